@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -402,3 +403,37 @@ def test_a_model_with_a_restart_of_its_own_runs_by_step() -> None:
     with pytest.raises(ValueError, match="OwnRestart, at 'the root', has a zero_states of"):
         tt.unroll(model, x, reset=resets())
     tt.unroll(model, x, reset=resets(), by="step")
+
+
+def test_a_check_compares_with_the_restarts() -> None:
+    model, x, reset = made("dense"), dyadic(T, B, 3), resets()
+    tt.unroll(model, x, reset=reset, check=True)
+    masks: list[Tensor] = []
+
+    class Marked(snn.LIF):
+        """Neuron whose restart by the mask is another one step by step."""
+
+        def zero_states(self, *, where: Tensor | None = None) -> None:
+            super().zero_states(where=where)
+            if where is not None and self.mem is not None:
+                masks.append(where)
+                if len(masks) > int(reset.any(1).sum()):  # behind the pass by layer
+                    self.mem = self.mem + 1
+
+    with pytest.raises(ValueError, match=r"Marked\) gives other outputs by layer than by step"):
+        tt.unroll(nn.Sequential(Marked(3)), sequence(T, B, 3), reset=reset, check=True)
+
+
+def test_the_mask_is_read_once_in_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    restarts: Any = import_module("tracetorch.snn.restarts")
+    read: list[Any] = []
+    original = restarts.observed_by
+
+    def noted(tensors: Any) -> Any:
+        read.append(tensors)
+        return original(tensors)
+
+    monkeypatch.setattr(restarts, "observed_by", noted)
+    delays = [snn.Delay(3, max_delay=2) for _ in range(3)]  # which are cut at the restarts
+    tt.unroll(nn.Sequential(*delays), sequence(T, B, 3), reset=resets())
+    assert len(read) == 1

@@ -23,7 +23,7 @@ _turn = 0  # grows by one with each module that a thread begins to run
 class Labelled(Protocol):
     """Module with a name for messages."""
 
-    def label(self) -> str:
+    def state_label(self) -> str:
         """Name the module."""
 
 
@@ -77,7 +77,7 @@ def check_thread(module: object) -> None:
 def _refusal(module: Labelled, owner: int) -> str:
     name = next((t.name for t in threading.enumerate() if t.ident == owner), str(owner))
     return (
-        f"{module.label()} is being run by the thread {name!r}, and this is the thread "
+        f"{module.state_label()} is being run by the thread {name!r}, and this is the thread "
         f"{threading.current_thread().name!r}. A layer keeps its states from call to call, so that "
         "two threads cannot run one model at a time: make a copy per thread, "
         "copy.deepcopy(model), or hold a lock for the whole sequence."

@@ -25,8 +25,8 @@ from tracetorch.export.trace_errors import explain_trace_errors
 from tracetorch.snn.constrained_layer import ConstrainedLayer, StepKwargs
 from tracetorch.snn.noise import Noise
 from tracetorch.snn.sequence_layer import SequenceLayer, transient_attributes_of
-from tracetorch.snn.stateful_layer import layer_label
-from tracetorch.snn.states import get_states, named_neurons
+from tracetorch.snn.state_holder import StateHolder, layer_label
+from tracetorch.snn.states import get_states, named_holders
 from tracetorch.unrolling.inputs import call
 
 _VALUE_ERRORS = (DataDependentOutputException, DynamicOutputShapeException)
@@ -57,8 +57,9 @@ class StepSignature:
 
 
 _FORGOTTEN = (
-    "The program would forget it, for it knows the states of neuron layers alone. Keep it as a "
-    "state of an snn.Neuron, or change it outside of forward; an input is changed in a copy."
+    "The program would forget it, for it knows states alone. Keep it as a state of an snn.Neuron, "
+    "or declare it by memory() of an snn.TTModule, or change it outside of forward; an input is "
+    "changed in a copy."
 )
 
 
@@ -73,7 +74,7 @@ def step_signature(model: nn.Module, sample: Any) -> StepSignature:
         ValueError: the model keeps something from step to step that is not a state of a neuron
             layer, or a state does not follow the batch.
     """
-    layers = dict(named_neurons(model))
+    layers = dict(named_holders(model))
     _check_seeds(layers)
     calls: dict[tuple[str, int, torch.dtype], None] = {}
 
@@ -89,7 +90,7 @@ def step_signature(model: nn.Module, sample: Any) -> StepSignature:
         ):
             for path, layer in layers.items():
                 for name in layer.active_states:
-                    setattr(layer, name, None)
+                    setattr(layer, layer.attribute_of(name), None)
                 if isinstance(layer, ConstrainedLayer):
                     replacement = _noting(calls, path, layer.step_kwargs)
                     overrides.enter_context(layer.override_step_kwargs(replacement))
@@ -122,7 +123,7 @@ def step_signature(model: nn.Module, sample: Any) -> StepSignature:
     return StepSignature(states, _initial_values(layers, states), step_kwargs)
 
 
-def _check_seeds(layers: Mapping[str, SequenceLayer]) -> None:
+def _check_seeds(layers: Mapping[str, StateHolder]) -> None:
     """Raise where noise starts from a number that a program cannot draw."""
     for path, layer in layers.items():
         if isinstance(layer, Noise) and "initial_position" not in layer._buffers:
@@ -153,19 +154,22 @@ def _noting(
 
 
 def _initial_values(
-    layers: Mapping[str, SequenceLayer], states: Mapping[str, TensorSpec]
+    layers: Mapping[str, StateHolder], states: Mapping[str, TensorSpec]
 ) -> dict[str, Tensor]:
     """Return what the states start from that do not start from zero, by name."""
     return {
         join_path(path, name): _initial_value(layer, name, states[join_path(path, name)])
         for path, layer in layers.items()
         for name in layer.active_states
-        if join_path(path, name) in states and f"initial_{name}" in layer._buffers
+        if join_path(path, name) in states and getattr(layer, f"initial_{name}", None) is not None
     }
 
 
-def _initial_value(layer: SequenceLayer, name: str, spec: TensorSpec) -> Tensor:
+def _initial_value(layer: StateHolder, name: str, spec: TensorSpec) -> Tensor:
     """Return what a state starts from, of size 1 in every dimension but the neurons'."""
+    if not isinstance(layer, SequenceLayer):  # a memory
+        value: Tensor = getattr(layer, f"initial_{name}")
+        return value.detach().clone()
     sizes = [1] * len(spec.shape)
     sizes[layer.dim] = layer.num_neurons
     like = spec.full(1)

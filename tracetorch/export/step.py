@@ -26,7 +26,7 @@ from tracetorch.export.signature import (
 from tracetorch.export.tensor_spec import TensorSpec
 from tracetorch.export.trace_errors import explain_trace_errors
 from tracetorch.snn.constrained_layer import ConstrainedLayer
-from tracetorch.snn.states import get_states, named_neurons, set_states
+from tracetorch.snn.states import get_states, named_holders, set_states
 from tracetorch.unrolling.inputs import call, parse_inputs
 
 
@@ -232,9 +232,9 @@ class ExplicitStep(nn.Module):
     def forward(self, x: Any, states: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
         """Return outputs and next states of one step."""
         with restored(self.model, tensors=False, training=False), ExitStack() as overrides:
-            for path, layer in named_neurons(self.model):
+            for path, layer in named_holders(self.model):
                 for name in layer.active_states:
-                    setattr(layer, name, states.get(join_path(path, name)))
+                    setattr(layer, layer.attribute_of(name), states.get(join_path(path, name)))
                 layer.mark_states_current()
                 if isinstance(layer, ConstrainedLayer):
                     overrides.enter_context(layer.override_step_kwargs(self._step_kwargs_of(path)))

@@ -14,7 +14,7 @@ from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.noise import Noise
 from tracetorch.snn.spike_functions import spike_functions
-from tracetorch.snn.stateful_layer import layer_label
+from tracetorch.snn.state_holder import layer_label
 
 States: TypeAlias = dict[str, Tensor]
 

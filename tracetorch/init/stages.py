@@ -18,6 +18,8 @@ from tracetorch.snn.connectivity import connectivity, raw_weight
 from tracetorch.snn.delay import Delay, SynapticDelays
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.recurrent import Recurrent
+from tracetorch.snn.sequence_layer import SequenceLayer
+from tracetorch.snn.stateful_layer import keeps_states
 
 _PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # of the variance comes from a recurrent connection: 1 - alpha in Rossbroich, Gygax and Zenke (2022)
@@ -66,11 +68,20 @@ def stages(model: nn.Module, order: Iterable[str] | None = None) -> list[Stage]:
             where it is ``None``.
 
     Raises:
-        ValueError: there is no such pair; an affine layer has another number of outputs, no values
-            yet, or a parametrization; or a recurrent connection is not a linear layer or a
-            convolution.
+        ValueError: there is no such pair; without an order, something feeds back to several layers;
+            an affine layer has another number of outputs, no values yet, or a parametrization; or a
+            recurrent connection is not a linear layer or a convolution.
     """
     modules = dict(named_modules(model))
+    for path, module in modules.items() if order is None else ():
+        is_loop = isinstance(module, Recurrent) and module.holds_population
+        if is_loop or (keeps_states(module) and not isinstance(module, SequenceLayer)):
+            what = "the output of several layers" if is_loop else "what it remembers, it seems,"
+            raise ValueError(
+                f"{path or 'the model'!r} ({type(module).__name__}) feeds back {what} to the first "
+                "of its layers, and how large that is shows in a run alone. Use calibrate_ with a "
+                "batch."
+            )
     recurrent = {id(m.neuron): (p, m) for p, m in modules.items() if isinstance(m, Recurrent)}
     passed = {path: m for path, m in modules.items() if isinstance(m, Delay)} | sources(model)
     found: list[Stage] = []

@@ -23,6 +23,7 @@ from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import has_step
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.spike_functions import spike_functions
+from tracetorch.snn.stateful_layer import keeps_states
 from tracetorch.unrolling import unroll
 from tracetorch.unrolling.inputs import Inputs, parse_inputs
 
@@ -194,9 +195,11 @@ def observe(
         for name, trajectory in trajectories.items():
             membranes[name].updates = _count_updates(trajectory, mask)
         for stats in modules:
-            if isinstance(stats.module, SequenceLayer):
+            module = stats.module
+            if keeps_states(module):
                 # The last states are still in the layer, until the model is restored.
-                states = (getattr(stats.module, name) for name in stats.module.active_states)
+                attributes = map(module.attribute_of, module.active_states)
+                states = [getattr(module, attribute) for attribute in attributes]
                 stats.state_bytes = sum(
                     s.numel() * s.element_size() for s in states if s is not None
                 )

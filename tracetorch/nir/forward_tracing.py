@@ -14,6 +14,7 @@ from tracetorch.core.snapshot import Contents
 from tracetorch.core.torch_private import one_trace_at_a_time
 from tracetorch.snn import SequenceLayer
 from tracetorch.snn.sequence_layer import transient_attributes_of
+from tracetorch.snn.stateful_layer import StatefulLayer, keeps_states
 from tracetorch.snn.states import named_neurons
 
 IN_PLACE = (operator.iadd, "add_")
@@ -23,6 +24,13 @@ def check_modules(model: nn.Module) -> None:
     """Raise where a module computes more than its class says."""
     for path, module in model.named_modules():
         title = f"layer {path!r}, {module!r}," if path else f"the model, {type(module).__name__},"
+        if keeps_states(module) and not isinstance(module, StatefulLayer):
+            names = " and ".join(map(repr, module.active_states))
+            raise ValueError(
+                f"{path or 'the model'} ({type(module).__name__}) keeps a memory of its own, "
+                f"{names}, which no node of NIR has. Feed an output back by snn.Recurrent, or make "
+                "it a state of an snn.Neuron."
+            )
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
             if not isinstance(hook, WEIGHT_HOOKS):
                 problem = f"{title} has the hook {hook!r}, which a graph cannot have"

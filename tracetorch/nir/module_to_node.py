@@ -80,6 +80,11 @@ def _recurrent(m: Recurrent, shape: Shape, title: str, options: WriteOptions) ->
     if options.mode == "compact":
         problem = "feeds its output back, which peers read in ways of their own. Use mode='exact'."
         raise ValueError(f"{title} {problem}")
+    if m.holds_population:
+        raise ValueError(
+            f"{title} feeds back the output of {type(m.neuron).__name__}, a module of several "
+            "layers. In NIR one neuron layer is connected to itself: write one Recurrent for each."
+        )
     back = node_of(m.connection, shape, f"the connection of {title}", options)
     if not isinstance(back, Node) or back.kind not in LINEAR:
         problem = f"{title} is connected to itself by {type(m.connection).__name__}"

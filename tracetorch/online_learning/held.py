@@ -14,7 +14,7 @@ from tracetorch.online_learning.lanes import probes
 from tracetorch.online_learning.rules.learning_rule import LearningRule
 from tracetorch.online_learning.traces import Traces
 from tracetorch.snn.sequence_layer import SequenceLayer
-from tracetorch.snn.stateful_layer import layer_label
+from tracetorch.snn.state_holder import layer_label
 
 Link: TypeAlias = tuple[str, nn.Linear]
 

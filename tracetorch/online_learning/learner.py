@@ -26,8 +26,10 @@ from tracetorch.online_learning.step import Step
 from tracetorch.online_learning.trace_states import Carried, named_traces
 from tracetorch.probe.layers import neuron_layers
 from tracetorch.snn.module import zero_states
+from tracetorch.snn.sequence_layer import SequenceLayer
+from tracetorch.snn.state_holder import layer_label
 from tracetorch.snn.stateful_layer import StateSnapshot, running
-from tracetorch.snn.states import ExtraStates
+from tracetorch.snn.states import ExtraStates, named_holders
 from tracetorch.unrolling import unroll
 from tracetorch.unrolling.inputs import call, parse_inputs
 
@@ -142,6 +144,13 @@ class OnlineLearner(ExtraStates):
                 f"there is no rule {rule!r}.{suggestion(rule, RULES)} There are "
                 f"{', '.join(map(repr, RULES))}."
             )
+        for path, module in named_holders(model):
+            if not isinstance(module, SequenceLayer):
+                raise ValueError(
+                    f"{layer_label(module, path)} keeps a memory of its own, "
+                    f"{' and '.join(map(repr, module.active_states))}, which no trace follows. "
+                    "Feed outputs back by snn.Recurrent, or train by backpropagation through time."
+                )
         for name, parameter in named_parameters(model).items():
             if is_lazy(parameter):
                 raise ValueError(f"{name!r} has no values yet. Run the model once before.")
@@ -250,7 +259,7 @@ class OnlineLearner(ExtraStates):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OnlineLearner:
         """Move the traces along with the states."""
         fits = all(map(self._held.fits, self._held.traces))
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         if fits:
             self._held.follow_states()
         return self

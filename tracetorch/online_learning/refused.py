@@ -9,7 +9,7 @@ from torch import nn
 from tracetorch.core.torch_private import global_hooks
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.sequence_layer import SequenceLayer
-from tracetorch.snn.stateful_layer import layer_label
+from tracetorch.snn.state_holder import layer_label
 
 
 def check_layers(

@@ -30,7 +30,7 @@ from tracetorch.online_learning.traces import Attachment, Traces, attach
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.sequence_layer import SequenceLayer
-from tracetorch.snn.stateful_layer import layer_label
+from tracetorch.snn.state_holder import layer_label
 
 _NO_TRACE = "no trace of earlier steps"
 _CONSTANT = "earlier steps are constants"

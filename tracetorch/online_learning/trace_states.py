@@ -19,7 +19,7 @@ from tracetorch.online_learning.products import inputs_of, is_product, lanes
 from tracetorch.online_learning.traces import Traces
 from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.neuron import has_step
-from tracetorch.snn.stateful_layer import layer_label
+from tracetorch.snn.state_holder import layer_label
 from tracetorch.snn.states import EXTRA
 
 _WEIGHT = ".weight"  # what ends the name of a product; a parameter's has no dot

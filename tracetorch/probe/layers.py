@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -14,10 +15,11 @@ from tracetorch.core.walk import join_path, modules_of, named_modules
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.sequence_layer import SequenceLayer
+from tracetorch.snn.state_holder import StateHolder
 from tracetorch.snn.stateful_layer import within_sequence
-from tracetorch.snn.states import named_neurons
+from tracetorch.snn.states import named_holders, named_neurons
 from tracetorch.unrolling.inputs import Inputs, call
-from tracetorch.unrolling.trajectories import ENDS
+from tracetorch.unrolling.trajectories import recordable
 from tracetorch.unrolling.unsupported import unsupported_reason
 
 
@@ -35,16 +37,26 @@ def neuron_layers(model: nn.Module) -> dict[str, SequenceLayer]:
     return layers
 
 
-def recordable_names(layers: dict[str, SequenceLayer]) -> dict[str, tuple[str, str]]:
+def recordable_layers(model: nn.Module) -> dict[str, StateHolder]:
+    """Return every neuron layer of ``model``, and every module with a memory, by path.
+
+    Raises:
+        TypeError, ValueError: as :func:`neuron_layers`; a memory alone is enough.
+    """
+    check_module(model)
+    return dict(named_holders(model)) or dict(neuron_layers(model))
+
+
+def recordable_names(layers: Mapping[str, StateHolder]) -> dict[str, tuple[str, str]]:
     """Map the full name of every recordable tensor to its layer's path and its own name."""
     return {
         join_path(path, name): (path, name)
         for path, layer in layers.items()
-        for name in (*layer.active_states, *ENDS)
+        for name in recordable(layer)
     }
 
 
-def dimension_names(path: str, ndim: int, layer: SequenceLayer | None = None) -> tuple[str, ...]:
+def dimension_names(path: str, ndim: int, layer: StateHolder | None = None) -> tuple[str, ...]:
     """Name the dimensions of a trajectory ``[T, B, ...]``.
 
     Time and batch are shared by all layers, so that trajectories align; the other dimensions carry
@@ -53,7 +65,9 @@ def dimension_names(path: str, ndim: int, layer: SequenceLayer | None = None) ->
     prefix = f"{path}." if path else ""
     names = ["time", "batch", *(f"{prefix}{i}" for i in range(ndim - 2))][:ndim]
     # A layer counts the dimensions of one step: a nonnegative one lies one further with time.
-    neuron_dim = 0 if layer is None else layer.dim + (ndim if layer.dim < 0 else 1)
+    neuron_dim = 0
+    if isinstance(layer, SequenceLayer):
+        neuron_dim = layer.dim + (ndim if layer.dim < 0 else 1)
     if neuron_dim > 1:
         names[neuron_dim] = f"{prefix}neuron"
     return tuple(names)

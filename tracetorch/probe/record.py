@@ -8,11 +8,11 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from tracetorch.core.walk import named_modules
-from tracetorch.probe.layers import dimension_names, neuron_layers, recordable_names
+from tracetorch.probe.layers import dimension_names, recordable_layers, recordable_names
 from tracetorch.probe.recording import Recording
 from tracetorch.probe.watch import watch
 from tracetorch.snn.recurrent import Recurrent
-from tracetorch.snn.sequence_layer import SequenceLayer
+from tracetorch.snn.state_holder import StateHolder
 from tracetorch.unrolling import unroll
 from tracetorch.unrolling.trajectories import ENDS, select_names
 
@@ -61,7 +61,7 @@ def record(
         >>> seen.gradients()["1.output"].shape
         torch.Size([10, 8, 3])
     """
-    layers = neuron_layers(model)
+    layers = recordable_layers(model)
     # A state inside a fused loop has no gradient: only the plain loop keeps one for every step.
     if by == "step":
         with watch(model, what, gradients=gradients) as seen:
@@ -79,7 +79,7 @@ def record(
     return y, Recording(trajectories, dims=dims, sources=sources)
 
 
-def _check_gradients(what: Sequence[str] | str, layers: dict[str, SequenceLayer]) -> None:
+def _check_gradients(what: Sequence[str] | str, layers: Mapping[str, StateHolder]) -> None:
     """Raise ``ValueError`` where a run by layer keeps no gradient of a named tensor."""
     names = recordable_names(layers)
     # A Recurrent runs its inner layers step by step: their trajectories are copies of the steps.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.hooks import forward_hooks
-from tracetorch.probe.layers import dimension_names, neuron_layers, recordable_names
+from tracetorch.probe.layers import dimension_names, recordable_layers, recordable_names
 from tracetorch.probe.recording import Recording
 from tracetorch.unrolling.trajectories import select_names
 
@@ -42,7 +42,7 @@ class watch:  # noqa: N801 (used as a verb: with watch(...) as seen)
     def __init__(
         self, model: nn.Module, what: Sequence[str] | str, *, gradients: bool = False
     ) -> None:
-        self._layers = neuron_layers(model)
+        self._layers = recordable_layers(model)
         self._names = recordable_names(self._layers)
         self._gradients = gradients
         self._steps: dict[str, list[Tensor]] = {
@@ -76,14 +76,19 @@ class watch:  # noqa: N801 (used as a verb: with watch(...) as seen)
     ) -> None:
         """Append one step of a layer: a hook on its forward pass."""
         # By layer the hook would see one call for all steps, and no states between them.
-        if layer.layer_pass is not None:
+        if getattr(layer, "layer_pass", None) is not None:
             raise ValueError(
                 f"{layer.label()} is watched, and runs all of its steps at once. Use "
                 'tt.probe.record(model, x, ...), or tt.unroll(..., by="step") inside watch.'
             )
-        ends = {"input": args[0] if args else kwargs["x"], "output": output}
         for name, own_name in names:
-            value = ends[own_name] if own_name in ends else getattr(layer, own_name)
+            if own_name == "input":
+                value = args[0] if args else kwargs["x"]
+            else:
+                is_output = own_name == "output"
+                value = output if is_output else getattr(layer, layer.attribute_of(own_name))
+            if value is None:  # a memory that was not assigned
+                continue
             if self._gradients and value.requires_grad:
                 value.retain_grad()
             self._steps[name].append(value)

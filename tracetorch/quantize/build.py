@@ -266,4 +266,4 @@ def _integer_neuron(kind: Any, names: tuple[str, ...], prepared: Neuron) -> nn.M
 
 def _integer_recurrent(neuron: Recipe, product: Recipe, prepared: Recurrent) -> nn.Module:
     made = neuron(prepared.neuron), product(prepared.connection)
-    return Recurrent(*made)  # type: ignore[arg-type]
+    return Recurrent(*made)

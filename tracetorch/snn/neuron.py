@@ -23,7 +23,7 @@ from tracetorch.fuse.dispatch.single_step import CompiledStep
 from tracetorch.fuse.dispatch.specialised import Specialised
 from tracetorch.fuse.step_results import check_step_results, shares_memory
 from tracetorch.snn.constrained_layer import ConstrainedLayer
-from tracetorch.snn.restarts import check_restarts_in_loop, restarting
+from tracetorch.snn.restarts import Restarts, mask_in_loop, restarting
 from tracetorch.snn.stateful_layer import (
     ARITHMETIC_DTYPE,
     StateSnapshot,
@@ -300,7 +300,7 @@ class Neuron(ConstrainedLayer):
         record: Sequence[str] = (),
         *,
         further: Sequence[Tensor] = (),
-        reset: Tensor | None = None,
+        reset: Tensor | Restarts | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run all the steps of ``x`` at once: what a loop over them computes.
 
@@ -338,13 +338,12 @@ class Neuron(ConstrainedLayer):
 
         """
         cell = self._signature() if torch.compiler.is_compiling() else self.cell
-        if reset is not None:
-            check_restarts_in_loop(self, cell, x, reset)
+        where = None if reset is None else mask_in_loop(self, cell, x, reset)
         if cell.runs_by_step if isinstance(cell, Cell) else _runs_by_step(self):
             return self._run_by_step(x, record, further)
         if (
             not record
-            and reset is None
+            and where is None
             and len(cell.inputs) == 1
             and not further
             and isinstance(cell, Cell)
@@ -362,9 +361,9 @@ class Neuron(ConstrainedLayer):
             return x.clone(), {name: x.to(dtype, copy=True) for name in record}
         work = self._working(x, further, dtype)
         kwargs = self._kwargs_for(x, x.ndim - 1, dtype)
-        if reset is not None and isinstance(cell, Cell):
-            cell, where, starts = restarting(self, cell, x, dtype, reset)
-            work, kwargs = (*work, where), {**kwargs, **starts}
+        if where is not None and isinstance(cell, Cell):
+            cell, restarts, starts = restarting(self, cell, x, dtype, where)
+            work, kwargs = (*work, restarts), {**kwargs, **starts}
         output, ends, trajectories = run_sequence(self, cell, work, states, kwargs, tuple(record))
         for name, end in zip(cell.active, ends, strict=True):
             setattr(self, name, end)

@@ -1,26 +1,36 @@
-"""``Recurrent``: feed a neuron layer's output back to its input through any module."""
+"""``Recurrent``: feed the output of neurons back to their input through any module.
+
+Populations. What is fed back may be any module of neuron layers: several in a chain, several types,
+a user's own in which they feed each other. Everything inside a ``Recurrent`` runs step by step,
+also where the model runs by layer; a single neuron layer with a linear connection runs in one
+compiled loop. The state ``prev_output`` is zero before the first step, when nobody has seen an
+output yet: its shape follows from a neuron layer, or from ``shape``, and is compared with the first
+output.
+"""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
 from types import FunctionType
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from tracetorch.core.hooks import call_is_forward
+from tracetorch.core.walk import named_modules
 from tracetorch.fuse.dispatch.recurrence import run_recurrence
 from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.delay import DelayedLinear, SynapticDelays
+from tracetorch.snn.memory import checked_shape
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.sequence_layer import SequenceLayer
-from tracetorch.snn.stateful_layer import running
+from tracetorch.snn.stateful_layer import StateSnapshot, keeps_states, running
 
 
 class Recurrent(SequenceLayer):
-    """Feed a neuron layer's previous output back into its input, through a ``connection``.
+    """Feed the previous output of neurons back into their input, through a ``connection``.
 
     ::
 
@@ -31,17 +41,26 @@ class Recurrent(SequenceLayer):
     make the next one's input; with an ``nn.Linear`` or a :class:`DelayedLinear` as connection, in
     one compiled loop that multiplies by events where spikes are few.
 
+    ``neuron`` may be a whole population, or several: any module that holds neuron layers, such as
+    ``nn.Sequential(nn.Linear(8, 64), LIF(64), nn.Linear(64, 16), AdLIF(16))``. It runs step by step
+    in any case.
+
     Args:
-        neuron: any neuron layer.
-        connection: any module that keeps the shape of the neuron's output: ``nn.Linear(n, n)``,
-            ``nn.Conv2d(c, c, 3, padding=1)``.
+        neuron: any neuron layer, or any module of neuron layers.
+        connection: any module that makes of the output what is added to the input: of a neuron
+            layer ``nn.Linear(n, n)``, ``nn.Conv2d(c, c, 3, padding=1)``.
+        shape: that of one sample of the output, a number for one dimension, features or channels
+            first. Left out of a neuron layer, and of an ``nn.Sequential`` that ends in one, whose
+            output is then as large as its input in all other dimensions.
 
     Shape:
-        Input and output as the neuron's.
+        Input and output as those of ``neuron``.
 
     Raises:
-        TypeError: ``neuron`` is not a neuron layer, or ``connection`` not a module.
-        ValueError: the connection changes the shape; or as the neuron.
+        TypeError: ``neuron`` holds no neuron layer, ``connection`` is not a module, or ``shape`` is
+            not made of integers.
+        ValueError: the shape of the output is not known; the connection does not give the shape of
+            the input, or ``neuron`` another one than ``shape``; or as the neuron.
 
     Example:
         >>> connection = nn.Linear(2, 2, bias=False)
@@ -56,11 +75,24 @@ class Recurrent(SequenceLayer):
     states: ClassVar[tuple[str, ...]] = ("prev_output",)
 
     prev_output: Tensor | None
+    # a neuron layer, or any module: what its attributes are is not known
+    neuron: Any
+    _output_shape: tuple[int, ...] | None = None
 
-    def __init__(self, neuron: SequenceLayer, connection: nn.Module) -> None:
-        if not isinstance(neuron, SequenceLayer):
-            raise TypeError(f"neuron must be a neuron layer, got {type(neuron).__name__}.")
-        if len(neuron.passed_inputs) > 1:
+    def __init__(
+        self,
+        neuron: nn.Module,
+        connection: nn.Module,
+        shape: int | Sequence[int] | None = None,
+    ) -> None:
+        if not isinstance(neuron, nn.Module) or not any(
+            isinstance(each, SequenceLayer) for _, each in named_modules(neuron)
+        ):
+            raise TypeError(
+                f"neuron must be a neuron layer, got {type(neuron).__name__}, or a module that "
+                "holds neuron layers."
+            )
+        if isinstance(neuron, SequenceLayer) and len(neuron.passed_inputs) > 1:
             raise ValueError(
                 f"Recurrent has one input, and {type(neuron).__name__} takes "
                 f"({', '.join(neuron.passed_inputs)}). Write the loop in a module of your own, "
@@ -68,23 +100,95 @@ class Recurrent(SequenceLayer):
             )
         if not isinstance(connection, nn.Module):
             raise TypeError(f"connection must be an nn.Module, got {type(connection).__name__}.")
-        super().__init__(neuron.num_neurons, neuron.dim)
+        sizes = None if shape is None else checked_shape("the output", shape)
+        if isinstance(neuron, SequenceLayer):
+            if shape is not None:
+                raise ValueError(
+                    f"the output of {type(neuron).__name__} has the shape of its input: leave "
+                    f"shape={shape!r} out."
+                )
+            super().__init__(neuron.num_neurons, neuron.dim)
+        elif sizes is not None:
+            super().__init__(sizes[0], -len(sizes))
+        elif (last := _last_of(neuron)) is not None:
+            super().__init__(last.num_neurons, last.dim)
+        else:
+            raise ValueError(
+                f"the shape of the output of {type(neuron).__name__} is not known before its first "
+                "step: give that of one sample, Recurrent(..., shape=16) or shape=(16, 7, 7)."
+            )
+        self._output_shape = sizes
+        self._batch_leads = sizes is not None
         self.neuron = neuron
         self.connection = connection
+
+    @property
+    def holds_population(self) -> bool:
+        """Whether the output of more than a neuron layer is fed back."""
+        return not isinstance(self.neuron, SequenceLayer)
 
     def forward_step(self, x: Tensor) -> Tensor:
         """Run one time step."""
         dtype = self.check_input(x)
         previous = cast(Tensor, self.states_for(x, dtype)[0])
-        feedback = self.connection(previous.to(x.dtype))
-        if feedback.shape != x.shape:
-            raise ValueError(
-                f"{self.label()} needs a connection that keeps the shape {list(x.shape)}, got "
-                f"{list(feedback.shape)}."
-            )
-        output: Tensor = self.neuron(x + feedback)
+        if self.holds_population:
+            return self._step_population(x, previous)
+        output: Tensor = self.neuron(x + self._feedback(x, previous))
         self.prev_output = output.to(dtype, copy=True)
         return output
+
+    def _feedback(self, x: Tensor, previous: Tensor) -> Tensor:
+        feedback: Tensor = self.connection(previous.to(x.dtype))
+        if feedback.shape != x.shape:
+            whose = "gives the input's" if self.holds_population else "keeps the"
+            raise ValueError(
+                f"{self.label()} needs a connection that {whose} shape {list(x.shape)}, got "
+                f"{list(feedback.shape)}."
+            )
+        return feedback
+
+    def _step_population(self, x: Tensor, previous: Tensor) -> Tensor:
+        """Run one step of a module of several layers, all of which go on, or none."""
+        before = None
+        if not torch.compiler.is_compiling():
+            before = StateSnapshot([each for each in self.modules() if keeps_states(each)])
+        try:
+            output: object = self.neuron(x + self._feedback(x, previous))
+            if not isinstance(output, Tensor) or output.shape != previous.shape:
+                got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+                raise ValueError(
+                    f"{self.label()} needs an output of shape {list(previous.shape)} from "
+                    f"{type(self.neuron).__name__} to feed it back, got {got}. Say what one sample "
+                    "of it is by Recurrent(..., shape=...)."
+                )
+            self.prev_output = output.to(previous.dtype, copy=True)
+        except BaseException:
+            if before is not None:
+                before.restore()
+            raise
+        return output
+
+    def _check_features(self, x: Tensor, sequence: bool) -> None:
+        """Raise where an input does not fit; what is inside says so of a population."""
+        if not self.holds_population:
+            super()._check_features(x, sequence)
+        elif x.ndim <= sequence:
+            raise ValueError(f"{self.label()} takes a batch, got shape {list(x.shape)}.")
+
+    def _state_shape(self, shape: torch.Size) -> torch.Size:
+        """Return the shape of the output for an input of one step of some shape."""
+        if not self.holds_population:
+            return shape
+        if self._output_shape is not None:
+            return torch.Size((shape[0], *self._output_shape))
+        if not -len(shape) <= self.dim < len(shape):
+            raise ValueError(
+                f"{self.label()} has its neurons at dim {self.dim}, the input has only "
+                f"{len(shape)} dimensions, shape {list(shape)}."
+            )
+        sizes = list(shape)
+        sizes[self.dim] = self.num_neurons
+        return torch.Size(sizes)
 
     def forward_sequence(
         self,
@@ -109,6 +213,8 @@ class Recurrent(SequenceLayer):
     def _run_fused(self, x: Tensor) -> Tensor | None:
         """Run the sequence in one compiled loop; ``None`` where there is none that is as exact."""
         neuron, connection = self.neuron, self.connection
+        if not isinstance(neuron, SequenceLayer):
+            return None
         # Only what is certain to compute what the modules would: each of them its own class's code.
         if (
             torch.compiler.is_compiling()
@@ -168,10 +274,11 @@ class Recurrent(SequenceLayer):
         within = not torch.compiler.is_compiling() and running.by_layer
         if within:
             running.by_layer = False
-        delays = [m for m in self.connection.modules() if isinstance(m, SynapticDelays)]
+        delays = [m for m in self.modules() if isinstance(m, SynapticDelays)]
+        dtype = self.check_input(x, sequence=True)
         try:
             for each in delays:
-                each.hold_kernel(self.check_input(x, sequence=True))
+                each.hold_kernel(dtype)
             for step in x.unbind(0):
                 outputs.append(self.forward_step(step))
                 if after_step is not None:
@@ -189,6 +296,17 @@ _OWN = ("forward_step", "check_input", "states_for")
 _code_of = operator.attrgetter(*_OWN)
 _CODE = _code_of(Recurrent)
 _LINEAR_FORWARD = nn.Linear.forward
+
+
+def _last_of(module: nn.Module) -> SequenceLayer | None:
+    """Return the neuron layer whose output is that of a chain, if it keeps the shape of its input.
+
+    Linear layers with delays are no such layers: they may give more or less than they are given.
+    """
+    while type(module) is nn.Sequential and len(module):
+        module = module[-1]
+    is_last = isinstance(module, SequenceLayer) and not isinstance(module, SynapticDelays)
+    return module if is_last else None  # type: ignore[return-value]
 
 
 def _linear_of(connection: nn.Module) -> nn.Linear | None:

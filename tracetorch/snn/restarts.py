@@ -6,7 +6,34 @@ import torch
 from torch import Tensor
 
 from tracetorch.cell import Cell, StepDefinition
+from tracetorch.core.torch_private import observed_by
+from tracetorch.core.walk import Opaque
 from tracetorch.snn.stateful_layer import StatefulLayer
+
+
+class Restarts(Opaque):
+    """A checked mask of where samples start anew before a step, read once for a pass.
+
+    Args:
+        mask: ``[T, B]`` booleans.
+    """
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+        self._steps: list[bool] | None = None
+
+    @property
+    def steps(self) -> list[bool]:
+        """For every step whether a sample starts anew; true where nobody can read the mask.
+
+        ``zero_states`` draws random numbers in some layers: it is called where it does something.
+        """
+        if self._steps is None:
+            unread = torch.compiler.is_compiling() or observed_by((self.mask,)) is not None
+            self._steps = (
+                [True] * len(self.mask) if unread else self.mask.flatten(1).any(1).tolist()
+            )
+        return self._steps
 
 
 def restarts_in_loop(layer: StatefulLayer, cell: Cell) -> bool:
@@ -24,15 +51,17 @@ def restarts_in_loop(layer: StatefulLayer, cell: Cell) -> bool:
     )
 
 
-def check_restarts_in_loop(
-    layer: StatefulLayer, cell: Cell | StepDefinition, x: Tensor, reset: Tensor
-) -> None:
-    """Raise where a restart in the loop would pass by what must see it, or the mask does not fit.
+def mask_in_loop(
+    layer: StatefulLayer, cell: Cell | StepDefinition, x: Tensor, reset: Tensor | Restarts
+) -> Tensor:
+    """Return the mask of restarts in the loop of a neuron, checked unless it has been.
 
     Raises:
         TypeError: ``reset`` holds no booleans.
         ValueError: it has another shape; the layer has methods of its own; there is no batch.
     """
+    if isinstance(reset, Restarts):
+        return reset.mask
     if reset.dtype != torch.bool:
         raise TypeError(f"reset must hold booleans, got {reset.dtype}.")
     if reset.shape != x.shape[:2]:
@@ -45,6 +74,7 @@ def check_restarts_in_loop(
             f"{layer.label()} has methods or states of its own that must see a sample start anew, "
             "or is compiled by torch.compile. Use tt.unroll(model, x, reset=...)."
         )
+    return reset
 
 
 def restarting(

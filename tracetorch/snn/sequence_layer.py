@@ -15,6 +15,7 @@ from tracetorch.core.hooks import hooked_weights
 from tracetorch.core.thread_owner import check_thread, release, take
 from tracetorch.core.walk import MODULE_ATTRIBUTES, Opaque
 from tracetorch.functional.surrogates import Surrogate
+from tracetorch.snn.module import TTModule
 from tracetorch.snn.parameters import UNSET
 from tracetorch.snn.representation import constructor_call
 from tracetorch.snn.stateful_layer import StatefulLayer, StateSnapshot, running
@@ -207,7 +208,8 @@ class SequenceLayer(StatefulLayer):
                 f"{self.label()} runs all of its time steps at once, so a forward cannot read its "
                 f'state {name} of one step. Use tt.unroll(..., by="step").'
             )
-        return super().__getattr__(name)
+        # past TTModule: no layer has a memory beside its states
+        return nn.Module.__getattr__(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         declared = self._declared
@@ -230,12 +232,12 @@ class SequenceLayer(StatefulLayer):
             )
         if name in declared.checks:
             value = declared.checks[name](name, value)
-        super().__setattr__(name, value)
+        nn.Module.__setattr__(self, name, value)
 
     def __dir__(self) -> list[str]:
         """List the parameters by name too, and leave out the parts that the layer does not have."""
-        names: set[str] = set(super().__dir__())  # type: ignore[no-untyped-call]
-        names.discard("__signature__")  # of the class alone
+        names: set[str] = set(super().__dir__())
+        names -= {"__signature__", "memory"}  # of the class alone
         attributes = self.__dict__
         names.update(self.constraints)
         names.difference_update(set(self.states).difference(self.active_states))
@@ -343,4 +345,4 @@ class SequenceLayer(StatefulLayer):
 def transient_attributes_of(module: nn.Module) -> frozenset[str]:
     """Return what a call of a module may change: its mode, hooked weights, a neuron's states."""
     own = frozenset({"training", *hooked_weights(module)})
-    return own | module.transient_attributes if isinstance(module, SequenceLayer) else own
+    return own | module.transient_attributes if isinstance(module, TTModule) else own

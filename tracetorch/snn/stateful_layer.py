@@ -20,23 +20,21 @@ from __future__ import annotations
 import copy
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 import torch
 from torch import Tensor, fx
-from torch.overrides import TorchFunctionMode
 
 from tracetorch.cell import StateKind
 from tracetorch.core.checks import check_count, check_integer, suggestion
 from tracetorch.core.leaked_tracer import is_leaked_tracer
-from tracetorch.core.spawning import kept_for_child
 from tracetorch.core.thread_owner import check_thread
-from tracetorch.core.torch_private import NO_BACKWARD, current_backward, graph_break, is_tracing
-from tracetorch.core.walk import path_on_stack
+from tracetorch.core.torch_private import NO_BACKWARD, current_backward, is_tracing
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.one_step import clears_by_user, is_one_step
+from tracetorch.snn.state_holder import StateHolder, leaked_message
 
 # The dtype of the arithmetic, and so of the states, for each dtype of the input.
 ARITHMETIC_DTYPE = {
@@ -46,13 +44,6 @@ ARITHMETIC_DTYPE = {
     torch.float64: torch.float64,
 }
 
-_FROZEN_STATE = (
-    "torch.export, torch.jit.trace and make_fx would freeze the state of a neuron layer as a "
-    "constant: the traced program would start every call from the same state. "
-    "tt.export.step(model, sample) makes a program whose states go in and come out, "
-    "tt.export.sequence one over time; or trace a module that calls zero_states() first and loops "
-    "over time inside."
-)
 _FX_LEAF = (
     "is a leaf for torch.fx: what runs inside it, with states from call to call, is no graph. "
     "Trace the module that holds it, by a torch.fx.Tracer whose is_leaf_module(module, name) is "
@@ -133,12 +124,15 @@ class StatefulLayer(TTModule):
     """
 
     states: ClassVar[tuple[str, ...]] = ()
+    declares_memory = False
 
     num_neurons: int
     dim: int
     state_kind: StateKind = StateKind()
     """What the states are, where they are not shaped like the input."""
 
+    _batch_leads = False
+    """Whether the batch is known to be in front, whatever the neuron dimension is."""
     _takes_steps = False
     """Whether inputs of three dimensions are known to be single steps."""
     _doubtful_step = ""
@@ -170,6 +164,10 @@ class StatefulLayer(TTModule):
                 f"it must be an identifier that is not yet taken.{taken}"
             )
 
+    def attribute_of(self, state: str) -> str:
+        """Return the name of the attribute that holds a state, its own."""
+        return state
+
     @property
     def active_states(self) -> tuple[str, ...]:
         """The states this layer has; the others of ``states`` stay ``None``."""
@@ -177,7 +175,7 @@ class StatefulLayer(TTModule):
 
     def label(self) -> str:
         """Name the layer for messages, with its path in the model that is being called."""
-        return layer_label(self, path_on_stack(self))
+        return self.state_label()
 
     # Checks of one call
 
@@ -188,19 +186,7 @@ class StatefulLayer(TTModule):
             x: the input of one step.
             sequence: ``x`` has time in front, ``[T, ...]``.
         """
-        if not self._zeroed_in_trace and is_tracing():
-            if torch.compiler.is_dynamo_compiling():
-                graph_break(_FROZEN_STATE)  # old versions swallow what is raised
-            raise RuntimeError(_FROZEN_STATE)
-        current = (NO_BACKWARD, self._zeroed_in_backward)
-        if not torch.compiler.is_compiling() and current_backward() not in current:
-            raise RuntimeError(
-                f"{self.label()} is run again inside backward(), from the state it has now instead "
-                "of the one it had. Activation checkpointing does so: checkpoint a function that "
-                "calls zero_states() first and loops over time inside. Engines that compute "
-                "gradients per sample do so too (Opacus): freeze the parameters of neuron layers, "
-                "or use torch.func.vmap(torch.func.grad(...)) over a function of one sequence."
-            )
+        self.check_states_current()
         if not isinstance(x, Tensor):
             self._check_fx(x)
             raise TypeError(
@@ -212,6 +198,11 @@ class StatefulLayer(TTModule):
                 f"{self.label()} takes float16, bfloat16, float32 or float64, got {x.dtype}. "
                 "Convert the input with .float()."
             )
+        self._check_features(x, sequence)
+        return ARITHMETIC_DTYPE[x.dtype]
+
+    def _check_features(self, x: Tensor, sequence: bool) -> None:
+        """Raise where an input does not have the neurons of the layer."""
         shape = x.shape[1:] if sequence else x.shape
         what = f"one step of the input {list(x.shape)}" if sequence else "the input"
         if not -len(shape) <= self.dim < len(shape):
@@ -227,7 +218,6 @@ class StatefulLayer(TTModule):
             )
         if len(shape) > 2 and self.dim == -1 and not sequence and not self._takes_steps:
             _notice_sequence(self, x)
-        return ARITHMETIC_DTYPE[x.dtype]
 
     def _check_fx(self, x: object) -> None:
         """Raise where an input is what ``torch.fx.symbolic_trace`` puts in its place."""
@@ -249,13 +239,10 @@ class StatefulLayer(TTModule):
             sequence: ``x`` has time in front, ``[T, ...]``.
         """
         shape = x.shape[1:] if sequence else x.shape
-        kind = self.state_kind
-        state_shape = torch.Size((*shape, *kind.tail)) if kind.tail else shape
-        if kind.per_sample:
-            state_shape = torch.Size((shape[0], *[1] * (len(shape) - 1)))
+        state_shape = self._state_shape(shape)
         states: list[Tensor | None] = []
         active = self.active_states
-        kept = kind.dtype or dtype
+        kept = self.state_kind.dtype or dtype
         # autograd may not save what inference_mode made
         clone_inference = (
             not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled()
@@ -272,7 +259,7 @@ class StatefulLayer(TTModule):
                         f"{self.label()} needs a tensor as {name}, got {type(state).__name__}."
                     )
                 if is_leaked_tracer(state, x):
-                    raise ValueError(_leaked(self.label(), name))
+                    raise ValueError(leaked_message(self.label(), name))
                 if state.shape != state_shape or state.device != x.device or state.dtype != kept:
                     raise ValueError(
                         f"{self.label()} holds the state {name} of shape {list(state.shape)}, "
@@ -283,6 +270,13 @@ class StatefulLayer(TTModule):
                     )
                 states.append(state.clone() if clone_inference and state.is_inference() else state)
         return states
+
+    def _state_shape(self, shape: torch.Size) -> torch.Size:
+        """Return the shape of the states for an input of one step of some shape."""
+        kind = self.state_kind
+        if kind.per_sample:
+            return torch.Size((shape[0], *[1] * (len(shape) - 1)))
+        return torch.Size((*shape, *kind.tail)) if kind.tail else shape
 
     def initial_state(
         self, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device
@@ -326,43 +320,21 @@ class StatefulLayer(TTModule):
         Args, Raises: as :meth:`TTModule.zero_states`.
         """
         self._check_not_set_aside("zero_states()")
+        doubtful = where is None and self._doubtful_step and not torch.compiler.is_compiling()
+        if doubtful and clears_by_user():
+            if any(getattr(self, name) is not None for name in self.active_states):
+                _warn_of_sequence(self, self._doubtful_step)
+            self._doubtful_step = ""
         super().zero_states(where=where)
-        if where is None:
-            self.mark_states_current()
-            if self._doubtful_step and not torch.compiler.is_compiling() and clears_by_user():
-                if any(getattr(self, name) is not None for name in self.active_states):
-                    _warn_of_sequence(self, self._doubtful_step)
-                self._doubtful_step = ""
-        elif torch.compiler.is_dynamo_compiling():
-            self._check_mask_fits(repr(self), where)
-        # in eager mode past nn.Module, which would look among parameters, modules and buffers first
-        assign = setattr if torch.compiler.is_compiling() else object.__setattr__
-        for name in self.active_states:
-            state = getattr(self, name)
-            if where is None or state is None:
-                assign(self, name, None)
-            else:
-                mask = where.to(state.device).reshape(-1, *[1] * (state.ndim - 1))
-                start = self.initial_state(name, state.shape, state.dtype, state.device)
-                setattr(self, name, torch.where(mask, start, state))
 
-    def mark_states_current(self) -> None:
-        """Note that the states belong to this trace, or to the backward pass that runs this again.
-
-        Whoever sets states from outside calls it; a step that was not reached by it raises there.
-        """
-        self._zeroed_in_trace = is_tracing()
-        if not torch.compiler.is_compiling():
-            self._zeroed_in_backward = current_backward()
+    def start_of(self, state: str, like: Tensor) -> Tensor:
+        """Return what a state is before the first step, in the shape of a live one."""
+        return self.initial_state(state, like.shape, like.dtype, like.device)
 
     def detach_states(self) -> None:
         """Cut the states from the graph that computed them; the next step names dead ones."""
         self._check_not_set_aside("detach_states()")
         super().detach_states()
-        for name in self.active_states:
-            state = getattr(self, name)
-            if state is not None and not is_leaked_tracer(state):
-                setattr(self, name, state.detach())
 
     def _check_not_set_aside(self, action: str) -> None:
         """Raise where a forward that runs all time steps at once would act between them."""
@@ -375,24 +347,9 @@ class StatefulLayer(TTModule):
                 f'{action} in each of them. Call it outside, or use tt.unroll(..., by="step").'
             )
 
-    def check_reset(self, path: str, where: Tensor) -> None:
-        """Raise where ``zero_states(where=...)`` would fail on this very layer."""
-        super().check_reset(path, where)
-        self._check_mask_fits(layer_label(self, path), where)
-
-    def _check_mask_fits(self, label: str, where: Tensor) -> None:
-        for name in self.active_states:
-            state = getattr(self, name)
-            if state is None:
-                continue
-            if is_leaked_tracer(state):
-                raise ValueError(_leaked(label, name))
-            self.check_has_batch(name, state.shape, len(self.state_kind.tail), label)
-            if len(state) != len(where):
-                raise ValueError(
-                    f"{label} holds {name} for a batch of {len(state)}, shape {list(state.shape)}; "
-                    f"the mask has {len(where)} entries."
-                )
+    def check_state_has_batch(self, label: str, name: str, state: Tensor) -> None:
+        """Raise where dimension 0 of a state holds the neurons."""
+        self.check_has_batch(name, state.shape, len(self.state_kind.tail), label)
 
     def check_has_batch(
         self, what: str, shape: Sequence[int], tail: int = 0, label: str | None = None
@@ -405,35 +362,16 @@ class StatefulLayer(TTModule):
             tail: number of those.
             label: of the layer, for the message.
         """
-        if self.dim in (0, tail - len(shape)):
+        if not self._batch_leads and self.dim in (0, tail - len(shape)):
             raise ValueError(
                 f"{label or self.label()} has its neurons at dimension 0, where the mask looks for "
                 f"the batch; {what} has shape {list(shape)}. Give the input a batch dimension."
             )
 
-    def detached_state(self, name: str, path: str = "") -> Tensor:
-        """Copy a live state, detached.
-
-        Args:
-            name: of the state.
-            path: path of the layer, for the message.
-
-        Raises:
-            ValueError: the state is a leaked tracer of a trace or a transform that is over.
-        """
-        state: Tensor = getattr(self, name)
-        if is_leaked_tracer(state):
-            raise ValueError(_leaked(layer_label(self, path), name))
-        return state.detach().clone()
-
     def __getstate__(self) -> dict[str, Any]:
-        attributes = self.__dict__.copy()
-        if not attributes.keys() >= set(self.active_states):  # they are set aside
+        if not self.__dict__.keys() >= set(self.active_states):  # they are set aside
             self._check_not_set_aside("copy.deepcopy() or pickle")
-        for name in self.active_states:
-            if attributes[name] is not None:
-                attributes[name] = kept_for_child(self.detached_state(name))
-        return attributes
+        return super().__getstate__()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StatefulLayer:
         # PyTorch's parametrized classes copy what is in __dict__, states with their graph
@@ -445,45 +383,32 @@ class StatefulLayer(TTModule):
         made: StatefulLayer = copied
         return made
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StatefulLayer:
-        """Move the states along with the parameters; ``.half()`` leaves their dtype as it is."""
-        moved: dict[str, Tensor | None] = {}
-        for name in self.active_states:
-            state = getattr(self, name)
-            if state is None or is_leaked_tracer(state):
-                continue
-            with _EmptyLikeDetector() as detector:
-                value = fn(state)
-            if detector.seen:  # to_empty() keeps no values
-                moved[name] = None
-            elif ARITHMETIC_DTYPE.get(value.dtype) is value.dtype:
-                moved[name] = value
-            else:
-                moved[name] = state.to(value.device)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name in moved:
-            setattr(self, name, moved[name])
-        return self
+    def moved_state(self, state: Tensor, moved: Tensor) -> Tensor:
+        """Return a state that was moved; ``.half()`` leaves its dtype as it is."""
+        kept = ARITHMETIC_DTYPE.get(moved.dtype) is moved.dtype
+        return moved if kept else state.to(moved.device)
 
-    def _replicate_for_data_parallel(self) -> StatefulLayer:
-        raise RuntimeError(
-            f"{self!r}: nn.DataParallel runs copies of the model and throws their states away at "
-            "every call. Use DistributedDataParallel, one process per device."
-        )
+
+def keeps_states(module: object) -> TypeGuard[StateHolder]:
+    """Whether a module is a neuron layer, or has declared a memory."""
+    if isinstance(module, StatefulLayer):
+        return True
+    return isinstance(module, StateHolder) and bool(module.active_states)
 
 
 class StateSnapshot:
-    """The states of some layers at one time, to be restored where a call fails.
+    """The states of some layers and modules at one time, to be restored where a call fails.
 
     Args:
         layers: whose states.
     """
 
-    def __init__(self, layers: Iterable[StatefulLayer]) -> None:
-        self.states: list[tuple[StatefulLayer, str, Tensor | None]] = []
+    def __init__(self, layers: Iterable[StateHolder]) -> None:
+        # by the attributes that hold them
+        self.states: list[tuple[StateHolder, str, Tensor | None]] = []
         for layer in layers:
             attributes = layer.__dict__
-            for name in layer.states:
+            for name in layer.states if isinstance(layer, StatefulLayer) else _held_by(layer):
                 state = attributes[name] if name in attributes else getattr(layer, name)
                 self.states.append((layer, name, state))
 
@@ -497,8 +422,13 @@ class StateSnapshot:
                 setattr(layer, name, state)
 
 
-def clear_states(layers: Iterable[StatefulLayer]) -> None:
-    """Clear the states of layers whose ``zero_states`` nobody has overridden.
+def _held_by(module: StateHolder) -> Iterable[str]:
+    """Return the names of the attributes that hold the memories of a module."""
+    return map(module.attribute_of, module.active_states)
+
+
+def clear_states(layers: Iterable[StateHolder]) -> None:
+    """Clear the states of layers and modules whose ``zero_states`` nobody has overridden.
 
     Args:
         layers: whose states.
@@ -508,30 +438,5 @@ def clear_states(layers: Iterable[StatefulLayer]) -> None:
     for layer in layers:
         attributes = layer.__dict__
         attributes["_zeroed_in_trace"], attributes["_zeroed_in_backward"] = tracing, backward
-        for name in layer.states:
+        for name in layer.states if isinstance(layer, StatefulLayer) else _held_by(layer):
             attributes[name] = None
-
-
-class _EmptyLikeDetector(TorchFunctionMode):
-    """Notice ``torch.empty_like``, by which ``Module.to_empty`` differs from a move."""
-
-    seen = False
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        self.seen |= func is torch.empty_like
-        return func(*args, **(kwargs or {}))
-
-
-def layer_label(layer: object, path: str | None) -> str:
-    """Name a layer for messages in one line, with its path where it is known."""
-    call = repr(layer).partition("(\n")[0]  # without the modules inside
-    return f"layer {path!r}, {call}," if path else call
-
-
-def _leaked(label: str, name: str) -> str:
-    return (
-        f"{label} holds a state {name} without values, left behind by a traced or transformed "
-        "call. Call zero_states()."
-    )

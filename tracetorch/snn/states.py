@@ -12,7 +12,8 @@ from tracetorch.core.thread_owner import check_thread
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.sequence_layer import SequenceLayer
-from tracetorch.snn.stateful_layer import layer_label
+from tracetorch.snn.state_holder import StateHolder, layer_label
+from tracetorch.snn.stateful_layer import keeps_states
 
 EXTRA = "trace:"
 """What the names begin with that :class:`ExtraStates` has beside those of neuron layers."""
@@ -47,8 +48,17 @@ def named_neurons(module: nn.Module) -> Iterator[tuple[str, SequenceLayer]]:
             yield path, found
 
 
+def named_holders(module: nn.Module) -> Iterator[tuple[str, StateHolder]]:
+    """Iterate over what has states in ``module``: neuron layers, and modules with a memory."""
+    for path, found in named_modules(module):
+        if keeps_states(found):
+            yield path, found
+
+
 def get_states(module: nn.Module, *, detach: bool = True) -> dict[str, Tensor]:
     """Get every live state in ``module`` by path, ``"cells.0.mem"``; ``"mem"`` for a bare layer.
+
+    The memories that a module has declared (``TTModule.memory``) are among them.
 
     Args:
         module: any ``nn.Module``.
@@ -69,8 +79,8 @@ def get_states(module: nn.Module, *, detach: bool = True) -> dict[str, Tensor]:
     """
     check_module(module)
     states: dict[str, Tensor] = {}
-    for full, (layer, name) in _names(named_neurons(module)).items():
-        state = getattr(layer, name)
+    for full, (layer, name) in _names(named_holders(module)).items():
+        state = getattr(layer, layer.attribute_of(name))
         if state is not None:
             path = full.rpartition(".")[0]
             states[full] = layer.detached_state(name, path) if detach else state
@@ -112,7 +122,7 @@ def set_states(module: nn.Module, states: Mapping[str, Tensor]) -> None:
     check_module(module)
     if not isinstance(states, Mapping):
         raise TypeError(f"states must be a mapping of names to tensors, got {states!r}.")
-    layers = list(named_neurons(module))
+    layers = list(named_holders(module))
     for _, layer in layers:
         check_thread(layer)
     known = _names(layers)
@@ -122,11 +132,12 @@ def set_states(module: nn.Module, states: Mapping[str, Tensor]) -> None:
             hint = suggestion(name, sorted(known))
             raise ValueError(f"no state is called {name!r}.{hint} There are {sorted(known)}.")
     for path, layer in layers:
-        _check(
-            layer,
-            {n: states[k] for n in layer.active_states if (k := join_path(path, n)) in states},
-            path,
-        )
+        own = {n: states[k] for n in layer.active_states if (k := join_path(path, n)) in states}
+        if isinstance(layer, SequenceLayer):
+            _check(layer, own, path)
+        elif isinstance(layer, TTModule):
+            for name, value in own.items():
+                layer._check_memory(name, value, layer_label(layer, path))
     setters: list[Callable[[], None]] = []
     for start, extra in extras:
         prefix = start.removesuffix(EXTRA)
@@ -137,15 +148,16 @@ def set_states(module: nn.Module, states: Mapping[str, Tensor]) -> None:
         device = next((t.device for t in (*layer.parameters(), *layer.buffers())), None)
         for name in layer.active_states:
             state = states.get(join_path(path, name))
-            setattr(layer, name, None if state is None else state.clone().to(device))
+            own_state = None if state is None else state.clone().to(device)
+            setattr(layer, layer.attribute_of(name), own_state)
         layer.mark_states_current()
     for put in setters:
         put()
 
 
-def _names(layers: Iterable[tuple[str, SequenceLayer]]) -> dict[str, tuple[SequenceLayer, str]]:
+def _names(layers: Iterable[tuple[str, StateHolder]]) -> dict[str, tuple[StateHolder, str]]:
     """Layer and state of every name; raises where a name would not say which."""
-    names: dict[str, tuple[SequenceLayer, str]] = {}
+    names: dict[str, tuple[StateHolder, str]] = {}
     for path, layer in layers:
         if "{" in path:
             raise ValueError(

@@ -25,9 +25,11 @@ from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import BatchNormBase, DropoutBase, is_compiled, pytree
 from tracetorch.core.values import Values, global_generators
 from tracetorch.core.walk import modules_of
+from tracetorch.snn.module import zero_states
 from tracetorch.snn.recurrent import Recurrent
+from tracetorch.snn.restarts import Restarts
 from tracetorch.snn.sequence_layer import SequenceLayer
-from tracetorch.snn.stateful_layer import StateSnapshot
+from tracetorch.snn.stateful_layer import StateSnapshot, keeps_states
 from tracetorch.unrolling.inputs import Inputs, call
 from tracetorch.unrolling.layer_pass import LayerPass
 
@@ -59,8 +61,9 @@ def check_both_ways(model: nn.Module, inputs: Inputs) -> None:
     computes = {id(inner) for each in weights for _, inner in modules_of(each)}
     modules = [each for each in modules_of(model, closed=Recurrent) if id(each[1]) not in computes]
     with restored(model), torch.no_grad():
-        start = StateSnapshot([m for _, m in modules_of(model) if isinstance(m, SequenceLayer)])
-        check = _Check(modules, inputs.steps, start)
+        start = StateSnapshot([m for _, m in modules_of(model) if keeps_states(m)])
+        reset = None if inputs.reset is None else Restarts(inputs.reset)
+        check = _Check(modules, inputs.steps, start, reset)
         calls, ends = check.by_layer(lambda: call(model, inputs.folded()))
         _check_finite(inputs, calls)
         for index, each in enumerate(calls):  # inner modules first
@@ -108,13 +111,17 @@ def _generators() -> Callable[[], None]:
 class _Check:
     """The comparison of one model's modules, each with its path, a ``Recurrent`` as one.
 
-    ``start`` are the states before the first step.
+    ``start`` are the states before the first step, ``reset`` says where samples start anew.
     """
 
     def __init__(
-        self, modules: Sequence[tuple[str, nn.Module]], steps: int, start: StateSnapshot
+        self,
+        modules: Sequence[tuple[str, nn.Module]],
+        steps: int,
+        start: StateSnapshot,
+        reset: Restarts | None,
     ) -> None:
-        self.modules, self.steps, self.start = modules, steps, start
+        self.modules, self.steps, self.start, self.reset = modules, steps, start, reset
         self.compared = self.synthetics = 0
         self.skipped: dict[str, str] = {}
 
@@ -150,7 +157,7 @@ class _Check:
                 first=[(module, note) for module in every],
                 after=[(module, end) for module in every],
             ),
-            LayerPass(neurons, self.steps, None, any(map(is_compiled, every))),
+            LayerPass(neurons, self.steps, None, any(map(is_compiled, every)), self.reset),
         ):
             _seed(0)
             run()
@@ -215,6 +222,7 @@ class _Check:
         with _Stubs(inner, self.steps) as stubs, torch.random.fork_rng(devices=[]):
             each.redraw()
             for t in range(self.steps):
+                self._restart(each, t)
                 outputs.append(stubs.step(each, t))
                 if stubs.fault is not None:
                     return stubs.fault
@@ -224,6 +232,11 @@ class _Check:
             if _agree(folded, [_folded(column) for column in columns]):
                 return None
         return "gives other outputs by layer than by step"
+
+    def _restart(self, each: _Call, t: int) -> None:
+        """Let samples start anew before a step, in the module that is repeated."""
+        if self.reset is not None and self.reset.steps[t]:
+            zero_states(each.module, where=self.reset.mask[t])
 
     def _reason(self, each: _Call, inner: Sequence[_Call]) -> str:
         """Return why a module differs: randomness, memory, or a batch that is mixed."""
@@ -238,7 +251,10 @@ class _Check:
                 torch.random.fork_rng(devices=[]),
             ):
                 _seed(seed)
-                return [stubs.step(each, t) for t in steps][-1]
+                for t in steps:
+                    self._restart(each, t)
+                    found = stubs.step(each, t)
+                return found
 
         first = last([0])
         if not _agree(first, last([0])):

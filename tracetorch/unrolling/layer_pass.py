@@ -13,7 +13,9 @@ from tracetorch.core.thread_owner import check_thread
 from tracetorch.core.torch_private import exclude_from_compile, is_jit_tracing, unsafe_view
 from tracetorch.core.walk import Opaque, modules_of
 from tracetorch.snn.recurrent import Recurrent
+from tracetorch.snn.restarts import Restarts
 from tracetorch.snn.sequence_layer import SequenceLayer
+from tracetorch.snn.state_holder import StateHolder
 from tracetorch.snn.stateful_layer import running
 from tracetorch.unrolling.restarts import restarted_sequence
 from tracetorch.unrolling.trajectories import ENDS, TrajectoryCollector
@@ -27,7 +29,7 @@ class LayerPass(Opaque):
         steps: time steps that are folded into dimension 0.
         collector: where trajectories go; ``None`` where none is wanted.
         has_compiled: whether a part of the model runs compiled.
-        reset: ``[T, B]``, where samples start anew before a step; ``None`` for nowhere.
+        reset: where samples start anew before a step; ``None`` for nowhere.
 
     Raises:
         ValueError: another pass by layer is running in this thread.
@@ -39,7 +41,7 @@ class LayerPass(Opaque):
         steps: int,
         collector: TrajectoryCollector | None,
         has_compiled: bool,
-        reset: Tensor | None = None,
+        reset: Restarts | None = None,
     ) -> None:
         compiling = torch.compiler.is_compiling()
         if not compiling and running.by_layer:
@@ -188,11 +190,11 @@ class LayerPass(Opaque):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         if self.reset is None:
             return layer.forward_sequence(x, record, **more)
-        if x.shape[1] != self.reset.shape[1]:
+        if x.shape[1] != self.reset.mask.shape[1]:
             raise ValueError(
                 f"{layer.label()} got {x.shape[1]} samples in each step, and reset= says of "
-                f"{self.reset.shape[1]} where they start anew: something before it changes the "
-                'batch. Use unroll(..., by="step").'
+                f"{self.reset.mask.shape[1]} where they start anew: something before it changes "
+                'the batch. Use unroll(..., by="step").'
             )
         return restarted_sequence(layer, x, record, self.reset, more)
 
@@ -210,9 +212,9 @@ class LayerPass(Opaque):
             x = x.clone()  # what the model does in place with the input must not reach the record
         if isinstance(layer, Recurrent):
             # the layers inside run step by step, and are recorded so
-            inner: list[SequenceLayer] = []
+            inner: list[StateHolder] = []
             for _, module in modules_of(layer):
-                if isinstance(module, SequenceLayer) and module is not layer:
+                if isinstance(module, StateHolder) and module is not layer:
                     inner += [module] * bool(collector.wanted_of(module))
             after_step = (lambda: collector.after_step(inner)) if inner else None
             with collector.listening(inner):

@@ -23,6 +23,7 @@ from tracetorch.unrolling.own_code import is_known, may_write
 from tracetorch.unrolling.unsupported import (
     asks_module,
     computes_per_sample,
+    has_memory,
     per_sample_reason,
     unsupported_reason,
 )
@@ -45,6 +46,7 @@ class PassFacts:
         numbered = [(number, module) for number, (_, module) in enumerate(found.modules)]
         modules = [module for _, module in numbered]
         self.neurons = [n for n, module in numbered if isinstance(module, SequenceLayer)]
+        self.memories = [n for n, module in numbered if has_memory(module)]
         self.has_recurrent = any(isinstance(module, Recurrent) for module in modules)
         self.has_compiled = any(map(is_compiled, modules))
         may_use_events = set(map(id, event_modules(modules)))

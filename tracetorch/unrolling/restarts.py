@@ -10,16 +10,15 @@ gradient and kernels follow from that.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tracetorch.core.torch_private import observed_by
 from tracetorch.core.walk import Walk
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.neuron import Neuron, has_step
-from tracetorch.snn.restarts import restarts_in_loop
+from tracetorch.snn.restarts import Restarts, restarts_in_loop
 from tracetorch.snn.sequence_layer import SequenceLayer
 
 
@@ -27,7 +26,7 @@ def restarted_sequence(
     layer: SequenceLayer,
     x: Tensor,
     record: tuple[str, ...],
-    reset: Tensor,
+    reset: Restarts,
     more: dict[str, Any],
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Run a sequence of a layer in which samples start anew before some steps.
@@ -36,7 +35,7 @@ def restarted_sequence(
         layer: the layer.
         x: its inputs ``[T, ...]``.
         record: names of states whose trajectories are wanted.
-        reset: ``[T, B]`` booleans.
+        reset: where.
         more: keyword arguments of ``forward_sequence``.
     """
     layer.check_has_batch("one step of its input", x.shape[1:])
@@ -48,7 +47,7 @@ def restarted_sequence(
         and restarts_in_loop(layer, layer.cell)
     ):
         return layer.forward_sequence(x, record, reset=reset, **more)
-    restarts = restarting_steps(reset)
+    restarts = reset.steps
     starts = [0, *(t for t in range(1, len(x)) if restarts[t])]
     lengths = [stop - start for start, stop in pairwise([*starts, len(x)])]
     # not slices: the gradient of each would be as long as the whole sequence
@@ -61,7 +60,7 @@ def restarted_sequence(
     trajectories: list[dict[str, Tensor]] = []
     for i, (start, part) in enumerate(zip(starts, parts, strict=True)):
         if restarts[start]:
-            layer.zero_states(where=reset[start])
+            layer.zero_states(where=reset.mask[start])
         now = {**more, "further": tuple(each[i] for each in further)} if further else more
         y, recorded = layer.forward_sequence(part, record, **now)
         outputs.append(y)
@@ -90,13 +89,3 @@ def check_restarts(found: Walk) -> None:
                     "own, which reset= must call between the steps. Use "
                     'unroll(..., by="step").'
                 )
-
-
-def restarting_steps(reset: Tensor) -> list[bool]:
-    """Return for every step whether a sample starts anew; true where nobody can read the mask.
-
-    ``zero_states`` draws random numbers in some layers, so it is called where it does something.
-    """
-    if torch.compiler.is_compiling() or observed_by((reset,)) is not None:
-        return [True] * len(reset)
-    return cast("list[bool]", reset.flatten(1).any(1).tolist())

@@ -35,6 +35,7 @@ from tracetorch.core.walk import Walk
 from tracetorch.events import mode, requested_mode
 from tracetorch.fuse import backend, requested_backend
 from tracetorch.snn.sequence_layer import SequenceLayer
+from tracetorch.snn.stateful_layer import keeps_states
 from tracetorch.snn.states import ExtraStates
 from tracetorch.unrolling.check import is_close
 from tracetorch.unrolling.inputs import Inputs
@@ -95,7 +96,7 @@ def in_segments(
 
 def _rerun(run: Run, part: Inputs, replay: _SegmentReplay) -> Any:
     """Run a part so that the graph keeps only what it started from."""
-    names = [(layer, name) for layer in replay.layers for name in layer.active_states]
+    names = [(m, m.attribute_of(name)) for m in replay.holders for name in m.active_states]
     leaves, spec = pytree.tree_flatten(part.tensors)
 
     def steps(*saved: Tensor | None) -> tuple[Any, list[Tensor]]:
@@ -148,7 +149,8 @@ class _SegmentReplay:
         self.found = found
         self.start, self.stop = start, stop
         self.name = f"segment {start}:{stop}"
-        self.layers = [m for _, m in found.modules if isinstance(m, SequenceLayer)]
+        self.holders = [m for _, m in found.modules if keeps_states(m)]
+        self.layers = [m for m in self.holders if isinstance(m, SequenceLayer)]
         self.consumed: list[str] = []
         self.expected: list[tuple[Tensor, int | None]] = []
         self.ends: list[tuple[Tensor, int | None]] = []
@@ -213,7 +215,7 @@ class _SegmentReplay:
     def __enter__(self) -> None:
         with ExitStack() as stack:
             # a backward pass on a GPU runs in a thread of autograd's, and this one waits for it
-            stack.enter_context(owned(self.layers, waiting=self.thread))
+            stack.enter_context(owned(self.holders, waiting=self.thread))
             if versions_of(self.watched) != self.versions:
                 raise RuntimeError(
                     "a parameter was changed in place between the forward and the backward pass of "
@@ -230,8 +232,8 @@ class _SegmentReplay:
                     f"{lost[0]} cannot be restored to what it was in {self.name} of unroll(..., "
                     "segment=), which backward runs again. Leave segment= out."
                 )
-            for layer in self.layers:
-                layer.mark_states_current()
+            for each in self.holders:
+                each.mark_states_current()
             self.stack = stack.pop_all()
 
     def __exit__(self, *_: object) -> None:

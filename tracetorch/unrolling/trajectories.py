@@ -15,9 +15,15 @@ from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.torch_private import constant_in_compile
 from tracetorch.core.walk import join_path, modules_of
 from tracetorch.snn.sequence_layer import SequenceLayer
+from tracetorch.snn.state_holder import StateHolder
 
 # What can be recorded of a layer beside the states that it has.
 ENDS = ("input", "output")
+
+
+def recordable(layer: StateHolder) -> tuple[str, ...]:
+    """Return the names of what can be recorded of a layer, or of a module with memory."""
+    return (*layer.active_states, *(ENDS if isinstance(layer, SequenceLayer) else ()))
 
 
 @constant_in_compile
@@ -70,7 +76,7 @@ class TrajectoryCollector:
     Args:
         wanted: state names, ``"input"``, ``"output"``, paths such as ``"cells.0.mem"`` or patterns
             of paths such as ``"cells.*.mem"``.
-        layers: the neuron layers of the model with their paths.
+        layers: the neuron layers of the model, and its modules with memory, with their paths.
 
     Raises:
         TypeError: ``wanted`` is not a sequence of strings.
@@ -78,16 +84,16 @@ class TrajectoryCollector:
     """
 
     def __init__(
-        self, wanted: Sequence[str] | str, layers: Sequence[tuple[str, SequenceLayer]]
+        self, wanted: Sequence[str] | str, layers: Sequence[tuple[str, StateHolder]]
     ) -> None:
         self._path: dict[tuple[int, str], str] = {}
         self._wanted: dict[int, tuple[str, ...]] = {}
         self._steps: dict[str, list[Tensor]] = {}
         self._whole: dict[str, Tensor] = {}
-        names: dict[str, tuple[SequenceLayer, str]] = {
+        names: dict[str, tuple[StateHolder, str]] = {
             join_path(path, name): (layer, name)
             for path, layer in layers
-            for name in (*layer.active_states, *ENDS)
+            for name in recordable(layer)
         }
         self.paths = select_names(wanted, names, by="record")
         for path in self.paths:
@@ -95,7 +101,7 @@ class TrajectoryCollector:
             self._path[id(layer), name] = path
             self._wanted[id(layer)] = (*self._wanted.get(id(layer), ()), name)
 
-    def wanted_of(self, layer: SequenceLayer) -> tuple[str, ...]:
+    def wanted_of(self, layer: StateHolder) -> tuple[str, ...]:
         """Return what is wanted of this layer: state names, ``"input"`` and ``"output"``."""
         return self._wanted.get(id(layer), ())
 
@@ -107,16 +113,18 @@ class TrajectoryCollector:
         """Add a trajectory ``[T, ...]``."""
         self._whole[self._path[id(layer), name]] = trajectory
 
-    def after_step(self, layers: Iterable[SequenceLayer]) -> None:
+    def after_step(self, layers: Iterable[StateHolder]) -> None:
         """Add the states that are wanted of ``layers`` after one step."""
         for layer in layers:
             for name in self.wanted_of(layer):
                 # None: the mask of a dropout in evaluation
-                if name not in ENDS and getattr(layer, name) is not None:
-                    self._add(layer, name, getattr(layer, name))
+                if name not in ENDS:
+                    state = getattr(layer, layer.attribute_of(name))
+                    if state is not None:
+                        self._add(layer, name, state)
 
     @contextmanager
-    def listening(self, layers: Iterable[SequenceLayer]) -> Iterator[None]:
+    def listening(self, layers: Iterable[StateHolder]) -> Iterator[None]:
         """Add inputs and outputs that are wanted of ``layers`` at every step within a block."""
 
         def take(layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:

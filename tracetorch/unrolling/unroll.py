@@ -20,14 +20,16 @@ from tracetorch.core.walk_memo import remembered_walk
 from tracetorch.events.passes import event_passes
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.recurrent import Recurrent
+from tracetorch.snn.restarts import Restarts
 from tracetorch.snn.sequence_layer import SequenceLayer
+from tracetorch.snn.state_holder import StateHolder
 from tracetorch.snn.stateful_layer import StateSnapshot, clear_states, running
 from tracetorch.unrolling.check import check_both_ways
 from tracetorch.unrolling.inputs import Inputs, call, parse_inputs, with_reset
 from tracetorch.unrolling.layer_pass import LayerPass
 from tracetorch.unrolling.outside_memory import UnchangedContents
 from tracetorch.unrolling.pass_facts import PassFacts, facts_of
-from tracetorch.unrolling.restarts import check_restarts, restarting_steps
+from tracetorch.unrolling.restarts import check_restarts
 from tracetorch.unrolling.segments import in_segments
 from tracetorch.unrolling.static_prefix import split_static
 from tracetorch.unrolling.trajectories import TrajectoryCollector
@@ -111,10 +113,10 @@ def unroll(
     memory treats the samples of a batch independently and keeps the batch first, as convolutions,
     linear layers, pooling, dropout and ``nn.Flatten`` do. A batch norm in training then takes its
     statistics over time and batch together: not the same as by step. A model that keeps something
-    from step to step outside the states of its neuron layers, or reads or writes those in
-    ``forward``, is refused. What no module holds (globals, class attributes, context variables,
-    closures, global generators of random numbers) cannot be seen: ``check`` finds it. By step, the
-    model is called once per step: always right.
+    from step to step outside the states of its neuron layers, a memory of its own too, or reads or
+    writes those in ``forward``, is refused. What no module holds (globals, class attributes,
+    context variables, closures, global generators of random numbers) cannot be seen: ``check``
+    finds it. By step, the model is called once per step: always right.
 
     Args:
         model: any ``nn.Module``.
@@ -129,9 +131,9 @@ def unroll(
             (``"cells.*.mem"``).
         check: before the run, compare both ways, and raise at the first module that differs: what
             mixes the samples of a batch, or keeps something where no module holds it, cannot be
-            seen from outside. Every call of a module is
-            repeated step by step, in the model's own modes; it costs several runs. ``True``: over
-            all steps; a number: over so many. What was covered is logged at the level INFO.
+            seen from outside. Every call of a module is repeated step by step, with the restarts of
+            ``reset``, in the model's own modes; it costs several runs. ``True``: over all steps; a
+            number: over so many. What was covered is logged at the level INFO.
         segment: run so many steps at a time and, until ``backward`` runs each segment once more,
             keep only the inputs and the states between them. The memory of ``T`` steps becomes
             that of ``segment`` steps and of ``T / segment`` states, for one more forward pass. A
@@ -182,6 +184,8 @@ def unroll(
     facts = facts_of(found)
     neurons = _modules_at(facts.neurons, found)
     kept = neurons if by == "layer" else [each for each in neurons if each.states]
+    if facts.memories:
+        kept = [*kept, *_modules_at(facts.memories, found)]
     with owned(kept) as held:
         if not held.undisturbed_since(turn):  # the walk may have met a run
             found = remembered_walk(model)
@@ -220,19 +224,23 @@ def _unroll(
     record, segment = arguments.record, arguments.segment
     walked, numbers, layers = found, facts.neurons, neurons
     _check_not_within(neurons)
-    before = StateSnapshot(neurons)
+    holders: Sequence[StateHolder] = neurons
+    if facts.memories:
+        numbers = [*numbers, *facts.memories]
+        holders = _modules_at(numbers, found)
+    before = StateSnapshot(holders)
 
     def run(part: Inputs) -> tuple[Any, dict[str, Tensor]]:
         collector = None
         if record is not None:
             paths = [walked.modules[number][0] for number in numbers]
-            collector = TrajectoryCollector(record, list(zip(paths, neurons, strict=True)))
+            collector = TrajectoryCollector(record, list(zip(paths, holders, strict=True)))
         if arguments.by == "layer":
             # segments run outside of a graph that is being compiled
             known = facts if segment is None else facts_of(found)
             y = _by_layer(model, found, known, layers, part, collector, before)
         else:
-            y = _by_step(model, part, collector, neurons)
+            y = _by_step(model, part, collector, holders)
         return y, {} if collector is None else collector.result(part.steps)
 
     compiling = torch.compiler.is_compiling()
@@ -241,7 +249,7 @@ def _unroll(
         running.sequence = True
     try:
         if arguments.from_rest:
-            clear_states(neurons) if facts.clears_plainly else zero_states(model)
+            clear_states(holders) if facts.clears_plainly else zero_states(model)
         if arguments.by == "layer":
             if facts.has_recurrent:
                 # what is inside runs step by step, and may be called as often as it likes
@@ -309,7 +317,7 @@ def _report_nan(found: Walk, neurons: Sequence[SequenceLayer], numbers: Sequence
     global _nan_reported
     if _nan_reported or transformed_by() is not None:
         return
-    for number, layer in zip(numbers, neurons, strict=True):
+    for number, layer in zip(numbers, neurons, strict=False):  # memories come behind
         state = getattr(layer, layer.states[0], None) if layer.states else None
         if type(state) is not Tensor or state.device.type != "cpu":
             continue
@@ -387,7 +395,8 @@ def _by_layer(
     products = _modules_at(facts.products, found) if facts.products else []
     repeated = None if torch.compiler.is_compiling() and not inputs.static else inputs.repeated()
     prefix, rest = ([], []) if repeated is None else split_static(model)
-    layer_pass = LayerPass(layers, T, collector, facts.has_compiled, inputs.reset)
+    reset = None if inputs.reset is None else Restarts(inputs.reset)
+    layer_pass = LayerPass(layers, T, collector, facts.has_compiled, reset)
     events = event_passes(products) if products else nullcontext()
     # With a single step nothing is kept from step to step. torch.compile cannot compare, nor can
     # what it leaves to Python at a break of its graph, with the facts that it concluded.
@@ -422,16 +431,16 @@ def _by_step(
     model: nn.Module,
     inputs: Inputs,
     collector: TrajectoryCollector | None,
-    layers: Sequence[SequenceLayer],
+    layers: Sequence[StateHolder],
 ) -> Any:
     """Call the model once per step."""
     outputs: list[list[Any]] = []
     spec = pytree.tree_structure(None)
     with nullcontext() if collector is None else collector.listening(layers):
-        restarts = [] if inputs.reset is None else restarting_steps(inputs.reset)
+        reset = None if inputs.reset is None else Restarts(inputs.reset)
         for t, step in enumerate(inputs.each_step()):
-            if inputs.reset is not None and restarts[t]:
-                zero_states(model, where=inputs.reset[t])
+            if reset is not None and reset.steps[t]:
+                zero_states(model, where=reset.mask[t])
             leaves, spec = pytree.tree_flatten(call(model, step))
             outputs.append(leaves)
             if collector is not None:

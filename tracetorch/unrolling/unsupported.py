@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
 
 from tracetorch.snn.sequence_layer import SequenceLayer
+from tracetorch.snn.state_holder import StateHolder
+from tracetorch.snn.stateful_layer import StatefulLayer, keeps_states
 
 # Modules that keep a memory of their own, which folding would run through time and batch alike.
 _WITH_MEMORY = (nn.RNNBase, nn.RNNCellBase)
@@ -53,6 +55,9 @@ def unsupported_reason(modules: Iterable[tuple[str, nn.Module]]) -> str | None:
         label = f"{path or 'the model'} ({type(module).__name__})"
         if reason is not None:
             return f"{label} {reason}"
+        if has_memory(module):
+            names = " and ".join(map(repr, module.active_states))
+            return f"{label} keeps a memory of its own, {names}, from step to step"
         if isinstance(module, _WITH_MEMORY):
             return f"{label} keeps a memory of its own"
         if isinstance(module, nn.MultiheadAttention) and not module.batch_first:
@@ -89,7 +94,12 @@ def per_sample_reason(path: str, module: nn.Module) -> str | None:
 
 def asks_module(module: nn.Module) -> bool:
     """Whether it takes the attributes of a module, beside its class, to say if it can run."""
-    return isinstance(module, _NOT_BY_LAYER)
+    return isinstance(module, _NOT_BY_LAYER) or has_memory(module)
+
+
+def has_memory(module: nn.Module) -> TypeGuard[StateHolder]:
+    """Whether a module has declared a memory (``TTModule.memory``)."""
+    return keeps_states(module) and not isinstance(module, StatefulLayer)
 
 
 def step_methods(kind: Any) -> tuple[object, object]:

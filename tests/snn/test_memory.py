@@ -1,0 +1,552 @@
+"""``TTModule.memory``: a state of a module's own, on every road on which a neuron's state goes."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.checkpoint import checkpoint
+
+import tracetorch as tt
+from tests.cases import layer, sequence
+from tracetorch import snn
+
+T, B = 7, 4
+
+
+class Fed(snn.TTModule):
+    """Two populations that are given the outputs of both at the step before."""
+
+    last: Tensor
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.e, self.i = layer("LIF", 4), layer("SLIF", 2)
+        self.inward, self.back = nn.Linear(3, 6), nn.Linear(6, 6)
+        self.memory("last", **({"shape": 6} | options))
+
+    def run(self, x: Tensor, last: Tensor) -> Tensor:
+        drive = 2 * self.inward(x) + self.back(last)
+        return torch.cat([self.e(drive[..., :4]), self.i(drive[..., 4:])], -1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = self.run(x, self.last)
+        return self.last
+
+
+class Filter(snn.TTModule):
+    """Smooth module with two memories, whose shapes are those of what is assigned."""
+
+    slow: Tensor
+    seen: Tensor
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([0.5, -0.3, 0.8]))
+        self.memory("slow", **options)
+        self.memory("seen", init=1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.slow = torch.tanh(self.weight * self.slow + x)
+        self.seen = self.seen + torch.ones_like(x)
+        return self.slow / self.seen
+
+
+def fed(**options: Any) -> Fed:
+    torch.manual_seed(0)
+    return Fed(**options).double()
+
+
+def by_hand(model: Fed, x: Tensor, reset: Tensor | None = None) -> Tensor:
+    """Run the loop that a user would write, with the memory in a variable."""
+    last, outputs = x.new_zeros(x.shape[1], 6), []
+    for t, step in enumerate(x.unbind(0)):
+        if reset is not None:
+            tt.zero_states(model.e, where=reset[t])
+            tt.zero_states(model.i, where=reset[t])
+            last = torch.where(reset[t, :, None], 0.0, last)
+        last = model.run(step, last)
+        outputs.append(last)
+    return torch.stack(outputs)
+
+
+def results(model: nn.Module, run: Any) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """Return outputs, gradients by name, and states, from rest."""
+    tt.zero_states(model)
+    model.zero_grad()
+    x = sequence(T, B, 3).requires_grad_()
+    y = run(x)
+    (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape)).sum().backward()
+    grads = {"x": x, **dict(model.named_parameters())}
+    return (
+        y.detach(),
+        {n: p.grad for n, p in grads.items() if p.grad is not None},
+        tt.get_states(model),
+    )
+
+
+RESET = torch.rand(T, B, generator=torch.Generator().manual_seed(1)) < 0.3
+ROADS: dict[str, dict[str, Any]] = {
+    "by step": {},
+    "segments": {"segment": 3},
+    "single steps": {"segment": 1},
+    "recorded": {"record": ["last"]},
+}
+
+
+@pytest.mark.parametrize("reset", [None, RESET])
+@pytest.mark.parametrize("road", ROADS)
+def test_every_road_is_the_loop_with_a_variable(road: str, reset: Tensor | None) -> None:
+    model = fed()
+
+    def run(x: Tensor) -> Tensor:
+        y = tt.unroll(model, x, by="step", reset=reset, **ROADS[road])
+        if road != "recorded":
+            return y
+        y, seen = y
+        assert torch.equal(seen["last"], y)
+        return y
+
+    expected, grads, states = results(model, lambda x: by_hand(model, x, reset))
+    found, found_grads, found_states = results(model, run)
+    assert torch.equal(found, expected)
+    assert found.count_nonzero() > 10
+    torch.testing.assert_close(found_grads, grads)
+    assert torch.equal(found_states.pop("last"), expected[-1])
+    torch.testing.assert_close(found_states, states, rtol=0, atol=0)
+
+
+def test_cut_anywhere_and_streamed_it_is_one_sequence() -> None:
+    model = fed()
+
+    def cut(x: Tensor) -> Tensor:
+        parts = [tt.unroll(model, part, by="step") for part in x.split([2, 1, 4])]
+        return torch.cat(parts)
+
+    def streamed(x: Tensor) -> Tensor:
+        return torch.stack([model(step) for step in x])
+
+    expected = results(model, lambda x: by_hand(model, x))[:2]
+    for run in (cut, streamed):
+        torch.testing.assert_close(results(model, run)[:2], expected)
+    tt.zero_states(model)
+    y = tt.unroll(model, sequence(T, B, 3), by="step", from_rest=True)
+    assert torch.equal(y, expected[0])
+    assert tt.get_states(model) == {}
+
+
+def test_by_layer_it_is_refused_by_name_but_for_a_recurrent() -> None:
+    x = sequence(T, B, 3)
+    net = nn.Sequential(nn.Linear(3, 3), fed()).double()
+    with pytest.raises(ValueError, match=r"1 \(Fed\) keeps a memory of its own, 'last'.*by=\"step"):
+        tt.unroll(net, x)
+    with pytest.raises(ValueError, match=r"Filter.*'slow' and 'seen'"):
+        tt.unroll(Filter(), x.float())
+    net = nn.Sequential(snn.Recurrent(fed(), nn.Linear(6, 3), shape=6)).double()
+    expected = tt.unroll(net, x, by="step", from_rest=True)
+    y, seen = tt.unroll(net, x, record=["last"])
+    assert torch.equal(y, expected)
+    assert torch.equal(seen["0.neuron.last"], expected)
+
+
+def test_declared_later_it_is_refused_as_well() -> None:
+    class Late(snn.TTModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = layer("LIF", 3)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.cell(x)
+
+    model, x = Late(), sequence(T, B, 3)
+    for _ in range(3):  # what the pass concludes of the model is remembered
+        tt.unroll(model, x)
+    model.memory("another")
+    with pytest.raises(ValueError, match="'another'"):
+        tt.unroll(model, x)
+    model.zero_states()
+    assert torch.equal(tt.unroll(model, x, by="step"), tt.unroll(model.cell, x, from_rest=True))
+
+
+@pytest.mark.parametrize("reset", [None, RESET[:4, :2]])
+@pytest.mark.parametrize("options", [{}, {"init": 0.4}, {"shape": 3, "init": 0.4}])
+def test_gradients_match_finite_differences(reset: Any, options: Any) -> None:
+    model = Filter(**options, learnable=True).double()
+    names = [name for name, _ in model.named_parameters()]
+    assert "initial_slow" in names
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor) -> Any:
+            return tt.unroll(model, x, by="step", reset=reset, from_rest=True)
+
+    def run(x: Tensor, *values: Tensor) -> Any:
+        given = {f"model.{name}": value for name, value in zip(names, values, strict=True)}
+        return torch.func.functional_call(Whole(), given, (x,))
+
+    x = sequence(4, 2, 3)
+    assert torch.autograd.gradcheck(run, (x.requires_grad_(), *model.parameters()))
+
+
+def test_before_the_first_assignment_it_reads_as_its_initial_value() -> None:
+    read: list[Tensor] = []
+
+    class Reading(snn.TTModule):
+        a: Tensor
+        b: Tensor
+        c: Tensor
+        d: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.memory("a", (2, 3))
+            self.memory("b", 3, init=torch.tensor([1.0, 2.0, 3.0]))
+            self.memory("c", init=0.5)
+            self.memory("d", (), init=torch.tensor(7))
+
+        def forward(self, x: Tensor) -> Tensor:
+            read[:] = [self.a, self.b, self.c, self.d]
+            return x
+
+    model = Reading()
+    model(torch.zeros(5, 4, dtype=torch.float64))
+    assert [list(each.shape) for each in read] == [[5, 2, 3], [5, 3], [], [5]]
+    assert [each.dtype for each in read][:2] == [torch.float64, torch.float64]
+    assert read[1][4].tolist() == [1, 2, 3]
+    assert (read[2].item(), read[3].tolist(), read[3].dtype) == (0.5, [7] * 5, torch.int64)
+    assert sorted(model.state_dict()) == ["initial_b", "initial_c", "initial_d"]
+    assert tt.get_states(model) == {}
+    model(torch.zeros(2, 4))
+    assert [list(each.shape) for each in read] == [[2, 2, 3], [2, 3], [], [2]]
+    assert read[0].dtype == torch.float32
+    model.c = torch.ones(2, 9)  # as large as what is assigned
+    model.zero_states(where=torch.tensor([True, False]))
+    assert model.c.tolist() == [[0.5] * 9, [1.0] * 9]
+    setattr(model, "c", None)  # noqa: B010 (declared as a tensor)
+    assert model.c.item() == 0.5
+
+
+def test_states_are_zeroed_detached_listed_and_set() -> None:
+    model, x = fed(), sequence(T, B, 3)
+    tt.unroll(model, x, by="step")
+    assert list(tt.get_states(model)) == ["last", "e.mem", "i.mem", "i.syn"]
+    assert model.last.requires_grad
+    model.detach_states()
+    assert not model.last.requires_grad
+    kept = tt.get_states(model)
+    expected = model(x[0]).detach()
+    tt.set_states(model, kept)
+    assert torch.equal(model(x[0]), expected)
+    model.zero_states(where=torch.tensor([True, False, False, True]))
+    assert not model.last[[0, 3]].any()
+    assert torch.equal(model.last[1:3], expected[1:3])
+    tt.set_states(model, {"last": kept["last"]})
+    assert list(tt.get_states(model)) == ["last"]
+    tt.zero_states(nn.Sequential(model))
+    assert tt.get_states(model) == {}
+    with pytest.raises(ValueError, match=r"remembers last as \[B, 6\], got shape \[4, 5\]"):
+        tt.set_states(model, {"last": torch.zeros(4, 5)})
+
+
+def test_copies_are_detached_and_independent() -> None:
+    model, x = fed(), sequence(T, B, 3)
+    tt.unroll(model, x, by="step")
+    expected = {name: state.clone() for name, state in tt.get_states(model).items()}
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    y = model(x[0]).detach()
+    for each in copies:
+        assert not each.last.requires_grad
+        torch.testing.assert_close(tt.get_states(each), expected, rtol=0, atol=0)
+        assert torch.equal(each(x[0]), y)
+    shallow = copy.copy(model)
+    shallow.memory("own", 2)
+    assert not hasattr(model, "own")
+
+
+def test_it_moves_with_the_module() -> None:
+    model, x = fed(), sequence(T, B, 3)
+    model(x[0])
+    last = model.last
+    assert model.float().last.dtype == torch.float32
+    assert model.bfloat16().last.dtype == torch.bfloat16  # as what it is multiplied with
+    assert torch.equal(model.double().last, last)
+    assert model.to("meta").last.is_meta
+    assert tt.get_states(model.to_empty(device="cpu")) == {}
+
+
+def test_saved_with_the_states(tmp_path: Path) -> None:
+    model, other, x = fed(init=0.5, learnable=True), fed(learnable=True), sequence(T, B, 3)
+    tt.unroll(model, x, by="step")
+    tt.save(model, tmp_path / "a.safetensors", states=True)
+    tt.load(tmp_path / "a.safetensors", other, states=True)
+    assert torch.equal(other.last, model.last)
+    assert torch.equal(other.get_parameter("initial_last"), torch.full((6,), 0.5).double())
+    assert torch.equal(other(x[0]), model(x[0]))
+
+
+@pytest.mark.parametrize("options", [{}, {"init": 0.5}, {"learnable": True, "init": -0.5}])
+@pytest.mark.parametrize("kind", ["step", pytest.param("sequence", marks=pytest.mark.slow)])
+def test_exported_it_goes_in_and_comes_out(kind: str, options: Any) -> None:
+    model, x = fed(**options).float().eval(), sequence(T, B, 3).float()
+    with torch.no_grad():
+        expected = tt.unroll(model, x, by="step")
+    ends = tt.get_states(model)
+    program = tt.export.step(model, x[0]) if kind == "step" else tt.export.sequence(model, x)
+    states = tt.export.initial_states(program, B)
+    run = program.module()
+    if kind == "sequence":
+        y, states = run(x, states)
+    else:
+        outputs = []
+        for step in x:
+            output, states = run(step, states)
+            outputs.append(output)
+        y = torch.stack(outputs)
+    assert torch.equal(y, expected)
+    torch.testing.assert_close(states, ends, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_an_onnx_file_has_it_as_a_state(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    model, x = fed(init=0.5).float().eval(), sequence(T, B, 3).float()
+    tt.export.onnx(model, tmp_path / "a.onnx", x[0])
+    stream = tt.export.OnnxStream(tmp_path / "a.onnx")
+    y = torch.stack([torch.as_tensor(stream(step)) for step in x])
+    torch.testing.assert_close(y, tt.unroll(model, x, by="step").detach())
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.slow
+@pytest.mark.parametrize("whole", [False, True])
+def test_compiled_it_is_the_same(whole: bool) -> None:
+    model = fed(init=0.5, learnable=True)
+    step = torch.compile(model, fullgraph=True)
+
+    def loop(x: Tensor) -> Tensor:
+        model.zero_states()
+        return tt.unroll(model, x, by="step", reset=RESET)
+
+    def run(x: Tensor) -> Tensor:
+        if whole:
+            y: Tensor = torch.compile(loop)(x)
+            return y
+        outputs = []
+        for t, each in enumerate(x):
+            tt.zero_states(model, where=RESET[t])
+            outputs.append(step(each))
+        return torch.stack(outputs)
+
+    expected = results(model, loop)
+    torch.testing.assert_close(results(model, run), expected)
+
+
+def test_vmap_over_inputs_and_a_leaked_state() -> None:
+    model, xs = Filter().double(), sequence(3, T, B, 3)
+
+    def run(x: Tensor) -> Any:
+        return tt.unroll(model, x, by="step", from_rest=True)
+
+    expected = torch.stack([run(x) for x in xs])
+    torch.testing.assert_close(torch.vmap(run)(xs), expected)
+    torch.vmap(model)(xs[:, 0])
+    with pytest.raises(ValueError, match=r"holds a state slow without values.*zero_states"):
+        model(xs[0, 0])
+    model.zero_states()
+    model(xs[0, 0])
+
+
+@pytest.mark.parametrize(
+    "change", [lambda y: y.mul_(0), lambda y: y.add_(torch.ones(()).double().requires_grad_())]
+)
+def test_no_in_place_operation_reaches_it(change: Any) -> None:
+    class Returning(snn.TTModule):
+        last: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3).double())
+            self.memory("last", 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.weight * x + self.last
+            self.last = h
+            return h
+
+    model, x = Returning(), sequence(T, B, 3)
+    y = model(x[0])
+    kept = y.clone()
+    change(y)  # what the model has returned, the very tensor that was assigned
+    assert torch.equal(model.last, kept)
+    change(model.last)  # what was read
+    assert torch.equal(model.last, kept)
+
+    class Counter(snn.TTModule):
+        count: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.memory("count", 3, learnable=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.count += x
+            return self.count
+
+    counter = Counter().double()
+    y = tt.unroll(counter, x, by="step", segment=2)
+    torch.testing.assert_close(y, x.cumsum(0))
+    y.sum().backward()
+    assert counter.get_parameter("initial_count").grad is not None
+
+
+def test_a_failed_pass_leaves_it_as_it_was() -> None:
+    model, x = fed(), sequence(T, B, 3)
+    model(x[0])
+    before = tt.get_states(model)
+    model.register_forward_hook(lambda *_: model.last.sum().item() and 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        tt.unroll(model, x, by="step")
+    torch.testing.assert_close(tt.get_states(model), before, rtol=0, atol=0)
+
+
+def test_what_cannot_follow_it_refuses_by_name(tmp_path: Path) -> None:
+    model, x = fed().float(), sequence(T, B, 3).float()
+    with pytest.raises(ValueError, match=r"Fed.*memory of its own, 'last'.*no trace follows"):
+        tt.online(model)
+    with pytest.raises(ValueError, match=r"\(Fed\) feeds back what it remembers.*calibrate_"):
+        tt.init.fluctuation_(model)
+    with pytest.raises(ValueError, match=r"\(Fed\) keeps a memory of its own.*no node of NIR"):
+        tt.nir.save(model, tmp_path / "a.nir", x[0, :1])
+    with pytest.raises(RuntimeError, match=r"freeze the state.*tt\.export\.step"):
+        make_fx(Filter())(x[0])
+    with pytest.raises(RuntimeError, match=r"nn\.DataParallel runs copies"):
+        model._replicate_for_data_parallel()
+    own = Filter()
+    y = checkpoint(own, x[0].requires_grad_(), use_reentrant=False)
+    with pytest.raises(RuntimeError, match="run again inside backward"):
+        y.sum().backward()
+    own.zero_states()
+    own(x[0]).sum().backward()
+    with pytest.raises(RuntimeError, match="Call detach_states"):
+        own(x[0]).sum().backward()
+
+
+def test_a_second_thread_is_refused() -> None:
+    model, x = Filter(), sequence(T, B, 3).float()
+    messages: list[str] = []
+
+    def other() -> None:
+        try:
+            model(x[0])
+        except ValueError as error:
+            messages.append(str(error))
+
+    def hook(*_: Any) -> None:
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+
+    handle = model.register_forward_hook(hook)
+    tt.unroll(model, x[:1], by="step")
+    handle.remove()
+    assert "a copy per thread" in messages[0]
+
+
+def test_names_that_were_there_before_stay() -> None:
+    class Held(snn.TTModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.memory: Any = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.memory(x)
+
+    assert Held()(torch.ones(2, 3)).shape == (2, 3)
+
+    class Named(snn.Neuron):
+        states = ("memory",)
+
+        @staticmethod
+        def step(x: Tensor, memory: Tensor) -> Any:
+            return x + memory, x
+
+    named = Named(3)
+    assert named.memory is None
+    assert tt.unroll(named, torch.ones(4, 2, 3)).shape == (4, 2, 3)
+
+    class Parameter(snn.Neuron):
+        def __init__(self) -> None:
+            super().__init__(3)
+            self.decay("memory", 0.5)
+
+        @staticmethod
+        def step(x: Tensor, *, memory: Tensor) -> Any:
+            return (x * memory,)
+
+    assert getattr(Parameter(), "memory").tolist() == [0.5] * 3  # noqa: B009 (seen as a method)
+    with pytest.raises(AttributeError, match="'LIF' object has no attribute 'memory'"):
+        snn.LIF(3).memory("last")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        ((3,), {}, TypeError, "declares a state and takes a name, got int"),
+        (("e",), {}, ValueError, "cannot call a memory 'e'"),
+        (("forward",), {}, ValueError, "cannot call a memory 'forward'"),
+        (("last",), {}, ValueError, "cannot call a memory 'last'"),
+        (("two words",), {}, ValueError, "must be an identifier"),
+        (("a", 0), {}, ValueError, "the shape of a must be at least 1, got 0"),
+        (("a", 1.5), {}, TypeError, "the shape of a must be an integer"),
+        (("a", (2, "3")), {}, TypeError, "the shape of a must be an integer"),
+        (("a", 2), {"init": "x"}, TypeError, "init of a must be a number"),
+        (("a", 2), {"init": float("nan")}, ValueError, "init of a must be finite"),
+        (("a", 2), {"init": torch.zeros(3)}, ValueError, r"\[3\], which does not broadcast to \[2"),
+        (("a",), {"init": torch.tensor(1), "learnable": True}, TypeError, "no gradient can move"),
+        (("a",), {"learnable": 1}, TypeError, "learnable must be"),
+    ],
+)
+def test_a_bad_declaration_is_refused(
+    arguments: Any, options: Any, error: type[Exception], message: str
+) -> None:
+    model = Fed()
+    before = sorted(vars(model)), sorted(model.state_dict())
+    with pytest.raises(error, match=message):
+        model.memory(*arguments, **options)
+    assert (sorted(vars(model)), sorted(model.state_dict())) == before
+
+
+def test_a_value_that_does_not_fit_is_refused() -> None:
+    model, x = fed(), sequence(T, B, 3)
+    with pytest.raises(ValueError, match=r"knows no batch.*Call the module"):
+        model.forward(x[0])
+    for value, error, message in (
+        (torch.zeros(4, 5), ValueError, r"remembers last as \[B, 6\], got shape \[4, 5\]"),
+        (torch.zeros(()), ValueError, r"\[B, 6\], got shape \[\]"),
+        (3.0, TypeError, "remembers a tensor as last, got float"),
+        (nn.Parameter(torch.zeros(4, 6)), TypeError, "got Parameter.*init=..., learnable=..."),
+    ):
+        with pytest.raises(error, match=message):
+            model.last = value  # type: ignore[assignment]
+    model(x[0])
+    with pytest.raises(ValueError, match=r"holds last of shape \[4, 6\].*a batch of 1.*zero_stat"):
+        model(x[0, :1])
+    with pytest.raises(ValueError, match=r"for a batch of 4.*the mask has 2 entries"):
+        model.zero_states(where=torch.tensor([True, False]))
+    with pytest.raises(AttributeError, match="assign None"):
+        del model.last
+    assert "last" in dir(model)
+    own = Filter()
+    own.seen = torch.ones(())
+    with pytest.raises(ValueError, match="holds seen as one number for all samples"):
+        own.zero_states(where=torch.tensor([True]))

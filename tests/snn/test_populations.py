@@ -1,0 +1,337 @@
+"""``Recurrent`` around several populations: on every road the loop that a user would write."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests.cases import LAYERS, NEURONS, layer, sequence
+from tracetorch import snn
+
+T, B = 6, 4
+
+
+class ExcitatoryInhibitory(snn.TTModule):
+    """Two populations of other types, whose outputs are fed back together; drive is slow."""
+
+    drive: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.e, self.i = layer("LIF", 4), layer("SRLIF", 2)
+        self.memory("drive", 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.drive = 0.5 * self.drive + x
+        return torch.cat([self.e(self.drive[..., :4]), self.i(self.drive[..., 4:])], -1)
+
+
+def chain() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 5), layer("SLIF", 5), nn.Linear(5, 4), layer("BSRLIF", 4))
+
+
+def images() -> nn.Sequential:
+    conv = nn.Conv2d(2, 3, 3, stride=2, padding=1)
+    return nn.Sequential(conv, layer("LIF", 3, dim=-3), nn.BatchNorm2d(3))
+
+
+def nested() -> nn.Module:
+    inner = snn.Recurrent(layer("LIF", 5), nn.Linear(5, 5))
+    return nn.Sequential(nn.Linear(6, 5), inner, snn.DelayedLinear(5, 4, max_delay=2), inner_of(4))
+
+
+def inner_of(size: int) -> nn.Module:
+    return snn.Recurrent(layer("LIF", size), snn.DelayedLinear(size, size, max_delay=2))
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], Any, Any]] = {
+    "chain": (chain, lambda: nn.Linear(4, 6), None, (6,)),
+    "two types": (ExcitatoryInhibitory, lambda: nn.Linear(6, 6), 6, (6,)),
+    "delays": (ExcitatoryInhibitory, lambda: snn.DelayedLinear(6, 6, max_delay=3), 6, (6,)),
+    "images": (images, lambda: nn.ConvTranspose2d(3, 2, 2, stride=2), (3, 3, 3), (2, 6, 6)),
+    "nested": (nested, lambda: nn.Linear(4, 6), None, (6,)),
+}
+ROADS: dict[str, dict[str, Any]] = {
+    "by layer": {},
+    "by step": {"by": "step"},
+    "segments": {"segment": 4},
+    "segments by step": {"segment": 1, "by": "step"},
+    "recorded": {"record": ["*"]},
+    "checked": {"check": True},
+}
+RESET = torch.rand(T, B, generator=torch.Generator().manual_seed(1)) < 0.3
+
+
+def made(name: str) -> tuple[Any, Tensor]:
+    torch.manual_seed(0)
+    neuron, connection, shape, sizes = MODELS[name]
+    model = snn.Recurrent(neuron(), connection(), shape).double()
+    for part in model.modules():
+        if isinstance(part, nn.Linear):
+            part.weight.data.mul_(3)  # so that all populations fire
+    return model, 3 * sequence(T, B, *sizes)
+
+
+def by_hand(model: Any, x: Tensor, reset: Tensor | None) -> Tensor:
+    """Run the loop that a user would write, with the output in a variable."""
+    previous, outputs = None, []
+    for t, step in enumerate(x.unbind(0)):
+        if reset is not None:
+            tt.zero_states(model, where=reset[t])
+        if previous is None:
+            like = model._state_shape(step.shape)
+            previous = step.new_zeros(like)
+        elif reset is not None:
+            mask = reset[t].reshape(-1, *[1] * (previous.ndim - 1))
+            previous = torch.where(mask, 0.0, previous)
+        previous = model.neuron(step + model.connection(previous))
+        outputs.append(previous)
+    return torch.stack(outputs)
+
+
+def results(model: nn.Module, x: Tensor, run: Any) -> tuple[Any, ...]:
+    """Return outputs, gradients by name, and states, from rest; buffers are restored."""
+    buffers = copy.deepcopy(dict(model.named_buffers()))
+    tt.zero_states(model)
+    model.zero_grad()
+    x = x.clone().requires_grad_()
+    y = run(x)
+    (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape)).sum().backward()
+    grads = {"x": x, **dict(model.named_parameters())}
+    for name, buffer in model.named_buffers():
+        buffer.data.copy_(buffers[name])
+    found = {n: p.grad for n, p in grads.items() if p.grad is not None}
+    return y.detach(), found, tt.get_states(model)
+
+
+@pytest.mark.parametrize("reset", [None, RESET])
+@pytest.mark.parametrize("name", MODELS)
+def test_every_road_is_the_loop_with_a_variable(name: str, reset: Tensor | None) -> None:
+    model, x = made(name)
+    expected, grads, states = results(model, x, lambda x: by_hand(model, x, reset))
+    assert expected.count_nonzero() > 10
+    assert "connection.weight" in grads or "connection.linear.weight" in grads
+    for options in ROADS.values():
+
+        def run(x: Tensor, options: Any = options) -> Any:
+            y = tt.unroll(model, x, reset=reset, **options)
+            return y[0] if "record" in options else y
+
+        found, found_grads, found_states = results(model, x, run)
+        assert torch.equal(found, expected)
+        torch.testing.assert_close(found_grads, grads)
+        assert torch.equal(found_states.pop("prev_output"), expected[-1])
+        torch.testing.assert_close(found_states, states, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*LAYERS, *NEURONS])
+def test_every_neuron_in_a_population(name: str) -> None:
+    torch.manual_seed(0)
+    populations = nn.Sequential(nn.Linear(3, 4), layer(name, 4), nn.Linear(4, 5), layer(name, 5))
+    model = snn.Recurrent(populations, nn.Linear(5, 3)).double()
+    x = NEURONS.get(name, 1.0) * 3 * sequence(T, B, 3)
+    expected, grads, _ = results(model, x, lambda x: by_hand(model, x, RESET))
+    for options in ({}, {"by": "step"}, {"segment": 2}):
+
+        def run(x: Tensor, options: Any = options) -> Any:
+            return tt.unroll(model, x, reset=RESET, **options)
+
+        found, found_grads, _ = results(model, x, run)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(found_grads, grads)
+
+
+def test_it_runs_by_layer_among_other_layers() -> None:
+    model, x = made("two types")
+    net = nn.Sequential(nn.Linear(6, 6), model, nn.Linear(6, 3), layer("Readout", 3)).double()
+    expected = tt.unroll(net, x, by="step", from_rest=True)
+    torch.testing.assert_close(tt.unroll(net, x, check=True, from_rest=True), expected)
+    streamed = torch.stack([net(step) for step in x])
+    torch.testing.assert_close(streamed, expected)
+
+
+class Smooth(snn.Neuron):
+    """Neuron without spikes."""
+
+    states = ("mem",)
+
+    def __init__(self, num_neurons: int) -> None:
+        super().__init__(num_neurons)
+        self.decay("beta", 0.8)
+
+    @staticmethod
+    def step(x: Tensor, mem: Tensor, *, beta: Tensor) -> Any:
+        mem = torch.tanh(beta * mem + x)
+        return mem, mem
+
+
+@pytest.mark.parametrize("reset", [None, RESET[:4, :2]])
+def test_gradients_match_finite_differences(reset: Tensor | None) -> None:
+    neuron = nn.Sequential(nn.Linear(3, 2), Smooth(2), nn.Linear(2, 3), Smooth(3))
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = snn.Recurrent(neuron, nn.Linear(3, 3))
+
+        def forward(self, x: Tensor) -> Any:
+            return tt.unroll(self.model, x, reset=reset, from_rest=True)
+
+    whole = Whole().double()
+    names = [name for name, _ in whole.named_parameters()]
+
+    def run(x: Tensor, *values: Tensor) -> Any:
+        return torch.func.functional_call(whole, dict(zip(names, values, strict=True)), (x,))
+
+    given = (sequence(4, 2, 3).requires_grad_(), *whole.parameters())
+    assert torch.autograd.gradcheck(run, given)
+
+
+def test_copied_saved_and_listed(tmp_path: Path) -> None:
+    model, x = made("two types")
+    tt.unroll(model, x)
+    names = ["prev_output", "neuron.drive", "neuron.e.mem"]
+    assert list(tt.get_states(model))[:3] == names
+    assert repr(model).startswith("Recurrent(ExcitatoryInhibitory, connection=Linear, shape=6)(\n")
+    tt.save(model, tmp_path / "a.safetensors", states=True)
+    other, _ = made("two types")
+    tt.load(tmp_path / "a.safetensors", other, states=True)
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), other]
+    y = model(x[0])
+    for each in copies:
+        assert torch.equal(each(x[0]), y)
+
+
+@pytest.mark.parametrize("name", ["two types", pytest.param("images", marks=pytest.mark.slow)])
+def test_exported_it_is_the_same(name: str) -> None:
+    model, x = made(name)
+    model, x = model.float().eval(), x.float()
+    with torch.no_grad():
+        expected = tt.unroll(model, x)
+    ends = tt.get_states(model)
+    program = tt.export.step(model, x[0])
+    states, outputs = tt.export.initial_states(program, B), []
+    for step in x:
+        y, states = program.module()(step, states)
+        outputs.append(y)
+    torch.testing.assert_close(torch.stack(outputs), expected)
+    torch.testing.assert_close(states, ends)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"by": "step"}])
+def test_compiled_it_is_the_same(options: Any) -> None:
+    model, x = made("two types")
+
+    def run(x: Tensor) -> Any:
+        tt.zero_states(model)
+        return tt.unroll(model, x, reset=RESET, **options)
+
+    expected = results(model, x, run)
+    torch.testing.assert_close(results(model, x, torch.compile(run)), expected)
+
+
+def test_what_cannot_follow_it_refuses_by_name(tmp_path: Path) -> None:
+    model, x = made("chain")
+    net = nn.Sequential(model).float()
+    x = x.float()
+    with pytest.raises(ValueError, match=r"'0', Recurrent, feeds back the output of Sequential"):
+        tt.nir.save(net, tmp_path / "a.nir", x[0, :1])
+    with pytest.raises(ValueError, match=r"'0' \(Recurrent\) feeds back the output of several lay"):
+        tt.init.fluctuation_(net)
+    with pytest.raises(ValueError, match="the outputs of the step before are constants"):
+        tt.online(net)(x[0])
+    with pytest.raises(ValueError, match="no integer form"):
+        tt.quantize.prepare(nn.Sequential(nn.Linear(6, 6), *net), x)
+
+
+@pytest.mark.slow
+def test_calibration_holds_its_target_inside_a_loop() -> None:
+    torch.manual_seed(0)
+    inner = nn.Sequential(nn.Linear(20, 64), snn.LIF(64), nn.Linear(64, 64), snn.LIF(64))
+    net = nn.Sequential(snn.Recurrent(inner, nn.Linear(64, 20)))
+    found = tt.init.calibrate_(net, (torch.rand(100, 16, 20) < 0.3).float())
+    for each in found.values():
+        assert abs(each.deviation - 0.5) < 0.05
+
+
+def test_measurements_look_inside() -> None:
+    model, x = made("chain")
+    net = nn.Sequential(model, nn.Linear(4, 3), layer("Readout", 3)).float()
+    stats = str(tt.metrics.profile(net, x.float()))
+    assert "0.neuron.1" in stats
+    _, seen = tt.probe.record(net, x.float(), "mem")
+    assert list(seen) == ["0.neuron.1.mem", "0.neuron.3.mem", "2.mem"]
+
+
+def test_a_failed_step_changes_nothing() -> None:
+    model, x = made("two types")
+    model(x[0])
+    before = tt.get_states(model)
+    handle = model.neuron.register_forward_hook(lambda *_: torch.zeros(4, 5))
+    with pytest.raises(ValueError, match=r"an output of shape \[4, 6\].*got \[4, 5\]"):
+        model(x[1])
+    handle.remove()
+    torch.testing.assert_close(tt.get_states(model), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (
+            (nn.Linear(2, 2), nn.Linear(2, 2)),
+            TypeError,
+            "got Linear, or a module that holds neuron",
+        ),
+        ((nn.Sequential(snn.LIF(2), nn.ReLU()), nn.Linear(2, 2)), ValueError, "shape=16"),
+        (
+            (ExcitatoryInhibitory(), nn.Linear(6, 6)),
+            ValueError,
+            "ExcitatoryInhibitory is not known",
+        ),
+        ((snn.LIF(2), nn.Linear(2, 2), 2), ValueError, "leave shape=2 out"),
+        ((chain(), nn.Linear(4, 6), 0), ValueError, "the shape of the output must be at least 1"),
+        ((chain(), nn.Linear(4, 6), "4"), TypeError, "the shape of the output must be an integer"),
+    ],
+)
+def test_a_bad_argument_is_refused(arguments: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        snn.Recurrent(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "message"),
+    [
+        (
+            lambda: snn.Recurrent(chain(), nn.Linear(4, 5)),
+            (2, 6),
+            r"input's shape \[2, 6\], got \[2",
+        ),
+        (
+            lambda: snn.Recurrent(images()[:2], nn.Conv2d(3, 2, 1)),
+            (2, 2, 6, 6),
+            r"an output of shape \[2, 3, 6, 6\] from Sequential.*got \[2, 3, 3, 3\]",
+        ),
+        (lambda: snn.Recurrent(chain(), nn.Linear(4, 6)), (), "takes a batch"),
+        (
+            lambda: snn.Recurrent(images(), nn.Conv2d(3, 2, 1), (3, 3, 3)),
+            (2, 6),
+            "must match|shape",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(model: Any, shape: Any, message: str) -> None:
+    made: nn.Module = model()
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        made(torch.ones(shape))
+    assert tt.get_states(made) == {}
