@@ -47,6 +47,7 @@ from tracetorch.metrics.operations import (
     synaptic_operations,
 )
 from tracetorch.snn.neuron import has_step
+from tracetorch.snn.noise import Noise
 from tracetorch.unrolling.inputs import Inputs, parse_inputs
 
 _COUNTED = 100  # steps over which costs are measured: counting takes milliseconds a step
@@ -120,6 +121,7 @@ def c(
     if dtype not in get_args(Literal["float32", "int"]):
         raise ValueError(f"dtype must be 'float32' or 'int', got {dtype!r}.")
     _check_names(model)
+    _check_no_noise(model)
     inputs = parse_inputs(sample, None, 0, True)
     files, report = _files(model, inputs, dtype == "int")
     path = Path(folder)
@@ -146,6 +148,19 @@ def _check_names(model: nn.Module) -> None:
                     f"the name {name!r} in the model holds a word of Python, a quotation mark, a "
                     "backslash or a control character, which torch.export cannot write. Rename it."
                 )
+
+
+def _check_no_noise(model: nn.Module) -> None:
+    """Raise ``ValueError`` where a model draws random numbers."""
+    for path, module in named_modules(model):
+        if isinstance(module, Noise):
+            raise ValueError(
+                f"{path or 'the model'} ({type(module).__name__}) cannot be written in C: its "
+                "stream is a counter of 64 bits through integers that wrap (Threefry), and its "
+                "normal numbers take log and cos, which no two math.h round alike; the stream here "
+                "would not be that of PyTorch. Let forward take the random numbers as an input, "
+                "and draw them in C as you like."
+            )
 
 
 @one_trace_at_a_time
