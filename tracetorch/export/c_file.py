@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from tracetorch.core.checks import check_module
 from tracetorch.core.files import atomic_replace_all
@@ -38,6 +39,7 @@ from tracetorch.export.c_code.source import model_source, struct_bytes
 from tracetorch.export.c_code.stages import Array, Copy, Product, StepProgram, reads_of, writes_of
 from tracetorch.export.c_code.widths import Widths, found_widths
 from tracetorch.export.step import export_step
+from tracetorch.export.trace_errors import explain_trace_errors
 from tracetorch.integers.border import Quantize
 from tracetorch.integers.exact import interval_of
 from tracetorch.integers.intervals import Interval
@@ -172,9 +174,10 @@ def _files(model: nn.Module, inputs: Inputs, integer: bool) -> tuple[dict[str, s
         notes += more
     stream = replace(inputs, tensors=inputs.map(lambda x: x.detach()[:, :1].cpu()), batch=1)
     steps = list(stream.each_step())
-    exported, signature = export_step(model, steps[0], batch=1)
+    traced, signature = export_step(model, steps[0], batch=1, as_traced=True)
     states = signature.initial_states(1, torch.device("cpu"))
-    program = living(read_program(exported, steps[0], states))
+    exported, program = _read(model, traced, steps[0], states)
+    program = living(program)
     leaves: list[Tensor] = pytree.tree_leaves(inputs.tensors)
     named = dict(zip(program.inputs, leaves, strict=True))
     ranges = {name: _range_of(name, values) for name, values in named.items()} if integer else {}
@@ -232,6 +235,25 @@ def _files(model: nn.Module, inputs: Inputs, integer: bool) -> tuple[dict[str, s
         _ascii(str(report)),
     )
     return dict(zip(files, texts, strict=True)), report
+
+
+def _read(
+    model: nn.Module, traced: ExportedProgram, x: Any, states: Mapping[str, Tensor]
+) -> tuple[ExportedProgram, StepProgram]:
+    """Return one step as stages, and the program that they are read from.
+
+    Most models consist of operations that have C as they were traced. Only where one has not, or
+    writes in place, the program is decomposed, which takes as long as tracing does.
+    """
+    schemas = [getattr(node.target, "_schema", None) for node in traced.graph.nodes]
+    if not any(schema is not None and schema.is_mutable for schema in schemas):
+        try:
+            return traced, read_program(traced, x, states)
+        except ValueError:
+            pass  # the same error comes again, where its parts have no C either
+    with torch.no_grad(), explain_trace_errors(model, RuntimeError):
+        exported = traced.run_decompositions({})
+    return exported, read_program(exported, x, states)
 
 
 def _without_border(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, list[str]]:
