@@ -75,8 +75,8 @@ def test_neurons_are_the_eager_step(tmp_path: Path) -> None:
     model = Beside(
         [cases.layer(name, 5) for name in names], [cases.NEURONS.get(n, 1.0) for n in names]
     )
-    x = cases.sequence(100, 1, 5, dtype=torch.float32)
-    got, expected = CNetwork(model, x[:2], tmp_path)(x), stepped(model, x)
+    x = cases.sequence(50, 1, 5, dtype=torch.float32)
+    got, expected = CNetwork(model, x[:1], tmp_path)(x), stepped(model, x)
     for name, y, z in zip(names, got.split(5, 1), expected.split(5, 1), strict=True):
         if name in cases.INEXACT:
             torch.testing.assert_close(y, z, rtol=2 * torch.finfo(torch.float32).eps, atol=0)
@@ -608,7 +608,9 @@ def test_quantised_networks_are_what_training_ran_through(bits: int, tmp_path: P
     assert expected.abs().sum() > 0
 
 
-@pytest.mark.parametrize("name", ["delayed", "delayed along a line"])
+@pytest.mark.parametrize(
+    "name", ["delayed", pytest.param("delayed along a line", marks=pytest.mark.slow)]
+)
 def test_delays_in_whole_steps_are_what_training_ran_through(name: str, tmp_path: Path) -> None:
     model, x, _ = case(name)
     x = x[:, :1]
@@ -759,11 +761,12 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Written
     @cache
     def write(kind: str) -> Written:
         if kind == "integers":
-            model, x = integer_network(), spikes(40, 1, 1, 8, 8)
+            model, x = integer_network(), spikes(15, 1, 1, 8, 8)
         elif kind in (*cases.LAYERS, *cases.NEURONS):
-            model, x = cases.layer(kind, 5), random_input(kind, 50)
+            model, x = cases.layer(kind, 5), random_input(kind, 15)
         else:
             model, x = network(kind)
+            x = x[:15]
         folder, dtype = tmp_path_factory.mktemp("c"), "int" if kind == "integers" else "float32"
         report = tt.export.c(model, folder, x, dtype=dtype)  # type: ignore[arg-type]
         return Written(model, x, folder, report)

@@ -213,7 +213,7 @@ def _copy(reader: Reader, node: Node, made: Tensor) -> None:
         return
     given: Any = node.args[0]
     if reader.env[given].dtype != made.dtype:
-        reader.pointwise(node, operation_of(node), made)
+        reader.pointwise(node, "_to_copy", made)
         return
     source, target = reader.view(given), reader.new(node, made)
     reader.append(node, Copy(path_of(node), source, target))
@@ -290,6 +290,7 @@ RULES: dict[str, Rule] = {
     "contiguous": _copy,
     "reshape": _copy,
     "_to_copy": _copy,
+    "to": _copy,
     "gather": _moved,
     "index_select": _moved,
     "flip": _moved,

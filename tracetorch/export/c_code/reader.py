@@ -196,7 +196,9 @@ class Reader(Interpreter):
         """Append an operation to the open group, or to a new one."""
 
         def emit(operand: Callable[[Any], Value], builder: Builder) -> Value:
-            args, kwargs = pytree.tree_map_only(Node, operand, (node.args, node.kwargs))
+            # the dtype that "to" takes is that of the value
+            given = node.args[:1] if name == "_to_copy" else node.args
+            args, kwargs = pytree.tree_map_only(Node, operand, (given, node.kwargs))
             kwargs = {k: v for k, v in kwargs.items() if k not in _IGNORED and v is not None}
             return lower(builder, name, made.dtype is torch.bool, args, kwargs)
 
