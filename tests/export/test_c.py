@@ -248,11 +248,14 @@ PRODUCTS: list[Any] = [
     nn.Conv1d(2, 3, 3, bias=False),
     nn.Linear(9, 1),
     nn.Linear(1, 7, bias=False),
+    nn.Sequential(nn.Unflatten(1, (2, 3, 2)), nn.Linear(2, 3)),
 ]
 SHAPES: dict[Any, tuple[int, ...]] = {nn.Conv2d: (7, 6), nn.Conv1d: (9,), nn.Linear: ()}
 
 
 def shape_of(layer: Any) -> tuple[int, ...]:
+    if isinstance(layer, nn.Sequential):
+        return (12,)  # rows in two dimensions
     lead = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
     return (lead, *SHAPES[type(layer)])
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -59,10 +61,12 @@ def _rows(
     """Append a linear product for every row of the source."""
     source, target = reader.view(given), reader.new(node, made)
     rows = [i for i, size in enumerate(source.shape[:-1]) if size > 1]
-    if len(rows) > 1:
-        raise refused(node, "its rows have more than one dimension of more than one")
-    place = rows[0] if rows else 0
-    count = source.shape[place] if rows else 1
+    for outer, inner in pairwise(rows):
+        apart = [view.strides[inner] * view.shape[inner] for view in (source, target)]
+        if apart != [view.strides[outer] for view in (source, target)]:
+            raise refused(node, "its rows do not lie one behind the other in memory")
+    place = rows[-1] if rows else 0
+    count = math.prod(source.shape[:-1])
 
     def spread(view: View) -> View:
         stride = view.strides[place] if rows else 0
