@@ -156,7 +156,11 @@ CASES: dict[str, Callable[[], tuple[Any, ...]]] = {
 }
 
 # For tests whose cost is a compilation for each network: the fast ones take some.
-_SLOW = {"along a line", *(f"random {seed}" for seed in range(8, 24))}
+_SLOW = {
+    "along a line",
+    *(f"random {seed}" for seed in range(5, 24)),
+    *(f"{version} {seed}" for version in CHIPS for seed in (1, 2)),
+}
 FEW_CASES = [pytest.param(name, marks=[pytest.mark.slow] * (name in _SLOW)) for name in CASES]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from tracetorch.core.torch_private import pytree
-from tracetorch.export.c_code.reader import Reader, Rule, operation_of, path_of, refused
+from tracetorch.export.c_code.reader import Reader, Rule, path_of, refused
 from tracetorch.export.c_code.stages import Copy, Pool, Product, Sum, View
 from tracetorch.fuse.ir.graph import Builder, Value
 
