@@ -763,6 +763,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Written
 
     @cache
     def write(kind: str) -> Written:
+        model: nn.Module
         if kind == "integers":
             model, x = integer_network(), spikes(15, 1, 1, 8, 8)
         elif kind in (*cases.LAYERS, *cases.NEURONS):

@@ -131,6 +131,12 @@ def test_factors_that_pytorch_may_round_are_multiplied_in_float64(
     assert not integers.products.rounds_factors("cpu")
 
 
+def test_a_product_compiles_whole() -> None:
+    layer, x = filled(CASES["Linear"][0]), torch.ones(2, 5)
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(x), layer(x))
+
+
 def test_a_sum_beyond_the_exact_range_is_refused_by_name() -> None:
     layer = integers.Linear(64, 1, bias=False, shift=12)
     layer.weight.fill_(-128)

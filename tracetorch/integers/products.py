@@ -7,7 +7,8 @@ their width, and so is a file of them.
 Autocast does not reach them, nor pools of integers. Where products of float32 may be computed from
 rounded factors (TF32 keeps 11 bits, and PyTorch has it on for convolutions on CUDA; bfloat16 keeps
 8, by ``torch.set_float32_matmul_precision``) they are computed in float64, which is right and on
-most cards slow: switch it off for speed, ``torch.backends.cudnn.allow_tf32 = False``.
+most cards slow: switch it off for speed, ``torch.backends.cudnn.allow_tf32 = False``. What
+``torch.compile`` makes for CUDA always computes in float64.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ def exactly(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     if torch.is_autocast_enabled(device):
         with torch.autocast(device, enabled=False):
             return exactly(function, x)
-    if x.dtype is torch.float32 and rounds_factors(device):
+    compiled = device == "cuda" and torch.compiler.is_dynamo_compiling()
+    # compiled code may be run after a change of the switches
+    if x.dtype is torch.float32 and (compiled or rounds_factors(device)):
         # not by the switches, which are the whole process's: another thread may need them on
         return function(x.double()).to(x.dtype)
     return function(x)
@@ -54,6 +57,7 @@ def check_holds_integers(x: Tensor) -> None:
         raise TypeError(f"expected an input of float32 or float64, got {x.dtype}: x.float().")
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def rounds_factors(device: str) -> bool:
     """Whether PyTorch may round the factors of products of float32 on a kind of device."""
     of: Any = torch.backends
