@@ -149,6 +149,12 @@ def test_operations_of_a_delayed_product_are_counted() -> None:
     assert (found.effective, found.dense) == (5 * 2 * 3 * 3, 2 * 5 * 2 * 3 * 3)
 
 
+def test_integers_with_delays_are_not_initialised() -> None:
+    model = nn.Sequential(integers.DelayedLinear(4, 3, max_delay=2), snn.LIF(3))
+    with pytest.raises(ValueError, match="there is nothing to initialise"):
+        tt.init.fluctuation_(model)
+
+
 ERRORS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: ANY.DelayedLinear(2, 3, max_delay=2, delay=0.5), ValueError, "whole steps, got 0.5"),
     (lambda: ANY.DelayedLinear(2, 3, max_delay=2, delay=3.0), ValueError, "between 0 and max_"),
