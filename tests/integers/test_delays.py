@@ -43,7 +43,7 @@ def inputs(name: str, steps: int = 12) -> Tensor:
 
 
 def reference(layer: Any, x: Tensor) -> Any:
-    """One weight after the other, each with its own step of the past, in int64."""
+    """Return the sums in int64: a product for each lag, of the weights that it delays."""
     product, given = layer.product, x.long().numpy()
     weight, delay = product.weight.long().numpy(), layer.delay.long().numpy()
     found = []

@@ -362,7 +362,7 @@ class Residual(nn.Module):
 
 
 class Late(snn.DelayedLinear):
-    """One that may do anything."""
+    """A subclass, whose forward may be any."""
 
 
 def with_norm(layer: snn.DelayedLinear) -> nn.Module:

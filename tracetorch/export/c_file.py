@@ -242,8 +242,8 @@ def _read(
 ) -> tuple[ExportedProgram, StepProgram]:
     """Return one step as stages, and the program that they are read from.
 
-    Most models consist of operations that have C as they were traced. Only where one has not, or
-    writes in place, the program is decomposed, which takes as long as tracing does.
+    Most models consist of operations that have C without being decomposed. Only where one has
+    none, or writes in place, the program is decomposed, which takes as long as tracing does.
     """
     schemas = [getattr(node.target, "_schema", None) for node in traced.graph.nodes]
     if not any(schema is not None and schema.is_mutable for schema in schemas):
