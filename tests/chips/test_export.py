@@ -24,7 +24,15 @@ LAYERS: dict[str, snn.Neuron] = {
 }
 
 
-@pytest.mark.parametrize("name", LAYERS)
+SLOW = ("Xylo", "along a line", "delayed", "delayed along a line")
+ONNX = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in LAYERS]
+NETWORKS = [
+    pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW))
+    for name in ("convolutional", "Xylo 2 1", *SLOW[1:])
+]
+
+
+@pytest.mark.parametrize("name", ONNX)
 def test_onnx_runtime_computes_the_same_integers(name: str, tmp_path: Path) -> None:
     layer, path = LAYERS[name], tmp_path / "layer.onnx"
     generator = torch.Generator().manual_seed(0)
@@ -42,7 +50,7 @@ def test_onnx_runtime_computes_the_same_integers(name: str, tmp_path: Path) -> N
     assert all(torch.equal(found[state], value) for state, value in states.items())
 
 
-@pytest.mark.parametrize("name", ["convolutional", "along a line", "Xylo 2 1"])
+@pytest.mark.parametrize("name", NETWORKS)
 def test_onnx_runtime_computes_a_quantised_network(name: str, tmp_path: Path) -> None:
     network, x, arguments = case(name)
     model, _ = tt.quantize.convert(tt.quantize.prepare(network.eval(), x, **arguments))

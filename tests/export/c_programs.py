@@ -49,7 +49,16 @@ def checked(command: list[str], folder: Path) -> str:
 
 
 class CNetwork:
-    """A network as a shared library: one input and one output, one stream."""
+    """A network as a shared library: one input and one output, one stream.
+
+    Args:
+        model: it.
+        sample: a recorded input.
+        folder: where its files go.
+        compiler, flags: with which it is compiled.
+        report: of the files, where they are there already.
+        arguments: of ``tt.export.c``.
+    """
 
     def __init__(
         self,
@@ -59,9 +68,10 @@ class CNetwork:
         *,
         compiler: str = "cc",
         flags: tuple[str, ...] = ("-O0",),
+        report: CReport | None = None,
         **arguments: Any,
     ) -> None:
-        self.report: CReport = tt.export.c(model, folder, sample, **arguments)
+        self.report = report or tt.export.c(model, folder, sample, **arguments)
         types = self.report.types
         (folder / "run.c").write_text(_RUN.format(x=types["x"], y=types["y"]))
         command = [compiler, *STRICT, *flags, "-shared", "-fPIC", "run.c", "model.c", "-lm"]

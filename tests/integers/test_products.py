@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tracetorch import integers
+from tracetorch.chips import loihi
 
 CASES: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
     "Linear": (lambda: integers.Linear(5, 3, shift=4), (2, 5)),
@@ -20,6 +21,8 @@ CASES: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
     "Conv1d": (lambda: integers.Conv1d(4, 6, 3, 2, 1, 2, 2, shift=1, weight_bits=6), (2, 4, 9)),
     "Conv2d": (lambda: integers.Conv2d(2, 3, (3, 2), (2, 1), (1, 0), shift=7), (2, 2, 7, 5)),
 }
+_OF = nn.functional
+PRODUCTS = (_OF.linear, _OF.conv1d, _OF.conv2d, torch.Tensor.matmul, torch.Tensor.__matmul__)
 ANY: Any = integers  # for arguments that no type checker lets pass
 
 
@@ -80,6 +83,58 @@ def test_products_and_pools_run_over_time() -> None:
     assert torch.equal(y, torch.stack([model(step) for step in x]))
     assert {0.0, 1.0} == set(y.unique().tolist())
     assert integers.check_exact(model, x)["3"]["mem"].bits <= 20
+
+
+@pytest.fixture
+def reduced_precision() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("name", [*CASES, "DelayedLinear", "Dense", "SumPool1d"])
+def test_factors_that_pytorch_may_round_are_multiplied_in_float64(
+    name: str, reduced_precision: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TF32 keeps 11 bits of a factor, bfloat16 8: here the dtype of each product is watched."""
+    others: dict[str, tuple[Any, tuple[int, ...]]] = {
+        "DelayedLinear": (integers.DelayedLinear(5, 3, max_delay=2), (5,)),
+        "Dense": (loihi.Dense(5, 3), (5,)),
+        "SumPool1d": (integers.SumPool1d(2), (2, 4)),
+    }
+    layer, shape = others[name] if name in others else (filled(CASES[name][0]), CASES[name][1][1:])
+    x = torch.randint(2**11, 2**12, (2, *shape)).float()
+    wanted, seen = layer(x), []
+    tt.zero_states(layer)
+
+    class Watched(torch.overrides.TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if func in PRODUCTS:
+                seen.append(args[0].dtype)
+            return func(*args, **(kwargs or {}))
+
+    for precision, expected in (("highest", torch.float32), ("medium", torch.float64)):
+        torch.set_float32_matmul_precision(precision)
+        with Watched():
+            y = layer(x)
+        tt.zero_states(layer)
+        assert set(seen) == {expected}
+        assert y.dtype is torch.float32
+        assert torch.equal(y, wanted)
+        seen.clear()
+    assert integers.products.rounds_factors("cuda")  # convolutions, unless it is switched off
+    torch.set_float32_matmul_precision("highest")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    assert not integers.products.rounds_factors("cuda")
+    assert not integers.products.rounds_factors("cpu")
+
+
+def test_a_product_compiles_whole() -> None:
+    layer, x = filled(CASES["Linear"][0]), torch.ones(2, 5)
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(x), layer(x))
 
 
 def test_a_sum_beyond_the_exact_range_is_refused_by_name() -> None:

@@ -22,15 +22,15 @@ def spikes(*shape: int, seed: int = 0, share: float = 0.4) -> Tensor:
     return (torch.rand(shape, generator=generator) < share).float()
 
 
-def widened(model: nn.Module, factor: float = 3.0) -> nn.Module:
+def widened(model: nn.Module, factor: float = 3.0, *, whole: bool = True) -> nn.Module:
     """Make weights so large that neurons fire, and no two parameters of neurons alike."""
     cases.vary(model)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and not name.endswith("delay"):
                 parameter.mul_(factor)
     for module in model.modules():
-        if isinstance(module, snn.Delay):
+        if whole and isinstance(module, snn.Delay):
             module.round_()
     return model
 
@@ -93,6 +93,32 @@ def along_a_line() -> tuple[nn.Module, Tensor]:
     return widened(model), spikes(9, 2, 2, 12)
 
 
+def delayed() -> tuple[nn.Module, Tensor]:
+    """Delays of synapses and axons, between two steps, also of what feeds neurons back."""
+    torch.manual_seed(2)
+    norm = nn.BatchNorm1d(6)
+    norm.running_mean, norm.running_var = torch.randn(6) / 9, torch.rand(6) + 0.5
+    model = nn.Sequential(
+        *(snn.DelayedLinear(5, 6, max_delay=4), norm),
+        snn.Recurrent(snn.LIF(6), snn.DelayedLinear(6, 6, max_delay=3, learnable=False)),
+        *(snn.Delay(6, max_delay=2), nn.Linear(6, 3), snn.Readout(3)),
+    )
+    # a network of random delays, which rounding changes
+    return widened(model, 2.0, whole=False), spikes(14, 3, 5)
+
+
+def delayed_along_a_line() -> tuple[nn.Module, Tensor]:
+    """Delays of convolutions, in groups, with a stride."""
+    torch.manual_seed(3)
+    model = nn.Sequential(
+        snn.DelayedConv1d(4, 4, 3, 2, 1, groups=2, max_delay=3),
+        snn.Recurrent(snn.SLIF(4, dim=-2), snn.DelayedConv1d(4, 4, 3, padding=1, max_delay=2)),
+        *(nn.MaxPool1d(2), snn.Delay(4, dim=-2, max_delay=2, delay=1.0, learnable=False)),
+        *(nn.Flatten(), nn.Linear(12, 2), snn.LIF(2)),
+    )
+    return widened(model, 2.0, whole=False), spikes(9, 2, 4, 11)
+
+
 def on_chip(version: str, seed: int) -> tuple[nn.Module, Tensor, dict[str, Any]]:
     """Return a network for a chip."""
     torch.manual_seed(seed)
@@ -120,6 +146,8 @@ CASES: dict[str, Callable[[], tuple[Any, ...]]] = {
     **{f"random {seed}": (lambda seed=seed: random_network(seed)) for seed in range(24)},  # type: ignore[misc]
     "convolutional": convolutional,
     "along a line": along_a_line,
+    "delayed": delayed,
+    "delayed along a line": delayed_along_a_line,
     **{
         f"{version} {seed}": (lambda version=version, seed=seed: on_chip(version, seed))  # type: ignore[misc]
         for version in CHIPS
@@ -128,7 +156,11 @@ CASES: dict[str, Callable[[], tuple[Any, ...]]] = {
 }
 
 # For tests whose cost is a compilation for each network: the fast ones take some.
-_SLOW = {"along a line", *(f"random {seed}" for seed in range(8, 24))}
+_SLOW = {
+    "along a line",
+    *(f"random {seed}" for seed in range(5, 24)),
+    *(f"{version} {seed}" for version in CHIPS for seed in (1, 2)),
+}
 FEW_CASES = [pytest.param(name, marks=[pytest.mark.slow] * (name in _SLOW)) for name in CASES]
 
 

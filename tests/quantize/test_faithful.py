@@ -304,6 +304,51 @@ def test_parameters_of_two_modules_are_refused() -> None:
         quantize.prepare(nn.Sequential(a, b, c, d), spikes(9, 2, 4))
 
 
+def flat(a: nn.Linear, c: nn.Linear) -> None:
+    """Weights that are parts of one memory, and have nothing in common."""
+    memory = torch.randn(2, 4, 4)
+    a.weight, c.weight = nn.Parameter(memory[0]), nn.Parameter(memory[1])
+
+
+def columns(a: nn.Linear, c: nn.Linear) -> None:
+    memory = torch.randn(4, 8)
+    a.weight, c.weight = nn.Parameter(memory[:, ::2]), nn.Parameter(memory[:, 1::2])
+
+
+def tied(a: nn.Linear, c: nn.Linear) -> None:
+    c.weight = nn.Parameter(a.weight.data)
+
+
+def transposed(a: nn.Linear, c: nn.Linear) -> None:
+    c.weight = nn.Parameter(a.weight.data.t())
+
+
+def one_row(a: nn.Linear, c: nn.Linear) -> None:
+    c.bias = nn.Parameter(a.weight.data[2])
+
+
+@pytest.mark.parametrize("share", [tied, transposed, one_row, flat, columns])
+def test_parameters_that_share_memory_are_refused(share: Any) -> None:
+    a, b, c, d = widths(4, 4, 4)
+    share(a, c)
+    model, x = nn.Sequential(a, b, c, d), spikes(9, 2, 4)
+    if share in (flat, columns):
+        quantize.prepare(model, x)
+        return
+    there = r"2.bias" if share is one_row else r"2.weight"
+    with pytest.raises(ValueError, match=f"{there} is 0.weight too, and tied parameters"):
+        quantize.prepare(model, x)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_short_sample_is_compared_when_its_spikes_arrive(steps: int) -> None:
+    model = widened(nn.Sequential(*widths(4, 6, 5, 3)), 4.0)
+    x = 9 * spikes(steps, 4, 4, share=0.9)
+    _, report = quantize.convert(quantize.prepare(model, x, chip=chips.xylo.XYLO_2))
+    errors = [layer.output_error for layer in report.layers]
+    assert all(0 <= error < 1 for error in errors)
+
+
 @pytest.mark.parametrize("convolution", [False, True])
 def test_autocast_does_not_reach_the_integers(convolution: bool) -> None:
     torch.manual_seed(0)

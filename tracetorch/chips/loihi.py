@@ -17,6 +17,7 @@ from tracetorch.chips.chip import Chip
 from tracetorch.core.checks import check_count, check_integer
 from tracetorch.integers.fixed_point import multiply
 from tracetorch.integers.leaky_integrator import integer_weight, resolve_surrogate, scaled
+from tracetorch.integers.products import exactly
 from tracetorch.integers.rounding import floor, round  # noqa: A004
 from tracetorch.integers.straight_through import straight_through
 from tracetorch.snn.neuron import Neuron
@@ -206,7 +207,11 @@ class Dense(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the sum of the weights of spikes."""
-        return floor(F.linear(x, self.integers().to(x.dtype)) * 2.0**self.exponent)
+
+        def product(x: Tensor) -> Tensor:
+            return floor(F.linear(x, self.integers().to(x.dtype)) * 2.0**self.exponent)
+
+        return exactly(product, x)
 
     def extra_repr(self) -> str:
         """Return the arguments, for ``repr``."""

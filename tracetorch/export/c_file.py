@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from tracetorch.core.checks import check_module
 from tracetorch.core.files import atomic_replace_all
@@ -34,9 +35,10 @@ from tracetorch.export.c_code.printer import c_words
 from tracetorch.export.c_code.read_program import read_program
 from tracetorch.export.c_code.report import CReport
 from tracetorch.export.c_code.source import model_source, names_of, struct_bytes
-from tracetorch.export.c_code.stages import Product
+from tracetorch.export.c_code.stages import Product, StepProgram
 from tracetorch.export.c_code.widths import found_widths
 from tracetorch.export.step import export_step
+from tracetorch.export.trace_errors import explain_trace_errors
 from tracetorch.integers.border import Quantize
 from tracetorch.integers.exact import interval_of
 from tracetorch.integers.intervals import Interval
@@ -46,6 +48,7 @@ from tracetorch.metrics.operations import (
     synaptic_operations,
 )
 from tracetorch.snn.neuron import has_step
+from tracetorch.snn.noise import Noise
 from tracetorch.unrolling.inputs import Inputs, parse_inputs
 
 _COUNTED = 100  # steps over which costs are measured: counting takes milliseconds a step
@@ -119,6 +122,7 @@ def c(
     if dtype not in get_args(Literal["float32", "int"]):
         raise ValueError(f"dtype must be 'float32' or 'int', got {dtype!r}.")
     check_names(model)
+    check_no_noise(model)
     inputs = parse_inputs(sample, None, 0, True)
     files, report = _files(model, inputs, dtype == "int")
     path = Path(folder)
@@ -147,6 +151,19 @@ def check_names(model: nn.Module) -> None:
                 )
 
 
+def check_no_noise(model: nn.Module) -> None:
+    """Raise ``ValueError`` where a model draws random numbers."""
+    for path, module in named_modules(model):
+        if isinstance(module, Noise):
+            raise ValueError(
+                f"{path or 'the model'} ({type(module).__name__}) cannot be written in C: its "
+                "stream is a counter of 64 bits through integers that wrap (Threefry), and its "
+                "normal numbers take log and cos, which no two math.h round alike; the stream here "
+                "would not be that of PyTorch. Let forward take the random numbers as an input, "
+                "and draw them in C as you like."
+            )
+
+
 @one_trace_at_a_time
 def _files(model: nn.Module, inputs: Inputs, integer: bool) -> tuple[dict[str, str], CReport]:
     """Return the text of every file, and the report."""
@@ -156,9 +173,10 @@ def _files(model: nn.Module, inputs: Inputs, integer: bool) -> tuple[dict[str, s
         notes += more
     stream = replace(inputs, tensors=inputs.map(lambda x: x.detach()[:, :1].cpu()), batch=1)
     steps = list(stream.each_step())
-    exported, signature = export_step(model, steps[0], batch=1)
+    traced, signature = export_step(model, steps[0], batch=1, as_traced=True)
     states = signature.initial_states(1, torch.device("cpu"))
-    program = living(read_program(exported, steps[0], states))
+    exported, program = _read(model, traced, steps[0], states)
+    program = living(program)
     leaves: list[Tensor] = pytree.tree_leaves(inputs.tensors)
     named = dict(zip(program.inputs, leaves, strict=True))
     ranges = {name: _range_of(name, values) for name, values in named.items()} if integer else {}
@@ -216,6 +234,25 @@ def _files(model: nn.Module, inputs: Inputs, integer: bool) -> tuple[dict[str, s
         _ascii(str(report)),
     )
     return dict(zip(files, texts, strict=True)), report
+
+
+def _read(
+    model: nn.Module, traced: ExportedProgram, x: Any, states: Mapping[str, Tensor]
+) -> tuple[ExportedProgram, StepProgram]:
+    """Return one step as stages, and the program that they are read from.
+
+    Most models consist of operations that have C without being decomposed. Only where one has
+    none, or writes in place, the program is decomposed, which takes as long as tracing does.
+    """
+    schemas = [getattr(node.target, "_schema", None) for node in traced.graph.nodes]
+    if not any(schema is not None and schema.is_mutable for schema in schemas):
+        try:
+            return traced, read_program(traced, x, states)
+        except ValueError:
+            pass  # the same error comes again, where its parts have no C either
+    with torch.no_grad(), explain_trace_errors(model, RuntimeError):
+        exported = traced.run_decompositions({})
+    return exported, read_program(exported, x, states)
 
 
 def _without_border(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, list[str]]:

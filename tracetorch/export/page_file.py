@@ -21,7 +21,7 @@ from tracetorch.export.c_code.javascript import encoded, javascript_step, javasc
 from tracetorch.export.c_code.plan import living, planned
 from tracetorch.export.c_code.read_program import named_leaves, read_program
 from tracetorch.export.c_code.source import names_of
-from tracetorch.export.c_file import check_names, holds_spikes
+from tracetorch.export.c_file import check_names, check_no_noise, holds_spikes
 from tracetorch.export.pen import measured_pen
 from tracetorch.export.step import export_step
 from tracetorch.plot.html_page import check_title, html_page, json_element
@@ -99,6 +99,7 @@ def page(
     pen = measured_pen(images.reshape(-1, height, width))
     check_names(model)
     try:
+        check_no_noise(model)
         network, source, outputs = _network(model, images)
     except ValueError as error:
         raise ValueError(f"{type(model).__name__} has no page: {error}") from error

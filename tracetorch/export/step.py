@@ -77,6 +77,7 @@ def export_step(
     *,
     batch: int | None = None,
     record: Mapping[str, nn.Module] | None = None,
+    as_traced: bool = False,
 ) -> tuple[ExportedProgram, StepSignature]:
     """Export one step as :func:`step` does; return the program and its signature.
 
@@ -87,12 +88,16 @@ def export_step(
         record: modules whose outputs the program returns too, by name: ``y, {name: output}`` takes
             the place of ``y``, without modules that are not called, and with the last of several
             calls.
+        as_traced: whether composite operations and writes in place are left as they are, in half
+            of the time.
     """
     check_module(model)
     check_unsharded(model, "tt.export")
     with torch.inference_mode(False), restored(model, tensors=False):
         replace_tensors(model, lru_cache(maxsize=None)(_traceable))
-        return _export_step(model, parse_inputs(sample, 1, 0, True).tensors, batch, record)
+        return _export_step(
+            model, parse_inputs(sample, 1, 0, True).tensors, batch, record, as_traced
+        )
 
 
 def _traceable(tensor: Tensor) -> Tensor:
@@ -109,13 +114,18 @@ def _traceable(tensor: Tensor) -> Tensor:
 
 
 def _export_step(
-    model: nn.Module, tensors: Any, batch: int | None, record: Mapping[str, nn.Module] | None
+    model: nn.Module,
+    tensors: Any,
+    batch: int | None,
+    record: Mapping[str, nn.Module] | None,
+    as_traced: bool,
 ) -> tuple[ExportedProgram, StepSignature]:
     signature = step_signature(model, tensors)
     _check_step_from_rest(model, tensors, signature)
     with restored(model, tensors=False):
         step = ExplicitStep(model, signature, record)
-        program = exported(step, model, tensors, signature, fixed_batch=batch)
+        settings: dict[str, Any] = {"fixed_batch": batch, "as_traced": as_traced}
+        program = exported(step, model, tensors, signature, **settings)
     return program, signature
 
 
@@ -127,6 +137,7 @@ def exported(
     steps: int | None = None,
     *,
     fixed_batch: int | None = None,
+    as_traced: bool = False,
 ) -> ExportedProgram:
     """Export a function of inputs and states, the batch free unless it is given.
 
@@ -137,6 +148,7 @@ def exported(
         signature: the states.
         steps: of the example, where the function takes sequences; their number is free too.
         fixed_batch: the batch of the program.
+        as_traced: whether composite operations are left as they are.
     """
     batch = Dim("batch")
     lead = {0: batch} if steps is None else {0: Dim("time"), 1: batch}
@@ -152,10 +164,8 @@ def exported(
         )
     )
     with torch.no_grad(), explain_trace_errors(model, RuntimeError):
-        program: ExportedProgram = torch.export.export(
-            function, example, dynamic_shapes=dynamic
-        ).run_decompositions({})
-    return program
+        program = torch.export.export(function, example, dynamic_shapes=dynamic)
+        return program if as_traced else program.run_decompositions({})
 
 
 def _check_step_from_rest(model: nn.Module, tensors: Any, signature: StepSignature) -> None:

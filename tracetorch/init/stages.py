@@ -119,8 +119,15 @@ def sources(model: nn.Module) -> dict[str, nn.Module]:
     return {
         path: module
         for path, module in modules.items()
-        if id(module) not in inside and (isinstance(module, _HOLDERS) or is_affine(module))
+        if id(module) not in inside and _drives(module)
     }
+
+
+def _drives(module: nn.Module) -> bool:
+    """Whether a module is an affine layer that learns, or holds one."""
+    if isinstance(module, SynapticDelays):
+        return is_affine(module.product)  # not one of integers
+    return isinstance(module, _HOLDERS) or is_affine(module)
 
 
 def unwrapped(path: str, module: nn.Module) -> tuple[str, nn.Module]:

@@ -16,6 +16,7 @@ Gradients. What rounds passes the gradient; what saturates passes it within its 
 """
 
 from tracetorch.integers.border import Quantize, SumPool1d, SumPool2d
+from tracetorch.integers.delays import DelayedConv1d, DelayedLinear
 from tracetorch.integers.exact import check_exact, prove
 from tracetorch.integers.fixed_point import Rounding, multiply, shift_right
 from tracetorch.integers.intervals import Bounds, Interval
@@ -30,6 +31,8 @@ __all__ = [
     "Bounds",
     "Conv1d",
     "Conv2d",
+    "DelayedConv1d",
+    "DelayedLinear",
     "Interval",
     "LeakyIntegrator",
     "Linear",

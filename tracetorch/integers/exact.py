@@ -19,14 +19,16 @@ from tracetorch.core.walk import named_modules
 from tracetorch.fuse.dispatch.plans import program_of
 from tracetorch.fuse.ir.graph import Unfusable
 from tracetorch.fuse.ir.trace import input_names
+from tracetorch.integers.delays import IntegerDelays
 from tracetorch.integers.intervals import Bounds, Interval, hull, invariant, tracked
 from tracetorch.integers.products import Product
+from tracetorch.snn.delay import SynapticDelays
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.stateful_layer import ARITHMETIC_DTYPE
 
 _MOST = {torch.float32: 2.0**24, torch.float64: 2.0**53}
-_LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, Product)
+_LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, Product, SynapticDelays)
 
 
 def prove(
@@ -201,14 +203,27 @@ def _record_largest(
 
 def _check_sums(path: str, module: nn.Module, x: Tensor) -> None:
     """Raise where a sum of products may leave the exact range, in whatever order it is made."""
+    held: list[Tensor | None]
     if isinstance(module, Product):
         bound, held = module.largest(x.double()), [module.weight, module.bias]
+    elif isinstance(module, SynapticDelays):
+        bound, held = _largest_delayed(module, x.double())
     else:
         parameters = dict(module.named_parameters())
         weights = {name: value.abs().double() for name, value in parameters.items()}
-        bound, held = functional_call(module, weights, (x.double(),)), list(parameters.values())
+        bound, held = functional_call(module, weights, (x.double(),)), [*parameters.values()]
     for each in (x, *(value.to(x.dtype) for value in held if value is not None)):
         _check_range(path, module, each, float(bound.max()) if bound.numel() else 0.0)
+
+
+def _largest_delayed(module: SynapticDelays, x: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+    """Return how large sums over the past can become, and the numbers that the layer holds."""
+    kernel, bias = module.kernel_of(torch.float64), module.product.bias
+    if isinstance(module, IntegerDelays):
+        return module.largest(x), [kernel, bias]
+    window = x.unsqueeze(-1).expand(*x.shape, module.max_delay + 1)
+    sums = module.convolve(window, kernel.abs(), None if bias is None else bias.abs().double())
+    return sums.squeeze(-1), [kernel, bias]
 
 
 def _check_range(path: str, module: nn.Module, output: Tensor, largest: float) -> None:

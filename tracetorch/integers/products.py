@@ -4,15 +4,17 @@ Weights of few bits make currents of a coarse step, and states that decay need a
 sum of products is shifted before a bias of full width is added. Weights are kept in integers of
 their width, and so is a file of them.
 
-Autocast does not reach them, nor pools of integers. TF32 does, on CUDA: it keeps 11 bits of a
-factor, and PyTorch has it on for convolutions. For weights or inputs of more bits, switch it off,
-``torch.backends.cudnn.allow_tf32 = False``.
+Autocast does not reach them, nor pools of integers. Where products of float32 may be computed from
+rounded factors (TF32 keeps 11 bits, and PyTorch has it on for convolutions on CUDA; bfloat16 keeps
+8, by ``torch.set_float32_matmul_precision``) they are computed in float64, which is right and on
+most cards slow: switch it off for speed, ``torch.backends.cudnn.allow_tf32 = False``. What
+``torch.compile`` makes for CUDA always computes in float64.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
@@ -25,17 +27,44 @@ _MOST_SHIFT = 16
 
 
 def exactly(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Call a function of integers outside of autocast, which keeps 8 bits of a factor.
+    """Call a function of integers outside of autocast and TF32, which round its factors.
+
+    Args:
+        function: it computes in the dtype of what it is given.
+        x: its input.
 
     Raises:
         TypeError: ``x`` is of half precision itself.
     """
+    check_holds_integers(x)
+    device = x.device.type
+    if device == "meta":
+        return function(x)
+    if torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            return exactly(function, x)
+    compiled = device == "cuda" and torch.compiler.is_dynamo_compiling()
+    # compiled code may be run after a change of the switches
+    if x.dtype is torch.float32 and (compiled or rounds_factors(device)):
+        # not by the switches, which are the whole process's: another thread may need them on
+        return function(x.double()).to(x.dtype)
+    return function(x)
+
+
+def check_holds_integers(x: Tensor) -> None:
+    """Raise ``TypeError`` where a tensor is of half precision, which holds few integers."""
     if x.dtype in (torch.float16, torch.bfloat16):
         raise TypeError(f"expected an input of float32 or float64, got {x.dtype}: x.float().")
-    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
-        with torch.autocast(x.device.type, enabled=False):
-            return function(x)
-    return function(x)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def rounds_factors(device: str) -> bool:
+    """Whether PyTorch may round the factors of products of float32 on a kind of device."""
+    of: Any = torch.backends
+    scopes = (
+        (of.cuda.matmul, of.cudnn.conv) if device == "cuda" else (of.mkldnn.matmul, of.mkldnn.conv)
+    )
+    return any(scope.fp32_precision not in ("none", "ieee") for scope in scopes)
 
 
 class Product(nn.Module):

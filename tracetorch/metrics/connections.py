@@ -9,6 +9,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
+from tracetorch.integers.products import Product as IntegerProduct
 from tracetorch.metrics.size import WEIGHTED
 from tracetorch.snn.delay import SynapticDelays
 
@@ -55,12 +56,12 @@ def _products(layer: nn.Module, x: Tensor) -> tuple[Tensor, float]:
         layer = layer.product
     else:
         weight = (cast("Convolution", layer).weight != 0).to(torch.float64)
-    if isinstance(layer, nn.Linear):
+    if weight.ndim == 2:
         # Each nonzero input is multiplied by every nonzero weight of its column.
         nonzero = (x != 0).reshape(len(x), -1, x.shape[-1]).sum(1, dtype=torch.float64)
-        return nonzero @ weight.sum(0), float(x.numel()) * layer.out_features * taps
+        return nonzero @ weight.sum(0), float(x.numel()) * len(weight) * taps
     conv = cast("Convolution", layer)
-    if x.ndim == conv.weight.ndim:  # without a batch
+    if x.ndim == weight.ndim:  # without a batch
         x = x.unsqueeze(1)
     # Convolving zeros and ones counts the products. A convolution is linear: the count over the
     # batch is the convolution of the inputs' sum.
@@ -70,8 +71,10 @@ def _products(layer: nn.Module, x: Tensor) -> tuple[Tensor, float]:
     return effective, float(dense) * x.shape[0] * x.shape[1] * taps
 
 
-def _convolve(layer: Convolution, x: Tensor, weight: Tensor) -> Tensor:
+def _convolve(layer: Convolution | IntegerProduct, x: Tensor, weight: Tensor) -> Tensor:
     """Convolve as ``layer`` does, with another weight and without a bias."""
+    if isinstance(layer, IntegerProduct):
+        return layer.product(x, weight)
     convolve: Any = _CONVOLUTIONS[weight.ndim]._conv_forward
     convolved: Tensor = convolve(layer, x, weight, None)
     return convolved

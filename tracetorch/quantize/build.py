@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tracetorch import integers
 from tracetorch.chips import xylo
+from tracetorch.integers.delays import IntegerDelays
 from tracetorch.integers.products import Product
 from tracetorch.quantize.chain import Chain
 from tracetorch.quantize.learned import LearnedIntegers, original, parametrize_by
@@ -19,12 +20,21 @@ from tracetorch.quantize.prepared import Plan, Prepared, Recipe
 from tracetorch.quantize.scales import Feed, unit_and_shifts
 from tracetorch.quantize.stages import FloatProduct, Stage, channels_first, integer_form
 from tracetorch.quantize.target import IntegerNeuron, Target
+from tracetorch.snn.delay import Delay, SynapticDelays
+from tracetorch.snn.delay.base import DelayingLayer
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import unbounded
 from tracetorch.snn.recurrent import Recurrent
 
 _BIAS = 2.0**23
 _BORDER = "input"  # the name of what makes integers of inputs
+
+
+def product_of(module: nn.Module, path: str = "") -> tuple[Product, str]:
+    """Return the product of integers that a module is, or delays the inputs of, and its path."""
+    if not isinstance(module, IntegerDelays):
+        return module, path  # type: ignore[return-value]
+    return module.product, f"{path}.{next(iter(module._modules))}"  # type: ignore[return-value]
 
 
 def names_of(stages: list[Stage], tail: Chain) -> dict[str, str]:
@@ -76,25 +86,63 @@ class _Builder:
         divisor, growth = 1.0, 1
         for path, module in chain:
             made, divided, grown = integer_form(module)
-            self.add(path, made, copy.deepcopy)
-            divisor, growth = divisor * divided, growth * grown
+            if not isinstance(made, Delay):
+                self.add(path, made, copy.deepcopy)
+                divisor, growth = divisor * divided, growth * grown
+                continue
+            name = self.add(path, made, _integer_delay)
+            self.delays(name, made, module.raw_delay)  # type: ignore[arg-type]
         return divisor, growth
 
+    def delays(self, name: str, made: DelayingLayer, raw: Tensor) -> None:
+        """Let delays of whole steps follow from floats, if these learn.
+
+        Args:
+            name: of the layer in the prepared model.
+            made: the layer, its delays rounded.
+            raw: those of the float layer.
+        """
+        if isinstance(raw, nn.Parameter):
+            form = LearnedIntegers(unbounded, 1.0, 0, made.max_delay)
+            parametrize_by(made, "raw_delay", raw, form)
+            self.learns(f"{name}.raw_delay", f"{name}.raw_delay")
+
     def product(
-        self, float_product: FloatProduct, weight_factor: Tensor, unit: Tensor, shift: int
-    ) -> tuple[Product, Recipe]:
-        """Return a product whose integers learn, and the recipe of its integer form."""
+        self,
+        name: str,
+        feed: Feed,
+        delays: SynapticDelays | None,
+        weight_factor: Tensor,
+        unit: Tensor,
+        shift: int,
+    ) -> tuple[nn.Module, Recipe]:
+        """Return a product whose integers learn, and the recipe of its integer form.
+
+        Args:
+            name: of the product in the prepared model.
+            feed: the float product.
+            delays: the layer that delays its inputs, if one does.
+            weight_factor: integers in a weight of 1.
+            unit: what one integer of the bias stands for.
+            shift: of the product.
+        """
         target = self.plan.target
-        bits, bias = target.weight_bits, float_product.bias
-        kind = _kind_of(float_product)
-        make = partial(kind, bias=bias is not None and target.bias_in_product, shift=shift)
-        make = partial(make, weight_bits=bits)
-        made: Product = make()
+        bits, weight, bias = target.weight_bits, feed.product.weight, feed.product.bias
+        settings = {"bias": bias is not None and target.bias_in_product, "shift": shift}
+        make = partial(_kind_of(feed.product, delays), **settings, weight_bits=bits)
+        made: nn.Module = make()
+        if delays is not None and isinstance(made, DelayingLayer):
+            made.raw_delay.copy_(delays.delay.detach().round())
+            self.delays(name, made, delays.raw_delay)
+        inner, path = product_of(made, name)
         low, high = integers.limits(bits)
-        form = LearnedIntegers(unbounded, channels_first(weight_factor, made.weight), low, high)
-        parametrize_by(made, "weight", float_product.weight, form)
-        if made.bias is not None and bias is not None:
-            parametrize_by(made, "bias", bias, LearnedIntegers(unbounded, 1 / unit, -_BIAS, _BIAS))
+        form = LearnedIntegers(unbounded, channels_first(weight_factor, inner.weight), low, high)
+        parametrize_by(inner, "weight", weight, form)
+        self.learns(f"{path}.weight", f"{path}.weight")
+        if inner.bias is not None and bias is not None:
+            form = LearnedIntegers(unbounded, 1 / unit, -_BIAS, _BIAS)
+            parametrize_by(inner, "bias", bias, form)
+            self.learns(f"{path}.bias", f"{path}.bias")
         return made, partial(_integer_product, make)
 
     def stage(self, stage: Stage, reach: Tensor | None, *, first: bool, last: bool) -> None:
@@ -136,19 +184,24 @@ class _Builder:
         self.inner_shifts += [
             shift for shift, feed in zip(shifts, feeds, strict=True) if feed.inner
         ]
+        name = self.names[stage.path]
+        owners = (
+            (name, f"{self.names[stage.neuron_path]}.connection") if len(feeds) > 1 else (name,)
+        )
         made = [
             self.product(
-                feed.product,
+                owner,
+                feed,
+                delays,
                 feed.scale * feed.gain / (unit * feed.divisor * 2.0**shift),
                 unit * feed.divisor,
                 shift,
             )
-            for feed, shift in zip(feeds, shifts, strict=True)
+            for owner, feed, delays, shift in zip(
+                owners, feeds, (stage.delays, stage.connection_delays), shifts, strict=False
+            )
         ]
-        name = self.add(stage.path, *made[0])
-        self.learns(f"{name}.weight", f"{name}.weight")
-        if made[0][0].bias is not None:
-            self.learns(f"{name}.bias", f"{name}.bias")
+        self.add(stage.path, *made[0])
         self.without_weights(stage.between)
         self.plan.units[name] = unit * spread
         self.scale = unit
@@ -174,7 +227,7 @@ class _Builder:
         self,
         stage: Stage,
         integer: IntegerNeuron,
-        connection: list[tuple[Product, Recipe]],
+        connection: list[tuple[nn.Module, Recipe]],
     ) -> None:
         """Append the neurons of a stage, and what feeds them back."""
         path = stage.neuron_path
@@ -204,9 +257,6 @@ class _Builder:
             return
         ((product, of_product),) = connection
         self.add(path, Recurrent(neuron, product), partial(_integer_recurrent, recipe, of_product))
-        for tensor in ("weight", "bias"):
-            if getattr(product, tensor) is not None:
-                self.learns(f"{name}.connection.{tensor}", f"{name}.connection.{tensor}")
 
 
 def build(
@@ -239,22 +289,41 @@ def build(
     return prepared
 
 
-def _kind_of(product: FloatProduct) -> Any:
+def _kind_of(product: FloatProduct, delays: SynapticDelays | None) -> Any:
     """Return the integer class of a product, with its sizes."""
+    late = {} if delays is None else {"max_delay": delays.max_delay}
     if isinstance(product, nn.Linear):
-        return partial(integers.Linear, product.in_features, product.out_features)
+        linear: Any = integers.Linear if delays is None else integers.DelayedLinear
+        return partial(linear, product.in_features, product.out_features, **late)
     kind: Any = integers.Conv1d if isinstance(product, nn.Conv1d) else integers.Conv2d
-    sizes = product.kernel_size, product.stride, product.padding, product.dilation, product.groups
-    return partial(kind, product.in_channels, product.out_channels, *sizes)
+    sizes: Any = (
+        *(product.kernel_size, product.stride, product.padding, product.dilation),
+        product.groups,
+    )
+    if delays is not None:
+        kind, sizes = integers.DelayedConv1d, (*(each[0] for each in sizes[:4]), sizes[4])
+    return partial(kind, product.in_channels, product.out_channels, *sizes, **late)
 
 
-def _integer_product(make: Any, prepared: Product) -> nn.Module:
-    made: Product = make().to(prepared.weight.device)
+def _integer_product(make: Any, prepared: nn.Module) -> nn.Module:
+    given, _ = product_of(prepared)
+    made: nn.Module = make().to(given.weight.device)
+    into, _ = product_of(made)
     with torch.no_grad():
-        made.weight.copy_(prepared.weight)
-        if made.bias is not None and prepared.bias is not None:
-            made.bias.copy_(prepared.bias)
+        into.weight.copy_(given.weight)
+        if into.bias is not None and given.bias is not None:
+            into.bias.copy_(given.bias)
+        if isinstance(made, DelayingLayer):
+            made.raw_delay.copy_(prepared.raw_delay)  # type: ignore[arg-type]
     return made
+
+
+def _integer_delay(prepared: Delay) -> nn.Module:
+    delay, largest = prepared.delay.detach().clone(), prepared.max_delay
+    made = Delay(
+        prepared.num_neurons, prepared.dim, max_delay=largest, delay=delay, learnable=False
+    )
+    return made.to(delay.device)
 
 
 def _integer_neuron(kind: Any, names: tuple[str, ...], prepared: Neuron) -> nn.Module:

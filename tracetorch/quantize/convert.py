@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
+from tracetorch.integers.delays import IntegerDelays
 from tracetorch.integers.products import Product
+from tracetorch.quantize.build import product_of
 from tracetorch.quantize.learned import original
 from tracetorch.quantize.observe import neurons_of, observed
 from tracetorch.quantize.prepared import Plan, Prepared, integer_model
 from tracetorch.quantize.report import LayerReport, Report
+from tracetorch.snn.delay.base import DelayingLayer
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
 
@@ -60,35 +65,38 @@ def _report(prepared: Prepared, model: nn.Sequential, plan: Plan) -> Report:
     for path, source in plan.sources.items():
         twin.get_parameter(source).copy_(prepared.get_parameter(path))
     wanted_output, wanted = observed(twin, plan.sample)
-    output, seen = observed(model, plan.sample)
+    steps = len(plan.sample)
+    # on a chip that delivers spikes later, every stage is a step behind the one before
+    lag = int(plan.target.spikes_later)
+    ends = plan.sample.new_zeros(lag * len(wanted), *plan.sample.shape[1:])
+    output, seen = observed(model, torch.cat([plan.sample, ends]))
     neurons = neurons_of(model)
     products: list[tuple[str, Product]] = []
     layers: list[LayerReport] = []
-    names = list(model._modules)
-    for index, (name, product) in enumerate(model.named_children()):
-        if not isinstance(product, Product):
+    names, spikes = list(model._modules), False
+    for index, (name, module) in enumerate(model.named_children()):
+        if not isinstance(module, Product | IntegerDelays):
             continue
+        product, there = product_of(module, name)
         label = plan.labels[name]
         products.append((label, product))
         behind = next((n for n in names[index + 1 :] if n in neurons), None)
         held: dict[str, Tensor] = {}
-        off = _relative(prepared.output_scale * output, wanted_output)
-        path = ""
+        off = _relative(prepared.output_scale * output[:steps], wanted_output)
+        path, spikes = "", False  # of the last product, in the end
         if behind is not None:
             path, held = plan.labels[behind], dict(seen[behind])
             fired, expected = held.pop("output"), wanted[behind]["output"]
             held.pop("prev_output", None)
-            module = model.get_submodule(behind)
-            if isinstance(module, Recurrent):
-                products.append((f"{path}.connection", module.connection))  # type: ignore[arg-type]
-            twin_layer = neurons_of(twin)[behind][1]
-            if twin_layer.pos_threshold is not None or twin_layer.neg_threshold is not None:
-                # on a chip that delivers spikes later, every stage is a step behind the one before
-                late = len(layers) if plan.target.spikes_later else 0
-                same = fired[late:].sign() == expected[: len(expected) - late].sign()
-                off = 1 - float(same.double().mean())
-        raw = prepared.get_parameter(original(f"{name}.weight"))
-        factor = prepared.get_buffer(f"{name}.parametrizations.weight.0.factor")
+            neuron = model.get_submodule(behind)
+            if isinstance(neuron, Recurrent):
+                products.append((f"{path}.connection", product_of(neuron.connection)[0]))
+            spikes = _fires(neurons_of(twin)[behind][1])
+            if spikes:
+                late = lag * len(layers)
+                off = _share_of_others(fired[late : late + steps], expected)
+        raw = prepared.get_parameter(original(f"{there}.weight"))
+        factor = prepared.get_buffer(f"{there}.parametrizations.weight.0.factor")
         layers.append(
             LayerReport(
                 label,
@@ -98,7 +106,7 @@ def _report(prepared: Prepared, model: nn.Sequential, plan: Plan) -> Report:
                 product.shift,
                 plan.target.state_width,
                 float(((raw * factor).round() != product.weight).double().mean()),
-                _share([_at_ends(value, plan.target.state_limit) for value in held.values()]),
+                _share([_at_ends(each[:steps], plan.target.state_limit) for each in held.values()]),
                 _relative(product.weight / factor, raw),
                 off,
             )
@@ -109,8 +117,45 @@ def _report(prepared: Prepared, model: nn.Sequential, plan: Plan) -> Report:
         prepared.output_scale,
         _num_bytes(model),
         tuple(plan.target.misfits(products, counted)),
-        tuple(plan.differences + plan.target.departures(model, plan.sample)),
+        (
+            *plan.differences,
+            *_rounded_delays(plan, wanted_output, spikes),
+            *plan.target.departures(model, plan.sample),
+        ),
     )
+
+
+def _rounded_delays(plan: Plan, wanted: Tensor, spikes: bool) -> list[str]:
+    """Return by how much delays between two steps were rounded, and what that alone changes."""
+    found = []
+    rounded = copy.deepcopy(plan.twin)
+    for path, layer in rounded.named_modules():
+        if not isinstance(layer, DelayingLayer):
+            continue
+        off = (layer.delay - layer.delay.round()).abs()
+        if bool(off.any()):
+            name, _, inner = path.partition(".")
+            label = ".".join([plan.labels[name], *[inner] * bool(inner)])
+            found.append(
+                f"{label} ({type(layer).__name__}) has delays between two steps, rounded by "
+                f"{float(off.mean()):.2f} of a step in the mean, {float(off.max()):.2f} at most"
+            )
+            layer.round_()
+    if found:
+        output = observed(rounded, plan.sample)[0]
+        error = _share_of_others(output, wanted) if spikes else _relative(output, wanted)
+        found.append(f"the rounded delays alone put the float model's output off by {error:.1%}")
+    return found
+
+
+def _fires(layer: Neuron) -> bool:
+    """Whether neurons have a threshold."""
+    return any(getattr(layer, f"{sign}_threshold", None) is not None for sign in ("pos", "neg"))
+
+
+def _share_of_others(found: Tensor, wanted: Tensor) -> float:
+    """Return the share of spikes that are others than wanted."""
+    return float((found.sign() != wanted.sign()).double().mean())
 
 
 def _relative(found: Tensor, wanted: Tensor) -> float:
@@ -135,7 +180,7 @@ def _num_bytes(model: nn.Sequential) -> int:
         if isinstance(module, Product):
             bits += module.weight.numel() * module.weight_bits
             bits += 0 if module.bias is None else 32 * module.bias.numel()
-        elif isinstance(module, Neuron):
+        elif isinstance(module, Neuron | DelayingLayer):
             for name, values in module.named_buffers():
                 if name.startswith("raw_"):
                     largest = float(values.abs().max())

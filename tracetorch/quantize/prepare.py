@@ -46,12 +46,13 @@ def prepare(
 
     Args:
         model: a chain of modules, in whatever containers, whose ``forward`` computes nothing
-            besides: ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d``, a batch norm behind one of them
-            (folded, as it is in evaluation), ``AvgPool`` and ``MaxPool`` of one and two dimensions,
-            ``nn.Flatten``, ``snn.Delay`` of whole steps, the twelve layers, and ``snn.Recurrent``
-            of one of them and a product. Dropout is left out. A readout can only be last. Where
-            all spikes have one size, it counts as one integer and does not learn; the report says
-            so. No two modules may share a parameter. In float32 or float64.
+            besides: ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d``, ``snn.DelayedLinear``,
+            ``snn.DelayedConv1d``, a batch norm behind one of them (folded, as it is in evaluation),
+            ``AvgPool`` and ``MaxPool`` of one and two dimensions, ``nn.Flatten``, ``snn.Delay``,
+            the twelve layers, and ``snn.Recurrent`` of one of them and a product. Delays are
+            rounded to whole steps, straight through, and learn on. Dropout is left out. A readout
+            can only be last. Where all spikes have one size, it counts as one integer and does not
+            learn; the report says so. No two parameters may share memory. In float32 or float64.
         sample: inputs ``[T, B, ...]`` as they will come, a batch of training data. Inputs that are
             no integers of 8 bits are rounded to such by an ``integers.Quantize`` at the front.
         chip: ``None`` for integer arithmetic of any width; ``tt.chips.xylo.XYLO_1``, ``XYLO_2`` or
@@ -187,12 +188,13 @@ def _twin(stages: list[Stage], tail: Chain, names: dict[str, str]) -> nn.Sequent
     """Return the float model as a flat chain, batch norms folded."""
     found: OrderedDict[str, nn.Module] = OrderedDict()
     for stage in stages:
-        for path, module in (*stage.before, (stage.path, stage.product), *stage.between):
+        product = stage.delays or stage.product
+        for path, module in (*stage.before, (stage.path, product), *stage.between):
             found[names[path]] = module
         if stage.neuron is not None:
             neuron: nn.Module = stage.neuron
             if stage.connection is not None:
-                neuron = Recurrent(stage.neuron, stage.connection)
+                neuron = Recurrent(stage.neuron, stage.connection_delays or stage.connection)
             found[names[stage.neuron_path]] = neuron
     found.update((names[path], module) for path, module in tail)
     return copy.deepcopy(nn.Sequential(found)).eval()

@@ -47,6 +47,8 @@ class Silicon(Target):
             return f"spikes of one sign and size on {name}: snn.LIF or snn.SLIF"
         if layer.gamma is not None:
             return f"no recurrent trace on {name}. Use snn.Recurrent with a Linear"
+        if stage.delays is not None or stage.connection_delays is not None:
+            return f"no delays of synapses on {name}: snn.Delay, where the chip has one, or none"
         if layer.bias is not None and stage.product.bias is not None:
             return f"one bias for a neuron on {name}: leave out that of the product (bias=False)"
         if stage.connection is not None and stage.connection.bias is not None:

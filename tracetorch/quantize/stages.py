@@ -13,17 +13,19 @@ from torch import Tensor, nn
 from tracetorch.core.walk import join_path
 from tracetorch.integers.border import SumPool1d, SumPool2d
 from tracetorch.quantize.chain import Chain, Shapes, check_plain, label
-from tracetorch.snn.delay import Delay
+from tracetorch.snn.delay import Delay, DelayedConv1d, DelayedLinear, SynapticDelays
+from tracetorch.snn.delay.base import DelayingLayer
 from tracetorch.snn.dropout import LockedDropout
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
 
 FloatProduct = nn.Linear | nn.Conv1d | nn.Conv2d
+_PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, DelayedLinear, DelayedConv1d)
 _NOTHING = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Identity, LockedDropout)
 _ALLOWED = (
-    "Linear, Conv1d, Conv2d, a BatchNorm1d or BatchNorm2d behind one of them, AvgPool1d, "
-    "AvgPool2d, MaxPool1d, MaxPool2d, Flatten, Dropout, snn.Delay of whole steps, the twelve "
+    "Linear, Conv1d, Conv2d, DelayedLinear, DelayedConv1d, a BatchNorm1d or BatchNorm2d behind one "
+    "of them, AvgPool1d, AvgPool2d, MaxPool1d, MaxPool2d, Flatten, Dropout, snn.Delay, the twelve "
     "layers of tt.snn and snn.Recurrent of one of them and a product"
 )
 
@@ -34,12 +36,14 @@ class Stage:
 
     Args:
         path: of the product in the user's model.
-        product: a copy, batch norm folded.
+        product: a copy, batch norm folded; that inside of ``delays``, where there are some.
         before: modules before the product, with their paths; also those behind the last neurons.
         between: modules between the product and its neurons.
         neuron_path: of the neurons, or of the ``Recurrent`` that holds them.
         neuron: a copy; ``None`` where the model ends with the product.
         connection: of a ``Recurrent``, a copy.
+        delays: the layer that delays the product's inputs, synapse by synapse.
+        connection_delays: that of the connection's.
         aligned: whether each neuron has an output of the product, and of the connection, for
             itself: their dimensions are the same.
     """
@@ -51,6 +55,8 @@ class Stage:
     neuron_path: str = ""
     neuron: LeakyIntegrator | None = None
     connection: FloatProduct | None = None
+    delays: SynapticDelays | None = None
+    connection_delays: SynapticDelays | None = None
     aligned: bool = True
 
     @property
@@ -88,17 +94,18 @@ def stages_of(chain: Chain, shapes: Shapes) -> tuple[list[Stage], Chain]:
                 f"{label(path, module)} is parametrized. Make its parameters plain ones first, by "
                 "torch.nn.utils.parametrize.remove_parametrizations."
             )
-        if kind in (nn.Linear, nn.Conv1d, nn.Conv2d):
+        if kind in _PRODUCTS:
             if is_open or (stages and stages[-1].is_readout):
                 raise ValueError(
                     f"{label(path, module)} follows a product or a readout, whose values are too "
                     "wide to be multiplied. Put neurons that spike between them."
                 )
-            stages.append(Stage(path, _product(path, module), before=waiting))
+            product, delays = _product(path, module)
+            stages.append(Stage(path, product, before=waiting, delays=delays))
             waiting, is_open = [], True
         elif kind in (nn.BatchNorm1d, nn.BatchNorm2d):
             before = chain[index - 1][1] if index else None
-            if not is_open or type(before) not in (nn.Linear, nn.Conv1d, nn.Conv2d):
+            if not is_open or type(before) not in _PRODUCTS:
                 raise ValueError(
                     f"{label(path, module)} is folded into the product right before it, and there "
                     "is none. Move it there."
@@ -119,7 +126,7 @@ def stages_of(chain: Chain, shapes: Shapes) -> tuple[list[Stage], Chain]:
             stage = stages[-1]
             stage.between, waiting, is_open = waiting, [], False
             stage.neuron_path = path
-            stage.neuron, stage.connection = _neuron(path, module)
+            stage.neuron, stage.connection, stage.connection_delays = _neuron(path, module)
             stage.aligned = _aligned(stage, shapes)
         else:
             waiting.append((path, _without_weights(path, module)))
@@ -131,27 +138,61 @@ def stages_of(chain: Chain, shapes: Shapes) -> tuple[list[Stage], Chain]:
 
 
 def _check_untied(chain: Chain) -> None:
-    """Check that no two modules share a parameter."""
-    owners: dict[int, str] = {}
+    """Check that no two parameters are one, nor share memory."""
+    known: dict[int, list[tuple[str, Tensor]]] = {}
     for path, module in chain:
         for name, parameter in module.named_parameters(remove_duplicate=False):
-            here = join_path(path, name)
-            if id(parameter) in owners:
-                raise ValueError(
-                    f"{here} is {owners[id(parameter)]} too, and tied parameters have no integer "
-                    "form: each has a scale of its own, and would learn alone. Give it a copy, "
-                    "nn.Parameter(parameter.detach().clone())."
-                )
-            owners[id(parameter)] = here
+            here, storage = join_path(path, name), parameter.untyped_storage().data_ptr()
+            for there, other in known.setdefault(storage, []):
+                if parameter is other or _overlap(parameter, other):
+                    raise ValueError(
+                        f"{here} is {there} too, and tied parameters have no integer form: each "
+                        "has a scale of its own, and would learn alone. Give it a copy, "
+                        "nn.Parameter(parameter.detach().clone())."
+                    )
+            known[storage].append((here, parameter))
 
 
-def _product(path: str, module: nn.Module) -> FloatProduct:
-    """Return a copy of a product with an integer form."""
+def _overlap(x: Tensor, y: Tensor) -> bool:
+    """Whether two tensors of one storage have an element in common."""
+    if x.dtype != y.dtype:
+        return True
+    places = torch.zeros(x.untyped_storage().nbytes() // x.element_size(), dtype=torch.bool)
+    mine, theirs = (
+        places.as_strided(each.shape, each.stride(), each.storage_offset()) for each in (x, y)
+    )
+    mine.fill_(True)
+    return bool(theirs.any())
+
+
+def _product(path: str, module: nn.Module) -> tuple[FloatProduct, SynapticDelays | None]:
+    """Return a copy of a product with an integer form, and of what delays its inputs."""
+    if isinstance(module, SynapticDelays):
+        _check_delays(path, module)
+        (name,) = module._modules
+        inner = join_path(path, name)
+        if "parametrizations" in module.product._modules:
+            raise ValueError(
+                f"{label(inner, module.product)} is parametrized. Make its weight a plain one "
+                "first, by torch.nn.utils.parametrize.remove_parametrizations."
+            )
+        copied = copy.deepcopy(module)
+        copied.zero_states()
+        return copied.product, copied
     if isinstance(module, nn.Conv1d | nn.Conv2d) and (
         module.padding_mode != "zeros" or isinstance(module.padding, str)
     ):
         raise ValueError(f"{label(path, module)} must be padded with zeros, by a number.")
-    return copy.deepcopy(module)  # type: ignore[return-value]
+    return copy.deepcopy(module), None  # type: ignore[return-value]
+
+
+def _check_delays(path: str, module: DelayingLayer) -> None:
+    """Raise where a delay is none of one step, but spread over several."""
+    if module.sigma != 0:
+        raise ValueError(
+            f"{label(path, module)} spreads its delays over several steps, sigma={module.sigma:g}, "
+            "which no rounding makes whole. Finish the schedule first: sigma = 0, or round_()."
+        )
 
 
 def _outputs_dim(product: FloatProduct) -> int:
@@ -199,19 +240,21 @@ def _fold(path: str, norm: nn.BatchNorm1d | nn.BatchNorm2d, product: FloatProduc
     product.bias = nn.Parameter(shift.to(values.dtype))
 
 
-def _neuron(path: str, module: nn.Module) -> tuple[LeakyIntegrator, FloatProduct | None]:
-    """Return a copy of neurons of the twelve layers, and of the connection that feeds them back."""
-    connection = None
+def _neuron(
+    path: str, module: nn.Module
+) -> tuple[LeakyIntegrator, FloatProduct | None, SynapticDelays | None]:
+    """Return a copy of neurons of the twelve layers, of what feeds them back, and its delays."""
+    connection = delays = None
     if isinstance(module, Recurrent):
         if type(module) is not Recurrent:
             raise ValueError(f"{label(path, module)} is no snn.Recurrent itself: no integer form.")
         check_plain(f"{path}.connection", module.connection)
-        if type(module.connection) not in (nn.Linear, nn.Conv1d, nn.Conv2d):
+        if type(module.connection) not in _PRODUCTS:
             raise ValueError(
                 f"{label(f'{path}.connection', module.connection)} must be a Linear or a "
                 "convolution to be quantised."
             )
-        connection = _product(f"{path}.connection", module.connection)
+        connection, delays = _product(f"{path}.connection", module.connection)
         path, module = f"{path}.neuron", module.neuron
     if not isinstance(module, LeakyIntegrator):
         raise ValueError(f"{label(path, module)} has no integer form. What has one: {_ALLOWED}.")
@@ -228,7 +271,7 @@ def _neuron(path: str, module: nn.Module) -> tuple[LeakyIntegrator, FloatProduct
         )
     copied = copy.deepcopy(module)
     copied.zero_states()
-    return copied, connection
+    return copied, connection, delays
 
 
 def _without_weights(path: str, module: nn.Module) -> nn.Module:
@@ -236,13 +279,10 @@ def _without_weights(path: str, module: nn.Module) -> nn.Module:
     name = label(path, module)
     kind = type(module)
     if isinstance(module, Delay) and kind is Delay:
-        delay = module.delay.detach()
-        if module.sigma != 0 or not torch.equal(delay, delay.round()):
-            raise ValueError(
-                f"{name} has delays between two steps. Call round_(), which makes them whole."
-            )
-        shape = module.num_neurons, module.dim
-        return Delay(*shape, max_delay=module.max_delay, delay=delay, learnable=False)
+        _check_delays(path, module)
+        copied = copy.deepcopy(module)
+        copied.zero_states()
+        return copied
     if isinstance(module, nn.AvgPool1d | nn.AvgPool2d) and kind in (nn.AvgPool1d, nn.AvgPool2d):
         pads = module.padding not in (0, (0,), (0, 0))
         if module.ceil_mode or (pads and not module.count_include_pad):
@@ -260,8 +300,12 @@ def _without_weights(path: str, module: nn.Module) -> nn.Module:
 def integer_form(module: nn.Module) -> tuple[nn.Module, float, int]:
     """Return a module without weights for integers, what it divides by, and how much it may grow.
 
-    An average is a sum, whose divisor goes into the scale.
+    An average is a sum, whose divisor goes into the scale; a delay is rounded to whole steps.
     """
+    if isinstance(module, DelayingLayer):
+        copied = copy.deepcopy(module)
+        copied.round_()
+        return copied, 1.0, 1
     if not isinstance(module, nn.AvgPool1d | nn.AvgPool2d):
         return copy.deepcopy(module), 1.0, 1
     kind: Callable[..., SumPool1d | SumPool2d] = (

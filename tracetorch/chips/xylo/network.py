@@ -11,6 +11,7 @@ from torch import Tensor
 from tracetorch.chips.xylo.limits import HIGH, LOW, XYLO_2
 from tracetorch.chips.xylo.neurons import StepDelay, TwoSynapseLIF
 from tracetorch.core.checks import check_integer
+from tracetorch.integers.products import exactly
 from tracetorch.integers.width import limits
 from tracetorch.snn.module import TTModule
 
@@ -190,7 +191,8 @@ def _added(spikes: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the sum of the weights of some spikes, and the bounds that saturation leaves."""
     low, high = saturating_sum(spikes[..., None] * weights)
     span = HIGH - LOW
-    return (spikes @ weights).clamp(-span, span), low, high
+    total = exactly(lambda spikes: spikes @ weights.to(spikes.dtype), spikes)
+    return total.clamp(-span, span), low, high
 
 
 def _numbers(values: Sequence[Any] | Tensor) -> Tensor:

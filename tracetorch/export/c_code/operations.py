@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from tracetorch.core.torch_private import pytree
-from tracetorch.export.c_code.reader import Reader, Rule, operation_of, path_of, refused
+from tracetorch.export.c_code.reader import Reader, Rule, path_of, refused
 from tracetorch.export.c_code.stages import Copy, Pool, Product, Sum, View
 from tracetorch.fuse.ir.graph import Builder, Value
 
@@ -59,10 +61,12 @@ def _rows(
     """Append a linear product for every row of the source."""
     source, target = reader.view(given), reader.new(node, made)
     rows = [i for i, size in enumerate(source.shape[:-1]) if size > 1]
-    if len(rows) > 1:
-        raise refused(node, "its rows have more than one dimension of more than one")
-    place = rows[0] if rows else 0
-    count = source.shape[place] if rows else 1
+    for outer, inner in pairwise(rows):
+        apart = [view.strides[inner] * view.shape[inner] for view in (source, target)]
+        if apart != [view.strides[outer] for view in (source, target)]:
+            raise refused(node, "its rows do not lie one behind the other in memory")
+    place = rows[-1] if rows else 0
+    count = math.prod(source.shape[:-1])
 
     def spread(view: View) -> View:
         stride = view.strides[place] if rows else 0
@@ -213,7 +217,7 @@ def _copy(reader: Reader, node: Node, made: Tensor) -> None:
         return
     given: Any = node.args[0]
     if reader.env[given].dtype != made.dtype:
-        reader.pointwise(node, operation_of(node), made)
+        reader.pointwise(node, "_to_copy", made)
         return
     source, target = reader.view(given), reader.new(node, made)
     reader.append(node, Copy(path_of(node), source, target))
@@ -290,6 +294,7 @@ RULES: dict[str, Rule] = {
     "contiguous": _copy,
     "reshape": _copy,
     "_to_copy": _copy,
+    "to": _copy,
     "gather": _moved,
     "index_select": _moved,
     "flip": _moved,

@@ -45,8 +45,8 @@ def read_program(program: ExportedProgram, x: Any, states: Mapping[str, Tensor])
     for node, value, role, name in leaves:
         if role is Role.STATE and value.dtype not in (*FLOATS, torch.bool):
             raise ValueError(
-                f"the state {name} is of {value.dtype}, for which there is no C: that of "
-                "snn.Noise, say. Draw random numbers outside, and give them as an input."
+                f"the state {name} is of {value.dtype}, for which there is no C: states are floats "
+                "and truth values. Keep it outside, and give what follows from it as an input."
             )
         if value.dtype not in (*FLOATS, torch.bool):
             raise ValueError(

@@ -7,7 +7,7 @@ with which a step is compiled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -32,6 +32,8 @@ Rule: TypeAlias = "Callable[[Reader, Node, Any], None]"
 
 # Of their argument they read the shape alone, which does not change.
 _FILLS = frozenset({"new_ones", "new_zeros", "new_full", "ones_like", "zeros_like", "full_like"})
+# Their results are parts of what they are given.
+_PARTS = frozenset({"split", "split_with_sizes", "chunk", "tensor_split", "unbind"})
 _SILENT = frozenset({"_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range"})
 _IGNORED = frozenset({"dtype", "device", "layout", "pin_memory", "memory_format"})
 FLOATS = (torch.float32, torch.float64)
@@ -140,20 +142,36 @@ class Reader(Interpreter):
         if name in self.rules:
             self.rules[name](self, node, made)
         elif name == "getitem":
-            if node.args[1]:
-                raise refused(node, "only the first result of an operation is known")
-            (whole,) = node.all_input_nodes
-            if whole.name not in self.views:
-                raise refused(whole)
-            self.views[node.name] = self.views[whole.name]
+            self.item(node, made)
+        elif name in _PARTS:
+            pass  # each part is a view of the whole, once it is taken
         elif not isinstance(made, Tensor):
             raise refused(node)
         elif not self.aliased(node, made):
             self.pointwise(node, name, made)
 
-    def aliased(self, node: Node, made: Tensor) -> bool:
-        """Record a value that lies in the memory of another, and say so."""
-        for each in node.all_input_nodes:
+    def item(self, node: Node, made: Any) -> None:
+        """Read one result of an operation that has several."""
+        (whole,) = node.all_input_nodes
+        if operation_of(whole) in _PARTS:
+            if not self.aliased(node, made, whole.all_input_nodes):
+                raise refused(whole)
+            return
+        if node.args[1]:
+            raise refused(node, "only the first result of an operation is known")
+        if whole.name not in self.views:
+            raise refused(whole)
+        self.views[node.name] = self.views[whole.name]
+
+    def aliased(self, node: Node, made: Tensor, of: Sequence[Node] | None = None) -> bool:
+        """Record a value that lies in the memory of another, and say so.
+
+        Args:
+            node: the operation.
+            made: its value.
+            of: the others; by default what the operation is given.
+        """
+        for each in node.all_input_nodes if of is None else of:
             value = self.env[each]
             if each.name not in self.views or not isinstance(value, Tensor):
                 continue
@@ -178,7 +196,9 @@ class Reader(Interpreter):
         """Append an operation to the open group, or to a new one."""
 
         def emit(operand: Callable[[Any], Value], builder: Builder) -> Value:
-            args, kwargs = pytree.tree_map_only(Node, operand, (node.args, node.kwargs))
+            # the dtype that "to" takes is that of the value
+            given = node.args[:1] if name == "_to_copy" else node.args
+            args, kwargs = pytree.tree_map_only(Node, operand, (given, node.kwargs))
             kwargs = {k: v for k, v in kwargs.items() if k not in _IGNORED and v is not None}
             return lower(builder, name, made.dtype is torch.bool, args, kwargs)
 

@@ -110,12 +110,19 @@ class SynapticDelays(DelayingLayer):
         """
         raise NotImplementedError
 
+    def held_kernel(self, dtype: torch.dtype) -> Tensor:
+        """Return the kernel that is held for this step, or a new one.
+
+        Args:
+            dtype: of the arithmetic.
+        """
+        held = self._held
+        return held if held is not None and held.dtype == dtype else self.kernel_of(dtype)
+
     def _delayed(self, window: Tensor, ndim: int, steps: int) -> Tensor:
         bias, dtype = self.product.bias, window.dtype
-        kernel = self._held
-        if kernel is None or kernel.dtype != dtype:
-            kernel = self.kernel_of(dtype)
-        return self.convolve(window, kernel, None if bias is None else bias.to(dtype))
+        bias = None if bias is None else bias.to(dtype)
+        return self.convolve(window, self.held_kernel(dtype), bias)
 
     def _check_product(self) -> None:
         """Raise where a call of the product would do more than its class: nobody calls it."""

@@ -1,0 +1,198 @@
+"""``DelayedLinear`` and ``DelayedConv1d`` of integers: a delay in whole steps for each weight.
+
+They are the layers of ``tt.snn`` over a product of integers: a delay in whole steps takes one input
+of the past, so that the kernel over time holds the weights and zeros, and sums stay exact.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch.core.hooks import has_weight_hooks
+from tracetorch.integers.products import Conv1d, Linear, Product, check_holds_integers, exactly
+from tracetorch.snn.delay import DelayedConv1d as FloatDelayedConv1d
+from tracetorch.snn.delay import DelayedLinear as FloatDelayedLinear
+from tracetorch.snn.delay import SynapticDelays
+from tracetorch.snn.parameters import Value
+
+
+class IntegerDelays(SynapticDelays):
+    """Base of layers with delays whose product is one of integers."""
+
+    def check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
+        """Return the dtype of the arithmetic; raise where ``x`` does not fit the layer."""
+        if isinstance(x, Tensor):
+            check_holds_integers(x)
+        return super().check_input(x, sequence=sequence)
+
+    def largest(self, x: Tensor) -> Tensor:
+        """Return how large sums can become on the way, in whatever order they are made.
+
+        Args:
+            x: the largest magnitude of every input, in float64.
+        """
+        window = x.unsqueeze(-1).expand(*x.shape, self.max_delay + 1)
+        bias = self._integers.bias
+        sums = self._summed(
+            window, self.kernel_of(x.dtype).abs(), None if bias is None else bias.abs()
+        )
+        return sums.squeeze(-1)
+
+    @property
+    def _integers(self) -> Product:
+        return cast(Product, self.product)
+
+    def _check_product(self) -> None:
+        """Raise where a weight would be computed by a hook: nobody calls the product."""
+        if has_weight_hooks(self._integers):
+            raise ValueError(
+                f"{self.label()} reads the weight of its product, and does not call it: make the "
+                "pruning permanent, or use torch.nn.utils.parametrize."
+            )
+
+    def _delayed(self, window: Tensor, ndim: int, steps: int) -> Tensor:
+        if self.sigma != 0:
+            raise ValueError(
+                f"{self.label()} has sigma={self.sigma:g}, and integers take delays in whole "
+                "steps: sigma must be 0."
+            )
+
+        def product(window: Tensor) -> Tensor:
+            return self._summed(window, self.held_kernel(window.dtype), self._integers.bias)
+
+        return exactly(product, window)
+
+    def _summed(self, window: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+        y = self.convolve(window, kernel, None) * 2.0**self._integers.shift
+        if bias is None:
+            return y
+        # places, where there are some, and time are behind the outputs
+        return y + bias.to(y.dtype).reshape(-1, *[1] * (self._integers.weight.ndim - 1))
+
+
+def _whole(delay: Value) -> Value:
+    """Return delays in whole steps; raise where some are none."""
+    values = torch.as_tensor(delay)
+    if not values.is_meta and not torch.equal(values, values.round()):
+        wrong = values[values != values.round()].flatten()[0].item()
+        raise ValueError(f"delay must be whole steps, got {wrong:g}. Round it, delay.round().")
+    return delay
+
+
+class DelayedLinear(IntegerDelays, FloatDelayedLinear):
+    """Linear layer of integers with a delay in whole steps for every synapse.
+
+    ::
+
+        output[t, o] = 2^shift sum_i weight[o, i] * x[t - delay[o, i], i] + bias[o]
+
+    ``linear`` is an :class:`Linear` of integers, whose buffers hold weights and bias; ``delay`` is
+    a buffer too. All are zero until they are filled: by ``tt.quantize.convert``, by
+    ``load_state_dict`` or by hand. Else as ``snn.DelayedLinear``.
+
+    Args:
+        in_features: size of the last dimension of the input.
+        out_features: size of the last dimension of the output.
+        bias: whether there is one, of 32 bits; it is not shifted.
+        max_delay: the largest delay in steps; at least 1.
+        delay: whole steps, a number or a tensor ``[out_features, in_features]``.
+        shift: by how many bits the product is shifted to the left, 0 to 16.
+        weight_bits: width of a weight, 2 to 16; ``linear.weight`` is int8, above 8 bits int16.
+
+    Shape:
+        Input ``[..., in_features]``, output ``[..., out_features]``; the state ``past`` is
+        ``[..., in_features, max_delay]``.
+
+    Raises:
+        TypeError, ValueError: an argument is of another kind or out of range, a delay is not whole,
+            or an input is of half precision.
+
+    Example:
+        >>> layer = DelayedLinear(1, 2, False, max_delay=2, delay=torch.tensor([[0.0], [2.0]]))
+        >>> _ = layer.linear.weight.fill_(100)
+        >>> [layer(torch.tensor([[x]])).tolist()[0] for x in (1.0, 0.0, 0.0)]
+        [[100.0, 0.0], [0.0, 0.0], [0.0, 100.0]]
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        max_delay: int,
+        delay: Value = 0.0,
+        shift: int = 0,
+        weight_bits: int = 8,
+    ) -> None:
+        made = Linear(in_features, out_features, bias, shift=shift, weight_bits=weight_bits)
+        # of the float class the layer of weight and bias alone differs
+        product = cast(nn.Linear, made)
+        features = made.in_features
+        SynapticDelays.__init__(
+            self, product, features, -1, max_delay, _whole(delay), 0.0, learnable=False
+        )
+        self.in_features, self.out_features = made.in_features, made.out_features
+        self.linear = product
+
+
+class DelayedConv1d(IntegerDelays, FloatDelayedConv1d):
+    """Convolution of integers with a delay in whole steps for every weight.
+
+    ``conv`` is a :class:`Conv1d` of integers. For the rest see :class:`DelayedLinear` and
+    ``snn.DelayedConv1d``.
+
+    Args:
+        in_channels: size of the input at dimension -2.
+        out_channels: size of the output there.
+        kernel_size: weights along the last dimension.
+        stride: from one output to the next.
+        padding: zeros at both ends.
+        dilation: from one weight to the next.
+        groups: of channels.
+        bias: whether there is one.
+        max_delay: the largest delay in steps; at least 1.
+        delay: whole steps, a number or a tensor ``[out_channels, in_channels / groups,
+            kernel_size]``.
+        shift: by how many bits the product is shifted to the left, 0 to 16.
+        weight_bits: width of a weight, 2 to 16.
+
+    Shape:
+        Input ``[..., in_channels, length]``, output ``[..., out_channels, length out]``.
+
+    Raises:
+        TypeError, ValueError: as :class:`DelayedLinear`.
+
+    Example:
+        >>> layer = DelayedConv1d(1, 1, 2, bias=False, max_delay=1, delay=1.0)
+        >>> _ = layer.conv.weight.copy_(torch.tensor([[[10, -1]]]))
+        >>> [layer(torch.tensor([[x]])).tolist() for x in ([1.0, 2.0, 3.0], [0.0, 0.0, 0.0])]
+        [[[[0.0, 0.0]]], [[[8.0, 17.0]]]]
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        max_delay: int,
+        delay: Value = 0.0,
+        shift: int = 0,
+        weight_bits: int = 8,
+    ) -> None:
+        sizes = in_channels, out_channels, kernel_size, stride, padding, dilation, groups
+        made = Conv1d(*sizes, bias, shift=shift, weight_bits=weight_bits)
+        product = cast(nn.Conv1d, made)
+        SynapticDelays.__init__(
+            self, product, made.in_channels, -2, max_delay, _whole(delay), 0.0, learnable=False
+        )
+        self.conv = product
