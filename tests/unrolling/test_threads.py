@@ -188,7 +188,10 @@ def test_a_sequence_of_any_layer_is_refused_while_another_thread_runs_it(
     layer: snn.SequenceLayer,
 ) -> None:
     x, model = torch.ones(4, 2, 3), nn.Sequential(layer, Gate())
-    with at_the_gate(lambda: tt.unroll(model, x, by="step")), pytest.raises(ValueError, match=REFUSED):
+    with (
+        at_the_gate(lambda: tt.unroll(model, x, by="step")),
+        pytest.raises(ValueError, match=REFUSED),
+    ):
         layer.forward_sequence(x)
     layer.forward_sequence(x)
     assert not thread_owner._owners
