@@ -69,23 +69,6 @@ def unroll(
 ) -> tuple[Any, dict[str, Tensor]]: ...
 
 
-@overload
-def unroll(
-    model: nn.Module,
-    x: Any,
-    *,
-    steps: int | None = None,
-    time_dim: int = 0,
-    by: Literal["layer", "step"] = "layer",
-    batched: bool = True,
-    record: Sequence[str] | str | None,
-    check: bool | int = False,
-    segment: int | None = None,
-    from_rest: bool = False,
-    reset: Tensor | None = None,
-) -> Any: ...
-
-
 def unroll(
     model: nn.Module,
     x: Any,
