@@ -306,7 +306,7 @@ def fuzz(file: Path, first: int, last: int) -> None:
 
 
 def test_mutations(file: Path) -> None:
-    fuzz(file, 0, 200)
+    fuzz(file, 0, 100)
 
 
 @pytest.mark.slow
