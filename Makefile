@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 EXTRAS := demo,test
 DOCS := docs,test-browser
 PYTEST := $(BIN)/python -m pytest
+# each worker has a run of files of its own until one is idle: a file's fixtures, what it imports and
+# what it compiles are then there once
+PARALLEL := $(PYTEST) -n auto --dist worksteal
 PIP := -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo docs test test-all lint types tests triton mutants format hooks matrix oldest newest dist clean bench bench-peers
@@ -15,7 +18,7 @@ demo: $(VENV)/.demo
 test: lint types tests triton
 
 test-all: $(VENV)/.test
-	$(PYTEST) -n auto
+	$(PARALLEL)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -25,7 +28,7 @@ types: $(VENV)/.test
 	$(BIN)/mypy
 
 tests: $(VENV)/.test
-	$(PYTEST) -n auto -m "not slow and not gpu"
+	$(PARALLEL) -m "not slow and not gpu"
 
 # Triton's kernels under its interpreter, on the CPU. PyTorch for a GPU brings its own Triton; beside
 # PyTorch for the CPU it is kept out of the environment, where PyTorch would take it for a GPU's.

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import tracetorch as tt
+from tests.processes import run_python
 from tracetorch.__main__ import info, main
 from tracetorch.fuse.runtime.kernel_cache import folder
 
@@ -84,14 +83,7 @@ def test_other_arguments_print_the_usage(
 
 @pytest.mark.parametrize(("argument", "start"), [("info", "traceTorch "), ("cache", "folder ")])
 def test_commands(argument: str, start: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tracetorch", argument],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=Path(__file__).parent.parent,
-    )
-    assert done.stdout.startswith(start)
+    assert run_python("-m", "tracetorch", argument).startswith(start)
 
 
 def test_tree_names_every_file_and_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:

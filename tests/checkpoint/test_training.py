@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 import tracetorch as tt
+from tests.processes import run_python
 from tracetorch import snn
 
 Optimizer = torch.optim.Optimizer
@@ -143,8 +142,7 @@ torch.save([model.state_dict(), tt.get_states(learner)], file + sys.argv[2])
 
 def test_an_online_learner_killed_in_the_middle_of_an_epoch_ends_bit_equal(tmp_path: Path) -> None:
     def run(name: str, way: str) -> None:
-        command = [sys.executable, "-c", KILLED, str(tmp_path / name), way]
-        assert subprocess.run(command, check=False).returncode == (way == "killed")
+        run_python("-c", KILLED, str(tmp_path / name), way, code=way == "killed")
 
     run("whole", "run")
     run("cut", "killed")

@@ -7,8 +7,6 @@ import re
 import signal
 import socket
 import stat
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -23,6 +21,7 @@ import torch
 import tracetorch as tt
 from tests.core.writers import ALL, OLD, SLOW, WRITERS, model, source
 from tests.data.files import nmnist_bytes, write_gesture, write_heidelberg
+from tests.processes import run_python
 from tracetorch import snn
 from tracetorch.core.files import atomic_replace, check_regular_file
 from tracetorch.data.dvs_gesture import read_gesture
@@ -237,12 +236,10 @@ def test_writers_of_one_path_do_not_meet(tmp_path: Path) -> None:
 )
 def test_a_full_disk_is_an_os_error(tmp_path: Path, limit: int, names: list[str]) -> None:
     """Each writer fails in a process of its own, which must then end as it always does."""
-    command = [sys.executable, "-m", "tests.core.writers", str(tmp_path), str(limit), *names]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
-    results = json.loads(run.stdout)
+    results = json.loads(run_python("-m", "tests.core.writers", str(tmp_path), str(limit), *names))
     assert list(results) == names
     for name, result in results.items():
-        assert result["exit"] == 0, (name, run.stderr)
+        assert result["exit"] == 0, (name, result)
         assert result["os"], (name, result)
         assert result["errno"] == errno.EFBIG, (name, result)
         assert "place" in result["text"], (name, result)

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import logging
 import math
-import subprocess
-import sys
 from collections import OrderedDict, UserDict, UserList, deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import tracetorch as tt
+from tests.processes import run_python
 from tracetorch import snn
 from tracetorch.core.walk import named_modules
 
@@ -212,5 +211,4 @@ def test_user_module_that_shares_a_name_with_the_standard_library_is_walked(tmp_
         "net = snn.TTModule(); net.bag = trace.Bag(); net.bag.cell = snn.LIF(2)\n"
         "print(net.get_param_count())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "4"
+    assert run_python("-c", code).strip() == "4"

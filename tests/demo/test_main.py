@@ -3,8 +3,6 @@ from __future__ import annotations
 import errno
 import math
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from tests.demo.cases import DIGITS
+from tests.processes import run_python
 from tracetorch.core import optional
 from tracetorch.data.digits import Digits
 from tracetorch.demo.network import ConvSNN
@@ -213,6 +212,6 @@ def test_help_does_not_import_optional_packages() -> None:
         "    extra = {'matplotlib', 'mlxtend', 'safetensors'}\n"
         "    print(end.code, extra & set(sys.modules))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("usage: python -m tracetorch.demo ")
-    assert done.stdout.endswith("\n0 set()\n")
+    printed = run_python("-c", code)
+    assert printed.startswith("usage: python -m tracetorch.demo ")
+    assert printed.endswith("\n0 set()\n")

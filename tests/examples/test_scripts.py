@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import tracetorch as tt
 from examples import cartpole, common, memorise, networks, recipes, table
 from tests.cases import LAYERS, READOUTS, SPIKING
 from tests.data.files import write_gesture, write_heidelberg, write_nmnist
+from tests.processes import run_python
 from tracetorch import snn
 
 ROOT = Path(__file__).parents[2]
@@ -374,12 +373,5 @@ def test_help(script: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("script", ["vowels", "table"])
 def test_script_runs_as_a_module(script: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", f"examples.{script}", "--help"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"usage: python -m examples.{script}")
+    printed = run_python("-m", f"examples.{script}", "--help")
+    assert printed.startswith(f"usage: python -m examples.{script}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,7 @@ def run_compiled(
     """
     machine = machine or this_machine()
     printed = print_kernel(kernel, machine.processor, serial=serial, bypass=bypass)
-    loaded = machine_code._load(machine_code.object_code(printed.text, machine), printed.name)
+    loaded = _loaded(printed.text, printed.name, machine)
     buffers = dict(buffers)
     if "matrix" in buffers:
         buffers["matrix"] = _panels(torch.from_numpy(buffers["matrix"]), printed.panel).numpy()
@@ -113,6 +114,12 @@ def run_compiled(
     block = array("q", [tasks, 1, 0, 0, *numbers])
     block.frombytes(bytes(8 * (-len(block) % LINE + LINE)))
     loaded.run(block.buffer_info()[0])
+
+
+@lru_cache(maxsize=64)
+def _loaded(text: str, name: str, machine: Machine) -> machine_code.TaskKernel:
+    """Compile a kernel once for all the sizes that it is run with."""
+    return machine_code._load(machine_code.object_code(text, machine), name)
 
 
 def aligned(array: Any) -> Any:

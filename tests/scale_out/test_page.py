@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.scale_out.processes import ROOT, run_together
+from tests.processes import ROOT
+from tests.scale_out.processes import run_together
 
 PAGE = ROOT / "docs" / "use" / "scale_out.md"
 

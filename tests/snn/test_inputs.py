@@ -231,7 +231,8 @@ def test_an_input_is_what_a_module_of_its_name_computes() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # PyTorch's own, of functions that Dynamo traces
-def test_compiled_by_torch() -> None:
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_by_torch(backend: str) -> None:
     torch._dynamo.reset()
     layer, inputs = made(), inputs_of((2, 3), torch.float32)
 
@@ -240,7 +241,7 @@ def test_compiled_by_torch() -> None:
         return tt.unroll(layer, inputs)
 
     expected = results(layer, inputs, run)
-    found = results(layer, inputs, torch.compile(run, fullgraph=True))
+    found = results(layer, inputs, torch.compile(run, fullgraph=True, backend=backend))
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, msg=name)
 

@@ -62,15 +62,15 @@ def test_agrees_with_version_0_9_2(case: dict[str, Any]) -> None:
         torch.testing.assert_close(getattr(neurons, name), state, **close)
 
 
-@pytest.mark.parametrize(("dim", "shape"), PLACES)
+@pytest.mark.parametrize("turn", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
 @pytest.mark.parametrize("recurrence", [False, True])
 @pytest.mark.parametrize("synapse", [False, True])
-def test_agrees_with_the_simulator(
-    synapse: bool, recurrence: bool, dim: int, shape: tuple[int, ...]
-) -> None:
-    x = sequence(5, *shape)
+def test_agrees_with_the_simulator(synapse: bool, recurrence: bool, turn: int) -> None:
+    """Every configuration at one place, another for each; behind three turns at all of them."""
     fired = 0.0
-    for arguments in configurations(synapse, recurrence):
+    for number, arguments in enumerate(configurations(synapse, recurrence), turn):
+        dim, shape = PLACES[number % len(PLACES)]
+        x = sequence(5, *shape)
         neurons = snn.LeakyIntegrator(3, dim, **arguments).double()
         vary(neurons)
         with torch.no_grad(), fuse.backend("eager"):  # the step itself, not a kernel of it

@@ -5,8 +5,6 @@ import inspect
 import io
 import pickle
 import re
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -20,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 import tracetorch as tt
 from tests.cases import LAYERS, layer, sequence, stepped, weighted_sum
 from tests.fuse.cases import agree
+from tests.processes import run_python
 from tracetorch import fuse, neurons, snn
 from tracetorch.core.checks import check_count
 from tracetorch.functional import Surrogate, atan_surrogate
@@ -750,10 +749,8 @@ def test_copy_in_another_process() -> None:
     )
     neurons = snn.LIF(1)
     neurons(torch.ones(1, 1) / 2)
-    done = subprocess.run(
-        [sys.executable, "-c", code], input=pickle.dumps(neurons), capture_output=True, check=True
-    )
-    assert done.stdout.decode().strip() == "LIF(1) [[0.5]] [0.9]"
+    printed = run_python("-c", code, stdin=pickle.dumps(neurons))
+    assert printed.strip() == "LIF(1) [[0.5]] [0.9]"
 
 
 def test_weight_averaging_in_the_middle_of_a_sequence() -> None:

@@ -292,8 +292,15 @@ def test_channels_last_has_the_noise_of_the_same_places() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # PyTorch's own, of functions that Dynamo traces
-@pytest.mark.parametrize("seed", [pytest.param(None, marks=pytest.mark.slow), 1])
-def test_compiled_by_torch(seed: int | None) -> None:
+@pytest.mark.parametrize(
+    ("seed", "backend"),
+    [
+        (1, "aot_eager"),
+        pytest.param(1, "inductor", marks=pytest.mark.slow),
+        pytest.param(None, "inductor", marks=pytest.mark.slow),
+    ],
+)
+def test_compiled_by_torch(seed: int | None, backend: str) -> None:
     torch._dynamo.reset()
     # many samples: a few may have the same spikes with fresh noise
     layer, x = made(seed=seed), sequence(4, 100, 3, dtype=torch.float32)
@@ -302,7 +309,7 @@ def test_compiled_by_torch(seed: int | None) -> None:
         tt.zero_states(layer)
         return tt.unroll(layer, x)
 
-    expected, compiled = run(x), torch.compile(run, fullgraph=True)
+    expected, compiled = run(x), torch.compile(run, fullgraph=True, backend=backend)
     found = compiled(x)
     assert torch.equal(found, expected) == (seed is not None)
     assert torch.equal(compiled(x), found) == (seed is not None)

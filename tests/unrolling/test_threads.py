@@ -142,24 +142,59 @@ def test_a_second_thread_is_refused_and_does_no_harm(run: str) -> None:
     assert equal(tt.unroll(model, X), tt.unroll(twin, X))
 
 
+def whole(layer: snn.SequenceLayer, x: Tensor) -> Tensor:
+    """Run a layer over a sequence of one step."""
+    return layer.forward_sequence(x[None])[0][0]
+
+
+@pytest.mark.parametrize("first", [snn.Neuron.__call__, whole])
 @pytest.mark.parametrize("grad", [True, False])
-def test_calls_of_a_layer_that_overlap_are_refused(grad: bool) -> None:
+def test_calls_of_a_layer_that_overlap_are_refused(grad: bool, first: Any) -> None:
     layer, x = Waiting(3), torch.ones(2, 3)
 
     def run() -> Tensor:
         with torch.set_grad_enabled(grad), tt.fuse.backend("eager"):
-            return layer(x)
+            return first(layer, x)
 
+    others: tuple[Callable[[Any, Tensor], object], ...] = (
+        snn.Neuron.__call__,
+        whole,
+        lambda layer, x: tt.unroll(layer, x[None]),
+        lambda layer, x: layer.zero_states(),
+    )
     with at_the_gate(run) as future:
-        for other in (layer, lambda x: tt.unroll(layer, x[None]), lambda x: layer.zero_states()):
+        for other in others:
             with pytest.raises(ValueError, match=REFUSED):
-                other(x)
+                other(layer, x)
     assert torch.equal(future.result(), x)
     assert torch.equal(layer.mem, x)
     # one after the other, a stream may pass from thread to thread
     with ThreadPoolExecutor(1) as pool:
         assert torch.equal(pool.submit(layer, x).result(), 2 * x)
     assert torch.equal(layer(x), 2.5 * x)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        snn.Delay(3, max_delay=2),
+        snn.BatchNormThroughTime(3, steps=4),
+        snn.Noise(3),
+        snn.LockedDropout(3),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_a_sequence_of_any_layer_is_refused_while_another_thread_runs_it(
+    layer: snn.SequenceLayer,
+) -> None:
+    x, model = torch.ones(4, 2, 3), nn.Sequential(layer, Gate())
+    with (
+        at_the_gate(lambda: tt.unroll(model, x, by="step")),
+        pytest.raises(ValueError, match=REFUSED),
+    ):
+        layer.forward_sequence(x)
+    layer.forward_sequence(x)
+    assert not thread_owner._owners
 
 
 def test_another_thread_may_not_read_or_copy_states_that_are_set_aside() -> None:

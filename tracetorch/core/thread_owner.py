@@ -6,16 +6,22 @@ and not on the module: copies, pickles and snapshots of it know nothing of threa
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from threading import get_ident
-from typing import Protocol, cast
+from typing import Concatenate, ParamSpec, Protocol, TypeVar, cast
+
+import torch
 
 from tracetorch.core.torch_private import NO_BACKWARD, current_backward
 
 _owners: dict[int, int] = {}  # the thread that runs a module; single operations are atomic
+owner_of: Callable[[int], int | None] = _owners.get
+"""The thread that runs the module of an ``id``, or ``None``: a call of no function of ours."""
+
 _turns = itertools.count(1)
 _turn = 0  # grows by one with each module that a thread begins to run
 
@@ -25,6 +31,11 @@ class Labelled(Protocol):
 
     def state_label(self) -> str:
         """Name the module."""
+
+
+M = TypeVar("M", bound=Labelled)
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def take(module: Labelled, waiting: int | None = None) -> bool:
@@ -61,6 +72,28 @@ def current_turn() -> int:
 def release(module: Labelled) -> None:
     """Note that nobody runs a module any more."""
     _owners.pop(id(module), None)
+
+
+def run_taken(
+    run: Callable[Concatenate[M, P], R], module: M, *args: P.args, **kwargs: P.kwargs
+) -> R:
+    """Run a method of a module that this thread has taken, and release the module behind it."""
+    try:
+        return run(module, *args, **kwargs)
+    finally:
+        release(module)
+
+
+def by_one_thread(method: Callable[Concatenate[M, P], R]) -> Callable[Concatenate[M, P], R]:
+    """Let a method of a module with states refuse every thread but the one that runs the module."""
+
+    @functools.wraps(method)
+    def owning(module: M, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_compiling() or not take(module):
+            return method(module, *args, **kwargs)
+        return run_taken(method, module, *args, **kwargs)
+
+    return owning
 
 
 def check_thread(module: object) -> None:

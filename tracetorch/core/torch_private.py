@@ -8,6 +8,7 @@ tensors that PyTorch's documentation and its extensions rely on are used where t
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -305,6 +306,16 @@ def decomposition_of(operation: Any) -> Callable[..., Any] | None:
 
 
 _tracing = threading.RLock()
+
+
+def _renew_tracing() -> None:
+    """Make a new lock after ``fork``: no thread is left in the child that would release it."""
+    global _tracing
+    _tracing = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_tracing)
 
 
 def one_trace_at_a_time(function: Callable[P, R]) -> Callable[P, R]:

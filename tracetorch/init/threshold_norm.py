@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -74,8 +75,29 @@ def tdbn_(
     modules = dict(named_modules(model))
     norms = _norms(modules)
     driven = driven_modules(model, norms, parse_inputs(x, steps, 0, True))
-    found: dict[str, str] = {}
-    values: list[tuple[Tensor, Tensor]] = []
+    values = _weights(norms, driven, modules, alpha)
+    _check_shared(values)
+    with torch.no_grad():
+        for weight, value in values.values():
+            weight.copy_(value)
+    return {path: driven[path][0] for path in values}
+
+
+def _weights(
+    norms: dict[str, BatchNormBase],
+    driven: dict[str, list[str]],
+    modules: dict[str, nn.Module],
+    alpha: float,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the weight of each norm and its new value, by path of the norm.
+
+    Args:
+        norms: what holds the weights.
+        driven: the paths of what each norm drives.
+        modules: all modules by path.
+        alpha: factor of the threshold.
+    """
+    values: dict[str, tuple[Tensor, Tensor]] = {}
     for path, norm in norms.items():
         title = f"{path!r} ({type(modules[path]).__name__})"
         weight: Tensor | None = norm.weight
@@ -91,27 +113,25 @@ def tdbn_(
                 f"{len(distance)} neurons whose thresholds differ. Give it one threshold "
                 "(pos_threshold_rank=0)."
             )
-        found[path] = driven[path][0]
         # Zheng et al. (2021): variances of branches add up, to that of the threshold
         # of another size than the neurons they are put together, and do not add up
-        size = modules[found[path]].num_neurons
-        branches = [p for p, behind in driven.items() if found[path] in behind]
+        size = modules[driven[path][0]].num_neurons
+        branches = [p for p, behind in driven.items() if driven[path][0] in behind]
         adding = sum(norms[p].num_features == size for p in branches)
         value = alpha * distance / max(1, adding) ** 0.5
-        values.append((weight, value.to(weight).expand_as(weight)))
-    for number, (weight, value) in enumerate(values):
-        for path, (other, given) in zip(found, values[:number], strict=False):
-            if overlap(weight, other) and not (
-                weight.shape == other.shape and torch.equal(value, given)
-            ):
-                raise ValueError(
-                    f"{list(found)[number]!r} and {path!r} share their weight, and drive neurons "
-                    "of thresholds that differ. Give each a weight of its own."
-                )
-    with torch.no_grad():
-        for weight, value in values:
-            weight.copy_(value)
-    return found
+        values[path] = weight, value.to(weight).expand_as(weight)
+    return values
+
+
+def _check_shared(values: dict[str, tuple[Tensor, Tensor]]) -> None:
+    """Raise where two norms share a weight that would get two values."""
+    for (other, (kept, given)), (path, (weight, value)) in combinations(values.items(), 2):
+        same = weight.shape == kept.shape and torch.equal(value, given)
+        if overlap(weight, kept) and not same:
+            raise ValueError(
+                f"{path!r} and {other!r} share their weight, and drive neurons of thresholds that "
+                "differ. Give each a weight of its own."
+            )
 
 
 def _norms(modules: dict[str, nn.Module]) -> dict[str, BatchNormBase]:

@@ -65,23 +65,20 @@ def temporal_cross_entropy(
     check_sequence("output", output, batched=True)
     check_mask(mask, "output", output)
     logits = filled(as_floating(output), mask)
-    targets = _targets(target, logits, mask)
-    # time is folded into the batch, so that one call covers all steps
-    folded = logits.flatten(0, 1)
-    losses, weights = sample_cross_entropy(folded, targets.flatten(0, 1), weight, label_smoothing)
-
-    def over_time(folded: Tensor) -> Tensor:
-        """Average ``[T * B]`` over the real steps of each sequence."""
-        steps = torch.unflatten(folded, 0, logits.shape[:2])
-        return filled(steps, mask).sum(0) / lengths(steps, mask)
-
-    total = (1 - mse_weight) * reduce_batch(
-        over_time(losses), reduction, None if weights is None else over_time(weights)
-    )
+    folded, targets = logits.flatten(0, 1), _targets(target, logits, mask).flatten(0, 1)
+    losses, weights = sample_cross_entropy(folded, targets, weight, label_smoothing)  # in one call
+    shares = None if weights is None else _over_time(weights, logits, mask)
+    total = (1 - mse_weight) * reduce_batch(_over_time(losses, logits, mask), reduction, shares)
     if mse_weight:
-        near = over_time(mean_over_neurons((folded - level).square()))
+        near = _over_time(mean_over_neurons((folded - level).square()), logits, mask)
         total = total + mse_weight * reduce_batch(near, reduction)
     return total
+
+
+def _over_time(folded: Tensor, logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Average ``[T * B]`` over the real steps of each sequence of ``logits`` ``[T, B, ...]``."""
+    steps = torch.unflatten(folded, 0, logits.shape[:2])
+    return filled(steps, mask).sum(0) / lengths(steps, mask)
 
 
 def _targets(target: Tensor, logits: Tensor, mask: Tensor | None) -> Tensor:

@@ -79,9 +79,7 @@ def profile(
         if not own and _is_container(stats, modules):
             stats.output_bytes = 0  # it has a row for its products; the layers inside have outputs
         median = statistics.median(times.get(stats.path, 0.0) for times in layer_times)
-        product = products.get(id(stats.module))
-        parameters = sum(p.numel() for p in own)
-        rows.append(_row(stats, parameters, median, inputs.batch, cost, product))
+        rows.append(_row(stats, own, median, inputs.batch, cost, products.get(id(stats.module))))
     return Profile(
         rows=tuple(rows),
         steps=inputs.steps,
@@ -174,7 +172,7 @@ def _own_tensors(module: nn.Module) -> tuple[list[nn.Parameter], list[Tensor]]:
 
 def _row(
     stats: ModuleStats,
-    parameters: int,
+    own: Sequence[nn.Parameter],
     seconds: float,
     batch: int,
     cost: EnergyAssumptions,
@@ -195,7 +193,7 @@ def _row(
         path=stats.path,
         kind=plain_class(stats.module).__name__,
         shape=stats.shape,
-        parameters=parameters,
+        parameters=sum(p.numel() for p in own),
         rate=rate,
         dead=dead,
         saturated=saturated,

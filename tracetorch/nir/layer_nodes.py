@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 
@@ -60,9 +62,7 @@ def _exact(
         node = elementwise("LI", shape, tau=clock.tau(v[decay]), r=r, v_leak=0.0)
         return graph.add(name, node, *sources)
 
-    def scale(name: str, factor: Array | float, *sources: str) -> str:
-        return graph.add(name, elementwise("Scale", shape, scale=factor), *sources)
-
+    scale = partial(_scale, graph, shape)
     drive = [leaky("syn", "alpha", "input") if "alpha" in v else "input"]
     if "bias" in v:
         drive.append(graph.add_constant(v["bias"], shape, "input"))
@@ -75,29 +75,38 @@ def _exact(
         spiking = elementwise("LIF", shape, v_threshold=v[f"{sides[0]}_threshold"], v_reset=0.0)
         membrane = graph.nodes["mem"] = Node("LIF", membrane.arrays | spiking.arrays)
 
-    # One branch of nodes for the spikes of each sign; their sum is the output.
-    outputs = []
-    for side in sides:
-        sign, theta = (1.0 if side == "pos" else -1.0), v[f"{side}_threshold"]
-        last = "mem"
-        if not hard:
-            last = scale("mirror", -1.0, last) if side == "neg" else last
-            spike = elementwise("Threshold", shape, threshold=theta)
-            last = graph.add(f"{side}_spike", spike, last)
-            if layer.reset == "subtract":
-                gain = v["beta"] if layer.beta_ema else 1.0
-                lost = -sign * (1 - v["beta"]) * theta / gain
-                graph.edges.append((scale(f"{side}_reset", lost, last), "mem"))
-        if side == "neg" or f"{side}_scale" in v:
-            last = scale(f"{side}_scale", sign * v.get(f"{side}_scale", np.ones(shape)), last)
-        outputs.append(last)
-    outputs = outputs or ["mem"]
+    # the output is the sum of both
+    outputs = [_spikes(layer, v, shape, side, graph) for side in sides] or ["mem"]
     if "gamma" in v:
         weight = v.get("rec_weight", np.zeros(shape))
         back = scale("rec_weight", weight, leaky("rec", "gamma", *outputs))
         graph.edges.append((back, entrance))
     graph.add("output", boundary("Output", shape), *outputs)
     return membrane if len(graph.nodes) == 3 else graph
+
+
+def _scale(graph: NodeGraph, shape: Shape, name: str, factor: Array | float, *sources: str) -> str:
+    return graph.add(name, elementwise("Scale", shape, scale=factor), *sources)
+
+
+def _spikes(
+    layer: LeakyIntegrator, v: dict[str, Array], shape: Shape, side: str, graph: NodeGraph
+) -> str:
+    """Write the branch of nodes for the spikes of one sign; return its last one."""
+    scale = partial(_scale, graph, shape)
+    sign, theta = (1.0 if side == "pos" else -1.0), v[f"{side}_threshold"]
+    last = "mem"
+    if layer.reset != "zero":
+        last = scale("mirror", -1.0, last) if side == "neg" else last
+        spike = elementwise("Threshold", shape, threshold=theta)
+        last = graph.add(f"{side}_spike", spike, last)
+        if layer.reset == "subtract":
+            gain = v["beta"] if layer.beta_ema else 1.0
+            lost = -sign * (1 - v["beta"]) * theta / gain
+            graph.edges.append((scale(f"{side}_reset", lost, last), "mem"))
+    if side == "neg" or f"{side}_scale" in v:
+        last = scale(f"{side}_scale", sign * v.get(f"{side}_scale", np.ones(shape)), last)
+    return last
 
 
 def _compact(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tracetorch.core.checks import check_number
+from tracetorch.core.checks import check_flag, check_number
 
 Array: TypeAlias = NDArray[np.float64]
 Discretization: TypeAlias = Literal["euler", "exponential"]
@@ -47,9 +47,15 @@ class Clock:
         return steps if self.discretization == "euler" else -np.expm1(-steps)
 
 
-class WriteOptions(NamedTuple):
-    """Hold what :func:`tracetorch.nir.to_nir` was called with."""
+@dataclass(frozen=True)
+class WriteOptions:
+    """Hold what :func:`tracetorch.nir.to_nir` was called with, checked."""
 
     clock: Clock
     mode: Mode
     allow_hard_reset: bool
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("exact", "compact"):
+            raise ValueError(f"mode must be 'exact' or 'compact', got {self.mode!r}.")
+        check_flag("allow_hard_reset", self.allow_hard_reset)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.checks import check_flag, check_module, check_unsharded
+from tracetorch.core.checks import check_module, check_unsharded
 from tracetorch.core.files import atomic_replace
 from tracetorch.core.optional import require
 from tracetorch.nir.graph import Node, NodeGraph
@@ -80,31 +80,38 @@ def to_nir(
     8122 (2024), doi:10.1038/s41467-024-52259-9.
     """
     require("nir", extra="nir", by="tt.nir")
-    import nir
-
     check_module(model)
     check_unsharded(model, "tt.nir")
-    if mode not in ("exact", "compact"):
-        raise ValueError(f"mode must be 'exact' or 'compact', got {mode!r}.")
-    check_flag("allow_hard_reset", allow_hard_reset)
-    clock = Clock(dt, discretization)
+    options = WriteOptions(Clock(dt, discretization), mode, allow_hard_reset)
+    return _written(_graph(model, sample, options), options.clock)
+
+
+def _written(graph: NodeGraph, clock: Clock) -> nir.NIRGraph:
+    """Return NIR's own object of a graph, with all shapes."""
+    import nir
+
+    dictionary = _dictionary(graph)
+    _, wiring = wire(parse(dictionary), clock)  # the very checks that a reader makes
+    written = nir.dict2NIRNode(dictionary)
+    _declare_shapes(written, wiring)
+    return written
+
+
+def _graph(model: nn.Module, sample: Any, options: WriteOptions) -> NodeGraph:
+    """Return the graph of a model, with what a reader must know beside its nodes."""
     with torch.no_grad():
-        options = WriteOptions(clock, mode, allow_hard_reset)
         graph = graph_of(model, _inputs(model, sample), options)
-    if mode == "compact":
+    if options.mode == "compact":
         graph = fold_thresholds(graph)
     tensors = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
     double = all(t.dtype == torch.float64 for t in tensors)
     # a file keeps nodes by name, and so forgets the order of arguments
     names = model.wiring.inputs if isinstance(model, NIRModel) else graph.names("Input")
     order = json.dumps(names)
-    graph.metadata.update(mode=mode, dt=float(dt), discretization=discretization)
+    dt, discretization = float(options.clock.dt), options.clock.discretization
+    graph.metadata.update(mode=options.mode, dt=dt, discretization=discretization)
     graph.metadata.update({"dtype": "float64" if double else "float32", INPUT_ORDER: order})
-    dictionary = _dictionary(graph)
-    _, wiring = wire(parse(dictionary), clock)  # the very checks that a reader makes
-    written = nir.dict2NIRNode(dictionary)
-    _declare_shapes(written, wiring)
-    return written
+    return graph
 
 
 def save(

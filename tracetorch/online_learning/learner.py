@@ -287,7 +287,7 @@ class OnlineLearner(ExtraStates):
 
         Example:
             >>> net = nn.Sequential(nn.Linear(4, 9), LIF(9), nn.Linear(9, 2), Readout(2))
-            >>> batch = torch.rand(20, 8, 4), torch.arange(8) % 2
+            >>> batch = 5 * torch.rand(20, 8, 4), torch.arange(8) % 2
             >>> def loss(y, target):
             ...     return nn.functional.cross_entropy(y.mean(0), target)
             >>> cosines = online(net, "eprop").certificate(batch, loss)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from threading import get_ident
 from typing import Any, ClassVar, TypeGuard
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from tracetorch.cell import METHODS, Cell, StepDefinition
 from tracetorch.core.double_backward import explain_double_backward
+from tracetorch.core.thread_owner import owner_of, run_taken, take
 from tracetorch.core.torch_private import (
     NO_BACKWARD,
     constant_in_compile,
@@ -177,37 +179,6 @@ class Neuron(ConstrainedLayer):
 
     # Calling
 
-    def _working(
-        self, x: Tensor, further: Sequence[Tensor], dtype: torch.dtype
-    ) -> tuple[Tensor, ...]:
-        """Return all inputs in the dtype of the arithmetic and the shape of ``x``, checked."""
-        if len(further) != len(self.inputs) - 1:
-            raise TypeError(
-                f"{self.label()} takes ({', '.join(self.inputs)}), got {1 + len(further)} inputs."
-                + (
-                    " Call the layer itself, or tt.unroll(layer, x)."
-                    if len(self.inputs) > 1
-                    else ""
-                )
-            )
-        work = [x.to(dtype)]
-        for name, value in zip(self.inputs[1:], further, strict=True):
-            if not isinstance(value, Tensor) or value.dtype not in ARITHMETIC_DTYPE:
-                got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-                raise TypeError(
-                    f"{self.label()} takes floating-point tensors as inputs, got {got} as {name}."
-                )
-            if value.shape != x.shape:
-                sizes = zip(reversed(value.shape), reversed(x.shape), strict=False)
-                if value.ndim > x.ndim or any(a not in (1, b) for a, b in sizes):
-                    raise ValueError(
-                        f"{self.label()} takes inputs of one shape; {name} has the shape "
-                        f"{list(value.shape)}, which does not broadcast to {list(x.shape)} of x."
-                    )
-                value = value.expand(x.shape)
-            work.append(value.to(dtype))
-        return tuple(work)
-
     def _kwargs_for(self, x: Tensor, ndim: int, dtype: torch.dtype) -> dict[str, Any]:
         """Return the step kwargs; ``output_bits`` among them is that of ``x``."""
         kwargs = self.step_kwargs(ndim, dtype)
@@ -240,7 +211,7 @@ class Neuron(ConstrainedLayer):
         else:  # what does not fit is explained
             dtype = self.check_input(x)
             states = self.states_for(x, dtype)
-            inputs = self._working(x, further, dtype)
+            inputs = _working(self, x, further, dtype)
             kwargs = self._kwargs_for(x, x.ndim, dtype)
         results = self.step(*inputs, *states, **kwargs)
         output, ends = check_step_results(cell, inputs, results)
@@ -304,9 +275,9 @@ class Neuron(ConstrainedLayer):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run all the steps of ``x`` at once: what a loop over them computes.
 
-        Steps of arithmetic, comparisons and roots, as those of all layers here, give the same bits.
-        Functions such as ``exp`` and ``log`` may differ in the last places: compiled steps call
-        other libraries than PyTorch does. Gradients are summed in another order.
+        Steps of arithmetic, comparisons and roots give the same bits; ``exp`` and its like may
+        differ in the last places, for kernels call other libraries. Gradients are summed in another
+        order.
 
         It starts from the states the layer holds, initial ones where it holds none, and leaves the
         last ones in it, part of the graph; so a sequence cut anywhere gives the same outputs and
@@ -323,7 +294,7 @@ class Neuron(ConstrainedLayer):
             dtype of the states.
 
         Raises:
-            TypeError, ValueError: as the layer itself; or it has no such state to record.
+            TypeError, ValueError: as the layer; it has no such state; or another thread runs it.
             RuntimeError: a backend requested by name cannot run the layer.
 
         Example:
@@ -331,35 +302,45 @@ class Neuron(ConstrainedLayer):
             >>> outputs, states = layer.forward_sequence(torch.ones(4, 2, 3), record=["mem"])
             >>> outputs[:, 0, 0].tolist()
             [0.0, 1.0, 1.0, 1.0]
-            >>> states["mem"].shape
-            torch.Size([4, 2, 3])
-            >>> layer.mem.shape
-            torch.Size([2, 3])
-
+            >>> states["mem"].shape, layer.mem.shape
+            (torch.Size([4, 2, 3]), torch.Size([2, 3]))
         """
-        cell = self._signature() if torch.compiler.is_compiling() else self.cell
+        compiling = torch.compiler.is_compiling()
+        # a pass owns its layers already
+        if not compiling and self.states and owner_of(id(self)) != get_ident() and take(self):
+            return run_taken(Neuron.forward_sequence, self, x, record, further=further, reset=reset)
+        cell = self._signature() if compiling else self.cell
         where = None if reset is None else mask_in_loop(self, cell, x, reset)
         if cell.runs_by_step if isinstance(cell, Cell) else _runs_by_step(self):
             return self._run_by_step(x, record, further)
         if (
-            not record
+            not (record or further)
             and where is None
             and len(cell.inputs) == 1
-            and not further
             and isinstance(cell, Cell)
             and observed_by((x,)) is None
             and current_backward() in (NO_BACKWARD, self._zeroed_in_backward)
+            and (prepared := self._sequences.run(self, cell, x)) is not None
         ):
-            prepared = self._sequences.run(self, cell, x)
-            if prepared is not None:
-                self.__dict__.update(prepared[1])
-                return prepared[0], {}
+            self.__dict__.update(prepared[1])
+            return prepared[0], {}
+        return self._run_checked(cell, x, record, further, where)
+
+    def _run_checked(
+        self,
+        cell: Cell | StepDefinition,
+        x: Tensor,
+        record: Sequence[str],
+        further: Sequence[Tensor],
+        where: Tensor | None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run a sequence after every check of it, by whatever road there is."""
         dtype = self.check_input(x, sequence=True)
         states = self.states_for(x, dtype, sequence=True)
         self.check_record(record)
         if x.shape[0] == 0:
             return x.clone(), {name: x.to(dtype, copy=True) for name in record}
-        work = self._working(x, further, dtype)
+        work = _working(self, x, further, dtype)
         kwargs = self._kwargs_for(x, x.ndim - 1, dtype)
         if where is not None and isinstance(cell, Cell):
             cell, restarts, starts = restarting(self, cell, x, dtype, where)
@@ -390,6 +371,34 @@ class Neuron(ConstrainedLayer):
             raise
         stacked = {name: torch.stack(each) for name, each in trajectories.items()}
         return torch.stack(outputs), stacked
+
+
+def _working(
+    layer: Neuron, x: Tensor, further: Sequence[Tensor], dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    """Return all inputs in the dtype of the arithmetic and the shape of ``x``, checked."""
+    if len(further) != len(layer.inputs) - 1:
+        raise TypeError(
+            f"{layer.label()} takes ({', '.join(layer.inputs)}), got {1 + len(further)} inputs."
+            + (" Call the layer itself, or tt.unroll(layer, x)." if len(layer.inputs) > 1 else "")
+        )
+    work = [x.to(dtype)]
+    for name, value in zip(layer.inputs[1:], further, strict=True):
+        if not isinstance(value, Tensor) or value.dtype not in ARITHMETIC_DTYPE:
+            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(
+                f"{layer.label()} takes floating-point tensors as inputs, got {got} as {name}."
+            )
+        if value.shape != x.shape:
+            sizes = zip(reversed(value.shape), reversed(x.shape), strict=False)
+            if value.ndim > x.ndim or any(a not in (1, b) for a, b in sizes):
+                raise ValueError(
+                    f"{layer.label()} takes inputs of one shape; {name} has the shape "
+                    f"{list(value.shape)}, which does not broadcast to {list(x.shape)} of x."
+                )
+            value = value.expand(x.shape)
+        work.append(value.to(dtype))
+    return tuple(work)
 
 
 # methods as they are where nobody has overridden or patched them

@@ -71,23 +71,6 @@ def unroll(
 ) -> tuple[Any, dict[str, Tensor]]: ...
 
 
-@overload
-def unroll(
-    model: nn.Module,
-    x: Any,
-    *,
-    steps: int | None = None,
-    time_dim: int = 0,
-    by: Literal["layer", "step"] = "layer",
-    batched: bool = True,
-    record: Sequence[str] | str | None,
-    check: bool | int = False,
-    segment: int | None = None,
-    from_rest: bool = False,
-    reset: Tensor | None = None,
-) -> Any: ...
-
-
 def unroll(
     model: nn.Module,
     x: Any,
@@ -212,14 +195,7 @@ class _Arguments(NamedTuple):
 def _unroll(
     arguments: _Arguments, found: Walk, facts: PassFacts, neurons: Sequence[SequenceLayer]
 ) -> Any:
-    """Run :func:`unroll`; no other thread runs the neuron layers.
-
-    Args:
-        arguments: what is to be run.
-        found: the walk over the model.
-        facts: what a pass by layer concludes from it.
-        neurons: its neuron layers.
-    """
+    """Run :func:`unroll` on the neuron layers that the walk has ``found``; no other thread does."""
     model, inputs = arguments.model, arguments.inputs
     record, segment = arguments.record, arguments.segment
     walked, numbers, layers = found, facts.neurons, neurons

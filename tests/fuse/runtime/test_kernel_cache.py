@@ -5,8 +5,6 @@ import io
 import logging
 import math
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.processes import Child
 from tracetorch import fuse
 from tracetorch.fuse.runtime import kernel_cache, machine_code
 
@@ -32,20 +31,13 @@ print(y[:, 0, 0].tolist(), [round(g, 6) for g in x.grad[:, 0, 0].tolist()])
 """
 
 
-def start(folder: Path | str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", RUN],
-        env={**os.environ, "TRACETORCH_CACHE": str(folder)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(folder: Path | str) -> Child:
+    return Child("-c", RUN, env={"TRACETORCH_CACHE": str(folder)})
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
-    return out
+def finish(process: Child) -> str:
+    assert process.wait() == 0, process.errors
+    return process.output
 
 
 def test_concurrent_compiles_and_truncated_cache_files(tmp_path: Path) -> None:

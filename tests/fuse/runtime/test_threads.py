@@ -4,8 +4,6 @@ import ctypes
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +14,7 @@ import torch
 
 from tests import cases
 from tests.fuse.cases import ends, fused
+from tests.processes import run_python
 from tracetorch import fuse
 from tracetorch.fuse.codegen.llvm_writer import TaskWriter
 from tracetorch.fuse.runtime import threads as runtime
@@ -200,8 +199,7 @@ def work():
 
 threading.Thread(target=work).start()
 """
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert ran.stdout == "done\n", ran.stderr
+    assert run_python("-c", program) == "done\n"
 
 
 def test_pool_keeps_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from each step to those before it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tracetorch.fuse.ir.graph import Graph
 from tracetorch.fuse.ir.kernel import (
@@ -276,15 +276,33 @@ def forward_kernel(plan: Plan, *, in_chunks: bool = False) -> Kernel:
             for name, buffer in ends.items():
                 k.store(buffer, (LANE,), outer.results[f"s_{name}"])
         return k.kernel()
+    _walk_in_chunks(w, (starts, ends, checkpoints), walk)
+    return k.kernel()
 
-    carried = [f"s_{name}" for name in names]
+
+def _walk_in_chunks(
+    w: _Writer,
+    buffers: tuple[Mapping[str, Buffer], Mapping[str, Buffer], Buffer],
+    walk: Callable[
+        [Mapping[str, Operand], Mapping[str, Operand], Value, Value], Mapping[str, Operand]
+    ],
+) -> None:
+    """Write the forward pass in chunks of time, one block of lanes after the other in each.
+
+    Args:
+        w: the writer.
+        buffers: initial states, final states, checkpoints.
+        walk: writes the loop over some steps; returns the states behind them.
+    """
+    k, (starts, ends, checkpoints) = w.k, buffers
+    carried = [f"s_{name}" for name in starts]
     held, parameters = w.hold(carried), w.hold_parameters()
     with k.lanes():
         w.keep(held, [k.load(b, (LANE,), "start") for b in starts.values()])
         w.keep(parameters, w.parameters().values())
     with k.loop("segment", 0, w.segments) as outer:
         begin, end = w.bounds(outer.index)
-        if plan.recomputed:
+        if w.plan.recomputed:
             with k.lanes():
                 w.store_checkpoint(checkpoints, outer.index, w.held(held, carried))
         with k.loop("chunk", 0, w.chunks) as chunk:
@@ -295,7 +313,6 @@ def forward_kernel(plan: Plan, *, in_chunks: bool = False) -> Kernel:
     with k.lanes():
         for buffer, value in zip(ends.values(), w.held(held, carried).values(), strict=True):
             k.store(buffer, (LANE,), value)
-    return k.kernel()
 
 
 def backward_kernel(plan: Plan) -> Kernel:

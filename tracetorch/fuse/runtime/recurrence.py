@@ -198,8 +198,7 @@ def backward(
     d_first = torch.empty(first.shape, dtype=dtype, device="cpu")
     d_starts = [torch.empty(x.shape[1:], dtype=dtype, device="cpu") for _ in states]
     # in float64: a parameter's gradient sums over time and batch
-    size = (shape.tasks, len(plan.trained), neurons)
-    sums = torch.zeros(size, dtype=torch.float64, device="cpu")
+    sums = torch.zeros((shape.tasks, len(plan.trained), neurons), dtype=torch.float64, device="cpu")
     starts = dict(zip(program.states, states, strict=True))
     kernel = kernel_of(plan, True, recurrent_backward_kernel)
     matrix = _panels(_by_delay(weight), kernel.printed.panel)
@@ -226,14 +225,15 @@ def backward(
     _run(kernel, shape, buffers)
     with np.errstate(all="ignore"):  # gradients that are not finite are the user's to find
         d_params = parameter_gradients(plan, params, sums.numpy().sum(0))
-    d_weight = _weight_gradient(d_x, output, first) if plan.needs_weight_gradient else None
-    if d_weight is not None and weight.ndim == 2:
-        d_weight = d_weight.squeeze(-1)
+    d_weight = _weight_gradient(d_x, output, first, weight) if plan.needs_weight_gradient else None
     return Gradients(d_x, d_first, d_weight, d_starts, d_params)
 
 
-def _weight_gradient(d_x: Tensor, output: Tensor, first: Tensor) -> Tensor:
-    """Return the gradient ``[N, N, taps]`` of the weight, a product over all of time for each."""
+def _weight_gradient(d_x: Tensor, output: Tensor, first: Tensor, weight: Tensor) -> Tensor:
+    """Return the gradient of the weight, ``[N, N]`` or ``[N, N, taps]``: a product over all time.
+
+    One for each tap.
+    """
     neurons, taps = d_x.shape[-1], len(first)
     # in memory as the weight of a linear layer with delays, and that of one matrix as it is
     total = torch.empty(taps, neurons, neurons, dtype=d_x.dtype, device="cpu")
@@ -248,4 +248,4 @@ def _weight_gradient(d_x: Tensor, output: Tensor, first: Tensor) -> Tensor:
         part = total[..., tap]
         torch.mm(rows(d_x[:early]).t(), rows(first[tap : tap + early]), out=part)
         part.addmm_(rows(d_x[early:]).t(), rows(output[: len(output) - early]))
-    return total
+    return total.squeeze(-1) if weight.ndim == 2 else total

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from tracetorch.cell import StateKind
 from tracetorch.core.checks import check_flag, check_nonnegative
 from tracetorch.core.double_backward import explain_double_backward
+from tracetorch.core.thread_owner import by_one_thread
 from tracetorch.core.torch_private import FakeTensor, is_tracing, lowest_wrapped, version_of
 from tracetorch.snn.constrained_layer import ConstrainedLayer
 from tracetorch.snn.parameters import Value, Weight, clamp
@@ -157,6 +158,7 @@ class DelayingLayer(ConstrainedLayer):
         y, window = self._run(x.unsqueeze(0), dtype)
         return self._finish(y.squeeze(0), window, 1, x.dtype)
 
+    @by_one_thread
     def forward_sequence(
         self, x: Tensor, record: Sequence[str] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
