@@ -16,6 +16,7 @@ from benchmarks.cases import (
     DECAY,
     MAX_DELAY,
     NETWORKS,
+    PUBLISHED,
     SHAPES,
     SIGMA,
     Case,
@@ -53,7 +54,7 @@ def inputs(case: Case) -> Tensor:
     """Return the input of a case: ``[T, B, N]``, or images ``[T, B, C, H, W]``."""
     generator = torch.Generator().manual_seed(0)
     sample = SHAPES.get(case.kind, (case.N,))
-    if case.kind in ("conv", "static", "accuracy"):
+    if case.kind in ("conv", "static", "accuracy", *PUBLISHED):
         image = torch.rand(1, case.B, *sample, generator=generator)
         return image.expand(case.T, *image.shape[1:])
     if case.density:

@@ -79,11 +79,10 @@ class MSResNet(TTModule):
         self.neuron = build(inputs, dim=-3)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(inputs, num_classes)
+        last = [block.body[-1] for block in blocks]
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
-                nn.init.constant_(module.weight, 0.5)
-        for each in blocks:
-            nn.init.zeros_(each.last_norm.weight)
+                nn.init.constant_(module.weight, 0.0 if module in last else 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run one time step."""
@@ -97,25 +96,17 @@ class MembraneBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int, build: NeuronBuilder) -> None:
         super().__init__()
-        second = conv_norm(outputs, outputs)
         self.body = nn.Sequential(
             build(inputs, dim=-3),
             *conv_norm(inputs, outputs, stride=stride),
             build(outputs, dim=-3),
-            *second,
+            *conv_norm(outputs, outputs),
         )
         self.shortcut = (
             nn.Sequential(*conv_norm(inputs, outputs, kernel=1, stride=stride))
             if stride > 1 or inputs != outputs
             else nn.Identity()
         )
-
-    @property
-    def last_norm(self) -> nn.BatchNorm2d:
-        """The norm that ends the body."""
-        norm = self.body[-1]
-        assert isinstance(norm, nn.BatchNorm2d)
-        return norm
 
     def forward(self, x: Tensor) -> Tensor:
         """Run one time step."""
