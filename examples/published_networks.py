@@ -95,19 +95,19 @@ def measure(
         images = pad(held_out.tensors[0][:100], (2, 2, 2, 2))
         profile = metrics.profile(net, images, steps=STEPS)
         spiking = [row for row in profile.rows if row.rate is not None]
-        updates = sum(row.updates for row in spiking)
+        updates = sum(row.updates or 0.0 for row in spiking)
     operations = profile.operations
     return {
         "network": name,
         "seed": seed,
         "accuracy": correct / len(held_out),
-        # each layer with the weight of its number of neurons
-        "spikes": sum(row.rate * row.updates for row in spiking if row.rate) / updates,
+        # each layer with the weight of its membrane updates
+        "spikes": sum((row.rate or 0.0) * (row.updates or 0.0) for row in spiking) / updates,
         "parameters": sum(p.numel() for p in net.parameters()),
         "macs": operations.effective_macs,
         "acs": operations.effective_acs,
         "dense": operations.dense,
-        "output_bytes": sum(row.output_bytes for row in profile.rows) / len(images),
+        "output_bytes": sum(row.output_bytes or 0 for row in profile.rows) / len(images),
         "epochs": options.epochs,
         "seconds": wall,
         "cpu_seconds": cpu,

@@ -53,13 +53,22 @@ EXACT = [
 ]
 
 Build = Callable[..., nn.Module]
+RESNET: dict[str, Any] = {"images": "small", "width": 4}
+VGG: dict[str, Any] = {"images": "small", "width": 2}
+FORMER: dict[str, Any] = {"images": "small"}
 SMALL: dict[str, tuple[Build, int]] = {
-    "sew": (partial(models.SEWResNet, 18, 5, 2, images="small", width=4), 8),
-    "ms": (partial(models.MSResNet, 18, 5, 2, images="small", width=4), 8),
-    "vgg": (partial(models.SpikingVGG, 11, 5, 2, images="small", width=2), 32),
-    "spikformer": (partial(models.Spikformer, 1, 16, 2, 5, 2, images="small"), 8),
-    "qkformer": (partial(models.QKFormer, (1, 1, 1), 32, 2, 5, 2, images="small"), 8),
-    "spike-driven": (partial(models.SpikeDrivenTransformer, 1, 16, 5, 2, images="small"), 8),
+    "sew": (lambda **given: models.SEWResNet(18, 5, 2, **{**RESNET, **given}), 8),
+    "ms": (lambda **given: models.MSResNet(18, 5, 2, **{**RESNET, **given}), 8),
+    "vgg": (lambda **given: models.SpikingVGG(11, 5, 2, **{**VGG, **given}), 32),
+    "spikformer": (lambda **given: models.Spikformer(1, 16, 2, 5, 2, **{**FORMER, **given}), 8),
+    "qkformer": (
+        lambda **given: models.QKFormer((1, 1, 1), 32, 2, 5, 2, **{**FORMER, **given}),
+        8,
+    ),
+    "spike-driven": (
+        lambda **given: models.SpikeDrivenTransformer(1, 16, 5, 2, **{**FORMER, **given}),
+        8,
+    ),
 }
 T, B = 3, 2
 

@@ -1,4 +1,4 @@
-"""What the networks share: a convolution with its norm, the kind of images, checks."""
+"""Parts that the networks share: a convolution with its norm, the kind of images, checks."""
 
 from __future__ import annotations
 

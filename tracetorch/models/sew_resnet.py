@@ -46,6 +46,7 @@ class SEWResNet(TTModule):
         TypeError, ValueError: a depth or kind is unknown, or a size not a positive integer.
 
     Example:
+        >>> import tracetorch as tt
         >>> net = SEWResNet(18, 10, images="small", width=8)
         >>> tt.unroll(net, torch.rand(2, 3, 16, 16), steps=4).mean(0).shape
         torch.Size([2, 10])

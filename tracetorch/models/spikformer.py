@@ -46,6 +46,7 @@ class Spikformer(TTModule):
         TypeError, ValueError: a kind is unknown, or a size not a positive integer, or no multiple.
 
     Example:
+        >>> import tracetorch as tt
         >>> net = Spikformer(1, 16, 2, 10, images="small")
         >>> tt.unroll(net, torch.rand(2, 3, 16, 16), steps=4).mean(0).shape
         torch.Size([2, 10])

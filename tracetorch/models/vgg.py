@@ -46,6 +46,7 @@ class SpikingVGG(TTModule):
         TypeError, ValueError: a depth or kind is unknown, or a size not a positive integer.
 
     Example:
+        >>> import tracetorch as tt
         >>> net = SpikingVGG(11, 10, images="small", width=4)
         >>> tt.unroll(net, torch.rand(2, 3, 32, 32), steps=4).mean(0).shape
         torch.Size([2, 10])
