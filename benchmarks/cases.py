@@ -8,11 +8,13 @@ from typing import Literal
 Kind = Literal[
     "shd", "recurrent", "static", "events", "dvs", "maps", "conv", "accuracy", "linear",
     "lif", "bsrlif", "alif", "seadlif", "delays", "recurrent delays", "stream", "growth", "memory",
+    "sew", "spikformer", "sew memory", "spikformer memory",
 ]  # fmt: skip
 Pass = Literal["forward", "train"]
 
+PUBLISHED: tuple[Kind, ...] = ("sew", "spikformer", "sew memory", "spikformer memory")
 NETWORKS: tuple[Kind, ...] = (
-    "shd", "delays", "static", "events", "dvs", "maps", "conv", "linear",
+    "shd", "delays", "static", "events", "dvs", "maps", "conv", "linear", *PUBLISHED,
 )  # fmt: skip
 DECAY = 0.9
 ADAPTATION_DECAY = 0.98
@@ -22,7 +24,12 @@ SIGMA = 1.0  # of the Gaussian that interpolates delays
 CONV_DECAY = 0.5
 THRESHOLD = 1.0
 # of one sample; (N,) elsewhere
-SHAPES = {"conv": (1, 28, 28), "dvs": (2, 34, 34), "maps": (32, 34, 34)}
+SHAPES: dict[Kind, tuple[int, int, int]] = {
+    "conv": (1, 28, 28),
+    "dvs": (2, 34, 34),
+    "maps": (32, 34, 34),
+    **dict.fromkeys(PUBLISHED, (3, 32, 32)),
+}
 DENSITIES = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5)
 ACCURACY = 0.9  # on held-out digits, at which training ends
 
@@ -49,6 +56,11 @@ class Case:
     def elements(self) -> int:
         """Number of elements of the input."""
         return self.T * self.B * self.N
+
+    @property
+    def peak(self) -> bool:
+        """Whether peak memory is measured, not time."""
+        return self.kind.endswith("memory")
 
 
 def _both(
@@ -87,6 +99,15 @@ def all_cases() -> list[Case]:
     found += _both("DVS shape 2-32-32-64, input 1.5 %", "dvs", 20, 16, 2 * 34 * 34, density=0.015)
     found += _both("Conv2d 32-64 and LIF, input 5 %", "maps", 20, 16, 32 * 34 * 34, density=0.05)
     found.append(Case("conv network, train", "conv", 5, 50, 784, "train"))
+    few = ("tracetorch", "spikingjelly", "relu")
+    kinds: tuple[tuple[str, Kind, Kind], ...] = (
+        ("SEW-ResNet-18", "sew", "sew memory"),
+        ("Spikformer-4-384", "spikformer", "spikformer memory"),
+    )
+    for name, kind, memory in kinds:
+        size = 3 * 32 * 32
+        found.append(Case(f"{name}, 32 x 32, train", kind, 4, 16, size, "train", only=few))
+        found.append(Case(f"peak memory {name}", memory, 4, 16, size, "train", only=few))
     for N in (512, 2048):
         found += _both(f"Linear+LIF T=500 B=16 N={N}", "linear", 500, 16, N)
     found.append(Case(f"digits to {100 * ACCURACY:g} %", "accuracy", 4, 100, 784, "train"))

@@ -22,7 +22,7 @@ def run_case(
         By library ``seconds`` of a run in a loop of nothing else and ``cold`` after a product, the
         medians of the rounds, and the ``density`` of spikes.
     """
-    if case.kind == "memory":
+    if case.peak:
         return _each_fresh(case, processes)
     found: dict[str, dict[str, Any]] = {}
     for name, process in processes.items():
@@ -64,6 +64,8 @@ def _each_fresh(case: Case, processes: Mapping[str, Process]) -> dict[str, dict[
     """Measure each library in a new process, whose peak memory no earlier case has raised."""
     found = {}
     for name, process in processes.items():
+        if case.only and name not in case.only:
+            continue
         with Process(process.library) as fresh:
             answer = fresh.prepare(case)
         if "unsupported" not in answer:

@@ -8,7 +8,7 @@ from benchmarks.cases import Case
 from benchmarks.libraries import LIBRARIES
 from benchmarks.results_file import Run
 
-UNCHILLED = ("accuracy", "memory", "growth")
+UNCHILLED = ("accuracy", "growth")
 
 
 def table(run: Run) -> str:
@@ -29,7 +29,12 @@ def table(run: Run) -> str:
         "Before each run, a product of two 1024 x 1024 matrices, not timed: caches and threads "
         "are as another layer leaves them, which is how a training step meets them.",
         "",
-        *_rows(run, names, [case for case in run.cases if case.kind not in UNCHILLED], cold=True),
+        *_rows(
+            run,
+            names,
+            [case for case in run.cases if not (case.peak or case.kind in UNCHILLED)],
+            cold=True,
+        ),
         "",
         "## Hot",
         "",
@@ -120,7 +125,7 @@ def _growth(run: Run) -> list[str]:
 
 def amount(case: Case, value: float) -> str:
     """Format a time or a size with its unit."""
-    if case.kind == "memory":
+    if case.peak:
         return f"{value / 2**20:.0f} MiB, {value / (4 * case.elements):.1f} inputs"
     if case.kind == "stream":
         return f"{three_digits(value * 1e6)} µs"

@@ -16,6 +16,7 @@ from benchmarks.cases import (
     DECAY,
     MAX_DELAY,
     NETWORKS,
+    PUBLISHED,
     SHAPES,
     SIGMA,
     Case,
@@ -53,7 +54,7 @@ def inputs(case: Case) -> Tensor:
     """Return the input of a case: ``[T, B, N]``, or images ``[T, B, C, H, W]``."""
     generator = torch.Generator().manual_seed(0)
     sample = SHAPES.get(case.kind, (case.N,))
-    if case.kind in ("conv", "static", "accuracy"):
+    if case.kind in ("conv", "static", "accuracy", *PUBLISHED):
         image = torch.rand(1, case.B, *sample, generator=generator)
         return image.expand(case.T, *image.shape[1:])
     if case.density:
@@ -235,9 +236,9 @@ class TorchTask:
         spiking: Callable[[], Tensor] | None = None,
     ) -> None:
         # a bare layer also computes the gradient of its input, as inside a network
-        alone = case.kind not in (*NETWORKS, "accuracy")
+        self.alone = case.kind not in (*NETWORKS, "accuracy")
         self.train = case.way == "train"
-        self.x = x.requires_grad_() if self.train and alone else x
+        self.x = x.requires_grad_() if self.train and self.alone else x
         self.model, self.reset, self.learnable = model, reset, list(learnable)
         self.spiking = spiking
         self.grad: Tensor | None = None
@@ -262,7 +263,7 @@ class TorchTask:
 
     def warm(self) -> None:
         """Draw the incoming gradient of a bare layer, which no run should be charged for."""
-        if self.train:
+        if self.train and self.alone:
             self.grad = torch.randn(self.x.shape, generator=torch.Generator().manual_seed(1))
 
     def density(self) -> float:

@@ -75,7 +75,7 @@ class Worker:
         if reason is not None:
             return {"unsupported": reason}
         _limit_threads(built.threads)
-        if built.kind == "memory":
+        if built.peak:
             return peak_of(self.adapter, built)
         # the first run compiles, the second shows whether a run is slow
         before = time.perf_counter()

@@ -36,6 +36,7 @@ ROOMS = (
     "online_learning",
     "metrics",
     "export",
+    "models",
     "diagnosis",
     "__init__",
     "__main__",

@@ -6,7 +6,16 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
-from benchmarks.cases import ADAPTATION, ADAPTATION_DECAY, DECAY, MAX_DELAY, NETWORKS, SIGMA, Case
+from benchmarks.cases import (
+    ADAPTATION,
+    ADAPTATION_DECAY,
+    DECAY,
+    MAX_DELAY,
+    NETWORKS,
+    PUBLISHED,
+    SIGMA,
+    Case,
+)
 from benchmarks.task import Task
 from benchmarks.torch_task import (
     Built,
@@ -18,7 +27,7 @@ from benchmarks.torch_task import (
     inputs,
     parts,
 )
-from tracetorch import neurons, snn
+from tracetorch import models, neurons, snn
 from tracetorch.demo.network import ConvSNN
 
 
@@ -43,8 +52,18 @@ def unsupported_reason(case: Case) -> str | None:
     return None
 
 
+def published(case: Case, neuron: models.NeuronBuilder | None = None) -> nn.Module:
+    """Build a network that somebody has published, as SpikingJelly has it."""
+    torch.manual_seed(0)
+    if case.kind.startswith("sew"):
+        return models.SEWResNet(18, 10, neuron=neuron)
+    return models.Spikformer(4, 384, 12, 10, images="small", pool_first=True, neuron=neuron)
+
+
 def model_of(case: Case) -> nn.Module:
     """Build the model of a case."""
+    if case.kind in PUBLISHED:
+        return published(case)
     if case.kind == "conv":
         torch.manual_seed(0)
         return ConvSNN()
@@ -87,8 +106,14 @@ def _module(part: Part) -> nn.Module:
 def build(case: Case) -> Built:
     """Build the model of a case, unrolled over time."""
     model = model_of(case)
-    network = isinstance(model, nn.Sequential)
-    first = model[:2] if isinstance(model, nn.Sequential) else model
+    first = model
+    if isinstance(model, nn.Sequential):
+        first = model[:2]
+    elif isinstance(model, models.SEWResNet):
+        first = model.stem[:3]
+    elif isinstance(model, models.Spikformer):
+        first = model.patches[:3]
+    network = first is not model
 
     def run(x: Tensor) -> Tensor:
         y: Tensor = tt.unroll(model, x)

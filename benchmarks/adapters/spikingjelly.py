@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from importlib.metadata import version as installed
 
 import torch
-from spikingjelly.activation_based import functional, layer, neuron
+from spikingjelly.activation_based import functional, layer, neuron, surrogate
+from spikingjelly.activation_based.model import sew_resnet, spikformer
 from torch import Tensor
 
-from benchmarks.cases import THRESHOLD, Case
+from benchmarks.cases import PUBLISHED, THRESHOLD, Case
 from benchmarks.task import Task
-from benchmarks.torch_task import assemble
+from benchmarks.torch_task import TorchTask, assemble, inputs
 
 
 class Cell:
@@ -52,7 +53,33 @@ def unsupported_reason(case: Case) -> str | None:
     return "it has no such neuron" if case.kind == "bsrlif" else None
 
 
+def published(case: Case) -> Task:
+    """Build one of its own networks, with the neurons of the paper."""
+    torch.manual_seed(0)
+    if case.kind.startswith("sew"):
+        model = sew_resnet.sew_resnet18(
+            cnf="ADD",
+            spiking_neuron=neuron.IFNode,
+            num_classes=10,
+            surrogate_function=surrogate.ATan(),
+            detach_reset=True,
+        )
+        functional.set_step_mode(model, "m")
+    else:
+        model = spikformer.spikformer_cifar10(T=case.T)
+    return TorchTask(
+        case,
+        inputs(case),
+        model,
+        lambda: functional.reset_net(model),
+        [*model.parameters()],
+        lambda: torch.tensor(float("nan")),
+    )
+
+
 def prepare(case: Case) -> Task:
+    if case.kind in PUBLISHED:
+        return published(case)
     mode, recurrent = "s" if case.kind == "stream" else "m", case.kind == "recurrent"
     return assemble(
         case, lambda num, decay, dim: Cell(num, decay, mode, recurrent), folded=mode == "m"

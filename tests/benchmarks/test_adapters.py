@@ -11,7 +11,7 @@ from torch import Tensor
 
 import tracetorch as tt
 from benchmarks.adapters import floor, ours
-from benchmarks.cases import ADAPTATION, ADAPTATION_DECAY, DECAY, Case, all_cases
+from benchmarks.cases import ADAPTATION, ADAPTATION_DECAY, DECAY, Case, all_cases, quick
 from benchmarks.torch_task import TorchTask, inputs
 from tracetorch import snn
 
@@ -45,6 +45,21 @@ def test_spikingjelly_runs_the_same_network_with_delays() -> None:
     # a rounding may move a spike, and all behind it
     close = (output(ours, of) - output(spikingjelly, of)).abs() < 1e-3
     assert close.float().mean() > 0.99
+
+
+@pytest.mark.parametrize("kind", ["sew", "spikformer"])
+def test_published_networks_have_the_same_weights(kind: str) -> None:
+    pytest.importorskip("spikingjelly")
+    from benchmarks.adapters import relu, spikingjelly
+
+    of = quick(next(c for c in all_cases() if c.kind == kind))
+    counts = []
+    with torch.device("meta"):
+        for adapter in (ours, spikingjelly, relu):
+            task: Any = adapter.prepare(of)
+            counts.append(sum(p.numel() for p in task.learnable if p.ndim > 1))
+    assert len(set(counts)) == 1
+    assert counts[0] > 9_000_000
 
 
 class Lagged(snn.Neuron):

@@ -50,6 +50,7 @@ def test_every_kind_of_case_runs(tmp_path):
         "ALIF N=512, train",
         "SEAdLIF N=512, forward",
         "elays to 25",
+        "SEW-ResNet",
     ]
     results = quick_run(tmp_path, cases, ["tracetorch-eager", "relu", "floor"])
     assert results["ratios"]["BSRLIF N=512, train"]["tracetorch-eager"] > 0

@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from tracetorch.core.convolution import output_size
 from tracetorch.events.compiled import first_sums, in_graph, run
+from tracetorch.events.crossover import CONV_TASKS
 from tracetorch.events.kernels import LANES
 from tracetorch.events.lists import EventLists, save_operands, saved_operands
 from tracetorch.fuse.runtime.memory import large_empty
-
-_TASKS = 16  # of the weight gradient, whose partial sums are added in their order
 
 
 class Window(NamedTuple):
@@ -119,7 +118,7 @@ def _weight_gradient(
             *((height, width), at.padding, at.size, at.stride, at.dilation, extent), strict=True
         )
     ]
-    per_task = -(-images // _TASKS)
+    per_task = -(-images // CONV_TASKS)
     tasks = -(-images // per_task)
     total = grad.new_zeros((tasks, inputs, *extent, lanes))
     run(

@@ -45,7 +45,10 @@ _CONV_ADDED = 0.015
 _CONV_LISTED = 3.4
 _CONV_SCANNED = 0.5
 _CONV_WRITTEN = 1.1  # a value of the output that is transposed
+_CONV_SUMMED = 2.5  # a value of a partial sum of the weight's gradient: cleared, and added
+_CONV_TABLE = 3.0  # a weight that is transposed, and its gradient back
 _CONV_CHANNELS = 8  # with fewer, lists are too short
+CONV_TASKS = 16  # of the weight gradient, whose partial sums are added in their order
 
 
 def conv_crossover(shape: Sequence[int], weight: Sequence[int], size: Sequence[int]) -> float:
@@ -62,6 +65,11 @@ def conv_crossover(shape: Sequence[int], weight: Sequence[int], size: Sequence[i
         True
         >>> conv_crossover((256, 2, 34, 34), (32, 2, 3, 3), (34, 34))
         0.0
+
+        Many weights on few places are summed for longer than they are multiplied:
+
+        >>> conv_crossover((64, 512, 2, 2), (512, 512, 3, 3), (2, 2))
+        0.0
     """
     outputs, inputs, *extent = weight
     if inputs < _CONV_CHANNELS:
@@ -69,6 +77,7 @@ def conv_crossover(shape: Sequence[int], weight: Sequence[int], size: Sequence[i
     per_value = math.prod(size) / max(1, math.prod(shape[2:]))
     products = outputs * math.prod(extent) * per_value  # for each value of the input
     fixed = _CONV_SCANNED + _CONV_WRITTEN * outputs / inputs * per_value
-    fixed += _CALLED / max(1, math.prod(shape))
+    sums = _CONV_TABLE + _CONV_SUMMED * min(CONV_TASKS, shape[0])
+    fixed += (_CALLED + sums * math.prod(weight)) / max(1, math.prod(shape))
     gain = _CONV_DENSE * products - fixed
     return max(0.0, gain / (_CONV_ADDED * products + _CONV_LISTED))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.hooks import call_is_forward
+from tracetorch.core.thread_owner import by_one_thread
 from tracetorch.core.walk import named_modules
 from tracetorch.fuse.dispatch.recurrence import run_recurrence
 from tracetorch.snn.connectivity import plain_class
@@ -190,6 +191,7 @@ class Recurrent(SequenceLayer):
         sizes[self.dim] = self.num_neurons
         return torch.Size(sizes)
 
+    @by_one_thread
     def forward_sequence(
         self,
         x: Tensor,

@@ -1,0 +1,256 @@
+"""Networks: the sizes that papers print, by layer as by step, any neuron, what is refused."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import tracetorch as tt
+from tests.cases import weighted_sum
+from tracetorch import models, neurons, snn
+
+# what the papers print, in millions; some of them cut where others round
+PRINTED = [
+    (lambda: models.SEWResNet(18), 11.69),
+    (lambda: models.SEWResNet(34), 21.79),
+    (lambda: models.SEWResNet(50), 25.56),
+    (lambda: models.MSResNet(18), 11.69),
+    (lambda: models.MSResNet(34), 21.80),
+    (lambda: models.Spikformer(8, 384), 16.81),
+    (lambda: models.Spikformer(8, 512, 8), 29.68),
+    (lambda: models.Spikformer(8, 768), 66.34),
+    (lambda: models.Spikformer(6, 512, 8), 23.37),
+    (lambda: models.Spikformer(4, 384, 12, 10, images="small"), 9.32),
+    (lambda: models.Spikformer(2, 384, 12, 10, images="small"), 5.76),
+    (lambda: models.Spikformer(4, 256, 8, 10, images="small"), 4.15),
+    (lambda: models.QKFormer(), 16.47),
+    (lambda: models.QKFormer(width=512, heads=8), 29.08),
+    (lambda: models.QKFormer(width=768, heads=12), 64.96),
+    (lambda: models.QKFormer((1, 1, 2), 384, 8, 100, images="small"), 6.74),
+    (lambda: models.SpikeDrivenTransformer(), 16.81),
+    (lambda: models.SpikeDrivenTransformer(8, 512), 29.68),
+    (lambda: models.SpikeDrivenTransformer(8, 768), 66.34),
+    (lambda: models.SpikeDrivenTransformer(2, 512, 100, images="small"), 10.28),
+]
+# torchvision's documentation, of the networks without neurons
+EXACT = [
+    (lambda: models.SEWResNet(18), 11_689_512),
+    (lambda: models.SEWResNet(34), 21_797_672),
+    (lambda: models.SEWResNet(50), 25_557_032),
+    (lambda: models.SpikingVGG(11, norm=False), 132_863_336),
+    (lambda: models.SpikingVGG(11), 132_868_840),
+    (lambda: models.SpikingVGG(13), 133_053_736),
+    (lambda: models.SpikingVGG(16), 138_365_992),
+    (lambda: models.SpikingVGG(19), 143_678_248),
+]
+
+Build = Callable[..., nn.Module]
+RESNET: dict[str, Any] = {"images": "small", "width": 4}
+VGG: dict[str, Any] = {"images": "small", "width": 2}
+FORMER: dict[str, Any] = {"images": "small"}
+SMALL: dict[str, tuple[Build, int]] = {
+    "sew": (lambda **given: models.SEWResNet(18, 5, 2, **{**RESNET, **given}), 8),
+    "ms": (lambda **given: models.MSResNet(18, 5, 2, **{**RESNET, **given}), 8),
+    "vgg": (lambda **given: models.SpikingVGG(11, 5, 2, **{**VGG, **given}), 32),
+    "spikformer": (lambda **given: models.Spikformer(1, 16, 2, 5, 2, **{**FORMER, **given}), 8),
+    "qkformer": (
+        lambda **given: models.QKFormer((1, 1, 1), 32, 2, 5, 2, **{**FORMER, **given}),
+        8,
+    ),
+    "spike-driven": (
+        lambda **given: models.SpikeDrivenTransformer(1, 16, 5, 2, **{**FORMER, **given}),
+        8,
+    ),
+}
+T, B = 3, 2
+
+
+def network(name: str, **arguments: Any) -> tuple[Any, torch.Tensor]:
+    """Build a small network of float64 that fires, and an input."""
+    torch.manual_seed(0)
+    build, size = SMALL[name]
+    net = build(**arguments).double()
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.fill_(3.0)
+                module.bias.fill_(0.5)
+    return net, torch.rand(T, B, 2, size, size, dtype=torch.float64)
+
+
+def count(build: Build) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in build().parameters())
+
+
+@pytest.mark.parametrize(("build", "millions"), PRINTED)
+def test_a_network_has_the_size_that_its_paper_prints(build: Build, millions: float) -> None:
+    assert abs(count(build) / 1e6 - millions) < 0.0101
+
+
+@pytest.mark.parametrize(("build", "number"), EXACT)
+def test_a_network_has_the_size_of_the_one_without_neurons(build: Build, number: int) -> None:
+    assert count(build) == number
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_network_runs_by_layer_as_by_step(name: str) -> None:
+    net, x = network(name)
+    net.eval()
+    found: dict[str, list[torch.Tensor]] = {}
+    for by in ("layer", "step"):
+        net.zero_grad()
+        y = tt.unroll(net, x, by=by, from_rest=True, check=by == "layer")
+        weighted_sum(y).backward()
+        states = [m.mem for m in net.modules() if hasattr(m, "mem")]
+        found[by] = [y, *states, *(p.grad for p in net.parameters())]
+    assert found["layer"][0].any()
+    for first, second in zip(*found.values(), strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_training_sees_all_steps_as_one_batch(name: str) -> None:
+    net, x = network(name)
+    norm = next(m for m in net.modules() if isinstance(m, nn.BatchNorm2d))
+    conv = next(m for m in net.modules() if isinstance(m, nn.Conv2d))
+    tt.unroll(net, x)
+    expected = 0.1 * conv(x.flatten(0, 1)).mean((0, 2, 3))
+    torch.testing.assert_close(norm.running_mean, expected)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("kind", ["layer", "parts", "relu", "literature"])
+def test_any_neuron_takes_the_place_of_the_papers(name: str, kind: str) -> None:
+    build: dict[str, Any] = {
+        "layer": snn.LIF,
+        "parts": partial(snn.BSRLIF, beta=0.7),
+        "literature": neurons.ALIF,
+        "relu": lambda num_neurons, dim: nn.ReLU(),
+    }
+    net, x = network(name, neuron=build[kind])
+    papers, _ = network(name)
+    cells = [m for m in net.modules() if isinstance(m, snn.Neuron)]
+    expected = [m for m in papers.modules() if isinstance(m, snn.Neuron)]
+    assert len(cells) == (0 if kind == "relu" else len(expected))
+    y = tt.unroll(net, x)
+    weighted_sum(y).backward()
+    assert y.shape == (T, B, 5)
+    grads = [p.grad for p in net.parameters()]
+    assert all(grad is not None and grad.isfinite().all() for grad in grads)
+
+
+@pytest.mark.parametrize("name", ["spikformer", "qkformer", "spike-driven"])
+def test_the_neurons_behind_attention_are_given_apart(name: str) -> None:
+    thresholds = []
+    for arguments in ({}, {"neuron": snn.LIF}, {"attention": snn.LIF}):
+        net, _ = network(name, **arguments)
+        cells = [m for path, m in net.named_modules() if path.endswith("attended")]
+        thresholds += [{round(t, 4) for c in cells for t in c.pos_threshold.view(-1).tolist()}]
+    assert thresholds == [{0.5}, {1.0}, {1.0}]
+
+
+def test_spikformer_pools_spikes_or_currents() -> None:
+    x = torch.rand(2, 3, 16, 16)
+    kinds = []
+    for pool_first in (False, True):
+        net = models.Spikformer(1, 16, 2, 5, images="small", pool_first=pool_first)
+        assert net(x).shape == (2, 5)
+        pooled = [i for i, m in enumerate(net.patches) if isinstance(m, nn.MaxPool2d)]
+        kinds.append([type(net.patches[i - 1]).__name__ for i in pooled])
+    assert kinds == [["LIF"] * 2, ["BatchNorm2d"] * 2]
+
+
+@pytest.mark.parametrize("name", ["sew", "ms", "spikformer", "qkformer", "spike-driven"])
+def test_the_stem_of_imagenet_divides_the_image(name: str) -> None:
+    build, _ = SMALL[name]
+    net = build(images="imagenet").eval()
+    shapes = []
+    last = [m for m in net.modules() if isinstance(m, nn.Conv2d)][-1]
+    last.register_forward_hook(lambda module, args, output: shapes.append(output.shape[-2:]))
+    net(torch.rand(1, 2, 64, 64))
+    assert shapes == [(2, 2) if name in ("sew", "ms") else (4, 4)]
+
+
+def test_vgg_on_large_images_has_three_linear_layers_that_drop_the_same_at_all_steps() -> None:
+    torch.manual_seed(0)
+    net = models.SpikingVGG(11, 5, width=1, dropout=0.3)
+    y = tt.unroll(net, torch.rand(2, 3, 32, 32), steps=2)
+    assert y.shape == (2, 2, 5)
+    masks = [m.mask for m in net.modules() if isinstance(m, snn.LockedDropout)]
+    assert [mask.shape for mask in masks] == [(2, 64)] * 2
+    assert all(0 < float((mask == 0).float().mean()) < 0.6 for mask in masks)
+
+
+def test_counts_of_operations_hold_those_of_attention() -> None:
+    net, x = network("spikformer")
+    counted = tt.metrics.synaptic_operations(net, x)
+    rows = {row.path: row for row in tt.metrics.profile(net, x).rows}
+    patches, width, heads = 4, 16, 2
+    products = 2 * patches * width * (width // heads) * T
+    assert rows["blocks.0.attention"].dense == products
+    assert counted.dense > products
+    assert counted.effective_acs > 0
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_network_is_copied_pickled_and_saved(name: str, tmp_path: Path) -> None:
+    net, x = network(name)
+    net.eval()
+    expected = tt.unroll(net, x, from_rest=True)
+    tt.save(net, tmp_path / "net.safetensors")
+    other, _ = network(name)
+    other.eval()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    tt.load(tmp_path / "net.safetensors", other)
+    for each in (copy.deepcopy(net), pickle.loads(pickle.dumps(net)), other):
+        assert torch.equal(tt.unroll(each, x, from_rest=True), expected)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: models.SEWResNet(19), r"depth must be one of 18, 34, 50; got 19"),  # type: ignore[arg-type]
+        (lambda: models.MSResNet(50), r"depth must be one of 18, 34; got 50"),  # type: ignore[arg-type]
+        (lambda: models.SpikingVGG(12), r"depth must be one of 11, 13, 16, 19; got 12"),  # type: ignore[arg-type]
+        (lambda: models.SEWResNet(images="large"), r"images must be one of 'imagenet', 'small'"),  # type: ignore[arg-type]
+        (lambda: models.SEWResNet(combine="or", width=4), "combine must be"),  # type: ignore[arg-type]
+        (lambda: models.SEWResNet(num_classes=0), "num_classes must be at least 1, got 0"),
+        (lambda: models.Spikformer(1, 20), "width must be a multiple of 8, got 20. Try 16"),
+        (
+            lambda: models.Spikformer(1, 16, 3),
+            "width must be a multiple of heads=3, got 16. Try 15",
+        ),
+        (lambda: models.QKFormer((1, 1, 1), 16, 3), r"multiple of 4 \* heads=12, got 16. Try 12"),
+        (lambda: models.QKFormer((1, 2)), "depths must have one number for each of three stages"),  # type: ignore[arg-type]
+        (lambda: models.QKFormer((1, 0, 1)), r"depths\[1\] must be at least 1, got 0"),
+        (lambda: models.SpikeDrivenTransformer(0), "depth must be at least 1, got 0"),
+        (lambda: models.SpikingVGG(dropout=1.5), r"dropout must lie in \[0, 1\], got 1.5"),
+    ],
+)
+def test_wrong_arguments_are_refused(call: Callable[[], object], message: str) -> None:
+    with torch.device("meta"), pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_integrate_and_fire_sums_its_input() -> None:
+    layer = models.IF(
+        2, pos_threshold=2.0, dim=-2, surrogate_derivative=tt.functional.boxcar_surrogate()
+    )
+    x = torch.tensor([1.0, 0.5]).view(2, 1).expand(5, 3, 2, 1).clone().requires_grad_()
+    y = tt.unroll(layer, x)
+    assert y[:, 0, :, 0].T.tolist() == [[0, 0, 1, 0, 0], [0, 0, 0, 0, 1]]
+    assert not list(layer.parameters())
+    y[2].sum().backward()
+    # 0.5 above the threshold there, at the edge of the surrogate: none; the other is at -0.5
+    assert not x.grad.any()

@@ -1,0 +1,160 @@
+"""``Spikformer``: a vision transformer whose queries, keys and values are spikes."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from tracetorch.core.checks import check_flag
+from tracetorch.models.neuron import NeuronBuilder, attention_neuron, transformer_neuron
+from tracetorch.models.parts import Images, check_images, check_multiple, check_sizes, conv_norm
+from tracetorch.snn.module import TTModule
+
+
+class Spikformer(TTModule):
+    """Spikformer: spiking self-attention without a softmax.
+
+    ::
+
+        image -> patches: four times [3 x 3 convolution, norm, neuron, max-pool]
+              -> x = x + (convolution, norm, neuron)(x)                      the position of a patch
+              -> blocks:  x = x + attention(x);  x = x + mlp(x)
+              -> mean over patches -> linear
+
+        attention:  q, k, v = neurons(norm(W x));  output = neuron(norm(W neuron(q k^T v / 8)))
+
+    Counts of coinciding spikes weigh the values, so nothing needs to be normalised; and as there is
+    no softmax, ``k^T v`` comes first, which costs in proportion to the number of patches.
+
+    Args:
+        depth: number of blocks.
+        width: channels of a patch; a multiple of 8 and of ``heads``.
+        heads: attention heads.
+        num_classes: size of the output.
+        in_channels: channels of the images.
+        images: ``"imagenet"``, patches of 16 x 16; ``"small"`` for some 32 x 32, patches of 4 x 4.
+        pool_first: whether max-pooling comes before the neuron, as SpikingJelly 2.0 has it, and not
+            behind it, as the paper.
+        neuron: builds each neuron layer; an LIF with a time constant of two steps if left out, as
+            in the paper.
+        attention: builds the neurons behind ``q k^T v``; as ``neuron`` if left out, and where that
+            is left out too, at half its threshold, as in the paper.
+
+    Shape:
+        One time step: ``[B, in_channels, H, W]`` to ``[B, num_classes]``. Average over time.
+
+    Raises:
+        TypeError, ValueError: a kind is unknown, or a size not a positive integer, or no multiple.
+
+    Example:
+        >>> import tracetorch as tt
+        >>> net = Spikformer(1, 16, 2, 10, images="small")
+        >>> tt.unroll(net, torch.rand(2, 3, 16, 16), steps=4).mean(0).shape
+        torch.Size([2, 10])
+
+    Reference: Zhou, Zhu, He, Wang, Yan, Tian and Yuan, Spikformer: when spiking neural network
+    meets transformer, ICLR 2023.
+    """
+
+    def __init__(
+        self,
+        depth: int = 8,
+        width: int = 384,
+        heads: int = 12,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        *,
+        images: Images = "imagenet",
+        pool_first: bool = False,
+        neuron: NeuronBuilder | None = None,
+        attention: NeuronBuilder | None = None,
+    ) -> None:
+        super().__init__()
+        check_sizes(depth=depth, heads=heads, num_classes=num_classes, in_channels=in_channels)
+        check_multiple("width", width, 8)
+        check_multiple("width", width, heads, "heads")
+        check_images(images)
+        check_flag("pool_first", pool_first)
+        build, build_attention = builders(neuron, attention)
+        layers: list[nn.Module] = []
+        inputs = in_channels
+        for place, outputs in enumerate((width // 8, width // 4, width // 2, width)):
+            activation = [build(outputs, dim=-3)]
+            if images == "imagenet" or place > 1:
+                pool = nn.MaxPool2d(3, 2, padding=1)
+                activation.insert(0 if pool_first else 1, pool)
+            layers += [*conv_norm(inputs, outputs), *activation]
+            inputs = outputs
+        self.patches = nn.Sequential(*layers)
+        self.position = nn.Sequential(*conv_norm(width, width), build(width, dim=-3))
+        self.blocks = nn.Sequential(
+            *(
+                TransformerBlock(SelfAttention(width, heads, build, build_attention), width, build)
+                for _ in range(depth)
+            )
+        )
+        self.head = linear_head(width, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run one time step."""
+        x = self.patches(x)
+        x = self.blocks(x + self.position(x))
+        logits: Tensor = self.head(x.mean((-2, -1)))
+        return logits
+
+
+class SelfAttention(nn.Module):
+    """Spiking self-attention (SSA) over the places of an image ``[B, width, H, W]``."""
+
+    def __init__(
+        self, width: int, heads: int, build: NeuronBuilder, build_attention: NeuronBuilder
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Sequential(*conv_norm(width, 3 * width, 1), build(3 * width, dim=-3))
+        self.attended = build_attention(width, dim=-3)
+        self.project = nn.Sequential(*conv_norm(width, width, 1, bias=True), build(width, dim=-3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run one time step."""
+        # each [B, heads, width / heads, patches]
+        q, k, v = self.qkv(x).flatten(2).unflatten(1, (3, self.heads, -1)).unbind(1)
+        weighted = (v @ k.mT) @ q * 0.125
+        spikes: Tensor = self.project(self.attended(weighted.reshape(x.shape)))
+        return spikes
+
+
+class TransformerBlock(nn.Module):
+    """Attention and a network of two layers on every patch, each added to what it is given."""
+
+    def __init__(self, attention: nn.Module, width: int, build: NeuronBuilder) -> None:
+        super().__init__()
+        self.attention = attention
+        self.mlp = nn.Sequential(
+            *conv_norm(width, 4 * width, 1, bias=True),
+            build(4 * width, dim=-3),
+            *conv_norm(4 * width, width, 1, bias=True),
+            build(width, dim=-3),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run one time step."""
+        x = x + self.attention(x)
+        added: Tensor = x + self.mlp(x)
+        return added
+
+
+def builders(
+    neuron: NeuronBuilder | None, attention: NeuronBuilder | None
+) -> tuple[NeuronBuilder, NeuronBuilder]:
+    """Return what builds the neurons of a transformer, and those behind its attention."""
+    if neuron is None:
+        return transformer_neuron, attention_neuron if attention is None else attention
+    return neuron, neuron if attention is None else attention
+
+
+def linear_head(width: int, num_classes: int) -> nn.Linear:
+    """Build the last layer, with the small weights that transformers start from."""
+    head = nn.Linear(width, num_classes)
+    nn.init.trunc_normal_(head.weight, std=0.02)
+    nn.init.zeros_(head.bias)
+    return head
