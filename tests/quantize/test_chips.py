@@ -172,6 +172,10 @@ ERRORS = [
      "Linear and neurons alone"),
     (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.LIF(3), out=(OUT[0], FED_BACK))),
      "among the outputs"),
+    (prepared_for(loihi.LOIHI, hidden(snn.DelayedLinear(2, 3, max_delay=2), snn.LIF(3))),
+     "1: quantised models have no delays of synapses on Loihi"),
+    (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.Recurrent(
+        snn.LIF(3), snn.DelayedLinear(3, 3, False, max_delay=2)))), "no delays of synapses on X"),
     (prepared_for(XYLO, ONE, -X), "inputs that are no spikes"),
     (prepared_for(loihi.LOIHI, ONE, 2 * X), "Loihi takes 0 to 1 of"),
     (prepared_for(tt.chips.Chip(**{**vars(XYLO), "name": "Another"}), ONE), "LOIHI, got Another"),
