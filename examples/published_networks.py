@@ -162,9 +162,10 @@ def table(rows: Sequence[Row]) -> str:
         def mean(key: str, found: list[Row] = found) -> float:
             return statistics.mean(float(row[key]) for row in found)
 
-        spread = statistics.stdev([100 * float(r["accuracy"]) for r in found]) if found[1:] else 0
+        scores = [100 * float(row["accuracy"]) for row in found]
+        spread = f" ± {statistics.stdev(scores):.1f}" if found[1:] else ""
         lines.append(
-            f"| {name} | {100 * mean('accuracy'):.1f} ± {spread:.1f} % | {mean('spikes'):.2f} "
+            f"| {name} | {statistics.mean(scores):.1f}{spread} % | {mean('spikes'):.2f} "
             f"| {int(mean('parameters')):,} | {mean('macs') / 1e6:.2f} M "
             f"| {mean('acs') / 1e6:.2f} M | {mean('dense') / 1e6:.1f} M "
             f"| {mean('cpu_seconds'):.0f} |"
