@@ -30,7 +30,7 @@ from tracetorch import metrics, models
 TASK = "published_networks"
 STEPS = 4
 Row = dict[str, float | int | str]
-# all of about the same number of products at a step
+# the two ResNets with ImageNet's stem, which makes them as quick as the others
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "SEW-ResNet-18": partial(models.SEWResNet, 18, 10, 1, width=16),
     "MS-ResNet-18": partial(models.MSResNet, 18, 10, 1, width=16),
