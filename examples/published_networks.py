@@ -29,6 +29,7 @@ from tracetorch import metrics, models
 
 TASK = "published_networks"
 STEPS = 4
+RESULTS = common.RESULTS / "networks"  # rows of other columns than those of the other tasks
 Row = dict[str, float | int | str]
 # the two ResNets with ImageNet's stem, which makes them as quick as the others
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parsed = options.parse(arguments)
     if parsed.table:
-        print(table(read(common.RESULTS)))
+        print(table(read(RESULTS)))
         return 0
     torch.set_num_threads(parsed.threads)
     digits = tt.data.load_digits()
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in parsed.networks:
             row = measure(name, seed, parsed, learnt, held_out)
             print(json.dumps(row), flush=True)
-            write(row, common.RESULTS if parsed.record else parsed.out)
+            write(row, RESULTS if parsed.record else parsed.out)
     return 0
 
 

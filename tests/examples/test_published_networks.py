@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from examples import common, published_networks
+from examples import published_networks
 
 PAGE = Path(__file__).parents[2] / "docs/use/models.md"
 
@@ -31,7 +31,7 @@ def test_a_row_takes_the_place_of_one_of_the_same_run(tmp_path: Path) -> None:
 
 
 def test_the_page_shows_the_recorded_rows(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = published_networks.read(common.RESULTS)
+    rows = published_networks.read(published_networks.RESULTS)
     assert rows
     assert {row["network"] for row in rows} <= set(published_networks.NETWORKS)
     assert published_networks.main(["--table"]) == 0
