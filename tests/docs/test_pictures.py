@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,30 @@ MADE = {
 }
 
 
-def draws(source: str) -> bool:
-    """Whether the code of a cell makes a picture, and not only a function that would."""
+def draws(source: str, helpers: Collection[str] = ()) -> bool:
+    """Whether the code of a cell makes a picture, and not only a function that would.
+
+    Args:
+        source: the code.
+        helpers: functions of the page that draw.
+    """
     calls = [node for node in ast.parse(magic_free(source)).body if not is_definition(node)]
-    return any(DRAWS.search(ast.unparse(node)) for node in calls)
+    called = {
+        node.func.id
+        for each in calls
+        for node in ast.walk(each)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    return bool(called.intersection(helpers)) or any(
+        DRAWS.search(ast.unparse(node)) for node in calls
+    )
+
+
+def drawing_helpers(source: str) -> set[str]:
+    """Return the names of the functions of a cell that draw."""
+    nodes = ast.parse(magic_free(source)).body
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
+    return {each.name for each in functions if DRAWS.search(ast.unparse(each))}
 
 
 def magic_free(source: str) -> str:
@@ -48,9 +69,11 @@ def asserts(source: str) -> bool:
 def faults(cells: list[Any]) -> list[str]:
     """Pictures among the cells of a page without a sentence, or without an assertion below."""
     found = []
+    helpers: set[str] = set()
     for number, cell in enumerate(cells):
         text = cell.metadata.get("alt")
-        if text is None and draws(cell.source):
+        helpers |= drawing_helpers(cell.source)
+        if text is None and draws(cell.source, helpers):
             found.append(f"no `:alt:` in the cell that draws:\n{cell.source}")
         if text is None:
             continue

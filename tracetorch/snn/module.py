@@ -178,7 +178,7 @@ class TTModule(StateHolder):
 
     @property
     def transient_attributes(self) -> frozenset[str]:
-        """The attributes that a call changes: the memories, and what is noted of the call."""
+        """The attributes that a call changes, which are the memories and notes of the call."""
         if not self._memories:
             return frozenset()
         notes = ("_memory_call", "_zeroed_in_backward", "_zeroed_in_trace")
