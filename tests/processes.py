@@ -1,7 +1,9 @@
 """Run Python in processes of their own, forked from one that has imported PyTorch and the package.
 
 An import of PyTorch takes seconds, a fork none. The process that forks has run no kernel and
-started no thread: a child is what a new process is behind these imports.
+started no thread: a child is what a new process is behind these imports, but for what an
+interpreter reads as it starts. All children share one hash seed, and ``PYTHON*`` in ``env`` is
+ignored: a test that needs either starts a :mod:`subprocess`.
 
 ``python -m tests.processes`` is that process. It reads requests from its input, a line of JSON
 each, and answers each with one.
@@ -121,8 +123,17 @@ def _ask(request: Mapping[str, Any]) -> Any:
     server = _server()
     assert server.stdin is not None
     assert server.stdout is not None
-    print(json.dumps(request), file=server.stdin, flush=True)
-    return json.loads(server.stdout.readline())
+    try:
+        print(json.dumps(request), file=server.stdin, flush=True)
+        answer = server.stdout.readline()
+    except BrokenPipeError:
+        answer = ""
+    if not answer:
+        raise RuntimeError(
+            f"the process that forks the others has died, with status {server.wait()}; what it "
+            "printed is in the errors of this one."
+        )
+    return json.loads(answer)
 
 
 def _requested() -> Mapping[str, Any] | None:

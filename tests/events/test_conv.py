@@ -221,3 +221,28 @@ def test_many_weights_on_few_places_stay_dense(
     shape: tuple[int, ...], weight: tuple[int, ...], side: int, wins: bool
 ) -> None:
     assert (conv_crossover(shape, weight, (side, side)) > 0.1) == wins
+
+
+@pytest.mark.parametrize("case", ["trained", "no_grad", "frozen"])
+def test_the_sums_of_a_gradient_count_where_there_is_one(case: str) -> None:
+    layer = nn.Conv2d(64, 64, 3, padding=1)
+    layer.weight.requires_grad_(case != "frozen")
+    x = events(64, 64, 8, 8, density=0.1).float()
+    with (
+        tt.fuse.backend("auto"),
+        event_passes((layer,)),
+        observed_products() as products,
+        torch.set_grad_enabled(case != "no_grad"),
+    ):
+        layer(x)
+    assert [product.events for _, product in products] == [case != "trained"]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_sums_of_a_gradient_count_in_a_layer_with_delays(frozen: bool) -> None:
+    layer = snn.DelayedConv1d(64, 64, 3, padding=1, max_delay=2)
+    layer.requires_grad_(not frozen)
+    x = events(8, 64, 64, 8, density=0.1).float()
+    with tt.fuse.backend("auto"), observed_products() as products:
+        tt.unroll(layer, x)
+    assert [product.events for _, product in products] == [frozen]

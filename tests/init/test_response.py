@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.cases import LAYERS, PLACES, READOUTS, layer
 from tests.init.test_fluctuation import ENDLESS, quiet
-from tracetorch import neurons, snn
+from tracetorch import models, neurons, snn
 from tracetorch.init import calibrate_, fluctuation_, identity_, impulse_response, tdbn_
 
 
@@ -128,7 +128,10 @@ class Endless(snn.Neuron):
         ),
         (snn.Delay(2, max_delay=2), TypeError, "must be a neuron layer with a step, got Delay"),
         (Deaf(2), ValueError, "does not respond to a small input"),
-        (Endless(1), ValueError, "has not ended after 20000 steps"),
+        (Endless(1), ValueError, "does not forget. It has no decay that could be faster."),
+        pytest.param(
+            models.IF(1), ValueError, "behind one it needs no calibration", marks=pytest.mark.slow
+        ),
         *(
             pytest.param(
                 layer(name),

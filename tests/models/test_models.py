@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -226,12 +227,15 @@ def test_a_network_is_copied_pickled_and_saved(name: str, tmp_path: Path) -> Non
         (lambda: models.SEWResNet(images="large"), r"images must be one of 'imagenet', 'small'"),  # type: ignore[arg-type]
         (lambda: models.SEWResNet(combine="or", width=4), "combine must be"),  # type: ignore[arg-type]
         (lambda: models.SEWResNet(num_classes=0), "num_classes must be at least 1, got 0"),
-        (lambda: models.Spikformer(1, 20), "width must be a multiple of 8, got 20. Try 16"),
+        (lambda: models.SpikeDrivenTransformer(1, 20), "must be a multiple of 8, got 20. Try 16"),
         (
             lambda: models.Spikformer(1, 16, 3),
-            "width must be a multiple of heads=3, got 16. Try 15",
+            r"width must be a multiple of 24 \(of 8 and of heads=3\), got 16. Try 24",
         ),
-        (lambda: models.QKFormer((1, 1, 1), 16, 3), r"multiple of 4 \* heads=12, got 16. Try 12"),
+        (
+            lambda: models.QKFormer((1, 1, 1), 16, 3),
+            r"multiple of 24 \(of 8 and of 4 \* heads=12\), got 16. Try 24",
+        ),
         (lambda: models.QKFormer((1, 2)), "depths must have one number for each of three stages"),  # type: ignore[arg-type]
         (lambda: models.QKFormer((1, 0, 1)), r"depths\[1\] must be at least 1, got 0"),
         (lambda: models.SpikeDrivenTransformer(0), "depth must be at least 1, got 0"),
@@ -241,6 +245,55 @@ def test_a_network_is_copied_pickled_and_saved(name: str, tmp_path: Path) -> Non
 def test_wrong_arguments_are_refused(call: Callable[[], object], message: str) -> None:
     with torch.device("meta"), pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("kind", [models.Spikformer, partial(models.QKFormer, (1, 1, 1))])
+@pytest.mark.parametrize(("width", "heads"), [(16, 3), (20, 5), (100, 4), (1, 7)])
+def test_the_width_that_is_proposed_is_taken(kind: Any, width: int, heads: int) -> None:
+    build = kind if isinstance(kind, partial) else partial(kind, 1)
+    with torch.device("meta"):
+        with pytest.raises(ValueError, match="must be a multiple of") as raised:
+            build(width, heads)
+        build(int(re.findall(r"Try (\d+)", str(raised.value))[0]), heads)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    ("build", "problem"),
+    [
+        (lambda: snn.LIF(64), "got a module, LIF"),
+        (lambda: nn.ReLU, "ReLU does not take them"),
+        (lambda: 4, "got 4"),
+    ],
+)
+def test_what_builds_no_neuron_is_refused(name: str, build: Build, problem: str) -> None:
+    with pytest.raises(TypeError, match=f"neuron .*{problem}.*lambda n, dim: "):
+        SMALL[name][0](neuron=build())
+
+
+def test_what_builds_no_neuron_behind_attention_is_refused() -> None:
+    with pytest.raises(TypeError, match="attention must build a layer"):
+        models.Spikformer(1, 16, 2, attention=snn.LIF(16))  # type: ignore[arg-type]
+
+
+def test_depths_that_are_one_number_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"depths must be three numbers, as \(1, 2, 7\), got 4"):
+        models.QKFormer(4)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_sequence_given_as_a_step_names_unroll(name: str) -> None:
+    net, x = network(name)
+    with pytest.raises(ValueError, match=r"5 dimensions.*tt\.unroll"):
+        net(x)
+    with pytest.raises(ValueError, match=r"\[B, C, H, W\], got 3 dimensions: \[2, .*\]\.$"):
+        net(x[0, 0])
+
+
+def test_an_image_too_small_for_vgg_is_refused() -> None:
+    net, x = network("vgg")
+    with pytest.raises(ValueError, match=r"images must be 32 x 32 or more.*got 31 x 32"):
+        net(x[0, :, :, 1:])
 
 
 def test_integrate_and_fire_sums_its_input() -> None:

@@ -5,6 +5,8 @@ import inspect
 import io
 import pickle
 import re
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 import tracetorch as tt
 from tests.cases import LAYERS, layer, sequence, stepped, weighted_sum
 from tests.fuse.cases import agree
-from tests.processes import run_python
+from tests.processes import ROOT
 from tracetorch import fuse, neurons, snn
 from tracetorch.core.checks import check_count
 from tracetorch.functional import Surrogate, atan_surrogate
@@ -749,8 +751,15 @@ def test_copy_in_another_process() -> None:
     )
     neurons = snn.LIF(1)
     neurons(torch.ones(1, 1) / 2)
-    printed = run_python("-c", code, stdin=pickle.dumps(neurons))
-    assert printed.strip() == "LIF(1) [[0.5]] [0.9]"
+    # an interpreter of its own: what unpickles must import all that it needs
+    printed = subprocess.run(
+        [sys.executable, "-c", code],
+        input=pickle.dumps(neurons),
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    ).stdout
+    assert printed.decode().strip() == "LIF(1) [[0.5]] [0.9]"
 
 
 def test_weight_averaging_in_the_middle_of_a_sequence() -> None:

@@ -46,18 +46,21 @@ _CONV_LISTED = 3.4
 _CONV_SCANNED = 0.5
 _CONV_WRITTEN = 1.1  # a value of the output that is transposed
 _CONV_SUMMED = 2.5  # a value of a partial sum of the weight's gradient: cleared, and added
-_CONV_TABLE = 3.0  # a weight that is transposed, and its gradient back
+_CONV_TABLE = 1.5  # a weight that is transposed, and as much for its gradient back
 _CONV_CHANNELS = 8  # with fewer, lists are too short
 CONV_TASKS = 16  # of the weight gradient, whose partial sums are added in their order
 
 
-def conv_crossover(shape: Sequence[int], weight: Sequence[int], size: Sequence[int]) -> float:
+def conv_crossover(
+    shape: Sequence[int], weight: Sequence[int], size: Sequence[int], gradient: bool = True
+) -> float:
     """Return the density at which both take the same time; 0 where the dense one always wins.
 
     Args:
         shape: of the input, ``[images, in, height, width]``.
         weight: its shape, ``[out, in, kernel height, kernel width]``.
         size: rows and columns of the output.
+        gradient: whether that of the weight is computed too.
 
     Example:
         >>> shape, size = (256, 32, 17, 17), (17, 17)
@@ -70,6 +73,14 @@ def conv_crossover(shape: Sequence[int], weight: Sequence[int], size: Sequence[i
 
         >>> conv_crossover((64, 512, 2, 2), (512, 512, 3, 3), (2, 2))
         0.0
+
+        A forward pass alone has no such sums:
+
+        >>> shape, weight = (64, 64, 8, 8), (64, 64, 3, 3)
+        >>> conv_crossover(shape, weight, (8, 8)) < 0.1
+        True
+        >>> 0.4 < conv_crossover(shape, weight, (8, 8), gradient=False) < 0.6
+        True
     """
     outputs, inputs, *extent = weight
     if inputs < _CONV_CHANNELS:
@@ -77,7 +88,9 @@ def conv_crossover(shape: Sequence[int], weight: Sequence[int], size: Sequence[i
     per_value = math.prod(size) / max(1, math.prod(shape[2:]))
     products = outputs * math.prod(extent) * per_value  # for each value of the input
     fixed = _CONV_SCANNED + _CONV_WRITTEN * outputs / inputs * per_value
-    sums = _CONV_TABLE + _CONV_SUMMED * min(CONV_TASKS, shape[0])
-    fixed += (_CALLED + sums * math.prod(weight)) / max(1, math.prod(shape))
+    moved = _CONV_TABLE
+    if gradient:
+        moved += _CONV_TABLE + _CONV_SUMMED * min(CONV_TASKS, shape[0])
+    fixed += (_CALLED + moved * math.prod(weight)) / max(1, math.prod(shape))
     gain = _CONV_DENSE * products - fixed
     return max(0.0, gain / (_CONV_ADDED * products + _CONV_LISTED))

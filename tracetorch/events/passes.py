@@ -151,7 +151,7 @@ def _forward(module: nn.Linear | nn.Conv2d, input: Tensor) -> Tensor:  # noqa: A
         )
         return plain() if events is None else linear(input, weight, bias, events)
     at = window(module, *input.shape[2:])
-    limit = conv_crossover(input.shape, weight.shape, at.size)
+    limit = conv_crossover(input.shape, weight.shape, at.size, _has_gradient(weight))
     matrix = input.detach().view(len(input) * weight.shape[1], -1)
     events = _events(module, matrix, limit)
     return plain() if events is None else conv(input, weight, bias, events, at)
@@ -196,13 +196,17 @@ def _convolve(
     options = ((places.stride, 1), (places.padding, 0), (places.dilation, 1))
     at = Window(*options, (places.size, steps))
     images = past.reshape(-1, *past.shape[-3:]).contiguous()
-    limit = conv_crossover(images.shape, kernel.shape, at.size)
+    limit = conv_crossover(images.shape, kernel.shape, at.size, _has_gradient(kernel))
     matrix = images.detach().view(len(images) * images.shape[1], -1)
     events = _events(module, matrix, limit)
     if events is None:
         return plain()  # type: ignore[no-any-return]
     y = conv(images, kernel, bias, events, at)
     return y.view(*past.shape[:-3], *y.shape[1:])
+
+
+def _has_gradient(weight: Tensor) -> bool:
+    return weight.requires_grad and torch.is_grad_enabled()
 
 
 def _events(module: nn.Module, matrix: Tensor, limit: float) -> EventLists | None:

@@ -7,7 +7,15 @@ from typing import Literal
 from torch import Tensor, nn
 
 from tracetorch.models.neuron import NeuronBuilder, membrane_neuron
-from tracetorch.models.parts import Images, check_among, check_images, check_sizes, conv_norm
+from tracetorch.models.parts import (
+    Images,
+    check_among,
+    check_builder,
+    check_image,
+    check_images,
+    check_sizes,
+    conv_norm,
+)
 from tracetorch.snn.module import TTModule
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
@@ -66,7 +74,7 @@ class MSResNet(TTModule):
         check_among("depth", depth, tuple(BLOCKS))
         check_images(images)
         check_sizes(num_classes=num_classes, in_channels=in_channels, width=width)
-        build = membrane_neuron if neuron is None else neuron
+        build = membrane_neuron if neuron is None else check_builder("neuron", neuron)
         kernel, stride = (7, 2) if images == "imagenet" else (3, 1)
         self.stem = nn.Sequential(*conv_norm(in_channels, width, kernel, stride))
         blocks, inputs = [], width
@@ -87,6 +95,7 @@ class MSResNet(TTModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run one time step."""
+        check_image(x)
         x = self.neuron(self.blocks(self.stem(x)))
         logits: Tensor = self.head(self.pool(x).flatten(1))
         return logits

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Literal, TypeAlias, get_args
 
-from torch import nn
+from torch import Tensor, nn
 
 from tracetorch.core.checks import check_count
+from tracetorch.models.neuron import NeuronBuilder
 
 Images: TypeAlias = Literal["imagenet", "small"]
 
@@ -37,12 +39,46 @@ def check_sizes(**sizes: int) -> None:
         check_count(name, size)
 
 
-def check_multiple(name: str, value: int, divisor: int, of: str = "") -> None:
-    """Raise ``ValueError`` unless ``value`` is a multiple of ``divisor``, called ``of``."""
+def check_multiple(name: str, value: int, divisor: int, reason: str = "") -> None:
+    """Raise ``ValueError`` unless ``value`` is a multiple of ``divisor``, for a ``reason``."""
     check_count(name, value)
     if value % divisor:
-        called = f"{of}={divisor}" if of else str(divisor)
+        why = f" ({reason})" if reason else ""
         raise ValueError(
-            f"{name} must be a multiple of {called}, got {value}. "
+            f"{name} must be a multiple of {divisor}{why}, got {value}. "
             f"Try {max(value // divisor, 1) * divisor}."
+        )
+
+
+def check_builder(name: str, build: object) -> NeuronBuilder:
+    """Return ``build``; raise ``TypeError`` unless it may be called as ``build(n, dim=-3)``."""
+    hint = "Give a class of tt.snn, as snn.LIF, or a callable: lambda n, dim: snn.LIF(n, dim=dim)."
+    if isinstance(build, nn.Module) or not callable(build):
+        kind = f"a module, {type(build).__name__}" if isinstance(build, nn.Module) else repr(build)
+        raise TypeError(f"{name} must build a layer for each of many sizes, got {kind}. {hint}")
+    try:
+        inspect.signature(build).bind(1, dim=-3)
+    except ValueError:  # a callable that does not tell its arguments
+        pass
+    except TypeError as error:
+        called = getattr(build, "__name__", repr(build))
+        raise TypeError(
+            f"{name} is called with a number of neurons and dim=-3, and {called} does not take "
+            f"them: {error}. {hint}"
+        ) from None
+    return build
+
+
+def check_image(x: Tensor, least: int = 1) -> None:
+    """Raise ``ValueError`` unless ``x`` is a batch of images of at least ``least`` a side."""
+    if x.ndim != 4:
+        hint = " Run a sequence [T, B, C, H, W] by tt.unroll(net, x)." if x.ndim == 5 else ""
+        raise ValueError(
+            f"a time step must be images [B, C, H, W], got {x.ndim} dimensions: "
+            f"{list(x.shape)}.{hint}"
+        )
+    if min(x.shape[-2:]) < least:
+        raise ValueError(
+            f"images must be {least} x {least} or more, for they are halved five times; got "
+            f"{x.shape[-2]} x {x.shape[-1]}. Enlarge them, as by nn.Upsample, or pad them."
         )

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 
 from tracetorch.models.neuron import NeuronBuilder
-from tracetorch.models.parts import Images, check_images, check_multiple, check_sizes, conv_norm
+from tracetorch.models.parts import (
+    Images,
+    check_image,
+    check_images,
+    check_multiple,
+    check_sizes,
+    conv_norm,
+)
 from tracetorch.models.spikformer import (
     SelfAttention,
     TransformerBlock,
@@ -75,12 +84,14 @@ class QKFormer(TTModule):
         attention: NeuronBuilder | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(depths, (tuple, list)):
+            raise TypeError(f"depths must be three numbers, as (1, 2, 7), got {depths!r}.")
         if len(depths) != 3:
             raise ValueError(f"depths must have one number for each of three stages, got {depths}.")
         check_sizes(heads=heads, num_classes=num_classes, in_channels=in_channels)
         check_sizes(**{f"depths[{stage}]": depth for stage, depth in enumerate(depths)})
-        check_multiple("width", width, 8)
-        check_multiple("width", width, 4 * heads, "4 * heads")
+        reason = f"of 8 and of 4 * heads={4 * heads}"
+        check_multiple("width", width, math.lcm(8, 4 * heads), reason)
         check_images(images)
         build, build_attention = builders(neuron, attention)
         large = images == "imagenet"
@@ -100,6 +111,7 @@ class QKFormer(TTModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run one time step."""
+        check_image(x)
         logits: Tensor = self.head(self.stages(x).mean((-2, -1)))
         return logits
 

@@ -7,7 +7,15 @@ from typing import Literal
 from torch import Tensor, nn
 
 from tracetorch.models.neuron import IF, NeuronBuilder
-from tracetorch.models.parts import Images, check_among, check_images, check_sizes, conv_norm
+from tracetorch.models.parts import (
+    Images,
+    check_among,
+    check_builder,
+    check_image,
+    check_images,
+    check_sizes,
+    conv_norm,
+)
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.residual import Combination, SEWBlock
 
@@ -70,7 +78,7 @@ class SEWResNet(TTModule):
         check_among("depth", depth, tuple(BLOCKS))
         check_images(images)
         check_sizes(num_classes=num_classes, in_channels=in_channels, width=width)
-        build = IF if neuron is None else neuron
+        build = IF if neuron is None else check_builder("neuron", neuron)
         if images == "imagenet":
             stem = conv_norm(in_channels, width, kernel=7, stride=2)
             self.stem = nn.Sequential(*stem, build(width, dim=-3), nn.MaxPool2d(3, 2, padding=1))
@@ -99,6 +107,7 @@ class SEWResNet(TTModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run one time step."""
+        check_image(x)
         x = self.blocks(self.stem(x))
         logits: Tensor = self.head(self.pool(x).flatten(1))
         return logits

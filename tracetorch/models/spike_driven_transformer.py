@@ -6,7 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.models.neuron import NeuronBuilder
-from tracetorch.models.parts import Images, check_images, check_multiple, check_sizes, conv_norm
+from tracetorch.models.parts import (
+    Images,
+    check_image,
+    check_images,
+    check_multiple,
+    check_sizes,
+    conv_norm,
+)
 from tracetorch.models.spikformer import builders, linear_head
 from tracetorch.snn.module import TTModule
 
@@ -89,6 +96,7 @@ class SpikeDrivenTransformer(TTModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run one time step."""
+        check_image(x)
         x = self.patches(x)
         x = self.blocks(x + self.position(x))
         logits: Tensor = self.head(self.neuron(x.mean((-2, -1))))

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_flag
 from tracetorch.models.neuron import NeuronBuilder, attention_neuron, transformer_neuron
-from tracetorch.models.parts import Images, check_images, check_multiple, check_sizes, conv_norm
+from tracetorch.models.parts import (
+    Images,
+    check_builder,
+    check_image,
+    check_images,
+    check_multiple,
+    check_sizes,
+    conv_norm,
+)
 from tracetorch.snn.module import TTModule
 
 
@@ -70,8 +80,7 @@ class Spikformer(TTModule):
     ) -> None:
         super().__init__()
         check_sizes(depth=depth, heads=heads, num_classes=num_classes, in_channels=in_channels)
-        check_multiple("width", width, 8)
-        check_multiple("width", width, heads, "heads")
+        check_multiple("width", width, math.lcm(8, heads), f"of 8 and of heads={heads}")
         check_images(images)
         check_flag("pool_first", pool_first)
         build, build_attention = builders(neuron, attention)
@@ -96,6 +105,7 @@ class Spikformer(TTModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run one time step."""
+        check_image(x)
         x = self.patches(x)
         x = self.blocks(x + self.position(x))
         logits: Tensor = self.head(x.mean((-2, -1)))
@@ -147,6 +157,9 @@ def builders(
     neuron: NeuronBuilder | None, attention: NeuronBuilder | None
 ) -> tuple[NeuronBuilder, NeuronBuilder]:
     """Return what builds the neurons of a transformer, and those behind its attention."""
+    for name, build in (("neuron", neuron), ("attention", attention)):
+        if build is not None:
+            check_builder(name, build)
     if neuron is None:
         return transformer_neuron, attention_neuron if attention is None else attention
     return neuron, neuron if attention is None else attention

@@ -8,7 +8,14 @@ from torch import Tensor, nn
 
 from tracetorch.core.checks import check_flag, check_share
 from tracetorch.models.neuron import NeuronBuilder, transformer_neuron
-from tracetorch.models.parts import Images, check_among, check_images, check_sizes
+from tracetorch.models.parts import (
+    Images,
+    check_among,
+    check_builder,
+    check_image,
+    check_images,
+    check_sizes,
+)
 from tracetorch.snn.dropout import LockedDropout
 from tracetorch.snn.module import TTModule
 
@@ -74,7 +81,7 @@ class SpikingVGG(TTModule):
         check_sizes(num_classes=num_classes, in_channels=in_channels, width=width)
         check_flag("norm", norm)
         check_share("dropout", dropout)
-        build = transformer_neuron if neuron is None else neuron
+        build = transformer_neuron if neuron is None else check_builder("neuron", neuron)
         layers: list[nn.Module] = []
         inputs = in_channels
         for factor, count in zip((1, 2, 4, 8, 8), CONVOLUTIONS[depth], strict=True):
@@ -110,5 +117,6 @@ class SpikingVGG(TTModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run one time step."""
+        check_image(x, least=32)
         logits: Tensor = self.head(self.pool(self.features(x)).flatten(1))
         return logits
