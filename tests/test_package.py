@@ -154,6 +154,7 @@ def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         exec(compile(block, "README.md", "exec"), names)
     assert names["output"].shape == (3, 32, 10)
     assert names["model"][2].raw_beta.grad is not None
+    assert names["schedule"].last_epoch == names["schedule"].total_steps == len(names["dataloader"])
     # the front door shows what the diagnosis recommends
     batch = names["x"].expand(3, *names["x"].shape), names["y"]
     report = tt.diagnose(

@@ -32,6 +32,12 @@ def test_rows_are_true_classes_and_columns_predicted_ones(scores: bool) -> None:
     assert np.allclose(percents.sum(1), 100)
 
 
+def test_arrays_and_lists_are_taken_as_tensors_are() -> None:
+    for found in (FOUND.numpy(), FOUND.tolist(), torch.eye(3)[FOUND].numpy()):
+        ax = plot.confusion_matrix(found, TRUE.numpy(), classes=np.int64(3), share=False)
+        assert shown(ax).tolist() == COUNTS
+
+
 def test_classes_have_names_or_a_number() -> None:
     ax = plot.confusion_matrix(FOUND, TRUE, classes=["ant", "bee", "cat", "dog"], title="who")
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["ant", "bee", "cat", "dog"]
@@ -45,7 +51,11 @@ def test_classes_have_names_or_a_number() -> None:
 
 
 WRONG: list[tuple[Any, Any, dict[str, Any], type[Exception], str]] = [
-    ([0], TRUE, {}, TypeError, "must be tensors, got list and Tensor"),
+    ("cat", TRUE, {}, TypeError, "predicted must be a tensor, an array or a list of integers"),
+    (FOUND, None, {}, TypeError, "labels must be a tensor, .* got None"),
+    (FOUND, TRUE, {"classes": 0}, ValueError, "classes must be at least 1, got 0"),
+    (FOUND, TRUE, {"classes": []}, ValueError, "classes must be at least one name"),
+    (FOUND, TRUE, {"classes": True}, TypeError, "names or a number, got True"),
     (FOUND, TRUE[:3], {}, ValueError, r"got \[6\] and \[3\]"),
     (FOUND[:0], TRUE[:0], {}, ValueError, "of some samples"),
     (FOUND.float(), TRUE, {}, TypeError, "predicted must be integers"),

@@ -29,6 +29,16 @@ def test_seeds_are_a_mean_and_a_band() -> None:
     assert table.get_xlabel() == "round"
 
 
+def test_arrays_are_taken_as_tensors_are() -> None:
+    table = np.array([[4.0, 2.0], [2.0, 6.0]])
+    for curve in (table, list(table), [table[0], table[1].tolist()], tuple(table)):
+        (line,) = plot.learning_curves({"a": curve}).lines
+        assert line.get_ydata().tolist() == [3, 4]
+    for curve in (table[0], list(table[0]), [np.array(4.0), torch.tensor(2.0)]):
+        (line,) = plot.learning_curves({"a": curve}).lines
+        assert line.get_ydata().tolist() == [4, 2]
+
+
 @pytest.mark.parametrize(("best", "epoch"), [("highest", 2), ("lowest", 3)])
 def test_the_best_epoch_is_marked(best: Any, epoch: int) -> None:
     ax = plot.learning_curves({"a": [2.0, 3.0, 1.0, math.nan]}, best=best)
@@ -44,6 +54,7 @@ WRONG: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     ({"a": []}, {}, ValueError, "'a' has no values"),
     ({"a": [[1.0], []]}, {}, ValueError, "'a' has no values"),
     ({"a": 3.0}, {}, TypeError, "'a' takes numbers"),
+    ({"a": ["loss"]}, {}, TypeError, "'a' takes numbers"),
     ({"a": "loss"}, {}, TypeError, "'a' takes numbers"),
     ({"a": [1.0]}, {"best": "max"}, ValueError, "best must be 'highest', 'lowest' or None"),
 ]

@@ -100,3 +100,69 @@ def test_what_cannot_be_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optional, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"needs neo, from the extra 'neuroscience'"):
         seen.to_neo(1.0)
+
+
+def kinds(recording: Recording) -> tuple[list[list[int]], list[str]]:
+    """Return the steps of every train of the first sample, and the names of its signals."""
+    segment = recording.to_neo(1.0).segments[0]
+    trains = [(train.magnitude - 0.5).astype(int).tolist() for train in segment.spiketrains]
+    return trains, [signal.name for signal in segment.analogsignals]
+
+
+@needs_neo
+@pytest.mark.parametrize("by", ["layer", "step"])
+def test_names_and_not_values_tell_spikes_from_states(by: Any) -> None:
+    recurrent = snn.Recurrent(snn.LIF(2), torch.nn.Linear(2, 2, bias=False))
+    net = torch.nn.Sequential(recurrent, snn.RLIF(2), snn.Readout(2))
+    what = ["input", "mem", "rec", "output", "prev_output"]
+    _, seen = tt.probe.record(net, torch.zeros(5, 1, 2), what, by=by)  # all of it is 0
+    spikes = [n for n in seen if n.endswith("output") and not n.startswith("2")]
+    assert len(spikes) >= 4
+    for recording in (seen, seen.detach(), seen.select("*")):
+        trains, signals = kinds(recording)
+        assert trains == [[]] * 2 * len(spikes)
+        assert signals == [name for name in seen if name not in spikes]
+
+
+@needs_neo
+def test_levels_are_counts_and_scaled_spikes_are_one_each() -> None:
+    x = torch.tensor([0.0, 4.0, 0.0, 2.0, 1.0])[:, None, None]
+    levels = tt.neurons.MultiLevelLIF(1, beta=1e-7)
+    _, seen = tt.probe.record(levels, x, "output")
+    assert seen["output"].flatten().tolist() == x.flatten().tolist()
+    assert kinds(seen) == ([[1, 1, 1, 1, 3, 3, 4]], [])
+    assert kinds(Recording({"a.output": -x})) == ([[], [1, 1, 1, 1, 3, 3, 4]], [])
+    scaled = snn.LeakyIntegrator(
+        1,
+        beta_setup={"value": 1e-7},
+        pos_threshold_setup={"value": 1.0},
+        pos_scale_setup={"value": 2.0},
+    )
+    _, seen = tt.probe.record(scaled, 1.5 * (x > 0), "output")
+    assert seen["output"].max() == 2
+    assert kinds(seen) == ([[1, 3, 4]], [])
+    graded = tt.neurons.SigmaDelta(1)  # what it sends are numbers
+    _, seen = tt.probe.record(graded, x / 7, "output")
+    assert kinds(seen) == ([], ["output"])
+
+
+@needs_neo
+def test_gradients_of_spikes_are_signals() -> None:
+    layer = snn.LIF(2)
+    x = torch.rand(5, 1, 2, requires_grad=True)
+    y, seen = tt.probe.record(layer, x, "output", gradients=True)
+    y.sum().backward()
+    assert kinds(seen.gradients()) == ([], ["output"])  # all of them are 1
+
+
+@needs_neo
+def test_values_tell_only_where_names_do_not() -> None:
+    once = torch.tensor([0.0, 0.7, 0.0])[:, None, None]
+    assert kinds(Recording({"a.mem": once, "input": once})) == ([], ["a.mem", "input"])
+    assert kinds(Recording({"x": once})) == ([[1]], [])
+    assert kinds(Recording({"x": once + 0.1, "y": 3 * (once > 0) + (once == 0)})) == (
+        [],
+        ["x", "y"],
+    )
+    assert kinds(Recording({"x": once > 0, "output": once > 0})) == ([[1], [1]], [])
+    assert kinds(Recording({"output": once.cumsum(0).cumsum(0)})) == ([], ["output"])

@@ -15,7 +15,12 @@ def is_events(values: NDArray[Any]) -> bool:
     """
     if ((values == 0) | (np.abs(values) == 1)).all():
         return True
-    if not np.isfinite(values).all() or not (values == 0).any((0, 1)).all():
+    return bool((values == 0).any((0, 1)).all()) and has_one_size(values)
+
+
+def has_one_size(values: NDArray[Any]) -> bool:
+    """Whether each neuron of ``[T, B, N]`` has at most one positive and one negative value."""
+    if not np.isfinite(values).all():
         return False
     for signed in (values, -values):
         # per neuron: a layer may scale the spikes of each of its neurons

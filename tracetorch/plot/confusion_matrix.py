@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from tracetorch.core.checks import check_flag
+from tracetorch.core.checks import check_count, check_flag
 from tracetorch.plot.axes import COLOURMAP, get_axes, set_title
 from tracetorch.plot.recorded import Array
 
@@ -19,8 +21,8 @@ _MOST_NUMBERS = 20  # classes up to which the cells have their numbers written i
 
 
 def confusion_matrix(
-    predicted: Tensor,
-    labels: Tensor,
+    predicted: Tensor | Array | Sequence[Any],
+    labels: Tensor | Array | Sequence[int],
     *,
     classes: Sequence[str] | int | None = None,
     share: bool = True,
@@ -31,8 +33,8 @@ def confusion_matrix(
 
     Args:
         predicted: classes that were predicted, integers ``[N]``, or scores ``[N, C]``, the largest
-            of which is the prediction.
-        labels: the true classes, integers ``[N]``.
+            of which is the prediction: a tensor, an array or a list.
+        labels: the true classes, integers ``[N]``; likewise.
         classes: names of the classes, or their number; ``None``: as many as the scores have, or as
             the largest class needs.
         share: colours and numbers are percents of the samples of a true class; ``False``: counts.
@@ -77,14 +79,23 @@ def confusion_matrix(
     return ax
 
 
+def _as_tensor(name: str, value: object) -> Tensor:
+    """Return a tensor, or an array or a list of numbers, as a tensor."""
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"confusion_matrix: {name} must be a tensor, an array or a list of integers, got "
+            f"{value!r}."
+        ) from None
+
+
 def _counted(
     predicted: object, labels: object, classes: Sequence[str] | int | None
 ) -> tuple[list[str], Array]:
     """Return the names of the classes, and how often each was taken for each."""
-    if not isinstance(predicted, Tensor) or not isinstance(labels, Tensor):
-        kinds = f"{type(predicted).__name__} and {type(labels).__name__}"
-        raise TypeError(f"confusion_matrix: predicted and labels must be tensors, got {kinds}.")
-    scores = predicted
+    scores, labels = _as_tensor("predicted", predicted), _as_tensor("labels", labels)
+    shapes = f"{list(scores.shape)} and {list(labels.shape)}"
     size = None
     if scores.ndim == 2:
         if bool(scores.isnan().any()):
@@ -96,16 +107,20 @@ def _counted(
     if scores.ndim != 1 or scores.shape != labels.shape or not len(scores):
         raise ValueError(
             "confusion_matrix takes predictions [N] or [N, C] and labels [N] of some samples, got "
-            f"{list(predicted.shape)} and {list(labels.shape)}."
+            f"{shapes}."
         )
     found, true = (each.detach().cpu().long().numpy() for each in (scores, labels))
     largest = int(max(found.max(), true.max())) + 1
     if isinstance(classes, Sequence) and not isinstance(classes, str):
         names = [str(name) for name in classes]
-    elif classes is None or (isinstance(classes, int) and not isinstance(classes, bool)):
-        names = [str(n) for n in range(classes if classes is not None else size or largest)]
+    elif classes is None:
+        names = [str(n) for n in range(size or largest)]
+    elif isinstance(classes, Integral) and not isinstance(classes, bool):
+        names = [str(n) for n in range(check_count("confusion_matrix: classes", classes))]
     else:
         raise TypeError(f"confusion_matrix: classes must be names or a number, got {classes!r}.")
+    if not names:
+        raise ValueError("confusion_matrix: classes must be at least one name, got none.")
     if largest > len(names) or min(found.min(), true.min()) < 0:
         raise ValueError(
             f"confusion_matrix: classes must be 0 to {len(names) - 1}, got "

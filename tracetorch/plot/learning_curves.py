@@ -14,7 +14,7 @@ from tracetorch.plot.recorded import Array, flat_numbers
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Curve: TypeAlias = Sequence[float | Tensor] | Tensor
+Curve: TypeAlias = Sequence[float | Tensor] | Tensor | Array
 
 
 def learning_curves(
@@ -29,9 +29,10 @@ def learning_curves(
     """Draw measures over the epochs of a training, with the spread of several seeds as a band.
 
     Args:
-        curves: values by name, such as ``{"training": losses, "validation": others}``: numbers, one
-            for each epoch; or a list of them, one for each seed, of which the mean is drawn, and a
-            band from the lowest to the highest. Seeds may end at different epochs; the mean is over
+        curves: values by name, such as ``{"training": losses, "validation": others}``: a list,
+            an array or a tensor of numbers, one for each epoch; or a list of them, or a table
+            ``[seeds, epochs]``, of which the mean over the seeds is drawn, and a band from the
+            lowest to the highest. Seeds may end at different epochs; the mean is over
             those that are left.
         best: mark the epoch at which each curve, a mean of seeds, is highest or lowest; ``None``:
             mark nothing.
@@ -86,10 +87,10 @@ def learning_curves(
 def _runs(name: str, curve: Curve | Sequence[Curve]) -> list[Array]:
     """Return the values of each seed, ``[epochs]``, which may end at different ones."""
     caller = f"learning_curves: {name!r}"
-    if isinstance(curve, Tensor):
+    if isinstance(curve, (Tensor, np.ndarray)):
         rows = [flat_numbers(caller, row) for row in (curve if curve.ndim == 2 else curve[None])]
     elif isinstance(curve, Sequence) and not isinstance(curve, str):
-        several = any(isinstance(v, Sequence) or (isinstance(v, Tensor) and v.ndim) for v in curve)
+        several = any(isinstance(v, Sequence) or np.ndim(v) for v in curve)
         rows = [flat_numbers(caller, row) for row in (curve if several else (curve,))]
     else:
         rows = [flat_numbers(caller, curve)]

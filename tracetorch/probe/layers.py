@@ -12,9 +12,11 @@ from tracetorch.core.checks import check_module
 from tracetorch.core.hooks import Hook, forward_hooks
 from tracetorch.core.snapshot import restored
 from tracetorch.core.walk import join_path, modules_of, named_modules
+from tracetorch.probe.neo_block import SPIKE_NAMES, Kind
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.sequence_layer import SequenceLayer
+from tracetorch.snn.spike_functions import spike_functions
 from tracetorch.snn.state_holder import StateHolder
 from tracetorch.snn.stateful_layer import within_sequence
 from tracetorch.snn.states import named_holders, named_neurons
@@ -54,6 +56,34 @@ def recordable_names(layers: Mapping[str, StateHolder]) -> dict[str, tuple[str, 
         for path, layer in layers.items()
         for name in recordable(layer)
     }
+
+
+def spike_kinds(layers: Mapping[str, StateHolder]) -> dict[str, Kind]:
+    """Tell spikes from states, by the full name of every recordable tensor.
+
+    The outputs of a layer that only passes on what it receives, such as a delay, are left out.
+    """
+    kinds: dict[str, Kind] = {}
+    for name, (path, own) in recordable_names(layers).items():
+        kind = _output_kind(layers[path]) if own in SPIKE_NAMES else "state"
+        if kind is not None:
+            kinds[name] = kind
+    return kinds
+
+
+def _output_kind(layer: object) -> Kind | None:
+    """Return what a layer puts out; ``None`` where it alone does not decide that."""
+    if isinstance(layer, Recurrent):
+        return None if layer.holds_population else _output_kind(layer.neuron)
+    # a layer that may have thresholds and has none is a readout
+    thresholds = [
+        getattr(layer, name) for name in ("pos_threshold", "neg_threshold") if hasattr(layer, name)
+    ]
+    if thresholds and all(threshold is None for threshold in thresholds):
+        return "state"
+    if not isinstance(layer, SequenceLayer) or not spike_functions(layer):
+        return None
+    return "spikes" if getattr(layer, "pos_scale", None) is None else "scaled spikes"
 
 
 def dimension_names(path: str, ndim: int, layer: StateHolder | None = None) -> tuple[str, ...]:

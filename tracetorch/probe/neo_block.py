@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tracetorch.core.spike_values import is_events
+from tracetorch.core.spike_values import has_one_size, is_events
+
+# What a trajectory of a known layer holds: spikes, of which a layer may scale those of each
+# neuron, or else numbers, as states are.
+Kind: TypeAlias = Literal["spikes", "scaled spikes", "state"]
+# The names under which a layer's spikes are recorded, and names that are never spikes.
+SPIKE_NAMES = ("output", "prev_output", "spikes")
+_STATE_NAMES = ("input", "mem", "syn", "rec")
 
 
-def neo_block(trajectories: Mapping[str, NDArray[Any]], steps: int, dt: float) -> Any:
+def neo_block(
+    trajectories: Mapping[str, NDArray[Any]], steps: int, dt: float, kinds: Mapping[str, Kind]
+) -> Any:
     """Return a ``neo.Block`` with a segment for each sample.
 
     Args:
         trajectories: ``[T, B, ...]`` by name, of one T and one B.
         steps: T.
         dt: duration of a step in milliseconds.
+        kinds: what is known of the trajectories by name; names and values tell of the others.
     """
     import neo
 
@@ -28,14 +38,28 @@ def neo_block(trajectories: Mapping[str, NDArray[Any]], steps: int, dt: float) -
     for name, array in trajectories.items():
         values = array.reshape(*array.shape[:2], -1)
         # of the whole batch: a sample in which nothing happens is no other kind of data
-        events, signs = is_events(values), (1, -1) if (values < 0).any() else (1,)
+        counts = _spike_counts(name, values, kinds.get(name))
+        signs = (1, -1) if (values < 0).any() else (1,)
         for segment, sample in zip([*block.segments], range(batch), strict=True):
-            if events:
-                for train in _trains(name, values[:, sample], signs, steps, dt):
+            if counts is not None:
+                for train in _trains(name, counts[:, sample], signs, steps, dt):
                     segment.spiketrains.append(train)
             else:
                 segment.analogsignals.append(_signal(name, values[:, sample], dt))
     return block
+
+
+def _spike_counts(name: str, values: NDArray[Any], kind: Kind | None) -> NDArray[Any] | None:
+    """Return how many spikes of which sign ``[T, B, N]`` are; ``None`` for what is not spikes."""
+    own = name.rpartition(".")[2]
+    if kind == "state" or (kind is None and own in _STATE_NAMES):
+        return None
+    may_be_levels = kind == "spikes" or (kind is None and own in SPIKE_NAMES)
+    if may_be_levels and np.isfinite(values).all() and (values == np.floor(values)).all():
+        return values.astype(np.int64)
+    if has_one_size(values) if kind is not None else is_events(values):
+        return (values > 0).astype(np.int64) - (values < 0)
+    return None  # numbers, such as those that a sigma-delta neuron sends
 
 
 def _signal(name: str, values: NDArray[Any], dt: float) -> Any:
@@ -48,16 +72,19 @@ def _signal(name: str, values: NDArray[Any], dt: float) -> Any:
 
 
 def _trains(
-    name: str, values: NDArray[Any], signs: tuple[int, ...], steps: int, dt: float
+    name: str, counts: NDArray[Any], signs: tuple[int, ...], steps: int, dt: float
 ) -> Iterator[Any]:
-    """Yield the spikes ``[T, N]`` of each neuron, those of either sign by themselves."""
+    """Yield the spikes ``[T, N]`` of each neuron, those of either sign by themselves.
+
+    A count of k is k spikes at one time.
+    """
     import neo
     import quantities
 
-    for neuron, column in enumerate(values.T):
+    for neuron, column in enumerate(counts.T):
         for sign in signs:
             # in the middle: at the edge between two bins rounding decides which one has it
-            times = (np.flatnonzero(sign * column > 0) + 0.5) * dt
+            times = (np.repeat(np.arange(steps), np.maximum(sign * column, 0)) + 0.5) * dt
             annotations = {"path": name, "neuron": neuron, "sign": sign}
             yield neo.SpikeTrain(
                 times * quantities.ms,

@@ -8,7 +8,12 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from tracetorch.core.walk import named_modules
-from tracetorch.probe.layers import dimension_names, recordable_layers, recordable_names
+from tracetorch.probe.layers import (
+    dimension_names,
+    recordable_layers,
+    recordable_names,
+    spike_kinds,
+)
 from tracetorch.probe.recording import Recording
 from tracetorch.probe.watch import watch
 from tracetorch.snn.recurrent import Recurrent
@@ -76,7 +81,7 @@ def record(
         name: dimension_names(names[name][0], t.ndim, layers[names[name][0]])
         for name, t in trajectories.items()
     }
-    return y, Recording(trajectories, dims=dims, sources=sources)
+    return y, Recording(trajectories, dims=dims, sources=sources, kinds=spike_kinds(layers))
 
 
 def _check_gradients(what: Sequence[str] | str, layers: Mapping[str, StateHolder]) -> None:

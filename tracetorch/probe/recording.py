@@ -11,7 +11,7 @@ from torch import Tensor
 from tracetorch.core.checks import check_positive
 from tracetorch.core.optional import require
 from tracetorch.probe.layers import dimension_names
-from tracetorch.probe.neo_block import neo_block
+from tracetorch.probe.neo_block import Kind, neo_block
 from tracetorch.unrolling.trajectories import select_names
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ class Recording(Mapping[str, Tensor]):
             where left out.
         sources: the tensors of the run whose gradients are wanted, for each name either one
             ``[T, ...]`` or one for every step.
+        kinds: ``"spikes"``, ``"scaled spikes"`` or ``"state"`` by name, for :meth:`to_neo`; names
+            and values tell where left out.
 
     Raises:
         TypeError: ``trajectories`` is not a mapping of strings to tensors.
@@ -48,6 +50,7 @@ class Recording(Mapping[str, Tensor]):
         *,
         dims: Mapping[str, Sequence[str]] | None = None,
         sources: Mapping[str, Sequence[Tensor]] | None = None,
+        kinds: Mapping[str, Kind] | None = None,
     ) -> None:
         if not isinstance(trajectories, Mapping):
             raise TypeError(
@@ -62,6 +65,7 @@ class Recording(Mapping[str, Tensor]):
         self._trajectories = dict(trajectories)
         self._dims = dict(dims or {})
         self._sources = None if sources is None else dict(sources)
+        self._kinds = dict(kinds or {})
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._trajectories:
@@ -99,6 +103,7 @@ class Recording(Mapping[str, Tensor]):
             {name: self[name] for name in names},
             dims=self._dims,
             sources=None if sources is None else {n: sources[n] for n in names if n in sources},
+            kinds=self._kinds,
         )
 
     def gradients(self) -> Recording:
@@ -126,11 +131,13 @@ class Recording(Mapping[str, Tensor]):
         gradients: dict[str, Tensor] = {}
         for name, tensors in self._sources.items():
             gradients[name] = join_gradients(tensors, [t.grad for t in tensors], self[name].ndim)
-        return Recording(gradients, dims=self._dims)
+        # of spikes, too, they are numbers
+        return Recording(gradients, dims=self._dims, kinds=dict.fromkeys(gradients, "state"))
 
     def detach(self) -> Recording:
         """Return the values alone, detached from the graph."""
-        return Recording({n: t.detach() for n, t in self.items()}, dims=self._dims)
+        values = {n: t.detach() for n, t in self.items()}
+        return Recording(values, dims=self._dims, kinds=self._kinds)
 
     def numpy(self) -> dict[str, NDArray[Any]]:
         """Return NumPy arrays by name; bfloat16, which NumPy lacks, as float32."""
@@ -161,8 +168,15 @@ class Recording(Mapping[str, Tensor]):
         Spikes become ``SpikeTrain``s, one for each neuron, negative spikes trains of their own;
         states become an ``AnalogSignal`` for each trajectory, a channel for each neuron. Step ``t``
         lasts from ``t * dt`` to ``(t + 1) * dt``: its spikes are in the middle, at ``(t + 0.5) *
-        dt``, so that bins of ``dt`` hold one step each, and so is its sample of the states. What
-        has zeros and one positive and one negative value per neuron are spikes, all else states.
+        dt``, so that bins of ``dt`` hold one step each, and so is its sample of the states.
+
+        The ``output`` and ``prev_output`` of a spiking neuron are spikes, a whole number k being k
+        spikes at one time (one spike of that size where the layer scales them); inputs, states, the
+        output of a readout and fractions of many sizes are signals. In a recording of your own,
+        the values of ``output`` decide: whole numbers are spikes; and other names than ``input``,
+        ``mem``, ``syn`` and ``rec`` are spikes where each neuron has zeros and one positive and one
+        negative value.
+
         Each has ``path``, each spike train its ``neuron`` (in the flattened dimensions after the
         batch) and ``sign`` too, among its annotations.
 
@@ -189,7 +203,7 @@ class Recording(Mapping[str, Tensor]):
             )
         require("neo", extra="neuroscience", by="tt.probe's Recording.to_neo()")
         ((steps, _),) = shapes
-        return neo_block(self.numpy(), steps, dt)
+        return neo_block(self.numpy(), steps, dt, self._kinds)
 
 
 def join_gradients(tensors: Sequence[Tensor], grads: Sequence[Tensor | None], ndim: int) -> Tensor:

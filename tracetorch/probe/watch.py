@@ -12,7 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.hooks import forward_hooks
-from tracetorch.probe.layers import dimension_names, recordable_layers, recordable_names
+from tracetorch.probe.layers import (
+    dimension_names,
+    recordable_layers,
+    recordable_names,
+    spike_kinds,
+)
 from tracetorch.probe.recording import Recording
 from tracetorch.unrolling.trajectories import select_names
 
@@ -118,4 +123,5 @@ class watch:  # noqa: N801 (used as a verb: with watch(...) as seen)
         for name, trajectory in trajectories.items():
             path = self._names[name][0]
             dims[name] = dimension_names(path, trajectory.ndim, self._layers[path])
-        return Recording(trajectories, dims=dims, sources=sources)
+        kinds = spike_kinds(self._layers)
+        return Recording(trajectories, dims=dims, sources=sources, kinds=kinds)
