@@ -112,13 +112,18 @@ class AdaptiveCurrentNeuron(Neuron):
         super().__init__(num_neurons, dim)
         ends = (0.0, 1.0, 2.0) if check_flag("bounded", bounded) else (None, None, None)
         self.decay("beta", beta)
-        size = abs(check_finite("q", q))
-        self.decay("rho", rho, low=(size - 1) / (size + 1) if size > 1 else None)
+        self.decay("rho", rho)
         self.weight("a", a, low=ends[0], high=ends[1])
         self.weight("b", b, low=ends[0], high=ends[2])
         self.threshold("pos_threshold", pos_threshold, surrogate=surrogate_derivative)
         self.option("q", q, check=check_finite)
         self.option("detach_reset", detach_reset, check=check_flag)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "q":
+            size = abs(self.q)
+            self._bound_decay("rho", (size - 1) / (size + 1) if size > 1 else None)
 
 
 @describe_neuron
