@@ -406,17 +406,40 @@ def test_rho_below_the_bound_may_be_given_and_is_the_bound_then(kind: Any) -> No
     assert kind(2, q=60.0).constraints["rho"].name == f"sigmoid from {59 / 61}"
 
 
-def test_membrane_does_not_diverge_whatever_rho_is_learned() -> None:
-    """For ``a`` in [0, 1] and any ``beta``, below the threshold; without the bound it does."""
-    beta, x = torch.tensor([1e-3, 0.5, 0.9]), torch.full((800, 1, 3), -1.0)
-    for bound, low, high in ((FLOOR, 0.0, 10.0), (0.0, 1e30, math.inf)):
-        made = neurons.SEAdLIF(3, beta, a=1.0, pos_threshold=1e37)
-        made = made if bound else free(made)
-        made.raw_rho.data.fill_(-5.0)
+@pytest.mark.parametrize(
+    ("kind", "a", "bound", "diverges"),
+    [
+        (neurons.SEAdLIF, 1.0, True, False),
+        (neurons.SEAdLIF, 1.0, False, True),
+        (neurons.AdLIF, 0.5, True, False),
+        (neurons.AdLIF, 0.75, True, True),  # Euler's method, at every beta here
+        (neurons.AdLIF, 0.5, False, True),
+    ],
+)
+def test_where_membranes_diverge_whatever_rho_is_learned(
+    kind: Any, a: float, bound: bool, diverges: bool
+) -> None:
+    """At the bound of rho, for ``a`` as the docstring has it; without the bound earlier."""
+    beta, x = torch.tensor([1e-3, 0.5, 0.9]), torch.full((600, 1, 3), -1.0)
+    made = kind(3, beta, a=a, pos_threshold=1e37, bounded=True)
+    made = made if bound else free(made)
+    made.raw_rho.data.fill_(-5.0)
+    with torch.no_grad():
+        tt.unroll(made, x)
+    states = torch.stack([made.mem, made.w])  # w keeps what a reset at 1e37 takes away
+    largest = states.abs().nan_to_num(math.inf, math.inf).amax(0)
+    assert ((largest > 10.0) == diverges).all()
+
+
+def test_adlif_diverges_where_its_docstring_says() -> None:
+    for rho, edge in ((0.9945, 1.636), (FLOOR, 0.625)):
+        x, a = torch.full((8000, 1, 2), -1.0), torch.tensor([0.98, 1.02]) * edge
+        made = neurons.AdLIF(2, rho=rho, a=a, pos_threshold=1e37)
         with torch.no_grad():
             tt.unroll(made, x)
-        largest = made.mem.abs().nan_to_num(math.inf, math.inf)
-        assert ((largest >= low) & (largest <= high)).all()
+        start, (stays, grows) = made.mem.clone(), made.mem[0].abs().tolist()
+        assert start.isfinite().all()
+        assert stays < 1.0 < grows
 
 
 def learned(made: Any, raw: float) -> Any:
