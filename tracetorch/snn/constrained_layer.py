@@ -82,8 +82,8 @@ class ConstrainedLayer(SequenceLayer):
             value: a number, a tensor of rank 0 or 1, or a whole setup (a dict or a :class:`Decay`).
             rank: 0 for one value in the layer, 1 for one per neuron.
             learnable: an ``nn.Parameter`` if true, a buffer if not.
-            low: the least value that learning leads to, in (0, 1), or the least of those given, if
-                that is less; ``None`` for no bound.
+            low: the least value that learning leads to, in (0, 1), or the least of those given or
+                loaded, if that is less; ``None`` for no bound.
 
         """
         default = Decay(DECAY.value, rank, learnable, DECAY.use_averaging)
