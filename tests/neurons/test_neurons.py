@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import math
 import pickle
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from tests.fuse.cases import agree
 from tests.neurons.references import REFERENCES
 from tracetorch import fuse, neurons, snn
 from tracetorch.diagnosis.reach import spike_inputs
-from tracetorch.snn.parameters import clamp, sigmoid, unbounded
+from tracetorch.snn.parameters import clamp, is_decay, sigmoid, unbounded
 
 NAMES = tuple(NEURONS)
 
@@ -392,49 +394,148 @@ def test_rho_below_the_bound_may_be_given_and_is_the_bound_then(kind: Any) -> No
     made.raw_rho.data.sub_(9.0)
     assert made.rho.tolist() == pytest.approx([0.9, 0.9])
     made.rho = 0.9
-    with pytest.raises(ValueError, match=r"rho must be at least 0\.9 and below 1, got 0\.8"):
+    with pytest.raises(
+        ValueError, match=r"rho must be at least 0\.9 and below 1, got 0\.8\. "
+    ) as caught:
         made.rho = 0.8
+    assert f"Build the layer with {kind.__name__}(..., rho=0.8) for" in str(caught.value)
+    with pytest.raises(ValueError, match="rho must lie strictly between 0 and 1") as caught:
+        made.rho = 1.5
+    assert "Build" not in str(caught.value)
     assert kind(2, q=0.5).constraints["rho"] == sigmoid  # nothing that it could amplify
-    assert kind(2, q=60.0).constraints["rho"].name == "sigmoid from 0.967213"
+    assert kind(2, q=60.0).constraints["rho"].name == f"sigmoid from {59 / 61}"
 
 
-def test_membrane_does_not_diverge_whatever_rho_is_learned() -> None:
-    """For ``a`` in [0, 1] and any ``beta``, below the threshold; without the bound it does."""
-    beta, x = torch.tensor([1e-3, 0.5, 0.9]), torch.full((800, 1, 3), -1.0)
-    for bound, low, high in ((FLOOR, 0.0, 10.0), (0.0, 1e30, math.inf)):
-        made = neurons.SEAdLIF(3, beta, a=1.0, pos_threshold=1e37)
-        made = made if bound else free(made)
-        made.raw_rho.data.fill_(-5.0)
+@pytest.mark.parametrize(
+    ("kind", "a", "bound", "diverges"),
+    [
+        (neurons.SEAdLIF, 1.0, True, False),
+        (neurons.SEAdLIF, 1.0, False, True),
+        (neurons.AdLIF, 0.5, True, False),
+        (neurons.AdLIF, 0.75, True, True),  # Euler's method, at every beta here
+        (neurons.AdLIF, 0.5, False, True),
+    ],
+)
+def test_where_membranes_diverge_whatever_rho_is_learned(
+    kind: Any, a: float, bound: bool, diverges: bool
+) -> None:
+    """At the bound of rho, for ``a`` as the docstring has it; without the bound earlier."""
+    beta, x = torch.tensor([1e-3, 0.5, 0.9]), torch.full((600, 1, 3), -1.0)
+    made = kind(3, beta, a=a, pos_threshold=1e37, bounded=True)
+    made = made if bound else free(made)
+    made.raw_rho.data.fill_(-5.0)
+    with torch.no_grad():
+        tt.unroll(made, x)
+    states = torch.stack([made.mem, made.w])  # w keeps what a reset at 1e37 takes away
+    largest = states.abs().nan_to_num(math.inf, math.inf).amax(0)
+    assert ((largest > 10.0) == diverges).all()
+
+
+def test_adlif_diverges_where_its_docstring_says() -> None:
+    for rho, edge in ((0.9945, 1.636), (FLOOR, 0.625)):
+        x, a = torch.full((8000, 1, 2), -1.0), torch.tensor([0.98, 1.02]) * edge
+        made = neurons.AdLIF(2, rho=rho, a=a, pos_threshold=1e37)
         with torch.no_grad():
             tt.unroll(made, x)
-        largest = made.mem.abs().nan_to_num(math.inf, math.inf)
-        assert ((largest >= low) & (largest <= high)).all()
+        start, (stays, grows) = made.mem.clone(), made.mem[0].abs().tolist()
+        assert start.isfinite().all()
+        assert stays < 1.0 < grows
 
 
-def test_files_from_before_the_bound_of_rho_load(tmp_path: Path) -> None:
-    path = tmp_path / "old.safetensors"
-    for raw, fits in ((4.5, True), (4.0, False)):
-        old, new = free(neurons.SEAdLIF(3)), neurons.SEAdLIF(3)
-        old.raw_rho.data.fill_(raw)
-        tt.save(old, path)
-        if fits:
+def learned(made: Any, raw: float) -> Any:
+    """Lead rho somewhere, as learning may."""
+    made.raw_rho.data.fill_(raw)
+    return made
+
+
+# what is saved, and the arguments of the layer that receives it
+SAVED: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
+    "from before the bound": (lambda kind: learned(free(kind(3)), 4.5), {}),
+    "from before the bound, below it": (lambda kind: learned(free(kind(3)), 2.0), {}),
+    "built lower": (lambda kind: kind(3, rho=0.9), {}),
+    "built lower, one of them": (lambda kind: kind(3, rho=torch.tensor([0.9, 0.99, 0.999])), {}),
+    "built lower, learned": (lambda kind: learned(kind(3, rho=0.9), 3.0), {}),
+    "built lower, held": (lambda kind: learned(kind(3, rho=0.9), -1.0), {}),
+    "built lower, into as low": (lambda kind: kind(3, rho=0.9), {"rho": 0.9}),
+    "held": (lambda kind: learned(kind(3), -1.0), {}),
+    "held, into lower": (lambda kind: learned(kind(3), -1.0), {"rho": 0.8}),
+    "held, into an equal one": (lambda kind: learned(kind(3, rho=0.9), -1.0), {"rho": 0.9}),
+    "above": (lambda kind: kind(3), {"rho": 0.9}),
+}
+WAYS = ("state_dict", "torch.save", "onto meta", "tt.save")
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("case", SAVED)
+def test_a_rho_loads_as_it_was_whatever_the_bounds(case: str, way: str, tmp_path: Path) -> None:
+    build, arguments = SAVED[case]
+    for kind in ADAPTIVE:
+        old = torch.nn.Sequential(build(kind))
+        with torch.device("meta" if way == "onto meta" else "cpu"):
+            new = torch.nn.Sequential(kind(3, **arguments))
+        if way == "tt.save":
+            tt.save(old, tmp_path / "old.safetensors")
+            tt.load(tmp_path / "old.safetensors", new)
+        else:
+            values: Any = old.state_dict()
+            if way == "torch.save":
+                torch.save(values, tmp_path / "old.pt")
+                values = torch.load(tmp_path / "old.pt", weights_only=True)
+            expected = pytest.warns(UserWarning, match=r"loads 0\.880797 as rho, below its bound")
+            silent = case != "from before the bound, below it"
+            with contextlib.nullcontext() if silent else expected:
+                new.load_state_dict(values, assign=way == "onto meta")
+        one, other = cast(Any, new[0]), cast(Any, old[0])
+        assert torch.equal(one.raw_rho, other.raw_rho)
+        assert torch.equal(one.rho, other.rho)
+        assert is_decay(one.constraints["rho"])
+
+
+def test_a_bare_dict_gives_its_values_and_says_which_is_the_bound() -> None:
+    layer, x = neurons.AdLIF(3), 10 * sequence(12, 2, 3, dtype=torch.float32).abs()
+    tt.unroll(layer, x, from_rest=True)  # what is compiled follows the bound too
+    bare = dict(neurons.AdLIF(3, rho=0.9).state_dict())
+    with pytest.warns(
+        UserWarning, match=r"0\.9 as rho, below its bound 0\.983471, .* is the bound"
+    ):
+        layer.load_state_dict(bare)
+    assert layer.rho.tolist() == pytest.approx([0.9] * 3)
+    expected = tt.unroll(neurons.AdLIF(3, rho=0.9), x)
+    assert torch.equal(tt.unroll(layer, x, from_rest=True), expected)
+    layer.raw_rho.data.sub_(5.0)
+    assert layer.rho.tolist() == pytest.approx([0.9] * 3)
+    layer.load_state_dict(dict(neurons.AdLIF(3).state_dict()))  # silent: above the bound
+    bare["raw_rho"] = torch.full((3,), -math.inf)
+    with pytest.warns(UserWarning, match="loads 0 as rho"):
+        layer.load_state_dict(bare)
+
+
+def test_a_failed_load_leaves_the_bound_of_rho(tmp_path: Path) -> None:
+    path, held = tmp_path / "old.safetensors", learned(neurons.AdLIF(3), -1.0)
+    tt.save(neurons.AdLIF(3, rho=0.9, a=1.5), path)
+    held.register_load_state_dict_post_hook(fail)
+    for new in (held, neurons.AdLIF(3, bounded=True)):
+        before, constraint = new.rho.tolist(), new.constraints["rho"]
+        with pytest.raises((ValueError, RuntimeError), match=r"a is out of its bounds|planned"):
             tt.load(path, new)
-            assert torch.equal(new.rho, old.rho)
-            continue
-        with pytest.raises(ValueError, match="rho is out of its bounds in the file"):
-            tt.load(path, new)
-        assert torch.equal(new.rho, neurons.SEAdLIF(3).rho)
-        tt.load(path, neurons.SEAdLIF(3, rho=0.98))  # built with a bound as low
-    tt.save(neurons.SEAdLIF(3, rho=0.9), path)
-    with pytest.raises(ValueError, match="rho is out of its bounds in the file"):
-        tt.load(path, neurons.SEAdLIF(3))
-    tt.save(neurons.SEAdLIF(3), path)
-    tt.load(path, neurons.SEAdLIF(3, rho=torch.tensor([0.9, 0.95, 0.99])))  # in both bounds
-    new.raw_rho.data.fill_(-1.0)  # as learning may leave it
-    tt.save(new, path)
-    tt.load(path, neurons.SEAdLIF(3))
-    with pytest.raises(ValueError, match="rho is out of its bounds in the file"):
-        tt.load(path, neurons.SEAdLIF(3, rho=0.9))
+        assert new.rho.tolist() == before
+        assert new.constraints["rho"] == constraint
+
+
+def fail(*_: object) -> None:
+    raise RuntimeError("planned")
+
+
+@pytest.mark.parametrize("kind", ADAPTIVE)
+def test_the_bound_of_rho_follows_q(kind: Any) -> None:
+    for rho in (0.9945, 0.999):
+        made = kind(3, rho=rho)
+        for q in (500.0, 60.0, 0.5, 120.0):
+            made.q = q
+            assert made.constraints["rho"] == kind(3, rho=rho, q=q).constraints["rho"]
+    held = learned(kind(3), -1.0)
+    held.q = 500.0
+    assert held.rho.tolist() == pytest.approx([FLOOR] * 3)  # what it was
 
 
 def test_reach_counts_every_level() -> None:

@@ -18,7 +18,7 @@ from tracetorch.checkpoint.layers import describe_layers, differences
 from tracetorch.checkpoint.modules import describe_modules
 from tracetorch.checkpoint.modules import differences as module_differences
 from tracetorch.checkpoint.read import read
-from tracetorch.checkpoint.tensors import load_tensors, named_tensors, shared_names
+from tracetorch.checkpoint.tensors import Bounds, load_tensors, named_tensors, shared_names
 from tracetorch.checkpoint.training import (
     Stateful,
     check_part,
@@ -163,11 +163,12 @@ def load(
         unlike = module_differences(header.modules, describe_modules(model), strict, receiving)
         if unlike:
             raise ValueError(f"{mismatch}. {_join_first(unlike)}. {advice}")
+    saved = None if header is None else header.modules
     nan = [name for name, value in matching.items() if bool(torch.isnan(value).any())]
 
     with _restored(model, {name: targets[name] for name in matching}):
-        load_tensors(model, matching)
-        outside = _out_of_bounds(model, None if header is None else header.modules)
+        load_tensors(model, matching, _bounds(model, saved))
+        outside = _out_of_bounds(model, saved)
         if outside:
             raise ValueError(f"{mismatch}. {_join_first(outside)}.")
         with restored_on_failure(parts, rng):
@@ -193,13 +194,20 @@ def _restored(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]
 
     Hooks of the user's modules, and states that do not fit, can still fail in the middle.
     """
+    constraints = {layer: dict(layer.constraints) for _, layer in named_neurons(model)}
     try:
         with restored_on_error(tensors.values()):
             yield
     except BaseException:
         # some layers read a buffer when it is loaded; whoever has raised may do so again
         with contextlib.suppress(Exception):
-            load_tensors(model, {name: each.detach().clone() for name, each in tensors.items()})
+            load_tensors(
+                model,
+                {name: each.detach().clone() for name, each in tensors.items()},
+                _bounds(model, describe_modules(model)),
+            )
+        for layer, kept in constraints.items():  # loading may have lowered bounds
+            layer._declared.constraints.update(kept)
         raise
 
 
@@ -276,22 +284,27 @@ def _misfits(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> lis
     return found
 
 
+def _bounds(model: nn.Module, saved: Mapping[str, Mapping[str, str]] | None) -> Bounds:
+    """Return the bounds that a file names, of decays of the model by the path of their layer."""
+    found: dict[str, dict[str, float | None]] = {}
+    for path, layer in named_neurons(model):
+        for name, constraint in layer.constraints.items():
+            text = (saved or {}).get(plain(path), {}).get(f"constraint of {name}", "")
+            if is_decay(constraint) and text:
+                low = text.partition(" from ")[2]
+                found.setdefault(plain(path), {})[name] = float(low) if low else None
+    return found
+
+
 def _out_of_bounds(model: nn.Module, saved: Mapping[str, Mapping[str, str]] | None) -> list[str]:
-    """List values that the bounds of the model or of the file would change, where these differ."""
+    """List weights without bounds in the file that the bounds of the model would change."""
     found: list[str] = []
     for path, layer in named_neurons(model):
         for name, constraint in layer.constraints.items():
             before = (saved or {}).get(plain(path), {}).get(f"constraint of {name}", "")
             raw = getattr(layer, f"raw_{name}").detach()
-            if constraint.name == "clamp" and before == "unbounded":
-                changed = not _equal(layer.constrained(name, raw), raw)
-            elif is_decay(constraint) and before not in ("", constraint.name):
-                bounds = (text.partition(" from ")[2] for text in (before, constraint.name))
-                least = max(float(text or 0.0) for text in bounds)
-                changed = bool((raw.double().sigmoid() < least * (1 - 1e-6)).any())
-            else:
-                continue
-            if changed:
+            is_new = constraint.name == "clamp" and before == "unbounded"
+            if is_new and not _equal(layer.constrained(name, raw), raw):
                 found.append(f"{join_path(path, name)} is out of its bounds in the file")
     return found
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
+from typing import TypeAlias
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -46,15 +48,29 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return named
 
 
-def load_tensors(model: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Load values by the names of :func:`named_tensors`; other names are ignored."""
+Bounds: TypeAlias = Mapping[str, Mapping[str, float | None]]
+
+
+def load_tensors(model: nn.Module, values: Mapping[str, Tensor], bounds: Bounds) -> None:
+    """Load values by the names of :func:`named_tensors`; other names are ignored.
+
+    Args:
+        model: what receives them.
+        values: the tensors.
+        bounds: by the path of a layer and the name of a decay, its bound where they come from.
+    """
     for path, module in [("", model), *hidden_modules(model)]:
         prefix = f"{path}." if path else ""
         # load_state_dict, not copy_: modules may convert old values in their own hooks.
-        own = {
-            name: values[full]
+        own = OrderedDict(
+            (name, values[full])
             for name in module.state_dict()
             if (full := plain(prefix + name)) in values
+        )
+        own._metadata = {  # type: ignore[attr-defined]  # where state_dict() keeps them
+            name: {"bounds": bounds[full]}
+            for name, _ in module.named_modules(remove_duplicate=False)
+            if (full := plain(join_path(path, name))) in bounds
         }
         module.load_state_dict(own, strict=False)
 

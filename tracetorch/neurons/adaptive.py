@@ -112,13 +112,18 @@ class AdaptiveCurrentNeuron(Neuron):
         super().__init__(num_neurons, dim)
         ends = (0.0, 1.0, 2.0) if check_flag("bounded", bounded) else (None, None, None)
         self.decay("beta", beta)
-        size = abs(check_finite("q", q))
-        self.decay("rho", rho, low=(size - 1) / (size + 1) if size > 1 else None)
+        self.decay("rho", rho)
         self.weight("a", a, low=ends[0], high=ends[1])
         self.weight("b", b, low=ends[0], high=ends[2])
         self.threshold("pos_threshold", pos_threshold, surrogate=surrogate_derivative)
         self.option("q", q, check=check_finite)
         self.option("detach_reset", detach_reset, check=check_flag)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "q":
+            size = abs(self.q)
+            self._bound_decay("rho", (size - 1) / (size + 1) if size > 1 else None)
 
 
 @describe_neuron
@@ -143,9 +148,13 @@ class AdLIF(AdaptiveCurrentNeuron):
 
     The current moves by ``(1 - rho) * q`` a step, which grows e-fold with each unit that learning
     takes from ``raw_rho``. Learning leads ``rho`` no lower than ``(q - 1) / (q + 1)``, a time
-    constant of ``q / 2`` steps, so 60, the lower end of the program; what is given may be lower,
-    and is the bound then. Above it :class:`SEAdLIF` does not diverge below its threshold, for any
-    ``beta`` and any ``a`` in [0, 1]: ``(1 - rho) * q * a < (1 + beta) * (1 + rho) / (1 - beta)``.
+    constant of ``q / 2`` steps, so 60, the lower end of the program; what is given or loaded may be
+    lower, and is the bound then; one that is assigned may not. Above ``(q - 1) / (q + 1)``
+    :class:`SEAdLIF` does not diverge below its threshold, for any ``beta`` and any ``a`` in [0, 1]:
+    ``(1 - rho) * q * a < (1 + beta) * (1 + rho) / (1 - beta)``. ``AdLIF`` does not for ``a`` in
+    [0, 0.5]. With a larger ``a`` it can, ``bounded=True`` or not: Euler's method needs
+    ``beta * rho + (1 - beta) * (1 - rho) * q * a < 1``, at the default decays ``a`` below 1.6, with
+    ``rho`` at its bound below 0.63. Take :class:`SEAdLIF` where ``a`` is learned at a high rate.
 
     Bittar and Garner, who made the adLIF known (idiap/sparch), draw from 30 to 120 for the second.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
@@ -19,6 +20,7 @@ from tracetorch.snn.lost_writes import warn_of_lost_writes
 from tracetorch.snn.parameters import (
     DECAY,
     THRESHOLD,
+    UNSET,
     WEIGHT,
     Decay,
     DecaySetup,
@@ -27,13 +29,16 @@ from tracetorch.snn.parameters import (
     SpikeFunction,
     Threshold,
     ThresholdSetup,
+    Unset,
     Value,
     Weight,
     WeightSetup,
     bounded_sigmoid,
     clamp,
     fraction,
+    is_decay,
     is_setup,
+    least,
     negative_softplus,
     resolve_setup,
     sigmoid,
@@ -77,16 +82,13 @@ class ConstrainedLayer(SequenceLayer):
             value: a number, a tensor of rank 0 or 1, or a whole setup (a dict or a :class:`Decay`).
             rank: 0 for one value in the layer, 1 for one per neuron.
             learnable: an ``nn.Parameter`` if true, a buffer if not.
-            low: the least value that learning leads to, in (0, 1), or the least of those given, if
-                that is less; ``None`` for no bound.
+            low: the least value that learning leads to, in (0, 1), or the least of those given or
+                loaded, if that is less; ``None`` for no bound.
 
         """
         default = Decay(DECAY.value, rank, learnable, DECAY.use_averaging)
         self._declare(name, self._completed(name, value, default), sigmoid)
-        raw = getattr(self, f"raw_{name}").detach()
-        if low is not None:
-            given = low if raw.is_meta else float(raw.double().sigmoid().min())
-            self._declared.constraints[name] = bounded_sigmoid(min(low, given))
+        self._bound_decay(name, low)
 
     def gate(
         self,
@@ -252,6 +254,61 @@ class ConstrainedLayer(SequenceLayer):
         self._declared.constraints[name] = constraint
         self._declared.note_argument(name, setup.value)
 
+    def _bound_decay(self, name: str, low: float | None) -> None:
+        """Bound what learning leads to by ``low``, or by the least value there is, if less."""
+        raw = getattr(self, f"raw_{name}").detach()
+        constraint = sigmoid
+        if low is not None:
+            given = low if raw.is_meta else float(self.constrained(name, raw.double()).min())
+            constraint = bounded_sigmoid(min(low, given))
+        self._declared.constraints[name] = constraint
+
+    # Loading
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        bounds = {name: least(constraint) for name, constraint in self.constraints.items()}
+        metadata = getattr(destination, "_metadata", {}).get(prefix[:-1])
+        if metadata is not None and any(low is not None for low in bounds.values()):
+            metadata["bounds"] = {name: low for name, low in bounds.items() if low is not None}
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, metadata: Any, *arguments: Any
+    ) -> None:
+        for name, constraint in self.constraints.items():
+            loaded = state_dict.get(f"{prefix}raw_{name}")
+            if is_decay(constraint) and isinstance(loaded, Tensor) and not loaded.is_meta:
+                saved = metadata.get("bounds", {}).get(name, UNSET)
+                self._load_bound(name, least(constraint) or 0.0, saved, loaded.detach())
+        super()._load_from_state_dict(state_dict, prefix, metadata, *arguments)
+
+    def _load_bound(self, name: str, own: float, saved: float | Unset | None, raw: Tensor) -> None:
+        """Change the bound of a decay where it would change the values that are loaded.
+
+        Args:
+            name: the parameter.
+            own: its bound; 0 for none.
+            saved: that of the layer which was saved; ``None`` for none, ``UNSET``: it is not known.
+            raw: what is loaded.
+        """
+        found = float(raw.double().sigmoid().min()) if raw.numel() else own
+        if isinstance(saved, float):
+            # what learning has led below the saved bound was held there
+            low = saved if found < max(own, saved) else own
+        else:
+            low = max(found, sys.float_info.min) if found < own else own
+            if saved is UNSET and found < own * (1 - 1e-6):
+                warnings.warn(
+                    f"{self.label()} loads {found:.6g} as {name}, below its bound {own:.6g}, from "
+                    f"a dict that does not say which bound there was: {found:.6g} is the bound "
+                    "now. Load what state_dict() or tt.save gave, as it is.",
+                    stacklevel=2,
+                )
+        if low != own:
+            self._declared.constraints[name] = bounded_sigmoid(low)
+
     # Reading and assigning
 
     def constrained(self, name: str, raw: Tensor) -> Tensor:
@@ -387,7 +444,17 @@ class ConstrainedLayer(SequenceLayer):
 
     def _raw_of(self, name: str, value: Any) -> Tensor:
         """Return the raw tensor of a value, checked as a constructor checks it."""
-        return Weight(value, 0).raw(name, self.num_neurons, self._declared.constraints[name])
+        setup, constraint = Weight(value, 0), self._declared.constraints[name]
+        try:
+            return setup.raw(name, self.num_neurons, constraint)
+        except ValueError as error:
+            if least(constraint) is None:
+                raise
+            setup.raw(name, self.num_neurons, sigmoid)  # raises where no bound would help
+            raise ValueError(
+                f"{error} Build the layer with {type(self).__name__}(..., {name}="
+                f"{'...' if isinstance(value, Tensor) else value}) for a bound as low."
+            ) from None
 
 
 def _assigned_by_torch() -> bool:

@@ -180,11 +180,16 @@ def bounded_sigmoid(low: float) -> Constraint:
     """
     return replace(
         sigmoid,
-        name=f"sigmoid from {low:.6g}",
+        name=f"sigmoid from {low!r}",  # all digits: files hold it
         value=BoundedSigmoid(low),
         low=low * (1 - 1e-6),  # the least value itself is legal, rounded too
         range=f"be at least {low:.6g} and below 1",
     )
+
+
+def least(constraint: Constraint) -> float | None:
+    """Return the bound of a decay; ``None`` for a parameter that has none."""
+    return constraint.value.low if isinstance(constraint.value, BoundedSigmoid) else None
 
 
 def is_decay(constraint: Constraint) -> bool:
