@@ -274,7 +274,7 @@ def test_disconnected_it_is_plain_and_its_copy_is_connected(holder: str) -> None
         snn.disconnect(snn.LIF(3))
 
 
-def test_writes_that_a_weight_cannot_take_are_told_of() -> None:
+def test_lost_writes_and_parameters_as_weights_are_named() -> None:
     def set_(module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
             nn.init.constant_(module.weight, 5.0)

@@ -47,8 +47,8 @@ def connect(module: Layer, *, mask: Tensor | None = None, signs: Tensor | None =
 
     As with any parametrization of PyTorch's, a write into ``layer.weight`` in place is lost, of
     which a warning tells: assign values (``layer.weight = values``, a tensor, no parameter), which
-    is checked, or set weights by ``tt.init``. A model with one
-    can be copied and its ``state_dict`` saved; ``pickle`` refuses it.
+    is checked, or set weights by ``tt.init``. A model with one can be copied and its ``state_dict``
+    saved; ``pickle`` refuses it.
 
     Args:
         module: an ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d``, or a layer with a
@@ -126,7 +126,7 @@ def disconnect(module: Layer) -> Layer:
         ('Linear', 3)
     """
     check_module(module)
-    product = module.product if isinstance(module, SynapticDelays) else module
+    product: Any = module.product if isinstance(module, SynapticDelays) else module
     if connectivity(product) is None:
         raise ValueError(
             f"{type(module).__name__} has no weight with the mask and signs of tt.snn.connect, or "
