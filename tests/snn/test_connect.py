@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -250,6 +250,64 @@ def test_copies_files_and_removal(tmp_path: Path) -> None:
     assert torch.equal(net[0].weight, weight)
 
 
+@pytest.mark.parametrize("holder", ["linear", "conv2d", "delays"])
+def test_disconnected_it_is_plain_and_its_copy_is_connected(holder: str) -> None:
+    made, _, connection, _, x = pair(holder, "mask and signs")
+    raw = connection.parametrizations.weight.original
+    with torch.no_grad():
+        raw.mul_(-1).add_(0.01)  # as an optimizer may leave them
+    copied, expected = copy.deepcopy(made), connection.weight.detach().clone()
+    y = tt.unroll(nn.Sequential(made), x, from_rest=True)
+    assert snn.disconnect(made) is made
+    product = getattr(made, "linear", made)
+    assert type(product) in (nn.Linear, nn.Conv2d)
+    assert torch.equal(product.weight, expected)
+    assert product.weight is raw
+    assert [*product._parameters] == ["weight", "bias"]
+    for each in (made, copied, pickle.loads(pickle.dumps(made))):
+        assert torch.equal(tt.unroll(nn.Sequential(each), x, from_rest=True), y)
+    inner = getattr(copied, "linear", copied)
+    with pytest.raises(ValueError, match="another sign than its input"):
+        inner.weight = -expected
+    snn.connect(made, mask=expected != 0)
+    with pytest.raises(ValueError, match=r"LIF has no weight with the mask and signs"):
+        snn.disconnect(snn.LIF(3))
+
+
+def test_lost_writes_and_parameters_as_weights_are_named() -> None:
+    def set_(module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.constant_(module.weight, 5.0)
+
+    def scale(module: nn.Module) -> None:
+        with torch.no_grad():
+            cast("nn.Linear", module).weight.mul_(2)
+
+    layer: Any = snn.connect(nn.Linear(4, 3), mask=torch.eye(3, 4) > 0)
+    before = layer.weight.detach().clone()
+    for each in (layer, copy.deepcopy(layer)):
+        for write in (lambda m: m.apply(set_), scale, lambda m: nn.init.xavier_uniform_(m.weight),
+                      lambda m: m.reset_parameters()):  # fmt: skip
+            with pytest.warns(UserWarning, match=r"weight is computed from parametrizations\."):
+                write(each)
+            assert torch.equal(each.weight, before)
+        with torch.no_grad():
+            each.weight *= 2  # assigned
+        assert torch.equal(each.weight, 2 * before)
+        each.weight = before
+    own = layer.weight.detach().clone().mul_(2)
+    layer.weight = own
+    assert torch.equal(layer.weight, own)
+    for wrong in (
+        lambda: setattr(layer, "weight", nn.Parameter(before)),
+        lambda: prune.random_unstructured(layer, "weight", 0.5),
+    ):
+        with pytest.raises(TypeError, match=r"connected.*layer\.weight = .*snn\.disconnect"):
+            wrong()
+    assert torch.equal(layer.weight, own)
+    layer.register_parameter("other", nn.Parameter(torch.zeros(1)))
+
+
 def test_functional_call_and_per_sample_gradients() -> None:
     net: Any = snn.connect(nn.Linear(3, 2).double(), mask=mask_like(torch.empty(2, 3), 3))
     x = torch.randn(4, 3, dtype=torch.float64)
@@ -478,8 +536,11 @@ def test_quantising_names_a_connected_layer() -> None:
     net: Any = nn.Sequential(nn.Linear(4, 3), snn.LIF(3), nn.Linear(3, 2), snn.Readout(2))
     snn.connect(net[0], mask=torch.eye(3, 4) > 0)
     x = (torch.rand(5, 2, 4) < 0.5).float()
-    with pytest.raises(ValueError, match=r"0 \(ParametrizedLinear\) is parametrized"):
+    with pytest.raises(
+        ValueError, match=r"0 \(ParametrizedLinear\) is parametrized.*snn\.disconnect"
+    ):
         tt.quantize.prepare(net, x)
+    tt.quantize.prepare(nn.Sequential(snn.disconnect(net[0]), *net[1:]), x)
 
 
 def test_diagnose_names_large_connected_weights() -> None:

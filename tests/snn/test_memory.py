@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 import threading
 from pathlib import Path
@@ -388,7 +389,18 @@ def test_no_in_place_operation_reaches_it(change: Any) -> None:
     kept = y.clone()
     change(y)  # what the model has returned, the very tensor that was assigned
     assert torch.equal(model.last, kept)
-    change(model.last)  # what was read
+    own = model.last
+    change(own)  # what was read, and is kept: the user's own
+    del own
+    tt.zero_states(model)
+    model.last = kept
+    change(model.last)  # what was read, and is thrown away
+    with pytest.raises(ValueError, match=r"last of .*Returning.* was written to in place"):
+        _ = model.last
+    assert torch.equal(model.last, kept)
+    change(model.last)
+    with pytest.raises(ValueError, match=r"self\.last = last"):
+        model(x[1])
     assert torch.equal(model.last, kept)
 
     class Counter(snn.TTModule):
@@ -407,6 +419,122 @@ def test_no_in_place_operation_reaches_it(change: Any) -> None:
     torch.testing.assert_close(y, x.cumsum(0))
     y.sum().backward()
     assert counter.get_parameter("initial_count").grad is not None
+
+
+def augmented(s: Any, x: Tensor) -> None:
+    h = s.buf
+    h += x[:, None]
+
+
+def assigned_before(s: Any, x: Tensor) -> None:
+    s.buf = s.buf + 1
+    augmented(s, x)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda s, x: s.buf[:, 0].copy_(x),
+        lambda s, x: s.buf.__setitem__((slice(None), 0), x),
+        lambda s, x: s.buf.add_(x[:, None]),
+        augmented,
+        assigned_before,
+    ],
+)
+def test_a_write_in_place_is_an_error(write: Any, inference: bool) -> None:
+    class Ring(snn.TTModule):
+        buf: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.memory("buf", (4, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            write(self, x)
+            return self.buf.sum(1)
+
+    model, x = Ring(), torch.ones(2, 3)
+    message = r"buf of .*Ring.* was written to in place.*lost.*Assign: .*self\.buf = buf"
+    with torch.inference_mode(inference):
+        with pytest.raises(ValueError, match=message):
+            tt.unroll(model, x.expand(5, 2, 3), by="step")
+        assert tt.get_states(model) == {}
+        for _ in range(2):
+            with pytest.raises(ValueError, match=message):
+                model(x)
+        tt.zero_states(model)
+        write = lambda s, x: None  # noqa: E731
+        assert not model(x).any()
+
+
+def test_a_value_that_is_assigned_may_be_written_to() -> None:
+    class Ring(snn.TTModule):
+        buf: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.memory("buf", (4, 3))
+            self.fails = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            buf = self.buf
+            buf[:, 1:] = self.buf[:, :-1]
+            buf[:, 0] = x
+            if self.fails:
+                raise KeyError
+            self.buf = buf
+            scratch = self.buf.clone().mul_(2)
+            return scratch.sum(1) / 2
+
+    model, x = Ring().double(), sequence(T, B, 3)
+    expected = torch.stack([x[max(0, t - 3) : t + 1].sum(0) for t in range(T)])
+    torch.testing.assert_close(tt.unroll(model, x, by="step", segment=2), expected)
+    tt.zero_states(model)
+    model.fails = True
+    with pytest.raises(KeyError):
+        model(x[0])
+    model.fails = False
+    with torch.inference_mode():
+        torch.testing.assert_close(tt.unroll(model, x, by="step"), expected)
+
+
+def test_at_rest_it_is_not_there_and_its_name_is_taken() -> None:
+    model = fed()
+    assert not hasattr(model, "last")
+    assert getattr(model, "last", 3) == 3
+    assert "last" not in dict(inspect.getmembers(model))
+    registrations: tuple[tuple[Any, Any], ...] = (
+        (model.register_buffer, torch.zeros(1)),
+        (model.register_parameter, nn.Parameter(torch.zeros(1))),
+        (model.add_module, nn.Identity()),
+        (model.register_module, nn.Identity()),
+    )
+    for register, value in registrations:
+        with pytest.raises(ValueError, match="'last' is taken: it is a memory of Fed"):
+            register("last", value)
+    assert model(sequence(1, 2, 3)[0]).shape == (2, 6)
+
+
+def test_messages_say_which_tensor_gave_the_batch() -> None:
+    class Two(snn.TTModule):
+        last: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.memory("last", 3)
+
+        def forward(self, scale: float, x: Tensor) -> None:
+            self.last = x * scale
+
+    model = Two()
+    message = r"argument x, dimension 0, shape \[3, 2, 3\]; a call is one time step.*by=\"step\""
+    with pytest.raises(ValueError, match=r"got shape \[3, 2, 3\]\. B is 3: " + message):
+        model(2.0, torch.ones(3, 2, 3))
+    model(2.0, x=torch.ones(2, 3))
+    for args, kwargs in (((2.0, torch.ones(3, 2, 3)), {}), ((2.0,), {"x": torch.ones(3, 2, 3)})):
+        with pytest.raises(ValueError, match=r"a batch of 3 \(" + message):
+            model(*args, **kwargs)
 
 
 def test_a_failed_pass_leaves_it_as_it_was() -> None:

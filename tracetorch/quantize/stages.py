@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tracetorch.core.walk import join_path
 from tracetorch.integers.border import SumPool1d, SumPool2d
 from tracetorch.quantize.chain import Chain, Shapes, check_plain, label
+from tracetorch.snn.connectivity import connectivity
 from tracetorch.snn.delay import Delay, DelayedConv1d, DelayedLinear, SynapticDelays
 from tracetorch.snn.delay.base import DelayingLayer
 from tracetorch.snn.dropout import LockedDropout
@@ -92,7 +93,7 @@ def stages_of(chain: Chain, shapes: Shapes) -> tuple[list[Stage], Chain]:
         if "parametrizations" in module._modules:
             raise ValueError(
                 f"{label(path, module)} is parametrized. Make its parameters plain ones first, by "
-                "torch.nn.utils.parametrize.remove_parametrizations."
+                f"{_way_out(module)}."
             )
         if kind in _PRODUCTS:
             if is_open or (stages and stages[-1].is_readout):
@@ -165,6 +166,13 @@ def _overlap(x: Tensor, y: Tensor) -> bool:
     return bool(theirs.any())
 
 
+def _way_out(module: nn.Module) -> str:
+    """Return what makes the parameters of a parametrized module plain ones."""
+    if connectivity(module) is not None:
+        return "tt.snn.disconnect"
+    return "torch.nn.utils.parametrize.remove_parametrizations"
+
+
 def _product(path: str, module: nn.Module) -> tuple[FloatProduct, SynapticDelays | None]:
     """Return a copy of a product with an integer form, and of what delays its inputs."""
     if isinstance(module, SynapticDelays):
@@ -174,7 +182,7 @@ def _product(path: str, module: nn.Module) -> tuple[FloatProduct, SynapticDelays
         if "parametrizations" in module.product._modules:
             raise ValueError(
                 f"{label(inner, module.product)} is parametrized. Make its weight a plain one "
-                "first, by torch.nn.utils.parametrize.remove_parametrizations."
+                f"first, by {_way_out(module.product)}."
             )
         copied = copy.deepcopy(module)
         copied.zero_states()

@@ -7,7 +7,7 @@ hangs its hook on it.
 """
 
 from tracetorch.snn.batch_norm import BatchNormThroughTime
-from tracetorch.snn.connect import connect
+from tracetorch.snn.connect import connect, disconnect
 from tracetorch.snn.delay import Delay, DelayedConv1d, DelayedLinear
 from tracetorch.snn.dropout import LockedDropout
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
@@ -52,6 +52,7 @@ __all__ = [
     "Threshold",
     "Weight",
     "connect",
+    "disconnect",
     "distance_mask",
     "in_degree_mask",
     "random_mask",

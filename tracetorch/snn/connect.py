@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TypeVar, cast
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from tracetorch.core.checks import check_module
 from tracetorch.core.hooks import has_weight_hooks
-from tracetorch.snn.connectivity import Connectivity
+from tracetorch.snn.connectivity import (
+    RAW_WEIGHT,
+    Connectivity,
+    connectivity,
+    plain_class,
+    raw_weight,
+)
 from tracetorch.snn.delay import SynapticDelays
+from tracetorch.snn.lost_writes import warn_of_lost_writes
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
@@ -30,15 +39,16 @@ def connect(module: Layer, *, mask: Tensor | None = None, signs: Tensor | None =
     input neuron are excitatory (at least 0) or inhibitory (at most 0); the derivative by ``raw`` is
     1 or -1 everywhere, at zero too, so that a weight that has become zero can grow again. The layer
     remains what it is, an ``nn.Linear`` say, with a parametrization of its ``weight``
-    (``torch.nn.utils.parametrize``); ``torch.nn.utils.parametrize.remove_parametrizations(layer,
-    "weight")`` makes it a plain one, but not where it has been copied: PyTorch's copies share a
-    class. The raw values, the same parameter object as before, are
-    ``parametrizations.weight.original`` in its ``state_dict``, mask and signs are beside them. A
-    weight of the wrong sign is mirrored here; the values that are masked are lost.
+    (``torch.nn.utils.parametrize``); :func:`disconnect` makes it a plain one again, where PyTorch's
+    ``remove_parametrizations`` would break its copies, which share a class. The raw values, the
+    same parameter object as before, are ``parametrizations.weight.original`` in its ``state_dict``,
+    mask and signs are beside them. A weight of the wrong sign is mirrored here; the values that are
+    masked are lost.
 
-    As with any parametrization of PyTorch's, a write into ``layer.weight`` in place is lost: assign
-    (``layer.weight = values``), which is checked, or set weights by ``tt.init``. A model with one
-    can be copied and its ``state_dict`` saved; ``pickle`` refuses it.
+    As with any parametrization of PyTorch's, a write into ``layer.weight`` in place is lost, of
+    which a warning tells: assign values (``layer.weight = values``, a tensor, no parameter), which
+    is checked, or set weights by ``tt.init``. A model with one can be copied and its ``state_dict``
+    saved; ``pickle`` refuses it.
 
     Args:
         module: an ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d``, or a layer with a
@@ -90,7 +100,74 @@ def connect(module: Layer, *, mask: Tensor | None = None, signs: Tensor | None =
     with torch.no_grad():
         weight.copy_(rule(weight))
     parametrize.register_parametrization(product, "weight", rule)
+    _follow_writes(type(product))
     return module
+
+
+def disconnect(module: Layer) -> Layer:
+    """Make a layer of :func:`connect` a plain one again, in place; its weight stays as it is.
+
+    The parameter is the same object as before, and holds the weight that acted. Copies of the layer
+    stay connected. An optimizer's momentum is that of the raw values, mirrored where the sign was.
+
+    Args:
+        module: what was given to :func:`connect`, or a copy.
+
+    Returns:
+        The same module.
+
+    Raises:
+        TypeError: it is no module.
+        ValueError: it is not connected, or its weight has another parametrization too.
+
+    Example:
+        >>> layer = connect(nn.Linear(4, 3), mask=torch.eye(3, 4) > 0)
+        >>> type(disconnect(layer)).__name__, int((layer.weight != 0).sum())
+        ('Linear', 3)
+    """
+    check_module(module)
+    product: Any = module.product if isinstance(module, SynapticDelays) else module
+    if connectivity(product) is None:
+        raise ValueError(
+            f"{type(module).__name__} has no weight with the mask and signs of tt.snn.connect, or "
+            "another parametrization beside. Remove that first."
+        )
+    kind, weight = plain_class(product), raw_weight(product)
+    with torch.no_grad():
+        weight.copy_(product.weight)
+    del product._modules["parametrizations"]
+    product.__class__ = kind  # not by PyTorch's function, which changes the class that copies share
+    others = dict(product._parameters)
+    product._parameters.clear()
+    product._parameters.update({"weight": cast(nn.Parameter, weight), **others})
+    return module
+
+
+def _follow_writes(kind: Any) -> None:
+    """Let the class of a connected layer, which is its own, tell of what a weight cannot take.
+
+    Args:
+        kind: the class, which PyTorch has made.
+    """
+    found: property = kind.weight
+    compute, assign = cast("Callable[[Any], Tensor]", found.fget), found.fset
+
+    def read_connected_weight(layer: nn.Module) -> Tensor:
+        weight = compute(layer)
+        warn_of_lost_writes(layer, "weight", weight, RAW_WEIGHT)
+        return weight
+
+    def register_parameter(layer: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if name in ("weight", "weight_orig") and parametrize.is_parametrized(layer, "weight"):
+            raise TypeError(
+                f"the weight of {type(layer).__name__}, which is connected, is computed from its "
+                f"parameter {RAW_WEIGHT}. Assign values, layer.weight = weight.detach(); prune, or "
+                "add a norm, after tt.snn.disconnect(layer)."
+            )
+        super(kind, layer).register_parameter(name, param)
+
+    kind.weight = property(read_connected_weight, assign)
+    kind.register_parameter = register_parameter
 
 
 def _checked_mask(mask: Tensor | None, weight: Tensor) -> Tensor | None:

@@ -34,6 +34,8 @@ _ENDS = frozenset(
         "STORE_NAME",
     )
 )
+# the functions by which an attribute is read: that of a module, and of a connected layer's weight
+_READERS = frozenset(("__getattr__", "read_connected_weight"))
 _MOST_CACHES = 22  # bytes of an instruction's caches, which are zeros, and of the next opcode
 _ASSIGNS_ITEM = frozenset(("STORE_SLICE", "STORE_SUBSCR"))
 
@@ -47,6 +49,7 @@ class _Read(NamedTuple):
         place: where it was read.
         shared: a tensor with the memory and the version of the value.
         version: that of the value when it was read.
+        source: what it is computed from.
     """
 
     value: weakref.ref[Tensor]
@@ -55,12 +58,15 @@ class _Read(NamedTuple):
     place: Place
     shared: Tensor
     version: int
+    source: str
 
 
 _reads: dict[int, _Read] = {}  # of values that live, by the id of the reference
 
 
-def warn_of_lost_writes(layer: nn.Module, name: str, value: Tensor) -> None:
+def warn_of_lost_writes(
+    layer: nn.Module, name: str, value: Tensor, source: str | None = None
+) -> None:
     """Warn if ``value`` is written in place, and then thrown away.
 
     ``layer.beta.fill_(0.1)`` writes into a tensor that was computed for this one statement. A
@@ -71,11 +77,12 @@ def warn_of_lost_writes(layer: nn.Module, name: str, value: Tensor) -> None:
         layer: that computed the value.
         name: of the parameter.
         value: that is handed out.
+        source: what it is computed from; ``None``: the raw parameter of a neuron.
     """
     if torch.compiler.is_compiling():
         return
     frame: FrameType | None = sys._getframe(2)
-    while frame is not None and frame.f_code.co_name == "__getattr__":
+    while frame is not None and frame.f_code.co_name in _READERS:
         frame = frame.f_back
     if frame is None:
         return
@@ -93,7 +100,8 @@ def warn_of_lost_writes(layer: nn.Module, name: str, value: Tensor) -> None:
     except RuntimeError:  # inference mode counts no writes
         return
     reference = weakref.ref(value, _check)
-    read = _Read(reference, weakref.ref(layer), name, (code, at), value.detach(), version)
+    shared, source = value.detach(), source or f"raw_{name}"
+    read = _Read(reference, weakref.ref(layer), name, (code, at), shared, version, source)
     _reads[id(reference)] = read
 
 
@@ -110,8 +118,9 @@ def _check(reference: weakref.ref[Tensor]) -> None:
         kept = getattr(layer, name)
         if has_values(kept) and torch.allclose(kept, read.shared, 1e-3, 1e-6):
             return
+    label = repr(layer).partition("(\n")[0]  # without the modules inside
     warnings.warn(
-        f"{layer!r} is as it was: {name} is computed from raw_{name} each time it is read, and "
+        f"{label} is as it was: {name} is computed from {read.source} each time it is read, and "
         f"what was written into it in place is lost. Assign it: layer.{name} = value.",
         stacklevel=2,
     )

@@ -7,8 +7,13 @@ mistaken for one that is, by a compiler that has seen the module at rest.
 
 Shape. Nothing but the first assignment can say how large a memory is, unless its declaration does;
 and nothing but the input of a call how many samples there are. So every call of a module with a
-memory notes the batch of its first tensor, and compares it with the states that are held. The value
-is copied when it is assigned and when it is read: no in-place operation reaches a state.
+memory notes the batch of its first tensor, and compares it with the states that are held.
+
+Writes. The value is copied when it is assigned and when it is read: no in-place operation reaches a
+state. Such a write into what was read would be lost, and is an error: what is handed out is noted
+with PyTorch's count of its writes, and looked at when the call ends, or, of a value that was read
+outside a call and thrown away, when the next begins or reads it. A compiler, and ``vmap``, keep no
+such count: there it is lost.
 
 By layer all steps are one call, which cannot go from step to step: such a model is refused by name,
 and runs by step. Inside a ``Recurrent`` everything runs by step.
@@ -16,7 +21,9 @@ and runs by step. Inside a ``Recurrent`` everything runs by step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import inspect
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import update_wrapper
 from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar, cast
 
@@ -47,25 +54,69 @@ class Call(NamedTuple):
         batch: the size of dimension 0 of the first tensor.
         dtype: of the first floating-point tensor, the default one where there is none.
         device: of the first tensor.
+        argument: the place of that tensor among the arguments, or its name.
+        shape: of that tensor.
     """
 
     batch: int
     dtype: torch.dtype
     device: torch.device
+    argument: int | str
+    shape: tuple[int, ...]
+
+    def source(self, forward: Callable[..., object]) -> str:
+        """Say which tensor gave the batch.
+
+        Args:
+            forward: that was called.
+        """
+        argument = self.argument
+        if isinstance(argument, int):
+            names = [*inspect.signature(forward).parameters]
+            argument = names[argument] if argument < len(names) else f"number {argument}"
+        return (
+            f"argument {argument}, dimension 0, shape {list(self.shape)}; a call is one time step "
+            'of a module with memory, and tt.unroll(..., by="step") runs [T, B, ...]'
+        )
 
 
-def call_of(tensors: Iterable[object]) -> Call | None:
+class Read(NamedTuple):
+    """A value of a memory that was handed out, and what tells that it was written to.
+
+    Args:
+        name: of the memory.
+        value: that was handed out.
+        shared: a tensor with its memory and its count of writes.
+        version: that count when it was handed out.
+        state: the state that it is a copy of; ``None`` at rest.
+    """
+
+    name: str
+    value: weakref.ref[Tensor]
+    shared: Tensor
+    version: int
+    state: Tensor | None
+
+
+class UnknownBatchError(ValueError, AttributeError):
+    """A memory has no value before the module is called: to ``hasattr`` it is not there."""
+
+
+def call_of(args: Iterable[object], kwargs: Mapping[str, object]) -> Call | None:
     """Note the batch of a call, and where it is computed; ``None`` without a batch.
 
     Args:
-        tensors: its arguments.
+        args: its arguments by place.
+        kwargs: its arguments by name.
     """
-    given = [each for each in tensors if isinstance(each, Tensor) and each.ndim > 0]
+    every: list[tuple[int | str, object]] = [*enumerate(args), *kwargs.items()]
+    given = [(key, each) for key, each in every if isinstance(each, Tensor) and each.ndim > 0]
     if not given:
         return None
-    dtypes = [each.dtype for each in given if each.is_floating_point()]
+    dtypes = [each.dtype for _, each in given if each.is_floating_point()]
     dtype = dtypes[0] if dtypes else torch.get_default_dtype()
-    return Call(given[0].shape[0], dtype, given[0].device)
+    key, first = given[0]
+    return Call(first.shape[0], dtype, first.device, key, tuple(first.shape))
 
 
 class unless_taken(Generic[P, R]):  # noqa: N801 (used as a decorator)
@@ -96,9 +147,18 @@ def begin_call(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> No
     """Note the batch of a call of a module with memory: a forward pre-hook.
 
     Raises:
-        ValueError: a state is that of another batch.
+        ValueError: a state is that of another batch, or was written to in place before.
     """
-    module.begin_call(call_of((*args, *kwargs.values())))
+    module.begin_call(call_of(args, kwargs))
+
+
+def end_call(module: Any, args: tuple[Any, ...], output: object) -> None:
+    """Look for writes that the call has lost: a forward hook of a module with memory.
+
+    Raises:
+        ValueError: a memory was written to in place.
+    """
+    module.end_call()
 
 
 def checked_shape(name: str, shape: object) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,13 +14,17 @@ from tracetorch.core.checks import check_flag, check_module
 from tracetorch.core.double_backward import explain_double_backward
 from tracetorch.core.leaked_tracer import is_leaked_tracer
 from tracetorch.core.thread_owner import check_thread
+from tracetorch.core.torch_private import dispatch_modes, is_jit_tracing
 from tracetorch.core.walk import named_modules
 from tracetorch.snn.memory import (
     Call,
     Memory,
+    Read,
+    UnknownBatchError,
     begin_call,
     checked_init,
     checked_shape,
+    end_call,
     unless_taken,
 )
 from tracetorch.snn.state_holder import StateHolder, layer_label, leaked_message
@@ -58,6 +63,8 @@ class TTModule(StateHolder):
     # none until there is one; a mapping proxy would be true for torch.compile, although it is empty
     _memories: Mapping[str, Memory] = {}
     _memory_call: Call | None = None
+    _memory_reads: Sequence[Read] = ()  # that may yet be written to
+    _memory_is_called = False  # whether the module is being called, which then looks itself
 
     def zero_states(self, *, where: Tensor | None = None) -> None:
         """Set every state to ``None``, or with ``where`` reset just those samples.
@@ -122,6 +129,11 @@ class TTModule(StateHolder):
         some samples; ``detach_states``, ``.to()``, copies, ``tt.get_states``, ``tt.save`` and
         ``tt.export`` treat it as a state of a neuron. ``tt.unroll`` runs such a model by step.
 
+        What is read is a copy. A write into it in place, ``self.buf[:, 0] = x``, ``self.h.add_(x)``
+        or ``h = self.h; h += x``, is a ``ValueError`` at the end of the call, unless the memory is
+        assigned after it was read: ``buf = self.buf; buf[:, 0] = x; self.buf = buf``.
+        ``torch.compile`` and ``torch.vmap`` do not see it: run such a module once without them.
+
         Args:
             name: of the attribute; an identifier that is not taken.
             shape: of the value of one sample, a number for one dimension; ``None``: that of the
@@ -166,8 +178,9 @@ class TTModule(StateHolder):
             self.register_buffer(f"initial_{name}", value)
         if not self._memories:
             self.__dict__["_memories"] = {}
-            self.__dict__["_memory_call"] = None
+            self.__dict__.update(_memory_call=None, _memory_reads=[], _memory_is_called=False)
             self.register_forward_pre_hook(begin_call, with_kwargs=True)
+            self.register_forward_hook(end_call)
         self.__dict__[_HELD + name] = None
         self.__dict__["_memories"][name] = Memory(sizes)
 
@@ -181,8 +194,9 @@ class TTModule(StateHolder):
         """The attributes that a call changes, which are the memories and notes of the call."""
         if not self._memories:
             return frozenset()
-        notes = ("_memory_call", "_zeroed_in_backward", "_zeroed_in_trace")
-        return frozenset((*map(self.attribute_of, self._memories), *notes))
+        notes = ("_memory_call", "_memory_reads", "_memory_is_called")
+        zeroed = ("_zeroed_in_backward", "_zeroed_in_trace")
+        return frozenset((*map(self.attribute_of, self._memories), *notes, *zeroed))
 
     def attribute_of(self, state: str) -> str:
         """Return the name of the attribute that holds a memory; it is ``None`` at rest."""
@@ -214,10 +228,13 @@ class TTModule(StateHolder):
         """Note the batch of a call that begins.
 
         Raises:
-            ValueError: a memory is that of another batch.
+            ValueError: a memory is that of another batch, or was written to in place before.
         """
         if not torch.compiler.is_compiling():
             check_thread(self)
+            if not self._memory_is_called:  # or the call before has failed
+                self._check_reads()
+            self.__dict__["_memory_reads"] = []
         self._memory_call = call
         for name in self._memories if call is not None else ():
             state: Tensor | None = getattr(self, _HELD + name)
@@ -226,12 +243,69 @@ class TTModule(StateHolder):
             if call is not None and state.shape[0] != call.batch:
                 raise ValueError(
                     f"{self.state_label()} holds {name} of shape {list(state.shape)}, and is given "
-                    f"a batch of {call.batch}. Call zero_states() before a new sequence or another "
-                    "batch size, zero_states(where=mask) to restart some samples."
+                    f"a batch of {call.batch} ({call.source(self.forward)}). Call zero_states() "
+                    "before a new sequence or another batch size, zero_states(where=mask) to "
+                    "restart some samples."
+                )
+        if not torch.compiler.is_compiling():
+            self.__dict__["_memory_is_called"] = True
+
+    def end_call(self) -> None:
+        """Note that a call is over.
+
+        Raises:
+            ValueError: a memory was written to in place, and not assigned.
+        """
+        if not torch.compiler.is_compiling():
+            self.__dict__["_memory_is_called"] = False
+            self._check_reads(every=True)
+
+    def _check_reads(self, every: bool = False) -> None:
+        """Raise where a value that was handed out was written to, and forget those that are gone.
+
+        Args:
+            every: those too that somebody still holds, and all are forgotten.
+        """
+        reads = self._memory_reads
+        self.__dict__["_memory_reads"] = (
+            [] if every else [r for r in reads if r.value() is not None]
+        )
+        for read in reads:
+            held = self.__dict__[_HELD + read.name]
+            if (
+                read.shared._version != read.version
+                and held is read.state  # or another value has been set since
+                and (every or read.value() is None)
+            ):
+                name = read.name
+                raise ValueError(
+                    f"{name} of {self.state_label()} was written to in place, and the write is "
+                    f"lost: what is read is a copy. Assign: {name} = self.{name}; {name}[:, 0] = "
+                    f"x; self.{name} = {name}. Of a value that is not to be remembered change "
+                    f"self.{name}.clone()."
                 )
 
     def _recall(self, name: str) -> Tensor:
-        """Return a memory: what was assigned last, or what it starts from."""
+        """Return a memory, and note that it was handed out."""
+        if torch.compiler.is_compiling() or dispatch_modes() or is_jit_tracing():
+            return self._value_of(name)
+        called = self._memory_is_called
+        if not called:
+            self._check_reads()
+        if torch.is_inference_mode_enabled():  # whose own tensors do not count writes
+            with torch.inference_mode(False), torch.no_grad():
+                value = self._value_of(name)
+        else:
+            value = self._value_of(name)
+        state = self.__dict__[_HELD + name]
+        # outside a call nobody may be waiting for it: not its graph
+        shared = value if called else value.detach()
+        read = Read(name, weakref.ref(value), shared, value._version, state)
+        self.__dict__["_memory_reads"].append(read)
+        return value
+
+    def _value_of(self, name: str) -> Tensor:
+        """Return a copy of a memory: what was assigned last, or what it starts from."""
         self.check_states_current()
         state: Tensor | None = getattr(self, _HELD + name)
         if state is not None:
@@ -245,7 +319,7 @@ class TTModule(StateHolder):
                 return value.clone()
             return torch.zeros((), device=None if call is None else call.device)
         if call is None:
-            raise ValueError(
+            raise UnknownBatchError(
                 f"{self.state_label()} has no value of {name} yet, and knows no batch: it is that "
                 "of the first tensor, with a dimension, that the module is called with. Call the "
                 "module, not its forward, or assign a value before."
@@ -258,6 +332,8 @@ class TTModule(StateHolder):
         """Assign a memory; ``None`` returns it to what it starts from."""
         if not torch.compiler.is_compiling():
             check_thread(self)
+            reads = [read for read in self._memory_reads if read.name != name]
+            self.__dict__["_memory_reads"] = reads
         if value is not None:
             self.check_states_current()
             # a copy, which a later in-place operation on the value does not reach
@@ -277,8 +353,48 @@ class TTModule(StateHolder):
             raise ValueError(
                 f"{label or self.state_label()} remembers {name} as [B, "
                 f"{', '.join(map(str, shape))}], got shape {list(value.shape)}."
+                + self._batch_note()
             )
         return value
+
+    def _batch_note(self) -> str:
+        """Say where the batch of the call that runs comes from, for a message."""
+        call = self._memory_call if self._memory_is_called else None
+        return "" if call is None else f" B is {call.batch}: {call.source(self.forward)}."
+
+    def _check_not_a_memory(self, name: str) -> None:
+        """Raise where a memory has the name of what is registered."""
+        if name in self._memories:
+            raise ValueError(
+                f"{name!r} is taken: it is a memory of {type(self).__name__}. Use another name."
+            )
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """Add a buffer, as :meth:`torch.nn.Module.register_buffer`.
+
+        Raises:
+            ValueError: a memory has its name.
+        """
+        self._check_not_a_memory(name)
+        super().register_buffer(name, tensor, persistent)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Add a parameter, as :meth:`torch.nn.Module.register_parameter`.
+
+        Raises:
+            ValueError: a memory has its name.
+        """
+        self._check_not_a_memory(name)
+        super().register_parameter(name, param)
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Add a module, as :meth:`torch.nn.Module.add_module`.
+
+        Raises:
+            ValueError: a memory has its name.
+        """
+        self._check_not_a_memory(name)
+        super().add_module(name, module)
 
     if not TYPE_CHECKING:  # attributes have nn.Module's types
 
@@ -306,7 +422,12 @@ class TTModule(StateHolder):
     def __getstate__(self) -> dict[str, Any]:
         attributes = super().__getstate__()
         if self._memories:  # copies declare, and note, for themselves
-            attributes |= {"_memories": dict(self._memories), "_memory_call": None}
+            attributes |= {
+                "_memories": dict(self._memories),
+                "_memory_call": None,
+                "_memory_reads": [],
+                "_memory_is_called": False,
+            }
         return attributes
 
 
