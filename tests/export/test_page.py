@@ -521,6 +521,17 @@ class Pair(nn.Module):
         return x[:, :2], x
 
 
+class Loop(nn.Module):
+    """Runs all of its time steps in one call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.neurons = snn.LIF(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.neurons(x.flatten(1)) for _ in range(5)]).mean(0)
+
+
 class Wide(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.double() + 1
@@ -591,6 +602,13 @@ IMAGES = torch.eye(4)[None]
             {},
             ValueError,
             r"1 \(Neighbour\): JavaScript has no nextafter of float32",
+        ),
+        (
+            Loop(),
+            IMAGES,
+            {},
+            ValueError,
+            r"Loop has no page: neurons \(LIF\) is called several times in a step: .* one time step",
         ),
         (
             nn.Sequential(nn.Flatten(), Wide()),

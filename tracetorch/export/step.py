@@ -86,8 +86,8 @@ def export_step(
         sample: an input of one step.
         batch: the batch of the program, which is free by default.
         record: modules whose outputs the program returns too, by name: ``y, {name: output}`` takes
-            the place of ``y``, without modules that are not called, and with the last of several
-            calls.
+            the place of ``y``, without modules that are not called. Several calls are refused: a
+            step has one output of each.
         as_traced: whether composite operations and writes in place are left as they are, in half
             of the time.
     """
@@ -264,6 +264,12 @@ class ExplicitStep(nn.Module):
 
         def note(name: str) -> Hook:
             def hook(module: Any, args: Any, kwargs: Any, output: Tensor) -> Tensor:
+                if name in outputs:
+                    raise ValueError(
+                        f"{name} ({type(module).__name__}) is called several times in a step: the "
+                        "call of the model must be one time step, without a loop over time, and "
+                        "every place in it needs a layer of its own."
+                    )
                 outputs[name] = output
                 # what the model does in place with the output must not reach what was recorded
                 return output.clone()
