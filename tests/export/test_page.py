@@ -446,6 +446,21 @@ def test_keys_draw_and_reach_everything(drawn: Open) -> None:
     assert page.locator("#at").inner_text() == "step 1 of 12"
 
 
+def test_a_sample_ends_a_stroke_that_is_being_drawn(drawn: Open) -> None:
+    page = drawn()
+    frame = page.locator("#pad").bounding_box()
+    x, y = frame["x"] + frame["width"] / 2, frame["y"] + frame["width"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.locator("#samples button").nth(1).focus()
+    page.keyboard.press("Enter")
+    page.mouse.move(x, y + 40)  # an error in the page fails the test
+    page.mouse.up()
+    assert torch.equal(floats(read(page)["image"]), strokes()[1].flatten())
+    drag(page, (0.5, 0.1), (0.5, 0.9))
+    assert_vertical(read(page))
+
+
 def test_steps_play_one_after_the_other(drawn: Open) -> None:
     page = drawn(reduced_motion="no-preference")
     page.evaluate(LISTEN)
@@ -566,8 +581,23 @@ IMAGES = torch.eye(4)[None]
         (nn.Identity(), torch.rand(2, 3, 4, 4), {}, ValueError, r"grey images .*\[2, 3, 4, 4\]"),
         (nn.Identity(), torch.rand(2, 12), {}, ValueError, r"a square or with size=\(H, W\)"),
         (nn.Identity(), torch.rand(2, 12), {"size": (5, 3)}, ValueError, r"size=\(5, 3\)"),
-        (nn.Identity(), IMAGES.double(), {}, ValueError, "'1' must hold .* got torch.float64"),
-        (nn.Identity(), IMAGES / 0, {}, ValueError, "'1' must hold finite numbers"),
+        (nn.Identity(), IMAGES.double(), {}, ValueError, "'1' must be float32, got torch.float64"),
+        (nn.Identity(), IMAGES / 0, {}, ValueError, "'1' must hold finite numbers, got inf"),
+        (nn.Flatten(), IMAGES, {"size": [4, 4]}, TypeError, r"tuple \(H, W\), got list \[4, 4\]"),
+        (
+            nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2)),
+            IMAGES,
+            {},
+            ValueError,
+            r"no images of shape \[4, 4\] \(.*channels.*\): give \[N, 1, H, W\], samples\.unsq",
+        ),
+        (
+            nn.Linear(15, 2),
+            IMAGES[:, None],
+            {},
+            ValueError,
+            r"no images of shape \[1, 4, 4\] \(.*\): give \[N, H \* W\], samples\.flatten\(1\), say",
+        ),
         (nn.Identity(), torch.ones(1, 4), {}, ValueError, "are 1: nothing is drawn"),
         (
             nn.Identity(),
