@@ -547,6 +547,11 @@ class Loop(nn.Module):
         return torch.stack([self.neurons(x.flatten(1)) for _ in range(5)]).mean(0)
 
 
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return -x if float(x.sum()) > 0 else x
+
+
 class Wide(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.double() + 1
@@ -596,7 +601,7 @@ IMAGES = torch.eye(4)[None]
             IMAGES[:, None],
             {},
             ValueError,
-            r"no images of shape \[1, 4, 4\] \(.*\): give \[N, H \* W\], samples\.flatten\(1\), say",
+            r"no images of shape \[1, 4, 4\] \(.*\): give \[N, H \* W\], samples\.flatten\(1\)",
         ),
         (nn.Identity(), torch.ones(1, 4), {}, ValueError, "are 1: nothing is drawn"),
         (
@@ -634,11 +639,25 @@ IMAGES = torch.eye(4)[None]
             r"1 \(Neighbour\): JavaScript has no nextafter of float32",
         ),
         (
+            nn.Sequential(nn.Flatten(), Branching()),
+            IMAGES,
+            {},
+            ValueError,
+            r"no page: Sequential cannot be exported: .*[^.]\. Keep sizes and branches",
+        ),
+        (
+            nn.Sequential(nn.Flatten(), nn.GELU()),
+            IMAGES,
+            {},
+            ValueError,
+            r"1 \(GELU\) cannot be written .*: there is no gelu in C or JavaScript\.",
+        ),
+        (
             Loop(),
             IMAGES,
             {},
             ValueError,
-            r"Loop has no page: neurons \(LIF\) is called several times in a step: .* one time step",
+            r"Loop has no page: neurons \(LIF\) is called several times in a step: .* one time",
         ),
         (
             nn.Sequential(nn.Flatten(), Wide()),

@@ -120,7 +120,7 @@ def _export_step(
     record: Mapping[str, nn.Module] | None,
     as_traced: bool,
 ) -> tuple[ExportedProgram, StepSignature]:
-    signature = step_signature(model, tensors)
+    signature = step_signature(model, tensors, free_batch=batch is None)
     _check_step_from_rest(model, tensors, signature)
     with restored(model, tensors=False):
         step = ExplicitStep(model, signature, record)
@@ -163,7 +163,8 @@ def exported(
             {name: _dynamic_sizes(spec, batch) for name, spec in signature.states.items()},
         )
     )
-    with torch.no_grad(), explain_trace_errors(model, RuntimeError):
+    free_batch = fixed_batch is None
+    with torch.no_grad(), explain_trace_errors(model, RuntimeError, free_batch=free_batch):
         program = torch.export.export(function, example, dynamic_shapes=dynamic)
         return program if as_traced else program.run_decompositions({})
 
