@@ -76,8 +76,9 @@ def page(
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: as :func:`tt.export.c`; JavaScript lacks an operation; the samples are no
-            images, are constant, or are not finite; the classes are not as many as outputs.
+        ValueError: as :func:`tt.export.c`; JavaScript lacks an operation; a layer of neurons is
+            called several times in a step; the samples are no images, are of a shape that the model
+            does not take, are constant, or are not finite; the classes are not as many as outputs.
         OSError: the file cannot be written.
 
     Example:
