@@ -446,6 +446,21 @@ def test_keys_draw_and_reach_everything(drawn: Open) -> None:
     assert page.locator("#at").inner_text() == "step 1 of 12"
 
 
+def test_a_sample_ends_a_stroke_that_is_being_drawn(drawn: Open) -> None:
+    page = drawn()
+    frame = page.locator("#pad").bounding_box()
+    x, y = frame["x"] + frame["width"] / 2, frame["y"] + frame["width"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.locator("#samples button").nth(1).focus()
+    page.keyboard.press("Enter")
+    page.mouse.move(x, y + 40)  # an error in the page fails the test
+    page.mouse.up()
+    assert torch.equal(floats(read(page)["image"]), strokes()[1].flatten())
+    drag(page, (0.5, 0.1), (0.5, 0.9))
+    assert_vertical(read(page))
+
+
 def test_steps_play_one_after_the_other(drawn: Open) -> None:
     page = drawn(reduced_motion="no-preference")
     page.evaluate(LISTEN)
@@ -521,6 +536,22 @@ class Pair(nn.Module):
         return x[:, :2], x
 
 
+class Loop(nn.Module):
+    """Runs all of its time steps in one call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.neurons = snn.LIF(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.neurons(x.flatten(1)) for _ in range(5)]).mean(0)
+
+
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return -x if float(x.sum()) > 0 else x
+
+
 class Wide(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.double() + 1
@@ -555,8 +586,23 @@ IMAGES = torch.eye(4)[None]
         (nn.Identity(), torch.rand(2, 3, 4, 4), {}, ValueError, r"grey images .*\[2, 3, 4, 4\]"),
         (nn.Identity(), torch.rand(2, 12), {}, ValueError, r"a square or with size=\(H, W\)"),
         (nn.Identity(), torch.rand(2, 12), {"size": (5, 3)}, ValueError, r"size=\(5, 3\)"),
-        (nn.Identity(), IMAGES.double(), {}, ValueError, "'1' must hold .* got torch.float64"),
-        (nn.Identity(), IMAGES / 0, {}, ValueError, "'1' must hold finite numbers"),
+        (nn.Identity(), IMAGES.double(), {}, ValueError, "'1' must be float32, got torch.float64"),
+        (nn.Identity(), IMAGES / 0, {}, ValueError, "'1' must hold finite numbers, got inf"),
+        (nn.Flatten(), IMAGES, {"size": [4, 4]}, TypeError, r"tuple \(H, W\), got list \[4, 4\]"),
+        (
+            nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2)),
+            IMAGES,
+            {},
+            ValueError,
+            r"no images of shape \[4, 4\] \(.*channels.*\): give \[N, 1, H, W\], samples\.unsq",
+        ),
+        (
+            nn.Linear(15, 2),
+            IMAGES[:, None],
+            {},
+            ValueError,
+            r"no images of shape \[1, 4, 4\] \(.*\): give \[N, H \* W\], samples\.flatten\(1\)",
+        ),
         (nn.Identity(), torch.ones(1, 4), {}, ValueError, "are 1: nothing is drawn"),
         (
             nn.Identity(),
@@ -591,6 +637,27 @@ IMAGES = torch.eye(4)[None]
             {},
             ValueError,
             r"1 \(Neighbour\): JavaScript has no nextafter of float32",
+        ),
+        (
+            nn.Sequential(nn.Flatten(), Branching()),
+            IMAGES,
+            {},
+            ValueError,
+            r"no page: Sequential cannot be exported: .*[^.]\. Keep sizes and branches",
+        ),
+        (
+            nn.Sequential(nn.Flatten(), nn.GELU()),
+            IMAGES,
+            {},
+            ValueError,
+            r"1 \(GELU\) cannot be written .*: there is no gelu in C or JavaScript\.",
+        ),
+        (
+            Loop(),
+            IMAGES,
+            {},
+            ValueError,
+            r"Loop has no page: neurons \(LIF\) is called several times in a step: .* one time",
         ),
         (
             nn.Sequential(nn.Flatten(), Wide()),

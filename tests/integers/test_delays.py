@@ -170,3 +170,22 @@ ERRORS: list[tuple[Callable[[], Any], type[Exception], str]] = [
 def test_errors(call: Callable[[], object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_delays_that_are_assigned_or_loaded_are_whole(assign: bool) -> None:
+    layer = filled("Linear")
+    before = layer.raw_delay.clone()
+    for given in (1.5, before + 0.25):
+        with pytest.raises(ValueError, match=r"delay must be whole steps, got .*Round it"):
+            layer.delay = given
+    trained = snn.DelayedLinear(5, 3, max_delay=3, delay=1.25).raw_delay.detach()
+    values = {**layer.state_dict(), "raw_delay": trained}
+    model = nn.Sequential(layer)
+    with pytest.raises(RuntimeError, match=r"0\.raw_delay: delay must be whole steps, got 1\.25"):
+        model.load_state_dict({f"0.{key}": value for key, value in values.items()}, assign=assign)
+    assert torch.equal(layer.raw_delay, before)
+    layer.delay = 2
+    assert bool((layer.raw_delay == 2).all())
+    layer.load_state_dict({**values, "raw_delay": before}, assign=assign)
+    assert torch.equal(layer.raw_delay, before)

@@ -250,7 +250,7 @@ def _read(
             return traced, read_program(traced, x, states)
         except ValueError:
             pass  # the same error comes again, where its parts have no C either
-    with torch.no_grad(), explain_trace_errors(model, RuntimeError):
+    with torch.no_grad(), explain_trace_errors(model, RuntimeError, free_batch=False):
         exported = traced.run_decompositions({})
     return exported, read_program(exported, x, states)
 

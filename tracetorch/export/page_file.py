@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 
 from tracetorch.core.checks import check_count, check_module
 from tracetorch.core.files import atomic_replace
+from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import one_trace_at_a_time, pytree
 from tracetorch.core.walk import named_modules
 from tracetorch.export.c_code.event_sources import event_arrays
@@ -25,6 +26,7 @@ from tracetorch.export.c_file import check_names, check_no_noise, holds_spikes
 from tracetorch.export.pen import measured_pen
 from tracetorch.export.step import export_step
 from tracetorch.plot.html_page import check_title, html_page, json_element
+from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import has_step
 
 TEMPLATES = Path(__file__).parent / "drawing"
@@ -74,8 +76,9 @@ def page(
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: as :func:`tt.export.c`; JavaScript lacks an operation; the samples are no
-            images, are constant, or are not finite; the classes are not as many as outputs.
+        ValueError: as :func:`tt.export.c`; JavaScript lacks an operation; a layer of neurons is
+            called several times in a step; the samples are no images, are of a shape that the model
+            does not take, are constant, or are not finite; the classes are not as many as outputs.
         OSError: the file cannot be written.
 
     Example:
@@ -98,6 +101,7 @@ def page(
     height, width = _size_of(images, size)
     pen = measured_pen(images.reshape(-1, height, width))
     check_names(model)
+    _check_takes(model, images)
     try:
         check_no_noise(model)
         network, source, outputs = _network(model, images)
@@ -142,10 +146,16 @@ def _named_samples(samples: object) -> dict[str, Tensor]:
                 "samples must be a tensor [N, ...], or a mapping from names to images, got "
                 f"{name!r}: {type(image).__name__}."
             )
-        if image.dtype is not torch.float32 or not bool(image.isfinite().all()):
+        if image.dtype is not torch.float32:
             raise ValueError(
-                f"the sample {name!r} must hold finite numbers in float32, got {image.dtype}. "
-                "Convert it as the data: image.float() / 255, say."
+                f"the sample {name!r} must be float32, got {image.dtype}. Convert it as the data: "
+                "image.float() / 255, say."
+            )
+        wrong = image[~image.isfinite()]
+        if len(wrong):
+            raise ValueError(
+                f"the sample {name!r} must hold finite numbers, got {wrong[0].item()}. Leave out "
+                "what is not, or image.nan_to_num()."
             )
     shapes = {name: list(image.shape) for name, image in named.items()}
     if len({tuple(shape) for shape in shapes.values()}) > 1:
@@ -156,6 +166,8 @@ def _named_samples(samples: object) -> dict[str, Tensor]:
 def _size_of(images: Tensor, size: object) -> tuple[int, int]:
     """Return height and width of images ``[N, ...]``."""
     shape = tuple(images.shape[1:])
+    if size is not None and not isinstance(size, tuple):
+        raise TypeError(f"size must be a tuple (H, W), got {type(size).__name__} {size!r}.")
     found: tuple[int, ...] = ()
     if len(shape) == 3 and shape[0] == 1:
         found = shape[1:]
@@ -163,7 +175,7 @@ def _size_of(images: Tensor, size: object) -> tuple[int, int]:
         found = shape
     elif len(shape) == 1 and size is None:
         found = (math.isqrt(shape[0]),) * 2
-    elif len(shape) == 1 and isinstance(size, tuple):
+    elif len(shape) == 1 and size is not None:
         found = tuple(check_count("size", each) for each in size)
     fits = len(found) == 2 and found[0] * found[1] == images[0].numel()
     if not fits or (size is not None and tuple(found) != size):
@@ -172,6 +184,27 @@ def _size_of(images: Tensor, size: object) -> tuple[int, int]:
             f"square or with size=(H, W), got shape {list(images.shape)} and size={size!r}."
         )
     return found[0], found[1]
+
+
+def _check_takes(model: nn.Module, images: Tensor) -> None:
+    """Raise ``ValueError`` where a model cannot take images of this shape."""
+    # two of them: a convolution would take one [1, H, W] for an image without a batch
+    x = images[:1].repeat_interleave(2, 0)
+    try:
+        with restored(model, training=False), torch.no_grad():
+            zero_states(model)
+            model(x)
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        ways = {
+            2: "[N, 1, H, W], samples.reshape(-1, 1, H, W)",
+            3: "[N, 1, H, W], samples.unsqueeze(1)",
+            4: "[N, H * W], samples.flatten(1)",
+        }
+        raise ValueError(
+            f"the model takes no images of shape {list(images.shape[1:])} ({reason}): give "
+            f"{ways[images.ndim]}, say."
+        ) from error
 
 
 def _class_names(classes: object, outputs: int) -> list[str]:

@@ -63,12 +63,13 @@ _FORGOTTEN = (
 )
 
 
-def step_signature(model: nn.Module, sample: Any) -> StepSignature:
+def step_signature(model: nn.Module, sample: Any, *, free_batch: bool = True) -> StepSignature:
     """Run two steps from rest for two batch sizes on fake tensors, and compare the states.
 
     Args:
         model: any module; it is restored afterwards.
         sample: inputs of one step; their values do not matter.
+        free_batch: whether the program is to have one, for errors.
 
     Raises:
         ValueError: the model keeps something from step to step that is not a state of a neuron
@@ -99,7 +100,7 @@ def step_signature(model: nn.Module, sample: Any) -> StepSignature:
             watched = {**replace_tensors(model, mode.from_tensor), **_named_inputs(inputs)}
             versions = dict(zip(watched, versions_of(watched.values()), strict=True))
             before = Contents(model)
-            with explain_trace_errors(model, *trace_errors):
+            with explain_trace_errors(model, *trace_errors, free_batch=free_batch):
                 call(model, inputs)
                 states_by_batch.append(get_states(model, detach=False))
                 # A second step may write into the states that the first one left.

@@ -86,8 +86,8 @@ def export_step(
         sample: an input of one step.
         batch: the batch of the program, which is free by default.
         record: modules whose outputs the program returns too, by name: ``y, {name: output}`` takes
-            the place of ``y``, without modules that are not called, and with the last of several
-            calls.
+            the place of ``y``, without modules that are not called. Several calls are refused: a
+            step has one output of each.
         as_traced: whether composite operations and writes in place are left as they are, in half
             of the time.
     """
@@ -120,7 +120,7 @@ def _export_step(
     record: Mapping[str, nn.Module] | None,
     as_traced: bool,
 ) -> tuple[ExportedProgram, StepSignature]:
-    signature = step_signature(model, tensors)
+    signature = step_signature(model, tensors, free_batch=batch is None)
     _check_step_from_rest(model, tensors, signature)
     with restored(model, tensors=False):
         step = ExplicitStep(model, signature, record)
@@ -163,7 +163,8 @@ def exported(
             {name: _dynamic_sizes(spec, batch) for name, spec in signature.states.items()},
         )
     )
-    with torch.no_grad(), explain_trace_errors(model, RuntimeError):
+    free_batch = fixed_batch is None
+    with torch.no_grad(), explain_trace_errors(model, RuntimeError, free_batch=free_batch):
         program = torch.export.export(function, example, dynamic_shapes=dynamic)
         return program if as_traced else program.run_decompositions({})
 
@@ -264,6 +265,12 @@ class ExplicitStep(nn.Module):
 
         def note(name: str) -> Hook:
             def hook(module: Any, args: Any, kwargs: Any, output: Tensor) -> Tensor:
+                if name in outputs:
+                    raise ValueError(
+                        f"{name} ({type(module).__name__}) is called several times in a step: the "
+                        "call of the model must be one time step, without a loop over time, and "
+                        "every place in it needs a layer of its own."
+                    )
                 outputs[name] = output
                 # what the model does in place with the output must not reach what was recorded
                 return output.clone()

@@ -6,7 +6,7 @@ of the past, so that the kernel over time holds the weights and zeros, and sums 
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,22 @@ class IntegerDelays(SynapticDelays):
             window, self.kernel_of(x.dtype).abs(), None if bias is None else bias.abs()
         )
         return sums.squeeze(-1)
+
+    def _raw_of(self, name: str, value: Any) -> Tensor:
+        return super()._raw_of(name, _whole(value))
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, metadata: Any, strict: bool, *lists: list[str]
+    ) -> None:
+        given = state_dict.get(f"{prefix}raw_delay")
+        try:
+            if isinstance(given, Tensor):
+                _whole(given)
+        except ValueError as error:
+            *_, messages = lists
+            messages.append(f"{prefix}raw_delay: {error}")
+            return
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, *lists)
 
     @property
     def _integers(self) -> Product:

@@ -96,6 +96,7 @@ def prepare(
     stages, tail = stages_of(chain, shapes)
     for stage in stages:
         _check_finite(stage)
+        _check_delays(stage, target)
         last = stage is stages[-1]
         reason = target.refuse(stage, last=last)
         if stage.is_readout and stage.connection is not None:
@@ -152,6 +153,18 @@ def _check_finite(stage: Stage) -> None:
         for name, value in stage.neuron.named_parameters():
             if bool(value.isnan().any()):
                 raise ValueError(f"{stage.neuron_path} has {name} of NaN. Load or train it again.")
+
+
+def _check_delays(stage: Stage, target: Target) -> None:
+    """Raise where a stage has delays of synapses, and the target none."""
+    if target.without_delays is None:
+        return
+    delays = {stage.path: stage.delays, f"{stage.neuron_path}.connection": stage.connection_delays}
+    for path, layer in delays.items():
+        if layer is not None:
+            raise ValueError(
+                f"{path or 'the model'}: quantised models have {target.without_delays}."
+            )
 
 
 def _target(chip: Chip | None, weight_bits: int, state_bits: int) -> Target:

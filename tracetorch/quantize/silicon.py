@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +47,6 @@ class Silicon(Target):
             return f"spikes of one sign and size on {name}: snn.LIF or snn.SLIF"
         if layer.gamma is not None:
             return f"no recurrent trace on {name}. Use snn.Recurrent with a Linear"
-        if stage.delays is not None or stage.connection_delays is not None:
-            return f"no delays of synapses on {name}: snn.Delay, where the chip has one, or none"
         if layer.bias is not None and stage.product.bias is not None:
             return f"one bias for a neuron on {name}: leave out that of the product (bias=False)"
         if stage.connection is not None and stage.connection.bias is not None:
@@ -120,6 +118,8 @@ def _reach(layer: LeakyIntegrator) -> tuple[Tensor, Tensor]:
 @dataclass(frozen=True)
 class Xylo(Silicon):
     """Xylo: decays by shifts, several spikes a step."""
+
+    without_delays: ClassVar[str | None] = "no delays on Xylo, which has none: Linear instead"
 
     def refuse(self, stage: Stage, *, last: bool) -> str | None:
         """Return why a stage has no form here, as what is allowed; ``None`` where it has one."""
@@ -220,6 +220,11 @@ class Xylo(Silicon):
 @dataclass(frozen=True)
 class Loihi(Silicon):
     """Loihi's CUBA neuron: decays of 12 bits, and a reset to zero."""
+
+    without_delays: ClassVar[str | None] = (
+        "no delays of synapses on Loihi here: a Linear or convolution, and snn.Delay behind the "
+        "neurons that spike"
+    )
 
     @property
     def state_width(self) -> int:

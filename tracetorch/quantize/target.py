@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,9 @@ class Target:
         spikes_later: whether spikes arrive one step later at the next neurons.
         one_inner_shift: whether all weights between hidden neurons share a shift.
     """
+
+    # why a layer with a delay for each synapse has no form, as what is allowed; None if it has one
+    without_delays: ClassVar[str | None] = None
 
     chip: Chip | None
     weight_bits: int

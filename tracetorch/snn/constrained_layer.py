@@ -382,6 +382,9 @@ class ConstrainedLayer(SequenceLayer):
         return value
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "__dict__":  # of a proxy, which has no declarations yet
+            super().__setattr__(name, value)
+            return
         declared = self._declared
         if name not in declared.constraints:
             super().__setattr__(name, value)

@@ -212,6 +212,10 @@ class SequenceLayer(StatefulLayer):
         return nn.Module.__getattr__(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "__dict__":
+            # torch.export makes proxies of modules that have two names, which share attributes
+            object.__setattr__(self, name, value)
+            return
         declared = self._declared
         if name in declared.fixed:
             if self.__dict__.get(name, UNSET) is None:

@@ -217,7 +217,9 @@ class Reader(Interpreter):
             group = self.open(node, shape)
             value = emit(lambda each: self.operand(node, each, shape), group.builder)
         except Unfusable as reason:
-            raise refused(node, f"{reason} has no C here") from None
+            plain = str(reason) == operation_of(node)
+            text = "" if plain else f"there is no {reason} in C or JavaScript"
+            raise refused(node, text) from None
         group.values[node.name] = value
         group.nodes[node.name] = target
         group.arrays[target.array] = node.name
@@ -306,7 +308,7 @@ def path_of(node: Node) -> str:
 def refused(node: Node, reason: str = "") -> ValueError:
     """Return the error of an operation that has no C."""
     name = operation_of(node)
-    text = f"{reason} ({name})" if reason else f"there is no C for {name}"
+    text = f"{reason} ({name})" if reason else f"there is no {name} in C or JavaScript"
     return ValueError(
         f"{path_of(node)} cannot be written in C: {text}. There "
         "is C for linear layers, convolutions and pooling in one or two dimensions, batch norm in "

@@ -95,13 +95,15 @@
     byId("samples").childNodes.forEach((button, i) => button.setAttribute("aria-pressed", String(i === given)));
   }
 
-  function clear() {
+  // a sample, or nothing, takes the place of what was drawn, and ends a stroke that is being drawn
+  function reset(image) {
     strokes = [];
-    given = null;
+    given = image;
     pressed = null;
     lower(false);
-    changed(false);
+    changed(image !== null);
   }
+  const clear = () => reset(null);
 
   // ---- pointer and keys on the pad
 
@@ -296,12 +298,7 @@
     canvas.style.height = "auto";
     paint(canvas, images[i]);
     button.append(canvas);
-    button.addEventListener("click", () => {
-      strokes = [];
-      given = i;
-      lower(false);
-      changed(true);
-    });
+    button.addEventListener("click", () => reset(i));
     byId("samples").append(button);
   });
   const rows = layers.map((layer) => {
