@@ -166,3 +166,12 @@ def test_values_tell_only_where_names_do_not() -> None:
     )
     assert kinds(Recording({"x": once > 0, "output": once > 0})) == ([[1], [1]], [])
     assert kinds(Recording({"output": once.cumsum(0).cumsum(0)})) == ([], ["output"])
+
+
+@needs_neo
+def test_a_kind_that_is_given_decides() -> None:
+    recording = Recording(
+        {"a.fired": torch.zeros(5, 1, 2), "a.level": torch.ones(5, 1, 1)},
+        kinds={"a.fired": "spikes", "a.level": "state"},
+    )
+    assert kinds(recording) == ([[], []], ["a.level"])
