@@ -370,7 +370,7 @@ class TTModule(StateHolder):
             )
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
-        """Add a buffer, as :meth:`torch.nn.Module.register_buffer`.
+        """Add a buffer, as ``nn.Module.register_buffer``.
 
         Raises:
             ValueError: a memory has its name.
@@ -379,7 +379,7 @@ class TTModule(StateHolder):
         super().register_buffer(name, tensor, persistent)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Add a parameter, as :meth:`torch.nn.Module.register_parameter`.
+        """Add a parameter, as ``nn.Module.register_parameter``.
 
         Raises:
             ValueError: a memory has its name.
@@ -388,7 +388,7 @@ class TTModule(StateHolder):
         super().register_parameter(name, param)
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
-        """Add a module, as :meth:`torch.nn.Module.add_module`.
+        """Add a module, as ``nn.Module.add_module``.
 
         Raises:
             ValueError: a memory has its name.
