@@ -141,7 +141,9 @@ def problems(browser: Any, page: Path, width: int, scheme: str) -> list[str]:
 
 @pytest.mark.slow
 def test_every_page_is_whole(browser: Any, page: Path) -> None:
-    found = {(w, s): problems(browser, page, w, s) for w, s in VARIANTS}
+    # the pages of classes have one template: of each its links and a narrow width
+    variants = [(390, "light")] if page.parent.name == "names" else VARIANTS
+    found = {(w, s): problems(browser, page, w, s) for w, s in variants}
     assert {variant: wrong for variant, wrong in found.items() if wrong} == {}
 
 
