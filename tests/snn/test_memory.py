@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import tracetorch as tt
 from tests.cases import layer, sequence
+from tests.export.models import stepped_program
 from tracetorch import snn
 
 T, B = 7, 4
@@ -304,15 +305,10 @@ def test_exported_it_goes_in_and_comes_out(kind: str, options: Any) -> None:
     ends = tt.get_states(model)
     program = tt.export.step(model, x[0]) if kind == "step" else tt.export.sequence(model, x)
     states = tt.export.initial_states(program, B)
-    run = program.module()
     if kind == "sequence":
-        y, states = run(x, states)
+        y, states = program.module()(x, states)
     else:
-        outputs = []
-        for step in x:
-            output, states = run(step, states)
-            outputs.append(output)
-        y = torch.stack(outputs)
+        y, states = stepped_program(program, x, states)
     assert torch.equal(y, expected)
     torch.testing.assert_close(states, ends, rtol=0, atol=0)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import LAYERS, NEURONS, layer, sequence
+from tests.export.models import stepped_program
 from tracetorch import snn
 
 T, B = 6, 4
@@ -219,11 +220,8 @@ def test_exported_it_is_the_same(name: str) -> None:
         expected = tt.unroll(model, x)
     ends = tt.get_states(model)
     program = tt.export.step(model, x[0])
-    states, outputs = tt.export.initial_states(program, B), []
-    for step in x:
-        y, states = program.module()(step, states)
-        outputs.append(y)
-    torch.testing.assert_close(torch.stack(outputs), expected)
+    y, states = stepped_program(program, x, tt.export.initial_states(program, B))
+    torch.testing.assert_close(y, expected)
     torch.testing.assert_close(states, ends)
 
 

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tracetorch as tt
 from tests.cases import LAYERS, SPIKING, layer, sequence, stepped
+from tests.export.models import stepped_program
 from tracetorch import snn
 
 
@@ -807,15 +808,10 @@ def test_exported_delays_are_those_of_the_loop(kind: str, fused: list[bool]) -> 
     tt.zero_states(model)
     program = tt.export.step(model, x[0]) if kind == "step" else tt.export.sequence(model, x)
     states = tt.export.initial_states(program, 3)
-    run = program.module()
     if kind == "sequence":
-        y, states = run(x, states)
+        y, states = program.module()(x, states)
     else:
-        outputs = []
-        for step in x:
-            output, states = run(step, states)
-            outputs.append(output)
-        y = torch.stack(outputs)
+        y, states = stepped_program(program, x, states)
     assert torch.equal(y, expected)
     assert states.keys() == ends.keys()
     for name, state in states.items():

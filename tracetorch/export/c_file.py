@@ -173,9 +173,7 @@ def _files(model: nn.Module, inputs: Inputs, integer: bool) -> tuple[dict[str, s
         notes += more
     stream = replace(inputs, tensors=inputs.map(lambda x: x.detach()[:, :1].cpu()), batch=1)
     steps = list(stream.each_step())
-    traced, signature = export_step(model, steps[0], batch=1, as_traced=True)
-    states = signature.initial_states(1, torch.device("cpu"))
-    exported, program = _read(model, traced, steps[0], states)
+    exported, program, states = read_step(model, steps[0])
     program = living(program)
     leaves: list[Tensor] = pytree.tree_leaves(inputs.tensors)
     named = dict(zip(program.inputs, leaves, strict=True))
@@ -236,23 +234,30 @@ def _files(model: nn.Module, inputs: Inputs, integer: bool) -> tuple[dict[str, s
     return dict(zip(files, texts, strict=True)), report
 
 
-def _read(
-    model: nn.Module, traced: ExportedProgram, x: Any, states: Mapping[str, Tensor]
-) -> tuple[ExportedProgram, StepProgram]:
-    """Return one step as stages, and the program that they are read from.
+def read_step(
+    model: nn.Module, x: Any, record: Mapping[str, nn.Module] | None = None
+) -> tuple[ExportedProgram, StepProgram, dict[str, Tensor]]:
+    """Return the program of one step, its stages, and the states that it starts from.
 
     Most models consist of operations that have C without being decomposed. Only where one has
     none, or writes in place, the program is decomposed, which takes as long as tracing does.
+
+    Args:
+        model: any module.
+        x: an input of one step, with a batch of one.
+        record: modules whose outputs the program returns too, as :func:`export_step` takes them.
     """
+    traced, signature = export_step(model, x, batch=1, record=record, as_traced=True)
+    states = signature.initial_states(1, torch.device("cpu"))
     schemas = [getattr(node.target, "_schema", None) for node in traced.graph.nodes]
     if not any(schema is not None and schema.is_mutable for schema in schemas):
         try:
-            return traced, read_program(traced, x, states)
+            return traced, read_program(traced, x, states), states
         except ValueError:
             pass  # the same error comes again, where its parts have no C either
     with torch.no_grad(), explain_trace_errors(model, RuntimeError, free_batch=False):
         exported = traced.run_decompositions({})
-    return exported, read_program(exported, x, states)
+    return exported, read_program(exported, x, states), states
 
 
 def _without_border(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, list[str]]:

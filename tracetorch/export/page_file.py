@@ -20,11 +20,10 @@ from tracetorch.core.walk import named_modules
 from tracetorch.export.c_code.event_sources import event_arrays
 from tracetorch.export.c_code.javascript import encoded, javascript_step, javascript_words
 from tracetorch.export.c_code.plan import living, planned
-from tracetorch.export.c_code.read_program import named_leaves, read_program
+from tracetorch.export.c_code.read_program import named_leaves
 from tracetorch.export.c_code.source import names_of
-from tracetorch.export.c_file import check_names, check_no_noise, holds_spikes
+from tracetorch.export.c_file import check_names, check_no_noise, holds_spikes, read_step
 from tracetorch.export.pen import measured_pen
-from tracetorch.export.step import export_step
 from tracetorch.plot.html_page import check_title, html_page, json_element
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import has_step
@@ -223,10 +222,8 @@ def _class_names(classes: object, outputs: int) -> list[str]:
 def _network(model: nn.Module, images: Tensor) -> tuple[dict[str, Any], str, int]:
     """Return what the page knows of a network, its step in JavaScript, and how many classes."""
     layers = {path or "the model": each for path, each in named_modules(model) if has_step(each)}
-    x = images[:1]
-    exported, signature = export_step(model, x, batch=1, record=layers)
-    states = signature.initial_states(1, torch.device("cpu"))
-    program = planned(living(read_program(exported, x, states)))
+    exported, program, _ = read_step(model, images[:1], layers)
+    program = planned(living(program))
     if program.double:
         raise ValueError("it computes in float64, and the page in float32. Give model.float().")
     shapes = _output_shapes(exported)

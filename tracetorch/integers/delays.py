@@ -82,11 +82,9 @@ class IntegerDelays(SynapticDelays):
         return exactly(product, window)
 
     def _summed(self, window: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-        y = self.convolve(window, kernel, None) * 2.0**self._integers.shift
-        if bias is None:
-            return y
         # places, where there are some, and time are behind the outputs
-        return y + bias.to(y.dtype).reshape(-1, *[1] * (self._integers.weight.ndim - 1))
+        behind = self._integers.weight.ndim - 1
+        return self._integers.shifted(self.convolve(window, kernel, None), bias, behind)
 
 
 def _whole(delay: Value) -> Value:

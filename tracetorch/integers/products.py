@@ -119,10 +119,18 @@ class Product(nn.Module):
 
     def summed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the product with given weights, shifted, and a bias added."""
-        y = self.product(x, weight) * 2.0**self.shift
-        if bias is None:
-            return y
-        return y + bias.to(y.dtype).reshape(-1, *[1] * (weight.ndim - 2))
+        return self.shifted(self.product(x, weight), bias, weight.ndim - 2)
+
+    def shifted(self, sums: Tensor, bias: Tensor | None, behind: int) -> Tensor:
+        """Return sums of products, shifted, and a bias added.
+
+        Args:
+            sums: with ``behind`` dimensions behind that of the outputs.
+            bias: one value for each output.
+            behind: how many there are.
+        """
+        y = sums * 2.0**self.shift
+        return y if bias is None else y + bias.to(y.dtype).reshape(-1, *[1] * behind)
 
     def extra_repr(self) -> str:
         """Return the arguments that all products have, for ``repr``."""

@@ -236,11 +236,11 @@ class TTModule(StateHolder):
                 self._check_reads()
             self.__dict__["_memory_reads"] = []
         self._memory_call = call
-        for name in self._memories if call is not None else ():
+        for name in self._memories:
             state: Tensor | None = getattr(self, _HELD + name)
-            if state is None or state.ndim == 0 or is_leaked_tracer(state):
+            if call is None or state is None or state.ndim == 0 or is_leaked_tracer(state):
                 continue
-            if call is not None and state.shape[0] != call.batch:
+            if state.shape[0] != call.batch:
                 raise ValueError(
                     f"{self.state_label()} holds {name} of shape {list(state.shape)}, and is given "
                     f"a batch of {call.batch} ({call.source(self.forward)}). Call zero_states() "
