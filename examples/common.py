@@ -9,7 +9,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -194,10 +194,15 @@ def record(row: Row, folder: Path) -> None:
     path = folder / f"{row.task}.jsonl"
     rows = [old for old in read(path) if _key(old) != _key(row)] + [row]
     rows.sort(key=_key)
-    folder.mkdir(parents=True, exist_ok=True)
+    write_lines(path, map(asdict, rows))
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
+    """Write rows as a line of JSON each, and make the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     # an interrupted write must not lose the rows of other runs
     with atomic_replace(path) as unfinished:
-        unfinished.write_text("".join(json.dumps(asdict(each)) + "\n" for each in rows))
+        unfinished.write_text("".join(json.dumps(each) + "\n" for each in rows))
 
 
 def read(path: Path) -> list[Row]:

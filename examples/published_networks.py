@@ -137,10 +137,8 @@ def train(net: nn.Module, data: TensorDataset, options: argparse.Namespace, seed
 
 def write(row: Row, folder: Path) -> None:
     """Add a row to those of a folder, in place of one of the same network and seed."""
-    folder.mkdir(parents=True, exist_ok=True)
     kept = [r for r in read(folder) if (r["network"], r["seed"]) != (row["network"], row["seed"])]
-    lines = [json.dumps(each) for each in (*kept, row)]
-    (folder / f"{TASK}.jsonl").write_text("\n".join(lines) + "\n")
+    common.write_lines(folder / f"{TASK}.jsonl", [*kept, row])
 
 
 def read(folder: Path) -> list[Row]:
@@ -163,10 +161,9 @@ def table(rows: Sequence[Row]) -> str:
         def mean(key: str, found: list[Row] = found) -> float:
             return statistics.mean(float(row[key]) for row in found)
 
-        scores = [100 * float(row["accuracy"]) for row in found]
-        spread = f" ± {statistics.stdev(scores):.1f}" if found[1:] else ""
+        accuracy = common.percent([float(row["accuracy"]) for row in found])
         lines.append(
-            f"| {name} | {statistics.mean(scores):.1f}{spread} % | {mean('spikes'):.2f} "
+            f"| {name} | {accuracy} | {mean('spikes'):.2f} "
             f"| {int(mean('parameters')):,} | {mean('macs') / 1e6:.2f} M "
             f"| {mean('acs') / 1e6:.2f} M | {mean('dense') / 1e6:.1f} M "
             f"| {mean('cpu_seconds'):.0f} |"
