@@ -13,6 +13,7 @@ import torch
 import tracetorch as tt
 from tests.plot.cases import recording
 from tests.plot.test_viewer_data import unpack_events, unpack_trace
+from tracetorch import snn
 from tracetorch.plot import viewer_data
 
 MODULE = importlib.import_module("tracetorch.plot.save_html")  # tt.plot.save_html is the function
@@ -48,6 +49,29 @@ def test_page_has_the_recording(tmp_path: Path) -> None:
             else:
                 found, level = unpack_trace(block, *exact.shape)
                 assert (np.abs(found - exact) <= 0.51 * level + 1e-6).all()
+
+
+def drawn(seen: Any, folder: Path) -> dict[str, str]:
+    tt.plot.save_html(seen, folder / "run.html")
+    layers = run_of((folder / "run.html").read_text())["layers"]
+    return {layer["path"]: layer["kind"] for layer in layers}
+
+
+def test_layers_and_names_tell_spikes_from_states_and_values_only_of_the_rest(
+    tmp_path: Path,
+) -> None:
+    net = torch.nn.Sequential(snn.LIF(2), snn.Readout(2))
+    names = ["input", "mem", "output"]
+    _, silent = tt.probe.record(net, torch.zeros(5, 1, 2), names)  # all of it is 0
+    expected = {name: "trace" if name.endswith("mem") else "events" for name in silent}
+    expected["1.output"] = "trace"
+    assert drawn(silent, tmp_path) == expected
+    # without a recording's knowledge of the layers the output of a silent readout looks like spikes
+    assert drawn(dict(silent), tmp_path) == {**expected, "1.output": "events"}
+    levels = torch.tensor([0.0, 4.0, 0.0, 2.0])[:, None, None]
+    _, seen = tt.probe.record(tt.neurons.MultiLevelLIF(1, beta=1e-7), levels, "output")
+    assert torch.equal(seen["output"], levels)
+    assert drawn(seen, tmp_path) == {"output": "trace"}  # a raster would lose the sizes
 
 
 def test_convolutional_layers_are_flattened_and_keep_their_shape(tmp_path: Path) -> None:

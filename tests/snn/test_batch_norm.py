@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import PLACES, sequence, stepped, weighted_sum
+from tests.export.models import stepped_program
 from tracetorch import snn
 
 K = 4  # steps with values of their own
@@ -325,10 +326,8 @@ def test_exported_step(tmp_path: Any) -> None:
         tt.unroll(net.train(), x, from_rest=True)
         expected = stepped(net.eval(), x)
     program = tt.export.step(net, x[0])
-    states = tt.export.initial_states(program, batch=3)
-    for step, wanted in zip(x, expected, strict=True):
-        y, states = program.module()(step, states)
-        torch.testing.assert_close(y, wanted)
+    y, _ = stepped_program(program, x, tt.export.initial_states(program, batch=3))
+    torch.testing.assert_close(y, expected)
     pytest.importorskip("onnxruntime")
     tt.export.onnx(net.float(), tmp_path / "net.onnx", x[0].float())
     stream = tt.export.OnnxStream(tmp_path / "net.onnx")

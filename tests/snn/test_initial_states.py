@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import PLACES, sequence, stepped, vary
+from tests.export.models import stepped_program
 from tests.fuse.cases import agree
 from tracetorch import fuse, snn
 from tracetorch.diagnosis.evidence import _is_lost
@@ -205,11 +206,8 @@ def test_exported_programs_start_from_the_values(
     path = tmp_path / "step.pt2"
     torch.export.save(program, path)
     states = tt.export.initial_states(torch.export.load(path), len(x[0]))
-    outputs = []
-    for step in x.unbind():
-        y, states = program.module()(step, states)
-        outputs.append(y)
-    assert torch.equal(torch.stack(outputs), expected)
+    y, _ = stepped_program(program, x, states)
+    assert torch.equal(y, expected)
     whole = tt.export.sequence(layer, x)
     y, _ = whole.module()(x, tt.export.initial_states(whole, len(x[0])))
     assert torch.equal(y, expected)

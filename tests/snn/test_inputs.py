@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import PLACES, sequence, vary
+from tests.export.models import stepped_program
 from tracetorch import fuse, snn
 from tracetorch.fuse.dispatch.plans import plan_for, plan_key
 
@@ -337,12 +338,11 @@ def test_exports(tmp_path: Path) -> None:
     expected = tt.unroll(layer, inputs)
     sample = tuple(x[0] for x in inputs)
     program = tt.export.step(layer, sample)
-    states = tt.export.initial_states(program, 2)
     tt.export.onnx(layer, tmp_path / "net.onnx", sample)
     stream = tt.export.OnnxStream(tmp_path / "net.onnx")
+    y, _ = stepped_program(program, inputs, tt.export.initial_states(program, 2))
+    assert torch.equal(y, expected)
     for t, step in enumerate(zip(*inputs, strict=True)):
-        y, states = program.module()(step, states)
-        assert torch.equal(y, expected[t])
         found = stream(*(x.numpy() for x in step))
         torch.testing.assert_close(torch.as_tensor(found), expected[t])
 

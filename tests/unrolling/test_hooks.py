@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import tracetorch as tt
+from tests.export.models import stepped_program
 from tests.unrolling.models import By
 from tracetorch import metrics, snn
 from tracetorch.export.signature import step_signature
@@ -106,14 +107,11 @@ def test_weights_that_hooks_compute_anew_are_exported(kind: str) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.1)  # what the hook has set is stale
-    program, y = tt.export.step(model, x[0]), []
-    states = tt.export.initial_states(program, batch=2)
-    for step in x:
-        output, states = program.module()(step, states)
-        y.append(output)
+    program = tt.export.step(model, x[0])
+    y, _ = stepped_program(program, x, tt.export.initial_states(program, batch=2))
     with torch.no_grad():
         expected = tt.unroll(model, x, by="step", from_rest=True)
-    torch.testing.assert_close(torch.stack(y), expected)
+    torch.testing.assert_close(y, expected)
 
 
 def keep_mask(module: nn.Module, args: Any) -> None:

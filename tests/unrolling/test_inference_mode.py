@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
+from tests.export.models import stepped_program
 from tracetorch import metrics, snn
 from tracetorch.core.torch_private import version_of, versions_of
 from tracetorch.export.signature import step_signature
@@ -24,12 +25,10 @@ def net() -> nn.Module:
 
 
 def exported(model: nn.Module, x: Tensor) -> Tensor:
-    program, y = tt.export.step(model, x[0]), []
-    states = tt.export.initial_states(program, batch=x.shape[1])
-    for step in x:
-        output, states = program.module()(step, states)
-        y.append(output)
-    return torch.stack(y)
+    program = tt.export.step(model, x[0])
+    y: Tensor
+    y, _ = stepped_program(program, x, tt.export.initial_states(program, batch=x.shape[1]))
+    return y
 
 
 def exported_sequence(model: nn.Module, x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from tracetorch.checkpoint.layers import describe_layers, differences
 from tracetorch.checkpoint.modules import describe_modules
 from tracetorch.checkpoint.modules import differences as module_differences
 from tracetorch.checkpoint.read import read
-from tracetorch.checkpoint.tensors import Bounds, load_tensors, named_tensors, shared_names
+from tracetorch.checkpoint.tensors import Constraints, load_tensors, named_tensors, shared_names
 from tracetorch.checkpoint.training import (
     Stateful,
     check_part,
@@ -167,7 +167,7 @@ def load(
     nan = [name for name, value in matching.items() if bool(torch.isnan(value).any())]
 
     with _restored(model, {name: targets[name] for name in matching}):
-        load_tensors(model, matching, _bounds(model, saved))
+        load_tensors(model, matching, _decays(model, saved))
         outside = _out_of_bounds(model, saved)
         if outside:
             raise ValueError(f"{mismatch}. {_join_first(outside)}.")
@@ -204,7 +204,7 @@ def _restored(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]
             load_tensors(
                 model,
                 {name: each.detach().clone() for name, each in tensors.items()},
-                _bounds(model, describe_modules(model)),
+                _decays(model, describe_modules(model)),
             )
         for layer, kept in constraints.items():  # loading may have lowered bounds
             layer._declared.constraints.update(kept)
@@ -284,15 +284,14 @@ def _misfits(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> lis
     return found
 
 
-def _bounds(model: nn.Module, saved: Mapping[str, Mapping[str, str]] | None) -> Bounds:
-    """Return the bounds that a file names, of decays of the model by the path of their layer."""
-    found: dict[str, dict[str, float | None]] = {}
+def _decays(model: nn.Module, saved: Mapping[str, Mapping[str, str]] | None) -> Constraints:
+    """Return the constraints that a file names, of decays of the model by the path of a layer."""
+    found: dict[str, dict[str, str]] = {}
     for path, layer in named_neurons(model):
         for name, constraint in layer.constraints.items():
             text = (saved or {}).get(plain(path), {}).get(f"constraint of {name}", "")
             if is_decay(constraint) and text:
-                low = text.partition(" from ")[2]
-                found.setdefault(plain(path), {})[name] = float(low) if low else None
+                found.setdefault(plain(path), {})[name] = text
     return found
 
 

@@ -48,16 +48,17 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return named
 
 
-Bounds: TypeAlias = Mapping[str, Mapping[str, float | None]]
+Constraints: TypeAlias = Mapping[str, Mapping[str, str]]
 
 
-def load_tensors(model: nn.Module, values: Mapping[str, Tensor], bounds: Bounds) -> None:
+def load_tensors(model: nn.Module, values: Mapping[str, Tensor], constraints: Constraints) -> None:
     """Load values by the names of :func:`named_tensors`; other names are ignored.
 
     Args:
         model: what receives them.
         values: the tensors.
-        bounds: by the path of a layer and the name of a decay, its bound where they come from.
+        constraints: by the path of a layer and the name of a decay, the name of its constraint
+            where the values come from, which says its bound.
     """
     for path, module in [("", model), *hidden_modules(model)]:
         prefix = f"{path}." if path else ""
@@ -68,9 +69,9 @@ def load_tensors(model: nn.Module, values: Mapping[str, Tensor], bounds: Bounds)
             if (full := plain(prefix + name)) in values
         )
         own._metadata = {  # type: ignore[attr-defined]  # where state_dict() keeps them
-            name: {"bounds": bounds[full]}
+            name: {"constraints": constraints[full]}
             for name, _ in module.named_modules(remove_duplicate=False)
-            if (full := plain(join_path(path, name))) in bounds
+            if (full := plain(join_path(path, name))) in constraints
         }
         module.load_state_dict(own, strict=False)
 

@@ -1,11 +1,50 @@
-"""Tell recorded spikes from states by their values."""
+"""Tell recorded spikes from states: by what their layer says, by their name, by their values."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
+
+# What a trajectory of a known layer holds: spikes, of which a layer may scale those of each
+# neuron, or else numbers, as states are.
+Kind: TypeAlias = Literal["spikes", "scaled spikes", "state"]
+# The names under which a layer's spikes are recorded, and names that are never spikes.
+SPIKE_NAMES = ("output", "prev_output", "spikes")
+STATE_NAMES = ("mem", "syn", "rec")
+
+
+class Trajectories(Mapping[str, Tensor]):
+    """Trajectories by name, of which some are known to be spikes or states."""
+
+    kinds: Mapping[str, Kind]
+    """What is known of them by name; names and values tell of the others."""
+
+
+def is_state(name: str, kind: Kind | None) -> bool:
+    """Whether a trajectory holds states, whatever its values are.
+
+    Args:
+        name: its name, ``"path.name"``.
+        kind: what is known of it.
+    """
+    return kind == "state" or (kind is None and name.rpartition(".")[2] in STATE_NAMES)
+
+
+def are_events(name: str, values: NDArray[Any], kind: Kind | None) -> bool:
+    """Whether ``[T, B, N]`` are spikes of one size for each neuron.
+
+    Args:
+        name: of the trajectory, ``"path.name"``.
+        values: of the trajectory.
+        kind: what is known of it.
+    """
+    if is_state(name, kind):
+        return False
+    return is_events(values) if kind is None else has_one_size(values)
 
 
 def is_events(values: NDArray[Any]) -> bool:

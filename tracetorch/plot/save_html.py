@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tracetorch.core.checks import check_flag
 from tracetorch.core.files import atomic_replace
-from tracetorch.core.spike_values import is_events
+from tracetorch.core.spike_values import Trajectories, are_events
 from tracetorch.plot import viewer_data
 from tracetorch.plot.html_page import check_title, html_page, json_element
 from tracetorch.plot.recorded import Array, Recorded, check_recording, flatten_neurons
@@ -24,12 +24,14 @@ def save_html(
 ) -> None:
     """Write a recording as one self-contained HTML file: no server, no network.
 
-    Tensors with zeros and one positive and one negative value per neuron are drawn as rasters, all
-    others as traces. The page has lists of layers and samples, zooms and pans by wheel, drag, touch
-    and keys, and shows the values under the pointer; a click on a neuron in a raster shows its
-    states. Spikes are stored exactly, as sparse events; states in 65,535 levels between the lowest
-    and the highest value of a neuron; states that are not finite are gaps. The page needs a browser
-    of 2023 or later.
+    Spikes are drawn as rasters, all else as traces. What :func:`tracetorch.probe.record` recorded
+    says which are which. In any other mapping ``mem``, ``syn`` and ``rec`` are states, and of the
+    rest those are spikes that have zeros and one positive and one negative value per neuron; so it
+    is with inputs always. Spikes of several sizes are traces. The page has lists of layers and
+    samples, zooms and pans by wheel, drag, touch and keys, and shows the values under the pointer;
+    a click on a neuron in a raster shows its states. Spikes are stored exactly, as sparse events;
+    states in 65,535 levels between the lowest and the highest value of a neuron; states that are
+    not finite are gaps. The page needs a browser of 2023 or later.
 
     Args:
         recording: states and outputs by path, the second result of :func:`tracetorch.unroll`. To
@@ -59,12 +61,13 @@ def save_html(
     check_flag("save_html: batched", batched)
     check_title("save_html", title)
     layers = check_recording("save_html", recording)
+    kinds = recording.kinds if isinstance(recording, Trajectories) else {}
     layers = layers if batched else _with_batch(layers)
     values = _flattened(layers)
     layer_headers: list[dict[str, Any]] = []
     data: list[str] = []
     for number, (name, value) in enumerate(values.items()):
-        events = is_events(value)
+        events = are_events(name, value, kinds.get(name))
         layer_headers.append(_header(name, value, layers[name].shape[2:], events))
         pack = viewer_data.pack_events if events else viewer_data.pack_trace
         for sample in range(value.shape[1]):

@@ -11,8 +11,8 @@ from torch import nn
 from tracetorch.core.checks import check_module
 from tracetorch.core.hooks import Hook, forward_hooks
 from tracetorch.core.snapshot import restored
+from tracetorch.core.spike_values import SPIKE_NAMES, Kind
 from tracetorch.core.walk import join_path, modules_of, named_modules
-from tracetorch.probe.neo_block import SPIKE_NAMES, Kind
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.sequence_layer import SequenceLayer
@@ -61,12 +61,12 @@ def recordable_names(layers: Mapping[str, StateHolder]) -> dict[str, tuple[str, 
 def spike_kinds(layers: Mapping[str, StateHolder]) -> dict[str, Kind]:
     """Tell spikes from states, by the full name of every recordable tensor.
 
-    The outputs of a layer that only passes on what it receives, such as a delay, are left out.
+    Inputs are left out, and the outputs of a layer that only passes them on, such as a delay.
     """
     kinds: dict[str, Kind] = {}
     for name, (path, own) in recordable_names(layers).items():
         kind = _output_kind(layers[path]) if own in SPIKE_NAMES else "state"
-        if kind is not None:
+        if kind is not None and own != "input":
             kinds[name] = kind
     return kinds
 

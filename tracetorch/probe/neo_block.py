@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tracetorch.core.spike_values import has_one_size, is_events
-
-# What a trajectory of a known layer holds: spikes, of which a layer may scale those of each
-# neuron, or else numbers, as states are.
-Kind: TypeAlias = Literal["spikes", "scaled spikes", "state"]
-# The names under which a layer's spikes are recorded, and names that are never spikes.
-SPIKE_NAMES = ("output", "prev_output", "spikes")
-_STATE_NAMES = ("input", "mem", "syn", "rec")
+from tracetorch.core.spike_values import SPIKE_NAMES, Kind, are_events, is_state
 
 
 def neo_block(
@@ -52,12 +45,12 @@ def neo_block(
 def _spike_counts(name: str, values: NDArray[Any], kind: Kind | None) -> NDArray[Any] | None:
     """Return how many spikes of which sign ``[T, B, N]`` are; ``None`` for what is not spikes."""
     own = name.rpartition(".")[2]
-    if kind == "state" or (kind is None and own in _STATE_NAMES):
+    if is_state(name, kind) or own == "input":
         return None
     may_be_levels = kind == "spikes" or (kind is None and own in SPIKE_NAMES)
     if may_be_levels and np.isfinite(values).all() and (values == np.floor(values)).all():
         return values.astype(np.int64)
-    if has_one_size(values) if kind is not None else is_events(values):
+    if are_events(name, values, kind):
         return (values > 0).astype(np.int64) - (values < 0)
     return None  # numbers, such as those that a sigma-delta neuron sends
 

@@ -10,15 +10,16 @@ from torch import Tensor
 
 from tracetorch.core.checks import check_positive
 from tracetorch.core.optional import require
+from tracetorch.core.spike_values import Kind, Trajectories
 from tracetorch.probe.layers import dimension_names
-from tracetorch.probe.neo_block import Kind, neo_block
+from tracetorch.probe.neo_block import neo_block
 from tracetorch.unrolling.trajectories import select_names
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class Recording(Mapping[str, Tensor]):
+class Recording(Trajectories):
     """Trajectories ``[T, B, ...]`` by ``"path.name"``: ``recording["net.1.mem"]``.
 
     It is a mapping of names to tensors, and goes wherever one goes. Its tensors are part of the
@@ -30,8 +31,8 @@ class Recording(Mapping[str, Tensor]):
             where left out.
         sources: the tensors of the run whose gradients are wanted, for each name either one
             ``[T, ...]`` or one for every step.
-        kinds: ``"spikes"``, ``"scaled spikes"`` or ``"state"`` by name, for :meth:`to_neo`; names
-            and values tell where left out.
+        kinds: ``"spikes"``, ``"scaled spikes"`` or ``"state"`` by name, for :meth:`to_neo` and
+            ``tt.plot.save_html``; names and values tell where left out.
 
     Raises:
         TypeError: ``trajectories`` is not a mapping of strings to tensors.
@@ -65,7 +66,7 @@ class Recording(Mapping[str, Tensor]):
         self._trajectories = dict(trajectories)
         self._dims = dict(dims or {})
         self._sources = None if sources is None else dict(sources)
-        self._kinds = dict(kinds or {})
+        self.kinds = dict(kinds or {})
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._trajectories:
@@ -103,7 +104,7 @@ class Recording(Mapping[str, Tensor]):
             {name: self[name] for name in names},
             dims=self._dims,
             sources=None if sources is None else {n: sources[n] for n in names if n in sources},
-            kinds=self._kinds,
+            kinds=self.kinds,
         )
 
     def gradients(self) -> Recording:
@@ -137,7 +138,7 @@ class Recording(Mapping[str, Tensor]):
     def detach(self) -> Recording:
         """Return the values alone, detached from the graph."""
         values = {n: t.detach() for n, t in self.items()}
-        return Recording(values, dims=self._dims, kinds=self._kinds)
+        return Recording(values, dims=self._dims, kinds=self.kinds)
 
     def numpy(self) -> dict[str, NDArray[Any]]:
         """Return NumPy arrays by name; bfloat16, which NumPy lacks, as float32."""
@@ -203,7 +204,7 @@ class Recording(Mapping[str, Tensor]):
             )
         require("neo", extra="neuroscience", by="tt.probe's Recording.to_neo()")
         ((steps, _),) = shapes
-        return neo_block(self.numpy(), steps, dt, self._kinds)
+        return neo_block(self.numpy(), steps, dt, self.kinds)
 
 
 def join_gradients(tensors: Sequence[Tensor], grads: Sequence[Tensor | None], ndim: int) -> Tensor:

@@ -39,6 +39,7 @@ from tracetorch.snn.parameters import (
     is_decay,
     is_setup,
     least,
+    named_bound,
     negative_softplus,
     resolve_setup,
     sigmoid,
@@ -269,10 +270,10 @@ class ConstrainedLayer(SequenceLayer):
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        bounds = {name: least(constraint) for name, constraint in self.constraints.items()}
+        bounded = {name: c.name for name, c in self.constraints.items() if least(c) is not None}
         metadata = getattr(destination, "_metadata", {}).get(prefix[:-1])
-        if metadata is not None and any(low is not None for low in bounds.values()):
-            metadata["bounds"] = {name: low for name, low in bounds.items() if low is not None}
+        if metadata is not None and bounded:
+            metadata["constraints"] = bounded
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, metadata: Any, *arguments: Any
@@ -280,8 +281,9 @@ class ConstrainedLayer(SequenceLayer):
         for name, constraint in self.constraints.items():
             loaded = state_dict.get(f"{prefix}raw_{name}")
             if is_decay(constraint) and isinstance(loaded, Tensor) and not loaded.is_meta:
-                saved = metadata.get("bounds", {}).get(name, UNSET)
-                self._load_bound(name, least(constraint) or 0.0, saved, loaded.detach())
+                saved = metadata.get("constraints", {}).get(name)
+                bound = UNSET if saved is None else named_bound(saved)
+                self._load_bound(name, least(constraint) or 0.0, bound, loaded.detach())
         super()._load_from_state_dict(state_dict, prefix, metadata, *arguments)
 
     def _load_bound(self, name: str, own: float, saved: float | Unset | None, raw: Tensor) -> None:

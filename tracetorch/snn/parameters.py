@@ -192,6 +192,12 @@ def least(constraint: Constraint) -> float | None:
     return constraint.value.low if isinstance(constraint.value, BoundedSigmoid) else None
 
 
+def named_bound(name: str) -> float | None:
+    """Return the bound of a decay whose constraint has this name; ``None`` for one without."""
+    low = name.partition(" from ")[2]
+    return float(low) if low else None
+
+
 def is_decay(constraint: Constraint) -> bool:
     """Whether a constraint is that of a decay, bounded or not."""
     return constraint == sigmoid or isinstance(constraint.value, BoundedSigmoid)

@@ -92,3 +92,46 @@ def test_sequences_whose_runs_begin_within_a_cache_line_do_not_bypass() -> None:
     assert aligned(512)
     assert not aligned(512, shift=1)
     assert not aligned(511)
+
+
+# narrow rows side by side with a rest, one row, rows of several tiles, neurons that are not last
+@pytest.mark.parametrize(
+    ("shape", "dim"),
+    [((5, 7, 3), -1), ((9, 70, 16), -1), ((4, 1, 1), -1), ((3, 3, 1040), -1), ((6, 5, 3, 4), 1)],
+)
+def test_one_value_for_all_is_read_as_so_many(
+    shape: tuple[int, ...], dim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradient of a sum, and a constant input, have no memory but one value."""
+    layer = cases.layer("SLIF", shape[dim if dim < 0 else dim + 1], dim=dim).to(torch.float32)
+    one = torch.tensor([9.0, 1.3])[1:]  # behind another in its memory
+    read: list[torch.Tensor] = []
+    original = cpu._sequence
+
+    def recorded(*args: Any) -> tuple[torch.Tensor, int, int]:
+        read.append(original(*args)[0])
+        return original(*args)
+
+    def run(x: torch.Tensor, grad: torch.Tensor) -> dict[str, torch.Tensor]:
+        layer.zero_grad()
+        x = x.detach().requires_grad_()
+        y = tt.unroll(layer, x, from_rest=True)
+        y.backward(grad)
+        assert y.any()
+        named = {name: p.grad for name, p in layer.named_parameters()}
+        return {"y": y.detach(), "x": x.grad, **named}
+
+    monkeypatch.setattr(cpu, "_sequence", recorded)
+    expected = run(torch.full(shape, 1.3), torch.full(shape, 1.3))
+    if one.expand(shape).is_contiguous():
+        read.clear()
+    assert not read
+    found = run(one.expand(shape), one.expand(shape))
+    assert len(read) == 3
+    layout = layout_of(
+        torch.empty(shape), layer.dim if layer.dim < 0 else layer.dim - len(shape) + 1
+    )
+    assert max(each.numel() for each in read) == cpu._grid(layout, grouped=True).columns
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name

@@ -209,6 +209,8 @@ def _flat(tensors: Iterable[Tensor], layout: Layout) -> list[Tensor]:
 
 def _sequence(tensor: Tensor, layout: Layout, grid: _Grid) -> tuple[Tensor, int, int]:
     """Return the flat memory of a sequence, and the strides of time and of the grid's rows."""
+    if not any(tensor.stride()):  # one value, as the gradient of a sum: a row stands for all
+        return tensor.as_strided((grid.columns,), (0,)).contiguous(), 0, 0
     flat, step, row = strided(tensor, layout)
     if grid.repeats > 1 and row != layout.neurons * layout.inner:
         # Rows of a grid are several rows of the layout: they must follow each other without gaps.
