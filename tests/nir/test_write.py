@@ -314,7 +314,7 @@ class Fatigue(snn.Neuron):
 
     @staticmethod
     def step(x: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
-        return x + mem, x
+        return torch.tanh(x + mem), x
 
 
 class Doubling(snn.LIF):
@@ -327,9 +327,9 @@ class Doubling(snn.LIF):
 REFUSED: tuple[tuple[nn.Module, tuple[int, ...], str], ...] = (
     (nn.Sequential(nn.Linear(3, 3), nn.ReLU()), (3,), "layer '1', ReLU.*no counterpart.*snn.LIF"),
     (nn.MaxPool2d(2), (1, 4, 4), "layer '0', MaxPool2d.*no counterpart in NIR. Use nn.AvgPool2d"),
-    (Fatigue(3), (3,), "layer '0', Fatigue.* has no counterpart in NIR"),
+    (Fatigue(3), (3,), r"layer '0', Fatigue.* computes tanh\(\) of x and 'mem'"),
     (Doubling(3), (3,), "layer '0', Doubling.* has no counterpart in NIR"),
-    (snn.Recurrent(Fatigue(3), nn.Linear(3, 3)), (3,), "neuron of layer '0', Rec.*no counterpart"),
+    (snn.Recurrent(Fatigue(3), nn.Linear(3, 3)), (3,), r"neuron of layer '0', Rec.*tanh\(\)"),
     (snn.Recurrent(snn.LIF(3), nn.ReLU()), (3,), "connection of layer '0', Rec.*no counterpart"),
     (snn.Recurrent(snn.LIF(3), snn.LIF(3)), (3,), "to itself by LIF; in NIR it must be nn.Linear"),
     (snn.Recurrent(snn.LIF(3), nn.Linear(3, 2)), (3,), "a connection that keeps .3., got .2."),

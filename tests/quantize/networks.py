@@ -119,6 +119,41 @@ def delayed_along_a_line() -> tuple[nn.Module, Tensor]:
     return widened(model, 2.0, whole=False), spikes(9, 2, 4, 11)
 
 
+def connected() -> tuple[nn.Module, Tensor]:
+    """Masks and signs: of a product with a batch norm, of feedback, of delays, of the readout."""
+    torch.manual_seed(4)
+    norm = nn.BatchNorm1d(8)
+    norm.running_mean, norm.running_var = torch.randn(8) / 9, torch.rand(8) + 0.5
+    model = nn.Sequential(
+        *(nn.Linear(6, 8), norm, snn.Recurrent(snn.LIF(8), nn.Linear(8, 8))),
+        *(snn.DelayedLinear(8, 8, max_delay=3), snn.SLIF(8), nn.Linear(8, 3), snn.Readout(3)),
+    )
+    return drawn_connections(widened(model, 2.0, whole=False)), spikes(14, 3, 6)
+
+
+def connected_channels() -> tuple[nn.Module, Tensor]:
+    """Masks and signs of convolutions, with delays and without."""
+    torch.manual_seed(5)
+    model = nn.Sequential(
+        *(nn.Conv1d(2, 4, 3, padding=1), snn.LIF(4, dim=-2)),
+        *(snn.DelayedConv1d(4, 4, 3, max_delay=2), snn.LIF(4, dim=-2)),
+        *(nn.Flatten(), nn.Linear(40, 2), snn.LIF(2)),
+    )
+    return drawn_connections(widened(model, 2.0, whole=False)), spikes(9, 2, 2, 12)
+
+
+def drawn_connections(model: nn.Module) -> nn.Module:
+    """Connect every product by half, its inputs excitatory or inhibitory."""
+    generator = torch.Generator().manual_seed(0)
+    products = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d))]
+    for product in products:
+        weight = product.weight
+        mask = torch.rand(weight.shape, generator=generator) < 0.5
+        signs = torch.where(torch.rand(weight.shape[1], generator=generator) < 0.7, 1, -1)
+        snn.connect(product, mask=mask, signs=signs)
+    return model
+
+
 def on_chip(version: str, seed: int) -> tuple[nn.Module, Tensor, dict[str, Any]]:
     """Return a network for a chip."""
     torch.manual_seed(seed)
@@ -148,6 +183,8 @@ CASES: dict[str, Callable[[], tuple[Any, ...]]] = {
     "along a line": along_a_line,
     "delayed": delayed,
     "delayed along a line": delayed_along_a_line,
+    "connected": connected,
+    "connected channels": connected_channels,
     **{
         f"{version} {seed}": (lambda version=version, seed=seed: on_chip(version, seed))  # type: ignore[misc]
         for version in CHIPS
@@ -158,6 +195,7 @@ CASES: dict[str, Callable[[], tuple[Any, ...]]] = {
 # For tests whose cost is a compilation for each network: the fast ones take some.
 _SLOW = {
     "along a line",
+    "connected channels",
     *(f"random {seed}" for seed in range(5, 24)),
     *(f"{version} {seed}" for version in CHIPS for seed in (1, 2)),
 }

@@ -375,6 +375,20 @@ def chain(*modules: nn.Module) -> nn.Sequential:
 
 
 SHARED = snn.LIF(2)
+
+
+def turned(weight: float) -> nn.Module:
+    norm = nn.BatchNorm1d(2)
+    nn.init.constant_(norm.weight, weight)
+    return chain(snn.connect(nn.Linear(2, 2), signs=torch.tensor([1, -1])), norm, snn.LIF(2))
+
+
+def twice_parametrized() -> nn.Module:
+    layer = snn.connect(nn.Linear(2, 2), signs=torch.tensor([1, -1]))
+    nn.utils.parametrize.register_parametrization(layer, "weight", nn.Identity())
+    return layer
+
+
 ERRORS: list[tuple[Any, type[Exception], str]] = [
     (lambda: ANY.prepare(LIF, [X]), TypeError, "sample must be a tensor of floats"),
     (lambda: ANY.prepare(LIF, X.long()), TypeError, "sample must be a tensor of floats"),
@@ -416,6 +430,10 @@ ERRORS: list[tuple[Any, type[Exception], str]] = [
      ValueError, r"1.connection \(Tanh\) must be a Linear or a convolution"),
     (lambda: ANY.prepare(chain(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))), X),
      ValueError, r"0 \(ParametrizedLinear\) is parametrized"),
+    (lambda: ANY.prepare(chain(twice_parametrized()), X), ValueError,
+     r"0 \(ParametrizedLinear\) is parametrized"),
+    (lambda: ANY.prepare(turned(-1.0), X), ValueError,
+     r"1 \(BatchNorm1d\) has a negative weight, which turns the signs around"),
     (lambda: ANY.prepare(nn.Dropout(), X), ValueError, "no Linear or convolution"),
     (lambda: ANY.convert(LIF), TypeError, "what tt.quantize.prepare returned, got Sequential"),
 ]  # fmt: skip

@@ -217,7 +217,7 @@ def _files(model: nn.Module, inputs: Inputs, integer: bool) -> tuple[dict[str, s
         source.stack_bytes,
         _operations(model, measured),
         _updates(model, measured),
-        memory_accesses(program.stages, counted, events),
+        memory_accesses(program.stages, counted, events, source.sparse),
         _ends(ranges),
         kinds,
         tuple(each.path for each in products.values() if each.source.array in events),

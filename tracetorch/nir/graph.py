@@ -71,9 +71,13 @@ class NodeGraph:
 
     def add_constant(self, value: Any, shape: Shape, source: str) -> str:
         """Add three nodes that give ``value`` at every step, whatever ``source`` gives."""
-        silence = self.add("silence", elementwise("Scale", shape, scale=0.0), source)
-        one = self.add("one", elementwise("Threshold", shape, threshold=-1.0), silence)
+        one = self.add_one(shape, source)
         return self.add("bias", elementwise("Scale", shape, scale=value), one)
+
+    def add_one(self, shape: Shape, source: str) -> str:
+        """Add two nodes that give one at every step, whatever ``source`` gives."""
+        silence = self.add("silence", elementwise("Scale", shape, scale=0.0), source)
+        return self.add("one", elementwise("Threshold", shape, threshold=-1.0), silence)
 
     def names(self, kind: str) -> list[str]:
         """Return the names of the nodes of a kind."""

@@ -1,4 +1,4 @@
-"""Write a ``LeakyIntegrator`` as NIR nodes: exactly, or in the compact form that peers read."""
+"""Write a neuron layer as NIR nodes: exactly, or in the compact form that peers read."""
 
 from __future__ import annotations
 
@@ -9,28 +9,52 @@ import torch
 
 from tracetorch.nir.graph import Node, NodeGraph, Shape, boundary, elementwise
 from tracetorch.nir.layer_values import describe, neuron_dim, read_values
+from tracetorch.nir.neuron_nodes import neuron_graph
 from tracetorch.nir.options import Array, Clock, WriteOptions
-from tracetorch.snn import LeakyIntegrator
+from tracetorch.nir.step_algebra import check_spikes
+from tracetorch.snn import LeakyIntegrator, Neuron
 
-_PROBE = (-1.0, -1e-3, 0.0, 1e-3, 1.0)
 _USE_EXACT = "Use mode='exact'."
 
 
 def layer_node(layer: LeakyIntegrator, shape: Shape, options: WriteOptions) -> Node | NodeGraph:
     """Convert ``layer`` for samples of ``shape``; raise where NIR has no nodes for it."""
-    _check_spikes(layer)
-    if any(bool(getattr(layer, f"initial_{name}", torch.zeros(())).any()) for name in layer.states):
-        raise ValueError("starts from states other than zero, which NIR has no place for.")
-    dim = neuron_dim(layer, shape)
-    if not -len(shape) <= dim < 0 or shape[dim] != layer.num_neurons:
-        needed = f"{layer.num_neurons} neurons at dim={layer.dim}, which must not be the batch's"
-        raise ValueError(f"gets samples of {list(shape)} behind the batch, and needs {needed}.")
+    for spike in filter(None, (layer.pos_spike, layer.neg_spike)):
+        check_spikes(spike, layer.raw_beta.device)
+    _check_start(layer)
+    _check_shape(layer, shape)
     values = read_values(layer, shape)
     if options.mode == "compact":
         return _compact(layer, values, shape, options)
     node = _exact(layer, values, shape, options.clock)
     describe(node, layer, shape, options.clock)
     return node
+
+
+def neuron_node(layer: Neuron, shape: Shape, options: WriteOptions) -> Node | NodeGraph:
+    """Convert a neuron of any ``step`` for samples of ``shape``; raise where NIR has no nodes."""
+    _check_shape(layer, shape)
+    node = neuron_graph(layer, shape, options.clock)
+    _check_start(layer)
+    if options.mode == "compact":
+        if isinstance(node, NodeGraph):
+            count = len(node.nodes) - 2
+            raise ValueError(f"is a graph of {count} nodes, which no peer reads. {_USE_EXACT}")
+        return node
+    describe(node, layer, shape, options.clock)
+    return node
+
+
+def _check_start(layer: Neuron) -> None:
+    if any(bool(getattr(layer, f"initial_{name}", torch.zeros(())).any()) for name in layer.states):
+        raise ValueError("starts from states other than zero, which NIR has no place for.")
+
+
+def _check_shape(layer: Neuron, shape: Shape) -> None:
+    dim = neuron_dim(layer, shape)
+    if not -len(shape) <= dim < 0 or shape[dim] != layer.num_neurons:
+        needed = f"{layer.num_neurons} neurons at dim={layer.dim}, which must not be the batch's"
+        raise ValueError(f"gets samples of {list(shape)} behind the batch, and needs {needed}.")
 
 
 def _exact(
@@ -152,14 +176,3 @@ def _compact(
         return elementwise(kind, shape, tau=tau(v["beta"]), **fields)
     fields |= {"tau_syn": tau(v["alpha"]), "w_in": gains["alpha"]}
     return elementwise(f"Cuba{kind}", shape, tau_mem=tau(v["beta"]), **fields)
-
-
-def _check_spikes(layer: LeakyIntegrator) -> None:
-    """Raise where a spike function is not ``u > 0``: NIR knows no other."""
-    probe = torch.tensor(_PROBE, dtype=torch.float64, device=layer.raw_beta.device)
-    for spike in filter(None, (layer.pos_spike, layer.neg_spike)):
-        with torch.no_grad():
-            fired = spike(probe)
-        if not torch.equal(fired.to(probe.dtype), (probe > 0).to(probe.dtype)):
-            problem = f"fires by {spike!r}, which gives {fired.tolist()} at {list(_PROBE)}"
-            raise ValueError(f"{problem}. NIR knows spikes of one above the threshold.")

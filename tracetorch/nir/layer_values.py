@@ -19,11 +19,11 @@ import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tracetorch import snn
+from tracetorch import neurons, snn
 from tracetorch.functional import softplus_inverse
 from tracetorch.nir.graph import LAYER, Node, NodeGraph, Shape
 from tracetorch.nir.options import Array, Clock
-from tracetorch.snn import LeakyIntegrator, SequenceLayer
+from tracetorch.snn import LeakyIntegrator, Neuron, SequenceLayer
 from tracetorch.snn.parameters import sigmoid, unbounded
 
 KEY = "tracetorch"  # under which the metadata of a node hold the description
@@ -97,43 +97,95 @@ def to_array(value: Tensor) -> NDArray[Any]:
     return np.array(value.detach().to("cpu", torch.float64 if double else torch.float32).numpy())
 
 
-def describe(node: Node | NodeGraph, layer: LeakyIntegrator, shape: Shape, clock: Clock) -> None:
-    """Write all that makes ``layer`` into the metadata of the node that it is exported as."""
+def describe(node: Node | NodeGraph, layer: Neuron, shape: Shape, clock: Clock) -> None:
+    """Write all that makes ``layer`` into the metadata of the node that it is exported as.
+
+    Not of a neuron that such a description does not make again, a class of the user's own say.
+    """
     description: dict[str, Any] = {
-        "layer": next(c.__name__ for c in type(layer).__mro__ if c.__name__ in snn.__all__),
         "num_neurons": layer.num_neurons,
         "dim": neuron_dim(layer, shape),
-        "averaging": " ".join(name for name in DECAYS if getattr(layer, f"{name}_ema")),
-        "reset": layer.reset,
     }
+    if isinstance(layer, LeakyIntegrator):
+        description |= {
+            "layer": next(c.__name__ for c in type(layer).__mro__ if c.__name__ in snn.__all__),
+            "averaging": " ".join(name for name in DECAYS if getattr(layer, f"{name}_ema")),
+            "reset": layer.reset,
+        }
+    elif type(layer) is getattr(neurons, type(layer).__name__, None):
+        numbers = {name: getattr(layer, name) for name in layer.options}
+        description |= {name: each for name, each in numbers.items() if type(each) in (int, float)}
+        description["layer"] = type(layer).__name__
+    else:
+        return
     for name in layer.raw_names:
         raw = getattr(layer, name).detach().to("cpu", torch.float64).numpy()
         # one value as a number: HDF5 compresses no array without axes
         description[name] = raw[()]
+    if not isinstance(layer, LeakyIntegrator):
+        again = _neuron(description, node, shape)
+        ndim = len(shape) + 1
+        given, made = (each.step_kwargs(ndim, torch.float64) for each in (layer, again))
+        if not all(torch.equal(given[name].cpu(), made[name]) for name in layer.constraints):
+            return
     node.metadata[KEY] = {**description, "digest": digest(node, description, clock)}
 
 
 def restored(node: Node | NodeGraph, clock: Clock) -> Node | None:
     """Return a node that holds the layer which ``node`` was exported from, if it is unchanged."""
     description = node.metadata.get(KEY)
-    membrane = node.nodes.get("mem") if isinstance(node, NodeGraph) else node
-    if not isinstance(description, dict) or not isinstance(membrane, Node):
+    if not isinstance(description, dict):
         return None
     try:
         if description["digest"] != digest(node, description, clock):
             return None
-        shape = membrane.arrays["tau"].shape
-        return Node(LAYER, membrane.arrays, {"shape": shape, "layer": _layer(description, shape)})
+        inside = node.nodes.values() if isinstance(node, NodeGraph) else [node]
+        arrays = next(part.arrays for part in inside if isinstance(part, Node) and part.arrays)
+        shape = next(iter(arrays.values())).shape
+        make = _neuron if description["layer"] in neurons.__all__ else _layer
+        return Node(LAYER, arrays, {"shape": shape, "layer": make(description, node, shape)})
     # Not a description that we write.
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+    except (
+        *(ArithmeticError, AttributeError, LookupError, RuntimeError),
+        *(StopIteration, TypeError, ValueError),
+    ):
         return None
 
 
-def _layer(description: dict[str, Any], shape: Shape) -> LeakyIntegrator:
+def _neuron(description: dict[str, Any], node: Node | NodeGraph, shape: Shape) -> Neuron:
+    """Return the neuron of ``tt.neurons`` that a description is of, bounded by its nodes."""
+    kind: type[Neuron] = getattr(neurons, description["layer"])
+    raw = _raw(description, shape)
+    given: dict[str, Any] = {
+        n.removeprefix("raw_"): torch.full(v.shape, 0.5) for n, v in raw.items()
+    }
+    for name, value in description.items():
+        if name in inspect.signature(kind).parameters and name not in ("num_neurons", "dim"):
+            if not isinstance(value, float) and value > len(getattr(node, "nodes", ())):
+                raise ValueError(f"{name} of {value} does not fit its nodes")
+            given[name] = value
+    layer = kind(description["num_neurons"], dim=description["dim"], **given)
+    layer.to(torch.float64).load_state_dict(raw)
+    return layer
+
+
+def _layer(description: dict[str, Any], node: Node | NodeGraph, shape: Shape) -> LeakyIntegrator:
     name, num_neurons, dim = (description[key] for key in ("layer", "num_neurons", "dim"))
     kind = getattr(snn, name) if name in snn.__all__ else None
     if not (isinstance(kind, type) and issubclass(kind, LeakyIntegrator)):
         raise TypeError(f"{name} is no layer")
+    raw = _raw(description, shape)
+    # Any legal values will do, for the raw ones are loaded over them.
+    values = {name.removeprefix("raw_"): np.full(value.shape, 0.5) for name, value in raw.items()}
+    averaging = description["averaging"].split()
+    layer = make_layer(kind, num_neurons, dim, values, averaging, description["reset"])
+    layer.load_state_dict(raw)
+    return layer
+
+
+def _raw(description: dict[str, Any], shape: Shape) -> dict[str, Tensor]:
+    """Return the raw parameters in a description that fits samples of ``shape``."""
+    num_neurons, dim = description["num_neurons"], description["dim"]
     raw = {
         name: torch.as_tensor(value, dtype=torch.float64)
         for name, value in description.items()
@@ -142,12 +194,7 @@ def _layer(description: dict[str, Any], shape: Shape) -> LeakyIntegrator:
     bounded = -len(shape) <= dim < 0 and shape[dim] == num_neurons
     if not bounded or any(value.isnan().any() for value in raw.values()):
         raise ValueError(f"{num_neurons} neurons at {dim} do not fit {shape}, or are no numbers")
-    # Any legal values will do, for the raw ones are loaded over them.
-    values = {name.removeprefix("raw_"): np.full(value.shape, 0.5) for name, value in raw.items()}
-    averaging = description["averaging"].split()
-    layer = make_layer(kind, num_neurons, dim, values, averaging, description["reset"])
-    layer.load_state_dict(raw)
-    return layer
+    return raw
 
 
 def digest(node: Node | NodeGraph, description: dict[str, Any], clock: Clock) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tracetorch.nir.graph import CONV, LINEAR, Node, NodeGraph, Shape, boundary, elementwise
-from tracetorch.nir.layer_nodes import layer_node
+from tracetorch.nir.layer_nodes import layer_node, neuron_node
 from tracetorch.nir.layer_values import neuron_dim, to_array
 from tracetorch.nir.model import NIRModel
 from tracetorch.nir.modules import Membrane, PerElement
@@ -26,6 +26,7 @@ from tracetorch.snn import (
     DelayedLinear,
     LeakyIntegrator,
     LockedDropout,
+    Neuron,
     Recurrent,
 )
 from tracetorch.snn.connectivity import plain_class
@@ -64,6 +65,11 @@ def node_of(module: nn.Module, shape: Shape, title: str, options: WriteOptions) 
         # the values of a connected layer are in the file, not what keeps them so
         if (kind := plain_class(module)) in _RULES:
             return _RULES[kind](module, shape, options)
+        if isinstance(module, Neuron) and type(module).forward is Neuron.forward:
+            if module.cell.runs_by_step:
+                problem = "has methods of its own that see each step, which no nodes compute"
+                raise ValueError(f"{problem}. What a neuron computes stands in its step.")
+            return neuron_node(module, shape, options)
         hint = _HINTS.get(type(module), "Replace it, or leave it out of what is exported.")
         raise ValueError(f"has no counterpart in NIR. {hint}")
     except ValueError as error:

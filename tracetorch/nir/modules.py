@@ -88,7 +88,7 @@ class Membrane(Neuron):
         if alpha is not None:
             x = syn = alpha * syn + (1 - alpha) * (w_in * x)
         if beta is None:
-            mem, rest = mem + dt * (r * x), v_reset
+            mem, rest = mem + dt * r * x, v_reset
         else:
             mem, rest = beta * mem + (1 - beta) * (r * x), v_leak
         if v_threshold is None:

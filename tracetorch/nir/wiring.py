@@ -48,9 +48,9 @@ def wire(graph: NodeGraph, clock: Clock) -> tuple[dict[str, Node], Wiring]:
     for kind, names, does in (("Input", inputs, "begin"), ("Output", outputs, "end")):
         if not names:
             raise ValueError(f"the graph has no {kind} node: where does it {does}?")
-    order, late = _walk(inputs, edges)
+    order, late = depth_first(inputs, edges)
     # Inputs that lead nowhere are arguments of the model still.
-    needed = {*_walk(outputs, [(end, start) for start, end in edges])[0], *inputs}
+    needed = {*depth_first(outputs, [(end, start) for start, end in edges])[0], *inputs}
     wiring = Wiring([name for name in order if name in needed], inputs, outputs)
     for start, end in edges:
         if end in needed:
@@ -59,7 +59,9 @@ def wire(graph: NodeGraph, clock: Clock) -> tuple[dict[str, Node], Wiring]:
         raise ValueError(f"node {name!r} is an Input, and an edge leads into it.")
     # What is left without the nodes that remember must have no cycles: they would be equations.
     instant = {name for name, node in nodes.items() if node.kind not in _BREAKS_CYCLES}
-    for start, end in _walk(list(nodes), [edge for edge in edges if instant.issuperset(edge)])[1]:
+    for start, end in depth_first(
+        list(nodes), [edge for edge in edges if instant.issuperset(edge)]
+    )[1]:
         raise ValueError(f"a cycle has no neuron in it: {start!r} leads back to {end!r} at once.")
     for name in sorted(needed.difference(order)):
         raise ValueError(f"node {name!r} gets nothing from any Input.")
@@ -115,7 +117,7 @@ def _flat(graph: NodeGraph, clock: Clock, prefix: str = "") -> tuple[dict[str, N
     return nodes, edges + [(leave[start], enter[end]) for start, end in graph.edges]
 
 
-def _walk(roots: list[str], edges: list[Edge]) -> tuple[list[str], set[Edge]]:
+def depth_first(roots: list[str], edges: list[Edge]) -> tuple[list[str], set[Edge]]:
     """Return what ``roots`` lead to, sources first, and the edges that close cycles."""
     following: defaultdict[str, list[str]] = defaultdict(list)
     first: dict[str, int] = {}

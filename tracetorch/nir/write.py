@@ -41,7 +41,9 @@ def to_nir(
     ``mode="exact"`` writes every neuron layer as LI, Threshold and Scale with edges that lead back
     one step later: subtractive reset, spikes of both signs and the recurrent trace too. A layer
     with ``reset="zero"`` is a LIF (with both thresholds it is refused: NIR has no such node), a
-    readout an LI. :func:`from_nir` gives the layers back.
+    readout an LI. Any other neuron, of ``tt.neurons`` or of your own, is written from its ``step``
+    if that is linear but for its spikes, and refused with the reason if not. :func:`from_nir` gives
+    the layers of this package back.
 
     ``mode="compact"`` writes nothing but LIF, CubaLIF, LI and CubaLI, in the form that
     SpikingJelly, snnTorch and Norse read. They all reset to zero. Thresholds that differ from

@@ -20,6 +20,7 @@ from tracetorch.quantize.prepared import Plan, Prepared, Recipe
 from tracetorch.quantize.scales import Feed, unit_and_shifts
 from tracetorch.quantize.stages import FloatProduct, Stage, channels_first, integer_form
 from tracetorch.quantize.target import IntegerNeuron, Target
+from tracetorch.snn.connectivity import RAW_WEIGHT, connectivity, raw_weight
 from tracetorch.snn.delay import Delay, SynapticDelays
 from tracetorch.snn.delay.base import DelayingLayer
 from tracetorch.snn.neuron import Neuron
@@ -137,8 +138,10 @@ class _Builder:
         inner, path = product_of(made, name)
         low, high = integers.limits(bits)
         form = LearnedIntegers(unbounded, channels_first(weight_factor, inner.weight), low, high)
-        parametrize_by(inner, "weight", weight, form)
-        self.learns(f"{path}.weight", f"{path}.weight")
+        rule = connectivity(feed.product)
+        learnable = raw_weight(feed.product).requires_grad
+        parametrize_by(inner, "weight", weight, form, rule, learnable)
+        self.learns(f"{path}.weight", f"{path}.{'weight' if rule is None else RAW_WEIGHT}")
         if inner.bias is not None and bias is not None:
             form = LearnedIntegers(unbounded, 1 / unit, -_BIAS, _BIAS)
             parametrize_by(inner, "bias", bias, form)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tracetorch.integers.delays import IntegerDelays
 from tracetorch.integers.products import Product
 from tracetorch.quantize.build import product_of
-from tracetorch.quantize.learned import original
+from tracetorch.quantize.learned import scaled_by
 from tracetorch.quantize.observe import neurons_of, observed
 from tracetorch.quantize.prepared import Plan, Prepared, integer_model
 from tracetorch.quantize.report import LayerReport, Report
@@ -95,8 +95,7 @@ def _report(prepared: Prepared, model: nn.Sequential, plan: Plan) -> Report:
             if spikes:
                 late = lag * len(layers)
                 off = _share_of_others(fired[late : late + steps], expected)
-        raw = prepared.get_parameter(original(f"{there}.weight"))
-        factor = prepared.get_buffer(f"{there}.parametrizations.weight.0.factor")
+        raw, factor = scaled_by(prepared.get_submodule(there), "weight")
         layers.append(
             LayerReport(
                 label,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tracetorch.cell import Constraint
 from tracetorch.integers.straight_through import straight_through
+from tracetorch.snn.connectivity import Connectivity
 
 
 class LearnedIntegers(nn.Module):
@@ -56,7 +60,14 @@ class LearnedIntegers(nn.Module):
         return f"{self.constraint.name}, {self.low:g} to {self.high:g}"
 
 
-def parametrize_by(module: nn.Module, name: str, raw: Tensor, form: LearnedIntegers) -> None:
+def parametrize_by(
+    module: nn.Module,
+    name: str,
+    raw: Tensor,
+    form: LearnedIntegers,
+    rule: Connectivity | None = None,
+    learnable: bool | None = None,
+) -> None:
     """Let a tensor of a module follow from a float that learns as it learned before.
 
     Args:
@@ -64,12 +75,28 @@ def parametrize_by(module: nn.Module, name: str, raw: Tensor, form: LearnedInteg
         name: of the tensor.
         raw: the float, copied.
         form: how the integers follow.
+        rule: mask and signs that the float is kept by before it is rounded, copied; ``None``: none.
+        learnable: whether the float learns; ``None``: if it has a gradient.
     """
     module._buffers.pop(name, None)
     module._parameters.pop(name, None)
-    learned = nn.Parameter(raw.detach().clone(), requires_grad=raw.requires_grad)
+    learnable = raw.requires_grad if learnable is None else learnable
+    learned = nn.Parameter(raw.detach().clone(), requires_grad=learnable)
     module.register_parameter(name, learned)
+    if rule is not None:
+        parametrize.register_parametrization(module, name, copy.deepcopy(rule), unsafe=True)
     parametrize.register_parametrization(module, name, form, unsafe=True)
+
+
+def scaled_by(module: nn.Module, name: str) -> tuple[Tensor, Tensor]:
+    """Return the floats that the integers of a tensor are rounded from, and their factor."""
+    lists = cast(nn.ModuleDict, module.parametrizations)
+    found = cast(parametrize.ParametrizationList, lists[name])
+    value: Tensor = found.original
+    *rules, form = found
+    for rule in rules:
+        value = rule(value)
+    return value, cast(LearnedIntegers, form).factor
 
 
 def original(path: str) -> str:

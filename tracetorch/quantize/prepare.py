@@ -47,7 +47,8 @@ def prepare(
     Args:
         model: a chain of modules, in whatever containers, whose ``forward`` computes nothing
             besides: ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d``, ``snn.DelayedLinear``,
-            ``snn.DelayedConv1d``, a batch norm behind one of them (folded, as it is in evaluation),
+            ``snn.DelayedConv1d``, also with the mask and signs of ``snn.connect``, which the
+            integers keep, a batch norm behind one of them (folded, as it is in evaluation),
             ``AvgPool`` and ``MaxPool`` of one and two dimensions, ``nn.Flatten``, ``snn.Delay``,
             the twelve layers, and ``snn.Recurrent`` of one of them and a product. Delays are
             rounded to whole steps, straight through, and learn on. Dropout is left out. A readout

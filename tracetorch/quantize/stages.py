@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tracetorch.core.walk import join_path
 from tracetorch.integers.border import SumPool1d, SumPool2d
 from tracetorch.quantize.chain import Chain, Shapes, check_plain, label
-from tracetorch.snn.connectivity import connectivity
+from tracetorch.snn.connectivity import connectivity, plain_class, write_weight
 from tracetorch.snn.delay import Delay, DelayedConv1d, DelayedLinear, SynapticDelays
 from tracetorch.snn.delay.base import DelayingLayer
 from tracetorch.snn.dropout import LockedDropout
@@ -87,14 +87,10 @@ def stages_of(chain: Chain, shapes: Shapes) -> tuple[list[Stage], Chain]:
     is_open = False  # a product has no neurons yet
     _check_untied(chain)
     for index, (path, module) in enumerate(chain):
-        kind: type[nn.Module] = type(module)
+        kind = plain_class(module)
         if kind in _NOTHING:
             continue
-        if "parametrizations" in module._modules:
-            raise ValueError(
-                f"{label(path, module)} is parametrized. Make its parameters plain ones first, by "
-                f"{_way_out(module)}."
-            )
+        _check_parameters(path, module)
         if kind in _PRODUCTS:
             if is_open or (stages and stages[-1].is_readout):
                 raise ValueError(
@@ -106,7 +102,7 @@ def stages_of(chain: Chain, shapes: Shapes) -> tuple[list[Stage], Chain]:
             waiting, is_open = [], True
         elif kind in (nn.BatchNorm1d, nn.BatchNorm2d):
             before = chain[index - 1][1] if index else None
-            if not is_open or type(before) not in _PRODUCTS:
+            if before is None or not is_open or plain_class(before) not in _PRODUCTS:
                 raise ValueError(
                     f"{label(path, module)} is folded into the product right before it, and there "
                     "is none. Move it there."
@@ -166,11 +162,15 @@ def _overlap(x: Tensor, y: Tensor) -> bool:
     return bool(theirs.any())
 
 
-def _way_out(module: nn.Module) -> str:
-    """Return what makes the parameters of a parametrized module plain ones."""
-    if connectivity(module) is not None:
-        return "tt.snn.disconnect"
-    return "torch.nn.utils.parametrize.remove_parametrizations"
+def _check_parameters(path: str, module: nn.Module) -> None:
+    """Raise where parameters follow from others by more than the mask and signs of a product."""
+    if "parametrizations" not in module._modules:
+        return
+    if connectivity(module) is None or plain_class(module) not in _PRODUCTS:
+        raise ValueError(
+            f"{label(path, module)} is parametrized. Make its parameters plain ones first, by "
+            "torch.nn.utils.parametrize.remove_parametrizations."
+        )
 
 
 def _product(path: str, module: nn.Module) -> tuple[FloatProduct, SynapticDelays | None]:
@@ -178,12 +178,7 @@ def _product(path: str, module: nn.Module) -> tuple[FloatProduct, SynapticDelays
     if isinstance(module, SynapticDelays):
         _check_delays(path, module)
         (name,) = module._modules
-        inner = join_path(path, name)
-        if "parametrizations" in module.product._modules:
-            raise ValueError(
-                f"{label(inner, module.product)} is parametrized. Make its weight a plain one "
-                f"first, by {_way_out(module.product)}."
-            )
+        _check_parameters(join_path(path, name), module.product)
         copied = copy.deepcopy(module)
         copied.zero_states()
         return copied.product, copied
@@ -205,7 +200,7 @@ def _check_delays(path: str, module: DelayingLayer) -> None:
 
 def _outputs_dim(product: FloatProduct) -> int:
     """Return the dimension of a product's outputs, from the end."""
-    return {nn.Linear: -1, nn.Conv1d: -2, nn.Conv2d: -3}[type(product)]
+    return {nn.Linear: -1, nn.Conv1d: -2, nn.Conv2d: -3}[plain_class(product)]
 
 
 def _aligned(stage: Stage, shapes: Shapes) -> bool:
@@ -241,10 +236,16 @@ def _fold(path: str, norm: nn.BatchNorm1d | nn.BatchNorm2d, product: FloatProduc
     if norm.affine:
         weight, bias = norm.weight.double(), norm.bias.double()
         scale, shift = scale * weight, shift * weight + bias
+    rule = connectivity(product)
+    if rule is not None and rule.signs is not None and bool((scale < 0).any()):
+        raise ValueError(
+            f"{label(path, norm)} has a negative weight, which turns the signs around that the "
+            "product before it was given (tt.snn.connect). Make it positive, or leave signs out."
+        )
     if product.bias is not None:
         shift = shift + product.bias.double() * scale
-    values = product.weight
-    values.copy_(values.double() * channels_first(scale, values))
+    values = product.weight.detach()
+    write_weight(product, values.double() * channels_first(scale, values))
     product.bias = nn.Parameter(shift.to(values.dtype))
 
 
@@ -257,7 +258,7 @@ def _neuron(
         if type(module) is not Recurrent:
             raise ValueError(f"{label(path, module)} is no snn.Recurrent itself: no integer form.")
         check_plain(f"{path}.connection", module.connection)
-        if type(module.connection) not in _PRODUCTS:
+        if plain_class(module.connection) not in _PRODUCTS:
             raise ValueError(
                 f"{label(f'{path}.connection', module.connection)} must be a Linear or a "
                 "convolution to be quantised."

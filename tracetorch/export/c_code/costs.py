@@ -69,7 +69,10 @@ def mean_events(
 
 
 def memory_accesses(
-    stages: Sequence[Stage], events: Mapping[str, Tensor], by_event: Collection[Array]
+    stages: Sequence[Stage],
+    events: Mapping[str, Tensor],
+    by_event: Collection[Array],
+    sparse: Collection[str] = (),
 ) -> float:
     """Return how many values a step reads from and writes to arrays.
 
@@ -77,6 +80,7 @@ def memory_accesses(
         stages: of the step.
         events: how often each place of a product's source is not zero.
         by_event: arrays whose zeros are skipped.
+        sparse: nodes of the products whose weights of zero are not stored.
     """
     total = 0.0
     for stage in stages:
@@ -90,7 +94,15 @@ def memory_accesses(
             total += stage.source.size + stage.target.size
         else:
             start = stage.target.size * (1 if stage.bias is None else 2)
-            if stage.source.array in by_event:
+            if stage.node in sparse:
+                # beside each weight the place that it belongs to
+                weights = (stage.weight != 0).flatten(1).sum(0).double()
+                if stage.source.array in by_event:
+                    reached = float((events[stage.node] * weights).sum())
+                    total += start + stage.source.size + 4 * reached
+                else:
+                    total += start + 3 * float(weights.sum())
+            elif stage.source.array in by_event:
                 # a weight is read, and a sum read and written
                 reached = float((events[stage.node] * fan_out(stage)).sum())
                 total += start + stage.source.size + 3 * reached

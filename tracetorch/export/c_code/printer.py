@@ -334,7 +334,7 @@ class StagePrinter(CPrinter):
     def _sum(self, stage: Sum) -> None:
         kept = len(stage.source.shape) - stage.dims
         indices = [f"i{d}" for d in range(len(stage.source.shape))]
-        kind = _accumulator(self.names.types[stage.target.array])
+        kind = accumulator(self.names.types[stage.target.array])
         with self.loops(stage.source.shape[:kept], indices[:kept]):
             self.variable(kind, "sum", self.zero(kind))
             with self.loops(stage.source.shape[kept:], indices[kept:]):
@@ -348,7 +348,7 @@ class StagePrinter(CPrinter):
             self.line(f"{target} = {total};")
 
     def _pool(self, stage: Pool) -> None:
-        kind = _accumulator(self.names.types[stage.target.array])
+        kind = accumulator(self.names.types[stage.target.array])
         _, height, width = stage.source.shape
         with self.loops(stage.target.shape, ["c", "p", "q"]):
             indices = [
@@ -435,7 +435,7 @@ class ProductPrinter(StagePrinter):
 
     def _types(self) -> tuple[str, str, str, str]:
         kind = self.names.types[self.product_stage.target.array]
-        wide = _accumulator(kind)
+        wide = accumulator(kind)
         # a product of two integers is as wide as their sum
         cast = "(int64_t)" if wide == "int64_t" else ""
         narrow = f"({kind})" if kind in ("int8_t", "int16_t", "int32_t") else ""
@@ -451,7 +451,7 @@ class ProductPrinter(StagePrinter):
         stage = self.product_stage
         _, wide, cast, narrow = self._types()
         # as wide as the source: a sum may be narrower, and is wider where weights are large
-        value_type = _accumulator(self.names.types[stage.source.array])
+        value_type = accumulator(self.names.types[stage.source.array])
         if wide == "float":
             value_type = "float"
         outputs, (height, width) = stage.target.shape[0], stage.target.shape[1:]
@@ -574,7 +574,8 @@ def _factor(text: str) -> str:
     return text if text.isalnum() else f"({text})"
 
 
-def _accumulator(kind: str) -> str:
+def accumulator(kind: str) -> str:
+    """Return the type in which sums of values of a kind are made."""
     return kind if kind in ("float", "int64_t") else "int32_t"
 
 

@@ -25,6 +25,13 @@ from tracetorch.export.c_code.printer import (
     pool_name,
     views_of,
 )
+from tracetorch.export.c_code.sparse import (
+    SparsePrinter,
+    bits_of,
+    fits_nibble,
+    sparse_weights,
+    unsigned_bits,
+)
 from tracetorch.export.c_code.stages import (
     Array,
     Copy,
@@ -71,11 +78,13 @@ class Source:
         text: it.
         table_bytes: size of its constant tables.
         stack_bytes: bound of what ``tt_step`` takes from the stack.
+        sparse: nodes of the products whose weights of zero are not stored.
     """
 
     text: str
     table_bytes: int
     stack_bytes: int
+    sparse: frozenset[str]
 
 
 def names_of(program: StepProgram, words: Words, widths: Widths | None = None) -> Names:
@@ -95,8 +104,7 @@ def names_of(program: StepProgram, words: Words, widths: Widths | None = None) -
         for view in (*reads_of(stage), *writes_of(stage)):
             types[view.array] = _type_of(view.array, widths)
         if isinstance(stage, Copy) and stage.places is not None:
-            bits = next(b for b in (8, 16, 32) if stage.source.array.size <= 2**b)
-            types[stage.places] = f"uint{bits}_t"
+            types[stage.places] = f"uint{unsigned_bits(stage.source.array.size - 1)}_t"
     for array in fields:
         types[array] = _type_of(array, widths)
     memory = work_memory(program.stages, types)
@@ -128,12 +136,16 @@ def model_source(
     functions: list[str] = []
     calls: list[str] = []
     deepest = 0
+    sparse: set[str] = set()
     inputs, outputs = ports
     arguments = {"s": "tt_stream *restrict s"}
     arguments |= {port.name: f"const {port.kind} *restrict {port.name}" for port in inputs}
     arguments |= {port.name: f"{port.kind} *restrict {port.name}" for port in outputs}
     for number, stage in enumerate(program.stages):
-        body = stage_printer(stage, names, events, widths, program.double).text()
+        printer = stage_printer(stage, names, events, widths, program.double)
+        if isinstance(printer, SparsePrinter):
+            sparse.add(printer.product_stage.node)
+        body = printer.text()
         used = [name for name in arguments if contains_word(body, name)]
         parameters = ", ".join(arguments[name] for name in used)
         kind = type(stage).__name__.lower()
@@ -194,7 +206,7 @@ def model_source(
     ]
     # tt_step, one stage, and the reader of packed weights
     stack = 3 * _FRAME + _SCALAR * (deepest + len(inputs) + len(outputs))
-    return Source("\n".join(lines) + "\n", size, stack)
+    return Source("\n".join(lines) + "\n", size, stack, frozenset(sparse))
 
 
 def _zero(kind: str) -> str:
@@ -246,11 +258,18 @@ def stage_printer(
     if isinstance(stage, Product):
         by_event = stage.source.array in events
         weight, bias = product_tables(stage, by_event)
-        for each in (weight, bias):
-            if each is not None:
-                _type_table(each, names, widths)
-        if widths is not None and not bool(((weight.held < -8) | (weight.held > 7)).any()):
+        sparse = sparse_weights(stage, by_event) if widths is not None else None
+        if sparse is not None:
+            weight = sparse.values
+            for each in (sparse.places, sparse.starts):
+                names.types[each] = f"uint{unsigned_bits(int(each.held.max()))}_t"
+        for table in (weight, bias):
+            if table is not None:
+                _type_table(table, names, widths)
+        if widths is not None and fits_nibble(weight.held):
             names.packed.add(weight)
+        if sparse is not None:
+            return SparsePrinter(names, stage, sparse, bias, by_event)
         return ProductPrinter(names, stage, weight, bias, by_event)
     dtype = Dtype.FLOAT32 if widths is None else Dtype.INT32
     return StagePrinter(Kernel("", "", dtype, (), (), ()), target, names, stage, {})
@@ -277,9 +296,7 @@ def _type_table(array: Array, names: Names, widths: Widths | None) -> None:
     if widths is None:
         names.types[array] = "float"
         return
-    low, high = int(array.held.min()), int(array.held.max())
-    bits = next(b for b in (8, 16, 32, 64) if -(2 ** (b - 1)) <= low and high < 2 ** (b - 1))
-    names.types[array] = f"int{bits}_t"
+    names.types[array] = f"int{bits_of(array.held)}_t"
 
 
 def struct_bytes(members: Sequence[tuple[str, int]]) -> int:

@@ -1,0 +1,321 @@
+"""Neurons of the literature, and a user's own, as nodes of NIR: exactly, or refused by name."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import nir
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests import cases
+from tests.nir.cases import DT, double, run, simulated, through_file, unsigned
+from tests.nir.test_layer_values import forge
+from tracetorch import neurons, snn
+from tracetorch.models import IF
+from tracetorch.nir.wiring import depth_first
+
+EXACT = ("ALIF", "AlphaLIF", "MultiLevelLIF", "TCLIF")
+REFUSED = {
+    "AdLIF": "reads 'mem' behind a reset to zero, a product with a spike; in NIR a LIF resets so",
+    "SEAdLIF": "reads .*'mem'.* behind a reset to zero, a product with a spike",
+    "RefractoryLIF": "compares 'countdown' other than by its spike function",
+    "EIF": r"computes clamp\(\) of 'v'; in NIR values are added, scaled by constants",
+    "QIF": "multiplies 'v' by 'v'; in NIR a value is scaled by constants alone",
+    "AdEx": r"computes clamp\(\) of 'v'",
+    "Izhikevich": "multiplies 'v' by 'v'",
+    "RF": "reads 'real' behind a reset to zero, a product with a spike",
+    "BRF": "multiplies 'q' by 'real'",
+    "GLIF": "multiplies 'mem' by 'prev_output'",
+    "SigmaDelta": r"computes relu\(\) of 'sigma' and x",
+}
+
+
+def states(layer: Any) -> dict[str, Tensor]:
+    return {name: getattr(layer, name) for name in layer.active_states}
+
+
+def stepped(model: nn.Module, x: Tensor) -> Tensor:
+    """From rest, by the eager step, leaving the last states."""
+    tt.zero_states(model)
+    with torch.no_grad(), tt.fuse.backend("eager"):
+        return torch.stack([model(step) for step in x.unbind()])
+
+
+def test_every_neuron_is_written_or_refused() -> None:
+    assert {*EXACT} | REFUSED.keys() == set(neurons.__all__)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", EXACT)
+def test_a_neuron_comes_back(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Bit for bit, in output and states."""
+    torch.manual_seed(0)
+    first = cases.layer(name, 8)
+    net = nn.Sequential(nn.Linear(6, 8), first).to(dtype)
+    x = 2 * cases.sequence(120, 3, 6, dtype=dtype)
+    again: Any = through_file(net, (6,), tmp_path / "net.nir")
+    back = again.nodes["1"]
+    assert type(back) is type(first)
+    assert all(torch.equal(getattr(back, n), getattr(first, n)) for n in first.constraints)
+    y, z = stepped(net, x), stepped(again, x)
+    assert torch.equal(y, z)
+    assert y.any()
+    found = states(back)
+    assert all(torch.equal(value, found[n]) for n, value in states(first).items())
+    assert torch.equal(run(again, x, "layer"), run(net, x, "layer"))
+
+
+@pytest.mark.parametrize(("dim", "shape"), [(-1, (4,)), (-3, (4, 2, 3)), (2, (3, 4, 1))])
+@pytest.mark.parametrize("name", EXACT)
+def test_the_nodes_compute_the_neuron(name: str, dim: int, shape: tuple[int, ...]) -> None:
+    """Without our metadata: by the paper's equations, and by our own general graph."""
+    net = double(cases.layer(name, 4, dim=dim))
+    bare = unsigned(tt.nir.to_nir(net, shape))
+    x = cases.NEURONS[name] * cases.sequence(60, 1, *shape)
+    y = run(net, x)
+    assert y.any()
+    for z in (simulated(bare, x), run(tt.nir.from_nir(bare, dt=DT), x)):
+        torch.testing.assert_close(z, y, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("discretization", ["euler", "exponential"])
+def test_the_nodes_hold_what_the_states_are_before_a_spike(discretization: Any) -> None:
+    net: Any = double(cases.layer("ALIF", 4))
+    bare = unsigned(tt.nir.to_nir(net, (4,), discretization=discretization))
+    again: Any = tt.nir.from_nir(bare, dt=DT, discretization=discretization)
+    x = cases.sequence(60, 2, 4)
+    y, z = stepped(net, x), stepped(again, x)
+    assert torch.equal(y, z)
+    mem, adaptation = (again.nodes[f"0_{name}"].mem for name in ("mem", "adaptation"))
+    threshold = net.pos_threshold
+    torch.testing.assert_close(mem - z[-1] * threshold, net.mem, rtol=0, atol=1e-12)
+    torch.testing.assert_close(adaptation, net.adaptation, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_neuron_is_refused_by_name(name: str) -> None:
+    layer = getattr(neurons, name)(3)
+    with pytest.raises(ValueError, match=rf"layer '1', {re.escape(repr(layer))}, {REFUSED[name]}"):
+        tt.nir.to_nir(nn.Sequential(nn.Linear(3, 3), layer), (3,))
+
+
+@pytest.mark.parametrize("kind", [neurons.AdLIF, neurons.SEAdLIF])
+def test_adaptation_by_spikes_alone_has_nodes(kind: Any) -> None:
+    """A current that does not follow the membrane needs no look at it."""
+    net = double(kind(4, a=0.0, b=torch.tensor([0.5, 1.0, 1.5, 2.0])))
+    graph = tt.nir.to_nir(net, (4,))
+    inner = graph.nodes["0"].nodes
+    assert isinstance(inner["mem"], nir.LIF)
+    x = 10 * cases.sequence(200, 2, 4)
+    y = run(net, x)
+    assert 0.05 < y.mean() < 0.6
+    assert torch.equal(run(tt.nir.from_nir(graph, dt=DT), x), y)
+    assert torch.equal(simulated(unsigned(graph), x), y)
+    assert type(tt.nir.from_nir(graph, dt=DT).nodes["0"]) is kind  # type: ignore[index]
+
+
+@pytest.mark.parametrize("dt", [1e-4, 1e-3, 3e-4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("mode", ["exact", "compact"])
+def test_integrate_and_fire_is_one_node(mode: Any, dtype: torch.dtype, dt: float) -> None:
+    net = IF(4, pos_threshold=1.3).to(dtype)
+    graph = tt.nir.to_nir(net, (4,), mode=mode, dt=dt)
+    node = graph.nodes["0"]
+    assert isinstance(node, nir.IF)
+    assert (node.v_reset == 0).all()
+    again: Any = tt.nir.from_nir(graph, dt=dt)
+    x = cases.sequence(200, 3, 4, dtype=dtype)
+    y, z = stepped(net, x), stepped(again, x)
+    assert torch.equal(y, z)
+    assert torch.equal(again.nodes["0"].mem, net.mem)
+    assert y.any()
+    if dtype is torch.float64:
+        assert torch.equal(simulated(graph, x, dt=dt), y)
+
+
+def test_a_graph_of_nodes_is_not_compact() -> None:
+    with pytest.raises(ValueError, match=r"ALIF\(3\), is a graph of .* nodes, .* mode='exact'"):
+        tt.nir.to_nir(neurons.ALIF(3), (3,), mode="compact")
+
+
+# A user's own
+
+
+class Own(snn.Neuron):
+    """The adaptive neuron of the documentation, with a drive and a reset to a value."""
+
+    states = ("mem", "fatigue")
+
+    def __init__(self, num_neurons: int, dim: int = -1) -> None:
+        super().__init__(num_neurons, dim)
+        self.decay("beta", 0.9)
+        self.threshold("base", 1.0)
+        self.option("drive", 0.05)
+
+    @staticmethod
+    def step(x, mem, fatigue, *, beta, base, spike, drive):
+        u = beta * mem + (x - fatigue) / 2 + drive
+        fired = spike(u - base)
+        return fired, u - u * fired - 0.25 * fired, 0.95 * fatigue + 0.1 * fired
+
+
+class Swapped(snn.Neuron):
+    """States that change places, and an output two steps old."""
+
+    states = ("first", "second")
+
+    def __init__(self, num_neurons: int) -> None:
+        super().__init__(num_neurons)
+        self.weight("gain", 0.5)
+
+    @staticmethod
+    def step(x, first, second, *, gain):
+        return first.clone(), second + 0.25, gain * x
+
+
+class Recomputed(snn.Neuron):
+    """A membrane that is computed twice, and a spike of the step before in a threshold."""
+
+    states = ("mem", "before")
+
+    def __init__(self, num_neurons: int) -> None:
+        super().__init__(num_neurons)
+        self.decay("beta", 0.8)
+        self.threshold("base", 1.0)
+
+    @staticmethod
+    def step(x, mem, before, *, beta, base, spike):
+        fired = spike(beta * mem + x - base - 0.3 * before)
+        return fired + 0.5 * before, beta * mem + x - base * fired, fired
+
+
+class Twin(snn.Neuron):
+    """Two membranes beside each other, both reset by the one spike that they make."""
+
+    states = ("left", "right")
+
+    def __init__(self, num_neurons: int) -> None:
+        super().__init__(num_neurons)
+        self.decay("beta", 0.8)
+        self.threshold("base", 1.0)
+
+    @staticmethod
+    def step(x, left, right, *, beta, base, spike):
+        left, right = beta * left + x, 0.5 * right + x
+        fired = spike(left + right - base)
+        return fired, left - base * fired, right - base * fired
+
+
+class Substeps(snn.Neuron):
+    """A linear membrane in thirty parts, each used twice: its expansion is linear, too."""
+
+    states = ("mem", "slow")
+
+    @staticmethod
+    def step(x, mem, slow):
+        for _ in range(30):
+            change = 0.01 * (x - mem)
+            mem, slow = mem + change - 0.01 * slow, slow + 0.01 * mem - 0.005 * slow
+        return mem, mem, slow
+
+
+@pytest.mark.parametrize("kind", [Own, Swapped, Recomputed, Substeps])
+def test_a_neuron_of_ones_own_has_nodes(kind: Any) -> None:
+    net = double(kind(3))
+    graph = tt.nir.to_nir(nn.Sequential(net), (3,))
+    x = cases.sequence(80, 2, 3)
+    y = run(net, x)
+    assert y.any()
+    for z in (simulated(graph, x), run(tt.nir.from_nir(graph, dt=DT), x)):
+        torch.testing.assert_close(z, y, rtol=0, atol=1e-11)
+
+
+def test_in_a_recurrent_and_read_and_written_again(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = double(snn.Recurrent(cases.layer("ALIF", 4), nn.Linear(4, 4)))
+    graph = tt.nir.to_nir(net, (4,))
+    x = cases.sequence(60, 2, 4)
+    y = run(net, x)
+    assert torch.equal(run(tt.nir.from_nir(graph, dt=DT), x), y)
+    bare = tt.nir.from_nir(unsigned(graph), dt=DT)
+    for model in (bare, through_file(bare, (4,), tmp_path / "again.nir")):
+        assert torch.equal(run(model, x), y)
+
+
+def made_of(step: Any) -> snn.Neuron:
+    """Return a neuron with a step."""
+    kind = type("Bad", (snn.Neuron,), {"states": ("mem",), "step": staticmethod(step)})
+    layer: snn.Neuron = kind(3)
+    return layer
+
+
+def growing(x: Any, mem: Any) -> Any:
+    mem = 1.5 * mem + x
+    return mem, mem
+
+
+def branching(x: Any, mem: Any) -> Any:
+    return x, mem if mem else x
+
+
+def stacked(x: Any, mem: Any) -> Any:
+    return torch.stack([x, mem]).sum(0), mem
+
+
+def indexed(x: Any, mem: Any) -> Any:
+    return x, mem[..., :1] + x
+
+
+def inverse(x: Any, mem: Any) -> Any:
+    return 1 / x, mem
+
+
+@pytest.mark.parametrize(
+    ("layer", "why"),
+    [
+        (Twin(3), "has states that lead to each other in more than one cycle"),
+        (made_of(growing), r"keeps 1\.5 times 'mem' in a step; a node of NIR keeps a part of its"),
+        (made_of(branching), "compares 'mem' other than by its spike function"),
+        (made_of(stacked), r"computes stack\(\) of x and 'mem'"),
+        (made_of(indexed), "has a step that no symbols can follow: .*subscriptable"),
+        (made_of(inverse), "divides by x; in NIR a value is scaled by constants alone"),
+    ],
+)
+def test_what_no_nodes_compute(layer: Any, why: str) -> None:
+    with pytest.raises(ValueError, match=rf"layer '0', {type(layer).__name__}.* {why}"):
+        tt.nir.to_nir(nn.Sequential(layer), (3,))
+
+
+def test_a_start_from_another_value_and_other_spikes_are_refused() -> None:
+    layer = Own(3)
+    layer.register_buffer("initial_mem", torch.ones(3))
+    with pytest.raises(ValueError, match=r"starts from states other than zero"):
+        tt.nir.to_nir(layer, (3,))
+    soft = neurons.ALIF(3, surrogate_derivative=torch.sigmoid)
+    with pytest.raises(ValueError, match=r"ALIF.*NIR knows spikes of one above the threshold"):
+        tt.nir.to_nir(soft, (3,))
+    with pytest.raises(ValueError, match=r"needs 3 neurons at dim=-1"):
+        tt.nir.to_nir(neurons.ALIF(3), (4,))
+
+
+@pytest.mark.parametrize(("key", "value"), [("levels", 10**9), ("levels", 0), ("num_neurons", 7)])
+def test_a_forged_description_of_a_neuron_is_bounded(key: str, value: Any) -> None:
+    graph = tt.nir.to_nir(double(cases.layer("MultiLevelLIF", 3)), (3,))
+    graph.nodes["0"].metadata["tracetorch"][key] = value
+    forge(graph)
+    assert len(tt.nir.from_nir(graph, dt=DT).nodes) > 5  # type: ignore[arg-type]
+
+
+def test_the_edges_that_are_late_are_those_that_close_cycles() -> None:
+    found = tt.nir.to_nir(neurons.TCLIF(2), (2,)).nodes["0"]
+    late = depth_first(["input"], found.edges)[1]
+    ends = {end for _, end in late}
+    assert ends == {"dendrite", "soma"}
+    assert len(late) == 3
+    assert np.allclose(found.nodes["dendrite"].r * DT, 1)

@@ -1,0 +1,144 @@
+"""Print a product of integers most of whose weights are zero: those that are not, and where.
+
+A layer with a delay for each synapse is a product with the inputs of all steps that it keeps, in
+which every synapse has one weight that is not zero; a masked layer has few connections. In floats
+such a product is dense: an infinite input times a weight of zero is NaN, in PyTorch too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tracetorch.export.c_code.printer import Names, ProductPrinter, accumulator, address
+from tracetorch.export.c_code.stages import Array, Product, Role
+
+
+@dataclass(frozen=True)
+class SparseWeights:
+    """Weights row by row, without zeros: a row for each input where events drive it, else output.
+
+    Args:
+        values: the weights.
+        places: the column of each.
+        starts: where each row begins, and the last one ends.
+    """
+
+    values: Array
+    places: Array
+    starts: Array
+
+
+def sparse_weights(stage: Product, by_event: bool) -> SparseWeights | None:
+    """Return the weights of a linear product of integers without zeros, if they are smaller so."""
+    places = (*stage.source.shape[1:], *stage.target.shape[1:], *stage.weight.shape[2:])
+    if stage.groups != 1 or any(size != 1 for size in places) or any(stage.padding):
+        return None
+    matrix = stage.weight[:, :, 0, 0].t() if by_event else stage.weight[:, :, 0, 0]
+    matrix = matrix.contiguous()
+    row, column = matrix.nonzero(as_tuple=True)
+    counts = torch.bincount(row, minlength=len(matrix))
+    starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    found = SparseWeights(*map(_table, (matrix[row, column], column.double(), starts.double())))
+    if not found.values.size:
+        return None
+    width = 0.5 if fits_nibble(matrix) else bits_of(matrix) / 8
+    size = width * found.values.size
+    size += sum(
+        unsigned_bits(int(each.held.max())) / 8 * each.size for each in (found.places, found.starts)
+    )
+    return found if size < width * matrix.numel() else None
+
+
+def fits_nibble(values: Tensor) -> bool:
+    """Whether integers fit four bits."""
+    return not bool(((values < -8) | (values > 7)).any())
+
+
+def bits_of(values: Tensor) -> int:
+    """Return the width of the narrowest signed type that holds integers."""
+    low, high = int(values.min()), int(values.max())
+    return next(b for b in (8, 16, 32, 64) if -(2 ** (b - 1)) <= low and high < 2 ** (b - 1))
+
+
+def unsigned_bits(largest: int) -> int:
+    """Return the width of the narrowest unsigned type that holds a number."""
+    return next(bits for bits in (8, 16, 32) if largest < 2**bits)
+
+
+def _table(values: Tensor) -> Array:
+    return Array(Role.TABLE, "sparse", values.numel(), False, values.detach().clone())
+
+
+class SparsePrinter(ProductPrinter):
+    """Print a product by the weights that are not zero.
+
+    Args:
+        names: of arrays.
+        stage: the product.
+        weights: its weights.
+        bias: its bias, or ``None``.
+        events: whether zeros of the source are skipped.
+    """
+
+    def __init__(
+        self,
+        names: Names,
+        stage: Product,
+        weights: SparseWeights,
+        bias: Array | None,
+        events: bool,
+    ) -> None:
+        super().__init__(names, stage, weights.values, bias, events)
+        self.weights = weights
+
+    @contextmanager
+    def _row(self, row: str) -> Iterator[tuple[str, str]]:
+        """Open a loop over the weights of a row; yield a weight and its column."""
+        starts = self.weights.starts
+        begin, end = (self.names.at(starts, place) for place in (row, f"{row} + 1"))
+        with self.indent(f"for (int32_t k = {begin}; k < {end}; k++) {{"):
+            yield self.names.at(self.weights.values, "k"), self.names.at(self.weights.places, "k")
+
+    def _source(self, channel: str) -> str:
+        source = self.product_stage.source
+        return self.names.at(source.array, address(source, [channel, "0", "0"]))
+
+    def _target(self, channel: str) -> str:
+        target = self.product_stage.target
+        return self.names.at(target.array, address(target, [channel, "0", "0"]))
+
+    def _by_event(self) -> None:
+        stage = self.product_stage
+        value_type = accumulator(self.names.types[stage.source.array])
+        with self.loops(stage.target.shape[:1], ["o"]):
+            index = "o" if stage.target.shape[0] > 1 else "0"
+            self.line(f"{self._target(index)} = {self._start(index)};")
+        with self.loops(stage.source.shape[:1], ["c"]):
+            row = "c" if stage.source.shape[0] > 1 else "0"
+            self.constant(value_type, "v", self._source(row))
+            with self.indent("if (v == 0) {"):
+                self.line("continue;" if stage.source.size > 1 else "return;")
+            with self._row(row) as (weight, place):
+                target = self._target(place)
+                _, _, cast, narrow = self._types()
+                term = f"{cast}{weight} * v"
+                if narrow:
+                    self.line(f"{target} = {narrow}({target} + {term});")
+                else:
+                    self.line(f"{target} += {term};")
+
+    def _by_output(self) -> None:
+        stage = self.product_stage
+        kind, wide, cast, _ = self._types()
+        with self.loops(stage.target.shape[:1], ["o"]):
+            row = "o" if stage.target.shape[0] > 1 else "0"
+            self.variable(wide, "sum", self._start(row))
+            with self._row(row) as (weight, place):
+                self.line(f"sum += {cast}{weight} * {self._source(place)};")
+            total = "sum" if kind == wide else self.cast(kind, "sum")
+            self.line(f"{self._target(row)} = {total};")

@@ -1,0 +1,332 @@
+"""Write a neuron as NIR nodes, exactly, from its step: any step that is linear but for spikes.
+
+::
+
+    state     LI where it keeps a part of itself in a step, I where it keeps all of itself
+    spike     Threshold
+    reset     by subtraction: a Scale of the spike, back to the state one step later
+              to zero: the state is a LIF, or an IF, which shows nothing but its spikes
+    a value of the step before: an edge that closes a cycle; where it would close none, a Delay
+
+The node of a state that spikes act on is the value that they are made of, before they do: of
+``mem = beta * mem + x`` the node ``mem``; of ``mem - spike * threshold`` the edge that leads back.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TypeAlias, cast
+
+import numpy as np
+
+from tracetorch.nir.graph import Node, NodeGraph, Shape, boundary, elementwise
+from tracetorch.nir.options import Array, Clock
+from tracetorch.nir.step_algebra import (
+    INPUT,
+    Kept,
+    Signal,
+    Spike,
+    Sum,
+    Symbol,
+    SymbolicStep,
+    named,
+    symbolic_step,
+    walk,
+)
+from tracetorch.nir.wiring import depth_first
+from tracetorch.snn import Neuron
+
+# What sums are made of: ("x", 0), ("one", 0), ("old", state), ("node", state), ("spike", identity).
+Key: TypeAlias = "tuple[str, int | str]"
+Factors: TypeAlias = dict[Key, Array]
+Edge: TypeAlias = tuple[str, str]
+
+_X: Key = ("x", 0)
+_ONE: Key = ("one", 0)
+
+
+def neuron_graph(layer: Neuron, shape: Shape, clock: Clock) -> Node | NodeGraph:
+    """Return the node or the graph that computes ``layer`` for samples of ``shape``.
+
+    Raises:
+        ValueError: NIR has none; the message continues one that names the layer.
+    """
+    return _Writer(symbolic_step(layer, shape), shape, clock).written()
+
+
+@dataclass
+class _State:
+    """A state: the value that its node has, and what becomes of that until the next step.
+
+    Args:
+        value: of the node.
+        after: added to it for the next step.
+        spike: that resets it to ``v_reset``; ``None``: none does.
+    """
+
+    value: Signal
+    after: list[tuple[Array, Signal]] = field(default_factory=list)
+    spike: Spike | None = None
+    v_reset: Array | float = 0.0
+
+
+class _Flattener:
+    """Expand values to sums of what they are made of.
+
+    Args:
+        shape: of a sample.
+        owners: the states whose nodes have a value, by its identity: a sum ends there.
+    """
+
+    def __init__(self, shape: Shape, owners: dict[int, str]) -> None:
+        self.shape, self.owners = shape, owners
+        self.known: dict[int, Factors] = {}
+
+    def factors(self, signal: Signal) -> Factors:
+        """Return a value as a sum."""
+        if id(signal) in self.owners:
+            return {("node", self.owners[id(signal)]): np.ones(self.shape)}
+        if id(signal) not in self.known:
+            self.known[id(signal)] = self.expanded(signal)
+        return self.known[id(signal)]
+
+    def expanded(self, signal: Signal) -> Factors:
+        """Return a value as a sum, also that of a node."""
+        if isinstance(signal, Sum):
+            total: defaultdict[Key, Array] = defaultdict(lambda: np.zeros(self.shape))
+            for factor, part in signal.terms:
+                for key, each in self.factors(part).items():
+                    total[key] = total[key] + factor * each
+            total[_ONE] = total[_ONE] + signal.added
+            return {key: factor for key, factor in total.items() if factor.any()}
+        if isinstance(signal, Symbol):
+            symbol: Key = _X if signal.name == INPUT else ("old", signal.name)
+            return {symbol: np.ones(self.shape)}
+        which = "kept" if isinstance(signal, Kept) else "spike"
+        return {(which, id(signal)): np.ones(self.shape)}
+
+
+class _Writer:
+    """Write the nodes that an output needs, and the edges between them."""
+
+    def __init__(self, step: SymbolicStep, shape: Shape, clock: Clock) -> None:
+        self.step, self.shape, self.clock = step, shape, clock
+        self.signals = {id(each): each for each in walk(step.output, *step.ends.values())}
+        whole = _Flattener(shape, {})
+        self.states = {n: self.state(n, end, whole) for n, end in step.ends.items()}
+        self.hidden = {name for name, state in self.states.items() if state.spike is not None}
+        self.resets = {id(self.states[name].spike): name for name in self.hidden}
+        remember = [n for n, s in self.states.items() if ("old", n) in whole.factors(s.value)]
+        self.flat = _Flattener(shape, {id(self.states[name].value): name for name in remember})
+        self.graph = NodeGraph({"input": boundary("Input", shape)})
+        self.names: dict[Key, str] = {_X: "input"}
+        self.waiting: list[Key] = []
+        # factors of edges: from a node of this step, and of the step before
+        self.now: dict[Edge, Array] = {}
+        self.late: dict[Edge, Array] = {}
+
+    def state(self, name: str, end: Signal, whole: _Flattener) -> _State:
+        """Split what a state becomes into the value of its node, and what spikes do to that."""
+        total = whole.factors(end)
+        kept = [key for key in total if key[0] == "kept"]
+        own = [key for key in kept if ("old", name) in whole.factors(self.value_of(key))]
+        if own:
+            reset = cast(Kept, self.signals[int(own[0][1])])
+            fired: Key = ("spike", id(reset.spike))
+            if total.keys() <= {own[0], fired} and (total[own[0]] == 1).all():
+                return _State(reset.value, [], reset.spike, total.get(fired, np.zeros(self.shape)))
+            self.refuse_hidden(own[0])
+        after: list[tuple[Array, Signal]] = []
+        while isinstance(end, Sum):
+            holding = [i for i, (_, s) in enumerate(end.terms) if ("old", name) in whole.factors(s)]
+            if len(holding) != 1 or end.added.any():
+                break
+            factor, value = end.terms[holding[0]]
+            others = [term for i, term in enumerate(end.terms) if i != holding[0]]
+            made_of = list(walk(*(signal for _, signal in others)))
+            at_once = walk(*(signal for _, signal in others), through_spikes=False)
+            acted_on = any(signal is value for signal in made_of)
+            if not acted_on or isinstance(value, Symbol) or not (factor == 1).all():
+                break
+            if any(isinstance(signal, Symbol | Kept) for signal in at_once):
+                break
+            after, end = after + others, value
+        return _State(end, after)
+
+    def value_of(self, key: Key) -> Signal:
+        """Return the value that a spike resets."""
+        return cast(Kept, self.signals[int(key[1])]).value
+
+    def refuse_hidden(self, key: Key) -> None:
+        """Raise for a state behind a reset to zero."""
+        name = repr(key[1]) if key[0] == "node" else named(self.value_of(key))
+        raise ValueError(
+            f"reads {name} behind a reset to zero, a product with a spike; in NIR a LIF resets so, "
+            "and shows nothing but its spikes"
+        )
+
+    # Nodes
+
+    def written(self) -> Node | NodeGraph:
+        """Return the graph, or its one node."""
+        self.names["output", 0] = "output"
+        self.connect("output", self.flat.factors(self.step.output))
+        while self.waiting:
+            key = self.waiting.pop(0)
+            name = self.names[key]
+            if key == _ONE:
+                self.graph.add_one(self.shape, "input")
+            elif key[0] == "spike":
+                self.spike(name, cast(Spike, self.signals[int(key[1])]))
+            else:
+                self.graph.nodes[name] = self.membrane(name, str(key[1]))
+        self.graph.nodes["output"] = boundary("Output", self.shape)
+        self.lay_edges()
+        inner = [each for name, each in self.graph.nodes.items() if name not in ("input", "output")]
+        alone = len(inner) == 1 and len(self.graph.edges) == 2
+        return inner[0] if alone else self.graph
+
+    def node(self, key: Key) -> str:
+        """Return the name of a node; it is written later if it is new."""
+        kind, which = key
+        if kind == "spike" and which in self.resets:
+            key, kind, which = ("node", self.resets[int(which)]), "node", self.resets[int(which)]
+        if key in self.names:
+            return self.names[key]
+        wanted = {"one": "one", "spike": "spike"}.get(kind, str(which))
+        name, taken, i = wanted, {*self.names.values(), "silence"}, 1
+        while name in taken:
+            name, i = f"{wanted}_{i}", i + 1
+        self.names[key] = name
+        self.waiting.append(key)
+        return name
+
+    def spike(self, name: str, signal: Spike) -> None:
+        factors = dict(self.flat.factors(signal.argument))
+        threshold = -factors.pop(_ONE, np.zeros(self.shape))
+        self.graph.nodes[name] = elementwise("Threshold", self.shape, threshold=threshold)
+        self.connect(name, factors)
+
+    def membrane(self, name: str, state: str) -> Node:
+        """Return the node of a state, and connect it."""
+        it = self.states[state]
+        factors = dict(self.flat.expanded(it.value))
+        decay = factors.pop(("old", state), np.zeros(self.shape))
+        one = np.ones(self.shape)
+        if not decay.any():  # it remembers nothing of itself
+            kind, fields, gain = "Scale", {"scale": one}, one
+        elif (decay == 1).all():
+            kind, fields, gain = "I", {"r": one / self.clock.dt}, one
+        elif ((decay > 0) & (decay < 1)).all():
+            lost = 1 - decay
+            averages = any(np.array_equal(factor, lost) for factor in factors.values())
+            kind, gain = "LI", lost if averages else one
+            fields = {"tau": self.clock.tau(lost), "r": gain / lost, "v_leak": 0 * one}
+        else:
+            found = decay[~((decay > 0) & (decay < 1))].flat[0]
+            problem = f"keeps {found:g} times {state!r} in a step; a node of NIR keeps a part of"
+            raise ValueError(f"{problem} its state, or in all neurons all of it")
+        self.connect(name, {key: factor / gain for key, factor in factors.items()})
+        before = self.before(it.after)
+        self.connect(name, {}, {key: decay * factor / gain for key, factor in before.items()})
+        if it.spike is None:
+            return elementwise(kind, self.shape, **fields)
+        compared = dict(self.flat.factors(it.spike.argument))
+        threshold = -compared.pop(_ONE, np.zeros(self.shape))
+        if compared.keys() != {("node", state)} or not (compared["node", state] == 1).all():
+            problem = f"resets {state!r} to zero by a spike of {named(it.spike.argument)}"
+            raise ValueError(f"{problem}; a LIF of NIR is reset by a spike of itself alone")
+        v_reset = np.broadcast_to(it.v_reset, self.shape)
+        if kind == "Scale" or (kind == "I" and v_reset.any()):  # an IF starts from v_reset
+            raise ValueError(f"resets {state!r} in a way that neither LIF nor IF of NIR has")
+        return elementwise(f"{kind}F", self.shape, **fields, v_threshold=threshold, v_reset=v_reset)
+
+    # Edges
+
+    def connect(self, name: str, factors: Factors, late: Factors | None = None) -> None:
+        """Add edges into a node: of this step, and of the step before."""
+        now = {key: factor for key, factor in factors.items() if key[0] != "old"}
+        late = dict(late or {})
+        for (_, state), scale in ((k, f) for k, f in factors.items() if k[0] == "old"):
+            for key, factor in self.old(str(state)).items():
+                late[key] = late.get(key, 0.0) + scale * factor
+        for found, edges in ((now, self.now), (late, self.late)):
+            for key, factor in found.items():
+                if key[0] == "kept" or (key[0] == "node" and key[1] in self.hidden):
+                    self.refuse_hidden(key)
+                edge = self.node(key), name
+                edges[edge] = edges.get(edge, np.zeros(self.shape)) + factor
+
+    def old(self, name: str) -> Factors:
+        """Return what a state was one step before, as a sum of what nodes gave then."""
+        it = self.states[name]
+        if it.spike is None and id(it.value) not in self.flat.owners:
+            # it is a copy of something else
+            factors = self.flat.factors(it.value)
+            if not any(key[0] == "old" for key in factors):
+                return factors
+        factors = {("node", name): np.ones(self.shape)}
+        for key, factor in self.before(it.after).items():
+            factors[key] = factors.get(key, np.zeros(self.shape)) + factor
+        return factors
+
+    def before(self, after: list[tuple[Array, Signal]]) -> Factors:
+        """Return the sum of what was added to a state."""
+        return self.flat.expanded(Sum(self.shape, tuple(after)))
+
+    def lay_edges(self) -> None:
+        """Lay the edges, by Scale and Delay, so that a reader finds late those that are."""
+        following: defaultdict[str, set[str]] = defaultdict(set)
+        for start, end in self.now:
+            following[start].add(end)
+        edges = [self.scaled(edge, f, "to") for edge, f in self.now.items() if f.any()]
+        pending = {edge: factor for edge, factor in self.late.items() if factor.any()}
+        back: list[Edge] = []
+        while pending:
+            # what is computed in this step, before any edge that is late
+            reached = _reached(following, "input")
+            ways = {edge: _reached(following, edge[1]) for edge in pending if edge[1] in reached}
+            closing = [edge for edge, way in ways.items() if edge[0] in way]
+            for edge in closing:
+                back.append(self.scaled(edge, pending.pop(edge), "back_to"))
+            if not pending or closing:
+                continue
+            start, end = min(pending, key=lambda edge: edge[0] not in reached)
+            delay = f"{start}_before"
+            if delay not in self.graph.nodes:
+                seconds = elementwise("Delay", self.shape, delay=self.clock.dt)
+                self.graph.nodes[delay] = seconds
+                edges.append((start, delay))
+            edges.append(self.scaled((delay, end), pending.pop((start, end)), "to"))
+            following[start].add(delay)
+            following[delay].add(end)
+        self.graph.edges.extend(edges)
+        order = {name: i for i, name in enumerate(depth_first(["input"], self.graph.edges)[0])}
+        self.graph.edges.extend(back)
+        self.graph.edges.sort(key=lambda edge: [order.get(name, len(order)) for name in edge])
+        if depth_first(["input"], self.graph.edges)[1] != set(back):
+            raise ValueError(
+                "has states that lead to each other in more than one cycle, of which a reader of "
+                "NIR could not tell what comes a step later"
+            )
+
+    def scaled(self, edge: Edge, factor: Array, word: str) -> Edge:
+        """Return the last edge of a way from node to node, through a Scale if there is a factor."""
+        if (factor == 1).all():
+            return edge
+        start, end = edge
+        name = f"{start}_{word}_{end}"
+        self.graph.add(name, elementwise("Scale", self.shape, scale=factor))
+        self.graph.edges.append((start, name))
+        return name, end
+
+
+def _reached(following: dict[str, set[str]], start: str) -> set[str]:
+    """Return the nodes that ways lead to from a node, that one among them."""
+    seen, waiting = {start}, [start]
+    while waiting:
+        new = following.get(waiting.pop(), set()) - seen
+        seen |= new
+        waiting += new
+    return seen

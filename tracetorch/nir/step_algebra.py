@@ -1,0 +1,278 @@
+"""Run a step on symbols: sums, spikes and resets to zero become data, and the rest is refused.
+
+Between its spikes NIR is linear: nodes add, scale by constants, leak, delay and compare with a
+threshold. So a value of a step is a sum of factors times others, down to the input, the states of
+the step before, and spikes. Values keep their identity: what a step computes once is one node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tracetorch.nir.graph import Shape
+from tracetorch.nir.options import Array
+from tracetorch.snn import Neuron
+
+Terms: TypeAlias = "tuple[tuple[Array, Signal], ...]"
+
+_PROBE = (-1.0, -1e-3, 0.0, 1e-3, 1.0)
+INPUT = "x"
+
+
+class Signal:
+    """Stand in for a tensor of a step that changes with time.
+
+    Args:
+        shape: of a sample; factors broadcast to it.
+    """
+
+    __array_ufunc__ = None  # a NumPy number on the left asks us
+    dtype = torch.float64
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+
+    def __add__(self, other: Any) -> Signal:
+        return self._plus(other, 1.0)
+
+    def __sub__(self, other: Any) -> Signal:
+        return self._plus(other, -1.0)
+
+    def __rsub__(self, other: Any) -> Signal:
+        return (-self)._plus(other, 1.0)
+
+    def __mul__(self, other: Any) -> Signal:
+        if isinstance(other, Signal):
+            return _product(self, other)
+        return Sum(self.shape, ((constant(other, self.shape), self),))
+
+    def __truediv__(self, other: Any) -> Signal:
+        if isinstance(other, Signal):
+            raise ValueError(f"divides {named(self)} by {named(other)}{_CONSTANTS}")
+        return Sum(self.shape, ((1 / constant(other, self.shape), self),))
+
+    def __rtruediv__(self, other: Any) -> Signal:
+        raise ValueError(f"divides by {named(self)}{_CONSTANTS}")
+
+    def __pow__(self, other: Any) -> Signal:
+        raise _unknown("pow", self)
+
+    def __neg__(self) -> Signal:
+        return self * -1.0
+
+    def __pos__(self) -> Signal:
+        return self
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def to(self, *_: Any, **__: Any) -> Signal:
+        """Return the value, whose dtype is always float64; ``detach`` and ``clone`` likewise."""
+        return self
+
+    detach = clone = contiguous = to
+
+    def _plus(self, other: Any, sign: float) -> Signal:
+        one = np.ones(self.shape)
+        if isinstance(other, Signal):
+            return Sum(self.shape, ((one, self), (sign * one, other)))
+        return Sum(self.shape, ((one, self),), sign * constant(other, self.shape))
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, _: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Signal:
+        name = str(getattr(func, "__name__", func)).strip("_")
+        rule = _FUNCTIONS.get(name)
+        if rule is None or kwargs:
+            raise _unknown(name, *args)
+        return rule(*args)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise _unknown(name, self)
+
+    def _compared(self, *others: Any) -> Any:
+        """Refuse a comparison, or a branch that depends on data."""
+        raise ValueError(
+            f"compares {named(self, *others)} other than by its spike function; in NIR values are "
+            "compared with a threshold, which makes a spike"
+        )
+
+    __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = _compared
+    __bool__ = __float__ = __int__ = _compared
+    __hash__ = object.__hash__
+
+
+class Symbol(Signal):
+    """The input, or a state of the step before, by name."""
+
+    def __init__(self, shape: Shape, name: str) -> None:
+        super().__init__(shape)
+        self.name = name
+
+
+class Sum(Signal):
+    """Sum of factors times values, and a constant."""
+
+    def __init__(self, shape: Shape, terms: Terms, added: Array | float = 0.0) -> None:
+        super().__init__(shape)
+        self.terms, self.added = terms, np.broadcast_to(added, shape)
+
+
+class Spike(Signal):
+    """One where ``argument`` is above zero, else zero."""
+
+    def __init__(self, shape: Shape, argument: Signal) -> None:
+        super().__init__(shape)
+        self.argument = argument
+
+
+class Kept(Signal):
+    """A value where a spike is zero: ``value * (1 - spike)``, the reset to zero."""
+
+    def __init__(self, shape: Shape, value: Signal, spike: Spike) -> None:
+        super().__init__(shape)
+        self.value, self.spike = value, spike
+
+
+@dataclass(frozen=True)
+class SymbolicStep:
+    """A step on symbols: its output, and what each active state becomes."""
+
+    output: Signal
+    ends: dict[str, Signal]
+
+
+def symbolic_step(layer: Neuron, shape: Shape) -> SymbolicStep:
+    """Run the step of ``layer`` on symbols for samples of ``shape``; raise where it is not linear.
+
+    The message continues one that names the layer.
+    """
+    cell = layer.cell
+    if len(cell.inputs) > 1:
+        problem = f"takes the inputs {', '.join(cell.inputs)}; a node of NIR has one"
+        raise ValueError(f"{problem}. Use a neuron whose only input is x.")
+    kwargs = layer.step_kwargs(len(shape) + 1, torch.float64)
+    for name, value in cell.options.items():
+        if callable(value):
+            check_spikes(value, next(layer.parameters(), torch.empty(0)).device)
+            kwargs[name] = _spike
+    states = [Symbol(shape, n) if n in cell.active else None for n in cell.states]
+    try:
+        output, *ends = cell.step(Symbol(shape, INPUT), *states, **kwargs)
+    except (AttributeError, IndexError, RuntimeError, TypeError) as error:
+        problem = f"has a step that no symbols can follow: {str(error).partition(chr(10))[0]}"
+        raise ValueError(f"{problem}. NIR adds, scales and compares.") from error
+    found = {n: _signal(end, shape) for n, end in zip(cell.states, ends, strict=True)}
+    return SymbolicStep(_signal(output, shape), {name: found[name] for name in cell.active})
+
+
+def check_spikes(spike: Callable[[Tensor], Tensor], device: torch.device) -> None:
+    """Raise where a spike function is not ``u > 0``: NIR knows no other."""
+    probe = torch.tensor(_PROBE, dtype=torch.float64, device=device)
+    with torch.no_grad():
+        fired = spike(probe)
+    if not torch.equal(fired.to(probe.dtype), (probe > 0).to(probe.dtype)):
+        problem = f"fires by {spike!r}, which gives {fired.tolist()} at {list(_PROBE)}"
+        raise ValueError(f"{problem}. NIR knows spikes of one above the threshold.")
+
+
+def parts(signal: Signal) -> Iterator[Signal]:
+    """Yield what a value is computed from, at once."""
+    if isinstance(signal, Sum):
+        yield from (part for _, part in signal.terms)
+    elif isinstance(signal, Spike):
+        yield signal.argument
+    elif isinstance(signal, Kept):
+        yield from (signal.value, signal.spike)
+
+
+def walk(*values: Any, through_spikes: bool = True) -> Iterator[Signal]:
+    """Yield values and what they are computed from, each once."""
+    waiting = [value for value in values if isinstance(value, Signal)]
+    seen: set[int] = set()
+    while waiting:
+        signal = waiting.pop(0)
+        if id(signal) in seen:
+            continue
+        seen.add(id(signal))
+        yield signal
+        if through_spikes or not isinstance(signal, Spike):
+            waiting += parts(signal)
+
+
+def named(*values: Any) -> str:
+    """Return the symbols that values depend on, in words."""
+    symbols = [signal for signal in walk(*values) if isinstance(signal, Symbol)]
+    names = [s.name if s.name == INPUT else repr(s.name) for s in symbols]
+    return " and ".join(dict.fromkeys(names)) or "a constant"
+
+
+def constant(value: Any, shape: Shape) -> Array:
+    """Return a constant of a step over ``shape``."""
+    if isinstance(value, Tensor):
+        value = value.detach().to("cpu", torch.float64).numpy()
+    if isinstance(value, np.ndarray) and value.ndim > len(shape):  # its batch has size 1
+        value = value.reshape(value.shape[value.ndim - len(shape) :])
+    return np.broadcast_to(np.asarray(value, np.float64), shape)
+
+
+_CONSTANTS = "; in NIR a value is scaled by constants alone"
+
+
+def _product(a: Signal, b: Signal) -> Signal:
+    """Return a product with a spike, or with one minus it."""
+    for value, other in ((a, b), (b, a)):
+        if isinstance(other, Spike):
+            return value - Kept(value.shape, value, other)
+        factor, spike, added = _only_term(other)
+        if isinstance(spike, Spike) and (factor == -1).all() and (added == 1).all():
+            return Kept(value.shape, value, spike)
+    raise ValueError(f"multiplies {named(a)} by {named(b)}{_CONSTANTS}")
+
+
+def _only_term(signal: Signal) -> tuple[Array, Signal, Array]:
+    """Return a value as ``factor * other + added``, the other no such sum itself."""
+    factor, added = np.ones(signal.shape), np.zeros(signal.shape)
+    while isinstance(signal, Sum) and len(signal.terms) == 1:
+        added = added + factor * signal.added
+        ((scale, signal),) = signal.terms
+        factor = factor * scale
+    return factor, signal, added
+
+
+def _signal(value: Any, shape: Shape) -> Signal:
+    return value if isinstance(value, Signal) else Sum(shape, (), constant(value, shape))
+
+
+def _spike(argument: Any) -> Spike:
+    if not isinstance(argument, Signal):
+        raise ValueError("fires by a constant, which is no spike")
+    return Spike(argument.shape, argument)
+
+
+def _unknown(name: str, *args: Any) -> ValueError:
+    flat = [part for arg in args for part in (arg if isinstance(arg, (list, tuple)) else [arg])]
+    return ValueError(
+        f"computes {name}() of {named(*flat)}; in NIR values are added, scaled by constants, and "
+        "compared with a threshold"
+    )
+
+
+_FUNCTIONS: Mapping[str, Callable[..., Signal]] = {
+    "add": lambda a, b: b + a if isinstance(b, Signal) else a + b,
+    "sub": lambda a, b: a - b if isinstance(a, Signal) else b.__rsub__(a),
+    "rsub": lambda a, b: b - a if isinstance(b, Signal) else a.__rsub__(b),
+    "mul": lambda a, b: b * a if isinstance(b, Signal) else a * b,
+    "div": lambda a, b: a / b if isinstance(a, Signal) else b.__rtruediv__(a),
+    "neg": lambda a: -a,
+    "clone": lambda a: a,
+    "detach": lambda a: a,
+}
