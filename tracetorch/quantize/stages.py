@@ -19,6 +19,7 @@ from tracetorch.snn.delay.base import DelayingLayer
 from tracetorch.snn.dropout import LockedDropout
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.norm_folding import norm_affine, scale_product
 from tracetorch.snn.recurrent import Recurrent
 
 FloatProduct = nn.Linear | nn.Conv1d | nn.Conv2d
@@ -227,25 +228,15 @@ def _aligned(stage: Stage, shapes: Shapes) -> bool:
     return all(stage.layer.dim % ndim == each for each in dims)
 
 
-@torch.no_grad()
 def _fold(path: str, norm: nn.BatchNorm1d | nn.BatchNorm2d, product: FloatProduct) -> None:
     """Fold a batch norm, as it is in evaluation, into the product before it."""
-    mean, var = norm.running_mean, norm.running_var
-    if mean is None or var is None:
+    affine = norm_affine(norm)
+    if affine is None:
         raise ValueError(
             f"{label(path, norm)} has no running statistics to fold. It needs "
             "track_running_stats=True."
         )
-    scale = (var.double() + norm.eps).rsqrt()
-    shift = -mean.double() * scale
-    if norm.affine:
-        weight, bias = norm.weight.double(), norm.bias.double()
-        scale, shift = scale * weight, shift * weight + bias
-    if product.bias is not None:
-        shift = shift + product.bias.double() * scale
-    values = product.weight
-    values.copy_(values.double() * channels_first(scale, values))
-    product.bias = nn.Parameter(shift.to(values.dtype))
+    scale_product(product, *affine)
 
 
 def _neuron(
