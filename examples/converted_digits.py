@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import tracetorch as tt
 from examples import common
-from tracetorch.convert import Converted, QuantizedReLU, from_ann
+from tracetorch.convert import QuantizedReLU, from_ann
 from tracetorch.core.files import atomic_replace
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 TASK = "converted_digits"
 RESULTS = common.RESULTS / "networks"  # rows of other columns than those of the other tasks
 LEVELS = 8
+BATCH = 100  # images on which thresholds are found
 STEPS = (1, 2, 4, 8, 16, 32, 64)
 # quiet steps that are enough for the three layers of eight levels
 QUIET = 2 * (LEVELS - 1)
@@ -53,7 +54,7 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line: ``python -m examples.converted_digits --help``."""
-    options = common.Options(f"examples.{TASK}", __doc__ or "", epochs=6, lr=4e-3)
+    options = common.Options(f"examples.{TASK}", __doc__ or "", epochs=4, lr=4e-3)
     options.add_argument(
         "--table", action="store_true", help="print the table of the recorded rows, and end"
     )
@@ -89,9 +90,9 @@ def network(kind: str) -> nn.Sequential:
         return nn.ReLU() if kind == "relu" else QuantizedReLU(LEVELS, 2.0)
 
     return nn.Sequential(
-        *(nn.Conv2d(1, 12, 3, padding=1), nn.BatchNorm2d(12), relu(), nn.AvgPool2d(2)),
-        *(nn.Conv2d(12, 24, 3, padding=1), nn.BatchNorm2d(24), relu(), nn.AvgPool2d(2)),
-        *(nn.Flatten(), nn.Linear(24 * 49, 64), relu(), nn.Dropout(0.2), nn.Linear(64, 10)),
+        *(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), relu(), nn.AvgPool2d(2)),
+        *(nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), relu(), nn.AvgPool2d(2)),
+        *(nn.Flatten(), nn.Linear(16 * 49, 64), relu(), nn.Dropout(0.2), nn.Linear(64, 10)),
     )
 
 
@@ -122,7 +123,7 @@ def measure(
 ) -> Row:
     """Train both networks and convert them; return accuracies, and the last certificates."""
     images, labels = held_out.tensors
-    batch = learnt.tensors[0][:200]
+    batch = learnt.tensors[0][:BATCH]
     nets: dict[str, nn.Module] = {}
     row: Row = {"seed": seed, "steps": list(steps), "way": {}, "report": {}}
     for kind in ("relu", "levels"):
@@ -134,11 +135,18 @@ def measure(
     for way, (kind, arguments) in WAYS.items():
         if "mode" in arguments:
             if importlib.util.find_spec("spikingjelly") is not None:
-                outputs = by_spikingjelly(nets[kind], batch, images, max(steps), **arguments)
-                row["way"][way] = [accuracy(outputs[step - 1], labels) for step in steps]
+                means = by_spikingjelly(nets[kind], batch, images, steps[-1], **arguments)
+                row["way"][way] = [accuracy(means[step - 1], labels) for step in steps]
             continue
-        found = [from_ann(nets[kind], batch, step, **arguments) for step in steps]
-        row["way"][way] = [accuracy(in_parts(each, images), labels) for each in found]
+        # thresholds of ReLUs do not depend on the steps: one run has the means of them all
+        each_step = steps if kind == "levels" else steps[-1:]
+        found = [from_ann(nets[kind], batch, step, **arguments) for step in each_step]
+        if kind == "levels":
+            outputs = [torch.cat([each(part) for part in images.split(100)]) for each in found]
+        else:
+            means = running_means(found[0].model, images, steps[-1])
+            outputs = [means[step - 1] for step in steps]
+        row["way"][way] = [accuracy(each, labels) for each in outputs]
         row["report"][way] = [
             {
                 "exact": each.report.is_exact,
@@ -158,9 +166,10 @@ def measure(
     return row
 
 
-def in_parts(converted: Converted, images: Tensor) -> Tensor:
-    """Return the outputs for many images, some at a time."""
-    return torch.cat([converted(part) for part in images.split(100)])
+def running_means(spiking: nn.Module, images: Tensor, steps: int) -> Tensor:
+    """Return the mean of the outputs up to each step ``[T, B, classes]``."""
+    parts = [tt.unroll(spiking, part, steps=steps, from_rest=True) for part in images.split(100)]
+    return torch.cat(parts, 1).cumsum(0) / torch.arange(1, steps + 1).view(-1, 1, 1)
 
 
 def accuracy(outputs: Tensor, labels: Tensor) -> float:
@@ -168,10 +177,8 @@ def accuracy(outputs: Tensor, labels: Tensor) -> float:
     return float((outputs.argmax(1) == labels).double().mean())
 
 
-def by_spikingjelly(
-    net: nn.Module, batch: Tensor, images: Tensor, steps: int, mode: str
-) -> list[Tensor]:
-    """Return the mean of the outputs after each step, converted by SpikingJelly."""
+def by_spikingjelly(net: nn.Module, batch: Tensor, images: Tensor, steps: int, mode: str) -> Tensor:
+    """Return the mean of the outputs up to each step, converted by SpikingJelly."""
     from spikingjelly.activation_based import functional
     from spikingjelly.activation_based.ann2snn import Converter
     from spikingjelly.activation_based.ann2snn.recipes import RateCodingRecipe
@@ -184,7 +191,7 @@ def by_spikingjelly(
     for step in range(steps):
         total = total + spiking(images)
         found.append(total / (step + 1))
-    return found
+    return torch.stack(found)
 
 
 def write(row: Row, folder: Path) -> None:

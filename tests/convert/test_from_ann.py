@@ -401,7 +401,8 @@ def test_it_copies_pickles_saves_and_learns(tmp_path: Path) -> None:
     ) or (all(p.grad is not None for p in converted.model.parameters()))
 
 
-def test_chain_is_a_sequential_that_exports(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_chain_is_a_sequential_that_exports() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     x = torch.rand(3, 4)

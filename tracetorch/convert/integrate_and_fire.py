@@ -42,9 +42,9 @@ class IntegrateAndFire(Neuron):
         pos_threshold: membrane at which a spike is sent, and its size; a number or a tensor of rank
             0 or 1, positive. It does not learn.
         burst: the most spikes of a neuron in a step; at least 1.
-        signed: negative spikes take back earlier ones.
-        limit: the most spikes of a neuron in total, negative ones subtracted; ``None`` for any
-            number.
+        signed: spikes have a sign, and later ones take back earlier ones.
+        limit: the most spikes of a neuron in total, less those taken back; at least 1, or ``None``
+            for any number.
 
     Example:
         >>> layer = IntegrateAndFire(1, pos_threshold=0.5)
