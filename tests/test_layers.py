@@ -32,6 +32,7 @@ ROOMS = (
     "nir",
     "checkpoint",
     "quantize",
+    "convert",
     "init",
     "online_learning",
     "metrics",
@@ -49,6 +50,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 LEVEL = (
     *("encode", "decode", "loss", "plot", "probe", "data", "nir", "checkpoint"),
     "quantize",
+    "convert",
 )
 SIBLINGS = {("data", "encode"), ("loss", "decode")}
 

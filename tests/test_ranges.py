@@ -20,6 +20,7 @@ from torch import nn
 import tracetorch as tt
 from tests.cases import NEURONS, layer, sequence
 from tracetorch import (
+    convert,
     encode,
     export,
     functional,
@@ -43,6 +44,7 @@ from tracetorch.snn.parameters import (
 
 ROOMS = (
     *(snn, neurons, functional, encode, loss, init, metrics, nir, export, online_learning),
+    convert,
     tt,
 )
 NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
@@ -96,6 +98,7 @@ WRITTEN: dict[tuple[str, str], tuple[Values, Values]] = {
     ("fluctuation_", "target"): ([0.5], [0.0, -1.0]),
     ("tdbn_", "alpha"): ([0.5], [0.0, -1.0]),
     ("unroll", "segment"): ([1, 3], [0, -1, 1.5]),
+    ("from_ann", "quiet"): ([0, 2], [-1, 1.5]),
     ("in_degree_mask", "degree"): ([0, 3], [-1, 4, 1.5]),
     ("distance_mask", "kernel"): (
         [torch.zeros_like, torch.ones_like],
@@ -143,6 +146,13 @@ OTHERS: dict[str, dict[str, Any]] = {
     "in_degree_mask": {"outputs": 2, "inputs": 3},
     "distance_mask": {"outputs": torch.rand(3, 2), "inputs": torch.rand(4, 2)},
     "unroll": WHOLE,
+    "from_ann": {
+        "model": nn.Sequential(nn.Linear(3, 4), nn.ReLU()),
+        "batch": SPIKES[0],
+        "steps": 4,
+        "signed": True,
+    },
+    "QuantizedReLU": {"levels": 4},
     "initial_states": {},
     **{n: {} for n in functional.__all__ if n.endswith("_surrogate")},
 }

@@ -16,6 +16,7 @@ from tracetorch.unrolling import unroll
 # Rooms behind the neuron are loaded when they are first named: importing tracetorch stays light.
 _LATE_ROOMS: tuple[str, ...] = (
     "chips",
+    "convert",
     "data",
     "diagnosis",
     "encode",
@@ -41,6 +42,7 @@ _LATE_FUNCTIONS = {
 if TYPE_CHECKING:
     from tracetorch import (
         chips,
+        convert,
         data,
         diagnosis,
         encode,
@@ -64,6 +66,7 @@ __all__ = [
     "__version__",
     "checkpoint",
     "chips",
+    "convert",
     "data",
     "decode",
     "detach_states",

@@ -10,17 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from tracetorch.nir.forward_tracing import IN_PLACE, check_modules, trace_forward
 from tracetorch.nir.graph import LINEAR, Node, NodeGraph, Shape, boundary, elementwise
 from tracetorch.nir.model import NIRModel
+from tracetorch.nir.module_checks import check_modules
 from tracetorch.nir.module_to_node import PASSING, flatten_node, model_graph, node_of
 from tracetorch.nir.options import WriteOptions
-from tracetorch.nir.weight_folding import fold_norm, norm_affine
+from tracetorch.nir.weight_folding import fold_norm, norm_arrays
 from tracetorch.snn import SequenceLayer, TTModule
+from tracetorch.snn.forward_tracing import IN_PLACE, trace_forward
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 _ADDING = (operator.add, torch.add, "add", *IN_PLACE)
 _FLATTENING = (torch.flatten, "flatten")
+_ADVICE = "NIR has no branches that depend on data; call modules, and add what they give."
 
 
 def graph_of(model: nn.Module, inputs: tuple[Tensor, ...], options: WriteOptions) -> NodeGraph:
@@ -30,10 +32,15 @@ def graph_of(model: nn.Module, inputs: tuple[Tensor, ...], options: WriteOptions
         return model_graph(model, options)
     shapes = ", ".join(f"{list(x.shape)} {x.dtype}" for x in inputs)
     title = f"{type(model).__name__} cannot run on a sample of {shapes}, the batch first"
-    converter = _Converter(trace_forward(model), options, title)
+    converter = _Converter(trace_forward(model, _is_node, _ADVICE), options, title)
     # copies, for forward may write into what it is given
     converter.run(*(x.clone() for x in inputs))
     return converter.written
+
+
+def _is_node(module: nn.Module) -> bool:
+    """Whether a module was made of a node of a graph, or is a graph."""
+    return type(module).__module__.startswith("tracetorch.nir.")
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,7 @@ class _Converter(fx.Interpreter):
         own = before.op == "call_module" and x.sources == [_node_name(before.target)]
         alone = own and len(before.users) == 1 and isinstance(module, _NORMS)
         if alone and isinstance(linear, Node) and linear.kind in LINEAR:
-            self.written.nodes[x.sources[0]] = fold_norm(linear, *norm_affine(module))
+            self.written.nodes[x.sources[0]] = fold_norm(linear, *norm_arrays(module))
             return x
         return self.add(target, node, tensor, x)
 

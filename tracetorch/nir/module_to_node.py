@@ -18,7 +18,7 @@ from tracetorch.nir.model import NIRModel
 from tracetorch.nir.modules import Membrane, PerElement
 from tracetorch.nir.options import WriteOptions
 from tracetorch.nir.shapes import output_shape
-from tracetorch.nir.weight_folding import norm_affine
+from tracetorch.nir.weight_folding import norm_arrays
 from tracetorch.snn import (
     BatchNormThroughTime,
     Delay,
@@ -183,7 +183,7 @@ def _ungrouped(weight: NDArray[Any], groups: int) -> NDArray[Any]:
 
 def _norm(m: nn.BatchNorm1d | nn.BatchNorm2d, shape: Shape, options: WriteOptions) -> Node:
     """Return a batch norm by itself: a matrix with a diagonal, or a convolution of one pixel."""
-    (scale, shift), spatial = norm_affine(m), len(shape) - 1
+    (scale, shift), spatial = norm_arrays(m), len(shape) - 1
     weight = np.diag(scale).reshape(len(scale), len(scale), *[1] * spatial)
     if not spatial:
         return Node("Affine", {"weight": weight, "bias": shift})

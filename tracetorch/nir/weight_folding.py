@@ -7,26 +7,21 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from tracetorch.nir.graph import LINEAR, Node, NodeGraph
 from tracetorch.nir.layer_values import to_array
+from tracetorch.snn.norm_folding import norm_affine
 
 
-def norm_affine(norm: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+def norm_arrays(norm: Any) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the factor and the summand per channel of a batch norm in eval mode."""
-    if norm.training or norm.running_mean is None or norm.running_var is None:
+    affine = None if norm.training else norm_affine(norm)
+    if affine is None:
         advice = "Call model.eval() before the export; it needs track_running_stats=True."
         raise ValueError(f"takes its statistics from the batch. {advice}")
-    scale = 1 / torch.sqrt(norm.running_var.double() + norm.eps)
-    if norm.weight is not None:
-        scale = scale * norm.weight.detach().double()
-    shift = -norm.running_mean.double() * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias.detach().double()
-    dtype = norm.running_mean.dtype
-    return to_array(scale.to(dtype)), to_array(shift.to(dtype))
+    scale, shift = (to_array(each.to(norm.running_mean.dtype)) for each in affine)
+    return scale, shift
 
 
 def fold_norm(node: Node, scale: NDArray[Any], shift: NDArray[Any]) -> Node:

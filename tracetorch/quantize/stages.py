@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from tracetorch.core.walk import join_path
 from tracetorch.integers.border import SumPool1d, SumPool2d
 from tracetorch.quantize.chain import Chain, Shapes, check_plain, label
-from tracetorch.snn.connectivity import connectivity, plain_class, write_weight
+from tracetorch.snn.connectivity import connectivity, plain_class
 from tracetorch.snn.delay import Delay, DelayedConv1d, DelayedLinear, SynapticDelays
 from tracetorch.snn.delay.base import DelayingLayer
 from tracetorch.snn.dropout import LockedDropout
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.norm_folding import norm_affine, scale_product
 from tracetorch.snn.recurrent import Recurrent
 
 FloatProduct = nn.Linear | nn.Conv1d | nn.Conv2d
@@ -222,31 +223,21 @@ def _aligned(stage: Stage, shapes: Shapes) -> bool:
     return all(stage.layer.dim % ndim == each for each in dims)
 
 
-@torch.no_grad()
 def _fold(path: str, norm: nn.BatchNorm1d | nn.BatchNorm2d, product: FloatProduct) -> None:
     """Fold a batch norm, as it is in evaluation, into the product before it."""
-    mean, var = norm.running_mean, norm.running_var
-    if mean is None or var is None:
+    affine = norm_affine(norm)
+    if affine is None:
         raise ValueError(
             f"{label(path, norm)} has no running statistics to fold. It needs "
             "track_running_stats=True."
         )
-    scale = (var.double() + norm.eps).rsqrt()
-    shift = -mean.double() * scale
-    if norm.affine:
-        weight, bias = norm.weight.double(), norm.bias.double()
-        scale, shift = scale * weight, shift * weight + bias
     rule = connectivity(product)
-    if rule is not None and rule.signs is not None and bool((scale < 0).any()):
+    if rule is not None and rule.signs is not None and bool((affine[0] < 0).any()):
         raise ValueError(
             f"{label(path, norm)} has a negative weight, which turns the signs around that the "
             "product before it was given (tt.snn.connect). Make it positive, or leave signs out."
         )
-    if product.bias is not None:
-        shift = shift + product.bias.double() * scale
-    values = product.weight.detach()
-    write_weight(product, values.double() * channels_first(scale, values))
-    product.bias = nn.Parameter(shift.to(values.dtype))
+    scale_product(product, *affine)
 
 
 def _neuron(

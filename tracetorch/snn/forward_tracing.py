@@ -1,54 +1,40 @@
-"""Trace what a model's ``forward`` does with torch.fx, and refuse what no graph can express."""
+"""Trace what a model's ``forward`` does with torch.fx."""
 
 from __future__ import annotations
 
 import operator
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from tracetorch.core.hooks import WEIGHT_HOOKS
 from tracetorch.core.snapshot import Contents
 from tracetorch.core.torch_private import one_trace_at_a_time
-from tracetorch.snn import SequenceLayer
-from tracetorch.snn.sequence_layer import transient_attributes_of
-from tracetorch.snn.stateful_layer import StatefulLayer, keeps_states
+from tracetorch.snn.sequence_layer import SequenceLayer, transient_attributes_of
 from tracetorch.snn.states import named_neurons
 
 IN_PLACE = (operator.iadd, "add_")
-
-
-def check_modules(model: nn.Module) -> None:
-    """Raise where a module computes more than its class says."""
-    for path, module in model.named_modules():
-        title = f"layer {path!r}, {module!r}," if path else f"the model, {type(module).__name__},"
-        if keeps_states(module) and not isinstance(module, StatefulLayer):
-            names = " and ".join(map(repr, module.active_states))
-            raise ValueError(
-                f"{path or 'the model'} ({type(module).__name__}) keeps a memory of its own, "
-                f"{names}, which no node of NIR has. Feed an output back by snn.Recurrent, or make "
-                "it a state of an snn.Neuron."
-            )
-        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
-            if not isinstance(hook, WEIGHT_HOOKS):
-                problem = f"{title} has the hook {hook!r}, which a graph cannot have"
-                raise ValueError(f"{problem}. Remove it with its handle's remove().")
-        if "forward" in vars(module):
-            way = "Write it as a module of its own."
-            if "_orig_mod" in module._modules:
-                way = "Give what torch.compile was given, model._orig_mod."
-            raise ValueError(f"{title} has a forward put in the place of its class's. {way}")
+IsLeaf = Callable[[nn.Module], bool]
 
 
 @one_trace_at_a_time
-def trace_forward(model: nn.Module) -> fx.GraphModule:
+def trace_forward(model: nn.Module, is_leaf: IsLeaf, advice: str) -> fx.GraphModule:
     """Return the program of ``forward``; raise where it cannot be followed or changes the model.
 
     Tracing runs ``forward``; what that changed is restored.
+
+    Args:
+        model: nothing of it changes.
+        is_leaf: whether a module is one node, besides neurons and what comes with PyTorch.
+        advice: what a forward may do, for messages.
+
+    Raises:
+        TypeError: ``forward`` cannot be followed.
+        ValueError: ``forward`` sets an attribute.
     """
-    tracer = _Tracer()
+    tracer = _Tracer(is_leaf)
     root = nn.Sequential(model) if tracer.is_leaf_module(model, "") else model
     before = Contents(model)
     states = [(p, layer, n) for p, layer in named_neurons(model) for n in layer.active_states]
@@ -63,8 +49,8 @@ def trace_forward(model: nn.Module) -> fx.GraphModule:
         changed += [n for n in others if not n.startswith("_tensor_constant")]
     except Exception as error:  # whatever the user's own forward makes of fx's stand-ins
         raise TypeError(
-            f"the forward of {type(model).__name__} cannot be followed by torch.fx: {error}. NIR "
-            "has no branches that depend on data; call modules, and add what they give."
+            f"the forward of {type(model).__name__} cannot be followed by torch.fx: {error}. "
+            f"{advice}"
         ) from error
     finally:
         before.restore()
@@ -84,13 +70,14 @@ class _Proxy(fx.Proxy):
 
 
 class _Tracer(fx.Tracer):
-    """Take neurons, graphs and what comes with PyTorch as nodes; look into all else.
+    """Take neurons, leaves and what comes with PyTorch as nodes; look into all else.
 
     torch.fx catches the calls of all modules there are: those of other threads pass by.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_leaf: IsLeaf) -> None:
         super().__init__()
+        self.is_leaf = is_leaf
         self.thread = threading.get_ident()
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
@@ -107,5 +94,5 @@ class _Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        ours = isinstance(m, SequenceLayer) or type(m).__module__.startswith("tracetorch.nir.")
+        ours = isinstance(m, SequenceLayer) or self.is_leaf(m)
         return ours or bool(super().is_leaf_module(m, module_qualified_name))

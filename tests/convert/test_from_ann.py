@@ -1,0 +1,556 @@
+"""Conversion: certificates hold on random networks and on those made to break them."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests.convert.networks import Residual, early_and_late, eighths, fill, network
+from tracetorch import snn
+from tracetorch.convert import IntegrateAndFire, QuantizedReLU, from_ann
+
+SEEDS = st.integers(0, 10_000)
+
+
+def sizes(model: nn.Module) -> list[int]:
+    """Return the numbers of parameters of all modules, to see that nothing has changed."""
+    return [sum(p.numel() for p in m.parameters(recurse=False)) for m in model.modules()]
+
+
+# Equality
+
+
+@settings(max_examples=20)
+@given(
+    seed=SEEDS,
+    levels=st.sampled_from([1, 2, 4, 8]),
+    per_level=st.sampled_from([1, 2]),
+    burst=st.sampled_from([1, 2, 4]),
+)
+def test_rates_are_equal_where_steps_suffice(
+    seed: int, levels: int, per_level: int, burst: int
+) -> None:
+    """Weights are multiples of 1/8, and all else powers of two: no sum is rounded."""
+    model, draw = network(seed, partial(QuantizedReLU, levels, 1.0))
+    steps = levels * per_level
+    batch = draw(4)
+    _, found = from_ann(model, batch, steps, signed=True, burst=burst)
+    quiet = found.sufficient_quiet
+    assert quiet is not None
+    converted = from_ann(model, batch, steps, signed=True, burst=burst, quiet=quiet)
+    report = converted.report
+    assert report.is_exact
+    assert [layer.largest for layer in report.layers] == [0.0] * len(report.layers)
+    assert [layer.bound for layer in report.layers] == [0.0] * len(report.layers)
+    x = draw(7)
+    with torch.no_grad():
+        assert torch.equal(converted(x), copy.deepcopy(model).eval()(x))
+
+
+def test_unequal_times_of_spikes_break_unsigned_neurons_and_no_certificate() -> None:
+    model, x = early_and_late()
+    _, report = from_ann(model, x, 4)
+    first, second, output = report.layers
+    assert first.is_exact
+    assert first.largest == 0.0
+    assert second.reason == "its inputs vary: it needs signed=True"
+    assert second.largest == 0.25  # a spike that nothing takes back
+    assert second.largest <= second.bound == pytest.approx((0.5 + 2 * 0.5) / 4 + 3 / 8)
+    assert output.reason == "what it receives is not"
+    assert not report.is_exact
+    assert report.sufficient_quiet is None
+    _, report = from_ann(model, x, 4, signed=True)
+    assert report.layers[1].reason == "it may need quiet=3"
+    assert report.sufficient_quiet == 3
+    converted = from_ann(model, x, 4, signed=True, quiet=3)
+    assert converted.report.is_exact
+    assert torch.equal(converted(x), model(x))
+
+
+def test_quiet_steps_that_suffice_are_no_more_than_are_needed() -> None:
+    """All four spikes are sent before the inhibition, of one spike, comes in the last step."""
+    model = early_and_late()[0]
+    fill(model, "0.weight", [[1.0], [0.125]])
+    fill(model, "2.weight", [[1.0, -4.0]])
+    x = torch.ones(1, 1).double()
+    for quiet, equal in ((2, False), (3, True)):
+        converted = from_ann(model, x, 8, signed=True, quiet=quiet)
+        assert converted.report.is_exact is equal
+        assert torch.equal(converted(x), model(x)) is equal
+    # of bursts fewer are needed
+    converted = from_ann(model, x, 8, signed=True, burst=4)
+    assert converted.report.is_exact
+    assert torch.equal(converted(x), model(x))
+
+
+def test_too_few_steps_for_the_levels_are_named() -> None:
+    model, x = early_and_late(levels=8)
+    _, report = from_ann(model, x, 4, signed=True, quiet=7)
+    assert report.layers[0].reason == "8 levels need as many spikes, it has 4"
+    assert report.sufficient_quiet is None
+    _, report = from_ann(model, x, 4, signed=True, quiet=3, burst=2)
+    assert report.is_exact
+
+
+# Bounds
+
+
+@settings(max_examples=20)
+@given(
+    seed=SEEDS,
+    steps=st.sampled_from([1, 2, 5, 16]),
+    burst=st.sampled_from([1, 3]),
+    signed=st.booleans(),
+    quiet=st.sampled_from([0, 3]),
+)
+@example(seed=3, steps=1, burst=1, signed=False, quiet=0)
+def test_bounds_hold_for_every_input_of_clipped_networks(
+    seed: int, steps: int, burst: int, signed: bool, quiet: int
+) -> None:
+    model, draw = network(seed, partial(nn.Hardtanh, 0.0, 0.75))
+    options: dict[str, Any] = {"burst": burst, "signed": signed, "quiet": quiet * signed}
+    bounds = [layer.bound for layer in from_ann(model, draw(1), steps, **options).report.layers]
+    model = nn.Sequential(model)  # a container more changes nothing
+    report = from_ann(model, draw(16), steps, **options).report
+    for layer, bound in zip(report.layers, bounds, strict=True):
+        assert layer.bound == pytest.approx(bound)
+        assert layer.largest <= bound * (1 + 1e-9) + 1e-9
+        assert layer.mean <= layer.largest
+
+
+@settings(max_examples=20)
+@given(seed=SEEDS, steps=st.integers(1, 9), percentile=st.sampled_from([50, 99.0, 100]))
+def test_bounds_hold_on_the_batch_of_unclipped_networks(
+    seed: int, steps: int, percentile: float
+) -> None:
+    model, draw = network(seed, nn.ReLU)
+    report = from_ann(model, draw(16), steps, percentile=percentile).report
+    for layer in report.layers:
+        assert layer.largest <= layer.bound * (1 + 1e-9) + 1e-9
+
+
+@settings(max_examples=20)
+@given(
+    seed=SEEDS,
+    levels=st.sampled_from([2, 3, 8]),
+    steps=st.integers(1, 12),
+    burst=st.sampled_from([1, 2]),
+    signed=st.booleans(),
+)
+def test_bounds_hold_of_quantised_networks_whose_steps_may_not_suffice(
+    seed: int, levels: int, steps: int, burst: int, signed: bool
+) -> None:
+    model, draw = network(seed, partial(QuantizedReLU, levels, 1.0))
+    report = from_ann(model, draw(16), steps, burst=burst, signed=signed).report
+    for layer in report.layers:
+        if not layer.is_exact:  # rounding decides a level where steps are no power of two
+            assert layer.largest <= layer.bound * (1 + 1e-9) + 1e-9
+
+
+@settings(max_examples=10)
+@given(seed=SEEDS, burst=st.sampled_from([1, 2]), signed=st.booleans())
+def test_sums_stay_within_the_bound_after_every_step(seed: int, burst: int, signed: bool) -> None:
+    """That is what the proof of the next layer's bound takes for granted."""
+    model, draw = network(seed, partial(nn.Hardtanh, 0.0, 1.0))
+    x, steps = draw(5), 12
+    spiking, report = from_ann(model, x, steps, burst=burst, signed=signed)
+    with torch.no_grad():
+        sums = tt.unroll(spiking, x, steps=steps, from_rest=True).cumsum(0)
+        wanted = copy.deepcopy(model).eval()(x)
+    count = torch.arange(1, steps + 1).double().view(-1, *[1] * wanted.ndim)
+    assert ((sums - count * wanted).abs() <= report.layers[-1].bound * steps + 1e-9).all()
+
+
+def test_bound_is_that_of_the_formula() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU6(), nn.Linear(2, 1), nn.ReLU6()).double()
+    fill(model, "0.weight", [[1.0, -2.0], [3.0, 4.0]])
+    fill(model, "2.weight", [[-1.0, 0.5]])
+    _, report = from_ann(model, torch.rand(3, 2).double(), 24, burst=2)
+    assert [layer.threshold for layer in report.layers[:2]] == [3.0, 3.0]
+    assert [layer.bound for layer in report.layers] == [1.5 / 24, 3.75 / 24, 3.75 / 24]
+    # no rate is further off than the clip
+    _, report = from_ann(model, torch.rand(3, 2).double(), 1)
+    assert [layer.bound for layer in report.layers] == [3.0, 6.0, 6.0]
+
+
+def test_differences_shrink_with_the_steps() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU())
+    x = torch.rand(64, 8)
+    off = [from_ann(model, x, steps, percentile=100).report.layers[-1] for steps in (4, 32, 256)]
+    assert off[0].mean > 3 * off[1].mean > 9 * off[2].mean
+    assert off[0].bound == pytest.approx(8 * off[1].bound)
+
+
+# Thresholds
+
+
+def test_threshold_is_a_percentile_of_the_activations() -> None:
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU())
+    fill(model, "0.weight", 2.0)
+    x = torch.arange(1.0, 101.0).unsqueeze(1)
+    for percentile, clip in ((100, 200.0), (99, 198.0), (50.5, 102.0), (0.1, 2.0)):
+        spiking, report = from_ann(model, x, 4, percentile=percentile)
+        assert report.layers[0].clip == clip
+        layer: Any = spiking.get_submodule("1")
+        assert layer.pos_threshold.item() == clip
+        assert layer.initial_mem.item() == clip / 2
+    spiking, report = from_ann(model, x, 4, percentile=100, burst=4)
+    assert (report.layers[0].clip, report.layers[0].threshold) == (200.0, 50.0)
+
+
+def test_layer_that_is_silent_on_the_batch_stays_silent() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    fill(model, "0.bias", [-100.0] * 3)
+    converted = from_ann(model, torch.rand(4, 2), 8)
+    assert converted.report.layers[0].threshold == 1.0
+    assert torch.allclose(converted(torch.rand(4, 2)), model.get_parameter("2.bias"))
+
+
+def test_learned_clip_and_levels_give_the_threshold() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), QuantizedReLU(4, 3.0))
+    _, report = from_ann(model, torch.rand(4, 2), 8)
+    assert (report.layers[0].clip, report.layers[0].threshold) == (3.0, 6.0)
+    _, report = from_ann(model, torch.rand(4, 2), 2)  # fewer spikes than levels
+    assert report.layers[0].threshold == 3.0
+
+
+class Levels(nn.Module):
+    """A quantised ReLU of another library: its names, and what it computes."""
+
+    def __init__(self, thresh: float, up: int) -> None:
+        super().__init__()
+        self.thresh, self.up = nn.Parameter(torch.tensor(thresh)), up
+
+    def forward(self, x: Tensor) -> Tensor:
+        level = (x / self.thresh).clamp(0, 1) * self.up + 0.5
+        return level.floor() / self.up * self.thresh
+
+
+def test_quantised_relu_of_another_library_is_declared() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), Levels(2.0, 4), nn.Linear(4, 2))
+    x = torch.randn(9, 3)
+    declared: dict[type[Any], Any] = {Levels: lambda module: (module.thresh, module.up)}
+    converted = from_ann(model, x, 4, activations=declared)
+    assert converted.report.is_exact
+    assert torch.allclose(converted(x), model(x), atol=1e-5)
+    with pytest.raises(ValueError, match=r"1 \(Levels\) does not compute a ReLU with the clip 2.0"):
+        from_ann(model, x, 4, activations={Levels: lambda module: (module.thresh, 5)})
+    with pytest.raises(ValueError, match="levels are at least 1 and need a clip"):
+        from_ann(model, x, 4, activations={Levels: lambda module: (None, 5)})
+    with pytest.raises(ValueError, match="is declared by activations="):
+        from_ann(model, x, 4)
+
+
+# Models
+
+
+class Functional(nn.Module):
+    """Modules and functions in every form that is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(3)
+        self.second = nn.Conv2d(3, 3, 3, padding=1)
+        self.between = nn.BatchNorm2d(3)
+        self.relu = nn.ReLU(inplace=True)
+        self.hidden = nn.Linear(12, 5)
+        self.last = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.norm(self.conv(x)))
+        y = self.second(x)
+        y += x
+        y = self.between(y)  # behind a sum: a product of its own
+        y = F.relu6(F.avg_pool2d(y, 2))
+        y = torch.max_pool2d(y, 2) if False else F.max_pool2d(y, 2)
+        y = y.view(y.size(0), -1)
+        y = self.hidden(F.dropout(y, 0.5, self.training)).clamp(min=0)
+        return self.last(torch.clamp(y, 0, 4).relu())
+
+
+def test_modules_and_functions_are_read_in_every_form() -> None:
+    torch.manual_seed(0)
+    model = Functional()
+    for _ in range(3):  # statistics of the norms
+        model(torch.rand(16, 1, 8, 8))
+    x = torch.rand(8, 1, 8, 8)
+    before = copy.deepcopy(model.state_dict())
+    spiking, report = from_ann(model, x, 64, percentile=100)
+    assert model.training
+    assert spiking.training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert not any(isinstance(m, nn.BatchNorm2d | nn.Dropout) for m in spiking.modules())
+    assert [layer.path for layer in report.layers] == [
+        *("relu", "relu6", "clamp", "clamp_1", "relu_1", "output")
+    ]
+    for layer in report.layers:
+        assert layer.largest <= layer.bound * (1 + 1e-5) + 1e-5
+    assert report.layers[-1].mean < 0.02
+
+
+def test_mean_over_places_and_norms_without_a_product() -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.conv = nn.BatchNorm2d(2), nn.Conv2d(2, 3, 1)
+            self.flat, self.last = nn.BatchNorm1d(3), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.conv(self.norm(x))).mean((2, 3))
+            return self.last(self.flat(x))
+
+    torch.manual_seed(0)
+    model = Pooled()
+    model(torch.rand(32, 2, 4, 4))
+    _, report = from_ann(model, torch.rand(8, 2, 4, 4), 128, percentile=100)
+    assert report.layers[-1].mean < 0.02
+
+
+def test_norm_is_not_folded_into_a_product_that_is_used_twice() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.product, self.norm, self.drop = nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Dropout()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.product(x)
+            return torch.relu(self.norm(self.drop(y)) + y)
+
+    torch.manual_seed(0)
+    model = Twice()
+    model(torch.rand(32, 2))
+    _, report = from_ann(model, torch.rand(8, 2), 128, percentile=100)
+    assert report.layers[-1].mean < 0.02
+
+
+def test_modules_that_are_called_twice_become_two() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.product, self.relu = nn.Linear(3, 3), QuantizedReLU(4, 1.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.relu(self.product(self.relu(self.product(x))))
+
+    torch.manual_seed(0)
+    model, x = Shared(), torch.rand(5, 3)
+    spiking, report = from_ann(model, x, 4, signed=True, quiet=3)
+    assert report.is_exact
+    assert [layer.neurons for layer in report.layers] == ["relu", "relu_1", ""]
+    assert sum(isinstance(m, IntegrateAndFire) for m in spiking.modules()) == 2
+
+
+def test_parametrized_weights_become_plain_ones() -> None:
+    torch.manual_seed(0)
+    inner = torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
+    model = nn.Sequential(inner, nn.ReLU(), nn.Linear(3, 2))
+    x = torch.rand(9, 4)
+    wanted = model(x)
+    spiking, report = from_ann(model, x, 64, percentile=100)
+    assert torch.equal(model(x), wanted)
+    assert type(spiking.get_submodule("0")) is nn.Linear
+    assert report.layers[-1].mean < 0.05
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_model_runs_by_layer_as_by_step(seed: int) -> None:
+    model, draw = network(seed, partial(QuantizedReLU, 4, 1.0))
+    x = draw(3)
+    converted = from_ann(model, x, 4, signed=True, quiet=2)
+    sequence = torch.cat([x.expand(4, *x.shape), torch.zeros(2, *x.shape).double()])
+    with torch.no_grad():
+        by_layer = tt.unroll(converted.model, sequence, from_rest=True)
+        by_step = tt.unroll(converted.model, sequence, by="step", from_rest=True)
+        assert torch.equal(by_layer, by_step)
+        assert torch.equal(converted(x), by_step.sum(0) / 4)
+
+
+def test_it_copies_pickles_saves_and_learns(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), Residual(2, nn.ReLU), nn.Flatten())
+    x = torch.rand(4, 1, 5, 5)
+    converted = from_ann(model, x, 6)
+    wanted = converted(x)
+    other = pickle.loads(pickle.dumps(copy.deepcopy(converted)))
+    assert torch.equal(other(x), wanted)
+    assert sizes(other.model) == sizes(converted.model)
+    tt.save(converted.model, tmp_path / "snn.safetensors")
+    for parameter in other.model.parameters():
+        parameter.data.zero_()
+    tt.load(tmp_path / "snn.safetensors", other.model)
+    assert torch.equal(other(x), wanted)
+    wanted.sum().backward()
+    assert all(
+        p.grad is not None and p.grad.isfinite().all() for p in other.model.parameters()
+    ) or (all(p.grad is not None for p in converted.model.parameters()))
+
+
+@pytest.mark.slow
+def test_chain_is_a_sequential_that_exports() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    x = torch.rand(3, 4)
+    spiking, _ = from_ann(model, x, 8)
+    assert type(spiking) is nn.Sequential
+    program = tt.export.step(spiking, x)
+    states = tt.export.initial_states(program, 3)
+    outputs = []
+    for _ in range(8):
+        output, states = program.module()(x, states)
+        outputs.append(output)
+    wanted = tt.unroll(spiking, x, steps=8, from_rest=True)
+    assert torch.allclose(torch.stack(outputs), wanted, atol=1e-6)
+
+
+def test_report_prints_a_table() -> None:
+    model, x = early_and_late()
+    text = str(from_ann(model, x, 4).report)
+    lines = text.splitlines()
+    assert lines[0].split() == [
+        *("layer", "neurons", "threshold", "clip", "levels", "bound", "largest", "mean")
+    ]
+    assert lines[1].split() == ["1", "1", "1", "1", "4", "equal", "0", "0"]
+    assert lines[-2:] == [
+        "4 steps",
+        "not proven to be equal: 3, its inputs vary: it needs signed=True",
+    ]
+    text = str(from_ann(model, x, 4, signed=True, quiet=3).report)
+    assert text.splitlines()[-2:] == [
+        "4 steps and 3 quiet ones",
+        "every rate is proven to be the model's activation",
+    ]
+
+
+# What is refused
+
+
+class Forward(nn.Module):
+    """A layer and a forward of the test's."""
+
+    def __init__(self, function: Callable[[nn.Module, Tensor], Any]) -> None:
+        super().__init__()
+        self.layer, self.relu = nn.Linear(4, 4), nn.ReLU(inplace=True)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, x)
+
+
+def _branches(m: Any, x: Tensor) -> Tensor:
+    return torch.relu(m.layer(x)) if x.sum() > 0 else x
+
+
+def _overwrites(m: Any, x: Tensor) -> Tensor:
+    y = m.layer(x)
+    return m.relu(y) + y
+
+
+def _adds_in_place(m: Any, x: Tensor) -> Tensor:
+    y = torch.relu(m.layer(x))
+    z = m.layer(y)
+    y += z
+    return y + z.relu() + z
+
+
+def _hidden_overwriting(m: Any, x: Tensor) -> Tensor:
+    y = m.layer(x)
+    same = F.dropout(y, training=False)  # the same tensor under another name
+    return same.relu_() + y
+
+
+REFUSED: list[tuple[str, nn.Module, str]] = [
+    ("sigmoid", nn.Sequential(nn.Linear(4, 4), nn.Sigmoid()), r"1 \(Sigmoid\) cannot be converted"),
+    ("leaky", nn.Sequential(nn.Linear(4, 4), nn.LeakyReLU()), r"\(LeakyReLU\) cannot be converted"),
+    ("norm", nn.Sequential(nn.LayerNorm(4), nn.ReLU()), r"0 \(LayerNorm\) cannot be converted"),
+    ("batch", nn.Sequential(nn.Flatten(0)), r"0 \(Flatten\) cannot be converted"),
+    ("indices", nn.Sequential(nn.MaxPool1d(2, return_indices=True)), r"\(MaxPool1d\) cannot be"),
+    ("softmax", nn.Sequential(nn.ReLU(), nn.Softmax(-1)), r"1 \(Softmax\) cannot be converted"),
+    ("hardtanh", nn.Sequential(nn.Linear(4, 4), nn.Hardtanh()), "must begin at 0"),
+    ("no relu", nn.Linear(4, 4), "the model has no ReLU"),
+    ("neurons", nn.Sequential(nn.Linear(4, 4), snn.LIF(4)), r"1 \(LIF\) keeps states"),
+    (
+        "statistics",
+        nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.ReLU()),
+        "has no running statistics",
+    ),
+    ("scalar", Forward(lambda m, x: m.layer(x).relu() + 1.0), "is given 1.0, which is no value"),
+    ("product", Forward(lambda m, x: m.layer(x).relu() * x), r"mul\(\) in the model's forward"),
+    ("parameter", Forward(lambda m, x: x.relu() + m.layer.bias), "uses 'layer.bias' by itself"),
+    ("clamp", Forward(lambda m, x: m.layer(x).clamp(-1, 1)), "must clip at 0"),
+    ("clamp none", Forward(lambda m, x: m.layer(x).clamp(0, -1)), "must clip at 0"),
+    ("mean", Forward(lambda m, x: m.layer(x).relu().mean(1)), "takes the mean of all places"),
+    ("several", Forward(lambda m, x: (x.relu(), x)), "must return one tensor"),
+    ("branches", Forward(_branches), "cannot be followed by torch.fx"),
+    ("overwrites", Forward(_overwrites), "writes into 'layer', which is used again"),
+    ("adds in place", Forward(_adds_in_place), r"iadd\(\) in the model's forward writes into"),
+    ("hidden", Forward(_hidden_overwriting), r"the model's output on the batch is another"),
+    (
+        "broadcast",
+        Forward(lambda m, x: m.layer(x).relu() + m.layer(x.mean(0, keepdim=True))),
+        "takes the mean of all places",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"), [each[1:] for each in REFUSED], ids=[each[0] for each in REFUSED]
+)
+def test_what_cannot_be_converted_is_named(model: nn.Module, message: str) -> None:
+    torch.manual_seed(0)
+    with pytest.raises((TypeError, ValueError), match=message):
+        from_ann(model, torch.randn(5, 4), 4)
+
+
+def test_hooks_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    model[0].register_forward_hook(lambda module, args, output: output + 1)
+    with pytest.raises(ValueError, match=r"0 \(Linear\) has a hook"):
+        from_ann(model, torch.rand(5, 4), 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"burst": 0}, "burst must be at least 1"),
+        ({"quiet": -1, "signed": True}, "quiet must be at least 0"),
+        ({"quiet": 2}, "Give signed=True"),
+        ({"percentile": 0}, r"percentile must lie in \(0, 100\]"),
+        ({"percentile": 100.1}, r"percentile must lie in \(0, 100\]"),
+        ({"percentile": math.nan}, r"percentile must lie in \(0, 100\]"),
+        ({"percentile": "99"}, "percentile must be a number"),
+        ({"batch": [1.0]}, "batch must be a tensor of float32 or float64"),
+        ({"batch": torch.rand(5, 4).half()}, "batch must be a tensor of float32 or float64"),
+        ({"batch": torch.rand(5, 4).double()}, "is torch.float32 and the batch torch.float64"),
+        ({"batch": torch.rand(0, 4)}, "batch must be some inputs"),
+        ({"batch": torch.full((5, 4), torch.nan)}, "values that are not finite"),
+        ({"model": 3}, "expected an nn.Module"),
+    ],
+)
+def test_arguments_are_checked(options: dict[str, Any], message: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    with pytest.raises((TypeError, ValueError), match=message):
+        from_ann(**{"model": model, "batch": torch.rand(5, 4), "steps": 4, **options})
+
+
+def test_weights_that_are_not_finite_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    fill(model, "0.weight", [torch.inf] * 16)
+    with pytest.raises(ValueError, match=r"0\.weight has values that are not finite"):
+        from_ann(model, eighths(5, 4).float(), 4)

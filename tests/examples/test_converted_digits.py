@@ -1,0 +1,52 @@
+"""The script of converted digits runs, and the page shows the rows that it has recorded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from examples import converted_digits
+
+PAGE = Path(__file__).parents[2] / "docs/use/convert.md"
+
+
+@pytest.mark.slow
+def test_a_quick_run_converts_both_networks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert converted_digits.main(["--quick", "--seeds", "3", "--out", str(tmp_path)]) == 0
+    row = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert converted_digits.read(tmp_path) == [row]
+    assert row["steps"] == [1, 2, 4, 8]
+    assert all(0 <= share <= 1 for shares in row["way"].values() for share in shares)
+    exact = [found["exact"] for found in row["report"]["8 levels, signed, 14 quiet steps"]]
+    assert exact == [False, False, False, True]
+    assert (tmp_path / "converted_digits.png").stat().st_size > 10_000
+
+
+def test_a_row_takes_the_place_of_one_of_the_same_seed(tmp_path: Path) -> None:
+    for seed, share in ((0, 0.5), (1, 0.7), (0, 0.9)):
+        converted_digits.write({"seed": seed, "relu": share}, tmp_path)
+    kept = {(row["seed"], row["relu"]) for row in converted_digits.read(tmp_path)}
+    assert kept == {(0, 0.9), (1, 0.7)}
+
+
+def test_the_page_shows_the_recorded_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = converted_digits.read(converted_digits.RESULTS)
+    assert rows
+    assert set(rows[0]["way"]) <= set(converted_digits.WAYS)
+    assert converted_digits.main(["--table"]) == 0
+    table = capsys.readouterr().out.strip()
+    assert f"<!-- digits -->\n{table}\n<!-- /digits -->" in PAGE.read_text()
+
+
+def test_certified_rows_are_equal_to_their_network_but_for_rounding() -> None:
+    for row in converted_digits.read(converted_digits.RESULTS):
+        shares = row["way"]["8 levels, signed, 14 quiet steps"]
+        for found, share in zip(
+            row["report"]["8 levels, signed, 14 quiet steps"], shares, strict=True
+        ):
+            if found["exact"]:
+                assert abs(share - row["levels"]) <= 0.002

@@ -1,0 +1,161 @@
+"""Build the spiking model of a graph."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch.convert.graph import Graph, Node
+from tracetorch.convert.integrate_and_fire import (
+    Change,
+    IntegrateAndFire,
+    RunningSum,
+    TimedBias,
+)
+from tracetorch.convert.plan import Rule, Rules, Times
+from tracetorch.convert.read_model import PRODUCTS, ann
+from tracetorch.snn.module import TTModule
+
+
+class Wired(TTModule):
+    """Modules, each given the sum of some values before it.
+
+    Args:
+        wiring: for each value behind the input the name of what computes it, empty for a sum
+            alone, and the places of what that is given.
+        parts: the modules, by name.
+        output: place of the output.
+
+    Shape:
+        One time step ``[B, ...]``.
+    """
+
+    wiring: tuple[tuple[str, tuple[int, ...]], ...]
+    output: int
+
+    def __init__(
+        self,
+        wiring: tuple[tuple[str, tuple[int, ...]], ...],
+        parts: dict[str, nn.Module],
+        output: int,
+    ) -> None:
+        super().__init__()
+        self.wiring, self.output = wiring, output
+        self.parts = nn.ModuleDict(parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run one time step."""
+        values = [x]
+        for name, places in self.wiring:
+            total = values[places[0]]
+            for place in places[1:]:
+                total = total + values[place]
+            values.append(self.parts[name](total) if name else total)
+        return values[self.output]
+
+
+def build(
+    graph: Graph, sample: Tensor, rules: Rules, times: Times
+) -> tuple[nn.Module, dict[Node, str]]:
+    """Return the spiking model of a graph, in float64, and the paths of its neurons.
+
+    Args:
+        graph: of a model.
+        sample: an input.
+        rules: of its activations.
+        times: of the conversion.
+    """
+    parts: OrderedDict[str, nn.Module] = OrderedDict()
+    wiring: list[tuple[str, tuple[int, ...]]] = []
+    places: dict[int, int] = {}  # in the wiring, of the value of each node
+    neurons: dict[Node, str] = {}
+    shapes = _shapes(graph, sample)
+    for number, node in enumerate(graph.nodes):
+        if node.kind == "input":
+            places[number] = 0
+            continue
+        inputs = tuple(places[source] for source in node.inputs)
+        made = _modules(node, shapes[number], rules, times)
+        sums: list[tuple[str, nn.Module | None]] = [("", None)]
+        for part, module in made or sums:
+            name = ""
+            if module is not None:
+                name = _unused(node.name.replace(".", "_") + part, parts)
+                parts[name] = module
+                if node.activation is not None:
+                    neurons[node] = name
+            wiring.append((name, inputs))
+            inputs = (len(wiring),)
+        places[number] = len(wiring)
+    if graph.is_chain:
+        return nn.Sequential(parts), neurons
+    model = Wired(tuple(wiring), dict(parts), places[graph.output])
+    return model, {node: f"parts.{name}" for node, name in neurons.items()}
+
+
+def _shapes(graph: Graph, sample: Tensor) -> list[torch.Size]:
+    """Return the shape of the value of every node."""
+    seen: dict[int, torch.Size] = {}
+    values: list[Tensor] = []
+    for place, node in enumerate(graph.nodes):
+        inputs = [values[source] for source in node.inputs]
+        if node.kind == "input":
+            value = sample[:1]
+        else:
+            value = inputs[0] if node.kind == "sum" else ann(node, inputs)
+        values.append(value)
+        seen[place] = value.shape
+    return list(seen.values())
+
+
+def _unused(name: str, parts: dict[str, nn.Module]) -> str:
+    """Return a name that a module may have, and none of ``parts`` has."""
+    taken = (nn.Sequential(), nn.ModuleDict())
+    base = name or "layer"
+    while any(hasattr(each, base) for each in taken):
+        base += "_"
+    unused, number = base, 1
+    while unused in parts:
+        unused, number = f"{base}_{number}", number + 1
+    return unused
+
+
+def _modules(
+    node: Node, shape: torch.Size, rules: Rules, times: Times
+) -> list[tuple[str, nn.Module]]:
+    """Return the modules that compute a node over time, each with the end of its name."""
+    # features are the last dimension of two, channels the second of more
+    dim = -1 if len(shape) == 2 else 1 - len(shape)
+    if node.activation is not None:
+        return [("", _neurons(shape[dim], dim, rules[node], times).double())]
+    if node.module is None:
+        return []
+    module = copy.deepcopy(node.module)
+    if node.kind == "max":
+        return [
+            ("_sum", RunningSum(shape[dim], dim)),
+            ("", module),
+            ("_change", Change(shape[dim], dim)),
+        ]
+    if times.quiet and isinstance(module, PRODUCTS) and module.bias is not None:
+        if isinstance(module, nn.Linear) and len(shape) > 2:
+            dim = len(shape) - 1
+        gated = TimedBias(shape[dim], times.steps, dim).double()
+        gated.bias = module.bias.detach()
+        cast(Any, module).bias = None
+        return [("", module), ("_bias", gated)]
+    return [("", module)]
+
+
+def _neurons(size: int, dim: int, rule: Rule, times: Times) -> IntegrateAndFire:
+    """Return the neurons of an activation."""
+    layer = IntegrateAndFire(size, rule.threshold, times.burst, times.signed, rule.limit, dim)
+    layer.double()
+    # to the last bit of float64, where the constructor rounds to the default dtype
+    layer.raw_pos_threshold.fill_(rule.threshold)
+    layer.initial_mem.fill_(rule.threshold / 2)
+    return layer

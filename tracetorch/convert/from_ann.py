@@ -1,0 +1,256 @@
+"""``from_ann``: convert a network of ReLUs, and report what is proven and what was measured."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch.convert.build import build
+from tracetorch.convert.graph import Graph, Node
+from tracetorch.convert.plan import OUTPUT, Rules, Times, bounds_of, ready_of, rules_of
+from tracetorch.convert.read_model import Activations, ann, read_model
+from tracetorch.convert.report import LayerReport, Report
+from tracetorch.core.checks import check_count, check_flag, check_integer, check_module
+from tracetorch.core.hooks import forward_hooks
+from tracetorch.snn.module import zero_states
+from tracetorch.unrolling import unroll
+
+
+class Converted(NamedTuple):
+    """Spiking model of a network, and the report on it: what :func:`from_ann` returns.
+
+    Calling it runs the model from rest, over all its steps, and returns what the network did.
+
+    Args:
+        model: one time step, ``[B, ...]``; an ``nn.Sequential`` where the network is a chain.
+        report: what is proven, and what was measured.
+
+    Example:
+        >>> from tracetorch import convert
+        >>> net = nn.Sequential(nn.Linear(4, 8), convert.QuantizedReLU(8, 1.0), nn.Linear(8, 2))
+        >>> x = torch.rand(9, 4)
+        >>> converted = convert.from_ann(net, x, steps=8)
+        >>> torch.allclose(converted(x), net(x), atol=1e-5)
+        True
+    """
+
+    model: nn.Module
+    report: Report
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the sum of the outputs over all steps, divided by those with an input.
+
+        Args:
+            x: inputs ``[B, ...]``, the same at every step.
+        """
+        steps, quiet = self.report.steps, self.report.quiet
+        if not quiet:
+            return cast(Tensor, unroll(self.model, x, steps=steps, from_rest=True).mean(0))
+        shown = x.expand(steps, *x.shape)
+        sequence = torch.cat([shown, x.new_zeros(quiet, *x.shape)])
+        return cast(Tensor, unroll(self.model, sequence, from_rest=True).sum(0) / steps)
+
+
+@torch.no_grad()
+def from_ann(
+    model: nn.Module,
+    batch: Tensor,
+    steps: int,
+    *,
+    quiet: int = 0,
+    burst: int = 1,
+    signed: bool = False,
+    percentile: float = 99.9,
+    activations: Activations | None = None,
+) -> Converted:
+    """Convert a trained network of ReLUs to integrate-and-fire neurons, with a certificate.
+
+    ::
+
+        threshold = clip / burst                 or clip * steps / levels, of a quantised ReLU
+        |rate - activation| <= D / steps + E     D = threshold / 2 + |W| D_before
+        rate = activation                        of a quantised ReLU whose steps suffice
+
+    Every ReLU becomes :class:`IntegrateAndFire` neurons, which start at half a threshold and whose
+    spikes have its size; a mean over time of the outputs is what the network returned. The report
+    has, for each layer, the bound that is proven (``E`` is what clipping and rounding alone change,
+    propagated alike), and the largest and the mean difference on the batch.
+
+    Rates are **equal** to the activations where each is a quantised ReLU, ``steps * burst`` are at
+    least its levels, and, behind the first layer of neurons, spikes are ``signed`` and ``quiet`` is
+    at least the sum of ``ceil(levels / burst) - 1`` over the layers behind the first on the longest
+    path. That holds for any weights and any times of spikes, but for rounding in floats: a value
+    that lies within rounding of the border of two levels may get the other one.
+
+    Args:
+        model: modules whose ``forward`` adds and calls them: ``nn.Linear``, convolutions, batch
+            norms (folded, as they are in evaluation), ReLU, ReLU6, ``Hardtanh(0, c)``, ``clamp``,
+            :class:`QuantizedReLU`, average pools, maximum pools (of sums over time), ``Flatten``;
+            dropout is left out. All else is refused by name. Nothing of it changes.
+        batch: inputs ``[B, ...]`` as they will come: thresholds are found, and rates compared, on
+            it. In float32 or float64, as the model.
+        steps: time steps in which the input is there; at least 1.
+        quiet: steps behind them without an input or a bias, in which spikes still travel; at least
+            0. They need ``signed``.
+        burst: the most spikes of a neuron in a step; at least 1. A ReLU that is not quantised gets
+            a threshold as many times smaller.
+        signed: spikes have a sign, and neurons take back what they sent too early.
+        percentile: of a layer's activations on the batch, which becomes the clip of a ReLU that has
+            none; in (0, 100].
+        activations: ReLUs of other libraries: for each class a function of the module that returns
+            its clip (``None`` for none) and levels (``None`` for none). Each module is compared
+            with what is returned.
+
+    Returns:
+        The spiking model and the report, as a :class:`Converted`.
+
+    Raises:
+        TypeError: an argument is of another kind, or ``forward`` cannot be followed.
+        ValueError: an argument is out of range, a module cannot be converted, or the model computes
+            more than its modules do. The message names it, and what is allowed.
+
+    Example:
+        >>> import tracetorch as tt
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> x = torch.rand(50, 4)
+        >>> spiking, report = tt.convert.from_ann(net, x, steps=32)
+        >>> y = tt.unroll(spiking, x, steps=32, from_rest=True).mean(0)
+        >>> bool(((y - net(x)).abs() <= report.layers[-1].bound + 1e-6).all())
+        True
+
+    Reference: Rueckauer et al., "Conversion of continuous-valued deep networks to efficient event-
+    driven networks for image classification", Frontiers in Neuroscience 11 (2017), for norms and
+    percentiles; Deng, Gu, "Optimal conversion of conventional artificial neural networks to spiking
+    neural networks", ICLR 2021, for the half threshold; Bu et al., "Optimal ANN-SNN conversion for
+    high-accuracy and ultra-low-latency spiking neural networks", ICLR 2022, for levels; Hu, Zheng,
+    Jiang, Pan, "Fast-SNN: fast spiking neural network by converting quantized ANN", IEEE TPAMI 45
+    (2023), for signed spikes.
+    """
+    check_module(model)
+    times = _times(steps, quiet, burst, signed)
+    if isinstance(percentile, bool) or not isinstance(percentile, int | float):
+        raise TypeError(f"percentile must be a number, got {type(percentile).__name__}.")
+    if not 0 < percentile <= 100:
+        raise ValueError(f"percentile must lie in (0, 100], got {percentile}.")
+    _check_batch(model, batch)
+    graph = read_model(model, batch, activations or {})
+    if not any(node.activation for node in graph.nodes):
+        raise ValueError(
+            "the model has no ReLU to convert. What has rates are ReLUs: nn.ReLU, or "
+            "convert.QuantizedReLU."
+        )
+    double = batch.double()
+    rules = rules_of(graph, double, times, percentile)
+    built, neurons = build(graph, double, rules, times)
+    built.to(batch).train(model.training)
+    return Converted(built, _report(graph, batch, rules, times, built, neurons))
+
+
+def _times(steps: object, quiet: object, burst: object, signed: object) -> Times:
+    """Return the times of a conversion; raise where they are out of range."""
+    times = Times(
+        check_count("steps", steps),
+        check_integer("quiet", quiet),
+        check_count("burst", burst),
+        check_flag("signed", signed),
+    )
+    if times.quiet < 0:
+        raise ValueError(f"quiet must be at least 0, got {quiet}.")
+    if times.quiet and not times.signed:
+        raise ValueError(
+            f"quiet={quiet} steps are of use where neurons can take back spikes. Give signed=True."
+        )
+    return times
+
+
+def _check_batch(model: nn.Module, batch: object) -> None:
+    """Raise where a batch is no inputs, or of another dtype than the model."""
+    if not isinstance(batch, Tensor) or batch.dtype not in (torch.float32, torch.float64):
+        got = batch.dtype if isinstance(batch, Tensor) else type(batch).__name__
+        raise TypeError(f"batch must be a tensor of float32 or float64, [B, ...], got {got}.")
+    if batch.ndim < 2 or not batch.numel():
+        raise ValueError(f"batch must be some inputs [B, ...], got shape {list(batch.shape)}.")
+    if not bool(torch.isfinite(batch).all()):
+        raise ValueError("batch has values that are not finite. Leave them out.")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and tensor.dtype != batch.dtype:
+            raise ValueError(
+                f"{name} is {tensor.dtype} and the batch {batch.dtype}. Give both one dtype: "
+                "batch.to(dtype)."
+            )
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} has values that are not finite. Load or train it again.")
+
+
+def _report(
+    graph: Graph,
+    batch: Tensor,
+    rules: Rules,
+    times: Times,
+    model: nn.Module,
+    neurons: dict[Node, str],
+) -> Report:
+    """Compare the spiking model with the graph on the batch, and with what is proven."""
+    double = batch.double()
+    bounds, ready = bounds_of(graph, double, rules, times), ready_of(graph, rules, times)
+    rates = _rates(model, neurons, batch, times)
+    wanted: dict[Node, Tensor] = {}
+
+    def compute(node: Node, inputs: list[Tensor]) -> Tensor:
+        value = ann(node, inputs)
+        if node.activation is not None:
+            wanted[node] = value
+        return value
+
+    wanted[OUTPUT] = graph.run(double, compute)
+    layers = []
+    end = times.steps + times.quiet
+    for node, value in wanted.items():
+        off = (rates[node] - value).abs()
+        charge, distance = bounds[node]
+        reason = ready[node].reason
+        if not reason and ready[node].step > end:
+            more = int(ready[node].step) - times.steps
+            reason = f"it may need quiet={more}"
+        bound = float((charge / times.steps + distance).max()) if reason else 0.0
+        rule = rules.get(node)
+        layers.append(
+            LayerReport(
+                path=node.name,
+                neurons=neurons.get(node, ""),
+                threshold=math.nan if rule is None else rule.threshold,
+                clip=math.nan if rule is None else rule.clip,
+                levels=None if rule is None else rule.levels,
+                bound=bound,
+                largest=float(off.max()),
+                mean=float(off.mean()),
+                reason=reason,
+            )
+        )
+    last = ready[OUTPUT]
+    sufficient = None if last.reason else int(last.step) - times.steps
+    return Report(tuple(layers), times.steps, times.quiet, sufficient)
+
+
+def _rates(
+    model: nn.Module, neurons: dict[Node, str], batch: Tensor, times: Times
+) -> dict[Node, Tensor]:
+    """Return the rates of all neurons on a batch, and the output; step by step, to keep few."""
+    sums: dict[Node, Tensor] = {}
+
+    def add(node: Node, module: Any, args: Any, kwargs: Any, output: Tensor) -> None:
+        sums[node] = sums.get(node, 0.0) + output.double()
+
+    hooks = [(model.get_submodule(path), partial(add, node)) for node, path in neurons.items()]
+    zero_states(model)
+    silent = torch.zeros_like(batch)
+    with forward_hooks(after=hooks):
+        for step in range(times.steps + times.quiet):
+            output = model(batch if step < times.steps else silent)
+            add(OUTPUT, model, (), {}, output)
+    zero_states(model)
+    return {node: total / times.steps for node, total in sums.items()}

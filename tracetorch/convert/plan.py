@@ -1,0 +1,223 @@
+"""Choose thresholds, and prove what follows: bounds of rates, and where they are equal."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch.convert.graph import Graph, Node
+from tracetorch.convert.read_model import PRODUCTS, ann
+
+
+@dataclass(frozen=True)
+class Times:
+    """Steps and spikes of a conversion.
+
+    Args:
+        steps: in which the input is there.
+        quiet: steps behind them, without an input.
+        burst: the most spikes of a neuron in a step.
+        signed: neurons take back spikes.
+    """
+
+    steps: int
+    quiet: int
+    burst: int
+    signed: bool
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Rule of one activation's neurons.
+
+    Args:
+        threshold: and size of a spike.
+        clip: largest rate.
+        levels: of the activation; ``None`` where it has none.
+        limit: the most spikes in total; ``None`` where nothing limits them.
+        excess: largest difference between the activation and the ReLU with this clip.
+        suffices: whether the steps and bursts are enough for all levels.
+    """
+
+    threshold: float
+    clip: float
+    levels: int | None
+    limit: int | None
+    excess: float
+    suffices: bool
+
+
+Rules = Mapping[Node, Rule]
+
+
+def rules_of(graph: Graph, batch: Tensor, times: Times, percentile: float) -> dict[Node, Rule]:
+    """Return the rule of every activation of a graph.
+
+    Args:
+        graph: of a model.
+        batch: on which the clips of activations that have none are found.
+        times: of the conversion.
+        percentile: of the activations of a layer, which is its clip.
+    """
+    found: dict[Node, Rule] = {}
+
+    def compute(node: Node, inputs: list[Tensor]) -> Tensor:
+        value = ann(node, inputs)
+        if node.activation is not None:
+            found[node] = _rule(node, value, times, percentile)
+        return value
+
+    graph.run(batch, compute)
+    return found
+
+
+def _rule(node: Node, value: Tensor, times: Times, percentile: float) -> Rule:
+    activation = node.activation
+    assert activation is not None
+    most, levels = times.steps * times.burst, activation.levels
+    clip, excess = activation.clip, 0.0
+    if clip is None:
+        clip = percentile_of(value, percentile)
+        clip = clip or 1.0  # no neuron is active on the batch
+        excess = max(float(value.max()) - clip, 0.0)
+    if levels is not None:
+        excess = clip / (2 * levels)
+    suffices = levels is not None and most >= levels
+    spikes = levels if levels is not None and suffices else most
+    limited = times.quiet > 0 or (suffices and (times.signed or most > spikes))
+    return Rule(
+        clip * times.steps / spikes, clip, levels, spikes if limited else None, excess, suffices
+    )
+
+
+def percentile_of(value: Tensor, percentile: float) -> float:
+    """Return a percentile of all values: the least that is not below so many of them."""
+    flat = value.flatten()
+    place = max(math.ceil(percentile / 100 * len(flat)), 1)
+    return float(flat.kthvalue(place).values)
+
+
+def absolute(module: nn.Module) -> nn.Module:
+    """Return a linear module with the magnitudes of its weights and no bias."""
+    if not isinstance(module, PRODUCTS):
+        return module
+    copied = copy.deepcopy(module)
+    copied.weight.data.abs_()
+    copied.bias = None
+    return copied
+
+
+class Bound(NamedTuple):
+    """Bound of a layer's rates, neuron by neuron.
+
+    Args:
+        charge: how far the sum of the outputs is at most from that of the clipped network's, after
+            any number of steps.
+        distance: how far the clipped network's value is at most from the model's.
+    """
+
+    charge: Tensor
+    distance: Tensor
+
+
+def bounds_of(graph: Graph, sample: Tensor, rules: Rules, times: Times) -> dict[Node, Bound]:
+    """Return the bounds of all activations, and of the output under the last node.
+
+    ``D = theta / 2 + |W| D_before``, and with a clip that is reached before all steps are over at
+    least ``clip (T - limit / burst)``, by which a neuron can run ahead.
+
+    Args:
+        graph: of a model.
+        sample: an input, of which the shape counts.
+        rules: of its activations.
+        times: of the conversion.
+    """
+    found: dict[Node, Bound] = {}
+
+    def compute(node: Node, inputs: list[Tensor]) -> Tensor:
+        # both bounds are one batch of two
+        module = cast(nn.Module, node.module)
+        if node.activation is None:
+            return cast(Tensor, absolute(module)(inputs[0]))
+        rule = rules[node]
+        charge, distance = inputs[0]
+        charge = charge + rule.threshold / 2
+        if rule.limit is not None:
+            ahead = rule.clip * (times.steps - rule.limit / times.burst)
+            charge = charge.clamp(min=ahead)
+        # rates lie between 0 and the clip, whatever happens
+        charge = charge.clamp(max=rule.clip * times.steps)
+        found[node] = Bound(charge, distance + rule.excess)
+        return torch.stack(list(found[node]))
+
+    zeros = torch.zeros_like(sample[:1]).expand(2, *sample.shape[1:])
+    output = graph.run(zeros, compute)
+    found[OUTPUT] = Bound(*output)
+    return found
+
+
+OUTPUT = Node("output", "linear")
+"""Stands for the output of a graph among activations."""
+
+
+_INHERITED = "what it receives is not"
+
+
+class Ready(NamedTuple):
+    """Step after which a value is complete.
+
+    Args:
+        step: the number of steps; infinite where none is enough.
+        constant: it is the same at every step of the input.
+        reason: why it may never be; empty where it is complete at last.
+    """
+
+    step: float
+    constant: bool
+    reason: str
+
+
+def ready_of(graph: Graph, rules: Rules, times: Times) -> dict[Node, Ready]:
+    """Return when the rates of every activation, and the output, are the model's.
+
+    Args:
+        graph: of a model.
+        rules: of its activations.
+        times: of the conversion.
+    """
+    values: list[Ready] = []
+    found: dict[Node, Ready] = {}
+    for node in graph.nodes:
+        inputs = [values[place] for place in node.inputs]
+        ready = Ready(times.steps, True, "")
+        if inputs:
+            latest = max(inputs, key=lambda each: each.step)
+            ready = Ready(latest.step, all(each.constant for each in inputs), latest.reason)
+        if node.activation is not None:
+            ready = found[node] = _after(ready, rules[node], times)
+        values.append(ready)
+    last = values[graph.output]
+    found[OUTPUT] = last._replace(reason=_INHERITED if last.reason else "")
+    return found
+
+
+def _after(before: Ready, rule: Rule, times: Times) -> Ready:
+    """Return when neurons are complete whose inputs are at a given step."""
+    if before.reason:
+        return Ready(math.inf, False, _INHERITED)
+    if rule.levels is None:
+        return Ready(math.inf, False, "it is no quantised ReLU")
+    if not rule.suffices:
+        most = times.steps * times.burst
+        return Ready(math.inf, False, f"{rule.levels} levels need as many spikes, it has {most}")
+    if before.constant:
+        return Ready(before.step, False, "")
+    if not times.signed:
+        return Ready(math.inf, False, "its inputs vary: it needs signed=True")
+    return Ready(before.step + math.ceil(rule.levels / times.burst) - 1, False, "")

@@ -1,0 +1,48 @@
+"""Fold a batch norm, as it is in evaluation, into the product before it."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch.snn.connectivity import write_weight
+
+# nn.Linear, nn.Conv1d, nn.Conv2d and nn.Conv3d: a weight with the outputs first, and a bias or none
+WeightedLayer: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+
+def norm_affine(norm: Any) -> tuple[Tensor, Tensor] | None:
+    """Return the factor and the summand per channel of a batch norm in evaluation, in float64.
+
+    ``None`` where it has no running statistics, and takes those of each batch.
+
+    Args:
+        norm: a batch norm of PyTorch.
+    """
+    if norm.running_mean is None or norm.running_var is None:
+        return None
+    scale = (norm.running_var.detach().double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach().double()
+    shift = -norm.running_mean.detach().double() * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias.detach().double()
+    return scale, shift
+
+
+@torch.no_grad()
+def scale_product(product: WeightedLayer, scale: Tensor, shift: Tensor) -> None:
+    """Multiply and shift the outputs of a product, in place: what a norm behind it computes.
+
+    Args:
+        product: what changes.
+        scale: factor of each output, in float64.
+        shift: what is added to each.
+    """
+    if product.bias is not None:
+        shift = shift + product.bias.double() * scale
+    values = product.weight
+    write_weight(product, values.double() * scale.reshape(-1, *[1] * (values.ndim - 1)))
+    product.bias = nn.Parameter(shift.to(values.dtype))
