@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest
 PARALLEL := $(PYTEST) -n auto --dist worksteal
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo docs test test-all lint types tests triton mutants format hooks matrix oldest newest dist clean bench bench-peers
+.PHONY: demo docs test test-all lint types tests triton tools mutants format hooks matrix oldest newest dist clean bench bench-peers
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m tracetorch.demo $(ARGS)
@@ -35,6 +35,16 @@ tests: $(VENV)/.test
 # A test of that file sets TRITON_INTERPRET for the process in which it runs the kernels.
 triton: $(VENV)/.test $(VENV)/.triton
 	PYTHONPATH=$(VENV)/triton $(PYTEST) -m "not slow and not gpu" tests/fuse/codegen/test_triton_loops.py
+
+# tools: the recipes of docs/use/with_other_tools.md beside TensorBoard, Trainer, Opacus and the others,
+# which want an environment of their own (3 GB).
+tools: .venv-tools/.done
+	.venv-tools/bin/python -m pytest tests/tools
+
+.venv-tools/.done: pyproject.toml
+	$(PYTHON) -m venv .venv-tools
+	.venv-tools/bin/python $(PIP) 'pytest>=8.3' -e '.[test-tools]'
+	@touch $@
 
 # docs: build the pages into build/docs, with every code block executed; a warning fails the build.
 # Then look at each in Chromium, or report that there is none: links, pictures, width, light, dark.

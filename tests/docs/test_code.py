@@ -14,6 +14,7 @@ PAGES = sorted((ROOT / "docs").rglob("*.md"))
 TESTED = {
     "docs/use/coming_from.md": "tests/docs/test_coming_from.py",
     "docs/use/scale_out.md": "tests/scale_out/test_page.py",
+    "docs/use/with_other_tools.md": "tests/tools/test_page.py",
 }
 FENCE = re.compile(r"^[ \t>]*(?:`{3,}|~{3,}|:{3,})\s*(\{?[\w-]*\}?)(.*)$", flags=re.MULTILINE)
 
