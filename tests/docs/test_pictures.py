@@ -143,6 +143,6 @@ assert rises
 def test_what_is_missing_is_found(tmp_path: Path, old: str, new: str, fault: str | None) -> None:
     from tests.docs.pages import converter
 
-    made = converter().convert(PAGE.replace(old, new), "page")
+    made = converter().read(PAGE.replace(old, new))
     found = faults([cell for cell in made.cells if cell.cell_type == "code"])
     assert [fault in each for each in found] == ([] if fault is None else [True])
