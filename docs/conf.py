@@ -11,9 +11,9 @@ DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS / "_extensions"), str(DOCS.parent)]
 matplotlib.use("agg")
 
-from notebooks import digest  # noqa: E402
 from publication import REPOSITORY, SITE, source_address  # noqa: E402
 
+from notebooks import digest  # noqa: E402
 from tracetorch import __version__  # noqa: E402
 
 project = "traceTorch"

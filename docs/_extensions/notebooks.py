@@ -1,6 +1,6 @@
 """Write executed pages as notebooks (.ipynb): the folder ``notebooks``, and links on built pages.
 
-``make notebooks``, or ``python docs/_extensions/notebooks.py``, writes the folder, which Colab opens.
+``make notebooks``, or ``python docs/_extensions/notebooks.py``, writes the folder; Colab opens it.
 A notebook has the code of its page, a first cell that installs, and no outputs; what only MyST
 knows is plain Markdown in it, and links lead to the site.
 """
@@ -32,7 +32,7 @@ FOLDER = ROOT / "notebooks"
 PAGES = ("start", "understand/*", "tutorials/*", "course/*")  # those that have a notebook
 COLAB = REPOSITORY.replace("github.com", "colab.research.google.com/github")
 
-# pip is told to keep the PyTorch that is there: a runtime's own fits its GPU, and another is gigabytes
+# pip keeps the PyTorch that is there: a runtime's own fits its GPU, and another is gigabytes
 INSTALL = """\
 # Install traceTorch, unless it is here. PyTorch is kept as it is, and must be {torch} or newer.
 import importlib.metadata
@@ -44,8 +44,8 @@ if importlib.util.find_spec("tracetorch") is None:
     %pip install --quiet "tracetorch[{extra}] @ git+{repository}" {{kept}}
 import tracetorch"""
 NOTE = (
-    "*The page [{page}]({address}) as a notebook. If the cell above finds a PyTorch older than {torch}, pip "
-    "refuses and says so: choose a runtime with a newer one.*"
+    "*The page [{page}]({address}) as a notebook. If the cell above finds a PyTorch older than "
+    "{torch}, pip refuses and says so: choose a runtime with a newer one.*"
 )
 FENCE = re.compile(r"^(`{3,}|:{3,})\{([\w-]+)\}(.*)\n((?:.*\n)*?)\1[ \t]*$", re.MULTILINE)
 LINK = re.compile(r"\[([^\]]*)\]\((?!\w+:)([^)#\s]+)\.md(#[^)\s]*)?\)")
@@ -256,8 +256,9 @@ def add_notebook(app: Sphinx, page: str, template: str, context: dict[str, Any],
     target = Path(app.builder.get_outfilename(page)).with_name(f"{posixpath.basename(page)}.ipynb")
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(notebook, encoding="utf-8")
+    colab = f"{COLAB}/blob/main/notebooks/{page}.ipynb"
     links = (
-        f'<p class="notebook"><a href="{COLAB}/blob/main/notebooks/{page}.ipynb">Open in Colab</a> · '
+        f'<p class="notebook"><a href="{colab}">Open in Colab</a> · '
         f'<a href="{target.name}" download>Download as a notebook</a></p>'
     )
     context["body"] = context["body"].replace("</h1>", f"</h1>\n{links}", 1)

@@ -48,7 +48,7 @@ def add_versions(repository: Path, site: Path, kept: Path) -> list[str]:
         subprocess.CalledProcessError: the pages of a tag could not be built.
     """
     if not (site / "index.html").exists():
-        raise FileNotFoundError(f"{site} has no index.html: run `make docs` before.")
+        raise FileNotFoundError(f"{site} has no index.html. Run `make docs` before.")
     names = [LATEST]
     for tag in tags(repository):
         name = tag.removeprefix("v")

@@ -28,8 +28,8 @@ kernelspec:
 
 # A page
 
-See [another](../use/own.md#part), [one beside it](b.md), [code](https://a.org/x.md), [above](#a-page)
-and [](../use/speed.md).
+See [another](../use/own.md#part), [one beside it](b.md), [code](https://a.org/x.md),
+[above](#a-page) and [](../use/speed.md).
 
 ```{code-cell}
 :tags: [hide-cell]

@@ -205,8 +205,8 @@ def test_pages_are_described_listed_and_of_no_machine(site: Path) -> None:
     assert [address for address in listed[1:] if f"({address})" not in for_programs] == []
 
 
-# what a reader asks: a word of it that stands in each link to follow, the heading of the answer, and
-# what is in the answer
+# what a reader asks: a word of it that stands in each link to follow, the heading of the answer,
+# and what is in the answer
 QUESTIONS = {
     "How do I install it?": ("install", "Install", r"pip install"),
     "Which neuron do I take?": ("which neuron", "Which neuron, .*", r"LIF"),
@@ -294,7 +294,8 @@ def test_an_answer_that_is_not_there_or_far_is_not_found(tmp_path: Path) -> None
         "index": '<a href="a.html">How <b>fast</b>?</a> <a href="b.html">other</a>',
         "a": '<a href="c.html#x">fast</a>',
         "b": "<h2>Near</h2> 3 ms",
-        "c": '<h2>Measured<a href="#x">¶</a></h2> <p>5 ms</p><h3>Else</h3>7 s <a href="d.html">fast</a>',
+        "c": '<h2>Measured<a href="#x">¶</a></h2> <p>5 ms</p><h3>Else</h3>7 s '
+        '<a href="d.html">fast</a>',
         "d": "<h2>Far</h2> 3 ms",
     }.items():
         (tmp_path / f"{name}.html").write_text(text)

@@ -89,7 +89,7 @@ def test_tags_are_releases_with_a_switcher_newest_first(versions: Any, tmp_path:
 
 
 def test_pages_must_have_been_built(versions: Any, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no index.html: run `make docs` before"):
+    with pytest.raises(FileNotFoundError, match=r"no index\.html\. Run `make docs` before"):
         versions.add_versions(ROOT, tmp_path, tmp_path / "kept")
 
 

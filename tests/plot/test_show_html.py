@@ -40,7 +40,13 @@ WRITERS: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize(
+    "writer",
+    [
+        pytest.param(writer, marks=[] if writer in ("A run", "A bar") else pytest.mark.slow)
+        for writer in WRITERS
+    ],
+)
 def test_pages_are_shown_whole_and_keep_when_the_file_is_gone(writer: str, tmp_path: Path) -> None:
     path = tmp_path / 'a "page" & <more>.html'
     WRITERS[writer][0](path)
