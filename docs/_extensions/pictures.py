@@ -10,6 +10,8 @@ that draws it. A line names a page and how the alternative text begins,
 
 from __future__ import annotations
 
+import itertools
+
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util import logging
@@ -37,6 +39,7 @@ class Gallery(SphinxDirective):
 
 def fill_galleries(app: Sphinx, tree: nodes.document, page: str) -> None:
     """Replace each gallery by its pictures, with links to where they come from."""
+    numbers = itertools.count(1)
     for gallery in list(tree.findall(GalleryNode)):
         shown = nodes.container(classes=["gallery"])
         for source, beginning in gallery["chosen"]:
@@ -55,11 +58,13 @@ def fill_galleries(app: Sphinx, tree: nodes.document, page: str) -> None:
                 )
                 continue
             (picture,) = pictures.values()
-            shown += _figure(app, picture, app.builder.get_relative_uri(page, source))
+            figure = _figure(picture, app.builder.get_relative_uri(page, source))
+            figure["ids"] = [f"picture-{next(numbers)}"]
+            shown += figure
         gallery.replace_self(shown)
 
 
-def _figure(app: Sphinx, picture: nodes.image, address: str) -> nodes.figure:
+def _figure(picture: nodes.image, address: str) -> nodes.figure:
     """Return a picture above the name of the section in which it stands; both lead there."""
     section = picture
     while not isinstance(section, nodes.section):
