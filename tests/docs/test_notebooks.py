@@ -187,7 +187,7 @@ def test_directives_and_roles_become_plain_markdown(monkeypatch: pytest.MonkeyPa
             plain(text, "a")
 
 
-def test_links_stand_below_the_title_and_a_stale_folder_is_said(
+def test_links_stand_below_the_title_and_a_stale_folder_is_reported(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a.md").write_text(PAGE)
@@ -196,18 +196,18 @@ def test_links_stand_below_the_title_and_a_stale_folder_is_said(
         builder=SimpleNamespace(get_outfilename=lambda page: str(tmp_path / "out" / "a.html")),
     )
     context = {"body": "<h1>A page</h1>\n<p>text</p>"}
-    said: list[str] = []
+    warned: list[str] = []
     extension = converter()
     monkeypatch.setattr(extension, "FOLDER", tmp_path)
-    monkeypatch.setattr(extension.logger, "warning", lambda text, page: said.append(text % page))
+    monkeypatch.setattr(extension.logger, "warning", lambda text, page: warned.append(text % page))
     extension.add_notebook(app, "use/a", "page.html", context, object())
     assert not (tmp_path / "out").exists()
     extension.add_notebook(app, "tutorials/a", "page.html", context, object())
-    assert said == ["notebooks/tutorials/a.ipynb is not this page: run `make notebooks`"]
+    assert warned == ["notebooks/tutorials/a.ipynb is not this page: run `make notebooks`"]
     (tmp_path / "tutorials").mkdir()
     (tmp_path / "out" / "a.ipynb").rename(tmp_path / "tutorials" / "a.ipynb")
     extension.add_notebook(app, "tutorials/a", "page.html", context, object())
-    assert len(said) == 1
+    assert len(warned) == 1
     colab = "https://colab.research.google.com/github/Yegor-men/tracetorch/blob/main/notebooks"
     assert f'</h1>\n<p class="notebook"><a href="{colab}/tutorials/a.ipynb">' in context["body"]
     assert '<a href="a.ipynb" download>' in context["body"]
@@ -274,7 +274,9 @@ def test_notebook_runs_with_what_its_first_cell_installs(
     assert streams == []
 
 
-FAKE_PIP = "import json, sys\nwith open('asked.json', 'a') as file: json.dump(sys.argv[1:], file)\n"
+FAKE_PIP = (
+    "import json, sys\nwith open('requested.json', 'a') as file: json.dump(sys.argv[1:], file)\n"
+)
 
 
 @pytest.mark.slow
@@ -282,7 +284,7 @@ FAKE_PIP = "import json, sys\nwith open('asked.json', 'a') as file: json.dump(sy
 def test_install_cell_asks_pip_to_keep_the_torch_that_is_there(
     installed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Run the cell in a kernel, with a pip that writes down what it is asked for."""
+    """Run the cell in a kernel, with a pip that writes down what it is requested for."""
     nbformat = pytest.importorskip("nbformat")
     import torch
 
@@ -299,13 +301,13 @@ def test_install_cell_asks_pip_to_keep_the_torch_that_is_there(
         )
         made.cells.insert(0, nbformat.v4.new_code_cell(hide))
     run(made, tmp_path)
-    asked = tmp_path / "asked.json"
+    requested = tmp_path / "requested.json"
     if installed:
-        assert not asked.exists()
+        assert not requested.exists()
     else:
         requirement = f"tracetorch[demo] @ git+{REPOSITORY}"
         expected = ["install", "--quiet", requirement, f"torch=={torch.__version__}"]
-        assert json.loads(asked.read_text()) == expected
+        assert json.loads(requested.read_text()) == expected
 
 
 @pytest.mark.slow
