@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest
 PARALLEL := $(PYTEST) -n auto --dist worksteal
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo docs test test-all lint types tests triton tools mutants format hooks matrix oldest newest dist clean bench bench-peers
+.PHONY: demo docs versions notebooks test test-all lint types tests triton tools mutants format hooks matrix oldest newest dist clean bench bench-peers
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m tracetorch.demo $(ARGS)
@@ -52,6 +52,15 @@ docs: $(VENV)/.docs
 	rm -rf build/docs
 	$(BIN)/python -m sphinx -W --keep-going -j auto -d build/doctrees -b html docs build/docs
 	$(PYTEST) tests/docs/test_site.py --built build/docs
+
+# versions: add the pages of every tag to those that make docs has built, below them, with a switcher.
+# A tag is built once, and kept in build/versions.
+versions: $(VENV)/.docs
+	$(BIN)/python docs/_extensions/versions.py build/docs
+
+# notebooks: write each page that teaches or explains as a notebook, which Colab opens.
+notebooks: $(VENV)/.docs
+	$(BIN)/python docs/_extensions/notebooks.py
 
 # mutants: plant faults, one at a time, and count those that tests catch. The tests run once under
 # coverage; then each fault runs those that run its line, which takes some fifteen seconds.

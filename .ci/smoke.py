@@ -1,6 +1,7 @@
-"""Train a small network for one step with the installed package, and compare two backends."""
+"""Use the installed package: train for one step, compare two backends, save, write pages and C."""
 
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -26,4 +27,18 @@ if model[0].weight.grad is None:
 tt.zero_states(model)
 with tt.fuse.backend("eager"):
     torch.testing.assert_close(tt.unroll(model, x), fused)
+
+# what these write is made of files that are no modules
+tt.zero_states(model.eval())
+image = {"a dot": torch.eye(8)[None]}
+draw = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), snn.LIF(4), nn.Linear(4, 2), snn.Readout(2))
+with tempfile.TemporaryDirectory() as folder:
+    tt.save(model, f"{folder}/model.safetensors")
+    tt.load(f"{folder}/model.safetensors", model)
+    tt.plot.save_html({"1.output": torch.rand(5, 1, 3)}, f"{folder}/run.html")
+    tt.plot.save_playground(model[1], f"{folder}/neuron.html")
+    tt.export.page(draw.eval(), f"{folder}/draw.html", image, steps=3)
+    tt.export.c(model, f"{folder}/c", x[:, :1])
+    for page in ("run", "neuron", "draw"):
+        tt.plot.show_html(f"{folder}/{page}.html")
 print(f"traceTorch {tt.__version__} works as installed")

@@ -11,9 +11,9 @@ DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS / "_extensions"), str(DOCS.parent)]
 matplotlib.use("agg")
 
-from notebooks import digest  # noqa: E402
-from publication import REPOSITORY, source_address  # noqa: E402
+from publication import REPOSITORY, SITE, source_address  # noqa: E402
 
+from notebooks import digest  # noqa: E402
 from tracetorch import __version__  # noqa: E402
 
 project = "traceTorch"
@@ -32,10 +32,11 @@ extensions = [
     "names",
     "pictures",
     "publication",
+    "versions",
     "sphinx.ext.linkcode",
 ]
 linkcode_resolve = source_address
-exclude_patterns = ["_build", "_extensions", "**/.ipynb_checkpoints"]
+exclude_patterns = ["_build", "_extensions", "_templates", "**/.ipynb_checkpoints"]
 
 # Pages are MyST Markdown; those with a `kernelspec` are executed. A failing block is a warning with
 # its traceback, and fails a build with -W: an exception in a parallel build is reported without it.
@@ -81,15 +82,24 @@ napoleon_custom_sections = ["Shape", "Reference"]
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
-notebooks_pages = ["tutorials/*", "course/*"]  # each can be downloaded as a notebook
-
-html_baseurl = "https://yegor-men.github.io/tracetorch/"
+html_baseurl = SITE
 html_theme = "furo"
 html_title = f"traceTorch {version}"
 pygments_dark_style = "github-dark"
 html_static_path = ["_static", "../media/demo.png"]
 html_favicon = "_static/favicon.svg"
 html_css_files = ["custom.css"]
+templates_path = ["_templates"]
+html_sidebars = {
+    "**": [
+        "sidebar/brand.html",
+        "versions.html",
+        "sidebar/search.html",
+        "sidebar/scroll-start.html",
+        "sidebar/navigation.html",
+        "sidebar/scroll-end.html",
+    ]
+}
 html_math_renderer = "mathml"
 html_theme_options = {
     "navigation_with_keys": True,

@@ -10,6 +10,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from docutils import nodes
@@ -33,20 +34,26 @@ def has_page(module: str, name: str) -> bool:
     )
 
 
-def write_pages(app: Sphinx) -> None:
-    """Write a page for each class that the directives of the reference name."""
-    reference = Path(app.srcdir) / "reference"
-    pages: dict[Path, str] = {}
+def listed(reference: Path) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield, for each directive of the reference, its page, its module and its names."""
     for page in sorted(reference.glob("*.md")):
         text = page.read_text(encoding="utf-8")
         for module, names in re.findall(
             r"^\.\. names:: (\S+)\n\n((?: {3}.*\n)+)", text, re.MULTILINE
         ):
-            for name in names.split():
-                if has_page(module, name):
-                    title = f"``{module.replace('tracetorch', 'tt', 1)}.{name}``"
-                    lines = [title, "=" * len(title), "", *entry(module, name)]
-                    pages[reference / FOLDER / f"{module}.{name}.rst"] = "\n".join(lines) + "\n"
+            yield page.stem, module, names.split()
+
+
+def write_pages(app: Sphinx) -> None:
+    """Write a page for each class that the directives of the reference name."""
+    reference = Path(app.srcdir) / "reference"
+    pages: dict[Path, str] = {}
+    for _, module, names in listed(reference):
+        for name in names:
+            if has_page(module, name):
+                title = f"``{module.replace('tracetorch', 'tt', 1)}.{name}``"
+                lines = [title, "=" * len(title), "", *entry(module, name)]
+                pages[reference / FOLDER / f"{module}.{name}.rst"] = "\n".join(lines) + "\n"
     (reference / FOLDER).mkdir(exist_ok=True)
     for path in (reference / FOLDER).iterdir():
         if path not in pages:

@@ -1,11 +1,17 @@
-"""Write the notebook (.ipynb) of executed pages beside the built page, and link to it there."""
+"""Write executed pages as notebooks (.ipynb): the folder ``notebooks``, and links on built pages.
+
+``make notebooks``, or ``python docs/_extensions/notebooks.py``, writes the folder; Colab opens it.
+A notebook has the code of its page, a first cell that installs, and no outputs; what only MyST
+knows is plain Markdown in it, and links lead to the site.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import posixpath
 import re
-from collections.abc import Sequence
+import sys
+from collections import Counter
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -14,9 +20,36 @@ import nbformat
 from myst_nb.core.read import is_myst_markdown_notebook, read_myst_markdown_notebook
 from myst_parser.config.main import MdParserConfig
 from nbformat import NotebookNode
+from publication import REPOSITORY, SITE
 from sphinx.application import Sphinx
+from sphinx.util import logging
 
-INSTALL = "pip install -e '.[examples]'"
+logger = logging.getLogger(__name__)
+
+DOCS = Path(__file__).resolve().parents[1]
+ROOT = DOCS.parent
+FOLDER = ROOT / "notebooks"
+PAGES = ("start", "understand/*", "tutorials/*", "course/*")  # those that have a notebook
+COLAB = REPOSITORY.replace("github.com", "colab.research.google.com/github")
+
+# pip keeps the PyTorch that is there: a runtime's own fits its GPU, and another is gigabytes
+INSTALL = """\
+# Install traceTorch, unless it is here. PyTorch is kept as it is, and must be {torch} or newer.
+import importlib.metadata
+import importlib.util
+
+if importlib.util.find_spec("tracetorch") is None:
+    found = importlib.metadata.distributions(name="torch")
+    kept = " ".join({{f"torch=={{each.version}}" for each in found}})
+    %pip install --quiet "tracetorch[{extra}] @ git+{repository}" {{kept}}
+import tracetorch"""
+NOTE = (
+    "*The page [{page}]({address}) as a notebook. If the cell above finds a PyTorch older than "
+    "{torch}, pip refuses and says so: choose a runtime with a newer one.*"
+)
+FENCE = re.compile(r"^(`{3,}|:{3,})\{([\w-]+)\}(.*)\n((?:.*\n)*?)\1[ \t]*$", re.MULTILINE)
+LINK = re.compile(r"\[([^\]]*)\]\((?!\w+:)([^)#\s]+)\.md(#[^)\s]*)?\)")
+ROLE = re.compile(r"\{([\w:]+)\}`(?:([^`<]+) <)?([^`<>]+)>?`")
 
 
 def digest(*folders: Path) -> str:
@@ -32,63 +65,210 @@ def digest(*folders: Path) -> str:
     return sources.hexdigest()[:16]
 
 
-def convert(
-    text: str, page: str, site: str = "", extensions: Sequence[str] = ("colon_fence",)
-) -> NotebookNode:
+def read(text: str) -> NotebookNode:
+    """Return the cells of an executed page, as they stand there."""
+    config = MdParserConfig(enable_extensions={"colon_fence"})
+    notebook: NotebookNode = read_myst_markdown_notebook(text, config=config)
+    return notebook
+
+
+def convert(text: str, page: str) -> NotebookNode:
     """Convert the source of an executed page to a notebook without outputs.
 
     Args:
         text: the page, MyST Markdown.
         page: its name, ``course/1_membrane``.
-        site: the site's address; links to other pages lead there.
-        extensions: the syntax extensions of MyST that the page may use.
+
+    Raises:
+        ValueError: the page has a directive or a role that no plain Markdown is known for.
     """
-    config = MdParserConfig(enable_extensions=set(extensions))
-    notebook = read_myst_markdown_notebook(text, config=config)
+    notebook = read(text)
     notebook.metadata = nbformat.from_dict(
         {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     )
-    note = f"The page [{page}]({site}{page}.html) as a notebook. " if site else ""
-    note += f"It needs traceTorch: from a clone of its repository, `{INSTALL}`."
-    notebook.cells.insert(0, nbformat.v4.new_markdown_cell(note))
-    for number, cell in enumerate(notebook.cells):
-        cell.id = f"cell-{number}"  # nbformat's are random, and no two builds would be equal
-        if cell.cell_type == "markdown" and site:
-            cell.source = _absolute_links(cell.source, page, site)
-        # JupyterLab folds what the page folds, and what it leaves out: what is asserted of pictures
-        if {"hide-cell", "remove-cell"} & set(cell.metadata.get("tags", [])):
-            cell.metadata.jupyter = {"source_hidden": True, "outputs_hidden": True}
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    torch = required_torch()
+    install = INSTALL.format(torch=torch, extra=required_extra(code), repository=REPOSITORY)
+    note = NOTE.format(page=page, address=f"{SITE}{page}.html", torch=torch)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = plain_markdown(cell.source, page)
+        else:
+            _fold(cell)
+    notebook.cells[:0] = [
+        nbformat.v4.new_code_cell(install),
+        nbformat.v4.new_markdown_cell(note),
+    ]
+    same: Counter[str] = Counter()
+    for cell in notebook.cells:
+        # nbformat's ids are random; by content, an edit changes those of the cells that it touches
+        hashed = hashlib.sha256(cell.source.encode()).hexdigest()[:8]
+        cell.id = f"{hashed}-{same[hashed]}"
+        same[hashed] += 1
     nbformat.validate(notebook)
     return notebook
 
 
-def _absolute_links(markdown: str, page: str, site: str) -> str:
-    """Replace links to other pages' sources by links to the site."""
+def required_torch() -> str:
+    """Return the lowest PyTorch that ``pyproject.toml`` admits."""
+    found = re.search(r'"torch>=([\d.]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    if found is None:
+        raise ValueError('pyproject.toml names no lowest PyTorch, "torch>=".')
+    return found[1]
 
-    def absolute(match: re.Match[str]) -> str:
-        target = posixpath.normpath(posixpath.join(posixpath.dirname(page), match[1]))
-        return f"]({site}{target}.html{match[2] or ''})"
 
-    return re.sub(r"\]\((?!\w+:)([^)#\s]+)\.md(#[^)\s]*)?\)", absolute, markdown)
+def required_extra(code: str) -> str:
+    """Return the extra of ``pyproject.toml`` that brings what a page's code imports."""
+    if re.search(r"\b(gymnasium|japanese_vowels)\b", code):
+        return "examples"
+    return "demo" if "load_digits" in code else "plot"
+
+
+def _fold(cell: NotebookNode) -> None:
+    """Fold in Colab and JupyterLab what the page folds or leaves out, and say what it is.
+
+    Code that the page leaves out asserts what the page says, or makes its settings.
+    """
+    tags = set(cell.metadata.get("tags", []))
+    folded = {
+        "source_hidden": {"hide-cell", "hide-input", "remove-cell", "remove-input"},
+        "outputs_hidden": {"hide-cell", "hide-output", "remove-cell"},
+    }
+    jupyter = {key: True for key, kinds in folded.items() if tags & kinds}
+    if jupyter:
+        cell.metadata.jupyter = jupyter
+    if "remove-cell" in tags:
+        title = "Check what the page says" if "assert" in cell.source else "Settings"
+        cell.source = f"# @title {title}\n{cell.source}"
+        cell.metadata.cellView = "form"
+
+
+def plain_markdown(text: str, page: str) -> str:
+    """Replace what only MyST knows: directives, roles, and links to other pages' sources."""
+
+    def source_of(target: str) -> str:
+        return posixpath.normpath(posixpath.join(posixpath.dirname(page), target))
+
+    def directive(match: re.Match[str]) -> str:
+        _, kind, argument, content = match.groups()
+        options = dict(re.findall(r"^:([\w-]+):[ \t]*(.*)$", content, re.MULTILINE))
+        argument = argument.strip()
+        if kind == "include" and options.keys() <= {"start-after", "end-before"}:
+            return _include((DOCS / page).parent / argument, **options)
+        if kind in ("note", "tip", "warning", "important") and not options:
+            lines = ["", *content.strip().split("\n")]
+            return "\n".join([f"> **{kind.capitalize()}**", *(f"> {x}".rstrip() for x in lines)])
+        raise ValueError(
+            f"{page}: no plain Markdown is known for the directive {{{kind}}} {sorted(options)}. "
+            "Write it in Markdown, or teach docs/_extensions/notebooks.py."
+        )
+
+    def role(match: re.Match[str]) -> str:
+        kind, title, target = match.groups()
+        if kind == "doc":
+            return link_to(title, source_of(target), "")
+        if kind.startswith("py:"):
+            shown = title or (target.rpartition(".")[2] if target[0] == "~" else target)
+            return f"[`{shown}`]({SITE}{address_of(target.lstrip('~'))})"
+        raise ValueError(f"{page}: no plain Markdown is known for the role {{{kind}}}.")
+
+    def link_to(title: str | None, source: str, fragment: str) -> str:
+        return f"[{title or title_of(DOCS / f'{source}.md')}]({SITE}{source}.html{fragment})"
+
+    text = ROLE.sub(role, FENCE.sub(directive, text))
+    text = LINK.sub(lambda found: link_to(found[1], source_of(found[2]), found[3] or ""), text)
+    return re.sub(r"\]\((#[^)\s]+)\)", rf"]({SITE}{page}.html\1)", text)
+
+
+def _include(path: Path, **between: str) -> str:
+    """Return the text of a file between two marks, as the directive of that name does."""
+    text = path.read_text(encoding="utf-8")
+    for option, mark in between.items():
+        before, found, after = text.partition(mark.strip('"'))
+        if not found:
+            raise ValueError(f"{path.name} has no {mark}.")
+        text = after if option == "start-after" else before
+    return text.strip()
+
+
+def title_of(path: Path) -> str:
+    """Return the first heading of a page."""
+    found = re.search(r"^# (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    if found is None:
+        raise ValueError(f"{path} has no heading.")
+    return found[1]
+
+
+def address_of(name: str) -> str:
+    """Return where a public name is documented, or the member of a class, from the site's root."""
+    from names import has_page, listed
+
+    name = re.sub(r"^tt\.", "tracetorch.", name)
+    for page, module, names in listed(DOCS / "reference"):
+        if name == module:
+            return f"reference/{page}.html"
+        for each in names:
+            owner = f"{module}.{each}"
+            if f"{name}.".startswith(f"{owner}."):
+                folder = f"names/{owner}" if has_page(module, each) else page
+                return f"reference/{folder}.html#{name}"
+    raise ValueError(f"{name} is no public name that a page of docs/reference documents.")
+
+
+def has_notebook(page: str, text: str) -> bool:
+    """Whether a page is executed, and one of those that have a notebook."""
+    return any(fnmatch(page, each) for each in PAGES) and is_myst_markdown_notebook(text)
+
+
+def written(text: str, page: str) -> str:
+    """Return the text of the notebook of a page."""
+    return f"{nbformat.writes(convert(text, page))}\n"
+
+
+def write_folder(folder: Path = FOLDER) -> list[Path]:
+    """Write the notebooks of all pages that have one, remove all others, and return their paths."""
+    texts = {}
+    for path in sorted(DOCS.rglob("*.md")):
+        page = path.relative_to(DOCS).with_suffix("").as_posix()
+        text = path.read_text(encoding="utf-8")
+        if has_notebook(page, text):
+            texts[folder / f"{page}.ipynb"] = written(text, page)
+    for path in folder.rglob("*.ipynb"):
+        if path not in texts:
+            path.unlink()
+    for path, text in texts.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return list(texts)
 
 
 def add_notebook(app: Sphinx, page: str, template: str, context: dict[str, Any], tree: Any) -> None:
-    """Write the notebook of one page and put the link below its title."""
-    if tree is None or not any(fnmatch(page, p) for p in app.config.notebooks_pages):
+    """Write the notebook of one page, and put links to it and to Colab below the page's title."""
+    if tree is None:
         return
     text = Path(app.env.doc2path(page)).read_text(encoding="utf-8")
-    if not is_myst_markdown_notebook(text):
+    if not has_notebook(page, text):
         return
+    notebook = written(text, page)
+    kept = FOLDER / f"{page}.ipynb"
+    if not kept.exists() or kept.read_text(encoding="utf-8") != notebook:
+        logger.warning("notebooks/%s.ipynb is not this page: run `make notebooks`", page)
     target = Path(app.builder.get_outfilename(page)).with_name(f"{posixpath.basename(page)}.ipynb")
     target.parent.mkdir(parents=True, exist_ok=True)
-    notebook = convert(text, page, app.config.html_baseurl, app.config.myst_enable_extensions)
-    nbformat.write(notebook, target)
-    link = f'<p><a href="{target.name}" download>Download this page as a notebook</a></p>'
-    context["body"] = context["body"].replace("</h1>", f"</h1>\n{link}", 1)
+    target.write_text(notebook, encoding="utf-8")
+    colab = f"{COLAB}/blob/main/notebooks/{page}.ipynb"
+    links = (
+        f'<p class="notebook"><a href="{colab}">Open in Colab</a> · '
+        f'<a href="{target.name}" download>Download as a notebook</a></p>'
+    )
+    context["body"] = context["body"].replace("</h1>", f"</h1>\n{links}", 1)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Connect to Sphinx; ``notebooks_pages`` lists patterns of page names."""
-    app.add_config_value("notebooks_pages", [], "html", types=[list])
+    """Connect to Sphinx."""
     app.connect("html-page-context", add_notebook)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{len(write_folder())} notebooks in {FOLDER.relative_to(ROOT)}\n")

@@ -17,6 +17,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 
 REPOSITORY = "https://github.com/Yegor-men/tracetorch"
+SITE = "https://yegor-men.github.io/tracetorch/"
 PICTURE = "_static/demo.png"
 LONGEST = 300  # of a description, in characters
 

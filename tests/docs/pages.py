@@ -26,9 +26,9 @@ def converter() -> Any:
         sys.path.pop(0)
 
 
-def notebook(page: str, site: str = "") -> Any:
-    """Convert a page, ``course/1_membrane``."""
-    return converter().convert((DOCS / f"{page}.md").read_text(), page, site)
+def notebook(page: str) -> Any:
+    """Read the cells of a page, ``course/1_membrane``."""
+    return converter().read((DOCS / f"{page}.md").read_text())
 
 
 def cells(page: str) -> list[str]:

@@ -1,7 +1,8 @@
-"""The notebooks for download: the code of their pages, unchanged, and they run."""
+"""The notebooks: the code of their pages, a first cell that installs, plain Markdown; they run."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,9 +10,16 @@ from typing import Any
 
 import pytest
 
-from tests.docs.pages import COURSE, DOCS, ROOT, TUTORIALS, converter, notebook
+from tests.docs.pages import DOCS, ROOT, converter
 
-SITE = "https://example.org/"
+FOLDER = ROOT / "notebooks"
+PAGES = sorted(
+    str(path.relative_to(DOCS).with_suffix(""))
+    for part in ("start.md", "understand/*.md", "tutorials/*.md", "course/*.md")
+    for path in DOCS.glob(part)
+)
+SITE = "https://yegor-men.github.io/tracetorch/"
+REPOSITORY = "https://github.com/Yegor-men/tracetorch"
 PAGE = """---
 file_format: mystnb
 kernelspec:
@@ -20,7 +28,8 @@ kernelspec:
 
 # A page
 
-See [another](../use/own.md#part), [one beside it](b.md), [code](https://a.org/x.md).
+See [another](../use/own.md#part), [one beside it](b.md), [code](https://a.org/x.md),
+[above](#a-page) and [](../use/speed.md).
 
 ```{code-cell}
 :tags: [hide-cell]
@@ -36,6 +45,11 @@ Text.
 ```{code-cell}
 print(x + 1)
 ```
+
+```{code-cell}
+:tags: [remove-cell]
+assert x == 1
+```
 """
 
 
@@ -45,43 +59,158 @@ def fences(text: str) -> list[str]:
     return [re.sub(r"\A(:\w+:.*\n)+", "", block).strip("\n") for block in blocks]
 
 
-@pytest.mark.parametrize("page", [*COURSE, *TUTORIALS])
+def committed(page: str) -> Any:
+    return json.loads((FOLDER / f"{page}.ipynb").read_text())
+
+
+def sources(notebook: Any, kind: str) -> list[str]:
+    return ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == kind]
+
+
+def untitled(code: str) -> str:
+    return re.sub(r"\A# @title .*\n", "", code)
+
+
+def without_fences(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def test_folder_is_what_the_command_makes(tmp_path: Path) -> None:
+    (tmp_path / "course").mkdir()
+    for name in ("course/6_gone.ipynb", "course/notes.txt"):
+        (tmp_path / name).touch()
+    made = converter().write_folder(tmp_path)
+    assert not (tmp_path / "course/6_gone.ipynb").exists()  # it has no page
+    assert (tmp_path / "course/notes.txt").exists()
+    paths = sorted(path.relative_to(FOLDER) for path in FOLDER.rglob("*") if path.is_file())
+    assert sorted(path.relative_to(tmp_path) for path in made) == paths
+    assert [str(path.with_suffix("")) for path in paths] == PAGES
+    stale = [str(p) for p in paths if (FOLDER / p).read_bytes() != (tmp_path / p).read_bytes()]
+    assert stale == [], "run `make notebooks`"
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_notebook_has_the_code_of_the_page(page: str) -> None:
-    codes = [cell.source for cell in notebook(page).cells if cell.cell_type == "code"]
-    assert codes == fences((DOCS / f"{page}.md").read_text())
-    assert len(codes) > 5
+    install, *codes = sources(committed(page), "code")
+    assert [untitled(code) for code in codes] == fences((DOCS / f"{page}.md").read_text())
+    assert "tracetorch[" in install
+    assert len(codes) > 3
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_notebook_is_plain_and_without_outputs(page: str) -> None:
+    cells = committed(page)["cells"]
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
+    assert len({cell["id"] for cell in cells}) == len(cells)
+    text = "\n".join(sources({"cells": cells}, "markdown"))
+    assert re.findall(r"\{[\w:-]+\}`|^:{3}|^`{3,}\{|^\(.*\)=$", text, re.MULTILINE) == []
+    links = re.findall(r"\[([^\]]*)\]\(([^)]*)\)", without_fences(text))
+    assert [link for link in links if not link[0] or not link[1].startswith("https://")] == []
+    ours = [target.removeprefix(SITE) for _, target in links if target.startswith(SITE)]
+    for target in ours:
+        source = target.partition("#")[0].replace(".html", ".md")
+        assert (DOCS / source).is_file(), target
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_first_cell_installs_from_the_repository_and_keeps_torch(page: str) -> None:
+    install = sources(committed(page), "code")[0]
+    project = (ROOT / "pyproject.toml").read_text()
+    lowest = re.findall(r'"torch>=([\d.]+)"', project)
+    assert re.findall(r"must be ([\d.]+) or newer", install) == lowest
+    extra = re.search(r'"tracetorch\[(\w+)\] @ git\+(\S+)" \{kept\}', install)
+    assert extra is not None
+    assert f"\n{extra[1]} = [" in project
+    assert extra[2] == REPOSITORY
 
 
 def test_conversion_keeps_text_links_and_folds() -> None:
-    made = converter().convert(PAGE, "tutorials/a", SITE)
-    assert made == converter().convert(PAGE, "tutorials/a", SITE)
-    note, text, hidden, more, shown = made.cells
+    made = converter().convert(PAGE, "tutorials/a")
+    assert made == converter().convert(PAGE, "tutorials/a")
+    install, note, text, hidden, more, shown, check = made.cells
+    assert "tracetorch[plot] @ git+" in install.source
     assert f"({SITE}tutorials/a.html)" in note.source
     assert f"[another]({SITE}use/own.html#part)" in text.source
     assert f"[one beside it]({SITE}tutorials/b.html)" in text.source
     assert "[code](https://a.org/x.md)" in text.source
-    assert hidden.metadata.jupyter.source_hidden
+    assert f"[above]({SITE}tutorials/a.html#a-page)" in text.source
+    assert f"[How fast is it, and why?]({SITE}use/speed.html)" in text.source
+    assert hidden.metadata.jupyter == {"source_hidden": True, "outputs_hidden": True}
     assert "jupyter" not in shown.metadata
     assert more.source.startswith("<details>")
     assert (hidden.source, shown.source) == ("x = 1", "print(x + 1)")
+    assert check.source == "# @title Check what the page says\nassert x == 1"
+    assert check.metadata.cellView == "form"
 
 
-def test_link_stands_below_the_title(tmp_path: Any) -> None:
+def test_an_edit_changes_the_ids_of_what_it_touches_alone() -> None:
+    def ids(text: str) -> list[str]:
+        return [cell.id for cell in converter().convert(text, "tutorials/a").cells]
+
+    before, edited = ids(PAGE), ids(PAGE.replace("x + 1", "x + 2"))
+    assert [a == b for a, b in zip(before, edited, strict=True)].count(False) == 1
+    more = ids(PAGE.replace("<details>", "```{code-cell}\nprint(x + 1)\n```\n\n<details>"))
+    assert len(set(more)) == len(more)
+    assert set(before) <= set(more)
+
+
+def test_directives_and_roles_become_plain_markdown(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = converter().plain_markdown
+    monkeypatch.syspath_prepend(str(DOCS / "_extensions"))
+    table = plain(
+        "```{include} ../../examples/README.md\n:start-after: <!-- neurons -->\n"
+        ":end-before: <!-- /neurons -->\n```\n\nText.",
+        "understand/a",
+    )
+    assert table.startswith("| network |")
+    assert table.endswith(" |\n\nText.")
+    assert plain(":::{note} Mind.\nOne.\n\nTwo.\n:::", "a") == "> **Note**\n>\n> One.\n>\n> Two."
+    for text, expected in {
+        "{doc}`../use/speed`": f"[How fast is it, and why?]({SITE}use/speed.html)",
+        "{doc}`fast <../use/speed>`": f"[fast]({SITE}use/speed.html)",
+        "{py:func}`tt.unroll`": f"[`tt.unroll`]({SITE}reference/tracetorch.html#tracetorch.unroll)",
+        "{py:class}`~tracetorch.snn.LIF`": f"[`LIF`]({SITE}reference/names/tracetorch.snn.LIF.html"
+        "#tracetorch.snn.LIF)",
+        "{py:mod}`tracetorch.plot`": f"[`tracetorch.plot`]({SITE}reference/plot.html)",
+        "{py:meth}`decay <tracetorch.snn.Neuron.decay>`": f"[`decay`]({SITE}reference/names/"
+        "tracetorch.snn.Neuron.html#tracetorch.snn.Neuron.decay)",
+    }.items():
+        assert plain(f"See {text}.", "understand/a") == f"See {expected}."
+    for text, message in {
+        "```{raw} html\n<b>\n```": r"a: no plain Markdown .* directive \{raw\}",
+        "```{note}\n:class: x\ny\n```": r"directive \{note\} \['class'\]",
+        "{sub}`x`": r"role \{sub\}",
+        "{py:func}`tt.unrol`": "tracetorch.unrol is no public name",
+        "```{include} ../examples/README.md\n:end-before: nowhere\n```": "README.md has no nowhere",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            plain(text, "a")
+
+
+def test_links_stand_below_the_title_and_a_stale_folder_is_reported(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "a.md").write_text(PAGE)
     app = SimpleNamespace(
-        config=SimpleNamespace(
-            notebooks_pages=["tutorials/*"],
-            html_baseurl=SITE,
-            myst_enable_extensions=["colon_fence"],
-        ),
         env=SimpleNamespace(doc2path=lambda page: tmp_path / "a.md"),
         builder=SimpleNamespace(get_outfilename=lambda page: str(tmp_path / "out" / "a.html")),
     )
     context = {"body": "<h1>A page</h1>\n<p>text</p>"}
-    converter().add_notebook(app, "use/a", "page.html", context, object())
+    warned: list[str] = []
+    extension = converter()
+    monkeypatch.setattr(extension, "FOLDER", tmp_path)
+    monkeypatch.setattr(extension.logger, "warning", lambda text, page: warned.append(text % page))
+    extension.add_notebook(app, "use/a", "page.html", context, object())
     assert not (tmp_path / "out").exists()
-    converter().add_notebook(app, "tutorials/a", "page.html", context, object())
-    assert '</h1>\n<p><a href="a.ipynb" download>' in context["body"]
+    extension.add_notebook(app, "tutorials/a", "page.html", context, object())
+    assert warned == ["notebooks/tutorials/a.ipynb is not this page: run `make notebooks`"]
+    (tmp_path / "tutorials").mkdir()
+    (tmp_path / "out" / "a.ipynb").rename(tmp_path / "tutorials" / "a.ipynb")
+    extension.add_notebook(app, "tutorials/a", "page.html", context, object())
+    assert len(warned) == 1
+    colab = "https://colab.research.google.com/github/Yegor-men/tracetorch/blob/main/notebooks"
+    assert f'</h1>\n<p class="notebook"><a href="{colab}/tutorials/a.ipynb">' in context["body"]
+    assert '<a href="a.ipynb" download>' in context["body"]
     assert (tmp_path / "out" / "a.ipynb").read_text().count("print(x + 1)") == 1
 
 
@@ -104,18 +233,87 @@ def test_digest_follows_every_source(tmp_path: Path) -> None:
     assert converter().digest(tmp_path) not in digests
 
 
-@pytest.mark.slow
-def test_first_lesson_runs_as_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+# the distributions of the widest extra that a narrower one does without, by their import names
+OTHERS = {
+    "plot": ("mlxtend", "sktime", "gymnasium", "tqdm"),
+    "demo": ("sktime", "gymnasium"),
+    "examples": (),
+}
+
+
+def run(notebook: Any, folder: Path) -> Any:
     nbclient = pytest.importorskip("nbclient")
+    resources = {"metadata": {"path": str(folder)}}
+    client = nbclient.NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources=resources
+    )
+    return client.execute()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
+def test_notebook_runs_with_what_its_first_cell_installs(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nbformat = pytest.importorskip("nbformat")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    made = notebook("course/1_membrane")
-    nbclient.NotebookClient(made, timeout=300, kernel_name="python3").execute()
-    assert any(cell.get("outputs") for cell in made.cells)
+    made = nbformat.read(FOLDER / f"{page}.ipynb", as_version=4)
+    install = made.cells[0]
+    extra = re.search(r"tracetorch\[(\w+)\]", install.source)
+    assert extra is not None
+    # what pip would not have brought cannot be imported
+    install.source = f"import sys\nsys.modules.update(dict.fromkeys({OTHERS[extra[1]]}))"
+    done = run(made, tmp_path)
+    assert any(cell.get("outputs") for cell in done.cells)
+    streams = [
+        output
+        for cell in done.cells
+        for output in cell.get("outputs", [])
+        if output.get("name") == "stderr"
+    ]
+    assert streams == []
+
+
+FAKE_PIP = (
+    "import json, sys\nwith open('requested.json', 'a') as file: json.dump(sys.argv[1:], file)\n"
+)
 
 
 @pytest.mark.slow
-def test_a_false_claim_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("installed", [False, True])
+def test_install_cell_asks_pip_to_keep_the_torch_that_is_there(
+    installed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run the cell in a kernel, with a pip that writes down what it is requested for."""
+    nbformat = pytest.importorskip("nbformat")
+    import torch
+
+    (tmp_path / "pip").mkdir()
+    (tmp_path / "pip" / "__init__.py").touch()
+    (tmp_path / "pip" / "__main__.py").write_text(FAKE_PIP)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    made = nbformat.read(FOLDER / "start.ipynb", as_version=4)
+    made.cells = made.cells[:1]
+    if not installed:
+        hide = (
+            "import importlib.util\nfound = importlib.util.find_spec\n"
+            "importlib.util.find_spec = lambda name: name != 'tracetorch' and found(name) or None"
+        )
+        made.cells.insert(0, nbformat.v4.new_code_cell(hide))
+    run(made, tmp_path)
+    requested = tmp_path / "requested.json"
+    if installed:
+        assert not requested.exists()
+    else:
+        requirement = f"tracetorch[demo] @ git+{REPOSITORY}"
+        expected = ["install", "--quiet", requirement, f"torch=={torch.__version__}"]
+        assert json.loads(requested.read_text()) == expected
+
+
+@pytest.mark.slow
+def test_a_false_claim_fails(tmp_path: Path) -> None:
     nbclient = pytest.importorskip("nbclient")
-    made = converter().convert(PAGE.replace("print(x + 1)", "assert x > 1"), "tutorials/a")
+    made = converter().convert(PAGE.replace("assert x == 1", "assert x > 1"), "tutorials/a")
+    del made.cells[0]
     with pytest.raises(nbclient.exceptions.CellExecutionError, match="AssertionError"):
-        nbclient.NotebookClient(made, timeout=60, kernel_name="python3").execute()
+        run(made, tmp_path)

@@ -80,6 +80,15 @@ def test_html_page_is_self_contained(tmp_path: Path) -> None:
             assert image.width == 256
     assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//", page)
     assert ".fa-play::before" in page
+    assert page.startswith('<!doctype html>\n<html lang="en">')
+    assert page.count("<title>") == page.count("<title>&lt;b&gt;</title>") == 1
+
+
+def test_title_of_a_page_is_a_string(tmp_path: Path) -> None:
+    tt.plot.save_animation(uniform(3, 1, 1, 4, 4), tmp_path / "film.html")
+    assert "<title>film</title>" in (tmp_path / "film.html").read_text()
+    with pytest.raises(TypeError, match="save_animation: title must be a string, got int"):
+        tt.plot.save_animation(uniform(3, 1, 1, 4, 4), tmp_path / "a.html", title=3)  # type: ignore[arg-type]
 
 
 def test_failed_save_keeps_the_previous_file(

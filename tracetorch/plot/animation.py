@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from tracetorch.core.checks import check_count
 from tracetorch.core.files import atomic_replace
 from tracetorch.core.optional import require
 from tracetorch.plot.axes import COLOURS, MUTED, TimeScale, get_axes, set_title
+from tracetorch.plot.html_page import check_title
 from tracetorch.plot.raster import raster
 from tracetorch.plot.recorded import Array, Recorded, check_index, check_recording, to_numpy
 from tracetorch.plot.state_trace import Thresholds, state_trace
@@ -23,6 +25,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 ON, OFF = COLOURS[0], COLOURS[1]
+
+# the HTML player of matplotlib is a part of a page
+_HEAD = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+</head>
+"""
 
 # the HTML player of matplotlib loads its button symbols from the network; these are Unicode
 _FONT = re.compile(r'<link rel="stylesheet"\s+href="https?://[^"]*font-?awesome[^"]*">')
@@ -200,7 +212,7 @@ def save_animation(
         path: path that ends in ``.gif`` or ``.html``.
         sample: of a tensor, index in the batch; ``None`` for ``[T, C, H, W]`` without one.
         fps: frames per second.
-        title: of a tensor, title above the frames, before the step.
+        title: of the HTML page, else its file's name; of a tensor, above the frames, too.
         dpi: pixels per inch; event frames are about 3 inches wide.
 
     Shape:
@@ -221,6 +233,8 @@ def save_animation(
     suffix = target.suffix.lower()
     if suffix not in (".gif", ".html"):
         raise ValueError(f"save_animation writes .gif or .html, got {str(path)!r}.")
+    if title is not None:
+        check_title("save_animation", title)
     require("matplotlib", extra="plot", by="tt.plot")
     from matplotlib.animation import Animation, HTMLWriter, PillowWriter
 
@@ -237,8 +251,9 @@ def save_animation(
             # the default limit of 20 megabytes leaves frames out
             writer = HTMLWriter(fps=fps, embed_frames=True, embed_limit=1e6)  # type: ignore[arg-type]
             film.save(unfinished, writer=writer, dpi=dpi)
-            page = unfinished.read_text(encoding="utf-8")
-            unfinished.write_text(_FONT.sub(lambda _: _BUTTONS, page), encoding="utf-8")
+            player = _FONT.sub(lambda _: _BUTTONS, unfinished.read_text(encoding="utf-8"))
+            head = _HEAD.format(title=html.escape(title or target.stem))
+            unfinished.write_text(head + player, encoding="utf-8")
 
 
 def _select_frames(frames: object, sample: int | None) -> Array:

@@ -40,7 +40,7 @@ class InlinePage:
 
 
 def show_html(path: str | Path, *, height: int = 600) -> InlinePage:
-    """Show a saved page inline in a notebook: a recording, a playground or an animation.
+    """Show a saved page inline in a notebook: a recording, a playground, an animation, a drawing.
 
     The page is read, and becomes part of the notebook: it is there when the file is not.
 

@@ -1,0 +1,166 @@
+"""Pages of several versions: which tags, where they lie, how one changes from one to another."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.browser import TIMEOUT
+from tests.docs.pages import DOCS, ROOT
+
+SITE = "https://example.org/"
+THIS = "docs/_extensions/versions.py"
+CONF = f"""import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
+project, html_baseurl, html_theme, extensions = "p", "{SITE}", "furo", ["versions", "myst_parser"]
+html_static_path, templates_path = ["_static"], ["_templates"]
+html_sidebars = {{"**": ["versions.html"]}}
+"""
+
+
+@pytest.fixture(scope="module")
+def versions() -> Any:
+    pytest.importorskip("sphinx")
+    sys.path.insert(0, str(DOCS / "_extensions"))
+    try:
+        return import_module("versions")
+    finally:
+        sys.path.pop(0)
+
+
+def git(repository: Path, *arguments: str) -> None:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    command = ["git", "-C", str(repository), *identity, "-c", "core.hooksPath=/dev/null"]
+    subprocess.run([*command, *arguments], check=True, stdout=subprocess.DEVNULL)
+
+
+def write(repository: Path, **files: str) -> None:
+    """Write files and commit them; ``docs__a`` is ``docs/a.md``."""
+    for name, text in files.items():
+        path = repository / f"{name.replace('__', '/')}.md"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    git(repository, "add", "-A")
+    git(repository, "commit", "-q", "-m", "pages")
+
+
+def repository_in(folder: Path) -> Path:
+    """Make a repository with tags before and after its pages could be switched."""
+    repository = folder / "repository"
+    repository.mkdir()
+    git(repository, "init", "-q")
+    write(repository, docs__index="# First\n")
+    git(repository, "tag", "v0.8.0")
+    for name in (THIS, "docs/_templates/versions.html", "docs/_static/versions.js"):
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        (repository / name).write_bytes((ROOT / name).read_bytes())
+    (repository / "docs/conf.py").write_text(CONF)
+    contents = "\n```{toctree}\na\nsub/gone\n```\n"
+    write(
+        repository, docs__index=f"# Ninth\n{contents}", docs__a="# A nine\n", docs__sub__gone="# G"
+    )
+    git(repository, "tag", "v0.9.0")
+    git(repository, "tag", "nightly")
+    (repository / "docs/sub/gone.md").unlink()
+    contents = contents.replace("sub/gone", "sub/new")
+    write(
+        repository, docs__index=f"# Tenth\n{contents}", docs__a="# A ten\n", docs__sub__new="# N\n"
+    )
+    git(repository, "tag", "v0.10.0")
+    write(repository, docs__a="# A now\n")
+    return repository
+
+
+def test_tags_are_releases_with_a_switcher_newest_first(versions: Any, tmp_path: Path) -> None:
+    assert versions.tags(repository_in(tmp_path)) == ["v0.10.0", "v0.9.0"]
+
+
+def test_pages_must_have_been_built(versions: Any, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no index\.html\. Run `make docs` before"):
+        versions.add_versions(ROOT, tmp_path, tmp_path / "kept")
+
+
+@pytest.fixture(scope="module")
+def site(versions: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("versions")
+    repository, built = repository_in(folder), folder / "site"
+    build = [sys.executable, "-m", "sphinx", "-W", "-q", str(repository / "docs"), str(built)]
+    subprocess.run(build, check=True)
+    assert json.loads((built / "versions.json").read_text()) == [{"name": "latest", "folder": ""}]
+    for _ in range(2):  # a tag that was built is taken from where it is kept
+        names = versions.add_versions(repository, built, folder / "kept")
+        assert names == ["latest", "0.10.0", "0.9.0"]
+        (repository / "docs/conf.py").write_text("broken")
+        (next((folder / "kept").iterdir()) / "source/docs/conf.py").write_text("broken")
+    return built
+
+
+@pytest.mark.slow
+def test_every_version_has_its_pages_and_names_the_latest(site: Path) -> None:
+    assert json.loads((site / "versions.json").read_text()) == [
+        {"name": "latest", "folder": ""},
+        {"name": "0.10.0", "folder": "0.10.0/"},
+        {"name": "0.9.0", "folder": "0.9.0/"},
+    ]
+    for page, title, canonical, name, root in (
+        ("a.html", "A now", "a.html", "latest", "./"),
+        ("0.10.0/a.html", "A ten", "a.html", "0.10.0", "./../"),
+        ("0.9.0/a.html", "A nine", "a.html", "0.9.0", "./../"),
+        ("0.9.0/sub/gone.html", "G", "0.9.0/sub/gone.html", "0.9.0", "../../"),
+        ("0.10.0/sub/new.html", "N", "sub/new.html", "0.10.0", "../../"),
+    ):
+        text = (site / page).read_text()
+        assert f"<h1>{title}<" in text
+        assert re.findall('rel="canonical" href="(.*?)"', text) == [SITE + canonical]
+        assert f'data-name="{name}"' in text
+        assert f'data-root="{root}"' in text
+    assert not list(site.glob("*/versions.json"))
+
+
+@pytest.fixture
+def address(site: Path) -> Iterator[str]:
+    """Serve the site below a folder, as a project's pages are."""
+
+    class Silent(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    handler = functools.partial(Silent, directory=str(site.parent))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/{site.name}/"
+        server.shutdown()
+
+
+@pytest.mark.slow
+def test_the_switcher_leads_to_the_same_page_of_another_version(browser: Any, address: str) -> None:
+    tab = browser.new_page()
+    tab.set_default_timeout(TIMEOUT)
+    tab.goto(f"{address}0.9.0/a.html#top")
+    for name, goes_to, title in (
+        ("0.10.0", "0.10.0/a.html#top", "A ten"),
+        ("latest", "a.html#top", "A now"),
+        ("0.9.0", "0.9.0/a.html#top", "A nine"),
+    ):
+        tab.get_by_label("Version").select_option(name)
+        tab.wait_for_url(address + goes_to)
+        assert tab.locator("h1").inner_text().startswith(title)
+        shown = "select => select.selectedOptions[0].text"
+        assert tab.get_by_label("Version").evaluate(shown) == name
+    tab.goto(f"{address}0.9.0/sub/gone.html")
+    tab.get_by_label("Version").select_option("latest")
+    tab.wait_for_url(address)  # a page that is not there: its beginning
+    tab.close()
