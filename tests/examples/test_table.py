@@ -27,14 +27,17 @@ ROW = common.Row(
 )
 PAGE = (
     "before\n<!-- neurons -->\nold\n<!-- /neurons -->\n<!-- recipe -->\n<!-- /recipe -->\n"
-    "<!-- results -->\n<!-- /results -->\nafter\n"
+    "<!-- events -->\n<!-- /events -->\n<!-- results -->\n<!-- /results -->\nafter\n"
 )
+TUTORIAL = "# Events\n<!-- events -->\n<!-- /events -->\nend\n"
 
 
 @pytest.fixture
 def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Write a page, and rows of its tasks, into a temporary folder."""
     monkeypatch.setattr(table, "README", tmp_path / "README.md")
+    monkeypatch.setattr(table, "TUTORIAL", tmp_path / "events.md")
+    (tmp_path / "events.md").write_text(TUTORIAL)
     monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
     (tmp_path / "README.md").write_text(PAGE)
     for seed, accuracy in ((0, 0.90), (1, 0.94)):
@@ -59,6 +62,9 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         replace(ROW, task="memorise", configuration="LIF", scores={"F1": 0.875, "more": 2.0}),
         common.RESULTS,
     )
+    spikes = {"accuracy": 0.5, "firing rate": 0.1, "spikes": 120.4, "operations": 9876.0}
+    spoken = replace(ROW, task="events", configuration="LIF, recipe delays 8", scores=spikes)
+    common.record(spoken, common.RESULTS)
     return tmp_path / "README.md"
 
 
@@ -84,13 +90,29 @@ def test_tables_are_made_of_the_recorded_rows(page: Path) -> None:
         "| `python -m examples.row_digits --layer LIF --seeds 0 1 2` |\n"
     ) in text
     assert "| memorise | LIF | F1 0.875, more 2 | 1 |" in text
+    line = "| LIF delays 8 | 50.0 % | 120 | 9,876 |  | 12,345 | 4.0 |"
+    assert text.count(line) == 1
+    tutorial = (page.parent / "events.md").read_text()
+    assert tutorial.startswith("# Events\n<!-- events -->\n| network |")
+    assert tutorial.endswith(f"\n{line}\n<!-- /events -->\nend\n")
     assert table.main(["--check"]) == 0
-    assert [p.name for p in page.parent.iterdir() if p.is_file()] == ["README.md"]
+    files = [path.name for path in page.parent.iterdir() if path.is_file()]
+    assert sorted(files) == ["README.md", "events.md"]
+
+
+def test_a_tutorial_that_is_out_of_date_is_named(
+    page: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert table.main([]) == 0
+    assert table.main(["--check"]) == 0
+    (page.parent / "events.md").write_text(TUTORIAL)
+    assert table.main(["--check"]) == 1
+    assert capsys.readouterr().err.startswith("events.md is out of date")
 
 
 def test_page_without_markers_is_refused(page: Path) -> None:
     page.write_text("nothing")
-    with pytest.raises(ValueError, match=r"needs one <!-- neurons --> \.\.\. <!-- /neurons -->"):
+    with pytest.raises(ValueError, match=r"needs one <!-- neurons --> .* has 0"):
         table.main([])
     assert page.read_text() == "nothing"
 
