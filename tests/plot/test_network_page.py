@@ -117,15 +117,15 @@ def test_layers_compute_what_pytorch_does(opened: Open, tmp_path: Path) -> None:
         seen = read(page)
         x = torch.tensor(seen["x"], dtype=torch.float64).T[:, None]
         assert x.any()
-        outputs, record = tt.unroll(model.double(), x, from_rest=True, record=["1.mem", "1"])
+        outputs, record = tt.unroll(model.double(), x, from_rest=True, record=["1.mem", "1.output"])
         for layer, expected in (
             (seen["layers"][1]["states"]["mem"], record["1.mem"]),
-            (seen["layers"][1]["output"], record["1"]),
+            (seen["layers"][1]["output"], record["1.output"]),
             (seen["layers"][3]["output"], outputs),
         ):
             found = torch.tensor(layer, dtype=torch.float64).T[:, None]
             torch.testing.assert_close(found, expected.detach(), rtol=1e-12, atol=1e-12)
-        assert record["1"].any()
+        assert record["1.output"].any()
 
 
 def test_training_runs_until_it_is_paused(opened: Open) -> None:
@@ -168,7 +168,7 @@ def test_the_map_chooses_a_sample(opened: Open) -> None:
 def test_page_fits_its_window(opened: Open, width: int, scheme: str) -> None:
     page = opened(viewport={"width": width, "height": 800}, color_scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    for row in range(6):
+    for row in range(5):
         assert page.locator(f".row[data-row='{row}'] canvas").bounding_box()["height"] > 40
 
 

@@ -92,11 +92,12 @@ function computeMap() {
 function drawMap() {
   const { g, width, height } = fitted(byId("map")), { numbers, labels } = set();
   const scale = (value) => (value - area[0]) / (area[1] - area[0]);
-  const wide = width / CELLS, high = height / CELLS;
+  const edge = (k, size) => Math.round(k / CELLS * size); // whole pixels, so that cells do not overlap
   map.forEach((row, j) => row.forEach(([best, share], i) => {
     g.globalAlpha = 0.1 + 0.5 * clamp((share * classes - 1) / (classes - 1), 0, 1);
     g.fillStyle = classColour(best);
-    g.fillRect(i * wide, height - (j + 1) * high, wide + 0.5, high + 0.5);
+    const x = edge(i, width), y = edge(CELLS - j - 1, height);
+    g.fillRect(x, y, edge(i + 1, width) - x, edge(CELLS - j, height) - y);
   }));
   g.globalAlpha = 1;
   labels.forEach((label, k) => {
@@ -143,9 +144,10 @@ function buildRows() {
     if (layer.kind === "linear") rows.push({ name: `${name}: ${title}`, kind: "product", values, size });
     else {
       const place = states(layer), record = () => run.layers[k].record.map((each) => each[place]);
-      rows.push({ name: `${name}: ${title}, ${words(layer.shown)}`, kind: "state", values: record, size });
+      // the output of a layer that does not fire is its membrane
+      if (layer.spiking || layer.shown !== "mem") rows.push({ name: `${name}: ${title}, ${words(layer.shown)}`, kind: "state", values: record, size });
       if (layer.spiking) rows.push({ name: `${name}: spikes`, kind: "spikes", values, size });
-      else if (layer.shown !== "mem" || k === described.length - 1) rows.push({ name: `${name}: output`, kind: "output", values, size });
+      else rows.push({ name: `${name}: ${title}, output`, kind: "output", values, size });
     }
   });
   rows.forEach((row, k) => {
@@ -193,7 +195,12 @@ function paintLines(g, b, row, values, X) {
   drawValues(g, b, [low, high], Y);
   return () => {
     g.lineWidth = 1.6; g.lineJoin = "round";
-    values.forEach((each, k) => { g.strokeStyle = row.size === classes && row.last ? classColour(k) : colour[`c${(k + 4) % 8}`]; drawLine(g, each, X, Y); });
+    g.font = FONT; g.textAlign = "left"; g.textBaseline = "middle";
+    values.forEach((each, k) => {
+      g.strokeStyle = g.fillStyle = row.last ? classColour(k) : colour[`c${(k + 4) % 8}`];
+      drawLine(g, each, X, Y);
+      if (row.size > 1 && Number.isFinite(each.at(-1))) g.fillText(String(k), b.x + b.w + 3, Y(each.at(-1)));
+    });
   };
 }
 
@@ -206,6 +213,7 @@ function paintUnits(g, b, row, values) {
   g.strokeStyle = colour.line; g.strokeRect(b.x - 0.5, b.y - 0.5, b.w + 1, b.h + 1);
   return () => {
     const alpha = g.globalAlpha, spikes = row.kind === "spikes";
+    g.save();
     values.forEach((each, k) => each.forEach((value, t) => {
       if (value === 0 || !Number.isFinite(value)) return;
       g.globalAlpha = alpha * (spikes ? 1 : Math.min(1, Math.abs(value) / most));
@@ -214,6 +222,7 @@ function paintUnits(g, b, row, values) {
       if (spikes) g.fillRect(x, y + 0.1 * high, Math.max(1.5, 0.7 * wide), Math.max(1, 0.8 * high));
       else g.fillRect(x, y, wide + 0.4, high + 0.4);
     }));
+    g.restore();
   };
 }
 
