@@ -187,5 +187,7 @@ def test_keyboard_reaches_everything(opened: Open) -> None:
         assert label, tag
         assert ring == "solid", label
         names.append(label)
-    expected = "button:visible, select:visible, input:visible:enabled, canvas[tabindex], pre:visible"
+    expected = (
+        "button:visible, select:visible, input:visible:enabled, canvas[tabindex], pre:visible"
+    )
     assert len(names) == page.locator(expected).count()

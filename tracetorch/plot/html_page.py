@@ -33,7 +33,9 @@ def html_page(folder: Path, title: str, data: str, parts: Sequence[Path] = ()) -
     template = folder / folder.name
     page, contents = (_text(part.with_suffix(".html")) for part in (SHARED, template))
     style, script = (
-        "".join(_text(part) for part in (*parts, template.with_suffix(suffix)) if part.suffix == suffix)
+        "".join(
+            _text(part) for part in (*parts, template.with_suffix(suffix)) if part.suffix == suffix
+        )
         for suffix in (".css", ".js")
     )
     filling = {

@@ -129,9 +129,7 @@ def _linear(path: str, module: nn.Linear) -> dict[str, Any]:
     }
 
 
-def _neuron(
-    where: str, path: str, layer: Neuron, sources: Sources, trains: bool
-) -> dict[str, Any]:
+def _neuron(where: str, path: str, layer: Neuron, sources: Sources, trains: bool) -> dict[str, Any]:
     cell = layer.cell
     constraints = cell.constraints
     kwargs = layer.step_kwargs(_NDIM, torch.float64)
@@ -212,7 +210,7 @@ def _samples(caller: str, name: Any, pair: Any, inputs: int, classes: int) -> di
             f"{where} labels must be integers [{x.shape[1]}], got {labels.dtype} "
             f"{list(labels.shape)}."
         )
-    if not (0 <= int(labels.min()) and int(labels.max()) < classes):
+    if not (int(labels.min()) >= 0 and int(labels.max()) < classes):
         raise ValueError(
             f"{where} labels must be from 0 to {classes - 1}, the network's outputs, got "
             f"{int(labels.min())} to {int(labels.max())}."

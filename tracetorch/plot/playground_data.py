@@ -222,10 +222,11 @@ def _story(layer: Neuron, unit: float) -> dict[str, Any]:
     named = kind is getattr(neurons, kind.__name__, None) or kind in FAMILY
     name = kind.__name__ if named else ""
     starts = STARTS.get(name, {})
+    default = Stimulus() if kind in FAMILY else Stimulus(amplitude=0.5 * unit)
     return {
         "group": GROUPS[0] if kind in FAMILY else GROUPS[1] if named else GROUPS[2],
         "steps": RUNS.get(name, STEPS),
-        "input": _stimulus(STIMULI.get(name, Stimulus(amplitude=0.5 * unit)), unit),
+        "input": _stimulus(STIMULI.get(name, default), unit),
         "follows": [starts.get(state) for state in layer.active_states],
         "presets": [
             {

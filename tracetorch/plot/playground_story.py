@@ -31,7 +31,7 @@ class Stimulus:
     """
 
     kind: str = "pulses"
-    amplitude: float = 0.5
+    amplitude: float = 0.3
     period: int = 60
     width: int = 25
 
@@ -208,8 +208,9 @@ TRIES: tuple[Try, ...] = (
     Try(
         "LIF",
         "memory",
-        "The gradient of the membrane at step 150 reaches back as far as the half-life of beta. "
-        "Lengthen it, and detach the reset.",
+        "The gradient of the membrane at step 150 reaches back as far as the half-life of beta: at "
+        "twice the half-life the bars reach twice as far. Raise the amplitude until it fires, and "
+        "detach the reset.",
         {"of": "mem", "step": 150, "amplitude": 0.05},
     ),
     Try(

@@ -91,7 +91,11 @@ def save_playground(
         )
     else:
         kind, contents, parts = "playground", _neurons(layers, neuron, sources), _NEURON
-    title = f"{kind.replace('playground', 'neuron').capitalize()} playground" if title is None else title
+    title = (
+        f"{kind.replace('playground', 'neuron').capitalize()} playground"
+        if title is None
+        else title
+    )
     check_title("save_playground", title)
     element = json_element(kind, {"title": title, **contents})
     script = f"<script>\n{sources.script()}\n</script>"

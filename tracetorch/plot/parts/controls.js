@@ -1,7 +1,11 @@
 // Labelled controls: a field with a slider, a choice, a check box. Every change calls the page's `update`.
 const { byId, clamp, make, fitted, ticks } = page;
 const round = (value, digits = 3) => +value.toPrecision(digits);
-const brief = (value) => Number.isFinite(value) ? String(round(value)).replace("-", "−") : "not finite";
+const brief = (value) => {
+  if (!Number.isFinite(value)) return "not finite";
+  const text = Math.abs(value) < 1e6 ? String(round(value)) : value.toExponential(2).replace("e+", "e");
+  return text.replaceAll("-", "−");
+};
 const words = (name) => name.replaceAll("_", " ");
 const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 const say = (text) => { byId("note").textContent = text; };

@@ -25,8 +25,9 @@ function buildPlayhead(steps, moved) {
   const play = (from = 0) => { stop(); head = from; played = null; playing = requestAnimationFrame(frame); show(); };
   button.addEventListener("click", () => { if (playing) stop(); else play(head ?? 0); });
   slider.addEventListener("input", () => {
+    const wanted = +slider.value;
     stop();
-    head = +slider.value >= steps() ? null : +slider.value;
+    head = wanted >= steps() ? null : wanted;
     show();
     moved();
   });

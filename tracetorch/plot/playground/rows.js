@@ -14,10 +14,10 @@ function buildRows() {
   rows = [
     { kind: "input", name: "input", grow: 1.1, colour: "c4", from: (each) => each.x },
     ...states.map((name) => ({
-      kind: "state", name, of: name, grow: name === neuron.states[0] ? 1.9 : 0.9, colour: paint(name, name === neuron.states[0]),
+      kind: "state", name, of: name, grow: name === neuron.states[0] ? 1.7 : 0.9, colour: paint(name, name === neuron.states[0]),
       from: recordOf(name), membrane: name === neuron.states[0], fires: neuron.lines.some((line) => line.state === name),
     })),
-    { kind: "output", name: neuron.output, of: "output", grow: neuron.spiking ? 0.7 : 1.7, colour: neuron.spiking ? "ink" : "c0", from: (each) => each.output },
+    { kind: "output", name: neuron.output, of: "output", grow: neuron.spiking ? 0.8 : 1.7, colour: neuron.spiking ? "ink" : "c0", from: (each) => each.output },
     { kind: "gradient", name: "input gradient", grow: 1.2, colour: "c0", from: (each) => each.dX },
   ];
   for (const row of rows) {

@@ -16,7 +16,7 @@ function take({ values, input: given }) {
   change.input = { ...current().input, ...given };
 }
 
-const isTaken = (preset) => current().params.every((param) => changedOf(param) === preset.values[param.name])
+const isTaken = (preset) => current().params.every((param) => shown(param) === (preset.values[param.name] ?? round(shownOf(param, param.value))))
   && ["kind", "amplitude"].every((name) => input()[name] === { ...current().input, ...preset.input }[name]);
 
 function buildPresets() {
@@ -76,7 +76,7 @@ function buildCompare() {
 
 function showCompare() {
   byId("swap").disabled = byId("drop").disabled = kept === null;
-  byId("keep").textContent = kept ? "keep this as A instead" : "keep as A";
+  byId("keep").textContent = kept ? "keep anew" : "keep as A";
   byId("versus").replaceChildren(...kept ? rowsOf(kept.run, run) : []);
   byId("versus").hidden = kept === null;
 }
