@@ -1,40 +1,83 @@
-"""Write the playground of the documentation: the twelve layers, and the neurons of the literature.
+"""Write the playgrounds of the documentation: neurons, and a small network that trains in the page.
 
-    python examples/playground.py --out runs/playground.html
+    python examples/playground.py --out runs/playground
 
-The page opens from the file system. Writing it takes some seconds, for every layer is traced with
-every reset and every surrogate.
+Both pages open from the file system. Writing the first takes some seconds, for every layer is
+traced with every reset and every surrogate.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
+
+import torch
+from torch import Tensor, nn
 
 import tracetorch as tt
 from tracetorch import snn
 from tracetorch.plot.playground_data import FAMILY
 
+SAMPLES = 120
+
 
 def neurons() -> dict[str, snn.Neuron]:
     """Make the neurons of the page, by name."""
     family: dict[str, snn.Neuron] = {kind.__name__: kind(1) for kind in FAMILY}
-    return family | {name: getattr(tt.neurons, name)(1) for name in tt.neurons.__all__}
+    others = {name: getattr(tt.neurons, name)(1) for name in tt.neurons.__all__}
+    # patterns of firing need parts of a millisecond
+    return family | others | {"AdEx": tt.neurons.AdEx(1, substeps=4)}
 
 
 def write(path: Path) -> None:
-    """Write the page."""
+    """Write the page of the neurons."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    tt.plot.save_playground(neurons(), path, title="Neuron playground")
+    tt.plot.save_playground(neurons(), path)
+
+
+def network() -> nn.Sequential:
+    """Make the network of the page: two inputs, 24 neurons, and a membrane for each class."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(2, 24), snn.LIF(24), nn.Linear(24, 2), snn.Readout(2))
+
+
+def spirals(steps: int = 20) -> tuple[Tensor, Tensor]:
+    """Make points of two arms of a spiral, as currents ``[T, B, 2]``, and which arm they are of."""
+    labels = torch.arange(SAMPLES) % 2
+    along = torch.linspace(0.2, 1.0, SAMPLES)
+    angle = 2.2 * math.pi * along + math.pi * labels
+    points = 1.5 * along[:, None] * torch.stack([angle.cos(), angle.sin()], 1)
+    return points.expand(steps, SAMPLES, 2), labels
+
+
+def delays(steps: int = 24) -> tuple[Tensor, Tensor]:
+    """Make pairs of spikes ``[T, B, 2]``, and whether they are at most three steps apart."""
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randint(0, steps - 4, (SAMPLES,), generator=generator)
+    near = torch.arange(SAMPLES) % 2 == 0
+    close = first + torch.randint(-3, 4, (SAMPLES,), generator=generator)
+    second = torch.where(near, close, torch.randint(0, steps - 4, (SAMPLES,), generator=generator))
+    times = torch.stack([first, second.clamp(0, steps - 5)], 1)
+    labels = ((times[:, 0] - times[:, 1]).abs() <= 3).long()
+    return torch.nn.functional.one_hot(times, steps).permute(2, 0, 1).float(), labels
+
+
+def write_network(path: Path) -> None:
+    """Write the page of the network."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tt.plot.save_playground(network(), path, data={"spirals": spirals(), "delays": delays()})
 
 
 def main() -> None:
-    """Parse the command line and write the page."""
+    """Parse the command line and write the pages."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/playground.html"))
+    parser.add_argument("--out", type=Path, default=Path("runs/playground"))
     options = parser.parse_args()
-    write(options.out)
-    print(f"{options.out}: {options.out.stat().st_size / 1000:.0f} kB")
+    for name, made in (("neurons", write), ("network", write_network)):
+        path = options.out / f"{name}.html"
+        made(path)
+        print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write the neuron playground into the built pages, beside the page that shows it."""
+"""Write the playgrounds into the built pages, beside the page that shows them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from pathlib import Path
 
 from sphinx.application import Sphinx
 
-from examples.playground import write
+from examples.playground import write, write_network
 
 
 def write_playground(app: Sphinx, error: Exception | None) -> None:
-    """Write the page where ``use/playground.md`` links to it."""
+    """Write the pages where ``use/playground.md`` links to them."""
     if error is None and app.builder.format == "html":
         write(Path(app.outdir) / "use" / "neuron_playground.html")
+        write_network(Path(app.outdir) / "use" / "network_playground.html")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

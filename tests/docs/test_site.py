@@ -28,7 +28,9 @@ VARIANTS = [(width, scheme) for width in (1280, 390) for scheme in ("light", "da
 
 BROKEN_PICTURES = """() => [...document.images]
     .filter((image) => !(image.complete && image.naturalWidth > 0)).map((image) => image.src)"""
-LINKS = "() => [...document.querySelectorAll('a[href]')].map((a) => a.href)"
+# settings in a fragment, as the playground has them, are no anchors
+LINKS = """() => [...document.querySelectorAll('a[href]:not([data-settings])')]
+    .map((a) => a.href)"""
 # a page that is wider than the window, and the elements that make it so
 OVERFLOW = """() => {
     const width = document.documentElement.clientWidth;

@@ -20,6 +20,7 @@ from tests.plot.test_save_html import HOSTILE
 from tests.plot.test_save_playground import Plain
 from tracetorch import snn
 from tracetorch.functional.surrogates import Surrogate
+from tracetorch.plot.playground_story import TRIES
 
 Open = Callable[..., Page]
 SURROGATES = (
@@ -33,6 +34,8 @@ SURROGATES = (
 )
 BY_LABEL = {repr(each).replace("_surrogate(", "("): each for each in SURROGATES}
 NAMES = {"tt": tt, "Plain": Plain}
+ONSET = 10  # of pulses and of the constant
+RIGHT = 14 + 44  # the margin of a plot, and what the derivative of the spike takes
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +85,7 @@ def chosen(layer: snn.Neuron, choices: Mapping[str, str]) -> dict[str, Any]:
     if "reset" in choices:
         options["reset"] = choices["reset"]
         options["detach_reset"] = choices["detach_reset"] == "True"
-    if "surrogate" in choices:
+    if choices.get("surrogate") in BY_LABEL:  # else it is the layer's own
         spikes = [n for n in layer.options if isinstance(getattr(layer, n), Surrogate)]
         options |= dict.fromkeys(spikes, BY_LABEL[choices["surrogate"]])
     return options
@@ -91,7 +94,7 @@ def chosen(layer: snn.Neuron, choices: Mapping[str, str]) -> dict[str, Any]:
 def compare(seen: Mapping[str, Any], layer: snn.Neuron) -> None:
     """Assert that the page has drawn what PyTorch computes, and that its Python is this neuron."""
     options = chosen(layer, seen["choices"])
-    lane = run_lane(layer, seen["x"], seen["params"], options=options)
+    lane = run_lane(layer, seen["x"], seen["params"], seen["start"], options)
     exact = type(layer).__name__ not in INEXACT  # functions of another library
     drawn = {"output": seen["output"], **seen["states"]}
     for name, value in {"output": lane.output, **lane.record}.items():
@@ -187,7 +190,7 @@ def test_lines_are_where_a_neuron_fires(opened: Open) -> None:
         if not fired
     )
     read_out = page.locator(".row[data-row='mem'] output").inner_text()
-    assert read_out == "after the reset; dashed: where it fires"
+    assert read_out == "dashed: where it fires; dots: before the reset"
     (found,) = go(page, neuron="RF")["lines"]
     assert found[0] == "imag"
     assert go(page, neuron="BLIF")["lines"] == [["mem", [1.0] * 200], ["mem", [-1.0] * 200]]
@@ -290,13 +293,13 @@ def test_fields_take_numbers_and_refuse_others(opened: Open) -> None:
 def test_inputs(opened: Open) -> None:
     page = opened()
     pulses = read(page)["x"]
-    assert pulses == [0.5 if t >= 10 and (t - 10) % 60 < 25 else 0 for t in range(200)]
+    assert pulses == [0.3 if t >= 10 and (t - 10) % 60 < 25 else 0 for t in range(200)]
     page.get_by_label("kind of input").select_option("constant")
-    assert read(page)["x"] == [0.0] * 10 + [0.5] * 190
+    assert read(page)["x"] == [0.0] * 10 + [0.3] * 190
     page.get_by_label("kind of input").select_option("noise")
     first = read(page)["x"]
     assert abs(torch.tensor(first).mean()) < 0.15
-    assert torch.tensor(first).std() == pytest.approx(0.5, rel=0.2)
+    assert torch.tensor(first).std() == pytest.approx(0.3, rel=0.2)
     page.get_by_label("seed", exact=True).fill("2")
     assert read(page)["x"] != first
     page.get_by_label("seed", exact=True).fill("1")
@@ -307,7 +310,7 @@ def test_a_click_chooses_what_is_differentiated(opened: Open) -> None:
     page = opened("#neuron=SLIF")
     assert read(page)["target"]["all"]
     frame = canvas(page, "syn").bounding_box()
-    wide = frame["width"] - 52 - 14  # the margins of a plot
+    wide = frame["width"] - 52 - RIGHT
     page.mouse.click(frame["x"] + 52 + wide * 60.5 / 200, frame["y"] + frame["height"] / 2)
     wait_for_frame(page)
     seen = read(page)
@@ -356,7 +359,8 @@ def test_keyboard_reaches_and_moves_everything(opened: Open) -> None:
         names.append(focused[1])
         page.keyboard.press("Tab")
     expected = page.locator(
-        "button:visible, select:visible, input:visible:enabled, canvas[tabindex], pre:visible"
+        "button:visible:enabled, select:visible, input:visible:enabled, canvas[tabindex], "
+        "pre:visible, a[href]:visible"
     ).count()
     assert len(names) == expected
 
@@ -379,7 +383,7 @@ def test_keys_change_sliders_and_draw_the_input(opened: Open) -> None:
     assert canvas(page, "input").get_attribute("aria-valuetext") == "step 3: 0.39"
     page.keyboard.press("End")
     page.keyboard.press("ArrowDown")
-    assert read(page)["x"][199] == pytest.approx(0.4)
+    assert read(page)["x"][199] == pytest.approx(0.2)
     wait_until(page, "document.getElementById('note').textContent.includes('Gradient of')")
     assert page.locator("#note").get_attribute("aria-live") == "polite"
 
@@ -387,7 +391,7 @@ def test_keys_change_sliders_and_draw_the_input(opened: Open) -> None:
 def test_pointer_draws_the_input(opened: Open) -> None:
     page = opened("#amplitude=0")
     frame = canvas(page, "input").bounding_box()
-    wide, top = frame["width"] - 52 - 14, frame["y"] + 21
+    wide, top = frame["width"] - 52 - RIGHT, frame["y"] + 21
     high = frame["height"] - 21 - 5
     page.mouse.move(frame["x"] + 52 + wide * 0.25, top + high * 0.9)
     page.mouse.down()
@@ -552,3 +556,119 @@ def test_the_policy_forbids_requests(visits: Visits, place: Path) -> None:
     )
     assert blocked == "connect-src"
     visits.problems.clear()  # the console reports the violation
+
+
+# Groups, presets, things to try, play head, A and B
+
+
+def test_neurons_stand_in_groups(opened: Open) -> None:
+    page = opened()
+    groups = page.locator("#neuron optgroup")
+    assert [each.get_attribute("label") for each in groups.all()] == [
+        "the twelve layers, tt.snn",
+        "of the literature, tt.neurons",
+    ]
+    assert groups.first.locator("option").all_inner_texts() == list(LAYERS)
+
+
+def test_presets_set_neuron_and_input(opened: Open) -> None:
+    page = opened("#neuron=Izhikevich")
+    presets = page.locator("#presets button")
+    assert presets.all_inner_texts() == list(tt.neurons.Izhikevich.presets)
+    assert presets.first.get_attribute("aria-pressed") == "true"
+    page.get_by_role("button", name="LTS").click()
+    wait_for_frame(page)
+    assert presets.first.get_attribute("aria-pressed") == "false"
+    assert "Izhikevich 2003" in page.locator("#caption").inner_text()
+    seen = read(page)
+    assert seen["params"] == {"a": 0.02, "b": 0.25, "c": -65, "d": 2}
+    assert seen["start"] == {"v": -65, "u": -16.25}  # as the constructor has it
+    compare(seen, tt.neurons.Izhikevich(1, b=0.25))
+
+
+def test_things_to_try_set_the_page_and_play(opened: Open) -> None:
+    page = opened()
+    links = page.locator("#tries a")
+    assert links.all_inner_texts() == [each.name for each in TRIES]
+    seen = {}
+    for each in TRIES:
+        page.get_by_role("link", name=each.name, exact=True).click()
+        seen[each.name] = read(page)
+        assert page.locator("#caption").inner_text() == each.text
+        assert seen[each.name]["neuron"] == each.neuron
+        assert page.locator("#play").inner_text() == "pause"
+        assert "ignored" not in page.locator("#note").inner_text()
+    spikes = {name: sum(map(bool, each["output"])) for name, each in seen.items()}
+    assert [name for name, count in spikes.items() if count < 2] == ["the leak", "memory"]
+    assert max(seen["rebound"]["output"][ONSET + 50 : ONSET + 90]) == 1  # when the input is over
+    assert min(seen["spikes of both signs"]["output"]) == -1
+    assert seen["a synapse"]["output"][ONSET + 4] == 1
+    # what the texts say of other settings
+    assert any(go(page, kind="constant", amplitude=0.12, **{"p.beta": 6})["output"])
+    for period in (15, 30):
+        silent = go(page, neuron="RF", amplitude=0.3, width=2, period=period)
+        assert sum(silent["output"]) < spikes["resonance"] / 2
+    lost = spikes["the reset"]
+    assert sum(go(page, kind="constant", amplitude=0.62)["output"]) > lost
+
+
+def test_the_membrane_is_drawn_before_its_reset(opened: Open) -> None:
+    page = opened()
+    seen = go(page, neuron="LIF", kind="constant", amplitude=0.7)
+    mem = [0.0, *seen["states"]["mem"]]
+    for t, value in enumerate(seen["before"]):
+        assert value == pytest.approx(seen["params"]["beta"] * mem[t] + seen["x"][t], abs=1e-12)
+        assert (value > 1) == (seen["output"][t] == 1)
+        assert mem[t + 1] == pytest.approx(value - seen["output"][t])
+    assert go(page, neuron="Readout")["before"] is None
+
+
+def test_the_curve_counts_spikes_of_constant_inputs(opened: Open) -> None:
+    page = opened()
+    seen = go(page, neuron="ALIF", kind="constant", amplitude=0.6)
+    rates = {round(each["amplitude"], 9): each["rate"] for each in seen["rates"]}
+    assert rates[0.0] == 0
+    assert len(rates) == 41
+    assert rates[0.6] == pytest.approx(100 * sum(seen["output"]) / (len(seen["x"]) - ONSET))
+    assert page.locator("#curve").is_visible()
+    assert page.locator("#plane").is_visible()
+    go(page, neuron="Readout")
+    assert page.locator("#panels").is_hidden()
+
+
+def test_the_play_head_moves_through_time(opened: Open) -> None:
+    page = opened()
+    page.get_by_role("button", name="play", exact=True).click()
+    wait_until(page, "/^step [1-9]/.test(document.getElementById('at').textContent)")
+    page.get_by_role("button", name="pause", exact=True).click()
+    slider = page.get_by_label("play head")
+    slider.fill("40")
+    wait_for_frame(page)
+    assert page.locator("#at").inner_text() == "step 40"
+    assert page.locator(".row[data-row='mem'] output").inner_text().startswith("step 40: ")
+    slider.focus()
+    page.keyboard.press("End")
+    wait_for_frame(page)
+    assert page.locator("#at").inner_text() == "200 steps"
+
+
+def test_one_run_is_kept_beside_another(opened: Open) -> None:
+    page = opened()
+    swap = page.get_by_role("button", name="swap")
+    assert swap.is_disabled()
+    first = read(page)
+    page.get_by_role("button", name="keep as A").click()
+    page.get_by_label("beta, steps").fill("3")
+    wait_for_frame(page)
+    second = read(page)
+    table = page.locator("#versus").inner_text().split()
+    counts = [str(int(sum(each["output"]))) for each in (first, second)]
+    assert table[:5] == ["A", "B", "spikes", *counts]
+    assert table[5:] == ["beta", "6.58", "3"]
+    swap.click()
+    wait_for_frame(page)
+    assert read(page)["params"] == first["params"]
+    assert page.locator("#versus").inner_text().split()[3:5] == counts[::-1]
+    page.get_by_role("button", name="drop A").click()
+    wait_for_frame(page)
+    assert page.locator("#versus").is_hidden()

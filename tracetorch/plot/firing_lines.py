@@ -48,6 +48,44 @@ class FiringLine:
         """Return the cell of the neuron with this step."""
         return replace(cell, step=self)
 
+    def before(self, cell: Cell) -> Cell:
+        """Return the cell whose output is the state before its reset."""
+        return replace(cell, step=BeforeReset(self.step, self.spikes, self.place))
+
+
+@dataclass(frozen=True)
+class BeforeReset:
+    """A step whose output is the value that a state would have if the neuron did not fire.
+
+    Args:
+        step: the step of the neuron.
+        spikes: names of its spike functions.
+        place: of the state, among those of the step.
+    """
+
+    step: Callable[..., tuple[Any, ...]]
+    spikes: tuple[str, ...]
+    place: int
+
+    def __call__(self, *tensors: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Run one step; its states go on as those of the neuron do."""
+        ends, _ = silent_step(self.step, self.spikes, tensors, kwargs)
+        _, *after = self.step(*tensors, **kwargs)
+        return ends[self.place], *after
+
+
+def spike_alone(cell: Cell) -> Cell:
+    """Return the cell without states whose step is a spike function, ``spike``, and nothing else.
+
+    Args:
+        cell: of any neuron.
+    """
+    return replace(cell, step=_spike, inputs=("x",), states=(), active=(), starts=frozenset())
+
+
+def _spike(x: Tensor, *, spike: Callable[[Tensor], Tensor]) -> tuple[Tensor]:
+    return (spike(x),)
+
 
 def silent_step(
     step: Callable[..., tuple[Any, ...]],

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 SHARED = Path(__file__).parent / "page"
+PARTS = Path(__file__).parent / "parts"
 
 
 def check_title(caller: str, title: object) -> None:
@@ -15,27 +17,33 @@ def check_title(caller: str, title: object) -> None:
         raise TypeError(f"{caller}: title must be a string, got {type(title).__name__}.")
 
 
-def html_page(folder: Path, title: str, data: str) -> str:
+def html_page(folder: Path, title: str, data: str, parts: Sequence[Path] = ()) -> str:
     """Fill the page that all pages share with contents, style and script of a folder, and data.
 
-    Style and script are those of the folder, behind those that all pages share.
+    Style and script are those of the folder, behind those that all pages share and those of parts
+    that some do. The scripts of parts and folder have one scope, in which what one declares the
+    next ones use.
 
     Args:
         folder: with contents, a style and a script of its own name.
         title: of the page, as plain text.
         data: the elements that hold the data, as HTML.
+        parts: styles and scripts, in their order.
     """
     template = folder / folder.name
-    (page, contents), style, script = (
-        [part.with_suffix(kind).read_text(encoding="utf-8") for part in (SHARED, template)]
-        for kind in (".html", ".css", ".js")
+    page, contents = (_text(part.with_suffix(".html")) for part in (SHARED, template))
+    style, script = (
+        "".join(
+            _text(part) for part in (*parts, template.with_suffix(suffix)) if part.suffix == suffix
+        )
+        for suffix in (".css", ".js")
     )
     filling = {
         "{{title}}": html.escape(title),
-        "{{style}}": "".join(style),
+        "{{style}}": _text(SHARED.with_suffix(".css")) + style,
         "{{contents}}": contents.rstrip(),
         "{{data}}": data,
-        "{{script}}": "".join(script),
+        "{{script}}": _text(SHARED.with_suffix(".js")) + "{\n" + script + "}\n",
     }
     pieces: list[str] = []
     for placeholder, content in filling.items():
@@ -43,6 +51,10 @@ def html_page(folder: Path, title: str, data: str) -> str:
         before, page = page.split(placeholder)
         pieces += [before, content]
     return "".join([*pieces, page])
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8")
 
 
 def json_element(name: str, value: object) -> str:

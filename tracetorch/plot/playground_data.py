@@ -17,19 +17,30 @@ import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlencode
 
 import torch
 from torch import Tensor
 
 from tracetorch import fuse, neurons, snn
 from tracetorch.cell import Cell
+from tracetorch.functional import decay_to_halflife
 from tracetorch.functional.surrogates import SURROGATES, Surrogate
 from tracetorch.fuse.codegen.javascript_functions import functions_source
 from tracetorch.fuse.codegen.javascript_loops import backward_source, forward_source, unknown
 from tracetorch.fuse.dispatch.plans import program_of
 from tracetorch.fuse.ir.graph import Graph, Unfusable
 from tracetorch.fuse.ir.plan import Plan
-from tracetorch.plot.firing_lines import FiringLine, firing_lines, is_parameter
+from tracetorch.plot.firing_lines import FiringLine, firing_lines, is_parameter, spike_alone
+from tracetorch.plot.playground_story import (
+    PRESETS,
+    RUNS,
+    STARTS,
+    STEPS,
+    STIMULI,
+    TRIES,
+    Stimulus,
+)
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import (
@@ -58,6 +69,7 @@ FAMILY = (
     *(snn.LIF, snn.BLIF, snn.SLIF, snn.RLIF, snn.BSLIF, snn.BRLIF, snn.SRLIF, snn.BSRLIF),
     *(snn.Readout, snn.SReadout, snn.RReadout, snn.SRReadout),
 )
+GROUPS = ("the twelve layers, tt.snn", "of the literature, tt.neurons", "others")
 
 
 @dataclass
@@ -143,29 +155,39 @@ def describe_neuron(
     lines: list[FiringLine] | None = None
     thresholds: list[str | None] = []
     moving: dict[Any, list[Any]] = {}
+    spikes: list[str] = []
     variants: list[list[Any]] = []
+
+    def loop(made: Cell, kwargs: dict[str, Any]) -> list[Any]:
+        return _loop(page_plan(made, _ndim(layer), kwargs), sources)
+
     for overrides in itertools.product(*(choice.overrides for choice in choices)):
         merged = {name: value for each in overrides for name, value in each.items()}
         kwargs = _kwargs(layer, merged)
         try:
-            plan = _plan(cell, _ndim(layer), kwargs)
+            plan = page_plan(cell, _ndim(layer), kwargs)
         except Unfusable as reason:
             raise ValueError(f"{caller}: {layer!r} cannot be compiled: {reason}.") from None
         if lines is None:
-            lines = firing_lines(cell, spike_functions(layer), start, kwargs)
+            spikes = spike_functions(layer)
+            lines = firing_lines(cell, spikes, start, kwargs)
             thresholds = [is_parameter(line, cell, start, kwargs) for line in lines]
         # forward, all surrogates do the same
         key = tuple(item for item in merged.items() if not isinstance(item[1], Surrogate))
         if key not in moving:
             moving[key] = [
-                None if name else _loop(_plan(line.cell(cell), _ndim(layer), kwargs), sources)
-                for line, name in zip(lines, thresholds, strict=True)
+                [
+                    None if name else loop(line.cell(cell), kwargs)
+                    for line, name in zip(lines, thresholds, strict=True)
+                ],
+                loop(lines[0].before(cell), kwargs) if lines else None,
             ]
-        variants.append([*sources.add(plan), _literals(plan), moving[key]])
+        bump = _bump(cell, spikes, kwargs, sources) if lines else None
+        variants.append([*sources.add(plan), described_literals(plan), *moving[key], bump])
     changeable = {name for names in options.values() for name in names}
-    spiking = any(isinstance(getattr(layer, name), Surrogate) for name in layer.options)
+    spiking = is_spiking(layer)
+    unit = _unit(layer, neuron) if spiking else UNITS[0]
     silent = isinstance(layer, LeakyIntegrator) and not _thresholds(layer)
-    spiking = spiking or bool(_thresholds(layer))
     hidden = {"prev_output", "mem" if silent else ""} if isinstance(layer, LeakyIntegrator) else ()
     return {
         "label": label,
@@ -177,16 +199,92 @@ def describe_neuron(
         "output": "output = mem" if silent else "output",
         "spiking": spiking,
         "lines": [
-            {"state": cell.states[line.place], "param": name and plan.program.params.index(name)}
+            {
+                "state": cell.states[line.place],
+                "sign": line.sign,
+                "param": name and plan.program.params.index(name),
+            }
             for line, name in zip(lines or (), thresholds, strict=True)
         ],
-        "unit": _unit(layer, neuron) if spiking else UNITS[0],
+        "unit": unit,
+        **_story(layer, unit),
         "params": [_parameter(layer, name, neuron) for name in plan.program.params],
         "options": _fixed_options(layer, {*changeable, *plan.program.params}),
         "choices": [_described(choice) for choice in choices],
         "variants": variants,
         "call": _call(cell, [*changeable, *cell.constraints]),
     }
+
+
+def _story(layer: Neuron, unit: float) -> dict[str, Any]:
+    """Return the group of a layer, what it begins with, and its presets."""
+    kind = type(layer)
+    named = kind is getattr(neurons, kind.__name__, None) or kind in FAMILY
+    name = kind.__name__ if named else ""
+    starts = STARTS.get(name, {})
+    default = Stimulus() if kind in FAMILY else Stimulus(amplitude=0.5 * unit)
+    return {
+        "group": GROUPS[0] if kind in FAMILY else GROUPS[1] if named else GROUPS[2],
+        "steps": RUNS.get(name, STEPS),
+        "input": _stimulus(STIMULI.get(name, default), unit),
+        "follows": [starts.get(state) for state in layer.active_states],
+        "presets": [
+            {
+                "name": preset.name,
+                "note": preset.note,
+                "values": {
+                    argument: _shown(layer, argument, value)
+                    for argument, value in preset.arguments.items()
+                },
+                "input": _stimulus(preset.stimulus, unit),
+            }
+            for preset in PRESETS.get(name, ())
+        ],
+    }
+
+
+def _stimulus(stimulus: Stimulus, unit: float) -> dict[str, Any]:
+    """Describe an input in the unit of the page."""
+    described = {**vars(stimulus), "seed": 1, "drawn": None}
+    return {**described, "amplitude": float(f"{stimulus.amplitude / unit:.6g}")}
+
+
+def _shown(layer: Neuron, name: str, value: float) -> float:
+    """Return what the page shows of the value of a parameter: of a decay the half-life."""
+    decays = is_decay(layer.constraints[name])
+    return float(f"{decay_to_halflife(value) if decays else value:.7g}")
+
+
+def described_tries(layers: Mapping[str, Neuron], units: Mapping[str, float]) -> list[Any]:
+    """Return what there is to try with the neurons of a page, as links.
+
+    Args:
+        layers: by their names on the page.
+        units: of their inputs, by the same names.
+    """
+    labels = {type(layer): label for label, layer in reversed(layers.items())}
+    found: list[Any] = []
+    for each in TRIES:
+        kind = getattr(snn, each.neuron, None) or getattr(neurons, each.neuron)
+        if kind not in labels:
+            continue
+        label, pairs = labels[kind], dict(each.settings)
+        if "amplitude" in pairs:
+            pairs["amplitude"] = float(f"{pairs['amplitude'] / units[label]:.6g}")
+        text = urlencode({"neuron": label, **pairs})
+        found.append({"name": each.name, "text": each.text, "fragment": text})
+    return found
+
+
+def _bump(
+    cell: Cell, spikes: Sequence[str], kwargs: Mapping[str, Any], sources: Sources
+) -> list[Any] | None:
+    """Print the derivative of the spike function; ``None`` where there are several that differ."""
+    functions = [kwargs[name] for name in spikes]
+    if any(each != functions[0] for each in functions):
+        return None
+    plan = page_plan(spike_alone(cell), 1, {"spike": functions[0]})
+    return [sources.add(plan)[1], described_literals(plan)]
 
 
 def _described(choice: Choice) -> dict[str, Any]:
@@ -200,14 +298,14 @@ def _described(choice: Choice) -> dict[str, Any]:
     }
 
 
-def _literals(plan: Plan) -> list[Any]:
+def described_literals(plan: Plan) -> list[Any]:
     """Return the numbers that are compiled in, as JSON can hold them."""
     return [number if abs(number) < torch.inf else repr(number) for number in plan.literals]
 
 
 def _loop(plan: Plan, sources: Sources) -> list[Any]:
     """Print the forward pass of a plan alone: its place, and its numbers."""
-    return [sources.add_forward(plan), _literals(plan)]
+    return [sources.add_forward(plan), described_literals(plan)]
 
 
 def _ndim(layer: Neuron) -> int:
@@ -225,7 +323,7 @@ def _kwargs(layer: Neuron, overrides: Mapping[str, Any]) -> dict[str, Any]:
     return kwargs
 
 
-def _plan(cell: Cell, ndim: int, kwargs: dict[str, Any]) -> Plan:
+def page_plan(cell: Cell, ndim: int, kwargs: dict[str, Any]) -> Plan:
     """Trace one lane of a cell in float64."""
     program = program_of(cell, ndim, torch.float64, kwargs)
     operation = unknown(program.graph)
@@ -268,10 +366,22 @@ def _about(layer: Neuron) -> dict[str, str]:
     return {"summary": text.partition("\n")[0], "equations": inspect.cleandoc("\n".join(block))}
 
 
+def start_of(layer: Neuron, name: str) -> list[float]:
+    """Return what a state is before the first step: one value for all neurons, or one for each."""
+    start: Tensor = getattr(layer, f"initial_{name}", torch.zeros(()))
+    values: list[float] = start.detach().double().reshape(-1).tolist()
+    return values
+
+
 def _start(layer: Neuron, name: str, neuron: int) -> float:
-    """Return what a state of one neuron is before the first step."""
-    start = getattr(layer, f"initial_{name}", torch.zeros(())).detach().reshape(-1)
-    return float(start[neuron if len(start) > 1 else 0])
+    start = start_of(layer, name)
+    return start[neuron if len(start) > 1 else 0]
+
+
+def is_spiking(layer: Neuron) -> bool:
+    """Whether the output of a layer is spikes."""
+    surrogates = any(isinstance(getattr(layer, name), Surrogate) for name in layer.options)
+    return surrogates or bool(_thresholds(layer))
 
 
 def _unit(layer: Neuron, neuron: int) -> float:

@@ -1,47 +1,77 @@
-"""Save a neuron as an interactive HTML page: sliders, traces, spikes and the surrogate gradient."""
+"""Save a neuron, or a small network, as an interactive HTML page: sliders, traces, gradients."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
+from torch import Tensor, nn
+
 from tracetorch.core.checks import check_integer, check_unsharded
 from tracetorch.core.files import atomic_replace
-from tracetorch.plot.html_page import check_title, html_page, json_element
-from tracetorch.plot.playground_data import Sources, describe_neuron
+from tracetorch.plot.html_page import PARTS, check_title, html_page, json_element
+from tracetorch.plot.network_data import describe_data, describe_network
+from tracetorch.plot.playground_data import Sources, describe_neuron, described_tries
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.sequence_layer import SequenceLayer
 
-TEMPLATES = Path(__file__).parent / "playground"
+TEMPLATES = Path(__file__).parent
+_SHARED = [
+    PARTS / name
+    for name in ("controls.css", "controls.js", "stimuli.js", "drawing.js", "playhead.js")
+]
+
+_NEURON = [
+    *_SHARED,
+    *(
+        TEMPLATES / "playground" / f"{name}.js"
+        for name in ("settings", "run", "rows", "panels", "knobs", "story")
+    ),
+]
+_NETWORK = [*_SHARED, TEMPLATES / "network" / "engine.js"]
 
 
 def save_playground(
-    layers: SequenceLayer | Mapping[str, SequenceLayer],
+    layers: SequenceLayer | Mapping[str, SequenceLayer] | nn.Sequential,
     path: str | Path,
     *,
-    title: str = "Neuron playground",
+    title: str | None = None,
     neuron: int = 0,
+    data: tuple[Tensor, Tensor] | Mapping[str, tuple[Tensor, Tensor]] | None = None,
 ) -> None:
-    """Write a neuron as one self-contained HTML page to play with: no server, no network.
+    """Write a neuron, or a small network, as one self-contained HTML page: no server, no network.
 
-    The page has a slider for each parameter of the layer, decays as half-lives, and an input that
-    is drawn by hand, or pulses, noise or a constant, in a unit in which the neuron fires, 1, 10,
-    100 or 1000. It shows the states, the spikes, and the surrogate gradient of a chosen output or
-    state with respect to the input at every step and to every parameter. What it computes is
-    printed from ``step`` and from its derivative, as the kernels are, in float64. It writes the
-    Python line that makes the neuron; the fragment of its address holds all settings.
+    The page of a neuron has a slider for each parameter of the layer, decays as half-lives, and an
+    input that is drawn by hand, or pulses, noise or a constant, in a unit in which the neuron
+    fires, 1, 10, 100 or 1000. It shows the states, the membrane before its reset, the spikes, and
+    the surrogate gradient of a chosen output or state with respect to the input at every step and
+    to every parameter; beside them the spikes of constant inputs, and the plane of two states. It
+    writes the Python line that makes the neuron; the fragment of its address holds all settings.
+
+    The page of a network shows what every layer does with an input, and with ``data`` it trains:
+    backpropagation through time of the cross entropy of the outputs' means over time, by Adam, on
+    all samples at once, with the loss, and with a map of the plane where there are two features.
+
+    What either computes is printed from ``step`` and from its derivative, as the kernels are, in
+    float64.
 
     Args:
         layers: a layer of any class with a ``step`` that can be compiled, or several by their names
-            on the page.
+            on the page; or a network, a ``Sequential`` of ``nn.Linear`` and such layers, of which
+            the page begins with the weights.
         path: path of the file; an existing one is replaced only when all is written.
-        title: title of the page.
+        title: title of the page; "Neuron playground" or "Network playground" by default.
         neuron: the neuron of the layer with whose parameters the sliders begin.
+        data: what a network learns, inputs and labels, or several such pairs by their names.
+
+    Shape:
+        Inputs ``[T, B, features]``, labels ``[B]``, from 0 to the network's outputs less one.
 
     Raises:
         TypeError: an argument is of the wrong type.
         ValueError: a layer has no ``step``, as :class:`tt.snn.Noise` and delays have none, or
-            cannot be compiled, with the reason; there is none, or no such neuron.
+            cannot be compiled, with the reason; there is none, or no such neuron; layers of a
+            network do not fit each other, or its data.
 
     Example:
         >>> import tempfile
@@ -50,24 +80,55 @@ def save_playground(
         ...     print(Path(folder, "lif.html").read_text()[:15])
         <!doctype html>
     """
-    check_title("save_playground", title)
     neuron = check_integer("save_playground: neuron", neuron)
+    sources = Sources()
+    if isinstance(layers, nn.Sequential):
+        kind, contents, parts = "network", _network(layers, data, neuron, sources), _NETWORK
+    elif data is not None:
+        raise ValueError(
+            f"save_playground: data are for a network, an nn.Sequential, got "
+            f"{type(layers).__name__}. Leave data out."
+        )
+    else:
+        kind, contents, parts = "playground", _neurons(layers, neuron, sources), _NEURON
+    title = (
+        f"{kind.replace('playground', 'neuron').capitalize()} playground"
+        if title is None
+        else title
+    )
+    check_title("save_playground", title)
+    element = json_element(kind, {"title": title, **contents})
+    script = f"<script>\n{sources.script()}\n</script>"
+    page = html_page(TEMPLATES / kind, title, f"{element}\n{script}", parts)
+    with atomic_replace(path) as unfinished:
+        unfinished.write_text(page, encoding="utf-8")
+
+
+def _neurons(layers: object, neuron: int, sources: Sources) -> dict[str, object]:
     named = layers if isinstance(layers, Mapping) else {type(layers).__name__: layers}
     if not named:
         raise ValueError("save_playground: there are no layers in the mapping.")
-    neurons_of: dict[str, Neuron] = {}
-    for name, layer in named.items():
-        neurons_of[name] = _checked(name, layer)
-    sources = Sources()
-    neurons = [
+    checked = {name: _checked(name, layer) for name, layer in named.items()}
+    described = [
         describe_neuron("save_playground", name, layer, neuron, sources)
-        for name, layer in neurons_of.items()
+        for name, layer in checked.items()
     ]
-    data = json_element("playground", {"title": title, "neurons": neurons})
-    script = f"<script>\n{sources.script()}\n</script>"
-    page = html_page(TEMPLATES, title, f"{data}\n{script}")
-    with atomic_replace(path) as unfinished:
-        unfinished.write_text(page, encoding="utf-8")
+    units = {each["label"]: each["unit"] for each in described}
+    return {"neurons": described, "tries": described_tries(checked, units)}
+
+
+def _network(
+    model: nn.Sequential, data: object, neuron: int, sources: Sources
+) -> dict[str, object]:
+    if neuron:
+        raise ValueError(
+            f"save_playground: neuron is for a single layer, got {neuron} with a network. Leave it "
+            "out, or give the layer."
+        )
+    layers = describe_network("save_playground", model, sources, trains=data is not None)
+    ends = layers[0]["inputs"], layers[-1]["size"]
+    sets = [] if data is None else describe_data("save_playground", data, *ends)
+    return {"layers": layers, "sets": sets}
 
 
 def _checked(name: object, layer: object) -> Neuron:
