@@ -62,8 +62,10 @@ def spikes(model: nn.Module, images: Tensor, steps: int, generator: torch.Genera
 def load(options: argparse.Namespace) -> tuple[TensorDataset, TensorDataset]:
     """Load the training digits, and those that are measured."""
     digits = tt.data.load_digits()
-    learnt = TensorDataset(*digits.train[:200]) if options.quick else digits.train
-    return learnt, digits.validation if options.validation else digits.held_out
+    learnt, test = digits.train, digits.validation if options.validation else digits.held_out
+    if options.quick:
+        learnt, test = TensorDataset(*learnt[:200]), TensorDataset(*test[:200])
+    return learnt, test
 
 
 def learn(

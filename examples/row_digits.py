@@ -36,11 +36,12 @@ def load(options: argparse.Namespace) -> tuple[TensorDataset, TensorDataset]:
     digits = tt.data.load_digits()
     test = digits.validation if options.validation else digits.held_out
     # [N, 1, 28, 28] to [N, T, 28]
+    most = 200 if options.quick else None
     learnt, test = (
-        TensorDataset(images.squeeze(1), labels)
+        TensorDataset(images[:most].squeeze(1), labels[:most])
         for images, labels in (digits.train.tensors, test.tensors)
     )
-    return (TensorDataset(*learnt[:200]) if options.quick else learnt), test
+    return learnt, test
 
 
 def logits(model: nn.Module, x: Tensor, mask: Tensor) -> Tensor:

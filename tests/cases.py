@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor, nn
 
 from tracetorch import functional, neurons, snn
@@ -56,6 +57,12 @@ SURROGATES = (
 
 # Neuron dimension, and the shape of one step that has 3 neurons there.
 PLACES = ((-1, (2, 3)), (1, (2, 3, 2)), (-3, (2, 3, 2, 1)))
+
+
+def examples(number: int, **options: Any) -> settings:
+    """Draw so many examples of a hypothesis where the slow tests run too, else a third of them."""
+    share = settings.default.max_examples / 100
+    return settings(max_examples=max(5, round(number * share)), **options)
 
 
 def layer(name: str, num_neurons: int = 4, **arguments: Any) -> Any:

@@ -17,8 +17,13 @@ from tests.browser import Visits, launched
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # A busy machine is no fault: no test fails for the time that one of its examples takes.
-settings.register_profile("no deadline", deadline=None)
-settings.load_profile("no deadline")
+settings.register_profile("all", deadline=None)
+settings.register_profile("fast", deadline=None, max_examples=33)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Draw fewer examples where the slow tests, which draw all, are left out."""
+    settings.load_profile("fast" if "not slow" in config.option.markexpr else "all")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -30,7 +30,7 @@ def quick_run(folder, cases: list[str], peers: list[str]) -> dict:
 
 
 def test_quick_run_writes_table_json_and_plots(tmp_path):
-    cases = ["LIF N=128", "input 5 %, train"]
+    cases = ["LIF N=128", "N=512, input 5 %, train"]
     results = quick_run(tmp_path, cases, ["floor"])
     assert results["ratios"]["LIF N=128, train"]["floor"] > 0
     assert results["cold_ratios"]["LIF N=128, train"]["floor"] > 0
@@ -43,7 +43,17 @@ def test_quick_run_writes_table_json_and_plots(tmp_path):
 
 @pytest.mark.slow
 def test_every_kind_of_case_runs(tmp_path):
-    cases = ["SHD", "784", "DVS", "digits", "conv", "Linear+LIF T=500", "one step", "memory"]
+    cases = [
+        "SHD",
+        "784",
+        "DVS",
+        "Conv2d",
+        "digits",
+        "conv",
+        "Linear+LIF T=500",
+        "one step",
+        "memory",
+    ]
     cases += [
         "BSRLIF N=512, train",
         "Recurrent LIF N=128, train",

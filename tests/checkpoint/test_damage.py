@@ -88,7 +88,7 @@ def loads(data: bytes, path: Path) -> bool:
     return True
 
 
-@pytest.mark.parametrize("number", [300, pytest.param(4000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [100, pytest.param(4000, marks=pytest.mark.slow)])
 def test_damaged_files_are_refused_unless_the_damage_changes_nothing(
     number: int, tmp_path: Path
 ) -> None:

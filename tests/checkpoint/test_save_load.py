@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tests.cases import LAYERS, configurations, layer, sequence, stepped, vary
+from tests.cases import LAYERS, configurations, examples, layer, sequence, stepped, vary
 from tests.unrolling.models import dyadic, made
 from tracetorch import functional, snn
 from tracetorch.checkpoint import Loaded
@@ -411,7 +411,7 @@ CONFIGURATIONS = [*configurations(False, False), *configurations(True, True)]
 
 
 @given(st.sampled_from(CONFIGURATIONS), st.sampled_from(CONFIGURATIONS))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_a_configuration_loads_only_into_an_equal_one(
     tmp_path_factory: pytest.TempPathFactory, one: dict[str, Any], other: dict[str, Any]
 ) -> None:

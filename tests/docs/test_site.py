@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import tempfile
 import zlib
+from collections.abc import Iterator
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from tests.browser import TIMEOUT
+from tests.browser import TIMEOUT, wait_for_frame
 from tests.docs.test_reference import public_names
 from tests.test_package import ROOT
 
@@ -24,7 +25,8 @@ REPOSITORY = re.compile(
     r"https://(?:github\.com|colab\.research\.google\.com/github)"
     r"/Yegor-men/tracetorch/(?:blob|tree|edit)/main/([^#?]+)"
 )
-VARIANTS = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
+# A page is loaded in each width and in each scheme; then the scheme is changed.
+VISITS = ((1280, ("light", "dark")), (390, ("dark", "light")))
 
 BROKEN_PICTURES = """() => [...document.images]
     .filter((image) => !(image.complete && image.naturalWidth > 0)).map((image) => image.src)"""
@@ -111,43 +113,69 @@ def broken_links(targets: list[str]) -> list[str]:
     return sorted(broken)
 
 
-def problems(browser: Any, page: Path, width: int, scheme: str) -> list[str]:
-    """Open a page from the file system, and return what is wrong with it."""
-    found: list[str] = []
-    context = browser.new_context(
-        viewport={"width": width, "height": 844}, color_scheme=scheme, offline=True
-    )
-    try:
-        tab = context.new_page()
-        tab.set_default_timeout(TIMEOUT)
-        tab.on("pageerror", lambda error: found.append(f"error: {error}"))
-        tab.on("console", lambda m: found.append(m.text) if m.type == "error" else None)
-        tab.on(
-            "request",
-            lambda r: (
-                found.append(f"network: {r.url}")
-                if urlsplit(r.url).scheme not in ("file", "data", "blob")
-                else None
-            ),
-        )
-        tab.goto(page.as_uri())
-        found += [f"picture: {source}" for source in tab.evaluate(BROKEN_PICTURES)]
-        found += [f"wide: {element}" for element in tab.evaluate(OVERFLOW)]
-        found += [f"code: {text}" for text in tab.evaluate(WIDE_CODE)]
-        if (tab.evaluate(BRIGHTNESS) < 128) != (scheme == "dark"):
-            found.append(f"not {scheme}")
-        found += broken_links(tab.evaluate(LINKS))
-    finally:
-        context.close()
-    return found
+LOOK = f"""() => ({{
+    pictures: ({BROKEN_PICTURES})(),
+    wide: ({OVERFLOW})(),
+    code: ({WIDE_CODE})(),
+    brightness: ({BRIGHTNESS})(),
+}})"""
+
+
+class Tab:
+    """A tab that opens pages from the file system, one after the other, and says what is wrong."""
+
+    def __init__(self, browser: Any) -> None:
+        self.context = browser.new_context(offline=True)
+        self.heard: list[str] = []
+        self.tab = self.context.new_page()
+        self.tab.set_default_timeout(TIMEOUT)
+        self.tab.on("pageerror", lambda error: self.heard.append(f"error: {error}"))
+        self.tab.on("console", lambda m: self.heard.append(m.text) if m.type == "error" else None)
+        self.tab.on("request", lambda request: self._requested(request.url))
+
+    def _requested(self, url: str) -> None:
+        if urlsplit(url).scheme not in ("file", "data", "blob"):
+            self.heard.append(f"network: {url}")
+
+    def visit(self, page: Path, width: int, *schemes: str) -> dict[str, list[str]]:
+        """Load a page in the first scheme, look at it in each, and return what is wrong in it."""
+        self.heard.clear()
+        self.tab.set_viewport_size({"width": width, "height": 844})
+        self.tab.emulate_media(color_scheme=schemes[0])
+        self.tab.goto(page.as_uri())
+        found: dict[str, list[str]] = {}
+        for scheme in schemes:
+            if scheme != schemes[0]:
+                self.tab.emulate_media(color_scheme=scheme)
+                wait_for_frame(self.tab)  # in which a page hears of it
+            seen = self.tab.evaluate(LOOK)
+            wrong = found[scheme] = [f"picture: {source}" for source in seen["pictures"]]
+            wrong += [f"wide: {element}" for element in seen["wide"]]
+            wrong += [f"code: {text}" for text in seen["code"]]
+            if (seen["brightness"] < 128) != (scheme == "dark"):
+                wrong.append(f"not {scheme}")
+        found[schemes[0]] += [*broken_links(self.tab.evaluate(LINKS)), *self.heard]
+        return found
+
+
+@pytest.fixture(scope="module")
+def tab(browser: Any) -> Iterator[Tab]:
+    opened = Tab(browser)
+    yield opened
+    opened.context.close()
 
 
 @pytest.mark.slow
-def test_every_page_is_whole(browser: Any, page: Path) -> None:
+def test_every_page_is_whole(tab: Tab, page: Path) -> None:
     # the pages of classes have one template: of each its links and a narrow width
-    variants = [(390, "light")] if page.parent.name == "names" else VARIANTS
-    found = {(w, s): problems(browser, page, w, s) for w, s in variants}
-    assert {variant: wrong for variant, wrong in found.items() if wrong} == {}
+    visits = ((390, ("light",)),) if page.parent.name == "names" else VISITS
+    found = {width: tab.visit(page, width, *schemes) for width, schemes in visits}
+    assert {
+        (width, scheme): wrong
+        for width, by_scheme in found.items()
+        for scheme, wrong in by_scheme.items()
+        if wrong
+    } == {}
 
 
 @pytest.mark.slow
@@ -317,10 +345,10 @@ PLANTED = """<!doctype html><html><body style="background: white">
 <script>console.error("spoken"); throw new Error("thrown");</script></body></html>"""
 
 
-def test_planted_problems_are_found(browser: Any, tmp_path: Path) -> None:
+def test_planted_problems_are_found(tab: Tab, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     page.write_text(PLANTED)
-    wide, narrow = (problems(browser, page, width, "light") for width in (1280, 390))
+    wide, narrow = (tab.visit(page, width, "light")["light"] for width in (1280, 390))
     for expected in (
         "link:.*#there",
         "link:.*nowhere.html",
@@ -334,4 +362,11 @@ def test_planted_problems_are_found(browser: Any, tmp_path: Path) -> None:
         assert sum(re.match(expected, problem) is not None for problem in wide) == 1, expected
     assert sum(problem.startswith("link") for problem in wide) == 3
     assert "wide: too wide" in set(narrow) - set(wide)
-    assert "not dark" in problems(browser, page, 1280, "dark")
+    changed = tab.visit(page, 1280, "light", "dark")
+    assert "not dark" in changed["dark"]
+    assert {'code: print("a line that is too wide")'} <= set(changed["light"]) & set(
+        changed["dark"]
+    )
+    assert "not dark" not in changed["light"]
+    page.write_text("<!doctype html><html><body style='background: white'></body></html>")
+    assert tab.visit(page, 1280, "light") == {"light": []}  # nothing of the page before is left

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tracetorch as tt
+from tests.cases import examples
 from tests.cases import layer as neurons
 from tests.events.cases import DENSITIES, dyadic, events
 from tracetorch import snn
@@ -97,7 +98,7 @@ def test_agrees_on_any_delays(dtype: torch.dtype, sigma: float) -> None:
         check(module.to(dtype), x.view(shape), rtol=1e-4 if dtype is torch.float32 else 1e-11)
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(
     steps=st.integers(1, 40), lead=st.lists(st.integers(1, 3), max_size=2), cut=st.integers(0, 40)
 )
@@ -106,7 +107,7 @@ def test_any_steps_and_cuts(steps: int, lead: list[int], cut: int) -> None:
     check(module, events(steps, *lead, 2, 5, density=0.2), min(cut, steps))
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(steps=st.integers(1, 90), taps=st.integers(1, 12), samples=st.integers(1, 3))
 def test_gradient_by_fourier_transform(steps: int, taps: int, samples: int) -> None:
     torch.manual_seed(0)

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.cases import examples
 from tests.events.cases import DENSITIES, dyadic, events, with_events
 
 SHAPES = ((1, 1, 1), (63, 17, 5), (40, 16, 16), (70, 33, 129), (1100, 50, 244))
@@ -55,7 +56,7 @@ def test_agrees_on_any_numbers(dtype: torch.dtype, density: float | None) -> Non
         torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-5 * size, msg=name)
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(
     st.lists(st.integers(1, 9), min_size=1, max_size=3),
     st.integers(1, 40),

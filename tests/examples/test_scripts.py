@@ -63,7 +63,7 @@ def test_quick_run_saves_a_model_and_a_figure(
 def test_same_seed_gives_the_same_model(tmp_path: Path) -> None:
     models = []
     for number, seed in enumerate(("1", "1", "2")):
-        assert run("vowels", tmp_path / str(number), "--seeds", seed) == 0
+        assert run("words", tmp_path / str(number), "--seeds", seed) == 0
         models.append(saved_files(tmp_path / str(number))[0])
     first, again, other = ({k: v.tolist() for k, v in model.items()} for model in models)
     assert first == again
@@ -112,6 +112,8 @@ def test_every_layer_and_every_baseline_learns(choice: tuple[str, ...]) -> None:
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
+        if losses[-1] < 0.7 * losses[0]:
+            break
     assert losses[-1] < 0.7 * losses[0]
     assert all(p.grad is not None for p in model.parameters())
     assert networks.configuration(options).startswith(
@@ -384,6 +386,14 @@ def test_each_seed_has_one_recorded_row(
 ) -> None:
     monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
     vowels: Any = import_module("examples.vowels")
+    learn = vowels.learn
+    learnt: list[Any] = []
+
+    def learn_once(*given: Any) -> Any:  # it is the rows that are looked at
+        learnt.extend([] if learnt else [learn(*given)])
+        return learnt[0]
+
+    monkeypatch.setattr(vowels, "learn", learn_once)
     arguments = ["--epochs", "1", "--out", str(tmp_path), "--record"]
     assert vowels.main([*arguments, "--seeds", "0", "1"]) == 0
     assert "over 2 seeds" in capsys.readouterr().out
@@ -423,16 +433,16 @@ def test_error_names_a_bad_argument(
 def test_interrupt_keeps_finished_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    vowels: Any = import_module("examples.vowels")
-    learn = vowels.learn
+    words: Any = import_module("examples.words")
+    learn = words.learn
 
     def interrupted(options: Any, data: Any, seed: int) -> Any:
         if seed == 1:
             raise KeyboardInterrupt
         return learn(options, data, seed)
 
-    monkeypatch.setattr(vowels, "learn", interrupted)
-    assert run("vowels", tmp_path, "--seeds", "0", "1") == 130
+    monkeypatch.setattr(words, "learn", interrupted)
+    assert run("words", tmp_path, "--seeds", "0", "1") == 130
     assert f"Interrupted. 1 of 2 runs are in {tmp_path}." in capsys.readouterr().out
     assert saved_files(tmp_path)
 

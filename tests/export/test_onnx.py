@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tests.cases import PLACES, configurations, layer, sequence, vary
+from tests.cases import PLACES, configurations, examples, layer, sequence, vary
 from tests.export.models import (
     Adaptive,
     Folded,
@@ -530,7 +530,7 @@ NESTED = st.recursive(
 
 
 @given(NESTED, st.integers(1, 9))
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_interface_round_trips_through_json(value: Any, factor: int) -> None:
     structure = name_leaves("y", value)
     interface = Interface(
@@ -545,7 +545,7 @@ def test_interface_round_trips_through_json(value: Any, factor: int) -> None:
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(1, 40))
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_a_spec_is_inferred_from_two_batches(factors: list[int], batch: int) -> None:
     shapes = [[*(f * b for f in factors), 7] for b in (2, 3)]
     spec = infer_spec("x", torch.zeros(shapes[0]), torch.zeros(shapes[1]), (2, 3))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tracetorch as tt
+from tests.cases import examples
 from tests.ragged import masks, padded_with_nan, single_sequences, skip_value_checks
 from tests.unrolling.models import dyadic, made
 from tracetorch import loss, snn
@@ -84,7 +85,7 @@ def test_mean_and_sum_reduce_the_losses_of_the_samples(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in ALL if n != "van_rossum"])
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(mask=masks(), smooth=st.booleans())
 def test_masked_sequences_have_the_loss_of_unpadded_ones(
     name: str, mask: Tensor, smooth: bool
@@ -107,7 +108,7 @@ def test_masked_sequences_have_the_loss_of_unpadded_ones(
     ("function", "options"),
     [(loss.van_rossum, {"tau": 2.5}), (loss.membrane_mse, {}), (loss.temporal_cross_entropy, {})],
 )
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(mask=masks())
 def test_mask_covers_targets_over_time(function: Any, options: Any, mask: Tensor) -> None:
     x = random_spikes(*mask.shape, C)

@@ -10,12 +10,12 @@ import nir
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tests.cases import LAYERS, SPIKING, configurations, layer, sequence, vary
+from tests.cases import LAYERS, SPIKING, configurations, examples, layer, sequence, vary
 from tests.nir.cases import DT, double, run, simulated, through_file, unsigned
 from tracetorch import snn
 
@@ -102,7 +102,7 @@ def test_any_leaky_integrator_comes_back(synapse: bool, recurrence: bool) -> Non
         )
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@examples(15, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_random_networks_come_back(tmp_path_factory: Any, data: st.DataObject) -> None:
     seed = data.draw(st.integers(0, 2**16))

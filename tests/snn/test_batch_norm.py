@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tests.cases import PLACES, sequence, stepped, weighted_sum
+from tests.cases import PLACES, examples, sequence, stepped, weighted_sum
 from tests.export.models import stepped_program
 from tracetorch import snn
 
@@ -172,7 +172,7 @@ def test_gradcheck(training: bool) -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 @given(cuts=st.lists(st.integers(0, 3), min_size=1, max_size=5))
-@settings(max_examples=10, deadline=None)
+@examples(10)
 def test_stream_is_the_sequence_cut_anywhere(training: bool, cuts: list[int]) -> None:
     x = sequence(sum(cuts) + 2, 4, 3)
     results = []

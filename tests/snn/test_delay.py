@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize, prune
 from torch.optim.swa_utils import AveragedModel
 
 import tracetorch as tt
-from tests.cases import PLACES, layer, sequence, stepped, weighted_sum
+from tests.cases import PLACES, examples, layer, sequence, stepped, weighted_sum
 from tracetorch import snn
 
 D = 4
@@ -268,7 +268,7 @@ def test_rounding_makes_shifts(kind: str) -> None:
 @every_kind
 @every_sigma
 @given(cuts=st.lists(st.integers(0, 3), min_size=1, max_size=6))
-@settings(max_examples=10, deadline=None)
+@examples(10)
 def test_stream_is_the_sequence_cut_anywhere(kind: str, sigma: float, cuts: list[int]) -> None:
     model, x = KINDS[kind](sigma=sigma), dyadic(sum(cuts) + 2, *SHAPES[kind])
     x.requires_grad_()

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
@@ -17,6 +17,7 @@ from tests.cases import (
     READOUTS,
     SPIKING,
     configurations,
+    examples,
     layer,
     sequence,
     stepped,
@@ -200,7 +201,7 @@ def test_gradients_of_the_other_resets(name: str, arguments: dict[str, Any]) -> 
 
 
 @given(seed=st.integers(0, 1000), name=st.sampled_from(LAYERS))
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_permuting_the_batch_permutes_the_output(seed: int, name: str) -> None:
     x = sequence(5, 4, 3, seed=seed)
     order = torch.randperm(4, generator=torch.Generator().manual_seed(seed))
@@ -211,7 +212,7 @@ def test_permuting_the_batch_permutes_the_output(seed: int, name: str) -> None:
 
 
 @given(seed=st.integers(0, 1000), name=st.sampled_from(LAYERS), dim=st.integers(-4, 3))
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_moving_the_dim_moves_the_output(seed: int, name: str, dim: int) -> None:
     x = sequence(4, 2, 2, 2, 3, seed=seed)
     out = stepped(layer(name, 3).double(), x)
@@ -221,7 +222,7 @@ def test_moving_the_dim_moves_the_output(seed: int, name: str, dim: int) -> None
 
 
 @given(seed=st.integers(0, 1000), name=st.sampled_from(LAYERS), cut=st.integers(0, 6))
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_splitting_a_sequence_changes_nothing(seed: int, name: str, cut: int) -> None:
     x = sequence(6, 2, 3, seed=seed)
     whole, parts = layer(name, 3).double(), layer(name, 3).double()

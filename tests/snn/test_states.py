@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import nn
 
 import tracetorch as tt
-from tests.cases import layer, sequence, stepped
+from tests.cases import examples, layer, sequence, stepped
 from tracetorch import snn
 
 
@@ -71,7 +71,7 @@ def through_torch_save(states: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
 
 @pytest.mark.parametrize("stored", [dict, through_torch_save, lambda states: load(save(states))])
 @given(cut=st.integers(0, 5), seed=st.integers(0, 100))
-@settings(max_examples=10, deadline=None)
+@examples(10)
 def test_stream_is_resumed_exactly(stored: Any, cut: int, seed: int) -> None:
     x = sequence(5, 2, 3, seed=seed, dtype=torch.float32)
     net, resumed = Cells(), Cells()

@@ -51,7 +51,7 @@ def training(model: nn.Module, by: By) -> Callable[[Tensor, Tensor], Tensor]:
 @pytest.mark.parametrize(
     ("name", "by"),
     [
-        ("dense", "layer"),
+        pytest.param("dense", "layer", marks=pytest.mark.slow),
         ("conv", "layer"),
         pytest.param("recurrent", "layer", marks=pytest.mark.slow),
         pytest.param("dense", "step", marks=pytest.mark.slow),

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tests.cases import FEW_LAYERS, NEURONS, PLACES, layer, sequence
+from tests.cases import FEW_LAYERS, NEURONS, PLACES, examples, layer, sequence
 from tests.unrolling.models import Skip, conv, dense, dyadic, made, recurrent
 from tracetorch import fuse, snn
 
@@ -202,7 +202,7 @@ def test_the_compiled_loop_is_used_and_not_one_for_each_cut(
         tt.unroll(layer("LIF", 3), sequence(T, B, 3), reset=resets())
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(
     steps=st.integers(1, 12), batch=st.integers(1, 5), share=st.floats(0, 1), seed=st.integers(0)
 )

@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from typing_extensions import assert_type
 
 import tracetorch as tt
-from tests.cases import LAYERS, layer, sequence, stepped, weighted_sum
+from tests.cases import LAYERS, examples, layer, sequence, stepped, weighted_sum
 from tests.unrolling.models import MODELS, Skip, dyadic, made
 from tracetorch import snn
 
@@ -148,7 +148,7 @@ def test_what_comes_before_the_first_neuron_runs_once(way: str, change: str) -> 
 
 
 @given(cut=st.integers(0, 8), detach=st.booleans(), name=st.sampled_from(LAYERS))
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_sequence_may_be_split_anywhere(cut: int, detach: bool, name: str) -> None:
     x = sequence(8, 2, 3)
     whole, parts = layer(name, 3).double(), layer(name, 3).double()

@@ -63,7 +63,8 @@ def onnx(model: nn.Module, path: str | os.PathLike[str], sample: Any) -> None:
     """
     require("onnx", "onnxscript", extra="export", by="tt.export.onnx")
     with atomic_replace(path) as unfinished:
-        program, signature = export_step(model, sample)
+        # torch.onnx decomposes it itself, which takes as long as tracing does
+        program, signature = export_step(model, sample, as_traced=True)
         interface = Interface(
             _input_specs(model, sample),
             signature.states,
