@@ -46,7 +46,8 @@ def to_nir(
     the layers of this package back.
 
     ``mode="compact"`` writes nothing but LIF, CubaLIF, LI and CubaLI, in the form that
-    SpikingJelly, snnTorch and Norse read, and ``models.IF`` as an IF. They all reset to zero.
+    SpikingJelly, snnTorch and Norse read, and ``models.IF`` as an IF, which snnTorch does not. They
+    all reset to zero.
     Thresholds that differ from neuron to neuron go into the weights before them, where those feed
     no one else; grouped convolutions are written with one group. Decays that differ within a layer
     are read by Norse alone; the others refuse them: train with ``beta_rank=0``.
