@@ -30,6 +30,14 @@ SANITIZED = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover
 FEW = ("LIF", "BSRLIF", "SRReadout")
 
 
+def slow(*cases: Any) -> list[Any]:
+    """Return cases of a test for the slow run: the fast one has others of their kind."""
+    return [
+        pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow)
+        for case in cases
+    ]
+
+
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -71,7 +79,7 @@ def assert_equal_steps(name: str, steps: int, folder: Path) -> None:
 
 def test_neurons_are_the_eager_step(tmp_path: Path) -> None:
     # all in one program: tracing and compiling each of them takes longer than running it
-    names = [*cases.LAYERS, *cases.NEURONS]
+    names = [*FEW, *cases.NEURONS]
     model = Beside(
         [cases.layer(name, 5) for name in names], [cases.NEURONS.get(n, 1.0) for n in names]
     )
@@ -96,9 +104,14 @@ def test_neurons_are_the_eager_step_for_a_million_steps(name: str, tmp_path: Pat
     assert_equal_steps(name, 1_000_000, tmp_path)
 
 
-@pytest.mark.parametrize("synapse", [False, True])
-@pytest.mark.parametrize("recurrence", [False, True])
-@pytest.mark.parametrize("each", [pytest.param(7, marks=pytest.mark.slow), 97])
+@pytest.mark.parametrize(
+    ("synapse", "recurrence", "each"),
+    [
+        (True, True, 97),
+        *slow((True, False, 97), (False, True, 97), (False, False, 97)),
+        *slow(*((s, r, 7) for s in (False, True) for r in (False, True))),
+    ],
+)
 def test_configurations(synapse: bool, recurrence: bool, each: int, tmp_path: Path) -> None:
     # one file for all of them: a compilation for each would take minutes
     made = list(cases.configurations(synapse, recurrence))[::each]
@@ -221,8 +234,9 @@ class InOrder(nn.Module):
         return in_order(self.layer, x)
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("rate", [0.2, 1.0])
+@pytest.mark.parametrize(
+    ("rate", "bias"), [(0.2, True), (1.0, False), *slow((0.2, False), (1.0, True))]
+)
 def test_linear_networks_are_numpy_in_the_same_order(
     rate: float, bias: bool, tmp_path: Path
 ) -> None:
@@ -577,7 +591,7 @@ def integer_network(bits: int = 4) -> nn.Sequential:
     ).eval()
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [4, *slow(8)])
 def test_integer_networks(bits: int, tmp_path: Path) -> None:
     model, x = integer_network(bits), spikes(100, 1, 1, 8, 8)
     net = CNetwork(model, x[:3], tmp_path, dtype="int")
@@ -592,7 +606,7 @@ def test_integer_networks(bits: int, tmp_path: Path) -> None:
     assert weights <= net.report.flash_bytes < weights + 150
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [8, *slow(4)])
 def test_quantised_networks_are_what_training_ran_through(bits: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -682,6 +696,24 @@ def test_products_are_as_wide_as_their_input(value: int, rate: float, tmp_path: 
     assert "(long long)" in (tmp_path / "main.c").read_text()
 
 
+@pytest.mark.parametrize(("rate", "value"), [(0.2, 1), (0.9, 3), (0.2, 2**33 + 7)])
+def test_weights_of_zero_are_not_stored(rate: float, value: int, tmp_path: Path) -> None:
+    """A delay in whole steps leaves one weight for each synapse, of which here a third are zero."""
+    layer = integers.DelayedLinear(6, 5, max_delay=7).double()
+    layer.linear.weight.copy_(torch.randint(-1, 2, (5, 6), generator=generator()) * 100)
+    layer.linear.bias.copy_(torch.arange(5))
+    layer.delay = torch.randint(0, 8, (5, 6), generator=generator(2)).double()
+    x = spikes(12, 1, 6, rate=rate).double() * value
+    net = CNetwork(layer, x, tmp_path, dtype="int")
+    assert torch.equal(net(x), stepped(layer, x))
+    assert bool(net.report.events) == (rate < 0.5)
+    stored = int(layer.linear.weight.count_nonzero())
+    # a place each, starts of rows, and the bias, in place of 5 * 6 * 8 weights
+    rows = 6 * 8 if rate < 0.5 else 5
+    assert net.report.flash_bytes == 2 * stored + rows + 1 + 5
+    assert net.report.memory_accesses > 0
+
+
 def bordered(kind: str) -> tuple[nn.Module, Tensor]:
     """Return a model whose border stands elsewhere than in a plain chain, and an input."""
     torch.manual_seed(0)
@@ -698,7 +730,7 @@ def bordered(kind: str) -> tuple[nn.Module, Tensor]:
     return nn.Sequential(integers.Quantize(0.1), twice, twice), x.view(20, 2, 1, 4)
 
 
-@pytest.mark.parametrize("kind", ["prepared", "nested", "twice"])
+@pytest.mark.parametrize("kind", ["nested", "twice", *slow("prepared")])
 def test_the_border_of_a_chain_is_found(kind: str, tmp_path: Path) -> None:
     model, x = bordered(kind)
     net = CNetwork(model, x, tmp_path, dtype="int")

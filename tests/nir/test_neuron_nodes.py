@@ -23,7 +23,7 @@ from tracetorch.nir.wiring import depth_first
 EXACT = ("ALIF", "AlphaLIF", "MultiLevelLIF", "TCLIF")
 REFUSED = {
     "AdLIF": "reads 'mem' behind a reset to zero, a product with a spike; in NIR a LIF resets so",
-    "SEAdLIF": "reads .*'mem'.* behind a reset to zero, a product with a spike",
+    "SEAdLIF": "reads 'mem' behind a reset to zero, a product with a spike",
     "RefractoryLIF": "compares 'countdown' other than by its spike function",
     "EIF": r"computes clamp\(\) of 'v'; in NIR values are added, scaled by constants",
     "QIF": "multiplies 'v' by 'v'; in NIR a value is scaled by constants alone",
@@ -182,7 +182,7 @@ class Swapped(snn.Neuron):
 class Recomputed(snn.Neuron):
     """A membrane that is computed twice, and a spike of the step before in a threshold."""
 
-    states = ("mem", "before")
+    states = ("one", "spike_before")  # names that nodes would have
 
     def __init__(self, num_neurons: int) -> None:
         super().__init__(num_neurons)
@@ -190,9 +190,10 @@ class Recomputed(snn.Neuron):
         self.threshold("base", 1.0)
 
     @staticmethod
-    def step(x, mem, before, *, beta, base, spike):
-        fired = spike(beta * mem + x - base - 0.3 * before)
-        return fired + 0.5 * before, beta * mem + x - base * fired, fired
+    def step(x, one, spike_before, *, beta, base, spike):
+        fired = spike(beta * one + x - base - 0.3 * spike_before)
+        after = beta * one + x - base * fired + 0.01
+        return fired + 0.5 * spike_before, after, fired
 
 
 class Twin(snn.Neuron):

@@ -19,6 +19,7 @@ import tracetorch as tt
 from tests.cases import sequence
 from tests.nir.cases import DT, run
 from tracetorch import snn
+from tracetorch.models import IF
 
 STEPS = 100
 
@@ -129,6 +130,10 @@ FILES: dict[tuple[str, str], tuple[Callable[[], nn.Module], tuple[int, ...]]] = 
         FLAT,
     ),
     ("compact", "`Readout` at the end"): (lambda: behind_lif(snn.Readout(5)), FLAT),
+    ("compact", "`models.IF`"): (
+        lambda: nn.Sequential(nn.Linear(6, 16), IF(16, 0.7), nn.Linear(16, 5), IF(5, 0.3)),
+        FLAT,
+    ),
     ("exact", '`LIF`, `reset="zero"`'): (lambda: behind_lif(lif(5)), FLAT),
     ("exact", "`LIF`"): (lambda: behind_lif(lif(5, reset="subtract")), FLAT),
     ("exact", "`RLIF`"): (lambda: behind_lif(snn.RLIF(5, pos_threshold=0.1)), FLAT),

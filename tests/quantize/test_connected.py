@@ -18,7 +18,7 @@ from tracetorch import quantize, snn
 from tracetorch.quantize.build import product_of
 from tracetorch.snn.connectivity import RAW_WEIGHT, Connectivity, connectivity
 
-NAMES = ("connected", "connected channels")
+NAMES = ("connected", pytest.param("connected channels", marks=pytest.mark.slow))
 
 
 def rules(model: nn.Module) -> list[Connectivity]:

@@ -15,6 +15,7 @@ The node of a state that spikes act on is the value that they are made of, befor
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TypeAlias, cast
 
@@ -115,7 +116,7 @@ class _Writer:
         self.signals = {id(each): each for each in walk(step.output, *step.ends.values())}
         whole = _Flattener(shape, {})
         self.states = {n: self.state(n, end, whole) for n, end in step.ends.items()}
-        self.hidden = {name for name, state in self.states.items() if state.spike is not None}
+        self.hidden = [name for name, state in self.states.items() if state.spike is not None]
         self.resets = {id(self.states[name].spike): name for name in self.hidden}
         remember = [n for n, s in self.states.items() if ("old", n) in whole.factors(s.value)]
         self.flat = _Flattener(shape, {id(self.states[name].value): name for name in remember})
@@ -160,10 +161,14 @@ class _Writer:
 
     def refuse_hidden(self, key: Key) -> None:
         """Raise for a state behind a reset to zero."""
-        name = repr(key[1]) if key[0] == "node" else named(self.value_of(key))
+        name = key[1]
+        if key[0] == "kept":
+            reset = self.signals[int(key[1])]
+            ends = ((n, walk(end, through_spikes=False)) for n, end in self.step.ends.items())
+            name = next((n for n, made_of in ends if any(s is reset for s in made_of)), "a value")
         raise ValueError(
-            f"reads {name} behind a reset to zero, a product with a spike; in NIR a LIF resets so, "
-            "and shows nothing but its spikes"
+            f"reads {name!r} behind a reset to zero, a product with a spike; in NIR a LIF resets "
+            "so, and shows nothing but its spikes"
         )
 
     # Nodes
@@ -194,13 +199,11 @@ class _Writer:
             key, kind, which = ("node", self.resets[int(which)]), "node", self.resets[int(which)]
         if key in self.names:
             return self.names[key]
-        wanted = {"one": "one", "spike": "spike"}.get(kind, str(which))
-        name, taken, i = wanted, {*self.names.values(), "silence"}, 1
-        while name in taken:
-            name, i = f"{wanted}_{i}", i + 1
-        self.names[key] = name
+        taken = [*self.names.values(), "output", "silence", *["one"] * (kind != "one")]
+        wanted = kind if kind in ("one", "spike") else str(which)
+        self.names[key] = _unused(wanted, taken)
         self.waiting.append(key)
-        return name
+        return self.names[key]
 
     def spike(self, name: str, signal: Spike) -> None:
         factors = dict(self.flat.factors(signal.argument))
@@ -283,6 +286,7 @@ class _Writer:
         edges = [self.scaled(edge, f, "to") for edge, f in self.now.items() if f.any()]
         pending = {edge: factor for edge, factor in self.late.items() if factor.any()}
         back: list[Edge] = []
+        delays: dict[str, str] = {}
         while pending:
             # what is computed in this step, before any edge that is late
             reached = _reached(following, "input")
@@ -293,11 +297,12 @@ class _Writer:
             if not pending or closing:
                 continue
             start, end = min(pending, key=lambda edge: edge[0] not in reached)
-            delay = f"{start}_before"
-            if delay not in self.graph.nodes:
+            if start not in delays:
                 seconds = elementwise("Delay", self.shape, delay=self.clock.dt)
-                self.graph.nodes[delay] = seconds
-                edges.append((start, delay))
+                delays[start] = _unused(f"{start}_before", self.graph.nodes)
+                self.graph.nodes[delays[start]] = seconds
+                edges.append((start, delays[start]))
+            delay = delays[start]
             edges.append(self.scaled((delay, end), pending.pop((start, end)), "to"))
             following[start].add(delay)
             following[delay].add(end)
@@ -316,10 +321,18 @@ class _Writer:
         if (factor == 1).all():
             return edge
         start, end = edge
-        name = f"{start}_{word}_{end}"
+        name = _unused(f"{start}_{word}_{end}", self.graph.nodes)
         self.graph.add(name, elementwise("Scale", self.shape, scale=factor))
         self.graph.edges.append((start, name))
         return name, end
+
+
+def _unused(wanted: str, taken: Collection[str]) -> str:
+    """Return a name that is not taken: the one that is wanted, or with a number behind it."""
+    name, i = wanted, 1
+    while name in taken:
+        name, i = f"{wanted}_{i}", i + 1
+    return name
 
 
 def _reached(following: dict[str, set[str]], start: str) -> set[str]:

@@ -28,7 +28,7 @@ def from_nir(
     leak and reset potentials is ``snn.LIF``, ``nir.LI`` is ``snn.Readout``, CubaLIF and CubaLI are
     ``snn.SLIF`` and ``snn.SReadout``, ``nir.Delay`` is ``snn.Delay``. Others keep all of NIR's
     parameters. What :func:`to_nir` wrote with ``mode="exact"`` comes back as the layers it was, if
-    nothing was edited. Every parameter can be trained on.
+    they are of this package and nothing was edited. Every parameter can be trained on.
 
     NIR speaks of continuous time and leaves three things open, decided so: a membrane starts at
     rest (``v_leak``; ``v_reset`` for an IF; zero for an I); a synapse moves before its membrane

@@ -46,10 +46,11 @@ def to_nir(
     the layers of this package back.
 
     ``mode="compact"`` writes nothing but LIF, CubaLIF, LI and CubaLI, in the form that
-    SpikingJelly, snnTorch and Norse read. They all reset to zero. Thresholds that differ from
-    neuron to neuron go into the weights before them, where those feed no one else; grouped
-    convolutions are written with one group. Decays that differ within a layer are read by Norse
-    alone; the others refuse them: train with ``beta_rank=0``.
+    SpikingJelly, snnTorch and Norse read, and ``models.IF`` as an IF, which snnTorch does not. They
+    all reset to zero.
+    Thresholds that differ from neuron to neuron go into the weights before them, where those feed
+    no one else; grouped convolutions are written with one group. Decays that differ within a layer
+    are read by Norse alone; the others refuse them: train with ``beta_rank=0``.
 
     ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d``, ``nn.Flatten``, ``nn.AvgPool2d`` (a sum with
     ``divisor_override=1``) and ``nn.AdaptiveAvgPool2d`` have nodes; a batch norm in eval mode is
