@@ -45,6 +45,10 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "ReLU, signed": ("relu", {"signed": True}),
     "ReLU, bursts of 4": ("relu", {"burst": 4}),
     "ReLU, SpikingJelly, 99.9%": ("relu", {"mode": "99.9%"}),
+    "ReLU, SpikingJelly, 99.9% by channel, half thresholds": (
+        "relu",
+        {"mode": "99.9%", "channel_wise": True, "half_threshold": True},
+    ),
     "ReLU, SpikingJelly, max": ("relu", {"mode": "Max"}),
     "8 levels": ("levels", {}),
     "8 levels, signed": ("levels", {"signed": True}),
@@ -90,9 +94,9 @@ def network(kind: str) -> nn.Sequential:
         return nn.ReLU() if kind == "relu" else QuantizedReLU(LEVELS, 2.0)
 
     return nn.Sequential(
-        *(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), relu(), nn.AvgPool2d(2)),
-        *(nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), relu(), nn.AvgPool2d(2)),
-        *(nn.Flatten(), nn.Linear(16 * 49, 64), relu(), nn.Dropout(0.2), nn.Linear(64, 10)),
+        *(nn.Conv2d(1, 8, 5, stride=2), nn.BatchNorm2d(8), relu(), nn.AvgPool2d(2)),
+        *(nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), relu()),
+        *(nn.Flatten(), nn.Linear(16 * 36, 64), relu(), nn.Dropout(0.2), nn.Linear(64, 10)),
     )
 
 
@@ -177,14 +181,16 @@ def accuracy(outputs: Tensor, labels: Tensor) -> float:
     return float((outputs.argmax(1) == labels).double().mean())
 
 
-def by_spikingjelly(net: nn.Module, batch: Tensor, images: Tensor, steps: int, mode: str) -> Tensor:
+def by_spikingjelly(
+    net: nn.Module, batch: Tensor, images: Tensor, steps: int, **arguments: Any
+) -> Tensor:
     """Return the mean of the outputs up to each step, converted by SpikingJelly."""
     from spikingjelly.activation_based import functional
     from spikingjelly.activation_based.ann2snn import Converter
     from spikingjelly.activation_based.ann2snn.recipes import RateCodingRecipe
 
     labels = torch.zeros(len(batch))
-    recipe = RateCodingRecipe(dataloader=[(batch, labels)], mode=mode)
+    recipe = RateCodingRecipe(dataloader=[(batch, labels)], **arguments)
     spiking = Converter(recipe).convert(net)
     functional.reset_net(spiking)
     total, found = torch.zeros(()), []

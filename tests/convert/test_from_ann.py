@@ -443,7 +443,7 @@ def test_report_prints_a_table() -> None:
 class Forward(nn.Module):
     """A layer and a forward of the test's."""
 
-    def __init__(self, function: Callable[[nn.Module, Tensor], Any]) -> None:
+    def __init__(self, function: Callable[[Any, Tensor], Any]) -> None:
         super().__init__()
         self.layer, self.relu = nn.Linear(4, 4), nn.ReLU(inplace=True)
         self.function = function

@@ -25,7 +25,7 @@ class Activation:
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One value of a network, computed from others; each is equal to itself alone.
+    """Value of a network, computed from others; each is equal to itself alone.
 
     Args:
         name: in the user's model, for messages and reports.

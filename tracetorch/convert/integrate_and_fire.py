@@ -32,11 +32,12 @@ class IntegrateAndFire(Neuron):
         mem = mem - n * pos_threshold
         output = n * pos_threshold
 
-    The membrane starts at half of ``pos_threshold``, as it was given. So the sum of the outputs is
-    the sum of the inputs, rounded to a multiple of the threshold: the mean over time is a ReLU of
-    the mean of the inputs, clipped at ``burst`` thresholds a step. A membrane that reaches the
-    threshold fires. With ``signed`` a neuron takes back spikes that came too early: it sends a
-    negative one while its membrane is below zero, and never more of them than it has sent.
+    The membrane starts at half of the ``pos_threshold`` that the constructor is given. So the sum
+    of the outputs is the sum of the inputs, rounded to a multiple of the threshold: the mean over
+    time is a ReLU of the mean of the inputs, clipped at ``burst`` thresholds a step. A membrane
+    that reaches the threshold fires. With ``signed`` a neuron takes back spikes that came too
+    early: it sends a negative one while its membrane is below zero, and never more of them than it
+    has sent.
 
     Args:
         pos_threshold: membrane at which a spike is sent, and its size; a number or a tensor of rank

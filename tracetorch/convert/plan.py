@@ -11,7 +11,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from tracetorch.convert.graph import Graph, Node
+from tracetorch.convert.graph import Activation, Graph, Node
 from tracetorch.convert.read_model import PRODUCTS, ann
 
 
@@ -70,16 +70,14 @@ def rules_of(graph: Graph, batch: Tensor, times: Times, percentile: float) -> di
     def compute(node: Node, inputs: list[Tensor]) -> Tensor:
         value = ann(node, inputs)
         if node.activation is not None:
-            found[node] = _rule(node, value, times, percentile)
+            found[node] = _rule(node.activation, value, times, percentile)
         return value
 
     graph.run(batch, compute)
     return found
 
 
-def _rule(node: Node, value: Tensor, times: Times, percentile: float) -> Rule:
-    activation = node.activation
-    assert activation is not None
+def _rule(activation: Activation, value: Tensor, times: Times, percentile: float) -> Rule:
     most, levels = times.steps * times.burst, activation.levels
     clip, excess = activation.clip, 0.0
     if clip is None:

@@ -301,6 +301,7 @@ class _Reader:
             scale_product(before.module, *affine)
         else:
             channels = x.shape[1]
+            product: nn.Linear | nn.Conv2d
             if x.ndim == 2:
                 product = nn.Linear(channels, channels, bias=False)
                 weight = torch.eye(channels)
@@ -410,7 +411,7 @@ def _parameters(function: Any) -> tuple[str, ...]:
 
 
 def _check_activation(module: nn.Module, found: Activation, title: str) -> None:
-    """Compare a module of the user's with the ReLU that it is said to be."""
+    """Compare a module of the user's with the ReLU that is declared."""
     reach = found.clip or 8.0
     if reach <= 0 or (found.levels is not None and (found.clip is None or found.levels < 1)):
         raise ValueError(
