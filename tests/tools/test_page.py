@@ -101,6 +101,9 @@ def torchrl(names: Names, folder: Path) -> None:
     assert rollout["is_init"].sum() > 2  # episodes that begin inside
     assert rollout["mem"].any()
     torch.testing.assert_close(names["log_probs"], rollout["action_log_prob"])
+    later = rollout[:, 5:]  # from the states of the middle of an episode
+    assert later["mem"][:, 0].any()
+    torch.testing.assert_close(names["actor"].log_prob(later), later["action_log_prob"])
     flat = rollout.reshape(-1)
     torch.testing.assert_close(names["actor"].log_prob(flat), flat["action_log_prob"])
     module = names["module"].module
