@@ -45,7 +45,7 @@ tools: .venv-tools/.done
 
 .venv-tools/.done: pyproject.toml
 	$(PYTHON) -m venv .venv-tools
-	.venv-tools/bin/python $(PIP) 'pytest>=8.3' -e '.[test-tools]'
+	.venv-tools/bin/python $(PIP) 'hypothesis>=6.100' 'pytest>=8.3' -e '.[test-tools]'
 	@touch $@
 
 # docs: build the pages into build/docs, with every code block executed; a warning fails the build.

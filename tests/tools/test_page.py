@@ -101,6 +101,9 @@ def torchrl(names: Names, folder: Path) -> None:
     assert rollout["is_init"].sum() > 2  # episodes that begin inside
     assert rollout["mem"].any()
     torch.testing.assert_close(names["log_probs"], rollout["action_log_prob"])
+    later = rollout[:, 5:]  # from the states of the middle of an episode
+    assert later["mem"][:, 0].any()
+    torch.testing.assert_close(names["actor"].log_prob(later), later["action_log_prob"])
     flat = rollout.reshape(-1)
     torch.testing.assert_close(names["actor"].log_prob(flat), flat["action_log_prob"])
     module = names["module"].module
@@ -112,15 +115,14 @@ def torchrl(names: Names, folder: Path) -> None:
 
 def stable_baselines(names: Names, folder: Path) -> None:
     agent = names["agent"]
-    fresh = type(agent)("MlpPolicy", names["env"], policy_kwargs=names["policy"], seed=0)
     assert tt.get_states(agent.policy) == {}
     agent.save(folder / "agent")
     loaded = type(agent).load(folder / "agent", env=names["env"])
     for name, value in agent.policy.state_dict().items():
         assert torch.equal(loaded.policy.state_dict()[name], value)
-        assert fresh.policy.state_dict()[name].shape == value.shape
     extractor = agent.policy.features_extractor
     assert extractor(torch.rand(3, 4)).shape == (3, 32)
+    assert all(p.grad.any() for p in extractor.parameters())  # of the last minibatch
     spiking: Any = names["Spiking"]
 
     class Keeps(spiking):  # type: ignore[misc]

@@ -1,7 +1,6 @@
-"""What other tools compute in silence: the numbers that ``docs/use/with_other_tools.md`` speaks of.
+"""Compare what other tools compute with plain PyTorch, for ``docs/use/with_other_tools.md``.
 
-Each case compares with the same thing computed by plain PyTorch. Where a tool is wrong, it is held
-to being wrong: when that changes, the page has to.
+Where a tool is wrong in silence, it is held to being wrong: when that changes, the page has to.
 """
 
 from __future__ import annotations
