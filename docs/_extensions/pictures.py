@@ -58,21 +58,23 @@ def fill_galleries(app: Sphinx, tree: nodes.document, page: str) -> None:
                 )
                 continue
             (picture,) = pictures.values()
-            figure = _figure(picture, app.builder.get_relative_uri(page, source))
+            figure = _figure(
+                picture, app.builder.get_relative_uri(page, source), app.env.titles[source].astext()
+            )
             figure["ids"] = [f"picture-{next(numbers)}"]
             shown += figure
         gallery.replace_self(shown)
 
 
-def _figure(picture: nodes.image, address: str) -> nodes.figure:
-    """Return a picture above the name of the section in which it stands; both lead there."""
+def _figure(picture: nodes.image, address: str, title: str) -> nodes.figure:
+    """Return a picture above the names of its page and section; both lead there."""
     section = picture
     while not isinstance(section, nodes.section):
         section = section.parent
     address = f"{address}#{section['ids'][0]}"
     copied = picture.deepcopy()
     copied["classes"] = ["picture"]
-    name = nodes.reference("", section[0].astext(), internal=True, refuri=address)
+    name = nodes.reference("", f"{title}: {section[0].astext()}", internal=True, refuri=address)
     return nodes.figure(
         "",
         nodes.reference("", "", copied, internal=True, refuri=address),

@@ -211,7 +211,7 @@ def test_gallery_repeats_the_picture_with_a_link_to_where_it_is_drawn(tmp_path: 
     )
     assert picture is not None, shown[0]
     assert (built / picture[1]).read_bytes().startswith(b"\x89PNG")
-    assert ">Lines</a>" in shown[0]
+    assert ">A page: Lines</a>" in shown[0]
     index = tmp_path / "docs" / "index.md"
     index.write_text(index.read_text().replace("A line rises", "A line falls"))
     done = subprocess.run(command, check=False, capture_output=True, text=True)

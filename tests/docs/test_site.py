@@ -246,7 +246,7 @@ QUESTIONS = {
     "Does it speak NIR?": ("NIR", "NIR", r"tt\.nir\.save"),
     "How do I save and load a model?": ("save", "Save and load", r"tt\.save\(.*tt\.load\("),
     "Why are all my spikes zero?": ("zero", "Why is my output all zero[?]", r"calibrate_"),
-    "I come from snnTorch.": ("snnTorch", "snnTorch", r"snn\.Leaky"),
+    "I come from snnTorch.": ("snnTorch", "Leaky, reset in the same step", r"snn\.LIF\("),
     "How fast is it, in numbers?": ("fast", "Measured", r"\d ms"),
 }
 
