@@ -1,4 +1,4 @@
-"""What the playground shows first: neurons that fire, presets that do what they are called."""
+"""The playground begins with neurons that fire, and presets that do what they are called."""
 
 from __future__ import annotations
 

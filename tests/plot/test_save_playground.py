@@ -309,7 +309,7 @@ def test_failed_save_keeps_the_previous_file(
 
 class Twice(torch.nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(super().forward(x))  # type: ignore[no-any-return]
+        return super().forward(super().forward(x))
 
 
 def net(*layers: torch.nn.Module) -> torch.nn.Sequential:
