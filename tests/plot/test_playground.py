@@ -158,7 +158,7 @@ def test_layers_compute_what_pytorch_does(opened: Open, name: str) -> None:
 
 @pytest.mark.parametrize("name", NEURONS)
 def test_neurons_of_the_literature_compute_what_pytorch_does(opened: Open, name: str) -> None:
-    page, layer = opened(), getattr(tt.neurons, name)(1)
+    page, layer = opened(), playground.neurons()[name]
     assert any(go(page, neuron=name)["output"]), "the input has the size that the neuron needs"
     for seed in range(3):
         settings = settings_of(layer, random.Random(seed))

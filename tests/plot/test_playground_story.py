@@ -1,4 +1,4 @@
-"""What the playground shows first: neurons that fire, presets that do what they are called."""
+"""The playground begins with neurons that fire, and presets that do what they are called."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_presets_are_of_constructors_and_have_their_own_names() -> None:
 
 def fired(name: str, preset: str, **arguments: Any) -> Tensor:
     (row,) = [each for each in PRESETS[name] if each.name == preset]
-    layer = type(NEURONS[name])(1, **row.arguments, **arguments)
+    layer = getattr(tt.neurons, name)(1, **row.arguments, **arguments)
     return spikes(layer, row.stimulus, RUNS[name])
 
 

@@ -240,7 +240,6 @@ NO_NEURON: dict[str, Callable[[], Any]] = {
     "SEWBlock": lambda: snn.SEWBlock(torch.nn.Sequential(torch.nn.Linear(2, 2), snn.LIF(2))),
     "TTModule": snn.TTModule,
     "Linear": lambda: torch.nn.Linear(2, 2),
-    "Sequential": lambda: torch.nn.Sequential(snn.LIF(2)),
 }
 
 
@@ -303,3 +302,114 @@ def test_failed_save_keeps_the_previous_file(
         page_of(snn.Readout(1), tmp_path)
     assert (tmp_path / "page.html").read_text() == "before"
     assert [each.name for each in tmp_path.iterdir()] == ["page.html"]
+
+
+# Of a network
+
+
+class Twice(torch.nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(super().forward(x))
+
+
+def net(*layers: torch.nn.Module) -> torch.nn.Sequential:
+    return torch.nn.Sequential(torch.nn.Linear(3, 4), *layers)
+
+
+def hooked() -> torch.nn.Sequential:
+    model = net(snn.LIF(4))
+    model[0].register_forward_hook(lambda module, given, output: 2 * output)
+    return model
+
+
+def shared() -> torch.nn.Sequential:
+    layer = snn.LIF(4)
+    return net(layer, torch.nn.Linear(4, 4), layer)
+
+
+X, LABELS = torch.zeros(5, 6, 3), torch.arange(6) % 2
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "error", "match"),
+    [
+        (net, {}, ValueError, "the network has no neurons"),
+        (lambda: net(torch.nn.ReLU()), {}, ValueError, "layer '1', ReLU, is none that a page can"),
+        (lambda: net(snn.LIF(5)), {}, ValueError, "layer '1', LIF, takes 5 inputs, and is given 4"),
+        (shared, {}, ValueError, "layer '3', LIF, is there twice"),
+        (hooked, {}, ValueError, "layer '0', Linear, has hooks"),
+        (lambda: Twice(snn.LIF(2)), {}, ValueError, "Twice, has a forward of its own"),
+        (lambda: net(snn.LIF(4, dim=-3)), {}, ValueError, "its neurons are in dimension -3"),
+        (
+            lambda: torch.nn.Sequential(Random(2)),
+            {},
+            ValueError,
+            "Random, cannot be compiled: .*rand_like",
+        ),
+        (lambda: net(snn.Delay(4, max_delay=2)), {}, ValueError, "'1', Delay, is none that a page"),
+        (lambda: net(snn.LIF(4)).to("meta"), {}, ValueError, "layer '0', Linear, is on the device"),
+        (lambda: net(snn.LIF(4)), {"neuron": 1}, ValueError, "neuron is for a single layer, got 1"),
+        (
+            lambda: snn.LIF(4),
+            {"data": (X, LABELS)},
+            ValueError,
+            "data are for a network, .*LIF",
+        ),
+        (lambda: net(snn.LIF(4)), {"data": X}, TypeError, r"must be a pair .* got 'data': Tensor"),
+        (lambda: net(snn.LIF(4)), {"data": {}}, ValueError, "there are no data in the mapping"),
+        (lambda: net(snn.LIF(4)), {"data": {3: (X, LABELS)}}, TypeError, "got 3: tuple"),
+        (lambda: net(snn.LIF(4)), {"data": (X[0], LABELS)}, ValueError, r"floats \[T, B, 3\], got"),
+        (lambda: net(snn.LIF(4)), {"data": (X / 0, LABELS)}, ValueError, "x must be finite"),
+        (lambda: net(snn.LIF(4)), {"data": (X, LABELS[1:])}, ValueError, r"integers \[6\], got"),
+        (lambda: net(snn.LIF(4)), {"data": (X, LABELS + 3)}, ValueError, "from 0 to 3, .* 3 to 4"),
+        (
+            lambda: net(snn.LIF(4), torch.nn.Linear(4, 1)),
+            {"data": (X, LABELS)},
+            ValueError,
+            "learns classes has two outputs at least",
+        ),
+    ],
+)
+def test_networks_that_do_not_fit_are_refused(
+    model: Callable[[], Any], options: Any, error: type[Exception], match: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=match):
+        page_of(model(), tmp_path, **options)
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_the_network_is_unchanged(tmp_path: Path) -> None:
+    model = net(snn.LIF(4), torch.nn.Linear(4, 2), snn.SReadout(2))
+    model(X[0])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    states = tt.get_states(model)
+    page = page_of(model, tmp_path, data=(X, LABELS))
+    assert all(torch.equal(value, before[n]) for n, value in model.state_dict().items())
+    after = tt.get_states(model)
+    assert after.keys() == states.keys()
+    assert all(torch.equal(after[name], value) for name, value in states.items())
+    assert all(each.grad is None for each in model.parameters())
+    assert page == page_of(model, tmp_path, data=(X, LABELS))
+    assert "<title>Network playground</title>" in page
+    assert not re.search(r"https?://", page)
+
+
+def test_data_have_the_shortest_form(tmp_path: Path) -> None:
+    times = torch.tensor([[1, 4, 2], [0, 3, 3]])  # [B, F]
+    x = torch.nn.functional.one_hot(times, 5).permute(2, 0, 1).float()
+    page = page_of(
+        net(snn.LIF(4)),
+        tmp_path,
+        data={
+            "currents": (torch.full((5, 2, 3), 0.5), LABELS[:2]),
+            "spikes": (x, LABELS[:2]),
+            "sequences": (2 * x, LABELS[:2]),
+        },
+    )
+    found = re.search(r'<script type="application/json" id="network">(.*?)</script>', page)
+    assert found is not None
+    currents, spikes, sequences = json.loads(found[1])["sets"]
+    assert (currents["form"], currents["numbers"]) == ("values", [0.5] * 6)
+    assert (spikes["form"], spikes["numbers"]) == ("times", times.flatten().tolist())
+    assert sequences["form"] == "sequences"
+    assert sequences["numbers"][:5] == [0, 2, 0, 0, 0]

@@ -73,7 +73,7 @@ def describe_network(
     layers: list[dict[str, Any]] = []
     seen: set[nn.Module] = set()
     size: int | None = None
-    for path, module in _parts(model):
+    for path, module in _parts(caller, model):
         where = f"{caller}: layer {path!r}, {repr(module).partition('(')[0]},"
         if module in seen:
             raise ValueError(f"{where} is there twice, and a page has one of each. Copy it.")
@@ -84,9 +84,6 @@ def describe_network(
                 f"{where} is on the device meta, where parameters have no values. Call "
                 'model.to_empty(device="cpu"), and load them.'
             )
-        hooks = vars(module).get("_forward_hooks"), vars(module).get("_forward_pre_hooks")
-        if any(hooks):
-            raise ValueError(f"{where} has hooks, which a page would not run. Remove them.")
         if type(module) is nn.Linear:
             layer = _linear(path, module)
         elif isinstance(module, Neuron) and has_step(module):
@@ -102,14 +99,19 @@ def describe_network(
     return layers
 
 
-def _parts(model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+def _parts(caller: str, model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
     """Yield the layers of nested ``Sequential``s in order, each as often as it is called."""
+    where = f"{caller}: {f'layer {path!r}, ' if path else ''}{repr(model).partition('(')[0]},"
+    if any(vars(model).get(name) for name in ("_forward_hooks", "_forward_pre_hooks")):
+        raise ValueError(f"{where} has hooks, which a page would not run. Remove them.")
+    if not isinstance(model, nn.Sequential):
+        yield path, model
+        return
+    if type(model).forward is not nn.Sequential.forward or "forward" in vars(model):
+        raise ValueError(f"{where} has a forward of its own, which a page would not run.")
     for name, part in model._modules.items():
-        inner = f"{path}.{name}" if path else name
-        if type(part) is nn.Sequential:
-            yield from _parts(part, inner)
-        elif part is not None:
-            yield inner, part
+        if part is not None:
+            yield from _parts(caller, part, f"{path}.{name}" if path else name)
 
 
 def _tensor(name: str, values: Tensor) -> dict[str, Any]:

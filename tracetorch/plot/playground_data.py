@@ -252,7 +252,7 @@ def _stimulus(stimulus: Stimulus, unit: float) -> dict[str, Any]:
 def _shown(layer: Neuron, name: str, value: float) -> float:
     """Return what the page shows of the value of a parameter: of a decay the half-life."""
     decays = is_decay(layer.constraints[name])
-    return float(f"{decay_to_halflife(value) if decays else value:.7g}")
+    return float(f"{decay_to_halflife(value) if decays else value:.5g}")
 
 
 def described_tries(layers: Mapping[str, Neuron], units: Mapping[str, float]) -> list[Any]:
@@ -262,7 +262,7 @@ def described_tries(layers: Mapping[str, Neuron], units: Mapping[str, float]) ->
         layers: by their names on the page.
         units: of their inputs, by the same names.
     """
-    labels = {type(layer): label for label, layer in reversed(layers.items())}
+    labels = {type(layer): label for label, layer in reversed(list(layers.items()))}
     found: list[Any] = []
     for each in TRIES:
         kind = getattr(snn, each.neuron, None) or getattr(neurons, each.neuron)

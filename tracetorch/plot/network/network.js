@@ -218,9 +218,9 @@ function paintUnits(g, b, row, values) {
       if (value === 0 || !Number.isFinite(value)) return;
       g.globalAlpha = alpha * (spikes ? 1 : Math.min(1, Math.abs(value) / most));
       g.fillStyle = value < 0 ? colour.down : colour.accent;
-      const x = b.x + t * wide, y = b.y + k * high;
-      if (spikes) g.fillRect(x, y + 0.1 * high, Math.max(1.5, 0.7 * wide), Math.max(1, 0.8 * high));
-      else g.fillRect(x, y, wide + 0.4, high + 0.4);
+      const x = Math.round(b.x + t * wide), y = Math.round(b.y + k * high); // whole pixels do not overlap
+      if (spikes) g.fillRect(x, y, Math.max(1.5, 0.7 * wide), Math.max(1, 0.8 * high));
+      else g.fillRect(x, y, Math.round(b.x + (t + 1) * wide) - x, Math.round(b.y + (k + 1) * high) - y);
     }));
     g.restore();
   };
