@@ -20,6 +20,7 @@ _LATE_ROOMS: tuple[str, ...] = (
     "diagnosis",
     "encode",
     "export",
+    "hub",
     "init",
     "integers",
     "metrics",
@@ -30,6 +31,7 @@ _LATE_ROOMS: tuple[str, ...] = (
     "plot",
     "probe",
     "quantize",
+    "zoo",
 )
 # and the room that each is in
 _LATE_FUNCTIONS = {
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
         diagnosis,
         encode,
         export,
+        hub,
         init,
         integers,
         metrics,
@@ -55,6 +58,7 @@ if TYPE_CHECKING:
         plot,
         probe,
         quantize,
+        zoo,
     )
     from tracetorch.diagnosis import diagnose
     from tracetorch.online_learning import STDP, online
@@ -75,6 +79,7 @@ __all__ = [
     "functional",
     "fuse",
     "get_states",
+    "hub",
     "init",
     "integers",
     "load",
@@ -94,6 +99,7 @@ __all__ = [
     "snn",
     "unroll",
     "zero_states",
+    "zoo",
 ]
 
 
