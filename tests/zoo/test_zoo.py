@@ -50,7 +50,15 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     data = train, test
     task = dataclasses.replace(NETWORKS[WORDS].task, load=lambda: data)
-    recipe = tt.zoo.Recipe(epochs=1, batch_size=50, lr=1e-6, seed=7)
+    recipe = tt.zoo.Recipe(
+        epochs=1,
+        batch_size=50,
+        lr=1e-6,
+        calibrate=False,
+        label_smoothing=0.0,
+        weight_decay=0.0,
+        seed=7,
+    )
     change_network(monkeypatch, task=task, recipe=recipe)
 
 
