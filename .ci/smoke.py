@@ -41,4 +41,8 @@ with tempfile.TemporaryDirectory() as folder:
     tt.export.c(model, f"{folder}/c", x[:, :1])
     for page in ("run", "neuron", "draw"):
         tt.plot.show_html(f"{folder}/{page}.html")
+
+# the files of the zoo are in the wheel; made-up words need no other package
+words = tt.zoo.verify(["words-adlif"], strict=True)
+print(words)
 print(f"traceTorch {tt.__version__} works as installed")

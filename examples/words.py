@@ -22,8 +22,7 @@ from examples import common, networks, vowels
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CHANNELS, STEPS, WORDS, RIDGES = 40, 50, 5, 3
-WIDTH = 1.5  # of a ridge, in channels
+CHANNELS, STEPS, CLASSES = 40, 50, 10
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,40 +34,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return common.run("words", networks.configuration(parsed), parsed, load, learn, draw)
 
 
-def speak(number: int, seed: int) -> TensorDataset:
-    """Draw words: spikes ``[number, T, 40]``, and their classes; odd ones are backwards."""
-    draw = torch.Generator().manual_seed(0)  # the vocabulary is always the same
-    first, last = CHANNELS * torch.rand(2, WORDS, RIDGES, generator=draw)
-    onset = 0.5 * torch.rand(WORDS, RIDGES, generator=draw)
-    length = 0.25 + 0.25 * torch.rand(WORDS, RIDGES, generator=draw)
-    draw = torch.Generator().manual_seed(seed)
-    label = torch.randint(2 * WORDS, (number,), generator=draw)
-    tempo = 0.8 + 0.4 * torch.rand(number, 1, generator=draw)
-    start = 0.15 * torch.rand(number, 1, generator=draw)
-    pitch = 2.5 * torch.randn(number, 1, 1, generator=draw)
-    pitch = pitch + 1.5 * torch.randn(number, 1, RIDGES, generator=draw)
-    progress = (torch.arange(STEPS) / STEPS - start) / tempo
-    progress = torch.where(label[:, None] % 2 == 1, 1 - progress, progress)
-    word = label // 2
-    along = (progress[:, :, None] - onset[word][:, None]) / length[word][:, None]
-    channel = first[word][:, None] + (last - first)[word][:, None] * along + pitch
-    distance = (torch.arange(CHANNELS) - channel[..., None]) / WIDTH
-    ridges = (-0.5 * distance.square()).exp() * ((along > 0) & (along < 1))[..., None]
-    rate = (0.02 + 0.35 * ridges.sum(2)).clamp(max=0.9)
-    return TensorDataset((torch.rand(rate.shape, generator=draw) < rate).float(), label)
-
-
 def load(options: argparse.Namespace) -> tuple[TensorDataset, TensorDataset]:
     """Load training and test data, or data to choose settings by."""
-    learnt = speak(200 if options.quick else 1000, 1)
-    return learnt, speak(400, 2) if options.validation else speak(1000, 3)
+    learnt = tt.data.made_up_words(200 if options.quick else 1000, 1)
+    return learnt, tt.data.made_up_words(400, 2) if options.validation else tt.data.made_up_words(
+        1000, 3
+    )
 
 
 def learn(
     options: argparse.Namespace, data: tuple[TensorDataset, TensorDataset], seed: int
 ) -> tuple[nn.Module, common.Scores]:
     """Train a network; return it with its scores."""
-    model = networks.build(options, CHANNELS, 2 * WORDS, width=64)
+    model = networks.build(options, CHANNELS, CLASSES, width=64)
     networks.learn(options, model, vowels.logits, data[0], 50, seed)
     return model, networks.scores(model, vowels.logits, data, 250)
 

@@ -21,6 +21,7 @@ _LATE_ROOMS: tuple[str, ...] = (
     "diagnosis",
     "encode",
     "export",
+    "hub",
     "init",
     "integers",
     "metrics",
@@ -31,6 +32,7 @@ _LATE_ROOMS: tuple[str, ...] = (
     "plot",
     "probe",
     "quantize",
+    "zoo",
 )
 # and the room that each is in
 _LATE_FUNCTIONS = {
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
         diagnosis,
         encode,
         export,
+        hub,
         init,
         integers,
         metrics,
@@ -57,6 +60,7 @@ if TYPE_CHECKING:
         plot,
         probe,
         quantize,
+        zoo,
     )
     from tracetorch.diagnosis import diagnose
     from tracetorch.online_learning import STDP, online
@@ -78,6 +82,7 @@ __all__ = [
     "functional",
     "fuse",
     "get_states",
+    "hub",
     "init",
     "integers",
     "load",
@@ -97,6 +102,7 @@ __all__ = [
     "snn",
     "unroll",
     "zero_states",
+    "zoo",
 ]
 
 

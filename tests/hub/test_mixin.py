@@ -1,0 +1,204 @@
+"""Models are saved to, and loaded from, folders and a server of the Hub's protocol."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import pickle
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import tracetorch as tt
+from tracetorch import snn
+from tracetorch.core import optional
+
+constants = pytest.importorskip("huggingface_hub.constants", reason="of the extra hub")
+COMMIT = 40 * "a"
+
+
+class Net(snn.TTModule, tt.hub.HubMixin):
+    """Layers in a plain list too: a ``state_dict`` does not have those."""
+
+    def __init__(self, width: int = 5, reset: str = "subtract", neuron: type = snn.LIF) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, width), neuron(width, reset=reset), nn.Dropout(0.5))
+        self.cells = [snn.Readout(width)]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.cells[0](self.net(x))
+        return y
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    net = Net(6, reset="zero")
+    net.save_pretrained(tmp_path / "net")
+    return tmp_path / "net"
+
+
+def outputs(net: nn.Module) -> torch.Tensor:
+    x = torch.rand(7, 2, 4, generator=torch.Generator().manual_seed(1))
+    y: torch.Tensor = tt.unroll(net, 4 * x, from_rest=True)
+    return y
+
+
+def test_a_folder_brings_back_arguments_tensors_and_hidden_modules(tmp_path: Path) -> None:
+    net = Net(6, reset="zero")
+    with torch.no_grad():
+        net.cells[0].raw_beta.add_(1.0)
+    net(torch.ones(3, 4))  # states, which are not saved
+    net.save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
+    assert json.loads((tmp_path / "config.json").read_text()) == {"width": 6, "reset": "zero"}
+    loaded = Net.from_pretrained(tmp_path)
+    assert not loaded.training
+    assert tt.get_states(loaded) == {}
+    assert torch.equal(outputs(loaded), outputs(net.eval()))
+    card = (tmp_path / "README.md").read_text()
+    assert "library_name: tracetorch" in card
+    assert "spiking-neural-network" in card
+
+
+def test_a_file_of_other_layers_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"reset: 'zero' in the file, 'subtract' in the model"):
+        Net.from_pretrained(folder, reset="subtract")
+    with pytest.raises(ValueError, match="SLIF"):
+        Net.from_pretrained(folder, neuron=snn.SLIF)
+
+
+def test_a_damaged_file_is_refused(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="checksum"):
+        Net.from_pretrained(folder)
+
+
+def test_an_argument_that_is_no_json_is_given_again(tmp_path: Path) -> None:
+    Net(3, neuron=snn.SLIF).save_pretrained(tmp_path)
+    assert "neuron" not in json.loads((tmp_path / "config.json").read_text())
+    with pytest.raises(ValueError, match="SLIF"):  # the default is another
+        Net.from_pretrained(tmp_path)
+    assert isinstance(Net.from_pretrained(tmp_path, neuron=snn.SLIF).net[1], snn.SLIF)
+
+
+def test_a_model_stays_what_a_model_is(folder: Path) -> None:
+    net = Net.from_pretrained(folder)
+    expected = outputs(net)
+    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert torch.equal(outputs(twin), expected)
+    stepped = tt.unroll(
+        net, 4 * torch.rand(7, 2, 4, generator=torch.Generator().manual_seed(1)), by="step",
+        from_rest=True,
+    )  # fmt: skip
+    torch.testing.assert_close(stepped, expected)
+    net.double()
+    net.save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"float64 in the file, torch.float32 in the model"):
+        Net.from_pretrained(folder)
+
+
+@pytest.fixture
+def server(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[list[tuple[str, str]]]:
+    """Serve the folder as the repository ``group/net``; the requests, by method and path."""
+    requests: list[tuple[str, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.answer(body=False)
+
+        def do_GET(self) -> None:
+            self.answer(body=True)
+
+        def answer(self, body: bool) -> None:
+            start, _, rest = self.path.partition("/resolve/")
+            path = folder / rest.rpartition("/")[2]
+            # the package may have other questions to a server, which this one does not answer
+            if rest:
+                requests.append((self.command, self.path))
+            if start != "/group/net" or not path.is_file():
+                self.send_response(404)
+                self.send_header("X-Error-Code", "EntryNotFound")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            content = path.read_bytes()
+            self.send_response(200)
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if body:
+                self.wfile.write(content)
+
+        def log_message(self, *arguments: object) -> None:
+            """Print nothing."""
+
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=running.serve_forever, daemon=True)
+    thread.start()
+    address = f"http://127.0.0.1:{running.server_port}"
+    # what HF_ENDPOINT sets when the package is imported
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(
+        constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        address + "/{repo_id}/resolve/{revision}/{filename}",
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    yield requests
+    running.shutdown()
+    running.server_close()
+    thread.join()
+
+
+def test_a_repository_is_loaded_at_a_revision_and_kept(
+    folder: Path, tmp_path: Path, server: list[tuple[str, str]]
+) -> None:
+    expected = outputs(Net.from_pretrained(folder))
+    assert server == []  # a folder needs no server
+    cache = tmp_path / "cache"
+    net = Net.from_pretrained("group/net", revision="v2", cache_dir=cache)
+    assert torch.equal(outputs(net), expected)
+    assert {path for _, path in server} == {
+        "/group/net/resolve/v2/config.json",
+        "/group/net/resolve/v2/model.safetensors",
+    }
+    count = len(server)
+    again = Net.from_pretrained("group/net", revision="v2", cache_dir=cache, local_files_only=True)
+    assert torch.equal(outputs(again), expected)
+    assert len(server) == count
+
+
+def test_a_repository_without_the_file_is_an_error(
+    folder: Path, tmp_path: Path, server: list[tuple[str, str]]
+) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(Exception, match=r"model.safetensors") as caught:
+        Net.from_pretrained("group/net", cache_dir=tmp_path / "cache")
+    assert type(caught.value).__module__.startswith("huggingface_hub")
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optional, "find_spec", lambda name: None)
+    with pytest.raises(
+        ModuleNotFoundError, match=r"tt.hub.HubMixin needs huggingface_hub, .*'hub'"
+    ):
+        getattr(tt.hub, "HubMixin")  # noqa: B009
+    with pytest.raises(AttributeError, match="nothing"):
+        getattr(tt.hub, "nothing")  # noqa: B009

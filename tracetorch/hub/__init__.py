@@ -1,0 +1,27 @@
+"""Save models to, and load them from, folders and repositories of the Hugging Face Hub.
+
+The package ``huggingface_hub``, of the extra ``hub``, does it: names, revisions, tokens, the cache,
+a card. What is added is the file. Its own mixin for PyTorch writes a ``state_dict``: names and
+shapes. That loads, without a word, into a network whose neurons reset otherwise, and misses modules
+in plain lists. Here the tensors are written by ``tt.save``, and ``tt.load`` compares.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tracetorch.core.optional import require
+
+if TYPE_CHECKING:
+    from tracetorch.hub.mixin import HubMixin
+
+__all__ = ["HubMixin"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        require("huggingface_hub", extra="hub", by=f"tt.hub.{name}")
+        from tracetorch.hub import mixin
+
+        return getattr(mixin, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,83 @@
+"""``HubMixin``: ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` of a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from huggingface_hub import ModelHubMixin, hf_hub_download
+from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
+from torch import nn
+
+from tracetorch.checkpoint import load, save
+
+M = TypeVar("M", bound="HubMixin")
+
+
+class HubMixin(
+    ModelHubMixin,
+    library_name="tracetorch",
+    tags=["spiking-neural-network"],
+    repo_url="https://github.com/Yegor-men/tracetorch",
+    docs_url="https://yegor-men.github.io/tracetorch/",
+):
+    """Adds ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` to a model's class.
+
+    Give it as a second base. A folder or a repository then holds ``model.safetensors``, which
+    :func:`tt.save` writes, ``config.json`` with the arguments of the constructor, as far as they
+    are JSON, and a card, ``README.md``. States are not saved: a loaded model is at rest, and in
+    evaluation mode. ``from_pretrained`` builds the model from ``config.json``, and :func:`tt.load`
+    refuses a file whose layers are not those of the class. No code comes from the Hub.
+
+    ``Net.from_pretrained("organisation/name", revision=...)``; arguments of the constructor that
+    are no JSON, or others than those saved, are given beside it. All further arguments are those of
+    ``huggingface_hub.ModelHubMixin``.
+
+    Example:
+        >>> import tempfile
+        >>> import tracetorch as tt
+        >>> class Net(tt.snn.TTModule, HubMixin):
+        ...     def __init__(self, width: int = 8, reset: str = "subtract") -> None:
+        ...         super().__init__()
+        ...         self.net = nn.Sequential(nn.Linear(4, width), LIF(width, reset=reset))
+        ...
+        ...     def forward(self, x):
+        ...         return self.net(x)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Net(16, reset="zero").save_pretrained(folder)
+        ...     Net.from_pretrained(folder).net[1]
+        LIF(16, reset='zero')
+    """
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save(cast(nn.Module, self), save_directory / SAFETENSORS_SINGLE_FILE)
+
+    @classmethod
+    def _from_pretrained(
+        cls: type[M],
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        **model_kwargs: Any,
+    ) -> M:
+        path = Path(model_id, SAFETENSORS_SINGLE_FILE)
+        if not Path(model_id).is_dir():
+            path = Path(
+                hf_hub_download(
+                    model_id,
+                    SAFETENSORS_SINGLE_FILE,
+                    revision=revision,
+                    cache_dir=cache_dir,
+                    force_download=force_download,
+                    token=token,
+                    local_files_only=local_files_only,
+                )
+            )
+        model = cls(**model_kwargs)
+        load(path, cast(nn.Module, model))
+        cast(nn.Module, model).eval()
+        return model

@@ -1,0 +1,39 @@
+"""Trained networks, small and verified: a file each, with what it must compute.
+
+A network of the zoo is a function that builds it, a task, a recipe and two files: its tensors, as
+``tt.save`` writes them, and a card. The card holds what was measured when the file was made: the
+accuracy of several seeds with its interval, the test samples that are classified correctly, the
+spikes of every layer on a test batch, and hashes of file, data and code. The files are a part of
+the package: nothing is downloaded.
+
+``verify`` measures again, in float64. There rounding moves no spike across its threshold, so that
+spikes and correct samples are equal on every machine, and one spike more is a change. The hash of
+the code is of what the network is made of: its builder, the steps of its neurons, the classes of
+its other modules, each as a syntax tree without layout, comments and docstrings. It decides
+nothing; where the numbers differ it says whether the code has changed. Bytecode and traced graphs
+would be others with every Python and PyTorch.
+
+``interval`` says where a new training lands: the mean over seeds, plus or minus 2.58 standard
+deviations of a new seed and of a test set of this size, ``s^2 (1 + 1 / n) + p (1 - p) / N``.
+"""
+
+from tracetorch.zoo.card import Card, card, names, table
+from tracetorch.zoo.files import load
+from tracetorch.zoo.measure import sample_batch
+from tracetorch.zoo.recipe import Recipe
+from tracetorch.zoo.training import train
+from tracetorch.zoo.verify import Report, Verdict, verify
+
+__all__ = [
+    "Card",
+    "Recipe",
+    "Report",
+    "Verdict",
+    "card",
+    "load",
+    "names",
+    "sample_batch",
+    "table",
+    "train",
+    "verify",
+]

@@ -1,0 +1,140 @@
+"""Networks of the zoo: a builder for each, with its task and its recipe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch import neurons, snn
+from tracetorch.core.checks import suggestion
+from tracetorch.functional import halflife_to_decay
+from tracetorch.models import SEWResNet
+from tracetorch.zoo.recipe import Recipe
+from tracetorch.zoo.tasks import DIGITS, ROWS, VOWELS, WORDS, Task
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of the zoo.
+
+    Args:
+        task: what it is trained for.
+        build: returns it, initialised at random.
+        recipe: how it is trained.
+    """
+
+    task: Task
+    build: Callable[[], nn.Module]
+    recipe: Recipe
+
+    @property
+    def description(self) -> str:
+        """Description of what the network is made of: the first line of its builder's docstring."""
+        return (self.build.__doc__ or "").partition("\n")[0].rstrip(".")
+
+
+def decays(width: int, longest: float) -> Tensor:
+    """Return decays whose half-lives go from one step to ``longest``, evenly on a log scale."""
+    return halflife_to_decay(torch.logspace(0, math.log2(longest), width, base=2))
+
+
+def digits_lif() -> nn.Sequential:
+    """64 LIF neurons behind a linear layer."""
+    return nn.Sequential(
+        *(nn.Flatten(), nn.Linear(28 * 28, 64), snn.LIF(64, beta=0.5), nn.Dropout(0.2)),
+        *(nn.Linear(64, 10), snn.Readout(10, beta=0.5)),
+    )
+
+
+def digits_convolutions() -> nn.Sequential:
+    """Two convolutions with LIF neurons."""
+    return nn.Sequential(
+        *(nn.Conv2d(1, 12, 5), nn.MaxPool2d(2), snn.LIF(12, beta=0.5, dim=-3)),
+        *(nn.Conv2d(12, 32, 5), nn.MaxPool2d(2), snn.LIF(32, beta=0.5, dim=-3)),
+        *(nn.Flatten(), nn.Linear(32 * 4 * 4, 10), snn.Readout(10, beta=0.5)),
+    )
+
+
+def digits_sew_resnet() -> SEWResNet:
+    """SEW-ResNet-18 of width 6 with integrate-and-fire neurons."""
+    return SEWResNet(18, 10, 1, width=6)
+
+
+def rows_lif() -> nn.Sequential:
+    """Two layers of 128 LIF neurons, half-lives from one row to 32."""
+    beta = decays(128, 32.0)
+    return nn.Sequential(
+        *(nn.Linear(28, 128), snn.LIF(128, beta=beta), nn.Dropout(0.2)),
+        *(nn.Linear(128, 128), snn.LIF(128, beta=beta), nn.Dropout(0.2)),
+        *(nn.Linear(128, 10), snn.Readout(10, beta=0.95)),
+    )
+
+
+def rows_seadlif() -> nn.Sequential:
+    """Two layers of 128 adaptive neurons, SE-adLIF."""
+    beta = decays(128, 32.0)
+    return nn.Sequential(
+        *(nn.Linear(28, 128), neurons.SEAdLIF(128, beta=beta), nn.Dropout(0.2)),
+        *(nn.Linear(128, 128), neurons.SEAdLIF(128, beta=beta), nn.Dropout(0.2)),
+        *(nn.Linear(128, 10), snn.Readout(10, beta=0.95)),
+    )
+
+
+def vowels_recurrent() -> nn.Sequential:
+    """32 LIF neurons that feed each other, all to all."""
+    connection = nn.Linear(32, 32, bias=False)
+    nn.init.orthogonal_(connection.weight, 0.2)  # weak beside the input
+    return nn.Sequential(
+        *(nn.Linear(12, 32), snn.Recurrent(snn.LIF(32, beta=decays(32, 16.0)), connection)),
+        *(nn.Dropout(0.2), nn.Linear(32, 9), snn.Readout(9, beta=0.95)),
+    )
+
+
+def words_adlif() -> nn.Sequential:
+    """Two layers of 64 adaptive neurons, adLIF."""
+    beta = decays(64, 32.0)
+    return nn.Sequential(
+        *(nn.Linear(40, 64), neurons.AdLIF(64, beta=beta), nn.Dropout(0.2)),
+        *(nn.Linear(64, 64), neurons.AdLIF(64, beta=beta), nn.Dropout(0.2)),
+        *(nn.Linear(64, 10), snn.Readout(10, beta=0.95)),
+    )
+
+
+def words_delays() -> nn.Sequential:
+    """Two layers of 64 LIF neurons whose synapses have learned their delays, up to 20 steps."""
+    beta = decays(64, 32.0)
+    return nn.Sequential(
+        *(snn.DelayedLinear(40, 64, max_delay=20), snn.LIF(64, beta=beta), nn.Dropout(0.2)),
+        *(snn.DelayedLinear(64, 64, max_delay=20), snn.LIF(64, beta=beta), nn.Dropout(0.2)),
+        *(nn.Linear(64, 10), snn.Readout(10, beta=0.95)),
+    )
+
+
+NETWORKS = {
+    "digits-lif": Network(DIGITS, digits_lif, Recipe(8, 50, 1e-2)),
+    "digits-convolutions": Network(DIGITS, digits_convolutions, Recipe(6, 50, 1e-2)),
+    "digits-sew-resnet": Network(DIGITS, digits_sew_resnet, Recipe(3, 50, 8e-3, calibrate=False)),
+    "rows-lif": Network(ROWS, rows_lif, Recipe(5, 50, 1e-2)),
+    "rows-seadlif": Network(ROWS, rows_seadlif, Recipe(5, 50, 1e-2)),
+    "vowels-recurrent": Network(VOWELS, vowels_recurrent, Recipe(20, 30, 1e-2)),
+    "words-adlif": Network(WORDS, words_adlif, Recipe(10, 50, 1e-2)),
+    "words-delays": Network(WORDS, words_delays, Recipe(12, 50, 1e-2)),
+}
+
+
+def network(name: str) -> Network:
+    """Return the network of a name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in NETWORKS:
+        raise ValueError(
+            f"there is no network {name!r} in the zoo.{suggestion(name, NETWORKS)} It has "
+            f"{', '.join(NETWORKS)}."
+        )
+    return NETWORKS[name]

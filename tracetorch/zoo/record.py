@@ -1,0 +1,69 @@
+"""Train a network of the zoo from several seeds, and write its file and card."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from datetime import date
+
+import torch
+
+from tracetorch.checkpoint import save
+from tracetorch.core.files import atomic_replace, atomic_replace_all
+from tracetorch.core.version import __version__
+from tracetorch.zoo import files
+from tracetorch.zoo.card import Card, card, interval
+from tracetorch.zoo.code_hash import code_hash
+from tracetorch.zoo.measure import BATCH, measure
+from tracetorch.zoo.networks import network
+from tracetorch.zoo.tasks import data_hash
+from tracetorch.zoo.training import train_on
+
+SEEDS = 5
+
+
+def record(name: str) -> Card:
+    """Train from five seeds, the recipe's first, whose network becomes the file; write the card.
+
+    Args:
+        name: one of :func:`names`.
+    """
+    found = network(name)
+    data = found.task.load()
+    first = found.recipe.seed
+    path = files.file_of(name)
+    trained = [train_on(found, data, first + number) for number in range(SEEDS)]
+    parameters = sum(p.numel() for p in trained[0].parameters())
+    with atomic_replace_all([path, path.with_suffix(".json")]) as (tensors, text):
+        save(trained[0], tensors)
+        numbers = [measure(model, found.task, data[1]) for model in trained]
+        accuracies = [each.correct / each.samples for each in numbers]
+        written = Card(
+            name=name,
+            task=found.task.title,
+            description=found.description,
+            recipe=asdict(found.recipe),
+            parameters=parameters,
+            accuracies=accuracies,
+            interval=interval(accuracies, numbers[0].samples),
+            correct=numbers[0].correct,
+            samples=numbers[0].samples,
+            spikes=numbers[0].spikes,
+            output=numbers[0].output,
+            batch=BATCH,
+            num_bytes=tensors.stat().st_size,
+            file_hash=files.file_hash(tensors),
+            data_hash=data_hash(data),
+            code_hash=code_hash(found),
+            torch=torch.__version__,
+            tracetorch=__version__,
+            date=date.today().isoformat(),
+        )
+        text.write_text(written.dumps(), encoding="utf-8")
+    return written
+
+
+def refresh(name: str) -> None:
+    """Write the hash of the code as it is now into a card, whose network computes what it says."""
+    found = replace(card(name), code_hash=code_hash(network(name)))
+    with atomic_replace(files.file_of(name).with_suffix(".json")) as unfinished:
+        unfinished.write_text(found.dumps(), encoding="utf-8")

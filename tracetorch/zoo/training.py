@@ -1,0 +1,89 @@
+"""Train a network of the zoo by its recipe."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from tracetorch.init import calibrate_
+from tracetorch.loss import membrane_cross_entropy
+from tracetorch.snn.delay import DelayedLinear
+from tracetorch.snn.param_groups import param_groups
+from tracetorch.unrolling import unroll
+from tracetorch.zoo.networks import Network, network
+from tracetorch.zoo.tasks import Data
+
+_CALIBRATION = 200  # samples
+
+
+def train(name: str, seed: int | None = None) -> nn.Module:
+    """Train a network of the zoo anew, from a seed, as its file was trained.
+
+    PyTorch's random numbers are afterwards where they were before.
+
+    Args:
+        name: one of :func:`names`.
+        seed: another than that of the recipe.
+
+    Returns:
+        The network, in evaluation mode, at rest.
+
+    Raises:
+        ValueError: there is no such network.
+        ModuleNotFoundError: the package that brings the data is missing.
+
+    Example:
+        >>> train("nothing")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: there is no network 'nothing' in the zoo. It has ...
+    """
+    found = network(name)
+    return train_on(found, found.task.load(), found.recipe.seed if seed is None else seed)
+
+
+def train_on(network: Network, data: Data, seed: int) -> nn.Module:
+    """Train a network on the first of two batches; as :func:`train`."""
+    recipe, task, size = network.recipe, network.task, len(data[0].y)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = network.build()
+        if recipe.calibrate:
+            x, _, mask = task.batch(data[0], slice(_CALIBRATION))
+            calibrate_(model, x, mask=None if task.steps else mask)
+        groups = param_groups(
+            model, weight_decay=recipe.weight_decay, lr=recipe.lr, relative=recipe.calibrate
+        )
+        optimizer = torch.optim.AdamW(groups, lr=recipe.lr)
+        total = recipe.epochs * -(-size // recipe.batch_size)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=total)
+        model.train()
+        done = 0
+        for _ in range(recipe.epochs):
+            for index in torch.split(torch.randperm(size), recipe.batch_size):
+                _sharpen(model, done / total)
+                done += 1
+                x, y, mask = task.batch(data[0], index)
+                loss = membrane_cross_entropy(
+                    unroll(model, x, from_rest=True),
+                    y,
+                    over="last" if task.by == "last" else "mean",
+                    mask=None if task.steps else mask,
+                    label_smoothing=recipe.label_smoothing,
+                )
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                schedule.step()
+        _sharpen(model, 1.0)
+    return model.eval().requires_grad_(True)
+
+
+def _sharpen(model: nn.Module, progress: float) -> None:
+    """Narrow the interpolation of learned delays, in the first half of a training."""
+    for layer in model.modules():
+        if isinstance(layer, DelayedLinear):
+            widest = layer.max_delay / 2
+            layer.sigma = max(0.5, widest * (0.5 / widest) ** min(1.0, 2 * progress))
+            if progress >= 1:
+                layer.round_()
