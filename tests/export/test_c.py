@@ -538,11 +538,12 @@ def assert_equal_integers(name: str, steps: int, folder: Path) -> None:
 
 
 def test_integer_neurons_are_the_eager_step(tmp_path: Path) -> None:
-    model, x = Beside([make() for make in NEURONS.values()]), integer_input(60, 1, 5, high=250)
+    names = ("bipolar", "recurrent", "shifts", "wrap", "xylo", "loihi")
+    model, x = Beside([NEURONS[name]() for name in names]), integer_input(60, 1, 5, high=250)
     x[:2, 0, 0] = torch.tensor([-100.0, 250.0])
     got = CNetwork(model, x[:2], tmp_path, dtype="int")(x)
     expected = stepped(model, x).double()
-    for name, y, z in zip(NEURONS, got.split(5, 1), expected.split(5, 1), strict=True):
+    for name, y, z in zip(names, got.split(5, 1), expected.split(5, 1), strict=True):
         assert torch.equal(y, z), name
         assert z.any(), name
 
@@ -696,7 +697,7 @@ def test_products_are_as_wide_as_their_input(value: int, rate: float, tmp_path: 
     assert "(long long)" in (tmp_path / "main.c").read_text()
 
 
-@pytest.mark.parametrize(("rate", "value"), [(0.2, 1), (0.9, 3), (0.2, 2**33 + 7)])
+@pytest.mark.parametrize(("rate", "value"), [(0.2, 1), (0.9, 2**33 + 7)])
 def test_weights_of_zero_are_not_stored(rate: float, value: int, tmp_path: Path) -> None:
     """A delay in whole steps leaves one weight for each synapse, of which here a third are zero."""
     layer = integers.DelayedLinear(6, 5, max_delay=7).double()

@@ -41,7 +41,7 @@ def states(layer: Any) -> dict[str, Tensor]:
 
 
 def stepped(model: nn.Module, x: Tensor) -> Tensor:
-    """From rest, by the eager step, leaving the last states."""
+    """Run from rest, by the eager step, and leave the last states."""
     tt.zero_states(model)
     with torch.no_grad(), tt.fuse.backend("eager"):
         return torch.stack([model(step) for step in x.unbind()])
@@ -118,6 +118,19 @@ def test_adaptation_by_spikes_alone_has_nodes(kind: Any) -> None:
     assert torch.equal(run(tt.nir.from_nir(graph, dt=DT), x), y)
     assert torch.equal(simulated(unsigned(graph), x), y)
     assert type(tt.nir.from_nir(graph, dt=DT).nodes["0"]) is kind  # type: ignore[index]
+
+
+def test_a_neuron_that_its_constructor_would_not_make_again_is_read_as_nodes() -> None:
+    """A bound that holds ``a`` at zero is no argument that a file keeps."""
+    net = double(neurons.AdLIF(4, a=0.0, bounded=True))
+    with torch.no_grad():
+        net.get_parameter("raw_a").fill_(-0.5)
+    again = tt.nir.from_nir(tt.nir.to_nir(net, (4,)), dt=DT)
+    assert len(again.nodes) > 5  # type: ignore[arg-type]
+    x = 10 * cases.sequence(100, 2, 4)
+    y = run(net, x)
+    assert y.any()
+    assert torch.equal(run(again, x), y)
 
 
 @pytest.mark.parametrize("dt", [1e-4, 1e-3, 3e-4])

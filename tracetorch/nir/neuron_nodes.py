@@ -63,7 +63,8 @@ class _State:
     Args:
         value: of the node.
         after: added to it for the next step.
-        spike: that resets it to ``v_reset``; ``None``: none does.
+        spike: the one that resets it to zero and a constant; ``None``: none does.
+        v_reset: that constant.
     """
 
     value: Signal

@@ -127,7 +127,7 @@ class Sum(Signal):
 
 
 class Spike(Signal):
-    """One where ``argument`` is above zero, else zero."""
+    """Hold one where ``argument`` is above zero, else zero."""
 
     def __init__(self, shape: Shape, argument: Signal) -> None:
         super().__init__(shape)
@@ -135,7 +135,7 @@ class Spike(Signal):
 
 
 class Kept(Signal):
-    """A value where a spike is zero: ``value * (1 - spike)``, the reset to zero."""
+    """Hold a value where a spike is zero: ``value * (1 - spike)``, the reset to zero."""
 
     def __init__(self, shape: Shape, value: Signal, spike: Spike) -> None:
         super().__init__(shape)
