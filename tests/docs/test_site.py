@@ -126,20 +126,22 @@ class Tab:
 
     def __init__(self, browser: Any) -> None:
         self.context = browser.new_context(offline=True)
-        self.heard: list[str] = []
+        self.reported: list[str] = []
         self.tab = self.context.new_page()
         self.tab.set_default_timeout(TIMEOUT)
-        self.tab.on("pageerror", lambda error: self.heard.append(f"error: {error}"))
-        self.tab.on("console", lambda m: self.heard.append(m.text) if m.type == "error" else None)
+        self.tab.on("pageerror", lambda error: self.reported.append(f"error: {error}"))
+        self.tab.on(
+            "console", lambda m: self.reported.append(m.text) if m.type == "error" else None
+        )
         self.tab.on("request", lambda request: self._requested(request.url))
 
     def _requested(self, url: str) -> None:
         if urlsplit(url).scheme not in ("file", "data", "blob"):
-            self.heard.append(f"network: {url}")
+            self.reported.append(f"network: {url}")
 
     def visit(self, page: Path, width: int, *schemes: str) -> dict[str, list[str]]:
         """Load a page in the first scheme, look at it in each, and return what is wrong in it."""
-        self.heard.clear()
+        self.reported.clear()
         self.tab.set_viewport_size({"width": width, "height": 844})
         self.tab.emulate_media(color_scheme=schemes[0])
         self.tab.goto(page.as_uri())
@@ -147,14 +149,14 @@ class Tab:
         for scheme in schemes:
             if scheme != schemes[0]:
                 self.tab.emulate_media(color_scheme=scheme)
-                wait_for_frame(self.tab)  # in which a page hears of it
+                wait_for_frame(self.tab)  # scripts of the page get the event in it
             seen = self.tab.evaluate(LOOK)
             wrong = found[scheme] = [f"picture: {source}" for source in seen["pictures"]]
             wrong += [f"wide: {element}" for element in seen["wide"]]
             wrong += [f"code: {text}" for text in seen["code"]]
             if (seen["brightness"] < 128) != (scheme == "dark"):
                 wrong.append(f"not {scheme}")
-        found[schemes[0]] += [*broken_links(self.tab.evaluate(LINKS)), *self.heard]
+        found[schemes[0]] += [*broken_links(self.tab.evaluate(LINKS)), *self.reported]
         return found
 
 
