@@ -108,8 +108,9 @@ def test_the_page_has_parameters_and_loops(tmp_path: Any) -> None:
     (neuron,) = neurons_of(page_of(Plain(2), tmp_path, neuron=1))
     names = [each["name"] for each in neuron["params"]]
     assert [names[line["param"]] for line in neuron["lines"]] == ["base", "floor"]
+    assert [line["sign"] for line in neuron["lines"]] == [1.0, -1.0]
     assert neuron["variants"][0][3] == [None, None]
     (neuron,) = neurons_of(page_of(tt.neurons.ALIF(1), tmp_path))
-    assert neuron["lines"] == [{"state": "mem", "param": None}]
+    assert neuron["lines"] == [{"state": "mem", "sign": 1.0, "param": None}]
     (moving,) = neuron["variants"][0][3]
     assert len(moving) == 2
