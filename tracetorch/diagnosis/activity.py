@@ -12,6 +12,7 @@ from tracetorch.diagnosis.finding import Finding, measured
 from tracetorch.metrics.activity import SATURATED, count_spikes
 from tracetorch.ragged import filled
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
+from tracetorch.snn.spike_functions import spike_functions
 
 _NEARLY_ALL = 0.9  # of the neurons: a warning; all of them: an error
 _MOST = 0.5  # of the neurons: a note
@@ -147,6 +148,17 @@ def _out_of_reach(evidence: Evidence, layer: LayerEvidence) -> Iterator[Finding]
     mask = evidence.mask
     spike_inputs, share = layer.spike_inputs, reach(layer, mask)
     if spike_inputs is None or share is None or share >= _RARE:
+        return
+    if not spike_inputs.above:
+        names = " and ".join(spike_functions(layer.module))
+        yield measured("error", "spike-not-called", layer.path, 0.0)(
+            f"The step of {type(layer.module).__name__} calls no spike function: it receives "
+            f"{names} and leaves it out, and autograd finds no way from the output back.",
+            "A comparison, mem > theta, has no gradient: none passes through this layer, so nothing "
+            "before it learns by it.",
+            f"Write {spike_functions(layer.module)[0]}(mem - theta) in step: the same spikes, with "
+            "a surrogate gradient.",
+        )
         return
     real = (u if mask is None else u[mask] for u in spike_inputs.above.values())
     distance = min(float(u.abs().median()) for u in real)

@@ -41,7 +41,15 @@ def check_step_results(
             raise ValueError(
                 f"{step} must return {name} in the input's shape {list(x.shape)}, got {got}."
             )
-        if name != "output":
+        if name == "output":
+            # autograd would stop here in silence, and a kernel stores floating point alone
+            if value.dtype is torch.bool:
+                raise ValueError(
+                    f"{step} must return its output in the dtype it works in, {x.dtype}, got "
+                    "torch.bool. Use a spike function, spike(mem - theta), which has a gradient; "
+                    "where none is needed, (mem > theta).to(x.dtype)."
+                )
+        else:
             if value.dtype != x.dtype:
                 raise ValueError(
                     f"{step} must return {name} in the dtype it works in, {x.dtype}, "

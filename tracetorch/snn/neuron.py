@@ -30,7 +30,7 @@ from tracetorch.snn.stateful_layer import (
     ARITHMETIC_DTYPE,
     StateSnapshot,
 )
-from tracetorch.snn.step_signature import check_signature
+from tracetorch.snn.step_signature import check_named, check_signature
 
 _MOST_CELLS = 4  # that a layer keeps, for options that come and go
 # of the dtypes in which an output is narrower than the arithmetic
@@ -137,11 +137,11 @@ class Neuron(ConstrainedLayer):
         declared = self._declared
         definition = declared.constraints, declared.options
         known = [cell for cell in declared.cells if cell.describes(self, *definition)]
-        cell = (
-            known[0]
-            if known
-            else Cell.of(self, declared.call, declared.arguments, *definition, _METHODS)
-        )
+        if known:
+            cell = known[0]
+        else:
+            check_named(self, self.step, [*declared.constraints, *declared.options])
+            cell = Cell.of(self, declared.call, declared.arguments, *definition, _METHODS)
         others = [each for each in declared.cells if each is not cell]
         declared.cells = [cell, *others][:_MOST_CELLS]
         return cell

@@ -31,26 +31,26 @@ def constructor_call(
     for i, (name, value) in enumerate(list(bound.arguments.items())[1:]):
         parameter = signature.parameters[name]
         if parameter.kind is parameter.VAR_POSITIONAL:
-            positional += map(_written, value)
+            positional += map(written, value)
         elif parameter.kind is parameter.VAR_KEYWORD:
-            named |= {key: _written(each) for key, each in value.items()}
+            named |= {key: written(each) for key, each in value.items()}
         elif type(value) is not type(parameter.default) or not _equal(value, parameter.default):
             if i == 0:
-                positional.append(_written(value))
+                positional.append(written(value))
             else:
-                named[name] = _written(value)
+                named[name] = written(value)
     bound.apply_defaults()
     return ConstructorCall(cls.__name__, tuple(positional), named), bound.arguments
 
 
-def _written(value: object) -> str:
+def written(value: object) -> str:
     """Write an argument; tensors by their shape, modules by their class."""
     if isinstance(value, Tensor):
         return f"Tensor{list(value.shape)}"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key!r}: {_written(each)}" for key, each in value.items()) + "}"
+        return "{" + ", ".join(f"{key!r}: {written(each)}" for key, each in value.items()) + "}"
     if isinstance(value, Weight):
-        parts = [f"{field.name}={_written(getattr(value, field.name))}" for field in fields(value)]
+        parts = [f"{field.name}={written(getattr(value, field.name))}" for field in fields(value)]
         return f"{type(value).__name__}({', '.join(parts)})"
     if isinstance(value, nn.Module):
         return type(value).__name__

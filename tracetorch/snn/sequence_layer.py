@@ -17,9 +17,9 @@ from tracetorch.core.walk import MODULE_ATTRIBUTES, Opaque
 from tracetorch.functional.surrogates import Surrogate
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.parameters import UNSET
-from tracetorch.snn.representation import constructor_call
+from tracetorch.snn.representation import constructor_call, written
 from tracetorch.snn.stateful_layer import StatefulLayer, StateSnapshot, running
-from tracetorch.snn.unknown_arguments import check_arguments
+from tracetorch.snn.unknown_arguments import ASSIGNED, check_arguments, check_assigned
 
 Check = Callable[[str, object], object]
 
@@ -64,6 +64,13 @@ class Declarations(Opaque):
         ]
         if found:
             self.arguments[name] = tuple(found)
+
+    def note_assigned(self, name: str, value: object) -> None:
+        """Let the call say what a parameter or an option is now, if one argument is its value."""
+        arguments = self.arguments.get(name, ())
+        if len(arguments) == 1:  # copies of the layer share the dict
+            named = {**self.call.named, arguments[0]: written(value)}
+            self.call = self.call._replace(named=named)
 
     def __getstate__(self) -> dict[str, Any]:
         own = {
@@ -236,7 +243,13 @@ class SequenceLayer(StatefulLayer):
             )
         if name in declared.checks:
             value = declared.checks[name](name, value)
+        if name in ASSIGNED and name not in declared.options:
+            attributes = self.__dict__  # an option that is None is a part that the layer lacks
+            given = [each for each in declared.options if attributes.get(each, UNSET) is not None]
+            check_assigned(self, name, (*declared.constraints, *given))
         nn.Module.__setattr__(self, name, value)
+        if name in declared.options:
+            declared.note_assigned(name, value)
 
     def __dir__(self) -> list[str]:
         """List the parameters by name too, and leave out the parts that the layer does not have."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -24,6 +25,37 @@ def check_signature(layer: ConstrainedLayer) -> None:
     if _checked.get(kind) != declared:
         _check(layer, kind)
         _checked[kind] = declared
+
+
+def check_named(layer: ConstrainedLayer, step: object, declared: Collection[str]) -> None:
+    """Raise where ``step`` takes other parameters and options, by name, than are declared.
+
+    Args:
+        layer: a neuron, its declarations complete.
+        step: its step.
+        declared: the names of its parameters and options.
+    """
+    if type(layer).step_kwargs is not ConstrainedLayer.step_kwargs:
+        return  # it passes what it likes
+    try:
+        parameters = list(inspect.signature(step).parameters.values())  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return  # a callable without a signature
+    if any(each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD) for each in parameters):
+        return
+    passed = len(layer.inputs) + len(layer.states)
+    named = parameters[passed:]
+    untaken = [each for each in declared if each not in {p.name for p in named}]
+    missing = [p.name for p in named if p.default is p.empty and p.name not in declared]
+    if untaken or missing:
+        label = type(layer).__name__
+        parts = [f"step has no argument {' and '.join(untaken)}"] if untaken else []
+        parts += [f"{' and '.join(missing)} is not declared"] if missing else []
+        raise TypeError(
+            f"{label} declares {', '.join(declared) or 'nothing'}, and {label}.step takes "
+            f"{', '.join(p.name for p in named) or 'nothing'} by name: {'; '.join(parts)}. "
+            "Name them alike, in __init__ and in step."
+        )
 
 
 def _check(layer: ConstrainedLayer, kind: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from tracetorch.core.checks import suggestion
 
@@ -30,6 +30,14 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "decay_input": ("beta_ema", "beta_setup"),
     **dict.fromkeys(("size", "features", "num_features", "hidden_size"), ("num_neurons",)),
 }
+# attributes that have another name than the argument of the constructor
+_ATTRIBUTES = {
+    each: ("pos_spike", "neg_spike", "spike")
+    for each in (*_SURROGATES[:3], *[key for key, names in _NAMES.items() if names is _SURROGATES])
+}
+ASSIGNED = frozenset((*_NAMES, *_ATTRIBUTES))
+"""Names that an assignment may mean a parameter or an option by."""
+_PACKAGE = __name__.partition(".")[0]
 # what else there is to know, also of arguments that no layer has
 _NOTES = {
     "reset_mechanism": '"subtract", "zero" or "none"',
@@ -70,6 +78,32 @@ def check_arguments(cls: type, kwargs: Mapping[str, object]) -> None:
     if unknown:
         explained = " ".join(_explained(cls.__name__, name, allowed) for name in unknown)
         raise TypeError(f"{explained} It takes {', '.join(allowed)}.")
+
+
+def check_assigned(layer: object, name: str, own: Collection[str]) -> None:
+    """Raise ``AttributeError`` where an assignment to a layer of this package would do nothing.
+
+    A class of the user's may have attributes of any name.
+
+    Args:
+        layer: a layer.
+        name: the attribute, not one of ``own``.
+        own: the parameters and options that the layer has.
+
+    Example:
+        >>> check_assigned(LIF(1), "threshold", ("beta", "pos_threshold"))
+        Traceback (most recent call last):
+        ...
+        AttributeError: LIF has no attribute 'threshold' to assign; here it is pos_threshold.
+    """
+    kind = type(layer)
+    names = [each for each in _ATTRIBUTES.get(name, _NAMES.get(name, ())) if each in own]
+    if names and kind.__module__.partition(".")[0] == _PACKAGE:
+        note = f"; {_NOTES[name]}" if name in _NOTES else ""
+        raise AttributeError(
+            f"{kind.__name__} has no attribute {name!r} to assign; here it is "
+            f"{' or '.join(names)}{note}."
+        )
 
 
 def _explained(label: str, name: str, allowed: list[str]) -> str:

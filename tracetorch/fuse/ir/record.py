@@ -29,6 +29,7 @@ _UNDECLARED = "its step reads a tensor that no decay, threshold, weight or optio
 _NOT_POINTWISE = "is not pointwise"
 _VIEWS = ("alias", "detach", "expand", "view")
 _LITERALS = ("lift_fresh", "lift_fresh_copy")
+_CASTS = {torch.float16: ".half()", torch.float32: ".float()", torch.float64: ".double()"}
 _FILLED = ("scalar_tensor", "full", "ones", "zeros")
 # operations that round nothing, so that a result of a narrower dtype is the same number in ours
 _EXACT = ("abs", "clone", "maximum", "minimum", "neg", "where", *_VIEWS, *_FILLED)
@@ -60,7 +61,9 @@ class _Lane(Tensor):
         """Raise, because there are no values."""
         raise Unfusable(f"its step cannot be traced: {_READS_VALUES}")
 
-    numpy = __array__ = tolist  # type: ignore[assignment]
+    numpy = __array__ = item = tolist  # type: ignore[assignment]
+    # PyTorch would first complain about the number of values
+    __bool__ = __int__ = __float__ = __index__ = tolist
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -147,7 +150,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             dtypes = {v.dtype for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, _Lane)}
             dtypes -= {torch.bool}
             if made.dtype not in (self.dtype, torch.bool):
-                return self._unsupported(made, func, f"makes {made.dtype} of {self.dtype}")
+                why = f"makes {made.dtype} of {self.dtype}"
+                if operation == "_to_copy":
+                    why += (
+                        f": write .to(x.dtype) instead of {_CASTS.get(made.dtype, 'another cast')}"
+                    )
+                return self._unsupported(made, func, why)
             # a comparison of numbers of another dtype alone
             if made.dtype is torch.bool and dtypes and self.dtype not in dtypes:
                 return self._unsupported(made, func, f"computes in {dtypes.pop()}")

@@ -193,7 +193,7 @@ def _trace(
     except Unfusable:
         raise
     except Exception as failure:
-        first_line = str(failure).strip().split("\n")[0]
+        first_line = str(failure).strip().split("\n")[0].removesuffix(".")
         raise Unfusable(f"its step cannot be traced: {first_line}") from failure
     reached = frozenset(name for name in names if results[f"d_{name}"] is not None)
     graph = recorder.graph(results)
