@@ -381,6 +381,38 @@ def test_a_threshold_without_a_surrogate() -> None:
     assert found(d, "unreached-parameters", "0.weight", "warning")
 
 
+class Comparing(snn.Neuron):
+    """Neuron whose step leaves its spike function out."""
+
+    states = ("mem",)
+
+    def __init__(self, graded: bool) -> None:
+        super().__init__(48)
+        self.decay("beta", 0.9)
+        self.threshold("theta", 1.0)
+        self.option("graded", graded)
+
+    @staticmethod
+    def step(
+        x: Tensor, mem: Tensor, *, beta: Tensor, theta: Tensor, spike: Any, graded: bool
+    ) -> tuple[Tensor, Tensor]:
+        mem = beta * mem + x
+        return (mem - theta).relu() if graded else (mem > theta).to(x.dtype), mem
+
+
+@pytest.mark.parametrize("graded", [False, True])
+def test_a_step_that_calls_no_spike_function(graded: bool) -> None:
+    model = dense()
+    model[1] = Comparing(graded)
+    d = tt.diagnose(model, (x(), target()), mean)
+    if graded:  # a gradient passes by another way
+        assert not d.named("spike-not-called")
+    else:
+        finding = found(d, "spike-not-called", "1", "error")
+        assert finding.advice.startswith("Write spike(mem - theta) in step")
+    assert not d.named("out-of-reach")
+
+
 # Gradients
 
 

@@ -156,6 +156,10 @@ class ReturningResults(snn.Neuron):
         (lambda x, mem, slow: (x, mem, None), r"must return slow in the .*\[1, 2\], got NoneType"),
         (lambda x, mem, slow: (x, mem, slow[0]), r"must return slow in the .* got \[2\]"),
         (lambda x, mem, slow: (x.sum(), mem, slow), r"must return output in the .* got \[\]"),
+        (
+            lambda x, mem, slow: (x > 0, mem, slow),
+            r"float32, got torch\.bool\. Use a spike function",
+        ),
         (lambda x, mem, slow: (x, mem, slow.double()), "must return slow in the dtype it works in"),
     ],
 )
@@ -163,7 +167,41 @@ def test_error_names_a_bad_result_of_step(results: Any, message: str) -> None:
     neurons = ReturningResults(results)
     with pytest.raises(ValueError, match=message):
         neurons(torch.ones(1, 2))
+    with pytest.raises(ValueError, match=message):
+        tt.unroll(neurons, torch.ones(3, 1, 2))
     assert neurons.mem is neurons.slow is None
+
+
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        (
+            ["thr"],
+            "B declares beta, thr, and B.step takes beta, theta, more by name: step has no argument"
+            " thr; theta is not declared. Name them alike",
+        ),
+        (["theta", "thr"], "step has no argument thr. Name"),
+        ([], "theta is not declared. Name"),
+    ],
+)
+def test_error_lists_what_is_declared_and_what_step_takes(
+    declared: list[str], message: str
+) -> None:
+    class B(snn.Neuron):
+        states = ("mem",)
+
+        def __init__(self) -> None:
+            super().__init__(2)
+            self.decay("beta", 0.9)
+            for name in declared:
+                self.weight(name, 1.0)
+
+        @staticmethod
+        def step(x: Tensor, mem: Tensor, *, beta: Tensor, theta: Tensor, more: float = 1.0) -> Any:
+            return x, beta * mem + theta * more
+
+    with pytest.raises(TypeError, match=message):
+        B()(torch.ones(1, 2))
 
 
 def test_states_share_no_memory_with_output_or_input() -> None:

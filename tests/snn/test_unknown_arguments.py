@@ -82,3 +82,34 @@ def test_custom_constructors_keep_their_own_arguments() -> None:
         TypeError, match=r"Own has no argument 'spike_grad'\. It takes size, thresh"
     ):
         Own(2, spike_grad=None)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "message"),
+    [
+        (
+            "LIF",
+            "threshold",
+            "LIF has no attribute 'threshold' to assign; here it is pos_threshold.",
+        ),
+        ("BLIF", "v_th", "here it is pos_threshold or neg_threshold."),
+        ("LIF", "decay", "here it is beta."),
+        ("LIF", "tau", "here it is beta; beta = 1 - 1 / tau"),
+        ("LIF", "surrogate_derivative", "here it is pos_spike."),
+        ("LIF", "reset_mechanism", 'here it is reset; "subtract"'),
+    ],
+)
+def test_an_assignment_by_another_name_is_an_error(kind: str, name: str, message: str) -> None:
+    layer = getattr(snn, kind)(2)
+    with pytest.raises(AttributeError, match=re.escape(message)):
+        setattr(layer, name, 0.1)
+    assert name not in vars(layer)
+
+
+def test_a_class_may_have_attributes_of_such_names() -> None:
+    class Own(snn.LIF):
+        def __init__(self, tau: float) -> None:
+            super().__init__(2, beta=1 - 1 / tau)
+            self.tau = tau
+
+    assert Own(4.0).tau == 4.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -184,6 +185,19 @@ def test_repr_of_a_tensor_shows_its_shape() -> None:
     assert repr(snn.LIF(2, surrogate_derivative=boxcar_surrogate(2.0))) == (
         "LIF(2, surrogate_derivative=boxcar_surrogate(width=2.0))"
     )
+
+
+def test_repr_shows_what_was_assigned() -> None:
+    layer: Any = snn.LIF(1, beta=0.5)
+    layer.beta = 0.25
+    layer.reset = "zero"
+    twin = copy.deepcopy(layer)
+    twin.pos_threshold = 3.0
+    assert repr(layer) == "LIF(1, beta=0.25, reset='zero')"
+    assert repr(twin) == "LIF(1, beta=0.25, reset='zero', pos_threshold=3.0)"
+    with pytest.raises(ValueError, match="beta"):
+        layer.beta = 2.0
+    assert repr(layer) == "LIF(1, beta=0.25, reset='zero')"
 
 
 def test_repr_of_setups_and_of_open_signatures() -> None:

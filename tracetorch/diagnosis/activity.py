@@ -154,8 +154,8 @@ def _out_of_reach(evidence: Evidence, layer: LayerEvidence) -> Iterator[Finding]
         yield measured("error", "spike-not-called", layer.path, 0.0)(
             f"The step of {type(layer.module).__name__} calls no spike function: it receives "
             f"{names} and leaves it out, and autograd finds no way from the output back.",
-            "A comparison, mem > theta, has no gradient: none passes through this layer, so nothing "
-            "before it learns by it.",
+            "A comparison, mem > theta, has no gradient: none passes back through this layer, and "
+            "what lies before it does not learn by it.",
             f"Write {spike_functions(layer.module)[0]}(mem - theta) in step: the same spikes, with "
             "a surrogate gradient.",
         )

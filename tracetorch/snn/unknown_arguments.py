@@ -31,10 +31,10 @@ _NAMES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("size", "features", "num_features", "hidden_size"), ("num_neurons",)),
 }
 # attributes that have another name than the argument of the constructor
-_ATTRIBUTES = {
-    each: ("pos_spike", "neg_spike", "spike")
-    for each in (*_SURROGATES[:3], *[key for key, names in _NAMES.items() if names is _SURROGATES])
-}
+_ATTRIBUTES = dict.fromkeys(
+    (*_SURROGATES[:3], *[key for key, names in _NAMES.items() if names is _SURROGATES]),
+    ("pos_spike", "neg_spike", "spike"),
+)
 ASSIGNED = frozenset((*_NAMES, *_ATTRIBUTES))
 """Names that an assignment may mean a parameter or an option by."""
 _PACKAGE = __name__.partition(".")[0]
