@@ -79,7 +79,7 @@ def check_mask(mask: Tensor | None, name: str, x: Tensor) -> None:
         if len(empty):
             raise ValueError(
                 f"mask: sequence {int(empty[0])} of the batch has no real step. Leave it out of "
-                "the batch. True is where the data is real: if yours is True at padding, as "
+                "the batch. True is where the data is real: if it is True at padding, as "
                 "PyTorch's src_key_padding_mask is, give ~mask."
             )
 

@@ -596,7 +596,7 @@ def test_a_setup_without_a_value_has_the_default_of_the_nearest_class() -> None:
     assert Fixed(1, rho=0.7).rho.requires_grad  # a number is a whole setup
 
 
-def test_a_neuron_of_the_other_room_is_said_where_it_is() -> None:
+def test_error_names_the_module_that_has_the_neuron() -> None:
     with pytest.raises(
         AttributeError, match=r"'SEAdLIF'\. Neurons of the lit.*tracetorch\.neurons\."
     ):
