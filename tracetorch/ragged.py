@@ -48,7 +48,8 @@ def check_mask(mask: Tensor | None, name: str, x: Tensor) -> None:
     """Check that ``mask`` is a boolean ``[T, B]`` that fits ``x``, with a real step per sequence.
 
     Args:
-        mask: ``[T, B]`` booleans, true where a step is real; ``None``: all steps are real.
+        mask: ``[T, B]`` booleans, true where a step is real; ``None``: all steps are real. One that
+            is inverted looks as padding in front does, so that only an empty sequence shows it.
         name: the name of ``x``, for messages.
         x: a tensor ``[T, B, ...]``.
 
@@ -78,7 +79,8 @@ def check_mask(mask: Tensor | None, name: str, x: Tensor) -> None:
         if len(empty):
             raise ValueError(
                 f"mask: sequence {int(empty[0])} of the batch has no real step. Leave it out of "
-                "the batch."
+                "the batch. True is where the data is real: if it is True at padding, as "
+                "PyTorch's src_key_padding_mask is, give ~mask."
             )
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -35,6 +36,8 @@ from tests.diagnosis.cases import (
 from tracetorch import functional, snn
 from tracetorch.core.walk import named_parameters
 from tracetorch.diagnosis import Diagnosis, Finding
+
+RAGGED = torch.arange(25)[:, None] < torch.linspace(10, 24, B).int()
 
 
 def found(d: Diagnosis, name: str, layer: str, severity: str) -> Finding:
@@ -743,6 +746,31 @@ def test_short_memory_is_a_note_for_a_loss_on_every_step_of_ragged_sequences() -
 
     d = tt.diagnose(dense(), (x(200), target()), every, mask=mask)
     assert d.named("short-memory")[0].severity == "note"
+
+
+def test_a_loss_that_reads_the_padding() -> None:
+    """Partly, only, through an inverted mask, and not at all; padding before the data too."""
+    for mask in (RAGGED, RAGGED.flip(0)):
+
+        def of(loss: Callable[[Tensor, Tensor], Tensor], mask: Tensor = mask) -> Any:
+            return tt.diagnose(dense(), (x(), target()), loss, mask=mask)
+
+        def masked(y: Tensor, t: Tensor, mask: Tensor = mask) -> Tensor:
+            return tt.loss.membrane_cross_entropy(y, t, over="mean", mask=mask)
+
+        def inverted(y: Tensor, t: Tensor, mask: Tensor = mask) -> Tensor:
+            return tt.loss.membrane_cross_entropy(y, t, over="mean", mask=~mask)
+
+        partly, only = of(mean), of(inverted)
+        share = found(partly, "padding-in-loss", "", "warning").value
+        assert share == pytest.approx(float((~mask).double().mean()), abs=0.05)
+        assert found(only, "padding-in-loss", "", "error").value == 1
+        assert not of(masked).named("padding-in-loss")
+        everywhere = torch.ones_like(mask)
+        assert not of(mean, mask=everywhere).named("padding-in-loss")
+    d = tt.diagnose(dense(), (x(), target()), last, mask=RAGGED)
+    end = found(d, "padding-in-loss", "", "error")
+    assert "tt.decode.last(y, mask=mask) instead of y[-1]" in end.advice
 
 
 def test_diagnose_works_in_inference_mode_and_without_gradients() -> None:

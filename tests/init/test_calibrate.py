@@ -289,3 +289,16 @@ def test_states_of_another_batch_are_kept_and_frozen_layers_are_scaled() -> None
     assert net[1].mem is membranes
     assert not torch.equal(net[0].weight, weight)
     assert not net[0].weight.requires_grad
+
+
+def test_nan_in_padding_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    net: Any = nn.Sequential(nn.Linear(4, 8), snn.LIF(8))
+    x, mask = torch.rand(9, 3, 4), torch.arange(9)[:, None] < torch.tensor([9, 7, 5])
+    weight = net[0].weight.clone()
+    tt.init.calibrate_(net, x, mask=mask)
+    assert caplog.text == ""
+    scaled = net[0].weight.clone()
+    net[0].weight.data.copy_(weight)
+    tt.init.calibrate_(net, x.masked_fill(~mask[..., None], torch.nan), mask=mask)
+    torch.testing.assert_close(net[0].weight, scaled)
+    assert "The padding of x is not finite." in caplog.text

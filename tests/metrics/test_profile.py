@@ -145,7 +145,7 @@ def test_rows_of_layers_that_return_no_tensor_or_are_not_called() -> None:
             self.cell, self.idle, self.out = nn.LSTM(4, 3), nn.Linear(2, 2), snn.LIF(3)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.out(self.cell(x)[0])
+            return self.out(self.cell(x[None])[0][0])
 
     lines = str(metrics.profile(Model(), torch.rand(5, 2, 4), by="step")).splitlines()
     assert lines[2].split()[:4] == ["cell", "LSTM", "-", "108"]

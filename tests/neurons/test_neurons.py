@@ -594,3 +594,14 @@ def test_a_setup_without_a_value_has_the_default_of_the_nearest_class() -> None:
     assert not fixed.rho.requires_grad
     assert not Fixed(1, rho={"rank": 0}).rho.requires_grad  # an unset field of the default's
     assert Fixed(1, rho=0.7).rho.requires_grad  # a number is a whole setup
+
+
+def test_error_names_the_module_that_has_the_neuron() -> None:
+    with pytest.raises(
+        AttributeError, match=r"'SEAdLIF'\. Neurons of the lit.*tracetorch\.neurons\."
+    ):
+        _ = snn.SEAdLIF  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match=r"'LIF'\. It is in tracetorch\.snn: tt\.snn\.LIF\."):
+        _ = neurons.LIF  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match=r"has no attribute 'lif'\.$"):
+        _ = neurons.lif  # type: ignore[attr-defined]

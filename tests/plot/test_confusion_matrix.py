@@ -59,6 +59,7 @@ WRONG: list[tuple[Any, Any, dict[str, Any], type[Exception], str]] = [
     (FOUND, TRUE[:3], {}, ValueError, r"got \[6\] and \[3\]"),
     (FOUND[:0], TRUE[:0], {}, ValueError, "of some samples"),
     (FOUND.float(), TRUE, {}, TypeError, "predicted must be integers"),
+    (torch.rand(5, 6, 3), TRUE, {}, ValueError, r"over time \[T, N, C\]: tt\.decode\.rate\("),
     (FOUND, TRUE.float(), {}, TypeError, "labels must be integers"),
     (torch.full((6, 3), torch.nan), TRUE, {}, ValueError, "a score is NaN"),
     (FOUND, TRUE - 1, {}, ValueError, "classes must be 0 to 2, got -1 to 2"),

@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tracetorch.unrolling.inputs import Inputs, parse_inputs
 
 T, B = 5, 2
+RAGGED = [torch.ones(3, 2), torch.ones(2, 2)]
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # a prototype, says PyTorch
+    NESTED = torch.nested.nested_tensor(RAGGED)
+JAGGED = torch.nested.nested_tensor(RAGGED, layout=torch.jagged)
+PACKED = nn.utils.rnn.pack_sequence(RAGGED)
 
 
 def sequence(features: int = 3) -> Tensor:
@@ -71,6 +78,12 @@ def test_static_inputs_have_no_time() -> None:
         ((sequence(), None, "t", True), TypeError, "time_dim must be an integer, got 't'"),
         ((sequence(), None, 3, True), ValueError, r"time_dim is 3, but x has shape \[5, 2, 3\]"),
         (([1.0], None, 0, True), TypeError, "a tensor, a tuple or a dict of tensors, got list"),
+        ((NESTED, None, 0, True), TypeError, r"got a nested tensor\. .*tt\.data\.pad\(sequences\)"),
+        ((NESTED, None, 1, True), TypeError, r"got a nested tensor\. .*tt\.data\.pad\(sequences\)"),
+        ((JAGGED, None, 0, True), TypeError, r"got a nested tensor\. .*tt\.data\.pad\(sequences\)"),
+        ((PACKED, None, 0, True), TypeError, r"got PackedSequence\. .*mask goes to losses, decod"),
+        ((RAGGED, None, 0, True), TypeError, r"got list\. Sequences of unequal length: x, mask ="),
+        ((3, None, 0, True), TypeError, r"got int\.$"),
         (((), None, 0, True), ValueError, "x holds no tensor"),
         (({}, None, 0, True), ValueError, "x holds no tensor"),
         (((sequence(), 1), None, 0, True), TypeError, r"x\[1\] must be a tensor, got int"),

@@ -22,7 +22,7 @@ MESSAGE = r"LIF\(4\) took an input of shape \[6, 3, 4\] for ONE time step.*tt\.u
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stateful_layer, "_warned_of_sequence", False)
     unrolling = sys.modules["tracetorch.unrolling.unroll"]  # the function hides its module
-    monkeypatch.setattr(unrolling, "_nan_reported", False)
+    monkeypatch.setattr(unrolling, "_nan_reported", set())
 
 
 @pytest.mark.parametrize("grad", [True, False])
@@ -111,6 +111,30 @@ def test_nan_is_logged_once(by: Any, grad: bool, caplog: pytest.LogCaptureFixtur
     (message,) = (record.getMessage() for record in caplog.records)
     assert message.startswith("1.mem is NaN at the end of a sequence. A neuron's spike is 0")
     assert "tt.unroll(model, x, check=True) names where it begins" in message
+    assert ("one step of the optimizer makes weights NaN" in message) is grad
+
+
+def test_nan_is_logged_again_where_there_are_gradients(caplog: pytest.LogCaptureFixture) -> None:
+    """NaN padding leaves the loss finite, and no weight after one step, as the log says."""
+    net: Any = nn.Sequential(nn.Linear(4, 4), snn.LIF(4))
+    x, mask = torch.rand(5, 3, 4), torch.arange(5)[:, None] < torch.tensor([5, 4, 3])
+    x = x.masked_fill(~mask[..., None], torch.nan)
+
+    def gradient() -> torch.Tensor:
+        y = tt.unroll(net, x, from_rest=True)
+        tt.decode.rate(y, mask=mask).sum().backward()
+        return net[0].weight.grad
+
+    with torch.no_grad():
+        tt.unroll(net, x, from_rest=True)
+    assert len(caplog.records) == 1
+    assert gradient().isnan().any()
+    assert len(caplog.records) == 2
+    assert "fill it, with x.masked_fill(~mask[..., None], 0)" in caplog.text
+    x = x.masked_fill(~mask[..., None], 0)
+    net.zero_grad()
+    assert gradient().isfinite().all()
+    assert len(caplog.records) == 2
 
 
 def test_nan_is_not_looked_for_inside_a_transform(caplog: pytest.LogCaptureFixture) -> None:

@@ -308,6 +308,7 @@ class UnusualOutput(nn.Module):
     [
         (Twice(), r"layer 'cell', LIF\(3\), is called twice in one step.*by=\"step\""),
         (nn.Sequential(nn.RNN(3, 3)), r"0 \(RNN\) keeps a memory of its own: it cannot run by lay"),
+        (nn.LSTM(3, 3), r"\. By step, .* on the whole sequence, outside .*nn\.LSTMCell with a mem"),
         (nn.ModuleDict({"g": nn.GRUCell(3, 3)}), r"g \(GRUCell\) keeps a memory of its own"),
         (nn.Sequential(nn.Flatten(0)), r"0 \(Flatten\) flattens the batch"),
         (nn.Sequential(nn.Softmax(0)), r"0 \(Softmax\) mixes the samples of the batch"),
@@ -479,3 +480,29 @@ def test_type_of_the_result_follows_from_record() -> None:
     assert_type(tt.unroll(net, x), Any)
     assert_type(tt.unroll(net, x, record=None), Any)
     assert list(recorded[1]) == ["0.mem"]
+
+
+class PerStep(snn.TTModule):
+    """Call a GRU on one step, with a time of its own or without."""
+
+    def __init__(self, *, keyword: bool, time: bool) -> None:
+        super().__init__()
+        self.gru, self.keyword, self.time = nn.GRU(3, 3), keyword, time
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[None] if self.time else x
+        y: Tensor = (self.gru(input=x) if self.keyword else self.gru(x))[0]
+        return y[0] if self.time else y
+
+
+@pytest.mark.parametrize("keyword", [False, True])
+def test_by_step_does_not_take_a_batch_for_a_sequence(keyword: bool) -> None:
+    x = torch.ones(4, 2, 3)
+    message = r"gru \(GRU\) keeps a memory of its own\. By step, a batch.*nn\.GRUCell"
+    for run in (tt.unroll, tt.metrics.profile):
+        with pytest.raises(ValueError, match=message):
+            run(PerStep(keyword=keyword, time=False), x, by="step")
+    # with a time of its own inside the step it is right
+    model = PerStep(keyword=keyword, time=True)
+    assert torch.equal(tt.unroll(model, x, by="step"), torch.stack([model(step) for step in x]))
+    assert not model.gru._forward_pre_hooks

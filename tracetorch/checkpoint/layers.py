@@ -95,6 +95,8 @@ def _mismatches(file: LayerDescription, model: LayerDescription) -> Iterator[str
     for part in ("equations", "num_neurons", "dim", "states"):
         if file[part] != model[part]:
             yield f"{part}: {file[part]!r} in the file, {model[part]!r} in the model"
+            if part == "equations":
+                return  # another neuron, with other parameters and options throughout
     for kind, absent in (("parameters", "absent"), ("options", "unset")):
         in_file, in_model = file[kind], model[kind]
         for name in {**in_file, **in_model}:

@@ -36,14 +36,15 @@ def diagnose(
     """Diagnose why a model does not learn, from one forward and backward pass.
 
     It looks for inputs that are zero, not finite or of a wild scale; a loss that is not finite or
-    has no gradient, and where the first value that is not finite appears; outputs that are the same
-    for all samples; neurons that are dead or saturated, and how far the dead ones are from firing;
-    membranes beyond the surrogate's reach, by its own derivative; gradients that vanish or explode
-    over layers or over time; half-lives too short for the sequence, or averages too slow for it;
-    states carried over from an earlier batch, or zeroed between steps; parameters that the loss
-    does not depend on, that are frozen, or that the optimizer does not have; layers whose input is
-    too busy for their product to be computed with events. With ``online``, also parameters that a
-    rule of :func:`tracetorch.online` would move elsewhere, or why it cannot run the model.
+    has no gradient, or reads what ``mask`` says is padding, and where the first value that is not
+    finite appears; outputs that are the same for all samples; neurons that are dead or saturated,
+    and how far the dead ones are from firing; membranes beyond the surrogate's reach, by its own
+    derivative; gradients that vanish or explode over layers or over time; half-lives too short for
+    the sequence, or averages too slow for it; states carried over from an earlier batch, or zeroed
+    between steps; parameters that the loss does not depend on, that are frozen, or that the
+    optimizer does not have; layers whose input is too busy for their product to be computed with
+    events. With ``online``, also parameters that a rule of :func:`tracetorch.online` would move
+    elsewhere, or why it cannot run the model.
 
     The model is run from rest, in its current mode, training mode included. Parameters, gradients,
     states, buffers, modes and the random state are restored afterwards.
@@ -56,7 +57,8 @@ def diagnose(
             ``[T, B, ...]``, and ``rest`` is what follows the input in ``batch``.
         optimizer: an optimizer whose parameters and settings are to be checked.
         mask: ``[T, B]``, true where a step is real, to leave padding out of rates, reach and
-            membranes, and to know where each sequence ends; the loss takes its own, from ``batch``.
+            membranes, and to know where each sequence ends; the loss takes its own, from ``batch``,
+            and one that reads padding all the same is a finding.
         stream: whether states are carried from batch to batch on purpose.
         steps: as for ``tt.unroll``.
         by: as for ``tt.unroll``.
@@ -106,6 +108,7 @@ def diagnose(
         *parameters.findings(evidence, optimizer),
         *activity.findings(evidence),
         *data.equal_outputs(evidence),
+        *memory.padding_in_loss(evidence),
         *gradients.findings(evidence),
         *memory.findings(evidence),
         *by_rule,

@@ -85,6 +85,38 @@ def zeroed_states(evidence: Evidence) -> Iterator[Finding]:
         )
 
 
+def padding_in_loss(evidence: Evidence) -> Iterator[Finding]:
+    """Find a loss whose gradient reaches outputs in the padding."""
+    mask = evidence.mask
+    if mask is None or bool(mask.all()):
+        return
+    whole = padded = 0.0
+    for gradient in evidence.output_gradients:
+        if gradient is None or gradient.shape[:2] != mask.shape:
+            continue
+        squares = gradient.double().square()
+        if not bool(squares.isfinite().all()):
+            return  # for which there are other findings
+        whole += float(squares.sum())
+        padded += float(squares[~mask.to(squares.device)].sum())
+    if padded == 0:
+        return
+    share = padded / whole
+    alone = padded == whole
+    yield measured("error" if alone else "warning", "padding-in-loss", "", share)(
+        f"{100 * share:.3g} % of the squared gradient of the loss is at outputs in the padding.",
+        "The loss reads steps that are no data"
+        + (
+            ", and nothing else: what is learned is the padding."
+            if alone
+            else ": a short sequence is judged by what the network does after its end."
+        ),
+        "Give the loss or the decoder the mask, true where a step is real: "
+        "tt.loss.membrane_cross_entropy(y, target, mask=mask), tt.decode.last(y, mask=mask) "
+        "instead of y[-1]. A mask that is true at padding is inverted: give ~mask.",
+    )
+
+
 def findings(evidence: Evidence) -> Iterator[Finding]:
     """Find half-lives that are too short or too long for the sequence."""
     T = evidence.inputs.steps

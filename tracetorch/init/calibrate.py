@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,9 @@ from tracetorch.init.response import response_of
 from tracetorch.init.scaling import scale_all
 from tracetorch.init.stages import check_moments
 from tracetorch.ragged import check_mask, real_steps_first
-from tracetorch.unrolling.inputs import parse_inputs
+from tracetorch.unrolling.inputs import Inputs, parse_inputs, tensors_by_name
+
+_log = logging.getLogger("tracetorch")
 
 
 def calibrate_(
@@ -52,7 +55,7 @@ def calibrate_(
         steps: as in ``unroll``.
         mask: ``[T, B]`` booleans, true where a step is real: each sequence counts as if its padding
             were cut out, whatever that holds; ``None``: all steps are real. A norm in training sees
-            zeros behind each sequence.
+            zeros behind each sequence. NaN in padding is logged, for it makes gradients NaN later.
 
     Returns:
         What was reached, by path of the neuron layer.
@@ -82,6 +85,7 @@ def calibrate_(
         # no padding comes before real steps then
         front, real = mask, real_steps_first(mask, mask)
         if not inputs.static:
+            _report_nan(inputs, mask)
             moved = inputs.map(lambda x: real_steps_first(x, front.to(x.device)))
             inputs = replace(inputs, tensors=moved)
         mask = real
@@ -89,3 +93,16 @@ def calibrate_(
     responses = {stage.path: response_of(stage.neuron, stage.path) for stage in calls.stages}
     with restored_on_error(model.parameters()):
         return scale_all(Trial(model, inputs.tensors, steps, calls, responses, target, mean, mask))
+
+
+def _report_nan(inputs: Inputs, mask: Tensor) -> None:
+    """Log that padding holds NaN or infinity, which harms gradients in training."""
+    for name, x in tensors_by_name(inputs.tensors).items():
+        if x.is_floating_point() and not bool(x[~mask.to(x.device)].isfinite().all()):
+            _log.warning(
+                "The padding of %s is not finite. calibrate_ leaves it out, but in training "
+                "gradients of weights become NaN, for 0 * NaN is NaN: fill it, with "
+                "x.masked_fill(~mask[..., None], 0).",
+                name,
+            )
+            return

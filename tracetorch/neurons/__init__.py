@@ -5,6 +5,9 @@ setup: ``beta={"value": 0.95, "rank": 0, "learnable": False}``. One step is one 
 defaults; for another, ``tt.functional.time_constant_to_decay(tau, dt)`` gives a decay.
 """
 
+from typing import TYPE_CHECKING, NoReturn
+
+from tracetorch import snn
 from tracetorch.neurons.adaptive import ALIF, AdLIF, SEAdLIF
 from tracetorch.neurons.compartments import TCLIF
 from tracetorch.neurons.gated import GLIF
@@ -32,3 +35,10 @@ __all__ = [
     "SEAdLIF",
     "SigmaDelta",
 ]
+
+
+if not TYPE_CHECKING:  # a type checker would take every name for one of these
+
+    def __getattr__(name: str) -> NoReturn:
+        where = f" It is in tracetorch.snn: tt.snn.{name}." if name in snn.__all__ else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{where}")

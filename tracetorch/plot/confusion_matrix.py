@@ -97,6 +97,11 @@ def _counted(
     scores, labels = _as_tensor("predicted", predicted), _as_tensor("labels", labels)
     shapes = f"{list(scores.shape)} and {list(labels.shape)}"
     size = None
+    if scores.ndim == 3:
+        raise ValueError(
+            f"confusion_matrix takes predictions [N] or scores [N, C], got {list(scores.shape)}. "
+            "Of outputs over time [T, N, C]: tt.decode.rate(outputs, mask=mask), say."
+        )
     if scores.ndim == 2:
         if bool(scores.isnan().any()):
             raise ValueError("confusion_matrix: a score is NaN, which has no class.")

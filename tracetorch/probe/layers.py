@@ -114,7 +114,7 @@ def call_order(model: nn.Module, inputs: Inputs, by: Literal["layer", "step"]) -
     """
     reason = unsupported_reason(modules_of(model, closed=Recurrent)) if by == "layer" else None
     if reason is not None:
-        raise ValueError(f'{reason}: it cannot run by layer. Use by="step".')
+        raise ValueError(reason)
     order: dict[str, None] = {}
 
     def note_call(path: str) -> Hook:

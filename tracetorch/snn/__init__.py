@@ -6,6 +6,8 @@ cannot be freed any more, and FSDP frees it; and a layer's output by layer is no
 hangs its hook on it.
 """
 
+from typing import TYPE_CHECKING, NoReturn
+
 from tracetorch.snn.batch_norm import BatchNormThroughTime
 from tracetorch.snn.connect import connect, disconnect
 from tracetorch.snn.delay import Delay, DelayedConv1d, DelayedLinear
@@ -57,3 +59,10 @@ __all__ = [
     "in_degree_mask",
     "random_mask",
 ]
+
+
+if not TYPE_CHECKING:  # a type checker would take every name for one of these
+
+    def __getattr__(name: str) -> NoReturn:
+        where = " Neurons of the literature are in tracetorch.neurons." * name[:1].isupper()
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{where}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from tracetorch.core.checks import check_count, check_integer
 from tracetorch.core.torch_private import pytree
@@ -132,16 +133,21 @@ def parse_inputs(x: object, steps: int | None, time_dim: int, batched: bool) -> 
     if (
         type(x) is Tensor and steps is None and batched and type(time_dim) is int and time_dim == 0
     ):  # most often
-        shape = x.shape
-        if x.ndim > 1 and shape[0]:
+        nested = x.is_nested  # its shape is not to be had
+        if not nested and x.ndim > 1 and (shape := x.shape)[0]:
             return Inputs(x, shape[0], False, shape[1])
     if steps is not None:
         steps = check_count("steps", steps)
     if type(time_dim) is not int:
         time_dim = check_integer("time_dim", time_dim)
-    if not isinstance(x, (Tensor, tuple, dict)):
+    nested = isinstance(x, Tensor) and x.is_nested
+    if nested or isinstance(x, PackedSequence) or not isinstance(x, (Tensor, tuple, dict)):
+        got = "a nested tensor" if nested else type(x).__name__
+        ragged = nested or isinstance(x, (list, PackedSequence))
         raise TypeError(
-            f"x must be a tensor, a tuple or a dict of tensors, got {type(x).__name__}."
+            f"x must be a tensor, a tuple or a dict of tensors, got {got}."
+            + " Sequences of unequal length: x, mask = tt.data.pad(sequences), and the mask goes "
+            "to losses, decoders and metrics." * ragged
         )
     named = tensors_by_name(x)
     if not named:

@@ -25,6 +25,7 @@ from tracetorch.unrolling.unsupported import (
     computes_per_sample,
     has_memory,
     per_sample_reason,
+    refusal,
     unsupported_reason,
 )
 
@@ -54,6 +55,7 @@ class PassFacts:
         # whether these can run by layer depends on the values of their attributes
         self.by_attributes = any(map(asks_module, modules))
         self.unsupported = unsupported_reason(found.modules)
+        self.whole_sequence = [n for n, module in numbered if isinstance(module, nn.RNNBase)]
         self.per_sample = [n for n, module in numbered if computes_per_sample(type(module))]
         self.may_be_unsupported = bool(
             self.by_attributes or self.unsupported is not None or self.per_sample
@@ -99,9 +101,10 @@ class PassFacts:
         if self.by_attributes or self.unsupported is not None:
             reason = unsupported_reason(modules)
         for number in self.per_sample if steps > 1 else ():
-            reason = reason or per_sample_reason(*modules[number])
+            if reason is None and (found := per_sample_reason(*modules[number])) is not None:
+                reason = refusal(found)
         if reason is not None:
-            raise ValueError(f'{reason}: it cannot run by layer. Use unroll(..., by="step").')
+            raise ValueError(reason)
 
 
 @lru_cache(maxsize=1024)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_count, check_module
+from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.thread_owner import current_turn, owned
 from tracetorch.core.torch_private import pytree, transformed_by
 from tracetorch.core.walk import Held, Walk, join_path, modules_of
@@ -33,6 +34,7 @@ from tracetorch.unrolling.restarts import check_restarts
 from tracetorch.unrolling.segments import in_segments
 from tracetorch.unrolling.static_prefix import split_static
 from tracetorch.unrolling.trajectories import TrajectoryCollector
+from tracetorch.unrolling.unsupported import refuse_one_step
 
 _log = logging.getLogger("tracetorch")
 
@@ -216,7 +218,8 @@ def _unroll(
             known = facts if segment is None else facts_of(found)
             y = _by_layer(model, found, known, layers, part, collector, before)
         else:
-            y = _by_step(model, part, collector, holders)
+            whole = [walked.modules[number] for number in facts.whole_sequence]
+            y = _by_step(model, part, collector, holders, whole)
         return y, {} if collector is None else collector.result(part.steps)
 
     compiling = torch.compiler.is_compiling()
@@ -281,33 +284,40 @@ def _modules_at(numbers: Sequence[int], found: Walk) -> list[Any]:
     return modules
 
 
-_nan_reported = False
+_nan_reported: set[bool] = set()  # without gradients, and with them
 
 
 def _report_nan(found: Walk, neurons: Sequence[SequenceLayer], numbers: Sequence[int]) -> None:
-    """Log once that a state is NaN, for a spike of it is 0, and the outputs look finite.
+    """Log that a state is NaN, once without gradients and once with them.
+
+    A spike of it is 0, and the outputs look finite.
 
     NaN in an input stays in the states behind it to the end, which are small. Those on a GPU are
     not looked at: the process would wait for it.
     """
-    global _nan_reported
-    if _nan_reported or transformed_by() is not None:
+    if len(_nan_reported) == 2 or transformed_by() is not None:
         return
     for number, layer in zip(numbers, neurons, strict=False):  # memories come behind
         state = getattr(layer, layer.states[0], None) if layer.states else None
         if type(state) is not Tensor or state.device.type != "cpu":
             continue
-        if state.requires_grad:
+        trains = state.requires_grad
+        if trains in _nan_reported:
+            continue
+        if trains:
             state = state.detach()
         # the sum of NaN is NaN, and quicker to have
         if math.isnan(state.sum().item()) and bool(state.isnan().any()):
-            _nan_reported = True
+            _nan_reported.add(trains)
             name = join_path(found.modules[number][0], layer.states[0])
             _log.warning(
                 "%s is NaN at the end of a sequence. A neuron's spike is 0 there, so that what "
-                "follows looks finite. tt.unroll(model, x, check=True) names where it begins; "
-                "padding that a mask leaves out does no harm.",
+                "follows looks finite%s. tt.unroll(model, x, check=True) names where it begins. "
+                "NaN in padding does no harm to outputs that a mask leaves out, but gradients of "
+                "weights become NaN, for 0 * NaN is NaN: fill it, with "
+                "x.masked_fill(~mask[..., None], 0).",
                 name,
+                ", the loss too, and one step of the optimizer makes weights NaN" if trains else "",
             )
             return
 
@@ -408,11 +418,17 @@ def _by_step(
     inputs: Inputs,
     collector: TrajectoryCollector | None,
     layers: Sequence[StateHolder],
+    whole_sequence: Sequence[tuple[str, nn.Module]],
 ) -> Any:
     """Call the model once per step."""
     outputs: list[list[Any]] = []
     spec = pytree.tree_structure(None)
-    with nullcontext() if collector is None else collector.listening(layers):
+    refused = [(module, refuse_one_step(path)) for path, module in whole_sequence]
+    checked = bool(refused) and not torch.compiler.is_compiling()
+    with (
+        forward_hooks(earliest=refused) if checked else nullcontext(),
+        nullcontext() if collector is None else collector.listening(layers),
+    ):
         reset = None if inputs.reset is None else Restarts(inputs.reset)
         for t, step in enumerate(inputs.each_step()):
             if reset is not None and reset.steps[t]:

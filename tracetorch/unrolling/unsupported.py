@@ -7,8 +7,9 @@ from functools import lru_cache
 from typing import Any, TypeGuard
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from tracetorch.core.hooks import KwargsPreHook
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.state_holder import StateHolder
 from tracetorch.snn.stateful_layer import StatefulLayer, keeps_states
@@ -40,8 +41,13 @@ _NOT_BY_LAYER = (
 )
 
 
+def refusal(reason: str) -> str:
+    """Write why a model cannot run by layer, and what to do."""
+    return f'{reason}: it cannot run by layer. Use unroll(..., by="step").'
+
+
 def unsupported_reason(modules: Iterable[tuple[str, nn.Module]]) -> str | None:
-    """Return the first reason why a model cannot run by layer, or ``None``.
+    """Return why the first module that is in the way cannot run by layer, or ``None``.
 
     Args:
         modules: every module of the model with its path.
@@ -54,21 +60,48 @@ def unsupported_reason(modules: Iterable[tuple[str, nn.Module]]) -> str | None:
             continue
         label = f"{path or 'the model'} ({type(module).__name__})"
         if reason is not None:
-            return f"{label} {reason}"
+            return refusal(f"{label} {reason}")
         if has_memory(module):
             names = " and ".join(map(repr, module.active_states))
-            return f"{label} keeps a memory of its own, {names}, from step to step"
+            return refusal(f"{label} keeps a memory of its own, {names}, from step to step")
+        if isinstance(module, nn.RNNBase):
+            return f"{label} keeps a memory of its own: it cannot run by layer. {_whole(module)}"
         if isinstance(module, _WITH_MEMORY):
-            return f"{label} keeps a memory of its own"
+            return refusal(f"{label} keeps a memory of its own")
         if isinstance(module, nn.MultiheadAttention) and not module.batch_first:
-            return f"{label} takes dimension 0 for its sequence (batch_first=False)"
+            return refusal(f"{label} takes dimension 0 for its sequence (batch_first=False)")
         if isinstance(module, nn.Flatten) and module.start_dim == 0:
-            return f"{label} flattens the batch (start_dim=0)"
+            return refusal(f"{label} flattens the batch (start_dim=0)")
         if isinstance(module, nn.Unflatten) and module.dim == 0:
-            return f"{label} splits the batch (dim=0)"
+            return refusal(f"{label} splits the batch (dim=0)")
         if isinstance(module, _ACROSS_DIM) and getattr(module, "dim", None) == 0:
-            return f"{label} mixes the samples of the batch (dim=0)"
+            return refusal(f"{label} mixes the samples of the batch (dim=0)")
     return None
+
+
+def _whole(module: nn.RNNBase) -> str:
+    """Say how to run a layer of PyTorch's that takes a whole sequence in one call."""
+    kind = next(k for k in (nn.GRU, nn.LSTM, nn.RNN, nn.RNNBase) if isinstance(module, k))
+    cell = "a cell" if kind is nn.RNNBase else f"nn.{kind.__name__}Cell"
+    return (
+        "By step, a batch [B, F] would be one sequence to it. Call it on the whole sequence, "
+        f"outside of unroll, or use {cell} with a memory: self.memory."
+    )
+
+
+def refuse_one_step(path: str) -> KwargsPreHook:
+    """Return a hook that raises where an ``nn.RNNBase`` takes the batch of a step for a sequence.
+
+    A call with three dimensions has a time of its own, inside the step.
+    """
+
+    def hook(module: nn.RNNBase, args: Any, kwargs: Any) -> None:
+        x = args[0] if args else kwargs.get("input")
+        if isinstance(x, Tensor) and x.ndim == 2:
+            label = f"{path or 'the model'} ({type(module).__name__})"
+            raise ValueError(f"{label} keeps a memory of its own. {_whole(module)}")
+
+    return hook
 
 
 def computes_per_sample(kind: Any) -> bool:
