@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -24,6 +23,7 @@ from tracetorch.snn.restarts import Restarts
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.state_holder import StateHolder
 from tracetorch.snn.stateful_layer import StateSnapshot, clear_states, running
+from tracetorch.snn.stream_watch import has_nan
 from tracetorch.unrolling.check import check_both_ways
 from tracetorch.unrolling.inputs import Inputs, call, parse_inputs, with_reset
 from tracetorch.unrolling.layer_pass import LayerPass
@@ -249,7 +249,8 @@ def _unroll(
         if not compiling:
             running.sequence = outer
     if not compiling and not outer:
-        _report_nan(walked, neurons, numbers)
+        goes_on = not arguments.from_rest and any(s is not None for _, _, s in before.states)
+        _report_nan(walked, neurons, numbers, "stream" if goes_on else "sequence")
     if arguments.from_rest:
         before.restore()
     return y if record is None else (y, trajectories)
@@ -281,27 +282,22 @@ def _modules_at(numbers: Sequence[int], found: Walk) -> list[Any]:
     return modules
 
 
-_nan_reported = False
-
-
-def _report_nan(found: Walk, neurons: Sequence[SequenceLayer], numbers: Sequence[int]) -> None:
+def _report_nan(
+    found: Walk, neurons: Sequence[SequenceLayer], numbers: Sequence[int], within: str
+) -> None:
     """Log once that a state is NaN, for a spike of it is 0, and the outputs look finite.
 
+    Once for each model; where the sequence went on from earlier states, once until they are zeroed.
     NaN in an input stays in the states behind it to the end, which are small. Those on a GPU are
     not looked at: the process would wait for it.
     """
-    global _nan_reported
-    if _nan_reported or transformed_by() is not None:
+    if any(layer._nan_reported for layer in neurons) or transformed_by() is not None:
         return
     for number, layer in zip(numbers, neurons, strict=False):  # memories come behind
         state = getattr(layer, layer.states[0], None) if layer.states else None
-        if type(state) is not Tensor or state.device.type != "cpu":
-            continue
-        if state.requires_grad:
-            state = state.detach()
-        # the sum of NaN is NaN, and quicker to have
-        if math.isnan(state.sum().item()) and bool(state.isnan().any()):
-            _nan_reported = True
+        if has_nan(state):
+            for each in neurons:
+                each.__dict__["_nan_reported"] = within
             name = join_path(found.modules[number][0], layer.states[0])
             _log.warning(
                 "%s is NaN at the end of a sequence. A neuron's spike is 0 there, so that what "
