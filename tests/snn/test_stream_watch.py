@@ -1,4 +1,4 @@
-"""What goes wrong in a stream without an error is told: NaN that stays, and a graph that grows."""
+"""What goes wrong in a stream without an error is logged: NaN that stays, and a graph that grows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(net: nn.Module, steps: int, first: float = 1.0) -> None:
         net(torch.full((1, 3), 1.0 if number else first))
 
 
-def test_nan_in_a_stream_is_told_once_until_it_is_zeroed(caplog: pytest.LogCaptureFixture) -> None:
+def test_nan_in_a_stream_is_logged_once_until_it_is_zeroed(caplog: pytest.LogCaptureFixture) -> None:
     net = network()
     with torch.no_grad():
         run(net, 20)
@@ -44,7 +44,7 @@ def test_nan_in_a_stream_is_told_once_until_it_is_zeroed(caplog: pytest.LogCaptu
     assert caplog.text.count("is NaN") == len(caplog.records) == 3
 
 
-def test_sequences_of_a_stream_tell_of_nan_again_once_it_was_zeroed(
+def test_sequences_of_a_stream_log_nan_again_once_it_was_zeroed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     net, x = network(), torch.ones(4, 1, 3)
@@ -56,7 +56,7 @@ def test_sequences_of_a_stream_tell_of_nan_again_once_it_was_zeroed(
     assert caplog.text.count("1.mem is NaN") == len(caplog.records) == 2
 
 
-def test_a_graph_without_an_end_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_graph_without_an_end_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     net = network().eval()
     with torch.no_grad():
         run(net, 50)
@@ -96,7 +96,8 @@ def test_a_learner_refuses_what_is_not_finite() -> None:
     with pytest.raises(ValueError, match=r"mem of layer '1', LIF\(4\), has NaN or infinite"):
         learner(torch.ones(1, 3))
     after = tt.get_states(learner)
-    assert before.keys() == after.keys() and len(before) > 2
+    assert before.keys() == after.keys()
+    assert len(before) > 2
     assert all(torch.equal(before[name], after[name]) for name in before)
     with torch.no_grad():
         net[0].weight.copy_(weight)

@@ -91,9 +91,9 @@ def load(
         path: the file.
         model: any module.
         strict: whether names and modules must be the same in both; if false, names that only one of
-            them has are skipped and returned (one at least must fit), and modules that receive no value, or that you
+            them has are skipped and returned, and modules that receive no value, or that you
             defined, may be of another class. Layers, settings and tensors that both have must
-            always agree.
+            always agree, and one name at least must be in both.
         states: whether to load the states of the file too.
         optimizer: into which its state is loaded, of one with the same parameters in the same
             groups; make it, and the scheduler, as for a new training.

@@ -137,11 +137,12 @@ class OnnxStream:
         check_mask(where)
         if self._states is None:
             return
-        if len(where) != self._batch:
-            raise ValueError(
-                f"the states are those of a batch of {self._batch}; the mask has {len(where)} "
-                "entries."
-            )
+        for name, state in self._states.items():
+            if len(state) != len(where):  # of a module that folds something into the batch, too
+                raise ValueError(
+                    f"{name} is held for a batch of {len(state)}, shape {list(state.shape)}; the "
+                    f"mask has {len(where)} entries."
+                )
         mask = where.cpu().numpy()
         for name, start in self.interface.initial_states(len(where)).items():
             state = self._states[name].copy()
