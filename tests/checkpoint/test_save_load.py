@@ -437,3 +437,25 @@ def test_a_parameter_of_one_value_with_stride_zero_is_saved(tmp_path: Path) -> N
     twin.scale = nn.Parameter(torch.zeros(1))
     tt.load(tmp_path / "model.safetensors", twin)
     assert twin.scale.item() == 2.0
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("states", [True, False])
+def test_a_file_of_a_learner_is_not_one_of_its_model(
+    tmp_path: Path, strict: bool, states: bool
+) -> None:
+    net = nn.Sequential(nn.Linear(3, 2), snn.LIF(2))
+    path = tmp_path / "learner.safetensors"
+    learner = tt.online(net, "eprop")
+    learner(torch.rand(1, 3))
+    tt.save(learner, path, states=True)
+    with pytest.raises(ValueError, match=r"of an online learner: .*learner\.model"):
+        tt.load(path, net, strict=strict, states=states)
+    tt.load(path, tt.online(net, "eprop"), strict=strict, states=states)
+
+
+def test_what_fits_nothing_is_refused_without_strict(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    tt.save(nn.Sequential(nn.Linear(3, 2)), path)
+    with pytest.raises(ValueError, match="none of its names is one of the model's"):
+        tt.load(path, nn.Linear(3, 2), strict=False)

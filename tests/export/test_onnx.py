@@ -112,12 +112,38 @@ def test_unregistered_layers_and_user_defined_neurons(tmp_path: Path) -> None:
     assert_agree(None, None, stream.get_states(), states)
 
 
+def test_a_mask_restarts_samples_from_what_a_neuron_starts_from(tmp_path: Path) -> None:
+    net: Any = nn.Sequential(tt.neurons.Izhikevich(3), snn.SLIF(3))
+    tt.export.onnx(net, tmp_path / "net.onnx", torch.rand(1, 3))
+    stream = tt.export.OnnxStream(tmp_path / "net.onnx")
+    mask = torch.tensor([True, False, False, True])
+    stream.zero_states(where=mask)  # before the first step there is nothing to restart
+    with torch.no_grad():
+        for x in 10 * torch.rand(5, 4, 3):
+            net(x), stream(x)
+    stream.set_states(tt.get_states(net))
+    before = stream.get_states()
+    for wrong in (mask[:3], mask.int()):
+        with pytest.raises((ValueError, TypeError), match=r"mask has 3 entries|mask\[indices\]"):
+            stream.zero_states(where=wrong)
+    tt.zero_states(net, where=mask)
+    stream.zero_states(where=mask)
+    expected, found = tt.get_states(net), stream.get_states()
+    for name, state in expected.items():
+        assert torch.equal(found[name], state)
+        assert torch.equal(found[name][1:3], before[name][1:3])
+    assert not torch.equal(found["0.v"][0], before["0.v"][0])
+    assert found["0.v"][0].tolist() == [-65.0] * 3
+
+
 def test_a_state_may_be_a_multiple_of_the_batch(tmp_path: Path) -> None:
     model = Folded()
     tt.export.onnx(model, tmp_path / "net.onnx", torch.rand(1, 8))
     stream = tt.export.OnnxStream(tmp_path / "net.onnx")
     x = sequence(5, 3, 8, dtype=torch.float32)
     assert_equal((streamed(stream, x), stream.get_states()), reference(model, x))
+    with pytest.raises(ValueError, match="the mask has 3 entries"):
+        stream.zero_states(where=torch.tensor([True, False, True]))
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import nn
 import tracetorch as tt
 from tests.cases import layer
 from tracetorch import snn
-from tracetorch.snn import stateful_layer
+from tracetorch.snn import stateful_layer, stream_watch
 
 MESSAGE = r"LIF\(4\) took an input of shape \[6, 3, 4\] for ONE time step.*tt\.unroll\(model, x\)"
 
@@ -21,8 +20,7 @@ MESSAGE = r"LIF\(4\) took an input of shape \[6, 3, 4\] for ONE time step.*tt\.u
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stateful_layer, "_warned_of_sequence", False)
-    unrolling = sys.modules["tracetorch.unrolling.unroll"]  # the function hides its module
-    monkeypatch.setattr(unrolling, "_nan_reported", set())
+    monkeypatch.setattr(stream_watch, "_graph_reported", False)
 
 
 @pytest.mark.parametrize("grad", [True, False])

@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +93,7 @@ def load(
         strict: whether names and modules must be the same in both; if false, names that only one of
             them has are skipped and returned, and modules that receive no value, or that you
             defined, may be of another class. Layers, settings and tensors that both have must
-            always agree.
+            always agree, and one name at least must be in both.
         states: whether to load the states of the file too.
         optimizer: into which its state is loaded, of one with the same parameters in the same
             groups; make it, and the scheduler, as for a new training.
@@ -137,6 +137,8 @@ def load(
     rename = str if is_plain else file_rename(values, targets)
     values = renamed(values, rename)
     # Every check comes before the first value is written.
+    if _is_of_learner(values, targets):
+        raise ValueError(f"{mismatch}. {_LEARNER}")
     if header is not None:
         layers = renamed(describe_layers(model))
         unlike = differences(renamed(header.layers, rename), layers, strict)
@@ -150,6 +152,11 @@ def load(
     _check_training(path, header, training, {**parts, **({"rng": rng} if rng else {})}, model)
     missing = tuple(name for name in targets if name not in values)
     unexpected = tuple(name for name in values if name not in targets)
+    if not strict and targets and values and len(unexpected) == len(values):
+        raise ValueError(
+            f"{mismatch}: none of its names is one of the model's, so that strict=False would load "
+            f"nothing. {_join_first(_name_mismatches(missing, unexpected))}."
+        )
     if strict and (missing or unexpected):
         names = _name_mismatches(missing, unexpected)
         raise ValueError(f"{mismatch}. {_join_first(names)}. {advice}")
@@ -233,6 +240,10 @@ def _check_training(
 
 
 _ADVICE = "Build the model as it was saved"
+_LEARNER = (
+    "The file is of an online learner: load it with tt.load(path, tt.online(model)), or save "
+    "learner.model."
+)
 
 
 def _name_mismatches(missing: tuple[str, ...], unexpected: tuple[str, ...]) -> list[str]:
@@ -242,6 +253,12 @@ def _name_mismatches(missing: tuple[str, ...], unexpected: tuple[str, ...]) -> l
         hint = f", perhaps what the model calls {near[0]!r}" if near else ""
         found.append(f"only the file has {name!r}{hint}")
     return found
+
+
+def _is_of_learner(values: Iterable[str], targets: Iterable[str]) -> bool:
+    """Whether a file holds all the names of a model, and only those, as an online learner does."""
+    names = {*targets}
+    return bool(names) and {*values} == {f"model.{name}" for name in names}
 
 
 def _states_by_path(model: nn.Module, states: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 from torch import nn
 
@@ -37,7 +38,7 @@ def save(
     constraints and the forward of its spike functions; for every other module its class and, where
     PyTorch or traceTorch defines it, its settings: :func:`tt.load` refuses a model that differs in
     them. A checksum detects damage. A tensor with several names is written once. NaN and infinite
-    values are written like all others.
+    values are written like all others, with a warning where a state is NaN.
 
     With ``optimizer=``, ``scheduler=`` and ``rng=True`` a training goes on from the file exactly as
     it would have gone on, in the middle of an epoch too; ``progress=`` says where that was. Of an
@@ -89,6 +90,13 @@ def save(
     current = renamed(get_states(model)) if states else None
     for name, state in (current or {}).items():
         tensors[STATE_PREFIX + name] = state.cpu().contiguous()
+    nan = [name for name, state in (current or {}).items() if bool(state.isnan().any())]
+    if nan:
+        warnings.warn(
+            f"{', '.join(map(repr, nan))} of the states saved to {os.fspath(path)!r} hold NaN, and "
+            "what goes on from there begins with it. Call zero_states() before.",
+            stacklevel=2,
+        )
     tensors |= training_tensors
     header = Header(
         __version__,

@@ -23,6 +23,7 @@ from tracetorch.export.interface import (
     next_state_name,
 )
 from tracetorch.export.tensor_spec import DTYPES, TensorSpec
+from tracetorch.snn.traversal import check_mask
 
 Array: TypeAlias = Tensor | NDArray[Any]
 
@@ -120,9 +121,33 @@ class OnnxStream:
             values = {name: torch.from_numpy(values[name]) for name in leaf_names(outputs)}
         return fill_structure(outputs, values)
 
-    def zero_states(self) -> None:
-        """Start a new sequence, with any batch size."""
-        self._states = None
+    def zero_states(self, *, where: Tensor | None = None) -> None:
+        """Start a new sequence, with any batch size; with ``where`` restart just those samples.
+
+        Args:
+            where: boolean mask over the batch; ``True`` sets the sample to initial states.
+
+        Raises:
+            TypeError: the mask is not a boolean tensor.
+            ValueError: it does not fit the batch.
+        """
+        if where is None:
+            self._states = None
+            return
+        check_mask(where)
+        if self._states is None:
+            return
+        for name, state in self._states.items():
+            if len(state) != len(where):  # of a module that folds something into the batch, too
+                raise ValueError(
+                    f"{name} is held for a batch of {len(state)}, shape {list(state.shape)}; the "
+                    f"mask has {len(where)} entries."
+                )
+        mask = where.cpu().numpy()
+        for name, start in self.interface.initial_states(len(where)).items():
+            state = self._states[name].copy()
+            state[mask] = start.numpy()[mask]
+            self._states[name] = state
 
     def get_states(self) -> dict[str, Tensor]:
         """Return copies of the states, as ``tt.get_states`` does; none before the first input."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from tracetorch.core.torch_private import (
     current_backward,
     exclude_from_compile,
     functorch_active,
+    pytree,
 )
 from tracetorch.core.walk import named_parameters
 from tracetorch.online_learning.dropped import DroppedPath
@@ -175,11 +177,12 @@ class OnlineLearner(ExtraStates):
         Raises:
             ValueError: gradients are disabled; the call is inside a transform of ``torch.func`` or
                 inside ``backward()``; the model has other neuron layers than before; a state was
-                set from outside between two steps; a layer is called twice in a step, has a
-                ``forward`` of its own or a ``step`` that is not pointwise; a module has a backward
-                hook; or the rule is ``"exact"`` and the gradients would not be. States and traces
-                are as before then; what else the model's forward has changed, running statistics or
-                the random state say, is not undone.
+                set from outside between two steps; an input is NaN or infinite, or a state becomes
+                so; a layer is called twice in a step, has a ``forward`` of its own or a ``step``
+                that is not pointwise; a module has a backward hook; or the rule is ``"exact"`` and
+                the gradients would not be. States and traces are as before then; what else the
+                model's forward has changed, running statistics or the random state say, is not
+                undone.
         """
         if running.by_layer:
             raise ValueError(
@@ -207,6 +210,13 @@ class OnlineLearner(ExtraStates):
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         """Run one step; no other thread runs the layers."""
+        for value in pytree.tree_leaves((args, kwargs)):
+            if isinstance(value, Tensor) and value.is_floating_point() and not _is_finite(value):
+                raise ValueError(
+                    f"an input of shape {list(value.shape)} has NaN or infinite values, which "
+                    "would stay in the traces and reach every weight. Leave the step out, or use "
+                    "the last good input: if not x.isfinite().all(): x = last."
+                )
         step = Step(self._held)
         before = StateSnapshot(self._held.layers.values())
         try:
@@ -221,14 +231,29 @@ class OnlineLearner(ExtraStates):
                     "the gradients cannot be exact online, for there are paths through time that "
                     f"no trace follows:\n  {paths}\nrule='eprop' drops or changes them."
                 )
+            for path, layer in self._held.layers.items():
+                self._check_state(path, layer)
         except BaseException:
             before.restore()
             raise
+        for layer in self._held.layers.values():
+            layer.__dict__["_graph_steps"] = 0  # the graph is that of one step
         self._held.traces, self._held.filters = step.traces, step.filters
         self._held.frozen = step.frozen
         self._dropped.update(step.dropped)
         self._held.note_states()
         return y
+
+    def _check_state(self, path: str, layer: SequenceLayer) -> None:
+        """Raise where a step has made NaN or infinite values of a state, and so of its traces."""
+        for name in layer.active_states:
+            state = getattr(layer, name)
+            if isinstance(state, Tensor) and not _is_finite(state):
+                raise ValueError(
+                    f"{name} of {layer_label(layer, path)} has NaN or infinite values, which "
+                    "would stay in its traces and reach every weight. The input is finite: look "
+                    "at the weights before the layer, and at its states."
+                )
 
     def zero_states(self, *, where: Tensor | None = None) -> None:
         """Set states and traces to zero, with ``where`` those of some samples.
@@ -331,6 +356,12 @@ def split_batch(batch: Sequence[Any]) -> tuple[Any, list[Any]]:
         )
     x, *rest = batch
     return x, rest
+
+
+def _is_finite(x: Tensor) -> bool:
+    """Whether all values are finite; the sum of others is not, and quicker to have."""
+    x = x.detach()
+    return math.isfinite(x.sum().item()) or bool(x.isfinite().all())
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:

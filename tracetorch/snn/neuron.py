@@ -29,8 +29,10 @@ from tracetorch.snn.restarts import Restarts, mask_in_loop, restarting
 from tracetorch.snn.stateful_layer import (
     ARITHMETIC_DTYPE,
     StateSnapshot,
+    running,
 )
 from tracetorch.snn.step_signature import check_named, check_signature
+from tracetorch.snn.stream_watch import LOOK_EVERY, count_graph, look_for_nan
 
 _MOST_CELLS = 4  # that a layer keeps, for options that come and go
 # of the dtypes in which an output is narrower than the arithmetic
@@ -199,6 +201,11 @@ class Neuron(ConstrainedLayer):
             and ((now := current_backward()) == NO_BACKWARD or now == self._zeroed_in_backward)
         ):
             unobserved = True
+            attributes = self.__dict__
+            attributes["_steps_run"] = number = attributes.get("_steps_run", 0) + 1
+            if number >= LOOK_EVERY:
+                attributes["_steps_run"] = 0
+                look_for_nan(self)
             # not where the second step tells, for a compiled one checks nothing
             if not torch.is_grad_enabled() and not self._doubtful_step:
                 result: Tensor | None = self._single_steps.run(self, cell, x)
@@ -213,6 +220,8 @@ class Neuron(ConstrainedLayer):
             states = self.states_for(x, dtype)
             inputs = _working(self, x, further, dtype)
             kwargs = self._kwargs_for(x, x.ndim, dtype)
+        if unobserved and states and torch.is_grad_enabled() and not running.sequence:
+            count_graph(self, states[0])
         results = self.step(*inputs, *states, **kwargs)
         output, ends = check_step_results(cell, inputs, results)
         # a later in-place operation on the output must reach neither an input nor a state of before

@@ -195,6 +195,9 @@ class SequenceLayer(StatefulLayer):
         """The states, and what else a step changes (notes that hold for one call)."""
         notes = (
             "_doubtful_step",
+            "_graph_steps",
+            "_nan_reported",
+            "_steps_run",
             "_takes_steps",
             "_zeroed_in_backward",
             "_zeroed_in_trace",

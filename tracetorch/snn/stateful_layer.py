@@ -137,6 +137,12 @@ class StatefulLayer(TTModule):
     """Whether inputs of three dimensions are known to be single steps."""
     _doubtful_step = ""
     """Shape of a first step that may have been a whole sequence."""
+    _steps_run = 0
+    """How many single steps have been run since the states were last looked at."""
+    _graph_steps = 0
+    """How many of the last ones are in one graph."""
+    _nan_reported = ""
+    """In what NaN was found: ``"stream"``, until it is zeroed; ``"sequence"``, ``"training"``."""
 
     def __init__(self, num_neurons: int, dim: int = -1) -> None:
         super().__init__()
@@ -325,6 +331,8 @@ class StatefulLayer(TTModule):
             if any(getattr(self, name) is not None for name in self.active_states):
                 _warn_of_sequence(self, self._doubtful_step)
             self._doubtful_step = ""
+        if self._nan_reported == "stream" and not torch.compiler.is_compiling():
+            self.__dict__["_nan_reported"] = ""
         super().zero_states(where=where)
 
     def start_of(self, state: str, like: Tensor) -> Tensor:

@@ -183,8 +183,9 @@ def check_mask(where: object) -> None:
     if not isinstance(where, Tensor) or where.dtype != torch.bool:
         got = f"a tensor of {where.dtype}" if isinstance(where, Tensor) else type(where).__name__
         raise TypeError(
-            f"where must be a boolean tensor, got {got}. "
-            "Try where=torch.as_tensor(done, dtype=torch.bool)."
+            f"where must be a boolean tensor, got {got}. Try where=torch.as_tensor(done, "
+            "dtype=torch.bool); of indices mask = torch.zeros(batch, dtype=torch.bool); "
+            "mask[indices] = True; where=mask."
         )
     if where.ndim != 1:
         raise ValueError(

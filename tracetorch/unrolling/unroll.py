@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -25,6 +24,7 @@ from tracetorch.snn.restarts import Restarts
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.state_holder import StateHolder
 from tracetorch.snn.stateful_layer import StateSnapshot, clear_states, running
+from tracetorch.snn.stream_watch import has_nan
 from tracetorch.unrolling.check import check_both_ways
 from tracetorch.unrolling.inputs import Inputs, call, parse_inputs, with_reset
 from tracetorch.unrolling.layer_pass import LayerPass
@@ -252,7 +252,8 @@ def _unroll(
         if not compiling:
             running.sequence = outer
     if not compiling and not outer:
-        _report_nan(walked, neurons, numbers)
+        goes_on = not arguments.from_rest and any(s is not None for _, _, s in before.states)
+        _report_nan(walked, neurons, numbers, "stream" if goes_on else "sequence")
     if arguments.from_rest:
         before.restore()
     return y if record is None else (y, trajectories)
@@ -284,31 +285,29 @@ def _modules_at(numbers: Sequence[int], found: Walk) -> list[Any]:
     return modules
 
 
-_nan_reported: set[bool] = set()  # without gradients, and with them
+def _report_nan(
+    found: Walk, neurons: Sequence[SequenceLayer], numbers: Sequence[int], within: str
+) -> None:
+    """Log once that a state is NaN, for a spike of it is 0, and the outputs look finite.
 
-
-def _report_nan(found: Walk, neurons: Sequence[SequenceLayer], numbers: Sequence[int]) -> None:
-    """Log that a state is NaN, once without gradients and once with them.
-
-    A spike of it is 0, and the outputs look finite.
-
+    Once for each model, and once more where there are gradients; where the sequence went on from
+    earlier states, once until they are zeroed.
     NaN in an input stays in the states behind it to the end, which are small. Those on a GPU are
     not looked at: the process would wait for it.
     """
-    if len(_nan_reported) == 2 or transformed_by() is not None:
+    known = {layer._nan_reported for layer in neurons} - {""}
+    if transformed_by() is not None or known - {"sequence"}:
         return
     for number, layer in zip(numbers, neurons, strict=False):  # memories come behind
         state = getattr(layer, layer.states[0], None) if layer.states else None
-        if type(state) is not Tensor or state.device.type != "cpu":
-            continue
-        trains = state.requires_grad
-        if trains in _nan_reported:
-            continue
-        if trains:
-            state = state.detach()
-        # the sum of NaN is NaN, and quicker to have
-        if math.isnan(state.sum().item()) and bool(state.isnan().any()):
-            _nan_reported.add(trains)
+        if has_nan(state):
+            trains = state.requires_grad
+            if known and not trains:
+                return
+            for each in neurons:
+                each.__dict__["_nan_reported"] = (
+                    "training" if trains and within == "sequence" else within
+                )
             name = join_path(found.modules[number][0], layer.states[0])
             _log.warning(
                 "%s is NaN at the end of a sequence. A neuron's spike is 0 there, so that what "

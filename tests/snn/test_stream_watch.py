@@ -1,0 +1,107 @@
+"""What goes wrong in a stream without an error is logged: NaN that stays, a graph that grows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import tracetorch as tt
+from tracetorch import snn
+from tracetorch.snn import stream_watch
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_watch, "_graph_reported", False)
+    monkeypatch.setattr("tracetorch.snn.neuron.LOOK_EVERY", 5)
+    monkeypatch.setattr(stream_watch, "LONGEST_GRAPH", 20)
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, 4), snn.LIF(4), nn.Linear(4, 2), snn.Readout(2))
+
+
+def run(net: nn.Module, steps: int, first: float = 1.0) -> None:
+    for number in range(steps):
+        net(torch.full((1, 3), 1.0 if number else first))
+
+
+def test_nan_in_a_stream_is_logged_once_until_it_is_zeroed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    net = network()
+    with torch.no_grad():
+        run(net, 20)
+        assert caplog.text == ""
+        for count in (1, 2):
+            run(net, 20, torch.nan)
+            assert caplog.text.count("mem of layer '1', LIF(4), is NaN") == count
+            tt.zero_states(net)
+        run(net, 20)
+        run(network(), 20, torch.nan)  # another model
+    assert caplog.text.count("is NaN") == len(caplog.records) == 3
+
+
+def test_sequences_of_a_stream_log_nan_again_once_it_was_zeroed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    net, x = network(), torch.ones(4, 1, 3)
+    for _ in range(2):
+        tt.unroll(net, x)
+        for _ in range(3):
+            tt.unroll(net, x * torch.nan)
+        tt.zero_states(net)
+    assert caplog.text.count("1.mem is NaN") == len(caplog.records) == 2
+
+
+def test_a_graph_without_an_end_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    net = network().eval()
+    with torch.no_grad():
+        run(net, 50)
+    for _ in range(5):  # truncated
+        run(net, 15)
+        tt.detach_states(net)
+    tt.unroll(net, torch.ones(50, 1, 3), by="step")
+    learner = tt.online(net, "eprop")
+    learner.zero_states()
+    run(learner, 50)
+    learner.zero_states()
+    assert caplog.text == ""
+    run(net, 50)
+    assert len(caplog.records) == 1
+    assert "has run 20 single steps in one graph" in caplog.text
+
+
+def test_saving_states_with_nan_warns(tmp_path: Path) -> None:
+    net = network()
+    run(net, 1, torch.nan)
+    tt.save(net, tmp_path / "without.safetensors")
+    with pytest.warns(UserWarning, match=r"'1\.mem' of the states saved .*zero_states\(\)"):
+        tt.save(net, tmp_path / "net.safetensors", states=True)
+
+
+def test_a_learner_refuses_what_is_not_finite() -> None:
+    net: Any = network()
+    learner: Any = tt.online(net, "eprop")
+    run(learner, 3)
+    before = tt.get_states(learner)
+    for value in (torch.nan, torch.inf):
+        with pytest.raises(ValueError, match=r"an input of shape \[1, 3\] has NaN or infinite"):
+            learner(torch.tensor([[0.0, value, 0.0]]))
+    with torch.no_grad():
+        weight = net[0].weight.clone()
+        net[0].weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"mem of layer '1', LIF\(4\), has NaN or infinite"):
+        learner(torch.ones(1, 3))
+    after = tt.get_states(learner)
+    assert before.keys() == after.keys()
+    assert len(before) > 2
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    with torch.no_grad():
+        net[0].weight.copy_(weight)
+    learner(torch.ones(1, 3)).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
