@@ -1,4 +1,4 @@
-"""What goes wrong in a stream without an error is logged: NaN that stays, a graph that grows."""
+"""A stream of single steps: NaN that stays and a graph that grows are logged, learners refuse."""
 
 from __future__ import annotations
 
