@@ -612,6 +612,20 @@ def test_things_to_try_set_the_page_and_play(opened: Open) -> None:
     assert sum(go(page, kind="constant", amplitude=0.62)["output"]) > lost
 
 
+def test_pictures_beside_time_have_the_units_and_the_crossings_of_the_neuron(opened: Open) -> None:
+    page = opened(viewport={"width": 390, "height": 844})
+    page.get_by_role("link", name="a phase plane", exact=True).click()
+    read(page)
+    caption = page.locator("#plots #caption").bounding_box()
+    assert 0 <= caption["y"] < caption["y"] + caption["height"] < 844
+    assert "constant inputs from 0 to 100:" in page.locator("#curve canvas").get_attribute(
+        "aria-label"
+    )
+    assert page.locator("#plane output").inner_text() == "dots: where v, w stays"
+    # above the peak every point spikes, and no spike is a crossing of the curve
+    assert page.evaluate("[-60, 0].map((v) => moveFrom(v, 5, 25)[2])") == [0, 1]
+
+
 def test_the_membrane_is_drawn_before_its_reset(opened: Open) -> None:
     page = opened()
     seen = go(page, neuron="LIF", kind="constant", amplitude=0.7)
