@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -622,8 +623,13 @@ def test_pictures_beside_time_have_the_units_and_the_crossings_of_the_neuron(ope
         "aria-label"
     )
     assert page.locator("#plane output").inner_text() == "dots: where v, w stays"
-    # above the peak every point spikes, and no spike is a crossing of the curve
-    assert page.evaluate("[-60, 0].map((v) => moveFrom(v, 5, 25)[2])") == [0, 1]
+    # dots lie on the curves: a step that spikes, above the peak, is no crossing
+    seen = go(page, neuron="AdEx", kind="constant", amplitude=0.25)
+    rest, t, delta = (seen["params"][name] for name in ("v_rest", "v_t", "delta"))
+    assert len(seen["stays"][0]) > 5
+    for v, w in seen["stays"][0]:
+        assert w == pytest.approx(25 - (v - rest) + delta * math.exp((v - t) / delta), abs=1)
+        assert v < seen["params"]["v_peak"]
 
 
 def test_the_membrane_is_drawn_before_its_reset(opened: Open) -> None:

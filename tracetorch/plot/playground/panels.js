@@ -81,6 +81,7 @@ function drawArrows(g, b, [pLow, pHigh], [qLow, qHigh], x) {
 function drawNullclines(g, X, Y, [pLow, pHigh], [qLow, qHigh], x) {
   const columns = 56, lines = 36, p = (i) => pLow + i / columns * (pHigh - pLow), q = (j) => qLow + j / lines * (qHigh - qLow);
   const moves = Array.from({ length: columns + 1 }, (_, i) => Array.from({ length: lines + 1 }, (_, j) => moveFrom(p(i), q(j), x)));
+  run.stays = [[], []]; // the points of each curve
   for (const [k, paint] of [[0, colour.c4], [1, colour.c2]]) {
     g.fillStyle = paint;
     for (let i = 0; i <= columns; i++) for (let j = 0; j <= lines; j++) {
@@ -89,8 +90,9 @@ function drawNullclines(g, X, Y, [pLow, pHigh], [qLow, qHigh], x) {
         const there = moves[i2]?.[j2]?.[k];
         // where only one of them spikes, the sign changes by the reset, and is no crossing
         if (there === undefined || here === there || here * there > 0 || moves[i2][j2][2] !== spiked) continue;
-        const share = here / (here - there);
-        g.beginPath(); g.arc(X(p(i) + share * (p(i2) - p(i))), Y(q(j) + share * (q(j2) - q(j))), 1.2, 0, 7); g.fill();
+        const share = here / (here - there), point = [p(i) + share * (p(i2) - p(i)), q(j) + share * (q(j2) - q(j))];
+        run.stays[k].push(point);
+        g.beginPath(); g.arc(X(point[0]), Y(point[1]), 1.2, 0, 7); g.fill();
       }
     }
   }
