@@ -55,8 +55,8 @@ docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -W --keep-going -j auto -d build/doctrees -b html docs build/docs
 	$(PYTEST) tests/docs/test_site.py --built build/docs
 
-# versions: add the pages of every tag to those that make docs has built, below them, with a switcher.
-# A tag is built once, and kept in build/versions.
+# versions: add the pages of every tag from 0.10 on to those that make docs has built, with a switcher.
+# A tag is built once, and kept in build/versions; one whose pages cannot be built is left out.
 versions: $(VENV)/.docs
 	$(BIN)/python docs/_extensions/versions.py build/docs
 

@@ -164,6 +164,13 @@ def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert not report.named("weight-decay-on-neurons")
 
 
+def test_readme_leads_to_pages_that_there_are() -> None:
+    site, text = "https://yegor-men.github.io/tracetorch/", (ROOT / "README.md").read_text()
+    pages = re.findall(rf"\]\({re.escape(site)}(\S+)\.html\)", text)
+    assert {"use/playground", "course/1_membrane", "tutorials/row_digits"} <= set(pages)
+    assert [page for page in pages if not (ROOT / f"docs/{page}.md").is_file()] == []
+
+
 def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().split()) <= 700
 

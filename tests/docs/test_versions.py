@@ -93,6 +93,24 @@ def test_pages_must_have_been_built(versions: Any, tmp_path: Path) -> None:
         versions.add_versions(ROOT, tmp_path, tmp_path / "kept")
 
 
+def test_a_tag_that_cannot_be_built_is_reported_and_left_out(
+    versions: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    def build(repository: Path, commit: str, name: str, folder: Path) -> None:
+        if name == "0.9.0":
+            raise subprocess.CalledProcessError(2, "sphinx")
+        (folder / "site").mkdir(parents=True)
+
+    monkeypatch.setattr(versions, "_build", build)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.html").touch()
+    repository = repository_in(tmp_path)
+    names = versions.add_versions(repository, tmp_path / "site", tmp_path / "kept")
+    assert names == ["latest", "0.10.0"]
+    assert "v0.9.0 is left out: its pages cannot be built: " in capfd.readouterr().err
+    assert not (tmp_path / "site/0.9.0").exists()
+
+
 @pytest.fixture(scope="module")
 def site(versions: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("versions")

@@ -106,6 +106,21 @@ def test_every_part_of_a_neuron_is_trained(opened: Open, tmp_path: Path) -> None
     compare(page, model, x, labels)
 
 
+def test_play_head_and_labels_tell_the_numbers(opened: Open) -> None:
+    page = opened()
+    update(page, 2)
+    page.get_by_label("play head").fill("9")
+    seen = read(page)
+    shown = page.locator("#rows output").all_inner_texts()
+    assert shown[3] == f"step 9: {int(sum(each[9] for each in seen['layers'][1]['output']))} spikes"
+    assert shown[-1].startswith("step 9: ")
+    label = page.locator("#losses").get_attribute("aria-label")
+    assert label.startswith(
+        f"loss and share right over 2 updates: from {seen['losses'][0]:.3f} and"
+    )
+    assert label.endswith(" %")
+
+
 def test_layers_compute_what_pytorch_does(opened: Open, tmp_path: Path) -> None:
     model = playground.network()
     tt.plot.save_playground(model, tmp_path / "still.html")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -610,6 +611,25 @@ def test_things_to_try_set_the_page_and_play(opened: Open) -> None:
         assert sum(silent["output"]) < spikes["resonance"] / 2
     lost = spikes["the reset"]
     assert sum(go(page, kind="constant", amplitude=0.62)["output"]) > lost
+
+
+def test_pictures_beside_time_have_the_units_and_the_crossings_of_the_neuron(opened: Open) -> None:
+    page = opened(viewport={"width": 390, "height": 844})
+    page.get_by_role("link", name="a phase plane", exact=True).click()
+    read(page)
+    caption = page.locator("#plots #caption").bounding_box()
+    assert 0 <= caption["y"] < caption["y"] + caption["height"] < 844
+    assert "constant inputs from 0 to 100:" in page.locator("#curve canvas").get_attribute(
+        "aria-label"
+    )
+    assert page.locator("#plane output").inner_text() == "dots: where v, w stays"
+    # dots lie on the curves: a step that spikes, above the peak, is no crossing
+    seen = go(page, neuron="AdEx", kind="constant", amplitude=0.25)
+    rest, t, delta = (seen["params"][name] for name in ("v_rest", "v_t", "delta"))
+    assert len(seen["stays"][0]) > 5
+    for v, w in seen["stays"][0]:
+        assert w == pytest.approx(25 - (v - rest) + delta * math.exp((v - t) / delta), abs=1)
+        assert v < seen["params"]["v_peak"]
 
 
 def test_the_membrane_is_drawn_before_its_reset(opened: Open) -> None:

@@ -193,9 +193,9 @@ class Method(Plain):
             torch.nn.Linear(2, 2),
             {},
             TypeError,
-            "layers must be an snn.Neuron.*got 'Linear': Linear",
+            "an nn.Sequential of nn.Linear and neurons, got 'Linear': Linear",
         ),
-        ({"a": 3}, {}, TypeError, "mapping from names to them, got 'a': int"),
+        ({"a": 3}, {}, TypeError, "mapping from names to them, .* got 'a': int"),
         ({3: snn.LIF(1)}, {}, TypeError, "got 3: LIF"),
         ({}, {}, ValueError, "there are no layers in the mapping"),
         (snn.LIF(2), {"neuron": 2}, ValueError, r"from 0 to 1 for LIF\(2\), got 2"),
@@ -327,6 +327,18 @@ def shared() -> torch.nn.Sequential:
     return net(layer, torch.nn.Linear(4, 4), layer)
 
 
+def tied() -> torch.nn.Sequential:
+    model = net(snn.LIF(4), torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    model[3].weight = model[2].weight
+    return model
+
+
+def not_finite() -> torch.nn.Sequential:
+    model = net(snn.LIF(4))
+    model.get_parameter("1.raw_beta").data[2] = torch.nan
+    return model
+
+
 X, LABELS = torch.zeros(5, 6, 3), torch.arange(6) % 2
 
 
@@ -337,6 +349,14 @@ X, LABELS = torch.zeros(5, 6, 3), torch.arange(6) % 2
         (lambda: net(torch.nn.ReLU()), {}, ValueError, "layer '1', ReLU, is none that a page can"),
         (lambda: net(snn.LIF(5)), {}, ValueError, "layer '1', LIF, takes 5 inputs, and is given 4"),
         (shared, {}, ValueError, "layer '3', LIF, is there twice"),
+        (tied, {}, ValueError, "layer '3', Linear, shares '3.weight' with '2.weight'"),
+        (not_finite, {}, ValueError, "layer '1', LIF, has values in raw_beta that are not finite"),
+        (
+            lambda: not_finite()[1],
+            {},
+            ValueError,
+            r"LIF\(4\) has values in raw_beta that are not finite",
+        ),
         (hooked, {}, ValueError, "layer '0', Linear, has hooks"),
         (lambda: Twice(snn.LIF(2)), {}, ValueError, "Twice, has a forward of its own"),
         (lambda: net(snn.LIF(4, dim=-3)), {}, ValueError, "its neurons are in dimension -3"),
@@ -392,6 +412,20 @@ def test_the_network_is_unchanged(tmp_path: Path) -> None:
     assert page == page_of(model, tmp_path, data=(X, LABELS))
     assert "<title>Network playground</title>" in page
     assert not re.search(r"https?://", page)
+
+
+def test_data_are_a_pair_of_any_kind_and_have_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, noise = net(snn.LIF(4)), torch.rand(5, 6, 3)
+    pair = page_of(model, tmp_path, data=(noise, LABELS))
+    assert pair == page_of(model, tmp_path, data=[noise, LABELS])
+    data = importlib.import_module("tracetorch.plot.network_data")
+    monkeypatch.setattr(data, "_MOST_NUMBERS", 89)
+    message = r"holds 89 numbers, got 90, x \[5, 6, 3\]\. Give it fewer samples, x\[:, :5\]"
+    with pytest.raises(ValueError, match=message):
+        page_of(model, tmp_path, data=(noise, LABELS))
+    page_of(model, tmp_path, data=(noise[:, :5], LABELS[:5]))
 
 
 def test_data_have_the_shortest_form(tmp_path: Path) -> None:

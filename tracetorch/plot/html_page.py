@@ -62,10 +62,13 @@ def json_element(name: str, value: object) -> str:
 
     The characters that could end the element are escaped.
 
+    Raises:
+        ValueError: a number is not finite, which JSON cannot hold.
+
     Example:
         >>> json_element("run", {"title": "</script>"})
         '<script type="application/json" id="run">{"title":"\\u003c/script\\u003e"}</script>'
     """
-    text = json.dumps(value, separators=(",", ":"))
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     text = text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
     return f'<script type="application/json" id="{name}">{text}</script>'

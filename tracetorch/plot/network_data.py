@@ -20,6 +20,7 @@ from tracetorch.core.checks import check_unsharded
 from tracetorch.fuse.ir.graph import Unfusable
 from tracetorch.plot.playground_data import (
     Sources,
+    check_finite,
     described_literals,
     is_spiking,
     page_plan,
@@ -30,6 +31,7 @@ from tracetorch.snn.neuron import Neuron, has_step
 Samples: TypeAlias = "tuple[Tensor, Tensor]"
 _NDIM = 2  # of the tensor of one step, [B, features]
 _ALLOWED = "nn.Linear and neuron layers with a step"
+_MOST_NUMBERS = 4_000_000  # of data in a page, some 20 bytes of text each
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,12 @@ def describe_network(
         trains: whether the page computes gradients.
 
     Raises:
-        ValueError: a layer is none of those, is there twice, does not fit, or cannot be compiled.
+        ValueError: a layer is none of those, does not fit, or cannot be compiled; a layer or a
+            parameter is there twice, or a parameter is not finite.
     """
     layers: list[dict[str, Any]] = []
     seen: set[nn.Module] = set()
+    owners: dict[Tensor, str] = {}
     size: int | None = None
     for path, module in _parts(caller, model):
         where = f"{caller}: layer {path!r}, {repr(module).partition('(')[0]},"
@@ -84,6 +88,13 @@ def describe_network(
                 f"{where} is on the device meta, where parameters have no values. Call "
                 'model.to_empty(device="cpu"), and load them.'
             )
+        check_finite(where, module)
+        for name, each in module.named_parameters(prefix=path):
+            if owners.setdefault(each, name) != name:
+                raise ValueError(
+                    f"{where} shares {name!r} with {owners[each]!r}, and a page would train two of "
+                    "them. Copy it."
+                )
         if type(module) is nn.Linear:
             layer = _linear(path, module)
         elif isinstance(module, Neuron) and has_step(module):
@@ -190,7 +201,7 @@ def describe_data(caller: str, data: object, inputs: int, classes: int) -> list[
 
 
 def _samples(caller: str, name: Any, pair: Any, inputs: int, classes: int) -> dict[str, Any]:
-    is_pair = isinstance(pair, tuple) and len(pair) == 2
+    is_pair = isinstance(pair, (tuple, list)) and len(pair) == 2
     if not isinstance(name, str) or not is_pair or not all(isinstance(t, Tensor) for t in pair):
         raise TypeError(
             f"{caller}: data must be a pair (x, labels) of tensors, or a mapping from names to "
@@ -218,6 +229,11 @@ def _samples(caller: str, name: Any, pair: Any, inputs: int, classes: int) -> di
             f"{int(labels.min())} to {int(labels.max())}."
         )
     form, numbers = _form(x.double())
+    if numbers.numel() > _MOST_NUMBERS:
+        raise ValueError(
+            f"{where} a page holds {_MOST_NUMBERS:,} numbers, got {numbers.numel():,}, x "
+            f"{list(x.shape)}. Give it fewer samples, x[:, :{_fewer(numbers)}]."
+        )
     return {
         "name": name,
         "steps": len(x),
@@ -225,6 +241,10 @@ def _samples(caller: str, name: Any, pair: Any, inputs: int, classes: int) -> di
         "numbers": numbers.flatten().tolist(),
         "labels": labels.tolist(),
     }
+
+
+def _fewer(numbers: Tensor) -> int:
+    return max(1, _MOST_NUMBERS // numbers[0].numel())
 
 
 def _form(x: Tensor) -> tuple[str, Tensor]:

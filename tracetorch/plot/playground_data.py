@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tracetorch import fuse, neurons, snn
 from tracetorch.cell import Cell
@@ -128,6 +128,21 @@ class Choice:
     index: int
 
 
+def check_finite(where: str, layer: nn.Module) -> None:
+    """Raise ``ValueError`` for a parameter or an option of a layer that is not finite.
+
+    Args:
+        where: which layer, as a message begins.
+        layer: the layer.
+    """
+    for name, each in (*layer.named_parameters(), *layer.named_buffers()):
+        if not each.isfinite().all():
+            raise ValueError(
+                f"{where} has values in {name} that are not finite. Load weights from before, or "
+                "replace them."
+            )
+
+
 def describe_neuron(
     caller: str, label: str, layer: Neuron, neuron: int, sources: Sources
 ) -> dict[str, Any]:
@@ -148,6 +163,7 @@ def describe_neuron(
             f"{caller}: neuron must be from 0 to {layer.num_neurons - 1} for {layer!r}, "
             f"got {neuron}."
         )
+    check_finite(f"{caller}: {layer!r}", layer)
     options = _changeable(layer)
     cell = layer.cell
     choices = [_choice(cell, name, names) for name, names in options.items()]

@@ -70,7 +70,8 @@ class Try:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-# What each neuron begins with, so that it shows what it is for, and how many steps that takes.
+# What a neuron of the literature begins with, so that it shows what it is for, and how many steps
+# that takes. The twelve layers have one input, so that a letter is compared at the same.
 STIMULI: dict[str, Stimulus] = {
     "ALIF": Stimulus("constant", 0.3),
     "AdLIF": Stimulus("pulses", 10.0, 90, 50),
@@ -255,7 +256,9 @@ TRIES: tuple[Try, ...] = (
     Try(
         "AdEx",
         "a phase plane",
-        "v runs along the curve where it stays, jumps, and is reset; every spike lifts w.",
+        "v rises to the curve where it stays, and runs along it while w falls. Past the lowest "
+        "point of the curve it jumps and is reset, and the spike lifts w.",
+        {"kind": "constant", "amplitude": 25},
     ),
     Try(
         "RefractoryLIF",

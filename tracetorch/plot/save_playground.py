@@ -70,8 +70,9 @@ def save_playground(
     Raises:
         TypeError: an argument is of the wrong type.
         ValueError: a layer has no ``step``, as :class:`tt.snn.Noise` and delays have none, or
-            cannot be compiled, with the reason; there is none, or no such neuron; layers of a
-            network do not fit each other, or its data.
+            cannot be compiled, with the reason; there is none, or no such neuron; a parameter is
+            not finite; layers of a network do not fit each other, or its data, or share parameters;
+            data are more than four million numbers.
 
     Example:
         >>> import tempfile
@@ -135,8 +136,8 @@ def _checked(name: object, layer: object) -> Neuron:
     """Return a layer whose step the page can run, with its values; raise for any other."""
     if not isinstance(name, str) or not isinstance(layer, SequenceLayer):
         raise TypeError(
-            "save_playground: layers must be an snn.Neuron, or a mapping from names to them, "
-            f"got {name!r}: {type(layer).__name__}."
+            "save_playground: layers must be an snn.Neuron, a mapping from names to them, or an "
+            f"nn.Sequential of nn.Linear and neurons, got {name!r}: {type(layer).__name__}."
         )
     check_unsharded(layer, "save_playground")
     title = repr(layer).partition("(\n")[0]  # without the modules inside

@@ -116,7 +116,7 @@ function drawMap() {
 }
 
 function drawLosses() {
-  const { g, width, height } = fitted(byId("losses")), b = { x: 34, y: 8, w: width - 42, h: height - 26 };
+  const { g, width, height } = fitted(byId("losses")), b = { x: 34, y: 20, w: width - 80, h: height - 38 };
   const losses = history.map(({ loss }) => loss), [low, high] = rounded(0, Math.max(ends([losses])[1], Math.log(classes)));
   const Y = (value) => b.y + (high - value) / (high - low) * b.h, last = Math.max(losses.length - 1, 20);
   const X = (k) => b.x + k / last * b.w;
@@ -127,10 +127,13 @@ function drawLosses() {
   drawLine(g, losses, X, Y);
   g.strokeStyle = colour.c2;
   drawLine(g, history.map(({ right }) => high * right), X, Y);
-  g.textAlign = "right"; g.textBaseline = "top";
-  g.fillStyle = colour.c1; g.fillText("loss", b.x + b.w, b.y - 6);
-  g.fillStyle = colour.c2; g.fillText("share right", b.x + b.w - 30, b.y - 6);
-  byId("losses").setAttribute("aria-label", `loss over ${plural(history.length, "update")}`);
+  g.font = FONT; g.textBaseline = "middle"; g.textAlign = "left";
+  g.fillStyle = colour.c2;
+  for (const share of [0, 0.5, 1]) g.fillText(`${100 * share} %`, b.x + b.w + 5, clamp(Y(high * share), b.y + 4, b.y + b.h - 2));
+  g.textBaseline = "top"; g.textAlign = "right"; g.fillText("share right", width - 2, 2);
+  g.textAlign = "left"; g.fillStyle = colour.c1; g.fillText("loss", 4, 2);
+  const now = history.at(-1);
+  byId("losses").setAttribute("aria-label", `loss and share right over ${plural(history.length, "update")}${now ? `: from ${history[0].loss.toFixed(3)} and ${(100 * history[0].right).toFixed(0)} % to ${now.loss.toFixed(3)} and ${(100 * now.right).toFixed(0)} %` : ""}`);
 }
 
 // ---- the layers over time
@@ -228,8 +231,10 @@ function paintUnits(g, b, row, values) {
 
 function read(row, values) {
   const count = () => values.reduce((sum, each) => sum + each.reduce((all, value) => all + (value !== 0), 0), 0);
+  const at = hover?.step ?? head;
   if (hover?.row === row && !row.lines) row.out.textContent = `neuron ${hover.unit}, step ${hover.step}: ${brief(values[hover.unit][hover.step])}`;
-  else if (hover && row.lines) row.out.textContent = `step ${hover.step}: ${values.map((each) => brief(each[hover.step])).join(", ")}`;
+  else if (at !== null && at < run.steps && row.lines) row.out.textContent = `step ${at}: ${values.map((each) => brief(each[at])).join(", ")}`;
+  else if (at !== null && at < run.steps && row.kind === "spikes") row.out.textContent = `step ${at}: ${plural(values.filter((each) => each[at] !== 0).length, "spike")}`;
   else row.out.textContent = row.kind === "spikes" ? plural(count(), "spike") : "";
   row.canvas.setAttribute("aria-label", `${row.name} over ${plural(run.steps, "step")}. ${row.out.textContent}`);
 }

@@ -13,19 +13,21 @@ function drawPanels() {
 // the f-I curve: how often the neuron fires under a constant input
 function drawCurve() {
   const canvas = byId("curve").querySelector("canvas"), { g } = fitted(canvas), b = panelBox(canvas);
-  const other = (kept?.run ?? (ghost?.neuron === run.neuron ? ghost : null))?.rates, curves = [other ?? [], run.rates];
+  const behind = kept?.run ?? (ghost?.neuron === run.neuron ? ghost : null);
+  const other = behind?.rates?.map(({ amplitude, rate }) => ({ amplitude: amplitude * behind.neuron.unit / run.neuron.unit, rate })), curves = [other ?? [], run.rates];
   const [low, high] = rounded(0, ends(curves.map((each) => each.map(({ rate }) => rate)))[1]);
   const from = run.rates[0].amplitude, to = run.rates.at(-1).amplitude;
+  const { unit } = run.neuron; // the axis has the layer's own input, as the trace above
   const X = (amplitude) => b.x + (amplitude - from) / (to - from) * b.w, Y = (rate) => b.y + (high - rate) / (high - low) * b.h;
   drawValues(g, b, [low, high], Y);
-  drawScale(g, b, from, to, X, "input");
+  drawScale(g, b, unit * from, unit * to, (x) => X(x / unit), "input");
   const { kind, amplitude } = input();
   if (kind === "constant" || kind === "pulses") drawUpright(g, b, X(amplitude), colour.ink, [3, 3]);
   const curve = (points) => { g.beginPath(); points.forEach((each) => { if (each.amplitude >= from && each.amplitude <= to) g.lineTo(X(each.amplitude), Y(each.rate)); }); g.stroke(); };
   if (other) { g.strokeStyle = kept ? colour.c1 : colour.muted; g.lineWidth = 1.2; g.globalAlpha = kept ? 0.75 : 0.45; curve(other); g.globalAlpha = 1; }
   g.strokeStyle = colour.c0; g.lineWidth = 1.8; g.lineJoin = "round";
   curve(run.rates);
-  canvas.setAttribute("aria-label", `spikes in 100 steps of constant inputs from ${brief(from)} to ${brief(to)}: up to ${brief(Math.max(...run.rates.map(({ rate }) => rate)))}`);
+  canvas.setAttribute("aria-label", `spikes in 100 steps of constant inputs from ${brief(unit * from)} to ${brief(unit * to)}: up to ${brief(Math.max(...run.rates.map(({ rate }) => rate)))}`);
 }
 
 // the plane: the way of the two states, what one step does at every point, and where either stays
@@ -41,6 +43,7 @@ function drawPlane([first, second]) {
   drawValues(g, b, [qLow, qHigh], Y);
   drawScale(g, b, pLow, pHigh, X, words(names[0]));
   byId("plane").querySelector("b").textContent = `${words(names[1])} over ${words(names[0])}`;
+  byId("plane").querySelector("output").replaceChildren("dots: where ", ...[colour.c4, colour.c2].flatMap((paint, k) => [k ? ", " : "", make("span", { style: `color: ${paint}` }, words(names[k]))]), " stays");
   const at = hover ?? head ?? null, x = at !== null && at < steps ? run.x[at] : ["constant", "pulses"].includes(input().kind) ? current().unit * input().amplitude : 0;
   g.save();
   g.beginPath(); g.rect(b.x, b.y, b.w, b.h); g.clip();
@@ -78,17 +81,18 @@ function drawArrows(g, b, [pLow, pHigh], [qLow, qHigh], x) {
 function drawNullclines(g, X, Y, [pLow, pHigh], [qLow, qHigh], x) {
   const columns = 56, lines = 36, p = (i) => pLow + i / columns * (pHigh - pLow), q = (j) => qLow + j / lines * (qHigh - qLow);
   const moves = Array.from({ length: columns + 1 }, (_, i) => Array.from({ length: lines + 1 }, (_, j) => moveFrom(p(i), q(j), x)));
-  const smooth = (u, v, span) => Math.abs(u - v) < span; // a reset is no crossing
+  run.stays = [[], []]; // the points of each curve
   for (const [k, paint] of [[0, colour.c4], [1, colour.c2]]) {
     g.fillStyle = paint;
-    const span = 0.25 * (k ? qHigh - qLow : pHigh - pLow);
     for (let i = 0; i <= columns; i++) for (let j = 0; j <= lines; j++) {
-      const here = moves[i][j][k];
+      const [, , spiked] = moves[i][j], here = moves[i][j][k];
       for (const [i2, j2] of [[i + 1, j], [i, j + 1]]) {
         const there = moves[i2]?.[j2]?.[k];
-        if (there === undefined || here === there || here * there > 0 || !smooth(here, there, span)) continue;
-        const share = here / (here - there);
-        g.beginPath(); g.arc(X(p(i) + share * (p(i2) - p(i))), Y(q(j) + share * (q(j2) - q(j))), 1.2, 0, 7); g.fill();
+        // where only one of them spikes, the sign changes by the reset, and is no crossing
+        if (there === undefined || here === there || here * there > 0 || moves[i2][j2][2] !== spiked) continue;
+        const share = here / (here - there), point = [p(i) + share * (p(i2) - p(i)), q(j) + share * (q(j2) - q(j))];
+        run.stays[k].push(point);
+        g.beginPath(); g.arc(X(point[0]), Y(point[1]), 1.2, 0, 7); g.fill();
       }
     }
   }

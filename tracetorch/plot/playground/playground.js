@@ -86,7 +86,7 @@ window.readPlayground = () => {
   return {
     neuron: neuron.label, python: python(), choices: named(neuron.choices.map((each) => each.name), neuron.choices.map((each) => each.labels[choiceOf(each)])),
     target: { ...settings.target }, input: input().kind, params: named(names, run.params), x: [...run.x], start: named(neuron.states, run.start), output: [...run.output],
-    states: named(neuron.states, run.record.map((each) => [...each])), before: run.before && [...run.before], rates: run.rates, lines: neuron.lines.map(({ state }, k) => [state, [...run.lines[k]]]), gradients: { x: [...run.dX], ...named(names, run.dParams) },
+    states: named(neuron.states, run.record.map((each) => [...each])), before: run.before && [...run.before], rates: run.rates, stays: run.stays, lines: neuron.lines.map(({ state }, k) => [state, [...run.lines[k]]]), gradients: { x: [...run.dX], ...named(names, run.dParams) },
   };
 };
 

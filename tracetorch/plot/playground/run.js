@@ -62,13 +62,13 @@ function rates() {
 // The states that make a plane, if there are two.
 const planeOf = (neuron) => neuron.shown.length === 2 ? neuron.shown.map((name) => neuron.states.indexOf(name)) : null;
 
-// What one step does to the two states of a plane from (p, q), under one input.
+// What one step does to the two states of a plane from (p, q), under one input, and its output.
 function moveFrom(p, q, x) {
   const { neuron, now, params } = run, [first, second] = planeOf(neuron), start = [...run.start];
   start[first] = p; start[second] = q;
-  const record = neuron.states.map(() => [0]);
-  now.forward(now.literals, 1, [x], params, start, [0], record);
-  return [record[first][0] - p, record[second][0] - q];
+  const record = neuron.states.map(() => [0]), output = [0];
+  now.forward(now.literals, 1, [x], params, start, output, record);
+  return [record[first][0] - p, record[second][0] - q, output[0]];
 }
 
 // The derivative of the spike function at each value of a membrane, beside a line of the neuron.
