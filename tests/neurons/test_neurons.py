@@ -478,6 +478,8 @@ def test_a_rho_loads_as_it_was_whatever_the_bounds(case: str, way: str, tmp_path
             tt.load(tmp_path / "old.safetensors", new)
         else:
             values: Any = old.state_dict()
+            if case.startswith("from before"):  # without a word on bounds
+                values._metadata["0"].pop("constraints")
             if way == "torch.save":
                 torch.save(values, tmp_path / "old.pt")
                 values = torch.load(tmp_path / "old.pt", weights_only=True)
@@ -489,6 +491,18 @@ def test_a_rho_loads_as_it_was_whatever_the_bounds(case: str, way: str, tmp_path
         assert torch.equal(one.raw_rho, other.raw_rho)
         assert torch.equal(one.rho, other.rho)
         assert is_decay(one.constraints["rho"])
+
+
+def test_a_dict_says_that_a_decay_has_no_bound() -> None:
+    """And none that names something else is taken for one."""
+    free_one, bounded = neurons.AdLIF(3, rho=0.9, q=0.5), neurons.AdLIF(3)
+    values: Any = free_one.state_dict()
+    bounded.load_state_dict(values)
+    assert torch.equal(torch.as_tensor(bounded.rho), torch.as_tensor(free_one.rho))
+    for name in ("sigmoid from hello", "sigmoid from 2.0", "sigmoid from ", "clamp"):
+        values._metadata[""]["constraints"]["rho"] = name
+        with pytest.raises(ValueError, match=rf"'{name}' is no constraint of a decay.* Load what"):
+            neurons.AdLIF(3).load_state_dict(values)
 
 
 def test_a_bare_dict_gives_its_values_and_says_which_is_the_bound() -> None:

@@ -120,6 +120,55 @@ def test_adaptation_by_spikes_alone_has_nodes(kind: Any) -> None:
     assert type(tt.nir.from_nir(graph, dt=DT).nodes["0"]) is kind  # type: ignore[index]
 
 
+class Deaf(snn.Neuron):
+    """A membrane whose input has a gain of zero: nothing but a drive, or nothing at all."""
+
+    states = ("mem",)
+
+    def __init__(self, drive: float) -> None:
+        super().__init__(4)
+        self.weight("gain", 0.0)
+        self.decay("beta", 0.5)
+        self.threshold("base", 1.0)
+        self.option("drive", drive)
+
+    @staticmethod
+    def step(x, mem, *, gain, beta, base, spike, drive):
+        mem = beta * mem + gain * x + drive
+        fired = spike(mem - base)
+        return fired, mem - base * fired
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [neurons.AdLIF(4, a=0.0, b=0.0), neurons.SEAdLIF(4, a=0.0, b=0.0), Deaf(0.75), Deaf(0.0)],
+)
+def test_a_factor_of_zero_leaves_no_node_without_an_edge_to_it(layer: Any) -> None:
+    net = double(layer)
+    graph = tt.nir.to_nir(net, (4,))
+    inner = graph.nodes["0"]
+    ends = {end for _, end in inner.edges}
+    assert inner.nodes.keys() - ends == {"input"}
+    x = 10 * cases.sequence(50, 2, 4)
+    y = run(net, x)
+    assert y.any() == (getattr(layer, "drive", 1.0) > 0)
+    assert torch.equal(simulated(unsigned(graph), x), y)
+    assert torch.equal(run(tt.nir.from_nir(unsigned(graph), dt=DT), x), y)
+
+
+@pytest.mark.parametrize("learned", [-2.0, 3.0, 8.0], ids=["below", "above", "far"])
+@pytest.mark.parametrize("rho", [0.3, 0.9945])
+def test_the_bound_of_a_decay_comes_back(rho: float, learned: float) -> None:
+    net = double(neurons.AdLIF(4, a=0.0, rho=rho, bounded=True))
+    with torch.no_grad():
+        net.get_parameter("raw_rho").fill_(learned)
+    read: Any = tt.nir.from_nir(tt.nir.to_nir(net, (4,)), dt=DT)
+    again = read.nodes["0"]
+    assert type(again) is neurons.AdLIF
+    assert again.constraints["rho"] == net.constraints["rho"]
+    assert torch.equal(again.rho, torch.as_tensor(net.rho))
+
+
 def test_a_neuron_that_its_constructor_would_not_make_again_is_read_as_nodes() -> None:
     """A bound that holds ``a`` at zero is no argument that a file keeps."""
     net = double(neurons.AdLIF(4, a=0.0, bounded=True))
@@ -239,7 +288,25 @@ class Substeps(snn.Neuron):
         return mem, mem, slow
 
 
-@pytest.mark.parametrize("kind", [Own, Swapped, Recomputed, Substeps])
+class Functions(snn.Neuron):
+    """PyTorch's functions of several operands, and as methods."""
+
+    states = ("mem", "slow")
+
+    def __init__(self, num_neurons: int) -> None:
+        super().__init__(num_neurons)
+        self.decay("beta", 0.8)
+        self.threshold("base", 0.5)
+
+    @staticmethod
+    def step(x, mem, slow, *, beta, base, spike):
+        mem = torch.add(torch.lerp(x, mem, beta), x, alpha=2)
+        fired = spike(torch.sub(mem, slow, alpha=0.5) - base)
+        mem = mem.addcmul(fired, base, value=-1)
+        return fired, mem, slow.mul(0.75).add(fired, alpha=0.3)
+
+
+@pytest.mark.parametrize("kind", [Own, Swapped, Recomputed, Substeps, Functions])
 def test_a_neuron_of_ones_own_has_nodes(kind: Any) -> None:
     net = double(kind(3))
     graph = tt.nir.to_nir(nn.Sequential(net), (3,))
@@ -314,6 +381,9 @@ def test_a_start_from_another_value_and_other_spikes_are_refused() -> None:
     soft = neurons.ALIF(3, surrogate_derivative=torch.sigmoid)
     with pytest.raises(ValueError, match=r"ALIF.*NIR knows spikes of one above the threshold"):
         tt.nir.to_nir(soft, (3,))
+    graded = neurons.ALIF(3, surrogate_derivative=lambda u: (u > 0) * u.clamp(min=1.0))
+    with pytest.raises(ValueError, match=r"which gives 1\.5 at 1\.5\. NIR knows spikes of one"):
+        tt.nir.to_nir(graded, (3,))
     with pytest.raises(ValueError, match=r"needs 3 neurons at dim=-1"):
         tt.nir.to_nir(neurons.ALIF(3), (4,))
 

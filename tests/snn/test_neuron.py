@@ -279,6 +279,13 @@ def test_step_must_take_the_states_in_their_order(step: Any, taken: str) -> None
             faulty()
 
 
+@pytest.mark.parametrize("name", ["input", "output"])
+def test_no_state_has_the_name_of_what_a_layer_takes_or_gives(name: str) -> None:
+    kind = type("Named", (snn.Neuron,), {"states": (name,), "step": staticmethod(lambda *all: all)})
+    with pytest.raises(ValueError, match=f"Named.states has '{name}'.*prev_{name}"):
+        kind(2)
+
+
 @pytest.mark.parametrize(
     "step",
     [

@@ -156,6 +156,7 @@ class TestCaptum:
         from captum.attr import (
             DeepLift,
             IntegratedGradients,
+            LayerActivation,
             LayerDeepLift,
             LayerGradientXActivation,
             LayerIntegratedGradients,
@@ -178,7 +179,13 @@ class TestCaptum:
         lifted = DeepLift(head).attribute(currents, rest, target=labels)
         mixed = sorted_rows(LayerDeepLift(model, first).attribute(x, 0 * x, target=labels))
         assert size(mixed - lifted) > 0.2 * size(lifted)
-        found = sorted_rows(LayerGradientXActivation(model, first).attribute(x, target=labels))
+        rows = LayerGradientXActivation(model, first).attribute(x, target=labels)
+        assert rows.shape == (T * B, 32)
+        found = rows.unflatten(0, (T, B)).transpose(0, 1)  # as the page says
+        torch.testing.assert_close(
+            LayerActivation(model, first).attribute(x).unflatten(0, (T, B)).transpose(0, 1),
+            currents,
+        )
         currents.requires_grad_()
         chosen = head(currents).gather(1, labels[:, None]).sum()
         (gradient,) = torch.autograd.grad(chosen, currents)
@@ -270,6 +277,9 @@ class TestTonic:
         size = (1, 1, 1)
         assert ToFrame(size, time_window=1000)(events).sum() == 48
         assert ToFrame(size, n_time_bins=10)(events).sum() == 49
+        short = events[:3].copy()
+        short["t"] = [0, 10, 19]  # a span of 19 makes 10 bins of 1, not of 1.9
+        assert ToFrame(size, n_time_bins=10)(short).sum() == 1
         assert ToFrame(size, time_window=1000, include_incomplete=True)(events).sum() == 50
         assert tt.data.Frames([(events, 0)], size, window=1000.0)[0][0].sum() == 50
         padded = PadTensors(batch_first=False)([(torch.ones(3, 1), 0), (torch.ones(2, 1), 1)])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -24,7 +25,7 @@ from tracetorch.functional import softplus_inverse
 from tracetorch.nir.graph import LAYER, Node, NodeGraph, Shape
 from tracetorch.nir.options import Array, Clock
 from tracetorch.snn import LeakyIntegrator, Neuron, SequenceLayer
-from tracetorch.snn.parameters import sigmoid, unbounded
+from tracetorch.snn.parameters import bounded_sigmoid, is_decay, named_bound, sigmoid, unbounded
 
 KEY = "tracetorch"  # under which the metadata of a node hold the description
 DECAYS = ("alpha", "beta", "gamma")
@@ -123,6 +124,8 @@ def describe(node: Node | NodeGraph, layer: Neuron, shape: Shape, clock: Clock) 
         # one value as a number: HDF5 compresses no array without axes
         description[name] = raw[()]
     if not isinstance(layer, LeakyIntegrator):
+        decays = {name: c.name for name, c in layer.constraints.items() if is_decay(c)}
+        description |= {f"constraint_{name}": text for name, text in decays.items()}
         again = _neuron(description, node, shape)
         ndim = len(shape) + 1
         given, made = (each.step_kwargs(ndim, torch.float64) for each in (layer, again))
@@ -165,7 +168,16 @@ def _neuron(description: dict[str, Any], node: Node | NodeGraph, shape: Shape) -
                 raise ValueError(f"{name} of {value} does not fit its nodes")
             given[name] = value
     layer = kind(description["num_neurons"], dim=description["dim"], **given)
-    layer.to(torch.float64).load_state_dict(raw)
+    names = {name: description.get(f"constraint_{name}") for name in layer.constraints}
+    decays = {name: text for name, text in names.items() if isinstance(text, str)}
+    for name, text in decays.items():  # the constructor has lowered a bound to what it was given
+        if is_decay(layer.constraints[name]):
+            low = named_bound(text)
+            constraint = sigmoid if low is None else bounded_sigmoid(low)
+            layer._declared.constraints[name] = constraint
+    state = OrderedDict(raw)
+    state._metadata = {"": {"constraints": decays}}  # type: ignore[attr-defined]  # PyTorch's place
+    layer.to(torch.float64).load_state_dict(state)
     return layer
 
 

@@ -281,11 +281,11 @@ class _Writer:
 
     def lay_edges(self) -> None:
         """Lay the edges, by Scale and Delay, so that a reader finds late those that are."""
-        following: defaultdict[str, set[str]] = defaultdict(set)
-        for start, end in self.now:
-            following[start].add(end)
-        edges = [self.scaled(edge, f, "to") for edge, f in self.now.items() if f.any()]
+        now = {edge: factor for edge, factor in self.now.items() if factor.any()}
         pending = {edge: factor for edge, factor in self.late.items() if factor.any()}
+        silent = self.silent([*self.graph.edges, *now], [*pending])
+        following = _following([*self.graph.edges, *now, *silent])
+        edges = [*silent, *(self.scaled(edge, factor, "to") for edge, factor in now.items())]
         back: list[Edge] = []
         delays: dict[str, str] = {}
         while pending:
@@ -317,6 +317,20 @@ class _Writer:
                 "NIR could not tell what comes a step later"
             )
 
+    def silent(self, now: list[Edge], late: list[Edge]) -> list[Edge]:
+        """Return edges of zeros to nodes that nothing leads to from the input."""
+        found: list[Edge] = []
+        while True:
+            reached = _reached(_following([*now, *late, *found]), "input")
+            missed = [name for name in self.graph.nodes if name not in reached]
+            if not missed:
+                return found
+            if "silence" not in self.graph.nodes:
+                self.graph.add("silence", elementwise("Scale", self.shape, scale=0.0), "input")
+                now = [*now, ("input", "silence")]
+            ends = {end for _, end in now}  # those are in no cycle: one of the nodes begins a way
+            found.append(("silence", next(name for name in missed if name not in ends)))
+
     def scaled(self, edge: Edge, factor: Array, word: str) -> Edge:
         """Return the last edge of a way from node to node, through a Scale if there is a factor."""
         if (factor == 1).all():
@@ -334,6 +348,14 @@ def _unused(wanted: str, taken: Collection[str]) -> str:
     while name in taken:
         name, i = f"{wanted}_{i}", i + 1
     return name
+
+
+def _following(edges: Collection[Edge]) -> defaultdict[str, set[str]]:
+    """Return the nodes that edges lead to from each node."""
+    following: defaultdict[str, set[str]] = defaultdict(set)
+    for start, end in edges:
+        following[start].add(end)
+    return following
 
 
 def _reached(following: dict[str, set[str]], start: str) -> set[str]:

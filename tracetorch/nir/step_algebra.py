@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,7 +22,9 @@ from tracetorch.snn import Neuron
 
 Terms: TypeAlias = "tuple[tuple[Array, Signal], ...]"
 
-_PROBE = (-1.0, -1e-3, 0.0, 1e-3, 1.0)
+# graded spikes differ far from the threshold, or near it, or where levels meet
+_MAGNITUDES = (*(10.0**n for n in range(-6, 7)), 1.5, 2.5)
+_PROBE = tuple(sorted((*(-u for u in _MAGNITUDES), 0.0, *_MAGNITUDES)))
 INPUT = "x"
 
 
@@ -89,13 +92,15 @@ class Signal:
     ) -> Signal:
         name = str(getattr(func, "__name__", func)).strip("_")
         rule = _FUNCTIONS.get(name)
-        if rule is None or kwargs:
+        if rule is None or not set(kwargs or ()) <= {"alpha", "value", "weight"}:
             raise _unknown(name, *args)
-        return rule(*args)
+        return rule(*args, **(kwargs or {}))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        if name in _FUNCTIONS:  # as a method
+            return partial(_FUNCTIONS[name], self)
         raise _unknown(name, self)
 
     def _compared(self, *others: Any) -> Any:
@@ -179,8 +184,9 @@ def check_spikes(spike: Callable[[Tensor], Tensor], device: torch.device) -> Non
     probe = torch.tensor(_PROBE, dtype=torch.float64, device=device)
     with torch.no_grad():
         fired = spike(probe)
-    if not torch.equal(fired.to(probe.dtype), (probe > 0).to(probe.dtype)):
-        problem = f"fires by {spike!r}, which gives {fired.tolist()} at {list(_PROBE)}"
+    wrong = fired.to(probe.dtype) != (probe > 0).to(probe.dtype)
+    if wrong.any():
+        problem = f"fires by {spike!r}, which gives {fired[wrong][0]:g} at {probe[wrong][0]:g}"
         raise ValueError(f"{problem}. NIR knows spikes of one above the threshold.")
 
 
@@ -266,12 +272,28 @@ def _unknown(name: str, *args: Any) -> ValueError:
     )
 
 
+def _add(a: Any, b: Any) -> Any:
+    return b + a if isinstance(b, Signal) else a + b
+
+
+def _subtract(a: Any, b: Any) -> Any:
+    return b.__rsub__(a) if isinstance(b, Signal) and not isinstance(a, Signal) else a - b
+
+
+def _times(a: Any, b: Any) -> Any:
+    if isinstance(b, (int, float)) and b == 1:
+        return a
+    return b * a if isinstance(b, Signal) else a * b
+
+
 _FUNCTIONS: Mapping[str, Callable[..., Signal]] = {
-    "add": lambda a, b: b + a if isinstance(b, Signal) else a + b,
-    "sub": lambda a, b: a - b if isinstance(a, Signal) else b.__rsub__(a),
+    "add": lambda a, b, *, alpha=1: _add(a, _times(b, alpha)),
+    "sub": lambda a, b, *, alpha=1: _subtract(a, _times(b, alpha)),
     "rsub": lambda a, b: b - a if isinstance(b, Signal) else a.__rsub__(b),
-    "mul": lambda a, b: b * a if isinstance(b, Signal) else a * b,
+    "mul": lambda a, b: _times(a, b),
     "div": lambda a, b: a / b if isinstance(a, Signal) else b.__rtruediv__(a),
+    "addcmul": lambda a, b, c, *, value=1: _add(a, _times(_times(b, c), value)),
+    "lerp": lambda a, b, weight: _add(a, _times(weight, _subtract(b, a))),
     "neg": lambda a: -a,
     "clone": lambda a: a,
     "detach": lambda a: a,

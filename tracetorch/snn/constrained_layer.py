@@ -270,10 +270,10 @@ class ConstrainedLayer(SequenceLayer):
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        bounded = {name: c.name for name, c in self.constraints.items() if least(c) is not None}
+        decays = {name: c.name for name, c in self.constraints.items() if is_decay(c)}
         metadata = getattr(destination, "_metadata", {}).get(prefix[:-1])
-        if metadata is not None and bounded:
-            metadata["constraints"] = bounded
+        if metadata is not None and decays:
+            metadata["constraints"] = decays
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, metadata: Any, *arguments: Any

@@ -194,8 +194,17 @@ def least(constraint: Constraint) -> float | None:
 
 def named_bound(name: str) -> float | None:
     """Return the bound of a decay whose constraint has this name; ``None`` for one without."""
-    low = name.partition(" from ")[2]
-    return float(low) if low else None
+    kind, bounded, text = name.partition(" from ")
+    try:
+        low = float(text) if bounded else None
+    except ValueError:
+        low = math.nan
+    if kind != sigmoid.name or (low is not None and not 0 < low < 1):
+        raise ValueError(
+            f"{name!r} is no constraint of a decay, which is 'sigmoid', or 'sigmoid from ' and a "
+            "bound in (0, 1). Load what state_dict() or tt.save gave, as it is."
+        )
+    return low
 
 
 def is_decay(constraint: Constraint) -> bool:

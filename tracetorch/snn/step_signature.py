@@ -66,6 +66,11 @@ def _check(layer: ConstrainedLayer, kind: Any) -> None:
         )
     for name in inputs:
         layer._check_name(name)
+    for name in {"input", "output"}.intersection(states):
+        raise ValueError(
+            f"{label}.states has {name!r}, the name of what a layer takes or gives, in records and "
+            f"in compiled loops. Call the state otherwise, prev_{name} say."
+        )
     step: Any = getattr(layer, "step", None)  # bound, if it is no static method
     reset = kind.reset_states
     if reset is not None and (isinstance(reset, str) or not set(reset) <= set(states)):

@@ -95,13 +95,15 @@ def memory_accesses(
         else:
             start = stage.target.size * (1 if stage.bias is None else 2)
             if stage.node in sparse:
-                # beside each weight the place that it belongs to
+                # beside each weight the place that it belongs to, and of each row where it begins
+                # and ends
                 weights = (stage.weight != 0).flatten(1).sum(0).double()
                 if stage.source.array in by_event:
-                    reached = float((events[stage.node] * weights).sum())
-                    total += start + stage.source.size + 4 * reached
+                    fired = events[stage.node]
+                    reached = float((fired * weights).sum())
+                    total += start + stage.source.size + 2 * float(fired.sum()) + 4 * reached
                 else:
-                    total += start + 3 * float(weights.sum())
+                    total += start + 2 * stage.target.size + 3 * float(weights.sum())
             elif stage.source.array in by_event:
                 # a weight is read, and a sum read and written
                 reached = float((events[stage.node] * fan_out(stage)).sum())
