@@ -176,18 +176,19 @@ def test_sums_stay_within_the_bound_after_every_step(seed: int, burst: int, sign
 
 
 def test_bound_is_that_of_the_formula() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU6(), nn.Linear(2, 1), nn.ReLU6()).double()
+    layers = [nn.Linear(2, 2), nn.ReLU6(), nn.Linear(2, 1), nn.ReLU6()]
+    model: nn.Module = nn.Sequential(*layers).double()
     fill(model, "0.weight", [[1.0, -2.0], [3.0, 4.0]])
     fill(model, "2.weight", [[-1.0, 0.5]])
     _, report = from_ann(model, torch.rand(3, 2).double(), 24, burst=2)
     assert [layer.threshold for layer in report.layers[:2]] == [3.0, 3.0]
     assert [layer.bound for layer in report.layers] == [1.5 / 24, 3.75 / 24, 3.75 / 24]
     # of no input is a rate further off than the clip, nor than the largest activation on the batch
-    model = nn.Sequential(*model.children(), nn.Linear(1, 1), QuantizedReLU(2, 0.5)).double()
+    model = nn.Sequential(*layers, nn.Linear(1, 1), QuantizedReLU(2, 0.5)).double()
     _, report = from_ann(model, torch.rand(3, 2).double(), 1)
     assert all(layer.bound <= layer.clip for layer in report.layers[:3])
     assert report.layers[2].bound == 0.5
-    deep = nn.Sequential(*(m for _ in range(6) for m in (nn.Linear(9, 9), nn.ReLU()))).double()
+    deep: Any = nn.Sequential(*(m for _ in range(6) for m in (nn.Linear(9, 9), nn.ReLU()))).double()
     fill(deep, "2.weight", [2.0] * 81)
     x = torch.rand(50, 9).double()
     _, report = from_ann(deep, x, 2, percentile=90)
@@ -195,7 +196,7 @@ def test_bound_is_that_of_the_formula() -> None:
         largest = float(deep[: 2 * place + 2](x).max().detach())
         assert layer.largest <= layer.bound * (1 + 1e-9)
         assert layer.bound <= max(largest, layer.clip)
-    model = nn.Sequential(*model[:4])
+    model = nn.Sequential(*layers)
     _, report = from_ann(model, torch.rand(3, 2).double(), 1)
     assert [layer.bound for layer in report.layers] == [3.0, 6.0, 6.0]
 
