@@ -9,6 +9,7 @@ measured on the 1,000 digits that are held out, all in one run.
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import importlib.util
 import json
 import statistics
@@ -130,6 +131,8 @@ def measure(
     batch = learnt.tensors[0][:BATCH]
     nets: dict[str, nn.Module] = {}
     row: Row = {"seed": seed, "steps": list(steps), "way": {}, "report": {}}
+    other = importlib.util.find_spec("spikingjelly") is not None
+    row["spikingjelly"] = importlib.metadata.version("spikingjelly") if other else None
     for kind in ("relu", "levels"):
         torch.manual_seed(seed)
         nets[kind] = network(kind)
@@ -138,7 +141,7 @@ def measure(
         row[kind] = accuracy(nets[kind](images), labels)
     for way, (kind, arguments) in WAYS.items():
         if "mode" in arguments:
-            if importlib.util.find_spec("spikingjelly") is not None:
+            if other:
                 means = by_spikingjelly(nets[kind], batch, images, steps[-1], **arguments)
                 row["way"][way] = [accuracy(means[step - 1], labels) for step in steps]
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import pickle
 from collections.abc import Callable
@@ -175,13 +176,27 @@ def test_sums_stay_within_the_bound_after_every_step(seed: int, burst: int, sign
 
 
 def test_bound_is_that_of_the_formula() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU6(), nn.Linear(2, 1), nn.ReLU6()).double()
+    layers = [nn.Linear(2, 2), nn.ReLU6(), nn.Linear(2, 1), nn.ReLU6()]
+    model: nn.Module = nn.Sequential(*layers).double()
     fill(model, "0.weight", [[1.0, -2.0], [3.0, 4.0]])
     fill(model, "2.weight", [[-1.0, 0.5]])
     _, report = from_ann(model, torch.rand(3, 2).double(), 24, burst=2)
     assert [layer.threshold for layer in report.layers[:2]] == [3.0, 3.0]
     assert [layer.bound for layer in report.layers] == [1.5 / 24, 3.75 / 24, 3.75 / 24]
-    # no rate is further off than the clip
+    # of no input is a rate further off than the clip, nor than the largest activation on the batch
+    model = nn.Sequential(*layers, nn.Linear(1, 1), QuantizedReLU(2, 0.5)).double()
+    _, report = from_ann(model, torch.rand(3, 2).double(), 1)
+    assert all(layer.bound <= layer.clip for layer in report.layers[:3])
+    assert report.layers[2].bound == 0.5
+    deep: Any = nn.Sequential(*(m for _ in range(6) for m in (nn.Linear(9, 9), nn.ReLU()))).double()
+    fill(deep, "2.weight", [2.0] * 81)
+    x = torch.rand(50, 9).double()
+    _, report = from_ann(deep, x, 2, percentile=90)
+    for place, layer in enumerate(report.layers[:-1]):
+        largest = float(deep[: 2 * place + 2](x).max().detach())
+        assert layer.largest <= layer.bound * (1 + 1e-9)
+        assert layer.bound <= max(largest, layer.clip)
+    model = nn.Sequential(*layers)
     _, report = from_ann(model, torch.rand(3, 2).double(), 1)
     assert [layer.bound for layer in report.layers] == [3.0, 6.0, 6.0]
 
@@ -220,6 +235,16 @@ def test_layer_that_is_silent_on_the_batch_stays_silent() -> None:
     assert torch.allclose(converted(torch.rand(4, 2)), model.get_parameter("2.bias"))
 
 
+def test_layer_of_which_few_are_active_has_a_clip_of_their_size() -> None:
+    model = nn.Sequential(nn.Linear(1, 1), nn.ReLU())
+    fill(model, "0.weight", 1e-3)
+    fill(model, "0.bias", 0.0)
+    x = torch.cat([-torch.ones(96), torch.arange(1.0, 5.0)]).unsqueeze(1)
+    for percentile, clip in ((50, 2e-3), (99.9, 4e-3)):
+        report = from_ann(model, x, 4, percentile=percentile).report
+        assert report.layers[0].clip == pytest.approx(clip)
+
+
 def test_learned_clip_and_levels_give_the_threshold() -> None:
     model = nn.Sequential(nn.Linear(2, 3), QuantizedReLU(4, 3.0))
     _, report = from_ann(model, torch.rand(4, 2), 8)
@@ -254,6 +279,14 @@ def test_quantised_relu_of_another_library_is_declared() -> None:
         from_ann(model, x, 4, activations={Levels: lambda module: (None, 5)})
     with pytest.raises(ValueError, match="is declared by activations="):
         from_ann(model, x, 4)
+    with pytest.raises(TypeError, match=r"return \(clip, levels\) of 1 \(Levels\), got Parameter"):
+        from_ann(model, x, 4, activations={Levels: lambda module: module.thresh})
+    with pytest.raises(ValueError, match=r"returned 3 clips for 1 \(Levels\)"):
+        from_ann(model, x, 4, activations={Levels: lambda module: (torch.ones(3), None)})
+    fill(model, "1.thresh", 2.0)
+    model[1].thresh.data = torch.ones(4)
+    with pytest.raises(ValueError, match=r"1 \(Levels\) must compute a ReLU of each value alone"):
+        from_ann(model, x, 4, activations={Levels: lambda module: (1.0, 4)})
 
 
 # Models
@@ -279,7 +312,7 @@ class Functional(nn.Module):
         y = self.between(y)  # behind a sum: a product of its own
         y = F.relu6(F.avg_pool2d(y, 2))
         y = torch.max_pool2d(y, 2) if False else F.max_pool2d(y, 2)
-        y = y.view(y.size(0), -1)
+        y = y.view(y.size(0), -1).view(-1, 12)
         y = self.hidden(F.dropout(y, 0.5, self.training)).clamp(min=0)
         return self.last(torch.clamp(y, 0, 4).relu())
 
@@ -396,9 +429,9 @@ def test_it_copies_pickles_saves_and_learns(tmp_path: Path) -> None:
     tt.load(tmp_path / "snn.safetensors", other.model)
     assert torch.equal(other(x), wanted)
     wanted.sum().backward()
-    assert all(
-        p.grad is not None and p.grad.isfinite().all() for p in other.model.parameters()
-    ) or (all(p.grad is not None for p in converted.model.parameters()))
+    for parameter in converted.model.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all()
 
 
 @pytest.mark.slow
@@ -437,6 +470,22 @@ def test_report_prints_a_table() -> None:
     ]
 
 
+def test_report_counts_values_that_rounding_gave_another_level() -> None:
+    """A mean of two values lies between two levels where their sum is odd."""
+    model = nn.Sequential(QuantizedReLU(6, 1.3), nn.AvgPool1d(2), QuantizedReLU(6, 1.3))
+    counts = torch.tensor(list(itertools.product(range(7), repeat=2)))
+    x = (counts * (1.3 / 6)).unsqueeze(1)
+    report = from_ann(model, x, 6, signed=True, quiet=5).report
+    assert report.is_exact
+    layer = report.layers[1]
+    assert layer.values == 49
+    assert 0 < layer.ties < 25  # no sum that is even
+    assert (
+        f"equal but for rounding: in 2 {layer.ties} of 49 values on the batch got another"
+        in str(report)
+    )
+
+
 # What is refused
 
 
@@ -446,6 +495,7 @@ class Forward(nn.Module):
     def __init__(self, function: Callable[[Any, Tensor], Any]) -> None:
         super().__init__()
         self.layer, self.relu = nn.Linear(4, 4), nn.ReLU(inplace=True)
+        self.one = nn.Linear(4, 1)
         self.function = function
 
     def forward(self, x: Tensor) -> Any:
@@ -466,6 +516,18 @@ def _adds_in_place(m: Any, x: Tensor) -> Tensor:
     z = m.layer(y)
     y += z
     return y + z.relu() + z
+
+
+def _broadcasts(m: Any, x: Tensor) -> Tensor:
+    y = m.layer(x).relu()
+    return y + m.one(y)
+
+
+class Shifted(QuantizedReLU):
+    """A subclass that computes something else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x - 0.3)
 
 
 def _hidden_overwriting(m: Any, x: Tensor) -> Tensor:
@@ -500,10 +562,15 @@ REFUSED: list[tuple[str, nn.Module, str]] = [
     ("overwrites", Forward(_overwrites), "writes into 'layer', which is used again"),
     ("adds in place", Forward(_adds_in_place), r"iadd\(\) in the model's forward writes into"),
     ("hidden", Forward(_hidden_overwriting), r"the model's output on the batch is another"),
+    ("broadcast", Forward(_broadcasts), r"adds values of the shapes \[1, 4\] and \[1, 1\]"),
+    ("cat", Forward(lambda m, x: torch.cat([m.layer(x).relu(), x], 1)), r"cat\(\) in .* cannot be"),
+    ("batch mean", Forward(lambda m, x: x.mean(0, keepdim=True)), "the mean of all places"),
+    ("halves", Forward(lambda m, x: m.layer(x).relu().view(-1, 2)), r"view\(\) in .* cannot be"),
+    ("lazy", nn.Sequential(nn.LazyLinear(3), nn.ReLU()), r"0\.weight has no shape yet"),
     (
-        "broadcast",
-        Forward(lambda m, x: m.layer(x).relu() + m.layer(x.mean(0, keepdim=True))),
-        "takes the mean of all places",
+        "subclass",
+        nn.Sequential(nn.Linear(4, 4), Shifted(4, 1.0)),
+        r"1 \(Shifted\) does not compute",
     ),
 ]
 

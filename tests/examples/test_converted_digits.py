@@ -39,7 +39,14 @@ def test_the_page_shows_the_recorded_rows(capsys: pytest.CaptureFixture[str]) ->
     assert set(rows[0]["way"]) <= set(converted_digits.WAYS)
     assert converted_digits.main(["--table"]) == 0
     table = capsys.readouterr().out.strip()
-    assert f"<!-- digits -->\n{table}\n<!-- /digits -->" in PAGE.read_text()
+    page = PAGE.read_text()
+    assert f"<!-- digits -->\n{table}\n<!-- /digits -->" in page
+    assert f"SpikingJelly {rows[0]['spikingjelly']} starts" in page
+    # what the page says of thresholds by channel, from eight steps on
+    by_channel = "ReLU, SpikingJelly, 99.9% by channel, half thresholds"
+    pairs = list(zip(rows[0]["way"][by_channel], rows[0]["way"]["ReLU"], strict=True))
+    assert all(one > other for one, other in pairs[:3])
+    assert all(abs(one - other) < 0.0021 for one, other in pairs[3:])
 
 
 def test_certified_rows_are_equal_to_their_network_but_for_rounding() -> None:

@@ -69,6 +69,8 @@ def test_a_folder_brings_back_arguments_tensors_and_hidden_modules(tmp_path: Pat
     card = (tmp_path / "README.md").read_text()
     assert "library_name: tracetorch" in card
     assert "spiking-neural-network" in card
+    assert "tracetorch.hub.HubMixin" in card
+    assert "PytorchModelHubMixin" not in card
 
 
 def test_a_file_of_other_layers_is_refused(folder: Path) -> None:
@@ -107,8 +109,14 @@ def test_a_model_stays_what_a_model_is(folder: Path) -> None:
     torch.testing.assert_close(stepped, expected)
     net.double()
     net.save_pretrained(folder)
-    with pytest.raises(ValueError, match=r"float64 in the file, torch.float32 in the model"):
-        Net.from_pretrained(folder)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    double = Net.from_pretrained(folder, map_location="cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert {p.dtype for p in double.parameters()} == {torch.float64}
+    assert double.cells[0].raw_beta.dtype == net.cells[0].raw_beta.dtype == torch.float32
+    assert torch.equal(double.get_parameter("net.0.weight"), net.get_parameter("net.0.weight"))
+    assert Net.from_pretrained(folder, map_location="meta").get_parameter("net.0.weight").is_meta
 
 
 @pytest.fixture

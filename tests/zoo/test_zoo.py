@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tracetorch.core import optional
 from tracetorch.data import Batch
+from tracetorch.snn.delay import taps
 from tracetorch.zoo import files, networks, record
 from tracetorch.zoo.__main__ import main
 from tracetorch.zoo.card import interval
@@ -237,9 +239,18 @@ def test_other_data_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_other_numbers_are_named(folder: Path, change: dict[str, Any], words: str) -> None:
     change_card(folder, **change)
-    with pytest.raises(RuntimeError, match=f"words-adlif: .*{words}.*recorded with torch"):
+    change_card(folder, torch="2.0", tracetorch="3.0")
+    with pytest.raises(
+        RuntimeError,
+        match=f"words-adlif: .*{words}.*so PyTorch, or a part of traceTorch .* recorded with "
+        "tracetorch 3.0 and torch 2.0, this is",
+    ):
         tt.zoo.verify([WORDS], strict=True)
-    assert verdict()[0] == "numbers"
+    change_card(folder, torch=torch.__version__)
+    status, reason = verdict()
+    assert status == "numbers"
+    assert "so a part of traceTorch outside the hash" in reason
+    assert "torch 2" not in reason
 
 
 def test_missing_data_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,8 +281,52 @@ def test_the_interval_is_that_of_seeds_and_of_a_test_set() -> None:
     # s^2 = 1e-4 of two seeds, p = 0.5 and N = 2500: sqrt(1.5e-4 + 1e-4)
     low, high = interval([0.5 - 0.005 * 2**0.5, 0.5 + 0.005 * 2**0.5], 2500)
     assert (low + high) / 2 == pytest.approx(0.5)
-    assert (high - low) / 2 == pytest.approx(2.58 * 2.5e-4**0.5)
+    half = (63.66**2 * 1.5e-4 + 2.58**2 * 2e-4) ** 0.5
+    assert (high - low) / 2 == pytest.approx(min(half, 0.5))
     assert interval([1.0, 1.0], 10) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(("spread", "samples"), [(0.02, 10_000), (0.01, 1000), (1e-4, 1000)])
+def test_99_percent_of_new_trainings_land_in_the_interval(spread: float, samples: int) -> None:
+    """Five seeds on one test set, the sixth on another."""
+    draw, lands = random.Random(0), 0
+    of_tests = (0.9 * 0.1 / samples) ** 0.5
+    for _ in range(1000):
+        old, new = draw.gauss(0.9, of_tests), draw.gauss(0.9, of_tests)
+        low, high = interval([draw.gauss(old, spread) for _ in range(5)], samples)
+        lands += low <= draw.gauss(new, spread) <= high
+    assert lands >= 980  # 2.58 of both parts gives 950 and less
+
+
+def test_a_damaged_card_is_named(folder: Path) -> None:
+    path = folder / f"{WORDS}.json"
+    whole = path.read_text()
+    for text in (whole[:200], "[1]", whole.replace('"output"', '"outputs"')):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=rf"{WORDS}\.json is damaged: .*Install"):
+            tt.zoo.card(WORDS)
+        status, reason = verdict()
+        assert status == "file"
+        assert "is damaged" in reason
+
+
+def test_defaults_of_pytorch_change_nothing() -> None:
+    _, y, _ = expected = tt.zoo.sample_batch(WORDS, 3)
+    code = code_hash(NETWORKS[WORDS])
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        tensor = tt.zoo.load(WORDS).get_parameter("0.weight")
+        batch = tt.zoo.sample_batch(WORDS, 3)
+        assert code_hash(NETWORKS[WORDS]) == code
+        assert verdict() == ("verified", "")
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert (tensor.dtype, tensor.device.type) == (torch.float32, "cpu")
+    assert all(torch.equal(one, other) for one, other in zip(batch, expected, strict=True))
+    assert y.shape == (3,)
 
 
 def functions() -> tuple[Callable[..., int], ...]:
@@ -314,6 +369,16 @@ def test_the_hash_of_code_covers_builder_helpers_and_constructor(
     with monkeypatch.context() as patch:
         patch.setattr(networks, "decays", decays)
         assert code_hash(NETWORKS["rows-lif"]) != before
+    before = code_hash(NETWORKS["words-delays"])
+
+    def hat(distance: Tensor, sigma: float) -> Tensor:
+        return distance * sigma
+
+    hat.__module__ = taps.__name__
+    with monkeypatch.context() as patch:
+        patch.setattr(taps, "hat", hat)  # what a class calls, through another function
+        assert code_hash(NETWORKS["words-delays"]) != before
+    before = code_hash(NETWORKS["rows-lif"])
     init = tt.snn.LIF.__init__
 
     def other(self: Any, *args: Any, **options: Any) -> None:

@@ -11,7 +11,11 @@ d`` of ``t clip(z, 0, c)``, for every ``t``: at its last spike the neuron had th
 the last step at which it did not fire all it could, it has fired at the rate ``c``. Through weights
 ``W`` the bound becomes ``|W| (theta / 2 + d)``, which is ``d`` of the next layer. Nothing is
 assumed of the times of spikes or the signs of weights. Over ``T`` steps, the rate of a layer is
-within ``D / T`` of the clipped network's, ``D`` from this recursion (``bounds.py``).
+within ``D / T`` of the clipped network's, ``D`` from this recursion (``plan.py``). The clipped
+network is within ``E`` of the model: ``E = |W| E_before + e``, where ``e`` is what clip and
+rounding change, since a clipped ReLU moves by no more than its input. Rates and clipped values lie
+between 0 and ``c``, the model's between 0 and ``m``, its own clip or the largest on the batch, not
+below ``c``: so neither ``E`` nor the sum of both is ever more than ``m``.
 
 Equality. A ReLU of ``L`` levels rounds ``L z / c`` by ``floor(. + 1/2)``, between 0 and ``L``. A
 neuron with the threshold ``c T / L`` computes the same of what it has received, as soon as its

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from tracetorch.convert.build import build
 from tracetorch.convert.graph import Graph, Node
@@ -177,6 +178,8 @@ def _check_batch(model: nn.Module, batch: object) -> None:
     if not bool(torch.isfinite(batch).all()):
         raise ValueError("batch has values that are not finite. Leave them out.")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise ValueError(f"{name} has no shape yet. Call the model on a batch first.")
         if tensor.is_floating_point() and tensor.dtype != batch.dtype:
             raise ValueError(
                 f"{name} is {tensor.dtype} and the batch {batch.dtype}. Give both one dtype: "
@@ -198,26 +201,22 @@ def _report(
     double = batch.double()
     bounds, ready = bounds_of(graph, double, rules, times), ready_of(graph, rules, times)
     rates = _rates(model, neurons, batch, times)
-    wanted: dict[Node, Tensor] = {}
-
-    def compute(node: Node, inputs: list[Tensor]) -> Tensor:
-        value = ann(node, inputs)
-        if node.activation is not None:
-            wanted[node] = value
-        return value
-
-    wanted[OUTPUT] = graph.run(double, compute)
-    layers = []
+    layers: list[LayerReport] = []
     end = times.steps + times.quiet
-    for node, value in wanted.items():
-        off = (rates[node] - value).abs()
+
+    def compare(node: Node, value: Tensor) -> None:
+        off = (rates.pop(node) - value).abs()
         charge, distance = bounds[node]
         reason = ready[node].reason
         if not reason and ready[node].step > end:
             more = int(ready[node].step) - times.steps
             reason = f"it may need quiet={more}"
-        bound = float((charge / times.steps + distance).max()) if reason else 0.0
-        rule = rules.get(node)
+        rule, ties = rules.get(node), 0
+        reach = math.inf if rule is None else rule.reach
+        total = (charge / times.steps + distance).clamp(max=reach)
+        bound = float(total.max()) if reason else 0.0
+        if rule is not None and rule.levels is not None and not reason:
+            ties = int((off > rule.clip / (2 * rule.levels)).sum())
         layers.append(
             LayerReport(
                 path=node.name,
@@ -229,8 +228,18 @@ def _report(
                 largest=float(off.max()),
                 mean=float(off.mean()),
                 reason=reason,
+                values=off.numel(),
+                ties=ties,
             )
         )
+
+    def compute(node: Node, inputs: list[Tensor]) -> Tensor:
+        value = ann(node, inputs)
+        if node.activation is not None:
+            compare(node, value)
+        return value
+
+    compare(OUTPUT, graph.run(double, compute))
     last = ready[OUTPUT]
     sufficient = None if last.reason else int(last.step) - times.steps
     return Report(tuple(layers), times.steps, times.quiet, sufficient)

@@ -42,6 +42,7 @@ class Rule:
         levels: of the activation; ``None`` where it has none.
         limit: the most spikes in total; ``None`` where nothing limits them.
         excess: largest difference between the activation and the ReLU with this clip.
+        reach: largest value of the activation: its own clip, or the largest on the batch.
         suffices: whether the steps and bursts are enough for all levels.
     """
 
@@ -50,6 +51,7 @@ class Rule:
     levels: int | None
     limit: int | None
     excess: float
+    reach: float
     suffices: bool
 
 
@@ -82,16 +84,18 @@ def _rule(activation: Activation, value: Tensor, times: Times, percentile: float
     clip, excess = activation.clip, 0.0
     if clip is None:
         clip = percentile_of(value, percentile)
-        clip = clip or 1.0  # no neuron is active on the batch
+        if not clip:  # few neurons are active on the batch, or none
+            active = value[value > 0]
+            clip = percentile_of(active, percentile) if len(active) else 1.0
         excess = max(float(value.max()) - clip, 0.0)
+    reach = clip + excess
     if levels is not None:
         excess = clip / (2 * levels)
     suffices = levels is not None and most >= levels
     spikes = levels if levels is not None and suffices else most
     limited = times.quiet > 0 or (suffices and (times.signed or most > spikes))
-    return Rule(
-        clip * times.steps / spikes, clip, levels, spikes if limited else None, excess, suffices
-    )
+    limit = spikes if limited else None
+    return Rule(clip * times.steps / spikes, clip, levels, limit, excess, reach, suffices)
 
 
 def percentile_of(value: Tensor, percentile: float) -> float:
@@ -151,7 +155,9 @@ def bounds_of(graph: Graph, sample: Tensor, rules: Rules, times: Times) -> dict[
             charge = charge.clamp(min=ahead)
         # rates lie between 0 and the clip, whatever happens
         charge = charge.clamp(max=rule.clip * times.steps)
-        found[node] = Bound(charge, distance + rule.excess)
+        # so do clipped values, and the model's own below their largest
+        distance = (distance + rule.excess).clamp(max=rule.reach)
+        found[node] = Bound(charge, distance)
         return torch.stack(list(found[node]))
 
     zeros = torch.zeros_like(sample[:1]).expand(2, *sample.shape[1:])

@@ -88,7 +88,8 @@ def read_model(model: nn.Module, batch: Tensor, activations: Activations) -> Gra
     double = copy.deepcopy(model).eval().double()
     program = trace_forward(double, lambda module: isinstance(module, kinds), _ADVICE)
     reader = _Reader(program, double, activations)
-    graph = reader.read(batch.double())
+    # one sample: the reader keeps every value
+    graph = reader.read(batch[:1].double())
     wanted = double(batch.double())
     found = graph.run(batch.double(), ann)
     if found.shape != wanted.shape:
@@ -320,12 +321,13 @@ class _Reader:
         """Return what kind of ReLU a module is; ``None`` where it is none."""
         kind = type(module)
         if kind in self.activations:
-            clip, levels = self.activations[kind](module)
-            found = Activation(None if clip is None else float(clip), levels)
+            found = _declared(self.activations[kind](module), title)
             _check_activation(module, found, title)
             return found
         if isinstance(module, QuantizedReLU):
-            return Activation(float(module.largest.detach()), module.levels)
+            found = Activation(float(module.largest.detach()), module.levels)
+            _check_activation(module, found, title)  # a subclass may compute something else
+            return found
         if kind is nn.ReLU:
             return Activation()
         if kind in (nn.ReLU6, nn.Hardtanh):
@@ -351,6 +353,8 @@ class _Reader:
                     "give both one shape."
                 )
             return self.add(Node(step.name, "sum", inputs), one + other)
+        if args and isinstance(args[0], tuple | list):  # torch.cat, torch.stack
+            raise ValueError(f"{title} cannot be converted. What can be: {_ALLOWED}.")
         place = self.value(step, args[0] if args else None)
         if target in _DROPOUTS or target == "contiguous":
             return place
@@ -371,7 +375,7 @@ class _Reader:
             if high is None:
                 return self.activate(step.name, nn.ReLU(), Activation(), place)
             return self.activate(step.name, nn.Hardtanh(0.0, high), Activation(float(high)), place)
-        if target in ("view", "reshape", torch.reshape) and args[-1] == -1 and len(args) == 3:
+        if target in ("view", "reshape", torch.reshape) and self.flattens(args[1:], place):
             return self.linear(step.name, nn.Flatten(), place)
         if target in ("mean", torch.mean):
             return self.mean(step, place)
@@ -381,6 +385,12 @@ class _Reader:
             arranged = dict(zip(_parameters(target), args[1:], strict=False))
             return self.pool(step.name, make(**{**options, **arranged, **kwargs}), place, title)
         raise ValueError(f"{title} cannot be converted. What can be: {_ALLOWED}.")
+
+    def flattens(self, given: tuple[Any, ...], place: int) -> bool:
+        """Whether a shape is ``[B, -1]``, or has the number of a sample's values there."""
+        shape = given[0] if given and isinstance(given[0], tuple | list) else given
+        size = self.tensors[place][0].numel()
+        return len(shape) == 2 and (shape[1] == -1 or (shape[0] == -1 and shape[1] == size))
 
     def mean(self, step: fx.Node, place: int) -> int:
         """Read a mean over all places as a pool."""
@@ -410,6 +420,24 @@ def _parameters(function: Any) -> tuple[str, ...]:
     return names if function is F.avg_pool1d else (*names, "divisor_override")
 
 
+def _declared(returned: object, title: str) -> Activation:
+    """Return the activation that a function of ``activations`` has returned."""
+    if not isinstance(returned, tuple | list) or len(returned) != 2:
+        raise TypeError(
+            f"activations= must return (clip, levels) of {title}, got {type(returned).__name__}. "
+            "Write None for a clip or levels that it does not have."
+        )
+    clip, levels = returned
+    if isinstance(clip, Tensor):
+        if clip.numel() != 1:
+            raise ValueError(
+                f"activations= returned {clip.numel()} clips for {title}. Rates of a layer have "
+                "one clip: train it with one."
+            )
+        clip = float(clip.detach())
+    return Activation(None if clip is None else float(clip), levels)
+
+
 def _check_activation(module: nn.Module, found: Activation, title: str) -> None:
     """Compare a module of the user's with the ReLU that is declared."""
     reach = found.clip or 8.0
@@ -424,7 +452,14 @@ def _check_activation(module: nn.Module, found: Activation, title: str) -> None:
     wanted = x.clamp(0, found.clip)
     if found.levels is not None:
         wanted = torch.floor(wanted * levels / reach + 0.5) * (reach / levels)
-    if not torch.allclose(module(x.clone()), wanted, rtol=1e-6, atol=1e-6 * reach):
+    try:
+        found_values = module(x.clone())
+    except (RuntimeError, IndexError, ValueError) as error:
+        raise ValueError(
+            f"{title} must compute a ReLU of each value alone, in any shape, and refused "
+            f"{list(x.shape)}: {error}"
+        ) from error
+    if not torch.allclose(found_values, wanted, rtol=1e-6, atol=1e-6 * reach):
         raise ValueError(
             f"{title} does not compute a ReLU with the clip {found.clip} and {found.levels} "
             "levels, floor(levels * x / clip + 1/2) of them: declare what it computes."

@@ -21,6 +21,9 @@ class LayerReport:
         largest: largest difference on the batch.
         mean: mean difference on the batch, of the magnitudes.
         reason: why the rates are not proven to be equal; empty where they are.
+        values: number of values on the batch.
+        ties: how many of them got another level, though they are equal in exact arithmetic: they
+            lie within rounding of the border of two levels, or are computed from such. 0 of others.
 
     Example:
         >>> import torch
@@ -42,6 +45,8 @@ class LayerReport:
     largest: float
     mean: float
     reason: str
+    values: int
+    ties: int
 
     @property
     def is_exact(self) -> bool:
@@ -106,6 +111,12 @@ class Report:
         missing = next((layer for layer in self.layers if not layer.is_exact), None)
         if missing is None:
             lines.append("every rate is proven to be the model's activation")
+            ties = [each for each in self.layers if each.ties]
+            lines += [
+                f"equal but for rounding: in {each.path} {each.ties} of {each.values} values on "
+                "the batch got another level"
+                for each in ties
+            ]
         else:
             lines.append(f"not proven to be equal: {missing.path}, {missing.reason}")
         return "\n".join(lines)

@@ -2,22 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import torch
 from huggingface_hub import ModelHubMixin, hf_hub_download
 from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
-from torch import nn
+from torch import Tensor, nn
 
 from tracetorch.checkpoint import load, save
+from tracetorch.checkpoint.read import read
+from tracetorch.core.walk import hidden_modules, join_path
 
 M = TypeVar("M", bound="HubMixin")
+
+_CARD = """
+---
+{{ card_data }}
+---
+
+A spiking neural network, saved by `tracetorch.hub.HubMixin` of [traceTorch]({{ repo_url }}).
+`Net.from_pretrained(...)` of its class `Net` loads it; the class itself is not in this repository.
+How: [documentation]({{ docs_url }}).
+"""
+
+
+def _cast(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Give a model, and each module that it holds in a plain list, the dtype of its values."""
+    for path, part in [("", model), *hidden_modules(model)]:
+        found = (values.get(join_path(path, name)) for name in part.state_dict())
+        dtypes = {each.dtype for each in found if each is not None and each.is_floating_point()}
+        if len(dtypes) == 1:
+            part.to(dtype=dtypes.pop())
 
 
 class HubMixin(
     ModelHubMixin,
     library_name="tracetorch",
     tags=["spiking-neural-network"],
+    model_card_template=_CARD,
     repo_url="https://github.com/Yegor-men/tracetorch",
     docs_url="https://yegor-men.github.io/tracetorch/",
 ):
@@ -27,7 +51,9 @@ class HubMixin(
     :func:`tt.save` writes, ``config.json`` with the arguments of the constructor, as far as they
     are JSON, and a card, ``README.md``. States are not saved: a loaded model is at rest, and in
     evaluation mode. ``from_pretrained`` builds the model from ``config.json``, and :func:`tt.load`
-    refuses a file whose layers are not those of the class. No code comes from the Hub.
+    refuses a file whose layers are not those of the class. No code comes from the Hub. The model
+    has the dtype of the file, and is on ``map_location``, the CPU if left out; PyTorch's random
+    numbers are not used.
 
     ``Net.from_pretrained("organisation/name", revision=...)``; arguments of the constructor that
     are no JSON, or others than those saved, are given beside it. All further arguments are those of
@@ -62,6 +88,7 @@ class HubMixin(
         force_download: bool,
         local_files_only: bool,
         token: str | bool | None,
+        map_location: str | torch.device = "cpu",
         **model_kwargs: Any,
     ) -> M:
         path = Path(model_id, SAFETENSORS_SINGLE_FILE)
@@ -77,7 +104,10 @@ class HubMixin(
                     local_files_only=local_files_only,
                 )
             )
-        model = cls(**model_kwargs)
-        load(path, cast(nn.Module, model))
-        cast(nn.Module, model).eval()
+        with torch.random.fork_rng(devices=[]):
+            model = cls(**model_kwargs)
+        module = cast(nn.Module, model)
+        _cast(module, read(path).tensors)
+        load(path, module)
+        module.to(map_location).eval()
         return model

@@ -9,12 +9,13 @@ the package: nothing is downloaded.
 ``verify`` measures again, in float64. There rounding moves no spike across its threshold, so that
 spikes and correct samples are equal on every machine, and one spike more is a change. The hash of
 the code is of what the network is made of: its builder, the steps of its neurons, the classes of
-its other modules, each as a syntax tree without layout, comments and docstrings. It decides
-nothing; where the numbers differ it says whether the code has changed. Bytecode and traced graphs
-would be others with every Python and PyTorch.
+its other modules, the functions that these call, each as a syntax tree without layout, comments and
+docstrings. It decides nothing; where the numbers differ it says whether the code has changed.
+Bytecode and traced graphs would be others with every Python and PyTorch.
 
-``interval`` says where a new training lands: the mean over seeds, plus or minus 2.58 standard
-deviations of a new seed and of a test set of this size, ``s^2 (1 + 1 / n) + p (1 - p) / N``.
+``interval`` says where 99 % of new trainings land, on another test set too: the mean over seeds,
+plus or minus the root of ``t^2 s^2 (1 + 1 / n) + 2.58^2 2 p (1 - p) / N``. ``t`` is Student's
+quantile, since the deviation is of few seeds; both test sets vary, the old and the new one.
 """
 
 from tracetorch.zoo.card import Card, card, names, table

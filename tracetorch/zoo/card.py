@@ -12,7 +12,9 @@ from typing import Any
 from tracetorch.zoo import files
 from tracetorch.zoo.networks import NETWORKS, network
 
-_QUANTILE = 2.58  # of the normal distribution, for 99 %
+_NORMAL = 2.58  # quantile for 99 %
+# Student's, for 99 %, of one degree of freedom and more: a deviation of few seeds is uncertain
+_STUDENT = (63.66, 9.92, 5.84, 4.60, 4.03, 3.71, 3.50, 3.36, 3.25)
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def card(name: str) -> Card:
         name: one of :func:`names`.
 
     Raises:
-        ValueError: there is no such network.
+        ValueError: there is no such network, or its card is damaged.
 
     Example:
         >>> found = card("rows-lif")
@@ -107,7 +109,13 @@ def card(name: str) -> Card:
         (22036, 5, True)
     """
     network(name)
-    return Card(**json.loads((files.FOLDER / f"{name}.json").read_text(encoding="utf-8")))
+    path = files.FOLDER / f"{name}.json"
+    try:
+        return Card(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:  # cut, or with other fields
+        raise ValueError(
+            f"{path} is damaged: {error}. Install traceTorch again, or restore the file in a clone."
+        ) from error
 
 
 def interval(accuracies: Sequence[float], samples: int) -> tuple[float, float]:
@@ -115,18 +123,21 @@ def interval(accuracies: Sequence[float], samples: int) -> tuple[float, float]:
 
     ::
 
-        mean +- 2.58 sqrt(s^2 (1 + 1 / n) + p (1 - p) / samples)
+        mean +- sqrt(t^2 s^2 (1 + 1 / n) + 2.58^2 2 p (1 - p) / samples)
 
-    with the mean p and the deviation s of n seeds: the spread of a new seed beside n others, and
-    the binomial one of a test set.
+    with the mean p and the deviation s of n seeds: the spread of a new seed beside n others, with
+    the quantile t of Student's distribution, 4.60 of five seeds; and the binomial one of two test
+    sets, that of the n seeds and the new one.
 
     Args:
-        accuracies: of two seeds or more.
+        accuracies: of two to ten seeds.
         samples: size of the test set.
     """
     mean = statistics.mean(accuracies)
     of_seeds = statistics.variance(accuracies) * (1 + 1 / len(accuracies))
-    half = _QUANTILE * math.sqrt(of_seeds + mean * (1 - mean) / samples)
+    of_tests = 2 * mean * (1 - mean) / samples
+    student = _STUDENT[len(accuracies) - 2]
+    half = math.sqrt(student**2 * of_seeds + _NORMAL**2 * of_tests)
     return max(0.0, mean - half), min(1.0, mean + half)
 
 

@@ -6,8 +6,9 @@ import ast
 import hashlib
 import inspect
 import json
+import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable
 from types import FunctionType
 from typing import Any
 
@@ -16,15 +17,18 @@ import torch
 from tracetorch.checkpoint.layers import describe_layers
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.neuron import Neuron
-from tracetorch.zoo.networks import Network
+from tracetorch.zoo.networks import Network, usual_defaults
+
+_MECHANISMS = ("tracetorch.core.", "tracetorch.fuse.")
 
 
+@usual_defaults()
 def code_hash(network: Network) -> str:
     """Return the SHA-256 of what a network computes with, as far as this package defines it.
 
-    That is its builder with the functions that this calls in its module; the equations, parts,
-    options and constraints of its neuron layers; the step of each neuron; the classes of every
-    other module, as far as they are traceTorch's. Comments, docstrings and layout are left out.
+    That is its builder; the equations, parts, options and constraints of its neuron layers; the
+    step of each neuron; the classes of every other module, as far as they are traceTorch's; and the
+    functions that all of these call. Comments, docstrings and layout are left out.
     """
     with torch.random.fork_rng(devices=[]):
         model = network.build()
@@ -33,7 +37,7 @@ def code_hash(network: Network) -> str:
         del described["call"]  # a text for people
     kinds = {type(module) for module in model.modules()}
     steps = {kind.step for kind in kinds if issubclass(kind, Neuron)}
-    # what every layer shares are mechanisms, which the numbers test
+    # what every layer shares are mechanisms, which the numbers test, as the packages in _MECHANISMS
     shared = {*Neuron.__mro__, *TTModule.__mro__}
     classes = {
         base
@@ -44,8 +48,7 @@ def code_hash(network: Network) -> str:
     }
     parts = [
         json.dumps(layers, sort_keys=True),
-        *map(syntax, _functions(network.build)),
-        *sorted(map(syntax, [*steps, *classes])),
+        *sorted(map(syntax, _with_functions([network.build, *steps, *classes]))),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -57,27 +60,33 @@ def syntax(thing: Any) -> str:
         >>> syntax(syntax) == syntax(syntax)
         True
     """
-    tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(thing))))
-    return _text(tree.body[0])
+    return _text(_tree(thing))
 
 
-def _functions(build: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
-    """Yield a function, and those of its module that it calls."""
-    pending = [build]
-    seen: set[Callable[..., Any]] = set()
+def _tree(thing: Any) -> ast.AST:
+    source = inspect.getsource(inspect.unwrap(thing))
+    return ast.parse(textwrap.dedent(source)).body[0]
+
+
+def _with_functions(things: Iterable[Any]) -> set[Any]:
+    """Return functions and classes, and the functions of traceTorch that they call by name."""
+    pending = [*things]
+    seen: set[Any] = set()
     while pending:
-        function = pending.pop()
-        if function in seen:
+        thing = pending.pop()
+        if thing in seen:
             continue
-        seen.add(function)
-        yield function
-        scope = vars(inspect.getmodule(function))
+        seen.add(thing)
+        scope = vars(sys.modules[thing.__module__])
+        names = {each.id for each in ast.walk(_tree(thing)) if isinstance(each, ast.Name)}
         pending += [
             value
-            for name in sorted(function.__code__.co_names)
+            for name in names
             if isinstance(value := scope.get(name), FunctionType)
-            and value.__module__ == function.__module__
+            and value.__module__.startswith("tracetorch.")
+            and not value.__module__.startswith(_MECHANISMS)
         ]
+    return seen
 
 
 def _text(node: object) -> str:

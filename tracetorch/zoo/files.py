@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tracetorch.checkpoint import load as load_file
-from tracetorch.zoo.networks import Network, network
+from tracetorch.zoo.networks import Network, network, usual_defaults
 
 FOLDER = Path(__file__).parent / "files"
 
@@ -47,6 +47,7 @@ def load(name: str) -> nn.Module:
     return loaded(network(name), file_of(name))
 
 
+@usual_defaults()
 def loaded(network: Network, path: Path) -> nn.Module:
     """Build a network and load a file into it."""
     with torch.random.fork_rng(devices=[]):

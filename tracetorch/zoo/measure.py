@@ -13,7 +13,7 @@ from tracetorch.metrics.accuracy import correct
 from tracetorch.snn.spike_functions import spike_functions
 from tracetorch.snn.states import named_neurons
 from tracetorch.unrolling import unroll
-from tracetorch.zoo.networks import network
+from tracetorch.zoo.networks import network, usual_defaults
 from tracetorch.zoo.tasks import Task
 
 BATCH = 64  # samples of which spikes are counted
@@ -37,6 +37,7 @@ class Numbers:
     output: float
 
 
+@usual_defaults()
 def sample_batch(name: str, size: int = BATCH) -> Batch:
     """Return the first test samples of a network's task, as a batch ``(x, y, mask)``.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +36,18 @@ class Network:
     def description(self) -> str:
         """Description of what the network is made of: the first line of its builder's docstring."""
         return (self.build.__doc__ or "").partition("\n")[0].rstrip(".")
+
+
+@contextmanager
+def usual_defaults() -> Iterator[None]:
+    """Make tensors in float32 on the CPU, whatever the defaults of PyTorch are."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def decays(width: int, longest: float) -> Tensor:

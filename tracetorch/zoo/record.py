@@ -14,13 +14,14 @@ from tracetorch.zoo import files
 from tracetorch.zoo.card import Card, card, interval
 from tracetorch.zoo.code_hash import code_hash
 from tracetorch.zoo.measure import BATCH, measure
-from tracetorch.zoo.networks import network
+from tracetorch.zoo.networks import network, usual_defaults
 from tracetorch.zoo.tasks import data_hash
 from tracetorch.zoo.training import train_on
 
 SEEDS = 5
 
 
+@usual_defaults()
 def record(name: str) -> Card:
     """Train from five seeds, the recipe's first, whose network becomes the file; write the card.
 

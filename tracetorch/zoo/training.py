@@ -10,12 +10,13 @@ from tracetorch.loss import membrane_cross_entropy
 from tracetorch.snn.delay import DelayedLinear
 from tracetorch.snn.param_groups import param_groups
 from tracetorch.unrolling import unroll
-from tracetorch.zoo.networks import Network, network
+from tracetorch.zoo.networks import Network, network, usual_defaults
 from tracetorch.zoo.tasks import Data
 
 _CALIBRATION = 200  # samples
 
 
+@usual_defaults()
 def train(name: str, seed: int | None = None) -> nn.Module:
     """Train a network of the zoo anew, from a seed, as its file was trained.
 
@@ -41,6 +42,7 @@ def train(name: str, seed: int | None = None) -> nn.Module:
     return train_on(found, found.task.load(), found.recipe.seed if seed is None else seed)
 
 
+@usual_defaults()
 def train_on(network: Network, data: Data, seed: int) -> nn.Module:
     """Train a network on the first of two batches; as :func:`train`."""
     recipe, task, size = network.recipe, network.task, len(data[0].y)

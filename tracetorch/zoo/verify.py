@@ -9,11 +9,12 @@ from typing import Literal
 
 import torch
 
+from tracetorch.core.version import __version__
 from tracetorch.zoo import files
 from tracetorch.zoo.card import Card, card
 from tracetorch.zoo.code_hash import code_hash
 from tracetorch.zoo.measure import Numbers, measure
-from tracetorch.zoo.networks import NETWORKS, network
+from tracetorch.zoo.networks import NETWORKS, network, usual_defaults
 from tracetorch.zoo.tasks import Data, data_hash
 
 Status = Literal["verified", "file", "code", "data", "numbers", "no data"]
@@ -117,13 +118,17 @@ def _verdict(name: str, loaded: _Loaded) -> Verdict:
     return Verdict(name, status, reason, time.perf_counter() - start)
 
 
+@usual_defaults()
 def _compare(name: str, loaded: _Loaded) -> tuple[Status, str]:
     """Return status and reason of a network."""
     path, found = files.file_of(name), network(name)
     for each in (path, path.with_suffix(".json")):
         if not each.is_file():
             return "file", f"there is no file {each}"
-    recorded = card(name)
+    try:
+        recorded = card(name)
+    except ValueError as error:
+        return "file", str(error)
     if files.file_hash(path) != recorded.file_hash:
         return "file", f"{path} is damaged: its hash is not that of the card"
     same_code = code_hash(found) == recorded.code_hash
@@ -143,9 +148,18 @@ def _compare(name: str, loaded: _Loaded) -> tuple[Status, str]:
     if differ and not same_code:
         return "code", f"the code of the network has changed, and what it computes: {differ}"
     if differ:
+        there = f"tracetorch {recorded.tracetorch}"
+        here = f"tracetorch {__version__}"
+        cause = "a part of traceTorch outside the hash of the code"
+        if recorded.torch != torch.__version__:
+            there, here = (
+                f"{there} and torch {recorded.torch}",
+                f"{here} and torch {torch.__version__}",
+            )
+            cause = f"PyTorch, or {cause}"
         return "numbers", (
-            f"{differ}; file, code and data are those of the card, so what computes is another: it "
-            f"was recorded with torch {recorded.torch}, this is {torch.__version__}"
+            f"{differ}; file, code and data are those of the card, so {cause} computes something "
+            f"else: recorded with {there}, this is {here}"
         )
     return "verified", "" if same_code else "the code has changed since, and computes the same"
 
