@@ -108,6 +108,9 @@ def test_page_has_the_parameters_of_one_neuron(tmp_path: Path) -> None:
     assert neuron["letters"] == {"S": False, "R": False, "B": True, "readout": False}
     assert neuron["call"] == {"name": "tt.snn.BLIF", "fixed": ["3", "dim=-3"]}
     assert neuron["about"]["equations"].startswith("mem = beta * mem + x\n")
+    for reset in ("subtract:  mem = mem + n * neg_threshold", "zero:      mem = mem + n * mem"):
+        assert f"\nreset {reset}\n" in neuron["about"]["equations"]
+    assert ";" not in neuron["about"]["equations"]
     assert [each["name"] for each in neuron["choices"]] == ["reset", "detach_reset", "surrogate"]
     assert len(neuron["variants"]) == 3 * 2 * 7
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,6 +60,8 @@ KINDS = {
 }
 UNITS = (1.0, 10.0, 100.0, 1000.0)
 """Of an input: what the page multiplies all it is given by."""
+# the statement of a docstring that resets the membrane, behind the one that spikes
+_RESET = re.compile(r"^(.*?); +mem = mem ([-+]) (\w+) \* (\w+_threshold)$", re.MULTILINE)
 _PULSE = 25  # steps, as the page begins
 VALUES: dict[str, tuple[Any, ...]] = {
     "reset": ("subtract", "zero", "none"),
@@ -379,7 +382,21 @@ def _about(layer: Neuron) -> dict[str, str]:
     text = inspect.cleandoc(type(layer).__dict__.get("__doc__") or "")
     _, _, rest = text.partition("::\n\n")
     block = list(itertools.takewhile(lambda line: not line or line[0] == " ", rest.split("\n")))
-    return {"summary": text.partition("\n")[0], "equations": inspect.cleandoc("\n".join(block))}
+    equations = inspect.cleandoc("\n".join(block))
+    if isinstance(layer, LeakyIntegrator):
+        equations = _RESET.sub(_each_reset, equations)
+    return {"summary": text.partition("\n")[0], "equations": equations}
+
+
+def _each_reset(found: re.Match[str]) -> str:
+    """Return a statement, and below it what each reset, which the page changes, does."""
+    before, sign, spike, threshold = found.groups()
+    return (
+        f"{before}\n"
+        f"reset subtract:  mem = mem {sign} {spike} * {threshold}\n"
+        f"reset zero:      mem = mem {sign} {spike} * mem\n"
+        "reset none:      mem = mem"
+    )
 
 
 def start_of(layer: Neuron, name: str) -> list[float]:

@@ -40,8 +40,8 @@ def state_trace(
 ) -> Axes:
     """Draw states over time, thresholds as dashed lines, and spikes as ticks above or below.
 
-    Ticks of negative spikes are below. Membranes are recorded after their reset, so they are below
-    the threshold at a spike.
+    Ticks of negative spikes are below. Membranes are recorded after their reset, so at a spike they
+    mostly lie below the threshold that they had crossed; :func:`save_playground` shows them before.
 
     Args:
         states: a state of a layer, or a dict of its states by path: a line per state and neuron.
