@@ -159,7 +159,7 @@ def test_a_factor_of_zero_leaves_no_node_without_an_edge_to_it(layer: Any) -> No
 @pytest.mark.parametrize("learned", [-2.0, 3.0, 8.0], ids=["below", "above", "far"])
 @pytest.mark.parametrize("rho", [0.3, 0.9945])
 def test_the_bound_of_a_decay_comes_back(rho: float, learned: float) -> None:
-    net = double(neurons.AdLIF(4, a=0.0, rho=rho, bounded=True))
+    net: Any = double(neurons.AdLIF(4, a=0.0, rho=rho, bounded=True))
     with torch.no_grad():
         net.get_parameter("raw_rho").fill_(learned)
     read: Any = tt.nir.from_nir(tt.nir.to_nir(net, (4,)), dt=DT)
