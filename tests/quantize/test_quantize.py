@@ -443,3 +443,52 @@ ERRORS: list[tuple[Any, type[Exception], str]] = [
 def test_errors(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_integers_load_into_those_of_another_sample(tmp_path: Path) -> None:
+    """Shifts, and the binary point of a recurrent weight, go with the weights."""
+
+    def made(size: float, bits: int = 8) -> Any:
+        torch.manual_seed(0)
+        model: Any = nn.Sequential(nn.Linear(4, 6), snn.RLIF(6), nn.Linear(6, 2), snn.Readout(2))
+        with torch.no_grad():
+            model[1].raw_rec_weight.fill_(size)
+            model[2].weight.mul_(size)
+        return quantize.convert(quantize.prepare(model, x, weight_bits=bits))[0]
+
+    x = spikes(6, 3, 4)
+    one, into, loaded = made(0.3), made(30.0), made(30.0)
+    assert one[1].rec_weight_fraction != into[1].rec_weight_fraction
+    assert one[2].shift != into[2].shift or one[0].shift != into[0].shift
+    into.load_state_dict(one.state_dict())
+    tt.save(one, tmp_path / "one.safetensors")
+    tt.load(tmp_path / "one.safetensors", loaded)
+    expected = tt.unroll(one, x, from_rest=True)
+    for other in (into, loaded):
+        assert torch.equal(tt.unroll(other, x, from_rest=True), expected)
+        assert (repr(other[0]), repr(other[2])) == (repr(one[0]), repr(one[2]))
+    with pytest.raises(RuntimeError, match=r"0\._extra_state: weights of 8 bits .* of 4"):
+        made(0.3, bits=4).load_state_dict(one.state_dict())
+    with pytest.raises(ValueError, match=r"weight_bits: 8 in the file, 4 in .* was saved\.$"):
+        tt.load(tmp_path / "one.safetensors", made(0.3, bits=4))
+
+
+def test_the_report_says_what_the_inputs_are_and_which_bits_are_unused() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(16, 4), snn.LIF(4)), torch.rand(20, 9, 16)
+    _, report = quantize.convert(quantize.prepare(model, x))
+    border, unused = report.notes
+    assert border.startswith("input: divide by 0.0078")
+    assert border.endswith("round, -128 to 127")
+    assert unused.startswith("layer 0 uses ")
+    assert all(note in str(report).splitlines() for note in report.notes)
+    bits = int(unused.partition("state_bits=")[2].partition(",")[0])
+    assert len(quantize.convert(quantize.prepare(model, x, state_bits=bits))[1].notes) == 1
+
+
+def test_integers_have_no_nir() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), snn.LIF(3))
+    prepared = quantize.prepare(model, spikes(4, 2, 4))
+    for each in (prepared, quantize.convert(prepared)[0]):
+        with pytest.raises(ValueError, match=r"layer '0' .* integer layers have no NIR\. Export"):
+            tt.nir.to_nir(each, (4,))

@@ -13,8 +13,9 @@ from tracetorch.snn.states import named_neurons
 
 LayerDescription: TypeAlias = dict[str, Any]
 
-# Options of the backward pass: a model that trains differently may still load the values.
-_TRAINING_OPTIONS = frozenset({"detach_reset"})
+# Options of the backward pass: a model that trains differently may still load the values. The last
+# is in the state_dict.
+_LEFT_OUT = frozenset({"detach_reset", "unit", "rec_weight_fraction"})
 # Options that older files lack, each with the value that those files mean.
 _ADDED_OPTIONS = {"substeps": 1, "output_bits": 0}
 _TEXTS = (bool, int, float, str, type(None))
@@ -44,7 +45,7 @@ def _describe(layer: SequenceLayer) -> LayerDescription:
     options: dict[str, Any] = {}
     for name in layer.options:
         value = getattr(layer, name)
-        if name in _TRAINING_OPTIONS or not isinstance(value, _TEXTS):
+        if name in _LEFT_OUT or not isinstance(value, _TEXTS):
             continue
         if _ADDED_OPTIONS.get(name, _MISSING) != value:
             options[name] = value

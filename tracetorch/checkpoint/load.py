@@ -127,7 +127,6 @@ def load(
     check_flag("states", states)
     check_flag("rng", rng)
     model = unwrapped(model)
-    advice = _ADVICE + (", or load what fits with strict=False." if strict else ".")
     mismatch = f"{os.fspath(path)!r} does not fit {type(model).__name__}"
     parts = parts_of(optimizer=optimizer, scheduler=scheduler, scaler=scaler)
     values, file_states, header, training = read(path)
@@ -140,10 +139,11 @@ def load(
     if _is_of_learner(values, targets):
         raise ValueError(f"{mismatch}. {_LEARNER}")
     if header is not None:
-        layers = renamed(describe_layers(model))
-        unlike = differences(renamed(header.layers, rename), layers, strict)
+        layers, saved_layers = renamed(describe_layers(model)), renamed(header.layers, rename)
+        unlike = differences(saved_layers, layers, strict)
         if unlike:
-            raise ValueError(f"{mismatch}. {_join_first(unlike)}. {advice}")
+            lenient = strict and not differences(saved_layers, layers, strict=False)
+            raise ValueError(f"{mismatch}. {_join_first(unlike)}. {_advice(lenient)}")
     if states and (header is None or header.states is None):
         raise ValueError(
             f"{os.fspath(path)!r} holds no states. Save with tt.save(model, path, states=True), or "
@@ -157,19 +157,21 @@ def load(
             f"{mismatch}: none of its names is one of the model's, so that strict=False would load "
             f"nothing. {_join_first(_name_mismatches(missing, unexpected))}."
         )
-    if strict and (missing or unexpected):
-        names = _name_mismatches(missing, unexpected)
-        raise ValueError(f"{mismatch}. {_join_first(names)}. {advice}")
     matching = {name: value for name, value in values.items() if name in targets}
     misfits = _misfits(targets, matching)
+    if strict and (missing or unexpected):
+        names = _name_mismatches(missing, unexpected)
+        raise ValueError(f"{mismatch}. {_join_first(names)}. {_advice(not misfits)}")
     if misfits:
         raise ValueError(f"{mismatch}. {_join_first(misfits)}.")
     # After the shapes, which tell sizes apart better than settings do.
     if header is not None and header.modules is not None:
         receiving = {name.rpartition(".")[0] for name in matching}
-        unlike = module_differences(header.modules, describe_modules(model), strict, receiving)
+        both = header.modules, describe_modules(model)
+        unlike = module_differences(*both, strict, receiving)
         if unlike:
-            raise ValueError(f"{mismatch}. {_join_first(unlike)}. {advice}")
+            lenient = strict and not module_differences(*both, False, receiving)
+            raise ValueError(f"{mismatch}. {_join_first(unlike)}. {_advice(lenient)}")
     saved = None if header is None else header.modules
     nan = [name for name, value in matching.items() if bool(torch.isnan(value).any())]
 
@@ -239,11 +241,16 @@ def _check_training(
                 raise ValueError(f"{os.fspath(path)!r} does not fit: {error}.") from None
 
 
-_ADVICE = "Build the model as it was saved"
 _LEARNER = (
     "The file is of an online learner: load it with tt.load(path, tt.online(model)), or save "
     "learner.model."
 )
+
+
+def _advice(lenient: bool) -> str:
+    """Return what to do about a mismatch, one that ``strict=False`` passes over or not."""
+    rest = ", or load what fits with strict=False." if lenient else "."
+    return f"Build the model as it was saved{rest}"
 
 
 def _name_mismatches(missing: tuple[str, ...], unexpected: tuple[str, ...]) -> list[str]:

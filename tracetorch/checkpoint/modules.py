@@ -32,7 +32,7 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 # Arguments of training, of memory and of conversion, and those that the tensors' names repeat.
 _IGNORED = (
     *("bias", "clock", "dropout", "enable_nested_tensor", "inplace", "mask_check", "momentum"),
-    *("process_group", "scale_grad_by_freq", "self", "sparse"),
+    *("process_group", "scale_grad_by_freq", "self", "shift", "sparse"),
 )
 # Classes that PyTorch makes around a module's own: FSDPLinear, ParametrizedLinear.
 _GENERATED = ("torch.distributed.", "torch.nn.utils.")

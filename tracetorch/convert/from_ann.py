@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +23,12 @@ from tracetorch.snn.module import zero_states
 from tracetorch.unrolling import unroll
 
 
-class Converted(NamedTuple):
+@dataclass(frozen=True)
+class Converted:
     """Spiking model of a network, and the report on it: what :func:`from_ann` returns.
 
     Calling it runs the model from rest, over all its steps, and returns what the network did.
+    ``model, report = from_ann(...)`` takes it apart.
 
     Args:
         model: one time step, ``[B, ...]``; an ``nn.Sequential`` where the network is a chain.
@@ -41,6 +45,9 @@ class Converted(NamedTuple):
 
     model: nn.Module
     report: Report
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.model, self.report))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the sum of the outputs over all steps, divided by those with an input.

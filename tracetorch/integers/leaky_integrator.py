@@ -130,6 +130,7 @@ class LeakyIntegrator(Neuron):
     """
 
     states: ClassVar[tuple[str, ...]] = ("mem", "syn", "rec", "prev_output")
+    rec_weight_fraction: int
 
     def __init__(
         self,
@@ -207,6 +208,14 @@ class LeakyIntegrator(Neuron):
     def active_states(self) -> tuple[str, ...]:
         """``mem``, with a synapse ``syn``, with recurrence ``rec`` and ``prev_output``."""
         return states_of_parts(self._declared.constraints)
+
+    def get_extra_state(self) -> Tensor:
+        """Return what ``state_dict`` needs beside the tensors: bits behind the binary point."""
+        return torch.tensor(self.rec_weight_fraction, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the binary point of the ``rec_weight`` of a ``state_dict``."""
+        self.rec_weight_fraction = int(state)
 
     @staticmethod
     def step(  # noqa: D102 (the equations stand in the class)

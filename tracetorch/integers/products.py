@@ -103,6 +103,29 @@ class Product(nn.Module):
         """
         raise NotImplementedError
 
+    def get_extra_state(self) -> Tensor:
+        """Return shift and width for ``state_dict``: without them weights mean something else."""
+        return torch.tensor([self.shift, self.weight_bits], device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the shift of a ``state_dict``."""
+        self.shift = int(state[0])
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, metadata: Any, strict: bool, *lists: list[str]
+    ) -> None:
+        state = state_dict.get(f"{prefix}_extra_state")
+        if state is not None:
+            shift, bits = state.tolist()
+            if bits != self.weight_bits or not 0 <= shift <= _MOST_SHIFT:
+                *_, messages = lists
+                messages.append(
+                    f"{prefix}_extra_state: weights of {bits} bits shifted by {shift}, and the "
+                    f"layer has weights of {self.weight_bits}, shifted by 0 to {_MOST_SHIFT}."
+                )
+                return
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, *lists)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the product, shifted, and the bias added."""
         return exactly(lambda x: self.summed(x, self.weight.to(x.dtype), self.bias), x)

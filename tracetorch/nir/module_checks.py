@@ -5,6 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 from tracetorch.core.hooks import WEIGHT_HOOKS
+from tracetorch.integers.border import Quantize, SumPool1d, SumPool2d
+from tracetorch.integers.delays import IntegerDelays
+from tracetorch.integers.products import Product
 from tracetorch.snn.stateful_layer import StatefulLayer, keeps_states
 
 
@@ -12,6 +15,11 @@ def check_modules(model: nn.Module) -> None:
     """Raise where a module computes more than its class says."""
     for path, module in model.named_modules():
         title = f"layer {path!r}, {module!r}," if path else f"the model, {type(module).__name__},"
+        if isinstance(module, Product | IntegerDelays | Quantize | SumPool1d | SumPool2d):
+            raise ValueError(
+                f"layer {path!r} computes with integers, and integer layers have no NIR. "
+                "Export the float network that tt.quantize.prepare was given."
+            )
         if keeps_states(module) and not isinstance(module, StatefulLayer):
             names = " and ".join(map(repr, module.active_states))
             raise ValueError(

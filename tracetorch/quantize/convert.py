@@ -7,8 +7,10 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from tracetorch.integers.border import Quantize
 from tracetorch.integers.delays import IntegerDelays
 from tracetorch.integers.products import Product
+from tracetorch.integers.width import limits
 from tracetorch.quantize.build import product_of
 from tracetorch.quantize.learned import scaled_by
 from tracetorch.quantize.observe import neurons_of, observed
@@ -121,7 +123,37 @@ def _report(prepared: Prepared, model: nn.Sequential, plan: Plan) -> Report:
             *_rounded_delays(plan, wanted_output, spikes),
             *plan.target.departures(model, plan.sample),
         ),
+        (*_border(model), *_unused_bits(model, plan)),
     )
+
+
+def _border(model: nn.Sequential) -> list[str]:
+    """Return how integers are made of the inputs, where the model makes them."""
+    border = model[0]
+    if not isinstance(border, Quantize):
+        return []
+    low, high = limits(border.bits, signed=border.signed)
+    return [f"input: divide by {float(border.scale):.6g}, round, {low} to {high}"]
+
+
+def _unused_bits(model: nn.Sequential, plan: Plan) -> list[str]:
+    """Return of which layers the weights use few of their bits, for the states allow no more."""
+    found = []
+    for name, module in model.named_children():
+        if not isinstance(module, Product | IntegerDelays):
+            continue
+        product, _ = product_of(module)
+        used = 1 + int(product.weight.abs().max()).bit_length()
+        if product.shift or not 1 < used < product.weight_bits:
+            continue
+        bits = plan.target.state_width + product.weight_bits - used
+        is_fixed = plan.target.chip is not None or bits > 24
+        remedy = "inputs of fewer bits." if is_fixed else f"state_bits={bits}, or inputs of fewer."
+        found.append(
+            f"layer {plan.labels[name]} uses {used} of {product.weight_bits} bits of its weights, "
+            f"for its states are too narrow. Give {remedy}"
+        )
+    return found
 
 
 def _rounded_delays(plan: Plan, wanted: Tensor, spikes: bool) -> list[str]:

@@ -58,6 +58,8 @@ class Report:
         misfits: limits of the chip that the network exceeds; empty where it fits.
         differences: in what the neurons differ from the model's, of a chip above all; without one,
             which sizes of spikes no longer learn.
+        notes: how integers are made of the inputs, where these are none; and of which layers the
+            weights use fewer bits than they have, because the states are too narrow.
 
     Example:
         >>> from tracetorch import quantize, snn
@@ -72,11 +74,15 @@ class Report:
     num_bytes: int
     misfits: tuple[str, ...]
     differences: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """Return the table, and below it what does not fit and what differs."""
+        """Return the table, and below it notes, size, what does not fit and what differs."""
         rows = [
-            ("layer", "neurons", "scale", "bits", "shift", "saturated", "weights off", "output off")
+            (
+                *("layer", "neurons", "scale", "weight, state bits", "shift"),
+                *("saturated weights, states", "weights off", "output off"),
+            )
         ]
         for each in self.layers:
             low, high = float(each.scale.min()), float(each.scale.max())
@@ -96,6 +102,7 @@ class Report:
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows
         ]
+        lines += self.notes
         lines.append(
             f"{self.num_bytes:,} bytes; one integer of the output is {self.output_scale:g}"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import TypeGuard
 
 from torch import Tensor
 
@@ -17,7 +18,7 @@ _log = logging.getLogger("tracetorch")
 _graph_reported = False
 
 
-def has_nan(state: object) -> bool:
+def has_nan(state: object) -> TypeGuard[Tensor]:
     """Whether a state is a plain tensor on the CPU with NaN; a GPU would have to be waited for."""
     if type(state) is not Tensor or state.device.type != "cpu":
         return False

@@ -36,7 +36,9 @@ def configuration(model: nn.Module) -> dict[str, Any]:
     The hidden layers of the model become one population: weights between them, and those of
     ``snn.Recurrent``, are in ``weights_rec``. :class:`Network` takes what is returned as it is, and
     so do the vendor's tools with their own functions; the simulator then computes, step for step,
-    what the model computes, where no part of a sum of weights saturates.
+    what the model computes, where no part of a sum of weights saturates. An ``integers.Quantize``
+    at the front of the model is in none of them: it makes spikes of the inputs, and what feeds the
+    chip does the same (the report of ``tt.quantize.convert`` has its line, "input: ...").
 
     Args:
         model: what ``tt.quantize.convert`` returns for Xylo: ``integers.Linear`` and
