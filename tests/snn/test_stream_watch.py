@@ -1,4 +1,4 @@
-"""A stream of single steps: NaN that stays and a graph that grows are logged, learners refuse."""
+"""Streams of single steps log NaN that stays and a graph that grows; learners refuse NaN."""
 
 from __future__ import annotations
 
