@@ -11,14 +11,15 @@ from torch import nn
 
 import tracetorch as tt
 from tracetorch import snn
-from tracetorch.snn import stream_watch
+from tracetorch.snn import neuron, stream_watch
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_watch, "_graph_reported", False)
     monkeypatch.setattr("tracetorch.snn.neuron.LOOK_EVERY", 5)
-    monkeypatch.setattr(stream_watch, "LONGEST_GRAPH", 20)
+    for module in (stream_watch, neuron):
+        monkeypatch.setattr(module, "LONGEST_GRAPH", 20)
 
 
 def network() -> nn.Sequential:

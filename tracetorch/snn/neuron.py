@@ -32,7 +32,7 @@ from tracetorch.snn.stateful_layer import (
     running,
 )
 from tracetorch.snn.step_signature import check_named, check_signature
-from tracetorch.snn.stream_watch import LOOK_EVERY, count_graph, look_for_nan
+from tracetorch.snn.stream_watch import LONGEST_GRAPH, LOOK_EVERY, look_for_nan, report_graph
 
 _MOST_CELLS = 4  # that a layer keeps, for options that come and go
 # of the dtypes in which an output is narrower than the arithmetic
@@ -221,7 +221,12 @@ class Neuron(ConstrainedLayer):
             inputs = _working(self, x, further, dtype)
             kwargs = self._kwargs_for(x, x.ndim, dtype)
         if unobserved and states and torch.is_grad_enabled() and not running.sequence:
-            count_graph(self, states[0])
+            # a state zeroed, set, detached or computed under no_grad starts the count anew
+            state = states[0]
+            inside = state is not None and state.requires_grad
+            self.__dict__["_graph_steps"] = number = self._graph_steps + 1 if inside else 0
+            if number == LONGEST_GRAPH:
+                report_graph(self)
         results = self.step(*inputs, *states, **kwargs)
         output, ends = check_step_results(cell, inputs, results)
         # a later in-place operation on the output must reach neither an input nor a state of before

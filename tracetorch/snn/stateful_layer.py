@@ -151,6 +151,9 @@ class StatefulLayer(TTModule):
         # where the states were zeroed or set: in this trace, in this backward pass
         self._zeroed_in_trace = False
         self._zeroed_in_backward = NO_BACKWARD
+        # in the instance from the start: one that comes later would look like a change of the model
+        self._steps_run = self._graph_steps = 0
+        self._nan_reported = ""
         if isinstance(type(self).states, str):
             raise TypeError(
                 f"{type(self).__name__}.states must be a tuple of names, got "

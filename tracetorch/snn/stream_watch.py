@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import TypeGuard
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -18,22 +18,32 @@ _log = logging.getLogger("tracetorch")
 _graph_reported = False
 
 
-def has_nan(state: object) -> TypeGuard[Tensor]:
-    """Whether a state is a plain tensor on the CPU with NaN; a GPU would have to be waited for."""
-    if type(state) is not Tensor or state.device.type != "cpu":
-        return False
-    if state.requires_grad:
-        state = state.detach()
-    # the sum of NaN is NaN, and quicker to have
-    return math.isnan(state.sum().item()) and bool(state.isnan().any())
+def first_nan(layers: Sequence[StatefulLayer]) -> int | None:
+    """Return which of the layers is the first whose first state has NaN, which stays to the end.
+
+    ``None`` under a transform of ``torch.func``, whose values cannot be looked at.
+    """
+    if transformed_by() is not None:
+        return None
+    for number, layer in enumerate(layers):
+        state = getattr(layer, layer.states[0], None) if layer.states else None
+        # a GPU would have to be waited for
+        if type(state) is not Tensor or state.device.type != "cpu":
+            continue
+        if state.requires_grad:
+            state = state.detach()
+        # the sum of NaN is NaN, and quicker to have
+        if math.isnan(state.sum().item()) and bool(state.isnan().any()):
+            return number
+    return None
 
 
 def look_for_nan(layer: StatefulLayer) -> None:
     """Log once, until ``zero_states()``, that a layer in a stream of single steps is at NaN."""
     sequence = running.sequence  # which looks at its end
-    if layer._nan_reported or sequence or is_tracing() or transformed_by() is not None:
+    if layer._nan_reported or sequence or is_tracing():
         return
-    if layer.states and has_nan(layer.__dict__.get(layer.states[0])):
+    if first_nan((layer,)) is not None:
         layer.__dict__["_nan_reported"] = "stream"
         _log.warning(
             "%s of %s is NaN, and stays so until zero_states(). A neuron's spike is 0 there, so "
@@ -44,22 +54,14 @@ def look_for_nan(layer: StatefulLayer) -> None:
         )
 
 
-def count_graph(layer: StatefulLayer, state: Tensor | None) -> None:
-    """Count single steps whose state is in the graph of the one before; log once of very many.
-
-    A state that was zeroed, set, detached or computed under ``no_grad`` starts the count anew.
-    """
+def report_graph(layer: StatefulLayer) -> None:
+    """Log, once in a process, that a layer has run very many single steps in one graph."""
     global _graph_reported
-    attributes = layer.__dict__
-    if state is None or not state.requires_grad:
-        attributes["_graph_steps"] = 0
-        return
-    attributes["_graph_steps"] = count = layer._graph_steps + 1
-    if count == LONGEST_GRAPH and not _graph_reported:
+    if not _graph_reported:
         _graph_reported = True
         _log.warning(
             "%s has run %d single steps in one graph, and memory grows with each. To run a model "
             "use torch.no_grad(); to train it call tt.detach_states(model) after each backward().",
             layer.label(),
-            count,
+            LONGEST_GRAPH,
         )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tracetorch.core.checks import check_count, check_module
 from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.thread_owner import current_turn, owned
-from tracetorch.core.torch_private import pytree, transformed_by
+from tracetorch.core.torch_private import pytree
 from tracetorch.core.walk import Held, Walk, join_path, modules_of
 from tracetorch.core.walk_memo import remembered_walk
 from tracetorch.events.passes import event_passes
@@ -24,7 +24,7 @@ from tracetorch.snn.restarts import Restarts
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.state_holder import StateHolder
 from tracetorch.snn.stateful_layer import StateSnapshot, clear_states, running
-from tracetorch.snn.stream_watch import has_nan
+from tracetorch.snn.stream_watch import first_nan
 from tracetorch.unrolling.check import check_both_ways
 from tracetorch.unrolling.inputs import Inputs, call, parse_inputs, with_reset
 from tracetorch.unrolling.layer_pass import LayerPass
@@ -251,9 +251,10 @@ def _unroll(
     finally:
         if not compiling:
             running.sequence = outer
-    if not compiling and not outer:
+    if not compiling and not outer and (first := first_nan(neurons)) is not None:
         goes_on = not arguments.from_rest and any(s is not None for _, _, s in before.states)
-        _report_nan(walked, neurons, numbers, "stream" if goes_on else "sequence")
+        path = walked.modules[numbers[first]][0]
+        _report_nan(neurons, neurons[first], path, "stream" if goes_on else "sequence")
     if arguments.from_rest:
         before.restore()
     return y if record is None else (y, trajectories)
@@ -286,39 +287,28 @@ def _modules_at(numbers: Sequence[int], found: Walk) -> list[Any]:
 
 
 def _report_nan(
-    found: Walk, neurons: Sequence[SequenceLayer], numbers: Sequence[int], within: str
+    neurons: Sequence[SequenceLayer], layer: SequenceLayer, path: str, within: str
 ) -> None:
     """Log once that a state is NaN, for a spike of it is 0, and the outputs look finite.
 
     Once for each model, and once more where there are gradients; where the sequence went on from
     earlier states, once until they are zeroed.
-    NaN in an input stays in the states behind it to the end, which are small. Those on a GPU are
-    not looked at: the process would wait for it.
     """
-    known = {layer._nan_reported for layer in neurons} - {""}
-    if transformed_by() is not None or known - {"sequence"}:
+    known = {each._nan_reported for each in neurons} - {""}
+    trains = bool(getattr(layer, layer.states[0]).requires_grad)
+    if known - {"sequence"} or (known and not trains):
         return
-    for number, layer in zip(numbers, neurons, strict=False):  # memories come behind
-        state = getattr(layer, layer.states[0], None) if layer.states else None
-        if has_nan(state):
-            trains = state.requires_grad
-            if known and not trains:
-                return
-            for each in neurons:
-                each.__dict__["_nan_reported"] = (
-                    "training" if trains and within == "sequence" else within
-                )
-            name = join_path(found.modules[number][0], layer.states[0])
-            _log.warning(
-                "%s is NaN at the end of a sequence. A neuron's spike is 0 there, so that what "
-                "follows looks finite%s. tt.unroll(model, x, check=True) names where it begins. "
-                "NaN in padding does no harm to outputs that a mask leaves out, but gradients of "
-                "weights become NaN, for 0 * NaN is NaN: fill it, with "
-                "x.masked_fill(~mask[..., None], 0).",
-                name,
-                ", the loss too, and one step of the optimizer makes weights NaN" if trains else "",
-            )
-            return
+    for each in neurons:
+        each.__dict__["_nan_reported"] = "training" if trains and within == "sequence" else within
+    _log.warning(
+        "%s is NaN at the end of a sequence. A neuron's spike is 0 there, so that what "
+        "follows looks finite%s. tt.unroll(model, x, check=True) names where it begins. "
+        "NaN in padding does no harm to outputs that a mask leaves out, but gradients of "
+        "weights become NaN, for 0 * NaN is NaN: fill it, with "
+        "x.masked_fill(~mask[..., None], 0).",
+        join_path(path, layer.states[0]),
+        ", the loss too, and one step of the optimizer makes weights NaN" if trains else "",
+    )
 
 
 def _explain_shape(error: BaseException, x: Any, inputs: Inputs, batched: bool) -> None:
