@@ -131,12 +131,6 @@ def test_checkpoints_and_repr(name: str, tmp_path: Path) -> None:
     assert (type(built), built.num_neurons, built.dim) == (getattr(neurons, name), 4, -3)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_nir_has_no_node_for_it(name: str) -> None:
-    with pytest.raises(ValueError, match="has no counterpart in NIR"):
-        tt.nir.to_nir(layer(name, 3), (3,))
-
-
 class Side(nn.Module):
     """Every neuron on its own scale of one input, side by side."""
 

@@ -532,17 +532,6 @@ def test_operations_are_counted_without_masked_synapses() -> None:
     assert ("0", "Linear") in {(row.path, row.kind) for row in tt.metrics.profile(net, x).rows}
 
 
-def test_quantising_names_a_connected_layer() -> None:
-    net: Any = nn.Sequential(nn.Linear(4, 3), snn.LIF(3), nn.Linear(3, 2), snn.Readout(2))
-    snn.connect(net[0], mask=torch.eye(3, 4) > 0)
-    x = (torch.rand(5, 2, 4) < 0.5).float()
-    with pytest.raises(
-        ValueError, match=r"0 \(ParametrizedLinear\) is parametrized.*snn\.disconnect"
-    ):
-        tt.quantize.prepare(net, x)
-    tt.quantize.prepare(nn.Sequential(snn.disconnect(net[0]), *net[1:]), x)
-
-
 def test_diagnose_names_large_connected_weights() -> None:
     torch.manual_seed(0)
     net: Any = nn.Sequential(nn.Linear(8, 16), snn.LIF(16), nn.Linear(16, 2), snn.Readout(2))

@@ -74,7 +74,7 @@ class Report:
     num_bytes: int
     misfits: tuple[str, ...]
     differences: tuple[str, ...]
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]
 
     def __str__(self) -> str:
         """Return the table, and below it notes, size, what does not fit and what differs."""
