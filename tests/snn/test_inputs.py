@@ -554,7 +554,7 @@ class Driven(nn.Module):
             lambda layer, x: tt.online(layer, rule="eprop")(x, x, x.requires_grad_()),
             "a further input, modulator, with a gradient",
         ),
-        (lambda layer, x: tt.nir.to_nir(layer, x), "no counterpart in NIR"),
+        (lambda layer, x: tt.nir.to_nir(layer, x), "a node of NIR has one"),
         (lambda layer, x: tt.plot.save_playground(layer, "page.html"), "several inputs"),
         (
             lambda layer, x: snn.Recurrent(layer, nn.Linear(3, 3)),
