@@ -226,7 +226,7 @@ def test_a_linear_layer_with_a_product_of_its_own_counts_both() -> None:
     [
         (nn.ConvTranspose1d(B, B, 1), "aten.convolution"),
         (nn.Bilinear(N, N, N), "aten._trilinear"),
-        (nn.LSTM(N, N), "a recurrent layer of PyTorch's"),
+        (nn.LSTMCell(N, N), "a recurrent layer of PyTorch's"),
         (nn.GRUCell(N, N), "a recurrent layer of PyTorch's"),
     ],
     ids=lambda each: type(each).__name__ if isinstance(each, nn.Module) else "",

@@ -93,7 +93,7 @@ def load(
         strict: whether names and modules must be the same in both; if false, names that only one of
             them has are skipped and returned, and modules that receive no value, or that you
             defined, may be of another class. Layers, settings and tensors that both have must
-            always agree, and one name at least must be in both.
+            always agree, and a file without a name of the model is refused.
         states: whether to load the states of the file too.
         optimizer: into which its state is loaded, of one with the same parameters in the same
             groups; make it, and the scheduler, as for a new training.
