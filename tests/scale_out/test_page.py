@@ -45,4 +45,4 @@ def test_links_of_the_page_exist() -> None:
     assert len(targets) == 2
     for target in targets:
         assert (ROOT / target).is_file(), target
-    assert "docs/use/scale_out.md" in (ROOT / "README.md").read_text()
+    assert "use/scale_out.html" in (ROOT / "README.md").read_text()
