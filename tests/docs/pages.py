@@ -19,9 +19,14 @@ TUTORIALS = sorted(f"tutorials/{path.stem}" for path in (DOCS / "tutorials").glo
 def converter() -> Any:
     """Import the Sphinx extension that converts a page to a notebook."""
     pytest.importorskip("myst_nb")
+    return extension("notebooks")
+
+
+def extension(name: str) -> Any:
+    """Import one of the pages' own extensions of Sphinx."""
     sys.path.insert(0, str(DOCS / "_extensions"))
     try:
-        return import_module("notebooks")
+        return import_module(name)
     finally:
         sys.path.pop(0)
 

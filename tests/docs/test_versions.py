@@ -10,14 +10,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.browser import TIMEOUT
-from tests.docs.pages import DOCS, ROOT
+from tests.docs.pages import ROOT, extension
 
 SITE = "https://example.org/"
 THIS = "docs/_extensions/versions.py"
@@ -34,11 +33,7 @@ html_sidebars = {{"**": ["versions.html"]}}
 @pytest.fixture(scope="module")
 def versions() -> Any:
     pytest.importorskip("sphinx")
-    sys.path.insert(0, str(DOCS / "_extensions"))
-    try:
-        return import_module("versions")
-    finally:
-        sys.path.pop(0)
+    return extension("versions")
 
 
 def git(repository: Path, *arguments: str) -> None:

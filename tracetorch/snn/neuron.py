@@ -202,7 +202,7 @@ class Neuron(ConstrainedLayer):
         ):
             unobserved = True
             attributes = self.__dict__
-            attributes["_steps_run"] = number = attributes.get("_steps_run", 0) + 1
+            attributes["_steps_run"] = number = self._steps_run + 1
             if number >= LOOK_EVERY:
                 attributes["_steps_run"] = 0
                 look_for_nan(self)
