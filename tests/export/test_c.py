@@ -134,7 +134,7 @@ def test_configurations(synapse: bool, recurrence: bool, each: int, tmp_path: Pa
         cases.vary(layer)
     model = Beside(layers)
     x = cases.sequence(100, 1, 3, dtype=torch.float32)
-    assert torch.equal(CNetwork(model, x[:5], tmp_path)(x), stepped(model, x))
+    assert torch.equal(CNetwork(model, x[:1], tmp_path)(x), stepped(model, x))
 
 
 class Beside(nn.Module):
@@ -577,14 +577,15 @@ def test_integer_neurons_are_the_eager_step_for_a_million_steps(tmp_path: Path) 
 
 def test_states_have_their_real_width(tmp_path: Path) -> None:
     x = integer_input(20, 1, 5, low=-128, high=127)
+    x[0, 0, :2] = torch.tensor([-128.0, 127.0])  # a short sample has the range of all of it
     model = Beside([Integer(5, beta=255, state_bits=bits) for bits in (6, 16, 24)])
-    net = CNetwork(model, x, tmp_path / "narrow", dtype="int")
+    net = CNetwork(model, x[:2], tmp_path / "narrow", dtype="int")
     types = [net.report.types[f"layers.{i}.mem"] for i in range(3)]
     assert types == ["int8_t", "int16_t", "int32_t"]
     assert torch.equal(net(x), stepped(model, x).double())
     wide = Integer(5, beta=255, state_bits=32, pos_threshold=10**9).double()
     x = x.double() * 10**7
-    net = CNetwork(wide, x, tmp_path / "wide", dtype="int")
+    net = CNetwork(wide, x[:2], tmp_path / "wide", dtype="int")
     assert net.report.types["mem"] == "int32_t"
     assert torch.equal(net(x), stepped(wide, x))
 
@@ -632,9 +633,10 @@ def test_quantised_networks_are_what_training_ran_through(bits: int, tmp_path: P
     ).eval()
     # real numbers meet a border, spikes do not
     x = torch.rand(20, 1, 1, 8, 8, generator=generator()) if bits == 8 else spikes(20, 1, 1, 8, 8)
+    x[0, 0, 0, 0, :2] = torch.tensor([0.0, 1.0])  # a short sample has the range of all of it
     prepared = tt.quantize.prepare(model, x, weight_bits=bits)
     converted, _ = tt.quantize.convert(prepared)
-    net = CNetwork(converted.eval(), x, tmp_path, dtype="int")
+    net = CNetwork(converted.eval(), x[:3], tmp_path, dtype="int")
     given = converted[0](x) if bits == 8 else x
     expected = stepped(converted, x)
     assert torch.equal(net(given), expected.double())
@@ -649,7 +651,8 @@ def test_delays_in_whole_steps_are_what_training_ran_through(name: str, tmp_path
     x = x[:, :1]
     prepared = tt.quantize.prepare(model.eval(), x)
     converted, _ = tt.quantize.convert(prepared)
-    net = CNetwork(converted, x, tmp_path, dtype="int")
+    net = CNetwork(converted, x[:3], tmp_path, dtype="int")
+    assert set(x[:3].unique().tolist()) == {0, 1}  # the range of all steps
     with torch.no_grad():
         expected = tt.unroll(prepared, x, from_rest=True).flatten(1)
     assert torch.equal(net(x), expected.double())
@@ -661,7 +664,9 @@ def test_delays_in_whole_steps_are_what_training_ran_through(name: str, tmp_path
 def test_a_border_is_left_to_the_caller(tmp_path: Path) -> None:
     model = nn.Sequential(integers.Quantize(0.25, bits=4), Integer(5, pos_threshold=9))
     x = torch.randn(50, 1, 5, generator=generator())
-    net = CNetwork(model, x, tmp_path, dtype="int")
+    x[0, 0, :2] = torch.tensor([-9.0, 9.0])  # a short sample has the range of all of it
+    net = CNetwork(model, x[:3], tmp_path, dtype="int")
+    assert net.report.input_range == {"x": (-8, 7)}
     assert "x is in units of 0.25" in (tmp_path / "model.h").read_text()
     assert torch.equal(net(model[0](x)), stepped(model, x).double())
 
@@ -829,7 +834,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Written
             model, x = network(kind)
             x = x[:15]
         folder, dtype = tmp_path_factory.mktemp("c"), "int" if kind == "integers" else "float32"
-        report = tt.export.c(model, folder, x, dtype=dtype)  # type: ignore[arg-type]
+        # a long sample is counted step by step: only what main.c runs needs one
+        sample = x[:4] if kind in ("residual", "recurrent", "delays") else x
+        report = tt.export.c(model, folder, sample, dtype=dtype)  # type: ignore[arg-type]
         return Written(model, x, folder, report)
 
     return write
@@ -866,21 +873,25 @@ def test_optimisation_changes_nothing(
     assert torch.equal(results[0], results[2])
 
 
-@pytest.mark.parametrize("name", ["LIF", "BSRLIF", "AdEx", "convolutional", "integers"])
-def test_ram_and_stack_are_those_of_the_report(name: str, written: Any, tmp_path: Path) -> None:
-    each = written(name).copy_to(tmp_path)
-    net = CNetwork(each.model, each.x, tmp_path, report=each.report)
-    assert net.bytes == net.report.ram_bytes
+def test_ram_and_stack_are_those_of_the_report(written: Any, tmp_path: Path) -> None:
+    kinds = ("LIF", "BSRLIF", "AdEx", "convolutional", "integers")
+    reports = {kind: written(kind).copy_to(tmp_path / kind).report for kind in kinds}
+    for kind, report in reports.items():
+        # an array of a negative size is an error
+        size = f"extern char size[sizeof(tt_stream) == {report.ram_bytes} ? 1 : -1];"
+        (tmp_path / f"{kind}.c").write_text(f'#include "{kind}/model.c"\n{size}\n')
     for level in ("-O0", "-O2", "-Os"):
-        checked(["gcc", *STRICT, level, "-fstack-usage", "-c", "model.c"], tmp_path)
-        used: dict[str, int] = {}
-        for line in (tmp_path / "model.su").read_text().splitlines():
-            place, size, kind = line.split("\t")
-            assert kind == "static"
-            used[place.rpartition(":")[2]] = int(size)
-        helpers = used.pop("tt_nibble", 0)
-        stages = [size for function, size in used.items() if function.startswith("tt_stage")]
-        assert used["tt_step"] + max(stages, default=0) + helpers <= net.report.stack_bytes
+        units = [f"{kind}.c" for kind in kinds]
+        checked(["gcc", *STRICT, level, "-fstack-usage", "-c", *units], tmp_path)
+        for kind, report in reports.items():
+            used: dict[str, int] = {}
+            for line in (tmp_path / f"{kind}.su").read_text().splitlines():
+                place, bytes_, sort = line.split("\t")
+                assert sort == "static", kind
+                used[place.rpartition(":")[2]] = int(bytes_)
+            helpers = used.pop("tt_nibble", 0)
+            stages = [size for function, size in used.items() if function.startswith("tt_stage")]
+            assert used["tt_step"] + max(stages, default=0) + helpers <= report.stack_bytes, kind
 
 
 def test_report(tmp_path: Path) -> None:

@@ -42,12 +42,8 @@ from tracetorch.export.trace_errors import explain_trace_errors
 from tracetorch.integers.border import Quantize
 from tracetorch.integers.exact import interval_of
 from tracetorch.integers.intervals import Interval
-from tracetorch.metrics.operations import (
-    SynapticOperations,
-    membrane_updates,
-    synaptic_operations,
-)
-from tracetorch.snn.neuron import has_step
+from tracetorch.metrics.observe import observe
+from tracetorch.metrics.operations import SynapticOperations, check_counted, sum_operations
 from tracetorch.snn.noise import Noise
 from tracetorch.unrolling.inputs import Inputs, parse_inputs
 
@@ -203,7 +199,7 @@ def _files(model: nn.Module, inputs: Inputs, integer: bool) -> tuple[dict[str, s
     members += list(names.memory.sizes.items())
     products = {each.node: each for each in program.stages if isinstance(each, Product)}
     counted = mean_events(exported, steps[:_COUNTED], states, set(products))
-    measured = inputs.first(_COUNTED)
+    operations, updates = _operations(model, inputs.first(_COUNTED))
     kinds = {
         label: names.types[array]
         for arrays in (program.inputs, program.states, program.outputs)
@@ -215,8 +211,8 @@ def _files(model: nn.Module, inputs: Inputs, integer: bool) -> tuple[dict[str, s
         source.table_bytes,
         struct_bytes(members),
         source.stack_bytes,
-        _operations(model, measured),
-        _updates(model, measured),
+        operations,
+        updates,
         memory_accesses(program.stages, counted, events, source.sparse),
         _ends(ranges),
         kinds,
@@ -316,18 +312,15 @@ def holds_spikes(values: Tensor) -> bool:
     return bool((values == 0).double().mean() > 0.5)
 
 
-def _operations(model: nn.Module, inputs: Inputs) -> SynapticOperations:
-    """Return the operations of a step, a mean over the sample."""
-    found = synaptic_operations(model, inputs.tensors, by="step")
+def _operations(model: nn.Module, inputs: Inputs) -> tuple[SynapticOperations, float]:
+    """Return the operations of a step and the membranes that it updates, means over the sample."""
+    # one run counts both: step by step, a run takes milliseconds a step
+    modules, _ = observe(model, inputs.tensors, steps=None, by="step")
+    check_counted(modules)
+    found = sum_operations(modules, inputs.batch)
     parts = (found.effective_macs, found.effective_acs, found.dense)
-    return SynapticOperations(*(part / inputs.steps for part in parts))
-
-
-def _updates(model: nn.Module, inputs: Inputs) -> float:
-    """Return how many membranes a step updates; none where the model has no neuron."""
-    if not any(has_step(module) for _, module in named_modules(model)):
-        return 0.0
-    return membrane_updates(model, inputs.tensors, by="step") / inputs.steps
+    updates = sum(stats.updates for stats in modules) / inputs.batch
+    return SynapticOperations(*(part / inputs.steps for part in parts)), updates / inputs.steps
 
 
 def _ascii(text: str) -> str:
