@@ -590,6 +590,69 @@ def test_states_have_their_real_width(tmp_path: Path) -> None:
     assert torch.equal(net(x), stepped(wide, x))
 
 
+class Held(snn.Neuron):
+    """A neuron whose states reach the last value of a width, or the one after it, at either end."""
+
+    states = tuple(f"{end}_{bits}" for bits in (7, 15, 31) for end in ("both", "high", "low"))
+
+    @staticmethod
+    def step(x: Tensor, *states: Tensor) -> Any:
+        ends = []
+        for bits in (7, 15, 31):
+            for low, high in ((0, 1), (0, 0), (1, 1)):
+                ends.append(x.clamp(-(2.0**bits) - low, 2.0**bits - high))
+        return (sum(states, start=x), *ends)
+
+
+def test_a_state_that_reaches_one_more_than_a_width_is_of_the_next(tmp_path: Path) -> None:
+    ends = [2.0**bits for bits in (7, 15, 31, 40)]
+    x = torch.tensor([0.0, *(s * (n + i) for n in ends for s in (1, -1) for i in (-1, 0, 1))])
+    layer, x = Held(1).double(), x.double().view(-1, 1, 1)
+    net = CNetwork(layer, x, tmp_path, dtype="int")
+    types = {"both": (8, 16, 32), "high": (16, 32, 64), "low": (16, 32, 64)}
+    for end, widths in types.items():
+        for bits, width in zip((7, 15, 31), widths, strict=True):
+            assert net.report.types[f"{end}_{bits}"] == f"int{width}_t"
+    assert bool(check_every_step(net, layer, x, 3).all())
+
+
+class Edges(nn.Module):
+    """Integer arithmetic whose results fit 32 bits where what comes before them does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 1, bias=False).double()
+        self.linear.weight.data = torch.tensor([[3.0, -3.0]]).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        quarter, small = x * 0.25, x.clamp(-9, 9)
+        parts = [quarter.round(), quarter.floor(), quarter.ceil(), quarter.trunc()]
+        parts += [(x + quarter).floor()]
+        parts += [torch.add(small - 2.0**32, small + 2.0**20, alpha=4096)]
+        parts += [self.linear(x[:, :2].clamp(0, 1) + 2.0**30)]
+        return torch.cat(parts, -1)
+
+
+def test_what_is_wider_on_the_way_has_its_width(tmp_path: Path) -> None:
+    ends = torch.tensor([-(2.0**30), 2.0**30 - 1, 2.0**30 - 2, 2.0**30])
+    x = torch.cat([torch.arange(-12.0, 12), ends]).double().view(7, 1, 4)
+    report = tt.export.c(Edges(), tmp_path, x, dtype="int")
+    command = ["gcc", *STRICT, *SANITIZED, "main.c", "model.c", "-o", "main"]
+    checked(command, tmp_path)
+    printed = checked(["./main"], tmp_path)
+    got = [[int(n) for n in line.split()] for line in printed.splitlines()]
+    assert got == stepped(Edges(), x).long().tolist()
+    # in full: a range of six digits would be one that nothing was proved for
+    assert "input x: -1073741824 to 1073741824" in (tmp_path / "model.h").read_text()
+    assert "inputs       x -1073741824 to 1073741824\n" in str(report)
+
+
+def test_a_silent_input_is_in_the_range_that_is_proved(tmp_path: Path) -> None:
+    for value in (7.0, -7.0):
+        report = tt.export.c(nn.Flatten(), tmp_path, torch.full((2, 1, 3), value), dtype="int")
+        assert report.input_range == {"x": (min(value, 0), max(value, 0))}
+
+
 def integer_network(bits: int = 4) -> nn.Sequential:
     """Return a network of integer products and neurons."""
     drawn = generator(3)
@@ -700,7 +763,7 @@ def test_what_is_no_integer_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("value", [2**20 + 3, 2**33 + 7], ids=["32", "64"])
+@pytest.mark.parametrize("value", [2**20 + 3, 2**30 + 1, 2**33 + 7], ids=["32", "sum", "64"])
 @pytest.mark.parametrize("rate", [0.2, 0.9], ids=["events", "dense"])
 def test_products_are_as_wide_as_their_input(value: int, rate: float, tmp_path: Path) -> None:
     layer = integers.Linear(8, 2).double()
@@ -914,9 +977,36 @@ def test_report(tmp_path: Path) -> None:
     assert report.memory_accesses == pytest.approx(
         (2 * 4 + 6 + 3 * 4) + 4 * 4 + (2 * 2 + 4 + 3 * 2 * fired)
     )
+    # every membrane at the first step, then those that change
+    tt.zero_states(model)
+    membrane = tt.unroll(model, x, record=["1.mem"])[1]["1.mem"]
+    assert report.updates == (4 + int((membrane[1:] != membrane[:-1]).sum())) / 6
     arithmetic = tt.metrics.energy(report.operations, updates=report.updates)
     assert report.energy() == arithmetic
     assert report.memory_pj == 5.0 * report.memory_accesses
+
+
+class Moved(nn.Module):
+    """A pool, a sum, and places that a table names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("places", torch.tensor([5, 0, 5]))
+
+    places: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = nn.functional.max_pool2d(x, 2)
+        return torch.cat([pooled.sum((2, 3)), x.flatten(1).index_select(1, self.places)], 1)
+
+
+def test_memory_accesses_of_what_moves(tmp_path: Path) -> None:
+    x = torch.rand(3, 1, 1, 4, 4)
+    net = CNetwork(Moved(), x, tmp_path)
+    # a pool reads 4 values for each of its 4; a sum reads those; of places, value and table are
+    # read; the sum and the three places go into the output by a copy
+    assert net.report.memory_accesses == (4 * 4 + 4) + (4 + 1) + 3 * 3 + 2 * (1 + 3)
+    torch.testing.assert_close(net(x), stepped(Moved(), x))
 
 
 HOSTILE = (

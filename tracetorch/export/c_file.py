@@ -192,7 +192,9 @@ def _files(model: nn.Module, inputs: Inputs, integer: bool) -> tuple[dict[str, s
         for arrays in (program.inputs, program.outputs)
     )
     inputs_, outputs = ports
-    notes += [f"input {name}: {low:g} to {high:g}" for name, (low, high) in _ends(ranges).items()]
+    notes += [
+        f"input {name}: {low:.0f} to {high:.0f}" for name, (low, high) in _ends(ranges).items()
+    ]
     source = model_source(program, names, (inputs_, outputs), events, widths)
     held = {names.fields[a]: (label, a, names.types[a]) for label, a in program.states.items()}
     members = [(kind, array.size) for _, array, kind in held.values()]

@@ -66,7 +66,7 @@ class CReport:
     def __str__(self) -> str:
         arithmetic = self.energy()
         ranges = ", ".join(
-            f"{n} {low:g} to {high:g}" for n, (low, high) in self.input_range.items()
+            f"{n} {low:.0f} to {high:.0f}" for n, (low, high) in self.input_range.items()
         )
         lines = [
             f"flash        {self.flash_bytes} bytes of tables, and the code (make size)",

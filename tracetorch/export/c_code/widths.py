@@ -388,10 +388,9 @@ class _Lowering:
             return self._rounded(op, args[0], spans[0])
         if op == "fma":
             point = args[0].point + args[1].point
-            product = self._op(
-                "mul", args[0].value, args[1].value, like=_product(spans), point=point
-            )
-            args, spans, op = [_Number(product, point), args[2]], [_product(spans), spans[2]], "add"
+            span = _product(spans[0], spans[1])
+            product = self._op("mul", args[0].value, args[1].value, like=span, point=point)
+            args, spans, op = [_Number(product, point), args[2]], [span, spans[2]], "add"
         if op == "add" and args[1].value == 0.0:
             return args[0]
         choice = args.pop(0).value if op == "where" else None
@@ -468,7 +467,7 @@ class _Lowering:
         return _Number(self._op("add", below, self._op("float", up)))
 
 
-def _product(spans: list[TrackedInterval]) -> TrackedInterval:
+def _product(*spans: TrackedInterval) -> TrackedInterval:
     first, second = ((float(np.min(s.low)), float(np.max(s.high))) for s in spans)
     ends = [a * b for a in first for b in second]
     return TrackedInterval(min(ends), max(ends))
