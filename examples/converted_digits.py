@@ -43,6 +43,7 @@ Row = dict[str, Any]
 # of which network, and how it is converted
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "ReLU": ("relu", {}),
+    "ReLU, one threshold a layer": ("relu", {"thresholds": "layer"}),
     "ReLU, signed": ("relu", {"signed": True}),
     "ReLU, bursts of 4": ("relu", {"burst": 4}),
     "ReLU, SpikingJelly, 99.9%": ("relu", {"mode": "99.9%"}),

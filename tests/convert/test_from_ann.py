@@ -133,14 +133,30 @@ def test_bounds_hold_for_every_input_of_clipped_networks(
 
 
 @settings(max_examples=20)
-@given(seed=SEEDS, steps=st.integers(1, 9), percentile=st.sampled_from([50, 99.0, 100]))
+@given(
+    seed=SEEDS,
+    steps=st.integers(1, 9),
+    percentile=st.sampled_from([50, 99.0, 100]),
+    thresholds=st.sampled_from(["channel", "layer"]),
+    burst=st.sampled_from([1, 3]),
+    signed=st.booleans(),
+)
 def test_bounds_hold_on_the_batch_of_unclipped_networks(
-    seed: int, steps: int, percentile: float
+    seed: int, steps: int, percentile: float, thresholds: Any, burst: int, signed: bool
 ) -> None:
+    """After every step, which the proof of the next layer's bound takes for granted, too."""
     model, draw = network(seed, nn.ReLU)
-    report = from_ann(model, draw(16), steps, percentile=percentile).report
+    x = draw(16)
+    options: dict[str, Any] = {"thresholds": thresholds, "burst": burst, "signed": signed}
+    spiking, report = from_ann(model, x, steps, percentile=percentile, **options)
     for layer in report.layers:
         assert layer.largest <= layer.bound * (1 + 1e-9) + 1e-9
+    if percentile == 100:  # nothing is clipped: the bound is that of the sums
+        with torch.no_grad():
+            sums = tt.unroll(spiking, x, steps=steps, from_rest=True).cumsum(0)
+            wanted = copy.deepcopy(model).eval()(x)
+        count = torch.arange(1, steps + 1).double().view(-1, *[1] * wanted.ndim)
+        assert ((sums - count * wanted).abs() <= report.layers[-1].bound * steps + 1e-9).all()
 
 
 @settings(max_examples=20)
@@ -225,6 +241,37 @@ def test_threshold_is_a_percentile_of_the_activations() -> None:
         assert layer.initial_mem.item() == clip / 2
     spiking, report = from_ann(model, x, 4, percentile=100, burst=4)
     assert (report.layers[0].clip, report.layers[0].threshold) == (200.0, 50.0)
+
+
+def test_each_channel_has_a_threshold_of_its_own() -> None:
+    """Spikes have the size of the threshold of their channel, and the bound is of each neuron."""
+    model = nn.Sequential(nn.Conv1d(1, 3, 1), nn.ReLU(), nn.Conv1d(3, 1, 1), nn.ReLU()).double()
+    fill(model, "0.weight", [1.0, 4.0, -1.0])
+    fill(model, "0.bias", [0.0, 0.0, 1e-9])
+    fill(model, "2.weight", [1.0, -0.5, 2.0])
+    fill(model, "2.bias", [2.0])
+    x = torch.tensor([0.0, 0.25, 1.0, 0.75]).double().view(2, 1, 2)
+    spiking, report = from_ann(model, x, 4, percentile=100)
+    first, second, output = report.layers
+    # the third channel is silent but for rounding, and gets what one threshold for all would be
+    assert first.thresholds == (1.0, 4.0, 4.0)
+    assert (first.threshold, first.clip) == (4.0, 4.0)
+    neurons: Any = spiking.get_submodule("1")
+    assert neurons.pos_threshold.tolist() == [1.0, 4.0, 4.0]
+    assert neurons.initial_mem.tolist() == [0.5, 2.0, 2.0]
+    outputs = tt.unroll(nn.Sequential(*list(spiking.children())[:2]), x, steps=4, from_rest=True)
+    assert outputs[:, :, 0].unique().tolist() == [0.0, 1.0]
+    assert outputs[:, :, 1].unique().tolist() == [0.0, 4.0]
+    charge = 0.5 + 0.5 * 2 + 2 * 2  # |W| theta / 2
+    assert first.bound == 2.0 / 4
+    assert output.bound == second.bound == min((charge + second.threshold / 2) / 4, second.clip)
+    assert "1 to 4" in str(report)
+    one = from_ann(model, x, 4, percentile=100, thresholds="layer").report.layers[0]
+    assert one.thresholds == (4.0,)
+    # with a clip of its own a ReLU has one threshold
+    clipped = nn.Sequential(nn.Linear(2, 3), nn.ReLU6(), nn.Linear(3, 2), QuantizedReLU(4, 1.0))
+    report = from_ann(clipped, torch.rand(9, 2), 4).report
+    assert [layer.thresholds for layer in report.layers] == [(6.0,), (1.0,), ()]
 
 
 def test_layer_that_is_silent_on_the_batch_stays_silent() -> None:
@@ -598,6 +645,7 @@ def test_hooks_are_refused() -> None:
         ({"burst": 0}, "burst must be at least 1"),
         ({"quiet": -1, "signed": True}, "quiet must be at least 0"),
         ({"quiet": 2}, "Give signed=True"),
+        ({"thresholds": "neuron"}, 'thresholds must be "channel" or "layer", got .neuron.'),
         ({"percentile": 0}, r"percentile must lie in \(0, 100\]"),
         ({"percentile": 100.1}, r"percentile must lie in \(0, 100\]"),
         ({"percentile": math.nan}, r"percentile must lie in \(0, 100\]"),

@@ -10,6 +10,7 @@ import tracetorch as tt
 from tests.events.cases import DENSITIES, dyadic, events, with_events
 from tracetorch import snn
 from tracetorch.events import mode, observed_products
+from tracetorch.events.conv import Window, window
 from tracetorch.events.crossover import conv_crossover
 from tracetorch.events.passes import event_passes
 
@@ -175,6 +176,27 @@ def test_what_stays_dense(layer: nn.Conv2d, x: Tensor) -> None:
     assert products[0][1].reason
     assert torch.equal(y, expected)
     assert y.stride() == expected.stride()
+
+
+def test_window_is_that_of_the_attributes_at_the_call() -> None:
+    """What was found for shapes is kept; the attributes of the layer are read each time."""
+    layer, x = nn.Conv2d(4, 4, 3), torch.ones(2, 4, 5, 6)
+    assert window(layer, x) == Window((1, 1), (0, 0), (1, 1), (3, 4))
+    layer.padding, layer.stride = (1, 0), (2, 1)
+    assert window(layer, x) == Window((2, 1), (1, 0), (1, 1), (3, 4))
+    assert window(layer, torch.ones(2, 4, 0, 6)) == window(layer, torch.ones(2, 3, 5, 6))
+    assert "the shapes are not" in str(window(layer, torch.ones(2, 3, 5, 6)))
+    assert "does not fit" in str(window(layer, torch.ones(2, 4, 5, 1)))
+    layer.stride = [2, 1]  # type: ignore[assignment]
+    assert "not pairs" in str(window(layer, x))
+    layer.stride, layer.padding = (1, 1), (1, 1, 1)
+    assert "not pairs" in str(window(layer, x))
+    layer.padding = "same"
+    assert window(layer, x) == Window((1, 1), (1, 1), (1, 1), (5, 6))
+    even = nn.Conv2d(4, 4, 2, padding="same")
+    assert "not the same on both sides" in str(window(even, x))
+    layer.groups = 2
+    assert "groups" in str(window(layer, x))
 
 
 def test_own_conv_forward_stays_dense() -> None:

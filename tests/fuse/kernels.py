@@ -29,7 +29,7 @@ from tracetorch.fuse.ir.kernel import (
 from tracetorch.fuse.ir.plan import TILE
 from tracetorch.fuse.ir.verify import verify
 from tracetorch.fuse.runtime import machine_code
-from tracetorch.fuse.runtime.cpu import scratch_values
+from tracetorch.fuse.runtime.cpu import own_buffers, scratch_values
 from tracetorch.fuse.runtime.machine_code import Machine, this_machine
 from tracetorch.fuse.runtime.recurrence import _panels
 
@@ -106,8 +106,9 @@ def run_compiled(
         known[name] = memory.ctypes.data
         known |= {f"{name}.step": lanes, f"{name}.row": columns, f"{name}.size": len(memory)}
     numbers = [known[name] for name in printed.arguments]
-    values = dict(zip(kernel.sizes, (known[size.name] for size in kernel.sizes), strict=True))
-    scratch = np.full(scratch_values(kernel, values, per_group * tile), np.nan, kernel.dtype.value)
+    values = [known[size.name] for size in kernel.sizes]
+    count = scratch_values(own_buffers(kernel), values, per_group * tile)
+    scratch = np.full(count, np.nan, kernel.dtype.value)
     if len(scratch):
         numbers += (scratch.ctypes.data, scratch.nbytes)
     tasks = -(-columns // tile) * -(-rows // per_group)

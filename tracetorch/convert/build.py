@@ -153,9 +153,12 @@ def _modules(
 
 def _neurons(size: int, dim: int, rule: Rule, times: Times) -> IntegrateAndFire:
     """Return the neurons of an activation."""
-    layer = IntegrateAndFire(size, rule.threshold, times.burst, times.signed, rule.limit, dim)
+    # a number for all neurons, or one for each
+    threshold = rule.threshold.flatten() if rule.threshold.ndim else float(rule.threshold)
+    layer = IntegrateAndFire(size, threshold, times.burst, times.signed, rule.limit, dim)
     layer.double()
     # to the last bit of float64, where the constructor rounds to the default dtype
-    layer.raw_pos_threshold.fill_(rule.threshold)
-    layer.initial_mem.fill_(rule.threshold / 2)
+    exact = rule.threshold.reshape(layer.raw_pos_threshold.shape)
+    layer.raw_pos_threshold.copy_(exact)
+    layer.initial_mem.copy_(exact / 2)
     return layer

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from tracetorch.core.checks import check_count, check_flag, check_integer, check
 from tracetorch.core.hooks import forward_hooks
 from tracetorch.snn.module import zero_states
 from tracetorch.unrolling import unroll
+
+Thresholds: TypeAlias = Literal["channel", "layer"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ def from_ann(
     quiet: int = 0,
     burst: int = 1,
     signed: bool = False,
+    thresholds: Thresholds = "channel",
     percentile: float = 99.9,
     activations: Activations | None = None,
 ) -> Converted:
@@ -84,9 +87,10 @@ def from_ann(
         rate = activation                        of a quantised ReLU whose steps suffice
 
     Every ReLU becomes :class:`IntegrateAndFire` neurons, which start at half a threshold and whose
-    spikes have its size; a mean over time of the outputs is what the network returned. The report
-    has, for each layer, the bound that is proven (``E`` is what clipping and rounding alone change,
-    propagated alike), and the largest and the mean difference on the batch.
+    spikes have its size: each channel may have a threshold of its own, and weights and sums stay as
+    they are. A mean over time of the outputs is what the network returned. The report has, for each
+    layer, the bound that is proven (``E`` is what clipping and rounding alone change, propagated
+    alike), and the largest and the mean difference on the batch.
 
     Rates are **equal** to the activations where each is a quantised ReLU, ``steps * burst`` are at
     least its levels, and, behind the first layer of neurons, spikes are ``signed`` and ``quiet`` is
@@ -107,8 +111,12 @@ def from_ann(
         burst: the most spikes of a neuron in a step; at least 1. A ReLU that is not quantised gets
             a threshold as many times smaller.
         signed: spikes have a sign, and neurons take back what they sent too early.
-        percentile: of a layer's activations on the batch, which becomes the clip of a ReLU that has
-            none; in (0, 100].
+        thresholds: of ReLUs without a clip of their own: one for each ``"channel"`` (dimension 1),
+            which is better at few steps, or one for each ``"layer"``. All others have one for the
+            layer.
+        percentile: of the activations on the batch, of a channel or of a layer, which becomes the
+            clip of a ReLU that has none; in (0, 100]. A channel that is silent on the batch has the
+            clip of the layer.
         activations: ReLUs of other libraries: for each class a function of the module that returns
             its clip (``None`` for none) and levels (``None`` for none). Each module is compared
             with what is returned.
@@ -144,6 +152,8 @@ def from_ann(
         raise TypeError(f"percentile must be a number, got {type(percentile).__name__}.")
     if not 0 < percentile <= 100:
         raise ValueError(f"percentile must lie in (0, 100], got {percentile}.")
+    if thresholds not in get_args(Thresholds):
+        raise ValueError(f'thresholds must be "channel" or "layer", got {thresholds!r}.')
     _check_batch(model, batch)
     graph = read_model(model, batch, activations or {})
     if not any(node.activation for node in graph.nodes):
@@ -152,7 +162,7 @@ def from_ann(
             "convert.QuantizedReLU."
         )
     double = batch.double()
-    rules = rules_of(graph, double, times, percentile)
+    rules = rules_of(graph, double, times, percentile, thresholds == "channel")
     built, neurons = build(graph, double, rules, times)
     built.to(batch).train(model.training)
     return Converted(built, _report(graph, batch, rules, times, built, neurons))
@@ -219,8 +229,9 @@ def _report(
             more = int(ready[node].step) - times.steps
             reason = f"it may need quiet={more}"
         rule, ties = rules.get(node), 0
-        reach = math.inf if rule is None else rule.reach
-        total = (charge / times.steps + distance).clamp(max=reach)
+        total = charge / times.steps + distance
+        if rule is not None:
+            total = total.clamp(max=rule.reach)
         bound = float(total.max()) if reason else 0.0
         if rule is not None and rule.levels is not None and not reason:
             ties = int((off > rule.clip / (2 * rule.levels)).sum())
@@ -228,8 +239,8 @@ def _report(
             LayerReport(
                 path=node.name,
                 neurons=neurons.get(node, ""),
-                threshold=math.nan if rule is None else rule.threshold,
-                clip=math.nan if rule is None else rule.clip,
+                threshold=math.nan if rule is None else float(rule.threshold.max()),
+                clip=math.nan if rule is None else float(rule.clip.max()),
                 levels=None if rule is None else rule.levels,
                 bound=bound,
                 largest=float(off.max()),
@@ -237,6 +248,7 @@ def _report(
                 reason=reason,
                 values=off.numel(),
                 ties=ties,
+                thresholds=() if rule is None else tuple(rule.threshold.flatten().tolist()),
             )
         )
 

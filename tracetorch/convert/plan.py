@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from tracetorch.convert.graph import Activation, Graph, Node
 from tracetorch.convert.read_model import PRODUCTS, ann
 
+# of the clip of a layer: the share below which a channel's is rounding
+_SILENT = 1e-6
+
 
 @dataclass(frozen=True)
 class Times:
@@ -34,7 +37,10 @@ class Times:
 
 @dataclass(frozen=True)
 class Rule:
-    """Rule of one activation's neurons.
+    """Rule of one activation's neurons; its tensors hold a value, or one for each channel.
+
+    Those of channels have a dimension of size 1 for each one behind, so that they broadcast over
+    the values of the activation.
 
     Args:
         threshold: and size of a spike.
@@ -46,48 +52,53 @@ class Rule:
         suffices: whether the steps and bursts are enough for all levels.
     """
 
-    threshold: float
-    clip: float
+    threshold: Tensor
+    clip: Tensor
     levels: int | None
     limit: int | None
-    excess: float
-    reach: float
+    excess: Tensor
+    reach: Tensor
     suffices: bool
 
 
 Rules = Mapping[Node, Rule]
 
 
-def rules_of(graph: Graph, batch: Tensor, times: Times, percentile: float) -> dict[Node, Rule]:
+def rules_of(
+    graph: Graph, batch: Tensor, times: Times, percentile: float, by_channel: bool
+) -> dict[Node, Rule]:
     """Return the rule of every activation of a graph.
 
     Args:
         graph: of a model.
         batch: on which the clips of activations that have none are found.
         times: of the conversion.
-        percentile: of the activations of a layer, which is its clip.
+        percentile: of the activations on the batch, which is the clip.
+        by_channel: whether each channel has a clip of its own; otherwise a layer has one.
     """
     found: dict[Node, Rule] = {}
 
     def compute(node: Node, inputs: list[Tensor]) -> Tensor:
         value = ann(node, inputs)
         if node.activation is not None:
-            found[node] = _rule(node.activation, value, times, percentile)
+            found[node] = _rule(node.activation, value, times, percentile, by_channel)
         return value
 
     graph.run(batch, compute)
     return found
 
 
-def _rule(activation: Activation, value: Tensor, times: Times, percentile: float) -> Rule:
+def _rule(
+    activation: Activation, value: Tensor, times: Times, percentile: float, by_channel: bool
+) -> Rule:
     most, levels = times.steps * times.burst, activation.levels
-    clip, excess = activation.clip, 0.0
-    if clip is None:
-        clip = percentile_of(value, percentile)
-        if not clip:  # few neurons are active on the batch, or none
-            active = value[value > 0]
-            clip = percentile_of(active, percentile) if len(active) else 1.0
-        excess = max(float(value.max()) - clip, 0.0)
+    if activation.clip is None:
+        clip = _clips(value, percentile, by_channel)
+        largest = value.transpose(0, 1).flatten(1).amax(1) if clip.ndim else value.max()
+        excess = (largest.view_as(clip) - clip).clamp(min=0.0)
+    else:
+        clip = value.new_tensor(activation.clip)
+        excess = torch.zeros_like(clip)
     reach = clip + excess
     if levels is not None:
         excess = clip / (2 * levels)
@@ -96,6 +107,27 @@ def _rule(activation: Activation, value: Tensor, times: Times, percentile: float
     limited = times.quiet > 0 or (suffices and (times.signed or most > spikes))
     limit = spikes if limited else None
     return Rule(clip * times.steps / spikes, clip, levels, limit, excess, reach, suffices)
+
+
+def _clips(value: Tensor, percentile: float, by_channel: bool) -> Tensor:
+    """Return the clip of a layer, or those of its channels, that broadcast over its values."""
+    whole = value.new_tensor(_clip(value.flatten(), percentile) or 1.0)
+    if not by_channel:
+        return whole
+    channels = value.transpose(0, 1).flatten(1)
+    found = value.new_tensor([_clip(each, percentile) for each in channels])
+    # of a channel that is silent, but for rounding, the batch says nothing
+    found = torch.where(found > _SILENT * whole, found, whole)
+    return found.view(-1, *[1] * (value.ndim - 2))
+
+
+def _clip(values: Tensor, percentile: float) -> float:
+    """Return a percentile of all values, of those that are active where it is 0."""
+    clip = percentile_of(values, percentile)
+    if not clip:
+        active = values[values > 0]
+        clip = percentile_of(active, percentile) if len(active) else 0.0
+    return clip
 
 
 def percentile_of(value: Tensor, percentile: float) -> float:

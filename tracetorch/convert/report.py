@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -12,18 +13,21 @@ class LayerReport:
     Args:
         path: of the activation in the model that was converted; of the last, ``"output"``.
         neurons: path of the neurons in the spiking model; empty for the output.
-        threshold: of the neurons, and the size of their spikes; NaN for the output.
-        clip: the largest rate; NaN for the output.
+        threshold: of the neurons, and the size of their spikes, the largest of all channels; NaN
+            for the output.
+        clip: the largest rate of all channels; NaN for the output.
         levels: of a quantised ReLU; ``None`` for another.
         bound: the rates are proven to be within it of the model's activations, but for rounding in
             floats: for every input where the model's own activations are clipped, else for inputs
-            whose activations are no larger than those on the batch. 0 where they are equal.
+            whose activations are no larger than those on the batch, in each channel if it has a
+            threshold of its own. 0 where they are equal.
         largest: largest difference on the batch.
         mean: mean difference on the batch, of the magnitudes.
         reason: why the rates are not proven to be equal; empty where they are.
         values: number of values on the batch.
         ties: how many of them got another level, though they are equal in exact arithmetic: they
             lie within rounding of the border of two levels, or are computed from such. 0 of others.
+        thresholds: of each channel, or the one of all; none for the output.
 
     Example:
         >>> import torch
@@ -47,6 +51,7 @@ class LayerReport:
     reason: str
     values: int
     ties: int
+    thresholds: tuple[float, ...] = field(repr=False)
 
     @property
     def is_exact(self) -> bool:
@@ -89,12 +94,12 @@ class Report:
         """Return the table, and below it what is missing for equality."""
         rows = [("layer", "neurons", "threshold", "clip", "levels", "bound", "largest", "mean")]
         for each in self.layers:
-            own = not each.neurons
+            # least and most of the channels; the output has none
+            ends = [min(each.thresholds), each.threshold] if each.thresholds else []
             rows.append(
                 (
-                    *(each.path, each.neurons),
-                    "" if own else f"{each.threshold:.4g}",
-                    "" if own else f"{each.clip:.4g}",
+                    *(each.path, each.neurons, _range(ends)),
+                    _range([end / each.threshold * each.clip for end in ends]),
                     str(each.levels or ""),
                     "equal" if each.is_exact else f"{each.bound:.3g}",
                     f"{each.largest:.3g}",
@@ -120,3 +125,8 @@ class Report:
         else:
             lines.append(f"not proven to be equal: {missing.path}, {missing.reason}")
         return "\n".join(lines)
+
+
+def _range(ends: Sequence[float]) -> str:
+    """Return two numbers as a table shows them, or the one that both are."""
+    return " to ".join(dict.fromkeys(f"{end:.4g}" for end in ends))

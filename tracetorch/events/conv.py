@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,9 @@ from tracetorch.events.crossover import CONV_TASKS
 from tracetorch.events.kernels import LANES
 from tracetorch.events.lists import EventLists, save_operands, saved_operands
 from tracetorch.fuse.runtime.memory import large_empty
+
+_NO_PAIRS = "stride, padding and dilation are not pairs"
+_NO_PLACE = "the kernel does not fit into the images"
 
 
 class Window(NamedTuple):
@@ -31,19 +35,61 @@ class Window(NamedTuple):
     size: tuple[int, int]
 
 
-def window(module: nn.Conv2d, height: int, width: int) -> Window:
-    """Return the window of a layer, whose padding is the same on both sides."""
-    extent, stride, dilation = module.weight.shape[2:], module.stride, module.dilation
-    reach = [d * (k - 1) for d, k in zip(dilation, extent, strict=True)]
-    if module.padding == "same":
-        top, left = reach[0] // 2, reach[1] // 2
-    elif isinstance(module.padding, str):  # "valid"
-        top, left = 0, 0
+@lru_cache(maxsize=1024)
+def window_of(
+    image: tuple[int, ...],
+    weight: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...] | str,
+    dilation: tuple[int, ...],
+) -> Window | str:
+    """Return the window of a convolution, or why it must be dense.
+
+    Args:
+        image: shape of the input.
+        weight: shape of the weight.
+        stride: as the layer has it.
+        padding: the same.
+        dilation: the same.
+    """
+    if len(image) != 4 or 0 in image or len(weight) != 4 or image[1] != weight[1]:
+        return "the shapes are not those of images and a weight"
+    pairs = [stride, dilation] if isinstance(padding, str) else [stride, dilation, padding]
+    if any(len(pair) != 2 or min(pair) < 0 for pair in pairs):
+        return _NO_PAIRS
+    reach = [d * (k - 1) for d, k in zip(dilation, weight[2:], strict=True)]
+    if padding == "same":
+        before = [each // 2 for each in reach]
+    elif isinstance(padding, str):  # "valid"
+        before = [0, 0]
     else:
-        top, left = map(int, module.padding)
-    rows = output_size(height, extent[0], stride[0], top, dilation[0])
-    columns = output_size(width, extent[1], stride[1], left, dilation[1])
-    return Window((stride[0], stride[1]), (top, left), (dilation[0], dilation[1]), (rows, columns))
+        before = list(map(int, padding))
+    if min(*stride, *dilation) < 1:
+        return _NO_PLACE
+    rows, columns = map(output_size, image[2:], weight[2:], stride, before, dilation)
+    if min(rows, columns) < 1:
+        return _NO_PLACE
+    if padding == "same" and any(each % 2 for each in reach):
+        return "the padding is not the same on both sides"
+    (down, right), (top, left), (apart, beside) = stride, before, dilation
+    return Window((down, right), (top, left), (apart, beside), (rows, columns))
+
+
+def window(module: nn.Conv2d, x: Tensor) -> Window | str:
+    """Return the window of a layer at the shapes of a call, or why it must be dense.
+
+    Args:
+        module: the layer.
+        x: its input.
+    """
+    if module.groups != 1 or module.padding_mode != "zeros":
+        return "the convolution has groups, or pads with other values than 0"
+    stride, padding, dilation = module.stride, module.padding, module.dilation
+    if type(stride) is not tuple or type(dilation) is not tuple:
+        return _NO_PAIRS
+    if type(padding) is not tuple and not isinstance(padding, str):
+        return _NO_PAIRS
+    return window_of(x.shape, module.weight.shape, stride, padding, dilation)
 
 
 def conv(x: Tensor, weight: Tensor, bias: Tensor | None, events: EventLists, at: Window) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from functools import lru_cache
 
 # Nanoseconds of the forward pass and the weight's gradient together, in float32 on two threads;
 # on one all take about twice as long. Measured by benchmarks/event_crossover.py.
@@ -51,8 +51,9 @@ _CONV_CHANNELS = 8  # with fewer, lists are too short
 CONV_TASKS = 16  # of the weight gradient, whose partial sums are added in their order
 
 
+@lru_cache(maxsize=1024)
 def conv_crossover(
-    shape: Sequence[int], weight: Sequence[int], size: Sequence[int], gradient: bool = True
+    shape: tuple[int, ...], weight: tuple[int, ...], size: tuple[int, ...], gradient: bool = True
 ) -> float:
     """Return the density at which both take the same time; 0 where the dense one always wins.
 

@@ -127,9 +127,16 @@ def _forward(module: nn.Linear | nn.Conv2d, input: Tensor) -> Tensor:  # noqa: A
         return plain()  # type: ignore[no-any-return]
     weight, bias = module.weight, module.bias
     reason = _plain_reason(input, weight, bias)
+    at: Window | None = None
     if reason is None:
         if isinstance(module, nn.Conv2d):
-            reason = _dense_window(module, input)
+            found = window(module, input)
+            if isinstance(found, str):
+                reason = found
+            elif weight.is_contiguous():
+                at = found
+            else:
+                reason = "the weight is not contiguous"
         elif (
             input.ndim < 2
             or weight.ndim != 2
@@ -144,13 +151,12 @@ def _forward(module: nn.Linear | nn.Conv2d, input: Tensor) -> Tensor:  # noqa: A
     if reason is not None:
         report(module, Product(False, None, 0.0, reason))
         return plain()  # type: ignore[no-any-return]
-    if isinstance(module, nn.Linear):
+    if at is None:
         rows = input.numel() // weight.shape[1]
         events = _events(
             module, input.detach().view(rows, -1), crossover(rows, *weight.shape[::-1])
         )
         return plain() if events is None else linear(input, weight, bias, events)
-    at = window(module, *input.shape[2:])
     limit = conv_crossover(input.shape, weight.shape, at.size, _has_gradient(weight))
     matrix = input.detach().view(len(input) * weight.shape[1], -1)
     events = _events(module, matrix, limit)
@@ -245,22 +251,3 @@ def _plain_reason(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
         ):
             return "a tensor is not plain memory of one dtype, float32 or float64, on the CPU"
     return None
-
-
-def _dense_window(module: nn.Conv2d, x: Tensor) -> str | None:
-    """Return why a convolution must be dense at these shapes."""
-    weight = module.weight
-    if module.groups != 1 or module.padding_mode != "zeros":
-        return "the convolution has groups, or pads with other values than 0"
-    if x.ndim != 4 or x.numel() == 0 or weight.ndim != 4 or x.shape[1] != weight.shape[1]:
-        return "the shapes are not those of images and a weight"
-    pairs = [module.stride, module.dilation]
-    pairs += [] if isinstance(module.padding, str) else [module.padding]
-    if any(type(pair) is not tuple or len(pair) != 2 or min(pair) < 0 for pair in pairs):
-        return "stride, padding and dilation are not pairs"
-    if min(*module.stride, *module.dilation) < 1 or min(window(module, *x.shape[2:]).size) < 1:
-        return "the kernel does not fit into the images"
-    reaches = (d * (k - 1) for d, k in zip(module.dilation, weight.shape[2:], strict=True))
-    if module.padding == "same" and any(reach % 2 for reach in reaches):
-        return "the padding is not the same on both sides"
-    return None if weight.is_contiguous() else "the weight is not contiguous"

@@ -22,7 +22,14 @@ from typing import TypeAlias
 from tracetorch.fuse.ir.graph import BOOLEAN
 
 
-class Dtype(enum.Enum):
+class _Word(enum.Enum):
+    """Member of a vocabulary; a set or a dictionary finds it without a call of Python."""
+
+    # the members are the only objects equal to themselves, and Enum hashes their names
+    __hash__ = object.__hash__
+
+
+class Dtype(_Word):
     """Type of a value."""
 
     FLOAT32 = "float32"
@@ -44,7 +51,7 @@ class Dtype(enum.Enum):
         return not self.is_float and self is not Dtype.BOOL
 
 
-class Role(enum.Enum):
+class Role(_Word):
     """Purpose of a buffer; ``value`` is its word in the text form."""
 
     INPUT = "input"
@@ -86,7 +93,7 @@ PRIVATE = frozenset({Role.PAST, Role.HELD})
 STRIDED = frozenset({Role.INPUT, Role.GRAD_OUTPUT, Role.GRAD_RECORD, Role.DRIVE})
 
 
-class Axis(enum.Enum):
+class Axis(_Word):
     """The place of a lane in a dimension of a buffer."""
 
     LANE = "lane"
@@ -115,7 +122,7 @@ Operand: TypeAlias = "Value | float | int | bool"
 Index: TypeAlias = "Value | int | Axis"
 
 
-class Extent(enum.Enum):
+class Extent(_Word):
     """Size of a dimension that only the printer knows."""
 
     LANES = "lanes"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar, cast
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from tracetorch.fuse.codegen.llvm_kernel import ALIGNMENT, Printed, print_kernel
 from tracetorch.fuse.ir import schedule as schedules
-from tracetorch.fuse.ir.kernel import PRIVATE, STRIDED, Role, Size, Value
+from tracetorch.fuse.ir.kernel import PRIVATE, STRIDED, Role, Size
 from tracetorch.fuse.ir.kernel import Kernel as Schedule
 from tracetorch.fuse.ir.plan import TILE, Plan
 from tracetorch.fuse.ir.verify import verify
@@ -93,7 +94,7 @@ class Kernel(NamedTuple):
         literals: the numbers of the program, as the kernel reads them.
         lines: lines of arithmetic in one step.
         roles: of the buffers that it is given, in their order.
-        has_scratch: whether it has buffers of its own.
+        own: the buffers of its own, as :func:`own_buffers` describes them.
     """
 
     tasks: TaskKernel
@@ -102,7 +103,7 @@ class Kernel(NamedTuple):
     literals: Tensor
     lines: int
     roles: tuple[Role, ...]
-    has_scratch: bool
+    own: tuple[tuple[int, tuple[int, ...]], ...]
 
     def arguments(
         self, geometry: Sequence[int], sizes: Sequence[int], buffers: Mapping[Role, Sequence[Any]]
@@ -143,23 +144,41 @@ class Kernel(NamedTuple):
             sizes: those of the kernel.
             lanes: of a task.
         """
-        values = dict(zip(self.schedule.sizes, sizes, strict=True))
-        if self.printed.block_scratch:
-            lanes = self.printed.width
-        total = scratch_values(self.schedule, values, lanes) * self.literals.itemsize
+        if not self.own:
+            return ()
+        lanes = self.printed.width if self.printed.block_scratch else lanes
+        total = scratch_values(self.own, sizes, lanes) * self.literals.itemsize
         return (total,) if total else ()
 
 
-def scratch_values(kernel: Schedule, sizes: Mapping[Value, int], lanes: int) -> int:
-    """Return how many values the scratch of a task has that holds some lanes at a time."""
-    total = 0
+def own_buffers(kernel: Schedule) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    """Return of each buffer of scratch its values for a lane: a number, and sizes to multiply."""
+    found: list[tuple[int, tuple[int, ...]]] = []
     for buffer in kernel.buffers:
         if buffer.role in PRIVATE:
-            count = lanes
-            for extent in buffer.shape[:-1]:
-                count *= sizes[extent.value] if isinstance(extent, Size) else cast(int, extent)
-            total += count
-    return total
+            extents = buffer.shape[:-1]
+            numbers = [cast(int, each) for each in extents if not isinstance(each, Size)]
+            names = [each.value for each in extents if isinstance(each, Size)]
+            found.append((math.prod(numbers), tuple(map(kernel.sizes.index, names))))
+    return tuple(found)
+
+
+def scratch_values(
+    own: Sequence[tuple[int, Sequence[int]]], sizes: Sequence[int], lanes: int
+) -> int:
+    """Return how many values the scratch of a task has that holds some lanes at a time.
+
+    Args:
+        own: as :func:`own_buffers` returns it.
+        sizes: those of the kernel.
+        lanes: of the task.
+    """
+    total = 0
+    for count, places in own:
+        for place in places:
+            count *= sizes[place]
+        total += count
+    return total * lanes
 
 
 def kernel_of(
@@ -183,8 +202,10 @@ def kernel_of(
         # the text is long, and has done its work
         printed = replace(printed, text="")
         roles = tuple([role for role in schedule.roles if role not in PRIVATE])
-        has_scratch = len(roles) < len(schedule.roles)
-        kernel = Kernel(tasks, schedule, printed, literals, len(graph.lines), roles, has_scratch)
+        kernel = Kernel(
+            *(tasks, schedule, printed, literals),
+            *(len(graph.lines), roles, own_buffers(schedule)),
+        )
         plan.kernels[backward, bypass] = kernel
     return kernel
 
@@ -299,7 +320,7 @@ class CpuBackend(Backend):
         }
         arguments = kernel.arguments(grid.geometry, sizes, buffers)
         work = steps * layout.lanes * (4 + kernel.lines)
-        scratch = kernel.scratch(sizes, grid.task_lanes) if kernel.has_scratch else ()
+        scratch = kernel.scratch(sizes, grid.task_lanes)
         run_tasks(kernel.tasks, arguments, grid.tasks, work=work, scratch=scratch)
         return results
 
@@ -347,13 +368,14 @@ class CpuBackend(Backend):
             }
             arguments = kernel.arguments(grid.geometry, sizes, buffers)
             work = steps * layout.lanes * (4 + kernel.lines)
-            scratch = kernel.scratch(sizes, grid.task_lanes) if kernel.has_scratch else ()
+            scratch = kernel.scratch(sizes, grid.task_lanes)
             run_tasks(kernel.tasks, arguments, grid.tasks, work=work, scratch=scratch)
         # Sum over groups, repeated rows and inner lanes; a value for the layer sums neurons too.
         d_params = dict.fromkeys(program.params, nothing)
-        shape = (grid.groups, len(plan.trained), grid.repeats, layout.neurons, layout.inner)
-        with np.errstate(all="ignore"):  # gradients that are not finite are the user's to find
-            totals = sums.numpy().reshape(shape).sum((0, 2, 4))
-            d_params |= parameter_gradients(plan, params, totals)
+        if plan.trained:
+            shape = (grid.groups, len(plan.trained), grid.repeats, layout.neurons, layout.inner)
+            with np.errstate(all="ignore"):  # gradients that are not finite are the user's to find
+                totals = sums.numpy().reshape(shape).sum((0, 2, 4))
+                d_params |= parameter_gradients(plan, params, totals)
         of_inputs = [d_inputs.get(name, nothing) for name in program.inputs]
         return [*of_inputs, *d_states, *d_params.values()]

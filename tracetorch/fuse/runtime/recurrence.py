@@ -85,7 +85,7 @@ def _run(kernel: Kernel, shape: _Shape, buffers: dict[Role, Sequence[Any]]) -> N
     arguments = kernel.arguments(geometry, shape.sizes, buffers)
     # a product costs each lane about as much as half a line for each neuron
     work = shape.steps * lanes * (4 + kernel.lines + shape.taps * neurons // 2)
-    scratch = kernel.scratch(shape.sizes, shape.per_task * neurons) if kernel.has_scratch else ()
+    scratch = kernel.scratch(shape.sizes, shape.per_task * neurons)
     run_tasks(kernel.tasks, arguments, shape.tasks, work=work, scratch=scratch)
 
 
