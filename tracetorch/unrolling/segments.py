@@ -167,6 +167,7 @@ class _SegmentReplay:
         # frozen parameters
         watched += [b for m in self.layers for b in m.buffers(recurse=False)]
         self.watched, self.versions = watched, versions_of(watched)
+        self.learned = [each.requires_grad for each in watched]
         if not torch.is_grad_enabled():  # nothing will run again
             yield
             return
@@ -222,6 +223,10 @@ class _SegmentReplay:
                     "unroll(..., segment=): a segment that runs again would give other values. "
                     "Call backward() before optimizer.step()."
                 )
+            for each, learned in zip(self.watched, self.learned, strict=True):
+                if each.requires_grad is not learned:  # frozen since, or learned again
+                    stack.callback(each.requires_grad_, not learned)
+                    each.requires_grad_(learned)
             # no copies: the segment works on those of then, and leaves the tensors of now alone
             stack.callback(Contents(self.found, values=True).restore)
             stack.enter_context(backend(self.backend_name))
