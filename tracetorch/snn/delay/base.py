@@ -138,7 +138,9 @@ class DelayingLayer(ConstrainedLayer):
         # a buffer rounds the number that it was written with
         if found != float(values.new_tensor(self.__dict__["_sigma"])):
             self.__dict__["_sigma"] = check_nonnegative("sigma", found, unit="steps")
-        self.__dict__["_known_sigma"] = (buffer, version_of(buffer))
+        version = version_of(buffer)
+        # that of a vmap is not kept: nobody could look at it when the vmap is over
+        self.__dict__["_known_sigma"] = (None if version is None else buffer, version)
 
     def _write_sigma(self) -> None:
         buffer = self._buffers["sigma"]
