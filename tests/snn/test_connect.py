@@ -584,6 +584,7 @@ def test_channels_of_a_convolution_are_masked_and_a_layer_with_delays_is_connect
     assert conv.weight.any()
     assert "8 of 24 connections" not in repr(conv)
     assert "16 of 24 connections" in repr(conv)
+    assert "some of 24 connections" in repr(conv.to("meta"))  # where nobody can count them
     delayed: Any = snn.DelayedLinear(3, 2, max_delay=2)
     assert snn.connect(delayed, mask=GOOD & False) is delayed
     assert not delayed.linear.weight.any()

@@ -198,6 +198,13 @@ def test_repr_shows_what_was_assigned() -> None:
     with pytest.raises(ValueError, match="beta"):
         layer.beta = 2.0
     assert repr(layer) == "LIF(1, beta=0.25, reset='zero')"
+    layer.beta, layer.reset = 0.9, "subtract"  # the defaults
+    assert repr(layer) == "LIF(1)"
+    delay = snn.Delay(1, max_delay=2, delay=1.0)
+    delay.sigma = 0.5
+    assert repr(delay) == "Delay(1, max_delay=2, delay=1.0, sigma=0.5)"
+    delay.round_()
+    assert repr(delay) == "Delay(1, max_delay=2, delay=1.0)"
 
 
 def test_repr_of_setups_and_of_open_signatures() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests.cases import FEW_LAYERS, layer, sequence, weighted_sum
 from tests.unrolling.models import MODELS, By, dyadic, made
+from tests.unrolling.test_check import Centred
 from tracetorch import snn
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -105,6 +106,17 @@ def test_overflow_skips_the_step_and_halves_the_scale() -> None:
         scaled_step(model, optimizer, scaler, x, y)
     assert scaler.get_scale() > 1.0, "it has stopped falling"
     assert not all(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_a_check_knows_how_products_are_rounded(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, reset = 2 * torch.rand(7, 3, 4), torch.rand(7, 3) < 0.3
+    model = nn.Sequential(snn.DelayedLinear(4, 4, max_delay=3), snn.LIF(4))
+    with torch.autocast("cpu", dtype):
+        tt.unroll(model, x, check=True, reset=reset)
+        with pytest.raises(ValueError, match=r"2 \(Centred\) .* treat the samples"):
+            tt.unroll(nn.Sequential(*model, Centred()), x, check=True)
 
 
 @pytest.mark.parametrize("dtype", HALVES)

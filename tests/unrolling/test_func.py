@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
 import tracetorch as tt
 from tests.cases import FEW_LAYERS, layer, sequence
 from tests.unrolling.models import MODELS, Whole, dyadic, made
-from tracetorch import fuse
+from tracetorch import fuse, snn
 
 
 class WholeThenZero(Whole):
@@ -75,6 +77,33 @@ def test_ensemble_in_one_call() -> None:
             member.model.get_parameter("0.weight").mul_(i + 1)
     parameters, buffers = stack_module_state(members)
     x = dyadic(5, 2, 3)
+    call = lambda p, b: functional_call(members[0], (p, b), (x,))  # noqa: E731
+    together = vmap(call)(parameters, buffers)
+    torch.testing.assert_close(together, torch.stack([member(x) for member in members]))
+
+
+class Restarting(WholeThenZero):
+    def forward(self, x: Tensor) -> Tensor:
+        mask = torch.arange(x[..., 0].numel()).view(x.shape[:2]) % 3 == 1
+        y: Tensor = tt.unroll(self.model, x, reset=mask)
+        tt.zero_states(self.model)
+        return y
+
+
+def delayed() -> nn.Sequential:
+    return nn.Sequential(snn.DelayedLinear(4, 4, max_delay=2), snn.LIF(4)).double()
+
+
+def fed_back() -> nn.Sequential:
+    connection = snn.connect(nn.Linear(4, 4), mask=torch.rand(4, 4) < 0.6)
+    return nn.Sequential(snn.Recurrent(snn.LIF(4), connection)).double()
+
+
+@pytest.mark.parametrize("make", [delayed, fed_back])
+def test_ensemble_with_buffers_of_their_own_restarts(make: Any) -> None:
+    members = [Restarting(make()) for _ in range(2)]
+    parameters, buffers = stack_module_state(members)
+    x = dyadic(5, 2, 4)
     call = lambda p, b: functional_call(members[0], (p, b), (x,))  # noqa: E731
     together = vmap(call)(parameters, buffers)
     torch.testing.assert_close(together, torch.stack([member(x) for member in members]))

@@ -230,6 +230,27 @@ def test_error_names_a_parameter_changed_before_backward(learn: bool) -> None:
         model[0].raw_beta.add_(1.0)
     with pytest.raises(RuntimeError, match=r"changed in place between .* Call backward\(\) before"):
         y[0].sum().backward()
+    model.zero_grad()
+    y = tt.unroll(model, sequence(9, 2, 3, dtype=torch.float32), segment=3, from_rest=True)
+    model.double()
+    with pytest.raises(RuntimeError, match=r"or moved: .* Call backward\(\) before .*model\.to"):
+        y[0].sum().backward()
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_parameters_may_be_frozen_or_learned_between_the_passes(frozen: bool) -> None:
+    found = []
+    for segment in (None, 3):
+        model = nn.Sequential(nn.Linear(3, 3), layer("LIF", 3), nn.Linear(3, 3)).double()
+        model.load_state_dict({n: torch.full_like(v, 0.3) for n, v in model.state_dict().items()})
+        model[0].weight.requires_grad_(frozen)
+        y = tt.unroll(model, sequence(9, 2, 3), segment=segment)
+        model[0].weight.requires_grad_(not frozen)
+        weighted_sum(y).backward()
+        assert model[0].weight.requires_grad is not frozen
+        found.append([p.grad for p in model.parameters()])
+    torch.testing.assert_close(found[1][1:], found[0][1:])
+    assert found[0][0] is found[1][0] is None  # as in PyTorch, where neither is accumulated
 
 
 def test_backward_reruns_in_the_mode_of_the_forward_pass() -> None:

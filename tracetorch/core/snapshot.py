@@ -220,9 +220,8 @@ class Contents:
             if identical(now, before):
                 continue
             names = ignored(owner) if isinstance(owner, nn.Module) else ()
-            for key in changed_keys(before, now, same):
-                looked_up = key not in before and _is_looked_up(owner, key, now[key])
-                if key not in names and not looked_up:
+            for key in changed_keys(before, now, same, names):
+                if key in before or not _is_looked_up(owner, key, now[key]):
                     yield f"{path}[{key!r}]" if now is owner else join_path(path, str(key))
 
     def changed_parts(self, same: Callable[[Any, Any], bool]) -> Iterator[str]:
@@ -312,11 +311,15 @@ def identical(now: dict[Any, Any], before: dict[Any, Any]) -> bool:
 
 
 def changed_keys(
-    before: dict[Any, Any], now: dict[Any, Any], same: Callable[[Any, Any], bool]
+    before: dict[Any, Any],
+    now: dict[Any, Any],
+    same: Callable[[Any, Any], bool],
+    ignored: Collection[str] = (),
 ) -> Iterator[Any]:
-    """Iterate over the keys under which another thing is held than before."""
+    """Iterate over the keys under which another thing is held than before, but for ``ignored``."""
     for key in {**before, **now}:
-        if not same(before.get(key, _MISSING), now.get(key, _MISSING)):
+        # not looked at: what a transform of torch.func has put there cannot be compared
+        if key not in ignored and not same(before.get(key, _MISSING), now.get(key, _MISSING)):
             yield key
 
 

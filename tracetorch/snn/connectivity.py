@@ -18,6 +18,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from tracetorch.core.torch_private import has_values
+
 RAW_WEIGHT = "parametrizations.weight.original"
 """Name of the raw values in a layer: of their parameter, and in its ``state_dict``."""
 
@@ -75,7 +77,9 @@ class Connectivity(nn.Module):
         """Return how many connections there are, and how many inputs of each sign."""
         parts: list[str] = []
         if self.mask is not None:
-            parts.append(f"{int(self.mask.sum())} of {self.mask.numel()} connections")
+            # on the meta device, and inside a vmap, nobody can count them
+            number = int(self.mask.sum()) if has_values(self.mask) else "some"
+            parts.append(f"{number} of {self.mask.numel()} connections")
         if self.signs is not None:
             parts.append("excitatory and inhibitory inputs")
         return ", ".join(parts)

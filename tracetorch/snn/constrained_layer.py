@@ -446,7 +446,7 @@ class ConstrainedLayer(SequenceLayer):
                     f"{self.label()} cannot have {value} as {name}: out of its bounds, it would "
                     f"be {found.tolist()}."
                 )
-        self._declared.note_assigned(name, value)
+        self._declared.note_assigned(type(self), name, value)
 
     def _raw_of(self, name: str, value: Any) -> Tensor:
         """Return the raw tensor of a value, checked as a constructor checks it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -107,7 +107,7 @@ class TTModule(StateHolder):
                 "where=. Declare zero_states(self, *, where=None) and pass it on to super()."
             )
         if self.active_states:
-            self.check_mask_fits(layer_label(self, path), where)
+            self.check_mask_fits(lambda: layer_label(self, path), where)
 
     # Memory of the module's own
 
@@ -216,11 +216,11 @@ class TTModule(StateHolder):
         # a copy: no state shares memory with anything
         return value.expand(tuple(shape)).clone(memory_format=torch.contiguous_format)
 
-    def check_state_has_batch(self, label: str, name: str, state: Tensor) -> None:
+    def check_state_has_batch(self, label: Callable[[], str], name: str, state: Tensor) -> None:
         """Raise where a memory is one number for all samples."""
         if state.ndim == 0:
             raise ValueError(
-                f"{label} holds {name} as one number for all samples, of which a mask cannot "
+                f"{label()} holds {name} as one number for all samples, of which a mask cannot "
                 "restart some. Assign a value with the batch in front."
             )
 

@@ -34,7 +34,7 @@ def constructor_call(
             positional += map(written, value)
         elif parameter.kind is parameter.VAR_KEYWORD:
             named |= {key: written(each) for key, each in value.items()}
-        elif type(value) is not type(parameter.default) or not _equal(value, parameter.default):
+        elif not _equal(value, parameter.default):
             if i == 0:
                 positional.append(written(value))
             else:
@@ -57,5 +57,17 @@ def written(value: object) -> str:
     return repr(value)
 
 
+def is_default(cls: type, name: str, value: object) -> bool:
+    """Whether a value is what an argument of the constructor is where nobody gives it.
+
+    Args:
+        cls: the class.
+        name: of the argument.
+        value: to compare.
+    """
+    parameter = inspect.signature(cls.__init__).parameters.get(name)  # type: ignore[misc]
+    return parameter is not None and _equal(value, parameter.default)
+
+
 def _equal(value: object, default: object) -> bool:
-    return not isinstance(value, Tensor) and bool(value == default)
+    return type(value) is type(default) and not isinstance(value, Tensor) and value == default

@@ -17,7 +17,7 @@ from tracetorch.core.walk import MODULE_ATTRIBUTES, Opaque
 from tracetorch.functional.surrogates import Surrogate
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.parameters import UNSET
-from tracetorch.snn.representation import constructor_call, written
+from tracetorch.snn.representation import constructor_call, is_default, written
 from tracetorch.snn.stateful_layer import StatefulLayer, StateSnapshot, running
 from tracetorch.snn.unknown_arguments import ASSIGNED, check_arguments, check_assigned
 
@@ -65,11 +65,19 @@ class Declarations(Opaque):
         if found:
             self.arguments[name] = tuple(found)
 
-    def note_assigned(self, name: str, value: object) -> None:
-        """Let the call say what a parameter or an option is now, if one argument is its value."""
+    def note_assigned(self, kind: type, name: str, value: object) -> None:
+        """Let the call say what a parameter or an option is now, if one argument is its value.
+
+        Args:
+            kind: the class of the layer, whose constructor knows the defaults.
+            name: of the parameter or the option.
+            value: that it has now.
+        """
         arguments = self.arguments.get(name, ())
         if len(arguments) == 1:  # copies of the layer share the dict
             named = {**self.call.named, arguments[0]: written(value)}
+            if is_default(kind, arguments[0], value):
+                del named[arguments[0]]
             self.call = self.call._replace(named=named)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -252,7 +260,7 @@ class SequenceLayer(StatefulLayer):
             check_assigned(self, name, (*declared.constraints, *given))
         nn.Module.__setattr__(self, name, value)
         if name in declared.options:
-            declared.note_assigned(name, value)
+            declared.note_assigned(type(self), name, value)
 
     def __dir__(self) -> list[str]:
         """List the parameters by name too, and leave out the parts that the layer does not have."""

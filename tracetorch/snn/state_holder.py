@@ -99,7 +99,8 @@ class StateHolder(TraversedModule):
             self.mark_states_current()
         elif torch.compiler.is_dynamo_compiling():
             # whose repr of modules inside a module it cannot follow
-            self.check_mask_fits(type(self).__name__ if self._modules else repr(self), where)
+            name = type(self).__name__ if self._modules else repr(self)
+            self.check_mask_fits(lambda: name, where)
         # in eager mode past nn.Module, which would look among parameters, modules and buffers first
         assign = setattr if torch.compiler.is_compiling() else object.__setattr__
         for name in self.active_states:
@@ -120,11 +121,11 @@ class StateHolder(TraversedModule):
             if state is not None and not is_leaked_tracer(state):
                 setattr(self, attribute, state.detach())
 
-    def check_mask_fits(self, label: str, where: Tensor) -> None:
+    def check_mask_fits(self, label: Callable[[], str], where: Tensor) -> None:
         """Raise where the mask of ``zero_states(where=...)`` does not fit a live state.
 
         Args:
-            label: the name of the module, for the message.
+            label: returns the name of the module, for the message.
             where: the mask.
         """
         for name in self.active_states:
@@ -132,15 +133,15 @@ class StateHolder(TraversedModule):
             if state is None:
                 continue
             if is_leaked_tracer(state):
-                raise ValueError(leaked_message(label, name))
+                raise ValueError(leaked_message(label(), name))
             self.check_state_has_batch(label, name, state)
             if len(state) != len(where):
                 raise ValueError(
-                    f"{label} holds {name} for a batch of {len(state)}, shape {list(state.shape)}; "
-                    f"the mask has {len(where)} entries."
+                    f"{label()} holds {name} for a batch of {len(state)}, shape "
+                    f"{list(state.shape)}; the mask has {len(where)} entries."
                 )
 
-    def check_state_has_batch(self, label: str, name: str, state: Tensor) -> None:
+    def check_state_has_batch(self, label: Callable[[], str], name: str, state: Tensor) -> None:
         """Raise where dimension 0 of a state does not hold the batch."""
 
     # Copying and moving

@@ -20,7 +20,7 @@ from __future__ import annotations
 import copy
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, TypeGuard
 
@@ -358,12 +358,16 @@ class StatefulLayer(TTModule):
                 f'{action} in each of them. Call it outside, or use tt.unroll(..., by="step").'
             )
 
-    def check_state_has_batch(self, label: str, name: str, state: Tensor) -> None:
+    def check_state_has_batch(self, label: Callable[[], str], name: str, state: Tensor) -> None:
         """Raise where dimension 0 of a state holds the neurons."""
         self.check_has_batch(name, state.shape, len(self.state_kind.tail), label)
 
     def check_has_batch(
-        self, what: str, shape: Sequence[int], tail: int = 0, label: str | None = None
+        self,
+        what: str,
+        shape: Sequence[int],
+        tail: int = 0,
+        label: Callable[[], str] | None = None,
     ) -> None:
         """Raise where dimension 0 of one step holds neurons, and a mask looks for the batch there.
 
@@ -371,12 +375,12 @@ class StatefulLayer(TTModule):
             what: has that shape.
             shape: of one step, and ``tail`` dimensions behind it.
             tail: number of those.
-            label: of the layer, for the message.
+            label: returns that of the layer, for the message.
         """
         if not self._batch_leads and self.dim in (0, tail - len(shape)):
             raise ValueError(
-                f"{label or self.label()} has its neurons at dimension 0, where the mask looks for "
-                f"the batch; {what} has shape {list(shape)}. Give the input a batch dimension."
+                f"{(label or self.label)()} has its neurons at dimension 0, where the mask looks "
+                f"for the batch; {what} has shape {list(shape)}. Give the input a batch dimension."
             )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from tracetorch.unrolling.inputs import Inputs, call
 from tracetorch.unrolling.layer_pass import LayerPass
 
 _RTOL, _ATOL = 1e-4, 1e-5  # of a product of matrices in another order, and relative to the largest
+_EPSILONS = 2  # at least so many of the dtype in which products are rounded, relative to either
 _SCALES = (2.0, 0.1)  # of random values: some faults show among large ones, some among small
 _REMEMBERS = "it remembers something from step to step outside the states of neuron layers"
 _RANDOM = "it is random, and draws other numbers for all steps at once than step by step"
@@ -373,13 +374,30 @@ def _agree(one: Sequence[Any], other: Sequence[Any]) -> bool:
     pairs = list(zip(one, other, strict=False))
     return len(one) == len(other) and all(
         isinstance(a, Tensor) == isinstance(b, Tensor)
-        and (not isinstance(a, Tensor) or (a.shape == b.shape and is_close(a, b)))
+        and (not isinstance(a, Tensor) or (a.shape == b.shape and is_close(a, b, eps=_epsilon(a))))
         for a, b in pairs
     )
 
 
-def is_close(one: Tensor, other: Tensor, share: float = 0.0) -> bool:
-    """Whether all values agree to rounding, but for a share of them that may differ."""
+def _epsilon(value: Tensor) -> float:
+    """Return that of the dtype in which products are rounded: the value's, or that of autocast."""
+    if not value.is_floating_point():
+        return 0.0
+    eps, kind = torch.finfo(value.dtype).eps, value.device.type
+    if value.dtype is torch.float64 or not torch.is_autocast_enabled(kind):  # which leaves float64
+        return eps
+    return max(eps, torch.finfo(torch.get_autocast_dtype(kind)).eps)
+
+
+def is_close(one: Tensor, other: Tensor, share: float = 0.0, eps: float = 0.0) -> bool:
+    """Whether all values agree to rounding, but for a share of them that may differ.
+
+    Args:
+        one: of a shape.
+        other: of the same.
+        share: of the values that may differ.
+        eps: of the dtype in which products were rounded; 0 for one of full precision.
+    """
     if torch.equal(one, other):
         return True
     if not one.is_floating_point():
@@ -387,6 +405,7 @@ def is_close(one: Tensor, other: Tensor, share: float = 0.0) -> bool:
     else:
         finite = one[torch.isfinite(one)]
         scale = float(finite.abs().max()) if finite.numel() else 0.0
-        atol = _ATOL * max(scale, 1e-3)
-        differ = ~torch.isclose(one, other, rtol=_RTOL, atol=atol, equal_nan=True)
+        rtol, atol = (max(least, _EPSILONS * eps) for least in (_RTOL, _ATOL))
+        atol *= max(scale, 1e-3)
+        differ = ~torch.isclose(one, other, rtol=rtol, atol=atol, equal_nan=True)
     return int(differ.count_nonzero()) <= share * one.numel()

@@ -142,7 +142,8 @@ class _SegmentReplay:
 
     Raises:
         RuntimeError: a parameter, or a frozen one of a neuron layer, has been changed in
-            place since the forward pass; or the segment computes something else than then.
+            place, or moved, since the forward pass; or the segment computes something else than
+            then.
     """
 
     def __init__(self, found: Walk, start: int, stop: int) -> None:
@@ -167,6 +168,8 @@ class _SegmentReplay:
         # frozen parameters
         watched += [b for m in self.layers for b in m.buffers(recurse=False)]
         self.watched, self.versions = watched, versions_of(watched)
+        self.kinds = [(each.dtype, each.device) for each in watched]
+        self.learned = [each.requires_grad for each in watched]
         if not torch.is_grad_enabled():  # nothing will run again
             yield
             return
@@ -216,12 +219,17 @@ class _SegmentReplay:
         with ExitStack() as stack:
             # a backward pass on a GPU runs in a thread of autograd's, and this one waits for it
             stack.enter_context(owned(self.holders, waiting=self.thread))
-            if versions_of(self.watched) != self.versions:
+            kinds = [(each.dtype, each.device) for each in self.watched]
+            if kinds != self.kinds or versions_of(self.watched) != self.versions:
                 raise RuntimeError(
                     "a parameter was changed in place between the forward and the backward pass of "
-                    "unroll(..., segment=): a segment that runs again would give other values. "
-                    "Call backward() before optimizer.step()."
+                    "unroll(..., segment=), or moved: a segment that runs again would give other "
+                    "values. Call backward() before optimizer.step() and model.to(...)."
                 )
+            for tensor, learned in zip(self.watched, self.learned, strict=True):
+                if tensor.requires_grad is not learned:  # frozen since, or learned again
+                    stack.callback(tensor.requires_grad_, not learned)
+                    tensor.requires_grad_(learned)
             # no copies: the segment works on those of then, and leaves the tensors of now alone
             stack.callback(Contents(self.found, values=True).restore)
             stack.enter_context(backend(self.backend_name))

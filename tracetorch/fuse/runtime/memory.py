@@ -136,7 +136,8 @@ def wrong_memory(tensor: Tensor, dtype: torch.dtype) -> TypeError:
     """Return the error for a tensor that a kernel cannot read as values of ``dtype``."""
     return TypeError(
         f"a kernel takes tensors of {dtype} on the CPU, got one of {tensor.dtype} on "
-        f"{tensor.device}. Convert it with .to(...)."
+        f"{tensor.device}. Convert it with .to(...); a model is moved before its forward pass, not "
+        "between that and backward()."
     )
 
 

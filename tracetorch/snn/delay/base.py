@@ -57,6 +57,7 @@ class DelayingLayer(ConstrainedLayer):
         self._buffers["sigma"] = torch.zeros(())
         self.__dict__["_sigma"] = 0.0
         self.sigma = sigma
+        self._declared.note_argument("sigma", sigma)
         self.state_kind = StateKind(tail=(max_delay,))
         if learnable:
             self.raw_delay = nn.Parameter(raw_delay)
@@ -105,6 +106,7 @@ class DelayingLayer(ConstrainedLayer):
         else:
             self.__dict__["_sigma"] = check_nonnegative("sigma", value, unit="steps")
             self._write_sigma()
+            self._declared.note_assigned(type(self), "sigma", self.__dict__["_sigma"])
 
     def _raw_of(self, name: str, value: Any) -> Tensor:
         return initial_delays(value, tuple(self.raw_delay.shape), self.max_delay)
@@ -136,7 +138,9 @@ class DelayingLayer(ConstrainedLayer):
         # a buffer rounds the number that it was written with
         if found != float(values.new_tensor(self.__dict__["_sigma"])):
             self.__dict__["_sigma"] = check_nonnegative("sigma", found, unit="steps")
-        self.__dict__["_known_sigma"] = (buffer, version_of(buffer))
+        version = version_of(buffer)
+        # that of a vmap is not kept: nobody could look at it when the vmap is over
+        self.__dict__["_known_sigma"] = (None if version is None else buffer, version)
 
     def _write_sigma(self) -> None:
         buffer = self._buffers["sigma"]
