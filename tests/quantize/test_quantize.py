@@ -492,3 +492,68 @@ def test_integers_have_no_nir() -> None:
     for each in (prepared, quantize.convert(prepared)[0]):
         with pytest.raises(ValueError, match=r"layer '0' .* integer layers have no NIR\. Export"):
             tt.nir.to_nir(each, (4,))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Loihi 1",
+        "along a line",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("random 1", "Xylo 2 2")),
+    ],
+)
+def test_a_state_dict_holds_what_the_sample_decided(name: str) -> None:
+    model, x, arguments = case(name)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(torch.linspace(0.1, 3, parameter.numel()).reshape(parameter.shape))
+    prepared = quantize.prepare(model, x, **arguments)
+    loaded = quantize.prepare(other, x[:6], **arguments)
+    loaded.load_state_dict(prepared.state_dict())
+    assert loaded.output_scale == prepared.output_scale
+    assert_equal(prepared, loaded, x)
+    converted = [quantize.convert(each) for each in (prepared, loaded)]
+    assert_equal(loaded, converted[1][0], x)
+    with torch.no_grad():
+        one, same = (tt.unroll(integer, x, from_rest=True) for integer, _ in converted)
+    assert torch.equal(one, same)
+    for layer, again in zip(*(report.layers for _, report in converted), strict=True):
+        assert torch.equal(layer.scale, again.scale)
+        assert layer.weight_error == again.weight_error
+    for each in (prepared, loaded):
+        weighted_sum(tt.unroll(each, x, from_rest=True)).backward()
+    grads = [{n: p.grad for n, p in each.named_parameters()} for each in (prepared, loaded)]
+    for path, grad in grads[0].items():
+        torch.testing.assert_close(grad, grads[1][path], rtol=0, atol=0, msg=path)
+
+
+def test_a_state_dict_of_another_network_is_refused() -> None:
+    x = spikes(9, 2, 4)
+    learning, fixed = (
+        quantize.prepare(nn.Sequential(nn.Linear(4, 5), snn.LIF(5, learn_beta=learns)), x)
+        for learns in (True, False)
+    )
+    with pytest.raises(RuntimeError, match=r"decided, and this model has.* Prepare the same"):
+        learning.load_state_dict(fixed.state_dict(), strict=False)
+
+
+def test_a_part_of_a_prepared_model_is_none() -> None:
+    prepared = quantize.prepare(nn.Sequential(nn.Linear(4, 5), snn.LIF(5)), spikes(9, 2, 4))
+    assert isinstance(prepared[1], integers.LeakyIntegrator)
+    with pytest.raises(TypeError, match=r"what tt.quantize.prepare returned, got Sequential"):
+        quantize.convert(prepared[:1])
+
+
+def test_the_scale_of_a_report_is_that_of_the_states_behind_a_pool() -> None:
+    torch.manual_seed(0)
+    model = widened(nn.Sequential(nn.Conv1d(2, 4, 3), nn.AvgPool1d(5), nn.Flatten(), snn.LIF(8)))
+    x = spikes(20, 2, 2, 12)
+    integer, report = quantize.convert(quantize.prepare(model, x, state_bits=22))
+    held = [
+        tt.unroll(each, x, from_rest=True, record=["3.mem"])[1]["3.mem"]
+        for each in (model, integer)
+    ]
+    torch.testing.assert_close(
+        report.layers[0].scale * held[1][0], held[0][0].detach(), rtol=0.02, atol=1e-2
+    )

@@ -37,6 +37,28 @@ def limits(bits: int, *, signed: bool = True) -> tuple[int, int]:
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
 
 
+def stored_bits(low: float, high: float, *, signed: bool = True) -> int:
+    """Return the width of the narrowest type in memory, 8 to 64 bits, that holds a range.
+
+    Args:
+        low: the least integer.
+        high: the largest one.
+        signed: whether the type is a signed one.
+
+    Raises:
+        ValueError: no type holds the range.
+
+    Example:
+        >>> stored_bits(-128, 127), stored_bits(0, 128), stored_bits(0, 128, signed=False)
+        (8, 16, 8)
+    """
+    for bits in (8, 16, 32, 64):
+        least = -(2 ** (bits - 1)) if signed else 0
+        if least <= low and high < least + 2**bits:
+            return bits
+    raise ValueError(f"{low:.4g} to {high:.4g} is wider than 64 bits.")
+
+
 def saturate(x: Tensor, bits: int, *, signed: bool = True) -> Tensor:
     """Saturate at a width: what does not fit becomes the nearest integer that does.
 

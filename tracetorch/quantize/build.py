@@ -206,7 +206,7 @@ class _Builder:
         ]
         self.add(stage.path, *made[0])
         self.without_weights(stage.between)
-        self.plan.units[name] = unit * spread
+        self.plan.units[name] = unit
         self.scale = unit
         if layer is not None:
             integer = target.neuron(stage, unit, last=last)
@@ -312,6 +312,7 @@ def _integer_product(make: Any, prepared: nn.Module) -> nn.Module:
     given, _ = product_of(prepared)
     made: nn.Module = make().to(given.weight.device)
     into, _ = product_of(made)
+    into.set_extra_state(given.get_extra_state())
     with torch.no_grad():
         into.weight.copy_(given.weight)
         if into.bias is not None and given.bias is not None:
@@ -333,6 +334,8 @@ def _integer_neuron(kind: Any, names: tuple[str, ...], prepared: Neuron) -> nn.M
     found = {name: getattr(prepared, name) for name in names}
     values = {n: v.detach().clone() if isinstance(v, Tensor) else v for n, v in found.items()}
     made: Neuron = kind(**values)
+    for name in {"unit", "rec_weight_fraction"} & made.cell.options.keys():
+        setattr(made, name, getattr(prepared, name))  # of a state_dict, if one was loaded
     return made.to(next(iter(prepared.buffers()), torch.empty(0)).device)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tracetorch.integers.border import Quantize
 from tracetorch.integers.delays import IntegerDelays
 from tracetorch.integers.products import Product
-from tracetorch.integers.width import limits
+from tracetorch.integers.width import limits, stored_bits
 from tracetorch.quantize.build import product_of
 from tracetorch.quantize.learned import scaled_by
 from tracetorch.quantize.observe import neurons_of, observed
@@ -214,7 +214,6 @@ def _num_bytes(model: nn.Sequential) -> int:
         elif isinstance(module, Neuron | DelayingLayer):
             for name, values in module.named_buffers():
                 if name.startswith("raw_"):
-                    largest = float(values.abs().max())
-                    width = next(w for w in (8, 16, 32, 64) if largest < 2.0 ** (w - 1))
+                    width = stored_bits(float(values.min()), float(values.max()))
                     bits += width * values.numel()
     return -(-bits // 8)

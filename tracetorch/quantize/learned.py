@@ -19,7 +19,7 @@ class LearnedIntegers(nn.Module):
 
     ::
 
-        y = clamp(step * round((constraint(raw) * factor + offset) / step), low, high)
+        y = step * clamp(round((constraint(raw) * factor + offset) / step), low, high)
 
     The gradient passes as if nothing were rounded or clamped, so that what has left the range can
     come back.
@@ -28,11 +28,12 @@ class LearnedIntegers(nn.Module):
         constraint: that the float layer has for the parameter.
         factor: integers in one unit of its value; a number, or shaped to broadcast.
         offset: added to it.
-        low, high: the least and the largest integer.
+        low, high: the least and the largest multiple of ``step``.
         step: of which every integer is a multiple.
     """
 
     factor: Tensor
+    step: Tensor
 
     def __init__(
         self,
@@ -47,13 +48,14 @@ class LearnedIntegers(nn.Module):
         super().__init__()
         self.constraint = constraint
         self.register_buffer("factor", torch.as_tensor(factor, dtype=torch.get_default_dtype()))
-        self.low, self.high, self.offset, self.step = low, high, offset, step
+        self.register_buffer("step", torch.tensor(step, dtype=torch.get_default_dtype()))
+        self.low, self.high, self.offset = low, high, offset
 
     def forward(self, raw: Tensor) -> Tensor:
         """Return the integers."""
         value = self.constraint(raw) * self.factor + self.offset
-        whole = torch.round(value.detach() / self.step) * self.step
-        return straight_through(value, whole.clamp(self.low, self.high))
+        steps = torch.round(value.detach() / self.step).clamp(self.low, self.high)
+        return straight_through(value, steps * self.step)
 
     def extra_repr(self) -> str:
         """Return the range, for ``repr``."""

@@ -272,14 +272,13 @@ class Loihi(Silicon):
         if values is not None:  # a mantissa of 13 bits, and an exponent for the layer
             largest = float((values.detach().abs() * (synapse * own)).max())
             step = 2.0 ** min(7, max(0, math.ceil(math.log2(max(largest, 1.0) / 2048))))
-        most = 4095 * step
         learned = {
             "pos_threshold": Learned(
                 layer.raw_pos_threshold,
                 LearnedIntegers(softplus, 1 / unit, 1, 2**loihi.LOIHI.threshold_bits - 1),
                 "neuron.raw_pos_threshold",
             ),
-            **self._bias(stage, synapse * own, own, {"low": -most, "high": most, "step": step}),
+            **self._bias(stage, synapse * own, own, {"low": -4095, "high": 4095, "step": step}),
         }
         kind = partial(
             loihi.LIF, layer.num_neurons, layer.dim, surrogate_derivative=kwargs["pos_spike"]

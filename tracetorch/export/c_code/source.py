@@ -27,10 +27,9 @@ from tracetorch.export.c_code.printer import (
 )
 from tracetorch.export.c_code.sparse import (
     SparsePrinter,
-    bits_of,
     fits_nibble,
     sparse_weights,
-    unsigned_bits,
+    table_bits,
 )
 from tracetorch.export.c_code.stages import (
     Array,
@@ -47,6 +46,7 @@ from tracetorch.export.c_code.widths import Widths, integer_kernel, integer_tabl
 from tracetorch.fuse.codegen.c_kernel import contains_word
 from tracetorch.fuse.codegen.targets import c_integer_target
 from tracetorch.fuse.ir.kernel import Dtype, Kernel
+from tracetorch.integers.width import stored_bits
 
 # Of one function: return address, saved registers, what a compiler spills.
 _FRAME = 160
@@ -104,7 +104,9 @@ def names_of(program: StepProgram, words: Words, widths: Widths | None = None) -
         for view in (*reads_of(stage), *writes_of(stage)):
             types[view.array] = _type_of(view.array, widths)
         if isinstance(stage, Copy) and stage.places is not None:
-            types[stage.places] = f"uint{unsigned_bits(stage.source.array.size - 1)}_t"
+            types[stage.places] = (
+                f"uint{stored_bits(0, stage.source.array.size - 1, signed=False)}_t"
+            )
     for array in fields:
         types[array] = _type_of(array, widths)
     memory = work_memory(program.stages, types)
@@ -262,7 +264,7 @@ def stage_printer(
         if sparse is not None:
             weight = sparse.values
             for each in (sparse.places, sparse.starts):
-                names.types[each] = f"uint{unsigned_bits(int(each.held.max()))}_t"
+                names.types[each] = f"uint{table_bits(each.held, signed=False)}_t"
         for table in (weight, bias):
             if table is not None:
                 _type_table(table, names, widths)
@@ -296,7 +298,7 @@ def _type_table(array: Array, names: Names, widths: Widths | None) -> None:
     if widths is None:
         names.types[array] = "float"
         return
-    names.types[array] = f"int{bits_of(array.held)}_t"
+    names.types[array] = f"int{table_bits(array.held)}_t"
 
 
 def struct_bytes(members: Sequence[tuple[str, int]]) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tracetorch.export.c_code.printer import Names, ProductPrinter, accumulator, address
 from tracetorch.export.c_code.stages import Array, Product, Role
+from tracetorch.integers.width import stored_bits
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,10 @@ def sparse_weights(stage: Product, by_event: bool) -> SparseWeights | None:
     found = SparseWeights(*map(_table, (matrix[row, column], column.double(), starts.double())))
     if not found.values.size:
         return None
-    width = 0.5 if fits_nibble(matrix) else bits_of(matrix) / 8
+    width = 0.5 if fits_nibble(matrix) else table_bits(matrix) / 8
     size = width * found.values.size
     size += sum(
-        unsigned_bits(int(each.held.max())) / 8 * each.size for each in (found.places, found.starts)
+        table_bits(each.held, signed=False) / 8 * each.size for each in (found.places, found.starts)
     )
     return found if size < width * matrix.numel() else None
 
@@ -59,15 +60,9 @@ def fits_nibble(values: Tensor) -> bool:
     return not bool(((values < -8) | (values > 7)).any())
 
 
-def bits_of(values: Tensor) -> int:
-    """Return the width of the narrowest signed type that holds integers."""
-    low, high = int(values.min()), int(values.max())
-    return next(b for b in (8, 16, 32, 64) if -(2 ** (b - 1)) <= low and high < 2 ** (b - 1))
-
-
-def unsigned_bits(largest: int) -> int:
-    """Return the width of the narrowest unsigned type that holds a number."""
-    return next(bits for bits in (8, 16, 32) if largest < 2**bits)
+def table_bits(values: Tensor, *, signed: bool = True) -> int:
+    """Return the width of the type in which a table of integers lies in memory."""
+    return stored_bits(float(values.min()), float(values.max()), signed=signed)
 
 
 def _table(values: Tensor) -> Array:

@@ -49,11 +49,11 @@ from tracetorch.integers.intervals import (
     tracked,
     widened,
 )
+from tracetorch.integers.width import stored_bits
 
 _ROUNDS = 4  # before states are widened
 _MOST_ROUNDS = 400
 _MOST = {False: 2.0**24, True: 2.0**53}  # of float32, of float64
-TYPES = {8: "int8_t", 16: "int16_t", 32: "int32_t", 64: "int64_t"}
 LANE = (Axis.LANE,)
 
 
@@ -76,14 +76,7 @@ class Widths:
         found = self.ranges[array]
         scale = 2.0 ** self.points.get(array, 0)
         low, high = float(np.min(found.low)) * scale, float(np.max(found.high)) * scale
-        return TYPES[_bits(low, high)]
-
-
-def _bits(low: float, high: float) -> int:
-    for bits in TYPES:
-        if -(2.0 ** (bits - 1)) <= low and high <= 2.0 ** (bits - 1) - 1:
-            return bits
-    raise ValueError(f"{low:.4g} to {high:.4g} is wider than 64 bits.")
+        return f"int{stored_bits(low, high)}_t"
 
 
 def found_widths(program: StepProgram, inputs: Mapping[str, Interval]) -> Widths:
