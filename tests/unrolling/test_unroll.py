@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -369,6 +370,7 @@ def test_by_step_runs_models_that_cannot_run_by_layer() -> None:
         (torch.ones(0, 2, 3), {}, ValueError, "x has no time step"),
         (torch.ones(3), {}, ValueError, r"x needs time and a batch, got shape \[3\]"),
         (torch.ones(()), {"steps": 2}, ValueError, r"x needs a batch, got shape \[\]"),
+        (np.ones((2, 1, 3)), {}, TypeError, r"got ndarray\. Wrap it: torch\.as_tensor\(x, dtype="),
         ([1.0], {}, TypeError, "x must be a tensor, a tuple or a dict of tensors, got list"),
         ((), {}, ValueError, "x holds no tensor"),
         ((torch.ones(2, 2), 1), {}, TypeError, r"x\[1\] must be a tensor, got int"),

@@ -70,8 +70,8 @@ def diagnose(
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: the model has no neuron layer; the loss is not a scalar; there is no such rule;
-            or as ``tt.unroll``.
+        ValueError: the model has no neuron layer; the batch has no sample; the loss is not a
+            scalar; there is no such rule; or as ``tt.unroll``.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 32), LIF(32), nn.Linear(32, 2), Readout(2))
@@ -92,6 +92,8 @@ def diagnose(
             f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}."
         )
     inputs = parse_inputs(x, steps, 0, True)
+    if not inputs.batch:
+        raise ValueError("the batch has no sample: there is nothing to diagnose.")
     if mask is not None:
         check_mask(mask, "the input", torch.empty(inputs.steps, inputs.batch, device=mask.device))
     evidence = gather(model, inputs, x, rest, loss, mask=mask, steps=steps, by=by)
