@@ -47,8 +47,8 @@ def check_finite_spikes(pre: Tensor, post: Tensor) -> None:
     for name, spikes in (("pre", pre), ("post", post)):
         if not is_compiling() and not is_finite(spikes):
             raise ValueError(
-                f"{name} has NaN or infinite values, which would stay in the traces and reach every "
-                f"weight. Leave the step out: if not {name}.isfinite().all(): continue."
+                f"{name} has NaN or infinite values, which would stay in the traces and reach "
+                f"every weight. Leave the step out: if not {name}.isfinite().all(): continue"
             )
 
 
