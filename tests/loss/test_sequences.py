@@ -432,11 +432,15 @@ def test_target_that_does_not_fit_is_named_in_the_error(name: str) -> None:
         (lambda: loss.rate_bounds(X, torch.ones(C)), TypeError, "lower must be a number, got te"),  # type: ignore[arg-type]
         (lambda: loss.rate_bounds(X, upper="1"), TypeError, "upper must be a number, got '1'"),  # type: ignore[arg-type]
         (
-            lambda: loss.rate_cross_entropy(X, Y, scale="1"),
+            lambda: loss.rate_cross_entropy(X, Y, scale="1"),  # type: ignore[arg-type]
             TypeError,
             "scale must be a number, got",
-        ),  # type: ignore[arg-type]
-        (lambda: loss.van_rossum(X, X, None), TypeError, "tau must be a number, got None"),  # type: ignore[arg-type]
+        ),
+        (
+            lambda: loss.van_rossum(X, X, "1"),  # type: ignore[arg-type]
+            TypeError,
+            "tau must be a number, got '1'",
+        ),
         (
             lambda: loss.rate_cross_entropy(X, torch.full((B, C), -0.5)),
             ValueError,

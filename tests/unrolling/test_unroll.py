@@ -391,6 +391,20 @@ def test_error_names_a_bad_argument(
         tt.unroll(snn.LIF(3), x, **arguments)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.uint8])
+@pytest.mark.parametrize("first", [nn.Linear(3, 2), nn.Conv1d(4, 2, 3), nn.LayerNorm(3)])
+def test_error_names_an_input_of_another_dtype(first: nn.Module, dtype: torch.dtype) -> None:
+    model, x = nn.Sequential(first, nn.Flatten()), torch.ones(5, 2, 4, 3).to(dtype)
+    for by in ("layer", "step"):
+        with pytest.raises(
+            TypeError, match=rf"^x is {dtype}, the model's .* x\.to\(torch\.float32"
+        ):
+            tt.unroll(model, x, by=by)
+    indices = nn.Sequential(nn.Embedding(5, 3), snn.LIF(3))
+    with pytest.raises(RuntimeError, match="Expected tensor for argument #1 'indices'"):
+        tt.unroll(indices, torch.ones(5, 2).to(dtype).unsqueeze(-1))
+
+
 def test_only_modules_are_unrolled() -> None:
     with pytest.raises(TypeError, match=r"expected an nn\.Module, got function"):
         tt.unroll(lambda x: x, torch.ones(1, 1, 1))  # type: ignore[call-overload]  # no module
