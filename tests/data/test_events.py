@@ -65,6 +65,12 @@ def test_events_off_the_sensor_are_rejected() -> None:
         tt.data.Frames([(EVENTS, 4)], (2, 2, 2), bins=2)[0]
 
 
+@pytest.mark.parametrize("size", [None, 700, (34, 34)])
+def test_sensor_size_is_three_numbers(size: Any) -> None:
+    with pytest.raises(TypeError, match=r"must be \(width, height, polarities\), got"):
+        tt.data.Frames([(EVENTS, 4)], size, bins=2)
+
+
 def test_data_sets_print_what_they_are(tmp_path: Path) -> None:
     write_heidelberg(tmp_path / "shd_train.h5", [[(0.25, 3)], [(0.5, 2)]])
     data = tt.data.SHD(tmp_path)

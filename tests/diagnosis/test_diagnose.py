@@ -286,6 +286,30 @@ def test_steps_that_are_small_against_the_weights() -> None:
     assert not tt.diagnose(small, (x(), target()), mean, optimizer=slow).named("small-steps")
 
 
+def test_steps_that_are_larger_than_the_weights() -> None:
+    model = dense()
+    adam = torch.optim.Adam(model.parameters(), lr=0.5)
+    d = tt.diagnose(model, (x(), target()), mean, optimizer=adam)
+    finding = found(d, "large-steps", "0.weight", "warning")
+    assert finding.value == 0.5
+    assert "0.weight, 2.weight" in finding.figure
+    large = scaled(dense(), 70.0)
+    for fit in (
+        torch.optim.Adam(model.parameters(), lr=0.49),
+        torch.optim.SGD(model.parameters(), lr=5.0),  # its steps shrink with the gradient
+        torch.optim.Adam(tt.param_groups(large, 0.0, lr=1e-2, relative=True)),
+    ):
+        net = large if fit.param_groups[0]["lr"] not in (0.49, 5.0) else model
+        d = tt.diagnose(net, (x(), target()), mean, optimizer=fit)
+        assert not d.named("large-steps")
+        assert not d.named("not-in-optimizer")
+
+
+def test_a_batch_without_samples_is_an_error() -> None:
+    with pytest.raises(ValueError, match="the batch has no sample"):
+        tt.diagnose(dense(), (x()[:, :0], target()[:0]), mean)
+
+
 def test_weights_whose_gradient_is_exactly_zero() -> None:
     narrow = functional.boxcar_surrogate(0.5)
     model = scaled(dense(surrogate_derivative=narrow), 0.01, bias=0.01)

@@ -109,6 +109,17 @@ def test_share_and_rate_of_saturated_neurons(often: int, rate: float, expected: 
     assert severity(activity.findings(evidence(layers=[one])), "saturated-neurons") == expected
 
 
+@pytest.mark.parametrize(
+    ("dead", "often", "expected"),
+    [(25, 25, "warning"), (24, 25, None), (25, 24, None), (45, 45, "warning"), (75, 0, None)],
+)
+def test_shares_of_dead_and_of_saturated_neurons(
+    dead: int, often: int, expected: str | None
+) -> None:
+    one = rates(*[0.0] * dead, *[0.9] * often, 0.5)
+    assert severity(activity.findings(evidence(layers=[one])), "dead-and-saturated") == expected
+
+
 @pytest.mark.parametrize(("steps", "expected"), [(2, None), (3, "error")])
 def test_steps_after_which_a_neuron_can_be_saturated(steps: int, expected: str | None) -> None:
     x = torch.ones(steps, B, N)

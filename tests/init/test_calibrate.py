@@ -154,6 +154,7 @@ def test_static_input() -> None:
         (batch(9), {"target": -1}, ValueError, "target must be above 0"),
         (batch(9), {"mean": None}, TypeError, "mean"),
         (5, {}, TypeError, "x must be a tensor"),
+        (torch.rand(5, 0, 9), {}, ValueError, "x has no sample: its batch is 0"),
     ],
 )
 def test_errors_change_nothing(
@@ -302,3 +303,34 @@ def test_nan_in_padding_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     tt.init.calibrate_(net, x.masked_fill(~mask[..., None], torch.nan), mask=mask)
     torch.testing.assert_close(net[0].weight, scaled)
     assert "The padding of x is not finite." in caplog.text
+
+
+def test_a_repeated_image_is_refused_for_what_it_is() -> None:
+    net: Any = nn.Sequential(nn.Linear(9, 6), snn.LIF(6))
+    before = [p.clone() for p in net.parameters()]
+    with pytest.raises(ValueError, match=r"'1' gets the same input .* the bias of '0' makes up"):
+        calibrate_(net, torch.rand(1, 9), steps=10)
+    assert all(map(torch.equal, before, net.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("beta", "x", "reason"),
+    [
+        (0.9, batch(9, rate=0.05), None),
+        (0.9, 1 + 5e-3 * batch(9, rate=0.05), "it is given hardly varies on this batch"),
+        (0.999, batch(9, rate=0.05)[:20], "in 20 steps from rest they show 3.9 % of the power"),
+    ],
+)
+def test_large_weights_are_logged_with_the_reason(
+    beta: float, x: Tensor, reason: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(9, 6), snn.Readout(6, beta=beta))
+    tt.diagnose(net, (x,), lambda y: y.square().mean())  # which tries it, and undoes it
+    assert caplog.text == ""
+    calibrate_(net, x)
+    if reason is None:
+        assert caplog.text == ""
+    else:
+        assert "made the weight of '0', before '1', " in caplog.text
+        assert reason in caplog.text

@@ -431,6 +431,26 @@ def test_target_that_does_not_fit_is_named_in_the_error(name: str) -> None:
         (lambda: loss.silence(X, True), TypeError, "minimum must be a number, got True"),
         (lambda: loss.rate_bounds(X, torch.ones(C)), TypeError, "lower must be a number, got te"),  # type: ignore[arg-type]
         (lambda: loss.rate_bounds(X, upper="1"), TypeError, "upper must be a number, got '1'"),  # type: ignore[arg-type]
+        (
+            lambda: loss.rate_cross_entropy(X, Y, scale="1"),  # type: ignore[arg-type]
+            TypeError,
+            "scale must be a number, got",
+        ),
+        (
+            lambda: loss.van_rossum(X, X, "1"),  # type: ignore[arg-type]
+            TypeError,
+            "tau must be a number, got '1'",
+        ),
+        (
+            lambda: loss.rate_cross_entropy(X, torch.full((B, C), -0.5)),
+            ValueError,
+            "target must be probabilities, from 0 to 1, got -0.5",
+        ),
+        (
+            lambda: loss.rate_bounds({"1.output": X, "1.mem": X, "2": X}),
+            ValueError,
+            r"spikes holds '1.mem' beside the output .* record=\['\*\.output'\]",
+        ),
         (lambda: loss.spike_l1({}), ValueError, "empty mapping: record some layers"),
         (lambda: loss.spike_l1({"a.output": [1]}), TypeError, "a.output must be a tensor, got li"),  # type: ignore[dict-item]
         (
@@ -456,8 +476,10 @@ def test_losses_of_kernels_have_the_gradients_of_plain_loops(name: str) -> None:
         with tt.fuse.backend(backend):
             y, seen = tt.unroll(model, dyadic(6, 4, 3), record=["output", "mem"])
             spikes = {path: each for path, each in seen.items() if path.endswith("output")}
+            membranes = {path: each for path, each in seen.items() if path.endswith("mem")}
             total = loss.membrane_cross_entropy(y, torch.tensor([0, 1, 1, 0]))
-            total = total + loss.rate_bounds(spikes, 0.2, 0.4) + loss.spike_l2(seen)
+            total = total + loss.rate_bounds(spikes, 0.2, 0.4)
+            total = total + loss.spike_l2(spikes) + loss.spike_l2(membranes)
             total.backward()
         results.append((total.detach(), {n: p.grad for n, p in model.named_parameters()}))
     (expected, grads), (found, found_grads) = results

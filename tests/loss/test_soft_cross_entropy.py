@@ -58,6 +58,12 @@ def test_probability_of_zero_has_a_finite_loss_and_gradient(dtype: torch.dtype) 
         ((torch.ones(1, 2), torch.ones(1).long()), TypeError, "target must be .* got torch.int64"),
         ((torch.ones(1, 2), torch.ones(1, 3)), ValueError, r"one shape, got \[1, 2\] and \[1, 3\]"),
         ((torch.ones(2, 1), torch.ones(2)), ValueError, r"one shape, got \[2, 1\] and \[2\]"),
+        ((torch.tensor([2.5]), torch.ones(1)), ValueError, "pred must be .*, got 2.5. Of logits"),
+        (
+            (torch.ones(1), torch.tensor([-0.5])),
+            ValueError,
+            "target must be .* from 0 to 1, got -0",
+        ),
         ((torch.tensor(1.0), torch.tensor(1.0)), ValueError, "need a batch dimension, got scalars"),
         ((torch.ones(1, 2), torch.ones(1, 2), 0.0), ValueError, "eps must be positive .* got 0.0"),
         ((torch.ones(1, 2), torch.ones(1, 2), "a"), TypeError, "eps must be a number, got 'a'"),
@@ -69,6 +75,12 @@ def test_invalid_argument_is_named_in_the_error(
 ) -> None:
     with pytest.raises(error, match=message):
         soft_cross_entropy(*arguments)
+
+
+def test_values_are_not_read_in_a_transform() -> None:
+    x = probabilities(4, 3)
+    each = torch.func.vmap(lambda p: soft_cross_entropy(p[None], p[None]))(x)
+    torch.testing.assert_close(each, soft_cross_entropy(x, x, reduction="none"))
 
 
 def test_empty_batch_and_one_dimension() -> None:

@@ -58,6 +58,9 @@ def test_padding_may_hold_nan() -> None:
 
 def test_activity_errors() -> None:
     spikes = torch.ones(4, 2, 3)
+    for measure in (metrics.firing_rate, metrics.dead, metrics.saturated):
+        with pytest.raises(ValueError, match=r"spikes has no sample: its shape is \[4, 0, 3\]"):
+            measure(spikes[:, :0])
     with pytest.raises(ValueError, match=r"dim is -3, but one step of spikes has the shape"):
         metrics.dead(spikes, dim=-3)
     with pytest.raises(ValueError, match=r"dim is 2, but one step of spikes has the shape"):

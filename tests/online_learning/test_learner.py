@@ -195,6 +195,14 @@ def test_a_failed_step_changes_nothing() -> None:
     torch.testing.assert_close(found, named_gradients(net))
 
 
+@pytest.mark.parametrize("rule", ["exact", "eprop", "ottt", "local"])
+def test_an_empty_batch_has_gradients_of_zero(rule: Any) -> None:
+    learner = tt.online(nn.Sequential(nn.Linear(3, 4), snn.LIF(4), nn.Linear(4, 2)), rule)
+    for _ in range(2):
+        learner(torch.rand(0, 3)).sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in learner.parameters())
+
+
 def test_states_set_from_outside_are_refused() -> None:
     net = nn.Sequential(nn.Linear(6, 5), snn.LIF(5))
     learner = tt.online(net)

@@ -552,6 +552,13 @@ def test_a_step_that_does_not_fit(
     stdp = STDP(nn.Linear(4, 2), tau_eligibility=5.0)
     with pytest.raises(error, match=message):
         stdp(ONE[0][0], ONE[1][0], **others)
+    for k, name in enumerate(("pre", "post")):
+        bad = [each[0].clone() for each in ONE]
+        bad[k][0, 0] = torch.nan
+        with pytest.raises(ValueError, match=rf"^{name} has NaN or infinite values, which would"):
+            stdp(*bad)
+        stdp(*bad, mask=torch.tensor([False, True, True]))  # padding may hold anything
+        stdp.zero_states()
     with pytest.raises(TypeError, match="pre and post must be tensors, got str"):
         stdp("pre", ONE[1][0])
     with pytest.raises(TypeError, match="reward must be a tensor over time, got float"):

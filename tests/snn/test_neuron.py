@@ -204,6 +204,27 @@ def test_error_lists_what_is_declared_and_what_step_takes(
         B()(torch.ones(1, 2))
 
 
+def test_error_says_what_brings_a_spike_function_and_what_makes_a_step_static() -> None:
+    class Undeclared(snn.Neuron):
+        states = ("mem",)
+
+        @staticmethod
+        def step(x: Tensor, mem: Tensor, *, beta: Tensor, spike: Any) -> Any:
+            return spike(mem), beta * mem + x
+
+    with pytest.raises(TypeError, match=r"beta and spike are not declared.* self\.threshold\('th"):
+        Undeclared(2)(torch.ones(1, 2))
+
+    class Bound(snn.Neuron):
+        states = ("mem",)
+
+        def step(x: Tensor, mem: Tensor) -> Any:  # type: ignore[misc]  # noqa: N805
+            return mem, mem + x
+
+    with pytest.raises(ValueError, match=r"Without a self it needs @staticmethod above it"):
+        Bound(2)(torch.ones(1, 2))
+
+
 def test_states_share_no_memory_with_output_or_input() -> None:
     neurons = ReturningResults(lambda x, mem, slow: (mem + x, x, x))
     x = torch.ones(1, 2)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -369,6 +370,7 @@ def test_by_step_runs_models_that_cannot_run_by_layer() -> None:
         (torch.ones(0, 2, 3), {}, ValueError, "x has no time step"),
         (torch.ones(3), {}, ValueError, r"x needs time and a batch, got shape \[3\]"),
         (torch.ones(()), {"steps": 2}, ValueError, r"x needs a batch, got shape \[\]"),
+        (np.ones((2, 1, 3)), {}, TypeError, r"got ndarray\. Wrap it: torch\.as_tensor\(x, dtype="),
         ([1.0], {}, TypeError, "x must be a tensor, a tuple or a dict of tensors, got list"),
         ((), {}, ValueError, "x holds no tensor"),
         ((torch.ones(2, 2), 1), {}, TypeError, r"x\[1\] must be a tensor, got int"),
@@ -387,6 +389,20 @@ def test_error_names_a_bad_argument(
 ) -> None:
     with pytest.raises(error, match=message):
         tt.unroll(snn.LIF(3), x, **arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.uint8])
+@pytest.mark.parametrize("first", [nn.Linear(3, 2), nn.Conv1d(4, 2, 3), nn.LayerNorm(3)])
+def test_error_names_an_input_of_another_dtype(first: nn.Module, dtype: torch.dtype) -> None:
+    model, x = nn.Sequential(first, nn.Flatten()), torch.ones(5, 2, 4, 3).to(dtype)
+    for by in ("layer", "step"):
+        with pytest.raises(
+            TypeError, match=rf"^x is {dtype}, the model's .* x\.to\(torch\.float32"
+        ):
+            tt.unroll(model, x, by=by)
+    indices = nn.Sequential(nn.Embedding(5, 3), snn.LIF(3))
+    with pytest.raises(RuntimeError, match="Expected tensor for argument #1 'indices'"):
+        tt.unroll(indices, torch.ones(5, 2).to(dtype).unsqueeze(-1))
 
 
 def test_only_modules_are_unrolled() -> None:

@@ -8,7 +8,7 @@ import numbers
 import sys
 from collections.abc import Iterable
 
-from torch import nn
+from torch import Tensor, nn
 
 from tracetorch.core.walk import join_path, named_modules
 
@@ -55,6 +55,12 @@ def check_finite(name: str, value: object, *, unit: str = "") -> float:
     if not math.isfinite(number):
         raise ValueError(f"{name} must be finite, got {value}.")
     return number
+
+
+def is_finite(x: Tensor) -> bool:
+    """Whether all values are finite; the sum of others is not, and quicker to have."""
+    x = x.detach()
+    return math.isfinite(x.sum().item()) or bool(x.isfinite().all())
 
 
 def check_nonnegative(name: str, value: object, *, unit: str = "") -> float:

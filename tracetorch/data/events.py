@@ -73,7 +73,7 @@ class Frames(Dataset[tuple[Tensor, Tensor]]):
     ) -> None:
         if sensor_size is None:
             sensor_size = getattr(recordings, "sensor_size", None)
-        if sensor_size is None or len(sensor_size) != 3:
+        if sensor_size is None or not hasattr(sensor_size, "__len__") or len(sensor_size) != 3:
             raise TypeError(
                 f"sensor_size must be (width, height, polarities), got {sensor_size!r} for a "
                 f"{type(recordings).__name__}. Pass sensor_size=(34, 34, 2), say."

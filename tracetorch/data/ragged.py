@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,7 +28,7 @@ class Batch(NamedTuple):
     mask: Tensor
 
 
-def pad(sequences: Sequence[Tensor], value: float = 0.0) -> tuple[Tensor, Tensor]:
+def pad(sequences: Iterable[Tensor], value: float = 0.0) -> tuple[Tensor, Tensor]:
     """Pad sequences ``[T_i, ...]`` of different lengths to one tensor, time first.
 
     ::
@@ -44,14 +44,20 @@ def pad(sequences: Sequence[Tensor], value: float = 0.0) -> tuple[Tensor, Tensor
 
     Raises:
         TypeError: a sequence is not a tensor, or its dtype differs from the others'.
-        ValueError: there is no sequence, one has no time dimension or no step, or the shapes differ
-            in another dimension than time.
+        ValueError: there is no sequence, one has no time dimension or no step, the shapes differ in
+            another dimension than time, or ``value`` does not fit the dtype.
 
     Example:
         >>> x, mask = pad([torch.ones(2), torch.ones(3)])
         >>> x.T.tolist(), mask.T.tolist()
         ([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]], [[True, True, False], [True, True, True]])
     """
+    if isinstance(sequences, Tensor | Mapping):
+        raise TypeError(
+            f"pad takes a list of sequences [T, ...], got one {type(sequences).__name__}. Of equal "
+            "length: torch.stack(sequences, 1) is a batch already."
+        )
+    sequences = list(sequences)
     if not sequences:
         raise ValueError("pad needs at least one sequence [T, ...], got none.")
     for number, sequence in enumerate(sequences):
@@ -75,6 +81,16 @@ def pad(sequences: Sequence[Tensor], value: float = 0.0) -> tuple[Tensor, Tensor
                 f"pad takes sequences of one dtype, got {sequences[0].dtype} and, as sequence "
                 f"{number}, {sequence.dtype}."
             )
+    dtype = sequences[0].dtype
+    if not dtype.is_floating_point and not dtype.is_complex:
+        low, high = (
+            (0, 1) if dtype is torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+        )
+        if not (low <= value <= high and float(value).is_integer()):
+            raise ValueError(
+                f"value must be one that {dtype} holds, got {value}. Convert the sequences with "
+                ".float() first."
+            )
     # the mask is made from lengths, as the padding may be a value that also occurs in the data
     lengths = torch.tensor([len(s) for s in sequences], device=sequences[0].device)
     steps = torch.arange(int(lengths.max()), device=lengths.device)
@@ -92,7 +108,9 @@ def collate(samples: Sequence[tuple[Tensor, Tensor | int | float]]) -> Batch:
         ``x [T, B, ...]``, ``y [B, ...]``, ``mask [T, B]``.
 
     Raises:
-        TypeError, ValueError: as :func:`pad`.
+        TypeError: a sample is no pair, a label neither a number nor a tensor of them; or as
+            :func:`pad`.
+        ValueError: the labels differ in shape; or as :func:`pad`.
 
     Example:
         >>> from torch.utils.data import DataLoader
@@ -101,5 +119,29 @@ def collate(samples: Sequence[tuple[Tensor, Tensor | int | float]]) -> Batch:
         >>> x.shape, y, mask.sum(0)
         (torch.Size([6, 3, 4]), tensor([1, 1, 0]), tensor([5, 3, 6]))
     """
+    for number, sample in enumerate(samples):
+        if not isinstance(sample, tuple | list) or len(sample) != 2:
+            count = f" of {len(sample)}" if isinstance(sample, tuple | list) else ""
+            raise TypeError(
+                f"collate takes samples (sequence, label), got a {type(sample).__name__}{count} as "
+                f"sample {number}. Of sequences alone: x, mask = tt.data.pad(sequences)."
+            )
     x, mask = pad([sequence for sequence, _ in samples])
-    return Batch(x, torch.stack([torch.as_tensor(label) for _, label in samples]), mask)
+    labels = [_label(number, label) for number, (_, label) in enumerate(samples)]
+    shapes = {tuple(label.shape) for label in labels}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"collate takes labels of one shape, got {sorted(map(list, shapes))}. Targets of every "
+            "step are sequences too: y, mask = tt.data.pad(targets)."
+        )
+    return Batch(x, torch.stack(labels), mask)
+
+
+def _label(number: int, label: object) -> Tensor:
+    try:
+        return torch.as_tensor(label)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"collate takes labels that are numbers or tensors, got {label!r} as label {number}. "
+            "Give each class a number from 0."
+        ) from None

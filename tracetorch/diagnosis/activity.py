@@ -16,12 +16,13 @@ from tracetorch.snn.spike_functions import spike_functions
 
 _NEARLY_ALL = 0.9  # of the neurons: a warning; all of them: an error
 _MOST = 0.5  # of the neurons: a note
+_MANY = 0.25  # of the neurons dead, and as many saturated: a warning
 _RARE = 0.01  # of the membranes
 _FEW_STEPS = 3  # with fewer, any neuron may fire at every step
 
 
 def findings(evidence: Evidence) -> Iterator[Finding]:
-    """Find uncalled layers, dead and saturated neurons, and membranes out of reach."""
+    """Find uncalled layers, dead and saturated neurons, both, and membranes out of reach."""
     for path in evidence.uncalled:
         yield measured("warning", "layer-not-called", path, 0.0)(
             "The layer was not called at the first step.",
@@ -37,6 +38,7 @@ def findings(evidence: Evidence) -> Iterator[Finding]:
         yield from _dead(evidence, layer, rates)
         if evidence.inputs.steps >= _FEW_STEPS:
             yield from _saturated(evidence, layer, rates)
+            yield from _dead_and_saturated(evidence, layer, rates)
         yield from _out_of_reach(evidence, layer)
 
 
@@ -141,6 +143,25 @@ def _saturated(evidence: Evidence, layer: LayerEvidence, rates: Tensor) -> Itera
         f"Scale down the weights before it, or its input.{_for_all(evidence)} Or raise its "
         "threshold; begin with a faster decay (beta nearer to 0). tt.loss.rate_bounds keeps rates "
         "in a range while it learns.",
+    )
+
+
+def _dead_and_saturated(
+    evidence: Evidence, layer: LayerEvidence, rates: Tensor
+) -> Iterator[Finding]:
+    dead, saturated = rates == 0, rates >= SATURATED
+    share = min(float(each.double().mean()) for each in (dead, saturated))
+    if share < _MANY:
+        return
+    between = len(rates) - int(dead.sum()) - int(saturated.sum())
+    yield measured("warning", "dead-and-saturated", layer.path, share)(
+        f"{int(dead.sum())} of {len(rates)} neurons never fire, and {int(saturated.sum())} fire at "
+        f"{100 * SATURATED:.0f} % of the steps or more: {between} are between.",
+        "Only those between tell one input from another; the others are constants.",
+        "One factor for the layer helps one side and harms the other: the weights or biases before "
+        f"it differ too much from neuron to neuron. Draw them anew, smaller.{_for_all(evidence)} A "
+        "batch norm before the layer does too. If training has brought it here, lower the learning "
+        "rate.",
     )
 
 

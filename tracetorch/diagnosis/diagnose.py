@@ -38,13 +38,14 @@ def diagnose(
     It looks for inputs that are zero, not finite or of a wild scale; a loss that is not finite or
     has no gradient, or reads what ``mask`` says is padding, and where the first value that is not
     finite appears; outputs that are the same for all samples; neurons that are dead or saturated,
-    and how far the dead ones are from firing; membranes beyond the surrogate's reach, by its own
-    derivative; gradients that vanish or explode over layers or over time; half-lives too short for
-    the sequence, or averages too slow for it; states carried over from an earlier batch, or zeroed
-    between steps; parameters that the loss does not depend on, that are frozen, or that the
-    optimizer does not have; layers whose input is too busy for their product to be computed with
-    events. With ``online``, also parameters that a rule of :func:`tracetorch.online` would move
-    elsewhere, or why it cannot run the model.
+    or a layer of both, and how far the dead ones are from firing; membranes beyond the surrogate's
+    reach, by its own derivative; gradients that vanish or explode over layers or over time;
+    half-lives too short for the sequence, or averages too slow for it; states carried over from an
+    earlier batch, or zeroed between steps; parameters that the loss does not depend on, that are
+    frozen, or that the optimizer does not have, or moves by too little or too much a step; layers
+    whose input is too busy for their product to be computed with events. With ``online``, also
+    parameters that a rule of :func:`tracetorch.online` would move elsewhere, or why it cannot run
+    the model.
 
     The model is run from rest, in its current mode, training mode included. Parameters, gradients,
     states, buffers, modes and the random state are restored afterwards.
@@ -70,8 +71,8 @@ def diagnose(
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: the model has no neuron layer; the loss is not a scalar; there is no such rule;
-            or as ``tt.unroll``.
+        ValueError: the model has no neuron layer; the batch has no sample; the loss is not a
+            scalar; there is no such rule; or as ``tt.unroll``.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 32), LIF(32), nn.Linear(32, 2), Readout(2))
@@ -92,6 +93,8 @@ def diagnose(
             f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}."
         )
     inputs = parse_inputs(x, steps, 0, True)
+    if not inputs.batch:
+        raise ValueError("the batch has no sample: there is nothing to diagnose.")
     if mask is not None:
         check_mask(mask, "the input", torch.empty(inputs.steps, inputs.batch, device=mask.device))
     evidence = gather(model, inputs, x, rest, loss, mask=mask, steps=steps, by=by)

@@ -18,7 +18,7 @@ from tracetorch.core.torch_private import pytree
 from tracetorch.core.walk import join_path, modules_of, named_modules, named_parameters
 from tracetorch.diagnosis.reach import SpikeInputs, spike_inputs
 from tracetorch.events import Product, observed_products
-from tracetorch.init import calibrate_
+from tracetorch.init.calibrate import scale_for_batch
 from tracetorch.probe.layers import (
     call_order,
     neuron_layers,
@@ -106,7 +106,7 @@ class Evidence:
         steps = self.inputs.steps if self.inputs.static else None
         try:
             with restored(self.model), torch.inference_mode(False):
-                calibrate_(self.model, self.inputs.tensors, steps=steps, mask=self.mask)
+                scale_for_batch(self.model, self.inputs.tensors, steps=steps, mask=self.mask)
         except (ValueError, TypeError, RuntimeError, IndexError):
             return None
         given = ", steps=steps" * self.inputs.static + ", mask=mask" * (self.mask is not None)

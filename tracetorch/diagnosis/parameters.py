@@ -15,6 +15,7 @@ from tracetorch.snn.relative_scale import relative_scales
 _NORMALISING = (optim.Adam, optim.Adamax, optim.NAdam, optim.RAdam, optim.RMSprop)
 # a weight this many times as large as PyTorch's default, at a rate that is this for the default
 _LARGE, _SLOW = 8.0, 3e-4
+_FAST = 0.5  # a rate, where it is above the size of the weight too
 
 
 def findings(evidence: Evidence, optimizer: Optimizer | None) -> Iterator[Finding]:
@@ -98,6 +99,7 @@ def _optimizer(evidence: Evidence, optimizer: Optimizer) -> Iterator[Finding]:
     yield from _settings(evidence, groups_by_id, trainable)
     if isinstance(optimizer, _NORMALISING):
         yield from _small_steps(evidence, groups_by_id)
+        yield from _large_steps(evidence, groups_by_id)
 
 
 def _settings(
@@ -157,4 +159,26 @@ def _small_steps(evidence: Evidence, groups: dict[int, dict[str, object]]) -> It
             "is: these hardly change.",
             "tt.param_groups(model, weight_decay, lr=1e-2, relative=True), after "
             "tt.init.calibrate_, gives each weight a rate of its size.",
+        )
+
+
+def _large_steps(evidence: Evidence, groups: dict[int, dict[str, object]]) -> Iterator[Finding]:
+    """Find rates so high that one step of an optimizer overwrites the weights."""
+    weights = {
+        path: (float(groups[id(p)]["lr"]), float(p.detach().double().square().mean().sqrt()))  # type: ignore[arg-type]
+        for path, p in evidence.parameters.items()
+        if p.ndim > 1 and p.requires_grad and id(p) in groups and p.numel()
+    }
+    fast = {path: both for path, both in weights.items() if both[0] >= max(_FAST, both[1])}
+    if fast:
+        path = max(fast, key=lambda path: fast[path][0])
+        rate, size = fast[path]
+        yield measured("warning", "large-steps", path, rate)(
+            f"The learning rate of {len(fast)} weights is at least {_FAST:g}, and larger than the "
+            f"weights are: {join_first(list(fast))}. That of {path} is {rate:.3g}, the root mean "
+            f"square of its values {size:.2g}.",
+            "The optimizer moves each value by about the learning rate a step, however small its "
+            "gradient is: the first step overwrites these weights.",
+            "Begin with 1e-2 or 1e-3. tt.param_groups(model, weight_decay, lr=1e-2, relative=True) "
+            "gives each weight a rate of its size.",
         )

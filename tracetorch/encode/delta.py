@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
-from tracetorch.core.checks import check_positive
+from tracetorch.core.checks import check_finite, check_positive
 from tracetorch.encode.values import check_values
 from tracetorch.ragged import check_sequence
 
@@ -35,8 +36,8 @@ def delta(
 
     Raises:
         TypeError: ``x`` is not a floating-point tensor.
-        ValueError: ``threshold`` is not positive, ``x`` has no time step, or ``start`` or ``dim``
-            does not fit it.
+        ValueError: ``threshold`` is not positive, ``x`` has no time step or holds NaN or infinity,
+            or ``start`` or ``dim`` does not fit it.
 
     Example:
         >>> x = torch.tensor([[0.0], [0.4], [1.2], [1.1], [0.1]])
@@ -60,6 +61,12 @@ def delta(
             f"first, so it lies between 1 and {x.ndim}, or -{x.ndim} and -1."
         )
     signal = x.detach()
+    # nothing differs from NaN by a threshold: a channel that begins with it would stay silent
+    if not (is_compiling() or x.is_meta or bool(signal.isfinite().all())):
+        raise ValueError(
+            "x must be finite, got NaN or infinite values. Fill gaps before, with the last value "
+            "say, which causes no spike."
+        )
     reference = _reference(signal[0], start)
     # sequential: each reference depends on the spikes before it
     steps: list[Tensor] = []
@@ -77,7 +84,7 @@ def _reference(first: Tensor, start: float | Tensor | None) -> Tensor:
     if start is None:
         return first
     if not isinstance(start, Tensor):
-        return torch.full_like(first, start)
+        return torch.full_like(first, check_finite("start", start))
     if start.shape != first.shape:
         raise ValueError(
             f"start must have the shape of one step, {list(first.shape)}, got {list(start.shape)}."

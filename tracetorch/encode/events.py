@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tracetorch.core.checks import check_count, check_positive
+from tracetorch.core.checks import check_count, check_finite, check_positive
 
 Column = npt.NDArray[Any]
 
@@ -52,11 +52,11 @@ def events_to_frames(
         Columns ``[n]`` to ``[T, polarities, H, W]``, counts in float32.
 
     Raises:
-        TypeError: ``events`` is neither a structured array nor a mapping, or a count not an
-            integer.
-        ValueError: a column is missing or of another length, an event lies off the sensor, a
-            polarity is unknown, not exactly one of ``bins`` and ``window`` is given, or there are
-            no events and ``start`` or ``stop`` is left out.
+        TypeError: ``events`` is neither a structured array nor a mapping, a count not an integer,
+            or a time not a number.
+        ValueError: a column is missing or of another length, ``size`` is no pair, an event lies
+            off the sensor, a polarity is unknown, a time is not finite, not exactly one of ``bins``
+            and ``window`` is given, or there are no events and ``start`` or ``stop`` is left out.
 
     Example:
         >>> events = {"x": [0, 1, 1], "y": [0, 0, 0], "t": [10, 19, 30], "p": [1, 0, 1]}
@@ -75,8 +75,14 @@ def events_to_frames(
         check_positive("window", window)
     if polarities not in (1, 2):
         raise ValueError(f"polarities must be 1 or 2, got {polarities!r}.")
-    if len(size) != 2:
-        raise ValueError(f"size must be height and width of the sensor, got {size!r}.")
+    if not hasattr(size, "__len__") or len(size) != 2:
+        raise ValueError(
+            f"size must be height and width of the sensor, (34, 34) say, or (1, 700) for channels "
+            f"in a row, got {size!r}."
+        )
+    for name, time in (("start", start), ("stop", stop)):
+        if time is not None:
+            check_finite(name, time)
     height, width = (check_count(f"size[{i}]", side) for i, side in enumerate(size))
     x, y, t, p = _read_columns(events, needs_polarity=polarities == 2)
     for name, column, side in (("x", x, width), ("y", y, height)):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tracetorch.core.checks import check_module, check_unsharded
 from tracetorch.core.snapshot import restored_on_error
 from tracetorch.init.driven import follow_calls
+from tracetorch.init.large_weights import report_large_weights
 from tracetorch.init.membranes import Membranes, Trial
 from tracetorch.init.response import response_of
 from tracetorch.init.scaling import scale_all
@@ -42,7 +43,9 @@ def calibrate_(
     spikes are very rare, and what comes from outside the rest.
 
     The model runs by layer where it can, or else by step, in its current mode, training mode
-    included.
+    included. A warning is logged, with the reason, where weights become 15 times as large as
+    independent spikes at a rate of 0.05 need, because the input hardly varies on this batch, or 3
+    times, because its sequences are too short for the neurons.
 
     Args:
         model: any module that :func:`tracetorch.unroll` runs; each neuron layer is driven by the
@@ -76,10 +79,33 @@ def calibrate_(
     Source: the target is that of Rossbroich, Gygax and Zenke (2022); that data set the scale, layer
     by layer, is of Mishkin and Matas, "All you need is a good init", ICLR 2016.
     """
+    reached, trial, length = scale_for_batch(
+        model, x, target=target, mean=mean, steps=steps, mask=mask
+    )
+    report_large_weights(trial, length)
+    return reached
+
+
+def scale_for_batch(
+    model: nn.Module,
+    x: Any,
+    *,
+    target: float = 0.5,
+    mean: float = 0.0,
+    steps: int | None = None,
+    mask: Tensor | None = None,
+) -> tuple[dict[str, Membranes], Trial, int]:
+    """Do what ``calibrate_`` does, without a word on the weights.
+
+    Returns:
+        What was reached, on what, and the number of its steps.
+    """
     check_module(model)
     check_unsharded(model, "tt.init")
     target, mean = check_moments(target, mean)
     inputs = parse_inputs(x, steps, 0, True)
+    if not inputs.batch:
+        raise ValueError("x has no sample: its batch is 0, and there is nothing to measure.")
     if mask is not None:
         check_mask(mask, "x", torch.empty(inputs.steps, inputs.batch, device=mask.device))
         # no padding comes before real steps then
@@ -91,8 +117,10 @@ def calibrate_(
         mask = real
     calls = follow_calls(model, inputs)
     responses = {stage.path: response_of(stage.neuron, stage.path) for stage in calls.stages}
+    trial = Trial(model, inputs.tensors, steps, calls, responses, target, mean, mask)
     with restored_on_error(model.parameters()):
-        return scale_all(Trial(model, inputs.tensors, steps, calls, responses, target, mean, mask))
+        reached = scale_all(trial)
+    return reached, trial, inputs.steps
 
 
 def _report_nan(inputs: Inputs, mask: Tensor) -> None:

@@ -11,6 +11,7 @@ from tracetorch.init.stages import Stage, scale_rows, weight_of
 
 UNKNOWN = 0.12  # relative standard error of a variance that says nothing
 LEAST_POWER = 0.2  # of a scale in what it makes of a deviation: below, it is lost on the way
+_VARIES = 1e-5  # of a deviation: less is rounding
 MOST_PAST = 0.9  # share of the target that is there without a source, so that no scale reaches it
 
 
@@ -36,12 +37,24 @@ def check_input(trial: Trial, stage: Stage, seen: Moments) -> None:
         raise ValueError(
             f"{path!r} gets the same input at every step of every sample, or none: the {ending}"
         )
+    if not trial.drawn and isinstance(stage.source.bias, Tensor) and not _varies(stage, seen):
+        raise ValueError(
+            f"{path!r} gets the same input at every step of every sample, as from one image that "
+            f"is repeated: the bias of {stage.source_path!r} makes up for it, and nothing is left "
+            "that varies. Give a batch of different samples."
+        )
     if trial.drawn and seen.error > UNKNOWN:
         raise ValueError(
             f"{path!r} gets spikes so rarely at this target and rate that its deviation is not "
             "known: weights that make up for it would be huge. Choose a larger target, or a larger "
             "rate."
         )
+
+
+def _varies(stage: Stage, seen: Moments) -> bool:
+    """Whether a membrane does anything but rise from rest by a constant input."""
+    own = seen.own_deviations[seen.driven]
+    return stage.connection is not None or bool((seen.steady[seen.driven] > _VARIES * own).any())
 
 
 def reason(

@@ -13,10 +13,10 @@ from typing import TypeAlias
 from torch import Tensor
 
 from tracetorch import decode
-from tracetorch.core.checks import check_number
 from tracetorch.decode.magnitude import magnitude
 from tracetorch.loss.descriptions import describe_activity, describe_pooled_activity
 from tracetorch.loss.reduction import Reduction, check_reduction, mean_over_neurons, reduce_batch
+from tracetorch.loss.scalars import check_positive_scalar, check_scalar
 from tracetorch.ragged import as_floating, check_mask, check_sequence, lengths
 
 Spikes: TypeAlias = Tensor | Mapping[str, Tensor]
@@ -30,6 +30,7 @@ def _sum_over_layers(
     layers = dict(spikes) if isinstance(spikes, Mapping) else {"spikes": spikes}
     if not layers:
         raise ValueError("spikes is an empty mapping: record some layers, record=['*.output'] say.")
+    _check_outputs(layers)
     for name, layer in layers.items():
         check_sequence(name, layer, batched=True)
         check_mask(mask, name, layer)
@@ -44,11 +45,16 @@ def _sum_over_layers(
     return reduce_batch(total, reduction)
 
 
-def _check_scalars(**values: object) -> None:
-    """Raise ``TypeError`` unless each is a number, or a tensor of one."""
-    for name, value in values.items():
-        if not (isinstance(value, Tensor) and value.numel() == 1 and value.is_floating_point()):
-            check_number(name, value)
+def _check_outputs(layers: Mapping[str, object]) -> None:
+    """Raise where beside the output of a layer its input or its states are given as spikes."""
+    paths = {name.removesuffix("output") for name in layers if name.rpartition(".")[2] == "output"}
+    others = [name for name in layers if name.rpartition(".")[2] != "output"]
+    others = [name for name in others if name[: name.rfind(".") + 1] in paths]
+    if others:
+        raise ValueError(
+            f"spikes holds {', '.join(map(repr, others[:4]))} beside the output of the same layer: "
+            "what is no spike would count as one. Record outputs alone, record=['*.output'] say."
+        )
 
 
 def _spike_counts(spikes: Tensor, mask: Tensor | None, pooled: bool) -> Tensor:
@@ -91,7 +97,8 @@ def rate_bounds(
         instilling complex function in spiking neural networks", Neural Computation 33 (2021):
         lower and upper bounds on activity, there on spike counts.
     """
-    _check_scalars(lower=lower, upper=upper)
+    check_scalar("lower", lower)
+    check_scalar("upper", upper)
     if not 0 <= lower <= upper:
         raise ValueError(f"the bounds must be 0 <= lower <= upper, got {lower} and {upper}.")
 
@@ -139,9 +146,7 @@ def silence(
         instilling complex function in spiking neural networks", Neural Computation 33 (2021): the
         lower bound on spike counts.
     """
-    _check_scalars(minimum=minimum)
-    if not 0 < minimum < float("inf"):
-        raise ValueError(f"minimum must be positive and finite, got {minimum}.")
+    check_positive_scalar("minimum", minimum)
     return _sum_over_layers(
         spikes,
         mask,

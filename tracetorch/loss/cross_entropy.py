@@ -13,7 +13,8 @@ from tracetorch import decode
 from tracetorch.core.checks import check_share
 from tracetorch.loss.descriptions import describe_cross_entropy
 from tracetorch.loss.reduction import Reduction, check_reduction, mean_over_neurons, reduce_batch
-from tracetorch.loss.targets import check_classes, holds_class_indices
+from tracetorch.loss.scalars import check_positive_scalar
+from tracetorch.loss.targets import check_classes, check_probabilities, holds_class_indices
 from tracetorch.ragged import as_floating, check_sequence
 
 
@@ -52,6 +53,7 @@ def sample_cross_entropy(
             f"floating point, got {target.dtype}."
         )
     else:
+        check_probabilities("target", target, "Class indices are integers, without that dimension.")
         target = target.to(logits.dtype)
     losses = F.cross_entropy(
         logits, target, weight, reduction="none", label_smoothing=label_smoothing
@@ -107,8 +109,7 @@ def rate_cross_entropy(
         tensor(0.4741)
     """
     check_reduction(reduction)
-    if not 0 < scale < float("inf"):
-        raise ValueError(f"scale must be positive and finite, got {scale}.")
+    check_positive_scalar("scale", scale)
     check_sequence("spikes", spikes, batched=True)
     logits = scale * decode.rate(spikes, mask=mask)
     losses, weights = sample_cross_entropy(logits, target, weight, label_smoothing)
@@ -225,8 +226,7 @@ def first_spike_cross_entropy(
         times", Nature Machine Intelligence 3 (2021), the loss without its regulariser.
     """
     check_reduction(reduction)
-    if not 0 < tau < float("inf"):
-        raise ValueError(f"tau must be positive and finite, in steps, got {tau}.")
+    check_positive_scalar("tau", tau, ", in steps")
     check_sequence("spikes", spikes, batched=True)
     logits = -decode.first_spike(spikes, mask=mask) / tau
     losses, weights = sample_cross_entropy(logits, target, weight, label_smoothing)

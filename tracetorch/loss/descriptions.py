@@ -12,11 +12,13 @@ _EVERY_LOSS = {
     "reduction": '``"mean"`` or ``"sum"`` over the batch, or ``"none"``.',
 }
 _UNLIKE_CLASSES = {
-    "ValueError": "shapes do not fit, a class is out of range, or a sequence has no real step."
+    "ValueError": "shapes do not fit, a class or probability is out of range, or a sequence has no "
+    "real step."
 }
 _ACTIVITY = {**_EVERY_LOSS, "spikes": "spikes, or a mapping of them by layer."}
 _UNLIKE_LAYERS = {
-    "ValueError": "shapes do not fit, the mapping is empty, or a sequence has no real step."
+    "ValueError": "shapes do not fit, the mapping is empty or has states beside outputs, or a "
+    "sequence has no real step."
 }
 
 describe_cross_entropy = SharedDescriptions(

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tracetorch.core.checks import check_positive
 from tracetorch.loss.reduction import Reduction, check_reduction, reduce_batch
+from tracetorch.loss.targets import check_probabilities
 
 
 def soft_cross_entropy(
@@ -27,8 +28,8 @@ def soft_cross_entropy(
 
     Raises:
         TypeError: ``pred`` or ``target`` is not a floating-point tensor, or ``eps`` not a number.
-        ValueError: the shapes differ or have no dimension, ``eps`` is not positive and
-            finite, or ``reduction`` is unknown.
+        ValueError: the shapes differ or have no dimension, a value is no probability, ``eps`` is
+            not positive and finite, or ``reduction`` is unknown.
 
     Example:
         >>> pred = torch.tensor([[0.5, 0.5], [0.9, 0.1]])
@@ -50,6 +51,8 @@ def soft_cross_entropy(
     eps = max(
         check_positive("eps", eps), torch.finfo(pred.dtype).tiny
     )  # float16 would round 1e-8 to 0
+    check_probabilities("pred", pred, "Of logits take torch.nn.functional.cross_entropy.")
+    check_probabilities("target", target, "Divide counts by their sum.")
     each = -target * torch.log(pred + eps)
     per_sample = each if each.ndim == 1 else each.flatten(1).sum(1)
     return reduce_batch(per_sample, reduction)

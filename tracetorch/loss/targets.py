@@ -6,6 +6,10 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
+from tracetorch.core.torch_private import functorch_active
+
+_ROUNDING = 1e-2  # of probabilities that bfloat16 has rounded
+
 
 def holds_class_indices(target: Tensor, shape: torch.Size) -> bool:
     """Whether ``target`` holds indices of classes, dimension 1 of ``shape`` ``[B, C, ...]``.
@@ -36,6 +40,24 @@ def check_classes(target: Tensor, classes: int) -> None:
     if len(invalid):
         got = target.flatten()[int(invalid[0])].item()
         raise ValueError(f"target must name classes from 0 to {classes - 1}, got {got}.")
+
+
+def check_probabilities(name: str, values: Tensor, otherwise: str) -> None:
+    """Raise ``ValueError`` for a value outside [0, 1] by more than rounding; NaN passes.
+
+    Args:
+        name: of what is checked, for the message.
+        values: the probabilities.
+        otherwise: what to do with other values, for the message.
+    """
+    # reading values would break a compiled graph, and a transform has none
+    if is_compiling() or functorch_active() or values.is_meta:
+        return
+    outside = values[(values < -_ROUNDING) | (values > 1 + _ROUNDING)]
+    if len(outside):
+        raise ValueError(
+            f"{name} must be probabilities, from 0 to 1, got {outside[0].item():.4g}. {otherwise}"
+        )
 
 
 def target_values(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.loss.reduction import Reduction, check_reduction, mean_over_neurons, reduce_batch
+from tracetorch.loss.scalars import check_positive_scalar
 from tracetorch.ragged import aligned, as_floating, check_mask, check_sequence, filled
 
 
@@ -54,8 +55,7 @@ def van_rossum(
         M. C. W. van Rossum, "A novel spike distance", Neural Computation 13 (2001).
     """
     check_reduction(reduction)
-    if not 0 < tau < float("inf"):
-        raise ValueError(f"tau must be positive and finite, in steps, got {tau}.")
+    check_positive_scalar("tau", tau, ", in steps")
     _check_trains(spikes, target)
     check_mask(mask, "spikes", spikes)
     # the filter is linear: filter the difference once instead of both trains

@@ -17,7 +17,7 @@ def accuracy(x: Tensor, target: Tensor, *, by: By = "rate", mask: Tensor | None 
 
     The predicted class is that of the highest rate, count, last or maximal membrane, or of the
     earliest first spike; of several, the first. A sample with equal scores for all classes, such as
-    one without any spike, has no prediction and counts as wrong.
+    one without any spike, or with NaN among them, has no prediction and counts as wrong.
 
     Args:
         x: outputs of the network.
@@ -30,14 +30,18 @@ def accuracy(x: Tensor, target: Tensor, *, by: By = "rate", mask: Tensor | None 
 
     Raises:
         TypeError: a tensor is of the wrong kind.
-        ValueError: the shapes do not fit, a class is out of range, or ``by`` is unknown.
+        ValueError: the shapes do not fit, there is no sample, a class is out of range, or ``by`` is
+            unknown.
 
     Example:
         >>> spikes = torch.tensor([[[1.0, 0.0], [0.0, 0.0]], [[1.0, 1.0], [0.0, 1.0]]])
         >>> accuracy(spikes, torch.tensor([0, 0]))
         tensor(0.5000)
     """
-    return correct(x, target, by=by, mask=mask).double().mean().to(torch.get_default_dtype())
+    hits = correct(x, target, by=by, mask=mask)
+    if not len(hits):
+        raise ValueError(f"x has no sample: its shape is {list(x.shape)}, [T, B, C].")
+    return hits.double().mean().to(torch.get_default_dtype())
 
 
 def correct(x: Tensor, target: Tensor, *, by: By = "rate", mask: Tensor | None = None) -> Tensor:
@@ -45,8 +49,12 @@ def correct(x: Tensor, target: Tensor, *, by: By = "rate", mask: Tensor | None =
     check_by(by)
     scores: Tensor = getattr(decode, by)(x, mask=mask)
     if not isinstance(target, Tensor) or target.is_floating_point() or target.dtype is torch.bool:
-        got = f"a tensor of {target.dtype}" if isinstance(target, Tensor) else repr(target)
-        raise TypeError(f"target must be a tensor of integers, the classes, got {got}.")
+        is_tensor = isinstance(target, Tensor)
+        got = f"a tensor of {target.dtype}" if is_tensor else f"{type(target).__name__}"
+        raise TypeError(
+            f"target must be a tensor of integers, the classes, got {got}."
+            + " Wrap it: torch.as_tensor(...)." * (not is_tensor)
+        )
     if scores.ndim != 2 or target.shape != scores.shape[:1]:
         raise ValueError(
             f"accuracy needs x [T, B, C] and target [B], got {list(x.shape)} and "
@@ -58,9 +66,11 @@ def correct(x: Tensor, target: Tensor, *, by: By = "rate", mask: Tensor | None =
             f"target has the classes {int(target.min())} to {int(target.max())}, the output has "
             f"{classes} neurons, one for each of the classes 0 to {classes - 1}."
         )
+    if scores.dtype is torch.bool:
+        scores = scores.byte()  # argmax takes numbers
     predicted = scores.argmin(1) if by == "first_spike" else scores.argmax(1)
-    # argmax of equal scores is class 0, which would be correct for some silent samples.
-    undecided = (scores == scores[:, :1]).all(1)
+    # argmax of equal scores is class 0, and that of NaN where it is first: right for some samples
+    undecided = (scores == scores[:, :1]).all(1) | scores.isnan().any(1)
     return torch.logical_and(predicted == target.to(predicted.device), ~undecided)
 
 

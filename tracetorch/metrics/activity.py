@@ -29,14 +29,14 @@ def firing_rate(spikes: Tensor, *, dim: int | None = None, mask: Tensor | None =
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: ``spikes`` has no such dimension, or ``mask`` does not fit.
+        ValueError: ``spikes`` has no such dimension, or no sample, or ``mask`` does not fit.
 
     Example:
         >>> spikes = torch.tensor([[[1.0, 0.0]], [[1.0, -1.0]]])
         >>> firing_rate(spikes), firing_rate(spikes, dim=-1)
         (tensor(0.7500), tensor([1.0000, 0.5000]))
     """
-    fired, total = count_spikes(spikes, dim=dim, mask=mask)
+    fired, total = _of_samples(spikes, dim, mask)
     return (fired / total).to(torch.get_default_dtype())
 
 
@@ -70,7 +70,7 @@ def dead(spikes: Tensor, *, dim: int = -1, mask: Tensor | None = None) -> Tensor
         >>> dead(torch.tensor([[[1.0, 0.0]], [[0.0, 0.0]]]))
         tensor([False,  True])
     """
-    return count_spikes(spikes, dim=dim, mask=mask)[0] == 0
+    return _of_samples(spikes, dim, mask)[0] == 0
 
 
 def saturated(
@@ -89,15 +89,15 @@ def saturated(
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: ``spikes`` has no such dimension, ``mask`` does not fit, or ``above`` is not in
-            (0, 1].
+        ValueError: ``spikes`` has no such dimension, or no sample, ``mask`` does not fit, or
+            ``above`` is not in (0, 1].
 
     Example:
         >>> saturated(torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]]]))
         tensor([ True, False])
     """
     check_above(above)
-    fired, total = count_spikes(spikes, dim=dim, mask=mask)
+    fired, total = _of_samples(spikes, dim, mask)
     return fired >= above * total
 
 
@@ -114,6 +114,14 @@ def check_above(above: object) -> None:
     """Raise ``TypeError`` or ``ValueError`` unless ``above`` is a rate in (0, 1]."""
     if not 0 < check_number("above", above) <= 1:
         raise ValueError(f"above must lie in (0, 1], the share of steps with a spike, got {above}.")
+
+
+def _of_samples(spikes: Tensor, dim: int | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Count as :func:`count_spikes`; of no sample a neuron would be both dead and saturated."""
+    counts = count_spikes(spikes, dim=dim, mask=mask)
+    if not spikes.shape[1]:
+        raise ValueError(f"spikes has no sample: its shape is {list(spikes.shape)}, [T, B, ...].")
+    return counts
 
 
 def count_spikes(spikes: Tensor, *, dim: int | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:

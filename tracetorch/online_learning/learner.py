@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from tracetorch.core.checks import suggestion
+from tracetorch.core.checks import is_finite, suggestion
 from tracetorch.core.snapshot import restored
 from tracetorch.core.thread_owner import owned
 from tracetorch.core.torch_private import (
@@ -211,7 +210,7 @@ class OnlineLearner(ExtraStates):
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         """Run one step; no other thread runs the layers."""
         for value in pytree.tree_leaves((args, kwargs)):
-            if isinstance(value, Tensor) and value.is_floating_point() and not _is_finite(value):
+            if isinstance(value, Tensor) and value.is_floating_point() and not is_finite(value):
                 raise ValueError(
                     f"an input of shape {list(value.shape)} has NaN or infinite values, which "
                     "would stay in the traces and reach every weight. Leave the step out, or use "
@@ -248,7 +247,7 @@ class OnlineLearner(ExtraStates):
         """Raise where a step has made NaN or infinite values of a state, and so of its traces."""
         for name in layer.active_states:
             state = getattr(layer, name)
-            if isinstance(state, Tensor) and not _is_finite(state):
+            if isinstance(state, Tensor) and not is_finite(state):
                 raise ValueError(
                     f"{name} of {layer_label(layer, path)} has NaN or infinite values, which "
                     "would stay in its traces and reach every weight. The input is finite: look "
@@ -356,12 +355,6 @@ def split_batch(batch: Sequence[Any]) -> tuple[Any, list[Any]]:
         )
     x, *rest = batch
     return x, rest
-
-
-def _is_finite(x: Tensor) -> bool:
-    """Whether all values are finite; the sum of others is not, and quicker to have."""
-    x = x.detach()
-    return math.isfinite(x.sum().item()) or bool(x.isfinite().all())
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:

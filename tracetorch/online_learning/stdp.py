@@ -20,6 +20,7 @@ from tracetorch.core.checks import check_finite, check_nonnegative, check_number
 from tracetorch.online_learning.products import Product, features, is_product, lanes, split
 from tracetorch.online_learning.spike_trace import EligibilityTrace, SpikeTrace
 from tracetorch.online_learning.stdp_checks import (
+    check_finite_spikes,
     check_own_weight,
     check_spikes,
     checked_bounds,
@@ -85,8 +86,8 @@ class STDP(TTModule):
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: an argument is out of range; the shapes do not fit; or a reward is given without
-            ``tau_eligibility``.
+        ValueError: an argument is out of range; the shapes do not fit; spikes are NaN or infinite;
+            or a reward is given without ``tau_eligibility``.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(20, 5, bias=False), LIF(5))
@@ -249,6 +250,7 @@ class STDP(TTModule):
             # what is behind the real steps is without spikes
             pre, post = real_steps_first(pre, mask), real_steps_first(post, mask)
             reward = None if reward is None else real_steps_first(reward, mask)
+        check_finite_spikes(pre, post)
         before = StateSnapshot(self._traces())
         try:
             factors = self._factors(pre, post, lengths)

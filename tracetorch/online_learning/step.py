@@ -312,4 +312,4 @@ def _attachment(
 
 
 def _is_uniform(derivative: Tensor | None) -> bool:
-    return derivative is None or bool((derivative == derivative.flatten()[0]).all())
+    return derivative is None or bool((derivative == derivative.flatten()[:1]).all())

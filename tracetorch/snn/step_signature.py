@@ -50,11 +50,13 @@ def check_named(layer: ConstrainedLayer, step: object, declared: Collection[str]
     if untaken or missing:
         label = type(layer).__name__
         parts = [f"step has no argument {' and '.join(untaken)}"] if untaken else []
-        parts += [f"{' and '.join(missing)} is not declared"] if missing else []
+        verb = "is" if len(missing) == 1 else "are"
+        parts += [f"{' and '.join(missing)} {verb} not declared"] if missing else []
+        brings = " A threshold brings its spike function: self.threshold('theta', 1.0) in __init__."
         raise TypeError(
             f"{label} declares {', '.join(declared) or 'nothing'}, and {label}.step takes "
             f"{', '.join(p.name for p in named) or 'nothing'} by name: {'; '.join(parts)}. "
-            "Name them alike, in __init__ and in step."
+            f"Name them alike, in __init__ and in step.{brings * ('spike' in missing)}"
         )
 
 
@@ -102,4 +104,12 @@ def _check(layer: ConstrainedLayer, kind: Any) -> None:
         raise ValueError(
             f"{label}.states is {states}, but {label}.step takes {taken} after {inputs[-1]}. "
             "It receives the states by position: name them alike, in one order."
+            + " Without a self it needs @staticmethod above it."
+            * _lacks_static(kind, inputs)
         )
+
+
+def _lacks_static(kind: type, inputs: tuple[str, ...]) -> bool:
+    """Whether ``step`` takes the inputs first, and its class would give it the layer for them."""
+    step = inspect.getattr_static(kind, "step")
+    return inspect.isfunction(step) and next(iter(inspect.signature(step).parameters), "") in inputs

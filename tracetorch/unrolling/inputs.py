@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -146,6 +147,7 @@ def parse_inputs(x: object, steps: int | None, time_dim: int, batched: bool) -> 
         ragged = nested or isinstance(x, (list, PackedSequence))
         raise TypeError(
             f"x must be a tensor, a tuple or a dict of tensors, got {got}."
+            + " Wrap it: torch.as_tensor(x, dtype=torch.float32)." * isinstance(x, np.ndarray)
             + " Sequences of unequal length: x, mask = tt.data.pad(sequences), and the mask goes "
             "to losses, decoders and metrics." * ragged
         )

@@ -26,7 +26,7 @@ from tracetorch.snn.state_holder import StateHolder
 from tracetorch.snn.stateful_layer import StateSnapshot, clear_states, running
 from tracetorch.snn.stream_watch import first_nan
 from tracetorch.unrolling.check import check_both_ways
-from tracetorch.unrolling.inputs import Inputs, call, parse_inputs, with_reset
+from tracetorch.unrolling.inputs import Inputs, call, parse_inputs, tensors_by_name, with_reset
 from tracetorch.unrolling.layer_pass import LayerPass
 from tracetorch.unrolling.outside_memory import UnchangedContents
 from tracetorch.unrolling.pass_facts import PassFacts, facts_of
@@ -246,6 +246,7 @@ def _unroll(
             y, trajectories = pytree.tree_map(place, (y, trajectories))
     except BaseException as error:
         before.restore()
+        _explain_dtype(error, model, inputs)
         _explain_shape(error, arguments.x, inputs, arguments.batched)
         raise
     finally:
@@ -309,6 +310,28 @@ def _report_nan(
         join_path(path, layer.states[0]),
         ", the loss too, and one step of the optimizer makes weights NaN" if trains else "",
     )
+
+
+# of PyTorch's errors of linear layers, convolutions and norms
+_MIXED_DTYPES = ("must have the same dtype", "should be the same", "must share same datatype")
+
+
+def _explain_dtype(error: BaseException, model: nn.Module, inputs: Inputs) -> None:
+    """Raise a better error where an input is of another dtype than the model's parameters.
+
+    Raises:
+        TypeError: so it is, and PyTorch did not like what the model made of it.
+    """
+    said = str(error).rstrip(".")
+    if not isinstance(error, RuntimeError) or not any(each in said for each in _MIXED_DTYPES):
+        return
+    wanted = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    for name, x in tensors_by_name(inputs.tensors).items():
+        if wanted is not None and x.dtype != wanted:
+            raise TypeError(
+                f"{name} is {x.dtype}, the model's parameters are {wanted}, and the model failed: "
+                f"{said}. Convert it: {name}.to({wanted}), bytes of an image by {name} / 255."
+            ) from error
 
 
 def _explain_shape(error: BaseException, x: Any, inputs: Inputs, batched: bool) -> None:
