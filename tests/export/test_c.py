@@ -606,8 +606,8 @@ class Held(snn.Neuron):
 
 def test_a_state_that_reaches_one_more_than_a_width_is_of_the_next(tmp_path: Path) -> None:
     ends = [2.0**bits for bits in (7, 15, 31, 40)]
-    x = torch.tensor([0.0, *(s * (n + i) for n in ends for s in (1, -1) for i in (-1, 0, 1))])
-    layer, x = Held(1).double(), x.double().view(-1, 1, 1)
+    values = [0.0, *(s * (n + i) for n in ends for s in (1, -1) for i in (-1, 0, 1))]
+    layer, x = Held(1).double(), torch.tensor(values, dtype=torch.float64).view(-1, 1, 1)
     net = CNetwork(layer, x, tmp_path, dtype="int")
     types = {"both": (8, 16, 32), "high": (16, 32, 64), "low": (16, 32, 64)}
     for end, widths in types.items():
@@ -621,21 +621,27 @@ class Edges(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.linear = nn.Linear(2, 1, bias=False).double()
-        self.linear.weight.data = torch.tensor([[3.0, -3.0]]).double()
+        self.products = nn.ModuleList(nn.Linear(2, 1, bias=False).double() for _ in range(2))
+        for product, sign in zip(self.products, (1, -1), strict=True):
+            product.weight = nn.Parameter(torch.tensor([[5.0, -3.0]]).double() * sign)
+        self.register_buffer("gains", torch.tensor([0.75, -0.5, 100.25, 3.0]).double())
+
+    gains: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         quarter, small = x * 0.25, x.clamp(-9, 9)
         parts = [quarter.round(), quarter.floor(), quarter.ceil(), quarter.trunc()]
         parts += [(x + quarter).floor()]
         parts += [torch.add(small - 2.0**32, small + 2.0**20, alpha=4096)]
-        parts += [self.linear(x[:, :2].clamp(0, 1) + 2.0**30)]
+        parts += [(small * self.gains).floor()]
+        large = x[:, :2].clamp(0, 1) + 2.0**29
+        parts += [product(large) for product in self.products]
         return torch.cat(parts, -1)
 
 
 def test_what_is_wider_on_the_way_has_its_width(tmp_path: Path) -> None:
-    ends = torch.tensor([-(2.0**30), 2.0**30 - 1, 2.0**30 - 2, 2.0**30])
-    x = torch.cat([torch.arange(-12.0, 12), ends]).double().view(7, 1, 4)
+    values = [*range(-12, 12), -(2**31), 2**31 - 1, 2**31 - 2, -(2**31) + 1]
+    x = torch.tensor(values, dtype=torch.float64).view(7, 1, 4)
     report = tt.export.c(Edges(), tmp_path, x, dtype="int")
     command = ["gcc", *STRICT, *SANITIZED, "main.c", "model.c", "-o", "main"]
     checked(command, tmp_path)
@@ -643,8 +649,8 @@ def test_what_is_wider_on_the_way_has_its_width(tmp_path: Path) -> None:
     got = [[int(n) for n in line.split()] for line in printed.splitlines()]
     assert got == stepped(Edges(), x).long().tolist()
     # in full: a range of six digits would be one that nothing was proved for
-    assert "input x: -1073741824 to 1073741824" in (tmp_path / "model.h").read_text()
-    assert "inputs       x -1073741824 to 1073741824\n" in str(report)
+    assert "input x: -2147483648 to 2147483647" in (tmp_path / "model.h").read_text()
+    assert "inputs       x -2147483648 to 2147483647\n" in str(report)
 
 
 def test_a_silent_input_is_in_the_range_that_is_proved(tmp_path: Path) -> None:

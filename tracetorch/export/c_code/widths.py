@@ -450,14 +450,13 @@ class _Lowering:
             return _Number(float(function(float(value) / 2**point)))
         if op == "trunc":
             return _Number(self._op("div", value, 2**point))
-        if op == "ceil":
-            negative = self._op("shift", self._op("neg", value), point)
-            return _Number(self._op("neg", negative))
         below = self._op("shift", value, point)
         if op == "floor":
             return _Number(below)
-        # to the nearest; of two equally near ones to the even one
         rest = self._op("sub", value, self._op("mul", below, 2**point))
+        if op == "ceil":  # not the floor of the negative: the least integer of a width has none
+            return _Number(self._op("add", below, self._op("float", self.k.op("gt", rest, 0.0))))
+        # to the nearest; of two equally near ones to the even one
         half = 2 ** (point - 1)
         odd = self.k.op(
             "ne", self._op("sub", below, self._op("mul", self._op("shift", below, 1), 2)), 0.0
