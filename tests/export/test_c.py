@@ -1015,6 +1015,13 @@ def test_memory_accesses_of_what_moves(tmp_path: Path) -> None:
     torch.testing.assert_close(net(x), stepped(Moved(), x))
 
 
+def test_the_stack_is_that_of_the_deepest_stage_wherever_it_stands(tmp_path: Path) -> None:
+    product, neuron = nn.Linear(3, 3), snn.BLIF(3)
+    deep_last = tt.export.c(nn.Sequential(product, neuron), tmp_path, torch.rand(1, 1, 3))
+    deep_first = tt.export.c(nn.Sequential(neuron, product), tmp_path, torch.rand(1, 1, 3))
+    assert deep_first.stack_bytes == deep_last.stack_bytes
+
+
 HOSTILE = (
     "*/ int x; /*",
     "int",
