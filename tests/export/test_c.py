@@ -219,6 +219,28 @@ def test_old_states_are_read_before_they_are_written(tmp_path: Path) -> None:
     assert torch.equal(CNetwork(layer, x, tmp_path)(x), stepped(layer, x))
 
 
+class ReadLate(snn.TTModule):
+    """A memory that is replaced first, and whose old value is added last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory("last", 4)
+        self.product = dyadic(nn.Linear(4, 4))
+
+    last: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        old, self.last = self.last, 0.5 * x
+        product: Tensor = self.product(self.last)
+        return product + old
+
+
+def test_an_old_state_is_there_for_stages_after_the_new_one(tmp_path: Path) -> None:
+    x = torch.randint(-8, 9, (20, 1, 4), generator=generator()).float()
+    model = ReadLate()
+    assert torch.equal(CNetwork(model, x[:1], tmp_path)(x), stepped(model, x))
+
+
 # Products
 
 
@@ -784,6 +806,24 @@ def test_products_are_as_wide_as_their_input(value: int, rate: float, tmp_path: 
     assert got == stepped(layer, x).long().tolist()
     # long has 32 bits on many a processor
     assert "(long long)" in (tmp_path / "main.c").read_text()
+
+
+def test_weights_of_four_bits_are_those_from_minus_8_to_7(tmp_path: Path) -> None:
+    products = [integers.Linear(2, 1, bias=False) for _ in range(3)]
+    for product, weights in zip(products, ([-8.0, 7], [8, 1], [-9, 1]), strict=True):
+        product.weight.copy_(torch.tensor([weights]))
+    model, x = Beside(products), integer_input(6, 1, 2)
+    assert torch.equal(CNetwork(model, x, tmp_path, dtype="int")(x), stepped(model, x).double())
+    assert (tmp_path / "model.c").read_text().count("tt_nibble(tt_table") == 1
+
+
+@pytest.mark.parametrize(("zeros", "events"), [(4, ()), (5, ()), (6, ("the model (Linear)",))])
+def test_an_input_is_spikes_where_most_of_it_is_zero(
+    zeros: int, events: tuple[str, ...], tmp_path: Path
+) -> None:
+    x = torch.ones(1, 1, 10)
+    x[..., :zeros] = 0
+    assert tt.export.c(nn.Linear(10, 1), tmp_path, x).events == events
 
 
 @pytest.mark.parametrize(("rate", "value"), [(0.2, 1), (0.9, 2**33 + 7)])
