@@ -808,6 +808,26 @@ def test_products_are_as_wide_as_their_input(value: int, rate: float, tmp_path: 
     assert "(long long)" in (tmp_path / "main.c").read_text()
 
 
+class Sums(nn.Module):
+    """Sums of eight values, and of windows of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = integers.SumPool1d(2)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"all": x.sum(-1), "two": self.pool(x)}
+
+
+def test_sums_are_wider_than_what_they_sum(tmp_path: Path) -> None:
+    x = torch.tensor([127.0, -128]).repeat_interleave(8).view(2, 1, 1, 8)
+    report = tt.export.c(Sums(), tmp_path, x, dtype="int")
+    assert report.types == {"x": "int8_t", "y_all": "int16_t", "y_two": "int16_t"}
+    checked(["make", "CFLAGS=-O0"], tmp_path)
+    printed = checked(["./main"], tmp_path).splitlines()
+    assert [line.split() for line in printed] == [["1016", *["254"] * 4], ["-1024", *["-256"] * 4]]
+
+
 def test_weights_of_four_bits_are_those_from_minus_8_to_7(tmp_path: Path) -> None:
     products = [integers.Linear(2, 1, bias=False) for _ in range(3)]
     for product, weights in zip(products, ([-8.0, 7], [8, 1], [-9, 1]), strict=True):

@@ -104,7 +104,6 @@ def found_widths(program: StepProgram, inputs: Mapping[str, Interval]) -> Widths
     held: dict[Array, TrackedInterval] = {}
     for name, array in program.states.items():
         held[array] = tracked(_range(array.held, f"the state {name} starts from"))
-    first = dict(held)
     points: dict[Array, int] = {}
     for stage in program.stages:
         for view in reads_of(stage):
@@ -112,8 +111,7 @@ def found_widths(program: StepProgram, inputs: Mapping[str, Interval]) -> Widths
                 start[view.array], points[view.array] = _table(view.array, stage.path)
     for attempt in range(_MOST_ROUNDS):
         known = _ranges(program, {**start, **held}, most, check=False)
-        ends = {array: hull(first[array], known[1][array]) for array in held}
-        grown = {array: hull(held[array], ends[array]) for array in held}
+        grown = {array: hull(held[array], known[1][array]) for array in held}
         moving = [n for n, a in program.states.items() if not _equal(held[a], grown[a])]
         if not moving:
             break
@@ -246,7 +244,7 @@ def _product_range(
     largest = torch.maximum(rows * low, rows * high).clamp(min=0).sum(1)
     if stage.bias is not None:
         bias = stage.bias.double()
-        least, largest = torch.minimum(least + bias, bias), torch.maximum(largest + bias, bias)
+        least, largest = least + bias, largest + bias
     reached = max(float(-least.min()), float(largest.max()))
     if check and (reached > most or float(np.min(source.step)) < 0):
         raise ValueError(
