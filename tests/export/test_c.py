@@ -219,6 +219,28 @@ def test_old_states_are_read_before_they_are_written(tmp_path: Path) -> None:
     assert torch.equal(CNetwork(layer, x, tmp_path)(x), stepped(layer, x))
 
 
+class ReadLate(snn.TTModule):
+    """A memory that is replaced first, and whose old value is added last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory("last", 4)
+        self.product = dyadic(nn.Linear(4, 4))
+
+    last: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        old, self.last = self.last, 0.5 * x
+        product: Tensor = self.product(self.last)
+        return product + old
+
+
+def test_an_old_state_is_there_for_stages_after_the_new_one(tmp_path: Path) -> None:
+    x = torch.randint(-8, 9, (20, 1, 4), generator=generator()).float()
+    model = ReadLate()
+    assert torch.equal(CNetwork(model, x[:1], tmp_path)(x), stepped(model, x))
+
+
 # Products
 
 
@@ -606,8 +628,8 @@ class Held(snn.Neuron):
 
 def test_a_state_that_reaches_one_more_than_a_width_is_of_the_next(tmp_path: Path) -> None:
     ends = [2.0**bits for bits in (7, 15, 31, 40)]
-    x = torch.tensor([0.0, *(s * (n + i) for n in ends for s in (1, -1) for i in (-1, 0, 1))])
-    layer, x = Held(1).double(), x.double().view(-1, 1, 1)
+    values = [0.0, *(s * (n + i) for n in ends for s in (1, -1) for i in (-1, 0, 1))]
+    layer, x = Held(1).double(), torch.tensor(values, dtype=torch.float64).view(-1, 1, 1)
     net = CNetwork(layer, x, tmp_path, dtype="int")
     types = {"both": (8, 16, 32), "high": (16, 32, 64), "low": (16, 32, 64)}
     for end, widths in types.items():
@@ -621,21 +643,27 @@ class Edges(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.linear = nn.Linear(2, 1, bias=False).double()
-        self.linear.weight.data = torch.tensor([[3.0, -3.0]]).double()
+        self.products = nn.ModuleList(nn.Linear(2, 1, bias=False).double() for _ in range(2))
+        for product, sign in zip(self.products, (1, -1), strict=True):
+            product.weight = nn.Parameter(torch.tensor([[5.0, -3.0]]).double() * sign)
+        self.register_buffer("gains", torch.tensor([0.75, -0.5, 100.25, 3.0]).double())
+
+    gains: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         quarter, small = x * 0.25, x.clamp(-9, 9)
         parts = [quarter.round(), quarter.floor(), quarter.ceil(), quarter.trunc()]
         parts += [(x + quarter).floor()]
         parts += [torch.add(small - 2.0**32, small + 2.0**20, alpha=4096)]
-        parts += [self.linear(x[:, :2].clamp(0, 1) + 2.0**30)]
+        parts += [(small * self.gains).floor()]
+        large = x[:, :2].clamp(0, 1) + 2.0**29
+        parts += [product(large) for product in self.products]
         return torch.cat(parts, -1)
 
 
 def test_what_is_wider_on_the_way_has_its_width(tmp_path: Path) -> None:
-    ends = torch.tensor([-(2.0**30), 2.0**30 - 1, 2.0**30 - 2, 2.0**30])
-    x = torch.cat([torch.arange(-12.0, 12), ends]).double().view(7, 1, 4)
+    values = [*range(-12, 12), -(2**31), 2**31 - 1, 2**31 - 2, -(2**31) + 1]
+    x = torch.tensor(values, dtype=torch.float64).view(7, 1, 4)
     report = tt.export.c(Edges(), tmp_path, x, dtype="int")
     command = ["gcc", *STRICT, *SANITIZED, "main.c", "model.c", "-o", "main"]
     checked(command, tmp_path)
@@ -643,8 +671,8 @@ def test_what_is_wider_on_the_way_has_its_width(tmp_path: Path) -> None:
     got = [[int(n) for n in line.split()] for line in printed.splitlines()]
     assert got == stepped(Edges(), x).long().tolist()
     # in full: a range of six digits would be one that nothing was proved for
-    assert "input x: -1073741824 to 1073741824" in (tmp_path / "model.h").read_text()
-    assert "inputs       x -1073741824 to 1073741824\n" in str(report)
+    assert "input x: -2147483648 to 2147483647" in (tmp_path / "model.h").read_text()
+    assert "inputs       x -2147483648 to 2147483647\n" in str(report)
 
 
 def test_a_silent_input_is_in_the_range_that_is_proved(tmp_path: Path) -> None:
@@ -778,6 +806,44 @@ def test_products_are_as_wide_as_their_input(value: int, rate: float, tmp_path: 
     assert got == stepped(layer, x).long().tolist()
     # long has 32 bits on many a processor
     assert "(long long)" in (tmp_path / "main.c").read_text()
+
+
+class Sums(nn.Module):
+    """Sums of eight values, and of windows of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = integers.SumPool1d(2)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"all": x.sum(-1), "two": self.pool(x)}
+
+
+def test_sums_are_wider_than_what_they_sum(tmp_path: Path) -> None:
+    x = torch.tensor([127.0, -128]).repeat_interleave(8).view(2, 1, 1, 8)
+    report = tt.export.c(Sums(), tmp_path, x, dtype="int")
+    assert report.types == {"x": "int8_t", "y_all": "int16_t", "y_two": "int16_t"}
+    checked(["make", "CFLAGS=-O0"], tmp_path)
+    printed = checked(["./main"], tmp_path).splitlines()
+    assert [line.split() for line in printed] == [["1016", *["254"] * 4], ["-1024", *["-256"] * 4]]
+
+
+def test_weights_of_four_bits_are_those_from_minus_8_to_7(tmp_path: Path) -> None:
+    products = [integers.Linear(2, 1, bias=False) for _ in range(3)]
+    for product, weights in zip(products, ([-8.0, 7], [8, 1], [-9, 1]), strict=True):
+        product.weight.copy_(torch.tensor([weights]))
+    model, x = Beside(products), integer_input(6, 1, 2)
+    assert torch.equal(CNetwork(model, x, tmp_path, dtype="int")(x), stepped(model, x).double())
+    assert (tmp_path / "model.c").read_text().count("tt_nibble(tt_table") == 1
+
+
+@pytest.mark.parametrize(("zeros", "events"), [(4, ()), (5, ()), (6, ("the model (Linear)",))])
+def test_an_input_is_spikes_where_most_of_it_is_zero(
+    zeros: int, events: tuple[str, ...], tmp_path: Path
+) -> None:
+    x = torch.ones(1, 1, 10)
+    x[..., :zeros] = 0
+    assert tt.export.c(nn.Linear(10, 1), tmp_path, x).events == events
 
 
 @pytest.mark.parametrize(("rate", "value"), [(0.2, 1), (0.9, 2**33 + 7)])
@@ -1007,6 +1073,13 @@ def test_memory_accesses_of_what_moves(tmp_path: Path) -> None:
     # read; the sum and the three places go into the output by a copy
     assert net.report.memory_accesses == (4 * 4 + 4) + (4 + 1) + 3 * 3 + 2 * (1 + 3)
     torch.testing.assert_close(net(x), stepped(Moved(), x))
+
+
+def test_the_stack_is_that_of_the_deepest_stage_wherever_it_stands(tmp_path: Path) -> None:
+    product, neuron = nn.Linear(3, 3), snn.BLIF(3)
+    deep_last = tt.export.c(nn.Sequential(product, neuron), tmp_path, torch.rand(1, 1, 3))
+    deep_first = tt.export.c(nn.Sequential(neuron, product), tmp_path, torch.rand(1, 1, 3))
+    assert deep_first.stack_bytes == deep_last.stack_bytes
 
 
 HOSTILE = (

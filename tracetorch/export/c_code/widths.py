@@ -97,7 +97,6 @@ def found_widths(program: StepProgram, inputs: Mapping[str, Interval]) -> Widths
     held: dict[Array, TrackedInterval] = {}
     for name, array in program.states.items():
         held[array] = tracked(_range(array.held, f"the state {name} starts from"))
-    first = dict(held)
     points: dict[Array, int] = {}
     for stage in program.stages:
         for view in reads_of(stage):
@@ -105,8 +104,7 @@ def found_widths(program: StepProgram, inputs: Mapping[str, Interval]) -> Widths
                 start[view.array], points[view.array] = _table(view.array, stage.path)
     for attempt in range(_MOST_ROUNDS):
         known = _ranges(program, {**start, **held}, most, check=False)
-        ends = {array: hull(first[array], known[1][array]) for array in held}
-        grown = {array: hull(held[array], ends[array]) for array in held}
+        grown = {array: hull(held[array], known[1][array]) for array in held}
         moving = [n for n, a in program.states.items() if not _equal(held[a], grown[a])]
         if not moving:
             break
@@ -239,7 +237,7 @@ def _product_range(
     largest = torch.maximum(rows * low, rows * high).clamp(min=0).sum(1)
     if stage.bias is not None:
         bias = stage.bias.double()
-        least, largest = torch.minimum(least + bias, bias), torch.maximum(largest + bias, bias)
+        least, largest = least + bias, largest + bias
     reached = max(float(-least.min()), float(largest.max()))
     if check and (reached > most or float(np.min(source.step)) < 0):
         raise ValueError(
@@ -443,14 +441,13 @@ class _Lowering:
             return _Number(float(function(float(value) / 2**point)))
         if op == "trunc":
             return _Number(self._op("div", value, 2**point))
-        if op == "ceil":
-            negative = self._op("shift", self._op("neg", value), point)
-            return _Number(self._op("neg", negative))
         below = self._op("shift", value, point)
         if op == "floor":
             return _Number(below)
-        # to the nearest; of two equally near ones to the even one
         rest = self._op("sub", value, self._op("mul", below, 2**point))
+        if op == "ceil":  # not the floor of the negative: the least integer of a width has none
+            return _Number(self._op("add", below, self._op("float", self.k.op("gt", rest, 0.0))))
+        # to the nearest; of two equally near ones to the even one
         half = 2 ** (point - 1)
         odd = self.k.op(
             "ne", self._op("sub", below, self._op("mul", self._op("shift", below, 1), 2)), 0.0
