@@ -212,7 +212,8 @@ class _SegmentReplay:
                 "it again than in the forward pass, so its gradients would be wrong: the model "
                 "depends on something that cannot be restored, a global variable, a class "
                 "attribute, a closure, a file or another random generator. Hold it in an "
-                "attribute of a module, or leave segment= out."
+                "attribute of a module, or leave segment= out. Or a hook was registered or removed "
+                "since: do that behind backward()."
             )
 
     def __enter__(self) -> None:
