@@ -305,7 +305,9 @@ def test_steps_that_are_larger_than_the_weights() -> None:
         assert not d.named("not-in-optimizer")
 
 
-def test_a_batch_without_samples_is_an_error() -> None:
+def test_a_batch_without_samples_and_a_list_are_errors() -> None:
+    with pytest.raises(TypeError, match=r"expected an nn\.Module, got list"):
+        tt.diagnose(list(dense()), (x(), target()), mean)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the batch has no sample"):
         tt.diagnose(dense(), (x()[:, :0], target()[:0]), mean)
 

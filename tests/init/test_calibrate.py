@@ -305,6 +305,31 @@ def test_nan_in_padding_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert "The padding of x is not finite." in caplog.text
 
 
+def test_autocast_does_not_change_what_is_reached() -> None:
+    x, weights = batch(9), []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        net: Any = nn.Sequential(nn.Linear(9, 6), snn.LIF(6), nn.Linear(6, 2), snn.Readout(2))
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            calibrate_(net, x)
+        weights.append([p.detach() for p in net.parameters()])
+    assert all(map(torch.equal, *weights))
+
+
+@pytest.mark.parametrize("empty", [nn.LazyLinear(6), nn.Linear(9, 6, device="meta")])
+def test_weights_without_values_are_named(empty: nn.Module) -> None:
+    net, x = nn.Sequential(empty, snn.LIF(6), nn.BatchNorm1d(6), snn.LIF(6)), batch(9)
+    for use in (
+        lambda: calibrate_(net, x),
+        lambda: tt.init.tdbn_(net, x),
+        lambda: tt.metrics.profile(net, x),
+        lambda: tt.diagnose(net, (x,), lambda y: y.mean()),
+        lambda: tt.online(net),
+    ):
+        with pytest.raises(ValueError, match=r"'0\.weight' has no values yet\. Run the model once"):
+            use()
+
+
 def test_a_repeated_image_is_refused_for_what_it_is() -> None:
     net: Any = nn.Sequential(nn.Linear(9, 6), snn.LIF(6))
     before = [p.clone() for p in net.parameters()]

@@ -280,6 +280,12 @@ def test_same_generator_gives_the_same_weights() -> None:
         ),
         (nn.Sequential(nn.LazyLinear(3), snn.LIF(3)), {}, ValueError, "'0' has no values yet"),
         (
+            nn.Sequential(nn.Linear(2, 3, device="meta"), snn.LIF(3)),
+            {},
+            ValueError,
+            "'0' has no values yet",
+        ),
+        (
             nn.Sequential(nn.Linear(3, 3), snn.Recurrent(snn.LIF(3), nn.Identity())),
             {},
             ValueError,

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from torch import nn
 
 from tracetorch import metrics
 from tracetorch.metrics import EnergyAssumptions, SynapticOperations
@@ -23,6 +24,11 @@ def test_custom_assumptions() -> None:
     found = metrics.energy(SynapticOperations(1.0, 1.0, 4.0), updates=9.0, assumptions=cost)
     assert (found.total_pj, found.dense_pj, found.assumptions) == (3.0, 8.0, cost)
     assert str(found).endswith("MAC 2 pJ, AC 1 pJ, membrane update 0 pJ (ours)")
+
+
+def test_a_model_has_no_energy_of_its_own() -> None:
+    with pytest.raises(TypeError, match=r"synaptic_operations\(model, x\), got Linear"):
+        metrics.energy(nn.Linear(2, 3))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

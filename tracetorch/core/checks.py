@@ -9,8 +9,9 @@ import sys
 from collections.abc import Iterable
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from tracetorch.core.walk import join_path, named_modules
+from tracetorch.core.walk import join_path, named_modules, named_parameters
 
 
 def check_flag(name: str, value: object) -> bool:
@@ -92,6 +93,15 @@ def check_module(module: object) -> None:
     """Raise ``TypeError`` unless ``module`` is an ``nn.Module``."""
     if not isinstance(module, nn.Module):
         raise TypeError(f"expected an nn.Module, got {type(module).__name__}.")
+
+
+def check_has_values(model: nn.Module) -> None:
+    """Raise ``ValueError`` where a parameter is lazy or on the meta device."""
+    for name, parameter in named_parameters(model).items():
+        if is_lazy(parameter) or parameter.is_meta:
+            raise ValueError(
+                f"{name!r} has no values yet. Run the model once before, or load its weights."
+            )
 
 
 def check_unsharded(model: nn.Module, by: str, *, loads: bool = False) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.checks import check_unsharded
+from tracetorch.core.checks import check_has_values, check_module, check_unsharded
 from tracetorch.core.hooks import PreHook, forward_hooks
 from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import pytree
@@ -125,8 +125,10 @@ def gather(
     by: Literal["layer", "step"],
 ) -> Evidence:
     """Run model and loss from rest, in the model's own mode, and their backward pass."""
-    neurons = neuron_layers(model)
+    check_module(model)
     check_unsharded(model, "tt.diagnose")
+    check_has_values(model)
+    neurons = neuron_layers(model)
     parameters = named_parameters(model)
     old_states = get_states(model, detach=False)
     # A caller's inference mode would make tensors that autograd cannot use.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.checks import check_module, check_unsharded
+from tracetorch.core.checks import check_has_values, check_module, check_unsharded
 from tracetorch.core.snapshot import restored_on_error
 from tracetorch.init.driven import follow_calls
 from tracetorch.init.large_weights import report_large_weights
@@ -102,6 +102,7 @@ def scale_for_batch(
     """
     check_module(model)
     check_unsharded(model, "tt.init")
+    check_has_values(model)
     target, mean = check_moments(target, mean)
     inputs = parse_inputs(x, steps, 0, True)
     if not inputs.batch:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.snapshot import restored
+from tracetorch.core.torch_private import pytree
 from tracetorch.core.walk import join_path
 from tracetorch.init.driven import Calls
 from tracetorch.init.response import ImpulseResponse
@@ -130,7 +131,9 @@ def measure(trial: Trial, found: Sequence[Stage]) -> dict[str, Moments]:
         names[join_path(stage.path, "input")] = None
         if stage.loop is not None:
             names |= dict.fromkeys(join_path(stage.loop, end) for end in ("input", "output"))
-    with restored(trial.model), torch.no_grad():
+    # in half precision a bias would not move membranes as far as it should
+    device = next(iter(pytree.tree_leaves(trial.x))).device.type
+    with restored(trial.model), torch.no_grad(), torch.autocast(device, enabled=False):
         _, seen = unroll(
             trial.model,
             trial.x,

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from tracetorch.core.checks import check_finite
@@ -278,7 +279,7 @@ def _check(stage: Stage) -> None:
             else f"the recurrent connection of {path!r}",
             module,
         )
-        if any(isinstance(p, nn.UninitializedParameter) for p in module.parameters()):
+        if any(is_lazy(p) or p.is_meta for p in module.parameters()):
             raise ValueError(f"{source_path!r} has no values yet. Run the model once before.")
         outputs = outputs_of(module)
         if outputs != neuron.num_neurons:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.checks import check_module, check_number, check_unsharded
+from tracetorch.core.checks import check_has_values, check_module, check_number, check_unsharded
 from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.core.walk import named_modules
 from tracetorch.init.driven import driven_modules
@@ -69,6 +69,7 @@ def tdbn_(
     """
     check_module(model)
     check_unsharded(model, "tt.init")
+    check_has_values(model)
     alpha = check_number("alpha", alpha)
     if not 0 < alpha < float("inf"):
         raise ValueError(f"alpha must be above 0, a factor of the threshold, got {alpha}.")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.checks import check_module, check_unsharded
+from tracetorch.core.checks import check_has_values, check_module, check_unsharded
 from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import pytree
@@ -164,6 +164,7 @@ def observe(
     """
     check_module(model)
     check_unsharded(model, "tt.metrics")
+    check_has_values(model)
     inputs = parse_inputs(x, steps, 0, True)
     if not inputs.batch:
         raise ValueError("x has no sample: its batch is 0, and what is measured is per sample.")

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from tracetorch.core.checks import is_finite, suggestion
+from tracetorch.core.checks import check_has_values, is_finite, suggestion
 from tracetorch.core.snapshot import restored
 from tracetorch.core.thread_owner import owned
 from tracetorch.core.torch_private import (
@@ -152,9 +151,7 @@ class OnlineLearner(ExtraStates):
                     f"{' and '.join(map(repr, module.active_states))}, which no trace follows. "
                     "Feed outputs back by snn.Recurrent, or train by backpropagation through time."
                 )
-        for name, parameter in named_parameters(model).items():
-            if is_lazy(parameter):
-                raise ValueError(f"{name!r} has no values yet. Run the model once before.")
+        check_has_values(model)
         self.model = model
         self.rule = rule
         self._held = Held(model, layers, RULES[rule])
