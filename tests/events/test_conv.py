@@ -179,7 +179,7 @@ def test_what_stays_dense(layer: nn.Conv2d, x: Tensor) -> None:
 
 
 def test_window_is_that_of_the_attributes_at_the_call() -> None:
-    """What was found for shapes is kept; the attributes of the layer are read each time."""
+    """A window is kept for its shapes; the attributes of the layer are read at every call."""
     layer, x = nn.Conv2d(4, 4, 3), torch.ones(2, 4, 5, 6)
     assert window(layer, x) == Window((1, 1), (0, 0), (1, 1), (3, 4))
     layer.padding, layer.stride = (1, 0), (2, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -10,6 +11,9 @@ import torch
 import tracetorch as tt
 from tests import cases
 from tracetorch import snn
+from tracetorch.fuse.ir.kernel import PRIVATE
+from tracetorch.fuse.ir.plan import Plan
+from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel
 from tracetorch.fuse.runtime import cpu
 from tracetorch.fuse.runtime.layout import layout_of
 from tracetorch.fuse.runtime.memory import cache_size, large_empty
@@ -135,3 +139,22 @@ def test_one_value_for_all_is_read_as_so_many(
     assert expected.keys() == found.keys()
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
+
+
+@pytest.mark.parametrize("name", ["LIF", "BSRLIF"])
+def test_scratch_holds_the_states_of_a_segment(name: str) -> None:
+    """As many values as the evaluator gives each lane, whose buffers have the same shapes."""
+    program = cases.trace_layer(cases.layer(name, 3), 2, torch.float32)
+    plan = Plan(program, "cpu", -1, (), True, program.inputs, program.params)
+    for kernel in (forward_kernel(plan, in_chunks=True), backward_kernel(plan)):
+        sizes = [5 + place for place in range(len(kernel.sizes))]
+        by_name = {size.name: value for size, value in zip(kernel.sizes, sizes, strict=True)}
+        wanted = 0
+        for buffer in kernel.buffers:
+            if buffer.role in PRIVATE:
+                extents = [e if isinstance(e, int) else by_name[str(e)] for e in buffer.shape[:-1]]
+                wanted += math.prod(extents)
+        assert cpu.scratch_values(cpu.own_buffers(kernel), sizes, 64) == 64 * wanted
+    # of the backward pass: the past states at every step between two checkpoints
+    assert wanted % by_name["every"] == 0
+    assert wanted >= by_name["every"] * len(plan.recomputed) > 0
