@@ -809,23 +809,24 @@ def test_products_are_as_wide_as_their_input(value: int, rate: float, tmp_path: 
 
 
 class Sums(nn.Module):
-    """Sums of eight values, and of windows of two."""
+    """Sums of eight values, and of windows of two in both spellings."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.pool = integers.SumPool1d(2)
+        self.ones, self.pool = integers.SumPool2d((1, 2)), nn.AvgPool2d((1, 2), divisor_override=1)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {"all": x.sum(-1), "two": self.pool(x)}
+        return {"all": x.sum(-1), "ones": self.ones(x), "pool": self.pool(x)}
 
 
 def test_sums_are_wider_than_what_they_sum(tmp_path: Path) -> None:
-    x = torch.tensor([127.0, -128]).repeat_interleave(8).view(2, 1, 1, 8)
+    x = torch.tensor([127.0, -128]).repeat_interleave(8).view(2, 1, 1, 1, 8)
     report = tt.export.c(Sums(), tmp_path, x, dtype="int")
-    assert report.types == {"x": "int8_t", "y_all": "int16_t", "y_two": "int16_t"}
+    sums = dict.fromkeys(("y_all", "y_ones", "y_pool"), "int16_t")
+    assert report.types == {"x": "int8_t", **sums}
     checked(["make", "CFLAGS=-O0"], tmp_path)
     printed = checked(["./main"], tmp_path).splitlines()
-    assert [line.split() for line in printed] == [["1016", *["254"] * 4], ["-1024", *["-256"] * 4]]
+    assert [line.split() for line in printed] == [["1016", *["254"] * 8], ["-1024", *["-256"] * 8]]
 
 
 def test_weights_of_four_bits_are_those_from_minus_8_to_7(tmp_path: Path) -> None:
