@@ -57,15 +57,15 @@ def written(value: object) -> str:
     return repr(value)
 
 
-def is_default(cls: type, name: str, value: object) -> bool:
+def is_default(kind: type, name: str, value: object) -> bool:
     """Whether a value is what an argument of the constructor is where nobody gives it.
 
     Args:
-        cls: the class.
+        kind: the class.
         name: of the argument.
         value: to compare.
     """
-    parameter = inspect.signature(cls.__init__).parameters.get(name)  # type: ignore[misc]
+    parameter = inspect.signature(kind.__init__).parameters.get(name)  # type: ignore[misc]
     return parameter is not None and _equal(value, parameter.default)
 
 
