@@ -306,7 +306,23 @@ class Functions(snn.Neuron):
         return fired, mem, slow.mul(0.75).add(fired, alpha=0.3)
 
 
-@pytest.mark.parametrize("kind", [Own, Swapped, Recomputed, Substeps, Functions])
+class Doubled(snn.LIF):
+    """A subclass of a layer with a step of its own."""
+
+    @staticmethod
+    def step(x, *states, **parameters):
+        return snn.LIF.step(2 * x, *states, **parameters)
+
+
+def with_own_step(num_neurons: int) -> snn.Neuron:
+    layer = snn.LIF(num_neurons)
+    layer.step = Doubled.step  # type: ignore[method-assign]
+    return layer
+
+
+@pytest.mark.parametrize(
+    "kind", [Own, Swapped, Recomputed, Substeps, Functions, Doubled, with_own_step]
+)
 def test_a_neuron_of_ones_own_has_nodes(kind: Any) -> None:
     net = double(kind(3))
     graph = tt.nir.to_nir(nn.Sequential(net), (3,))

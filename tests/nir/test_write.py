@@ -324,11 +324,28 @@ class Doubling(snn.LIF):
         return 2 * super().forward(x)
 
 
+class Halved(snn.LIF):
+    """A subclass that gives its step other parameters."""
+
+    def step_kwargs(self, ndim: int, dtype: torch.dtype) -> dict[str, Any]:
+        kwargs = super().step_kwargs(ndim, dtype)
+        return {**kwargs, "beta": kwargs["beta"] / 2}
+
+
+class Charged(snn.LIF):
+    """A subclass that starts from another state."""
+
+    def initial_state(self, name: str, shape: torch.Size, *kind: Any) -> Tensor:
+        return super().initial_state(name, shape, *kind) + 0.5
+
+
 REFUSED: tuple[tuple[nn.Module, tuple[int, ...], str], ...] = (
     (nn.Sequential(nn.Linear(3, 3), nn.ReLU()), (3,), "layer '1', ReLU.*no counterpart.*snn.LIF"),
     (nn.MaxPool2d(2), (1, 4, 4), "layer '0', MaxPool2d.*no counterpart in NIR. Use nn.AvgPool2d"),
     (Fatigue(3), (3,), r"layer '0', Fatigue.* computes tanh\(\) of x and 'mem'"),
     (Doubling(3), (3,), "layer '0', Doubling.* has no counterpart in NIR"),
+    (Halved(3), (3,), "layer '0', Halved.* has methods of its own that see each step, which no"),
+    (Charged(3), (3,), "layer '0', Charged.* has an initial_state of its own, which no nodes"),
     (snn.Recurrent(Fatigue(3), nn.Linear(3, 3)), (3,), r"neuron of layer '0', Rec.*tanh\(\)"),
     (snn.Recurrent(snn.LIF(3), nn.ReLU()), (3,), "connection of layer '0', Rec.*no counterpart"),
     (snn.Recurrent(snn.LIF(3), snn.LIF(3)), (3,), "to itself by LIF; in NIR it must be nn.Linear"),

@@ -319,6 +319,17 @@ def net(*layers: torch.nn.Module) -> torch.nn.Sequential:
     return torch.nn.Sequential(torch.nn.Linear(3, 4), *layers)
 
 
+def own_forward() -> torch.nn.Sequential:
+    model = net()
+    model[0].forward = torch.relu
+    return model
+
+
+class Halving(snn.LIF):
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return 0.5 * super().forward(x)
+
+
 def hooked() -> torch.nn.Sequential:
     model = net(snn.LIF(4))
     model[0].register_forward_hook(lambda module, given, output: 2 * output)
@@ -361,6 +372,14 @@ X, LABELS = torch.zeros(5, 6, 3), torch.arange(6) % 2
             r"LIF\(4\) has values in raw_beta that are not finite",
         ),
         (hooked, {}, ValueError, "layer '0', Linear, has hooks"),
+        (own_forward, {}, ValueError, "layer '0', Linear, has a forward of its own"),
+        (lambda: net(Halving(4)), {}, ValueError, "Halving, cannot be compiled: it has a forward"),
+        (
+            lambda: Halving(4),
+            {},
+            ValueError,
+            r"Halving\(4\) has a forward of its own, which a page",
+        ),
         (lambda: Twice(snn.LIF(2)), {}, ValueError, "Twice, has a forward of its own"),
         (lambda: net(snn.LIF(4, dim=-3)), {}, ValueError, "its neurons are in dimension -3"),
         (

@@ -389,6 +389,18 @@ def wide() -> nn.Module:
     return nn.Sequential(nn.Linear(400, 8), snn.LIF(8), nn.Linear(8, 2), snn.Readout(2))
 
 
+def charged() -> nn.Module:
+    """Neurons that start from another state than zero."""
+    model = plain()
+    model[1].state("mem", init=0.5)  # type: ignore[operator]
+    return model
+
+
+class Charged(snn.LIF):
+    def initial_state(self, name: str, shape: torch.Size, *kind: Any) -> Tensor:
+        return super().initial_state(name, shape, *kind) + 0.5
+
+
 WIDE: Any = {"weight_bits": 16, "state_bits": 24}
 WRONG: list[tuple[Any, str]] = [
     (lambda x: quantize.prepare(plain().bfloat16(), x), "0.weight is torch.bfloat16"),
@@ -396,6 +408,10 @@ WRONG: list[tuple[Any, str]] = [
     (lambda x: quantize.prepare(plain(), x * torch.nan), "sample has values that are not finite"),
     (lambda x: quantize.prepare(of_nan("0.weight"), x), "0 has weights that are not finite"),
     (lambda x: quantize.prepare(of_nan("1.raw_beta"), x), "1 has raw_beta of NaN"),
+    (lambda x: quantize.prepare(charged(), x),
+     r"1 \(LIF\) starts from states other than zero, and an"),
+    (lambda x: quantize.prepare(nn.Sequential(nn.Linear(4, 6), Charged(6)), x),
+     r"1 \(Charged\) has methods of its own, and no integer form"),
     (lambda x: quantize.prepare(nn.Linear(4, 3), x, chip=chips.loihi.LOIHI),
      "^the model: quantised models have neurons that spike"),
     (lambda x: quantize.prepare(wide(), torch.rand(10, 4, 400), **WIDE),

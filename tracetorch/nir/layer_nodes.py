@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
-import torch
 
 from tracetorch.nir.graph import Node, NodeGraph, Shape, boundary, elementwise
 from tracetorch.nir.layer_values import describe, neuron_dim, read_values
@@ -13,6 +12,7 @@ from tracetorch.nir.neuron_nodes import neuron_graph
 from tracetorch.nir.options import Array, Clock, WriteOptions
 from tracetorch.nir.step_algebra import check_spikes
 from tracetorch.snn import LeakyIntegrator, Neuron
+from tracetorch.snn.neuron import starts_from_zero
 
 _USE_EXACT = "Use mode='exact'."
 
@@ -46,7 +46,7 @@ def neuron_node(layer: Neuron, shape: Shape, options: WriteOptions) -> Node | No
 
 
 def _check_start(layer: Neuron) -> None:
-    if any(bool(getattr(layer, f"initial_{name}", torch.zeros(())).any()) for name in layer.states):
+    if not starts_from_zero(layer):
         raise ValueError("starts from states other than zero, which NIR has no place for.")
 
 

@@ -126,11 +126,12 @@ def describe(node: Node | NodeGraph, layer: Neuron, shape: Shape, clock: Clock) 
     if not isinstance(layer, LeakyIntegrator):
         decays = {name: c.name for name, c in layer.constraints.items() if is_decay(c)}
         description |= {f"constraint_{name}": text for name, text in decays.items()}
-        again = _neuron(description, node, shape)
-        ndim = len(shape) + 1
-        given, made = (each.step_kwargs(ndim, torch.float64) for each in (layer, again))
-        if not all(torch.equal(given[name].cpu(), made[name]) for name in layer.constraints):
-            return
+    again = _made(description, node, shape)
+    ndim = len(shape) + 1
+    given, made = (each.step_kwargs(ndim, torch.float64) for each in (layer, again))
+    same = all(torch.equal(given[name].cpu(), made[name]) for name in layer.constraints)
+    if not same or layer.step is not again.step:
+        return
     node.metadata[KEY] = {**description, "digest": digest(node, description, clock)}
 
 
@@ -145,14 +146,19 @@ def restored(node: Node | NodeGraph, clock: Clock) -> Node | None:
         inside = node.nodes.values() if isinstance(node, NodeGraph) else [node]
         arrays = next(part.arrays for part in inside if isinstance(part, Node) and part.arrays)
         shape = next(iter(arrays.values())).shape
-        make = _neuron if description["layer"] in neurons.__all__ else _layer
-        return Node(LAYER, arrays, {"shape": shape, "layer": make(description, node, shape)})
+        return Node(LAYER, arrays, {"shape": shape, "layer": _made(description, node, shape)})
     # Not a description that we write.
     except (
         *(ArithmeticError, AttributeError, LookupError, RuntimeError),
         *(StopIteration, TypeError, ValueError),
     ):
         return None
+
+
+def _made(description: dict[str, Any], node: Node | NodeGraph, shape: Shape) -> Neuron:
+    """Return the layer that a description is of."""
+    make = _neuron if description["layer"] in neurons.__all__ else _layer
+    return make(description, node, shape)
 
 
 def _neuron(description: dict[str, Any], node: Node | NodeGraph, shape: Shape) -> Neuron:

@@ -30,6 +30,7 @@ from tracetorch.snn import (
     Recurrent,
 )
 from tracetorch.snn.connectivity import plain_class
+from tracetorch.snn.neuron import beside_step
 
 # Modules that pass their input on where nothing is trained.
 PASSING = (
@@ -60,26 +61,22 @@ def node_of(module: nn.Module, shape: Shape, title: str, options: WriteOptions) 
     if type(module) is nn.Sequential:  # a neuron layer between a Flatten and an Unflatten
         return _reshaped(node_of(module[1], (math.prod(shape),), title, options), shape)
     try:
-        if isinstance(module, LeakyIntegrator) and _computes_as_declared(type(module)):
+        own = beside_step(module) if isinstance(module, Neuron) else None
+        plain = own is None and getattr(module, "step", None) is LeakyIntegrator.step
+        if isinstance(module, LeakyIntegrator) and plain:
             return layer_node(module, shape, options)
         # the values of a connected layer are in the file, not what keeps them so
         if (kind := plain_class(module)) in _RULES:
             return _RULES[kind](module, shape, options)
         if isinstance(module, Neuron) and type(module).forward is Neuron.forward:
-            if module.cell.runs_by_step:
-                problem = "has methods of its own that see each step, which no nodes compute"
+            if own is not None:
+                problem = f"{own}, which no nodes compute"
                 raise ValueError(f"{problem}. What a neuron computes stands in its step.")
             return neuron_node(module, shape, options)
         hint = _HINTS.get(type(module), "Replace it, or leave it out of what is exported.")
         raise ValueError(f"has no counterpart in NIR. {hint}")
     except ValueError as error:
         raise ValueError(f"{title} {error}") from error
-
-
-def _computes_as_declared(kind: type) -> bool:
-    """Return whether a subclass has left alone what its base class computes."""
-    methods = ("forward", "forward_step", "step")
-    return all(getattr(kind, name) is getattr(LeakyIntegrator, name) for name in methods)
 
 
 def _recurrent(m: Recurrent, shape: Shape, title: str, options: WriteOptions) -> NodeGraph:

@@ -26,7 +26,7 @@ from tracetorch.plot.playground_data import (
     page_plan,
     start_of,
 )
-from tracetorch.snn.neuron import Neuron, has_step
+from tracetorch.snn.neuron import Neuron, beside_step, has_step
 
 Samples: TypeAlias = "tuple[Tensor, Tensor]"
 _NDIM = 2  # of the tensor of one step, [B, features]
@@ -115,11 +115,12 @@ def _parts(caller: str, model: nn.Module, path: str = "") -> Iterator[tuple[str,
     where = f"{caller}: {f'layer {path!r}, ' if path else ''}{repr(model).partition('(')[0]},"
     if any(vars(model).get(name) for name in ("_forward_hooks", "_forward_pre_hooks")):
         raise ValueError(f"{where} has hooks, which a page would not run. Remove them.")
-    if not isinstance(model, nn.Sequential):
+    chain = isinstance(model, nn.Sequential)
+    if "forward" in vars(model) or (chain and type(model).forward is not nn.Sequential.forward):
+        raise ValueError(f"{where} has a forward of its own, which a page would not run.")
+    if not chain:
         yield path, model
         return
-    if type(model).forward is not nn.Sequential.forward or "forward" in vars(model):
-        raise ValueError(f"{where} has a forward of its own, which a page would not run.")
     for name, part in model._modules.items():
         if part is not None:
             yield from _parts(caller, part, f"{path}.{name}" if path else name)
@@ -150,8 +151,8 @@ def _neuron(where: str, path: str, layer: Neuron, sources: Sources, trains: bool
     raw = {name: getattr(layer, f"raw_{name}") for name in constraints}
     raw |= {name: kwargs[name] for name in options}
     try:
-        if cell.runs_by_step:
-            raise Unfusable("it has methods of its own that see each step")
+        if (own := beside_step(layer)) is not None:
+            raise Unfusable(f"it {own}")
         if cell.dim_from_end(_NDIM) != -1:
             raise Unfusable(f"its neurons are in dimension {cell.dim}, and a page has [B, N]")
         doubled = {name: value.detach().double().cpu() for name, value in raw.items()}

@@ -12,7 +12,7 @@ from tracetorch.core.files import atomic_replace
 from tracetorch.plot.html_page import PARTS, check_title, html_page, json_element
 from tracetorch.plot.network_data import describe_data, describe_network
 from tracetorch.plot.playground_data import Sources, describe_neuron, described_tries
-from tracetorch.snn.neuron import Neuron, has_step
+from tracetorch.snn.neuron import Neuron, beside_step, has_step
 from tracetorch.snn.sequence_layer import SequenceLayer
 
 TEMPLATES = Path(__file__).parent
@@ -147,6 +147,8 @@ def _checked(name: object, layer: object) -> Neuron:
         raise ValueError(
             f"save_playground: {title} has no step, the equations that the page runs.{hint}"
         )
+    if (own := beside_step(layer)) is not None:
+        raise ValueError(f"save_playground: {title} {own}, which a page would not run.")
     if any(t.is_meta for t in (*layer.parameters(), *layer.buffers())):
         raise ValueError(
             f"save_playground: {title} is on the device meta, where parameters have no "

@@ -18,7 +18,7 @@ from tracetorch.snn.delay import Delay, DelayedConv1d, DelayedLinear, SynapticDe
 from tracetorch.snn.delay.base import DelayingLayer
 from tracetorch.snn.dropout import LockedDropout
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
-from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.neuron import beside_step, starts_from_zero
 from tracetorch.snn.norm_folding import norm_affine, scale_product
 from tracetorch.snn.recurrent import Recurrent
 
@@ -259,9 +259,13 @@ def _neuron(
     if not isinstance(module, LeakyIntegrator):
         raise ValueError(f"{label(path, module)} has no integer form. What has one: {_ALLOWED}.")
     check_plain(path, module)
-    own = type(module).forward is not Neuron.forward or module.step is not LeakyIntegrator.step
-    if own or module.cell.runs_by_step:
+    if module.step is not LeakyIntegrator.step or beside_step(module) is not None:
         raise ValueError(f"{label(path, module)} has methods of its own, and no integer form.")
+    if not starts_from_zero(module):
+        raise ValueError(
+            f"{label(path, module)} starts from states other than zero, and an integer neuron from "
+            "zero. Leave out init=."
+        )
     kwargs = module.step_kwargs(1, torch.float32)
     spikes = [kwargs[name] for name in ("pos_spike", "neg_spike") if kwargs[name] is not None]
     if len(spikes) == 2 and spikes[0] != spikes[1]:

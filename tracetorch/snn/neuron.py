@@ -424,6 +424,27 @@ def has_step(layer: object) -> TypeGuard[Neuron]:
     return isinstance(layer, Neuron) and getattr(layer, "step", None) is not None
 
 
+def beside_step(layer: Neuron) -> str | None:
+    """Return which code of a neuron its step and parameters do not tell of; ``None`` where none.
+
+    What is made of step and parameters alone, NIR, integers or a page, computes something else.
+    """
+    if type(layer).forward is not Neuron.forward or "forward" in vars(layer):
+        return "has a forward of its own"
+    cell = layer.cell
+    if cell.runs_by_step:
+        return "has methods of its own that see each step"
+    if any(f"initial_{name}" not in cell.buffers for name in cell.starts):
+        return "has an initial_state of its own"
+    return None
+
+
+def starts_from_zero(layer: Neuron) -> bool:
+    """Whether all states are declared to be zero before the first step."""
+    declared = [getattr(layer, f"initial_{name}", None) for name in layer.states]
+    return not any(bool(value.any()) for value in declared if value is not None)
+
+
 @constant_in_compile
 def _runs_by_step(layer: Neuron) -> bool:
     """Whether methods of the layer's own must see every step, once for each compilation."""
