@@ -351,11 +351,22 @@ def test_large_weights_are_logged_with_the_reason(
 ) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(9, 6), snn.Readout(6, beta=beta))
-    tt.diagnose(net, (x,), lambda y: y.square().mean())  # which tries it, and undoes it
-    assert caplog.text == ""
     calibrate_(net, x)
     if reason is None:
         assert caplog.text == ""
     else:
         assert "made the weight of '0', before '1', " in caplog.text
         assert reason in caplog.text
+
+
+def test_a_diagnosis_that_tries_calibrate_logs_no_weights(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    net: Any = nn.Sequential(nn.Linear(9, 6), snn.LIF(6))
+    net[0].weight.data.mul_(1e-3)
+    nn.init.constant_(net[0].bias, 1e-3)
+    x = 1 + 1e-3 * batch(9, rate=0.05)
+    found = tt.diagnose(net, (x,), lambda y: y.square().mean())
+    assert "tt.init.calibrate_(model, x) does it" in found.named("dead-neurons")[0].advice
+    assert caplog.text == ""
+    calibrate_(net, x)
+    assert "made the weight of '0'" in caplog.text

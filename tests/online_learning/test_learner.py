@@ -197,7 +197,8 @@ def test_a_failed_step_changes_nothing() -> None:
 
 @pytest.mark.parametrize("rule", ["exact", "eprop", "ottt", "local"])
 def test_an_empty_batch_has_gradients_of_zero(rule: Any) -> None:
-    learner = tt.online(nn.Sequential(nn.Linear(3, 4), snn.LIF(4), nn.Linear(4, 2)), rule)
+    readout = snn.Readout(2, beta_rank=0)
+    learner = tt.online(nn.Sequential(nn.Linear(3, 4), snn.LIF(4), nn.Linear(4, 2), readout), rule)
     for _ in range(2):
         learner(torch.rand(0, 3)).sum().backward()
     assert all(p.grad is None or not p.grad.any() for p in learner.parameters())

@@ -1,7 +1,7 @@
 """Report weights that a batch has made far larger than its neurons need: ``report_large_weights``.
 
 Inputs that hardly vary on a batch, or a batch too short for a neuron, need large weights to reach
-the deviation that was asked for, and on other data the membranes are then as many times too far.
+the target, and on other data the membranes are then as many times too far.
 """
 
 from __future__ import annotations

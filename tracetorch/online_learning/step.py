@@ -312,4 +312,6 @@ def _attachment(
 
 
 def _is_uniform(derivative: Tensor | None) -> bool:
-    return derivative is None or bool((derivative == derivative.flatten()[:1]).all())
+    if derivative is None or not derivative.numel():
+        return True
+    return bool((derivative == derivative.flatten()[0]).all())

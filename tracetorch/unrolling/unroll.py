@@ -322,15 +322,15 @@ def _explain_dtype(error: BaseException, model: nn.Module, inputs: Inputs) -> No
     Raises:
         TypeError: so it is, and PyTorch did not like what the model made of it.
     """
-    said = str(error).rstrip(".")
-    if not isinstance(error, RuntimeError) or not any(each in said for each in _MIXED_DTYPES):
+    message = str(error).rstrip(".")
+    if not isinstance(error, RuntimeError) or not any(each in message for each in _MIXED_DTYPES):
         return
     wanted = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     for name, x in tensors_by_name(inputs.tensors).items():
         if wanted is not None and x.dtype != wanted:
             raise TypeError(
                 f"{name} is {x.dtype}, the model's parameters are {wanted}, and the model failed: "
-                f"{said}. Convert it: {name}.to({wanted}), bytes of an image by {name} / 255."
+                f"{message}. Convert it: {name}.to({wanted}), bytes of an image by {name} / 255."
             ) from error
 
 
