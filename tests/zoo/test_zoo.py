@@ -269,8 +269,13 @@ def test_names_are_checked() -> None:
         tt.zoo.load("rows-lief")
     with pytest.raises(TypeError, match=r"Write \['rows-lif'\]"):
         tt.zoo.verify("rows-lif")
-    with pytest.raises(ValueError, match="size"):
-        tt.zoo.sample_batch(WORDS, 0)
+    for size in (0, 1001):
+        with pytest.raises(ValueError, match=f"size must be .*{size}"):
+            tt.zoo.sample_batch(WORDS, size)
+    with pytest.raises(TypeError, match=r"a text, as 'rows-lif', got \['rows-lif'\]"):
+        tt.zoo.load(["rows-lif"])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="seed must be an integer, got True"):
+        tt.zoo.train(WORDS, seed=True)
     for function in (tt.zoo.card, tt.zoo.train):
         with pytest.raises(ValueError, match="no network"):
             function("x")

@@ -43,13 +43,13 @@ def sample_batch(name: str, size: int = BATCH) -> Batch:
 
     Args:
         name: one of :func:`names`.
-        size: number of samples; at least 1.
+        size: number of samples; at least 1, and no more than there are.
 
     Shape:
         ``x`` ``[T, size, ...]``, for :func:`tt.unroll`; ``y`` ``[size]``; ``mask`` ``[T, size]``.
 
     Raises:
-        ValueError: there is no such network, or ``size`` is less than 1.
+        ValueError: there is no such network, or not that number of samples.
         ModuleNotFoundError: the package that brings the data is missing.
 
     Example:
@@ -58,8 +58,12 @@ def sample_batch(name: str, size: int = BATCH) -> Batch:
         (torch.Size([50, 8, 40]), torch.Size([8]))
     """
     task = network(name).task
-    size = check_count("size", size)
-    return Batch(*(each.clone() for each in task.batch(task.load()[1], slice(size))))
+    size, test = check_count("size", size), task.load()[1]
+    if size > len(test.y):
+        raise ValueError(
+            f"{name!r} has {len(test.y)} test samples, size must be 1 to that: {size}."
+        )
+    return Batch(*(each.clone() for each in task.batch(test, slice(size))))
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from tracetorch.core.checks import check_integer
 from tracetorch.init import calibrate_
 from tracetorch.loss import membrane_cross_entropy
 from tracetorch.snn.delay import DelayedLinear
@@ -30,6 +31,7 @@ def train(name: str, seed: int | None = None) -> nn.Module:
         The network, in evaluation mode, at rest.
 
     Raises:
+        TypeError: ``seed`` is not an integer.
         ValueError: there is no such network.
         ModuleNotFoundError: the package that brings the data is missing.
 
@@ -39,7 +41,8 @@ def train(name: str, seed: int | None = None) -> nn.Module:
         ValueError: there is no network 'nothing' in the zoo. It has ...
     """
     found = network(name)
-    return train_on(found, found.task.load(), found.recipe.seed if seed is None else seed)
+    seed = found.recipe.seed if seed is None else check_integer("seed", seed)
+    return train_on(found, found.task.load(), seed)
 
 
 @usual_defaults()
