@@ -37,6 +37,12 @@ class Numbers:
     output: float
 
 
+def num_parameters(model: nn.Module) -> int:
+    """Count the parameters of a network; of one of integers, which has none, its integers."""
+    numbers: list[Tensor] = [*model.parameters()]
+    return sum(each.numel() for each in numbers or model.buffers())
+
+
 @usual_defaults()
 def sample_batch(name: str, size: int = BATCH) -> Batch:
     """Return the first test samples of a network's task, as a batch ``(x, y, mask)``.
@@ -89,5 +95,5 @@ def measure(model: nn.Module, task: Task, test: Batch) -> Numbers:
 
 
 def _count(spikes: Tensor, mask: Tensor) -> int:
-    """Count the spikes ``[T, B, ...]`` of real steps."""
-    return int(spikes[mask].count_nonzero())
+    """Count the spikes ``[T, B, ...]`` of real steps, all of a neuron that fires several a step."""
+    return int(spikes[mask].abs().sum())
