@@ -163,6 +163,7 @@ def test_the_integers_fit_xylo_and_are_on_it_what_they_are_here() -> None:
     assert x.equal(x.round())
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_the_integers_are_the_same_in_c(tmp_path: Path) -> None:
     model, (x, _, _) = tt.zoo.load("words-xylo"), tt.zoo.sample_batch("words-xylo", 2)
