@@ -41,6 +41,8 @@ class IntegerRecipe(Recipe):
     they are trained on; ``tt.quantize.convert`` keeps the integers.
 
     Args:
+        epochs, lr, calibrate: of the training in floats, as in :class:`Recipe`.
+        batch_size, label_smoothing, weight_decay, seed: of both, as there.
         integer_epochs: passes through the integers.
         integer_lr: highest learning rate in these.
 
