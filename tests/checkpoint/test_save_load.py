@@ -258,6 +258,23 @@ def test_strict_false_loads_common_tensors_and_returns_the_other_names(tmp_path:
         tt.load(path, other, strict=False)
 
 
+@pytest.mark.parametrize(
+    ("width", "advice"), [(3, ", or load what fits with strict=False"), (4, "")]
+)
+def test_strict_false_is_proposed_where_it_would_load(
+    width: int, advice: str, tmp_path: Path
+) -> None:
+    """With a head of another size too it would not, though layers alone are no reason."""
+    path = tmp_path / "net.safetensors"
+    tt.save(nn.Sequential(nn.Linear(3, 3), layer("LIF", 3), nn.Linear(3, 3)), path)
+    model = nn.Sequential(nn.Linear(3, 3), layer("LIF", 3), nn.Linear(3, width))
+    model.append(layer("Readout", width))
+    with pytest.raises(ValueError, match=rf"layer '3'.*as it was saved{advice}\.$"):
+        tt.load(path, model)
+    if advice:
+        assert tt.load(path, model, strict=False).missing == ("3.raw_beta",)
+
+
 def test_errors_list_names_and_dtypes_that_differ(tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     save_file({"0.weight": torch.zeros(3, 3), "0.bais": torch.zeros(3)}, path)

@@ -218,6 +218,31 @@ def test_a_network_is_copied_pickled_and_saved(name: str, tmp_path: Path) -> Non
         assert torch.equal(tt.unroll(each, x, from_rest=True), expected)
 
 
+@pytest.mark.parametrize("name", ["sew", "ms"])
+def test_a_residual_network_without_pools_of_maxima_is_written_to_nir(name: str) -> None:
+    net, x = network(name)
+    net.eval()
+    again = tt.nir.from_nir(tt.nir.to_nir(net, tuple(x.shape[2:])), dt=1e-4).double().eval()
+    expected = tt.unroll(net, x, from_rest=True)
+    assert expected.any()
+    torch.testing.assert_close(tt.unroll(again, x, from_rest=True), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("vgg", "'features.3', MaxPool2d.*no counterpart in NIR"),
+        ("spikformer", "'patches.9', MaxPool2d.*no counterpart in NIR"),
+        ("qkformer", "unflatten.*no counterpart in NIR"),
+        ("spike-driven", "'patches.9', MaxPool2d.*no counterpart in NIR"),
+    ],
+)
+def test_what_has_no_counterpart_in_nir_is_refused_by_name(name: str, message: str) -> None:
+    net, x = network(name)
+    with pytest.raises(ValueError, match=message):
+        tt.nir.to_nir(net.eval(), tuple(x.shape[2:]))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

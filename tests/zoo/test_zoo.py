@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
+from tests.export.c_programs import CNetwork, needs_compiler
+from tracetorch.chips import xylo
 from tracetorch.core import optional
 from tracetorch.data import Batch
 from tracetorch.snn.delay import taps
@@ -116,7 +118,10 @@ def test_a_card_agrees_with_itself_and_with_the_code(name: str) -> None:
     assert tuple(card.interval) == interval(card.accuracies, card.samples)
     assert all(card.interval[0] <= share <= card.interval[1] for share in card.accuracies)
     model = tt.zoo.load(name)
-    assert card.parameters == sum(p.numel() for p in model.parameters())
+    # of integers, which do not learn, none is a parameter
+    numbers = [*model.parameters()] if network.floats is None else [*model.buffers()]
+    assert card.parameters == sum(each.numel() for each in numbers)
+    assert (network.floats is None) == bool(list(model.parameters()))
     assert not model.training
     assert tt.get_states(model) == {}
 
@@ -138,6 +143,35 @@ def test_roads_agree_on_real_data() -> None:
     folded = tt.unroll(model, x.double(), from_rest=True)
     stepped = tt.unroll(model, x.double(), by="step", from_rest=True)
     torch.testing.assert_close(folded, stepped)
+
+
+def test_the_integers_fit_xylo_and_are_on_it_what_they_are_here() -> None:
+    model, (x, y, _) = tt.zoo.load("words-xylo"), tt.zoo.sample_batch("words-xylo", 100)
+    found = xylo.configuration(model)
+    fired = tt.unroll(model, x, from_rest=True)
+    assert torch.equal(tt.unroll(xylo.Network(**found), x, by="step"), fired)
+    assert tt.metrics.accuracy(fired, y, by="count") > 0.8
+    chip = xylo.XYLO_2
+    weights = [found[f"weights_{part}"].reshape(*found[f"weights_{part}"].shape[:2], -1)[..., 0]
+               for part in ("in", "rec", "out")]  # fmt: skip
+    sizes = [len(found["weights_in"]), len(found["threshold"]), len(found["threshold_out"])]
+    assert sizes == [14, 128, 8]
+    assert all(n <= m for n, m in zip(sizes, (chip.inputs, chip.hidden, chip.outputs), strict=True))
+    assert max(int((each != 0).sum(0).max()) for each in weights) <= chip.fan_in
+    assert max(int((each != 0).sum(1).max()) for each in weights) <= chip.fan_out
+    assert float(x.max()) <= chip.input_spikes
+    assert x.equal(x.round())
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_the_integers_are_the_same_in_c(tmp_path: Path) -> None:
+    model, (x, _, _) = tt.zoo.load("words-xylo"), tt.zoo.sample_batch("words-xylo", 2)
+    net = CNetwork(model, x, tmp_path, dtype="int")
+    assert not {"float", "double"} & {*net.report.types.values()}
+    expected = tt.unroll(model, x[:, :1], from_rest=True)
+    assert expected.any()
+    assert torch.equal(net(x[:, :1]), expected[:, 0].double())
 
 
 def test_images_are_shown_for_several_steps_or_row_by_row() -> None:
@@ -269,8 +303,13 @@ def test_names_are_checked() -> None:
         tt.zoo.load("rows-lief")
     with pytest.raises(TypeError, match=r"Write \['rows-lif'\]"):
         tt.zoo.verify("rows-lif")
-    with pytest.raises(ValueError, match="size"):
-        tt.zoo.sample_batch(WORDS, 0)
+    for size in (0, 1001):
+        with pytest.raises(ValueError, match=f"size must be .*{size}"):
+            tt.zoo.sample_batch(WORDS, size)
+    with pytest.raises(TypeError, match=r"a text, as 'rows-lif', got \['rows-lif'\]"):
+        tt.zoo.load(["rows-lif"])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="seed must be an integer, got True"):
+        tt.zoo.train(WORDS, seed=True)
     for function in (tt.zoo.card, tt.zoo.train):
         with pytest.raises(ValueError, match="no network"):
             function("x")

@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,12 +138,10 @@ def load(
     # Every check comes before the first value is written.
     if _is_of_learner(values, targets):
         raise ValueError(f"{mismatch}. {_LEARNER}")
-    if header is not None:
-        layers, saved_layers = renamed(describe_layers(model)), renamed(header.layers, rename)
-        unlike = differences(saved_layers, layers, strict)
-        if unlike:
-            lenient = strict and not differences(saved_layers, layers, strict=False)
-            raise ValueError(f"{mismatch}. {_join_first(unlike)}. {_advice(lenient)}")
+    found = _mismatches(values, targets, header, rename, model, strict)
+    if found:
+        lenient = strict and not _mismatches(values, targets, header, rename, model, False)
+        raise ValueError(f"{mismatch}. {_join_first(found)}. {_advice(lenient)}")
     if states and (header is None or header.states is None):
         raise ValueError(
             f"{os.fspath(path)!r} holds no states. Save with tt.save(model, path, states=True), or "
@@ -152,26 +150,7 @@ def load(
     _check_training(path, header, training, {**parts, **({"rng": rng} if rng else {})}, model)
     missing = tuple(name for name in targets if name not in values)
     unexpected = tuple(name for name in values if name not in targets)
-    if not strict and targets and values and len(unexpected) == len(values):
-        raise ValueError(
-            f"{mismatch}: none of its names is one of the model's, so that strict=False would load "
-            f"nothing. {_join_first(_name_mismatches(missing, unexpected))}."
-        )
     matching = {name: value for name, value in values.items() if name in targets}
-    misfits = _misfits(targets, matching)
-    if strict and (missing or unexpected):
-        names = _name_mismatches(missing, unexpected)
-        raise ValueError(f"{mismatch}. {_join_first(names)}. {_advice(not misfits)}")
-    if misfits:
-        raise ValueError(f"{mismatch}. {_join_first(misfits)}.")
-    # After the shapes, which tell sizes apart better than settings do.
-    if header is not None and header.modules is not None:
-        receiving = {name.rpartition(".")[0] for name in matching}
-        both = header.modules, describe_modules(model)
-        unlike = module_differences(*both, strict, receiving)
-        if unlike:
-            lenient = strict and not module_differences(*both, False, receiving)
-            raise ValueError(f"{mismatch}. {_join_first(unlike)}. {_advice(lenient)}")
     saved = None if header is None else header.modules
     nan = [name for name, value in matching.items() if bool(torch.isnan(value).any())]
 
@@ -195,6 +174,39 @@ def load(
         )
     version = None if header is None else header.version
     return Loaded(version, missing, unexpected, training.get("progress"))
+
+
+def _mismatches(
+    values: Mapping[str, Tensor],
+    targets: Mapping[str, Tensor],
+    header: Header | None,
+    rename: Callable[[str], str],
+    model: nn.Module,
+    strict: bool,
+) -> list[str]:
+    """List in what a file does not fit a model: layers, names, tensors or settings of modules.
+
+    Of these the first kind that differs: the others may follow from it.
+    """
+    if header is not None:
+        layers = renamed(header.layers, rename), renamed(describe_layers(model))
+        unlike = differences(*layers, strict)
+        if unlike:
+            return unlike
+    missing = [name for name in targets if name not in values]
+    unexpected = [name for name in values if name not in targets]
+    if strict and (missing or unexpected):
+        return _name_mismatches(missing, unexpected)
+    if targets and values and len(unexpected) == len(values):
+        nothing = "none of its names is one of the model's, so that strict=False would load nothing"
+        return [nothing, *_name_mismatches(missing, unexpected)]
+    matching = {name: value for name, value in values.items() if name in targets}
+    misfits = _misfits(targets, matching)
+    # shapes before settings: they tell sizes apart better
+    if misfits or header is None or header.modules is None:
+        return misfits
+    receiving = {name.rpartition(".")[0] for name in matching}
+    return module_differences(header.modules, describe_modules(model), strict, receiving)
 
 
 @contextlib.contextmanager
@@ -253,7 +265,7 @@ def _advice(lenient: bool) -> str:
     return f"Build the model as it was saved{rest}"
 
 
-def _name_mismatches(missing: tuple[str, ...], unexpected: tuple[str, ...]) -> list[str]:
+def _name_mismatches(missing: Sequence[str], unexpected: Sequence[str]) -> list[str]:
     found = [f"the file lacks {name!r}" for name in missing]
     for name in unexpected:
         near = difflib.get_close_matches(name, missing, n=1)

@@ -71,6 +71,8 @@ def check_builder(name: str, build: object) -> NeuronBuilder:
 
 def check_image(x: Tensor, least: int = 1) -> None:
     """Raise ``ValueError`` unless ``x`` is a batch of images of at least ``least`` a side."""
+    if not isinstance(x, Tensor):
+        return  # of torch.fx, with which tt.nir follows a forward: it has no shape
     if x.ndim != 4:
         hint = " Run a sequence [T, B, C, H, W] by tt.unroll(net, x)." if x.ndim == 5 else ""
         raise ValueError(

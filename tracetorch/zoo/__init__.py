@@ -4,7 +4,8 @@ A network of the zoo is a function that builds it, a task, a recipe and two file
 ``tt.save`` writes them, and a card. The card holds what was measured when the file was made: the
 accuracy of several seeds with its interval, the test samples that are classified correctly, the
 spikes of every layer on a test batch, and hashes of file, data and code. The files are a part of
-the package: nothing is downloaded.
+the package: nothing is downloaded. A network of integers has a second function, which builds the
+floats that are trained first.
 
 ``verify`` measures again, in float64. There rounding moves no spike across its threshold, so that
 spikes and correct samples are equal on every machine, and one spike more is a change. The hash of

@@ -37,19 +37,25 @@ class Numbers:
     output: float
 
 
+def num_parameters(model: nn.Module) -> int:
+    """Count the parameters of a network; of one of integers, which has none, its integers."""
+    numbers: list[Tensor] = [*model.parameters()]
+    return sum(each.numel() for each in numbers or model.buffers())
+
+
 @usual_defaults()
 def sample_batch(name: str, size: int = BATCH) -> Batch:
     """Return the first test samples of a network's task, as a batch ``(x, y, mask)``.
 
     Args:
         name: one of :func:`names`.
-        size: number of samples; at least 1.
+        size: number of samples; at least 1, and no more than there are.
 
     Shape:
         ``x`` ``[T, size, ...]``, for :func:`tt.unroll`; ``y`` ``[size]``; ``mask`` ``[T, size]``.
 
     Raises:
-        ValueError: there is no such network, or ``size`` is less than 1.
+        ValueError: there is no such network, or not that number of samples.
         ModuleNotFoundError: the package that brings the data is missing.
 
     Example:
@@ -58,8 +64,12 @@ def sample_batch(name: str, size: int = BATCH) -> Batch:
         (torch.Size([50, 8, 40]), torch.Size([8]))
     """
     task = network(name).task
-    size = check_count("size", size)
-    return Batch(*(each.clone() for each in task.batch(task.load()[1], slice(size))))
+    size, test = check_count("size", size), task.load()[1]
+    if size > len(test.y):
+        raise ValueError(
+            f"{name!r} has {len(test.y)} test samples, size must be 1 to that: {size}."
+        )
+    return Batch(*(each.clone() for each in task.batch(test, slice(size))))
 
 
 @torch.no_grad()
@@ -85,5 +95,5 @@ def measure(model: nn.Module, task: Task, test: Batch) -> Numbers:
 
 
 def _count(spikes: Tensor, mask: Tensor) -> int:
-    """Count the spikes ``[T, B, ...]`` of real steps."""
-    return int(spikes[mask].count_nonzero())
+    """Count the spikes ``[T, B, ...]`` of real steps, all of a neuron that fires several a step."""
+    return int(spikes[mask].abs().sum())

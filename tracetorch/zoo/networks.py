@@ -6,16 +6,18 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from tracetorch import neurons, snn
+from tracetorch import integers, neurons, snn
+from tracetorch.chips import xylo
 from tracetorch.core.checks import suggestion
 from tracetorch.functional import halflife_to_decay
 from tracetorch.models import SEWResNet
-from tracetorch.zoo.recipe import Recipe
-from tracetorch.zoo.tasks import DIGITS, ROWS, VOWELS, WORDS, Task
+from tracetorch.zoo.recipe import IntegerRecipe, Recipe
+from tracetorch.zoo.tasks import DIGITS, FEW_WORDS, ROWS, VOWELS, WORDS, Task
 
 
 @dataclass(frozen=True)
@@ -24,13 +26,15 @@ class Network:
 
     Args:
         task: what it is trained for.
-        build: returns it, initialised at random.
+        build: returns it, initialised at random; of integers, not initialised.
         recipe: how it is trained.
+        floats: of a network of integers, returns that of floats which becomes it.
     """
 
     task: Task
     build: Callable[[], nn.Module]
     recipe: Recipe
+    floats: Callable[[], nn.Module] | None = None
 
     @property
     def description(self) -> str:
@@ -127,6 +131,46 @@ def words_delays() -> nn.Sequential:
     )
 
 
+_FAN_IN = 16  # of a neuron on Xylo
+
+
+def words_xylo() -> nn.Sequential:
+    """Two layers of 64 neurons of Xylo in integers, which fit the chip."""
+    return nn.Sequential(
+        *(integers.Linear(14, 64, bias=False), _xylo_lif(64), xylo.StepDelay(64)),
+        *(integers.Linear(64, 64, bias=False), _xylo_lif(64), xylo.StepDelay(64)),
+        *(integers.Linear(64, 8, bias=False), _xylo_lif(8, xylo.XYLO_2.output_spikes)),
+    )
+
+
+def _xylo_lif(width: int, max_spikes: int = xylo.XYLO_2.hidden_spikes) -> xylo.LIF:
+    """Return neurons of Xylo of which each has parameters of its own."""
+    each = torch.ones(width)
+    return xylo.LIF(
+        width,
+        dash_mem=each,
+        dash_syn=each,
+        pos_threshold=each,
+        bias=each,
+        max_spikes=max_spikes,
+    )
+
+
+def words_xylo_floats() -> nn.Sequential:
+    """Return the floats behind them: synapses, decays that are shifts, and Xylo's fan-in."""
+    beta = 1 - 2.0 ** -(2 + torch.arange(64) % 4)
+    # connections that are always the same: 16 that are drawn, and 16 neighbours on a ring
+    draw = torch.Generator().manual_seed(0)
+    drawn = torch.rand(64, 64, generator=draw).argsort(1).argsort(1) < _FAN_IN
+    ring = (torch.arange(64) - 8 * torch.arange(8)[:, None]) % 64 < _FAN_IN
+    fixed = partial(snn.SLIF, alpha=0.5, learn_alpha=False, learn_beta=False)
+    return nn.Sequential(
+        *(nn.Linear(14, 64), fixed(64, beta=beta)),
+        *(snn.connect(nn.Linear(64, 64), mask=drawn), fixed(64, beta=beta)),
+        *(snn.connect(nn.Linear(64, 8), mask=ring), fixed(8, beta=1 - 2.0**-4)),
+    )
+
+
 NETWORKS = {
     "digits-lif": Network(DIGITS, digits_lif, Recipe(8, 50, 1e-2)),
     "digits-convolutions": Network(DIGITS, digits_convolutions, Recipe(6, 50, 1e-2)),
@@ -136,6 +180,9 @@ NETWORKS = {
     "vowels-recurrent": Network(VOWELS, vowels_recurrent, Recipe(20, 30, 1e-2)),
     "words-adlif": Network(WORDS, words_adlif, Recipe(10, 50, 1e-2)),
     "words-delays": Network(WORDS, words_delays, Recipe(12, 50, 1e-2)),
+    "words-xylo": Network(
+        FEW_WORDS, words_xylo, IntegerRecipe(6, 50, 1e-2), floats=words_xylo_floats
+    ),
 }
 
 
@@ -143,8 +190,11 @@ def network(name: str) -> Network:
     """Return the network of a name.
 
     Raises:
+        TypeError: the name is no text.
         ValueError: there is none.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a network is a text, as 'rows-lif', got {name!r}.")
     if name not in NETWORKS:
         raise ValueError(
             f"there is no network {name!r} in the zoo.{suggestion(name, NETWORKS)} It has "

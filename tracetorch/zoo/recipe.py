@@ -31,3 +31,25 @@ class Recipe:
     label_smoothing: float = 0.1
     weight_decay: float = 1e-2
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class IntegerRecipe(Recipe):
+    """Settings of a training whose network becomes one of integers, for Xylo.
+
+    Floats are trained first; then ``tt.quantize.prepare`` makes integers of them, through which
+    they are trained on; ``tt.quantize.convert`` keeps the integers.
+
+    Args:
+        epochs, lr, calibrate: of the training in floats, as in :class:`Recipe`.
+        batch_size, label_smoothing, weight_decay, seed: of both, as there.
+        integer_epochs: passes through the integers.
+        integer_lr: highest learning rate in these.
+
+    Example:
+        >>> IntegerRecipe(6, 50, 1e-2, integer_epochs=10).epochs
+        6
+    """
+
+    integer_epochs: int = 10
+    integer_lr: float = 8e-3

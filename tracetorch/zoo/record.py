@@ -13,7 +13,7 @@ from tracetorch.core.version import __version__
 from tracetorch.zoo import files
 from tracetorch.zoo.card import Card, card, interval
 from tracetorch.zoo.code_hash import code_hash
-from tracetorch.zoo.measure import BATCH, measure
+from tracetorch.zoo.measure import BATCH, measure, num_parameters
 from tracetorch.zoo.networks import network, usual_defaults
 from tracetorch.zoo.tasks import data_hash
 from tracetorch.zoo.training import train_on
@@ -33,7 +33,6 @@ def record(name: str) -> Card:
     first = found.recipe.seed
     path = files.file_of(name)
     trained = [train_on(found, data, first + number) for number in range(SEEDS)]
-    parameters = sum(p.numel() for p in trained[0].parameters())
     with atomic_replace_all([path, path.with_suffix(".json")]) as (tensors, text):
         save(trained[0], tensors)
         numbers = [measure(model, found.task, data[1]) for model in trained]
@@ -43,7 +42,7 @@ def record(name: str) -> Card:
             task=found.task.title,
             description=found.description,
             recipe=asdict(found.recipe),
-            parameters=parameters,
+            parameters=num_parameters(trained[0]),
             accuracies=accuracies,
             interval=interval(accuracies, numbers[0].samples),
             correct=numbers[0].correct,

