@@ -84,7 +84,10 @@ def run(model: xylo.Network, x: Any) -> dict[str, Any]:
 
 
 def simulated(configuration: dict[str, Any], x: Any) -> dict[str, Any]:
-    """Run the published simulator, one sample after the other."""
+    """Run the published simulator, one sample after the other; without a bias it is 0."""
+    zero = {f"bias{e}": 0 * configuration[f"threshold{e}"] for e in ("", "_out")}
+    configuration = {n: zero.get(n) if v is None else v for n, v in configuration.items()}
+    configuration.setdefault("version", 2)
     simulator = pytest.importorskip(
         f"xylosim.v{configuration['version']}", reason="pip install -e '.[test-chips]'"
     )

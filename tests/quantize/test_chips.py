@@ -38,9 +38,7 @@ def test_xylo_equals_its_network_and_the_simulator(version: int, seed: int) -> N
             wanted = tt.unroll(network, x, by="step", from_rest=True)
             for each in (integer, prepared):
                 assert torch.equal(tt.unroll(each, x, from_rest=True), wanted)
-        zero = {f"bias{e}": 0 * configuration[f"threshold{e}"] for e in ("", "_out")}
-        given = {n: zero.get(n) if v is None else v for n, v in configuration.items()}
-        found = simulated({**given, "version": version}, x.long().numpy())
+        found = simulated({**configuration, "version": version}, x.long().numpy())
         assert np.array_equal(found["output"], wanted.numpy())
 
 

@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
+from tests.chips.test_xylo import simulated
 from tests.export.c_programs import CNetwork, needs_compiler
 from tracetorch.chips import xylo
 from tracetorch.core import optional
@@ -161,6 +163,12 @@ def test_the_integers_fit_xylo_and_are_on_it_what_they_are_here() -> None:
     assert max(int((each != 0).sum(1).max()) for each in weights) <= chip.fan_out
     assert float(x.max()) <= chip.input_spikes
     assert x.equal(x.round())
+
+
+def test_the_integers_equal_the_published_simulator() -> None:
+    model, (x, _, _) = tt.zoo.load("words-xylo"), tt.zoo.sample_batch("words-xylo", 3)
+    found = simulated(xylo.configuration(model), x.long().numpy())
+    assert np.array_equal(found["output"], tt.unroll(model, x, from_rest=True).numpy())
 
 
 @pytest.mark.slow
