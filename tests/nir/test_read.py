@@ -60,7 +60,7 @@ def test_one_value_stands_for_all() -> None:
     lif = nir.LIF(one * 1e-3, one * 10, one * 0, one)
     model = tt.nir.from_nir(line(lif, into=(3,), out=(3,)), dt=DT)
     node: Any = model.nodes
-    shown = "LIF(3, beta=Tensor[], pos_threshold=Tensor[], reset='zero', beta_ema=False)"
+    shown = "LIF(3, beta=Tensor[], pos_threshold=Tensor[], reset='zero')"
     assert repr(node["n0"]) == shown
     x = sequence(40, 2, 3)
     assert torch.equal(run(model, x), simulated(line(lif, into=(3,), out=(3,)), x))
