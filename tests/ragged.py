@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
@@ -27,9 +26,3 @@ def single_sequences(x: Tensor, mask: Tensor) -> Iterator[Tensor]:
     """Yield each sequence of the batch without its padding, ``[T_b, 1, ...]``."""
     for b in range(x.shape[1]):
         yield x[mask[:, b], b].unsqueeze(1)
-
-
-def skip_value_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip the checks that read values, which tensors on the meta device do not have."""
-    for module in ("ragged", "encode.values", "loss.targets"):
-        monkeypatch.setattr(f"tracetorch.{module}.is_compiling", lambda: True)

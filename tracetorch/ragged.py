@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+
+from tracetorch.core.torch_private import is_readable
 
 
 def check_sequence(name: str, x: Tensor, *, batched: bool = False) -> None:
@@ -73,8 +74,7 @@ def check_mask(mask: Tensor | None, name: str, x: Tensor) -> None:
         )
     if mask.device != x.device:
         raise ValueError(f"mask is on {mask.device}, {name} on {x.device}. Move one of them.")
-    # reading values would break a compiled graph
-    if not is_compiling():
+    if is_readable(mask):
         empty = (~mask.any(0)).nonzero()
         if len(empty):
             raise ValueError(

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 import tracetorch as tt
@@ -95,6 +98,23 @@ def test_samples_that_cannot_be_collated_are_rejected(
 ) -> None:
     with pytest.raises(error, match=message):
         collate(samples)
+
+
+def test_a_sample_is_what_comes_apart_in_two() -> None:
+    @dataclass
+    class Sample:
+        sequence: Tensor
+        label: int
+
+        def __iter__(self) -> Iterator[Any]:
+            return iter((self.sequence, self.label))
+
+    samples: Any = [Sample(torch.ones(2), 1), Sample(torch.ones(3), 0)]
+    assert collate(samples).y.tolist() == [1, 0]
+    with pytest.raises(TypeError, match="got a Tensor as sample 0"):
+        collate([torch.ones(2, 4)])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="got a dict as sample 0"):
+        collate([{"x": 1, "y": 2}])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("label", [3, 0.5, torch.tensor(3), torch.ones(2)])

@@ -225,7 +225,10 @@ def test_pages_are_described_listed_and_of_no_machine(site: Path) -> None:
     listed = re.findall(r"<loc>(.*?)</loc>", (site / "sitemap.xml").read_text())
     pages = [address.partition("/tracetorch/")[2] for address in listed]
     others = {"genindex.html", "py-modindex.html", "search.html"}
-    others |= {"use/neuron_playground.html", "use/network_playground.html"}  # without the site's frame
+    others |= {
+        "use/neuron_playground.html",
+        "use/network_playground.html",
+    }  # without the site's frame
     assert sorted(pages) == sorted(made.keys() - others)
     for page in pages:
         assert '<meta property="og:image" content="https://' in made[page]

@@ -6,6 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from tracetorch import encode
 
@@ -36,6 +39,25 @@ def test_reference_stays_within_the_threshold_of_the_signal(
         assert abs(value - reference) < threshold
 
 
+def test_nan_behind_a_signal_causes_no_spike() -> None:
+    x = torch.tensor([0.0, 1.0, torch.nan, torch.nan, 2.0])
+    assert encode.delta(x, 1.0, dim=1)[:, 0].tolist() == [0, 1, 0, 0, 1]
+    assert encode.delta(torch.tensor([torch.nan, 1.0]), 1.0, start=0.0, dim=1).sum() == 1
+
+
+def test_values_are_not_looked_at_where_there_are_none() -> None:
+    x = torch.rand(3, 9, 2)
+
+    def encoded(each: Tensor) -> Tensor:
+        return encode.delta(each, 0.1)
+
+    expected = torch.stack([encoded(each) for each in x])
+    assert torch.equal(torch.func.vmap(encoded)(x), expected)
+    assert torch.equal(make_fx(encoded)(x[1])(x[0]), expected[0])
+    with FakeTensorMode():
+        assert encoded(torch.rand(9, 2)).shape == (9, 2, 2)
+
+
 def test_channels_are_in_dimension_dim() -> None:
     x = torch.randn(9, 2, 3, 4, generator=torch.Generator().manual_seed(0))
     spikes = encode.delta(x, 0.5)
@@ -56,7 +78,8 @@ def test_channels_are_in_dimension_dim() -> None:
         (torch.zeros(0, 2), {}, ValueError, "at least one time step"),
         (torch.zeros(3, 2), {"threshold": 0.0}, ValueError, "threshold must be positive .* 0.0"),
         (torch.zeros(3), {}, ValueError, r"dim=2 .* shape \[3\]: .* between 1 and 1, or -1 and -1"),
-        (torch.tensor([[torch.nan], [1.0]]), {}, ValueError, "x must be finite, got NaN"),
+        (torch.tensor([[torch.nan], [1.0]]), {}, ValueError, "x must begin with a number"),
+        (torch.tensor([[0.0], [torch.inf]]), {}, ValueError, "and hold no infinity"),
         (torch.zeros(3, 2), {"start": torch.nan}, ValueError, "start must be finite, got nan"),
         (torch.zeros(3, 2), {"start": "0"}, TypeError, "start must be a number, got '0'"),
         (torch.zeros(3, 2), {"dim": 0}, ValueError, "dim=0 .* time stays first"),

@@ -107,6 +107,8 @@ def test_simultaneous_events_and_empty_recordings() -> None:
     assert encode.events_to_frames(events, (H, W), window=9).sum((1, 2, 3)).tolist() == [3]
     events["t"] = [40, 41, 42]  # before the start is out, though the start is the end
     assert encode.events_to_frames(events, (H, W), bins=2, start=42).sum() == 1
+    begin: Any = np.array(42)
+    assert encode.events_to_frames(events, (H, W), bins=2, start=begin).sum() == 1
     empty = encode.events_to_frames(events[:0], (H, W), window=10, start=0, stop=30)
     assert torch.equal(empty, torch.zeros(3, 2, H, W))
 

@@ -12,10 +12,12 @@ import torch.nn.functional as F  # noqa: N812
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import tracetorch as tt
 from tests.cases import examples
-from tests.ragged import masks, padded_with_nan, single_sequences, skip_value_checks
+from tests.ragged import masks, padded_with_nan, single_sequences
 from tests.unrolling.models import dyadic, made
 from tracetorch import loss, snn
 
@@ -172,11 +174,8 @@ def test_compiles_without_graph_breaks(name: str) -> None:
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("name", ALL)
-def test_losses_stay_on_the_device(
-    name: str, masked: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_losses_stay_on_the_device(name: str, masked: bool) -> None:
     """The meta device, like a GPU, does not mix with the CPU."""
-    skip_value_checks(monkeypatch)
     x = torch.empty(T, B, C, device="meta")
     function = loss.van_rossum if name == "van_rossum" else ALL[name]
     rest: Any = (x, 3.0) if name == "van_rossum" else (random_classes(B).to("meta"),)
@@ -339,6 +338,27 @@ def test_regularisers_equal_values_by_hand() -> None:
     assert pooled.item() == pytest.approx((0.4**2 + (1 / 15) ** 2) / 3)
 
 
+def test_layers_may_have_any_names_and_scales_be_tensors() -> None:
+    named = loss.spike_l1({"block.hidden": X, "block.output": X})
+    assert torch.equal(named, loss.spike_l1({"0.output": X, "1.output": X}))
+    target = torch.tensor([0, 1, 2, 0])
+    scaled = loss.rate_cross_entropy(X, target, scale=torch.tensor(2))  # type: ignore[arg-type]
+    assert torch.equal(scaled, loss.rate_cross_entropy(X, target, scale=2.0))
+
+
+def test_probabilities_are_not_looked_at_where_there_are_none() -> None:
+    x, target = random_spikes(T, B, C), torch.full((B, C), 1 / C)
+
+    def value(x: Tensor, target: Tensor) -> Tensor:
+        return loss.rate_cross_entropy(x, target)
+
+    assert torch.equal(make_fx(value)(x, target)(x, target), value(x, target))
+    with FakeTensorMode():
+        fake = torch.rand(B, C)
+        assert value(torch.rand(T, B, C), fake).shape == ()
+        assert loss.soft_cross_entropy(fake, fake).shape == ()
+
+
 def test_gradients_at_silent_steps_have_the_right_sign() -> None:
     x = torch.zeros(3, 1, 1, requires_grad=True)
     for regulariser, sign in (
@@ -450,6 +470,11 @@ def test_target_that_does_not_fit_is_named_in_the_error(name: str) -> None:
             lambda: loss.rate_bounds({"1.output": X, "1.mem": X, "2": X}),
             ValueError,
             r"spikes holds '1.mem' beside the output .* record=\['\*\.output'\]",
+        ),
+        (
+            lambda: loss.spike_l1({"output": X, "mem": X}),
+            ValueError,
+            "holds 'mem' beside the output of the same layer",
         ),
         (lambda: loss.spike_l1({}), ValueError, "empty mapping: record some layers"),
         (lambda: loss.spike_l1({"a.output": [1]}), TypeError, "a.output must be a tensor, got li"),  # type: ignore[dict-item]

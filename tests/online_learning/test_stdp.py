@@ -535,6 +535,18 @@ def test_spikes_that_do_not_fit_change_nothing(
     assert torch.equal(stdp.connection.weight, other.connection.weight)
 
 
+def test_spikes_are_not_looked_at_inside_vmap() -> None:
+    stdp = STDP(nn.Linear(4, 2))
+
+    def summed(pre: Tensor, post: Tensor) -> Tensor:
+        stdp(pre, post)
+        stdp.zero_states()
+        return pre.sum()
+
+    pre, post = torch.ones(3, 1, 4), torch.ones(3, 1, 2)
+    assert torch.func.vmap(summed)(pre, post).tolist() == [4.0, 4.0, 4.0]
+
+
 @pytest.mark.parametrize(
     ("others", "error", "message"),
     [

@@ -391,18 +391,37 @@ def test_error_names_a_bad_argument(
         tt.unroll(snn.LIF(3), x, **arguments)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.uint8])
-@pytest.mark.parametrize("first", [nn.Linear(3, 2), nn.Conv1d(4, 2, 3), nn.LayerNorm(3)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.uint8, torch.int64])
+@pytest.mark.parametrize(
+    "first",
+    [
+        *(nn.Linear(3, 2), nn.Linear(3, 2, bias=False), nn.LayerNorm(3)),
+        *(nn.Conv1d(4, 2, 3), nn.Conv1d(4, 2, 3, bias=False), nn.ConvTranspose1d(4, 2, 3)),
+    ],
+)
 def test_error_names_an_input_of_another_dtype(first: nn.Module, dtype: torch.dtype) -> None:
     model, x = nn.Sequential(first, nn.Flatten()), torch.ones(5, 2, 4, 3).to(dtype)
     for by in ("layer", "step"):
         with pytest.raises(
             TypeError, match=rf"^x is {dtype}, the model's .* x\.to\(torch\.float32"
-        ):
+        ) as caught:
             tt.unroll(model, x, by=by)
+        assert ("x / 255" in str(caught.value)) == (dtype is torch.uint8)
+
+
+def test_an_error_of_other_dtypes_than_the_inputs_is_left_as_it_is() -> None:
+    class Own(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("the widths of a and b should be the same")
+
     indices = nn.Sequential(nn.Embedding(5, 3), snn.LIF(3))
     with pytest.raises(RuntimeError, match="Expected tensor for argument #1 'indices'"):
-        tt.unroll(indices, torch.ones(5, 2).to(dtype).unsqueeze(-1))
+        tt.unroll(indices, torch.ones(5, 2, 1))
+    mixed = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 2).double())
+    with pytest.raises(RuntimeError, match=r"^mat1 and mat2 must have the same dtype"):
+        tt.unroll(mixed, torch.ones(5, 2, 4, dtype=torch.long))
+    with pytest.raises(RuntimeError, match=r"^the widths of a and b"):
+        tt.unroll(Own(3, 3), torch.ones(5, 2, 3, dtype=torch.float64))
 
 
 def test_only_modules_are_unrolled() -> None:

@@ -65,6 +65,7 @@ __all__ = [
     "is_compiled",
     "is_exporting",
     "is_jit_tracing",
+    "is_readable",
     "is_tracing",
     "lowest_wrapped",
     "make_wrapper_tensor",
@@ -98,6 +99,7 @@ function_modes: Callable[[], int] = torch._C._len_torch_function_stack
 """Number of active ``TorchFunctionMode``s, which must see every call of PyTorch."""
 
 current_backward: Callable[[], int] = torch._C._current_graph_task_id
+
 """Number of the backward pass that is running in this thread, ``NO_BACKWARD`` outside of one."""
 
 NO_BACKWARD = -1
@@ -239,6 +241,16 @@ _function_mode_stack: Callable[[], list[object]] = torch.overrides._get_current_
 def _observes(mode: object) -> bool:
     """Whether a function mode may replace operations; that of a default device does not."""
     return not isinstance(mode, torch.utils._device.DeviceContext)
+
+
+def is_readable(tensor: Tensor) -> bool:
+    """Whether the values of a tensor may be looked at, as a check of them does.
+
+    Not while something compiles, traces or transforms, and not on the meta device.
+    """
+    return not (
+        torch.compiler.is_compiling() or tensor.is_meta or functorch_active() or dispatch_modes()
+    )
 
 
 def has_values(tensor: Tensor) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -119,15 +119,20 @@ def collate(samples: Sequence[tuple[Tensor, Tensor | int | float]]) -> Batch:
         >>> x.shape, y, mask.sum(0)
         (torch.Size([6, 3, 4]), tensor([1, 1, 0]), tensor([5, 3, 6]))
     """
+    pairs: list[Any] = []
     for number, sample in enumerate(samples):
-        if not isinstance(sample, tuple | list) or len(sample) != 2:
-            count = f" of {len(sample)}" if isinstance(sample, tuple | list) else ""
+        # a tensor would come apart into its steps, a mapping into its keys
+        parts = isinstance(sample, Iterable) and not isinstance(sample, Tensor | Mapping | str)
+        pair = tuple(sample) if parts else ()
+        if len(pair) != 2:
             raise TypeError(
-                f"collate takes samples (sequence, label), got a {type(sample).__name__}{count} as "
-                f"sample {number}. Of sequences alone: x, mask = tt.data.pad(sequences)."
+                f"collate takes samples (sequence, label), got a {type(sample).__name__}"
+                f"{f' of {len(pair)}' if parts else ''} as sample {number}. Of sequences alone: "
+                "x, mask = tt.data.pad(sequences)."
             )
-    x, mask = pad([sequence for sequence, _ in samples])
-    labels = [_label(number, label) for number, (_, label) in enumerate(samples)]
+        pairs.append(pair)
+    x, mask = pad([sequence for sequence, _ in pairs])
+    labels = [_label(number, label) for number, (_, label) in enumerate(pairs)]
     shapes = {tuple(label.shape) for label in labels}
     if len(shapes) > 1:
         raise ValueError(

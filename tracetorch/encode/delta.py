@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
 
 from tracetorch.core.checks import check_finite, check_positive
+from tracetorch.core.torch_private import is_readable
 from tracetorch.encode.values import check_values
 from tracetorch.ragged import check_sequence
 
@@ -36,8 +36,8 @@ def delta(
 
     Raises:
         TypeError: ``x`` is not a floating-point tensor.
-        ValueError: ``threshold`` is not positive, ``x`` has no time step or holds NaN or infinity,
-            or ``start`` or ``dim`` does not fit it.
+        ValueError: ``threshold`` is not positive, ``x`` has no time step, begins with NaN or holds
+            infinity, or ``start`` or ``dim`` does not fit it.
 
     Example:
         >>> x = torch.tensor([[0.0], [0.4], [1.2], [1.1], [0.1]])
@@ -61,13 +61,14 @@ def delta(
             f"first, so it lies between 1 and {x.ndim}, or -{x.ndim} and -1."
         )
     signal = x.detach()
-    # nothing differs from NaN by a threshold: a channel that begins with it would stay silent
-    if not (is_compiling() or x.is_meta or bool(signal.isfinite().all())):
-        raise ValueError(
-            "x must be finite, got NaN or infinite values. Fill gaps before, with the last value "
-            "say, which causes no spike."
-        )
     reference = _reference(signal[0], start)
+    # nothing differs from either by a threshold: the channel would stay silent from there on; NaN
+    # later, as of padding, is no spike
+    if is_readable(x) and (bool(signal.isinf().any()) or not bool(reference.isfinite().all())):
+        raise ValueError(
+            "x must begin with a number, or start= be one, and hold no infinity: nothing differs "
+            "from NaN or infinity by a threshold. Fill such gaps, with the next value say."
+        )
     # sequential: each reference depends on the spikes before it
     steps: list[Tensor] = []
     for value in signal.unbind(0):

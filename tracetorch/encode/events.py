@@ -82,7 +82,9 @@ def events_to_frames(
         )
     for name, time in (("start", start), ("stop", stop)):
         if time is not None:
-            check_finite(name, time)
+            check_finite(
+                name, time.item() if isinstance(time, np.ndarray) and not time.ndim else time
+            )
     height, width = (check_count(f"size[{i}]", side) for i, side in enumerate(size))
     x, y, t, p = _read_columns(events, needs_polarity=polarities == 2)
     for name, column, side in (("x", x, width), ("y", y, height)):

@@ -45,10 +45,13 @@ def _sum_over_layers(
     return reduce_batch(total, reduction)
 
 
+_NO_SPIKES = frozenset({"input", "mem", "syn", "rec"})  # names under which no layer has spikes
+
+
 def _check_outputs(layers: Mapping[str, object]) -> None:
     """Raise where beside the output of a layer its input or its states are given as spikes."""
     paths = {name.removesuffix("output") for name in layers if name.rpartition(".")[2] == "output"}
-    others = [name for name in layers if name.rpartition(".")[2] != "output"]
+    others = [name for name in layers if name.rpartition(".")[2] in _NO_SPIKES]
     others = [name for name in others if name[: name.rfind(".") + 1] in paths]
     if others:
         raise ValueError(

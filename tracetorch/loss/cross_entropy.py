@@ -7,10 +7,10 @@ from typing import Literal
 import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor
-from torch.compiler import is_compiling
 
 from tracetorch import decode
 from tracetorch.core.checks import check_share
+from tracetorch.core.torch_private import is_readable
 from tracetorch.loss.descriptions import describe_cross_entropy
 from tracetorch.loss.reduction import Reduction, check_reduction, mean_over_neurons, reduce_batch
 from tracetorch.loss.scalars import check_positive_scalar
@@ -73,7 +73,7 @@ def _checked_weight(weight: Tensor | None, logits: Tensor) -> Tensor | None:
             f"weight must have one value for each of the {logits.shape[1]} classes, got shape "
             f"{list(weight.shape)}."
         )
-    if not is_compiling() and not bool(((weight >= 0) & (weight < torch.inf)).all()):
+    if is_readable(weight) and not bool(((weight >= 0) & (weight < torch.inf)).all()):
         raise ValueError("weight must be finite and not negative.")
     return weight.to(logits)
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from tracetorch.core.checks import check_number
 
 
 def check_scalar(name: str, value: object) -> None:
-    """Raise ``TypeError`` unless ``value`` is a number, or a floating-point tensor of one."""
-    if not (isinstance(value, Tensor) and value.numel() == 1 and value.is_floating_point()):
+    """Raise ``TypeError`` unless ``value`` is a number, or a tensor of one."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        if value.is_complex() or value.dtype == torch.bool:
+            raise TypeError(f"{name} must be a real number, got {value}.")
+    else:
         check_number(name, value)
 
 

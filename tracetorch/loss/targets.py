@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
 
-from tracetorch.core.torch_private import functorch_active
+from tracetorch.core.torch_private import is_readable
 
 _ROUNDING = 1e-2  # of probabilities that bfloat16 has rounded
 
@@ -34,7 +33,7 @@ def holds_class_indices(target: Tensor, shape: torch.Size) -> bool:
 
 def check_classes(target: Tensor, classes: int) -> None:
     """Raise ``ValueError`` for a class out of range: PyTorch would ignore some, such as -100."""
-    if is_compiling():  # reading values would break a compiled graph
+    if not is_readable(target):
         return
     invalid = ((target < 0) | (target >= classes)).flatten().nonzero()
     if len(invalid):
@@ -50,8 +49,7 @@ def check_probabilities(name: str, values: Tensor, otherwise: str) -> None:
         values: the probabilities.
         otherwise: what to do with other values, for the message.
     """
-    # reading values would break a compiled graph, and a transform has none
-    if is_compiling() or functorch_active() or values.is_meta:
+    if not is_readable(values):
         return
     outside = values[(values < -_ROUNDING) | (values > 1 + _ROUNDING)]
     if len(outside):

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.compiler import is_compiling
 from torch.nn.utils.parametrize import is_parametrized
 
 from tracetorch.core.checks import check_number, is_finite
 from tracetorch.core.convolution import output_size
 from tracetorch.core.hooks import has_weight_hooks
+from tracetorch.core.torch_private import is_readable
 from tracetorch.online_learning.products import Product
 from tracetorch.snn.connectivity import connectivity
 from tracetorch.snn.stateful_layer import ARITHMETIC_DTYPE
@@ -45,7 +45,7 @@ def check_spikes(connection: Product, pre: Tensor, post: Tensor, mask: Tensor | 
 def check_finite_spikes(pre: Tensor, post: Tensor) -> None:
     """Raise where spikes are NaN or infinite: one such value reaches the weights, and stays."""
     for name, spikes in (("pre", pre), ("post", post)):
-        if not is_compiling() and not is_finite(spikes):
+        if is_readable(spikes) and not is_finite(spikes):
             raise ValueError(
                 f"{name} has NaN or infinite values, which would stay in the traces and reach "
                 f"every weight. Leave the step out: if not {name}.isfinite().all(): continue"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -312,26 +313,46 @@ def _report_nan(
     )
 
 
-# of PyTorch's errors of linear layers, convolutions and norms
-_MIXED_DTYPES = ("must have the same dtype", "should be the same", "must share same datatype")
+# how PyTorch's errors call a dtype
+_WORDS = {
+    torch.float64: r"(?<![a-z])double",
+    torch.float32: r"(?<![a-z])float(?!16)",
+    torch.float16: r"(?<![a-z])half",
+    torch.bfloat16: r"bfloat16",
+    torch.uint8: r"(?<![a-z])byte|unsigned char",
+    torch.int64: r"(?<![a-z])long",
+    torch.int32: r"(?<![a-z])int(?![a-z])",
+    torch.bool: r"(?<![a-z])bool",
+}
 
 
 def _explain_dtype(error: BaseException, model: nn.Module, inputs: Inputs) -> None:
     """Raise a better error where an input is of another dtype than the model's parameters.
 
     Raises:
-        TypeError: so it is, and PyTorch did not like what the model made of it.
+        TypeError: so it is, and PyTorch complained of these two dtypes.
     """
-    message = str(error).rstrip(".")
-    if not isinstance(error, RuntimeError) or not any(each in message for each in _MIXED_DTYPES):
+    if not isinstance(error, RuntimeError):
         return
+    message = str(error).partition("\n")[0].rstrip(".")
     wanted = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
-    for name, x in tensors_by_name(inputs.tensors).items():
-        if wanted is not None and x.dtype != wanted:
+    tensors = tensors_by_name(inputs.tensors)
+    for name, x in tensors.items():
+        if x.dtype != wanted and _complains_of(message, x.dtype, wanted, len(tensors) == 1):
+            bytes_ = f", or bytes of an image by {name} / 255" if x.dtype == torch.uint8 else ""
             raise TypeError(
                 f"{name} is {x.dtype}, the model's parameters are {wanted}, and the model failed: "
-                f"{message}. Convert it: {name}.to({wanted}), bytes of an image by {name} / 255."
+                f"{message}. Convert it: {name}.to({wanted}){bytes_}."
             ) from error
+
+
+def _complains_of(message: str, dtype: torch.dtype, wanted: torch.dtype | None, only: bool) -> bool:
+    if wanted is None:
+        return False
+    if "must share same datatype" in message:  # of norms, which name none
+        return only
+    given, needed = (re.search(_WORDS.get(each, "$^"), message.lower()) for each in (dtype, wanted))
+    return given is not None and (needed is not None or "not implemented for" in message)
 
 
 def _explain_shape(error: BaseException, x: Any, inputs: Inputs, batched: bool) -> None:
