@@ -1171,6 +1171,10 @@ def test_arguments(tmp_path: Path) -> None:
         tt.export.c(snn.LIF(3), tmp_path, x, dtype="half")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="computes in float64"):
         tt.export.c(snn.LIF(3).double(), tmp_path, x.double())
+    with pytest.raises(ValueError, match=r"\[\[3, 3\]\]\. One sequence \[T, F\]\? Give sample"):
+        tt.export.c(nn.Linear(3, 2), tmp_path, torch.ones(3, 3))
+    with pytest.raises(ValueError, match="x has no sample"):
+        tt.export.c(nn.Linear(3, 2), tmp_path, torch.ones(3, 0, 3))
     with pytest.raises(TypeError, match="must be a tensor"):
         tt.export.c(snn.LIF(3), tmp_path, 3)
     with pytest.raises(FileNotFoundError):

@@ -167,9 +167,18 @@ def _files(model: nn.Module, inputs: Inputs, integer: bool) -> tuple[dict[str, s
     if integer:
         model, inputs, more = _without_border(model, inputs)
         notes += more
+    # first, as it names what is wrong with a sample
+    operations, updates = _operations(model, inputs.first(_COUNTED))
     stream = replace(inputs, tensors=inputs.map(lambda x: x.detach()[:, :1].cpu()), batch=1)
     steps = list(stream.each_step())
-    exported, program, states = read_step(model, steps[0])
+    try:
+        exported, program, states = read_step(model, steps[0])
+    except RuntimeError as error:  # of shapes: whoever tells why raises a ValueError
+        shapes = [list(x.shape) for x in pytree.tree_leaves(inputs.tensors)]
+        raise ValueError(
+            f"{type(model).__name__} fails on one step of one sample: {error} The sample is a "
+            f"sequence [T, B, ...], got {shapes}. One sequence [T, F]? Give sample[:, None]."
+        ) from error
     program = living(program)
     leaves: list[Tensor] = pytree.tree_leaves(inputs.tensors)
     named = dict(zip(program.inputs, leaves, strict=True))
@@ -201,7 +210,6 @@ def _files(model: nn.Module, inputs: Inputs, integer: bool) -> tuple[dict[str, s
     members += list(names.memory.sizes.items())
     products = {each.node: each for each in program.stages if isinstance(each, Product)}
     counted = mean_events(exported, steps[:_COUNTED], states, set(products))
-    operations, updates = _operations(model, inputs.first(_COUNTED))
     kinds = {
         label: names.types[array]
         for arrays in (program.inputs, program.states, program.outputs)
