@@ -201,6 +201,7 @@ def test_bound_is_that_of_the_formula() -> None:
     assert [layer.bound for layer in report.layers] == [1.5 / 24, 3.75 / 24, 3.75 / 24]
     # of no input is a rate further off than the clip, nor than the largest activation on the batch
     model = nn.Sequential(*layers, nn.Linear(1, 1), QuantizedReLU(2, 0.5)).double()
+    fill(model, "4.weight", 1.0)
     _, report = from_ann(model, torch.rand(3, 2).double(), 1)
     assert all(layer.bound <= layer.clip for layer in report.layers[:3])
     assert report.layers[2].bound == 0.5
@@ -250,7 +251,7 @@ def test_each_channel_has_a_threshold_of_its_own() -> None:
     fill(model, "0.bias", [0.0, 0.0, 1e-9])
     fill(model, "2.weight", [1.0, -0.5, 2.0])
     fill(model, "2.bias", [2.0])
-    x = torch.tensor([0.0, 0.25, 1.0, 0.75]).double().view(2, 1, 2)
+    x = torch.tensor([0.0, 0.25, 1.0, 0.75]).double().view(2, 1, 2).repeat(8, 1, 1)
     spiking, report = from_ann(model, x, 4, percentile=100)
     first, second, output = report.layers
     # the third channel is silent but for rounding, and gets what one threshold for all would be
@@ -272,6 +273,24 @@ def test_each_channel_has_a_threshold_of_its_own() -> None:
     clipped = nn.Sequential(nn.Linear(2, 3), nn.ReLU6(), nn.Linear(3, 2), QuantizedReLU(4, 1.0))
     report = from_ann(clipped, torch.rand(9, 2), 4).report
     assert [layer.thresholds for layer in report.layers] == [(6.0,), (1.0,), ()]
+
+
+@pytest.mark.parametrize(
+    ("batch", "places", "own"), [(1, 1, False), (31, 1, False), (32, 1, True), (1, 32, True)]
+)
+def test_channels_with_few_values_on_the_batch_have_the_threshold_of_the_layer(
+    batch: int, places: int, own: bool
+) -> None:
+    torch.manual_seed(0)
+    first = nn.Linear(4, 3) if places == 1 else nn.Conv1d(4, 3, 1)
+    model = nn.Sequential(first, nn.ReLU())
+    fill(model, "0.bias", [1.0, 2.0, 3.0])
+    x = torch.rand(batch, 4) if places == 1 else torch.rand(batch, 4, places)
+    by_channel = from_ann(model, x, 4).report.layers[0].thresholds
+    by_layer = from_ann(model, x, 4, thresholds="layer").report.layers[0].thresholds
+    assert len(by_layer) == 1
+    assert (len(by_channel) == 3) is own
+    assert max(by_channel) == by_layer[0]
 
 
 def test_layer_that_is_silent_on_the_batch_stays_silent() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 import tracetorch as tt
 from tests.diagnosis.cases import (
@@ -303,6 +304,28 @@ def test_steps_that_are_larger_than_the_weights() -> None:
         d = tt.diagnose(net, (x(), target()), mean, optimizer=fit)
         assert not d.named("large-steps")
         assert not d.named("not-in-optimizer")
+
+
+@pytest.mark.parametrize("parametrized", [False, True])
+def test_delays_and_zeros_are_no_weights_that_a_step_overwrites(parametrized: bool) -> None:
+    torch.manual_seed(0)
+    delayed: Any = snn.DelayedLinear(N, 48, max_delay=5)
+    if parametrized:
+        parametrize.register_parametrization(delayed, "raw_delay", nn.Identity())
+    model: Any = nn.Sequential(
+        delayed, snn.LIF(48), nn.Linear(48, CLASSES, bias=False), snn.Readout(CLASSES)
+    )
+    nn.init.zeros_(model[2].weight)
+    with torch.no_grad():
+        for name, parameter in delayed.named_parameters():
+            if "raw_delay" in name:
+                parameter.clamp_(max=0.5)
+    adam = torch.optim.Adam(model.parameters(), lr=1.0)
+    d = tt.diagnose(model, (x(), target()), mean, optimizer=adam)
+    finding = found(d, "large-steps", "0.linear.weight", "warning")
+    assert (
+        "of one weight is at least 0.5, and larger than it is: 0.linear.weight." in finding.figure
+    )
 
 
 def test_a_batch_without_samples_and_a_list_are_errors() -> None:

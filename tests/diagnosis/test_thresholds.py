@@ -117,7 +117,24 @@ def test_shares_of_dead_and_of_saturated_neurons(
     dead: int, often: int, expected: str | None
 ) -> None:
     one = rates(*[0.0] * dead, *[0.9] * often, 0.5)
-    assert severity(activity.findings(evidence(layers=[one])), "dead-and-saturated") == expected
+    two = evidence(torch.ones(STEPS, 2, N), layers=[one])
+    assert severity(activity.findings(two), "dead-and-saturated") == expected
+
+
+@pytest.mark.parametrize(
+    ("batch", "neurons", "expected"), [(2, 8, "warning"), (2, 7, None), (1, 8, None), (2, 2, None)]
+)
+def test_a_small_layer_or_one_sample_is_not_dead_and_saturated(
+    batch: int, neurons: int, expected: str | None
+) -> None:
+    pattern = (torch.arange(neurons) % 2).float().expand(STEPS, batch, neurons)
+    one = layer(module=snn.LIF(neurons), input=torch.ones_like(pattern), output=pattern)
+    found = list(activity.findings(evidence(torch.ones(STEPS, batch, neurons), layers=[one])))
+    assert severity(found, "dead-and-saturated") == expected
+    if neurons == 2:
+        figures = {f.name: f.figure for f in found}
+        assert figures["dead-neurons"].startswith("1 of 2 neurons never fires, in")
+        assert figures["saturated-neurons"].startswith("1 of 2 neurons fires at 90 %")
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(2, None), (3, "error")])

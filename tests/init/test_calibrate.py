@@ -359,6 +359,19 @@ def test_large_weights_are_logged_with_the_reason(
         assert reason in caplog.text
 
 
+def test_large_weights_for_an_image_are_logged_with_what_its_steps_can_do(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(9, 6), snn.Readout(6, beta=0.999))
+    calibrate_(net, batch(9)[0], steps=4)
+    (message,) = caplog.messages
+    assert message.count("times") == 1
+    assert "in 4 steps from rest" in message
+    assert "With more steps than these its membranes go far beyond the target. Take" in message
+    assert message.endswith("Take more steps, or begin with a faster decay (beta nearer to 0).")
+
+
 def test_a_diagnosis_that_tries_calibrate_logs_no_weights(caplog: pytest.LogCaptureFixture) -> None:
     torch.manual_seed(0)
     net: Any = nn.Sequential(nn.Linear(9, 6), snn.LIF(6))

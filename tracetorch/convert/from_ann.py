@@ -115,8 +115,9 @@ def from_ann(
             which is better at few steps, or one for each ``"layer"``. All others have one for the
             layer.
         percentile: of the activations on the batch, of a channel or of a layer, which becomes the
-            clip of a ReLU that has none; in (0, 100]. A channel that is silent on the batch has the
-            clip of the layer.
+            clip of a ReLU that has none; in (0, 100]. A channel that is silent on the batch, or has
+            fewer than 32 values on it (samples times places), has the clip of the layer: behind an
+            ``nn.Linear`` give at least 32 samples.
         activations: ReLUs of other libraries: for each class a function of the module that returns
             its clip (``None`` for none) and levels (``None`` for none). Each module is compared
             with what is returned.

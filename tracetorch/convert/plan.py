@@ -16,6 +16,8 @@ from tracetorch.convert.read_model import PRODUCTS, ann
 
 # of the clip of a layer: the share below which a channel's is rounding
 _SILENT = 1e-6
+# values of a channel on the batch, below which the largest of them says little of others
+_FEW = 32
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ def rules_of(
         batch: on which the clips of activations that have none are found.
         times: of the conversion.
         percentile: of the activations on the batch, which is the clip.
-        by_channel: whether each channel has a clip of its own; otherwise a layer has one.
+        by_channel: whether each channel that has 32 values on the batch or more has a clip of its
+            own; otherwise a layer has one.
     """
     found: dict[Node, Rule] = {}
 
@@ -110,11 +113,14 @@ def _rule(
 
 
 def _clips(value: Tensor, percentile: float, by_channel: bool) -> Tensor:
-    """Return the clip of a layer, or those of its channels, that broadcast over its values."""
+    """Return the clip of a layer, or those of its channels, that broadcast over its values.
+
+    Channels that have few values on the batch, samples times places, have that of the layer.
+    """
     whole = value.new_tensor(_clip(value.flatten(), percentile) or 1.0)
-    if not by_channel:
-        return whole
     channels = value.transpose(0, 1).flatten(1)
+    if not by_channel or channels.shape[1] < _FEW:
+        return whole
     found = value.new_tensor([_clip(each, percentile) for each in channels])
     # of a channel that is silent, but for rounding, the batch says nothing
     found = torch.where(found > _SILENT * whole, found, whole)

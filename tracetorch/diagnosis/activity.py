@@ -19,6 +19,7 @@ _MOST = 0.5  # of the neurons: a note
 _MANY = 0.25  # of the neurons dead, and as many saturated: a warning
 _RARE = 0.01  # of the membranes
 _FEW_STEPS = 3  # with fewer, any neuron may fire at every step
+_FEW_NEURONS = 8  # with fewer, as of classes, one at each end may be the answer to the batch
 
 
 def findings(evidence: Evidence) -> Iterator[Finding]:
@@ -70,8 +71,8 @@ def _dead(evidence: Evidence, layer: LayerEvidence, rates: Tensor) -> Iterator[F
         layer.path,
         share,
     )(
-        f"{int(dead.sum())} of {len(rates)} neurons never fire, in {steps} steps of {batch} "
-        f"samples.{distance}",
+        f"{int(dead.sum())} of {len(rates)} neurons never {_fire(dead)}, in {steps} steps of "
+        f"{batch} samples.{distance}",
         "Nothing passes this layer in the forward pass."
         if all_of_them
         else "They contribute nothing to the output, and the weights behind them get no gradient.",
@@ -131,14 +132,20 @@ def _for_all(evidence: Evidence) -> str:
     return "" if call is None else f" {call} does it for all layers."
 
 
+def _fire(neurons: Tensor) -> str:
+    """Return the verb for the neurons that are marked."""
+    return "fires" if int(neurons.sum()) == 1 else "fire"
+
+
 def _saturated(evidence: Evidence, layer: LayerEvidence, rates: Tensor) -> Iterator[Finding]:
     saturated = rates >= SATURATED
     share = float(saturated.double().mean())
     if share < _MOST:
         return
     yield measured("error" if share == 1 else "warning", "saturated-neurons", layer.path, share)(
-        f"{int(saturated.sum())} of {len(rates)} neurons fire at {100 * SATURATED:.0f} % of the "
-        f"steps or more; the layer's mean rate is {100 * float(rates.mean()):.3g} %.",
+        f"{int(saturated.sum())} of {len(rates)} neurons {_fire(saturated)} at "
+        f"{100 * SATURATED:.0f} % of the steps or more; the layer's mean rate is "
+        f"{100 * float(rates.mean()):.3g} %.",
         "A neuron that always fires carries no more information than one that never does.",
         f"Scale down the weights before it, or its input.{_for_all(evidence)} Or raise its "
         "threshold; begin with a faster decay (beta nearer to 0). tt.loss.rate_bounds keeps rates "
@@ -149,6 +156,9 @@ def _saturated(evidence: Evidence, layer: LayerEvidence, rates: Tensor) -> Itera
 def _dead_and_saturated(
     evidence: Evidence, layer: LayerEvidence, rates: Tensor
 ) -> Iterator[Finding]:
+    # what one sample does not change may differ between two
+    if len(rates) < _FEW_NEURONS or evidence.inputs.batch < 2:
+        return
     dead, saturated = rates == 0, rates >= SATURATED
     share = min(float(each.double().mean()) for each in (dead, saturated))
     if share < _MANY:
@@ -156,7 +166,8 @@ def _dead_and_saturated(
     between = len(rates) - int(dead.sum()) - int(saturated.sum())
     yield measured("warning", "dead-and-saturated", layer.path, share)(
         f"{int(dead.sum())} of {len(rates)} neurons never fire, and {int(saturated.sum())} fire at "
-        f"{100 * SATURATED:.0f} % of the steps or more: {between} are between.",
+        f"{100 * SATURATED:.0f} % of the steps or more: {between} "
+        f"{'is' if between == 1 else 'are'} between.",
         "Only those between tell one input from another; the others are constants.",
         "One factor for the layer helps one side and harms the other: the weights or biases before "
         f"it differ too much from neuron to neuron. Draw them anew, smaller.{_for_all(evidence)} A "

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from torch import optim
 from torch.optim import Optimizer
 
+from tracetorch.core.walk import named_modules
 from tracetorch.diagnosis.evidence import Evidence
 from tracetorch.diagnosis.finding import Finding, join_first, measured
+from tracetorch.snn.delay.base import DelayingLayer
 from tracetorch.snn.relative_scale import relative_scales
 
 # those whose step is about as large as the learning rate, whatever the gradient
@@ -164,19 +166,30 @@ def _small_steps(evidence: Evidence, groups: dict[int, dict[str, object]]) -> It
 
 def _large_steps(evidence: Evidence, groups: dict[int, dict[str, object]]) -> Iterator[Finding]:
     """Find rates so high that one step of an optimizer overwrites the weights."""
+    # those of delays are in steps; a parametrization, as of quantize.prepare, keeps the name
+    delays = {
+        id(p)
+        for _, module in named_modules(evidence.model)
+        if isinstance(module, DelayingLayer)
+        for name, p in module.named_parameters()
+        if "raw_delay" in name.split(".")
+    }
     weights = {
         path: (float(groups[id(p)]["lr"]), float(p.detach().double().square().mean().sqrt()))  # type: ignore[arg-type]
         for path, p in evidence.parameters.items()
-        if p.ndim > 1 and p.requires_grad and id(p) in groups and p.numel()
+        if p.ndim > 1 and p.requires_grad and id(p) in groups and id(p) not in delays and p.any()
     }
     fast = {path: both for path, both in weights.items() if both[0] >= max(_FAST, both[1])}
     if fast:
         path = max(fast, key=lambda path: fast[path][0])
         rate, size = fast[path]
+        count, they = f"{len(fast)} weights", "they are"
+        if len(fast) == 1:
+            count, they = "one weight", "it is"
         yield measured("warning", "large-steps", path, rate)(
-            f"The learning rate of {len(fast)} weights is at least {_FAST:g}, and larger than the "
-            f"weights are: {join_first(list(fast))}. That of {path} is {rate:.3g}, the root mean "
-            f"square of its values {size:.2g}.",
+            f"The learning rate of {count} is at least {_FAST:g}, and larger than {they}: "
+            f"{join_first(list(fast))}. That of {path} is {rate:.3g}, the root mean square of its "
+            f"values {size:.2g}.",
             "The optimizer moves each value by about the learning rate a step, however small its "
             "gradient is: the first step overwrites these weights.",
             "Begin with 1e-2 or 1e-3. tt.param_groups(model, weight_decay, lr=1e-2, relative=True) "

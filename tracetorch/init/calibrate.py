@@ -45,7 +45,7 @@ def calibrate_(
     The model runs by layer where it can, or else by step, in its current mode, training mode
     included. A warning is logged, with the reason, where weights become 15 times as large as
     independent spikes at a rate of 0.05 need, because the input hardly varies on this batch, or 3
-    times, because its sequences are too short for the neurons.
+    times, because it has too few steps for the neurons.
 
     Args:
         model: any module that :func:`tracetorch.unroll` runs; each neuron layer is driven by the

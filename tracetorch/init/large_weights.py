@@ -35,24 +35,25 @@ def report_large_weights(trial: Trial, steps: int) -> None:
             continue  # its input varies by 1, whatever the batch
         power = trial.responses[stage.path].kernel.square()
         share = float((power[:steps].sum(0) / power.sum(0)).median())
-        size, needed = _sizes(trial, stage)
-        if size < needed * (_LARGE_AND_SHORT if share < _SHORT else _LARGE):
+        factor = _factor(trial, stage)
+        if factor < (_LARGE_AND_SHORT if share < _SHORT else _LARGE):
             continue
         reason, advice = _VARIES_LITTLE
         if share < _SHORT:
+            longer, give = "On longer sequences", "Give whole sequences"
+            if trial.steps is not None:  # a constant input, whose steps are chosen
+                longer, give = "With more steps than these", "Take more steps"
             reason = (
                 f"its neurons are slow, and in {steps} steps from rest they show "
-                f"{100 * share:.2g} % of the power of their response. On longer sequences"
+                f"{100 * share:.2g} % of the power of their response. {longer}"
             )
-            advice = "Give whole sequences, or begin with a faster decay (beta nearer to 0)."
+            advice = f"{give}, or begin with a faster decay (beta nearer to 0)."
         _log.warning(
-            "calibrate_ made the weight of %r, before %r, %.3g times as large as PyTorch's default "
-            "is, %.3g times what independent spikes at a rate of %g need: %s its membranes go far "
-            "beyond the target. %s",
+            "calibrate_ made the weight of %r, before %r, %.3g times as large as independent "
+            "spikes at a rate of %g need: %s its membranes go far beyond the target. %s",
             stage.source_path,
             stage.path,
-            size,
-            size / needed,
+            factor,
             _USUAL,
             reason,
             advice,
@@ -66,10 +67,10 @@ _VARIES_LITTLE = (
 )
 
 
-def _sizes(trial: Trial, stage: Stage) -> tuple[float, float]:
-    """Return how large a weight is, and would be for usual spikes, in PyTorch's defaults."""
+def _factor(trial: Trial, stage: Stage) -> float:
+    """Return how many times as large a weight is as it would be for usual spikes."""
     weight = weight_of(stage.source).detach().double()
     size = float(weight.square().mean().sqrt()) / default_rms(stage.source, "weight", weight)
     # by default the squares of a neuron's weights add up to 1/3
     unit = trial.responses[stage.path].deviation(_USUAL)
-    return size, trial.target * math.sqrt(3) / float(unit.median())
+    return size * float(unit.median()) / (trial.target * math.sqrt(3))
