@@ -9,7 +9,7 @@ import nir
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import layer, sequence
@@ -40,6 +40,28 @@ def test_an_unchanged_node_is_its_layer() -> None:
         torch.equal(one, other)
         for one, other in zip(back.parameters(), net.parameters(), strict=True)
     )
+
+
+class OnDevice(Tensor):
+    """A tensor as on another device, whose sigmoid differs in the last place."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if (func is Tensor.to and "cpu" in args) or func is Tensor.cpu:
+            return func(args[0].as_subclass(Tensor), *args[1:], **(kwargs or {}))
+        y = super().__torch_function__(func, types, args, kwargs)
+        return torch.nextafter(y, torch.ones_like(y)) if func is torch.sigmoid else y
+
+
+def test_a_layer_of_another_device_is_described() -> None:
+    """Its values are computed where the file is read."""
+    net = double(layer("LIF", 3))
+    assert isinstance(net.raw_beta, nn.Parameter)
+    raw = net.raw_beta.data.as_subclass(OnDevice)
+    assert not torch.equal(torch.sigmoid(raw).cpu(), torch.sigmoid(raw.cpu()))
+    net.raw_beta = nn.Parameter(raw)
+    graph = tt.nir.to_nir(net, (3,))
+    assert graph.nodes["0"].metadata["tracetorch"]["layer"] == "LIF"
 
 
 def test_an_edited_graph_is_what_it_computes() -> None:

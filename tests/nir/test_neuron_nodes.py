@@ -314,14 +314,60 @@ class Doubled(snn.LIF):
         return snn.LIF.step(2 * x, *states, **parameters)
 
 
+class Gained(snn.LIF):
+    """A subclass with one more parameter."""
+
+    def __init__(self, num_neurons: int) -> None:
+        super().__init__(num_neurons)
+        self.weight("gain", 1.5)
+
+    @staticmethod
+    def step(x, *states, gain, **parameters):  # type: ignore[override]
+        return snn.LIF.step(gain * x, *states, **parameters)
+
+
+class WithSynapse(snn.LIF):
+    """A subclass with a synapse, and the same step."""
+
+    def __init__(self, num_neurons: int) -> None:
+        parts: dict[str, Any] = {"alpha_setup": {}, "pos_threshold_setup": {}}
+        snn.LeakyIntegrator.__init__(self, num_neurons, **parts)
+
+
+class WithoutThreshold(snn.LIF):
+    """A subclass with no threshold."""
+
+    def __init__(self, num_neurons: int) -> None:
+        snn.LeakyIntegrator.__init__(self, num_neurons)
+
+
+class LIF(snn.SLIF):
+    """A subclass with the name of another layer."""
+
+
 def with_own_step(num_neurons: int) -> snn.Neuron:
     layer = snn.LIF(num_neurons)
     layer.step = Doubled.step  # type: ignore[method-assign]
     return layer
 
 
+def with_gain(num_neurons: int) -> snn.Neuron:
+    layer = neurons.ALIF(num_neurons)
+    layer.weight("gain", 1.5)
+
+    def step(x, *states, gain, **parameters):
+        return neurons.ALIF.step(gain * x, *states, **parameters)
+
+    layer.step = step  # type: ignore[assignment, method-assign]
+    return layer
+
+
 @pytest.mark.parametrize(
-    "kind", [Own, Swapped, Recomputed, Substeps, Functions, Doubled, with_own_step]
+    "kind",
+    [
+        *(Own, Swapped, Recomputed, Substeps, Functions, Doubled, with_own_step),
+        *(Gained, WithSynapse, WithoutThreshold, LIF, with_gain),
+    ],
 )
 def test_a_neuron_of_ones_own_has_nodes(kind: Any) -> None:
     net = double(kind(3))

@@ -339,6 +339,21 @@ class Charged(snn.LIF):
         return super().initial_state(name, shape, *kind) + 0.5
 
 
+class ChargedFromZero(Charged):
+    """A subclass that declares the state too."""
+
+    def __init__(self, num_neurons: int) -> None:
+        super().__init__(num_neurons)
+        self.state("mem", init=0.0)
+
+
+def charged_alone() -> nn.Module:
+    layer = snn.LIF(3)
+    layer.state("mem", init=0.0)
+    layer.initial_state = Charged(3).initial_state  # type: ignore[assignment, method-assign]
+    return layer
+
+
 REFUSED: tuple[tuple[nn.Module, tuple[int, ...], str], ...] = (
     (nn.Sequential(nn.Linear(3, 3), nn.ReLU()), (3,), "layer '1', ReLU.*no counterpart.*snn.LIF"),
     (nn.MaxPool2d(2), (1, 4, 4), "layer '0', MaxPool2d.*no counterpart in NIR. Use nn.AvgPool2d"),
@@ -346,6 +361,8 @@ REFUSED: tuple[tuple[nn.Module, tuple[int, ...], str], ...] = (
     (Doubling(3), (3,), "layer '0', Doubling.* has no counterpart in NIR"),
     (Halved(3), (3,), "layer '0', Halved.* has methods of its own that see each step, which no"),
     (Charged(3), (3,), "layer '0', Charged.* has an initial_state of its own, which no nodes"),
+    (ChargedFromZero(3), (3,), "layer '0', ChargedFromZero.* has an initial_state of its own, wh"),
+    (charged_alone(), (3,), "layer '0', LIF.* has an initial_state of its own, which no nodes"),
     (snn.Recurrent(Fatigue(3), nn.Linear(3, 3)), (3,), r"neuron of layer '0', Rec.*tanh\(\)"),
     (snn.Recurrent(snn.LIF(3), nn.ReLU()), (3,), "connection of layer '0', Rec.*no counterpart"),
     (snn.Recurrent(snn.LIF(3), snn.LIF(3)), (3,), "to itself by LIF; in NIR it must be nn.Linear"),

@@ -330,6 +330,15 @@ class Halving(snn.LIF):
         return 0.5 * super().forward(x)
 
 
+class Charged(snn.LIF):
+    def __init__(self, num_neurons: int) -> None:
+        super().__init__(num_neurons)
+        self.state("mem", init=0.0)
+
+    def initial_state(self, name: str, shape: torch.Size, *kind: Any) -> Tensor:
+        return super().initial_state(name, shape, *kind) + 0.9
+
+
 def hooked() -> torch.nn.Sequential:
     model = net(snn.LIF(4))
     model[0].register_forward_hook(lambda module, given, output: 2 * output)
@@ -380,6 +389,13 @@ X, LABELS = torch.zeros(5, 6, 3), torch.arange(6) % 2
             ValueError,
             r"Halving\(4\) has a forward of its own, which a page",
         ),
+        (
+            lambda: net(Charged(4)),
+            {},
+            ValueError,
+            "Charged, cannot be compiled: it has an initial_",
+        ),
+        (lambda: Charged(4), {}, ValueError, "has an initial_state of its own, which a page"),
         (lambda: Twice(snn.LIF(2)), {}, ValueError, "Twice, has a forward of its own"),
         (lambda: net(snn.LIF(4, dim=-3)), {}, ValueError, "its neurons are in dimension -3"),
         (

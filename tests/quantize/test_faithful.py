@@ -401,6 +401,13 @@ class Charged(snn.LIF):
         return super().initial_state(name, shape, *kind) + 0.5
 
 
+def charged_from_zero() -> nn.Module:
+    """Neurons that add to the declared state which they start from."""
+    neuron = Charged(6)
+    neuron.state("mem", init=0.0)
+    return nn.Sequential(nn.Linear(4, 6), neuron)
+
+
 WIDE: Any = {"weight_bits": 16, "state_bits": 24}
 WRONG: list[tuple[Any, str]] = [
     (lambda x: quantize.prepare(plain().bfloat16(), x), "0.weight is torch.bfloat16"),
@@ -411,6 +418,8 @@ WRONG: list[tuple[Any, str]] = [
     (lambda x: quantize.prepare(charged(), x),
      r"1 \(LIF\) starts from states other than zero, and an"),
     (lambda x: quantize.prepare(nn.Sequential(nn.Linear(4, 6), Charged(6)), x),
+     r"1 \(Charged\) has methods of its own, and no integer form"),
+    (lambda x: quantize.prepare(charged_from_zero(), x),
      r"1 \(Charged\) has methods of its own, and no integer form"),
     (lambda x: quantize.prepare(nn.Linear(4, 3), x, chip=chips.loihi.LOIHI),
      "^the model: quantised models have neurons that spike"),

@@ -237,6 +237,23 @@ def test_files_keep_the_integers(name: str, tmp_path: Path) -> None:
     assert size > sum(v.numel() * v.element_size() for v in integer.state_dict().values())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_state_dict_changes_nothing_where_it_comes_from(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv1d(2, 4, 3), snn.LIF(4, dim=-2), nn.Conv1d(4, 3, 1), snn.Readout(3, dim=-2)),
+        nn.AvgPool1d(3),
+    )
+    prepared = quantize.prepare(widened(model).to(dtype), spikes(20, 2, 2, 12).to(dtype))
+    units = [getattr(neuron, "unit", None) for neuron in prepared]
+    before = prepared.output_scale, *units, *map(torch.clone, prepared._decided())
+    assert before[0] != float(torch.tensor(before[0]))  # float32 has no such number
+    prepared.load_state_dict(prepared.state_dict())
+    units = [getattr(neuron, "unit", None) for neuron in prepared]
+    after = prepared.output_scale, *units, *prepared._decided()
+    assert all(map(np.array_equal, before, after))
+
+
 def test_a_prepared_model_is_copied_and_saved_while_it_learns() -> None:
     model, x, arguments = random_network(3)
     prepared = quantize.prepare(model, x, **arguments)

@@ -103,35 +103,45 @@ def describe(node: Node | NodeGraph, layer: Neuron, shape: Shape, clock: Clock) 
 
     Not of a neuron that such a description does not make again, a class of the user's own say.
     """
+    kind: type[Neuron]
+    if isinstance(layer, LeakyIntegrator):
+        kind = next(c for c in type(layer).__mro__ if getattr(snn, c.__name__, None) is c)
+    elif type(layer) is getattr(neurons, type(layer).__name__, None):
+        kind = type(layer)
+    else:
+        return
+    if layer.step is not kind.step:
+        return
+    # A LeakyIntegrator has the parts that it is given; any other class decides on them itself.
+    if kind is not LeakyIntegrator and kind(1).constraints.keys() != layer.constraints.keys():
+        return
     description: dict[str, Any] = {
+        "layer": kind.__name__,
         "num_neurons": layer.num_neurons,
         "dim": neuron_dim(layer, shape),
     }
     if isinstance(layer, LeakyIntegrator):
         description |= {
-            "layer": next(c.__name__ for c in type(layer).__mro__ if c.__name__ in snn.__all__),
             "averaging": " ".join(name for name in DECAYS if getattr(layer, f"{name}_ema")),
             "reset": layer.reset,
         }
-    elif type(layer) is getattr(neurons, type(layer).__name__, None):
+    else:
         numbers = {name: getattr(layer, name) for name in layer.options}
         description |= {name: each for name, each in numbers.items() if type(each) in (int, float)}
-        description["layer"] = type(layer).__name__
-    else:
-        return
-    for name in layer.raw_names:
-        raw = getattr(layer, name).detach().to("cpu", torch.float64).numpy()
-        # one value as a number: HDF5 compresses no array without axes
-        description[name] = raw[()]
-    if not isinstance(layer, LeakyIntegrator):
         decays = {name: c.name for name, c in layer.constraints.items() if is_decay(c)}
         description |= {f"constraint_{name}": text for name, text in decays.items()}
+    # on the CPU, where the file is read: another device may differ in the last place
+    raw = {
+        name: getattr(layer, f"raw_{name}").detach().to("cpu", torch.float64)
+        for name in layer.constraints
+    }
+    # one value as a number: HDF5 compresses no array without axes
+    description |= {f"raw_{name}": value.numpy()[()] for name, value in raw.items()}
     again = _made(description, node, shape)
-    ndim = len(shape) + 1
-    given, made = (each.step_kwargs(ndim, torch.float64) for each in (layer, again))
-    same = all(torch.equal(given[name].cpu(), made[name]) for name in layer.constraints)
-    if not same or layer.step is not again.step:
-        return
+    for name, value in raw.items():
+        made = again.constrained(name, getattr(again, f"raw_{name}"))
+        if not torch.equal(layer.constrained(name, value), made):
+            return
     node.metadata[KEY] = {**description, "digest": digest(node, description, clock)}
 
 

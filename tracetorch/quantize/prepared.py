@@ -91,7 +91,7 @@ class Prepared(nn.Sequential, TTModule):
 
     def get_extra_state(self) -> Tensor:
         """Return what the sample decided, and the floats that do not learn, for ``state_dict``."""
-        values = [torch.tensor([self.output_scale]), *self._decided()]
+        values = [torch.tensor([self.output_scale], dtype=torch.float64), *self._decided()]
         return torch.cat([value.detach().double().flatten().cpu() for value in values])
 
     def set_extra_state(self, state: Tensor) -> None:

@@ -434,7 +434,8 @@ def beside_step(layer: Neuron) -> str | None:
     cell = layer.cell
     if cell.runs_by_step:
         return "has methods of its own that see each step"
-    if any(f"initial_{name}" not in cell.buffers for name in cell.starts):
+    own_kind = type(layer).initial_state is not _METHODS["initial_state"]
+    if own_kind or "initial_state" in vars(layer):
         return "has an initial_state of its own"
     return None
 
