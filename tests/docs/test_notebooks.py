@@ -380,8 +380,9 @@ def test_install_cell_asks_pip_to_keep_the_torch_that_is_there(
     made.cells = made.cells[:1]
     if not installed:
         hide = (
-            "import importlib.util\nfound = importlib.util.find_spec\n"
-            "importlib.util.find_spec = lambda name: name != 'tracetorch' and found(name) or None"
+            "import importlib.util\nfind_spec = importlib.util.find_spec\n"
+            "importlib.util.find_spec = lambda name, *rest: (\n"
+            "    None if name == 'tracetorch' else find_spec(name, *rest)\n)"
         )
         made.cells.insert(0, nbformat.v4.new_code_cell(hide))
     run(made, tmp_path)
