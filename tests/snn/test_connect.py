@@ -584,7 +584,17 @@ def test_channels_of_a_convolution_are_masked_and_a_layer_with_delays_is_connect
     assert conv.weight.any()
     assert "8 of 24 connections" not in repr(conv)
     assert "16 of 24 connections" in repr(conv)
-    assert "some of 24 connections" in repr(conv.to("meta"))  # where nobody can count them
+    name, kept = next(conv.named_buffers())
+    shown: list[str] = []
+
+    def called(mask: Tensor, x: Tensor) -> Any:
+        return torch.func.functional_call(conv, {name: mask}, (x,))
+
+    with conv.register_forward_hook(lambda module, *_: shown.append(repr(module))):
+        torch.func.vmap(called)(torch.stack([kept, ~kept]), torch.rand(2, 1, 3, 4, 4))
+    assert "some of 24 connections" in shown[0]  # where nobody can count them
+    assert "16 of 24 connections" in repr(conv)
+    assert "some of 24 connections" in repr(conv.to("meta"))
     delayed: Any = snn.DelayedLinear(3, 2, max_delay=2)
     assert snn.connect(delayed, mask=GOOD & False) is delayed
     assert not delayed.linear.weight.any()

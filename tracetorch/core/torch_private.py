@@ -99,7 +99,6 @@ function_modes: Callable[[], int] = torch._C._len_torch_function_stack
 """Number of active ``TorchFunctionMode``s, which must see every call of PyTorch."""
 
 current_backward: Callable[[], int] = torch._C._current_graph_task_id
-
 """Number of the backward pass that is running in this thread, ``NO_BACKWARD`` outside of one."""
 
 NO_BACKWARD = -1

@@ -50,7 +50,7 @@ def correct(x: Tensor, target: Tensor, *, by: By = "rate", mask: Tensor | None =
     scores: Tensor = getattr(decode, by)(x, mask=mask)
     if not isinstance(target, Tensor) or target.is_floating_point() or target.dtype is torch.bool:
         is_tensor = isinstance(target, Tensor)
-        got = f"a tensor of {target.dtype}" if is_tensor else f"{type(target).__name__}"
+        got = f"a tensor of {target.dtype}" if is_tensor else type(target).__name__
         raise TypeError(
             f"target must be a tensor of integers, the classes, got {got}."
             + " Wrap it: torch.as_tensor(...)." * (not is_tensor)

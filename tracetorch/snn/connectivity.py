@@ -18,7 +18,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.torch_private import has_values
+from tracetorch.core.torch_private import is_readable
 
 RAW_WEIGHT = "parametrizations.weight.original"
 """Name of the raw values in a layer: of their parameter, and in its ``state_dict``."""
@@ -78,7 +78,7 @@ class Connectivity(nn.Module):
         parts: list[str] = []
         if self.mask is not None:
             # on the meta device, and inside a vmap, nobody can count them
-            number = int(self.mask.sum()) if has_values(self.mask) else "some"
+            number = int(self.mask.sum()) if is_readable(self.mask) else "some"
             parts.append(f"{number} of {self.mask.numel()} connections")
         if self.signs is not None:
             parts.append("excitatory and inhibitory inputs")
