@@ -373,6 +373,20 @@ class Cell(Opaque):
             )
         )
 
+    def is_current(self, kind: type) -> bool:
+        """Whether a class has the step and the methods still that the cell was made from.
+
+        All that a call asks, where whoever writes something declared drops the cell.
+        """
+        if kind is not self.kind or _definition(kind) != self.definition:
+            return False
+        for function, parts in self._functions:  # edited in place, as %autoreload does
+            if contents(function) != parts:
+                return False
+        # bound anew, as a cell of a notebook does
+        called = self._helpers
+        return not called or all(names.get(name) is value for names, name, value in called)
+
     def _describes_rest(self, layer: Any) -> bool:
         """Whether what most layers do not have is what it was: modules and buffers among options,
         states that a property of a user's own chooses, functions that a user's step calls.

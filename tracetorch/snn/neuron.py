@@ -208,9 +208,10 @@ class Neuron(ConstrainedLayer):
                 look_for_nan(self)
             # not where the second step tells, for a compiled one checks nothing
             if not torch.is_grad_enabled() and not self._doubtful_step:
-                result: Tensor | None = self._single_steps.run(self, cell, x)
-                if result is not None:
-                    return result
+                found = self._single_steps.run(self, cell, x, self.__dict__)
+                if found is not None:
+                    self.__dict__.update(found[1])
+                    return found[0]
             states = self._fitting_states(cell, x)
         inputs: tuple[Tensor, ...] = (x,)
         if states is not None:
@@ -334,7 +335,7 @@ class Neuron(ConstrainedLayer):
             and isinstance(cell, Cell)
             and observed_by((x,)) is None
             and current_backward() in (NO_BACKWARD, self._zeroed_in_backward)
-            and (prepared := self._sequences.run(self, cell, x)) is not None
+            and (prepared := self._sequences.run(self, cell, x, self.__dict__)) is not None
         ):
             self.__dict__.update(prepared[1])
             return prepared[0], {}

@@ -7,6 +7,7 @@ is not compared here, or differs, takes the general way, which checks and explai
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -95,19 +96,20 @@ class PreparedSequence:
             self.rest = zeros
         return zeros
 
-    def run(self, layer: StepLayer, x: Tensor) -> tuple[Tensor, dict[str, Tensor]] | None:
+    def run(
+        self, layer: StepLayer, x: Tensor, states: Mapping[str, Tensor | None]
+    ) -> tuple[Tensor, dict[str, Tensor]] | None:
         """Return outputs, and final states by name; ``None`` where it cannot run here."""
-        attributes = layer.__dict__
         if not self.runs:
             return None
         with_graph = torch.is_grad_enabled()
         # what needs a gradient: the input, a state, each parameter
         needs = [with_graph and x.requires_grad, False]
-        states: list[Tensor] = []
+        starts: list[Tensor] = []
         for name in self.states:
-            state = attributes[name]
+            state = states[name]
             if state is None and name not in self.starts:
-                states.append(self._zeros() if self.rest is None else self.rest)
+                starts.append(self._zeros() if self.rest is None else self.rest)
                 continue
             if state is None:
                 state = layer.initial_state(name, self.step_shape, self.dtype, self.device)
@@ -123,8 +125,8 @@ class PreparedSequence:
                 return None
             if with_graph and state.requires_grad:
                 needs[1] = True
-            states.append(state)
-        parameters = attributes["_parameters"]
+            starts.append(state)
+        parameters = layer.__dict__["_parameters"]
         raws: list[Tensor] = []
         for name, shape, dtype in self.raws:
             raw = parameters.get(name)
@@ -149,5 +151,5 @@ class PreparedSequence:
             plan = plan_for_needs(program, backend, self.dim, (), any(key), differentiated, trained)
             self.plans[key] = plan
         layout = self.layout if x.is_contiguous() else layout_of(x, self.dim)
-        results = operators.run_raw(plan, self.call, layout, self.constrained, (x,), states, raws)
+        results = operators.run_raw(plan, self.call, layout, self.constrained, (x,), starts, raws)
         return results[0], dict(zip(self.states, results[1:], strict=True))

@@ -8,7 +8,7 @@ returns, and makes one call by address.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.cell import Cell, StepLayer
+from tracetorch.core.torch_private import functorch
 from tracetorch.fuse.codegen.targets import real_name
 from tracetorch.fuse.dispatch.backends import requested_backend, unavailable_reason
 from tracetorch.fuse.dispatch.plans import program_of
@@ -47,8 +48,6 @@ class CompiledStep:
         self.params: tuple[str, ...] = ()
         # name, address, size, bytes and a view of every raw parameter when it was last constrained
         self.raw_values: tuple[tuple[str, int, int, bytes, Any], ...] = ()
-        # the states that the last call left, by name, and where
-        self.left: list[tuple[str, Tensor, int]] = []
         plan = self._plan(layer, cell, x)
         self.kernel: Callable[[int, int, list[int]], None] | None = None
         if plan is not None:
@@ -87,49 +86,42 @@ class CompiledStep:
             trained=(),
         )
 
-    def run(self, layer: StepLayer, x: Tensor) -> Tensor | None:
-        """Return the output, new states on the layer; ``None`` where the eager step must run."""
+    def run(
+        self, layer: StepLayer, x: Tensor, states: Mapping[str, Tensor | None]
+    ) -> tuple[Tensor, dict[str, Tensor]] | None:
+        """Return the output, and next states by name; ``None`` where the eager step must run."""
         if self.kernel is None or not x.is_contiguous():
             return None
-        attributes = layer.__dict__
-        addresses = self._addresses_left(attributes)
-        if not addresses:
-            checked = layer.states_for(x, layer.check_input(x))
-            states = [s.resolve_neg().contiguous() for s in checked if s is not None]
-            addresses = list(map(Tensor.data_ptr, states))
-        if not self._has_parameters_of(attributes):
-            self._constrain_parameters(layer)
-        output = torch.empty_like(x)  # twice as fast as empty
-        left: list[tuple[str, Tensor, int]] = []
-        for name in self.states:
-            end = torch.empty_like(x)
-            address = end.data_ptr()
-            addresses.append(address)
-            left.append((name, end, address))
-        self.kernel(x.data_ptr(), output.data_ptr(), addresses)
-        for name, end, _ in left:
-            attributes[name] = end
-        self.left = left
-        return output
-
-    def _addresses_left(self, attributes: dict[str, Any]) -> list[int]:
-        """Return the addresses of the states; none unless they are as the last call left them.
-
-        The tensor may be the same and its memory another, after ``state.data = ...``.
-        """
+        starts: list[Tensor] = []  # which keeps alive what the kernel reads
         addresses: list[int] = []
-        for name, state, address in self.left:
-            # no device: what is at the same address is on the same one
+        for name in self.states:
+            state = states[name]
+            if state is None:
+                if name in self.cell.starts:
+                    state = layer.initial_state(name, self.shape, self.dtype, self.device)
+                else:
+                    state = torch.zeros_like(x)
             if (
-                attributes[name] is not state
-                or state.data_ptr() != address
+                type(state) is not Tensor
                 or state.shape != self.shape
                 or state.dtype is not self.dtype
-                or not state.is_contiguous()
+                or state.device != self.device
+                or functorch.is_functorch_wrapped_tensor(state)
             ):
-                return []
-            addresses.append(address)
-        return addresses
+                return None
+            if state.is_neg() or not state.is_contiguous():
+                state = state.resolve_neg().contiguous()
+            starts.append(state)
+            addresses.append(state.data_ptr())
+        if not self._has_parameters_of(layer.__dict__):
+            self._constrain_parameters(layer)
+        output = torch.empty_like(x)  # twice as fast as empty
+        ends: dict[str, Tensor] = {}
+        for name in self.states:
+            ends[name] = end = torch.empty_like(x)
+            addresses.append(end.data_ptr())
+        self.kernel(x.data_ptr(), output.data_ptr(), addresses)
+        return output, ends
 
     def _has_parameters_of(self, attributes: dict[str, Any]) -> bool:
         """Whether every raw value is what it was when the parameters were constrained.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,8 +27,10 @@ class Preparation(Protocol):
     default_dtype: torch.dtype
     """That of the tensors which the step makes of numbers."""
 
-    def run(self, layer: StepLayer, x: Tensor) -> Any:
-        """Return the result for an input; ``None`` where the general way must be taken."""
+    def run(
+        self, layer: StepLayer, x: Tensor, states: Mapping[str, Tensor | None]
+    ) -> tuple[Tensor, dict[str, Tensor]] | None:
+        """Return the output and the end states; ``None`` where the general way must be taken."""
 
 
 P = TypeVar("P", bound=Preparation)
@@ -53,13 +55,18 @@ class Specialised(Opaque, Generic[P]):
     def __reduce__(self) -> tuple[type[Specialised[P]], tuple[Callable[..., P]]]:
         return type(self), (self.prepare,)
 
-    def run(self, layer: StepLayer, cell: Cell, x: Tensor) -> Any:
-        """Return what a preparation makes of ``x``; ``None``: the general way must be taken.
+    def run(
+        self, layer: StepLayer, cell: Cell, x: Tensor, states: Mapping[str, Tensor | None]
+    ) -> tuple[Tensor, dict[str, Tensor]] | None:
+        """Return the output and the end states by name; ``None``: the general way must be taken.
+
+        Nothing is written: neither to the layer nor to ``states``.
 
         Args:
-            layer: the layer.
+            layer: the layer, whose parameters are read.
             cell: what it is.
             x: an input that nobody observes.
+            states: the active ones before ``x``, by name; ``None`` is the initial one.
         """
         requested, default_dtype = requested_backend(), torch.get_default_dtype()
         kept = self.kept
@@ -74,9 +81,9 @@ class Specialised(Opaque, Generic[P]):
             ):
                 if each is not kept[0]:
                     self.kept = [each, *(other for other in kept if other is not each)]
-                return each.run(layer, x)
+                return each.run(layer, x, states)
         if requested == "eager":
             return None
         new = self.prepare(layer, cell, x)
         self.kept = [new, *kept][:_MOST]
-        return new.run(layer, x)
+        return new.run(layer, x, states)
