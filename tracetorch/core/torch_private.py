@@ -43,6 +43,7 @@ __all__ = [
     "FakeTensor",
     "FakeTensorMode",
     "FuncTorchInterpreter",
+    "ParametrizedSpectralNorm",
     "StorageWeakRef",
     "TorchDispatchMode",
     "VmapInterpreter",
@@ -133,6 +134,9 @@ DropoutBase = nn.modules.dropout._DropoutNd
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 """Class of batch norms alone, by which PyTorch's tools find them: ``update_bn`` and others."""
+
+ParametrizedSpectralNorm = nn.utils.parametrizations._SpectralNorm
+"""Class of the parametrization by which a spectral norm is computed."""
 
 BatchNormBase = nn.modules.batchnorm._NormBase
 """Base class of batch and instance norms, lazy and synchronised ones too."""

@@ -19,11 +19,10 @@ from tracetorch.metrics.connections import OperationCounts, counted_by_call
 from tracetorch.metrics.products import ProductCounter, counted_products
 from tracetorch.probe.layers import call_order
 from tracetorch.ragged import check_mask, filled, real_steps_first
-from tracetorch.snn.module import zero_states
+from tracetorch.snn.module import keeps_states, zero_states
 from tracetorch.snn.neuron import has_step
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.spike_functions import spike_functions
-from tracetorch.snn.stateful_layer import keeps_states
 from tracetorch.unrolling import unroll
 from tracetorch.unrolling.inputs import Inputs, parse_inputs
 
@@ -199,7 +198,7 @@ def observe(
             module = stats.module
             if keeps_states(module):
                 # The last states are still in the layer, until the model is restored.
-                attributes = map(module.attribute_of, module.active_states)
+                attributes = map(module._attribute_of, module.active_states)
                 states = [getattr(module, attribute) for attribute in attributes]
                 stats.state_bytes = sum(
                     s.numel() * s.element_size() for s in states if s is not None

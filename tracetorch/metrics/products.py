@@ -263,7 +263,7 @@ def counted_products(
     """
     found = walk(model)
     weights = [t for _, m in found.modules for t in (*m.parameters(False), *m.buffers(False))]
-    counter = ProductCounter((*weights, *(t for _, t in found.held.tensors)), counted, steps)
+    counter = ProductCounter((*weights, *(t for _, t in found.tensors)), counted, steps)
     before = [(stats.module, partial(counter.enter, stats)) for stats in modules]
     first = [(stats.module, partial(counter.leave, stats)) for stats in modules]
     # a compiled model would trace into the hooks
