@@ -223,8 +223,6 @@ def observed_by(tensors: Iterable[Tensor] = ()) -> str | None:
     Args:
         tensors: those that a kernel would read.
     """
-    if dispatch_modes() or (function_modes() and any(map(_observes, _function_mode_stack()))):
-        return "a mode must see every operation"
     for tensor in tensors:
         if type(tensor) not in _PLAIN:
             return f"{type(tensor).__name__} is a kind of tensor with operations of its own"
@@ -234,7 +232,19 @@ def observed_by(tensors: Iterable[Tensor] = ()) -> str | None:
             or tensor._is_zerotensor()
         ):
             return "the memory of a tensor does not hold its values"
-    return transformed_by()
+    # in one function where there is nobody, for it is asked at every call of a layer
+    if (
+        dispatch_modes()
+        or function_modes()
+        or functorch_active()
+        or _forward_ad._current_level >= 0
+        or is_jit_tracing()
+        or _compiler._is_exporting_flag
+    ):
+        if dispatch_modes() or any(map(_observes, _function_mode_stack())):
+            return "a mode must see every operation"
+        return transformed_by()
+    return None
 
 
 _PLAIN = (Tensor, nn.Parameter)

@@ -25,7 +25,7 @@ from tracetorch.fuse import requested_backend
 from tracetorch.fuse.runtime.machine_code import unavailable_reason
 from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.delay import DelayedConv1d, DelayedLinear
-from tracetorch.snn.passes import current_pass
+from tracetorch.snn.passes import ambient
 
 # the method of each class that computes the product
 _PRODUCTS: dict[type, tuple[str, Any]] = {
@@ -86,6 +86,7 @@ class EventProducts:
         self._products = [
             (weakref.ref(module), plain_class(module)) for module in event_modules(modules)
         ]
+        self._kinds = {kind: _PRODUCTS[kind] for _, kind in self._products}
         self._lock = threading.Lock()
         self._passes = 0
         self._changed: list[weakref.ref[nn.Module]] = []
@@ -94,6 +95,11 @@ class EventProducts:
         """Let the products choose; whether there are any that may, and :meth:`leave` is due."""
         if not self._products or unavailable() is not None:
             return False
+        plain = {
+            kind
+            for kind, (name, method) in self._kinds.items()
+            if getattr(kind, name) is method and (kind is not nn.Conv2d or computes_as_conv2d(kind))
+        }
         with self._lock:
             self._passes += 1
             if self._passes > 1:
@@ -102,7 +108,7 @@ class EventProducts:
                 module = reference()
                 attributes = {} if module is None else module.__dict__
                 # not where a user's own is set, or nobody's any more
-                if module is not None and attributes.keys().isdisjoint(_OWN) and _is_plain(kind):
+                if module is not None and attributes.keys().isdisjoint(_OWN) and kind in plain:
                     name = _PRODUCTS[kind][0]
                     replacement = _convolve if name == "convolve" else _forward
                     attributes[name] = MethodType(replacement, module)
@@ -129,18 +135,12 @@ def _state(module: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in attributes.items() if name not in _NAMES}
 
 
-def _is_plain(kind: type) -> bool:
-    """Whether nobody has replaced what a class computes."""
-    own = kind is not nn.Conv2d or computes_as_conv2d(nn.Conv2d)
-    name, method = _PRODUCTS[kind]
-    return own and getattr(kind, name) is method
-
-
 def _forward(module: nn.Linear | nn.Conv2d, input: Tensor) -> Tensor:  # noqa: A002 (PyTorch's name)
     """Compute a layer, in place of its own ``forward``."""
     kind = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear
     plain = partial(_PRODUCTS[kind][1], module, input)
-    if torch.compiler.is_compiling() or not _in_pass_by_layer():
+    run = ambient.current
+    if run is None or not run.folded or torch.compiler.is_compiling():
         return plain()  # type: ignore[no-any-return]
     weight, bias = module.weight, module.bias
     reason = _plain_reason(input, weight, bias)
@@ -192,7 +192,8 @@ def _convolve(
         bias: of the outputs.
     """
     plain = partial(_PRODUCTS[type(module)][1], module, past, kernel, bias)
-    if torch.compiler.is_compiling() or not _in_pass_by_layer():
+    run = ambient.current
+    if run is None or not run.folded or torch.compiler.is_compiling():
         return plain()  # type: ignore[no-any-return]
     reason = _plain_reason(past, kernel, bias)
     if reason is None and (past.numel() == 0 or past.shape[-1] < kernel.shape[-1]):
@@ -226,11 +227,6 @@ def _convolve(
         return plain()  # type: ignore[no-any-return]
     y = conv(images, kernel, bias, events, at)
     return y.view(*past.shape[:-3], *y.shape[1:])
-
-
-def _in_pass_by_layer() -> bool:
-    run = current_pass()
-    return run is not None and run.folded
 
 
 def _has_gradient(weight: Tensor) -> bool:

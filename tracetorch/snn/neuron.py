@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeGuard
 
 import torch
@@ -22,7 +22,7 @@ from tracetorch.fuse.dispatch.sequence import run_sequence
 from tracetorch.fuse.dispatch.single_step import CompiledStep
 from tracetorch.fuse.dispatch.specialised import Specialised
 from tracetorch.fuse.step_results import check_step_results, shares_memory
-from tracetorch.snn.passes import current_pass, in_one_commit, states_of
+from tracetorch.snn.passes import ambient, in_one_commit, states_of
 from tracetorch.snn.restarts import Restarts
 from tracetorch.snn.sequence_layer import ARITHMETIC_DTYPE, SequenceLayer
 from tracetorch.snn.step_signature import check_named, check_signature
@@ -179,59 +179,99 @@ class Neuron(SequenceLayer):
 
     def forward_step(self, x: Tensor, *further: Tensor) -> Tensor:
         """Run one time step; compiled where there is no graph to build."""
-        cell = self._signature() if torch.compiler.is_compiling() else self.cell
-        held = states_of(self)
-        states: list[Tensor | None] | None = None
-        unobserved = False
+        if torch.compiler.is_compiling():
+            return self._step_checked(self._signature(), x, further)
+        run, cell = ambient.current, self._declared.cell
+        if cell is None or not cell.is_current(type(self)):
+            cell = self.cell
+        now = current_backward()
         if (
-            isinstance(cell, Cell)
-            and not further
-            and len(cell.inputs) == 1
-            and observed_by((x,)) is None
-            and self._is_current()
+            further
+            or len(cell.inputs) > 1
+            or observed_by((x,)) is not None
+            or (
+                now not in (NO_BACKWARD, self._zeroed_in_backward)
+                if run is None
+                else now != run.backward
+            )
         ):
-            unobserved = True
-            if current_pass() is None:
-                self._count_step()
-            if not torch.is_grad_enabled():
-                found = self._single_steps.run(self, cell, x, held)
-                if found is not None:
-                    held.update(found[1])
-                    return found[0]
-            states = self._fitting_states(cell, x, held)
-        inputs: tuple[Tensor, ...] = (x,)
-        if states is not None:
-            kwargs = self.step_kwargs(x.ndim, x.dtype)
-        else:  # what does not fit is explained
-            dtype = self.check_input(x)
-            states = self.states_for(x, dtype)
-            inputs = _working(self, x, further, dtype)
-            kwargs = self._kwargs_for(x, x.ndim, dtype)
-        results = self.step(*inputs, *states, **kwargs)
+            return self._step_checked(cell, x, further)
+        with_graph = torch.is_grad_enabled()
+        if run is None:
+            held = self.__dict__
+            held["_steps_run"] = number = held.get("_steps_run", 0) + 1
+            if with_graph or number % LOOK_EVERY == 0:
+                self._watch_stream(number)
+        else:
+            held = run.states_of(self)
+        if not with_graph:
+            found = self._single_steps.run(self, cell, x, held)
+            if found is not None:
+                held.update(found[1])
+                return found[0]
+        shape, dtype, states = x.shape, x.dtype, []
+        fits = (
+            cell.has_plain_states
+            and not cell.runs_by_step
+            and dtype is ARITHMETIC_DTYPE.get(dtype)
+            and -len(shape) <= cell.dim < len(shape)
+            and shape[cell.dim] == cell.num_neurons
+        )
+        # the live states as `step` takes them, where they are plain and fit
+        for name in cell.states if fits else ():
+            state = held[name]
+            if name in cell.active and (
+                type(state) is not Tensor
+                or state.shape != shape
+                or state.dtype is not dtype
+                or state.device != x.device
+                or functorch.is_functorch_wrapped_tensor(state)
+                or state.is_inference()
+            ):
+                fits = False
+            states.append(state)
+        if not fits:  # what does not fit is explained
+            return self._step_checked(cell, x, further)
+        results = self.step(x, *states, **self.step_kwargs(x.ndim, dtype))
+        output, *ends = self._checked_results(cell, (x,), states, results)
+        if with_graph:
+            output, *ends = explain_double_backward([output, *ends], observed=False)
+        # assigned last and all together, so that a failed call changes nothing
+        held.update(zip(cell.active, ends, strict=True))
+        return output
+
+    def _step_checked(
+        self, cell: Cell | StepDefinition, x: Tensor, further: Sequence[Tensor]
+    ) -> Tensor:
+        """Run one step after every check of it; raise where something does not fit."""
+        dtype = self.check_input(x)
+        states = self.states_for(x, dtype)
+        inputs = _working(self, x, further, dtype)
+        results = self.step(*inputs, *states, **self._kwargs_for(x, x.ndim, dtype))
+        values = self._checked_results(cell, inputs, states, results)
+        output, *ends = explain_double_backward(values)
+        held = states_of(self)
+        for name, value in zip(cell.active, ends, strict=True):
+            held[name] = value
+        return output.to(x.dtype)
+
+    def _checked_results(
+        self,
+        cell: Cell | StepDefinition,
+        inputs: Sequence[Tensor],
+        states: Sequence[Tensor | None],
+        results: Any,
+    ) -> list[Tensor]:
+        """Return output and active states of a step, which share memory with nothing."""
         output, ends = check_step_results(cell, inputs, results)
         # a later in-place operation on the output must reach neither an input nor a state of before
         if shares_memory(output, (*inputs, *states)):
             output = output.clone()
-        output, *values = explain_double_backward([output, *ends.values()], unobserved=unobserved)
-        # assigned last and all together, so that a failed call changes nothing
-        if isinstance(cell, Cell):
-            held.update(zip(ends, values, strict=True))
-        else:
-            for name, value in zip(ends, values, strict=True):
-                held[name] = value
-        return output.to(x.dtype)
+        return [output, *ends.values()]
 
-    def _is_current(self) -> bool:
-        """Whether no backward pass runs, or the one that the states belong to."""
-        now, run = current_backward(), current_pass()
-        if run is not None:
-            return now == run.backward
-        return now == NO_BACKWARD or now == self._zeroed_in_backward
-
-    def _count_step(self) -> None:
-        """Count a single step outside of any pass, and look now and then at what goes wrong."""
+    def _watch_stream(self, number: int) -> None:
+        """Look now and then at what goes wrong in single steps outside of any pass."""
         attributes = self.__dict__
-        attributes["_steps_run"] = number = self._steps_run + 1
         if number % LOOK_EVERY == 0:
             look_for_nan(self)
         state = attributes[self.states[0]] if self.states else None
@@ -240,46 +280,6 @@ class Neuron(SequenceLayer):
         attributes["_graph_steps"] = length = self._graph_steps + 1 if inside else 0
         if length == LONGEST_GRAPH:
             report_graph(self)
-
-    def _fitting_states(
-        self, cell: Cell, x: Tensor, held: Mapping[str, Any]
-    ) -> list[Tensor | None] | None:
-        """Return the live states as ``step`` takes them, where they and ``x`` are plain and fit.
-
-        ``None``: ``check_input`` and ``states_for`` must see them, which explain what does not fit.
-
-        Args:
-            cell: what the layer is.
-            x: an input that nobody observes.
-            held: the states by name.
-        """
-        shape, dtype, dim = x.shape, x.dtype, cell.dim
-        if (
-            cell.runs_by_step
-            or not cell.has_plain_states
-            or dtype is not ARITHMETIC_DTYPE.get(dtype)
-            or not -len(shape) <= dim < len(shape)
-            or shape[dim] != cell.num_neurons
-        ):
-            return None
-        active = cell.active
-        states: list[Tensor | None] = []
-        for name in cell.states:
-            state = held[name] if name in active else None
-            if state is not None:
-                if (
-                    type(state) is not Tensor
-                    or state.shape != shape
-                    or state.dtype is not dtype
-                    or state.device != x.device
-                    or functorch.is_functorch_wrapped_tensor(state)
-                    or state.is_inference()
-                ):
-                    return None
-            elif name in active:
-                return None
-            states.append(state)
-        return states
 
     def forward_sequence(
         self,
@@ -321,23 +321,35 @@ class Neuron(SequenceLayer):
             >>> states["mem"].shape, layer.mem.shape
             (torch.Size([4, 2, 3]), torch.Size([2, 3]))
         """
-        compiling = torch.compiler.is_compiling()
-        cell = self._signature() if compiling else self.cell
-        where = None if reset is None else self._mask_in_loop(cell, x, reset)
-        if cell.runs_by_step if isinstance(cell, Cell) else _runs_by_step(self):
+        cell: Cell | StepDefinition | None
+        if torch.compiler.is_compiling():
+            cell = self._signature()
+            if _runs_by_step(self):
+                return self._run_by_step(x, record, further)
+            where = None if reset is None else self._mask_in_loop(cell, x, reset)
+            return self._run_checked(cell, x, record, further, where)
+        run, cell = ambient.current, self._declared.cell
+        if cell is None or not cell.is_current(type(self)):
+            cell = self.cell
+        if cell.runs_by_step:
             return in_one_commit(self._run_by_step, x, record, further)
-        held = states_of(self)
+        where = None if reset is None else self._mask_in_loop(cell, x, reset)
+        now = current_backward()
         if (
-            not (record or further)
-            and where is None
+            not (record or further or where is not None)
             and len(cell.inputs) == 1
-            and isinstance(cell, Cell)
             and observed_by((x,)) is None
-            and self._is_current()
-            and (prepared := self._sequences.run(self, cell, x, held)) is not None
+            and (
+                now in (NO_BACKWARD, self._zeroed_in_backward)
+                if run is None
+                else now == run.backward
+            )
         ):
-            held.update(prepared[1])
-            return prepared[0], {}
+            held = self.__dict__ if run is None else run.states_of(self)
+            prepared = self._sequences.run(self, cell, x, held)
+            if prepared is not None:
+                held.update(prepared[1])
+                return prepared[0], {}
         return self._run_checked(cell, x, record, further, where)
 
     def _restarted(

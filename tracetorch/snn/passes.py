@@ -27,6 +27,7 @@ from torch import Tensor
 from tracetorch.core.torch_private import (
     NO_BACKWARD,
     current_backward,
+    dispatch_modes,
     functorch,
     functorch_active,
     is_jit_tracing,
@@ -108,18 +109,17 @@ def states_of(module: Stateful, action: str = "use its states") -> dict[str, Any
 
 
 class Entry:
-    """The states of one module in a pass.
+    """The states of one module in a pass, by attribute; without a constructor, which takes time.
 
-    Args:
-        module: the module.
-        within: the layer inside which it runs, step by step, or itself; ``None`` by step.
+    ``within`` is the layer inside which the module runs, step by step, or itself; ``None`` by step.
     """
 
     __slots__ = ("called", "module", "states", "within")
 
-    def __init__(self, module: Stateful, within: Stateful | None) -> None:
-        self.module, self.within, self.called = module, within, False
-        self.states: dict[str, Any] = {}
+    called: bool
+    module: Stateful
+    states: dict[str, Any]
+    within: Stateful | None
 
 
 class Pass:
@@ -153,7 +153,8 @@ class Pass:
         self.went_on = False
         """Whether it has met a state that is not at rest."""
         compiling = torch.compiler.is_compiling()
-        self.traced = not compiling and is_tracing()
+        observed = not compiling and (dispatch_modes() or is_jit_tracing())
+        self.traced = bool(observed) and is_tracing()
         self.backward = NO_BACKWARD if compiling else current_backward()
 
     def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -188,7 +189,8 @@ class Pass:
 
     def _meet(self, module: Stateful, within: Stateful | None) -> Entry:
         """Read the states of a module that the pass has not met yet."""
-        entry = Entry(module, within)
+        entry = Entry()
+        entry.module, entry.within, entry.called = module, within, False
         names = module._state_attributes
         if self.from_rest:
             entry.states = dict.fromkeys(names)
@@ -216,7 +218,8 @@ class Pass:
 
     def copy_of_entry(self, module: Stateful) -> Entry:
         """Return an entry of its own with the states of a module."""
-        entry = Entry(module, None)
+        entry = Entry()
+        entry.module, entry.within, entry.called = module, None, False
         entry.states = dict(self.states_of(module))
         return entry
 

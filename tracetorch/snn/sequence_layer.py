@@ -64,7 +64,7 @@ from tracetorch.snn.parameters import (
     softplus,
     unbounded,
 )
-from tracetorch.snn.passes import State, current_pass, in_one_commit, states_of
+from tracetorch.snn.passes import State, ambient, current_pass, in_one_commit, states_of
 from tracetorch.snn.representation import constructor_call
 from tracetorch.snn.restarts import Restarts, run_between_restarts
 from tracetorch.snn.unknown_arguments import ASSIGNED, check_arguments, check_assigned
@@ -142,6 +142,7 @@ class SequenceLayer(TTModule):
     inputs: ClassVar[tuple[str, ...]] = ("x",)
     states: ClassVar[tuple[str, ...]] = ()
     _declares_memory = False
+    _state_attributes = ()  # type: ignore[assignment] (of each class, those of `states`)
 
     num_neurons: int
     dim: int
@@ -169,6 +170,7 @@ class SequenceLayer(TTModule):
         for name in () if isinstance(cls.states, str) else cls.states:
             if not hasattr(cls, name):
                 setattr(cls, name, State(name))
+        cls._state_attributes = cls.states
 
     def __new__(cls: type[L], *args: Any, **kwargs: Any) -> L:
         """Remember the constructor call, for ``repr``; raise for arguments it does not have."""
@@ -456,10 +458,6 @@ class SequenceLayer(TTModule):
         """The states this layer has; the others of ``states`` stay ``None``."""
         return self.states
 
-    @property
-    def _state_attributes(self) -> tuple[str, ...]:
-        return self.states
-
     def _attribute_of(self, state: str) -> str:
         return state
 
@@ -483,7 +481,7 @@ class SequenceLayer(TTModule):
         super().zero_states(where=where)
         if where is None and not torch.compiler.is_compiling():
             attributes = self.__dict__
-            if attributes.get("_looks_like_sequence") and attributes["_steps_run"] == 1:
+            if attributes.get("_looks_like_sequence") and attributes.get("_steps_run") == 1:
                 warn_of_sequence(self)
             attributes["_steps_run"] = 0
             if attributes.get("_nan_reported") == "stream":
@@ -932,7 +930,7 @@ class SequenceLayer(TTModule):
 
     def forward(self, x: Tensor, *further: Tensor, **named: Tensor) -> Tensor:
         """Run one time step; inside ``tt.unroll`` by layer all of them, folded into the batch."""
-        run = current_pass()
+        run = ambient.current
         if run is not None:
             return run(self, x, further, named)
         try:

@@ -176,7 +176,7 @@ class Trust:
 
     def __init__(self, model: nn.Module) -> None:
         key = id(model)
-        self.model = weakref.ref(model, lambda _: _trusted.pop(key, None))
+        self.model = weakref.ref(model, lambda _: trusted.pop(key, None))
         self.lock = threading.RLock()  # one first run of a model at a time
         self.met: set[tuple[Any, ...]] = set()
         self.modes: set[bool] = set()
@@ -184,14 +184,14 @@ class Trust:
         self.per_sample = False  # whether an engine computes gradients per sample
 
 
-_trusted: dict[int, Trust] = {}
+trusted: dict[int, Trust] = {}
 
 
 def trust_of(model: nn.Module) -> Trust:
     """Return what of a model has been run by step too."""
-    trust = _trusted.get(id(model))
+    trust = trusted.get(id(model))
     if trust is None or trust.model() is not model:
-        trust = _trusted.setdefault(id(model), Trust(model))
+        trust = trusted.setdefault(id(model), Trust(model))
     return trust
 
 
@@ -212,6 +212,7 @@ class FirstRun:
         self.inputs = replace(first, tensors=first.map(torch.clone))
         inside: set[int] = set()
         self.modules = modules_of(model)
+        self._buffers = [(b, b.detach().clone()) for _, m in self.modules for b in m.buffers(False)]
         for _, module in self.modules:
             if isinstance(module, Recurrent):
                 inside.update(id(m) for _, m in modules_of(module) if m is not module)
@@ -225,6 +226,11 @@ class FirstRun:
         self.layers = [
             (p, m, _definition(m)) for p, m in self.modules if isinstance(m, SequenceLayer)
         ]
+
+    def restore_buffers(self) -> None:
+        """Write the buffers of before the pass back, where it has failed."""
+        for buffer, value in self._buffers:
+            set_values(buffer, value)
 
     @contextmanager
     def observed(self) -> Iterator[None]:

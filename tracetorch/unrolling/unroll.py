@@ -18,12 +18,12 @@ from tracetorch.core.torch_private import observed_by, pytree
 from tracetorch.core.walk import modules_of
 from tracetorch.events.passes import EventProducts
 from tracetorch.snn.module import TTModule, keeps_states, zero_states
-from tracetorch.snn.passes import Pass, current_pass
+from tracetorch.snn.passes import Pass, ambient
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.restarts import Restarts
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.stream_watch import look_for_nan_in
-from tracetorch.unrolling.first_run import STEPS, FirstRun, RecordingPass, Trust, trust_of
+from tracetorch.unrolling.first_run import STEPS, FirstRun, RecordingPass, Trust, trust_of, trusted
 from tracetorch.unrolling.inputs import Inputs, call, parse_inputs, tensors_by_name, with_reset
 from tracetorch.unrolling.segments import in_segments
 from tracetorch.unrolling.static_prefix import split_static
@@ -143,13 +143,14 @@ def unroll(
         >>> y.shape, seen["1.output"].shape
         (torch.Size([10, 8, 2]), torch.Size([10, 8, 3]))
     """
-    check_module(model)
+    if not isinstance(model, nn.Module):
+        check_module(model)
     if by not in ("layer", "step"):
         raise ValueError(f'by must be "layer" or "step", got {by!r}.')
     inputs = parse_inputs(x, steps, time_dim, batched)
     if reset is not None:
         inputs = with_reset(inputs, reset, time_dim, batched)
-    outer = current_pass()
+    outer = ambient.current
     if outer is not None and outer.folded and outer.running is None:
         raise ValueError(
             "a model is unrolled inside a model that is unrolled by layer itself. Use "
@@ -159,15 +160,12 @@ def unroll(
     if check is not False:
         checked = inputs.steps if check is True else check_count("check", check)
     try:
-        if segment is not None:
-            whole = Pass(from_rest=from_rest)
-            run = partial(_run, model, by=by, record=record, checked=checked)
-            y, trajectories = in_segments(run, model, inputs, segment, whole)
-            last = whole
+        if segment is None:
+            y, trajectories, run = _run(model, inputs, by, record, checked, from_rest)
         else:
-            y, trajectories, last = _run(
-                model, inputs, by=by, record=record, checked=checked, from_rest=from_rest
-            )
+            run = Pass(from_rest=from_rest)
+            part = partial(_run, model, by=by, record=record, checked=checked, from_rest=False)
+            y, trajectories = in_segments(part, model, inputs, segment, run)
         if time_dim != 0 or not batched:
             place = partial(_place_time, time_dim=time_dim, batched=batched)
             y, trajectories = pytree.tree_map(place, (y, trajectories))
@@ -176,16 +174,15 @@ def unroll(
         _explain_shape(error, x, inputs, batched)
         raise
     if not from_rest:
-        last.commit()
+        run.commit()
     if outer is None and not torch.compiler.is_compiling():
-        look_for_nan_in(last, model)
+        look_for_nan_in(run, model)
     return y if record is None else (y, trajectories)
 
 
 def _run(
     model: nn.Module,
     inputs: Inputs,
-    *,
     by: str,
     record: Sequence[str] | str | None,
     checked: int,
@@ -198,8 +195,7 @@ def _run(
         run = Pass(from_rest=from_rest, recorder=recorder)
         y = run.call(_by_step, model, inputs, run, reset)
     else:
-        named = {"folded": True, "from_rest": from_rest, "reset": reset, "recorder": recorder}
-        y, run = _by_layer(model, inputs, checked, named)
+        y, run = _by_layer(model, inputs, checked, from_rest, reset, recorder)
     return y, {} if recorder is None else recorder.result(inputs.steps), run
 
 
@@ -213,25 +209,36 @@ def _recordable(model: nn.Module) -> list[tuple[str, TTModule]]:
 
 
 def _by_layer(
-    model: nn.Module, inputs: Inputs, checked: int, named: dict[str, Any]
+    model: nn.Module,
+    inputs: Inputs,
+    checked: int,
+    from_rest: bool,
+    reset: Restarts | None,
+    recorder: Recorder | None,
 ) -> tuple[Any, Pass]:
     """Call the model once on all steps; compare with its first steps where it is not known."""
-    if inputs.reset is not None:
+    if reset is not None:
         _check_restarts(model)
+    steps = inputs.steps
+    run = Pass(steps, folded=True, from_rest=from_rest, reset=reset, recorder=recorder)
     if torch.compiler.is_compiling():
-        run = Pass(inputs.steps, **named)
         return run.call(_call_folded, model, inputs), run
-    trust = trust_of(model)
-    if trust.per_sample and inputs.steps > 1:
+    trust = trusted.get(id(model))
+    if trust is None or trust.model() is not model:
+        trust = trust_of(model)
+    if trust.per_sample and steps > 1:
         check_supported(modules_of(model))
-    # one step is one step; where others see the operations, no values can be compared
-    believed = inputs.steps == 1 or observed_by(pytree.tree_leaves(inputs.tensors)) is not None
-    if believed or not (checked or model.training not in trust.modes):
-        run = Pass(inputs.steps, **named)
+    if not checked and model.training in trust.modes:
         y = _call_with_events(model, inputs, run, trust)
-        if believed or _mode_of(model, run) in trust.met:
+        layers = [(key, entry.module.training) for key, entry in run.entries.items()]
+        if (model.training, *layers) in trust.met:
             return y, run
+    # one step is one step; where others see the operations, no values can be compared
+    if steps == 1 or observed_by(pytree.tree_leaves(inputs.tensors)) is not None:
+        run = Pass(steps, folded=True, from_rest=from_rest, reset=reset, recorder=recorder)
+        return _call_with_events(model, inputs, run, trust), run
     with trust.lock:
+        named = {"folded": True, "from_rest": from_rest, "reset": reset, "recorder": recorder}
         return _compared(model, inputs, checked, named, trust)
 
 
@@ -242,12 +249,16 @@ def _compared(
     modules = modules_of(model, closed=Recurrent)
     check_supported(modules)
     trust.per_sample = any(computes_per_sample(type(module)) for _, module in modules)
+    trust.products = None  # the modules may be others
     first = FirstRun(model, inputs, checked or STEPS)
     run = RecordingPass(first.steps, inputs.steps, **named)
-    trust.products = None  # the modules may be others
-    with first.observed():
-        y = _call_with_events(model, inputs, run, trust)
-        exact = first.compare(run, pytree.tree_leaves(y))
+    try:
+        with first.observed():
+            y = _call_with_events(model, inputs, run, trust)
+            exact = first.compare(run, pytree.tree_leaves(y))
+    except BaseException:
+        first.restore_buffers()
+        raise
     if checked or not exact:
         _log.info(
             "tt.unroll: %d steps of %d compared, by layer and by step%s.",
@@ -255,15 +266,10 @@ def _compared(
             inputs.steps,
             "" if exact else "; the model is random, and its values were not compared",
         )
-    trust.met.add(_mode_of(model, run))
+    layers = [(key, entry.module.training) for key, entry in run.entries.items()]
+    trust.met.add((model.training, *layers))
     trust.modes.add(model.training)
     return y, run
-
-
-def _mode_of(model: nn.Module, run: Pass) -> tuple[Any, ...]:
-    """Return in which mode a pass by layer has met which layers, in their order."""
-    layers = [(key, entry.module.training) for key, entry in run.entries.items()]
-    return (model.training, *layers)
 
 
 def _call_with_events(model: nn.Module, inputs: Inputs, run: Pass, trust: Trust) -> Any:
@@ -283,12 +289,17 @@ def _call_with_events(model: nn.Module, inputs: Inputs, run: Pass, trust: Trust)
 
 def _call_folded(model: nn.Module, inputs: Inputs) -> Any:
     """Call the model once on all steps, folded into the batch, and unfold its outputs."""
-    T, B = inputs.steps, inputs.batch
+    T, B, x = inputs.steps, inputs.batch, inputs.tensors
+    if type(x) is Tensor and not inputs.static and x.is_contiguous():  # most often
+        y: Any = model(x.view((T * B, *x.shape[2:])))
+        if type(y) is Tensor and y.ndim and y.shape[0] == T * B:
+            return y.view((T, B, *y.shape[1:]))
+        return pytree.tree_map(lambda leaf: _unfolded(leaf, T, B), y)
     repeated = None if torch.compiler.is_compiling() and not inputs.static else inputs.repeated()
     prefix, rest = ([], []) if repeated is None else split_static(model)
     if prefix and repeated is not None:
         # every step sees the same input: what comes before the first neuron runs once
-        y: Any = repeated
+        y = repeated
         for module in prefix:
             y = module(y)
         y = y.expand(T, *y.shape).flatten(0, 1)
@@ -296,8 +307,6 @@ def _call_folded(model: nn.Module, inputs: Inputs) -> Any:
             y = module(y)
     else:
         y = call(model, inputs.folded())
-    if type(y) is Tensor:  # most models return a single tensor
-        return _unfolded(y, T, B)
     return pytree.tree_map(lambda leaf: _unfolded(leaf, T, B), y)
 
 
