@@ -624,7 +624,7 @@ def test_annealing_keeps_a_bounded_number_of_plans() -> None:
         layer.pos_spike = functional.atan_surrogate(float(slope))
         layer.forward_sequence(x)[0].sum().backward()
     assert len(plans._registered) == registered
-    assert plans._planned.cache_info().maxsize == 512
+    assert plans.plan_for_needs.cache_info().maxsize == 512
 
 
 def test_dispatch_mode_sees_the_operators() -> None:

@@ -19,7 +19,7 @@ from tests.fuse.kernels import buffers_of
 from tracetorch.fuse.codegen.c_kernel import c_source
 from tracetorch.fuse.ir.evaluate import evaluate
 from tracetorch.fuse.ir.kernel import PRIVATE, Extent, Kernel, Size
-from tracetorch.fuse.ir.plan import Plan, RecurrentPlan
+from tracetorch.fuse.ir.plan import LearningPlan, Plan
 from tracetorch.fuse.ir.schedule import (
     backward_kernel,
     forward_kernel,
@@ -93,7 +93,7 @@ def test_chunks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("taps", [1, 3, 9])  # fewer and more than there are steps
 def test_recurrence(taps: int, tmp_path: Path) -> None:
-    plan: Any = plan_of("SLIF", torch.float64, RecurrentPlan, needs_weight_gradient=True)
+    plan: Any = plan_of("SLIF", torch.float64, LearningPlan)
     for kernel in (recurrent_forward_kernel(plan), recurrent_backward_kernel(plan)):
         compare(kernel, tmp_path, 12, 4, exact=False, taps=taps)
 

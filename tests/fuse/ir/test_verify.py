@@ -27,7 +27,7 @@ from tracetorch.fuse.ir.kernel import (
     Store,
     Value,
 )
-from tracetorch.fuse.ir.plan import Plan, RecurrentPlan
+from tracetorch.fuse.ir.plan import LearningPlan, Plan, RecurrentPlan
 from tracetorch.fuse.ir.schedule import (
     backward_kernel,
     forward_kernel,
@@ -52,8 +52,8 @@ def test_schedules_are_valid(name: str, dtype: torch.dtype) -> None:
         for schedule in (forward_kernel, backward_kernel, step_kernel):
             verify(schedule(plan))
     if len(program.inputs) == 1:
-        for learns in (False, True):
-            inner = RecurrentPlan(program, "cpu", -1, (), *needs, needs_weight_gradient=learns)
+        for kind in (RecurrentPlan, LearningPlan):
+            inner = kind(program, "cpu", -1, (), *needs)
             verify(recurrent_forward_kernel(inner))
             verify(recurrent_backward_kernel(inner))
 

@@ -115,11 +115,6 @@ _C = {
 _INTEGERS = {op: _INFIX[op] for op in ("add", "sub", "mul", "gt", "ge", "lt", "le", "eq", "ne")}
 
 
-def real_name(dtype: torch.dtype) -> str:
-    """Return the name of a dtype in NumPy, such as ``"float32"``."""
-    return str(dtype).removeprefix("torch.")
-
-
 def triton_target(dtype: torch.dtype) -> Target:
     """Return the description of Triton, with arithmetic in ``dtype``."""
     return Target(

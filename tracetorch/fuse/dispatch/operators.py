@@ -303,7 +303,9 @@ class _FusedLayer(torch.autograd.Function):
         constrained: tuple[Constrained, ...],
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        inputs, states, raws = _split(plan, tensors)
+        first = len(plan.program.inputs)
+        second = first + len(plan.program.states)
+        inputs, states, raws = tensors[:first], tensors[first:second], tensors[second:]
         values = _constrain(plan, constrained, raws)
         *results, checkpoints = backend_named(plan.backend).forward(
             plan, layout, inputs, states, values

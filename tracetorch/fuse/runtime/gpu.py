@@ -21,7 +21,7 @@ from tracetorch.fuse.ir.plan import TILE, Plan
 from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel
 from tracetorch.fuse.ir.trace import Program
 from tracetorch.fuse.ir.verify import verify
-from tracetorch.fuse.runtime.backend import Backend, ResultGradients
+from tracetorch.fuse.runtime.backend import Backend
 from tracetorch.fuse.runtime.kernel_cache import module_of
 from tracetorch.fuse.runtime.layout import Layout, allocate_results, strided
 
@@ -154,7 +154,7 @@ class TritonBackend(Backend):
             _launch(plan, "forward", layout, x.device, arguments)
         return [output, *ends.values(), *records.values(), checkpoints]
 
-    def run_backward(
+    def backward(
         self,
         plan: Plan,
         layout: Layout,
@@ -162,13 +162,15 @@ class TritonBackend(Backend):
         states: Sequence[Tensor],
         params: Sequence[Tensor],
         checkpoints: Tensor,
-        grads: ResultGradients,
+        grads: Sequence[Tensor],
     ) -> list[Tensor]:
-        """Run the backward kernel: as :meth:`.Backend.run_backward`."""
+        """Run the backward kernel: as :meth:`.Backend.backward`."""
         program, x = plan.program, inputs[0]
         dtype, steps = program.dtype, x.shape[0]
-        g_ends = dict(zip(program.states, grads.ends, strict=True))
-        g_records = dict(zip(plan.record, grads.trajectories, strict=True))
+        # of the output, final states, and trajectories
+        last = 1 + len(states)
+        g_ends = dict(zip(program.states, grads[1:last], strict=True))
+        g_records = dict(zip(plan.record, grads[last:], strict=True))
         nothing = x.new_empty(0, dtype=dtype)
         count = len(plan.differentiated)
         new = layout.allocate(x, dtype, sequences=count, steps=len(program.states))
@@ -187,7 +189,7 @@ class TritonBackend(Backend):
                 "at_checkpoints": checkpoints,
                 "at_past": x.new_empty(past, dtype=dtype),
                 # Incoming gradients keep their strides: that of a sum is expanded from one value.
-                **_sequence("grad_output", grads.output, layout),
+                **_sequence("grad_output", grads[0], layout),
                 **_states("grad_end", g_ends, layout),
                 **_states("grad_input", d_inputs, layout),
                 **_states("grad_start", d_states, layout),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.fuse.ir.plan import Plan
-from tracetorch.fuse.runtime.memory import large_empty
+from tracetorch.fuse.runtime.memory import LARGE, large_empty
 
 
 class Layout(NamedTuple):
@@ -43,8 +43,9 @@ class Layout(NamedTuple):
         pooled = x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling()
         tensors: list[Tensor] = []
         for shape, count in ((sizes, sequences), (sizes[1:], steps)):
+            large = pooled and math.prod(shape) * dtype.itemsize >= LARGE
             for _ in range(count):
-                if pooled:
+                if large:
                     new = large_empty(shape, dtype)
                 else:
                     new = torch.empty(shape, dtype=dtype, device=x.device)

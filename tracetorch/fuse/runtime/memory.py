@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 _PAGE = 2 << 20  # a huge one
-_LARGE = 1 << 20  # bytes; smaller tensors come from PyTorch's allocator
+LARGE = 1 << 20  # bytes; smaller tensors come from PyTorch's allocator
 _POOL_LIMIT = 256 << 20  # bytes that wait in the pool
 _NUMPY_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
@@ -81,7 +81,7 @@ class _Lease(np.ndarray[Any, Any]):
 def large_empty(sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Allocate as ``torch.empty`` on the CPU; where it is large, from pages used before."""
     size = math.prod(sizes) * dtype.itemsize
-    if size < _LARGE or dtype not in _NUMPY_DTYPES or not sys.platform.startswith("linux"):
+    if size < LARGE or dtype not in _NUMPY_DTYPES or not sys.platform.startswith("linux"):
         return torch.empty(tuple(sizes), dtype=dtype, device="cpu")
     whole = -(-size // _PAGE) * _PAGE
     try:
@@ -139,10 +139,3 @@ def wrong_memory(tensor: Tensor, dtype: torch.dtype) -> TypeError:
         f"{tensor.device}. Convert it with .to(...); a model is moved before its forward pass, not "
         "between that and backward()."
     )
-
-
-def write_parameters(params: Sequence[Tensor], places: Any) -> None:
-    """Write each parameter into its place ``[..., neurons, inner]``, one value in each lane."""
-    for place, param in zip(places, params, strict=True):
-        # not .numpy(): FSDP could not free the memory between two passes
-        place[...] = np.from_dlpack(param.detach()).reshape(-1, 1)

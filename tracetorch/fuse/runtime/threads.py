@@ -64,9 +64,9 @@ def run_tasks(
     threads = 1 if work < least or tasks < 2 else torch.get_num_threads()
     places: list[int] = []
     if scratch:
-        strides = [-(-size // 64) * 64 for size in scratch]
-        place = scratch_address(sum(strides) * threads)
-        for stride in strides:
+        place = scratch_address((sum(scratch) + 64 * len(scratch)) * threads)
+        for size in scratch:
+            stride = -(-size // 64) * 64
             places += (place, stride)
             place += stride * threads
     # in the order of tracetorch.fuse.codegen.llvm_tasks
