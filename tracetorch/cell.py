@@ -332,9 +332,7 @@ class Cell(Opaque):
             self.is_current(type(layer))
             and options == tuple(self.options)
             # not tensors and arrays by elements, nor one number for an equal one of another type
-            and all(
-                a is b or (isinstance(a, str) and a == b) for a, b in zip(now, values, strict=True)
-            )
+            and all(map(operator.is_, now, values))
             and constraints == self.constraints
             and tuple(attributes["_buffers"]) == self.buffers
             and self.own == {name: attributes[name] for name in _OWN if name in attributes}

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tracetorch.fuse.runtime import memory
-from tracetorch.fuse.runtime.memory import large_empty, scratch_address
+from tracetorch.fuse.runtime.memory import large_empty
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mappings of Linux")
 LARGE = (3, 1 << 18)
@@ -118,11 +118,3 @@ def test_pytorch_allocates_where_the_system_refuses_pages(
     monkeypatch.setattr(mmap, "mmap", Refusing if fails == "madvise" else refuse)
     tensor = large_empty(LARGE, torch.float32).fill_(1.0)
     assert tensor.sum() == tensor.numel()
-
-
-def test_scratch_memory_is_reused_and_grows() -> None:
-    first = scratch_address(1000)
-    assert scratch_address(500) == first
-    size = memory._scratch.memory.numel()
-    scratch_address(2 * size)
-    assert memory._scratch.memory.numel() == 2 * size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -191,11 +191,10 @@ def kernel_of(
     return kernel
 
 
-def _flat(tensors: Iterable[Tensor], layout: Layout) -> list[Tensor]:
+def _flat(tensors: Sequence[Tensor], layout: Layout) -> list[Tensor]:
     """Return sequences or steps whose memory is in the order of the layout, without gaps."""
-    if not layout.in_order:
-        tensors = map(layout.arrange, tensors)
-    return list(map(Tensor.contiguous, tensors))
+    arranged = tensors if layout.in_order else map(layout.arrange, tensors)
+    return list(map(Tensor.contiguous, arranged))
 
 
 def _sequence(tensor: Tensor, layout: Layout, grid: _Grid) -> tuple[Tensor, int, int]:

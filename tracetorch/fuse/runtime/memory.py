@@ -104,23 +104,6 @@ def cache_size() -> int:
     return 32 << 20
 
 
-class _Scratch(threading.local):
-    """Each calling thread's own; a kernel writes it before it reads it."""
-
-    def __init__(self) -> None:
-        self.memory = torch.empty(0, dtype=torch.uint8)
-
-
-_scratch = _Scratch()
-
-
-def scratch_address(size: int) -> int:
-    """Return the address of at least ``size`` uncleared bytes, the thread's until its next call."""
-    if _scratch.memory.numel() < size:
-        _scratch.memory = torch.empty(size, dtype=torch.uint8)
-    return _scratch.memory.data_ptr()
-
-
 def address(tensor: Tensor, dtype: torch.dtype) -> int:
     """Return the address of what a kernel reads as values of ``dtype``.
 

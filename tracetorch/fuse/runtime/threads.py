@@ -23,7 +23,6 @@ import torch
 
 from tracetorch.fuse.codegen.llvm_tasks import LINE
 from tracetorch.fuse.runtime.machine_code import TaskKernel
-from tracetorch.fuse.runtime.memory import scratch_address
 
 # Operations on one value. With fewer, other threads gain some ten microseconds at most; and where
 # another process has one of the cores, a team waits for it for milliseconds, as PyTorch's own do.
@@ -34,6 +33,16 @@ _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
 _size = 0
 _forked = False
+
+
+class _Scratch(threading.local):
+    """Memory of each calling thread; a kernel writes it before it reads it."""
+
+    def __init__(self) -> None:
+        self.memory = torch.empty(0, dtype=torch.uint8)
+
+
+_scratch = _Scratch()
 
 
 def run_tasks(
@@ -64,7 +73,10 @@ def run_tasks(
     threads = 1 if work < least or tasks < 2 else torch.get_num_threads()
     places: list[int] = []
     if scratch:
-        place = scratch_address((sum(scratch) + 64 * len(scratch)) * threads)
+        needed = (sum(scratch) + 64 * len(scratch)) * threads
+        if _scratch.memory.numel() < needed:
+            _scratch.memory = torch.empty(needed, dtype=torch.uint8)
+        place = _scratch.memory.data_ptr()
         for size in scratch:
             stride = -(-size // 64) * 64
             places += (place, stride)
