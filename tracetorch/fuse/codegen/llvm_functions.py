@@ -151,7 +151,7 @@ VECTOR_FUNCTIONS: dict[str, Callable[[Value], Value]] = {
 # Functions of the C library, by the number of their operands.
 LIBRARY = {
     **dict.fromkeys(("acos", "acosh", "asin", "asinh", "atan", "atanh", "cos", "cosh"), 1),
-    **dict.fromkeys(("erf", "erfc", "exp", "exp2", "expm1", "lgamma", "log", "log10"), 1),
+    **dict.fromkeys(("erf", "erfc", "exp", "exp2", "expm1", "log", "log10"), 1),
     **dict.fromkeys(("log1p", "log2", "sin", "sinh", "tan", "tanh"), 1),
     **dict.fromkeys(("atan2", "fmod", "hypot", "nextafter", "pow"), 2),
 }

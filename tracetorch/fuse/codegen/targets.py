@@ -48,7 +48,7 @@ _TRITON = {
     "sigmoid": "one / (one + libdevice.exp(-{}))",
     "round": "libdevice.rint({})",
     **{op: f"libdevice.{op}({{}})" for op in _INVERSE},
-    **{op: f"libdevice.{op}({{}})" for op in ("erf", "erfc", "lgamma", *_UNARY)},
+    **{op: f"libdevice.{op}({{}})" for op in ("erf", "erfc", *_UNARY)},
     **{op: f"libdevice.{op}({{}}, {{}})" for op in ("atan2", "pow", *_BINARY)},
     "sqrt": "tl.sqrt({})",
 }
@@ -80,14 +80,14 @@ _JAVASCRIPT = {
     **{op: f"Math.{op}({{}}, {{}})" for op in ("atan2", "hypot")},
     **{op: f"Math.{op}({{}})" for op in ("abs", *_INVERSE, *_UNARY)},
     "exp2": "Math.pow(2, {})",
-    **{op: f"{op}({{}})" for op in ("erf", "erfc", "lgamma", "round")},
+    **{op: f"{op}({{}})" for op in ("erf", "erfc", "round")},
     **{op: f"{op}({{}}, {{}})" for op in ("copysign", "nextafter", "pow")},
     "fma": "fma({}, {}, {})",
 }
 
 # Operations of float32 whose result in float64 has too many digits.
 _ROUNDED = (
-    *("add", "sub", "mul", "div", "sigmoid", "atan2", "hypot", "pow", "erf", "erfc", "lgamma"),
+    *("add", "sub", "mul", "div", "sigmoid", "atan2", "hypot", "pow", "erf", "erfc"),
     *(op for op in (*_INVERSE, *_UNARY) if op not in ("ceil", "floor", "trunc")),
 )
 
@@ -107,7 +107,7 @@ _C = {
     "sigmoid": "{one} / ({one} + exp{f}(-{}))",
     "abs": "fabs{f}({})",
     "round": "rint{f}({})",
-    **{op: f"{op}{{f}}({{}})" for op in (*_INVERSE, *_UNARY, "erf", "erfc", "lgamma")},
+    **{op: f"{op}{{f}}({{}})" for op in (*_INVERSE, *_UNARY, "erf", "erfc")},
     **{op: f"{op}{{f}}({{}}, {{}})" for op in (*_BINARY, "atan2", "pow")},
     "fma": "fma{f}({}, {}, {})",
 }

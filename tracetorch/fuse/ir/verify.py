@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn, TypeAlias
 
-from tracetorch.fuse.ir.graph import COMPARISONS, LOGIC
+from tracetorch.fuse.ir.graph import ARITY, COMPARISONS, LOGIC
 from tracetorch.fuse.ir.kernel import (
     PRIVATE,
     READ_ONLY,
@@ -36,21 +36,6 @@ from tracetorch.fuse.ir.kernel import (
     Value,
 )
 
-# Operations on floats, by the number of their operands.
-UNARY = frozenset(
-    {
-        *("abs", "acos", "acosh", "asin", "asinh", "atan", "atanh", "ceil", "cos", "cosh", "erf"),
-        *("erfc", "exp", "exp2", "expm1", "floor", "lgamma", "log", "log10", "log1p", "log2"),
-        *("neg", "round", "sigmoid", "sin", "sinh", "sqrt", "tan", "tanh", "trunc"),
-    }
-)
-BINARY = frozenset(
-    {
-        *("add", "sub", "mul", "div", "max", "min", "pow", "atan2", "copysign", "fmod", "hypot"),
-        "nextafter",
-    }
-)
-ARITY = {**dict.fromkeys(UNARY, 1), **dict.fromkeys(BINARY, 2), "fma": 3}
 INTEGER = frozenset({"add", "sub", "mul", "min"})
 
 # A number and how often each value is added to it.
