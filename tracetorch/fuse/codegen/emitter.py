@@ -11,7 +11,6 @@ from typing import ClassVar
 
 from tracetorch.fuse.ir.graph import Graph
 from tracetorch.fuse.ir.kernel import (
-    Accumulate,
     Barrier,
     Buffer,
     Carried,
@@ -24,6 +23,7 @@ from tracetorch.fuse.ir.kernel import (
     Operand,
     Operation,
     Product,
+    Role,
     Statement,
     Store,
     Value,
@@ -146,11 +146,6 @@ class Emitter(ABC):
     def store(self, buffer: Buffer, index: Sequence[Index], value: str) -> None:
         """Append the line that writes to memory."""
 
-    def accumulate(self, buffer: Buffer, index: Sequence[Index], value: str) -> None:
-        """Append the line that adds to memory."""
-        total = self.target.expressions["add"].format(self.load(buffer, index), value)
-        self.store(buffer, index, total)
-
     @abstractmethod
     @contextmanager
     def loop(self, each: Loop) -> Iterator[None]:
@@ -187,9 +182,11 @@ class Emitter(ABC):
             elif isinstance(each, Load):
                 self.declare(each.result, self.load(each.buffer, each.index))
             elif isinstance(each, Store):
-                self.store(each.buffer, each.index, self.spell(each.value))
-            elif isinstance(each, Accumulate):
-                self.accumulate(each.buffer, each.index, self.spell(each.value))
+                value = self.spell(each.value)
+                if each.buffer.role is Role.SUMS:
+                    total = self.load(each.buffer, each.index)
+                    value = self.target.expressions["add"].format(total, value)
+                self.store(each.buffer, each.index, value)
             elif isinstance(each, Loop):
                 self.walk(each)
             elif isinstance(each, If):

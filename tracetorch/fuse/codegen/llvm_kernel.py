@@ -498,7 +498,7 @@ class _Block(_Function):
         if self.is_masked:
             counts = self.spread(known["count"], self.width)
             self.mask = self.numbered(self.width, WORD).compare("ult", "", counts)
-        accesses = (ir.Load, ir.Store, ir.Accumulate)
+        accesses = (ir.Load, ir.Store)
         self.addresses([s.buffer for s in statements(each.body) if isinstance(s, accesses)])
         self.body(each.body)
         head = f"define internal void @{label}(ptr noalias %a, ptr noalias %scratch, {parts})"
@@ -508,7 +508,7 @@ class _Block(_Function):
         """Write a load or a store."""
         if isinstance(each, ir.Load):
             self.values[each.result] = self.load(each)
-        elif isinstance(each, (ir.Store, ir.Accumulate)):
+        elif isinstance(each, ir.Store):
             self.store(each)
         else:
             super().statement(each)
@@ -535,11 +535,11 @@ class _Block(_Function):
         """Read neighbours."""
         return place.masked(0, self.mask) if self.is_masked else place.vector(0, self.width)
 
-    def store(self, each: ir.Store | ir.Accumulate) -> None:
+    def store(self, each: ir.Store) -> None:
         """Write a value of each lane, or add it."""
         buffer = each.buffer
         place, value = self.place(buffer, each.index), self.spell(each.value, buffer.dtype)
-        if isinstance(each, ir.Accumulate):
+        if buffer.role is Role.SUMS:
             value = self.read(place) + value
         if self.is_masked:
             place.store_masked(0, self.mask, value)

@@ -12,7 +12,6 @@ import numpy as np
 
 from tracetorch.fuse.ir.kernel import (
     PRIVATE,
-    Accumulate,
     Axis,
     Buffer,
     If,
@@ -24,6 +23,7 @@ from tracetorch.fuse.ir.kernel import (
     Operand,
     Operation,
     Product,
+    Role,
     Size,
     Statement,
     Store,
@@ -198,10 +198,10 @@ class _Evaluator:
         elif isinstance(each, Load):
             found = self.memory[each.buffer.label][self.place(each.index, each.buffer)]
             self.values[each.result] = np.copy(found)[()]
-        elif isinstance(each, (Store, Accumulate)):
+        elif isinstance(each, Store):
             memory, place = self.memory[each.buffer.label], self.place(each.index, each.buffer)
             value = self.number(each.value, each.buffer.dtype.value)
-            memory[place] = memory[place] + value if isinstance(each, Accumulate) else value
+            memory[place] = memory[place] + value if each.buffer.role is Role.SUMS else value
         elif isinstance(each, Loop):
             self.loop(each)
         elif isinstance(each, If):

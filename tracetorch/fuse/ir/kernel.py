@@ -188,16 +188,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Store:
-    """``buffer[index] = value``."""
-
-    buffer: Buffer
-    index: tuple[Index, ...]
-    value: Operand
-
-
-@dataclass(frozen=True)
-class Accumulate:
-    """``buffer[index] += value``: a sum that lanes of one neuron may share, task by task."""
+    """``buffer[index] = value``; to sums, which lanes of a neuron may share, it is added."""
 
     buffer: Buffer
     index: tuple[Index, ...]
@@ -278,9 +269,7 @@ class Product:
     reverse: bool = False
 
 
-Statement: TypeAlias = (
-    "Operation | Load | Store | Accumulate | Loop | If | Lanes | Barrier | Product"
-)
+Statement: TypeAlias = "Operation | Load | Store | Loop | If | Lanes | Barrier | Product"
 
 
 @dataclass(frozen=True)
@@ -330,7 +319,7 @@ def operands(statement: Statement) -> tuple[Operand, ...]:
     """Return what a statement reads itself, not its body; of a loop what it begins with."""
     if isinstance(statement, Operation):
         return statement.args
-    if isinstance(statement, (Load, Store, Accumulate)):
+    if isinstance(statement, (Load, Store)):
         value = () if isinstance(statement, Load) else (statement.value,)
         return (*(i for i in statement.index if not isinstance(i, Axis)), *value)
     if isinstance(statement, Loop):
@@ -348,7 +337,7 @@ def written(kernel: Kernel) -> frozenset[Buffer]:
     """Return the buffers that a kernel writes to."""
     found: set[Buffer] = set()
     for each in statements(kernel.body):
-        if isinstance(each, (Store, Accumulate)):
+        if isinstance(each, Store):
             found.add(each.buffer)
         elif isinstance(each, Product):
             found.add(each.target)
@@ -367,9 +356,8 @@ def _text(body: Sequence[Statement], depth: int) -> list[str]:
         elif isinstance(each, Load):
             lines.append(f"{pad}{each.result} = {_place(each.buffer, each.index)}")
         elif isinstance(each, Store):
-            lines.append(f"{pad}{_place(each.buffer, each.index)} = {each.value}")
-        elif isinstance(each, Accumulate):
-            lines.append(f"{pad}{_place(each.buffer, each.index)} += {each.value}")
+            sign = "+=" if each.buffer.role is Role.SUMS else "="
+            lines.append(f"{pad}{_place(each.buffer, each.index)} {sign} {each.value}")
         elif isinstance(each, Loop):
             order = " from the last" if each.reverse else ""
             lines.append(f"{pad}for {each.index} in {each.start} .. {each.stop}{order}:")
@@ -484,43 +472,19 @@ class KernelBuilder:
         lanes = any(isinstance(arg, Value) and arg.lanes for arg in args)
         prefix = "i" if dtype.is_integer else ("b" if dtype is Dtype.BOOL else "v")
         result = self._value(prefix, dtype, lanes, numbered=True)
-        self._append(Operation(result, op, args))
+        self.append(Operation(result, op, args))
         return result
 
     def load(self, buffer: Buffer, index: tuple[Index, ...], name: str) -> Value:
         """Append a load and return what was loaded."""
         lanes = any(isinstance(i, Axis) for i in index)
         result = self._value(name, buffer.dtype, lanes)
-        self._append(Load(result, buffer, index))
+        self.append(Load(result, buffer, index))
         return result
 
     def store(self, buffer: Buffer, index: tuple[Index, ...], value: Operand) -> None:
         """Append a store."""
-        self._append(Store(buffer, index, value))
-
-    def accumulate(self, buffer: Buffer, index: tuple[Index, ...], value: Operand) -> None:
-        """Append an addition to memory."""
-        self._append(Accumulate(buffer, index, value))
-
-    def barrier(self) -> None:
-        """Append a barrier."""
-        self._append(Barrier())
-
-    def product(
-        self,
-        target: Buffer,
-        target_index: tuple[Index, ...],
-        source: Buffer,
-        source_index: tuple[Index, ...],
-        matrix: Buffer,
-        first: Operand,
-        count: Operand,
-        *,
-        reverse: bool = False,
-    ) -> None:
-        """Append a product."""
-        places = (target, target_index, source, source_index)
-        self._append(Product(*places, matrix, first, count, reverse))
+        self.append(Store(buffer, index, value))
 
     @contextmanager
     def loop(
@@ -550,21 +514,21 @@ class KernelBuilder:
             Carried(inside[each], initial, opened.next.get(each, inside[each]), results[each])
             for each, initial in carried.items()
         )
-        self._append(Loop(opened.index, start, stop, reverse, pairs, body))
+        self.append(Loop(opened.index, start, stop, reverse, pairs, body))
 
     @contextmanager
     def when(self, condition: Value) -> Iterator[None]:
         """Append a condition whose body is what is appended inside."""
         self._blocks.append([])
         yield
-        self._append(If(condition, tuple(self._blocks.pop())))
+        self.append(If(condition, tuple(self._blocks.pop())))
 
     @contextmanager
     def lanes(self) -> Iterator[None]:
         """Append a loop over lanes whose body is what is appended inside."""
         self._blocks.append([])
         yield
-        self._append(Lanes(tuple(self._blocks.pop())))
+        self.append(Lanes(tuple(self._blocks.pop())))
 
     def kernel(self) -> Kernel:
         """Return the kernel."""
@@ -572,7 +536,8 @@ class KernelBuilder:
         sizes, buffers = tuple(self._sizes), tuple(self._buffers)
         return Kernel(self.name, self.title, self.dtype, sizes, buffers, tuple(body))
 
-    def _append(self, statement: Statement) -> None:
+    def append(self, statement: Statement) -> None:
+        """Append a statement."""
         self._blocks[-1].append(statement)
 
     def _value(self, name: str, dtype: Dtype, lanes: bool, *, numbered: bool = False) -> Value:

@@ -195,7 +195,7 @@ def _constant(position: int) -> Rule:
 
 _RULES |= {
     # Arithmetic, comparisons and functions of numbers.
-    **{op: _arithmetic(op) for op in UNARY | BINARY | COMPARISONS if op not in _RULES},
+    **{op: _arithmetic(op) for op in (UNARY | BINARY | COMPARISONS) - {"max", "min", *_RULES}},
     "maximum": _arithmetic("max"),
     "minimum": _arithmetic("min"),
     "rsub": lambda b, x, y, alpha=1: _sub(b, y, x, alpha),

@@ -14,7 +14,6 @@ from tracetorch.fuse.ir.graph import ARITY, COMPARISONS, LOGIC
 from tracetorch.fuse.ir.kernel import (
     PRIVATE,
     READ_ONLY,
-    Accumulate,
     Axis,
     Barrier,
     Buffer,
@@ -144,7 +143,7 @@ class _Verifier:
             if each.result.dtype is not each.buffer.dtype or each.result.lanes != lanes:
                 self.fail("what is loaded is of another type than its memory", each)
             self.define(each.result)
-        elif isinstance(each, (Store, Accumulate)):
+        elif isinstance(each, Store):
             self.write(each)
         elif isinstance(each, Loop):
             self.loop(each)
@@ -237,12 +236,10 @@ class _Verifier:
         if not self.positive(_minus(_plus(_sum_of_extent(extent), (-1, ())), highest)):
             self.fail(f"{name} may lie behind the last place of {buffer}", where)
 
-    def write(self, each: Store | Accumulate) -> None:
+    def write(self, each: Store) -> None:
         lanes = self.access(each.buffer, each.index, each)
         if each.buffer.role in READ_ONLY:
             self.fail(f"{each.buffer} is only read", each)
-        if isinstance(each, Accumulate) != (each.buffer.role is Role.SUMS):
-            self.fail("sums are added to, and nothing else is", each)
         if self.use(each.value, each.buffer.dtype, each) and not lanes:
             self.fail("all lanes write to one place", each)
         if not lanes:
