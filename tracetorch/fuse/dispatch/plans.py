@@ -106,14 +106,7 @@ def plan_for(
     kwargs: dict[str, Any],
     record: tuple[str, ...],
 ) -> Plan | None:
-    """Return the plan that runs a cell over its inputs; ``None``: it runs eagerly.
-
-    Args:
-        cell: whose ``step``.
-        inputs: the inputs ``[T, ...]`` in the dtype of the arithmetic.
-        states: the active ones.
-        kwargs: the step kwargs.
-        record: states whose trajectories are wanted.
+    """Return the plan that runs a cell over ``inputs``, sequences; ``None``: it runs eagerly.
 
     Raises:
         RuntimeError: the backend requested by name cannot.

@@ -102,13 +102,7 @@ class Axis(_Word):
 
 @dataclass(frozen=True)
 class Value:
-    """A value of a kernel.
-
-    Args:
-        name: unique in its kernel.
-        dtype: its type.
-        lanes: whether every lane has its own.
-    """
+    """A value of a kernel: its name, unique there; its type; whether every lane has its own."""
 
     name: str
     dtype: Dtype
@@ -142,13 +136,10 @@ class Size:
 
 @dataclass(frozen=True)
 class Buffer:
-    """Memory that a kernel is given.
+    """Memory that a kernel is given, its last dimension contiguous.
 
-    Args:
-        role: what it is for.
-        name: of the state, input or parameter that it belongs to; empty where there is but one.
-        dtype: of its values.
-        shape: its dimensions, the last one contiguous.
+    ``name`` is that of the state, input or parameter that it belongs to; empty where there is but
+    one.
     """
 
     role: Role
@@ -248,15 +239,7 @@ class Product:
     ``count`` is not positive, and for all rows of neurons of the task. The last matrix that the
     buffer has is an exception: its product overwrites the target.
 
-    Args:
-        target: a sequence.
-        target_index: ``i``, and the lanes.
-        source: a sequence.
-        source_index: a step of it, and the lanes.
-        matrix: the matrices.
-        first: the first of them that is read.
-        count: how many are read.
-        reverse: whether the targets go down instead, ``target[i - j]``.
+    Target and source are sequences; where it is reversed, the targets go down, ``target[i - j]``.
     """
 
     target: Buffer
@@ -274,16 +257,7 @@ Statement: TypeAlias = "Operation | Load | Store | Loop | If | Lanes | Barrier |
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel.
-
-    Args:
-        name: of the function.
-        title: what it is, for people.
-        dtype: of the arithmetic.
-        sizes: integers that it takes first.
-        buffers: memory that it takes after them.
-        body: what it does, for the lanes of one task.
-    """
+    """A kernel: a function of integers, its sizes, and buffers, for the lanes of one task."""
 
     name: str
     title: str
@@ -349,41 +323,39 @@ def written(kernel: Kernel) -> frozenset[Buffer]:
 
 def _text(body: Sequence[Statement], depth: int) -> list[str]:
     lines: list[str] = []
-    pad = "  " * depth
     for each in body:
-        if isinstance(each, Operation):
-            lines.append(f"{pad}{each.result} = {each.op}({', '.join(map(str, each.args))})")
-        elif isinstance(each, Load):
-            lines.append(f"{pad}{each.result} = {_place(each.buffer, each.index)}")
-        elif isinstance(each, Store):
-            sign = "+=" if each.buffer.role is Role.SUMS else "="
-            lines.append(f"{pad}{_place(each.buffer, each.index)} {sign} {each.value}")
-        elif isinstance(each, Loop):
-            order = " from the last" if each.reverse else ""
-            lines.append(f"{pad}for {each.index} in {each.start} .. {each.stop}{order}:")
-            for c in each.carried:
-                lines.append(f"{pad}  {c.inside} := {c.initial}, then {c.next}; after: {c.result}")
-            lines += _text(each.body, depth + 1)
-        elif isinstance(each, If):
-            lines += [f"{pad}if {each.condition}:", *_text(each.body, depth + 1)]
-        elif isinstance(each, Lanes):
-            lines += [f"{pad}lanes:", *_text(each.body, depth + 1)]
-        elif isinstance(each, Product):
-            target = _place(each.target, each.target_index)
-            source = _place(each.source, each.source_index)
-            order = "down" if each.reverse else "up"
-            lines.append(
-                f"{pad}{target} and {order} += {source} @ {each.matrix}"
-                f"[{each.first} ...], {each.count} of them"
-            )
-        else:
-            lines.append(f"{pad}barrier")
+        inner = isinstance(each, (Loop, If, Lanes))
+        lines += [f"{'  ' * depth}{line}" for line in _head(each)]
+        lines += _text(each.body, depth + 1) if inner else []  # type: ignore[union-attr]
     return lines
 
 
+def _head(each: Statement) -> list[str]:
+    """Return the lines of a statement but those of its body."""
+    if isinstance(each, Operation):
+        return [f"{each.result} = {each.op}({', '.join(map(str, each.args))})"]
+    if isinstance(each, Load):
+        return [f"{each.result} = {_place(each.buffer, each.index)}"]
+    if isinstance(each, Store):
+        sign = "+=" if each.buffer.role is Role.SUMS else "="
+        return [f"{_place(each.buffer, each.index)} {sign} {each.value}"]
+    if isinstance(each, Loop):
+        order = " from the last" if each.reverse else ""
+        carried = [
+            f"  {c.inside} := {c.initial}, then {c.next}; after: {c.result}" for c in each.carried
+        ]
+        return [f"for {each.index} in {each.start} .. {each.stop}{order}:", *carried]
+    if isinstance(each, If):
+        return [f"if {each.condition}:"]
+    if isinstance(each, Product):
+        target, order = _place(each.target, each.target_index), "down" if each.reverse else "up"
+        factors = f"{_place(each.source, each.source_index)} @ {each.matrix}[{each.first} ...]"
+        return [f"{target} and {order} += {factors}, {each.count} of them"]
+    return ["lanes:" if isinstance(each, Lanes) else "barrier"]
+
+
 def _place(buffer: Buffer, index: Sequence[Index]) -> str:
-    spelled = [i.value if isinstance(i, Axis) else str(i) for i in index]
-    return f"{buffer}[{', '.join(spelled)}]"
+    return f"{buffer}[{', '.join(i.value if isinstance(i, Axis) else str(i) for i in index)}]"
 
 
 # Building
@@ -391,13 +363,9 @@ def _place(buffer: Buffer, index: Sequence[Index]) -> str:
 
 @dataclass
 class OpenLoop:
-    """A loop while its body is written.
+    """A loop while its body is written: what it carries, by name, in each turn and after all.
 
-    Args:
-        index: of the turn.
-        carried: the values that it carries, inside, by name.
-        next: what each of them is in the next turn; to be set in the body.
-        results: what each of them is after the loop.
+    ``next``, what that is in the next turn, is to be set in the body.
     """
 
     index: Value
@@ -408,11 +376,6 @@ class OpenLoop:
 
 class KernelBuilder:
     """Write a kernel statement by statement.
-
-    Args:
-        name: of the function.
-        title: what it is.
-        dtype: of the arithmetic.
 
     Example:
         >>> k = KernelBuilder("double", "twice the input", Dtype.FLOAT32)

@@ -40,15 +40,9 @@ _TASKS = 64  # at least: enough to share evenly among threads, few enough for th
 class _Grid(NamedTuple):
     """The division of the lanes into tasks: a task is a tile of columns, and a group of rows.
 
-    Args:
-        columns: lanes of a row.
-        rows: how many there are.
-        per_group: rows of a group, which a task runs one after the other.
-        groups: how many there are.
-        tasks: tiles times groups.
-        repeats: narrow rows of the layout that lie in one row of the grid.
-        task_lanes: lanes of a task at most.
-        geometry: of the lanes of a call, as ``llvm_kernel.GEOMETRY`` names it.
+    In one of ``rows`` of ``columns`` lie ``repeats`` narrow rows of the layout. There are
+    ``groups`` of ``per_group`` rows, which a task runs one after the other. ``geometry`` is what
+    ``llvm_kernel.GEOMETRY`` names.
     """
 
     columns: int
@@ -65,10 +59,8 @@ class _Grid(NamedTuple):
 def _grid(layout: Layout, *, grouped: bool) -> _Grid:
     """Divide the lanes of a layout into tasks; narrow rows share a tile.
 
-    Args:
-        layout: the layout.
-        grouped: let a task do several rows, so that there are few partial sums; otherwise it does
-            one, whose states it holds in a core's nearest cache.
+    Grouped, a task does several rows, so that there are few partial sums; otherwise it does one,
+    whose states it holds in a core's nearest cache.
     """
     width = layout.neurons * layout.inner
     tile = 2 * TILE if not grouped and layout.lanes >= 2 * TILE * _WIDE_TASKS else TILE
@@ -85,12 +77,11 @@ def _grid(layout: Layout, *, grouped: bool) -> _Grid:
 
 
 class Kernel(NamedTuple):
-    """A compiled kernel of a plan.
+    """A compiled kernel of a plan, and what it was made from.
 
     Args:
         tasks: the kernel.
-        schedule: what it was printed from.
-        printed: what was compiled.
+        schedule, printed: what it was compiled from.
         literals: the numbers of the program, as the kernel reads them.
         lines: lines of arithmetic in one step.
         roles: of the buffers that it is given, in their order.
@@ -136,12 +127,7 @@ class Kernel(NamedTuple):
         return arguments
 
     def scratch(self, sizes: Sequence[int], lanes: int) -> tuple[int, ...]:
-        """Return the bytes of scratch of a worker: none, or one number.
-
-        Args:
-            sizes: those of the kernel.
-            lanes: of a task.
-        """
+        """Return the bytes of scratch of a worker, whose task has some lanes; none, or a number."""
         lanes = self.printed.width if self.printed.block_scratch else lanes
         total = scratch_values(self.own, sizes, lanes) * self.literals.itemsize
         return (total,) if total else ()
@@ -168,14 +154,7 @@ def scratch_values(
 def kernel_of(
     plan: PlanT, backward: bool, build: Callable[[PlanT], Schedule], *, bypass: bool = False
 ) -> Kernel:
-    """Return a kernel of a plan, printed and compiled at the first call.
-
-    Args:
-        plan: the plan.
-        backward: which one of its two.
-        build: schedules it.
-        bypass: as for :func:`.print_kernel`.
-    """
+    """Return one of the two kernels of a plan, built, printed and compiled at the first call."""
     kernel: Kernel | None = plan.kernels.get((backward, bypass))
     if kernel is None:
         schedule = verify(build(plan))
@@ -246,14 +225,7 @@ def _are_aligned(sequences: Sequence[Tensor], grid: _Grid) -> bool:
 class _Forward(NamedTuple):
     """What all forward passes of a plan over one length and layout have in common.
 
-    Args:
-        grid: how the lanes are divided.
-        kernel: the kernel.
-        sizes: those of the kernel.
-        kept: values of the checkpoints.
-        work: operations on one value.
-        scratch: bytes of a worker's scratch.
-        is_large: whether the output may be written past the caches.
+    Checkpoints have ``kept`` values; the output is large if it may be written past the caches.
     """
 
     grid: _Grid
