@@ -33,32 +33,24 @@ from tracetorch.fuse.ir.simplify import values_read, without_dead_lines
 
 @dataclass(frozen=True)
 class Target:
-    """Language of a printed kernel: its spelling of operations, constants and blocks.
-
-    Args:
-        expressions: template of each operation on numbers of the arithmetic and booleans, with
-            ``{}`` or ``{0}``, ``{1}``, ... for operands.
-        integers: template of each operation on integers.
-        true: the literal.
-        false: the literal.
-        zero: the literal 0.0.
-        negative_zero: the literal -0.0.
-        one: the literal 1.0.
-        empty: statement that fills a block without any.
-        assignment: template of a line that changes a variable: name, value.
-        end: line that closes a block, where the language has one.
-    """
+    """Language of a printed kernel: its spelling of operations, literals and blocks."""
 
     expressions: Mapping[str, str]
+    """Template of each operation on numbers of the arithmetic and booleans, with ``{}`` or ``{0}``,
+    ``{1}``, ... for operands."""
     integers: Mapping[str, str] = field(default_factory=dict)
+    """Template of each operation on integers."""
     true: str = "true"
     false: str = "false"
     zero: str = "zero"
     negative_zero: str = "-zero"
     one: str = "one"
     empty: str = "pass"
+    """Statement that fills a block without any."""
     assignment: str = "{} = {}"
+    """Template of a line that changes a variable: name, value."""
     end: str | None = None
+    """Line that closes a block, where the language has one."""
 
     def unknown_operation(self, graph: Graph) -> str | None:
         """Return the first operation of ``graph`` that has no template, or ``None``."""

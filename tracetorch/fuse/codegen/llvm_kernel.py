@@ -76,12 +76,7 @@ _INTRINSICS = {
 
 @dataclass(frozen=True)
 class Processor:
-    """Vector registers of a processor.
-
-    Args:
-        bits: of a vector register.
-        registers: how many of them there are.
-    """
+    """Vector registers of a processor: how many bits each has, and how many there are."""
 
     bits: int = 512
     registers: int = 32
@@ -125,25 +120,19 @@ def _result(each: ir.Statement) -> ir.Value | None:
 
 @dataclass(frozen=True)
 class Printed:
-    """A printed kernel.
-
-    Args:
-        text: of the module.
-        name: of its function.
-        width: lanes of a wide block.
-        arguments: the names of what it is given, in order: geometry, sizes, then for each buffer
-            its address, and strides of time and rows of a sequence or the number of values of a
-            parameter.
-        block_scratch: whether scratch is for one block at a time, not for the whole task.
-        panel: columns of a panel of a matrix that it multiplies by.
-    """
+    """A printed kernel: the text of its module, and the name of its function."""
 
     text: str
     name: str
     width: int
+    """Lanes of a wide block."""
     arguments: tuple[str, ...]
+    """The names of what it is given: geometry, sizes, then for each buffer its address, and strides
+    of time and rows of a sequence or the number of values of a parameter."""
     block_scratch: bool
+    """Whether scratch is for one block at a time, not for the whole task."""
     panel: int
+    """Columns of a panel of a matrix that it multiplies by."""
 
 
 def print_kernel(
@@ -212,22 +201,13 @@ class _Printer:
 
 
 class _Function(Writer):
-    """Write a function: addresses, loops and integers.
-
-    Args:
-        printer: of the module.
-        width: lanes.
-    """
+    """Write a function for blocks of some lanes: addresses, loops and operations."""
 
     def __init__(self, printer: _Printer, width: int) -> None:
         super().__init__(printer.declared)
         self.printer, self.width, self.kernel = printer, width, printer.kernel
         self.known: dict[str, Value] = {}  # of the arguments, and what the docstring above names
         self.values: dict[ir.Value, Value] = {}
-
-    def named(self, *names: str) -> None:
-        """Note that the function is given integers of these names."""
-        self.known |= {name: Value(self, f"%{name}", WORD) for name in names}
 
     def argument(self, name: str) -> Value:
         """Load an argument."""
@@ -474,13 +454,7 @@ class _Task(_Function):
 
 
 class _Block(_Function):
-    """Write the function of a block of lanes.
-
-    Args:
-        printer: of the module.
-        width: lanes.
-        is_masked: whether there may be fewer.
-    """
+    """Write the function of a block of lanes, of which there may be fewer if it is masked."""
 
     def __init__(self, printer: _Printer, width: int, *, is_masked: bool) -> None:
         super().__init__(printer, width)
@@ -488,7 +462,8 @@ class _Block(_Function):
 
     def of_lanes(self, label: str, each: ir.Lanes, captured: Sequence[ir.Value]) -> list[str]:
         """Return the lines of the function; it is given values of the one around it."""
-        self.named("row", "low", "count", "local", "block.lanes", "group")
+        names = ("row", "low", "count", "local", "block.lanes", "group")
+        self.known |= {name: Value(self, f"%{name}", WORD) for name in names}
         given = {v: Value(self, f"%given{i}", _TYPES[v.dtype]) for i, v in enumerate(captured)}
         self.values |= given
         parts = ", ".join(map(str, (*self.known.values(), *given.values())))

@@ -169,13 +169,8 @@ def task_entry(name: str, arguments: int, scratch: bool) -> list[str]:
 def serial_entry(name: str, arguments: int, scratch: bool) -> list[str]:
     """Return the lines of a function of the address of a block, which does one task of all lanes.
 
-    Args:
-        name: of the function; it calls ``@task(block, scratch, number)``.
-        arguments: how many the kernel has.
-        scratch: whether it has scratch, which it may not.
-
     Raises:
-        ValueError: it has scratch.
+        ValueError: the kernel has scratch, which it does not get.
     """
     if scratch:
         raise ValueError(f"{name} needs scratch, which it does not get where it runs alone.")
@@ -186,11 +181,7 @@ def serial_entry(name: str, arguments: int, scratch: bool) -> list[str]:
 def spread_source(name: str, real: str, width: int, masked: bool) -> tuple[list[str], set[str]]:
     """Return a function that loads the value of each lane's neuron, or the one value of all.
 
-    Args:
-        name: of the function.
-        real: type of the values.
-        width: lanes of a block.
-        masked: whether a block may have fewer, of which the others are not read.
+    Masked, a block may have fewer lanes than its width; the others are not read.
     """
     vector = f"<{width} x {real}>"
     declared: set[str] = set()

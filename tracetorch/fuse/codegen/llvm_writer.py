@@ -29,13 +29,7 @@ def number(value: float) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """A value of a kernel; arithmetic with it writes instructions.
-
-    Args:
-        writer: of the function that it belongs to.
-        text: its name there, or a literal.
-        type: LLVM's.
-    """
+    """A value of a function: its name there, or a literal; arithmetic writes instructions."""
 
     writer: Writer
     text: str
@@ -125,12 +119,7 @@ Operand: TypeAlias = "Value | int | float"
 
 @dataclass(frozen=True)
 class Array:
-    """Memory that a kernel reads and writes; ``array[index]`` is one value.
-
-    Args:
-        pointer: where it begins.
-        element: type of its values.
-    """
+    """Memory from a pointer on, of elements of a type; ``array[index]`` is one of them."""
 
     pointer: Value
     element: str
@@ -199,10 +188,7 @@ class Array:
 class Turn:
     """A turn of a loop; after the loop, what ``carried`` were in the turn that was not run.
 
-    Args:
-        index: of the turn.
-        carried: what it carries.
-        next: what the next one does; set in the body.
+    The body sets ``next``, what the next turn carries.
     """
 
     index: Value
@@ -217,19 +203,15 @@ def below(stop: Operand) -> Callable[[Sequence[Value]], Value]:
 
 @dataclass
 class Writer:
-    """Write the lines of one function.
-
-    Args:
-        declared: declarations of LLVM's own functions that are called.
-        lines: the instructions so far.
-        block: the label of the block that they are in.
-        count: how many names have been given.
-    """
+    """Write the lines of one function."""
 
     declared: set[str] = field(default_factory=set)
+    """Declarations of LLVM's own functions that are called."""
     lines: list[str] = field(default_factory=list)
     block: str = "begin"
+    """The label of the block that is written."""
     count: int = 0
+    """How many names have been given."""
 
     def line(self, text: str) -> None:
         """Append an instruction."""

@@ -112,6 +112,7 @@ _C = {
     "fma": "fma{f}({}, {}, {})",
 }
 
+_BRACES = {"empty": ";", "assignment": "{} = {};", "end": "}"}
 _INTEGERS = {op: _INFIX[op] for op in ("add", "sub", "mul", "gt", "ge", "lt", "le", "eq", "ne")}
 
 
@@ -139,16 +140,8 @@ def javascript_target(real: str = "float64") -> Target:
         expressions = {**_JAVASCRIPT, **rounded, "fma": "fmaf({}, {}, {})"}
         # that of float64 is another number
         del expressions["nextafter"]
-    return Target(
-        expressions=expressions,
-        integers={**_INTEGERS, **equality, "min": "Math.min({}, {})"},
-        zero="0",
-        negative_zero="(-0)",
-        one="1",
-        empty=";",
-        assignment="{} = {};",
-        end="}",
-    )
+    integers = {**_INTEGERS, **equality, "min": "Math.min({}, {})"}
+    return Target(expressions, integers, zero="0", negative_zero="(-0)", one="1", **_BRACES)
 
 
 # Integers of two's complement without undefined behaviour: a shift of a negative number is defined
@@ -171,16 +164,7 @@ def c_integer_target() -> Target:
     Beside the operations of a graph it has ``shift``, to the right towards minus infinity, and
     ``quotient``, which rounds there too.
     """
-    return Target(
-        expressions=_C_INTEGERS,
-        integers=_C_INTEGERS,
-        zero="0",
-        negative_zero="0",
-        one="1",
-        empty=";",
-        assignment="{} = {};",
-        end="}",
-    )
+    return Target(_C_INTEGERS, _C_INTEGERS, zero="0", negative_zero="0", one="1", **_BRACES)
 
 
 def c_target(real: str) -> Target:
@@ -191,13 +175,6 @@ def c_target(real: str) -> Target:
         op: template.replace("{f}", suffix).replace("{one}", one).replace("{zero}", zero)
         for op, template in _C.items()
     }
-    return Target(
-        expressions=expressions,
-        integers={**_INTEGERS, "min": "({0} < {1} ? {0} : {1})"},
-        zero=zero,
-        negative_zero=f"(-{zero})",
-        one=one,
-        empty=";",
-        assignment="{} = {};",
-        end="}",
-    )
+    integers = {**_INTEGERS, "min": "({0} < {1} ? {0} : {1})"}
+    literals = {"zero": zero, "negative_zero": f"(-{zero})", "one": one}
+    return Target(expressions, integers, **literals, **_BRACES)

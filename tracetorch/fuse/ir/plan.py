@@ -26,11 +26,9 @@ class Plan:
         dim: the neuron dimension, counted from the end.
         record: the states whose trajectories are returned.
         has_backward: whether there will be a backward pass.
-        differentiated: the inputs whose gradients the backward pass computes.
-        trained: the parameters whose gradients it computes.
+        differentiated, trained: the inputs and parameters whose gradients it computes.
         tile: lanes whose recomputed states the backend holds at a time.
         kernels: what the runtime has compiled of it, by a key of its own; freed with the plan.
-
     """
 
     program: Program

@@ -49,9 +49,6 @@ class InvalidKernel(Exception):  # noqa: N818 (a finding about a kernel)
 def verify(kernel: Kernel) -> Kernel:
     """Return a kernel after all rules were checked.
 
-    Args:
-        kernel: any.
-
     Raises:
         InvalidKernel: it breaks a rule.
     """

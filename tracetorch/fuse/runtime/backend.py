@@ -60,12 +60,8 @@ class Backend(abc.ABC):
     ) -> list[Tensor]:
         """Return outputs, final states, trajectories, and checkpoints for the backward pass.
 
-        Args:
-            plan: the plan.
-            layout: of the inputs.
-            inputs: the inputs ``[T, ...]``.
-            states: the active ones before the first step.
-            params: the tensors among the step kwargs.
+        ``inputs`` are sequences ``[T, ...]`` of that layout, ``params`` the tensors among the step
+        kwargs.
         """
 
     @abc.abstractmethod

@@ -17,14 +17,8 @@ class Layout(NamedTuple):
     """A sequence ``[T, ...]`` seen as ``[T, outer, neurons, inner]`` in the order of its memory.
 
     Every operation is pointwise, so a channels-last input is walked in its own order instead of
-    being copied into another; outputs and gradients get the same order.
-
-    Args:
-        order: the dimensions of the sequence in the order of its memory, 0 first.
-        outer, neurons, inner: sizes; one step is ``outer * neurons * inner`` lanes.
-        lanes: values of one step.
-        in_order: the dimensions are in the order of memory already.
-
+    being copied into another; outputs and gradients get the same order. ``order`` are the
+    dimensions in the order of memory, 0 first; one step is ``outer * neurons * inner`` lanes.
     """
 
     order: tuple[int, ...]

@@ -98,15 +98,12 @@ def run_tasks(
 
 
 class _Gomp(NamedTuple):
-    """Functions of GNU's OpenMP runtime.
-
-    Args:
-        parallel: runs a C function of one pointer in a team of threads.
-        thread_number: the address of a function that returns the number of the calling thread.
-    """
+    """Functions of GNU's OpenMP runtime."""
 
     parallel: Callable[[int, int, int, int], None]
+    """Runs a C function of one pointer in a team of threads."""
     thread_number: int
+    """The address of a function that returns the number of the calling thread."""
 
 
 @cache
@@ -120,15 +117,14 @@ def _gomp() -> _Gomp | None:
     try:
         library = ctypes.CDLL(str(_torch_library()), os.RTLD_NOLOAD)
         parallel, number = _address(library.GOMP_parallel), _address(library.omp_get_thread_num)
+        if hasattr(library, "__kmpc_fork_call"):  # LLVM's and Intel's, which have these too
+            return None
     except (OSError, AttributeError):
         return None
     # a runtime that was loaded before, for the whole process, stands in for the one of PyTorch
     with contextlib.suppress(AttributeError):
         if _address(ctypes.CDLL(None).GOMP_parallel) != parallel:
             return None
-    # LLVM's and Intel's have a function of this name too
-    if not _file_of(parallel).startswith("libgomp"):
-        return None
     kinds = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
     return _Gomp(ctypes.CFUNCTYPE(None, *kinds)(parallel), number)
 
@@ -140,24 +136,6 @@ def _torch_library() -> Path:
 
 def _address(function: Any) -> int:
     return ctypes.cast(function, ctypes.c_void_p).value or 0
-
-
-class _SymbolInfo(ctypes.Structure):
-    """File and symbol at an address, as ``dladdr`` returns them: ``Dl_info`` in C."""
-
-    _fields_ = [
-        ("file", ctypes.c_char_p),
-        ("base", ctypes.c_void_p),
-        ("symbol", ctypes.c_char_p),
-        ("address", ctypes.c_void_p),
-    ]
-
-
-def _file_of(address: int) -> str:
-    """Return the name of the file that a loaded function is in."""
-    info = _SymbolInfo()
-    found = ctypes.CDLL(None).dladdr(ctypes.c_void_p(address), ctypes.byref(info))
-    return Path(os.fsdecode(info.file)).name if found else ""
 
 
 # The pool
