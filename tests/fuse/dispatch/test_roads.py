@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests.changes import CHANGES, DEFINITIONS, B, N, made, sequence
 from tracetorch import snn
-from tracetorch.cell import Cell, Constraint
+from tracetorch.cell import Constraint
 
 Road = Callable[[Any, Tensor], Tensor]
 
@@ -230,19 +230,6 @@ def test_a_change_makes_another_cell(change: str) -> None:
 
 # An option is passed to the step as it is now, with a graph; a kernel has it compiled in.
 MISSED = [c for c in DEFINITIONS if "initial" not in c and c not in ("averaging",)]
-
-
-@pytest.mark.parametrize("change", MISSED)
-def test_without_the_comparison_a_change_would_be_missed(
-    change: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    layer, x = made(), sequence()
-    road = ROADS["a sequence without a graph"]
-    first = outcome(road, layer, x)
-    layer.zero_states()
-    CHANGES[change](layer)
-    monkeypatch.setattr(Cell, "describes", lambda *_: True)
-    assert same(outcome(road, layer, x), first, graph=False)
 
 
 class Partial(snn.Neuron):

@@ -51,13 +51,6 @@ def test_large_empty_returns_an_ordinary_tensor(dtype: torch.dtype) -> None:
     assert torch.equal(tensor.detach().clone(), tensor)
 
 
-def test_small_tensors_are_allocated_by_pytorch(pool: Any) -> None:
-    small = large_empty((4, 4), torch.float32)
-    del small
-    gc.collect()
-    assert pool.kept == 0
-
-
 def test_pool_size_is_bounded(pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_POOL_LIMIT", 8 << 20)
     for rows in range(1, 12):

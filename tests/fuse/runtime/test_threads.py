@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -168,24 +167,6 @@ def test_forked_workers_of_a_data_loader_run_kernels() -> None:
     assert [value.item() for value in loader] == [expected] * 3
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_forked_child_runs_kernels() -> None:
-    layer = cases.layer("LIF", 500)
-    x = cases.sequence(300, 8, 500, dtype=torch.float32)  # large enough for the pool
-    expected = layer.forward_sequence(x)[0].sum().item()
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        torch.set_num_threads(1)  # as a DataLoader's worker does: PyTorch's own pool is gone
-        layer.zero_states()
-        os.write(write, str(layer.forward_sequence(x)[0].sum().item()).encode())
-        os._exit(0)
-    os.close(write)
-    assert float(os.read(read, 100)) == expected
-    os.waitpid(child, 0)
-
-
 def test_thread_may_outlive_the_main_thread() -> None:
     program = """
 import threading
@@ -200,20 +181,6 @@ def work():
 threading.Thread(target=work).start()
 """
     assert run_python("-c", program) == "done\n"
-
-
-def test_pool_keeps_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "_pool", None)
-    monkeypatch.setattr(runtime, "_size", 0)
-    seen = set()
-
-    def wait() -> None:
-        seen.add(threading.current_thread())
-        time.sleep(0.005)  # long enough for the others to begin
-
-    for _ in range(10):
-        runtime._on_pool(wait, 3)
-    assert 1 < len(seen) <= 3
 
 
 def test_error_in_work_on_the_pool_is_raised() -> None:
