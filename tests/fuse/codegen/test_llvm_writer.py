@@ -5,7 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from tracetorch.fuse.codegen.llvm_writer import TaskWriter, Value, below
+from tracetorch.fuse.codegen.llvm_tasks import TaskWriter
+from tracetorch.fuse.codegen.llvm_writer import Value, below
 from tracetorch.fuse.runtime.machine_code import compiled as compiled_text
 from tracetorch.fuse.runtime.machine_code import unavailable_reason
 

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from tests import cases
 from tests.fuse.cases import ends, fused
 from tests.processes import run_python
 from tracetorch import fuse
-from tracetorch.fuse.codegen.llvm_writer import TaskWriter
+from tracetorch.fuse.codegen.llvm_tasks import TaskWriter
 from tracetorch.fuse.runtime import threads as runtime
 from tracetorch.fuse.runtime.machine_code import TaskKernel, compiled
 from tracetorch.fuse.runtime.threads import run_tasks

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from tracetorch.fuse.codegen.llvm_writer import Operand, Value, Writer
+from tracetorch.fuse.codegen.llvm_writer import WORD, Array, Operand, Value, Writer
 
 # (exp(r) - 1) / r for |r| up to half of log 2, to 1e-9.
 _EXPM1 = (
@@ -183,4 +183,46 @@ def vector_function(op: str, real: str, width: int, name: str) -> tuple[list[str
             w.line(f"store {w.value(f'call {real} @{symbol}({numbers})', real)}, {at[0]}")
         found = w.value(f"load {vector}, {places[0]}", vector)
     head = f"define internal {vector} @{name}({', '.join(map(str, operands))}) {{"
+    return [head, "begin:", *w.lines, f"  ret {found}", "}"], w.declared
+
+
+def spread_source(name: str, real: str, width: int, masked: bool) -> tuple[list[str], set[str]]:
+    """Return a function that loads the value of each lane's neuron, or the one value of all.
+
+    Masked, a block may have fewer lanes than its width; the others are not read.
+    """
+    w, vector = Writer(), f"<{width} x {real}>"
+    values = Array(Value(w, "%values", "ptr"), real)
+    names = ("size", "low", "count", "neurons", "inner")
+    size, low, count, neurons, inner = (Value(w, f"%{each}", WORD) for each in names)
+
+    def same(place: Array) -> list[Value]:
+        return [w.spread(place[0], width)]
+
+    def several() -> list[Value]:
+        # the place of the first lane's neuron is counted on from there
+        place = low % (neurons * inner)
+        neuron, run = place // inner, place % inner
+        here = values.at(neuron)
+
+        def together() -> list[Value]:
+            return [here.some(0, count, width) if masked else here.vector(0, width)]
+
+        def each() -> list[Value]:
+            memory = Array(w.value(f"alloca {vector}", "ptr"), real)
+            w.line(f"store {vector} zeroinitializer, {memory.pointer}")
+            with w.loop(0, count, neuron, run) as lane:
+                n, r = lane.carried
+                memory[lane.index] = values[n]
+                turned, past = (r + 1).equals(inner), n + 1
+                wrapped = w.select(past.equals(neurons), 0, past)
+                lane.next = (w.select(turned, wrapped, n), w.select(turned, 0, r + 1))
+            return [memory.vector(0, width)]
+
+        straight, near = inner.equals(1) & (neurons >= neuron + count), inner >= run + count
+        return w.choose(straight, together, lambda: w.choose(near, lambda: same(here), each))
+
+    found = w.choose(size.equals(1), lambda: same(values), several)[0]
+    given = ", ".join(f"i64 %{each}" for each in names)
+    head = f"define internal {vector} @{name}(ptr %values, {given}) noinline {{"
     return [head, "begin:", *w.lines, f"  ret {found}", "}"], w.declared

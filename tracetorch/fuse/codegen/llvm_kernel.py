@@ -18,9 +18,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tracetorch.fuse.codegen.llvm_functions import LIBRARY, vector_function
+from tracetorch.fuse.codegen.llvm_functions import LIBRARY, spread_source, vector_function
 from tracetorch.fuse.codegen.llvm_product import product_source
-from tracetorch.fuse.codegen.llvm_tasks import HEADER, serial_entry, spread_source, task_entry
+from tracetorch.fuse.codegen.llvm_tasks import HEADER, serial_entry, task_entry
 from tracetorch.fuse.codegen.llvm_writer import WORD, Array, Value, Writer
 from tracetorch.fuse.ir import kernel as ir
 from tracetorch.fuse.ir.kernel import PRIVATE, STRIDED, Dtype, Role, operands, statements

@@ -16,8 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from tracetorch.fuse.codegen.llvm_tasks import HEADER, task_entry
-
 WORD = "i64"
 _BYTES = {"float": 4, "double": 8, "i64": 8, "i32": 4, "i16": 2}
 
@@ -354,62 +352,3 @@ class Writer:
     def _label(self, name: str) -> None:
         self.lines.append(f"{name}:")
         self.block = name
-
-
-class TaskWriter(Writer):
-    """Write a kernel over tasks: the function of one task, ``number``.
-
-    Arguments are declared in the order in which the caller gives them; scratch comes behind them,
-    and then, as one more argument each, where in it an array begins.
-
-    Args:
-        name: of the kernel.
-
-    Example:
-        >>> k = TaskWriter("double")
-        >>> x, y = k.array("float"), k.array("float")
-        >>> y[k.number] = x[k.number] * 2.0
-        >>> "fmul float" in k.text()
-        True
-    """
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.name = name
-        self.number = Value(self, "%which", WORD)
-        self.functions: list[str] = []
-        self._arguments = 0
-        self._has_scratch = False
-
-    def integer(self) -> Value:
-        """Return the next argument, an integer."""
-        place = Array(Value(self, "%a", "ptr"), WORD)
-        self._arguments += 1
-        return place[HEADER + self._arguments - 1]
-
-    def integers(self, count: int) -> list[Value]:
-        """Return the next arguments, integers."""
-        return [self.integer() for _ in range(count)]
-
-    def array(self, element: str) -> Array:
-        """Return the next argument, an array."""
-        return Array(self.convert("inttoptr", self.integer(), "ptr"), element)
-
-    def scratch(self, element: str) -> Array:
-        """Return an array of scratch, which begins as many bytes in as the next argument says."""
-        self._has_scratch = True
-        start = Array(Value(self, "%scratch", "ptr"), "i8").at(self.integer())
-        return Array(start.pointer, element)
-
-    def function(self, head: str, inner: Writer) -> None:
-        """Add a function that the kernel calls."""
-        lines = [f"define internal {head} noinline {{", "begin:", *inner.lines, "}"]
-        self.functions += lines
-        self.declared |= inner.declared
-
-    def text(self) -> str:
-        """Return the module."""
-        head = "define internal void @task(ptr noalias %a, ptr noalias %scratch, i64 %which) "
-        task = [head + "noinline {", "begin:", *self.lines, "  ret void", "}"]
-        entry = task_entry(self.name, self._arguments, self._has_scratch)
-        return "\n".join([*self.functions, *task, *entry, *sorted(self.declared), ""])

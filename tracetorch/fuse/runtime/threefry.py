@@ -13,7 +13,8 @@ import functools
 import torch
 from torch import Tensor
 
-from tracetorch.fuse.codegen.llvm_writer import WORD, TaskWriter, Value
+from tracetorch.fuse.codegen.llvm_tasks import TaskWriter
+from tracetorch.fuse.codegen.llvm_writer import WORD, Value
 from tracetorch.fuse.runtime.machine_code import TaskKernel, compiled
 from tracetorch.fuse.runtime.memory import address, large_empty
 from tracetorch.fuse.runtime.threads import run_tasks
