@@ -22,7 +22,6 @@ from tracetorch.fuse.ir.kernel import (
     Loop,
     Operand,
     Operation,
-    Product,
     Role,
     Statement,
     Store,
@@ -156,14 +155,6 @@ class Emitter(ABC):
     def barrier(self) -> None:  # noqa: B027 (one lane, or a block of them, needs none)
         """Append a barrier, where lanes run apart."""
 
-    def product(self, each: Product) -> None:
-        """Append a product.
-
-        Raises:
-            NotImplementedError: the language has none.
-        """
-        raise NotImplementedError(f"{type(self).__name__} prints no products")
-
     # Statements
 
     def body(self, body: Sequence[Statement]) -> None:
@@ -187,10 +178,10 @@ class Emitter(ABC):
             elif isinstance(each, Lanes):
                 with self.over_lanes():
                     self.body(each.body)
-            elif isinstance(each, Product):
-                self.product(each)
             elif isinstance(each, Barrier):
                 self.barrier()
+            else:
+                raise NotImplementedError(f"{type(self).__name__} prints no {type(each).__name__}")
 
     def walk(self, each: Loop) -> None:
         """Append a loop: its variables before it, their next values at its end."""
