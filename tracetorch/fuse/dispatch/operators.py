@@ -37,6 +37,7 @@ for _schema in (
 # Forward
 
 
+@torch.library.impl(_library, "forward", "CompositeExplicitAutograd")
 def _forward(
     key: str, inputs: list[Tensor], states: list[Tensor], params: list[Tensor]
 ) -> list[Tensor]:
@@ -45,6 +46,7 @@ def _forward(
     return backend_named(plan.backend).forward(plan, layout, inputs, states, params)
 
 
+@torch.library.register_fake("tracetorch::forward", lib=_library)  # type: ignore[untyped-decorator]
 def _forward_fake(
     key: str, inputs: list[Tensor], states: list[Tensor], params: list[Tensor]
 ) -> list[Tensor]:
@@ -56,6 +58,7 @@ def _forward_fake(
 # Backward
 
 
+@torch.library.impl(_library, "backward", "CompositeExplicitAutograd")
 def _backward(
     key: str,
     inputs: list[Tensor],
@@ -71,6 +74,7 @@ def _backward(
     return [result if result.numel() else result.clone() for result in results]
 
 
+@torch.library.register_fake("tracetorch::backward", lib=_library)  # type: ignore[untyped-decorator]
 def _backward_fake(
     key: str,
     inputs: list[Tensor],
@@ -172,10 +176,6 @@ def no_second_gradient(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, .
     )
 
 
-_library.impl("forward", _forward, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-_library.impl("backward", _backward, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-torch.library.register_fake("tracetorch::forward", _forward_fake, lib=_library)
-torch.library.register_fake("tracetorch::backward", _backward_fake, lib=_library)
 torch.library.register_autograd(
     "tracetorch::forward", _gradient, setup_context=_setup, lib=_library
 )

@@ -64,7 +64,8 @@ class Specialisation(abc.ABC):
     def __init__(self, layer: StepLayer, key: Key, x: Tensor, *, time: bool) -> None:
         self.key, self.cell, self.dtype, self.device = key, key[0], x.dtype, x.device
         self.shape = x.shape[time:]  # of one step
-        self.rest: Tensor | None = None  # a state of zeros, which every call reads
+        # a state of zeros that every call reads, unless it is large
+        self.rest: Tensor | None = None
         backend, cell = select_backend(x.device), self.cell
         self.runs = (
             backend is not None
@@ -101,7 +102,12 @@ class Specialisation(abc.ABC):
             state = states[name]
             if state is None:
                 if name not in self.cell.starts:
-                    found.append(self._zeros() if self.rest is None else self.rest)
+                    rest = self.rest
+                    if rest is None:
+                        with torch.inference_mode(False):  # a later call may be part of a graph
+                            rest = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
+                        self.rest = rest if rest.numel() <= _SMALL else None
+                    found.append(rest)
                     continue
                 state = layer.initial_state(name, self.shape, self.dtype, self.device)
             if (
@@ -114,14 +120,6 @@ class Specialisation(abc.ABC):
                 return None
             found.append(state)
         return found
-
-    def _zeros(self) -> Tensor:
-        """Return a state of zeros, the same one in every call unless it is large."""
-        with torch.inference_mode(False):  # a later call may be part of a graph
-            zeros = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
-        if zeros.numel() <= _SMALL:
-            self.rest = zeros
-        return zeros
 
 
 S = TypeVar("S", bound=Specialisation)

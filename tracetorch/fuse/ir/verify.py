@@ -147,10 +147,12 @@ class _Verifier:
         elif isinstance(each, If):
             if self.use(each.condition, Dtype.BOOL, each):
                 self.fail("a condition is uniform", each.condition)
-            with_facts = self.assume(each.condition)
+            said = self.facts.get(each.condition)
+            if said is not None:
+                self.lower.setdefault(said[0], []).append(said[1])
             self.body(each.body)
-            for value, bound in with_facts:
-                self.lower[value].remove(bound)
+            if said is not None:
+                self.lower[said[0]].remove(said[1])
         elif isinstance(each, Lanes):
             if self.in_lanes:
                 self.fail("lanes within lanes", "lanes")
@@ -230,7 +232,10 @@ class _Verifier:
         """Check that places lie in a dimension of a buffer."""
         if not self.positive(lowest):
             self.fail(f"{name} may lie before the first place of {buffer}", where)
-        if not self.positive(_minus(_plus(_sum_of_extent(extent), (-1, ())), highest)):
+        if isinstance(extent, Extent):
+            raise TypeError("lanes and neurons have no size in a kernel")
+        size = (extent, ()) if isinstance(extent, int) else (extent.plus, ((extent.value, 1),))
+        if not self.positive(_minus(_plus(size, (-1, ())), highest)):
             self.fail(f"{name} may lie behind the last place of {buffer}", where)
 
     def write(self, each: Store) -> None:
@@ -320,15 +325,6 @@ class _Verifier:
             if each.op == "min":
                 self.upper[value] = [first, second]
 
-    def assume(self, condition: Value) -> list[tuple[Value, _Sum]]:
-        """Note what a condition says of a loop index: ``index > number``."""
-        found = self.facts.get(condition)
-        if found is None:
-            return []
-        value, bound = found
-        self.lower.setdefault(value, []).append(bound)
-        return [found]
-
     def sum_of(self, operand: Operand) -> _Sum:
         if isinstance(operand, Value):
             return self.sums.get(operand, (0, ((operand, 1),)))
@@ -347,14 +343,6 @@ class _Verifier:
                 if self.positive(_plus(rest, _times(bound, count)), depth - 1):
                     return True
         return False
-
-
-def _sum_of_extent(extent: int | Size | Extent) -> _Sum:
-    if isinstance(extent, Size):
-        return extent.plus, ((extent.value, 1),)
-    if isinstance(extent, Extent):
-        raise TypeError("lanes and neurons have no size in a kernel")
-    return extent, ()
 
 
 def _plus(first: _Sum, second: _Sum) -> _Sum:

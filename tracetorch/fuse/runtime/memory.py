@@ -60,13 +60,9 @@ class _Pool:
 _pool = _Pool()
 
 
-def _renew_lock() -> None:
-    """Make a new lock after ``fork``: no thread is left in the child that would release it."""
-    _pool.lock = threading.RLock()
-
-
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+    # after a fork no thread is left in the child that would release the lock
+    os.register_at_fork(after_in_child=lambda: setattr(_pool, "lock", threading.RLock()))
 
 
 class _Lease(np.ndarray[Any, Any]):

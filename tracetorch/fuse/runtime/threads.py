@@ -1,8 +1,8 @@
-"""Run the tasks of a kernel on PyTorch's own threads, or else on a pool of as many.
+"""Run the tasks of a kernel on PyTorch's own threads, or else on as many new ones.
 
 PyTorch's threads wait for work by spinning, and starve other threads for some milliseconds after
 every product. So kernels run in a parallel region of the OpenMP runtime that PyTorch has loaded;
-where it is not the one known here, or after ``fork``, which leaves its threads behind, on a pool.
+where it is not the one known here, or after ``fork``, which leaves its threads behind, on new ones.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import sys
 import threading
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,11 +26,8 @@ from tracetorch.fuse.runtime.machine_code import TaskKernel
 # Operations on one value. With fewer, other threads gain some ten microseconds at most; and where
 # another process has one of the cores, a team waits for it for milliseconds, as PyTorch's own do.
 _LEAST_WORK = 1_000_000
-_LEAST_WORK_OF_POOL = 16_000_000
+_LEAST_WORK_OF_OWN = 16_000_000
 
-_lock = threading.Lock()
-_pool: ThreadPoolExecutor | None = None
-_size = 0
 _forked = False
 
 
@@ -68,7 +64,7 @@ def run_tasks(
         scratch: bytes of each array of scratch at the end; not cleared.
     """
     gomp = None if _forked else _gomp()
-    least = _LEAST_WORK if gomp else _LEAST_WORK_OF_POOL
+    least = _LEAST_WORK if gomp else _LEAST_WORK_OF_OWN
     # no fewer where there are fewer tasks: OpenMP ends the threads that a team leaves out
     threads = 1 if work < least or tasks < 2 else torch.get_num_threads()
     places: list[int] = []
@@ -91,7 +87,7 @@ def run_tasks(
     elif gomp:
         gomp.parallel(kernel.address, address, threads, 0)
     else:
-        _on_pool(lambda: kernel.run(address), threads)
+        _on_threads(lambda: kernel.run(address), threads)
 
 
 # PyTorch's threads
@@ -138,49 +134,37 @@ def _address(function: Any) -> int:
     return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
-# The pool
+# Threads of our own
 
 
-def _on_pool(work: Callable[[], None], threads: int) -> None:
+def _on_threads(work: Callable[[], None], count: int) -> None:
     """Call ``work`` in this thread and in others; what remains to be done is for it to find."""
-    helpers = _submit(work, threads - 1)
+    helpers: list[threading.Thread] = []
+    with contextlib.suppress(RuntimeError):  # the main thread has ended: no more are started
+        for _ in range(count - 1):
+            helper = threading.Thread(target=work)
+            helper.start()
+            helpers.append(helper)
+    interrupt: KeyboardInterrupt | None = None
     try:
         work()
     finally:
-        # One that has not begun finds nothing left to do. One that has must be waited for, also
-        # where Ctrl-C interrupts: it writes to memory that the caller then frees.
-        interrupt: BaseException | None = None
+        # Waited for also where Ctrl-C interrupts: they write to memory that the caller then frees.
         while helpers:
             try:
-                if helpers[-1].cancel() or helpers[-1].exception() is None:
-                    helpers.pop()
-                else:
-                    interrupt = helpers.pop().exception()
+                helpers[-1].join()
+                helpers.pop()
             except KeyboardInterrupt as error:
                 interrupt = error
-        if interrupt is not None:
-            raise interrupt
+    if interrupt is not None:
+        raise interrupt
 
 
-def _submit(work: Callable[[], None], count: int) -> list[Future[None]]:
-    global _pool, _size
-    with _lock:
-        if _pool is None or _size < count:
-            if _pool is not None:
-                _pool.shutdown(wait=False)
-            _pool, _size = ThreadPoolExecutor(count, "tracetorch"), count
-        helpers: list[Future[None]] = []
-        with contextlib.suppress(RuntimeError):  # the main thread has ended: no more are started
-            for _ in range(count):
-                helpers.append(_pool.submit(work))
-        return helpers
-
-
-def _forget() -> None:
-    """Drop all threads after ``fork``: the child has none of them."""
-    global _pool, _size, _lock, _forked
-    _lock, _pool, _size, _forked = threading.Lock(), None, 0, True
+def _note_fork() -> None:
+    """Note that the threads of the OpenMP runtime have stayed behind."""
+    global _forked
+    _forked = True
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(after_in_child=_note_fork)
