@@ -160,7 +160,7 @@ BROKEN: dict[str, Write] = {
     "is float32, not int64": lambda k, x, y, t: k.append(Store(y, (_now(k, x, t), LANE), 0.0)),
     "1 is no float32": lambda k, x, y, t: k.store(y, (t, LANE), 1),
     "read before it is written": lambda k, x, y, t: k.load(
-        k.buffer(Role.HELD, "", (1, Extent.LANES)), (0, LANE), "held"
+        k.buffer(Role.SCRATCH, "", (1, Extent.LANES)), (0, LANE), "kept"
     ),
     "two buffers have one name": lambda k, x, y, t: k.buffer(Role.OUTPUT, "", (Extent.LANES,)),
     "lanes within lanes": _nested,

@@ -313,13 +313,13 @@ class _Function(Writer):
         def goes_on(carried: Sequence[Value]) -> Value:
             return carried[0] >= start if each.reverse else carried[0] < stop
 
-        with self.repeat(goes_on, first, *initial) as turn:
-            index, *inside = turn.carried
+        with self.repeat(goes_on, first, *initial) as now:
+            index, *inside = now.carried
             self.values[each.index] = index
             self.values.update(zip((c.inside for c in each.carried), inside, strict=True))
             self.body(each.body)
             following = [self.spell(c.next, c.inside.dtype) for c in each.carried]
-            turn.next = (index + (-1 if each.reverse else 1), *following)
+            now.next = (index + (-1 if each.reverse else 1), *following)
         self.values.update(zip((c.result for c in each.carried), inside, strict=True))
 
     def operation(self, each: ir.Operation) -> None:

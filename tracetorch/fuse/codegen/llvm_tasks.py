@@ -52,9 +52,9 @@ def task_entry(name: str, arguments: int, scratch: bool) -> list[str]:
         who = (own + other.index) % workers
         counter = block.at(who * LINE + counters).pointer
         first, last = tasks * who // workers, tasks * (who + 1) // workers
-        with w.repeat(below(last), first + added(counter)) as turn:
-            w.line(f"call void @task(ptr %a, {memory}, {turn.index})")
-            turn.next = (first + added(counter),)
+        with w.repeat(below(last), first + added(counter)) as each:
+            w.line(f"call void @task(ptr %a, {memory}, {each.index})")
+            each.next = (first + added(counter),)
     return [f"define void @{name}(ptr %a) {{", "begin:", *w.lines, "  ret void", "}"]
 
 

@@ -183,10 +183,10 @@ class Array:
 
 
 @dataclass
-class Turn:
-    """A turn of a loop; after the loop, what ``carried`` were in the turn that was not run.
+class Iteration:
+    """An iteration of a loop; after it, what ``carried`` were in the one that was not run.
 
-    The body sets ``next``, what the next turn carries.
+    The body sets ``next``, what the next iteration carries.
     """
 
     index: Value
@@ -312,18 +312,20 @@ class Writer:
         ]
 
     @contextmanager
-    def loop(self, start: Operand, stop: Operand, *carried: Value, step: int = 1) -> Iterator[Turn]:
+    def loop(
+        self, start: Operand, stop: Operand, *carried: Value, step: int = 1
+    ) -> Iterator[Iteration]:
         """Run what is written inside for each index of ``start, start + step ... < stop``."""
         first = self.literal(start, WORD)
-        with self.repeat(below(stop), first, *carried) as turn:
-            inner = Turn(turn.carried[0], turn.carried[1:])
+        with self.repeat(below(stop), first, *carried) as iteration:
+            inner = Iteration(iteration.carried[0], iteration.carried[1:])
             yield inner
-            turn.next = (turn.carried[0] + step, *inner.next)
+            iteration.next = (iteration.carried[0] + step, *inner.next)
 
     @contextmanager
     def repeat(
         self, condition: Callable[[Sequence[Value]], Value], *initial: Value
-    ) -> Iterator[Turn]:
+    ) -> Iterator[Iteration]:
         """Run what is written inside as long as a condition holds of what is carried."""
         head, body, done = (self._fresh(name) for name in ("loop", "body", "done"))
         before = self.block
@@ -334,11 +336,11 @@ class Writer:
         self.lines += [""] * len(inside)
         self.line(f"br {condition(inside)}, label %{body}, label %{done}")
         self._label(body)
-        turn = Turn(inside[0], inside)
-        yield turn
-        if len(turn.next) != len(inside):
-            raise ValueError(f"a turn sets {len(turn.next)} of {len(inside)} values.")
-        for at, (value, begin, end) in enumerate(zip(inside, initial, turn.next, strict=True)):
+        iteration = Iteration(inside[0], inside)
+        yield iteration
+        if len(iteration.next) != len(inside):
+            raise ValueError(f"an iteration sets {len(iteration.next)} of {len(inside)} values.")
+        for at, (value, begin, end) in enumerate(zip(inside, initial, iteration.next, strict=True)):
             last = self.literal(end, value.type)
             entries = f"[ {begin.text}, %{before} ], [ {last.text}, %{self.block} ]"
             self.lines[place + at] = f"  {value.text} = phi {value.type} {entries}"

@@ -230,9 +230,9 @@ class _Evaluator:
 
     def loop(self, each: Loop) -> None:
         start, stop = (int(self.number(bound, "int64")) for bound in (each.start, each.stop))
-        turns = range(start, stop)
+        indices = range(start, stop)
         now = [self.number(c.initial, c.inside.dtype.value) for c in each.carried]
-        for index in reversed(turns) if each.reverse else turns:
+        for index in reversed(indices) if each.reverse else indices:
             self.values[each.index] = np.int64(index)
             self.values.update(zip((c.inside for c in each.carried), now, strict=True))
             self.body(each.body)

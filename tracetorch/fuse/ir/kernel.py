@@ -1,7 +1,7 @@
 """Represent a whole kernel as typed data: loops over time and lanes, loads, stores, arithmetic.
 
 A :class:`Kernel` is what a printer spells and what :mod:`~tracetorch.fuse.ir.evaluate` runs. Every
-value is assigned once; a loop hands the values that it carries from one turn to the next. There are
+value is assigned once; a loop hands the values that it carries on to its next iteration. There are
 two kinds of values: *uniform* ones, the same for all lanes (indices, sizes, literals), and those of
 *lanes*, which stand for as many lanes as the printer computes at a time. Inside ``lanes`` one lane
 knows nothing of the others.
@@ -77,7 +77,7 @@ class Role(_Word):
     LAST_OUTPUT = "last_output"
     GRAD_LAST_OUTPUT = "grad_last_output"
     GRAD_FIRST_OUTPUT = "grad_first_output"
-    HELD = "held"
+    SCRATCH = "scratch"
 
 
 READ_ONLY = frozenset(
@@ -88,7 +88,7 @@ READ_ONLY = frozenset(
     }
 )
 # Scratch of a task: nobody else sees it, and nothing is in it before the task begins.
-PRIVATE = frozenset({Role.PAST, Role.HELD})
+PRIVATE = frozenset({Role.PAST, Role.SCRATCH})
 # Sequences that the caller may lay out as it likes: strides of time and of rows are arguments.
 STRIDED = frozenset({Role.INPUT, Role.GRAD_OUTPUT, Role.GRAD_RECORD, Role.DRIVE})
 
@@ -188,7 +188,7 @@ class Store:
 
 @dataclass(frozen=True)
 class Carried:
-    """A value that a loop carries: ``inside`` is ``initial``, then the ``next`` of the turn before.
+    """A value that a loop carries: ``inside`` is ``initial``, then ``next`` of the one before.
 
     After the loop, ``result`` is the last one.
     """
@@ -363,9 +363,9 @@ def _place(buffer: Buffer, index: Sequence[Index]) -> str:
 
 @dataclass
 class OpenLoop:
-    """A loop while its body is written: what it carries, by name, in each turn and after all.
+    """A loop while its body is written: what it carries, by name, in each iteration and after all.
 
-    ``next``, what that is in the next turn, is to be set in the body.
+    ``next``, what that is in the next iteration, is to be set in the body.
     """
 
     index: Value

@@ -7,8 +7,8 @@ the backward pass visits segments from the last one, recomputes the states befor
 
 In a linear recurrence, ``x[t] = input[t] + bias + sum_j output[t - 1 - j] @ matrix[j]``, the lanes
 of a row are coupled, so time is the outer loop there: one step of all lanes of the task, whose
-states are ``held`` in memory, then its output times every matrix, added to what the steps to come
-are given. So a step is multiplied once, and its events are listed once, however many matrices there
+states are kept in scratch, then its output times every matrix, added to what the steps to come are
+given. So a step is multiplied once, and its events are listed once, however many matrices there
 are: ``taps``, one for each delay. Forward keeps ``drive``, the sum that the step is given; before
 its step that memory holds the products so far. So does the input's gradient in backward, which goes
 from each step to those before it.
@@ -88,9 +88,9 @@ class _Writer:
         shape = (Size(self.size["segments"], -1), max(1, len(self.kept)), LANES)
         self.checkpoints = self.k.buffer(Role.CHECKPOINTS, "", shape)
 
-    def hold(self, names: Sequence[str], name: str = "") -> Buffer:
+    def scratch(self, names: Sequence[str], name: str = "") -> Buffer:
         """Declare memory for one value of each name, which stays between two loops over lanes."""
-        return self.k.buffer(Role.HELD, name, (max(1, len(names)), LANES))
+        return self.k.buffer(Role.SCRATCH, name, (max(1, len(names)), LANES))
 
     # Values
 
@@ -135,14 +135,14 @@ class _Writer:
         """Return the first step of a segment, and the one behind its last."""
         return self.bounds(index, self.size["every"], None, self.size["steps"])
 
-    def keep(self, held: Buffer, values: Iterable[Operand], start: int = 0) -> None:
-        """Write what is held, in order."""
+    def put(self, scratch: Buffer, values: Iterable[Operand], start: int = 0) -> None:
+        """Write values to scratch, in order."""
         for i, value in enumerate(values, start):
-            self.k.store(held, (i, LANE), value)
+            self.k.store(scratch, (i, LANE), value)
 
-    def held(self, held: Buffer, names: Iterable[str], start: int = 0) -> dict[str, Operand]:
-        """Read what is held, by name."""
-        return {n: self.k.load(held, (i, LANE), n) for i, n in enumerate(names, start)}
+    def get(self, scratch: Buffer, names: Iterable[str], start: int = 0) -> dict[str, Operand]:
+        """Read what is in scratch, by name."""
+        return {n: self.k.load(scratch, (i, LANE), n) for i, n in enumerate(names, start)}
 
     # Segments
 
@@ -260,22 +260,22 @@ def forward_kernel(plan: Plan, *, in_chunks: bool = False) -> Kernel:
                 k.store(buffer, (LANE,), outer.results[f"s_{name}"])
         return k.kernel()
     # parameters too: finding the neuron of a lane takes divisions
-    held, parameters = w.hold(names), w.hold(w.read, "parameters")
+    scratch, parameters = w.scratch(names), w.scratch(w.read, "parameters")
     with k.lanes():
-        w.keep(held, [k.load(b, (LANE,), "start") for b in starts.values()])
-        w.keep(parameters, w.parameters().values())
+        w.put(scratch, [k.load(b, (LANE,), "start") for b in starts.values()])
+        w.put(parameters, w.parameters().values())
     with k.loop("segment", 0, size["segments"]) as outer:
         begin, end = w.segment(outer.index)
         if plan.recomputed:
             with k.lanes():
-                w.store_checkpoint(outer.index, w.held(held, names))
+                w.store_checkpoint(outer.index, w.get(scratch, names))
         with k.loop("chunk", 0, size["chunks"]) as chunk:
             first, last = w.bounds(chunk.index, size["chunk"], begin, end)
             with k.lanes():
-                env = w.numbers() | w.held(parameters, w.read)
-                w.keep(held, walk(env, w.held(held, names), first, last).values())
+                env = w.numbers() | w.get(parameters, w.read)
+                w.put(scratch, walk(env, w.get(scratch, names), first, last).values())
     with k.lanes():
-        for buffer, value in zip(ends.values(), w.held(held, names).values(), strict=True):
+        for buffer, value in zip(ends.values(), w.get(scratch, names).values(), strict=True):
             k.store(buffer, (LANE,), value)
     return k.kernel()
 
@@ -371,10 +371,10 @@ def recurrent_forward_kernel(plan: RecurrentPlan) -> Kernel:
     starts = w.each(Role.START, program.states, LANES)
     ends = w.each(Role.END, program.states, LANES)
     w.declare_checkpoints()
-    held, parameters = w.hold(names), w.hold(w.read, "parameters")
+    scratch, parameters = w.scratch(names), w.scratch(w.read, "parameters")
     with k.lanes():
-        w.keep(held, [k.load(b, (LANE,), "start") for b in starts.values()])
-        w.keep(parameters, w.parameters().values())
+        w.put(scratch, [k.load(b, (LANE,), "start") for b in starts.values()])
+        w.put(parameters, w.parameters().values())
     with k.loop("past", 0, taps) as walk:
         # the oldest output reaches the first step, and no other, with the last matrix
         skipped = k.op("sub", k.op("sub", taps, 1), walk.index)
@@ -385,24 +385,24 @@ def recurrent_forward_kernel(plan: RecurrentPlan) -> Kernel:
         begin, end = w.segment(outer.index)
         if plan.recomputed:
             with k.lanes():
-                w.store_checkpoint(outer.index, w.held(held, names))
+                w.store_checkpoint(outer.index, w.get(scratch, names))
         with k.loop("t", begin, end) as walk:
             t = walk.index
             with k.lanes():
-                env = w.numbers() | w.held(parameters, w.read)
+                env = w.numbers() | w.get(parameters, w.read)
                 shift = k.load(bias, (NEURON,), "bias")
                 fed = k.op("add", k.load(drive, (t, LANE), "fed"), shift)
                 x = k.op("add", k.load(given, (t, LANE), "given"), fed)
                 k.store(drive, (t, LANE), x)
-                results = w.compute(program.forward, {**env, **w.held(held, names), "x": x})
+                results = w.compute(program.forward, {**env, **w.get(scratch, names), "x": x})
                 k.store(output, (t, LANE), results["output"])
-                w.keep(held, [results[f"next_{name}"] for name in program.states])
+                w.put(scratch, [results[f"next_{name}"] for name in program.states])
             left = k.op("sub", k.op("sub", steps, 1), t)
             following, count = k.op("add", t, 1), k.op("min", taps, left)
             source = (output, (t, LANE), matrix)
             k.append(Product(drive, (following, LANE), *source, 0, count))
     with k.lanes():
-        for buffer, value in zip(ends.values(), w.held(held, names).values(), strict=True):
+        for buffer, value in zip(ends.values(), w.get(scratch, names).values(), strict=True):
             k.store(buffer, (LANE,), value)
         final = k.op("sub", steps, 1)
         k.store(last, (LANE,), k.load(output, (final, LANE), "last"))
@@ -432,11 +432,11 @@ def recurrent_backward_kernel(plan: RecurrentPlan) -> Kernel:
     # cotangents of the states, then sums of parameters' gradients
     totals, count_of_states = [f"sum_{name}" for name in plan.trained], len(states)
     carried = [*(f"g_{name}" for name in states), *totals]
-    held, parameters = w.hold(carried), w.hold(w.read, "parameters")
+    scratch, parameters = w.scratch(carried), w.scratch(w.read, "parameters")
 
     with k.lanes():
-        w.keep(held, [k.load(buffer, (LANE,), "g_end") for buffer in g_ends.values()])
-        w.keep(parameters, w.parameters().values())
+        w.put(scratch, [k.load(buffer, (LANE,), "g_end") for buffer in g_ends.values()])
+        w.put(parameters, w.parameters().values())
         # of these no product overwrites
         open_ends = k.op("sub", steps, k.op("min", taps, steps))
         with k.loop("i", open_ends, steps) as walk:
@@ -448,13 +448,16 @@ def recurrent_backward_kernel(plan: RecurrentPlan) -> Kernel:
     with k.loop("segment", 0, w.size["segments"], reverse=True) as outer:
         begin, end = w.segment(outer.index)
         with k.lanes():
-            env = w.numbers() | w.held(parameters, w.read)
+            env = w.numbers() | w.get(parameters, w.read)
             w.recompute((starts, past, inputs), env, outer.index, begin, end)
-            w.keep(held, [0.0] * len(totals), count_of_states)
+            w.put(scratch, [0.0] * len(totals), count_of_states)
         with k.loop("t", begin, end, reverse=True) as walk:
             t = walk.index
             with k.lanes():
-                env, now = w.numbers() | w.held(parameters, w.read), w.held(held, carried)
+                env, now = (
+                    w.numbers() | w.get(parameters, w.read),
+                    w.get(scratch, carried),
+                )
                 given = k.load(g_output, (t, LANE), "given")
                 now["g_output"] = k.op("add", k.load(d_x, (t, LANE), "fed"), given)
                 before, x = w.load_past(past, t, begin), w.load(inputs, plan.backward, t)
@@ -462,18 +465,18 @@ def recurrent_backward_kernel(plan: RecurrentPlan) -> Kernel:
                 k.store(d_x, (t, LANE), results["d_x"])
                 for buffer in output.values():
                     k.store(buffer, (t, LANE), results["output"])
-                w.keep(held, [results[f"d_s_{name}"] for name in states])
+                w.put(scratch, [results[f"d_s_{name}"] for name in states])
                 for i, name in enumerate(plan.trained, count_of_states):
                     total = k.op("add", now[f"sum_{name}"], results[f"d_p_{name}"])
-                    k.store(held, (i, LANE), total)
+                    k.store(scratch, (i, LANE), total)
             preceding, count = k.op("sub", t, 1), k.op("min", taps, t)
             source = (d_x, (t, LANE), matrix)
             k.append(Product(d_x, (preceding, LANE), *source, 0, count, reverse=True))
             newest, rest = k.op("sub", taps, 1), k.op("sub", taps, count)
             k.append(Product(d_first, (newest, LANE), *source, count, rest, reverse=True))
         with k.lanes():
-            w.add_sums(sums, w.held(held, totals, count_of_states))
+            w.add_sums(sums, w.get(scratch, totals, count_of_states))
     with k.lanes():
         for i, buffer in enumerate(d_starts.values()):
-            k.store(buffer, (LANE,), k.load(held, (i, LANE), "g_start"))
+            k.store(buffer, (LANE,), k.load(scratch, (i, LANE), "g_start"))
     return k.kernel()

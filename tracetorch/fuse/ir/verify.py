@@ -69,7 +69,7 @@ class _Verifier:
     lower: dict[Value, list[_Sum]] = field(default_factory=dict)
     upper: dict[Value, list[_Sum]] = field(default_factory=dict)
     # the bound that each condition gives to a value
-    facts: dict[Value, tuple[Value, _Sum]] = field(default_factory=dict)
+    known: dict[Value, tuple[Value, _Sum]] = field(default_factory=dict)
 
     def run(self) -> None:
         kernel = self.kernel
@@ -147,7 +147,7 @@ class _Verifier:
         elif isinstance(each, If):
             if self.use(each.condition, Dtype.BOOL, each):
                 self.fail("a condition is uniform", each.condition)
-            said = self.facts.get(each.condition)
+            said = self.known.get(each.condition)
             if said is not None:
                 self.lower.setdefault(said[0], []).append(said[1])
             self.body(each.body)
@@ -196,7 +196,7 @@ class _Verifier:
         if result.dtype.is_integer and not result.lanes:
             self.describe(each)
         if op == "gt" and isinstance(args[0], Value) and type(args[1]) is int:
-            self.facts[result] = args[0], (args[1] + 1, ())
+            self.known[result] = args[0], (args[1] + 1, ())
 
     def access(self, buffer: Buffer, index: Sequence[Index], where: object) -> bool:
         """Check an index; return whether each lane has its own place."""
