@@ -39,14 +39,10 @@ _IMMUTABLE = (type(None), bool, int, float, str, Surrogate)
 
 
 class ConstraintGradient(NamedTuple):
-    """The gradient of a constraint, ``value = constraint(raw)``.
-
-    Args:
-        function: ``gradient of the value, raw, value -> gradient of raw``.
-        reads_raw: whether it reads ``raw``.
-    """
+    """The gradient of a constraint, ``value = constraint(raw)``."""
 
     function: Callable[[Tensor, Tensor, Tensor], Tensor]
+    """``gradient of the value, raw, value -> gradient of raw``."""
     reads_raw: bool
 
 
@@ -99,13 +95,7 @@ class StateKind:
 
 
 class ConstructorCall(NamedTuple):
-    """The constructor call that made a layer: arguments as text, those at their default left out.
-
-    Args:
-        name: of the class.
-        positional: the arguments without a name.
-        named: the others.
-    """
+    """The constructor call that made a layer: arguments as text, without those at their default."""
 
     name: str
     positional: tuple[str, ...]
@@ -117,11 +107,7 @@ class ConstructorCall(NamedTuple):
 
 
 class StepDefinition(NamedTuple):
-    """The part of a cell that a step needs; ``torch.compile`` can make it, and no cell, in a trace.
-
-    Args:
-        name, step, inputs, states, active: as those of :class:`Cell`.
-    """
+    """The part of a :class:`Cell` that a step needs; ``torch.compile`` can make it in a trace."""
 
     name: str
     step: Callable[..., tuple[Any, ...]]
@@ -131,11 +117,7 @@ class StepDefinition(NamedTuple):
 
 
 class StepLayer(Protocol):
-    """A layer that a cell describes: its tensors are in its ``__dict__``, states by name.
-
-    The compiled single step reads those, and the raw tensors in ``_parameters`` and ``_buffers``,
-    from there, and leaves new states there: a lookup by name would cost more than the step.
-    """
+    """A layer that a cell describes; compiled steps read raw tensors from its ``__dict__``."""
 
     @property
     def cell(self) -> Cell:
@@ -146,12 +128,7 @@ class StepLayer(Protocol):
         """The function, a static method."""
 
     def step_kwargs(self, ndim: int, dtype: torch.dtype) -> dict[str, Any]:
-        """Return the keyword arguments of ``step``: parameters, shaped to broadcast, and options.
-
-        Args:
-            ndim: number of dimensions of the tensor of one step.
-            dtype: dtype of the arithmetic.
-        """
+        """Return what ``step`` takes by name: parameters, shaped to broadcast, and options."""
 
     def check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
         """Return the dtype of the arithmetic; raise where ``x`` does not fit."""
@@ -169,17 +146,13 @@ class StepLayer(Protocol):
 
 @dataclass(frozen=True)
 class RestartingStep:
-    """A step before which some samples start anew: :attr:`Cell.restarting`.
-
-    Args:
-        step: the step.
-        inputs: how many inputs it takes; behind them comes where to start anew.
-        starts: of each state the name of the parameter that it starts from; empty for zero.
-    """
+    """A step before which some samples start anew: :attr:`Cell.restarting`."""
 
     step: Callable[..., tuple[Any, ...]]
     inputs: int
+    """How many it takes; behind them comes where to start anew."""
     starts: tuple[str, ...]
+    """Of each state the name of the parameter that it starts from; empty for zero."""
 
     def __call__(self, *tensors: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Run one step."""
@@ -267,15 +240,9 @@ class Cell(Opaque):
         options: tuple[str, ...],
         base: Mapping[str, object],
     ) -> Cell:
-        """Describe a layer as it is now.
+        """Describe a layer with a ``step`` as it is now.
 
-        Args:
-            layer: a layer with a ``step``.
-            call: the constructor call that made it.
-            arguments: of parameters and options the arguments of that call that are their values.
-            constraints: of every parameter its constraint, by name.
-            options: names of its options.
-            base: :data:`METHODS` as they are where nobody has overridden them, by name.
+        ``base`` are :data:`METHODS` as they are where nobody has overridden them, by name.
         """
         attributes, kind = layer.__dict__, type(layer)
         own = {name: attributes[name] for name in _OWN if name in attributes}
@@ -317,13 +284,7 @@ class Cell(Opaque):
     def describes(
         self, layer: Any, constraints: Mapping[str, Constraint], options: tuple[str, ...]
     ) -> bool:
-        """Whether a layer, after something was written, is what it was when it was described.
-
-        Args:
-            layer: the layer.
-            constraints: of every parameter its constraint, by name.
-            options: names of its options.
-        """
+        """Whether a layer, after something was written, is what it was when it was described."""
         attributes = layer.__dict__
         now = [attributes.get("num_neurons"), attributes.get("dim")]
         now += [getattr(layer, name, None) for name in options]
@@ -332,9 +293,7 @@ class Cell(Opaque):
             self.is_current(type(layer))
             and options == tuple(self.options)
             # not tensors and arrays by elements, nor one number for an equal one of another type
-            and all(
-                a is b or (isinstance(a, str) and a == b) for a, b in zip(now, values, strict=False)
-            )
+            and all(map(operator.is_, now, values))
             and constraints == self.constraints
             and tuple(attributes["_buffers"]) == self.buffers
             and self.own == {name: attributes[name] for name in _OWN if name in attributes}
@@ -376,11 +335,7 @@ class Cell(Opaque):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run the step once on plain tensors; return the output and the next active states.
 
-        Args:
-            inputs: the inputs, in their order.
-            states: the active states, by name.
-            kwargs: of ``step``.
-            wrapped: by name of a spike function, what makes another one of it for this run.
+        ``wrapped`` makes another function of a spike function for this run, by name.
         """
         spikes = {name: wrap(kwargs[name]) for name, wrap in wrapped.items()}
         output, *ends = self.step(*inputs, *map(states.get, self.states), **{**kwargs, **spikes})

@@ -17,10 +17,8 @@ from tracetorch.core.torch_private import (
     functorch,
     observed_by,
 )
-from tracetorch.fuse.dispatch.prepared_sequence import PreparedSequence
 from tracetorch.fuse.dispatch.sequence import run_sequence
-from tracetorch.fuse.dispatch.single_step import CompiledStep
-from tracetorch.fuse.dispatch.specialised import Specialised
+from tracetorch.fuse.dispatch.specialised import CompiledStep, PreparedSequence, Specialised
 from tracetorch.fuse.step_results import check_step_results, shares_memory
 from tracetorch.snn.passes import ambient, in_one_commit, states_of
 from tracetorch.snn.restarts import Restarts
