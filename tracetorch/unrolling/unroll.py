@@ -174,6 +174,8 @@ def unroll(
         _explain_shape(error, x, inputs, batched)
         raise
     if not from_rest:
+        if not torch.compiler.is_compiling():
+            run.check_outlives_transforms()
         run.commit()
     if outer is None and not torch.compiler.is_compiling():
         look_for_nan_in(run, model)
