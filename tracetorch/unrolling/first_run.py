@@ -18,6 +18,7 @@ generators of random numbers are restored, and no module is touched in evaluatio
 from __future__ import annotations
 
 import logging
+import os
 import random
 import threading
 import weakref
@@ -191,6 +192,11 @@ class Trust:
 trusted: dict[int, Trust] = {}
 
 
+if hasattr(os, "register_at_fork"):
+    # with the locks, which a thread that is not there any more may hold
+    os.register_at_fork(after_in_child=trusted.clear)
+
+
 def trust_of(model: nn.Module) -> Trust:
     """Return what of a model has been run by step too."""
     trust = trusted.get(id(model))
@@ -337,7 +343,8 @@ class FirstRun:
         except Exception as error:
             raise ValueError(
                 "the model runs by layer, and fails on one step "
-                f"({type(error).__name__}: {error}): {_REMEMBERS}, or it depends on the size of the batch."
+                f"({type(error).__name__}: {error}): {_REMEMBERS}, or it depends on the size of "
+                "the batch."
             ) from error
         return trial, [each.detach().clone() for each in _leaves(y)]
 
