@@ -223,7 +223,7 @@ class FirstRun:
         inside: set[int] = set()
         self.modules = modules_of(model)
         self.at: tuple[Records, int] = ({}, 0)
-        self._buffers = [(b, b.detach().clone()) for _, m in self.modules for b in m.buffers(False)]
+        self._buffers = self._noted_buffers()
         for _, module in self.modules:
             if isinstance(module, Recurrent):
                 inside.update(id(m) for _, m in modules_of(module) if m is not module)
@@ -238,9 +238,21 @@ class FirstRun:
             (p, m, _definition(m)) for p, m in self.modules if isinstance(m, SequenceLayer)
         ]
 
-    def restore_buffers(self) -> None:
-        """Write the buffers of before the pass back, where it has failed."""
-        for buffer, value in self._buffers:
+    def _noted_buffers(self) -> list[tuple[nn.Module, str, Tensor, Tensor]]:
+        """Return every buffer, by module and name, and a copy of its values."""
+        return [
+            (module, name, buffer, buffer.detach().clone())
+            for _, module in self.modules
+            for name, buffer in module.named_buffers(recurse=False)
+        ]
+
+    def restore_buffers(
+        self, noted: list[tuple[nn.Module, str, Tensor, Tensor]] | None = None
+    ) -> None:
+        """Give the modules their buffers back, those of before the pass if no others are noted."""
+        for module, name, buffer, value in self._buffers if noted is None else noted:
+            if module._buffers.get(name) is not buffer:
+                module._buffers[name] = buffer
             set_values(buffer, value)
 
     @contextmanager
@@ -358,9 +370,9 @@ class FirstRun:
     @contextmanager
     def _restored(self) -> Iterator[None]:
         """Restore buffers and random states behind a block, in which weights' norms stand still."""
-        buffers = [(b, b.detach().clone()) for _, m in self.modules for b in m.buffers(False)]
+        buffers = self._noted_buffers()
         states = random.getstate(), np.random.get_state()
-        devices = {b.device.index for b, _ in buffers if b.is_cuda}
+        devices = {buffer.device.index for _, _, buffer, _ in buffers if buffer.is_cuda}
         with torch.random.fork_rng(devices):
             try:
                 for module in self.spectral:
@@ -369,8 +381,7 @@ class FirstRun:
             finally:
                 for module in self.spectral:
                     module.training = True
-                for buffer, value in buffers:
-                    set_values(buffer, value)
+                self.restore_buffers(buffers)
                 random.setstate(states[0])
                 np.random.set_state(states[1])
 
