@@ -93,7 +93,7 @@ class Izhikevich(VoltageNeuron):
         self.weight("b", follows)
         self.weight("c", c)
         self.weight("d", d)
-        self.state("u", init=-65.0 * follows.value)
+        self.state("u", init=-65.0 * follows.value)  # type: ignore[operator]
 
     @staticmethod
     def step(
