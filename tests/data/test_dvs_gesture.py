@@ -45,11 +45,6 @@ def test_missing_files_are_named_with_their_address(tmp_path: Path) -> None:
         tt.data.DVSGesture(tmp_path, "test")
 
 
-def test_unknown_part_is_rejected(folder: Path) -> None:
-    with pytest.raises(ValueError, match="DVSGesture has the parts 'train' or 'test', got 'valid'"):
-        tt.data.DVSGesture(folder, "valid")  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -68,29 +68,22 @@ class DVSGesture(EventFiles):
 
     @staticmethod
     def _read(path: Path) -> Events:
-        return read_gesture(path)
+        """Read an array ``[n, 4]`` of x, y, polarity and time in milliseconds.
 
-
-def read_gesture(path: Path) -> Events:
-    """Read an array ``[n, 4]`` of x, y, polarity and time in milliseconds.
-
-    Args:
-        path: an ``.npy`` file.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    check_regular_file(path, "a recording")
-    try:
-        # no pickles: loading one from a download would run code
-        content = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} is damaged: {error}. Remove it or replace it.") from error
-    if content.ndim != 2 or content.shape[1] != 4:
-        raise ValueError(
-            f"{path} does not hold a gesture: its shape is {list(content.shape)}, expected "
-            "[n, 4] for x, y, polarity and milliseconds. Remove it or replace it."
-        )
-    # milliseconds to microseconds, the unit of the other data sets
-    x, y, p = content[:, :3].astype(np.int16).T
-    return structured_events((content[:, 3] * 1000).round(), x=x, y=y, p=p)
+        Raises:
+            ValueError: the file is damaged.
+        """
+        check_regular_file(path, "a recording")
+        try:
+            # no pickles: loading one from a download would run code
+            content = np.load(path, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{path} is damaged: {error}. Remove it or replace it.") from error
+        if content.ndim != 2 or content.shape[1] != 4:
+            raise ValueError(
+                f"{path} does not hold a gesture: its shape is {list(content.shape)}, expected "
+                "[n, 4] for x, y, polarity and milliseconds. Remove it or replace it."
+            )
+        # milliseconds to microseconds, the unit of the other data sets
+        x, y, p = content[:, :3].astype(np.int16).T
+        return structured_events((content[:, 3] * 1000).round(), x=x, y=y, p=p)

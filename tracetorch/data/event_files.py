@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tracetorch.core.docstrings import SharedDescriptions
-from tracetorch.data.archives import Archive, check_part, find
+from tracetorch.data.archives import Archive, find
 from tracetorch.data.events import Events
 
 describe_event_set = SharedDescriptions(
@@ -29,13 +29,7 @@ describe_event_set = SharedDescriptions(
 
 
 class EventSet(Dataset[tuple[Events, Tensor]]):
-    """Base of the event data sets: a part of each is an archive, found on disk or downloaded.
-
-    Example:
-        >>> from tracetorch.data import DVSGesture
-        >>> DVSGesture.sensor_size, DVSGesture.classes
-        ((128, 128, 2), 11)
-    """
+    """Base of the event data sets: a part of each is an archive, found on disk or downloaded."""
 
     sensor_size: ClassVar[tuple[int, int, int]]
     classes: ClassVar[int]
@@ -46,7 +40,9 @@ class EventSet(Dataset[tuple[Events, Tensor]]):
     def _find(self, folder: str | Path, part: str, download: bool) -> Path:
         """Return the path of a part, downloaded first where it is missing."""
         name = type(self).__name__
-        check_part(part, self.archives, name=name)
+        if part not in self.archives:
+            allowed = " or ".join(map(repr, self.archives))
+            raise ValueError(f"{name} has the parts {allowed}, got {part!r}.")
         return find(self.archives[part], Path(folder), name=name, download=download)
 
     def __len__(self) -> int:
@@ -63,11 +59,6 @@ class EventFiles(EventSet, ABC):
     """Base of the data sets with one file per recording, read one sample at a time.
 
     A subclass lists the files, names the label of one, and reads its events.
-
-    Example:
-        >>> from tracetorch.data import NMNIST, DVSGesture
-        >>> issubclass(NMNIST, EventFiles), DVSGesture.sensor_size
-        (True, (128, 128, 2))
     """
 
     layout: ClassVar[str]  # the files that a part has, for the message where there are none

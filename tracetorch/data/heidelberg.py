@@ -20,14 +20,10 @@ BASE_URL = "https://zenkelab.org/datasets"
 
 
 class Heidelberg(EventSet):
-    """Base of SHD and SSC: an HDF5 file of spike times and units, read one sample at a time.
-
-    Example:
-        >>> SHD.sensor_size, SSC.classes
-        ((700, 1, 1), 35)
-    """
+    """Base of SHD and SSC: an HDF5 file of spike times and units, read one sample at a time."""
 
     sensor_size: ClassVar[tuple[int, int, int]] = (700, 1, 1)
+    columns: ClassVar[tuple[str, ...]] = ("spikes/times", "spikes/units", "labels")
 
     path: Path
 
@@ -38,19 +34,19 @@ class Heidelberg(EventSet):
         # the process that opened the file, and the open file
         self._open: tuple[int, Any] | None = None
         try:
-            file = self._file()
-            times, units, labels = file["spikes/times"], file["spikes/units"], file["labels"]
+            columns = [self._file()[name] for name in self.columns]
         except (OSError, KeyError) as error:
             raise ValueError(
-                f"{self.path} is not a file of {name}: {error}. Expected HDF5 with spikes/times, "
-                "spikes/units and labels. Remove it or replace it."
+                f"{self.path} is not a file of {name}: {error}. Expected HDF5 with "
+                f"{', '.join(self.columns)}. Remove it or replace it."
             ) from error
-        self.labels = torch.from_numpy(labels[:].astype(np.int64))
-        if not len(times) == len(units) == len(self.labels):
+        lengths = [len(column) for column in columns]
+        if len(set(lengths)) > 1:
             raise ValueError(
-                f"{self.path} is damaged: it has {len(times)} samples of times, {len(units)} of "
-                f"units and {len(self.labels)} labels. Remove it or replace it."
+                f"{self.path} is damaged: {', '.join(self.columns)} have the lengths {lengths}. "
+                "Remove it or replace it."
             )
+        self.labels = torch.from_numpy(columns[2][:].astype(np.int64))
 
     def _file(self) -> Any:
         """Return the open HDF5 file of this process."""
@@ -113,6 +109,8 @@ class SHD(Heidelberg):
         ),
     }
 
+    columns: ClassVar[tuple[str, ...]] = (*Heidelberg.columns, "extra/speaker")
+
     speakers: Tensor
 
     def __init__(
@@ -123,14 +121,7 @@ class SHD(Heidelberg):
         download: bool = False,
     ) -> None:
         super().__init__(folder, part, download)
-        try:
-            speakers = self._file()["extra/speaker"]
-        except KeyError as error:
-            raise ValueError(
-                f"{self.path} is not a file of SHD: {error}. Expected HDF5 with extra/speaker. "
-                "Remove it or replace it."
-            ) from error
-        self.speakers = torch.from_numpy(speakers[:].astype(np.int64))
+        self.speakers = torch.from_numpy(self._file()["extra/speaker"][:].astype(np.int64))
 
 
 @describe_event_set
