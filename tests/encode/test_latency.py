@@ -69,7 +69,7 @@ def test_half_precision_distinguishes_thousands_of_steps(dtype: torch.dtype) -> 
             torch.ones(1),
             {"threshold": 0.0, "kind": "exponential"},
             ValueError,
-            "positive for kind='exponential', got 0.0",
+            "threshold must be positive and finite, got 0.0",
         ),
         (torch.ones(1), {"tau": 0.0, "kind": "exponential"}, ValueError, "tau must .* got 0.0"),
     ],

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from tracetorch.decode.magnitude import magnitude
 from tracetorch.ragged import aligned, as_floating, check_mask, check_sequence
+
+
+def magnitude(spikes: Tensor) -> Tensor:
+    """Compute ``|spikes|`` with the slope 1 at 0, so that silent steps have a gradient."""
+    return torch.where(spikes < 0, -spikes, spikes)
 
 
 def first_spike(spikes: Tensor, *, mask: Tensor | None = None) -> Tensor:

@@ -13,7 +13,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from tracetorch import decode
-from tracetorch.decode.magnitude import magnitude
+from tracetorch.decode.first_spike import magnitude
 from tracetorch.loss.descriptions import describe_activity, describe_pooled_activity
 from tracetorch.loss.reduction import Reduction, check_reduction, mean_over_neurons, reduce_batch
 from tracetorch.loss.scalars import check_positive_scalar, check_scalar
