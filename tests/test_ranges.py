@@ -211,6 +211,8 @@ def values(name: str, argument: str, text: str) -> tuple[Values, list[Any]]:
     """Return the values of an argument that are in its range, and others."""
     inside, outside = WRITTEN.get((name, argument)) or intervals(text) or ([], [])
     assert inside, f"{name}: {argument}: no values are known for {text!r}"
+    if isinstance(inside[0], torch.Tensor):
+        return inside, [*outside]
     infinite = [] if (name, argument) in INFINITE_ENDS else [math.inf]
     return inside, [*outside, math.nan, -math.inf, *infinite]
 

@@ -394,17 +394,13 @@ X, Y = torch.zeros(T, B, C), torch.zeros(B, dtype=torch.long)
 
 @pytest.mark.parametrize("name", ALL)
 def test_output_or_mask_that_does_not_fit_is_named_in_the_error(name: str) -> None:
-    for x, error, message in (
-        ([1.0], TypeError, "must be a tensor, got list"),
-        (torch.zeros(3), ValueError, r"must have the shape \[T, B, ...\], .* got \[3\]"),
-        (torch.zeros(0, B, C), ValueError, "at least one time step"),
-    ):
-        with pytest.raises(error, match=message):
-            (loss.van_rossum if name == "van_rossum" else ALL[name])(
-                *((x, X, 3.0) if name == "van_rossum" else (x, Y))
-            )
     with pytest.raises(ValueError, match=r"mask must have the shape \[T, B\] of .* got \[5, 3\]"):
         ALL[name](X, Y, mask=torch.ones(T, C).bool())
+    with pytest.raises(ValueError, match="at least one time step"):
+        ALL[name](X[:0], Y)
+    if "mse" not in name:
+        with pytest.raises(ValueError, match=r"(needs an output|must have the shape) \[T, B, "):
+            ALL[name](X[:, 0, 0], Y)
 
 
 @pytest.mark.parametrize("name", CLASSIFICATION)
@@ -413,8 +409,6 @@ def test_target_that_does_not_fit_is_named_in_the_error(name: str) -> None:
         CLASSIFICATION[name](X, torch.tensor([0, 1, 2, 3]))
     with pytest.raises(ValueError, match="name classes from 0 to 2, got -1"):
         CLASSIFICATION[name](X, Y - 1)
-    with pytest.raises(TypeError, match="target must be a tensor, got list"):
-        CLASSIFICATION[name](X, [0] * B)
     for target in (torch.zeros(B), torch.zeros(B - 1).long(), torch.zeros(B, C + 1)):
         with pytest.raises(ValueError, match=r"target (must be of|for each step must)|for each"):
             CLASSIFICATION[name](X, target)
@@ -436,9 +430,10 @@ def test_target_that_does_not_fit_is_named_in_the_error(name: str) -> None:
         ),
         (
             lambda: loss.rate_cross_entropy(X, torch.zeros(B, C).long()),
-            TypeError,
-            "holds probabilities .* got torch.int64",
+            RuntimeError,
+            "Expected floating point type for target with class probabilities",
         ),
+        (lambda: loss.rate_mse(X, [0] * B), TypeError, "target must be a tensor, got list"),  # type: ignore[arg-type]
         (
             lambda: loss.rate_cross_entropy(torch.zeros(T, B), Y),
             ValueError,
@@ -448,19 +443,6 @@ def test_target_that_does_not_fit_is_named_in_the_error(name: str) -> None:
         (lambda: loss.rate_bounds(X, 0.5, 0.2), ValueError, "lower <= upper, got 0.5 and 0.2"),
         (lambda: loss.rate_bounds(X, -1.0), ValueError, "lower <= upper, got -1.0 and 1.0"),
         (lambda: loss.silence(X, 0), ValueError, "minimum must be positive and finite, got 0"),
-        (lambda: loss.silence(X, True), TypeError, "minimum must be a number, got True"),
-        (lambda: loss.rate_bounds(X, torch.ones(C)), TypeError, "lower must be a number, got te"),  # type: ignore[arg-type]
-        (lambda: loss.rate_bounds(X, upper="1"), TypeError, "upper must be a number, got '1'"),  # type: ignore[arg-type]
-        (
-            lambda: loss.rate_cross_entropy(X, Y, scale="1"),  # type: ignore[arg-type]
-            TypeError,
-            "scale must be a number, got",
-        ),
-        (
-            lambda: loss.van_rossum(X, X, "1"),  # type: ignore[arg-type]
-            TypeError,
-            "tau must be a number, got '1'",
-        ),
         (
             lambda: loss.rate_cross_entropy(X, torch.full((B, C), -0.5)),
             ValueError,

@@ -54,8 +54,6 @@ def test_probability_of_zero_has_a_finite_loss_and_gradient(dtype: torch.dtype) 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (([0.5], torch.ones(1)), TypeError, "pred must be a tensor of .* got list"),
-        ((torch.ones(1, 2), torch.ones(1).long()), TypeError, "target must be .* got torch.int64"),
         ((torch.ones(1, 2), torch.ones(1, 3)), ValueError, r"one shape, got \[1, 2\] and \[1, 3\]"),
         ((torch.ones(2, 1), torch.ones(2)), ValueError, r"one shape, got \[2, 1\] and \[2\]"),
         ((torch.tensor([2.5]), torch.ones(1)), ValueError, "pred must be .*, got 2.5. Of logits"),
@@ -64,7 +62,6 @@ def test_probability_of_zero_has_a_finite_loss_and_gradient(dtype: torch.dtype) 
             ValueError,
             "target must be .* from 0 to 1, got -0",
         ),
-        ((torch.tensor(1.0), torch.tensor(1.0)), ValueError, "need a batch dimension, got scalars"),
         ((torch.ones(1, 2), torch.ones(1, 2), 0.0), ValueError, "eps must be positive .* got 0.0"),
         ((torch.ones(1, 2), torch.ones(1, 2), "a"), TypeError, "eps must be a number, got 'a'"),
         ((torch.ones(1, 2), torch.ones(1, 2), 1e-8, "avg"), ValueError, "'none', got 'avg'"),
