@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import tracetorch
 from tracetorch.core.files import atomic_replace
 from tracetorch.data.digits import Digits
-from tracetorch.demo.network import ConvSNN, record_spikes, run
+from tracetorch.demo.network import ConvSNN, record_spikes
 
 _BATCH = 250  # digits that are classified at once: bounds the memory, changes no result
 
@@ -78,7 +78,8 @@ def train(model: ConvSNN, digits: Digits, settings: Settings, seed: int) -> Iter
         correct = 0
         # disable=None: no bar where the output is not a terminal
         for images, labels in tqdm(loader, f"epoch {number}", leave=False, disable=None):
-            readout = run(model, augment(images, generator), settings.steps)
+            images = augment(images, generator)
+            readout = tracetorch.unroll(model, images, steps=settings.steps, from_rest=True)
             logits = readout.mean(0)  # over time: [T, B, 10] to [B, 10]
             loss = cross_entropy(logits, labels)
 
@@ -126,10 +127,9 @@ def evaluate(model: ConvSNN, dataset: TensorDataset, steps: int) -> Score:
     model.eval()
     correct, loss = 0, 0.0
     for images, labels in DataLoader(dataset, batch_size=_BATCH):
-        logits = run(model, images, steps).mean(0)
+        logits = tracetorch.unroll(model, images, steps=steps, from_rest=True).mean(0)
         correct += int((logits.argmax(1) == labels).sum())
         loss += cross_entropy(logits, labels, reduction="sum").item()
-    model.zero_states()
     return Score(correct / len(dataset), loss / len(dataset))
 
 
@@ -143,7 +143,6 @@ def firing_rates(model: ConvSNN, dataset: TensorDataset, steps: int) -> dict[str
         # weighted by the batch size: the last batch may be smaller
         for name, layer_spikes in spikes.items():
             total[name] = total.get(name, 0.0) + layer_spikes.mean().item() * len(images)
-    model.zero_states()
     return {name: rate / len(dataset) for name, rate in total.items()}
 
 
