@@ -94,9 +94,7 @@ def test_tensors_keep_dtype_and_gradient(convert: Any, value: float) -> None:
         (halflife_to_decay, 0.0, ValueError, "must be positive, got 0.0"),
         (decay_to_halflife, 1.0, ValueError, "must lie strictly between 0 and 1, got 1.0"),
         (decay_to_halflife, torch.tensor([0.5, 2.0]), ValueError, "0 and 1, got 2.0"),
-        (sigmoid_inverse, torch.tensor([1]), TypeError, "floating-point tensors, got one of torch"),
-        (sigmoid_inverse, "1", TypeError, "takes a number or a tensor, got str"),
-        (halflife_to_decay, True, TypeError, "takes a number or a tensor, got bool"),
+        (sigmoid_inverse, "1", TypeError, "sigmoid_inverse: the value must be a number, got '1'"),
     ],
 )
 def test_invalid_value_is_named_in_the_error(

@@ -11,7 +11,6 @@ from tracetorch.models.parts import (
     check_image,
     check_images,
     check_multiple,
-    check_sizes,
     conv_norm,
 )
 from tracetorch.models.spikformer import builders, linear_head
@@ -50,7 +49,7 @@ class SpikeDrivenTransformer(TTModule):
         One time step: ``[B, in_channels, H, W]`` to ``[B, num_classes]``. Average over time.
 
     Raises:
-        TypeError, ValueError: a kind is unknown, or a size not a positive integer, or no multiple.
+        ValueError: a kind is unknown, or ``width`` no multiple.
 
     Example:
         >>> import tracetorch as tt
@@ -73,7 +72,6 @@ class SpikeDrivenTransformer(TTModule):
         attention: NeuronBuilder | None = None,
     ) -> None:
         super().__init__()
-        check_sizes(depth=depth, num_classes=num_classes, in_channels=in_channels)
         check_multiple("width", width, 8)
         check_images(images)
         build, build_attention = builders(neuron, attention)
