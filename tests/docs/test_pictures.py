@@ -122,47 +122,6 @@ def test_gallery_shows_pictures_that_their_pages_assert() -> None:
         assert sum(text.startswith(beginning) for text in found) == 1, (page, beginning)
 
 
-PAGE = """---
-file_format: mystnb
-kernelspec:
-  name: python3
----
-
-# A page
-
-```{code-cell}
-:alt: A line rises from the left to the right.
-
-fig, ax = plt.subplots()
-```
-
-```{code-cell}
-:tags: [remove-cell]
-
-assert rises
-```
-"""
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "fault"),
-    [
-        ("rises", "rises", None),
-        (":alt: A line rises from the left to the right.\n", "", "no `:alt:`"),
-        (" from the left to the right.", "", "is no sentence"),
-        ("assert rises", "rises", "nothing asserted"),
-        ("assert rises", "assert True", "nothing asserted"),
-        (":tags: [remove-cell]\n", "", "nothing asserted"),
-    ],
-)
-def test_what_is_missing_is_found(tmp_path: Path, old: str, new: str, fault: str | None) -> None:
-    from tests.docs.pages import converter
-
-    made = converter().read(PAGE.replace(old, new))
-    found = faults([cell for cell in made.cells if cell.cell_type == "code"])
-    assert [fault in each for each in found] == ([] if fault is None else [True])
-
-
 CONF = f"""import sys
 
 sys.path.insert(0, {str(DOCS / "_extensions")!r})
