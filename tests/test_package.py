@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import doctest
 import importlib
 import inspect
@@ -131,12 +130,6 @@ def test_checks_work_without_assert() -> None:
     assert python("-O", "-c", code).split("\n")[:6] == ["raised"] * 5 + ["[0.0, 0.0, 0.0]"]
 
 
-def test_package_has_no_assert() -> None:
-    for source in PACKAGE.rglob("*.py"):
-        asserts = [n for n in ast.walk(ast.parse(source.read_text())) if isinstance(n, ast.Assert)]
-        assert not asserts, f"{source}:{[n.lineno for n in asserts]}"
-
-
 def code_blocks(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
 
@@ -251,26 +244,6 @@ def test_architecture_page_is_short_and_names_what_exists() -> None:
     paths = re.findall(r"`((?:tracetorch|tests|docs|benchmarks)/[\w/.]+)`", text)
     assert len(paths) > 20
     assert [path for path in paths if not (ROOT / path).exists()] == []
-
-
-@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"])
-def test_links_between_pages_exist(page: str) -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
-        if not target.startswith("http"):
-            assert (ROOT / target).exists(), target
-
-
-OWN_ADDRESS = re.compile(
-    r"https://(?:github\.com/Yegor-men/tracetorch/(?:blob|tree)|"
-    r"raw\.githubusercontent\.com/Yegor-men/tracetorch)/main/([^\s)#\"'>]+)"
-)
-PAGES = sorted([*ROOT.glob("*.md"), ROOT / "CITATION.cff", *ROOT.glob("docs/**/*.md")])
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_addresses_in_the_repository_name_files(page: Path) -> None:
-    for target in OWN_ADDRESS.findall(page.read_text()):
-        assert (ROOT / target).exists(), target
 
 
 def test_readme_works_from_the_metadata_of_a_wheel() -> None:

@@ -181,36 +181,6 @@ def test_every_page_is_whole(tab: Tab, page: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_theme_button_changes_the_scheme_of_every_page(browser: Any, site: Path) -> None:
-    context = browser.new_context(color_scheme="light", viewport={"width": 1280, "height": 844})
-    tab = context.new_page()
-    tab.set_default_timeout(TIMEOUT)
-    tab.goto((site / "index.html").as_uri())
-    seen = {}
-    for _ in range(3):
-        tab.locator(".theme-toggle-header, .theme-toggle-content").locator(
-            "visible=true"
-        ).first.click()
-        seen[tab.evaluate("document.body.dataset.theme")] = tab.evaluate(BRIGHTNESS) < 128
-    assert seen == {"auto": False, "light": False, "dark": True}
-    tab.evaluate("localStorage.setItem('theme', 'dark')")
-    tab.goto((site / "start.html").as_uri())
-    assert tab.evaluate(BRIGHTNESS) < 128
-    context.close()
-
-
-@pytest.mark.slow
-def test_search_finds_a_function_without_a_server(browser: Any, site: Path) -> None:
-    tab = browser.new_page()
-    tab.set_default_timeout(TIMEOUT)
-    tab.goto((site / "search.html").as_uri() + "?q=membrane_cross_entropy")
-    tab.wait_for_selector("#search-results li a")
-    results = tab.evaluate("[...document.querySelectorAll('#search-results a')].map((a) => a.href)")
-    assert any("reference/loss.html" in address for address in results)
-    tab.close()
-
-
-@pytest.mark.slow
 def test_every_public_name_has_an_address(site: Path) -> None:
     """Read the inventory that other projects' documentation links by."""
     _, _, _, _, compressed = (site / "objects.inv").read_bytes().split(b"\n", 4)
