@@ -86,7 +86,7 @@ def test_missing_file_is_named_with_its_address(tmp_path: Path) -> None:
 
 def test_unknown_part_is_rejected(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"SHD has the parts 'train' or 'test', got 'valid'"):
-        tt.data.SHD(folder, "valid")  # type: ignore[arg-type]
+        tt.data.SHD(folder, "valid")
 
 
 def test_file_of_another_format_is_rejected(folder: Path) -> None:

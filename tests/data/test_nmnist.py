@@ -66,7 +66,7 @@ def test_frames_are_collated_to_ragged_batches(folder: Path) -> None:
 
 def test_empty_folder_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "Train" / "3").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match=r"no \.bin files in folders 0 to 9\. Unpack https"):
+    with pytest.raises(FileNotFoundError, match=r"there is no \[0-9\]/\*\.bin\. Unpack https"):
         tt.data.NMNIST(tmp_path)
 
 

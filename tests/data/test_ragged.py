@@ -91,11 +91,12 @@ def test_a_sample_is_what_comes_apart_in_two() -> None:
 
     samples: Any = [Sample(torch.ones(2), 1), Sample(torch.ones(3), 0)]
     assert collate(samples).y.tolist() == [1, 0]
-    for other, kind in (
+    others: Any = (
         (torch.ones(2, 4), "Tensor"),
         ({"x": 1, "y": 2}, "dict"),
         ((samples[0].sequence, 1, 2), "tuple of 3"),
-    ):
+    )
+    for other, kind in others:
         with pytest.raises(TypeError, match=rf"\(sequence, label\), got a {kind} as sample 0"):
             collate([other])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -58,10 +57,10 @@ class EventSet(Dataset[tuple[Events, Tensor]]):
 class EventFiles(EventSet, ABC):
     """Base of the data sets with one file per recording, read one sample at a time.
 
-    A subclass lists the files, names the label of one, and reads its events.
+    A subclass has the pattern of the files, names the label of one, and reads its events.
     """
 
-    layout: ClassVar[str]  # the files that a part has, for the message where there are none
+    pattern: ClassVar[str]  # of the paths of the recordings in a part
 
     paths: list[Path]
 
@@ -73,18 +72,15 @@ class EventFiles(EventSet, ABC):
         download: bool = False,
     ) -> None:
         root = self._find(folder, part, download)
-        self.paths = list(self._list_files(root))
+        # in an order that no file system changes: 2.npy before 10.npy
+        paths = root.glob(self.pattern)
+        self.paths = sorted(paths, key=lambda path: (path.parent.name, len(path.stem), path.stem))
         if not self.paths:
             raise FileNotFoundError(
-                f"{type(self).__name__} is not in {root}: there are no {self.layout}. Unpack "
+                f"{type(self).__name__} is not in {root}: there is no {self.pattern}. Unpack "
                 f"{self.archives[part].url} anew."
             )
         self.labels = torch.tensor([self._label_of(path) for path in self.paths])
-
-    @staticmethod
-    @abstractmethod
-    def _list_files(root: Path) -> Iterable[Path]:
-        """List the recordings in a folder, in an order that no file system changes."""
 
     @staticmethod
     @abstractmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ class Heidelberg(EventSet):
 
     path: Path
 
-    def __init__(self, folder: str | Path, part: str, download: bool) -> None:
+    def __init__(self, folder: str | Path, part: str = "train", *, download: bool = False) -> None:
         name = type(self).__name__
         require("h5py", extra="data", by=f"tt.data.{name}")
         self.path = self._find(folder, part, download)
@@ -113,14 +113,8 @@ class SHD(Heidelberg):
 
     speakers: Tensor
 
-    def __init__(
-        self,
-        folder: str | Path,
-        part: Literal["train", "test"] = "train",
-        *,
-        download: bool = False,
-    ) -> None:
-        super().__init__(folder, part, download)
+    def __init__(self, folder: str | Path, part: str = "train", *, download: bool = False) -> None:
+        super().__init__(folder, part, download=download)
         self.speakers = torch.from_numpy(self._file()["extra/speaker"][:].astype(np.int64))
 
 
@@ -160,12 +154,3 @@ class SSC(Heidelberg):
             f"{BASE_URL}/ssc_test.h5.zip", "a35ff1e9cffdd02a20eb850c17c37748", "ssc_test.h5"
         ),
     }
-
-    def __init__(
-        self,
-        folder: str | Path,
-        part: Literal["train", "valid", "test"] = "train",
-        *,
-        download: bool = False,
-    ) -> None:
-        super().__init__(folder, part, download)

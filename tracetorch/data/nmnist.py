@@ -54,12 +54,7 @@ class NMNIST(EventFiles):
         ),
     }
 
-    layout: ClassVar[str] = ".bin files in folders 0 to 9"
-
-    @staticmethod
-    def _list_files(root: Path) -> list[Path]:
-        """List ``3/00002.bin`` and so on, by digit and number."""
-        return sorted(root.glob("[0-9]/*.bin"))
+    pattern: ClassVar[str] = "[0-9]/*.bin"
 
     @staticmethod
     def _label_of(path: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import statistics
 import sys
 import time
@@ -15,10 +16,11 @@ import tracetorch
 from tracetorch.core.optional import require
 from tracetorch.data.digits import Digits, load_digits
 from tracetorch.demo.figure import draw
-from tracetorch.demo.network import ConvSNN
+from tracetorch.demo.network import ConvSNN, record_spikes
 from tracetorch.demo.options import parse
-from tracetorch.demo.training import Epoch, Score, Settings, firing_rates, save, train
+from tracetorch.demo.training import Epoch, Score, Settings, train
 
+FEW = 1000  # digits of which spikes are counted
 LARGE_DATASET = 10_000  # training digits; two epochs of at least as many are enough
 
 
@@ -87,9 +89,10 @@ def train_seed(digits: Digits, settings: Settings, seed: int, out: Path, page: b
         for epoch in train(model, digits, settings, seed):
             # selected by the loss: the accuracy on a few hundred digits is too coarse
             if epoch.number == 1 or epoch.validation.loss < best.validation.loss:
-                # the model of an earlier run may be the better one
-                if save(model, path, None if best.number else previous):
+                if not best.number and path.exists():  # which may be the better one
+                    shutil.copyfile(path, previous)
                     print(f"The model of an earlier run is kept in {previous}.")
+                tracetorch.save(model, path)
                 best = epoch
             print(
                 f"epoch {epoch.number:<3} {epoch.train_accuracy:6.1%}     "
@@ -112,10 +115,12 @@ def report(best: Epoch, digits: Digits, settings: Settings, path: Path, page: bo
     # from the file, so that the report describes what was saved
     model = ConvSNN()
     tracetorch.load(path, model)
-    rates = firing_rates(model, digits.held_out, settings.steps)
-    image, label = digits.held_out[0]
+    images, labels = digits.held_out.tensors
+    with torch.no_grad():
+        spikes, _ = record_spikes(model.eval(), images[:FEW], settings.steps)
+    rates = {name: float(layer_spikes.mean()) for name, layer_spikes in spikes.items()}
     picture = path.with_suffix(".png")
-    draw(model, image, int(label), settings.steps, picture)
+    draw(model, images[0], int(labels[0]), settings.steps, picture)
     print(
         f"held-out accuracy  {best.held_out.accuracy:.1%} (epoch {best.number}, which has the "
         f"lowest validation loss)\n"
@@ -127,7 +132,6 @@ def report(best: Epoch, digits: Digits, settings: Settings, path: Path, page: bo
         f"tt.load({str(path)!r}, model := ConvSNN())"
     )
     if page:  # to draw on, with a held-out digit of each class
-        images, labels = digits.held_out.tensors
         first = {int(label): i for i, label in reversed(list(enumerate(labels.tolist())))}
         samples = {f"of a {label}": images[i] for label, i in sorted(first.items())}
         place = path.with_suffix(".html")

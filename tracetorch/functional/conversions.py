@@ -21,15 +21,7 @@ def _apply_formula(
     is_allowed: Callable[[Tensor], Tensor],
     formula: Callable[[Tensor], Tensor],
 ) -> Real:
-    """Apply ``formula`` to a tensor in its dtype, or to a number in float64.
-
-    Args:
-        name: the public function, for messages.
-        value: a number or a floating-point tensor.
-        requirement: what ``is_allowed`` demands, for messages: "be positive".
-        is_allowed: elementwise condition on the value.
-        formula: elementwise conversion.
-    """
+    """Apply ``formula`` to a tensor in its dtype, or to a number in float64."""
     if isinstance(value, Tensor):
         x = value
     else:
