@@ -136,9 +136,7 @@ def silence(
         tensor(0.5000)
 
     Reference:
-        F. Zenke and T. P. Vogels, "The remarkable robustness of surrogate gradient learning for
-        instilling complex function in spiking neural networks", Neural Computation 33 (2021): the
-        lower bound on spike counts.
+        As :func:`rate_bounds`: the lower bound on spike counts.
     """
     check_positive_scalar("minimum", minimum)
     return _sum_over_layers(
@@ -190,9 +188,7 @@ def spike_l2(
         tensor(0.6250)
 
     Reference:
-        F. Zenke and T. P. Vogels, "The remarkable robustness of surrogate gradient learning for
-        instilling complex function in spiking neural networks", Neural Computation 33 (2021):
-        upper bounds by squared activity, here with the bound 0.
+        As :func:`rate_bounds`: upper bounds by squared activity, here with the bound 0.
     """
     return _sum_over_layers(
         spikes, mask, reduction, lambda x: decode.rate(x.abs(), mask=mask).square()

@@ -75,8 +75,7 @@ def count_mse(
         tensor(1.)
 
     Reference:
-        S. B. Shrestha and G. Orchard, "SLAYER: spike layer error reassignment in time", NeurIPS
-        2018: a wanted number of spikes in an interval for the class, a lower one for the others.
+        As :func:`rate_mse`.
     """
     value = decode.count(spikes, mask=mask)
     # a spike at every step is the highest count there is
