@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
-import torch
 from torch import Tensor
 
 from tracetorch import decode
@@ -50,7 +49,7 @@ def _sum_over_layers(
     if len({len(term) for term in terms}) > 1:
         shapes = {name: list(layer.shape) for name, layer in layers.items()}
         raise ValueError(f"the layers must have one batch, got the shapes {shapes}.")
-    return reduce_batch(torch.stack(terms).sum(0), reduction)
+    return reduce_batch(sum(terms[1:], terms[0]), reduction)
 
 
 def _spike_counts(spikes: Tensor, mask: Tensor | None, pooled: bool) -> Tensor:

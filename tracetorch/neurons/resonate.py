@@ -140,16 +140,12 @@ class BRF(Neuron):
         surrogate_derivative: SpikeFunction = DEFAULT_SURROGATE,
     ) -> None:
         super().__init__(num_neurons, dim)
-        self.weight("omega", omega)
+        self.option("dt", dt, check=check_positive)
+        largest = LARGEST_PHASE / self.dt
+        self.weight("omega", omega, low=-largest, high=largest)
         self.weight("b_offset", b_offset)
         self.decay("gamma", gamma)
         self.threshold("pos_threshold", pos_threshold, surrogate=surrogate_derivative)
-        self.option("dt", dt, check=check_positive)
-        fastest = self.raw_omega.detach().abs().max()
-        if not fastest.is_meta and float(fastest) > LARGEST_PHASE / self.dt:
-            raise ValueError(
-                f"omega must be of a size below 1 / dt = {1 / dt:g}, got {float(fastest):g}."
-            )
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
