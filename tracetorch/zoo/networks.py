@@ -243,14 +243,7 @@ def _xylo_lif(width: int, max_spikes: int = xylo.XYLO_2.hidden_spikes) -> xylo.L
 
 
 def network(name: str) -> Network:
-    """Return the network of a name.
-
-    Raises:
-        TypeError: the name is no text.
-        ValueError: there is none.
-    """
-    if not isinstance(name, str):
-        raise TypeError(f"the name of a network is a text, as 'rows-lif', got {name!r}.")
+    """Return the network of a name; raise ``ValueError`` where there is none."""
     if name not in NETWORKS:
         raise ValueError(
             f"there is no network {name!r} in the zoo.{suggestion(name, NETWORKS)} It has "

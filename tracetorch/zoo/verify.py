@@ -89,7 +89,6 @@ def verify(names: Sequence[str] | None = None, *, strict: bool = False) -> Repor
         strict: whether to raise where a network is not verified.
 
     Raises:
-        TypeError: ``names`` is a text.
         ValueError: there is no such network.
         RuntimeError: ``strict``, and a network is not verified; the message says which and why.
 
@@ -98,8 +97,6 @@ def verify(names: Sequence[str] | None = None, *, strict: bool = False) -> Repor
         >>> [(each.name, each.status) for each in report.verdicts]
         [('words-adlif', 'verified')]
     """
-    if isinstance(names, str):
-        raise TypeError(f"names must be a sequence of names, got {names!r}. Write [{names!r}].")
     wanted = tuple(NETWORKS) if names is None else tuple(names)
     for name in wanted:
         network(name)
