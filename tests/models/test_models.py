@@ -20,9 +20,6 @@ from tracetorch import models, neurons, snn
 
 # what the papers print, in millions; some of them cut where others round
 PRINTED = [
-    (lambda: models.SEWResNet(18), 11.69),
-    (lambda: models.SEWResNet(34), 21.79),
-    (lambda: models.SEWResNet(50), 25.56),
     (lambda: models.MSResNet(18), 11.69),
     (lambda: models.MSResNet(34), 21.80),
     (lambda: models.Spikformer(8, 384), 16.81),
