@@ -15,7 +15,6 @@ import pytest
 from tests.docs.pages import DOCS, ROOT, converter
 
 FOLDER = ROOT / "notebooks"
-FOLDERS = ("understand", "tutorials", "course")
 PAGES = sorted(
     str(path.relative_to(DOCS).with_suffix(""))
     for part in (
