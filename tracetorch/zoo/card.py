@@ -106,7 +106,7 @@ def card(name: str) -> Card:
     path = files.FOLDER / f"{name}.json"
     try:
         recorded = json.loads(path.read_text(encoding="utf-8"))
-        recorded.pop("code_hash", None)  # of cards that were written before 0.13
+        recorded.pop("code_hash", None)  # which older cards have, and nothing reads
         return Card(**recorded)
     except (ValueError, TypeError, AttributeError) as error:  # cut, or with other fields
         raise ValueError(
