@@ -71,8 +71,7 @@ def test_sequences_that_cannot_be_padded_are_rejected(
 
 
 @pytest.mark.parametrize(
-    ("dtype", "value"),
-    [(torch.int64, 0.5), (torch.uint8, -1), (torch.bool, 2)],
+    ("dtype", "value"), [(torch.int64, 0.5), (torch.uint8, -1), (torch.bool, 2)]
 )
 def test_padding_that_its_dtype_does_not_hold_is_refused(dtype: torch.dtype, value: float) -> None:
     with pytest.raises(ValueError, match=rf"value must be one that {dtype} holds, got {value}"):

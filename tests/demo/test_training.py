@@ -9,14 +9,7 @@ from torch import Tensor
 
 from tests.demo.cases import DIGITS, bars
 from tracetorch.demo.network import ConvSNN
-from tracetorch.demo.training import (
-    Epoch,
-    Score,
-    Settings,
-    augment,
-    evaluate,
-    train,
-)
+from tracetorch.demo.training import Epoch, Score, Settings, augment, evaluate, train
 
 SETTINGS = Settings(epochs=6, batch_size=10, steps=2, lr=1e-2)
 

@@ -228,8 +228,7 @@ def test_temporal_cross_entropy_ignores_the_classes_of_padding() -> None:
     output, steps = normal(2, 1, C), torch.tensor([[1], [-100]])
     mask = torch.tensor([[True], [False]])
     torch.testing.assert_close(
-        loss.temporal_cross_entropy(output, steps, mask=mask),
-        F.cross_entropy(output[0], steps[0]),
+        loss.temporal_cross_entropy(output, steps, mask=mask), F.cross_entropy(output[0], steps[0])
     )
     with pytest.raises(ValueError, match="classes from 0 to 2, got -100"):
         loss.temporal_cross_entropy(output, steps)
@@ -261,10 +260,7 @@ def test_squared_errors_of_classes_and_of_values() -> None:
         ),
         (loss.rate_mse(x, hot), F.mse_loss(x.mean(0), hot)),
         (loss.count_mse(x, target), F.mse_loss(x.sum(0), T * hot)),
-        (
-            loss.count_mse(x, target, correct=4, incorrect=1),
-            F.mse_loss(x.sum(0), 1 + 3 * hot),
-        ),
+        (loss.count_mse(x, target, correct=4, incorrect=1), F.mse_loss(x.sum(0), 1 + 3 * hot)),
         (loss.count_mse(x, (2 * hot).long()), F.mse_loss(x.sum(0), 2 * hot)),
         (loss.membrane_mse(x, target), ((x - hot) ** 2).mean()),
         (
@@ -274,10 +270,7 @@ def test_squared_errors_of_classes_and_of_values() -> None:
         (loss.membrane_mse(x, hot), ((x - hot) ** 2).mean()),
         (loss.membrane_mse(x, x.flip(0)), ((x - x.flip(0)) ** 2).mean()),
         (loss.first_spike_mse(x, target), F.mse_loss(time, T * (1 - hot))),
-        (
-            loss.first_spike_mse(x, target, correct=1, incorrect=3),
-            F.mse_loss(time, 3 - 2 * hot),
-        ),
+        (loss.first_spike_mse(x, target, correct=1, incorrect=3), F.mse_loss(time, 3 - 2 * hot)),
     ):
         torch.testing.assert_close(value, expected)
 

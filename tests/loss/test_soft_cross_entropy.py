@@ -36,8 +36,7 @@ def test_non_contiguous_input() -> None:
     pred, target = probabilities(4, 3, 2).transpose(1, 2), probabilities(4, 3, 2).transpose(1, 2)
     assert not pred.is_contiguous()
     torch.testing.assert_close(
-        soft_cross_entropy(pred, target),
-        soft_cross_entropy(pred.contiguous(), target.contiguous()),
+        soft_cross_entropy(pred, target), soft_cross_entropy(pred.contiguous(), target.contiguous())
     )
 
 

@@ -59,10 +59,7 @@ SMALL: dict[str, tuple[Build, int]] = {
     "ms": (lambda **given: models.MSResNet(18, 5, 2, **{**RESNET, **given}), 8),
     "vgg": (lambda **given: models.SpikingVGG(11, 5, 2, **{**VGG, **given}), 32),
     "spikformer": (lambda **given: models.Spikformer(1, 16, 2, 5, 2, **{**FORMER, **given}), 8),
-    "qkformer": (
-        lambda **given: models.QKFormer((1, 1, 1), 32, 2, 5, 2, **{**FORMER, **given}),
-        8,
-    ),
+    "qkformer": (lambda **given: models.QKFormer((1, 1, 1), 32, 2, 5, 2, **{**FORMER, **given}), 8),
     "spike-driven": (
         lambda **given: models.SpikeDrivenTransformer(1, 16, 5, 2, **{**FORMER, **given}),
         8,
@@ -278,11 +275,7 @@ def test_the_width_that_is_proposed_is_taken(kind: Any, width: int, heads: int) 
 
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize(
-    ("build", "problem"),
-    [
-        (lambda: snn.LIF(64), "got a module, LIF"),
-        (lambda: 4, "got 4"),
-    ],
+    ("build", "problem"), [(lambda: snn.LIF(64), "got a module, LIF"), (lambda: 4, "got 4")]
 )
 def test_what_builds_no_neuron_is_refused(name: str, build: Build, problem: str) -> None:
     with pytest.raises(TypeError, match=f"neuron .*{problem}.*lambda n, dim: "):

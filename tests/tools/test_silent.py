@@ -23,10 +23,7 @@ T, B = 20, 12
 def recurrent() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Linear(8, 6),
-        snn.Recurrent(snn.LIF(6), nn.Linear(6, 6)),
-        nn.Linear(6, 4),
-        snn.Readout(4),
+        nn.Linear(8, 6), snn.Recurrent(snn.LIF(6), nn.Linear(6, 6)), nn.Linear(6, 4), snn.Readout(4)
     )
 
 

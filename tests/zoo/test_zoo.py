@@ -92,8 +92,7 @@ def verdict() -> tuple[str, str]:
 
 
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[pytest.mark.slow] * ("-sew-" in n)) for n in tt.zoo.names()],
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * ("-sew-" in n)) for n in tt.zoo.names()]
 )
 def test_every_network_computes_what_its_card_says(name: str) -> None:
     report = tt.zoo.verify([name])

@@ -7,19 +7,8 @@ import math
 from torch import Tensor, nn
 
 from tracetorch.models.neuron import NeuronBuilder
-from tracetorch.models.parts import (
-    Images,
-    check_image,
-    check_images,
-    check_multiple,
-    conv_norm,
-)
-from tracetorch.models.spikformer import (
-    SelfAttention,
-    TransformerBlock,
-    builders,
-    linear_head,
-)
+from tracetorch.models.parts import Images, check_image, check_images, check_multiple, conv_norm
+from tracetorch.models.spikformer import SelfAttention, TransformerBlock, builders, linear_head
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.residual import SEWBlock
 

@@ -6,13 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.models.neuron import NeuronBuilder
-from tracetorch.models.parts import (
-    Images,
-    check_image,
-    check_images,
-    check_multiple,
-    conv_norm,
-)
+from tracetorch.models.parts import Images, check_image, check_images, check_multiple, conv_norm
 from tracetorch.models.spikformer import builders, linear_head
 from tracetorch.snn.module import TTModule
 

@@ -7,13 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from tracetorch.models.neuron import NeuronBuilder, transformer_neuron
-from tracetorch.models.parts import (
-    Images,
-    check_among,
-    check_builder,
-    check_image,
-    check_images,
-)
+from tracetorch.models.parts import Images, check_among, check_builder, check_image, check_images
 from tracetorch.snn.dropout import LockedDropout
 from tracetorch.snn.module import TTModule
 

@@ -233,12 +233,7 @@ def _xylo_lif(width: int, max_spikes: int = xylo.XYLO_2.hidden_spikes) -> xylo.L
     """Return neurons of Xylo of which each has parameters of its own."""
     each = torch.ones(width)
     return xylo.LIF(
-        width,
-        dash_mem=each,
-        dash_syn=each,
-        pos_threshold=each,
-        bias=each,
-        max_spikes=max_spikes,
+        width, dash_mem=each, dash_syn=each, pos_threshold=each, bias=each, max_spikes=max_spikes
     )
 
 
