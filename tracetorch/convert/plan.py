@@ -11,8 +11,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from tracetorch.convert.graph import Activation, Graph, Node
-from tracetorch.convert.read_model import PRODUCTS, ann
+from tracetorch.convert.network import PRODUCTS, Activation, Network, Node, ann
 
 # of the clip of a layer: the share below which a channel's is rounding
 _SILENT = 1e-6
@@ -67,12 +66,12 @@ Rules = Mapping[Node, Rule]
 
 
 def rules_of(
-    graph: Graph, batch: Tensor, times: Times, percentile: float, by_channel: bool
+    network: Network, batch: Tensor, times: Times, percentile: float, by_channel: bool
 ) -> dict[Node, Rule]:
-    """Return the rule of every activation of a graph.
+    """Return the rule of every activation of a network.
 
     Args:
-        graph: of a model.
+        network: of a model.
         batch: on which the clips of activations that have none are found.
         times: of the conversion.
         percentile: of the activations on the batch, which is the clip.
@@ -87,7 +86,7 @@ def rules_of(
             found[node] = _rule(node.activation, value, times, percentile, by_channel)
         return value
 
-    graph.run(batch, compute)
+    network.run(batch, compute)
     return found
 
 
@@ -166,14 +165,14 @@ class Bound(NamedTuple):
     distance: Tensor
 
 
-def bounds_of(graph: Graph, sample: Tensor, rules: Rules, times: Times) -> dict[Node, Bound]:
+def bounds_of(network: Network, sample: Tensor, rules: Rules, times: Times) -> dict[Node, Bound]:
     """Return the bounds of all activations, and of the output under the last node.
 
     ``D = theta / 2 + |W| D_before``, and with a clip that is reached before all steps are over at
     least ``clip (T - limit / burst)``, by which a neuron can run ahead.
 
     Args:
-        graph: of a model.
+        network: of a model.
         sample: an input, of which the shape counts.
         rules: of its activations.
         times: of the conversion.
@@ -199,13 +198,13 @@ def bounds_of(graph: Graph, sample: Tensor, rules: Rules, times: Times) -> dict[
         return torch.stack(list(found[node]))
 
     zeros = torch.zeros_like(sample[:1]).expand(2, *sample.shape[1:])
-    output = graph.run(zeros, compute)
+    output = network.run(zeros, compute)
     found[OUTPUT] = Bound(*output)
     return found
 
 
-OUTPUT = Node("output", "linear")
-"""Stands for the output of a graph among activations."""
+OUTPUT = Node("output", "linear", (), torch.Size())
+"""Stands for the output of a network among activations."""
 
 
 _INHERITED = "what it receives is not"
@@ -225,17 +224,17 @@ class Ready(NamedTuple):
     reason: str
 
 
-def ready_of(graph: Graph, rules: Rules, times: Times) -> dict[Node, Ready]:
+def ready_of(network: Network, rules: Rules, times: Times) -> dict[Node, Ready]:
     """Return when the rates of every activation, and the output, are the model's.
 
     Args:
-        graph: of a model.
+        network: of a model.
         rules: of its activations.
         times: of the conversion.
     """
     values: list[Ready] = []
     found: dict[Node, Ready] = {}
-    for node in graph.nodes:
+    for node in network.nodes:
         inputs = [values[place] for place in node.inputs]
         ready = Ready(times.steps, True, "")
         if inputs:
@@ -244,7 +243,7 @@ def ready_of(graph: Graph, rules: Rules, times: Times) -> dict[Node, Ready]:
         if node.activation is not None:
             ready = found[node] = _after(ready, rules[node], times)
         values.append(ready)
-    last = values[graph.output]
+    last = values[network.output]
     found[OUTPUT] = last._replace(reason=_INHERITED if last.reason else "")
     return found
 
