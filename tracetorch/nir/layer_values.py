@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tracetorch import neurons, snn
 from tracetorch.functional import softplus_inverse
-from tracetorch.nir.graph import LAYER, Node, NodeGraph, Shape
+from tracetorch.nir.node_graph import LAYER, Node, NodeGraph, Shape
 from tracetorch.nir.options import Array, Clock
 from tracetorch.snn import LeakyIntegrator, Neuron, SequenceLayer
 from tracetorch.snn.parameters import bounded_sigmoid, is_decay, named_bound, sigmoid, unbounded

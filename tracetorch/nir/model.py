@@ -72,20 +72,13 @@ class NIRModel(TTModule):
         return outputs if len(outputs) > 1 else next(iter(outputs.values()))
 
     def _inputs(self, args: tuple[Tensor, ...], by_name: dict[str, Tensor]) -> dict[str, Tensor]:
-        title = f"the graph has the inputs {self.wiring.inputs}"
-        if len(args) > len(self.wiring.inputs):
-            raise TypeError(f"{title}, got {len(args)} tensors.")
-        inputs = dict(zip(self.wiring.inputs, args, strict=False))
-        for name in by_name:
-            if name in inputs or name not in self.wiring.inputs:
-                raise TypeError(f"{title}, each once; got {name!r}.")
-        inputs |= by_name
-        for name in self.wiring.inputs:
-            if name not in inputs:
-                raise TypeError(f"{title}; {name!r} is missing.")
-            value, shape = inputs[name], self.wiring.shapes[name]
-            if not isinstance(value, Tensor):
-                raise TypeError(f"input {name!r} must be a tensor, got {type(value).__name__}.")
+        inputs = dict(zip(self.wiring.inputs, args, strict=False)) | by_name
+        once = len(args) + len(by_name) == len(inputs) == len(self.wiring.inputs)
+        if not once or inputs.keys() != set(self.wiring.inputs):
+            got = f"{len(args)} tensors and {list(by_name)} by name"
+            raise TypeError(f"the graph takes {self.wiring.inputs}, each once; got {got}.")
+        for name, value in inputs.items():
+            shape = self.wiring.shapes[name]
             if tuple(value.shape[1:]) != shape:
                 expected = f"a batch of {list(shape)}: [B, {', '.join(map(str, shape))}]"
                 got = f"input {name!r} has shape {list(value.shape)}"

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tracetorch.nir.graph import LINEAR, Node, NodeGraph
 from tracetorch.nir.layer_values import to_array
+from tracetorch.nir.node_graph import LINEAR, Node, NodeGraph
 from tracetorch.snn.norm_folding import norm_affine
 
 

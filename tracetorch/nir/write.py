@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from tracetorch.core.checks import check_module, check_unsharded
 from tracetorch.core.files import atomic_replace
 from tracetorch.core.optional import require
-from tracetorch.nir.graph import Node, NodeGraph
 from tracetorch.nir.model import NIRModel
 from tracetorch.nir.model_to_graph import graph_of
+from tracetorch.nir.node_graph import Node, NodeGraph
 from tracetorch.nir.options import Clock, Discretization, Mode, WriteOptions
-from tracetorch.nir.parse import parse
+from tracetorch.nir.read import model_of
 from tracetorch.nir.weight_folding import fold_thresholds
-from tracetorch.nir.wiring import INPUT_ORDER, Wiring, wire
+from tracetorch.nir.wiring import INPUT_ORDER, Wiring
 
 if TYPE_CHECKING:
     import nir
@@ -94,7 +94,7 @@ def _written(graph: NodeGraph, clock: Clock) -> nir.NIRGraph:
     import nir
 
     dictionary = _dictionary(graph)
-    _, wiring = wire(parse(dictionary), clock)  # the very checks that a reader makes
+    wiring = model_of(dictionary, clock, "zero").wiring  # by the very checks of a reader
     written = nir.dict2NIRNode(dictionary)
     _declare_shapes(written, wiring)
     return written
@@ -172,7 +172,8 @@ def _inputs(model: nn.Module, sample: Any) -> tuple[Tensor, ...]:
     if not sizes or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
         allowed = "a tensor [B, ...], a tuple of them, or the shape of one input without the batch"
         raise TypeError(f"sample must be {allowed}, (1, 28, 28) say; got {sample!r}.")
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    tensors = (*model.parameters(), *model.buffers(), torch.empty(0))
+    like = next(each for each in tensors if each.is_floating_point())
     return (torch.zeros(1, *sizes, dtype=like.dtype, device=like.device),)
 
 
