@@ -163,7 +163,6 @@ def test_delays_of_a_connection_and_a_kernel_that_is_shorter() -> None:
     [
         ("0", [snn.Delay(3, max_delay=2, delay=0.5), *PAIR]),
         ("0", [snn.DelayedLinear(3, 3, max_delay=2, sigma=1.0), nn.BatchNorm1d(3), snn.LIF(3)]),
-        ("1", [nn.Linear(3, 4), snn.Delay(2, dim=-2, max_delay=2), nn.Flatten(), snn.LIF(4)]),
     ],
 )
 def test_delays_elsewhere_are_refused_unless_whole(path: str, parts: list[nn.Module]) -> None:
@@ -252,7 +251,7 @@ def test_same_generator_gives_the_same_weights() -> None:
             nn.Sequential(nn.Linear(3, 4), nn.Flatten(), nn.Unflatten(1, (2, 2)), snn.LIF(2)),
             {},
             ValueError,
-            "'0' has 4 outputs, '3' behind it has 2 neurons",
+            "'0', before '3', has 4 outputs for 2 neurons",
         ),
         (
             nn.Sequential(weight_norm(nn.Linear(3, 3)), snn.LIF(3)),
@@ -278,12 +277,17 @@ def test_same_generator_gives_the_same_weights() -> None:
             (nn.Sequential(*PAIR), {name: value}, ValueError, f"{name} must be finite")
             for name, value in (("target", float("inf")), ("mean", float("nan")))
         ),
-        (nn.Sequential(nn.LazyLinear(3), snn.LIF(3)), {}, ValueError, "'0' has no values yet"),
+        (
+            nn.Sequential(nn.LazyLinear(3), snn.LIF(3)),
+            {},
+            ValueError,
+            "'0.weight' has no values yet",
+        ),
         (
             nn.Sequential(nn.Linear(2, 3, device="meta"), snn.LIF(3)),
             {},
             ValueError,
-            "'0' has no values yet",
+            "'0.weight' has no values yet",
         ),
         (
             nn.Sequential(nn.Linear(3, 3), snn.Recurrent(snn.LIF(3), nn.Identity())),
@@ -329,16 +333,21 @@ def tied() -> nn.Sequential:
     return net
 
 
-@pytest.mark.parametrize(
-    ("net", "message"),
-    [
-        (Grouped(), "'b' has no layer .* 'f1' has no neurons behind it, .* use calibrate_"),
-        (tied(), "'1' and '3' are driven by one parameter, of '0' and '2'"),
-    ],
-)
-def test_layers_whose_neurons_are_not_known_are_refused(net: nn.Module, message: str) -> None:
+def test_the_calls_decide_what_drives_neurons() -> None:
+    net = Grouped()
+    fluctuation_(net, rate=RATE)
+    rate = RATE
+    for source, neuron in ((net.f1, net.a), (net.f2, net.b)):
+        response = impulse_response(neuron)
+        found = source.weight.double().norm(dim=1) * response.deviation(rate)
+        torch.testing.assert_close(found, torch.full((3,), 0.5).double(), atol=1e-6, rtol=0)
+        rate = simulated_rate(neuron, response, 0.5, 0.0) or 0.0
+
+
+def test_tied_layers_are_refused() -> None:
+    net = tied()
     before = [p.clone() for p in net.parameters()]
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match="'1' and '3' are driven by one parameter, of '0' and '2'"):
         fluctuation_(net)
     assert all(map(torch.equal, before, net.parameters()))
 

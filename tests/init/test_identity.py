@@ -123,7 +123,7 @@ def fires() -> snn.RLIF:
             snn.SEWBlock(
                 nn.Sequential(nn.Unflatten(1, (5, 2)), nn.Linear(2, 4), snn.LIF(4), nn.Flatten())
             ),
-            "block '1' takes none of the shapes",
+            "SEWBlock does not run on the shapes that its layers show",
         ),
     ],
 )

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from tracetorch.core.checks import check_has_values, check_module, check_unsharded
 from tracetorch.core.snapshot import restored_on_error
-from tracetorch.init.driven import follow_calls
 from tracetorch.init.large_weights import report_large_weights
 from tracetorch.init.membranes import Membranes, Trial
 from tracetorch.init.response import response_of
 from tracetorch.init.scaling import scale_all
-from tracetorch.init.stages import check_moments
+from tracetorch.init.stages import check_moments, follow_calls
 from tracetorch.ragged import check_mask, real_steps_first
 from tracetorch.unrolling.inputs import Inputs, parse_inputs, tensors_by_name
 

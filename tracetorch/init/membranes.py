@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import pytree
 from tracetorch.core.walk import join_path
-from tracetorch.init.driven import Calls
 from tracetorch.init.response import ImpulseResponse
-from tracetorch.init.stages import Stage
+from tracetorch.init.stages import Calls, Stage
 from tracetorch.ragged import aligned
 from tracetorch.snn.neuron import Neuron
 from tracetorch.unrolling import unroll

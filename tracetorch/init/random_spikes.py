@@ -47,36 +47,43 @@ def step_shapes(model: nn.Module, places: Iterable[int]) -> list[tuple[int, ...]
     return list(shapes)
 
 
-def find_shape(model: nn.Module, shape: Sequence[int] | None) -> tuple[int, ...] | None:
-    """Return the shape of one sample that a model runs on, or ``None`` where none is found.
+def find_shape(model: nn.Module, shape: Sequence[int] | None) -> tuple[int, ...]:
+    """Return the shape of one sample that a model runs on: the one given, or a guess by its layers.
 
-    One that is given is tried alone; without it, it is guessed from the layers.
+    Raises:
+        ValueError: it does not run on that, or on none that was tried.
     """
-    if shape is not None:
-        if not isinstance(shape, Sequence) or isinstance(shape, str):
-            raise TypeError(f"shape must be a tuple of integers, got {shape!r}.")
-        given = tuple(check_count("shape", size) for size in shape)
-        failure = _failure(model, given)
-        if failure is not None:
-            raise ValueError(
-                f"the model does not run on one input of shape {[*given]}, the batch in front: "
-                f"{failure}"
-            ) from failure
-        return given
+    if shape is not None and (not isinstance(shape, Sequence) or isinstance(shape, str)):
+        raise TypeError(f"shape must be a tuple of integers, got {shape!r}.")
     few = step_shapes(model, _PLACES)[: 4 * len(_PLACES)]
     tokens = [(n, *each) for each in few[:1] if len(each) == 1 for n in _PLACES]
-    return next((each for each in (*few, *tokens) if _failure(model, each) is None), None)
+    given = None if shape is None else [tuple(check_count("shape", size) for size in shape)]
+    failure: Exception | None = None
+    for each in given or (*few, *tokens):
+        failure = _failure(model, each)
+        if failure is None:
+            return each
+    tried = "the shapes that its layers show" if shape is None else f"one input of {[*shape]}"
+    raise ValueError(
+        f"{type(model).__name__} does not run on {tried}, the batch in front ({failure}). "
+        "fluctuation_ takes shape=, that of one sample at one step; calibrate_ takes a batch."
+    ) from failure
 
 
 def _failure(model: nn.Module, shape: tuple[int, ...]) -> Exception | None:
     """Return the error of one step on zeros, or ``None``."""
-    x = _like(model, torch.zeros(1, _TRIED, *shape))
+    x = zeros_like_input(model, shape)
     try:
         with restored(model, training=False), torch.no_grad(), backend("eager"):
             unroll(model, x, by="step", from_rest=True)
     except _FAILURES as error:
         return error
     return None
+
+
+def zeros_like_input(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    """Return one step of a few samples."""
+    return _like(model, torch.zeros(1, _TRIED, *shape))
 
 
 def _like(model: nn.Module, x: Tensor) -> Tensor:
@@ -106,7 +113,7 @@ def random_spikes(
 
 def _values(model: nn.Module, shape: tuple[int, ...]) -> int:
     """Count the inputs of all neurons in one step of one sample."""
-    x = _like(model, torch.zeros(1, _TRIED, *shape))
+    x = zeros_like_input(model, shape)
     with restored(model, training=False), torch.no_grad(), backend("eager"):
         _, seen = unroll(model, x, by="step", record="input", from_rest=True)
     return sum(each[0, 0].numel() for each in seen.values())

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.snapshot import restored
-from tracetorch.core.walk import named_modules
 from tracetorch.init.membranes import Membranes, Moments, Trial, measure, root_mean_square
-from tracetorch.init.stages import RECURRENT, Stage, outputs_of, scale_rows, unwrapped, weight_of
+from tracetorch.init.stages import RECURRENT, Stage, outputs_of, scale_rows, weight_of
 from tracetorch.init.unreached import (
     LEAST_POWER,
     MOST_PAST,
@@ -63,13 +62,8 @@ def scale_all(trial: Trial) -> dict[str, Membranes]:
 
 def _scale_stage(trial: Trial, stage: Stage) -> Membranes:
     """Scale the last layer before the neurons alone, then, if that fails, all that add up there."""
-    modules = dict(named_modules(trial.model))
-    direct = [unwrapped(path, modules[path])[1] for path in trial.calls.drivers.get(stage.path, ())]
-    others = [
-        module
-        for module in direct
-        if module is not stage.source and outputs_of(module) == outputs_of(stage.source)
-    ]
+    size = outputs_of(stage.source)
+    others = [m for m in stage.drivers if m is not stage.source and outputs_of(m) == size]
     group = [stage.source]
     missed, reached = _scale(trial, stage, group)
     accepted = _HELD if trial.drawn else _ACCEPTED

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from tracetorch.core.checks import check_has_values, check_module, check_number, check_unsharded
 from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.core.walk import named_modules
-from tracetorch.init.driven import driven_modules
 from tracetorch.init.response import distance_to_threshold
-from tracetorch.init.stages import check_own_weight, overlap
+from tracetorch.init.stages import check_own_weight, driven_modules, has_weights, overlap, read_step
 from tracetorch.snn.batch_norm import BatchNormThroughTime
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.sequence_layer import SequenceLayer
@@ -75,7 +74,8 @@ def tdbn_(
         raise ValueError(f"alpha must be above 0, a factor of the threshold, got {alpha}.")
     modules = dict(named_modules(model))
     norms = _norms(modules)
-    driven = driven_modules(model, norms, parse_inputs(x, steps, 0, True))
+    graph = read_step(model, parse_inputs(x, steps, 0, True), norms)
+    driven = driven_modules(graph, norms, has_weights)
     values = _weights(norms, driven, modules, alpha)
     _check_shared(values)
     with torch.no_grad():

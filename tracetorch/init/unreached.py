@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from tracetorch.core.snapshot import restored
-from tracetorch.core.walk import named_modules
 from tracetorch.init.membranes import Membranes, Moments, Trial, measure, root_mean_square
 from tracetorch.init.stages import Stage, scale_rows, weight_of
 
@@ -64,50 +63,25 @@ def reason(
 
     Scales of 0 and 2 of the ``group`` that was scaled show it.
     """
-    path, source, target, mean = stage.path, stage.source_path, trial.target, trial.mean
-    deviates = abs(reached.deviation - target) > accepted
-    has_bias = isinstance(stage.source.bias, Tensor)
-    missed = f"a deviation of {target} by scaling" if deviates else f"a mean of {mean} behind"
-    title = (
-        f"{path!r} does not reach {missed} {source!r}: it is at a deviation of "
-        f"{reached.deviation:.3g} and a mean of {reached.mean:.3g}."
-    )
+    target, mean = trial.target, trial.mean
+    missed = f"a deviation of {target}" if abs(reached.deviation - target) > accepted else ""
     nothing, once, twice = (
         scaled_moments(trial, stage, group, factor) for factor in (0.0, 1.0, 2.0)
     )
     alone, before, after = (root_mean_square(m.deviations) for m in (nothing, once, twice))
+    between = ", ".join([*stage.between, "or what forward computes between the two"])
+    advice = f"Take out what stands in the way, in {between}; or set the weights yourself."
     if root_mean_square(nothing.steady) > MOST_PAST * target:
-        return (
-            f"{title} What reaches it past {source!r} has a deviation of {alone:.3g} by itself, as "
-            "a shortcut has. Scale that down, or choose a larger target."
-        )
-    if not has_bias and (alone > MOST_PAST * target or not deviates):
-        return (
-            f"{title} The layer has no bias, and with a weight of 0 the mean is "
-            f"{float(nothing.means.mean()):.3g}, as behind a constant that is added. Give it a "
-            "bias, or take the constant out."
-        )
-    between = _between(trial, stage)
-    made, doubled = before**2 - alone**2, after**2 - alone**2
-    if made > 0.01 * before**2 and doubled < made * 4**LEAST_POWER:
-        return (
-            f"{title} Twice the weight hardly changes the deviation: {between} its scale is lost, "
-            "as in a norm. Put a batch norm with affine=True there, whose own weight is set, or "
-            "take it out."
-        )
-    if has_bias and abs(reached.mean - mean) > accepted:
-        return (
-            f"{title} Moving the bias does not bring it there: {between} it is not linear, or "
-            "depends on the same weights. Choose a mean that is in reach, or add the bias last."
-        )
-    if stage.connection is not None:
-        return (
-            f"{title} The spikes that its connection feeds back change with every scale. Give a "
-            "larger batch, or choose a smaller target."
-        )
+        advice = "What reaches it past that, as by a shortcut, is too large: scale it down."
+    elif not isinstance(stage.source.bias, Tensor) and (alone > MOST_PAST * target or not missed):
+        advice = "It has no bias against a constant that is added: give it one."
+    elif stage.connection is not None:
+        advice = "Its spikes are fed back: give a larger batch, or choose a smaller target."
     return (
-        f"{title} Twice the weight makes the deviation {after / before:.3g} times as large: "
-        f"{between} it is not linear. Set the weights before it yourself."
+        f"{stage.path!r} does not reach {missed or f'a mean of {mean}'} by a scale of "
+        f"{stage.source_path!r}: it is at a deviation of {reached.deviation:.3g} and a mean of "
+        f"{reached.mean:.3g}. With a weight of 0 the deviation is {alone:.3g}, with twice the "
+        f"weight {after / before:.3g} times as large. {advice}"
     )
 
 
@@ -117,21 +91,3 @@ def scaled_moments(trial: Trial, stage: Stage, group: list[nn.Module], factor: f
         for module in group:
             scale_rows(module, factor)
         return measure(trial, [stage])[stage.path]
-
-
-def _between(trial: Trial, stage: Stage) -> str:
-    """Name what is called between a source and its neurons."""
-    modules = dict(named_modules(trial.model))
-    names: list[str] = []
-    order = trial.calls.order
-    position = order.index(stage.path) if stage.path in order else 0
-    for path in reversed(order[:position]):
-        module = modules[path]
-        if f"{stage.source_path}.".startswith(f"{path}."):
-            break
-        computes = "parametrizations" not in path.split(".") and not isinstance(module, nn.Identity)
-        if computes and not any(True for _ in module.children()):
-            names.append(f"{path!r} ({type(module).__name__})")
-    if not names:
-        return "in what forward computes between the two,"
-    return f"in {', '.join(reversed(names))}, or what forward computes between the two,"
