@@ -334,14 +334,12 @@ def tied() -> nn.Sequential:
 
 
 def test_the_calls_decide_what_drives_neurons() -> None:
+    torch.manual_seed(0)
     net = Grouped()
-    fluctuation_(net, rate=RATE)
-    rate = RATE
-    for source, neuron in ((net.f1, net.a), (net.f2, net.b)):
-        response = impulse_response(neuron)
-        found = source.weight.double().norm(dim=1) * response.deviation(rate)
-        torch.testing.assert_close(found, torch.full((3,), 0.5).double(), atol=1e-6, rtol=0)
-        rate = simulated_rate(neuron, response, 0.5, 0.0) or 0.0
+    fluctuation_(net, rate=0.3, target=0.9)
+    found = net.f1.weight.double().norm(dim=1) * impulse_response(net.a).deviation(0.3)
+    torch.testing.assert_close(found, torch.full((3,), 0.9).double(), atol=1e-6, rtol=0)
+    assert not bool(net.f2.bias.any())  # drawn as well
 
 
 def test_tied_layers_are_refused() -> None:
