@@ -14,7 +14,6 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests import cases
 from tests.nir.cases import DT, double, run, simulated, through_file, unsigned
-from tests.nir.test_layer_values import forge
 from tracetorch import neurons, snn
 from tracetorch.models import IF
 from tracetorch.nir.wiring import depth_first
@@ -440,14 +439,6 @@ def test_a_start_from_another_value_and_other_spikes_are_refused() -> None:
     graded = neurons.ALIF(3, surrogate_derivative=lambda u: (u > 0) * u.clamp(min=1.0))
     with pytest.raises(ValueError, match=r"which gives 1\.5 at 1\.5\. NIR knows spikes of one"):
         tt.nir.to_nir(graded, (3,))
-
-
-@pytest.mark.parametrize(("key", "value"), [("levels", 10**9), ("levels", 0), ("num_neurons", 7)])
-def test_a_forged_description_of_a_neuron_is_bounded(key: str, value: Any) -> None:
-    graph = tt.nir.to_nir(double(cases.layer("MultiLevelLIF", 3)), (3,))
-    graph.nodes["0"].metadata["tracetorch"][key] = value
-    forge(graph)
-    assert len(tt.nir.from_nir(graph, dt=DT).nodes) > 5  # type: ignore[arg-type]
 
 
 def test_the_edges_that_are_late_are_those_that_close_cycles() -> None:

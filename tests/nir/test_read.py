@@ -398,12 +398,6 @@ def test_a_tau_of_one_step_may_be_rounded() -> None:
     assert (model.nodes["n0"].beta < 1e-20).all()
 
 
-def test_delays_add_up() -> None:
-    delay = nir.Delay(np.array([4000 * DT]))
-    with pytest.raises(ValueError, match=r"are 12000 steps of 0.0001 s together, more than 10000"):
-        tt.nir.from_nir(line(delay, delay, delay, into=(2,), out=(2,)), dt=DT)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [*NEURONS, "Delay"])
 def test_the_compiled_loop_is_the_reference(kind: str) -> None:
@@ -492,7 +486,7 @@ WRONG: tuple[tuple[Any, str], ...] = (
     (lif(r=np.array([np.inf, 1])), "node 'n0' .LIF.: r must be finite real numbers"),
     (lif(tau=np.array([1e-3, 0])), "tau must be positive, got 0.0"),
     (lif(tau=np.array([1e-3, -1])), "tau must be positive, got -1.0"),
-    (lif(tau=np.array([1e-3, 5e-5])), "n0.*tau of 5e-05 s is shorter than a step of 0.0001 s"),
+    (lif(tau=np.array([1e-3, 5e-5])), "n0.*tau from 5e-05 to 0.001 s is no fit for dt=0.0001 s"),
     (lif(tau=np.ones(3)), "n0.*tau has shape .3., the input .2."),
     (lif(tau=np.ones((2, 2))), "n0.*tau has shape .2, 2., the input .2."),
     (lif(tau=np.array([])), "tau must be finite real numbers, got array"),
@@ -507,7 +501,7 @@ WRONG: tuple[tuple[Any, str], ...] = (
     (line(ONE, into=(2,), out=(3,)), "'output' .Output.: it is declared for .3., and gets .2."),
     (line(nir.Delay(np.full(2, 1.5 * DT)), into=(2,), out=(2,)), "n0.*must be whole steps"),
     (line(nir.Delay(np.full(2, -DT)), into=(2,), out=(2,)), "delay must be positive"),
-    (line(nir.Delay(np.full(2, 1e6)), into=(2,), out=(2,)), "n0.*10000000000 steps.*more than"),
+    (line(nir.Delay(np.full(2, 1e6)), into=(2,), out=(2,)), "n0.*whole steps .* at most 10000"),
     (line(ONE, into=(0,), out=(2,)), "input.*shape must be .* whole number"),
     (line(ONE, into=(), out=(2,)), "node 'input' .Input.: shape must be finite real numbers"),
 )  # fmt: skip

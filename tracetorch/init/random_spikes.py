@@ -25,28 +25,6 @@ _VALUES = 2_000_000  # of all neurons, steps and samples together
 _FAILURES = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError)
 
 
-def step_shapes(model: nn.Module, places: Iterable[int]) -> list[tuple[int, ...]]:
-    """Return shapes of one sample that layers take, the first layer's in front.
-
-    Dimensions beside the channels are tried with each number of ``places``.
-    """
-    shapes: dict[tuple[int, ...], None] = {}
-    for _, module in named_modules(model):
-        if isinstance(module, nn.Linear):
-            size, dim = module.in_features, -1
-        elif isinstance(module, SequenceLayer):
-            size, dim = module.num_neurons, module.dim
-        elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-            size, dim = module.in_channels, 1 - module.weight.ndim
-        elif isinstance(module, BatchNormBase):
-            size, dim = module.num_features, _NORMED.get(type(module), -1)
-        else:
-            continue
-        front, behind = max(0, dim - 1), max(0, -1 - dim)
-        shapes |= dict.fromkeys((*[n] * front, size, *[n] * behind) for n in places)
-    return list(shapes)
-
-
 def find_shape(model: nn.Module, shape: Sequence[int] | None) -> tuple[int, ...]:
     """Return the shape of one sample that a model runs on: the one given, or a guess by its layers.
 
@@ -55,30 +33,22 @@ def find_shape(model: nn.Module, shape: Sequence[int] | None) -> tuple[int, ...]
     """
     if shape is not None and (not isinstance(shape, Sequence) or isinstance(shape, str)):
         raise TypeError(f"shape must be a tuple of integers, got {shape!r}.")
-    few = step_shapes(model, _PLACES)[: 4 * len(_PLACES)]
+    few = _shapes(model)[: 4 * len(_PLACES)]
     tokens = [(n, *each) for each in few[:1] if len(each) == 1 for n in _PLACES]
     given = None if shape is None else [tuple(check_count("shape", size) for size in shape)]
     failure: Exception | None = None
     for each in given or (*few, *tokens):
-        failure = _failure(model, each)
-        if failure is None:
+        try:
+            with restored(model, training=False), torch.no_grad(), backend("eager"):
+                unroll(model, zeros_like_input(model, each), by="step", from_rest=True)
             return each
+        except _FAILURES as error:
+            failure = error
     tried = "the shapes that its layers show" if shape is None else f"one input of {[*shape]}"
     raise ValueError(
         f"{type(model).__name__} does not run on {tried}, the batch in front ({failure}). "
         "fluctuation_ takes shape=, that of one sample at one step; calibrate_ takes a batch."
     ) from failure
-
-
-def _failure(model: nn.Module, shape: tuple[int, ...]) -> Exception | None:
-    """Return the error of one step on zeros, or ``None``."""
-    x = zeros_like_input(model, shape)
-    try:
-        with restored(model, training=False), torch.no_grad(), backend("eager"):
-            unroll(model, x, by="step", from_rest=True)
-    except _FAILURES as error:
-        return error
-    return None
 
 
 def zeros_like_input(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
@@ -102,7 +72,10 @@ def random_spikes(
     They last for two of the longest responses, and are as many samples as the memory of the
     neurons' inputs allows.
     """
-    values = max(1, _values(model, shape))
+    with restored(model, training=False), torch.no_grad(), backend("eager"):
+        x = zeros_like_input(model, shape)
+        _, seen = unroll(model, x, by="step", record="input", from_rest=True)
+    values = max(1, sum(each[0, 0].numel() for each in seen.values()))
     longest = max(len(response.kernel) for response in responses)
     steps = min(2 * longest, _STEPS, max(64, _VALUES // (2 * values)))
     samples = min(_SAMPLES, max(2, _VALUES // (steps * values)))
@@ -111,9 +84,20 @@ def random_spikes(
     return _like(model, spikes), steps // 2
 
 
-def _values(model: nn.Module, shape: tuple[int, ...]) -> int:
-    """Count the inputs of all neurons in one step of one sample."""
-    x = zeros_like_input(model, shape)
-    with restored(model, training=False), torch.no_grad(), backend("eager"):
-        _, seen = unroll(model, x, by="step", record="input", from_rest=True)
-    return sum(each[0, 0].numel() for each in seen.values())
+def _shapes(model: nn.Module) -> list[tuple[int, ...]]:
+    """Return shapes of one sample that layers take, the first layer's in front."""
+    shapes: dict[tuple[int, ...], None] = {}
+    for _, module in named_modules(model):
+        if isinstance(module, nn.Linear):
+            size, dim = module.in_features, -1
+        elif isinstance(module, SequenceLayer):
+            size, dim = module.num_neurons, module.dim
+        elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            size, dim = module.in_channels, 1 - module.weight.ndim
+        elif isinstance(module, BatchNormBase):
+            size, dim = module.num_features, _NORMED.get(type(module), -1)
+        else:
+            continue
+        front, behind = max(0, dim - 1), max(0, -1 - dim)
+        shapes |= dict.fromkeys((*[n] * front, size, *[n] * behind) for n in _PLACES)
+    return list(shapes)

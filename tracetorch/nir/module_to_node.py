@@ -90,13 +90,10 @@ def node_of(module: nn.Module, shape: Shape, title: str, options: WriteOptions) 
 
 
 def _recurrent(m: Recurrent, shape: Shape, title: str, options: WriteOptions) -> NodeGraph:
-    if options.mode == "compact":
-        problem = "feeds its output back, which peers read in ways of their own. Use mode='exact'."
-        raise ValueError(f"{title} {problem}")
-    if m.holds_population:
+    if options.mode == "compact" or m.holds_population:
         raise ValueError(
-            f"{title} feeds back the output of several layers. In NIR one neuron layer is "
-            "connected to itself: write one Recurrent for each."
+            f"{title} feeds an output back. Use mode='exact', which peers read in ways of their "
+            "own, and a Recurrent for each neuron layer."
         )
     back = node_of(m.connection, shape, f"the connection of {title}", options)
     if not isinstance(back, Node) or back.kind not in LINEAR:

@@ -238,12 +238,12 @@ class _Writer:
             return elementwise(kind, self.shape, **fields)
         compared = dict(self.flat.factors(it.spike.argument))
         threshold = -compared.pop(_ONE, np.zeros(self.shape))
-        if compared.keys() != {("node", state)} or not (compared["node", state] == 1).all():
-            problem = f"resets {state!r} to zero by a spike of {named(it.spike.argument)}"
-            raise ValueError(f"{problem}; a LIF of NIR is reset by a spike of itself alone")
         v_reset = np.broadcast_to(it.v_reset, self.shape)
-        if kind == "Scale" or (kind == "I" and v_reset.any()):  # an IF starts from v_reset
-            raise ValueError(f"resets {state!r} in a way that neither LIF nor IF of NIR has")
+        itself = compared.keys() == {("node", state)} and (compared["node", state] == 1).all()
+        # an IF starts from v_reset
+        if not itself or kind == "Scale" or (kind == "I" and v_reset.any()):
+            problem = f"resets {state!r} to zero by a spike of {named(it.spike.argument)}"
+            raise ValueError(f"{problem}; a LIF or IF of NIR is reset by a spike of itself alone")
         return elementwise(f"{kind}F", self.shape, **fields, v_threshold=threshold, v_reset=v_reset)
 
     # Edges

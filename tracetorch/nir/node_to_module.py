@@ -18,7 +18,7 @@ from tracetorch.nir.wiring import Wiring
 
 Values: TypeAlias = dict[str, Array]
 
-MAX_DELAY = 10_000  # steps in one graph; each is a copy of a sample
+_MAX_DELAY = 10_000  # steps; each is a copy of a sample
 # How far a gain may lie from one that is one but for rounding, in float64 and in float32.
 _ROUNDING = (1e-12, 1e-6)
 
@@ -133,13 +133,11 @@ def _linear(node: Node) -> nn.Module:
 
 def _delay(delay: Array, shape: Shape, clock: Clock) -> nn.Module:
     steps = np.rint(delay / clock.dt)
-    if steps.max() > MAX_DELAY:
-        count = f"{steps.max():.0f} steps of {clock.dt} s, more than {MAX_DELAY}"
-        raise ValueError(f"a delay of {delay.max()} s is {count}.")
-    error = abs(steps * clock.dt - delay)
-    if (error > 1e-6 * (delay + clock.dt)).any():
-        worst = delay.flat[error.argmax()]
-        raise ValueError(f"delays must be whole steps of dt={clock.dt} s, got {worst} s.")
+    off = abs(steps * clock.dt - delay) > 1e-6 * (delay + clock.dt)
+    if off.any() or steps.max() > _MAX_DELAY:
+        wrong = delay[off][0] if off.any() else delay.max()
+        needed = f"whole steps of dt={clock.dt} s, at most {_MAX_DELAY}"
+        raise ValueError(f"delays must be {needed}, got {wrong} s.")
     axis, values = _along_one_dim({"delay": steps}, shape)
     most, given = max(int(steps.max()), 1), torch.from_numpy(values["delay"].copy())
     size, dim = _neurons(axis, shape)
@@ -173,11 +171,9 @@ def _membrane(node: Node, shape: Shape, clock: Clock, reset: Reset) -> nn.Module
 def _complement(name: str, tau: Array, clock: Clock, rounding: float) -> Array:
     complement = clock.complement(tau)
     complement = np.where(abs(complement - 1) <= rounding, 1.0, complement)  # a tau of one step
-    if (complement > 1).any():
-        problem = f"{name} of {tau.min():.3g} s is shorter than a step of {clock.dt} s"
+    if (complement > 1).any() or not (complement > 0).all():
+        problem = f"{name} from {tau.min():.3g} to {tau.max():.3g} s is no fit for dt={clock.dt} s"
         raise ValueError(f"{problem}. Take dt <= tau, or discretization='exponential'.")
-    if not (complement > 0).all():
-        raise ValueError(f"{name} is so long that dt={clock.dt} s does nothing beside it.")
     return complement
 
 

@@ -12,11 +12,11 @@ from torch import nn
 from tracetorch.core.optional import require
 from tracetorch.nir.model import NIRModel
 from tracetorch.nir.node_graph import Node, NodeGraph, naming
-from tracetorch.nir.node_to_module import MAX_DELAY, modules_of
+from tracetorch.nir.node_to_module import modules_of
 from tracetorch.nir.options import Clock, Discretization, Reset
 from tracetorch.nir.parse import load, parse
 from tracetorch.nir.wiring import wire
-from tracetorch.snn import Delay, TTModule
+from tracetorch.snn import TTModule
 
 
 def from_nir(
@@ -82,7 +82,6 @@ def model_of(dictionary: Any, clock: Clock, reset: Reset) -> NIRModel:
     _check_clock(checked, clock)
     nodes, wiring = wire(checked, clock)
     modules = modules_of(nodes, wiring, clock, reset)
-    _check_delays(modules.values(), clock)
     dtype = _dtype(checked, nodes.values())
     for name, module in modules.items():
         with naming(name, nodes[name].kind):
@@ -98,15 +97,6 @@ def _check_clock(graph: NodeGraph, clock: Clock) -> None:
         if isinstance(written, (str, float)) and written != requested:
             problem = f"the graph was written for {name}={written!r}, and holds for that alone"
             raise ValueError(f"{problem}, got {name}={requested!r}.")
-
-
-def _check_delays(modules: Iterable[nn.Module], clock: Clock) -> None:
-    """Raise where the delays of a graph would take more memory than any network needs."""
-    parts = (part for module in modules for part in module.modules())
-    steps = sum(part.max_delay for part in parts if isinstance(part, Delay))
-    if steps > MAX_DELAY:
-        count = f"{steps} steps of {clock.dt} s together, more than {MAX_DELAY}"
-        raise ValueError(f"the delays of the graph are {count}.")
 
 
 def _check_range(module: nn.Module, dtype: torch.dtype) -> None:
