@@ -128,7 +128,7 @@ class Endless(snn.Neuron):
         ),
         (snn.Delay(2, max_delay=2), TypeError, "must be a neuron layer with a step, got Delay"),
         (Deaf(2), ValueError, "does not respond to a small input"),
-        (Endless(1), ValueError, "does not forget. It has no decay that could be faster."),
+        (Endless(1), ValueError, "does not forget. Give it a faster decay"),
         pytest.param(
             models.IF(1), ValueError, "behind one it needs no calibration", marks=pytest.mark.slow
         ),

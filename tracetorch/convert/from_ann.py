@@ -10,7 +10,6 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from tracetorch.convert.build import build
 from tracetorch.convert.network import Activations, Network, Node, ann, read_network
@@ -19,9 +18,11 @@ from tracetorch.convert.report import LayerReport, Report
 from tracetorch.core.checks import (
     check_count,
     check_flag,
+    check_has_values,
     check_integer,
     check_module,
     check_number,
+    is_finite,
 )
 from tracetorch.core.hooks import forward_hooks
 from tracetorch.snn.module import zero_states
@@ -153,12 +154,28 @@ def from_ann(
     (2023), for signed spikes.
     """
     check_module(model)
-    times = _times(steps, quiet, burst, signed)
+    times = Times(
+        check_count("steps", steps),
+        check_integer("quiet", quiet),
+        check_count("burst", burst),
+        check_flag("signed", signed),
+    )
+    if times.quiet < 0 or (times.quiet and not times.signed):
+        raise ValueError(
+            f"quiet={quiet}: steps from 0 on, in which neurons take back spikes. Give signed=True."
+        )
     if not 0 < check_number("percentile", percentile) <= 100:
         raise ValueError(f"percentile must lie in (0, 100], got {percentile}.")
     if thresholds not in get_args(Thresholds):
         raise ValueError(f'thresholds must be "channel" or "layer", got {thresholds!r}.')
-    _check_batch(model, batch)
+    dtypes = (torch.float32, torch.float64)
+    if not isinstance(batch, Tensor) or batch.dtype not in dtypes or batch.ndim < 2:
+        got = batch.dtype if isinstance(batch, Tensor) else type(batch).__name__
+        raise TypeError(f"batch must be a tensor of float32 or float64, [B, ...], got {got}.")
+    check_has_values(model)
+    for name, tensor in (("batch", batch), *model.named_parameters(), *model.named_buffers()):
+        if not tensor.numel() or not is_finite(tensor):
+            raise ValueError(f"{name} has no values, or some that are not finite.")
     network = read_network(model, batch, activations or {})
     if not any(node.activation for node in network.nodes):
         raise ValueError(
@@ -169,44 +186,6 @@ def from_ann(
     built, neurons = build(network, rules, times)
     built.to(batch).train(model.training)
     return Converted(built, _report(network, batch, rules, times, built, neurons))
-
-
-def _times(steps: object, quiet: object, burst: object, signed: object) -> Times:
-    """Return the times of a conversion; raise where they are out of range."""
-    times = Times(
-        check_count("steps", steps),
-        check_integer("quiet", quiet),
-        check_count("burst", burst),
-        check_flag("signed", signed),
-    )
-    if times.quiet < 0:
-        raise ValueError(f"quiet must be at least 0, got {quiet}.")
-    if times.quiet and not times.signed:
-        raise ValueError(
-            f"quiet={quiet} steps are of use where neurons can take back spikes. Give signed=True."
-        )
-    return times
-
-
-def _check_batch(model: nn.Module, batch: object) -> None:
-    """Raise where a batch is no inputs, or of another dtype than the model."""
-    if not isinstance(batch, Tensor) or batch.dtype not in (torch.float32, torch.float64):
-        got = batch.dtype if isinstance(batch, Tensor) else type(batch).__name__
-        raise TypeError(f"batch must be a tensor of float32 or float64, [B, ...], got {got}.")
-    if batch.ndim < 2 or not batch.numel():
-        raise ValueError(f"batch must be some inputs [B, ...], got shape {list(batch.shape)}.")
-    if not bool(torch.isfinite(batch).all()):
-        raise ValueError("batch has values that are not finite. Leave them out.")
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if is_lazy(tensor):
-            raise ValueError(f"{name} has no shape yet. Call the model on a batch first.")
-        if tensor.is_floating_point() and tensor.dtype != batch.dtype:
-            raise ValueError(
-                f"{name} is {tensor.dtype} and the batch {batch.dtype}. Give both one dtype: "
-                "batch.to(dtype)."
-            )
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{name} has values that are not finite. Load or train it again.")
 
 
 def _report(

@@ -13,7 +13,6 @@ from tracetorch.core.checks import check_unsharded
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.noise import Noise
-from tracetorch.snn.parameters import is_decay
 from tracetorch.snn.spike_functions import spike_functions
 from tracetorch.snn.state_holder import layer_label
 
@@ -134,15 +133,10 @@ def response_of(layer: Neuron, path: str | None) -> ImpulseResponse:
                 scale = free.noisy_scale(kernel, rest, distance) if free.noise else 1.0
                 return ImpulseResponse(kernel * scale, distance)
             if len(changes) >= _MOST_STEPS:
-                advice = (
-                    "Give it a faster decay."
-                    if any(map(is_decay, layer.constraints.values()))
-                    else "It has no decay that could be faster. Put a norm before it, "
-                    "nn.BatchNorm1d or nn.BatchNorm2d: behind one it needs no calibration."
-                )
                 raise ValueError(
                     f"the response of {label} to an impulse has not ended after {_MOST_STEPS} "
-                    f"steps: it does not forget. {advice}"
+                    "steps: it does not forget. Give it a faster decay; behind a norm, "
+                    "nn.BatchNorm1d or nn.BatchNorm2d, it needs no calibration."
                 )
 
 
