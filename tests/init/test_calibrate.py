@@ -27,9 +27,7 @@ def batch(*sample: int, rate: float = 0.1) -> Tensor:
     ("name", "mean"),
     [
         pytest.param(
-            name,
-            0.2 if name in LAYERS else 0.0,
-            marks=() if name in FAST else pytest.mark.slow,
+            name, 0.2 if name in LAYERS else 0.0, marks=() if name in FAST else pytest.mark.slow
         )
         for name in LINEAR
     ],
@@ -330,11 +328,7 @@ def test_a_repeated_image_is_refused_for_what_it_is() -> None:
     [
         (0.9, batch(9, rate=0.05), None),
         (0.9, 1 + 5e-3 * batch(9, rate=0.05), "is given hardly varies on this batch"),
-        (
-            0.999,
-            batch(9, rate=0.05)[:20],
-            "in 20 steps from rest its neurons show 3.9 %",
-        ),
+        (0.999, batch(9, rate=0.05)[:20], "in 20 steps from rest its neurons show 3.9 %"),
     ],
 )
 def test_large_weights_are_logged_with_the_reason(

@@ -227,25 +227,10 @@ def test_same_generator_gives_the_same_weights() -> None:
     ("net", "arguments", "error", "message"),
     [
         ("net", {}, TypeError, "nn.Module"),
-        (
-            nn.Sequential(*PAIR),
-            {"rate": 0},
-            ValueError,
-            "rate must be in (0, 1)",
-        ),
+        (nn.Sequential(*PAIR), {"rate": 0}, ValueError, "rate must be in (0, 1)"),
         (nn.Sequential(*PAIR), {"rate": "1"}, TypeError, "rate"),
-        (
-            nn.Sequential(*PAIR),
-            {"target": 0},
-            ValueError,
-            "target must be above 0",
-        ),
-        (
-            nn.Sequential(*PAIR),
-            {"mean": 5.0},
-            ValueError,
-            "'1' has 3 inputs: with a mean of 5.0",
-        ),
+        (nn.Sequential(*PAIR), {"target": 0}, ValueError, "target must be above 0"),
+        (nn.Sequential(*PAIR), {"mean": 5.0}, ValueError, "'1' has 3 inputs: with a mean of 5.0"),
         (nn.Sequential(snn.LIF(3)), {}, ValueError, "there is nothing to initialise"),
         (
             nn.Sequential(nn.Linear(3, 4), nn.Flatten(), nn.Unflatten(1, (2, 2)), snn.LIF(2)),

@@ -60,9 +60,7 @@ def test_any_neuron_is_silent_or_refused(name: str, combine: Any) -> None:
 
 def test_convolutions_a_shortcut_and_a_norm_per_step() -> None:
     body = nn.Sequential(
-        nn.Conv2d(2, 4, 3, padding=1),
-        snn.BatchNormThroughTime(4, -3, steps=3),
-        snn.LIF(4, dim=-3),
+        nn.Conv2d(2, 4, 3, padding=1), snn.BatchNormThroughTime(4, -3, steps=3), snn.LIF(4, dim=-3)
     )
     shortcut = nn.Sequential(nn.Conv2d(2, 4, 1), snn.LIF(4, dim=-3))
     made = snn.SEWBlock(body, shortcut=shortcut)

@@ -152,10 +152,7 @@ class Unused(nn.Module):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (
-            no_neuron(snn.Readout(3)),
-            r"'1' .* drives '2' \(Readout\).*not neurons that spike",
-        ),
+        (no_neuron(snn.Readout(3)), r"'1' .* drives '2' \(Readout\).*not neurons that spike"),
         (no_neuron(nn.Linear(3, 2), snn.LIF(2)), r"'1' .* drives '2' \(Linear\) on"),
         (no_neuron(nn.BatchNorm1d(3), snn.LIF(3)), r"'1' .* drives '2' \(BatchNorm1d\)"),
         (no_neuron(nn.ReLU()), r"'1' \(BatchNorm1d\) drives nothing on this input"),

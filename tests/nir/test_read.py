@@ -234,12 +234,7 @@ def nested() -> nir.NIRGraph:
 
 @pytest.mark.parametrize(
     ("given", "shape"),
-    [
-        (branches(), (2, 5, 5)),
-        (recurrent(), (3,)),
-        (recurrent(bias=False), (3,)),
-        (nested(), (4,)),
-    ],
+    [(branches(), (2, 5, 5)), (recurrent(), (3,)), (recurrent(bias=False), (3,)), (nested(), (4,))],
     ids=["branches", "recurrence", "recurrence without bias", "nested"],
 )
 def test_graphs(given: nir.NIRGraph, shape: tuple[int, ...]) -> None:

@@ -381,16 +381,8 @@ REFUSED: tuple[tuple[nn.Module, tuple[int, ...], str], ...] = (
         "padding_mode='circular'; NIR",
     ),
     (nn.AvgPool2d(2, ceil_mode=True), (1, 4, 4), "ceil_mode=True"),
-    (
-        nn.AvgPool2d(2, padding=1, count_include_pad=False),
-        (1, 4, 4),
-        "has count_incl",
-    ),
-    (
-        nn.AvgPool2d(2, divisor_override=3),
-        (1, 4, 4),
-        "or divisor_override; NIR sums",
-    ),
+    (nn.AvgPool2d(2, padding=1, count_include_pad=False), (1, 4, 4), "has count_incl"),
+    (nn.AvgPool2d(2, divisor_override=3), (1, 4, 4), "or divisor_override; NIR sums"),
     (nn.AdaptiveAvgPool2d(3), (1, 4, 4), "windows of one size do not divide"),
     (nn.Linear(3, 3), (2, 3), "'0' .Affine.: it takes 1 dim.*, the input has shape .2, 3.. Put a"),
     (nn.BatchNorm1d(3), (3,), r"takes its statistics from the batch. Call model.eval\(\)"),

@@ -97,7 +97,7 @@ def test_names_places_shapes_and_users() -> None:
     net = nn.Sequential(nn.Conv2d(1, 2, 3), Calls(lambda m, y: {"a": y, "b": m.lif(y).sum(-1)}))
     graph = read_model(net[1], torch.ones(5, 3))
     assert [node.place for node in graph.nodes] == [
-        *("input 'x'", "linear (Linear)", "lif (LIF)", "sum() in the model's forward"),
+        *("input 'x'", "linear (Linear)", "lif (LIF)", "sum() in the model's forward")
     ]
     assert [list(node.shape or ()) for node in graph.nodes] == [[5, 3], [5, 3], [5, 3], [5]]
     assert {name: node.index for name, node in graph.output.items()} == {"a": 1, "b": 3}

@@ -8,12 +8,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from tracetorch.convert.integrate_and_fire import (
-    Change,
-    IntegrateAndFire,
-    RunningSum,
-    TimedBias,
-)
+from tracetorch.convert.integrate_and_fire import Change, IntegrateAndFire, RunningSum, TimedBias
 from tracetorch.convert.network import PRODUCTS, Network, Node
 from tracetorch.convert.plan import Rule, Rules, Times
 from tracetorch.snn.module import TTModule

@@ -209,10 +209,7 @@ def _squares(response: ImpulseResponse, delays: SynapticDelays) -> Tensor:
 
 
 def _product(
-    module: nn.Module,
-    delays: SynapticDelays | None,
-    generator: torch.Generator | None,
-    aim: _Aim,
+    module: nn.Module, delays: SynapticDelays | None, generator: torch.Generator | None, aim: _Aim
 ) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
     """Draw the weights of a linear layer or a convolution.
 

@@ -113,8 +113,7 @@ class Moments(NamedTuple):
     def summary(self) -> Membranes:
         """Those of the neurons that get an input."""
         return Membranes(
-            float(self.means[self.driven].mean()),
-            root_mean_square(self.deviations[self.driven]),
+            float(self.means[self.driven].mean()), root_mean_square(self.deviations[self.driven])
         )
 
 

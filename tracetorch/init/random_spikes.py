@@ -62,10 +62,7 @@ def _like(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def random_spikes(
-    model: nn.Module,
-    shape: tuple[int, ...],
-    rate: float,
-    responses: Iterable[ImpulseResponse],
+    model: nn.Module, shape: tuple[int, ...], rate: float, responses: Iterable[ImpulseResponse]
 ) -> tuple[Tensor, int]:
     """Return independent spikes ``[T, B, *shape]``, and the step from which to measure.
 

@@ -162,11 +162,7 @@ class ModelGraph:
 
 
 def read_model(
-    model: nn.Module,
-    *args: Any,
-    is_leaf: IsLeaf = is_layer,
-    strict: bool = True,
-    **kwargs: Any,
+    model: nn.Module, *args: Any, is_leaf: IsLeaf = is_layer, strict: bool = True, **kwargs: Any
 ) -> ModelGraph:
     """Return the graph of one step of a model in evaluation, from rest; nothing of it changes.
 
