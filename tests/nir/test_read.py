@@ -15,7 +15,7 @@ from torch import nn
 
 import tracetorch as tt
 from tests.cases import sequence
-from tests.nir.cases import DT, NEURONS, full, graph, line, run, simulated
+from tests.nir.cases import DT, NEURONS, full, graph, line, run, simulated, ways
 from tracetorch import snn
 from tracetorch.nir.modules import Membrane
 from tracetorch.nir.node_graph import KINDS
@@ -43,11 +43,12 @@ def test_every_neuron_with_all_its_parameters(
 
 
 @pytest.mark.parametrize("reset", ["zero", "subtract"])
-@pytest.mark.parametrize("kind", NEURONS)
+@pytest.mark.parametrize("kind", [*NEURONS, "Delay"])
 def test_every_neuron_on_kernels(kind: str, reset: Any) -> None:
     """Time constants that differ from neuron to neuron, and membranes that no layer has."""
-    model = tt.nir.from_nir(line(NEURONS[kind]((3,)), into=(3,), out=(3,)), dt=DT, reset=reset)
-    x = sequence(40, 2, 3)
+    node = nir.Delay(np.array([DT, 0.0, 2 * DT])) if kind == "Delay" else NEURONS[kind]((3,))
+    model = tt.nir.from_nir(line(node, into=(3,), out=(3,)), dt=DT, reset=reset)
+    x = sequence(50, 4, 3)
     expected = run(model, x)
     assert expected.any()
     for by in ("layer", "step"):
@@ -160,19 +161,9 @@ def test_delay(steps: list[int]) -> None:
 def branches() -> nir.NIRGraph:
     """Two roads that part, and meet in a node that adds them up."""
     return graph(
-        [
-            ("input", "conv"),
-            ("conv", "lif"),
-            ("lif", "scale"),
-            ("lif", "sum"),
-            ("scale", "sum"),
-            ("sum", "flat"),
-            ("flat", "affine"),
-            ("affine", "if"),
-            ("if", "output"),
-            ("affine", "li"),
-            ("li", "output"),
-        ],
+        ways(
+            "input conv lif scale", "lif sum", "scale sum flat affine if output", "affine li output"
+        ),
         input=nir.Input(np.array([2, 5, 5])),
         conv=nir.Conv2d(None, full((3, 2, 3, 3), -1, 1, 0), 1, 0, 1, 1, full((3,), 0, 1, 1)),
         lif=NEURONS["LIF"]((3, 3, 3)),
@@ -193,17 +184,7 @@ def recurrent(bias: bool = True) -> nir.NIRGraph:
         else nir.Linear(full((4, 4), -0.5, 0.5, 1))
     )
     return graph(
-        [
-            ("input", "w"),
-            ("w", "a"),
-            ("a", "itself"),
-            ("itself", "a"),
-            ("a", "ab"),
-            ("ab", "b"),
-            ("b", "ba"),
-            ("ba", "a"),
-            ("b", "output"),
-        ],
+        ways("input w a itself a ab b ba a", "b output"),
         input=nir.Input(np.array([3])),
         w=nir.Linear(full((4, 3), -1, 1, 0)),
         a=NEURONS["LIF"]((4,)),
@@ -393,20 +374,6 @@ def test_a_tau_of_one_step_may_be_rounded() -> None:
     assert (model.nodes["n0"].beta < 1e-20).all()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", [*NEURONS, "Delay"])
-def test_the_compiled_loop_is_the_reference(kind: str) -> None:
-    """Neurons that only NIR has are fused like any other."""
-    node = nir.Delay(np.array([DT, 0.0, 2 * DT])) if kind == "Delay" else NEURONS[kind]((3,))
-    model = tt.nir.from_nir(line(node, into=(3,), out=(3,)), dt=DT)
-    x = sequence(50, 4, 3)
-    want = run(model, x)
-    for by in ("layer", "step"):
-        with torch.no_grad(), tt.fuse.backend("cpu"):
-            assert torch.equal(tt.unroll(model, x, by=by), want)
-        model.zero_states()
-
-
 def test_names_may_be_anything() -> None:
     names = ["keys", "a.b", "a_b", "a-b", "a_b_1", "for", "forward", "weight:0", " "]
     nodes: dict[str, Any] = {name: nir.Scale(np.array([2.0])) for name in names}
@@ -450,7 +417,7 @@ WRONG: tuple[tuple[Any, str], ...] = (
     ),
     (
         graph(
-            [("input", "output"), ("a", "b"), ("b", "a"), ("a", "output")], **ENDS, a=ONE, b=ONE
+            ways("input output", "a b a output"), **ENDS, a=ONE, b=ONE
         ),
         "a cycle has no neuron in it",
     ),

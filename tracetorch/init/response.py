@@ -180,8 +180,8 @@ def run_from_rest(layer: Neuron, drive: Tensor) -> Tensor:
     x = drive.reshape(len(drive), *_one_step(layer, drive.shape[1]))
     with torch.no_grad(), torch.random.fork_rng([]):
         torch.default_generator.manual_seed(0)  # from which noise without a seed starts
-        held = [getattr(layer, name) for name in layer.inputs[1:]]
-        further = [noise.forward_sequence(x)[0] for noise in held]
+        modules = [getattr(layer, name) for name in layer.inputs[1:]]
+        further = [noise.forward_sequence(x)[0] for noise in modules]
         output, _ = layer.double().forward_sequence(x, further=further)
     return output
 
@@ -198,8 +198,8 @@ class _FreeNeuron:
 
     def __init__(self, layer: Neuron, path: str | None) -> None:
         self.label = layer_label(layer, path)
-        held = {name: getattr(layer, name, None) for name in layer.inputs[1:]}
-        outside = [name for name, module in held.items() if not isinstance(module, Noise)]
+        modules = {name: getattr(layer, name, None) for name in layer.inputs[1:]}
+        outside = [name for name, module in modules.items() if not isinstance(module, Noise)]
         if outside:
             raise ValueError(
                 f"{self.label} has several inputs, and how it responds to x depends on "
@@ -212,7 +212,7 @@ class _FreeNeuron:
         self.nothing = torch.zeros(self.shape, dtype=torch.float64, device=device)
         self.noise = [
             torch.full_like(self.nothing, _MEANS[module.distribution])
-            for module in held.values()
+            for module in modules.values()
             if isinstance(module, Noise)
         ]
         self.kwargs: dict[str, Any] = layer.step_kwargs(len(self.shape), torch.float64)

@@ -86,7 +86,9 @@ def follow_calls(model: nn.Module, inputs: Inputs) -> Calls:
     modules, own = dict(named_modules(model)), sources(model)
     graph = read_step(model, inputs, own)
     # what has weights of another kind, as a layer norm, is on the way
-    driven = driven_modules(graph, own, lambda n: has_step(n.module) or n.path in own)
+    driven = driven_modules(
+        graph, own, lambda n: n.module is not None and (has_step(n.module) or n.path in own)
+    )
     loops = {id(m.neuron): (p, m) for p, m in modules.items() if isinstance(m, Recurrent)}
     for path, ends in driven.items():
         found = [end for end in ends if has_step(modules[end])]

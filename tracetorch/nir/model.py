@@ -38,8 +38,8 @@ class NIRModel(TTModule):
         self.clock = clock
         self.keys = _module_names(modules)
         self.nodes = nn.ModuleDict({self.keys[name]: m for name, m in modules.items()})
-        self._held = sorted({source for sources in wiring.late.values() for source in sources})
-        shapes = {name: wiring.shapes[name] for name in self._held}
+        self._fed_back = sorted({source for sources in wiring.late.values() for source in sources})
+        shapes = {name: wiring.shapes[name] for name in self._fed_back}
         self.late = nn.ModuleDict(
             {self.keys[name]: OneStep(shape[0], -len(shape)) for name, shape in shapes.items()}
         )
@@ -47,8 +47,8 @@ class NIRModel(TTModule):
     def forward(self, *positional: Tensor, **by_name: Tensor) -> Tensor | dict[str, Tensor]:
         """Run one time step."""
         values = self._inputs(positional, by_name)
-        held = {name: cast(OneStep, self.late[self.keys[name]]) for name in self._held}
-        for name, edge in held.items():
+        edges = {name: cast(OneStep, self.late[self.keys[name]]) for name in self._fed_back}
+        for name, edge in edges.items():
             if edge.layer_pass is not None:
                 raise ValueError(
                     f"the edge that leads back from node {name!r} brings one step's output into "
@@ -62,11 +62,11 @@ class NIRModel(TTModule):
             for other in others:
                 total = total + other
             for source in self.wiring.late.get(name, ()):
-                before = held[source].recall(total)
+                before = edges[source].recall(total)
                 if before is not None:
                     total = total + before
             values[name] = self.nodes[self.keys[name]](total)
-        for name, edge in held.items():
+        for name, edge in edges.items():
             edge.keep(values[name])
         outputs = {name: values[name] for name in self.wiring.outputs}
         return outputs if len(outputs) > 1 else next(iter(outputs.values()))

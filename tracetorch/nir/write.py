@@ -71,8 +71,9 @@ def to_nir(
 
     Raises:
         ModuleNotFoundError: the extra ``nir`` is not installed.
-        TypeError: an argument is of the wrong type, or the model's ``forward`` cannot be followed.
-        ValueError: a layer or an operation has no counterpart; it is named, with the way out.
+        TypeError: an argument is of the wrong type.
+        ValueError: a layer or an operation has no counterpart, or the model cannot be read; the
+            place is named, with the way out.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3), LIF(3), nn.Linear(3, 2), Readout(2))
@@ -86,15 +87,10 @@ def to_nir(
     check_module(model)
     check_unsharded(model, "tt.nir")
     options = WriteOptions(Clock(dt, discretization), mode, allow_hard_reset)
-    return _written(_graph(model, sample, options), options.clock)
-
-
-def _written(graph: NodeGraph, clock: Clock) -> nir.NIRGraph:
-    """Return NIR's own object of a graph, with all shapes."""
+    dictionary = _dictionary(_graph(model, sample, options))
+    wiring = model_of(dictionary, options.clock, "zero").wiring  # by the very checks of a reader
     import nir
 
-    dictionary = _dictionary(graph)
-    wiring = model_of(dictionary, clock, "zero").wiring  # by the very checks of a reader
     written = nir.dict2NIRNode(dictionary)
     _declare_shapes(written, wiring)
     return written

@@ -428,10 +428,10 @@ class _Watch(TorchFunctionMode):
 
 def _attributes(module: nn.Module) -> dict[str, list[tuple[Any, int]]]:
     """Return all objects that each attribute holds, tensors with their versions."""
-    held = {**vars(module), **module._parameters, **module._buffers}
+    attributes = {**vars(module), **module._parameters, **module._buffers}
     return {
         name: list(_objects(value))
-        for name, value in held.items()
+        for name, value in attributes.items()
         if name not in _MODULE_ATTRIBUTES
     }
 
