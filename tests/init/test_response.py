@@ -130,7 +130,10 @@ class Endless(snn.Neuron):
         (Deaf(2), ValueError, "does not respond to a small input"),
         (Endless(1), ValueError, "does not forget. Give it a faster decay"),
         pytest.param(
-            models.IF(1), ValueError, "behind one it needs no calibration", marks=pytest.mark.slow
+            models.IF(1),
+            ValueError,
+            "behind a norm, nn.BatchNorm1d or nn.BatchNorm2d, it needs no calibration",
+            marks=pytest.mark.slow,
         ),
         *(
             pytest.param(

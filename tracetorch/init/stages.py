@@ -228,7 +228,7 @@ def _stage(
         connection=connection.product if isinstance(connection, SynapticDelays) else connection,
         delays=last.module if isinstance(last.module, SynapticDelays) else None,
         connection_delays=connection if isinstance(connection, SynapticDelays) else None,
-        delaying={path: each for path, each in delaying.items() if each is not last.module},
+        delaying={p: m for p, m in delaying.items() if m not in (last.module, connection)},
         behind={n.path: n.module for n in between if isinstance(n.module, Delay)},
         loop=loop_path,
         drivers=[unwrapped("", cast(nn.Module, each.module))[1] for each in own],
