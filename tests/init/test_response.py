@@ -132,7 +132,7 @@ class Endless(snn.Neuron):
         pytest.param(
             models.IF(1),
             ValueError,
-            "behind a norm, nn.BatchNorm1d or nn.BatchNorm2d, it needs no calibration",
+            "nn.BatchNorm1d or nn.BatchNorm2d, it needs no calibration",
             marks=pytest.mark.slow,
         ),
         *(

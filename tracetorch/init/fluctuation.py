@@ -228,8 +228,12 @@ def _product(
     if rule is not None and rule.mask is not None:
         present = rule.mask.flatten(1)
     # Rossbroich et al. (2022): of independent spikes the variances add up, by the squared kernel
+    response = aim.response.mean(aim.rate)
+    if aim.mean != 0 and bool((response.abs() < 1e-9).any()):
+        raise ValueError(f"the membranes of {aim.path!r} have no mean: they pass changes alone.")
+    total = aim.mean / response if aim.mean else torch.zeros_like(response)
     wanted = Sums(
-        _sum_of_weights(aim).expand(len(rows)),
+        total.expand(len(rows)),
         (aim.target / aim.response.deviation(aim.rate)).square().expand(len(rows)),
     )
     offset = torch.zeros_like(wanted.weights)
@@ -265,13 +269,3 @@ def _norm(module: BatchNormBase, aim: _Aim) -> list[tuple[Tensor, Tensor]]:
             "it one, or leave mean at 0."
         )
     return drawn
-
-
-def _sum_of_weights(aim: _Aim) -> Tensor:
-    """Return what the weights of a neuron must add up to for its mean."""
-    response = aim.response.mean(aim.rate)
-    if aim.mean == 0:
-        return torch.zeros_like(response)
-    if bool((response.abs() < 1e-9).any()):
-        raise ValueError(f"the membranes of {aim.path!r} have no mean: they pass changes alone.")
-    return aim.mean / response

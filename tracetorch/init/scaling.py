@@ -176,14 +176,23 @@ def _move(
     Of a recurrence, the connection makes its share, and the source the rest.
     """
     bias = stage.source.bias
-    back = _connection_factor(trial, stage, seen)
+    back, fed_back = 1.0, root_mean_square(seen.fed_back)
+    if stage.connection is not None and fed_back > 0:
+        # less where spikes are so rare that its weights would be huge
+        share = RECURRENT * min(1.0, seen.rate / LEAST_RATE)
+        back = float(trial.target * share**0.5 / fed_back)
     if answer is None:
         growth, slope = seen.own_means, torch.ones_like(seen.means)
         # a bias makes up for a mean, and for that of what is fed back
         alone = bias is not None and stage.connection is None
         varies = alone & (seen.steady > _LEAST_MADE * seen.own_deviations)
         made = torch.where(varies, seen.steady, seen.own_deviations)
-        factors = _own_deviation(trial, seen, back) / made.clamp(min=1e-30)
+        # target^2 = own^2 + 2 own covariance / own_deviation + fed_back^2, for own
+        covariance = back * seen.covariance / seen.own_deviations.clamp(min=1e-30)
+        free = trial.target**2 - (back * seen.fed_back).square()
+        free = free.clamp(min=(trial.target / 2) ** 2)
+        wanted = (covariance.square() + free).sqrt() - covariance
+        factors = wanted / made.clamp(min=1e-30)
     else:
         _, power, growth, slope = answer
         past = answer.past.square()
@@ -202,26 +211,6 @@ def _move(
         missing = trial.mean - back * (seen.means - seen.own_means) - own
         with torch.no_grad():
             bias.add_((missing / (seen.gain * slope)).to(bias))
-
-
-def _connection_factor(trial: Trial, stage: Stage, seen: Moments) -> float:
-    """Return the factor by which the connection makes its share of the variance.
-
-    Its share is smaller where spikes are so rare that its weights would be huge.
-    """
-    fed_back = root_mean_square(seen.fed_back)
-    if stage.connection is None or not fed_back > 0:
-        return 1.0
-    return float(trial.target * (RECURRENT * min(1.0, seen.rate / LEAST_RATE)) ** 0.5 / fed_back)
-
-
-def _own_deviation(trial: Trial, seen: Moments, back: float) -> Tensor:
-    """Return what the source must make, beside what is fed back and varies with it."""
-    # target^2 = own^2 + 2 own covariance / own_deviation + fed_back^2, for own
-    fed_back = (back * seen.fed_back).square()
-    covariance = back * seen.covariance / seen.own_deviations.clamp(min=1e-30)
-    free = (trial.target**2 - fed_back).clamp(min=(trial.target / 2) ** 2)
-    return (covariance.square() + free).sqrt() - covariance
 
 
 def _check_input(trial: Trial, stage: Stage, seen: Moments) -> None:

@@ -82,7 +82,12 @@ def follow_calls(model: nn.Module, inputs: Inputs) -> Calls:
             number of outputs, no values yet, or a parametrization; two share a parameter; or a
             recurrent connection is not a linear layer or a convolution.
     """
-    by: Literal["layer", "step"] = "layer" if _runs_by_layer(model, inputs) else "step"
+    by: Literal["layer", "step"] = "step"
+    if unsupported_reason(modules_of(model, closed=Recurrent)) is None:
+        few = inputs.first(2)
+        with restored(model), torch.no_grad(), suppress(ValueError):
+            unroll(model, few.tensors, steps=few.steps if few.static else None, from_rest=True)
+            by = "layer"
     modules, own = dict(named_modules(model)), sources(model)
     graph = read_step(model, inputs, own)
     # what has weights of another kind, as a layer norm, is on the way
@@ -110,16 +115,6 @@ def follow_calls(model: nn.Module, inputs: Inputs) -> Calls:
             "batch norm with a weight: there is nothing to initialise."
         )
     return Calls(by, stages)
-
-
-def _runs_by_layer(model: nn.Module, inputs: Inputs) -> bool:
-    if unsupported_reason(modules_of(model, closed=Recurrent)) is not None:
-        return False
-    few = inputs.first(2)
-    with restored(model), torch.no_grad(), suppress(ValueError):
-        unroll(model, few.tensors, steps=few.steps if few.static else None, from_rest=True)
-        return True
-    return False
 
 
 def sources(model: nn.Module) -> dict[str, nn.Module]:

@@ -161,7 +161,12 @@ def _delay(m: Delay, shape: Shape, options: WriteOptions) -> Node:
 def _conv(m: nn.Conv1d | nn.Conv2d, shape: Shape, options: WriteOptions) -> Node:
     weight, groups = to_array(m.weight), m.groups
     if options.mode == "compact" and groups > 1:  # peers read one group only
-        weight, groups = _ungrouped(weight, groups), 1
+        out, inner, *kernel = weight.shape
+        blocks = weight.reshape(groups, out // groups, inner, *kernel)
+        # zero between channels of different groups
+        whole = np.zeros((groups, out // groups, groups, inner, *kernel), weight.dtype)
+        whole[range(groups), :, range(groups)] = blocks
+        weight, groups = whole.reshape(out, groups * inner, *kernel), 1
     bias = np.zeros(len(weight), weight.dtype) if m.bias is None else to_array(m.bias)
     return _conv_node(weight, bias, shape, m.stride, m.padding, m.dilation, groups)
 
@@ -169,15 +174,6 @@ def _conv(m: nn.Conv1d | nn.Conv2d, shape: Shape, options: WriteOptions) -> Node
 def _conv_node(weight: NDArray[Any], bias: NDArray[Any], shape: Shape, *settings: Any) -> Node:
     named = dict(zip(CONV, (shape[1:], *settings), strict=True))
     return Node(f"Conv{len(shape) - 1}d", {"weight": weight, "bias": bias}, named)
-
-
-def _ungrouped(weight: NDArray[Any], groups: int) -> NDArray[Any]:
-    """Return the same convolution with one group: zero between channels of different groups."""
-    out, inner, *kernel = weight.shape
-    blocks = weight.reshape(groups, out // groups, inner, *kernel)
-    whole = np.zeros((groups, out // groups, groups, inner, *kernel), weight.dtype)
-    whole[range(groups), :, range(groups)] = blocks
-    return whole.reshape(out, groups * inner, *kernel)
 
 
 def _norm(m: nn.BatchNorm1d | nn.BatchNorm2d, shape: Shape, options: WriteOptions) -> Node:

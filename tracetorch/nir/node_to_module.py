@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tracetorch import snn
 from tracetorch.nir.layer_values import make_layer
@@ -110,7 +110,9 @@ def _module(node: Node, shape: Shape, clock: Clock, reset: Reset) -> nn.Module:
             return nn.Identity()
         case "Scale" | "Threshold":
             field = node.kind.lower()
-            return PerElement(field, _one_or_all(arrays[field]))
+            value = arrays[field]  # one for all as a number, which takes no memory
+            value = value.reshape(()) if value.size == 1 else value
+            return PerElement(field, torch.from_numpy(np.array(value)))
     return s["layer"] if node.kind == LAYER else _membrane(node, shape, clock, reset)
 
 
@@ -144,11 +146,6 @@ def _delay(delay: Array, shape: Shape, clock: Clock) -> nn.Module:
     return _shaped(snn.Delay(size, dim, max_delay=most, delay=given), axis, shape)
 
 
-def _one_or_all(value: Array) -> Tensor:
-    """Return one value for all as a number, whatever its shape: it takes no memory then."""
-    return torch.from_numpy(np.array(value.reshape(()) if value.size == 1 else value))
-
-
 def _membrane(node: Node, shape: Shape, clock: Clock, reset: Reset) -> nn.Module:
     rounding = _ROUNDING[any(value.dtype == np.float32 for value in node.arrays.values())]
     arrays = {name: value.astype(np.float64) for name, value in node.arrays.items()}
@@ -157,7 +154,14 @@ def _membrane(node: Node, shape: Shape, clock: Clock, reset: Reset) -> nn.Module
         values.setdefault("v_reset", np.zeros_like(values["v_threshold"]))
     for tau, decay in (("tau", "beta"), ("tau_mem", "beta"), ("tau_syn", "alpha")):
         if tau in values:
-            values[decay] = _complement(tau, values.pop(tau), clock, rounding)
+            given = values.pop(tau)
+            lost = clock.complement(given)
+            lost = np.where(abs(lost - 1) <= rounding, 1.0, lost)  # a tau of one step
+            if (lost > 1).any() or not (lost > 0).all():
+                problem = f"{tau} from {given.min():.3g} to {given.max():.3g} s is no fit for"
+                advice = "Take dt <= tau, or discretization='exponential'."
+                raise ValueError(f"{problem} dt={clock.dt} s. {advice}")
+            values[decay] = lost
     if "alpha" in values:
         values.setdefault("w_in", np.ones_like(values["alpha"]))
     size, dim = _neurons(axis, shape)
@@ -166,15 +170,6 @@ def _membrane(node: Node, shape: Shape, clock: Clock, reset: Reset) -> nn.Module
     if layer is None:
         layer = Membrane(size, dim, values, dt=clock.dt, reset=reset)
     return _shaped(layer, axis, shape)
-
-
-def _complement(name: str, tau: Array, clock: Clock, rounding: float) -> Array:
-    complement = clock.complement(tau)
-    complement = np.where(abs(complement - 1) <= rounding, 1.0, complement)  # a tau of one step
-    if (complement > 1).any() or not (complement > 0).all():
-        problem = f"{name} from {tau.min():.3g} to {tau.max():.3g} s is no fit for dt={clock.dt} s"
-        raise ValueError(f"{problem}. Take dt <= tau, or discretization='exponential'.")
-    return complement
 
 
 def _along_one_dim(arrays: Values, shape: Shape) -> tuple[int | None, Values]:

@@ -232,20 +232,15 @@ def _product(a: Signal, b: Signal) -> Signal:
     for value, other in ((a, b), (b, a)):
         if isinstance(other, Spike):
             return value - Kept(value.shape, value, other)
-        factor, spike, added = _only_term(other)
+        # factor * spike + added
+        factor, spike, added = np.ones(other.shape), other, np.zeros(other.shape)
+        while isinstance(spike, Sum) and len(spike.terms) == 1:
+            added = added + factor * spike.added
+            ((scale, spike),) = spike.terms
+            factor = factor * scale
         if isinstance(spike, Spike) and (factor == -1).all() and (added == 1).all():
             return Kept(value.shape, value, spike)
     return _refuse("mul", a, b)
-
-
-def _only_term(signal: Signal) -> tuple[Array, Signal, Array]:
-    """Return a value as ``factor * other + added``, the other no such sum itself."""
-    factor, added = np.ones(signal.shape), np.zeros(signal.shape)
-    while isinstance(signal, Sum) and len(signal.terms) == 1:
-        added = added + factor * signal.added
-        ((scale, signal),) = signal.terms
-        factor = factor * scale
-    return factor, signal, added
 
 
 def _signal(value: Any, shape: Shape) -> Signal:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -43,7 +44,10 @@ def wire(graph: NodeGraph, clock: Clock) -> tuple[dict[str, Node], Wiring]:
     edges, it leads back to a node that the walk is still inside of.
     """
     nodes, edges = _flat(graph, clock)
-    inputs, outputs = _ordered_inputs(graph), sorted(graph.names("Output"))
+    inputs, outputs = sorted(graph.names("Input")), sorted(graph.names("Output"))
+    with suppress(TypeError, ValueError, RecursionError):  # as forward took them, where it is said
+        order = [str(name) for name in json.loads(graph.metadata.get(INPUT_ORDER, ""))]
+        inputs = order if sorted(order) == inputs else inputs
     if not inputs or not outputs:
         raise ValueError("the graph needs an Input and an Output node: where it begins and ends.")
     order, late = depth_first(inputs, edges)
@@ -64,16 +68,6 @@ def wire(graph: NodeGraph, clock: Clock) -> tuple[dict[str, Node], Wiring]:
     for name in sorted(needed.difference(order)):
         raise ValueError(f"node {name!r} gets nothing from any Input.")
     return {name: nodes[name] for name in wiring.order}, wiring
-
-
-def _ordered_inputs(graph: NodeGraph) -> list[str]:
-    # as forward took them, where the metadata say so; by name otherwise
-    inputs = sorted(graph.names("Input"))
-    try:
-        order = [str(name) for name in json.loads(graph.metadata.get(INPUT_ORDER, ""))]
-    except (TypeError, ValueError, RecursionError):
-        return inputs
-    return order if sorted(order) == inputs else inputs
 
 
 def _flat(graph: NodeGraph, clock: Clock, prefix: str = "") -> tuple[dict[str, Node], list[Edge]]:
