@@ -68,7 +68,12 @@ class Stage(NamedTuple):
 
 
 class Calls(NamedTuple):
-    """How a model runs, and its neuron layers with what drives them, in the order of the calls."""
+    """Calls of one step of a model.
+
+    Args:
+        by: how the model runs.
+        stages: the neuron layers with what drives them, in the order of the calls.
+    """
 
     by: Literal["layer", "step"]
     stages: list[Stage]

@@ -45,7 +45,7 @@ def wire(graph: NodeGraph, clock: Clock) -> tuple[dict[str, Node], Wiring]:
     """
     nodes, edges = _flat(graph, clock)
     inputs, outputs = sorted(graph.names("Input")), sorted(graph.names("Output"))
-    with suppress(TypeError, ValueError, RecursionError):  # as forward took them, where it is said
+    with suppress(TypeError, ValueError, RecursionError):  # as forward took them
         order = [str(name) for name in json.loads(graph.metadata.get(INPUT_ORDER, ""))]
         inputs = order if sorted(order) == inputs else inputs
     if not inputs or not outputs:
