@@ -132,6 +132,10 @@ HELD: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "average pooling": (lambda: pooled(nn.AvgPool2d(2)), (2, 8, 8)),
     "max pooling": (lambda: pooled(nn.MaxPool2d(2)), (2, 8, 8)),
     "recurrence": (lambda: recurrent(2), (N,)),
+    "population in a loop": (
+        lambda: nn.Sequential(snn.Recurrent(nn.Sequential(*behind()), nn.Linear(N, N))),
+        (N,),
+    ),
     "signed spikes": (
         lambda: nn.Sequential(
             nn.Linear(N, N), snn.BLIF(N, pos_scale=2.0, neg_scale=2.0), nn.Linear(N, N), snn.LIF(N)

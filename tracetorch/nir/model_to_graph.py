@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -78,11 +77,20 @@ class _Writer:
         """Write the call of a module or a function; return the names of what it gives."""
         if node.operation in ("add", "add_") and node.inputs == list(node.args) and not node.kwargs:
             return [name for each in node.inputs for name in self.sources[each]]
+        if node.module is None and node.operation != "flatten":
+            raise ValueError(
+                f"{node.place} has no counterpart in NIR: between modules, values can be added and "
+                "flattened. Write it as a module, or leave it out."
+            )
         if node.args[:1] != tuple(node.inputs):
             raise ValueError(f"{node.place} is given more than one value; a node of NIR has one.")
         (source,), module = node.inputs, node.module
         if module is None:
-            return [self.add(node.name, _function(node, _shape(source)), source)]
+            dims = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | node.kwargs
+            start, end = dims.get("start_dim", 0), dims.get("end_dim", -1)
+            return [
+                self.add(node.name, flatten_node(start, end, _shape(source), node.place), source)
+            ]
         if any(each.module is module for each in self.sources) and isinstance(module, TTModule):
             raise ValueError(
                 f"{node.place} is called twice in one step; two nodes would have two memories."
@@ -115,15 +123,3 @@ class _Writer:
                 source = self.written.add(unused(f"{name}_again", nodes), copy, source)
             self.written.edges.append((source, name))
         return name
-
-
-def _function(node: models.Node, shape: Shape) -> Node:
-    """Return the node of a function between modules."""
-    given: dict[str, Any] = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False))
-    given |= node.kwargs
-    if node.operation != "flatten":
-        raise ValueError(
-            f"{node.place} has no counterpart in NIR: between modules, values can be added and "
-            "flattened. Write it as a module, or leave it out."
-        )
-    return flatten_node(given.get("start_dim", 0), given.get("end_dim", -1), shape, node.place)
