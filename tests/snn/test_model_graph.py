@@ -201,6 +201,7 @@ def test_what_a_graph_does_not_tell(name: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_model(net, torch.ones(1, 3))
     assert vars(net).keys() == before.keys()
+    assert torch._C._len_torch_function_stack() == 0  # nothing is watched any more
     assert tt.get_states(net) == states
 
 
@@ -216,6 +217,15 @@ def test_a_model_that_cannot_run_raises_what_it_raises() -> None:
         read_model(nn.Linear(3, 2), torch.ones(1, 4))
     with pytest.raises(TypeError, match="missing 1 required"):
         read_model(nn.Bilinear(3, 3, 2), torch.ones(1, 3))
+    calls = [0]
+
+    def second(m: Any, y: Tensor) -> Tensor:
+        calls[0] += 1
+        return m.linear(y if calls[0] == 1 else y[:, :1])
+
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        read_model(Calls(second), torch.ones(1, 3))
+    assert torch._C._len_torch_function_stack() == 0
 
 
 def test_the_model_is_as_it_was() -> None:

@@ -287,9 +287,9 @@ class _Watch(TorchFunctionMode):
         if self.depth:
             self.depth += 1
         elif self.is_leaf(module):
-            self.depth = 1
             self.given = self.with_nodes((args, kwargs), label(path, module))
             self.find_changes(module)
+            self.depth = 1
             super().__exit__(None, None, None)  # type: ignore[no-untyped-call]  # a layer runs unwatched
         else:
             self.inside.append(path)
@@ -320,12 +320,8 @@ class _Watch(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name, owner = function_name(func), self.inside[-1] if self.inside else ""
-        whose = (
-            f"the forward of {label(owner, self.modules[owner])}"
-            if owner
-            else "the model's forward"
-        )
-        place = f"{name}() in {whose}"
+        whose = f"forward of {label(owner, self.modules[owner])}" if owner else "model's forward"
+        place = f"{name}() in the {whose}"
         given = pytree.tree_leaves((args, kwargs))
         known = [each for each in given if id(each) in self.values]
         if not known or name in _OF_THE_SHAPE:
