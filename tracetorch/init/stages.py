@@ -49,8 +49,8 @@ class Stage(NamedTuple):
         delaying: all layers with delays between the neurons before and these, by path.
         behind: those of them between the source and these neurons.
         loop: path of the :class:`~tracetorch.snn.Recurrent` that the layer is in, or ``None``.
-        drivers: all affine layers whose outputs add up before the neurons, and the like.
-        between: paths of the other modules between the source and the neurons.
+        drivers: all affine layers that drive the neurons, the source too.
+        between: what is called between the source and the neurons, as messages name it.
     """
 
     path: str
