@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -84,6 +84,14 @@ class NodeGraph:
         return [n for n, node in self.nodes.items() if getattr(node, "kind", None) == kind]
 
 
+def unused(wanted: str, taken: Collection[str]) -> str:
+    """Return a name that is not taken: the one that is wanted, or with a number behind it."""
+    name, i = wanted, 1
+    while name in taken:
+        name, i = f"{wanted}_{i}", i + 1
+    return name
+
+
 def boundary(kind: str, shape: Shape) -> Node:
     """Return an ``"Input"`` or an ``"Output"``."""
     return Node(kind, settings={"shape": shape})
@@ -100,5 +108,5 @@ def naming(name: str, kind: str) -> Iterator[None]:
     """Put the node's name and kind in front of an error raised inside."""
     try:
         yield
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
         raise ValueError(f"node {name!r} ({kind}): {error}") from error
