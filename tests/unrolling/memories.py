@@ -65,7 +65,7 @@ def function_with_count() -> Callable[[], int]:
     def function() -> int:
         of_function: Any = function
         of_function.t = getattr(function, "t", 0) + 1
-        return of_function.t  # type: ignore[no-any-return]
+        return of_function.t
 
     return function
 

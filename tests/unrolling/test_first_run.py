@@ -315,7 +315,7 @@ BATCH: dict[str, Callable[[Tensor], Tensor]] = {
     "a table by position": lambda x: x * torch.linspace(0, 1, len(x))[:, None],
     "convolved over the batch": lambda x: F.avg_pool1d(x.T[None], 3, 1, 1)[0].T,
     "dropped samples": lambda x: x * (torch.arange(len(x)) % 3)[:, None],
-    "ranks": lambda x: x.argsort(0, stable=True).argsort(0, stable=True) + x,
+    "ranks": lambda x: x.argsort(dim=0, stable=True).argsort(dim=0) + x,
     "covariance": lambda x: x @ (x.T @ x) / 10,
 }
 # of spikes the largest is 1 in every batch
