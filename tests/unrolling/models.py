@@ -80,4 +80,4 @@ class Whole(nn.Module):
         self.model, self.options = model, options
 
     def forward(self, x: Tensor) -> Tensor:
-        return tt.unroll(self.model, x, from_rest=True, **self.options)  # type: ignore[no-any-return]
+        return tt.unroll(self.model, x, from_rest=True, **self.options)

@@ -103,38 +103,38 @@ def model(forward: Callable[[Any, Tensor], Tensor], **kept: Any) -> Any:
 
 def previous(s: Any, x: Tensor) -> Tensor:
     s.prev = s.n(s.g(x + s.prev))
-    return s.prev  # type: ignore[no-any-return]
+    return s.prev
 
 
 def trace(s: Any, x: Tensor) -> Tensor:
     s.trace = 0.9 * s.trace + x
-    return s.n(s.g(s.trace))  # type: ignore[no-any-return]
+    return s.n(s.g(s.trace))
 
 
 def counter(s: Any, x: Tensor) -> Tensor:
     s.t += 1
-    return s.n(s.g(x / s.t))  # type: ignore[no-any-return]
+    return s.n(s.g(x / s.t))
 
 
 def delay_line(s: Any, x: Tensor) -> Tensor:
     s.line.append(x)
-    return s.n(s.g(s.line.pop(0) if len(s.line) > 2 else torch.zeros_like(x)))  # type: ignore[no-any-return]
+    return s.n(s.g(s.line.pop(0) if len(s.line) > 2 else torch.zeros_like(x)))
 
 
 def ring_buffer(s: Any, x: Tensor) -> Tensor:
     s.ring[s.at[0] % 3] = x.mean(0)
     s.at[0] += 1
-    return s.n(s.g(x) + s.ring.sum(0))  # type: ignore[no-any-return]
+    return s.n(s.g(x) + s.ring.sum(0))
 
 
 def buffer_replaced(s: Any, x: Tensor) -> Tensor:
     s.total = s.total + x.mean()
-    return s.n(s.g(x + s.total))  # type: ignore[no-any-return]
+    return s.n(s.g(x + s.total))
 
 
 def buffer_in_place(s: Any, x: Tensor) -> Tensor:
     s.total.copy_(0.9 * s.total + x.mean())
-    return s.n(s.g(x + s.total))  # type: ignore[no-any-return]
+    return s.n(s.g(x + s.total))
 
 
 def mode_switch(s: Any, x: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ def mode_switch(s: Any, x: Tensor) -> Tensor:
 
 def annealed(s: Any, x: Tensor) -> Tensor:
     s.drop.p = 0.5 * s.drop.p
-    return s.n(s.g(x) * (1 - s.drop.p))  # type: ignore[no-any-return]
+    return s.n(s.g(x) * (1 - s.drop.p))
 
 
 def adapted_weight(s: Any, x: Tensor) -> Tensor:
@@ -345,19 +345,19 @@ def test_a_batch_mixed_by_its_largest_value_is_found_in_front(name: str) -> None
 
 
 def calls_by_size(s: Any, x: Tensor) -> Tensor:
-    return s.n(s.g(x) if len(x) > B else s.g(s.g(x)))  # type: ignore[no-any-return]
+    return s.n(s.g(x) if len(x) > B else s.g(s.g(x)))
 
 
 def neurons_by_size(s: Any, x: Tensor) -> Tensor:
-    return s.n(s.g(x)) if len(x) > B else s.other(s.g(x))  # type: ignore[no-any-return]
+    return s.n(s.g(x)) if len(x) > B else s.other(s.g(x))
 
 
 def neurons_once_more(s: Any, x: Tensor) -> Tensor:
-    return s.n(s.g(x)) if len(x) > B else s.other(s.n(s.g(x)))  # type: ignore[no-any-return]
+    return s.n(s.g(x)) if len(x) > B else s.other(s.n(s.g(x)))
 
 
 def neurons_less(s: Any, x: Tensor) -> Tensor:
-    return s.other(s.n(s.g(x))) if len(x) > B else s.n(s.g(x))  # type: ignore[no-any-return]
+    return s.other(s.n(s.g(x))) if len(x) > B else s.n(s.g(x))
 
 
 @pytest.mark.parametrize(
@@ -524,7 +524,7 @@ class Listed(nn.Module):
         self.parts = [nn.BatchNorm1d(N), nn.Dropout(0.5)]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.parts[1](self.parts[0](x))  # type: ignore[no-any-return]
+        return self.parts[1](self.parts[0](x))
 
 
 IN_TRAINING: dict[str, Callable[[], nn.Module]] = {
@@ -685,7 +685,7 @@ def verb(message: str) -> Callable[[Any], Any]:
 
 @verb("read its state mem")
 def membrane_feedback(s: Any, x: Tensor) -> Tensor:
-    return s.n(x + s.g(torch.zeros_like(x) if s.n.mem is None else s.n.mem))  # type: ignore[no-any-return]
+    return s.n(x + s.g(torch.zeros_like(x) if s.n.mem is None else s.n.mem))
 
 
 @verb("read its state mem")
@@ -705,13 +705,13 @@ def membrane_set(s: Any, x: Tensor) -> Tensor:
 @verb(r"call zero_states\(\)")
 def zeroed(s: Any, x: Tensor) -> Tensor:
     s.n.zero_states()
-    return s.n(s.g(x))  # type: ignore[no-any-return]
+    return s.n(s.g(x))
 
 
 @verb(r"call zero_states\(\)")
 def zeroed_for_some(s: Any, x: Tensor) -> Tensor:
     tt.zero_states(s, where=x.sum(-1) > N)
-    return s.n(s.g(x))  # type: ignore[no-any-return]
+    return s.n(s.g(x))
 
 
 @verb(r"call detach_states\(\)")
@@ -730,7 +730,7 @@ def all_read(s: Any, x: Tensor) -> Tensor:
 @verb("set its states")
 def all_set(s: Any, x: Tensor) -> Tensor:
     tt.set_states(s, {})
-    return s.n(s.g(x))  # type: ignore[no-any-return]
+    return s.n(s.g(x))
 
 
 @verb("copy it")
@@ -805,6 +805,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
 class Counts(snn.TTModule):
     """Declares a memory."""
 
+    last: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.memory("last", N)
@@ -847,7 +849,7 @@ def test_pytorchs_recurrent_layers_are_refused_both_ways(kind: Any) -> None:
             with pytest.raises(
                 ValueError, match=rf"1 \({kind.__name__}\) keeps a memory of its own"
             ):
-                tt.unroll(net, sequence(), by=by)  # type: ignore[call-overload]
+                tt.unroll(net, sequence(), by=by)
     assert tt.get_states(net) == {}
 
 
@@ -977,10 +979,10 @@ def test_each_mode_is_run_by_step() -> None:
 def test_other_layers_or_another_order_are_run_by_step() -> None:
     def forward(s: Any, x: Tensor) -> Tensor:
         if s.way == "one":
-            return s.n(s.g(x))  # type: ignore[no-any-return]
+            return s.n(s.g(x))
         if s.way == "two":
-            return s.other(s.n(s.g(x)))  # type: ignore[no-any-return]
-        return s.n(s.other(s.g(x)) - x.mean(0))  # type: ignore[no-any-return]
+            return s.other(s.n(s.g(x)))
+        return s.n(s.other(s.g(x)) - x.mean(0))
 
     net, x = model(forward, other=layer("LIF", N), way="one"), sequence()
     for way in ("one", "two"):
@@ -1129,7 +1131,7 @@ class InPlace(nn.Module):
         if not torch.is_grad_enabled():  # autograd itself forbids it otherwise
             drive += 5.0
         y += 1.0
-        return self.r(y)  # type: ignore[no-any-return]
+        return self.r(y)
 
 
 @pytest.mark.parametrize("grad", [True, False])

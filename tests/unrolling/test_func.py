@@ -76,7 +76,7 @@ def test_ensemble_in_one_call() -> None:
 class Restarting(Whole):
     def forward(self, x: Tensor) -> Tensor:
         mask = torch.arange(x[..., 0].numel()).view(x.shape[:2]) % 3 == 1
-        return tt.unroll(self.model, x, reset=mask, from_rest=True)  # type: ignore[no-any-return]
+        return tt.unroll(self.model, x, reset=mask, from_rest=True)
 
 
 def delayed() -> nn.Sequential:

@@ -153,7 +153,9 @@ def test_memory_of_a_hook_is_still_found(kind: str) -> None:
 
 def test_a_spectral_norm_in_training_goes_on_once() -> None:
     """By a hook of PyTorch's: its vectors are those that one call of all steps leaves."""
-    model, twin, x = net(), net(), torch.rand(5, 2, 4)
+    model: Any = net()
+    twin: Any = net()
+    x = torch.rand(5, 2, 4)
     for each in (model, twin):
         torch.manual_seed(1)
         WEIGHTS["spectral norm"](each)

@@ -56,6 +56,8 @@ class Residual(nn.Module):
 class Remembers(snn.TTModule):
     """Declares a memory."""
 
+    last: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.memory("last", N)
@@ -265,7 +267,8 @@ RUNS: dict[str, Callable[[nn.Module], Any]] = {
 def test_others_see_the_states_of_before_while_a_thread_runs(run: str) -> None:
     model, twin = gated(), gated()
     before = tt.get_states(model)
-    tt.detach_states(model), tt.detach_states(twin)
+    tt.detach_states(model)
+    tt.detach_states(twin)
     expected, rest = RUNS[run](twin), tt.unroll(twin, X, from_rest=True)
     with at_the_gate(lambda: RUNS[run](model)) as future:
         assert equal(tt.get_states(model), before)
@@ -307,7 +310,7 @@ def test_passes_nest_in_one_thread() -> None:
             torch.autograd.grad(y.sum(), x, retain_graph=True)  # runs a segment again
             assert current_pass() is outer
             rest = tt.unroll(self.net, torch.stack([x, x]), from_rest=True)
-            return self.net(y[-1]) + rest[-1]  # type: ignore[no-any-return]
+            return self.net(y[-1]) + rest[-1]
 
     model, twin = Outer(), made()
     x = X.clone().requires_grad_()

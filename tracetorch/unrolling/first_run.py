@@ -301,7 +301,9 @@ class FirstRun:
         for path, layer, (cell, raws) in self.layers:
             now, values = _definition(layer)
             same = raws.keys() == values.keys() and all(
-                torch.equal(raw, values[name]) for name, raw in raws.items()
+                raw.shape == values[name].shape
+                and torch.allclose(raw, values[name], rtol=0, atol=0, equal_nan=True)
+                for name, raw in raws.items()
             )
             if now is not cell or not same:
                 raise ValueError(
