@@ -32,10 +32,9 @@ STEPS, B, N = 100, 1, 100
 def evidence(*layers: LayerEvidence, x: Tensor | None = None, **fields: Any) -> Evidence:
     """Return evidence without a finding, but for what ``fields`` say."""
     inputs = parse_inputs(torch.ones(STEPS, B, N) if x is None else x, None, 0, True)
-    names = ("outputs", "output_gradients", "parameters", "gradients")
-    plain: dict[str, Any] = dict.fromkeys(names[:2], []) | dict.fromkeys(names[2:], {})
-    plain |= {"model": nn.Identity(), "loss": torch.tensor(1.0), "layers": list(layers)}
-    return Evidence(inputs=inputs, **{**plain, **fields})
+    plain: dict[str, Any] = {"outputs": [], "output_gradients": [], "parameters": {}}
+    plain |= {"gradients": {}, "loss": torch.tensor(1.0), **fields}
+    return Evidence(nn.Identity(), inputs, list(layers), **plain)
 
 
 def layer(path: str = "0", module: Any = None, **fields: Any) -> LayerEvidence:
