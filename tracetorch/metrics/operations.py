@@ -2,40 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import astuple
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from tracetorch.metrics.observe import ModuleStats, observe
+from tracetorch.metrics.observe import observe
+from tracetorch.metrics.stats import NO_OPERATIONS, ModuleStats, SynapticOperations
 from tracetorch.probe.layers import neuron_layers
-
-
-@dataclass(frozen=True)
-class SynapticOperations:
-    """Number of products of a weight and an input, per sample, summed over the time steps.
-
-    An operation is *effective* where neither is zero. At a step whose inputs to a layer are all 0,
-    1 or -1, it adds a weight (AC); otherwise it multiplies one too (MAC). Biases are not counted.
-
-    Args:
-        effective_macs: number of multiply-accumulates.
-        effective_acs: number of accumulates.
-        dense: number of all products, zeros too: the cost on hardware that cannot skip zeros.
-
-    Example:
-        >>> SynapticOperations(effective_macs=0.0, effective_acs=12.0, dense=40.0).effective
-        12.0
-    """
-
-    effective_macs: float
-    effective_acs: float
-    dense: float
-
-    @property
-    def effective(self) -> float:
-        """Sum of both kinds, the SynOps of neuromorphic hardware."""
-        return self.effective_macs + self.effective_acs
 
 
 def synaptic_operations(
@@ -163,10 +138,7 @@ def uncounted_products(modules: list[ModuleStats]) -> tuple[str, ...]:
     )
 
 
-def sum_operations(modules: list[ModuleStats], batch: int) -> SynapticOperations:
+def sum_operations(modules: Iterable[ModuleStats], batch: int) -> SynapticOperations:
     """Sum the operations of all modules, per sample."""
-    return SynapticOperations(
-        sum(stats.operations.macs for stats in modules) / batch,
-        sum(stats.operations.acs for stats in modules) / batch,
-        sum(stats.operations.dense for stats in modules) / batch,
-    )
+    total = sum((stats.operations for stats in modules), NO_OPERATIONS)
+    return SynapticOperations(*(figure / batch for figure in astuple(total)))

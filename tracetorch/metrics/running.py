@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from tracetorch.core.checks import check_count, check_integer
+from tracetorch.core.checks import check_count, check_integer, check_share
 from tracetorch.metrics.accuracy import By, check_by, correct
-from tracetorch.metrics.activity import SATURATED, check_above, count_spikes
+from tracetorch.metrics.activity import SATURATED, count_spikes
 from tracetorch.metrics.observe import observe
-from tracetorch.metrics.operations import SynapticOperations, check_counted, sum_operations
+from tracetorch.metrics.operations import check_counted, sum_operations
+from tracetorch.metrics.stats import SynapticOperations
 from tracetorch.probe.layers import neuron_layers
 
 _FIGURES = (*(each.name for each in dataclasses.fields(SynapticOperations)), "membrane_updates")
@@ -39,13 +40,10 @@ class _SumMetric(Metric):
         for name, term in terms.items():
             setattr(self, name, getattr(self, name) + term)
 
-    def _check_updated(self, counted: Tensor) -> None:
-        if not bool(counted.any()):
+    def _share(self, part: Any, whole: Any) -> Tensor:
+        if not bool(whole.any()):
             raise ValueError(f"{type(self).__name__} has seen no batch. Call update() first.")
-
-    def _share(self, part: str, whole: str) -> Tensor:
-        self._check_updated(getattr(self, whole))
-        share: Tensor = getattr(self, part) / getattr(self, whole)
+        share: Tensor = part / whole
         return share.to(torch.get_default_dtype())
 
 
@@ -83,7 +81,7 @@ class Accuracy(_SumMetric):
 
     def compute(self) -> Tensor:
         """Return the share of samples that were classified correctly."""
-        return self._share(self._correct, "samples")
+        return self._share(getattr(self, self._correct), self.samples)
 
 
 class FiringRate(_SumMetric):
@@ -111,7 +109,7 @@ class FiringRate(_SumMetric):
 
     def compute(self) -> Tensor:
         """Return the share of steps with a spike."""
-        return self._share("fired", "total")
+        return self._share(self.fired, self.total)
 
 
 class Sparsity(FiringRate):
@@ -167,8 +165,7 @@ class _PerNeuronMetric(_SumMetric):
         self._add(**{self._fired: fired, self._total: total})
 
     def _share_of(self, marked: Tensor) -> Tensor:
-        self._check_updated(self.total)
-        return marked.double().mean().to(torch.get_default_dtype())
+        return self._share(marked.double().sum(), (self.total > 0).sum())
 
 
 class DeadNeurons(_PerNeuronMetric):
@@ -183,8 +180,7 @@ class DeadNeurons(_PerNeuronMetric):
         kwargs: as for ``torchmetrics.Metric``.
 
     Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: ``num_neurons`` is below 1, or not what the spikes have.
+        TypeError, ValueError: an argument is wrong, or ``num_neurons`` not what the spikes have.
 
     Example:
         >>> metric = DeadNeurons(4)
@@ -211,8 +207,7 @@ class SaturatedNeurons(_PerNeuronMetric):
         kwargs: as for ``torchmetrics.Metric``.
 
     Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: ``num_neurons`` is below 1, or not what the spikes have.
+        TypeError, ValueError: an argument is wrong, or ``num_neurons`` not what the spikes have.
 
     Example:
         >>> metric = SaturatedNeurons(2)
@@ -227,8 +222,7 @@ class SaturatedNeurons(_PerNeuronMetric):
         self, num_neurons: int, dim: int = -1, above: float = SATURATED, **kwargs: Any
     ) -> None:
         super().__init__(num_neurons, dim, **kwargs)
-        check_above(above)
-        self.above = above
+        self.above = check_share("above", above)
 
     def compute(self) -> Tensor:
         """Return the share of neurons whose rate reached ``above``."""
@@ -277,4 +271,4 @@ class Operations(_SumMetric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return each figure per sample, by name."""
-        return {name: self._share(name, "samples") for name in _FIGURES}
+        return {name: self._share(getattr(self, name), self.samples) for name in _FIGURES}

@@ -1,0 +1,78 @@
+"""Sum what a run of a model shows of each of its modules: operations, activity, memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from tracetorch.snn.spike_functions import spike_functions
+
+# Activations in NeuroBench's sense, besides neurons that spike
+_ACTIVATIONS = (nn.ReLU, nn.Sigmoid)
+
+
+@dataclass(frozen=True)
+class SynapticOperations:
+    """Number of products of a weight and an input, per sample, summed over the time steps.
+
+    An operation is *effective* where neither is zero. At a step whose inputs to a layer are all 0,
+    1 or -1, it adds a weight (AC); otherwise it multiplies one too (MAC). Biases are not counted.
+
+    Args:
+        effective_macs: number of multiply-accumulates.
+        effective_acs: number of accumulates.
+        dense: number of all products, zeros too: the cost on hardware that cannot skip zeros.
+
+    Example:
+        >>> SynapticOperations(effective_macs=0.0, effective_acs=12.0, dense=40.0).effective
+        12.0
+    """
+
+    effective_macs: float
+    effective_acs: float
+    dense: float
+
+    @property
+    def effective(self) -> float:
+        """Sum of both kinds, the SynOps of neuromorphic hardware."""
+        return self.effective_macs + self.effective_acs
+
+    def __add__(self, other: SynapticOperations) -> SynapticOperations:
+        return SynapticOperations(
+            self.effective_macs + other.effective_macs,
+            self.effective_acs + other.effective_acs,
+            self.dense + other.dense,
+        )
+
+
+NO_OPERATIONS = SynapticOperations(0.0, 0.0, 0.0)
+
+
+@dataclass
+class ModuleStats:
+    """Measurements of one module, summed over all real steps and samples."""
+
+    path: str
+    module: nn.Module
+    operations: SynapticOperations = NO_OPERATIONS
+    multiplies: bool = False  # it computes products that are counted
+    uncounted: dict[str, None] = field(default_factory=dict)  # why others are not, each reason once
+    shape: tuple[int, ...] | None = None  # of the output at one step, without the batch
+    values: int = 0  # of the outputs of an activation
+    nonzero: int = 0
+    fired: Tensor | None = None  # spikes per neuron
+    total: Tensor | None = None  # steps at which each neuron could have fired
+    updates: float = 0.0  # of membranes
+    output_bytes: int = 0  # views of the input excepted
+    state_bytes: int = 0
+
+    @property
+    def spikes(self) -> bool:
+        """Whether its output is spikes."""
+        return bool(spike_functions(self.module))
+
+    @property
+    def activates(self) -> bool:
+        """Whether its output is an activation in NeuroBench's sense."""
+        return self.spikes or isinstance(self.module, _ACTIVATIONS)
