@@ -117,12 +117,6 @@ def test_matplotlib_is_imported_late_and_pyplot_and_rcparams_are_untouched() -> 
     assert done.returncode == 0, done.stderr
 
 
-def test_ax_of_another_type_is_rejected() -> None:
-    both = Figure().subplots(1, 2)
-    with pytest.raises(TypeError, match=r"ax must be matplotlib axes, got ndarray.*axes\[0\]"):
-        get_axes(both)
-
-
 def test_missing_matplotlib_is_named_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tracetorch.core.optional.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"tt\.plot needs matplotlib.*\.\[plot\]"):

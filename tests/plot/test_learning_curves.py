@@ -46,21 +46,3 @@ def test_the_best_epoch_is_marked(best: Any, epoch: int) -> None:
     assert np.isnan(line.get_ydata()[3])  # a gap, where the training has diverged
     assert mark.get_xdata() == [epoch]
     assert len(plot.learning_curves({"a": [math.nan]}, best=best).lines) == 1
-
-
-WRONG: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
-    ([1.0], {}, TypeError, "takes a dict of curves by name"),
-    ({}, {}, ValueError, "there are no curves"),
-    ({"a": []}, {}, ValueError, "'a' has no values"),
-    ({"a": [[1.0], []]}, {}, ValueError, "'a' has no values"),
-    ({"a": 3.0}, {}, TypeError, "'a' takes numbers"),
-    ({"a": ["loss"]}, {}, TypeError, "'a' takes numbers"),
-    ({"a": "loss"}, {}, TypeError, "'a' takes numbers"),
-    ({"a": [1.0]}, {"best": "max"}, ValueError, "best must be 'highest', 'lowest' or None"),
-]
-
-
-@pytest.mark.parametrize(("curves", "options", "error", "message"), WRONG)
-def test_wrong_arguments(curves: Any, options: Any, error: Any, message: str) -> None:
-    with pytest.raises(error, match=message):
-        plot.learning_curves(curves, **options)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import pytest
 import torch
 
 import tracetorch as tt
@@ -26,8 +25,3 @@ def test_second_line_on_the_same_axes_has_another_colour() -> None:
 
 def test_there_is_no_legend_without_a_label() -> None:
     assert tt.plot.line_graph([1.0, 2.0], "t").get_legend() is None
-
-
-def test_empty_lists_are_rejected() -> None:
-    with pytest.raises(ValueError, match="there are no values"):
-        tt.plot.line_graph([], "t")

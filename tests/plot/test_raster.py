@@ -9,7 +9,7 @@ from matplotlib.colors import to_rgb
 from torch import Tensor
 
 import tracetorch as tt
-from tests.plot.cases import outputs, recording, spikes
+from tests.plot.cases import recording, spikes
 from tracetorch.plot.axes import COLOURS
 
 
@@ -75,11 +75,6 @@ def test_silent_layers_are_drawn(limit: int | None) -> None:
     ax = tt.plot.raster(torch.zeros(4, 1, 2), limit=limit)
     assert ticks(ax) in ({}, {"up": []})
     assert ax.get_xlim() == (-0.5, 3.5)
-
-
-def test_limit_below_1_is_rejected() -> None:
-    with pytest.raises(ValueError, match="raster: limit must be at least 1, got 0"):
-        tt.plot.raster(outputs(), limit=0)
 
 
 def test_invalid_arguments_leave_the_axes_unchanged() -> None:

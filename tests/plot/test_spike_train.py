@@ -38,12 +38,3 @@ def test_rows_are_labelled_from_0_by_at_most_12_numbers(rows: int, every: int) -
     ax = tt.plot.spike_train(list(torch.ones(rows, 2)), 2.0)
     labels = [(tick.get_text(), tick.get_position()[1]) for tick in ax.get_yticklabels()]
     assert labels == [(str(row), 2.0 * row) for row in range(0, rows, every)]
-
-
-def test_invalid_arguments_are_rejected() -> None:
-    with pytest.raises(ValueError, match=r"rows \[T\] of one length, got 2 of lengths \[1, 2\]"):
-        tt.plot.spike_train([torch.ones(1), torch.ones(2)])
-    with pytest.raises(ValueError, match="one length, got 0"):
-        tt.plot.spike_train([])
-    with pytest.raises(ValueError, match="spacing must be positive, got 0"):
-        tt.plot.spike_train([torch.ones(2)], spacing=0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
 import tracetorch as tt
@@ -45,13 +44,3 @@ def test_rates_in_hertz() -> None:
     assert np.allclose(*heights)
     silent = plot.rate_histogram(torch.zeros(3, 1, 2), dt=0.5)
     assert silent.get_xlim() == (0, 2000)
-
-
-@pytest.mark.parametrize("name", ["raster", "state_trace", "rate_map", "rate_histogram"])
-@pytest.mark.parametrize(
-    ("dt", "error", "message"),
-    [(0.0, ValueError, "dt must be positive"), ("1", TypeError, "a number of milliseconds")],
-)
-def test_wrong_dt(name: str, dt: Any, error: Any, message: str) -> None:
-    with pytest.raises(error, match=f"{name}: {message}|{name}: dt must be {message}"):
-        getattr(plot, name)(SPIKES, dt=dt)

@@ -17,8 +17,7 @@ from tracetorch.plot.animation import animate_events, animate_run, save_animatio
 from tracetorch.plot.confusion_matrix import confusion_matrix
 from tracetorch.plot.distributions import distributions
 from tracetorch.plot.gradient_flow import gradient_flow
-from tracetorch.plot.halflives import halflives
-from tracetorch.plot.layer_parameters import decays
+from tracetorch.plot.halflives import decays, halflives
 from tracetorch.plot.learning_curves import learning_curves
 from tracetorch.plot.line_graph import line_graph
 from tracetorch.plot.measurement_manager import MeasurementManager

@@ -7,8 +7,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from tracetorch.core.files import atomic_replace
+
 SHARED = Path(__file__).parent / "page"
-PARTS = Path(__file__).parent / "parts"
 
 
 def check_title(caller: str, title: object) -> None:
@@ -17,18 +18,31 @@ def check_title(caller: str, title: object) -> None:
         raise TypeError(f"{caller}: title must be a string, got {type(title).__name__}.")
 
 
+def write_page(
+    path: str | Path, caller: str, folder: Path, title: str, data: str, parts: Sequence[Path] = ()
+) -> None:
+    """Write a page, as :func:`html_page` fills it; an existing file is replaced when all is there.
+
+    Args:
+        path: of the file.
+        caller: the public function, for messages.
+        folder: with contents, a style and a script of its own name.
+        title: of the page, as plain text.
+        data: the elements that hold the data, as HTML.
+        parts: styles and scripts beside them, in their order.
+    """
+    check_title(caller, title)
+    page = html_page(folder, title, data, parts)
+    with atomic_replace(path) as unfinished:
+        unfinished.write_text(page, encoding="utf-8")
+
+
 def html_page(folder: Path, title: str, data: str, parts: Sequence[Path] = ()) -> str:
     """Fill the page that all pages share with contents, style and script of a folder, and data.
 
     Style and script are those of the folder, behind those that all pages share and those of parts
     that some do. The scripts of parts and folder have one scope, in which what one declares the
     next ones use.
-
-    Args:
-        folder: with contents, a style and a script of its own name.
-        title: of the page, as plain text.
-        data: the elements that hold the data, as HTML.
-        parts: styles and scripts, in their order.
     """
     template = folder / folder.name
     page, contents = (_text(part.with_suffix(".html")) for part in (SHARED, template))

@@ -9,12 +9,14 @@ import numpy as np
 from torch import Tensor
 
 from tracetorch.plot.axes import COLOURS, add_legend, get_axes, set_integer_ticks, set_title
+from tracetorch.plot.descriptions import describe_plot
 from tracetorch.plot.recorded import flat_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@describe_plot
 def line_graph(
     list_of_values: Sequence[float | Tensor] | Tensor,
     title: str,
@@ -27,14 +29,8 @@ def line_graph(
 
     Args:
         list_of_values: numbers, or tensors of one element each.
-        title: title of the axes.
         label: label of the line, in a legend beside the axes.
         xlabel: label of the x axis.
-        ax: axes to draw on; if left out, new axes on a new figure.
-
-    Raises:
-        TypeError: the values are not numbers.
-        ValueError: there are no values.
 
     Example:
         >>> ax = line_graph([0.9, torch.tensor(0.5), 0.4], "loss", "training")
@@ -42,8 +38,6 @@ def line_graph(
         [0.9, 0.5, 0.4]
     """
     values = flat_numbers("line_graph", list_of_values)
-    if not len(values):
-        raise ValueError("line_graph: there are no values.")
     ax = get_axes(ax)
     colour = COLOURS[len(ax.lines) % len(COLOURS)]
     ax.plot(np.arange(len(values)), values, color=colour, linewidth=1.4, label=label or "_")

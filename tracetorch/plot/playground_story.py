@@ -21,53 +21,33 @@ STEPS = 200
 
 @dataclass(frozen=True)
 class Stimulus:
-    """An input over time.
+    """An input over time."""
 
-    Args:
-        kind: ``"pulses"``, ``"constant"`` or ``"noise"``.
-        amplitude: of it, in the unit of the layer's input.
-        period: steps from one pulse to the next.
-        width: steps that a pulse lasts.
-    """
-
-    kind: str = "pulses"
-    amplitude: float = 0.3
-    period: int = 60
-    width: int = 25
+    kind: str = "pulses"  # or "constant", "noise"
+    amplitude: float = 0.3  # in the unit of the layer's input
+    period: int = 60  # steps from one pulse to the next
+    width: int = 25  # steps that a pulse lasts
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A neuron with a name.
+    """A neuron with a name."""
 
-    Args:
-        name: on its button.
-        note: what it does, and whose numbers these are.
-        arguments: of the constructor.
-        stimulus: at which it shows it.
-    """
-
-    name: str
-    note: str
-    arguments: Mapping[str, float]
-    stimulus: Stimulus
+    name: str  # on its button
+    note: str  # what it does, and whose numbers these are
+    arguments: Mapping[str, float]  # of the constructor
+    stimulus: Stimulus  # at which it shows it
 
 
 @dataclass(frozen=True)
 class Try:
-    """Settings that show something, as a link.
+    """Settings that show something, as a link."""
 
-    Args:
-        neuron: name of the class.
-        name: of the link.
-        text: what there is to see.
-        settings: as in the fragment of the page's address; ``amplitude`` in the layer's own unit.
-    """
-
-    neuron: str
-    name: str
-    text: str
+    neuron: str  # name of the class
+    name: str  # of the link
+    text: str  # what there is to see
     settings: Mapping[str, Any] = field(default_factory=dict)
+    """As in the fragment of the page's address; ``amplitude`` in the layer's own unit."""
 
 
 # What a neuron of the literature begins with, so that it shows what it is for, and how many steps
@@ -108,22 +88,52 @@ _IZHIKEVICH = {
 }
 
 
-def _naud(
-    name: str,
-    note: str,
-    numbers: tuple[float, ...],
-) -> Preset:
-    """Return a row of the table: C, g, E, a, tau_w, b, V_r and I, in pF, nS, mV, ms and pA."""
-    c, g, rest, a, tau_w, b, reset, current = numbers
+# rows of the table: C, g, E, a, tau_w, b, V_r and I, in pF, nS, mV, ms and pA
+_NAUD: dict[str, tuple[str, tuple[float, ...]]] = {
+    "tonic": (
+        "Tonic spiking: the same interval again and again.",
+        (200, 10, -70, 2, 30, 0, -58, 500),
+    ),
+    "adapting": ("Adaptation: intervals grow.", (200, 12, -70, 2, 300, 60, -58, 500)),
+    "initial burst": (
+        "Initial burst: some spikes at once, then single ones.",
+        (130, 18, -58, 4, 150, 120, -50, 400),
+    ),
+    "bursting": (
+        "Regular bursting: the reset lies above the threshold, until the adaptation ends it.",
+        (200, 10, -58, 2, 120, 100, -46, 210),
+    ),
+    "accelerating": (
+        "Delayed accelerating: a negative adaptation drives it ever faster.",
+        (200, 12, -70, -10, 300, 0, -58, 300),
+    ),
+    "delayed bursting": (
+        "Delayed regular bursting: silent at first, then bursts.",
+        (100, 10, -65, -10, 90, 30, -47, 110),
+    ),
+    "transient": (
+        "Transient spiking: it fires at the beginning of an input, and never again.",
+        (100, 10, -65, 10, 90, 100, -47, 180),
+    ),
+    "irregular": (
+        "Irregular spiking: a constant input, and chaos.",
+        (100, 12, -60, -11, 130, 30, -48, 160),
+    ),
+}
+
+
+def _naud(name: str) -> Preset:
+    """Return a row of the table as arguments of ``AdEx``."""
+    note, (c, g, rest, a, tau_w, b, reset, current) = _NAUD[name]
     arguments = {
         "beta": time_constant_to_decay(c / g),
         "rho": time_constant_to_decay(tau_w),
         "a": a / g,
         "b": b / g,
         "v_rest": rest,
+        "v_reset": reset,
         "v_t": -50.0,
         "delta": 2.0,
-        "v_reset": reset,
         "v_peak": -40.0,
     }
     return Preset(name, f"{note} (Naud et al. 2008)", arguments, Stimulus("constant", current / g))
@@ -131,56 +141,10 @@ def _naud(
 
 PRESETS: dict[str, tuple[Preset, ...]] = {
     "Izhikevich": tuple(
-        Preset(
-            name,
-            f"{_IZHIKEVICH[name]} (Izhikevich 2003)",
-            arguments,
-            Stimulus("constant", 10.0),
-        )
-        for name, arguments in neurons.Izhikevich.presets.items()
+        Preset(name, f"{_IZHIKEVICH[name]} (Izhikevich 2003)", numbers, Stimulus("constant", 10.0))
+        for name, numbers in neurons.Izhikevich.presets.items()
     ),
-    "AdEx": (
-        _naud(
-            "tonic",
-            "Tonic spiking: the same interval again and again.",
-            (200, 10, -70, 2, 30, 0, -58, 500),
-        ),
-        _naud(
-            "adapting",
-            "Adaptation: intervals grow.",
-            (200, 12, -70, 2, 300, 60, -58, 500),
-        ),
-        _naud(
-            "initial burst",
-            "Initial burst: some spikes at once, then single ones.",
-            (130, 18, -58, 4, 150, 120, -50, 400),
-        ),
-        _naud(
-            "bursting",
-            "Regular bursting: the reset lies above the threshold, until the adaptation ends it.",
-            (200, 10, -58, 2, 120, 100, -46, 210),
-        ),
-        _naud(
-            "accelerating",
-            "Delayed accelerating: a negative adaptation drives it ever faster.",
-            (200, 12, -70, -10, 300, 0, -58, 300),
-        ),
-        _naud(
-            "delayed bursting",
-            "Delayed regular bursting: silent at first, then bursts.",
-            (100, 10, -65, -10, 90, 30, -47, 110),
-        ),
-        _naud(
-            "transient",
-            "Transient spiking: it fires at the beginning of an input, and never again.",
-            (100, 10, -65, 10, 90, 100, -47, 180),
-        ),
-        _naud(
-            "irregular",
-            "Irregular spiking: a constant input, and chaos.",
-            (100, 12, -60, -11, 130, 30, -48, 160),
-        ),
-    ),
+    "AdEx": tuple(map(_naud, _NAUD)),
 }
 
 TRIES: tuple[Try, ...] = (

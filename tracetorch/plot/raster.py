@@ -7,8 +7,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tracetorch.core.checks import check_count
-from tracetorch.plot.axes import COLOURS, INK, TimeScale, get_axes, set_title
-from tracetorch.plot.bands import label_bands, neuron_count_label, row_edges
+from tracetorch.plot.axes import (
+    COLOURS,
+    INK,
+    TimeScale,
+    get_axes,
+    label_bands,
+    neuron_count_label,
+    row_edges,
+    set_title,
+)
+from tracetorch.plot.descriptions import describe_plot
 from tracetorch.plot.recorded import Array, Recorded, check_recording, select_sample
 
 if TYPE_CHECKING:
@@ -17,6 +26,7 @@ if TYPE_CHECKING:
 MAX_VECTOR_TICKS = 20_000  # more ticks become pixels, in a PDF or SVG too
 
 
+@describe_plot
 def raster(
     spikes: Recorded,
     *,
@@ -31,22 +41,11 @@ def raster(
     The layers of a dict are drawn below each other, in bands of equal height.
 
     Args:
-        spikes: outputs, or a dict of them by path. Dimensions after the batch are flattened to
-            neurons.
-        sample: index in the batch; ``None`` for ``[T, ...]`` without one.
         limit: maximum number of neurons shown per layer: evenly from the most active, on top, to
             the least active of those that fire.
-        dt: duration of a step in milliseconds, for an axis in ms; ``None``: in steps.
-        title: title of the axes.
-        ax: axes to draw on; if left out, new axes on a new figure.
 
     Shape:
         ``[T, B, ...]`` each; x in time steps from 0, or in ms; y in neurons.
-
-    Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: a tensor has no batch or no neurons, ``sample`` is out of range, ``limit`` is
-            less than 1, or ``dt`` not positive.
 
     Example:
         >>> x = torch.zeros(5, 1, 3)

@@ -13,19 +13,14 @@ from tracetorch.core.checks import check_count
 class InlinePage:
     """A page that a notebook shows where it is the value of a cell: see :func:`show_html`.
 
-    Args:
-        path: of the file that was read.
-        page: its text.
-        height: of the frame in pixels.
-
     Example:
         >>> InlinePage("run.html", "<p>", 480)
         InlinePage('run.html')
     """
 
-    path: str
-    page: str
-    height: int
+    path: str  # of the file that was read
+    page: str  # its text
+    height: int  # of the frame in pixels
 
     def __repr__(self) -> str:
         return f"InlinePage({self.path!r})"
@@ -53,8 +48,7 @@ def show_html(path: str | Path, *, height: int = 600) -> InlinePage:
 
     Raises:
         FileNotFoundError: there is no such file.
-        TypeError: an argument is of the wrong type.
-        ValueError: ``height`` is less than 1, or the file is no HTML.
+        TypeError, ValueError: ``height`` is less than 1, or the file is no HTML.
 
     Example:
         >>> import tempfile
@@ -65,8 +59,6 @@ def show_html(path: str | Path, *, height: int = 600) -> InlinePage:
         >>> page._repr_html_()[:36]
         '<iframe srcdoc="&lt;!doctype html&gt'
     """
-    if not isinstance(path, (str, Path)):
-        raise TypeError(f"show_html: path must be a string or a Path, got {path!r}.")
     height = check_count("show_html: height", height)
     text = Path(path).read_text(encoding="utf-8")
     if "<html" not in text[:2000].lower() and "<!doctype html" not in text[:200].lower():

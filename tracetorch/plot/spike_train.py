@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
+from tracetorch.core.checks import check_positive
 from tracetorch.plot.axes import INK, get_axes, set_title
-from tracetorch.plot.recorded import Array, flat_numbers
+from tracetorch.plot.descriptions import describe_plot
+from tracetorch.plot.recorded import flat_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@describe_plot
 def spike_train(
     list_of_tensors: Sequence[Tensor] | Tensor,
     spacing: float = 1.0,
@@ -35,36 +38,26 @@ def spike_train(
         spacing: distance between rows.
         linelength: length of a tick; without ``use_imshow``.
         linewidth: width of a tick in points; without ``use_imshow``.
-        title: title of the axes.
         use_imshow: draw shades of grey; otherwise ticks.
-        ax: axes to draw on; if left out, new axes on a new figure.
 
     Shape:
         N rows of ``[T]``; x in time steps from 0, y in neurons.
-
-    Raises:
-        TypeError: a row does not consist of numbers.
-        ValueError: there are no rows, they differ in length, or ``spacing`` is not positive.
 
     Example:
         >>> ax = spike_train([torch.tensor([0.0, 1.0, 0.0]), torch.tensor([1.0, 0.0, 0.5])])
         >>> ax.images[0].get_array().tolist()
         [[0.0, 1.0, 0.0], [1.0, 0.0, 0.5]]
     """
-    rows = [flat_numbers("spike_train", row) for row in list_of_tensors]
-    lengths = sorted({len(row) for row in rows})
-    if len(lengths) != 1 or lengths == [0]:
-        raise ValueError(
-            f"spike_train takes rows [T] of one length, got {len(rows)} of lengths {lengths}."
-        )
-    if not spacing > 0:
-        raise ValueError(f"spike_train: spacing must be positive, got {spacing}.")
-    values = np.stack(rows)
-    (count, steps), end = values.shape, spacing * (len(rows) - 0.5)
+    values = np.stack([flat_numbers("spike_train", row) for row in list_of_tensors])
+    spacing = check_positive("spike_train: spacing", spacing)
+    (count, steps), end = values.shape, spacing * (len(values) - 0.5)
 
     ax = get_axes(ax, (6.4, 2.4))
     if use_imshow:
-        _draw_image(ax, np.abs(values), (-0.5, steps - 0.5, end, -0.5 * spacing))
+        # spikes of both signs are dark
+        sizes, extent = np.abs(values), (-0.5, steps - 0.5, end, -0.5 * spacing)
+        style: dict[str, Any] = {"cmap": "gray_r", "aspect": "auto", "interpolation": "nearest"}
+        ax.imshow(sizes, vmin=0.0, vmax=max(1.0, float(sizes.max())), extent=extent, **style)
     else:
         row, step = np.nonzero(values)
         low, high = spacing * row - linelength / 2, spacing * row + linelength / 2
@@ -75,16 +68,3 @@ def spike_train(
     ax.set(xlabel="time step", ylabel="neuron")
     set_title(ax, title)
     return ax
-
-
-def _draw_image(ax: Axes, sizes: Array, extent: tuple[float, float, float, float]) -> None:
-    """Draw spikes as an image in which those of both signs are dark."""
-    ax.imshow(
-        sizes,
-        cmap="gray_r",
-        vmin=0.0,
-        vmax=max(1.0, float(sizes.max())),
-        aspect="auto",
-        interpolation="nearest",
-        extent=extent,
-    )
