@@ -125,17 +125,9 @@ _NAUD: dict[str, tuple[str, tuple[float, ...]]] = {
 def _naud(name: str) -> Preset:
     """Return a row of the table as arguments of ``AdEx``."""
     note, (c, g, rest, a, tau_w, b, reset, current) = _NAUD[name]
-    arguments = {
-        "beta": time_constant_to_decay(c / g),
-        "rho": time_constant_to_decay(tau_w),
-        "a": a / g,
-        "b": b / g,
-        "v_rest": rest,
-        "v_reset": reset,
-        "v_t": -50.0,
-        "delta": 2.0,
-        "v_peak": -40.0,
-    }
+    decays = {"beta": time_constant_to_decay(c / g), "rho": time_constant_to_decay(tau_w)}
+    leaks = {"a": a / g, "b": b / g, "v_rest": rest, "v_t": -50.0, "delta": 2.0}
+    arguments = decays | leaks | {"v_reset": reset, "v_peak": -40.0}
     return Preset(name, f"{note} (Naud et al. 2008)", arguments, Stimulus("constant", current / g))
 
 
