@@ -435,7 +435,7 @@ def test_delays_and_zeros_are_no_weights_that_a_step_overwrites(parametrized: bo
 
 def test_a_batch_without_samples_and_a_list_are_errors() -> None:
     with pytest.raises(TypeError, match=r"expected an nn\.Module, got list"):
-        diagnosed(list(dense()))  # type: ignore[arg-type]
+        diagnosed(list(dense()))
     with pytest.raises(ValueError, match="the batch has no sample"):
         tt.diagnose(dense(), (x()[:, :0], target()[:0]), mean)
 
@@ -819,7 +819,7 @@ def test_a_rule_of_online_learning_that_leaves_the_gradient() -> None:
 
 def test_a_rule_of_online_learning_that_does_not_exist() -> None:
     with pytest.raises(ValueError, match=r"no rule 'eprob'\. Did you mean 'eprop'"):
-        diagnosed(dense(), online="eprob")  # type: ignore[arg-type]
+        diagnosed(dense(), online="eprob")
 
 
 def test_a_rule_of_online_learning_that_refuses_the_model() -> None:
