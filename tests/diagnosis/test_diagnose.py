@@ -5,7 +5,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -318,21 +318,105 @@ def test_the_cause_stands_first_and_advice_fits() -> None:
 # Optimizers
 
 
-def optimized(model: Any, optimizer: Any) -> Diagnosis:
-    return diagnosed(model, optimizer=optimizer)
+def heavy() -> Any:
+    return scaled(dense(), 70.0)
 
 
-def test_parameters_that_the_optimizer_does_not_have() -> None:
-    model = HiddenList()
-    d = optimized(model, torch.optim.Adam(model.parameters()))
-    assert found(d, "not-in-optimizer", "parts.0.weight", "warning").value == 7
-    # a parameter that the optimizer does not have has no settings
-    assert not d.named("learning-rate-zero")
-    assert not d.named("weight-decay-on-neurons")
-    d = optimized(dense(), torch.optim.Adam(dense().parameters()))
-    assert found(d, "not-in-optimizer", "0.weight", "error").value == 7
-    model = dense()
-    assert optimized(model, torch.optim.Adam(model.parameters())).ok
+def delayed(parametrized: bool = False) -> Any:
+    """Return a model of delays and zeros, which are no weights that a step overwrites."""
+    torch.manual_seed(0)
+    layer: Any = snn.DelayedLinear(N, 48, max_delay=5)
+    if parametrized:
+        parametrize.register_parametrization(layer, "raw_delay", nn.Identity())
+    last = nn.Linear(48, CLASSES, bias=False)
+    nn.init.zeros_(last.weight)
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            if "raw_delay" in name:
+                parameter.clamp_(max=0.5)
+    return nn.Sequential(layer, snn.LIF(48), last, snn.Readout(CLASSES))
+
+
+def adam(lr: float = 1e-3) -> Any:
+    return lambda model: torch.optim.Adam(model.parameters(), lr=lr)
+
+
+def adamw(lr: float) -> Any:
+    return lambda model: torch.optim.AdamW(model.parameters(), lr=lr)
+
+
+def sgd(lr: float) -> Any:
+    return lambda model: torch.optim.SGD(model.parameters(), lr=lr)
+
+
+def relative(model: Any) -> Any:
+    return torch.optim.AdamW(tt.param_groups(model, 0.0, lr=1e-2, relative=True))
+
+
+def one_stopped(model: Any) -> Any:
+    others = [p for part in model[1:] for p in part.parameters()]
+    groups: Any = [{"params": model[0].parameters(), "lr": 0.0}, {"params": others}]
+    return torch.optim.SGD(groups, lr=0.1)
+
+
+def another(model: Any) -> Any:
+    return torch.optim.Adam(dense().parameters(), lr=2e-3)
+
+
+SMALL, ONE = 2e-3 / 70, "of one weight is at least 0.5, and larger than it is: 0.linear.weight."
+# the model, its optimizer; the finding, where, how severe, a value or its range, and its words
+OPTIMIZERS: list[tuple[Any, Any, str, str, str, Any, str]] = [
+    (HiddenList, adam(), "not-in-optimizer", "parts.0.weight", "warning", 7, ""),
+    (dense, another, "not-in-optimizer", "0.weight", "error", 7, ""),
+    (dense, adamw(0.0), "learning-rate-zero", "0.weight", "error", 0, ""),
+    (dense, adamw(0.0), "weight-decay-on-neurons", "1.raw_beta", "note", 0.01, ""),
+    (dense, one_stopped, "learning-rate-zero", "0.weight", "warning", 0, "2 of 7 parameters is 0"),
+    (heavy, adamw(2e-3), "small-steps", "0.weight", "warning", (0.7 * SMALL, 1.3 * SMALL), ""),
+    (dense, adam(0.5), "large-steps", "0.weight", "warning", 0.5, "0.weight, 2.weight"),
+    (delayed, adam(1.0), "large-steps", "0.linear.weight", "warning", 1.0, ONE),
+    (lambda: delayed(True), adam(1.0), "large-steps", "0.linear.weight", "warning", 1.0, ONE),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "optimizer", "name", "layer", "severity", "value", "words"), OPTIMIZERS
+)
+def test_an_optimizer_has_its_finding(
+    make: Any, optimizer: Any, name: str, layer: str, severity: str, value: Any, words: str
+) -> None:
+    model = make()
+    finding = found(diagnosed(model, optimizer=optimizer(model)), name, layer, severity)
+    low, high = value if isinstance(value, tuple) else (value, value)
+    assert low <= finding.value <= high
+    assert words in finding.figure
+
+
+# what an optimizer does not have has no settings; steps of SGD grow and shrink with the gradient
+FITTING: list[tuple[str, Any, Any]] = [
+    ("not-in-optimizer", dense, adam()),
+    ("not-in-optimizer", heavy, relative),
+    ("learning-rate-zero", HiddenList, adam()),
+    ("weight-decay-on-neurons", HiddenList, adam()),
+    ("weight-decay-on-neurons", dense, one_stopped),
+    ("weight-decay-on-neurons", dense, lambda m: torch.optim.AdamW(tt.param_groups(m, 0.01))),
+    ("weight-decay-on-neurons", dense, lambda m: torch.optim.Rprop(m.parameters())),
+    ("small-steps", heavy, relative),
+    ("small-steps", heavy, adamw(0.1)),
+    ("small-steps", heavy, sgd(2e-3)),
+    ("small-steps", heavy, another),
+    ("small-steps", delayed, adam()),
+    ("small-steps", dense, adam(1e-5)),
+    ("large-steps", dense, adam(0.49)),
+    ("large-steps", dense, sgd(5.0)),
+    ("large-steps", heavy, relative),
+]
+
+
+@pytest.mark.parametrize(("name", "make", "optimizer"), FITTING)
+def test_an_optimizer_that_fits_has_none(name: str, make: Any, optimizer: Any) -> None:
+    model = make()
+    d = diagnosed(model, optimizer=optimizer(model))
+    assert not d.named(name)
 
 
 def test_parameters_are_named_in_the_order_of_the_model() -> None:
@@ -340,104 +424,6 @@ def test_parameters_are_named_in_the_order_of_the_model() -> None:
     assert len(names) == 2 + 7 + 2
     assert names[:3] == ["0.last.weight", "0.last.bias", "0.parts.0.weight"]
     assert names[-2:] == ["1.weight", "1.bias"]
-
-
-def test_a_learning_rate_of_zero_and_weight_decay_on_neurons() -> None:
-    model = dense()
-    optimizer: torch.optim.Optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
-    d = diagnosed(model, optimizer=optimizer)
-    assert found(d, "learning-rate-zero", "0.weight", "error").value == 0
-    finding = found(d, "weight-decay-on-neurons", "1.raw_beta", "note")
-    assert finding.value == 0.01
-    groups: list[dict[str, Any]] = [
-        {"params": model[0].parameters(), "lr": 0.0},
-        {"params": [p for part in model[1:] for p in part.parameters()]},
-    ]
-    optimizer = torch.optim.SGD(groups, lr=0.1)
-    d = diagnosed(model, optimizer=optimizer)
-    assert "2 of 7 parameters is 0" in found(d, "learning-rate-zero", "0.weight", "warning").figure
-    assert not d.named("weight-decay-on-neurons")
-    kind = tt.param_groups(model, weight_decay=0.01)
-    d = diagnosed(model, optimizer=torch.optim.AdamW(kind))
-    assert not d.named("weight-decay-on-neurons")
-    d = diagnosed(model, optimizer=torch.optim.Rprop(model.parameters()))
-    assert not d.named("weight-decay-on-neurons")  # which it does not have
-
-
-def test_steps_that_are_small_against_the_weights() -> None:
-    model = scaled(dense(), 70.0)
-    adam: Any = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    finding = found(
-        diagnosed(model, optimizer=adam),
-        "small-steps",
-        "0.weight",
-        "warning",
-    )
-    assert finding.value == pytest.approx(2e-3 / 70, rel=0.3)
-    for fit in (
-        torch.optim.AdamW(tt.param_groups(model, 0.0, lr=1e-2, relative=True)),
-        torch.optim.AdamW(model.parameters(), lr=0.1),
-        torch.optim.SGD(model.parameters(), lr=2e-3),  # its steps grow with the gradient
-        torch.optim.Adam(dense().parameters(), lr=2e-3),
-    ):
-        d = diagnosed(model, optimizer=fit)
-        assert not d.named("small-steps")
-    delayed = nn.Sequential(
-        snn.DelayedLinear(x().shape[-1], CLASSES, max_delay=25), snn.Readout(CLASSES)
-    )
-    d = diagnosed(delayed, optimizer=torch.optim.Adam(delayed.parameters()))
-    assert not d.named("small-steps")
-    small = dense()
-    slow = torch.optim.Adam(small.parameters(), lr=1e-5)
-    assert not diagnosed(small, optimizer=slow).named("small-steps")
-
-
-def test_steps_that_are_larger_than_the_weights() -> None:
-    model = dense()
-    adam = torch.optim.Adam(model.parameters(), lr=0.5)
-    d = diagnosed(model, optimizer=adam)
-    finding = found(d, "large-steps", "0.weight", "warning")
-    assert finding.value == 0.5
-    assert "0.weight, 2.weight" in finding.figure
-    large = scaled(dense(), 70.0)
-    for fit in (
-        torch.optim.Adam(model.parameters(), lr=0.49),
-        torch.optim.SGD(model.parameters(), lr=5.0),  # its steps shrink with the gradient
-        torch.optim.Adam(tt.param_groups(large, 0.0, lr=1e-2, relative=True)),
-    ):
-        net = large if fit.param_groups[0]["lr"] not in (0.49, 5.0) else model
-        d = diagnosed(net, optimizer=fit)
-        assert not d.named("large-steps")
-        assert not d.named("not-in-optimizer")
-
-
-@pytest.mark.parametrize("parametrized", [False, True])
-def test_delays_and_zeros_are_no_weights_that_a_step_overwrites(parametrized: bool) -> None:
-    torch.manual_seed(0)
-    delayed: Any = snn.DelayedLinear(N, 48, max_delay=5)
-    if parametrized:
-        parametrize.register_parametrization(delayed, "raw_delay", nn.Identity())
-    model: Any = nn.Sequential(
-        delayed, snn.LIF(48), nn.Linear(48, CLASSES, bias=False), snn.Readout(CLASSES)
-    )
-    nn.init.zeros_(model[2].weight)
-    with torch.no_grad():
-        for name, parameter in delayed.named_parameters():
-            if "raw_delay" in name:
-                parameter.clamp_(max=0.5)
-    adam = torch.optim.Adam(model.parameters(), lr=1.0)
-    d = diagnosed(model, optimizer=adam)
-    finding = found(d, "large-steps", "0.linear.weight", "warning")
-    assert (
-        "of one weight is at least 0.5, and larger than it is: 0.linear.weight." in finding.figure
-    )
-
-
-def test_a_batch_without_samples_and_a_list_are_errors() -> None:
-    with pytest.raises(TypeError, match=r"expected an nn\.Module, got list"):
-        diagnosed(list(dense()))
-    with pytest.raises(ValueError, match="the batch has no sample"):
-        tt.diagnose(dense(), (x()[:, :0], target()[:0]), mean)
 
 
 # Activity
@@ -672,8 +658,6 @@ def test_a_mask_excludes_padding() -> None:
         assert getattr(padded, name) == getattr(cut, name)
     assert padded.rate > whole.rate
     assert padded.reach != whole.reach
-    with pytest.raises(ValueError, match=r"mask must have the shape \[T, B\] of the input"):
-        diagnosed(model, data, mask=mask[:3])
 
 
 def test_the_distance_of_dead_neurons_excludes_padding() -> None:
@@ -817,11 +801,6 @@ def test_a_rule_of_online_learning_that_leaves_the_gradient() -> None:
     assert not advised.named("online-gradient")
 
 
-def test_a_rule_of_online_learning_that_does_not_exist() -> None:
-    with pytest.raises(ValueError, match=r"no rule 'eprob'\. Did you mean 'eprop'"):
-        diagnosed(dense(), online="eprob")
-
-
 def test_a_rule_of_online_learning_that_refuses_the_model() -> None:
     model = deep(2)
     expected = diagnosed(model)
@@ -852,22 +831,35 @@ def test_diagnosis_prints_and_is_a_sequence() -> None:
         assert one.advice.endswith(".")
 
 
-def test_diagnose_errors() -> None:
-    data = (x(), target())
-    with pytest.raises(TypeError, match=r"batch must be a tuple of the input.*got a tensor"):
-        tt.diagnose(dense(), x(), mean)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"loss must be callable, loss\(y, target\), got 3"):
-        tt.diagnose(dense(), data, 3)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="loss must return a tensor, got float"):
-        tt.diagnose(dense(), data, lambda y, t: 1.0)  # type: ignore[arg-type, return-value]
-    with pytest.raises(ValueError, match=r"got a tensor of shape \[25, 16, 4\]\. Reduce it, with"):
-        tt.diagnose(dense(), data, lambda y, t: y)
-    with pytest.raises(TypeError, match=r"optimizer must be a torch\.optim\.Optimizer, got list"):
-        tt.diagnose(dense(), data, mean, optimizer=[])  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="Linear has no neuron layer"):
-        tt.diagnose(nn.Linear(N, CLASSES), data, mean)
-    with pytest.raises(ValueError, match=r"0 \(RNN\) keeps a memory of its own: it cannot run by"):
-        tt.diagnose(nn.Sequential(nn.RNN(N, N), snn.LIF(N)), data, mean)
+BATCH, CALL = (x(), target()), cast("Any", tt.diagnose)
+RNN = nn.Sequential(nn.RNN(N, N), snn.LIF(N))
+WRONG: list[tuple[Any, type[Exception], str]] = [
+    (lambda: CALL(dense(), x(), mean), TypeError, "batch must be a tuple of the input.*got a ten"),
+    (
+        lambda: CALL(dense(), BATCH, 3),
+        TypeError,
+        r"loss must be callable, loss\(y, target\), got",
+    ),
+    (lambda: CALL(dense(), BATCH, lambda y, t: 1.0), TypeError, "loss must return a tensor, got"),
+    (lambda: CALL(dense(), BATCH, lambda y, t: y), ValueError, r"shape \[25, 16, 4\]\. Reduce it"),
+    (lambda: CALL(dense(), BATCH, mean, optimizer=[]), TypeError, r"be a torch\.optim\.Optimizer"),
+    (lambda: CALL(nn.Linear(N, CLASSES), BATCH, mean), ValueError, "Linear has no neuron layer"),
+    (lambda: CALL(RNN, BATCH, mean), ValueError, r"0 \(RNN\) keeps a memory of its own: it cannot"),
+    (lambda: diagnosed(list(dense())), TypeError, r"expected an nn\.Module, got list"),
+    (lambda: CALL(dense(), (x()[:, :0], target()[:0]), mean), ValueError, "the batch has no samp"),
+    (lambda: diagnosed(dense(), mask=RAGGED[:3]), ValueError, r"the shape \[T, B\] of the input"),
+    (
+        lambda: diagnosed(dense(), online="eprob"),
+        ValueError,
+        r"no rule 'eprob'\. Did you mean 'epr",
+    ),
+]
+
+
+@pytest.mark.parametrize(("wrong", "error", "match"), WRONG)
+def test_wrong_arguments_are_refused(wrong: Any, error: Any, match: str) -> None:
+    with pytest.raises(error, match=match):
+        wrong()
 
 
 @pytest.mark.parametrize(("rate", "named"), [(0.02, False), (0.6, True)])
