@@ -37,20 +37,9 @@ _HEAD = """<!doctype html>
 </head>
 """
 
-# the HTML player of matplotlib loads its button symbols from the network; these are Unicode
+# it loads its button symbols from the network; those of the style are Unicode
 _FONT = re.compile(r'<link rel="stylesheet"\s+href="https?://[^"]*font-?awesome[^"]*">')
-_BUTTONS = """<style>
-.fa { font: 16px/1 sans-serif; }
-.fa-plus::before { content: "+"; }
-.fa-minus::before { content: "\\2212"; }
-.fa-fast-backward::before { content: "|\\25C2\\25C2"; }
-.fa-step-backward::before { content: "|\\25C2"; }
-.fa-fast-forward::before { content: "\\25B8\\25B8|"; }
-.fa-step-forward::before { content: "\\25B8|"; }
-.fa-play::before { content: "\\25B6\\FE0E"; }
-.fa-pause::before { content: "\\2225"; }
-.fa-flip-horizontal { display: inline-block; transform: scaleX(-1); }
-</style>"""
+_BUTTONS = Path(__file__).parent / "player.css"
 
 
 @describe_plot
@@ -238,7 +227,8 @@ def save_animation(
             # the default limit of 20 megabytes leaves frames out
             writer = HTMLWriter(fps=fps, embed_frames=True, embed_limit=1e6)  # type: ignore[arg-type]
             film.save(unfinished, writer=writer, dpi=dpi)
-            player = _FONT.sub(lambda _: _BUTTONS, unfinished.read_text(encoding="utf-8"))
+            style = f"<style>\n{_BUTTONS.read_text(encoding='utf-8')}</style>"
+            player = _FONT.sub(lambda _: style, unfinished.read_text(encoding="utf-8"))
             head = _HEAD.format(title=html.escape(title or target.stem))
             unfinished.write_text(head + player, encoding="utf-8")
 
