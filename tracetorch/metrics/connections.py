@@ -24,10 +24,7 @@ _CONVOLUTIONS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}  # by the dimensions 
 def call_operations(layer: Any, x: Tensor, share: float) -> SynapticOperations:
     """Count the operations of one call of a layer on ``x`` ``[S, B, ...]``, judging each step.
 
-    Args:
-        layer: a layer for which :func:`counted_by_call`.
-        x: its input, zero where it is padding.
-        share: share of ``x`` that is no padding.
+    ``x`` is zero where it is padding, and ``share`` of it is none.
     """
     taps = 1
     if isinstance(layer, SynapticDelays):

@@ -76,8 +76,6 @@ def activation_sparsity(
         >>> net = nn.Sequential(LIF(3), nn.ReLU())
         >>> activation_sparsity(net, torch.zeros(5, 2, 3))
         1.0
-
-    Reference: Yik et al., "The NeuroBench framework", Nature Communications 16 (2025).
     """
     modules, _ = observe(model, x, steps=steps, by=by, mask=mask)
     active = [stats for stats in modules if stats.activates and stats.values]
@@ -109,8 +107,6 @@ def membrane_updates(
     Example:
         >>> membrane_updates(LIF(3), torch.zeros(5, 2, 3))
         3.0
-
-    Reference: Yik et al., "The NeuroBench framework", Nature Communications 16 (2025).
     """
     neuron_layers(model)  # raises where nothing has a membrane
     modules, inputs = observe(model, x, steps=steps, by=by, mask=mask)

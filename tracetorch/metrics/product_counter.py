@@ -36,17 +36,17 @@ _WITHOUT_COUNT = (nn.RNNBase, nn.RNNCellBase)
 class ProductCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Count products within a block, each for the innermost module that is being called.
 
-    Args:
-        weights: parameters, buffers, and other tensors of the model.
-        counted: ids of the modules whose products are counted by their calls.
-        steps: number of time steps that one call holds; with several, products are found, and not
-            counted, for which rows of a matrix belong to which step is unknown.
+    Not those of the modules ``counted``, by their ids, whose calls tell. Where one call holds
+    several time steps, products are found, and not counted: which rows of a matrix belong to which
+    step is unknown.
     """
 
-    def __init__(self, weights: Iterable[Tensor], counted: Collection[int], steps: int) -> None:
+    def __init__(self, model: nn.Module, counted: Collection[int], steps: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._weights: dict[int, StorageWeakRef] = {}
-        for weight in weights:
+        found = walk(model)
+        weights = [t for _, m in found.modules for t in (*m.parameters(False), *m.buffers(False))]
+        for weight in (*weights, *(t for _, t in found.held.tensors)):
             self._mark(weight, True)
         self._counted, self._steps = counted, steps
         self._calls: list[ModuleStats] = []
@@ -229,13 +229,8 @@ def _multiplies(name: str) -> bool:
 def counted_products(
     model: nn.Module, modules: Iterable[ModuleStats], counted: Collection[int], steps: int
 ) -> Iterator[ProductCounter]:
-    """Count the products of a model within a block, but those that calls of a module tell.
-
-    ``counted`` and ``steps`` are those of :class:`ProductCounter`; ``modules`` receive the counts.
-    """
-    found = walk(model)
-    weights = [t for _, m in found.modules for t in (*m.parameters(False), *m.buffers(False))]
-    counter = ProductCounter((*weights, *(t for _, t in found.held.tensors)), counted, steps)
+    """Count the products of a model within a block, by :class:`ProductCounter`, in ``modules``."""
+    counter = ProductCounter(model, counted, steps)
     before = [(stats.module, partial(counter.enter, stats)) for stats in modules]
     first = [(stats.module, partial(counter.leave, stats)) for stats in modules]
     # a compiled model would trace into the hooks

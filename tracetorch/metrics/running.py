@@ -87,9 +87,6 @@ class Accuracy(_SumMetric):
 class FiringRate(_SumMetric):
     """:func:`firing_rate` over many batches; ``1 - FiringRate`` is the sparsity.
 
-    Args:
-        kwargs: as for ``torchmetrics.Metric``.
-
     Example:
         >>> metric = FiringRate()
         >>> metric.update(torch.ones(5, 2, 3))
@@ -114,9 +111,6 @@ class FiringRate(_SumMetric):
 
 class Sparsity(FiringRate):
     """:func:`sparsity` over many batches.
-
-    Args:
-        kwargs: as for ``torchmetrics.Metric``.
 
     Example:
         >>> metric = Sparsity()
@@ -242,8 +236,6 @@ class Operations(_SumMetric):
         >>> metric.update(nn.Sequential(nn.Linear(4, 3), LIF(3)), torch.ones(5, 2, 4))
         >>> {name: float(figure) for name, figure in metric.compute().items()}
         {'effective_macs': 0.0, 'effective_acs': 60.0, 'dense': 60.0, 'membrane_updates': 15.0}
-
-    Reference: Yik et al., "The NeuroBench framework", Nature Communications 16 (2025).
     """
 
     def __init__(

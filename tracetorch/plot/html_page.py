@@ -25,13 +25,7 @@ def write_page(
 ) -> None:
     """Write a page, as :func:`html_page` fills it; an existing file is replaced when all is there.
 
-    Args:
-        path: of the file.
-        caller: the public function, for messages.
-        folder: with contents, a style and a script of its own name.
-        title: of the page, as plain text.
-        data: the elements that hold the data, as HTML.
-        parts: styles and scripts beside them, in their order.
+    ``caller`` is the public function, for messages.
     """
     check_title(caller, title)
     page = html_page(folder, title, data, parts)
@@ -43,8 +37,8 @@ def html_page(folder: Path, title: str, data: str, parts: Sequence[Path] = ()) -
     """Fill the page that all pages share with contents, style and script of a folder, and data.
 
     Style and script are those of the folder, behind those that all pages share and those of parts
-    that some do. The scripts of parts and folder have one scope, in which what one declares the
-    next ones use.
+    that some do, in their order. The scripts of parts and folder have one scope, in which what one
+    declares the next ones use. Data are elements of HTML; the title is plain text.
     """
     template = folder / folder.name
     page, contents = (_text(part.with_suffix(".html")) for part in (SHARED, template))

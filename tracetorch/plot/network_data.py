@@ -53,16 +53,9 @@ class RawStep:
 def describe_network(
     model: nn.Sequential, sources: Sources, *, trains: bool
 ) -> list[dict[str, Any]]:
-    """Return what the page must know of each layer; printed loops go into ``sources``.
+    """Return what the page must know of each layer of a chain; printed loops go into ``sources``.
 
-    Args:
-        model: a chain of linear layers and neurons.
-        sources: of the page.
-        trains: whether the page computes gradients.
-
-    Raises:
-        ValueError: the model is no such chain, or a page cannot run a layer; a layer or a parameter
-            is there twice.
+    Only a page that trains needs the backward passes.
     """
     layers = [m for m in model.modules() if isinstance(m, (nn.Linear, Neuron))]
     if not any(isinstance(layer, Neuron) for layer in layers):
@@ -143,17 +136,7 @@ def _neuron(where: str, path: str, layer: Neuron, sources: Sources, trains: bool
 
 
 def describe_data(data: object, inputs: int, classes: int) -> list[dict[str, Any]]:
-    """Return the data sets of a page, by name in the order in which they are given.
-
-    Args:
-        data: a pair, or several by name.
-        inputs: features that the network takes.
-        classes: outputs that it has.
-
-    Raises:
-        TypeError: it is neither a pair of tensors nor a mapping from names to pairs.
-        ValueError: shapes, labels or numbers do not fit.
-    """
+    """Return the data sets of a page, a pair or several by name, in their order."""
     named = data if isinstance(data, Mapping) else {"data": data}
     return [_samples(name, pair, inputs, classes) for name, pair in named.items()]
 

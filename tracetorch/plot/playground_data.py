@@ -160,14 +160,7 @@ def has_thresholds(layer: Neuron) -> bool:
 def describe_neuron(label: str, layer: Neuron, neuron: int, sources: Sources) -> dict[str, Any]:
     """Return what the page must know of a layer; its printed loops go into ``sources``.
 
-    Args:
-        label: name of the layer on the page.
-        layer: the layer.
-        neuron: whose parameters the sliders begin with.
-        sources: of all layers of the page.
-
-    Raises:
-        ValueError: the page cannot run it, with the reason; there is no such neuron.
+    The sliders begin with the parameters of one ``neuron``.
     """
     if not 0 <= neuron < layer.num_neurons:
         raise ValueError(
@@ -309,12 +302,7 @@ def _story(layer: Neuron, unit: float) -> dict[str, Any]:
 
 
 def described_tries(layers: Mapping[str, Neuron], units: Mapping[str, float]) -> list[Any]:
-    """Return what there is to try with the neurons of a page, as links.
-
-    Args:
-        layers: by their names on the page.
-        units: of their inputs, by the same names.
-    """
+    """Return what there is to try as links: neurons and units of their inputs are by name."""
     labels = {type(layer): label for label, layer in reversed(list(layers.items()))}
     found: list[Any] = []
     for each in TRIES:
