@@ -43,8 +43,7 @@ from tracetorch.integers.border import Quantize
 from tracetorch.integers.exact import interval_of
 from tracetorch.integers.intervals import Interval
 from tracetorch.metrics.observe import observe
-from tracetorch.metrics.operations import check_counted, sum_operations
-from tracetorch.metrics.stats import SynapticOperations
+from tracetorch.metrics.operations import SynapticOperations, check_counted, sum_operations
 from tracetorch.snn.noise import Noise
 from tracetorch.unrolling.inputs import Inputs, parse_inputs
 

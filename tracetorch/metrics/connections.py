@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.integers.products import Product as IntegerProduct
+from tracetorch.metrics.operations import SynapticOperations
 from tracetorch.metrics.size import WEIGHTED
-from tracetorch.metrics.stats import SynapticOperations
 from tracetorch.snn.delay import SynapticDelays
 
 _CONVOLUTIONS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}  # by the dimensions of the weight

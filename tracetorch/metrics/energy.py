@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from tracetorch.core.checks import check_nonnegative
-from tracetorch.metrics.stats import SynapticOperations
+from tracetorch.metrics.operations import SynapticOperations
 
 
 @dataclass(frozen=True)

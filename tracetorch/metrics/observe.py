@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,8 @@ from tracetorch.core.torch_private import pytree
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.metrics.activity import count_spikes
 from tracetorch.metrics.connections import call_operations, counted_by_call
+from tracetorch.metrics.operations import NO_OPERATIONS, ModuleStats
 from tracetorch.metrics.product_counter import ProductCounter, counted_products
-from tracetorch.metrics.stats import NO_OPERATIONS, ModuleStats
 from tracetorch.probe.layers import call_order
 from tracetorch.ragged import check_mask, filled, real_steps_first
 from tracetorch.snn.module import zero_states
@@ -127,13 +127,11 @@ def observe(
         prepare_run(model)
         # unroll refuses to record a layer that is not called.
         called = call_order(model, inputs, by)
-        # a layer without a step, a delay or a recurrent one, has no membrane itself
-        neurons = [s for s in modules if s.path in called and has_step(s.module)]
-        membranes = {}
-        for stats in neurons:
-            if names := list(cast("SequenceLayer", stats.module).active_states):
-                membrane = "mem" if "mem" in names else names[0]
-                membranes[join_path(stats.path, membrane)] = stats
+        membranes = {
+            join_path(stats.path, name): stats
+            for stats in modules
+            if stats.path in called and (name := membrane_name(stats.module)) is not None
+        }
         with (
             counted_products(model, modules, counted, run.steps) as counter,
             forward_hooks(
@@ -179,3 +177,11 @@ def prepare_run(model: nn.Module) -> None:
     for _, module in named_modules(model):
         module.eval()
     zero_states(model)
+
+
+def membrane_name(module: nn.Module) -> str | None:
+    """Name the state that is a neuron's membrane: ``mem``, or else its first state."""
+    # a layer without a step, a delay or a recurrent one, has no membrane itself
+    if not has_step(module) or not module.active_states:
+        return None
+    return "mem" if "mem" in module.active_states else module.active_states[0]

@@ -20,7 +20,7 @@ from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.torch_private import COMPOSITE, StorageWeakRef, TorchDispatchMode, pytree
 from tracetorch.core.walk import walk
 from tracetorch.metrics.connections import convolution_products, matrix_products
-from tracetorch.metrics.stats import ModuleStats, SynapticOperations
+from tracetorch.metrics.operations import ModuleStats, SynapticOperations
 from tracetorch.snn.sequence_layer import SequenceLayer
 
 # the matrices of an operation by the places of its arguments

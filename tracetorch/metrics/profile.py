@@ -20,8 +20,7 @@ from tracetorch.events import Product, observed_products
 from tracetorch.metrics.activity import firing_shares
 from tracetorch.metrics.energy import EnergyAssumptions, energy
 from tracetorch.metrics.observe import observe, prepare_run
-from tracetorch.metrics.operations import sum_operations, uncounted_products
-from tracetorch.metrics.stats import ModuleStats
+from tracetorch.metrics.operations import ModuleStats, sum_operations, uncounted_products
 from tracetorch.metrics.table import LayerProfile, Profile
 from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.delay import SynapticDelays

@@ -17,8 +17,7 @@ from tracetorch.core.checks import check_count, check_integer, check_share
 from tracetorch.metrics.accuracy import By, check_by, correct
 from tracetorch.metrics.activity import SATURATED, count_spikes
 from tracetorch.metrics.observe import observe
-from tracetorch.metrics.operations import check_counted, sum_operations
-from tracetorch.metrics.stats import SynapticOperations
+from tracetorch.metrics.operations import SynapticOperations, check_counted, sum_operations
 from tracetorch.probe.layers import neuron_layers
 
 _FIGURES = (*(each.name for each in dataclasses.fields(SynapticOperations)), "membrane_updates")

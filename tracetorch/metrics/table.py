@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tracetorch.metrics.energy import Energy, EnergyAssumptions, energy
-from tracetorch.metrics.stats import SynapticOperations
+from tracetorch.metrics.operations import SynapticOperations
 
 _HEADINGS = (
     *("layer", "kind", "shape", "parameters", "rate", "dead", "saturated"),

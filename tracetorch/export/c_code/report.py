@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tracetorch.metrics.energy import Energy, EnergyAssumptions, energy
-from tracetorch.metrics.stats import SynapticOperations
+from tracetorch.metrics.operations import SynapticOperations
 
 MEMORY_PJ = 5.0
 MEMORY_SOURCE = "Horowitz, ISSCC 2014: 32 bits from a memory of 8 KB, 45 nm"
