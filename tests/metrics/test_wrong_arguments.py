@@ -1,4 +1,4 @@
-"""What is wrong is refused, with what came and what is allowed."""
+"""Refuse wrong arguments, with what came and what is allowed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong is refused, before anything is drawn or written."""
+"""Refuse wrong arguments before anything is drawn or written."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def observe(
                 attributes = map(module.attribute_of, module.active_states)
                 states = [getattr(module, attribute) for attribute in attributes]
                 stats.state_bytes = sum(each.nbytes for each in states if each is not None)
-    # a call of several steps has told of other modules only that they multiply
+    # a call of several steps has shown of other modules only that they multiply
     others = [stats for stats in modules if stats.multiplies and id(stats.module) not in counted]
     if mask is not None:
         for stats in others:

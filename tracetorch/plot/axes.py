@@ -69,7 +69,7 @@ class TimeScale:
 
     @property
     def rate_unit(self) -> float:
-        """What one spike per step is on the axis of rates: 1, or so many Hz."""
+        """One spike per step on the axis of rates: 1, or so many Hz."""
         return 1.0 if self.dt is None else 1000.0 / self.dt
 
     @property
