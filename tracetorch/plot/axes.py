@@ -69,7 +69,7 @@ class TimeScale:
 
     @property
     def rate_unit(self) -> float:
-        """One spike per step on the axis of rates: 1, or so many Hz."""
+        """Size of one spike per step on the axis of rates: 1, or in Hz."""
         return 1.0 if self.dt is None else 1000.0 / self.dt
 
     @property
