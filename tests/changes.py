@@ -60,7 +60,7 @@ def _own(method: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 
 def _override(name: str) -> Callable[[Any], None]:
-    return lambda layer: vars(layer).update({name: _own(getattr(layer, name), name)})
+    return lambda layer: setattr(layer, name, _own(getattr(layer, name), name))
 
 
 def _subclass(name: str) -> Callable[[Any], None]:
@@ -121,13 +121,12 @@ DEFINITIONS: dict[str, Callable[[Any], object]] = {
     "a surrogate": lambda layer: setattr(layer, "pos_spike", sigmoid_surrogate(3.0)),
     "a surrogate that is a module": lambda layer: setattr(layer, "pos_spike", Soft()),
     "the reset": lambda layer: setattr(layer, "reset", "zero"),
-    "an option past __setattr__": lambda layer: vars(layer).update(reset="zero"),
     "a flag": lambda layer: setattr(layer, "detach_reset", True),
     "averaging": lambda layer: setattr(layer, "beta_ema", True),
     "the neuron dimension": lambda layer: setattr(layer, "dim", 0),
     "the neuron dimension, from the end": lambda layer: setattr(layer, "dim", -2),
     "the number of neurons": lambda layer: setattr(layer, "num_neurons", 2 * N),
-    "the step of the instance": lambda layer: vars(layer).update(step=other_step),
+    "the step of the instance": lambda layer: setattr(layer, "step", other_step),
     "the step of the class": lambda layer: setattr(type(layer), "step", staticmethod(other_step)),
     "a constraint": _constraint,
     "an initial value": lambda layer: layer.state("mem", 0.5),

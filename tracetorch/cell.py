@@ -1,9 +1,7 @@
 """``Cell``: describe a neuron as one frozen value: step, inputs, states, parameters, options.
 
-A layer holds tensors and a cell. What is derived from a neuron (kernels, traces) takes the cell and
-tensors, and does not ask the layer. A layer whose definition has changed has another cell:
-``layer.cell is cell`` means that its definition has not, nor the code of the step and of what it
-calls. Values of parameters are compared by those who have read them.
+A layer holds tensors and a cell; what is derived from a neuron takes both, and does not ask the
+layer. ``layer.cell is cell`` means that the definition of the layer has not changed.
 
 Step. A static method of tensors and constants, made of pointwise operations, so that it can be
 traced. Parts that a layer does not have arrive as ``None``. Parameters arrive constrained and
@@ -19,7 +17,6 @@ import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from operator import is_
 from types import FunctionType, MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
@@ -32,25 +29,20 @@ from tracetorch.functional.surrogates import Surrogate
 
 # What a step or a sequence runs through: a layer's own one changes what either computes.
 METHODS = ("forward_step", "check_input", "states_for", "step_kwargs", "initial_state")
-_OWN = frozenset((*METHODS, "step"))
+_OWN = (*METHODS, "step")
 # With properties and class attributes that a description is read from.
 _definition: Callable[[type], tuple[Any, ...]] = operator.attrgetter(
-    *METHODS,
-    *("step", "active_states", "inputs", "states", "state_kind"),
+    *_OWN, "active_states", "inputs", "states", "state_kind"
 )
 # Options that cannot change unseen.
 _IMMUTABLE = (type(None), bool, int, float, str, Surrogate)
 
 
 class ConstraintGradient(NamedTuple):
-    """The gradient of a constraint, ``value = constraint(raw)``.
-
-    Args:
-        function: ``gradient of the value, raw, value -> gradient of raw``.
-        reads_raw: whether it reads ``raw``.
-    """
+    """The gradient of a constraint, ``value = constraint(raw)``."""
 
     function: Callable[[Tensor, Tensor, Tensor], Tensor]
+    """``gradient of the value, raw, value -> gradient of raw``."""
     reads_raw: bool
 
 
@@ -103,13 +95,7 @@ class StateKind:
 
 
 class ConstructorCall(NamedTuple):
-    """The constructor call that made a layer: arguments as text, those at their default left out.
-
-    Args:
-        name: of the class.
-        positional: the arguments without a name.
-        named: the others.
-    """
+    """The constructor call that made a layer: arguments as text, without those at their default."""
 
     name: str
     positional: tuple[str, ...]
@@ -121,11 +107,7 @@ class ConstructorCall(NamedTuple):
 
 
 class StepDefinition(NamedTuple):
-    """The part of a cell that a step needs; ``torch.compile`` can make it, and no cell, in a trace.
-
-    Args:
-        name, step, inputs, states, active: as those of :class:`Cell`.
-    """
+    """The part of a :class:`Cell` that a step needs; ``torch.compile`` can make it in a trace."""
 
     name: str
     step: Callable[..., tuple[Any, ...]]
@@ -135,11 +117,7 @@ class StepDefinition(NamedTuple):
 
 
 class StepLayer(Protocol):
-    """A layer that a cell describes: its tensors are in its ``__dict__``, states by name.
-
-    The compiled single step reads those, and the raw tensors in ``_parameters`` and ``_buffers``,
-    from there, and leaves new states there: a lookup by name would cost more than the step.
-    """
+    """A layer that a cell describes; compiled steps read raw tensors from its ``__dict__``."""
 
     @property
     def cell(self) -> Cell:
@@ -150,12 +128,7 @@ class StepLayer(Protocol):
         """The function, a static method."""
 
     def step_kwargs(self, ndim: int, dtype: torch.dtype) -> dict[str, Any]:
-        """Return the keyword arguments of ``step``: parameters, shaped to broadcast, and options.
-
-        Args:
-            ndim: number of dimensions of the tensor of one step.
-            dtype: dtype of the arithmetic.
-        """
+        """Return what ``step`` takes by name: parameters, shaped to broadcast, and options."""
 
     def check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
         """Return the dtype of the arithmetic; raise where ``x`` does not fit."""
@@ -173,17 +146,13 @@ class StepLayer(Protocol):
 
 @dataclass(frozen=True)
 class RestartingStep:
-    """A step before which some samples start anew: :attr:`Cell.restarting`.
-
-    Args:
-        step: the step.
-        inputs: how many inputs it takes; behind them comes where to start anew.
-        starts: of each state the name of the parameter that it starts from; empty for zero.
-    """
+    """A step before which some samples start anew: :attr:`Cell.restarting`."""
 
     step: Callable[..., tuple[Any, ...]]
     inputs: int
+    """How many it takes; behind them comes where to start anew."""
     starts: tuple[str, ...]
+    """Of each state the name of the parameter that it starts from; empty for zero."""
 
     def __call__(self, *tensors: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Run one step."""
@@ -203,6 +172,10 @@ class Cell(Opaque):
 
         step(x, <further inputs>, <states>, *, <parameters>, <options>) -> (output, <states>)
 
+    Whoever writes something declared (size, dimension, an option, a constraint, a method, a buffer
+    or a module) drops the layer's cell; then :meth:`is_current` is all that a call asks. What is
+    written past ``__setattr__``, into ``vars(layer)``, is not seen.
+
     Args:
         kind: the class of the layer.
         name: its name.
@@ -221,10 +194,7 @@ class Cell(Opaque):
         runs_by_step: whether every step must run through the layer, whose own methods see each.
         definition: methods and properties of the class that all this was read from.
         own: methods that the instance has in their place, by name.
-        plain: names of size, dimension, and the options that are plain attributes.
-        registered: the other options, modules and buffers, by name.
         has_plain_states: whether states are shaped like the input, in the arithmetic's dtype.
-        has_own_active: whether a property of a user's own says which states there are.
 
     Example:
         >>> cell = LIF(3, beta=0.5).cell
@@ -249,38 +219,16 @@ class Cell(Opaque):
     runs_by_step: bool
     definition: tuple[Any, ...]
     own: Mapping[str, object]
-    plain: tuple[str, ...]
-    registered: Mapping[str, object]
     has_plain_states: bool
-    has_own_active: bool
-    # what `describes` compares at every call
-    _read_plain: Callable[[Mapping[str, Any]], tuple[Any, ...]] = field(init=False, repr=False)
-    _values: tuple[object, ...] = field(init=False, repr=False)
-    _objects: tuple[object, ...] = field(init=False, repr=False)
-    _names: tuple[str, ...] = field(init=False, repr=False)
-    _constraints: Mapping[str, Constraint] = field(init=False, repr=False)
     # functions stay the same objects where a module is reloaded in place: their parts do not
-    _functions: tuple[tuple[Any, ...], ...] = field(init=False, repr=False)
+    _functions: tuple[tuple[FunctionType, tuple[Any, ...]], ...] = field(init=False, repr=False)
     _helpers: tuple[tuple[dict[str, Any], str, object], ...] = field(init=False, repr=False)
-    _is_rare: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        everything = {"num_neurons": self.num_neurons, "dim": self.dim, **self.options}
-        # words and what is absent behind all others: equal ones are the same, numbers may not be
-        names = sorted(self.plain, key=lambda n: isinstance(everything[n], (str, type(None))))
-        values = [everything[name] for name in names]
-        called = helpers(self.step) if self.is_comparable else []
+        called = tuple(helpers(self.step)) if self.is_comparable else ()
         functions = (self.step, *[value for _, _, value in called])
-        self.__dict__.update(
-            _read_plain=operator.itemgetter(*names),
-            _values=tuple(values),
-            _objects=tuple([v for v in values if not isinstance(v, (str, type(None)))]),
-            _names=(*self.options,),
-            _constraints=dict(self.constraints),
-            _functions=tuple([(f, contents(f)) for f in functions if isinstance(f, FunctionType)]),
-            _helpers=tuple(called),
-            _is_rare=bool(called or self.registered or self.has_own_active),
-        )
+        parts = tuple([(f, contents(f)) for f in functions if isinstance(f, FunctionType)])
+        self.__dict__.update(_functions=parts, _helpers=called)
 
     @classmethod
     def of(
@@ -292,15 +240,9 @@ class Cell(Opaque):
         options: tuple[str, ...],
         base: Mapping[str, object],
     ) -> Cell:
-        """Describe a layer as it is now.
+        """Describe a layer with a ``step`` as it is now.
 
-        Args:
-            layer: a layer with a ``step``.
-            call: the constructor call that made it.
-            arguments: of parameters and options the arguments of that call that are their values.
-            constraints: of every parameter its constraint, by name.
-            options: names of its options.
-            base: :data:`METHODS` as they are where nobody has overridden them, by name.
+        ``base`` are :data:`METHODS` as they are where nobody has overridden them, by name.
         """
         attributes, kind = layer.__dict__, type(layer)
         own = {name: attributes[name] for name in _OWN if name in attributes}
@@ -325,62 +267,37 @@ class Cell(Opaque):
             runs_by_step=not overridden <= {"initial_state", "step"},
             definition=_definition(kind),
             own=own,
-            plain=("num_neurons", "dim", *[n for n in options if n in attributes]),
-            registered={n: getattr(layer, n) for n in options if n not in attributes},
             has_plain_states=replace(layer.state_kind, learned=True) == StateKind(),
-            has_own_active=not _of_package(kind.active_states),
         )
 
-    def describes(
-        self,
-        layer: Any,
-        constraints: Mapping[str, Constraint],
-        options: tuple[str, ...],
-    ) -> bool:
-        """Whether a layer is what it was when it was described.
-
-        It is compared, and not watched when it is written: ``vars(layer)``, a patched class and
-        engines that write into a module's dicts pass by every ``__setattr__``.
-
-        Args:
-            layer: the layer.
-            constraints: of every parameter its constraint, by name.
-            options: names of its options.
-        """
-        attributes = layer.__dict__
-        try:
-            now = self._read_plain(attributes)
-            if now != self._values:
-                return False
-        # one is deleted, or a module now; an array or tensor, compared by elements
-        except (KeyError, RuntimeError, TypeError, ValueError):
+    def is_current(self, kind: type) -> bool:
+        """Whether a class has the step and the methods still that the cell was made from."""
+        if kind is not self.kind or _definition(kind) != self.definition:
             return False
-        for function, parts in self._functions:
+        for function, parts in self._functions:  # edited in place, as %autoreload does
             if contents(function) != parts:
                 return False
-        return (
-            type(layer) is self.kind
-            and _definition(self.kind) == self.definition
-            and constraints == self._constraints
-            and (options is self._names or options == self._names)
-            and all(map(is_, now, self._objects))
-            and (*attributes["_buffers"],) == self.buffers
-            and (not self._is_rare or self._describes_rest(layer))
-            and (
-                not self.own
-                if attributes.keys().isdisjoint(_OWN)
-                else self.own == {name: attributes[name] for name in _OWN if name in attributes}
-            )
-        )
+        # bound anew, as a cell of a notebook does
+        called = self._helpers
+        return not called or all(names.get(name) is value for names, name, value in called)
 
-    def _describes_rest(self, layer: Any) -> bool:
-        """Whether what most layers do not have is what it was: modules and buffers among options,
-        states that a property of a user's own chooses, functions that a user's step calls.
-        """
+    def describes(
+        self, layer: Any, constraints: Mapping[str, Constraint], options: tuple[str, ...]
+    ) -> bool:
+        """Whether a layer, after something was written, is what it was when it was described."""
+        attributes = layer.__dict__
+        now = [attributes.get("num_neurons"), attributes.get("dim")]
+        now += [getattr(layer, name, None) for name in options]
+        values = (self.num_neurons, self.dim, *self.options.values())
         return (
-            all(getattr(layer, name) is value for name, value in self.registered.items())
-            and not (self.has_own_active and layer.active_states != self.active)
-            and all(names.get(name) is value for names, name, value in self._helpers)
+            self.is_current(type(layer))
+            and options == tuple(self.options)
+            # not tensors and arrays by elements, nor one number for an equal one of another type
+            and all(map(operator.is_, now, values))
+            and constraints == self.constraints
+            and tuple(attributes["_buffers"]) == self.buffers
+            and self.own == {name: attributes[name] for name in _OWN if name in attributes}
+            and layer.active_states == self.active
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Cell:
@@ -418,11 +335,7 @@ class Cell(Opaque):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run the step once on plain tensors; return the output and the next active states.
 
-        Args:
-            inputs: the inputs, in their order.
-            states: the active states, by name.
-            kwargs: of ``step``.
-            wrapped: by name of a spike function, what makes another one of it for this run.
+        ``wrapped`` makes another function of a spike function for this run, by name.
         """
         spikes = {name: wrap(kwargs[name]) for name, wrap in wrapped.items()}
         output, *ends = self.step(*inputs, *map(states.get, self.states), **{**kwargs, **spikes})
@@ -458,9 +371,3 @@ class Cell(Opaque):
     def dim_from_end(self, ndim: int) -> int:
         """Return the neuron dimension of one step of ``ndim`` dimensions, counted from the end."""
         return self.dim if self.dim < 0 else self.dim - ndim
-
-
-def _of_package(property_: Any) -> bool:
-    """Whether a property is one of this package's own, which reads what is compared anyway."""
-    function = getattr(property_, "fget", None)
-    return getattr(function, "__module__", "").partition(".")[0] == "tracetorch"

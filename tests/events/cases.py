@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -10,11 +10,26 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.events import mode, observed_products
-from tracetorch.events.passes import event_modules, event_passes
+from tracetorch.events.passes import EventProducts, event_modules
+from tracetorch.snn.passes import Pass, ambient
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
 DENSITIES = {"none": 0.0, "one": None, "1 %": 0.01, "50 %": 0.5, "all": 1.0}
+
+
+@contextmanager
+def event_passes(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Let products choose events within a block, as in a pass by layer."""
+    products = EventProducts(modules)
+    entered = products.enter()
+    ambient.current = Pass(folded=True)
+    try:
+        yield
+    finally:
+        ambient.current = None
+        if entered:
+            products.leave()
 
 
 def events(*shape: int, density: float | None, weighted: bool = False, seed: int = 0) -> Tensor:

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tests.events.cases import DENSITIES, dyadic, events, with_events
+from tests.events.cases import DENSITIES, dyadic, event_passes, events, with_events
 from tracetorch import snn
 from tracetorch.events import mode, observed_products
 from tracetorch.events.conv import Window, window
 from tracetorch.events.crossover import conv_crossover
-from tracetorch.events.passes import event_passes
 
 # images, inputs, outputs, height, width, and the arguments of the layer
 WINDOWS: dict[str, tuple[tuple[int, int, int, int, int], dict[str, Any]]] = {

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import tracetorch as tt
-from tests.events.cases import dyadic, events
+from tests.events.cases import dyadic, event_passes, events
 from tracetorch import fuse, snn
 from tracetorch.events import mode, observed_products, requested_mode
-from tracetorch.events.passes import event_modules, event_passes
+from tracetorch.events.passes import event_modules
 
 T, B = 12, 20
 

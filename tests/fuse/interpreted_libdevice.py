@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 
 
 def _function(compute: Callable[..., Any]) -> Callable[..., Any]:
@@ -58,4 +57,3 @@ hypot = _function(np.hypot)
 log10 = _function(np.log10)
 nextafter = _function(np.nextafter)
 # NumPy has none, and Python's raises an error where the result is infinite
-lgamma = _function(lambda x: torch.lgamma(torch.from_numpy(np.array(x))).numpy())

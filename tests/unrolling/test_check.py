@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests.unrolling.models import MODELS, dyadic, made
 from tracetorch import snn
-from tracetorch.unrolling.check import is_close
+from tracetorch.unrolling.first_run import is_close
 
 
 class Centred(nn.Module):

@@ -18,8 +18,8 @@ from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.core.walk import named_modules
 from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.forward_tracing import IN_PLACE, trace_forward
+from tracetorch.snn.module import keeps_states
 from tracetorch.snn.norm_folding import norm_affine, scale_product
-from tracetorch.snn.stateful_layer import keeps_states
 
 # of the user's own modules, by class: the clip and the levels of one
 Activations: TypeAlias = Mapping[

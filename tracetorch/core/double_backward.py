@@ -7,7 +7,7 @@ with ``retain_graph``, and allows in-place operations on the output.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,7 +53,7 @@ class _IdentityNode(torch.autograd.Function):
         return grads
 
 
-def explain_double_backward(values: list[Tensor], *, unobserved: bool = False) -> list[Tensor]:
+def explain_double_backward(values: list[Tensor], *, observed: bool = True) -> list[Tensor]:
     """Return ``values`` behind a node that explains a second ``backward`` through them.
 
     Only where there is a graph, and where PyTorch runs it step by step: under ``torch.compile`` and
@@ -61,18 +61,20 @@ def explain_double_backward(values: list[Tensor], *, unobserved: bool = False) -
 
     Args:
         values: output and states of a step.
-        unobserved: whether it is known that nobody traces or transforms it.
+        observed: whether somebody may trace or transform it; it is known that nobody does if not.
     """
     if not torch.is_grad_enabled():
         return values
-    if not unobserved and (torch.compiler.is_compiling() or transformed_by() is not None):
+    if observed and (torch.compiler.is_compiling() or transformed_by() is not None):
         return values
     # a state without a graph, one that a step detached say, must not be given one
+    for value in values:
+        if not value.requires_grad:
+            break
+    else:  # nearly always
+        return list(_IdentityNode.apply(*values))  # type: ignore[no-untyped-call]
     with_graph = [value for value in values if value.requires_grad]
     if not with_graph:
         return values
-    wrapped: Sequence[Tensor] = _IdentityNode.apply(*with_graph)  # type: ignore[no-untyped-call]
-    if len(with_graph) == len(values):  # nearly always
-        return list(wrapped)
-    others = iter(wrapped)
+    others = iter(_IdentityNode.apply(*with_graph))  # type: ignore[no-untyped-call]
     return [next(others) if value.requires_grad else value for value in values]

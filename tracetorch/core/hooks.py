@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any, TypeAlias
 
 from torch import nn
@@ -12,20 +11,14 @@ from torch.nn.utils import prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from tracetorch.core.torch_private import global_hooks, is_compiled
+from tracetorch.core.torch_private import ParametrizedSpectralNorm, global_hooks, is_compiled
 
 PreHook: TypeAlias = Callable[[Any, Any], Any]
 KwargsPreHook: TypeAlias = Callable[[Any, Any, Any], Any]
 Hook: TypeAlias = Callable[[Any, Any, Any, Any], Any]
 
-# hooks that compute a module's own weight anew, and nothing else: by which methods, and where they
-# keep the name of the attribute that receives it
-_WEIGHT_HOOKS: dict[Any, tuple[tuple[str, ...], str]] = {
-    prune.BasePruningMethod: (("__call__", "apply_mask"), "_tensor_name"),
-    SpectralNorm: (("__call__", "compute_weight"), "name"),
-    WeightNorm: (("__call__", "compute_weight"), "name"),
-}
-WEIGHT_HOOKS = tuple(_WEIGHT_HOOKS)
+# hooks that compute a module's own weight anew, and nothing else
+WEIGHT_HOOKS = (prune.BasePruningMethod, SpectralNorm, WeightNorm)
 
 
 @contextmanager
@@ -109,40 +102,13 @@ def has_weight_hooks(module: nn.Module) -> bool:
     return any(isinstance(hook, WEIGHT_HOOKS) for hook in module._forward_pre_hooks.values())
 
 
-def hooked_weights(module: nn.Module) -> set[str]:
-    """Name the attributes that hooks of ``torch.nn.utils`` compute anew, and alike, at every call.
-
-    Not those of a subclass with another way to compute them, which may keep something.
+def has_spectral_norm(module: nn.Module) -> bool:
+    """Whether a module computes a spectral norm, whose iteration goes on at calls in training.
 
     Example:
-        >>> hooked_weights(prune.random_unstructured(nn.Linear(2, 3), "weight", 0.5))
-        {'weight'}
+        >>> layer = nn.utils.parametrizations.spectral_norm(nn.Linear(2, 3))
+        >>> [has_spectral_norm(each) for each in layer.parametrizations.weight]
+        [True]
     """
-    return {
-        getattr(hook, attribute)
-        for hook in module._forward_pre_hooks.values()
-        for base, (methods, attribute) in _WEIGHT_HOOKS.items()
-        if isinstance(hook, base)
-        and all(getattr(type(hook), name) is getattr(base, name) for name in methods)
-    }
-
-
-def hook_names(module: nn.Module) -> list[str]:
-    """Name the functions that are hooks on the forward pass of a module, PyTorch's and ours apart.
-
-    Example:
-        >>> layer = nn.Linear(2, 3)
-        >>> def log_output(module, args, output): ...
-        >>> handle = layer.register_forward_hook(log_output)
-        >>> hook_names(prune.random_unstructured(layer, "weight", 0.5))
-        ['log_output']
-    """
-    hooks: tuple[Any, ...] = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
-    names = []
-    for hook in hooks:
-        while isinstance(hook, partial):
-            hook = hook.func
-        named = hook if hasattr(hook, "__qualname__") else type(hook)
-        if str(named.__module__).partition(".")[0] not in ("torch", "tracetorch"):
-            names.append(named.__qualname__)
-    return names
+    old = any(isinstance(hook, SpectralNorm) for hook in module._forward_pre_hooks.values())
+    return old or isinstance(module, ParametrizedSpectralNorm)

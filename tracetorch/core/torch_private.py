@@ -43,6 +43,7 @@ __all__ = [
     "FakeTensor",
     "FakeTensorMode",
     "FuncTorchInterpreter",
+    "ParametrizedSpectralNorm",
     "StorageWeakRef",
     "TorchDispatchMode",
     "VmapInterpreter",
@@ -134,6 +135,9 @@ DropoutBase = nn.modules.dropout._DropoutNd
 BatchNorm = nn.modules.batchnorm._BatchNorm
 """Class of batch norms alone, by which PyTorch's tools find them: ``update_bn`` and others."""
 
+ParametrizedSpectralNorm = nn.utils.parametrizations._SpectralNorm
+"""Class of the parametrization by which a spectral norm is computed."""
+
 BatchNormBase = nn.modules.batchnorm._NormBase
 """Base class of batch and instance norms, lazy and synchronised ones too."""
 
@@ -219,8 +223,6 @@ def observed_by(tensors: Iterable[Tensor] = ()) -> str | None:
     Args:
         tensors: those that a kernel would read.
     """
-    if dispatch_modes() or (function_modes() and any(map(_observes, _function_mode_stack()))):
-        return "a mode must see every operation"
     for tensor in tensors:
         if type(tensor) not in _PLAIN:
             return f"{type(tensor).__name__} is a kind of tensor with operations of its own"
@@ -230,7 +232,19 @@ def observed_by(tensors: Iterable[Tensor] = ()) -> str | None:
             or tensor._is_zerotensor()
         ):
             return "the memory of a tensor does not hold its values"
-    return transformed_by()
+    # in one function where there is nobody, for it is asked at every call of a layer
+    if (
+        dispatch_modes()
+        or function_modes()
+        or functorch_active()
+        or _forward_ad._current_level >= 0
+        or is_jit_tracing()
+        or _compiler._is_exporting_flag
+    ):
+        if dispatch_modes() or any(map(_observes, _function_mode_stack())):
+            return "a mode must see every operation"
+        return transformed_by()
+    return None
 
 
 _PLAIN = (Tensor, nn.Parameter)

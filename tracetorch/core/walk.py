@@ -33,7 +33,7 @@ from types import (
     ModuleType,
     SimpleNamespace,
 )
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -41,7 +41,6 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tracetorch.core.torch_private import exclude_from_compile
-from tracetorch.core.values import listed_kind, objects_in
 
 
 class Opaque:
@@ -73,12 +72,13 @@ _TRANSPARENT = (
     *METHODS,
 )
 _OPAQUE = (Opaque, type, ModuleType, logging.Logger, torch.Tensor, Dataset, DataLoader, Sampler)
+Tensors: TypeAlias = list[tuple[str, torch.Tensor]]
 # A longer container is data, a replay buffer say: modules in it are found, nothing deeper.
-LONG = 1000
+_LONG = 1000
 
 
 @lru_cache(maxsize=4096)
-def is_opaque(kind: Any) -> bool:
+def _is_opaque(kind: Any) -> bool:
     """Whether objects of a type are not entered."""
     if issubclass(kind, _TRANSPARENT):
         return False
@@ -95,65 +95,35 @@ def is_opaque(kind: Any) -> bool:
     return file is None or (file.startswith(_STANDARD_LIBRARY) and "site-packages" not in file)
 
 
-@lru_cache(maxsize=4096)
-def has_value(kind: Any) -> bool:
-    """Whether objects of a type, no tensors, hold what no walk sees: arrays, iterators."""
-    if issubclass(kind, torch.Tensor):
-        return False
-    return listed_kind(kind) is not None or (is_opaque(kind) and hasattr(kind, "__next__"))
-
-
-class Held(NamedTuple):
-    """Objects that a walk finds and does not enter, with their paths, once for each place.
-
-    Args:
-        tensors: tensors held by any module, container or object, neither parameters nor buffers.
-        values: other objects that hold something: arrays, buffers, generators, files, iterators.
-    """
-
-    tensors: list[tuple[str, torch.Tensor]]
-    values: list[tuple[str, object]]
-
-    def add(self, path: str, value: Any) -> None:
-        """Note a part, where it is one of these."""
-        kind: Any = type(value)
-        if issubclass(kind, torch.Tensor):
-            self.tensors.append((path, value))
-        elif has_value(kind):
-            self.values.append((path, value))
-
-
 class Walk(NamedTuple):
     """All that can be reached from a root, each once, with its dotted path.
 
     Args:
         modules: the modules, the root first.
         owners: containers and plain objects on the way.
-        held: tensors and other values that any of them holds.
-        facts: what others have concluded from it, by a key of their own.
+        tensors: tensors held by any of them, neither parameters nor buffers, once for each place.
     """
 
     modules: list[tuple[str, nn.Module]]
     owners: list[tuple[str, object]]
-    held: Held
-    facts: dict[str, Any]
+    tensors: list[tuple[str, torch.Tensor]]
 
 
-def parts_of(owner: Any, path: str, held: Held) -> list[tuple[str, object]]:
+def _parts_of(owner: Any, path: str, tensors: Tensors) -> list[tuple[str, object]]:
     """Named parts of ``owner`` that are to be entered, read without running any of its code.
 
-    Tensors and values among its parts are added to ``held``.
+    Tensors among its parts are added to ``tensors``.
     """
     kind: Any = type(owner)
     for container in CONTAINERS:
         if issubclass(kind, container):
-            items = _items(owner, container, path, held)
+            items = _items(owner, container, path, tensors)
             return items if kind is container else [*items, *_attributes_of(owner, kind)]
     if issubclass(kind, np.ndarray):
-        return _items(objects_in(owner), list, path, held)
+        return _items(_objects_in(owner), list, path, tensors)
     found: list[tuple[str, Any]] = []
     is_module = issubclass(kind, nn.Module)
-    descriptor = dict_descriptor(kind)
+    descriptor = _dict_descriptor(kind)
     # copies, because another thread may set and delete attributes meanwhile
     attributes: dict[str, Any] = {} if descriptor is None else dict(descriptor.__get__(owner))
     if is_module:  # submodules first, and under their own names
@@ -168,33 +138,38 @@ def parts_of(owner: Any, path: str, held: Held) -> list[tuple[str, object]]:
     for name, value in parts:
         if is_module and name in MODULE_ATTRIBUTES:
             continue
-        if not is_opaque(type(value)):  # type: ignore[arg-type]
+        if not _is_opaque(type(value)):  # type: ignore[arg-type]
             found.append((name, value))
-        held.add(f"{path}.{name}" if path else name, value)
+        elif issubclass(type(value), torch.Tensor):
+            tensors.append((join_path(path, name), value))
     return found
+
+
+def _objects_in(values: Any) -> list[object]:
+    """Return the objects that an array holds, none of one of numbers."""
+    return list(values.reshape(-1)) if values.dtype.hasobject and values.dtype.names is None else []
 
 
 def _attributes_of(owner: Any, kind: Any) -> list[tuple[str, object]]:
     """Return the dict of attributes that a container of a class of its own may have, as a part."""
-    descriptor = dict_descriptor(kind)
+    descriptor = _dict_descriptor(kind)
     return [] if descriptor is None else [("__dict__", descriptor.__get__(owner))]
 
 
-def _items(owner: Any, container: Any, path: str, held: Held) -> list[tuple[str, object]]:
+def _items(owner: Any, container: Any, path: str, tensors: Tensors) -> list[tuple[str, object]]:
     """Items of a container under their keys or positions."""
     values = list(dict.values(owner) if container is dict else container.__iter__(owner))
     kinds: set[Any] = set(map(type, values))
-    if any(issubclass(kind, torch.Tensor) or has_value(kind) for kind in kinds):
-        for value in values:
-            held.add(path, value)
-    if all(map(is_opaque, kinds)):
+    if any(issubclass(kind, torch.Tensor) for kind in kinds):
+        tensors += [(path, value) for value in values if issubclass(type(value), torch.Tensor)]
+    if all(map(_is_opaque, kinds)):
         return []
     keys: Iterable[object] = range(len(values))
     if container is dict:
         keys = list(dict.keys(owner))
     elif container in (set, frozenset) and len(values) > 1:
         keys = [f"{{{i}}}" for i in keys]  # a set has no order: the braces say so
-    modules_only = len(values) > LONG
+    modules_only = len(values) > _LONG
     return [
         (
             key
@@ -210,7 +185,7 @@ def _items(owner: Any, container: Any, path: str, held: Held) -> list[tuple[str,
 
 
 @lru_cache(maxsize=1024)
-def dict_descriptor(kind: Any) -> GetSetDescriptorType | MemberDescriptorType | None:
+def _dict_descriptor(kind: Any) -> GetSetDescriptorType | MemberDescriptorType | None:
     """Return the descriptor of ``__dict__``, unless a class has made a property of that name."""
     for base in kind.__mro__:
         if "__dict__" in vars(base):
@@ -258,7 +233,7 @@ def walk(root: object, *, closed: type[nn.Module] | None = None) -> Walk:
     """
     found: list[tuple[str, nn.Module]] = []
     owners: list[tuple[str, object]] = []
-    held = Held([], [])
+    tensors: Tensors = []
     seen: set[int] = set()
     stack: list[tuple[str, object]] = [("", root)]
     while stack:
@@ -273,10 +248,10 @@ def walk(root: object, *, closed: type[nn.Module] | None = None) -> Walk:
         else:
             owners.append((path, owner))
         # reversed, because the stack gives back the last one first
-        for name, part in reversed(parts_of(owner, path, held)):
-            if not is_opaque(type(part)):  # type: ignore[arg-type]
+        for name, part in reversed(_parts_of(owner, path, tensors)):
+            if not _is_opaque(type(part)):  # type: ignore[arg-type]
                 stack.append((f"{path}.{name}" if path else name, part))
-    return Walk(found, owners, held, {})
+    return Walk(found, owners, tensors)
 
 
 def join_path(path: str, name: str) -> str:

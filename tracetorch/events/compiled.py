@@ -11,7 +11,7 @@ from torch import Tensor
 from tracetorch.core.torch_private import has_values
 from tracetorch.events import conv_kernels, kernels
 from tracetorch.events.kernels import LANES
-from tracetorch.fuse.codegen.llvm_writer import TaskWriter
+from tracetorch.fuse.codegen.llvm_tasks import TaskWriter
 from tracetorch.fuse.runtime.machine_code import TaskKernel, compiled
 from tracetorch.fuse.runtime.memory import address
 from tracetorch.fuse.runtime.threads import run_tasks

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tracetorch.events.kernels import LANES, Gathers, Lists
-from tracetorch.fuse.codegen.llvm_writer import WORD, Array, TaskWriter, Value, below
+from tracetorch.fuse.codegen.llvm_tasks import TaskWriter
+from tracetorch.fuse.codegen.llvm_writer import WORD, Array, Value, below
 
 _SIDE = 16  # of what is transposed at once
 

@@ -17,6 +17,7 @@ _TRANSPOSED = 1.5  # a weight that is transposed
 _CALLED = 300_000.0  # the calls around the kernels
 
 
+@lru_cache(maxsize=1024)
 def crossover(rows: int, inputs: int, outputs: int, taps: int = 1) -> float:
     """Return the density at which both take the same time; 0 where the dense product always wins.
 

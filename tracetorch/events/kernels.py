@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tracetorch.fuse.codegen.llvm_writer import WORD, Array, TaskWriter, Value, Writer, below
+from tracetorch.fuse.codegen.llvm_tasks import TaskWriter
+from tracetorch.fuse.codegen.llvm_writer import WORD, Array, Value, Writer, below
 
 LANES = 16  # the width of a table is a multiple of it
 _BLOCKS = (128, 64, 32, 16)  # columns whose sums are in registers at once: the widest that fits

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import threading
+import weakref
+from collections.abc import Iterable
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -24,6 +25,7 @@ from tracetorch.fuse import requested_backend
 from tracetorch.fuse.runtime.machine_code import unavailable_reason
 from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.delay import DelayedConv1d, DelayedLinear
+from tracetorch.snn.passes import ambient
 
 # the method of each class that computes the product
 _PRODUCTS: dict[type, tuple[str, Any]] = {
@@ -34,6 +36,7 @@ _PRODUCTS: dict[type, tuple[str, Any]] = {
 }
 _DTYPES = (torch.float32, torch.float64)
 _NAMES = ("forward", "convolve", "__getstate__")
+_OWN = (*_NAMES, "_conv_forward")
 # A sample of few rows errs: up to this multiple of the crossover the input is counted.
 _DOUBT = 1.5
 
@@ -67,43 +70,63 @@ def unavailable() -> str | None:
     return unavailable_reason()
 
 
-@contextmanager
-def event_passes(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Within a block, let each of ``modules`` decide at every call whether to use events.
+class EventProducts:
+    """The products of a model that choose, during a pass by layer, whether to use events.
 
     Only ``forward`` is replaced, in the instance, or ``convolve`` of a layer with delays: hooks,
     ``functional_call`` and engines around the modules work as ever. A copy or a pickle that is made
-    within the block does not have it.
+    meanwhile does not have it. Passes of several threads share the replacements, the last of which
+    takes them back; a call outside of a pass by layer is what it was.
 
     Args:
-        modules: what :func:`event_modules` returns.
+        modules: the modules of a model, none of which is kept alive.
     """
-    if not modules or unavailable() is not None:
-        yield
-        return
-    changed: list[dict[str, Any]] = []
-    try:
-        for module in modules:
-            attributes = vars(module)
-            kind = type(module) if type(module) in _PRODUCTS else plain_class(module)
-            # not where a user's own is set, or another thread's
-            if attributes.keys().isdisjoint((*_NAMES, "_conv_forward")) and _is_plain(kind):
-                changed.append(attributes)
-                name = _PRODUCTS[kind][0]
-                replacement = _convolve if name == "convolve" else _forward
-                attributes[name] = MethodType(replacement, module)
-                attributes["__getstate__"] = partial(_state, module)
-        yield
-    finally:
-        for attributes in changed:
-            for name in _NAMES:
-                attributes.pop(name, None)
 
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._products = [
+            (weakref.ref(module), plain_class(module)) for module in event_modules(modules)
+        ]
+        self._kinds = {kind: _PRODUCTS[kind] for _, kind in self._products}
+        self._lock = threading.Lock()
+        self._passes = 0
+        self._changed: list[weakref.ref[nn.Module]] = []
 
-def is_set_by_pass(value: object) -> bool:
-    """Whether an attribute of a module is there for the length of a pass alone."""
-    function = value.__func__ if isinstance(value, MethodType) else getattr(value, "func", None)
-    return function in (_forward, _convolve, _state)
+    def enter(self) -> bool:
+        """Let the products choose; whether there are any that may, and :meth:`leave` is due."""
+        if not self._products or unavailable() is not None:
+            return False
+        plain = {
+            kind
+            for kind, (name, method) in self._kinds.items()
+            if getattr(kind, name) is method and (kind is not nn.Conv2d or computes_as_conv2d(kind))
+        }
+        with self._lock:
+            self._passes += 1
+            if self._passes > 1:
+                return True
+            for reference, kind in self._products:
+                module = reference()
+                attributes = {} if module is None else module.__dict__
+                # not where a user's own is set, or nobody's any more
+                if module is not None and attributes.keys().isdisjoint(_OWN) and kind in plain:
+                    name = _PRODUCTS[kind][0]
+                    replacement = _convolve if name == "convolve" else _forward
+                    attributes[name] = MethodType(replacement, module)
+                    attributes["__getstate__"] = partial(_state, module)
+                    self._changed.append(reference)
+        return True
+
+    def leave(self) -> None:
+        """Take the replacements back, with the last pass."""
+        with self._lock:
+            self._passes -= 1
+            if self._passes:
+                return
+            for reference in self._changed:
+                module = reference()
+                for name in () if module is None else _NAMES:
+                    module.__dict__.pop(name, None)  # type: ignore[union-attr]
+            self._changed.clear()
 
 
 def _state(module: nn.Module) -> dict[str, Any]:
@@ -112,18 +135,12 @@ def _state(module: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in attributes.items() if name not in _NAMES}
 
 
-def _is_plain(kind: type) -> bool:
-    """Whether nobody has replaced what a class computes."""
-    own = kind is not nn.Conv2d or computes_as_conv2d(nn.Conv2d)
-    name, method = _PRODUCTS[kind]
-    return own and getattr(kind, name) is method
-
-
 def _forward(module: nn.Linear | nn.Conv2d, input: Tensor) -> Tensor:  # noqa: A002 (PyTorch's name)
     """Compute a layer, in place of its own ``forward``."""
     kind = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear
     plain = partial(_PRODUCTS[kind][1], module, input)
-    if torch.compiler.is_compiling():
+    run = ambient.current
+    if run is None or not run.folded or torch.compiler.is_compiling():
         return plain()  # type: ignore[no-any-return]
     weight, bias = module.weight, module.bias
     reason = _plain_reason(input, weight, bias)
@@ -175,7 +192,8 @@ def _convolve(
         bias: of the outputs.
     """
     plain = partial(_PRODUCTS[type(module)][1], module, past, kernel, bias)
-    if torch.compiler.is_compiling():
+    run = ambient.current
+    if run is None or not run.folded or torch.compiler.is_compiling():
         return plain()  # type: ignore[no-any-return]
     reason = _plain_reason(past, kernel, bias)
     if reason is None and (past.numel() == 0 or past.shape[-1] < kernel.shape[-1]):

@@ -23,7 +23,7 @@ from tracetorch.export.interface import (
     next_state_name,
 )
 from tracetorch.export.tensor_spec import DTYPES, TensorSpec
-from tracetorch.snn.traversal import check_mask
+from tracetorch.snn.module import check_mask
 
 Array: TypeAlias = Tensor | NDArray[Any]
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.snapshot import Contents, restored
+from tracetorch.core.snapshot import Snapshot, restored
 from tracetorch.core.torch_private import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -22,10 +22,9 @@ from tracetorch.core.torch_private import (
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.export.tensor_spec import TensorSpec, infer_spec
 from tracetorch.export.trace_errors import explain_trace_errors
-from tracetorch.snn.constrained_layer import ConstrainedLayer, StepKwargs
+from tracetorch.snn.module import TTModule, layer_label
 from tracetorch.snn.noise import Noise
-from tracetorch.snn.sequence_layer import SequenceLayer, transient_attributes_of
-from tracetorch.snn.state_holder import StateHolder, layer_label
+from tracetorch.snn.sequence_layer import SequenceLayer, StepKwargs, transient_attributes_of
 from tracetorch.snn.states import get_states, named_holders
 from tracetorch.unrolling.inputs import call
 
@@ -91,15 +90,15 @@ def step_signature(model: nn.Module, sample: Any, *, free_batch: bool = True) ->
         ):
             for path, layer in layers.items():
                 for name in layer.active_states:
-                    setattr(layer, layer.attribute_of(name), None)
-                if isinstance(layer, ConstrainedLayer):
+                    setattr(layer, layer._attribute_of(name), None)
+                if isinstance(layer, SequenceLayer):
                     replacement = _noting(calls, path, layer.step_kwargs)
                     overrides.enter_context(layer.override_step_kwargs(replacement))
             inputs = resized(sample, batch)
             # A tensor counts its writes in place: what the step writes to shows in its version.
             watched = {**replace_tensors(model, mode.from_tensor), **_named_inputs(inputs)}
             versions = dict(zip(watched, versions_of(watched.values()), strict=True))
-            before = Contents(model)
+            before = Snapshot(model)
             with explain_trace_errors(model, *trace_errors, free_batch=free_batch):
                 call(model, inputs)
                 states_by_batch.append(get_states(model, detach=False))
@@ -119,12 +118,12 @@ def step_signature(model: nn.Module, sample: Any, *, free_batch: bool = True) ->
     # Outside of the fake mode: these tensors have values, the constants of the program.
     with torch.no_grad():
         step_kwargs = {
-            key: cast(ConstrainedLayer, layers[key[0]]).step_kwargs(*key[1:]) for key in calls
+            key: cast(SequenceLayer, layers[key[0]]).step_kwargs(*key[1:]) for key in calls
         }
     return StepSignature(states, _initial_values(layers, states), step_kwargs)
 
 
-def _check_seeds(layers: Mapping[str, StateHolder]) -> None:
+def _check_seeds(layers: Mapping[str, TTModule]) -> None:
     """Raise where noise starts from a number that a program cannot draw."""
     for path, layer in layers.items():
         if isinstance(layer, Noise) and "initial_position" not in layer._buffers:
@@ -155,7 +154,7 @@ def _noting(
 
 
 def _initial_values(
-    layers: Mapping[str, StateHolder], states: Mapping[str, TensorSpec]
+    layers: Mapping[str, TTModule], states: Mapping[str, TensorSpec]
 ) -> dict[str, Tensor]:
     """Return what the states start from that do not start from zero, by name."""
     return {
@@ -166,7 +165,7 @@ def _initial_values(
     }
 
 
-def _initial_value(layer: StateHolder, name: str, spec: TensorSpec) -> Tensor:
+def _initial_value(layer: TTModule, name: str, spec: TensorSpec) -> Tensor:
     """Return what a state starts from, of size 1 in every dimension but the neurons'."""
     if not isinstance(layer, SequenceLayer):  # a memory
         value: Tensor = getattr(layer, f"initial_{name}")

@@ -25,7 +25,7 @@ from tracetorch.export.signature import (
 )
 from tracetorch.export.tensor_spec import TensorSpec
 from tracetorch.export.trace_errors import explain_trace_errors
-from tracetorch.snn.constrained_layer import ConstrainedLayer
+from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.states import get_states, named_holders, set_states
 from tracetorch.unrolling.inputs import call, parse_inputs
 
@@ -245,9 +245,9 @@ class ExplicitStep(nn.Module):
         with restored(self.model, tensors=False, training=False), ExitStack() as overrides:
             for path, layer in named_holders(self.model):
                 for name in layer.active_states:
-                    setattr(layer, layer.attribute_of(name), states.get(join_path(path, name)))
-                layer.mark_states_current()
-                if isinstance(layer, ConstrainedLayer):
+                    setattr(layer, layer._attribute_of(name), states.get(join_path(path, name)))
+                layer._mark_states_current()
+                if isinstance(layer, SequenceLayer):
                     overrides.enter_context(layer.override_step_kwargs(self._step_kwargs_of(path)))
             y = call(self.model, x) if self._record is None else self._recorded(x)
             next_states = get_states(self.model, detach=False)

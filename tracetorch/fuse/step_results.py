@@ -16,11 +16,6 @@ def check_step_results(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the output, and the active states by name.
 
-    Args:
-        cell: whose ``step`` has returned ``results``.
-        inputs: the inputs of the step, in the dtype of the arithmetic.
-        results: the output and all states.
-
     Raises:
         ValueError: ``step`` returned another number of results, or another shape or dtype.
     """

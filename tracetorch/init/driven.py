@@ -13,18 +13,15 @@ from torch import Tensor, nn
 from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import pytree
-from tracetorch.core.walk import modules_of, named_modules
+from tracetorch.core.walk import named_modules
 from tracetorch.init.stages import Stage, sources, stages
 from tracetorch.probe.layers import call_order, neuron_layers
 from tracetorch.snn.delay import Delay
-from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import has_step
-from tracetorch.snn.recurrent import Recurrent
+from tracetorch.snn.passes import Pass
 from tracetorch.snn.sequence_layer import SequenceLayer
-from tracetorch.snn.stateful_layer import within_sequence
 from tracetorch.unrolling import unroll
 from tracetorch.unrolling.inputs import Inputs, call
-from tracetorch.unrolling.unsupported import unsupported_reason
 
 
 class Calls(NamedTuple):
@@ -54,8 +51,6 @@ def follow_calls(model: nn.Module, inputs: Inputs) -> Calls:
 
 
 def _runs_by_layer(model: nn.Module, inputs: Inputs) -> bool:
-    if unsupported_reason(modules_of(model, closed=Recurrent)) is not None:
-        return False
     few = inputs.first(2)
     with restored(model), torch.no_grad(), suppress(ValueError):
         unroll(model, few.tensors, steps=few.steps if few.static else None, from_rest=True)
@@ -147,12 +142,10 @@ def driven_modules(
         ),
         torch.inference_mode(False),
         torch.enable_grad(),
-        within_sequence(),
     ):
-        zero_states(model)
         # what was made in inference mode cannot be part of a graph, its copy can
         step = pytree.tree_map_only(Tensor, torch.clone, next(inputs.first(1).each_step()))
-        call(model, step)
+        Pass(from_rest=True).call(call, model, step)
     return driven
 
 

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from tracetorch.core.checks import check_unsharded
-from tracetorch.snn.module import zero_states
+from tracetorch.snn.module import layer_label, zero_states
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.noise import Noise
 from tracetorch.snn.parameters import is_decay
 from tracetorch.snn.spike_functions import spike_functions
-from tracetorch.snn.state_holder import layer_label
 
 States: TypeAlias = dict[str, Tensor]
 

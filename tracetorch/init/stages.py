@@ -17,10 +17,10 @@ from tracetorch.core.walk import join_path, named_modules
 from tracetorch.snn.batch_norm import BatchNormThroughTime
 from tracetorch.snn.connectivity import connectivity, raw_weight
 from tracetorch.snn.delay import Delay, SynapticDelays
+from tracetorch.snn.module import keeps_states
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.sequence_layer import SequenceLayer
-from tracetorch.snn.stateful_layer import keeps_states
 
 _PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # of the variance comes from a recurrent connection: 1 - alpha in Rossbroich, Gygax and Zenke (2022)

@@ -77,7 +77,7 @@ class IntegerDelays(SynapticDelays):
             )
 
         def product(window: Tensor) -> Tensor:
-            return self._summed(window, self.held_kernel(window.dtype), self._integers.bias)
+            return self._summed(window, self.current_kernel(window.dtype), self._integers.bias)
 
         return exactly(product, window)
 

@@ -25,7 +25,7 @@ from tracetorch.integers.products import Product
 from tracetorch.snn.delay import SynapticDelays
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron, has_step
-from tracetorch.snn.stateful_layer import ARITHMETIC_DTYPE
+from tracetorch.snn.sequence_layer import ARITHMETIC_DTYPE
 
 _MOST = {torch.float32: 2.0**24, torch.float64: 2.0**53}
 _LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, Product, SynapticDelays)

@@ -20,10 +20,9 @@ from tracetorch.metrics.operations import NO_OPERATIONS, ModuleStats
 from tracetorch.metrics.product_counter import ProductCounter, counted_products
 from tracetorch.probe.layers import call_order
 from tracetorch.ragged import check_mask, filled, real_steps_first
-from tracetorch.snn.module import zero_states
+from tracetorch.snn.module import keeps_states, zero_states
 from tracetorch.snn.neuron import has_step
 from tracetorch.snn.sequence_layer import SequenceLayer
-from tracetorch.snn.stateful_layer import keeps_states
 from tracetorch.unrolling import unroll
 from tracetorch.unrolling.inputs import Inputs, parse_inputs
 
@@ -145,7 +144,7 @@ def observe(
         for stats in modules:
             # The last states are still in the layer, until the model is restored.
             if keeps_states(module := stats.module):
-                attributes = map(module.attribute_of, module.active_states)
+                attributes = map(module._attribute_of, module.active_states)
                 states = [getattr(module, attribute) for attribute in attributes]
                 stats.state_bytes = sum(each.nbytes for each in states if each is not None)
     # a call of several steps has shown of other modules only that they multiply

@@ -46,7 +46,7 @@ class ProductCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._weights: dict[int, StorageWeakRef] = {}
         found = walk(model)
         weights = [t for _, m in found.modules for t in (*m.parameters(False), *m.buffers(False))]
-        for weight in (*weights, *(t for _, t in found.held.tensors)):
+        for weight in (*weights, *(t for _, t in found.tensors)):
             self._mark(weight, True)
         self._counted, self._steps = counted, steps
         self._calls: list[ModuleStats] = []

@@ -48,13 +48,6 @@ class NIRModel(TTModule):
         """Run one time step."""
         values = self._inputs(positional, by_name)
         held = {name: cast(OneStep, self.late[self.keys[name]]) for name in self._held}
-        for name, edge in held.items():
-            if edge.layer_pass is not None:
-                raise ValueError(
-                    f"the edge that leads back from node {name!r} brings one step's output into "
-                    "the next, so the steps cannot be run all at once. Use "
-                    'tt.unroll(..., by="step").'
-                )
         for name in self.wiring.order:
             if name in values:
                 continue

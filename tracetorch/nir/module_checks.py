@@ -8,7 +8,8 @@ from tracetorch.core.hooks import WEIGHT_HOOKS
 from tracetorch.integers.border import Quantize, SumPool1d, SumPool2d
 from tracetorch.integers.delays import IntegerDelays
 from tracetorch.integers.products import Product
-from tracetorch.snn.stateful_layer import StatefulLayer, keeps_states
+from tracetorch.snn.module import keeps_states
+from tracetorch.snn.sequence_layer import SequenceLayer
 
 
 def check_modules(model: nn.Module) -> None:
@@ -20,7 +21,7 @@ def check_modules(model: nn.Module) -> None:
                 f"layer {path!r} computes with integers, and integer layers have no NIR. "
                 "Export the float network that tt.quantize.prepare was given."
             )
-        if keeps_states(module) and not isinstance(module, StatefulLayer):
+        if keeps_states(module) and not isinstance(module, SequenceLayer):
             names = " and ".join(map(repr, module.active_states))
             raise ValueError(
                 f"{path or 'the model'} ({type(module).__name__}) keeps a memory of its own, "

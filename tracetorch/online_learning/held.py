@@ -13,8 +13,8 @@ from tracetorch.core.walk import Opaque
 from tracetorch.online_learning.lanes import probes
 from tracetorch.online_learning.rules.learning_rule import LearningRule
 from tracetorch.online_learning.traces import Traces
+from tracetorch.snn.module import layer_label
 from tracetorch.snn.sequence_layer import SequenceLayer
-from tracetorch.snn.state_holder import layer_label
 
 Link: TypeAlias = tuple[str, nn.Linear]
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from tracetorch.core.checks import check_has_values, is_finite, suggestion
 from tracetorch.core.snapshot import restored
-from tracetorch.core.thread_owner import owned
 from tracetorch.core.torch_private import (
     NO_BACKWARD,
     current_backward,
@@ -25,10 +24,9 @@ from tracetorch.online_learning.rules import RULES, Rule
 from tracetorch.online_learning.step import Step
 from tracetorch.online_learning.trace_states import Carried, named_traces
 from tracetorch.probe.layers import neuron_layers
-from tracetorch.snn.module import zero_states
+from tracetorch.snn.module import layer_label, zero_states
+from tracetorch.snn.passes import Pass, current_pass
 from tracetorch.snn.sequence_layer import SequenceLayer
-from tracetorch.snn.state_holder import layer_label
-from tracetorch.snn.stateful_layer import StateSnapshot, running
 from tracetorch.snn.states import ExtraStates, named_holders
 from tracetorch.unrolling import unroll
 from tracetorch.unrolling.inputs import call, parse_inputs
@@ -180,7 +178,8 @@ class OnlineLearner(ExtraStates):
                 model's forward has changed, running statistics or the random state say, is not
                 undone.
         """
-        if running.by_layer:
+        outer = current_pass()
+        if outer is not None and outer.folded and outer.running is None:
             raise ValueError(
                 "an online learner takes one step at a time, so that it can be called at each: "
                 'call it in a loop, or use tt.unroll(learner, x, by="step").'
@@ -201,11 +200,17 @@ class OnlineLearner(ExtraStates):
                 "seems: its traces have gone on since, and a step cannot be repeated. It keeps no "
                 "graph of earlier steps, so leave checkpointing out."
             )
-        with owned(tuple(self._held.layers.values())):
-            return self._run(*args, **kwargs)
+        run = Pass()
+        y, step = run.call(self._run, *args, **kwargs)
+        run.commit()
+        self._held.traces, self._held.filters = step.traces, step.filters
+        self._held.frozen = step.frozen
+        self._dropped.update(step.dropped)
+        self._held.note_states()
+        return y
 
-    def _run(self, *args: Any, **kwargs: Any) -> Any:
-        """Run one step; no other thread runs the layers."""
+    def _run(self, *args: Any, **kwargs: Any) -> tuple[Any, Step]:
+        """Run one step in a pass of its own, which is not committed where it fails."""
         for value in pytree.tree_leaves((args, kwargs)):
             if isinstance(value, Tensor) and value.is_floating_point() and not is_finite(value):
                 raise ValueError(
@@ -214,31 +219,20 @@ class OnlineLearner(ExtraStates):
                     "the last good input: if not x.isfinite().all(): x = last."
                 )
         step = Step(self._held)
-        before = StateSnapshot(self._held.layers.values())
-        try:
-            for path, layer in self._held.layers.items():
-                step.enter(path, layer)
-            with step.observed():
-                y = self.model(*args, **kwargs)
-            step.leave()
-            if self._held.rule.lossless and step.dropped:
-                paths = "\n  ".join(map(str, step.dropped))
-                raise ValueError(
-                    "the gradients cannot be exact online, for there are paths through time that "
-                    f"no trace follows:\n  {paths}\nrule='eprop' drops or changes them."
-                )
-            for path, layer in self._held.layers.items():
-                self._check_state(path, layer)
-        except BaseException:
-            before.restore()
-            raise
-        for layer in self._held.layers.values():
-            layer.__dict__["_graph_steps"] = 0  # the graph is that of one step
-        self._held.traces, self._held.filters = step.traces, step.filters
-        self._held.frozen = step.frozen
-        self._dropped.update(step.dropped)
-        self._held.note_states()
-        return y
+        for path, layer in self._held.layers.items():
+            step.enter(path, layer)
+        with step.observed():
+            y = self.model(*args, **kwargs)
+        step.leave()
+        if self._held.rule.lossless and step.dropped:
+            paths = "\n  ".join(map(str, step.dropped))
+            raise ValueError(
+                "the gradients cannot be exact online, for there are paths through time that "
+                f"no trace follows:\n  {paths}\nrule='eprop' drops or changes them."
+            )
+        for path, layer in self._held.layers.items():
+            self._check_state(path, layer)
+        return y, step
 
     def _check_state(self, path: str, layer: SequenceLayer) -> None:
         """Raise where a step has made NaN or infinite values of a state, and so of its traces."""

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from tracetorch.core.torch_private import global_hooks
+from tracetorch.snn.module import layer_label
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.sequence_layer import SequenceLayer
-from tracetorch.snn.state_holder import layer_label
 
 
 def check_layers(

@@ -30,7 +30,8 @@ from tracetorch.online_learning.stdp_rules import PairRule, STDPRule, TripletRul
 from tracetorch.ragged import aligned, check_mask, check_sequence, real_steps_first
 from tracetorch.snn.connectivity import write_weight
 from tracetorch.snn.module import TTModule
-from tracetorch.snn.stateful_layer import ARITHMETIC_DTYPE, StateSnapshot
+from tracetorch.snn.passes import in_one_commit
+from tracetorch.snn.sequence_layer import ARITHMETIC_DTYPE
 
 Reward: TypeAlias = float | Tensor
 
@@ -251,29 +252,23 @@ class STDP(TTModule):
             pre, post = real_steps_first(pre, mask), real_steps_first(post, mask)
             reward = None if reward is None else real_steps_first(reward, mask)
         check_finite_spikes(pre, post)
-        before = StateSnapshot(self._traces())
-        try:
-            factors = self._factors(pre, post, lengths)
-            if self.eligibility is None:
-                up, down = self._changes(factors)
-            else:
-                up = self._rewarded(self.eligibility, factors, reward, lengths)
-                down = torch.zeros_like(up)
-        except BaseException:
-            before.restore()
-            raise
+        # the traces go on all together, or none
+        up, down = in_one_commit(self._summed, pre, post, reward, lengths)
         if self.reduction == "mean":
             up, down = up / pre.shape[1], down / pre.shape[1]
         held = self._potentiation, self._depression
         self._potentiation = up if held[0] is None else held[0] + up
         self._depression = down if held[1] is None else held[1] + down
 
-    def _traces(self) -> list[SpikeTrace | EligibilityTrace]:
-        every = (
-            *(self.pre_trace, self.post_trace, self.slow_pre_trace, self.slow_post_trace),
-            self.eligibility,
-        )
-        return [each for each in every if each is not None]
+    def _summed(
+        self, pre: Tensor, post: Tensor, reward: Tensor | None, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Run the traces over the sequence; return what is potentiated and depressed."""
+        factors = self._factors(pre, post, lengths)
+        if self.eligibility is None:
+            return self._changes(factors)
+        up = self._rewarded(self.eligibility, factors, reward, lengths)
+        return up, torch.zeros_like(up)
 
     def _factors(self, pre: Tensor, post: Tensor, lengths: Tensor | None) -> _Factors:
         """Run the traces over the sequence."""

@@ -14,7 +14,7 @@ from tracetorch.core.hooks import has_weight_hooks
 from tracetorch.core.torch_private import is_readable
 from tracetorch.online_learning.products import Product
 from tracetorch.snn.connectivity import connectivity
-from tracetorch.snn.stateful_layer import ARITHMETIC_DTYPE
+from tracetorch.snn.sequence_layer import ARITHMETIC_DTYPE
 
 
 def check_spikes(connection: Product, pre: Tensor, post: Tensor, mask: Tensor | None) -> None:

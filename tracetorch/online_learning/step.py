@@ -27,10 +27,10 @@ from tracetorch.online_learning.rewire import with_derivatives
 from tracetorch.online_learning.rules.learning_rule import Derivatives
 from tracetorch.online_learning.step_graph import Feed, Inputs, StepGraph
 from tracetorch.online_learning.traces import Attachment, Traces, attach
+from tracetorch.snn.module import layer_label
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.sequence_layer import SequenceLayer
-from tracetorch.snn.state_holder import layer_label
 
 _NO_TRACE = "no trace of earlier steps"
 _CONSTANT = "earlier steps are constants"

@@ -18,8 +18,8 @@ from tracetorch.online_learning.held import Filter, Held
 from tracetorch.online_learning.products import inputs_of, is_product, lanes
 from tracetorch.online_learning.traces import Traces
 from tracetorch.snn.connectivity import plain_class
+from tracetorch.snn.module import layer_label
 from tracetorch.snn.neuron import has_step
-from tracetorch.snn.state_holder import layer_label
 from tracetorch.snn.states import EXTRA
 
 _WEIGHT = ".weight"  # what ends the name of a product; a parameter's has no dot

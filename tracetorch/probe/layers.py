@@ -12,17 +12,15 @@ from tracetorch.core.checks import check_module
 from tracetorch.core.hooks import Hook, forward_hooks
 from tracetorch.core.snapshot import restored
 from tracetorch.core.spike_values import SPIKE_NAMES, Kind
-from tracetorch.core.walk import join_path, modules_of, named_modules
-from tracetorch.snn.module import zero_states
+from tracetorch.core.walk import join_path, named_modules
+from tracetorch.snn.module import TTModule
+from tracetorch.snn.passes import Pass
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.spike_functions import spike_functions
-from tracetorch.snn.state_holder import StateHolder
-from tracetorch.snn.stateful_layer import within_sequence
 from tracetorch.snn.states import named_holders, named_neurons
 from tracetorch.unrolling.inputs import Inputs, call
 from tracetorch.unrolling.trajectories import recordable
-from tracetorch.unrolling.unsupported import unsupported_reason
 
 
 def neuron_layers(model: nn.Module) -> dict[str, SequenceLayer]:
@@ -39,7 +37,7 @@ def neuron_layers(model: nn.Module) -> dict[str, SequenceLayer]:
     return layers
 
 
-def recordable_layers(model: nn.Module) -> dict[str, StateHolder]:
+def recordable_layers(model: nn.Module) -> dict[str, TTModule]:
     """Return every neuron layer of ``model``, and every module with a memory, by path.
 
     Raises:
@@ -49,7 +47,7 @@ def recordable_layers(model: nn.Module) -> dict[str, StateHolder]:
     return dict(named_holders(model)) or dict(neuron_layers(model))
 
 
-def recordable_names(layers: Mapping[str, StateHolder]) -> dict[str, tuple[str, str]]:
+def recordable_names(layers: Mapping[str, TTModule]) -> dict[str, tuple[str, str]]:
     """Map the full name of every recordable tensor to its layer's path and its own name."""
     return {
         join_path(path, name): (path, name)
@@ -58,7 +56,7 @@ def recordable_names(layers: Mapping[str, StateHolder]) -> dict[str, tuple[str, 
     }
 
 
-def spike_kinds(layers: Mapping[str, StateHolder]) -> dict[str, Kind]:
+def spike_kinds(layers: Mapping[str, TTModule]) -> dict[str, Kind]:
     """Tell spikes from states, by the full name of every recordable tensor.
 
     Inputs are left out, and the outputs of a layer that only passes them on, such as a delay.
@@ -86,7 +84,7 @@ def _output_kind(layer: object) -> Kind | None:
     return "spikes" if getattr(layer, "pos_scale", None) is None else "scaled spikes"
 
 
-def dimension_names(path: str, ndim: int, layer: StateHolder | None = None) -> tuple[str, ...]:
+def dimension_names(path: str, ndim: int, layer: TTModule | None = None) -> tuple[str, ...]:
     """Name the dimensions of a trajectory ``[T, B, ...]``.
 
     Time and batch are shared by all layers, so that trajectories align; the other dimensions carry
@@ -112,9 +110,6 @@ def call_order(model: nn.Module, inputs: Inputs, by: Literal["layer", "step"]) -
     Raises:
         ValueError: ``by`` is ``"layer"`` and the model cannot run by layer.
     """
-    reason = unsupported_reason(modules_of(model, closed=Recurrent)) if by == "layer" else None
-    if reason is not None:
-        raise ValueError(reason)
     order: dict[str, None] = {}
 
     def note_call(path: str) -> Hook:
@@ -128,8 +123,6 @@ def call_order(model: nn.Module, inputs: Inputs, by: Literal["layer", "step"]) -
         forward_hooks(after=[(module, note_call(path)) for path, module in named_modules(model)]),
         restored(model, tensors=False, training=False),
         torch.no_grad(),
-        within_sequence(),
     ):
-        zero_states(model)  # those held may be of another batch
-        call(model, next(inputs.first(1).each_step()))
+        Pass(from_rest=True).call(call, model, next(inputs.first(1).each_step()))
     return list(order)

@@ -16,8 +16,8 @@ from tracetorch.probe.layers import (
 )
 from tracetorch.probe.recording import Recording
 from tracetorch.probe.watch import watch
+from tracetorch.snn.module import TTModule
 from tracetorch.snn.recurrent import Recurrent
-from tracetorch.snn.state_holder import StateHolder
 from tracetorch.unrolling import unroll
 from tracetorch.unrolling.trajectories import ENDS, select_names
 
@@ -84,7 +84,7 @@ def record(
     return y, Recording(trajectories, dims=dims, sources=sources, kinds=spike_kinds(layers))
 
 
-def _check_gradients(what: Sequence[str] | str, layers: Mapping[str, StateHolder]) -> None:
+def _check_gradients(what: Sequence[str] | str, layers: Mapping[str, TTModule]) -> None:
     """Raise ``ValueError`` where a run by layer keeps no gradient of a named tensor."""
     names = recordable_names(layers)
     # A Recurrent runs its inner layers step by step: their trajectories are copies of the steps.

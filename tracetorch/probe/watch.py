@@ -19,6 +19,7 @@ from tracetorch.probe.layers import (
     spike_kinds,
 )
 from tracetorch.probe.recording import Recording
+from tracetorch.snn.passes import current_pass, states_of
 from tracetorch.unrolling.trajectories import select_names
 
 
@@ -81,7 +82,8 @@ class watch:  # noqa: N801 (used as a verb: with watch(...) as seen)
     ) -> None:
         """Append one step of a layer: a hook on its forward pass."""
         # By layer the hook would see one call for all steps, and no states between them.
-        if getattr(layer, "layer_pass", None) is not None:
+        run = current_pass()
+        if run is not None and run.folded and run.running is None:
             raise ValueError(
                 f"{layer.label()} is watched, and runs all of its steps at once. Use "
                 'tt.probe.record(model, x, ...), or tt.unroll(..., by="step") inside watch.'
@@ -91,7 +93,7 @@ class watch:  # noqa: N801 (used as a verb: with watch(...) as seen)
                 value = args[0] if args else kwargs["x"]
             else:
                 is_output = own_name == "output"
-                value = output if is_output else getattr(layer, layer.attribute_of(own_name))
+                value = output if is_output else states_of(layer)[layer._attribute_of(own_name)]
             if value is None:  # a memory that was not assigned
                 continue
             if self._gradients and value.requires_grad:

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from tracetorch.cell import StateKind
 from tracetorch.core.checks import check_count, check_flag, check_nonnegative, check_share
-from tracetorch.core.thread_owner import by_one_thread
 from tracetorch.core.torch_private import BatchNorm, assert_async, functorch_active
 from tracetorch.snn.sequence_layer import SequenceLayer
 
@@ -165,7 +164,6 @@ class BatchNormThroughTime(SequenceLayer):
         self.position = positions[-1]
         return y.squeeze(0).to(x.dtype)
 
-    @by_one_thread
     def forward_sequence(
         self, x: Tensor, record: Sequence[str] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:

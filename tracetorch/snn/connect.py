@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import torch
@@ -20,7 +19,6 @@ from tracetorch.snn.connectivity import (
     raw_weight,
 )
 from tracetorch.snn.delay import SynapticDelays
-from tracetorch.snn.lost_writes import warn_of_lost_writes
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
@@ -149,13 +147,6 @@ def _follow_writes(kind: Any) -> None:
     Args:
         kind: the class, which PyTorch has made.
     """
-    found: property = kind.weight
-    compute, assign = cast("Callable[[Any], Tensor]", found.fget), found.fset
-
-    def read_connected_weight(layer: nn.Module) -> Tensor:
-        weight = compute(layer)
-        warn_of_lost_writes(layer, "weight", weight, RAW_WEIGHT)
-        return weight
 
     def register_parameter(layer: nn.Module, name: str, param: nn.Parameter | None) -> None:
         if name in ("weight", "weight_orig") and parametrize.is_parametrized(layer, "weight"):
@@ -166,7 +157,6 @@ def _follow_writes(kind: Any) -> None:
             )
         super(kind, layer).register_parameter(name, param)
 
-    kind.weight = property(read_connected_weight, assign)
     kind.register_parameter = register_parameter
 
 

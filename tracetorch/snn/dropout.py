@@ -11,7 +11,6 @@ from torch import Tensor
 
 from tracetorch.cell import StateKind
 from tracetorch.core.checks import check_share
-from tracetorch.core.thread_owner import by_one_thread
 from tracetorch.snn.sequence_layer import SequenceLayer
 
 
@@ -78,7 +77,6 @@ class LockedDropout(SequenceLayer):
         dtype = self.check_input(x)
         return self._masked(x, dtype) if self.training else x
 
-    @by_one_thread
     def forward_sequence(
         self, x: Tensor, record: Sequence[str] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:

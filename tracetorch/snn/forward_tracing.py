@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from tracetorch.core.snapshot import Contents
+from tracetorch.core.snapshot import Snapshot
 from tracetorch.core.torch_private import one_trace_at_a_time
 from tracetorch.snn.sequence_layer import SequenceLayer, transient_attributes_of
 from tracetorch.snn.states import named_neurons
@@ -36,7 +36,7 @@ def trace_forward(model: nn.Module, is_leaf: IsLeaf, advice: str) -> fx.GraphMod
     """
     tracer = _Tracer(is_leaf)
     root = nn.Sequential(model) if tracer.is_leaf_module(model, "") else model
-    before = Contents(model)
+    before = Snapshot(model)
     states = [(p, layer, n) for p, layer in named_neurons(model) for n in layer.active_states]
     live = torch.zeros(())  # for a forward that looks whether there is a state
     try:

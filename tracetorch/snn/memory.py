@@ -28,13 +28,19 @@ from functools import update_wrapper
 from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tracetorch.core.checks import check_count, check_finite
+from tracetorch.core.checks import check_count, check_finite, check_flag
+from tracetorch.core.double_backward import explain_double_backward
+from tracetorch.core.leaked_tracer import is_leaked_tracer
+from tracetorch.core.torch_private import dispatch_modes, is_jit_tracing
+from tracetorch.core.walk import Opaque
+from tracetorch.snn.passes import current_pass, states_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
 _REGISTRIES = ("_modules", "_parameters", "_buffers")
+_PREFIX = "_memory_"  # what the attribute begins with that holds a memory
 
 
 class Memory(NamedTuple):
@@ -138,27 +144,245 @@ class unless_taken(Generic[P, R]):  # noqa: N801 (used as a decorator)
             return self.method  # type: ignore[return-value]
         name = self.method.__name__
         taken = any(name in module.__dict__.get(each, ()) for each in _REGISTRIES)
-        if taken or not module.declares_memory:
+        if taken or not module._declares_memory:
             raise AttributeError(f"{type(module).__name__!r} object has no attribute {name!r}")
         return self.method.__get__(module)  # type: ignore[no-any-return]
 
 
+class Notes(Opaque):
+    """What is known of the call of a module with memory that runs, in its pass or by itself."""
+
+    def __init__(self) -> None:
+        self.call: Call | None = None
+        self.reads: list[Read] = []  # that may yet be written to
+        self.is_called = False  # the end of the call looks at them then
+
+
+def notes_of(module: Any) -> Notes:
+    """Return the notes of the call of a module that runs."""
+    run = current_pass()
+    if run is None:
+        own: Notes = module.__dict__["_memory_notes"]
+        return own
+    found: Notes | None = run.notes.get(id(module))
+    if found is None:
+        found = run.notes[id(module)] = Notes()
+    return found
+
+
+def attribute_of(name: str) -> str:
+    """Return the name of the attribute that holds a memory; it is ``None`` at rest."""
+    return _PREFIX + name
+
+
+def attributes_of_copy(module: Any) -> dict[str, Any]:
+    """Return the attributes that a copy of a module with memory does not share with it."""
+    return {"_memories": dict(module._memories), "_memory_notes": Notes()}
+
+
+def declare(
+    module: Any, name: str, shape: int | Sequence[int] | None, init: float | Tensor, learn: bool
+) -> None:
+    """Declare a memory of a module, as :meth:`.TTModule.memory` says."""
+    if not isinstance(name, str):
+        raise TypeError(
+            f"{type(module).__name__}.memory(name, ...) declares a state and takes a name, got "
+            f"{type(name).__name__}."
+        )
+    for each in (name, f"initial_{name}"):
+        if not each.isidentifier() or each in module._memories or hasattr(module, each):
+            raise ValueError(
+                f"{type(module).__name__} cannot call a memory {name!r}: {each!r} must be an "
+                "identifier that is not yet taken."
+            )
+    sizes = None if shape is None else checked_shape(name, shape)
+    value = checked_init(name, init, sizes, check_flag("learnable", learn))
+    if learn and value is not None:
+        module.register_parameter(f"initial_{name}", nn.Parameter(value))
+    elif value is not None:
+        module.register_buffer(f"initial_{name}", value)
+    attributes = module.__dict__
+    if not module._memories:
+        attributes["_memories"] = {}
+        attributes["_memory_notes"] = Notes()
+        module.register_forward_pre_hook(begin_call, with_kwargs=True)
+        module.register_forward_hook(end_call)
+    attributes[_PREFIX + name] = None
+    attributes["_memories"][name] = Memory(sizes)
+
+
+def check_no_memory(module: Any, name: str) -> None:
+    """Raise where a memory has the name of what is to be registered."""
+    if name in module._memories:
+        raise ValueError(
+            f"{name!r} is taken: it is a memory of {type(module).__name__}. Use another name."
+        )
+
+
+def start_of(
+    module: Any, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Return what a memory is before the first step."""
+    value: Tensor | None = getattr(module, f"initial_{name}", None)
+    if value is None:
+        return torch.zeros(tuple(shape), dtype=dtype, device=device)
+    value = value.to(device, dtype)
+    # a copy: no state shares memory with anything
+    return value.expand(tuple(shape)).clone(memory_format=torch.contiguous_format)
+
+
 def begin_call(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Note the batch of a call of a module with memory: a forward pre-hook.
+    """Note the batch of a call of a module with memory that begins: a forward pre-hook.
 
     Raises:
-        ValueError: a state is that of another batch, or was written to in place before.
+        ValueError: a memory is that of another batch, or was written to in place before.
     """
-    module.begin_call(call_of(args, kwargs))
+    notes, call = notes_of(module), call_of(args, kwargs)
+    compiling = torch.compiler.is_compiling()
+    if not compiling:
+        if not notes.is_called:  # or the call before has failed
+            check_reads(module, notes)
+        notes.reads = []
+        notes.is_called = True
+    notes.call = call
+    states = states_of(module, "use its memory")
+    for name in module._memories:
+        state: Tensor | None = states[_PREFIX + name]
+        if call is None or state is None or state.ndim == 0 or is_leaked_tracer(state):
+            continue
+        if state.shape[0] != call.batch:
+            raise ValueError(
+                f"{module._label()} holds {name} of shape {list(state.shape)}, and is given "
+                f"a batch of {call.batch} ({call.source(module.forward)}). Call zero_states() "
+                "before a new sequence or another batch size, zero_states(where=mask) to "
+                "restart some samples."
+            )
 
 
 def end_call(module: Any, args: tuple[Any, ...], output: object) -> None:
     """Look for writes that the call has lost: a forward hook of a module with memory.
 
     Raises:
-        ValueError: a memory was written to in place.
+        ValueError: a memory was written to in place, and not assigned.
     """
-    module.end_call()
+    if not torch.compiler.is_compiling():
+        notes = notes_of(module)
+        notes.is_called = False
+        check_reads(module, notes, every=True)
+
+
+def check_reads(module: Any, notes: Notes, every: bool = False) -> None:
+    """Raise where a value that was handed out was written to, and forget those that are gone.
+
+    Args:
+        module: the module with memory.
+        notes: of its call.
+        every: those too that somebody still holds, and all are forgotten.
+    """
+    reads = notes.reads
+    notes.reads = [] if every else [r for r in reads if r.value() is not None]
+    for read in reads:
+        if (
+            read.shared._version != read.version
+            and states_of(module)[_PREFIX + read.name] is read.state  # or another was set since
+            and (every or read.value() is None)
+        ):
+            name = read.name
+            raise ValueError(
+                f"{name} of {module._label()} was written to in place, and the write is "
+                f"lost: what is read is a copy. Assign: {name} = self.{name}; {name}[:, 0] = "
+                f"x; self.{name} = {name}. Of a value that is not to be remembered change "
+                f"self.{name}.clone()."
+            )
+
+
+def recall(module: Any, name: str) -> Tensor:
+    """Return a memory, and note that it was handed out."""
+    state = states_of(module, f"read its memory {name}")[_PREFIX + name]
+    if torch.compiler.is_compiling() or dispatch_modes() or is_jit_tracing():
+        return _value_of(module, name, state)
+    notes = notes_of(module)
+    if not notes.is_called:
+        check_reads(module, notes)
+    if torch.is_inference_mode_enabled():  # whose own tensors do not count writes
+        with torch.inference_mode(False), torch.no_grad():
+            value = _value_of(module, name, state)
+    else:
+        value = _value_of(module, name, state)
+    # outside a call nobody may be waiting for it: not its graph
+    shared = value if notes.is_called else value.detach()
+    notes.reads.append(Read(name, weakref.ref(value), shared, value._version, state))
+    return value
+
+
+def _value_of(module: Any, name: str, state: Tensor | None) -> Tensor:
+    """Return a copy of a memory: what was assigned last, or what it starts from."""
+    module._check_states_current()
+    if state is not None:
+        if is_leaked_tracer(state):
+            raise ValueError(
+                f"{module._label()} holds a state {name} without values, left behind by a traced "
+                "or transformed call. Call zero_states()."
+            )
+        return state.clone()
+    shape, call = module._memories[name].shape, notes_of(module).call
+    value: Tensor | None = getattr(module, f"initial_{name}", None)
+    if shape is None:
+        if value is not None:
+            return value.clone()
+        return torch.zeros((), device=None if call is None else call.device)
+    if call is None:
+        raise UnknownBatchError(
+            f"{module._label()} has no value of {name} yet, and knows no batch: it is that "
+            "of the first tensor, with a dimension, that the module is called with. Call the "
+            "module, not its forward, or assign a value before."
+        )
+    exact = value is not None and not value.is_floating_point()
+    dtype = value.dtype if value is not None and exact else call.dtype
+    return start_of(module, name, (call.batch, *shape), dtype, call.device)
+
+
+def remember(module: Any, name: str, value: object) -> None:
+    """Assign a memory; ``None`` returns it to what it starts from."""
+    states = states_of(module, f"set its memory {name}")
+    notes = notes_of(module)
+    if not torch.compiler.is_compiling():
+        notes.reads = [read for read in notes.reads if read.name != name]
+    if value is not None:
+        module._check_states_current()
+        # a copy, which a later in-place operation on the value does not reach
+        call = notes.call if notes.is_called else None
+        copied = check_value(module, name, value, call=call).clone()
+        (value,) = explain_double_backward([copied])
+    states[_PREFIX + name] = value
+
+
+def check_value(
+    module: Any, name: str, value: object, label: str | None = None, call: Call | None = None
+) -> Tensor:
+    """Return a value of a memory, or raise where it does not fit the declaration.
+
+    Args:
+        module: the module with memory.
+        name: of the memory.
+        value: to assign.
+        label: of the module, for the message.
+        call: that runs, whose batch the message then explains.
+    """
+    if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
+        raise TypeError(
+            f"{label or module._label()} remembers a tensor as {name}, got "
+            f"{type(value).__name__}. What it starts from is declared by "
+            f"self.memory({name!r}, init=..., learnable=...)."
+        )
+    shape = module._memories[name].shape
+    if shape is not None and (value.ndim == 0 or value.shape[1:] != shape):
+        batch = "" if call is None else f" B is {call.batch}: {call.source(module.forward)}."
+        raise ValueError(
+            f"{label or module._label()} remembers {name} as [B, "
+            f"{', '.join(map(str, shape))}], got shape {list(value.shape)}.{batch}"
+        )
+    return value
 
 
 def checked_shape(name: str, shape: object) -> tuple[int, ...]:

@@ -27,9 +27,8 @@ from tracetorch.core.hooks import WEIGHT_HOOKS, forward_hooks
 from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import global_hooks, is_compiled, pytree
 from tracetorch.core.walk import join_path, named_modules
-from tracetorch.snn.module import zero_states
+from tracetorch.snn.module import keeps_states, zero_states
 from tracetorch.snn.sequence_layer import SequenceLayer
-from tracetorch.snn.stateful_layer import StatefulLayer, keeps_states, within_sequence
 
 IsLeaf: TypeAlias = Callable[[nn.Module], bool]
 
@@ -188,7 +187,6 @@ def read_model(
             _check_module(path, module)
     with (
         restored(model, training=False),
-        within_sequence(),
         torch.inference_mode(False),
         torch.no_grad(),
     ):
@@ -242,7 +240,7 @@ def _cloned(values: Any) -> Any:
 
 def _check_module(path: str, module: nn.Module) -> None:
     """Raise where a call of a module is more than its class's forward, or remembers."""
-    if keeps_states(module) and not isinstance(module, StatefulLayer):
+    if keeps_states(module) and not isinstance(module, SequenceLayer):
         names = " and ".join(map(repr, module.active_states))
         raise ValueError(
             f"{label(path, module)} keeps a memory of its own, {names}, which is in no graph. Feed "

@@ -1,39 +1,61 @@
-"""``TTModule``: an ``nn.Module`` whose states are cleared and detached in one call."""
+"""``TTModule``: an ``nn.Module`` whose states are cleared and detached in one call.
+
+States. A module that keeps tensors from call to call says which (``active_states``), in which
+attributes they are (``state_attributes``), and what each is before the first step. They are plain
+attributes, never buffers: DistributedDataParallel broadcasts buffers and would overwrite the
+membranes of every process but one. They follow ``.to()`` (``_apply`` is overridden), stay out of
+the ``state_dict``, are kept as detached copies by pickle and deepcopy, and become ``None`` by
+``to_empty``. While a pass runs they are in the pass (``tracetorch/snn/passes.py``).
+
+Traversal. A ``TTModule`` may override ``zero_states`` or ``detach_states``. So a call on a model
+does not visit every layer itself: it calls the nearest ``TTModule``s below, and each of them goes
+on from there through ``super()``; a set of the modules reached makes an override run once. Inside
+``torch.compile`` registered modules alone can be followed, and a hidden one is an error.
+"""
 
 from __future__ import annotations
 
 import inspect
-import weakref
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from tracetorch.core.checks import check_flag, check_module
-from tracetorch.core.double_backward import explain_double_backward
+from tracetorch.core.checks import check_module
 from tracetorch.core.leaked_tracer import is_leaked_tracer
-from tracetorch.core.thread_owner import check_thread
-from tracetorch.core.torch_private import dispatch_modes, is_jit_tracing
-from tracetorch.core.walk import named_modules
-from tracetorch.snn.memory import (
-    Call,
-    Memory,
-    Read,
-    UnknownBatchError,
-    begin_call,
-    checked_init,
-    checked_shape,
-    end_call,
-    unless_taken,
+from tracetorch.core.spawning import kept_for_child
+from tracetorch.core.torch_private import (
+    NO_BACKWARD,
+    constant_in_compile,
+    current_backward,
+    exclude_from_compile,
+    graph_break,
+    is_exporting,
+    is_tracing,
 )
-from tracetorch.snn.state_holder import StateHolder, layer_label, leaked_message
-from tracetorch.snn.traversal import call_action, traverse
+from tracetorch.core.walk import named_modules, path_on_stack
+from tracetorch.snn import memory
+from tracetorch.snn.passes import current_pass, states_of
 
-_HELD = "_memory_"  # what the attribute begins with that holds a memory
+Action: TypeAlias = Literal["zero_states", "detach_states"]
+
+_FROZEN_STATE = (
+    "torch.export, torch.jit.trace and make_fx would freeze the state of a neuron layer as a "
+    "constant: the traced program would start every call from the same state. "
+    "tt.export.step(model, sample) makes a program whose states go in and come out, "
+    "tt.export.sequence one over time; or trace a module that calls zero_states() first and loops "
+    "over time inside."
+)
+_HIDDEN = (
+    "torch.compile cannot reach a stateful module that is held in a plain list, dict or object. "
+    "Register it (nn.ModuleList, nn.ModuleDict), or zero the states outside."
+)
 
 
-class TTModule(StateHolder):
+class TTModule(nn.Module):
     """An ``nn.Module`` whose hidden states, however deep, are cleared and detached in one call.
 
     Inherit from it as you would from ``nn.Module``. ``zero_states`` and ``detach_states`` may be
@@ -58,13 +80,12 @@ class TTModule(StateHolder):
         12
     """
 
-    declares_memory: ClassVar[bool] = True
-    """Whether :meth:`memory` may be called; neuron layers have ``states`` instead."""
     # none until there is one; a mapping proxy would be true for torch.compile, although it is empty
-    _memories: Mapping[str, Memory] = {}
-    _memory_call: Call | None = None
-    _memory_reads: Sequence[Read] = ()  # that may yet be written to
-    _memory_is_called = False  # whether the module is being called, which then looks itself
+    _memories: Mapping[str, memory.Memory] = {}
+    _declares_memory = True  # neuron layers have ``states`` instead
+    # where the states were zeroed or set: in this trace, in this backward pass
+    _zeroed_in_trace = False
+    _zeroed_in_backward = NO_BACKWARD
 
     def zero_states(self, *, where: Tensor | None = None) -> None:
         """Set every state to ``None``, or with ``where`` reset just those samples.
@@ -80,20 +101,114 @@ class TTModule(StateHolder):
                 its neurons. Nothing has been changed then.
         """
         traverse(self, "zero_states", where)
-        if self._memories or not self.declares_memory:
-            self.zero_own_states(where)
+        if self.active_states:
+            self._zero_own_states(where)
 
     def detach_states(self) -> None:
         """Cut every state from the graph that computed it; the values stay."""
         traverse(self, "detach_states")
-        self.detach_own_states()
+        if not self.active_states:
+            return
+        states = states_of(self, "call detach_states()")
+        for attribute in self._state_attributes:
+            state = states[attribute]
+            if state is not None and not is_leaked_tracer(state):
+                states[attribute] = state.detach()
 
     def get_param_count(self) -> int:
         """Count the parameter values in the module and all it holds, shared ones once."""
         found = {id(p): p for _, module in named_modules(self) for p in module.parameters()}
         return sum(p.numel() for p in found.values())
 
-    def check_reset(self, path: str, where: Tensor) -> None:
+    # What states there are
+
+    @property
+    def active_states(self) -> tuple[str, ...]:
+        """The names of the states that this module has: the memories that it has declared."""
+        return tuple(self._memories)
+
+    @property
+    def _state_attributes(self) -> tuple[str, ...]:
+        """The names of the attributes that hold the states, in the order of ``active_states``."""
+        return tuple(map(memory.attribute_of, self._memories))
+
+    def _attribute_of(self, state: str) -> str:
+        """Return the name of the attribute that holds a state; it is ``None`` at rest."""
+        return memory.attribute_of(state)
+
+    def _start_of(self, state: str, like: Tensor) -> Tensor:
+        """Return what a state is before the first step, in the shape of a live one."""
+        return memory.start_of(self, state, like.shape, like.dtype, like.device)
+
+    def _moved_state(self, state: Tensor, moved: Tensor) -> Tensor:
+        """Return what a state becomes where ``.to()`` and its kin make ``moved`` of it."""
+        return moved
+
+    def _label(self) -> str:
+        """Name the module for messages, with its path in the model that is being called."""
+        return layer_label(self, path_on_stack(self))
+
+    def _refuse_stale_states(self) -> None:
+        """Raise where a trace would freeze a state, or a backward pass runs a step again.
+
+        Raises:
+            RuntimeError: it would; the states were zeroed or set elsewhere.
+        """
+        if not self._zeroed_in_trace and is_tracing():
+            if torch.compiler.is_dynamo_compiling():
+                graph_break(_FROZEN_STATE)  # old versions swallow what is raised
+            raise RuntimeError(_FROZEN_STATE)
+        current = (NO_BACKWARD, self._zeroed_in_backward)
+        if not torch.compiler.is_compiling() and current_backward() not in current:
+            raise RuntimeError(
+                f"{self._label()} is run again inside backward(), from the state it has now "
+                "instead of the one it had. Activation checkpointing does so: checkpoint a "
+                "function that calls zero_states() first and loops over time inside. Engines that "
+                "compute gradients per sample do so too (Opacus): freeze the parameters of neuron "
+                "layers, or use torch.func.vmap(torch.func.grad(...)) over a function of one "
+                "sequence."
+            )
+
+    def _check_states_current(self) -> None:
+        """Raise where a step would run on states of another trace or backward pass.
+
+        Raises:
+            RuntimeError: as :meth:`_refuse_stale_states`.
+        """
+        run = current_pass()
+        if run is None or not (torch.compiler.is_compiling() or run.is_current()):
+            self._refuse_stale_states()
+
+    def _mark_states_current(self) -> None:
+        """Note that the states belong to this trace, or to the backward pass that runs this again.
+
+        Whoever sets states from outside calls it; a step that was not reached by it raises there.
+        """
+        self._zeroed_in_trace = is_tracing()
+        if not torch.compiler.is_compiling():
+            self._zeroed_in_backward = current_backward()
+
+    # Clearing
+
+    def _zero_own_states(self, where: Tensor | None) -> None:
+        """Set the states of this very module to ``None``, or start some samples anew."""
+        states = states_of(self, "call zero_states()")
+        if where is None:
+            self._mark_states_current()
+        elif torch.compiler.is_dynamo_compiling():
+            # whose repr of modules inside a module it cannot follow
+            name = type(self).__name__ if self._modules else repr(self)
+            self._check_mask_fits(lambda: name, where)
+        for name in self.active_states:
+            attribute = self._attribute_of(name)
+            state = states[attribute]
+            if where is None or state is None:
+                states[attribute] = None
+            else:
+                mask = where.to(state.device).reshape(-1, *[1] * (state.ndim - 1))
+                states[attribute] = torch.where(mask, self._start_of(name, state), state)
+
+    def _check_reset(self, path: str, where: Tensor) -> None:
         """Raise where ``zero_states(where=...)`` would fail on this very module.
 
         Args:
@@ -107,11 +222,76 @@ class TTModule(StateHolder):
                 "where=. Declare zero_states(self, *, where=None) and pass it on to super()."
             )
         if self.active_states:
-            self.check_mask_fits(lambda: layer_label(self, path), where)
+            self._check_mask_fits(lambda: layer_label(self, path), where)
+
+    def _check_mask_fits(self, label: Callable[[], str], where: Tensor) -> None:
+        """Raise where the mask of ``zero_states(where=...)`` does not fit a live state."""
+        states = states_of(self, "call zero_states()")
+        for name in self.active_states:
+            attribute = self._attribute_of(name)
+            state = states[attribute]
+            if state is None:
+                continue
+            if is_leaked_tracer(state):
+                raise ValueError(leaked_message(label(), name))
+            self._check_state_has_batch(label, name, state)
+            if len(state) != len(where):
+                raise ValueError(
+                    f"{label()} holds {name} for a batch of {len(state)}, shape "
+                    f"{list(state.shape)}; the mask has {len(where)} entries."
+                )
+
+    def _check_state_has_batch(self, label: Callable[[], str], name: str, state: Tensor) -> None:
+        """Raise where dimension 0 of a state does not hold the batch."""
+        if state.ndim == 0:
+            raise ValueError(
+                f"{label()} holds {name} as one number for all samples, of which a mask cannot "
+                "restart some. Assign a value with the batch in front."
+            )
+
+    # Copying and moving
+
+    def __getstate__(self) -> dict[str, Any]:
+        attributes = self.__dict__.copy()
+        states = states_of(self, "be copied") if self.active_states else attributes
+        for name in self.active_states:
+            attribute = self._attribute_of(name)
+            state = states[attribute]
+            if state is not None:
+                state = kept_for_child(detached_state(self, name, state))
+            attributes[attribute] = state
+        if self._memories:  # copies declare, and note, for themselves
+            attributes |= memory.attributes_of_copy(self)
+        return attributes
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TTModule:
+        """Move the states along with the parameters."""
+        states = states_of(self, "be moved") if self.active_states else {}
+        moved: dict[str, Tensor | None] = {}
+        for attribute in self._state_attributes:
+            state = states[attribute]
+            if state is None or is_leaked_tracer(state):
+                continue
+            with _EmptyLikeDetector() as detector:
+                value = fn(state)
+            # to_empty() keeps no values
+            moved[attribute] = None if detector.seen else self._moved_state(state, value)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        states.update(moved)
+        return self
+
+    def _replicate_for_data_parallel(self) -> Any:
+        if self.active_states:
+            raise RuntimeError(
+                f"{layer_label(self, '')}: nn.DataParallel runs copies of the model and throws "
+                "their states away at every call. Use DistributedDataParallel, one process per "
+                "device."
+            )
+        return super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
 
     # Memory of the module's own
 
-    @unless_taken
+    @memory.unless_taken
     def memory(
         self,
         name: str,
@@ -159,253 +339,33 @@ class TTModule(StateHolder):
             >>> [model(torch.ones(1, 3)).tolist() for _ in range(2)]
             [[[1.0, 1.0, 1.0]], [[1.5, 1.5, 1.5]]]
         """
-        if not isinstance(name, str):
-            raise TypeError(
-                f"{type(self).__name__}.memory(name, ...) declares a state and takes a name, got "
-                f"{type(name).__name__}."
-            )
-        for each in (name, f"initial_{name}"):
-            if not each.isidentifier() or each in self._memories or hasattr(self, each):
-                raise ValueError(
-                    f"{type(self).__name__} cannot call a memory {name!r}: {each!r} must be an "
-                    "identifier that is not yet taken."
-                )
-        sizes = None if shape is None else checked_shape(name, shape)
-        value = checked_init(name, init, sizes, check_flag("learnable", learnable))
-        if learnable and value is not None:
-            self.register_parameter(f"initial_{name}", nn.Parameter(value))
-        elif value is not None:
-            self.register_buffer(f"initial_{name}", value)
-        if not self._memories:
-            self.__dict__["_memories"] = {}
-            self.__dict__.update(_memory_call=None, _memory_reads=[], _memory_is_called=False)
-            self.register_forward_pre_hook(begin_call, with_kwargs=True)
-            self.register_forward_hook(end_call)
-        self.__dict__[_HELD + name] = None
-        self.__dict__["_memories"][name] = Memory(sizes)
-
-    @property
-    def active_states(self) -> tuple[str, ...]:
-        """The names of the memories that this module has declared."""
-        return tuple(self._memories)
-
-    @property
-    def transient_attributes(self) -> frozenset[str]:
-        """The attributes that a call changes, which are the memories and notes of the call."""
-        if not self._memories:
-            return frozenset()
-        notes = ("_memory_call", "_memory_reads", "_memory_is_called")
-        zeroed = ("_zeroed_in_backward", "_zeroed_in_trace")
-        return frozenset((*map(self.attribute_of, self._memories), *notes, *zeroed))
-
-    def attribute_of(self, state: str) -> str:
-        """Return the name of the attribute that holds a memory; it is ``None`` at rest."""
-        return _HELD + state
-
-    def start_of(self, state: str, like: Tensor) -> Tensor:
-        """Return what a memory is before the first step, in the shape of a live one."""
-        return self._start(state, like.shape, like.dtype, like.device)
-
-    def _start(
-        self, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device
-    ) -> Tensor:
-        value: Tensor | None = getattr(self, f"initial_{name}", None)
-        if value is None:
-            return torch.zeros(tuple(shape), dtype=dtype, device=device)
-        value = value.to(device, dtype)
-        # a copy: no state shares memory with anything
-        return value.expand(tuple(shape)).clone(memory_format=torch.contiguous_format)
-
-    def check_state_has_batch(self, label: Callable[[], str], name: str, state: Tensor) -> None:
-        """Raise where a memory is one number for all samples."""
-        if state.ndim == 0:
-            raise ValueError(
-                f"{label()} holds {name} as one number for all samples, of which a mask cannot "
-                "restart some. Assign a value with the batch in front."
-            )
-
-    def begin_call(self, call: Call | None) -> None:
-        """Note the batch of a call that begins.
-
-        Raises:
-            ValueError: a memory is that of another batch, or was written to in place before.
-        """
-        if not torch.compiler.is_compiling():
-            check_thread(self)
-            if not self._memory_is_called:  # or the call before has failed
-                self._check_reads()
-            self.__dict__["_memory_reads"] = []
-        self._memory_call = call
-        for name in self._memories:
-            state: Tensor | None = getattr(self, _HELD + name)
-            if call is None or state is None or state.ndim == 0 or is_leaked_tracer(state):
-                continue
-            if state.shape[0] != call.batch:
-                raise ValueError(
-                    f"{self.state_label()} holds {name} of shape {list(state.shape)}, and is given "
-                    f"a batch of {call.batch} ({call.source(self.forward)}). Call zero_states() "
-                    "before a new sequence or another batch size, zero_states(where=mask) to "
-                    "restart some samples."
-                )
-        if not torch.compiler.is_compiling():
-            self.__dict__["_memory_is_called"] = True
-
-    def end_call(self) -> None:
-        """Note that a call is over.
-
-        Raises:
-            ValueError: a memory was written to in place, and not assigned.
-        """
-        if not torch.compiler.is_compiling():
-            self.__dict__["_memory_is_called"] = False
-            self._check_reads(every=True)
-
-    def _check_reads(self, every: bool = False) -> None:
-        """Raise where a value that was handed out was written to, and forget those that are gone.
-
-        Args:
-            every: those too that somebody still holds, and all are forgotten.
-        """
-        reads = self._memory_reads
-        self.__dict__["_memory_reads"] = (
-            [] if every else [r for r in reads if r.value() is not None]
-        )
-        for read in reads:
-            held = self.__dict__[_HELD + read.name]
-            if (
-                read.shared._version != read.version
-                and held is read.state  # or another value has been set since
-                and (every or read.value() is None)
-            ):
-                name = read.name
-                raise ValueError(
-                    f"{name} of {self.state_label()} was written to in place, and the write is "
-                    f"lost: what is read is a copy. Assign: {name} = self.{name}; {name}[:, 0] = "
-                    f"x; self.{name} = {name}. Of a value that is not to be remembered change "
-                    f"self.{name}.clone()."
-                )
-
-    def _recall(self, name: str) -> Tensor:
-        """Return a memory, and note that it was handed out."""
-        if torch.compiler.is_compiling() or dispatch_modes() or is_jit_tracing():
-            return self._value_of(name)
-        called = self._memory_is_called
-        if not called:
-            self._check_reads()
-        if torch.is_inference_mode_enabled():  # whose own tensors do not count writes
-            with torch.inference_mode(False), torch.no_grad():
-                value = self._value_of(name)
-        else:
-            value = self._value_of(name)
-        state = self.__dict__[_HELD + name]
-        # outside a call nobody may be waiting for it: not its graph
-        shared = value if called else value.detach()
-        read = Read(name, weakref.ref(value), shared, value._version, state)
-        self.__dict__["_memory_reads"].append(read)
-        return value
-
-    def _value_of(self, name: str) -> Tensor:
-        """Return a copy of a memory: what was assigned last, or what it starts from."""
-        self.check_states_current()
-        state: Tensor | None = getattr(self, _HELD + name)
-        if state is not None:
-            if is_leaked_tracer(state):
-                raise ValueError(leaked_message(self.state_label(), name))
-            return state.clone()
-        shape, call = self._memories[name].shape, self._memory_call
-        value: Tensor | None = getattr(self, f"initial_{name}", None)
-        if shape is None:
-            if value is not None:
-                return value.clone()
-            return torch.zeros((), device=None if call is None else call.device)
-        if call is None:
-            raise UnknownBatchError(
-                f"{self.state_label()} has no value of {name} yet, and knows no batch: it is that "
-                "of the first tensor, with a dimension, that the module is called with. Call the "
-                "module, not its forward, or assign a value before."
-            )
-        exact = value is not None and not value.is_floating_point()
-        dtype = value.dtype if value is not None and exact else call.dtype
-        return self._start(name, (call.batch, *shape), dtype, call.device)
-
-    def _remember(self, name: str, value: object) -> None:
-        """Assign a memory; ``None`` returns it to what it starts from."""
-        if not torch.compiler.is_compiling():
-            check_thread(self)
-            reads = [read for read in self._memory_reads if read.name != name]
-            self.__dict__["_memory_reads"] = reads
-        if value is not None:
-            self.check_states_current()
-            # a copy, which a later in-place operation on the value does not reach
-            (value,) = explain_double_backward([self._check_memory(name, value).clone()])
-        setattr(self, _HELD + name, value)
-
-    def _check_memory(self, name: str, value: object, label: str | None = None) -> Tensor:
-        """Return a value of a memory, or raise where it does not fit the declaration."""
-        if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
-            raise TypeError(
-                f"{label or self.state_label()} remembers a tensor as {name}, got "
-                f"{type(value).__name__}. What it starts from is declared by "
-                f"self.memory({name!r}, init=..., learnable=...)."
-            )
-        shape = self._memories[name].shape
-        if shape is not None and (value.ndim == 0 or value.shape[1:] != shape):
-            raise ValueError(
-                f"{label or self.state_label()} remembers {name} as [B, "
-                f"{', '.join(map(str, shape))}], got shape {list(value.shape)}."
-                + self._batch_note()
-            )
-        return value
-
-    def _batch_note(self) -> str:
-        """Say where the batch of the call that runs comes from, for a message."""
-        call = self._memory_call if self._memory_is_called else None
-        return "" if call is None else f" B is {call.batch}: {call.source(self.forward)}."
-
-    def _check_not_a_memory(self, name: str) -> None:
-        """Raise where a memory has the name of what is registered."""
-        if name in self._memories:
-            raise ValueError(
-                f"{name!r} is taken: it is a memory of {type(self).__name__}. Use another name."
-            )
+        memory.declare(self, name, shape, init, learnable)
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
-        """Add a buffer, as ``nn.Module.register_buffer``.
-
-        Raises:
-            ValueError: a memory has its name.
-        """
-        self._check_not_a_memory(name)
+        """Add a buffer, as ``nn.Module.register_buffer``; a memory's name is taken."""
+        memory.check_no_memory(self, name)
         super().register_buffer(name, tensor, persistent)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Add a parameter, as ``nn.Module.register_parameter``.
-
-        Raises:
-            ValueError: a memory has its name.
-        """
-        self._check_not_a_memory(name)
+        """Add a parameter, as ``nn.Module.register_parameter``; a memory's name is taken."""
+        memory.check_no_memory(self, name)
         super().register_parameter(name, param)
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
-        """Add a module, as ``nn.Module.add_module``.
-
-        Raises:
-            ValueError: a memory has its name.
-        """
-        self._check_not_a_memory(name)
+        """Add a module, as ``nn.Module.add_module``; a memory's name is taken."""
+        memory.check_no_memory(self, name)
         super().add_module(name, module)
 
     if not TYPE_CHECKING:  # attributes have nn.Module's types
 
         def __getattr__(self, name):
             if name in self._memories:
-                return self._recall(name)
+                return memory.recall(self, name)
             return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._memories:
-            self._remember(name, value)
+            memory.remember(self, name, value)
         else:
             super().__setattr__(name, value)
 
@@ -419,16 +379,202 @@ class TTModule(StateHolder):
         names: list[str] = super().__dir__()  # type: ignore[no-untyped-call]
         return [*names, *self._memories]
 
-    def __getstate__(self) -> dict[str, Any]:
-        attributes = super().__getstate__()
-        if self._memories:  # copies declare, and note, for themselves
-            attributes |= {
-                "_memories": dict(self._memories),
-                "_memory_call": None,
-                "_memory_reads": [],
-                "_memory_is_called": False,
-            }
-        return attributes
+
+class _EmptyLikeDetector(TorchFunctionMode):
+    """Notice ``torch.empty_like``, by which ``Module.to_empty`` differs from a move."""
+
+    seen = False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.seen |= func is torch.empty_like
+        return func(*args, **(kwargs or {}))
+
+
+def keeps_states(module: object) -> TypeGuard[TTModule]:
+    """Whether a module is a neuron layer, or has declared a memory."""
+    return isinstance(module, TTModule) and bool(module.active_states)
+
+
+def detached_state(module: TTModule, name: str, state: Tensor, path: str = "") -> Tensor:
+    """Copy a live state, detached.
+
+    Args:
+        module: whose state it is.
+        name: of the state.
+        state: the state.
+        path: path of the module, for the message.
+
+    Raises:
+        ValueError: the state is a leaked tracer of a trace or a transform that is over.
+    """
+    if is_leaked_tracer(state):
+        raise ValueError(leaked_message(layer_label(module, path), name))
+    return state.detach().clone()
+
+
+def layer_label(layer: object, path: str | None) -> str:
+    """Name a layer for messages in one line, with its path where it is known."""
+    call = repr(layer).partition("(\n")[0]  # without the modules inside
+    return f"layer {path!r}, {call}," if path else call
+
+
+def leaked_message(label: str, name: str) -> str:
+    """Say that a state has no values any more."""
+    return (
+        f"{label} holds a state {name} without values, left behind by a traced or transformed "
+        "call. Call zero_states()."
+    )
+
+
+# Traversal
+
+
+class _Traversal:
+    """The call in progress: its action, the modules it has reached, whose ``super()`` it awaits."""
+
+    def __init__(self) -> None:
+        # set here, not on the class: torch.compile specialises on the attributes of the object
+        self.action = ""
+        self.where: Tensor | None = None
+        self.reached: Any = None
+        self.awaited: nn.Module | None = None
+
+    def first_visit(self, module: nn.Module) -> bool:
+        """Whether ``module`` is reached for the first time."""
+        if id(module) in self.reached:
+            return False
+        self.reached.add(id(module))
+        return True
+
+    def start(self, root: nn.Module) -> None:
+        """Count ``root`` as reached, and nothing else."""
+        self.reached = {id(root)}
+
+    def nearest(self, root: nn.Module) -> list[nn.Module]:
+        """List the outermost stateful modules below ``root``."""
+        found = named_modules(root, closed=TTModule)
+        return [each for _, each in found if isinstance(each, TTModule) and each is not root]
+
+
+class _ThreadTraversal(_Traversal, threading.local):
+    """A traversal for each thread: models may be zeroed in several at once."""
+
+
+class _CompiledTraversal(_Traversal):
+    """The same for ``torch.compile``, which follows registered modules and compares by identity."""
+
+    def first_visit(self, module: nn.Module) -> bool:
+        if any(module is other for other in self.reached):
+            return False
+        self.reached.append(module)
+        return True
+
+    def start(self, root: nn.Module) -> None:
+        self.reached = [root]
+
+    def nearest(self, root: nn.Module) -> list[nn.Module]:
+        found: list[nn.Module] = []
+        entered: list[nn.Module] = []
+        pending = list(root.children())
+        for module in pending:
+            if any(module is other for other in entered):
+                continue
+            entered.append(module)
+            if isinstance(module, TTModule):
+                found.append(module)
+            else:
+                pending.extend(module.children())
+        return found
+
+
+_eager = _ThreadTraversal()
+_compiled = _CompiledTraversal()  # while a program is traced; it never runs in it
+
+
+def traverse(root: nn.Module, action: Action, where: Tensor | None = None) -> None:
+    """Call ``action`` of every stateful module below ``root``, each once.
+
+    Args:
+        root: any module; its own override, if it has one, is what calls this.
+        action: name of the method.
+        where: mask over the batch, for ``zero_states``.
+
+    Raises:
+        TypeError, ValueError: the mask does not fit; nothing has been changed then.
+    """
+    compiling = torch.compiler.is_dynamo_compiling()
+    current: _Traversal = _compiled if compiling else _eager
+    if current.awaited is root and current.action == action and current.where is where:
+        # an override has called super(): go on with the call that has reached it
+        current.awaited = None
+        _visit(root, current)
+        return
+    # an export raises by itself, at the first step of a layer that was not reached
+    if compiling and not is_exporting() and _has_hidden_states(root):
+        graph_break(_HIDDEN)
+        _traverse_uncompiled(root, action, where)
+        return
+    if where is not None:
+        check_mask(where)
+        if not compiling:
+            for path, module in named_modules(root):
+                if isinstance(module, TTModule):
+                    module._check_reset(path, where)
+    # whatever else an override calls is a traversal of its own: the outer one waits
+    outer = (current.action, current.where, current.reached, current.awaited)
+    current.action, current.where, current.awaited = action, where, None
+    current.start(root)
+    try:
+        _visit(root, current)
+    finally:
+        current.action, current.where, current.reached, current.awaited = outer
+
+
+def _visit(root: nn.Module, current: _Traversal) -> None:
+    action, where = current.action, current.where
+    for module in current.nearest(root):
+        if current.first_visit(module):
+            current.awaited = module
+            _call_action(module, action, where)
+            current.awaited = None
+
+
+def _call_action(module: nn.Module, action: Action | str, where: Tensor | None) -> None:
+    """Call the method; ``where`` only when given, for an override need not take it."""
+    if where is None:
+        getattr(module, action)()
+    else:
+        getattr(module, action)(where=where)
+
+
+_traverse_uncompiled = exclude_from_compile(traverse)
+
+
+@constant_in_compile
+def _has_hidden_states(root: nn.Module) -> bool:
+    """Whether a stateful module is held outside ``root.modules()``; called once per compilation."""
+    registered = {id(module) for module in root.modules()}
+    return any(
+        isinstance(module, TTModule) and id(module) not in registered
+        for _, module in named_modules(root)
+    )
+
+
+def check_mask(where: object) -> None:
+    """Raise unless ``where`` is a boolean mask over the batch."""
+    if not isinstance(where, Tensor) or where.dtype != torch.bool:
+        got = f"a tensor of {where.dtype}" if isinstance(where, Tensor) else type(where).__name__
+        raise TypeError(
+            f"where must be a boolean tensor, got {got}. Try where=torch.as_tensor(done, "
+            "dtype=torch.bool); of indices mask = torch.zeros(batch, dtype=torch.bool); "
+            "mask[indices] = True; where=mask."
+        )
+    if where.ndim != 1:
+        raise ValueError(
+            f"where must have one dimension, the batch, got shape {list(where.shape)}."
+        )
 
 
 def zero_states(module: nn.Module, *, where: Tensor | None = None) -> None:
@@ -454,7 +600,7 @@ def zero_states(module: nn.Module, *, where: Tensor | None = None) -> None:
     """
     check_module(module)
     if isinstance(module, TTModule):
-        call_action(module, "zero_states", where)
+        _call_action(module, "zero_states", where)
     else:
         traverse(module, "zero_states", where)
 

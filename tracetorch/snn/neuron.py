@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from threading import get_ident
 from typing import Any, ClassVar, TypeGuard
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor
 
 from tracetorch.cell import METHODS, Cell, StepDefinition
 from tracetorch.core.double_backward import explain_double_backward
-from tracetorch.core.thread_owner import owner_of, run_taken, take
 from tracetorch.core.torch_private import (
     NO_BACKWARD,
     constant_in_compile,
@@ -19,18 +17,12 @@ from tracetorch.core.torch_private import (
     functorch,
     observed_by,
 )
-from tracetorch.fuse.dispatch.prepared_sequence import PreparedSequence
 from tracetorch.fuse.dispatch.sequence import run_sequence
-from tracetorch.fuse.dispatch.single_step import CompiledStep
-from tracetorch.fuse.dispatch.specialised import Specialised
+from tracetorch.fuse.dispatch.specialised import CompiledStep, PreparedSequence, Specialised
 from tracetorch.fuse.step_results import check_step_results, shares_memory
-from tracetorch.snn.constrained_layer import ConstrainedLayer
-from tracetorch.snn.restarts import Restarts, mask_in_loop, restarting
-from tracetorch.snn.stateful_layer import (
-    ARITHMETIC_DTYPE,
-    StateSnapshot,
-    running,
-)
+from tracetorch.snn.passes import ambient, in_one_commit, states_of
+from tracetorch.snn.restarts import Restarts
+from tracetorch.snn.sequence_layer import ARITHMETIC_DTYPE, SequenceLayer
 from tracetorch.snn.step_signature import check_named, check_signature
 from tracetorch.snn.stream_watch import LONGEST_GRAPH, LOOK_EVERY, look_for_nan, report_graph
 
@@ -39,7 +31,7 @@ _MOST_CELLS = 4  # that a layer keeps, for options that come and go
 _SIGNIFICANT_BITS = {torch.bfloat16: 8, torch.float16: 11}
 
 
-class Neuron(ConstrainedLayer):
+class Neuron(SequenceLayer):
     """A layer of neurons that all follow one ``step``.
 
     A subclass lists its ``states``, declares its parameters in ``__init__`` with :meth:`decay`,
@@ -120,10 +112,9 @@ class Neuron(ConstrainedLayer):
     @property
     def cell(self) -> Cell:
         """Describe the layer as a frozen value; where the layer has changed it is another one."""
-        declared = self._declared
-        cells = declared.cells
-        if cells and cells[0].describes(self, declared.constraints, declared.options):
-            return cells[0]
+        cell = self._declared.cell
+        if cell is not None and cell.is_current(type(self)):
+            return cell
         if getattr(self, "step", None) is None:
             raise NotImplementedError(
                 f"{type(self).__name__} has no step. Write it as a static method, in PyTorch: "
@@ -146,6 +137,7 @@ class Neuron(ConstrainedLayer):
             cell = Cell.of(self, declared.call, declared.arguments, *definition, _METHODS)
         others = [each for each in declared.cells if each is not cell]
         declared.cells = [cell, *others][:_MOST_CELLS]
+        declared.cell = cell
         return cell
 
     def _signature(self) -> StepDefinition:
@@ -174,11 +166,6 @@ class Neuron(ConstrainedLayer):
             "_sequences": Specialised(PreparedSequence),
         }
 
-    @property
-    def transient_attributes(self) -> frozenset[str]:
-        """Those of any layer, and what is kept for the next step."""
-        return super().transient_attributes | {"_single_steps", "_sequences"}
-
     # Calling
 
     def _kwargs_for(self, x: Tensor, ndim: int, dtype: torch.dtype) -> dict[str, Any]:
@@ -190,94 +177,107 @@ class Neuron(ConstrainedLayer):
 
     def forward_step(self, x: Tensor, *further: Tensor) -> Tensor:
         """Run one time step; compiled where there is no graph to build."""
-        cell = self._signature() if torch.compiler.is_compiling() else self.cell
-        states: list[Tensor | None] | None = None
-        unobserved = False
+        if torch.compiler.is_compiling():
+            return self._step_checked(self._signature(), x, further)
+        run, cell = ambient.current, self._declared.cell
+        if cell is None or not cell.is_current(type(self)):
+            cell = self.cell
+        now = current_backward()
         if (
-            isinstance(cell, Cell)
-            and not further
-            and len(cell.inputs) == 1
-            and observed_by((x,)) is None
-            and ((now := current_backward()) == NO_BACKWARD or now == self._zeroed_in_backward)
+            further
+            or len(cell.inputs) > 1
+            or observed_by((x,)) is not None
+            or (
+                now not in (NO_BACKWARD, self._zeroed_in_backward)
+                if run is None
+                else now != run.backward
+            )
         ):
-            unobserved = True
-            attributes = self.__dict__
-            attributes["_steps_run"] = number = self._steps_run + 1
-            if number >= LOOK_EVERY:
-                attributes["_steps_run"] = 0
-                look_for_nan(self)
-            # not where the second step tells, for a compiled one checks nothing
-            if not torch.is_grad_enabled() and not self._doubtful_step:
-                result: Tensor | None = self._single_steps.run(self, cell, x)
-                if result is not None:
-                    return result
-            states = self._fitting_states(cell, x)
-        inputs: tuple[Tensor, ...] = (x,)
-        if states is not None:
-            kwargs = self.step_kwargs(x.ndim, x.dtype)
-        else:  # what does not fit is explained
-            dtype = self.check_input(x)
-            states = self.states_for(x, dtype)
-            inputs = _working(self, x, further, dtype)
-            kwargs = self._kwargs_for(x, x.ndim, dtype)
-        if unobserved and states and torch.is_grad_enabled() and not running.sequence:
-            # a state zeroed, set, detached or computed under no_grad starts the count anew
-            state = states[0]
-            inside = state is not None and state.requires_grad
-            self.__dict__["_graph_steps"] = number = self._graph_steps + 1 if inside else 0
-            if number == LONGEST_GRAPH:
-                report_graph(self)
-        results = self.step(*inputs, *states, **kwargs)
+            return self._step_checked(cell, x, further)
+        with_graph = torch.is_grad_enabled()
+        if run is None:
+            held = self.__dict__
+            held["_steps_run"] = number = held.get("_steps_run", 0) + 1
+            if with_graph or number % LOOK_EVERY == 0:
+                self._watch_stream(number)
+        else:
+            held = run.states_of(self)
+        if not with_graph:
+            found = self._single_steps.run(self, cell, x, held)
+            if found is not None:
+                held.update(found[1])
+                return found[0]
+        shape, dtype, states = x.shape, x.dtype, []
+        fits = (
+            cell.has_plain_states
+            and not cell.runs_by_step
+            and dtype is ARITHMETIC_DTYPE.get(dtype)
+            and -len(shape) <= cell.dim < len(shape)
+            and shape[cell.dim] == cell.num_neurons
+        )
+        # the live states as `step` takes them, where they are plain and fit
+        for name in cell.states if fits else ():
+            state = held[name]
+            if name in cell.active and (
+                type(state) is not Tensor
+                or state.shape != shape
+                or state.dtype is not dtype
+                or state.device != x.device
+                or functorch.is_functorch_wrapped_tensor(state)
+                or state.is_inference()
+            ):
+                fits = False
+            states.append(state)
+        if not fits:  # what does not fit is explained
+            return self._step_checked(cell, x, further)
+        results = self.step(x, *states, **self.step_kwargs(x.ndim, dtype))
+        output, *ends = self._checked_results(cell, (x,), states, results)
+        if with_graph:
+            output, *ends = explain_double_backward([output, *ends], observed=False)
+        # assigned last and all together, so that a failed call changes nothing
+        held.update(zip(cell.active, ends, strict=True))
+        return output
+
+    def _step_checked(
+        self, cell: Cell | StepDefinition, x: Tensor, further: Sequence[Tensor]
+    ) -> Tensor:
+        """Run one step after every check of it; raise where something does not fit."""
+        dtype = self.check_input(x)
+        states = self.states_for(x, dtype)
+        inputs = _working(self, x, further, dtype)
+        results = self.step(*inputs, *states, **self._kwargs_for(x, x.ndim, dtype))
+        values = self._checked_results(cell, inputs, states, results)
+        output, *ends = explain_double_backward(values)
+        held = states_of(self)
+        for name, value in zip(cell.active, ends, strict=True):
+            held[name] = value
+        return output.to(x.dtype)
+
+    def _checked_results(
+        self,
+        cell: Cell | StepDefinition,
+        inputs: Sequence[Tensor],
+        states: Sequence[Tensor | None],
+        results: Any,
+    ) -> list[Tensor]:
+        """Return output and active states of a step, which share memory with nothing."""
         output, ends = check_step_results(cell, inputs, results)
         # a later in-place operation on the output must reach neither an input nor a state of before
         if shares_memory(output, (*inputs, *states)):
             output = output.clone()
-        output, *values = explain_double_backward([output, *ends.values()], unobserved=unobserved)
-        # assigned last and all together, so that a failed call changes nothing
-        if isinstance(cell, Cell):  # past nn.Module, which would look among parameters first
-            self.__dict__.update(zip(ends, values, strict=True))
-        else:
-            for name, value in zip(ends, values, strict=True):
-                setattr(self, name, value)
-        return output.to(x.dtype)
+        return [output, *ends.values()]
 
-    def _fitting_states(self, cell: Cell, x: Tensor) -> list[Tensor | None] | None:
-        """Return the live states as ``step`` takes them, where they and ``x`` are plain and fit.
-
-        ``None``: ``check_input`` and ``states_for`` must see them, which explain what does not fit.
-
-        Args:
-            cell: what the layer is.
-            x: an input that nobody observes.
-        """
-        shape, dtype, dim = x.shape, x.dtype, cell.dim
-        if (
-            cell.runs_by_step
-            or not cell.has_plain_states
-            or dtype is not ARITHMETIC_DTYPE.get(dtype)
-            or not -len(shape) <= dim < len(shape)
-            or shape[dim] != cell.num_neurons
-            or (len(shape) > 2 and dim == -1 and not self._takes_steps)
-        ):
-            return None
-        attributes, active = self.__dict__, cell.active
-        states: list[Tensor | None] = []
-        for name in cell.states:
-            state = attributes.get(name) if name in active else None
-            if state is not None:
-                if (
-                    type(state) is not Tensor
-                    or state.shape != shape
-                    or state.dtype is not dtype
-                    or state.device != x.device
-                    or functorch.is_functorch_wrapped_tensor(state)
-                    or state.is_inference()
-                ):
-                    return None
-            elif name in active:
-                return None
-            states.append(state)
-        return states
+    def _watch_stream(self, number: int) -> None:
+        """Look now and then at what goes wrong in single steps outside of any pass."""
+        attributes = self.__dict__
+        if number % LOOK_EVERY == 0:
+            look_for_nan(self)
+        state = attributes[self.states[0]] if self.states else None
+        # a state zeroed, set, detached or computed under no_grad starts the count anew
+        inside = isinstance(state, Tensor) and state.requires_grad and torch.is_grad_enabled()
+        attributes["_graph_steps"] = length = self._graph_steps + 1 if inside else 0
+        if length == LONGEST_GRAPH:
+            report_graph(self)
 
     def forward_sequence(
         self,
@@ -308,7 +308,7 @@ class Neuron(ConstrainedLayer):
             dtype of the states.
 
         Raises:
-            TypeError, ValueError: as the layer; it has no such state; or another thread runs it.
+            TypeError, ValueError: as the layer; it has no such state.
             RuntimeError: a backend requested by name cannot run the layer.
 
         Example:
@@ -319,26 +319,85 @@ class Neuron(ConstrainedLayer):
             >>> states["mem"].shape, layer.mem.shape
             (torch.Size([4, 2, 3]), torch.Size([2, 3]))
         """
-        compiling = torch.compiler.is_compiling()
-        # a pass owns its layers already
-        if not compiling and self.states and owner_of(id(self)) != get_ident() and take(self):
-            return run_taken(Neuron.forward_sequence, self, x, record, further=further, reset=reset)
-        cell = self._signature() if compiling else self.cell
-        where = None if reset is None else mask_in_loop(self, cell, x, reset)
-        if cell.runs_by_step if isinstance(cell, Cell) else _runs_by_step(self):
-            return self._run_by_step(x, record, further)
+        cell: Cell | StepDefinition | None
+        if torch.compiler.is_compiling():
+            cell = self._signature()
+            if _runs_by_step(self):
+                return self._run_by_step(x, record, further)
+            where = None if reset is None else self._mask_in_loop(cell, x, reset)
+            return self._run_checked(cell, x, record, further, where)
+        run, cell = ambient.current, self._declared.cell
+        if cell is None or not cell.is_current(type(self)):
+            cell = self.cell
+        if cell.runs_by_step:
+            return in_one_commit(self._run_by_step, x, record, further)
+        where = None if reset is None else self._mask_in_loop(cell, x, reset)
+        now = current_backward()
         if (
-            not (record or further)
-            and where is None
+            not (record or further or where is not None)
             and len(cell.inputs) == 1
-            and isinstance(cell, Cell)
             and observed_by((x,)) is None
-            and current_backward() in (NO_BACKWARD, self._zeroed_in_backward)
-            and (prepared := self._sequences.run(self, cell, x)) is not None
+            and (
+                now in (NO_BACKWARD, self._zeroed_in_backward)
+                if run is None
+                else now == run.backward
+            )
         ):
-            self.__dict__.update(prepared[1])
-            return prepared[0], {}
+            held = self.__dict__ if run is None else run.states_of(self)
+            prepared = self._sequences.run(self, cell, x, held)
+            if prepared is not None:
+                held.update(prepared[1])
+                return prepared[0], {}
         return self._run_checked(cell, x, record, further, where)
+
+    def _restarted(
+        self, x: Tensor, record: tuple[str, ...], reset: Restarts, further: tuple[Tensor, ...]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run a sequence in which samples start anew, in one loop where nothing must see it."""
+        self.check_has_batch("one step of its input", x.shape[1:])
+        if (
+            has_step(self)
+            and not torch.compiler.is_compiling()
+            and type(self).forward_sequence is Neuron.forward_sequence
+            and self._restarts_in_loop(self.cell)
+        ):
+            return self.forward_sequence(x, record, reset=reset, further=further)
+        return super()._restarted(x, record, reset, further)
+
+    def _restarts_in_loop(self, cell: Cell | StepDefinition) -> bool:
+        """Whether samples can start anew inside the loop.
+
+        Not where methods of the layer's own, or states of another shape, must see it happen.
+        """
+        kind = type(self)
+        return (
+            isinstance(cell, Cell)
+            and not cell.runs_by_step
+            and cell.has_plain_states
+            and kind.initial_state is SequenceLayer.initial_state
+            and kind.zero_states is SequenceLayer.zero_states
+            and self.__dict__.keys().isdisjoint(("initial_state", "zero_states"))
+        )
+
+    def _mask_in_loop(
+        self, cell: Cell | StepDefinition, x: Tensor, reset: Tensor | Restarts
+    ) -> Tensor:
+        """Return the mask of restarts in the loop, checked unless it has been."""
+        if isinstance(reset, Restarts):
+            return reset.mask
+        if reset.dtype != torch.bool:
+            raise TypeError(f"reset must hold booleans, got {reset.dtype}.")
+        if reset.shape != x.shape[:2]:
+            raise ValueError(
+                f"reset must have the shape [T, B] = {list(x.shape[:2])}, got {list(reset.shape)}."
+            )
+        self.check_has_batch("one step of its input", x.shape[1:])
+        if not self._restarts_in_loop(cell):
+            raise ValueError(
+                f"{self.label()} has methods or states of its own that must see a sample start "
+                "anew, or is compiled by torch.compile. Use tt.unroll(model, x, reset=...)."
+            )
+        return reset
 
     def _run_checked(
         self,
@@ -357,11 +416,12 @@ class Neuron(ConstrainedLayer):
         work = _working(self, x, further, dtype)
         kwargs = self._kwargs_for(x, x.ndim - 1, dtype)
         if where is not None and isinstance(cell, Cell):
-            cell, restarts, starts = restarting(self, cell, x, dtype, where)
+            cell, restarts, starts = _restarting(self, cell, x, dtype, where)
             work, kwargs = (*work, restarts), {**kwargs, **starts}
         output, ends, trajectories = run_sequence(self, cell, work, states, kwargs, tuple(record))
+        held = states_of(self)
         for name, end in zip(cell.active, ends, strict=True):
-            setattr(self, name, end)
+            held[name] = end
         return output.to(x.dtype), dict(zip(record, trajectories, strict=True))
 
     def _run_by_step(
@@ -374,15 +434,11 @@ class Neuron(ConstrainedLayer):
             return x.clone(), {name: x.to(dtype, copy=True) for name in record}
         outputs: list[Tensor] = []
         trajectories: dict[str, list[Tensor]] = {name: [] for name in record}
-        before = StateSnapshot([self])
-        try:
-            for step, *others in zip(*(each.unbind(0) for each in (x, *further)), strict=True):
-                outputs.append(self.forward_step(step, *others))
-                for name, trajectory in trajectories.items():
-                    trajectory.append(getattr(self, name))
-        except BaseException:
-            before.restore()
-            raise
+        held = states_of(self)
+        for step, *others in zip(*(each.unbind(0) for each in (x, *further)), strict=True):
+            outputs.append(self.forward_step(step, *others))
+            for name, trajectory in trajectories.items():
+                trajectory.append(held[name])
         stacked = {name: torch.stack(each) for name, each in trajectories.items()}
         return torch.stack(outputs), stacked
 
@@ -413,6 +469,28 @@ def _working(
             value = value.expand(x.shape)
         work.append(value.to(dtype))
     return tuple(work)
+
+
+def _restarting(
+    layer: Neuron, cell: Cell, x: Tensor, dtype: torch.dtype, reset: Tensor
+) -> tuple[Cell, Tensor, dict[str, Tensor]]:
+    """Return the cell that restarts samples, its further input and its further parameters.
+
+    Args:
+        layer: the layer.
+        cell: what it is.
+        x: its inputs ``[T, B, ...]``.
+        dtype: of the arithmetic.
+        reset: ``[T, B]`` booleans.
+    """
+    where = reset.to(x.device, dtype).reshape(*reset.shape, *[1] * (x.ndim - 2)).expand(x.shape)
+    trailing = -layer.dim - 1 if layer.dim < 0 else x.ndim - layer.dim - 2
+    starts: dict[str, Tensor] = {}
+    names = cell.names_of_starts
+    for name in cell.starts:
+        start = layer.get_buffer(f"initial_{name}").to(dtype)
+        starts[names[name]] = start.reshape(-1, *[1] * trailing) if start.ndim else start
+    return cell.restarting, where, starts
 
 
 # methods as they are where nobody has overridden or patched them

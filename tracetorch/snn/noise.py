@@ -24,7 +24,6 @@ from torch import Tensor
 
 from tracetorch.cell import StateKind
 from tracetorch.core.checks import check_integer
-from tracetorch.core.thread_owner import by_one_thread
 from tracetorch.core.torch_private import dispatch_modes, has_values
 from tracetorch.fuse.dispatch.backends import requested_backend, unavailable_reason
 from tracetorch.fuse.runtime.threefry import compiled_uniforms, threefry, uniforms
@@ -139,7 +138,6 @@ class Noise(SequenceLayer):
         self.position = position + 1
         return noise
 
-    @by_one_thread
     def forward_sequence(
         self, x: Tensor, record: Sequence[str] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:

@@ -7,8 +7,7 @@ Constraints. Decays are kept as logits, thresholds as inverse softplus, under ``
 gradients flow everywhere, and ``state_dict``s of 0.9.2 load. Assigning to the constrained name
 writes the raw tensor in place, as PyTorch's parametrizations do: rank, what learns, and an
 optimizer's state stay. It is checked as in the constructor, and it must read as assigned. What is
-written in place into the value that a read has computed is lost, and warned of where the statement
-discards it (``tracetorch/snn/lost_writes.py``).
+written in place into the value that a read has computed is lost.
 """
 
 from __future__ import annotations

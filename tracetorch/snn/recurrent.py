@@ -11,7 +11,7 @@ output.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import FunctionType
 from typing import Any, ClassVar, cast
 
@@ -19,15 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.hooks import call_is_forward
-from tracetorch.core.thread_owner import by_one_thread
 from tracetorch.core.walk import named_modules
 from tracetorch.fuse.dispatch.recurrence import run_recurrence
 from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.delay import DelayedLinear, SynapticDelays
 from tracetorch.snn.memory import checked_shape
 from tracetorch.snn.neuron import Neuron, has_step
+from tracetorch.snn.passes import current_pass, in_one_commit, states_of
 from tracetorch.snn.sequence_layer import SequenceLayer
-from tracetorch.snn.stateful_layer import StateSnapshot, keeps_states, running
 
 
 class Recurrent(SequenceLayer):
@@ -129,12 +128,22 @@ class Recurrent(SequenceLayer):
         return not isinstance(self.neuron, SequenceLayer)
 
     def forward_step(self, x: Tensor) -> Tensor:
-        """Run one time step."""
+        """Run one time step; all layers inside go on, or none."""
+        return in_one_commit(self._step, x)
+
+    def _step(self, x: Tensor) -> Tensor:
         dtype = self.check_input(x)
         previous = cast(Tensor, self.states_for(x, dtype)[0])
-        if self.holds_population:
-            return self._step_population(x, previous)
         output: Tensor = self.neuron(x + self._feedback(x, previous))
+        if self.holds_population and (
+            not isinstance(output, Tensor) or output.shape != previous.shape
+        ):
+            got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(
+                f"{self.label()} needs an output of shape {list(previous.shape)} from "
+                f"{type(self.neuron).__name__} to feed it back, got {got}. Say what one sample "
+                "of it is by Recurrent(..., shape=...)."
+            )
         self.prev_output = output.to(dtype, copy=True)
         return output
 
@@ -147,27 +156,6 @@ class Recurrent(SequenceLayer):
                 f"{list(feedback.shape)}."
             )
         return feedback
-
-    def _step_population(self, x: Tensor, previous: Tensor) -> Tensor:
-        """Run one step of a module of several layers, all of which go on, or none."""
-        before = None
-        if not torch.compiler.is_compiling():
-            before = StateSnapshot([each for each in self.modules() if keeps_states(each)])
-        try:
-            output: object = self.neuron(x + self._feedback(x, previous))
-            if not isinstance(output, Tensor) or output.shape != previous.shape:
-                got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-                raise ValueError(
-                    f"{self.label()} needs an output of shape {list(previous.shape)} from "
-                    f"{type(self.neuron).__name__} to feed it back, got {got}. Say what one sample "
-                    "of it is by Recurrent(..., shape=...)."
-                )
-            self.prev_output = output.to(previous.dtype, copy=True)
-        except BaseException:
-            if before is not None:
-                before.restore()
-            raise
-        return output
 
     def _check_features(self, x: Tensor, sequence: bool) -> None:
         """Raise where an input does not fit; what is inside says so of a population."""
@@ -191,26 +179,24 @@ class Recurrent(SequenceLayer):
         sizes[self.dim] = self.num_neurons
         return torch.Size(sizes)
 
-    @by_one_thread
     def forward_sequence(
-        self,
-        x: Tensor,
-        record: Sequence[str] = (),
-        *,
-        after_step: Callable[[], None] | None = None,
+        self, x: Tensor, record: Sequence[str] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run all of ``x`` ``[T, ...]``: in one loop where there is one, or else step by step.
 
         Args:
             x: the inputs ``[T, ...]``.
             record: ``"prev_output"``, where its trajectory is wanted too.
-            after_step: called after every step, which makes steps of it.
         """
-        stacked = self._run_fused(x) if after_step is None else None
-        if stacked is None:
-            stacked = self._run_stepped(x, after_step)
+        stacked = in_one_commit(self._run, x)
         dtype = self.check_input(x, sequence=True)
         return stacked, {name: stacked.to(dtype) for name in record}
+
+    def _run(self, x: Tensor) -> Tensor:
+        run = current_pass()
+        records = run is not None and run.recorder is not None and run.recorder.wants_inside(self)
+        stacked = None if records else self._run_fused(x)
+        return self._run_stepped(x) if stacked is None else stacked
 
     def _run_fused(self, x: Tensor) -> Tensor | None:
         """Run the sequence in one compiled loop; ``None`` where there is none that is as exact."""
@@ -265,31 +251,21 @@ class Recurrent(SequenceLayer):
             is_long = len(before) >= connection.max_delay
             connection.keep_inputs(before if is_long else torch.cat([first, before]))
         self.prev_output = last
-        for name, end in zip(neuron.cell.active, ends, strict=True):
-            setattr(neuron, name, end)
+        states_of(neuron).update(zip(neuron.cell.active, ends, strict=True))
         return output
 
-    def _run_stepped(self, x: Tensor, after_step: Callable[[], None] | None) -> Tensor:
+    def _run_stepped(self, x: Tensor) -> Tensor:
         """Run the sequence step by step."""
-        outputs: list[Tensor] = []
-        # what is inside runs step by step, also within a pass by layer
-        within = not torch.compiler.is_compiling() and running.by_layer
-        if within:
-            running.by_layer = False
-        delays = [m for m in self.modules() if isinstance(m, SynapticDelays)]
         dtype = self.check_input(x, sequence=True)
-        try:
-            for each in delays:
-                each.hold_kernel(dtype)
-            for step in x.unbind(0):
-                outputs.append(self.forward_step(step))
-                if after_step is not None:
-                    after_step()
-        finally:
-            for each in delays:
-                each.hold_kernel(None)
-            if within:
-                running.by_layer = True
+        run = current_pass()
+        for module in self.modules():
+            if isinstance(module, SynapticDelays):
+                module.hold_kernel(dtype)
+        outputs: list[Tensor] = []
+        for step in x.unbind(0):
+            outputs.append(self._step(step))
+            if run is not None and run.recorder is not None:
+                run.recorder.after_step(self)
         return torch.stack(outputs)
 
 

@@ -1,14 +1,22 @@
-"""Restart samples inside the compiled loop of a neuron, as ``zero_states(where=)`` does."""
+"""Restart samples inside a sequence: ``tt.unroll(..., reset=)``.
+
+A sequence that is cut anywhere computes the same, so between two parts ``zero_states(where=)`` does
+what it does between two steps: so every layer with a memory runs. A neuron restarts inside its
+compiled loop instead, where one cut for each step at which any sample restarts would leave little
+of the loop: ``where(restarts, initial, state)`` stands before its step (``Cell.restarting``), and
+gradient and kernels follow from that.
+"""
 
 from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tracetorch.cell import Cell, StepDefinition
 from tracetorch.core.torch_private import observed_by
 from tracetorch.core.walk import Opaque
-from tracetorch.snn.stateful_layer import StatefulLayer
 
 
 class Restarts(Opaque):
@@ -36,64 +44,38 @@ class Restarts(Opaque):
         return self._steps
 
 
-def restarts_in_loop(layer: StatefulLayer, cell: Cell) -> bool:
-    """Whether samples can start anew inside the loop of a neuron.
-
-    Not where methods of the layer's own, or states of another shape, must see it happen.
-    """
-    kind = type(layer)
-    return (
-        not cell.runs_by_step
-        and cell.has_plain_states
-        and kind.initial_state is StatefulLayer.initial_state
-        and kind.zero_states is StatefulLayer.zero_states
-        and layer.__dict__.keys().isdisjoint(("initial_state", "zero_states"))
-    )
-
-
-def mask_in_loop(
-    layer: StatefulLayer, cell: Cell | StepDefinition, x: Tensor, reset: Tensor | Restarts
-) -> Tensor:
-    """Return the mask of restarts in the loop of a neuron, checked unless it has been.
-
-    Raises:
-        TypeError: ``reset`` holds no booleans.
-        ValueError: it has another shape; the layer has methods of its own; there is no batch.
-    """
-    if isinstance(reset, Restarts):
-        return reset.mask
-    if reset.dtype != torch.bool:
-        raise TypeError(f"reset must hold booleans, got {reset.dtype}.")
-    if reset.shape != x.shape[:2]:
-        raise ValueError(
-            f"reset must have the shape [T, B] = {list(x.shape[:2])}, got {list(reset.shape)}."
-        )
-    layer.check_has_batch("one step of its input", x.shape[1:])
-    if not isinstance(cell, Cell) or not restarts_in_loop(layer, cell):
-        raise ValueError(
-            f"{layer.label()} has methods or states of its own that must see a sample start anew, "
-            "or is compiled by torch.compile. Use tt.unroll(model, x, reset=...)."
-        )
-    return reset
-
-
-def restarting(
-    layer: StatefulLayer, cell: Cell, x: Tensor, dtype: torch.dtype, reset: Tensor
-) -> tuple[Cell, Tensor, dict[str, Tensor]]:
-    """Return the cell that restarts samples, its further input and its further parameters.
+def run_between_restarts(
+    layer: Any, x: Tensor, record: tuple[str, ...], reset: Restarts, further: tuple[Tensor, ...]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Run a sequence of a layer in parts, between which samples start anew.
 
     Args:
         layer: the layer.
-        cell: what it is.
-        x: its inputs ``[T, B, ...]``.
-        dtype: of the arithmetic.
-        reset: ``[T, B]`` booleans.
+        x: its inputs ``[T, ...]``.
+        record: names of states whose trajectories are wanted.
+        reset: where.
+        further: the inputs after ``x``.
     """
-    where = reset.to(x.device, dtype).reshape(*reset.shape, *[1] * (x.ndim - 2)).expand(x.shape)
-    trailing = -layer.dim - 1 if layer.dim < 0 else x.ndim - layer.dim - 2
-    starts: dict[str, Tensor] = {}
-    names = cell.names_of_starts
-    for name in cell.starts:
-        start = layer.get_buffer(f"initial_{name}").to(dtype)
-        starts[names[name]] = start.reshape(-1, *[1] * trailing) if start.ndim else start
-    return cell.restarting, where, starts
+    layer.check_has_batch("one step of its input", x.shape[1:])
+    restarts = reset.steps
+    starts = [0, *(t for t in range(1, len(x)) if restarts[t])]
+    lengths = [stop - start for start, stop in pairwise([*starts, len(x)])]
+    # not slices: the gradient of each would be as long as the whole sequence
+    parts = torch.split(x, lengths)
+    others: list[tuple[Tensor, ...]] = [
+        torch.split(each, lengths)
+        if each.ndim == x.ndim and len(each) == len(x)
+        else (each,) * len(parts)
+        for each in further
+    ]
+    outputs: list[Tensor] = []
+    trajectories: list[dict[str, Tensor]] = []
+    for i, (start, part) in enumerate(zip(starts, parts, strict=True)):
+        if restarts[start]:
+            layer.zero_states(where=reset.mask[start])
+        now = {"further": tuple(each[i] for each in others)} if others else {}
+        y, recorded = layer.forward_sequence(part, record, **now)
+        outputs.append(y)
+        trajectories.append(recorded)
+    joined = {name: torch.cat([each[name] for each in trajectories]) for name in trajectories[0]}
+    return torch.cat(outputs), joined

@@ -1,100 +1,103 @@
-"""``SequenceLayer``: a layer with states that runs one time step, or a whole sequence."""
+"""``SequenceLayer``: a layer with states that runs one time step, or a whole sequence.
+
+First states. ``SequenceLayer.initial_state`` alone makes what a state is before the first step:
+zeros, or the buffer ``initial_<name>`` that ``Neuron.state`` has declared. A program or an ONNX
+file carries those values. A prepared sequence calls it for such states alone, so layers that start
+from zero pay nothing.
+
+States. A state is a plain attribute, and in a pass the entry of the pass
+(``tracetorch/snn/passes.py``). One that does not fit the input is an error that names the layer,
+both shapes and ``zero_states()``. A failed call changes nothing: states are assigned last, all
+together. No state shares memory with the output or the input, so an in-place operation behind the
+layer cannot reach it. What ``inference_mode`` made is cloned before autograd sees it.
+"""
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 
-from tracetorch.cell import Cell, Constraint, ConstructorCall
-from tracetorch.core.hooks import hooked_weights
-from tracetorch.core.thread_owner import check_thread, release, take
-from tracetorch.core.walk import MODULE_ATTRIBUTES, Opaque
-from tracetorch.functional.surrogates import Surrogate
-from tracetorch.snn.module import TTModule
-from tracetorch.snn.parameters import UNSET
-from tracetorch.snn.representation import constructor_call, is_default, written
-from tracetorch.snn.stateful_layer import StatefulLayer, StateSnapshot, running
+from tracetorch.cell import Constraint, StateKind
+from tracetorch.core.checks import check_count, check_integer, suggestion
+from tracetorch.core.hooks import has_weight_hooks
+from tracetorch.core.leaked_tracer import is_leaked_tracer
+from tracetorch.core.snapshot import restored_on_error
+from tracetorch.core.torch_private import exclude_from_compile, has_values
+from tracetorch.core.walk import MODULE_ATTRIBUTES
+from tracetorch.snn.declarations import Check, Declarations
+from tracetorch.snn.module import TTModule, leaked_message
+from tracetorch.snn.parameters import (
+    DECAY,
+    THRESHOLD,
+    UNSET,
+    WEIGHT,
+    Decay,
+    DecaySetup,
+    Rank,
+    S,
+    SpikeFunction,
+    Threshold,
+    ThresholdSetup,
+    Unset,
+    Value,
+    Weight,
+    WeightSetup,
+    bounded_sigmoid,
+    clamp,
+    fraction,
+    is_decay,
+    is_setup,
+    least,
+    named_bound,
+    negative_softplus,
+    resolve_setup,
+    sigmoid,
+    softplus,
+    unbounded,
+)
+from tracetorch.snn.passes import State, ambient, current_pass, in_one_commit, states_of
+from tracetorch.snn.representation import constructor_call
+from tracetorch.snn.restarts import Restarts, run_between_restarts
 from tracetorch.snn.unknown_arguments import ASSIGNED, check_arguments, check_assigned
 
-Check = Callable[[str, object], object]
+StepKwargs = Callable[[int, torch.dtype], dict[str, Any]]
 
 L = TypeVar("L", bound="SequenceLayer")
 
-_NO_CALL = ConstructorCall("", (), {})
+# The dtype of the arithmetic, and so of the states, for each dtype of the input.
+ARITHMETIC_DTYPE = {
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+    torch.float32: torch.float32,
+    torch.float64: torch.float64,
+}
 
-
-class Declarations(Opaque):
-    """The declarations of a layer: the constraint of every parameter, the names of its options.
-
-    Those in ``fixed`` cannot be assigned anew, those in ``checks`` only what these return.
-    ``arguments`` says which arguments of the constructor's ``call`` are values of parameters and
-    options. ``cells`` describe what the layer was, the last one first.
-
-    Args:
-        call: the constructor call that makes the layer.
-        given: its arguments, those at their default too.
-    """
-
-    def __init__(self, call: ConstructorCall, given: Mapping[str, object]) -> None:
-        self.call = call
-        self.arguments: dict[str, tuple[str, ...]] = {}
-        self.constraints: dict[str, Constraint] = {}
-        self.options: tuple[str, ...] = ()
-        self.fixed: tuple[str, ...] = ()
-        self.checks: dict[str, Check] = {}
-        self.cells: list[Cell] = []
-        # the constructor's caller holds the arguments while they are compared, and no one later
-        self._identities = {name: (id(value), type(value)) for name, value in given.items()}
-
-    def note_argument(self, name: str, value: object) -> None:
-        """Note which arguments are the value of a parameter or an option, if any are.
-
-        They are the very object, under the same name; a surrogate is, under any.
-        """
-        is_surrogate = isinstance(value, Surrogate)
-        found = [
-            argument
-            for argument, identity in self._identities.items()
-            if identity == (id(value), type(value)) and (is_surrogate or argument == name)
-        ]
-        if found:
-            self.arguments[name] = tuple(found)
-
-    def note_assigned(self, kind: type, name: str, value: object) -> None:
-        """Let the call say what a parameter or an option is now, if one argument is its value.
-
-        Args:
-            kind: the class of the layer, whose constructor knows the defaults.
-            name: of the parameter or the option.
-            value: that it has now.
-        """
-        arguments = self.arguments.get(name, ())
-        if len(arguments) == 1:  # copies of the layer share the dict
-            named = {**self.call.named, arguments[0]: written(value)}
-            if is_default(kind, arguments[0], value):
-                del named[arguments[0]]
-            self.call = self.call._replace(named=named)
-
-    def __getstate__(self) -> dict[str, Any]:
-        own = {
-            name: dict(value) if isinstance(value, dict) else value
-            for name, value in vars(self).items()
-        }
-        return {**own, "cells": [], "_identities": {}}  # of this process
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        if state.keys() != vars(Declarations(state.get("call", _NO_CALL), {})).keys():
-            raise ValueError(
-                "this pickle of a neuron layer was written by another version of traceTorch, which "
-                "kept other declarations. Load it with that version and write it with tt.save, or "
-                "save its state_dict; both load here into a model that is built anew."
-            )
-        vars(self).update(state)
+_FX_LEAF = (
+    "is a leaf for torch.fx: what runs inside it, with states from call to call, is no graph. "
+    "Trace the module that holds it, by a torch.fx.Tracer whose is_leaf_module(module, name) is "
+    "true for snn.SequenceLayer; or tt.export.step(model, sample) makes a program whose states go "
+    "in and come out."
+)
+_SCRIPT_LEAF = (
+    "is a leaf for torch.jit.script, which cannot compile its Python. tt.export.step(model, "
+    "sample) makes a program whose states go in and come out, tt.export.sequence one over time, "
+    "tt.export.onnx a file."
+)
+# attributes that no declaration is read from: their assignment leaves the cell as it is
+_NOTES = (
+    *("_graph_steps", "_looks_like_sequence", "_memory_notes", "_nan_reported", "_steps_run"),
+    *("_zeroed_in_backward", "_zeroed_in_trace", "_sigma", "_known_sigma", "step_kwargs"),
+)
+_UNDECLARED = frozenset({"training", "_backward_hooks", "_forward_hooks", "_forward_pre_hooks"})
 
 
 class _ConstructorSignature:
@@ -110,21 +113,25 @@ class _ConstructorSignature:
         return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
-class SequenceLayer(StatefulLayer):
+class SequenceLayer(TTModule):
     """A layer that keeps states from step to step, and runs one step or a whole sequence.
 
     Base of :class:`Neuron`, whose ``step`` runs, and of layers with a memory of another kind: a
-    recurrent connection, delays, noise, norms and dropout over time. A child writes
-    :meth:`forward_step` and :meth:`forward_sequence`; calling the layer runs one step, and inside
-    ``tt.unroll`` by layer all of them.
+    recurrent connection, delays, noise, norms and dropout over time. A child declares its
+    parameters, each the value of a constraint of a raw tensor, and writes :meth:`forward_step` and
+    :meth:`forward_sequence`; calling the layer runs one step, and inside ``tt.unroll`` by layer all
+    of them.
+
+    A parameter reads as it is used, ``layer.beta``, and is set by assignment, ``layer.beta = 0.5``,
+    which writes ``raw_beta`` in place. What is written into the value in place is lost.
 
     Args:
         num_neurons: size of the neuron dimension; at least 1.
         dim: the neuron dimension of the tensor of one step.
 
     Raises:
-        TypeError: an argument is not an integer.
-        ValueError: ``num_neurons`` is below 1.
+        TypeError: an argument is not an integer, or ``states`` is not a tuple of names.
+        ValueError: ``num_neurons`` is below 1, or a state has a name that is taken.
 
     Example:
         >>> isinstance(LIF(3), SequenceLayer), isinstance(Delay(3, max_delay=2), SequenceLayer)
@@ -133,14 +140,37 @@ class SequenceLayer(StatefulLayer):
 
     __signature__ = _ConstructorSignature()
     inputs: ClassVar[tuple[str, ...]] = ("x",)
+    states: ClassVar[tuple[str, ...]] = ()
+    _declares_memory = False
+    _state_attributes = ()  # type: ignore[assignment] (of each class, those of `states`)
 
-    layer_pass: Callable[..., Tensor] | None
-    """What a call does instead of one step while ``tt.unroll`` runs the model by layer."""
+    num_neurons: int
+    dim: int
+    state_kind: StateKind = StateKind()
+    """What the states are, where they are not shaped like the input."""
     _declared: Declarations
+
+    _batch_leads = False
+    """Whether the batch is known to be in front, whatever the neuron dimension is."""
+    _looks_like_sequence = False
+    """Whether the last input checked, one step outside of any pass, has a dimension for time."""
+    _steps_run = 0
+    """How many single steps have been run since the states were zeroed."""
+    _graph_steps = 0
+    """How many of the last ones are in one graph."""
+    _nan_reported = ""
+    """In what NaN was found: ``"stream"``, until it is zeroed; ``"sequence"``, ``"training"``."""
 
     if TYPE_CHECKING:
 
         def __call__(self, x: Tensor, *further: Tensor, **named: Tensor) -> Tensor: ...  # noqa: D102 (nn.Module's, typed)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in () if isinstance(cls.states, str) else cls.states:
+            if not hasattr(cls, name):
+                setattr(cls, name, State(name))
+        cls._state_attributes = cls.states
 
     def __new__(cls: type[L], *args: Any, **kwargs: Any) -> L:
         """Remember the constructor call, for ``repr``; raise for arguments it does not have."""
@@ -151,8 +181,231 @@ class SequenceLayer(StatefulLayer):
         return layer
 
     def __init__(self, num_neurons: int, dim: int = -1) -> None:
-        super().__init__(num_neurons, dim)
-        self.layer_pass = None
+        super().__init__()
+        self.num_neurons = check_count("num_neurons", num_neurons)
+        self.dim = check_integer("dim", dim)
+        if isinstance(type(self).states, str):
+            raise TypeError(
+                f"{type(self).__name__}.states must be a tuple of names, got "
+                f"{type(self).states!r}. A tuple of one is ({type(self).states!r},)."
+            )
+        for name in type(self).states:
+            self._check_name(name, state=True)
+            self.__dict__[name] = None
+
+    def _check_name(self, name: str, *, state: bool = False) -> None:
+        owner = next((k for k in type(self).__mro__ if name in vars(k)), None)
+        found = None if owner is None else vars(owner)[name]
+        own = isinstance(found, State)  # not to be read: in a pass the layer has none yet
+        if not name.isidentifier() or (not state if own else hasattr(self, name)):
+            taken = f" {name} is a method of every neuron layer." if callable(found) else ""
+            raise ValueError(
+                f"{type(self).__name__} cannot call an input, state, parameter or option {name!r}: "
+                f"it must be an identifier that is not yet taken.{taken}"
+            )
+
+    # Declaring
+
+    def decay(
+        self,
+        name: str,
+        value: DecaySetup = 0.9,
+        *,
+        rank: Rank = 1,
+        learnable: bool = True,
+        low: float | None = None,
+    ) -> None:
+        """Declare a parameter in (0, 1), ``sigmoid(raw_<name>)``, held at a bound if there is one.
+
+        Where learning leads ``raw_<name>`` below the bound, the value stays there, and the gradient
+        passes, so that it can come back.
+
+        Args:
+            name: the argument of ``step`` that receives it.
+            value: a number, a tensor of rank 0 or 1, or a whole setup (a dict or a :class:`Decay`).
+            rank: 0 for one value in the layer, 1 for one per neuron.
+            learnable: an ``nn.Parameter`` if true, a buffer if not.
+            low: the least value that learning leads to, in (0, 1), or the least of those given or
+                loaded, if that is less; ``None`` for no bound.
+
+        """
+        default = Decay(DECAY.value, rank, learnable, DECAY.use_averaging)
+        self._declare(name, self._completed(name, value, default), sigmoid)
+        self._bound_decay(name, low)
+
+    def gate(
+        self,
+        name: str,
+        value: DecaySetup = 0.5,
+        *,
+        rank: Rank = 1,
+        learnable: bool = True,
+    ) -> None:
+        """Declare a parameter in (0, 1) that is no decay, ``sigmoid(raw_<name>)``.
+
+        As :meth:`decay`, but nothing reads a half-life off it.
+
+        Args:
+            name: the argument of ``step`` that receives it.
+            value: a number, a tensor of rank 0 or 1, or a whole setup (a dict or a :class:`Decay`).
+            rank: 0 for one value in the layer, 1 for one per neuron.
+            learnable: an ``nn.Parameter`` if true, a buffer if not.
+
+        """
+        default = Decay(0.5, rank, learnable, DECAY.use_averaging)
+        self._declare(name, self._completed(name, value, default), fraction)
+
+    def threshold(
+        self,
+        name: str,
+        value: ThresholdSetup = 1.0,
+        *,
+        rank: Rank = 1,
+        learnable: bool = True,
+        surrogate: SpikeFunction | None = None,
+        spike: str = "spike",
+        negative: bool = False,
+    ) -> None:
+        """Declare a positive parameter, ``softplus(raw_<name>)``, and its spike function.
+
+        Args:
+            name: the argument of ``step`` that receives the threshold.
+            value: a number, a tensor of rank 0 or 1, or a whole setup (a dict or a
+                :class:`Threshold`).
+            rank: 0 for one value in the layer, 1 for one per neuron.
+            learnable: an ``nn.Parameter`` if true, a buffer if not.
+            surrogate: the spike function, ``u -> spikes``; ``atan_surrogate(2.0)`` if left out.
+            spike: the argument of ``step`` that receives the spike function.
+            negative: the threshold lies below zero, ``-softplus(raw_<name>)``; ``value`` is its
+                magnitude.
+
+        """
+        default = Threshold(
+            THRESHOLD.value,
+            rank,
+            learnable,
+            THRESHOLD.surrogate if surrogate is None else surrogate,
+        )
+        setup = self._completed(name, value, default)
+        self._declare(name, setup, negative_softplus if negative else softplus, softplus)
+        self.option(spike, setup.surrogate)
+
+    def weight(
+        self,
+        name: str,
+        value: WeightSetup = 0.0,
+        *,
+        rank: Rank = 1,
+        learnable: bool = True,
+        low: float | None = None,
+        high: float | None = None,
+        above: str | None = None,
+    ) -> None:
+        """Declare a parameter that is ``raw_<name>`` itself, held between bounds if there are any.
+
+        Where learning leads ``raw_<name>`` out of the bounds, the value stays at the nearest one,
+        and the gradient passes, so that it can come back.
+
+        Args:
+            name: the argument of ``step`` that receives it.
+            value: a number, a tensor of rank 0 or 1, or a whole setup (a dict or a
+                :class:`Weight`).
+            rank: 0 for one value in the layer, 1 for one per neuron.
+            learnable: an ``nn.Parameter`` if true, a buffer if not.
+            low: the least value; ``None`` for no bound.
+            high: the largest value; ``None`` for no bound.
+            above: another parameter, declared before, that every value lies above.
+
+        Raises:
+            ValueError: the value is out of its bounds, or not finite.
+
+        """
+        default = Weight(WEIGHT.value, rank, learnable)
+        is_bounded = (low, high, above) != (None, None, None)
+        constraint = clamp(low, high, above) if is_bounded else unbounded
+        self._declare(name, self._completed(name, value, default), constraint)
+        raw = getattr(self, f"raw_{name}").detach()
+        if not is_bounded or raw.is_meta:
+            return
+        held = self.constrained(name, raw)
+        if not torch.equal(raw, held):
+            ends = [f"at least {low:g}"] if low is not None else []
+            ends += [f"at most {high:g}"] if high is not None else []
+            ends += [f"above {above}"] if above is not None else []
+            given = raw[raw != held][0].item()
+            raise ValueError(f"{name} must be {' and '.join(ends)}, got {given:g}.")
+
+    def state(self, name: str, init: Value) -> None:
+        """Declare the initial value of a state: what it is before the first step; zero if left out.
+
+        It is the buffer ``initial_<name>``, and so moves along and is in the ``state_dict``.
+        ``zero_states()`` returns to it.
+
+        Args:
+            name: one of ``states``.
+            init: a number, or a tensor of rank 0 or 1 (one value per neuron).
+
+        Example:
+            >>> class Resting(Neuron):
+            ...     states = ("v",)
+            ...
+            ...     def __init__(self, num_neurons):
+            ...         super().__init__(num_neurons)
+            ...         self.state("v", init=-65.0)
+            ...
+            ...     @staticmethod
+            ...     def step(x, v):
+            ...         return v, v + x
+            >>> layer = Resting(2)
+            >>> layer(torch.ones(1, 2)).tolist(), layer.v.tolist()
+            ([[-65.0, -65.0]], [[-64.0, -64.0]])
+
+        """
+        if name not in type(self).states:
+            raise ValueError(
+                f"{type(self).__name__} has no state {name!r} to give an initial value: its states "
+                f"are {type(self).states}."
+            )
+        self._check_name(f"initial_{name}")
+        setup = resolve_setup(f"init of {name}", init, Weight(0.0, 0, False))
+        self.register_buffer(f"initial_{name}", setup.raw(f"init of {name}", self.num_neurons))
+
+    def _completed(self, name: str, given: Value | Mapping[str, Any] | S | None, default: S) -> S:
+        """Complete a setup as the user may write it, by the constructor's own default before ours.
+
+        ``AdLIF(3, rho={"learnable": False})`` names no value: it is the default that ``AdLIF``'s
+        constructor has for ``rho``, that of the nearest class which has the argument.
+        """
+        if isinstance(given, Mapping | Weight):
+            for kind in reversed(type(self).__mro__):
+                own = vars(kind).get("__init__")
+                argument = inspect.signature(own).parameters.get(name) if own else None
+                if argument is not None and is_setup(argument.default):
+                    default = resolve_setup(name, argument.default, default)
+        return resolve_setup(name, given, default)
+
+    def _declare(
+        self, name: str, setup: Weight, constraint: Constraint, given: Constraint | None = None
+    ) -> None:
+        """Declare a parameter; its value is given as one of the constraint ``given``, if any."""
+        self._check_name(name)
+        raw = setup.raw(name, self.num_neurons, given or constraint)
+        if setup.learnable:
+            self.register_parameter(f"raw_{name}", nn.Parameter(raw))
+        else:
+            self.register_buffer(f"raw_{name}", raw)
+        self._declared.constraints[name] = constraint
+        self._declared.cell = None
+        self._declared.note_argument(name, setup.value)
+
+    def _bound_decay(self, name: str, low: float | None) -> None:
+        """Bound what learning leads to by ``low``, or by the least value there is, if less."""
+        raw = getattr(self, f"raw_{name}").detach()
+        constraint = sigmoid
+        if low is not None:
+            given = low if raw.is_meta else float(self.constrained(name, raw.double()).min())
+            constraint = bounded_sigmoid(min(low, given))
+        self._declared.constraints[name] = constraint
 
     def option(
         self, name: str, value: object, *, fixed: bool = False, check: Check | None = None
@@ -198,36 +451,321 @@ class SequenceLayer(StatefulLayer):
         """Names of the tensors that the parameters are constrained from."""
         return tuple([f"raw_{name}" for name in self._declared.constraints])
 
-    @property
-    def transient_attributes(self) -> frozenset[str]:
-        """The states, and what else a step changes (notes that hold for one call)."""
-        notes = (
-            "_doubtful_step",
-            "_graph_steps",
-            "_nan_reported",
-            "_steps_run",
-            "_takes_steps",
-            "_zeroed_in_backward",
-            "_zeroed_in_trace",
-            "layer_pass",
-        )
-        return frozenset((*self.active_states, *notes, "step_kwargs"))
+    # What states there are
 
     @property
-    def passed_inputs(self) -> tuple[str, ...]:
-        """Names of the inputs that a call passes."""
-        return self.inputs
+    def active_states(self) -> tuple[str, ...]:
+        """The states this layer has; the others of ``states`` stay ``None``."""
+        return self.states
+
+    def _attribute_of(self, state: str) -> str:
+        return state
+
+    def _start_of(self, state: str, like: Tensor) -> Tensor:
+        return self.initial_state(state, like.shape, like.dtype, like.device)
+
+    def _moved_state(self, state: Tensor, moved: Tensor) -> Tensor:
+        """Return a state that was moved; ``.half()`` leaves its dtype as it is."""
+        kept = ARITHMETIC_DTYPE.get(moved.dtype) is moved.dtype
+        return moved if kept else state.to(moved.device)
+
+    def label(self) -> str:
+        """Name the layer for messages, with its path in the model that is being called."""
+        return self._label()
+
+    def zero_states(self, *, where: Tensor | None = None) -> None:
+        """Set the states to ``None``, or those of the samples in ``where`` to initial values.
+
+        Args, Raises: as :meth:`TTModule.zero_states`.
+        """
+        super().zero_states(where=where)
+        if where is None and not torch.compiler.is_compiling():
+            attributes = self.__dict__
+            if attributes.get("_looks_like_sequence") and attributes.get("_steps_run") == 1:
+                warn_of_sequence(self)
+            attributes["_steps_run"] = 0
+            if attributes.get("_nan_reported") == "stream":
+                attributes["_nan_reported"] = ""
+
+    def _check_state_has_batch(self, label: Callable[[], str], name: str, state: Tensor) -> None:
+        """Raise where dimension 0 of a state holds the neurons."""
+        self.check_has_batch(name, state.shape, len(self.state_kind.tail), label)
+
+    def check_has_batch(
+        self,
+        what: str,
+        shape: Sequence[int],
+        tail: int = 0,
+        label: Callable[[], str] | None = None,
+    ) -> None:
+        """Raise where dimension 0 of one step holds neurons, and a mask looks for the batch there.
+
+        Args:
+            what: has that shape.
+            shape: of one step, and ``tail`` dimensions behind it.
+            tail: number of those.
+            label: returns that of the layer, for the message.
+        """
+        if not self._batch_leads and self.dim in (0, tail - len(shape)):
+            raise ValueError(
+                f"{(label or self.label)()} has its neurons at dimension 0, where the mask looks "
+                f"for the batch; {what} has shape {list(shape)}. Give the input a batch dimension."
+            )
+
+    # Checks of one call
+
+    def check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
+        """Return the dtype of the arithmetic; raise where ``x`` does not fit the layer.
+
+        Args:
+            x: the input of one step.
+            sequence: ``x`` has time in front, ``[T, ...]``.
+        """
+        self._check_states_current()
+        if not isinstance(x, Tensor):
+            self._check_fx(x)
+            raise TypeError(
+                f"{self.label()} takes a tensor, got {type(x).__name__}. "
+                "Wrap arrays in torch.as_tensor(...)."
+            )
+        if x.dtype not in ARITHMETIC_DTYPE:
+            raise TypeError(
+                f"{self.label()} takes float16, bfloat16, float32 or float64, got {x.dtype}. "
+                "Convert the input with .float()."
+            )
+        self._check_features(x, sequence)
+        return ARITHMETIC_DTYPE[x.dtype]
+
+    def _check_features(self, x: Tensor, sequence: bool) -> None:
+        """Raise where an input does not have the neurons of the layer."""
+        shape = x.shape[1:] if sequence else x.shape
+        what = f"one step of the input {list(x.shape)}" if sequence else "the input"
+        if not -len(shape) <= self.dim < len(shape):
+            raise ValueError(
+                f"{self.label()} has its neurons at dim {self.dim}, {what} has only "
+                f"{len(shape)} dimensions, shape {list(shape)}."
+            )
+        if shape[self.dim] != self.num_neurons:
+            raise ValueError(
+                f"{self.label()} has {self.num_neurons} neurons, {what} has "
+                f"{shape[self.dim]} at dim {self.dim}, shape {list(shape)}. "
+                f"Build the layer with num_neurons={shape[self.dim]}, or name another dim."
+            )
+        if len(shape) > 2 and self.dim == -1 and not torch.compiler.is_compiling():
+            self.__dict__["_looks_like_sequence"] = not sequence and current_pass() is None
+
+    def _check_fx(self, x: object) -> None:
+        """Raise where an input is what ``torch.fx.symbolic_trace`` puts in its place."""
+        if isinstance(x, fx.Proxy):
+            raise TypeError(f"{self.label()} {_FX_LEAF}")
+
+    def __prepare_scriptable__(self) -> SequenceLayer:
+        """Raise, because ``torch.jit.script`` asks here for what it is to compile."""
+        raise TypeError(f"{self.label()} {_SCRIPT_LEAF}")
+
+    def states_for(
+        self, x: Tensor, dtype: torch.dtype, *, sequence: bool = False
+    ) -> list[Tensor | None]:
+        """Return the states as ``step`` receives them: live ones checked, missing ones initial.
+
+        Args:
+            x: the input, checked.
+            dtype: of the arithmetic.
+            sequence: ``x`` has time in front, ``[T, ...]``.
+        """
+        shape = x.shape[1:] if sequence else x.shape
+        state_shape = self._state_shape(shape)
+        states: list[Tensor | None] = []
+        active, held = self.active_states, states_of(self)
+        kept = self.state_kind.dtype or dtype
+        # autograd may not save what inference_mode made
+        clone_inference = (
+            not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled()
+        )
+        for name in self.states:
+            state = held[name]
+            if name not in active:
+                states.append(None)
+            elif state is None:
+                states.append(self.initial_state(name, state_shape, kept, x.device))
+            else:
+                if not isinstance(state, Tensor):
+                    raise TypeError(
+                        f"{self.label()} needs a tensor as {name}, got {type(state).__name__}."
+                    )
+                if is_leaked_tracer(state, x):
+                    raise ValueError(leaked_message(self.label(), name))
+                if state.shape != state_shape or state.device != x.device or state.dtype != kept:
+                    raise ValueError(
+                        f"{self.label()} holds the state {name} of shape {list(state.shape)}, "
+                        f"{state.dtype}, on {state.device}; the input has shape {list(shape)} and "
+                        f"needs {kept} on {x.device}. Call zero_states() before a new sequence or "
+                        "another batch size, zero_states(where=mask) to restart some samples; "
+                        "states follow model.to(...)."
+                    )
+                states.append(state.clone() if clone_inference and state.is_inference() else state)
+        return states
+
+    def _state_shape(self, shape: torch.Size) -> torch.Size:
+        """Return the shape of the states for an input of one step of some shape."""
+        kind = self.state_kind
+        if kind.per_sample:
+            return torch.Size((shape[0], *[1] * (len(shape) - 1)))
+        return torch.Size((*shape, *kind.tail)) if kind.tail else shape
+
+    def initial_state(
+        self, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        """Return what a state is before the first step: its declared value, or zeros.
+
+        Args:
+            name: of the state.
+            shape: of the tensor of one step.
+            dtype: of the state.
+            device: of the input.
+        """
+        value = self._buffers.get(f"initial_{name}")
+        if value is None:
+            return torch.zeros(shape, dtype=dtype, device=device)
+        if value.ndim:
+            trailing = -self.dim - 1 if self.dim < 0 else len(shape) - self.dim - 1
+            value = value.reshape(-1, *[1] * trailing)
+        # a copy: no state shares memory with anything
+        return value.to(device, dtype).expand(shape).clone(memory_format=torch.contiguous_format)
+
+    def check_record(self, record: Iterable[str]) -> None:
+        """Raise where a trajectory of a state is wanted that the layer does not have.
+
+        Args:
+            record: names.
+        """
+        active = self.active_states
+        for name in record:
+            if name not in active:
+                raise ValueError(
+                    f"{self!r} has no state {name!r}.{suggestion(name, active)} It has "
+                    f"{', '.join(active)}."
+                )
+
+    # Loading
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        decays = {name: c.name for name, c in self.constraints.items() if is_decay(c)}
+        metadata = getattr(destination, "_metadata", {}).get(prefix[:-1])
+        if metadata is not None and decays:
+            metadata["constraints"] = decays
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, metadata: Any, *arguments: Any
+    ) -> None:
+        for name, constraint in self.constraints.items():
+            loaded = state_dict.get(f"{prefix}raw_{name}")
+            if is_decay(constraint) and isinstance(loaded, Tensor) and not loaded.is_meta:
+                saved = metadata.get("constraints", {}).get(name)
+                bound = UNSET if saved is None else named_bound(saved)
+                self._load_bound(name, least(constraint) or 0.0, bound, loaded.detach())
+        super()._load_from_state_dict(state_dict, prefix, metadata, *arguments)
+
+    def _load_bound(self, name: str, own: float, saved: float | Unset | None, raw: Tensor) -> None:
+        """Change the bound of a decay where it would change the values that are loaded.
+
+        Args:
+            name: the parameter.
+            own: its bound; 0 for none.
+            saved: that of the layer which was saved; ``None`` for none, ``UNSET``: it is not known.
+            raw: what is loaded.
+        """
+        found = float(raw.double().sigmoid().min()) if raw.numel() else own
+        if isinstance(saved, float):
+            # what learning has led below the saved bound was held there
+            low = saved if found < max(own, saved) else own
+        else:
+            low = max(found, sys.float_info.min) if found < own else own
+            if saved is UNSET and found < own * (1 - 1e-6):
+                warnings.warn(
+                    f"{self.label()} loads {found:.6g} as {name}, below its bound {own:.6g}, from "
+                    f"a dict that does not say which bound there was: {found:.6g} is the bound "
+                    "now. Load what state_dict() or tt.save gave, as it is.",
+                    stacklevel=2,
+                )
+        if low != own:
+            self._declared.constraints[name] = bounded_sigmoid(low)
+            self._declared.cell = None
+
+    # Reading and assigning
+
+    def constrained(self, name: str, raw: Tensor) -> Tensor:
+        """Return the value of a parameter that follows from a raw one.
+
+        Args:
+            name: the parameter.
+            raw: what to constrain, as ``raw_<name>``.
+
+        """
+        constraint = self._declared.constraints[name]
+        if constraint.above is None:
+            return constraint.value(raw)
+        other = getattr(self, f"raw_{constraint.above}").to(raw)
+        return constraint.value(raw, self.constrained(constraint.above, other))
+
+    def step_kwargs(self, ndim: int, dtype: torch.dtype) -> dict[str, Any]:
+        """Return the keyword arguments of ``step``: parameters, shaped to broadcast, and options.
+
+        Args:
+            ndim: number of dimensions of the tensor of one step.
+            dtype: dtype of the arithmetic; raw parameters are cast to it before the constraint.
+
+        """
+        trailing = -self.dim - 1 if self.dim < 0 else ndim - self.dim - 1
+        kwargs: dict[str, Any] = {}
+        parameters = self._parameters
+        for name, constraint in self._declared.constraints.items():
+            raw: Tensor | None = parameters.get(f"raw_{name}")
+            if raw is None:  # a buffer, or a parametrization
+                raw = getattr(self, f"raw_{name}")
+            raw = raw.to(dtype)
+            follows = constraint.above is not None  # another parameter too
+            value = self.constrained(name, raw) if follows else constraint.value(raw)
+            kwargs[name] = value.reshape(-1, *[1] * trailing) if value.ndim and trailing else value
+        for name in self._declared.options:
+            kwargs[name] = getattr(self, name)
+        return kwargs
+
+    @contextmanager
+    def override_step_kwargs(self, replacement: StepKwargs) -> Iterator[None]:
+        """Let ``replacement(ndim, dtype)`` give the step kwargs within a block.
+
+        An export makes the parameters constants of a program in this way.
+
+        Args:
+            replacement: called instead of :meth:`step_kwargs`.
+        """
+        attributes = vars(self)
+        previous = attributes.get("step_kwargs")  # overrides may nest
+        attributes["step_kwargs"] = replacement
+        self._declared.cell = None
+        try:
+            yield
+        finally:
+            self._declared.cell = None
+            if previous is None:
+                del attributes["step_kwargs"]
+            else:
+                attributes["step_kwargs"] = previous
 
     def __getattr__(self, name: str) -> Any:
-        if name in type(self).states and self.__dict__.get("layer_pass") is not None:
-            check_thread(self)
-            # a pass by layer has set the states aside, for those of one step are not known
-            raise ValueError(
-                f"{self.label()} runs all of its time steps at once, so a forward cannot read its "
-                f'state {name} of one step. Use tt.unroll(..., by="step").'
-            )
-        # past TTModule: no layer has a memory beside its states
-        return nn.Module.__getattr__(self, name)
+        constraint = self._declared.constraints.get(name)
+        if constraint is None:
+            # past TTModule: no layer has a memory beside its states
+            return nn.Module.__getattr__(self, name)
+        raw = self._parameters.get(f"raw_{name}")
+        if raw is None:  # a buffer, or a parametrization
+            raw = getattr(self, f"raw_{name}")
+        follows = constraint.above is not None  # another parameter too
+        return self.constrained(name, raw) if follows else constraint.value(raw)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "__dict__":
@@ -235,6 +773,23 @@ class SequenceLayer(StatefulLayer):
             object.__setattr__(self, name, value)
             return
         declared = self._declared
+        if name in declared.constraints:
+            if not torch.compiler.is_compiling() and _assigned_by_torch():
+                constraint = declared.constraints[name].name
+                raise AttributeError(
+                    f"{name} follows from raw_{name}: it is {constraint}(raw_{name}). Give "
+                    f"functional_call raw_{name}, through which gradients flow."
+                )
+            self._assign(name, value)
+            return
+        if name in type(self).states:
+            if isinstance(value, nn.Parameter):
+                raise TypeError(
+                    f"{name} of {self!r} is a state, which every step sets anew, and no parameter. "
+                    "Give a tensor; what it starts from is declared by self.state(name, init=...)."
+                )
+            object.__setattr__(self, name, value)
+            return
         if name in declared.fixed:
             if self.__dict__.get(name, UNSET) is None:
                 if value is None:
@@ -247,20 +802,94 @@ class SequenceLayer(StatefulLayer):
                 f"{name} is fixed by the constructor: tensors of the layer have its size. Build "
                 "another layer."
             )
-        if isinstance(value, nn.Parameter) and name in type(self).states:
-            raise TypeError(
-                f"{name} of {self!r} is a state, which every step sets anew, and no parameter. "
-                "Give a tensor; what it starts from is declared by self.state(name, init=...)."
-            )
         if name in declared.checks:
             value = declared.checks[name](name, value)
         if name in ASSIGNED and name not in declared.options:
             attributes = self.__dict__  # an option that is None is a part that the layer lacks
             given = [each for each in declared.options if attributes.get(each, UNSET) is not None]
             check_assigned(self, name, (*declared.constraints, *given))
+        if name not in _UNDECLARED:
+            declared.cell = None
         nn.Module.__setattr__(self, name, value)
         if name in declared.options:
             declared.note_assigned(type(self), name, value)
+
+    def __delattr__(self, name: str) -> None:
+        self._declared.cell = None
+        nn.Module.__delattr__(self, name)
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """Add a buffer, as ``nn.Module.register_buffer``."""
+        self._declared.cell = None
+        super().register_buffer(name, tensor, persistent)
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Add a module, as ``nn.Module.add_module``."""
+        self._declared.cell = None
+        super().add_module(name, module)
+
+    @exclude_from_compile
+    def _assign(self, name: str, value: Any) -> None:
+        """Write the raw tensor of a parameter in place, so that the parameter reads ``value``.
+
+        Its rank, and the optimizer that holds the raw tensor, stay as they are.
+        """
+        if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                f"{name} of {self!r} was given a tensor with a gradient, and none flows through an "
+                "assignment. Give value.detach(), or assign under torch.no_grad(); what is to be "
+                f"learned is raw_{name}."
+            )
+        raw_name, raw = f"raw_{name}", self._raw_of(name, value)
+        if raw_name in self.__dict__:
+            raise ValueError(
+                f"{self.label()} computes {raw_name} before every call, by pruning or a norm of "
+                f"weights; what is assigned to {name} would not last. Remove that first."
+            )
+        current = getattr(self, raw_name)
+        if raw.is_meta and not current.is_meta:
+            raise ValueError(
+                f"{self.label()} was given a tensor on the meta device as {name}: it has no values."
+            )
+        if raw.ndim > current.ndim:
+            raise ValueError(
+                f"{self.label()} has one {name} for all neurons, got {len(raw)} values. Give one "
+                "number, or build the layer with rank 1."
+            )
+        constraint = self._declared.constraints[name]
+        # that of a raw value in bounds is the value itself
+        wanted = raw.double() if constraint.inverse is None else constraint.value(raw.double())
+        stored = current is self._parameters.get(raw_name, self._buffers.get(raw_name))
+        written = [current] if stored else [*self.parameters(), *self.buffers()]
+        with torch.no_grad(), restored_on_error(written):
+            if stored:
+                current.copy_(raw)
+            else:  # by the right inverse of its parametrization
+                setattr(self, raw_name, raw.to(current).expand_as(current).clone())
+            found = self.constrained(name, getattr(self, raw_name))
+            tolerance = min(100 * torch.finfo(found.dtype).eps, 0.1)
+            if has_values(found) and not torch.allclose(
+                found.double(), wanted.to(found.device).expand_as(found), tolerance, 1e-6
+            ):
+                raise ValueError(
+                    f"{self.label()} cannot have {value} as {name}: out of its bounds, it would "
+                    f"be {found.tolist()}."
+                )
+        self._declared.note_assigned(type(self), name, value)
+
+    def _raw_of(self, name: str, value: Any) -> Tensor:
+        """Return the raw tensor of a value, checked as a constructor checks it."""
+        setup, constraint = Weight(value, 0), self._declared.constraints[name]
+        try:
+            return setup.raw(name, self.num_neurons, constraint)
+        except ValueError as error:
+            if least(constraint) is None:
+                raise
+            setup.raw(name, self.num_neurons, sigmoid)  # raises where no bound would help
+            raise ValueError(
+                f"{error} Build the layer with {type(self).__name__}(..., {name}="
+                f"{'...' if isinstance(value, Tensor) else value}) for a bound as low."
+            ) from None
 
     def __dir__(self) -> list[str]:
         """List the parameters by name too, and leave out the parts that the layer does not have."""
@@ -285,39 +914,39 @@ class SequenceLayer(StatefulLayer):
             for name, value in attributes.items()
             if name == "_declared" or (name in MODULE_ATTRIBUTES and isinstance(value, dict))
         }
-        return {**attributes, **copies, "layer_pass": None}
+        return {**attributes, **copies}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SequenceLayer:
+        # PyTorch's parametrized classes copy what is in __dict__, states with their graph
+        parametrized = "parametrizations" in self._modules
+        kind: Any = type(self).__base__ if parametrized else type(self)
+        copied: Any = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__setstate__(copy.deepcopy(kind.__getstate__(self), memo))
+        made: SequenceLayer = copied
+        return made
 
     # Calling
 
     def forward(self, x: Tensor, *further: Tensor, **named: Tensor) -> Tensor:
         """Run one time step; inside ``tt.unroll`` by layer all of them, folded into the batch."""
+        run = ambient.current
+        if run is not None:
+            return run(self, x, further, named)
         try:
             several = further or named or len(self.inputs) > 1
         except fx.proxy.TraceError:  # traced as the root: all arguments are stand-ins
             self._check_fx(x)
             raise
         if several:
-            return self._forward_several(x, further, named)
-        if self.layer_pass is not None:
-            return self.layer_pass(self, x)
-        return self._run_step(x)
+            return in_one_commit(self._run_several, x, further, named)
+        return self.forward_step(x)
 
-    def _forward_several(
+    def _run_several(
         self, x: Tensor, given: tuple[Tensor, ...], named: dict[str, Tensor]
     ) -> Tensor:
         """Run the modules that compute inputs, and then the layer."""
-        if self.layer_pass is not None:
-            return self.layer_pass(self, x, *self._all_further(x, given, named))
-        if torch.compiler.is_compiling():
-            return self._run_step(x, *self._all_further(x, given, named))
-        check_thread(self)  # before anything is taken that would be restored
-        within = [each for each in self.modules() if isinstance(each, StatefulLayer)]
-        before = StateSnapshot(each for each in within if each is not self)
-        try:
-            return self._run_step(x, *self._all_further(x, given, named))
-        except BaseException:
-            before.restore()  # a failed call changes no state, those of noise included
-            raise
+        return self.forward_step(x, *self._all_further(x, given, named))  # type: ignore[call-arg]
 
     def _all_further(
         self, x: Tensor, given: tuple[Tensor, ...], named: dict[str, Tensor]
@@ -337,22 +966,11 @@ class SequenceLayer(StatefulLayer):
             further.append(values[name] if name in values else getattr(self, name)(x))
         return tuple(further)
 
-    def _run_step(self, x: Tensor, *further: Tensor) -> Tensor:
-        """Run one time step while this thread owns the layer."""
-        if torch.compiler.is_compiling() or not self.states:
-            return self.forward_step(x, *further)
-        if running.by_layer:
-            raise ValueError(
-                f"{self!r} cannot be reached through the attributes of the model that runs by "
-                "layer, only through a closure or a global: it would take all time steps for one "
-                'batch. Hold it in an attribute, or use tt.unroll(..., by="step").'
-            )
-        outermost = take(self)
-        try:  # without the star where there is nothing behind it, for it takes time at every step
-            return self.forward_step(x, *further) if further else self.forward_step(x)
-        finally:
-            if outermost:
-                release(self)
+    def _restarted(
+        self, x: Tensor, record: tuple[str, ...], reset: Restarts, further: tuple[Tensor, ...]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run a sequence in which samples start anew before some steps."""
+        return run_between_restarts(self, x, record, reset, further)
 
     def forward_step(self, x: Tensor) -> Tensor:
         """Run one time step."""
@@ -370,7 +988,35 @@ class SequenceLayer(StatefulLayer):
         raise NotImplementedError(f"{type(self).__name__} needs a method forward_sequence.")
 
 
+_warned_of_sequence = False
+
+
+def warn_of_sequence(layer: SequenceLayer) -> None:
+    """Warn once that a sequence seems to have been taken for one time step."""
+    global _warned_of_sequence
+    if _warned_of_sequence:
+        return
+    _warned_of_sequence = True
+    warnings.warn(
+        f"{layer!r} took an input of three dimensions or more for ONE time step, its neurons in "
+        "the last one, and was zeroed after that step; nothing is remembered along the others. "
+        "For a sequence [T, B, ...] call tt.unroll(model, x). If it is one step, of tokens say, "
+        'silence this with warnings.filterwarnings("ignore", message=".*for ONE time step").',
+        stacklevel=4,
+    )
+
+
+def _assigned_by_torch() -> bool:
+    """Whether PyTorch assigns an attribute: ``functional_call``, which puts tensors in place."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code.co_name == "__setattr__":
+        frame = frame.f_back
+    return frame is not None and frame.f_globals.get("__name__", "").startswith("torch.")
+
+
 def transient_attributes_of(module: nn.Module) -> frozenset[str]:
-    """Return what a call of a module may change: its mode, hooked weights, a neuron's states."""
-    own = frozenset({"training", *hooked_weights(module)})
-    return own | module.transient_attributes if isinstance(module, TTModule) else own
+    """Return what a call of a module may change: its mode, states, and notes of the call."""
+    own = {"training", "weight"} if has_weight_hooks(module) else {"training"}
+    if isinstance(module, TTModule):
+        own.update(module._state_attributes, _NOTES)
+    return frozenset(own)

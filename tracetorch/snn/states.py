@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_module, suggestion
-from tracetorch.core.thread_owner import check_thread
 from tracetorch.core.walk import join_path, named_modules
-from tracetorch.snn.module import TTModule
+from tracetorch.snn.memory import check_value
+from tracetorch.snn.module import TTModule, detached_state, keeps_states, layer_label
+from tracetorch.snn.passes import states_of
 from tracetorch.snn.sequence_layer import SequenceLayer
-from tracetorch.snn.state_holder import StateHolder, layer_label
-from tracetorch.snn.stateful_layer import keeps_states
 
 EXTRA = "trace:"
 """What the names begin with that :class:`ExtraStates` has beside those of neuron layers."""
@@ -48,7 +47,7 @@ def named_neurons(module: nn.Module) -> Iterator[tuple[str, SequenceLayer]]:
             yield path, found
 
 
-def named_holders(module: nn.Module) -> Iterator[tuple[str, StateHolder]]:
+def named_holders(module: nn.Module) -> Iterator[tuple[str, TTModule]]:
     """Iterate over what has states in ``module``: neuron layers, and modules with a memory."""
     for path, found in named_modules(module):
         if keeps_states(found):
@@ -80,10 +79,10 @@ def get_states(module: nn.Module, *, detach: bool = True) -> dict[str, Tensor]:
     check_module(module)
     states: dict[str, Tensor] = {}
     for full, (layer, name) in _names(named_holders(module)).items():
-        state = getattr(layer, layer.attribute_of(name))
+        state = states_of(layer, "read its states")[layer._attribute_of(name)]
         if state is not None:
             path = full.rpartition(".")[0]
-            states[full] = layer.detached_state(name, path) if detach else state
+            states[full] = detached_state(layer, name, state, path) if detach else state
     for path, found in _extras(module):
         for name, value in found.extra_states().items():
             states[join_path(path, name)] = value.detach().clone() if detach else value
@@ -123,8 +122,6 @@ def set_states(module: nn.Module, states: Mapping[str, Tensor]) -> None:
     if not isinstance(states, Mapping):
         raise TypeError(f"states must be a mapping of names to tensors, got {states!r}.")
     layers = list(named_holders(module))
-    for _, layer in layers:
-        check_thread(layer)
     known = _names(layers)
     extras = [(join_path(path, EXTRA), found) for path, found in _extras(module)]
     for name in states:
@@ -135,9 +132,9 @@ def set_states(module: nn.Module, states: Mapping[str, Tensor]) -> None:
         own = {n: states[k] for n in layer.active_states if (k := join_path(path, n)) in states}
         if isinstance(layer, SequenceLayer):
             _check(layer, own, path)
-        elif isinstance(layer, TTModule):
+        else:
             for name, value in own.items():
-                layer._check_memory(name, value, layer_label(layer, path))
+                check_value(layer, name, value, layer_label(layer, path))
     setters: list[Callable[[], None]] = []
     for start, extra in extras:
         prefix = start.removesuffix(EXTRA)
@@ -146,18 +143,20 @@ def set_states(module: nn.Module, states: Mapping[str, Tensor]) -> None:
         setters.append(extra.extra_states_setter(named, inside))
     for path, layer in layers:
         device = next((t.device for t in (*layer.parameters(), *layer.buffers())), None)
+        own_states = states_of(layer, "set its states")
         for name in layer.active_states:
             state = states.get(join_path(path, name))
-            own_state = None if state is None else state.clone().to(device)
-            setattr(layer, layer.attribute_of(name), own_state)
-        layer.mark_states_current()
+            own_states[layer._attribute_of(name)] = (
+                None if state is None else state.clone().to(device)
+            )
+        layer._mark_states_current()
     for put in setters:
         put()
 
 
-def _names(layers: Iterable[tuple[str, StateHolder]]) -> dict[str, tuple[StateHolder, str]]:
+def _names(layers: Iterable[tuple[str, TTModule]]) -> dict[str, tuple[TTModule, str]]:
     """Layer and state of every name; raises where a name would not say which."""
-    names: dict[str, tuple[StateHolder, str]] = {}
+    names: dict[str, tuple[TTModule, str]] = {}
     for path, layer in layers:
         if "{" in path:
             raise ValueError(

@@ -7,13 +7,13 @@ from collections.abc import Collection
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from tracetorch.snn.constrained_layer import ConstrainedLayer
+from tracetorch.snn.sequence_layer import SequenceLayer
 
 # of each class what was found to fit: its step, which may be edited in place, states and inputs
 _checked: WeakKeyDictionary[type, tuple[object, ...]] = WeakKeyDictionary()
 
 
-def check_signature(layer: ConstrainedLayer) -> None:
+def check_signature(layer: SequenceLayer) -> None:
     """Raise where ``step`` takes inputs or states by other names or in another order.
 
     Args:
@@ -27,7 +27,7 @@ def check_signature(layer: ConstrainedLayer) -> None:
         _checked[kind] = declared
 
 
-def check_named(layer: ConstrainedLayer, step: object, declared: Collection[str]) -> None:
+def check_named(layer: SequenceLayer, step: object, declared: Collection[str]) -> None:
     """Raise where ``step`` takes other parameters and options, by name, than are declared.
 
     Args:
@@ -35,7 +35,7 @@ def check_named(layer: ConstrainedLayer, step: object, declared: Collection[str]
         step: its step.
         declared: the names of its parameters and options.
     """
-    if type(layer).step_kwargs is not ConstrainedLayer.step_kwargs:
+    if type(layer).step_kwargs is not SequenceLayer.step_kwargs:
         return  # it passes what it likes
     try:
         parameters = list(inspect.signature(step).parameters.values())  # type: ignore[arg-type]
@@ -60,7 +60,7 @@ def check_named(layer: ConstrainedLayer, step: object, declared: Collection[str]
         )
 
 
-def _check(layer: ConstrainedLayer, kind: Any) -> None:
+def _check(layer: SequenceLayer, kind: Any) -> None:
     label, states, inputs = kind.__name__, kind.states, kind.inputs
     if not isinstance(inputs, tuple) or inputs[:1] != ("x",):
         raise TypeError(

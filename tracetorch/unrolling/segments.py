@@ -1,11 +1,10 @@
 """Run a long sequence in segments that the backward pass computes again (``segment=``).
 
-Segments. ``unroll(..., segment=)`` hands each part of a sequence, its states as arguments, to
-PyTorch's non-reentrant checkpointing. When backward runs a part again, the model gets the contents
-of then: attributes, buffers and containers, tensors as copies, and the parameters that
-``functional_call`` had put in; and afterwards those of now. So a counter, a running norm or a batch
-norm counts a part once. Arrays, files and generators, the global ones too, get their values in
-place; outputs and states are compared with those of the first run, for what no module holds.
+A segment is a function of its inputs and of the states before it, by PyTorch's non-reentrant
+checkpointing. When backward runs it again, a pass of its own starts from the states of then;
+parameters, buffers and modes of the modules are those of then, and afterwards those of now. So a
+batch norm counts a segment once. What else a model keeps, in attributes of its own or in globals,
+is not restored: outputs and states are compared with those of the first run.
 """
 
 from __future__ import annotations
@@ -13,17 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
-from threading import get_ident
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from tracetorch.core.checks import check_count
-from tracetorch.core.snapshot import ConsumptionWatch, Contents
-from tracetorch.core.thread_owner import owned
 from tracetorch.core.torch_private import (
     exclude_from_compile,
     functorch_active,
@@ -31,47 +27,49 @@ from tracetorch.core.torch_private import (
     version_of,
     versions_of,
 )
-from tracetorch.core.walk import Walk
+from tracetorch.core.walk import modules_of
 from tracetorch.events import mode, requested_mode
 from tracetorch.fuse import backend, requested_backend
+from tracetorch.snn.passes import Pass
 from tracetorch.snn.sequence_layer import SequenceLayer
-from tracetorch.snn.stateful_layer import keeps_states
 from tracetorch.snn.states import ExtraStates
-from tracetorch.unrolling.check import is_close
+from tracetorch.unrolling.first_run import is_close
 from tracetorch.unrolling.inputs import Inputs
 
 _MOST_MOVED = 0.01  # share of values that rounding may move where sums have no fixed order
 
-Run: TypeAlias = Callable[[Inputs], tuple[Any, dict[str, Tensor]]]
+Run: TypeAlias = Callable[..., tuple[Any, dict[str, Tensor], Pass]]
 
 
 @exclude_from_compile
 def in_segments(
-    run: Run, inputs: Inputs, segment: int, found: Walk
+    run: Run, model: nn.Module, inputs: Inputs, segment: int, whole: Pass
 ) -> tuple[Any, dict[str, Tensor]]:
-    """Return ``run(inputs)`` from runs of at most ``segment`` steps.
+    """Return outputs and trajectories of all steps, from runs of at most ``segment`` steps.
 
     Of every segment but the last, which backward needs first, the graph keeps only the inputs and
     the states at its start.
 
     Args:
-        run: runs some steps from the states that the layers hold; outputs and trajectories.
+        run: runs some steps in a pass of their own: outputs, trajectories, and the pass.
+        model: the model.
         inputs: the inputs of all steps.
         segment: steps of a segment.
-        found: the walk over the model.
+        whole: the pass of all steps, which those of the segments read from and commit to.
 
     Raises:
         TypeError: ``segment`` is not an integer, or an output is not a tensor.
         ValueError: ``segment`` is not positive, or the model cannot be called in a backward pass.
     """
     segment = check_count("segment", segment)
-    if any(isinstance(module, ExtraStates) for _, module in found.modules):
+    modules = [module for _, module in modules_of(model)]
+    if any(isinstance(module, ExtraStates) for module in modules):
         raise ValueError(
             "segment= runs a segment again inside backward(), which an online learner does not "
             "allow: its traces go on from step to step. It keeps no graph of earlier steps, so "
             "leave segment= out."
         )
-    if any(isinstance(module, DistributedDataParallel) for _, module in found.modules):
+    if any(isinstance(module, DistributedDataParallel) for module in modules):
         raise ValueError(
             "segment= calls the model again inside backward(), which DistributedDataParallel does "
             "not allow. Wrap a module whose forward unrolls in segments, and call that."
@@ -83,60 +81,76 @@ def in_segments(
         )
     *parts, last = inputs.split(segment)
     starts = range(0, inputs.steps, segment)
-    replays = [_SegmentReplay(found, start, start + segment) for start in starts[:-1]]
-    results = [_rerun(run, part, each) for part, each in zip(parts, replays, strict=True)]
-    results.append(run(last))
+    replays = [_Replay(modules, start, start + segment) for start in starts[:-1]]
+    results = [
+        _checkpointed(run, part, each, whole) for part, each in zip(parts, replays, strict=True)
+    ]
+    results.append(_within(run, last, whole))
     leaves, specs = zip(*map(pytree.tree_flatten, results), strict=True)
     joined = [torch.cat(parts) for parts in zip(*leaves, strict=True)]
     for each in replays:
         each.expect(joined)
-    whole: tuple[Any, dict[str, Tensor]] = pytree.tree_unflatten(joined, specs[0])
-    return whole
+    y: tuple[Any, dict[str, Tensor]] = pytree.tree_unflatten(joined, specs[0])
+    return y
 
 
-def _rerun(run: Run, part: Inputs, replay: _SegmentReplay) -> Any:
+def _within(run: Run, part: Inputs, whole: Pass) -> Any:
+    """Run a part from the states of the pass of all steps, and commit it to that."""
+    y, trajectories, inner = whole.call(run, part, from_rest=False)
+    inner.commit()
+    return y, trajectories
+
+
+def _checkpointed(run: Run, part: Inputs, replay: _Replay, whole: Pass) -> Any:
     """Run a part so that the graph keeps only what it started from."""
-    names = [(m, m.attribute_of(name)) for m in replay.holders for name in m.active_states]
     leaves, spec = pytree.tree_flatten(part.tensors)
+    # what the layers of the part start from, known when it has run once
+    starts: Pass | None = None
+    ended: Pass | None = None
 
-    def steps(*saved: Tensor | None) -> tuple[Any, list[Tensor]]:
-        for (layer, name), state in zip(names, saved[len(leaves) :], strict=True):
-            setattr(layer, name, state)
-        tensors = pytree.tree_unflatten(list(saved[: len(leaves)]), spec)
-        result = run(replace(part, tensors=tensors))
-        ends = [getattr(layer, name) for layer, name in names]
-        replay.compare(pytree.tree_leaves(result), ends)
-        return result, ends
+    def steps(*saved: Tensor) -> tuple[Any, list[Tensor | None]]:
+        nonlocal starts, ended
+        again = starts is not None
+        now = replace(part, tensors=pytree.tree_unflatten(list(saved), spec))
+        before = starts if starts is not None else whole
+        y, trajectories, inner = before.call(run, now, from_rest=False)
+        ends = [s for each in inner.entries.values() for s in each.states.values()]
+        replay.compare(pytree.tree_leaves((y, trajectories)), ends)
+        if not again:
+            starts, ended = _started(whole, inner), inner
+        return (y, trajectories), ends
 
-    states = [getattr(layer, name) for layer, name in names]
-    if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
-        # autograd keeps no tensor that inference mode has made
-        states = [s.clone() if isinstance(s, Tensor) and s.is_inference() else s for s in states]
     # to the end, not to the last tensor that backward needs: the outputs are compared
     with replay.first_run(), set_checkpoint_early_stop(False):
         result, ends = checkpoint(
-            steps,
-            *leaves,
-            *states,
-            use_reentrant=False,
-            context_fn=lambda: (nullcontext(), replay),
+            steps, *leaves, use_reentrant=False, context_fn=lambda: (nullcontext(), replay)
         )
-    for (layer, name), end in zip(names, ends, strict=True):
-        setattr(layer, name, end)
-    if any(isinstance(y, Tensor) and y.requires_grad for y in pytree.tree_leaves((result, ends))):
-        replay.refuse_consumed()
+    assert ended is not None
+    # what checkpointing returns is part of the graph
+    values = iter(ends)
+    for entry in ended.entries.values():
+        entry.states = {name: next(values) for name in entry.states}
+    ended.commit()
     return result
 
 
-class _SegmentReplay:
+def _started(whole: Pass, inner: Pass) -> Pass:
+    """Return a pass that holds what the layers of a segment started from."""
+    starts = Pass()
+    for key, entry in inner.entries.items():
+        starts.entries[key] = whole.copy_of_entry(entry.module)
+    return starts
+
+
+class _Replay:
     """Restore the model of the forward pass while a segment runs again, then that of now.
 
-    So what a model keeps outside its neurons, counters, buffers, lists, arrays and generators of
-    random numbers, those of Python and NumPy too, is in each segment what it was in the forward
-    pass, and no segment counts twice. What the segment computes is compared with its first run.
+    Parameters, also those that ``functional_call`` had put in, buffers and modes are in each
+    segment what they were in the forward pass. What the segment computes is compared with its
+    first run.
 
     Args:
-        found: the walk over the model.
+        modules: all modules of the model.
         start: the first step of the segment.
         stop: the step after its last one.
 
@@ -146,50 +160,29 @@ class _SegmentReplay:
             then.
     """
 
-    def __init__(self, found: Walk, start: int, stop: int) -> None:
-        self.found = found
+    def __init__(self, modules: Sequence[nn.Module], start: int, stop: int) -> None:
+        self.modules = modules
         self.start, self.stop = start, stop
         self.name = f"segment {start}:{stop}"
-        self.holders = [m for _, m in found.modules if keeps_states(m)]
-        self.layers = [m for m in self.holders if isinstance(m, SequenceLayer)]
-        self.consumed: list[str] = []
         self.expected: list[tuple[Tensor, int | None]] = []
-        self.ends: list[tuple[Tensor, int | None]] = []
-        self.thread = get_ident()
+        self.ends: list[tuple[Tensor, int | None]] | None = None
         # backward on a GPU runs in a thread of autograd's own, which sees no request of this one
         self.backend_name, self.mode_name = requested_backend(), requested_mode()
 
     @contextmanager
     def first_run(self) -> Iterator[None]:
-        """Note the contents of the model, and what the run consumes of it."""
+        """Note what the modules are before the segment runs for the first time."""
         watched: list[Tensor] = []
-        for _, module in self.found.modules:
+        for module in self.modules:
             watched += module.parameters(recurse=False)
-        # frozen parameters
-        watched += [b for m in self.layers for b in m.buffers(recurse=False)]
+            if isinstance(module, SequenceLayer):  # frozen parameters
+                watched += module.buffers(recurse=False)
         self.watched, self.versions = watched, versions_of(watched)
         self.kinds = [(each.dtype, each.device) for each in watched]
         self.learned = [each.requires_grad for each in watched]
-        if not torch.is_grad_enabled():  # nothing will run again
-            yield
-            return
-        self.then = Contents(self.found, tensors="copied", values=True)
-        with ConsumptionWatch(self.then) as consumption:
-            yield
-        self.consumed = consumption.consumed()
-
-    def refuse_consumed(self) -> None:
-        """Refuse a first run that has consumed what cannot be restored.
-
-        Raises:
-            ValueError: an iterator, or a generator, of the model has moved.
-        """
-        for path in self.consumed:
-            raise ValueError(
-                f"{path} was moved by the forward pass, and cannot be restored for the backward "
-                "pass, in which segment= runs each segment again. Keep an index into a list, or a "
-                "random.Random, a NumPy or torch Generator, in its place, or leave segment= out."
-            )
+        if torch.is_grad_enabled():  # else nothing will run again
+            self.then = [_contents(module, copied=True) for module in self.modules]
+        yield
 
     def expect(self, outputs: Sequence[Tensor]) -> None:
         """Note the outputs of all segments, of which it compares its own."""
@@ -202,7 +195,7 @@ class _SegmentReplay:
             RuntimeError: they differ.
         """
         ends = [state for state in states if state is not None]
-        if not self.expected:  # this is the first run
+        if self.ends is None:  # this is the first run
             self.ends = [(end.detach(), version_of(end)) for end in ends]
             return
         found, expected = (*outputs, *ends), (*self.expected, *self.ends)
@@ -210,43 +203,56 @@ class _SegmentReplay:
             raise RuntimeError(
                 f"{self.name} of unroll(..., segment=) computes something else when backward runs "
                 "it again than in the forward pass, so its gradients would be wrong: the model "
-                "depends on something that cannot be restored, a global variable, a class "
-                "attribute, a closure, a file or another random generator. Hold it in an "
-                "attribute of a module, or leave segment= out. Or a hook was registered or removed "
-                "since: do that behind backward()."
+                "depends on something that is not restored, an attribute, a global variable, a "
+                "closure, a file or another random generator. Hold it in a buffer, or leave "
+                "segment= out. Or a hook was registered or removed since: do that behind "
+                "backward()."
             )
 
     def __enter__(self) -> None:
+        kinds = [(each.dtype, each.device) for each in self.watched]
+        if kinds != self.kinds or versions_of(self.watched) != self.versions:
+            raise RuntimeError(
+                "a parameter was changed in place between the forward and the backward pass of "
+                "unroll(..., segment=), or moved: a segment that runs again would give other "
+                "values. Call backward() before optimizer.step() and model.to(...)."
+            )
         with ExitStack() as stack:
-            # a backward pass on a GPU runs in a thread of autograd's, and this one waits for it
-            stack.enter_context(owned(self.holders, waiting=self.thread))
-            kinds = [(each.dtype, each.device) for each in self.watched]
-            if kinds != self.kinds or versions_of(self.watched) != self.versions:
-                raise RuntimeError(
-                    "a parameter was changed in place between the forward and the backward pass of "
-                    "unroll(..., segment=), or moved: a segment that runs again would give other "
-                    "values. Call backward() before optimizer.step() and model.to(...)."
-                )
             for tensor, learned in zip(self.watched, self.learned, strict=True):
                 if tensor.requires_grad is not learned:  # frozen since, or learned again
                     stack.callback(tensor.requires_grad_, not learned)
                     tensor.requires_grad_(learned)
-            # no copies: the segment works on those of then, and leaves the tensors of now alone
-            stack.callback(Contents(self.found, values=True).restore)
+            for module, then in zip(self.modules, self.then, strict=True):
+                stack.callback(_exchange, module, _contents(module, copied=False))
+                # copies, once more: the segment may write into them
+                _exchange(module, (then[0], _copied(then[1]), then[2]))
             stack.enter_context(backend(self.backend_name))
             stack.enter_context(mode(self.mode_name))
-            lost = self.then.restore()
-            if lost:
-                raise RuntimeError(
-                    f"{lost[0]} cannot be restored to what it was in {self.name} of unroll(..., "
-                    "segment=), which backward runs again. Leave segment= out."
-                )
-            for each in self.holders:
-                each.mark_states_current()
             self.stack = stack.pop_all()
 
     def __exit__(self, *_: object) -> None:
         self.stack.close()
+
+
+_Contents: TypeAlias = tuple[dict[str, Any], dict[str, Any], bool]
+
+
+def _contents(module: nn.Module, *, copied: bool) -> _Contents:
+    """Return parameters, buffers and mode of a module."""
+    buffers = dict(module._buffers)
+    return dict(module._parameters), _copied(buffers) if copied else buffers, module.training
+
+
+def _copied(buffers: dict[str, Any]) -> dict[str, Any]:
+    return {n: None if b is None else b.detach().clone() for n, b in buffers.items()}
+
+
+def _exchange(module: nn.Module, contents: _Contents) -> None:
+    """Give a module other parameters, buffers and another mode: other tensors, no other values."""
+    parameters, buffers, training = contents
+    module._parameters.update(parameters)
+    module._buffers.update(buffers)
+    module.__dict__["training"] = training
 
 
 def _agrees(found: Tensor, expected: tuple[Tensor, int | None]) -> bool:

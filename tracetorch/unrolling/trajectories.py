@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tracetorch.core.checks import suggestion
-from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.torch_private import constant_in_compile
 from tracetorch.core.walk import join_path, modules_of
+from tracetorch.snn.module import TTModule
+from tracetorch.snn.passes import states_of
 from tracetorch.snn.sequence_layer import SequenceLayer
-from tracetorch.snn.state_holder import StateHolder
 
 # What can be recorded of a layer beside the states that it has.
 ENDS = ("input", "output")
 
 
-def recordable(layer: StateHolder) -> tuple[str, ...]:
+def recordable(layer: TTModule) -> tuple[str, ...]:
     """Return the names of what can be recorded of a layer, or of a module with memory."""
     return (*layer.active_states, *(ENDS if isinstance(layer, SequenceLayer) else ()))
 
@@ -65,13 +63,8 @@ def select_names(wanted: Sequence[str] | str | None, names: Iterable[str], *, by
     return [name for name in last if name in found]
 
 
-def own_input(layer: nn.Module, args: Any) -> Any:
-    """Give a layer a copy of its input, so that what happens to the input does not reach it."""
-    return (args[0].clone(), *args[1:]) if args else None
-
-
-class TrajectoryCollector:
-    """The trajectories that are wanted, by layer, and what has been collected of them.
+class Recorder:
+    """The trajectories that are wanted of a pass, by layer, and what has been recorded of them.
 
     Args:
         wanted: state names, ``"input"``, ``"output"``, paths such as ``"cells.0.mem"`` or patterns
@@ -83,14 +76,12 @@ class TrajectoryCollector:
         ValueError: an entry matches nothing.
     """
 
-    def __init__(
-        self, wanted: Sequence[str] | str, layers: Sequence[tuple[str, StateHolder]]
-    ) -> None:
+    def __init__(self, wanted: Sequence[str] | str, layers: Sequence[tuple[str, TTModule]]) -> None:
         self._path: dict[tuple[int, str], str] = {}
         self._wanted: dict[int, tuple[str, ...]] = {}
         self._steps: dict[str, list[Tensor]] = {}
         self._whole: dict[str, Tensor] = {}
-        names: dict[str, tuple[StateHolder, str]] = {
+        names: dict[str, tuple[TTModule, str]] = {
             join_path(path, name): (layer, name)
             for path, layer in layers
             for name in recordable(layer)
@@ -100,51 +91,55 @@ class TrajectoryCollector:
             layer, name = names[path]
             self._path[id(layer), name] = path
             self._wanted[id(layer)] = (*self._wanted.get(id(layer), ()), name)
+        # what has no output of a layer that could be recorded: modules with a memory
+        self._memories = [
+            layer
+            for _, layer in layers
+            if id(layer) in self._wanted and not isinstance(layer, SequenceLayer)
+        ]
 
-    def wanted_of(self, layer: StateHolder) -> tuple[str, ...]:
-        """Return what is wanted of this layer: state names, ``"input"`` and ``"output"``."""
-        return self._wanted.get(id(layer), ())
+    def wants_inside(self, layer: nn.Module) -> bool:
+        """Whether anything is wanted of the modules inside a layer."""
+        return any(id(m) in self._wanted for _, m in modules_of(layer) if m is not layer)
 
-    def wants(self, layer: SequenceLayer) -> bool:
-        """Whether anything is wanted of this layer, or of the layers inside it."""
-        return any(id(module) in self._wanted for _, module in modules_of(layer))
+    def states_wanted_of(self, layer: nn.Module) -> tuple[str, ...]:
+        """Return the names of the states that are wanted of a layer."""
+        return tuple([name for name in self._wanted.get(id(layer), ()) if name not in ENDS])
 
-    def add_whole(self, layer: SequenceLayer, name: str, trajectory: Tensor) -> None:
-        """Add a trajectory ``[T, ...]``."""
-        self._whole[self._path[id(layer), name]] = trajectory
+    def own_input(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """Return a copy of an input that is recorded: what happens to it must not reach that."""
+        return x.clone() if (id(layer), "input") in self._path else x
 
-    def after_step(self, layers: Iterable[StateHolder]) -> None:
-        """Add the states that are wanted of ``layers`` after one step."""
-        for layer in layers:
-            for name in self.wanted_of(layer):
-                # None: the mask of a dropout in evaluation
-                if name not in ENDS:
-                    state = getattr(layer, layer.attribute_of(name))
-                    if state is not None:
-                        self._add(layer, name, state)
+    def after_sequence(
+        self, layer: nn.Module, x: Tensor, y: Tensor, states: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Record a whole sequence of a layer, ``[T, ...]``; return the output for the model."""
+        for name, value in (*states.items(), ("input", x), ("output", y)):
+            if (id(layer), name) in self._path:
+                self._whole[self._path[id(layer), name]] = value
+        # what the model does in place with the output must not reach what was recorded
+        return y.clone() if (id(layer), "output") in self._path else y
 
-    @contextmanager
-    def listening(self, layers: Iterable[StateHolder]) -> Iterator[None]:
-        """Add inputs and outputs that are wanted of ``layers`` at every step within a block."""
+    def after_call(self, layer: TTModule, x: Tensor, y: Tensor) -> Tensor:
+        """Record one step of a layer; return the output for the model."""
+        wanted = self._wanted.get(id(layer), ())
+        if not wanted:
+            return y
+        for name, value in (*states_of(layer).items(), ("input", x), ("output", y)):
+            if name in wanted and value is not None:  # the mask of a dropout in evaluation
+                copied = value.clone() if name in ENDS else value
+                self._steps.setdefault(self._path[id(layer), name], []).append(copied)
+        return y
 
-        def take(layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
-            ends = (args[0] if args else kwargs["x"], output)
-            for name, value in zip(ENDS, ends, strict=True):
-                if (id(layer), name) in self._path:
-                    self._add(layer, name, value)
-            # what the model does in place with the output must not reach what was recorded
-            return output.clone() if (id(layer), "output") in self._path else output
-
-        watched = [layer for layer in layers if not set(ENDS).isdisjoint(self.wanted_of(layer))]
-        inputs = [layer for layer in watched if "input" in self.wanted_of(layer)]
-        with forward_hooks(
-            before=[(layer, own_input) for layer in inputs],
-            after=[(layer, take) for layer in watched],
-        ):
-            yield
-
-    def _add(self, layer: nn.Module, name: str, value: Tensor) -> None:
-        self._steps.setdefault(self._path[id(layer), name], []).append(value)
+    def after_step(self, within: nn.Module | None = None) -> None:
+        """Record the memories of modules, of those inside a layer if one is given, after a step."""
+        inside = None if within is None else {id(m) for _, m in modules_of(within)}
+        for module in self._memories:
+            if inside is None or id(module) in inside:
+                for name in self._wanted[id(module)]:
+                    value = states_of(module)[module._attribute_of(name)]
+                    if value is not None:
+                        self._steps.setdefault(self._path[id(module), name], []).append(value)
 
     def result(self, steps: int) -> dict[str, Tensor]:
         """Return every trajectory by path, ``[T, ...]``.

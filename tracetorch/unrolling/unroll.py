@@ -7,35 +7,28 @@ import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_count, check_module
 from tracetorch.core.hooks import forward_hooks
-from tracetorch.core.thread_owner import current_turn, owned
-from tracetorch.core.torch_private import pytree
-from tracetorch.core.walk import Held, Walk, join_path, modules_of
-from tracetorch.core.walk_memo import remembered_walk
-from tracetorch.events.passes import event_passes
-from tracetorch.snn.module import zero_states
+from tracetorch.core.torch_private import observed_by, pytree
+from tracetorch.core.walk import modules_of
+from tracetorch.events.passes import EventProducts
+from tracetorch.snn.module import TTModule, keeps_states, zero_states
+from tracetorch.snn.passes import Pass, ambient
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.restarts import Restarts
 from tracetorch.snn.sequence_layer import SequenceLayer
-from tracetorch.snn.state_holder import StateHolder
-from tracetorch.snn.stateful_layer import StateSnapshot, clear_states, running
-from tracetorch.snn.stream_watch import first_nan
-from tracetorch.unrolling.check import check_both_ways
+from tracetorch.snn.stream_watch import look_for_nan_in
+from tracetorch.unrolling.first_run import STEPS, FirstRun, RecordingPass, Trust, trust_of, trusted
 from tracetorch.unrolling.inputs import Inputs, call, parse_inputs, tensors_by_name, with_reset
-from tracetorch.unrolling.layer_pass import LayerPass
-from tracetorch.unrolling.outside_memory import UnchangedContents
-from tracetorch.unrolling.pass_facts import PassFacts, facts_of
-from tracetorch.unrolling.restarts import check_restarts
 from tracetorch.unrolling.segments import in_segments
 from tracetorch.unrolling.static_prefix import split_static
-from tracetorch.unrolling.trajectories import TrajectoryCollector
-from tracetorch.unrolling.unsupported import refuse_one_step
+from tracetorch.unrolling.trajectories import Recorder
+from tracetorch.unrolling.unsupported import check_supported, computes_per_sample, refuse_one_step
 
 _log = logging.getLogger("tracetorch")
 
@@ -98,11 +91,13 @@ def unroll(
     neuron layer runs its whole sequence as one fused loop. That is right when everything without
     memory treats the samples of a batch independently and keeps the batch first, as convolutions,
     linear layers, pooling, dropout and ``nn.Flatten`` do. A batch norm in training then takes its
-    statistics over time and batch together: not the same as by step. A model that keeps something
-    from step to step outside the states of its neuron layers, a memory of its own too, or reads or
-    writes those in ``forward``, is refused. What no module holds (globals, class attributes,
-    context variables, closures, global generators of random numbers) cannot be seen: ``check``
-    finds it. By step, the model is called once per step: always right.
+    statistics over time and batch together: not the same as by step. Whether it is right is not
+    guessed: the first time a model is met in a mode, its first three steps are run by step as well,
+    with what the layers gave, and a model that computes something else, because it keeps something
+    outside of its neuron layers or mixes samples, is refused by name. What acts only after the
+    third step is not found; ``check`` runs more. A ``forward`` that reads or writes states of
+    layers, or has a memory of its own, is refused too. By step, the model is called once per step:
+    always right.
 
     Args:
         model: any ``nn.Module``.
@@ -115,18 +110,16 @@ def unroll(
         batched: ``False``: ``x`` is ``[T, ...]``; the model is given a batch of one.
         record: state names (``"mem"``), ``"input"``, ``"output"``, or patterns of paths
             (``"cells.*.mem"``).
-        check: before the run, compare both ways, and raise at the first module that differs: what
-            mixes the samples of a batch, or keeps something where no module holds it, cannot be
-            seen from outside. Every call of a module is repeated step by step, with the restarts of
-            ``reset``, in the model's own modes; it costs several runs. ``True``: over all steps; a
-            number: over so many. What was covered is logged at the level INFO.
+        check: compare both ways over more steps, each time: ``True``: over all; a number: over so
+            many. What was compared is logged at the level INFO.
         segment: run so many steps at a time and, until ``backward`` runs each segment once more,
             keep only the inputs and the states between them. The memory of ``T`` steps becomes
             that of ``segment`` steps and of ``T / segment`` states, for one more forward pass. A
-            batch norm takes its statistics over a segment. A segment that computes something else
-            when it runs again raises a ``RuntimeError`` in ``backward``.
+            batch norm takes its statistics over a segment. Buffers are what they were when a
+            segment runs again. One that computes something else then raises a ``RuntimeError`` in
+            ``backward``.
         from_rest: start from initial states and leave none behind: for evaluation, say. The states
-            that the model holds are kept and restored.
+            that the model holds are not touched, so that several threads may run one model.
         reset: ``[T, B]`` booleans, true where a sample starts anew **before** that step, as
             ``zero_states(where=reset[t])`` does: episodes in a recurrent policy, sequences packed
             one behind the other. ``[B, T]`` where ``time_dim`` is not 0, ``[T]`` without a batch.
@@ -141,9 +134,8 @@ def unroll(
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: an argument is out of range; the model cannot run by layer, or keeps something
-            outside its neuron layers; another thread runs it; ``check`` finds a difference; or as
-            a layer does. The states, and what the modules hold, are then as before.
+        ValueError: an argument is out of range; the model cannot run by layer, or computes
+            something else by step; or as a layer does. The states are then as before.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3), LIF(3), nn.Linear(3, 2), Readout(2))
@@ -151,166 +143,224 @@ def unroll(
         >>> y.shape, seen["1.output"].shape
         (torch.Size([10, 8, 2]), torch.Size([10, 8, 3]))
     """
-    check_module(model)
+    if not isinstance(model, nn.Module):
+        check_module(model)
     if by not in ("layer", "step"):
         raise ValueError(f'by must be "layer" or "step", got {by!r}.')
     inputs = parse_inputs(x, steps, time_dim, batched)
     if reset is not None:
         inputs = with_reset(inputs, reset, time_dim, batched)
-    arguments = _Arguments(
-        model, x, inputs, time_dim, by, batched, record, check, segment, from_rest
-    )
-    if torch.compiler.is_compiling():
-        # it follows registered modules alone, and nothing that a thread notes for itself
-        found = _reachable(model)
-        facts = facts_of(found)
-        return _unroll(arguments, found, facts, _modules_at(facts.neurons, found))
-    turn = current_turn()
-    found = remembered_walk(model)
-    facts = facts_of(found)
-    neurons = _modules_at(facts.neurons, found)
-    kept = neurons if by == "layer" else [each for each in neurons if each.states]
-    if facts.memories:
-        kept = [*kept, *_modules_at(facts.memories, found)]
-    with owned(kept) as held:
-        if not held.undisturbed_since(turn):  # the walk may have met a run
-            found = remembered_walk(model)
-            facts = facts_of(found)
-            neurons = _modules_at(facts.neurons, found)
-        return _unroll(arguments, found, facts, neurons)
-
-
-class _Arguments(NamedTuple):
-    """The arguments of a call of :func:`unroll`, checked, and ``x`` as :class:`Inputs` too."""
-
-    model: nn.Module
-    x: Any
-    inputs: Inputs
-    time_dim: int
-    by: Literal["layer", "step"]
-    batched: bool
-    record: Sequence[str] | str | None
-    check: bool | int
-    segment: int | None
-    from_rest: bool
-
-
-def _unroll(
-    arguments: _Arguments, found: Walk, facts: PassFacts, neurons: Sequence[SequenceLayer]
-) -> Any:
-    """Run :func:`unroll` on the neuron layers that the walk has ``found``; no other thread does."""
-    model, inputs = arguments.model, arguments.inputs
-    record, segment = arguments.record, arguments.segment
-    walked, numbers, layers = found, facts.neurons, neurons
-    _check_not_within(neurons)
-    holders: Sequence[StateHolder] = neurons
-    if facts.memories:
-        numbers = [*numbers, *facts.memories]
-        holders = _modules_at(numbers, found)
-    before = StateSnapshot(holders)
-
-    def run(part: Inputs) -> tuple[Any, dict[str, Tensor]]:
-        collector = None
-        if record is not None:
-            paths = [walked.modules[number][0] for number in numbers]
-            collector = TrajectoryCollector(record, list(zip(paths, holders, strict=True)))
-        if arguments.by == "layer":
-            # segments run outside of a graph that is being compiled
-            known = facts if segment is None else facts_of(found)
-            y = _by_layer(model, found, known, layers, part, collector, before)
-        else:
-            whole = [walked.modules[number] for number in facts.whole_sequence]
-            y = _by_step(model, part, collector, holders, whole)
-        return y, {} if collector is None else collector.result(part.steps)
-
-    compiling = torch.compiler.is_compiling()
-    outer = False if compiling else running.sequence
-    if not compiling:
-        running.sequence = True
+    outer = ambient.current
+    if outer is not None and outer.folded and outer.running is None:
+        raise ValueError(
+            "a model is unrolled inside a model that is unrolled by layer itself. Use "
+            'unroll(..., by="step") for the outer one.'
+        )
+    checked = 0
+    if check is not False:
+        checked = inputs.steps if check is True else check_count("check", check)
     try:
-        if arguments.from_rest:
-            clear_states(holders) if facts.clears_plainly else zero_states(model)
-        if arguments.by == "layer":
-            if facts.has_recurrent:
-                # what is inside runs step by step, and may be called as often as it likes
-                found = _reachable(model, closed=Recurrent)
-                facts = facts_of(found)
-                layers = _modules_at(facts.neurons, found)
-            if arguments.check is not False:
-                _check(arguments, found, facts)
         if segment is None:
-            y, trajectories = run(inputs)
+            y, trajectories, run = _run(model, inputs, by, record, checked, from_rest)
         else:
-            y, trajectories = in_segments(run, inputs, segment, _reachable(model))
-        if arguments.time_dim != 0 or not arguments.batched:
-            place = partial(_place_time, time_dim=arguments.time_dim, batched=arguments.batched)
+            run = Pass(from_rest=from_rest)
+            part = partial(_run, model, by=by, record=record, checked=checked, from_rest=False)
+            y, trajectories = in_segments(part, model, inputs, segment, run)
+        if time_dim != 0 or not batched:
+            place = partial(_place_time, time_dim=time_dim, batched=batched)
             y, trajectories = pytree.tree_map(place, (y, trajectories))
-    except BaseException as error:
-        before.restore()
+    except Exception as error:
         _explain_dtype(error, model, inputs)
-        _explain_shape(error, arguments.x, inputs, arguments.batched)
+        _explain_shape(error, x, inputs, batched)
         raise
-    finally:
-        if not compiling:
-            running.sequence = outer
-    if not compiling and not outer and (first := first_nan(neurons)) is not None:
-        goes_on = not arguments.from_rest and any(s is not None for _, _, s in before.states)
-        path = walked.modules[numbers[first]][0]
-        _report_nan(neurons, neurons[first], path, "stream" if goes_on else "sequence")
-    if arguments.from_rest:
-        before.restore()
+    if not from_rest:
+        run.commit()
+    if outer is None and not torch.compiler.is_compiling():
+        look_for_nan_in(run, model)
     return y if record is None else (y, trajectories)
 
 
-def _check_not_within(neurons: Sequence[SequenceLayer]) -> None:
-    """Raise where a model that is unrolled by layer unrolls a part of itself."""
-    for neuron in neurons:
-        if neuron.layer_pass is not None:
-            raise ValueError(
-                f"{neuron.label()} is unrolled inside a model that is unrolled by layer itself. "
-                'Use unroll(..., by="step") for the outer one.'
-            )
+def _run(
+    model: nn.Module,
+    inputs: Inputs,
+    by: str,
+    record: Sequence[str] | str | None,
+    checked: int,
+    from_rest: bool,
+) -> tuple[Any, dict[str, Tensor], Pass]:
+    """Run some steps in a pass of their own; return outputs, trajectories and the pass."""
+    recorder = None if record is None else Recorder(record, _recordable(model))
+    reset = None if inputs.reset is None else Restarts(inputs.reset)
+    if by == "step":
+        run = Pass(from_rest=from_rest, recorder=recorder)
+        y = run.call(_by_step, model, inputs, run, reset)
+    else:
+        y, run = _by_layer(model, inputs, checked, from_rest, reset, recorder)
+    return y, {} if recorder is None else recorder.result(inputs.steps), run
 
 
-def _check(arguments: _Arguments, found: Walk, facts: PassFacts) -> None:
-    """Compare by layer with by step, over as many steps as ``check=`` says."""
-    inputs, check = arguments.inputs, arguments.check
-    count = inputs.steps if check is True else check_count("check", check)
-    facts.check_supported(found.modules, inputs.steps)
-    check_both_ways(arguments.model, inputs.first(count))
+def _recordable(model: nn.Module) -> list[tuple[str, TTModule]]:
+    """List the neuron layers and the modules with memory of a model, with their paths."""
+    return [
+        (path, module)
+        for path, module in modules_of(model)
+        if isinstance(module, SequenceLayer) or keeps_states(module)
+    ]
 
 
-def _modules_at(numbers: Sequence[int], found: Walk) -> list[Any]:
-    """Return the modules that have these numbers in a walk."""
-    modules: list[nn.Module] = []
-    for number in numbers:
-        modules.append(found.modules[number][1])
-    return modules
+def _by_layer(
+    model: nn.Module,
+    inputs: Inputs,
+    checked: int,
+    from_rest: bool,
+    reset: Restarts | None,
+    recorder: Recorder | None,
+) -> tuple[Any, Pass]:
+    """Call the model once on all steps; compare with its first steps where it is not known."""
+    if reset is not None:
+        _check_restarts(model)
+    steps = inputs.steps
+    run = Pass(steps, folded=True, from_rest=from_rest, reset=reset, recorder=recorder)
+    if torch.compiler.is_compiling():
+        return run.call(_call_folded, model, inputs), run
+    trust = trusted.get(id(model))
+    if trust is None or trust.model() is not model:
+        trust = trust_of(model)
+    if trust.per_sample and steps > 1:
+        check_supported(modules_of(model))
+    if not checked and model.training in trust.modes:
+        y = _call_with_events(model, inputs, run, trust)
+        layers = [(key, entry.module.training) for key, entry in run.entries.items()]
+        if (model.training, *layers) in trust.met:
+            return y, run
+    # one step is one step; where others see the operations, no values can be compared
+    if steps == 1 or observed_by(pytree.tree_leaves(inputs.tensors)) is not None:
+        run = Pass(steps, folded=True, from_rest=from_rest, reset=reset, recorder=recorder)
+        return _call_with_events(model, inputs, run, trust), run
+    with trust.lock:
+        named = {"folded": True, "from_rest": from_rest, "reset": reset, "recorder": recorder}
+        return _compared(model, inputs, checked, named, trust)
 
 
-def _report_nan(
-    neurons: Sequence[SequenceLayer], layer: SequenceLayer, path: str, within: str
-) -> None:
-    """Log once that a state is NaN, for a spike of it is 0, and the outputs look finite.
+def _compared(
+    model: nn.Module, inputs: Inputs, checked: int, named: dict[str, Any], trust: Trust
+) -> tuple[Any, Pass]:
+    """Call the model once on all steps, and compare with its first steps."""
+    modules = modules_of(model, closed=Recurrent)
+    check_supported(modules)
+    trust.per_sample = any(computes_per_sample(type(module)) for _, module in modules)
+    trust.products = None  # the modules may be others
+    first = FirstRun(model, inputs, checked or STEPS)
+    run = RecordingPass(first.steps, inputs.steps, **named)
+    try:
+        with first.observed():
+            y = _call_with_events(model, inputs, run, trust)
+            exact = first.compare(run, pytree.tree_leaves(y))
+    except BaseException:
+        first.restore_buffers()
+        raise
+    if checked or not exact:
+        _log.info(
+            "tt.unroll: %d steps of %d compared, by layer and by step%s.",
+            first.steps,
+            inputs.steps,
+            "" if exact else "; the model is random, and its values were not compared",
+        )
+    layers = [(key, entry.module.training) for key, entry in run.entries.items()]
+    trust.met.add((model.training, *layers))
+    trust.modes.add(model.training)
+    return y, run
 
-    Once for each model, and once more where there are gradients; where the sequence went on from
-    earlier states, once until they are zeroed.
+
+def _call_with_events(model: nn.Module, inputs: Inputs, run: Pass, trust: Trust) -> Any:
+    """Call the model on all steps within a pass, in which products choose events."""
+    products: EventProducts = trust.products
+    if products is None:
+        modules = [module for _, module in modules_of(model, closed=Recurrent)]
+        products = trust.products = EventProducts(modules)
+    entered = False
+    try:
+        entered = products.enter()
+        return run.call(_call_folded, model, inputs)
+    finally:
+        if entered:
+            products.leave()
+
+
+def _call_folded(model: nn.Module, inputs: Inputs) -> Any:
+    """Call the model once on all steps, folded into the batch, and unfold its outputs."""
+    T, B, x = inputs.steps, inputs.batch, inputs.tensors
+    if type(x) is Tensor and not inputs.static and x.is_contiguous():  # most often
+        y: Any = model(x.view((T * B, *x.shape[2:])))
+        if type(y) is Tensor and y.ndim and y.shape[0] == T * B:
+            return y.view((T, B, *y.shape[1:]))
+        return pytree.tree_map(lambda leaf: _unfolded(leaf, T, B), y)
+    repeated = None if torch.compiler.is_compiling() and not inputs.static else inputs.repeated()
+    prefix, rest = ([], []) if repeated is None else split_static(model)
+    if prefix and repeated is not None:
+        # every step sees the same input: what comes before the first neuron runs once
+        y = repeated
+        for module in prefix:
+            y = module(y)
+        y = y.expand(T, *y.shape).flatten(0, 1)
+        for module in rest:
+            y = module(y)
+    else:
+        y = call(model, inputs.folded())
+    return pytree.tree_map(lambda leaf: _unfolded(leaf, T, B), y)
+
+
+def _unfolded(leaf: object, T: int, B: int) -> Tensor:
+    if not isinstance(leaf, Tensor) or leaf.ndim == 0 or leaf.shape[0] != T * B:
+        got = f"shape {list(leaf.shape)}" if isinstance(leaf, Tensor) else type(leaf).__name__
+        raise ValueError(
+            f"by layer every output must be a tensor that begins with time and batch, {T} * "
+            f'{B} = {T * B}; the model gave {got}. Use unroll(..., by="step").'
+        )
+    return leaf.view((T, B, *leaf.shape[1:]))
+
+
+def _by_step(model: nn.Module, inputs: Inputs, run: Pass, reset: Restarts | None) -> Any:
+    """Call the model once per step."""
+    outputs: list[list[Any]] = []
+    spec = pytree.tree_structure(None)
+    refused = []
+    if not torch.compiler.is_compiling():
+        refused = [
+            (module, refuse_one_step(path))
+            for path, module in model.named_modules()
+            if isinstance(module, nn.RNNBase)
+        ]
+    with forward_hooks(earliest=refused) if refused else nullcontext():
+        for t, step in enumerate(inputs.each_step()):
+            if reset is not None and reset.steps[t]:
+                zero_states(model, where=reset.mask[t])
+            leaves, spec = pytree.tree_flatten(call(model, step))
+            outputs.append(leaves)
+            if run.recorder is not None:
+                run.recorder.after_step()
+    for leaf in outputs[0]:
+        if not isinstance(leaf, Tensor):
+            raise TypeError(f"every output must be a tensor, the model gave {type(leaf).__name__}.")
+    stacked = [torch.stack(column) for column in zip(*outputs, strict=True)]
+    return pytree.tree_unflatten(stacked, spec)
+
+
+def _check_restarts(model: nn.Module) -> None:
+    """Raise where a module restarts in a way of its own, which no layer would see.
+
+    Raises:
+        ValueError: a module that is no layer has a ``zero_states`` of its own.
     """
-    known = {each._nan_reported for each in neurons} - {""}
-    trains = bool(getattr(layer, layer.states[0]).requires_grad)
-    if known - {"sequence"} or (known and not trains):
-        return
-    for each in neurons:
-        each.__dict__["_nan_reported"] = "training" if trains and within == "sequence" else within
-    _log.warning(
-        "%s is NaN at the end of a sequence. A neuron's spike is 0 there, so that what "
-        "follows looks finite%s. tt.unroll(model, x, check=True) names where it begins. "
-        "NaN in padding does no harm to outputs that a mask leaves out, but gradients of "
-        "weights become NaN, for 0 * NaN is NaN: fill it, with "
-        "x.masked_fill(~mask[..., None], 0).",
-        join_path(path, layer.states[0]),
-        ", the loss too, and one step of the optimizer makes weights NaN" if trains else "",
-    )
+    for path, module in modules_of(model):
+        if isinstance(module, TTModule) and not isinstance(module, SequenceLayer):
+            function = getattr(module.zero_states, "__module__", None) or ""
+            if function.partition(".")[0] != "tracetorch":
+                raise ValueError(
+                    f"{type(module).__name__}, at {path or 'the root'!r}, has a zero_states of its "
+                    "own, which reset= must call between the steps. Use "
+                    'unroll(..., by="step").'
+                )
 
 
 # how PyTorch's errors call a dtype
@@ -387,91 +437,3 @@ def _place_time(leaf: Tensor, time_dim: int, batched: bool) -> Tensor:
             "time first. Count from the end, time_dim=-1 say, or put time first."
         )
     return leaf if time_dim == 0 else leaf.movedim(0, time_dim)
-
-
-def _reachable(model: nn.Module, closed: type[nn.Module] | None = None) -> Walk:
-    """Walk over the model; ``torch.compile`` can follow registered modules alone."""
-    if torch.compiler.is_compiling() or (closed is not None and isinstance(model, closed)):
-        return Walk(modules_of(model, closed=closed), [], Held([], []), {})
-    return remembered_walk(model, closed=closed)
-
-
-def _by_layer(
-    model: nn.Module,
-    found: Walk,
-    facts: PassFacts,
-    layers: Sequence[SequenceLayer],
-    inputs: Inputs,
-    collector: TrajectoryCollector | None,
-    states: StateSnapshot,
-) -> Any:
-    """Call the model once on all steps, folded into the batch."""
-    if facts.may_be_unsupported:
-        facts.check_supported(found.modules, inputs.steps)
-    if inputs.reset is not None:
-        check_restarts(found)
-    T, B = inputs.steps, inputs.batch
-    products = _modules_at(facts.products, found) if facts.products else []
-    repeated = None if torch.compiler.is_compiling() and not inputs.static else inputs.repeated()
-    prefix, rest = ([], []) if repeated is None else split_static(model)
-    reset = None if inputs.reset is None else Restarts(inputs.reset)
-    layer_pass = LayerPass(layers, T, collector, facts.has_compiled, reset)
-    events = event_passes(products) if products else nullcontext()
-    # With a single step nothing is kept from step to step. torch.compile cannot compare, nor can
-    # what it leaves to Python at a break of its graph, with the facts that it concluded.
-    compares = T > 1 and facts.compares_contents and not torch.compiler.is_compiling()
-    with layer_pass, UnchangedContents(found, facts, states) if compares else nullcontext(), events:
-        if prefix and repeated is not None:
-            # every step sees the same input: what comes before the first neuron runs once
-            y: Any = repeated
-            for module in prefix:
-                y = module(y)
-            y = y.expand(T, *y.shape).flatten(0, 1)
-            for module in rest:
-                y = module(y)
-        else:
-            y = call(model, inputs.folded())
-    if type(y) is Tensor:  # most models return a single tensor
-        return _unfolded(y, T, B)
-    return pytree.tree_map(lambda leaf: _unfolded(leaf, T, B), y)
-
-
-def _unfolded(leaf: object, T: int, B: int) -> Tensor:
-    if not isinstance(leaf, Tensor) or leaf.ndim == 0 or leaf.shape[0] != T * B:
-        got = f"shape {list(leaf.shape)}" if isinstance(leaf, Tensor) else type(leaf).__name__
-        raise ValueError(
-            f"by layer every output must be a tensor that begins with time and batch, {T} * "
-            f'{B} = {T * B}; the model gave {got}. Use unroll(..., by="step").'
-        )
-    return leaf.view((T, B, *leaf.shape[1:]))
-
-
-def _by_step(
-    model: nn.Module,
-    inputs: Inputs,
-    collector: TrajectoryCollector | None,
-    layers: Sequence[StateHolder],
-    whole_sequence: Sequence[tuple[str, nn.Module]],
-) -> Any:
-    """Call the model once per step."""
-    outputs: list[list[Any]] = []
-    spec = pytree.tree_structure(None)
-    refused = [(module, refuse_one_step(path)) for path, module in whole_sequence]
-    checked = bool(refused) and not torch.compiler.is_compiling()
-    with (
-        forward_hooks(earliest=refused) if checked else nullcontext(),
-        nullcontext() if collector is None else collector.listening(layers),
-    ):
-        reset = None if inputs.reset is None else Restarts(inputs.reset)
-        for t, step in enumerate(inputs.each_step()):
-            if reset is not None and reset.steps[t]:
-                zero_states(model, where=reset.mask[t])
-            leaves, spec = pytree.tree_flatten(call(model, step))
-            outputs.append(leaves)
-            if collector is not None:
-                collector.after_step(layers)
-    for leaf in outputs[0]:
-        if not isinstance(leaf, Tensor):
-            raise TypeError(f"every output must be a tensor, the model gave {type(leaf).__name__}.")
-    stacked = [torch.stack(column) for column in zip(*outputs, strict=True)]
-    return pytree.tree_unflatten(stacked, spec)

@@ -19,12 +19,10 @@ from tests.fuse.kernels import buffers_of
 from tracetorch.fuse.codegen.c_kernel import c_source
 from tracetorch.fuse.ir.evaluate import evaluate
 from tracetorch.fuse.ir.kernel import PRIVATE, Extent, Kernel, Size
-from tracetorch.fuse.ir.plan import Plan, RecurrentPlan
+from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.ir.schedule import (
     backward_kernel,
     forward_kernel,
-    recurrent_backward_kernel,
-    recurrent_forward_kernel,
     step_kernel,
 )
 from tracetorch.fuse.ir.verify import verify
@@ -46,12 +44,9 @@ def compiled(kernel: Kernel, folder: Path) -> Any:
     return getattr(ctypes.CDLL(str(library)), kernel.name)
 
 
-def compare(
-    kernel: Kernel, folder: Path, lanes: int, neurons: int, *, exact: bool = True, taps: int = 1
-) -> None:
+def compare(kernel: Kernel, folder: Path, lanes: int, neurons: int, *, exact: bool = True) -> None:
     random = np.random.default_rng(lanes)
-    known = {**SIZES, "taps": taps}
-    sizes = {size.name: known[size.name] for size in verify(kernel).sizes}
+    sizes = {size.name: SIZES[size.name] for size in verify(kernel).sizes}
 
     def draw(shape: list[int]) -> Any:
         values = random.uniform(-1, 1, shape)
@@ -89,13 +84,6 @@ def test_layers(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
 
 def test_chunks(tmp_path: Path) -> None:
     compare(forward_kernel(plan_of("SLIF", torch.float32), in_chunks=True), tmp_path, 6, 3)
-
-
-@pytest.mark.parametrize("taps", [1, 3, 9])  # fewer and more than there are steps
-def test_recurrence(taps: int, tmp_path: Path) -> None:
-    plan: Any = plan_of("SLIF", torch.float64, RecurrentPlan, needs_weight_gradient=True)
-    for kernel in (recurrent_forward_kernel(plan), recurrent_backward_kernel(plan)):
-        compare(kernel, tmp_path, 12, 4, exact=False, taps=taps)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -10,8 +10,7 @@ import torch
 
 from tests.fuse.kernels import graph_on, lesser_machine
 from tracetorch.fuse.codegen.llvm_functions import LIBRARY, VECTOR_FUNCTIONS
-from tracetorch.fuse.ir.graph import Graph, Line
-from tracetorch.fuse.ir.verify import ARITY
+from tracetorch.fuse.ir.graph import ARITY, Graph, Line
 
 MOST = 2.0  # last places
 

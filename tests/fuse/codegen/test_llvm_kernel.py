@@ -14,7 +14,7 @@ from tests.fuse.kernels import aligned, buffers_of, lesser_machine, run_compiled
 from tracetorch.fuse.codegen.llvm_kernel import Processor, most_alive, print_kernel
 from tracetorch.fuse.ir.evaluate import evaluate
 from tracetorch.fuse.ir.kernel import Axis, Dtype, Extent, Kernel, KernelBuilder, Role
-from tracetorch.fuse.ir.plan import Plan, RecurrentPlan
+from tracetorch.fuse.ir.plan import LearningPlan, Plan, RecurrentPlan
 from tracetorch.fuse.ir.schedule import (
     backward_kernel,
     forward_kernel,
@@ -30,11 +30,11 @@ EXACT = [name for name in cases.LAYERS if name not in cases.INEXACT]
 MACHINES: list[Callable[[], Machine]] = [this_machine, lesser_machine]
 
 
-def plan_of(name: str, dtype: torch.dtype, kind: type[Plan] = Plan, **more: Any) -> Plan:
+def plan_of(name: str, dtype: torch.dtype, kind: type[Plan] = Plan) -> Plan:
     layer = cases.layer(name, 3).to(dtype)
     program = cases.trace_layer(layer, 2, dtype)
-    record = () if kind is RecurrentPlan else program.states
-    return kind(program, "cpu", -1, record, True, program.inputs, program.params, **more)
+    record = () if issubclass(kind, RecurrentPlan) else program.states
+    return kind(program, "cpu", -1, record, True, program.inputs, program.params)
 
 
 def compare(
@@ -125,7 +125,7 @@ def test_layers_are_the_evaluators(name: str) -> None:
 def test_recurrences_are_the_evaluators(
     neurons: int, taps: int, machine: Callable[[], Machine]
 ) -> None:
-    plan: Any = plan_of("SLIF", torch.float64, RecurrentPlan, needs_weight_gradient=True)
+    plan: Any = plan_of("SLIF", torch.float64, LearningPlan)
     for kernel in (recurrent_forward_kernel(plan), recurrent_backward_kernel(plan)):
         lanes = 5 * neurons  # groups of two rows, and one that is left
         compare(verify(kernel), lanes, machine(), neurons=neurons, special=False, taps=taps)
@@ -135,7 +135,7 @@ def test_recurrences_are_the_evaluators(
 @pytest.mark.parametrize("neurons", [1, 37, 130])
 def test_dense_products_are_numpys(neurons: int, taps: int) -> None:
     """Rows without a zero, in groups of four."""
-    plan: Any = plan_of("Readout", torch.float64, RecurrentPlan, needs_weight_gradient=True)
+    plan: Any = plan_of("Readout", torch.float64, LearningPlan)
     for kernel in (recurrent_forward_kernel(plan), recurrent_backward_kernel(plan)):
         lanes = 4 * neurons
         compare(verify(kernel), lanes, this_machine(), neurons=neurons, special=False, taps=taps)

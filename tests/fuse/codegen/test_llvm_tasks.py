@@ -4,8 +4,7 @@ from array import array
 
 import pytest
 
-from tracetorch.fuse.codegen.llvm_tasks import HEADER, LINE
-from tracetorch.fuse.codegen.llvm_writer import TaskWriter
+from tracetorch.fuse.codegen.llvm_tasks import HEADER, LINE, TaskWriter
 from tracetorch.fuse.runtime.machine_code import compiled, unavailable_reason
 
 pytestmark = pytest.mark.skipif(unavailable_reason() is not None, reason="llvmlite is missing")

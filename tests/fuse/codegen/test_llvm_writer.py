@@ -5,7 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from tracetorch.fuse.codegen.llvm_writer import TaskWriter, Value, below
+from tracetorch.fuse.codegen.llvm_tasks import TaskWriter
+from tracetorch.fuse.codegen.llvm_writer import Value, below
 from tracetorch.fuse.runtime.machine_code import compiled as compiled_text
 from tracetorch.fuse.runtime.machine_code import unavailable_reason
 
@@ -54,9 +55,9 @@ def test_short_integers_are_extended_with_zeros_and_cut() -> None:
 def test_loop_carries_values(start: int, stop: int, step: int) -> None:
     def write(k: TaskWriter) -> None:
         first, last, out = k.integer(), k.integer(), k.array("i64")
-        with k.loop(first, last, k.literal(1, "i64"), step=step) as turn:
-            turn.next = (turn.carried[0] * 2 + turn.index,)
-        out[0] = turn.carried[0]
+        with k.loop(first, last, k.literal(1, "i64"), step=step) as each:
+            each.next = (each.carried[0] * 2 + each.index,)
+        out[0] = each.carried[0]
 
     out, expected = np.zeros(1, np.int64), 1
     for index in range(start, stop, step):
@@ -72,9 +73,9 @@ def test_branches(number: int) -> None:
         zero = k.literal(0, "i64")
 
         def summed() -> list[Value]:
-            with k.repeat(below(n), zero, zero) as turn:
-                turn.next = turn.index + 1, turn.carried[1] + 10
-            return [turn.carried[1]]
+            with k.repeat(below(n), zero, zero) as each:
+                each.next = each.index + 1, each.carried[1] + 10
+            return [each.carried[1]]
 
         out[0] = k.choose(n >= 3, summed, lambda: [n])[0]
         with k.when(n.equals(3)):
@@ -118,8 +119,8 @@ def test_operand_of_another_type_is_an_error() -> None:
         x + k.number
 
 
-def test_turn_that_does_not_set_what_it_carries_is_an_error() -> None:
+def test_iteration_that_does_not_set_what_it_carries_is_an_error() -> None:
     k = TaskWriter("wrong")
-    error = pytest.raises(ValueError, match="a turn sets 1 of 2 values")
+    error = pytest.raises(ValueError, match="an iteration sets 1 of 2 values")
     with error, k.loop(0, 3, k.literal(0, "i64")):
         pass

@@ -84,11 +84,11 @@ def everything(dim: int = -1) -> snn.Neuron:
 @pytest.fixture
 def short_segments(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Make checkpoint intervals two or three steps long."""
-    plans._planned.cache_clear()
+    plans.plan_for_needs.cache_clear()
     monkeypatch.setattr(plans, "_registered", {})
     monkeypatch.setattr(ir_plan, "SCRATCH", 3 * TritonBackend.tile)
     yield
-    plans._planned.cache_clear()
+    plans.plan_for_needs.cache_clear()
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from tracetorch import fuse, snn
-from tracetorch.core import requests
 from tracetorch.fuse.dispatch import backends
 
 
@@ -83,32 +82,12 @@ def test_default_survives_calls_and_with_blocks_in_any_order(order: tuple[int, .
     assert fuse.requested_backend() == "eager"
 
 
-def test_threads_in_a_hurry_leave_the_default() -> None:
-    def work(name: str) -> None:
-        for _ in range(2000):
-            with fuse.backend(name):
-                assert fuse.requested_backend() == name
-
-    threads = [threading.Thread(target=work, args=(n,)) for n in ("eager", "cpu", "triton")]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert fuse.requested_backend() == "auto"
-
-
 def test_request_may_be_entered_again() -> None:
     request = fuse.backend("eager")
     for _ in range(2):
         with request, request:
             assert fuse.requested_backend() == "eager"
         assert fuse.requested_backend() == "auto"
-
-
-def test_plain_calls_leave_nothing_behind() -> None:
-    for _ in range(1000):
-        fuse.backend("auto")
-    assert len(backends._requests.last) <= requests._MOST_REQUESTS
 
 
 def test_compiled_graphs_follow_the_request_of_their_thread() -> None:

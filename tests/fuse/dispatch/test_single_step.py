@@ -206,7 +206,7 @@ class Scaled(snn.Neuron):
 )
 def test_cases_that_run_eagerly(made: snn.Neuron, x: Tensor) -> None:
     with torch.no_grad():
-        assert made._single_steps.run(made, made.cell, x) is None
+        assert made._single_steps.run(made, made.cell, x, vars(made)) is None
         assert made(x).shape == x.shape
 
 
@@ -214,10 +214,10 @@ def test_backend_choice_applies_to_single_steps() -> None:
     made = snn.LIF(2)
     with torch.no_grad(), fuse.backend("eager"):
         made(torch.ones(1, 2))
-        assert made._single_steps.run(made, made.cell, torch.ones(1, 2)) is None
+        assert made._single_steps.run(made, made.cell, torch.ones(1, 2), vars(made)) is None
         assert not made._single_steps.kept, "nothing is compiled that will not run"
     with torch.no_grad(), fuse.backend("cpu"):
-        assert made._single_steps.run(made, made.cell, torch.ones(1, 2)) is not None
+        assert made._single_steps.run(made, made.cell, torch.ones(1, 2), vars(made)) is not None
     with torch.no_grad():
         assert torch.vmap(made, randomness="error")(torch.ones(2, 1, 2)).shape == (2, 1, 2)
 
@@ -269,7 +269,7 @@ def test_redefined_helper_function_takes_effect(monkeypatch: pytest.MonkeyPatch)
 
     layer, x = Helped(3), torch.ones(1, 3)
     with torch.no_grad():
-        assert layer._single_steps.run(layer, layer.cell, x) is not None
+        assert layer._single_steps.run(layer, layer.cell, x, vars(layer)) is not None
         assert torch.equal(layer(x), 2 * x)
         monkeypatch.setitem(globals(), "_helper", lambda u: u * 3)
         assert torch.equal(layer(x), 3 * x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from tracetorch.fuse.runtime.memory import cache_size, large_empty
 
 
 @pytest.fixture
-def bypassed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+def bypassed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
     """Make every sequence large; return which kernels bypass the caches."""
     found: list[bool] = []
     original = cpu._are_aligned
@@ -31,7 +32,9 @@ def bypassed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
     monkeypatch.setattr(cpu, "_are_aligned", recorded)
     monkeypatch.setattr(cpu, "cache_size", lambda: 0)
-    return found
+    cpu._forward_of.cache_clear()
+    yield found
+    cpu._forward_of.cache_clear()
 
 
 def gradients(layer: Any, x: torch.Tensor, **arguments: Any) -> dict[str, torch.Tensor]:

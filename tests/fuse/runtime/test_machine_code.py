@@ -38,11 +38,6 @@ def test_object_code_is_kept(cache: Path, caplog: pytest.LogCaptureFixture) -> N
     assert not list(cache.iterdir())
 
 
-def test_modules_are_kept_apart(cache: Path) -> None:
-    assert [load(ONE), load(TEXT.format("2.0"))] == [1.0, 2.0]
-    assert len(kernel_cache.cached_kernels()) == 2
-
-
 def test_code_under_the_name_of_another_is_not_loaded(cache: Path) -> None:
     load(ONE)
     (one,) = cache.iterdir()

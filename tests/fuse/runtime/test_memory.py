@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tracetorch.fuse.runtime import memory
-from tracetorch.fuse.runtime.memory import large_empty, scratch_address
+from tracetorch.fuse.runtime.memory import large_empty
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mappings of Linux")
 LARGE = (3, 1 << 18)
@@ -49,13 +49,6 @@ def test_large_empty_returns_an_ordinary_tensor(dtype: torch.dtype) -> None:
     (tensor * tensor).sum().backward()
     assert torch.equal(tensor.grad, torch.full(LARGE, 4.0, dtype=dtype))
     assert torch.equal(tensor.detach().clone(), tensor)
-
-
-def test_small_tensors_are_allocated_by_pytorch(pool: Any) -> None:
-    small = large_empty((4, 4), torch.float32)
-    del small
-    gc.collect()
-    assert pool.kept == 0
 
 
 def test_pool_size_is_bounded(pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,11 +111,3 @@ def test_pytorch_allocates_where_the_system_refuses_pages(
     monkeypatch.setattr(mmap, "mmap", Refusing if fails == "madvise" else refuse)
     tensor = large_empty(LARGE, torch.float32).fill_(1.0)
     assert tensor.sum() == tensor.numel()
-
-
-def test_scratch_memory_is_reused_and_grows() -> None:
-    first = scratch_address(1000)
-    assert scratch_address(500) == first
-    size = memory._scratch.memory.numel()
-    scratch_address(2 * size)
-    assert memory._scratch.memory.numel() == 2 * size

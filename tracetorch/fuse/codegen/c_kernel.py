@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast
 
 from tracetorch.fuse.codegen.emitter import BraceEmitter
 from tracetorch.fuse.codegen.targets import c_target
@@ -22,8 +21,6 @@ from tracetorch.fuse.ir.kernel import (
     Index,
     Kernel,
     Operand,
-    Product,
-    Size,
     Value,
     written,
 )
@@ -133,27 +130,6 @@ class CPrinter(BraceEmitter):
         """Open the loop over lanes."""
         with self.indent("for (int64_t lane = 0; lane < lanes; lane++) {"):
             yield
-
-    def product(self, each: Product) -> None:
-        """Append four loops: matrices, rows, columns, and the sum."""
-        real = C_TYPES[self.kernel.dtype]
-        first, count = self.spell(each.first), self.spell(each.count)
-        extent = each.matrix.shape[0]
-        matrices = self.spell(extent.value) if isinstance(extent, Size) else str(extent)
-        with (
-            self.indent(f"for (int64_t j = 0; j < {count}; j++) {{"),
-            self.indent("for (int64_t row = 0; row < lanes; row += neurons) {"),
-            self.indent("for (int64_t column = 0; column < neurons; column++) {"),
-        ):
-            self.line(f"{real} sum = 0;")
-            with self.indent("for (int64_t k = 0; k < neurons; k++) {"):
-                source = self.place(each.source, each.source_index, "row + k")
-                matrix = f"{self.memory(each.matrix)}[(({first} + j) * neurons + k) * neurons"
-                self.line(f"sum += {source} * {matrix} + column];")
-            start = self.spell(cast("Operand", each.target_index[0]))
-            step = f"({start} {'-' if each.reverse else '+'} j)"
-            target = f"{self.memory(each.target)}[{step} * lanes + row + column]"
-            self.line(f"{target} = {first} + j == {matrices} - 1 ? sum : {target} + sum;")
 
 
 def contains_word(text: str, name: str) -> bool:

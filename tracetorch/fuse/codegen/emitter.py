@@ -11,7 +11,6 @@ from typing import ClassVar
 
 from tracetorch.fuse.ir.graph import Graph
 from tracetorch.fuse.ir.kernel import (
-    Accumulate,
     Barrier,
     Buffer,
     Carried,
@@ -23,7 +22,7 @@ from tracetorch.fuse.ir.kernel import (
     Loop,
     Operand,
     Operation,
-    Product,
+    Role,
     Statement,
     Store,
     Value,
@@ -33,32 +32,24 @@ from tracetorch.fuse.ir.simplify import values_read, without_dead_lines
 
 @dataclass(frozen=True)
 class Target:
-    """Language of a printed kernel: its spelling of operations, constants and blocks.
-
-    Args:
-        expressions: template of each operation on numbers of the arithmetic and booleans, with
-            ``{}`` or ``{0}``, ``{1}``, ... for operands.
-        integers: template of each operation on integers.
-        true: the literal.
-        false: the literal.
-        zero: the literal 0.0.
-        negative_zero: the literal -0.0.
-        one: the literal 1.0.
-        empty: statement that fills a block without any.
-        assignment: template of a line that changes a variable: name, value.
-        end: line that closes a block, where the language has one.
-    """
+    """Language of a printed kernel: its spelling of operations, literals and blocks."""
 
     expressions: Mapping[str, str]
+    """Template of each operation on numbers of the arithmetic and booleans, with ``{}`` or ``{0}``,
+    ``{1}``, ... for operands."""
     integers: Mapping[str, str] = field(default_factory=dict)
+    """Template of each operation on integers."""
     true: str = "true"
     false: str = "false"
     zero: str = "zero"
     negative_zero: str = "-zero"
     one: str = "one"
     empty: str = "pass"
+    """Statement that fills a block without any."""
     assignment: str = "{} = {}"
+    """Template of a line that changes a variable: name, value."""
     end: str | None = None
+    """Line that closes a block, where the language has one."""
 
     def unknown_operation(self, graph: Graph) -> str | None:
         """Return the first operation of ``graph`` that has no template, or ``None``."""
@@ -146,11 +137,6 @@ class Emitter(ABC):
     def store(self, buffer: Buffer, index: Sequence[Index], value: str) -> None:
         """Append the line that writes to memory."""
 
-    def accumulate(self, buffer: Buffer, index: Sequence[Index], value: str) -> None:
-        """Append the line that adds to memory."""
-        total = self.target.expressions["add"].format(self.load(buffer, index), value)
-        self.store(buffer, index, total)
-
     @abstractmethod
     @contextmanager
     def loop(self, each: Loop) -> Iterator[None]:
@@ -169,14 +155,6 @@ class Emitter(ABC):
     def barrier(self) -> None:  # noqa: B027 (one lane, or a block of them, needs none)
         """Append a barrier, where lanes run apart."""
 
-    def product(self, each: Product) -> None:
-        """Append a product.
-
-        Raises:
-            NotImplementedError: the language has none.
-        """
-        raise NotImplementedError(f"{type(self).__name__} prints no products")
-
     # Statements
 
     def body(self, body: Sequence[Statement]) -> None:
@@ -187,9 +165,11 @@ class Emitter(ABC):
             elif isinstance(each, Load):
                 self.declare(each.result, self.load(each.buffer, each.index))
             elif isinstance(each, Store):
-                self.store(each.buffer, each.index, self.spell(each.value))
-            elif isinstance(each, Accumulate):
-                self.accumulate(each.buffer, each.index, self.spell(each.value))
+                value = self.spell(each.value)
+                if each.buffer.role is Role.SUMS:
+                    total = self.load(each.buffer, each.index)
+                    value = self.target.expressions["add"].format(total, value)
+                self.store(each.buffer, each.index, value)
             elif isinstance(each, Loop):
                 self.walk(each)
             elif isinstance(each, If):
@@ -198,10 +178,10 @@ class Emitter(ABC):
             elif isinstance(each, Lanes):
                 with self.over_lanes():
                     self.body(each.body)
-            elif isinstance(each, Product):
-                self.product(each)
             elif isinstance(each, Barrier):
                 self.barrier()
+            else:
+                raise NotImplementedError(f"{type(self).__name__} prints no {type(each).__name__}")
 
     def walk(self, each: Loop) -> None:
         """Append a loop: its variables before it, their next values at its end."""

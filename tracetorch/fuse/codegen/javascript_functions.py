@@ -139,28 +139,6 @@ const erf = (x) => {
 const erfc = (x) => (x < 0.5 || x !== x ? 1 - erf(x) : erfTail(x));
 """,
     ),
-    # Abramowitz and Stegun, 6.1.41: Stirling's series, after steps up to where it is accurate;
-    # 6.1.17, the reflection, for negative numbers.
-    "lgamma": (
-        (),
-        """
-const lgamma = (x) => {
-    if (x === Infinity || x === -Infinity) return Infinity;
-    if (x <= 0) {
-        const sine = Math.sin(Math.PI * (x - Math.round(x)));
-        return sine === 0 ? Infinity : Math.log(Math.PI / Math.abs(sine)) - lgamma(1 - x);
-    }
-    if (x === 1 || x === 2) return 0;
-    let product = 1;
-    for (; x < 12; x++) product *= x;
-    const y = 1 / (x * x);
-    const last = 1 / 1188 - y * 691 / 360360;
-    const series = 1 / 12 - y * (1 / 360 - y * (1 / 1260 - y * (1 / 1680 - y * last)));
-    const stirling = (x - 0.5) * Math.log(x) - x + 0.5 * Math.log(2 * Math.PI) + series / x;
-    return stirling - Math.log(product);
-};
-""",
-    ),
 }
 
 

@@ -7,9 +7,10 @@ fitted at Chebyshev nodes. All other functions are those of the C library, lane 
 
 from __future__ import annotations
 
-import struct
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+
+from tracetorch.fuse.codegen.llvm_writer import WORD, Array, Operand, Value, Writer
 
 # (exp(r) - 1) / r for |r| up to half of log 2, to 1e-9.
 _EXPM1 = (
@@ -39,157 +40,126 @@ _ROUNDER_BITS = 0x4338000000000000
 _ROOT_HALF_BITS = 0x3FE6A09E667F3BCD
 
 
-def number(value: float) -> str:
-    """Return a float or double constant: the bits of the double, as LLVM spells both."""
-    return f"0x{struct.unpack('<Q', struct.pack('<d', value))[0]:016X}"
+# What is computed on vectors in float32: functions of vectors of float64.
+VECTOR_FUNCTIONS: dict[str, Callable[[Value], Value]] = {}
 
 
-@dataclass
-class _Body:
-    """Write the body of a function on vectors of float64.
+def _vector(name: str) -> Callable[[Callable[[Value], Value]], Callable[[Value], Value]]:
+    def register(function: Callable[[Value], Value]) -> Callable[[Value], Value]:
+        VECTOR_FUNCTIONS[name] = function
+        return function
 
-    Args:
-        width: lanes.
-        lines: those written so far.
-        declared: declarations of intrinsics that they need.
-    """
-
-    width: int
-    lines: list[str] = field(default_factory=list)
-    declared: set[str] = field(default_factory=set)
-
-    @property
-    def real(self) -> str:
-        return f"<{self.width} x double>"
-
-    @property
-    def whole(self) -> str:
-        return f"<{self.width} x i64>"
-
-    def let(self, text: str) -> str:
-        name = f"%t{len(self.lines)}"
-        self.lines.append(f"  {name} = {text}")
-        return name
-
-    def constant(self, value: float | str) -> str:
-        return value if isinstance(value, str) else f"splat (double {number(value)})"
-
-    def op(self, op: str, x: float | str, y: float | str) -> str:
-        return self.let(f"{op} {self.real} {self.constant(x)}, {self.constant(y)}")
-
-    def integer(self, op: str, x: str, y: int) -> str:
-        return self.let(f"{op} {self.whole} {x}, splat (i64 {y})")
-
-    def bits(self, x: str) -> str:
-        return self.let(f"bitcast {self.real} {x} to {self.whole}")
-
-    def float_of(self, x: str) -> str:
-        return self.let(f"bitcast {self.whole} {x} to {self.real}")
-
-    def call(self, name: str, *args: float | str) -> str:
-        suffix = f"v{self.width}f64"
-        types = ", ".join([self.real] * len(args))
-        self.declared.add(f"declare {self.real} @llvm.{name}.{suffix}({types})")
-        spelled = ", ".join(f"{self.real} {self.constant(a)}" for a in args)
-        return self.let(f"call {self.real} @llvm.{name}.{suffix}({spelled})")
-
-    def choose(self, compare: str, x: str, y: float | str, a: float | str, b: float | str) -> str:
-        """Return ``a`` where ``x`` compares with ``y``, else ``b``."""
-        mask = self.let(f"fcmp {compare} {self.real} {x}, {self.constant(y)}")
-        both = f"{self.real} {self.constant(a)}, {self.real} {self.constant(b)}"
-        return self.let(f"select <{self.width} x i1> {mask}, {both}")
-
-    def polynomial(self, x: str, coefficients: Sequence[float]) -> str:
-        total: float | str = coefficients[-1]
-        for coefficient in reversed(coefficients[:-1]):
-            total = self.call("fmuladd", total, x, coefficient)
-        return self.constant(total)
-
-    # Functions of float64, for results in float32
-
-    def reduced(self, x: str, highest: float) -> tuple[str, str]:
-        """Return ``(exp(r) - 1, 2**n)`` where ``x = r + n log 2``; NaN stays."""
-        x = self.choose("ogt", x, highest, highest, x)
-        x = self.choose("olt", x, -110.0, -110.0, x)
-        shifted = self.call("fmuladd", x, 1 / _LOG_2, _ROUNDER)
-        whole = self.op("fsub", shifted, _ROUNDER)
-        rest = self.call("fmuladd", whole, -_LOG_2, x)
-        grown = self.op("fmul", rest, self.polynomial(rest, _EXPM1))
-        power = self.integer("shl", self.integer("add", self.bits(shifted), 1023), 52)
-        return grown, self.float_of(power)
-
-    def exp(self, x: str) -> str:
-        grown, power = self.reduced(x, 90.0)
-        return self.op("fmul", self.op("fadd", grown, 1.0), power)
-
-    def expm1(self, x: str) -> str:
-        """Return it for any sign of zero: the caller copies the sign of ``x``."""
-        grown, power = self.reduced(x, 90.0)
-        return self.call("fmuladd", grown, power, self.op("fsub", power, 1.0))
-
-    def log(self, x: str) -> str:
-        bits = self.bits(x)
-        exponent = self.integer("ashr", self.integer("sub", bits, _ROOT_HALF_BITS), 52)
-        shift = self.integer("shl", exponent, 52)
-        mantissa = self.float_of(self.let(f"sub {self.whole} {bits}, {shift}"))
-        count = self.float_of(self.integer("add", exponent, _ROUNDER_BITS))
-        count = self.op("fsub", count, _ROUNDER)
-        share = self.op("fdiv", self.op("fsub", mantissa, 1.0), self.op("fadd", mantissa, 1.0))
-        series = self.polynomial(self.op("fmul", share, share), _LOG)
-        found = self.call("fmuladd", count, _LOG_2, self.op("fmul", share, series))
-        found = self.choose("oeq", x, float("inf"), x, found)
-        found = self.choose("oeq", x, 0.0, float("-inf"), found)
-        # below 0, and NaN itself
-        return self.choose("ult", x, 0.0, float("nan"), found)
-
-    def log1p(self, x: str) -> str:
-        found = self.log(self.op("fadd", x, 1.0))
-        return self.choose("olt", self.call("fabs", x), 1e-8, x, found)
-
-    def tanh(self, x: str) -> str:
-        grown = self.expm1(self.op("fadd", x, x))
-        found = self.op("fdiv", grown, self.op("fadd", grown, 2.0))
-        return self.call("copysign", found, x)
-
-    def sinh(self, x: str) -> str:
-        grown = self.expm1(self.call("fabs", x))
-        shrunk = self.op("fdiv", grown, self.op("fadd", grown, 1.0))
-        both = self.op("fadd", grown, shrunk)
-        return self.call("copysign", self.op("fmul", both, 0.5), x)
-
-    def cosh(self, x: str) -> str:
-        grown = self.exp(self.call("fabs", x))
-        both = self.op("fadd", grown, self.op("fdiv", 1.0, grown))
-        return self.op("fmul", both, 0.5)
-
-    def erf(self, x: str) -> str:
-        size = self.call("fabs", x)
-        near = self.op("fmul", size, self.polynomial(self.op("fmul", x, x), _ERF))
-        far = self.choose("ogt", size, 4.1, 4.1, size)
-        tail = self.exp(self.polynomial(far, _LOG_ERFC))
-        found = self.choose("olt", size, 1.0, near, self.op("fsub", 1.0, tail))
-        return self.call("copysign", found, x)
+    return register
 
 
-# What is computed on vectors in float32; _Body's methods take and return float64.
-VECTOR_FUNCTIONS: dict[str, Callable[[_Body, str], str]] = {
-    "exp": _Body.exp,
-    "exp2": lambda b, x: b.exp(b.op("fmul", x, _LOG_2)),
-    "expm1": lambda b, x: b.call("copysign", b.expm1(x), x),
-    "log": _Body.log,
-    "log2": lambda b, x: b.op("fmul", b.log(x), 1 / _LOG_2),
-    "log10": lambda b, x: b.op("fmul", b.log(x), 0.4342944819032518),
-    "log1p": _Body.log1p,
-    "tanh": _Body.tanh,
-    "sinh": _Body.sinh,
-    "cosh": _Body.cosh,
-    "erf": _Body.erf,
+def _call(name: str, x: Value, *others: Operand) -> Value:
+    w = x.writer
+    given = [w.literal(other, x.type) for other in others]
+    return w.intrinsic(f"llvm.{name}.v{x.lanes}f64", x.type, x, *given)
+
+
+def _choose(predicate: str, x: Value, y: Operand, a: Operand, b: Operand) -> Value:
+    """Return ``a`` where ``x`` compares with ``y``, else ``b``."""
+    return x.writer.select(x.compare("", predicate, y), a, b, x.type)
+
+
+def _bits(x: Value) -> Value:
+    return x.writer.convert("bitcast", x, x.type.replace("double", "i64"))
+
+
+def _float_of(bits: Value) -> Value:
+    return bits.writer.convert("bitcast", bits, bits.type.replace("i64", "double"))
+
+
+def _polynomial(x: Value, coefficients: Sequence[float]) -> Value:
+    total = x.writer.literal(coefficients[-1], x.type)
+    for coefficient in reversed(coefficients[:-1]):
+        total = _call("fmuladd", total, x, coefficient)
+    return total
+
+
+def _reduced(x: Value) -> tuple[Value, Value]:
+    """Return ``(exp(r) - 1, 2**n)`` where ``x = r + n log 2``; NaN stays."""
+    x = _choose("ogt", x, 90.0, 90.0, x)
+    x = _choose("olt", x, -110.0, -110.0, x)
+    shifted = _call("fmuladd", x, 1 / _LOG_2, _ROUNDER)
+    rest = _call("fmuladd", shifted - _ROUNDER, -_LOG_2, x)
+    power = (_bits(shifted) + 1023) << 52
+    return rest * _polynomial(rest, _EXPM1), _float_of(power)
+
+
+@_vector("exp")
+def _exp(x: Value) -> Value:
+    grown, power = _reduced(x)
+    return (grown + 1.0) * power
+
+
+def _expm1(x: Value) -> Value:
+    """Return it for any sign of zero: the caller copies the sign of ``x``."""
+    grown, power = _reduced(x)
+    return _call("fmuladd", grown, power, power - 1.0)
+
+
+@_vector("log")
+def _log(x: Value) -> Value:
+    bits = _bits(x)
+    exponent = (bits - _ROOT_HALF_BITS).binary("ashr", "", 52)
+    mantissa = _float_of(bits - (exponent << 52))
+    count = _float_of(exponent + _ROUNDER_BITS) - _ROUNDER
+    share = (mantissa - 1.0) / (mantissa + 1.0)
+    series = _polynomial(share * share, _LOG)
+    found = _call("fmuladd", count, _LOG_2, share * series)
+    found = _choose("oeq", x, math.inf, x, found)
+    found = _choose("oeq", x, 0.0, -math.inf, found)
+    # below 0, and NaN itself
+    return _choose("ult", x, 0.0, math.nan, found)
+
+
+@_vector("log1p")
+def _log1p(x: Value) -> Value:
+    found = _log(x + 1.0)
+    return _choose("olt", _call("fabs", x), 1e-8, x, found)
+
+
+@_vector("tanh")
+def _tanh(x: Value) -> Value:
+    grown = _expm1(x + x)
+    return _call("copysign", grown / (grown + 2.0), x)
+
+
+@_vector("sinh")
+def _sinh(x: Value) -> Value:
+    grown = _expm1(_call("fabs", x))
+    return _call("copysign", (grown + grown / (grown + 1.0)) * 0.5, x)
+
+
+@_vector("cosh")
+def _cosh(x: Value) -> Value:
+    grown = _exp(_call("fabs", x))
+    return (grown + x.writer.literal(1.0, x.type) / grown) * 0.5
+
+
+@_vector("erf")
+def _erf(x: Value) -> Value:
+    size = _call("fabs", x)
+    near = size * _polynomial(x * x, _ERF)
+    far = _choose("ogt", size, 4.1, 4.1, size)
+    tail = _exp(_polynomial(far, _LOG_ERFC))
+    found = _choose("olt", size, 1.0, near, x.writer.literal(1.0, x.type) - tail)
+    return _call("copysign", found, x)
+
+
+VECTOR_FUNCTIONS |= {
+    "exp2": lambda x: _exp(x * _LOG_2),
+    "expm1": lambda x: _call("copysign", _expm1(x), x),
+    "log2": lambda x: _log(x) * (1 / _LOG_2),
+    "log10": lambda x: _log(x) * 0.4342944819032518,
 }
 
 # Functions of the C library, by the number of their operands.
 LIBRARY = {
     **dict.fromkeys(("acos", "acosh", "asin", "asinh", "atan", "atanh", "cos", "cosh"), 1),
-    **dict.fromkeys(("erf", "erfc", "exp", "exp2", "expm1", "lgamma", "log", "log10"), 1),
+    **dict.fromkeys(("erf", "erfc", "exp", "exp2", "expm1", "log", "log10"), 1),
     **dict.fromkeys(("log1p", "log2", "sin", "sinh", "tan", "tanh"), 1),
     **dict.fromkeys(("atan2", "fmod", "hypot", "nextafter", "pow"), 2),
 }
@@ -204,41 +174,63 @@ def vector_function(op: str, real: str, width: int, name: str) -> tuple[list[str
         width: lanes; 1 for a scalar.
         name: of the function.
     """
+    w, vector = Writer(), f"<{width} x {real}>"
+    operands = [Value(w, f"%x{i}", vector) for i in range(LIBRARY[op])]
     if real == "float" and op in VECTOR_FUNCTIONS:
-        body = _Body(width)
-        vector = f"<{width} x float>"
-        wide = body.let(f"fpext {vector} %x to {body.real}")
-        found = VECTOR_FUNCTIONS[op](body, wide)
-        lines = [f"define internal {vector} @{name}({vector} %x) {{", *body.lines]
-        lines += [f"  %found = fptrunc {body.real} {found} to {vector}"]
-        return [*lines, f"  ret {vector} %found", "}"], body.declared
-    return _lane_by_lane(op, real, width, name)
+        wide = w.convert("fpext", operands[0], f"<{width} x double>")
+        found = w.convert("fptrunc", VECTOR_FUNCTIONS[op](wide), vector)
+    else:  # of the C library, for each lane
+        symbol, given = f"{op}f" if real == "float" else op, ", ".join([real] * len(operands))
+        w.declared.add(f"declare {real} @{symbol}({given}) memory(none)")
+        places = [w.value(f"alloca {vector}", "ptr") for _ in operands]
+        for place, x in zip(places, operands, strict=True):
+            w.line(f"store {x}, {place}")
+        with w.loop(0, width) as lane:
+            at = [w.value(f"getelementptr {real}, {p}, {lane.index}", "ptr") for p in places]
+            numbers = ", ".join(str(w.value(f"load {real}, {place}", real)) for place in at)
+            w.line(f"store {w.value(f'call {real} @{symbol}({numbers})', real)}, {at[0]}")
+        found = w.value(f"load {vector}, {places[0]}", vector)
+    head = f"define internal {vector} @{name}({', '.join(map(str, operands))}) {{"
+    return [head, "begin:", *w.lines, f"  ret {found}", "}"], w.declared
 
 
-def _lane_by_lane(op: str, real: str, width: int, name: str) -> tuple[list[str], set[str]]:
-    """Return a function that calls the C library for each lane."""
-    symbol = f"{op}f" if real == "float" else op
-    operands = [f"%x{i}" for i in range(LIBRARY[op])]
-    vector = f"<{width} x {real}>"
-    lines = [f"define internal {vector} @{name}({', '.join(f'{vector} {x}' for x in operands)}) {{"]
-    lines.append("start:")
-    for x in operands:
-        lines += [f"  {x}.at = alloca {vector}", f"  store {vector} {x}, ptr {x}.at"]
-    lines += ["  br label %lane", "lane:", "  %i = phi i64 [ 0, %start ], [ %next, %lane ]"]
-    for x in operands:
-        lines.append(f"  {x}.place = getelementptr {real}, ptr {x}.at, i64 %i")
-        lines.append(f"  {x}.i = load {real}, ptr {x}.place")
-    given = ", ".join(f"{real} {x}.i" for x in operands)
-    lines += [
-        f"  %found = call {real} @{symbol}({given})",
-        f"  store {real} %found, ptr %x0.place",
-        "  %next = add i64 %i, 1",
-        f"  %more = icmp ult i64 %next, {width}",
-        "  br i1 %more, label %lane, label %done",
-        "done:",
-        f"  %all = load {vector}, ptr %x0.at",
-        f"  ret {vector} %all",
-        "}",
-    ]
-    types = ", ".join([real] * len(operands))
-    return lines, {f"declare {real} @{symbol}({types}) memory(none)"}
+def spread_source(name: str, real: str, width: int, masked: bool) -> tuple[list[str], set[str]]:
+    """Return a function that loads the value of each lane's neuron, or the one value of all.
+
+    Masked, a block may have fewer lanes than its width; the others are not read.
+    """
+    w, vector = Writer(), f"<{width} x {real}>"
+    values = Array(Value(w, "%values", "ptr"), real)
+    names = ("size", "low", "count", "neurons", "inner")
+    size, low, count, neurons, inner = (Value(w, f"%{each}", WORD) for each in names)
+
+    def same(place: Array) -> list[Value]:
+        return [w.spread(place[0], width)]
+
+    def several() -> list[Value]:
+        # the place of the first lane's neuron is counted on from there
+        place = low % (neurons * inner)
+        neuron, run = place // inner, place % inner
+        here = values.at(neuron)
+
+        def together() -> list[Value]:
+            return [here.some(0, count, width) if masked else here.vector(0, width)]
+
+        def each() -> list[Value]:
+            memory = Array(w.value(f"alloca {vector}", "ptr"), real)
+            w.line(f"store {vector} zeroinitializer, {memory.pointer}")
+            with w.loop(0, count, neuron, run) as lane:
+                n, r = lane.carried
+                memory[lane.index] = values[n]
+                turned, past = (r + 1).equals(inner), n + 1
+                wrapped = w.select(past.equals(neurons), 0, past)
+                lane.next = (w.select(turned, wrapped, n), w.select(turned, 0, r + 1))
+            return [memory.vector(0, width)]
+
+        straight, near = inner.equals(1) & (neurons >= neuron + count), inner >= run + count
+        return w.choose(straight, together, lambda: w.choose(near, lambda: same(here), each))
+
+    found = w.choose(size.equals(1), lambda: same(values), several)[0]
+    given = ", ".join(f"i64 %{each}" for each in names)
+    head = f"define internal {vector} @{name}(ptr %values, {given}) noinline {{"
+    return [head, "begin:", *w.lines, f"  ret {found}", "}"], w.declared

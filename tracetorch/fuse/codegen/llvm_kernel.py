@@ -15,39 +15,15 @@ The lanes of a step are ``rows`` of ``columns``. A task is a ``tile`` of columns
 
 from __future__ import annotations
 
-import abc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tracetorch.fuse.codegen.llvm_functions import LIBRARY, number, vector_function
+from tracetorch.fuse.codegen.llvm_functions import LIBRARY, spread_source, vector_function
 from tracetorch.fuse.codegen.llvm_product import product_source
-from tracetorch.fuse.codegen.llvm_tasks import HEADER, serial_entry, spread_source, task_entry
-from tracetorch.fuse.ir.kernel import (
-    PRIVATE,
-    STRIDED,
-    Accumulate,
-    Axis,
-    Barrier,
-    Buffer,
-    Dtype,
-    If,
-    Index,
-    Kernel,
-    Lanes,
-    Load,
-    Loop,
-    Operand,
-    Operation,
-    Product,
-    Role,
-    Size,
-    Statement,
-    Store,
-    Value,
-    operands,
-    statements,
-)
+from tracetorch.fuse.codegen.llvm_tasks import HEADER, serial_entry, task_entry
+from tracetorch.fuse.codegen.llvm_writer import WORD, Array, Value, Writer
+from tracetorch.fuse.ir import kernel as ir
+from tracetorch.fuse.ir.kernel import PRIVATE, STRIDED, Dtype, Role, operands, statements
 
 _TYPES = {
     Dtype.FLOAT32: "float",
@@ -74,35 +50,21 @@ UNREAD = frozenset({Role.OUTPUT, Role.RECORD})
 # Integers that describe the lanes of a call, before the sizes of the kernel.
 GEOMETRY = ("columns", "lanes", "rows", "per_group", "tile", "neurons", "inner")
 
-_FLOATS = {
-    "add": "fadd {t} {0}, {1}",
-    "sub": "fsub {t} {0}, {1}",
-    "mul": "fmul {t} {0}, {1}",
-    "div": "fdiv {t} {0}, {1}",
-    "neg": "fneg {t} {0}",
-    "gt": "fcmp ogt {t} {0}, {1}",
-    "ge": "fcmp oge {t} {0}, {1}",
-    "lt": "fcmp olt {t} {0}, {1}",
-    "le": "fcmp ole {t} {0}, {1}",
-    "eq": "fcmp oeq {t} {0}, {1}",
-    "ne": "fcmp une {t} {0}, {1}",
+# Instructions on integers and booleans, and on real numbers.
+_BINARY = {
+    "add": ("add", "fadd"),
+    "sub": ("sub", "fsub"),
+    "mul": ("mul", "fmul"),
+    "div": ("", "fdiv"),
+    **{op: (op, "") for op in ("and", "or", "xor")},
 }
-_BOOLEANS = {
-    "and": "and {t} {0}, {1}",
-    "or": "or {t} {0}, {1}",
-    "xor": "xor {t} {0}, {1}",
-    "not": "xor {t} {0}, splat (i1 true)",
-}
-_INTEGERS = {
-    "add": "add i64 {0}, {1}",
-    "sub": "sub i64 {0}, {1}",
-    "mul": "mul i64 {0}, {1}",
-    "gt": "icmp sgt i64 {0}, {1}",
-    "ge": "icmp sge i64 {0}, {1}",
-    "lt": "icmp slt i64 {0}, {1}",
-    "le": "icmp sle i64 {0}, {1}",
-    "eq": "icmp eq i64 {0}, {1}",
-    "ne": "icmp ne i64 {0}, {1}",
+_COMPARE = {
+    "gt": ("sgt", "ogt"),
+    "ge": ("sge", "oge"),
+    "lt": ("slt", "olt"),
+    "le": ("sle", "ole"),
+    "eq": ("eq", "oeq"),
+    "ne": ("ne", "une"),
 }
 _INTRINSICS = {
     "abs": "fabs",
@@ -114,17 +76,12 @@ _INTRINSICS = {
 
 @dataclass(frozen=True)
 class Processor:
-    """Vector registers of a processor.
-
-    Args:
-        bits: of a vector register.
-        registers: how many of them there are.
-    """
+    """Vector registers of a processor: how many bits each has, and how many there are."""
 
     bits: int = 512
     registers: int = 32
 
-    def widths(self, kernel: Kernel) -> tuple[int, int]:
+    def widths(self, kernel: ir.Kernel) -> tuple[int, int]:
         """Return how many lanes the wide and the narrow blocks of a kernel have."""
         narrow = self.bits // 8 // _BYTES[kernel.dtype]
         live = max(1, most_alive(kernel.body))
@@ -132,7 +89,7 @@ class Processor:
         return blocks * narrow, narrow
 
 
-def most_alive(body: Sequence[Statement]) -> int:
+def most_alive(body: Sequence[ir.Statement]) -> int:
     """Return how many values of lanes are alive at once, in the innermost loop that has most.
 
     They stay in registers if there are as many. A value is alive from its assignment to the last
@@ -140,12 +97,12 @@ def most_alive(body: Sequence[Statement]) -> int:
     """
     most = 0
     for each in body:
-        if isinstance(each, (Loop, If, Lanes)):
+        if isinstance(each, (ir.Loop, ir.If, ir.Lanes)):
             most = max(most, most_alive(each.body))
-    flat = [each for each in body if not isinstance(each, (Loop, If, Lanes))]
-    last: dict[Value, int] = {}
+    flat = [each for each in body if not isinstance(each, (ir.Loop, ir.If, ir.Lanes))]
+    last: dict[ir.Value, int] = {}
     for place, each in enumerate(flat):
-        last |= {v: place for v in operands(each) if isinstance(v, Value) and v.lanes}
+        last |= {v: place for v in operands(each) if isinstance(v, ir.Value) and v.lanes}
     alive = {v for v in last if not any(_result(each) == v for each in flat)}
     most = max(most, len(alive))
     for place, each in enumerate(flat):
@@ -157,35 +114,29 @@ def most_alive(body: Sequence[Statement]) -> int:
     return most
 
 
-def _result(each: Statement) -> Value | None:
-    return each.result if isinstance(each, (Operation, Load)) else None
+def _result(each: ir.Statement) -> ir.Value | None:
+    return each.result if isinstance(each, (ir.Operation, ir.Load)) else None
 
 
 @dataclass(frozen=True)
 class Printed:
-    """A printed kernel.
-
-    Args:
-        text: of the module.
-        name: of its function.
-        width: lanes of a wide block.
-        arguments: the names of what it is given, in order: geometry, sizes, then for each buffer
-            its address, and strides of time and rows of a sequence or the number of values of a
-            parameter.
-        block_scratch: whether scratch is for one block at a time, not for the whole task.
-        panel: columns of a panel of a matrix that it multiplies by.
-    """
+    """A printed kernel: the text of its module, and the name of its function."""
 
     text: str
     name: str
     width: int
+    """Lanes of a wide block."""
     arguments: tuple[str, ...]
+    """The names of what it is given: geometry, sizes, then for each buffer its address, and strides
+    of time and rows of a sequence or the number of values of a parameter."""
     block_scratch: bool
+    """Whether scratch is for one block at a time, not for the whole task."""
     panel: int
+    """Columns of a panel of a matrix that it multiplies by."""
 
 
 def print_kernel(
-    kernel: Kernel, processor: Processor, *, serial: bool = False, bypass: bool = False
+    kernel: ir.Kernel, processor: Processor, *, serial: bool = False, bypass: bool = False
 ) -> Printed:
     """Print a kernel as a module.
 
@@ -200,14 +151,14 @@ def print_kernel(
     return _Printer(kernel, processor, serial, bypass).run()
 
 
-def is_strided(buffer: Buffer) -> bool:
+def is_strided(buffer: ir.Buffer) -> bool:
     """Whether strides of time and rows of a buffer are arguments."""
     return buffer.role in STRIDED and len(buffer.shape) > 1
 
 
 @dataclass
 class _Printer:
-    kernel: Kernel
+    kernel: ir.Kernel
     processor: Processor
     serial: bool
     bypass: bool
@@ -218,7 +169,7 @@ class _Printer:
         kernel = self.kernel
         self.wide, self.narrow = self.processor.widths(kernel)
         self.panel = self.narrow * (4 if self.processor.registers >= 32 else 2)
-        self.block_scratch = len(kernel.body) == 1 and isinstance(kernel.body[0], Lanes)
+        self.block_scratch = len(kernel.body) == 1 and isinstance(kernel.body[0], ir.Lanes)
         names = [*GEOMETRY, *(size.name for size in kernel.sizes)]
         for buffer in kernel.buffers:
             if buffer.role in PRIVATE:
@@ -229,541 +180,357 @@ class _Printer:
             if buffer.role is Role.PARAMETER:
                 names.append(f"{buffer.label}.size")
         self.places = {name: HEADER + i for i, name in enumerate(names)}
-        task = _Task(self, self.wide, None)
-        task.task()
+        task = _Task(self, self.wide)
+        task.write()
         entry = serial_entry if self.serial else task_entry
-        lines = [
-            f"; {kernel.title}",
-            *entry(kernel.name, len(names), any(b.role in PRIVATE for b in kernel.buffers)),
-            *task.lines,
-        ]
+        has_scratch = any(buffer.role in PRIVATE for buffer in kernel.buffers)
+        lines = [f"; {kernel.title}", *entry(kernel.name, len(names), has_scratch)]
+        lines += ["define internal void @task(ptr %a, ptr %scratch, i64 %task) {", "begin:"]
+        lines += [*task.lines, "  ret void", "}"]
         for function in self.functions.values():
             lines += ["", *function]
-        lines += ["", *sorted(self.declared)]
-        text = "\n".join(lines) + "\n"
-        found = tuple(names), self.block_scratch, self.panel
+        text = "\n".join([*lines, "", *sorted(self.declared), ""])
+        found = (tuple(names), self.block_scratch, self.panel)
         return Printed(text, kernel.name, self.wide, *found)
 
-    def function(self, op: str, dtype: Dtype, width: int) -> str:
-        """Return the name of a function on vectors, defined in the module."""
-        real = _TYPES[dtype]
-        name = f"{op}_{real}_{width}"
-        if name not in self.functions:
-            self.functions[name], declared = vector_function(op, real, width, name)
-            self.declared |= declared
-        return name
-
-    def spread(self, dtype: Dtype, width: int, masked: bool) -> str:
-        """Return the name of a function that loads a parameter of each lane of a block."""
-        name = f"spread_{width}{'_masked' * masked}"
-        if name not in self.functions:
-            lines, declared = spread_source(name, _TYPES[dtype], width, masked)
-            self.functions[name] = lines
-            self.declared |= declared
+    def define(self, name: str, made: tuple[list[str], set[str]]) -> str:
+        """Define a function in the module, given its lines and what they need; return its name."""
+        self.functions[name] = made[0]
+        self.declared |= made[1]
         return name
 
 
-class _Function(abc.ABC):
-    """Write a function: text, addresses, loops and integers.
+class _Function(Writer):
+    """Write a function for blocks of some lanes: addresses, loops and operations."""
 
-    Args:
-        printer: of the module.
-        width: lanes.
-        mask: name of the mask of the lanes that there are; ``None`` if there are all.
-    """
+    def __init__(self, printer: _Printer, width: int) -> None:
+        super().__init__(printer.declared)
+        self.printer, self.width, self.kernel = printer, width, printer.kernel
+        self.known: dict[str, Value] = {}  # of the arguments, and what the docstring above names
+        self.values: dict[ir.Value, Value] = {}
 
-    def __init__(self, printer: _Printer, width: int, mask: str | None) -> None:
-        self.printer, self.width, self.mask = printer, width, mask
-        self.lines: list[str] = []
-        self.label = "start"
-        self.count = 0
-        self.kernel = printer.kernel
-
-    # Text
-
-    def line(self, text: str) -> None:
-        self.lines.append(f"  {text}")
-
-    def let(self, text: str, name: str | None = None) -> str:
-        if name is None:
-            self.count += 1
-            name = f"%.{self.count}"
-        self.line(f"{name} = {text}")
-        return name
-
-    def block(self, label: str) -> None:
-        self.lines.append(f"{label}:")
-        self.label = label
-
-    def fresh(self, word: str) -> str:
-        self.count += 1
-        return f"{word}.{self.count}"
-
-    def type_of(self, value: Value) -> str:
-        kind = _TYPES[value.dtype]
-        return kind if self.is_scalar(value) else f"<{self.width} x {kind}>"
-
-    def is_scalar(self, value: Value) -> bool:
-        """Whether a value is one number: integers are; a uniform float is in all lanes."""
-        return not value.lanes and (value.dtype.is_integer or value.dtype is Dtype.BOOL)
-
-    def argument(self, name: str) -> str:
+    def argument(self, name: str) -> Value:
         """Load an argument."""
-        place = self.let(f"getelementptr i64, ptr %a, i64 {self.printer.places[name]}")
-        return self.let(f"load i64, ptr {place}")
+        return Array(Value(self, "%a", "ptr"), WORD)[self.printer.places[name]]
 
-    def spell(self, operand: Operand, dtype: Dtype) -> str:
-        """Return an operand of an operation on lanes or integers."""
-        if isinstance(operand, Value):
-            return f"%{_quoted(operand.name)}"
-        if isinstance(operand, bool):
-            return f"splat (i1 {str(operand).lower()})"
-        if isinstance(operand, int):
-            return str(operand)
-        return f"splat ({_TYPES[dtype]} {number(operand)})"
+    def memory(self, buffer: ir.Buffer) -> Array:
+        """Load the address of a buffer."""
+        return Array(self.convert("inttoptr", self.argument(buffer.label), "ptr"), kind_of(buffer))
 
-    @contextmanager
-    def counted(self, start: str, stop: str, step: int = 1) -> Iterator[str]:
-        """Write a loop over an integer, without values that it carries."""
-        head, body, done = self.fresh("head"), self.fresh("body"), self.fresh("done")
-        before = self.label
-        index, following = f"%{self.fresh('i')}", f"%{self.fresh('n')}"
-        self.line(f"br label %{head}")
-        self.block(head)
-        at = len(self.lines)
-        more = self.let(f"icmp slt i64 {index}, {stop}")
-        self.line(f"br i1 {more}, label %{body}, label %{done}")
-        self.block(body)
-        yield index
-        self.line(f"{following} = add i64 {index}, {step}")
-        self.lines.insert(
-            at, f"  {index} = phi i64 [ {start}, %{before} ], [ {following}, %{self.label} ]"
-        )
-        self.line(f"br label %{head}")
-        self.block(done)
+    def begin(self) -> None:
+        """Load what describes the lanes, and the sizes."""
+        self.known |= {name: self.argument(name) for name in GEOMETRY}
+        self.values |= {size: self.argument(size.name) for size in self.kernel.sizes}
 
-    def place(self, name: str) -> str:
-        return self.let(f"getelementptr i64, ptr %a, i64 {self.printer.places[name]}")
+    def spell(self, operand: ir.Operand, dtype: Dtype) -> Value:
+        """Return an operand; a number that is no integer is in all lanes."""
+        if isinstance(operand, ir.Value):
+            return self.values[operand]
+        is_integer = isinstance(operand, int) and not isinstance(operand, bool)
+        kind = "i1" if isinstance(operand, bool) else _TYPES[dtype]
+        return self.literal(operand, WORD if is_integer else f"<{self.width} x {kind}>")
 
-    def sizes(self) -> None:
-        for size in self.kernel.sizes:
-            self.let(f"load i64, ptr {self.place(size.name)}", f"%{_quoted(size.name)}")
+    def integer(self, operand: ir.Operand) -> Value:
+        """Return an integer."""
+        return self.spell(operand, Dtype.INT64)
 
     # Memory
 
-    def addresses(self, used: Sequence[Buffer]) -> None:
+    def addresses(self, used: Sequence[ir.Buffer]) -> None:
         """Write the address of the first lane in each buffer, at its first index."""
-        self.first: dict[Buffer, str] = {}
-        self.stride: dict[Buffer, str] = {}
-        scratch_before = "0"
+        self.starts: dict[ir.Buffer, Array] = {}
+        self.strides: dict[ir.Buffer, Value] = {}
+        known, before = self.known, self.literal(0, WORD)
+        lanes = known["block.lanes"]
+        if self.printer.block_scratch:
+            lanes = self.literal(self.printer.wide, WORD)
         for buffer in self.kernel.buffers:
             if buffer.role in PRIVATE:
-                place, scratch_before = scratch_before, self.behind(buffer, scratch_before)
+                place, total = before, lanes
+                for extent in buffer.shape[:-1]:
+                    total = total * (extent if isinstance(extent, int) else self.extent(extent))
+                before = place + total
                 if buffer in used:
-                    lanes = str(self.printer.wide) if self.printer.block_scratch else "%block.lanes"
-                    shifted = self.let(f"add i64 {place}, %local")
-                    self.first[buffer] = self.at("%scratch", buffer, shifted)
-                    self.stride[buffer] = lanes
+                    all_of_it = Array(Value(self, "%scratch", "ptr"), kind_of(buffer))
+                    self.starts[buffer] = all_of_it.at(place + known["local"])
+                    self.strides[buffer] = lanes
                 continue
-            if buffer not in used or buffer.role is Role.PARAMETER or buffer.role is Role.BIAS:
+            if buffer not in used or buffer.role in (Role.PARAMETER, Role.BIAS):
                 continue
-            address = self.let(f"inttoptr i64 {self.argument(buffer.label)} to ptr")
+            memory, offset, stride = self.memory(buffer), known["base"], known["lanes"]
             if is_strided(buffer):
-                row = self.let(f"mul i64 %row, {self.argument(f'{buffer.label}.row')}")
-                offset = self.let(f"add i64 {row}, %low")
-                self.stride[buffer] = self.argument(f"{buffer.label}.step")
+                offset = known["row"] * self.argument(f"{buffer.label}.row") + known["low"]
+                stride = self.argument(f"{buffer.label}.step")
             elif buffer.role is Role.SUMS:
-                first = self.let(f"mul i64 %group, {buffer.shape[0]}")
-                row = self.let(f"mul i64 {first}, %columns")
-                offset = self.let(f"add i64 {row}, %low")
-                self.stride[buffer] = "%columns"
+                first = known["group"] * self.extent(buffer.shape[0])
+                offset, stride = first * known["columns"] + known["low"], known["columns"]
             elif buffer.role is Role.LITERALS:
-                offset = "0"
-            else:
-                offset = "%base"
-                self.stride[buffer] = "%lanes"
-            self.first[buffer] = self.at(address, buffer, offset)
+                self.starts[buffer] = memory
+                continue
+            self.starts[buffer], self.strides[buffer] = memory.at(offset), stride
 
-    def at(self, address: str, buffer: Buffer, offset: str) -> str:
-        return self.let(f"getelementptr {_TYPES[buffer.dtype]}, ptr {address}, i64 {offset}")
+    def extent(self, extent: int | ir.Size | ir.Extent) -> Value:
+        """Return a size of a dimension, without the number that may be added to it."""
+        return self.integer(extent.value if isinstance(extent, ir.Size) else extent)  # type: ignore[arg-type]
 
-    def behind(self, buffer: Buffer, place: str) -> str:
-        """Return the first place in the scratch behind a buffer, which begins at ``place``."""
-        lanes = str(self.printer.wide) if self.printer.block_scratch else "%block.lanes"
-        total = lanes
-        for extent in buffer.shape[:-1]:
-            size = str(extent) if isinstance(extent, int) else self.spell(extent.value, Dtype.INT64)
-            total = self.let(f"mul i64 {total}, {size}")
-        return self.let(f"add i64 {place}, {total}")
-
-    def pointer(self, buffer: Buffer, index: Sequence[Index]) -> str:
-        """Return the address of the block's first lane at an index."""
-        inner = [i for i in index if not isinstance(i, Axis)]
-        total = "0"
-        for position, each in enumerate(inner):
-            if position:
-                total = self.let(f"mul i64 {total}, {buffer.shape[position]}")
-            spelled = self.spell(each, Dtype.INT64)
-            total = self.let(f"add i64 {total}, {spelled}") if position else spelled
-        if inner and buffer in self.stride:
-            total = self.let(f"mul i64 {total}, {self.stride[buffer]}")
-        return self.at(self.first[buffer], buffer, total) if inner else self.first[buffer]
+    def place(self, buffer: ir.Buffer, index: Sequence[ir.Index]) -> Array:
+        """Return the memory of the block's first lane at an index."""
+        inner = [i for i in index if not isinstance(i, ir.Axis)]
+        if not inner:
+            return self.starts[buffer]
+        total = self.integer(inner[0])
+        for position, each in enumerate(inner[1:], 1):
+            total = total * self.extent(buffer.shape[position]) + self.integer(each)
+        if buffer in self.strides:
+            total = total * self.strides[buffer]
+        return self.starts[buffer].at(total)
 
     # Statements
 
-    def body(self, body: Sequence[Statement]) -> None:
+    def body(self, body: Sequence[ir.Statement]) -> None:
+        """Write statements."""
         for each in body:
-            self.statement(each)
+            if isinstance(each, ir.Loop):
+                self.walk(each)
+            elif isinstance(each, ir.If):
+                with self.when(self.values[each.condition]):
+                    self.body(each.body)
+            elif isinstance(each, ir.Operation):
+                self.operation(each)
+            elif not isinstance(each, ir.Barrier):
+                self.statement(each)
 
-    @abc.abstractmethod
-    def statement(self, each: Statement) -> None:
-        """Write a statement; those that all functions have are for ``super()``."""
-        if isinstance(each, Loop):
-            self.loop(each)
-        elif isinstance(each, If):
-            self.condition(each)
-        elif isinstance(each, Operation):
-            self.integer(each)
-        elif not isinstance(each, Barrier):
-            raise TypeError(f"{type(each).__name__} is not for {type(self).__name__}")
+    def statement(self, each: ir.Statement) -> None:
+        """Write a statement that only one kind of function has."""
+        raise TypeError(f"{type(each).__name__} is not for {type(self).__name__}")
 
-    def integer(self, each: Operation) -> None:
-        """Write an operation on integers."""
-        args = [self.spell(arg, Dtype.INT64) for arg in each.args]
-        name = f"%{_quoted(each.result.name)}"
-        if each.op == "min":
-            self.let(f"call i64 @llvm.smin.i64(i64 {args[0]}, i64 {args[1]})", name)
-            self.printer.declared.add("declare i64 @llvm.smin.i64(i64, i64)")
-        else:
-            self.let(_INTEGERS[each.op].format(*args), name)
+    def walk(self, each: ir.Loop) -> None:
+        """Write a loop over an index."""
+        start, stop = self.integer(each.start), self.integer(each.stop)
+        first = stop - 1 if each.reverse else start
+        initial = [self.spell(c.initial, c.inside.dtype) for c in each.carried]
 
-    def loop(self, each: Loop) -> None:
-        head, body, done = self.fresh("head"), self.fresh("body"), self.fresh("done")
-        start, stop = self.spell(each.start, Dtype.INT64), self.spell(each.stop, Dtype.INT64)
-        index, following = f"%{_quoted(each.index.name)}", f"%{self.fresh('next')}"
-        first = self.let(f"sub i64 {stop}, 1") if each.reverse else start
-        before = self.label
-        self.line(f"br label %{head}")
-        self.block(head)
-        at = len(self.lines)
-        compare = f"sge i64 {index}, {start}" if each.reverse else f"slt i64 {index}, {stop}"
-        more = self.let(f"icmp {compare}")
-        self.line(f"br i1 {more}, label %{body}, label %{done}")
-        self.block(body)
-        self.body(each.body)
-        self.line(f"{following} = add i64 {index}, {-1 if each.reverse else 1}")
-        last = self.label
-        phis = [f"  {index} = phi i64 [ {first}, %{before} ], [ {following}, %{last} ]"]
-        for c in each.carried:
-            kind = self.type_of(c.inside)
-            initial, after = (self.spell(v, c.inside.dtype) for v in (c.initial, c.next))
-            phis.append(
-                f"  %{_quoted(c.inside.name)} = phi {kind} [ {initial}, %{before} ], "
-                f"[ {after}, %{last} ]"
+        def goes_on(carried: Sequence[Value]) -> Value:
+            return carried[0] >= start if each.reverse else carried[0] < stop
+
+        with self.repeat(goes_on, first, *initial) as now:
+            index, *inside = now.carried
+            self.values[each.index] = index
+            self.values.update(zip((c.inside for c in each.carried), inside, strict=True))
+            self.body(each.body)
+            following = [self.spell(c.next, c.inside.dtype) for c in each.carried]
+            now.next = (index + (-1 if each.reverse else 1), *following)
+        self.values.update(zip((c.result for c in each.carried), inside, strict=True))
+
+    def operation(self, each: ir.Operation) -> None:
+        """Write an operation, in every lane if its operands have lanes."""
+        dtypes = [arg.dtype for arg in each.args if isinstance(arg, ir.Value)]
+        dtype = next((d for d in dtypes if d is not Dtype.BOOL), self.kernel.dtype)
+        args = [self.spell(arg, dtype) for arg in each.args]
+        self.values[each.result] = self.computed(each.op, args, dtype)
+
+    def computed(self, op: str, args: Sequence[Value], dtype: Dtype) -> Value:
+        """Write one operation on operands of a dtype, and booleans."""
+        x, kind, real = args[0], f"<{self.width} x {_TYPES[dtype]}>", _TYPES[dtype]
+        if op in _BINARY:
+            return x.binary(*_BINARY[op], args[1])
+        if op in _COMPARE:
+            return x.compare(*_COMPARE[op], args[1])
+        if op in ("max", "min"):
+            if dtype.is_integer:
+                return self.intrinsic("llvm.smin.i64", WORD, *args)
+            # a NaN of the first one passes; of zeros of both signs, the second one is returned
+            first = x.compare("", "ogt" if op == "max" else "olt", args[1]) | x.compare(
+                "", "uno", x
             )
-        self.lines[at:at] = phis
-        self.line(f"br label %{head}")
-        self.block(done)
-        for c in each.carried:
-            # the values at the head are the last ones; a phi of one edge gives them another name
-            kind = self.type_of(c.inside)
-            self.let(
-                f"phi {kind} [ %{_quoted(c.inside.name)}, %{head} ]", f"%{_quoted(c.result.name)}"
-            )
-
-    def condition(self, each: If) -> None:
-        then, done = self.fresh("then"), self.fresh("done")
-        condition = self.spell(each.condition, Dtype.BOOL)
-        self.line(f"br i1 {condition}, label %{then}, label %{done}")
-        self.block(then)
-        self.body(each.body)
-        self.line(f"br label %{done}")
-        self.block(done)
+            return self.select(first, x, args[1], kind)
+        if op == "not":
+            return x ^ True
+        if op == "neg":
+            return self.value(f"fneg {x}", kind)
+        if op == "where":
+            return self.select(x, args[1], args[2], kind)
+        if op == "float":
+            return self.select(x, 1.0, 0.0, kind)
+        if op == "double":
+            return self.convert("fpext", x, f"<{self.width} x double>")
+        if op == "sigmoid":
+            one = self.literal(1.0, kind)
+            return one / (one + self.computed("exp", [self.computed("neg", args, dtype)], dtype))
+        if op in _INTRINSICS:
+            name = f"llvm.{_INTRINSICS[op]}.v{self.width}f{8 * _BYTES[dtype]}"
+            return self.intrinsic(name, kind, *args)
+        name = f"{op}_{real}_{self.width}"
+        if name not in self.printer.functions:
+            self.printer.define(name, vector_function(op, real, self.width, name))
+        return self.value(f"call {kind} @{name}({', '.join(map(str, args))})", kind)
 
 
 class _Task(_Function):
     """Write the function of a task: the loops around its blocks of lanes, and products."""
 
-    def statement(self, each: Statement) -> None:
-        if isinstance(each, Lanes):
+    def least_of(self, first: Value, second: Value) -> Value:
+        """Return the smaller of two integers."""
+        return self.intrinsic("llvm.smin.i64", WORD, first, second)
+
+    def write(self) -> None:
+        """Write the function."""
+        self.begin()
+        known, task = self.known, Value(self, "%task", WORD)
+        columns, tile, per_group = (known[name] for name in ("columns", "tile", "per_group"))
+        tiles = (columns + tile - 1) // tile
+        known["group"] = task // tiles
+        self.low = task % tiles * tile
+        self.end = self.least_of(self.low + tile, columns)
+        self.row = known["group"] * per_group
+        self.last_row = self.least_of(self.row + per_group, known["rows"])
+        known["block.lanes"] = per_group * tile
+        products = [s for s in statements(self.kernel.body) if isinstance(s, ir.Product)]
+        if products:
+            # the first lane of the task, for what is not done block by block
+            zero = self.literal(0, WORD)
+            known |= {"row": self.row, "low": zero, "local": zero, "base": self.row * columns}
+            self.rows = self.last_row - self.row
+            self.addresses([b for each in products for b in (each.source, each.target)])
+        self.body(self.kernel.body)
+
+    def statement(self, each: ir.Statement) -> None:
+        """Write blocks of lanes, or a product."""
+        if isinstance(each, ir.Lanes):
             self.lanes(each)
-        elif isinstance(each, Product):
+        elif isinstance(each, ir.Product):
             self.product(each)
         else:
             super().statement(each)
 
-    def task(self) -> None:
-        """Write the function of one task."""
-        self.lines += [
-            "define internal void @task(ptr %a, ptr %scratch, i64 %task) {",
-            "start:",
-        ]
-        for name in GEOMETRY:
-            self.let(f"load i64, ptr {self.place(name)}", f"%{name}")
-        self.lines += [
-            "  %past.tile = add i64 %columns, %tile",
-            "  %past.tiles = sub i64 %past.tile, 1",
-            "  %tiles = udiv i64 %past.tiles, %tile",
-            "  %group = udiv i64 %task, %tiles",
-            "  %which = urem i64 %task, %tiles",
-            "  %tile.low = mul i64 %which, %tile",
-            "  %tile.top = add i64 %tile.low, %tile",
-            "  %tile.end = call i64 @llvm.smin.i64(i64 %tile.top, i64 %columns)",
-            "  %row.begin = mul i64 %group, %per_group",
-            "  %row.top = add i64 %row.begin, %per_group",
-            "  %row.end = call i64 @llvm.smin.i64(i64 %row.top, i64 %rows)",
-            "  %block.lanes = mul i64 %per_group, %tile",
-        ]
-        self.printer.declared.add("declare i64 @llvm.smin.i64(i64, i64)")
-        self.sizes()
-        products = [each for each in statements(self.kernel.body) if isinstance(each, Product)]
-        if products:
-            # the first lane of the task, for what is not done block by block
-            self.lines += [
-                "  %row = add i64 %row.begin, 0",
-                "  %low = add i64 0, 0",
-                "  %local = add i64 0, 0",
-                "  %base = mul i64 %row, %columns",
-                "  %task.rows = sub i64 %row.end, %row.begin",
-            ]
-            self.addresses([b for each in products for b in (each.source, each.target)])
-        self.body(self.kernel.body)
-        self.lines += ["  ret void", "}"]
-
-    def lanes(self, each: Lanes) -> None:
+    def lanes(self, each: ir.Lanes) -> None:
         """Write the loops over rows and blocks, and the function of a block."""
-        printer = self.printer
-        defined = {_result(s) for s in statements(each.body)}
-        defined |= {s.index for s in statements(each.body) if isinstance(s, Loop)}
-        read = [v for s in statements(each.body) for v in operands(s) if isinstance(v, Value)]
-        captured = [
-            v
-            for v in dict.fromkeys(read)
-            if v not in defined and not v.lanes and v not in self.kernel.sizes and self.is_scalar(v)
-        ]
+        printer, known = self.printer, self.known
+        read = [v for s in statements(each.body) for v in operands(s) if isinstance(v, ir.Value)]
+        sizes = self.kernel.sizes
+        captured = [v for v in dict.fromkeys(read) if v in self.values and v not in sizes]
         name = f"lanes{sum(key.startswith('lanes') for key in printer.functions) // 2}"
-        kinds = ((f"{name}.wide", printer.wide, False), (f"{name}.narrow", printer.narrow, True))
-        for label, lanes, masked in kinds:
-            block = _Block(printer, lanes, "%mask" if masked else None)
+        for label, width in ((f"{name}.wide", printer.wide), (f"{name}.narrow", printer.narrow)):
             printer.functions[label] = []  # in the order of the calls
-            block.of_block(label, each, captured)
-            printer.functions[label] = block.lines
-        given = "".join(f", {self.type_of(v)} {self.spell(v, v.dtype)}" for v in captured)
+            inner = _Block(printer, width, is_masked=label.endswith("narrow"))
+            printer.functions[label] = inner.of_lanes(label, each, captured)
 
-        def call(label: str, low: str, count: str, row: str, origin: str) -> None:
-            local = "0"
-            if not printer.block_scratch:
-                local = self.let(f"add i64 {origin}, {low}")
-            self.line(
-                f"call void @{label}(ptr %a, ptr %scratch, i64 {row}, i64 {low}, i64 {count}, "
-                f"i64 {local}, i64 %block.lanes, i64 %group{given})"
-            )
+        def call(label: str, low: Value, count: Value, row: Value, origin: Value) -> None:
+            local = self.literal(0, WORD) if printer.block_scratch else origin + low
+            given = (row, low, count, local, known["block.lanes"], known["group"])
+            values = map(str, (*given, *map(self.values.__getitem__, captured)))
+            self.line(f"call void @{label}(ptr %a, ptr %scratch, {', '.join(values)})")
 
-        with self.counted("%row.begin", "%row.end") as row:
-            start = self.let(f"mul i64 {row}, %columns")
-            left = self.let(f"sub i64 %lanes, {start}")
-            end = self.let(f"call i64 @llvm.smin.i64(i64 %tile.end, i64 {left})")
-            turn = self.let(f"sub i64 {row}, %row.begin")
-            origin = self.let(f"mul i64 {turn}, %tile")
-            origin = self.let(f"sub i64 {origin}, %tile.low")
-            width = self.let(f"sub i64 {end}, %tile.low")
-            whole = self.let(f"sdiv i64 {width}, {printer.wide}")
-            wide = self.let(f"mul i64 {whole}, {printer.wide}")
-            middle = self.let(f"add i64 %tile.low, {wide}")
+        with self.loop(self.row, self.last_row) as outer:
+            row = outer.index
+            end = self.least_of(self.end, known["lanes"] - row * known["columns"])
+            origin = (row - self.row) * known["tile"] - self.low
+            whole = (end - self.low).binary("sdiv", "", printer.wide) * printer.wide
             # where the last row ends before the tile begins there is nothing to do
-            middle = self.let(f"call i64 @llvm.smin.i64(i64 {middle}, i64 {end})")
-            with self.counted("%tile.low", middle, printer.wide) as low:
-                call(f"{name}.wide", low, str(printer.wide), row, origin)
-            with self.counted(middle, end, printer.narrow) as low:
-                rest = self.let(f"sub i64 {end}, {low}")
-                count = self.let(f"call i64 @llvm.smin.i64(i64 {rest}, i64 {printer.narrow})")
-                call(f"{name}.narrow", low, count, row, origin)
+            middle = self.least_of(self.low + whole, end)
+            with self.loop(self.low, middle, step=printer.wide) as block:
+                wide = self.literal(printer.wide, WORD)
+                call(f"{name}.wide", block.index, wide, row, origin)
+            with self.loop(middle, end, step=printer.narrow) as block:
+                narrow = self.literal(printer.narrow, WORD)
+                count = self.least_of(end - block.index, narrow)
+                call(f"{name}.narrow", block.index, count, row, origin)
 
-    def product(self, each: Product) -> None:
+    def product(self, each: ir.Product) -> None:
         """Write a product of the rows of the task."""
-        kernel, printer = self.kernel, self.printer
-        real = _TYPES[kernel.dtype]
+        printer, real = self.printer, _TYPES[self.kernel.dtype]
         if "multiply" not in printer.functions:
-            lines, declared = product_source(real, printer.panel, printer.narrow)
-            printer.functions["multiply"] = lines
-            printer.declared |= declared
-        matrix = self.let(f"inttoptr i64 {self.argument(each.matrix.label)} to ptr")
-        source = self.pointer(each.source, each.source_index)
-        target = self.pointer(each.target, each.target_index)
-        step = self.stride[each.target]
+            printer.define("multiply", product_source(real, printer.panel, printer.narrow))
+        matrix = self.memory(each.matrix).pointer
+        source = self.place(each.source, each.source_index).pointer
+        target = self.place(each.target, each.target_index).pointer
+        step = self.strides[each.target]
         if each.reverse:
-            step = self.let(f"sub i64 0, {step}")
-        extent = each.matrix.shape[0]
-        matrices = str(extent)
-        if isinstance(extent, Size):
-            matrices = self.spell(extent.value, Dtype.INT64)
-        first, count = (self.spell(n, Dtype.INT64) for n in (each.first, each.count))
-        self.line(
-            f"call void @multiply(ptr {source}, ptr {matrix}, ptr {target}, i64 %task.rows, "
-            f"i64 %columns, i64 {first}, i64 {count}, i64 {matrices}, i64 {step})"
-        )
+            step = self.literal(0, WORD) - step
+        numbers = (self.rows, self.known["columns"], self.integer(each.first))
+        more = (self.integer(each.count), self.extent(each.matrix.shape[0]), step)
+        given = ", ".join(map(str, (source, matrix, target, *numbers, *more)))
+        self.line(f"call void @multiply({given})")
 
 
 class _Block(_Function):
-    """Write the function of a block of lanes."""
+    """Write the function of a block of lanes, of which there may be fewer if it is masked."""
 
-    def statement(self, each: Statement) -> None:
-        if isinstance(each, Operation):
-            self.operation(each)
-        elif isinstance(each, Load):
-            self.load(each)
-        elif isinstance(each, (Store, Accumulate)):
+    def __init__(self, printer: _Printer, width: int, *, is_masked: bool) -> None:
+        super().__init__(printer, width)
+        self.is_masked, self.mask = is_masked, Value(self, "", "")
+
+    def of_lanes(self, label: str, each: ir.Lanes, captured: Sequence[ir.Value]) -> list[str]:
+        """Return the lines of the function; it is given values of the one around it."""
+        names = ("row", "low", "count", "local", "block.lanes", "group")
+        self.known |= {name: Value(self, f"%{name}", WORD) for name in names}
+        given = {v: Value(self, f"%given{i}", _TYPES[v.dtype]) for i, v in enumerate(captured)}
+        self.values |= given
+        parts = ", ".join(map(str, (*self.known.values(), *given.values())))
+        self.begin()
+        known = self.known
+        known["base"] = known["row"] * known["columns"] + known["low"]
+        if self.is_masked:
+            counts = self.spread(known["count"], self.width)
+            self.mask = self.numbered(self.width, WORD).compare("ult", "", counts)
+        accesses = (ir.Load, ir.Store)
+        self.addresses([s.buffer for s in statements(each.body) if isinstance(s, accesses)])
+        self.body(each.body)
+        head = f"define internal void @{label}(ptr noalias %a, ptr noalias %scratch, {parts})"
+        return [f"{head} noinline {{", "begin:", *self.lines, "  ret void", "}"]
+
+    def statement(self, each: ir.Statement) -> None:
+        """Write a load or a store."""
+        if isinstance(each, ir.Load):
+            self.values[each.result] = self.load(each)
+        elif isinstance(each, ir.Store):
             self.store(each)
         else:
             super().statement(each)
 
-    def of_block(self, label: str, each: Lanes, captured: Sequence[Value]) -> None:
-        given = "".join(f", {self.type_of(v)} {self.spell(v, v.dtype)}" for v in captured)
-        self.lines += [
-            f"define internal void @{label}(ptr noalias %a, ptr noalias %scratch, i64 %row, "
-            f"i64 %low, i64 %count, i64 %local, i64 %block.lanes, i64 %group{given}) noinline {{",
-            "start:",
-        ]
-        for name in GEOMETRY:
-            self.let(f"load i64, ptr {self.place(name)}", f"%{name}")
-        self.sizes()
-        first = self.let("mul i64 %row, %columns")
-        self.let(f"add i64 {first}, %low", "%base")
-        if self.mask is not None:
-            vector = f"<{self.width} x i64>"
-            lanes = ", ".join(f"i64 {i}" for i in range(self.width))
-            one = self.let(f"insertelement {vector} poison, i64 %count, i64 0")
-            counts = self.let(
-                f"shufflevector {vector} {one}, {vector} poison, "
-                f"<{self.width} x i32> zeroinitializer"
-            )
-            self.let(f"icmp ult {vector} <{lanes}>, {counts}", "%mask")
-        accesses = (Load, Store, Accumulate)
-        self.addresses([s.buffer for s in statements(each.body) if isinstance(s, accesses)])
-        self.body(each.body)
-        self.lines += ["  ret void", "}"]
-
-    def vector(self, dtype: Dtype) -> str:
-        return f"<{self.width} x {_TYPES[dtype]}>"
-
-    def operation(self, each: Operation) -> None:
-        op, result = each.op, each.result
-        name = f"%{_quoted(result.name)}"
-        dtypes = [arg.dtype for arg in each.args if isinstance(arg, Value)]
-        numbers = [dtype for dtype in dtypes if dtype is not Dtype.BOOL]
-        dtype = numbers[0] if numbers else self.kernel.dtype
-        if dtype.is_integer:
-            self.integer(each)
-            return
-        args = [self.spell(arg, dtype) for arg in each.args]
-        kind = self.vector(dtype)
-        truth = self.vector(Dtype.BOOL)
-        if op in _FLOATS:
-            self.let(_FLOATS[op].format(*args, t=kind), name)
-        elif op in _BOOLEANS:
-            self.let(_BOOLEANS[op].format(*args, t=truth), name)
-        elif op == "where":
-            self.let(f"select {truth} {args[0]}, {kind} {args[1]}, {kind} {args[2]}", name)
-        elif op == "float":
-            one, zero = self.spell(1.0, dtype), self.spell(0.0, dtype)
-            self.let(f"select {truth} {args[0]}, {kind} {one}, {kind} {zero}", name)
-        elif op == "double":
-            self.let(f"fpext {kind} {args[0]} to {self.vector(Dtype.FLOAT64)}", name)
-        elif op in ("max", "min"):
-            # a NaN of the first one passes; of zeros of both signs, the second one is returned
-            more = self.let(f"fcmp {'ogt' if op == 'max' else 'olt'} {kind} {args[0]}, {args[1]}")
-            nan = self.let(f"fcmp uno {kind} {args[0]}, {args[0]}")
-            first = self.let(f"or {truth} {more}, {nan}")
-            self.let(f"select {truth} {first}, {kind} {args[0]}, {kind} {args[1]}", name)
-        elif op == "sigmoid":
-            one = self.spell(1.0, dtype)
-            grown = self.call("exp", dtype, [self.let(f"fneg {kind} {args[0]}")])
-            total = self.let(f"fadd {kind} {one}, {grown}")
-            self.let(f"fdiv {kind} {one}, {total}", name)
-        elif op in _INTRINSICS:
-            suffix = f"v{self.width}f{8 * _BYTES[dtype]}"
-            intrinsic = f"@llvm.{_INTRINSICS[op]}.{suffix}"
-            self.printer.declared.add(
-                f"declare {kind} {intrinsic}({', '.join([kind] * len(args))})"
-            )
-            given = ", ".join(f"{kind} {arg}" for arg in args)
-            self.let(f"call {kind} {intrinsic}({given})", name)
-        else:
-            self.call(op, dtype, args, name)
-
-    def call(self, op: str, dtype: Dtype, args: Sequence[str], name: str | None = None) -> str:
-        kind = self.vector(dtype)
-        given = ", ".join(f"{kind} {arg}" for arg in args)
-        function = self.printer.function(op, dtype, self.width)
-        return self.let(f"call {kind} @{function}({given})", name)
-
-    def load(self, each: Load) -> None:
-        buffer, name = each.buffer, f"%{_quoted(each.result.name)}"
-        kind = self.vector(buffer.dtype)
-        if Axis.NEURON in each.index:
-            address = self.let(f"inttoptr i64 {self.argument(buffer.label)} to ptr")
-            size = "%neurons"
+    def load(self, each: ir.Load) -> Value:
+        """Load a value for each lane."""
+        buffer, known = each.buffer, self.known
+        if ir.Axis.NEURON in each.index:
+            address, size = self.memory(buffer).pointer, known["neurons"]
             if buffer.role is Role.PARAMETER:
                 size = self.argument(f"{buffer.label}.size")
-            spread = self.printer.spread(buffer.dtype, self.width, self.mask is not None)
-            self.let(
-                f"call {kind} @{spread}(ptr {address}, i64 {size}, i64 %low, i64 %count, "
-                "i64 %neurons, i64 %inner)",
-                name,
-            )
-            return
-        pointer = self.pointer(buffer, each.index)
-        if Axis.LANE not in each.index:
-            scalar = self.let(f"load {_TYPES[buffer.dtype]}, ptr {pointer}")
-            one = self.let(f"insertelement {kind} poison, {_TYPES[buffer.dtype]} {scalar}, i64 0")
-            self.let(
-                f"shufflevector {kind} {one}, {kind} poison, <{self.width} x i32> zeroinitializer",
-                name,
-            )
-            return
-        self.read(pointer, buffer.dtype, name)
+            real, name = kind_of(buffer), f"spread_{self.width}{'_masked' * self.is_masked}"
+            if name not in self.printer.functions:
+                self.printer.define(name, spread_source(name, real, self.width, self.is_masked))
+            given = (address, size, *(known[n] for n in ("low", "count", "neurons", "inner")))
+            kind = f"<{self.width} x {real}>"
+            return self.value(f"call {kind} @{name}({', '.join(map(str, given))})", kind)
+        place = self.place(buffer, each.index)
+        if ir.Axis.LANE not in each.index:
+            return self.spread(place[0], self.width)
+        return self.read(place)
 
-    def read(self, pointer: str, dtype: Dtype, name: str | None = None) -> str:
-        kind, size = self.vector(dtype), _BYTES[dtype]
-        if self.mask is None:
-            return self.let(f"load {kind}, ptr {pointer}, align {size}", name)
-        intrinsic = f"@llvm.masked.load.v{self.width}f{8 * size}.p0"
-        truth = self.vector(Dtype.BOOL)
-        self.printer.declared.add(f"declare {kind} {intrinsic}(ptr, i32, {truth}, {kind})")
-        zero = f"{kind} zeroinitializer"
-        given = f"ptr {pointer}, i32 {size}, {truth} {self.mask}, {zero}"
-        return self.let(f"call {kind} {intrinsic}({given})", name)
+    def read(self, place: Array) -> Value:
+        """Read neighbours."""
+        return place.masked(0, self.mask) if self.is_masked else place.vector(0, self.width)
 
-    def store(self, each: Store | Accumulate) -> None:
-        dtype = each.buffer.dtype
-        kind, size = self.vector(dtype), _BYTES[dtype]
-        pointer, value = self.pointer(each.buffer, each.index), self.spell(each.value, dtype)
-        if isinstance(each, Accumulate):
-            value = self.let(f"fadd {kind} {self.read(pointer, dtype)}, {value}")
-        if self.mask is None:
-            place = f"align {size}"
-            if self.printer.bypass and each.buffer.role in UNREAD:
-                place = f"align {ALIGNMENT}, !nontemporal !0"
-                self.printer.declared.add("!0 = !{i32 1}")
-            self.line(f"store {kind} {value}, ptr {pointer}, {place}")
-            return
-        intrinsic = f"@llvm.masked.store.v{self.width}f{8 * size}.p0"
-        truth = self.vector(Dtype.BOOL)
-        self.printer.declared.add(f"declare void {intrinsic}({kind}, ptr, i32, {truth})")
-        self.line(
-            f"call void {intrinsic}({kind} {value}, ptr {pointer}, i32 {size}, {truth} {self.mask})"
-        )
+    def store(self, each: ir.Store) -> None:
+        """Write a value of each lane, or add it."""
+        buffer = each.buffer
+        place, value = self.place(buffer, each.index), self.spell(each.value, buffer.dtype)
+        if buffer.role is Role.SUMS:
+            value = self.read(place) + value
+        if self.is_masked:
+            place.store_masked(0, self.mask, value)
+        elif self.printer.bypass and buffer.role in UNREAD:
+            self.declared.add("!0 = !{i32 1}")
+            self.line(f"store {value}, {place.pointer}, align {ALIGNMENT}, !nontemporal !0")
+        else:
+            place.store(0, value)
 
 
-def _quoted(name: str) -> str:
-    """Return a name as LLVM spells it: letters that are not ASCII are in quotes, as bytes."""
-    if name.isascii():
-        return f"v.{name}"
-    spelled = "".join(c if c.isascii() else "".join(f"\\{b:02X}" for b in c.encode()) for c in name)
-    return f'"v.{spelled}"'
+def kind_of(buffer: ir.Buffer) -> str:
+    """Return LLVM's type of the values of a buffer."""
+    return _TYPES[buffer.dtype]
 
 
 def unknown(op: str) -> bool:
     """Whether there is no instruction, intrinsic or function for an operation."""
-    known = {*_FLOATS, *_BOOLEANS, *_INTRINSICS, *LIBRARY}
-    return op not in known | {"where", "float", "double", "max", "min", "sigmoid"}
+    others = ("where", "float", "double", "max", "min", "sigmoid", "not", "neg")
+    return op not in {*_BINARY, *_COMPARE, *_INTRINSICS, *LIBRARY, *others}

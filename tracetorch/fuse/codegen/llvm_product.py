@@ -66,7 +66,7 @@ class _Lists:
     Args:
         places: of all rows.
         counts: how many a row has; -1 where it is the first of four that are multiplied densely.
-        width: room for the places of a row.
+        width: places that a row may have.
     """
 
     places: Array
@@ -79,8 +79,8 @@ class _Lists:
     def fill(self, source: Array, rows: Value, size: Value, narrow: int) -> None:
         """List the events of all rows but those that are multiplied densely."""
         w = rows.writer
-        with w.repeat(below(rows), w.literal(0, WORD)) as turn:
-            row = turn.index
+        with w.repeat(below(rows), w.literal(0, WORD)) as each:
+            row = each.index
             line = source.at(row * size)
             is_quad = (row % _QUAD).equals(0) & (rows - row >= _QUAD)
             dense = w.choose(
@@ -92,7 +92,7 @@ class _Lists:
                 self.counts[row] = -1
             with w.when(dense ^ 1):
                 self._write(row, line, size)
-            turn.next = (row + w.select(dense, _QUAD, 1),)
+            each.next = (row + w.select(dense, _QUAD, 1),)
 
     def _write(self, row: Value, line: Array, size: Value) -> None:
         """List the events of a row; NaN is one."""
@@ -174,8 +174,8 @@ def _multiply_panel(
         pairs = zip(totals, factors, strict=True)
         return tuple([w.intrinsic(name, t.type, factor, weights, t) for t, factor in pairs])
 
-    with w.repeat(below(rows), w.literal(0, WORD)) as turn:
-        row = turn.index
+    with w.repeat(below(rows), w.literal(0, WORD)) as each:
+        row = each.index
         count = lists.counts[row]
 
         def dense(row: Value = row) -> Sequence[Value]:
@@ -195,4 +195,4 @@ def _multiply_panel(
             return [w.literal(1, WORD)]
 
         done = w.choose(count < 0, dense, sparse)[0]
-        turn.next = (row + done,)
+        each.next = (row + done,)

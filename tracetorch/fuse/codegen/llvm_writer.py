@@ -1,9 +1,8 @@
-"""Write a kernel over tasks in LLVM IR by hand: integers, arrays, loops, vectors of lanes.
+"""Write functions in LLVM IR: integers, arrays, loops, vectors of lanes.
 
-For kernels that are no neuron's, whose indices come from memory: which rows of a table are summed
-is what a list says, so that no verifier could prove them to be inside. The text is in
-single-assignment form, as :mod:`tracetorch.fuse.codegen.llvm_kernel` writes it: no pass goes over
-it but the selection of instructions.
+The printer of kernels writes with it, and so do kernels that are no neuron's, whose indices come
+from memory, so that no verifier could prove them to be inside. The text is in single-assignment
+form: no pass goes over it but the selection of instructions.
 
 Integers are ``i64``; those of other widths are extended with zeros where they are loaded, and cut
 where they are stored. A division is of numbers that are not negative.
@@ -11,26 +10,24 @@ where they are stored. A division is of numbers that are not negative.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from tracetorch.fuse.codegen.llvm_tasks import HEADER, task_entry
-
 WORD = "i64"
 _BYTES = {"float": 4, "double": 8, "i64": 8, "i32": 4, "i16": 2}
 
 
+def number(value: float) -> str:
+    """Return a float or double constant: the bits of the double, as LLVM spells both."""
+    return f"0x{struct.unpack('<Q', struct.pack('<d', value))[0]:016X}"
+
+
 @dataclass(frozen=True, eq=False)
 class Value:
-    """A value of a kernel; arithmetic with it writes instructions.
-
-    Args:
-        writer: of the function that it belongs to.
-        text: its name there, or a literal.
-        type: LLVM's.
-    """
+    """A value of a function: its name there, or a literal; arithmetic writes instructions."""
 
     writer: Writer
     text: str
@@ -54,60 +51,65 @@ class Value:
         """Whether lanes are real numbers."""
         return self.scalar in ("float", "double")
 
-    def _binary(self, op: str, real: str, other: Operand) -> Value:
+    def binary(self, op: str, real: str, other: Operand) -> Value:
+        """Return the result of an instruction for integers, or of another one for real numbers."""
         name = real if self.is_real else op
         second = self.writer.literal(other, self.type)
         return self.writer.value(f"{name} {self}, {second.text}", self.type)
 
-    def _compare(self, op: str, real: str, other: Operand) -> Value:
+    def compare(self, op: str, real: str, other: Operand) -> Value:
+        """Return how it compares, in every lane: by one predicate, or another for real numbers."""
         name = f"fcmp {real}" if self.is_real else f"icmp {op}"
         second = self.writer.literal(other, self.type)
         mask = self.type.replace(self.scalar, "i1")
         return self.writer.value(f"{name} {self}, {second.text}", mask)
 
     def __add__(self, other: Operand) -> Value:
-        return self._binary("add", "fadd", other)
+        return self.binary("add", "fadd", other)
 
     def __sub__(self, other: Operand) -> Value:
-        return self._binary("sub", "fsub", other)
+        return self.binary("sub", "fsub", other)
 
     def __mul__(self, other: Operand) -> Value:
-        return self._binary("mul", "fmul", other)
+        return self.binary("mul", "fmul", other)
+
+    def __truediv__(self, other: Operand) -> Value:
+        return self.binary("", "fdiv", other)
 
     def __floordiv__(self, other: Operand) -> Value:
-        return self._binary("udiv", "", other)
+        return self.binary("udiv", "", other)
 
     def __mod__(self, other: Operand) -> Value:
-        return self._binary("urem", "", other)
+        return self.binary("urem", "", other)
 
     def __and__(self, other: Operand) -> Value:
-        return self._binary("and", "", other)
+        return self.binary("and", "", other)
 
     def __or__(self, other: Operand) -> Value:
-        return self._binary("or", "", other)
+        return self.binary("or", "", other)
 
     def __xor__(self, other: Operand) -> Value:
-        return self._binary("xor", "", other)
+        return self.binary("xor", "", other)
 
     def __lshift__(self, other: Operand) -> Value:
-        return self._binary("shl", "", other)
+        return self.binary("shl", "", other)
 
     def __rshift__(self, other: Operand) -> Value:
-        return self._binary("lshr", "", other)
+        return self.binary("lshr", "", other)
 
     def __lt__(self, other: Operand) -> Value:
-        return self._compare("slt", "olt", other)
+        return self.compare("slt", "olt", other)
 
     def __ge__(self, other: Operand) -> Value:
-        return self._compare("sge", "oge", other)
+        return self.compare("sge", "oge", other)
 
     def equals(self, other: Operand) -> Value:
         """Return whether it is equal, in every lane."""
-        return self._compare("eq", "oeq", other)
+        return self.compare("eq", "oeq", other)
 
     def differs(self, other: Operand) -> Value:
         """Return whether it is not equal, in every lane; NaN is equal to nothing."""
-        return self._compare("ne", "une", other)
+        return self.compare("ne", "une", other)
 
 
 Operand: TypeAlias = "Value | int | float"
@@ -115,12 +117,7 @@ Operand: TypeAlias = "Value | int | float"
 
 @dataclass(frozen=True)
 class Array:
-    """Memory that a kernel reads and writes; ``array[index]`` is one value.
-
-    Args:
-        pointer: where it begins.
-        element: type of its values.
-    """
+    """Memory from a pointer on, of elements of a type; ``array[index]`` is one of them."""
 
     pointer: Value
     element: str
@@ -156,23 +153,29 @@ class Array:
 
     def some(self, index: Operand, count: Value, lanes: int) -> Value:
         """Return neighbours, the first ``count`` of them read and the others 0."""
-        source, kind = self.at(index).pointer, f"<{lanes} x {self.element}>"
-        writer, (name, size, mask) = source.writer, self._masked(source.writer, count, lanes)
-        zeros = Value(writer, "zeroinitializer", kind)
-        return writer.intrinsic(f"llvm.masked.load.{name}", kind, source, size, mask, zeros)
+        return self.masked(index, count.writer.first(count, lanes))
 
     def store_some(self, index: Operand, count: Value, value: Value) -> None:
         """Write neighbours, the first ``count`` of them."""
-        target, lanes = self.at(index).pointer, value.lanes
-        name, size, mask = self._masked(target.writer, count, lanes)
+        self.store_masked(index, count.writer.first(count, value.lanes), value)
+
+    def masked(self, index: Operand, mask: Value) -> Value:
+        """Return neighbours, those that are not in a mask as 0."""
+        source, kind = self.at(index).pointer, f"<{mask.lanes} x {self.element}>"
+        writer, (name, size) = source.writer, self._masked(mask)
+        zeros = Value(writer, "zeroinitializer", kind)
+        return writer.intrinsic(f"llvm.masked.load.{name}", kind, source, size, mask, zeros)
+
+    def store_masked(self, index: Operand, mask: Value, value: Value) -> None:
+        """Write those neighbours that are in a mask."""
+        target, (name, size) = self.at(index).pointer, self._masked(mask)
         target.writer.call(f"llvm.masked.store.{name}", value, target, size, mask)
 
-    def _masked(self, writer: Writer, count: Value, lanes: int) -> tuple[str, Value, Value]:
-        """Return the suffix of LLVM's function, the alignment, and which lanes it is of."""
+    def _masked(self, mask: Value) -> tuple[str, Value]:
+        """Return the suffix of LLVM's function, and the alignment."""
         size = _BYTES[self.element]
-        name = f"v{lanes}{'f' if self.element in ('float', 'double') else 'i'}{8 * size}.p0"
-        mask = writer.numbered(lanes, WORD) < writer.spread(count, lanes)
-        return name, writer.literal(size, "i32"), mask
+        kind = "f" if self.element in ("float", "double") else "i"
+        return f"v{mask.lanes}{kind}{8 * size}.p0", mask.writer.literal(size, "i32")
 
     @property
     def _is_short(self) -> bool:
@@ -180,13 +183,10 @@ class Array:
 
 
 @dataclass
-class Turn:
-    """A turn of a loop; after the loop, what ``carried`` were in the turn that was not run.
+class Iteration:
+    """An iteration of a loop; after it, what ``carried`` were in the one that was not run.
 
-    Args:
-        index: of the turn.
-        carried: what it carries.
-        next: what the next one does; set in the body.
+    The body sets ``next``, what the next iteration carries.
     """
 
     index: Value
@@ -201,19 +201,15 @@ def below(stop: Operand) -> Callable[[Sequence[Value]], Value]:
 
 @dataclass
 class Writer:
-    """Write the lines of one function.
-
-    Args:
-        declared: declarations of LLVM's own functions that are called.
-        lines: the instructions so far.
-        block: the label of the block that they are in.
-        count: how many names have been given.
-    """
+    """Write the lines of one function."""
 
     declared: set[str] = field(default_factory=set)
+    """Declarations of LLVM's own functions that are called."""
     lines: list[str] = field(default_factory=list)
     block: str = "begin"
+    """The label of the block that is written."""
     count: int = 0
+    """How many names have been given."""
 
     def line(self, text: str) -> None:
         """Append an instruction."""
@@ -231,11 +227,16 @@ class Writer:
             if operand.type != kind:
                 raise TypeError(f"{operand} is not a {kind}.")
             return operand
-        scalar = kind.split(" x ")[1][:-1] if kind.startswith("<") else kind
-        if not kind.startswith("<"):
-            return Value(self, repr(operand), kind)
-        lanes = int(kind[1 : kind.index(" ")])
-        return Value(self, f"<{', '.join([f'{scalar} {operand!r}'] * lanes)}>", kind)
+        empty = Value(self, "", kind)
+        text = str(operand).lower() if isinstance(operand, bool) else str(operand)
+        if empty.is_real:
+            text = number(operand)
+        is_vector = kind.startswith("<")
+        return Value(self, f"splat ({empty.scalar} {text})" if is_vector else text, kind)
+
+    def first(self, count: Value, lanes: int) -> Value:
+        """Return the mask of the first ``count`` of some lanes."""
+        return self.numbered(lanes, WORD) < self.spread(count, lanes)
 
     def spread(self, value: Value, lanes: int) -> Value:
         """Return a vector that has a value in all lanes."""
@@ -311,26 +312,21 @@ class Writer:
         ]
 
     @contextmanager
-    def loop(self, start: Operand, stop: Operand, *carried: Value, step: int = 1) -> Iterator[Turn]:
+    def loop(
+        self, start: Operand, stop: Operand, *carried: Value, step: int = 1
+    ) -> Iterator[Iteration]:
         """Run what is written inside for each index of ``start, start + step ... < stop``."""
         first = self.literal(start, WORD)
-        with self._turns((first, *carried), below(stop)) as turn:
-            inner = Turn(turn.carried[0], turn.carried[1:])
+        with self.repeat(below(stop), first, *carried) as iteration:
+            inner = Iteration(iteration.carried[0], iteration.carried[1:])
             yield inner
-            turn.next = (turn.carried[0] + step, *inner.next)
+            iteration.next = (iteration.carried[0] + step, *inner.next)
 
     @contextmanager
     def repeat(
-        self, condition: Callable[[Sequence[Value]], Value], *carried: Value
-    ) -> Iterator[Turn]:
+        self, condition: Callable[[Sequence[Value]], Value], *initial: Value
+    ) -> Iterator[Iteration]:
         """Run what is written inside as long as a condition holds of what is carried."""
-        with self._turns(carried, condition) as turn:
-            yield turn
-
-    @contextmanager
-    def _turns(
-        self, initial: Sequence[Value], condition: Callable[[Sequence[Value]], Value]
-    ) -> Iterator[Turn]:
         head, body, done = (self._fresh(name) for name in ("loop", "body", "done"))
         before = self.block
         self.line(f"br label %{head}")
@@ -340,11 +336,11 @@ class Writer:
         self.lines += [""] * len(inside)
         self.line(f"br {condition(inside)}, label %{body}, label %{done}")
         self._label(body)
-        turn = Turn(inside[0], inside)
-        yield turn
-        if len(turn.next) != len(inside):
-            raise ValueError(f"a turn sets {len(turn.next)} of {len(inside)} values.")
-        for at, (value, begin, end) in enumerate(zip(inside, initial, turn.next, strict=True)):
+        iteration = Iteration(inside[0], inside)
+        yield iteration
+        if len(iteration.next) != len(inside):
+            raise ValueError(f"an iteration sets {len(iteration.next)} of {len(inside)} values.")
+        for at, (value, begin, end) in enumerate(zip(inside, initial, iteration.next, strict=True)):
             last = self.literal(end, value.type)
             entries = f"[ {begin.text}, %{before} ], [ {last.text}, %{self.block} ]"
             self.lines[place + at] = f"  {value.text} = phi {value.type} {entries}"
@@ -358,62 +354,3 @@ class Writer:
     def _label(self, name: str) -> None:
         self.lines.append(f"{name}:")
         self.block = name
-
-
-class TaskWriter(Writer):
-    """Write a kernel over tasks: the function of one task, ``number``.
-
-    Arguments are declared in the order in which the caller gives them; scratch comes behind them,
-    and then, as one more argument each, where in it an array begins.
-
-    Args:
-        name: of the kernel.
-
-    Example:
-        >>> k = TaskWriter("double")
-        >>> x, y = k.array("float"), k.array("float")
-        >>> y[k.number] = x[k.number] * 2.0
-        >>> "fmul float" in k.text()
-        True
-    """
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.name = name
-        self.number = Value(self, "%which", WORD)
-        self.functions: list[str] = []
-        self._arguments = 0
-        self._has_scratch = False
-
-    def integer(self) -> Value:
-        """Return the next argument, an integer."""
-        place = Array(Value(self, "%a", "ptr"), WORD)
-        self._arguments += 1
-        return place[HEADER + self._arguments - 1]
-
-    def integers(self, count: int) -> list[Value]:
-        """Return the next arguments, integers."""
-        return [self.integer() for _ in range(count)]
-
-    def array(self, element: str) -> Array:
-        """Return the next argument, an array."""
-        return Array(self.convert("inttoptr", self.integer(), "ptr"), element)
-
-    def scratch(self, element: str) -> Array:
-        """Return an array of scratch, which begins as many bytes in as the next argument says."""
-        self._has_scratch = True
-        start = Array(Value(self, "%scratch", "ptr"), "i8").at(self.integer())
-        return Array(start.pointer, element)
-
-    def function(self, head: str, inner: Writer) -> None:
-        """Add a function that the kernel calls."""
-        lines = [f"define internal {head} noinline {{", "begin:", *inner.lines, "}"]
-        self.functions += lines
-        self.declared |= inner.declared
-
-    def text(self) -> str:
-        """Return the module."""
-        head = "define internal void @task(ptr noalias %a, ptr noalias %scratch, i64 %which) "
-        task = [head + "noinline {", "begin:", *self.lines, "  ret void", "}"]
-        entry = task_entry(self.name, self._arguments, self._has_scratch)
-        return "\n".join([*self.functions, *task, *entry, *sorted(self.declared), ""])

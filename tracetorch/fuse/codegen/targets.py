@@ -48,7 +48,7 @@ _TRITON = {
     "sigmoid": "one / (one + libdevice.exp(-{}))",
     "round": "libdevice.rint({})",
     **{op: f"libdevice.{op}({{}})" for op in _INVERSE},
-    **{op: f"libdevice.{op}({{}})" for op in ("erf", "erfc", "lgamma", *_UNARY)},
+    **{op: f"libdevice.{op}({{}})" for op in ("erf", "erfc", *_UNARY)},
     **{op: f"libdevice.{op}({{}}, {{}})" for op in ("atan2", "pow", *_BINARY)},
     "sqrt": "tl.sqrt({})",
 }
@@ -80,14 +80,14 @@ _JAVASCRIPT = {
     **{op: f"Math.{op}({{}}, {{}})" for op in ("atan2", "hypot")},
     **{op: f"Math.{op}({{}})" for op in ("abs", *_INVERSE, *_UNARY)},
     "exp2": "Math.pow(2, {})",
-    **{op: f"{op}({{}})" for op in ("erf", "erfc", "lgamma", "round")},
+    **{op: f"{op}({{}})" for op in ("erf", "erfc", "round")},
     **{op: f"{op}({{}}, {{}})" for op in ("copysign", "nextafter", "pow")},
     "fma": "fma({}, {}, {})",
 }
 
 # Operations of float32 whose result in float64 has too many digits.
 _ROUNDED = (
-    *("add", "sub", "mul", "div", "sigmoid", "atan2", "hypot", "pow", "erf", "erfc", "lgamma"),
+    *("add", "sub", "mul", "div", "sigmoid", "atan2", "hypot", "pow", "erf", "erfc"),
     *(op for op in (*_INVERSE, *_UNARY) if op not in ("ceil", "floor", "trunc")),
 )
 
@@ -107,17 +107,13 @@ _C = {
     "sigmoid": "{one} / ({one} + exp{f}(-{}))",
     "abs": "fabs{f}({})",
     "round": "rint{f}({})",
-    **{op: f"{op}{{f}}({{}})" for op in (*_INVERSE, *_UNARY, "erf", "erfc", "lgamma")},
+    **{op: f"{op}{{f}}({{}})" for op in (*_INVERSE, *_UNARY, "erf", "erfc")},
     **{op: f"{op}{{f}}({{}}, {{}})" for op in (*_BINARY, "atan2", "pow")},
     "fma": "fma{f}({}, {}, {})",
 }
 
+_BRACES = {"empty": ";", "assignment": "{} = {};", "end": "}"}
 _INTEGERS = {op: _INFIX[op] for op in ("add", "sub", "mul", "gt", "ge", "lt", "le", "eq", "ne")}
-
-
-def real_name(dtype: torch.dtype) -> str:
-    """Return the name of a dtype in NumPy, such as ``"float32"``."""
-    return str(dtype).removeprefix("torch.")
 
 
 def triton_target(dtype: torch.dtype) -> Target:
@@ -144,16 +140,8 @@ def javascript_target(real: str = "float64") -> Target:
         expressions = {**_JAVASCRIPT, **rounded, "fma": "fmaf({}, {}, {})"}
         # that of float64 is another number
         del expressions["nextafter"]
-    return Target(
-        expressions=expressions,
-        integers={**_INTEGERS, **equality, "min": "Math.min({}, {})"},
-        zero="0",
-        negative_zero="(-0)",
-        one="1",
-        empty=";",
-        assignment="{} = {};",
-        end="}",
-    )
+    integers = {**_INTEGERS, **equality, "min": "Math.min({}, {})"}
+    return Target(expressions, integers, zero="0", negative_zero="(-0)", one="1", **_BRACES)
 
 
 # Integers of two's complement without undefined behaviour: a shift of a negative number is defined
@@ -176,16 +164,7 @@ def c_integer_target() -> Target:
     Beside the operations of a graph it has ``shift``, to the right towards minus infinity, and
     ``quotient``, which rounds there too.
     """
-    return Target(
-        expressions=_C_INTEGERS,
-        integers=_C_INTEGERS,
-        zero="0",
-        negative_zero="0",
-        one="1",
-        empty=";",
-        assignment="{} = {};",
-        end="}",
-    )
+    return Target(_C_INTEGERS, _C_INTEGERS, zero="0", negative_zero="0", one="1", **_BRACES)
 
 
 def c_target(real: str) -> Target:
@@ -196,13 +175,6 @@ def c_target(real: str) -> Target:
         op: template.replace("{f}", suffix).replace("{one}", one).replace("{zero}", zero)
         for op, template in _C.items()
     }
-    return Target(
-        expressions=expressions,
-        integers={**_INTEGERS, "min": "({0} < {1} ? {0} : {1})"},
-        zero=zero,
-        negative_zero=f"(-{zero})",
-        one=one,
-        empty=";",
-        assignment="{} = {};",
-        end="}",
-    )
+    integers = {**_INTEGERS, "min": "({0} < {1} ? {0} : {1})"}
+    literals = {"zero": zero, "negative_zero": f"(-{zero})", "one": one}
+    return Target(expressions, integers, **literals, **_BRACES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import logging
 
 import torch
@@ -10,24 +11,13 @@ import torch
 from tracetorch.core.requests import Request, Requests
 from tracetorch.fuse.runtime.backend import Backend
 
-
-def _cpu() -> Backend:
-    from tracetorch.fuse.runtime.cpu import CpuBackend
-
-    return CpuBackend()
-
-
-def _triton() -> Backend:
-    from tracetorch.fuse.runtime.gpu import TritonBackend
-
-    return TritonBackend()
-
-
-_BACKENDS = {"cpu": _cpu, "triton": _triton}  # each imported at the first call
+# each imported at the first call
+_BACKENDS = {"cpu": ("cpu", "CpuBackend"), "triton": ("gpu", "TritonBackend")}
 _BY_DEVICE = {"cpu": "cpu", "cuda": "triton"}  # what "auto" selects
 NAMES = ("auto", *_BACKENDS, "eager")
 
 _log = logging.getLogger("tracetorch")
+_reported: set[tuple[str, str]] = set()  # what this process has said
 _requests = Requests("backend", NAMES, {"numba": "cpu"})
 
 
@@ -86,7 +76,9 @@ def backend_named(name: str) -> Backend:
     Args:
         name: ``"cpu"`` or ``"triton"``.
     """
-    return _BACKENDS[name]()
+    module, kind = _BACKENDS[name]
+    found: Backend = getattr(importlib.import_module(f"tracetorch.fuse.runtime.{module}"), kind)()
+    return found
 
 
 def unavailable_reason(name: str, device: torch.device | None = None) -> str | None:
@@ -129,9 +121,6 @@ def report_fallback(layer: str, name: str, reason: str) -> None:
             f"the {name} backend cannot run {layer}: {reason}. "
             "tt.fuse.backend('auto') runs it eagerly."
         )
-    _log_once(layer, reason)
-
-
-@functools.cache
-def _log_once(layer: str, reason: str) -> None:
-    _log.warning("%s runs step by step in plain PyTorch: %s.", layer, reason)
+    if (layer, reason) not in _reported:
+        _reported.add((layer, reason))
+        _log.warning("%s runs step by step in plain PyTorch: %s.", layer, reason)

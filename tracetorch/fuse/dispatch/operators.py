@@ -37,6 +37,7 @@ for _schema in (
 # Forward
 
 
+@torch.library.impl(_library, "forward", "CompositeExplicitAutograd")
 def _forward(
     key: str, inputs: list[Tensor], states: list[Tensor], params: list[Tensor]
 ) -> list[Tensor]:
@@ -45,6 +46,7 @@ def _forward(
     return backend_named(plan.backend).forward(plan, layout, inputs, states, params)
 
 
+@torch.library.register_fake("tracetorch::forward", lib=_library)  # type: ignore[untyped-decorator]
 def _forward_fake(
     key: str, inputs: list[Tensor], states: list[Tensor], params: list[Tensor]
 ) -> list[Tensor]:
@@ -56,6 +58,7 @@ def _forward_fake(
 # Backward
 
 
+@torch.library.impl(_library, "backward", "CompositeExplicitAutograd")
 def _backward(
     key: str,
     inputs: list[Tensor],
@@ -65,14 +68,13 @@ def _backward(
     grads: list[Tensor],
 ) -> list[Tensor]:
     plan = plan_of(key)
-    layout = layout_of(inputs[0], plan.dim)
-    results = backend_named(plan.backend).backward(
-        plan, layout, inputs, states, params, checkpoints, grads
-    )
+    run, layout = backend_named(plan.backend).backward, layout_of(inputs[0], plan.dim)
+    results = run(plan, layout, inputs, states, params, checkpoints, grads)
     # an operator may not return one tensor twice, as the runtimes do where there is no gradient
     return [result if result.numel() else result.clone() for result in results]
 
 
+@torch.library.register_fake("tracetorch::backward", lib=_library)  # type: ignore[untyped-decorator]
 def _backward_fake(
     key: str,
     inputs: list[Tensor],
@@ -82,20 +84,17 @@ def _backward_fake(
     grads: list[Tensor],
 ) -> list[Tensor]:
     plan, x = plan_of(key), inputs[0]
-    layout, dtype = layout_of(x, plan.dim), plan.program.dtype
-    nothing = (0,)
+    layout, dtype, nothing = layout_of(x, plan.dim), plan.program.dtype, (0,)
     new = iter(layout.allocate(x, dtype, sequences=len(plan.differentiated)))
-    return [
-        *(
-            next(new) if name in plan.differentiated else x.new_empty(nothing, dtype=dtype)
-            for name in plan.program.inputs
-        ),
-        *layout.allocate(x, dtype, steps=len(states)),
-        *(
-            torch.empty(p.shape if n in plan.trained else nothing, dtype=dtype, device=x.device)
-            for n, p in zip(plan.program.params, params, strict=True)
-        ),
+    of_inputs = [
+        next(new) if name in plan.differentiated else x.new_empty(nothing, dtype=dtype)
+        for name in plan.program.inputs
     ]
+    of_params = [
+        torch.empty(p.shape if n in plan.trained else nothing, dtype=dtype, device=x.device)
+        for n, p in zip(plan.program.params, params, strict=True)
+    ]
+    return [*of_inputs, *layout.allocate(x, dtype, steps=len(states)), *of_params]
 
 
 # Gradient
@@ -110,12 +109,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
 
 def _gradient(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
     plan = plan_of(ctx.key)
-    inputs, states, params, checkpoints, grads_out = _backward_inputs(ctx, plan, grads[:-1])
-    gradients = torch.ops.tracetorch.backward(
-        ctx.key, inputs, states, params, checkpoints, grads_out
-    )
-    of_inputs, of_states, of_params = _split(plan, _wanted_gradients(plan, gradients))
-    return None, of_inputs, of_states, of_params
+    computed = torch.ops.tracetorch.backward(ctx.key, *_backward_inputs(ctx, plan, grads[:-1]))
+    return None, *_split(plan, _wanted_gradients(plan, computed))
 
 
 def _backward_inputs(
@@ -141,16 +136,10 @@ def _split(plan: Plan, tensors: Sequence[T]) -> tuple[list[T], list[T], list[T]]
 
 
 def incoming_gradients(x: Tensor, grads: Sequence[Tensor | None], states: int) -> list[Tensor]:
-    """Return the gradients of all results; zeros where none came back.
-
-    Args:
-        x: a sequence shaped like the outputs.
-        grads: of the outputs, of final states, of trajectories.
-        states: how many of them are of final states.
+    """Return the gradients of outputs, so many final states, and trajectories; zeros for none.
 
     Raises:
         RuntimeError: one has no values of its own.
-
     """
     found: list[Tensor] = []
     for index, grad in enumerate(grads):
@@ -170,18 +159,13 @@ def incoming_gradients(x: Tensor, grads: Sequence[Tensor | None], states: int) -
 def _wanted_gradients(plan: Plan, computed: Sequence[Tensor]) -> list[Tensor | None]:
     """Return the gradients of inputs, states, parameters; ``None`` for one not computed."""
     of_inputs, of_states, of_params = _split(plan, computed)
+    inputs = zip(plan.program.inputs, of_inputs, strict=True)
+    params = zip(plan.program.params, of_params, strict=True)
     return [
-        *_named(plan.program.inputs, of_inputs, plan.differentiated),
+        *[grad if name in plan.differentiated else None for name, grad in inputs],
         *of_states,
-        *_named(plan.program.params, of_params, plan.trained),
+        *[grad if name in plan.trained else None for name, grad in params],
     ]
-
-
-def _named(
-    names: Sequence[str], gradients: Sequence[Tensor], computed: Sequence[str]
-) -> list[Tensor | None]:
-    """Return the gradients of the names in ``computed``, ``None`` for the others."""
-    return [g if name in computed else None for name, g in zip(names, gradients, strict=True)]
 
 
 def no_second_gradient(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
@@ -192,10 +176,6 @@ def no_second_gradient(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, .
     )
 
 
-_library.impl("forward", _forward, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-_library.impl("backward", _backward, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-torch.library.register_fake("tracetorch::forward", _forward_fake, lib=_library)
-torch.library.register_fake("tracetorch::backward", _backward_fake, lib=_library)
 torch.library.register_autograd(
     "tracetorch::forward", _gradient, setup_context=_setup, lib=_library
 )
@@ -206,13 +186,7 @@ torch.library.register_autograd("tracetorch::backward", no_second_gradient, lib=
 
 
 class Constrained(NamedTuple):
-    """The constraint of a parameter, ``value = constraint(raw)``.
-
-    Args:
-        constraint: the constraint.
-        gradient: its gradient.
-        shape: the shape in which ``step`` takes the value.
-    """
+    """The constraint of a parameter, its gradient, and the shape in which ``step`` takes it."""
 
     constraint: Callable[[Tensor], Tensor]
     gradient: ConstraintGradient
@@ -259,17 +233,7 @@ def run_raw(
     states: Sequence[Tensor],
     raws: Sequence[Tensor],
 ) -> Sequence[Tensor]:
-    """Return what :func:`run` does, from raw parameters and plain tensors.
-
-    Args:
-        plan: the plan.
-        call: what is not a tensor.
-        layout: of the inputs.
-        constrained: the constraint of every parameter.
-        inputs: the inputs ``[T, ...]``.
-        states: the active ones before the first step.
-        raws: what the parameters are constrained from.
-    """
+    """Return what :func:`run` does, from plain tensors and what parameters are constrained from."""
     if plan.has_backward:
         return _FusedLayer.apply(plan, call, layout, constrained, *inputs, *states, *raws)  # type: ignore[no-untyped-call, no-any-return]
     values = _constrain(plan, constrained, raws)
@@ -303,7 +267,9 @@ class _FusedLayer(torch.autograd.Function):
         constrained: tuple[Constrained, ...],
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        inputs, states, raws = _split(plan, tensors)
+        first = len(plan.program.inputs)
+        second = first + len(plan.program.states)
+        inputs, states, raws = tensors[:first], tensors[first:second], tensors[second:]
         values = _constrain(plan, constrained, raws)
         *results, checkpoints = backend_named(plan.backend).forward(
             plan, layout, inputs, states, values

@@ -8,9 +8,9 @@ operators find them.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from tracetorch.fuse.dispatch.backends import (
 )
 from tracetorch.fuse.ir.fingerprint import fingerprint
 from tracetorch.fuse.ir.graph import Unfusable
-from tracetorch.fuse.ir.plan import Plan, RecurrentPlan
+from tracetorch.fuse.ir.plan import LearningPlan, Plan, RecurrentPlan
 from tracetorch.fuse.ir.trace import Program, input_names, trace
 from tracetorch.fuse.runtime.backend import Backend
 
@@ -91,6 +91,14 @@ def _check_parameter(cell: Cell, name: str, value: Tensor, ndim: int, dtype: tor
         )
 
 
+class Needs(NamedTuple):
+    """The gradients that a call needs: whether any, of which inputs, of which parameters."""
+
+    has_backward: bool
+    differentiated: tuple[str, ...]
+    trained: tuple[str, ...]
+
+
 def plan_for(
     cell: Cell,
     inputs: Sequence[Tensor],
@@ -98,21 +106,13 @@ def plan_for(
     kwargs: dict[str, Any],
     record: tuple[str, ...],
 ) -> Plan | None:
-    """Return the plan that runs a cell over its inputs; ``None``: it runs eagerly.
-
-    Args:
-        cell: whose ``step``.
-        inputs: the inputs ``[T, ...]`` in the dtype of the arithmetic.
-        states: the active ones.
-        kwargs: the step kwargs.
-        record: states whose trajectories are wanted.
+    """Return the plan that runs a cell over ``inputs``, sequences; ``None``: it runs eagerly.
 
     Raises:
         RuntimeError: the backend requested by name cannot.
-
     """
     needs, x = _gradient_needs(cell, inputs, states, kwargs), inputs[0]
-    return _plan(cell, x.ndim - 1, x.dtype, x.device, record, *needs, kwargs)
+    return _plan(cell, x.ndim - 1, x.dtype, x.device, record, needs, kwargs)
 
 
 def plan_key(
@@ -136,12 +136,11 @@ def plan_key(
 def _gradient_needs(
     cell: Cell | StepDefinition,
     inputs: Sequence[Tensor],
-    states: Sequence[Tensor],
+    states: Sequence[Tensor | None],
     kwargs: dict[str, Any],
-) -> tuple[bool, tuple[str, ...], tuple[str, ...]]:
-    """Whether there will be a backward pass, through which inputs, and which parameters."""
+) -> Needs:
     if not torch.is_grad_enabled():
-        return False, (), ()
+        return Needs(False, (), ())
     trained: list[str] = []
     for name, value in kwargs.items():
         if isinstance(value, Tensor) and value.requires_grad:
@@ -150,8 +149,8 @@ def _gradient_needs(
     differentiated = tuple([name for name, x in named if x.requires_grad])
     has_backward = bool(trained) or bool(differentiated)
     for state in states:
-        has_backward = has_backward or state.requires_grad
-    return has_backward, differentiated, tuple(trained)
+        has_backward = has_backward or (state is not None and state.requires_grad)
+    return Needs(has_backward, differentiated, tuple(trained))
 
 
 def _compiled_in(layer: StepLayer, kwargs: dict[str, Any]) -> tuple[object, ...] | None:
@@ -180,10 +179,9 @@ def _plan(
     dtype: torch.dtype,
     device: torch.device,
     record: tuple[str, ...],
-    has_backward: bool,
-    differentiated: tuple[str, ...],
-    trained: tuple[str, ...],
+    needs: Needs,
     kwargs: dict[str, Any],
+    kind: Callable[..., Plan] = Plan,
 ) -> Plan | None:
     backend = select_backend(device)
     if backend is None:
@@ -198,25 +196,7 @@ def _plan(
     if reason is not None:
         report_fallback(str(cell.call), backend.name, reason)
         return None
-    dim = cell.dim_from_end(ndim)
-    needs = (has_backward, differentiated, trained)
-    return plan_for_needs(program, backend, dim, record, *needs)
-
-
-def plan_for_needs(
-    program: Program,
-    backend: Backend,
-    dim: int,
-    record: tuple[str, ...],
-    has_backward: bool,
-    differentiated: tuple[str, ...],
-    trained: tuple[str, ...],
-) -> Plan:
-    """Return the :class:`Plan` of a program, where these gradients are wanted."""
-    # a parameter that no output depends on has no gradient to compute
-    trained = tuple([name for name in trained if f"p_{name}" in program.reached])
-    differentiated = tuple([name for name in differentiated if name in program.reached])
-    return _planned(program, backend, dim, record, has_backward, differentiated, trained)
+    return plan_for_needs(program, backend, cell.dim_from_end(ndim), record, needs, kind)
 
 
 def recurrent_plan_for(
@@ -230,64 +210,39 @@ def recurrent_plan_for(
 ) -> RecurrentPlan | None:
     """Return the plan that runs a cell over ``x`` with its output fed back through matrices.
 
-    Args:
-        cell: as for :func:`plan_for`.
-        x: as there.
-        states: as there.
-        kwargs: as there.
-        first: the outputs before the first step.
-        weight: of the connection.
-        bias: of the connection.
-
-    Returns:
-        ``None`` where it runs step by step: there is no kernel for the device or the step.
+    The arguments are those of ``run_recurrence``; ``None``: it runs step by step, for there is no
+    kernel for the device or the step.
 
     Raises:
         RuntimeError: the backend requested by name cannot.
-
     """
     if len(cell.inputs) > 1:
         return None  # the kernels feed the output back to the only input
-    has_backward, _, trained = _gradient_needs(cell, (x,), states, kwargs)
-    for tensor in (first, weight, bias):
-        needs = tensor is not None and tensor.requires_grad and torch.is_grad_enabled()
-        has_backward = has_backward or needs
+    needs = _gradient_needs(cell, (x,), (*states, first, weight, bias), kwargs)
     # what goes back to the outputs goes through the gradient of the input, whoever wants that
-    needs_all = (has_backward, ("x",) if has_backward else (), trained)
-    plan = _plan(cell, x.ndim - 1, x.dtype, x.device, (), *needs_all, kwargs)
-    if plan is None or plan.backend != "cpu" or bool(plan.differentiated) != has_backward:
+    needs = needs._replace(differentiated=("x",) if needs.has_backward else ())
+    kind = LearningPlan if needs.has_backward and weight.requires_grad else RecurrentPlan
+    plan = _plan(cell, x.ndim - 1, x.dtype, x.device, (), needs, kwargs, kind)
+    if not isinstance(plan, RecurrentPlan) or plan.backend != "cpu":
         return None
-    return _recurrent(plan, has_backward and weight.requires_grad)
+    return plan if bool(plan.differentiated) == needs.has_backward else None
 
 
 @lru_cache(maxsize=512)
-def _recurrent(plan: Plan, needs_weight_gradient: bool) -> RecurrentPlan:
-    return RecurrentPlan(
-        plan.program,
-        plan.backend,
-        plan.dim,
-        plan.record,
-        plan.has_backward,
-        plan.differentiated,
-        plan.trained,
-        plan.tile,
-        needs_weight_gradient=needs_weight_gradient,
-    )
-
-
-@lru_cache(maxsize=512)
-def _planned(
+def plan_for_needs(
     program: Program,
     backend: Backend,
     dim: int,
     record: tuple[str, ...],
-    has_backward: bool,
-    differentiated: tuple[str, ...],
-    trained: tuple[str, ...],
+    needs: Needs,
+    kind: Callable[..., Plan] = Plan,
 ) -> Plan:
-    """Make the :class:`Plan`, the same object each time; a backward pass holds its own."""
-    needs = (has_backward, differentiated, trained, backend.tile)
-    return Plan(program, backend.name, dim, record, *needs)
+    """Return the plan of a program, the same object each time; a backward pass holds its own."""
+    # a parameter that no output depends on has no gradient to compute
+    trained = tuple([name for name in needs.trained if f"p_{name}" in program.reached])
+    differentiated = tuple([name for name in needs.differentiated if name in program.reached])
+    wanted = (needs.has_backward, differentiated, trained, backend.tile)
+    return kind(program, backend.name, dim, record, *wanted)
 
 
 @constant_in_compile
@@ -303,10 +258,10 @@ def _constant_key(
     numbers: tuple[object, ...],
 ) -> str | None:
     """Return the key of the plan, once for each compilation and each ``numbers``."""
-    needs = (has_backward, differentiated, trained)
+    needs = Needs(has_backward, differentiated, trained)
     with torch.no_grad():  # of values, where the compiler has but shapes
         kwargs = layer.step_kwargs(ndim, dtype)
-    plan = _plan(layer.cell, ndim, dtype, torch.device(device), record, *needs, kwargs)
+    plan = _plan(layer.cell, ndim, dtype, torch.device(device), record, needs, kwargs)
     return None if plan is None else register(plan)
 
 

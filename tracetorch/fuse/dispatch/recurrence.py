@@ -26,6 +26,7 @@ from tracetorch.core.torch_private import observed_by
 from tracetorch.fuse.dispatch.operators import incoming_gradients, no_second_gradient
 from tracetorch.fuse.dispatch.plans import recurrent_plan_for
 from tracetorch.fuse.ir.plan import RecurrentPlan
+from tracetorch.fuse.runtime import recurrence
 
 
 def run_recurrence(
@@ -73,8 +74,6 @@ def run_recurrence(
             plan, x, first, weight, bias, *active, *params
         )
     else:
-        from tracetorch.fuse.runtime import recurrence
-
         results, _ = recurrence.forward(plan, x, first, weight, bias, active, params)
         output, last, *ends = results
     return output, last, ends
@@ -93,8 +92,6 @@ class _Recurrence(torch.autograd.Function):
         bias: Tensor | None,
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        from tracetorch.fuse.runtime import recurrence
-
         count = len(plan.program.states)
         states, params = tensors[:count], tensors[count:]
         results, kept = recurrence.forward(plan, x, first, weight, bias, states, params)
@@ -109,8 +106,6 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        from tracetorch.fuse.runtime import recurrence
-
         plan = ctx.plan
         if torch.is_grad_enabled():
             no_second_gradient(ctx, ())
@@ -120,15 +115,16 @@ class _Recurrence(torch.autograd.Function):
         states, params = tensors[:count], tensors[count:]
         resolved = [grad if grad is None else grad.resolve_neg() for grad in grads]
         incoming = incoming_gradients(x, resolved, 1 + count)
-        found = recurrence.backward(plan, x, checkpoints, first, weight, states, params, incoming)
+        d_x, d_first, d_weight, d_states, d_params = recurrence.backward(
+            plan, x, checkpoints, first, weight, states, params, incoming
+        )
         _, wants_x, wants_first, _, wants_bias, *_ = ctx.needs_input_grad
-        d_bias = found.x.reshape(-1, x.shape[-1]).sum(0) if wants_bias else None
         return (
             None,
-            found.x if wants_x else None,
-            found.first if wants_first else None,
-            found.weight,
-            d_bias,
-            *found.states,
-            *(found.params.get(name) for name in plan.program.params),
+            d_x if wants_x else None,
+            d_first if wants_first else None,
+            d_weight,
+            d_x.reshape(-1, x.shape[-1]).sum(0) if wants_bias else None,
+            *d_states,
+            *map(d_params.get, plan.program.params),
         )

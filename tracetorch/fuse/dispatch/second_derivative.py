@@ -17,13 +17,9 @@ _REASON = "compiled steps have no second derivative, which create_graph=True nee
 
 
 class Call(NamedTuple):
-    """Inputs of a sequence other than tensors, kept to run it a second time.
+    """A cell and the step kwargs, kept to run a sequence a second time.
 
     Not the layer itself: it holds states, whose graph holds this, and would never be freed.
-
-    Args:
-        cell: whose ``step``.
-        kwargs: the step kwargs.
     """
 
     cell: Cell
@@ -39,14 +35,6 @@ def differentiable_gradients(
     grads: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
     """Return the gradients of inputs, states and parameters, part of a graph of their own.
-
-    Args:
-        call: the call.
-        plan: the plan that ran it.
-        inputs: the inputs.
-        states: the active ones before the first step.
-        params: the tensors among the step kwargs.
-        grads: of outputs, final states and trajectories; ``None`` is zero.
 
     Raises:
         RuntimeError: the backend requested by name cannot.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeGuard
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tracetorch.cell import Cell, StepDefinition, StepLayer
 from tracetorch.fuse.dispatch import operators
@@ -19,6 +19,8 @@ from tracetorch.fuse.dispatch.plans import (
 from tracetorch.fuse.dispatch.second_derivative import Call
 from tracetorch.fuse.ir.graph import Unfusable
 from tracetorch.fuse.runtime import eager
+
+_NEEDED = [name for name in vars(StepLayer) if not name.startswith("_") and name != "cell"]
 
 
 def run_sequence(
@@ -34,8 +36,7 @@ def run_sequence(
     Args:
         layer: the layer.
         cell: what it is; inside ``torch.compile`` the signature of its step.
-        inputs: the inputs ``[T, ...]``, all of one shape, at least one step, in the dtype of the
-            arithmetic.
+        inputs: the inputs ``[T, ...]``, of one shape, in the dtype of the arithmetic; T is not 0.
         states: the states before the first step, as ``step`` takes them.
         kwargs: the step kwargs.
         record: names of states whose trajectories are wanted.
@@ -77,11 +78,13 @@ def unsupported_reason(name: str, layer: object, x: Tensor) -> str | None:
         >>> unsupported_reason("eager", LIF(3), torch.ones(4, 2, 3)) is None
         True
         >>> unsupported_reason("cpu", nn.Linear(3, 3), torch.ones(4, 2, 3))
-        'Linear has no step: a backend runs the step of an snn.Neuron over time'
+        'Linear is no layer of neurons: ask it of an snn.Neuron, not of a class or network'
 
     """
-    if not _has_step(layer):
-        return _no_step_reason(layer)
+    if isinstance(layer, type) or not all(hasattr(layer, name) for name in _NEEDED):
+        name = layer.__name__ if isinstance(layer, type) else type(layer).__name__
+        return f"{name} is no layer of neurons: ask it of an snn.Neuron, not of a class or network"
+    layer = cast(StepLayer, layer)
     dtype = layer.check_input(x, sequence=True)
     if layer.cell.runs_by_step:
         return "methods of its own must see every step, so it is called once for each"
@@ -98,21 +101,3 @@ def unsupported_reason(name: str, layer: object, x: Tensor) -> str | None:
     except Unfusable as unfusable:
         return str(unfusable)
     return backend.unsupported_reason(program)
-
-
-def _has_step(layer: object) -> TypeGuard[StepLayer]:
-    """Whether an object has what the protocol of a layer declares."""
-    declared = [name for name in vars(StepLayer) if not name.startswith("_") and name != "cell"]
-    return not isinstance(layer, type) and all(hasattr(layer, name) for name in declared)
-
-
-def _no_step_reason(layer: object) -> str:
-    if isinstance(layer, type):
-        return f"{layer.__name__} is a class: pass a layer of it"
-    kind = type(layer).__name__
-    if isinstance(layer, nn.Module) and not hasattr(layer, "step"):
-        runs = "a backend runs the step of an snn.Neuron over time"
-        if any(_has_step(inner) for inner in layer.modules()):
-            runs += ", ask it of the neuron layers inside"
-        return f"{kind} has no step: {runs}"
-    return f"{kind} is no neuron layer: a backend runs the step of an snn.Neuron over time"

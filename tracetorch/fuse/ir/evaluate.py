@@ -9,11 +9,9 @@ from fractions import Fraction
 from typing import Any, TypeAlias, cast
 
 import numpy as np
-import torch
 
 from tracetorch.fuse.ir.kernel import (
     PRIVATE,
-    Accumulate,
     Axis,
     Buffer,
     If,
@@ -25,6 +23,7 @@ from tracetorch.fuse.ir.kernel import (
     Operand,
     Operation,
     Product,
+    Role,
     Size,
     Statement,
     Store,
@@ -32,10 +31,6 @@ from tracetorch.fuse.ir.kernel import (
 )
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
-
-
-def _choose(condition: Any, x: Any, y: Any) -> Any:
-    return np.where(condition, x, y)
 
 
 def _fma(x: Any, y: Any, z: Any) -> Any:
@@ -87,12 +82,6 @@ def _by_number(function: Callable[[float], float]) -> Callable[[Any], Any]:
     return lambda x: np.vectorize(of, otypes=[float])(x).astype(np.asarray(x).dtype)[()]
 
 
-def _lgamma(x: Any) -> Any:
-    """Return PyTorch's ``lgamma``: Python's is off by five last places near its roots."""
-    values = np.asarray(x)
-    return torch.lgamma(torch.from_numpy(values.astype(float))).numpy().astype(values.dtype)[()]
-
-
 def _sigmoid(x: Any) -> Any:
     one = np.asarray(x).dtype.type(1)
     return one / (one + np.exp(-x))
@@ -114,7 +103,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "or": np.logical_or,
     "xor": np.logical_xor,
     "not": np.logical_not,
-    "where": _choose,
+    "where": np.where,
     # Of two equal operands, zeros of both signs, the second one; NaN of the first one passes.
     "max": lambda x, y: np.where((x > y) | (x != x), x, y),
     "min": lambda x, y: np.where((x < y) | (x != x), x, y),
@@ -126,7 +115,6 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{op: getattr(np, f"arc{op[1:]}") for op in ("acos", "acosh", "asin", "asinh", "atan")},
     "atanh": np.arctanh,
     **{op: _by_number(getattr(math, op)) for op in ("erf", "erfc")},
-    "lgamma": _lgamma,
     **{op: getattr(np, op) for op in ("copysign", "fmod", "hypot", "nextafter")},
     **{op: getattr(np, op) for op in ("abs", "ceil", "cos", "cosh", "exp", "exp2", "expm1")},
     **{op: getattr(np, op) for op in ("floor", "log", "log10", "log1p", "log2", "sin", "sinh")},
@@ -210,10 +198,10 @@ class _Evaluator:
         elif isinstance(each, Load):
             found = self.memory[each.buffer.label][self.place(each.index, each.buffer)]
             self.values[each.result] = np.copy(found)[()]
-        elif isinstance(each, (Store, Accumulate)):
+        elif isinstance(each, Store):
             memory, place = self.memory[each.buffer.label], self.place(each.index, each.buffer)
             value = self.number(each.value, each.buffer.dtype.value)
-            memory[place] = memory[place] + value if isinstance(each, Accumulate) else value
+            memory[place] = memory[place] + value if each.buffer.role is Role.SUMS else value
         elif isinstance(each, Loop):
             self.loop(each)
         elif isinstance(each, If):
@@ -242,9 +230,9 @@ class _Evaluator:
 
     def loop(self, each: Loop) -> None:
         start, stop = (int(self.number(bound, "int64")) for bound in (each.start, each.stop))
-        turns = range(start, stop)
+        indices = range(start, stop)
         now = [self.number(c.initial, c.inside.dtype.value) for c in each.carried]
-        for index in reversed(turns) if each.reverse else turns:
+        for index in reversed(indices) if each.reverse else indices:
             self.values[each.index] = np.int64(index)
             self.values.update(zip((c.inside for c in each.carried), now, strict=True))
             self.body(each.body)

@@ -151,8 +151,11 @@ class _Fingerprinter:
                     attribute = attribute.__func__
                 elif isinstance(attribute, property):
                     attribute = attribute.fget
-                if isinstance(attribute, types.FunctionType) and not _is_generated(attribute):
-                    parts.append((name, self._function(attribute)))
+                if isinstance(attribute, types.FunctionType):
+                    # what `dataclass` generates reads nothing but the fields
+                    generated = attribute.__code__.co_filename == "<string>"
+                    if not generated and attribute.__name__ != "__reduce__":
+                        parts.append((name, self._function(attribute)))
                 elif isinstance(attribute, _SETTINGS) and not name.startswith("__"):
                     parts.append((name, self.fingerprint(attribute)))
         return tuple(parts)
@@ -174,8 +177,3 @@ class _Fingerprinter:
         attributes = {**vars(value), **slots}
         fingerprints = tuple((name, self.fingerprint(part)) for name, part in attributes.items())
         return self.fingerprint(type(value)), fingerprints
-
-
-def _is_generated(function: types.FunctionType) -> bool:
-    """Whether ``dataclass`` generated a function, which then reads nothing but the fields."""
-    return function.__code__.co_filename == "<string>" or function.__name__ == "__reduce__"

@@ -11,6 +11,21 @@ Value: TypeAlias = "str | float | bool"  # the name of an input or of a line, or
 COMPARISONS = frozenset({"gt", "ge", "lt", "le", "eq", "ne"})
 LOGIC = frozenset({"and", "or", "xor", "not"})
 BOOLEAN = COMPARISONS | LOGIC
+# Operations on floats, by the number of their operands.
+UNARY = frozenset(
+    {
+        *("abs", "acos", "acosh", "asin", "asinh", "atan", "atanh", "ceil", "cos", "cosh", "erf"),
+        *("erfc", "exp", "exp2", "expm1", "floor", "log", "log10", "log1p", "log2", "neg"),
+        *("round", "sigmoid", "sin", "sinh", "sqrt", "tan", "tanh", "trunc"),
+    }
+)
+BINARY = frozenset(
+    {
+        *("add", "sub", "mul", "div", "max", "min", "pow", "atan2", "copysign", "fmod", "hypot"),
+        "nextafter",
+    }
+)
+ARITY = {**dict.fromkeys(UNARY, 1), **dict.fromkeys(BINARY, 2), "fma": 3}
 
 
 class Unfusable(Exception):  # noqa: N818 (a reason, shown to the user, not an error)

@@ -1,7 +1,7 @@
 """Represent a whole kernel as typed data: loops over time and lanes, loads, stores, arithmetic.
 
 A :class:`Kernel` is what a printer spells and what :mod:`~tracetorch.fuse.ir.evaluate` runs. Every
-value is assigned once; a loop hands the values that it carries from one turn to the next. There are
+value is assigned once; a loop hands the values that it carries on to its next iteration. There are
 two kinds of values: *uniform* ones, the same for all lanes (indices, sizes, literals), and those of
 *lanes*, which stand for as many lanes as the printer computes at a time. Inside ``lanes`` one lane
 knows nothing of the others.
@@ -77,7 +77,7 @@ class Role(_Word):
     LAST_OUTPUT = "last_output"
     GRAD_LAST_OUTPUT = "grad_last_output"
     GRAD_FIRST_OUTPUT = "grad_first_output"
-    HELD = "held"
+    SCRATCH = "scratch"
 
 
 READ_ONLY = frozenset(
@@ -88,7 +88,7 @@ READ_ONLY = frozenset(
     }
 )
 # Scratch of a task: nobody else sees it, and nothing is in it before the task begins.
-PRIVATE = frozenset({Role.PAST, Role.HELD})
+PRIVATE = frozenset({Role.PAST, Role.SCRATCH})
 # Sequences that the caller may lay out as it likes: strides of time and of rows are arguments.
 STRIDED = frozenset({Role.INPUT, Role.GRAD_OUTPUT, Role.GRAD_RECORD, Role.DRIVE})
 
@@ -102,13 +102,7 @@ class Axis(_Word):
 
 @dataclass(frozen=True)
 class Value:
-    """A value of a kernel.
-
-    Args:
-        name: unique in its kernel.
-        dtype: its type.
-        lanes: whether every lane has its own.
-    """
+    """A value of a kernel: its name, unique there; its type; whether every lane has its own."""
 
     name: str
     dtype: Dtype
@@ -142,13 +136,10 @@ class Size:
 
 @dataclass(frozen=True)
 class Buffer:
-    """Memory that a kernel is given.
+    """Memory that a kernel is given, its last dimension contiguous.
 
-    Args:
-        role: what it is for.
-        name: of the state, input or parameter that it belongs to; empty where there is but one.
-        dtype: of its values.
-        shape: its dimensions, the last one contiguous.
+    ``name`` is that of the state, input or parameter that it belongs to; empty where there is but
+    one.
     """
 
     role: Role
@@ -188,16 +179,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Store:
-    """``buffer[index] = value``."""
-
-    buffer: Buffer
-    index: tuple[Index, ...]
-    value: Operand
-
-
-@dataclass(frozen=True)
-class Accumulate:
-    """``buffer[index] += value``: a sum that lanes of one neuron may share, task by task."""
+    """``buffer[index] = value``; to sums, which lanes of a neuron may share, it is added."""
 
     buffer: Buffer
     index: tuple[Index, ...]
@@ -206,7 +188,7 @@ class Accumulate:
 
 @dataclass(frozen=True)
 class Carried:
-    """A value that a loop carries: ``inside`` is ``initial``, then the ``next`` of the turn before.
+    """A value that a loop carries: ``inside`` is ``initial``, then ``next`` of the one before.
 
     After the loop, ``result`` is the last one.
     """
@@ -257,15 +239,7 @@ class Product:
     ``count`` is not positive, and for all rows of neurons of the task. The last matrix that the
     buffer has is an exception: its product overwrites the target.
 
-    Args:
-        target: a sequence.
-        target_index: ``i``, and the lanes.
-        source: a sequence.
-        source_index: a step of it, and the lanes.
-        matrix: the matrices.
-        first: the first of them that is read.
-        count: how many are read.
-        reverse: whether the targets go down instead, ``target[i - j]``.
+    Target and source are sequences; where it is reversed, the targets go down, ``target[i - j]``.
     """
 
     target: Buffer
@@ -278,23 +252,12 @@ class Product:
     reverse: bool = False
 
 
-Statement: TypeAlias = (
-    "Operation | Load | Store | Accumulate | Loop | If | Lanes | Barrier | Product"
-)
+Statement: TypeAlias = "Operation | Load | Store | Loop | If | Lanes | Barrier | Product"
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel.
-
-    Args:
-        name: of the function.
-        title: what it is, for people.
-        dtype: of the arithmetic.
-        sizes: integers that it takes first.
-        buffers: memory that it takes after them.
-        body: what it does, for the lanes of one task.
-    """
+    """A kernel: a function of integers, its sizes, and buffers, for the lanes of one task."""
 
     name: str
     title: str
@@ -330,7 +293,7 @@ def operands(statement: Statement) -> tuple[Operand, ...]:
     """Return what a statement reads itself, not its body; of a loop what it begins with."""
     if isinstance(statement, Operation):
         return statement.args
-    if isinstance(statement, (Load, Store, Accumulate)):
+    if isinstance(statement, (Load, Store)):
         value = () if isinstance(statement, Load) else (statement.value,)
         return (*(i for i in statement.index if not isinstance(i, Axis)), *value)
     if isinstance(statement, Loop):
@@ -348,7 +311,7 @@ def written(kernel: Kernel) -> frozenset[Buffer]:
     """Return the buffers that a kernel writes to."""
     found: set[Buffer] = set()
     for each in statements(kernel.body):
-        if isinstance(each, (Store, Accumulate)):
+        if isinstance(each, Store):
             found.add(each.buffer)
         elif isinstance(each, Product):
             found.add(each.target)
@@ -360,42 +323,39 @@ def written(kernel: Kernel) -> frozenset[Buffer]:
 
 def _text(body: Sequence[Statement], depth: int) -> list[str]:
     lines: list[str] = []
-    pad = "  " * depth
     for each in body:
-        if isinstance(each, Operation):
-            lines.append(f"{pad}{each.result} = {each.op}({', '.join(map(str, each.args))})")
-        elif isinstance(each, Load):
-            lines.append(f"{pad}{each.result} = {_place(each.buffer, each.index)}")
-        elif isinstance(each, Store):
-            lines.append(f"{pad}{_place(each.buffer, each.index)} = {each.value}")
-        elif isinstance(each, Accumulate):
-            lines.append(f"{pad}{_place(each.buffer, each.index)} += {each.value}")
-        elif isinstance(each, Loop):
-            order = " from the last" if each.reverse else ""
-            lines.append(f"{pad}for {each.index} in {each.start} .. {each.stop}{order}:")
-            for c in each.carried:
-                lines.append(f"{pad}  {c.inside} := {c.initial}, then {c.next}; after: {c.result}")
-            lines += _text(each.body, depth + 1)
-        elif isinstance(each, If):
-            lines += [f"{pad}if {each.condition}:", *_text(each.body, depth + 1)]
-        elif isinstance(each, Lanes):
-            lines += [f"{pad}lanes:", *_text(each.body, depth + 1)]
-        elif isinstance(each, Product):
-            target = _place(each.target, each.target_index)
-            source = _place(each.source, each.source_index)
-            order = "down" if each.reverse else "up"
-            lines.append(
-                f"{pad}{target} and {order} += {source} @ {each.matrix}"
-                f"[{each.first} ...], {each.count} of them"
-            )
-        else:
-            lines.append(f"{pad}barrier")
+        inner = isinstance(each, (Loop, If, Lanes))
+        lines += [f"{'  ' * depth}{line}" for line in _head(each)]
+        lines += _text(each.body, depth + 1) if inner else []  # type: ignore[union-attr]
     return lines
 
 
+def _head(each: Statement) -> list[str]:
+    """Return the lines of a statement but those of its body."""
+    if isinstance(each, Operation):
+        return [f"{each.result} = {each.op}({', '.join(map(str, each.args))})"]
+    if isinstance(each, Load):
+        return [f"{each.result} = {_place(each.buffer, each.index)}"]
+    if isinstance(each, Store):
+        sign = "+=" if each.buffer.role is Role.SUMS else "="
+        return [f"{_place(each.buffer, each.index)} {sign} {each.value}"]
+    if isinstance(each, Loop):
+        order = " from the last" if each.reverse else ""
+        carried = [
+            f"  {c.inside} := {c.initial}, then {c.next}; after: {c.result}" for c in each.carried
+        ]
+        return [f"for {each.index} in {each.start} .. {each.stop}{order}:", *carried]
+    if isinstance(each, If):
+        return [f"if {each.condition}:"]
+    if isinstance(each, Product):
+        target, order = _place(each.target, each.target_index), "down" if each.reverse else "up"
+        factors = f"{_place(each.source, each.source_index)} @ {each.matrix}[{each.first} ...]"
+        return [f"{target} and {order} += {factors}, {each.count} of them"]
+    return ["lanes:" if isinstance(each, Lanes) else "barrier"]
+
+
 def _place(buffer: Buffer, index: Sequence[Index]) -> str:
-    spelled = [i.value if isinstance(i, Axis) else str(i) for i in index]
-    return f"{buffer}[{', '.join(spelled)}]"
+    return f"{buffer}[{', '.join(i.value if isinstance(i, Axis) else str(i) for i in index)}]"
 
 
 # Building
@@ -403,13 +363,9 @@ def _place(buffer: Buffer, index: Sequence[Index]) -> str:
 
 @dataclass
 class OpenLoop:
-    """A loop while its body is written.
+    """A loop while its body is written: what it carries, by name, in each iteration and after all.
 
-    Args:
-        index: of the turn.
-        carried: the values that it carries, inside, by name.
-        next: what each of them is in the next turn; to be set in the body.
-        results: what each of them is after the loop.
+    ``next``, what that is in the next iteration, is to be set in the body.
     """
 
     index: Value
@@ -420,11 +376,6 @@ class OpenLoop:
 
 class KernelBuilder:
     """Write a kernel statement by statement.
-
-    Args:
-        name: of the function.
-        title: what it is.
-        dtype: of the arithmetic.
 
     Example:
         >>> k = KernelBuilder("double", "twice the input", Dtype.FLOAT32)
@@ -484,43 +435,19 @@ class KernelBuilder:
         lanes = any(isinstance(arg, Value) and arg.lanes for arg in args)
         prefix = "i" if dtype.is_integer else ("b" if dtype is Dtype.BOOL else "v")
         result = self._value(prefix, dtype, lanes, numbered=True)
-        self._append(Operation(result, op, args))
+        self.append(Operation(result, op, args))
         return result
 
     def load(self, buffer: Buffer, index: tuple[Index, ...], name: str) -> Value:
         """Append a load and return what was loaded."""
         lanes = any(isinstance(i, Axis) for i in index)
         result = self._value(name, buffer.dtype, lanes)
-        self._append(Load(result, buffer, index))
+        self.append(Load(result, buffer, index))
         return result
 
     def store(self, buffer: Buffer, index: tuple[Index, ...], value: Operand) -> None:
         """Append a store."""
-        self._append(Store(buffer, index, value))
-
-    def accumulate(self, buffer: Buffer, index: tuple[Index, ...], value: Operand) -> None:
-        """Append an addition to memory."""
-        self._append(Accumulate(buffer, index, value))
-
-    def barrier(self) -> None:
-        """Append a barrier."""
-        self._append(Barrier())
-
-    def product(
-        self,
-        target: Buffer,
-        target_index: tuple[Index, ...],
-        source: Buffer,
-        source_index: tuple[Index, ...],
-        matrix: Buffer,
-        first: Operand,
-        count: Operand,
-        *,
-        reverse: bool = False,
-    ) -> None:
-        """Append a product."""
-        places = (target, target_index, source, source_index)
-        self._append(Product(*places, matrix, first, count, reverse))
+        self.append(Store(buffer, index, value))
 
     @contextmanager
     def loop(
@@ -550,21 +477,21 @@ class KernelBuilder:
             Carried(inside[each], initial, opened.next.get(each, inside[each]), results[each])
             for each, initial in carried.items()
         )
-        self._append(Loop(opened.index, start, stop, reverse, pairs, body))
+        self.append(Loop(opened.index, start, stop, reverse, pairs, body))
 
     @contextmanager
     def when(self, condition: Value) -> Iterator[None]:
         """Append a condition whose body is what is appended inside."""
         self._blocks.append([])
         yield
-        self._append(If(condition, tuple(self._blocks.pop())))
+        self.append(If(condition, tuple(self._blocks.pop())))
 
     @contextmanager
     def lanes(self) -> Iterator[None]:
         """Append a loop over lanes whose body is what is appended inside."""
         self._blocks.append([])
         yield
-        self._append(Lanes(tuple(self._blocks.pop())))
+        self.append(Lanes(tuple(self._blocks.pop())))
 
     def kernel(self) -> Kernel:
         """Return the kernel."""
@@ -572,7 +499,8 @@ class KernelBuilder:
         sizes, buffers = tuple(self._sizes), tuple(self._buffers)
         return Kernel(self.name, self.title, self.dtype, sizes, buffers, tuple(body))
 
-    def _append(self, statement: Statement) -> None:
+    def append(self, statement: Statement) -> None:
+        """Append a statement."""
         self._blocks[-1].append(statement)
 
     def _value(self, name: str, dtype: Dtype, lanes: bool, *, numbered: bool = False) -> Value:

@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from tracetorch.fuse.ir.graph import Builder, Unfusable, Value
+from tracetorch.fuse.ir.graph import BINARY, COMPARISONS, LOGIC, UNARY, Builder, Unfusable, Value
 
 # Called as PyTorch calls the operation, behind the builder ``b`` that gets the lines.
 Rule: TypeAlias = Callable[..., Value]
 
-# One lane has no memory of its own and no shape: these return their argument.
-_COPIES = ("_unsafe_view", "clone", "lift_fresh", "lift_fresh_copy", "squeeze")
-_UNARY = [
-    *("abs", "acos", "acosh", "asin", "asinh", "atan", "atanh", "ceil", "cos", "cosh", "erf"),
-    *("erfc", "exp", "exp2", "expm1", "floor", "lgamma", "log", "log10", "log1p", "log2", "neg"),
-    *("round", "sigmoid", "sin", "sinh", "sqrt", "tan", "tanh", "trunc"),
-]
+_RULES: dict[str, Rule] = {}
+
+
+def _rule(*names: str) -> Callable[[Rule], Rule]:
+    """Make a function the rule of operations."""
+
+    def register(rule: Rule) -> Rule:
+        _RULES.update(dict.fromkeys(names, rule))
+        return rule
+
+    return register
 
 
 def _as_float(b: Builder, value: Value) -> Value:
@@ -34,12 +38,14 @@ def _arithmetic(op: str) -> Rule:
     return lambda b, *args: b.emit(op, *(_as_float(b, arg) for arg in args))
 
 
+@_rule("add")
 def _add(b: Builder, x: Value, y: Value, alpha: float = 1) -> Value:
     x, y = _as_float(b, x), _as_float(b, y)
     # PyTorch rounds the scaled sum once.
     return b.emit("add", x, y) if alpha == 1 else b.emit("fma", y, float(alpha), x)
 
 
+@_rule("sub")
 def _sub(b: Builder, x: Value, y: Value, alpha: float = 1) -> Value:
     x, y = _as_float(b, x), _as_float(b, y)
     return b.emit("sub", x, y) if alpha == 1 else b.emit("fma", y, -float(alpha), x)
@@ -61,6 +67,7 @@ def _bitwise(op: str) -> Rule:
     return rule
 
 
+@_rule("pow")
 def _pow(b: Builder, x: Value, y: Value) -> Value:
     x, y = _as_float(b, x), _as_float(b, y)
     if isinstance(y, str):
@@ -80,6 +87,7 @@ def _pow(b: Builder, x: Value, y: Value) -> Value:
     return special[y]() if y in special else b.emit("pow", x, y)
 
 
+@_rule("clamp")
 def _clamp(b: Builder, x: Value, low: Value | None = None, high: Value | None = None) -> Value:
     x = _as_float(b, x)
     # The upper bound last: it wins where the bounds cross, as in PyTorch.
@@ -92,10 +100,12 @@ def _clamp(b: Builder, x: Value, low: Value | None = None, high: Value | None = 
     return x
 
 
+@_rule("where")
 def _where(b: Builder, condition: Value, x: Value, y: Value) -> Value:
     return b.emit("where", _as_boolean(b, condition), _as_float(b, x), _as_float(b, y))
 
 
+@_rule("sign", "sgn")
 def _sign(b: Builder, x: Value) -> Value:
     x = _as_float(b, x)
     # 0 at NaN too, as in PyTorch.
@@ -103,6 +113,7 @@ def _sign(b: Builder, x: Value) -> Value:
     return b.emit("where", b.emit("gt", x, 0.0), 1.0, below)
 
 
+@_rule("remainder")
 def _remainder(b: Builder, x: Value, y: Value) -> Value:
     x, y = _as_float(b, x), _as_float(b, y)
     rest = b.emit("fmod", x, y)
@@ -123,11 +134,13 @@ def _ignoring_nan(op: str) -> Rule:
     return rule
 
 
+@_rule("addcmul")
 def _addcmul(b: Builder, x: Value, y: Value, z: Value, value: float = 1) -> Value:
     x, y, z = _as_float(b, x), _as_float(b, y), _as_float(b, z)
     return b.emit("fma", b.emit("mul", y, float(value)), z, x)
 
 
+@_rule("lerp")
 def _lerp(b: Builder, x: Value, y: Value, weight: Value) -> Value:
     x, y, weight = _as_float(b, x), _as_float(b, y), _as_float(b, weight)
     # From the nearer end, as in PyTorch, so that the ends themselves are met.
@@ -136,6 +149,7 @@ def _lerp(b: Builder, x: Value, y: Value, weight: Value) -> Value:
     return b.emit("fma", share, b.emit("sub", y, x), b.emit("where", far, y, x))
 
 
+@_rule("softplus")
 def _softplus(b: Builder, x: Value, beta: float = 1, threshold: float = 20) -> Value:
     scaled = b.emit("mul", x, float(beta))
     # Above the threshold, where exp may overflow, softplus is x to rounding.
@@ -143,6 +157,7 @@ def _softplus(b: Builder, x: Value, beta: float = 1, threshold: float = 20) -> V
     return b.emit("where", b.emit("gt", scaled, float(threshold)), x, smooth)
 
 
+@_rule("softplus_backward")
 def _softplus_backward(b: Builder, g: Value, x: Value, beta: float, threshold: float) -> Value:
     scaled = b.emit("mul", x, float(beta))
     grown = b.emit("exp", scaled)
@@ -150,16 +165,20 @@ def _softplus_backward(b: Builder, g: Value, x: Value, beta: float, threshold: f
     return b.emit("where", b.emit("gt", scaled, float(threshold)), g, smooth)
 
 
+@_rule("silu")
 def _silu(b: Builder, x: Value) -> Value:
     return b.emit("div", x, b.emit("add", 1.0, b.emit("exp", b.emit("neg", x))))
 
 
+@_rule("silu_backward")
 def _silu_backward(b: Builder, g: Value, x: Value) -> Value:
     s = b.emit("sigmoid", x)
     slope = b.emit("fma", x, b.emit("sub", 1.0, s), 1.0)
     return b.emit("mul", b.emit("mul", _as_float(b, g), s), slope)
 
 
+# One lane has no memory of its own and no shape.
+@_rule("_unsafe_view", "clone", "lift_fresh", "lift_fresh_copy", "squeeze")
 def _identity(b: Builder, x: Value, *_: object, **__: object) -> Value:
     return x
 
@@ -174,54 +193,30 @@ def _constant(position: int) -> Rule:
     return rule
 
 
-_RULES: dict[str, Rule] = {
-    **dict.fromkeys(_COPIES, _identity),
+_RULES |= {
     # Arithmetic, comparisons and functions of numbers.
-    **{op: _arithmetic(op) for op in _UNARY},
-    **{op: _arithmetic(op) for op in ("mul", "div", "gt", "ge", "lt", "le", "eq", "ne")},
-    **{op: _arithmetic(op) for op in ("atan2", "copysign", "fmod", "hypot", "nextafter")},
-    "add": _add,
-    "sub": _sub,
+    **{op: _arithmetic(op) for op in (UNARY | BINARY | COMPARISONS) - {"max", "min", *_RULES}},
     "maximum": _arithmetic("max"),
     "minimum": _arithmetic("min"),
     "rsub": lambda b, x, y, alpha=1: _sub(b, y, x, alpha),
-    "pow": _pow,
     "reciprocal": lambda b, x: b.emit("div", 1.0, _as_float(b, x)),
     "rsqrt": lambda b, x: b.emit("div", 1.0, b.emit("sqrt", _as_float(b, x))),
     "relu": lambda b, x: _clamp(b, x, 0.0),
-    "clamp": _clamp,
     "clamp_min": lambda b, x, low: _clamp(b, x, low),
     "clamp_max": lambda b, x, high: _clamp(b, x, None, high),
     "fmax": _ignoring_nan("ge"),
     "fmin": _ignoring_nan("le"),
-    "remainder": _remainder,
     "signbit": lambda b, x: b.emit("lt", b.emit("copysign", 1.0, _as_float(b, x)), 0.0),
-    "addcmul": _addcmul,
-    "lerp": _lerp,
-    "where": _where,
-    "sign": _sign,
-    "sgn": _sign,
     # Logic.
-    "logical_and": _logic("and"),
-    "logical_or": _logic("or"),
-    "logical_xor": _logic("xor"),
-    "logical_not": _logic("not"),
-    "bitwise_and": _bitwise("and"),
-    "bitwise_or": _bitwise("or"),
-    "bitwise_xor": _bitwise("xor"),
-    "bitwise_not": _bitwise("not"),
+    **{f"logical_{op}": _logic(op) for op in LOGIC},
+    **{f"bitwise_{op}": _bitwise(op) for op in LOGIC},
     "isnan": lambda b, x: b.emit("ne", _as_float(b, x), _as_float(b, x)),
     # Constants.
-    "ones_like": lambda b, *_, **__: 1.0,
-    "zeros_like": lambda b, *_, **__: 0.0,
-    "_efficientzerotensor": lambda b, *_, **__: 0.0,
-    "ones": lambda b, *_, **__: 1.0,
-    "zeros": lambda b, *_, **__: 0.0,
-    "new_ones": lambda b, *_, **__: 1.0,
-    "new_zeros": lambda b, *_, **__: 0.0,
-    "full_like": _constant(1),
-    "fill": _constant(1),
-    "full": _constant(1),
+    **dict.fromkeys(("ones_like", "ones", "new_ones"), lambda b, *_, **__: 1.0),
+    **dict.fromkeys(
+        ("zeros_like", "_efficientzerotensor", "zeros", "new_zeros"), lambda b, *_, **__: 0.0
+    ),
+    **dict.fromkeys(("full_like", "fill", "full"), _constant(1)),
     "new_full": _constant(2),
     "scalar_tensor": _constant(0),
     # Gradients in the order of operations of PyTorch's own formulas, to round alike.
@@ -240,10 +235,6 @@ _RULES: dict[str, Rule] = {
     "zero": lambda b, _: 0.0,
     "masked_fill": lambda b, x, mask, value: _where(b, mask, value, x),
     # Activations.
-    "softplus": _softplus,
-    "softplus_backward": _softplus_backward,
-    "silu": _silu,
-    "silu_backward": _silu_backward,
     "leaky_relu": lambda b, x, slope=0.01: _where(
         b, b.emit("gt", x, 0.0), x, b.emit("mul", x, float(slope))
     ),

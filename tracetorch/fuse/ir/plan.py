@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from tracetorch.fuse.ir.graph import Graph
 from tracetorch.fuse.ir.trace import Program
@@ -26,11 +26,9 @@ class Plan:
         dim: the neuron dimension, counted from the end.
         record: the states whose trajectories are returned.
         has_backward: whether there will be a backward pass.
-        differentiated: the inputs whose gradients the backward pass computes.
-        trained: the parameters whose gradients it computes.
+        differentiated, trained: the inputs and parameters whose gradients it computes.
         tile: lanes whose recomputed states the backend holds at a time.
         kernels: what the runtime has compiled of it, by a key of its own; freed with the plan.
-
     """
 
     program: Program
@@ -93,11 +91,10 @@ class Plan:
         return "/".join((self.program.key, self.backend, *flags, *names))
 
 
-@dataclass(frozen=True, eq=False)
 class RecurrentPlan(Plan):
     """Plan of a step whose output returns to its input through a matrix."""
 
-    needs_weight_gradient: bool = False
+    needs_weight_gradient: ClassVar[bool] = False
     """Whether the matrix has a gradient, for which the backward pass recomputes the outputs."""
 
     @cached_property
@@ -106,3 +103,9 @@ class RecurrentPlan(Plan):
         graph = self.program.backward(("x",), self.trained)
         names = [*graph.outputs, *(["output"] if self.needs_weight_gradient else [])]
         return self.program.graph.select(names)
+
+
+class LearningPlan(RecurrentPlan):
+    """Plan of one whose matrix has a gradient."""
+
+    needs_weight_gradient = True

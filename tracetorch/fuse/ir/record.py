@@ -36,17 +36,12 @@ _EXACT = ("abs", "clone", "maximum", "minimum", "neg", "where", *_VIEWS, *_FILLE
 
 
 class _Lane(Tensor):
-    """Tensor without data: its shape, dtype, device, and the name of its value.
-
-    Args:
-        sample: a small tensor on the CPU that PyTorch computes on instead.
-        cell: a list that holds the value's name; views of one memory share it, so that an in-place
-            change of one is seen by all.
-        device: the device that it pretends to be on.
-    """
+    """Tensor without data: its shape, dtype, device, and the name of its value."""
 
     sample: Tensor
+    """A small tensor on the CPU that PyTorch computes on instead."""
     cell: list[Value]
+    """Holds the name; views of one memory share it: an in-place change of one is seen by all."""
 
     @staticmethod
     def __new__(cls, sample: Tensor, cell: list[Value], device: torch.device) -> _Lane:
@@ -81,7 +76,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         dtype: dtype of the arithmetic.
         device: device that the tensors pretend to be on; nothing runs there.
         side: size of every dimension of the sample tensors.
-
     """
 
     def __init__(self, ndim: int, dtype: torch.dtype, device: torch.device, side: int) -> None:

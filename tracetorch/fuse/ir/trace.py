@@ -36,17 +36,8 @@ class Program:
         i_<input>    further input                  d_i_<input>   its gradient
         g_output     cotangent of output            output        output
 
-    Args:
-        layer: name of the class of the traced layer.
-        inputs: names of its inputs in the graph, ``x`` first.
-        states: names of its active states.
-        params: names of the tensors among its step kwargs.
-        dtype: dtype of the arithmetic.
-        graph: the graph.
-        smooth: those of ``"output"`` and ``"next_<state>"`` that have a gradient.
-        reached: those of the inputs, ``"s_<state>"`` and ``"p_<param>"`` that they depend on, by
-            autograd.
-
+    ``layer`` is the name of the class, ``states`` are the active ones, ``params`` the tensors
+    among the step kwargs.
     """
 
     layer: str
@@ -56,7 +47,9 @@ class Program:
     dtype: torch.dtype
     graph: Graph
     smooth: frozenset[str]
+    """Those of ``"output"`` and ``"next_<state>"`` that have a gradient."""
     reached: frozenset[str]
+    """Those of the inputs, ``"s_<state>"`` and ``"p_<param>"`` that they depend on, by autograd."""
 
     @cached_property
     def key(self) -> str:

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn, TypeAlias
 
-from tracetorch.fuse.ir.graph import COMPARISONS, LOGIC
+from tracetorch.fuse.ir.graph import ARITY, COMPARISONS, LOGIC
 from tracetorch.fuse.ir.kernel import (
     PRIVATE,
     READ_ONLY,
-    Accumulate,
     Axis,
     Barrier,
     Buffer,
@@ -36,21 +35,6 @@ from tracetorch.fuse.ir.kernel import (
     Value,
 )
 
-# Operations on floats, by the number of their operands.
-UNARY = frozenset(
-    {
-        *("abs", "acos", "acosh", "asin", "asinh", "atan", "atanh", "ceil", "cos", "cosh", "erf"),
-        *("erfc", "exp", "exp2", "expm1", "floor", "lgamma", "log", "log10", "log1p", "log2"),
-        *("neg", "round", "sigmoid", "sin", "sinh", "sqrt", "tan", "tanh", "trunc"),
-    }
-)
-BINARY = frozenset(
-    {
-        *("add", "sub", "mul", "div", "max", "min", "pow", "atan2", "copysign", "fmod", "hypot"),
-        "nextafter",
-    }
-)
-ARITY = {**dict.fromkeys(UNARY, 1), **dict.fromkeys(BINARY, 2), "fma": 3}
 INTEGER = frozenset({"add", "sub", "mul", "min"})
 
 # A number and how often each value is added to it.
@@ -64,9 +48,6 @@ class InvalidKernel(Exception):  # noqa: N818 (a finding about a kernel)
 
 def verify(kernel: Kernel) -> Kernel:
     """Return a kernel after all rules were checked.
-
-    Args:
-        kernel: any.
 
     Raises:
         InvalidKernel: it breaks a rule.
@@ -88,7 +69,7 @@ class _Verifier:
     lower: dict[Value, list[_Sum]] = field(default_factory=dict)
     upper: dict[Value, list[_Sum]] = field(default_factory=dict)
     # the bound that each condition gives to a value
-    facts: dict[Value, tuple[Value, _Sum]] = field(default_factory=dict)
+    known: dict[Value, tuple[Value, _Sum]] = field(default_factory=dict)
 
     def run(self) -> None:
         kernel = self.kernel
@@ -159,17 +140,19 @@ class _Verifier:
             if each.result.dtype is not each.buffer.dtype or each.result.lanes != lanes:
                 self.fail("what is loaded is of another type than its memory", each)
             self.define(each.result)
-        elif isinstance(each, (Store, Accumulate)):
+        elif isinstance(each, Store):
             self.write(each)
         elif isinstance(each, Loop):
             self.loop(each)
         elif isinstance(each, If):
             if self.use(each.condition, Dtype.BOOL, each):
                 self.fail("a condition is uniform", each.condition)
-            with_facts = self.assume(each.condition)
+            said = self.known.get(each.condition)
+            if said is not None:
+                self.lower.setdefault(said[0], []).append(said[1])
             self.body(each.body)
-            for value, bound in with_facts:
-                self.lower[value].remove(bound)
+            if said is not None:
+                self.lower[said[0]].remove(said[1])
         elif isinstance(each, Lanes):
             if self.in_lanes:
                 self.fail("lanes within lanes", "lanes")
@@ -213,7 +196,7 @@ class _Verifier:
         if result.dtype.is_integer and not result.lanes:
             self.describe(each)
         if op == "gt" and isinstance(args[0], Value) and type(args[1]) is int:
-            self.facts[result] = args[0], (args[1] + 1, ())
+            self.known[result] = args[0], (args[1] + 1, ())
 
     def access(self, buffer: Buffer, index: Sequence[Index], where: object) -> bool:
         """Check an index; return whether each lane has its own place."""
@@ -249,15 +232,16 @@ class _Verifier:
         """Check that places lie in a dimension of a buffer."""
         if not self.positive(lowest):
             self.fail(f"{name} may lie before the first place of {buffer}", where)
-        if not self.positive(_minus(_plus(_sum_of_extent(extent), (-1, ())), highest)):
+        if isinstance(extent, Extent):
+            raise TypeError("lanes and neurons have no size in a kernel")
+        size = (extent, ()) if isinstance(extent, int) else (extent.plus, ((extent.value, 1),))
+        if not self.positive(_minus(_plus(size, (-1, ())), highest)):
             self.fail(f"{name} may lie behind the last place of {buffer}", where)
 
-    def write(self, each: Store | Accumulate) -> None:
+    def write(self, each: Store) -> None:
         lanes = self.access(each.buffer, each.index, each)
         if each.buffer.role in READ_ONLY:
             self.fail(f"{each.buffer} is only read", each)
-        if isinstance(each, Accumulate) != (each.buffer.role is Role.SUMS):
-            self.fail("sums are added to, and nothing else is", each)
         if self.use(each.value, each.buffer.dtype, each) and not lanes:
             self.fail("all lanes write to one place", each)
         if not lanes:
@@ -341,15 +325,6 @@ class _Verifier:
             if each.op == "min":
                 self.upper[value] = [first, second]
 
-    def assume(self, condition: Value) -> list[tuple[Value, _Sum]]:
-        """Note what a condition says of a loop index: ``index > number``."""
-        found = self.facts.get(condition)
-        if found is None:
-            return []
-        value, bound = found
-        self.lower.setdefault(value, []).append(bound)
-        return [found]
-
     def sum_of(self, operand: Operand) -> _Sum:
         if isinstance(operand, Value):
             return self.sums.get(operand, (0, ((operand, 1),)))
@@ -368,14 +343,6 @@ class _Verifier:
                 if self.positive(_plus(rest, _times(bound, count)), depth - 1):
                     return True
         return False
-
-
-def _sum_of_extent(extent: int | Size | Extent) -> _Sum:
-    if isinstance(extent, Size):
-        return extent.plus, ((extent.value, 1),)
-    if isinstance(extent, Extent):
-        raise TypeError("lanes and neurons have no size in a kernel")
-    return extent, ()
 
 
 def _plus(first: _Sum, second: _Sum) -> _Sum:

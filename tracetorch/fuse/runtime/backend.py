@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple, final
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,20 +13,6 @@ from tracetorch.core.torch_private import transformed_by
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.ir.trace import Program
 from tracetorch.fuse.runtime.layout import Layout
-
-
-class ResultGradients(NamedTuple):
-    """The incoming gradients of a sequence's results.
-
-    Args:
-        output: of the outputs ``[T, ...]``.
-        ends: of the final states, in the order of the program's.
-        trajectories: of the recorded trajectories ``[T, ...]``, in the order of the plan's.
-    """
-
-    output: Tensor
-    ends: Sequence[Tensor]
-    trajectories: Sequence[Tensor]
 
 
 class Backend(abc.ABC):
@@ -74,15 +60,11 @@ class Backend(abc.ABC):
     ) -> list[Tensor]:
         """Return outputs, final states, trajectories, and checkpoints for the backward pass.
 
-        Args:
-            plan: the plan.
-            layout: of the inputs.
-            inputs: the inputs ``[T, ...]``.
-            states: the active ones before the first step.
-            params: the tensors among the step kwargs.
+        ``inputs`` are sequences ``[T, ...]`` of that layout, ``params`` the tensors among the step
+        kwargs.
         """
 
-    @final
+    @abc.abstractmethod
     def backward(
         self,
         plan: Plan,
@@ -95,28 +77,6 @@ class Backend(abc.ABC):
     ) -> list[Tensor]:
         """Return the gradients of inputs, states, parameters; an empty tensor for one not needed.
 
-        Args:
-            plan: the plan.
-            layout: of the inputs.
-            inputs: the inputs ``[T, ...]``.
-            states: the active ones before the first step.
-            params: the tensors among the step kwargs.
-            checkpoints: what the forward pass has stored.
-            grads: of its results, in their order.
+        ``checkpoints`` are what the forward pass has stored; ``grads`` those of its results, in
+        their order; the others are its arguments.
         """
-        last = 1 + len(states)
-        split = ResultGradients(grads[0], grads[1:last], grads[last:])
-        return self.run_backward(plan, layout, inputs, states, params, checkpoints, split)
-
-    @abc.abstractmethod
-    def run_backward(
-        self,
-        plan: Plan,
-        layout: Layout,
-        inputs: Sequence[Tensor],
-        states: Sequence[Tensor],
-        params: Sequence[Tensor],
-        checkpoints: Tensor,
-        grads: ResultGradients,
-    ) -> list[Tensor]:
-        """Run the backward kernel: as :meth:`backward`, with the gradients of the results apart."""

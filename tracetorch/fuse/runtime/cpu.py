@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,8 +18,8 @@ from tracetorch.fuse.ir.kernel import PRIVATE, STRIDED, Role, Size
 from tracetorch.fuse.ir.kernel import Kernel as Schedule
 from tracetorch.fuse.ir.plan import TILE, Plan
 from tracetorch.fuse.ir.verify import verify
-from tracetorch.fuse.runtime.backend import Backend, ResultGradients
-from tracetorch.fuse.runtime.layout import Layout, allocate_results, strided
+from tracetorch.fuse.runtime.backend import Backend
+from tracetorch.fuse.runtime.layout import Layout, strided
 from tracetorch.fuse.runtime.machine_code import (
     TaskKernel,
     compiled,
@@ -40,15 +40,9 @@ _TASKS = 64  # at least: enough to share evenly among threads, few enough for th
 class _Grid(NamedTuple):
     """The division of the lanes into tasks: a task is a tile of columns, and a group of rows.
 
-    Args:
-        columns: lanes of a row.
-        rows: how many there are.
-        per_group: rows of a group, which a task runs one after the other.
-        groups: how many there are.
-        tasks: tiles times groups.
-        repeats: narrow rows of the layout that lie in one row of the grid.
-        task_lanes: lanes of a task at most.
-        geometry: of the lanes of a call, as ``llvm_kernel.GEOMETRY`` names it.
+    In one of ``rows`` of ``columns`` lie ``repeats`` narrow rows of the layout. There are
+    ``groups`` of ``per_group`` rows, which a task runs one after the other. ``geometry`` is what
+    ``llvm_kernel.GEOMETRY`` names.
     """
 
     columns: int
@@ -65,10 +59,8 @@ class _Grid(NamedTuple):
 def _grid(layout: Layout, *, grouped: bool) -> _Grid:
     """Divide the lanes of a layout into tasks; narrow rows share a tile.
 
-    Args:
-        layout: the layout.
-        grouped: let a task do several rows, so that there are few partial sums; otherwise it does
-            one, whose states it holds in a core's nearest cache.
+    Grouped, a task does several rows, so that there are few partial sums; otherwise it does one,
+    whose states it holds in a core's nearest cache.
     """
     width = layout.neurons * layout.inner
     tile = 2 * TILE if not grouped and layout.lanes >= 2 * TILE * _WIDE_TASKS else TILE
@@ -85,12 +77,11 @@ def _grid(layout: Layout, *, grouped: bool) -> _Grid:
 
 
 class Kernel(NamedTuple):
-    """A compiled kernel of a plan.
+    """A compiled kernel of a plan, and what it was made from.
 
     Args:
         tasks: the kernel.
-        schedule: what it was printed from.
-        printed: what was compiled.
+        schedule, printed: what it was compiled from.
         literals: the numbers of the program, as the kernel reads them.
         lines: lines of arithmetic in one step.
         roles: of the buffers that it is given, in their order.
@@ -108,9 +99,7 @@ class Kernel(NamedTuple):
     def arguments(
         self, geometry: Sequence[int], sizes: Sequence[int], buffers: Mapping[Role, Sequence[Any]]
     ) -> list[int]:
-        """Return its arguments in order.
-
-        One loop, because a kernel is run for every layer of every pass.
+        """Return its arguments in order; one loop, for it runs for every layer of every pass.
 
         Args:
             geometry: as ``llvm_kernel.GEOMETRY`` names it.
@@ -138,14 +127,7 @@ class Kernel(NamedTuple):
         return arguments
 
     def scratch(self, sizes: Sequence[int], lanes: int) -> tuple[int, ...]:
-        """Return the bytes of scratch of a worker: none, or one number.
-
-        Args:
-            sizes: those of the kernel.
-            lanes: of a task.
-        """
-        if not self.own:
-            return ()
+        """Return the bytes of scratch of a worker, whose task has some lanes; none, or a number."""
         lanes = self.printed.width if self.printed.block_scratch else lanes
         total = scratch_values(self.own, sizes, lanes) * self.literals.itemsize
         return (total,) if total else ()
@@ -156,9 +138,8 @@ def own_buffers(kernel: Schedule) -> tuple[tuple[int, tuple[int, ...]], ...]:
     found: list[tuple[int, tuple[int, ...]]] = []
     for buffer in kernel.buffers:
         if buffer.role in PRIVATE:
-            extents = buffer.shape[:-1]
-            numbers = [cast(int, each) for each in extents if not isinstance(each, Size)]
-            names = [each.value for each in extents if isinstance(each, Size)]
+            numbers = [each for each in buffer.shape if isinstance(each, int)]
+            names = [each.value for each in buffer.shape if isinstance(each, Size)]
             found.append((math.prod(numbers), tuple(map(kernel.sizes.index, names))))
     return tuple(found)
 
@@ -166,32 +147,14 @@ def own_buffers(kernel: Schedule) -> tuple[tuple[int, tuple[int, ...]], ...]:
 def scratch_values(
     own: Sequence[tuple[int, Sequence[int]]], sizes: Sequence[int], lanes: int
 ) -> int:
-    """Return how many values the scratch of a task has that holds some lanes at a time.
-
-    Args:
-        own: as :func:`own_buffers` returns it.
-        sizes: those of the kernel.
-        lanes: of the task.
-    """
-    total = 0
-    for count, places in own:
-        for place in places:
-            count *= sizes[place]
-        total += count
-    return total * lanes
+    """Return how many values the scratch of a task has that holds some lanes at a time."""
+    return lanes * sum(count * math.prod([sizes[i] for i in places]) for count, places in own)
 
 
 def kernel_of(
     plan: PlanT, backward: bool, build: Callable[[PlanT], Schedule], *, bypass: bool = False
 ) -> Kernel:
-    """Return a kernel of a plan, printed and compiled at the first call.
-
-    Args:
-        plan: the plan.
-        backward: which one of its two.
-        build: schedules it.
-        bypass: as for :func:`.print_kernel`.
-    """
+    """Return one of the two kernels of a plan, built, printed and compiled at the first call."""
     kernel: Kernel | None = plan.kernels.get((backward, bypass))
     if kernel is None:
         schedule = verify(build(plan))
@@ -199,33 +162,18 @@ def kernel_of(
         tasks = compiled(printed.text, printed.name)
         graph = plan.backward if backward else plan.program.forward
         literals = torch.tensor(plan.literals, dtype=plan.program.dtype, device="cpu")
-        # the text is long, and has done its work
-        printed = replace(printed, text="")
         roles = tuple([role for role in schedule.roles if role not in PRIVATE])
-        kernel = Kernel(
-            *(tasks, schedule, printed, literals),
-            *(len(graph.lines), roles, own_buffers(schedule)),
-        )
+        # the text is long, and has done its work
+        kept = (tasks, schedule, replace(printed, text=""), literals)
+        kernel = Kernel(*kept, len(graph.lines), roles, own_buffers(schedule))
         plan.kernels[backward, bypass] = kernel
     return kernel
 
 
-def _forward_kernel(plan: Plan) -> Schedule:
-    return schedules.forward_kernel(plan, in_chunks=True)
-
-
-def _are_aligned(sequences: Sequence[Tensor], grid: _Grid) -> bool:
-    """Whether every run of lanes of some sequences begins with a cache line."""
-    size = sequences[0].itemsize
-    places = [size * grid.columns, size * grid.geometry[1], *map(Tensor.data_ptr, sequences)]
-    return not any(place % ALIGNMENT for place in places)
-
-
-def _flat(tensors: Iterable[Tensor], layout: Layout) -> list[Tensor]:
+def _flat(tensors: Sequence[Tensor], layout: Layout) -> list[Tensor]:
     """Return sequences or steps whose memory is in the order of the layout, without gaps."""
-    if not layout.in_order:
-        tensors = map(layout.arrange, tensors)
-    return list(map(Tensor.contiguous, tensors))
+    arranged = tensors if layout.in_order else map(layout.arrange, tensors)
+    return list(map(Tensor.contiguous, arranged))
 
 
 def _sequence(tensor: Tensor, layout: Layout, grid: _Grid) -> tuple[Tensor, int, int]:
@@ -263,6 +211,52 @@ def parameter_gradients(plan: Plan, params: Sequence[Tensor], totals: Any) -> di
     return gradients
 
 
+def _forward_kernel(plan: Plan) -> Schedule:
+    return schedules.forward_kernel(plan, in_chunks=True)
+
+
+def _are_aligned(sequences: Sequence[Tensor], grid: _Grid) -> bool:
+    """Whether every run of lanes of some sequences begins with a cache line."""
+    size = sequences[0].itemsize
+    places = [size * grid.columns, size * grid.geometry[1], *map(Tensor.data_ptr, sequences)]
+    return not any(place % ALIGNMENT for place in places)
+
+
+class _Forward(NamedTuple):
+    """What all forward passes of a plan over one length and layout have in common.
+
+    Checkpoints have ``kept`` values; the output is large if it may be written past the caches.
+    """
+
+    grid: _Grid
+    kernel: Kernel
+    sizes: tuple[int, ...]
+    kept: int
+    work: int
+    scratch: tuple[int, ...]
+    is_large: bool
+
+
+@functools.lru_cache(maxsize=512)
+def _forward_of(plan: Plan, layout: Layout, steps: int) -> _Forward:
+    grid, kept = _grid(layout, grouped=False), plan.checkpoints(steps)
+    # Of a short step memory is the limit, which likes long runs of lanes; a long one likes to
+    # keep its states and parameters in registers.
+    is_short = len(plan.program.forward.lines) <= _SHORT
+    # Large outputs are written past the caches, by kernels that write long runs: others were
+    # twice as slow with it in one process of ten, and faster by a fifth in the rest.
+    large = steps * layout.lanes * plan.program.dtype.itemsize >= cache_size() // 8
+    kernel = kernel_of(plan, False, _forward_kernel)
+    # Without checkpoints the whole sequence is one segment.
+    every = plan.checkpoint_interval if kept else max(1, steps)
+    chunk = min(_CHUNK, every) if is_short else every
+    sizes = (steps, every, max(1, -(-steps // every)), chunk, -(-every // chunk))
+    work = steps * layout.lanes * (4 + kernel.lines)
+    values = kept * len(plan.recomputed) * layout.lanes
+    scratch = kernel.scratch(sizes, grid.task_lanes)
+    return _Forward(grid, kernel, sizes, values, work, scratch, is_short and large)
+
+
 class CpuBackend(Backend):
     """Kernels for the CPU."""
 
@@ -287,27 +281,16 @@ class CpuBackend(Backend):
     ) -> list[Tensor]:
         """Run the forward kernel: as :meth:`.Backend.forward`."""
         x = inputs[0]
-        steps = x.shape[0]
-        output, ends, records, checkpoints = allocate_results(plan, layout, x)
+        call = _forward_of(plan, layout, len(x))
+        grid, kernel, count = call.grid, call.kernel, 1 + len(plan.record)
+        new = layout.allocate(x, plan.program.dtype, sequences=count, steps=len(states))
+        output, records, ends = new[0], new[1:count], new[count:]
+        checkpoints = torch.empty(call.kept, dtype=plan.program.dtype)
         results = [output, *ends, *records, checkpoints]
         if layout.lanes == 0:
             return results
-        grid = _grid(layout, grouped=False)
-        # Of a short step memory is the limit, which likes long runs of lanes; a long one likes to
-        # keep its states and parameters in registers.
-        is_short = len(plan.program.forward.lines) <= _SHORT
-        # Large outputs are written past the caches, by kernels that write long runs: others were
-        # twice as slow with it in one process of ten, and faster by a fifth in the rest.
-        is_large = output.nbytes >= cache_size() // 8
-        bypass = is_short and is_large and _are_aligned([output, *records], grid)
-        kernel: Kernel = plan.kernels.get((False, bypass)) or kernel_of(
-            plan, False, _forward_kernel, bypass=bypass
-        )
-        # Without checkpoints the whole sequence is one segment.
-        every = plan.checkpoint_interval if len(checkpoints) else max(1, steps)
-        segments = max(1, -(-steps // every))
-        chunk = min(_CHUNK, every) if is_short else every
-        sizes = (steps, every, segments, chunk, -(-every // chunk))
+        if call.is_large and _are_aligned(new[:count], grid):
+            kernel = kernel_of(plan, False, _forward_kernel, bypass=True)
         buffers: dict[Role, Sequence[Any]] = {
             Role.INPUT: _sequences(inputs, layout, grid),
             Role.PARAMETER: list(map(Tensor.contiguous, params)),
@@ -318,13 +301,11 @@ class CpuBackend(Backend):
             Role.RECORD: records,
             Role.CHECKPOINTS: (checkpoints,),
         }
-        arguments = kernel.arguments(grid.geometry, sizes, buffers)
-        work = steps * layout.lanes * (4 + kernel.lines)
-        scratch = kernel.scratch(sizes, grid.task_lanes)
-        run_tasks(kernel.tasks, arguments, grid.tasks, work=work, scratch=scratch)
+        arguments = kernel.arguments(grid.geometry, call.sizes, buffers)
+        run_tasks(kernel.tasks, arguments, grid.tasks, work=call.work, scratch=call.scratch)
         return results
 
-    def run_backward(
+    def backward(
         self,
         plan: Plan,
         layout: Layout,
@@ -332,11 +313,11 @@ class CpuBackend(Backend):
         states: Sequence[Tensor],
         params: Sequence[Tensor],
         checkpoints: Tensor,
-        grads: ResultGradients,
+        grads: Sequence[Tensor],
     ) -> list[Tensor]:
-        """Run the backward kernel: as :meth:`.Backend.run_backward`."""
+        """Run the backward kernel: as :meth:`.Backend.backward`."""
         program, x = plan.program, inputs[0]
-        dtype, steps = program.dtype, x.shape[0]
+        dtype, steps, last = program.dtype, x.shape[0], 1 + len(states)
         grid = _grid(layout, grouped=True)
         nothing = torch.empty(0, dtype=dtype)
         count = len(plan.differentiated)
@@ -349,7 +330,7 @@ class CpuBackend(Backend):
                 plan, True, schedules.backward_kernel
             )
             starts = dict(zip(program.states, states, strict=True))
-            incoming = _sequences([grads.output, *grads.trajectories], layout, grid)
+            incoming = _sequences([grads[0], *grads[last:]], layout, grid)
             every = plan.checkpoint_interval
             # no longer than the sequence: scratch holds as many steps
             sizes = (steps, max(1, min(every, steps)), max(0, steps - 1) // every + 1)
@@ -360,7 +341,7 @@ class CpuBackend(Backend):
                 Role.CHECKPOINTS: (checkpoints,),
                 Role.START: _flat([starts[name] for name in plan.recomputed], layout),
                 Role.GRAD_OUTPUT: incoming[:1],
-                Role.GRAD_END: _flat(grads.ends, layout),
+                Role.GRAD_END: _flat(grads[1:last], layout),
                 Role.GRAD_RECORD: incoming[1:],
                 Role.GRAD_INPUT: new[:count],
                 Role.GRAD_START: d_states,

@@ -21,7 +21,7 @@ from tracetorch.fuse.ir.plan import TILE, Plan
 from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel
 from tracetorch.fuse.ir.trace import Program
 from tracetorch.fuse.ir.verify import verify
-from tracetorch.fuse.runtime.backend import Backend, ResultGradients
+from tracetorch.fuse.runtime.backend import Backend
 from tracetorch.fuse.runtime.kernel_cache import module_of
 from tracetorch.fuse.runtime.layout import Layout, allocate_results, strided
 
@@ -36,16 +36,6 @@ def _kernel(plan: Plan, name: str) -> Any:
         source = triton_source(verify(schedule(plan)))
         plan.kernels[name] = getattr(module_of(source, f"triton_{name}"), name)
     return plan.kernels[name]
-
-
-def _literals(plan: Plan, device: torch.device) -> Tensor:
-    """Copy the numbers of a program to the device; as arguments, float64 would be truncated."""
-    # Cached beside the kernels: a copy at each launch would wait for the device.
-    if device not in plan.kernels:
-        numbers = torch.tensor(plan.literals, dtype=plan.program.dtype, device=device)
-        plan.kernels[device] = numbers
-    literals: Tensor = plan.kernels[device]
-    return literals
 
 
 def _launch(plan: Plan, name: str, layout: Layout, device: torch.device, arguments: Any) -> None:
@@ -71,6 +61,11 @@ def _inputs(
     """Return the arguments that both kernels take."""
     x = inputs[0]
     steps = x.shape[0]
+    # The numbers are copied to the device, for as arguments those of float64 would be truncated;
+    # and kept beside the kernels, for a copy at each launch would wait for the device.
+    if x.device not in plan.kernels:
+        numbers = torch.tensor(plan.literals, dtype=plan.program.dtype, device=x.device)
+        plan.kernels[x.device] = numbers
     arguments: dict[str, Any] = {
         "steps": steps,
         "every": every,
@@ -78,7 +73,7 @@ def _inputs(
         "lanes": layout.lanes,
         "width": layout.neurons * layout.inner,
         "inner": layout.inner,
-        "at_literals": _literals(plan, x.device),
+        "at_literals": plan.kernels[x.device],
     }
     for name, each in zip(plan.program.inputs, inputs, strict=True):
         arguments |= _sequence(f"input_{name}", each, layout)
@@ -112,9 +107,21 @@ class TritonBackend(Backend):
         """Return ``"cuda"``, or ``"cpu"`` where the kernels are interpreted."""
         return "cpu" if _is_interpreted() else "cuda"
 
+    @functools.cache  # noqa: B019 (there is one object)
     def uninstalled_reason(self) -> str | None:
         """Return why Triton has no device on this machine, or ``None``."""
-        return _uninstalled_reason()
+        if importlib.util.find_spec("triton") is None:
+            return "Triton is not installed; it comes with PyTorch for CUDA and ROCm"
+        if not _is_interpreted():
+            if not torch.cuda.is_available():
+                return "there is no GPU"
+            if torch.version.hip is None and torch.cuda.get_device_capability() < (7, 0):
+                return "the GPU is older than Triton supports"
+        try:
+            import triton  # noqa: F401
+        except Exception as failure:
+            return f"Triton cannot be imported: {failure}"
+        return None
 
     def unsupported_reason(self, program: Program) -> str | None:
         """Return which operation of a program Triton kernels lack, as a reason, or ``None``."""
@@ -154,7 +161,7 @@ class TritonBackend(Backend):
             _launch(plan, "forward", layout, x.device, arguments)
         return [output, *ends.values(), *records.values(), checkpoints]
 
-    def run_backward(
+    def backward(
         self,
         plan: Plan,
         layout: Layout,
@@ -162,13 +169,15 @@ class TritonBackend(Backend):
         states: Sequence[Tensor],
         params: Sequence[Tensor],
         checkpoints: Tensor,
-        grads: ResultGradients,
+        grads: Sequence[Tensor],
     ) -> list[Tensor]:
-        """Run the backward kernel: as :meth:`.Backend.run_backward`."""
+        """Run the backward kernel: as :meth:`.Backend.backward`."""
         program, x = plan.program, inputs[0]
         dtype, steps = program.dtype, x.shape[0]
-        g_ends = dict(zip(program.states, grads.ends, strict=True))
-        g_records = dict(zip(plan.record, grads.trajectories, strict=True))
+        # of the output, final states, and trajectories
+        last = 1 + len(states)
+        g_ends = dict(zip(program.states, grads[1:last], strict=True))
+        g_records = dict(zip(plan.record, grads[last:], strict=True))
         nothing = x.new_empty(0, dtype=dtype)
         count = len(plan.differentiated)
         new = layout.allocate(x, dtype, sequences=count, steps=len(program.states))
@@ -187,7 +196,7 @@ class TritonBackend(Backend):
                 "at_checkpoints": checkpoints,
                 "at_past": x.new_empty(past, dtype=dtype),
                 # Incoming gradients keep their strides: that of a sum is expanded from one value.
-                **_sequence("grad_output", grads.output, layout),
+                **_sequence("grad_output", grads[0], layout),
                 **_states("grad_end", g_ends, layout),
                 **_states("grad_input", d_inputs, layout),
                 **_states("grad_start", d_states, layout),
@@ -210,19 +219,3 @@ class TritonBackend(Backend):
 def _is_interpreted() -> bool:
     """Whether Triton interprets its kernels, on tensors of the CPU."""
     return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
-
-
-@functools.cache
-def _uninstalled_reason() -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed; it comes with PyTorch for CUDA and ROCm"
-    if not _is_interpreted():
-        if not torch.cuda.is_available():
-            return "there is no GPU"
-        if torch.version.hip is None and torch.cuda.get_device_capability() < (7, 0):
-            return "the GPU is older than Triton supports"
-    try:
-        import triton  # noqa: F401
-    except Exception as failure:
-        return f"Triton cannot be imported: {failure}"
-    return None

@@ -23,7 +23,7 @@ from tracetorch.core.files import atomic_replace
 _FILE = re.compile(r"(?:\.[0-9a-f]+\.)?([a-z_]+_[0-9a-f]{20})\.")
 
 _log = logging.getLogger("tracetorch")
-_reported: set[str] = set()  # what this process has reported, each once
+_reported: set[str] = set()  # what this process has said
 
 
 # The folder
@@ -77,13 +77,12 @@ class CachedKernel(NamedTuple):
 def cached_kernels() -> list[CachedKernel]:
     """List the kernels in the folder, the one that was not used for the longest time first."""
     files: dict[str, dict[Path, os.stat_result]] = {}
-    for place in _places():
-        with contextlib.suppress(OSError):
-            for path in place.iterdir():
-                match = _FILE.match(path.name)
-                if match and path.is_file():
-                    with contextlib.suppress(OSError):  # another process has removed it
-                        files.setdefault(match[1], {})[path] = path.stat()
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for path in folder().iterdir():
+            match = _FILE.match(path.name)
+            if match and path.is_file():
+                with contextlib.suppress(OSError):  # another process has removed it
+                    files.setdefault(match[1], {})[path] = path.stat()
     kernels = [
         CachedKernel(
             list(s), sum(f.st_size for f in s.values()), max(f.st_mtime for f in s.values())
@@ -91,11 +90,6 @@ def cached_kernels() -> list[CachedKernel]:
         for s in files.values()
     ]
     return sorted(kernels, key=lambda kernel: kernel.used)
-
-
-def _places() -> list[Path]:
-    """Return where files of the cache are; earlier versions kept machine code in the second."""
-    return [folder(), folder() / "__pycache__"]
 
 
 def clear() -> None:
@@ -169,9 +163,9 @@ def _module(source: str, file: str, stem: str) -> ModuleType:
 # Reporting
 
 
-def report_unusable(reason: Exception | None) -> None:
+def report_unusable(reason: Exception) -> None:
     """Log once that the folder cannot be used, and why."""
-    if "unusable" not in _reported:
+    if not _reported:
         _reported.add("unusable")
         _log.warning(
             "compiled kernels are not kept, every process compiles its own: %s: %s. Set "

@@ -10,21 +10,15 @@ import torch
 from torch import Tensor
 
 from tracetorch.fuse.ir.plan import Plan
-from tracetorch.fuse.runtime.memory import large_empty
+from tracetorch.fuse.runtime.memory import LARGE, large_empty
 
 
 class Layout(NamedTuple):
     """A sequence ``[T, ...]`` seen as ``[T, outer, neurons, inner]`` in the order of its memory.
 
     Every operation is pointwise, so a channels-last input is walked in its own order instead of
-    being copied into another; outputs and gradients get the same order.
-
-    Args:
-        order: the dimensions of the sequence in the order of its memory, 0 first.
-        outer, neurons, inner: sizes; one step is ``outer * neurons * inner`` lanes.
-        lanes: values of one step.
-        in_order: the dimensions are in the order of memory already.
-
+    being copied into another; outputs and gradients get the same order. ``order`` are the
+    dimensions in the order of memory, 0 first; one step is ``outer * neurons * inner`` lanes.
     """
 
     order: tuple[int, ...]
@@ -43,8 +37,9 @@ class Layout(NamedTuple):
         pooled = x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling()
         tensors: list[Tensor] = []
         for shape, count in ((sizes, sequences), (sizes[1:], steps)):
+            large = pooled and math.prod(shape) * dtype.itemsize >= LARGE
             for _ in range(count):
-                if pooled:
+                if large:
                     new = large_empty(shape, dtype)
                 else:
                     new = torch.empty(shape, dtype=dtype, device=x.device)

@@ -7,6 +7,7 @@ costs the compilation and nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import ctypes.util
 import functools
@@ -39,26 +40,17 @@ _CHECKSUM = 64  # bytes at the beginning of a file
 
 
 class TaskKernel(NamedTuple):
-    """A kernel over tasks, as :func:`tracetorch.fuse.runtime.threads.run_tasks` runs it.
-
-    Args:
-        run: does the tasks of a block that no other thread does, without the GIL; a block is an
-            address, or bytes that are only read.
-        address: of its machine code, a C function of the address of a block.
-    """
+    """A kernel over tasks, as :func:`tracetorch.fuse.runtime.threads.run_tasks` runs it."""
 
     run: Callable[[int | bytes], None]
+    """Does the tasks of a block that no other thread does, without the GIL; a block is an address,
+    or bytes that are only read."""
     address: int
+    """Of its machine code, a C function of the address of a block."""
 
 
 class Machine(NamedTuple):
-    """Target of machine code, as LLVM names it.
-
-    Args:
-        triple: architecture and system.
-        cpu: processor.
-        features: those that are added to the ones of the processor, or removed.
-    """
+    """Target of machine code: architecture and system, processor, features, as LLVM names them."""
 
     triple: str
     cpu: str
@@ -94,8 +86,16 @@ def this_machine() -> Machine:
 
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    for name, address in _library_addresses().items():
-        llvm.add_symbol(name, address)
+    # functions of the C library, those that it has: looked up once, for this runs another program
+    path = "ucrtbase" if sys.platform == "win32" else ctypes.util.find_library("m")
+    with contextlib.suppress(OSError):
+        library: Any = ctypes.CDLL(path)
+        rounding = ("rint", "fma", "ceil", "floor", "trunc")
+        for name in (*LIBRARY, *rounding, "memset", "memcpy"):
+            for each in (name, f"{name}f"):
+                function = getattr(library, each, None)
+                if function is not None:
+                    llvm.add_symbol(each, ctypes.cast(function, ctypes.c_void_p).value or 0)
     features: Any = llvm.get_host_cpu_features()
     # LLVM's default triple on Windows writes an object format that its loader does not know
     triple = llvm.get_process_triple()
@@ -104,35 +104,8 @@ def this_machine() -> Machine:
     return Machine(triple, llvm.get_host_cpu_name(), features.flatten())
 
 
-def _library_names() -> list[str]:
-    names = [name for op in LIBRARY for name in (op, f"{op}f")]
-    rounding = ("rint", "fma", "ceil", "floor", "trunc", "memset", "memcpy")
-    return [*names, *rounding, *(f"{name}f" for name in rounding[:5])]
-
-
-def _library_addresses() -> dict[str, int]:
-    """Return the addresses of functions of the C library, those that it has."""
-    # looked up once: this runs another program, for milliseconds
-    path = "ucrtbase" if sys.platform == "win32" else ctypes.util.find_library("m")
-    try:
-        library = ctypes.CDLL(path)
-    except OSError:
-        return {}
-    found: dict[str, int] = {}
-    for name in _library_names():
-        function: Any = getattr(library, name, None)
-        if function is not None:
-            found[name] = ctypes.cast(function, ctypes.c_void_p).value or 0
-    return found
-
-
 def compiled(text: str, name: str) -> TaskKernel:
-    """Return a function of a module, compiled at the first call.
-
-    Args:
-        text: the module, in LLVM IR.
-        name: of the function, which takes one address.
-    """
+    """Return a function of one address in a module in LLVM IR, compiled at the first call."""
     key = hashlib.sha256(text.encode()).hexdigest()
     with _lock:
         if key not in _kernels:
@@ -140,21 +113,23 @@ def compiled(text: str, name: str) -> TaskKernel:
         return _kernels[key]
 
 
+def _target(machine: Machine) -> Any:
+    import llvmlite.binding as llvm
+
+    return llvm.Target.from_triple(machine.triple).create_target_machine(
+        cpu=machine.cpu, features=machine.features, opt=2, codemodel="jitdefault", jit=True
+    )
+
+
 def object_code(text: str, machine: Machine) -> bytes:
     """Compile a module.
 
     The text is as good as LLVM's passes would make it, so that only instructions are selected:
     they would double the time.
-
-    Args:
-        text: the module.
-        machine: for which.
     """
     import llvmlite.binding as llvm
 
-    target = llvm.Target.from_triple(machine.triple).create_target_machine(
-        cpu=machine.cpu, features=machine.features, opt=2, codemodel="jitdefault", jit=True
-    )
+    target = _target(machine)
     module = llvm.parse_assembly(text)
     module.triple, module.data_layout = machine.triple, str(target.target_data)
     found: bytes = target.emit_object(module)
@@ -212,13 +187,9 @@ def _load(code: bytes, name: str) -> TaskKernel:
     """Put object code into memory."""
     import llvmlite.binding as llvm
 
-    machine = this_machine()
-    target = llvm.Target.from_triple(machine.triple).create_target_machine(
-        cpu=machine.cpu, features=machine.features, codemodel="jitdefault", jit=True
-    )
     empty = llvm.parse_assembly("")
-    empty.triple = machine.triple
-    engine = llvm.create_mcjit_compiler(empty, target)
+    empty.triple = this_machine().triple
+    engine = llvm.create_mcjit_compiler(empty, _target(this_machine()))
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     address: int = engine.get_function_address(name)

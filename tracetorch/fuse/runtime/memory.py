@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 _PAGE = 2 << 20  # a huge one
-_LARGE = 1 << 20  # bytes; smaller tensors come from PyTorch's allocator
+LARGE = 1 << 20  # bytes; smaller tensors come from PyTorch's allocator
 _POOL_LIMIT = 256 << 20  # bytes that wait in the pool
 _NUMPY_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
@@ -60,13 +60,9 @@ class _Pool:
 _pool = _Pool()
 
 
-def _renew_lock() -> None:
-    """Make a new lock after ``fork``: no thread is left in the child that would release it."""
-    _pool.lock = threading.RLock()
-
-
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+    # after a fork no thread is left in the child that would release the lock
+    os.register_at_fork(after_in_child=lambda: setattr(_pool, "lock", threading.RLock()))
 
 
 class _Lease(np.ndarray[Any, Any]):
@@ -81,7 +77,7 @@ class _Lease(np.ndarray[Any, Any]):
 def large_empty(sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Allocate as ``torch.empty`` on the CPU; where it is large, from pages used before."""
     size = math.prod(sizes) * dtype.itemsize
-    if size < _LARGE or dtype not in _NUMPY_DTYPES or not sys.platform.startswith("linux"):
+    if size < LARGE or dtype not in _NUMPY_DTYPES or not sys.platform.startswith("linux"):
         return torch.empty(tuple(sizes), dtype=dtype, device="cpu")
     whole = -(-size // _PAGE) * _PAGE
     try:
@@ -104,23 +100,6 @@ def cache_size() -> int:
     return 32 << 20
 
 
-class _Scratch(threading.local):
-    """Each calling thread's own; a kernel writes it before it reads it."""
-
-    def __init__(self) -> None:
-        self.memory = torch.empty(0, dtype=torch.uint8)
-
-
-_scratch = _Scratch()
-
-
-def scratch_address(size: int) -> int:
-    """Return the address of at least ``size`` uncleared bytes, the thread's until its next call."""
-    if _scratch.memory.numel() < size:
-        _scratch.memory = torch.empty(size, dtype=torch.uint8)
-    return _scratch.memory.data_ptr()
-
-
 def address(tensor: Tensor, dtype: torch.dtype) -> int:
     """Return the address of what a kernel reads as values of ``dtype``.
 
@@ -139,10 +118,3 @@ def wrong_memory(tensor: Tensor, dtype: torch.dtype) -> TypeError:
         f"{tensor.device}. Convert it with .to(...); a model is moved before its forward pass, not "
         "between that and backward()."
     )
-
-
-def write_parameters(params: Sequence[Tensor], places: Any) -> None:
-    """Write each parameter into its place ``[..., neurons, inner]``, one value in each lane."""
-    for place, param in zip(places, params, strict=True):
-        # not .numpy(): FSDP could not free the memory between two passes
-        place[...] = np.from_dlpack(param.detach()).reshape(-1, 1)

@@ -21,15 +21,9 @@ _ROWS = 8  # of a task: enough to read the matrix seldom, few enough to share ou
 
 
 class _Shape(NamedTuple):
-    """Sizes of one call.
+    """Sizes of one call: ``per_task`` rows of neurons are walked through time together.
 
-    Args:
-        steps: of time.
-        every: steps from one checkpoint to the next.
-        neurons: lanes of a row.
-        rows: samples.
-        per_task: of them, those that a task walks through time together.
-        taps: matrices, one for each delay.
+    ``every`` steps lie between two checkpoints; there is one of ``taps`` matrices for each delay.
     """
 
     steps: int
@@ -149,24 +143,6 @@ def forward(
 # Backward
 
 
-class Gradients(NamedTuple):
-    """Gradients of a recurrence.
-
-    Args:
-        x: of the input.
-        first: of the outputs before the first step.
-        weight: of the matrices; ``None`` where the plan does not need it.
-        states: of the initial states.
-        params: of the parameters by name; those that the plan trains.
-    """
-
-    x: Tensor
-    first: Tensor
-    weight: Tensor | None
-    states: list[Tensor]
-    params: dict[str, Tensor]
-
-
 def backward(
     plan: RecurrentPlan,
     x: Tensor,
@@ -176,18 +152,10 @@ def backward(
     states: Sequence[Tensor],
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
-) -> Gradients:
-    """Return the gradients, from those of outputs, last output and final states.
+) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor], dict[str, Tensor]]:
+    """Return the gradients of input, first outputs, weight, states, and parameters by name.
 
-    Args:
-        plan: the same as forward.
-        x: what the step was given, as forward returned it.
-        checkpoints: as forward returned them.
-        first: the outputs before the first step.
-        weight: of the connection.
-        states: before the first step.
-        params: as forward was given them.
-        grads: in the order of its results.
+    ``x`` and ``checkpoints`` are what forward returned, ``grads`` those of its results.
     """
     program, dtype, neurons = plan.program, plan.program.dtype, x.shape[-1]
     shape = _shape(plan, x, len(first))
@@ -226,7 +194,7 @@ def backward(
     with np.errstate(all="ignore"):  # gradients that are not finite are the user's to find
         d_params = parameter_gradients(plan, params, sums.numpy().sum(0))
     d_weight = _weight_gradient(d_x, output, first, weight) if plan.needs_weight_gradient else None
-    return Gradients(d_x, d_first, d_weight, d_starts, d_params)
+    return d_x, d_first, d_weight, d_starts, d_params
 
 
 def _weight_gradient(d_x: Tensor, output: Tensor, first: Tensor, weight: Tensor) -> Tensor:

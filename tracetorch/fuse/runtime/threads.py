@@ -1,8 +1,8 @@
-"""Run the tasks of a kernel on PyTorch's own threads, or else on a pool of as many.
+"""Run the tasks of a kernel on PyTorch's own threads, or else on as many new ones.
 
 PyTorch's threads wait for work by spinning, and starve other threads for some milliseconds after
 every product. So kernels run in a parallel region of the OpenMP runtime that PyTorch has loaded;
-where it is not the one known here, or after ``fork``, which leaves its threads behind, on a pool.
+where it is not the one known here, or after ``fork``, which leaves its threads behind, on new ones.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import sys
 import threading
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,17 +22,23 @@ import torch
 
 from tracetorch.fuse.codegen.llvm_tasks import LINE
 from tracetorch.fuse.runtime.machine_code import TaskKernel
-from tracetorch.fuse.runtime.memory import scratch_address
 
 # Operations on one value. With fewer, other threads gain some ten microseconds at most; and where
 # another process has one of the cores, a team waits for it for milliseconds, as PyTorch's own do.
 _LEAST_WORK = 1_000_000
-_LEAST_WORK_OF_POOL = 16_000_000
+_LEAST_WORK_OF_OWN = 16_000_000
 
-_lock = threading.Lock()
-_pool: ThreadPoolExecutor | None = None
-_size = 0
 _forked = False
+
+
+class _Scratch(threading.local):
+    """Memory of each calling thread; a kernel writes it before it reads it."""
+
+    def __init__(self) -> None:
+        self.memory = torch.empty(0, dtype=torch.uint8)
+
+
+_scratch = _Scratch()
 
 
 def run_tasks(
@@ -59,14 +64,17 @@ def run_tasks(
         scratch: bytes of each array of scratch at the end; not cleared.
     """
     gomp = None if _forked else _gomp()
-    least = _LEAST_WORK if gomp else _LEAST_WORK_OF_POOL
+    least = _LEAST_WORK if gomp else _LEAST_WORK_OF_OWN
     # no fewer where there are fewer tasks: OpenMP ends the threads that a team leaves out
     threads = 1 if work < least or tasks < 2 else torch.get_num_threads()
     places: list[int] = []
     if scratch:
-        strides = [-(-size // 64) * 64 for size in scratch]
-        place = scratch_address(sum(strides) * threads)
-        for stride in strides:
+        needed = (sum(scratch) + 64 * len(scratch)) * threads
+        if _scratch.memory.numel() < needed:
+            _scratch.memory = torch.empty(needed, dtype=torch.uint8)
+        place = _scratch.memory.data_ptr()
+        for size in scratch:
+            stride = -(-size // 64) * 64
             places += (place, stride)
             place += stride * threads
     # in the order of tracetorch.fuse.codegen.llvm_tasks
@@ -79,22 +87,19 @@ def run_tasks(
     elif gomp:
         gomp.parallel(kernel.address, address, threads, 0)
     else:
-        _on_pool(lambda: kernel.run(address), threads)
+        _on_threads(lambda: kernel.run(address), threads)
 
 
 # PyTorch's threads
 
 
 class _Gomp(NamedTuple):
-    """Functions of GNU's OpenMP runtime.
-
-    Args:
-        parallel: runs a C function of one pointer in a team of threads.
-        thread_number: the address of a function that returns the number of the calling thread.
-    """
+    """Functions of GNU's OpenMP runtime."""
 
     parallel: Callable[[int, int, int, int], None]
+    """Runs a C function of one pointer in a team of threads."""
     thread_number: int
+    """The address of a function that returns the number of the calling thread."""
 
 
 @cache
@@ -108,15 +113,14 @@ def _gomp() -> _Gomp | None:
     try:
         library = ctypes.CDLL(str(_torch_library()), os.RTLD_NOLOAD)
         parallel, number = _address(library.GOMP_parallel), _address(library.omp_get_thread_num)
+        if hasattr(library, "__kmpc_fork_call"):  # LLVM's and Intel's, which have these too
+            return None
     except (OSError, AttributeError):
         return None
     # a runtime that was loaded before, for the whole process, stands in for the one of PyTorch
     with contextlib.suppress(AttributeError):
         if _address(ctypes.CDLL(None).GOMP_parallel) != parallel:
             return None
-    # LLVM's and Intel's have a function of this name too
-    if not _file_of(parallel).startswith("libgomp"):
-        return None
     kinds = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
     return _Gomp(ctypes.CFUNCTYPE(None, *kinds)(parallel), number)
 
@@ -130,67 +134,37 @@ def _address(function: Any) -> int:
     return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
-class _SymbolInfo(ctypes.Structure):
-    """File and symbol at an address, as ``dladdr`` returns them: ``Dl_info`` in C."""
-
-    _fields_ = [
-        ("file", ctypes.c_char_p),
-        ("base", ctypes.c_void_p),
-        ("symbol", ctypes.c_char_p),
-        ("address", ctypes.c_void_p),
-    ]
+# Threads of our own
 
 
-def _file_of(address: int) -> str:
-    """Return the name of the file that a loaded function is in."""
-    info = _SymbolInfo()
-    found = ctypes.CDLL(None).dladdr(ctypes.c_void_p(address), ctypes.byref(info))
-    return Path(os.fsdecode(info.file)).name if found else ""
-
-
-# The pool
-
-
-def _on_pool(work: Callable[[], None], threads: int) -> None:
+def _on_threads(work: Callable[[], None], count: int) -> None:
     """Call ``work`` in this thread and in others; what remains to be done is for it to find."""
-    helpers = _submit(work, threads - 1)
+    helpers: list[threading.Thread] = []
+    with contextlib.suppress(RuntimeError):  # the main thread has ended: no more are started
+        for _ in range(count - 1):
+            helper = threading.Thread(target=work)
+            helper.start()
+            helpers.append(helper)
+    interrupt: KeyboardInterrupt | None = None
     try:
         work()
     finally:
-        # One that has not begun finds nothing left to do. One that has must be waited for, also
-        # where Ctrl-C interrupts: it writes to memory that the caller then frees.
-        interrupt: BaseException | None = None
+        # Waited for also where Ctrl-C interrupts: they write to memory that the caller then frees.
         while helpers:
             try:
-                if helpers[-1].cancel() or helpers[-1].exception() is None:
-                    helpers.pop()
-                else:
-                    interrupt = helpers.pop().exception()
+                helpers[-1].join()
+                helpers.pop()
             except KeyboardInterrupt as error:
                 interrupt = error
-        if interrupt is not None:
-            raise interrupt
+    if interrupt is not None:
+        raise interrupt
 
 
-def _submit(work: Callable[[], None], count: int) -> list[Future[None]]:
-    global _pool, _size
-    with _lock:
-        if _pool is None or _size < count:
-            if _pool is not None:
-                _pool.shutdown(wait=False)
-            _pool, _size = ThreadPoolExecutor(count, "tracetorch"), count
-        helpers: list[Future[None]] = []
-        with contextlib.suppress(RuntimeError):  # the main thread has ended: no more are started
-            for _ in range(count):
-                helpers.append(_pool.submit(work))
-        return helpers
-
-
-def _forget() -> None:
-    """Drop all threads after ``fork``: the child has none of them."""
-    global _pool, _size, _lock, _forked
-    _lock, _pool, _size, _forked = threading.Lock(), None, 0, True
+def _note_fork() -> None:
+    """Note that the threads of the OpenMP runtime have stayed behind."""
+    global _forked
+    _forked = True
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(after_in_child=_note_fork)

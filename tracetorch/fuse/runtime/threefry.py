@@ -13,7 +13,8 @@ import functools
 import torch
 from torch import Tensor
 
-from tracetorch.fuse.codegen.llvm_writer import WORD, TaskWriter, Value
+from tracetorch.fuse.codegen.llvm_tasks import TaskWriter
+from tracetorch.fuse.codegen.llvm_writer import WORD, Value
 from tracetorch.fuse.runtime.machine_code import TaskKernel, compiled
 from tracetorch.fuse.runtime.memory import address, large_empty
 from tracetorch.fuse.runtime.threads import run_tasks
@@ -40,12 +41,12 @@ def threefry(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor]) -> tupl
     """
     keys = (*key, key[0] ^ key[1] ^ _PARITY)
     a, b = (counter[0] + keys[0]) & _MASK, (counter[1] + keys[1]) & _MASK
-    for turn in range(_ROUNDS // 4):
-        for bits in _ROTATIONS[turn % 2]:
+    for rounds in range(_ROUNDS // 4):
+        for bits in _ROTATIONS[rounds % 2]:
             a = (a + b) & _MASK
             b = (((b << bits) & _MASK) | (b >> (32 - bits))) ^ a
-        a = (a + keys[(turn + 1) % 3]) & _MASK
-        b = (b + keys[(turn + 2) % 3] + turn + 1) & _MASK
+        a = (a + keys[(rounds + 1) % 3]) & _MASK
+        b = (b + keys[(rounds + 2) % 3] + rounds + 1) & _MASK
     return a, b
 
 
@@ -106,13 +107,13 @@ def _write(k: TaskWriter, real: str) -> None:
         keys[0] = keys[0] + k.numbered(_WIDTH, "i32")
         keys.append(keys[0] ^ keys[1] ^ _PARITY)
         a, b = (word + key for word, key in zip(_words(k, counter, numbers), keys, strict=False))
-        for turn in range(_ROUNDS // 4):
-            for bits in _ROTATIONS[turn % 2]:
+        for rounds in range(_ROUNDS // 4):
+            for bits in _ROTATIONS[rounds % 2]:
                 a = a + b
                 rotation = k.literal(bits, numbers)
                 b = k.intrinsic(f"llvm.fshl.v{_WIDTH}i32", numbers, b, b, rotation) ^ a
-            a = a + keys[(turn + 1) % 3]
-            b = b + keys[(turn + 2) % 3] + (turn + 1)
+            a = a + keys[(rounds + 1) % 3]
+            b = b + keys[(rounds + 2) % 3] + (rounds + 1)
         for out, word in ((one, a), (other, b)):
             uniform = (k.convert("sitofp", word >> 9, vector) + 0.5) * 2.0**-23
             out.store_some(step.index * lanes + lane, left, uniform)

@@ -13,13 +13,12 @@ from torch.nn.utils import parametrize
 from tracetorch.cell import StateKind
 from tracetorch.core.checks import check_flag, check_nonnegative
 from tracetorch.core.double_backward import explain_double_backward
-from tracetorch.core.thread_owner import by_one_thread
 from tracetorch.core.torch_private import FakeTensor, is_tracing, lowest_wrapped, version_of
-from tracetorch.snn.constrained_layer import ConstrainedLayer
 from tracetorch.snn.parameters import Value, Weight, clamp
+from tracetorch.snn.sequence_layer import SequenceLayer
 
 
-class DelayingLayer(ConstrainedLayer):
+class DelayingLayer(SequenceLayer):
     """Base of layers that keep the inputs of the last ``max_delay`` steps.
 
     The state ``past`` has the shape of one step and time behind it, the oldest input first.
@@ -111,11 +110,6 @@ class DelayingLayer(ConstrainedLayer):
     def _raw_of(self, name: str, value: Any) -> Tensor:
         return initial_delays(value, tuple(self.raw_delay.shape), self.max_delay)
 
-    @property
-    def transient_attributes(self) -> frozenset[str]:
-        """Those of any layer, and the number that follows the buffer of ``sigma``."""
-        return super().transient_attributes | {"_sigma", "_known_sigma"}
-
     def _read_sigma(self) -> None:
         """Take the number from the buffer, if anything else has written to that."""
         buffer = self._buffers["sigma"]
@@ -162,7 +156,6 @@ class DelayingLayer(ConstrainedLayer):
         y, window = self._run(x.unsqueeze(0), dtype)
         return self._finish(y.squeeze(0), window, 1, x.dtype)
 
-    @by_one_thread
     def forward_sequence(
         self, x: Tensor, record: Sequence[str] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:

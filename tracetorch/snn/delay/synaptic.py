@@ -17,6 +17,7 @@ from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.delay.base import DelayingLayer, initial_delays
 from tracetorch.snn.delay.taps import taps
 from tracetorch.snn.parameters import Value
+from tracetorch.snn.passes import current_pass
 
 
 class SynapticDelays(DelayingLayer):
@@ -45,7 +46,6 @@ class SynapticDelays(DelayingLayer):
         max_delay = check_count("max_delay", max_delay)
         raw = initial_delays(delay, tuple(product.weight.shape), max_delay)
         super().__init__(inputs, dim, max_delay, sigma, raw, learnable)
-        self._held: Tensor | None = None
 
     @property
     def product(self) -> nn.Linear | nn.Conv1d:
@@ -90,13 +90,15 @@ class SynapticDelays(DelayingLayer):
         # whose shape is by then the one that broadcasts the values of neurons
         return self.kernel(delay.reshape(self.product.weight.shape))
 
-    def hold_kernel(self, dtype: torch.dtype | None) -> None:
-        """Compute the kernel once for all steps to come, until ``None`` releases it.
+    def hold_kernel(self, dtype: torch.dtype) -> None:
+        """Compute the kernel once for all steps of the pass that runs.
 
         Args:
             dtype: of the arithmetic.
         """
-        self._held = None if dtype is None else self.kernel_of(dtype)
+        run = current_pass()
+        if run is not None:
+            run.notes[id(self)] = self.kernel_of(dtype)
 
     def convolve(self, window: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
         """Return the convolution over time, the last dimension of ``window``.
@@ -110,19 +112,16 @@ class SynapticDelays(DelayingLayer):
         """
         raise NotImplementedError
 
-    def held_kernel(self, dtype: torch.dtype) -> Tensor:
-        """Return the kernel that is held for this step, or a new one.
-
-        Args:
-            dtype: of the arithmetic.
-        """
-        held = self._held
+    def current_kernel(self, dtype: torch.dtype) -> Tensor:
+        """Return the kernel that the pass holds for this step, or a new one."""
+        run = current_pass()
+        held: Tensor | None = None if run is None else run.notes.get(id(self))
         return held if held is not None and held.dtype == dtype else self.kernel_of(dtype)
 
     def _delayed(self, window: Tensor, ndim: int, steps: int) -> Tensor:
         bias, dtype = self.product.bias, window.dtype
         bias = None if bias is None else bias.to(dtype)
-        return self.convolve(window, self.held_kernel(dtype), bias)
+        return self.convolve(window, self.current_kernel(dtype), bias)
 
     def _check_product(self) -> None:
         """Raise where a call of the product would do more than its class: nobody calls it."""

@@ -1,4 +1,4 @@
-"""Prepared sequences: none may be taken for another; changes of layers are in `test_roads`."""
+"""Prepared sequences: none may be taken for another; changes of layers are in `test_changes`."""
 
 from __future__ import annotations
 

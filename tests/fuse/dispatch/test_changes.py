@@ -1,4 +1,4 @@
-"""Every change of a layer, through every road: what eager steps compute, or the same refusal."""
+"""Every change of a layer, through every way: what eager steps compute, or the same refusal."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests.changes import CHANGES, DEFINITIONS, B, N, made, sequence
 from tracetorch import snn
-from tracetorch.cell import Cell, Constraint
+from tracetorch.cell import Constraint
 
-Road = Callable[[Any, Tensor], Tensor]
+Run = Callable[[Any, Tensor], Tensor]
 
 
 def stepped(layer: Any, x: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def without_graph(layer: Any, x: Tensor) -> Tensor:
 
 # whose runs have no graph, and so no gradients
 WITHOUT_GRAPH = ("a compiled step", "a sequence without a graph")
-ROADS: dict[str, Road] = {
+WAYS: dict[str, Run] = {
     "a step with a graph": stepped,
     "a compiled step": without_graph,
     "a sequence": lambda layer, x: layer.forward_sequence(x)[0],
@@ -44,12 +44,12 @@ def _no_grad(function: Callable[..., Any], x: Tensor) -> Any:
         return function(x)
 
 
-def outcome(road: Road, layer: Any, x: Tensor) -> dict[str, Any]:
+def outcome(way: Run, layer: Any, x: Tensor) -> dict[str, Any]:
     """Outputs, the last state and gradients by name; or the kind of error."""
     layer.zero_grad()
     x = x.detach().requires_grad_()
     try:
-        y = road(layer, x)
+        y = way(layer, x)
         found: dict[str, Any] = {"y": y.detach(), "mem": layer.mem.detach()}
         if y.requires_grad:
             (y.square().sum() + layer.mem.sum()).backward()
@@ -86,19 +86,19 @@ def truth(change: str, x: Tensor) -> dict[str, Any]:
         return outcome(stepped, twin, x)
 
 
-@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_change_takes_effect_on_every_road(change: str, road: str) -> None:
+def test_a_change_takes_effect_on_every_way(change: str, way: str) -> None:
     layer, x = made(), sequence()
     for _ in range(2):
-        assert "error" not in outcome(ROADS[road], layer, x)
+        assert "error" not in outcome(WAYS[way], layer, x)
         layer.zero_states()
     CHANGES[change](layer)
-    found = outcome(ROADS[road], layer, x)
-    if found == {"error": ValueError} and road in ("by layer", "segments"):
+    found = outcome(WAYS[way], layer, x)
+    if found == {"error": ValueError} and way in ("by layer", "segments"):
         assert "forward_step" in change or "error" in truth(change, x)
         return
-    assert same(found, truth(change, x), graph=road not in WITHOUT_GRAPH)
+    assert same(found, truth(change, x), graph=way not in WITHOUT_GRAPH)
 
 
 @pytest.mark.slow
@@ -110,17 +110,17 @@ def test_a_change_takes_effect_after_a_compilation(change: str) -> None:
     torch._dynamo.reset()
     run = torch.compile(lambda x: tt.unroll(layer, x), backend="aot_eager")
 
-    def road(_: Any, x: Tensor) -> Tensor:
+    def way(_: Any, x: Tensor) -> Tensor:
         return run(x)
 
-    assert "error" not in outcome(road, layer, x)
+    assert "error" not in outcome(way, layer, x)
     layer.zero_states()
     CHANGES[change](layer)
-    assert same(outcome(road, layer, x), truth(change, x))
+    assert same(outcome(way, layer, x), truth(change, x))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("road", ["a sequence", "a step with a graph"])
+@pytest.mark.parametrize("way", ["a sequence", "a step with a graph"])
 @pytest.mark.parametrize(
     "change",
     [
@@ -130,10 +130,10 @@ def test_a_change_takes_effect_after_a_compilation(change: str) -> None:
         "the step of the class",
     ],
 )
-def test_a_changed_method_is_compiled_once_more(change: str, road: str) -> None:
+def test_a_changed_method_is_compiled_once_more(change: str, way: str) -> None:
     layer, x = made(), sequence()
     torch._dynamo.reset()
-    run = torch.compile(lambda x: ROADS[road](layer, x), backend="aot_eager")
+    run = torch.compile(lambda x: WAYS[way](layer, x), backend="aot_eager")
     graphs = torch._dynamo.utils.counters["stats"]
 
     def compiled(_: Any, x: Tensor) -> Tensor:
@@ -228,23 +228,6 @@ def test_a_change_makes_another_cell(change: str) -> None:
     assert layer.cell is not before
 
 
-# An option is passed to the step as it is now, with a graph; a kernel has it compiled in.
-MISSED = [c for c in DEFINITIONS if "initial" not in c and c not in ("averaging",)]
-
-
-@pytest.mark.parametrize("change", MISSED)
-def test_without_the_comparison_a_change_would_be_missed(
-    change: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    layer, x = made(), sequence()
-    road = ROADS["a sequence without a graph"]
-    first = outcome(road, layer, x)
-    layer.zero_states()
-    CHANGES[change](layer)
-    monkeypatch.setattr(Cell, "describes", lambda *_: True)
-    assert same(outcome(road, layer, x), first, graph=False)
-
-
 class Partial(snn.Neuron):
     """A neuron whose states, options and constraint may change in ways of its own."""
 
@@ -286,14 +269,14 @@ OWN: dict[str, tuple[Callable[[Any], object], Callable[[Any], object]]] = {
 }
 
 
-@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("change", OWN)
-def test_changes_that_a_neuron_makes_possible(change: str, road: str) -> None:
+def test_changes_that_a_neuron_makes_possible(change: str, way: str) -> None:
     first, then = OWN[change]
     layer, twin, x = Partial(N), Partial(N), sequence()
     first(layer)
     for _ in range(2):
-        outcome(ROADS[road], layer, x)
+        outcome(WAYS[way], layer, x)
         layer.zero_states()
     then(layer)
     layer.zero_states()
@@ -302,14 +285,14 @@ def test_changes_that_a_neuron_makes_possible(change: str, road: str) -> None:
     with tt.fuse.backend("eager"):
         expected = outcome(stepped, twin, x)
     assert "error" not in expected
-    found = outcome(ROADS[road], layer, x)
-    assert same(found, expected, graph=road not in WITHOUT_GRAPH)
+    found = outcome(WAYS[way], layer, x)
+    assert same(found, expected, graph=way not in WITHOUT_GRAPH)
 
 
-@pytest.mark.parametrize("road", ["a compiled step", "a sequence", "by layer"])
-def test_a_patched_base_class_is_seen(road: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("way", ["a compiled step", "a sequence", "by layer"])
+def test_a_patched_base_class_is_seen(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = made(), sequence()
-    outcome(ROADS[road], layer, x)
+    outcome(WAYS[way], layer, x)
     layer.zero_states()
     original = snn.Neuron.states_for
 
@@ -319,8 +302,8 @@ def test_a_patched_base_class_is_seen(road: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(snn.Neuron, "states_for", own)
     with tt.fuse.backend("eager"):
         expected = outcome(stepped, made(), x)
-    found = outcome(ROADS[road], layer, x)
-    assert same(found, expected, graph=road not in WITHOUT_GRAPH)
+    found = outcome(WAYS[way], layer, x)
+    assert same(found, expected, graph=way not in WITHOUT_GRAPH)
 
 
 def test_an_option_that_comes_and_goes_finds_its_cell_again() -> None:

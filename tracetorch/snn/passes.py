@@ -1,0 +1,409 @@
+"""``Pass``: the states of all layers that a call meets, read where they are met, committed at once.
+
+States live on layers between calls; during ``tt.unroll`` they live in a pass, which is ambient for
+its thread. A layer is called as ever, and runs one step, or, where time is folded into the batch,
+all of them, on the states that the pass holds. At the end all states are written to the layers
+together, by one call of C that nothing interrupts. So a call that fails has changed nothing, one
+from rest touches no layer, and several threads may run one model from rest at once.
+
+By layer time is folded into the batch, and only the layer that runs knows the states of a step: so
+a ``forward`` that reads, sets or clears them is refused, which is right by step. What runs inside a
+layer, in a ``Recurrent``, runs step by step, on the states of the same pass.
+
+A pass inside a pass, ``tt.unroll`` of a part of a model that runs by step, reads its states from
+the outer one and commits to it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NoReturn, ParamSpec, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from tracetorch.core.torch_private import (
+    NO_BACKWARD,
+    current_backward,
+    dispatch_modes,
+    functorch,
+    functorch_active,
+    is_jit_tracing,
+    is_tracing,
+    unsafe_view,
+)
+from tracetorch.snn.restarts import Restarts
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Stateful(Protocol):
+    """A module with states: a ``TTModule``."""
+
+    __dict__: dict[str, Any]
+    _zeroed_in_trace: bool
+    _zeroed_in_backward: int
+
+    @property
+    def _state_attributes(self) -> tuple[str, ...]: ...
+
+    def _label(self) -> str: ...
+
+    def _refuse_stale_states(self) -> None: ...
+
+
+class Layer(Stateful, Protocol):
+    """A layer that runs one step, or a sequence: a ``SequenceLayer``."""
+
+    inputs: Any
+
+    def _all_further(
+        self, x: Tensor, given: tuple[Tensor, ...], named: dict[str, Tensor]
+    ) -> tuple[Tensor, ...]: ...
+
+    def _restarted(
+        self, x: Tensor, record: tuple[str, ...], reset: Restarts, further: tuple[Tensor, ...]
+    ) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+    def check_input(self, x: object) -> Any:
+        """Raise where an input does not fit."""
+
+    def forward_step(self, x: Tensor, *further: Tensor) -> Tensor:
+        """Run one step."""
+
+    def forward_sequence(
+        self, x: Tensor, record: tuple[str, ...] = (), **more: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run all the steps."""
+
+
+class _Ambient(threading.local):
+    """The pass that runs in this thread; ``torch.compile`` follows such an attribute."""
+
+    current: Pass | None = None
+
+
+ambient = _Ambient()
+
+
+def current_pass() -> Pass | None:
+    """Return the pass that runs in this thread, or ``None``."""
+    return ambient.current
+
+
+def states_of(module: Stateful, action: str = "use its states") -> dict[str, Any]:
+    """Return the states of a module by attribute: those of the pass, else those on the module.
+
+    Args:
+        module: a layer, or a module with a memory.
+        action: what is done with them, for the message of a pass by layer that refuses it.
+
+    Raises:
+        ValueError: time is folded into the batch, and the module is not what runs.
+    """
+    run = ambient.current
+    return module.__dict__ if run is None else run.states_of(module, action)
+
+
+class Entry:
+    """The states of one module in a pass, by attribute; without a constructor, which takes time.
+
+    ``within`` is the layer inside which the module runs, step by step, or itself; ``None`` by step.
+    """
+
+    __slots__ = ("called", "module", "states", "within")
+
+    called: bool
+    module: Stateful
+    states: dict[str, Any]
+    within: Stateful | None
+
+
+class Pass:
+    """The states of the layers that a call meets, and how time runs in it.
+
+    Args:
+        steps: how many time steps are folded into the batch of what the layers are given.
+        folded: whether time is folded, by layer; else a call of a layer is one step.
+        from_rest: states begin from rest, and are not to be committed.
+        reset: where samples start anew before a step, by layer; ``None`` for nowhere.
+        recorder: what is given the inputs, states and outputs to record; ``None`` for nothing.
+    """
+
+    def __init__(
+        self,
+        steps: int = 1,
+        *,
+        folded: bool = False,
+        from_rest: bool = False,
+        reset: Restarts | None = None,
+        recorder: Any = None,
+    ) -> None:
+        self.steps, self.folded, self.from_rest = steps, folded, from_rest
+        self.reset, self.recorder = reset, recorder
+        self.parent = ambient.current
+        self.entries: dict[int, Entry] = {}
+        self.running: Layer | None = None
+        """By layer the layer that runs its steps now."""
+        self.notes: dict[int, Any] = {}
+        """What a module keeps for the length of the call, by its id."""
+        self.went_on = False
+        """Whether it has met a state that is not at rest."""
+        compiling = torch.compiler.is_compiling()
+        observed = not compiling and (dispatch_modes() or is_jit_tracing())
+        self.traced = bool(observed) and is_tracing()
+        self.backward = NO_BACKWARD if compiling else current_backward()
+
+    def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call a function within the pass."""
+        outer = ambient.current
+        try:  # an interrupt must not leave the pass behind, so it is set inside the block
+            ambient.current = self
+            return function(*args, **kwargs)
+        finally:
+            ambient.current = outer
+
+    # States
+
+    def states_of(self, module: Stateful, action: str = "use its states") -> dict[str, Any]:
+        """Return the states of a module by attribute, to read and to write.
+
+        Raises:
+            ValueError: time is folded into the batch, and the module is not what runs.
+        """
+        if self.folded:
+            if self.running is None:
+                raise ValueError(
+                    f"{module._label()} runs all of its time steps at once, so a forward "
+                    f'cannot {action} in each of them. Use tt.unroll(..., by="step").'
+                )
+            entry = self.entries.get(id(module)) or self._meet(module, self.running)
+            if entry.within is not self.running:
+                self._refuse_place(module)
+            return entry.states
+        entry = self.entries.get(id(module)) or self._meet(module, None)
+        return entry.states
+
+    def _meet(self, module: Stateful, within: Stateful | None) -> Entry:
+        """Read the states of a module that the pass has not met yet."""
+        entry = Entry()
+        entry.module, entry.within, entry.called = module, within, False
+        names = module._state_attributes
+        if self.from_rest:
+            entry.states = dict.fromkeys(names)
+        else:
+            if self.parent is not None:
+                held = self.parent.states_of(module)
+            else:
+                held = module.__dict__
+                if (self.traced and not module._zeroed_in_trace) or (
+                    self.backward not in (NO_BACKWARD, module._zeroed_in_backward)
+                ):
+                    module._refuse_stale_states()
+            entry.states = {name: held[name] for name in names}
+            if not self.went_on:
+                self.went_on = list(entry.states.values()).count(None) < len(names)
+        self.entries[id(module)] = entry
+        return entry
+
+    def _refuse_place(self, module: Stateful) -> NoReturn:
+        raise ValueError(
+            f"{module._label()} is called inside of a layer that runs all of its time steps "
+            "at once, a Recurrent, and also outside of it or in another one, so that its own "
+            'steps would be out of order. Use tt.unroll(..., by="step").'
+        )
+
+    def copy_of_entry(self, module: Stateful) -> Entry:
+        """Return an entry of its own with the states of a module."""
+        entry = Entry()
+        entry.module, entry.within, entry.called = module, None, False
+        entry.states = dict(self.states_of(module))
+        return entry
+
+    def is_current(self) -> bool:
+        """Whether the states are those of the trace, or the backward pass, that runs now."""
+        return self.traced == is_tracing() and self.backward == current_backward()
+
+    def commit(self) -> None:
+        """Write all states back, to the modules or to the outer pass, all together.
+
+        Raises:
+            ValueError: they belong to the samples of a ``vmap``, which is over before the modules
+                are called again.
+        """
+        entries = self.entries.values()
+        if torch.compiler.is_compiling():
+            for entry in entries:
+                for name, state in entry.states.items():
+                    setattr(entry.module, name, state)
+            return
+        if functorch_active():
+            self._check_no_batch()
+        parent = self.parent
+        news = [entry.states for entry in entries]
+        targets = [
+            entry.module.__dict__ if parent is None else parent.states_of(entry.module)
+            for entry in entries
+        ]
+        # freed behind the commit, for that may run code
+        olds = [list(map(target.get, new)) for target, new in zip(targets, news, strict=True)]
+        deque(map(dict.update, targets, news), maxlen=0)
+        del olds
+
+    def _check_no_batch(self) -> None:
+        for entry in self.entries.values():
+            for name, state in entry.states.items():
+                if isinstance(state, Tensor) and functorch.is_batchedtensor(state):
+                    raise ValueError(
+                        f"{entry.module._label()} would keep a state {name} of all samples of "
+                        "a vmap, which is over when the layer is called next. Use "
+                        "tt.unroll(..., from_rest=True) in torch.vmap."
+                    )
+
+    # Calls of layers
+
+    def __call__(
+        self, layer: Layer, x: Tensor, given: tuple[Tensor, ...], named: dict[str, Tensor]
+    ) -> Tensor:
+        """Run a layer: one step, or, by layer, all the steps that ``x`` ``[T * B, ...]`` holds.
+
+        Args:
+            layer: the layer.
+            x: its input.
+            given: further inputs by position.
+            named: further inputs by name.
+
+        Raises:
+            ValueError: by layer, the layer was called before, or dimension 0 does not hold ``T``
+                steps.
+        """
+        several = given or named or len(layer.inputs) > 1
+        if not self.folded or self.running is not None:
+            further = layer._all_further(x, given, named) if several else ()
+            y = layer.forward_step(x, *further)
+            return y if self.recorder is None else self.recorder.after_call(layer, x, y)
+        entry = self.entries.get(id(layer)) or self._meet(layer, layer)
+        if entry.called or entry.within is not layer:
+            self._refuse_call(layer, entry)
+        entry.called = True
+        steps = self.steps
+        if not isinstance(x, Tensor) or x.ndim == 0 or x.shape[0] % steps:
+            layer.check_input(x)
+            raise ValueError(
+                f"{layer._label()} got shape {list(x.shape)}, which does not hold {steps} time "
+                "steps in dimension 0: something before it does not keep the batch first. Use "
+                'by="step".'
+            )
+        further = ()
+        if several:
+            every = layer._all_further(x, given, named)
+            further = tuple([_unfolded(layer, each, x, steps) for each in every])
+        x = x.view((steps, x.shape[0] // steps, *x.shape[1:]))
+        self.running = layer
+        try:
+            if further or self.reset is not None or self.recorder is not None:
+                y = self._run_general(layer, x, further)
+            else:
+                y, _ = layer.forward_sequence(x)
+        finally:
+            self.running = None
+        if not y.is_contiguous():
+            return y.flatten(0, 1)
+        folded = (y.shape[0] * y.shape[1], *y.shape[2:])
+        # without a graph a view is as good, and costs a third; a trace is checked without one
+        if torch.is_grad_enabled() or is_jit_tracing():
+            return unsafe_view(y, folded)
+        return y.view(folded)
+
+    def _refuse_call(self, layer: Layer, entry: Entry) -> NoReturn:
+        if entry.within is not layer:
+            self._refuse_place(layer)
+        raise ValueError(
+            f"{layer._label()} is called twice in one step, so its steps cannot be run all at "
+            'once. Use unroll(..., by="step").'
+        )
+
+    def _run_general(self, layer: Layer, x: Tensor, further: tuple[Tensor, ...]) -> Tensor:
+        """Run the sequence of a layer with further inputs, restarts or a recorder."""
+        more: dict[str, Any] = {"further": further} if further else {}
+        recorder = self.recorder
+        record = () if recorder is None else recorder.states_wanted_of(layer)
+        if recorder is not None:
+            # what the model does in place with the input must not reach the record
+            x = recorder.own_input(layer, x)
+        if self.reset is None:
+            y, trajectories = layer.forward_sequence(x, record, **more)
+        else:
+            if x.shape[1] != self.reset.mask.shape[1]:
+                raise ValueError(
+                    f"{layer._label()} got {x.shape[1]} samples in each step, and reset= says of "
+                    f"{self.reset.mask.shape[1]} where they start anew: something before it "
+                    'changes the batch. Use unroll(..., by="step").'
+                )
+            y, trajectories = layer._restarted(x, record, self.reset, further)
+        return y if recorder is None else recorder.after_sequence(layer, x, y, trajectories)
+
+
+def _unfolded(layer: Layer, value: Tensor, x: Tensor, steps: int) -> Tensor:
+    """Unfold time of an input beside ``x``; what is the same in all steps stays as it is."""
+    if not isinstance(value, Tensor) or value.ndim == 0:
+        return value
+    folded, samples = value.shape[0] == x.shape[0], x.shape[0] // steps
+    if value.ndim == x.ndim and folded:
+        return value.reshape((steps, samples, *value.shape[1:]))
+    # Of fewer dimensions it may be one value per neuron, or, with one sample, time folded into
+    # samples, which would then be taken for neurons.
+    constant = value.shape[0] in (1, samples) or value.ndim < x.ndim
+    if not constant or (folded and steps > 1 and samples == 1):
+        raise ValueError(
+            f"{layer._label()} got an input of shape {list(value.shape)} beside one of "
+            f"{list(x.shape)}, which holds {steps} time steps in dimension 0. Give it as "
+            "many dimensions and as many steps, or, what is the same in all steps, with a "
+            'dimension of size 1 in front; or use by="step".'
+        )
+    return value
+
+
+def in_one_commit(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call a function within the pass that runs, or in one of its own whose states it commits.
+
+    So several layers that run in it go on, or none.
+    """
+    if ambient.current is not None:
+        return function(*args, **kwargs)
+    run = Pass()
+    result = run.call(function, *args, **kwargs)
+    run.commit()
+    return result
+
+
+class State:
+    """A state of a layer as an attribute: the entry of the pass that runs, else the layer's own."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, layer: Any, kind: type | None = None) -> Any:
+        if layer is None:
+            return self
+        run = ambient.current
+        states = (
+            layer.__dict__ if run is None else run.states_of(layer, f"read its state {self.name}")
+        )
+        try:
+            return states[self.name]
+        except KeyError:
+            raise AttributeError(self.name) from None
+
+    def __set__(self, layer: Any, value: Any) -> None:
+        run = ambient.current
+        if run is None or self.name not in layer.__dict__:  # the constructor
+            layer.__dict__[self.name] = value
+        else:
+            run.states_of(layer, f"set its state {self.name}")[self.name] = value
+
+    def __delete__(self, layer: Any) -> None:
+        del layer.__dict__[self.name]

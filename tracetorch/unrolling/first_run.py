@@ -1,0 +1,555 @@
+"""Run a model by step as well before its way by layer is believed.
+
+By layer is right where nothing remembers outside of layers, and samples are treated alike. Whether
+that is so is not read off the code: it is run. The first time a model is met in a mode, its pass by
+layer is one side. The other are its first three steps, one by one, in which layers are not run:
+they return what they gave by layer. What remains is the model's own code, in which both ways agree
+to rounding, or not at all. Norms and dropout in training return what they gave, too. Then the same
+once more with random spikes in place of what the layers gave, for a silent network shows little.
+No two whole runs are compared: they differ in rounding, and one spike moves all behind it.
+
+A difference is an error that names the module and the reason. Found are neither what remembers
+after the third step, or only with other values, nor a module that is replaced, or a flag that is
+switched, after the first call; ``check=`` runs as many steps as one likes. What is random is
+believed. The model's ``forward`` is called seven times more, hooks and logs too; buffers and
+generators of random numbers are restored, and no module is touched in evaluation.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from tracetorch.core.hooks import has_spectral_norm
+from tracetorch.core.snapshot import set_values
+from tracetorch.core.torch_private import BatchNormBase, DropoutBase, pytree
+from tracetorch.core.walk import modules_of
+from tracetorch.snn.module import keeps_states
+from tracetorch.snn.neuron import has_step
+from tracetorch.snn.passes import Layer, Pass, current_pass
+from tracetorch.snn.recurrent import Recurrent
+from tracetorch.snn.sequence_layer import SequenceLayer
+from tracetorch.unrolling.inputs import Inputs, call
+
+STEPS = 3
+_RTOL, _ATOL = 1e-4, 1e-5  # of a product of matrices in another order, and relative to the largest
+_EPSILONS = 2  # at least so many of the dtype in which products are rounded, relative to either
+_BY_STEP = 'Use unroll(..., by="step")'
+_MIXES = "it does not treat the samples of a batch independently, or does not keep the batch first"
+_REMEMBERS = (
+    "it remembers something from step to step outside the states of neuron layers. "
+    f"{_BY_STEP}, or make it a state of an snn.Neuron"
+)
+
+_log = logging.getLogger("tracetorch")
+_leaves: Callable[[Any], list[Any]] = pytree.tree_leaves
+
+
+class RecordingPass(Pass):
+    """A pass by layer that notes what layers were given and gave in the first steps.
+
+    Args:
+        kept: how many steps.
+        arguments: as for :class:`Pass`.
+    """
+
+    def __init__(self, kept: int, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.kept = kept
+        self.records: dict[int, list[tuple[nn.Module, Tensor, Tensor]]] = {}
+
+    def __call__(
+        self, layer: Layer, x: Tensor, given: tuple[Tensor, ...], named: dict[str, Tensor]
+    ) -> Tensor:
+        """Run a layer, and note what it was given and gave."""
+        if self.running is not None:
+            return super().__call__(layer, x, given, named)
+        before = x.detach().clone() if isinstance(x, Tensor) else x
+        y = super().__call__(layer, x, given, named)
+        self.note(layer, before, y)
+        return y
+
+    def note(self, module: Any, x: Tensor, y: Tensor) -> None:
+        """Note the first steps of what a module was given and gave, ``[T * B, ...]``."""
+        x, y = (
+            torch.unflatten(each.detach(), 0, (self.steps, -1))[: self.kept].clone()
+            for each in (x, y)
+        )
+        self.records.setdefault(id(module), []).append((module, x, y))
+
+
+class _Differs(Exception):  # noqa: N818 (no error, a finding)
+    """What differs between both ways."""
+
+
+class _Replay(Pass):
+    """A pass in which layers return what they gave: one step, or some folded into the batch.
+
+    Args:
+        records: what layers were given and gave, ``[k, B, ...]``.
+        rows: which steps and samples the batch of this pass holds; ``None``: all of all steps.
+        compares: whether inputs are compared with those by layer.
+    """
+
+    def __init__(
+        self,
+        records: dict[int, list[tuple[nn.Module, Tensor, Tensor]]],
+        rows: tuple[Tensor, Tensor] | None,
+        compares: bool = False,
+    ) -> None:
+        super().__init__(from_rest=True)
+        self.records, self.rows, self.compares = records, rows, compares
+        self.made: Counter[int] = Counter()
+        self.seen: list[Tensor] = []
+
+    def __call__(
+        self, layer: Layer, x: Tensor, given: tuple[Tensor, ...], named: dict[str, Tensor]
+    ) -> Tensor:
+        """Return what a layer gave by layer."""
+        if given or named or len(layer.inputs) > 1:
+            layer._all_further(x, given, named)
+        return self.at(layer, x)
+
+    def at(self, module: Any, x: Tensor) -> Tensor:
+        """Return what a module gave; raise where it is given another input than then."""
+        made = self.made[id(module)]
+        records = self.records.get(id(module), [])
+        if made >= len(records):
+            raise _Differs("calls a layer by step that it does not call, or less often, by layer")
+        self.made[id(module)] += 1
+        self.seen.append(x.detach().clone())
+        _, expected, y = records[made]
+        if self.compares and not agree([_taken(expected, self.rows)], [self.seen[-1]]):
+            raise _Differs("gives a layer other inputs by layer than by step")
+        return _taken(y, self.rows)
+
+    def check_all_made(self) -> None:
+        """Raise where a layer that was called by layer was not called."""
+        if any(self.made[key] < len(records) for key, records in self.records.items()):
+            raise _Differs("calls a layer by layer that it does not call, or less often, by step")
+
+
+class _SpikedPass(_Replay):
+    """A pass by layer in which layers return random spikes, and which notes what they are given."""
+
+    def __init__(self, records: dict[int, list[tuple[nn.Module, Tensor, Tensor]]]) -> None:
+        super().__init__(records, None)
+        self.generator = torch.Generator().manual_seed(0)
+        self.spiked: dict[int, list[tuple[nn.Module, Tensor, Tensor]]] = {}
+
+    def at(self, module: Any, x: Tensor) -> Tensor:
+        """Return random spikes for all steps."""
+        given = x.detach().clone()
+        y = super().at(module, x)
+        shape = self.records[id(module)][self.made[id(module)] - 1][2].shape
+        spikes = torch.rand(shape, generator=self.generator, device="cpu") > 0.5
+        y = spikes.to(y)
+        x = torch.unflatten(given, 0, (shape[0], -1))
+        self.spiked.setdefault(id(module), []).append((module, x, y))
+        return y.flatten(0, 1).clone()
+
+
+def _taken(values: Tensor, rows: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Return the chosen steps and samples of values ``[k, B, ...]`` as one batch, copied."""
+    return values.flatten(0, 1).clone() if rows is None else values[rows]
+
+
+class Trust:
+    """What of a model has been run by step too: modes, layers in their order.
+
+    Args:
+        model: the model, which is not kept alive.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        key = id(model)
+        self.model = weakref.ref(model, lambda _: trusted.pop(key, None))
+        self.lock = threading.RLock()  # one first run of a model at a time
+        self.met: set[tuple[Any, ...]] = set()
+        self.modes: set[bool] = set()
+        self.products: Any = None
+        self.per_sample = False  # whether an engine computes gradients per sample
+
+
+trusted: dict[int, Trust] = {}
+
+
+def trust_of(model: nn.Module) -> Trust:
+    """Return what of a model has been run by step too."""
+    trust = trusted.get(id(model))
+    if trust is None or trust.model() is not model:
+        trust = trusted.setdefault(id(model), Trust(model))
+    return trust
+
+
+class FirstRun:
+    """A first run of a model: its inputs and modules before the pass by layer, and the comparison.
+
+    Args:
+        model: the model.
+        inputs: of all steps.
+        steps: how many of them are compared.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Inputs, steps: int) -> None:
+        self.model, self.steps = model, min(steps, inputs.steps)
+        self.batch = inputs.batch
+        # the model may write into its inputs
+        first = inputs.first(self.steps)
+        self.inputs = replace(first, tensors=first.map(torch.clone))
+        inside: set[int] = set()
+        self.modules = modules_of(model)
+        self._buffers = [(b, b.detach().clone()) for _, m in self.modules for b in m.buffers(False)]
+        for _, module in self.modules:
+            if isinstance(module, Recurrent):
+                inside.update(id(m) for _, m in modules_of(module) if m is not module)
+        training = [m for _, m in self.modules if m.training and id(m) not in inside]
+        self.forced = [
+            m
+            for m in training
+            if isinstance(m, (BatchNormBase, DropoutBase)) and "forward" not in vars(m)
+        ]
+        self.spectral = [m for m in training if has_spectral_norm(m)]
+        self.layers = [
+            (p, m, _definition(m)) for p, m in self.modules if isinstance(m, SequenceLayer)
+        ]
+
+    def restore_buffers(self) -> None:
+        """Write the buffers of before the pass back, where it has failed."""
+        for buffer, value in self._buffers:
+            set_values(buffer, value)
+
+    @contextmanager
+    def observed(self) -> Iterator[None]:
+        """Within a block, norms and dropout in training are noted, and return what they gave."""
+        try:
+            for module in self.forced:
+                vars(module)["forward"] = partial(_noted, module)
+            yield
+        finally:
+            for module in self.forced:
+                vars(module).pop("forward", None)
+
+    def compare(self, run: RecordingPass, outputs: Sequence[Any]) -> bool:
+        """Compare the pass by layer with the first steps; whether nothing was random.
+
+        Args:
+            run: the pass by layer.
+            outputs: its outputs, ``[T, B, ...]``.
+
+        Raises:
+            ValueError: they differ, or modules with a memory stand in two ``Recurrent``s.
+        """
+        _check_not_shared(run)
+        self._check_unchanged()
+        expected = [y.detach()[: self.steps].clone() for y in outputs]
+        with torch.no_grad(), self._restored():
+            try:
+                self._by_step(run.records, expected)
+                self._with_spikes(run.records)
+                self._check_unchanged()
+            except _Differs as finding:
+                reason = self._reason(run.records)
+                if reason is None:
+                    return False
+                whole = f"the model ({type(self.model).__name__}) {finding}"
+                raise ValueError(f"{self._place(run.records) or whole}: {reason}.") from None
+        return True
+
+    def _check_unchanged(self) -> None:
+        """Raise where the forward has changed a layer, all of whose steps run with one value.
+
+        Raises:
+            ValueError: it has; the layer is named.
+        """
+        for path, layer, (cell, raws) in self.layers:
+            now, values = _definition(layer)
+            same = raws.keys() == values.keys() and all(
+                torch.equal(raw, values[name]) for name, raw in raws.items()
+            )
+            if now is not cell or not same:
+                raise ValueError(
+                    f"{path or 'the model'} ({type(layer).__name__}) was changed by the forward "
+                    "pass: by layer all of its steps run with the same parameters and options. "
+                    f"{_BY_STEP}."
+                )
+
+    def _by_step(self, records: Any, expected: Sequence[Tensor]) -> None:
+        """Run the steps one by one, and compare what layers are given, and the outputs."""
+        for t in range(self.steps):
+            trial, found = self._step(records, self._rows_of(t), compares=True)
+            trial.check_all_made()
+            if not agree([y[t] for y in expected], found):
+                raise _Differs("gives other outputs by layer than by step")
+
+    def _with_spikes(self, records: Any) -> None:
+        """Compare both ways once more, with random spikes in place of what layers gave."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return  # processes go on alike, whatever their values are
+        spiked = _SpikedPass(records)
+        try:
+            outputs = _leaves(spiked.call(call, self._own_model(), self.inputs.folded()))
+            expected = [torch.unflatten(y, 0, (self.steps, -1)).clone() for y in outputs]
+        except _Differs:
+            raise
+        except Exception:  # of values that these layers never give
+            return
+        self._by_step(spiked.spiked, expected)
+
+    def _rows_of(self, t: int) -> tuple[Tensor, Tensor]:
+        """Return the places of all samples of a step."""
+        samples = torch.arange(self.batch)
+        return torch.full_like(samples, t), samples
+
+    def _step(
+        self, records: Any, rows: tuple[Tensor, Tensor], compares: bool = False
+    ) -> tuple[_Replay, list[Tensor]]:
+        """Call the model on a batch of chosen steps and samples; return what it gives."""
+        trial = _Replay(records, rows, compares)
+        static = self.inputs.static
+        x = self.inputs.map(lambda x: x[rows[1]].clone() if static else x[rows].clone())
+        try:
+            y = trial.call(call, self._own_model(), x)
+        except _Differs:
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"the model runs by layer, and fails on one step: {type(error).__name__}: {error}"
+            ) from error
+        return trial, [each.detach().clone() for each in _leaves(y)]
+
+    def _own_model(self) -> nn.Module:
+        """Return the model, without an engine around it that exchanges something at each call."""
+        if isinstance(self.model, nn.parallel.DistributedDataParallel):
+            inner: nn.Module = self.model.module
+            return inner
+        return self.model
+
+    @contextmanager
+    def _restored(self) -> Iterator[None]:
+        """Restore buffers and random states behind a block, in which weights' norms stand still."""
+        buffers = [(b, b.detach().clone()) for _, m in self.modules for b in m.buffers(False)]
+        states = random.getstate(), np.random.get_state()
+        devices = {b.device.index for b, _ in buffers if b.is_cuda}
+        with torch.random.fork_rng(devices):
+            try:
+                for module in self.spectral:
+                    module.training = False
+                yield
+            finally:
+                for module in self.spectral:
+                    module.training = True
+                for buffer, value in buffers:
+                    set_values(buffer, value)
+                random.setstate(states[0])
+                np.random.set_state(states[1])
+
+    # What differs, where, and why
+
+    def _reason(self, records: Any) -> str | None:
+        """Return why both ways differ; ``None`` where it is by random numbers."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return f"{_REMEMBERS}, or {_MIXES}"
+
+        def once(rows: tuple[Tensor, Tensor], seed: int = 1) -> list[Tensor]:
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed)
+            trial, outputs = self._step(records, rows)
+            return [*trial.seen, *outputs]
+
+        rows, last = self._rows_of(0), self.batch - 1
+        try:
+            first = once(rows)
+            if not agree(first, once(rows)):
+                return _REMEMBERS
+            if not all(agree(first, once(rows, seed)) for seed in range(2, 6)):
+                return None
+            alone = once((torch.tensor([0]), torch.tensor([last])))
+            both = once((torch.tensor([0, self.steps - 1]), torch.tensor([0, last])))
+            same = agree(_rows(first, last, self.batch), _rows(alone, 0, 1))
+            same = same and agree(_rows(first, 0, self.batch), _rows(both, 0, 2))
+        except (_Differs, ValueError):  # its way depends on the batch
+            return f"{_MIXES}. {_BY_STEP}"
+        return _REMEMBERS if same else f"{_MIXES}. {_BY_STEP}"
+
+    def _place(self, records: Any) -> str | None:
+        """Name the module whose own code differs, or ``None`` where it cannot be told."""
+        paths = {id(module): path or "the model" for path, module in self.modules}
+        try:
+            folded = _events(lambda: self._folded(records))
+        except Exception:
+            return None
+        for t in range(self.steps):
+            rows = self._rows_of(t)
+            stepped = _events(lambda rows=rows: self._step(records, rows))  # type: ignore[misc]
+            place = _first_difference(folded, stepped, rows, self.steps, paths)
+            if place is not None:
+                return place
+        return None
+
+    def _folded(self, records: Any) -> None:
+        _Replay(records, None).call(call, self._own_model(), self.inputs.folded())
+
+
+def _definition(layer: SequenceLayer) -> tuple[Any, dict[str, Tensor]]:
+    """Return what a layer is, and the values of what its parameters follow from."""
+    raws = {
+        name: raw.detach().clone()
+        for name in layer.raw_names
+        if isinstance(raw := getattr(layer, name), Tensor) and not raw.is_meta
+    }
+    return layer.cell if has_step(layer) else None, raws
+
+
+def _noted(module: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Compute a norm or dropout in training, in place of its own ``forward``."""
+    run = current_pass()
+    if isinstance(run, _Replay):
+        return run.at(module, x)
+    before = x.detach().clone()
+    y: Tensor = type(module).forward(module, x, *args, **kwargs)
+    if isinstance(run, RecordingPass) and run.running is None:
+        run.note(module, before, y)
+    return y
+
+
+def _check_not_shared(run: Pass) -> None:
+    """Raise where two ``Recurrent``s hold one module with states or buffers, out of order.
+
+    Raises:
+        ValueError: they do.
+    """
+    owners: dict[int, Recurrent] = {}
+    for entry in run.entries.values():
+        layer = entry.module
+        if not isinstance(layer, Recurrent) or entry.within is not layer:
+            continue
+        for path, module in modules_of(layer):
+            holds = keeps_states(module) or any(True for _ in module.buffers(recurse=False))
+            if module is layer or not holds:
+                continue
+            if owners.setdefault(id(module), layer) is not layer:
+                raise ValueError(
+                    f"{path} ({type(module).__name__}) stands in two Recurrents, each of which "
+                    "runs all of its steps at once, so that its states or buffers would be out of "
+                    f"order. {_BY_STEP}."
+                )
+
+
+_Event = tuple[str, nn.Module, list[Any]]
+
+
+def _events(run: Callable[[], object]) -> list[_Event]:
+    """Return what all modules are given and give, in this thread, in their order."""
+    thread, events = threading.get_ident(), list[_Event]()
+
+    def note(kind: str, module: nn.Module, values: Any) -> None:
+        if threading.get_ident() == thread:
+            tensors = [v.detach().clone() for v in _leaves(values) if isinstance(v, Tensor)]
+            events.append((kind, module, tensors))
+
+    handles = [
+        register_module_forward_pre_hook(lambda module, args: note("in", module, args)),
+        register_module_forward_hook(lambda module, args, y: note("out", module, y)),
+    ]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return events
+
+
+def _first_difference(
+    folded: list[_Event],
+    stepped: list[_Event],
+    rows: tuple[Tensor, Tensor],
+    steps: int,
+    paths: dict[int, str],
+) -> str | None:
+    """Name the innermost module in whose own code two runs differ first."""
+
+    def label(module: nn.Module) -> str:
+        return f"{paths.get(id(module), '')} ({type(module).__name__})".lstrip()
+
+    def at_step(value: Tensor) -> Tensor:
+        if value.ndim and value.shape[0] == steps * len(rows[0]):
+            return torch.unflatten(value, 0, (steps, -1))[rows]
+        return value
+
+    within: list[nn.Module] = []
+    for (kind, module, before), (other, again, now) in zip(folded, stepped, strict=False):
+        if kind != other or module is not again:
+            return f"{label(within[-1])} calls other modules by layer than by step"
+        same = agree([at_step(each) for each in before], now)
+        if kind == "in":
+            if not same and within:
+                return (
+                    f"{label(within[-1])} gives {label(module)} other inputs by layer than by step"
+                )
+            within.append(module)
+        else:
+            if not same:
+                return f"{label(module)} gives other outputs by layer than by step"
+            within.pop()
+    return None
+
+
+def _rows(values: Sequence[Tensor], row: int, batch: int) -> list[Tensor]:
+    """Return one sample of all values that begin with a batch."""
+    return [v[row] if v.ndim and v.shape[0] == batch else v for v in values]
+
+
+def agree(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    """Whether there are as many values, and tensors agree to rounding."""
+    return len(one) == len(other) and all(
+        isinstance(a, Tensor) == isinstance(b, Tensor)
+        and (not isinstance(a, Tensor) or (a.shape == b.shape and is_close(a, b, eps=_epsilon(a))))
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def _epsilon(value: Tensor) -> float:
+    """Return that of the dtype in which products are rounded: the value's, or that of autocast."""
+    if not value.is_floating_point():
+        return 0.0
+    eps, kind = torch.finfo(value.dtype).eps, value.device.type
+    if value.dtype is torch.float64 or not torch.is_autocast_enabled(kind):  # which leaves float64
+        return eps
+    return max(eps, torch.finfo(torch.get_autocast_dtype(kind)).eps)
+
+
+def is_close(one: Tensor, other: Tensor, share: float = 0.0, eps: float = 0.0) -> bool:
+    """Whether all values agree to rounding, but for a share of them that may differ.
+
+    Args:
+        one: of a shape.
+        other: of the same.
+        share: of the values that may differ.
+        eps: of the dtype in which products were rounded; 0 for one of full precision.
+    """
+    if torch.equal(one, other):
+        return True
+    if not one.is_floating_point():
+        differ = one != other
+    else:
+        finite = one[torch.isfinite(one)]
+        scale = float(finite.abs().max()) if finite.numel() else 0.0
+        rtol, atol = (max(least, _EPSILONS * eps) for least in (_RTOL, _ATOL))
+        atol *= max(scale, 1e-3)
+        differ = ~torch.isclose(one, other, rtol=rtol, atol=atol, equal_nan=True)
+    return int(differ.count_nonzero()) <= share * one.numel()
