@@ -832,7 +832,6 @@ def test_diagnosis_prints_and_is_a_sequence() -> None:
 
 
 BATCH, CALL = (x(), target()), cast("Any", tt.diagnose)
-RNN = nn.Sequential(nn.RNN(N, N), snn.LIF(N))
 WRONG: list[tuple[Any, type[Exception], str]] = [
     (lambda: CALL(dense(), x(), mean), TypeError, "batch must be a tuple of the input.*got a ten"),
     (
@@ -844,7 +843,6 @@ WRONG: list[tuple[Any, type[Exception], str]] = [
     (lambda: CALL(dense(), BATCH, lambda y, t: y), ValueError, r"shape \[25, 16, 4\]\. Reduce it"),
     (lambda: CALL(dense(), BATCH, mean, optimizer=[]), TypeError, r"be a torch\.optim\.Optimizer"),
     (lambda: CALL(nn.Linear(N, CLASSES), BATCH, mean), ValueError, "Linear has no neuron layer"),
-    (lambda: CALL(RNN, BATCH, mean), ValueError, r"0 \(RNN\) keeps a memory of its own: it cannot"),
     (lambda: diagnosed(list(dense())), TypeError, r"expected an nn\.Module, got list"),
     (lambda: CALL(dense(), (x()[:, :0], target()[:0]), mean), ValueError, "the batch has no samp"),
     (lambda: diagnosed(dense(), mask=RAGGED[:3]), ValueError, r"the shape \[T, B\] of the input"),

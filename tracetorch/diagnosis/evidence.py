@@ -163,7 +163,7 @@ def gather(
         zero_states(model)
         order = {p: neurons[p] for p in call_order(model, inputs, by) if p in neurons}
         zeroed = _layers_zeroed_between_steps(model, inputs, order)
-        if zeroed:  # which by layer cannot be run
+        if zeroed or inputs.steps == 1:  # states that are zeroed by layer cannot be run
             by = "step"
         with torch.enable_grad():
             with observed_products() as observed:
