@@ -112,10 +112,15 @@ def row_edges(layer: int, rows: int, layers: int) -> NDArray[Any]:
     return layer + 0.02 + 0.96 * np.arange(rows + 1) / max(rows, 1)
 
 
-def label_bands(ax: Axes, names: Sequence[str], rows: int) -> None:
-    """Label the bands with the names of their layers, or the rows of a single layer as neurons."""
+def label_bands(ax: Axes, layers: Sequence[tuple[str, int, int]]) -> None:
+    """Label layers by path, neurons that are shown and all; rows of a single one are neurons."""
+    names = []
+    for path, shown, total in layers:
+        neurons = "neuron" if total == 1 else "neurons"
+        count = f"{total:,} {neurons}" if shown == total else f"{shown} of {total:,} {neurons}"
+        names.append(f"{path}\n{count}" if path else count)
     if len(names) == 1:
-        ax.set(ylim=(max(rows, 1) - 0.5, -0.5), ylabel=names[0] or "neuron")
+        ax.set(ylim=(max(layers[0][1], 1) - 0.5, -0.5), ylabel=names[0])
         set_integer_ticks(ax, "x", "y")
         return
     ax.set(ylim=(len(names), 0), yticks=np.arange(len(names)) + 0.5, yticklabels=names)
@@ -123,10 +128,3 @@ def label_bands(ax: Axes, names: Sequence[str], rows: int) -> None:
     for line in range(1, len(names)):
         ax.axhline(line, color=FAINT, linewidth=0.8, zorder=0)
     set_integer_ticks(ax, "x")
-
-
-def neuron_count_label(path: str, shown: int, total: int) -> str:
-    """Label a layer with its path, its number of neurons, and how many of them are shown."""
-    neurons = "neuron" if total == 1 else "neurons"
-    count = f"{total:,} {neurons}" if shown == total else f"{shown} of {total:,} {neurons}"
-    return f"{path}\n{count}" if path else count

@@ -33,22 +33,8 @@ from tracetorch.fuse.codegen.javascript_loops import backward_source, forward_so
 from tracetorch.fuse.dispatch.plans import program_of
 from tracetorch.fuse.ir.graph import Graph, Unfusable
 from tracetorch.fuse.ir.plan import Plan
-from tracetorch.plot.firing_lines import (
-    FiringLine,
-    firing_lines,
-    is_parameter,
-    smallest_shape,
-    spike_alone,
-)
-from tracetorch.plot.playground_story import (
-    PRESETS,
-    RUNS,
-    STARTS,
-    STEPS,
-    STIMULI,
-    TRIES,
-    Stimulus,
-)
+from tracetorch.plot import playground_story as story
+from tracetorch.plot.firing_lines import firing_lines, is_parameter, smallest_shape, spike_alone
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.neuron import Neuron, beside_step
 from tracetorch.snn.parameters import fraction, is_decay, negative_softplus, softplus
@@ -224,7 +210,7 @@ def _variants(
     cell, spikes = layer.cell, spike_functions(layer)
     ndim = len(smallest_shape(cell))
     where = f"save_playground: {layer!r}"
-    lines: list[FiringLine] | None = None
+    lines: list[Any] | None = None
     thresholds: list[str | None] = []
     moving: dict[Any, list[Any]] = {}
     variants: list[list[Any]] = []
@@ -273,10 +259,10 @@ def _story(layer: Neuron, unit: float) -> dict[str, Any]:
     kind = type(layer)
     named = kind is getattr(neurons, kind.__name__, None) or kind in FAMILY
     name = kind.__name__ if named else ""
-    starts = STARTS.get(name, {})
-    default = Stimulus() if kind in FAMILY else Stimulus(amplitude=0.5 * unit)
+    starts = story.STARTS.get(name, {})
+    default = story.Stimulus() if kind in FAMILY else story.Stimulus(amplitude=0.5 * unit)
 
-    def stimulus(given: Stimulus) -> dict[str, Any]:
+    def stimulus(given: story.Stimulus) -> dict[str, Any]:
         amplitude = float(f"{given.amplitude / unit:.6g}")
         return {**vars(given), "seed": 1, "drawn": None, "amplitude": amplitude}
 
@@ -286,8 +272,8 @@ def _story(layer: Neuron, unit: float) -> dict[str, Any]:
 
     return {
         "group": GROUPS[0] if kind in FAMILY else GROUPS[1] if named else GROUPS[2],
-        "steps": RUNS.get(name, STEPS),
-        "input": stimulus(STIMULI.get(name, default)),
+        "steps": story.RUNS.get(name, story.STEPS),
+        "input": stimulus(story.STIMULI.get(name, default)),
         "follows": [starts.get(state) for state in layer.active_states],
         "presets": [
             {
@@ -296,7 +282,7 @@ def _story(layer: Neuron, unit: float) -> dict[str, Any]:
                 "values": {name: shown(name, value) for name, value in preset.arguments.items()},
                 "input": stimulus(preset.stimulus),
             }
-            for preset in PRESETS.get(name, ())
+            for preset in story.PRESETS.get(name, ())
         ],
     }
 
@@ -305,7 +291,7 @@ def described_tries(layers: Mapping[str, Neuron], units: Mapping[str, float]) ->
     """Return what there is to try as links: neurons and units of their inputs are by name."""
     labels = {type(layer): label for label, layer in reversed(list(layers.items()))}
     found: list[Any] = []
-    for each in TRIES:
+    for each in story.TRIES:
         kind = getattr(snn, each.neuron, None) or getattr(neurons, each.neuron)
         if kind not in labels:
             continue

@@ -15,7 +15,6 @@ from tracetorch.plot.axes import (
     TimeScale,
     get_axes,
     label_bands,
-    neuron_count_label,
     row_edges,
     set_title,
 )
@@ -72,8 +71,7 @@ def raster(
     for number, (_, shown, _) in enumerate(drawn):
         colour = COLOURS[0] if len(drawn) == 1 else INK
         _draw_ticks(ax, time, shown, row_edges(number, shown.shape[1], len(drawn)), colour)
-    names = [neuron_count_label(path, shown.shape[1], total) for path, shown, total in drawn]
-    label_bands(ax, names, drawn[0][1].shape[1])
+    label_bands(ax, [(path, shown.shape[1], total) for path, shown, total in drawn])
     time.show(ax, steps)
     set_title(ax, title)
     return ax

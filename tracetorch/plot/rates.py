@@ -14,7 +14,6 @@ from tracetorch.plot.axes import (
     add_legend,
     get_axes,
     label_bands,
-    neuron_count_label,
     row_edges,
     set_title,
 )
@@ -136,8 +135,7 @@ def rate_map(
             vmax=highest,
             rasterized=True,
         )
-    names = [neuron_count_label(path, rate.shape[1], rate.shape[1]) for path, rate in maps.items()]
-    label_bands(ax, names, next(iter(maps.values())).shape[1])
+    label_bands(ax, [(path, rate.shape[1], rate.shape[1]) for path, rate in maps.items()])
     time.show(ax, steps)
     if mesh is not None:
         ax.figure.colorbar(mesh, ax=ax, label=time.rate_name)
