@@ -16,7 +16,8 @@ from torch import nn
 
 from tracetorch.events import crossover, mode
 from tracetorch.events.crossover import conv_crossover
-from tracetorch.events.passes import event_passes
+from tracetorch.events.passes import EventProducts
+from tracetorch.snn.passes import Pass
 
 # rows, inputs, outputs; images, channels, side, outputs of a 3x3 kernel
 SIZES = ((6400, 700, 256), (6400, 256, 256), (8000, 512, 512), (1024, 256, 256), (6400, 256, 20))
@@ -62,15 +63,19 @@ def _row(layer: nn.Module, shape: Sequence[int], density: float) -> str:
         layer(x).backward(grad)
 
     cells = []
+    products = EventProducts([layer])
     for run in (forward, train):
         times: dict[str, list[float]] = {"never": [], "always": []}
         deadline = time.perf_counter() + _SECONDS
         while time.perf_counter() < deadline or len(times["always"]) < 4:
             for name, found in times.items():  # side by side, so that both see the same load
-                with mode(name), event_passes((layer,)):
+                with mode(name):
+                    entered = products.enter()
                     start = time.perf_counter()
-                    run()
+                    Pass(folded=True).call(run)
                     found.append(time.perf_counter() - start)
+                    if entered:
+                        products.leave()
         dense, events = (1e3 * sorted(found[1:])[len(found[1:]) // 2] for found in times.values())
         cells.append(f"{dense:7.2f} {events:7.2f} ({dense / events:4.1f})")
     return "    forward + weight gradient ".join(["forward " + cells[0], cells[1]])

@@ -21,8 +21,7 @@ from sphinx.util import inspect as sphinx_inspect
 from sphinx.util.docutils import SphinxDirective
 
 import tracetorch
-from tracetorch.snn import Neuron, SequenceLayer
-from tracetorch.snn.stateful_layer import StatefulLayer
+from tracetorch.snn import Neuron, SequenceLayer, TTModule
 
 FOLDER = "names"
 
@@ -85,7 +84,7 @@ def _members(kind: type) -> str:
     """Return which members to document: all of its own; of a neuron, those of its bases too."""
     if kind is not Neuron:
         return ""
-    bases = kind.__mro__[: kind.__mro__.index(StatefulLayer)]
+    bases = kind.__mro__[: kind.__mro__.index(TTModule)]
     methods = [
         name
         for base in bases

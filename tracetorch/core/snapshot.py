@@ -62,9 +62,9 @@ class Snapshot:
             elif isinstance(owner, (list, deque, set)):
                 self._sequences.append((path, owner, tuple(owner)))
             elif not isinstance(owner, (tuple, frozenset, partial, *METHODS)):
-                attributes = getattr(owner, "__dict__", None)
-                if isinstance(attributes, dict):
-                    self._dicts.append((path, owner, attributes, dict(attributes)))
+                own = getattr(owner, "__dict__", None)
+                if isinstance(own, dict):
+                    self._dicts.append((path, owner, own, dict(own)))
                 if slots_of(type(owner)):  # type: ignore[arg-type]
                     self._slots.append((path, owner, slot_values(owner)))
 

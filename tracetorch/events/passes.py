@@ -125,7 +125,7 @@ class EventProducts:
             for reference in self._changed:
                 module = reference()
                 for name in () if module is None else _NAMES:
-                    module.__dict__.pop(name, None)  # type: ignore[union-attr]
+                    vars(module).pop(name, None)
             self._changed.clear()
 
 

@@ -253,7 +253,7 @@ class TTModule(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         attributes = self.__dict__.copy()
-        states = states_of(self, "be copied") if self.active_states else attributes
+        states = states_of(self, "copy it") if self.active_states else attributes
         for name in self.active_states:
             attribute = self._attribute_of(name)
             state = states[attribute]
@@ -266,7 +266,7 @@ class TTModule(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TTModule:
         """Move the states along with the parameters."""
-        states = states_of(self, "be moved") if self.active_states else {}
+        states = states_of(self, "move it") if self.active_states else {}
         moved: dict[str, Tensor | None] = {}
         for attribute in self._state_attributes:
             state = states[attribute]

@@ -343,7 +343,11 @@ class Neuron(SequenceLayer):
                 else now == run.backward
             )
         ):
-            held = self.__dict__ if run is None else run.states_of(self)
+            if run is None:
+                held = self.__dict__
+            else:  # by layer it is what runs
+                own = run.entries.get(id(self)) if run.running is self else None
+                held = run.states_of(self) if own is None else own.states
             prepared = self._sequences.run(self, cell, x, held)
             if prepared is not None:
                 held.update(prepared[1])

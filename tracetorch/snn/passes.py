@@ -44,6 +44,7 @@ class Stateful(Protocol):
     """A module with states: a ``TTModule``."""
 
     __dict__: dict[str, Any]
+    training: bool
     _zeroed_in_trace: bool
     _zeroed_in_backward: int
 
@@ -58,7 +59,20 @@ class Stateful(Protocol):
 class Layer(Stateful, Protocol):
     """A layer that runs one step, or a sequence: a ``SequenceLayer``."""
 
-    inputs: Any
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the inputs."""
+
+    @property
+    def forward_step(self) -> Callable[..., Tensor]:
+        """Runs one step."""
+
+    @property
+    def forward_sequence(self) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
+        """Runs all the steps."""
+
+    def check_input(self, x: object) -> Any:
+        """Raise where an input does not fit."""
 
     def _all_further(
         self, x: Tensor, given: tuple[Tensor, ...], named: dict[str, Tensor]
@@ -67,17 +81,6 @@ class Layer(Stateful, Protocol):
     def _restarted(
         self, x: Tensor, record: tuple[str, ...], reset: Restarts, further: tuple[Tensor, ...]
     ) -> tuple[Tensor, dict[str, Tensor]]: ...
-
-    def check_input(self, x: object) -> Any:
-        """Raise where an input does not fit."""
-
-    def forward_step(self, x: Tensor, *further: Tensor) -> Tensor:
-        """Run one step."""
-
-    def forward_sequence(
-        self, x: Tensor, record: tuple[str, ...] = (), **more: Any
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run all the steps."""
 
 
 class _Ambient(threading.local):
@@ -228,20 +231,13 @@ class Pass:
         return self.traced == is_tracing() and self.backward == current_backward()
 
     def commit(self) -> None:
-        """Write all states back, to the modules or to the outer pass, all together.
-
-        Raises:
-            ValueError: they belong to the samples of a ``vmap``, which is over before the modules
-                are called again.
-        """
+        """Write all states back, to the modules or to the outer pass, all together."""
         entries = self.entries.values()
         if torch.compiler.is_compiling():
             for entry in entries:
                 for name, state in entry.states.items():
                     setattr(entry.module, name, state)
             return
-        if functorch_active():
-            self._check_no_batch()
         parent = self.parent
         news = [entry.states for entry in entries]
         targets = [
@@ -253,7 +249,14 @@ class Pass:
         deque(map(dict.update, targets, news), maxlen=0)
         del olds
 
-    def _check_no_batch(self) -> None:
+    def check_outlives_transforms(self) -> None:
+        """Raise where states belong to a ``vmap``, which is over when the modules are called next.
+
+        Raises:
+            ValueError: they do.
+        """
+        if not functorch_active() or self.parent is not None:
+            return
         for entry in self.entries.values():
             for name, state in entry.states.items():
                 if isinstance(state, Tensor) and functorch.is_batchedtensor(state):

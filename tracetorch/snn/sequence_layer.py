@@ -142,7 +142,7 @@ class SequenceLayer(TTModule):
     inputs: ClassVar[tuple[str, ...]] = ("x",)
     states: ClassVar[tuple[str, ...]] = ()
     _declares_memory = False
-    _state_attributes = ()  # type: ignore[assignment] (of each class, those of `states`)
+    _state_attributes: tuple[str, ...] = ()
 
     num_neurons: int
     dim: int
@@ -946,7 +946,7 @@ class SequenceLayer(TTModule):
         self, x: Tensor, given: tuple[Tensor, ...], named: dict[str, Tensor]
     ) -> Tensor:
         """Run the modules that compute inputs, and then the layer."""
-        return self.forward_step(x, *self._all_further(x, given, named))  # type: ignore[call-arg]
+        return self.forward_step(x, *self._all_further(x, given, named))
 
     def _all_further(
         self, x: Tensor, given: tuple[Tensor, ...], named: dict[str, Tensor]

@@ -7,7 +7,7 @@ import math
 
 from torch import Tensor, nn
 
-from tracetorch.core.torch_private import transformed_by
+from tracetorch.core.torch_private import functorch_active, transformed_by
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.snn.passes import Pass
 from tracetorch.snn.sequence_layer import SequenceLayer
@@ -64,13 +64,16 @@ def look_for_nan_in(run: Pass, model: nn.Module) -> None:
     Once for each model, and once more where there are gradients; where the sequence went on from
     earlier states, once until they are zeroed.
     """
-    if transformed_by() is not None:  # whose values cannot be looked at
-        return
     for entry in run.entries.values():
-        layer = entry.module
+        layer, states = entry.module, entry.states
         if not isinstance(layer, SequenceLayer) or not layer.states:
             continue
-        if not _is_nan(entry.states[layer.states[0]]):
+        first = states[layer.states[0]]
+        # of one number, for it is looked at behind every sequence
+        if type(first) is not Tensor or not first.is_cpu or functorch_active() or run.traced:
+            continue
+        total = first.detach().sum().item()
+        if total == total or not _is_nan(first):  # noqa: PLR0124 (NaN is not equal to itself)
             continue
         layers = [e.module for e in run.entries.values() if isinstance(e.module, SequenceLayer)]
         known = {each._nan_reported for each in layers} - {""}

@@ -18,6 +18,7 @@ generators of random numbers are restored, and no module is touched in evaluatio
 from __future__ import annotations
 
 import logging
+import os
 import random
 import threading
 import weakref
@@ -91,6 +92,10 @@ class RecordingPass(Pass):
         self.records.setdefault(id(module), []).append((module, x, y))
 
 
+Records = dict[int, list[tuple[nn.Module, Tensor, Tensor]]]
+"""What modules were given and gave in the first steps, ``[k, B, ...]``, by id, in their calls."""
+
+
 class _Differs(Exception):  # noqa: N818 (no error, a finding)
     """What differs between both ways."""
 
@@ -106,7 +111,7 @@ class _Replay(Pass):
 
     def __init__(
         self,
-        records: dict[int, list[tuple[nn.Module, Tensor, Tensor]]],
+        records: Records,
         rows: tuple[Tensor, Tensor] | None,
         compares: bool = False,
     ) -> None:
@@ -145,10 +150,10 @@ class _Replay(Pass):
 class _SpikedPass(_Replay):
     """A pass by layer in which layers return random spikes, and which notes what they are given."""
 
-    def __init__(self, records: dict[int, list[tuple[nn.Module, Tensor, Tensor]]]) -> None:
+    def __init__(self, records: Records) -> None:
         super().__init__(records, None)
         self.generator = torch.Generator().manual_seed(0)
-        self.spiked: dict[int, list[tuple[nn.Module, Tensor, Tensor]]] = {}
+        self.spiked: Records = {}
 
     def at(self, module: Any, x: Tensor) -> Tensor:
         """Return random spikes for all steps."""
@@ -187,6 +192,11 @@ class Trust:
 trusted: dict[int, Trust] = {}
 
 
+if hasattr(os, "register_at_fork"):
+    # with the locks, which a thread that is not there any more may hold
+    os.register_at_fork(after_in_child=trusted.clear)
+
+
 def trust_of(model: nn.Module) -> Trust:
     """Return what of a model has been run by step too."""
     trust = trusted.get(id(model))
@@ -212,7 +222,8 @@ class FirstRun:
         self.inputs = replace(first, tensors=first.map(torch.clone))
         inside: set[int] = set()
         self.modules = modules_of(model)
-        self._buffers = [(b, b.detach().clone()) for _, m in self.modules for b in m.buffers(False)]
+        self.at: tuple[Records, int] = ({}, 0)
+        self._buffers = self._noted_buffers()
         for _, module in self.modules:
             if isinstance(module, Recurrent):
                 inside.update(id(m) for _, m in modules_of(module) if m is not module)
@@ -227,9 +238,21 @@ class FirstRun:
             (p, m, _definition(m)) for p, m in self.modules if isinstance(m, SequenceLayer)
         ]
 
-    def restore_buffers(self) -> None:
-        """Write the buffers of before the pass back, where it has failed."""
-        for buffer, value in self._buffers:
+    def _noted_buffers(self) -> list[tuple[nn.Module, str, Tensor, Tensor]]:
+        """Return every buffer, by module and name, and a copy of its values."""
+        return [
+            (module, name, buffer, buffer.detach().clone())
+            for _, module in self.modules
+            for name, buffer in module.named_buffers(recurse=False)
+        ]
+
+    def restore_buffers(
+        self, noted: list[tuple[nn.Module, str, Tensor, Tensor]] | None = None
+    ) -> None:
+        """Give the modules their buffers back, those of before the pass if no others are noted."""
+        for module, name, buffer, value in self._buffers if noted is None else noted:
+            if module._buffers.get(name) is not buffer:
+                module._buffers[name] = buffer
             set_values(buffer, value)
 
     @contextmanager
@@ -262,11 +285,11 @@ class FirstRun:
                 self._with_spikes(run.records)
                 self._check_unchanged()
             except _Differs as finding:
-                reason = self._reason(run.records)
+                reason = self._reason()
                 if reason is None:
                     return False
                 whole = f"the model ({type(self.model).__name__}) {finding}"
-                raise ValueError(f"{self._place(run.records) or whole}: {reason}.") from None
+                raise ValueError(f"{self._place() or whole}: {reason}.") from None
         return True
 
     def _check_unchanged(self) -> None:
@@ -287,15 +310,16 @@ class FirstRun:
                     f"{_BY_STEP}."
                 )
 
-    def _by_step(self, records: Any, expected: Sequence[Tensor]) -> None:
+    def _by_step(self, records: Records, expected: Sequence[Tensor]) -> None:
         """Run the steps one by one, and compare what layers are given, and the outputs."""
         for t in range(self.steps):
+            self.at = records, t  # where a difference is found, it is looked into
             trial, found = self._step(records, self._rows_of(t), compares=True)
             trial.check_all_made()
             if not agree([y[t] for y in expected], found):
                 raise _Differs("gives other outputs by layer than by step")
 
-    def _with_spikes(self, records: Any) -> None:
+    def _with_spikes(self, records: Records) -> None:
         """Compare both ways once more, with random spikes in place of what layers gave."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             return  # processes go on alike, whatever their values are
@@ -315,19 +339,24 @@ class FirstRun:
         return torch.full_like(samples, t), samples
 
     def _step(
-        self, records: Any, rows: tuple[Tensor, Tensor], compares: bool = False
+        self, records: Records, rows: tuple[Tensor, Tensor] | None, compares: bool = False
     ) -> tuple[_Replay, list[Tensor]]:
-        """Call the model on a batch of chosen steps and samples; return what it gives."""
+        """Call the model on a batch of chosen steps and samples, or on all of them."""
         trial = _Replay(records, rows, compares)
         static = self.inputs.static
-        x = self.inputs.map(lambda x: x[rows[1]].clone() if static else x[rows].clone())
+        if rows is None:
+            x = pytree.tree_map(torch.clone, self.inputs.folded())
+        else:
+            x = self.inputs.map(lambda x: x[rows[1]].clone() if static else x[rows].clone())
         try:
             y = trial.call(call, self._own_model(), x)
         except _Differs:
             raise
         except Exception as error:
             raise ValueError(
-                f"the model runs by layer, and fails on one step: {type(error).__name__}: {error}"
+                "the model runs by layer, and fails on one step "
+                f"({type(error).__name__}: {error}): {_REMEMBERS}, or it depends on the size of "
+                "the batch."
             ) from error
         return trial, [each.detach().clone() for each in _leaves(y)]
 
@@ -341,9 +370,9 @@ class FirstRun:
     @contextmanager
     def _restored(self) -> Iterator[None]:
         """Restore buffers and random states behind a block, in which weights' norms stand still."""
-        buffers = [(b, b.detach().clone()) for _, m in self.modules for b in m.buffers(False)]
+        buffers = self._noted_buffers()
         states = random.getstate(), np.random.get_state()
-        devices = {b.device.index for b, _ in buffers if b.is_cuda}
+        devices = {buffer.device.index for _, _, buffer, _ in buffers if buffer.is_cuda}
         with torch.random.fork_rng(devices):
             try:
                 for module in self.spectral:
@@ -352,57 +381,51 @@ class FirstRun:
             finally:
                 for module in self.spectral:
                     module.training = True
-                for buffer, value in buffers:
-                    set_values(buffer, value)
+                self.restore_buffers(buffers)
                 random.setstate(states[0])
                 np.random.set_state(states[1])
 
     # What differs, where, and why
 
-    def _reason(self, records: Any) -> str | None:
+    def _reason(self) -> str | None:
         """Return why both ways differ; ``None`` where it is by random numbers."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             return f"{_REMEMBERS}, or {_MIXES}"
+        records, t = self.at
 
-        def once(rows: tuple[Tensor, Tensor], seed: int = 1) -> list[Tensor]:
+        def once(rows: tuple[Tensor, Tensor] | None, seed: int = 1) -> list[Tensor]:
             torch.manual_seed(seed)
             random.seed(seed)
             np.random.seed(seed)
             trial, outputs = self._step(records, rows)
             return [*trial.seen, *outputs]
 
-        rows, last = self._rows_of(0), self.batch - 1
+        rows = self._rows_of(t)
         try:
             first = once(rows)
             if not agree(first, once(rows)):
                 return _REMEMBERS
             if not all(agree(first, once(rows, seed)) for seed in range(2, 6)):
                 return None
-            alone = once((torch.tensor([0]), torch.tensor([last])))
-            both = once((torch.tensor([0, self.steps - 1]), torch.tensor([0, last])))
-            same = agree(_rows(first, last, self.batch), _rows(alone, 0, 1))
-            same = same and agree(_rows(first, 0, self.batch), _rows(both, 0, 2))
+            # all steps folded once more: what only remembers gives the same as the step alone
+            folded = [
+                torch.unflatten(each, 0, (self.steps, -1))[rows]
+                if each.ndim and each.shape[0] == self.steps * self.batch
+                else each
+                for each in once(None)
+            ]
         except (_Differs, ValueError):  # its way depends on the batch
             return f"{_MIXES}. {_BY_STEP}"
-        return _REMEMBERS if same else f"{_MIXES}. {_BY_STEP}"
+        return _REMEMBERS if agree(first, folded) else f"{_MIXES}. {_BY_STEP}"
 
-    def _place(self, records: Any) -> str | None:
+    def _place(self) -> str | None:
         """Name the module whose own code differs, or ``None`` where it cannot be told."""
         paths = {id(module): path or "the model" for path, module in self.modules}
-        try:
-            folded = _events(lambda: self._folded(records))
-        except Exception:
-            return None
-        for t in range(self.steps):
-            rows = self._rows_of(t)
-            stepped = _events(lambda rows=rows: self._step(records, rows))  # type: ignore[misc]
-            place = _first_difference(folded, stepped, rows, self.steps, paths)
-            if place is not None:
-                return place
-        return None
-
-    def _folded(self, records: Any) -> None:
-        _Replay(records, None).call(call, self._own_model(), self.inputs.folded())
+        records, t = self.at
+        rows = self._rows_of(t)
+        folded = _events(lambda: self._step(records, None))
+        stepped = _events(lambda: self._step(records, rows))
+        return _first_difference(folded, stepped, rows, self.steps, paths)
 
 
 def _definition(layer: SequenceLayer) -> tuple[Any, dict[str, Tensor]]:
@@ -468,6 +491,8 @@ def _events(run: Callable[[], object]) -> list[_Event]:
     ]
     try:
         run()
+    except (_Differs, ValueError):  # what came before it tells where
+        pass
     finally:
         for handle in handles:
             handle.remove()
@@ -507,11 +532,6 @@ def _first_difference(
                 return f"{label(module)} gives other outputs by layer than by step"
             within.pop()
     return None
-
-
-def _rows(values: Sequence[Tensor], row: int, batch: int) -> list[Tensor]:
-    """Return one sample of all values that begin with a batch."""
-    return [v[row] if v.ndim and v.shape[0] == batch else v for v in values]
 
 
 def agree(one: Sequence[Any], other: Sequence[Any]) -> bool:

@@ -127,9 +127,10 @@ class Recorder:
             return y
         for name, value in (*states_of(layer).items(), ("input", x), ("output", y)):
             if name in wanted and value is not None:  # the mask of a dropout in evaluation
-                copied = value.clone() if name in ENDS else value
+                copied = value.clone() if name == "input" else value
                 self._steps.setdefault(self._path[id(layer), name], []).append(copied)
-        return y
+        # what the model does in place with the output must not reach what was recorded
+        return y.clone() if "output" in wanted else y
 
     def after_step(self, within: nn.Module | None = None) -> None:
         """Record the memories of modules, of those inside a layer if one is given, after a step."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 import re
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -174,6 +175,8 @@ def unroll(
         _explain_shape(error, x, inputs, batched)
         raise
     if not from_rest:
+        if not torch.compiler.is_compiling():
+            run.check_outlives_transforms()
         run.commit()
     if outer is None and not torch.compiler.is_compiling():
         look_for_nan_in(run, model)
@@ -230,8 +233,7 @@ def _by_layer(
         check_supported(modules_of(model))
     if not checked and model.training in trust.modes:
         y = _call_with_events(model, inputs, run, trust)
-        layers = [(key, entry.module.training) for key, entry in run.entries.items()]
-        if (model.training, *layers) in trust.met:
+        if _mode(model, run) in trust.met:
             return y, run
     # one step is one step; where others see the operations, no values can be compared
     if steps == 1 or observed_by(pytree.tree_leaves(inputs.tensors)) is not None:
@@ -240,6 +242,14 @@ def _by_layer(
     with trust.lock:
         named = {"folded": True, "from_rest": from_rest, "reset": reset, "recorder": recorder}
         return _compared(model, inputs, checked, named, trust)
+
+
+def _mode(model: nn.Module, run: Pass) -> tuple[Any, ...]:
+    """Return in which modes a pass by layer has met which layers, in their order."""
+    return (model.training, *run.entries, *map(_training_of, run.entries.values()))
+
+
+_training_of = operator.attrgetter("module.training")
 
 
 def _compared(
@@ -266,8 +276,7 @@ def _compared(
             inputs.steps,
             "" if exact else "; the model is random, and its values were not compared",
         )
-    layers = [(key, entry.module.training) for key, entry in run.entries.items()]
-    trust.met.add((model.training, *layers))
+    trust.met.add(_mode(model, run))
     trust.modes.add(model.training)
     return y, run
 

@@ -11,6 +11,13 @@ from torch import Tensor, nn
 from tracetorch.core.hooks import KwargsPreHook
 from tracetorch.snn.sequence_layer import SequenceLayer
 
+# Base classes of other libraries' neurons, which keep their membranes themselves: silent in the
+# first steps, they show nothing.
+_FOREIGN_NEURONS = {
+    "snntorch": "SpikingNeuron",
+    "spikingjelly": "MemoryModule",
+    "sinabs": "StatefulLayer",
+}
 # Engines that compute gradients per sample, and their classes that do not.
 _PER_SAMPLE = {"opacus": (("AbstractGradSampleModule",), ("GradSampleModuleNoOp",))}
 
@@ -40,6 +47,10 @@ def check_supported(modules: Iterable[tuple[str, nn.Module]]) -> None:
 def _reason(module: nn.Module) -> str | None:
     """Return why a module cannot run by layer, or ``None``."""
     kind: Any = type(module)
+    for base in kind.__mro__:
+        library = base.__module__.partition(".")[0]
+        if base.__name__ == _FOREIGN_NEURONS.get(library):
+            return f"is a neuron of {library}, which keeps its state from step to step"
     if isinstance(module, SequenceLayer):
         # an override of the step alone would never be called
         step = next(base for base in kind.__mro__ if "forward_step" in vars(base))
