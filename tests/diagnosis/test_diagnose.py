@@ -473,8 +473,9 @@ def test_states_carried_over_from_another_batch() -> None:
     assert finding.value == pytest.approx(float(carried))
     assert finding.value != pytest.approx(d.loss)
     assert diagnosed(model, data, stream=True).ok
-    tt.zero_states(model)
-    assert diagnosed(model, data).ok
+    for where in (torch.ones(B, dtype=torch.bool), None):
+        tt.zero_states(model, where=where)
+        assert diagnosed(model, data).ok
 
 
 class ZeroesStates(snn.TTModule):
@@ -522,19 +523,6 @@ def test_states_kept_or_detached_between_steps_have_no_finding(make: Any) -> Non
         assert not diagnosed(model, data, by=by).named("states-emptied")
     with pytest.raises(ValueError, match=r"cannot call detach_states\(\) in each"):
         diagnosed(Cut(), data, by="layer")
-
-
-def test_zero_states_are_not_reported_as_carried() -> None:
-    model = dense()
-    with torch.no_grad():
-        tt.unroll(model, x())
-    tt.zero_states(model, where=torch.ones(B, dtype=torch.bool))
-    assert diagnosed(model).ok
-
-
-def test_a_batch_of_one_with_a_batch_norm() -> None:
-    d = tt.diagnose(conv(), (images()[:, :1], target()[:1]), mean)
-    assert d.batch == 1
 
 
 def test_a_loss_near_zero_has_no_warnings() -> None:
@@ -636,7 +624,8 @@ def test_gradient_is_the_derivative_by_the_layers_input() -> None:
     torch.testing.assert_close(figures.gradient_by_step, shift.grad.flatten(1).norm(dim=1))
 
 
-def test_a_constant_input_and_a_single_layer() -> None:
+def test_a_batch_of_one_a_constant_input_and_a_single_layer() -> None:
+    assert tt.diagnose(conv(), (images()[:, :1], target()[:1]), mean).batch == 1
     model = dense()
     d = diagnosed(model, x()[0], steps=25)
     assert d.steps == 25
@@ -696,22 +685,17 @@ def test_memory_too_short_for_a_loss_on_the_ends_of_ragged_sequences(first: bool
     def ends(y: Tensor, t: Tensor) -> Tensor:
         return nn.functional.cross_entropy(tt.decode.last(y, mask=mask), t)
 
+    def every(y: Tensor, t: Tensor) -> Tensor:
+        return tt.loss.membrane_cross_entropy(y, t, over="mean", mask=mask)
+
     batch = (x(T) * mask[..., None], target())
     one = tt.diagnose(dense(), batch, ends, mask=mask).named("short-memory")[0]
     whole = diagnosed(dense(), x(T), last).named("short-memory")[0]
     assert one.severity == whole.severity == "warning"
+    note = diagnosed(dense(), batch[0], every, mask=mask).named("short-memory")[0]
+    assert note.severity == "note"  # a loss on every step
     back, straight = (int(f.figure.split(" steps back")[0].split()[-1]) for f in (one, whole))
     assert abs(back - straight) <= 10 < lengths[-1] - lengths[0]
-
-
-def test_short_memory_is_a_note_for_a_loss_on_every_step_of_ragged_sequences() -> None:
-    mask = torch.arange(200)[:, None] < torch.linspace(100, 200, B).int()
-
-    def every(y: Tensor, t: Tensor) -> Tensor:
-        return tt.loss.membrane_cross_entropy(y, t, over="mean", mask=mask)
-
-    d = diagnosed(dense(), x(200), every, mask=mask)
-    assert d.named("short-memory")[0].severity == "note"
 
 
 def test_a_loss_that_reads_the_padding() -> None:
