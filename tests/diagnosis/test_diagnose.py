@@ -42,7 +42,7 @@ from tracetorch.diagnosis import Diagnosis, Finding
 RAGGED = torch.arange(25)[:, None] < torch.linspace(10, 24, B).int()
 
 
-def diagnosed(model: Any, data: Any = None, loss: Any = mean, **options: Any) -> Diagnosis:
+def diagnose(model: Any, data: Any = None, loss: Any = mean, **options: Any) -> Diagnosis:
     """Diagnose a model on some inputs, with as many targets as they have samples."""
     return tt.diagnose(model, (x() if data is None else data, target()), loss, **options)
 
@@ -59,7 +59,7 @@ def found(d: Diagnosis, name: str, layer: str, severity: str) -> Finding:
 @pytest.mark.parametrize("name", HEALTHY)
 def test_a_network_that_learns_has_no_warnings(name: str) -> None:
     make, batch, loss = HEALTHY[name]
-    d = diagnosed(make(), batch(), loss)
+    d = diagnose(make(), batch(), loss)
     assert d.ok, str(d)
     assert str(d).endswith("Nothing here keeps the network from learning.")
 
@@ -73,7 +73,7 @@ def test_a_network_has_no_warnings_during_and_after_training(name: str) -> None:
     for step in range(25):
         tt.zero_states(model)
         if step == 10:
-            d = diagnosed(model, data, loss, optimizer=optimizer)
+            d = diagnose(model, data, loss, optimizer=optimizer)
             assert d.ok, str(d)
         optimizer.zero_grad()
         value = loss(tt.unroll(model, data), classes)
@@ -82,7 +82,7 @@ def test_a_network_has_no_warnings_during_and_after_training(name: str) -> None:
         losses.append(value.item())
     assert losses[-1] < 0.9 * losses[0]  # it learns
     tt.zero_states(model)
-    d = diagnosed(model, data, loss, optimizer=optimizer)
+    d = diagnose(model, data, loss, optimizer=optimizer)
     assert d.ok, str(d)
 
 
@@ -273,7 +273,7 @@ FAULTS: list[tuple[Any, Any, Any, str, str, str, Any, str]] = [
 def test_a_fault_has_its_finding(
     make: Any, data: Any, loss: Any, name: str, layer: str, severity: str, value: Any, words: str
 ) -> None:
-    finding = found(diagnosed(make(), data, loss), name, layer, severity)
+    finding = found(diagnose(make(), data, loss), name, layer, severity)
     if isinstance(value, tuple):
         assert value[0] <= finding.value <= value[1]
     else:
@@ -298,19 +298,19 @@ ABSENT: list[tuple[Any, Any, Any, str]] = [
 
 @pytest.mark.parametrize(("make", "data", "loss", "name"), ABSENT, ids=[each[3] for each in ABSENT])
 def test_a_consequence_or_no_fault_has_none(make: Any, data: Any, loss: Any, name: str) -> None:
-    assert not diagnosed(make(), data, loss).named(name)
+    assert not diagnose(make(), data, loss).named(name)
 
 
 def test_the_cause_stands_first_and_advice_fits() -> None:
     for data, name in ((torch.zeros(10, B, N), "input-zero"), (spoiled(), "input-not-finite")):
-        assert diagnosed(dense(), data)[0].name == name
-    assert diagnosed(poisoned(dense()))[0].name == "parameter-not-finite"
-    assert [f.layer for f in diagnosed(dividing()).named("activity-not-finite")] == ["4"]
-    drive = found(diagnosed(scaled(dense(), 0.1, bias=-2.0)), "dead-neurons", "1", "error")
+        assert diagnose(dense(), data)[0].name == name
+    assert diagnose(poisoned(dense()))[0].name == "parameter-not-finite"
+    assert [f.layer for f in diagnose(dividing()).named("activity-not-finite")] == ["4"]
+    drive = found(diagnose(scaled(dense(), 0.1, bias=-2.0)), "dead-neurons", "1", "error")
     assert "Its drive is negative" in drive.advice
-    finding = found(diagnosed(comparing(False)), "spike-not-called", "1", "error")
+    finding = found(diagnose(comparing(False)), "spike-not-called", "1", "error")
     assert finding.advice.startswith("Write spike(mem - theta) in step")
-    assert all(f.severity == "note" for f in diagnosed(falling()).named("dead-neurons"))
+    assert all(f.severity == "note" for f in diagnose(falling()).named("dead-neurons"))
     d = tt.diagnose(scaled(dense(), 0.0), (x()[:, :2], target()[:2]), mean)
     assert "All 2 samples have the same" in found(d, "output-ignores-input", "", "error").figure
 
@@ -385,7 +385,7 @@ def test_an_optimizer_has_its_finding(
     make: Any, optimizer: Any, name: str, layer: str, severity: str, value: Any, words: str
 ) -> None:
     model = make()
-    finding = found(diagnosed(model, optimizer=optimizer(model)), name, layer, severity)
+    finding = found(diagnose(model, optimizer=optimizer(model)), name, layer, severity)
     low, high = value if isinstance(value, tuple) else (value, value)
     assert low <= finding.value <= high
     assert words in finding.figure
@@ -415,7 +415,7 @@ FITTING: list[tuple[str, Any, Any]] = [
 @pytest.mark.parametrize(("name", "make", "optimizer"), FITTING)
 def test_an_optimizer_that_fits_has_none(name: str, make: Any, optimizer: Any) -> None:
     model = make()
-    d = diagnosed(model, optimizer=optimizer(model))
+    d = diagnose(model, optimizer=optimizer(model))
     assert not d.named(name)
 
 
@@ -431,7 +431,7 @@ def test_parameters_are_named_in_the_order_of_the_model() -> None:
 
 def test_the_advice_for_dead_neurons_makes_them_fire() -> None:
     model = scaled(dense(), 0.05, bias=0.02)
-    finding = found(diagnosed(model), "dead-neurons", "1", "error")
+    finding = found(diagnose(model), "dead-neurons", "1", "error")
     assert finding.value == 1
     assert finding.figure.startswith(
         "48 of 48 neurons never fire, in 25 steps of 16 samples. At its"
@@ -440,7 +440,7 @@ def test_the_advice_for_dead_neurons_makes_them_fire() -> None:
     with torch.no_grad():
         model[0].weight.mul_(factor)
         model[0].bias.mul_(factor)
-    again = diagnosed(model)
+    again = diagnose(model)
     assert not [f for f in again.named("dead-neurons") if f.severity != "note"], str(again)
     assert again.layers[0].dead < 0.6
 
@@ -448,14 +448,14 @@ def test_the_advice_for_dead_neurons_makes_them_fire() -> None:
 def test_dead_neurons_with_a_negative_threshold_show_their_distance_from_it() -> None:
     """A negative input makes them fire as well, once it is scaled up."""
     model = scaled(dense("BLIF"), 0.0, bias=-0.05)
-    finding = found(diagnosed(model), "dead-neurons", "1", "error")
+    finding = found(diagnose(model), "dead-neurons", "1", "error")
     reached = 0.05 * (1 - 0.9**25) / (1 - 0.9)
     assert f"reach {100 * reached:.3g} % of the threshold" in finding.figure
     assert "negative" not in finding.advice
     factor = float(finding.advice.split("by about ")[1].split(" ")[0].rstrip("."))
     with torch.no_grad():
         model[0].bias.mul_(factor)
-    again = diagnosed(model)
+    again = diagnose(model)
     assert again.layers[0].dead == 0
 
 
@@ -466,15 +466,16 @@ def test_states_carried_over_from_another_batch() -> None:
     model, data = dense(), x()
     with torch.no_grad():
         tt.unroll(model, 5 * data)
-    d = diagnosed(model, data)
+    d = diagnose(model, data)
     finding = found(d, "states-carried", "1", "warning")
     with torch.no_grad():
         carried = mean(tt.unroll(model, data), target())
     assert finding.value == pytest.approx(float(carried))
     assert finding.value != pytest.approx(d.loss)
-    assert diagnosed(model, data, stream=True).ok
-    tt.zero_states(model)
-    assert diagnosed(model, data).ok
+    assert diagnose(model, data, stream=True).ok
+    for where in (torch.ones(B, dtype=torch.bool), None):
+        tt.zero_states(model, where=where)
+        assert diagnose(model, data).ok
 
 
 class ZeroesStates(snn.TTModule):
@@ -502,7 +503,7 @@ def test_states_zeroed_between_steps(by: Any) -> None:
     apart = tt.diagnose(ZeroesStates(dense(), 3), batch, mean, by=by)
     assert found(apart, "states-emptied", "net.3", "warning").value == 1
     # with a single step there is nothing to compare
-    assert not diagnosed(model, x(1), by=by).named("states-emptied")
+    assert not diagnose(model, x(1), by=by).named("states-emptied")
 
 
 @pytest.mark.parametrize("make", [dense, recurrent, conv])
@@ -519,22 +520,9 @@ def test_states_kept_or_detached_between_steps_have_no_finding(make: Any) -> Non
     data = images() if make is conv else x()
     ways: Any = ((make(), "layer"), (make(), "step"), (Cut(), "step"))
     for model, by in ways:
-        assert not diagnosed(model, data, by=by).named("states-emptied")
+        assert not diagnose(model, data, by=by).named("states-emptied")
     with pytest.raises(ValueError, match=r"cannot call detach_states\(\) in each"):
-        diagnosed(Cut(), data, by="layer")
-
-
-def test_zero_states_are_not_reported_as_carried() -> None:
-    model = dense()
-    with torch.no_grad():
-        tt.unroll(model, x())
-    tt.zero_states(model, where=torch.ones(B, dtype=torch.bool))
-    assert diagnosed(model).ok
-
-
-def test_a_batch_of_one_with_a_batch_norm() -> None:
-    d = tt.diagnose(conv(), (images()[:, :1], target()[:1]), mean)
-    assert d.batch == 1
+        diagnose(Cut(), data, by="layer")
 
 
 def test_a_loss_near_zero_has_no_warnings() -> None:
@@ -549,7 +537,7 @@ def test_a_loss_near_zero_has_no_warnings() -> None:
 def test_states_of_another_batch_size_do_not_fit() -> None:
     model, data = dense(), x()
     tt.unroll(model, data[:, :7])
-    d = diagnosed(model, data)
+    d = diagnose(model, data)
     assert d[0] == found(d, "states-do-not-fit", "1", "error")
     assert "holds 1.mem of shape [7, 48]" in d[0].figure
 
@@ -557,10 +545,10 @@ def test_states_of_another_batch_size_do_not_fit() -> None:
 def test_a_stream_whose_states_hold_a_graph() -> None:
     model, data = dense(), x()
     mean(tt.unroll(model, data), target()).backward()
-    d = diagnosed(model, data, stream=True)
+    d = diagnose(model, data, stream=True)
     assert found(d, "states-hold-a-graph", "1", "warning").value == 2
     tt.detach_states(model)
-    assert diagnosed(model, data, stream=True).ok
+    assert diagnose(model, data, stream=True).ok
 
 
 # Diagnosis as a whole
@@ -577,9 +565,9 @@ def test_diagnose_restores_the_model(make: Any, by: Any) -> None:
     states, before = tt.get_states(model, detach=False), copy.deepcopy(model.state_dict())
     grads = {name: (p.grad, p.grad.clone()) for name, p in model.named_parameters()}
     rng_state = torch.get_rng_state()
-    diagnosed(model, data, by=by)
+    diagnose(model, data, by=by)
     with pytest.raises(ValueError, match="loss must return one number"):
-        diagnosed(model, data, lambda y, t: y, by=by)
+        diagnose(model, data, lambda y, t: y, by=by)
     assert all(s is states[name] for name, s in tt.get_states(model, detach=False).items())
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
@@ -594,7 +582,7 @@ def test_diagnose_restores_the_model(make: Any, by: Any) -> None:
 @pytest.mark.parametrize("make", [dense, recurrent, lambda: deep(2)])
 def test_diagnoses_by_layer_and_by_step_agree(make: Any) -> None:
     model = make().double()
-    one, other = (diagnosed(model, x().double(), by=by) for by in ("layer", "step"))
+    one, other = (diagnose(model, x().double(), by=by) for by in ("layer", "step"))
     assert one.loss == pytest.approx(other.loss)
     assert [f.name for f in one] == [f.name for f in other]
     for a, b in zip(one.layers, other.layers, strict=True):
@@ -613,7 +601,7 @@ def test_diagnoses_on_kernels_and_on_plain_loops_agree(make: Any) -> None:
     model, both = make().double(), []
     for backend in ("eager", "cpu"):
         with tt.fuse.backend(backend):
-            both.append(diagnosed(model, x().double()))
+            both.append(diagnose(model, x().double()))
     one, other = both
     assert one.loss == pytest.approx(other.loss, nan_ok=True)
     assert [(f.name, f.layer, f.severity) for f in one] == [
@@ -631,14 +619,15 @@ def test_gradient_is_the_derivative_by_the_layers_input() -> None:
     drive = model[0](data) + shift
     mean(tt.unroll(model[1:], drive), target()).backward()
     tt.zero_states(model)
-    figures = diagnosed(model, data).layers[0]
+    figures = diagnose(model, data).layers[0]
     assert figures.gradient == pytest.approx(float(shift.grad.norm()))
     torch.testing.assert_close(figures.gradient_by_step, shift.grad.flatten(1).norm(dim=1))
 
 
-def test_a_constant_input_and_a_single_layer() -> None:
+def test_a_batch_of_one_a_constant_input_and_a_single_layer() -> None:
+    assert tt.diagnose(conv(), (images()[:, :1], target()[:1]), mean).batch == 1
     model = dense()
-    d = diagnosed(model, x()[0], steps=25)
+    d = diagnose(model, x()[0], steps=25)
     assert d.steps == 25
     assert d.ok, str(d)
     d = tt.diagnose(snn.LIF(N), (x(),), lambda y: (y.mean() - 0.1).square())
@@ -651,9 +640,9 @@ def test_a_mask_excludes_padding() -> None:
     data[10:] = 0
     mask = torch.arange(25)[:, None].expand(25, B) < 10
     model = dense()
-    padded = diagnosed(model, data, mask=mask).layers[0]
-    cut = diagnosed(model, data[:10]).layers[0]
-    whole = diagnosed(model, data).layers[0]
+    padded = diagnose(model, data, mask=mask).layers[0]
+    cut = diagnose(model, data[:10]).layers[0]
+    whole = diagnose(model, data).layers[0]
     for name in ("rate", "dead", "saturated", "reach"):
         assert getattr(padded, name) == getattr(cut, name)
     assert padded.rate > whole.rate
@@ -667,8 +656,8 @@ def test_the_distance_of_dead_neurons_excludes_padding() -> None:
         model[0].weight.zero_()
         model[0].bias.fill_(0.015)
     mask = torch.arange(60)[:, None].expand(60, B) < 20
-    padded = diagnosed(model, x(60), mask=mask)
-    cut = diagnosed(model, x(20))
+    padded = diagnose(model, x(60), mask=mask)
+    cut = diagnose(model, x(20))
     one, other = (found(d, "dead-neurons", "1", "error") for d in (padded, cut))
     assert one.figure.split("At its")[1] == other.figure.split("At its")[1]
     assert one.advice == other.advice
@@ -680,8 +669,8 @@ def test_the_distance_of_membranes_out_of_reach_excludes_padding() -> None:
         model[0].weight.abs_().mul_(1000)
     data = x(40) + 1
     data[10:] = 0
-    padded = diagnosed(model, data, mask=mask)
-    cut = diagnosed(model, data[:10])
+    padded = diagnose(model, data, mask=mask)
+    cut = diagnose(model, data[:10])
     one, other = (d.named("out-of-reach")[0] for d in (padded, cut))
     assert one.figure == other.figure
 
@@ -696,22 +685,17 @@ def test_memory_too_short_for_a_loss_on_the_ends_of_ragged_sequences(first: bool
     def ends(y: Tensor, t: Tensor) -> Tensor:
         return nn.functional.cross_entropy(tt.decode.last(y, mask=mask), t)
 
-    batch = (x(T) * mask[..., None], target())
-    one = tt.diagnose(dense(), batch, ends, mask=mask).named("short-memory")[0]
-    whole = diagnosed(dense(), x(T), last).named("short-memory")[0]
-    assert one.severity == whole.severity == "warning"
-    back, straight = (int(f.figure.split(" steps back")[0].split()[-1]) for f in (one, whole))
-    assert abs(back - straight) <= 10 < lengths[-1] - lengths[0]
-
-
-def test_short_memory_is_a_note_for_a_loss_on_every_step_of_ragged_sequences() -> None:
-    mask = torch.arange(200)[:, None] < torch.linspace(100, 200, B).int()
-
     def every(y: Tensor, t: Tensor) -> Tensor:
         return tt.loss.membrane_cross_entropy(y, t, over="mean", mask=mask)
 
-    d = diagnosed(dense(), x(200), every, mask=mask)
-    assert d.named("short-memory")[0].severity == "note"
+    batch = (x(T) * mask[..., None], target())
+    one = tt.diagnose(dense(), batch, ends, mask=mask).named("short-memory")[0]
+    whole = diagnose(dense(), x(T), last).named("short-memory")[0]
+    assert one.severity == whole.severity == "warning"
+    note = diagnose(dense(), batch[0], every, mask=mask).named("short-memory")[0]
+    assert note.severity == "note"  # a loss on every step
+    back, straight = (int(f.figure.split(" steps back")[0].split()[-1]) for f in (one, whole))
+    assert abs(back - straight) <= 10 < lengths[-1] - lengths[0]
 
 
 def test_a_loss_that_reads_the_padding() -> None:
@@ -719,7 +703,7 @@ def test_a_loss_that_reads_the_padding() -> None:
     for mask in (RAGGED, RAGGED.flip(0)):
 
         def of(loss: Callable[[Tensor, Tensor], Tensor], mask: Tensor = mask) -> Any:
-            return diagnosed(dense(), None, loss, mask=mask)
+            return diagnose(dense(), None, loss, mask=mask)
 
         def masked(y: Tensor, t: Tensor, mask: Tensor = mask) -> Tensor:
             return tt.loss.membrane_cross_entropy(y, t, over="mean", mask=mask)
@@ -734,7 +718,7 @@ def test_a_loss_that_reads_the_padding() -> None:
         assert not of(masked).named("padding-in-loss")
         everywhere = torch.ones_like(mask)
         assert not of(mean, mask=everywhere).named("padding-in-loss")
-    d = diagnosed(dense(), x(), last, mask=RAGGED)
+    d = diagnose(dense(), x(), last, mask=RAGGED)
     end = found(d, "padding-in-loss", "", "error")
     assert "tt.decode.last(y, mask=mask) instead of y[-1]" in end.advice
 
@@ -782,29 +766,29 @@ def test_a_network_learns_with_the_advised_memory_and_not_without(seed: int) -> 
 @pytest.mark.parametrize("rule", ["eprop", "ottt"])
 def test_cosines_of_a_rule_of_online_learning(rule: Any) -> None:
     model = dense()
-    d = diagnosed(model, online=rule)
+    d = diagnose(model, online=rule)
     assert d.ok, str(d)
     assert d.cosines == tt.online(model, rule).certificate((x(), target()), mean)
     assert re.search(r"gradients online .*\n  0.weight +0\.\d{3}\n", str(d))
-    assert not diagnosed(model).cosines
+    assert not diagnose(model).cosines
 
 
 def test_a_rule_of_online_learning_that_leaves_the_gradient() -> None:
     model = dense(beta=0.99)
-    d = diagnosed(model, x()[0], last, steps=40, online="local")
+    d = diagnose(model, x()[0], last, steps=40, online="local")
     finding = found(d, "online-gradient", min(d.cosines, key=lambda n: d.cosines[n]), "warning")
     assert finding.value == min(d.cosines.values()) < 0.5
     assert "(1 -> states of 1: earlier steps are constants)" in finding.figure
     assert finding.advice.startswith("Take a rule that drops less, 'ottt', 'eprop' or 'exact'.")
     # its way out
-    advised = diagnosed(model, x()[0], last, steps=40, online="eprop")
+    advised = diagnose(model, x()[0], last, steps=40, online="eprop")
     assert not advised.named("online-gradient")
 
 
 def test_a_rule_of_online_learning_that_refuses_the_model() -> None:
     model = deep(2)
-    expected = diagnosed(model)
-    d = diagnosed(model, online="exact")
+    expected = diagnose(model)
+    d = diagnose(model, online="exact")
     finding = found(d, "online-refused", "", "note")
     assert "'exact': the gradients cannot be exact online, for there are" in finding.figure
     assert not d.cosines
@@ -843,11 +827,11 @@ WRONG: list[tuple[Any, type[Exception], str]] = [
     (lambda: CALL(dense(), BATCH, lambda y, t: y), ValueError, r"shape \[25, 16, 4\]\. Reduce it"),
     (lambda: CALL(dense(), BATCH, mean, optimizer=[]), TypeError, r"be a torch\.optim\.Optimizer"),
     (lambda: CALL(nn.Linear(N, CLASSES), BATCH, mean), ValueError, "Linear has no neuron layer"),
-    (lambda: diagnosed(list(dense())), TypeError, r"expected an nn\.Module, got list"),
+    (lambda: diagnose(list(dense())), TypeError, r"expected an nn\.Module, got list"),
     (lambda: CALL(dense(), (x()[:, :0], target()[:0]), mean), ValueError, "the batch has no samp"),
-    (lambda: diagnosed(dense(), mask=RAGGED[:3]), ValueError, r"the shape \[T, B\] of the input"),
+    (lambda: diagnose(dense(), mask=RAGGED[:3]), ValueError, r"the shape \[T, B\] of the input"),
     (
-        lambda: diagnosed(dense(), online="eprob"),
+        lambda: diagnose(dense(), online="eprob"),
         ValueError,
         r"no rule 'eprob'\. Did you mean 'epr",
     ),

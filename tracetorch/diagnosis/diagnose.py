@@ -129,7 +129,7 @@ def diagnose(
                 evidence.cosines = learner.certificate(batch, loss, steps=steps)
                 evidence.dropped = learner.dropped
         except ValueError as refusal:
-            evidence.dropped = refusal
+            evidence.refusal = refusal
     found = [finding for module in _CAUSES for finding in findings(module, evidence)]
     return Diagnosis(
         findings=tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))),

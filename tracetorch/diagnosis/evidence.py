@@ -107,7 +107,8 @@ class Evidence:
     products: dict[str, list[Product]] = field(default_factory=dict)  # that may be by events
     rule: str | None = None  # of online learning
     cosines: dict[str, float] = field(default_factory=dict)  # of its gradients to the true ones
-    dropped: Sequence[DroppedPath] | ValueError = ()  # by the rule, or why it refuses the model
+    dropped: Sequence[DroppedPath] = ()  # by the rule
+    refusal: ValueError | None = None  # why the rule cannot run the model
 
     @cached_property
     def calibration(self) -> str | None:

@@ -14,9 +14,9 @@ _LOW = 0.5  # a cosine: 60 degrees away, where half of a step is lost
 @finder
 def refused(evidence: Evidence) -> Iterator[Finding]:
     """Find why a rule cannot run the model."""
-    if isinstance(evidence.dropped, ValueError):
+    if evidence.refusal is not None:
         yield measured("note", "online-refused", "", 0.0)(
-            f"tt.online cannot run the model with the rule {evidence.rule!r}: {evidence.dropped}",
+            f"tt.online cannot run the model with the rule {evidence.rule!r}: {evidence.refusal}",
             "There are no gradients online to compare with those of backpropagation through time.",
             "Do what the reason says, or train by backpropagation through time.",
         )
@@ -25,11 +25,11 @@ def refused(evidence: Evidence) -> Iterator[Finding]:
 @finder
 def low_cosines(evidence: Evidence) -> Iterator[Finding]:
     """Find parameters whose gradient online has little in common with the true one."""
-    cosines, rule, dropped = evidence.cosines, evidence.rule, evidence.dropped
+    cosines, rule = evidence.cosines, evidence.rule
     # where the true gradient is zero there is no direction to keep
     moved = {n for n, g in evidence.gradients.items() if g is not None and bool(g.any())}
     low = sorted((n for n in moved if cosines.get(n, 1.0) < _LOW), key=lambda n: cosines[n])
-    if not low or rule is None or isinstance(dropped, ValueError):
+    if not low or rule is None:
         return
     values = join_first([f"{name} {cosines[name]:.2f}" for name in low])
     names: list[str] = list(RULES)  # from the most to the least exact
@@ -39,7 +39,7 @@ def low_cosines(evidence: Evidence) -> Iterator[Finding]:
     yield measured("warning", "online-gradient", low[0], cosines[low[0]])(
         f"With the rule {rule!r} the gradients of {len(low)} of {len(moved)} parameters have a "
         f"cosine below {_LOW} to those of backpropagation through time: {values}. "
-        f"The rule drops {join_first([f'({path})' for path in dropped])}.",
+        f"The rule drops {join_first([f'({path})' for path in evidence.dropped])}.",
         "Learning online moves them elsewhere: near 0 a step hardly lowers the loss, below 0 it "
         "raises it.",
         f"{richer}A readout whose neurons share a decay (beta_rank=0) loses nothing of the layer "
