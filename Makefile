@@ -64,8 +64,7 @@ versions: $(VENV)/.docs
 notebooks: $(VENV)/.docs
 	$(BIN)/python docs/_extensions/notebooks.py
 
-# mutants: plant faults, one at a time, and count those that tests catch. The tests run once under
-# coverage; then each fault runs those that run its line, which takes some fifteen seconds.
+# mutants: plant faults, one at a time, and count those that the tests of their folder catch.
 mutants: $(VENV)/.test
 	$(BIN)/python -m tests.mutants $(ARGS)
 

@@ -2,11 +2,10 @@
 
     python -m tests.mutants --sample 200 --seed 0 --room unrolling
 
-The fast tests run once under coverage, so that it is known which of them run which line. Then each
-fault changes one place of one file (a comparison, an operator, a constant, a condition, an
-argument, a ``raise``) in a copy, and the tests that run that line run there until the first fails,
-those that mirror the file first. Faults that survive are printed with file and line: a test is
-missing there, or the change makes no difference.
+Each fault changes one place of one file (a comparison, an operator, a constant, a condition, an
+argument, a ``raise``) in a copy, and the tests that mirror the file, and those of its folder, run
+there until the first fails. Faults that survive are printed with file and line: a test is missing
+there, or the change makes no difference.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,29 +27,12 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tracetorch"
 
-FAST = "not slow and not gpu"
-# So many of the other tests that run a line, at random: lines of `Neuron` have thousands.
-MOST_ELSEWHERE = 300
-
-SWAPS: dict[type, type] = {
-    ast.Lt: ast.LtE,
-    ast.LtE: ast.Lt,
-    ast.Gt: ast.GtE,
-    ast.GtE: ast.Gt,
-    ast.Eq: ast.NotEq,
-    ast.NotEq: ast.Eq,
-    ast.Is: ast.IsNot,
-    ast.IsNot: ast.Is,
-    ast.In: ast.NotIn,
-    ast.NotIn: ast.In,
-    ast.Add: ast.Sub,
-    ast.Sub: ast.Add,
-    ast.Mult: ast.Div,
-    ast.Div: ast.Mult,
-    ast.FloorDiv: ast.Mult,
-    ast.And: ast.Or,
-    ast.Or: ast.And,
-}
+_PAIRS = (
+    *((ast.Lt, ast.LtE), (ast.Gt, ast.GtE), (ast.Eq, ast.NotEq), (ast.Is, ast.IsNot)),
+    *((ast.In, ast.NotIn), (ast.Add, ast.Sub), (ast.Mult, ast.Div), (ast.And, ast.Or)),
+)
+SWAPS: dict[type, type] = {a: b for pair in _PAIRS for a, b in (pair, pair[::-1])}
+SWAPS[ast.FloorDiv] = ast.Mult
 
 
 @dataclass(frozen=True)
@@ -150,48 +131,6 @@ def mutants_of(path: Path) -> list[Mutant]:
     ]
 
 
-class Coverage:
-    """Coverage of the package by the fast tests: which tests run which line.
-
-    Args:
-        data: coverage's data file, with one context per test.
-    """
-
-    def __init__(self, data: Path) -> None:
-        from coverage import CoverageData
-
-        self._data = CoverageData(str(data))
-        self._data.read()
-        self._files = {Path(file).as_posix(): file for file in self._data.measured_files()}
-
-    def tests(self, path: str, line: int) -> list[str]:
-        """Return the tests that run the statement at a line, those that mirror the file first."""
-        mirror = mirrors_of(path)
-        file = next((own for name, own in self._files.items() if name.endswith(f"/{path}")), None)
-        found: set[str] = set()
-        if file is not None:
-            contexts = self._data.contexts_by_lineno(file)
-            for number in statement_lines(path, line):
-                found |= {context.split("|")[0] for context in contexts.get(number, [])} - {""}
-        near = sorted(test for test in found if test.startswith(tuple(mirror)))
-        far = sorted(found.difference(near))
-        random.Random(0).shuffle(far)
-        # a line that runs at import alone, or in another process, answers to its mirror
-        return near + far[:MOST_ELSEWHERE] if found else mirror
-
-
-def statement_lines(path: str, line: int) -> range:
-    """Return the lines of the innermost statement around a line; of a block, those of its head."""
-    lines = range(line, line + 1)
-    for node in ast.walk(ast.parse((ROOT / path).read_text())):
-        if isinstance(node, ast.stmt):
-            body = getattr(node, "body", None)
-            end = body[0].lineno - 1 if body else node.end_lineno
-            if node.lineno <= line <= (end or line):
-                lines = range(node.lineno, (end or line) + 1)
-    return lines
-
-
 def mirrors_of(path: str) -> list[str]:
     """Return the tests that mirror a file: of that file, then of its room."""
     parts = Path(path).relative_to("tracetorch").parts
@@ -202,30 +141,17 @@ def mirrors_of(path: str) -> list[str]:
     return [*chosen, folder if (ROOT / folder).is_dir() else f"tests/test_{room}.py"]
 
 
-def cover(data: Path) -> None:
-    """Run the fast tests under coverage, with one context per test."""
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "-m", FAST]
-    command += ["--cov=tracetorch", "--cov-context=test", "--cov-report="]
-    environment = {**os.environ, "COVERAGE_FILE": str(data)}
-    subprocess.run(command, cwd=ROOT, env=environment, check=True)
-
-
-def is_caught(mutant: Mutant, tests: list[str], folder: Path, limit: float) -> bool:
+def is_caught(mutant: Mutant, folder: Path, limit: float = 300.0) -> bool:
     """Whether tests fail, or do not end in time, with the fault planted in ``folder``."""
     target = folder / mutant.path
     original = target.read_text()
-    chosen = folder / "chosen_tests"
-    chosen.write_text("\n".join(tests))
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-    command += ["-m", FAST, f"@{chosen}"]
+    command += ["-m", "not slow and not gpu", *mirrors_of(mutant.path)]
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
     try:
         target.write_text(mutant.source())
         ran = subprocess.run(
-            command,
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(folder)},
-            capture_output=True,
-            timeout=limit,
+            command, cwd=folder, env=environment, capture_output=True, timeout=limit
         )
     except subprocess.TimeoutExpired:
         return True
@@ -244,37 +170,20 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--sample", type=int, default=200, help="how many faults")
     parser.add_argument("--seed", type=int, default=0, help="which ones")
     parser.add_argument("--room", default="", help="only files below tracetorch/ROOM")
-    parser.add_argument("--minutes", type=float, default=0.0, help="stop after so many; 0: never")
-    parser.add_argument("--coverage", type=Path, help="coverage's data of an earlier run")
-    parser.add_argument("--only", default="", help="only faults at FILE:LINE, with commas between")
     options = parser.parse_args(arguments)
     files = [p for p in sorted((PACKAGE / options.room).rglob("*.py")) if p.name != "__init__.py"]
-    generator = random.Random(options.seed)
     every = [mutant for path in files for mutant in mutants_of(path)]
-    sample = generator.sample(every, min(options.sample, len(every)))
-    if options.only:
-        places = options.only.split(",")
-        sample = [mutant for mutant in sample if f"{mutant.path}:{mutant.line}" in places]
-    survived: list[Mutant] = []
-    done, begin = 0, time.monotonic()
+    sample = random.Random(options.seed).sample(every, min(options.sample, len(every)))
+    survived = 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "copy"
         shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "runs", "media"))
-        data = options.coverage or Path(temporary) / "coverage"
-        if options.coverage is None:
-            cover(data)
-        coverage = Coverage(data)
         for mutant in sample:
-            if options.minutes and time.monotonic() - begin > 60 * options.minutes:
-                break
-            tests = coverage.tests(mutant.path, mutant.line)
-            caught = is_caught(mutant, tests, folder, limit=300.0)
-            done += 1
-            if not caught:
-                survived.append(mutant)
+            caught = is_caught(mutant, folder)
+            survived += not caught
             word = "caught" if caught else "SURVIVED"
             print(f"{word:8} {mutant.path}:{mutant.line} {mutant.change}", flush=True)
-    print(f"{done - len(survived)} of {done} faults caught, of {len(every)} possible ones")
+    print(f"{len(sample) - survived} of {len(sample)} faults caught, of {len(every)} possible ones")
     return int(bool(survived))
 
 

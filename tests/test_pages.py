@@ -1,4 +1,4 @@
-"""The pages of the project: every path in backticks is there."""
+"""The pages of the project: every path in backticks and every link leads somewhere."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")]
-PAGES += sorted((ROOT / "docs").rglob("*.md"))
+PAGES = sorted([*ROOT.glob("*.md"), ROOT / "CITATION.cff", *(ROOT / "docs").rglob("*.md")])
+PAGES += [ROOT / "examples/README.md"]
+OWN_ADDRESS = re.compile(
+    r"https://(?:github\.com/Yegor-men/tracetorch/(?:blob|tree)|"
+    r"raw\.githubusercontent\.com/Yegor-men/tracetorch)/main/([^\s)#\"'>]+)"
+)
 # Made by commands of the pages, not of this repository.
 OTHERS = frozenset({"build/docs", "runs/demo"})
 
@@ -27,11 +31,26 @@ def missing_paths(text: str) -> list[str]:
     return missing
 
 
+def dead_links(page: Path) -> list[str]:
+    """Addresses of files of the repository, and links beside a page, that lead nowhere."""
+    text = page.read_text()
+    dead = [target for target in OWN_ADDRESS.findall(text) if not (ROOT / target).exists()]
+    if page.parent in (ROOT, ROOT / "examples"):  # Sphinx follows those of docs
+        links = re.findall(r"\]\(([^)#]+)\)", text)
+        beside = [target for target in links if not target.startswith("http")]
+        dead += [target for target in beside if not (page.parent / target).exists()]
+    return dead
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_paths_in_backticks_exist(page: Path) -> None:
-    assert missing_paths(page.read_text()) == []
+def test_paths_and_links_lead_somewhere(page: Path) -> None:
+    assert dead_links(page) == []
+    if page.suffix == ".md" and page.name != "CHANGELOG.md" and page.parent.name != "examples":
+        assert missing_paths(page.read_text()) == []
 
 
-def test_a_planted_path_is_found() -> None:
+def test_a_planted_path_is_found(tmp_path: Path) -> None:
     assert missing_paths("`core/walk.py` and `tracetorch/core/walk.py` and `tests/`") == []
     assert missing_paths("`core/stroll.py`, `nowhere.md`") == ["core/stroll.py", "nowhere.md"]
+    (tmp_path / "a.md").write_text("https://github.com/Yegor-men/tracetorch/blob/main/nothing.md")
+    assert dead_links(tmp_path / "a.md") == ["nothing.md"]

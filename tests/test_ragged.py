@@ -18,15 +18,24 @@ X = torch.zeros(3, 2, 4)
 @pytest.mark.parametrize(
     ("x", "mask", "error", "message"),
     [
-        ([1.0], None, TypeError, r"must be a tensor, got list. Wrap arrays in torch.as_tensor"),
-        (torch.zeros(2, dtype=torch.cfloat), None, TypeError, "real numbers, got torch.complex64"),
+        (
+            [1.0],
+            None,
+            TypeError,
+            r"must be a tensor, got list. Give one of real numbers, torch.as_tensor",
+        ),
+        (
+            torch.zeros(2, dtype=torch.cfloat),
+            None,
+            TypeError,
+            "got torch.complex64. Give one of real numbers",
+        ),
         (torch.tensor(1.0), None, ValueError, r"shape \[T, ...\], time first, got \[\]"),
         (torch.zeros(0, 2), None, ValueError, r"at least one time step, got shape \[0, 2\]"),
         (X, torch.ones(3, 2), TypeError, r"booleans \[T, B\], True where .* got torch.float32"),
         (X, [True], TypeError, r"booleans .* got list. From lengths: torch.arange"),
         (X, torch.ones(2, 3).bool(), ValueError, r"shape is \[3, 2, 4\], got \[2, 3\]"),
         (X[:, 0, 0], torch.ones(3, 1).bool(), ValueError, r"shape is \[3\], got \[3, 1\]"),
-        (X, torch.ones(3, 2, device="meta").bool(), ValueError, "mask is on meta, .* on cpu"),
         (
             X,
             torch.tensor([[True, False]] * 3),
@@ -43,7 +52,6 @@ def test_sequence_or_mask_that_does_not_fit_is_named_in_the_error(
 
 
 def test_batch_dimension_is_required_when_batched() -> None:
-    ragged.check_sequence("x", torch.zeros(2))
     with pytest.raises(ValueError, match=r"x must have the shape \[T, B, ...\], .* got \[2\]"):
         ragged.check_sequence("x", torch.zeros(2), batched=True)
 

@@ -14,7 +14,7 @@ from tracetorch.snn.states import get_states, set_states
 from tracetorch.unrolling import unroll
 
 # Rooms behind the neuron are loaded when they are first named: importing tracetorch stays light.
-_LATE_ROOMS: tuple[str, ...] = (
+_LATE_PACKAGES: tuple[str, ...] = (
     "chips",
     "convert",
     "data",
@@ -107,7 +107,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LATE_ROOMS:
+    if name in _LATE_PACKAGES:
         return importlib.import_module(f"{__name__}.{name}")
     if name in _LATE_FUNCTIONS:
         return getattr(importlib.import_module(f"{__name__}.{_LATE_FUNCTIONS[name]}"), name)

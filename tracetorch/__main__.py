@@ -33,19 +33,16 @@ def info() -> str:
         if name != "auto":
             reason = fuse.unavailable_reason(name)
             lines.append(f"{name:8}{'available' if reason is None else f'no: {reason}'}")
-    reason = unavailable()
-    lines.append(f"events  {_events() if reason is None else f'no: {reason}'}")
-    return "\n".join(lines)
-
-
-def _events() -> str:
-    """Say below which density of its input a linear layer computes with events."""
+    if (reason := unavailable()) is not None:
+        return "\n".join([*lines, f"events  no: {reason}"])
+    # the density of its input below which a linear layer computes with events
     sizes = ((6400, 256), (1024, 256), (128, 256))
-    shares = (f"{rows} rows {events.crossover(rows, n, n):.0%}" for rows, n in sizes)
-    return (
-        f"{events.requested_mode()}, linear layers by layer on the CPU; of 256 inputs and outputs "
-        f"below {', '.join(shares)}. tt.metrics.profile says it of each layer"
+    shares = ", ".join(f"{rows} rows {events.crossover(rows, n, n):.0%}" for rows, n in sizes)
+    lines.append(
+        f"events  {events.requested_mode()}, linear layers by layer on the CPU; of 256 inputs and "
+        f"outputs below {shares}. tt.metrics.profile says it of each layer"
     )
+    return "\n".join(lines)
 
 
 def cache() -> str:

@@ -1,14 +1,10 @@
 """Check and apply the mask of a padded batch: sequences of unequal length in one tensor.
 
 One convention for decoders, losses and metrics: a batch is ``[T, B, ...]``, and ``mask`` ``[T, B]``
-is true where a step is real and false where it is padding. Every result equals that of the sequence
-with its padding cut out, whatever the padding holds, NaN included. Padding may be at any step.
-
-Ragged sequences. A mask is ``[T, B]``, true where a step is real, and is checked in ``ragged.py``
-alone. A result is what each sequence would give if the other steps were cut out of it: padding may
-stand anywhere, hold anything, NaN too, and gets no gradient. Each sequence is averaged over its own
-length before the batch is. Checks of values are left out inside ``torch.compile``, which they would
-break.
+is true where a step is real and false where it is padding. A result is what each sequence would
+give if the other steps were cut out of it: padding may stand anywhere, hold anything, NaN too, and
+gets no gradient. Each sequence is averaged over its own length before the batch is. Checks of
+values are left out inside ``torch.compile``, which they would break.
 """
 
 from __future__ import annotations
@@ -30,14 +26,12 @@ def check_sequence(name: str, x: Tensor, *, batched: bool = False) -> None:
     Raises:
         TypeError: ``x`` is not a tensor, or is complex.
         ValueError: ``x`` lacks a dimension, or has no step.
-
     """
-    if not isinstance(x, Tensor):
+    if not isinstance(x, Tensor) or x.is_complex():
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(
-            f"{name} must be a tensor, got {type(x).__name__}. Wrap arrays in torch.as_tensor(...)."
+            f"{name} must be a tensor, got {got}. Give one of real numbers, torch.as_tensor(...)."
         )
-    if x.is_complex():
-        raise TypeError(f"{name} must be a tensor of real numbers, got {x.dtype}.")
     if x.ndim < 1 + batched:
         expected = "[T, B, ...]" if batched else "[T, ...]"
         raise ValueError(f"{name} must have the shape {expected}, time first, got {list(x.shape)}.")
@@ -56,8 +50,7 @@ def check_mask(mask: Tensor | None, name: str, x: Tensor) -> None:
 
     Raises:
         TypeError: ``mask`` is not a tensor of booleans.
-        ValueError: its shape or device differs from that of ``x``, or a sequence has no real step.
-
+        ValueError: its shape differs from that of ``x``, or a sequence has no real step.
     """
     if mask is None:
         return
@@ -72,8 +65,6 @@ def check_mask(mask: Tensor | None, name: str, x: Tensor) -> None:
             f"mask must have the shape [T, B] of {name}, whose shape is {list(x.shape)}, got "
             f"{list(mask.shape)}."
         )
-    if mask.device != x.device:
-        raise ValueError(f"mask is on {mask.device}, {name} on {x.device}. Move one of them.")
     if is_readable(mask):
         empty = (~mask.any(0)).nonzero()
         if len(empty):

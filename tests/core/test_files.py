@@ -24,8 +24,7 @@ from tests.data.files import nmnist_bytes, write_gesture, write_heidelberg
 from tests.processes import run_python
 from tracetorch import snn
 from tracetorch.core.files import atomic_replace, check_regular_file
-from tracetorch.data.dvs_gesture import read_gesture
-from tracetorch.data.nmnist import read_nmnist
+from tracetorch.data import NMNIST, DVSGesture
 
 # what makes a file, and what reads it, by its name
 READERS: dict[str, tuple[Callable[[Path], Any], Callable[[Path], Any]]] = {
@@ -39,8 +38,8 @@ READERS: dict[str, tuple[Callable[[Path], Any], Callable[[Path], Any]]] = {
         lambda path: write_heidelberg(path, [[(0.5, 1)]]),
         lambda path: tt.data.SHD(path.parent),
     ),
-    "1.bin": (lambda path: path.write_bytes(nmnist_bytes([(1, 2, 3, 1)] * 3)), read_nmnist),
-    "2.npy": (lambda path: write_gesture(path, [(1, 2, 1, 3.0)]), read_gesture),
+    "1.bin": (lambda path: path.write_bytes(nmnist_bytes([(1, 2, 3, 1)] * 3)), NMNIST._read),
+    "2.npy": (lambda path: write_gesture(path, [(1, 2, 1, 3.0)]), DVSGesture._read),
 }
 ALL_READERS = READERS | {"model.onnx": (ALL["model.onnx"], tt.export.OnnxStream)}
 

@@ -22,7 +22,7 @@ import tracetorch as tt
 from tracetorch import snn
 from tracetorch.core.files import atomic_replace
 from tracetorch.data.archives import Archive, fetch
-from tracetorch.demo import figure, network, training
+from tracetorch.demo import figure, network
 
 OLD = b"an old file"
 
@@ -69,7 +69,7 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
     ),
     "recording.html": save_html,
     "playground.html": lambda path: tt.plot.save_playground(snn.LIF(1), path),
-    "demo.safetensors": lambda path: training.save(network.ConvSNN(), path),
+    "demo.safetensors": lambda path: tt.save(network.ConvSNN(), path),
     "set.bin": fetch_file,
 }
 SLOW: dict[str, Callable[[Path], Any]] = {

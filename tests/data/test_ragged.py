@@ -48,18 +48,18 @@ def test_dtype_is_kept(dtype: torch.dtype) -> None:
         ([], ValueError, "at least one sequence"),
         (torch.ones(2, 3), TypeError, "takes a list of sequences .*, got one Tensor"),
         ({"a": torch.ones(2)}, TypeError, "takes a list of sequences .*, got one dict"),
-        ([[1.0, 2.0]], TypeError, "takes tensors .*, got list as sequence 0. Make it a tensor"),
-        ([torch.ones(2), torch.tensor(1.0)], ValueError, r"got shape \[\] as sequence 1"),
-        ([torch.ones(2, 3), torch.ones(0, 3)], ValueError, r"got shape \[0, 3\] as sequence 1"),
+        ([[1.0, 2.0]], TypeError, "sequence 0 must be a tensor, got list"),
+        ([torch.ones(2), torch.tensor(1.0)], ValueError, r"sequence 1 must have the shape \[T, "),
+        ([torch.ones(2, 3), torch.ones(0, 3)], ValueError, "sequence 1 needs at least one time"),
         (
             [torch.ones(2, 3), torch.ones(2, 4)],
             ValueError,
-            r"differ in T alone, got shapes \[2, 3\] and, as sequence 1, \[2, 4\]",
+            r"differ in T alone, got \[2, 3\] of .* and, as sequence 1, \[2, 4\] of",
         ),
         (
             [torch.ones(2), torch.ones(2).double()],
-            TypeError,
-            r"one dtype, got torch\.float32 and, as sequence 1, torch\.float64",
+            ValueError,
+            r"of torch\.float32 and, as sequence 1, \[2\] of torch\.float64",
         ),
     ],
 )
@@ -71,33 +71,12 @@ def test_sequences_that_cannot_be_padded_are_rejected(
 
 
 @pytest.mark.parametrize(
-    ("dtype", "value"),
-    [(torch.int64, 0.5), (torch.int64, float("nan")), (torch.uint8, -1), (torch.bool, 2)],
+    ("dtype", "value"), [(torch.int64, 0.5), (torch.uint8, -1), (torch.bool, 2)]
 )
 def test_padding_that_its_dtype_does_not_hold_is_refused(dtype: torch.dtype, value: float) -> None:
     with pytest.raises(ValueError, match=rf"value must be one that {dtype} holds, got {value}"):
         pad([torch.ones(2, dtype=dtype)], value=value)
     assert pad(iter([torch.ones(1).bool(), torch.ones(2).bool()]), value=True)[0].all()
-
-
-@pytest.mark.parametrize(
-    ("samples", "error", "message"),
-    [
-        (
-            [torch.ones(2)],
-            TypeError,
-            r"takes samples \(sequence, label\), got a Tensor as sample 0",
-        ),
-        ([(torch.ones(2), 1, 2)], TypeError, "got a tuple of 3 as sample 0"),
-        ([(torch.ones(2), "cat")], TypeError, "got 'cat' as label 0. Give each class a number"),
-        ([(torch.ones(n), torch.ones(n)) for n in (1, 2)], ValueError, "Targets of every step are"),
-    ],
-)
-def test_samples_that_cannot_be_collated_are_rejected(
-    samples: Any, error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        collate(samples)
 
 
 def test_a_sample_is_what_comes_apart_in_two() -> None:
@@ -111,10 +90,14 @@ def test_a_sample_is_what_comes_apart_in_two() -> None:
 
     samples: Any = [Sample(torch.ones(2), 1), Sample(torch.ones(3), 0)]
     assert collate(samples).y.tolist() == [1, 0]
-    with pytest.raises(TypeError, match="got a Tensor as sample 0"):
-        collate([torch.ones(2, 4)])  # type: ignore[list-item]
-    with pytest.raises(TypeError, match="got a dict as sample 0"):
-        collate([{"x": 1, "y": 2}])  # type: ignore[list-item]
+    others: Any = (
+        (torch.ones(2, 4), "Tensor"),
+        ({"x": 1, "y": 2}, "dict"),
+        ((samples[0].sequence, 1, 2), "tuple of 3"),
+    )
+    for other, kind in others:
+        with pytest.raises(TypeError, match=rf"\(sequence, label\), got a {kind} as sample 0"):
+            collate([other])
 
 
 @pytest.mark.parametrize("label", [3, 0.5, torch.tensor(3), torch.ones(2)])

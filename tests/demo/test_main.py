@@ -105,7 +105,6 @@ def test_full_disk_prints_one_line(
     assert run(out) == 1
     assert re.fullmatch("error: .*No space left on device\n", capsys.readouterr().err)
     if where == "model":
-        assert {each.name for each in out.iterdir()} == {"seed0.safetensors", "seed0.png"}
         now = load_file(out / "seed0.safetensors")
         assert all(torch.equal(now[name], value) for name, value in before.items())
 
@@ -163,15 +162,28 @@ def test_interrupt_before_the_first_epoch_saves_nothing(
     assert not list(out.iterdir())
 
 
-def test_interrupt_while_loading(
-    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "code", "printed"),
+    [
+        (KeyboardInterrupt(), 130, "\nInterrupted.\n"),
+        (FileNotFoundError("There are no MNIST files"), 1, "error: There are no MNIST files\n"),
+        (ValueError("damaged"), 1, "error: damaged\n"),
+    ],
+)
+def test_what_goes_wrong_while_loading_is_one_line(
+    out: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+    printed: str,
 ) -> None:
-    def interrupt(folder: Path | None) -> Digits:
-        raise KeyboardInterrupt
+    def fail(folder: Path | None) -> Digits:
+        raise error
 
-    monkeypatch.setattr(command, "load_digits", interrupt)
-    assert run(out) == 130
-    assert capsys.readouterr().out == "\nInterrupted.\n"
+    monkeypatch.setattr(command, "load_digits", fail)
+    assert run(out) == code
+    assert "".join(capsys.readouterr()) == printed
 
 
 def test_missing_package_is_named_before_anything_runs(
@@ -179,19 +191,9 @@ def test_missing_package_is_named_before_anything_runs(
 ) -> None:
     monkeypatch.setattr(optional, "find_spec", lambda name: None if name == "tqdm" else True)
     assert run(out) == 1
-    assert re.fullmatch(
-        r"error: The demo needs tqdm, .* pip install -e '\.\[demo\]'\n", capsys.readouterr().err
-    )
+    message = r"error: The demo needs tqdm, .* pip install -e '\.\[demo\]'\n"
+    assert re.fullmatch(message, capsys.readouterr().err)
     assert not out.exists()
-
-
-def test_missing_data_prints_one_line(
-    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.undo()
-    out.mkdir(parents=True)
-    assert run(out, "--data", str(out)) == 1
-    assert re.fullmatch("error: There are no MNIST files in .*\n", capsys.readouterr().err)
 
 
 def test_out_must_be_a_folder(out: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,13 +62,9 @@ def test_invalid_option_is_named_in_the_error(
     assert re.search(f"python -m tracetorch.demo: error: {message}", complaint)
 
 
-def test_help_lists_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_has_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match=r"^0$"):
         parse(["--help"])
-    text = capsys.readouterr().out
-    for option in ["epochs", "batch-size", "steps", "lr", "threads", "seeds", "data", "out"]:
-        assert f"--{option} " in text
-    assert "--page" in text
-    defaults = re.findall(r"\(default: ([^)]*)\)", " ".join(text.split()))
+    defaults = re.findall(r"\(default: ([^)]*)\)", " ".join(capsys.readouterr().out.split()))
     assert [each.split(",")[0] for each in defaults[:4]] == ["12", "50", "5", "0.01"]
     assert len(defaults) == 8

@@ -1,35 +1,17 @@
 from __future__ import annotations
 
 import math
-import os
-from dataclasses import FrozenInstanceError
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-import tracetorch as tt
 from tests.demo.cases import DIGITS, bars
-from tracetorch.demo.network import ConvSNN, record_spikes, run
-from tracetorch.demo.training import (
-    Epoch,
-    Score,
-    Settings,
-    augment,
-    evaluate,
-    firing_rates,
-    save,
-    train,
-)
+from tracetorch.demo.network import ConvSNN
+from tracetorch.demo.training import Epoch, Score, Settings, augment, evaluate, train
 
 SETTINGS = Settings(epochs=6, batch_size=10, steps=2, lr=1e-2)
-
-
-def test_settings_do_not_change_during_a_run() -> None:
-    with pytest.raises(FrozenInstanceError, match="'lr'"):
-        SETTINGS.lr = 1.0  # type: ignore[misc]
 
 
 def trained(seed: int) -> tuple[Any, list[Epoch]]:
@@ -77,18 +59,6 @@ def test_evaluate_averages_over_all_digits() -> None:
     assert score == pytest.approx(Score(0.9, loss))
 
 
-def test_firing_rates_average_over_all_digits() -> None:
-    torch.manual_seed(0)
-    model, dataset = ConvSNN(), bars(270)
-    rates = firing_rates(model, dataset, 2)
-    spikes, _ = record_spikes(model, dataset.tensors[0], 2)
-    assert set(rates) == {"lif1", "lif2"}
-    assert rates["lif1"] > 0
-    assert rates == pytest.approx(
-        {name: layer_spikes.mean().item() for name, layer_spikes in spikes.items()}
-    )
-
-
 def test_augmentation_shifts_a_little_and_is_reproducible() -> None:
     images = torch.zeros(50, 1, 28, 28)
     images[:, :, 13:15, 13:15] = 1.0
@@ -116,44 +86,3 @@ def test_augmentation_rotates_and_scales() -> None:
     left, right = augmented[:, :, 8].argmax(1), augmented[:, :, 19].argmax(1)
     assert (left > right).any()
     assert (left < right).any()
-
-
-def test_saved_model_loads_back(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model, images = ConvSNN(), torch.rand(2, 1, 28, 28)
-    save(model, tmp_path / "model.safetensors")
-    copy = ConvSNN()
-    tt.load(tmp_path / "model.safetensors", copy)
-    assert torch.equal(run(model, images, 3), run(copy, images, 3))
-
-
-def test_interrupted_save_keeps_the_previous_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "model.safetensors"
-    save(ConvSNN(), path)
-    old = path.read_bytes()
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        save(ConvSNN(), path)
-    assert path.read_bytes() == old
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.skipif(os.name != "posix", reason="links are those of POSIX")
-def test_the_previous_model_is_kept_where_the_path_is_a_link(tmp_path: Path) -> None:
-    (tmp_path / "disk").mkdir()
-    path, previous = tmp_path / "model.safetensors", tmp_path / "previous.safetensors"
-    path.symlink_to(tmp_path / "disk" / "model.safetensors")
-    assert not save(ConvSNN(), path, previous)
-    old = path.read_bytes()
-    assert save(ConvSNN(), path, previous)
-    assert previous.read_bytes() == old
-    assert not previous.is_symlink()
-    assert path.is_symlink()
-    assert path.read_bytes() != old
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["disk", path.name, previous.name]

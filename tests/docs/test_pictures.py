@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
-import sys
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -120,100 +117,3 @@ def test_gallery_shows_pictures_that_their_pages_assert() -> None:
         assert page in PAGES
         found = re.findall(r"^:alt: (.*)$", (DOCS / f"{page}.md").read_text(), re.MULTILINE)
         assert sum(text.startswith(beginning) for text in found) == 1, (page, beginning)
-
-
-PAGE = """---
-file_format: mystnb
-kernelspec:
-  name: python3
----
-
-# A page
-
-```{code-cell}
-:alt: A line rises from the left to the right.
-
-fig, ax = plt.subplots()
-```
-
-```{code-cell}
-:tags: [remove-cell]
-
-assert rises
-```
-"""
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "fault"),
-    [
-        ("rises", "rises", None),
-        (":alt: A line rises from the left to the right.\n", "", "no `:alt:`"),
-        (" from the left to the right.", "", "is no sentence"),
-        ("assert rises", "rises", "nothing asserted"),
-        ("assert rises", "assert True", "nothing asserted"),
-        (":tags: [remove-cell]\n", "", "nothing asserted"),
-    ],
-)
-def test_what_is_missing_is_found(tmp_path: Path, old: str, new: str, fault: str | None) -> None:
-    from tests.docs.pages import converter
-
-    made = converter().read(PAGE.replace(old, new))
-    found = faults([cell for cell in made.cells if cell.cell_type == "code"])
-    assert [fault in each for each in found] == ([] if fault is None else [True])
-
-
-CONF = f"""import sys
-
-sys.path.insert(0, {str(DOCS / "_extensions")!r})
-extensions = ["myst_nb", "pictures"]
-nb_execution_mode = "force"
-nb_execution_raise_on_error = True
-"""
-DRAWN = """---
-file_format: mystnb
-kernelspec:
-  name: python3
----
-
-# A page
-
-## Lines
-
-```{code-cell}
-:alt: A line rises from the left to the right.
-
-import matplotlib.pyplot as plt
-fig, ax = plt.subplots(figsize=(1, 1)); ax.plot([0, 1]);
-```
-"""
-
-
-@pytest.mark.slow
-def test_gallery_repeats_the_picture_with_a_link_to_where_it_is_drawn(tmp_path: Path) -> None:
-    pytest.importorskip("myst_nb")
-    for name, text in {
-        "conf.py": CONF,
-        "sub/a.md": DRAWN,
-        "index.md": "# G\n\n```{toctree}\nsub/a\n```\n\n```{gallery}\nsub/a: A line rises\n```\n",
-    }.items():
-        (tmp_path / "docs" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "docs" / name).write_text(text)
-    built = tmp_path / "built"
-    command = [sys.executable, "-m", "sphinx", "-q", "-W", str(tmp_path / "docs"), str(built)]
-    subprocess.run(command, check=True)
-    shown = re.search(r"<figure.*?</figure>", (built / "index.html").read_text(), re.DOTALL)
-    assert shown is not None
-    picture = re.search(
-        r'<a class="[^"]+" href="sub/a.html#lines"><img '
-        r'alt="A line rises from the left to the right." class="picture" src="(_images/\w+.png)"',
-        shown[0],
-    )
-    assert picture is not None, shown[0]
-    assert (built / picture[1]).read_bytes().startswith(b"\x89PNG")
-    assert ">A page: Lines</a>" in shown[0]
-    index = tmp_path / "docs" / "index.md"
-    index.write_text(index.read_text().replace("A line rises", "A line falls"))
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "0 pictures of sub/a begin with 'A line falls'" in done.stderr

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
 import json
 import re
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.browser import TIMEOUT
 from tests.docs.pages import ROOT, extension
 
 SITE = "https://example.org/"
@@ -141,39 +136,3 @@ def test_every_version_has_its_pages_and_names_the_latest(site: Path) -> None:
         assert f'data-name="{name}"' in text
         assert f'data-root="{root}"' in text
     assert not list(site.glob("*/versions.json"))
-
-
-@pytest.fixture
-def address(site: Path) -> Iterator[str]:
-    """Serve the site below a folder, as a project's pages are."""
-
-    class Silent(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-    handler = functools.partial(Silent, directory=str(site.parent))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/{site.name}/"
-        server.shutdown()
-
-
-@pytest.mark.slow
-def test_the_switcher_leads_to_the_same_page_of_another_version(browser: Any, address: str) -> None:
-    tab = browser.new_page()
-    tab.set_default_timeout(TIMEOUT)
-    tab.goto(f"{address}0.9.0/a.html#top")
-    for name, goes_to, title in (
-        ("0.10.0", "0.10.0/a.html#top", "A ten"),
-        ("latest", "a.html#top", "A now"),
-        ("0.9.0", "0.9.0/a.html#top", "A nine"),
-    ):
-        tab.get_by_label("Version").select_option(name)
-        tab.wait_for_url(address + goes_to)
-        assert tab.locator("h1").inner_text().startswith(title)
-        shown = "select => select.selectedOptions[0].text"
-        assert tab.get_by_label("Version").evaluate(shown) == name
-    tab.goto(f"{address}0.9.0/sub/gone.html")
-    tab.get_by_label("Version").select_option("latest")
-    tab.wait_for_url(address)  # a page that is not there: its beginning
-    tab.close()

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-from typing import Any
-
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -69,26 +66,3 @@ def test_channels_are_in_dimension_dim() -> None:
     assert encode.delta(x[:, :, 0, 0], 0.5).shape == (9, 2, 2)
     start = torch.full((2, 3, 4), 100.0)
     assert bool((encode.delta(x, 0.5, start=start)[0, :, 1] == 1).all())
-
-
-@pytest.mark.parametrize(
-    ("x", "options", "error", "message"),
-    [
-        ([0.5], {}, TypeError, "floating-point tensor, got list"),
-        (torch.zeros(0, 2), {}, ValueError, "at least one time step"),
-        (torch.zeros(3, 2), {"threshold": 0.0}, ValueError, "threshold must be positive .* 0.0"),
-        (torch.zeros(3), {}, ValueError, r"dim=2 .* shape \[3\]: .* between 1 and 1, or -1 and -1"),
-        (torch.tensor([[torch.nan], [1.0]]), {}, ValueError, "x must begin with a number"),
-        (torch.tensor([[0.0], [torch.inf]]), {}, ValueError, "and hold no infinity"),
-        (torch.zeros(3, 2), {"start": torch.nan}, ValueError, "start must be finite, got nan"),
-        (torch.zeros(3, 2), {"start": "0"}, TypeError, "start must be a number, got '0'"),
-        (torch.zeros(3, 2), {"dim": 0}, ValueError, "dim=0 .* time stays first"),
-        (torch.zeros(3, 2), {"dim": -3}, ValueError, "dim=-3 cannot hold the channels"),
-        (torch.zeros(3, 2), {"start": torch.zeros(3)}, ValueError, r"one step, \[2\], got \[3\]"),
-    ],
-)
-def test_invalid_argument_is_named_in_the_error(
-    x: Any, options: Any, error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        encode.delta(x, **{"threshold": 1.0, **options})

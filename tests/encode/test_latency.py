@@ -55,27 +55,3 @@ def test_half_precision_distinguishes_thousands_of_steps(dtype: torch.dtype) -> 
     spikes = encode.latency(x, 5001)
     assert spikes.dtype == dtype
     assert decode.first_spike(spikes).tolist() == [2500, 3750]
-
-
-@pytest.mark.parametrize(
-    ("x", "options", "error", "message"),
-    [
-        ([0.5], {}, TypeError, "floating-point tensor, got list"),
-        (torch.tensor([1.5]), {}, ValueError, r"x must lie in \[0, 1\], got 1.5"),
-        (torch.tensor([-1.0]), {"kind": "exponential"}, ValueError, "not be negative, got -1.0"),
-        (torch.ones(1), {"kind": "log"}, ValueError, "or 'exponential', got 'log'"),
-        (torch.ones(1), {"threshold": 1.0}, ValueError, r"in \[0, 1\) for kind='linear', got 1.0"),
-        (
-            torch.ones(1),
-            {"threshold": 0.0, "kind": "exponential"},
-            ValueError,
-            "positive for kind='exponential', got 0.0",
-        ),
-        (torch.ones(1), {"tau": 0.0, "kind": "exponential"}, ValueError, "tau must .* got 0.0"),
-    ],
-)
-def test_invalid_argument_is_named_in_the_error(
-    x: Any, options: Any, error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        encode.latency(x, 5, **options)

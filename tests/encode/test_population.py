@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -38,30 +37,3 @@ def test_repeat_is_a_view_with_a_gradient() -> None:
     assert all(torch.equal(step, x) for step in y)
     y.sum().backward()
     assert torch.equal(x.grad, torch.full((2, 3), 5.0))
-
-
-@pytest.mark.parametrize(
-    ("call", "error", "message"),
-    [
-        (lambda: encode.population([1.0], 5), TypeError, "floating-point tensor, got list"),  # type: ignore[arg-type]
-        (lambda: encode.population(torch.ones(1), 2), ValueError, "at least 3 to tile .* got 2"),
-        (lambda: encode.population(torch.ones(1), "5"), TypeError, "must be an integer, got '5'"),  # type: ignore[arg-type]
-        (
-            lambda: encode.population(torch.ones(1), 5, low=1.0),
-            ValueError,
-            "low must be below high, both finite, got 1.0 and 1.0",
-        ),
-        (
-            lambda: encode.population(torch.ones(1), 5, overlap=0.0),
-            ValueError,
-            "overlap must be positive and finite, got 0.0",
-        ),
-        (lambda: encode.repeat([1.0], 5), TypeError, "x must be a tensor, got list"),  # type: ignore[arg-type]
-        (lambda: encode.repeat(torch.ones(1), 0), ValueError, "steps must be at least 1, got 0"),
-    ],
-)
-def test_invalid_argument_is_named_in_the_error(
-    call: Any, error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        call()

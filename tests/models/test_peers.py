@@ -178,10 +178,6 @@ def vgg(norm: bool) -> nn.Module:
     return made
 
 
-def transformer(kind: Any, **arguments: Any) -> nn.Module:
-    return kind(num_classes=5, detach_reset=True, **arguments)
-
-
 RECT = surrogate.Rect(alpha=1.0)  # the paper's; SpikingJelly's is half as wide
 BASIC, BOTTLENECK = sew_resnet.BasicBlock, sew_resnet.Bottleneck
 COMBINATIONS: tuple[Literal["add", "and", "iand"], ...] = ("add", "and", "iand")
@@ -189,90 +185,60 @@ IMAGES: tuple[tuple[Literal["imagenet", "small"], int, str], ...] = (
     ("imagenet", 16, "1111"),
     ("small", 4, "0011"),
 )
+
+
+def transformers(kind: Any, **arguments: Any) -> Callable[[], nn.Module]:
+    return partial(kind, num_classes=5, detach_reset=True, **arguments)
+
+
 CASES = {
-    **{
-        f"sew-18-{combine}": Case(
-            partial(models.SEWResNet, 18, 5, combine=combine),
-            partial(sew, BASIC, [2, 2, 2, 2], combine.upper()),
-            sew_pairs,
-            True,
-        )
-        for combine in COMBINATIONS
-    },
     "sew-50": Case(
         partial(models.SEWResNet, 50, 5),
         partial(sew, BOTTLENECK, [3, 4, 6, 3], "ADD"),
         sew_pairs,
         True,
     ),
-    "ms-18": Case(
-        partial(models.MSResNet, 18, 5, width=8),
-        partial(ms_resnet.MSResNet, num_classes=5, base_channels=8, surrogate_function=RECT),
-        ms_pairs,
-        False,
-    ),
-    "ms-34": Case(
-        partial(models.MSResNet, 34, 5, width=8),
-        partial(
-            ms_resnet.MSResNet,
-            num_classes=5,
-            layers=(3, 4, 6, 3),
-            base_channels=8,
-            surrogate_function=RECT,
-        ),
-        ms_pairs,
-        False,
-    ),
-    **{
-        f"vgg-11-{'norm' if norm else 'plain'}": Case(
-            partial(models.SpikingVGG, 11, 5, width=4, norm=norm, dropout=0.0),
-            partial(vgg, norm),
-            vgg_pairs,
-            True,
-        )
-        for norm in (True, False)
-    },
-    **{
-        f"spikformer-{images}": Case(
-            partial(models.Spikformer, 2, 32, 2, 5, images=images, pool_first=True),
-            partial(
-                transformer,
-                spikformer.Spikformer,
-                patch_size=patch,
-                embed_dims=32,
-                num_heads=2,
-                depths=2,
-            ),
-            spikformer_pairs,
-            True,
-        )
-        for images, patch, _ in IMAGES
-    },
     "qkformer": Case(
         partial(models.QKFormer, (1, 2, 1), 64, 2, 5),
-        partial(
-            transformer, qkformer.QKFormer, embed_dims=64, num_heads=(2, 2, 2), depths=(1, 2, 1)
-        ),
+        transformers(qkformer.QKFormer, embed_dims=64, num_heads=(2, 2, 2), depths=(1, 2, 1)),
         qkformer_pairs,
         False,
     ),
-    **{
-        f"spike-driven-{images}": Case(
-            partial(models.SpikeDrivenTransformer, 2, 32, 5, images=images),
-            partial(
-                transformer,
-                spike_driven_transformer.SpikeDrivenTransformer,
-                embed_dims=32,
-                num_heads=4,
-                depths=2,
-                pooling_stat=pools,
-            ),
-            spike_driven_pairs,
-            False,
-        )
-        for images, _, pools in IMAGES
-    },
 }
+for combine in COMBINATIONS:
+    ours = partial(models.SEWResNet, 18, 5, combine=combine)
+    theirs = partial(sew, BASIC, [2, 2, 2, 2], combine.upper())
+    CASES[f"sew-18-{combine}"] = Case(ours, theirs, sew_pairs, True)
+for depth, layers in (18, (2, 2, 2, 2)), (34, (3, 4, 6, 3)):
+    given = {"num_classes": 5, "base_channels": 8, "layers": layers, "surrogate_function": RECT}
+    CASES[f"ms-{depth}"] = Case(
+        partial(models.MSResNet, depth, 5, width=8),  # type: ignore[arg-type]
+        partial(ms_resnet.MSResNet, **given),
+        ms_pairs,
+        False,
+    )
+for norm in (True, False):
+    CASES[f"vgg-11-{'norm' if norm else 'plain'}"] = Case(
+        partial(models.SpikingVGG, 11, 5, width=4, norm=norm, dropout=0.0),
+        partial(vgg, norm),
+        vgg_pairs,
+        True,
+    )
+for images, patch, pools in IMAGES:
+    shape = {"embed_dims": 32, "depths": 2}
+    CASES[f"spikformer-{images}"] = Case(
+        partial(models.Spikformer, 2, 32, 2, 5, images=images, pool_first=True),
+        transformers(spikformer.Spikformer, patch_size=patch, num_heads=2, **shape),
+        spikformer_pairs,
+        True,
+    )
+    driven = spike_driven_transformer.SpikeDrivenTransformer
+    CASES[f"spike-driven-{images}"] = Case(
+        partial(models.SpikeDrivenTransformer, 2, 32, 5, images=images),
+        transformers(driven, num_heads=4, pooling_stat=pools, **shape),
+        spike_driven_pairs,
+        False,
+    )
 
 
 def joined(their: Any, name: str, dim: int = 0) -> Tensor | None:

@@ -228,7 +228,7 @@ def test_defaults_follow_from_milliseconds(name: str, argument: str, millisecond
         ("RefractoryLIF", {"period": -1}, ValueError, "period must not be negative, got -1"),
         ("RefractoryLIF", {"period": 1.5}, TypeError, "period must be an integer"),
         ("MultiLevelLIF", {"levels": 0}, ValueError, "levels must be at least 1"),
-        ("BRF", {"omega": 100.0}, ValueError, r"below 1 / dt = 100, got 100"),
+        ("BRF", {"omega": 100.0}, ValueError, r"omega must be at least .* at most .*, got 100"),
         ("ALIF", {"rho": 1.0}, ValueError, "rho must lie strictly between 0 and 1"),
         ("GLIF", {"leak_gate": 1.5}, ValueError, "leak_gate must lie strictly between 0 and 1"),
         ("EIF", {"surrogate_derivative": 2.0}, TypeError, "the peak: surrogate must be callable"),

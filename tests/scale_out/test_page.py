@@ -38,11 +38,3 @@ def test_all_code_blocks_of_the_page_run(tmp_path: Path, monkeypatch: pytest.Mon
     script.write_text("\n\n".join(blocks) + "\nprint('to the end')\n")
     (printed,) = run_together([[str(script)]])
     assert "to the end" in printed
-
-
-def test_links_of_the_page_exist() -> None:
-    targets = re.findall(r"\]\(https://github.com/[\w/-]+/blob/main/([^)#]+)\)", PAGE.read_text())
-    assert len(targets) == 2
-    for target in targets:
-        assert (ROOT / target).is_file(), target
-    assert "use/scale_out.html" in (ROOT / "README.md").read_text()

@@ -71,10 +71,7 @@ def test_resumed_lightning_run_equals_an_uninterrupted_one(tmp_path: Path) -> No
     whole, part = tmp_path / "whole", tmp_path / "part"
     options = [*LIGHTNING, "--quick", "--epochs", "2", "--steps", "3"]
     _, printed = run_together(
-        [
-            [*options, "--out", str(whole)],
-            [*options, "--out", str(part), "--stop-after", "1"],
-        ]
+        [[*options, "--out", str(whole)], [*options, "--out", str(part), "--stop-after", "1"]]
     )
     checkpoint = part / "last.ckpt"
     assert f"stopped after 1 of 2 passes; go on with --resume {checkpoint}" in printed

@@ -1,7 +1,4 @@
-"""Compare what other tools compute with plain PyTorch, for ``docs/use/with_other_tools.md``.
-
-Where a tool is wrong in silence, it is held to being wrong: when that changes, the page has to.
-"""
+"""Compare what other tools compute with plain PyTorch, for ``docs/use/with_other_tools.md``."""
 
 from __future__ import annotations
 
@@ -12,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-import tracetorch as tt
 from tests.tools.page import executed, skip_without
 from tracetorch import snn
 
@@ -24,27 +20,10 @@ x, labels = NAMES["x"], NAMES["labels"]
 T, B = 20, 12
 
 
-class Keeping(nn.Module):
-    """A model that goes on from the states of the last batch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = network()
-
-    def forward(self, x: Tensor, labels: Tensor | None = None) -> Any:
-        logits = tt.unroll(self.net, x, time_dim=1).mean(1)
-        if labels is None:
-            return logits
-        return {"loss": cross_entropy(logits, labels), "logits": logits}
-
-
 def recurrent() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Linear(8, 6),
-        snn.Recurrent(snn.LIF(6), nn.Linear(6, 6)),
-        nn.Linear(6, 4),
-        snn.Readout(4),
+        nn.Linear(8, 6), snn.Recurrent(snn.LIF(6), nn.Linear(6, 6)), nn.Linear(6, 4), snn.Readout(4)
     )
 
 
@@ -115,49 +94,10 @@ class TestCaptum:
     def _installed(self) -> None:
         skip_without("Captum")
 
-    def test_batches_inside_change_nothing_from_rest(self) -> None:
-        from captum.attr import IntegratedGradients
-
-        whole, keeping = IntegratedGradients(Whole(network())), IntegratedGradients(Keeping())
-        options = {"target": labels, "n_steps": 20}
-        expected = whole.attribute(x, **options)
-        for inside in (7, 24):
-            found = whole.attribute(x, internal_batch_size=inside, **options)
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
-        found = keeping.attribute(x, internal_batch_size=24, **options)
-        assert size(found - expected) > 0.05 * size(expected)
-
-    def test_what_adds_up(self) -> None:
-        from captum.attr import IntegratedGradients, ShapleyValueSampling
-
-        model = Whole(network())
-        with torch.no_grad():
-            change = (model(x) - model(0 * x)).gather(1, labels[:, None])[:, 0]
-        for steps in (20, 200):
-            _, delta = IntegratedGradients(model).attribute(
-                x, target=labels, n_steps=steps, return_convergence_delta=True
-            )
-            assert size(delta) > 0.05 * size(change)
-        features = torch.arange(8)[None, None]
-        shapley = ShapleyValueSampling(model).attribute(
-            x, target=labels, feature_mask=features.expand(1, T, 8).contiguous(), n_samples=2
-        )
-        of_features = shapley[:, 0].sum(1)  # the value of a feature stands at each of its steps
-        torch.testing.assert_close(of_features, change, rtol=1e-4, atol=1e-5)
-
-    def test_deep_lift_is_gradient_times_input(self) -> None:
-        from captum.attr import DeepLift, InputXGradient
-
-        model = Whole(network())
-        found = DeepLift(model).attribute(x, target=labels)
-        torch.testing.assert_close(found, InputXGradient(model).attribute(x, target=labels))
-
     def test_layers_are_cut_and_not_hooked(self) -> None:
         from captum.attr import (
-            DeepLift,
             IntegratedGradients,
             LayerActivation,
-            LayerDeepLift,
             LayerGradientXActivation,
             LayerIntegratedGradients,
         )
@@ -174,11 +114,6 @@ class TestCaptum:
         layer = LayerIntegratedGradients(model, first)
         one_by_one = sorted_rows(layer.attribute(x, 0 * x, internal_batch_size=B, **options))
         torch.testing.assert_close(one_by_one, expected, rtol=1e-4, atol=1e-6)
-        mixed = sorted_rows(layer.attribute(x, 0 * x, **options))
-        assert size(mixed - expected) > 0.2 * size(expected)
-        lifted = DeepLift(head).attribute(currents, rest, target=labels)
-        mixed = sorted_rows(LayerDeepLift(model, first).attribute(x, 0 * x, target=labels))
-        assert size(mixed - lifted) > 0.2 * size(lifted)
         rows = LayerGradientXActivation(model, first).attribute(x, target=labels)
         assert rows.shape == (T * B, 32)
         found = rows.unflatten(0, (T, B)).transpose(0, 1)  # as the page says
@@ -190,46 +125,6 @@ class TestCaptum:
         chosen = head(currents).gather(1, labels[:, None]).sum()
         (gradient,) = torch.autograd.grad(chosen, currents)
         torch.testing.assert_close(found, gradient * currents, rtol=1e-4, atol=1e-6)
-
-
-class TestTrainer:
-    @pytest.fixture(autouse=True)
-    def _installed(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-        skip_without("Hugging Face Trainer")
-        from accelerate.state import AcceleratorState
-
-        AcceleratorState._reset_state(reset_partial_state=True)
-        monkeypatch.chdir(tmp_path)
-
-    def trainer(self, model: nn.Module, **options: Any) -> Any:
-        from transformers import Trainer, TrainingArguments
-
-        data = [{"x": s, "labels": label} for s, label in zip(x, labels, strict=True)]
-        quiet = {"report_to": [], "disable_tqdm": True, "use_cpu": True}
-        return Trainer(model, TrainingArguments("run", **quiet, **options), eval_dataset=data)
-
-    def test_its_own_optimizer_shrinks_decays_and_thresholds(self) -> None:
-        model = Keeping()
-        trainer = self.trainer(model, weight_decay=0.1)
-        group = trainer.create_optimizer().param_groups[0]
-        names = {id(p): name for name, p in model.named_parameters()}
-        shrunk = {names[id(p)] for p in group["params"]}
-        assert group["weight_decay"] == 0.1
-        assert {"net.1.raw_beta", "net.1.raw_pos_threshold"} <= shrunk
-        ours = tt.param_groups(model, weight_decay=0.1)
-        spared = [p for g in ours if g["weight_decay"] == 0 for p in g["params"]]
-        assert any(p is model.get_parameter("net.1.raw_beta") for p in spared)
-
-    def test_evaluation_goes_on_from_the_last_batch_in_a_model_that_keeps_states(self) -> None:
-        with torch.no_grad():
-            expected = Whole(network())(x)
-        found = self.trainer(Keeping(), per_device_eval_batch_size=4)
-        logits = torch.from_numpy(found.predict(found.eval_dataset).predictions)
-        torch.testing.assert_close(logits[:4], expected[:4])
-        assert size(logits[4:] - expected[4:]) > 0.01
-        other = self.trainer(Keeping(), per_device_eval_batch_size=8)  # 8 and 4
-        with pytest.raises(ValueError, match="holds the state mem of shape"):
-            other.predict(other.eval_dataset)
 
 
 class TestPeft:
@@ -263,25 +158,3 @@ class TestPeft:
             with adapted.disable_adapter():
                 torch.testing.assert_close(adapted(x), plain)
             torch.testing.assert_close(adapted.merge_and_unload()(x), found, rtol=1e-4, atol=1e-5)
-
-
-class TestTonic:
-    def test_its_defaults_lose_events_and_the_mask(self) -> None:
-        skip_without("Tonic")
-        import numpy as np
-        from tonic.collation import PadTensors
-        from tonic.transforms import ToFrame
-
-        events = np.zeros(50, [("x", int), ("y", int), ("t", int), ("p", int)])
-        events["t"] = 190 * np.arange(50)  # to 9310
-        size = (1, 1, 1)
-        assert ToFrame(size, time_window=1000)(events).sum() == 48
-        assert ToFrame(size, n_time_bins=10)(events).sum() == 49
-        short = events[:3].copy()
-        short["t"] = [0, 10, 19]  # a span of 19 makes 10 bins of 1, not of 1.9
-        assert ToFrame(size, n_time_bins=10)(short).sum() == 1
-        assert ToFrame(size, time_window=1000, include_incomplete=True)(events).sum() == 50
-        assert tt.data.Frames([(events, 0)], size, window=1000.0)[0][0].sum() == 50
-        padded = PadTensors(batch_first=False)([(torch.ones(3, 1), 0), (torch.ones(2, 1), 1)])
-        assert len(padded) == 2
-        assert padded[0][2, 1] == 0

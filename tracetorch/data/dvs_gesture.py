@@ -53,13 +53,7 @@ class DVSGesture(EventFiles):
         ),
     }
 
-    layout: ClassVar[str] = ".npy files in folders named for users"
-
-    @staticmethod
-    def _list_files(root: Path) -> list[Path]:
-        """List ``user01_led/7.npy`` and so on, by folder and number; other files are skipped."""
-        recordings = [path for path in root.glob("user*/*.npy") if path.stem.isdecimal()]
-        return sorted(recordings, key=lambda path: (path.parent.name, int(path.stem)))
+    pattern: ClassVar[str] = "user*/[0-9]*.npy"
 
     @staticmethod
     def _label_of(path: Path) -> int:
@@ -68,29 +62,21 @@ class DVSGesture(EventFiles):
 
     @staticmethod
     def _read(path: Path) -> Events:
-        return read_gesture(path)
+        """Read an array ``[n, 4]`` of x, y, polarity and time in milliseconds.
 
-
-def read_gesture(path: Path) -> Events:
-    """Read an array ``[n, 4]`` of x, y, polarity and time in milliseconds.
-
-    Args:
-        path: an ``.npy`` file.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    check_regular_file(path, "a recording")
-    try:
-        # no pickles: loading one from a download would run code
-        content = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} is damaged: {error}. Remove it or replace it.") from error
-    if content.ndim != 2 or content.shape[1] != 4:
-        raise ValueError(
-            f"{path} does not hold a gesture: its shape is {list(content.shape)}, expected "
-            "[n, 4] for x, y, polarity and milliseconds. Remove it or replace it."
-        )
-    # milliseconds to microseconds, the unit of the other data sets
-    x, y, p = content[:, :3].astype(np.int16).T
-    return structured_events((content[:, 3] * 1000).round(), x=x, y=y, p=p)
+        Raises:
+            ValueError: the file is damaged.
+        """
+        check_regular_file(path, "a recording")
+        try:
+            # no pickles: loading one from a download would run code
+            x, y, p, milliseconds = np.load(path, allow_pickle=False).T
+        except (ValueError, EOFError) as error:
+            raise ValueError(
+                f"{path} is damaged: {error}. Expected [n, 4], of x, y, polarity and milliseconds. "
+                "Remove it or replace it."
+            ) from error
+        # microseconds are the unit of the other data sets
+        columns = {"x": x, "y": y, "p": p}
+        columns = {name: column.astype(np.int16) for name, column in columns.items()}
+        return structured_events((milliseconds * 1000).round(), **columns)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tracetorch.core.docstrings import SharedDescriptions
-from tracetorch.data.archives import Archive, check_part, find
+from tracetorch.data.archives import Archive, find
 from tracetorch.data.events import Events
 
 describe_event_set = SharedDescriptions(
@@ -29,13 +28,7 @@ describe_event_set = SharedDescriptions(
 
 
 class EventSet(Dataset[tuple[Events, Tensor]]):
-    """Base of the event data sets: a part of each is an archive, found on disk or downloaded.
-
-    Example:
-        >>> from tracetorch.data import DVSGesture
-        >>> DVSGesture.sensor_size, DVSGesture.classes
-        ((128, 128, 2), 11)
-    """
+    """Base of the event data sets: a part of each is an archive, found on disk or downloaded."""
 
     sensor_size: ClassVar[tuple[int, int, int]]
     classes: ClassVar[int]
@@ -46,7 +39,9 @@ class EventSet(Dataset[tuple[Events, Tensor]]):
     def _find(self, folder: str | Path, part: str, download: bool) -> Path:
         """Return the path of a part, downloaded first where it is missing."""
         name = type(self).__name__
-        check_part(part, self.archives, name=name)
+        if part not in self.archives:
+            allowed = " or ".join(map(repr, self.archives))
+            raise ValueError(f"{name} has the parts {allowed}, got {part!r}.")
         return find(self.archives[part], Path(folder), name=name, download=download)
 
     def __len__(self) -> int:
@@ -62,15 +57,10 @@ class EventSet(Dataset[tuple[Events, Tensor]]):
 class EventFiles(EventSet, ABC):
     """Base of the data sets with one file per recording, read one sample at a time.
 
-    A subclass lists the files, names the label of one, and reads its events.
-
-    Example:
-        >>> from tracetorch.data import NMNIST, DVSGesture
-        >>> issubclass(NMNIST, EventFiles), DVSGesture.sensor_size
-        (True, (128, 128, 2))
+    A subclass has the pattern of the files, names the label of one, and reads its events.
     """
 
-    layout: ClassVar[str]  # the files that a part has, for the message where there are none
+    pattern: ClassVar[str]  # of the paths of the recordings in a part
 
     paths: list[Path]
 
@@ -82,18 +72,15 @@ class EventFiles(EventSet, ABC):
         download: bool = False,
     ) -> None:
         root = self._find(folder, part, download)
-        self.paths = list(self._list_files(root))
+        # in an order that no file system changes: 2.npy before 10.npy
+        paths = root.glob(self.pattern)
+        self.paths = sorted(paths, key=lambda path: (path.parent.name, len(path.stem), path.stem))
         if not self.paths:
             raise FileNotFoundError(
-                f"{type(self).__name__} is not in {root}: there are no {self.layout}. Unpack "
+                f"{type(self).__name__} is not in {root}: there is no {self.pattern}. Unpack "
                 f"{self.archives[part].url} anew."
             )
         self.labels = torch.tensor([self._label_of(path) for path in self.paths])
-
-    @staticmethod
-    @abstractmethod
-    def _list_files(root: Path) -> Iterable[Path]:
-        """List the recordings in a folder, in an order that no file system changes."""
 
     @staticmethod
     @abstractmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,37 +20,33 @@ BASE_URL = "https://zenkelab.org/datasets"
 
 
 class Heidelberg(EventSet):
-    """Base of SHD and SSC: an HDF5 file of spike times and units, read one sample at a time.
-
-    Example:
-        >>> SHD.sensor_size, SSC.classes
-        ((700, 1, 1), 35)
-    """
+    """Base of SHD and SSC: an HDF5 file of spike times and units, read one sample at a time."""
 
     sensor_size: ClassVar[tuple[int, int, int]] = (700, 1, 1)
+    columns: ClassVar[tuple[str, ...]] = ("spikes/times", "spikes/units", "labels")
 
     path: Path
 
-    def __init__(self, folder: str | Path, part: str, download: bool) -> None:
+    def __init__(self, folder: str | Path, part: str = "train", *, download: bool = False) -> None:
         name = type(self).__name__
         require("h5py", extra="data", by=f"tt.data.{name}")
         self.path = self._find(folder, part, download)
         # the process that opened the file, and the open file
         self._open: tuple[int, Any] | None = None
         try:
-            file = self._file()
-            times, units, labels = file["spikes/times"], file["spikes/units"], file["labels"]
+            columns = [self._file()[name] for name in self.columns]
         except (OSError, KeyError) as error:
             raise ValueError(
-                f"{self.path} is not a file of {name}: {error}. Expected HDF5 with spikes/times, "
-                "spikes/units and labels. Remove it or replace it."
+                f"{self.path} is not a file of {name}: {error}. Expected HDF5 with "
+                f"{', '.join(self.columns)}. Remove it or replace it."
             ) from error
-        self.labels = torch.from_numpy(labels[:].astype(np.int64))
-        if not len(times) == len(units) == len(self.labels):
+        lengths = [len(column) for column in columns]
+        if len(set(lengths)) > 1:
             raise ValueError(
-                f"{self.path} is damaged: it has {len(times)} samples of times, {len(units)} of "
-                f"units and {len(self.labels)} labels. Remove it or replace it."
+                f"{self.path} is damaged: {', '.join(self.columns)} have the lengths {lengths}. "
+                "Remove it or replace it."
             )
+        self.labels = torch.from_numpy(columns[2][:].astype(np.int64))
 
     def _file(self) -> Any:
         """Return the open HDF5 file of this process."""
@@ -113,24 +109,13 @@ class SHD(Heidelberg):
         ),
     }
 
+    columns: ClassVar[tuple[str, ...]] = (*Heidelberg.columns, "extra/speaker")
+
     speakers: Tensor
 
-    def __init__(
-        self,
-        folder: str | Path,
-        part: Literal["train", "test"] = "train",
-        *,
-        download: bool = False,
-    ) -> None:
-        super().__init__(folder, part, download)
-        try:
-            speakers = self._file()["extra/speaker"]
-        except KeyError as error:
-            raise ValueError(
-                f"{self.path} is not a file of SHD: {error}. Expected HDF5 with extra/speaker. "
-                "Remove it or replace it."
-            ) from error
-        self.speakers = torch.from_numpy(speakers[:].astype(np.int64))
+    def __init__(self, folder: str | Path, part: str = "train", *, download: bool = False) -> None:
+        super().__init__(folder, part, download=download)
+        self.speakers = torch.from_numpy(self._file()["extra/speaker"][:].astype(np.int64))
 
 
 @describe_event_set
@@ -169,12 +154,3 @@ class SSC(Heidelberg):
             f"{BASE_URL}/ssc_test.h5.zip", "a35ff1e9cffdd02a20eb850c17c37748", "ssc_test.h5"
         ),
     }
-
-    def __init__(
-        self,
-        folder: str | Path,
-        part: Literal["train", "valid", "test"] = "train",
-        *,
-        download: bool = False,
-    ) -> None:
-        super().__init__(folder, part, download)

@@ -34,7 +34,8 @@ def torchvision_set(
 
     Raises:
         FileNotFoundError: the files are not there.
-        ValueError: torchvision has no such data set, or it has no parts.
+        TypeError: it is not cut into parts.
+        ValueError: torchvision has no such data set.
         ModuleNotFoundError: torchvision is missing.
 
     Example:
@@ -56,12 +57,8 @@ def torchvision_set(
     parameters = inspect.signature(dataset_class).parameters
     if "train" in parameters:
         arguments["train"] = part == "train"
-    elif "split" in parameters:
-        arguments.setdefault("split", part)
     else:
-        raise ValueError(
-            f"{name} is not cut into train and test parts. Call torchvision.datasets.{name} itself."
-        )
+        arguments.setdefault("split", part)
     if "download" in parameters:
         arguments["download"] = download
     try:

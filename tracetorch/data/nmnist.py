@@ -54,12 +54,7 @@ class NMNIST(EventFiles):
         ),
     }
 
-    layout: ClassVar[str] = ".bin files in folders 0 to 9"
-
-    @staticmethod
-    def _list_files(root: Path) -> list[Path]:
-        """List ``3/00002.bin`` and so on, by digit and number."""
-        return sorted(root.glob("[0-9]/*.bin"))
+    pattern: ClassVar[str] = "[0-9]/*.bin"
 
     @staticmethod
     def _label_of(path: Path) -> int:
@@ -68,32 +63,25 @@ class NMNIST(EventFiles):
 
     @staticmethod
     def _read(path: Path) -> Events:
-        return read_nmnist(path)
+        """Read the events of one ``.bin`` file, five bytes each.
 
+        The bytes are x; y; the polarity as the highest bit, then the time in microseconds as 23
+        bits, big-endian. Where y is 240 there is no event: 2^13 microseconds are added to all times
+        from there on.
 
-def read_nmnist(path: Path) -> Events:
-    """Read the events of one ``.bin`` file, five bytes each.
-
-    The bytes are x; y; the polarity as the highest bit, then the time in microseconds as 23 bits,
-    big-endian. Where y is 240 there is no event: 2^13 microseconds are added to all times from
-    there on.
-
-    Args:
-        path: a ``.bin`` file.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    content = np.fromfile(check_regular_file(path, "a recording"), np.uint8)
-    if len(content) % 5:
-        raise ValueError(
-            f"{path} is damaged: it has {len(content)} bytes, not a multiple of 5. "
-            "Remove it or replace it."
-        )
-    x, y, high, middle, low = content.reshape(-1, 5).astype(np.int64).T
-    is_overflow = y == OVERFLOW_ROW
-    # the number of overflows so far extends the 23 bits of the time
-    t = ((high & 127) << 16 | middle << 8 | low) + OVERFLOW_TIME * np.cumsum(is_overflow)
-    columns = {"x": x, "y": y, "p": high >> 7}
-    events = {name: c[~is_overflow].astype(np.int16) for name, c in columns.items()}
-    return structured_events(t[~is_overflow], **events)
+        Raises:
+            ValueError: the file is damaged.
+        """
+        content = np.fromfile(check_regular_file(path, "a recording"), np.uint8)
+        if len(content) % 5:
+            raise ValueError(
+                f"{path} is damaged: it has {len(content)} bytes, not a multiple of 5. "
+                "Remove it or replace it."
+            )
+        x, y, high, middle, low = content.reshape(-1, 5).astype(np.int64).T
+        is_overflow = y == OVERFLOW_ROW
+        # the number of overflows so far extends the 23 bits of the time
+        t = ((high & 127) << 16 | middle << 8 | low) + OVERFLOW_TIME * np.cumsum(is_overflow)
+        columns = {"x": x, "y": y, "p": high >> 7}
+        events = {name: c[~is_overflow].astype(np.int16) for name, c in columns.items()}
+        return structured_events(t[~is_overflow], **events)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from tracetorch.ragged import check_sequence
+
 
 class Batch(NamedTuple):
     """A padded batch, as :func:`collate` returns it: ``for x, y, mask in loader``.
@@ -43,9 +45,9 @@ def pad(sequences: Iterable[Tensor], value: float = 0.0) -> tuple[Tensor, Tensor
         ``[T, B, ...]`` with ``T`` the longest length, and the mask ``[T, B]``.
 
     Raises:
-        TypeError: a sequence is not a tensor, or its dtype differs from the others'.
-        ValueError: there is no sequence, one has no time dimension or no step, the shapes differ in
-            another dimension than time, or ``value`` does not fit the dtype.
+        TypeError: a sequence is not a tensor of real numbers.
+        ValueError: there is no sequence, one has no time dimension or no step, they differ in dtype
+            or in another dimension than time, or ``value`` does not fit the dtype.
 
     Example:
         >>> x, mask = pad([torch.ones(2), torch.ones(3)])
@@ -60,41 +62,24 @@ def pad(sequences: Iterable[Tensor], value: float = 0.0) -> tuple[Tensor, Tensor
     sequences = list(sequences)
     if not sequences:
         raise ValueError("pad needs at least one sequence [T, ...], got none.")
+    first = sequences[0]
     for number, sequence in enumerate(sequences):
-        if not isinstance(sequence, Tensor):
-            raise TypeError(
-                f"pad takes tensors [T, ...], got {type(sequence).__name__} as sequence {number}. "
-                "Make it a tensor: torch.as_tensor."
-            )
-        if sequence.ndim == 0 or len(sequence) == 0:
+        check_sequence(f"sequence {number}", sequence)
+        if (sequence.shape[1:], sequence.dtype) != (first.shape[1:], first.dtype):
             raise ValueError(
-                f"pad takes sequences [T, ...] of at least one step, got shape "
-                f"{list(sequence.shape)} as sequence {number}. Leave it out."
+                f"pad takes sequences [T, ...] that differ in T alone, got {list(first.shape)} of "
+                f"{first.dtype} and, as sequence {number}, {list(sequence.shape)} of "
+                f"{sequence.dtype}."
             )
-        if sequence.shape[1:] != sequences[0].shape[1:]:
-            raise ValueError(
-                "pad takes sequences [T, ...] that differ in T alone, got shapes "
-                f"{list(sequences[0].shape)} and, as sequence {number}, {list(sequence.shape)}."
-            )
-        if sequence.dtype != sequences[0].dtype:
-            raise TypeError(
-                f"pad takes sequences of one dtype, got {sequences[0].dtype} and, as sequence "
-                f"{number}, {sequence.dtype}."
-            )
-    dtype = sequences[0].dtype
-    if not dtype.is_floating_point and not dtype.is_complex:
-        low, high = (
-            (0, 1) if dtype is torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+    if not first.dtype.is_floating_point and first.new_full((), value).item() != value:
+        raise ValueError(
+            f"value must be one that {first.dtype} holds, got {value}. Convert the sequences with "
+            ".float() first."
         )
-        if not (low <= value <= high and float(value).is_integer()):
-            raise ValueError(
-                f"value must be one that {dtype} holds, got {value}. Convert the sequences with "
-                ".float() first."
-            )
     # the mask is made from lengths, as the padding may be a value that also occurs in the data
-    lengths = torch.tensor([len(s) for s in sequences], device=sequences[0].device)
+    lengths = torch.tensor([len(s) for s in sequences], device=first.device)
     steps = torch.arange(int(lengths.max()), device=lengths.device)
-    x = pad_sequence(list(sequences), padding_value=value)
+    x = pad_sequence(sequences, padding_value=value)
     return x, steps.unsqueeze(1) < lengths
 
 
@@ -108,9 +93,8 @@ def collate(samples: Sequence[tuple[Tensor, Tensor | int | float]]) -> Batch:
         ``x [T, B, ...]``, ``y [B, ...]``, ``mask [T, B]``.
 
     Raises:
-        TypeError: a sample is no pair, a label neither a number nor a tensor of them; or as
-            :func:`pad`.
-        ValueError: the labels differ in shape; or as :func:`pad`.
+        TypeError: a sample is no pair; or as :func:`pad`.
+        ValueError: as :func:`pad`.
 
     Example:
         >>> from torch.utils.data import DataLoader
@@ -132,21 +116,4 @@ def collate(samples: Sequence[tuple[Tensor, Tensor | int | float]]) -> Batch:
             )
         pairs.append(pair)
     x, mask = pad([sequence for sequence, _ in pairs])
-    labels = [_label(number, label) for number, (_, label) in enumerate(pairs)]
-    shapes = {tuple(label.shape) for label in labels}
-    if len(shapes) > 1:
-        raise ValueError(
-            f"collate takes labels of one shape, got {sorted(map(list, shapes))}. Targets of every "
-            "step are sequences too: y, mask = tt.data.pad(targets)."
-        )
-    return Batch(x, torch.stack(labels), mask)
-
-
-def _label(number: int, label: object) -> Tensor:
-    try:
-        return torch.as_tensor(label)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(
-            f"collate takes labels that are numbers or tensors, got {label!r} as label {number}. "
-            "Give each class a number from 0."
-        ) from None
+    return Batch(x, torch.stack([torch.as_tensor(label) for _, label in pairs]), mask)

@@ -25,7 +25,6 @@ def text(path: str | Path | None = None) -> Tensor:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is empty.
         ModuleNotFoundError: this Python has no ``pydoc_data``.
 
     Example:
@@ -38,8 +37,6 @@ def text(path: str | Path | None = None) -> Tensor:
         content = "\n\n\n".join(topics[name] for name in sorted(topics)).encode()
     else:
         content = Path(path).read_bytes()
-        if not content:
-            raise ValueError(f"{path} is empty: give a file with some text.")
     # a bytearray: tensors cannot share the memory of immutable bytes
     return torch.frombuffer(bytearray(content), dtype=torch.uint8)
 
@@ -67,7 +64,7 @@ def streams(
         Pairs of ``[T, B, ...]``.
 
     Raises:
-        TypeError: ``data`` is not a tensor, or a count not an integer.
+        TypeError: a count is not an integer.
         ValueError: a count is less than 1, or there are too few data for one piece.
 
     Example:
@@ -76,24 +73,16 @@ def streams(
         [[0, 1], [4, 5]] [[1, 2], [5, 6]]
         [[2, 3], [6, 7]] [[3, 4], [7, 8]]
     """
-    if not isinstance(data, Tensor):
-        raise TypeError(f"streams takes a tensor [n, ...], got {type(data).__name__}.")
     # checked here, at the call, and not when the generator is first advanced
     batch_size = check_count("batch_size", batch_size)
     steps = check_count("steps", steps)
-    length = (len(data) - 1) // batch_size if data.ndim else 0
+    length = (len(data) - 1) // batch_size
     if length < (1 if keep_rest else steps):
         raise ValueError(
             f"streams needs at least batch_size * steps + 1 = {batch_size * steps + 1} values for "
             f"one piece, got shape {list(data.shape)}. Lower batch_size or steps."
         )
-    return _pieces(data, batch_size, steps, length, keep_rest)
-
-
-def _pieces(
-    data: Tensor, batch_size: int, steps: int, length: int, keep_rest: bool
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the pieces of inputs and of targets, which are the inputs shifted by one."""
+    # the targets are the inputs shifted by one
     x, y = (
         data[shift : shift + batch_size * length]
         .reshape(batch_size, length, *data.shape[1:])
@@ -101,6 +90,4 @@ def _pieces(
         for shift in (0, 1)
     )
     end = length if keep_rest else length - length % steps
-    for start in range(0, end, steps):
-        piece = slice(start, min(start + steps, end))
-        yield x[piece], y[piece]
+    return ((x[t : t + steps], y[t : t + steps]) for t in range(0, end, steps))

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from tracetorch.decode.magnitude import magnitude
+from tracetorch.decode.descriptions import describe_decoder
 from tracetorch.ragged import aligned, as_floating, check_mask, check_sequence
 
 
+def magnitude(spikes: Tensor) -> Tensor:
+    """Compute ``|spikes|`` with the slope 1 at 0, so that silent steps have a gradient."""
+    return torch.where(spikes < 0, -spikes, spikes)
+
+
+@describe_decoder
 def first_spike(spikes: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """Compute the time of the first spike, in steps from 0; the length where there is none.
 
@@ -26,10 +33,6 @@ def first_spike(spikes: Tensor, *, mask: Tensor | None = None) -> Tensor:
 
     Shape:
         ``[T, B, ...]`` to ``[B, ...]``, in steps; float32 for half precision.
-
-    Raises:
-        TypeError: ``spikes`` or ``mask`` is not a tensor of the right kind.
-        ValueError: they do not fit, or a sequence has no real step.
 
     Example:
         >>> spikes = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 0.0]])

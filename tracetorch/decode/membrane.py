@@ -5,22 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tracetorch.decode.descriptions import describe_decoder
 from tracetorch.ragged import check_mask, check_sequence, filled
 
 
+@describe_decoder
 def last(x: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """Return the value at the last real step.
 
     Args:
         x: a membrane, or any other signal.
-        mask: ``[T, B]`` booleans, true where a step is real.
-
-    Shape:
-        ``[T, B, ...]`` to ``[B, ...]``.
-
-    Raises:
-        TypeError: ``x`` or ``mask`` is not a tensor of the right kind.
-        ValueError: they do not fit, or a sequence has no real step.
 
     Example:
         >>> mem = torch.tensor([[0.1, 0.5], [0.2, 0.6], [0.3, 0.7]])
@@ -36,19 +30,12 @@ def last(x: Tensor, *, mask: Tensor | None = None) -> Tensor:
     return x[steps, torch.arange(x.shape[1], device=x.device)]
 
 
+@describe_decoder
 def maximum(x: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """Compute the maximum over the real steps; equal maxima share the gradient.
 
     Args:
         x: a membrane, or any other signal.
-        mask: ``[T, B]`` booleans, true where a step is real.
-
-    Shape:
-        ``[T, B, ...]`` to ``[B, ...]``.
-
-    Raises:
-        TypeError: ``x`` or ``mask`` is not a tensor of the right kind.
-        ValueError: they do not fit, or a sequence has no real step.
 
     Example:
         >>> mem = torch.tensor([[0.1, 0.5], [0.9, 0.6], [0.3, 0.7]])

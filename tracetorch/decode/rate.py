@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from tracetorch.decode.descriptions import describe_decoder
 from tracetorch.ragged import as_floating, check_mask, check_sequence, filled, lengths
 
 
+@describe_decoder
 def count(spikes: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """Count the spikes: the sum over time.
 
@@ -18,14 +20,9 @@ def count(spikes: Tensor, *, mask: Tensor | None = None) -> Tensor:
 
     Args:
         spikes: spikes, or any other signal; booleans and integers are allowed.
-        mask: ``[T, B]`` booleans, true where a step is real.
 
     Shape:
         ``[T, B, ...]`` to ``[B, ...]``; float32 for half precision, which cannot count beyond 2048.
-
-    Raises:
-        TypeError: ``spikes`` or ``mask`` is not a tensor of the right kind.
-        ValueError: they do not fit, or a sequence has no real step.
 
     Example:
         >>> spikes = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]], [[1.0, 1.0]]])
@@ -40,6 +37,7 @@ def count(spikes: Tensor, *, mask: Tensor | None = None) -> Tensor:
     return filled(as_floating(spikes), mask).sum(0)
 
 
+@describe_decoder
 def rate(spikes: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """Compute the firing rate: the mean over time, in spikes per step.
 
@@ -49,14 +47,9 @@ def rate(spikes: Tensor, *, mask: Tensor | None = None) -> Tensor:
 
     Args:
         spikes: spikes, or a membrane to average; booleans and integers are allowed.
-        mask: ``[T, B]`` booleans, true where a step is real.
 
     Shape:
         ``[T, B, ...]`` to ``[B, ...]``; float32 for half precision.
-
-    Raises:
-        TypeError: ``spikes`` or ``mask`` is not a tensor of the right kind.
-        ValueError: they do not fit, or a sequence has no real step.
 
     Example:
         >>> spikes = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]], [[0.0, 1.0]], [[1.0, 0.0]]])

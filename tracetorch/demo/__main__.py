@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import math
+import shutil
 import statistics
 import sys
 import time
@@ -16,10 +16,11 @@ import tracetorch
 from tracetorch.core.optional import require
 from tracetorch.data.digits import Digits, load_digits
 from tracetorch.demo.figure import draw
-from tracetorch.demo.network import ConvSNN
+from tracetorch.demo.network import ConvSNN, record_spikes
 from tracetorch.demo.options import parse
-from tracetorch.demo.training import Epoch, Score, Settings, firing_rates, save, train
+from tracetorch.demo.training import Epoch, Score, Settings, train
 
+FEW = 1000  # digits of which spikes are counted
 LARGE_DATASET = 10_000  # training digits; two epochs of at least as many are enough
 
 
@@ -28,30 +29,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     try:
-        return run_demo(options)
-    except KeyboardInterrupt as stop:
-        print(f"\nInterrupted. {stop}".rstrip())
-        return 130
-    except OSError as error:  # a full disk, a folder that may not be written
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-
-
-def run_demo(options: argparse.Namespace) -> int:
-    """Load the digits, train a network for every seed, and print the mean accuracy."""
-    try:
         require("matplotlib", "tqdm", extra="demo", by="The demo")
         options.out.mkdir(parents=True, exist_ok=True)
         digits = load_digits(options.data)
+        epochs = options.epochs or (Settings.epochs if len(digits.train) < LARGE_DATASET else 2)
+        settings = Settings(epochs, options.batch_size, options.steps, options.lr)
+        # everything that the result depends on
+        print(
+            f"traceTorch {tracetorch.__version__}, PyTorch {torch.__version__}, "
+            f"{torch.get_num_threads()} CPU threads\n"
+            f"digits    {digits.source}\n"
+            f"split     {len(digits.train):,} train, {len(digits.validation):,} validation "
+            f"(chooses the epoch), {len(digits.held_out):,} held out; the same for every seed\n"
+            f"settings  {epochs} epochs, batches of {settings.batch_size}, T={settings.steps}, "
+            f"lr {settings.lr:g}\n"
+            f"seeds     {', '.join(map(str, options.seeds))}"
+        )
+        accuracies = [
+            train_seed(digits, settings, seed, options.out, options.page) for seed in options.seeds
+        ]
+    except KeyboardInterrupt as stop:
+        print(f"\nInterrupted. {stop}".rstrip())
+        return 130
+    # a full disk, a damaged file, a package that is missing
     except (OSError, ValueError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    epochs = options.epochs or (Settings.epochs if len(digits.train) < LARGE_DATASET else 2)
-    settings = Settings(epochs, options.batch_size, options.steps, options.lr)
-    print_settings(digits, settings, options.seeds)
-    accuracies = [
-        train_seed(digits, settings, seed, options.out, options.page) for seed in options.seeds
-    ]
     if len(accuracies) > 1:
         print(
             f"\n{len(accuracies)} seeds: held-out accuracy {statistics.mean(accuracies):.2%} on "
@@ -59,20 +62,6 @@ def run_demo(options: argparse.Namespace) -> int:
             f"from {min(accuracies):.2%} to {max(accuracies):.2%}"
         )
     return 0
-
-
-def print_settings(digits: Digits, settings: Settings, seeds: Sequence[int]) -> None:
-    """Print versions, data and settings: everything that the result depends on."""
-    print(
-        f"traceTorch {tracetorch.__version__}, PyTorch {torch.__version__}, "
-        f"{torch.get_num_threads()} CPU threads\n"
-        f"digits    {digits.source}\n"
-        f"split     {len(digits.train):,} train, {len(digits.validation):,} validation (chooses "
-        f"the epoch), {len(digits.held_out):,} held out; the same for every seed\n"
-        f"settings  {settings.epochs} epochs, batches of {settings.batch_size}, "
-        f"T={settings.steps}, lr {settings.lr:g}\n"
-        f"seeds     {', '.join(map(str, seeds))}"
-    )
 
 
 def train_seed(digits: Digits, settings: Settings, seed: int, out: Path, page: bool) -> float:
@@ -100,9 +89,10 @@ def train_seed(digits: Digits, settings: Settings, seed: int, out: Path, page: b
         for epoch in train(model, digits, settings, seed):
             # selected by the loss: the accuracy on a few hundred digits is too coarse
             if epoch.number == 1 or epoch.validation.loss < best.validation.loss:
-                # the model of an earlier run may be the better one
-                if save(model, path, None if best.number else previous):
+                if not best.number and path.exists():  # which may be the better one
+                    shutil.copyfile(path, previous)
                     print(f"The model of an earlier run is kept in {previous}.")
+                tracetorch.save(model, path)
                 best = epoch
             print(
                 f"epoch {epoch.number:<3} {epoch.train_accuracy:6.1%}     "
@@ -110,9 +100,7 @@ def train_seed(digits: Digits, settings: Settings, seed: int, out: Path, page: b
                 f"{time.perf_counter() - start:7.0f}",
                 flush=True,
             )
-        report(best, digits, settings, path)
-        if page:
-            write_page(digits, settings, path)
+        report(best, digits, settings, path, page)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"The best model so far, of epoch {best.number}, is in {path}."
@@ -122,15 +110,17 @@ def train_seed(digits: Digits, settings: Settings, seed: int, out: Path, page: b
     return best.held_out.accuracy
 
 
-def report(best: Epoch, digits: Digits, settings: Settings, path: Path) -> None:
+def report(best: Epoch, digits: Digits, settings: Settings, path: Path, page: bool) -> None:
     """Load the saved model, print its accuracy and firing rates, and draw its spikes."""
     # from the file, so that the report describes what was saved
     model = ConvSNN()
     tracetorch.load(path, model)
-    rates = firing_rates(model, digits.held_out, settings.steps)
-    image, label = digits.held_out[0]
+    images, labels = digits.held_out.tensors
+    with torch.no_grad():
+        spikes, _ = record_spikes(model.eval(), images[:FEW], settings.steps)
+    rates = {name: float(layer_spikes.mean()) for name, layer_spikes in spikes.items()}
     picture = path.with_suffix(".png")
-    draw(model, image, int(label), settings.steps, picture)
+    draw(model, images[0], int(labels[0]), settings.steps, picture)
     print(
         f"held-out accuracy  {best.held_out.accuracy:.1%} (epoch {best.number}, which has the "
         f"lowest validation loss)\n"
@@ -141,19 +131,13 @@ def report(best: Epoch, digits: Digits, settings: Settings, path: Path) -> None:
         f"to load the model  import tracetorch as tt; from tracetorch.demo.network import ConvSNN; "
         f"tt.load({str(path)!r}, model := ConvSNN())"
     )
-
-
-def write_page(digits: Digits, settings: Settings, path: Path) -> None:
-    """Load the saved model, and write a page to draw on, with a held-out digit of each class."""
-    model = ConvSNN()
-    tracetorch.load(path, model)
-    images, labels = digits.held_out.tensors
-    first = {int(label): i for i, label in reversed(list(enumerate(labels.tolist())))}
-    samples = {f"of a {label}": images[i] for label, i in sorted(first.items())}
-    place = path.with_suffix(".html")
-    # as many steps as the picture has
-    tracetorch.export.page(model, place, samples, steps=4 * settings.steps)
-    print(f"page               {place}")
+    if page:  # to draw on, with a held-out digit of each class
+        first = {int(label): i for i, label in reversed(list(enumerate(labels.tolist())))}
+        samples = {f"of a {label}": images[i] for label, i in sorted(first.items())}
+        place = path.with_suffix(".html")
+        # as many steps as the picture has
+        tracetorch.export.page(model, place, samples, steps=4 * settings.steps)
+        print(f"page               {place}")
 
 
 if __name__ == "__main__":

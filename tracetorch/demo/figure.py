@@ -36,7 +36,6 @@ def draw(model: ConvSNN, image: Tensor, label: int, steps: int, path: Path) -> N
     shown = 4 * steps
     model.eval()
     spikes, readout = record_spikes(model, image[None], shown)
-    model.zero_states()
     logits = readout[:, 0]  # [T, 10]
     guess = int(logits[:steps].mean(0).argmax())
 

@@ -42,24 +42,8 @@ class ConvSNN(snn.TTModule):
         return x  # noqa: RET504 (named for its shape)
 
 
-def run(model: ConvSNN, images: Tensor, steps: int) -> Tensor:
-    """Run the network on constant images for ``steps`` time steps, from empty states.
-
-    Args:
-        model: the network.
-        images: a batch ``[B, 1, 28, 28]``.
-        steps: number of time steps T.
-
-    Shape:
-        Output ``[T, B, 10]``: the readout at every step; its mean over time is the logits.
-    """
-    model.zero_states()
-    readout: Tensor = unroll(model, images, steps=steps)
-    return readout
-
-
 def record_spikes(model: ConvSNN, images: Tensor, steps: int) -> tuple[dict[str, Tensor], Tensor]:
-    """Run the network as :func:`run` does, and record the spikes of its spiking layers.
+    """Run the network from rest on constant images, and record the spikes of its spiking layers.
 
     Args:
         model: the network.
@@ -69,6 +53,5 @@ def record_spikes(model: ConvSNN, images: Tensor, steps: int) -> tuple[dict[str,
     Shape:
         Spikes by layer, ``[T, B, C, H, W]`` each, and the readout ``[T, B, 10]``.
     """
-    model.zero_states()
-    readout, recording = unroll(model, images, steps=steps, record="lif*.output")
-    return {path.removesuffix(".output"): spikes for path, spikes in recording.items()}, readout
+    readout, seen = unroll(model, images, steps=steps, from_rest=True, record="lif*.output")
+    return {path.removesuffix(".output"): spikes for path, spikes in seen.items()}, readout

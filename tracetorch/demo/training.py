@@ -1,12 +1,10 @@
-"""Train and evaluate the network: a plain PyTorch loop, scores and firing rates."""
+"""Train and evaluate the network: a plain PyTorch loop, and scores."""
 
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -15,9 +13,8 @@ from torch.nn.functional import affine_grid, cross_entropy, grid_sample
 from torch.utils.data import DataLoader, TensorDataset
 
 import tracetorch
-from tracetorch.core.files import atomic_replace
 from tracetorch.data.digits import Digits
-from tracetorch.demo.network import ConvSNN, record_spikes, run
+from tracetorch.demo.network import ConvSNN
 
 _BATCH = 250  # digits that are classified at once: bounds the memory, changes no result
 
@@ -78,7 +75,8 @@ def train(model: ConvSNN, digits: Digits, settings: Settings, seed: int) -> Iter
         correct = 0
         # disable=None: no bar where the output is not a terminal
         for images, labels in tqdm(loader, f"epoch {number}", leave=False, disable=None):
-            readout = run(model, augment(images, generator), settings.steps)
+            images = augment(images, generator)
+            readout = tracetorch.unroll(model, images, steps=settings.steps, from_rest=True)
             logits = readout.mean(0)  # over time: [T, B, 10] to [B, 10]
             loss = cross_entropy(logits, labels)
 
@@ -126,46 +124,7 @@ def evaluate(model: ConvSNN, dataset: TensorDataset, steps: int) -> Score:
     model.eval()
     correct, loss = 0, 0.0
     for images, labels in DataLoader(dataset, batch_size=_BATCH):
-        logits = run(model, images, steps).mean(0)
+        logits = tracetorch.unroll(model, images, steps=steps, from_rest=True).mean(0)
         correct += int((logits.argmax(1) == labels).sum())
         loss += cross_entropy(logits, labels, reduction="sum").item()
-    model.zero_states()
     return Score(correct / len(dataset), loss / len(dataset))
-
-
-@torch.no_grad()
-def firing_rates(model: ConvSNN, dataset: TensorDataset, steps: int) -> dict[str, float]:
-    """Compute the spikes per neuron and time step of each spiking layer, by its name."""
-    model.eval()
-    total: dict[str, float] = {}
-    for images, _ in DataLoader(dataset, batch_size=_BATCH):
-        spikes, _ = record_spikes(model, images, steps)
-        # weighted by the batch size: the last batch may be smaller
-        for name, layer_spikes in spikes.items():
-            total[name] = total.get(name, 0.0) + layer_spikes.mean().item() * len(images)
-    model.zero_states()
-    return {name: rate / len(dataset) for name, rate in total.items()}
-
-
-def save(model: ConvSNN, path: Path, previous: Path | None = None) -> bool:
-    """Save the model by ``tt.save``; an interrupted call keeps the previous file.
-
-    Args:
-        model: the network.
-        path: the file.
-        previous: path under which a file that is there already is kept; ``None`` to replace it.
-
-    Returns:
-        Whether a file was kept as ``previous``.
-
-    Raises:
-        OSError: the file cannot be written, because the disk is full for example.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    keeps = previous is not None and path.exists()
-    with atomic_replace(path) as unfinished:
-        tracetorch.save(model, unfinished)
-        if keeps and previous is not None:
-            with atomic_replace(previous) as copy:
-                shutil.copyfile(path, copy)
-    return keeps

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tracetorch.core.checks import check_finite, check_positive
+from tracetorch.core.checks import check_positive
 from tracetorch.core.torch_private import is_readable
 from tracetorch.encode.values import check_values
 from tracetorch.ragged import check_sequence
@@ -36,8 +36,8 @@ def delta(
 
     Raises:
         TypeError: ``x`` is not a floating-point tensor.
-        ValueError: ``threshold`` is not positive, ``x`` has no time step, begins with NaN or holds
-            infinity, or ``start`` or ``dim`` does not fit it.
+        ValueError: ``threshold`` is not positive, or ``x`` has no time step, begins with NaN or
+            holds infinity.
 
     Example:
         >>> x = torch.tensor([[0.0], [0.4], [1.2], [1.1], [0.1]])
@@ -55,13 +55,11 @@ def delta(
     check_values("x", x)
     check_sequence("x", x)
     check_positive("threshold", threshold)
-    if not (1 <= dim <= x.ndim or -x.ndim <= dim <= -1):
-        raise ValueError(
-            f"dim={dim} cannot hold the channels of a signal of shape {list(x.shape)}: time stays "
-            f"first, so it lies between 1 and {x.ndim}, or -{x.ndim} and -1."
-        )
     signal = x.detach()
-    reference = _reference(signal[0], start)
+    reference = signal[0]
+    if start is not None:
+        start = torch.as_tensor(start, dtype=signal.dtype, device=signal.device)
+        reference = start.expand_as(reference)
     # nothing differs from either by a threshold: the channel would stay silent from there on; NaN
     # later, as of padding, is no spike
     if is_readable(x) and (bool(signal.isinf().any()) or not bool(reference.isfinite().all())):
@@ -78,16 +76,3 @@ def delta(
         reference = torch.where(on | off, value, reference)
         steps.append(torch.stack((on, off)))
     return torch.stack(steps).to(x.dtype).movedim(1, dim)
-
-
-def _reference(first: Tensor, start: float | Tensor | None) -> Tensor:
-    """Return what the first step of a signal is compared with."""
-    if start is None:
-        return first
-    if not isinstance(start, Tensor):
-        return torch.full_like(first, check_finite("start", start))
-    if start.shape != first.shape:
-        raise ValueError(
-            f"start must have the shape of one step, {list(first.shape)}, got {list(start.shape)}."
-        )
-    return start.to(first)

@@ -75,18 +75,11 @@ def events_to_frames(
         check_positive("window", window)
     if polarities not in (1, 2):
         raise ValueError(f"polarities must be 1 or 2, got {polarities!r}.")
-    if not hasattr(size, "__len__") or len(size) != 2:
-        raise ValueError(
-            f"size must be height and width of the sensor, (34, 34) say, or (1, 700) for channels "
-            f"in a row, got {size!r}."
-        )
     for name, time in (("start", start), ("stop", stop)):
         if time is not None:
-            check_finite(
-                name, time.item() if isinstance(time, np.ndarray) and not time.ndim else time
-            )
+            check_finite(name, time)
     height, width = (check_count(f"size[{i}]", side) for i, side in enumerate(size))
-    x, y, t, p = _read_columns(events, needs_polarity=polarities == 2)
+    x, y, t, channel = _read_columns(events, polarities)
     for name, column, side in (("x", x, width), ("y", y, height)):
         outside = column[(column < 0) | (column >= side)]
         if len(outside):
@@ -94,7 +87,6 @@ def events_to_frames(
                 f"an event has {name}={outside[0]}, off the sensor of size {(height, width)} "
                 "(height, width)."
             )
-    channel = _polarity_channels(p) if polarities == 2 else np.zeros_like(x)
     frame, T = _assign_frames(t, bins, window, start, stop)
     inside = (frame >= 0) & (frame < T)
     # flat indices, so that one bincount counts over all four dimensions
@@ -105,52 +97,37 @@ def events_to_frames(
 
 
 def _read_columns(
-    events: npt.NDArray[Any] | Mapping[str, Any], needs_polarity: bool
+    events: npt.NDArray[Any] | Mapping[str, Any], polarities: int
 ) -> tuple[Column, Column, Column, Column]:
-    """Return the columns ``x, y, t, p`` as integers (``t`` may be floating), ``[n]`` each."""
-    if isinstance(events, Mapping):
-        names: tuple[str, ...] = tuple(events)
-    elif isinstance(events, np.ndarray) and events.dtype.names is not None:
-        names = events.dtype.names
-    else:
-        is_array = isinstance(events, np.ndarray)
-        got = f"an array of {events.dtype}" if is_array else type(events).__name__
+    """Return ``x``, ``y``, ``t`` and channel, ``[n]``, as integers (``t`` may be floating)."""
+    names = events if isinstance(events, Mapping) else getattr(events, "dtype", np.dtype(int)).names
+    if names is None:
         raise TypeError(
             "events must be a structured array with the fields x, y, t, p, or a mapping of "
-            f"columns of these names, got {got}."
+            f"columns of these names, got {type(events).__name__}."
         )
-    needed = ("x", "t", "p") if needs_polarity else ("x", "t")
-    missing = [name for name in needed if name not in names]
-    if missing:
-        raise ValueError(f"events have no {' and no '.join(missing)}, only {', '.join(names)}.")
-    columns = {name: np.asarray(events[name]) for name in ("x", "y", "t", "p") if name in names}
-    lengths = {name: list(column.shape) for name, column in columns.items()}
-    if any(column.ndim != 1 or len(column) != len(columns["x"]) for column in columns.values()):
+    needed = ["x", "t", *["y"] * ("y" in names), *["p"] * (polarities == 2)]
+    columns = {name: np.asarray(events[name]) for name in needed}
+    if len({column.shape for column in columns.values()}) > 1 or columns["t"].ndim != 1:
+        lengths = {name: list(column.shape) for name, column in columns.items()}
         raise ValueError(f"columns of events must have one length, got the shapes {lengths}.")
-    for name in ("x", "y", "p"):
-        # y and p may be absent: row 0, and polarity 0 where it is ignored
-        column = columns.get(name, np.zeros(len(columns["x"]), dtype=np.int64))
-        integers = column.astype(np.int64)
-        if not np.array_equal(integers, column):
-            raise ValueError(f"{name} of an event must be an integer, got {column.dtype} values.")
-        columns[name] = integers
-    # unsigned times would wrap round below the start
-    if columns["t"].dtype.kind in "iub":
-        columns["t"] = columns["t"].astype(np.int64)
-    elif not np.isfinite(columns["t"]).all():
-        raise ValueError("t of an event must be finite.")
-    return columns["x"], columns["y"], columns["t"], columns["p"]
-
-
-def _polarity_channels(p: Column) -> Column:
-    """Map polarities to channels: off (0 or -1) to 0, on (1) to 1."""
+    for name, column in columns.items():
+        # unsigned times would wrap round below the start
+        if name != "t" or column.dtype.kind in "iub":
+            columns[name] = column.astype(np.int64)
+        if not (np.isfinite(column).all() and np.array_equal(columns[name], column)):
+            kind = "finite" if name == "t" else "an integer"
+            raise ValueError(f"{name} of an event must be {kind}, got {column.dtype} values.")
+    zeros = np.zeros(len(columns["x"]), np.int64)
+    p = columns.get("p", zeros)
+    # off (0 or -1) in channel 0, on (1) in channel 1
     values = set(np.unique(p).tolist())
     if not (values <= {0, 1} or values <= {-1, 1}):
         raise ValueError(
             f"polarities must be 0 and 1, or -1 and 1, got {sorted(values)}. With polarities=1 "
             "they are ignored."
         )
-    return (p > 0).astype(np.int64)
+    return columns["x"], columns.get("y", zeros), columns["t"], (p > 0).astype(np.int64)
 
 
 def _assign_frames(

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tracetorch.core.checks import check_count
+from tracetorch.core.checks import check_count, check_positive
 from tracetorch.encode.values import check_range, check_values
 
 
@@ -63,26 +63,17 @@ def latency(
     if kind not in ("linear", "exponential"):
         raise ValueError(f"kind must be 'linear' or 'exponential', got {kind!r}.")
     value = x.detach()
-    level = {"linear": 0.0, "exponential": 0.2}[kind] if threshold is None else threshold
-    time = _charging(value, level, tau) if kind == "exponential" else _falling(value, level, T)
+    # in float64: half precision cannot tell a few thousand steps apart
+    if kind == "linear":
+        level = 0.0 if threshold is None else threshold
+        if not 0 <= level < 1:
+            raise ValueError(f"threshold must lie in [0, 1) for kind='linear', got {level}.")
+        time = (1 - check_range("x", value, 0.0, 1.0).double()) / (1 - level) * (T - 1)
+    else:
+        level = check_positive("threshold", 0.2 if threshold is None else threshold)
+        check_positive("tau", tau)
+        time = -tau * torch.log1p(-level / check_range("x", value, 0.0, math.inf).double())
     # no step has the index infinity, so values at or below the threshold have no spike
     time = torch.where(value > level, time, math.inf).round()
     index = torch.arange(T, dtype=torch.float64, device=x.device).reshape(-1, *[1] * x.ndim)
     return (time == index).to(x.dtype)
-
-
-def _falling(value: Tensor, level: float, steps: int) -> Tensor:
-    """Return a time that falls from the last step at the threshold to 0 for a value of 1."""
-    if not 0 <= level < 1:
-        raise ValueError(f"threshold must lie in [0, 1) for kind='linear', got {level}.")
-    # in float64: half precision cannot tell a few thousand steps apart
-    return (1 - check_range("x", value, 0.0, 1.0).double()) / (1 - level) * (steps - 1)
-
-
-def _charging(value: Tensor, level: float, tau: float) -> Tensor:
-    """Return the time in which a leaky membrane that a constant current charges gets to a level."""
-    if not 0 < level < math.inf:
-        raise ValueError(f"threshold must be positive for kind='exponential', got {level}.")
-    if not 0 < tau < math.inf:
-        raise ValueError(f"tau must be positive and finite, in steps, got {tau}.")
-    return -tau * torch.log1p(-level / check_range("x", value, 0.0, math.inf).double())

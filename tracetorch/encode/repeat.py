@@ -21,7 +21,7 @@ def repeat(x: Tensor, steps: int) -> Tensor:
         ``[...]`` to ``[T, ...]``.
 
     Raises:
-        TypeError: ``x`` is not a tensor, or ``steps`` not an integer.
+        TypeError: ``steps`` is not an integer.
         ValueError: ``steps`` is less than 1.
 
     Example:
@@ -30,6 +30,4 @@ def repeat(x: Tensor, steps: int) -> Tensor:
                 [0.1000, 0.9000],
                 [0.1000, 0.9000]])
     """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a tensor, got {type(x).__name__}. Wrap arrays in torch.tensor.")
     return x.expand(check_count("steps", steps), *x.shape)

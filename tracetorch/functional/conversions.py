@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -22,25 +21,13 @@ def _apply_formula(
     is_allowed: Callable[[Tensor], Tensor],
     formula: Callable[[Tensor], Tensor],
 ) -> Real:
-    """Apply ``formula`` to a tensor in its dtype, or to a number in float64.
-
-    Args:
-        name: the public function, for messages.
-        value: a number or a floating-point tensor.
-        requirement: what ``is_allowed`` demands, for messages: "be positive".
-        is_allowed: elementwise condition on the value.
-        formula: elementwise conversion.
-    """
+    """Apply ``formula`` to a tensor in its dtype, or to a number in float64."""
     if isinstance(value, Tensor):
-        if not value.is_floating_point():
-            raise TypeError(f"{name} takes floating-point tensors, got one of {value.dtype}.")
         x = value
-    elif isinstance(value, numbers.Real) and not isinstance(value, bool):
+    else:
         # a default device of "meta" or "cuda" must not change what a plain number gives
         number = check_number(f"{name}: the value", value)
         x = torch.tensor(number, dtype=torch.float64, device="cpu")
-    else:
-        raise TypeError(f"{name} takes a number or a tensor, got {type(value).__name__}.")
     valid = is_allowed(x)
     if not bool(valid.all()):
         offender = x[~valid].flatten()[0].item()
@@ -56,7 +43,7 @@ def sigmoid_inverse(y: Real) -> Real:
         y: a number or a floating-point tensor in [0, 1]; 0 and 1 give the infinities.
 
     Raises:
-        TypeError: ``y`` is neither a number nor a floating-point tensor.
+        TypeError: ``y`` is neither a number nor a tensor.
         ValueError: ``y`` is outside [0, 1] or NaN.
 
     Example:
@@ -81,7 +68,7 @@ def softplus_inverse(y: Real) -> Real:
         y: a number or a floating-point tensor, not negative; 0 gives minus infinity.
 
     Raises:
-        TypeError: ``y`` is neither a number nor a floating-point tensor.
+        TypeError: ``y`` is neither a number nor a tensor.
         ValueError: ``y`` is negative, infinite or NaN.
 
     Example:
@@ -106,7 +93,7 @@ def halflife_to_decay(num_steps: Real) -> Real:
         num_steps: time steps until half is left, a number or a floating-point tensor; positive.
 
     Raises:
-        TypeError: ``num_steps`` is neither a number nor a floating-point tensor.
+        TypeError: ``num_steps`` is neither a number nor a tensor.
         ValueError: ``num_steps`` is not positive.
 
     Example:
@@ -129,7 +116,7 @@ def decay_to_halflife(decay: Real) -> Real:
         decay: a number or a floating-point tensor strictly between 0 and 1.
 
     Raises:
-        TypeError: ``decay`` is neither a number nor a floating-point tensor.
+        TypeError: ``decay`` is neither a number nor a tensor.
         ValueError: ``decay`` is not strictly between 0 and 1.
 
     Example:
@@ -153,7 +140,7 @@ def time_constant_to_decay(tau: Real, dt: float = 1.0) -> Real:
         dt: length of a step, in the unit of ``tau``.
 
     Raises:
-        TypeError: ``tau`` is neither a number nor a floating-point tensor.
+        TypeError: ``tau`` is neither a number nor a tensor.
         ValueError: ``tau`` or ``dt`` is not positive.
 
     Example:

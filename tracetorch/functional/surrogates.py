@@ -70,9 +70,8 @@ class Surrogate:
         ``u`` of any shape and floating dtype; spikes and gradient have the same shape and dtype.
 
     Raises:
-        TypeError: ``u`` is not a floating-point tensor, or a number given to the constructor is
-            not a real number.
-        ValueError: a number given to the constructor is not positive and finite.
+        TypeError, ValueError: an argument of the constructor is no number, or not positive and
+            finite.
 
     Example:
         >>> @dataclass(frozen=True)
@@ -92,9 +91,7 @@ class Surrogate:
     def __post_init__(self) -> None:
         # every number of a surrogate is a width or a slope; zero and infinity have no derivative
         for field in fields(self):
-            value = getattr(self, field.name)
-            name = f"{type(self).__name__}: {field.name}"
-            check_positive(name, value)
+            check_positive(f"{type(self).__name__}: {field.name}", getattr(self, field.name))
 
     def derivative(self, u: Tensor) -> Tensor:
         """Return the surrogate derivative at ``u``, used in place of the Heaviside's."""
@@ -102,9 +99,6 @@ class Surrogate:
 
     def __call__(self, u: Tensor) -> Tensor:
         """Return 1 where ``u > 0``, else 0, in the dtype of ``u``."""
-        if not isinstance(u, Tensor) or not u.is_floating_point():
-            got = f"a tensor of {u.dtype}" if isinstance(u, Tensor) else type(u).__name__
-            raise TypeError(f"{self!r} takes a floating-point tensor, got {got}.")
         function = _Heaviside if torch.compiler.is_compiling() else _ForwardModeHeaviside
         spikes: Tensor = function.apply(u, self)  # type: ignore[no-untyped-call]
         return spikes

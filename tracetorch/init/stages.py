@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from tracetorch.core.checks import check_finite
-from tracetorch.core.hooks import has_weight_hooks
+from tracetorch.core.hooks import hooked_weights
 from tracetorch.core.torch_private import BatchNormBase, is_alias
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.snn.batch_norm import BatchNormThroughTime
@@ -293,7 +293,7 @@ def check_own_weight(title: str, module: nn.Module) -> None:
     """Raise where a weight is computed from other values, which what is written into it leaves."""
     computed = is_parametrized(module) and connectivity(module) is None
     problem = "is parametrized" if computed else ""
-    if has_weight_hooks(module):
+    if hooked_weights(module):
         problem = "is pruned, or has a norm of torch.nn.utils"
     if problem:
         raise ValueError(

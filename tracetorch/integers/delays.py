@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.hooks import has_weight_hooks
+from tracetorch.core.hooks import hooked_weights
 from tracetorch.integers.products import Conv1d, Linear, Product, check_holds_integers, exactly
 from tracetorch.snn.delay import DelayedConv1d as FloatDelayedConv1d
 from tracetorch.snn.delay import DelayedLinear as FloatDelayedLinear
@@ -63,7 +63,7 @@ class IntegerDelays(SynapticDelays):
 
     def _check_product(self) -> None:
         """Raise where a weight would be computed by a hook: nobody calls the product."""
-        if has_weight_hooks(self._integers):
+        if hooked_weights(self._integers):
             raise ValueError(
                 f"{self.label()} reads the weight of its product, and does not call it: make the "
                 "pruning permanent, or use torch.nn.utils.parametrize."

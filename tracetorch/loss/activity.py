@@ -13,24 +13,34 @@ from typing import TypeAlias
 from torch import Tensor
 
 from tracetorch import decode
-from tracetorch.decode.magnitude import magnitude
+from tracetorch.decode.first_spike import magnitude
 from tracetorch.loss.descriptions import describe_activity, describe_pooled_activity
-from tracetorch.loss.reduction import Reduction, check_reduction, mean_over_neurons, reduce_batch
-from tracetorch.loss.scalars import check_positive_scalar, check_scalar
+from tracetorch.loss.reduction import (
+    Reduction,
+    check_positive_scalar,
+    mean_over_neurons,
+    reduce_batch,
+)
 from tracetorch.ragged import as_floating, check_mask, check_sequence, lengths
 
 Spikes: TypeAlias = Tensor | Mapping[str, Tensor]
+_NO_SPIKES = frozenset({"input", "mem", "syn", "rec"})  # names under which no layer has spikes
 
 
 def _sum_over_layers(
     spikes: Spikes, mask: Tensor | None, reduction: Reduction, penalty: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """Average ``penalty``, ``[T, B, ...]`` to ``[B, ...]``, over neurons and sum it over layers."""
-    check_reduction(reduction)
     layers = dict(spikes) if isinstance(spikes, Mapping) else {"spikes": spikes}
     if not layers:
         raise ValueError("spikes is an empty mapping: record some layers, record=['*.output'] say.")
-    _check_outputs(layers)
+    paths = {name.removesuffix("output") for name in layers if name.rpartition(".")[2] == "output"}
+    states = [name for name in layers if name.rpartition(".")[2] in _NO_SPIKES]
+    if others := [name for name in states if name[: name.rfind(".") + 1] in paths]:
+        raise ValueError(
+            f"spikes holds {', '.join(map(repr, others[:4]))} beside the output of the same layer: "
+            "what is no spike would count as one. Record outputs alone, record=['*.output'] say."
+        )
     for name, layer in layers.items():
         check_sequence(name, layer, batched=True)
         check_mask(mask, name, layer)
@@ -39,25 +49,7 @@ def _sum_over_layers(
     if len({len(term) for term in terms}) > 1:
         shapes = {name: list(layer.shape) for name, layer in layers.items()}
         raise ValueError(f"the layers must have one batch, got the shapes {shapes}.")
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return reduce_batch(total, reduction)
-
-
-_NO_SPIKES = frozenset({"input", "mem", "syn", "rec"})  # names under which no layer has spikes
-
-
-def _check_outputs(layers: Mapping[str, object]) -> None:
-    """Raise where beside the output of a layer its input or its states are given as spikes."""
-    paths = {name.removesuffix("output") for name in layers if name.rpartition(".")[2] == "output"}
-    others = [name for name in layers if name.rpartition(".")[2] in _NO_SPIKES]
-    others = [name for name in others if name[: name.rfind(".") + 1] in paths]
-    if others:
-        raise ValueError(
-            f"spikes holds {', '.join(map(repr, others[:4]))} beside the output of the same layer: "
-            "what is no spike would count as one. Record outputs alone, record=['*.output'] say."
-        )
+    return reduce_batch(sum(terms[1:], terms[0]), reduction)
 
 
 def _spike_counts(spikes: Tensor, mask: Tensor | None, pooled: bool) -> Tensor:
@@ -100,8 +92,6 @@ def rate_bounds(
         instilling complex function in spiking neural networks", Neural Computation 33 (2021):
         lower and upper bounds on activity, there on spike counts.
     """
-    check_scalar("lower", lower)
-    check_scalar("upper", upper)
     if not 0 <= lower <= upper:
         raise ValueError(f"the bounds must be 0 <= lower <= upper, got {lower} and {upper}.")
 
@@ -145,9 +135,7 @@ def silence(
         tensor(0.5000)
 
     Reference:
-        F. Zenke and T. P. Vogels, "The remarkable robustness of surrogate gradient learning for
-        instilling complex function in spiking neural networks", Neural Computation 33 (2021): the
-        lower bound on spike counts.
+        As :func:`rate_bounds`: the lower bound on spike counts.
     """
     check_positive_scalar("minimum", minimum)
     return _sum_over_layers(
@@ -199,9 +187,7 @@ def spike_l2(
         tensor(0.6250)
 
     Reference:
-        F. Zenke and T. P. Vogels, "The remarkable robustness of surrogate gradient learning for
-        instilling complex function in spiking neural networks", Neural Computation 33 (2021):
-        upper bounds by squared activity, here with the bound 0.
+        As :func:`rate_bounds`: upper bounds by squared activity, here with the bound 0.
     """
     return _sum_over_layers(
         spikes, mask, reduction, lambda x: decode.rate(x.abs(), mask=mask).square()

@@ -12,10 +12,14 @@ from tracetorch import decode
 from tracetorch.core.checks import check_share
 from tracetorch.core.torch_private import is_readable
 from tracetorch.loss.descriptions import describe_cross_entropy
-from tracetorch.loss.reduction import Reduction, check_reduction, mean_over_neurons, reduce_batch
-from tracetorch.loss.scalars import check_positive_scalar
+from tracetorch.loss.reduction import (
+    Reduction,
+    check_positive_scalar,
+    mean_over_neurons,
+    reduce_batch,
+)
 from tracetorch.loss.targets import check_classes, check_probabilities, holds_class_indices
-from tracetorch.ragged import as_floating, check_sequence
+from tracetorch.ragged import as_floating
 
 
 def sample_cross_entropy(
@@ -39,43 +43,24 @@ def sample_cross_entropy(
             f"at one step has shape {list(logits.shape)}."
         )
     logits = as_floating(logits)
-    weight = _checked_weight(weight, logits)
     check_share("label_smoothing", label_smoothing)
+    if weight is not None:
+        if is_readable(weight) and not bool(((weight >= 0) & (weight < torch.inf)).all()):
+            raise ValueError("weight must be finite and not negative.")
+        weight = weight.to(logits)
     weights = None
     # checked here: PyTorch ignores the index -100, and its other errors on a GPU are fatal
     if holds_class_indices(target, logits.shape):
         check_classes(target, logits.shape[1])
         target = target.long()
         weights = None if weight is None else mean_over_neurons(weight[target])
-    elif not target.is_floating_point():
-        raise TypeError(
-            f"a target of shape {list(target.shape)} holds probabilities of classes and must be "
-            f"floating point, got {target.dtype}."
-        )
-    else:
+    elif target.is_floating_point():
         check_probabilities("target", target, "Class indices are integers, without that dimension.")
         target = target.to(logits.dtype)
     losses = F.cross_entropy(
         logits, target, weight, reduction="none", label_smoothing=label_smoothing
     )
     return mean_over_neurons(losses), weights
-
-
-def _checked_weight(weight: Tensor | None, logits: Tensor) -> Tensor | None:
-    """Return the weights of the classes in the dtype and on the device of the logits."""
-    if weight is None:
-        return None
-    if not isinstance(weight, Tensor) or not weight.is_floating_point():
-        got = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
-        raise TypeError(f"weight must be a floating-point tensor [C], one a class, got {got}.")
-    if weight.shape != logits.shape[1:2]:
-        raise ValueError(
-            f"weight must have one value for each of the {logits.shape[1]} classes, got shape "
-            f"{list(weight.shape)}."
-        )
-    if is_readable(weight) and not bool(((weight >= 0) & (weight < torch.inf)).all()):
-        raise ValueError("weight must be finite and not negative.")
-    return weight.to(logits)
 
 
 @describe_cross_entropy
@@ -108,9 +93,7 @@ def rate_cross_entropy(
         >>> rate_cross_entropy(spikes, torch.tensor([0]))  # log(1 + exp(0.25 - 0.75))
         tensor(0.4741)
     """
-    check_reduction(reduction)
     check_positive_scalar("scale", scale)
-    check_sequence("spikes", spikes, batched=True)
     logits = scale * decode.rate(spikes, mask=mask)
     losses, weights = sample_cross_entropy(logits, target, weight, label_smoothing)
     return reduce_batch(losses, reduction, weights)
@@ -137,8 +120,6 @@ def count_cross_entropy(
         >>> count_cross_entropy(spikes, torch.tensor([0]))  # log(1 + exp(1 - 3))
         tensor(0.1269)
     """
-    check_reduction(reduction)
-    check_sequence("spikes", spikes, batched=True)
     logits = decode.count(spikes, mask=mask)
     losses, weights = sample_cross_entropy(logits, target, weight, label_smoothing)
     return reduce_batch(losses, reduction, weights)
@@ -183,10 +164,8 @@ def membrane_cross_entropy(
         B. Cramer et al., "The Heidelberg spiking data sets for the systematic evaluation of
         spiking neural networks", IEEE TNNLS 33 (2022): max over time and last step.
     """
-    check_reduction(reduction)
     if over not in _DECODERS:
         raise ValueError(f"over must be 'maximum', 'mean' or 'last', got {over!r}.")
-    check_sequence("mem", mem, batched=True)
     logits = _DECODERS[over](mem, mask=mask)
     losses, weights = sample_cross_entropy(logits, target, weight, label_smoothing)
     return reduce_batch(losses, reduction, weights)
@@ -225,9 +204,7 @@ def first_spike_cross_entropy(
         J. Göltz et al., "Fast and energy-efficient neuromorphic deep learning with first-spike
         times", Nature Machine Intelligence 3 (2021), the loss without its regulariser.
     """
-    check_reduction(reduction)
-    check_positive_scalar("tau", tau, ", in steps")
-    check_sequence("spikes", spikes, batched=True)
+    check_positive_scalar("tau", tau)
     logits = -decode.first_spike(spikes, mask=mask) / tau
     losses, weights = sample_cross_entropy(logits, target, weight, label_smoothing)
     return reduce_batch(losses, reduction, weights)

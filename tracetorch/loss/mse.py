@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tracetorch import decode
 from tracetorch.loss.descriptions import describe_mse
-from tracetorch.loss.reduction import Reduction, check_reduction, mean_over_neurons, reduce_batch
+from tracetorch.loss.reduction import Reduction, mean_over_neurons, reduce_batch
 from tracetorch.loss.targets import holds_class_indices, target_values
 from tracetorch.ragged import as_floating, check_mask, check_sequence, filled, lengths
 
@@ -42,8 +42,6 @@ def rate_mse(
         S. B. Shrestha and G. Orchard, "SLAYER: spike layer error reassignment in time", NeurIPS
         2018: a wanted number of spikes in an interval for the class, a lower one for the others.
     """
-    check_reduction(reduction)
-    check_sequence("spikes", spikes, batched=True)
     value = decode.rate(spikes, mask=mask)
     error = value - target_values(target, value, correct, incorrect)
     return reduce_batch(mean_over_neurons(error.square()), reduction)
@@ -77,11 +75,8 @@ def count_mse(
         tensor(1.)
 
     Reference:
-        S. B. Shrestha and G. Orchard, "SLAYER: spike layer error reassignment in time", NeurIPS
-        2018: a wanted number of spikes in an interval for the class, a lower one for the others.
+        As :func:`rate_mse`.
     """
-    check_reduction(reduction)
-    check_sequence("spikes", spikes, batched=True)
     value = decode.count(spikes, mask=mask)
     # a spike at every step is the highest count there is
     high = lengths(spikes, mask) if correct is None else correct
@@ -121,7 +116,6 @@ def membrane_mse(
         >>> membrane_mse(mem, torch.ones(3, 1, 1))  # (1 + 0.25 + 0) / 3
         tensor(0.4167)
     """
-    check_reduction(reduction)
     check_sequence("mem", mem, batched=True)
     check_mask(mask, "mem", mem)
     value = as_floating(mem)
@@ -168,8 +162,6 @@ def first_spike_mse(
         S. M. Bohte, J. N. Kok and H. La Poutré, "Error-backpropagation in temporally encoded
         networks of spiking neurons", Neurocomputing 48 (2002).
     """
-    check_reduction(reduction)
-    check_sequence("spikes", spikes, batched=True)
     value = decode.first_spike(spikes, mask=mask)
     # the time of a neuron without a spike
     silent = lengths(spikes, mask) if incorrect is None else incorrect

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.core.checks import check_positive
-from tracetorch.loss.reduction import Reduction, check_reduction, reduce_batch
+from tracetorch.loss.reduction import Reduction, reduce_batch
 from tracetorch.loss.targets import check_probabilities
 
 
@@ -27,30 +27,22 @@ def soft_cross_entropy(
         ``pred`` and ``target`` ``[B, ...]``; the result is a scalar, or ``[B]`` for ``"none"``.
 
     Raises:
-        TypeError: ``pred`` or ``target`` is not a floating-point tensor, or ``eps`` not a number.
-        ValueError: the shapes differ or have no dimension, a value is no probability, ``eps`` is
-            not positive and finite, or ``reduction`` is unknown.
+        TypeError: ``pred`` is not of floating point, or ``eps`` not a number.
+        ValueError: the shapes differ, a value is no probability, ``eps`` is not positive and
+            finite, or ``reduction`` is unknown.
 
     Example:
         >>> pred = torch.tensor([[0.5, 0.5], [0.9, 0.1]])
         >>> soft_cross_entropy(pred, torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
         tensor(0.3993)
     """
-    for name, value in (("pred", pred), ("target", target)):
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"{name} must be a tensor of floating-point probabilities, got {got}.")
     if pred.shape != target.shape:
         raise ValueError(
             f"pred and target must have one shape, got {list(pred.shape)} and "
             f"{list(target.shape)}. For class indices use torch.nn.functional.one_hot."
         )
-    if pred.ndim == 0:
-        raise ValueError("pred and target need a batch dimension, got scalars.")
-    check_reduction(reduction)
-    eps = max(
-        check_positive("eps", eps), torch.finfo(pred.dtype).tiny
-    )  # float16 would round 1e-8 to 0
+    # float16 would round 1e-8 to 0
+    eps = max(check_positive("eps", eps), torch.finfo(pred.dtype).tiny)
     check_probabilities("pred", pred, "Of logits take torch.nn.functional.cross_entropy.")
     check_probabilities("target", target, "Divide counts by their sum.")
     each = -target * torch.log(pred + eps)

@@ -8,7 +8,7 @@ from torch import Tensor
 from tracetorch.core.checks import check_share
 from tracetorch.loss.cross_entropy import sample_cross_entropy
 from tracetorch.loss.descriptions import describe_cross_entropy
-from tracetorch.loss.reduction import Reduction, check_reduction, mean_over_neurons, reduce_batch
+from tracetorch.loss.reduction import Reduction, mean_over_neurons, reduce_batch
 from tracetorch.ragged import aligned, as_floating, check_mask, check_sequence, filled, lengths
 
 
@@ -60,7 +60,6 @@ def temporal_cross_entropy(
         S. Deng et al., "Temporal efficient training of spiking neural network via gradient
         re-weighting", ICLR 2022.
     """
-    check_reduction(reduction)
     check_share("mse_weight", mse_weight)
     check_sequence("output", output, batched=True)
     check_mask(mask, "output", output)
@@ -83,8 +82,6 @@ def _over_time(folded: Tensor, logits: Tensor, mask: Tensor | None) -> Tensor:
 
 def _targets(target: Tensor, logits: Tensor, mask: Tensor | None) -> Tensor:
     """Return the target of every step, ``[T, B, ...]``."""
-    if not isinstance(target, Tensor):
-        raise TypeError(f"target must be a tensor, got {type(target).__name__}.")
     if target.ndim != logits.ndim - (not target.is_floating_point()):
         return target.expand(len(logits), *target.shape)
     if target.shape[:2] != logits.shape[:2]:

@@ -7,9 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from tracetorch.loss.reduction import Reduction, check_reduction, mean_over_neurons, reduce_batch
-from tracetorch.loss.scalars import check_positive_scalar
-from tracetorch.ragged import aligned, as_floating, check_mask, check_sequence, filled
+from tracetorch.loss.reduction import (
+    Reduction,
+    check_positive_scalar,
+    mean_over_neurons,
+    reduce_batch,
+)
+from tracetorch.ragged import as_floating, check_mask, check_sequence, filled, real_steps_first
 
 
 def van_rossum(
@@ -54,46 +58,29 @@ def van_rossum(
     Reference:
         M. C. W. van Rossum, "A novel spike distance", Neural Computation 13 (2001).
     """
-    check_reduction(reduction)
-    check_positive_scalar("tau", tau, ", in steps")
-    _check_trains(spikes, target)
-    check_mask(mask, "spikes", spikes)
-    # the filter is linear: filter the difference once instead of both trains
-    signal = as_floating(spikes)
-    difference = signal - target.to(signal.dtype)
-    if mask is not None:
-        # time counts real steps only, so padding within a sequence must not separate its spikes
-        difference = _real_steps_first(filled(difference, mask), mask)
-    decay = math.exp(-1 / tau)
-    # within a step the trace decays, and its square integrates to tau / 2 * (1 - decay²)
-    weight = (1 - decay**2) / 2
-    trace = _exponential_filter(difference, decay)
-    # after the last step the geometric series of such steps sums to 1/2
-    squares = weight * trace[:-1].square().sum(0) + trace[-1].square() / 2
-    return reduce_batch(mean_over_neurons(squares), reduction)
-
-
-def _real_steps_first(x: Tensor, mask: Tensor) -> Tensor:
-    """Move the padding to the end, where it costs nothing, and keep the order of the real steps."""
-    order = aligned((~mask).byte().argsort(stable=True, dim=0), x)
-    return x.gather(0, order.expand_as(x))
-
-
-def _exponential_filter(x: Tensor, decay: float) -> Tensor:
-    """Compute ``y[t] = decay * y[t - 1] + x[t]`` in log2(T) passes."""
-    # after each pass y[t] covers twice as many steps before t
-    shift = 1
-    while shift < len(x):
-        x = torch.cat((x[:shift], x[shift:] + decay**shift * x[:-shift]))
-        shift *= 2
-    return x
-
-
-def _check_trains(spikes: Tensor, target: Tensor) -> None:
+    check_positive_scalar("tau", tau)
     check_sequence("spikes", spikes, batched=True)
-    check_sequence("target", target, batched=True)
     if target.shape != spikes.shape:
         raise ValueError(
             f"spikes and target must have one shape, got {list(spikes.shape)} and "
             f"{list(target.shape)}."
         )
+    check_mask(mask, "spikes", spikes)
+    # the filter is linear: filter the difference once instead of both trains
+    signal = as_floating(spikes)
+    trace = signal - target.to(signal.dtype)
+    if mask is not None:
+        # time counts real steps only, so padding within a sequence must not separate its spikes;
+        # at the end it costs nothing
+        trace = real_steps_first(filled(trace, mask), mask)
+    decay = math.exp(-1 / tau)
+    # y[t] = decay * y[t - 1] + x[t]: after each pass y[t] covers twice as many steps before t
+    shift = 1
+    while shift < len(trace):
+        trace = torch.cat((trace[:shift], trace[shift:] + decay**shift * trace[:-shift]))
+        shift *= 2
+    # within a step the trace decays, and its square integrates to tau / 2 * (1 - decay²)
+    weight = (1 - decay**2) / 2
+    # after the last step the geometric series of such steps sums to 1/2
+    squares = weight * trace[:-1].square().sum(0) + trace[-1].square() / 2
+    return reduce_batch(mean_over_neurons(squares), reduction)

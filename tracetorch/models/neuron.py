@@ -77,22 +77,21 @@ class IF(Neuron):
         return fired, mem * (1 - fired.detach())
 
 
+_FIXED: dict[str, Any] = {
+    "beta_rank": 0,
+    "pos_threshold_rank": 0,
+    "learn_beta": False,
+    "learn_pos_threshold": False,
+    "reset": "zero",
+    "detach_reset": True,
+}
+
+
 def transformer_neuron(num_neurons: int, /, *, dim: int, pos_threshold: float = 1.0) -> LIF:
     """Build the LIF of the spiking transformers: a time constant of two steps, fixed."""
-    return LIF(
-        num_neurons,
-        beta=0.5,
-        pos_threshold=pos_threshold,
-        dim=dim,
-        beta_rank=0,
-        pos_threshold_rank=0,
-        beta_ema=True,
-        learn_beta=False,
-        learn_pos_threshold=False,
-        surrogate_derivative=sigmoid_surrogate(4.0),
-        reset="zero",
-        detach_reset=True,
-    )
+    surrogate = sigmoid_surrogate(4.0)
+    options = {"beta_ema": True, "surrogate_derivative": surrogate, **_FIXED}
+    return LIF(num_neurons, 0.5, pos_threshold, dim, **options)
 
 
 def attention_neuron(num_neurons: int, /, *, dim: int) -> LIF:
@@ -103,16 +102,5 @@ def attention_neuron(num_neurons: int, /, *, dim: int) -> LIF:
 
 def membrane_neuron(num_neurons: int, /, *, dim: int) -> LIF:
     """Build the LIF of MS-ResNet: a quarter of the membrane is kept, a threshold of a half."""
-    return LIF(
-        num_neurons,
-        beta=0.25,
-        pos_threshold=0.5,
-        dim=dim,
-        beta_rank=0,
-        pos_threshold_rank=0,
-        learn_beta=False,
-        learn_pos_threshold=False,
-        surrogate_derivative=boxcar_surrogate(1.0),
-        reset="zero",
-        detach_reset=True,
-    )
+    surrogate = boxcar_surrogate(1.0)
+    return LIF(num_neurons, 0.25, 0.5, dim, surrogate_derivative=surrogate, **_FIXED)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, Literal, TypeAlias, get_args
 
 from torch import Tensor, nn
@@ -33,12 +32,6 @@ def check_images(images: object) -> None:
     check_among("images", images, get_args(Images))
 
 
-def check_sizes(**sizes: int) -> None:
-    """Raise ``TypeError`` or ``ValueError`` unless all are positive integers."""
-    for name, size in sizes.items():
-        check_count(name, size)
-
-
 def check_multiple(name: str, value: int, divisor: int, reason: str = "") -> None:
     """Raise ``ValueError`` unless ``value`` is a multiple of ``divisor``, for a ``reason``."""
     check_count(name, value)
@@ -50,37 +43,24 @@ def check_multiple(name: str, value: int, divisor: int, reason: str = "") -> Non
         )
 
 
-def check_builder(name: str, build: object) -> NeuronBuilder:
-    """Return ``build``; raise ``TypeError`` unless it may be called as ``build(n, dim=-3)``."""
-    hint = "Give a class of tt.snn, as snn.LIF, or a callable: lambda n, dim: snn.LIF(n, dim=dim)."
+def check_builder(name: str, build: Any) -> NeuronBuilder:
+    """Return ``build``; raise ``TypeError`` unless it is called with a number of neurons."""
     if isinstance(build, nn.Module) or not callable(build):
         kind = f"a module, {type(build).__name__}" if isinstance(build, nn.Module) else repr(build)
-        raise TypeError(f"{name} must build a layer for each of many sizes, got {kind}. {hint}")
-    try:
-        inspect.signature(build).bind(1, dim=-3)
-    except ValueError:  # a callable that does not tell its arguments
-        pass
-    except TypeError as error:
-        called = getattr(build, "__name__", repr(build))
         raise TypeError(
-            f"{name} is called with a number of neurons and dim=-3, and {called} does not take "
-            f"them: {error}. {hint}"
-        ) from None
-    return build
+            f"{name} must build a layer for each of many sizes, got {kind}. Give a class of "
+            "tt.snn, as snn.LIF, or a callable: lambda n, dim: snn.LIF(n, dim=dim)."
+        )
+    built: NeuronBuilder = build
+    return built
 
 
-def check_image(x: Tensor, least: int = 1) -> None:
-    """Raise ``ValueError`` unless ``x`` is a batch of images of at least ``least`` a side."""
-    if not isinstance(x, Tensor):
-        return  # of torch.fx, with which tt.nir follows a forward: it has no shape
-    if x.ndim != 4:
+def check_image(x: Tensor) -> None:
+    """Raise ``ValueError`` unless ``x`` is a batch of images."""
+    # torch.fx, with which tt.nir follows a forward, gives what has no shape
+    if isinstance(x, Tensor) and x.ndim != 4:
         hint = " Run a sequence [T, B, C, H, W] by tt.unroll(net, x)." if x.ndim == 5 else ""
         raise ValueError(
             f"a time step must be images [B, C, H, W], got {x.ndim} dimensions: "
             f"{list(x.shape)}.{hint}"
-        )
-    if min(x.shape[-2:]) < least:
-        raise ValueError(
-            f"images must be {least} x {least} or more, for they are halved five times; got "
-            f"{x.shape[-2]} x {x.shape[-1]}. Enlarge them, as by nn.Upsample, or pad them."
         )

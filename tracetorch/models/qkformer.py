@@ -7,20 +7,8 @@ import math
 from torch import Tensor, nn
 
 from tracetorch.models.neuron import NeuronBuilder
-from tracetorch.models.parts import (
-    Images,
-    check_image,
-    check_images,
-    check_multiple,
-    check_sizes,
-    conv_norm,
-)
-from tracetorch.models.spikformer import (
-    SelfAttention,
-    TransformerBlock,
-    builders,
-    linear_head,
-)
+from tracetorch.models.parts import Images, check_image, check_images, check_multiple, conv_norm
+from tracetorch.models.spikformer import SelfAttention, TransformerBlock, builders, linear_head
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.residual import SEWBlock
 
@@ -59,7 +47,7 @@ class QKFormer(TTModule):
         One time step: ``[B, in_channels, H, W]`` to ``[B, num_classes]``. Average over time.
 
     Raises:
-        TypeError, ValueError: a kind is unknown, or a size not a positive integer, or no multiple.
+        ValueError: a kind is unknown, ``width`` no multiple, or ``depths`` not of three stages.
 
     Example:
         >>> import tracetorch as tt
@@ -84,12 +72,8 @@ class QKFormer(TTModule):
         attention: NeuronBuilder | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(depths, (tuple, list)):
-            raise TypeError(f"depths must be three numbers, as (1, 2, 7), got {depths!r}.")
         if len(depths) != 3:
             raise ValueError(f"depths must have one number for each of three stages, got {depths}.")
-        check_sizes(heads=heads, num_classes=num_classes, in_channels=in_channels)
-        check_sizes(**{f"depths[{stage}]": depth for stage, depth in enumerate(depths)})
         reason = f"of 8 and of 4 * heads={4 * heads}"
         check_multiple("width", width, math.lcm(8, 4 * heads), reason)
         check_images(images)

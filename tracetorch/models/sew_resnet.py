@@ -13,7 +13,6 @@ from tracetorch.models.parts import (
     check_builder,
     check_image,
     check_images,
-    check_sizes,
     conv_norm,
 )
 from tracetorch.snn.module import TTModule
@@ -51,7 +50,7 @@ class SEWResNet(TTModule):
         One time step: ``[B, in_channels, H, W]`` to ``[B, num_classes]``. Average over time.
 
     Raises:
-        TypeError, ValueError: a depth or kind is unknown, or a size not a positive integer.
+        ValueError: a depth or kind is unknown.
 
     Example:
         >>> import tracetorch as tt
@@ -77,7 +76,6 @@ class SEWResNet(TTModule):
         super().__init__()
         check_among("depth", depth, tuple(BLOCKS))
         check_images(images)
-        check_sizes(num_classes=num_classes, in_channels=in_channels, width=width)
         build = IF if neuron is None else check_builder("neuron", neuron)
         if images == "imagenet":
             stem = conv_norm(in_channels, width, kernel=7, stride=2)

@@ -6,14 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.models.neuron import NeuronBuilder
-from tracetorch.models.parts import (
-    Images,
-    check_image,
-    check_images,
-    check_multiple,
-    check_sizes,
-    conv_norm,
-)
+from tracetorch.models.parts import Images, check_image, check_images, check_multiple, conv_norm
 from tracetorch.models.spikformer import builders, linear_head
 from tracetorch.snn.module import TTModule
 
@@ -50,7 +43,7 @@ class SpikeDrivenTransformer(TTModule):
         One time step: ``[B, in_channels, H, W]`` to ``[B, num_classes]``. Average over time.
 
     Raises:
-        TypeError, ValueError: a kind is unknown, or a size not a positive integer, or no multiple.
+        ValueError: a kind is unknown, or ``width`` no multiple.
 
     Example:
         >>> import tracetorch as tt
@@ -73,7 +66,6 @@ class SpikeDrivenTransformer(TTModule):
         attention: NeuronBuilder | None = None,
     ) -> None:
         super().__init__()
-        check_sizes(depth=depth, num_classes=num_classes, in_channels=in_channels)
         check_multiple("width", width, 8)
         check_images(images)
         build, build_attention = builders(neuron, attention)

@@ -6,7 +6,6 @@ import math
 
 from torch import Tensor, nn
 
-from tracetorch.core.checks import check_flag
 from tracetorch.models.neuron import NeuronBuilder, attention_neuron, transformer_neuron
 from tracetorch.models.parts import (
     Images,
@@ -14,7 +13,6 @@ from tracetorch.models.parts import (
     check_image,
     check_images,
     check_multiple,
-    check_sizes,
     conv_norm,
 )
 from tracetorch.snn.module import TTModule
@@ -53,7 +51,7 @@ class Spikformer(TTModule):
         One time step: ``[B, in_channels, H, W]`` to ``[B, num_classes]``. Average over time.
 
     Raises:
-        TypeError, ValueError: a kind is unknown, or a size not a positive integer, or no multiple.
+        ValueError: a kind is unknown, or ``width`` no multiple.
 
     Example:
         >>> import tracetorch as tt
@@ -79,10 +77,8 @@ class Spikformer(TTModule):
         attention: NeuronBuilder | None = None,
     ) -> None:
         super().__init__()
-        check_sizes(depth=depth, heads=heads, num_classes=num_classes, in_channels=in_channels)
         check_multiple("width", width, math.lcm(8, heads), f"of 8 and of heads={heads}")
         check_images(images)
-        check_flag("pool_first", pool_first)
         build, build_attention = builders(neuron, attention)
         layers: list[nn.Module] = []
         inputs = in_channels
@@ -157,12 +153,11 @@ def builders(
     neuron: NeuronBuilder | None, attention: NeuronBuilder | None
 ) -> tuple[NeuronBuilder, NeuronBuilder]:
     """Return what builds the neurons of a transformer, and those behind its attention."""
-    for name, build in (("neuron", neuron), ("attention", attention)):
-        if build is not None:
-            check_builder(name, build)
+    if attention is not None:
+        check_builder("attention", attention)
     if neuron is None:
-        return transformer_neuron, attention_neuron if attention is None else attention
-    return neuron, neuron if attention is None else attention
+        return transformer_neuron, attention or attention_neuron
+    return check_builder("neuron", neuron), attention or neuron
 
 
 def linear_head(width: int, num_classes: int) -> nn.Linear:

@@ -6,16 +6,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from tracetorch.core.checks import check_flag, check_share
 from tracetorch.models.neuron import NeuronBuilder, transformer_neuron
-from tracetorch.models.parts import (
-    Images,
-    check_among,
-    check_builder,
-    check_image,
-    check_images,
-    check_sizes,
-)
+from tracetorch.models.parts import Images, check_among, check_builder, check_image, check_images
 from tracetorch.snn.dropout import LockedDropout
 from tracetorch.snn.module import TTModule
 
@@ -50,7 +42,7 @@ class SpikingVGG(TTModule):
         Average over time.
 
     Raises:
-        TypeError, ValueError: a depth or kind is unknown, or a size not a positive integer.
+        ValueError: a depth or kind is unknown.
 
     Example:
         >>> import tracetorch as tt
@@ -78,9 +70,6 @@ class SpikingVGG(TTModule):
         super().__init__()
         check_among("depth", depth, tuple(CONVOLUTIONS))
         check_images(images)
-        check_sizes(num_classes=num_classes, in_channels=in_channels, width=width)
-        check_flag("norm", norm)
-        check_share("dropout", dropout)
         build = transformer_neuron if neuron is None else check_builder("neuron", neuron)
         layers: list[nn.Module] = []
         inputs = in_channels
@@ -117,6 +106,6 @@ class SpikingVGG(TTModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run one time step."""
-        check_image(x, least=32)
+        check_image(x)
         logits: Tensor = self.head(self.pool(self.features(x)).flatten(1))
         return logits

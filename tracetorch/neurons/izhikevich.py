@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tracetorch.functional import atan_surrogate
 from tracetorch.neurons.voltage import VoltageNeuron, all_of, without_overshoot
+from tracetorch.snn.declarations import completed
 from tracetorch.snn.descriptions import describe_neuron
 from tracetorch.snn.parameters import WEIGHT, DecaySetup, SpikeFunction, WeightSetup
 
@@ -86,7 +87,7 @@ class Izhikevich(VoltageNeuron):
         substeps: int = 1,
     ) -> None:
         super().__init__(num_neurons, dim, -65.0, surrogate_derivative, substeps)
-        follows = self._completed("b", b, WEIGHT)
+        follows = completed(self, "b", b, WEIGHT)
         # a rate: below 0, or above 1, the recovery diverges
         self.gate("a", a)
         self.weight("b", follows)

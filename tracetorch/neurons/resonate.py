@@ -20,7 +20,7 @@ from tracetorch.snn.parameters import (
 )
 
 LARGEST_ANGLE = 3.1415925  # the float32 below pi
-LARGEST_TURN = 1 - 1e-6  # dt times omega, where the derivative of its square root is still finite
+LARGEST_PHASE = 1 - 1e-6  # dt times omega, where the derivative of its square root is still finite
 
 
 @describe_neuron
@@ -140,21 +140,17 @@ class BRF(Neuron):
         surrogate_derivative: SpikeFunction = DEFAULT_SURROGATE,
     ) -> None:
         super().__init__(num_neurons, dim)
-        self.weight("omega", omega)
+        self.option("dt", dt, check=check_positive)
+        largest = LARGEST_PHASE / self.dt
+        self.weight("omega", omega, low=-largest, high=largest)
         self.weight("b_offset", b_offset)
         self.decay("gamma", gamma)
         self.threshold("pos_threshold", pos_threshold, surrogate=surrogate_derivative)
-        self.option("dt", dt, check=check_positive)
-        fastest = self.raw_omega.detach().abs().max()
-        if not fastest.is_meta and float(fastest) > LARGEST_TURN / self.dt:
-            raise ValueError(
-                f"omega must be of a size below 1 / dt = {1 / dt:g}, got {float(fastest):g}."
-            )
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name == "dt":
-            largest = LARGEST_TURN / self.dt
+            largest = LARGEST_PHASE / self.dt
             self._declared.constraints["omega"] = clamp(-largest, largest)
 
     @staticmethod
@@ -172,8 +168,8 @@ class BRF(Neuron):
         spike: SpikeFunction,
     ) -> tuple[Any, ...]:
         """Run one step."""
-        turn = dt * omega
-        b = (torch.sqrt(1 - turn * turn) - 1) / dt - b_offset.abs() - q
+        phase = dt * omega
+        b = (torch.sqrt(1 - phase * phase) - 1) / dt - b_offset.abs() - q
         grown = real + dt * (b * real - omega * imag + x)
         imag = imag + dt * (omega * real + b * imag)
         fired = spike(grown - pos_threshold - q)

@@ -30,15 +30,7 @@ SHARPEST = 1e-6
 
 
 class VoltageNeuron(Neuron):
-    """Base of neurons in millivolts: a voltage ``v`` with an initial value, and a spike function.
-
-    Args:
-        num_neurons: size of the neuron dimension.
-        dim: the neuron dimension.
-        start: initial voltage, in mV.
-        surrogate: the spike function, ``u -> spikes``.
-        substeps: equal parts that a step is computed in; at least 1.
-    """
+    """Base of neurons in millivolts: a voltage ``v``, its start, and a spike function."""
 
     def __init__(
         self, num_neurons: int, dim: int, start: Value, surrogate: SpikeFunction, substeps: int
@@ -64,11 +56,8 @@ def without_overshoot(change: Tensor, slope: Tensor) -> Tensor:
 
     It is where the change falls by more than 2 per unit of the voltage. There a voltage far below
     rest would be thrown beyond the peak; divided so, the step is nearly Newton's towards the
-    voltage at which nothing changes. Elsewhere the change is the same to the last bit.
-
-    Args:
-        change: what is added to the voltage.
-        slope: its derivative by the voltage.
+    voltage at which nothing changes. Elsewhere the change is the same to the last bit. The slope is
+    the derivative of the change by the voltage.
     """
     return change / (-slope - 1).clamp(min=1.0)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tracetorch.core.hooks import has_weight_hooks
+from tracetorch.core.hooks import hooked_weights
 from tracetorch.snn.connectivity import plain_class
 
 Product: TypeAlias = nn.Linear | nn.Conv2d
@@ -30,7 +30,7 @@ def replaced_part(module: nn.Module) -> str | None:
     """
     if "forward" in vars(module):
         return "its module has a forward of its own"
-    return "a hook computes its module's weight anew" if has_weight_hooks(module) else None
+    return "a hook computes its module's weight anew" if hooked_weights(module) else None
 
 
 def weights_of(module: Product) -> list[Tensor]:

@@ -10,7 +10,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from tracetorch.core.checks import check_number, is_finite
 from tracetorch.core.convolution import output_size
-from tracetorch.core.hooks import has_weight_hooks
+from tracetorch.core.hooks import hooked_weights
 from tracetorch.core.torch_private import is_readable
 from tracetorch.online_learning.products import Product
 from tracetorch.snn.connectivity import connectivity
@@ -79,7 +79,7 @@ def checked_reward(
 def check_own_weight(connection: nn.Module) -> None:
     """Raise where the weight is computed from other values: what is written into it is lost."""
     computed = is_parametrized(connection) and connectivity(connection) is None
-    if computed or has_weight_hooks(connection):
+    if computed or hooked_weights(connection):
         raise ValueError(
             f"connection {connection!r} is parametrized, pruned, or has a norm of torch.nn.utils: "
             "its weight follows from other values, and cannot be learned. Remove this first."

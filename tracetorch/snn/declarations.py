@@ -1,13 +1,37 @@
-"""``Declarations``: what the constructor of a layer has declared, and the call that made it."""
+"""What the constructor of a layer has declared: parameters and options, and the call that made it.
+
+A parameter is declared by its name, its value and its constraint, and may be assigned as it reads.
+"""
 
 from __future__ import annotations
 
+import inspect
+import sys
+import warnings
 from collections.abc import Callable, Mapping
+from types import FrameType
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from tracetorch.cell import Cell, Constraint, ConstructorCall
+from tracetorch.core.snapshot import restored_on_error
+from tracetorch.core.torch_private import exclude_from_compile, has_values
 from tracetorch.core.walk import Opaque
 from tracetorch.functional.surrogates import Surrogate
+from tracetorch.snn.parameters import (
+    UNSET,
+    S,
+    Unset,
+    Value,
+    Weight,
+    bounded_sigmoid,
+    is_setup,
+    least,
+    resolve_setup,
+    sigmoid,
+)
 from tracetorch.snn.representation import is_default, written
 
 Check = Callable[[str, object], object]
@@ -84,3 +108,119 @@ class Declarations(Opaque):
                 "save its state_dict; both load here into a model that is built anew."
             )
         vars(self).update(state)
+
+
+def completed(layer: Any, name: str, given: Value | Mapping[str, Any] | S | None, default: S) -> S:
+    """Complete a setup as the user may write it, by the constructor's own default before ours.
+
+    ``AdLIF(3, rho={"learnable": False})`` names no value: it is the default that ``AdLIF``'s
+    constructor has for ``rho``, that of the nearest class which has the argument.
+    """
+    if isinstance(given, Mapping | Weight):
+        for kind in reversed(type(layer).__mro__):
+            own = vars(kind).get("__init__")
+            argument = inspect.signature(own).parameters.get(name) if own else None
+            if argument is not None and is_setup(argument.default):
+                default = resolve_setup(name, argument.default, default)
+    return resolve_setup(name, given, default)
+
+
+def load_bound(layer: Any, name: str, own: float, saved: float | Unset | None, raw: Tensor) -> None:
+    """Change the bound of a decay where it would change the values that are loaded.
+
+    Args:
+        layer: that loads.
+        name: the parameter.
+        own: its bound; 0 for none.
+        saved: that of the layer which was saved; ``None`` for none, ``UNSET``: it is not known.
+        raw: what is loaded.
+    """
+    found = float(raw.double().sigmoid().min()) if raw.numel() else own
+    if isinstance(saved, float):
+        # what learning has led below the saved bound was held there
+        low = saved if found < max(own, saved) else own
+    else:
+        low = max(found, sys.float_info.min) if found < own else own
+        if saved is UNSET and found < own * (1 - 1e-6):
+            warnings.warn(
+                f"{layer.label()} loads {found:.6g} as {name}, below its bound {own:.6g}, from "
+                f"a dict that does not say which bound there was: {found:.6g} is the bound "
+                "now. Load what state_dict() or tt.save gave, as it is.",
+                stacklevel=2,
+            )
+    if low != own:
+        layer._declared.constraints[name] = bounded_sigmoid(low)
+        layer._declared.cell = None
+
+
+@exclude_from_compile
+def assign(layer: Any, name: str, value: Any) -> None:
+    """Write the raw tensor of a parameter in place, so that the parameter reads ``value``.
+
+    Its rank, and the optimizer that holds the raw tensor, stay as they are.
+    """
+    if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{name} of {layer!r} was given a tensor with a gradient, and none flows through an "
+            "assignment. Give value.detach(), or assign under torch.no_grad(); what is to be "
+            f"learned is raw_{name}."
+        )
+    raw_name, raw = f"raw_{name}", layer._raw_of(name, value)
+    if raw_name in layer.__dict__:
+        raise ValueError(
+            f"{layer.label()} computes {raw_name} before every call, by pruning or a norm of "
+            f"weights; what is assigned to {name} would not last. Remove that first."
+        )
+    current = getattr(layer, raw_name)
+    if raw.is_meta and not current.is_meta:
+        raise ValueError(
+            f"{layer.label()} was given a tensor on the meta device as {name}: it has no values."
+        )
+    if raw.ndim > current.ndim:
+        raise ValueError(
+            f"{layer.label()} has one {name} for all neurons, got {len(raw)} values. Give one "
+            "number, or build the layer with rank 1."
+        )
+    constraint = layer._declared.constraints[name]
+    # that of a raw value in bounds is the value itself
+    wanted = raw.double() if constraint.inverse is None else constraint.value(raw.double())
+    stored = current is layer._parameters.get(raw_name, layer._buffers.get(raw_name))
+    written = [current] if stored else [*layer.parameters(), *layer.buffers()]
+    with torch.no_grad(), restored_on_error(written):
+        if stored:
+            current.copy_(raw)
+        else:  # by the right inverse of its parametrization
+            setattr(layer, raw_name, raw.to(current).expand_as(current).clone())
+        found = layer.constrained(name, getattr(layer, raw_name))
+        tolerance = min(100 * torch.finfo(found.dtype).eps, 0.1)
+        if has_values(found) and not torch.allclose(
+            found.double(), wanted.to(found.device).expand_as(found), tolerance, 1e-6
+        ):
+            raise ValueError(
+                f"{layer.label()} cannot have {value} as {name}: out of its bounds, it would "
+                f"be {found.tolist()}."
+            )
+    layer._declared.note_assigned(type(layer), name, value)
+
+
+def raw_of(layer: Any, name: str, value: Any) -> Tensor:
+    """Return the raw tensor of a value, checked as a constructor checks it."""
+    setup, constraint = Weight(value, 0), layer._declared.constraints[name]
+    try:
+        return setup.raw(name, layer.num_neurons, constraint)
+    except ValueError as error:
+        if least(constraint) is None:
+            raise
+        setup.raw(name, layer.num_neurons, sigmoid)  # raises where no bound would help
+        raise ValueError(
+            f"{error} Build the layer with {type(layer).__name__}(..., {name}="
+            f"{'...' if isinstance(value, Tensor) else value}) for a bound as low."
+        ) from None
+
+
+def assigned_by_torch() -> bool:
+    """Whether PyTorch assigns an attribute: ``functional_call``, which puts tensors in place."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code.co_name == "__setattr__":
+        frame = frame.f_back
+    return frame is not None and frame.f_globals.get("__name__", "").startswith("torch.")

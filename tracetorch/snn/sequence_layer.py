@@ -16,11 +16,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
@@ -28,12 +26,18 @@ from torch import Tensor, fx, nn
 
 from tracetorch.cell import Constraint, StateKind
 from tracetorch.core.checks import check_count, check_integer, suggestion
-from tracetorch.core.hooks import has_weight_hooks
+from tracetorch.core.hooks import hooked_weights
 from tracetorch.core.leaked_tracer import is_leaked_tracer
-from tracetorch.core.snapshot import restored_on_error
-from tracetorch.core.torch_private import exclude_from_compile, has_values
 from tracetorch.core.walk import MODULE_ATTRIBUTES
-from tracetorch.snn.declarations import Check, Declarations
+from tracetorch.snn.declarations import (
+    Check,
+    Declarations,
+    assign,
+    assigned_by_torch,
+    completed,
+    load_bound,
+    raw_of,
+)
 from tracetorch.snn.module import TTModule, leaked_message
 from tracetorch.snn.parameters import (
     DECAY,
@@ -43,11 +47,9 @@ from tracetorch.snn.parameters import (
     Decay,
     DecaySetup,
     Rank,
-    S,
     SpikeFunction,
     Threshold,
     ThresholdSetup,
-    Unset,
     Value,
     Weight,
     WeightSetup,
@@ -55,7 +57,6 @@ from tracetorch.snn.parameters import (
     clamp,
     fraction,
     is_decay,
-    is_setup,
     least,
     named_bound,
     negative_softplus,
@@ -230,7 +231,7 @@ class SequenceLayer(TTModule):
 
         """
         default = Decay(DECAY.value, rank, learnable, DECAY.use_averaging)
-        self._declare(name, self._completed(name, value, default), sigmoid)
+        self._declare(name, completed(self, name, value, default), sigmoid)
         self._bound_decay(name, low)
 
     def gate(
@@ -253,7 +254,7 @@ class SequenceLayer(TTModule):
 
         """
         default = Decay(0.5, rank, learnable, DECAY.use_averaging)
-        self._declare(name, self._completed(name, value, default), fraction)
+        self._declare(name, completed(self, name, value, default), fraction)
 
     def threshold(
         self,
@@ -286,7 +287,7 @@ class SequenceLayer(TTModule):
             learnable,
             THRESHOLD.surrogate if surrogate is None else surrogate,
         )
-        setup = self._completed(name, value, default)
+        setup = completed(self, name, value, default)
         self._declare(name, setup, negative_softplus if negative else softplus, softplus)
         self.option(spike, setup.surrogate)
 
@@ -323,7 +324,7 @@ class SequenceLayer(TTModule):
         default = Weight(WEIGHT.value, rank, learnable)
         is_bounded = (low, high, above) != (None, None, None)
         constraint = clamp(low, high, above) if is_bounded else unbounded
-        self._declare(name, self._completed(name, value, default), constraint)
+        self._declare(name, completed(self, name, value, default), constraint)
         raw = getattr(self, f"raw_{name}").detach()
         if not is_bounded or raw.is_meta:
             return
@@ -369,20 +370,6 @@ class SequenceLayer(TTModule):
         self._check_name(f"initial_{name}")
         setup = resolve_setup(f"init of {name}", init, Weight(0.0, 0, False))
         self.register_buffer(f"initial_{name}", setup.raw(f"init of {name}", self.num_neurons))
-
-    def _completed(self, name: str, given: Value | Mapping[str, Any] | S | None, default: S) -> S:
-        """Complete a setup as the user may write it, by the constructor's own default before ours.
-
-        ``AdLIF(3, rho={"learnable": False})`` names no value: it is the default that ``AdLIF``'s
-        constructor has for ``rho``, that of the nearest class which has the argument.
-        """
-        if isinstance(given, Mapping | Weight):
-            for kind in reversed(type(self).__mro__):
-                own = vars(kind).get("__init__")
-                argument = inspect.signature(own).parameters.get(name) if own else None
-                if argument is not None and is_setup(argument.default):
-                    default = resolve_setup(name, argument.default, default)
-        return resolve_setup(name, given, default)
 
     def _declare(
         self, name: str, setup: Weight, constraint: Constraint, given: Constraint | None = None
@@ -666,34 +653,8 @@ class SequenceLayer(TTModule):
             if is_decay(constraint) and isinstance(loaded, Tensor) and not loaded.is_meta:
                 saved = metadata.get("constraints", {}).get(name)
                 bound = UNSET if saved is None else named_bound(saved)
-                self._load_bound(name, least(constraint) or 0.0, bound, loaded.detach())
+                load_bound(self, name, least(constraint) or 0.0, bound, loaded.detach())
         super()._load_from_state_dict(state_dict, prefix, metadata, *arguments)
-
-    def _load_bound(self, name: str, own: float, saved: float | Unset | None, raw: Tensor) -> None:
-        """Change the bound of a decay where it would change the values that are loaded.
-
-        Args:
-            name: the parameter.
-            own: its bound; 0 for none.
-            saved: that of the layer which was saved; ``None`` for none, ``UNSET``: it is not known.
-            raw: what is loaded.
-        """
-        found = float(raw.double().sigmoid().min()) if raw.numel() else own
-        if isinstance(saved, float):
-            # what learning has led below the saved bound was held there
-            low = saved if found < max(own, saved) else own
-        else:
-            low = max(found, sys.float_info.min) if found < own else own
-            if saved is UNSET and found < own * (1 - 1e-6):
-                warnings.warn(
-                    f"{self.label()} loads {found:.6g} as {name}, below its bound {own:.6g}, from "
-                    f"a dict that does not say which bound there was: {found:.6g} is the bound "
-                    "now. Load what state_dict() or tt.save gave, as it is.",
-                    stacklevel=2,
-                )
-        if low != own:
-            self._declared.constraints[name] = bounded_sigmoid(low)
-            self._declared.cell = None
 
     # Reading and assigning
 
@@ -774,13 +735,13 @@ class SequenceLayer(TTModule):
             return
         declared = self._declared
         if name in declared.constraints:
-            if not torch.compiler.is_compiling() and _assigned_by_torch():
+            if not torch.compiler.is_compiling() and assigned_by_torch():
                 constraint = declared.constraints[name].name
                 raise AttributeError(
                     f"{name} follows from raw_{name}: it is {constraint}(raw_{name}). Give "
                     f"functional_call raw_{name}, through which gradients flow."
                 )
-            self._assign(name, value)
+            assign(self, name, value)
             return
         if name in type(self).states:
             if isinstance(value, nn.Parameter):
@@ -828,68 +789,9 @@ class SequenceLayer(TTModule):
         self._declared.cell = None
         super().add_module(name, module)
 
-    @exclude_from_compile
-    def _assign(self, name: str, value: Any) -> None:
-        """Write the raw tensor of a parameter in place, so that the parameter reads ``value``.
-
-        Its rank, and the optimizer that holds the raw tensor, stay as they are.
-        """
-        if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
-            raise ValueError(
-                f"{name} of {self!r} was given a tensor with a gradient, and none flows through an "
-                "assignment. Give value.detach(), or assign under torch.no_grad(); what is to be "
-                f"learned is raw_{name}."
-            )
-        raw_name, raw = f"raw_{name}", self._raw_of(name, value)
-        if raw_name in self.__dict__:
-            raise ValueError(
-                f"{self.label()} computes {raw_name} before every call, by pruning or a norm of "
-                f"weights; what is assigned to {name} would not last. Remove that first."
-            )
-        current = getattr(self, raw_name)
-        if raw.is_meta and not current.is_meta:
-            raise ValueError(
-                f"{self.label()} was given a tensor on the meta device as {name}: it has no values."
-            )
-        if raw.ndim > current.ndim:
-            raise ValueError(
-                f"{self.label()} has one {name} for all neurons, got {len(raw)} values. Give one "
-                "number, or build the layer with rank 1."
-            )
-        constraint = self._declared.constraints[name]
-        # that of a raw value in bounds is the value itself
-        wanted = raw.double() if constraint.inverse is None else constraint.value(raw.double())
-        stored = current is self._parameters.get(raw_name, self._buffers.get(raw_name))
-        written = [current] if stored else [*self.parameters(), *self.buffers()]
-        with torch.no_grad(), restored_on_error(written):
-            if stored:
-                current.copy_(raw)
-            else:  # by the right inverse of its parametrization
-                setattr(self, raw_name, raw.to(current).expand_as(current).clone())
-            found = self.constrained(name, getattr(self, raw_name))
-            tolerance = min(100 * torch.finfo(found.dtype).eps, 0.1)
-            if has_values(found) and not torch.allclose(
-                found.double(), wanted.to(found.device).expand_as(found), tolerance, 1e-6
-            ):
-                raise ValueError(
-                    f"{self.label()} cannot have {value} as {name}: out of its bounds, it would "
-                    f"be {found.tolist()}."
-                )
-        self._declared.note_assigned(type(self), name, value)
-
     def _raw_of(self, name: str, value: Any) -> Tensor:
         """Return the raw tensor of a value, checked as a constructor checks it."""
-        setup, constraint = Weight(value, 0), self._declared.constraints[name]
-        try:
-            return setup.raw(name, self.num_neurons, constraint)
-        except ValueError as error:
-            if least(constraint) is None:
-                raise
-            setup.raw(name, self.num_neurons, sigmoid)  # raises where no bound would help
-            raise ValueError(
-                f"{error} Build the layer with {type(self).__name__}(..., {name}="
-                f"{'...' if isinstance(value, Tensor) else value}) for a bound as low."
-            ) from None
+        return raw_of(self, name, value)
 
     def __dir__(self) -> list[str]:
         """List the parameters by name too, and leave out the parts that the layer does not have."""
@@ -1006,17 +908,9 @@ def warn_of_sequence(layer: SequenceLayer) -> None:
     )
 
 
-def _assigned_by_torch() -> bool:
-    """Whether PyTorch assigns an attribute: ``functional_call``, which puts tensors in place."""
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None and frame.f_code.co_name == "__setattr__":
-        frame = frame.f_back
-    return frame is not None and frame.f_globals.get("__name__", "").startswith("torch.")
-
-
 def transient_attributes_of(module: nn.Module) -> frozenset[str]:
     """Return what a call of a module may change: its mode, states, and notes of the call."""
-    own = {"training", "weight"} if has_weight_hooks(module) else {"training"}
+    own = {"training", *hooked_weights(module)}
     if isinstance(module, TTModule):
         own.update(module._state_attributes, _NOTES)
     return frozenset(own)

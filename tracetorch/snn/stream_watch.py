@@ -73,7 +73,7 @@ def look_for_nan_in(run: Pass, model: nn.Module) -> None:
         if type(first) is not Tensor or not first.is_cpu or functorch_active() or run.traced:
             continue
         total = first.detach().sum().item()
-        if total == total or not _is_nan(first):  # noqa: PLR0124 (NaN is not equal to itself)
+        if total == total or not _is_nan(first):  # NaN is not equal to itself
             continue
         layers = [e.module for e in run.entries.values() if isinstance(e.module, SequenceLayer)]
         known = {each._nan_reported for each in layers} - {""}

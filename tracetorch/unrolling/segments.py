@@ -106,18 +106,18 @@ def _checkpointed(run: Run, part: Inputs, replay: _Replay, whole: Pass) -> Any:
     leaves, spec = pytree.tree_flatten(part.tensors)
     # what the layers of the part start from, known when it has run once
     starts: Pass | None = None
-    ended: Pass | None = None
+    ran: list[Pass] = []  # of the first run
 
     def steps(*saved: Tensor) -> tuple[Any, list[Tensor | None]]:
-        nonlocal starts, ended
-        again = starts is not None
+        nonlocal starts
         now = replace(part, tensors=pytree.tree_unflatten(list(saved), spec))
         before = starts if starts is not None else whole
         y, trajectories, inner = before.call(run, now, from_rest=False)
         ends = [s for each in inner.entries.values() for s in each.states.values()]
         replay.compare(pytree.tree_leaves((y, trajectories)), ends)
-        if not again:
-            starts, ended = _started(whole, inner), inner
+        if starts is None:
+            starts = _started(whole, inner)
+            ran.append(inner)
         return (y, trajectories), ends
 
     # to the end, not to the last tensor that backward needs: the outputs are compared
@@ -125,12 +125,12 @@ def _checkpointed(run: Run, part: Inputs, replay: _Replay, whole: Pass) -> Any:
         result, ends = checkpoint(
             steps, *leaves, use_reentrant=False, context_fn=lambda: (nullcontext(), replay)
         )
-    assert ended is not None
     # what checkpointing returns is part of the graph
     values = iter(ends)
-    for entry in ended.entries.values():
-        entry.states = {name: next(values) for name in entry.states}
-    ended.commit()
+    for inner in ran:
+        for entry in inner.entries.values():
+            entry.states = {name: next(values) for name in entry.states}
+        inner.commit()
     return result
 
 

@@ -235,8 +235,9 @@ def _by_layer(
         y = _call_with_events(model, inputs, run, trust)
         if _mode(model, run) in trust.met:
             return y, run
-    # one step is one step; where others see the operations, no values can be compared
-    if steps == 1 or observed_by(pytree.tree_leaves(inputs.tensors)) is not None:
+    # one step is one step; where others see the operations, no values can be compared, nor on meta
+    leaves = pytree.tree_leaves(inputs.tensors)
+    if steps == 1 or observed_by(leaves) is not None or any(x.is_meta for x in leaves):
         run = Pass(steps, folded=True, from_rest=from_rest, reset=reset, recorder=recorder)
         return _call_with_events(model, inputs, run, trust), run
     with trust.lock:

@@ -3,16 +3,12 @@
 A network of the zoo is a function that builds it, a task, a recipe and two files: its tensors, as
 ``tt.save`` writes them, and a card. The card holds what was measured when the file was made: the
 accuracy of several seeds with its interval, the test samples that are classified correctly, the
-spikes of every layer on a test batch, and hashes of file, data and code. The files are a part of
-the package: nothing is downloaded. A network of integers has a second function, which builds the
-floats that are trained first.
+spikes of every layer on a test batch, and hashes of file and data. The files are a part of the
+package: nothing is downloaded. A network of integers has a second function, which builds the floats
+that are trained first.
 
 ``verify`` measures again, in float64. There rounding moves no spike across its threshold, so that
-spikes and correct samples are equal on every machine, and one spike more is a change. The hash of
-the code is of what the network is made of: its builder, the steps of its neurons, the classes of
-its other modules, the functions that these call, each as a syntax tree without layout, comments and
-docstrings. It decides nothing; where the numbers differ it says whether the code has changed.
-Bytecode and traced graphs would be others with every Python and PyTorch.
+spikes and correct samples are equal on every machine, and one spike more is a change.
 
 ``interval`` says where 99 % of new trainings land, on another test set too: the mean over seeds,
 plus or minus the root of ``t^2 s^2 (1 + 1 / n) + 2.58^2 2 p (1 - p) / N``. ``t`` is Student's
@@ -22,7 +18,7 @@ quantile, since the deviation is of few seeds; both test sets vary, the old and 
 from tracetorch.zoo.card import Card, card, names, table
 from tracetorch.zoo.files import load
 from tracetorch.zoo.measure import sample_batch
-from tracetorch.zoo.recipe import Recipe
+from tracetorch.zoo.networks import Recipe
 from tracetorch.zoo.training import train
 from tracetorch.zoo.verify import Report, Verdict, verify
 

@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from tracetorch.zoo import files
@@ -39,7 +39,6 @@ class Card:
         num_bytes: size of the file.
         file_hash: SHA-256 of the file.
         data_hash: of training and test data.
-        code_hash: of the code that the network is made of.
         torch: version that trained it.
         tracetorch: version that trained it.
         date: on which it was recorded.
@@ -64,7 +63,6 @@ class Card:
     num_bytes: int
     file_hash: str
     data_hash: str
-    code_hash: str
     torch: str
     tracetorch: str
     date: str
@@ -78,10 +76,6 @@ class Card:
     def spikes_per_sample(self) -> float:
         """Spikes of all layers for a sample of the test batch."""
         return sum(self.spikes.values()) / self.batch
-
-    def dumps(self) -> str:
-        """Return the card as JSON."""
-        return json.dumps(asdict(self), indent=1) + "\n"
 
 
 def names() -> tuple[str, ...]:
@@ -111,8 +105,10 @@ def card(name: str) -> Card:
     network(name)
     path = files.FOLDER / f"{name}.json"
     try:
-        return Card(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:  # cut, or with other fields
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+        recorded.pop("code_hash", None)  # which older cards have, and nothing reads
+        return Card(**recorded)
+    except (ValueError, TypeError, AttributeError) as error:  # cut, or with other fields
         raise ValueError(
             f"{path} is damaged: {error}. Install traceTorch again, or restore the file in a clone."
         ) from error

@@ -37,12 +37,6 @@ class Numbers:
     output: float
 
 
-def num_parameters(model: nn.Module) -> int:
-    """Count the parameters of a network; of one of integers, which has none, its integers."""
-    numbers: list[Tensor] = [*model.parameters()]
-    return sum(each.numel() for each in numbers or model.buffers())
-
-
 @usual_defaults()
 def sample_batch(name: str, size: int = BATCH) -> Batch:
     """Return the first test samples of a network's task, as a batch ``(x, y, mask)``.

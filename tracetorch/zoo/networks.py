@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,53 @@ from tracetorch.chips import xylo
 from tracetorch.core.checks import suggestion
 from tracetorch.functional import halflife_to_decay
 from tracetorch.models import SEWResNet
-from tracetorch.zoo.recipe import IntegerRecipe, Recipe
 from tracetorch.zoo.tasks import DIGITS, FEW_WORDS, ROWS, VOWELS, WORDS, Task
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of a training: AdamW, one cycle of the learning rate, cross entropy.
+
+    Args:
+        epochs: passes over the training data.
+        batch_size: samples per step of the optimizer.
+        lr: highest learning rate.
+        calibrate: whether the weights are calibrated first, and each has a rate of its size
+            (``tt.init.calibrate_``, ``tt.param_groups(..., relative=True)``).
+        label_smoothing: of the cross entropy.
+        weight_decay: of all but the parameters of neurons.
+        seed: of the weights, the order of the samples and the dropout.
+
+    Example:
+        >>> Recipe(epochs=5, batch_size=50, lr=1e-2).seed
+        0
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    calibrate: bool = True
+    label_smoothing: float = 0.1
+    weight_decay: float = 1e-2
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class IntegerRecipe(Recipe):
+    """Settings of a training whose network becomes one of integers, for Xylo.
+
+    Floats are trained first; then ``tt.quantize.prepare`` makes integers of them, through which
+    they are trained on; ``tt.quantize.convert`` keeps the integers.
+
+    Args:
+        epochs, lr, calibrate: of the training in floats, as in :class:`Recipe`.
+        batch_size, label_smoothing, weight_decay, seed: of both, as there.
+        integer_epochs: passes through the integers.
+        integer_lr: highest learning rate in these.
+    """
+
+    integer_epochs: int = 10
+    integer_lr: float = 8e-3
 
 
 @dataclass(frozen=True)
@@ -54,11 +100,28 @@ def usual_defaults() -> Iterator[None]:
         torch.set_default_dtype(dtype)
 
 
+NETWORKS: dict[str, Network] = {}
+_Builder = TypeVar("_Builder", bound=Callable[[], nn.Module])
+
+
+def _entry(
+    name: str, task: Task, recipe: Recipe, floats: Callable[[], nn.Module] | None = None
+) -> Callable[[_Builder], _Builder]:
+    """Enter what a function builds into the zoo."""
+
+    def enter(build: _Builder) -> _Builder:
+        NETWORKS[name] = Network(task, build, recipe, floats)
+        return build
+
+    return enter
+
+
 def decays(width: int, longest: float) -> Tensor:
     """Return decays whose half-lives go from one step to ``longest``, evenly on a log scale."""
     return halflife_to_decay(torch.logspace(0, math.log2(longest), width, base=2))
 
 
+@_entry("digits-lif", DIGITS, Recipe(8, 50, 1e-2))
 def digits_lif() -> nn.Sequential:
     """64 LIF neurons behind a linear layer."""
     return nn.Sequential(
@@ -67,6 +130,7 @@ def digits_lif() -> nn.Sequential:
     )
 
 
+@_entry("digits-convolutions", DIGITS, Recipe(6, 50, 1e-2))
 def digits_convolutions() -> nn.Sequential:
     """Two convolutions with LIF neurons."""
     return nn.Sequential(
@@ -76,11 +140,13 @@ def digits_convolutions() -> nn.Sequential:
     )
 
 
+@_entry("digits-sew-resnet", DIGITS, Recipe(3, 50, 8e-3, calibrate=False))
 def digits_sew_resnet() -> SEWResNet:
     """SEW-ResNet-18 of width 6 with integrate-and-fire neurons."""
     return SEWResNet(18, 10, 1, width=6)
 
 
+@_entry("rows-lif", ROWS, Recipe(5, 50, 1e-2))
 def rows_lif() -> nn.Sequential:
     """Two layers of 128 LIF neurons, half-lives from one row to 32."""
     beta = decays(128, 32.0)
@@ -91,6 +157,7 @@ def rows_lif() -> nn.Sequential:
     )
 
 
+@_entry("rows-seadlif", ROWS, Recipe(5, 50, 1e-2))
 def rows_seadlif() -> nn.Sequential:
     """Two layers of 128 adaptive neurons, SE-adLIF."""
     beta = decays(128, 32.0)
@@ -101,6 +168,7 @@ def rows_seadlif() -> nn.Sequential:
     )
 
 
+@_entry("vowels-recurrent", VOWELS, Recipe(20, 30, 1e-2))
 def vowels_recurrent() -> nn.Sequential:
     """32 LIF neurons that feed each other, all to all."""
     connection = nn.Linear(32, 32, bias=False)
@@ -111,6 +179,7 @@ def vowels_recurrent() -> nn.Sequential:
     )
 
 
+@_entry("words-adlif", WORDS, Recipe(10, 50, 1e-2))
 def words_adlif() -> nn.Sequential:
     """Two layers of 64 adaptive neurons, adLIF."""
     beta = decays(64, 32.0)
@@ -121,6 +190,7 @@ def words_adlif() -> nn.Sequential:
     )
 
 
+@_entry("words-delays", WORDS, Recipe(12, 50, 1e-2))
 def words_delays() -> nn.Sequential:
     """Two layers of 64 LIF neurons whose synapses have learned their delays, up to 20 steps."""
     beta = decays(64, 32.0)
@@ -132,28 +202,6 @@ def words_delays() -> nn.Sequential:
 
 
 _FAN_IN = 16  # of a neuron on Xylo
-
-
-def words_xylo() -> nn.Sequential:
-    """Two layers of 64 neurons of Xylo in integers, which fit the chip."""
-    return nn.Sequential(
-        *(integers.Linear(14, 64, bias=False), _xylo_lif(64), xylo.StepDelay(64)),
-        *(integers.Linear(64, 64, bias=False), _xylo_lif(64), xylo.StepDelay(64)),
-        *(integers.Linear(64, 8, bias=False), _xylo_lif(8, xylo.XYLO_2.output_spikes)),
-    )
-
-
-def _xylo_lif(width: int, max_spikes: int = xylo.XYLO_2.hidden_spikes) -> xylo.LIF:
-    """Return neurons of Xylo of which each has parameters of its own."""
-    each = torch.ones(width)
-    return xylo.LIF(
-        width,
-        dash_mem=each,
-        dash_syn=each,
-        pos_threshold=each,
-        bias=each,
-        max_spikes=max_spikes,
-    )
 
 
 def words_xylo_floats() -> nn.Sequential:
@@ -171,30 +219,26 @@ def words_xylo_floats() -> nn.Sequential:
     )
 
 
-NETWORKS = {
-    "digits-lif": Network(DIGITS, digits_lif, Recipe(8, 50, 1e-2)),
-    "digits-convolutions": Network(DIGITS, digits_convolutions, Recipe(6, 50, 1e-2)),
-    "digits-sew-resnet": Network(DIGITS, digits_sew_resnet, Recipe(3, 50, 8e-3, calibrate=False)),
-    "rows-lif": Network(ROWS, rows_lif, Recipe(5, 50, 1e-2)),
-    "rows-seadlif": Network(ROWS, rows_seadlif, Recipe(5, 50, 1e-2)),
-    "vowels-recurrent": Network(VOWELS, vowels_recurrent, Recipe(20, 30, 1e-2)),
-    "words-adlif": Network(WORDS, words_adlif, Recipe(10, 50, 1e-2)),
-    "words-delays": Network(WORDS, words_delays, Recipe(12, 50, 1e-2)),
-    "words-xylo": Network(
-        FEW_WORDS, words_xylo, IntegerRecipe(6, 50, 1e-2), floats=words_xylo_floats
-    ),
-}
+@_entry("words-xylo", FEW_WORDS, IntegerRecipe(6, 50, 1e-2), words_xylo_floats)
+def words_xylo() -> nn.Sequential:
+    """Two layers of 64 neurons of Xylo in integers, which fit the chip."""
+    return nn.Sequential(
+        *(integers.Linear(14, 64, bias=False), _xylo_lif(64), xylo.StepDelay(64)),
+        *(integers.Linear(64, 64, bias=False), _xylo_lif(64), xylo.StepDelay(64)),
+        *(integers.Linear(64, 8, bias=False), _xylo_lif(8, xylo.XYLO_2.output_spikes)),
+    )
+
+
+def _xylo_lif(width: int, max_spikes: int = xylo.XYLO_2.hidden_spikes) -> xylo.LIF:
+    """Return neurons of Xylo of which each has parameters of its own."""
+    each = torch.ones(width)
+    return xylo.LIF(
+        width, dash_mem=each, dash_syn=each, pos_threshold=each, bias=each, max_spikes=max_spikes
+    )
 
 
 def network(name: str) -> Network:
-    """Return the network of a name.
-
-    Raises:
-        TypeError: the name is no text.
-        ValueError: there is none.
-    """
-    if not isinstance(name, str):
-        raise TypeError(f"the name of a network is a text, as 'rows-lif', got {name!r}.")
+    """Return the network of a name; raise ``ValueError`` where there is none."""
     if name not in NETWORKS:
         raise ValueError(
             f"there is no network {name!r} in the zoo.{suggestion(name, NETWORKS)} It has "

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+import json
+from dataclasses import asdict
 from datetime import date
 
 import torch
+from torch import Tensor
 
 from tracetorch.checkpoint import save
-from tracetorch.core.files import atomic_replace, atomic_replace_all
+from tracetorch.core.files import atomic_replace_all
 from tracetorch.core.version import __version__
 from tracetorch.zoo import files
-from tracetorch.zoo.card import Card, card, interval
-from tracetorch.zoo.code_hash import code_hash
-from tracetorch.zoo.measure import BATCH, measure, num_parameters
+from tracetorch.zoo.card import Card, interval
+from tracetorch.zoo.measure import BATCH, measure
 from tracetorch.zoo.networks import network, usual_defaults
 from tracetorch.zoo.tasks import data_hash
 from tracetorch.zoo.training import train_on
@@ -36,13 +37,15 @@ def record(name: str) -> Card:
     with atomic_replace_all([path, path.with_suffix(".json")]) as (tensors, text):
         save(trained[0], tensors)
         numbers = [measure(model, found.task, data[1]) for model in trained]
+        learned: list[Tensor] = [*trained[0].parameters()]
+        values = learned or [*trained[0].buffers()]  # of a network of integers
         accuracies = [each.correct / each.samples for each in numbers]
         written = Card(
             name=name,
             task=found.task.title,
             description=found.description,
             recipe=asdict(found.recipe),
-            parameters=num_parameters(trained[0]),
+            parameters=sum(each.numel() for each in values),
             accuracies=accuracies,
             interval=interval(accuracies, numbers[0].samples),
             correct=numbers[0].correct,
@@ -53,17 +56,9 @@ def record(name: str) -> Card:
             num_bytes=tensors.stat().st_size,
             file_hash=files.file_hash(tensors),
             data_hash=data_hash(data),
-            code_hash=code_hash(found),
             torch=torch.__version__,
             tracetorch=__version__,
             date=date.today().isoformat(),
         )
-        text.write_text(written.dumps(), encoding="utf-8")
+        text.write_text(json.dumps(asdict(written), indent=1) + "\n", encoding="utf-8")
     return written
-
-
-def refresh(name: str) -> None:
-    """Write the hash of the code as it is now into a card, whose network computes what it says."""
-    found = replace(card(name), code_hash=code_hash(network(name)))
-    with atomic_replace(files.file_of(name).with_suffix(".json")) as unfinished:
-        unfinished.write_text(found.dumps(), encoding="utf-8")

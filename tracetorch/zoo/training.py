@@ -17,8 +17,7 @@ from tracetorch.quantize import convert, prepare
 from tracetorch.snn.delay import DelayedLinear
 from tracetorch.snn.param_groups import param_groups
 from tracetorch.unrolling import unroll
-from tracetorch.zoo.networks import Network, network, usual_defaults
-from tracetorch.zoo.recipe import IntegerRecipe
+from tracetorch.zoo.networks import IntegerRecipe, Network, network, usual_defaults
 from tracetorch.zoo.tasks import Data
 
 _CALIBRATION = 200  # samples

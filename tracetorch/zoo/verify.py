@@ -12,7 +12,6 @@ import torch
 from tracetorch.core.version import __version__
 from tracetorch.zoo import files
 from tracetorch.zoo.card import Card, card
-from tracetorch.zoo.code_hash import code_hash
 from tracetorch.zoo.measure import Numbers, measure
 from tracetorch.zoo.networks import NETWORKS, network, usual_defaults
 from tracetorch.zoo.tasks import Data, data_hash
@@ -28,10 +27,10 @@ class Verdict:
 
     Args:
         name: of the network.
-        status: ``"verified"``; or why not: the ``"file"`` is damaged or missing, the ``"code"`` has
-            changed and the network with it, the ``"data"`` are others, the ``"numbers"`` differ
-            although nothing else does, there are ``"no data"`` here.
-        reason: in words; of a verified network what has changed without consequence, or nothing.
+        status: ``"verified"``; or why not: the ``"file"`` is damaged or missing, the ``"code"``
+            builds a network that does not fit it any more, the ``"data"`` are others, the
+            ``"numbers"`` differ although nothing else does, there are ``"no data"`` here.
+        reason: in words.
         seconds: that it took.
 
     Example:
@@ -90,7 +89,6 @@ def verify(names: Sequence[str] | None = None, *, strict: bool = False) -> Repor
         strict: whether to raise where a network is not verified.
 
     Raises:
-        TypeError: ``names`` is a text.
         ValueError: there is no such network.
         RuntimeError: ``strict``, and a network is not verified; the message says which and why.
 
@@ -99,23 +97,20 @@ def verify(names: Sequence[str] | None = None, *, strict: bool = False) -> Repor
         >>> [(each.name, each.status) for each in report.verdicts]
         [('words-adlif', 'verified')]
     """
-    if isinstance(names, str):
-        raise TypeError(f"names must be a sequence of names, got {names!r}. Write [{names!r}].")
     wanted = tuple(NETWORKS) if names is None else tuple(names)
     for name in wanted:
         network(name)
     loaded: _Loaded = {}  # several networks have the same data
-    report = Report(tuple(_verdict(name, loaded) for name in wanted))
+    verdicts = []
+    for name in wanted:
+        start = time.perf_counter()
+        status, reason = _compare(name, loaded)
+        verdicts.append(Verdict(name, status, reason, time.perf_counter() - start))
+    report = Report(tuple(verdicts))
     if strict and not report.ok:
         failed = "; ".join(f"{v.name}: {v.reason}" for v in report.verdicts if not v.ok)
         raise RuntimeError(f"the zoo is not what its cards say. {failed}")
     return report
-
-
-def _verdict(name: str, loaded: _Loaded) -> Verdict:
-    start = time.perf_counter()
-    status, reason = _compare(name, loaded)
-    return Verdict(name, status, reason, time.perf_counter() - start)
 
 
 @usual_defaults()
@@ -131,7 +126,6 @@ def _compare(name: str, loaded: _Loaded) -> tuple[Status, str]:
         return "file", str(error)
     if files.file_hash(path) != recorded.file_hash:
         return "file", f"{path} is damaged: its hash is not that of the card"
-    same_code = code_hash(found) == recorded.code_hash
     try:
         model = files.loaded(found, path)
     except ValueError as error:
@@ -145,23 +139,13 @@ def _compare(name: str, loaded: _Loaded) -> tuple[Status, str]:
     if data_hash(data) != recorded.data_hash:
         return "data", "training or test data are not those of the card: their hash differs"
     differ = "; ".join(_differences(recorded, measure(model, found.task, data[1])))
-    if differ and not same_code:
-        return "code", f"the code of the network has changed, and what it computes: {differ}"
     if differ:
-        there = f"tracetorch {recorded.tracetorch}"
-        here = f"tracetorch {__version__}"
-        cause = "a part of traceTorch outside the hash of the code"
-        if recorded.torch != torch.__version__:
-            there, here = (
-                f"{there} and torch {recorded.torch}",
-                f"{here} and torch {torch.__version__}",
-            )
-            cause = f"PyTorch, or {cause}"
         return "numbers", (
-            f"{differ}; file, code and data are those of the card, so {cause} computes something "
-            f"else: recorded with {there}, this is {here}"
+            f"{differ}; file and data are those of the card, so traceTorch or PyTorch "
+            f"computes something else: recorded with tracetorch {recorded.tracetorch} and torch "
+            f"{recorded.torch}, this is tracetorch {__version__} and torch {torch.__version__}"
         )
-    return "verified", "" if same_code else "the code has changed since, and computes the same"
+    return "verified", ""
 
 
 def _differences(recorded: Card, found: Numbers) -> Iterator[str]:

