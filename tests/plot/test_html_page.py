@@ -61,26 +61,6 @@ def test_pages_are_shown_whole_and_keep_when_the_file_is_gone(writer: str, tmp_p
     assert repr(page) == f"InlinePage({str(path)!r})"
 
 
-WRONG: list[tuple[Any, type[Exception], str]] = [
-    (lambda d: tt.plot.show_html(d / "missing.html"), FileNotFoundError, "missing.html"),
-    (lambda d: tt.plot.show_html(3), TypeError, "path must be a string or a Path, got 3"),  # type: ignore[arg-type]
-    (
-        lambda d: tt.plot.show_html(d / "run.html", height=0),
-        ValueError,
-        "height must be at least 1",
-    ),
-    (lambda d: tt.plot.show_html(d / "run.txt"), ValueError, "run.txt is no HTML page"),
-]
-
-
-@pytest.mark.parametrize(("call", "error", "message"), WRONG)
-def test_wrong_arguments(call: Any, error: Any, message: str, tmp_path: Path) -> None:
-    (tmp_path / "run.txt").write_text("spikes")
-    (tmp_path / "run.html").write_text("<!doctype html>")
-    with pytest.raises(error, match=message):
-        call(tmp_path)
-
-
 @pytest.mark.slow
 def test_frames_run_inside_a_page(visits: Visits, tmp_path: Path) -> None:
     frames = []

@@ -1,14 +1,15 @@
-"""Draw learning curves: measures over epochs, of one training or of several seeds."""
+"""Draw lines: a list of values, and learning curves of one training or of several seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from torch import Tensor
 
 from tracetorch.plot.axes import COLOURS, add_legend, get_axes, set_integer_ticks, set_title
+from tracetorch.plot.descriptions import describe_plot
 from tracetorch.plot.recorded import Array, flat_numbers
 
 if TYPE_CHECKING:
@@ -17,6 +18,40 @@ if TYPE_CHECKING:
 Curve: TypeAlias = Sequence[float | Tensor] | Tensor | Array
 
 
+@describe_plot
+def line_graph(
+    list_of_values: Sequence[float | Tensor] | Tensor,
+    title: str,
+    label: str | None = None,
+    *,
+    xlabel: str = "step",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw values over steps, such as a loss; draw again on the same ``ax`` to compare.
+
+    Args:
+        list_of_values: numbers, or tensors of one element each.
+        label: label of the line, in a legend beside the axes.
+        xlabel: label of the x axis.
+
+    Example:
+        >>> ax = line_graph([0.9, torch.tensor(0.5), 0.4], "loss", "training")
+        >>> ax.lines[0].get_ydata().tolist()
+        [0.9, 0.5, 0.4]
+    """
+    values = flat_numbers("line_graph", list_of_values)
+    ax = get_axes(ax)
+    colour = COLOURS[len(ax.lines) % len(COLOURS)]
+    ax.plot(np.arange(len(values)), values, color=colour, linewidth=1.4, label=label or "_")
+    ax.set(xlabel=xlabel)
+    set_integer_ticks(ax, "x")
+    if ax.get_legend_handles_labels()[0]:
+        add_legend(ax)
+    set_title(ax, title)
+    return ax
+
+
+@describe_plot
 def learning_curves(
     curves: Mapping[str, Curve | Sequence[Curve]],
     *,
@@ -38,26 +73,16 @@ def learning_curves(
             mark nothing.
         xlabel: label of the x axis; epochs are counted from 1.
         ylabel: label of the y axis.
-        title: title of the axes.
-        ax: axes to draw on; if left out, new axes on a new figure.
-
-    Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: there is no curve, one has no values, or ``best`` is unknown.
 
     Example:
         >>> ax = learning_curves({"training": [2.0, 1.0, 0.5], "test": [[2.0, 1.0], [4.0, 3.0]]})
         >>> [line.get_ydata().tolist() for line in ax.lines]
         [[2.0, 1.0, 0.5], [3.0, 2.0]]
     """
-    if not isinstance(curves, Mapping):
-        raise TypeError(f"learning_curves takes a dict of curves by name, got {curves!r}.")
     if best not in (None, "highest", "lowest"):
         raise ValueError(
             f"learning_curves: best must be 'highest', 'lowest' or None, got {best!r}."
         )
-    if not curves:
-        raise ValueError("learning_curves: there are no curves.")
     runs = {str(name): _runs(str(name), curve) for name, curve in curves.items()}
 
     ax = get_axes(ax)
@@ -87,13 +112,12 @@ def learning_curves(
 def _runs(name: str, curve: Curve | Sequence[Curve]) -> list[Array]:
     """Return the values of each seed, ``[epochs]``, which may end at different ones."""
     caller = f"learning_curves: {name!r}"
-    if isinstance(curve, (Tensor, np.ndarray)):
-        rows = [flat_numbers(caller, row) for row in (curve if curve.ndim == 2 else curve[None])]
-    elif isinstance(curve, Sequence) and not isinstance(curve, str):
-        several = any(isinstance(v, Sequence) or np.ndim(v) for v in curve)
-        rows = [flat_numbers(caller, row) for row in (curve if several else (curve,))]
-    else:
-        rows = [flat_numbers(caller, curve)]
+    table = isinstance(curve, (Tensor, np.ndarray)) and curve.ndim == 2
+    nested = isinstance(curve, (list, tuple)) and any(
+        isinstance(each, Sequence) or np.ndim(each) for each in curve
+    )
+    several: Any = curve if table or nested else [curve]
+    rows = [flat_numbers(caller, row) for row in several]
     if not rows or not all(len(row) for row in rows):
         raise ValueError(f"{caller} has no values.")
     return rows

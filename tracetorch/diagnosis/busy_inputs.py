@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tracetorch.diagnosis.evidence import Evidence
-from tracetorch.diagnosis.finding import Finding, measured
+from tracetorch.diagnosis.finding import Finding, finder, measured
 
 _NUMBERS = 0.9  # an input of more events than that is one of numbers, which no rate makes sparse
 
 
-def findings(evidence: Evidence) -> Iterator[Finding]:
+@finder
+def busy_inputs(evidence: Evidence) -> Iterator[Finding]:
     """Find products that are large enough for events, and were dense for there were too many."""
     for path, products in evidence.products.items():
         busy = [

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
@@ -19,55 +19,37 @@ from torch.overrides import TorchFunctionMode
 from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.torch_private import COMPOSITE, StorageWeakRef, TorchDispatchMode, pytree
 from tracetorch.core.walk import walk
-from tracetorch.metrics.connections import OperationCounts, convolution_products, matrix_products
+from tracetorch.metrics.connections import convolution_products, matrix_products
+from tracetorch.metrics.operations import ModuleStats, SynapticOperations
 from tracetorch.snn.sequence_layer import SequenceLayer
 
 # the matrices of an operation by the places of its arguments
-_MATRICES: dict[str, tuple[int, int]] = {
-    "mm": (0, 1),
-    "bmm": (0, 1),
-    "mv": (0, 1),
-    "dot": (0, 1),
-    "vdot": (0, 1),
-    "addmm": (1, 2),
-    "_addmm_activation": (1, 2),
-    "baddbmm": (1, 2),
-    "addbmm": (1, 2),
-    "addmv": (1, 2),
-}
-_ATTENTION = "scaled_dot_product"
+_MATRICES = dict.fromkeys(("mm", "bmm", "mv", "dot", "vdot"), (0, 1)) | dict.fromkeys(
+    ("addmm", "_addmm_activation", "baddbmm", "addbmm", "addmv"), (1, 2)
+)
 # words in the names of operations that multiply, of whatever library
 _WORDS = {"attention", "bmm", "conv", "convolution", "gru", "linear", "lstm", "matmul", "mm", "rnn"}
 _WORDS |= {"transformer", "trilinear"}
 _WITHOUT_COUNT = (nn.RNNBase, nn.RNNCellBase)
 
 
-class Measured(Protocol):
-    """The measurements of a module that products are added to."""
-
-    module: nn.Module
-    operations: OperationCounts
-    multiplies: bool
-    uncounted: dict[str, None]
-
-
 class ProductCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Count products within a block, each for the innermost module that is being called.
 
-    Args:
-        weights: parameters, buffers, and other tensors of the model.
-        counted: ids of the modules whose products are counted by their calls.
-        steps: number of time steps that one call holds; with several, products are found, and not
-            counted, for which rows of a matrix belong to which step is unknown.
+    Not those of the modules ``counted``, by their ids, whose calls tell. Where one call holds
+    several time steps, products are found, and not counted: which rows of a matrix belong to which
+    step is unknown.
     """
 
-    def __init__(self, weights: Iterable[Tensor], counted: Collection[int], steps: int) -> None:
+    def __init__(self, model: nn.Module, counted: Collection[int], steps: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._weights: dict[int, StorageWeakRef] = {}
-        for weight in weights:
+        found = walk(model)
+        weights = [t for _, m in found.modules for t in (*m.parameters(False), *m.buffers(False))]
+        for weight in (*weights, *(t for _, t in found.tensors)):
             self._mark(weight, True)
         self._counted, self._steps = counted, steps
-        self._calls: list[Measured] = []
+        self._calls: list[ModuleStats] = []
         self._suspended = False
 
     # The modules that are being called
@@ -76,16 +58,16 @@ class ProductCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Whether the products of a module are counted by its calls."""
         return id(module) in self._counted
 
-    def enter(self, stats: Measured, module: Any, args: Any) -> None:
+    def enter(self, stats: ModuleStats, module: Any, args: Any) -> None:
         """Note that a module is called: a hook before its forward pass."""
         self._calls.append(stats)
 
-    def leave(self, stats: Measured, module: Any, args: Any, kwargs: Any, output: Any) -> None:
+    def leave(self, stats: ModuleStats, module: Any, args: Any, kwargs: Any, output: Any) -> None:
         """Note that its call has ended: a hook on its forward pass."""
         while self._calls and self._calls.pop() is not stats:  # one inside has failed
             pass
 
-    def _caller(self) -> Measured | None:
+    def _caller(self) -> ModuleStats | None:
         """Return whose product runs now; ``None`` where the call counts it."""
         if self._suspended or not self._calls:
             return None
@@ -103,25 +85,23 @@ class ProductCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         name = func.name().partition("::")[2].partition(".")[0]
-        attends = _ATTENTION in name
+        attends = "scaled_dot_product" in name
         # in inference mode operations arrive whole that PyTorch composes of others
         if not attends and func.has_kernel_for_dispatch_key(COMPOSITE):
             with self:
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        caller = self._caller()
-        if caller is not None:
-            if attends:
-                arguments = dict(zip((a.name for a in func._schema.arguments), args, strict=False))
-                self.attention(**{**arguments, **kwargs})
-            else:
-                self._operation(caller, func, name, args)
+        if attends:  # inside of functions of PyTorch's that a function mode sees as a whole
+            arguments = dict(zip((a.name for a in func._schema.arguments), args, strict=False))
+            self.attention(**{**arguments, **kwargs})
+        elif (caller := self._caller()) is not None:
+            self._operation(caller, func, name, args)
         result = func(*args, **kwargs)
         self._follow((args, kwargs), result)
         return result
 
-    def _operation(self, caller: Measured, func: Any, name: str, args: Any) -> None:
+    def _operation(self, caller: ModuleStats, func: Any, name: str, args: Any) -> None:
         """Count an operation before it runs, if it multiplies."""
         if isinstance(caller.module, _WITHOUT_COUNT):
             if name in _MATRICES or _multiplies(name):
@@ -132,45 +112,38 @@ class ProductCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif name == "convolution" and not args[6]:
 
             def products(x: Tensor, weight: Tensor) -> tuple[float, float]:
-                stride, padding, dilation, _, _, groups = args[3:9]
-                return convolution_products(x, weight, stride, padding, dilation, groups)
+                def convolve(x: Tensor, weight: Tensor) -> Tensor:
+                    return torch.convolution(x, weight, None, *args[3:9])
+
+                nonzero = (weight != 0).to(torch.float64)
+                effective, dense = convolution_products(x[None], nonzero, convolve)
+                return float(effective.sum()), dense
 
             self._count(caller, args[0], args[1], products)
         elif _multiplies(name):
             caller.uncounted[f"{func.namespace}.{name}"] = None
 
-    def attention(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-        **others: Any,
-    ) -> None:
+    def attention(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> None:
         """Count the products of queries with keys, and of the weights that follow with values."""
         caller = self._caller()
         if caller is None:
             return
-        options: dict[str, Any] = {"is_causal": is_causal, "scale": scale}
-        if enable_gqa:
-            options["enable_gqa"] = True
-        mask = others.get("attn_bias", attn_mask)
+        mask = options.get("attn_bias", options.get("attn_mask"))
+        names = ("is_causal", "scale", "enable_gqa")
+        options = {name: options[name] for name in names if name in options}
         with self.suspended():
             # attention to a unit matrix gives its weights
             unit = torch.eye(key.shape[-2], dtype=value.dtype, device=value.device)
             unit = unit.expand(*value.shape[:-2], -1, -1)
             weights = F.scaled_dot_product_attention(query, key, unit, mask, **options)
             self._follow((query, key, mask), weights)
-            repeats = query.shape[-3] // key.shape[-3] if enable_gqa else 1
+        repeats = query.shape[-3] // key.shape[-3] if options.get("enable_gqa") else 1
         self._count(caller, query, key.mT, matrix_products, repeats)
         self._count(caller, weights, value, matrix_products, repeats)
 
     def _count(
         self,
-        caller: Measured,
+        caller: ModuleStats,
         first: Tensor,
         second: Tensor,
         products: Callable[[Tensor, Tensor], tuple[float, float]],
@@ -188,9 +161,8 @@ class ProductCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 dense[1] = dense[1].repeat_interleave(repeats, -3)
             effective, total = products(*dense)
             adds = any(bool(((t == 0) | (t.abs() == 1)).all()) for t in factors)
-        caller.operations.acs += effective if adds else 0.0
-        caller.operations.macs += 0.0 if adds else effective
-        caller.operations.dense += total
+        macs, acs = (0.0, effective) if adds else (effective, 0.0)
+        caller.operations += SynapticOperations(macs, acs, total)
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
@@ -255,15 +227,10 @@ def _multiplies(name: str) -> bool:
 
 @contextmanager
 def counted_products(
-    model: nn.Module, modules: Iterable[Measured], counted: Collection[int], steps: int
+    model: nn.Module, modules: Iterable[ModuleStats], counted: Collection[int], steps: int
 ) -> Iterator[ProductCounter]:
-    """Count the products of a model within a block, but those that calls of a module tell.
-
-    ``counted`` and ``steps`` are those of :class:`ProductCounter`; ``modules`` receive the counts.
-    """
-    found = walk(model)
-    weights = [t for _, m in found.modules for t in (*m.parameters(False), *m.buffers(False))]
-    counter = ProductCounter((*weights, *(t for _, t in found.tensors)), counted, steps)
+    """Count the products of a model within a block, by :class:`ProductCounter`, in ``modules``."""
+    counter = ProductCounter(model, counted, steps)
     before = [(stats.module, partial(counter.enter, stats)) for stats in modules]
     first = [(stats.module, partial(counter.leave, stats)) for stats in modules]
     # a compiled model would trace into the hooks
