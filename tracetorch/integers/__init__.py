@@ -16,7 +16,7 @@ Gradients. What rounds passes the gradient; what saturates passes it within its 
 """
 
 from tracetorch.fuse.ir.intervals import Bounds, Interval
-from tracetorch.integers.border import Quantize, SumPool1d, SumPool2d
+from tracetorch.integers.border import Add, Quantize, SumPool1d, SumPool2d
 from tracetorch.integers.delays import DelayedConv1d, DelayedLinear
 from tracetorch.integers.exact import check_exact, prove
 from tracetorch.integers.fixed_point import Rounding, multiply, shift_right
@@ -28,6 +28,7 @@ from tracetorch.integers.straight_through import straight_through
 from tracetorch.integers.width import limits, saturate, wrap
 
 __all__ = [
+    "Add",
     "Bounds",
     "Conv1d",
     "Conv2d",
