@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from tracetorch.core.checks import check_module
 from tracetorch.core.snapshot import restored
@@ -222,7 +223,7 @@ def _check_sums(path: str, module: Any, x: Tensor) -> None:
         sums = module.largest(given)
     elif delays:
         window = given.unsqueeze(-1).expand(*given.shape, module.max_delay + 1)
-        sums = module.convolve(window, kernel.abs(), bias)
+        sums = module.convolve(window, module.kernel_of(torch.float64).abs(), bias)
     elif isinstance(module, nn.Linear):
         sums = nn.functional.linear(given, weight, bias)
     else:
@@ -270,4 +271,7 @@ def _proved(
 
 
 def _label(path: str, module: nn.Module) -> str:
-    return f"{path or 'the model'} ({type(module).__name__})"
+    kind: Any = type(module)
+    if is_parametrized(module):
+        kind = kind.__base__
+    return f"{path or 'the model'} ({kind.__name__})"

@@ -2,61 +2,69 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from tracetorch.chips.target import Target
+from tracetorch.core.snapshot import restored
 from tracetorch.core.walk import Opaque
-from tracetorch.integers.exact import check_exact
+from tracetorch.integers.exact import watched
 from tracetorch.integers.leaky_integrator import LeakyIntegrator
-from tracetorch.quantize.target import Target
+from tracetorch.integers.products import Product
+from tracetorch.integers.width import limits
 from tracetorch.snn.module import TTModule, zero_states
-from tracetorch.snn.recurrent import Recurrent
+from tracetorch.snn.neuron import Neuron
 
-Recipe = Callable[[Any], nn.Module]
+
+@dataclass
+class Layer:
+    """A product of a prepared model, and the neurons behind it.
+
+    Args:
+        label: path of the product in the user's model.
+        path: of the product in the prepared one.
+        unit: what one integer of what it feeds stands for.
+        neurons_label: path of the neurons in the user's model; empty where there are none.
+        neurons: path of the neurons, or of the ``Recurrent`` of them.
+        spikes: whether the neurons have a threshold.
+        depth: how many products are before it.
+    """
+
+    label: str
+    path: str
+    unit: Tensor
+    neurons_label: str = ""
+    neurons: str = ""
+    spikes: bool = False
+    depth: int = 0
 
 
 @dataclass
 class Plan(Opaque):
-    """Plan of a conversion: samples, float twin, and recipes of a prepared model.
+    """What ``convert`` needs to know of a prepared model, beside its integers.
 
     Args:
         target: what it was prepared for.
         sample: the inputs on which its scales were found.
-        twin: the float model, batch norms folded, with the same names.
-        labels: path in the user's model, by name.
-        recipes: how integer modules are made of prepared ones, by name.
-        sources: path of a float that learns, and of its place in the twin.
-        units: what one integer of the states stands for, by name.
-        differences: in what a chip's neurons differ from the model's.
+        output: of the float model over the sample.
+        signs: of the outputs of its neurons, by their path in it.
+        layers: in order.
+        differences: in what the prepared model differs from the float one, beside rounding.
     """
 
     target: Target
     sample: Tensor
-    twin: nn.Sequential
-    labels: dict[str, str] = field(default_factory=dict)
-    recipes: dict[str, Recipe] = field(default_factory=dict)
-    sources: dict[str, str] = field(default_factory=dict)
-    units: dict[str, Tensor] = field(default_factory=dict)
+    output: Tensor
+    signs: dict[str, Tensor]
+    layers: list[Layer] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
-
-
-def integer_model(prepared: Prepared) -> nn.Sequential:
-    """Return the integers of a prepared model alone, at rest, proved exact on its sample.
-
-    Raises:
-        ValueError: a number can leave the exact range.
-    """
-    recipes = prepared.plan.recipes
-    made = OrderedDict((name, recipes[name](each)) for name, each in prepared.named_children())
-    model = nn.Sequential(made).train(prepared.training)
-    zero_states(model)  # delays are copied with what they hold
-    check_exact(model, prepared.plan.sample)
-    return model
 
 
 class Prepared(nn.Sequential, TTModule):
@@ -90,41 +98,126 @@ class Prepared(nn.Sequential, TTModule):
         return nn.Sequential(OrderedDict(self._modules))[index]
 
     def get_extra_state(self) -> Tensor:
-        """Return what the sample decided, and the floats that do not learn, for ``state_dict``."""
-        values = [torch.tensor([self.output_scale], dtype=torch.float64), *self._decided()]
+        """Return what the sample decided, for ``state_dict``."""
+        values = (
+            torch.tensor([self.output_scale], dtype=torch.float64),
+            *(layer.unit for layer in self.plan.layers),
+        )
         return torch.cat([value.detach().double().flatten().cpu() for value in values])
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take what another sample decided."""
         self.output_scale = float(state[0])
-        held = self._decided()
-        values = torch.split(state[1:], [value.numel() for value in held])
-        with torch.no_grad():
-            for value, given in zip(held, values, strict=True):
-                value.copy_(given.reshape(value.shape))
-        unit = torch.ones(())
-        for name, module in self.named_children():
-            unit = self.plan.units.get(name, unit)
-            neuron = module.neuron if isinstance(module, Recurrent) else module
+        state = state[1:]
+        for layer in self.plan.layers:
+            given, state = state[: layer.unit.numel()], state[layer.unit.numel() :]
+            layer.unit = given.reshape(layer.unit.shape).to(layer.unit)
+            neuron = self.get_submodule(layer.neurons) if layer.neurons else None
+            neuron = getattr(neuron, "neuron", neuron)
             if isinstance(neuron, LeakyIntegrator) and neuron.unit is not None:
-                neuron.unit = float(1 / unit)
-
-    def _decided(self) -> list[Tensor]:
-        """Return the units of states, and those floats of the twin that no others replace."""
-        twin, learned = self.plan.twin, set(self.plan.sources.values())
-        floats = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}
-        kept = [value for name, value in floats.items() if name not in learned]
-        return [*self.plan.units.values(), *kept]
+                neuron.unit = float(1 / layer.unit)
 
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, metadata: Any, strict: bool, *lists: list[str]
     ) -> None:
         state = state_dict.get(f"{prefix}_extra_state")
-        if state is not None and state.shape != (own := self.get_extra_state()).shape:
+        # files of earlier versions have more behind it, which nothing reads
+        if state is not None and len(state) < (own := len(self.get_extra_state())):
             *_, messages = lists
             messages.append(
-                f"{prefix}_extra_state: {state.numel()} numbers that a sample decided, and this "
-                f"model has {own.numel()}. Prepare the same network in the same way."
+                f"{prefix}_extra_state: {len(state)} numbers that a sample decided, and this "
+                f"model has {own}. Prepare the same network in the same way."
             )
             return
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, *lists)
+
+
+def integer_model(prepared: Prepared) -> nn.Sequential:
+    """Return the integers of a prepared model alone, at rest."""
+    children = ((name, copy.deepcopy(child)) for name, child in prepared.named_children())
+    model = nn.Sequential(OrderedDict(children)).train(prepared.training)
+    for module in model.modules():
+        lists = module._modules.get("parametrizations")
+        if lists is None:
+            continue
+        values = {name: getattr(module, name).detach() for name in lists._modules}
+        del module._modules["parametrizations"]
+        # the class that it had before PyTorch gave it properties
+        module.__class__ = type(module).__base__  # type: ignore[assignment]
+        for name, value in values.items():
+            if isinstance(module, Product):
+                narrow = torch.int8 if module.weight_bits <= 8 else torch.int16
+                value = value.to(torch.int32 if name == "bias" else narrow)
+            module.register_buffer(name, value)
+    zero_states(model)
+    return model
+
+
+@dataclass
+class Observation:
+    """What a run of integers over a sample shows.
+
+    Args:
+        output: over the sample.
+        signs: of the outputs of every layer's neurons, by their label.
+        at_ends: share of the states at an end of their width, by label.
+    """
+
+    output: Tensor
+    signs: dict[str, Tensor]
+    at_ends: dict[str, float]
+
+
+@torch.no_grad()
+def observed(model: nn.Module, x: Tensor, plan: Plan, steps: int) -> Observation:
+    """Run integers over a sample from rest, step by step, and prove that all are exact.
+
+    Args:
+        model: prepared, or converted. Nothing of it changes. It runs as in evaluation.
+        x: the sample.
+        plan: of the model.
+        steps: how many of the sample's are looked at for states at their ends.
+
+    Raises:
+        ValueError: a number can leave the exact range. The message names the layer.
+    """
+    neurons = {layer.neurons_label: neurons_of(model, layer) for layer in plan.layers}
+    spikes: dict[str, list[Tensor]] = {name: [] for name in neurons}
+    at_ends: dict[str, list[float]] = {name: [] for name in neurons}
+    outputs, limit = [], limits(plan.target.state_width)[1]
+    with restored(model, training=False), watched(model) as prove_all, ExitStack() as hooks:
+        for name, neuron in neurons.items():
+            if neuron is not None:
+                hooks.enter_context(neuron.register_forward_hook(_keep_sign(spikes[name])))
+        zero_states(model)
+        for index, step in enumerate(x.unbind(0)):
+            outputs.append(model(step))
+            for name, neuron in neurons.items():
+                if neuron is not None and index < steps:
+                    at_ends[name] += _shares(neuron, limit)
+        prove_all()
+    return Observation(
+        torch.stack(outputs),
+        {name: torch.stack(each) for name, each in spikes.items() if each},
+        {name: sum(each) / max(len(each), 1) for name, each in at_ends.items()},
+    )
+
+
+def neurons_of(model: nn.Module, layer: Layer) -> Neuron | None:
+    """Return the neurons of a layer in a prepared or an integer model."""
+    if not layer.neurons:
+        return None
+    found = model.get_submodule(layer.neurons)
+    return cast(Neuron, getattr(found, "neuron", found))
+
+
+def _keep_sign(kept: list[Tensor]) -> Any:
+    return lambda module, args, output: kept.append(output.sign().to(torch.int8))
+
+
+def _shares(neuron: Neuron, limit: int) -> Iterator[float]:
+    """Yield the share of each state's integers that are at an end of their width."""
+    for name in neuron.active_states:
+        value = getattr(neuron, name)
+        if name != "prev_output" and value.numel():
+            yield float((value.double().abs() >= limit).double().mean())

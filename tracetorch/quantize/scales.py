@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tracetorch.quantize.stages import FloatProduct
-from tracetorch.quantize.target import Target
+from tracetorch.chips.target import FloatProduct, Target
 
 _RESERVE = 2.0  # of the range that the sample reaches
 _UNEQUAL = 16.0  # channels that are weaker than the strongest by more are rounded more coarsely
@@ -75,3 +74,15 @@ def unit_and_shifts(
         finest = torch.maximum(finest, step / 2.0**shift)
     unit = torch.maximum(finest, floor)
     return torch.where(unit > 0, unit, torch.ones_like(unit)), shifts
+
+
+def common_scale(one: Tensor, other: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """Return the scale of a sum of integers of two scales, and its integers in one of either.
+
+    Where one is no multiple of the other, both are multiples of a finer one, up to 16 times.
+    """
+    ratio = max(float(one), float(other)) / min(float(one), float(other))
+    off = {k: round(abs(round(k * ratio) / (k * ratio) - 1), 3) for k in range(1, 17)}
+    times = min(off, key=lambda k: off[k])
+    factors = times, round(times * ratio)
+    return torch.minimum(one, other) / times, factors if one <= other else factors[::-1]

@@ -1,18 +1,18 @@
-"""Cut a chain into stages: what has no weights, a product, and the neurons behind it."""
+"""Cut a chain into stages, a product and the neurons behind it, and what stands between them."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import cast
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from tracetorch.chips.target import FloatProduct, Stage
 from tracetorch.core.walk import join_path
 from tracetorch.integers.border import SumPool1d, SumPool2d
-from tracetorch.quantize.chain import Chain, Shapes, check_plain, label
+from tracetorch.quantize.reader import Call, Chain, Join, check_plain, label
 from tracetorch.snn.connectivity import connectivity, plain_class
 from tracetorch.snn.delay import Delay, DelayedConv1d, DelayedLinear, SynapticDelays
 from tracetorch.snn.delay.base import DelayingLayer
@@ -22,145 +22,161 @@ from tracetorch.snn.neuron import beside_step, starts_from_zero
 from tracetorch.snn.norm_folding import norm_affine, scale_product
 from tracetorch.snn.recurrent import Recurrent
 
-FloatProduct = nn.Linear | nn.Conv1d | nn.Conv2d
 _PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, DelayedLinear, DelayedConv1d)
 _NOTHING = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Identity, LockedDropout)
 _ALLOWED = (
     "Linear, Conv1d, Conv2d, DelayedLinear, DelayedConv1d, a BatchNorm1d or BatchNorm2d behind one "
     "of them, AvgPool1d, AvgPool2d, MaxPool1d, MaxPool2d, Flatten, Dropout, snn.Delay, the twelve "
-    "layers of tt.snn and snn.Recurrent of one of them and a product"
+    "layers of tt.snn, snn.Recurrent of one of them and a product, and the sum of two branches"
 )
 
 
 @dataclass
-class Stage:
-    """Modules without weights, a product, modules again, and neurons: as floats.
-
-    Args:
-        path: of the product in the user's model.
-        product: a copy, batch norm folded; that inside of ``delays``, where there are some.
-        before: modules before the product, with their paths; also those behind the last neurons.
-        between: modules between the product and its neurons.
-        neuron_path: of the neurons, or of the ``Recurrent`` that holds them.
-        neuron: a copy; ``None`` where the model ends with the product.
-        connection: of a ``Recurrent``, a copy.
-        delays: the layer that delays the product's inputs, synapse by synapse.
-        connection_delays: that of the connection's.
-        aligned: whether each neuron has an output of the product, and of the connection, for
-            itself: their dimensions are the same.
-    """
+class Plain:
+    """Module without weights that stands in no stage."""
 
     path: str
-    product: FloatProduct
-    before: Chain = field(default_factory=list)
-    between: Chain = field(default_factory=list)
-    neuron_path: str = ""
-    neuron: LeakyIntegrator | None = None
-    connection: FloatProduct | None = None
-    delays: SynapticDelays | None = None
-    connection_delays: SynapticDelays | None = None
-    aligned: bool = True
-
-    @property
-    def layer(self) -> LeakyIntegrator:
-        """The neurons, of a stage that has some."""
-        return cast(LeakyIntegrator, self.neuron)
-
-    @property
-    def is_readout(self) -> bool:
-        """Whether the neurons have no threshold."""
-        neuron = self.neuron
-        return neuron is not None and neuron.pos_threshold is None and neuron.neg_threshold is None
+    module: nn.Module
 
 
-def stages_of(chain: Chain, shapes: Shapes) -> tuple[list[Stage], Chain]:
-    """Cut a chain into stages, and return the modules behind the last one too.
+@dataclass
+class Branches:
+    """Two branches of stages, whose spikes are added."""
 
-    Args:
-        chain: of a model.
-        shapes: of the outputs of its modules, by path.
+    first: Parts
+    second: Parts
+
+
+Parts = list[Stage | Plain | Branches]
+
+
+def stages_in(parts: Parts) -> list[Stage]:
+    """Return the stages of all branches, in order."""
+    found: list[Stage] = []
+    for part in parts:
+        if isinstance(part, Branches):
+            found += stages_in(part.first) + stages_in(part.second)
+        elif isinstance(part, Stage):
+            found.append(part)
+    return found
+
+
+def parts_of(chain: Chain) -> Parts:
+    """Cut a chain into stages and what stands between them.
 
     Raises:
         ValueError: a module has no integer form, or no place where it stands.
     """
-    stages: list[Stage] = []
-    waiting: Chain = []
-    is_open = False  # a product has no neurons yet
-    _check_untied(chain)
-    for index, (path, module) in enumerate(chain):
-        kind = plain_class(module)
-        if kind in _NOTHING:
-            continue
-        _check_parameters(path, module)
-        if kind in _PRODUCTS:
-            if is_open or (stages and stages[-1].is_readout):
-                raise ValueError(
-                    f"{label(path, module)} follows a product or a readout, whose values are too "
-                    "wide to be multiplied. Put neurons that spike between them."
-                )
-            product, delays = _product(path, module)
-            stages.append(Stage(path, product, before=waiting, delays=delays))
-            waiting, is_open = [], True
-        elif kind in (nn.BatchNorm1d, nn.BatchNorm2d):
-            before = chain[index - 1][1] if index else None
-            if before is None or not is_open or plain_class(before) not in _PRODUCTS:
-                raise ValueError(
-                    f"{label(path, module)} is folded into the product right before it, and there "
-                    "is none. Move it there."
-                )
-            product, shape = stages[-1].product, shapes[stages[-1].path]
-            if _outputs_dim(product) % len(shape) != 1:
-                raise ValueError(
-                    f"{label(path, module)} normalises dimension 1 of {list(shape)}, and the "
-                    f"outputs of {label(*chain[index - 1])} are another: it cannot be folded."
-                )
-            _fold(path, module, product)  # type: ignore[arg-type]
-        elif isinstance(module, LeakyIntegrator | Recurrent):
-            if not is_open:
-                raise ValueError(
-                    f"{label(path, module)} has no product before it, whose scale gives its states "
-                    "theirs. Put an nn.Linear before it."
-                )
-            stage = stages[-1]
-            stage.between, waiting, is_open = waiting, [], False
-            stage.neuron_path = path
-            stage.neuron, stage.connection, stage.connection_delays = _neuron(path, module)
-            stage.aligned = _aligned(stage, shapes)
-        else:
-            waiting.append((path, _without_weights(path, module)))
+    _check_untied(_calls_in(chain))
+    cutter = _Cutter()
+    parts = cutter.cut(chain)
+    stages = stages_in(parts)
     if not stages:
         raise ValueError("the model has no Linear or convolution to quantise.")
-    if is_open:
-        stages[-1].between, waiting = waiting, []
-    return stages, waiting
+    stages[-1].last = True
+    return parts
 
 
-def _check_untied(chain: Chain) -> None:
-    """Check that no two parameters are one, nor share memory."""
-    known: dict[int, list[tuple[str, Tensor]]] = {}
-    for path, module in chain:
-        for name, parameter in module.named_parameters(remove_duplicate=False):
-            here, storage = join_path(path, name), parameter.untyped_storage().data_ptr()
-            for there, other in known.setdefault(storage, []):
-                if parameter is other or _overlap(parameter, other):
+def _calls_in(chain: Chain) -> list[Call]:
+    found: list[Call] = []
+    for each in chain:
+        inner = [each] if isinstance(each, Call) else _calls_in(each.first) + _calls_in(each.second)
+        found += inner
+    return found
+
+
+@dataclass
+class _Cutter:
+    """Cut chains into stages.
+
+    Args:
+        values: what the last module returned: ``"narrow"`` integers, spikes or inputs; ``"sums"``
+            of a product whose neurons are yet to come; or the ``"wide"`` states of a readout.
+    """
+
+    values: str = "narrow"
+
+    def cut(self, chain: Chain) -> Parts:
+        """Return the stages of a chain, and what stands between them."""
+        parts: Parts = []
+        waiting: list[Plain] = []  # behind a product, until its neurons come
+        before: Call | None = None
+        shapes = {each.path: each.shape for each in chain if isinstance(each, Call)}
+        for call in chain:
+            if isinstance(call, Join):
+                parts += [*waiting, self.branches(call)]
+                waiting, before = [], None
+                continue
+            path, module = call.path, call.module
+            kind = plain_class(module)
+            if kind in _NOTHING:
+                continue
+            _check_parameters(path, module)
+            if kind in _PRODUCTS:
+                if self.values != "narrow":
                     raise ValueError(
-                        f"{here} is {there} too, and tied parameters have no integer form: each "
-                        "has a scale of its own, and would learn alone. Give it a copy, "
-                        "nn.Parameter(parameter.detach().clone())."
+                        f"{label(path, module)} follows a product or a readout, whose values are "
+                        "too wide to be multiplied. Put neurons that spike between them."
                     )
-            known[storage].append((here, parameter))
+                product, delays = _product(path, module)
+                parts += [*waiting, Stage(path, product, delays=delays)]
+                waiting, self.values = [], "sums"
+            elif kind in (nn.BatchNorm1d, nn.BatchNorm2d):
+                stage = parts[-1] if parts else None
+                _fold(call, stage, before, shapes)
+            elif isinstance(module, LeakyIntegrator | Recurrent):
+                stage = parts[-1] if parts else None
+                if self.values != "sums" or not isinstance(stage, Stage):
+                    raise ValueError(
+                        f"{label(path, module)} has no product before it, whose scale gives its "
+                        "states theirs. Put an nn.Linear before it."
+                    )
+                stage.between = [(each.path, each.module) for each in waiting]
+                stage.neuron_path = path
+                stage.neuron, stage.connection, stage.connection_delays = _neuron(path, module)
+                stage.aligned = _aligned(stage, shapes)
+                waiting, self.values = [], "narrow" if stage.spikes else "wide"
+            else:
+                waiting.append(Plain(path, _without_weights(path, module)))
+            before = call
+        return [*parts, *waiting]
+
+    def branches(self, join: Join) -> Branches:
+        """Return the stages of two branches."""
+        start, made = self.values, []
+        for chain in join:
+            self.values = start
+            made.append(self.cut(chain))
+            if start != "narrow" or self.values != "narrow":
+                raise ValueError(
+                    f"{_last_label(chain)} is added to another branch, and its values are too wide "
+                    "for a common scale. Add what neurons that spike return."
+                )
+        return Branches(*made)
 
 
-def _overlap(x: Tensor, y: Tensor) -> bool:
-    """Whether two tensors of one storage have an element in common."""
-    if x.dtype != y.dtype:
-        return True
-    places = torch.zeros(x.untyped_storage().nbytes() // x.element_size(), dtype=torch.bool)
-    mine, theirs = (
-        places.as_strided(each.shape, each.stride(), each.storage_offset()) for each in (x, y)
-    )
-    mine.fill_(True)
-    return bool(theirs.any())
+def _last_label(chain: Chain) -> str:
+    calls = _calls_in(chain)
+    return label(calls[-1].path, calls[-1].module) if calls else "what is given to a branch"
+
+
+def _check_untied(calls: list[Call]) -> None:
+    """Check that no two parameters are one, nor share memory."""
+    known: list[tuple[str, int, int]] = []
+    for path, module, _ in calls:
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            here, start = join_path(path, name), parameter.data_ptr()
+            sizes = zip(parameter.shape, parameter.stride(), strict=True)
+            last = sum((size - 1) * stride for size, stride in sizes)
+            end = start + (last + 1) * parameter.element_size()
+            for there, other, other_end in known:
+                if start < other_end and other < end:
+                    raise ValueError(
+                        f"{here} is {there} too, or shares memory with it, and tied parameters "
+                        "have no integer form: each has a scale of its own, and would learn "
+                        "alone. Give it a copy, nn.Parameter(parameter.detach().clone())."
+                    )
+            known.append((here, start, end))
 
 
 def _check_parameters(path: str, module: nn.Module) -> None:
@@ -204,7 +220,7 @@ def _outputs_dim(product: FloatProduct) -> int:
     return {nn.Linear: -1, nn.Conv1d: -2, nn.Conv2d: -3}[plain_class(product)]
 
 
-def _aligned(stage: Stage, shapes: Shapes) -> bool:
+def _aligned(stage: Stage, shapes: dict[str, torch.Size]) -> bool:
     """Whether the neurons' dimension is that of the outputs of what feeds them."""
     shape = shapes[stage.path]
     dim = _outputs_dim(stage.product) % len(shape)
@@ -223,21 +239,33 @@ def _aligned(stage: Stage, shapes: Shapes) -> bool:
     return all(stage.layer.dim % ndim == each for each in dims)
 
 
-def _fold(path: str, norm: nn.BatchNorm1d | nn.BatchNorm2d, product: FloatProduct) -> None:
+def _fold(call: Call, stage: object, before: Call | None, shapes: dict[str, torch.Size]) -> None:
     """Fold a batch norm, as it is in evaluation, into the product before it."""
+    path, norm = call.path, call.module
+    if not isinstance(stage, Stage) or before is None or before.path != stage.path:
+        raise ValueError(
+            f"{label(path, norm)} is folded into the product right before it, and there is none. "
+            "Move it there."
+        )
+    shape = shapes[stage.path]
+    if _outputs_dim(stage.product) % len(shape) != 1:
+        raise ValueError(
+            f"{label(path, norm)} normalises dimension 1 of {list(shape)}, and the outputs of "
+            f"{label(*before[:2])} are another: it cannot be folded."
+        )
     affine = norm_affine(norm)
     if affine is None:
         raise ValueError(
             f"{label(path, norm)} has no running statistics to fold. It needs "
             "track_running_stats=True."
         )
-    rule = connectivity(product)
+    rule = connectivity(stage.product)
     if rule is not None and rule.signs is not None and bool((affine[0] < 0).any()):
         raise ValueError(
             f"{label(path, norm)} has a negative weight, which turns the signs around that the "
             "product before it was given (tt.snn.connect). Make it positive, or leave signs out."
         )
-    scale_product(product, *affine)
+    scale_product(stage.product, *affine)
 
 
 def _neuron(
@@ -275,6 +303,11 @@ def _neuron(
         )
     copied = copy.deepcopy(module)
     copied.zero_states()
+    if connection is not None and copied.pos_threshold is copied.neg_threshold is None:
+        raise ValueError(
+            f"{path}: quantised models have no Recurrent of a readout, whose values are too wide "
+            "to be multiplied."
+        )
     return copied, connection, delays
 
 
