@@ -179,7 +179,8 @@ ERRORS = [
      r"1: quantised models have no delays on Xylo"),
     (prepared_for(XYLO, ONE, -X), "inputs that are no spikes"),
     (prepared_for(loihi.LOIHI, ONE, 2 * X), "Loihi takes 0 to 1 of"),
-    (prepared_for(tt.chips.Chip(**{**vars(XYLO), "name": "Another"}), ONE), "one that tt.chips has, Loihi, Xylo 1, Xylo 2, got Another"),
+    (prepared_for(tt.chips.Chip(**{**vars(XYLO), "name": "Another"}), ONE),
+     "one that tt.chips has, Loihi, Xylo 1, Xylo 2, got Another"),
 ]  # fmt: skip
 
 

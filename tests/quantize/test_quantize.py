@@ -24,7 +24,7 @@ from tests.quantize.networks import (
     widened,
 )
 from tracetorch import integers, quantize, snn
-from tracetorch.quantize.reader import read
+from tracetorch.quantize.reader import read_chain
 from tracetorch.quantize.scales import common_scale
 from tracetorch.quantize.stages import parts_of, stages_in
 
@@ -89,7 +89,8 @@ def test_a_sample_is_run_twice_to_prepare_and_once_to_convert(
 
     monkeypatch.setattr(nn.Sequential, "forward", counting)
     prepared = quantize.prepare(model, x)
-    assert calls == [nn.Sequential] * len(x) + [quantize.Prepared] * len(x)
+    # two steps show the graph, three are compared with it
+    assert calls == [nn.Sequential] * (2 + 3 + len(x)) + [quantize.Prepared] * len(x)
     calls.clear()
     quantize.convert(prepared)
     assert calls == [nn.Sequential] * len(x)
@@ -108,9 +109,9 @@ def test_branches_come_to_a_common_scale() -> None:
         assert max(layer.output_error for layer in report.layers) < 0.03
         sums = [module for module in integer.modules() if isinstance(module, integers.Add)]
         assert (sums[0].factors == (1, 1)) == (name == "residual")
-        other, _ = quantize.convert(quantize.prepare(widened(model, 0.3), x, None, 12, 20))
-        other.load_state_dict(integer.state_dict())
-        assert_equal(integer, other, x)
+        into, _ = quantize.convert(quantize.prepare(widened(model, 0.3), x, None, 12, 20))
+        into.load_state_dict(integer.state_dict())
+        assert_equal(integer, into, x)
 
 
 @pytest.mark.slow
@@ -190,9 +191,10 @@ def test_gradients_agree_by_step_and_by_layer(name: str) -> None:
 
 def test_a_batch_norm_is_folded_as_it_is_in_evaluation() -> None:
     model, x = convolutional()
-    (first, *_), given = stages_in(parts_of(read(model, x).chain)), x[0]
+    (first, *_), given = stages_in(parts_of(read_chain(model, x))), x[0]
     model.eval()
-    torch.testing.assert_close(first.product(given), model[1](model[0](given)))
+    conv, norm = (model.get_submodule(path) for path in "01")
+    torch.testing.assert_close(first.product(given), norm(conv(given)))
     prepared = quantize.prepare(model, x)
     assert not [m for m in prepared.modules() if isinstance(m, nn.BatchNorm2d)]
 
@@ -457,7 +459,8 @@ ERRORS: list[tuple[Any, type[Exception], str]] = [
     (lambda: ANY.prepare(LIF, X, "xylo"), TypeError, "chip must be a tt.chips.Chip or None"),
     (lambda: ANY.prepare(LIF, X, weight_bits=17), ValueError, "weight_bits must be 2 to 16, got"),
     (lambda: ANY.prepare(LIF, X, state_bits=7), ValueError, "state_bits must be 8 to 24, got 7"),
-    (lambda: ANY.prepare(Residual(), X), ValueError, r"linear \(Linear\) is added to another branch, and its values are too wide"),
+    (lambda: ANY.prepare(Residual(), X), ValueError,
+     r"linear \(Linear\) is added to another branch, and its values are too wide"),
     (lambda: ANY.prepare(chain(nn.Linear(2, 2), SHARED, nn.Linear(2, 2), SHARED), X), ValueError,
      "is called twice in a step"),
     (lambda: ANY.prepare(chain(snn.LIF(2)), X), ValueError, r"0 \(LIF\) has no product before it"),

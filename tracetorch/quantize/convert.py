@@ -68,7 +68,7 @@ def convert(prepared: Prepared) -> tuple[nn.Sequential, Report]:
     # on a chip that delivers spikes later, every stage is a step behind the one before
     lag = int(plan.target.spike_delay(1) is not None)
     ends = plan.sample.new_zeros(lag * len(plan.layers), *plan.sample.shape[1:])
-    seen = observed(model, torch.cat([plan.sample, ends]), plan, steps)
+    seen = observed(model, torch.cat([plan.sample, ends]), plan)
     seen.output = seen.output[:steps]
     layers, products, neurons, notes = [], [], [], _border(model)
     for layer in plan.layers:

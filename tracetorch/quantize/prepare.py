@@ -15,10 +15,11 @@ from tracetorch.integers.border import Add
 from tracetorch.quantize.build import build
 from tracetorch.quantize.prepared import Plan, Prepared, observed
 from tracetorch.quantize.processor import Processor
-from tracetorch.quantize.reader import Reading, label, read
+from tracetorch.quantize.reader import read_chain, run_by_step
 from tracetorch.quantize.report import relative, share_of_others
 from tracetorch.quantize.stages import Branches, Parts, Plain, parts_of, stages_in
 from tracetorch.snn.delay.base import DelayingLayer
+from tracetorch.snn.model_graph import label
 
 _ATTEMPTS = 8  # to double the range of states that saturate on the sample
 
@@ -92,26 +93,27 @@ def prepare(
         )
     _check_numbers(model, sample)
     target = _target(chip, weight_bits, state_bits)
-    reading = read(model, sample)
-    parts = parts_of(reading.chain)
+    parts = parts_of(read_chain(model, sample))
     _check_target(parts, target)
-    reach = {
-        stage.neuron_path: _reach(stage.neuron, reading.largest[stage.neuron_path])
-        for stage in stages_in(parts)
-        if stage.neuron is not None
-    }
-    plan = Plan(target, sample.detach().clone(), reading.output, reading.signs)
+    stages = {stage.neuron_path: stage for stage in stages_in(parts) if stage.neuron is not None}
+    found = {path: model.get_submodule(path) for path in stages}
+    neurons: dict[str, Any] = {path: getattr(each, "neuron", each) for path, each in found.items()}
+    reach = {path: torch.zeros(()) for path in neurons}
+
+    def see(path: str, layer: Any) -> None:
+        reach[path] = torch.maximum(reach[path], _reach(layer))
+
+    output, signs = run_by_step(model, sample, neurons, see)
+    plan = Plan(target, sample.detach().clone(), output, signs)
     for _ in range(_ATTEMPTS):
         prepared = build(parts, plan, reach).to(sample.device)
-        seen = observed(prepared, sample, prepared.plan, len(sample))
+        seen = observed(prepared, sample, prepared.plan)
         full = [path for path, share in seen.at_ends.items() if share > 0]
         if not full:
             break
         for path in full:
             reach[path] = 2 * reach[path]
-    prepared.plan.differences += _rounded_delays(
-        model, sample, reading, stages_in(parts)[-1].spikes
-    )
+    prepared.plan.differences += _rounded_delays(model, plan, stages_in(parts)[-1].spikes)
     return prepared.train(model.training)
 
 
@@ -169,19 +171,23 @@ def _target(chip: Chip | None, weight_bits: int, state_bits: int) -> Target:
     return target_of(chip, int(weight_bits))
 
 
-def _reach(layer: Any, largest: dict[str, Tensor]) -> Tensor:
-    """Return how far the states of float neurons go, and their thresholds, of every neuron."""
-    threshold = torch.zeros_like(largest["mem"])
+def _reach(layer: Any) -> Tensor:
+    """Return how far the states of float neurons are, with their thresholds, of every neuron."""
+
+    def each(name: str) -> Tensor:
+        value: Tensor = getattr(layer, name).abs().movedim(layer.dim, 0)
+        return value.flatten(1).amax(1)
+
+    found, threshold = each("mem"), torch.zeros(())
     for value in (layer.pos_threshold, layer.neg_threshold):
         if value is not None:
-            each = value.detach().abs().expand_as(threshold).to(threshold)
-            threshold = torch.maximum(threshold, each)
-    found = largest["mem"] + threshold
-    return torch.maximum(found, largest["syn"]) if "syn" in largest else found
+            threshold = torch.maximum(threshold.to(found), value.detach().abs().to(found))
+    found = found + threshold
+    return torch.maximum(found, each("syn")) if "syn" in layer.active_states else found
 
 
 @torch.no_grad()
-def _rounded_delays(model: nn.Module, x: Tensor, reading: Reading, spikes: bool) -> list[str]:
+def _rounded_delays(model: nn.Module, plan: Plan, spikes: bool) -> list[str]:
     """Return by how much delays between two steps are rounded, and what that alone changes."""
     found = []
     rounded = copy.deepcopy(model)
@@ -196,7 +202,7 @@ def _rounded_delays(model: nn.Module, x: Tensor, reading: Reading, spikes: bool)
             )
             layer.round_()
     if found:
-        output = read(rounded, x).output
-        error = (share_of_others if spikes else relative)(output, reading.output)
+        output, _ = run_by_step(rounded, plan.sample, {}, lambda *_: None)
+        error = (share_of_others if spikes else relative)(output, plan.output)
         found.append(f"the rounded delays alone put the float model's output off by {error:.1%}")
     return found

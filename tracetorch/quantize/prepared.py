@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -13,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.chips.target import Target
-from tracetorch.core.snapshot import restored
 from tracetorch.core.walk import Opaque
 from tracetorch.integers.exact import watched
 from tracetorch.integers.leaky_integrator import LeakyIntegrator
 from tracetorch.integers.products import Product
 from tracetorch.integers.width import limits
+from tracetorch.quantize.reader import run_by_step
 from tracetorch.snn.module import TTModule, zero_states
 from tracetorch.snn.neuron import Neuron
 
@@ -169,38 +167,34 @@ class Observation:
 
 
 @torch.no_grad()
-def observed(model: nn.Module, x: Tensor, plan: Plan, steps: int) -> Observation:
-    """Run integers over a sample from rest, step by step, and prove that all are exact.
+def observed(model: nn.Module, x: Tensor, plan: Plan) -> Observation:
+    """Run integers over a sample, and prove that all are exact.
 
     Args:
-        model: prepared, or converted. Nothing of it changes. It runs as in evaluation.
+        model: prepared, or converted. Nothing of it changes.
         x: the sample.
         plan: of the model.
-        steps: how many of the sample's are looked at for states at their ends.
 
     Raises:
         ValueError: a number can leave the exact range. The message names the layer.
     """
-    neurons = {layer.neurons_label: neurons_of(model, layer) for layer in plan.layers}
-    spikes: dict[str, list[Tensor]] = {name: [] for name in neurons}
-    at_ends: dict[str, list[float]] = {name: [] for name in neurons}
-    outputs, limit = [], limits(plan.target.state_width)[1]
-    with restored(model, training=False), watched(model) as prove_all, ExitStack() as hooks:
-        for name, neuron in neurons.items():
-            if neuron is not None:
-                hooks.enter_context(neuron.register_forward_hook(_keep_sign(spikes[name])))
-        zero_states(model)
-        for index, step in enumerate(x.unbind(0)):
-            outputs.append(model(step))
-            for name, neuron in neurons.items():
-                if neuron is not None and index < steps:
-                    at_ends[name] += _shares(neuron, limit)
+    found = {layer.neurons_label: neurons_of(model, layer) for layer in plan.layers}
+    neurons = {name: neuron for name, neuron in found.items() if neuron is not None}
+    shares: dict[str, list[float]] = {name: [] for name in neurons}
+    limit, steps = limits(plan.target.state_width)[1], len(plan.sample)
+
+    def see(name: str, neuron: Neuron) -> None:
+        for state in neuron.active_states:
+            value = getattr(neuron, state)
+            # what is behind the sample is there for late spikes alone
+            if state != "prev_output" and len(shares[name]) < steps * len(neuron.active_states):
+                shares[name].append(float((value.double().abs() >= limit).double().mean()))
+
+    with watched(model) as prove_all:
+        output, signs = run_by_step(model, x, neurons, see)
         prove_all()
-    return Observation(
-        torch.stack(outputs),
-        {name: torch.stack(each) for name, each in spikes.items() if each},
-        {name: sum(each) / max(len(each), 1) for name, each in at_ends.items()},
-    )
+    at_ends = {name: sum(each) / len(each) for name, each in shares.items()}
+    return Observation(output, signs, at_ends)
 
 
 def neurons_of(model: nn.Module, layer: Layer) -> Neuron | None:
@@ -209,15 +203,3 @@ def neurons_of(model: nn.Module, layer: Layer) -> Neuron | None:
         return None
     found = model.get_submodule(layer.neurons)
     return cast(Neuron, getattr(found, "neuron", found))
-
-
-def _keep_sign(kept: list[Tensor]) -> Any:
-    return lambda module, args, output: kept.append(output.sign().to(torch.int8))
-
-
-def _shares(neuron: Neuron, limit: int) -> Iterator[float]:
-    """Yield the share of each state's integers that are at an end of their width."""
-    for name in neuron.active_states:
-        value = getattr(neuron, name)
-        if name != "prev_output" and value.numel():
-            yield float((value.double().abs() >= limit).double().mean())

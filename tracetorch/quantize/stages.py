@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from tracetorch.chips.target import FloatProduct, Stage
 from tracetorch.core.walk import join_path
 from tracetorch.integers.border import SumPool1d, SumPool2d
-from tracetorch.quantize.reader import Call, Chain, Join, check_plain, label
+from tracetorch.quantize.reader import Call, Chain, Join, calls_in
 from tracetorch.snn.connectivity import connectivity, plain_class
 from tracetorch.snn.delay import Delay, DelayedConv1d, DelayedLinear, SynapticDelays
 from tracetorch.snn.delay.base import DelayingLayer
 from tracetorch.snn.dropout import LockedDropout
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
+from tracetorch.snn.model_graph import label
 from tracetorch.snn.neuron import beside_step, starts_from_zero
 from tracetorch.snn.norm_folding import norm_affine, scale_product
 from tracetorch.snn.recurrent import Recurrent
@@ -67,7 +68,7 @@ def parts_of(chain: Chain) -> Parts:
     Raises:
         ValueError: a module has no integer form, or no place where it stands.
     """
-    _check_untied(_calls_in(chain))
+    _check_untied(calls_in(chain))
     cutter = _Cutter()
     parts = cutter.cut(chain)
     stages = stages_in(parts)
@@ -75,14 +76,6 @@ def parts_of(chain: Chain) -> Parts:
         raise ValueError("the model has no Linear or convolution to quantise.")
     stages[-1].last = True
     return parts
-
-
-def _calls_in(chain: Chain) -> list[Call]:
-    found: list[Call] = []
-    for each in chain:
-        inner = [each] if isinstance(each, Call) else _calls_in(each.first) + _calls_in(each.second)
-        found += inner
-    return found
 
 
 @dataclass
@@ -156,7 +149,7 @@ class _Cutter:
 
 
 def _last_label(chain: Chain) -> str:
-    calls = _calls_in(chain)
+    calls = calls_in(chain)
     return label(calls[-1].path, calls[-1].module) if calls else "what is given to a branch"
 
 
@@ -276,7 +269,6 @@ def _neuron(
     if isinstance(module, Recurrent):
         if type(module) is not Recurrent:
             raise ValueError(f"{label(path, module)} is no snn.Recurrent itself: no integer form.")
-        check_plain(f"{path}.connection", module.connection)
         if plain_class(module.connection) not in _PRODUCTS:
             raise ValueError(
                 f"{label(f'{path}.connection', module.connection)} must be a Linear or a "
@@ -286,7 +278,6 @@ def _neuron(
         path, module = f"{path}.neuron", module.neuron
     if not isinstance(module, LeakyIntegrator):
         raise ValueError(f"{label(path, module)} has no integer form. What has one: {_ALLOWED}.")
-    check_plain(path, module)
     if module.step is not LeakyIntegrator.step or beside_step(module) is not None:
         raise ValueError(f"{label(path, module)} has methods of its own, and no integer form.")
     if not starts_from_zero(module):
