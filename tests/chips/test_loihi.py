@@ -191,7 +191,6 @@ ANY: Any = loihi  # for arguments that no type checker lets pass
         (lambda: ANY.LIF(1, dv=0.5), ValueError, "dv must be integers, got 0.5"),
         (lambda: ANY.LIF(1, pos_threshold=2**17), ValueError, "at most 131071"),
         (lambda: ANY.LIF(1, bias=2**20), ValueError, "bias must be .*at most 524288"),
-        (lambda: ANY.LIF(1, surrogate_derivative=None), TypeError, "must be callable"),
         (lambda: ANY.Dense(0, 1), ValueError, "in_features must be at least 1"),
         (lambda: ANY.Dense(1, 1, exponent=8), ValueError, "exponent must be -8 to 7, got 8"),
         (lambda: ANY.Dense(1, 1, sign_mode="both"), ValueError, "sign_mode must be one of"),

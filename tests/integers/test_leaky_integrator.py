@@ -261,7 +261,6 @@ ANY: Any = integers  # for arguments that no type checker lets pass
         (lambda: ANY.LeakyIntegrator(1, decay=8), TypeError, r"decay must be tt.integers.Mul"),
         (lambda: ANY.LeakyIntegrator(1, rec_weight_fraction=17), ValueError, "0 to 16, got"),
         (lambda: ANY.LeakyIntegrator(1, unit=0.0), ValueError, "unit must be positive"),
-        (lambda: ANY.LeakyIntegrator(1, surrogate_derivative=2), TypeError, "callable"),
     ],
 )  # fmt: skip
 def test_errors(call: Callable[[], object], error: type[Exception], message: str) -> None:

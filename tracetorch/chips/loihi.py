@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from tracetorch.chips.chip import Chip
 from tracetorch.chips.target import ChipTarget, IntegerNeuron, Stage, gathered, register
-from tracetorch.core.checks import check_count, check_integer
+from tracetorch.core.checks import check_count
 from tracetorch.integers.fixed_point import multiply
-from tracetorch.integers.leaky_integrator import integer_weight, resolve_surrogate, scaled
+from tracetorch.integers.leaky_integrator import integer_weight, scaled
 from tracetorch.integers.products import exactly
-from tracetorch.integers.rounding import floor, round  # noqa: A004
-from tracetorch.integers.straight_through import straight_through
+from tracetorch.integers.rounding import floor, round, straight_through  # noqa: A004
+from tracetorch.integers.width import check_between, check_choice
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import DEFAULT_SURROGATE, SpikeFunction, WeightSetup
 
@@ -112,7 +112,7 @@ class LIF(Neuron):
         integer_weight(self, "dv", dv, 0, _UNITY - 1)
         integer_weight(self, "pos_threshold", pos_threshold, 0, 2**LOIHI.threshold_bits - 1)
         integer_weight(self, "bias", bias, -(2**19), 2**19)
-        self.option("spike", resolve_surrogate(surrogate_derivative))
+        self.option("spike", surrogate_derivative)
 
     @staticmethod
     def step(
@@ -184,14 +184,9 @@ class Dense(nn.Module):
         super().__init__()
         self.in_features = check_count("in_features", in_features)
         self.out_features = check_count("out_features", out_features)
-        if sign_mode not in get_args(SignMode):
-            raise ValueError(f"sign_mode must be one of {get_args(SignMode)}, got {sign_mode!r}.")
-        least, most = LOIHI.weight_exponent
-        if not least <= check_integer("exponent", exponent) <= most:
-            raise ValueError(f"exponent must be {least} to {most}, got {exponent}.")
-        if not 1 <= check_integer("weight_bits", weight_bits) <= LOIHI.weight_bits:
-            raise ValueError(f"weight_bits must be 1 to {LOIHI.weight_bits}, got {weight_bits}.")
-        self.exponent, self.sign_mode, self.weight_bits = exponent, sign_mode, weight_bits
+        self.sign_mode: SignMode = check_choice("sign_mode", sign_mode, get_args(SignMode))
+        self.exponent = check_between("exponent", exponent, *LOIHI.weight_exponent)
+        self.weight_bits = check_between("weight_bits", weight_bits, 1, LOIHI.weight_bits)
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         bound = 64.0 / in_features**0.5
         nn.init.uniform_(self.weight, *((-bound, bound) if sign_mode == "mixed" else (0, bound)))

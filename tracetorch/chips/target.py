@@ -18,7 +18,7 @@ from tracetorch.cell import Constraint
 from tracetorch.chips.chip import Chip
 from tracetorch.integers.border import Add, Quantize
 from tracetorch.integers.products import Product
-from tracetorch.integers.straight_through import straight_through
+from tracetorch.integers.rounding import straight_through
 from tracetorch.integers.width import limits
 from tracetorch.snn.delay import SynapticDelays
 from tracetorch.snn.leaky_integrator import LeakyIntegrator

@@ -21,8 +21,8 @@ import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_count, check_flag, check_integer
+from tracetorch.integers.width import check_between
 
-_MOST_BITS = 16
 _MOST_SHIFT = 16
 
 
@@ -84,11 +84,8 @@ class Product(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], bias: bool, shift: int, weight_bits: int) -> None:
         super().__init__()
-        if not 0 <= check_integer("shift", shift) <= _MOST_SHIFT:
-            raise ValueError(f"shift must be 0 to {_MOST_SHIFT}, got {shift}.")
-        if not 2 <= check_integer("weight_bits", weight_bits) <= _MOST_BITS:
-            raise ValueError(f"weight_bits must be 2 to {_MOST_BITS}, got {weight_bits}.")
-        self.shift, self.weight_bits = int(shift), int(weight_bits)
+        self.shift = check_between("shift", shift, 0, _MOST_SHIFT)
+        self.weight_bits = check_between("weight_bits", weight_bits, 2, 16)
         dtype = torch.int8 if weight_bits <= 8 else torch.int16
         self.register_buffer("weight", torch.zeros(shape, dtype=dtype))
         has_bias = check_flag("bias", bias)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tracetorch.chips.target import IntegerNeuron, LearnedIntegers, Stage, Target, whole_border
 from tracetorch.integers.border import Quantize
-from tracetorch.integers.leaks import Multiplier
+from tracetorch.integers.fixed_point import Multiplier
 from tracetorch.integers.leaky_integrator import LeakyIntegrator as IntegerLeakyIntegrator
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.parameters import negative_softplus, sigmoid, softplus, unbounded

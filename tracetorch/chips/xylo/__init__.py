@@ -17,9 +17,8 @@ Limits are those of Rockpool's overview of the Xylo family, rockpool.ai/devices/
 
 from tracetorch.chips.target import register
 from tracetorch.chips.xylo.configuration import configuration
-from tracetorch.chips.xylo.limits import XYLO_1, XYLO_2
 from tracetorch.chips.xylo.network import Network, saturating_sum
-from tracetorch.chips.xylo.neurons import LIF, StepDelay, TwoSynapseLIF
+from tracetorch.chips.xylo.neurons import LIF, XYLO_1, XYLO_2, StepDelay, TwoSynapseLIF
 from tracetorch.chips.xylo.target import XyloTarget
 
 __all__ = [

@@ -8,11 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tracetorch.chips.xylo.limits import HIGH, LOW, XYLO_2
-from tracetorch.chips.xylo.neurons import StepDelay, TwoSynapseLIF
-from tracetorch.core.checks import check_integer
+from tracetorch.chips.xylo.neurons import HIGH, LOW, XYLO_2, StepDelay, TwoSynapseLIF
 from tracetorch.integers.products import exactly
-from tracetorch.integers.width import limits
+from tracetorch.integers.width import check_between, limits
 from tracetorch.snn.module import TTModule
 
 
@@ -220,10 +218,7 @@ def _weights(name: str, values: Tensor, shape: tuple[int, ...], shift: int) -> T
     low, high = limits(XYLO_2.weight_bits)
     if not bool(((weights >= low) & (weights <= high) & (weights == weights.round())).all()):
         raise ValueError(f"{name} must be integers of {low} to {high}.")
-    least, most = XYLO_2.weight_exponent
-    if not least <= check_integer(f"the shift of {name}", shift) <= most:
-        raise ValueError(f"the shift of {name} must be {least} to {most}, got {shift}.")
-    return weights * 2.0**shift
+    return weights * 2.0 ** check_between(f"the shift of {name}", shift, *XYLO_2.weight_exponent)
 
 
 def _aliases(aliases: Sequence[Sequence[int]] | None, hidden: int) -> tuple[tuple[int, ...], ...]:
@@ -233,8 +228,7 @@ def _aliases(aliases: Sequence[Sequence[int]] | None, hidden: int) -> tuple[tupl
         raise ValueError(
             f"aliases must have {hidden} lists, one a hidden neuron, got {len(given)}."
         )
-    checked = tuple(tuple(check_integer("an alias", t) for t in targets) for targets in given)
-    wrong = [target for targets in checked for target in targets if not 0 <= target < hidden]
-    if wrong:
-        raise ValueError(f"an alias must be a hidden neuron, 0 to {hidden - 1}, got {wrong[0]}.")
-    return checked
+    return tuple(
+        tuple(check_between("an alias, a hidden neuron,", target, 0, hidden - 1) for target in each)
+        for each in given
+    )

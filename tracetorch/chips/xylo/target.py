@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from tracetorch.chips.target import ChipTarget, IntegerNeuron, Stage, gathered
 from tracetorch.chips.xylo.configuration import configuration
-from tracetorch.chips.xylo.limits import XYLO_2
 from tracetorch.chips.xylo.network import Network
-from tracetorch.chips.xylo.neurons import LIF, StepDelay
+from tracetorch.chips.xylo.neurons import LIF, XYLO_2, StepDelay
 from tracetorch.integers.border import Quantize
 
 _LARGEST_DASH = 2**XYLO_2.decay_bits - 1
