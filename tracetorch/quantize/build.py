@@ -19,8 +19,9 @@ from tracetorch.integers.border import Add, SumPool1d, SumPool2d
 from tracetorch.integers.delays import IntegerDelays
 from tracetorch.integers.products import Product
 from tracetorch.quantize.prepared import Layer, Plan, Prepared
+from tracetorch.quantize.reader import Call, Join
 from tracetorch.quantize.scales import Feed, common_scale, unit_and_shifts
-from tracetorch.quantize.stages import Branches, Parts, Plain
+from tracetorch.quantize.stages import Parts
 from tracetorch.snn.connectivity import Connectivity, connectivity, raw_weight
 from tracetorch.snn.delay import SynapticDelays
 from tracetorch.snn.delay.base import DelayingLayer
@@ -62,9 +63,9 @@ class _Names:
 def _paths(parts: Parts) -> list[str]:
     found: list[str] = []
     for part in parts:
-        if isinstance(part, Branches):
+        if isinstance(part, Join):
             found += _paths(part.first) + _paths(part.second)
-        elif isinstance(part, Plain):
+        elif isinstance(part, Call):
             found.append(part.path)
         else:
             found += [part.path, *(path for path, _ in part.between)]
@@ -95,15 +96,15 @@ class _Builder:
     def chain(self, parts: Parts) -> None:
         """Append stages, branches and modules without weights."""
         for part in parts:
-            if isinstance(part, Branches):
+            if isinstance(part, Join):
                 self.branches(part)
-            elif isinstance(part, Plain):
+            elif isinstance(part, Call):
                 divisor, growth = self.plain(part.path, part.module)
                 self.scale, self.largest = self.scale / divisor, self.largest * growth
             else:
                 self.stage(part)
 
-    def branches(self, part: Branches) -> None:
+    def branches(self, part: Join) -> None:
         """Append two branches, and what brings them to a common scale and adds them."""
         modules, prefix, start = self.modules, self.prefix, (self.scale, self.largest, self.depth)
         name, made, ends = self.names.free("sum"), [], []
@@ -247,7 +248,7 @@ def build(
     if border is not None:
         builder.modules[_BORDER], builder.scale = border, border.scale
     tail = len(parts)
-    while tail and isinstance(parts[tail - 1], Plain):
+    while tail and isinstance(parts[tail - 1], Call):
         tail -= 1
     builder.chain(parts[:tail])
     if plan.target.one_inner_shift and inner_shift is None and len({*builder.inner_shifts}) > 1:
@@ -270,6 +271,7 @@ def integer_form(module: nn.Module) -> tuple[nn.Module, float, int]:
         copied = copy.deepcopy(module)
         if isinstance(copied, DelayingLayer):
             copied.round_()
+            copied.zero_states()
         return copied, 1.0, 1
     kind: Any = SumPool1d if isinstance(module, nn.AvgPool1d) else SumPool2d
     pool = kind(module.kernel_size, module.stride, module.padding)

@@ -15,9 +15,9 @@ from tracetorch.integers.border import Add
 from tracetorch.quantize.build import build
 from tracetorch.quantize.prepared import Plan, Prepared, observed
 from tracetorch.quantize.processor import Processor
-from tracetorch.quantize.reader import read_chain, run_by_step
+from tracetorch.quantize.reader import Call, Join, read_chain, run_by_step
 from tracetorch.quantize.report import relative, share_of_others
-from tracetorch.quantize.stages import Branches, Parts, Plain, parts_of, stages_in
+from tracetorch.quantize.stages import Parts, parts_of, stages_in
 from tracetorch.snn.delay.base import DelayingLayer
 from tracetorch.snn.model_graph import label
 
@@ -140,10 +140,10 @@ def _check_numbers(model: nn.Module, sample: Tensor) -> None:
 def _check_target(parts: Parts, target: Target) -> None:
     """Raise where a part has no form on a target."""
     for part in parts:
-        if isinstance(part, Branches):
+        if isinstance(part, Join):
             path, reasons = "the model", [target.refuse_module(Add)]
             _check_target([*part.first, *part.second], target)
-        elif isinstance(part, Plain):
+        elif isinstance(part, Call):
             path, reasons = part.path, [target.refuse_module(type(part.module))]
         else:
             path = part.neuron_path or part.path or "the model"

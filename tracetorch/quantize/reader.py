@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -31,13 +31,13 @@ class Call(NamedTuple):
 
 
 class Join(NamedTuple):
-    """Two branches of a chain, whose outputs are added."""
+    """Two branches, whose outputs are added: of calls, or of what these are cut into."""
 
-    first: Chain
-    second: Chain
+    first: list[Any]
+    second: list[Any]
 
 
-Chain = list[Call | Join]
+Chain: TypeAlias = list[Call | Join]
 
 
 def read_chain(model: nn.Module, x: Tensor) -> Chain:
