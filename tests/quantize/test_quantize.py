@@ -115,6 +115,17 @@ def test_branches_come_to_a_common_scale() -> None:
 
 
 @pytest.mark.slow
+def test_a_residual_network_of_the_models_is_quantised() -> None:
+    torch.manual_seed(0)
+    model = tt.models.SEWResNet(18, 10, images="small", width=8, neuron=snn.LIF)
+    x = torch.rand(4, 1, 3, 16, 16)
+    prepared = quantize.prepare(model, x, weight_bits=12, state_bits=22)
+    integer, report = quantize.convert(prepared)
+    assert assert_equal(prepared, integer, x).unique().numel() > 10
+    assert report.layers[-1].output_error < 0.1
+
+
+@pytest.mark.slow
 def test_the_cases_are_awake() -> None:
     """Most of them fire, and saturate neither all nor never."""
     firing = 0

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from tracetorch.chips.chip import Chip
 from tracetorch.chips.target import Target, target_of
-from tracetorch.core.checks import check_integer, check_module
+from tracetorch.core.checks import check_module
 from tracetorch.integers.border import Add
+from tracetorch.integers.width import check_between
 from tracetorch.quantize.build import build
 from tracetorch.quantize.prepared import Plan, Prepared, observed
 from tracetorch.quantize.processor import Processor
@@ -50,17 +51,16 @@ def prepare(
             ``snn.DelayedConv1d``, also with the mask and signs of ``snn.connect``, which the
             integers keep, a batch norm behind one of them (folded, as it is in evaluation),
             ``AvgPool`` and ``MaxPool`` of one and two dimensions, ``nn.Flatten``, ``snn.Delay``,
-            the twelve layers, and ``snn.Recurrent`` of one of them and a product. Delays are
-            rounded to whole steps, straight through, and learn on. Dropout is left out. A readout
-            can only be last. Where all spikes have one size, it counts as one integer and does not
-            learn; the report says so. No two parameters may share memory. In float32 or float64.
+            the twelve layers, ``snn.Recurrent`` of one of them and a product, and branches whose
+            spikes are added, ``h + block(h)``. Delays are rounded to whole steps, straight
+            through, and learn on. Dropout is left out. A readout can only be last. Where all
+            spikes have one size, it counts as one integer and does not learn; the report says so.
+            No two parameters may share memory. In float32 or float64.
         sample: inputs ``[T, B, ...]`` as they will come, a batch of training data. Inputs that are
             no integers of 8 bits are rounded to such by an ``integers.Quantize`` at the front.
-        chip: ``None`` for integer arithmetic of any width; ``tt.chips.xylo.XYLO_1``, ``XYLO_2`` or
-            ``tt.chips.loihi.LOIHI`` for the neurons of a chip. Xylo takes ``Linear`` and
-            ``Recurrent`` of it, and delivers spikes a step later; both chips take inputs of spikes
-            and layers with one threshold (``LIF``, ``SLIF``), have decays that do not learn, and a
-            bias in the neuron.
+        chip: ``None`` for integer arithmetic of any width; one that ``tt.chips`` has, for its
+            neurons. Chips take inputs of spikes and layers with one threshold (``LIF``, ``SLIF``),
+            have decays that do not learn, and a bias in the neuron.
         weight_bits: width of weights, 2 to 16; on a chip at most its own.
         state_bits: width of states, 8 to 24; a chip has its own.
 
@@ -162,13 +162,11 @@ def _check_target(parts: Parts, target: Target) -> None:
 def _target(chip: Chip | None, weight_bits: int, state_bits: int) -> Target:
     """Return what to quantise for; raise where widths do not fit."""
     most = 16 if chip is None else 8
-    if not 2 <= check_integer("weight_bits", weight_bits) <= most:
-        raise ValueError(f"weight_bits must be 2 to {most}, got {weight_bits}.")
-    if not 8 <= check_integer("state_bits", state_bits) <= 24:
-        raise ValueError(f"state_bits must be 8 to 24, got {state_bits}.")
-    if chip is None:
-        return Processor(None, int(weight_bits), int(state_bits))
-    return target_of(chip, int(weight_bits))
+    weight_bits = check_between("weight_bits", weight_bits, 2, most)
+    state_bits = check_between("state_bits", state_bits, 8, 24)
+    return (
+        Processor(None, weight_bits, state_bits) if chip is None else target_of(chip, weight_bits)
+    )
 
 
 def _reach(layer: Any) -> Tensor:

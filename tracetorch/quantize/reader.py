@@ -107,23 +107,22 @@ class _Graph:
             ValueError: the graph is none.
         """
         start, *calls = self.graph.nodes
-        modules = [node.module for node in calls if node.module is not None]
+        layers = [node for node in calls if _module_of(node) is not None]
         for node in calls:
-            if sum(node.module is module for module in modules) > 1:
+            again = [each for each in layers if each.module is node.module is not None]
+            if len(again) > 1:
                 raise ValueError(f"{node.place} is called twice in a step: build two of it.")
-            # arguments that are no values of the graph leave one input, or another number of them
             adds = node.operation in ("add", "add_") and len(node.inputs) == len(node.args) == 2
-            alike = {each.shape for each in node.inputs} == {node.shape}
-            is_call = node.module is not None and node.args == tuple(node.inputs[:1])
-            if node.kwargs or not (is_call or (adds and alike)):
+            alike = {each.shape for each in node.inputs} == {node.shape} and not node.kwargs
+            if node not in layers and not (adds and alike):
                 raise ValueError(
                     f"{node.place} has no integer form between modules. A model is quantised as a "
                     "chain of modules, each given what the one before returned, and of branches "
-                    "whose spikes are added: use nn.Flatten and the like, and leave what follows "
+                    "whose spikes are added: use nn.MaxPool2d and the like, and leave what follows "
                     "the last module to whoever calls the model."
                 )
         chain = self.between(start, self.graph.output)
-        if len(calls_in(chain)) != len(modules):
+        if len(calls_in(chain)) != len(layers):
             raise ValueError(
                 "the modules of the model are no chain, nor branches of one whose outputs are "
                 "added: the output of one is not used, or enters a branch from beside."
@@ -134,8 +133,9 @@ class _Graph:
         """Return the chain from one node to another."""
         found: Chain = []
         while node is not start:
-            if node.module is not None:
-                found.append(Call(node.path, node.module, node.shape or torch.Size()))
+            module = _module_of(node)
+            if module is not None:
+                found.append(Call(node.name, module, node.shape or torch.Size()))
                 (node,) = node.inputs
             else:
                 fork = self.trunks[node][-2]
@@ -143,6 +143,25 @@ class _Graph:
                 found.append(Join(first, second))
                 node = fork
         return found[::-1]
+
+
+def _module_of(node: Node) -> nn.Module | None:
+    """Return the module that computes a node of its one input; ``None`` where none does.
+
+    What ``flatten`` and a mean over all places compute, ``nn.Flatten`` and an average pool do.
+    """
+    module = node.module
+    if node.operation == "flatten":
+        dims = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | node.kwargs
+        return nn.Flatten(**{"start_dim": 0, **dims})
+    if module is None or len(node.inputs) != 1 or len(node.args) != 1 or node.kwargs:
+        return None
+    of: dict[type[nn.Module], int] = {nn.AdaptiveAvgPool1d: 1, nn.AdaptiveAvgPool2d: 2}
+    ndim = of.get(type(module))
+    if ndim is not None and node.shape is not None and node.shape[-ndim:].numel() == 1:
+        places: Any = node.inputs[0].shape
+        return (nn.AvgPool1d if ndim == 1 else nn.AvgPool2d)(places[-ndim:])
+    return module
 
 
 def calls_in(chain: Chain) -> list[Call]:
