@@ -709,7 +709,7 @@ def test_integer_networks(bits: int, tmp_path: Path) -> None:
     # the ones of a sum over windows are of four bits in either
     packed = set(re.findall(r"tt_nibble\((tt_table_\d+)", (tmp_path / "model.c").read_text()))
     assert len(packed) == (4 if bits == 4 else 1)
-    products = [m for m in model.modules() if isinstance(m, integers.products.Product)]
+    products = [m for m in model.modules() if isinstance(m, integers.layers.Product)]
     weights = sum(-(-p.weight.numel() // (2 if bits == 4 else 1)) for p in products)
     assert weights <= net.report.flash_bytes < weights + 150
 

@@ -122,7 +122,7 @@ def test_a_residual_network_of_the_models_is_quantised() -> None:
     prepared = quantize.prepare(model, x, weight_bits=12, state_bits=22)
     integer, report = quantize.convert(prepared)
     assert assert_equal(prepared, integer, x).unique().numel() > 10
-    assert report.layers[-1].output_error < 0.1
+    assert max(layer.output_error for layer in report.layers[:-1]) < 0.05
 
 
 @pytest.mark.slow

@@ -20,8 +20,8 @@ from tracetorch.chips.chip import Chip
 from tracetorch.chips.target import ChipTarget, IntegerNeuron, Stage, gathered, register
 from tracetorch.core.checks import check_count
 from tracetorch.integers.fixed_point import multiply
+from tracetorch.integers.layers import exactly
 from tracetorch.integers.leaky_integrator import integer_weight, scaled
-from tracetorch.integers.products import exactly
 from tracetorch.integers.rounding import floor, round, straight_through  # noqa: A004
 from tracetorch.integers.width import check_between, check_choice
 from tracetorch.snn.neuron import Neuron

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tracetorch.cell import Constraint
 from tracetorch.chips.chip import Chip
 from tracetorch.integers.border import Add, Quantize
-from tracetorch.integers.products import Product
+from tracetorch.integers.layers import Product
 from tracetorch.integers.rounding import straight_through
 from tracetorch.integers.width import limits
 from tracetorch.snn.delay import SynapticDelays

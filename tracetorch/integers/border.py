@@ -1,4 +1,4 @@
-"""What stands between integer products: ``Quantize`` at the border, sums of windows, ``Add``."""
+"""``Quantize``, the border of an integer network, sums of windows, and ``Add`` of branches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_flag, check_positive
-from tracetorch.integers.products import as_sizes, exactly
+from tracetorch.integers.layers import as_sizes, exactly
 from tracetorch.integers.rounding import round  # noqa: A004
 from tracetorch.integers.width import limits, saturate
 

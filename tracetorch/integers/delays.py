@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.hooks import has_weight_hooks
-from tracetorch.integers.products import Conv1d, Linear, Product, check_holds_integers, exactly
+from tracetorch.integers.layers import Conv1d, Linear, Product, check_holds_integers, exactly
 from tracetorch.snn.delay import DelayedConv1d as FloatDelayedConv1d
 from tracetorch.snn.delay import DelayedLinear as FloatDelayedLinear
 from tracetorch.snn.delay import SynapticDelays

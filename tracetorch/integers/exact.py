@@ -22,7 +22,7 @@ from tracetorch.fuse.ir.intervals import MOST_EXACT, Bounds, Interval, bounds, h
 from tracetorch.fuse.ir.trace import input_names
 from tracetorch.integers.border import Add
 from tracetorch.integers.delays import IntegerDelays
-from tracetorch.integers.products import Product
+from tracetorch.integers.layers import Product
 from tracetorch.snn.delay import SynapticDelays
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron, has_step

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
-from tracetorch.integers.products import Product as IntegerProduct
+from tracetorch.integers.layers import Product as IntegerProduct
 from tracetorch.metrics.size import WEIGHTED
 from tracetorch.snn.delay import SynapticDelays
 

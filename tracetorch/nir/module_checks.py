@@ -7,7 +7,7 @@ from torch import nn
 from tracetorch.core.hooks import WEIGHT_HOOKS
 from tracetorch.integers.border import Quantize, SumPool1d, SumPool2d
 from tracetorch.integers.delays import IntegerDelays
-from tracetorch.integers.products import Product
+from tracetorch.integers.layers import Product
 from tracetorch.snn.stateful_layer import StatefulLayer, keeps_states
 
 

@@ -17,7 +17,7 @@ from tracetorch import integers
 from tracetorch.chips.target import IntegerNeuron, LearnedIntegers, Stage
 from tracetorch.integers.border import Add, SumPool1d, SumPool2d
 from tracetorch.integers.delays import IntegerDelays
-from tracetorch.integers.products import Product
+from tracetorch.integers.layers import Product
 from tracetorch.quantize.prepared import Layer, Plan, Prepared
 from tracetorch.quantize.reader import Call, Join
 from tracetorch.quantize.scales import Feed, common_scale, unit_and_shifts

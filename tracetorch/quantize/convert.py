@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tracetorch.chips.target import LearnedIntegers
 from tracetorch.integers.border import Quantize
-from tracetorch.integers.products import Product
+from tracetorch.integers.layers import Product
 from tracetorch.integers.width import limits, stored_bits
 from tracetorch.quantize.build import product_of
 from tracetorch.quantize.prepared import (

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from tracetorch.chips.target import Target
 from tracetorch.core.walk import Opaque
 from tracetorch.integers.exact import watched
+from tracetorch.integers.layers import Product
 from tracetorch.integers.leaky_integrator import LeakyIntegrator
-from tracetorch.integers.products import Product
 from tracetorch.integers.width import limits
 from tracetorch.quantize.reader import run_by_step
 from tracetorch.snn.module import TTModule, zero_states
@@ -46,7 +46,7 @@ class Layer:
 
 @dataclass
 class Plan(Opaque):
-    """What ``convert`` needs to know of a prepared model, beside its integers.
+    """Plan of a conversion: target, sample, and the float model's outputs over it.
 
     Args:
         target: what it was prepared for.
@@ -153,7 +153,7 @@ def integer_model(prepared: Prepared) -> nn.Sequential:
 
 @dataclass
 class Observation:
-    """What a run of integers over a sample shows.
+    """Outputs, spikes and saturation of integers over a sample.
 
     Args:
         output: over the sample.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tracetorch.chips.xylo.neurons import LIF, XYLO_2, StepDelay
 from tracetorch.core.checks import check_module
 from tracetorch.integers.border import Quantize
-from tracetorch.integers.products import Linear
+from tracetorch.integers.layers import Linear
 from tracetorch.snn.recurrent import Recurrent
 
 Integers = NDArray[np.int64]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.chips.xylo.neurons import HIGH, LOW, XYLO_2, StepDelay, TwoSynapseLIF
-from tracetorch.integers.products import exactly
+from tracetorch.integers.layers import exactly
 from tracetorch.integers.width import check_between, limits
 from tracetorch.snn.module import TTModule
 
