@@ -602,15 +602,6 @@ def test_a_state_dict_holds_what_the_sample_decided(name: str) -> None:
         torch.testing.assert_close(grad, grads[1][path], rtol=0, atol=0, msg=path)
 
 
-def test_a_state_dict_of_another_network_is_refused() -> None:
-    x = spikes(9, 2, 4)
-    large, small = (
-        quantize.prepare(nn.Sequential(nn.Linear(4, size), snn.LIF(size)), x) for size in (5, 4)
-    )
-    with pytest.raises(RuntimeError, match=r"decided, and this model has.* Prepare the same"):
-        large.load_state_dict(small.state_dict())
-
-
 def test_a_part_of_a_prepared_model_is_none() -> None:
     prepared = quantize.prepare(nn.Sequential(nn.Linear(4, 5), snn.LIF(5)), spikes(9, 2, 4))
     assert isinstance(prepared[1], integers.LeakyIntegrator)

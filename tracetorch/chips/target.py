@@ -202,13 +202,7 @@ class Target:
         return None
 
     def departures(self, model: nn.Sequential, x: Tensor, output: Tensor) -> list[str]:
-        """Return in what the chip departs from an integer model, whose output over ``x`` is given.
-
-        Args:
-            model: the integer model.
-            x: the sample, ``[T, B, ...]``.
-            output: of the model.
-        """
+        """Return in what the chip departs from an integer model, with its output over ``x``."""
         return []
 
     def misfits(
@@ -292,15 +286,7 @@ class ChipTarget(Target):
     def learned(
         self, stage: Stage, unit: Tensor, at_membrane: Tensor, bias: dict[str, Any], most: int
     ) -> dict[str, tuple[Tensor, LearnedIntegers]]:
-        """Return the threshold, and the one bias of a neuron, of its product or its own.
-
-        Args:
-            stage: whose neurons.
-            unit: what one integer of the threshold stands for.
-            at_membrane: integers in 1 that is added to the membrane.
-            bias: the range of its integers.
-            most: the largest threshold.
-        """
+        """Return the threshold, in ``unit``, and a neuron's one bias, its product's or its own."""
         layer, product = stage.layer, stage.product
         threshold = LearnedIntegers(softplus, 1 / unit, 1, most)
         found = {"pos_threshold": (layer.raw_pos_threshold, threshold)}

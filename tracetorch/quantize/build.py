@@ -130,14 +130,7 @@ class _Builder:
     def product(
         self, feed: Feed, delays: SynapticDelays | None, unit: Tensor, shift: int
     ) -> nn.Module:
-        """Return a product whose integers learn.
-
-        Args:
-            feed: the float product.
-            delays: the layer that delays its inputs, if one does.
-            unit: what one integer of the states stands for.
-            shift: of the product.
-        """
+        """Return a product whose integers learn."""
         target, product = self.plan.target, feed.product
         kind = _integer_kind(product, delays)
         has_bias = product.bias is not None and target.bias_in_product
@@ -158,12 +151,7 @@ class _Builder:
         return cast(nn.Module, made)
 
     def feeds(self, stage: Stage, each: bool) -> list[Feed]:
-        """Return the products that feed the neurons of a stage.
-
-        Args:
-            stage: whose neurons.
-            each: whether a neuron has an output of the product for itself.
-        """
+        """Return the products that feed the neurons of a stage."""
         target = self.plan.target
         spread = math.prod(integer_form(module)[1] for _, module in stage.between)
         gain = torch.ones(()) if stage.neuron is None else target.gain(stage)
@@ -234,14 +222,7 @@ class _Builder:
 def build(
     parts: Parts, plan: Plan, reach: dict[str, Tensor], inner_shift: int | None = None
 ) -> Prepared:
-    """Return a prepared model whose states have space for a reach.
-
-    Args:
-        parts: of the float model.
-        plan: with the target, and what the float model showed; the rest is noted there.
-        reach: how far the states of neurons go, by path.
-        inner_shift: of products between hidden neurons, where they share one.
-    """
+    """Return a prepared model whose states have space for a reach."""
     plan = replace(plan, layers=[], differences=[])
     builder = _Builder(plan, _Names(parts), reach, inner_shift)
     border, builder.largest = plan.target.border(plan.sample)
@@ -323,16 +304,7 @@ def _learn(
     rule: Connectivity | None = None,
     learnable: bool | None = None,
 ) -> None:
-    """Let a tensor of a module follow from a float that learns as it learned before.
-
-    Args:
-        module: it has ``name`` as a parameter or a buffer, which is replaced.
-        name: of the tensor.
-        raw: the float, copied.
-        form: how the integers follow.
-        rule: mask and signs that the float is kept by before it is rounded, copied; ``None``: none.
-        learnable: whether the float learns; ``None``: if it has a gradient.
-    """
+    """Let a tensor of a module follow from a float that learns as it learned before."""
     module._buffers.pop(name, None)
     module._parameters.pop(name, None)
     learnable = raw.requires_grad if learnable is None else learnable

@@ -12,15 +12,7 @@ from tracetorch.integers.border import Quantize
 from tracetorch.integers.layers import Product
 from tracetorch.integers.width import limits, stored_bits
 from tracetorch.quantize.build import product_of
-from tracetorch.quantize.prepared import (
-    Layer,
-    Observation,
-    Plan,
-    Prepared,
-    integer_model,
-    neurons_of,
-    observed,
-)
+from tracetorch.quantize.prepared import Plan, Prepared, integer_model, neurons_of, observed
 from tracetorch.quantize.report import LayerReport, Report, relative, share_of_others
 from tracetorch.snn.delay.base import DelayingLayer
 from tracetorch.snn.neuron import Neuron
@@ -69,8 +61,12 @@ def convert(prepared: Prepared) -> tuple[nn.Sequential, Report]:
     lag = int(plan.target.spike_delay(1) is not None)
     ends = plan.sample.new_zeros(lag * len(plan.layers), *plan.sample.shape[1:])
     seen = observed(model, torch.cat([plan.sample, ends]), plan)
-    seen.output = seen.output[:steps]
-    layers, products, neurons, notes = [], [], [], _border(model)
+    output = seen.output[:steps]
+    layers, products, neurons, notes = [], [], [], []
+    if isinstance(model[0], Quantize):
+        low, high = limits(model[0].bits, signed=model[0].signed)
+        scale = float(model[0].scale)
+        notes.append(f"input: divide by {scale:.6g}, round, {low} to {high}")
     for layer in plan.layers:
         product, path = product_of(model.get_submodule(layer.path), layer.path)
         products.append((layer.label, product))
@@ -82,59 +78,30 @@ def convert(prepared: Prepared) -> tuple[nn.Sequential, Report]:
             if isinstance(outer, Recurrent):
                 connection, _ = product_of(outer.connection)
                 products.append((f"{layer.neurons_label}.connection", connection))
-        original = prepared.get_submodule(path)
-        layers.append(_layer_report(prepared, layer, product, original, seen, lag))
+        if layer.spikes:
+            late = slice(lag * layer.depth, lag * layer.depth + steps)
+            fired = seen.signs[layer.neurons_label][late]
+            off = share_of_others(fired, plan.signs[layer.neurons_label])
+        else:
+            off = relative(prepared.output_scale * output, plan.output)
+        raw, factor = _floats_of(prepared.get_submodule(path))
+        layers.append(
+            LayerReport(
+                *(layer.label, layer.neurons_label, layer.unit),
+                *(product.weight_bits, product.shift, plan.target.state_width),
+                float(((raw * factor).round() != product.weight).double().mean()),
+                seen.at_ends.get(layer.neurons_label, 0.0),
+                relative(product.weight / factor, raw),
+                off,
+            )
+        )
     report = Report(
-        tuple(layers),
-        prepared.output_scale,
-        _num_bytes(model),
+        *(tuple(layers), prepared.output_scale, _num_bytes(model)),
         tuple(plan.target.misfits(products, neurons)),
-        (*plan.differences, *plan.target.departures(model, plan.sample, seen.output)),
+        (*plan.differences, *plan.target.departures(model, plan.sample, output)),
         tuple(notes),
     )
     return model, report
-
-
-def _layer_report(
-    prepared: Prepared,
-    layer: Layer,
-    product: Product,
-    original: nn.Module,
-    seen: Observation,
-    lag: int,
-) -> LayerReport:
-    """Compare a layer of integers with that of the float model.
-
-    Args:
-        prepared: the prepared model.
-        layer: which one.
-        product: its integers.
-        original: its product in the prepared model.
-        seen: of the integer model.
-        lag: by how many steps each layer is behind the one before.
-    """
-    plan = prepared.plan
-    # the floats that the integers are rounded from, and their factor
-    raw, factor = _floats_of(original)
-    if layer.spikes:
-        late = lag * layer.depth
-        wanted = plan.signs[layer.neurons_label]
-        fired = seen.signs[layer.neurons_label][late : late + len(wanted)]
-        off = share_of_others(fired, wanted)
-    else:
-        off = relative(prepared.output_scale * seen.output, plan.output)
-    return LayerReport(
-        layer.label,
-        layer.neurons_label,
-        layer.unit,
-        product.weight_bits,
-        product.shift,
-        plan.target.state_width,
-        float(((raw * factor).round() != product.weight).double().mean()),
-        seen.at_ends.get(layer.neurons_label, 0.0),
-        relative(product.weight / factor, raw),
-        off,
-    )
 
 
 def _floats_of(product: nn.Module) -> tuple[Tensor, Tensor]:
@@ -145,15 +112,6 @@ def _floats_of(product: nn.Module) -> tuple[Tensor, Tensor]:
     for rule in rules:
         value = rule(value)
     return value, cast(LearnedIntegers, form).factor
-
-
-def _border(model: nn.Sequential) -> list[str]:
-    """Return how integers are made of the inputs, where the model makes them."""
-    border = model[0]
-    if not isinstance(border, Quantize):
-        return []
-    low, high = limits(border.bits, signed=border.signed)
-    return [f"input: divide by {float(border.scale):.6g}, round, {low} to {high}"]
 
 
 def _unused_bits(label: str, product: Product, plan: Plan) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -104,30 +104,16 @@ class Prepared(nn.Sequential, TTModule):
         return torch.cat([value.detach().double().flatten().cpu() for value in values])
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take what another sample decided."""
-        self.output_scale = float(state[0])
-        state = state[1:]
+        """Take what another sample decided; in earlier versions there was more behind it."""
+        self.output_scale, place = float(state[0]), 1
         for layer in self.plan.layers:
-            given, state = state[: layer.unit.numel()], state[layer.unit.numel() :]
-            layer.unit = given.reshape(layer.unit.shape).to(layer.unit)
+            end = place + layer.unit.numel()
+            layer.unit = state[place:end].reshape(layer.unit.shape).to(layer.unit)
+            place = end
             neuron = self.get_submodule(layer.neurons) if layer.neurons else None
             neuron = getattr(neuron, "neuron", neuron)
             if isinstance(neuron, LeakyIntegrator) and neuron.unit is not None:
                 neuron.unit = float(1 / layer.unit)
-
-    def _load_from_state_dict(
-        self, state_dict: Any, prefix: str, metadata: Any, strict: bool, *lists: list[str]
-    ) -> None:
-        state = state_dict.get(f"{prefix}_extra_state")
-        # files of earlier versions have more behind it, which nothing reads
-        if state is not None and len(state) < (own := len(self.get_extra_state())):
-            *_, messages = lists
-            messages.append(
-                f"{prefix}_extra_state: {len(state)} numbers that a sample decided, and this "
-                f"model has {own}. Prepare the same network in the same way."
-            )
-            return
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, *lists)
 
 
 def integer_model(prepared: Prepared) -> nn.Sequential:
@@ -151,15 +137,8 @@ def integer_model(prepared: Prepared) -> nn.Sequential:
     return model
 
 
-@dataclass
-class Observation:
-    """Outputs, spikes and saturation of integers over a sample.
-
-    Args:
-        output: over the sample.
-        signs: of the outputs of every layer's neurons, by their label.
-        at_ends: share of the states at an end of their width, by label.
-    """
+class Observation(NamedTuple):
+    """Outputs, and by label the signs of neurons' outputs, and the share of states at an end."""
 
     output: Tensor
     signs: dict[str, Tensor]
@@ -168,12 +147,7 @@ class Observation:
 
 @torch.no_grad()
 def observed(model: nn.Module, x: Tensor, plan: Plan) -> Observation:
-    """Run integers over a sample, and prove that all are exact.
-
-    Args:
-        model: prepared, or converted. Nothing of it changes.
-        x: the sample.
-        plan: of the model.
+    """Run integers, prepared or converted, over a sample, and prove that all are exact.
 
     Raises:
         ValueError: a number can leave the exact range. The message names the layer.

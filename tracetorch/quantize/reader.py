@@ -57,15 +57,15 @@ def read_chain(model: nn.Module, x: Tensor) -> Chain:
                 "computes has no integer form. torch.nn.utils.remove_weight_norm, "
                 "remove_spectral_norm and prune.remove make it plain."
             )
-    graph = read_model(model, x[0], is_leaf=_is_leaf)
+
+    def is_leaf(module: nn.Module) -> bool:
+        parametrized = "parametrizations" in module._modules
+        return isinstance(module, SequenceLayer) or parametrized or not any(module.children())
+
+    graph = read_model(model, x[0], is_leaf=is_leaf)
     chain = _Graph(graph).chain()
     _check_same(model, graph, x[:_TRIED])
     return chain
-
-
-def _is_leaf(module: nn.Module) -> bool:
-    parametrized = "parametrizations" in module._modules
-    return isinstance(module, SequenceLayer) or parametrized or not any(module.children())
 
 
 @torch.no_grad()
@@ -181,28 +181,21 @@ def run_by_step(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Run a model over a sequence from rest, as in evaluation; nothing of it changes.
 
-    Args:
-        model: any module.
-        x: the sequence.
-        neurons: some of its neuron layers, by any name.
-        see: called with the name and the layer after every step.
-
     Returns:
         The output, and the signs of the neurons' outputs by name.
     """
     signs: dict[str, list[Tensor]] = {name: [] for name in neurons}
+
+    def keep_sign(name: str, layer: nn.Module, args: Any, output: Tensor) -> None:
+        signs[name].append(output.sign().to(torch.int8))
+
     outputs = []
     with restored(model, training=False), ExitStack() as hooks:
         for name, layer in neurons.items():
-            keep = partial(_keep_sign, signs[name])
-            hooks.enter_context(layer.register_forward_hook(keep))
+            hooks.enter_context(layer.register_forward_hook(partial(keep_sign, name)))
         zero_states(model)
         for step in x.unbind(0):
             outputs.append(model(step))
             for name, layer in neurons.items():
                 see(name, layer)
     return torch.stack(outputs), {name: torch.stack(each) for name, each in signs.items()}
-
-
-def _keep_sign(signs: list[Tensor], module: nn.Module, args: object, output: Tensor) -> None:
-    signs.append(output.sign().to(torch.int8))

@@ -40,15 +40,7 @@ class Feed:
 def unit_and_shifts(
     feeds: list[Feed], reach: Tensor, target: Target, *, per_channel: bool, inner_shift: int | None
 ) -> tuple[Tensor, list[int]]:
-    """Return the unit of the neurons' states, and the shift of every product that feeds them.
-
-    Args:
-        feeds: the products.
-        reach: how far states and thresholds go on the sample, one number per neuron.
-        target: what for.
-        per_channel: whether every output of the products has its own unit.
-        inner_shift: that of all products between hidden neurons, where they share one.
-    """
+    """Return the unit of states that reach so far, and the shift of products that feed them."""
     high = 2 ** (target.weight_bits - 1) - 1
     reach = _RESERVE * (reach if per_channel else reach.max())
     floor = reach / target.limit

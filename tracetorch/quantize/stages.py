@@ -92,8 +92,13 @@ class _Cutter:
             if reason is not None:
                 pass
             elif kind in _PRODUCTS:
-                reason = self.refuse_product(path, module)
-                if reason is None:
+                reason = _refuse_product(module)
+                if self.values != "narrow":
+                    reason = (
+                        "follows a product or a readout, whose values are too wide to be "
+                        "multiplied. Put neurons that spike between them."
+                    )
+                elif reason is None:
                     product, delays = _copied_product(module)
                     stage = Stage(path, product, delays=delays)
                     parts += [*waiting, stage]
@@ -117,15 +122,6 @@ class _Cutter:
                 raise ValueError(f"{label(path, module)} {reason}")
             before = path
         return [*parts, *waiting]
-
-    def refuse_product(self, path: str, module: nn.Module) -> str | None:
-        """Return why a product has no integer form where it stands; ``None`` if it has one."""
-        if self.values != "narrow":
-            return (
-                "follows a product or a readout, whose values are too wide to be multiplied. Put "
-                "neurons that spike between them."
-            )
-        return _refuse_product(module)
 
     def branches(self, join: Join) -> Join:
         """Return the stages of two branches."""
