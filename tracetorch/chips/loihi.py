@@ -200,9 +200,9 @@ class Dense(nn.Module):
         whole = 2.0**LOIHI.weight_bits
         step = 2.0 ** (LOIHI.weight_bits - self.weight_bits + mixed)
         # trained weights are rounded, and whole ones cut off as the chip does
-        held = round(self.weight).detach() * sign
-        held = held.clamp(-whole if mixed else 0.0, whole - 1)
-        return straight_through(self.weight, sign * step * torch.floor(held / step))
+        whole_weight = round(self.weight).detach() * sign
+        whole_weight = whole_weight.clamp(-whole if mixed else 0.0, whole - 1)
+        return straight_through(self.weight, sign * step * torch.floor(whole_weight / step))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the sum of the weights of spikes."""

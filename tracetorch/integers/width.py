@@ -114,6 +114,6 @@ def wrap(x: Tensor, bits: int, *, signed: bool = True) -> Tensor:
     """
     low, high = limits(bits, signed=signed)
     value = x.detach()
-    turns = torch.floor((value - low) * 2.0**-bits)
+    around = torch.floor((value - low) * 2.0**-bits)
     # the bounds change nothing: they tell what reads the graph how wide the result is
-    return straight_through(x, torch.clamp(value - turns * 2.0**bits, low, high))
+    return straight_through(x, torch.clamp(value - around * 2.0**bits, low, high))

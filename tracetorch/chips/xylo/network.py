@@ -156,14 +156,14 @@ class Network(TTModule):
     def forward(self, x: Tensor) -> Tensor:
         """Run one time step."""
         x = x.clamp(0, XYLO_2.input_spikes)
-        held = self.previous.spikes
-        if held is None:
-            held = x.new_zeros(*x.shape[:-1], self.hidden.num_neurons)
-        arriving = torch.cat([x, held], -1)
+        before = self.previous.spikes
+        if before is None:
+            before = x.new_zeros(*x.shape[:-1], self.hidden.num_neurons)
+        arriving = torch.cat([x, before], -1)
         weights = torch.cat([self.weights_in, self.weights_rec]).to(x)  # type: ignore[list-item]
         first, second = (_added(arriving, weights[..., synapse]) for synapse in (0, 1))
         output_weights: Tensor = self.weights_out.to(x)  # type: ignore[assignment]
-        at_output = _added(held, output_weights[..., 0])
+        at_output = _added(before, output_weights[..., 0])
         output: Tensor = self.output(*at_output, *(torch.zeros_like(each) for each in at_output))
         fired = self.hidden(*first, *second)
         self.previous(self._copied(fired) if any(self.aliases) else fired)
