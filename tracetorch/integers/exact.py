@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.utils.parametrize import is_parametrized
 
 from tracetorch.core.checks import check_module
@@ -224,7 +225,10 @@ def _check_sums(path: str, module: Any, x: Tensor) -> None:
     elif delays:
         window = given.unsqueeze(-1).expand(*given.shape, module.max_delay + 1)
         sums = module.convolve(window, module.kernel_of(torch.float64).abs(), bias)
-    elif isinstance(module, nn.Linear):
+    elif not is_parametrized(module):
+        magnitudes = {name: each.abs().double() for name, each in module.named_parameters()}
+        sums = functional_call(module, magnitudes, (given,))
+    elif isinstance(module, nn.Linear):  # mask and signs, which would act on magnitudes
         sums = nn.functional.linear(given, weight, bias)
     else:
         sums = module._conv_forward(given, weight, bias)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tracetorch.chips.target import IntegerNeuron, LearnedIntegers, Stage, Target, whole_border
 from tracetorch.integers.border import Quantize
@@ -39,16 +39,12 @@ class Processor(Target):
         layer = stage.neuron
         if layer is None or not stage.spikes or not _one_size(_sizes(layer)):
             return []
-        raws = {name: getattr(layer, f"raw_{name}", None) for name in ("pos_scale", "neg_scale")}
-        learns = [
-            name
-            for name, raw in raws.items()
-            if isinstance(raw, nn.Parameter) and raw.requires_grad
-        ]
-        if not learns:
-            return []
+        learning = dict(layer.named_parameters())
+        names = [n for n in ("pos_scale", "neg_scale") if f"raw_{n}" in learning]
+        learns = [name for name in names if learning[f"raw_{name}"].requires_grad]
         size = float(_sizes(layer)[0])
-        return [f"has spikes of one size, {size:g}: {' and '.join(learns)} will not learn"]
+        found = f"has spikes of one size, {size:g}: {' and '.join(learns)} will not learn"
+        return [found] if learns else []
 
     def border(self, x: Tensor) -> tuple[Quantize | None, int]:
         """Return what makes integers of inputs like ``x``, and the largest of them."""
@@ -57,7 +53,9 @@ class Processor(Target):
     def neuron(self, stage: Stage, unit: Tensor) -> IntegerNeuron:
         """Return how to build the neurons of a stage, whose states count in ``unit``."""
         layer = stage.layer
-        forms = {name: _decay() for name in ("alpha", "beta", "gamma")}
+        one = 2.0**_DECAY_BITS
+        decays = ("alpha", "beta", "gamma")
+        forms = {name: LearnedIntegers(sigmoid, one, 0, one) for name in decays}
         forms["pos_threshold"] = LearnedIntegers(softplus, 1 / unit, 1, self.limit)
         forms["neg_threshold"] = LearnedIntegers(negative_softplus, -1 / unit, 1, self.limit)
         most = 2.0**23
@@ -104,7 +102,11 @@ class Processor(Target):
         layer = stage.layer
         found = _sizes(layer)
         if _one_size(found):
-            whole = self._whole_spike(stage)
+            whole = 1
+            if layer.gamma is not None:  # more than 1, for a trace to decay
+                decay = 0.0 if stage.settings["gamma_ema"] else float(layer.gamma.detach().max())
+                bits = math.log2(self.limit / 2 * (1 - decay))
+                whole = min(_TRACE, 1 << max(0, int(bits)))
             names = [n for n in ("pos", "neg") if getattr(layer, f"{n}_threshold") is not None]
             constants = {f"{name}_scale": float(whole) for name in names} if whole > 1 else {}
             absent = {f"{name}_scale": None for name in names} if whole == 1 else {}
@@ -117,21 +119,10 @@ class Processor(Target):
         }
         return {}, forms, scale, high
 
-    def _whole_spike(self, stage: Stage) -> int:
-        """Return how many integers a spike of the one size is: more than 1 for a trace to decay."""
-        gamma = stage.layer.gamma
-        if gamma is None:
-            return 1
-        reach = 1.0 if stage.settings["gamma_ema"] else float(1 / (1 - gamma.detach().max()))
-        return min(_TRACE, 1 << max(0, int(math.log2(self.limit / 2 / reach))))
-
 
 def _sizes(layer: LeakyIntegrator) -> Tensor:
     """Return the sizes of the spikes of all neurons, of both signs."""
-    signs = (
-        (layer.pos_scale, layer.pos_threshold),
-        (layer.neg_scale, layer.neg_threshold),
-    )
+    signs = (layer.pos_scale, layer.pos_threshold), (layer.neg_scale, layer.neg_threshold)
     return torch.cat(
         [
             torch.ones(1, device=threshold.device) if scale is None else scale.detach().reshape(-1)
@@ -144,8 +135,3 @@ def _sizes(layer: LeakyIntegrator) -> Tensor:
 def _one_size(sizes: Tensor) -> bool:
     """Whether all spikes have one size, which then counts as one integer."""
     return bool((sizes == sizes[0]).all()) and float(sizes[0]) > 0
-
-
-def _decay() -> LearnedIntegers:
-    one = 2.0**_DECAY_BITS
-    return LearnedIntegers(sigmoid, one, 0, one)

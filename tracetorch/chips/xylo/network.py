@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -151,7 +152,14 @@ class Network(TTModule):
             version=version,
         )
         self.previous = StepDelay(hidden)
-        self.aliases = _aliases(aliases, hidden)
+        given = [()] * hidden if aliases is None else aliases
+        if len(given) != hidden:
+            raise ValueError(
+                f"aliases must have {hidden} lists, one a hidden neuron, got {len(given)}."
+            )
+        for target in itertools.chain(*given):
+            check_between("an alias, a hidden neuron,", target, 0, hidden - 1)
+        self.aliases = tuple(map(tuple, given))
 
     def forward(self, x: Tensor) -> Tensor:
         """Run one time step."""
@@ -219,16 +227,3 @@ def _weights(name: str, values: Tensor, shape: tuple[int, ...], shift: int) -> T
     if not bool(((weights >= low) & (weights <= high) & (weights == weights.round())).all()):
         raise ValueError(f"{name} must be integers of {low} to {high}.")
     return weights * 2.0 ** check_between(f"the shift of {name}", shift, *XYLO_2.weight_exponent)
-
-
-def _aliases(aliases: Sequence[Sequence[int]] | None, hidden: int) -> tuple[tuple[int, ...], ...]:
-    """Return aliases of every hidden neuron, checked."""
-    given = [()] * hidden if aliases is None else aliases
-    if len(given) != hidden:
-        raise ValueError(
-            f"aliases must have {hidden} lists, one a hidden neuron, got {len(given)}."
-        )
-    return tuple(
-        tuple(check_between("an alias, a hidden neuron,", target, 0, hidden - 1) for target in each)
-        for each in given
-    )
