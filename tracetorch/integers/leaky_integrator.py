@@ -144,20 +144,16 @@ class LeakyIntegrator(Neuron):
             self._part(name, decay_value, 0, decay.largest, learns=learns)
         for name, magnitude in (("pos_threshold", pos_threshold), ("neg_threshold", neg_threshold)):
             self._part(name, magnitude, 0, largest)
-        for name, weight in (
-            *(("pos_scale", pos_scale), ("neg_scale", neg_scale)),
-            *(("rec_weight", rec_weight), ("bias", bias)),
-        ):
+        scales = {"pos_scale": pos_scale, "neg_scale": neg_scale}
+        for name, weight in {**scales, "rec_weight": rec_weight, "bias": bias}.items():
             self._part(name, weight, -_LARGEST, _LARGEST)
-        one_of = {"overflow": get_args(Overflow), "reset": get_args(Reset)}
-        self.option("overflow", overflow, check=partial(check_choice, allowed=one_of["overflow"]))
-        for name, averages in (
-            *(("alpha_ema", alpha_ema), ("beta_ema", beta_ema), ("gamma_ema", gamma_ema)),
-        ):
-            self.option(name, averages, check=check_flag)
+        self.option("overflow", overflow, check=partial(check_choice, allowed=get_args(Overflow)))
+        averages = {"alpha_ema": alpha_ema, "beta_ema": beta_ema, "gamma_ema": gamma_ema}
+        for name, flag in averages.items():
+            self.option(name, flag, check=check_flag)
         fraction = partial(check_between, low=0, high=16)
         self.option("rec_weight_fraction", rec_weight_fraction, check=fraction)
-        self.option("reset", reset, check=partial(check_choice, allowed=one_of["reset"]))
+        self.option("reset", reset, check=partial(check_choice, allowed=get_args(Reset)))
         self.option("detach_reset", detach_reset, check=check_flag)
         self.option("spike", surrogate_derivative)
         self.option("unit", unit, check=_check_unit)

@@ -71,26 +71,8 @@ def configuration(model: nn.Module) -> dict[str, Any]:
     """
     check_module(model)
     layers = list(_layers(model))
-    if len(layers) < 2:
-        raise ValueError(
-            f"Xylo has hidden and output neurons, the model has {len(layers)} layer of them. Put a "
-            "hidden layer before the outputs."
-        )
+    _check(layers)
     *hidden, last = layers
-    for layer in layers:
-        most = XYLO_2.output_spikes if layer is last else XYLO_2.hidden_spikes
-        recurs = layer is last and layer.connection is not None
-        if layer.neuron.max_spikes != most or recurs:
-            raise ValueError(
-                f"{layer.path} fires up to {layer.neuron.max_spikes} times a step: Xylo's hidden "
-                f"neurons fire up to {XYLO_2.hidden_spikes} times, its outputs, the last layer, "
-                f"once, xylo.LIF(..., max_spikes={most}), and these are not recurrent."
-            )
-        if layer.neuron.version != last.neuron.version:
-            raise ValueError(
-                f"{layer.path} is of version {layer.neuron.version}, the outputs of version "
-                f"{last.neuron.version}: a chip has one. Give all of them the same."
-            )
     sizes = [layer.neuron.num_neurons for layer in hidden]
     starts = np.concatenate([[0], np.cumsum(sizes)]).tolist()
     total = starts[-1]
@@ -133,6 +115,30 @@ def configuration(model: nn.Module) -> dict[str, Any]:
         "weight_shift_out": last.product.shift,
         "aliases": [[] for _ in range(total)],
     }
+
+
+def _check(layers: list[_Layer]) -> None:
+    """Raise where layers are no hidden ones and outputs of one chip."""
+    if len(layers) < 2:
+        raise ValueError(
+            f"Xylo has hidden and output neurons, the model has {len(layers)} layer of them. Put a "
+            "hidden layer before the outputs."
+        )
+    last = layers[-1]
+    for layer in layers:
+        most = XYLO_2.output_spikes if layer is last else XYLO_2.hidden_spikes
+        recurs = layer is last and layer.connection is not None
+        if layer.neuron.max_spikes != most or recurs:
+            raise ValueError(
+                f"{layer.path} fires up to {layer.neuron.max_spikes} times a step: Xylo's hidden "
+                f"neurons fire up to {XYLO_2.hidden_spikes} times, its outputs, the last layer, "
+                f"once, xylo.LIF(..., max_spikes={most}), and these are not recurrent."
+            )
+        if layer.neuron.version != last.neuron.version:
+            raise ValueError(
+                f"{layer.path} is of version {layer.neuron.version}, the outputs of version "
+                f"{last.neuron.version}: a chip has one. Give all of them the same."
+            )
 
 
 def _layers(model: nn.Module) -> Iterator[_Layer]:
