@@ -151,7 +151,9 @@ class Residual(nn.Module):
         norm.running_mean, norm.running_var = torch.randn(8) / 9, torch.rand(8) + 0.5
         self.first = nn.Sequential(nn.Linear(5, 8), snn.LIF(8))
         self.block = nn.Sequential(nn.Linear(8, 8, bias=False), norm, neurons(8))
-        self.outer = nn.Sequential(nn.Linear(8, 8), snn.Recurrent(snn.SLIF(8), nn.Linear(8, 8)))
+        self.outer = nn.Sequential(
+            nn.Linear(8, 8), snn.Recurrent(snn.SLIF(8), nn.Linear(8, 8, False))
+        )
         self.shortcut = snn.Delay(8, max_delay=2, delay=1.0)
         self.readout = nn.Sequential(nn.Dropout(), nn.Linear(8, 3), snn.Readout(3))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,10 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests.chips import reference
 from tests.chips.test_xylo import simulated
-from tests.quantize.networks import on_chip, spikes, widened
+from tests.quantize.networks import Residual, on_chip, spikes, widened
 from tracetorch import chips, quantize, snn
 from tracetorch.chips import loihi, xylo
+from tracetorch.chips.target import ChipTarget, IntegerNeuron, Stage, register
 
 
 @pytest.mark.parametrize(
@@ -136,6 +139,39 @@ def test_a_sum_that_saturates_on_the_way_is_reported() -> None:
     output.pos_threshold = 1.0
     departures = prepared.plan.target.departures(integer, x, tt.unroll(integer, x))
     assert "order of adding" in departures[0]
+
+
+MINE = tt.chips.Chip(**{**vars(loihi.LOIHI), "name": "Mine"})
+
+
+@dataclass(frozen=True)
+class MineTarget(ChipTarget):
+    """A chip that has the neuron of tt.integers, with decays that do not learn."""
+
+    def neuron(self, stage: Stage, unit: Tensor) -> IntegerNeuron:
+        layer, kept = stage.layer, (4096 * stage.layer.beta.detach()).round()
+        kind = partial(tt.integers.LeakyIntegrator, layer.num_neurons, layer.dim)
+        kind = partial(kind, decay=tt.integers.Multiplier(12))
+        learned = self.learned(stage, unit, 1 / unit, {"low": -4095, "high": 4095}, self.limit)
+        return IntegerNeuron(kind, {"beta": kept}, learned, torch.ones(()), 1)
+
+
+def test_a_chip_that_registers_itself_is_one_to_quantise_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tracetorch.chips.target._TARGETS", {})
+    register(MINE, MineTarget)
+    torch.manual_seed(0)
+    model, x = hidden(nn.Linear(2, 3), snn.LIF(3)), spikes(20, 4, 2)
+    prepared = quantize.prepare(widened(model), x, MINE)
+    integer, report = quantize.convert(prepared)
+    assert torch.equal(tt.unroll(integer, x), tt.unroll(prepared, x))
+    assert report.misfits == report.differences == ()
+    assert max(layer.output_error for layer in report.layers) < 0.05
+    with pytest.raises(ValueError, match=r"one that tt\.chips has, Mine, got Loihi"):
+        quantize.prepare(model, x, loihi.LOIHI)
+    with pytest.raises(ValueError, match="no branches that are added on Mine"):
+        quantize.prepare(Residual(snn.LIF), spikes(9, 2, 5), MINE)
 
 
 X = spikes(4, 2, 2)
