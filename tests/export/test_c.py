@@ -709,7 +709,7 @@ def test_integer_networks(bits: int, tmp_path: Path) -> None:
     # the ones of a sum over windows are of four bits in either
     packed = set(re.findall(r"tt_nibble\((tt_table_\d+)", (tmp_path / "model.c").read_text()))
     assert len(packed) == (4 if bits == 4 else 1)
-    products = [m for m in model.modules() if isinstance(m, integers.products.Product)]
+    products = [m for m in model.modules() if isinstance(m, integers.layers.Product)]
     weights = sum(-(-p.weight.numel() // (2 if bits == 4 else 1)) for p in products)
     assert weights <= net.report.flash_bytes < weights + 150
 
@@ -905,14 +905,6 @@ def test_a_border_that_a_hook_may_see_is_refused(tmp_path: Path) -> None:
     model.register_forward_pre_hook(lambda module, args: (args[0] * 0.5,))
     with pytest.raises(ValueError, match=r"the first child of the nn\.Sequential itself"):
         tt.export.c(model, tmp_path, x, dtype="int")
-
-
-def test_a_width_without_a_bound_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tracetorch.export.c_code.widths._MOST_ROUNDS", 1)
-    with pytest.raises(ValueError, match=r"no bound of the state 0\.mem was found in 1 rounds"):
-        tt.export.c(nn.Sequential(Integer(5)), tmp_path, integer_input(5, 1, 5), dtype="int")
 
 
 class Growing(snn.Neuron):

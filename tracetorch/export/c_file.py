@@ -39,9 +39,9 @@ from tracetorch.export.c_code.stages import Product, StepProgram
 from tracetorch.export.c_code.widths import found_widths
 from tracetorch.export.step import export_step
 from tracetorch.export.trace_errors import explain_trace_errors
+from tracetorch.fuse.ir.intervals import Interval
 from tracetorch.integers.border import Quantize
 from tracetorch.integers.exact import interval_of
-from tracetorch.integers.intervals import Interval
 from tracetorch.metrics.observe import observe
 from tracetorch.metrics.operations import SynapticOperations, check_counted, sum_operations
 from tracetorch.snn.noise import Noise

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.hooks import hooked_weights
-from tracetorch.integers.products import Conv1d, Linear, Product, check_holds_integers, exactly
+from tracetorch.integers.layers import Conv1d, Linear, Product, check_holds_integers, exactly
 from tracetorch.snn.delay import DelayedConv1d as FloatDelayedConv1d
 from tracetorch.snn.delay import DelayedLinear as FloatDelayedLinear
 from tracetorch.snn.delay import SynapticDelays
@@ -29,11 +29,7 @@ class IntegerDelays(SynapticDelays):
         return super().check_input(x, sequence=sequence)
 
     def largest(self, x: Tensor) -> Tensor:
-        """Return how large sums can become on the way, in whatever order they are made.
-
-        Args:
-            x: the largest magnitude of every input, in float64.
-        """
+        """Return how large sums of inputs of magnitudes ``x`` can become, in whatever order."""
         window = x.unsqueeze(-1).expand(*x.shape, self.max_delay + 1)
         bias = self._integers.bias
         sums = self._summed(

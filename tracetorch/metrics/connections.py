@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tracetorch.integers.products import Product as IntegerProduct
+from tracetorch.integers.layers import Product as IntegerProduct
 from tracetorch.metrics.operations import SynapticOperations
 from tracetorch.metrics.size import WEIGHTED
 from tracetorch.snn.delay import SynapticDelays

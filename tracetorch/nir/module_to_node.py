@@ -13,7 +13,7 @@ from torch import nn
 
 from tracetorch.integers.border import Quantize, SumPool1d, SumPool2d
 from tracetorch.integers.delays import IntegerDelays
-from tracetorch.integers.products import Product
+from tracetorch.integers.layers import Product
 from tracetorch.nir.layer_nodes import layer_node, neuron_node
 from tracetorch.nir.layer_values import neuron_dim, to_array
 from tracetorch.nir.model import NIRModel

@@ -21,17 +21,13 @@ import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_count, check_flag, check_integer
+from tracetorch.integers.width import check_between
 
-_MOST_BITS = 16
 _MOST_SHIFT = 16
 
 
 def exactly(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Call a function of integers outside of autocast and TF32, which round its factors.
-
-    Args:
-        function: it computes in the dtype of what it is given.
-        x: its input.
 
     Raises:
         TypeError: ``x`` is of half precision itself.
@@ -84,23 +80,15 @@ class Product(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], bias: bool, shift: int, weight_bits: int) -> None:
         super().__init__()
-        if not 0 <= check_integer("shift", shift) <= _MOST_SHIFT:
-            raise ValueError(f"shift must be 0 to {_MOST_SHIFT}, got {shift}.")
-        if not 2 <= check_integer("weight_bits", weight_bits) <= _MOST_BITS:
-            raise ValueError(f"weight_bits must be 2 to {_MOST_BITS}, got {weight_bits}.")
-        self.shift, self.weight_bits = int(shift), int(weight_bits)
+        self.shift = check_between("shift", shift, 0, _MOST_SHIFT)
+        self.weight_bits = check_between("weight_bits", weight_bits, 2, 16)
         dtype = torch.int8 if weight_bits <= 8 else torch.int16
         self.register_buffer("weight", torch.zeros(shape, dtype=dtype))
         has_bias = check_flag("bias", bias)
         self.register_buffer("bias", torch.zeros(shape[0], dtype=torch.int32) if has_bias else None)
 
     def product(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Return the sum of products, without shift and bias.
-
-        Args:
-            x: the input.
-            weight: in its dtype.
-        """
+        """Return the sum of products, without shift and bias."""
         raise NotImplementedError
 
     def get_extra_state(self) -> Tensor:
@@ -131,11 +119,7 @@ class Product(nn.Module):
         return exactly(lambda x: self.summed(x, self.weight.to(x.dtype), self.bias), x)
 
     def largest(self, x: Tensor) -> Tensor:
-        """Return how large sums can become on the way, in whatever order they are made.
-
-        Args:
-            x: the largest magnitude of every input, in float64.
-        """
+        """Return how large sums of inputs of magnitudes ``x`` can become, in whatever order."""
         bias = self.bias
         magnitudes = self.weight.to(x.dtype).abs(), None if bias is None else bias.abs()
         return self.summed(x, *magnitudes)
@@ -145,13 +129,7 @@ class Product(nn.Module):
         return self.shifted(self.product(x, weight), bias, weight.ndim - 2)
 
     def shifted(self, sums: Tensor, bias: Tensor | None, behind: int) -> Tensor:
-        """Return sums of products, shifted, and a bias added.
-
-        Args:
-            sums: with ``behind`` dimensions behind that of the outputs.
-            bias: one value for each output.
-            behind: how many there are.
-        """
+        """Shift sums, with ``behind`` dimensions after that of the outputs, and add a bias."""
         y = sums * 2.0**self.shift
         return y if bias is None else y + bias.to(y.dtype).reshape(-1, *[1] * behind)
 

@@ -1,4 +1,4 @@
-"""Products, pools and the border against NumPy's int64; their files; their errors."""
+"""Products, pools, sums and the border against NumPy's int64; their files; their errors."""
 
 from __future__ import annotations
 
@@ -124,11 +124,11 @@ def test_factors_that_pytorch_may_round_are_multiplied_in_float64(
         assert y.dtype is torch.float32
         assert torch.equal(y, wanted)
         seen.clear()
-    assert integers.products.rounds_factors("cuda")  # convolutions, unless it is switched off
+    assert integers.layers.rounds_factors("cuda")  # convolutions, unless it is switched off
     torch.set_float32_matmul_precision("highest")
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    assert not integers.products.rounds_factors("cuda")
-    assert not integers.products.rounds_factors("cpu")
+    assert not integers.layers.rounds_factors("cuda")
+    assert not integers.layers.rounds_factors("cpu")
 
 
 def test_a_product_compiles_whole() -> None:
@@ -152,6 +152,19 @@ def test_sums_of_windows_are_averages_times_their_size() -> None:
     line = x[:, :, 0]
     found = integers.SumPool1d(3, 2, 1)(line)
     assert torch.equal(found, (nn.functional.avg_pool1d(line, 3, 2, 1) * 3).round())
+
+
+def test_branches_are_added_in_the_unit_of_their_sum() -> None:
+    made = integers.Add(nn.Identity(), integers.SumPool1d(1), factors=(3, 2))
+    x = torch.tensor([[[1.0, -2.0]]])
+    assert torch.equal(made(x), 5 * x)
+    assert repr(made).startswith("Add(\n  factors=(3, 2)")
+    other = integers.Add(nn.Identity(), integers.SumPool1d(1))
+    other.load_state_dict(made.state_dict())
+    assert torch.equal(other(x), 5 * x)
+    integers.check_exact(made, x[None])
+    with pytest.raises(ValueError, match=r"^the model \(Add\) can reach 20971520"):
+        integers.check_exact(made, 2.0**22 * torch.ones(1, 1, 1, 1))
 
 
 def test_the_border_rounds_saturates_and_passes_gradients_within() -> None:
