@@ -14,18 +14,15 @@ from torch.export import ExportedProgram
 
 from tracetorch.core.checks import check_count, check_module
 from tracetorch.core.files import atomic_replace
-from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import one_trace_at_a_time, pytree
 from tracetorch.core.walk import named_modules
 from tracetorch.export.c_code.event_sources import event_arrays
 from tracetorch.export.c_code.javascript import encoded, javascript_step, javascript_words
 from tracetorch.export.c_code.plan import living, planned
-from tracetorch.export.c_code.read_program import named_leaves
+from tracetorch.export.c_code.read_program import holds_spikes, named_leaves, read_step
 from tracetorch.export.c_code.source import names_of
-from tracetorch.export.c_file import check_names, check_no_noise, holds_spikes, read_step
 from tracetorch.export.pen import measured_pen
 from tracetorch.plot.html_page import check_title, html_page, json_element
-from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import has_step
 
 TEMPLATES = Path(__file__).parent / "drawing"
@@ -99,13 +96,16 @@ def page(
     images = torch.stack(list(named.values())).detach().cpu()
     height, width = _size_of(images, size)
     pen = measured_pen(images.reshape(-1, height, width))
-    check_names(model)
-    _check_takes(model, images)
     try:
-        check_no_noise(model)
         network, source, outputs = _network(model, images)
     except ValueError as error:
         raise ValueError(f"{type(model).__name__} has no page: {error}") from error
+    except RuntimeError as error:  # of shapes: whoever tells why raises a ValueError
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise ValueError(
+            f"the model takes no images of shape {list(images.shape[1:])} ({reason}): give "
+            "[N, 1, H, W], [N, H, W] or [N, H * W], as it takes them."
+        ) from error
     names = _class_names(classes, outputs)
     data = {
         "title": title,
@@ -185,27 +185,6 @@ def _size_of(images: Tensor, size: object) -> tuple[int, int]:
     return found[0], found[1]
 
 
-def _check_takes(model: nn.Module, images: Tensor) -> None:
-    """Raise ``ValueError`` where a model cannot take images of this shape."""
-    # two of them: a convolution would take one [1, H, W] for an image without a batch
-    x = images[:1].repeat_interleave(2, 0)
-    try:
-        with restored(model, training=False), torch.no_grad():
-            zero_states(model)
-            model(x)
-    except RuntimeError as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
-        ways = {
-            2: "[N, 1, H, W], samples.reshape(-1, 1, H, W)",
-            3: "[N, 1, H, W], samples.unsqueeze(1)",
-            4: "[N, H * W], samples.flatten(1)",
-        }
-        raise ValueError(
-            f"the model takes no images of shape {list(images.shape[1:])} ({reason}): give "
-            f"{ways[images.ndim]}, say."
-        ) from error
-
-
 def _class_names(classes: object, outputs: int) -> list[str]:
     if classes is None:
         return [str(k) for k in range(outputs)]
@@ -222,11 +201,11 @@ def _class_names(classes: object, outputs: int) -> list[str]:
 def _network(model: nn.Module, images: Tensor) -> tuple[dict[str, Any], str, int]:
     """Return what the page knows of a network, its step in JavaScript, and how many classes."""
     layers = {path or "the model": each for path, each in named_modules(model) if has_step(each)}
-    exported, program, _ = read_step(model, images[:1], layers)
-    program = planned(living(program))
+    step = read_step(model, images[:1], layers)
+    program = planned(living(step.program))
     if program.double:
         raise ValueError("it computes in float64, and the page in float32. Give model.float().")
-    shapes = _output_shapes(exported)
+    shapes = _output_shapes(step.exported)
     shape = shapes.get("y_0", ())
     if len(shape) != 2 or shape[0] != 1 or shape[1] < 2:
         found = [list(each) for name, each in shapes.items() if name.startswith("y_0")]

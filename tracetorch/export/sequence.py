@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from tracetorch.core.torch_private import one_trace_at_a_time, pytree, scan
-from tracetorch.export.step import export_step, exported
+from tracetorch.export.step import decomposed, export_step, exported
 from tracetorch.unrolling.inputs import parse_inputs
 
 _STEPS = 3  # of the example; PyTorch takes a size of 1 for fixed
@@ -56,7 +56,8 @@ def sequence(model: nn.Module, sample: Any) -> ExportedProgram:
             f"{type(model).__name__} has no states: every step stands alone. Fold time into the "
             "batch and use torch.export.export."
         )
-    return exported(_ScannedStep(program), model, first, signature, _STEPS)
+    scanned = exported(_ScannedStep(program), model, first, signature, steps=_STEPS)
+    return decomposed(scanned, model)
 
 
 class _ScannedStep(nn.Module):

@@ -105,38 +105,36 @@ class TensorSpec:
         filled = torch.as_tensor(value, dtype=DTYPES[self.dtype], device=device)
         return filled.expand(self.sizes(batch)).clone(memory_format=torch.contiguous_format)
 
+    @classmethod
+    def inferred(cls, name: str, tensors: Sequence[Tensor], batches: Sequence[int]) -> TensorSpec:
+        """Infer the spec of a tensor from its shapes for one batch size, which is fixed, or two.
+
+        Args:
+            name: name of the tensor, for messages.
+            tensors: the tensor for each batch size.
+            batches: the batch sizes, without a common divisor.
+
+        Raises:
+            ValueError: a size is neither fixed nor a multiple of the batch.
+        """
+        shapes = [tuple(tensor.shape) for tensor in tensors]
+        sizes: list[int | str] = []
+        for few, many in zip(shapes[0], shapes[-1], strict=True):
+            # The batch sizes are coprime: a multiple of the batch has its factor as divisor.
+            factor = math.gcd(few, many)
+            if few == many:
+                sizes.append(few)
+            elif (few, many) == (factor * batches[0], factor * batches[-1]):
+                sizes.append("batch" if factor == 1 else f"{factor}*batch")
+            else:
+                raise ValueError(
+                    f"{name} has the shapes {shapes} for batches of {list(batches)}; a size must "
+                    "be fixed or a multiple of the batch."
+                )
+        return cls(tuple(sizes), str(tensors[0].dtype).removeprefix("torch."))
+
     def __str__(self) -> str:
         return f"[{', '.join(map(str, self.shape))}], {self.dtype}"
-
-
-def infer_spec(name: str, smaller: Tensor, larger: Tensor, batches: tuple[int, int]) -> TensorSpec:
-    """Infer the spec of a tensor from its shapes for two batch sizes.
-
-    Args:
-        name: name of the tensor, for messages.
-        smaller: the tensor for the smaller batch.
-        larger: the tensor for the larger batch.
-        batches: both batch sizes, without a common divisor.
-
-    Raises:
-        ValueError: a size is neither fixed nor a multiple of the batch.
-    """
-    if smaller.ndim != larger.ndim:
-        raise ValueError(f"{name} changes its number of dimensions with the batch.")
-    sizes: list[int | str] = []
-    for dim, (few, many) in enumerate(zip(smaller.shape, larger.shape, strict=True)):
-        # The two batch sizes are coprime: a multiple of the batch has its factor as divisor.
-        factor = math.gcd(few, many)
-        if few == many:
-            sizes.append(few)
-        elif (few, many) == (factor * batches[0], factor * batches[1]):
-            sizes.append("batch" if factor == 1 else f"{factor}*batch")
-        else:
-            raise ValueError(
-                f"{name} has size {few} at dim {dim} for a batch of {batches[0]} and {many} for "
-                f"{batches[1]}; a size must be fixed or a multiple of the batch."
-            )
-    return TensorSpec(tuple(sizes), str(smaller.dtype).removeprefix("torch."))
 
 
 def _factor(size: str) -> int:

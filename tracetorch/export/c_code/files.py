@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tracetorch.export.c_code.plan import Memory
-from tracetorch.export.c_code.printer import SIZES, float_literal, pool_name
-from tracetorch.export.c_code.stages import Array
+from tracetorch.export.c_code.printer import SIZES, Names, float_literal, pool_name
+from tracetorch.export.c_code.stages import Array, StepProgram
 
 _PER_LINE = 12
 _FROM_MATH = re.compile(r"\b(?!continue|return|sizeof)([a-z]+[0-9]*f)\(|INFINITY|NAN")
@@ -40,7 +39,7 @@ clean:
 
 @dataclass(frozen=True)
 class Port:
-    """An input or an output of a step in C.
+    """An input, an output or a state of a step in C.
 
     Args:
         name: in C.
@@ -90,21 +89,23 @@ def comment(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.,:()\[\] -]", "?", text)[:200]
 
 
-def header(
-    ports: tuple[Sequence[Port], Sequence[Port]],
-    states: Mapping[str, tuple[str, Array, str]],
-    memory: Memory,
-    notes: Sequence[str],
-) -> str:
+def ports_of(arrays: Mapping[str, Array], names: Names) -> list[Port]:
+    """Return arrays by their labels as ports."""
+    return [
+        Port(names.fields[array], label, names.types[array], array.size)
+        for label, array in arrays.items()
+    ]
+
+
+def header(program: StepProgram, names: Names, notes: Sequence[str]) -> str:
     """Return ``model.h``.
 
     Args:
-        ports: inputs and outputs.
-        states: label, array and type of each state by its name in C.
-        memory: of the work arrays.
+        program: one step.
+        names: of its arrays.
         notes: lines of the comment at the top.
     """
-    inputs, outputs = ports
+    inputs, outputs = ports_of(program.inputs, names), ports_of(program.outputs, names)
     lines = [
         "/* One time step of a spiking network, written by traceTorch.",
         *(f" * {comment(note)}" for note in notes),
@@ -119,12 +120,12 @@ def header(
     for port in (*inputs, *outputs):
         lines.append(f"#define {port.macro} {port.size} /* {comment(port.label)} */")
     members = [
-        f"    {kind} {name}[{array.size}]; /* {comment(label)} */"
-        for name, (label, array, kind) in states.items()
+        f"    {state.kind} {state.name}[{state.size}]; /* {comment(state.label)} */"
+        for state in ports_of(program.states, names)
     ]
     members += [
         f"    {kind} {pool_name(kind)}[{size}]; /* within one step */"
-        for kind, size in memory.sizes.items()
+        for kind, size in names.memory.sizes.items()
     ]
     # a struct needs a member
     members = members or ["    bool unused;"]
@@ -135,8 +136,6 @@ def header(
         *members,
         "} tt_stream;",
         "",
-    ]
-    lines += [
         "/* Make a stream: call it once, before anything else. */",
         "void tt_init(tt_stream *s);",
         "",

@@ -1,18 +1,83 @@
-"""Read an exported program as one time step: stages, and arrays for what goes in and out."""
+"""Export one time step of a model, and read it: stages, and arrays for what goes in and out."""
 
 from __future__ import annotations
 
+import keyword
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from tracetorch.core.torch_private import pytree
+from tracetorch.core.walk import named_modules
 from tracetorch.export.c_code.operations import RULES
 from tracetorch.export.c_code.reader import FLOATS, Reader
 from tracetorch.export.c_code.stages import Array, Copy, Role, StepProgram, View
+from tracetorch.export.step import decomposed, export_step
+from tracetorch.snn.noise import Noise
+
+
+@dataclass(frozen=True)
+class ExportedStep:
+    """One time step of a model.
+
+    Args:
+        exported: the program of PyTorch.
+        program: its stages.
+        states: what it starts from.
+    """
+
+    exported: ExportedProgram
+    program: StepProgram
+    states: Mapping[str, Tensor]
+
+
+def read_step(
+    model: nn.Module, x: Any, record: Mapping[str, nn.Module] | None = None
+) -> ExportedStep:
+    """Export one time step of a model, and read it as stages.
+
+    Most models consist of operations that have C without being decomposed. Only where one has
+    none, or writes in place, the program is decomposed, which takes as long as tracing does.
+
+    Args:
+        model: any module.
+        x: an input of one step, with a batch of one.
+        record: modules whose outputs the program returns too, as :func:`export_step` takes them.
+
+    Raises:
+        ValueError: as :func:`tt.export.step`; or an operation, a name or noise has no C.
+    """
+    for path, module in named_modules(model):
+        for name in (path, *module._parameters, *module._buffers):
+            words = any(map(keyword.iskeyword, name.split(".")))
+            if words or re.search(r'["\\\x00-\x1f\x7f]', name):
+                raise ValueError(
+                    f"the name {name!r} in the model holds a word of Python, a quotation mark, a "
+                    "backslash or a control character, which torch.export cannot write. Rename it."
+                )
+        if isinstance(module, Noise):
+            raise ValueError(
+                f"{path or 'the model'} ({type(module).__name__}) cannot be written in C: its "
+                "stream is a counter of 64 bits through integers that wrap (Threefry), and its "
+                "normal numbers take log and cos, which no two math.h round alike; the stream here "
+                "would not be that of PyTorch. Let forward take the random numbers as an input, "
+                "and draw them in C as you like."
+            )
+    traced, signature = export_step(model, x, batch=1, record=record, as_traced=True)
+    states = signature.initial_states(1, torch.device("cpu"))
+    schemas = [getattr(node.target, "_schema", None) for node in traced.graph.nodes]
+    if not any(schema is not None and schema.is_mutable for schema in schemas):
+        try:
+            return ExportedStep(traced, read_program(traced, x, states), states)
+        except ValueError:
+            pass  # the same error comes again, where its parts have no C either
+    parts = decomposed(traced, model)
+    return ExportedStep(parts, read_program(parts, x, states), states)
 
 
 def read_program(program: ExportedProgram, x: Any, states: Mapping[str, Tensor]) -> StepProgram:
@@ -89,3 +154,8 @@ def named_leaves(name: str, value: Any) -> Sequence[tuple[str, Any]]:
     if isinstance(value, dict):
         return [p for key, each in value.items() for p in named_leaves(f"{name}_{key}", each)]
     return [(name, value)]
+
+
+def holds_spikes(values: Tensor) -> bool:
+    """Whether most values of an input are zero."""
+    return bool((values == 0).double().mean() > 0.5)

@@ -24,6 +24,7 @@ from tracetorch.export.c_code.stages import (
     Stage,
     View,
 )
+from tracetorch.export.run_program import constants_of
 from tracetorch.fuse.ir.graph import Builder, Graph, Unfusable, Value
 from tracetorch.fuse.ir.lower import lower
 
@@ -326,11 +327,3 @@ def _dense(value: Tensor) -> list[int]:
         places = places + torch.arange(size).view(shape) * stride
     return places.flatten().tolist()
 
-
-def constants_of(program: ExportedProgram) -> dict[str, Tensor]:
-    """Return the parameters, buffers and constants of a program, by placeholder."""
-    signature = program.graph_signature
-    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    names |= signature.inputs_to_lifted_tensor_constants
-    values = {**program.state_dict, **program.constants}
-    return {node: values[name].detach() for node, name in names.items()}

@@ -6,11 +6,14 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from tracetorch.export.c_code.files import (
     Port,
     comment,
     identifiers,
     math_include,
+    ports_of,
     step_head,
     table,
 )
@@ -42,7 +45,7 @@ from tracetorch.export.c_code.stages import (
     reads_of,
     writes_of,
 )
-from tracetorch.export.c_code.widths import Widths, integer_kernel, integer_table
+from tracetorch.export.c_code.widths import Widths, integer_kernel
 from tracetorch.fuse.codegen.c_kernel import contains_word
 from tracetorch.fuse.codegen.targets import c_integer_target
 from tracetorch.fuse.ir.kernel import Dtype, Kernel
@@ -76,13 +79,19 @@ class Source:
 
     Args:
         text: it.
+        inputs: those of ``tt_step``.
+        outputs: those of ``tt_step``.
         table_bytes: size of its constant tables.
+        struct_bytes: size of the struct of a stream.
         stack_bytes: bound of what ``tt_step`` takes from the stack.
         sparse: nodes of the products whose weights of zero are not stored.
     """
 
     text: str
+    inputs: list[Port]
+    outputs: list[Port]
     table_bytes: int
+    struct_bytes: int
     stack_bytes: int
     sparse: frozenset[str]
 
@@ -99,50 +108,38 @@ def names_of(program: StepProgram, words: Words, widths: Widths | None = None) -
     for arrays, prefix in (({**program.inputs, **program.outputs}, ""), (program.states, "state_")):
         for array, name in zip(arrays.values(), identifiers(list(arrays), prefix), strict=True):
             fields[array] = name
+    views = [v for stage in program.stages for v in (*reads_of(stage), *writes_of(stage))]
     types: dict[Array, str] = {}
+    for array in (*fields, *(view.array for view in views)):
+        single = "bool" if array.boolean else "float"
+        types[array] = single if widths is None else widths.type_of(array)
     for stage in program.stages:
-        for view in (*reads_of(stage), *writes_of(stage)):
-            types[view.array] = _type_of(view.array, widths)
         if isinstance(stage, Copy) and stage.places is not None:
-            types[stage.places] = (
-                f"uint{stored_bits(0, stage.source.array.size - 1, signed=False)}_t"
-            )
-    for array in fields:
-        types[array] = _type_of(array, widths)
+            bits = stored_bits(0, stage.source.array.size - 1, signed=False)
+            types[stage.places] = f"uint{bits}_t"
     memory = work_memory(program.stages, types)
     return Names(fields, memory, types, words)
 
 
-def _type_of(array: Array, widths: Widths | None) -> str:
-    if widths is not None:
-        return widths.type_of(array)
-    return "bool" if array.boolean else "float"
-
-
 def model_source(
-    program: StepProgram,
-    names: Names,
-    ports: tuple[Sequence[Port], Sequence[Port]],
-    events: Collection[Array],
-    widths: Widths | None,
+    program: StepProgram, names: Names, events: Collection[Array], widths: Widths | None
 ) -> Source:
     """Return ``model.c``.
 
     Args:
         program: one step, planned.
         names: of its arrays.
-        ports: inputs and outputs.
         events: arrays whose zeros are skipped.
         widths: those of an integer program; ``None`` for float32.
     """
+    inputs, outputs = ports_of(program.inputs, names), ports_of(program.outputs, names)
+    arguments = {"s": "tt_stream *restrict s"}
+    arguments |= {port.name: f"const {port.kind} *restrict {port.name}" for port in inputs}
+    arguments |= {port.name: f"{port.kind} *restrict {port.name}" for port in outputs}
     functions: list[str] = []
     calls: list[str] = []
     deepest = 0
     sparse: set[str] = set()
-    inputs, outputs = ports
-    arguments = {"s": "tt_stream *restrict s"}
-    arguments |= {port.name: f"const {port.kind} *restrict {port.name}" for port in inputs}
-    arguments |= {port.name: f"{port.kind} *restrict {port.name}" for port in outputs}
     for number, stage in enumerate(program.stages):
         printer = stage_printer(stage, names, events, widths, program.double)
         if isinstance(printer, SparsePrinter):
@@ -150,40 +147,29 @@ def model_source(
         body = printer.text()
         used = [name for name in arguments if contains_word(body, name)]
         parameters = ", ".join(arguments[name] for name in used)
-        kind = type(stage).__name__.lower()
         functions += [
-            f"/* {comment(stage.path)}: {kind} */",
+            f"/* {comment(stage.path)}: {type(stage).__name__.lower()} */",
             f"static void tt_stage_{number}({parameters}) {{",
             body + "}",
             "",
         ]
         calls.append(f"    tt_stage_{number}({', '.join(used)});")
         deepest = max(deepest, len(_DECLARATION.findall(body)))
-    resets, starts = _resets(program, names, widths)
-    unused = [
-        f"    (void){name};"
-        for name in ("s", *(port.name for port in (*inputs, *outputs)))
-        if not contains_word("\n".join(calls), name)
-    ]
-    clears = [
-        line
-        for kind, size in names.memory.sizes.items()
-        for line in (
-            f"    for (int32_t i = 0; i < {size}; i++) {{",
-            f"        s->{pool_name(kind)}[i] = {_zero(kind)};",
-            "    }",
-        )
-    ]
+    resets, starts = _resets(program, names)
     tables, size = [], 0
     for array, name in [*names.tables.items(), *starts.items()]:
-        kind, packed = names.types[array], array in names.packed
         values = array.held
         if widths is not None and values.dtype.is_floating_point:
-            values = integer_table(array, widths.points.get(array, 0))
-        text, count = table(name, kind, values, packed)
+            scaled = values.double() * 2.0 ** widths.points.get(array, 0)
+            values = scaled.round().to(torch.int64)
+        text, count = table(name, names.types[array], values, array in names.packed)
         tables.append(text)
         size += count
-    body = "\n".join(functions)
+    body, called = "\n".join(functions), "\n".join(calls)
+    clears = [
+        _filled(f"s->{pool_name(kind)}", count, _zero(kind))
+        for kind, count in names.memory.sizes.items()
+    ]
     lines = [
         *math_include("\n".join([body, *tables])),
         '#include "model.h"',
@@ -203,37 +189,36 @@ def model_source(
         "",
         f"{step_head(inputs, outputs)} {{",
         *calls,
-        *unused,
+        *(f"    (void){name};" for name in arguments if not contains_word(called, name)),
         "}",
     ]
+    members = [(names.types[array], array.size) for array in program.states.values()]
     # tt_step, one stage, and the reader of packed weights
     stack = 3 * _FRAME + _SCALAR * (deepest + len(inputs) + len(outputs))
-    return Source("\n".join(lines) + "\n", size, stack, frozenset(sparse))
+    ram = struct_bytes([*members, *names.memory.sizes.items()])
+    return Source("\n".join(lines) + "\n", inputs, outputs, size, ram, stack, frozenset(sparse))
 
 
 def _zero(kind: str) -> str:
     return {"float": "0.0f", "bool": "false"}.get(kind, "0")
 
 
-def _resets(
-    program: StepProgram, names: Names, widths: Widths | None
-) -> tuple[list[str], dict[Array, str]]:
+def _filled(name: str, size: int, value: str) -> str:
+    return f"    for (int32_t i = 0; i < {size}; i++) {{\n        {name}[i] = {value};\n    }}"
+
+
+def _resets(program: StepProgram, names: Names) -> tuple[list[str], dict[Array, str]]:
     """Return the lines that give every state what it starts from, and the tables they read."""
     lines: list[str] = []
     starts: dict[Array, str] = {}
     for state in program.states.values():
-        values = state.held
         value = _zero(names.types[state])
-        if bool((values != 0).any()):
-            start = Array(Role.TABLE, "", state.size, state.boolean, values)
+        if bool((state.held != 0).any()):
+            start = Array(Role.TABLE, "", state.size, state.boolean, state.held)
             names.types[start] = names.types[state]
             starts[start] = f"tt_start_{len(starts)}"
             value = f"{starts[start]}[i]"
-        lines += [
-            f"    for (int32_t i = 0; i < {state.size}; i++) {{",
-            f"        s->{names.fields[state]}[i] = {value};",
-            "    }",
-        ]
+        lines.append(_filled(f"s->{names.fields[state]}", state.size, value))
     return lines, starts
 
 
@@ -265,9 +250,10 @@ def stage_printer(
             weight = sparse.values
             for each in (sparse.places, sparse.starts):
                 names.types[each] = f"uint{table_bits(each.held, signed=False)}_t"
-        for table in (weight, bias):
-            if table is not None:
-                _type_table(table, names, widths)
+        for each in (weight, bias):
+            if each is not None:
+                bits = None if widths is None else table_bits(each.held)
+                names.types[each] = "float" if bits is None else f"int{bits}_t"
         if widths is not None and fits_nibble(weight.held):
             names.packed.add(weight)
         if sparse is not None:
@@ -292,13 +278,6 @@ def product_tables(stage: Product, by_event: bool) -> tuple[Array, Array | None]
     # a sum begins with no -0: it would stay one where all its terms are skipped
     bias = stage.bias.detach() + 0
     return table, Array(Role.TABLE, "bias", stage.bias.numel(), False, bias)
-
-
-def _type_table(array: Array, names: Names, widths: Widths | None) -> None:
-    if widths is None:
-        names.types[array] = "float"
-        return
-    names.types[array] = f"int{table_bits(array.held)}_t"
 
 
 def struct_bytes(members: Sequence[tuple[str, int]]) -> int:

@@ -137,15 +137,6 @@ class Product:
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
 
-    def taps(self, dim: int, place: int) -> int:
-        """Count the kernel's columns (``dim`` 1) or rows that reach an input's place."""
-        kernel, outputs = self.weight.shape[2 + dim], self.target.shape[1 + dim]
-        reached = 0
-        for k in range(kernel):
-            moved = place + self.padding[dim] - k * self.dilation[dim]
-            reached += moved % self.stride[dim] == 0 and 0 <= moved // self.stride[dim] < outputs
-        return reached
-
 
 @dataclass(frozen=True, eq=False)
 class Pool:
@@ -250,3 +241,8 @@ class StepProgram:
     states: dict[str, Array]
     stages: list[Stage] = field(default_factory=list)
     double: bool = False
+
+    @property
+    def ends(self) -> dict[str, Array]:
+        """Inputs, states and outputs by name."""
+        return {**self.inputs, **self.states, **self.outputs}

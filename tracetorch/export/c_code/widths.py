@@ -478,7 +478,3 @@ def integer_kernel(stage: Pointwise, widths: Widths, double: bool) -> Kernel:
     """
     return _Lowering(stage, widths, _MOST[double]).kernel()
 
-
-def integer_table(array: Array, point: int) -> Tensor:
-    """Return the integers of a table."""
-    return (array.held.double() * 2.0**point).round().to(torch.int64)
