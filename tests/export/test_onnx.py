@@ -30,7 +30,7 @@ from tracetorch import snn
 from tracetorch.core.torch_private import pytree
 from tracetorch.demo.network import ConvSNN
 from tracetorch.export.interface import Interface, fill_structure, leaf_names, name_leaves
-from tracetorch.export.tensor_spec import TensorSpec, infer_spec
+from tracetorch.export.tensor_spec import TensorSpec
 
 onnx = pytest.importorskip("onnx", reason="the extra 'export' is not installed")
 pytest.importorskip("onnxruntime", reason="the extra 'export' is not installed")
@@ -124,8 +124,9 @@ def test_a_mask_restarts_samples_from_what_a_neuron_starts_from(tmp_path: Path) 
     stream.set_states(tt.get_states(net))
     before = stream.get_states()
     for wrong in (mask[:3], mask.int()):
-        with pytest.raises((ValueError, TypeError), match=r"mask has 3 entries|mask\[indices\]"):
+        with pytest.raises((IndexError, TypeError), match=r"boolean ind|mask\[indices\]"):
             stream.zero_states(where=wrong)
+    assert_equal(stream.get_states(), before)
     tt.zero_states(net, where=mask)
     stream.zero_states(where=mask)
     expected, found = tt.get_states(net), stream.get_states()
@@ -142,7 +143,7 @@ def test_a_state_may_be_a_multiple_of_the_batch(tmp_path: Path) -> None:
     stream = tt.export.OnnxStream(tmp_path / "net.onnx")
     x = sequence(5, 3, 8, dtype=torch.float32)
     assert_equal((streamed(stream, x), stream.get_states()), reference(model, x))
-    with pytest.raises(ValueError, match="the mask has 3 entries"):
+    with pytest.raises(IndexError, match="boolean index did not match"):
         stream.zero_states(where=torch.tensor([True, False, True]))
 
 
@@ -322,9 +323,9 @@ def test_a_stream_continues_from_the_states_of_the_model(lif: Path) -> None:
         ((torch.rand(0, 3),), ValueError, r"got \[0, 3\]"),
         ((torch.rand(4, 3),), ValueError, r"a batch of 2, the input has 4. Call zero_states\(\)"),
         ((torch.rand(2, 3).double(),), TypeError, "'x' must be float32, got float64"),
-        (([[1.0] * 3] * 2,), TypeError, r"'x' must be a tensor or an array, got list"),
-        ((), TypeError, r"the inputs \['x'\] are not given"),
-        ((torch.rand(2, 3), torch.rand(2, 3)), TypeError, r"takes \['x'\], got 2 inputs"),
+        (([[1.0] * 3] * 2,), TypeError, "'x' must be float32, got float64"),
+        ((), TypeError, r"takes \['x'\], each once; got 0 by position and \[\] by name"),
+        ((torch.rand(2, 3), torch.rand(2, 3)), TypeError, "each once; got 2 by position"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused_and_leave_the_states_unchanged(
@@ -336,16 +337,15 @@ def test_inputs_that_do_not_fit_are_refused_and_leave_the_states_unchanged(
     with pytest.raises(error, match=message):
         stream(*arguments)
     assert_equal(stream.get_states(), before)
-    with pytest.raises(TypeError, match="the input 'y' is unknown or given twice"):
+    with pytest.raises(TypeError, match=r"got 0 by position and \['y'\] by name"):
         stream(y=torch.rand(2, 3))
 
 
 @pytest.mark.parametrize(
     ("states", "error", "message"),
     [
-        (None, TypeError, "states must be a mapping"),
-        ({"men": torch.zeros(2, 3)}, ValueError, "no state is called 'men'. Did you mean 'mem'"),
-        ({"mem": torch.zeros(2, 3)}, ValueError, r"all states are needed, or none; \['syn'\]"),
+        ({"men": torch.zeros(2, 3)}, ValueError, "all states are needed.* Did you mean 'mem'"),
+        ({"mem": torch.zeros(2, 3)}, ValueError, r"or none: \['mem', 'syn'\], got \['mem'\]"),
         (
             {"mem": torch.zeros(2, 3), "syn": torch.zeros(2, 4)},
             ValueError,
@@ -390,10 +390,10 @@ def test_files_of_other_writers_are_refused(lif: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no file '.*absent\.onnx'"):
         tt.export.OnnxStream(tmp_path / "absent.onnx")
     (tmp_path / "text.onnx").write_text("no model")
-    with pytest.raises(ValueError, match=r"cannot read '.*text\.onnx' as an ONNX file"):
+    with pytest.raises(ValueError, match=r"cannot run '.*text\.onnx' with"):
         tt.export.OnnxStream(tmp_path / "text.onnx")
     (tmp_path / "half.onnx").write_bytes(lif.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"cannot read|was not written|describes itself wrongly"):
+    with pytest.raises(ValueError, match=r"cannot run|was not written|describes itself wrongly"):
         tt.export.OnnxStream(tmp_path / "half.onnx")
     file = onnx.load(lif)
     del file.metadata_props[:]
@@ -574,7 +574,7 @@ def test_interface_round_trips_through_json(value: Any, factor: int) -> None:
 @examples(50)
 def test_a_spec_is_inferred_from_two_batches(factors: list[int], batch: int) -> None:
     shapes = [[*(f * b for f in factors), 7] for b in (2, 3)]
-    spec = infer_spec("x", torch.zeros(shapes[0]), torch.zeros(shapes[1]), (2, 3))
+    spec = TensorSpec.inferred("x", [torch.zeros(shape) for shape in shapes], (2, 3))
     sizes = spec.sizes(batch)
     assert sizes == (*(f * batch for f in factors), 7)
     assert spec.batch_of(sizes) == batch
@@ -583,7 +583,6 @@ def test_a_spec_is_inferred_from_two_batches(factors: list[int], batch: int) -> 
 
 
 def test_sizes_that_do_not_follow_the_batch_are_refused() -> None:
-    with pytest.raises(ValueError, match="x has size 4 at dim 0 for a batch of 2 and 9 for 3"):
-        infer_spec("x", torch.zeros(4), torch.zeros(9), (2, 3))
-    with pytest.raises(ValueError, match="x changes its number of dimensions"):
-        infer_spec("x", torch.zeros(2), torch.zeros(3, 1), (2, 3))
+    tensors = [torch.zeros(4), torch.zeros(9)]
+    with pytest.raises(ValueError, match=r"x has the shapes \[\(4,\), \(9,\)\] for batches of"):
+        TensorSpec.inferred("x", tensors, (2, 3))

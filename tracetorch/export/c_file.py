@@ -210,7 +210,8 @@ def _without_border(model: nn.Module | None) -> tuple[Quantize, nn.Module] | Non
     if inner is None:
         return None
     chain = nn.Sequential()
-    chain._modules.update({**model._modules, name: inner[1]})
+    for other, part in model._modules.items():  # a module may be there twice
+        chain.add_module(other, inner[1] if other == name else part)
     return inner[0], chain
 
 

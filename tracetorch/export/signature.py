@@ -143,8 +143,9 @@ def replace_tensors(model: nn.Module, replacement_of: Callable[[Tensor], Tensor]
     for _, module in named_modules(model):
         attributes = vars(module)
         nested = [each for each in attributes.values() if isinstance(each, (dict, list))]
+        container: Any
         for container in (attributes, *nested):
-            keys = list(container) if isinstance(container, dict) else range(len(container))
+            keys: Any = list(container) if isinstance(container, dict) else range(len(container))
             for key in keys:
                 if isinstance(container[key], Tensor):
                     container[key] = replacement_of(container[key])

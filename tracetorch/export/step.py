@@ -153,8 +153,10 @@ def exported(
             for name, spec in signature.states.items()
         }
         dynamic = pytree.tree_map(lambda _: lead, sample), states
+    program: ExportedProgram
     with torch.no_grad(), explain_trace_errors(model, RuntimeError):
-        return torch.export.export(function, example, dynamic_shapes=dynamic)
+        program = torch.export.export(function, example, dynamic_shapes=dynamic)
+    return program
 
 
 def decomposed(program: ExportedProgram, model: nn.Module) -> ExportedProgram:
@@ -173,8 +175,8 @@ def check_steps(
     """Raise ``ValueError`` unless a program computes what the model does in two steps.
 
     The first begins with random states and inputs, so that neurons fire and what remembers has
-    something to remember; the second is that of the sample from rest, where states are ``None``,
-    which a program cannot express.
+    something to remember; the second begins at rest, where states are ``None``, which a program
+    cannot express.
     """
     leaves: list[Tensor] = pytree.tree_leaves(tensors)
     # Without values in the sample there is nothing to compare.
@@ -191,9 +193,10 @@ def check_steps(
     initial = signature.initial_states(len(leaves[0]), leaves[0].device)
     random = {name: disturbed(state) for name, state in initial.items()}
     first = pytree.tree_map(disturbed, tensors)
+    second = tensors if any(bool(leaf.any()) for leaf in leaves) else first
     pairs: list[tuple[Any, Any]] = []
     with restored(model, tensors=False, training=False), torch.no_grad():
-        for x, held, start in ((first, random, random), (tensors, {}, initial)):
+        for x, held, start in ((first, random, random), (second, {}, initial)):
             set_states(model, held)
             y = call(model, pytree.tree_map(torch.clone, x))
             expected = pytree.tree_leaves((y, get_states(model)))
@@ -256,8 +259,8 @@ class ExplicitStep(nn.Module):
         """Return outputs and next states of one step."""
         model = self.model
         given = {f"the state {name}": state for name, state in states.items()}
-        for path, leaf in pytree.tree_flatten_with_path(x)[0]:
-            given[f"the input {pytree.keystr(path)}".strip()] = leaf
+        for place, leaf in pytree.tree_flatten_with_path(x)[0]:
+            given[f"the input {pytree.keystr(place)}".strip()] = leaf
         with restored(model, tensors=False, training=False), ExitStack() as overrides:
             for path, layer in named_holders(model):
                 for name in layer.active_states:

@@ -52,10 +52,8 @@ class TensorSpec:
         if self.dtype not in DTYPES:
             raise ValueError(f"{self.dtype!r} is not a dtype of {', '.join(DTYPES)}.")
         for size in self.shape:
-            if isinstance(size, str):
-                if not _SIZE.fullmatch(size):
-                    raise ValueError(f"{size!r} is not a size.")
-            elif type(size) is not int or size < 0:
+            is_free = isinstance(size, str) and _SIZE.fullmatch(size)
+            if not is_free and (type(size) is not int or size < 0):
                 raise ValueError(f"{size!r} is not a size.")
 
     def sizes(self, batch: int) -> tuple[int, ...]:
@@ -83,19 +81,16 @@ class TensorSpec:
             return None
         for size, specified in zip(shape, self.shape, strict=True):
             if isinstance(specified, int):
-                if size != specified:
-                    return None
-                continue
-            batch: int | str
-            factor = _factor(specified)
-            if isinstance(size, int):
-                batch, rest = divmod(size, factor)
+                rest = int(size != specified)
+            elif isinstance(size, int):
+                batch, rest = divmod(size, _factor(specified))
+                batches.add(batch)
             else:
                 match = _SYMBOL.fullmatch(size or "unnamed")
-                batch, rest = (match[2], int(match[1] or 1) - factor) if match else ("", 1)
+                rest = int(match[1] or 1) - _factor(specified) if match else 1
+                batches.add(match[2] if match else "")
             if rest:
                 return None
-            batches.add(batch)
         return batches
 
     def full(

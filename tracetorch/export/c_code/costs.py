@@ -120,7 +120,7 @@ def memory_accesses(
             total += stage.target.size * (1 if stage.bias is None else 2)
             # beside a weight its place, and of each row where it begins and ends
             places = int(stage.node in sparse)
-            rows = stage.target.size
+            rows = float(stage.target.size)
             if stage.source.array in by_event:
                 fired = events[stage.node]
                 weights = fan_out(stage, stage.weight != 0 if places else None)
@@ -143,7 +143,7 @@ def fan_out(stage: Product, chosen: Tensor | None = None) -> Tensor:
     """
     weight = torch.ones_like(stage.weight) if chosen is None else chosen
     # by input channel and place in the kernel
-    each = weight.double().unflatten(0, (stage.groups, -1)).sum(1).flatten(0, 1)
+    each = torch.unflatten(weight.double(), 0, (stage.groups, -1)).sum(1).flatten(0, 1)
     taps = [_taps(stage, dim).double() for dim in (0, 1)]
     found = torch.einsum("ckl,kh,lw->chw", each, *taps)
     if not stage.node.startswith("conv"):

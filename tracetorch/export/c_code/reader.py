@@ -326,4 +326,3 @@ def _dense(value: Tensor) -> list[int]:
         shape[dim] = size
         places = places + torch.arange(size).view(shape) * stride
     return places.flatten().tolist()
-

@@ -250,10 +250,10 @@ def stage_printer(
             weight = sparse.values
             for each in (sparse.places, sparse.starts):
                 names.types[each] = f"uint{table_bits(each.held, signed=False)}_t"
-        for each in (weight, bias):
-            if each is not None:
-                bits = None if widths is None else table_bits(each.held)
-                names.types[each] = "float" if bits is None else f"int{bits}_t"
+        for table_of in (weight, bias):
+            if table_of is not None:
+                bits = None if widths is None else table_bits(table_of.held)
+                names.types[table_of] = "float" if bits is None else f"int{bits}_t"
         if widths is not None and fits_nibble(weight.held):
             names.packed.add(weight)
         if sparse is not None:

@@ -477,4 +477,3 @@ def integer_kernel(stage: Pointwise, widths: Widths, double: bool) -> Kernel:
         ValueError: an operation is none of integers.
     """
     return _Lowering(stage, widths, _MOST[double]).kernel()
-
