@@ -80,19 +80,16 @@ def differences(
 ) -> list[str]:
     """List the modules that would compute something else with the values of the file.
 
-    Args:
-        file: descriptions in the file.
-        model: descriptions of the model, from :func:`describe_modules`.
-        strict: whether every class must be the same, and a module that only one of them has is a
-            difference too; if false, settings must, and classes of libraries that receive values.
-        loaded: paths of the modules that receive values.
+    With ``strict`` every class must be the same, and a module that only one of them has is a
+    difference too; else settings must, and classes of libraries at the paths ``loaded``, which
+    receive values.
     """
     found: list[str] = []
     for path in {**file, **model}:
         name = f"module {path!r}" if path else "the model"
         if path not in model or path not in file:
+            own, owner = (file, "the file") if path in file else (model, "the model")
             if strict:
-                own, owner = (file, "the file") if path in file else (model, "the model")
                 found.append(f"{name}: only {owner} has it, {own[path]['class']}")
             continue
         saved, built = file[path], model[path]
@@ -102,21 +99,18 @@ def differences(
                 found.append(f"{name}: {saved['class']} in the file, {built['class']} in the model")
             continue
         # Another version of PyTorch may keep more arguments.
-        found += [
-            f"{name}, {saved['class']}: {key}: {shorten(saved[key], _LONGEST)} in the file, "
-            f"{shorten(built[key], _LONGEST)} in the model"
-            for key in saved
-            if key in built and saved[key] != built[key] and not _is_bounded(key, saved, built)
-        ]
+        for key in [key for key in saved if key in built and saved[key] != built[key]]:
+            texts = saved[key], built[key]
+            # where only the bounds of a parameter differ, the values within both mean the same
+            decays = all(re.fullmatch(r"sigmoid( from .+)?", text) for text in texts)
+            bounds = decays or texts == ("unbounded", "clamp")
+            if not (key.startswith("constraint of ") and bounds):
+                short = [shorten(text, _LONGEST) for text in texts]
+                found.append(
+                    f"{name}, {saved['class']}: {key}: {short[0]} in the file, {short[1]} in the "
+                    "model"
+                )
     return found
-
-
-def _is_bounded(key: str, saved: ModuleDescription, built: ModuleDescription) -> bool:
-    """Whether only the bounds of a parameter differ: within both the values mean the same."""
-    if not key.startswith("constraint of "):
-        return False
-    decays = all(re.fullmatch(r"sigmoid( from .+)?", text) for text in (saved[key], built[key]))
-    return decays or (saved[key], built[key]) == ("unbounded", "clamp")
 
 
 def _is_neutral(module: nn.Module) -> bool:
@@ -208,8 +202,4 @@ def _forward_values(function: Callable[..., Any]) -> str:
             return f"{', '.join(f'{value:.3g}' for value in values.tolist())} at {points}"
     except Exception:  # whatever a function that takes other arguments raises
         pass
-    return _function_name(function)
-
-
-def _function_name(function: Callable[..., Any]) -> str:
     return str(getattr(function, "__name__", type(function).__name__))

@@ -153,16 +153,15 @@ def exported(
             for name, spec in signature.states.items()
         }
         dynamic = pytree.tree_map(lambda _: lead, sample), states
-    program: ExportedProgram
     with torch.no_grad(), explain_trace_errors(model, RuntimeError):
-        program = torch.export.export(function, example, dynamic_shapes=dynamic)
-    return program
+        return torch.export.export(function, example, dynamic_shapes=dynamic)
 
 
 def decomposed(program: ExportedProgram, model: nn.Module) -> ExportedProgram:
     """Return a program without composite operations and writes in place."""
     with torch.no_grad(), explain_trace_errors(model, RuntimeError):
-        return program.run_decompositions({})
+        parts: ExportedProgram = program.run_decompositions({})
+    return parts
 
 
 def check_steps(
