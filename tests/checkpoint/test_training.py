@@ -198,10 +198,7 @@ def test_an_optimizer_of_other_parameters_is_refused_and_all_stays(tmp_path: Pat
     for made, message in (
         (torch.optim.Adam(parameters[::-1]), "where the file has '0.weight'"),
         (torch.optim.Adam(parameters[1:]), "has '0.bias' where the file has '0.weight'"),
-        (
-            torch.optim.Adam([{"params": parameters[:3]}, {"params": parameters[3:]}]),
-            r"\[3, 4\] wh",
-        ),
+        (torch.optim.Adam(groups), r"has \[3, 4\] where the file has \[7\]"),
         (torch.optim.Adam([*parameters[:-1], nn.Parameter(torch.zeros(1))]), "has '' where the fi"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -907,14 +907,6 @@ def test_a_border_that_a_hook_may_see_is_refused(tmp_path: Path) -> None:
         tt.export.c(model, tmp_path, x, dtype="int")
 
 
-def test_a_width_without_a_bound_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tracetorch.export.c_code.widths._MOST_ROUNDS", 1)
-    with pytest.raises(ValueError, match=r"no bound of the state 0\.mem was found in 1 rounds"):
-        tt.export.c(nn.Sequential(Integer(5)), tmp_path, integer_input(5, 1, 5), dtype="int")
-
-
 class Growing(snn.Neuron):
     """A counter that nothing bounds."""
 

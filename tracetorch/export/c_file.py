@@ -27,9 +27,9 @@ from tracetorch.export.c_code.report import CReport
 from tracetorch.export.c_code.source import model_source, names_of
 from tracetorch.export.c_code.stages import Product
 from tracetorch.export.c_code.widths import found_widths
+from tracetorch.fuse.ir.intervals import Interval
 from tracetorch.integers.border import Quantize
 from tracetorch.integers.exact import interval_of
-from tracetorch.integers.intervals import Interval
 from tracetorch.metrics.observe import membrane_name
 from tracetorch.unrolling.inputs import Inputs, parse_inputs
 

@@ -15,11 +15,11 @@ whoever reads the graph how wide the state is.
 Gradients. What rounds passes the gradient; what saturates passes it within its range.
 """
 
+from tracetorch.fuse.ir.intervals import Bounds, Interval
 from tracetorch.integers.border import Quantize, SumPool1d, SumPool2d
 from tracetorch.integers.delays import DelayedConv1d, DelayedLinear
 from tracetorch.integers.exact import check_exact, prove
 from tracetorch.integers.fixed_point import Rounding, multiply, shift_right
-from tracetorch.integers.intervals import Bounds, Interval
 from tracetorch.integers.leaks import Multiplier, Shift
 from tracetorch.integers.leaky_integrator import LeakyIntegrator
 from tracetorch.integers.products import Conv1d, Conv2d, Linear

@@ -18,16 +18,15 @@ from tracetorch.core.snapshot import restored
 from tracetorch.core.walk import named_modules
 from tracetorch.fuse.dispatch.plans import program_of
 from tracetorch.fuse.ir.graph import Unfusable
+from tracetorch.fuse.ir.intervals import MOST_EXACT, Bounds, Interval, bounds, hull, invariant
 from tracetorch.fuse.ir.trace import input_names
 from tracetorch.integers.delays import IntegerDelays
-from tracetorch.integers.intervals import Bounds, Interval, hull, invariant, tracked
 from tracetorch.integers.products import Product
 from tracetorch.snn.delay import SynapticDelays
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.stateful_layer import ARITHMETIC_DTYPE
 
-_MOST = {torch.float32: 2.0**24, torch.float64: 2.0**53}
 _LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, Product, SynapticDelays)
 
 
@@ -76,7 +75,13 @@ def prove(
     for name in cell.active:
         start = getattr(layer, f"initial_{name}", None)
         starts[name] = interval_of(torch.zeros(shape) if start is None else start)
-    return invariant(program.forward, known, starts, _MOST[dtype])
+
+    def step(states: dict[str, Interval]) -> tuple[Bounds, dict[str, Interval]]:
+        read = {**known, **{f"s_{name}": state for name, state in states.items()}}
+        found = bounds(program.forward, read, dtype)
+        return found, {name: found.outputs[f"next_{name}"] for name in states}
+
+    return invariant(starts, step)[0]
 
 
 def interval_of(values: Tensor) -> Interval:
@@ -175,12 +180,12 @@ def _record_inputs(
                 f"{_named(path, layer)} gets {name} that is no integer. Scale and round what comes "
                 "before, tt.integers.round(scale * x)."
             )
-        known[name] = hull(tracked(known[name]), tracked(found)) if name in known else found
+        known[name] = hull(known[name], found) if name in known else found
 
 
 def _check_output(path: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     """Raise where a module other than a neuron layer leaves the integers."""
-    if not isinstance(output, Tensor) or output.dtype not in _MOST:
+    if not isinstance(output, Tensor) or output.dtype not in MOST_EXACT:
         return
     largest = float(output.detach().abs().max()) if output.numel() else 0.0
     _check_range(path, module, output, largest)
@@ -234,10 +239,10 @@ def _check_range(path: str, module: nn.Module, output: Tensor, largest: float) -
             f"{name} gets, holds or returns what is no integer. Scale and round it, "
             "tt.integers.round(scale * x)."
         )
-    if largest > _MOST[output.dtype]:
+    if largest > MOST_EXACT[output.dtype]:
         raise ValueError(
             f"{name} can reach {largest:.0f}, and {output.dtype} holds every integer up to "
-            f"{_MOST[output.dtype]:.0f} only. Give x.double(), and model.double()."
+            f"{MOST_EXACT[output.dtype]:.0f} only. Give x.double(), and model.double()."
         )
 
 

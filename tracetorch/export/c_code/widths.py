@@ -29,6 +29,15 @@ from tracetorch.export.c_code.stages import (
 )
 from tracetorch.fuse.ir.graph import COMPARISONS, Line
 from tracetorch.fuse.ir.graph import Value as GraphValue
+from tracetorch.fuse.ir.intervals import (
+    MOST_EXACT,
+    Bounds,
+    Interval,
+    bounds,
+    constant,
+    hull,
+    invariant,
+)
 from tracetorch.fuse.ir.kernel import (
     Axis,
     Dtype,
@@ -39,21 +48,8 @@ from tracetorch.fuse.ir.kernel import (
     Value,
 )
 from tracetorch.fuse.ir.kernel import Role as BufferRole
-from tracetorch.integers.intervals import (
-    Bounds,
-    Interval,
-    TrackedInterval,
-    bounds,
-    constant,
-    hull,
-    tracked,
-    widened,
-)
 from tracetorch.integers.width import stored_bits
 
-_ROUNDS = 4  # before states are widened
-_MOST_ROUNDS = 400
-_MOST = {False: 2.0**24, True: 2.0**53}  # of float32, of float64
 LANE = (Axis.LANE,)
 
 
@@ -66,7 +62,7 @@ class Widths:
         points: bits behind the binary point of each table that has any.
     """
 
-    ranges: Mapping[Array, TrackedInterval]
+    ranges: Mapping[Array, Interval]
     points: Mapping[Array, int]
 
     def type_of(self, array: Array) -> str:
@@ -90,47 +86,27 @@ def found_widths(program: StepProgram, inputs: Mapping[str, Interval]) -> Widths
         ValueError: something is no integer, is not exact in the float that the model computes
             with, or grows for ever; the module is named.
     """
-    most = _MOST[program.double]
-    start: dict[Array, TrackedInterval] = {}
-    for name, array in program.inputs.items():
-        start[array] = tracked(inputs[name])
-    held: dict[Array, TrackedInterval] = {}
-    for name, array in program.states.items():
-        held[array] = tracked(_range(array.held, f"the state {name} starts from"))
+    dtype = torch.float64 if program.double else torch.float32
+    most = MOST_EXACT[dtype]
+    start = {array: inputs[name] for name, array in program.inputs.items()}
+    held = {
+        array: _range(array.held, f"the state {name} starts from")
+        for name, array in program.states.items()
+    }
     points: dict[Array, int] = {}
     for stage in program.stages:
         for view in reads_of(stage):
             if view.array.role is Role.TABLE and view.array not in start:
                 start[view.array], points[view.array] = _table(view.array, stage.path)
-    for attempt in range(_MOST_ROUNDS):
-        known = _ranges(program, {**start, **held}, most, check=False)
-        grown = {array: hull(held[array], known[1][array]) for array in held}
-        moving = [n for n, a in program.states.items() if not _equal(held[a], grown[a])]
-        if not moving:
-            break
-        if attempt >= _ROUNDS:
-            grown = {array: widened(held[array], grown[array]) for array in held}
-        held = grown
-    else:
-        raise ValueError(
-            f"no bound of the state {moving[0]} was found in {_MOST_ROUNDS} rounds of interval "
-            "arithmetic: saturate it, tt.integers.saturate, or export with dtype='float32'."
-        )
+    _, held = invariant(held, lambda each: _ranges(program, {**start, **each}, dtype, check=False))
     for name, array in program.states.items():
         if held[array].magnitude > most:
             raise ValueError(
                 f"the state {name} can grow beyond {most:.0f}, up to where the float that the "
                 "model computes with holds every integer: saturate it, tt.integers.saturate."
             )
-    known = _ranges(program, {**start, **held}, most, check=True)
-    ranges = {**known[0], **held}
-    return Widths(ranges, {array: point for array, point in points.items() if point})
-
-
-def _equal(x: TrackedInterval, y: TrackedInterval) -> bool:
-    return all(
-        np.array_equal(a, b) for a, b in ((x.low, y.low), (x.high, y.high), (x.step, y.step))
-    )
+    known, _ = _ranges(program, {**start, **held}, dtype, check=True)
+    return Widths({**known, **held}, {array: point for array, point in points.items() if point})
 
 
 def _range(values: Tensor, what: str) -> Interval:
@@ -141,7 +117,7 @@ def _range(values: Tensor, what: str) -> Interval:
     return Interval(float(numbers.min()), float(numbers.max()), 0.0)
 
 
-def _table(array: Array, path: str) -> tuple[TrackedInterval, int]:
+def _table(array: Array, path: str) -> tuple[Interval, int]:
     """Return the range of a table, and the bits behind its binary point."""
     numbers = array.held.double()
     steps = [constant(number).step for number in set(numbers.flatten().tolist())]
@@ -152,16 +128,16 @@ def _table(array: Array, path: str) -> tuple[TrackedInterval, int]:
             "multiple of 2^-31. Quantise the model, or export it with dtype='float32'."
         )
     step = min(step, 0.0)
-    return TrackedInterval(float(numbers.min()), float(numbers.max()), step), int(-step)
+    return Interval(float(numbers.min()), float(numbers.max()), step), int(-step)
 
 
 def _ranges(
-    program: StepProgram, known: dict[Array, TrackedInterval], most: float, check: bool
-) -> tuple[dict[Array, TrackedInterval], dict[Array, TrackedInterval]]:
+    program: StepProgram, known: dict[Array, Interval], dtype: torch.dtype, check: bool
+) -> tuple[dict[Array, Interval], dict[Array, Interval]]:
     """Return the ranges of what one step computes, and those that the states get."""
-    known, ends = dict(known), dict[Array, TrackedInterval]()
+    known, ends = dict(known), dict[Array, Interval]()
     for stage in program.stages:
-        for array, found in _computed(stage, known, most, check):
+        for array, found in _computed(stage, known, dtype, check):
             if array.role is Role.STATE:
                 ends[array] = hull(ends[array], found) if array in ends else found
             else:
@@ -170,10 +146,10 @@ def _ranges(
 
 
 def _computed(
-    stage: Stage, known: Mapping[Array, TrackedInterval], most: float, check: bool
-) -> list[tuple[Array, TrackedInterval]]:
+    stage: Stage, known: Mapping[Array, Interval], dtype: torch.dtype, check: bool
+) -> list[tuple[Array, Interval]]:
     if isinstance(stage, Pointwise):
-        found = bounds_of(stage, known, most)
+        found = bounds_of(stage, known, dtype)
         if check and not found.exact:
             raise ValueError(
                 f"{stage.path} is not exact in integers: {found.fault}. Give fewer bits, smaller "
@@ -189,7 +165,7 @@ def _computed(
         return results
     source = known[stage.source.array]
     if isinstance(stage, Product):
-        return [(stage.target.array, _product_range(stage, source, most, check))]
+        return [(stage.target.array, _product_range(stage, source, dtype, check))]
     found_range = source
     if isinstance(stage, Pool) and not stage.maximum:
         if stage.divisor != 1:
@@ -206,23 +182,21 @@ def _computed(
     return [(stage.target.array, found_range)]
 
 
-def _times(source: TrackedInterval, count: int) -> TrackedInterval:
+def _times(source: Interval, count: int) -> Interval:
     low, high = np.minimum(source.low, 0.0) * count, np.maximum(source.high, 0.0) * count
-    return TrackedInterval(low, high, source.step, source.exact)
+    return Interval(low, high, source.step, source.exact)
 
 
-def bounds_of(stage: Pointwise, known: Mapping[Array, TrackedInterval], most: float) -> Bounds:
+def bounds_of(stage: Pointwise, known: Mapping[Array, Interval], dtype: torch.dtype) -> Bounds:
     """Return the range of every line of a stage."""
     inputs = {name: known[view.array] for name, view in stage.reads.items()}
     try:
-        return bounds(stage.graph, inputs, most)
+        return bounds(stage.graph, inputs, dtype)
     except ValueError as error:
         raise ValueError(f"{stage.path}: {error}") from None
 
 
-def _product_range(
-    stage: Product, source: TrackedInterval, most: float, check: bool
-) -> TrackedInterval:
+def _product_range(stage: Product, source: Interval, dtype: torch.dtype, check: bool) -> Interval:
     """Return the range of a product's sums, those on the way included."""
     weight = stage.weight.double()
     for each in (weight, stage.bias):
@@ -238,13 +212,13 @@ def _product_range(
     if stage.bias is not None:
         bias = stage.bias.double()
         least, largest = least + bias, largest + bias
-    reached = max(float(-least.min()), float(largest.max()))
+    reached, most = max(float(-least.min()), float(largest.max())), MOST_EXACT[dtype]
     if check and (reached > most or float(np.min(source.step)) < 0):
         raise ValueError(
             f"{stage.path} can reach {reached:.0f}, and the float that the model computes with "
             f"holds every integer up to {most:.0f} only. Give x.double() and model.double()."
         )
-    return TrackedInterval(float(least.min()), float(largest.max()), 0.0)
+    return Interval(float(least.min()), float(largest.max()), 0.0)
 
 
 # Arithmetic
@@ -269,12 +243,13 @@ class _Number:
 class _Lowering:
     """Write the lines of a pointwise stage in integers."""
 
-    def __init__(self, stage: Pointwise, widths: Widths, most: float) -> None:
-        self.stage, self.widths, self.double = stage, widths, most > _MOST[False]
+    def __init__(self, stage: Pointwise, widths: Widths, double: bool) -> None:
+        self.stage, self.widths, self.double = stage, widths, double
         self.k = KernelBuilder("stage", "", Dtype.INT32)
         self.env: dict[str, _Number] = {}
         known = dict(widths.ranges)
-        self.ranges = {line.name: each for line, each in bounds_of(stage, known, most).lines}
+        dtype = torch.float64 if double else torch.float32
+        self.ranges = {line.name: each for line, each in bounds_of(stage, known, dtype).lines}
 
     def kernel(self) -> Kernel:
         k, stage = self.k, self.stage
@@ -320,9 +295,7 @@ class _Lowering:
         numerator, denominator = number.as_integer_ratio()
         return _Number(float(numerator), denominator.bit_length() - 1)
 
-    def _op(
-        self, op: str, *args: Operand, like: TrackedInterval | None = None, point: int = 0
-    ) -> Value:
+    def _op(self, op: str, *args: Operand, like: Interval | None = None, point: int = 0) -> Value:
         """Append an operation whose result is as wide as its range needs, or as its operands."""
         # a float stands for a number of the arithmetic
         numbers = [a if isinstance(a, (Value, bool)) else float(a) for a in args]
@@ -336,7 +309,7 @@ class _Lowering:
             dtype = Dtype.INT64
         return self.k.op(op, *numbers, dtype=dtype)
 
-    def _at(self, number: _Number, point: int, interval: TrackedInterval | None) -> Operand:
+    def _at(self, number: _Number, point: int, interval: Interval | None) -> Operand:
         """Return a number with more bits behind its binary point."""
         if number.divisor is not None:
             raise self._refused("with a quotient")
@@ -394,7 +367,7 @@ class _Lowering:
             return _Number(self._op(op, *given, like=_widest(like, *spans), point=point), point)
         raise self._refused(op)
 
-    def _span(self, value: GraphValue) -> TrackedInterval:
+    def _span(self, value: GraphValue) -> Interval:
         if isinstance(value, str):
             return self.ranges[value]
         return constant(self._literal(float(value)))
@@ -403,7 +376,7 @@ class _Lowering:
         """Return a number as the dtype of the model has it."""
         return value if self.double else float(np.float32(value))
 
-    def _quotient(self, args: list[_Number], spans: list[TrackedInterval]) -> _Number:
+    def _quotient(self, args: list[_Number], spans: list[Interval]) -> _Number:
         """Keep a quotient undone; its rounding, or its sign, is done at once."""
         over, under = args
         if not np.all(np.greater(spans[1].low, 0)) or over.divisor is not None:
@@ -413,7 +386,7 @@ class _Lowering:
         return _Number(value, 0, divisor)
 
     def _comparison(
-        self, op: str, args: list[_Number], spans: list[TrackedInterval], line: Line
+        self, op: str, args: list[_Number], spans: list[Interval], line: Line
     ) -> _Number:
         for i, other in ((0, 1), (1, 0)):
             if args[i].divisor is not None:
@@ -426,7 +399,7 @@ class _Lowering:
         values = [self._at(arg, point, span) for arg, span in zip(args, spans, strict=True)]
         return _Number(self.k.op(op, *values))
 
-    def _rounded(self, op: str, number: _Number, span: TrackedInterval) -> _Number:
+    def _rounded(self, op: str, number: _Number, span: Interval) -> _Number:
         value, point = number.value, number.point
         if number.divisor is not None:
             if op == "trunc":
@@ -457,13 +430,13 @@ class _Lowering:
         return _Number(self._op("add", below, self._op("float", up)))
 
 
-def _product(*spans: TrackedInterval) -> TrackedInterval:
+def _product(*spans: Interval) -> Interval:
     first, second = ((float(np.min(s.low)), float(np.max(s.high))) for s in spans)
     ends = [a * b for a in first for b in second]
-    return TrackedInterval(min(ends), max(ends))
+    return Interval(min(ends), max(ends))
 
 
-def _widest(*spans: TrackedInterval) -> TrackedInterval:
+def _widest(*spans: Interval) -> Interval:
     found = spans[0]
     for each in spans[1:]:
         found = hull(found, each)
@@ -476,4 +449,4 @@ def integer_kernel(stage: Pointwise, widths: Widths, double: bool) -> Kernel:
     Raises:
         ValueError: an operation is none of integers.
     """
-    return _Lowering(stage, widths, _MOST[double]).kernel()
+    return _Lowering(stage, widths, double).kernel()

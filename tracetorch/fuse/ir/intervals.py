@@ -1,28 +1,35 @@
-"""Prove how large the numbers of a step can become, and that they are exact: interval arithmetic.
+"""Intervals of a step's graph: how large every line can become, in which unit, and if exactly.
 
-Each line of a step's graph gets an interval: the least and the largest value, the power of
-two that every value is a multiple of, and whether a rounding may have happened, each for every
-neuron. States grow from what they start from until nothing grows any more, their ends widened to
-powers of two, so that a proof takes a few rounds. What is found holds for every sequence of inputs
-within their interval.
+Each line of a graph gets an interval: the least and the largest value, the power of two that every
+value is a multiple of, and whether a rounding may have happened, each for every neuron. ``bounds``
+is the table of one step, ``invariant`` that of any number of steps: states grow from what they
+start from until nothing grows any more, their ends widened to powers of two, so that a proof takes
+a few rounds. What is found holds for every sequence of inputs within their interval. Exactness, C
+and circuits read the same table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from functools import cached_property
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from tracetorch.fuse.ir.graph import COMPARISONS, Graph, Line, Value
 
+# The largest integer up to which a dtype holds all.
+MOST_EXACT = {torch.float32: 2.0**24, torch.float64: 2.0**53}
 _ROUNDS = 4  # before ends are widened
 _WIDEST = 64  # bits, beyond which a state is taken to grow forever
 
 Numbers: TypeAlias = float | NDArray[Any]
 Flags: TypeAlias = bool | NDArray[Any]
+Key = TypeVar("Key", bound=Hashable)
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -33,15 +40,22 @@ class Interval:
         low, high: the least and the largest value.
         step: every value is a multiple of ``2^step``: 0 for integers, ``-inf`` for any real
             numbers.
+        exact: whether no rounding can have happened on the way.
+        signed: whether, where values are rounded, their signs are right.
+        floored: whether rounding them down or towards zero gives what it should: of a quotient of
+            integers that fit, a rounding never reaches the next integer.
 
     Example:
-        >>> Interval(-128, 127).bits
-        8
+        >>> Interval(-128, 127).bits, Interval(0, 0.75, step=-2).unit
+        (8, 0.25)
     """
 
     low: Numbers
     high: Numbers
     step: Numbers = 0.0
+    exact: Flags = True
+    signed: Flags = False
+    floored: Flags = False
 
     @property
     def magnitude(self) -> float:
@@ -49,16 +63,27 @@ class Interval:
         return float(np.max(self._magnitudes()))
 
     @property
+    def unit(self) -> float:
+        """What one integer of a register for every neuron stands for: 1, or a power of two below.
+
+        Raises:
+            ValueError: values are any real numbers, and there is none.
+        """
+        step = float(np.min(self.step))
+        if step == -np.inf:
+            raise ValueError("there is no width that holds every real number.")
+        return float(2.0 ** min(step, 0.0))
+
+    @property
     def bits(self) -> int:
-        """Width of a signed integer that holds the value of every neuron, in units of ``2^step``.
+        """Width of a signed integer that holds the value of every neuron, in units of ``unit``.
 
         Raises:
             ValueError: there is none.
         """
-        step = float(np.min(self.step))
-        if step == -np.inf or self.magnitude == np.inf:
+        unit = self.unit
+        if self.magnitude == np.inf:
             raise ValueError("there is no width that holds every real number.")
-        unit = 2.0 ** min(step, 0.0)
         low, high = int(np.min(self.low) / unit), int(np.max(self.high) / unit)
         return max((-low - 1).bit_length() if low < 0 else 0, high.bit_length()) + 1
 
@@ -66,31 +91,9 @@ class Interval:
         return np.maximum(np.abs(self.low), np.abs(self.high))
 
 
-@dataclass(frozen=True)
-class TrackedInterval(Interval):
-    """Interval that also says what roundings may have done.
-
-    Args:
-        low, high, step: as those of :class:`Interval`.
-        exact: whether no rounding can have happened on the way.
-        signed: whether, where values are rounded, their signs are right.
-        floored: whether rounding them down or towards zero gives what it should: of a quotient of
-            integers that fit, a rounding never reaches the next integer.
-    """
-
-    exact: Flags = True
-    signed: Flags = False
-    floored: Flags = False
-
-
-def tracked(x: Interval) -> TrackedInterval:
-    """Return an interval of what no rounding has touched."""
-    return x if isinstance(x, TrackedInterval) else TrackedInterval(x.low, x.high, x.step)
-
-
-def hull(x: TrackedInterval, y: TrackedInterval) -> TrackedInterval:
+def hull(x: Interval, y: Interval) -> Interval:
     """Return the smallest interval that holds both."""
-    return TrackedInterval(
+    return Interval(
         np.minimum(x.low, y.low),
         np.maximum(x.high, y.high),
         np.minimum(x.step, y.step),
@@ -98,46 +101,40 @@ def hull(x: TrackedInterval, y: TrackedInterval) -> TrackedInterval:
     )
 
 
-def _largest(x: TrackedInterval, most: float) -> NDArray[Any]:
+def _largest(x: Interval, most: float) -> NDArray[Any]:
     """Return up to what all multiples of the step are numbers of a dtype."""
     return np.asarray(most * np.exp2(np.clip(x.step, -_WIDEST, 0.0)))
 
 
-def _fits(x: TrackedInterval, most: float) -> NDArray[Any]:
+def _fits(x: Interval, most: float) -> NDArray[Any]:
     """Return whether every value is one of a dtype that holds all integers up to ``most``."""
     fitting: NDArray[Any] = np.logical_or(np.isneginf(x.step), x._magnitudes() <= _largest(x, most))
     return fitting
 
 
-def _same(x: TrackedInterval, y: TrackedInterval) -> bool:
-    """Whether two intervals are the same for every neuron."""
-    pairs = ((x.low, y.low), (x.high, y.high), (x.step, y.step), (x.exact, y.exact))
-    return all(np.array_equal(np.broadcast_to(a, np.shape(b)), b) for a, b in pairs)
-
-
-def constant(value: float) -> TrackedInterval:
+def constant(value: float) -> Interval:
     """Return the interval of one number."""
     if value == 0 or not np.isfinite(value):
-        return TrackedInterval(value, value, np.inf if value == 0 else -np.inf)
+        return Interval(value, value, np.inf if value == 0 else -np.inf)
     numerator, denominator = float(value).as_integer_ratio()
     odd = (numerator & -numerator).bit_length() - 1
-    return TrackedInterval(value, value, float(odd - (denominator.bit_length() - 1)))
+    return Interval(value, value, float(odd - (denominator.bit_length() - 1)))
 
 
-Rule: TypeAlias = Callable[..., TrackedInterval]
+Rule: TypeAlias = Callable[..., Interval]
 
 
-def _sum(x: TrackedInterval, y: TrackedInterval) -> TrackedInterval:
+def _sum(x: Interval, y: Interval) -> Interval:
     step = np.minimum(x.step, y.step)
     exact = np.logical_and(x.exact, y.exact) & ~np.isneginf(step)
-    return TrackedInterval(x.low + y.low, x.high + y.high, step, exact)
+    return Interval(x.low + y.low, x.high + y.high, step, exact)
 
 
-def _negative(x: TrackedInterval) -> TrackedInterval:
-    return TrackedInterval(np.negative(x.high), np.negative(x.low), x.step, x.exact)
+def _negative(x: Interval) -> Interval:
+    return Interval(np.negative(x.high), np.negative(x.low), x.step, x.exact)
 
 
-def _product(x: TrackedInterval, y: TrackedInterval) -> TrackedInterval:
+def _product(x: Interval, y: Interval) -> Interval:
     with np.errstate(invalid="ignore"):
         ends = np.stack(
             np.broadcast_arrays(
@@ -150,13 +147,13 @@ def _product(x: TrackedInterval, y: TrackedInterval) -> TrackedInterval:
     # times a positive number of any size: the product is rounded, but its sign is not
     signed = np.logical_and(x.exact, np.greater(y.low, 0))
     signed = signed | np.logical_and(y.exact, np.greater(x.low, 0))
-    return TrackedInterval(ends.min(0), ends.max(0), step, exact, signed)
+    return Interval(ends.min(0), ends.max(0), step, exact, signed)
 
 
-def _quotient(x: TrackedInterval, y: TrackedInterval) -> TrackedInterval:
+def _quotient(x: Interval, y: Interval) -> Interval:
     if np.any(np.less_equal(y.low, 0) & np.greater_equal(y.high, 0)):
-        return TrackedInterval(-np.inf, np.inf, -np.inf, False)
-    inverse = TrackedInterval(np.divide(1.0, y.high), np.divide(1.0, y.low), -np.inf)
+        return Interval(-np.inf, np.inf, -np.inf, False)
+    inverse = Interval(np.divide(1.0, y.high), np.divide(1.0, y.low), -np.inf)
     exponent = np.frexp(y.low)
     power = np.equal(y.low, y.high) & np.equal(np.abs(exponent[0]), 0.5)
     product = _product(x, replace(inverse, step=np.where(power, 1.0 - exponent[1], -np.inf)))
@@ -165,37 +162,37 @@ def _quotient(x: TrackedInterval, y: TrackedInterval) -> TrackedInterval:
 
 
 def _integers(function: Callable[[Numbers], Any], *, nearest: bool = False) -> Rule:
-    def rule(x: TrackedInterval) -> TrackedInterval:
+    def rule(x: Interval) -> Interval:
         exact = x.exact if nearest else np.logical_or(x.exact, x.floored)
-        return TrackedInterval(function(x.low), function(x.high), np.maximum(x.step, 0.0), exact)
+        return Interval(function(x.low), function(x.high), np.maximum(x.step, 0.0), exact)
 
     return rule
 
 
 def _ordered(function: Callable[[Numbers, Numbers], Any]) -> Rule:
-    def rule(x: TrackedInterval, y: TrackedInterval) -> TrackedInterval:
+    def rule(x: Interval, y: Interval) -> Interval:
         ends = function(x.low, y.low), function(x.high, y.high)
         step = np.minimum(x.step, y.step)
-        return TrackedInterval(*ends, step, np.logical_and(x.exact, y.exact))
+        return Interval(*ends, step, np.logical_and(x.exact, y.exact))
 
     return rule
 
 
-def _absolute(x: TrackedInterval) -> TrackedInterval:
+def _absolute(x: Interval) -> Interval:
     inside = np.less_equal(x.low, 0) & np.greater_equal(x.high, 0)
     low = np.where(inside, 0.0, np.minimum(np.abs(x.low), np.abs(x.high)))
-    return TrackedInterval(low, x._magnitudes(), x.step, x.exact)
+    return Interval(low, x._magnitudes(), x.step, x.exact)
 
 
-def _truth(always: Any, never: Any, *parts: TrackedInterval) -> TrackedInterval:
+def _truth(always: Any, never: Any, *parts: Interval) -> Interval:
     exact: Any = True
     for part in parts:
         exact = np.logical_and(exact, part.exact)
-    return TrackedInterval(np.where(always, 1.0, 0.0), np.where(never, 0.0, 1.0), 0.0, exact)
+    return Interval(np.where(always, 1.0, 0.0), np.where(never, 0.0, 1.0), 0.0, exact)
 
 
 def _comparison(op: str) -> Rule:
-    def rule(x: TrackedInterval, y: TrackedInterval) -> TrackedInterval:
+    def rule(x: Interval, y: Interval) -> Interval:
         if op in ("lt", "le"):
             return _comparison({"lt": "gt", "le": "ge"}[op])(y, x)
         # against zero a sign is enough
@@ -215,17 +212,7 @@ def _comparison(op: str) -> Rule:
     return rule
 
 
-def _both(x: TrackedInterval, y: TrackedInterval) -> TrackedInterval:
-    never = np.equal(x.high, 0) | np.equal(y.high, 0)
-    return _truth(np.equal(x.low, 1) & np.equal(y.low, 1), never, x, y)
-
-
-def _either(x: TrackedInterval, y: TrackedInterval) -> TrackedInterval:
-    always = np.equal(x.low, 1) | np.equal(y.low, 1)
-    return _truth(always, np.equal(x.high, 0) & np.equal(y.high, 0), x, y)
-
-
-def _chosen(condition: TrackedInterval, x: TrackedInterval, y: TrackedInterval) -> TrackedInterval:
+def _chosen(condition: Interval, x: Interval, y: Interval) -> Interval:
     union = hull(x, y)
     always, never = np.equal(condition.low, 1), np.equal(condition.high, 0)
 
@@ -235,7 +222,7 @@ def _chosen(condition: TrackedInterval, x: TrackedInterval, y: TrackedInterval) 
         return picked
 
     exact = np.logical_and(pick("exact"), condition.exact)
-    return TrackedInterval(pick("low"), pick("high"), pick("step"), exact)
+    return Interval(pick("low"), pick("high"), pick("step"), exact)
 
 
 _RULES: dict[str, Rule] = {
@@ -255,10 +242,10 @@ _RULES: dict[str, Rule] = {
     "trunc": _integers(np.trunc),
     "round": _integers(np.rint, nearest=True),
     **{op: _comparison(op) for op in COMPARISONS},
-    "and": _both,
-    "or": _either,
+    "and": _ordered(np.minimum),
+    "or": _ordered(np.maximum),
     "xor": lambda x, y: _truth(False, False, x, y),
-    "not": lambda x: _truth(np.equal(x.high, 0), np.equal(x.low, 1), x),
+    "not": lambda x: Interval(np.subtract(1.0, x.high), np.subtract(1.0, x.low), 0.0, x.exact),
 }
 # Operations that numbers too large for their dtype may enter, for they ask for the order alone.
 _ORDER = COMPARISONS | {"max", "min"}
@@ -271,6 +258,8 @@ class Bounds:
     Args:
         lines: of each line of the graph with its interval, in order of computation.
         outputs: the interval of ``output`` and of every ``next_<state>``, by name.
+        inputs: that of everything that the graph reads, by name.
+        dtype: of the arithmetic.
 
     Example:
         >>> from tracetorch import integers
@@ -280,12 +269,25 @@ class Bounds:
         ...     print(line.op, interval.bits)
         max 5
         min 5
-        >>> found.exact
-        True
+        >>> found.exact, found["x"].bits, found[0.25].unit
+        (True, 5, 0.25)
     """
 
-    lines: tuple[tuple[Line, TrackedInterval], ...]
-    outputs: Mapping[str, TrackedInterval]
+    lines: tuple[tuple[Line, Interval], ...]
+    outputs: Mapping[str, Interval]
+    inputs: Mapping[str, Interval]
+    dtype: torch.dtype
+
+    def __getitem__(self, value: Value) -> Interval:
+        """Return the interval of what a line may take: a line or an input by name, or a literal."""
+        if isinstance(value, str):
+            found = self.inputs.get(value)
+            return self._by_name[value] if found is None else found
+        return _literal(value, self.dtype)
+
+    @cached_property
+    def _by_name(self) -> dict[str, Interval]:
+        return {line.name: interval for line, interval in self.lines}
 
     @property
     def exact(self) -> bool:
@@ -304,24 +306,26 @@ class Bounds:
         return f"{name} reaches {found.magnitude:.4g}"
 
 
-def bounds(graph: Graph, inputs: Mapping[str, Interval], most: float) -> Bounds:
+def _literal(value: float | bool, dtype: torch.dtype) -> Interval:
+    """Return the interval of a literal, which is a number of the dtype."""
+    return constant(float(np.float32(value) if dtype is torch.float32 else value))
+
+
+def bounds(graph: Graph, inputs: Mapping[str, Interval], dtype: torch.dtype) -> Bounds:
     """Return the interval of every line of a graph.
 
     Args:
         graph: straight-line arithmetic.
         inputs: the intervals of what it reads, by name.
-        most: the largest integer up to which the dtype holds all.
+        dtype: of the arithmetic, float32 or float64.
 
     Raises:
         ValueError: there is no rule for an operation.
     """
-    values = {name: tracked(interval) for name, interval in inputs.items()}
+    values, most = dict(inputs), MOST_EXACT[dtype]
 
-    def of(value: Value) -> TrackedInterval:
-        if isinstance(value, str):
-            return values[value]
-        # a literal is one of the dtype
-        return constant(float(value) if most > 2**24 else float(np.float32(value)))
+    def of(value: Value) -> Interval:
+        return values[value] if isinstance(value, str) else _literal(value, dtype)
 
     found = []
     for line in graph.lines:
@@ -345,46 +349,47 @@ def bounds(graph: Graph, inputs: Mapping[str, Interval], most: float) -> Bounds:
         found.append((line, interval))
     ends = {name: of(value) for name, value in graph.outputs.items()}
     ends = {n: replace(v, exact=np.logical_and(v.exact, _fits(v, most))) for n, v in ends.items()}
-    return Bounds(tuple(found), ends)
+    return Bounds(tuple(found), ends, dict(inputs), dtype)
 
 
 def invariant(
-    graph: Graph, inputs: Mapping[str, Interval], states: Mapping[str, Interval], most: float
-) -> Bounds:
-    """Return the intervals that hold over any number of steps.
+    starts: Mapping[Key, Interval],
+    step: Callable[[dict[Key, Interval]], tuple[Found, Mapping[Key, Interval]]],
+) -> tuple[Found, dict[Key, Interval]]:
+    """Return what a step computes, and its states, that hold over any number of steps.
 
     Args:
-        graph: of one step, with ``s_<state>`` among its inputs and ``next_<state>`` as outputs.
-        inputs: the intervals of the other inputs.
-        states: those that the states start from.
-        most: the largest integer up to which the dtype holds all.
+        starts: the intervals that the states start from.
+        step: of the states' intervals; what it computes, and the states' next ones.
     """
-    starts = {name: tracked(interval) for name, interval in states.items()}
-    held = dict(starts)
+    states = dict(starts)
 
-    def advanced() -> tuple[Bounds, dict[str, TrackedInterval]]:
-        found = bounds(graph, {**inputs, **{f"s_{n}": v for n, v in held.items()}}, most)
-        ends = {name: hull(start, found.outputs[f"next_{name}"]) for name, start in starts.items()}
+    def advanced() -> tuple[Found, dict[Key, Interval]]:
+        found, ends = step(states)
         # by induction: where states are exact, are the next ones?
-        return found, {name: replace(end, exact=True) for name, end in ends.items()}
+        return found, {n: replace(hull(s, ends[n]), exact=True) for n, s in starts.items()}
 
-    for attempt in range(_ROUNDS + 4 * _WIDEST * (len(states) + 1)):
-        _, ends = advanced()
-        grown = {name: hull(held[name], ends[name]) for name in held}
-        if all(_same(held[name], grown[name]) for name in held):
+    attempt = 0
+    while True:
+        grown = {name: hull(states[name], end) for name, end in advanced()[1].items()}
+        if all(_same(states[name], grown[name]) for name in states):
             break
-        if attempt >= _ROUNDS:
-            grown = {name: widened(held[name], grown[name]) for name in held}
-        held = grown
-    else:
-        raise AssertionError("widening ends after as many rounds as there are powers of two")
+        if attempt >= _ROUNDS:  # at most as many rounds as there are powers of two
+            grown = {name: _widened(states[name], grown[name]) for name in states}
+        states, attempt = grown, attempt + 1
     # what was widened too far comes back: the image of what holds everything does, too
     for _ in range(_ROUNDS):
-        _, held = advanced()
-    return advanced()[0]
+        states = advanced()[1]
+    return advanced()[0], states
 
 
-def widened(before: TrackedInterval, after: TrackedInterval) -> TrackedInterval:
+def _same(x: Interval, y: Interval) -> bool:
+    """Whether two intervals are the same for every neuron."""
+    pairs = ((x.low, y.low), (x.high, y.high), (x.step, y.step))
+    return all(np.array_equal(np.broadcast_to(a, np.shape(b)), b, equal_nan=True) for a, b in pairs)
+
+
+def _widened(before: Interval, after: Interval) -> Interval:
     """Return an interval whose grown ends are powers of two, and at last infinite."""
     # in two's complement: -2^k below, 2^k - 1 above
     fraction, power = np.frexp(np.maximum(np.negative(after.low), 0.0))
@@ -395,4 +400,4 @@ def widened(before: TrackedInterval, after: TrackedInterval) -> TrackedInterval:
     low = np.where(low < -(2.0**_WIDEST), -np.inf, low)
     high = np.where(high > 2.0**_WIDEST, np.inf, high)
     step = np.where(np.less(after.step, -_WIDEST), -np.inf, after.step)
-    return TrackedInterval(low, high, step, after.exact)
+    return Interval(low, high, step, after.exact)
