@@ -8,7 +8,7 @@ with which a step is compiled.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -122,10 +122,10 @@ class Reader(Interpreter):
         """Return a view of new memory for a value."""
         self.check_dtype(node, value)
         array = Array(Role.WORK, path_of(node), value.numel(), value.dtype is torch.bool)
-        strides = value.stride()
-        if sorted(_dense(value)) != list(range(value.numel())):
-            strides = value.contiguous().stride()
-        return View(array, tuple(value.shape), tuple(strides))
+        view = View(array, tuple(value.shape), tuple(value.stride()))
+        if sorted(view.places().flatten().tolist()) != list(range(value.numel())):
+            view = replace(view, strides=tuple(value.contiguous().stride()))
+        return view
 
     def check_dtype(self, node: Node, value: Tensor) -> None:
         """Raise where values are neither floats nor truth values."""
@@ -237,9 +237,7 @@ class Reader(Interpreter):
         """Return a value in the open group: computed there, a number, or read from memory."""
         value = self.env[each] if isinstance(each, Node) else each
         if not isinstance(value, Tensor):
-            if isinstance(value, (bool, float)):
-                return value
-            if isinstance(value, int):
+            if isinstance(value, (bool, int, float)):
                 return value
             raise refused(node, f"it needs a {type(value).__name__}")
         if isinstance(each, Tensor) or each.name in self.constants:
@@ -263,14 +261,13 @@ class Reader(Interpreter):
             self.close()
             group = self.open(node, shape)
         view = view.broadcast(shape)
-        name = f"r{len(group.reads)}"
-        for known, other in group.reads.items():
+        for name, other in group.reads.items():
             if other == view:
-                name = known
-        if name not in group.reads:
-            group.reads[name] = view
-            if view.array.boolean:
-                group.builder.booleans.add(name)
+                return name
+        name = f"r{len(group.reads)}"
+        group.reads[name] = view
+        if view.array.boolean:
+            group.builder.booleans.add(name)
         return name
 
     def close(self) -> None:
@@ -283,10 +280,11 @@ class Reader(Interpreter):
         graph = Graph(tuple(group.builder.lines), outputs)
         self.stages.append(Pointwise(group.path, group.shape, dict(group.reads), graph, writes))
 
-    def append(self, node: Node, stage: Stage) -> None:
-        """Append a stage that is no group."""
+    def append(self, node: Node, stage: Stage, target: View) -> None:
+        """Append a stage that is no group; the value of its operation is ``target``."""
         self.close()
         self.stages.append(stage)
+        self.views[node.name] = target
 
 
 def operation_of(node: Node) -> str:
@@ -316,13 +314,3 @@ def refused(node: Node, reason: str = "") -> ValueError:
         "evaluation, pointwise operations, views, copies, sums, and every neuron whose step is "
         "pointwise. tt.export.onnx writes any model."
     )
-
-
-def _dense(value: Tensor) -> list[int]:
-    """Return the place of every element in memory."""
-    places = torch.zeros(value.shape, dtype=torch.int64)
-    for dim, (size, stride) in enumerate(zip(value.shape, value.stride(), strict=True)):
-        shape = [1] * value.ndim
-        shape[dim] = size
-        places = places + torch.arange(size).view(shape) * stride
-    return places.flatten().tolist()

@@ -26,7 +26,6 @@ from tracetorch.export.c_code.printer import (
     Words,
     float_kernel,
     pool_name,
-    views_of,
 )
 from tracetorch.export.c_code.sparse import (
     SparsePrinter,
@@ -48,7 +47,6 @@ from tracetorch.export.c_code.stages import (
 from tracetorch.export.c_code.widths import Widths, integer_kernel
 from tracetorch.fuse.codegen.c_kernel import contains_word
 from tracetorch.fuse.codegen.targets import c_integer_target
-from tracetorch.fuse.ir.kernel import Dtype, Kernel
 from tracetorch.integers.width import stored_bits
 
 # Of one function: return address, saved registers, what a compiler spills.
@@ -238,10 +236,11 @@ def stage_printer(
         widths: those of an integer program; ``None`` for float32.
         double: whether the arithmetic of that program was float64.
     """
-    target = names.words.target if widths is None else c_integer_target()
-    if isinstance(stage, Pointwise):
-        kernel = float_kernel(stage) if widths is None else integer_kernel(stage, widths, double)
-        return StagePrinter(kernel, target, names, stage, views_of(stage))
+    if isinstance(stage, Pointwise) and widths is None:
+        return StagePrinter(names, stage, float_kernel(stage))
+    if isinstance(stage, Pointwise) and widths is not None:
+        kernel = integer_kernel(stage, widths, double)
+        return StagePrinter(names, stage, kernel, c_integer_target())
     if isinstance(stage, Product):
         by_event = stage.source.array in events
         weight, bias = product_tables(stage, by_event)
@@ -259,8 +258,7 @@ def stage_printer(
         if sparse is not None:
             return SparsePrinter(names, stage, sparse, bias, by_event)
         return ProductPrinter(names, stage, weight, bias, by_event)
-    dtype = Dtype.FLOAT32 if widths is None else Dtype.INT32
-    return StagePrinter(Kernel("", "", dtype, (), (), ()), target, names, stage, {})
+    return StagePrinter(names, stage)
 
 
 def product_tables(stage: Product, by_event: bool) -> tuple[Array, Array | None]:

@@ -7,14 +7,14 @@ such a product is dense: an infinite input times a weight of zero is NaN, in PyT
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tracetorch.export.c_code.printer import Names, ProductPrinter, accumulator, address
+from tracetorch.export.c_code.printer import Names, ProductPrinter
 from tracetorch.export.c_code.stages import Array, Product, Role
 from tracetorch.integers.width import stored_bits
 
@@ -70,15 +70,7 @@ def _table(values: Tensor) -> Array:
 
 
 class SparsePrinter(ProductPrinter):
-    """Print a product by the weights that are not zero.
-
-    Args:
-        names: of arrays.
-        stage: the product.
-        weights: its weights.
-        bias: its bias, or ``None``.
-        events: whether zeros of the source are skipped.
-    """
+    """Print a product by the weights that are not zero."""
 
     def __init__(
         self,
@@ -94,46 +86,17 @@ class SparsePrinter(ProductPrinter):
     @contextmanager
     def _row(self, row: str) -> Iterator[tuple[str, str]]:
         """Open a loop over the weights of a row; yield a weight and its column."""
-        starts = self.weights.starts
-        begin, end = (self.names.at(starts, place) for place in (row, f"{row} + 1"))
-        with self.indent(f"for (int32_t k = {begin}; k < {end}; k++) {{"):
+        begin, end = (self.names.at(self.weights.starts, each) for each in (row, f"{row} + 1"))
+        with self.counting("k", begin, end):
             yield self.names.at(self.weights.values, "k"), self.names.at(self.weights.places, "k")
 
-    def _source(self, channel: str) -> str:
-        source = self.product_stage.source
-        return self.names.at(source.array, address(source, [channel, "0", "0"]))
+    def spread(self, indices: Sequence[str]) -> None:
+        """Append the lines that add the weights of an event at a place of the source."""
+        with self._row(indices[0]) as (weight, place):
+            self.add(self.at(self.product_stage.target, [place, "0", "0"]), weight)
 
-    def _target(self, channel: str) -> str:
-        target = self.product_stage.target
-        return self.names.at(target.array, address(target, [channel, "0", "0"]))
-
-    def _by_event(self) -> None:
-        stage = self.product_stage
-        value_type = accumulator(self.names.types[stage.source.array])
-        with self.loops(stage.target.shape[:1], ["o"]):
-            index = "o" if stage.target.shape[0] > 1 else "0"
-            self.line(f"{self._target(index)} = {self._start(index)};")
-        with self.loops(stage.source.shape[:1], ["c"]):
-            row = "c" if stage.source.shape[0] > 1 else "0"
-            self.constant(value_type, "v", self._source(row))
-            with self.indent("if (v == 0) {"):
-                self.line("continue;" if stage.source.size > 1 else "return;")
-            with self._row(row) as (weight, place):
-                target = self._target(place)
-                _, _, cast, narrow = self._types()
-                term = f"{cast}{weight} * v"
-                if narrow:
-                    self.line(f"{target} = {narrow}({target} + {term});")
-                else:
-                    self.line(f"{target} += {term};")
-
-    def _by_output(self) -> None:
-        stage = self.product_stage
-        kind, wide, cast, _ = self._types()
-        with self.loops(stage.target.shape[:1], ["o"]):
-            row = "o" if stage.target.shape[0] > 1 else "0"
-            self.variable(wide, "sum", self._start(row))
-            with self._row(row) as (weight, place):
-                self.line(f"sum += {cast}{weight} * {self._source(place)};")
-            total = "sum" if kind == wide else self.cast(kind, "sum")
-            self.line(f"{self._target(row)} = {total};")
+    def gather(self, place: Sequence[str]) -> None:
+        """Append the lines that add the products of one output."""
+        with self._row(place[0]) as (weight, column):
+            source = self.at(self.product_stage.source, [column, "0", "0"])
+            self.line(f"sum += {self.widened(weight)} * {source};")

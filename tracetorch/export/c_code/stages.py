@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias, cast
 
+import torch
 from torch import Tensor
 
 from tracetorch.fuse.ir.graph import Graph
@@ -70,6 +71,14 @@ class View:
                 return False
             expected *= size
         return self.offset == 0 and expected == self.array.size
+
+    def places(self) -> Tensor:
+        """Return the place of every element in the array."""
+        found = torch.full(self.shape, self.offset, dtype=torch.int64)
+        for dim, (size, stride) in enumerate(zip(self.shape, self.strides, strict=True)):
+            steps = torch.arange(size) * stride
+            found += steps.view(-1, *[1] * (len(self.shape) - dim - 1))
+        return found
 
     def same_places(self, other: View) -> bool:
         """Whether element by element it lies where another view of the same array does."""
