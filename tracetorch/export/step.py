@@ -195,8 +195,8 @@ def check_steps(
     second = tensors if any(bool(leaf.any()) for leaf in leaves) else first
     pairs: list[tuple[Any, Any]] = []
     with restored(model, tensors=False, training=False), torch.no_grad():
-        for x, held, start in ((first, random, random), (second, {}, initial)):
-            set_states(model, held)
+        for x, before, start in ((first, random, random), (second, {}, initial)):
+            set_states(model, before)
             y = call(model, pytree.tree_map(torch.clone, x))
             expected = pytree.tree_leaves((y, get_states(model)))
             output, after = run_step(program, x, start)

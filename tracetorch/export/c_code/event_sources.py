@@ -22,7 +22,7 @@ def event_arrays(program: StepProgram, inputs: Collection[Array]) -> set[Array]:
     inputs that hold spikes.
     """
     # a state holds spikes where it starts from zero and every step gives it spikes
-    states = {array for array in program.states.values() if not array.held.any()}
+    states = {array for array in program.states.values() if not array.values.any()}
     while True:
         found, lost = {*inputs, *states}, set[Array]()
         for stage in program.stages:

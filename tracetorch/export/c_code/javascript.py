@@ -91,12 +91,14 @@ def javascript_step(
         for array, name in [*names.fields.items(), *names.tables.items()]
     }
     arrays |= {pool_name(kind): (kind, size) for kind, size in names.memory.sizes.items()}
-    values = {name: encoded(array.held, names.types[array]) for array, name in names.tables.items()}
+    values = {
+        name: encoded(array.values, names.types[array]) for array, name in names.tables.items()
+    }
     states = {names.fields[array]: array for array in program.states.values()}
     values |= {
-        name: encoded(array.held, names.types[array])
+        name: encoded(array.values, names.types[array])
         for name, array in states.items()
-        if bool((array.held != 0).any())
+        if bool((array.values != 0).any())
     }
     functions = []
     for body in bodies:

@@ -17,6 +17,7 @@ from tracetorch.core.walk import named_modules
 from tracetorch.export.c_code.operations import RULES
 from tracetorch.export.c_code.reader import FLOATS, Reader
 from tracetorch.export.c_code.stages import Array, Copy, Role, StepProgram, View
+from tracetorch.export.run_program import run_step
 from tracetorch.export.step import decomposed, export_step
 from tracetorch.snn.noise import Noise
 
@@ -81,59 +82,44 @@ def read_step(
 
 
 def read_program(program: ExportedProgram, x: Any, states: Mapping[str, Tensor]) -> StepProgram:
-    """Return one time step of a program as stages.
-
-    Args:
-        program: made by ``tt.export.step``.
-        x: an input of one step, at a batch of one.
-        states: what they start from, at a batch of one.
-
-    Raises:
-        ValueError: an operation has no C; it is named, with the path of its module.
-    """
+    """Return one time step of a program, on an input and states of a batch of one, as stages."""
     reader = Reader(program, RULES)
-    signature = program.graph_signature
-    arguments, _ = pytree.tree_unflatten(list(signature.user_inputs), program.call_spec.in_spec)
-    ends, state_ends = pytree.tree_unflatten(
-        list(signature.user_outputs), program.call_spec.out_spec
-    )
-    given: dict[str, Tensor] = {}
-    inputs: dict[str, Array] = {}
-    held: dict[str, Array] = {}
-    leaves: list[tuple[str, Tensor, Role, str]] = [
-        (node, value, Role.INPUT, name)
-        for (name, node), value in zip(
-            named_leaves("x", arguments[0]), pytree.tree_leaves(x), strict=True
-        )
+    signature, spec = program.graph_signature, program.call_spec
+    arguments, _ = pytree.tree_unflatten(list(signature.user_inputs), spec.in_spec)
+    given, given_states = arguments
+    y, next_states = pytree.tree_unflatten(list(signature.user_outputs), spec.out_spec)
+    leaves: list[Tensor] = pytree.tree_leaves(x)
+    placed = [
+        (Role.INPUT, name, node, value)
+        for (name, node), value in zip(named_leaves("x", given), leaves, strict=True)
     ]
-    leaves += [(arguments[1][name], states[name], Role.STATE, name) for name in arguments[1]]
-    for node, value, role, name in leaves:
-        if role is Role.STATE and value.dtype not in (*FLOATS, torch.bool):
-            raise ValueError(
-                f"the state {name} is of {value.dtype}, for which there is no C: states are floats "
-                "and truth values. Keep it outside, and give what follows from it as an input."
-            )
+    placed += [(Role.STATE, name, node, states[name]) for name, node in given_states.items()]
+    values: list[Tensor] = []
+    step = StepProgram({}, {}, {}, reader.stages)
+    for role, name, node, value in placed:
         if value.dtype not in (*FLOATS, torch.bool):
             raise ValueError(
-                f"{name} is of {value.dtype}; C is written for float32, or for float64 that holds "
-                "integers. Convert the sample, sample.float()."
+                f"{'the state ' * (role is Role.STATE)}{name} is of {value.dtype}; C is written "
+                "for float32, for float64 that holds integers, and for truth values. Convert the "
+                "sample, sample.float(); keep such a state outside, and give what follows from it "
+                "as an input."
             )
         dense = value.detach().contiguous().clone()
-        given[node] = dense
+        values.append(dense)
         start = dense.flatten() if role is Role.STATE else None
         array = Array(role, name, dense.numel(), dense.dtype is torch.bool, start)
-        (inputs if role is Role.INPUT else held)[name] = array
+        (step.inputs if role is Role.INPUT else step.states)[name] = array
         reader.views[node] = View(array, tuple(dense.shape), tuple(dense.stride()))
         if dense.dtype in FLOATS:
             reader.dtypes.add(dense.dtype)
-    order = [n.name for n in program.graph.nodes if n.op == "placeholder"]
+    at = len(leaves)
     with torch.no_grad():
-        reader.run(*({**given, **reader.given}[name] for name in order))
+        run_step(program, values[:at], dict(zip(given_states, values[at:], strict=True)), reader)
     reader.close()
+    step.double = torch.float64 in reader.dtypes
     nodes = {node.name: node for node in program.graph.nodes}
-    step = StepProgram(inputs, {}, held, reader.stages, torch.float64 in reader.dtypes)
-    last = [(held[name], name, node) for name, node in state_ends.items()]
-    for name, node in named_leaves("y", ends):
+    last = [(step.states[name], name, node) for name, node in next_states.items()]
+    for name, node in named_leaves("y", y):
         result = reader.env.get(nodes[node]) if node in nodes else None
         if not isinstance(result, Tensor):
             raise ValueError(f"the output {name} of forward is no tensor: {node!r}.")

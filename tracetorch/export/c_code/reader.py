@@ -67,34 +67,27 @@ class Reader(Interpreter):
         self.extra_traceback = False
         self.rules = rules
         self.views: dict[str, View] = {}  # of every value that is not constant, by node
-        self.constants: set[str] = set()
+        self.constants = set(constants_of(program))
         self.stages: list[Stage] = []
         self.group: _Group | None = None
         self.tables: dict[tuple[Any, ...], Array] = {}
         self.dtypes: set[torch.dtype] = set()
-        self.given = constants_of(program)
 
     # Values
 
     def run_node(self, n: Node) -> Any:
         """Run an operation, and read it unless it depends on constants alone."""
-        if n.op == "output":
-            return super().run_node(n)
         made: Any = super().run_node(n)
-        if n.op == "placeholder":
-            if n.name in self.given:
-                self.constants.add(n.name)
+        if n.op in ("output", "placeholder"):
             return made
         args = pytree.tree_leaves((n.args, n.kwargs))
         given = [each for each in args if isinstance(each, Node)]
         given = [each for each in given if isinstance(self.env[each], (Tensor, tuple, list))]
-        if operation_of(n) in _FILLS or all(each.name in self.constants for each in given):
-            self.constants.add(n.name)
-            return made
         name = operation_of(n)
-        if name in _SILENT or (not isinstance(made, Tensor) and not isinstance(made, tuple)):
-            return made
-        self.read(n, name, made)
+        if name in _FILLS or all(each.name in self.constants for each in given):
+            self.constants.add(n.name)
+        elif name not in _SILENT and isinstance(made, (Tensor, tuple)):
+            self.read(n, name, made)
         return made
 
     def view(self, node: Node) -> View:

@@ -156,7 +156,7 @@ def model_source(
     resets, starts = _resets(program, names)
     tables, size = [], 0
     for array, name in [*names.tables.items(), *starts.items()]:
-        values = array.held
+        values = array.values
         if widths is not None and values.dtype.is_floating_point:
             scaled = values.double() * 2.0 ** widths.points.get(array, 0)
             values = scaled.round().to(torch.int64)
@@ -211,8 +211,8 @@ def _resets(program: StepProgram, names: Names) -> tuple[list[str], dict[Array, 
     starts: dict[Array, str] = {}
     for state in program.states.values():
         value = _zero(names.types[state])
-        if bool((state.held != 0).any()):
-            start = Array(Role.TABLE, "", state.size, state.boolean, state.held)
+        if bool((state.values != 0).any()):
+            start = Array(Role.TABLE, "", state.size, state.boolean, state.values)
             names.types[start] = names.types[state]
             starts[start] = f"tt_start_{len(starts)}"
             value = f"{starts[start]}[i]"
@@ -248,12 +248,12 @@ def stage_printer(
         if sparse is not None:
             weight = sparse.values
             for each in (sparse.places, sparse.starts):
-                names.types[each] = f"uint{table_bits(each.held, signed=False)}_t"
+                names.types[each] = f"uint{table_bits(each.values, signed=False)}_t"
         for table_of in (weight, bias):
             if table_of is not None:
-                bits = None if widths is None else table_bits(table_of.held)
+                bits = None if widths is None else table_bits(table_of.values)
                 names.types[table_of] = "float" if bits is None else f"int{bits}_t"
-        if widths is not None and fits_nibble(weight.held):
+        if widths is not None and fits_nibble(weight.values):
             names.packed.add(weight)
         if sparse is not None:
             return SparsePrinter(names, stage, sparse, bias, by_event)

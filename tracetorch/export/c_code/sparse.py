@@ -50,7 +50,8 @@ def sparse_weights(stage: Product, by_event: bool) -> SparseWeights | None:
     width = 0.5 if fits_nibble(matrix) else table_bits(matrix) / 8
     size = width * found.values.size
     size += sum(
-        table_bits(each.held, signed=False) / 8 * each.size for each in (found.places, found.starts)
+        table_bits(each.values, signed=False) / 8 * each.size
+        for each in (found.places, found.starts)
     )
     return found if size < width * matrix.numel() else None
 

@@ -90,24 +90,26 @@ def found_widths(program: StepProgram, inputs: Mapping[str, Interval]) -> Widths
     dtype = torch.float64 if program.double else torch.float32
     start = {array: inputs[name] for name, array in program.inputs.items()}
     starts = {
-        array: _numbers(array.held, f"the state {name} starts from", 0)
+        array: _numbers(array.values, f"the state {name} starts from", 0)
         for name, array in program.states.items()
     }
     for stage in program.stages:
         for view in reads_of(stage):
             if view.array.role is Role.TABLE and view.array not in start:
-                start[view.array] = _numbers(view.array.held, f"{stage.path} has the constant", -31)
+                start[view.array] = _numbers(
+                    view.array.values, f"{stage.path} has the constant", -31
+                )
     points = {a: int(-np.min(r.step)) for a, r in start.items() if np.min(r.step) < 0}
-    _, held = invariant(starts, lambda s: _ranges(program, {**start, **s}, dtype, check=False))
+    _, states = invariant(starts, lambda s: _ranges(program, {**start, **s}, dtype, check=False))
     for name, array in program.states.items():
-        if held[array].magnitude > MOST_EXACT[dtype]:
+        if states[array].magnitude > MOST_EXACT[dtype]:
             raise ValueError(
                 f"the state {name} can grow beyond {MOST_EXACT[dtype]:.0f}, up to where the float "
                 "that the model computes with holds every integer: saturate it, "
                 "tt.integers.saturate."
             )
-    known, _ = _ranges(program, {**start, **held}, dtype, check=True)
-    return Widths({**known, **held}, points)
+    known, _ = _ranges(program, {**start, **states}, dtype, check=True)
+    return Widths({**known, **states}, points)
 
 
 def _numbers(values: Tensor, what: str, least: int) -> Interval:
