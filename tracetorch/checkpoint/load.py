@@ -148,20 +148,7 @@ def load(
         raise ValueError(
             f"{mismatch}. {_join_first(found)}. Build the model as it was saved{advice}."
         )
-    wanted: dict[str, Any] = {**parts, **({"rng": True} if rng else {})}
-    lacking = [name for name in wanted if name not in training]
-    if states and (header is None or header.states is None):
-        lacking.append("states")
-    if lacking:
-        raise ValueError(
-            f"{os.fspath(path)!r} holds no {lacking[0]}. Save with tt.save(model, path, "
-            f"{lacking[0]}={lacking[0] if lacking[0] in parts else True}), or load without."
-        )
-    try:
-        for name, part in parts.items():
-            check_part((header and header.training) or {}, name, model, part)
-    except ValueError as error:
-        raise ValueError(f"{os.fspath(path)!r} does not fit: {error}.") from None
+    _check_training(path, header, training, model, parts, rng, states)
     matching = {name: value for name, value in values.items() if name in targets}
     saved = (header and header.modules) or {}
     nan = [name for name, value in matching.items() if bool(torch.isnan(value).any())]
@@ -190,6 +177,31 @@ def load(
         tuple(name for name in values if name not in targets),
         training.get("progress"),
     )
+
+
+def _check_training(
+    path: str | os.PathLike[str],
+    header: Header | None,
+    training: Mapping[str, Any],
+    model: nn.Module,
+    parts: Mapping[str, Stateful],
+    rng: bool,
+    states: bool,
+) -> None:
+    """Raise ``ValueError`` unless the file holds what is wanted of a training, and it fits."""
+    lacking = [name for name in (*parts, *["rng"] * rng) if name not in training]
+    if states and (header is None or header.states is None):
+        lacking.append("states")
+    if lacking:
+        raise ValueError(
+            f"{os.fspath(path)!r} holds no {lacking[0]}. Save with tt.save(model, path, "
+            f"{lacking[0]}={lacking[0] if lacking[0] in parts else True}), or load without."
+        )
+    try:
+        for name, part in parts.items():
+            check_part((header and header.training) or {}, name, model, part)
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)!r} does not fit: {error}.") from None
 
 
 def _mismatches(

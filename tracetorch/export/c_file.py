@@ -21,11 +21,11 @@ from tracetorch.export.c_code.costs import memory_accesses, step_costs
 from tracetorch.export.c_code.event_sources import event_arrays
 from tracetorch.export.c_code.files import MAKEFILE, header, main_source, sample_header
 from tracetorch.export.c_code.plan import living, planned
-from tracetorch.export.c_code.printer import c_words
-from tracetorch.export.c_code.read_program import holds_spikes, read_step
+from tracetorch.export.c_code.printer import Names, c_words
+from tracetorch.export.c_code.read_program import ExportedStep, holds_spikes, read_step
 from tracetorch.export.c_code.report import CReport
-from tracetorch.export.c_code.source import model_source, names_of
-from tracetorch.export.c_code.stages import Product
+from tracetorch.export.c_code.source import Source, model_source, names_of
+from tracetorch.export.c_code.stages import Array, Product, StepProgram
 from tracetorch.export.c_code.widths import found_widths
 from tracetorch.fuse.ir.intervals import Interval
 from tracetorch.integers.border import Quantize
@@ -158,32 +158,7 @@ def _files(model: nn.Module, inputs: Inputs, integer: bool) -> tuple[dict[str, s
     source = model_source(program, names, events, widths)
     input_range = {name: (float(r.low), float(r.high)) for name, r in ranges.items()}
     notes += [f"input {name}: {low:.0f} to {high:.0f}" for name, (low, high) in input_range.items()]
-    membranes = {
-        join_path(path, name) for path, m in named_modules(model) if (name := membrane_name(m))
-    }
-    costs = step_costs(
-        step.exported,
-        steps[:_COUNTED],
-        step.states,
-        program.stages,
-        membranes & program.states.keys(),
-    )
-    report = CReport(
-        ("model.h", "model.c", "sample.h", "main.c", "Makefile", "report.txt"),
-        source.table_bytes,
-        source.struct_bytes,
-        source.stack_bytes,
-        costs.operations,
-        costs.updates,
-        memory_accesses(program.stages, costs.events, events, source.sparse),
-        input_range,
-        {label: names.types[array] for label, array in program.ends.items()},
-        tuple(
-            each.path
-            for each in program.stages
-            if isinstance(each, Product) and each.source.array in events
-        ),
-    )
+    report = _report(model, step, steps[:_COUNTED], program, names, events, source, input_range)
     sample = [x[:, 0].detach().cpu() for x in named.values()]
     texts = (
         header(program, names, notes),
@@ -194,6 +169,34 @@ def _files(model: nn.Module, inputs: Inputs, integer: bool) -> tuple[dict[str, s
         str(report).encode("ascii", "replace").decode(),
     )
     return dict(zip(report.files, texts, strict=True)), report
+
+
+def _report(
+    model: nn.Module,
+    step: ExportedStep,
+    steps: list[Any],
+    program: StepProgram,
+    names: Names,
+    events: set[Array],
+    source: Source,
+    input_range: dict[str, tuple[float, float]],
+) -> CReport:
+    membranes = {join_path(p, name) for p, m in named_modules(model) if (name := membrane_name(m))}
+    membranes &= program.states.keys()
+    costs = step_costs(step.exported, steps, step.states, program.stages, membranes)
+    products = [stage for stage in program.stages if isinstance(stage, Product)]
+    return CReport(
+        ("model.h", "model.c", "sample.h", "main.c", "Makefile", "report.txt"),
+        source.table_bytes,
+        source.struct_bytes,
+        source.stack_bytes,
+        costs.operations,
+        costs.updates,
+        memory_accesses(program.stages, costs.events, events, source.sparse),
+        input_range,
+        {label: names.types[array] for label, array in program.ends.items()},
+        tuple(each.path for each in products if each.source.array in events),
+    )
 
 
 def _without_border(model: nn.Module | None) -> tuple[Quantize, nn.Module] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +29,7 @@ from tracetorch.export.c_code.printer import (
 )
 from tracetorch.export.c_code.sparse import (
     SparsePrinter,
+    constant_table,
     fits_nibble,
     sparse_weights,
     table_bits,
@@ -95,13 +96,7 @@ class Source:
 
 
 def names_of(program: StepProgram, words: Words, widths: Widths | None = None) -> Names:
-    """Name the arrays of a planned program, and give each its type and its place.
-
-    Args:
-        program: one step.
-        words: of the language.
-        widths: those of an integer program; ``None`` for float32.
-    """
+    """Name the arrays of a planned program, and give each its type and its place."""
     fields: dict[Array, str] = {}
     for arrays, prefix in (({**program.inputs, **program.outputs}, ""), (program.states, "state_")):
         for array, name in zip(arrays.values(), identifiers(list(arrays), prefix), strict=True):
@@ -122,27 +117,21 @@ def names_of(program: StepProgram, words: Words, widths: Widths | None = None) -
 def model_source(
     program: StepProgram, names: Names, events: Collection[Array], widths: Widths | None
 ) -> Source:
-    """Return ``model.c``.
+    """Return ``model.c`` of a planned program, in float32 without ``widths``.
 
-    Args:
-        program: one step, planned.
-        names: of its arrays.
-        events: arrays whose zeros are skipped.
-        widths: those of an integer program; ``None`` for float32.
+    ``events`` are the arrays whose zeros are skipped.
     """
     inputs, outputs = ports_of(program.inputs, names), ports_of(program.outputs, names)
     arguments = {"s": "tt_stream *restrict s"}
     arguments |= {port.name: f"const {port.kind} *restrict {port.name}" for port in inputs}
     arguments |= {port.name: f"{port.kind} *restrict {port.name}" for port in outputs}
+    printers = [
+        stage_printer(stage, names, events, widths, program.double) for stage in program.stages
+    ]
+    bodies = [printer.text() for printer in printers]
     functions: list[str] = []
     calls: list[str] = []
-    deepest = 0
-    sparse: set[str] = set()
-    for number, stage in enumerate(program.stages):
-        printer = stage_printer(stage, names, events, widths, program.double)
-        if isinstance(printer, SparsePrinter):
-            sparse.add(printer.product_stage.node)
-        body = printer.text()
+    for number, (stage, body) in enumerate(zip(program.stages, bodies, strict=True)):
         used = [name for name in arguments if contains_word(body, name)]
         parameters = ", ".join(arguments[name] for name in used)
         functions += [
@@ -152,36 +141,24 @@ def model_source(
             "",
         ]
         calls.append(f"    tt_stage_{number}({', '.join(used)});")
-        deepest = max(deepest, len(_DECLARATION.findall(body)))
     resets, starts = _resets(program, names)
-    tables, size = [], 0
-    for array, name in [*names.tables.items(), *starts.items()]:
-        values = array.values
-        if widths is not None and values.dtype.is_floating_point:
-            scaled = values.double() * 2.0 ** widths.points.get(array, 0)
-            values = scaled.round().to(torch.int64)
-        text, count = table(name, names.types[array], values, array in names.packed)
-        tables.append(text)
-        size += count
-    body, called = "\n".join(functions), "\n".join(calls)
-    clears = [
-        _filled(f"s->{pool_name(kind)}", count, _zero(kind))
-        for kind, count in names.memory.sizes.items()
-    ]
+    tables, size = _tables({**names.tables, **starts}, names, widths)
+    code, called = "\n".join(functions), "\n".join(calls)
+    pools = names.memory.sizes
     lines = [
-        *math_include("\n".join([body, *tables])),
+        *math_include("\n".join([code, *tables])),
         '#include "model.h"',
         "",
         _HEAD,
         *tables,
         *([_NIBBLE] if names.packed.intersection(names.tables) else []),
-        body,
+        code,
         "void tt_reset(tt_stream *s) {",
         *(resets or ["    (void)s;"]),
         "}",
         "",
         "void tt_init(tt_stream *s) {",
-        *clears,
+        *(_filled(f"s->{pool_name(kind)}", count, _zero(kind)) for kind, count in pools.items()),
         "    tt_reset(s);",
         "}",
         "",
@@ -191,10 +168,33 @@ def model_source(
         "}",
     ]
     members = [(names.types[array], array.size) for array in program.states.values()]
-    # tt_step, one stage, and the reader of packed weights
-    stack = 3 * _FRAME + _SCALAR * (deepest + len(inputs) + len(outputs))
-    ram = struct_bytes([*members, *names.memory.sizes.items()])
-    return Source("\n".join(lines) + "\n", inputs, outputs, size, ram, stack, frozenset(sparse))
+    deepest = max((len(_DECLARATION.findall(body)) for body in bodies), default=0)
+    return Source(
+        "\n".join(lines) + "\n",
+        inputs,
+        outputs,
+        size,
+        struct_bytes([*members, *pools.items()]),
+        # tt_step, one stage, and the reader of packed weights
+        3 * _FRAME + _SCALAR * (deepest + len(inputs) + len(outputs)),
+        frozenset(each.product_stage.node for each in printers if isinstance(each, SparsePrinter)),
+    )
+
+
+def _tables(
+    arrays: Mapping[Array, str], names: Names, widths: Widths | None
+) -> tuple[list[str], int]:
+    """Return constant tables, and their size in bytes."""
+    tables, size = [], 0
+    for array, name in arrays.items():
+        values = array.values
+        if widths is not None and values.dtype.is_floating_point:
+            scaled = values.double() * 2.0 ** widths.points.get(array, 0)
+            values = scaled.round().to(torch.int64)
+        text, count = table(name, names.types[array], values, array in names.packed)
+        tables.append(text)
+        size += count
+    return tables, size
 
 
 def _zero(kind: str) -> str:
@@ -227,14 +227,9 @@ def stage_printer(
     widths: Widths | None = None,
     double: bool = False,
 ) -> StagePrinter:
-    """Return the printer of a stage.
+    """Return the printer of a stage; the tables of products are added to ``names``.
 
-    Args:
-        stage: of a planned program.
-        names: of its arrays, to which the tables of products are added.
-        events: arrays whose zeros are skipped.
-        widths: those of an integer program; ``None`` for float32.
-        double: whether the arithmetic of that program was float64.
+    ``double`` says whether the arithmetic of an integer program was float64.
     """
     if isinstance(stage, Pointwise) and widths is None:
         return StagePrinter(names, stage, float_kernel(stage))
@@ -243,7 +238,13 @@ def stage_printer(
         return StagePrinter(names, stage, kernel, c_integer_target())
     if isinstance(stage, Product):
         by_event = stage.source.array in events
-        weight, bias = product_tables(stage, by_event)
+        values = stage.weight
+        if by_event:
+            # group by group, each input's weights to all outputs of its group in a row
+            values = values.reshape(stage.groups, -1, *values.shape[1:]).permute(0, 2, 3, 4, 1)
+        weight = constant_table("weight", values)
+        # a sum begins with no -0: it would stay one where all its terms are skipped
+        bias = None if stage.bias is None else constant_table("bias", stage.bias + 0)
         sparse = sparse_weights(stage, by_event) if widths is not None else None
         if sparse is not None:
             weight = sparse.values
@@ -259,23 +260,6 @@ def stage_printer(
             return SparsePrinter(names, stage, sparse, bias, by_event)
         return ProductPrinter(names, stage, weight, bias, by_event)
     return StagePrinter(names, stage)
-
-
-def product_tables(stage: Product, by_event: bool) -> tuple[Array, Array | None]:
-    """Return weights and bias as they lie in memory, by input or by output."""
-    weight = stage.weight
-    if by_event:
-        # group by group, each input's weights to all outputs of its group in a row
-        shape = (stage.groups, -1, *weight.shape[1:])  # [G, O / G, C / G, kh, kw]
-        grouped = weight.reshape(shape)
-        weight = grouped.permute(0, 2, 3, 4, 1)
-    weight = weight.contiguous()
-    table = Array(Role.TABLE, "weight", weight.numel(), False, weight.detach().clone())
-    if stage.bias is None:
-        return table, None
-    # a sum begins with no -0: it would stay one where all its terms are skipped
-    bias = stage.bias.detach() + 0
-    return table, Array(Role.TABLE, "bias", stage.bias.numel(), False, bias)
 
 
 def struct_bytes(members: Sequence[tuple[str, int]]) -> int:

@@ -44,15 +44,14 @@ def sparse_weights(stage: Product, by_event: bool) -> SparseWeights | None:
     row, column = matrix.nonzero(as_tuple=True)
     counts = torch.bincount(row, minlength=len(matrix))
     starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    found = SparseWeights(*map(_table, (matrix[row, column], column.double(), starts.double())))
+    parts = (matrix[row, column], column.double(), starts.double())
+    found = SparseWeights(*(constant_table("sparse", each) for each in parts))
     if not found.values.size:
         return None
     width = 0.5 if fits_nibble(matrix) else table_bits(matrix) / 8
     size = width * found.values.size
-    size += sum(
-        table_bits(each.values, signed=False) / 8 * each.size
-        for each in (found.places, found.starts)
-    )
+    for each in (found.places, found.starts):
+        size += table_bits(each.values, signed=False) / 8 * each.size
     return found if size < width * matrix.numel() else None
 
 
@@ -66,8 +65,10 @@ def table_bits(values: Tensor, *, signed: bool = True) -> int:
     return stored_bits(float(values.min()), float(values.max()), signed=signed)
 
 
-def _table(values: Tensor) -> Array:
-    return Array(Role.TABLE, "sparse", values.numel(), False, values.detach().clone())
+def constant_table(label: str, values: Tensor) -> Array:
+    """Return a table of values in the order of their places."""
+    values = values.detach().contiguous().clone()
+    return Array(Role.TABLE, label, values.numel(), False, values)
 
 
 class SparsePrinter(ProductPrinter):

@@ -94,11 +94,9 @@ def found_widths(program: StepProgram, inputs: Mapping[str, Interval]) -> Widths
         for name, array in program.states.items()
     }
     for stage in program.stages:
-        for view in reads_of(stage):
-            if view.array.role is Role.TABLE and view.array not in start:
-                start[view.array] = _numbers(
-                    view.array.values, f"{stage.path} has the constant", -31
-                )
+        for table in (v.array for v in reads_of(stage) if v.array.role is Role.TABLE):
+            if table not in start:
+                start[table] = _numbers(table.values, f"{stage.path} has the constant", -31)
     points = {a: int(-np.min(r.step)) for a, r in start.items() if np.min(r.step) < 0}
     _, states = invariant(starts, lambda s: _ranges(program, {**start, **s}, dtype, check=False))
     for name, array in program.states.items():
