@@ -21,22 +21,17 @@ STATE_PREFIX = "state of "  # no parameter has this name: Python names have no s
 
 @dataclass(frozen=True)
 class Header:
-    """Description of a checkpoint: version, layers, shared tensors and states.
+    """Description of a checkpoint: version, layers, shared tensors and states."""
 
-    Args:
-        version: version of traceTorch that wrote the file.
-        layers: description of every neuron layer by path.
-        shared: maps each further name of a shared tensor to its first name.
-        states: names of the states in the file, ``None`` where it was saved without.
-        modules: description of every module by path; ``None`` in older files.
-        training: optimizer, scheduler, random numbers and progress; ``None`` in a file without.
-    """
-
-    version: str
-    layers: dict[str, LayerDescription]
+    version: str  # version of traceTorch that wrote the file
+    layers: dict[str, LayerDescription]  # description of every neuron layer by path
+    # maps each further name of a shared tensor to its first name
     shared: dict[str, str] = field(default_factory=dict)
+    # names of the states in the file, ``None`` where it was saved without
     states: list[str] | None = None
+    # description of every module by path; ``None`` in older files
     modules: dict[str, ModuleDescription] | None = None
+    # optimizer, scheduler, random numbers and progress; ``None`` in a file without
     training: dict[str, Any] | None = None
 
     def dumps(self) -> str:

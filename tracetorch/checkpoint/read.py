@@ -19,19 +19,12 @@ _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 
 
 class CheckpointFile(NamedTuple):
-    """What a checkpoint file holds.
+    """What a checkpoint file holds."""
 
-    Args:
-        tensors: parameters and buffers by name.
-        states: states by name.
-        header: of a file that :func:`tt.save` wrote.
-        training: what resumes a training, by name.
-    """
-
-    tensors: dict[str, Tensor]
-    states: dict[str, Tensor]
-    header: Header | None
-    training: dict[str, Any]
+    tensors: dict[str, Tensor]  # parameters and buffers by name
+    states: dict[str, Tensor]  # states by name
+    header: Header | None  # of a file that :func:`tt.save` wrote
+    training: dict[str, Any]  # what resumes a training, by name
 
 
 def read(path: str | os.PathLike[str]) -> CheckpointFile:
@@ -40,10 +33,6 @@ def read(path: str | os.PathLike[str]) -> CheckpointFile:
     Args:
         path: a safetensors file, or a ``state_dict`` that ``torch.save`` wrote. Pickled code never
             runs (``weights_only=True``).
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is neither, or damaged.
     """
     file = check_regular_file(path, "a file of tensors")
     with file.open("rb") as opened:

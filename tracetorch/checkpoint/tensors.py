@@ -16,10 +16,6 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return the ``state_dict`` of a model and, by their paths, of its unregistered modules.
 
     What wrappers add to the names is removed.
-
-    Raises:
-        TypeError: something in a ``state_dict`` is not a tensor.
-        ValueError: a name is ambiguous.
     """
     named: dict[str, Tensor] = {}
     for path, module in [("", model), *hidden_modules(model)]:

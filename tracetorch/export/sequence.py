@@ -59,11 +59,7 @@ def sequence(model: nn.Module, sample: Any) -> ExportedProgram:
 
 
 class _ScannedStep(nn.Module):
-    """Loop over time whose body is the graph of an exported step.
-
-    Args:
-        program: program of one step.
-    """
+    """Loop over time whose body is the graph of an exported step."""
 
     def __init__(self, program: ExportedProgram) -> None:
         super().__init__()

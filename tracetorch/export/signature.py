@@ -32,17 +32,13 @@ BATCHES = (2, 3)  # PyTorch takes a size of 1 for fixed
 
 @dataclass(frozen=True)
 class StepSignature:
-    """States and step kwargs of one time step of a model.
+    """States and step kwargs of one time step of a model."""
 
-    Args:
-        states: shape and dtype of every state, by its name.
-        initial: values that states start from where it is not zero, by name; they broadcast.
-        step_kwargs: step kwargs of each layer, by its path and the number of dimensions and the
-            dtype that it is called with.
-    """
-
-    states: Mapping[str, TensorSpec]
+    states: Mapping[str, TensorSpec]  # shape and dtype of every state, by its name
+    # values that states start from where it is not zero, by name; they broadcast
     initial: Mapping[str, Tensor]
+    # step kwargs of each layer, by its path and the number of dimensions and the dtype that it is
+    # called with
     step_kwargs: Mapping[tuple[str, int, torch.dtype], Mapping[str, Any]]
 
     def initial_states(self, batch: int, device: torch.device) -> dict[str, Tensor]:
@@ -54,16 +50,7 @@ class StepSignature:
 
 
 def step_signature(model: nn.Module, sample: Any, batch: int | None = None) -> StepSignature:
-    """Run one step from rest on fake tensors, for two batch sizes where the batch is free.
-
-    Args:
-        model: any module; it is restored afterwards.
-        sample: inputs of one step; their values do not matter.
-        batch: of the program, which is free by default.
-
-    Raises:
-        ValueError: a layer of noise has no seed, or a state does not follow the batch.
-    """
+    """Run one step from rest on fake tensors, for two batch sizes where the batch is free."""
     layers = dict(named_holders(model))
     calls: dict[tuple[str, int, torch.dtype], None] = {}
 

@@ -127,16 +127,7 @@ def exported(
     batch: int | None = None,
     steps: int | None = None,
 ) -> ExportedProgram:
-    """Trace a function of inputs and states, the batch free unless it is given.
-
-    Args:
-        function: it.
-        model: what errors name.
-        sample: inputs of one step.
-        signature: the states.
-        batch: of the program.
-        steps: of the example, where the function takes sequences; their number is free too.
-    """
+    """Trace a function of inputs and states, the batch free unless it is given."""
     device = pytree.tree_leaves(sample)[0].device
     size = BATCHES[0] if batch is None else batch
     example = resized(sample, size, steps=steps), signature.initial_states(size, device)
@@ -215,13 +206,7 @@ def check_steps(
 
 
 class ExplicitStep(nn.Module):
-    """Pure function of inputs and states that runs one step of a model, to be traced.
-
-    Args:
-        model: the model.
-        signature: its states and step kwargs.
-        record: modules whose outputs are returned too, by name.
-    """
+    """Pure function of inputs and states that runs one step of a model, to be traced."""
 
     def __init__(
         self,

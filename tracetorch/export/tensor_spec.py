@@ -34,10 +34,6 @@ _SYMBOL = re.compile(r"(?:(\d{1,9})\*)?([A-Za-z_]\w*)")
 class TensorSpec:
     """Shape and dtype of a tensor; a size is a number, ``"batch"``, or ``"4*batch"``.
 
-    Args:
-        shape: the sizes of its dimensions.
-        dtype: PyTorch's name of the dtype, without ``torch.``.
-
     Example:
         >>> TensorSpec(("batch", 3), "float32").sizes(8)
         (8, 3)
@@ -45,8 +41,8 @@ class TensorSpec:
         8
     """
 
-    shape: tuple[int | str, ...]
-    dtype: str
+    shape: tuple[int | str, ...]  # the sizes of its dimensions
+    dtype: str  # PyTorch's name of the dtype, without ``torch.``
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -102,16 +98,7 @@ class TensorSpec:
 
     @classmethod
     def inferred(cls, name: str, tensors: Sequence[Tensor], batches: Sequence[int]) -> TensorSpec:
-        """Infer the spec of a tensor from its shapes for one batch size, which is fixed, or two.
-
-        Args:
-            name: name of the tensor, for messages.
-            tensors: the tensor for each batch size.
-            batches: the batch sizes, without a common divisor.
-
-        Raises:
-            ValueError: a size is neither fixed nor a multiple of the batch.
-        """
+        """Infer the spec of a tensor from its shapes for one batch size, which is fixed, or two."""
         shapes = [tuple(tensor.shape) for tensor in tensors]
         sizes: list[int | str] = []
         for few, many in zip(shapes[0], shapes[-1], strict=True):

@@ -20,15 +20,7 @@ def ignore_own_warnings() -> Iterator[None]:
 
 @contextmanager
 def explain_trace_errors(model: nn.Module, *kinds: type[RuntimeError]) -> Iterator[None]:
-    """Raise errors of a trace as ``ValueError``s that name the model and the remedy.
-
-    Args:
-        model: the module that is traced.
-        kinds: error types that the trace causes, as opposed to the model itself.
-
-    Raises:
-        ValueError: an error of one of ``kinds`` was raised within the block.
-    """
+    """Raise errors of a trace as ``ValueError``s that name the model and the remedy."""
     try:
         with ignore_own_warnings():
             yield

@@ -20,16 +20,11 @@ from tracetorch.metrics.operations import SynapticOperations
 
 @dataclass(frozen=True)
 class StepCosts:
-    """Costs of a step, means over the steps of an input.
+    """Costs of a step, means over the steps of an input."""
 
-    Args:
-        operations: products of a weight and an input.
-        updates: values of membranes that change; at the first step all do.
-        events: how often each place of a product's source is not zero, by the product's node.
-    """
-
-    operations: SynapticOperations
-    updates: float
+    operations: SynapticOperations  # products of a weight and an input
+    updates: float  # values of membranes that change; at the first step all do
+    # how often each place of a product's source is not zero, by the product's node
     events: Mapping[str, Tensor]
 
 
@@ -55,15 +50,7 @@ def step_costs(
     stages: Sequence[Stage],
     membranes: Collection[str],
 ) -> StepCosts:
-    """Run an exported step over an input, and count.
-
-    Args:
-        program: the exported step.
-        steps: inputs, at a batch of one.
-        states: what they start from.
-        stages: of the program.
-        membranes: names of the states whose changes are updates.
-    """
+    """Run an exported step over an input, and count."""
     products = {stage.node: stage for stage in stages if isinstance(stage, Product)}
     watcher = _Watcher(program, products)
     events: dict[str, Tensor] = {}
@@ -135,12 +122,7 @@ def memory_accesses(
 
 
 def fan_out(stage: Product, chosen: Tensor | None = None) -> Tensor:
-    """Return how many weights an input at each place of the source meets, in PyTorch's order.
-
-    Args:
-        stage: the product.
-        chosen: the weights that count; all by default.
-    """
+    """Return how many weights an input at each place of the source meets, in PyTorch's order."""
     weight = torch.ones_like(stage.weight) if chosen is None else chosen
     # by input channel and place in the kernel
     each = torch.unflatten(weight.double(), 0, (stage.groups, -1)).sum(1).flatten(0, 1)

@@ -39,19 +39,12 @@ clean:
 
 @dataclass(frozen=True)
 class Port:
-    """An input, an output or a state of a step in C.
+    """An input, an output or a state of a step in C."""
 
-    Args:
-        name: in C.
-        label: for people.
-        kind: C type of its values.
-        size: number of values.
-    """
-
-    name: str
-    label: str
-    kind: str
-    size: int
+    name: str  # in C
+    label: str  # for people
+    kind: str  # C type of its values
+    size: int  # number of values
 
     @property
     def macro(self) -> str:
@@ -98,13 +91,7 @@ def ports_of(arrays: Mapping[str, Array], names: Names) -> list[Port]:
 
 
 def header(program: StepProgram, names: Names, notes: Sequence[str]) -> str:
-    """Return ``model.h``.
-
-    Args:
-        program: one step.
-        names: of its arrays.
-        notes: lines of the comment at the top.
-    """
+    """Return ``model.h``."""
     inputs, outputs = ports_of(program.inputs, names), ports_of(program.outputs, names)
     lines = [
         "/* One time step of a spiking network, written by traceTorch.",

@@ -97,24 +97,14 @@ def _may_replace(stages: list[Stage], copy: Copy) -> bool:
 
 @dataclass(frozen=True)
 class Memory:
-    """Places of work arrays.
+    """Places of work arrays."""
 
-    Args:
-        places: pool and first place of each array, by the array.
-        sizes: number of values of each pool, by its type.
-    """
-
-    places: Mapping[Array, tuple[str, int]]
-    sizes: Mapping[str, int]
+    places: Mapping[Array, tuple[str, int]]  # pool and first place of each array, by the array
+    sizes: Mapping[str, int]  # number of values of each pool, by its type
 
 
 def work_memory(stages: Iterable[Stage], types: Mapping[Array, str]) -> Memory:
-    """Let work arrays that are never needed at one time share memory, one pool for each type.
-
-    Args:
-        stages: in order.
-        types: the type of the values of each array.
-    """
+    """Let work arrays that are never needed at one time share memory, one pool for each type."""
     stages = list(stages)
     lives: dict[Array, tuple[int, int]] = {}
     for i, each in enumerate(stages):

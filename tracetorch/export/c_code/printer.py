@@ -64,57 +64,34 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Words:
-    """Spelling of the statements of stages in a language whose blocks and loops are those of C.
+    """Spelling of the statements of stages in a language whose blocks and loops are those of C."""
 
-    Args:
-        target: operations in float32.
-        literal: spells a number.
-        zero: the number 0 of the arithmetic.
-        counter: declares the index of a loop.
-        constant: declares what does not change: kind, name, value.
-        variable: declares what changes.
-        member: stands before the name of an array of the stream.
-        truth: a truth value that was read from memory.
-        cast: turns a value into one of a kind.
-        times: product of two numbers.
-        quotient: quotient of two numbers.
-        whole: quotient of two counts, rounded down.
-        add: adds a number to a place.
-    """
-
-    target: Target
-    literal: Callable[[float], str]
-    zero: str
-    counter: str
-    constant: str
-    variable: str
-    member: str
-    truth: str
-    cast: str
-    times: str
-    quotient: str
-    whole: str
-    add: str
+    target: Target  # operations in float32
+    literal: Callable[[float], str]  # spells a number
+    zero: str  # the number 0 of the arithmetic
+    counter: str  # declares the index of a loop
+    constant: str  # declares what does not change: kind, name, value
+    variable: str  # declares what changes
+    member: str  # stands before the name of an array of the stream
+    truth: str  # a truth value that was read from memory
+    cast: str  # turns a value into one of a kind
+    times: str  # product of two numbers
+    quotient: str  # quotient of two numbers
+    whole: str  # quotient of two counts, rounded down
+    add: str  # adds a number to a place
 
 
 @dataclass
 class Names:
-    """Spell arrays.
+    """Spell arrays."""
 
-    Args:
-        fields: name of each state and of what the caller gives, by the array.
-        memory: where work arrays lie.
-        types: type of each array.
-        words: of the language.
-        tables: the tables in order of their first use, with their names.
-        packed: tables that hold two values of four bits in a byte.
-    """
-
-    fields: Mapping[Array, str]
-    memory: Memory
-    types: dict[Array, str]
-    words: Words
+    fields: Mapping[Array, str]  # name of each state and of what the caller gives, by the array
+    memory: Memory  # where work arrays lie
+    types: dict[Array, str]  # type of each array
+    words: Words  # of the language
+    # tables that hold two values of four bits in a byte
     packed: set[Array] = field(default_factory=set)
+    # the tables in order of their first use, with their names
     tables: dict[Array, str] = field(default_factory=dict)
 
     def at(self, array: Array, index: str) -> str:

@@ -24,17 +24,11 @@ from tracetorch.snn.noise import Noise
 
 @dataclass(frozen=True)
 class ExportedStep:
-    """One time step of a model.
+    """One time step of a model."""
 
-    Args:
-        exported: the program of PyTorch.
-        program: its stages.
-        states: what it starts from.
-    """
-
-    exported: ExportedProgram
-    program: StepProgram
-    states: Mapping[str, Tensor]
+    exported: ExportedProgram  # the program of PyTorch
+    program: StepProgram  # its stages
+    states: Mapping[str, Tensor]  # what it starts from
 
 
 def read_step(
@@ -44,14 +38,6 @@ def read_step(
 
     Most models consist of operations that have C without being decomposed. Only where one has
     none, or writes in place, the program is decomposed, which takes as long as tracing does.
-
-    Args:
-        model: any module.
-        x: an input of one step, with a batch of one.
-        record: modules whose outputs the program returns too, as :func:`export_step` takes them.
-
-    Raises:
-        ValueError: as :func:`tt.export.step`; or an operation, a name or noise has no C.
     """
     for path, module in named_modules(model):
         for name in (path, *module._parameters, *module._buffers):

@@ -54,12 +54,7 @@ class _Group:
 
 
 class Reader(Interpreter):
-    """Run a program and read its operations as stages.
-
-    Args:
-        program: made by ``tt.export.step``.
-        rules: how operations that are not pointwise are read, by name.
-    """
+    """Run a program and read its operations as stages."""
 
     def __init__(self, program: ExportedProgram, rules: Mapping[str, Rule]) -> None:
         super().__init__(program.graph_module, garbage_collect_values=False)
@@ -158,13 +153,7 @@ class Reader(Interpreter):
         self.views[node.name] = self.views[whole.name]
 
     def aliased(self, node: Node, made: Tensor, of: Sequence[Node] | None = None) -> bool:
-        """Record a value that lies in the memory of another, and say so.
-
-        Args:
-            node: the operation.
-            made: its value.
-            of: the others; by default what the operation is given.
-        """
+        """Record a value that lies in the memory of another, and say so."""
         for each in node.all_input_nodes if of is None else of:
             value = self.env[each]
             if each.name not in self.views or not isinstance(value, Tensor):

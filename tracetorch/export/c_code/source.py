@@ -74,25 +74,15 @@ _HEAD = """\
 
 @dataclass(frozen=True)
 class Source:
-    """Text of ``model.c``, and what it needs.
+    """Text of ``model.c``, and what it needs."""
 
-    Args:
-        text: it.
-        inputs: those of ``tt_step``.
-        outputs: those of ``tt_step``.
-        table_bytes: size of its constant tables.
-        struct_bytes: size of the struct of a stream.
-        stack_bytes: bound of what ``tt_step`` takes from the stack.
-        sparse: nodes of the products whose weights of zero are not stored.
-    """
-
-    text: str
-    inputs: list[Port]
-    outputs: list[Port]
-    table_bytes: int
-    struct_bytes: int
-    stack_bytes: int
-    sparse: frozenset[str]
+    text: str  # it
+    inputs: list[Port]  # those of ``tt_step``
+    outputs: list[Port]  # those of ``tt_step``
+    table_bytes: int  # size of its constant tables
+    struct_bytes: int  # size of the struct of a stream
+    stack_bytes: int  # bound of what ``tt_step`` takes from the stack
+    sparse: frozenset[str]  # nodes of the products whose weights of zero are not stored
 
 
 def names_of(program: StepProgram, words: Words, widths: Widths | None = None) -> Names:

@@ -21,17 +21,11 @@ from tracetorch.integers.width import stored_bits
 
 @dataclass(frozen=True)
 class SparseWeights:
-    """Weights row by row, without zeros: a row for each input where events drive it, else output.
+    """Weights without zeros, row by row: of each input where events drive it, else output."""
 
-    Args:
-        values: the weights.
-        places: the column of each.
-        starts: where each row begins, and the last one ends.
-    """
-
-    values: Array
-    places: Array
-    starts: Array
+    values: Array  # the weights
+    places: Array  # the column of each
+    starts: Array  # where each row begins, and the last one ends
 
 
 def sparse_weights(stage: Product, by_event: bool) -> SparseWeights | None:

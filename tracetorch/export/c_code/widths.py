@@ -56,15 +56,10 @@ LANE = (Axis.LANE,)
 
 @dataclass(frozen=True)
 class Widths:
-    """Ranges of the arrays of an integer program.
+    """Ranges of the arrays of an integer program."""
 
-    Args:
-        ranges: of each array.
-        points: bits behind the binary point of each table that has any.
-    """
-
-    ranges: Mapping[Array, Interval]
-    points: Mapping[Array, int]
+    ranges: Mapping[Array, Interval]  # of each array
+    points: Mapping[Array, int]  # bits behind the binary point of each table that has any
 
     def type_of(self, array: Array) -> str:
         """Return the narrowest C type that holds an array."""
@@ -77,16 +72,7 @@ class Widths:
 
 
 def found_widths(program: StepProgram, inputs: Mapping[str, Interval]) -> Widths:
-    """Return the ranges of all arrays, over any number of steps.
-
-    Args:
-        program: one step, as the reader returns it.
-        inputs: the range of each input.
-
-    Raises:
-        ValueError: something is no integer, is not exact in the float that the model computes
-            with, or grows for ever; the module is named.
-    """
+    """Return the ranges of all arrays, over any number of steps."""
     dtype = torch.float64 if program.double else torch.float32
     start = {array: inputs[name] for name, array in program.inputs.items()}
     starts = {
@@ -207,17 +193,12 @@ def _product_range(stage: Product, source: Interval, dtype: torch.dtype, check: 
 
 @dataclass(frozen=True)
 class _Number:
-    """A number of the graph: ``value / 2^point``.
+    """A number of the graph: ``value / 2^point``."""
 
-    Args:
-        value: an integer, or a truth value.
-        point: bits behind the binary point.
-        divisor: a positive number that it is still to be divided by, where a quotient is no
-            integer; only its sign, its floor and its trunc are ever needed.
-    """
-
-    value: Operand
-    point: int = 0
+    value: Operand  # an integer, or a truth value
+    point: int = 0  # bits behind the binary point
+    # a positive number that it is still to be divided by, where a quotient is no integer; only its
+    # sign, its floor and its trunc are ever needed
     divisor: Operand | None = None
 
 
