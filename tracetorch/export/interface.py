@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
 
 from tracetorch.export.tensor_spec import DTYPES, TensorSpec
 
@@ -31,13 +30,6 @@ class Interface:
     initial: Mapping[str, Any]
     outputs: Structure  # names of the outputs, nested like the return value of ``forward``
     version: str  # version of traceTorch that wrote the file
-
-    def initial_states(self, batch: int) -> dict[str, Tensor]:
-        """Return every state before the first step."""
-        return {
-            name: spec.full(batch, self.initial.get(name, 0.0))
-            for name, spec in self.states.items()
-        }
 
     def input_names(self) -> list[str]:
         """List the names of the graph's inputs, in order."""

@@ -22,7 +22,7 @@ from tracetorch.export.interface import (
     leaf_names,
     next_state_name,
 )
-from tracetorch.export.tensor_spec import DTYPES, TensorSpec
+from tracetorch.export.tensor_spec import DTYPES, TensorSpec, initial_states
 from tracetorch.snn.traversal import check_mask
 
 Array: TypeAlias = Tensor | NDArray[Any]
@@ -105,7 +105,7 @@ class OnnxStream:
         arrays, batch = _checked("input", inputs, self.interface.inputs)
         states = self._states
         if states is None:
-            states = {n: s.numpy() for n, s in self.interface.initial_states(batch).items()}
+            states = {name: start.numpy() for name, start in self._initial(batch).items()}
         elif batch != self._batch:
             raise ValueError(
                 f"the states are those of a batch of {self._batch}, the input has {batch}. Call "
@@ -143,7 +143,7 @@ class OnnxStream:
             return
         mask = where.cpu().numpy()
         changed = {name: state.copy() for name, state in self._states.items()}
-        for name, start in self.interface.initial_states(len(where)).items():
+        for name, start in self._initial(len(where)).items():
             changed[name][mask] = start.numpy()[mask]
         self._states = changed
 
@@ -176,6 +176,9 @@ class OnnxStream:
             )
         arrays, self._batch = _checked("state", states, known)
         self._states = {name: array.copy() for name, array in arrays.items()}
+
+    def _initial(self, batch: int) -> dict[str, Tensor]:
+        return initial_states(self.interface.states, self.interface.initial, batch)
 
     def __repr__(self) -> str:
         inputs = ", ".join(f"{name}: {spec}" for name, spec in self.interface.inputs.items())

@@ -18,7 +18,7 @@ from tracetorch.core.torch_private import (
     pytree,
 )
 from tracetorch.core.walk import join_path, named_modules
-from tracetorch.export.tensor_spec import TensorSpec
+from tracetorch.export.tensor_spec import TensorSpec, initial_states
 from tracetorch.export.trace_errors import explain_trace_errors
 from tracetorch.snn.constrained_layer import ConstrainedLayer, StepKwargs
 from tracetorch.snn.noise import Noise
@@ -43,10 +43,7 @@ class StepSignature:
 
     def initial_states(self, batch: int, device: torch.device) -> dict[str, Tensor]:
         """Return every state before the first step, by name."""
-        return {
-            name: spec.full(batch, self.initial.get(name, 0.0), device)
-            for name, spec in self.states.items()
-        }
+        return initial_states(self.states, self.initial, batch, device)
 
 
 def step_signature(model: nn.Module, sample: Any, batch: int | None = None) -> StepSignature:

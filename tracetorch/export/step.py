@@ -252,15 +252,13 @@ class ExplicitStep(nn.Module):
                 layer.mark_states_current()
                 if isinstance(layer, ConstrainedLayer):
                     overrides.enter_context(layer.override_step_kwargs(self._step_kwargs_of(path)))
-            before = _versions({**_attributes(model), **given})
+            before = {**_attributes(model), **given}
+            versions = {name: version_of(value) for name, value in _tensors(before)}
             y = call(model, x) if self._record is None else self._recorded(x)
-            after = _versions({**_attributes(model), **given})
+            after = {**_attributes(model), **given}
+            changed = [n for n in {**before, **after} if before.get(n, n) is not after.get(n, n)]
+            changed += [n for n, value in _tensors(before) if version_of(value) != versions[n]]
             next_states = get_states(model, detach=False)
-        changed = [
-            name
-            for name in {**before, **after}
-            if name not in before or name not in after or not _is_same(before[name], after[name])
-        ]
         if changed:
             raise ValueError(
                 f"one step changes {', '.join(map(repr, changed))} in {type(model).__name__}. The "
@@ -327,13 +325,5 @@ def _attributes(model: nn.Module) -> dict[str, Any]:
     return found
 
 
-def _versions(values: Mapping[str, Any]) -> dict[str, tuple[Any, int | None]]:
-    """Return each value, and how often it was written to in place."""
-    return {
-        name: (value, version_of(value) if isinstance(value, Tensor) else None)
-        for name, value in values.items()
-    }
-
-
-def _is_same(one: tuple[Any, int | None], other: tuple[Any, int | None]) -> bool:
-    return one[0] is other[0] and one[1] == other[1]
+def _tensors(values: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
+    return [(name, value) for name, value in values.items() if isinstance(value, Tensor)]

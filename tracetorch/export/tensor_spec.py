@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 # The dtypes that a file may name: to look any name up in torch could give anything.
-DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (
-        torch.float16,
-        torch.bfloat16,
-        torch.float32,
-        torch.float64,
-        torch.bool,
-        torch.uint8,
-        torch.int8,
-        torch.int16,
-        torch.int32,
-        torch.int64,
-    )
-}
+_NAMES = "float16 bfloat16 float32 float64 bool uint8 int8 int16 int32 int64"
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in _NAMES.split()}
 _SIZE = re.compile(r"(?:([1-9]\d{0,8})\*)?batch")
 _SYMBOL = re.compile(r"(?:(\d{1,9})\*)?([A-Za-z_]\w*)")
 
@@ -122,3 +110,13 @@ class TensorSpec:
 def _factor(size: str) -> int:
     match = _SIZE.fullmatch(size)
     return int(match[1] or 1) if match else 1
+
+
+def initial_states(
+    specs: Mapping[str, TensorSpec],
+    initial: Mapping[str, Any],
+    batch: int,
+    device: torch.device | str | None = None,
+) -> dict[str, Tensor]:
+    """Return every state before the first step: what it starts from where it is not zero."""
+    return {name: spec.full(batch, initial.get(name, 0.0), device) for name, spec in specs.items()}

@@ -36,6 +36,54 @@ clean:
 .PHONY: run size clean
 """
 
+_HEADER = """\
+/* One time step of a spiking network, written by traceTorch.
+{notes} */
+#ifndef TT_MODEL_H
+#define TT_MODEL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+{sizes}
+
+/* What one stream remembers. */
+typedef struct {{
+{members}
+}} tt_stream;
+
+/* Make a stream: call it once, before anything else. */
+void tt_init(tt_stream *s);
+
+/* Forget everything: the next step is the first one. */
+void tt_reset(tt_stream *s);
+
+/* Run one time step. Inputs and outputs do not overlap. */
+{step};
+
+#endif
+"""
+_MAIN = """\
+/* Stream the recorded input through the network, and print what it answers. */
+#include <stdio.h>
+
+#include "model.h"
+#include "sample.h"
+
+static tt_stream stream;
+
+int main(void) {{
+{outputs}
+    tt_init(&stream);
+    for (int32_t t = 0; t < TT_SAMPLE_STEPS; t++) {{
+        tt_step(&stream, {given});
+{prints}
+        printf("\\n");
+    }}
+    return 0;
+}}
+"""
+
 
 @dataclass(frozen=True)
 class Port:
@@ -93,19 +141,10 @@ def ports_of(arrays: Mapping[str, Array], names: Names) -> list[Port]:
 def header(program: StepProgram, names: Names, notes: Sequence[str]) -> str:
     """Return ``model.h``."""
     inputs, outputs = ports_of(program.inputs, names), ports_of(program.outputs, names)
-    lines = [
-        "/* One time step of a spiking network, written by traceTorch.",
-        *(f" * {comment(note)}" for note in notes),
-        " */",
-        "#ifndef TT_MODEL_H",
-        "#define TT_MODEL_H",
-        "",
-        "#include <stdbool.h>",
-        "#include <stdint.h>",
-        "",
+    sizes = [
+        f"#define {port.macro} {port.size} /* {comment(port.label)} */"
+        for port in (*inputs, *outputs)
     ]
-    for port in (*inputs, *outputs):
-        lines.append(f"#define {port.macro} {port.size} /* {comment(port.label)} */")
     members = [
         f"    {state.kind} {state.name}[{state.size}]; /* {comment(state.label)} */"
         for state in ports_of(program.states, names)
@@ -114,27 +153,12 @@ def header(program: StepProgram, names: Names, notes: Sequence[str]) -> str:
         f"    {kind} {pool_name(kind)}[{size}]; /* within one step */"
         for kind, size in names.memory.sizes.items()
     ]
-    # a struct needs a member
-    members = members or ["    bool unused;"]
-    lines += [
-        "",
-        "/* What one stream remembers. */",
-        "typedef struct {",
-        *members,
-        "} tt_stream;",
-        "",
-        "/* Make a stream: call it once, before anything else. */",
-        "void tt_init(tt_stream *s);",
-        "",
-        "/* Forget everything: the next step is the first one. */",
-        "void tt_reset(tt_stream *s);",
-        "",
-        "/* Run one time step. Inputs and outputs do not overlap. */",
-        f"{step_head(inputs, outputs)};",
-        "",
-        "#endif",
-    ]
-    return "\n".join(lines) + "\n"
+    return _HEADER.format(
+        notes="".join(f" * {comment(note)}\n" for note in notes),
+        sizes="\n".join(sizes),
+        members="\n".join(members or ["    bool unused;"]),  # a struct needs a member
+        step=step_head(inputs, outputs),
+    )
 
 
 def step_head(inputs: Sequence[Port], outputs: Sequence[Port]) -> str:
@@ -199,28 +223,14 @@ def main_source(inputs: Sequence[Port], outputs: Sequence[Port]) -> str:
     given = ", ".join(
         [f"tt_sample_{port.name}[t]" for port in inputs] + [port.name for port in outputs]
     )
-    lines = [
-        "/* Stream the recorded input through the network, and print what it answers. */",
-        "#include <stdio.h>",
-        "",
-        '#include "model.h"',
-        '#include "sample.h"',
-        "",
-        "static tt_stream stream;",
-        "",
-        "int main(void) {",
-        *(f"    static {port.kind} {port.name}[{port.macro}];" for port in outputs),
-        "    tt_init(&stream);",
-        "    for (int32_t t = 0; t < TT_SAMPLE_STEPS; t++) {",
-        f"        tt_step(&stream, {given});",
-    ]
+    prints = []
     for port in outputs:
         # nine digits give every float32 back
         how = '"%.9g ", (double)' if port.kind == "float" else '"%lld ", (long long)'
-        lines += [
+        prints += [
             f"        for (int32_t i = 0; i < {port.macro}; i++) {{",
             f"            printf({how}{port.name}[i]);",
             "        }",
         ]
-    lines += ['        printf("\\n");', "    }", "    return 0;", "}"]
-    return "\n".join(lines) + "\n"
+    outs = [f"    static {port.kind} {port.name}[{port.macro}];" for port in outputs]
+    return _MAIN.format(outputs="\n".join(outs), given=given, prints="\n".join(prints))
