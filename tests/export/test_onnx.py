@@ -404,6 +404,18 @@ def test_files_of_other_writers_are_refused(lif: Path, tmp_path: Path) -> None:
         tt.export.OnnxStream(lif, providers=["None"])
 
 
+def spec(*shape: object, dtype: str = "float32") -> dict[str, Any]:
+    return {"shape": list(shape), "dtype": dtype}
+
+
+def write_changed(source: Path, target: Path, change: Any) -> None:
+    """Write a file with other metadata."""
+    file = onnx.load(source)
+    (entry,) = [each for each in file.metadata_props if each.key == "tracetorch"]
+    entry.value = json.dumps(change(json.loads(entry.value)))
+    onnx.save(file, target)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -414,62 +426,40 @@ def test_files_of_other_writers_are_refused(lif: Path, tmp_path: Path) -> None:
         (lambda fields: {**fields, "states": {"mem": fields["states"]["mem"]}}, "and speaks of"),
         (lambda fields: {**fields, "outputs": {"set": ["y"]}}, "missing or of the wrong kind"),
         (lambda fields: {**fields, "outputs": "mem.next"}, "its names are not distinct"),
+        (lambda fields: {**fields, "inputs": {"x": spec("many")}}, "'many' is not a size"),
+        (lambda fields: {**fields, "inputs": {"x": spec(-1)}}, "-1 is not a size"),
+        (lambda fields: {**fields, "inputs": {"x": spec(1, dtype="load")}}, "'load' is not a dt"),
         (
-            lambda fields: {**fields, "inputs": {"x": {"shape": ["many"], "dtype": "float32"}}},
-            "'many' is not a size",
-        ),
-        (
-            lambda fields: {**fields, "inputs": {"x": {"shape": [-1], "dtype": "float32"}}},
-            "-1 is not a size",
-        ),
-        (
-            lambda fields: {**fields, "inputs": {"x": {"shape": [1], "dtype": "load"}}},
-            "'load' is not a dtype",
+            lambda fields: {**fields, "initial": {"mem": [[1e300, 0, 0]]}},
+            "'mem' starts from values that float32 cannot hold",
         ),
     ],
 )
 def test_wrong_metadata_is_refused(change: Any, message: str, lif: Path, tmp_path: Path) -> None:
-    file = onnx.load(lif)
-    (entry,) = [each for each in file.metadata_props if each.key == "tracetorch"]
-    entry.value = json.dumps(change(json.loads(entry.value)))
-    onnx.save(file, tmp_path / "wrong.onnx")
+    write_changed(lif, tmp_path / "wrong.onnx", change)
     with pytest.raises(ValueError, match=f"describes itself wrongly: .*{message}"):
         tt.export.OnnxStream(tmp_path / "wrong.onnx")
 
 
 @pytest.mark.parametrize(
-    "spec",
+    "wrong",
     [
-        {"shape": ["batch", 17_000_000_000], "dtype": "float32"},
-        {"shape": ["999999999*batch", 3], "dtype": "float32"},
-        {"shape": [17_000_000_000, 3], "dtype": "float32"},
-        {"shape": ["batch", "batch"], "dtype": "float32"},
-        {"shape": ["batch", 3, 17_000_000_000], "dtype": "float32"},
-        {"shape": ["batch"], "dtype": "float32"},
-        {"shape": ["batch", 3], "dtype": "float64"},
-        {"shape": ["batch", 3], "dtype": "int64"},
+        spec("batch", 17_000_000_000),
+        spec("999999999*batch", 3),
+        spec(17_000_000_000, 3),
+        spec("batch", "batch"),
+        spec("batch", 3, 17_000_000_000),
+        spec("batch"),
+        spec("batch", 3, dtype="float64"),
+        spec("batch", 3, dtype="int64"),
     ],
 )
 @pytest.mark.parametrize("kind", ["inputs", "states"])
-def test_metadata_agree_with_the_graph(kind: str, spec: Any, lif: Path, tmp_path: Path) -> None:
+def test_metadata_agree_with_the_graph(kind: str, wrong: Any, lif: Path, tmp_path: Path) -> None:
     """A file of a few kilobytes may not ask for gigabytes at the first step."""
-    file = onnx.load(lif)
-    (entry,) = [each for each in file.metadata_props if each.key == "tracetorch"]
-    fields = json.loads(entry.value)
-    name = next(iter(fields[kind]))
-    fields[kind][name] = spec
-    entry.value = json.dumps(fields)
-    onnx.save(file, tmp_path / "wrong.onnx")
+    name = {"inputs": "x", "states": "mem"}[kind]
+    write_changed(lif, tmp_path / "wrong.onnx", lambda f: {**f, kind: {**f[kind], name: wrong}})
     with pytest.raises(ValueError, match=rf"wrongly: its graph has '{name}' of shape \["):
-        tt.export.OnnxStream(tmp_path / "wrong.onnx")
-
-
-def test_values_that_a_state_cannot_hold_are_refused(lif: Path, tmp_path: Path) -> None:
-    file = onnx.load(lif)
-    (entry,) = [each for each in file.metadata_props if each.key == "tracetorch"]
-    entry.value = json.dumps({**json.loads(entry.value), "initial": {"mem": [[1e300, 0, 0]]}})
-    onnx.save(file, tmp_path / "wrong.onnx")
-    with pytest.raises(ValueError, match=r"'mem' starts from values that float32 cannot hold"):
         tt.export.OnnxStream(tmp_path / "wrong.onnx")
 
 
