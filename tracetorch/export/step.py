@@ -319,7 +319,7 @@ def _attributes(model: nn.Module) -> dict[str, Any]:
     for path, module in named_modules(model):
         left_out = {*vars(nn.Module()), *transient_attributes_of(module), "step_kwargs"}
         attributes = {**vars(module), **module._parameters, **module._buffers}
-        for name in attributes.keys() - left_out:
+        for name in [name for name in attributes if name not in left_out]:
             for place, leaf in pytree.tree_flatten_with_path(attributes[name])[0]:
                 found[join_path(path, name) + pytree.keystr(place)] = leaf
     return found

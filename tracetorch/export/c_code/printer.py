@@ -31,54 +31,39 @@ from tracetorch.export.c_code.stages import (
 from tracetorch.fuse.codegen.c_kernel import C_TYPES, CPrinter
 from tracetorch.fuse.codegen.emitter import Target
 from tracetorch.fuse.codegen.targets import c_target
-from tracetorch.fuse.ir.graph import Value as GraphValue
 from tracetorch.fuse.ir.kernel import (
-    Axis,
     Buffer,
     Dtype,
-    Extent,
     Index,
     Kernel,
-    KernelBuilder,
     Operand,
     Operation,
     Value,
 )
 from tracetorch.fuse.ir.kernel import Role as BufferRole
-from tracetorch.fuse.ir.verify import verify
 
-LANE = (Axis.LANE,)
-
-SIZES = {
-    "float": 4,
-    "bool": 1,
-    "int8_t": 1,
-    "int16_t": 2,
-    "int32_t": 4,
-    "int64_t": 8,
-    "uint8_t": 1,
-    "uint16_t": 2,
-    "uint32_t": 4,
-}
+# bytes of a value of each type
+SIZES = {"float": 4, "bool": 1}
+SIZES |= {f"{sign}int{bits}_t": bits // 8 for sign in ("", "u") for bits in (8, 16, 32, 64)}
 
 
 @dataclass(frozen=True)
 class Words:
-    """Spelling of the statements of stages in a language whose blocks and loops are those of C."""
+    """Spelling of the statements of stages: that of C, or of a language with the blocks of C."""
 
     target: Target  # operations in float32
     literal: Callable[[float], str]  # spells a number
-    zero: str  # the number 0 of the arithmetic
-    counter: str  # declares the index of a loop
-    constant: str  # declares what does not change: kind, name, value
-    variable: str  # declares what changes
-    member: str  # stands before the name of an array of the stream
-    truth: str  # a truth value that was read from memory
-    cast: str  # turns a value into one of a kind
-    times: str  # product of two numbers
-    quotient: str  # quotient of two numbers
-    whole: str  # quotient of two counts, rounded down
-    add: str  # adds a number to a place
+    zero: str = "0.0f"  # the number 0 of the arithmetic
+    counter: str = "int32_t"  # declares the index of a loop
+    constant: str = "const {kind} {name} = {value};"  # declares what does not change
+    variable: str = "{kind} {name} = {value};"  # declares what changes
+    member: str = "s->"  # stands before the name of an array of the stream
+    truth: str = "{}"  # a truth value that was read from memory
+    cast: str = "({kind}){value}"  # turns a value into one of a kind
+    times: str = "{} * {}"
+    quotient: str = "{} / {}"
+    whole: str = "{} / {}"  # quotient of two counts, rounded down
+    add: str = "{} += {};"  # adds a number to a place
 
 
 @dataclass
@@ -548,44 +533,4 @@ def float_literal(value: float) -> str:
 
 def c_words() -> Words:
     """Return the words of C99."""
-    return Words(
-        target=c_target("float32"),
-        literal=float_literal,
-        zero="0.0f",
-        counter="int32_t",
-        constant="const {kind} {name} = {value};",
-        variable="{kind} {name} = {value};",
-        member="s->",
-        truth="{}",
-        cast="({kind}){value}",
-        times="{} * {}",
-        quotient="{} / {}",
-        whole="{} / {}",
-        add="{} += {};",
-    )
-
-
-def float_kernel(stage: Pointwise) -> Kernel:
-    """Return a pointwise stage as a kernel over its places, in float32."""
-    k = KernelBuilder("stage", "", Dtype.FLOAT32)
-    env: dict[str, Operand] = {}
-    buffers = {
-        (role, name): k.buffer(
-            role, name, (Extent.LANES,), Dtype.BOOL if view.array.boolean else None
-        )
-        for role, views in ((BufferRole.START, stage.reads), (BufferRole.END, stage.writes))
-        for name, view in views.items()
-    }
-
-    def operand(value: GraphValue) -> Operand:
-        return env[value] if isinstance(value, str) else value
-
-    with k.lanes():
-        for name in stage.reads:
-            env[name] = k.load(buffers[BufferRole.START, name], LANE, name)
-        for line in stage.graph.lines:
-            env[line.name] = k.op(line.op, *map(operand, line.args))
-        for name in stage.writes:
-            value = operand(stage.graph.outputs[name])
-            k.store(buffers[BufferRole.END, name], LANE, value)
-    return verify(k.kernel())
+    return Words(c_target("float32"), float_literal)

@@ -24,7 +24,6 @@ from tracetorch.export.c_code.printer import (
     ProductPrinter,
     StagePrinter,
     Words,
-    float_kernel,
     pool_name,
 )
 from tracetorch.export.c_code.sparse import (
@@ -34,6 +33,7 @@ from tracetorch.export.c_code.sparse import (
     sparse_weights,
     table_bits,
 )
+from tracetorch.export.c_code.stage_kernel import StageKernel
 from tracetorch.export.c_code.stages import (
     Array,
     Copy,
@@ -48,6 +48,7 @@ from tracetorch.export.c_code.stages import (
 from tracetorch.export.c_code.widths import Widths, integer_kernel
 from tracetorch.fuse.codegen.c_kernel import contains_word
 from tracetorch.fuse.codegen.targets import c_integer_target
+from tracetorch.fuse.ir.verify import verify
 from tracetorch.integers.width import stored_bits
 
 # Of one function: return address, saved registers, what a compiler spills.
@@ -222,7 +223,7 @@ def stage_printer(
     ``double`` says whether the arithmetic of an integer program was float64.
     """
     if isinstance(stage, Pointwise) and widths is None:
-        return StagePrinter(names, stage, float_kernel(stage))
+        return StagePrinter(names, stage, verify(StageKernel(stage).kernel()))
     if isinstance(stage, Pointwise) and widths is not None:
         kernel = integer_kernel(stage, widths, double)
         return StagePrinter(names, stage, kernel, c_integer_target())

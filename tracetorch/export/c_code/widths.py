@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tracetorch.export.c_code.stage_kernel import StageKernel
 from tracetorch.export.c_code.stages import (
     Array,
     Pointwise,
@@ -39,19 +40,8 @@ from tracetorch.fuse.ir.intervals import (
     hull,
     invariant,
 )
-from tracetorch.fuse.ir.kernel import (
-    Axis,
-    Dtype,
-    Extent,
-    Kernel,
-    KernelBuilder,
-    Operand,
-    Value,
-)
-from tracetorch.fuse.ir.kernel import Role as BufferRole
+from tracetorch.fuse.ir.kernel import Dtype, Kernel, Operand, Value
 from tracetorch.integers.width import stored_bits
-
-LANE = (Axis.LANE,)
 
 
 @dataclass(frozen=True)
@@ -202,39 +192,29 @@ class _Number:
     divisor: Operand | None = None
 
 
-class _Lowering:
+class _IntegerKernel(StageKernel):
     """Write the lines of a pointwise stage in integers."""
 
+    dtype = Dtype.INT32
+
     def __init__(self, stage: Pointwise, widths: Widths, double: bool) -> None:
-        self.stage, self.widths = stage, widths
-        self.k = KernelBuilder("stage", "", Dtype.INT32)
-        self.numbers: dict[str, _Number] = {}
-        dtype = torch.float64 if double else torch.float32
-        self.table = bounds_of(stage, widths.ranges, dtype)
+        super().__init__(stage)
+        self.widths = widths
+        self.table = bounds_of(stage, widths.ranges, torch.float64 if double else torch.float32)
 
-    def kernel(self) -> Kernel:
-        k, stage = self.k, self.stage
-        buffers = {
-            (role, name): k.buffer(role, name, (Extent.LANES,), self._dtype(view.array))
-            for role, views in ((BufferRole.START, stage.reads), (BufferRole.END, stage.writes))
-            for name, view in views.items()
-        }
-        with k.lanes():
-            for name, view in stage.reads.items():
-                value = k.load(buffers[BufferRole.START, name], LANE, name)
-                self.numbers[name] = _Number(value, self.widths.points.get(view.array, 0))
-            for line in stage.graph.lines:
-                self.numbers[line.name] = self._line(line)
-            for name in stage.writes:
-                result = self._whole(self._operand(stage.graph.outputs[name]))
-                stored = result.value
-                if result.point:  # a multiple of 2^point
-                    stored = self._op("div", stored, 2**result.point)
-                k.store(buffers[BufferRole.END, name], LANE, stored)
-        return k.kernel()
-
-    def _dtype(self, array: Array) -> Dtype:
+    def buffer_dtype(self, array: Array) -> Dtype:
+        """Return the narrowest type that holds an array."""
         return Dtype(self.widths.type_of(array).removesuffix("_t"))
+
+    def loaded(self, value: Operand, array: Array) -> _Number:
+        """Return a number that was loaded."""
+        return _Number(value, self.widths.points.get(array, 0))
+
+    def stored(self, value: GraphValue) -> Operand:
+        """Return the integer that is stored for a value."""
+        result = self._whole(self._operand(value))
+        # a multiple of 2^point
+        return self._op("div", result.value, 2**result.point) if result.point else result.value
 
     def _refused(self, what: str) -> ValueError:
         return ValueError(
@@ -250,7 +230,8 @@ class _Lowering:
 
     def _operand(self, value: GraphValue) -> _Number:
         if isinstance(value, str):
-            return self.numbers[value]
+            found: _Number = self.values[value]
+            return found
         if isinstance(value, bool):
             return _Number(value)
         number = float(self.table[value].low)  # as the dtype of the model has it
@@ -294,7 +275,8 @@ class _Lowering:
                 return _Number(rest.value, point)
         return _Number(self._op("mul", one.value, other.value, like=like, point=point), point)
 
-    def _line(self, line: Line) -> _Number:
+    def line(self, line: Line) -> _Number:
+        """Append a line in integers."""
         args = [self._operand(arg) for arg in line.args]
         spans = [self.table[arg] for arg in line.args]
         like, op = self.table[line.name], line.op
@@ -366,4 +348,4 @@ def _ends(span: Interval) -> tuple[float, float]:
 
 def integer_kernel(stage: Pointwise, widths: Widths, double: bool) -> Kernel:
     """Return a pointwise stage as a kernel over its places, in integers."""
-    return _Lowering(stage, widths, double).kernel()
+    return _IntegerKernel(stage, widths, double).kernel()
