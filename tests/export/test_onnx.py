@@ -60,25 +60,28 @@ def skip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def assert_exact(model: nn.Module, folder: Path, sample: Any, *inputs: Any) -> Any:
+    """Assert that a stream computes what PyTorch does; return it, and the last outputs."""
+    tt.export.onnx(model, folder / "net.onnx", sample)
+    stream = tt.export.OnnxStream(folder / "net.onnx")
+    for x in inputs:
+        stream.zero_states()
+        y = streamed(stream, x)
+        assert_equal((y, stream.get_states()), reference(model, x))
+    assert not tt.get_states(model)
+    return stream, y
+
+
 def test_every_layer_equals_pytorch_bit_for_bit(tmp_path: Path) -> None:
-    model = Twelve()
-    tt.export.onnx(model, tmp_path / "twelve.onnx", torch.rand(1, 3, 3, 3))
-    onnx.checker.check_model(tmp_path / "twelve.onnx", full_check=True)
-    stream = tt.export.OnnxStream(tmp_path / "twelve.onnx")
     x = sequence(40, 5, 3, 3, 3, dtype=torch.float32)
-    y = streamed(stream, x)
-    assert_equal((y, stream.get_states()), reference(model, x))
+    _, y = assert_exact(Twelve(), tmp_path, torch.rand(1, 3, 3, 3), x)
+    onnx.checker.check_model(tmp_path / "net.onnx", full_check=True)
     assert all(each.any() for each in y.values())
 
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "skip",
-        pytest.param("conv", marks=pytest.mark.slow),
-        pytest.param("dense", marks=pytest.mark.slow),
-        pytest.param("recurrent", marks=pytest.mark.slow),
-    ],
+    ["skip", *(pytest.param(n, marks=pytest.mark.slow) for n in ("conv", "dense", "recurrent"))],
 )
 def test_models_with_dyadic_weights_equal_pytorch_bit_for_bit(name: str, tmp_path: Path) -> None:
     # onnxruntime convolves in single precision alone
@@ -87,14 +90,7 @@ def test_models_with_dyadic_weights_equal_pytorch_bit_for_bit(name: str, tmp_pat
     def sample(*lead: int) -> Any:
         return pytree.tree_map(lambda each: each.to(dtype), sample_of(name, *lead))
 
-    model = made(name, dtype)
-    tt.export.onnx(model, tmp_path / "net.onnx", sample(1))
-    stream = tt.export.OnnxStream(tmp_path / "net.onnx")
-    for batch in (1, 4):
-        x = sample(20, batch)
-        assert_equal((streamed(stream, x), stream.get_states()), reference(model, x))
-        stream.zero_states()
-    assert not tt.get_states(model)
+    assert_exact(made(name, dtype), tmp_path, sample(1), sample(20, 1), sample(20, 4))
 
 
 def delayed() -> nn.Module:
@@ -138,11 +134,8 @@ def test_a_mask_restarts_samples_from_what_a_neuron_starts_from(tmp_path: Path) 
 
 
 def test_a_state_may_be_a_multiple_of_the_batch(tmp_path: Path) -> None:
-    model = Folded()
-    tt.export.onnx(model, tmp_path / "net.onnx", torch.rand(1, 8))
-    stream = tt.export.OnnxStream(tmp_path / "net.onnx")
     x = sequence(5, 3, 8, dtype=torch.float32)
-    assert_equal((streamed(stream, x), stream.get_states()), reference(model, x))
+    stream, _ = assert_exact(Folded(), tmp_path, torch.rand(1, 8), x)
     with pytest.raises(IndexError, match="boolean index did not match"):
         stream.zero_states(where=torch.tensor([True, False, True]))
 
@@ -158,10 +151,8 @@ def test_configurations_equal_pytorch_bit_for_bit(
     cells = [snn.LeakyIntegrator(3, dim=PLACES[i % 3][0], **c) for i, c in enumerate(chosen)]
     model = Parallel(cells)
     vary(model)
-    tt.export.onnx(model, tmp_path / "net.onnx", torch.rand(1, 3, 3, 3))
-    stream = tt.export.OnnxStream(tmp_path / "net.onnx")
     x = sequence(30, 2, 3, 3, 3, dtype=torch.float32)
-    assert_equal((streamed(stream, x), stream.get_states()), reference(model, x))
+    assert_exact(model, tmp_path, torch.rand(1, 3, 3, 3), x)
 
 
 class Parallel(nn.Module):
@@ -239,16 +230,10 @@ def test_the_network_of_the_demo_streams_500_steps(tmp_path: Path) -> None:
 
 
 def test_bsrlif_streams_500_steps_bit_for_bit(tmp_path: Path) -> None:
-    model = layer("BSRLIF", 16)
-    tt.export.onnx(model, tmp_path / "bsrlif.onnx", torch.rand(1, 16))
-    stream = tt.export.OnnxStream(tmp_path / "bsrlif.onnx")
-    for batch in (1, 8):
-        x = sequence(500, batch, 16, dtype=torch.float32)
-        y = streamed(stream, x)
-        assert_equal((y, stream.get_states()), reference(model, x))
-        assert (y > 0).any()
-        assert (y < 0).any()
-        stream.zero_states()
+    inputs = [sequence(500, batch, 16, dtype=torch.float32) for batch in (1, 8)]
+    _, y = assert_exact(layer("BSRLIF", 16), tmp_path, torch.rand(1, 16), *inputs)
+    assert (y > 0).any()
+    assert (y < 0).any()
 
 
 def test_inputs_and_outputs_have_the_names_of_arguments_and_states(skip: Path) -> None:

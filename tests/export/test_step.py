@@ -29,57 +29,46 @@ from tracetorch.demo.network import ConvSNN
 T = 7
 
 
+def assert_exact(model: nn.Module, sample: Any, x: Any, batch: int) -> tuple[Any, Any]:
+    """Assert that a program computes what PyTorch does; return outputs, and the first states."""
+    program = tt.export.step(model, sample)
+    states = tt.export.initial_states(program, batch)
+    got = stepped_program(program, x, states)
+    assert_equal(got, reference(model, x))
+    assert list(got[1]) == list(states)
+    return got[0], states
+
+
 def test_every_layer_equals_pytorch() -> None:
-    model = Twelve()
-    program = tt.export.step(model, torch.rand(1, 3, 3, 3))
     x = sequence(T, 5, 3, 3, 3, dtype=torch.float32)
-    y, states = stepped_program(program, x, tt.export.initial_states(program, 5))
-    assert_equal((y, states), reference(model, x))
+    y, _ = assert_exact(Twelve(), torch.rand(1, 3, 3, 3), x, 5)
     assert all(each.any() for each in y.values())
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_models_equal_pytorch(name: str) -> None:
-    model = made(name)
-    program = tt.export.step(model, sample_of(name, 1))
     for batch in (1, 4):
-        x = sample_of(name, T, batch)
-        states = tt.export.initial_states(program, batch)
-        y, after = stepped_program(program, x, states)
-        expected, last = reference(model, x)
-        assert_equal(y, expected)
-        assert list(after) == list(states) == list(last)
-        assert_equal(after, last)
+        assert_exact(made(name), sample_of(name, 1), sample_of(name, T, batch), batch)
 
 
 @pytest.mark.slow
 def test_the_network_of_the_demo_equals_pytorch() -> None:
-    model = ConvSNN()
-    program = tt.export.step(model, torch.rand(1, 1, 28, 28))
     x = 3 * torch.rand(T, 4, 1, 28, 28)
-    got = stepped_program(program, x, tt.export.initial_states(program, 4))
-    assert_equal(got, reference(model, x))
+    assert_exact(ConvSNN(), torch.rand(1, 1, 28, 28), x, 4)
 
 
 @pytest.mark.parametrize("make", [Hidden, lambda: Adaptive(3)])
 def test_unregistered_layers_and_user_defined_neurons(make: Any) -> None:
-    model = make()
-    program = tt.export.step(model, torch.rand(2, 3))
-    x = sequence(T, 4, 3, dtype=torch.float32)
-    got = stepped_program(program, x, tt.export.initial_states(program, 4))
-    assert_equal(got, reference(model, x))
+    assert_exact(make(), torch.rand(2, 3), sequence(T, 4, 3, dtype=torch.float32), 4)
 
 
 def test_a_state_may_be_a_multiple_of_the_batch() -> None:
-    model = Folded()
-    program = tt.export.step(model, torch.rand(1, 8))
-    states = tt.export.initial_states(program, 5)
+    x = sequence(T, 5, 8, dtype=torch.float32)
+    _, states = assert_exact(Folded(), torch.rand(1, 8), x, 5)
     assert {name: list(state.shape) for name, state in states.items()} == {
         "cell.mem": [20, 2],
         "cell.syn": [20, 2],
     }
-    x = sequence(T, 5, 8, dtype=torch.float32)
-    assert_equal(stepped_program(program, x, states), reference(model, x))
 
 
 def test_inputs_as_a_dict() -> None:
@@ -92,13 +81,10 @@ def test_inputs_as_a_dict() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_states_have_the_dtype_of_the_arithmetic(dtype: torch.dtype) -> None:
-    model = layer("SRLIF", 3)
-    program = tt.export.step(model, torch.rand(1, 3, dtype=dtype))
-    states = tt.export.initial_states(program, 2)
+    x = sequence(T, 2, 3, dtype=dtype)
+    _, states = assert_exact(layer("SRLIF", 3), torch.rand(1, 3, dtype=dtype), x, 2)
     wide = torch.float64 if dtype is torch.float64 else torch.float32
     assert {state.dtype for state in states.values()} == {wide}
-    x = sequence(T, 2, 3, dtype=dtype)
-    assert_equal(stepped_program(program, x, states), reference(model, x))
 
 
 # torch.export.load of torch 2.12 reads tensors from bytes
@@ -117,10 +103,7 @@ def test_a_program_is_saved_and_loaded(tmp_path: Path) -> None:
 def test_export_is_in_eval_mode_and_restores_the_mode() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout(0.9), layer("LIF", 3))
     model(torch.rand(8, 3))  # running statistics that are not the initial ones
-    program = tt.export.step(model, torch.rand(2, 3))
-    x = sequence(T, 4, 3, dtype=torch.float32)
-    got = stepped_program(program, x, tt.export.initial_states(program, 4))
-    assert_equal(got, reference(model, x))
+    assert_exact(model, torch.rand(2, 3), sequence(T, 4, 3, dtype=torch.float32), 4)
     assert model.training
     assert all(module.training for module in model.modules())
 
@@ -151,12 +134,9 @@ class Aliased(snn.TTModule):
     ],
 )
 def test_a_layer_with_two_names_equals_pytorch(make: Any) -> None:
-    model = Aliased(make())
-    program = tt.export.step(model, torch.rand(1, 3))
     x = sequence(T, 2, 3, dtype=torch.float32)
-    got = stepped_program(program, x, tt.export.initial_states(program, 2))
-    assert_equal(got, reference(model, x))
-    assert bool(got[0].any())
+    y, _ = assert_exact(Aliased(make()), torch.rand(1, 3), x, 2)
+    assert bool(y.any())
 
 
 def attributes_of(model: nn.Module) -> dict[str, Any]:
