@@ -77,15 +77,21 @@ def differences(
     for path in {**file, **model}:
         name = f"layer {path!r}" if path else "the layer"
         if path not in model or path not in file:
-            layers, owner = (file, "the file") if path in file else (model, "the model")
-            if strict:
-                found.append(f"{name}: only {owner} has it, {layers[path]['call']}")
+            found += [f"{name}: {only_one_has(path, file, model, 'call')}"] * strict
         elif reasons := list(_mismatches(file[path], model[path])):
             found.append(
                 f"{name}: the file has {file[path]['call']}, the model {model[path]['call']}; "
                 + ", ".join(reasons)
             )
     return found
+
+
+def only_one_has(
+    path: str, file: Mapping[str, Any], model: Mapping[str, Any], description: str
+) -> str:
+    """Say that only the file, or only the model, has what is at a path."""
+    own, owner = (file, "the file") if path in file else (model, "the model")
+    return f"only {owner} has it, {own[path][description]}"
 
 
 def _mismatches(file: LayerDescription, model: LayerDescription) -> Iterator[str]:

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import nn
 
+from tracetorch.checkpoint.layers import only_one_has
 from tracetorch.checkpoint.wrappers import plain
 from tracetorch.core.walk import hidden_modules
 from tracetorch.snn.dropout import LockedDropout
@@ -59,11 +60,19 @@ def describe_modules(model: nn.Module) -> dict[str, ModuleDescription]:
     for root, hidden in [("", model), *hidden_modules(model)]:
         # A module may be used under several names, in another model by several modules.
         for path, module in hidden.named_modules(prefix=root, remove_duplicate=False):
-            if f"{path}.".startswith(tuple(surrogates)) or _is_neutral(module):
+            kind: type = type(module)
+            neutral = kind in _NEUTRAL or kind.__module__ == "torch.nn.modules.loss"
+            neutral |= kind is nn.Sequential and not module._modules
+            if neutral or f"{path}.".startswith(tuple(surrogates)):
                 continue
             text = dict(_settings(module))
+            kind = next(k for k in kind.__mro__ if not k.__module__.startswith(_GENERATED))
+            name = "BatchNorm" if kind in _BATCH_NORMS else kind.__name__
+            name = _LIBRARIES.get(kind.__module__.partition(".")[0], "") + name
+            if isinstance(module, SequenceLayer):
+                name = "tt.Neuron"  # describe_layers names the class with the equations
             # The module in a wrapper comes after it, and has its path.
-            described[plain(path)] = {"class": _class_name(module), **text}
+            described[plain(path)] = {"class": name, **text}
             # Surrogates that are modules change no output, nor does what they hold.
             if isinstance(module, SequenceLayer):
                 prefix = f"{path}." if path else ""
@@ -88,9 +97,7 @@ def differences(
     for path in {**file, **model}:
         name = f"module {path!r}" if path else "the model"
         if path not in model or path not in file:
-            own, owner = (file, "the file") if path in file else (model, "the model")
-            if strict:
-                found.append(f"{name}: only {owner} has it, {own[path]['class']}")
+            found += [f"{name}: {only_one_has(path, file, model, 'class')}"] * strict
             continue
         saved, built = file[path], model[path]
         if saved["class"] != built["class"]:
@@ -111,21 +118,6 @@ def differences(
                     "model"
                 )
     return found
-
-
-def _is_neutral(module: nn.Module) -> bool:
-    kind = type(module)
-    is_loss = kind.__module__ == "torch.nn.modules.loss"
-    return kind in _NEUTRAL or is_loss or (kind is nn.Sequential and not module._modules)
-
-
-def _class_name(module: nn.Module) -> str:
-    """Name the class, with a prefix for those of libraries."""
-    if isinstance(module, SequenceLayer):
-        return "tt.Neuron"  # describe_layers names the class with the equations
-    kind = next(k for k in type(module).__mro__ if not k.__module__.startswith(_GENERATED))
-    prefix = _LIBRARIES.get(kind.__module__.partition(".")[0], "")
-    return prefix + ("BatchNorm" if kind in _BATCH_NORMS else kind.__name__)
 
 
 def _settings(module: nn.Module) -> Iterator[tuple[str, str]]:
