@@ -976,6 +976,19 @@ def test_report(tmp_path: Path) -> None:
     assert report.memory_pj == 5.0 * report.memory_accesses
 
 
+@pytest.mark.parametrize("kind", ["residual", "recurrent", "convolutional", "integers"])
+def test_operations_are_those_of_the_metrics(kind: str, written: Any) -> None:
+    each = written(kind)
+    x = each.x[:4] if kind in ("residual", "recurrent") else each.x
+    counted = tt.metrics.synaptic_operations(each.model, x, by="step")
+    updates = tt.metrics.membrane_updates(each.model, x, by="step")
+    found = each.report.operations
+    assert found.effective_acs * len(x) == pytest.approx(counted.effective_acs)
+    assert found.effective_macs * len(x) == pytest.approx(counted.effective_macs)
+    assert found.dense * len(x) == counted.dense
+    assert each.report.updates * len(x) == updates
+
+
 class Moved(nn.Module):
     """A pool, a sum, and places that a table names."""
 

@@ -75,7 +75,7 @@ def c(
         folder: made if it is not there; files of these names are replaced, and none where an
             error is raised.
         sample: a recorded input ``[T, B, ...]``: a tensor, or a tuple or a dict of them. Its first
-            stream is written; costs are means over its first 100 steps.
+            stream is written; costs are means over the first 100 steps of that.
         dtype: ``"float32"`` (default) or ``"int"``.
 
     Shape:
