@@ -62,7 +62,8 @@ def read(path: str | os.PathLike[str]) -> CheckpointFile:
         others = (STATE_PREFIX, TRAINING_PREFIX)
         kept = {name: t for name, t in tensors.items() if not name.startswith(others)}
         kept |= {name: kept[first] for name, first in header.shared.items()}
-    except (ValueError, KeyError) as error:
+    # These are all that indexing, iterating and nesting of arbitrary JSON can raise.
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{str(file)!r} describes itself wrongly: {error}.") from None
     return CheckpointFile(kept, states, header, training)
 

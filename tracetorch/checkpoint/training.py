@@ -62,10 +62,7 @@ def encoded(
 
 def decoded(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the values of :func:`encoded` by name; they share no memory with ``tensors``."""
-    try:
-        return {name: _decode(value, tensors) for name, value in header["values"].items()}
-    except (KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise ValueError(f"what it says of a training cannot be read: {error!r}") from None
+    return {name: _decode(value, tensors) for name, value in header["values"].items()}
 
 
 def optimized_names(model: nn.Module, part: Stateful) -> list[list[str]] | None:
