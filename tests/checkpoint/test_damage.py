@@ -162,6 +162,8 @@ MALFORMED: list[Callable[[dict[str, Any]], Any]] = [
         (lambda header: {**header, "format": 2}, "this version of traceTorch reads format 1"),
         (lambda header: {**header, "states": ["mem"]}, "'state of mem'"),
         (lambda header: {**header, "shared": {"a": "b"}}, "'b'"),
+        (lambda header: {**header, "training": {}}, "'values'"),
+        (lambda header: {**header, "training": {"values": {"rng": {"tensor": "x"}}}}, "'x'"),
         *((malformed, "missing or of the wrong kind") for malformed in MALFORMED),
     ],
 )
