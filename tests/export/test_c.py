@@ -800,10 +800,10 @@ def test_weights_of_zero_are_not_stored(rate: float, value: int, tmp_path: Path)
     moved = 2 * 6 + 2 * 2 * 6 * 7 + 3 * 5
     accesses = float(moved + 5 + 2 * 5 + 3 * stored)
     if rate < 0.5:
-        held = [nn.functional.pad(x[:, 0], (0, 0, lag, 0))[:12] != 0 for lag in range(8)]
-        events = float(torch.stack(held).sum()) / 12
+        late = [nn.functional.pad(x[:, 0], (0, 0, lag, 0))[:12] != 0 for lag in range(8)]
+        events = float(torch.stack(late).sum()) / 12
         synapses = [(o, i) for o in range(5) for i in range(6) if layer.linear.weight[o, i] != 0]
-        reached = sum(int(held[int(layer.delay[o, i])][:, i].sum()) for o, i in synapses) / 12
+        reached = sum(int(late[int(layer.delay[o, i])][:, i].sum()) for o, i in synapses) / 12
         accesses = moved + 5 + 6 * 8 + 2 * events + 4 * reached
     assert net.report.memory_accesses == pytest.approx(accesses)
 

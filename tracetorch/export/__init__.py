@@ -1,6 +1,6 @@
 """Export a model as a program with explicit states: ``(x, states) -> (y, states)``.
 
-``torch.export`` records a pure function, in which a state held by a layer would be a constant.
+``torch.export`` records a pure function, in which the state of a layer would be a constant.
 Here every state is an input and an output, under the name that ``tt.get_states`` gives.
 
 For that reason a layer raises where ``torch.export`` or ``torch.jit.trace`` record it outside of
