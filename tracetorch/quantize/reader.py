@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.hooks import has_weight_hooks
+from tracetorch.core.hooks import hooked_weights
 from tracetorch.core.snapshot import restored
 from tracetorch.core.walk import named_modules
 from tracetorch.snn.model_graph import ModelGraph, Node, label, read_model
@@ -51,7 +51,7 @@ def read_chain(model: nn.Module, x: Tensor) -> Chain:
         ValueError: the model is no chain of modules and branches.
     """
     for path, module in named_modules(model):
-        if has_weight_hooks(module):
+        if hooked_weights(module):
             raise ValueError(
                 f"{label(path, module)} has a hook that computes its weight, and what that "
                 "computes has no integer form. torch.nn.utils.remove_weight_norm, "
