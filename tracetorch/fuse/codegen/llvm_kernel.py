@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tracetorch.fuse.codegen.llvm_functions import LIBRARY, spread_source, vector_function
+from tracetorch.fuse.codegen.llvm_functions import spread_source, vector_function
 from tracetorch.fuse.codegen.llvm_product import product_source
 from tracetorch.fuse.codegen.llvm_tasks import HEADER, serial_entry, task_entry
 from tracetorch.fuse.codegen.llvm_writer import WORD, Array, Value, Writer
@@ -528,9 +528,3 @@ class _Block(_Function):
 def kind_of(buffer: ir.Buffer) -> str:
     """Return LLVM's type of the values of a buffer."""
     return _TYPES[buffer.dtype]
-
-
-def unknown(op: str) -> bool:
-    """Whether there is no instruction, intrinsic or function for an operation."""
-    others = ("where", "float", "double", "max", "min", "sigmoid", "not", "neg")
-    return op not in {*_BINARY, *_COMPARE, *_INTRINSICS, *LIBRARY, *others}
