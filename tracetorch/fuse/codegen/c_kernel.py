@@ -37,31 +37,7 @@ C_TYPES = {
 
 
 def c_source(kernel: Kernel) -> str:
-    """Return the source of a kernel.
-
-    Example:
-        >>> from tracetorch.fuse.ir.kernel import Extent, KernelBuilder, Role
-        >>> k = KernelBuilder("negate", "the opposite", Dtype.FLOAT32)
-        >>> x = k.buffer(Role.START, "x", (Extent.LANES,))
-        >>> y = k.buffer(Role.END, "y", (Extent.LANES,))
-        >>> with k.lanes():
-        ...     k.store(y, (Axis.LANE,), k.op("neg", k.load(x, (Axis.LANE,), "x")))
-        >>> print(c_source(k.kernel()))
-        /* the opposite */
-        #include <math.h>
-        #include <stdbool.h>
-        #include <stdint.h>
-        <BLANKLINE>
-        void negate(int64_t lanes, int64_t neurons, const float *start_x, float *end_y) {
-            (void)neurons;
-            for (int64_t lane = 0; lane < lanes; lane++) {
-                const float v_x = start_x[lane];
-                const float v_v1 = -v_x;
-                end_y[lane] = v_v1;
-            }
-        }
-        <BLANKLINE>
-    """
+    """Return the source of a kernel."""
     return CPrinter(kernel, c_target(kernel.dtype.value)).print()
 
 

@@ -38,7 +38,6 @@ def differentiable_gradients(
 
     Raises:
         RuntimeError: the backend requested by name cannot.
-
     """
     program = plan.program
     report_fallback(str(call.cell.call), plan.backend, _REASON)

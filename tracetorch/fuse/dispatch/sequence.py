@@ -79,7 +79,6 @@ def unsupported_reason(name: str, layer: object, x: Tensor) -> str | None:
         True
         >>> unsupported_reason("cpu", nn.Linear(3, 3), torch.ones(4, 2, 3))
         'Linear is no layer of neurons: ask it of an snn.Neuron, not of a class or network'
-
     """
     if isinstance(layer, type) or not all(hasattr(layer, name) for name in _NEEDED):
         name = layer.__name__ if isinstance(layer, type) else type(layer).__name__

@@ -32,20 +32,7 @@ def values_read(body: Sequence[Statement]) -> frozenset[Value]:
 
 
 def without_dead_lines(kernel: Kernel) -> Kernel:
-    """Return a kernel without operations, loads and carried values that nothing reads.
-
-    Example:
-        >>> from tracetorch.fuse.ir.kernel import Axis, Dtype, Extent, KernelBuilder, Role
-        >>> k = KernelBuilder("copy", "a copy", Dtype.FLOAT32)
-        >>> x = k.buffer(Role.START, "x", (Extent.LANES,))
-        >>> y = k.buffer(Role.END, "y", (Extent.LANES,))
-        >>> with k.lanes():
-        ...     value = k.load(x, (Axis.LANE,), "x")
-        ...     unused = k.op("neg", value)
-        ...     k.store(y, (Axis.LANE,), value)
-        >>> len(without_dead_lines(k.kernel()).body[0].body)
-        2
-    """
+    """Return a kernel without operations, loads and carried values that nothing reads."""
     while True:
         read = values_read(kernel.body)
         body = _living(kernel.body, read)
@@ -76,10 +63,6 @@ def without_memory(kernel: Kernel, roles: Sequence[Role]) -> Kernel:
     """Return a kernel without the buffers of some roles, and what goes from or to them.
 
     What is loaded from them must go nowhere but to other memory, as checkpoints do to the past.
-
-    Args:
-        kernel: the kernel.
-        roles: whose buffers the caller does not have, for one segment say.
     """
     buffers = tuple(buffer for buffer in kernel.buffers if buffer.role not in roles)
     loaded = {
@@ -95,8 +78,6 @@ def without_memory(kernel: Kernel, roles: Sequence[Role]) -> Kernel:
                 continue
             if isinstance(each, (Loop, If, Lanes)):
                 each = replace(each, body=kept(each.body))
-            if isinstance(each, Load) and each.buffer.role in roles:
-                continue
             found.append(each)
         return tuple(found)
 
