@@ -18,7 +18,7 @@ from tracetorch.fuse.ir.kernel import PRIVATE, STRIDED, Role, Size
 from tracetorch.fuse.ir.kernel import Kernel as Schedule
 from tracetorch.fuse.ir.plan import TILE, Plan
 from tracetorch.fuse.ir.verify import verify
-from tracetorch.fuse.runtime.backend import Backend
+from tracetorch.fuse.runtime.backend import Backend, Operands
 from tracetorch.fuse.runtime.layout import Layout, strided
 from tracetorch.fuse.runtime.machine_code import (
     TaskKernel,
@@ -271,15 +271,9 @@ class CpuBackend(Backend):
         """Return why nothing can be compiled on this machine, or ``None``."""
         return unavailable_reason()
 
-    def forward(
-        self,
-        plan: Plan,
-        layout: Layout,
-        inputs: Sequence[Tensor],
-        states: Sequence[Tensor],
-        params: Sequence[Tensor],
-    ) -> list[Tensor]:
+    def forward(self, plan: Plan, layout: Layout, given: Operands) -> list[Tensor]:
         """Run the forward kernel: as :meth:`.Backend.forward`."""
+        inputs, states, params = given
         x = inputs[0]
         call = _forward_of(plan, layout, len(x))
         grid, kernel, count = call.grid, call.kernel, 1 + len(plan.record)
@@ -309,13 +303,12 @@ class CpuBackend(Backend):
         self,
         plan: Plan,
         layout: Layout,
-        inputs: Sequence[Tensor],
-        states: Sequence[Tensor],
-        params: Sequence[Tensor],
+        given: Operands,
         checkpoints: Tensor,
         grads: Sequence[Tensor],
     ) -> list[Tensor]:
         """Run the backward kernel: as :meth:`.Backend.backward`."""
+        inputs, states, params = given
         program, x = plan.program, inputs[0]
         dtype, steps, last = program.dtype, x.shape[0], 1 + len(states)
         grid = _grid(layout, grouped=True)
