@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import ctypes.util
+import functools
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -33,41 +36,20 @@ from tracetorch.fuse.ir.kernel import (
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
 
+@functools.cache
+def _library() -> Any:
+    """Return the C library, whose ``fma`` rounds once."""
+    name = "ucrtbase" if sys.platform == "win32" else ctypes.util.find_library("m")
+    return ctypes.CDLL(name)
+
+
 def _fma(x: Any, y: Any, z: Any) -> Any:
     """Compute ``x * y + z``, rounded once."""
     dtype = np.result_type(x, y, z)
-    twice = np.asarray(x * y + z, dtype)
-    for place, numbers in enumerate(np.nditer(np.broadcast_arrays(x, y, z), order="C")):
-        once = _fma_of(dtype, *map(float, numbers))
-        if once is not None:
-            twice.reshape(-1)[place] = once
-    return twice[()]
-
-
-def _fma_of(dtype: Any, x: float, y: float, z: float) -> Any:
-    """Compute one; ``None`` where two operations are exact or not finite, and signs their own."""
-    if not all(map(math.isfinite, (x, y))) or 0.0 in (x, y):
-        return None
-    if not math.isfinite(z):
-        return dtype.type(z)
-    exact = Fraction(x) * Fraction(y) + Fraction(z)
-    if exact == 0:
-        return dtype.type(0)
-    try:
-        near = dtype.type(float(exact))
-    except OverflowError:
-        return dtype.type(math.inf if exact > 0 else -math.inf)  # a fraction that is no float
-    if not np.isfinite(near):
-        return near
-    # float() has rounded to float64: the nearest is this number or a neighbour, the even one of two
-    ends = (dtype.type(-math.inf), dtype.type(math.inf))
-    close = [n for n in (near, *(np.nextafter(near, end) for end in ends)) if np.isfinite(n)]
-
-    def distance(number: Any) -> tuple[Fraction, int]:
-        odd = int(np.asarray(number).view(f"u{dtype.itemsize}")) % 2
-        return abs(Fraction(float(number)) - exact), odd
-
-    return min(close, key=distance, default=near)
+    kind = ctypes.c_float if dtype == np.float32 else ctypes.c_double
+    function = _library().fmaf if dtype == np.float32 else _library().fma
+    function.argtypes, function.restype = [kind] * 3, kind
+    return np.vectorize(function, otypes=[dtype])(x, y, z)[()]
 
 
 def _by_number(function: Callable[[float], float]) -> Callable[[Any], Any]:
