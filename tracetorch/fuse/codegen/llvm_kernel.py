@@ -327,7 +327,8 @@ class _Function(Writer):
         dtypes = [arg.dtype for arg in each.args if isinstance(arg, ir.Value)]
         dtype = next((d for d in dtypes if d is not Dtype.BOOL), self.kernel.dtype)
         args = [self.spell(arg, dtype) for arg in each.args]
-        self.values[each.result] = self.computed(each.op, args, dtype)
+        found = self.computed(each.op, args, dtype)
+        self.values[each.result] = self.named(found, each.result.name)
 
     def computed(self, op: str, args: Sequence[Value], dtype: Dtype) -> Value:
         """Write one operation on operands of a dtype, and booleans."""
@@ -482,7 +483,7 @@ class _Block(_Function):
     def statement(self, each: ir.Statement) -> None:
         """Write a load or a store."""
         if isinstance(each, ir.Load):
-            self.values[each.result] = self.load(each)
+            self.values[each.result] = self.named(self.load(each), each.result.name)
         elif isinstance(each, ir.Store):
             self.store(each)
         else:
