@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import repeat
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -172,8 +173,7 @@ def kernel_of(
 
 def _flat(tensors: Sequence[Tensor], layout: Layout) -> list[Tensor]:
     """Return sequences or steps whose memory is in the order of the layout, without gaps."""
-    arranged = tensors if layout.in_order else map(layout.arrange, tensors)
-    return list(map(Tensor.contiguous, arranged))
+    return [layout.arrange(tensor).contiguous() for tensor in tensors]
 
 
 def _sequence(tensor: Tensor, layout: Layout, grid: _Grid) -> tuple[Tensor, int, int]:
@@ -289,11 +289,13 @@ class CpuBackend(Backend):
         results = [output, *ends, *records, checkpoints]
         if layout.lanes == 0:
             return results
+        is_plain = layout.in_order and all(map(Tensor.is_contiguous, (*inputs, *states)))
+        plain = zip(inputs, repeat(layout.lanes), repeat(grid.columns), strict=False)
         buffers: dict[Role, Sequence[Any]] = {
-            Role.INPUT: _sequences(inputs, layout, grid),
+            Role.INPUT: list(plain) if is_plain else _sequences(inputs, layout, grid),
             Role.PARAMETER: list(map(Tensor.contiguous, params)),
             Role.LITERALS: (kernel.literals,),
-            Role.START: _flat(states, layout),
+            Role.START: states if is_plain else _flat(states, layout),
             Role.OUTPUT: (output,),
             Role.END: ends,
             Role.RECORD: records,
