@@ -225,9 +225,8 @@ def _by_layer(
     steps = inputs.steps
     run = Pass(steps, folded=True, from_rest=from_rest, reset=reset, recorder=recorder)
     if torch.compiler.is_compiling():
-        split = (inputs.tensors, *split_static(model)) if inputs.static else None
-        if split is not None and not isinstance(inputs.tensors, Tensor):
-            split = None
+        x = inputs.tensors
+        split = (x, *split_static(model)) if inputs.static and isinstance(x, Tensor) else None
         return run.call(_call_folded, model, inputs, split), run
     trust = trusted.get(id(model))
     if trust is None or trust.model() is not model:
