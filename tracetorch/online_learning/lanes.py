@@ -42,7 +42,7 @@ def added(terms: Iterable[Tensor | None]) -> Tensor | None:
     return total
 
 
-def product(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+def multiplied(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     """Multiply two derivatives, each of which may be zero everywhere."""
     return None if a is None or b is None else a * b
 
@@ -90,12 +90,12 @@ class StepCall(NamedTuple):
 
         with torch.enable_grad():
             given = leaf(self.x)
-            held = {name: leaf(state) for name, state in self.states.items()}
+            states = {name: leaf(state) for name, state in self.states.items()}
             learned = learned_parameters(self.layer, self.kwargs)
             leaves = {name: leaf(value) for name, value in learned.items()}
             inputs, kwargs = (given, *self.further), {**self.kwargs, **leaves}
-            output, ends = self.layer.cell.run(inputs, held, kwargs, wrapped)
-        return Run([*held.values(), given, *leaves.values()], output, [*ends.values()])
+            output, ends = self.layer.cell.run(inputs, states, kwargs, wrapped)
+        return Run([*states.values(), given, *leaves.values()], output, [*ends.values()])
 
     def derivatives(
         self, detached: Collection[str] = (), *, of_output: bool = False
@@ -141,7 +141,7 @@ class StepCall(NamedTuple):
                 plain = gradients(end, run.sources, None)
                 for probe in probes(x):
                     probed = gradients(end, run.sources, probe)
-                    if not all(map(_is_product, probed, plain, itertools.repeat(probe))):
+                    if not all(map(_is_linear_map, probed, plain, itertools.repeat(probe))):
                         raise ValueError(
                             f"{label} has a step that mixes neurons or samples: there is no "
                             "derivative by lane. Traces need a step of pointwise operations; put "
@@ -181,7 +181,7 @@ def is_close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-5, atol=1e-6 * largest, equal_nan=True)
 
 
-def _is_product(probed: Tensor | None, plain: Tensor | None, probe: Tensor) -> bool:
+def _is_linear_map(probed: Tensor | None, plain: Tensor | None, probe: Tensor) -> bool:
     return plain is None or probed is None or is_close(probed, probe * plain)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tracetorch.online_learning.lanes import LaneDerivatives, added, product
+from tracetorch.online_learning.lanes import LaneDerivatives, added, multiplied
 
 Pull: TypeAlias = Callable[[Sequence[Tensor | None]], Iterable[Tensor | None]]
 
@@ -24,9 +24,9 @@ def with_gradients(
         sources: what they are functions of.
         pull: maps gradients by the values to those by the sources; ``None`` is zero.
     """
-    held = [value.detach() for value in values]
+    cut = [value.detach() for value in values]
     results: Sequence[Tensor] = _WithGradients.apply(  # type: ignore[no-untyped-call]
-        pull, len(held), *held, *sources
+        pull, len(cut), *cut, *sources
     )
     return results
 
@@ -58,7 +58,7 @@ def with_derivatives(
 
     def pull(by_value: Sequence[Tensor | None]) -> Iterator[Tensor | None]:
         for kind, column in zip(kinds, columns, strict=True):
-            total = added(map(product, by_value, column))
+            total = added(map(multiplied, by_value, column))
             if kind is None or total is None:
                 yield None
             else:

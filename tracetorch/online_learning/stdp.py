@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_finite, check_nonnegative, check_number
-from tracetorch.online_learning.products import Product, features, is_product, lanes, split
+from tracetorch.online_learning.linear_maps import LinearMap, features, is_linear_map, lanes, split
 from tracetorch.online_learning.spike_trace import EligibilityTrace, SpikeTrace
 from tracetorch.online_learning.stdp_checks import (
     check_finite_spikes,
@@ -106,13 +106,13 @@ class STDP(TTModule):
     (2007), and of Florian, Neural Computation 19, 1468 (2007).
     """
 
-    connection: Product
+    connection: LinearMap
     _potentiation: Tensor | None
     _depression: Tensor | None
 
     def __init__(
         self,
-        connection: Product,
+        connection: LinearMap,
         rule: PairRule | TripletRule = PairRule(),  # noqa: B008 (frozen)
         *,
         bounds: tuple[float, float] | None = None,
@@ -123,7 +123,7 @@ class STDP(TTModule):
         super().__init__()
         if isinstance(connection, nn.Module):
             check_own_weight(connection)
-        if not isinstance(connection, nn.Module) or not is_product(connection):
+        if not isinstance(connection, nn.Module) or not is_linear_map(connection):
             raise TypeError(
                 "connection must be an nn.Linear, or an nn.Conv2d with groups=1 and a padding of "
                 f"zeros, in numbers, got {connection!r}."

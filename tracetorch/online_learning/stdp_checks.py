@@ -12,12 +12,12 @@ from tracetorch.core.checks import check_number, is_finite
 from tracetorch.core.convolution import output_size
 from tracetorch.core.hooks import has_weight_hooks
 from tracetorch.core.torch_private import is_readable
-from tracetorch.online_learning.products import Product
+from tracetorch.online_learning.linear_maps import LinearMap
 from tracetorch.snn.connectivity import connectivity
 from tracetorch.snn.sequence_layer import ARITHMETIC_DTYPE
 
 
-def check_spikes(connection: Product, pre: Tensor, post: Tensor, mask: Tensor | None) -> None:
+def check_spikes(connection: LinearMap, pre: Tensor, post: Tensor, mask: Tensor | None) -> None:
     """Raise where the spikes of a sequence fit neither each other, the connection nor the mask."""
     ndim = 3 if isinstance(connection, nn.Linear) else 5
     if pre.ndim != ndim or post.ndim != ndim or pre.shape[:2] != post.shape[:2]:

@@ -23,7 +23,7 @@ from tracetorch.online_learning.lanes import (
     added,
     detached_spikes,
     gradients,
-    product,
+    multiplied,
 )
 from tracetorch.online_learning.rules.learning_rule import Derivatives, LearningRule
 from tracetorch.snn.spike_functions import spike_functions
@@ -92,7 +92,7 @@ class _Rows:
                 self.dropped[self.names[i]] = None
         for k, factor in through.items():
             pairs = zip(direct, self.of(k), strict=True)
-            direct = [added((a, product(b, factor))) for a, b in pairs]
+            direct = [added((a, multiplied(b, factor))) for a, b in pairs]
         self._found[i] = direct
         return direct
 
