@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tracetorch.events.compiled import check_incoming, run, shared_out
+from tracetorch.events.compiled import run, shared_out
 
 _LEAST_ROWS = 32  # of a task
 _ROWS_PER_CHUNK = 1024  # whose output gradients stay in cache, 128 columns at a time
@@ -43,31 +43,6 @@ class EventLists(NamedTuple):
     def weighted(self) -> bool:
         """Whether some value is not 1."""
         return len(self.values) > 0
-
-
-def save_operands(ctx: Any, weight: Tensor, events: EventLists) -> None:
-    """Save for the backward pass of a product the operands that its gradients need.
-
-    Args:
-        ctx: of a node whose first inputs are the input and the weight.
-        weight: the weight, which the gradient of the input needs.
-        events: of the input, which the gradient of the weight needs.
-    """
-    needs_input, needs_weight = ctx.needs_input_grad[:2]
-    ctx.columns = events.columns
-    ctx.save_for_backward(weight if needs_input else None, *(events[1:] if needs_weight else ()))
-
-
-def saved_operands(ctx: Any, grad: Tensor) -> tuple[Tensor | None, EventLists | None]:
-    """Return what :func:`save_operands` has saved; ``None`` for what no gradient needs.
-
-    Args:
-        ctx: of the node.
-        grad: the gradient of the output, which is checked.
-    """
-    weight, *lists = ctx.saved_tensors
-    check_incoming(grad, bool(lists))
-    return weight, EventLists(ctx.columns, *lists) if lists else None
 
 
 class ColumnLists(NamedTuple):
