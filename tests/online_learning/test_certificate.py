@@ -11,10 +11,7 @@ from torch.nn.functional import cross_entropy
 
 import tracetorch as tt
 from tests.cases import layer, sequence, weighted_sum
-from tests.online_learning.cases import (
-    STEPS,
-    network,
-)
+from tests.online_learning.cases import STEPS, network
 from tracetorch import snn
 
 

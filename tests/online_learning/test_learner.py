@@ -204,31 +204,23 @@ def test_an_empty_batch_has_gradients_of_zero(rule: Any) -> None:
     assert all(p.grad is None or not p.grad.any() for p in learner.parameters())
 
 
-def test_states_set_from_outside_are_refused() -> None:
-    net = nn.Sequential(nn.Linear(6, 5), snn.LIF(5))
-    learner = tt.online(net)
-    learner(torch.ones(2, 6))
-    tt.detach_states(net)
-    with pytest.raises(ValueError, match="has other states than the learner's last step"):
-        learner(torch.ones(2, 6))
-    tt.zero_states(net)
-    learner(torch.ones(3, 6))
-
-
-@pytest.mark.parametrize("edit", ["in place", "assigned"])
-def test_edited_state_is_refused(edit: str) -> None:
-    neuron = snn.LIF(5)
+@pytest.mark.parametrize("edit", ["in place", "assigned", "detached"])
+def test_states_set_from_outside_are_refused(edit: str) -> None:
+    neuron: Any = snn.LIF(5)
     net = nn.Sequential(nn.Linear(6, 5), neuron)
     learner = tt.online(net)
     learner(torch.ones(2, 6))
-    assert neuron.mem is not None
     with torch.no_grad():
         if edit == "in place":
             neuron.mem[0] = 0
-        else:
+        elif edit == "assigned":
             neuron.mem = neuron.mem.clone()
+        else:
+            tt.detach_states(net)
     with pytest.raises(ValueError, match=r"layer '1', .* has other states than the learner's last"):
         learner(torch.ones(2, 6))
+    tt.zero_states(net)
+    learner(torch.ones(3, 6))
 
 
 def test_layer_without_values_is_refused() -> None:

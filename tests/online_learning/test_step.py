@@ -164,7 +164,7 @@ PLACED = {
     "hooks": lambda: hooked(),
     "forward called": Direct,
     "forward of a class": lambda: nn.Sequential(nn.Linear(6, 5), Doubling(5)),
-    "forward of a layer": lambda: nn.Sequential(nn.Linear(6, 6), *own_forward(layer("LIF", 6))[:1]),
+    "forward of a layer": lambda: nn.Sequential(nn.Linear(6, 6), own_forward(layer("LIF", 6))),
     "named input": lambda: nn.Sequential(Modulated(named=True)),
 }
 
@@ -313,7 +313,7 @@ def test_frozen_steps_are_left_out_as_by_backpropagation(
     gradients = []
     for module in (net, tt.online(net)):
         tt.zero_states(net)
-        losses = []
+        losses: list[Tensor] = []
         for t, step in enumerate(x):
             for name in names:
                 net.get_parameter(name).requires_grad_(not 2 <= t < 5)

@@ -40,15 +40,12 @@ def run(
     """Run a kernel of ``kernels.py`` or ``conv_kernels.py`` over all its tasks.
 
     Args:
-        name: its name.
+        name: of the kernel.
         dtype: float32 or float64.
         tasks: how many there are.
         arguments: its arguments; tensors are contiguous.
         work: operations on one value in all tasks.
         scratch: bytes of each array of scratch.
-
-    Raises:
-        TypeError: a tensor is of another dtype than the kernel reads, or not on the CPU.
     """
     values = [
         argument if isinstance(argument, int) else address(argument, _DTYPES.get(letter, dtype))

@@ -21,19 +21,12 @@ _NO_PLACE = "the kernel does not fit into the images"
 
 
 class Window(NamedTuple):
-    """The window of a convolution, each value for rows and columns.
+    """The window of a convolution, each value for rows and columns."""
 
-    Args:
-        stride: from one output to the next.
-        padding: zeros above and to the left.
-        dilation: from one value of the kernel to the next.
-        size: rows and columns of the output.
-    """
-
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    size: tuple[int, int]
+    stride: tuple[int, int]  # from one output to the next
+    padding: tuple[int, int]  # zeros above and to the left
+    dilation: tuple[int, int]  # from one value of the kernel to the next
+    size: tuple[int, int]  # rows and columns of the output
 
 
 @lru_cache(maxsize=1024)

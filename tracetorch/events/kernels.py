@@ -143,12 +143,7 @@ Gather: TypeAlias = Callable[[Array, Array, Array, Value, Value], None]
 
 
 class Gathers:
-    """The functions that sum rows of a table by event: one for each width, with weights and not.
-
-    Args:
-        k: where they are written.
-        real: type of the values.
-    """
+    """The functions that sum rows of a table by event: one for each width, with weights and not."""
 
     def __init__(self, k: TaskWriter, real: str) -> None:
         self.k = k

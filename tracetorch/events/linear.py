@@ -22,15 +22,10 @@ def sum_rows(
     indices: Tensor,
     delays: tuple[int, int, int],
 ) -> None:
-    """Write an output: the bias, and rows of a table by event.
+    """Write an output ``[..., width]``: the bias, and rows of the transposed weights by event.
 
-    Args:
-        y: ``[..., width]``.
-        table: the transposed weights ``[..., in, width]``, full vectors.
-        bias: ``[out]``.
-        events: of the input.
-        indices: of the table's rows, an event each.
-        delays: steps of a sample, how many more an output reads, and the indices of each.
+    ``indices`` are the table's rows, one for each event; ``delays`` the steps of a sample, how many
+    more an output reads, and the indices of each.
     """
     width = table.shape[-1]
     rows = y.numel() // width
@@ -46,14 +41,7 @@ def sum_rows(
 
 
 def add_rows(total: Tensor, table: Tensor, events: EventLists, reach: int = 0) -> None:
-    """Add to the gradient of transposed weights rows of the output's gradient, by event.
-
-    Args:
-        total: ``[reach + 1, in, width]``, or ``[in, width]``.
-        table: the gradient ``[rows, width]``.
-        events: of the input.
-        reach: how many steps more an output reads.
-    """
+    """Add to ``[reach + 1, in, width]``, the weights' gradient, rows of the output's, by event."""
     lists, width, columns = by_column(events), table.shape[-1], events.columns
     per_task, tasks = shared_out(columns, _LEAST_INPUTS)
     run(

@@ -20,19 +20,12 @@ _STRIDE = 2_654_435_761  # of sampled rows, so that they are of all steps and al
 
 
 class EventLists(NamedTuple):
-    """The events of a matrix by row; NaN and infinity are events too.
+    """The events of a matrix by row; NaN and infinity are events too."""
 
-    Args:
-        columns: of the matrix.
-        starts: where the list of each row begins, and where the last one ends.
-        indices: columns of the events.
-        values: their values; empty where all are 1.
-    """
-
-    columns: int
-    starts: Tensor
-    indices: Tensor
-    values: Tensor
+    columns: int  # of the matrix
+    starts: Tensor  # where the list of each row begins, and where the last one ends
+    indices: Tensor  # columns of the events
+    values: Tensor  # their values; empty where all are 1
 
     @property
     def rows(self) -> int:
@@ -46,21 +39,13 @@ class EventLists(NamedTuple):
 
 
 class ColumnLists(NamedTuple):
-    """The events of a matrix by column, for each chunk of rows.
+    """The events of a matrix by column, for each chunk of rows."""
 
-    Args:
-        ends: where the list of each column of each chunk ends, and the next one begins.
-        sources: rows of the events.
-        scales: their values; empty where all are 1.
-        chunks: how many there are.
-        per_chunk: rows of a chunk.
-    """
-
-    ends: Tensor
-    sources: Tensor
-    scales: Tensor
-    chunks: int
-    per_chunk: int
+    ends: Tensor  # where the list of each column of each chunk ends, and the next one begins
+    sources: Tensor  # rows of the events
+    scales: Tensor  # their values; empty where all are 1
+    chunks: int  # how many there are
+    per_chunk: int  # rows of a chunk
 
 
 def sampled_density(matrix: Tensor) -> float:
@@ -73,12 +58,7 @@ def sampled_density(matrix: Tensor) -> float:
 
 
 def list_events(matrix: Tensor, limit: float) -> tuple[EventLists | None, float]:
-    """Return the events of a contiguous matrix and their share, exactly.
-
-    Args:
-        matrix: float32 or float64, on the CPU.
-        limit: largest share of events of which lists are made; ``None`` is returned above it.
-    """
+    """Return the events of a contiguous matrix, ``None`` above a limit, and their share."""
     rows, columns = matrix.shape
     dtype, size = matrix.dtype, matrix.numel()
     per_task, tasks = shared_out(rows, _LEAST_ROWS)

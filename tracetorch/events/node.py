@@ -13,19 +13,15 @@ from tracetorch.events.lists import EventLists
 
 
 class ProductKind(NamedTuple):
-    """A kind of product: linear, convolved, with delays. ``at`` is what else it is computed by.
+    """A kind of product: linear, convolved, with delays. ``at`` is what else it is computed by."""
 
-    Args:
-        forward: ``(x, weight, bias, events, at)``, the output.
-        by_input: ``(grad, weight, shape of x, at)``, the gradient of ``x``.
-        by_weight: ``(grad, events, shape of x, shape of the weight, at)``, that of the weight.
-        by_bias: ``(grad)``, that of the bias.
-    """
-
+    # ``(x, weight, bias, events, at)``, the output
     forward: Callable[[Tensor, Tensor, Tensor | None, EventLists, Any], Tensor]
+    # ``(grad, weight, shape of x, at)``, the gradient of ``x``
     by_input: Callable[[Tensor, Tensor, torch.Size, Any], Tensor]
+    # ``(grad, events, shape of x, shape of the weight, at)``, that of the weight
     by_weight: Callable[[Tensor, EventLists, torch.Size, torch.Size, Any], Tensor]
-    by_bias: Callable[[Tensor], Tensor]
+    by_bias: Callable[[Tensor], Tensor]  # ``(grad)``, that of the bias
 
 
 def product(
@@ -36,16 +32,7 @@ def product(
     events: EventLists,
     at: Any = None,
 ) -> Tensor:
-    """Return a product by the events of ``x``, a node of the graph where there is one.
-
-    Args:
-        kind: of the product, which says the shapes.
-        x: the input.
-        weight: the weight.
-        bias: of the outputs.
-        events: of ``x``.
-        at: for the functions of the kind.
-    """
+    """Return a product by the events of ``x``, a node of the graph where there is one."""
     if torch.is_grad_enabled() and (
         x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     ):
@@ -94,6 +81,7 @@ class _Node(torch.autograd.Function):
             d_x = kind.by_input(grad, weight, ctx.shapes[0], ctx.at)
         if lists:
             events = EventLists(ctx.columns, *lists)
-            d_weight = kind.by_weight(grad.resolve_neg(), events, *ctx.shapes, ctx.at)
+            shape, weight_shape = ctx.shapes
+            d_weight = kind.by_weight(grad.resolve_neg(), events, shape, weight_shape, ctx.at)
         d_bias = kind.by_bias(grad) if ctx.needs_input_grad[3] else None
         return None, d_x, d_weight, d_bias, None, None

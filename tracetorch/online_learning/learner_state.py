@@ -23,15 +23,10 @@ Marks: TypeAlias = list[tuple[Tensor | None, int | None]]
 
 
 class Filter(NamedTuple):
-    """Traces of a layer, filtered by the layer behind the next product: derivatives of its states.
+    """Traces of a layer, as the layer behind the next product filters them: of its own states."""
 
-    Args:
-        traces: of the earlier layer, one for each state of the later one.
-        ndim, dtype: of the earlier layer's states, for its parameters.
-    """
-
-    traces: Traces
-    ndim: int
+    traces: Traces  # of the earlier layer, one for each state of the later one
+    ndim: int  # of the earlier layer's states, for its parameters
     dtype: torch.dtype
 
 

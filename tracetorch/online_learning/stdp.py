@@ -132,7 +132,8 @@ class STDP(TTModule):
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}.")
         if bounds is not None:
-            lowest, highest = bounds = tuple(check_number("a bound", each) for each in bounds)
+            lowest, highest = (check_number("a bound", each) for each in bounds)
+            bounds = lowest, highest
             if not lowest < highest:
                 raise ValueError(f"bounds must be (lowest, highest), got {bounds}.")
         if check_nonnegative("mu", mu) > 0 and not (bounds and all(map(math.isfinite, bounds))):
@@ -188,9 +189,6 @@ class STDP(TTModule):
             reward = reward[None]
         elif reward is not None:
             reward = torch.tensor([check_finite("reward", reward)], dtype=torch.float64)
-        wrong = next((x for x in (pre, post) if not isinstance(x, Tensor)), None)
-        if wrong is not None:
-            raise TypeError(f"pre and post must be tensors, got {type(wrong).__name__}.")
         if mask is not None:
             if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim != 1:
                 got = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__

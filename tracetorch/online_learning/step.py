@@ -234,7 +234,9 @@ class Step(Pass):
                 own = block._replace(by_input=by_input)
             advanced[link] = Filter(traces.filtered(output, factor, own), ndim, dtype)
             every = itertools.chain(own.by_input, *own.by_state)
-            if any(d is not None and len(d.detach().unique()) > 1 for d in every):
+            if any(
+                d is not None and d.numel() and bool((d != d.flatten()[0]).any()) for d in every
+            ):
                 self._drop(link[0], path, _MEAN)
         return advanced
 

@@ -26,51 +26,32 @@ class _Call(NamedTuple):
 
 
 class Output(NamedTuple):
-    """The output of a neuron layer in one step: its place in the graph, and its traces.
+    """The output of a neuron layer in one step: its place in the graph, and its traces."""
 
-    Args:
-        path: of the layer.
-        edge, shape: of the output.
-        traces: compute the traces of the output, as those of a single state.
-        leaves: what reaches the layer's states through layers before it, or without a trace.
-        ndim, dtype: of its states.
-    """
-
-    path: str
-    edge: GradientEdge
+    path: str  # of the layer
+    edge: GradientEdge  # of the output
     shape: torch.Size
-    traces: Callable[[], Traces]
+    traces: Callable[[], Traces]  # compute the traces of the output, as those of a single state
+    # what reaches the layer's states through layers before it, or without a trace
     leaves: list[Tensor]
-    ndim: int
+    ndim: int  # of its states
     dtype: torch.dtype
 
 
 class Feed(NamedTuple):
-    """An earlier layer's output that feeds a layer through a product.
+    """An earlier layer's output that feeds a layer through a product."""
 
-    Args:
-        output: of the earlier layer.
-        by_product: derivative of the layer's input by the product's output, lane by lane.
-        factor: derivative of the product's input by the earlier output, lane by lane.
-    """
-
-    output: Output
-    by_product: Tensor
-    factor: Tensor
+    output: Output  # of the earlier layer
+    by_product: Tensor  # derivative of the layer's input by the product's output, lane by lane
+    factor: Tensor  # derivative of the product's input by the earlier output, lane by lane
 
 
 class Inputs(NamedTuple):
-    """Origins of the input of a layer in the graph of a step.
+    """Origins of the input of a layer in the graph of a step."""
 
-    Args:
-        products: those that feed it.
-        fed: the layers before those.
-        leaves: of the graph, that reach the layer by other paths.
-    """
-
-    products: list[Contribution]
-    fed: dict[Link, Feed]
-    leaves: list[Tensor]
+    products: list[Contribution]  # those that feed it
+    fed: dict[Link, Feed]  # the layers before those
+    leaves: list[Tensor]  # of the graph, that reach the layer by other paths
 
 
 class StepGraph:

@@ -19,17 +19,11 @@ Trace: TypeAlias = list[Tensor | None]  # one for each state of a layer; ``None`
 
 
 class Contribution(NamedTuple):
-    """A product that feeds a neuron layer in one step.
+    """A product that feeds a neuron layer in one step."""
 
-    Args:
-        module: the linear layer or convolution.
-        x: its input.
-        factor: derivative of the layer's input by the product's output, lane by lane.
-    """
-
-    module: LinearMap
-    x: Tensor
-    factor: Tensor
+    module: LinearMap  # the linear layer or convolution
+    x: Tensor  # its input
+    factor: Tensor  # derivative of the layer's input by the product's output, lane by lane
 
 
 class Traces(Opaque):
@@ -155,17 +149,12 @@ class Traces(Opaque):
 
 
 class Attachment(NamedTuple):
-    """Traces that the gradient of a layer's states is multiplied by.
+    """Traces that the gradient of a layer's states is multiplied by."""
 
-    Args:
-        traces: one for each of the states.
-        parameters: the constrained parameters with traces, part of the graph.
-        product: the linear layer behind which the states are, where the traces are those of the
-            layer before it.
-    """
-
-    traces: Traces
-    parameters: dict[str, Tensor]
+    traces: Traces  # one for each of the states
+    parameters: dict[str, Tensor]  # the constrained parameters with traces, part of the graph
+    # the linear layer behind which the states are, where the traces are those of the layer before
+    # it
     product: nn.Linear | None = None
 
     def tensors(self) -> list[Tensor]:

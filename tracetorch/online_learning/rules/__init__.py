@@ -10,6 +10,7 @@ networks", ICCV 2023.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal, TypeAlias
 
 from tracetorch.online_learning.lanes import StepCall
@@ -22,18 +23,14 @@ Rule: TypeAlias = Literal["exact", "eprop", "ottt", "local"]
 _SPIKES = "all that a spike does to its own neuron (reset, adaptation) is a constant"
 
 
-def _in_full(call: StepCall) -> Derivatives:
-    return Derivatives(call.derivatives())
-
-
-def _without_spikes(call: StepCall) -> Derivatives:
-    spikes = spike_functions(call.layer)
+def _derivatives(call: StepCall, *, detach: bool) -> Derivatives:
+    spikes = spike_functions(call.layer) if detach else ()
     return Derivatives(call.derivatives(spikes), (_SPIKES,) if spikes else ())
 
 
 RULES: dict[Rule, LearningRule] = {
-    "exact": LearningRule("exact", _in_full, lossless=True),
+    "exact": LearningRule("exact", partial(_derivatives, detach=False), lossless=True),
     "eprop": eprop.RULE,
-    "ottt": LearningRule("ottt", _without_spikes, shared=True),
+    "ottt": LearningRule("ottt", partial(_derivatives, detach=True), shared=True),
     "local": LearningRule("local", None),
 }
