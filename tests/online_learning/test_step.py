@@ -147,7 +147,7 @@ class Around(nn.Module):
         return self.neuron.forward_step(x)
 
 
-def own_forward(module: Any) -> nn.Module:
+def own_forward(module: Any) -> nn.Sequential:
     forward = module.forward
     module.forward = lambda x: 2 * forward(x)
     return nn.Sequential(module, layer("LIF", 6))
@@ -164,7 +164,7 @@ PLACED = {
     "hooks": lambda: hooked(),
     "forward called": Direct,
     "forward of a class": lambda: nn.Sequential(nn.Linear(6, 5), Doubling(5)),
-    "forward of a layer": lambda: nn.Sequential(nn.Linear(6, 6), own_forward(layer("LIF", 6))),
+    "forward of a layer": lambda: nn.Sequential(nn.Linear(6, 6), own_forward(layer("LIF", 6))[0]),
     "named input": lambda: nn.Sequential(Modulated(named=True)),
 }
 

@@ -20,7 +20,6 @@ from tracetorch.core.checks import check_finite, check_nonnegative, check_number
 from tracetorch.online_learning.linear_maps import LinearMap, features, is_linear_map, lanes, split
 from tracetorch.online_learning.spike_trace import EligibilityTrace, SpikeTrace
 from tracetorch.online_learning.stdp_checks import (
-    check_finite_spikes,
     check_own_weight,
     check_spikes,
     checked_reward,
@@ -250,7 +249,6 @@ class STDP(TTModule):
             # what is behind the real steps is without spikes
             pre, post = real_steps_first(pre, mask), real_steps_first(post, mask)
             reward = None if reward is None else real_steps_first(reward, mask)
-        check_finite_spikes(pre, post)
         # the traces go on all together, or none
         up, down = in_one_commit(self._summed, pre, post, reward, lengths)
         if self.reduction == "mean":

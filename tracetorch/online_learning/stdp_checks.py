@@ -16,7 +16,10 @@ from tracetorch.snn.sequence_layer import ARITHMETIC_DTYPE
 
 
 def check_spikes(connection: LinearMap, pre: Tensor, post: Tensor, mask: Tensor | None) -> None:
-    """Raise where the spikes of a sequence fit neither each other, the connection nor the mask."""
+    """Raise where the spikes of a sequence fit neither each other, the connection nor the mask.
+
+    Nor may they be NaN or infinite: one such value reaches the weights, and stays.
+    """
     ndim = 3 if isinstance(connection, nn.Linear) else 5
     if pre.ndim != ndim or post.ndim != ndim or pre.shape[:2] != post.shape[:2]:
         step = "[B, inputs]" if ndim == 3 else "[B, C, H, W]"
@@ -35,12 +38,9 @@ def check_spikes(connection: LinearMap, pre: Tensor, post: Tensor, mask: Tensor 
             )
     if mask is not None and mask.shape != pre.shape[:2]:
         raise ValueError(f"mask has {mask.shape[1]} samples, pre has {pre.shape[1]}.")
-
-
-def check_finite_spikes(pre: Tensor, post: Tensor) -> None:
-    """Raise where spikes are NaN or infinite."""
     for name, spikes in (("pre", pre), ("post", post)):
-        if is_readable(spikes) and not is_finite(spikes):
+        # padding may hold anything
+        if is_readable(spikes) and not is_finite(spikes if mask is None else spikes[mask]):
             raise ValueError(
                 f"{name} has NaN or infinite values, which would stay in the traces and reach "
                 f"every weight. Leave the step out: if not {name}.isfinite().all(): continue"
