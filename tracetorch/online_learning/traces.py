@@ -81,23 +81,6 @@ class Traces(Opaque):
             return trace
         return [None if each is None else each.reshape(-1, each.shape[-1]) for each in trace]
 
-    def gradients(
-        self, by_state: Sequence[Tensor | None], parameters: dict[str, Tensor]
-    ) -> Iterator[Tensor | None]:
-        """Multiply gradients of the states by the traces: parameters first, then weights."""
-        for name, value in parameters.items():
-            trace = self.parameters[name]
-            summed = added(multiplied(g, e) for g, e in zip(by_state, trace, strict=True))
-            yield None if summed is None else summed.sum_to_size(value.shape)
-        for module, trace in self.products.items():
-            equation = "mn,mk->nk" if self.shared else "mn,mnk->nk"
-            summed = added(
-                None if g is None or e is None else torch.einsum(equation, lanes(module, g), e)
-                for g, e in zip(by_state, trace, strict=True)
-            )
-            weights = weights_of(module)
-            yield from [None] * len(weights) if summed is None else split(module, summed)
-
     def filtered(self, output: Traces, factor: Tensor, block: LaneDerivatives) -> Traces:
         """Return these traces, of the states of a later layer, after one more step.
 
@@ -153,30 +136,39 @@ class Attachment(NamedTuple):
 
     traces: Traces  # one for each of the states
     parameters: dict[str, Tensor]  # the constrained parameters with traces, part of the graph
-    # the linear layer behind which the states are, where the traces are those of the layer before
-    # it
+    # what is between, where the traces are those of the layer before it
     product: nn.Linear | None = None
 
-    def tensors(self) -> list[Tensor]:
-        """Return the tensors that there are traces for."""
-        weights = [weight for module in self.traces.products for weight in weights_of(module)]
-        return [*self.parameters.values(), *weights]
-
     def gradients(self, by_state: Sequence[Tensor | None]) -> Iterator[Tensor | None]:
-        """Multiply the gradients of the states by the traces, in the order of the tensors."""
+        """Multiply gradients of the states by the traces: parameters first, then weights."""
+        traces = self.traces
         if self.product is not None:
             weight = self.product.weight.detach()
             by_state = [None if g is None else g @ weight.to(g) for g in by_state]
-        return self.traces.gradients(by_state, self.parameters)
+        for name, value in self.parameters.items():
+            summed = added(map(multiplied, by_state, traces.parameters[name]))
+            yield None if summed is None else summed.sum_to_size(value.shape)
+        equation = "mn,mk->nk" if traces.shared else "mn,mnk->nk"
+        for module, trace in traces.products.items():
+            summed = added(
+                None if g is None or e is None else torch.einsum(equation, lanes(module, g), e)
+                for g, e in zip(by_state, trace, strict=True)
+            )
+            weights = weights_of(module)
+            yield from [None] * len(weights) if summed is None else split(module, summed)
 
 
 def attach(attachments: Sequence[Attachment], states: Sequence[Tensor]) -> Sequence[Tensor]:
     """Return states as functions of what there are traces for: their gradient meets the traces."""
+    sources: list[Tensor] = []
+    for each in attachments:
+        sources += each.parameters.values()
+        sources += (weight for module in each.traces.products for weight in weights_of(module))
 
     def pull(by_state: Sequence[Tensor | None]) -> Iterator[Tensor | None]:
         return itertools.chain.from_iterable(each.gradients(by_state) for each in attachments)
 
-    return with_gradients(states, [t for each in attachments for t in each.tensors()], pull)
+    return with_gradients(states, sources, pull)
 
 
 def _next(
