@@ -1,4 +1,4 @@
-"""Test that a rule of online learning is a value: its file, its entry, and nothing else."""
+"""Test that a rule of online learning is a value: an entry, and nothing else."""
 
 from __future__ import annotations
 
