@@ -411,36 +411,24 @@ def test_an_empty_batch_changes_nothing(tau: float | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "options", "error", "message"),
+    ("options", "error", "message"),
     [
-        ((nn.ReLU(),), {}, TypeError, r"connection must be an nn\.Linear, .* got ReLU"),
-        ((nn.Conv2d(2, 2, 1, groups=2),), {}, TypeError, "with groups=1 and"),
-        ((weight_norm(nn.Linear(2, 2)),), {}, ValueError, "is parametrized, pruned, or has"),
-        ((nn.Linear(2, 2), "pair"), {}, TypeError, "rule must be a PairRule or a TripletRule"),
-        ((nn.Linear(2, 2),), {"reduction": "max"}, ValueError, "reduction must be 'mean' or 'sum'"),
-        ((nn.Linear(2, 2),), {"bounds": (1, 0)}, ValueError, r"bounds must be \(lowest, highest\)"),
-        (
-            (nn.Linear(2, 2),),
-            {"bounds": (0, float("inf")), "mu": 1.0},
-            ValueError,
-            r"makes bounds soft, and \(0\.0, inf\) are not finite",
-        ),
-        ((nn.Linear(2, 2),), {"bounds": (0, "1")}, TypeError, "a bound must be a number"),
-        ((nn.Linear(2, 2),), {"mu": 1.0}, ValueError, "makes bounds soft, and there are none"),
-        (
-            (nn.Linear(2, 2),),
-            {"mu": -1.0, "bounds": (0, 1)},
-            ValueError,
-            "mu must be finite and not",
-        ),
-        ((nn.Linear(2, 2),), {"tau_eligibility": 0}, ValueError, "tau_eligibility must be above 0"),
+        ({"connection": nn.ReLU()}, TypeError, r"connection must be an nn\.Linear, .* got ReLU"),
+        ({"connection": nn.Conv2d(2, 2, 1, groups=2)}, TypeError, "with groups=1 and"),
+        ({"connection": weight_norm(nn.Linear(2, 2))}, ValueError, "is parametrized, pruned, or"),
+        ({"rule": "pair"}, TypeError, "rule must be a PairRule or a TripletRule"),
+        ({"reduction": "max"}, ValueError, "reduction must be 'mean' or 'sum'"),
+        ({"bounds": (1, 0)}, ValueError, r"bounds must be \(lowest, highest\)"),
+        ({"bounds": (0, float("inf")), "mu": 1.0}, ValueError, r"soft, and \(0\.0, inf\) are not"),
+        ({"bounds": (0, "1")}, TypeError, "a bound must be a number"),
+        ({"mu": 1.0}, ValueError, "makes bounds soft, and there are none"),
+        ({"mu": -1.0, "bounds": (0, 1)}, ValueError, "mu must be finite and not"),
+        ({"tau_eligibility": 0}, ValueError, "tau_eligibility must be above 0"),
     ],
 )
-def test_wrong_settings(
-    arguments: Any, options: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_wrong_settings(options: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        STDP(*arguments, **options)
+        STDP(**{"connection": nn.Linear(2, 2), **options})
 
 
 COMPUTED_WEIGHTS = {
@@ -487,21 +475,9 @@ ONE = torch.ones(5, 3, 4), torch.ones(5, 3, 2)
         (ONE[0], ONE[1][:4], {}, ValueError, "of one length and batch, got steps of"),
         (ONE[0][:, 0], ONE[1][:, 0], {}, ValueError, r"must be \[B, inputs\] in a step"),
         (ONE[0], ONE[0], {}, ValueError, "has 2 neurons, one step of the input"),
-        (ONE[0], ONE[1], {"reward": torch.ones(5)}, ValueError, "needs an eligibility trace"),
-        (
-            ONE[0],
-            ONE[1],
-            {"mask": torch.ones(5, 3)},
-            TypeError,
-            "mask must be a tensor of booleans",
-        ),
-        (
-            ONE[0],
-            ONE[1],
-            {"mask": torch.zeros(5, 3).bool()},
-            ValueError,
-            "sequence 0 of the batch has no real step",
-        ),
+        (*ONE, {"reward": torch.ones(5)}, ValueError, "needs an eligibility trace"),
+        (*ONE, {"mask": torch.ones(5, 3)}, TypeError, "mask must be a tensor of booleans"),
+        (*ONE, {"mask": torch.zeros(5, 3).bool()}, ValueError, "sequence 0 of the batch has no re"),
         (ONE[0][:, :2], ONE[1][:, :2], {}, ValueError, "holds the state trace of shape"),
     ],
 )
