@@ -28,7 +28,7 @@ from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import global_hooks, is_compiled, pytree
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.snn.module import keeps_states
-from tracetorch.snn.passes import Pass
+from tracetorch.snn.passes import Pass, states_of
 from tracetorch.snn.sequence_layer import SequenceLayer
 
 IsLeaf: TypeAlias = Callable[[nn.Module], bool]
@@ -185,7 +185,7 @@ def read_model(
     run = Pass(from_rest=True)  # in which the states live, and no layer's own are touched
     with restored(model, training=False), torch.inference_mode(False), torch.no_grad():
         run.call(model, *_cloned(args), **_cloned(kwargs))
-        watch = _Watch(modules, is_leaf, strict)
+        watch = run.call(_Watch, modules, is_leaf, strict)
         bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
         args, kwargs = _cloned(args), _cloned(kwargs)
         given = [each for each in pytree.tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
@@ -200,7 +200,7 @@ def read_model(
             watch,
         ):
             output = run.call(model, *args, **kwargs)
-        watch.find_changes(model)
+        run.call(watch.find_changes, model)
     if strict and watch.changed:
         raise ValueError(
             f"the forward of {type(model).__name__} sets {', '.join(map(repr, watch.changed))}, "
@@ -397,8 +397,7 @@ class _Watch(TorchFunctionMode):
     def tensors(self) -> Iterator[tuple[str, Any]]:
         """Yield parameters, buffers and states of all modules."""
         for path, module in self.modules.items():
-            states = module.active_states if keeps_states(module) else ()
-            of_states = {name: vars(module).get(name) for name in states}
+            of_states = states_of(module) if keeps_states(module) else {}
             for name, each in {**module._parameters, **module._buffers, **of_states}.items():
                 if each is not None:
                     yield join_path(path, name), each
@@ -419,7 +418,8 @@ class _Watch(TorchFunctionMode):
 
 def _attributes(module: nn.Module) -> dict[str, list[tuple[Any, int]]]:
     """Return all objects that each attribute holds, tensors with their versions."""
-    attributes = {**vars(module), **module._parameters, **module._buffers}
+    of_states = states_of(module) if keeps_states(module) else {}
+    attributes = {**vars(module), **of_states, **module._parameters, **module._buffers}
     return {
         name: list(_objects(value))
         for name, value in attributes.items()
