@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from tracetorch.core.functions import contents, helpers, reads_nothing
+from tracetorch.core.functions import function_parts, helpers, reads_nothing
 from tracetorch.core.walk import Opaque
 from tracetorch.functional.surrogates import Surrogate
 
@@ -227,7 +227,7 @@ class Cell(Opaque):
     def __post_init__(self) -> None:
         called = tuple(helpers(self.step)) if self.is_comparable else ()
         functions = (self.step, *[value for _, _, value in called])
-        parts = tuple([(f, contents(f)) for f in functions if isinstance(f, FunctionType)])
+        parts = tuple([(f, function_parts(f)) for f in functions if isinstance(f, FunctionType)])
         self.__dict__.update(_functions=parts, _helpers=called)
 
     @classmethod
@@ -275,7 +275,7 @@ class Cell(Opaque):
         if kind is not self.kind or _definition(kind) != self.definition:
             return False
         for function, parts in self._functions:  # edited in place, as %autoreload does
-            if contents(function) != parts:
+            if function_parts(function) != parts:
                 return False
         # bound anew, as a cell of a notebook does
         called = self._helpers

@@ -17,7 +17,7 @@ from tracetorch.diagnosis import (
     busy_inputs,
     data,
     gradients,
-    memory,
+    halflives,
 )
 from tracetorch.diagnosis.evidence import Evidence, LayerEvidence
 from tracetorch.diagnosis.finding import findings
@@ -145,9 +145,9 @@ TABLE: list[tuple[Any, str, Any, dict[Any, str | None]]] = [
     (gradients, "exploding-through-time", peaked, {
         (999.0, 3, 100): None, (1001.0, 3, 100): "warning", (1001.0, 49, 100): "warning",
         (1001.0, 50, 100): None, (1001.0, 1, 10): "warning", (1001.0, 1, 9): None}),
-    (memory, "short-memory", over_time, {
+    (halflives, "short-memory", over_time, {
         (10.01, 100): None, (9.99, 100): "note", (0.5, 10): "note", (0.5, 9): None}),
-    (memory, "slow-average", averaging, {999.0: None, 1001.0: "warning"}),
+    (halflives, "slow-average", averaging, {999.0: None, 1001.0: "warning"}),
 ]  # fmt: skip
 
 
@@ -209,9 +209,9 @@ def test_loss_that_depends_on_what_is_forgotten(early: float, back: int, expecte
     g = torch.full((STEPS, B, N), 0.999e-3, dtype=torch.float64)
     g[-1], g[-back:-1] = 1.0, 1.001e-3
     seen = evidence(remembering(5.0, gradient=g), outputs=[y], output_gradients=[y])
-    assert severity(memory, seen, "short-memory") == expected
+    assert severity(halflives, seen, "short-memory") == expected
     if not early:
-        assert f"a thousandth {back} steps back" in findings(memory, seen)[0].figure
+        assert f"a thousandth {back} steps back" in findings(halflives, seen)[0].figure
 
 
 def product(density: float | None, crossover: float = 0.2, events: bool = False) -> Product:

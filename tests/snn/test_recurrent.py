@@ -663,9 +663,9 @@ def test_delays_do_not_depend_on_the_number_of_threads(fused: list[bool]) -> Non
 
 @pytest.mark.parametrize("max_delay", [0, D, 12])
 def test_every_element_is_written(max_delay: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tracetorch.fuse.runtime import memory, recurrence
+    from tracetorch.fuse.runtime import allocation, recurrence
 
-    empty, large = torch.empty, memory.large_empty
+    empty, large = torch.empty, allocation.large_empty
 
     def poisoned(*args: Any, **kwargs: Any) -> Tensor:
         made = empty(*args, **kwargs)

@@ -146,7 +146,7 @@ def load(
         lenient = strict and not _mismatches(values, targets, header, rename, model, False)
         advice = ", or load what fits with strict=False" if lenient else ""
         raise ValueError(
-            f"{mismatch}. {_join_first(found)}. Build the model as it was saved{advice}."
+            f"{mismatch}. {_join_first(found)}. Build the model that was saved{advice}."
         )
     _check_training(path, header, training, model, parts, rng, states)
     matching = {name: value for name, value in values.items() if name in targets}

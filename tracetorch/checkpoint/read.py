@@ -19,7 +19,7 @@ _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 
 
 class CheckpointFile(NamedTuple):
-    """What a checkpoint file holds."""
+    """Content of a checkpoint file."""
 
     tensors: dict[str, Tensor]  # parameters and buffers by name
     states: dict[str, Tensor]  # states by name

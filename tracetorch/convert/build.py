@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tracetorch.convert.integrate_and_fire import Change, IntegrateAndFire, RunningSum, TimedBias
 from tracetorch.convert.network import PRODUCTS, Network, Node
-from tracetorch.convert.plan import Rule, Rules, Times
+from tracetorch.convert.thresholds import Rule, Rules, Times
 from tracetorch.snn.module import TTModule
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from tracetorch.convert.build import build
 from tracetorch.convert.network import Activations, Network, Node, ann, read_network
-from tracetorch.convert.plan import OUTPUT, Rules, Times, bounds_of, ready_of, rules_of
 from tracetorch.convert.report import LayerReport, Report
+from tracetorch.convert.thresholds import OUTPUT, Rules, Times, bounds_of, ready_of, rules_of
 from tracetorch.core.checks import (
     check_count,
     check_flag,

@@ -167,13 +167,13 @@ class RunningSum(Neuron):
 
 
 class Change(Neuron):
-    """Change since the step before: ``output = x - held;  held = x``, from zero."""
+    """Change since the step before: ``output = x - before;  before = x``, from zero."""
 
-    states: ClassVar[tuple[str, ...]] = ("held",)
+    states: ClassVar[tuple[str, ...]] = ("before",)
 
-    held: Tensor | None
+    before: Tensor | None
 
     @staticmethod
-    def step(x: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+    def step(x: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """Run one step."""
-        return x - held, x
+        return x - before, x

@@ -76,7 +76,7 @@ def helpers(function: Any) -> list[tuple[dict[str, Any], str, object]]:
     return callables
 
 
-contents: Callable[[types.FunctionType], tuple[object, ...]] = operator.attrgetter(
+function_parts: Callable[[types.FunctionType], tuple[object, ...]] = operator.attrgetter(
     "__code__", "__defaults__", "__kwdefaults__"
 )
 """Return what can be replaced in a function while it stays the same object.

@@ -22,7 +22,7 @@ _PLAIN = (Tensor, nn.Parameter, type(None))
 
 
 class Snapshot:
-    """What a model's modules, containers and plain objects hold at one time: which objects.
+    """Snapshot of the objects that a model's modules, containers and plain objects hold.
 
     Args:
         model: any module.

@@ -233,7 +233,7 @@ def observed_by(tensors: Iterable[Tensor] = ()) -> str | None:
             or tensor._is_zerotensor()
         ):
             return "the memory of a tensor does not hold its values"
-    # in one function where there is nobody, for it is asked at every call of a layer
+    # in one function where there is nobody, for every call of a layer comes here
     if (
         dispatch_modes()
         or function_modes()

@@ -14,7 +14,7 @@ from tracetorch.diagnosis import (
     busy_inputs,
     data,
     gradients,
-    memory,
+    halflives,
     online_gradients,
     parameters,
 )
@@ -29,7 +29,7 @@ from tracetorch.ragged import check_mask
 from tracetorch.unrolling.inputs import parse_inputs
 
 # In the order of cause and effect, which the sort by severity keeps among equals
-_CAUSES = (data, parameters, activity, gradients, memory, online_gradients, busy_inputs)
+_CAUSES = (data, parameters, activity, gradients, halflives, online_gradients, busy_inputs)
 
 
 def diagnose(

@@ -11,8 +11,8 @@ from torch import Tensor
 from tracetorch.events import conv_kernels, kernels
 from tracetorch.events.kernels import LANES
 from tracetorch.fuse.codegen.llvm_tasks import TaskWriter
+from tracetorch.fuse.runtime.allocation import address
 from tracetorch.fuse.runtime.machine_code import TaskKernel, compiled
-from tracetorch.fuse.runtime.memory import address
 from tracetorch.fuse.runtime.threads import run_tasks
 
 # One letter for each argument: i an integer, r reals, l integers, n short and h shorter ones.

@@ -14,7 +14,7 @@ from tracetorch.events.crossover import CONV_TASKS
 from tracetorch.events.kernels import LANES
 from tracetorch.events.lists import EventLists
 from tracetorch.events.node import ProductKind
-from tracetorch.fuse.runtime.memory import large_empty
+from tracetorch.fuse.runtime.allocation import large_empty
 
 _NO_PAIRS = "stride, padding and dilation are not pairs"
 _NO_PLACE = "the kernel does not fit into the images"

@@ -13,7 +13,7 @@ from tracetorch.events.kernels import LANES
 from tracetorch.events.linear import add_rows, sum_rows
 from tracetorch.events.lists import EventLists
 from tracetorch.events.node import ProductKind
-from tracetorch.fuse.runtime.memory import large_empty
+from tracetorch.fuse.runtime.allocation import large_empty
 
 _TILE = 5  # times the steps of the kernel that a transform is long, at least
 

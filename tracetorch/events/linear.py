@@ -8,7 +8,7 @@ from torch import Tensor
 from tracetorch.events.compiled import first_sums, full_vectors, run, shared_out
 from tracetorch.events.lists import EventLists, by_column
 from tracetorch.events.node import ProductKind
-from tracetorch.fuse.runtime.memory import large_empty
+from tracetorch.fuse.runtime.allocation import large_empty
 
 _LEAST_ROWS = 64  # of a task
 _LEAST_INPUTS = 16  # of a task of the weight gradient, each of which reads the output's gradients

@@ -17,10 +17,10 @@ from tracetorch.core.hooks import call_is_forward
 from tracetorch.core.torch_private import one_trace_at_a_time, pytree
 from tracetorch.core.version import __version__
 from tracetorch.core.walk import join_path, named_modules
+from tracetorch.export.c_code.arrangement import living, planned
 from tracetorch.export.c_code.costs import memory_accesses, step_costs
 from tracetorch.export.c_code.event_sources import event_arrays
 from tracetorch.export.c_code.files import MAKEFILE, header, main_source, sample_header
-from tracetorch.export.c_code.plan import living, planned
 from tracetorch.export.c_code.printer import Names, c_words
 from tracetorch.export.c_code.read_program import ExportedStep, holds_spikes, read_step
 from tracetorch.export.c_code.report import CReport

@@ -15,9 +15,9 @@ from tracetorch.core.checks import check_count, check_module
 from tracetorch.core.files import atomic_replace
 from tracetorch.core.torch_private import one_trace_at_a_time, pytree
 from tracetorch.core.walk import named_modules
+from tracetorch.export.c_code.arrangement import living, planned
 from tracetorch.export.c_code.event_sources import event_arrays
 from tracetorch.export.c_code.javascript import encoded, javascript_step, javascript_words
-from tracetorch.export.c_code.plan import living, planned
 from tracetorch.export.c_code.read_program import holds_spikes, named_leaves, read_step
 from tracetorch.export.c_code.source import names_of
 from tracetorch.export.pen import measured_pen

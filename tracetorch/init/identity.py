@@ -70,7 +70,7 @@ def identity_(model: nn.Module) -> None:
             values.append((source.bias, bias.to(source.bias).expand_as(source.bias)))
         weight = weight_of(source)
         values.append((weight, torch.zeros_like(weight)))
-    _check_own_memory(model, last)
+    _check_own_states(model, last)
     with restored_on_error(parameter for parameter, _ in values):
         with torch.no_grad():
             for parameter, value in values:
@@ -97,7 +97,7 @@ def _last_stage(path: str, block: SEWBlock, shape: tuple[int, ...]) -> Stage:
     return last[-1]
 
 
-def _check_own_memory(model: nn.Module, last: dict[str, nn.Module]) -> None:
+def _check_own_states(model: nn.Module, last: dict[str, nn.Module]) -> None:
     """Raise where another layer shares memory with the last layer of a body, which becomes 0."""
     for path, module in named_modules(model):
         if any(module is source for source in last.values()):

@@ -26,7 +26,7 @@ _MOST_FACTOR = 4.0  # in a round, once it is known that the scale is not passed 
 # shares of the target by which a layer may miss it
 _AIMED = 0.01  # no further round follows
 _ACCEPTED = 0.05  # after the last round
-_HELD = 0.1  # once all layers are done, and where only a sample of random spikes is known
+_FIXED = 0.1  # once all layers are done, and where only a sample of random spikes is known
 _DRAWN = 0.05  # weights that were drawn for the target are kept
 
 
@@ -45,7 +45,7 @@ def scale_all(trial: Trial) -> dict[str, Membranes]:
         if len(found) > 1:
             reached = {path: each.summary for path, each in measure(trial, found).items()}
         missed = {path: abs(each.deviation - trial.target) for path, each in reached.items()}
-        lost = [path for path, each in missed.items() if each > _HELD * trial.target]
+        lost = [path for path, each in missed.items() if each > _FIXED * trial.target]
         if not lost:
             return reached
     raise ValueError(
@@ -62,7 +62,7 @@ def _scale_stage(trial: Trial, stage: Stage) -> Membranes:
     others = [m for m in stage.drivers if m is not stage.source and outputs_of(m) == size]
     group = [stage.source]
     missed, reached = _scale(trial, stage, group)
-    accepted = _HELD if trial.drawn else _ACCEPTED
+    accepted = _FIXED if trial.drawn else _ACCEPTED
     if missed > accepted and others:
         group = [stage.source, *others]
         missed, reached = _scale(trial, stage, group)

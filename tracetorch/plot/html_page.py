@@ -41,7 +41,7 @@ def html_page(folder: Path, title: str, data: str, parts: Sequence[Path] = ()) -
     declares the next ones use. Data are elements of HTML; the title is plain text.
     """
     template = folder / folder.name
-    page, contents = (_text(part.with_suffix(".html")) for part in (SHARED, template))
+    page, texts = (_text(part.with_suffix(".html")) for part in (SHARED, template))
     style, script = (
         "".join(
             _text(part) for part in (*parts, template.with_suffix(suffix)) if part.suffix == suffix
@@ -51,7 +51,7 @@ def html_page(folder: Path, title: str, data: str, parts: Sequence[Path] = ()) -
     filling = {
         "{{title}}": html.escape(title),
         "{{style}}": _text(SHARED.with_suffix(".css")) + style,
-        "{{contents}}": contents.rstrip(),
+        "{{contents}}": texts.rstrip(),
         "{{data}}": data,
         "{{script}}": _text(SHARED.with_suffix(".js")) + "{\n" + script + "}\n",
     }

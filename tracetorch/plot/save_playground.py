@@ -75,17 +75,17 @@ def save_playground(
     neuron = check_integer("save_playground: neuron", neuron)
     sources = Sources()
     if isinstance(layers, nn.Sequential):
-        kind, contents = "network", _network(layers, data, neuron, sources)
+        kind, texts = "network", _network(layers, data, neuron, sources)
     elif data is not None:
         raise ValueError(
             f"save_playground: data are for a network, an nn.Sequential, got "
             f"{type(layers).__name__}. Leave data out."
         )
     else:
-        kind, contents = "playground", _neurons(layers, neuron, sources)
+        kind, texts = "playground", _neurons(layers, neuron, sources)
     if title is None:
         title = f"{'Neuron' if kind == 'playground' else 'Network'} playground"
-    element = json_element(kind, {"title": title, **contents})
+    element = json_element(kind, {"title": title, **texts})
     script = f"<script>\n{sources.script()}\n</script>"
     shared = [TEMPLATES / "parts" / name for name in _SHARED]
     own = [TEMPLATES / kind / f"{name}.js" for name in _PARTS[kind]]

@@ -1,4 +1,4 @@
-"""What the constructor of a layer has declared: parameters and options, and the call that made it.
+"""Declarations of a layer's constructor: parameters and options, and the call that made it.
 
 A parameter is declared by its name, its value and its constraint, and may be assigned as it reads.
 """

@@ -150,7 +150,7 @@ class unless_taken(Generic[P, R]):  # noqa: N801 (used as a decorator)
 
 
 class Notes(Opaque):
-    """What is known of the call of a module with memory that runs, in its pass or by itself."""
+    """Notes of the call of a module with memory that runs, in its pass or by itself."""
 
     def __init__(self) -> None:
         self.call: Call | None = None

@@ -196,16 +196,16 @@ class Neuron(SequenceLayer):
             return self._step_checked(cell, x, further)
         with_graph = torch.is_grad_enabled()
         if run is None:
-            held = self.__dict__
-            held["_steps_run"] = number = held.get("_steps_run", 0) + 1
+            current = self.__dict__
+            current["_steps_run"] = number = current.get("_steps_run", 0) + 1
             if with_graph or number % LOOK_EVERY == 0:
                 self._watch_stream(number)
         else:
-            held = run.states_of(self)
+            current = run.states_of(self)
         if not with_graph:
-            found = self._single_steps.run(self, cell, x, held)
+            found = self._single_steps.run(self, cell, x, current)
             if found is not None:
-                held.update(found[1])
+                current.update(found[1])
                 return found[0]
         shape, dtype, states = x.shape, x.dtype, []
         fits = (
@@ -217,7 +217,7 @@ class Neuron(SequenceLayer):
         )
         # the live states as `step` takes them, where they are plain and fit
         for name in cell.states if fits else ():
-            state = held[name]
+            state = current[name]
             if name in cell.active and (
                 type(state) is not Tensor
                 or state.shape != shape
@@ -235,7 +235,7 @@ class Neuron(SequenceLayer):
         if with_graph:
             output, *ends = explain_double_backward([output, *ends], observed=False)
         # assigned last and all together, so that a failed call changes nothing
-        held.update(zip(cell.active, ends, strict=True))
+        current.update(zip(cell.active, ends, strict=True))
         return output
 
     def _step_checked(
@@ -248,9 +248,9 @@ class Neuron(SequenceLayer):
         results = self.step(*inputs, *states, **self._kwargs_for(x, x.ndim, dtype))
         values = self._checked_results(cell, inputs, states, results)
         output, *ends = explain_double_backward(values)
-        held = states_of(self)
+        current = states_of(self)
         for name, value in zip(cell.active, ends, strict=True):
-            held[name] = value
+            current[name] = value
         return output.to(x.dtype)
 
     def _checked_results(
@@ -344,13 +344,13 @@ class Neuron(SequenceLayer):
             )
         ):
             if run is None:
-                held = self.__dict__
+                current = self.__dict__
             else:  # by layer it is what runs
                 own = run.entries.get(id(self)) if run.running is self else None
-                held = run.states_of(self) if own is None else own.states
-            prepared = self._sequences.run(self, cell, x, held)
+                current = run.states_of(self) if own is None else own.states
+            prepared = self._sequences.run(self, cell, x, current)
             if prepared is not None:
-                held.update(prepared[1])
+                current.update(prepared[1])
                 return prepared[0], {}
         return self._run_checked(cell, x, record, further, where)
 
@@ -423,9 +423,9 @@ class Neuron(SequenceLayer):
             cell, restarts, starts = _restarting(self, cell, x, dtype, where)
             work, kwargs = (*work, restarts), {**kwargs, **starts}
         output, ends, trajectories = run_sequence(self, cell, work, states, kwargs, tuple(record))
-        held = states_of(self)
+        current = states_of(self)
         for name, end in zip(cell.active, ends, strict=True):
-            held[name] = end
+            current[name] = end
         return output.to(x.dtype), dict(zip(record, trajectories, strict=True))
 
     def _run_by_step(
@@ -438,11 +438,11 @@ class Neuron(SequenceLayer):
             return x.clone(), {name: x.to(dtype, copy=True) for name in record}
         outputs: list[Tensor] = []
         trajectories: dict[str, list[Tensor]] = {name: [] for name in record}
-        held = states_of(self)
+        current = states_of(self)
         for step, *others in zip(*(each.unbind(0) for each in (x, *further)), strict=True):
             outputs.append(self.forward_step(step, *others))
             for name, trajectory in trajectories.items():
-                trajectory.append(held[name])
+                trajectory.append(current[name])
         stacked = {name: torch.stack(each) for name, each in trajectories.items()}
         return torch.stack(outputs), stacked
 

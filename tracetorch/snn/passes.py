@@ -199,14 +199,14 @@ class Pass:
             entry.states = dict.fromkeys(names)
         else:
             if self.parent is not None:
-                held = self.parent.states_of(module)
+                source = self.parent.states_of(module)
             else:
-                held = module.__dict__
+                source = module.__dict__
                 if (self.traced and not module._zeroed_in_trace) or (
                     self.backward not in (NO_BACKWARD, module._zeroed_in_backward)
                 ):
                     module._refuse_stale_states()
-            entry.states = {name: held[name] for name in names}
+            entry.states = {name: source[name] for name in names}
             if not self.went_on:
                 self.went_on = list(entry.states.values()).count(None) < len(names)
         self.entries[id(module)] = entry

@@ -328,12 +328,12 @@ class SequenceLayer(TTModule):
         raw = getattr(self, f"raw_{name}").detach()
         if not is_bounded or raw.is_meta:
             return
-        held = self.constrained(name, raw)
-        if not torch.equal(raw, held):
+        read = self.constrained(name, raw)
+        if not torch.equal(raw, read):
             ends = [f"at least {low:g}"] if low is not None else []
             ends += [f"at most {high:g}"] if high is not None else []
             ends += [f"above {above}"] if above is not None else []
-            given = raw[raw != held][0].item()
+            given = raw[raw != read][0].item()
             raise ValueError(f"{name} must be {' and '.join(ends)}, got {given:g}.")
 
     def state(self, name: str, init: Value) -> None:
@@ -563,14 +563,14 @@ class SequenceLayer(TTModule):
         shape = x.shape[1:] if sequence else x.shape
         state_shape = self._state_shape(shape)
         states: list[Tensor | None] = []
-        active, held = self.active_states, states_of(self)
+        active, live = self.active_states, states_of(self)
         kept = self.state_kind.dtype or dtype
         # autograd may not save what inference_mode made
         clone_inference = (
             not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled()
         )
         for name in self.states:
-            state = held[name]
+            state = live[name]
             if name not in active:
                 states.append(None)
             elif state is None:

@@ -64,7 +64,8 @@ class RecordingPass(Pass):
 
     Args:
         kept: how many steps.
-        arguments: as for :class:`Pass`.
+        *arguments: as for :class:`Pass`.
+        **named: as for :class:`Pass`.
     """
 
     def __init__(self, kept: int, *arguments: Any, **named: Any) -> None:
@@ -97,7 +98,7 @@ Records = dict[int, list[tuple[nn.Module, Tensor, Tensor]]]
 
 
 class _Differs(Exception):  # noqa: N818 (no error, a finding)
-    """What differs between both ways."""
+    """Difference between both ways."""
 
 
 class _Replay(Pass):
@@ -440,7 +441,7 @@ class FirstRun:
         return _REMEMBERS if agree(first, folded) else f"{_MIXES}. {_BY_STEP}"
 
     def _place(self) -> str | None:
-        """Name the module whose own code differs, or ``None`` where it cannot be told."""
+        """Name the module whose own code differs, or ``None`` where none can be named."""
         paths = {id(module): path or "the model" for path, module in self.modules}
         records, t = self.at
         rows = self._rows_of(t)

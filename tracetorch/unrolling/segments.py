@@ -182,7 +182,7 @@ class _Replay:
         self.kinds = [(each.dtype, each.device) for each in watched]
         self.learned = [each.requires_grad for each in watched]
         if torch.is_grad_enabled():  # else nothing will run again
-            self.then = [_contents(module, copied=True) for module in self.modules]
+            self.then = [_tensors_of(module, copied=True) for module in self.modules]
         yield
 
     def expect(self, outputs: Sequence[Tensor]) -> None:
@@ -224,7 +224,7 @@ class _Replay:
                     stack.callback(tensor.requires_grad_, not learned)
                     tensor.requires_grad_(learned)
             for module, then in zip(self.modules, self.then, strict=True):
-                stack.callback(_exchange, module, _contents(module, copied=False))
+                stack.callback(_exchange, module, _tensors_of(module, copied=False))
                 # copies, once more: the segment may write into them
                 _exchange(module, (then[0], _copied(then[1]), then[2]))
             stack.enter_context(backend(self.backend_name))
@@ -235,10 +235,10 @@ class _Replay:
         self.stack.close()
 
 
-_Contents: TypeAlias = tuple[dict[str, Any], dict[str, Any], bool]
+_ModuleTensors: TypeAlias = tuple[dict[str, Any], dict[str, Any], bool]
 
 
-def _contents(module: nn.Module, *, copied: bool) -> _Contents:
+def _tensors_of(module: nn.Module, *, copied: bool) -> _ModuleTensors:
     """Return parameters, buffers and mode of a module."""
     buffers = dict(module._buffers)
     return dict(module._parameters), _copied(buffers) if copied else buffers, module.training
@@ -248,9 +248,9 @@ def _copied(buffers: dict[str, Any]) -> dict[str, Any]:
     return {n: None if b is None else b.detach().clone() for n, b in buffers.items()}
 
 
-def _exchange(module: nn.Module, contents: _Contents) -> None:
+def _exchange(module: nn.Module, tensors: _ModuleTensors) -> None:
     """Give a module other parameters, buffers and another mode: other tensors, no other values."""
-    parameters, buffers, training = contents
+    parameters, buffers, training = tensors
     module._parameters.update(parameters)
     module._buffers.update(buffers)
     module.__dict__["training"] = training

@@ -16,7 +16,7 @@ from typing import cast
 
 import numpy as np
 
-from tracetorch.export.c_code.plan import Memory
+from tracetorch.export.c_code.arrangement import Memory
 from tracetorch.export.c_code.stages import (
     Array,
     Copy,

@@ -24,7 +24,7 @@ from tracetorch.snn.noise import Noise
 
 @dataclass(frozen=True)
 class ExportedStep:
-    """One time step of a model."""
+    """Program of one time step of a model."""
 
     exported: ExportedProgram  # the program of PyTorch
     program: StepProgram  # its stages

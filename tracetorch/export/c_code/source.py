@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from tracetorch.export.c_code.arrangement import work_memory
 from tracetorch.export.c_code.files import (
     Port,
     comment,
@@ -17,7 +18,6 @@ from tracetorch.export.c_code.files import (
     step_head,
     table,
 )
-from tracetorch.export.c_code.plan import work_memory
 from tracetorch.export.c_code.printer import (
     SIZES,
     Names,

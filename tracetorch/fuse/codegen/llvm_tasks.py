@@ -34,14 +34,14 @@ def task_entry(name: str, arguments: int, scratch: bool) -> list[str]:
     block = Array(Value(w, "%a", "ptr"), WORD)
     tasks, workers, number = block[0], block[1], block[2]
 
-    def asked() -> list[Value]:
+    def measured() -> list[Value]:
         thread = w.value(f"call i32 {w.convert('inttoptr', number, 'ptr').text}()", "i32")
         return [w.convert("sext", thread, WORD)]
 
     def added(place: Value) -> Value:
         return w.value(f"atomicrmw add {place}, i64 1 seq_cst", WORD)
 
-    own = w.choose(number.differs(0), asked, lambda: [added(block.at(3).pointer)])[0]
+    own = w.choose(number.differs(0), measured, lambda: [added(block.at(3).pointer)])[0]
     memory = w.literal(0, WORD)
     if scratch:
         memory = block[HEADER + arguments] + own * block[HEADER + arguments + 1]

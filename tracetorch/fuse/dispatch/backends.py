@@ -17,7 +17,7 @@ _BY_DEVICE = {"cpu": "cpu", "cuda": "triton"}  # what "auto" selects
 NAMES = ("auto", *_BACKENDS, "eager")
 
 _log = logging.getLogger("tracetorch")
-_reported: set[tuple[str, str]] = set()  # what this process has said
+_reported: set[tuple[str, str]] = set()  # what this process has logged
 _requests = Requests("backend", NAMES, {"numba": "cpu"})
 
 

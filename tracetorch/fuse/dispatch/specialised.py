@@ -126,7 +126,7 @@ S = TypeVar("S", bound=Specialisation)
 
 
 class Specialised(Opaque, Generic[S]):
-    """What a layer keeps of one kind, the last one used first.
+    """Specialisations of one kind that a layer keeps, the last one used first.
 
     A batch that comes and goes finds its own again. Pickles and copies are empty: what is kept
     belongs to this process and this layer.

@@ -125,12 +125,12 @@ class _Verifier:
         elif isinstance(each, ir.If):
             if self.use(each.condition, ir.Dtype.BOOL, each):
                 self.fail("a condition is uniform", each.condition)
-            said = self.known.get(each.condition)
-            if said is not None:
-                self.lower.setdefault(said[0], []).append(said[1])
+            bound = self.known.get(each.condition)
+            if bound is not None:
+                self.lower.setdefault(bound[0], []).append(bound[1])
             self.body(each.body)
-            if said is not None:
-                self.lower[said[0]].remove(said[1])
+            if bound is not None:
+                self.lower[bound[0]].remove(bound[1])
         elif isinstance(each, ir.Lanes):
             if self.in_lanes:
                 self.fail("lanes within lanes", "lanes")

@@ -19,6 +19,7 @@ from tracetorch.fuse.ir.kernel import PRIVATE, STRIDED, Role, Size
 from tracetorch.fuse.ir.kernel import Kernel as Schedule
 from tracetorch.fuse.ir.plan import TILE, Plan
 from tracetorch.fuse.ir.verify import verify
+from tracetorch.fuse.runtime.allocation import cache_size, wrong_memory
 from tracetorch.fuse.runtime.backend import Backend, Operands
 from tracetorch.fuse.runtime.layout import Layout, strided
 from tracetorch.fuse.runtime.machine_code import (
@@ -27,7 +28,6 @@ from tracetorch.fuse.runtime.machine_code import (
     this_machine,
     unavailable_reason,
 )
-from tracetorch.fuse.runtime.memory import cache_size, wrong_memory
 from tracetorch.fuse.runtime.threads import run_tasks
 
 PlanT = TypeVar("PlanT", bound=Plan)
@@ -227,7 +227,7 @@ def _are_aligned(sequences: Sequence[Tensor], grid: _Grid) -> bool:
 
 
 class _Forward(NamedTuple):
-    """What all forward passes of a plan over one length and layout have in common.
+    """Numbers that all forward passes of a plan over one length and layout share.
 
     Checkpoints have ``kept`` values.
     """

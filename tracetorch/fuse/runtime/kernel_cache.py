@@ -23,7 +23,7 @@ from tracetorch.core.files import atomic_replace
 _FILE = re.compile(r"(?:\.[0-9a-f]+\.)?([a-z_]+_[0-9a-f]{20})\.")
 
 _log = logging.getLogger("tracetorch")
-_reported: set[str] = set()  # what this process has said
+_reported: set[str] = set()  # what this process has logged
 
 
 # The folder

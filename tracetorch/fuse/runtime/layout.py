@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.fuse.ir.plan import Plan
-from tracetorch.fuse.runtime.memory import LARGE, large_empty
+from tracetorch.fuse.runtime.allocation import LARGE, large_empty
 
 
 class Layout(NamedTuple):

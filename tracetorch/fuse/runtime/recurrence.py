@@ -12,9 +12,9 @@ from torch import Tensor
 from tracetorch.fuse.ir.kernel import Role
 from tracetorch.fuse.ir.plan import SCRATCH, RecurrentPlan
 from tracetorch.fuse.ir.schedule import recurrent_backward_kernel, recurrent_forward_kernel
+from tracetorch.fuse.runtime.allocation import large_empty
 from tracetorch.fuse.runtime.cpu import Kernel, kernel_of, parameter_gradients
 from tracetorch.fuse.runtime.layout import layout_of, strided
-from tracetorch.fuse.runtime.memory import large_empty
 from tracetorch.fuse.runtime.threads import run_tasks
 
 _ROWS = 8  # of a task: enough to read the matrix seldom, few enough to share out a small batch

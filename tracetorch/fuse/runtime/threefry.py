@@ -15,8 +15,8 @@ from torch import Tensor
 
 from tracetorch.fuse.codegen.llvm_tasks import TaskWriter
 from tracetorch.fuse.codegen.llvm_writer import WORD, Value
+from tracetorch.fuse.runtime.allocation import address, large_empty
 from tracetorch.fuse.runtime.machine_code import TaskKernel, compiled
-from tracetorch.fuse.runtime.memory import address, large_empty
 from tracetorch.fuse.runtime.threads import run_tasks
 
 _MASK = 0xFFFFFFFF

@@ -115,8 +115,8 @@ class SynapticDelays(DelayingLayer):
     def current_kernel(self, dtype: torch.dtype) -> Tensor:
         """Return the kernel that the pass holds for this step, or a new one."""
         run = current_pass()
-        held: Tensor | None = None if run is None else run.notes.get(id(self))
-        return held if held is not None and held.dtype == dtype else self.kernel_of(dtype)
+        noted: Tensor | None = None if run is None else run.notes.get(id(self))
+        return noted if noted is not None and noted.dtype == dtype else self.kernel_of(dtype)
 
     def _delayed(self, window: Tensor, ndim: int, steps: int) -> Tensor:
         bias, dtype = self.product.bias, window.dtype

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from tracetorch.fuse.runtime import memory
-from tracetorch.fuse.runtime.memory import large_empty
+from tracetorch.fuse.runtime import allocation
+from tracetorch.fuse.runtime.allocation import large_empty
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mappings of Linux")
 LARGE = (3, 1 << 18)
@@ -20,8 +20,8 @@ LARGE = (3, 1 << 18)
 
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch) -> Any:
-    fresh = memory._Pool()
-    monkeypatch.setattr(memory, "_pool", fresh)
+    fresh = allocation._Pool()
+    monkeypatch.setattr(allocation, "_pool", fresh)
     return fresh
 
 
@@ -52,7 +52,7 @@ def test_large_empty_returns_an_ordinary_tensor(dtype: torch.dtype) -> None:
 
 
 def test_pool_size_is_bounded(pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_POOL_LIMIT", 8 << 20)
+    monkeypatch.setattr(allocation, "_POOL_LIMIT", 8 << 20)
     for rows in range(1, 12):
         del_me = large_empty((rows, 1 << 18), torch.float32)
         del del_me
@@ -80,7 +80,7 @@ def test_child_forked_while_the_pool_is_locked_can_allocate() -> None:
     held, forked = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with memory._pool.lock:
+        with allocation._pool.lock:
             held.set()
             forked.wait(30)
 

@@ -21,7 +21,7 @@ _FEW_STEPS = 10
 
 
 @finder
-def short_memory(evidence: Evidence) -> Iterator[Finding]:
+def short_states(evidence: Evidence) -> Iterator[Finding]:
     """Find half-lives that are too short for the sequence."""
     T = evidence.inputs.steps
     lives = [(span[1], layer.path) for layer in evidence.layers if (span := layer.halflives)]
