@@ -174,7 +174,7 @@ def _taken(values: Tensor, rows: tuple[Tensor, Tensor] | None) -> Tensor:
 
 
 class Trust:
-    """What of a model has been run by step too: modes, layers in their order.
+    """Modes and orders of layers in which a model has been run by step too.
 
     Args:
         model: the model, which is not kept alive.
