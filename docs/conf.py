@@ -65,7 +65,7 @@ nitpick_ignore_regex = [
     ("py:class", r"tracetorch(\.\w+){2,}\.(Call|EventDataset|InlinePage|Layer|Places|Plan|Real)"),
     ("py:class", r"tracetorch(\.\w+){2,}\.(Restarts|Stateful|Unset)"),
     ("py:class", r"tracetorch\.cell\.(Cell|Constraint|StateKind|StepLayer)"),
-    ("py:class", r"tracetorch\.(fuse\.ir\.graph\.Line|integers\.intervals\.TrackedInterval)"),
+    ("py:class", r"tracetorch\.fuse\.ir\.graph\.Line"),
 ]
 add_module_names = False
 python_use_unqualified_type_names = True

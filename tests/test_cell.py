@@ -99,6 +99,23 @@ def test_the_call_makes_a_layer_of_the_same_cell(name: str) -> None:
     assert (other.options, other.active, other.dim) == (cell.options, cell.active, cell.dim)
 
 
+def test_a_cell_is_current_until_its_class_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What each call asks: a step, a method of a base class, and code that is edited in place."""
+    cell = Mixed(2).cell
+    assert cell.is_current(Mixed)
+    assert not cell.is_current(snn.LIF)
+    for kind, name in ((Mixed, "step"), (snn.Neuron, "step_kwargs")):
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, name, lambda *_, **__: None)
+            assert not cell.is_current(Mixed)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Mixed.step, "__code__", (lambda x, mem, *, beta, base, fires, gain: x).__code__
+        )
+        assert not cell.is_current(Mixed)
+    assert cell.is_current(Mixed)
+
+
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, through_pickle])
 def test_copies_have_declarations_of_their_own(copied: Any) -> None:
     layer = Mixed(2)

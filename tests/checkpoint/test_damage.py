@@ -141,29 +141,30 @@ def write_with_header(path: Path, change: Callable[[dict[str, Any]], Any]) -> No
     save_file(tensors, path, {HEADER_KEY: text, CHECKSUM_KEY: checksum(text, tensors)})
 
 
+MALFORMED: list[Callable[[dict[str, Any]], Any]] = [
+    lambda header: [],
+    lambda header: {**header, "layers": {"": {}}},
+    lambda header: {**header, "layers": []},
+    lambda header: {**header, "layers": {"": {**header["layers"][""], "dim": "last"}}},
+    lambda header: {**header, "version": 1},
+    lambda header: {**header, "states": [1]},
+    lambda header: {**header, "shared": {"a": 1}},
+    lambda header: {**header, "modules": []},
+    lambda header: {**header, "modules": {"0": {}}},
+    lambda header: {**header, "modules": {"0": {"class": 1}}},
+    lambda header: {**header, "modules": {"0": {"class": "Net", "dim": 1}}},
+]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda header: {**header, "format": 2}, "format 2, this version of traceTorch reads 1"),
-        (lambda header: [], "missing or of the wrong kind"),
-        (lambda header: {**header, "layers": {"": {}}}, "missing or of the wrong kind: KeyError"),
-        (lambda header: {**header, "layers": []}, "missing or of the wrong kind"),
-        (
-            lambda header: {**header, "layers": {"": {**header["layers"][""], "dim": "last"}}},
-            "dim of layer ''",
-        ),
-        (lambda header: {**header, "version": 1}, "version"),
-        (lambda header: {**header, "states": ["mem"]}, "the state 'mem' is not there"),
-        (lambda header: {**header, "states": [1]}, "states"),
-        (lambda header: {**header, "shared": {"a": "b"}}, "'a' is not the tensor 'b'"),
-        (lambda header: {**header, "shared": {"a": 1}}, "shared"),
-        (lambda header: {**header, "modules": []}, "missing or of the wrong kind"),
-        (lambda header: {**header, "modules": {"0": {}}}, "wrong kind: KeyError.'class'"),
-        (lambda header: {**header, "modules": {"0": {"class": 1}}}, "class of module '0'"),
-        (
-            lambda header: {**header, "modules": {"0": {"class": "Net", "dim": 1}}},
-            "settings of module '0'",
-        ),
+        (lambda header: {**header, "format": 2}, "this version of traceTorch reads format 1"),
+        (lambda header: {**header, "states": ["mem"]}, "'state of mem'"),
+        (lambda header: {**header, "shared": {"a": "b"}}, "'b'"),
+        (lambda header: {**header, "training": {}}, "'values'"),
+        (lambda header: {**header, "training": {"values": {"rng": {"tensor": "x"}}}}, "'x'"),
+        *((malformed, "missing or of the wrong kind") for malformed in MALFORMED),
     ],
 )
 def test_wrong_headers_are_refused(
@@ -200,7 +201,7 @@ def test_no_pickled_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ({"raw_beta": 0.5}, "holds no state_dict, names and tensors, but a dict"),
         (
             {"model": {"raw_beta": torch.zeros(3)}, "epoch": 3},
-            r"It holds dicts at \['model'\]: give that one to model\.load_state_dict",
+            r"a dict with \['model', 'epoch'\].*give that to model\.load_state_dict",
         ),
     ],
 )

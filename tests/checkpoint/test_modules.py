@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import FrozenInstanceError
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,14 @@ def seq(*modules: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Linear(3, 3), *modules)
 
 
+def after(kind: Any, *args: object, **settings: object) -> Make:
+    return lambda: seq(kind(*args, **settings))
+
+
+def weight_norm() -> nn.Module:
+    return parametrizations.weight_norm(nn.Linear(3, 3))
+
+
 def conv(**settings: object) -> Make:
     return lambda: nn.Sequential(nn.Conv2d(2, 2, 3, **settings))  # type: ignore[arg-type]
 
@@ -140,103 +149,85 @@ OTHERS: dict[str, tuple[Make, Make, str]] = {
     "stride": (
         conv(),
         conv(stride=2),
-        r"module '0', nn\.Conv2d: stride: 1 in the file, 2 in the model",
+        r"module '0', nn\.Conv2d: stride: 1 in the file, 2 in the mo",
     ),
     "padding": (conv(), conv(padding=1), r"padding: 0 in the file, 1 in the model"),
     "padding mode": (
-        conv(padding=1),
-        conv(padding=1, padding_mode="circular"),
+        *(conv(padding=1), conv(padding=1, padding_mode="circular")),
         "padding_mode: 'zeros' in the file, 'circular' in the model",
     ),
     "dilation": (conv(), conv(dilation=(1, 2)), r"dilation: 1 in the file, \(1, 2\) in the model"),
     "user's convolution": (
-        lambda: StridedConv(2, 2, 3),
-        lambda: StridedConv(2, 2, 3, stride=2),
+        *(partial(StridedConv, 2, 2, 3), partial(StridedConv, 2, 2, 3, stride=2)),
         r"the model, StridedConv: stride: 1 in the file, 2 in the model",
     ),
     "activation": (
-        lambda: seq(nn.ReLU()),
-        lambda: seq(nn.Tanh()),
-        r"module '1': nn\.ReLU in the file, nn\.Tanh in the model",
+        after(nn.ReLU),
+        after(nn.Tanh),
+        r"'1': nn\.ReLU in the file, nn\.Tanh in the mod",
     ),
     "activation in a list": (
-        lambda: InAList(nn.ReLU()),
-        lambda: InAList(nn.Tanh()),
+        *(lambda: InAList(nn.ReLU()), lambda: InAList(nn.Tanh())),
         r"module 'acts\.0': nn\.ReLU in the file, nn\.Tanh in the model",
     ),
-    "activation added": (
-        lambda: seq(),
-        lambda: seq(nn.ReLU()),
-        r"module '1': only the model has it, nn\.ReLU",
-    ),
+    "activation added": (seq, after(nn.ReLU), r"module '1': only the model has it, nn\.ReLU"),
     "activation removed": (
-        lambda: seq(nn.ReLU()),
-        lambda: seq(nn.Identity()),
+        *(after(nn.ReLU), after(nn.Identity)),
         r"module '1': only the file has it, nn\.ReLU",
     ),
     "slope": (
-        lambda: seq(nn.LeakyReLU(0.1)),
-        lambda: seq(nn.LeakyReLU(0.2)),
+        *(after(nn.LeakyReLU, 0.1), after(nn.LeakyReLU, 0.2)),
         "negative_slope: 0.1 in the file, 0.2 in the model",
     ),
     "groups of a norm": (
-        lambda: nn.GroupNorm(2, 4),
-        lambda: nn.GroupNorm(4, 4),
+        *(partial(nn.GroupNorm, 2, 4), partial(nn.GroupNorm, 4, 4)),
         r"the model, nn\.GroupNorm: num_groups: 2 in the file, 4 in the model",
     ),
     "epsilon": (
-        lambda: nn.BatchNorm1d(3),
-        lambda: nn.BatchNorm1d(3, eps=0.1),
+        *(partial(nn.BatchNorm1d, 3), partial(nn.BatchNorm1d, 3, eps=0.1)),
         r"nn\.BatchNorm: eps: 1e-05 in the file, 0\.1 in the model",
     ),
     "norm without parameters": (
-        lambda: seq(nn.LayerNorm((4, 4), elementwise_affine=False)),
-        lambda: seq(nn.LayerNorm((4,), elementwise_affine=False)),
+        after(nn.LayerNorm, (4, 4), elementwise_affine=False),
+        after(nn.LayerNorm, (4,), elementwise_affine=False),
         r"normalized_shape: \(4, 4\) in the file, \(4\) in the model",
     ),
     "pooling": (
-        lambda: seq(nn.AvgPool1d(2)),
-        lambda: seq(nn.MaxPool1d(2)),
+        *(after(nn.AvgPool1d, 2), after(nn.MaxPool1d, 2)),
         r"nn\.AvgPool1d in the file, nn\.MaxPool1d in the model",
     ),
     "pooling of padding": (  # extra_repr does not print it
-        lambda: seq(nn.AvgPool1d(2, padding=1)),
-        lambda: seq(nn.AvgPool1d(2, padding=1, count_include_pad=False)),
+        after(nn.AvgPool1d, 2, padding=1),
+        after(nn.AvgPool1d, 2, padding=1, count_include_pad=False),
         "count_include_pad: True in the file, False in the model",
     ),
     "corners": (
-        lambda: seq(nn.Upsample(scale_factor=2, mode="bilinear")),
-        lambda: seq(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)),
+        after(nn.Upsample, scale_factor=2, mode="bilinear"),
+        after(nn.Upsample, scale_factor=2, mode="bilinear", align_corners=True),
         "align_corners: None in the file, True in the model",
     ),
     "dimension": (
-        lambda: seq(nn.Softmax(dim=0)),
-        lambda: seq(nn.Softmax(dim=1)),
+        *(after(nn.Softmax, dim=0), after(nn.Softmax, dim=1)),
         "dim: 0 in the file, 1 in the model",
     ),
     "nonlinearity of an RNN": (
-        lambda: nn.RNN(3, 3),
-        lambda: nn.RNN(3, 3, nonlinearity="relu"),
+        *(partial(nn.RNN, 3, 3), partial(nn.RNN, 3, 3, nonlinearity="relu")),
         "mode: 'RNN_TANH' in the file, 'RNN_RELU' in the model",
     ),
     "batch first": (
-        lambda: nn.LSTM(3, 3),
-        lambda: nn.LSTM(3, 3, batch_first=True),
+        *(partial(nn.LSTM, 3, 3), partial(nn.LSTM, 3, 3, batch_first=True)),
         "batch_first: False in the file, True in the model",
     ),
     "heads": (
-        encoder(nhead=2),
-        encoder(nhead=4),
+        *(encoder(nhead=2), encoder(nhead=4)),
         r"module 'self_attn', nn\.MultiheadAttention: num_heads: 2 in the file, 4 in the model",
     ),
     "function of an encoder": (
-        encoder(nhead=2),
-        encoder(nhead=2, activation=torch.tanh),
+        *(encoder(nhead=2), encoder(nhead=2, activation=torch.tanh)),
         r"activation: 0, 0, .* in the file, -0\.999, .* in the model",
     ),
     "embedding": (
-        lambda: nn.EmbeddingBag(3, 3),
-        lambda: nn.EmbeddingBag(3, 3, mode="sum"),
+        *(partial(nn.EmbeddingBag, 3, 3), partial(nn.EmbeddingBag, 3, 3, mode="sum")),
         "mode: 'mean' in the file, 'sum' in the model",
     ),
     "user's class": (Net, OtherNet, "the model: Net in the file, OtherNet in the model"),
@@ -251,38 +242,31 @@ OTHERS: dict[str, tuple[Make, Make, str]] = {
         r"tt\.PerElement: field: 'scale' in the file, 'threshold' in the model",
     ),
     "decay as a weight": (
-        lambda: OfKind("decay"),
-        lambda: OfKind("weight"),
+        *(partial(OfKind, "decay"), partial(OfKind, "weight")),
         r"the model, tt\.Neuron: constraint of leak: sigmoid in the file, unbounded in the model",
     ),
     "decay as a threshold": (
-        lambda: OfKind("decay"),
-        lambda: OfKind("threshold"),
+        *(partial(OfKind, "decay"), partial(OfKind, "threshold")),
         "constraint of leak: sigmoid in the file, softplus in the model",
     ),
     "threshold below zero": (
-        lambda: OfKind("threshold"),
-        lambda: OfKind("negative threshold"),
+        *(partial(OfKind, "threshold"), partial(OfKind, "negative threshold")),
         "constraint of leak: softplus in the file, negative_softplus in the model",
     ),
     "tuple option": (
-        lambda: OfKind("decay", delays=(1, 2)),
-        lambda: OfKind("decay", delays=(2, 2)),
+        *(partial(OfKind, "decay", delays=(1, 2)), partial(OfKind, "decay", delays=(2, 2))),
         r"delays: \(1, 2\) in the file, 2 in the model",
     ),
     "spike function": (
-        spiking(functional.atan_surrogate()),
-        spiking(torch.sigmoid),
+        *(spiking(functional.atan_surrogate()), spiking(torch.sigmoid)),
         r"pos_spike: the Heaviside step in the file, 0\.0241, .* at -3\.7, .* in the model",
     ),
     "spike function at zero": (
-        spiking(MySpike.apply),
-        spiking(OtherSpike.apply),
+        *(spiking(MySpike.apply), spiking(OtherSpike.apply)),
         r"pos_spike: the Heaviside step in the file, 0, 0, 0, 0, 1, 1, .* in the model",
     ),
     "spike function without a name": (
-        spiking(lambda u: (u > 0.5).to(u.dtype)),
-        spiking(lambda u: (u > 1.5).to(u.dtype)),
+        *(spiking(lambda u: (u > 0.5).to(u.dtype)), spiking(lambda u: (u > 1.5).to(u.dtype))),
         "pos_spike: .* in the file, .* in the model",
     ),
     "random spike function": (
@@ -291,8 +275,7 @@ OTHERS: dict[str, tuple[Make, Make, str]] = {
         "pos_spike: the Heaviside step in the file",
     ),
     "trained spike function": (
-        spiking(Slope()),
-        spiking(Soft()),
+        *(spiking(Slope()), spiking(Soft())),
         "pos_spike: the Heaviside step in the file, Soft in the model",
     ),
 }
@@ -353,40 +336,31 @@ def test_a_model_that_computes_something_else_is_refused_and_unchanged(
 
 # What is saved, and a model that computes the same in evaluation mode.
 SAME: dict[str, tuple[Make, Make]] = {
-    "in place": (lambda: seq(nn.ReLU()), lambda: seq(nn.ReLU(inplace=True))),
-    "momentum": (lambda: nn.BatchNorm1d(3), lambda: nn.BatchNorm1d(3, momentum=0.5)),
-    "synchronised norm": (lambda: nn.BatchNorm2d(3), lambda: nn.SyncBatchNorm(3)),
-    "dropout": (lambda: seq(nn.Dropout(0.1)), lambda: seq(nn.Dropout(0.5))),
-    "without dropout": (lambda: seq(nn.Dropout(0.1)), lambda: seq()),
-    "one mask": (lambda: seq(snn.LockedDropout(3)), lambda: seq(nn.Dropout(0.1))),
-    "dropout in the module": (
-        encoder(nhead=2, dropout=0.1),
-        encoder(nhead=2, dropout=0.2),
-    ),
-    "empty": (lambda: seq(nn.Sequential()), lambda: seq(nn.Identity())),
-    "loss": (lambda: seq(nn.MSELoss()), lambda: seq(nn.L1Loss())),
-    "pairs": (lambda: seq(nn.MaxPool2d(2)), lambda: seq(nn.MaxPool2d((2, 2)))),
-    "floats": (lambda: seq(nn.Hardtanh(-1, 1)), lambda: seq(nn.Hardtanh(-1.0, 1.0))),
+    "in place": (after(nn.ReLU), after(nn.ReLU, inplace=True)),
+    "momentum": (partial(nn.BatchNorm1d, 3), partial(nn.BatchNorm1d, 3, momentum=0.5)),
+    "synchronised norm": (partial(nn.BatchNorm2d, 3), partial(nn.SyncBatchNorm, 3)),
+    "dropout": (after(nn.Dropout, 0.1), after(nn.Dropout, 0.5)),
+    "without dropout": (after(nn.Dropout, 0.1), seq),
+    "one mask": (after(snn.LockedDropout, 3), after(nn.Dropout, 0.1)),
+    "dropout in the module": (encoder(nhead=2, dropout=0.1), encoder(nhead=2, dropout=0.2)),
+    "empty": (after(nn.Sequential), after(nn.Identity)),
+    "loss": (after(nn.MSELoss), after(nn.L1Loss)),
+    "pairs": (after(nn.MaxPool2d, 2), after(nn.MaxPool2d, (2, 2))),
+    "floats": (after(nn.Hardtanh, -1, 1), after(nn.Hardtanh, -1.0, 1.0)),
     "shared activation": (
         lambda: seq(act := nn.ReLU(), nn.Linear(3, 3), act),
         lambda: seq(nn.ReLU(), nn.Linear(3, 3), nn.ReLU()),
     ),
-    "arguments of a user's class": (Net, lambda: Net(lr=0.2)),
-    "evaluation mode": (lambda: seq(nn.ReLU()), lambda: seq(nn.ReLU()).eval()),
+    "arguments of a user's class": (Net, partial(Net, lr=0.2)),
+    "evaluation mode": (after(nn.ReLU), lambda: seq(nn.ReLU()).eval()),
     "surrogate": (spiking(functional.atan_surrogate()), spiking(functional.boxcar_surrogate(1.0))),
     "user's surrogate": (spiking(functional.atan_surrogate()), spiking(MySpike.apply)),
     "learnable slope": (spiking(Slope(1.0)), spiking(Slope(9.0))),
     "learnable spike function": (spiking(Soft(1.0)), spiking(Soft(9.0))),
     "method": (lambda: WithAMethod().layer, lambda: WithAMethod().layer),
-    "wrapper of a layer": (
-        lambda: layer("LIF", 3),
-        lambda: snn.LeakyIntegrator(3, pos_threshold_setup={}),
-    ),
-    "frozen": (lambda: seq(), lambda: seq().requires_grad_(False)),
-    "parametrized": (
-        lambda: parametrizations.weight_norm(nn.Linear(3, 3)),
-        lambda: parametrizations.weight_norm(nn.Linear(3, 3)),
-    ),
+    "wrapper of a layer": (partial(layer, "LIF", 3), spiking(functional.atan_surrogate())),
+    "frozen": (seq, lambda: seq().requires_grad_(False)),
+    "parametrized": (weight_norm, weight_norm),
 }
 
 

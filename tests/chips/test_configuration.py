@@ -98,30 +98,31 @@ def pair(
     ]
 
 
-ERRORS: list[tuple[Callable[[], Any], type[Exception], str]] = [
-    (lambda: [*pair(2, 3)], ValueError, "the model has 1 layer of them"),
-    (lambda: [*pair(2, 3), *pair(3, 1)], ValueError, r"2 \(Linear\) follows neurons at once"),
-    (lambda: [*pair(2, 3), xylo.StepDelay(3), nn.Linear(3, 1)], ValueError, r"3 \(Linear\) has no"),
-    (lambda: [*pair(2, 3), nn.Flatten()], ValueError, r"2 \(Flatten\) has no place on Xylo"),
-    (lambda: [integers.Linear(2, 3), xylo.LIF(3)], ValueError, "weights of 8 bits and no bias"),
-    (lambda: [*pair(2, 3), xylo.StepDelay(3), integers.Linear(3, 1, bias=False), xylo.LIF(1)],
-     ValueError, r"4 \(LIF\) is the last layer: Xylo's outputs fire once"),
-    (lambda: [pair(2, 3)[0], snn.Recurrent(snn.LIF(3), nn.Linear(3, 3))], ValueError,
-     r"1 \(Recurrent\) must be a xylo.LIF and an integers.Linear"),
-    (lambda: [*pair(2, 3, 31), xylo.StepDelay(3), *pair(3, 3, 31, shift=1), xylo.StepDelay(3),
-      *pair(3, 3, 31, shift=2), xylo.StepDelay(3), *pair(3, 1)], ValueError, "one shift for all"),
-    (lambda: [*pair(2, 3, 30), xylo.StepDelay(3), *pair(3, 1)], ValueError,
-     r"1 \(LIF\) is a hidden layer with max_spikes=30: Xylo's hidden neurons fire up to 31"),
-    (lambda: [*pair(2, 3, 31), xylo.StepDelay(3), integers.Quantize(3.0), *pair(3, 1)], ValueError,
-     r"3 \(Quantize\) has no place on Xylo"),
-    (lambda: [*pair(2, 3, 31, version=1), xylo.StepDelay(3), *pair(3, 1)], ValueError,
-     r"1 \(LIF\) is of version 1, the outputs of version 2"),
-    (lambda: [pair(2, 1)[0], xylo.LIF(3), xylo.StepDelay(3), *pair(3, 1)], ValueError,
-     r"1 \(LIF\) has 3 neurons, and the product before it 1 outputs"),
+def hidden(*layers: nn.Module) -> list[nn.Module]:
+    """Layers before an output layer that fits."""
+    return [*layers, xylo.StepDelay(3), *pair(3, 1)]
+
+
+NO_PLACE = r"has no place on Xylo: its layers are"
+ERRORS: list[tuple[Callable[[], Any], str]] = [
+    (lambda: pair(2, 3), "the model has 1 layer of them"),
+    (lambda: [*pair(2, 3), *pair(3, 1)], rf"2 \(Linear\) {NO_PLACE}"),
+    (lambda: [*pair(2, 3), xylo.StepDelay(3), nn.Linear(3, 1)], rf"3 \(Linear\) {NO_PLACE}"),
+    (lambda: [*pair(2, 3), nn.Flatten()], rf"2 \(Flatten\) {NO_PLACE}"),
+    (lambda: [integers.Linear(2, 3), xylo.LIF(3)], rf"0 \(Linear\) {NO_PLACE}"),
+    (lambda: [pair(2, 3)[0], snn.Recurrent(snn.LIF(3), nn.Linear(3, 3))],
+     rf"1 \(Recurrent\) {NO_PLACE}"),
+    (lambda: [*hidden(*pair(2, 3, 31))[:3], integers.Quantize(3.0)], rf"3 \(Quantize\) {NO_PLACE}"),
+    (lambda: hidden(pair(2, 1)[0], xylo.LIF(3)), rf"1 \(LIF\) {NO_PLACE}"),
+    (lambda: [*hidden(*pair(2, 3, 31))[:-1], xylo.LIF(1)], r"4 \(LIF\) fires up to 31 times"),
+    (lambda: hidden(*pair(2, 3, 31), xylo.StepDelay(3), *pair(3, 3, 31, shift=1), xylo.StepDelay(3),
+     *pair(3, 3, 31, shift=2)), "one shift for all"),
+    (lambda: hidden(*pair(2, 3, 30)), r"1 \(LIF\) fires up to 30 times a step"),
+    (lambda: hidden(*pair(2, 3, 31, version=1)), r"1 \(LIF\) is of version 1, the outputs of ver"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("layers", "error", "message"), ERRORS)
-def test_errors(layers: Callable[[], Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
+@pytest.mark.parametrize(("layers", "message"), ERRORS)
+def test_errors(layers: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         chips.xylo.configuration(nn.Sequential(*layers()))

@@ -70,19 +70,3 @@ def test_onnx_runtime_computes_a_quantised_network(name: str, tmp_path: Path) ->
     stream = tt.export.OnnxStream(tmp_path / "model.onnx")
     assert torch.equal(torch.stack([stream(step) for step in x]), expected)
     assert expected.any()
-
-
-def test_files_keep_the_integers(tmp_path: Path) -> None:
-    model = nn.Sequential(*(LAYERS[name] for name in LAYERS))
-    tt.save(model, tmp_path / "model.safetensors")
-    other = nn.Sequential(
-        integers.LeakyIntegrator(
-            3, alpha=0, beta=0, pos_threshold=1, neg_threshold=1, decay=integers.Shift()
-        ),
-        chips.xylo.LIF(3, dash_mem=torch.zeros(3), pos_threshold=1, bias=0),
-        chips.loihi.LIF(3, du=torch.zeros(3), pos_threshold=1),
-    )
-    tt.load(tmp_path / "model.safetensors", other)
-    saved, loaded = model.state_dict(), other.state_dict()
-    assert saved.keys() == loaded.keys()
-    assert all(torch.equal(loaded[name], value) for name, value in saved.items())

@@ -175,8 +175,8 @@ def check_every_step(net: CNetwork, model: nn.Module, x: Tensor, first: int) -> 
             before = {name: state[first - 1 : first] for name, state in after.items()}
             got, given = got[first:], given[first:]
             after = {name: state[first:] for name, state in after.items()}
-        held = {name: torch.cat([before[name], after[name][:-1]]) for name in after}
-        tt.set_states(model, {name: state.to(kinds[name]) for name, state in held.items()})
+        begins = {name: torch.cat([before[name], after[name][:-1]]) for name in after}
+        tt.set_states(model, {name: state.to(kinds[name]) for name, state in begins.items()})
         with tt.fuse.backend("eager"):
             expected = model(given.squeeze(1))
         assert torch.equal(got, expected.to(got.dtype)), start

@@ -30,7 +30,7 @@ from tracetorch import snn
 from tracetorch.core.torch_private import pytree
 from tracetorch.demo.network import ConvSNN
 from tracetorch.export.interface import Interface, fill_structure, leaf_names, name_leaves
-from tracetorch.export.tensor_spec import TensorSpec, infer_spec
+from tracetorch.export.tensor_spec import TensorSpec
 
 onnx = pytest.importorskip("onnx", reason="the extra 'export' is not installed")
 pytest.importorskip("onnxruntime", reason="the extra 'export' is not installed")
@@ -60,25 +60,28 @@ def skip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def assert_exact(model: nn.Module, folder: Path, sample: Any, *inputs: Any) -> Any:
+    """Assert that a stream computes what PyTorch does; return it, and the last outputs."""
+    tt.export.onnx(model, folder / "net.onnx", sample)
+    stream = tt.export.OnnxStream(folder / "net.onnx")
+    for x in inputs:
+        stream.zero_states()
+        y = streamed(stream, x)
+        assert_equal((y, stream.get_states()), reference(model, x))
+    assert not tt.get_states(model)
+    return stream, y
+
+
 def test_every_layer_equals_pytorch_bit_for_bit(tmp_path: Path) -> None:
-    model = Twelve()
-    tt.export.onnx(model, tmp_path / "twelve.onnx", torch.rand(1, 3, 3, 3))
-    onnx.checker.check_model(tmp_path / "twelve.onnx", full_check=True)
-    stream = tt.export.OnnxStream(tmp_path / "twelve.onnx")
     x = sequence(40, 5, 3, 3, 3, dtype=torch.float32)
-    y = streamed(stream, x)
-    assert_equal((y, stream.get_states()), reference(model, x))
+    _, y = assert_exact(Twelve(), tmp_path, torch.rand(1, 3, 3, 3), x)
+    onnx.checker.check_model(tmp_path / "net.onnx", full_check=True)
     assert all(each.any() for each in y.values())
 
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "skip",
-        pytest.param("conv", marks=pytest.mark.slow),
-        pytest.param("dense", marks=pytest.mark.slow),
-        pytest.param("recurrent", marks=pytest.mark.slow),
-    ],
+    ["skip", *(pytest.param(n, marks=pytest.mark.slow) for n in ("conv", "dense", "recurrent"))],
 )
 def test_models_with_dyadic_weights_equal_pytorch_bit_for_bit(name: str, tmp_path: Path) -> None:
     # onnxruntime convolves in single precision alone
@@ -87,14 +90,7 @@ def test_models_with_dyadic_weights_equal_pytorch_bit_for_bit(name: str, tmp_pat
     def sample(*lead: int) -> Any:
         return pytree.tree_map(lambda each: each.to(dtype), sample_of(name, *lead))
 
-    model = made(name, dtype)
-    tt.export.onnx(model, tmp_path / "net.onnx", sample(1))
-    stream = tt.export.OnnxStream(tmp_path / "net.onnx")
-    for batch in (1, 4):
-        x = sample(20, batch)
-        assert_equal((streamed(stream, x), stream.get_states()), reference(model, x))
-        stream.zero_states()
-    assert not tt.get_states(model)
+    assert_exact(made(name, dtype), tmp_path, sample(1), sample(20, 1), sample(20, 4))
 
 
 def delayed() -> nn.Module:
@@ -124,8 +120,9 @@ def test_a_mask_restarts_samples_from_what_a_neuron_starts_from(tmp_path: Path) 
     stream.set_states(tt.get_states(net))
     before = stream.get_states()
     for wrong in (mask[:3], mask.int()):
-        with pytest.raises((ValueError, TypeError), match=r"mask has 3 entries|mask\[indices\]"):
+        with pytest.raises((IndexError, TypeError), match=r"boolean ind|mask\[indices\]"):
             stream.zero_states(where=wrong)
+    assert_equal(stream.get_states(), before)
     tt.zero_states(net, where=mask)
     stream.zero_states(where=mask)
     expected, found = tt.get_states(net), stream.get_states()
@@ -137,12 +134,9 @@ def test_a_mask_restarts_samples_from_what_a_neuron_starts_from(tmp_path: Path) 
 
 
 def test_a_state_may_be_a_multiple_of_the_batch(tmp_path: Path) -> None:
-    model = Folded()
-    tt.export.onnx(model, tmp_path / "net.onnx", torch.rand(1, 8))
-    stream = tt.export.OnnxStream(tmp_path / "net.onnx")
     x = sequence(5, 3, 8, dtype=torch.float32)
-    assert_equal((streamed(stream, x), stream.get_states()), reference(model, x))
-    with pytest.raises(ValueError, match="the mask has 3 entries"):
+    stream, _ = assert_exact(Folded(), tmp_path, torch.rand(1, 8), x)
+    with pytest.raises(IndexError, match="boolean index did not match"):
         stream.zero_states(where=torch.tensor([True, False, True]))
 
 
@@ -157,10 +151,8 @@ def test_configurations_equal_pytorch_bit_for_bit(
     cells = [snn.LeakyIntegrator(3, dim=PLACES[i % 3][0], **c) for i, c in enumerate(chosen)]
     model = Parallel(cells)
     vary(model)
-    tt.export.onnx(model, tmp_path / "net.onnx", torch.rand(1, 3, 3, 3))
-    stream = tt.export.OnnxStream(tmp_path / "net.onnx")
     x = sequence(30, 2, 3, 3, 3, dtype=torch.float32)
-    assert_equal((streamed(stream, x), stream.get_states()), reference(model, x))
+    assert_exact(model, tmp_path, torch.rand(1, 3, 3, 3), x)
 
 
 class Parallel(nn.Module):
@@ -238,16 +230,10 @@ def test_the_network_of_the_demo_streams_500_steps(tmp_path: Path) -> None:
 
 
 def test_bsrlif_streams_500_steps_bit_for_bit(tmp_path: Path) -> None:
-    model = layer("BSRLIF", 16)
-    tt.export.onnx(model, tmp_path / "bsrlif.onnx", torch.rand(1, 16))
-    stream = tt.export.OnnxStream(tmp_path / "bsrlif.onnx")
-    for batch in (1, 8):
-        x = sequence(500, batch, 16, dtype=torch.float32)
-        y = streamed(stream, x)
-        assert_equal((y, stream.get_states()), reference(model, x))
-        assert (y > 0).any()
-        assert (y < 0).any()
-        stream.zero_states()
+    inputs = [sequence(500, batch, 16, dtype=torch.float32) for batch in (1, 8)]
+    _, y = assert_exact(layer("BSRLIF", 16), tmp_path, torch.rand(1, 16), *inputs)
+    assert (y > 0).any()
+    assert (y < 0).any()
 
 
 def test_inputs_and_outputs_have_the_names_of_arguments_and_states(skip: Path) -> None:
@@ -322,9 +308,9 @@ def test_a_stream_continues_from_the_states_of_the_model(lif: Path) -> None:
         ((torch.rand(0, 3),), ValueError, r"got \[0, 3\]"),
         ((torch.rand(4, 3),), ValueError, r"a batch of 2, the input has 4. Call zero_states\(\)"),
         ((torch.rand(2, 3).double(),), TypeError, "'x' must be float32, got float64"),
-        (([[1.0] * 3] * 2,), TypeError, r"'x' must be a tensor or an array, got list"),
-        ((), TypeError, r"the inputs \['x'\] are not given"),
-        ((torch.rand(2, 3), torch.rand(2, 3)), TypeError, r"takes \['x'\], got 2 inputs"),
+        (([[1.0] * 3] * 2,), TypeError, "'x' must be float32, got float64"),
+        ((), TypeError, r"takes \['x'\], each once; got 0 by position and \[\] by name"),
+        ((torch.rand(2, 3), torch.rand(2, 3)), TypeError, "each once; got 2 by position"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused_and_leave_the_states_unchanged(
@@ -336,16 +322,15 @@ def test_inputs_that_do_not_fit_are_refused_and_leave_the_states_unchanged(
     with pytest.raises(error, match=message):
         stream(*arguments)
     assert_equal(stream.get_states(), before)
-    with pytest.raises(TypeError, match="the input 'y' is unknown or given twice"):
+    with pytest.raises(TypeError, match=r"got 0 by position and \['y'\] by name"):
         stream(y=torch.rand(2, 3))
 
 
 @pytest.mark.parametrize(
     ("states", "error", "message"),
     [
-        (None, TypeError, "states must be a mapping"),
-        ({"men": torch.zeros(2, 3)}, ValueError, "no state is called 'men'. Did you mean 'mem'"),
-        ({"mem": torch.zeros(2, 3)}, ValueError, r"all states are needed, or none; \['syn'\]"),
+        ({"men": torch.zeros(2, 3)}, ValueError, "all states are needed.* Did you mean 'mem'"),
+        ({"mem": torch.zeros(2, 3)}, ValueError, r"or none: \['mem', 'syn'\], got \['mem'\]"),
         (
             {"mem": torch.zeros(2, 3), "syn": torch.zeros(2, 4)},
             ValueError,
@@ -390,10 +375,10 @@ def test_files_of_other_writers_are_refused(lif: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no file '.*absent\.onnx'"):
         tt.export.OnnxStream(tmp_path / "absent.onnx")
     (tmp_path / "text.onnx").write_text("no model")
-    with pytest.raises(ValueError, match=r"cannot read '.*text\.onnx' as an ONNX file"):
+    with pytest.raises(ValueError, match=r"cannot run '.*text\.onnx' with"):
         tt.export.OnnxStream(tmp_path / "text.onnx")
     (tmp_path / "half.onnx").write_bytes(lif.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"cannot read|was not written|describes itself wrongly"):
+    with pytest.raises(ValueError, match=r"cannot run|was not written|describes itself wrongly"):
         tt.export.OnnxStream(tmp_path / "half.onnx")
     file = onnx.load(lif)
     del file.metadata_props[:]
@@ -402,6 +387,18 @@ def test_files_of_other_writers_are_refused(lif: Path, tmp_path: Path) -> None:
         tt.export.OnnxStream(tmp_path / "foreign.onnx")
     with pytest.raises(ValueError, match=r"onnxruntime has the providers .*, got \['None'\]"):
         tt.export.OnnxStream(lif, providers=["None"])
+
+
+def spec(*shape: object, dtype: str = "float32") -> dict[str, Any]:
+    return {"shape": list(shape), "dtype": dtype}
+
+
+def write_changed(source: Path, target: Path, change: Any) -> None:
+    """Write a file with other metadata."""
+    file = onnx.load(source)
+    (entry,) = [each for each in file.metadata_props if each.key == "tracetorch"]
+    entry.value = json.dumps(change(json.loads(entry.value)))
+    onnx.save(file, target)
 
 
 @pytest.mark.parametrize(
@@ -414,62 +411,40 @@ def test_files_of_other_writers_are_refused(lif: Path, tmp_path: Path) -> None:
         (lambda fields: {**fields, "states": {"mem": fields["states"]["mem"]}}, "and speaks of"),
         (lambda fields: {**fields, "outputs": {"set": ["y"]}}, "missing or of the wrong kind"),
         (lambda fields: {**fields, "outputs": "mem.next"}, "its names are not distinct"),
+        (lambda fields: {**fields, "inputs": {"x": spec("many")}}, "'many' is not a size"),
+        (lambda fields: {**fields, "inputs": {"x": spec(-1)}}, "-1 is not a size"),
+        (lambda fields: {**fields, "inputs": {"x": spec(1, dtype="load")}}, "'load' is not a dt"),
         (
-            lambda fields: {**fields, "inputs": {"x": {"shape": ["many"], "dtype": "float32"}}},
-            "'many' is not a size",
-        ),
-        (
-            lambda fields: {**fields, "inputs": {"x": {"shape": [-1], "dtype": "float32"}}},
-            "-1 is not a size",
-        ),
-        (
-            lambda fields: {**fields, "inputs": {"x": {"shape": [1], "dtype": "load"}}},
-            "'load' is not a dtype",
+            lambda fields: {**fields, "initial": {"mem": [[1e300, 0, 0]]}},
+            "'mem' starts from values that float32 cannot hold",
         ),
     ],
 )
 def test_wrong_metadata_is_refused(change: Any, message: str, lif: Path, tmp_path: Path) -> None:
-    file = onnx.load(lif)
-    (entry,) = [each for each in file.metadata_props if each.key == "tracetorch"]
-    entry.value = json.dumps(change(json.loads(entry.value)))
-    onnx.save(file, tmp_path / "wrong.onnx")
+    write_changed(lif, tmp_path / "wrong.onnx", change)
     with pytest.raises(ValueError, match=f"describes itself wrongly: .*{message}"):
         tt.export.OnnxStream(tmp_path / "wrong.onnx")
 
 
 @pytest.mark.parametrize(
-    "spec",
+    "wrong",
     [
-        {"shape": ["batch", 17_000_000_000], "dtype": "float32"},
-        {"shape": ["999999999*batch", 3], "dtype": "float32"},
-        {"shape": [17_000_000_000, 3], "dtype": "float32"},
-        {"shape": ["batch", "batch"], "dtype": "float32"},
-        {"shape": ["batch", 3, 17_000_000_000], "dtype": "float32"},
-        {"shape": ["batch"], "dtype": "float32"},
-        {"shape": ["batch", 3], "dtype": "float64"},
-        {"shape": ["batch", 3], "dtype": "int64"},
+        spec("batch", 17_000_000_000),
+        spec("999999999*batch", 3),
+        spec(17_000_000_000, 3),
+        spec("batch", "batch"),
+        spec("batch", 3, 17_000_000_000),
+        spec("batch"),
+        spec("batch", 3, dtype="float64"),
+        spec("batch", 3, dtype="int64"),
     ],
 )
 @pytest.mark.parametrize("kind", ["inputs", "states"])
-def test_metadata_agree_with_the_graph(kind: str, spec: Any, lif: Path, tmp_path: Path) -> None:
+def test_metadata_agree_with_the_graph(kind: str, wrong: Any, lif: Path, tmp_path: Path) -> None:
     """A file of a few kilobytes may not ask for gigabytes at the first step."""
-    file = onnx.load(lif)
-    (entry,) = [each for each in file.metadata_props if each.key == "tracetorch"]
-    fields = json.loads(entry.value)
-    name = next(iter(fields[kind]))
-    fields[kind][name] = spec
-    entry.value = json.dumps(fields)
-    onnx.save(file, tmp_path / "wrong.onnx")
+    name = {"inputs": "x", "states": "mem"}[kind]
+    write_changed(lif, tmp_path / "wrong.onnx", lambda f: {**f, kind: {**f[kind], name: wrong}})
     with pytest.raises(ValueError, match=rf"wrongly: its graph has '{name}' of shape \["):
-        tt.export.OnnxStream(tmp_path / "wrong.onnx")
-
-
-def test_values_that_a_state_cannot_hold_are_refused(lif: Path, tmp_path: Path) -> None:
-    file = onnx.load(lif)
-    (entry,) = [each for each in file.metadata_props if each.key == "tracetorch"]
-    entry.value = json.dumps({**json.loads(entry.value), "initial": {"mem": [[1e300, 0, 0]]}})
-    onnx.save(file, tmp_path / "wrong.onnx")
-    with pytest.raises(ValueError, match=r"'mem' starts from values that float32 cannot hold"):
         tt.export.OnnxStream(tmp_path / "wrong.onnx")
 
 
@@ -574,7 +549,7 @@ def test_interface_round_trips_through_json(value: Any, factor: int) -> None:
 @examples(50)
 def test_a_spec_is_inferred_from_two_batches(factors: list[int], batch: int) -> None:
     shapes = [[*(f * b for f in factors), 7] for b in (2, 3)]
-    spec = infer_spec("x", torch.zeros(shapes[0]), torch.zeros(shapes[1]), (2, 3))
+    spec = TensorSpec.inferred("x", [torch.zeros(shape) for shape in shapes], (2, 3))
     sizes = spec.sizes(batch)
     assert sizes == (*(f * batch for f in factors), 7)
     assert spec.batch_of(sizes) == batch
@@ -583,7 +558,6 @@ def test_a_spec_is_inferred_from_two_batches(factors: list[int], batch: int) -> 
 
 
 def test_sizes_that_do_not_follow_the_batch_are_refused() -> None:
-    with pytest.raises(ValueError, match="x has size 4 at dim 0 for a batch of 2 and 9 for 3"):
-        infer_spec("x", torch.zeros(4), torch.zeros(9), (2, 3))
-    with pytest.raises(ValueError, match="x changes its number of dimensions"):
-        infer_spec("x", torch.zeros(2), torch.zeros(3, 1), (2, 3))
+    tensors = [torch.zeros(4), torch.zeros(9)]
+    with pytest.raises(ValueError, match=r"x has the shapes \[\(4,\), \(9,\)\] for batches of"):
+        TensorSpec.inferred("x", tensors, (2, 3))

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -75,11 +74,3 @@ def test_a_model_without_states_is_refused() -> None:
 def test_a_sample_without_time_is_refused() -> None:
     with pytest.raises(ValueError, match=r"x needs time and a batch, got shape \[3\]"):
         tt.export.sequence(layer("LIF", 3), torch.rand(3))
-
-
-def test_error_for_a_pytorch_without_scan_names_the_alternative(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(sys.modules, "torch._higher_order_ops.scan", None)
-    with pytest.raises(RuntimeError, match=r"has no scan.*tt\.export\.step"):
-        tt.export.sequence(layer("LIF", 3), torch.rand(5, 2, 3))

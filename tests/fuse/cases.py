@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -62,17 +62,19 @@ def make(
 def ends(
     layer: snn.Neuron,
     x: Tensor,
-    run: Callable[[snn.Neuron, Tensor], Tensor],
+    run: Callable[..., Any],
     *,
     live: bool = False,
+    further: Sequence[Tensor] = (),
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return results by name, and gradients by name of a loss on outputs and final states.
+    """Return results by name, and gradients by name of a loss on all of them.
 
     Args:
         layer: the layer.
         x: input sequence.
-        run: runs the layer over the sequence.
+        run: runs the layer over the sequence; returns outputs, or those and trajectories.
         live: start from states that require gradients.
+        further: the inputs after ``x``.
     """
     generator = torch.Generator().manual_seed(3)
 
@@ -87,14 +89,17 @@ def ends(
             starts[name] = noise(x[0]).to(torch.promote_types(x.dtype, torch.float32))
             setattr(layer, name, starts[name].requires_grad_())
     x = x.detach().requires_grad_()
-    y = run(layer, x)
+    others = [each.detach().requires_grad_() for each in further]
+    y = run(layer, x, *others)
+    y, records = y if isinstance(y, tuple) else (y, {})
     final = {name: getattr(layer, name) for name in layer.active_states}
+    values = {"output": y, **final, **{f"record {n}": each for n, each in records.items()}}
     # Random weights: every output and state gets a cotangent of its own.
-    loss = (y * noise(y)).sum() + sum((state * noise(state)).sum() for state in final.values())
-    loss.backward()
+    torch.stack([(value * noise(value)).sum() for value in values.values()]).sum().backward()
     grads = {"x": x.grad, **{n: s.grad for n, s in starts.items()}}
+    grads |= {f"further {n}": each.grad for n, each in enumerate(others)}
     grads |= {name: p.grad for name, p in layer.named_parameters()}
-    return {"output": y, **final}, {n: g for n, g in grads.items() if g is not None}
+    return values, {n: g for n, g in grads.items() if g is not None}
 
 
 def fused(name: str) -> Callable[[snn.Neuron, Tensor], Tensor]:

@@ -33,6 +33,8 @@ from tracetorch.fuse.runtime.cpu import own_buffers, scratch_values
 from tracetorch.fuse.runtime.machine_code import Machine, this_machine
 from tracetorch.fuse.runtime.recurrence import _panels
 
+SPECIAL = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-42, -1e-42, 3e38, -3e38]
+
 
 def lesser_machine() -> Machine:
     """Return the least processor that this machine can stand in for."""
@@ -163,6 +165,25 @@ def buffers_of(
         else:
             found[buffer.label] = np.full(shape, np.nan, buffer.dtype.value)
     return found
+
+
+def evaluated(
+    kernel: Kernel, lanes: int, neurons: int, *, special: bool = True, taps: int = 1
+) -> tuple[dict[str, int], dict[str, Any], dict[str, Any]]:
+    """Return sizes, arrays for a kernel, and what the evaluator makes of copies of them."""
+    random = np.random.default_rng(lanes)
+    known = {"steps": 7, "every": 3, "segments": 3, "chunk": 2, "chunks": 2, "taps": taps}
+    sizes = {size.name: known[size.name] for size in verify(kernel).sizes}
+
+    def draw(shape: list[int]) -> Any:
+        values = random.uniform(-1, 1, shape)
+        where = random.random(shape) < (0.1 if special else 0.0)
+        return np.where(where, random.choice(SPECIAL, shape), values)
+
+    given = buffers_of(kernel, sizes, lanes, neurons, draw)
+    expected = {name: memory.copy() for name, memory in given.items()}
+    evaluate(kernel, sizes, expected, neurons=np.arange(lanes) % neurons)
+    return sizes, given, expected
 
 
 def graph_on(

@@ -27,9 +27,7 @@ def batch(*sample: int, rate: float = 0.1) -> Tensor:
     ("name", "mean"),
     [
         pytest.param(
-            name,
-            0.2 if name in LAYERS else 0.0,
-            marks=() if name in FAST else pytest.mark.slow,
+            name, 0.2 if name in LAYERS else 0.0, marks=() if name in FAST else pytest.mark.slow
         )
         for name in LINEAR
     ],
@@ -177,7 +175,7 @@ class Normed(nn.Module):
 def test_scale_that_does_not_pass_is_an_error_and_nothing_changes() -> None:
     net: Any = nn.Sequential(nn.Linear(9, 6), Normed(), snn.LIF(6))
     before = [p.clone() for p in net.parameters()]
-    with pytest.raises(ValueError, match=r"'2' does not reach a deviation of 0\.5 by scaling '0'"):
+    with pytest.raises(ValueError, match=r"'2' does not reach a deviation of 0\.5 by a scale"):
         calibrate_(net, batch(9))
     assert all(map(torch.equal, before, net.parameters()))
 
@@ -292,19 +290,6 @@ def test_states_of_another_batch_are_kept_and_frozen_layers_are_scaled() -> None
     assert not net[0].weight.requires_grad
 
 
-def test_nan_in_padding_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    net: Any = nn.Sequential(nn.Linear(4, 8), snn.LIF(8))
-    x, mask = torch.rand(9, 3, 4), torch.arange(9)[:, None] < torch.tensor([9, 7, 5])
-    weight = net[0].weight.clone()
-    tt.init.calibrate_(net, x, mask=mask)
-    assert caplog.text == ""
-    scaled = net[0].weight.clone()
-    net[0].weight.data.copy_(weight)
-    tt.init.calibrate_(net, x.masked_fill(~mask[..., None], torch.nan), mask=mask)
-    torch.testing.assert_close(net[0].weight, scaled)
-    assert "The padding of x is not finite." in caplog.text
-
-
 def test_autocast_does_not_change_what_is_reached() -> None:
     x, weights = batch(9), []
     for enabled in (False, True):
@@ -333,7 +318,7 @@ def test_weights_without_values_are_named(empty: nn.Module) -> None:
 def test_a_repeated_image_is_refused_for_what_it_is() -> None:
     net: Any = nn.Sequential(nn.Linear(9, 6), snn.LIF(6))
     before = [p.clone() for p in net.parameters()]
-    with pytest.raises(ValueError, match=r"'1' gets the same input .* the bias of '0' makes up"):
+    with pytest.raises(ValueError, match=r"'1' gets the same input .* its samples do not differ"):
         calibrate_(net, torch.rand(1, 9), steps=10)
     assert all(map(torch.equal, before, net.parameters()))
 
@@ -342,8 +327,8 @@ def test_a_repeated_image_is_refused_for_what_it_is() -> None:
     ("beta", "x", "reason"),
     [
         (0.9, batch(9, rate=0.05), None),
-        (0.9, 1 + 5e-3 * batch(9, rate=0.05), "it is given hardly varies on this batch"),
-        (0.999, batch(9, rate=0.05)[:20], "in 20 steps from rest they show 3.9 % of the power"),
+        (0.9, 1 + 5e-3 * batch(9, rate=0.05), "is given hardly varies on this batch"),
+        (0.999, batch(9, rate=0.05)[:20], "in 20 steps from rest its neurons show 3.9 %"),
     ],
 )
 def test_large_weights_are_logged_with_the_reason(
@@ -357,19 +342,6 @@ def test_large_weights_are_logged_with_the_reason(
     else:
         assert "made the weight of '0', before '1', " in caplog.text
         assert reason in caplog.text
-
-
-def test_large_weights_for_an_image_are_logged_with_what_its_steps_can_do(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(9, 6), snn.Readout(6, beta=0.999))
-    calibrate_(net, batch(9)[0], steps=4)
-    (message,) = caplog.messages
-    assert message.count("times") == 1
-    assert "in 4 steps from rest" in message
-    assert "With more steps than these its membranes go far beyond the target. Take" in message
-    assert message.endswith("Take more steps, or begin with a faster decay (beta nearer to 0).")
 
 
 def test_a_diagnosis_that_tries_calibrate_logs_no_weights(caplog: pytest.LogCaptureFixture) -> None:

@@ -60,9 +60,7 @@ def test_any_neuron_is_silent_or_refused(name: str, combine: Any) -> None:
 
 def test_convolutions_a_shortcut_and_a_norm_per_step() -> None:
     body = nn.Sequential(
-        nn.Conv2d(2, 4, 3, padding=1),
-        snn.BatchNormThroughTime(4, -3, steps=3),
-        snn.LIF(4, dim=-3),
+        nn.Conv2d(2, 4, 3, padding=1), snn.BatchNormThroughTime(4, -3, steps=3), snn.LIF(4, dim=-3)
     )
     shortcut = nn.Sequential(nn.Conv2d(2, 4, 1), snn.LIF(4, dim=-3))
     made = snn.SEWBlock(body, shortcut=shortcut)
@@ -123,7 +121,7 @@ def fires() -> snn.RLIF:
             snn.SEWBlock(
                 nn.Sequential(nn.Unflatten(1, (5, 2)), nn.Linear(2, 4), snn.LIF(4), nn.Flatten())
             ),
-            "block '1' takes none of the shapes",
+            "SEWBlock does not run on the shapes that its layers show",
         ),
     ],
 )

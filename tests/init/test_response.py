@@ -128,9 +128,12 @@ class Endless(snn.Neuron):
         ),
         (snn.Delay(2, max_delay=2), TypeError, "must be a neuron layer with a step, got Delay"),
         (Deaf(2), ValueError, "does not respond to a small input"),
-        (Endless(1), ValueError, "does not forget. It has no decay that could be faster."),
+        (Endless(1), ValueError, "does not forget. Give it a faster decay"),
         pytest.param(
-            models.IF(1), ValueError, "behind one it needs no calibration", marks=pytest.mark.slow
+            models.IF(1),
+            ValueError,
+            "nn.BatchNorm1d or nn.BatchNorm2d, it needs no calibration",
+            marks=pytest.mark.slow,
         ),
         *(
             pytest.param(

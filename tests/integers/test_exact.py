@@ -19,6 +19,12 @@ def linear(weight: list[list[float]]) -> nn.Linear:
     return made
 
 
+def whole_convolution() -> nn.Conv1d:
+    made = nn.Conv1d(1, 1, 40, bias=False)
+    made.weight.data.fill_(-(2.0**20))
+    return made
+
+
 LAYERS: dict[str, snn.Neuron] = {
     "multiplier": integers.LeakyIntegrator(3, beta=torch.tensor([0.0, 200, 256]), pos_threshold=50),
     "nearest": integers.LeakyIntegrator(
@@ -192,42 +198,25 @@ def test_a_model_is_checked_and_keeps_its_states() -> None:
 
 
 WRONG: dict[str, tuple[nn.Module, float, str]] = {
-    "a sum of products": (
-        nn.Sequential(nn.Flatten(), linear([[2.0**20] * 40])),
-        1.0,
-        r"^1 \(Linear\) can reach 41943040, and torch.float32 holds every integer up to 16777216",
-    ),
-    "products that cancel": (
-        nn.Sequential(linear([[2.0**20] * 20 + [-(2.0**20)] * 20])),
-        1.0,
-        r"^0 \(Linear\) can reach 41943040",
-    ),
-    "a weight": (
-        nn.Sequential(nn.Flatten(), linear([[0.5] * 40])),
-        1.0,
-        r"^1 \(Linear\) gets, holds or returns what is no integer",
-    ),
-    "another module": (
-        nn.Sequential(nn.AvgPool1d(3)),
-        1.0,
-        r"^0 \(AvgPool1d\) gets, holds or returns what is no integer",
-    ),
-    "an input": (
-        nn.Sequential(nn.Identity(), integers.LeakyIntegrator(40)),
-        2.0**24 * 5,
-        r"^0 \(Identity\) can reach",
-    ),
-    "a fraction": (
-        integers.LeakyIntegrator(40),
-        0.5,
-        r"^the model \(LeakyIntegrator\) gets x that is no integer. Scale and round",
-    ),
-    "a step": (
-        nn.ModuleDict({"first": snn.LIF(40)})["first"],
-        1.0,
-        r"^the model \(LIF\) is not exact in torch.float32 for inputs up to 1: in its step v",
-    ),
-}
+    "a sum of products": (nn.Sequential(nn.Flatten(), linear([[2.0**20] * 40])), 1.0,
+     r"^1 \(Linear\) can reach 41943040, and torch.float32 holds every integer up to 16777216"),
+    "products that cancel": (nn.Sequential(linear([[2.0**20] * 20 + [-(2.0**20)] * 20])), 1.0,
+     r"^0 \(Linear\) can reach 41943040"),
+    "signs": (nn.Sequential(snn.connect(linear([[2.0**20] * 20 + [-(2.0**20)] * 20]),
+     signs=torch.tensor([1] * 20 + [-1] * 20))), 1.0, r"^0 \(Linear\) can reach 41943040"),
+    "a convolution": (nn.Sequential(nn.Unflatten(1, (1, 40)), whole_convolution()), 1.0,
+     r"^1 \(Conv1d\) can reach 41943040"),
+    "a weight": (nn.Sequential(nn.Flatten(), linear([[0.5] * 40])), 1.0,
+     r"^1 \(Linear\) gets, holds or returns what is no integer"),
+    "another module": (nn.Sequential(nn.AvgPool1d(3)), 1.0,
+     r"^0 \(AvgPool1d\) gets, holds or returns what is no integer"),
+    "an input": (nn.Sequential(nn.Identity(), integers.LeakyIntegrator(40)), 2.0**24 * 5,
+     r"^0 \(Identity\) can reach"),
+    "a fraction": (integers.LeakyIntegrator(40), 0.5,
+     r"^the model \(LeakyIntegrator\) gets x that is no integer. Scale and round"),
+    "a step": (nn.ModuleDict({"first": snn.LIF(40)})["first"], 1.0,
+     r"^the model \(LIF\) is not exact in torch.float32 for inputs up to 1: in its step v"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -14,8 +14,8 @@ from torch import nn
 import tracetorch as tt
 from tests.cases import LAYERS, stepped, weighted_sum
 from tests.integers import reference
+from tests.integers.compiled import assert_compiled_is_eager
 from tracetorch import integers, snn
-from tracetorch.fuse import unsupported_reason
 
 T, B, N = 40, 2, 3
 LEAKS: dict[str, integers.Multiplier | integers.Shift] = {
@@ -103,7 +103,7 @@ def test_overflow_at_every_width(bits: int, overflow: Any) -> None:
     assert seen == ends
 
 
-ROADS = [
+COMPILED = [
     ("LIF", "multiplier", "saturate"),
     pytest.param("BSRLIF", "multiplier of 12 bits, nearest", "wrap", marks=pytest.mark.slow),
     pytest.param("BSRLIF", "shift", "saturate", marks=pytest.mark.slow),
@@ -111,7 +111,7 @@ ROADS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "leak", "overflow"), ROADS)
+@pytest.mark.parametrize(("name", "leak", "overflow"), COMPILED)
 def test_a_compiled_sequence_is_the_eager_one_with_its_gradients(
     name: str, leak: str, overflow: Any
 ) -> None:
@@ -122,22 +122,8 @@ def test_a_compiled_sequence_is_the_eager_one_with_its_gradients(
     eager = integers.LeakyIntegrator(
         N, decay=LEAKS[leak], overflow=overflow, state_bits=11, unit=50.0, **given
     )
-    fused = copy.deepcopy(eager)
     x = torch.randint(-90, 230, (T, B, N), generator=torch.Generator().manual_seed(1)).float()
-    inputs = [x.clone().requires_grad_() for _ in range(2)]
-    assert unsupported_reason("cpu", fused, inputs[1]) is None
-    outputs = stepped(eager, inputs[0]), tt.unroll(fused, inputs[1])
-    assert torch.equal(*outputs)
-    assert outputs[0].abs().sum() > 0
-    for state in eager.active_states:
-        assert torch.equal(getattr(eager, state), getattr(fused, state)), state
-    for output in outputs:
-        weighted_sum(output).backward()
-    for (key, one), other in zip(eager.named_parameters(), fused.parameters(), strict=True):
-        assert one.grad is not None
-        assert one.grad.any(), key
-        torch.testing.assert_close(other.grad, one.grad, rtol=1e-4, atol=1e-6, msg=key)
-    torch.testing.assert_close(inputs[1].grad, inputs[0].grad, rtol=1e-5, atol=1e-7)
+    assert_compiled_is_eager(eager, x)
 
 
 class StochasticLeak(snn.Neuron):
@@ -261,7 +247,6 @@ ANY: Any = integers  # for arguments that no type checker lets pass
         (lambda: ANY.LeakyIntegrator(1, decay=8), TypeError, r"decay must be tt.integers.Mul"),
         (lambda: ANY.LeakyIntegrator(1, rec_weight_fraction=17), ValueError, "0 to 16, got"),
         (lambda: ANY.LeakyIntegrator(1, unit=0.0), ValueError, "unit must be positive"),
-        (lambda: ANY.LeakyIntegrator(1, surrogate_derivative=2), TypeError, "callable"),
     ],
 )  # fmt: skip
 def test_errors(call: Callable[[], object], error: type[Exception], message: str) -> None:

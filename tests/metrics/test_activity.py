@@ -54,23 +54,3 @@ def test_padding_may_hold_nan() -> None:
     mask = torch.tensor([[1, 1], [1, 1], [1, 0], [1, 0]]).bool()
     assert metrics.firing_rate(spikes, mask=mask) == 1
     assert metrics.saturated(spikes, mask=mask).all()
-
-
-def test_activity_errors() -> None:
-    spikes = torch.ones(4, 2, 3)
-    for measure in (metrics.firing_rate, metrics.dead, metrics.saturated):
-        with pytest.raises(ValueError, match=r"spikes has no sample: its shape is \[4, 0, 3\]"):
-            measure(spikes[:, :0])
-    with pytest.raises(ValueError, match=r"dim is -3, but one step of spikes has the shape"):
-        metrics.dead(spikes, dim=-3)
-    with pytest.raises(ValueError, match=r"dim is 2, but one step of spikes has the shape"):
-        metrics.dead(spikes, dim=2)
-    for above in (0.0, 1.01):
-        with pytest.raises(ValueError, match=r"above must lie in \(0, 1\]"):
-            metrics.saturated(spikes, above=above)
-    with pytest.raises(TypeError, match="above must be a number, got 'x'"):
-        metrics.saturated(spikes, above="x")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="dim must be an integer"):
-        metrics.firing_rate(spikes, dim=1.0)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"mask must have the shape \[T, B\] of spikes"):
-        metrics.firing_rate(spikes, mask=torch.ones(3, 2, dtype=torch.bool))

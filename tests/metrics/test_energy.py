@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
-from torch import nn
 
 from tracetorch import metrics
 from tracetorch.metrics import EnergyAssumptions, SynapticOperations
@@ -24,21 +21,3 @@ def test_custom_assumptions() -> None:
     found = metrics.energy(SynapticOperations(1.0, 1.0, 4.0), updates=9.0, assumptions=cost)
     assert (found.total_pj, found.dense_pj, found.assumptions) == (3.0, 8.0, cost)
     assert str(found).endswith("MAC 2 pJ, AC 1 pJ, membrane update 0 pJ (ours)")
-
-
-def test_a_model_has_no_energy_of_its_own() -> None:
-    with pytest.raises(TypeError, match=r"synaptic_operations\(model, x\), got Linear"):
-        metrics.energy(nn.Linear(2, 3))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"ac_pj": -1.0}, ValueError, "ac_pj must be finite and not negative, got -1.0"),
-        ({"mac_pj": float("nan")}, ValueError, "mac_pj must be finite and not negative, got nan"),
-        ({"update_pj": "1"}, TypeError, "update_pj must be a number of picojoules, got '1'"),
-    ],
-)
-def test_assumption_errors(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        EnergyAssumptions(**arguments)

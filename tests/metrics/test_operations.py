@@ -149,32 +149,6 @@ def test_a_layer_that_is_never_called_costs_nothing() -> None:
     assert (row.path, row.shape, row.parameters) == ("idle.0", None, 36)
 
 
-@pytest.mark.parametrize(
-    ("module", "shape"),
-    [
-        (nn.ConvTranspose1d(2, 2, 3), (4, 1, 2, 5)),
-        (nn.Sequential(nn.Identity(), nn.Bilinear(3, 3, 2)), (4, 1, 3)),
-    ],
-    ids=["transposed", "bilinear"],
-)
-def test_layers_that_cannot_be_counted_are_refused(
-    module: nn.Module, shape: tuple[int, ...]
-) -> None:
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = module
-
-        def forward(self, x: Tensor) -> Tensor:
-            if isinstance(self.inner, nn.Sequential):
-                return self.inner[1](x, x)
-            return self.inner(x)
-
-    kinds = "ConvTranspose1d|Bilinear"
-    with pytest.raises(ValueError, match=rf"^inner.*\(({kinds})\) multiplies by weights"):
-        metrics.synaptic_operations(Twice(), torch.ones(shape))
-
-
 @pytest.mark.parametrize("by", ["layer", "step"])
 @pytest.mark.parametrize("kind", ["DelayedLinear", "DelayedConv1d"])
 def test_whole_delays_cost_what_the_layer_without_them_costs(kind: str, by: Any) -> None:
@@ -209,19 +183,6 @@ def test_a_delay_has_no_membrane() -> None:
     assert metrics.membrane_updates(net, x) == metrics.membrane_updates(net[1:], x, by="step")
     row = metrics.profile(net, x).rows[0]
     assert (row.kind, row.rate, row.parameters) == ("Delay", None, 3)
-
-
-def test_operations_errors() -> None:
-    with pytest.raises(ValueError, match="Linear has no neuron layer"):
-        metrics.membrane_updates(nn.Linear(3, 3), torch.ones(2, 1, 3))
-    with pytest.raises(ValueError, match="Linear has no activation: no neuron that spikes, ReLU"):
-        metrics.activation_sparsity(nn.Linear(3, 3), torch.ones(2, 1, 3))
-    with pytest.raises(ValueError, match="LIF has no connections: no linear, convolutional or"):
-        metrics.connection_sparsity(snn.LIF(3))
-    figures: tuple[Any, ...] = (metrics.footprint, metrics.parameter_count)
-    for figure in (*figures, metrics.connection_sparsity):
-        with pytest.raises(TypeError, match=r"expected an nn\.Module, got str"):
-            figure("model")
 
 
 def test_hidden_and_shared_tensors_are_counted_once() -> None:

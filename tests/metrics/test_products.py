@@ -264,12 +264,6 @@ def test_counting_leaves_the_model_alone() -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-@pytest.mark.parametrize("measure", [metrics.profile, metrics.synaptic_operations])
-def test_an_empty_batch_is_refused(measure: Callable[..., object]) -> None:
-    with pytest.raises(ValueError, match="x has no sample"):
-        measure(Attending(False), torch.ones(T, 0, L, N))
-
-
 def test_a_table_names_what_it_does_not_count() -> None:
     table = metrics.Profile((), 1, 1, 0.0, metrics.EnergyAssumptions(), uncounted=("0 (X): y",))
     assert "\nnot counted: 0 (X): y.\n" in str(table)

@@ -152,11 +152,6 @@ def test_rows_of_layers_that_return_no_tensor_or_are_not_called() -> None:
     assert lines[3].split()[:5] == ["idle", "Linear", "not", "called", "6"]
 
 
-def test_profile_errors() -> None:
-    with pytest.raises(ValueError, match="repeats must be at least 1, got 0"):
-        metrics.profile(made("dense"), torch.ones(3, 2, 3), repeats=0)
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_figures_on_kernels_equal_those_of_plain_loops(name: str) -> None:
     model, x = made(name), dyadic(5, *MODELS[name][1])

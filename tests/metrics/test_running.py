@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 import tracetorch as tt
 from tests.unrolling.models import dyadic, made
@@ -93,21 +92,6 @@ def test_metrics_work_in_a_collection_and_can_be_pickled() -> None:
     assert isinstance(metric, Metric)
     assert metric(x) == 0.25
     assert metric.half().fired.dtype == torch.float64
-
-
-def test_running_errors() -> None:
-    with pytest.raises(ValueError, match="by must be one of rate, count, first_spike"):
-        metrics.Accuracy("rates")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="DeadNeurons was made for 3 neurons at dim -1"):
-        metrics.DeadNeurons(3).update(torch.ones(2, 1, 4))
-    with pytest.raises(ValueError, match="num_neurons must be at least 1"):
-        metrics.SaturatedNeurons(0)
-    with pytest.raises(ValueError, match=r"above must lie in \(0, 1\]"):
-        metrics.SaturatedNeurons(3, above=2.0)
-    with pytest.raises(ValueError, match="Linear has no neuron layer"):
-        metrics.Operations().update(nn.Linear(3, 3), torch.ones(2, 1, 3))
-    with pytest.raises(AttributeError, match="has no attribute 'Accuracies'"):
-        _: Any = metrics.Accuracies
 
 
 def test_error_without_torchmetrics_names_the_extra_and_functions_work(

@@ -66,6 +66,11 @@ def graph(edges: list[tuple[str, str]], **nodes: Any) -> nir.NIRGraph:
     return nir.NIRGraph(nodes, edges, type_check=False)
 
 
+def ways(*chains: str) -> list[tuple[str, str]]:
+    """Edges along chains of names."""
+    return [edge for chain in chains for edge in itertools.pairwise(chain.split())]
+
+
 def line(*nodes: Any, into: tuple[int, ...], out: tuple[int, ...]) -> nir.NIRGraph:
     """Chain nodes, each after the one before."""
     names = ["input", *(f"n{i}" for i in range(len(nodes))), "output"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests import cases
 from tests.nir.cases import DT, double, run, simulated, through_file, unsigned
-from tests.nir.test_layer_values import forge
 from tracetorch import neurons, snn
 from tracetorch.models import IF
 from tracetorch.nir.wiring import depth_first
@@ -24,15 +22,15 @@ EXACT = ("ALIF", "AlphaLIF", "MultiLevelLIF", "TCLIF")
 REFUSED = {
     "AdLIF": "reads 'mem' behind a reset to zero, a product with a spike; in NIR a LIF resets so",
     "SEAdLIF": "reads 'mem' behind a reset to zero, a product with a spike",
-    "RefractoryLIF": "compares 'countdown' other than by its spike function",
-    "EIF": r"computes clamp\(\) of 'v'; in NIR values are added, scaled by constants",
-    "QIF": "multiplies 'v' by 'v'; in NIR a value is scaled by constants alone",
-    "AdEx": r"computes clamp\(\) of 'v'",
-    "Izhikevich": "multiplies 'v' by 'v'",
+    "RefractoryLIF": "computes a comparison of 'countdown'",
+    "EIF": r"computes clamp of 'v'; in NIR values are added, scaled by constants",
+    "QIF": "computes mul of .*'v'",
+    "AdEx": r"computes clamp of 'v'",
+    "Izhikevich": "computes mul of .*'v'",
     "RF": "reads 'real' behind a reset to zero, a product with a spike",
-    "BRF": "multiplies 'q' by 'real'",
-    "GLIF": "multiplies 'mem' by 'prev_output'",
-    "SigmaDelta": r"computes relu\(\) of 'sigma' and x",
+    "BRF": "computes mul of .*'q'",
+    "GLIF": "computes mul of .*'mem'",
+    "SigmaDelta": r"computes relu of 'sigma' and x",
 }
 
 
@@ -101,7 +99,7 @@ def test_the_nodes_hold_what_the_states_are_before_a_spike(discretization: Any) 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_neuron_is_refused_by_name(name: str) -> None:
     layer = getattr(neurons, name)(3)
-    with pytest.raises(ValueError, match=rf"layer '1', {re.escape(repr(layer))}, {REFUSED[name]}"):
+    with pytest.raises(ValueError, match=rf"1 \({name}\) {REFUSED[name]}"):
         tt.nir.to_nir(nn.Sequential(nn.Linear(3, 3), layer), (3,))
 
 
@@ -202,7 +200,7 @@ def test_integrate_and_fire_is_one_node(mode: Any, dtype: torch.dtype, dt: float
 
 
 def test_a_graph_of_nodes_is_not_compact() -> None:
-    with pytest.raises(ValueError, match=r"ALIF\(3\), is a graph of .* nodes, .* mode='exact'"):
+    with pytest.raises(ValueError, match=r"ALIF\) is a graph of .* nodes, .* mode='exact'"):
         tt.nir.to_nir(neurons.ALIF(3), (3,), mode="compact")
 
 
@@ -403,10 +401,6 @@ def growing(x: Any, mem: Any) -> Any:
     return mem, mem
 
 
-def branching(x: Any, mem: Any) -> Any:
-    return x, mem if mem else x
-
-
 def stacked(x: Any, mem: Any) -> Any:
     return torch.stack([x, mem]).sum(0), mem
 
@@ -424,14 +418,13 @@ def inverse(x: Any, mem: Any) -> Any:
     [
         (Twin(3), "has states that lead to each other in more than one cycle"),
         (made_of(growing), r"keeps 1\.5 times 'mem' in a step; a node of NIR keeps a part of its"),
-        (made_of(branching), "compares 'mem' other than by its spike function"),
-        (made_of(stacked), r"computes stack\(\) of x and 'mem'"),
+        (made_of(stacked), "computes stack of x and 'mem'"),
         (made_of(indexed), "has a step that no symbols can follow: .*subscriptable"),
-        (made_of(inverse), "divides by x; in NIR a value is scaled by constants alone"),
+        (made_of(inverse), "computes div of x; in NIR values are added, scaled by constants, and"),
     ],
 )
 def test_what_no_nodes_compute(layer: Any, why: str) -> None:
-    with pytest.raises(ValueError, match=rf"layer '0', {type(layer).__name__}.* {why}"):
+    with pytest.raises(ValueError, match=rf"0 \({type(layer).__name__}\) {why}"):
         tt.nir.to_nir(nn.Sequential(layer), (3,))
 
 
@@ -446,16 +439,6 @@ def test_a_start_from_another_value_and_other_spikes_are_refused() -> None:
     graded = neurons.ALIF(3, surrogate_derivative=lambda u: (u > 0) * u.clamp(min=1.0))
     with pytest.raises(ValueError, match=r"which gives 1\.5 at 1\.5\. NIR knows spikes of one"):
         tt.nir.to_nir(graded, (3,))
-    with pytest.raises(ValueError, match=r"needs 3 neurons at dim=-1"):
-        tt.nir.to_nir(neurons.ALIF(3), (4,))
-
-
-@pytest.mark.parametrize(("key", "value"), [("levels", 10**9), ("levels", 0), ("num_neurons", 7)])
-def test_a_forged_description_of_a_neuron_is_bounded(key: str, value: Any) -> None:
-    graph = tt.nir.to_nir(double(cases.layer("MultiLevelLIF", 3)), (3,))
-    graph.nodes["0"].metadata["tracetorch"][key] = value
-    forge(graph)
-    assert len(tt.nir.from_nir(graph, dt=DT).nodes) > 5  # type: ignore[arg-type]
 
 
 def test_the_edges_that_are_late_are_those_that_close_cycles() -> None:

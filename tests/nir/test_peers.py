@@ -121,10 +121,7 @@ FILES: dict[tuple[str, str], tuple[Callable[[], nn.Module], tuple[int, ...]]] = 
     ("compact", "`SLIF`"): (slifs, FLAT),
     ("compact", "`Conv2d`"): (lambda: convolution(grouped()), IMAGE),
     ("compact", "`AvgPool2d`"): (lambda: convolution(nn.AvgPool2d(2), lif(4, dim=-3)), IMAGE),
-    ("compact", "`Flatten`"): (
-        lambda: convolution(nn.Flatten(), nn.Linear(144, 5), lif(5)),
-        IMAGE,
-    ),
+    ("compact", "`Flatten`"): (lambda: convolution(nn.Flatten(), nn.Linear(144, 5), lif(5)), IMAGE),
     ("compact", "a decay for each neuron"): (
         lambda: behind_lif(lif(5, beta=0.5 + 0.4 * torch.rand(5))),
         FLAT,
@@ -256,11 +253,7 @@ def test_we_read_snntorch(tmp_path: Path) -> None:
     from snntorch import utils
     from snntorch.export_nir import export_to_nir
 
-    how: dict[str, Any] = {
-        "init_hidden": True,
-        "reset_mechanism": "zero",
-        "reset_delay": False,
-    }
+    how: dict[str, Any] = {"init_hidden": True, "reset_mechanism": "zero", "reset_delay": False}
 
     def values(count: int, low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(count)

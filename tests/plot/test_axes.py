@@ -3,15 +3,23 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from tests.plot.cases import PLOTS
+import tracetorch as tt
+from tests.plot.cases import PLOTS, spikes, uniform
 from tracetorch.plot.axes import add_legend, get_axes, set_integer_ticks
+from tracetorch.plot.recorded import (
+    flat_numbers,
+    flatten_neurons,
+    select_sample,
+)
 
 
 @pytest.mark.parametrize("name", PLOTS)
@@ -117,13 +125,98 @@ def test_matplotlib_is_imported_late_and_pyplot_and_rcparams_are_untouched() -> 
     assert done.returncode == 0, done.stderr
 
 
-def test_ax_of_another_type_is_rejected() -> None:
-    both = Figure().subplots(1, 2)
-    with pytest.raises(TypeError, match=r"ax must be matplotlib axes, got ndarray.*axes\[0\]"):
-        get_axes(both)
-
-
 def test_missing_matplotlib_is_named_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tracetorch.core.optional.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"tt\.plot needs matplotlib.*\.\[plot\]"):
         get_axes(None)
+
+
+plot: Any = tt.plot
+
+SPIKES, STATES = spikes(6, 2, 3), uniform(6, 2, 3)
+
+
+def test_a_raster_in_milliseconds() -> None:
+    by_step, by_ms = (plot.raster(SPIKES, dt=dt) for dt in (None, 0.5))
+    steps, times = ([s[0][0] for s in ax.collections[0].get_segments()] for ax in (by_step, by_ms))
+    assert np.allclose(times, (np.array(steps) + 0.5) * 0.5)
+    assert by_ms.get_xlim() == (0, 3)
+    assert (by_step.get_xlabel(), by_ms.get_xlabel()) == ("time step", "time (ms)")
+
+
+def test_states_and_spikes_in_milliseconds() -> None:
+    ax = plot.state_trace(STATES, spikes=torch.ones(6, 2, 3), dt=2.0)
+    assert ax.lines[0].get_xdata().tolist() == [1, 3, 5, 7, 9, 11]
+    assert [s[0][0] for s in ax.collections[0].get_segments()] == [1, 3, 5, 7, 9, 11]
+    assert ax.get_xlim() == (0, 12)
+
+
+def test_rates_in_hertz() -> None:
+    by_step, by_ms = (plot.rate_map(SPIKES, window=4, dt=dt) for dt in (None, 0.5))
+    values = [np.asarray(ax.collections[0].get_array()) for ax in (by_step, by_ms)]
+    assert np.allclose(values[1], 2000 * values[0])  # two steps a millisecond
+    edges = by_ms.collections[0].get_coordinates()[0, :, 0]
+    assert edges.tolist() == [0, 2, 3]
+    histogram = plot.rate_histogram(SPIKES, dt=0.5)
+    plain = plot.rate_histogram(SPIKES)
+    assert np.isclose(histogram.get_xlim()[1], 2000 * plain.get_xlim()[1])
+    assert histogram.get_xlabel() == "firing rate (Hz)"
+    heights = [ax.patches[0].get_data().values for ax in (histogram, plain)]
+    assert np.allclose(*heights)
+    silent = plot.rate_histogram(torch.zeros(3, 1, 2), dt=0.5)
+    assert silent.get_xlim() == (0, 2000)
+
+
+def test_neurons_are_flattened() -> None:
+    x = torch.arange(2 * 3 * 2 * 2).reshape(2, 3, 2, 2).double().requires_grad_()
+    assert select_sample("raster", "", x, -1).tolist() == [[8, 9, 10, 11], [20, 21, 22, 23]]
+    assert select_sample("raster", "", x, None).shape == (2, 12)
+    assert flatten_neurons("raster", "", x).shape == (2, 3, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.bfloat16])
+def test_dtypes_become_float32(dtype: torch.dtype) -> None:
+    x = torch.tensor([[[1]], [[0]]]).to(dtype)
+    result = select_sample("raster", "", x, 0)
+    assert result.dtype == np.float32
+    assert result.tolist() == [[1], [0]]
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        tt.plot.raster,
+        tt.plot.state_trace,
+        tt.plot.rate_histogram,
+        tt.plot.rate_map,
+        lambda x: tt.plot.save_html(x, "run.html"),
+        lambda x: tt.plot.state_trace(torch.ones(5, 1, 2), spikes=x, neurons=1),
+    ],
+    ids=["raster", "state_trace", "rate_histogram", "rate_map", "save_html", "spikes"],
+)
+def test_neurons_of_one_sample_are_not_taken_for_samples(
+    draw: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    seen = torch.ones(5, 4, 2)  # [T, B, N]
+    for wrong in (seen[:, 0], {"1.output": seen[:, 0]}):
+        with pytest.raises(
+            ValueError, match=r"shape \[5, 2\].*neurons.*\[T, N\].*\[\.\.\., None\]"
+        ):
+            draw(wrong)
+    draw(seen[:, :1])
+
+
+def test_one_sample_is_drawn_where_it_is_named_one(tmp_path: Path) -> None:
+    spikes = torch.ones(5, 3)
+    drawn: Any = tt.plot.raster(spikes, sample=None).collections[0]
+    assert len(drawn.get_segments()) == 15
+    tt.plot.raster(spikes[:, 0], sample=None)
+    tt.plot.save_html(spikes, tmp_path / "run.html", batched=False)
+    tt.plot.save_html(spikes[:, 0], tmp_path / "run.html", batched=False)
+
+
+def test_flat_numbers_takes_tensors_arrays_and_lists() -> None:
+    for argument in ([1, 2.5], (torch.tensor(1), torch.tensor(2.5)), torch.tensor([[1], [2.5]])):
+        assert flat_numbers("line_graph", argument).tolist() == [1.0, 2.5]
+    assert flat_numbers("line_graph", np.array([1.0, 2.5])).tolist() == [1.0, 2.5]

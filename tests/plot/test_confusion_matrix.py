@@ -48,30 +48,3 @@ def test_classes_have_names_or_a_number() -> None:
     ax = plot.confusion_matrix(many, many)
     assert not ax.texts
     assert len(ax.get_xticks()) == 20
-
-
-WRONG: list[tuple[Any, Any, dict[str, Any], type[Exception], str]] = [
-    ("cat", TRUE, {}, TypeError, "predicted must be a tensor, an array or a list of integers"),
-    (FOUND, None, {}, TypeError, "labels must be a tensor, .* got None"),
-    (FOUND, TRUE, {"classes": 0}, ValueError, "classes must be at least 1, got 0"),
-    (FOUND, TRUE, {"classes": []}, ValueError, "classes must be at least one name"),
-    (FOUND, TRUE, {"classes": True}, TypeError, "names or a number, got True"),
-    (FOUND, TRUE[:3], {}, ValueError, r"got \[6\] and \[3\]"),
-    (FOUND[:0], TRUE[:0], {}, ValueError, "of some samples"),
-    (FOUND.float(), TRUE, {}, TypeError, "predicted must be integers"),
-    (torch.rand(5, 6, 3), TRUE, {}, ValueError, r"over time \[T, N, C\]: tt\.decode\.rate\("),
-    (FOUND, TRUE.float(), {}, TypeError, "labels must be integers"),
-    (torch.full((6, 3), torch.nan), TRUE, {}, ValueError, "a score is NaN"),
-    (FOUND, TRUE - 1, {}, ValueError, "classes must be 0 to 2, got -1 to 2"),
-    (FOUND, TRUE, {"classes": 2}, ValueError, "classes must be 0 to 1, got 0 to 2"),
-    (FOUND, TRUE, {"classes": "abc"}, TypeError, "names or a number, got 'abc'"),
-    (FOUND, TRUE, {"share": 1}, TypeError, "share must be True or False"),
-]
-
-
-@pytest.mark.parametrize(("predicted", "labels", "options", "error", "message"), WRONG)
-def test_wrong_arguments(
-    predicted: Any, labels: Any, options: Any, error: Any, message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        plot.confusion_matrix(predicted, labels, **options)

@@ -64,19 +64,3 @@ def test_equal_values_and_quartiles_are_vertical_lines() -> None:
     assert list(ax.lines[0].get_xdata()) == [1, 1]
     assert [line.get_xdata()[0] for line in ax.lines[2:]] == [25, 50, 75]
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["layer 0", "layer 1"]
-
-
-@pytest.mark.parametrize(
-    ("layers", "options", "match"),
-    [
-        ([], {}, "0 bandwidths for 0 tensors"),
-        ([torch.ones(2)], {"bandwidths": [0.1, 0.1]}, "2 bandwidths for 1 tensors"),
-        ([torch.ones(2)], {"bandwidths": [0.0]}, "bandwidths must be positive"),
-        ([torch.tensor([1.0, math.nan])], {}, "layer 0 must hold finite values"),
-        ({"empty": torch.ones(0)}, {}, "empty must hold finite values"),
-        ([torch.ones(2)], {"n_grid": 0}, "n_grid must be at least 1"),
-    ],
-)
-def test_invalid_arguments_are_rejected(layers: Any, options: Any, match: str) -> None:
-    with pytest.raises(ValueError, match=match):
-        tt.plot.distributions(layers, "t", **options)

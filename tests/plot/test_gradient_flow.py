@@ -35,16 +35,3 @@ def test_equal_or_missing_norms_have_a_colour_scale(value: float) -> None:
     low, high = ax.collections[0].get_clim()
     assert 0 < low < high
     assert np.isfinite(high)
-
-
-@pytest.mark.parametrize(
-    ("argument", "error", "match"),
-    [
-        (torch.ones(3), TypeError, r"takes a dict.*torch\.autograd\.grad\(loss"),
-        ({"a": None}, TypeError, "from names to tensors, got str 'a' to NoneType"),
-        ({"a": torch.ones(2), "b": torch.ones(3)}, ValueError, "same number of steps"),
-    ],
-)
-def test_invalid_arguments_are_rejected(argument: Any, error: type[Exception], match: str) -> None:
-    with pytest.raises(error, match=match):
-        tt.plot.gradient_flow(argument)

@@ -55,30 +55,3 @@ def test_before_and_after_are_compared() -> None:
         height, edges, floor = bars.get_data()  # type: ignore[attr-defined]
         means.append(np.average(np.log(edges[:-1]), weights=height - floor))
     assert means[1] - means[0] == pytest.approx(np.log(2), abs=0.15)
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "error", "match"),
-    [
-        (nn.Linear(2, 2), None, ValueError, "before has no decays"),
-        (3, None, TypeError, "before must be a model or a dict from paths to decays, got int"),
-        ({"a": 0.5}, None, TypeError, r"before\['a'\] must be a tensor of decays, got float"),
-        ({"a": torch.ones(2)}, None, ValueError, r"before\['a'\].*strictly between 0 and 1"),
-        (
-            snn.LIF(2),
-            snn.SLIF(2),
-            ValueError,
-            r"before has \['beta'\], after has \['alpha', 'beta'\]",
-        ),
-    ],
-)
-def test_invalid_arguments_are_rejected(
-    before: Any, after: Any, error: type[Exception], match: str
-) -> None:
-    with pytest.raises(error, match=match):
-        tt.plot.halflives(before, after)
-
-
-def test_decays_reject_other_types() -> None:
-    with pytest.raises(TypeError, match=r"decays takes an nn\.Module, got dict"):
-        tt.plot.decays({})  # type: ignore[arg-type]

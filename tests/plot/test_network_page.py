@@ -177,33 +177,3 @@ def test_the_map_chooses_a_sample(opened: Open) -> None:
     page.keyboard.press("ArrowRight")
     assert read(page)["sample"] == 31
     assert field.get_attribute("aria-label").startswith("sample 31 of 120, class 1: the network")
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280])
-def test_page_fits_its_window(opened: Open, width: int, scheme: str) -> None:
-    page = opened(viewport={"width": width, "height": 800}, color_scheme=scheme)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    for row in range(5):
-        assert page.locator(f".row[data-row='{row}'] canvas").bounding_box()["height"] > 40
-
-
-def test_keyboard_reaches_everything(opened: Open) -> None:
-    page = opened()
-    names = []
-    for _ in range(40):
-        page.keyboard.press("Tab")
-        tag, label, ring = page.evaluate(
-            "() => { const e = document.activeElement;"
-            "return [e.tagName, (e.getAttribute('aria-label') || e.innerText || '').trim(),"
-            "getComputedStyle(e).outlineStyle]; }"
-        )
-        if tag == "BODY":
-            break
-        assert label, tag
-        assert ring == "solid", label
-        names.append(label)
-    expected = (
-        "button:visible, select:visible, input:visible:enabled, canvas[tabindex], pre:visible"
-    )
-    assert len(names) == page.locator(expected).count()

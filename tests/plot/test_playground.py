@@ -342,30 +342,6 @@ def test_explosions_are_shown_as_such(opened: Open) -> None:
 # Keyboard, touch, theme
 
 
-def test_keyboard_reaches_and_moves_everything(opened: Open) -> None:
-    page = opened()
-    page.keyboard.press("Tab")
-    names = []
-    for _ in range(60):
-        focused = page.evaluate(
-            "() => { const e = document.activeElement; const style = getComputedStyle(e);"
-            "const label = e.getAttribute('aria-label') || e.labels?.[0]?.innerText || e.innerText;"
-            "const ring = e.dataset.letter ? getComputedStyle(e.parentElement) : style;"
-            "return [e.tagName, (label || '').trim(), ring.outlineStyle]; }"
-        )
-        if focused[0] == "BODY":
-            break
-        assert focused[1], focused
-        assert focused[2] == "solid", focused
-        names.append(focused[1])
-        page.keyboard.press("Tab")
-    expected = page.locator(
-        "button:visible:enabled, select:visible, input:visible:enabled, canvas[tabindex], "
-        "pre:visible, a[href]:visible"
-    ).count()
-    assert len(names) == expected
-
-
 def test_keys_change_sliders_and_draw_the_input(opened: Open) -> None:
     page = opened()
     before = read(page)["params"]["pos_threshold"]
@@ -434,27 +410,6 @@ def test_touch_draws_at_the_width_of_a_phone(opened: Open) -> None:
     shown = page.locator("#plots").bounding_box()
     assert 0 <= shown["y"] < 10
     assert knob(page, "bias").bounding_box()["y"] >= shown["y"] + shown["height"] - 60
-
-
-@pytest.mark.parametrize("width", [390, 740, 1280])
-def test_page_fits_its_window(opened: Open, width: int) -> None:
-    page = opened("#neuron=BSRLIF", viewport={"width": width, "height": 800})
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    for name in ("input", "rec", "syn", "mem", "output", "gradient"):
-        assert canvas(page, name).bounding_box()["height"] > 40
-
-
-def test_dark_and_light_themes(opened: Open) -> None:
-    background = "getComputedStyle(document.body).backgroundColor"
-    page = opened(color_scheme="dark")
-    dark = page.evaluate(background)
-    page.get_by_role("button", name="dark or light").click()
-    light = page.evaluate(background)
-    assert light != dark
-    page = opened(color_scheme="light")
-    assert page.evaluate(background) == light
-    page.emulate_media(color_scheme="dark")
-    wait_until(page, f"{background} === '{dark}'")
 
 
 def test_canvases_are_crisp(opened: Open) -> None:
@@ -547,16 +502,6 @@ def test_names_with_markup_are_shown_as_text(opened: Open, tmp_path: Path) -> No
     assert page.locator("#neuron option").all_inner_texts() == [HOSTILE, "{{data}}"]
     assert page.locator("#summary").inner_text() == HOSTILE
     assert HOSTILE in page.locator("#python").inner_text()
-
-
-def test_the_policy_forbids_requests(visits: Visits, place: Path) -> None:
-    page = visits.open(place)
-    blocked = page.evaluate(
-        "() => new Promise((done) => { addEventListener('securitypolicyviolation', (e) =>"
-        " done(e.effectiveDirective)); fetch('https://example.com/').catch(() => {}); })"
-    )
-    assert blocked == "connect-src"
-    visits.problems.clear()  # the console reports the violation
 
 
 # Groups, presets, things to try, play head, A and B

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tracetorch as tt
-from tests.plot.cases import outputs, spikes
+from tests.plot.cases import spikes
 
 
 def test_histogram_counts_neurons_by_rate() -> None:
@@ -60,12 +60,3 @@ def test_layers_of_a_map_share_one_colour_scale() -> None:
     ax = tt.plot.rate_map({"a": torch.zeros(4, 1, 2), "b": torch.ones(4, 1, 8)})
     assert {mesh.get_clim() for mesh in ax.collections} == {(0.0, 1.0)}
     assert [label.get_text() for label in ax.get_yticklabels()] == ["a\n2 neurons", "b\n8 neurons"]
-
-
-def test_invalid_arguments_are_rejected() -> None:
-    with pytest.raises(ValueError, match="rate_histogram: bins must be at least 1, got 0"):
-        tt.plot.rate_histogram(outputs(), bins=0)
-    with pytest.raises(ValueError, match="rate_map: window must be at least 1, got 0"):
-        tt.plot.rate_map(outputs(), window=0)
-    with pytest.raises(ValueError, match=r"must be \[T, B, \.\.\.\], got shape \[4\].*\[:, None\]"):
-        tt.plot.rate_map(torch.ones(4))

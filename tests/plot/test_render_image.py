@@ -50,19 +50,3 @@ def test_figsize_sets_the_size_of_the_figure() -> None:
     image = uniform(4, 5)
     figures: Any = tt.plot.render_image(image).figure, tt.plot.render_image(image, (3, 2)).figure
     assert [figure.get_size_inches().tolist() for figure in figures] == [[4, 4], [3, 2]]
-
-
-@pytest.mark.parametrize(
-    ("image", "options", "error", "match"),
-    [
-        ([[1.0]], {}, TypeError, "takes a tensor, got list"),
-        (uniform(2, 4, 5), {}, ValueError, r"got \[2, 4, 5\]. Pick one image of a batch: x\[0\]"),
-        (uniform(0, 5), {}, ValueError, r"got \[0, 5\]"),
-        (uniform(4, 5), {"vmin": 2, "vmax": 1}, ValueError, "vmax must not be less than vmin"),
-    ],
-)
-def test_invalid_arguments_are_rejected(
-    image: Any, options: Any, error: type[Exception], match: str
-) -> None:
-    with pytest.raises(error, match=match):
-        tt.plot.render_image(image, **options)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import gzip
 import importlib
 import json
 import re
@@ -9,15 +11,43 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 
 import tracetorch as tt
 from tests.plot.cases import recording
-from tests.plot.test_viewer_data import unpack_events, unpack_trace
 from tracetorch import snn
-from tracetorch.plot import viewer_data
+from tracetorch.core.spike_values import is_events
+from tracetorch.plot.recorded import Array
 
 MODULE = importlib.import_module("tracetorch.plot.save_html")  # tt.plot.save_html is the function
 HOSTILE = "</script><script>window.broken = 1</script><img src=x onerror=window.broken=1>&amp;"
+
+
+shapes = array_shapes(min_dims=2, max_dims=2, max_side=8)
+
+
+def unpack_events(packed: str, steps: int, neurons: int, wide: bool = False) -> Array:
+    data = gzip.decompress(base64.b64decode(packed))
+    offsets = np.frombuffer(data, "<u4", steps + 1)
+    kind = np.dtype("<u4" if wide else "<u2")
+    who = np.frombuffer(data, kind, offsets[-1], offset=4 * (steps + 1))
+    rest = data[4 * (steps + 1) + kind.itemsize * len(who) :]
+    signs = np.frombuffer(rest, "<i1") if rest else np.ones(len(who), "<i1")
+    values = np.zeros((steps, neurons))
+    for step in range(steps):
+        at = slice(offsets[step], offsets[step + 1])
+        assert (np.diff(who[at].astype(int)) > 0).all()  # the page searches them by halves
+        values[step, who[at]] = signs[at]
+    return values
+
+
+def unpack_trace(packed: str, steps: int, neurons: int) -> tuple[Array, Array]:
+    data = gzip.decompress(base64.b64decode(packed))
+    low, level = np.frombuffer(data, "<f4", 2 * neurons).reshape(2, neurons)
+    codes = np.frombuffer(data, "<u2", offset=8 * neurons).reshape(neurons, steps).T
+    return np.where(codes == MODULE.NOT_FINITE, np.nan, low + codes * level.astype(float)), level
 
 
 def run_of(page: str) -> Any:
@@ -132,33 +162,66 @@ def test_failed_save_keeps_the_previous_file(
     assert list(tmp_path.iterdir()) == [target]
 
 
-@pytest.mark.parametrize(
-    ("argument", "options", "error", "match"),
-    [
-        ({}, {}, ValueError, "save_html: the recording is empty"),
-        (torch.ones(3), {}, ValueError, r"must be \[T, B, \.\.\.\], got shape \[3\]"),
-        (
-            {"a": torch.ones(3, 1, 1), "b": torch.ones(3, 2, 1)},
-            {},
-            ValueError,
-            r"same batch, got \{'a': 1, 'b': 2\}",
-        ),
-        (torch.ones(3, 1), {"title": 3}, TypeError, "title must be a string, got int"),
-        (torch.ones(3, 1), {"batched": 1}, TypeError, "batched must be True or False, got 1"),
-    ],
-)
-def test_invalid_arguments_are_rejected(
-    argument: Any, options: Any, error: type[Exception], match: str, tmp_path: Path
-) -> None:
-    with pytest.raises(error, match=match):
-        tt.plot.save_html(argument, tmp_path / "run.html", **options)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_blocks_too_large_for_a_browser_are_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(MODULE, "MAX_BLOCK_LENGTH", 100)
     with pytest.raises(ValueError, match=r"'0\.mem' is too large for a browser"):
         tt.plot.save_html(recording(), tmp_path / "run.html")
-    assert viewer_data.NOT_FINITE == viewer_data.MAX_LEVEL + 1
+    assert MODULE.NOT_FINITE == MODULE.MAX_LEVEL + 1
+
+
+@given(arrays(np.int8, shapes, elements=st.sampled_from([-1, 0, 0, 1])))
+def test_events_round_trip_exactly(values: Array) -> None:
+    assert (unpack_events(MODULE.pack_events(values), *values.shape) == values).all()
+
+
+def test_events_of_many_neurons_use_32_bits() -> None:
+    values = np.zeros((2, 70_000), np.float32)
+    values[1, 69_999] = 0.5
+    found = unpack_events(MODULE.pack_events(values), 2, 70_000, wide=True)
+    assert np.argwhere(found).tolist() == [[1, 69_999]]
+
+
+numbers = st.floats(-1e6, 1e6, width=32) | st.sampled_from([np.nan, np.inf, -np.inf])
+
+
+@given(arrays(np.float32, shapes, elements=numbers))
+def test_traces_round_trip_to_half_a_level(values: Array) -> None:
+    found, level = unpack_trace(MODULE.pack_trace(values), *values.shape)
+    finite = np.isfinite(values)
+    assert (np.isnan(found) == ~finite).all()
+    rounding = 1e-6 * np.abs(values).max(0, initial=0, where=finite) + np.finfo(np.float32).tiny
+    allowed = np.broadcast_to(0.51 * level + rounding, values.shape)
+    assert (np.abs(found - values)[finite] <= allowed[finite]).all()
+
+
+def test_levels_of_a_neuron_do_not_depend_on_others() -> None:
+    values = np.stack([np.linspace(0, 1e6, 9), np.linspace(0, 1e-3, 9)], 1).astype(np.float32)
+    found, _ = unpack_trace(MODULE.pack_trace(values), 9, 2)
+    assert np.allclose(found, values, rtol=1e-4, atol=1e-8)
+
+
+def spikes(up: float = 1.0, down: float = -1.0) -> Array:
+    values = np.zeros((4, 2, 3))
+    values[::2, 0] = up
+    values[1, 1] = down
+    return values
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.zeros((4, 2, 3)), True),
+        (np.ones((4, 2, 3)), True),
+        (spikes(), True),
+        (spikes(0.3, -2.5), True),
+        (spikes() * np.array([0.5, 1.0, 2.0]), True),  # a learnt scale for each neuron
+        (np.full((4, 2, 3), 0.5), False),
+        (np.arange(24.0).reshape(4, 2, 3), False),
+        (np.where(spikes() == 0, np.nan, 1.0), False),
+        (np.maximum(np.sin(np.arange(24.0)), 0).reshape(4, 2, 3), False),
+    ],
+)
+def test_spikes_are_distinguished_from_states(values: Array, expected: bool) -> None:
+    assert is_events(values) is expected

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
-from torch import Tensor, nn
+from torch import nn
 
 import tracetorch as tt
 from tests.plot.cases import STEPS, recording, spikes
@@ -94,26 +94,3 @@ def test_recordings_of_unroll_are_drawn() -> None:
     ax = tt.plot.state_trace(seen["1.mem"], spikes=seen["1.output"], thresholds=net[1])
     assert traces(ax)["neuron 0"] == seen["1.mem"][:, 0, 0].tolist()
     assert levels(ax) == [pytest.approx(1.0)]
-
-
-MEM = torch.zeros(5, 2, 4)
-
-
-@pytest.mark.parametrize(
-    ("states", "options", "error", "match"),
-    [
-        (MEM, {"neurons": 4}, ValueError, "neurons must lie in 0 to 3, got 4"),
-        (MEM, {"neurons": []}, ValueError, "neurons is empty"),
-        (MEM, {"neurons": [0.5]}, TypeError, "neurons must be an integer, got 0.5"),
-        (MEM, {"spikes": torch.zeros(5, 2, 3)}, ValueError, "5 steps of 3 neurons.*5 of 4"),
-        (MEM, {"thresholds": "1"}, TypeError, "thresholds must be a layer, numbers or tensors"),
-        (MEM, {"thresholds": torch.ones(3)}, ValueError, r"shape \[3\], the states have 4 neurons"),
-        (MEM, {"thresholds": snn.LIF(3)}, ValueError, r"LIF\(3\) has 3 values of pos_threshold"),
-        ({"a": MEM, "b": torch.zeros(5, 2, 3)}, {}, ValueError, "one number of neurons"),
-    ],
-)
-def test_invalid_arguments_are_rejected(
-    states: Tensor, options: dict[str, Any], error: type[Exception], match: str
-) -> None:
-    with pytest.raises(error, match=match):
-        tt.plot.state_trace(states, **options)

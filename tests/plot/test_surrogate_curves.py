@@ -46,20 +46,3 @@ def test_callables_with_equal_names_are_all_drawn() -> None:
     assert [max(line.get_ydata()) for line in ax.lines[:2]] == [
         pytest.approx(h) for h in (0.25, 0.5)
     ]
-
-
-@pytest.mark.parametrize(
-    ("argument", "options", "error", "match"),
-    [
-        ("atan", {}, TypeError, "takes callables, u -> spikes, got str"),
-        (lambda u: (u > 0).double(), {}, ValueError, "has no gradient at all"),
-        ([], {}, ValueError, "there are no surrogates"),
-        (None, {"reach": 0}, ValueError, "reach must be positive and finite, got 0"),
-        (None, {"reach": "1"}, TypeError, "reach must be a number, got '1'"),
-    ],
-)
-def test_invalid_arguments_are_rejected(
-    argument: Any, options: Any, error: type[Exception], match: str
-) -> None:
-    with pytest.raises(error, match=match):
-        tt.plot.surrogate_curves(argument, **options)

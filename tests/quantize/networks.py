@@ -142,6 +142,40 @@ def connected_channels() -> tuple[nn.Module, Tensor]:
     return drawn_connections(widened(model, 2.0, whole=False)), spikes(9, 2, 2, 12)
 
 
+class Residual(nn.Module):
+    """Blocks whose spikes are added to those that enter them, one within another."""
+
+    def __init__(self, neurons: Callable[..., nn.Module]) -> None:
+        super().__init__()
+        norm = nn.BatchNorm1d(8)
+        norm.running_mean, norm.running_var = torch.randn(8) / 9, torch.rand(8) + 0.5
+        self.first = nn.Sequential(nn.Linear(5, 8), snn.LIF(8))
+        self.block = nn.Sequential(nn.Linear(8, 8, bias=False), norm, neurons(8))
+        self.outer = nn.Sequential(
+            nn.Linear(8, 8), snn.Recurrent(snn.SLIF(8), nn.Linear(8, 8, False))
+        )
+        self.shortcut = snn.Delay(8, max_delay=2, delay=1.0)
+        self.readout = nn.Sequential(nn.Dropout(), nn.Linear(8, 3), snn.Readout(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        y = self.outer(x)
+        y = y + self.block(y)
+        y += self.shortcut(x)
+        result: Tensor = self.readout(y)
+        return result
+
+
+def residual(neurons: Callable[..., nn.Module] = snn.LIF) -> tuple[nn.Module, Tensor]:
+    """Branches that are added, of spikes that are all of one size, or of several."""
+    torch.manual_seed(6)
+    return widened(Residual(neurons), 2.5), spikes(14, 3, 5)
+
+
+def unlike_branches() -> tuple[nn.Module, Tensor]:
+    return residual(lambda size: snn.BLIF(size, pos_scale=0.4, neg_scale=0.7))
+
+
 def drawn_connections(model: nn.Module) -> nn.Module:
     """Connect every product by half, its inputs excitatory or inhibitory."""
     generator = torch.Generator().manual_seed(0)
@@ -183,6 +217,8 @@ CASES: dict[str, Callable[[], tuple[Any, ...]]] = {
     "along a line": along_a_line,
     "delayed": delayed,
     "delayed along a line": delayed_along_a_line,
+    "residual": residual,
+    "unlike branches": unlike_branches,
     "connected": connected,
     "connected channels": connected_channels,
     **{

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,10 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests.chips import reference
 from tests.chips.test_xylo import simulated
-from tests.quantize.networks import on_chip, spikes, widened
+from tests.quantize.networks import Residual, on_chip, spikes, widened
 from tracetorch import chips, quantize, snn
 from tracetorch.chips import loihi, xylo
+from tracetorch.chips.target import ChipTarget, IntegerNeuron, Stage, register
 
 
 @pytest.mark.parametrize(
@@ -134,8 +137,41 @@ def test_a_sum_that_saturates_on_the_way_is_reported() -> None:
     product.weight.copy_(torch.tensor([[127, -100], [127, -100]]))
     integer.get_buffer("2.weight").fill_(127)
     output.pos_threshold = 1.0
-    target = prepared.plan.target
-    assert "order of adding" in target.departures(integer, x)[0]
+    departures = prepared.plan.target.departures(integer, x, tt.unroll(integer, x))
+    assert "order of adding" in departures[0]
+
+
+MINE = tt.chips.Chip(**{**vars(loihi.LOIHI), "name": "Mine"})
+
+
+@dataclass(frozen=True)
+class MineTarget(ChipTarget):
+    """A chip that has the neuron of tt.integers, with decays that do not learn."""
+
+    def neuron(self, stage: Stage, unit: Tensor) -> IntegerNeuron:
+        layer, kept = stage.layer, (4096 * stage.layer.beta.detach()).round()
+        kind = partial(tt.integers.LeakyIntegrator, layer.num_neurons, layer.dim)
+        kind = partial(kind, decay=tt.integers.Multiplier(12))
+        learned = self.learned(stage, unit, 1 / unit, {"low": -4095, "high": 4095}, self.limit)
+        return IntegerNeuron(kind, {"beta": kept}, learned, torch.ones(()), 1)
+
+
+def test_a_chip_that_registers_itself_is_one_to_quantise_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tracetorch.chips.target._TARGETS", {})
+    register(MINE, MineTarget)
+    torch.manual_seed(0)
+    model, x = hidden(nn.Linear(2, 3), snn.LIF(3)), spikes(20, 4, 2)
+    prepared = quantize.prepare(widened(model), x, MINE)
+    integer, report = quantize.convert(prepared)
+    assert torch.equal(tt.unroll(integer, x), tt.unroll(prepared, x))
+    assert report.misfits == report.differences == ()
+    assert max(layer.output_error for layer in report.layers) < 0.05
+    with pytest.raises(ValueError, match=r"one that tt\.chips has, Mine, got Loihi"):
+        quantize.prepare(model, x, loihi.LOIHI)
+    with pytest.raises(ValueError, match="no branches that are added on Mine"):
+        quantize.prepare(Residual(snn.LIF), spikes(9, 2, 5), MINE)
 
 
 X = spikes(4, 2, 2)
@@ -171,15 +207,16 @@ ERRORS = [
     (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.LIF(3), out=(OUT[0], FED_BACK))),
      "among the outputs"),
     (prepared_for(loihi.LOIHI, hidden(snn.DelayedLinear(2, 3, max_delay=2), snn.LIF(3))),
-     "0: quantised models have no delays of synapses on Loihi here: .*snn.Delay behind the neur"),
+     "1: quantised models have no delays of synapses on Loihi here: .*snn.Delay behind the neur"),
     (prepared_for(XYLO, hidden(snn.DelayedLinear(2, 3, max_delay=2), snn.LIF(3))),
-     "0: quantised models have no delays on Xylo, which has none: Linear instead"),
+     "1: quantised models have no delays on Xylo, which has none: Linear instead"),
     (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.Recurrent(
         snn.LIF(3), snn.DelayedLinear(3, 3, False, max_delay=2)))),
-     r"1\.connection: quantised models have no delays on Xylo"),
+     r"1: quantised models have no delays on Xylo"),
     (prepared_for(XYLO, ONE, -X), "inputs that are no spikes"),
     (prepared_for(loihi.LOIHI, ONE, 2 * X), "Loihi takes 0 to 1 of"),
-    (prepared_for(tt.chips.Chip(**{**vars(XYLO), "name": "Another"}), ONE), "LOIHI, got Another"),
+    (prepared_for(tt.chips.Chip(**{**vars(XYLO), "name": "Another"}), ONE),
+     "one that tt.chips has, Loihi, Xylo 1, Xylo 2, got Another"),
 ]  # fmt: skip
 
 

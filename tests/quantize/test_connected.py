@@ -95,8 +95,11 @@ def test_what_does_not_learn_stays_so_and_copies_go_their_own_way() -> None:
 
 
 @needs_compiler
-def test_c_is_what_training_ran_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x, _ = case("connected")
+@pytest.mark.parametrize("name", ["connected", "residual", "unlike branches"])
+def test_c_is_what_training_ran_through(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x, _ = case(name)
     prepared = quantize.prepare(model.eval(), x[:, :1])
     integer, _ = quantize.convert(prepared)
     net = CNetwork(integer, x[:, :1], tmp_path, dtype="int")
@@ -104,6 +107,8 @@ def test_c_is_what_training_ran_through(tmp_path: Path, monkeypatch: pytest.Monk
         expected = tt.unroll(prepared, x[:, :1], from_rest=True).flatten(1)
     assert torch.equal(net(x[:, :1]), expected.double())
     assert expected.any()
+    if name != "connected":
+        return
     monkeypatch.setattr("tracetorch.export.c_code.source.sparse_weights", lambda *_: None)
     dense = tt.export.c(integer, tmp_path, x[:, :1], dtype="int")
     # what delays and masks leave at zero is not stored

@@ -413,7 +413,6 @@ def test_connection_of_a_recurrent_layer(connection: str) -> None:
     torch.testing.assert_close(stepped(model, x), expected)
     assert list(tt.get_states(model)) == ["prev_output", "neuron.mem", "connection.past"]
     torch.testing.assert_close(tt.unroll(model, x, from_rest=True), expected)
-    assert delayed._held is None
 
 
 @every_connection
@@ -466,10 +465,9 @@ def test_kernel_is_computed_once_in_a_recurrent_layer() -> None:
 
     vars(delayed)["kernel"] = counted
     tt.unroll(model, x)
-    assert len(calls) == 1
+    assert len(calls) == 1  # steps that are run to compare do not run it
     with pytest.raises(ValueError, match="takes 3 features"):
         tt.unroll(snn.Recurrent(snn.LIF(4), delayed), torch.ones(2, 1, 4), from_rest=True)
-    assert delayed._held is None
 
 
 @pytest.mark.filterwarnings("ignore")  # those of Dynamo, about its own traces

@@ -369,7 +369,7 @@ def test_profile_and_record() -> None:
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        ((), TypeError, r"takes \(x, modulator, current\), got 1 inputs"),
+        ((), TypeError, r"takes \(x, modulator, current\), got 1"),
         ((torch.ones(2, 3),) * 3, TypeError, "got 4 inputs"),
         ((torch.ones(2, 3), 1.0), TypeError, "floating-point tensors as inputs, got float as curr"),
         ((torch.ones(2, 3, dtype=torch.int64), torch.ones(3)), TypeError, "int64 as modulator"),
@@ -536,7 +536,7 @@ class Driven(nn.Module):
         (lambda layer, x: tt.init.impulse_response(layer), "several inputs"),
         (
             lambda layer, x: tt.init.fluctuation_(nn.Sequential(nn.Linear(3, 3), layer), rate=0.1),
-            "several inputs",
+            r"takes \(x, modulator, current\), got 1",
         ),
         (
             lambda layer, x: tt.init.tdbn_(Driven(layer), x[None]),
@@ -548,13 +548,16 @@ class Driven(nn.Module):
         ),
         (
             lambda layer, x: tt.init.identity_(snn.SEWBlock(nn.Sequential(nn.Linear(3, 3), layer))),
-            r"layer 'body\.1', ThreeFactor.* has several inputs",
+            r"layer 'body\.1', ThreeFactor.* takes \(x, modulator, current\), got 1",
         ),
         (
             lambda layer, x: tt.online(layer, rule="eprop")(x, x, x.requires_grad_()),
             "a further input, modulator, with a gradient",
         ),
-        (lambda layer, x: tt.nir.to_nir(layer, x), "a node of NIR has one"),
+        (
+            lambda layer, x: tt.nir.to_nir(layer, x),
+            r"takes \(x, modulator, current\), got 1 inputs",
+        ),
         (lambda layer, x: tt.plot.save_playground(layer, "page.html"), "several inputs"),
         (
             lambda layer, x: snn.Recurrent(layer, nn.Linear(3, 3)),

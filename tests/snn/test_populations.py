@@ -243,10 +243,8 @@ def test_what_cannot_follow_it_refuses_by_name(tmp_path: Path) -> None:
     model, x = made("chain")
     net = nn.Sequential(model).float()
     x = x.float()
-    with pytest.raises(ValueError, match=r"'0', Recurrent, feeds back the output of Sequential"):
+    with pytest.raises(ValueError, match=r"0 \(Recurrent\) feeds an output back"):
         tt.nir.save(net, tmp_path / "a.nir", x[0, :1])
-    with pytest.raises(ValueError, match=r"'0' \(Recurrent\) feeds back the output of several lay"):
-        tt.init.fluctuation_(net)
     with pytest.raises(ValueError, match="the outputs of the step before are constants"):
         tt.online(net)(x[0])
     with pytest.raises(ValueError, match="no integer form"):

@@ -31,15 +31,6 @@ def test_previous_output_returns_through_the_connection(name: str) -> None:
     torch.testing.assert_close(tt.unroll(model, x), torch.stack(expected))
 
 
-def test_after_step_is_called_at_every_step() -> None:
-    model = snn.Recurrent(snn.LIF(3), nn.Linear(3, 3))
-    seen: list[torch.Tensor] = []
-    y, _ = model.forward_sequence(
-        torch.rand(5, 2, 3), after_step=lambda: seen.append(model.prev_output)
-    )
-    assert torch.equal(torch.stack(seen), y)
-
-
 def test_bias_of_the_connection_acts_at_the_first_step() -> None:
     connection = nn.Linear(1, 1)
     nn.init.constant_(connection.bias, 2.0)

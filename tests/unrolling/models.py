@@ -80,5 +80,4 @@ class Whole(nn.Module):
         self.model, self.options = model, options
 
     def forward(self, x: Tensor) -> Tensor:
-        tt.zero_states(self.model)
-        return tt.unroll(self.model, x, **self.options)
+        return tt.unroll(self.model, x, from_rest=True, **self.options)

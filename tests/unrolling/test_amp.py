@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import FEW_LAYERS, layer, sequence, weighted_sum
+from tests.unrolling.memories import Says
 from tests.unrolling.models import MODELS, By, dyadic, made
-from tests.unrolling.test_check import Centred
 from tracetorch import snn
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -115,8 +115,8 @@ def test_a_check_knows_how_products_are_rounded(dtype: torch.dtype) -> None:
     model = nn.Sequential(snn.DelayedLinear(4, 4, max_delay=3), snn.LIF(4))
     with torch.autocast("cpu", dtype):
         tt.unroll(model, x, check=True, reset=reset)
-        with pytest.raises(ValueError, match=r"2 \(Centred\) .* treat the samples"):
-            tt.unroll(nn.Sequential(*model, Centred()), x, check=True)
+        with pytest.raises(ValueError, match=r"2 \(Says\) .* treat the samples"):
+            tt.unroll(nn.Sequential(*model, Says(lambda x: x - x.mean(0))), x, check=True)
 
 
 @pytest.mark.parametrize("dtype", HALVES)

@@ -15,15 +15,6 @@ from tests.unrolling.models import MODELS, Whole, dyadic, made
 from tracetorch import fuse, snn
 
 
-class WholeThenZero(Whole):
-    """Unroll a model over a whole sequence, and leak no states."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
-        tt.zero_states(self.model)
-        return y
-
-
 def detached(module: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in module.named_parameters()}
 
@@ -31,7 +22,7 @@ def detached(module: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize("by", ["layer", "step"])
 @pytest.mark.parametrize("name", MODELS)
 def test_functional_call_and_grad(name: str, by: str) -> None:
-    whole, x = WholeThenZero(made(name), by=by), dyadic(5, *MODELS[name][1])
+    whole, x = Whole(made(name), by=by), dyadic(5, *MODELS[name][1])
     parameters = {n: 0.75 * p for n, p in detached(whole).items()}
     found = grad(lambda p: functional_call(whole, p, (x,)).square().sum())(parameters)
     with torch.no_grad():
@@ -45,7 +36,7 @@ def test_functional_call_and_grad(name: str, by: str) -> None:
 @pytest.mark.parametrize("by", ["layer", "step"])
 @pytest.mark.parametrize("name", MODELS)
 def test_per_sample_gradients(name: str, by: str) -> None:
-    whole = WholeThenZero(made(name), by=by, batched=False)
+    whole = Whole(made(name), by=by, batched=False)
     x = dyadic(5, 3, *MODELS[name][1][1:])
 
     def loss(parameters: dict[str, Tensor], sample: Tensor) -> Tensor:
@@ -61,17 +52,17 @@ def test_per_sample_gradients(name: str, by: str) -> None:
 
 @pytest.mark.parametrize("name", FEW_LAYERS)
 def test_every_layer(name: str) -> None:
-    whole = WholeThenZero(layer(name, 3).double(), batched=False)
+    whole = Whole(layer(name, 3).double(), batched=False)
     x = sequence(6, 4, 3)
     loss = lambda p, sample: functional_call(whole, p, (sample,)).square().sum()  # noqa: E731
     found = vmap(grad(loss), in_dims=(None, 1))(detached(whole), x)
-    WholeThenZero(whole.model)(x).square().sum().backward()
+    Whole(whole.model)(x).square().sum().backward()
     for n, p in whole.named_parameters():
         torch.testing.assert_close(found[n].sum(0), p.grad, msg=n)
 
 
 def test_ensemble_in_one_call() -> None:
-    members = [WholeThenZero(made("dense")) for _ in range(3)]
+    members = [Whole(made("dense")) for _ in range(3)]
     for i, member in enumerate(members):
         with torch.no_grad():
             member.model.get_parameter("0.weight").mul_(i + 1)
@@ -82,12 +73,10 @@ def test_ensemble_in_one_call() -> None:
     torch.testing.assert_close(together, torch.stack([member(x) for member in members]))
 
 
-class Restarting(WholeThenZero):
+class Restarting(Whole):
     def forward(self, x: Tensor) -> Tensor:
         mask = torch.arange(x[..., 0].numel()).view(x.shape[:2]) % 3 == 1
-        y: Tensor = tt.unroll(self.model, x, reset=mask)
-        tt.zero_states(self.model)
-        return y
+        return tt.unroll(self.model, x, reset=mask, from_rest=True)
 
 
 def delayed() -> nn.Sequential:
@@ -110,7 +99,7 @@ def test_ensemble_with_buffers_of_their_own_restarts(make: Any) -> None:
 
 
 def test_jacobian() -> None:
-    whole, x = WholeThenZero(made("dense")), dyadic(4, 2, 3)
+    whole, x = Whole(made("dense")), dyadic(4, 2, 3)
     found = jacrev(lambda x: whole(x).sum((0, 1)))(x)
     for i in range(2):
         inputs = x.clone().requires_grad_()
@@ -118,10 +107,22 @@ def test_jacobian() -> None:
         torch.testing.assert_close(found[i], inputs.grad)
 
 
+@pytest.mark.parametrize("by", ["layer", "step"])
+def test_states_of_a_vmap_are_not_left_behind(by: Any) -> None:
+    model, x = made("dense"), dyadic(4, 2, 3)
+    with pytest.raises(
+        ValueError, match=r"BSRLIF.* keep a state mem of all samples of a vmap.*from_rest=T"
+    ):
+        vmap(lambda sample: tt.unroll(model, sample, by=by, batched=False), in_dims=1)(x)
+    assert tt.get_states(model) == {}
+    rest = lambda sample: tt.unroll(model, sample, by=by, batched=False, from_rest=True)  # noqa: E731
+    torch.testing.assert_close(vmap(rest, in_dims=1, out_dims=1)(x), tt.unroll(model, x, by=by))
+
+
 def test_error_explains_leaked_states_and_zeroing_recovers() -> None:
     model = made("dense")
     x = dyadic(4, 2, 3)
-    vmap(lambda sample: tt.unroll(model, sample, batched=False), in_dims=1)(x)
+    vmap(lambda sample: [model(step[None]) for step in sample][-1], in_dims=1)(x)
     with pytest.raises(ValueError, match=r"layer '1'.* left behind by a .* Call zero_states\(\)"):
         tt.unroll(model, x)
     tt.zero_states(model)
@@ -129,7 +130,7 @@ def test_error_explains_leaked_states_and_zeroing_recovers() -> None:
 
 
 def test_backend_chosen_by_name_raises_its_reason() -> None:
-    whole = WholeThenZero(made("dense"), batched=False)
+    whole = Whole(made("dense"), batched=False)
     with (
         fuse.backend("cpu"),
         pytest.raises(RuntimeError, match=r"torch\.func transforms see through plain operations"),

@@ -15,7 +15,6 @@ from torch.utils.checkpoint import checkpoint
 
 import tracetorch as tt
 from tests.cases import LAYERS, layer, sequence, weighted_sum
-from tests.unrolling.held import CONSUMED, PLACES, RESTORED, holds
 from tests.unrolling.models import MODELS, By, Whole, dyadic, made
 from tracetorch import fuse, snn
 
@@ -113,8 +112,9 @@ def test_memory_is_that_of_the_checkpoints_and_of_one_segment(by: By) -> None:
         y.sum().backward()
     states = 4 * B * (4 * 32 + 16)  # bytes of the states of one checkpoint
     cuts = (T // segment - 1) * states
-    assert cuts < totals[segment] < 1.2 * (cuts + totals[None] * segment / T) + 8192
-    assert totals[segment] < totals[None] / 2.5
+    # the states of the checkpoints are held by the segments, whoever saves the rest
+    assert totals[segment] < 1.2 * (cuts + totals[None] * segment / T) + 8192
+    assert totals[segment] + cuts < totals[None] / 2
 
 
 def test_static_input_and_time_in_the_last_dimension() -> None:
@@ -278,20 +278,22 @@ def test_nothing_is_saved_without_a_graph() -> None:
     assert torch.equal(cut, tt.unroll(model, x))
 
 
-def test_failure_in_a_later_segment_restores_the_states() -> None:
-    calls = itertools.count(1)
+@pytest.mark.parametrize("by", ["layer", "step"])
+def test_failure_in_a_later_segment_leaves_the_states(by: By) -> None:
+    calls, fails = itertools.count(1), False
 
     class Fails(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            if next(calls) == 3:
+            if fails and next(calls) == 3:
                 raise RuntimeError("the third")
             return x
 
     model, x = nn.Sequential(made("dense"), Fails()), dyadic(8, 2, 3)
-    tt.unroll(model[0], x)
+    tt.unroll(model, x)
     before = tt.get_states(model, detach=False)
+    fails = True
     with pytest.raises(RuntimeError, match="the third"):
-        tt.unroll(model, x, segment=2)
+        tt.unroll(model, x, by=by, segment=2)
     assert all(state is before[n] for n, state in tt.get_states(model, detach=False).items())
 
 
@@ -363,60 +365,47 @@ def test_new_neuron_class_is_fused_with_saved_tensor_hooks_disabled() -> None:
 
 
 class Counts(nn.Module):
-    """Keeps a counter, a buffer, a plain tensor and a list from step to step."""
+    """Keeps buffers from step to step, one written in place and one replaced."""
 
     total: Tensor
+    trace: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.linear, self.cell = nn.Linear(3, 3), layer("LIF", 3)
         self.register_buffer("total", torch.zeros(3))
-        self.trace: Any = torch.zeros(3)
-        self.calls, self.seen = 0, [torch.zeros(3)]
-        self.prev: Any = None
+        self.register_buffer("trace", torch.zeros(3))
 
     def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
         self.total.mul_(0.9).add_(x.detach().mean(0))
         self.trace = 0.5 * self.trace + x.detach().mean(0)
-        self.seen[0].add_(0.1)
-        self.seen.append(x.detach().mean(0))
-        drive = self.linear(x) + self.total + self.trace + self.seen[0] + self.seen[-2]
-        drive = drive / self.calls + (0 if self.prev is None else 0.1 * self.prev)
-        self.prev = self.cell(drive)
-        return self.prev
+        return self.cell(self.linear(x) + self.total + self.trace)
 
 
-@pytest.mark.parametrize("kind", ["counts", "batch norm", "spectral norm"])
-def test_memory_outside_neurons_is_restored_for_every_segment(kind: str) -> None:
-    def build() -> Any:
-        torch.manual_seed(0)
-        if kind == "counts":
-            return Counts().double()
-        if kind == "batch norm":
-            first: nn.Module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
-        else:
-            first = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))
-        return nn.Sequential(first, layer("LIF", 3)).double()
+def normed() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), layer("LIF", 3))
 
+
+def spectral() -> nn.Module:
+    linear = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))
+    return nn.Sequential(linear, layer("LIF", 3))
+
+
+@pytest.mark.parametrize("build", [Counts, normed, spectral])
+def test_buffers_are_what_they_were_when_a_segment_runs_again(build: Any) -> None:
     x = 2 * torch.rand(9, 4, 3, dtype=torch.float64)
-    whole, cut = build(), build()
-    expected = tt.unroll(whole, x, by="step")
-    y = tt.unroll(cut, x, by="step", segment=2)
-    assert torch.equal(y, expected)
-    expected.square().sum().backward()
-    y.square().sum().backward()
-    for name, p in whole.named_parameters():
-        torch.testing.assert_close(cut.get_parameter(name).grad, p.grad, msg=name)
-    for name, value in whole.state_dict().items():
-        assert torch.equal(cut.state_dict()[name], value), name
-    if kind == "counts":
-        assert (cut.calls, len(cut.seen)) == (9, 10)
-        assert torch.equal(cut.trace, whole.trace)
-        assert torch.equal(cut.seen[0], whole.seen[0])
+    found = []
+    for segment in (None, 2):
+        torch.manual_seed(0)
+        model = build().double()
+        y = tt.unroll(model, x, by="step", segment=segment)
+        y.square().sum().backward()
+        found.append((y, [p.grad for p in model.parameters()], model.state_dict()))
+    assert torch.equal(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0][1], found[1][1])
+    for name, value in found[0][2].items():
+        assert torch.equal(found[1][2][name], value), name
 
-
-# Things that are no attribute, container or plain object
 
 STEPS = sequence(7, 3, 4)
 
@@ -425,41 +414,6 @@ def gradients(model: nn.Module, segment: int | None) -> list[Tensor]:
     y = tt.unroll(model, STEPS, by="step", segment=segment)
     weighted_sum(y.square()).backward()
     return [y, *(p.grad for p in model.parameters())]
-
-
-EVERY_WAY = ("array", "torch Generator", "random.Random", "StringIO", "sparse tensor")
-
-
-@pytest.mark.parametrize(
-    ("name", "place"),
-    [(name, "attribute") for name in RESTORED]
-    + [(name, place) for name in EVERY_WAY for place in PLACES if place != "attribute"],
-)
-def test_a_held_thing_is_what_it_was_when_a_segment_runs_again(name: str, place: str) -> None:
-    whole, cut = holds(RESTORED[name], place), holds(RESTORED[name], place)
-    expected = gradients(whole, None)
-    if name == "sparse tensor" and place == "tuple":  # it takes a copy, for which there is no place
-        with pytest.raises(RuntimeError, match=r"held\.1 cannot be restored .* segment 4:6"):
-            gradients(cut, 2)
-        return
-    for found, value in zip(gradients(cut, 2), expected, strict=True):
-        torch.testing.assert_close(found, value)
-    # it counts once
-    assert torch.equal(tt.unroll(cut, STEPS, by="step"), tt.unroll(whole, STEPS, by="step"))
-
-
-@pytest.mark.parametrize("name", CONSUMED)
-def test_what_can_only_be_consumed_is_refused(name: str) -> None:
-    model = holds(CONSUMED[name])
-    thing = model.thing
-    with pytest.raises(ValueError, match=r"held\S* was moved by the forward pass.*Keep an index"):
-        gradients(model, 2)
-    assert model.thing is thing
-    assert not tt.get_states(model)
-    with torch.no_grad():  # nothing runs again
-        tt.unroll(model, STEPS, by="step", segment=2)
-    model.requires_grad_(False)
-    tt.unroll(model, STEPS, by="step", segment=2)
 
 
 class Calls(nn.Module):
@@ -480,20 +434,12 @@ def calls(function: Callable[[], float]) -> nn.Module:
     return Calls(function).double()
 
 
-GLOBAL: dict[str, Callable[[], float]] = {
-    "random": lambda: random.gauss(0, 1),
-    "numpy.random": lambda: np.random.standard_normal(),
-    "torch": lambda: float(torch.randn(())),
-}
-
-
-@pytest.mark.parametrize("name", GLOBAL)
-def test_global_generators_draw_the_same_numbers_again(name: str) -> None:
-    expected = gradients(calls(GLOBAL[name]), None)
-    following = GLOBAL[name]()
-    for found, value in zip(gradients(calls(GLOBAL[name]), 3), expected, strict=True):
-        torch.testing.assert_close(found, value)
-    assert GLOBAL[name]() == following
+def test_pytorchs_generator_draws_the_same_numbers_again() -> None:
+    expected = gradients(calls(lambda: float(torch.randn(()))), None)
+    following = torch.randn(())
+    found = gradients(calls(lambda: float(torch.randn(()))), 3)
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(torch.randn(()), following)
 
 
 def counts_in_a_closure() -> Callable[[], float]:
@@ -513,6 +459,8 @@ UNSEEN: dict[str, Callable[[], Callable[[], float]]] = {
     "a closure": counts_in_a_closure,
     "a class attribute": OnClass,
     "the operating system's generator": lambda: random.SystemRandom().random,
+    "Python's generator": lambda: random.random,
+    "NumPy's generator": lambda: np.random.standard_normal,
     "a slow drift": lambda: (lambda numbers: lambda: 1e-3 * next(numbers))(itertools.count()),
 }
 
@@ -521,10 +469,25 @@ UNSEEN: dict[str, Callable[[], Callable[[], float]]] = {
 @pytest.mark.parametrize("name", UNSEEN)
 def test_a_segment_that_computes_something_else_is_an_error(name: str, by: By) -> None:
     model = calls(UNSEEN[name]())
+    if by == "layer" and name not in ("Python's generator", "NumPy's generator"):
+        with pytest.raises(ValueError, match=r"\(Calls\) gives other outputs .*it remembers"):
+            tt.unroll(model, STEPS, segment=3)
+        assert not tt.get_states(model)
+        return
     y = tt.unroll(model, STEPS, by=by, segment=3, record="mem")[0]
     with pytest.raises(
         RuntimeError, match=r"segment 3:6 of unroll\(.*something else when backward"
     ):
+        y.square().sum().backward()
+
+
+@pytest.mark.parametrize("by", ["layer", "step"])
+def test_what_acts_later_is_an_error_in_backward(by: By) -> None:
+    numbers = itertools.count()
+    model = calls(lambda: float(next(numbers) > 20))
+    y = tt.unroll(model, STEPS, by=by, segment=3)
+    next(itertools.islice(numbers, 20, 20), None)
+    with pytest.raises(RuntimeError, match="computes something else when backward runs"):
         y.square().sum().backward()
 
 
@@ -543,23 +506,3 @@ def test_a_layer_without_states_and_a_model_of_inference_mode() -> None:
     net.append(nn.Sequential())
     with torch.no_grad():
         assert tt.unroll(net, STEPS, segment=3).shape == STEPS.shape
-
-
-def test_tensors_held_twice_are_one_in_a_segment_that_runs_again() -> None:
-    class Twice(Calls):
-        def __init__(self) -> None:
-            super().__init__(lambda: 0.0)
-            self.one = self.other = torch.zeros(4, dtype=torch.float64)
-            self.pair = (torch.zeros(4, dtype=torch.float64),)
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.one.add_(1.0)
-            self.pair[0].add_(0.5)
-            return super().forward(x) * (self.other + self.pair[0])
-
-    found = []
-    for segment in (None, 2):
-        torch.manual_seed(0)
-        found.append(gradients(Twice().double(), segment))
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tracetorch.checkpoint.layers import LayerDescription
+from tracetorch.checkpoint.layers import LAYER_PARTS, LayerDescription
 from tracetorch.checkpoint.modules import ModuleDescription
 
 HEADER_KEY, CHECKSUM_KEY = "tracetorch", "tracetorch.crc32"
@@ -21,25 +21,17 @@ STATE_PREFIX = "state of "  # no parameter has this name: Python names have no s
 
 @dataclass(frozen=True)
 class Header:
-    """Description of a checkpoint: version, layers, shared tensors and states.
+    """Description of a checkpoint: version, layers, shared tensors and states."""
 
-    Args:
-        version: version of traceTorch that wrote the file.
-        layers: description of every neuron layer by path, made by
-            :func:`tracetorch.checkpoint.layers.describe_layers`.
-        shared: maps each further name of a shared tensor to its first name.
-        states: names of the states in the file, ``None`` where it was saved without.
-        modules: description of every module by path, made by
-            :func:`tracetorch.checkpoint.modules.describe_modules`; ``None`` in older files.
-        training: optimizer, scheduler, random numbers and progress, made by
-            :func:`tracetorch.checkpoint.training.encoded`; ``None`` in a file without.
-    """
-
-    version: str
-    layers: dict[str, LayerDescription]
+    version: str  # version of traceTorch that wrote the file
+    layers: dict[str, LayerDescription]  # description of every neuron layer by path
+    # maps each further name of a shared tensor to its first name
     shared: dict[str, str] = field(default_factory=dict)
+    # names of the states in the file, ``None`` where it was saved without
     states: list[str] | None = None
+    # description of every module by path; ``None`` in older files
     modules: dict[str, ModuleDescription] | None = None
+    # optimizer, scheduler, random numbers and progress; ``None`` in a file without
     training: dict[str, Any] | None = None
 
     def dumps(self) -> str:
@@ -48,58 +40,26 @@ class Header:
 
     @classmethod
     def loads(cls, text: str) -> Header:
-        """Parse a header from untrusted JSON.
-
-        Raises:
-            ValueError: the text is not what :meth:`dumps` writes.
-        """
+        """Parse a header from untrusted JSON; raise ``ValueError`` where it is no header."""
         try:
             fields = json.loads(text)
-            if fields["format"] != FORMAT:
-                raise ValueError(
-                    f"it has format {fields['format']!r}, this version of traceTorch reads {FORMAT}"
-                )
-            header = cls(
-                fields["version"],
-                fields["layers"],
-                fields["shared"],
-                fields["states"],
-                fields.get("modules"),
-                fields.get("training"),
-            )
-            header._check_types()
+            if fields.pop("format") != FORMAT:
+                raise ValueError(f"this version of traceTorch reads format {FORMAT}, not its")
+            header = cls(**{key: fields.get(key) for key in cls.__dataclass_fields__})
+            texts = [header.version, *header.shared.values(), *(header.states or ())]
+            for module in ({} if header.modules is None else header.modules).values():
+                texts += [module["class"], *module.values()]
+            parts = [
+                isinstance(layer[part], kind)
+                for layer in header.layers.values()
+                for part, kind in LAYER_PARTS.items()
+            ]
+            if not all(isinstance(each, str) for each in texts) or not all(parts):
+                raise TypeError("no text, or no part of a layer")
         # These are all that indexing, iterating and nesting of arbitrary JSON can raise.
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"a part of it is missing or of the wrong kind: {error!r}") from None
         return header
-
-    def _check_types(self) -> None:
-        """Raise ``TypeError`` or ``KeyError`` unless every field has the type that is written."""
-        kinds: dict[str, type] = {
-            "call": str,
-            "equations": str,
-            "num_neurons": int,
-            "dim": int,
-            "states": list,
-            "parameters": dict,
-            "options": dict,
-        }
-        if not isinstance(self.version, str):
-            raise TypeError("version")
-        for path, description in self.layers.items():
-            for part, kind in kinds.items():
-                if not isinstance(description[part], kind):
-                    raise TypeError(f"{part} of layer {path!r}")
-        for name, first in self.shared.items():
-            if not isinstance(name, str) or not isinstance(first, str):
-                raise TypeError("shared")
-        if self.states is not None and not all(isinstance(name, str) for name in self.states):
-            raise TypeError("states")
-        for path, module in ({} if self.modules is None else self.modules).items():
-            if not isinstance(module["class"], str):
-                raise TypeError(f"class of module {path!r}")
-            if not all(isinstance(text, str) for text in module.values()):
-                raise TypeError(f"settings of module {path!r}")
 
 
 def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:

@@ -8,10 +8,18 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from tracetorch.snn.dropout import LockedDropout
-from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.states import named_neurons
 
 LayerDescription: TypeAlias = dict[str, Any]
+LAYER_PARTS: dict[str, type] = {
+    "call": str,
+    "equations": str,
+    "num_neurons": int,
+    "dim": int,
+    "states": list,
+    "parameters": dict,
+    "options": dict,
+}
 
 # Options of the backward pass: a model that trains differently may still load the values. The last
 # is in the state_dict.
@@ -33,36 +41,29 @@ def describe_layers(model: nn.Module) -> dict[str, LayerDescription]:
         >>> describe_layers(LIF(3, reset="zero"))[""]["options"]["reset"]
         'zero'
     """
-    return {
-        path: _describe(layer)
-        for path, layer in named_neurons(model)
-        if not isinstance(layer, LockedDropout)
-    }
-
-
-def _describe(layer: SequenceLayer) -> LayerDescription:
-    # Options that are functions or tensors have no text to compare: surrogates are among them.
-    options: dict[str, Any] = {}
-    for name in layer.options:
-        value = getattr(layer, name)
-        if name in _LEFT_OUT or not isinstance(value, _TEXTS):
+    described: dict[str, LayerDescription] = {}
+    for path, layer in named_neurons(model):
+        if isinstance(layer, LockedDropout):
             continue
-        if _ADDED_OPTIONS.get(name, _MISSING) != value:
-            options[name] = value
-    return {
-        "call": repr(layer).partition("\n")[0],
-        "equations": next(
-            (kind.__name__ for kind in type(layer).__mro__ if "step" in vars(kind)),
-            type(layer).__name__,
-        ),
-        "num_neurons": layer.num_neurons,
-        "dim": layer.dim,
-        "states": list(layer.active_states),
-        "parameters": {
-            raw.removeprefix("raw_"): getattr(layer, raw).ndim for raw in layer.raw_names
-        },
-        "options": options,
-    }
+        # Options that are functions or tensors have no text to compare: surrogates are among them.
+        options = {name: getattr(layer, name) for name in layer.options if name not in _LEFT_OUT}
+        kinds = [kind.__name__ for kind in type(layer).__mro__ if "step" in vars(kind)]
+        described[path] = {
+            "call": repr(layer).partition("\n")[0],
+            "equations": kinds[0] if kinds else type(layer).__name__,
+            "num_neurons": layer.num_neurons,
+            "dim": layer.dim,
+            "states": list(layer.active_states),
+            "parameters": {
+                raw.removeprefix("raw_"): getattr(layer, raw).ndim for raw in layer.raw_names
+            },
+            "options": {
+                name: value
+                for name, value in options.items()
+                if isinstance(value, _TEXTS) and _ADDED_OPTIONS.get(name, _MISSING) != value
+            },
+        }
+    return described
 
 
 def differences(
@@ -70,26 +71,27 @@ def differences(
 ) -> list[str]:
     """List the differences between the layers of a file and of a model that change outputs.
 
-    Args:
-        file: descriptions in the file.
-        model: descriptions of the model, from :func:`describe_layers`.
-        strict: whether a layer that only one of them has is a difference too.
+    With ``strict``, a layer that only one of them has is a difference too.
     """
     found: list[str] = []
     for path in {**file, **model}:
         name = f"layer {path!r}" if path else "the layer"
         if path not in model or path not in file:
-            if strict:
-                layers, owner = (file, "the file") if path in file else (model, "the model")
-                found.append(f"{name}: only {owner} has it, {layers[path]['call']}")
-            continue
-        reasons = list(_mismatches(file[path], model[path]))
-        if reasons:
+            found += [f"{name}: {only_one_has(path, file, model, 'call')}"] * strict
+        elif reasons := list(_mismatches(file[path], model[path])):
             found.append(
                 f"{name}: the file has {file[path]['call']}, the model {model[path]['call']}; "
                 + ", ".join(reasons)
             )
     return found
+
+
+def only_one_has(
+    path: str, file: Mapping[str, Any], model: Mapping[str, Any], description: str
+) -> str:
+    """Say that only the file, or only the model, has what is at a path."""
+    own, owner = (file, "the file") if path in file else (model, "the model")
+    return f"only {owner} has it, {own[path][description]}"
 
 
 def _mismatches(file: LayerDescription, model: LayerDescription) -> Iterator[str]:
@@ -98,12 +100,10 @@ def _mismatches(file: LayerDescription, model: LayerDescription) -> Iterator[str
             yield f"{part}: {file[part]!r} in the file, {model[part]!r} in the model"
             if part == "equations":
                 return  # another neuron, with other parameters and options throughout
-    for kind, absent in (("parameters", "absent"), ("options", "unset")):
-        in_file, in_model = file[kind], model[kind]
-        for name in {**in_file, **in_model}:
+    for kind, rank, absent in (("parameters", "rank of ", "absent"), ("options", "", "unset")):
+        for name in {**file[kind], **model[kind]}:
             # An option may be None: a missing one needs a default that JSON cannot hold.
-            if in_file.get(name, _MISSING) != in_model.get(name, _MISSING):
-                saved = f"{in_file[name]!r}" if name in in_file else absent
-                built = f"{in_model[name]!r}" if name in in_model else absent
-                rank = "rank of " if kind == "parameters" else ""
+            if file[kind].get(name, _MISSING) != model[kind].get(name, _MISSING):
+                sides = (file[kind], model[kind])
+                saved, built = (repr(each[name]) if name in each else absent for each in sides)
                 yield f"{rank}{name}: {saved} in the file, {built} in the model"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +23,7 @@ from tracetorch.checkpoint.tensors import Constraints, load_tensors, named_tenso
 from tracetorch.checkpoint.training import (
     Stateful,
     check_part,
-    parts_of,
-    restored_on_failure,
+    random_state,
     set_random_state,
 )
 from tracetorch.checkpoint.wrappers import file_rename, plain, renamed, unwrapped
@@ -31,6 +31,7 @@ from tracetorch.core.checks import check_flag, check_module, check_unsharded
 from tracetorch.core.snapshot import restored_on_error
 from tracetorch.core.walk import join_path
 from tracetorch.snn.parameters import is_decay
+from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.states import named_neurons, set_states
 
 _MOST_LISTED = 8  # differences in one error message
@@ -104,8 +105,7 @@ def load(
     Raises:
         FileNotFoundError: there is no such file.
         TypeError: ``model`` is not a module, or its ``state_dict`` holds more than tensors;
-            ``strict``, ``states`` or ``rng`` is not a bool; what is to be loaded into has no
-            ``state_dict``.
+            ``strict``, ``states`` or ``rng`` is not a bool.
         ValueError: the file is damaged; its modules, names, shapes or dtypes are not the model's;
             it holds no states, or not what is to be loaded of a training; the optimizer or
             scheduler is of another class, or has other parameters; the model is on the device
@@ -123,12 +123,11 @@ def load(
     """
     check_module(model)
     check_unsharded(model, "tt.load", loads=True)
-    check_flag("strict", strict)
-    check_flag("states", states)
-    check_flag("rng", rng)
+    for name, flag in (("strict", strict), ("states", states), ("rng", rng)):
+        check_flag(name, flag)
     model = unwrapped(model)
-    mismatch = f"{os.fspath(path)!r} does not fit {type(model).__name__}"
-    parts = parts_of(optimizer=optimizer, scheduler=scheduler, scaler=scaler)
+    given = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
+    parts = {name: part for name, part in given.items() if part is not None}
     values, file_states, header, training = read(path)
     targets = named_tensors(model)
     # A file that describes its modules was written without wrappers.
@@ -136,44 +135,73 @@ def load(
     rename = str if is_plain else file_rename(values, targets)
     values = renamed(values, rename)
     # Every check comes before the first value is written.
-    if _is_of_learner(values, targets):
-        raise ValueError(f"{mismatch}. {_LEARNER}")
+    mismatch = f"{os.fspath(path)!r} does not fit {type(model).__name__}"
+    if targets and {*values} == {f"model.{name}" for name in targets}:
+        raise ValueError(
+            f"{mismatch}. The file is of an online learner: load it with tt.load(path, "
+            "tt.online(model)), or save learner.model."
+        )
     found = _mismatches(values, targets, header, rename, model, strict)
     if found:
         lenient = strict and not _mismatches(values, targets, header, rename, model, False)
-        raise ValueError(f"{mismatch}. {_join_first(found)}. {_advice(lenient)}")
-    if states and (header is None or header.states is None):
+        advice = ", or load what fits with strict=False" if lenient else ""
         raise ValueError(
-            f"{os.fspath(path)!r} holds no states. Save with tt.save(model, path, states=True), or "
-            "load without them."
+            f"{mismatch}. {_join_first(found)}. Build the model as it was saved{advice}."
         )
-    _check_training(path, header, training, {**parts, **({"rng": rng} if rng else {})}, model)
-    missing = tuple(name for name in targets if name not in values)
-    unexpected = tuple(name for name in values if name not in targets)
+    _check_training(path, header, training, model, parts, rng, states)
     matching = {name: value for name, value in values.items() if name in targets}
-    saved = None if header is None else header.modules
+    saved = (header and header.modules) or {}
     nan = [name for name, value in matching.items() if bool(torch.isnan(value).any())]
 
-    with _restored(model, {name: targets[name] for name in matching}):
+    with _restored_on_failure(model, {name: targets[name] for name in matching}, parts, rng):
         load_tensors(model, matching, _decays(model, saved))
         outside = _out_of_bounds(model, saved)
         if outside:
             raise ValueError(f"{mismatch}. {_join_first(outside)}.")
-        with restored_on_failure(parts, rng):
-            for name, part in parts.items():
-                part.load_state_dict(training[name])
-            if rng:
-                set_random_state(training["rng"])
-            if states:  # last: what has failed has changed none
-                set_states(model, _states_by_path(model, renamed(file_states, rename)))
+        for name, part in parts.items():
+            part.load_state_dict(training[name])
+        if rng:
+            set_random_state(training["rng"])
+        if states:  # last: what has failed has changed none
+            paths = {plain(path): path for path, _ in named_neurons(model)}
+            set_states(model, _by_path(renamed(file_states, rename), paths))
     if nan:
         warnings.warn(
             f"{os.fspath(path)!r} holds NaN in {_join_first(nan)}: training had diverged when it "
             "was saved, it seems.",
             stacklevel=2,
         )
-    version = None if header is None else header.version
-    return Loaded(version, missing, unexpected, training.get("progress"))
+    return Loaded(
+        None if header is None else header.version,
+        tuple(name for name in targets if name not in values),
+        tuple(name for name in values if name not in targets),
+        training.get("progress"),
+    )
+
+
+def _check_training(
+    path: str | os.PathLike[str],
+    header: Header | None,
+    training: Mapping[str, Any],
+    model: nn.Module,
+    parts: Mapping[str, Stateful],
+    rng: bool,
+    states: bool,
+) -> None:
+    """Raise ``ValueError`` unless the file holds what is wanted of a training, and it fits."""
+    lacking = [name for name in (*parts, *["rng"] * rng) if name not in training]
+    if states and (header is None or header.states is None):
+        lacking.append("states")
+    if lacking:
+        raise ValueError(
+            f"{os.fspath(path)!r} holds no {lacking[0]}. Save with tt.save(model, path, "
+            f"{lacking[0]}={lacking[0] if lacking[0] in parts else True}), or load without."
+        )
+    try:
+        for name, part in parts.items():
+            check_part((header and header.training) or {}, name, model, part)
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)!r} does not fit: {error}.") from None
 
 
 def _mismatches(
@@ -194,13 +222,17 @@ def _mismatches(
         if unlike:
             return unlike
     missing = [name for name in targets if name not in values]
-    unexpected = [name for name in values if name not in targets]
-    if strict and (missing or unexpected):
-        return _name_mismatches(missing, unexpected)
-    if targets and values and len(unexpected) == len(values):
-        nothing = "none of its names is one of the model's, so that strict=False would load nothing"
-        return [nothing, *_name_mismatches(missing, unexpected)]
+    found = [f"the file lacks {name!r}" for name in missing]
     matching = {name: value for name, value in values.items() if name in targets}
+    for name in (name for name in values if name not in targets):
+        near = difflib.get_close_matches(name, missing, n=1)
+        hint = f", perhaps what the model calls {near[0]!r}" if near else ""
+        found.append(f"only the file has {name!r}{hint}")
+    if strict and found:
+        return found
+    if targets and values and not matching:
+        nothing = "none of its names is one of the model's, so that strict=False would load nothing"
+        return [nothing, *found]
     misfits = _misfits(targets, matching)
     # shapes before settings: they tell sizes apart better
     if misfits or header is None or header.modules is None:
@@ -210,17 +242,27 @@ def _mismatches(
 
 
 @contextlib.contextmanager
-def _restored(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Give tensors of a model their values back where the block fails.
+def _restored_on_failure(
+    model: nn.Module, tensors: Mapping[str, Tensor], parts: Mapping[str, Stateful], rng: bool
+) -> Iterator[None]:
+    """Give tensors of a model, parts and random numbers back what they were where the block fails.
 
     Hooks of the user's modules, and states that do not fit, can still fail in the middle.
     """
     constraints = {layer: dict(layer.constraints) for _, layer in named_neurons(model)}
+    before = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
+    numbers = random_state() if rng else None
     try:
         with restored_on_error(tensors.values()):
             yield
     except BaseException:
-        # some layers read a buffer when it is loaded; whoever has raised may do so again
+        # whoever has raised may do so again
+        for name, part in parts.items():
+            with contextlib.suppress(Exception):
+                part.load_state_dict(before[name])
+        if numbers is not None:
+            set_random_state(numbers)
+        # some layers read a buffer when it is loaded
         with contextlib.suppress(Exception):
             load_tensors(
                 model,
@@ -232,124 +274,72 @@ def _restored(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]
         raise
 
 
-def _check_training(
-    path: str | os.PathLike[str],
-    header: Header | None,
-    training: Mapping[str, object],
-    wanted: Mapping[str, Any],
-    model: nn.Module,
-) -> None:
-    """Raise ``ValueError`` unless the file holds what is wanted of a training, and it fits."""
-    for name, part in wanted.items():
-        if name not in training:
-            raise ValueError(
-                f"{os.fspath(path)!r} holds no {name}. Save with tt.save(model, path, "
-                f"{name}={'True' if name == 'rng' else name}), or load without."
-            )
-        if name != "rng" and header is not None and header.training is not None:
-            try:
-                check_part(header.training, name, model, part)
-            except ValueError as error:
-                raise ValueError(f"{os.fspath(path)!r} does not fit: {error}.") from None
-
-
-_LEARNER = (
-    "The file is of an online learner: load it with tt.load(path, tt.online(model)), or save "
-    "learner.model."
-)
-
-
-def _advice(lenient: bool) -> str:
-    """Return what to do about a mismatch, one that ``strict=False`` passes over or not."""
-    rest = ", or load what fits with strict=False." if lenient else "."
-    return f"Build the model as it was saved{rest}"
-
-
-def _name_mismatches(missing: Sequence[str], unexpected: Sequence[str]) -> list[str]:
-    found = [f"the file lacks {name!r}" for name in missing]
-    for name in unexpected:
-        near = difflib.get_close_matches(name, missing, n=1)
-        hint = f", perhaps what the model calls {near[0]!r}" if near else ""
-        found.append(f"only the file has {name!r}{hint}")
-    return found
-
-
-def _is_of_learner(values: Iterable[str], targets: Iterable[str]) -> bool:
-    """Whether a file holds all the names of a model, and only those, as an online learner does."""
-    names = {*targets}
-    return bool(names) and {*values} == {f"model.{name}" for name in names}
-
-
-def _states_by_path(model: nn.Module, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _by_path(states: Mapping[str, Tensor], paths: Mapping[str, str]) -> dict[str, Tensor]:
     """Name states as :func:`set_states` does, with what wrappers in the model add."""
-    paths = {plain(path): path for path, _ in named_neurons(model)}
-    found: dict[str, Tensor] = {}
-    for name, value in states.items():
-        layer, _, state = name.rpartition(".")
-        path = paths.get(layer, layer)
-        found[join_path(path, state)] = value
-    return found
+    split = [(*name.rpartition("."), value) for name, value in states.items()]
+    return {join_path(paths.get(layer, layer), state): value for layer, _, state, value in split}
 
 
 def _misfits(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> list[str]:
     """List tensors of another shape or dtype, and shared tensors with two values in the file."""
     found: list[str] = []
     for name, value in values.items():
-        if targets[name].is_meta:
+        target = targets[name]
+        if target.is_meta:
             found.append(
                 f"{name!r} is on the device meta in the model, where it keeps no values; call "
                 'model.to_empty(device="cpu") first'
             )
-        elif value.shape != targets[name].shape:
+        elif value.shape != target.shape:
+            shapes = list(value.shape), list(target.shape)
+            found.append(f"{name!r} has shape {shapes[0]} in the file, {shapes[1]} in the model")
+        elif value.dtype != target.dtype:
             found.append(
-                f"{name!r} has shape {list(value.shape)} in the file, "
-                f"{list(targets[name].shape)} in the model"
-            )
-        elif value.dtype != targets[name].dtype:
-            found.append(
-                f"{name!r} is {value.dtype} in the file, {targets[name].dtype} in the model; "
-                "convert the model with model.to(dtype), load, and convert it back"
+                f"{name!r} is {value.dtype} in the file, {target.dtype} in the model; convert the "
+                "model with model.to(dtype), load, and convert it back"
             )
     # The file may come from a model in which the two were untied and trained apart.
     for name, first in shared_names(targets).items():
-        one, other = values.get(name), values.get(first)
-        if one is not None and other is not None and not _equal(one, other):
+        if name in values and first in values and not _equal(values[name], values[first]):
             found.append(
                 f"{first!r} and {name!r} are one tensor in the model, the file has two values"
             )
     return found
 
 
-def _decays(model: nn.Module, saved: Mapping[str, Mapping[str, str]] | None) -> Constraints:
+def _constraints(
+    model: nn.Module, saved: Mapping[str, Mapping[str, str]]
+) -> Iterator[tuple[str, SequenceLayer, str, str]]:
+    """Iterate over every parameter's layer and its path, its name, and its constraint in a file."""
+    for path, layer in named_neurons(model):
+        for name in layer.constraints:
+            yield path, layer, name, saved.get(plain(path), {}).get(f"constraint of {name}", "")
+
+
+def _decays(model: nn.Module, saved: Mapping[str, Mapping[str, str]]) -> Constraints:
     """Return the constraints that a file names, of decays of the model by the path of a layer."""
     found: dict[str, dict[str, str]] = {}
-    for path, layer in named_neurons(model):
-        for name, constraint in layer.constraints.items():
-            text = (saved or {}).get(plain(path), {}).get(f"constraint of {name}", "")
-            if is_decay(constraint) and text:
-                found.setdefault(plain(path), {})[name] = text
+    for path, layer, name, text in _constraints(model, saved):
+        if is_decay(layer.constraints[name]) and text:
+            found.setdefault(plain(path), {})[name] = text
     return found
 
 
-def _out_of_bounds(model: nn.Module, saved: Mapping[str, Mapping[str, str]] | None) -> list[str]:
+def _out_of_bounds(model: nn.Module, saved: Mapping[str, Mapping[str, str]]) -> list[str]:
     """List weights without bounds in the file that the bounds of the model would change."""
     found: list[str] = []
-    for path, layer in named_neurons(model):
-        for name, constraint in layer.constraints.items():
-            before = (saved or {}).get(plain(path), {}).get(f"constraint of {name}", "")
-            raw = getattr(layer, f"raw_{name}").detach()
-            is_new = constraint.name == "clamp" and before == "unbounded"
-            if is_new and not _equal(layer.constrained(name, raw), raw):
-                found.append(f"{join_path(path, name)} is out of its bounds in the file")
+    for path, layer, name, text in _constraints(model, saved):
+        raw = getattr(layer, f"raw_{name}").detach()
+        is_new = layer.constraints[name].name == "clamp" and text == "unbounded"
+        if is_new and not _equal(layer.constrained(name, raw), raw):
+            found.append(f"{join_path(path, name)} is out of its bounds in the file")
     return found
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors have equal values, NaN counting as equal to NaN."""
-    if one.shape != other.shape:
-        return False
-    nan = one.isnan() & other.isnan()
-    return bool(((one == other) | nan).all())
+    both = one.isnan() & other.isnan() if one.shape == other.shape else None
+    return both is not None and bool(((one == other) | both).all())
 
 
 def _join_first(found: list[str]) -> str:

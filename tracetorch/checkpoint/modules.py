@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import nn
 
+from tracetorch.checkpoint.layers import only_one_has
 from tracetorch.checkpoint.wrappers import plain
 from tracetorch.core.walk import hidden_modules
 from tracetorch.snn.dropout import LockedDropout
@@ -59,11 +60,19 @@ def describe_modules(model: nn.Module) -> dict[str, ModuleDescription]:
     for root, hidden in [("", model), *hidden_modules(model)]:
         # A module may be used under several names, in another model by several modules.
         for path, module in hidden.named_modules(prefix=root, remove_duplicate=False):
-            if f"{path}.".startswith(tuple(surrogates)) or _is_neutral(module):
+            kind: type = type(module)
+            neutral = kind in _NEUTRAL or kind.__module__ == "torch.nn.modules.loss"
+            neutral |= kind is nn.Sequential and not module._modules
+            if neutral or f"{path}.".startswith(tuple(surrogates)):
                 continue
             text = dict(_settings(module))
+            kind = next(k for k in kind.__mro__ if not k.__module__.startswith(_GENERATED))
+            name = "BatchNorm" if kind in _BATCH_NORMS else kind.__name__
+            name = _LIBRARIES.get(kind.__module__.partition(".")[0], "") + name
+            if isinstance(module, SequenceLayer):
+                name = "tt.Neuron"  # describe_layers names the class with the equations
             # The module in a wrapper comes after it, and has its path.
-            described[plain(path)] = {"class": _class_name(module), **text}
+            described[plain(path)] = {"class": name, **text}
             # Surrogates that are modules change no output, nor does what they hold.
             if isinstance(module, SequenceLayer):
                 prefix = f"{path}." if path else ""
@@ -80,20 +89,15 @@ def differences(
 ) -> list[str]:
     """List the modules that would compute something else with the values of the file.
 
-    Args:
-        file: descriptions in the file.
-        model: descriptions of the model, from :func:`describe_modules`.
-        strict: whether every class must be the same, and a module that only one of them has is a
-            difference too; if false, settings must, and classes of libraries that receive values.
-        loaded: paths of the modules that receive values.
+    With ``strict`` every class must be the same, and a module that only one of them has is a
+    difference too; else settings must, and classes of libraries at the paths ``loaded``, which
+    receive values.
     """
     found: list[str] = []
     for path in {**file, **model}:
         name = f"module {path!r}" if path else "the model"
         if path not in model or path not in file:
-            if strict:
-                own, owner = (file, "the file") if path in file else (model, "the model")
-                found.append(f"{name}: only {owner} has it, {own[path]['class']}")
+            found += [f"{name}: {only_one_has(path, file, model, 'class')}"] * strict
             continue
         saved, built = file[path], model[path]
         if saved["class"] != built["class"]:
@@ -102,36 +106,18 @@ def differences(
                 found.append(f"{name}: {saved['class']} in the file, {built['class']} in the model")
             continue
         # Another version of PyTorch may keep more arguments.
-        found += [
-            f"{name}, {saved['class']}: {key}: {shorten(saved[key], _LONGEST)} in the file, "
-            f"{shorten(built[key], _LONGEST)} in the model"
-            for key in saved
-            if key in built and saved[key] != built[key] and not _is_bounded(key, saved, built)
-        ]
+        for key in [key for key in saved if key in built and saved[key] != built[key]]:
+            texts = saved[key], built[key]
+            # where only the bounds of a parameter differ, the values within both mean the same
+            decays = all(re.fullmatch(r"sigmoid( from .+)?", text) for text in texts)
+            bounds = decays or texts == ("unbounded", "clamp")
+            if not (key.startswith("constraint of ") and bounds):
+                short = [shorten(text, _LONGEST) for text in texts]
+                found.append(
+                    f"{name}, {saved['class']}: {key}: {short[0]} in the file, {short[1]} in the "
+                    "model"
+                )
     return found
-
-
-def _is_bounded(key: str, saved: ModuleDescription, built: ModuleDescription) -> bool:
-    """Whether only the bounds of a parameter differ: within both the values mean the same."""
-    if not key.startswith("constraint of "):
-        return False
-    decays = all(re.fullmatch(r"sigmoid( from .+)?", text) for text in (saved[key], built[key]))
-    return decays or (saved[key], built[key]) == ("unbounded", "clamp")
-
-
-def _is_neutral(module: nn.Module) -> bool:
-    kind = type(module)
-    is_loss = kind.__module__ == "torch.nn.modules.loss"
-    return kind in _NEUTRAL or is_loss or (kind is nn.Sequential and not module._modules)
-
-
-def _class_name(module: nn.Module) -> str:
-    """Name the class, with a prefix for those of libraries."""
-    if isinstance(module, SequenceLayer):
-        return "tt.Neuron"  # describe_layers names the class with the equations
-    kind = next(k for k in type(module).__mro__ if not k.__module__.startswith(_GENERATED))
-    prefix = _LIBRARIES.get(kind.__module__.partition(".")[0], "")
-    return prefix + ("BatchNorm" if kind in _BATCH_NORMS else kind.__name__)
 
 
 def _settings(module: nn.Module) -> Iterator[tuple[str, str]]:
@@ -208,8 +194,4 @@ def _forward_values(function: Callable[..., Any]) -> str:
             return f"{', '.join(f'{value:.3g}' for value in values.tolist())} at {points}"
     except Exception:  # whatever a function that takes other arguments raises
         pass
-    return _function_name(function)
-
-
-def _function_name(function: Callable[..., Any]) -> str:
     return str(getattr(function, "__name__", type(function).__name__))

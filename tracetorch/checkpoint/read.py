@@ -18,32 +18,21 @@ from tracetorch.core.files import check_regular_file
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 
 
-class Contents(NamedTuple):
-    """Contents of a checkpoint file.
+class CheckpointFile(NamedTuple):
+    """What a checkpoint file holds."""
 
-    Args:
-        tensors: parameters and buffers by name.
-        states: states by name.
-        header: of a file that :func:`tt.save` wrote.
-        training: what resumes a training, by name.
-    """
-
-    tensors: dict[str, Tensor]
-    states: dict[str, Tensor]
-    header: Header | None
-    training: dict[str, Any]
+    tensors: dict[str, Tensor]  # parameters and buffers by name
+    states: dict[str, Tensor]  # states by name
+    header: Header | None  # of a file that :func:`tt.save` wrote
+    training: dict[str, Any]  # what resumes a training, by name
 
 
-def read(path: str | os.PathLike[str]) -> Contents:
+def read(path: str | os.PathLike[str]) -> CheckpointFile:
     """Read what a file holds, and its header where :func:`tt.save` wrote it.
 
     Args:
         path: a safetensors file, or a ``state_dict`` that ``torch.save`` wrote. Pickled code never
             runs (``weights_only=True``).
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is neither, or damaged.
     """
     file = check_regular_file(path, "a file of tensors")
     with file.open("rb") as opened:
@@ -51,7 +40,7 @@ def read(path: str | os.PathLike[str]) -> Contents:
     # A safetensors file has a brace behind the eight bytes of its header's length, which may
     # happen to begin like a pickle.
     if start.startswith(_ZIP) or (start.startswith(_PICKLE) and start[8:] != b"{"):
-        return Contents(_read_pickle(file), {}, None, {})
+        return CheckpointFile(_read_pickle(file), {}, None, {})
     if start[8:] != b"{":
         raise ValueError(
             f"{str(file)!r} is neither a safetensors file nor one of torch.save: it begins with "
@@ -59,7 +48,7 @@ def read(path: str | os.PathLike[str]) -> Contents:
         )
     tensors, metadata = _read_safetensors(file)
     if HEADER_KEY not in metadata:
-        return Contents(tensors, {}, None, {})
+        return CheckpointFile(tensors, {}, None, {})
     text = metadata[HEADER_KEY]
     if checksum(text, tensors) != metadata.get(CHECKSUM_KEY):
         raise ValueError(
@@ -69,10 +58,14 @@ def read(path: str | os.PathLike[str]) -> Contents:
     try:
         header = Header.loads(text)
         training = {} if header.training is None else decoded(header.training, tensors)
-        parameters, states = _split_states(tensors, header)
-    except ValueError as error:
+        states = {name: tensors[STATE_PREFIX + name] for name in header.states or ()}
+        others = (STATE_PREFIX, TRAINING_PREFIX)
+        kept = {name: t for name, t in tensors.items() if not name.startswith(others)}
+        kept |= {name: kept[first] for name, first in header.shared.items()}
+    # These are all that indexing, iterating and nesting of arbitrary JSON can raise.
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{str(file)!r} describes itself wrongly: {error}.") from None
-    return Contents(parameters, states, header, training)
+    return CheckpointFile(kept, states, header, training)
 
 
 def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -103,40 +96,10 @@ def _read_pickle(file: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
     ):
-        nested = (
-            [key for key in content if isinstance(content[key], Mapping)]
-            if isinstance(content, Mapping)
-            else []
-        )
-        hint = (
-            f" It holds dicts at {nested}: give that one to model.load_state_dict."
-            if nested
-            else ""
-        )
+        keys = list(content) if isinstance(content, Mapping) else "no names"
         raise ValueError(
             f"{str(file)!r} holds no state_dict, names and tensors, but a "
-            f"{type(content).__name__}.{hint}"
+            f"{type(content).__name__} with {keys}. Where one of them is the state_dict, give that "
+            "to model.load_state_dict."
         )
     return dict(content)
-
-
-def _split_states(
-    tensors: dict[str, Tensor], header: Header
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Separate states from parameters and buffers, and restore the names of shared tensors.
-
-    Raises:
-        ValueError: the header names a state or a shared tensor that the file lacks.
-    """
-    states = {}
-    for name in header.states or ():
-        if STATE_PREFIX + name not in tensors:
-            raise ValueError(f"the state {name!r} is not there")
-        states[name] = tensors[STATE_PREFIX + name]
-    others = (STATE_PREFIX, TRAINING_PREFIX)
-    kept = {name: t for name, t in tensors.items() if not name.startswith(others)}
-    for name, first in header.shared.items():
-        if first not in kept or name in tensors:
-            raise ValueError(f"{name!r} is not the tensor {first!r}")
-    kept |= {name: kept[first] for name, first in header.shared.items()}
-    return kept, states

@@ -11,7 +11,7 @@ from tracetorch.checkpoint.header import CHECKSUM_KEY, HEADER_KEY, STATE_PREFIX,
 from tracetorch.checkpoint.layers import describe_layers
 from tracetorch.checkpoint.modules import describe_modules
 from tracetorch.checkpoint.tensors import named_tensors, shared_names
-from tracetorch.checkpoint.training import Stateful, encoded, parts_of
+from tracetorch.checkpoint.training import Stateful, encoded
 from tracetorch.checkpoint.wrappers import renamed, unwrapped
 from tracetorch.core.checks import check_flag, check_module, check_unsharded
 from tracetorch.core.files import atomic_replace, save_safetensors
@@ -57,10 +57,10 @@ def save(
             the batch, say.
 
     Raises:
-        TypeError: ``model`` is not a module, its ``state_dict`` holds more than tensors, an
-            optimizer or scheduler has none, or its own holds more than tensors, numbers and text.
-        ValueError: a tensor has no unique name, or no values; the optimizer has several parameters
-            that the model does not have.
+        TypeError: ``model`` is not a module, its ``state_dict`` holds more than tensors, or that of
+            an optimizer or scheduler more than tensors, numbers and text.
+        ValueError: a tensor has no unique name; the optimizer has several parameters that the model
+            does not have.
 
     Example:
         >>> import tempfile
@@ -73,8 +73,9 @@ def save(
     check_module(model)
     check_unsharded(model, "tt.save")
     check_flag("rng", rng)
-    parts = parts_of(optimizer=optimizer, scheduler=scheduler, scaler=scaler)
     model = unwrapped(model)
+    given = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
+    parts = {name: part for name, part in given.items() if part is not None}
     training, training_tensors = encoded(model, parts, rng, progress)
     named = named_tensors(model)
     shared = shared_names(named)

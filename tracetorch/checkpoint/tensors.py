@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import TypeAlias
 
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from tracetorch.checkpoint.wrappers import plain
 from tracetorch.core.walk import hidden_modules, join_path
@@ -17,10 +16,6 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return the ``state_dict`` of a model and, by their paths, of its unregistered modules.
 
     What wrappers add to the names is removed.
-
-    Raises:
-        TypeError: something in a ``state_dict`` is not a tensor.
-        ValueError: a name is ambiguous; a tensor has no values yet.
     """
     named: dict[str, Tensor] = {}
     for path, module in [("", model), *hidden_modules(model)]:
@@ -37,8 +32,6 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
                     f"{full!r} in the state_dict is a {type(value).__name__}, not a tensor. Keep "
                     "it out of the state_dict (get_extra_state), or use torch.save."
                 )
-            if is_lazy(value):
-                raise ValueError(f"{full!r} has no values yet. Run the model once.")
             if full in named:
                 raise ValueError(
                     f"two tensors would be called {full!r}. Give the modules' containers keys that "
@@ -54,11 +47,8 @@ Constraints: TypeAlias = Mapping[str, Mapping[str, str]]
 def load_tensors(model: nn.Module, values: Mapping[str, Tensor], constraints: Constraints) -> None:
     """Load values by the names of :func:`named_tensors`; other names are ignored.
 
-    Args:
-        model: what receives them.
-        values: the tensors.
-        constraints: by the path of a layer and the name of a decay, the name of its constraint
-            where the values come from, which says its bound.
+    ``constraints`` says, by the path of a layer and the name of a decay, which constraint it had
+    where the values come from.
     """
     for path, module in [("", model), *hidden_modules(model)]:
         prefix = f"{path}." if path else ""
@@ -76,26 +66,14 @@ def load_tensors(model: nn.Module, values: Mapping[str, Tensor], constraints: Co
         module.load_state_dict(own, strict=False)
 
 
-def same_memory(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are the same elements of one memory, with equal shape and strides."""
-    return (
-        one.numel() > 0
-        and one.device == other.device
-        and one.data_ptr() == other.data_ptr()
-        and (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)
-    )
-
-
 def shared_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Map the further names of every shared tensor to its first name."""
-    # Only tensors at one address can be the same: this keeps the search linear in their number.
-    seen: dict[tuple[object, int], list[str]] = {}
+    seen: dict[tuple[object, ...], str] = {}
     shared: dict[str, str] = {}
     for name, tensor in tensors.items():
-        others = seen.setdefault((tensor.device, tensor.data_ptr()), [])
-        first = next((each for each in others if same_memory(tensors[each], tensor)), None)
-        if first is None:
-            others.append(name)
-        else:
+        # the same elements of one memory, in the same order
+        layout = (tensor.shape, tensor.stride(), tensor.dtype)
+        first = seen.setdefault((tensor.device, tensor.data_ptr(), *layout), name)
+        if first != name and tensor.numel():
             shared[name] = first
     return shared

@@ -7,11 +7,10 @@ that reading a file runs none of its code. What neither holds, a function say, i
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from itertools import chain, zip_longest
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,30 +34,10 @@ class Stateful(Protocol):
         """Take a state over."""
 
 
-def parts_of(**parts: Stateful | None) -> dict[str, Stateful]:
-    """Return the parts that were given, by name.
-
-    Raises:
-        TypeError: one has no ``state_dict``.
-    """
-    given = {name: part for name, part in parts.items() if part is not None}
-    for name, part in given.items():
-        if not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
-            raise TypeError(
-                f"{name} must have state_dict and load_state_dict, got {type(part).__name__}."
-            )
-    return given
-
-
 def encoded(
     model: nn.Module, parts: Mapping[str, Stateful], rng: bool, progress: object
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return what the header says of a training, and the tensors that it names.
-
-    Raises:
-        TypeError: something is neither a tensor nor JSON.
-        ValueError: an optimizer has several parameters that the model does not have.
-    """
+    """Return what the header says of a training, and the tensors that it names."""
     tensors: dict[str, Tensor] = {}
     values: dict[str, object] = {name: part.state_dict() for name, part in parts.items()}
     header: dict[str, Any] = {
@@ -82,15 +61,8 @@ def encoded(
 
 
 def decoded(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the values of :func:`encoded` by name; they share no memory with ``tensors``.
-
-    Raises:
-        ValueError: the header is not what :func:`encoded` writes.
-    """
-    try:
-        return {name: _decode(value, tensors) for name, value in header["values"].items()}
-    except (KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise ValueError(f"what it says of a training cannot be read: {error!r}") from None
+    """Return the values of :func:`encoded` by name; they share no memory with ``tensors``."""
+    return {name: _decode(value, tensors) for name, value in header["values"].items()}
 
 
 def optimized_names(model: nn.Module, part: Stateful) -> list[list[str]] | None:
@@ -106,52 +78,20 @@ def optimized_names(model: nn.Module, part: Stateful) -> list[list[str]] | None:
 
 
 def check_part(header: Mapping[str, Any], name: str, model: nn.Module, part: Stateful) -> None:
-    """Raise ``ValueError`` where a part is of another class, or has other parameters, than saved.
-
-    Args:
-        header: what :func:`encoded` has written.
-        name: of the part.
-        model: whose parameters an optimizer should have.
-        part: the optimizer or scheduler.
-    """
+    """Raise ``ValueError`` where a part has another class, or other parameters, than saved."""
     kind = header.get("classes", {}).get(name)
     if kind != type(part).__name__:
         raise ValueError(f"the {name} is a {type(part).__name__}, in the file it is a {kind}")
     saved = header.get("parameters", {}).get(name)
     current = optimized_names(model, part)
-    if saved is None or current is None or saved == current:
-        return
-    if [len(group) for group in saved] != [len(group) for group in current]:
+    if None not in (saved, current) and saved != current:
+        sizes = [[len(group) for group in groups] for groups in (current or (), saved)]
+        pairs = zip_longest(*(chain(*groups) for groups in (current or (), saved)))
+        mine, theirs = next((pair for pair in pairs if pair[0] != pair[1]), sizes)
         raise ValueError(
-            f"the optimizer has groups of {[len(group) for group in current]} parameters, in the "
-            f"file they are of {[len(group) for group in saved]}. Make the same groups"
+            f"the optimizer has {mine!r} where the file has {theirs!r}. Give it the same "
+            "parameters in the same groups and order"
         )
-    mine, theirs = next(
-        pair
-        for one, other in zip(current, saved, strict=True)
-        for pair in zip(one, other, strict=True)
-        if pair[0] != pair[1]
-    )
-    raise ValueError(
-        f"the optimizer has {mine!r} where the file has {theirs!r}. Give it the parameters in the "
-        "order in which it had them"
-    )
-
-
-@contextlib.contextmanager
-def restored_on_failure(parts: Mapping[str, Stateful], rng: bool) -> Iterator[None]:
-    """Give every part, and the random numbers, their state back where the block fails."""
-    before = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
-    numbers = random_state() if rng else None
-    try:
-        yield
-    except BaseException:
-        for name, part in parts.items():
-            with contextlib.suppress(Exception):  # whoever has raised may do so again
-                part.load_state_dict(before[name])
-        if numbers is not None:
-            set_random_state(numbers)
-        raise
 
 
 def random_state() -> dict[str, Any]:
@@ -167,16 +107,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Set what :func:`random_state` has returned.
-
-    Raises:
-        ValueError: it holds the numbers of more GPUs than there are.
-    """
-    if len(state["cuda"]) > torch.cuda.device_count():
-        raise ValueError(
-            f"the file has the random numbers of {len(state['cuda'])} GPUs, here are "
-            f"{torch.cuda.device_count()}. Load without rng=True"
-        )
+    """Set what :func:`random_state` has returned."""
     words = np.array(state["numpy"]["state"]["key"], np.uint32)
     np.random.set_state({**state["numpy"], "state": {**state["numpy"]["state"], "key": words}})
     torch.set_rng_state(state["torch"])

@@ -40,12 +40,7 @@ def renamed(values: Mapping[str, V], rename: Callable[[str], str] = plain) -> di
 
 
 def file_rename(file: Collection[str], model: Collection[str]) -> Callable[[str], str]:
-    """Return the function that removes what wrappers added to the names of a file.
-
-    Args:
-        file: names of the tensors in the file.
-        model: names of the tensors in the unwrapped model.
-    """
+    """Return the function that removes what wrappers added to the names of a file."""
 
     def in_data_parallel(name: str) -> str:
         return plain(name).removeprefix("module").removeprefix(".")

@@ -1,4 +1,7 @@
-"""Chips: the limits of each as data, and its neurons as integer steps."""
+"""Chips: the limits of each as data, and its neurons as integer steps.
+
+A new chip is a file of this folder that registers itself (see ``target.py``), and its import here.
+"""
 
 from tracetorch.chips import loihi, xylo
 from tracetorch.chips.chip import Chip

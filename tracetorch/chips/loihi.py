@@ -7,6 +7,9 @@ around beyond 24 bits, the voltage saturates. A spike takes the voltage to zero.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import torch
@@ -14,12 +17,13 @@ import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor, nn
 
 from tracetorch.chips.chip import Chip
-from tracetorch.core.checks import check_count, check_integer
+from tracetorch.chips.target import ChipTarget, IntegerNeuron, Stage, gathered, register
+from tracetorch.core.checks import check_count
 from tracetorch.integers.fixed_point import multiply
-from tracetorch.integers.leaky_integrator import integer_weight, resolve_surrogate, scaled
-from tracetorch.integers.products import exactly
-from tracetorch.integers.rounding import floor, round  # noqa: A004
-from tracetorch.integers.straight_through import straight_through
+from tracetorch.integers.layers import exactly
+from tracetorch.integers.leaky_integrator import integer_weight, scaled
+from tracetorch.integers.rounding import floor, round, straight_through  # noqa: A004
+from tracetorch.integers.width import check_between, check_choice
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import DEFAULT_SURROGATE, SpikeFunction, WeightSetup
 
@@ -108,7 +112,7 @@ class LIF(Neuron):
         integer_weight(self, "dv", dv, 0, _UNITY - 1)
         integer_weight(self, "pos_threshold", pos_threshold, 0, 2**LOIHI.threshold_bits - 1)
         integer_weight(self, "bias", bias, -(2**19), 2**19)
-        self.option("spike", resolve_surrogate(surrogate_derivative))
+        self.option("spike", surrogate_derivative)
 
     @staticmethod
     def step(
@@ -180,14 +184,9 @@ class Dense(nn.Module):
         super().__init__()
         self.in_features = check_count("in_features", in_features)
         self.out_features = check_count("out_features", out_features)
-        if sign_mode not in get_args(SignMode):
-            raise ValueError(f"sign_mode must be one of {get_args(SignMode)}, got {sign_mode!r}.")
-        least, most = LOIHI.weight_exponent
-        if not least <= check_integer("exponent", exponent) <= most:
-            raise ValueError(f"exponent must be {least} to {most}, got {exponent}.")
-        if not 1 <= check_integer("weight_bits", weight_bits) <= LOIHI.weight_bits:
-            raise ValueError(f"weight_bits must be 1 to {LOIHI.weight_bits}, got {weight_bits}.")
-        self.exponent, self.sign_mode, self.weight_bits = exponent, sign_mode, weight_bits
+        self.sign_mode: SignMode = check_choice("sign_mode", sign_mode, get_args(SignMode))
+        self.exponent = check_between("exponent", exponent, *LOIHI.weight_exponent)
+        self.weight_bits = check_between("weight_bits", weight_bits, 1, LOIHI.weight_bits)
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         bound = 64.0 / in_features**0.5
         nn.init.uniform_(self.weight, *((-bound, bound) if sign_mode == "mixed" else (0, bound)))
@@ -201,9 +200,9 @@ class Dense(nn.Module):
         whole = 2.0**LOIHI.weight_bits
         step = 2.0 ** (LOIHI.weight_bits - self.weight_bits + mixed)
         # trained weights are rounded, and whole ones cut off as the chip does
-        held = round(self.weight).detach() * sign
-        held = held.clamp(-whole if mixed else 0.0, whole - 1)
-        return straight_through(self.weight, sign * step * torch.floor(held / step))
+        whole_weight = round(self.weight).detach() * sign
+        whole_weight = whole_weight.clamp(-whole if mixed else 0.0, whole - 1)
+        return straight_through(self.weight, sign * step * torch.floor(whole_weight / step))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the sum of the weights of spikes."""
@@ -219,3 +218,70 @@ class Dense(nn.Module):
             f"{self.in_features}, {self.out_features}, exponent={self.exponent}, "
             f"sign_mode={self.sign_mode!r}, weight_bits={self.weight_bits}"
         )
+
+
+@dataclass(frozen=True)
+class LoihiTarget(ChipTarget):
+    """Quantise for Loihi's CUBA neuron: decays of 12 bits that do not learn, a reset to zero.
+
+    Inputs of 16 bits arrive 6 bits higher, so that voltages are 6 bits finer than inputs.
+    """
+
+    # even weights are twice the integers here
+    most_shift: ClassVar[int] = LOIHI.weight_exponent[1] + 1
+    per_channel: ClassVar[bool] = False
+    without_delays: ClassVar[str] = (
+        "no delays of synapses on Loihi here: a Linear or convolution, and snn.Delay behind the "
+        "neurons that spike"
+    )
+
+    @property
+    def state_width(self) -> int:
+        """Width of the states, of which inputs take fewer bits."""
+        return LOIHI.state_bits
+
+    def refuse_module(self, kind: type[nn.Module]) -> str | None:
+        """Return why a class of modules without weights has no form here; ``None`` if it has."""
+        if issubclass(kind, nn.AvgPool1d | nn.AvgPool2d | nn.MaxPool1d | nn.MaxPool2d):
+            return "no pools on Loihi, which has none. Use a convolution with a stride"
+        return super().refuse_module(kind)
+
+    def differences(self, stage: Stage) -> list[str]:
+        """Return in what the chip's neurons differ from those of a stage."""
+        reset = stage.settings["reset"]
+        return [] if reset == "zero" else [f"is reset to zero, the model has reset={reset!r}"]
+
+    def gain(self, stage: Stage) -> Tensor:
+        """Return by what weights are multiplied: what averaging traces do not take in."""
+        layer, settings, gain = stage.layer, stage.settings, torch.ones(())
+        if layer.alpha is not None and settings["alpha_ema"]:
+            gain = gain * (1 - layer.alpha.detach())
+        if settings["beta_ema"]:
+            gain = gain * (1 - layer.beta.detach())
+        return gain
+
+    def neuron(self, stage: Stage, unit: Tensor) -> IntegerNeuron:
+        """Return how to build the neurons of a stage, whose inputs count in ``unit``."""
+        layer, settings = stage.layer, stage.settings
+        kept = torch.zeros(()) if layer.alpha is None else layer.alpha.detach()
+        constants = {
+            "du": (_UNITY - 1 - (_UNITY * kept).round()).clamp(0, _UNITY - 1),
+            "dv": (_UNITY - (_UNITY * layer.beta.detach()).round()).clamp(0, _UNITY - 1),
+        }
+        taken = (1 - layer.beta.detach()) if settings["beta_ema"] else torch.ones(())
+        at_membrane = _UP * taken / unit
+        values = stage.product.bias if stage.product.bias is not None else layer.bias
+        bias: dict[str, Any] = {"low": -4095, "high": 4095, "step": 1.0}
+        if values is not None:  # a mantissa of 13 bits, and an exponent for the layer
+            through_synapse = gathered(stage)[0] * at_membrane
+            largest = float((values.detach().abs() * through_synapse).max())
+            bias["step"] = 2.0 ** min(7, max(0, math.ceil(math.log2(max(largest, 1.0) / 2048))))
+        most = 2**LOIHI.threshold_bits - 1
+        kind = partial(
+            LIF, layer.num_neurons, layer.dim, surrogate_derivative=settings["pos_spike"]
+        )
+        learned = self.learned(stage, unit, at_membrane, bias, most)
+        return IntegerNeuron(kind, constants, learned, torch.ones(()), 1)
+
+
+register(LOIHI, LoihiTarget)

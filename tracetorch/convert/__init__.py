@@ -33,11 +33,4 @@ from tracetorch.convert.integrate_and_fire import IntegrateAndFire
 from tracetorch.convert.quantized_relu import QuantizedReLU
 from tracetorch.convert.report import LayerReport, Report
 
-__all__ = [
-    "Converted",
-    "IntegrateAndFire",
-    "LayerReport",
-    "QuantizedReLU",
-    "Report",
-    "from_ann",
-]
+__all__ = ["Converted", "IntegrateAndFire", "LayerReport", "QuantizedReLU", "Report", "from_ann"]

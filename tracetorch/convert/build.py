@@ -6,18 +6,11 @@ import copy
 from collections import OrderedDict
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
-from tracetorch.convert.graph import Graph, Node
-from tracetorch.convert.integrate_and_fire import (
-    Change,
-    IntegrateAndFire,
-    RunningSum,
-    TimedBias,
-)
+from tracetorch.convert.integrate_and_fire import Change, IntegrateAndFire, RunningSum, TimedBias
+from tracetorch.convert.network import PRODUCTS, Network, Node
 from tracetorch.convert.plan import Rule, Rules, Times
-from tracetorch.convert.read_model import PRODUCTS, ann
 from tracetorch.snn.module import TTModule
 
 
@@ -58,30 +51,22 @@ class Wired(TTModule):
         return values[self.output]
 
 
-def build(
-    graph: Graph, sample: Tensor, rules: Rules, times: Times
-) -> tuple[nn.Module, dict[Node, str]]:
-    """Return the spiking model of a graph, in float64, and the paths of its neurons.
+def build(network: Network, rules: Rules, times: Times) -> tuple[nn.Module, dict[Node, str]]:
+    """Return the spiking model of a network, in float64, and the paths of its neurons.
 
     Args:
-        graph: of a model.
-        sample: an input.
+        network: of a model.
         rules: of its activations.
         times: of the conversion.
     """
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     wiring: list[tuple[str, tuple[int, ...]]] = []
-    places: dict[int, int] = {}  # in the wiring, of the value of each node
+    places = [0]  # in the wiring, of the value of each node
     neurons: dict[Node, str] = {}
-    shapes = _shapes(graph, sample)
-    for number, node in enumerate(graph.nodes):
-        if node.kind == "input":
-            places[number] = 0
-            continue
+    for node in network.nodes[1:]:
         inputs = tuple(places[source] for source in node.inputs)
-        made = _modules(node, shapes[number], rules, times)
         sums: list[tuple[str, nn.Module | None]] = [("", None)]
-        for part, module in made or sums:
+        for part, module in _modules(node, rules, times) or sums:
             name = ""
             if module is not None:
                 name = _unused(node.name.replace(".", "_") + part, parts)
@@ -90,26 +75,13 @@ def build(
                     neurons[node] = name
             wiring.append((name, inputs))
             inputs = (len(wiring),)
-        places[number] = len(wiring)
-    if graph.is_chain:
+        places.append(len(wiring))
+    output = places[network.output]
+    chain = [(name, (place,)) for place, name in enumerate(parts)]
+    if wiring == chain and output == len(wiring):
         return nn.Sequential(parts), neurons
-    model = Wired(tuple(wiring), dict(parts), places[graph.output])
+    model = Wired(tuple(wiring), dict(parts), output)
     return model, {node: f"parts.{name}" for node, name in neurons.items()}
-
-
-def _shapes(graph: Graph, sample: Tensor) -> list[torch.Size]:
-    """Return the shape of the value of every node."""
-    seen: dict[int, torch.Size] = {}
-    values: list[Tensor] = []
-    for place, node in enumerate(graph.nodes):
-        inputs = [values[source] for source in node.inputs]
-        if node.kind == "input":
-            value = sample[:1]
-        else:
-            value = inputs[0] if node.kind == "sum" else ann(node, inputs)
-        values.append(value)
-        seen[place] = value.shape
-    return list(seen.values())
 
 
 def _unused(name: str, parts: dict[str, nn.Module]) -> str:
@@ -124,10 +96,9 @@ def _unused(name: str, parts: dict[str, nn.Module]) -> str:
     return unused
 
 
-def _modules(
-    node: Node, shape: torch.Size, rules: Rules, times: Times
-) -> list[tuple[str, nn.Module]]:
+def _modules(node: Node, rules: Rules, times: Times) -> list[tuple[str, nn.Module]]:
     """Return the modules that compute a node over time, each with the end of its name."""
+    shape = node.shape
     # features are the last dimension of two, channels the second of more
     dim = -1 if len(shape) == 2 else 1 - len(shape)
     if node.activation is not None:

@@ -10,14 +10,20 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from tracetorch.convert.build import build
-from tracetorch.convert.graph import Graph, Node
+from tracetorch.convert.network import Activations, Network, Node, ann, read_network
 from tracetorch.convert.plan import OUTPUT, Rules, Times, bounds_of, ready_of, rules_of
-from tracetorch.convert.read_model import Activations, ann, read_model
 from tracetorch.convert.report import LayerReport, Report
-from tracetorch.core.checks import check_count, check_flag, check_integer, check_module
+from tracetorch.core.checks import (
+    check_count,
+    check_flag,
+    check_has_values,
+    check_integer,
+    check_module,
+    check_number,
+    is_finite,
+)
 from tracetorch.core.hooks import forward_hooks
 from tracetorch.snn.module import zero_states
 from tracetorch.unrolling import unroll
@@ -126,9 +132,9 @@ def from_ann(
         The spiking model and the report, as a :class:`Converted`.
 
     Raises:
-        TypeError: an argument is of another kind, or ``forward`` cannot be followed.
-        ValueError: an argument is out of range, a module cannot be converted, or the model computes
-            more than its modules do. The message names it, and what is allowed.
+        TypeError: an argument is of another kind.
+        ValueError: an argument is out of range, or something in the model cannot be converted. The
+            message names it, and what is allowed.
 
     Example:
         >>> import tracetorch as tt
@@ -148,76 +154,51 @@ def from_ann(
     (2023), for signed spikes.
     """
     check_module(model)
-    times = _times(steps, quiet, burst, signed)
-    if isinstance(percentile, bool) or not isinstance(percentile, int | float):
-        raise TypeError(f"percentile must be a number, got {type(percentile).__name__}.")
-    if not 0 < percentile <= 100:
-        raise ValueError(f"percentile must lie in (0, 100], got {percentile}.")
-    if thresholds not in get_args(Thresholds):
-        raise ValueError(f'thresholds must be "channel" or "layer", got {thresholds!r}.')
-    _check_batch(model, batch)
-    graph = read_model(model, batch, activations or {})
-    if not any(node.activation for node in graph.nodes):
-        raise ValueError(
-            "the model has no ReLU to convert. What has rates are ReLUs: nn.ReLU, or "
-            "convert.QuantizedReLU."
-        )
-    double = batch.double()
-    rules = rules_of(graph, double, times, percentile, thresholds == "channel")
-    built, neurons = build(graph, double, rules, times)
-    built.to(batch).train(model.training)
-    return Converted(built, _report(graph, batch, rules, times, built, neurons))
-
-
-def _times(steps: object, quiet: object, burst: object, signed: object) -> Times:
-    """Return the times of a conversion; raise where they are out of range."""
     times = Times(
         check_count("steps", steps),
         check_integer("quiet", quiet),
         check_count("burst", burst),
         check_flag("signed", signed),
     )
-    if times.quiet < 0:
-        raise ValueError(f"quiet must be at least 0, got {quiet}.")
-    if times.quiet and not times.signed:
+    if times.quiet < 0 or (times.quiet and not times.signed):
         raise ValueError(
-            f"quiet={quiet} steps are of use where neurons can take back spikes. Give signed=True."
+            f"quiet={quiet}: steps from 0 on, in which neurons take back spikes. Give signed=True."
         )
-    return times
-
-
-def _check_batch(model: nn.Module, batch: object) -> None:
-    """Raise where a batch is no inputs, or of another dtype than the model."""
-    if not isinstance(batch, Tensor) or batch.dtype not in (torch.float32, torch.float64):
+    if not 0 < check_number("percentile", percentile) <= 100:
+        raise ValueError(f"percentile must lie in (0, 100], got {percentile}.")
+    if thresholds not in get_args(Thresholds):
+        raise ValueError(f'thresholds must be "channel" or "layer", got {thresholds!r}.')
+    dtypes = (torch.float32, torch.float64)
+    if not isinstance(batch, Tensor) or batch.dtype not in dtypes or batch.ndim < 2:
         got = batch.dtype if isinstance(batch, Tensor) else type(batch).__name__
         raise TypeError(f"batch must be a tensor of float32 or float64, [B, ...], got {got}.")
-    if batch.ndim < 2 or not batch.numel():
-        raise ValueError(f"batch must be some inputs [B, ...], got shape {list(batch.shape)}.")
-    if not bool(torch.isfinite(batch).all()):
-        raise ValueError("batch has values that are not finite. Leave them out.")
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if is_lazy(tensor):
-            raise ValueError(f"{name} has no shape yet. Call the model on a batch first.")
-        if tensor.is_floating_point() and tensor.dtype != batch.dtype:
-            raise ValueError(
-                f"{name} is {tensor.dtype} and the batch {batch.dtype}. Give both one dtype: "
-                "batch.to(dtype)."
-            )
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{name} has values that are not finite. Load or train it again.")
+    check_has_values(model)
+    for name, tensor in (("batch", batch), *model.named_parameters(), *model.named_buffers()):
+        if not tensor.numel() or not is_finite(tensor):
+            raise ValueError(f"{name} has no values, or some that are not finite.")
+    network = read_network(model, batch, activations or {})
+    if not any(node.activation for node in network.nodes):
+        raise ValueError(
+            "the model has no ReLU to convert. What has rates are ReLUs: nn.ReLU, or "
+            "convert.QuantizedReLU."
+        )
+    rules = rules_of(network, batch.double(), times, percentile, thresholds == "channel")
+    built, neurons = build(network, rules, times)
+    built.to(batch).train(model.training)
+    return Converted(built, _report(network, batch, rules, times, built, neurons))
 
 
 def _report(
-    graph: Graph,
+    network: Network,
     batch: Tensor,
     rules: Rules,
     times: Times,
     model: nn.Module,
     neurons: dict[Node, str],
 ) -> Report:
-    """Compare the spiking model with the graph on the batch, and with what is proven."""
+    """Compare the spiking model with the network on the batch, and with what is proven."""
     double = batch.double()
-    bounds, ready = bounds_of(graph, double, rules, times), ready_of(graph, rules, times)
+    bounds, ready = bounds_of(network, double, rules, times), ready_of(network, rules, times)
     rates = _rates(model, neurons, batch, times)
     layers: list[LayerReport] = []
     end = times.steps + times.quiet
@@ -259,7 +240,7 @@ def _report(
             compare(node, value)
         return value
 
-    compare(OUTPUT, graph.run(double, compute))
+    compare(OUTPUT, network.run(double, compute))
     last = ready[OUTPUT]
     sufficient = None if last.reason else int(last.step) - times.steps
     return Report(tuple(layers), times.steps, times.quiet, sufficient)

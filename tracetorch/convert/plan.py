@@ -11,8 +11,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from tracetorch.convert.graph import Activation, Graph, Node
-from tracetorch.convert.read_model import PRODUCTS, ann
+from tracetorch.convert.network import PRODUCTS, Network, Node, ann
 
 # of the clip of a layer: the share below which a channel's is rounding
 _SILENT = 1e-6
@@ -67,12 +66,12 @@ Rules = Mapping[Node, Rule]
 
 
 def rules_of(
-    graph: Graph, batch: Tensor, times: Times, percentile: float, by_channel: bool
+    network: Network, batch: Tensor, times: Times, percentile: float, by_channel: bool
 ) -> dict[Node, Rule]:
-    """Return the rule of every activation of a graph.
+    """Return the rule of every activation of a network.
 
     Args:
-        graph: of a model.
+        network: of a model.
         batch: on which the clips of activations that have none are found.
         times: of the conversion.
         percentile: of the activations on the batch, which is the clip.
@@ -80,36 +79,33 @@ def rules_of(
             own; otherwise a layer has one.
     """
     found: dict[Node, Rule] = {}
+    most = times.steps * times.burst
 
     def compute(node: Node, inputs: list[Tensor]) -> Tensor:
-        value = ann(node, inputs)
-        if node.activation is not None:
-            found[node] = _rule(node.activation, value, times, percentile, by_channel)
+        value, activation = ann(node, inputs), node.activation
+        if activation is None:
+            return value
+        levels = activation.levels
+        if activation.clip is None:
+            clip = _clips(value, percentile, by_channel)
+            largest = value.transpose(0, 1).flatten(1).amax(1) if clip.ndim else value.max()
+            excess = (largest.view_as(clip) - clip).clamp(min=0.0)
+        else:
+            clip = value.new_tensor(activation.clip)
+            excess = torch.zeros_like(clip)
+        reach = clip + excess
+        if levels is not None:
+            excess = clip / (2 * levels)
+        suffices = levels is not None and most >= levels
+        spikes = levels if levels is not None and suffices else most
+        limited = times.quiet > 0 or (suffices and (times.signed or most > spikes))
+        limit = spikes if limited else None
+        threshold = clip * times.steps / spikes
+        found[node] = Rule(threshold, clip, levels, limit, excess, reach, suffices)
         return value
 
-    graph.run(batch, compute)
+    network.run(batch, compute)
     return found
-
-
-def _rule(
-    activation: Activation, value: Tensor, times: Times, percentile: float, by_channel: bool
-) -> Rule:
-    most, levels = times.steps * times.burst, activation.levels
-    if activation.clip is None:
-        clip = _clips(value, percentile, by_channel)
-        largest = value.transpose(0, 1).flatten(1).amax(1) if clip.ndim else value.max()
-        excess = (largest.view_as(clip) - clip).clamp(min=0.0)
-    else:
-        clip = value.new_tensor(activation.clip)
-        excess = torch.zeros_like(clip)
-    reach = clip + excess
-    if levels is not None:
-        excess = clip / (2 * levels)
-    suffices = levels is not None and most >= levels
-    spikes = levels if levels is not None and suffices else most
-    limited = times.quiet > 0 or (suffices and (times.signed or most > spikes))
-    limit = spikes if limited else None
-    return Rule(clip * times.steps / spikes, clip, levels, limit, excess, reach, suffices)
 
 
 def _clips(value: Tensor, percentile: float, by_channel: bool) -> Tensor:
@@ -117,40 +113,25 @@ def _clips(value: Tensor, percentile: float, by_channel: bool) -> Tensor:
 
     Channels that have few values on the batch, samples times places, have that of the layer.
     """
-    whole = value.new_tensor(_clip(value.flatten(), percentile) or 1.0)
+
+    def clip_of(values: Tensor) -> float:
+        """Return a percentile of all values, of those that are active where it is 0."""
+        for some in (values, values[values > 0]):
+            # the least value that is not below so many of them
+            place = max(math.ceil(percentile / 100 * len(some)), 1)
+            clip = float(some.kthvalue(place).values) if len(some) else 0.0
+            if clip:
+                return clip
+        return 0.0
+
+    whole = value.new_tensor(clip_of(value.flatten()) or 1.0)
     channels = value.transpose(0, 1).flatten(1)
     if not by_channel or channels.shape[1] < _FEW:
         return whole
-    found = value.new_tensor([_clip(each, percentile) for each in channels])
+    found = value.new_tensor([clip_of(each) for each in channels])
     # of a channel that is silent, but for rounding, the batch says nothing
     found = torch.where(found > _SILENT * whole, found, whole)
     return found.view(-1, *[1] * (value.ndim - 2))
-
-
-def _clip(values: Tensor, percentile: float) -> float:
-    """Return a percentile of all values, of those that are active where it is 0."""
-    clip = percentile_of(values, percentile)
-    if not clip:
-        active = values[values > 0]
-        clip = percentile_of(active, percentile) if len(active) else 0.0
-    return clip
-
-
-def percentile_of(value: Tensor, percentile: float) -> float:
-    """Return a percentile of all values: the least that is not below so many of them."""
-    flat = value.flatten()
-    place = max(math.ceil(percentile / 100 * len(flat)), 1)
-    return float(flat.kthvalue(place).values)
-
-
-def absolute(module: nn.Module) -> nn.Module:
-    """Return a linear module with the magnitudes of its weights and no bias."""
-    if not isinstance(module, PRODUCTS):
-        return module
-    copied = copy.deepcopy(module)
-    copied.weight.data.abs_()
-    copied.bias = None
-    return copied
 
 
 class Bound(NamedTuple):
@@ -166,14 +147,14 @@ class Bound(NamedTuple):
     distance: Tensor
 
 
-def bounds_of(graph: Graph, sample: Tensor, rules: Rules, times: Times) -> dict[Node, Bound]:
+def bounds_of(network: Network, sample: Tensor, rules: Rules, times: Times) -> dict[Node, Bound]:
     """Return the bounds of all activations, and of the output under the last node.
 
     ``D = theta / 2 + |W| D_before``, and with a clip that is reached before all steps are over at
     least ``clip (T - limit / burst)``, by which a neuron can run ahead.
 
     Args:
-        graph: of a model.
+        network: of a model.
         sample: an input, of which the shape counts.
         rules: of its activations.
         times: of the conversion.
@@ -182,9 +163,13 @@ def bounds_of(graph: Graph, sample: Tensor, rules: Rules, times: Times) -> dict[
 
     def compute(node: Node, inputs: list[Tensor]) -> Tensor:
         # both bounds are one batch of two
-        module = cast(nn.Module, node.module)
         if node.activation is None:
-            return cast(Tensor, absolute(module)(inputs[0]))
+            module = cast(nn.Module, node.module)
+            if isinstance(module, PRODUCTS):  # the magnitudes of its weights alone
+                module = copy.deepcopy(module)
+                module.weight.data.abs_()
+                module.bias = None
+            return cast(Tensor, module(inputs[0]))
         rule = rules[node]
         charge, distance = inputs[0]
         charge = charge + rule.threshold / 2
@@ -199,13 +184,13 @@ def bounds_of(graph: Graph, sample: Tensor, rules: Rules, times: Times) -> dict[
         return torch.stack(list(found[node]))
 
     zeros = torch.zeros_like(sample[:1]).expand(2, *sample.shape[1:])
-    output = graph.run(zeros, compute)
+    output = network.run(zeros, compute)
     found[OUTPUT] = Bound(*output)
     return found
 
 
-OUTPUT = Node("output", "linear")
-"""Stands for the output of a graph among activations."""
+OUTPUT = Node("output", "linear", (), torch.Size())
+"""Stands for the output of a network among activations."""
 
 
 _INHERITED = "what it receives is not"
@@ -225,41 +210,37 @@ class Ready(NamedTuple):
     reason: str
 
 
-def ready_of(graph: Graph, rules: Rules, times: Times) -> dict[Node, Ready]:
+def ready_of(network: Network, rules: Rules, times: Times) -> dict[Node, Ready]:
     """Return when the rates of every activation, and the output, are the model's.
 
     Args:
-        graph: of a model.
+        network: of a model.
         rules: of its activations.
         times: of the conversion.
     """
     values: list[Ready] = []
     found: dict[Node, Ready] = {}
-    for node in graph.nodes:
+    most = times.steps * times.burst
+    for node in network.nodes:
         inputs = [values[place] for place in node.inputs]
-        ready = Ready(times.steps, True, "")
+        before = Ready(times.steps, True, "")
         if inputs:
             latest = max(inputs, key=lambda each: each.step)
-            ready = Ready(latest.step, all(each.constant for each in inputs), latest.reason)
+            before = Ready(latest.step, all(each.constant for each in inputs), latest.reason)
         if node.activation is not None:
-            ready = found[node] = _after(ready, rules[node], times)
-        values.append(ready)
-    last = values[graph.output]
+            rule, reason, step = rules[node], "", before.step
+            if before.reason:
+                reason = _INHERITED
+            elif rule.levels is None:
+                reason = "it is no quantised ReLU"
+            elif not rule.suffices:
+                reason = f"{rule.levels} levels need as many spikes, it has {most}"
+            elif not before.constant and not times.signed:
+                reason = "its inputs vary: it needs signed=True"
+            elif not before.constant:
+                step += math.ceil(rule.levels / times.burst) - 1
+            before = found[node] = Ready(math.inf if reason else step, False, reason)
+        values.append(before)
+    last = values[network.output]
     found[OUTPUT] = last._replace(reason=_INHERITED if last.reason else "")
     return found
-
-
-def _after(before: Ready, rule: Rule, times: Times) -> Ready:
-    """Return when neurons are complete whose inputs are at a given step."""
-    if before.reason:
-        return Ready(math.inf, False, _INHERITED)
-    if rule.levels is None:
-        return Ready(math.inf, False, "it is no quantised ReLU")
-    if not rule.suffices:
-        most = times.steps * times.burst
-        return Ready(math.inf, False, f"{rule.levels} levels need as many spikes, it has {most}")
-    if before.constant:
-        return Ready(before.step, False, "")
-    if not times.signed:
-        return Ready(math.inf, False, "its inputs vary: it needs signed=True")
-    return Ready(before.step + math.ceil(rule.levels / times.burst) - 1, False, "")

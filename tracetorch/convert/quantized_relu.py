@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_count, check_positive
-from tracetorch.integers.straight_through import straight_through
+from tracetorch.integers.rounding import straight_through
 from tracetorch.snn.parameters import Clamp
 
 _SMALLEST = 1e-6

@@ -89,17 +89,21 @@ def call_is_forward(module: nn.Module) -> bool:
     return not (hooked or "forward" in vars(module) or is_compiled(module))
 
 
-def has_weight_hooks(module: nn.Module) -> bool:
-    """Whether a pre-hook of ``torch.nn.utils`` computes a parameter at every call: pruning, norms.
+def hooked_weights(module: nn.Module) -> set[str]:
+    """Name the parameters that pre-hooks of ``torch.nn.utils`` compute anew: pruning, norms.
 
     Example:
         >>> layer = nn.Linear(2, 3)
-        >>> has_weight_hooks(layer)
-        False
-        >>> has_weight_hooks(prune.random_unstructured(layer, "weight", 0.5))
-        True
+        >>> hooked_weights(layer)
+        set()
+        >>> hooked_weights(prune.random_unstructured(layer, "weight", 0.5))
+        {'weight'}
     """
-    return any(isinstance(hook, WEIGHT_HOOKS) for hook in module._forward_pre_hooks.values())
+    return {
+        hook._tensor_name if isinstance(hook, prune.BasePruningMethod) else hook.name
+        for hook in module._forward_pre_hooks.values()
+        if isinstance(hook, WEIGHT_HOOKS)
+    }
 
 
 def has_spectral_norm(module: nn.Module) -> bool:

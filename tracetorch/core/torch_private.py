@@ -30,6 +30,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
+from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 __all__ = [
@@ -253,7 +254,7 @@ _function_mode_stack: Callable[[], list[object]] = torch.overrides._get_current_
 
 def _observes(mode: object) -> bool:
     """Whether a function mode may replace operations; that of a default device does not."""
-    return not isinstance(mode, torch.utils._device.DeviceContext)
+    return not isinstance(mode, DeviceContext)
 
 
 def is_readable(tensor: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""Find dead and saturated neurons, and membranes beyond the reach of the surrogate."""
+"""Find uncalled, dead and saturated neurons, membranes out of reach, and equal outputs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from tracetorch.diagnosis.evidence import Evidence, LayerEvidence
-from tracetorch.diagnosis.finding import Finding, measured
-from tracetorch.metrics.activity import SATURATED, count_spikes
+from tracetorch.diagnosis.finding import Finding, Severity, finder, measured
+from tracetorch.metrics.activity import SATURATED
 from tracetorch.ragged import filled
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.spike_functions import spike_functions
+from tracetorch.unrolling.inputs import tensors_by_name
 
 _NEARLY_ALL = 0.9  # of the neurons: a warning; all of them: an error
 _MOST = 0.5  # of the neurons: a note
@@ -22,69 +23,83 @@ _FEW_STEPS = 3  # with fewer, any neuron may fire at every step
 _FEW_NEURONS = 8  # with fewer, as of classes, one at each end may be the answer to the batch
 
 
-def findings(evidence: Evidence) -> Iterator[Finding]:
-    """Find uncalled layers, dead and saturated neurons, both, and membranes out of reach."""
+@finder
+def uncalled(evidence: Evidence) -> Iterator[Finding]:
+    """Find neuron layers that are not called."""
     for path in evidence.uncalled:
         yield measured("warning", "layer-not-called", path, 0.0)(
             "The layer was not called at the first step.",
             "It takes no part in what the model computes, and is not trained.",
             "Call it in forward, or take it out of the model.",
         )
+
+
+@finder
+def unfit_activity(evidence: Evidence) -> Iterator[Finding]:
+    """Find dead and saturated neurons, both, and membranes out of reach."""
     for layer in evidence.layers:
         # Where the input is not finite, that is the finding; the activity follows from it.
-        if not layer.fires or not torch.isfinite(layer.input).all():
+        if layer.counts is None or not torch.isfinite(layer.input).all():
             continue
-        fired, total = spike_counts(layer, evidence.mask)
-        rates = fired / total
-        yield from _dead(evidence, layer, rates)
-        if evidence.inputs.steps >= _FEW_STEPS:
-            yield from _saturated(evidence, layer, rates)
-            yield from _dead_and_saturated(evidence, layer, rates)
+        fired, total = layer.counts
+        yield from _dead_or_saturated(evidence, layer, fired / total)
         yield from _out_of_reach(evidence, layer)
 
 
-def spike_counts(layer: LayerEvidence, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the spikes of every neuron, and the real steps at which it could fire, ``[N]``."""
-    return count_spikes(layer.output, dim=layer.module.dim, mask=mask)
-
-
-def reach(layer: LayerEvidence, mask: Tensor | None) -> float | None:
-    """Return the share of membranes within the surrogate's reach, over the real steps."""
-    if layer.spike_inputs is None:
-        return None
-    in_reach = layer.spike_inputs.in_reach
-    return float((in_reach if mask is None else in_reach[mask]).double().mean())
-
-
-def _dead(evidence: Evidence, layer: LayerEvidence, rates: Tensor) -> Iterator[Finding]:
-    dead = rates == 0
-    share = float(dead.double().mean())
-    if share < _MOST:
-        return
+def _dead_or_saturated(
+    evidence: Evidence, layer: LayerEvidence, rates: Tensor
+) -> Iterator[Finding]:
     steps, batch = evidence.inputs.steps, evidence.inputs.batch
-    distance, advice = _distance_of_dead(layer, dead, evidence.mask)
-    # A few dead neurons are common; a layer of them blocks everything behind it.
-    all_of_them = share == 1
-    yield measured(
-        "error" if all_of_them else "warning" if share >= _NEARLY_ALL else "note",
-        "dead-neurons",
-        layer.path,
-        share,
-    )(
-        f"{int(dead.sum())} of {len(rates)} neurons never {_fire(dead)}, in {steps} steps of "
-        f"{batch} samples.{distance}",
-        "Nothing passes this layer in the forward pass."
-        if all_of_them
-        else "They contribute nothing to the output, and the weights behind them get no gradient.",
-        f"{advice}{_for_all(evidence)} Or lower its threshold, or "
-        "begin with a slower decay (beta nearer to 1), which sums over more steps. A batch norm "
-        "before the layer keeps its input in a useful range.",
-    )
+    dead, saturated = rates == 0, rates >= SATURATED
+    # with few steps any neuron may fire at every step
+    never = float(dead.double().mean())
+    always = float(saturated.double().mean()) if steps >= _FEW_STEPS else 0.0
+    if never >= _MOST:
+        distance, advice = _distance_of_dead(layer, dead)
+        # A few dead neurons are common; a layer of them blocks everything behind it.
+        severity: Severity = (
+            "error" if never == 1 else "warning" if never >= _NEARLY_ALL else "note"
+        )
+        yield measured(severity, "dead-neurons", layer.path, never)(
+            f"{int(dead.sum())} of {len(rates)} neurons never {_fire(dead)}, in {steps} steps of "
+            f"{batch} samples.{distance}",
+            "Nothing passes this layer in the forward pass."
+            if never == 1
+            else "They contribute nothing to the output, and the weights behind them get no "
+            "gradient.",
+            f"{advice}{_for_all(evidence)} Or lower its threshold, or "
+            "begin with a slower decay (beta nearer to 1), which sums over more steps. A batch "
+            "norm before the layer keeps its input in a useful range.",
+        )
+    if always >= _MOST:
+        severity = "error" if always == 1 else "warning"
+        yield measured(severity, "saturated-neurons", layer.path, always)(
+            f"{int(saturated.sum())} of {len(rates)} neurons {_fire(saturated)} at "
+            f"{100 * SATURATED:.0f} % of the steps or more; the layer's mean rate is "
+            f"{100 * float(rates.mean()):.3g} %.",
+            "A neuron that always fires carries no more information than one that never does.",
+            f"Scale down the weights before it, or its input.{_for_all(evidence)} Or raise its "
+            "threshold; begin with a faster decay (beta nearer to 0). tt.loss.rate_bounds keeps "
+            "rates in a range while it learns.",
+        )
+    # what one sample does not change may differ between two
+    if min(never, always) >= _MANY and len(rates) >= _FEW_NEURONS and batch > 1:
+        between = len(rates) - int(dead.sum()) - int(saturated.sum())
+        yield measured("warning", "dead-and-saturated", layer.path, min(never, always))(
+            f"{int(dead.sum())} of {len(rates)} neurons never fire, and {int(saturated.sum())} "
+            f"fire at {100 * SATURATED:.0f} % of the steps or more: {between} "
+            f"{'is' if between == 1 else 'are'} between.",
+            "Only those between tell one input from another; the others are constants.",
+            "One factor for the layer helps one side and harms the other: the weights or biases "
+            "before it differ too much from neuron to neuron. Draw them anew, smaller."
+            f"{_for_all(evidence)} A batch norm before the layer does too. If training has brought "
+            "it here, lower the learning rate.",
+        )
 
 
-def _distance_of_dead(layer: LayerEvidence, dead: Tensor, mask: Tensor | None) -> tuple[str, str]:
+def _distance_of_dead(layer: LayerEvidence, dead: Tensor) -> tuple[str, str]:
     """Describe how near dead neurons come to firing, and by how much to scale their input."""
-    peak = _peaks(layer, mask)
+    peak = _peaks(layer)
     usual = "Scale up the weights before it, or its input."
     if peak is None:
         return "", usual
@@ -102,7 +117,7 @@ def _distance_of_dead(layer: LayerEvidence, dead: Tensor, mask: Tensor | None) -
     )
 
 
-def _peaks(layer: LayerEvidence, mask: Tensor | None) -> Tensor | None:
+def _peaks(layer: LayerEvidence) -> Tensor | None:
     """Return the highest membrane of each neuron in real steps, relative to its threshold.
 
     In the direction, upwards or downwards, in which it comes nearer to firing. ``None`` for layers
@@ -113,14 +128,12 @@ def _peaks(layer: LayerEvidence, mask: Tensor | None) -> Tensor | None:
         return None
     neuron_dim = module.dim if module.dim < 0 else module.dim + 1
     peaks: list[Tensor] = []
-    for name, threshold in (
-        ("pos_spike", module.pos_threshold),
-        ("neg_spike", module.neg_threshold),
-    ):
+    thresholds = {"pos_spike": module.pos_threshold, "neg_spike": module.neg_threshold}
+    for name, threshold in thresholds.items():
         if threshold is None or name not in distances.above:
             continue
         # Padding must not hold the maximum.
-        above = filled(distances.above[name], mask, -torch.inf)
+        above = filled(distances.above[name], layer.mask, -torch.inf)
         highest = above.movedim(neuron_dim, -1).reshape(-1, module.num_neurons).amax(0)
         peaks.append(1 + highest / threshold.detach().to(highest).abs())
     return torch.stack(peaks).amax(0) if peaks else None
@@ -137,48 +150,8 @@ def _fire(neurons: Tensor) -> str:
     return "fires" if int(neurons.sum()) == 1 else "fire"
 
 
-def _saturated(evidence: Evidence, layer: LayerEvidence, rates: Tensor) -> Iterator[Finding]:
-    saturated = rates >= SATURATED
-    share = float(saturated.double().mean())
-    if share < _MOST:
-        return
-    yield measured("error" if share == 1 else "warning", "saturated-neurons", layer.path, share)(
-        f"{int(saturated.sum())} of {len(rates)} neurons {_fire(saturated)} at "
-        f"{100 * SATURATED:.0f} % of the steps or more; the layer's mean rate is "
-        f"{100 * float(rates.mean()):.3g} %.",
-        "A neuron that always fires carries no more information than one that never does.",
-        f"Scale down the weights before it, or its input.{_for_all(evidence)} Or raise its "
-        "threshold; begin with a faster decay (beta nearer to 0). tt.loss.rate_bounds keeps rates "
-        "in a range while it learns.",
-    )
-
-
-def _dead_and_saturated(
-    evidence: Evidence, layer: LayerEvidence, rates: Tensor
-) -> Iterator[Finding]:
-    # what one sample does not change may differ between two
-    if len(rates) < _FEW_NEURONS or evidence.inputs.batch < 2:
-        return
-    dead, saturated = rates == 0, rates >= SATURATED
-    share = min(float(each.double().mean()) for each in (dead, saturated))
-    if share < _MANY:
-        return
-    between = len(rates) - int(dead.sum()) - int(saturated.sum())
-    yield measured("warning", "dead-and-saturated", layer.path, share)(
-        f"{int(dead.sum())} of {len(rates)} neurons never fire, and {int(saturated.sum())} fire at "
-        f"{100 * SATURATED:.0f} % of the steps or more: {between} "
-        f"{'is' if between == 1 else 'are'} between.",
-        "Only those between tell one input from another; the others are constants.",
-        "One factor for the layer helps one side and harms the other: the weights or biases before "
-        f"it differ too much from neuron to neuron. Draw them anew, smaller.{_for_all(evidence)} A "
-        "batch norm before the layer does too. If training has brought it here, lower the learning "
-        "rate.",
-    )
-
-
 def _out_of_reach(evidence: Evidence, layer: LayerEvidence) -> Iterator[Finding]:
-    mask = evidence.mask
-    spike_inputs, share = layer.spike_inputs, reach(layer, mask)
+    mask, spike_inputs, share = layer.mask, layer.spike_inputs, layer.reach
     if spike_inputs is None or share is None or share >= _RARE:
         return
     if not spike_inputs.above:
@@ -204,3 +177,22 @@ def _out_of_reach(evidence: Evidence, layer: LayerEvidence) -> Iterator[Finding]
         "Use a wider surrogate (atan_surrogate(2.0), or a smaller slope or larger width), or scale "
         f"the weights before it so that membranes come near the threshold.{_for_all(evidence)}",
     )
+
+
+@finder
+def equal_outputs(evidence: Evidence) -> Iterator[Finding]:
+    """Find outputs that are equal for all samples, though the inputs differ."""
+    batch_dim = 0 if evidence.inputs.static else 1  # a static input has no time
+    given = tensors_by_name(evidence.inputs.tensors).values()
+    if all(bool((x == x.narrow(batch_dim, 0, 1)).all()) for x in given):
+        return
+    # Exactly equal: outputs that differ by rounding still carry the input.
+    floating = [y for y in evidence.outputs if y.is_floating_point() and y.ndim > 1]
+    if floating and all(bool((y == y[:, :1]).all()) for y in floating):
+        yield measured("error", "output-ignores-input", "", 0.0)(
+            f"All {evidence.inputs.batch} samples have the same output at every step, though their "
+            "inputs differ.",
+            "The differences between samples are lost on the way; the best that can be learned is "
+            "an average answer.",
+            "Find the layer where it stops: the first whose neurons are all dead or saturated.",
+        )

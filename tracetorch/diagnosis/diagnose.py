@@ -9,16 +9,27 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tracetorch.diagnosis import activity, data, gradients, memory, parameters, products
-from tracetorch.diagnosis import online as online_gradients
-from tracetorch.diagnosis.evidence import Evidence, LayerEvidence, Loss, gather
-from tracetorch.diagnosis.finding import SEVERITIES, Finding
+from tracetorch.diagnosis import (
+    activity,
+    busy_inputs,
+    data,
+    gradients,
+    memory,
+    online_gradients,
+    parameters,
+)
+from tracetorch.diagnosis.evidence import LayerEvidence, Loss, gather, norm_by_step
+from tracetorch.diagnosis.finding import SEVERITIES, findings
 from tracetorch.diagnosis.report import Diagnosis, LayerFigures
 from tracetorch.metrics.activity import firing_shares
+from tracetorch.online_learning import OnlineLearner
 from tracetorch.online_learning.learner import split_batch
 from tracetorch.online_learning.rules import Rule
 from tracetorch.ragged import check_mask
 from tracetorch.unrolling.inputs import parse_inputs
+
+# In the order of cause and effect, which the sort by severity keeps among equals
+_CAUSES = (data, parameters, activity, gradients, memory, online_gradients, busy_inputs)
 
 
 def diagnose(
@@ -97,48 +108,49 @@ def diagnose(
         raise ValueError("the batch has no sample: there is nothing to diagnose.")
     if mask is not None:
         check_mask(mask, "the input", torch.empty(inputs.steps, inputs.batch, device=mask.device))
-    evidence = gather(model, inputs, x, rest, loss, mask=mask, steps=steps, by=by)
-    cosines: dict[str, float] = {}
-    by_rule: list[Finding] = []
+
+    def value(y: Any) -> Tensor:
+        found = loss(y, *rest)
+        if not isinstance(found, Tensor):
+            raise TypeError(f"loss must return a tensor, got {type(found).__name__}.")
+        if found.numel() != 1:
+            raise ValueError(
+                f"loss must return one number, got a tensor of shape {list(found.shape)}. Reduce "
+                "it, with .mean() say."
+            )
+        return found.reshape(())
+
+    evidence = gather(model, inputs, x, value, mask=mask, steps=steps, by=by)
+    evidence.stream, evidence.optimizer, evidence.rule = stream, optimizer, online
     if online is not None:
-        cosines, by_rule = online_gradients.compare(evidence, model, batch, loss, online, steps)
-    # In the order of cause and effect, which the sort by severity keeps among equals.
-    found = [
-        *data.inputs(evidence),
-        *memory.carried_states(evidence, stream),
-        *memory.zeroed_states(evidence),
-        *data.outputs(evidence),
-        *parameters.findings(evidence, optimizer),
-        *activity.findings(evidence),
-        *data.equal_outputs(evidence),
-        *memory.padding_in_loss(evidence),
-        *gradients.findings(evidence),
-        *memory.findings(evidence),
-        *by_rule,
-        *products.findings(evidence),
-    ]
+        learner = OnlineLearner(model, online)
+        try:
+            with torch.inference_mode(False), torch.enable_grad():
+                evidence.cosines = learner.certificate(batch, loss, steps=steps)
+                evidence.dropped = learner.dropped
+        except ValueError as refusal:
+            evidence.refusal = refusal
+    found = [finding for module in _CAUSES for finding in findings(module, evidence)]
     return Diagnosis(
         findings=tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))),
-        layers=tuple(_figures(evidence, layer) for layer in evidence.layers),
+        layers=tuple(_figures(layer) for layer in evidence.layers),
         loss=float(evidence.loss),
         steps=inputs.steps,
         batch=inputs.batch,
-        cosines=cosines,
+        cosines=evidence.cosines,
     )
 
 
-def _figures(evidence: Evidence, layer: LayerEvidence) -> LayerFigures:
-    rate = dead = saturated = None
-    if layer.fires:
-        rate, dead, saturated = firing_shares(*activity.spike_counts(layer, evidence.mask))
+def _figures(layer: LayerEvidence) -> LayerFigures:
+    rate, dead, saturated = (None,) * 3 if layer.counts is None else firing_shares(*layer.counts)
     return LayerFigures(
         path=layer.path,
         kind=type(layer.module).__name__,
         rate=rate,
         dead=dead,
         saturated=saturated,
-        reach=activity.reach(layer, evidence.mask),
-        gradient=gradients.norm(layer.gradient),
-        gradient_by_step=gradients.norm_by_step(layer.gradient),
-        halflives=memory.halflives(layer.module),
+        reach=layer.reach,
+        gradient=layer.gradient_norm,
+        gradient_by_step=norm_by_step(layer.gradient),
+        halflives=layer.halflives,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from tracetorch.core.checks import check_has_values, check_module, check_unsharded
 from tracetorch.core.hooks import PreHook, forward_hooks
@@ -19,15 +21,14 @@ from tracetorch.core.walk import join_path, modules_of, named_modules, named_par
 from tracetorch.diagnosis.reach import SpikeInputs, spike_inputs
 from tracetorch.events import Product, observed_products
 from tracetorch.init.calibrate import scale_for_batch
-from tracetorch.probe.layers import (
-    call_order,
-    neuron_layers,
-    recordable_names,
-)
+from tracetorch.metrics.activity import count_spikes
+from tracetorch.online_learning import DroppedPath
+from tracetorch.probe.layers import call_order, neuron_layers, recordable_names
 from tracetorch.probe.recording import join_gradients
 from tracetorch.probe.watch import watch
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import has_step
+from tracetorch.snn.parameters import is_decay
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.spike_functions import spike_functions
@@ -40,65 +41,74 @@ Loss = Callable[..., Tensor]
 
 @dataclass
 class LayerEvidence:
-    """Inputs, outputs and gradient of one neuron layer.
-
-    Args:
-        path: path of the layer in the model.
-        module: the layer.
-        input: its input, ``[T, B, ...]``.
-        output: its output, ``[T, B, ...]``.
-        fires: whether it has a spike function.
-        spike_inputs: distances of its membranes from their thresholds; ``None``: unknown.
-        gradient: gradient of the loss by its input, ``[T, B, ...]``; ``None``: there is none.
-    """
+    """Inputs, outputs and gradient of one neuron layer."""
 
     path: str
     module: SequenceLayer
-    input: Tensor
+    input: Tensor  # [T, B, ...], as all that follow
     output: Tensor
-    fires: bool
-    spike_inputs: SpikeInputs | None
-    gradient: Tensor | None
+    spike_inputs: SpikeInputs | None = None  # distances from thresholds; None: unknown
+    gradient: Tensor | None = None  # of the loss by the input; None: there is none
+    mask: Tensor | None = None  # [T, B], true where a step is real; None: all are
+
+    @cached_property
+    def counts(self) -> tuple[Tensor, Tensor] | None:
+        """Spikes of every neuron, and the real steps at which it could fire; of readouts none."""
+        if not spike_functions(self.module):
+            return None
+        return count_spikes(self.output, dim=self.module.dim, mask=self.mask)
+
+    @property
+    def reach(self) -> float | None:
+        """Share of membranes within the surrogate's reach, over the real steps."""
+        if self.spike_inputs is None:
+            return None
+        in_reach = self.spike_inputs.in_reach
+        return float((in_reach if self.mask is None else in_reach[self.mask]).double().mean())
+
+    @property
+    def gradient_norm(self) -> float | None:
+        """Norm of the gradient."""
+        return None if self.gradient is None else float(self.gradient.double().norm())
+
+    @property
+    def halflives(self) -> tuple[float, float] | None:
+        """Shortest and longest half-life of the layer's decays in steps; ``None`` without any."""
+        lives = [
+            halflife_of(getattr(self.module, name))
+            for name, constraint in self.module.constraints.items()
+            if is_decay(constraint)
+        ]
+        if not lives:
+            return None
+        return min(float(each.min()) for each in lives), max(float(each.max()) for each in lives)
 
 
 @dataclass
 class Evidence:
-    """Measurements of a model on one batch.
-
-    Args:
-        model: the model.
-        inputs: its inputs.
-        mask: mask of the real steps, ``[T, B]``; ``None``: all are.
-        layers: its neuron layers, in the order in which they are called.
-        uncalled: paths of neuron layers that were not called.
-        loss: value of the loss.
-        outputs: outputs of the model.
-        output_gradients: gradient of the loss by each output; ``None``: there is none.
-        parameters: every parameter by path.
-        gradients: gradient of each parameter that requires one; ``None``: the loss does not depend
-            on it.
-        old_states: states that the model held before.
-        new_states: states after this batch.
-        loss_from_old_states: the loss of a run that starts from the old states, where they fit.
-        zeroed: paths of neuron layers whose states are lost between two steps.
-        products: calls of the layers that may compute with events, by path.
-    """
+    """Measurements of a model on one batch, of which every finding is a function."""
 
     model: nn.Module
     inputs: Inputs
-    mask: Tensor | None
-    layers: list[LayerEvidence]
-    uncalled: list[str]
+    layers: list[LayerEvidence]  # in the order in which they are called
     loss: Tensor
     outputs: list[Tensor]
-    output_gradients: list[Tensor | None]
+    output_gradients: list[Tensor | None]  # of the loss by each output; None: there is none
     parameters: dict[str, nn.Parameter]
-    gradients: dict[str, Tensor | None]
-    old_states: dict[str, Tensor]
+    gradients: dict[str, Tensor | None]  # of what requires one; None: the loss depends on none
+    mask: Tensor | None = None  # [T, B], true where a step is real; None: all are
+    stream: bool = False  # states are carried on purpose
+    optimizer: Optimizer | None = None
+    uncalled: list[str] = field(default_factory=list)
+    old_states: dict[str, Tensor] = field(default_factory=dict)
     new_states: dict[str, Tensor] = field(default_factory=dict)
-    loss_from_old_states: float | None = None
-    zeroed: list[str] = field(default_factory=list)
-    products: dict[str, list[Product]] = field(default_factory=dict)
+    loss_from_old_states: float | None = None  # where they fit
+    zeroed: list[str] = field(default_factory=list)  # layers whose states are lost between steps
+    products: dict[str, list[Product]] = field(default_factory=dict)  # that may be by events
+    rule: str | None = None  # of online learning
+    cosines: dict[str, float] = field(default_factory=dict)  # of its gradients to the true ones
+    dropped: Sequence[DroppedPath] = ()  # by the rule
+    refusal: ValueError | None = None  # why the rule cannot run the model
 
     @cached_property
     def calibration(self) -> str | None:
@@ -112,13 +122,31 @@ class Evidence:
         given = ", steps=steps" * self.inputs.static + ", mask=mask" * (self.mask is not None)
         return f"tt.init.calibrate_(model, x{given})"
 
+    def unfit_states(self) -> list[str]:
+        """List the old states that the batch cannot continue from: of another kind of tensor."""
+
+        def kind(state: Tensor) -> object:
+            return state.shape, state.dtype, state.device
+
+        shared = [name for name in self.old_states if name in self.new_states]
+        return [n for n in shared if kind(self.old_states[n]) != kind(self.new_states[n])]
+
+
+def halflife_of(decay: Tensor) -> Tensor:
+    """Return ``log(0.5) / log(decay)``, infinite where the decay has rounded to 1."""
+    return -math.log(2) / torch.log(decay.detach().double())
+
+
+def norm_by_step(gradient: Tensor | None) -> Tensor | None:
+    """Return the norm of a gradient at every time step, ``[T]``; ``None`` without one."""
+    return None if gradient is None else gradient.double().flatten(1).norm(dim=1)
+
 
 def gather(
     model: nn.Module,
     inputs: Inputs,
     x: Any,
-    rest: Sequence[Any],
-    loss: Loss,
+    loss: Callable[[Any], Tensor],
     *,
     mask: Tensor | None,
     steps: int | None,
@@ -134,15 +162,18 @@ def gather(
     # A caller's inference mode would make tensors that autograd cannot use.
     with restored(model), torch.inference_mode(False):
         zero_states(model)
-        called = call_order(model, inputs, by)
-        order = [path for path in called if path in neurons]
-        zeroed = _layers_zeroed_between_steps(model, inputs, {p: neurons[p] for p in order})
-        if zeroed:  # which by layer cannot be run
+        order = {p: neurons[p] for p in call_order(model, inputs, by) if p in neurons}
+        zeroed = _layers_zeroed_between_steps(model, inputs, order)
+        if zeroed or inputs.steps == 1:  # states that are zeroed by layer cannot be run
             by = "step"
         with torch.enable_grad():
             with observed_products() as observed:
-                y, trajectories, sources = _run(model, x, order, neurons, steps, by)
-            value = _loss(loss, y, rest)
+                y, trajectories, sources = _run(model, x, order, steps, by)
+            products: dict[str, list[Product]] = {}
+            for path, module in named_modules(model):
+                if calls := [product for called, product in observed if called is module]:
+                    products[path] = calls
+            value = loss(y)
             outputs = [leaf for leaf in pytree.tree_leaves(y) if isinstance(leaf, Tensor)]
             inside = itertools.chain.from_iterable(sources.values())
             gradients = _gradients(value, [*parameters.values(), *outputs, *inside])
@@ -150,7 +181,7 @@ def gather(
             model=model,
             inputs=inputs,
             mask=mask,
-            layers=[_layer(p, neurons[p], trajectories, sources, gradients) for p in order],
+            layers=[_layer(p, each, trajectories, mask) for p, each in order.items()],
             uncalled=[path for path in neurons if path not in order],
             loss=value.detach(),
             outputs=[leaf.detach() for leaf in outputs],
@@ -160,13 +191,17 @@ def gather(
             old_states=old_states,
             new_states=get_states(model),
             zeroed=zeroed,
-            products=_by_path(model, observed),
+            products=products,
         )
-        if old_states and not unfit_states(old_states, evidence.new_states):
+        for layer in evidence.layers:
+            tensors = sources.get(join_path(layer.path, "input"), ())
+            found = [gradients.get(id(t)) for t in tensors]
+            if any(gradient is not None for gradient in found):
+                layer.gradient = join_gradients(tensors, found, layer.input.ndim)
+        if old_states and not evidence.unfit_states():
             set_states(model, {name: state.detach() for name, state in old_states.items()})
             with torch.no_grad():
-                again = unroll(model, x, steps=steps, by=by)
-                evidence.loss_from_old_states = float(_loss(loss, again, rest))
+                evidence.loss_from_old_states = float(loss(unroll(model, x, steps=steps, by=by)))
     return evidence
 
 
@@ -178,26 +213,6 @@ def _gradients(value: Tensor, tensors: Sequence[Tensor]) -> dict[int, Tensor | N
     # grad(), not backward(): the gradients of the parameters are the user's.
     grads = torch.autograd.grad(value, differentiated, allow_unused=True)
     return {id(t): g for t, g in zip(differentiated, grads, strict=True)}
-
-
-def unfit_states(old: dict[str, Tensor], new: dict[str, Tensor]) -> list[str]:
-    """List the states that the batch cannot continue from: of another shape, dtype or device."""
-    return [
-        name
-        for name, state in old.items()
-        if name in new
-        and (state.shape, state.dtype, state.device)
-        != (new[name].shape, new[name].dtype, new[name].device)
-    ]
-
-
-def _by_path(
-    model: nn.Module, observed: Sequence[tuple[nn.Module, Product]]
-) -> dict[str, list[Product]]:
-    calls = (
-        (path, [p for m, p in observed if m is module]) for path, module in named_modules(model)
-    )
-    return {path: products for path, products in calls if products}
 
 
 def _layers_zeroed_between_steps(
@@ -238,13 +253,12 @@ def _is_lost(layer: SequenceLayer, name: str, before: Tensor | None) -> bool:
 def _run(
     model: nn.Module,
     x: Any,
-    order: list[str],
     neurons: dict[str, SequenceLayer],
     steps: int | None,
     by: Literal["layer", "step"],
 ) -> tuple[Any, dict[str, Tensor], dict[str, Sequence[Tensor]]]:
     """Run the model; return outputs, trajectories, and each layer's inputs in the graph."""
-    names = list(recordable_names({path: neurons[path] for path in order}))
+    names = list(recordable_names(neurons))
     if by == "step":
         with watch(model, names, gradients=True) as watched:
             y = unroll(model, x, steps=steps, by="step")
@@ -254,48 +268,20 @@ def _run(
     y, trajectories = unroll(model, x, steps=steps, by="layer", record=names)
     # Inside a Recurrent, steps run one by one: the recorded input is a copy outside of the graph.
     in_one_call = {path for path, _ in modules_of(model, closed=Recurrent)}
-    sources: dict[str, Sequence[Tensor]] = {
-        name: [trajectories[name]]
-        for path in order
-        if path in in_one_call
-        for name in [join_path(path, "input")]
-    }
-    return y, trajectories, sources
+    paths = [join_path(path, "input") for path in neurons if path in in_one_call]
+    return y, trajectories, {path: [trajectories[path]] for path in paths}
 
 
 def _layer(
-    path: str,
-    layer: SequenceLayer,
-    trajectories: dict[str, Tensor],
-    sources: dict[str, Sequence[Tensor]],
-    gradients: dict[int, Tensor | None],
+    path: str, layer: SequenceLayer, trajectories: dict[str, Tensor], mask: Tensor | None
 ) -> LayerEvidence:
     """Assemble the measurements of one layer."""
 
     def trajectory(name: str) -> Tensor:
         return trajectories[join_path(path, name)].detach()
 
-    x = trajectory("input")
-    gradient: Tensor | None = None
-    tensors = sources.get(join_path(path, "input"), ())
-    grads = [gradients.get(id(t)) for t in tensors]
-    if any(grad is not None for grad in grads):
-        gradient = join_gradients(tensors, grads, x.ndim)
-    distances = None
+    x, distances = trajectory("input"), None
     if has_step(layer):
         states = {name: trajectory(name) for name in layer.active_states}
         distances = spike_inputs(layer, x, states)
-    fires = bool(spike_functions(layer))
-    return LayerEvidence(path, layer, x, trajectory("output"), fires, distances, gradient)
-
-
-def _loss(loss: Loss, y: Any, rest: Sequence[Any]) -> Tensor:
-    value = loss(y, *rest)
-    if not isinstance(value, Tensor):
-        raise TypeError(f"loss must return a tensor, got {type(value).__name__}.")
-    if value.numel() != 1:
-        raise ValueError(
-            f"loss must return one number, got a tensor of shape {list(value.shape)}. Reduce it, "
-            "with .mean() say."
-        )
-    return value.reshape(())
+    return LayerEvidence(path, layer, x, trajectory("output"), distances, mask=mask)

@@ -1,12 +1,15 @@
-"""Represent a finding of the diagnosis: ``Finding``."""
+"""Represent a finding of the diagnosis, and register the functions that look for findings."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import ModuleType
 from typing import Literal, TypeAlias
+
+from tracetorch.diagnosis.evidence import Evidence
 
 Severity: TypeAlias = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -52,6 +55,21 @@ class Finding:
                 text, _WIDTH, initial_indent=f"  {head:<8}", subsequent_indent=" " * 10
             )
         return "\n".join(lines)
+
+
+Finder: TypeAlias = Callable[[Evidence], Iterator[Finding]]
+_FINDERS: dict[str, list[Finder]] = {}
+
+
+def finder(find: Finder) -> Finder:
+    """Register a function that looks for findings; those of a module run in their order there."""
+    _FINDERS.setdefault(find.__module__, []).append(find)
+    return find
+
+
+def findings(module: ModuleType, evidence: Evidence) -> list[Finding]:
+    """Return what the functions of a module find."""
+    return [finding for find in _FINDERS[module.__name__] for finding in find(evidence)]
 
 
 def measured(severity: Severity, name: str, layer: str, value: float) -> partial[Finding]:

@@ -1,4 +1,4 @@
-"""Find gradients that vanish or explode over layers and over time."""
+"""Find a loss that reads padding, and gradients that vanish or explode over layers and time."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import math
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
-from tracetorch.diagnosis.evidence import Evidence, LayerEvidence
-from tracetorch.diagnosis.finding import Finding, join_first, measured
+from tracetorch.diagnosis.evidence import Evidence, LayerEvidence, norm_by_step
+from tracetorch.diagnosis.finding import Finding, finder, join_first, measured
 
 _DEPTH = 1e-4  # from one layer to another
 _TIME = 1e3  # from the last steps to the first
@@ -19,42 +18,67 @@ _NORM = 10.0  # of a gradient that is not small: near zero a loss changes by muc
 _FEW_STEPS = 10
 
 
-def findings(evidence: Evidence) -> Iterator[Finding]:
-    """Find gradients that are not finite, vanish, or explode."""
+@finder
+def padding_in_loss(evidence: Evidence) -> Iterator[Finding]:
+    """Find a loss whose gradient reaches outputs in the padding."""
+    mask = evidence.mask
+    if mask is None or bool(mask.all()):
+        return
+    whole = padded = 0.0
+    for gradient in evidence.output_gradients:
+        if gradient is None or gradient.shape[:2] != mask.shape:
+            continue
+        squares = gradient.double().square()
+        if not bool(squares.isfinite().all()):
+            return  # for which there are other findings
+        whole += float(squares.sum())
+        padded += float(squares[~mask.to(squares.device)].sum())
+    if padded == 0:
+        return
+    share = padded / whole
+    alone = padded == whole
+    yield measured("error" if alone else "warning", "padding-in-loss", "", share)(
+        f"{100 * share:.3g} % of the squared gradient of the loss is at outputs in the padding.",
+        "The loss reads steps that are no data"
+        + (
+            ", and nothing else: what is learned is the padding."
+            if alone
+            else ": a short sequence is judged by what the network does after its end."
+        ),
+        "Give the loss or the decoder the mask, true where a step is real: "
+        "tt.loss.membrane_cross_entropy(y, target, mask=mask), tt.decode.last(y, mask=mask) "
+        "instead of y[-1]. A mask that is true at padding is inverted: give ~mask.",
+    )
+
+
+@finder
+def gradient_not_finite(evidence: Evidence) -> Iterator[Finding]:
+    """Find gradients that are not finite though all else is."""
     found = {name: g for name, g in evidence.gradients.items() if g is not None}
     bad = [name for name, g in found.items() if not torch.isfinite(g).all()]
-    if bad:
-        values = [evidence.loss, *(t for s in evidence.layers for t in (s.input, s.output))]
-        # Otherwise the gradient is a consequence of values that other findings report.
-        if all(bool(torch.isfinite(t).all()) for t in values):
-            yield measured("error", "gradient-not-finite", bad[-1], len(bad))(
-                f"The gradients of {len(bad)} of {len(found)} parameters are NaN or infinite, "
-                f"{join_first(bad)}, though the loss is finite.",
-                "One step of the optimizer makes them NaN.",
-                "A square root, a norm or a logarithm at zero has no slope: add an epsilon under "
-                "it. A surrogate with a high peak in a long sequence overflows: widen it, or use "
-                "detach_reset=True. torch.autograd.detect_anomaly() names the operation.",
-            )
-        return
-    yield from _over_layers(evidence)
-    yield from _exploding(evidence, found)
-    for layer in evidence.layers:
-        yield from _exploding_over_time(layer)
+    values = [evidence.loss, *(t for s in evidence.layers for t in (s.input, s.output))]
+    # Otherwise the gradient is a consequence of values that other findings report.
+    if bad and all(bool(torch.isfinite(t).all()) for t in values):
+        yield measured("error", "gradient-not-finite", bad[-1], len(bad))(
+            f"The gradients of {len(bad)} of {len(found)} parameters are NaN or infinite, "
+            f"{join_first(bad)}, though the loss is finite.",
+            "One step of the optimizer makes them NaN.",
+            "A square root, a norm or a logarithm at zero has no slope: add an epsilon under "
+            "it. A surrogate with a high peak in a long sequence overflows: widen it, or use "
+            "detach_reset=True. torch.autograd.detect_anomaly() names the operation.",
+        )
 
 
-def norm(gradient: Tensor | None) -> float | None:
-    """Return the norm of a gradient; ``None`` without one."""
-    return None if gradient is None else float(gradient.double().norm())
+def _finite(evidence: Evidence) -> bool:
+    """Whether all gradients are finite; else those of layers are a consequence."""
+    return all(bool(torch.isfinite(g).all()) for g in evidence.gradients.values() if g is not None)
 
 
-def norm_by_step(gradient: Tensor | None) -> Tensor | None:
-    """Return the norm of a gradient at every time step, ``[T]``; ``None`` without one."""
-    return None if gradient is None else gradient.double().flatten(1).norm(dim=1)
-
-
-def _over_layers(evidence: Evidence) -> Iterator[Finding]:
-    norms = [(s, n) for s in evidence.layers if (n := norm(s.gradient)) is not None]
-    if len(norms) < 2:
+@finder
+def over_layers(evidence: Evidence) -> Iterator[Finding]:
+    """Find gradients that vanish or explode from the last layer to the first."""
+    norms = [(s, n) for s in evidence.layers if (n := s.gradient_norm) is not None]
+    if len(norms) < 2 or not _finite(evidence):
         return
     # First against last: a factor between neighbours is normal, their product over depth is not.
     (first, low), (last, high) = norms[0], norms[-1]
@@ -67,11 +91,11 @@ def _over_layers(evidence: Evidence) -> Iterator[Finding]:
     )
     if ratio < _DEPTH:
         weakest = min(norms, key=lambda pair: pair[1])[0]
-        cause = (
-            "a layer on the way passes nothing back, see its other findings"
-            if low == 0
-            else f"it falls off most at {_steepest(norms)}"
-        )
+        # relative to the layer after it
+        falls = [(a / b if b else 0.0, s) for (s, a), (_, b) in itertools.pairwise(norms)]
+        cause = f"it falls off most at {_path(min(falls, key=lambda fall: fall[0])[1])}"
+        if low == 0:
+            cause = "a layer on the way passes nothing back, see its other findings"
         call = evidence.calibration
         calibration = "" if call is None else f" ({call} does it for all layers)"
         yield measured("warning", "vanishing-gradient", first.path, ratio)(
@@ -89,19 +113,12 @@ def _over_layers(evidence: Evidence) -> Iterator[Finding]:
         )
 
 
-def _steepest(norms: list[tuple[LayerEvidence, float]]) -> str:
-    """Name the layer whose gradient is smallest relative to that of the layer after it."""
-    falls = [
-        (before / after if after else 0.0, layer)
-        for (layer, before), (_, after) in itertools.pairwise(norms)
-    ]
-    return _path(min(falls, key=lambda fall: fall[0])[1])
-
-
-def _exploding(evidence: Evidence, found: dict[str, Tensor]) -> Iterator[Finding]:
+@finder
+def exploding(evidence: Evidence) -> Iterator[Finding]:
+    """Find a gradient along which the loss is far from linear."""
     loss = abs(float(evidence.loss))
-    pairs = [(evidence.parameters[name], g) for name, g in found.items()]
-    if not pairs or loss == 0 or not math.isfinite(loss):
+    pairs = [(evidence.parameters[n], g) for n, g in evidence.gradients.items() if g is not None]
+    if not pairs or loss == 0 or not math.isfinite(loss) or not _finite(evidence):
         return
     # The elasticity of the loss: its relative change for a relative change of the weights
     gradient = math.sqrt(sum(float(g.double().square().sum()) for _, g in pairs))
@@ -119,23 +136,25 @@ def _exploding(evidence: Evidence, found: dict[str, Tensor]) -> Iterator[Finding
         )
 
 
-def _exploding_over_time(layer: LayerEvidence) -> Iterator[Finding]:
-    steps = norm_by_step(layer.gradient)
-    if steps is None or len(steps) < _FEW_STEPS or not bool(steps.any()):
-        return
-    # The last steps with a gradient: the loss may look at none of the very last ones.
-    tenth = len(steps) // 10
-    late = float(steps[steps > 0][-tenth:].max())
-    highest, step = (float(v) for v in steps.max(0))
-    if highest / late > _TIME and step < len(steps) / 2:
-        yield measured("warning", "exploding-through-time", layer.path, highest / late)(
-            f"The gradient's norm is {late:.2g} in the last steps and {highest:.2g} at step "
-            f"{int(step)}: it grows {highest / late:.1g} fold on its way back.",
-            "The first steps dominate the gradient and make it as large as they are.",
-            "Scale down recurrent weights (rec_weight, or the connection of a snn.Recurrent), use "
-            "detach_reset=True or a surrogate with a lower peak, or cut the sequence with "
-            "detach_states().",
-        )
+@finder
+def exploding_over_time(evidence: Evidence) -> Iterator[Finding]:
+    """Find gradients that grow on their way back through time."""
+    for layer in evidence.layers if _finite(evidence) else ():
+        steps = norm_by_step(layer.gradient)
+        if steps is None or len(steps) < _FEW_STEPS or not bool(steps.any()):
+            continue
+        # The last steps with a gradient: the loss may look at none of the very last ones.
+        late = float(steps[steps > 0][-(len(steps) // 10) :].max())
+        highest, step = (float(v) for v in steps.max(0))
+        if highest / late > _TIME and step < len(steps) / 2:
+            yield measured("warning", "exploding-through-time", layer.path, highest / late)(
+                f"The gradient's norm is {late:.2g} in the last steps and {highest:.2g} at step "
+                f"{int(step)}: it grows {highest / late:.1g} fold on its way back.",
+                "The first steps dominate the gradient and make it as large as they are.",
+                "Scale down recurrent weights (rec_weight, or the connection of a snn.Recurrent), "
+                "use detach_reset=True or a surrogate with a lower peak, or cut the sequence with "
+                "detach_states().",
+            )
 
 
 def _path(layer: LayerEvidence) -> str:

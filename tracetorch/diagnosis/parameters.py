@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import optim
 from torch.optim import Optimizer
 
 from tracetorch.core.walk import named_modules
 from tracetorch.diagnosis.evidence import Evidence
-from tracetorch.diagnosis.finding import Finding, join_first, measured
+from tracetorch.diagnosis.finding import Finding, Severity, finder, join_first, measured
 from tracetorch.snn.delay.base import DelayingLayer
 from tracetorch.snn.relative_scale import relative_scales
 
@@ -20,31 +21,26 @@ _LARGE, _SLOW = 8.0, 3e-4
 _FAST = 0.5  # a rate, where it is above the size of the weight too
 
 
-def findings(evidence: Evidence, optimizer: Optimizer | None) -> Iterator[Finding]:
-    """Find the reasons why parameters do not change in training."""
+@finder
+def unreached(evidence: Evidence) -> Iterator[Finding]:
+    """Find parameters that the loss does not depend on, and zero gradients."""
     trainable = list(evidence.gradients)
+    unreached = [name for name, gradient in evidence.gradients.items() if gradient is None]
     if evidence.parameters and not trainable:
         yield measured("error", "nothing-to-learn", "", 0.0)(
             f"None of the {len(evidence.parameters)} parameters requires a gradient.",
             "Training changes nothing.",
             "Undo model.requires_grad_(False), at least for a part of the model.",
         )
-    elif trainable and all(evidence.gradients[name] is None for name in trainable):
+        return
+    if trainable and unreached == trainable:
         yield measured("error", "loss-without-gradient", "", 0.0)(
             f"The loss depends on none of the {len(trainable)} parameters.",
             "backward() fails, or changes nothing: somewhere the graph is cut.",
             "Look for .detach(), .item(), .data, torch.no_grad(), argmax, a comparison or a "
             "conversion to integers between the model's layers and the loss.",
         )
-    else:
-        yield from _unreached(evidence, trainable)
-        yield from _frozen(evidence)
-    if optimizer is not None:
-        yield from _optimizer(evidence, optimizer)
-
-
-def _unreached(evidence: Evidence, trainable: list[str]) -> Iterator[Finding]:
-    unreached = [name for name in trainable if evidence.gradients[name] is None]
+        return
     if unreached:
         yield measured("warning", "unreached-parameters", unreached[0], len(unreached))(
             f"The loss does not depend on {len(unreached)} of {len(trainable)} parameters: "
@@ -53,11 +49,8 @@ def _unreached(evidence: Evidence, trainable: list[str]) -> Iterator[Finding]:
             "The layer is not called, its output is not used, or the graph is cut behind it by "
             ".detach() or torch.no_grad(). If intended, freeze them: requires_grad_(False).",
         )
-    zero = [
-        name
-        for name in trainable
-        if (g := evidence.gradients[name]) is not None and g.ndim > 1 and not bool(g.any())
-    ]
+    found = [(name, g) for name, g in evidence.gradients.items() if g is not None]
+    zero = [name for name, g in found if g.ndim > 1 and not bool(g.any())]
     if zero:
         yield measured("warning", "zero-gradient", zero[0], len(zero))(
             f"The gradient of {len(zero)} weights is exactly zero: {join_first(zero)}.",
@@ -66,9 +59,6 @@ def _unreached(evidence: Evidence, trainable: list[str]) -> Iterator[Finding]:
             "The layer before is silent, or the one behind passes no gradient: see their findings. "
             "A threshold that is a plain comparison, without a surrogate, has this effect too.",
         )
-
-
-def _frozen(evidence: Evidence) -> Iterator[Finding]:
     frozen = [name for name in evidence.parameters if name not in evidence.gradients]
     if frozen:
         yield measured("note", "frozen-parameters", frozen[0], len(frozen))(
@@ -79,11 +69,23 @@ def _frozen(evidence: Evidence) -> Iterator[Finding]:
         )
 
 
-def _optimizer(evidence: Evidence, optimizer: Optimizer) -> Iterator[Finding]:
-    groups = optimizer.param_groups
-    groups_by_id = {id(p): group for group in groups for p in group["params"]}
+def _groups(optimizer: Optimizer | None) -> dict[int, dict[str, Any]]:
+    """Return the settings of every parameter, if the size of a step follows from the rate alone."""
+    if not isinstance(optimizer, _NORMALISING):
+        return {}
+    return {id(p): group for group in optimizer.param_groups for p in group["params"]}
+
+
+@finder
+def optimizer(evidence: Evidence) -> Iterator[Finding]:
+    """Find parameters that the optimizer does not have, or does not move, or decays."""
+    if evidence.optimizer is None:
+        return
     trainable = list(evidence.gradients)
-    missing = [name for name in trainable if id(evidence.parameters[name]) not in groups_by_id]
+    by_id = {id(p): g for g in evidence.optimizer.param_groups for p in g["params"]}
+    ids = {name: id(evidence.parameters[name]) for name in trainable}
+    groups = {name: by_id[ids[name]] for name in trainable if ids[name] in by_id}
+    missing = [name for name in trainable if name not in groups]
     if missing:
         none = len(missing) == len(trainable)
         yield measured(
@@ -98,42 +100,19 @@ def _optimizer(evidence: Evidence, optimizer: Optimizer) -> Iterator[Finding]:
             else "The optimizer was made from another model, or before this one was built anew. "
             "Make it from this model's parameters().",
         )
-    yield from _settings(evidence, groups_by_id, trainable)
-    if isinstance(optimizer, _NORMALISING):
-        yield from _small_steps(evidence, groups_by_id)
-        yield from _large_steps(evidence, groups_by_id)
-
-
-def _settings(
-    evidence: Evidence, groups: dict[int, dict[str, object]], trainable: list[str]
-) -> Iterator[Finding]:
-    """Find learning rates of zero, and weight decay on parameters of neurons."""
-
-    def number(name: str, key: str) -> float:
-        # Not every optimizer has both settings.
-        value = groups.get(id(evidence.parameters[name]), {}).get(key, 1.0 if key == "lr" else 0.0)
-        return float(value)  # type: ignore[arg-type]
-
-    stopped = [name for name in trainable if number(name, "lr") == 0]
+    stopped = [n for n, group in groups.items() if float(group.get("lr", 1.0)) == 0]
     if stopped:
-        yield measured(
-            "error" if len(stopped) == len(trainable) else "warning",
-            "learning-rate-zero",
-            stopped[0],
-            0.0,
-        )(
+        severity: Severity = "error" if stopped == trainable else "warning"
+        yield measured(severity, "learning-rate-zero", stopped[0], 0.0)(
             f"The learning rate of {len(stopped)} of {len(trainable)} parameters is 0: "
             f"{join_first(stopped)}.",
             "They do not change.",
             "Look at the scheduler: a decay that has run out, a warm-up that was never stepped.",
         )
-    decayed = [
-        name
-        for name in trainable
-        if name.rpartition(".")[2].startswith("raw_") and number(name, "weight_decay") > 0
-    ]
+    decays = {n: float(group.get("weight_decay", 0.0)) for n, group in groups.items()}
+    decayed = [n for n, v in decays.items() if n.rpartition(".")[2].startswith("raw_") and v > 0]
     if decayed:
-        strongest = max(number(name, "weight_decay") for name in decayed)
+        strongest = max(decays[name] for name in decayed)
         yield measured("note", "weight-decay-on-neurons", decayed[0], strongest)(
             f"The optimizer decays {len(decayed)} parameters of neurons, by up to {strongest:g}: "
             f"{join_first(decayed)}.",
@@ -143,14 +122,16 @@ def _settings(
         )
 
 
-def _small_steps(evidence: Evidence, groups: dict[int, dict[str, object]]) -> Iterator[Finding]:
+@finder
+def small_steps(evidence: Evidence) -> Iterator[Finding]:
     """Find weights that are large for an optimizer whose steps do not grow with them."""
-    slow = {
-        path: float(groups[id(p)]["lr"]) / ratio  # type: ignore[arg-type]
+    groups = _groups(evidence.optimizer)
+    rates = {
+        path: float(groups[id(p)]["lr"]) / ratio
         for path, p, ratio in relative_scales(evidence.model)
         if p.ndim > 1 and p.requires_grad and id(p) in groups and ratio >= _LARGE
     }
-    slow = {path: rate for path, rate in slow.items() if 0 < rate < _SLOW}
+    slow = {path: rate for path, rate in rates.items() if 0 < rate < _SLOW}
     if slow:
         slowest = min(slow, key=slow.__getitem__)
         yield measured("warning", "small-steps", slowest, slow[slowest])(
@@ -164,8 +145,10 @@ def _small_steps(evidence: Evidence, groups: dict[int, dict[str, object]]) -> It
         )
 
 
-def _large_steps(evidence: Evidence, groups: dict[int, dict[str, object]]) -> Iterator[Finding]:
+@finder
+def large_steps(evidence: Evidence) -> Iterator[Finding]:
     """Find rates so high that one step of an optimizer overwrites the weights."""
+    groups = _groups(evidence.optimizer)
     # those of delays are in steps; a parametrization, as of quantize.prepare, keeps the name
     delays = {
         id(p)
@@ -175,7 +158,7 @@ def _large_steps(evidence: Evidence, groups: dict[int, dict[str, object]]) -> It
         if "raw_delay" in name.split(".")
     }
     weights = {
-        path: (float(groups[id(p)]["lr"]), float(p.detach().double().square().mean().sqrt()))  # type: ignore[arg-type]
+        path: (float(groups[id(p)]["lr"]), float(p.detach().double().square().mean().sqrt()))
         for path, p in evidence.parameters.items()
         if p.ndim > 1 and p.requires_grad and id(p) in groups and id(p) not in delays and p.any()
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,13 +17,11 @@ _GRID = torch.linspace(-4, 4, 4001, dtype=torch.float64, device="cpu")  # includ
 
 
 class SpikeInputs(NamedTuple):
-    """Inputs of a layer's spike functions, and where the surrogates have a slope.
+    """Inputs of a layer's spike functions, and where the surrogates have a slope, ``[T, B, ...]``.
 
-    Args:
-        above: input of each spike function, membrane minus threshold, ``[T, B, ...]``; of the
-            first call in a step. Empty where ``step`` calls none and passes no gradient.
-        in_reach: mask of where the derivative of any of them is at least a tenth of its peak,
-            ``[T, B, ...]``.
+    ``above`` are membranes minus threshold, of the first call in a step; empty where ``step`` calls
+    no spike function and passes no gradient. ``in_reach`` is true where the derivative of any of
+    them is at least a tenth of its peak.
     """
 
     above: dict[str, Tensor]
@@ -35,12 +33,8 @@ def spike_inputs(layer: Neuron, x: Tensor, states: Mapping[str, Tensor]) -> Spik
 
     The states of every step are known, so that no step depends on the one before. ``None`` for a
     layer without spike functions, one with several inputs, or one whose ``step`` is not pointwise,
-    or calls no spike function and passes a gradient all the same.
-
-    Args:
-        layer: a neuron layer.
-        x: its input, ``[T, B, ...]``.
-        states: the trajectories of all its states, from rest.
+    or calls no spike function and passes a gradient all the same. ``states`` are the trajectories
+    of all states, from rest.
     """
     names = spike_functions(layer)
     if not names or len(layer.inputs) > 1 or set(states) != set(layer.active_states):
@@ -64,8 +58,13 @@ def spike_inputs(layer: Neuron, x: Tensor, states: Mapping[str, Tensor]) -> Spik
     # Where all steps at once give other states than one by one, step is not pointwise.
     if not all(torch.allclose(after[n], s, atol=1e-4, equal_nan=True) for n, s in states.items()):
         return None
-    if not calls and _passes_gradient(layer, x.to(dtype), before, step_kwargs):
-        return None
+    if not calls:
+        with torch.enable_grad():
+            given = x.detach().to(dtype, copy=True).requires_grad_()
+            leaves = {name: s.detach().clone().requires_grad_() for name, s in before.items()}
+            output, _ = layer.cell.run([given], leaves, step_kwargs)
+        if output.requires_grad:
+            return None
     in_reach = torch.zeros(x.shape, dtype=torch.bool, device=x.device)
     for name, u in calls:
         spike = getattr(layer, name)
@@ -73,17 +72,6 @@ def spike_inputs(layer: Neuron, x: Tensor, states: Mapping[str, Tensor]) -> Spik
         if peak > 0:  # a plain comparison has no slope anywhere
             in_reach |= derivative(spike, u) >= _REACH * peak
     return SpikeInputs(dict(reversed(calls)), in_reach)
-
-
-def _passes_gradient(
-    layer: Neuron, x: Tensor, before: Mapping[str, Tensor], step_kwargs: Mapping[str, Any]
-) -> bool:
-    """Whether the output of a step depends on its input or its states, by autograd."""
-    with torch.enable_grad():
-        leaf = x.detach().clone().requires_grad_()
-        states = {name: state.detach().clone().requires_grad_() for name, state in before.items()}
-        output, _ = layer.cell.run([leaf], states, step_kwargs)
-    return output.requires_grad
 
 
 def derivative(spike: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:

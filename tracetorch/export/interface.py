@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
 
 from tracetorch.export.tensor_spec import DTYPES, TensorSpec
 
@@ -21,28 +20,16 @@ Structure: TypeAlias = str | dict[str, Any]
 
 @dataclass(frozen=True)
 class Interface:
-    """Names, shapes and dtypes of the inputs, states and outputs of an ONNX file.
+    """Names, shapes and dtypes of the inputs, states and outputs of an ONNX file."""
 
-    Args:
-        inputs: specs of the inputs by the names of ``forward``'s arguments, in their order.
-        states: specs of the states by path; the next state is the output ``<path>.next``.
-        initial: what states start from where it is not zero, by path: nested lists that broadcast.
-        outputs: names of the outputs, nested like the return value of ``forward``.
-        version: version of traceTorch that wrote the file.
-    """
-
+    # specs of the inputs by the names of ``forward``'s arguments, in their order
     inputs: Mapping[str, TensorSpec]
+    # specs of the states by path; the next state is the output ``<path>.next``
     states: Mapping[str, TensorSpec]
+    # what states start from where it is not zero, by path: nested lists that broadcast
     initial: Mapping[str, Any]
-    outputs: Structure
-    version: str
-
-    def initial_states(self, batch: int) -> dict[str, Tensor]:
-        """Return every state before the first step."""
-        return {
-            name: spec.full(batch, self.initial.get(name, 0.0))
-            for name, spec in self.states.items()
-        }
+    outputs: Structure  # names of the outputs, nested like the return value of ``forward``
+    version: str  # version of traceTorch that wrote the file
 
     def input_names(self) -> list[str]:
         """List the names of the graph's inputs, in order."""
@@ -58,11 +45,7 @@ class Interface:
 
     @classmethod
     def loads(cls, text: str) -> Interface:
-        """Parse an interface from untrusted JSON.
-
-        Raises:
-            ValueError: the text is not what :meth:`dumps` writes.
-        """
+        """Parse an interface from untrusted JSON."""
         try:
             fields = json.loads(text)
             if fields["format"] != FORMAT:
@@ -114,15 +97,7 @@ def leaf_names(structure: Structure) -> list[str]:
 
 
 def name_leaves(name: str, value: Any) -> Structure:
-    """Name every tensor in the return value of ``forward``, ``y.0.aux`` for ``y[0]["aux"]``.
-
-    Args:
-        name: name of the whole.
-        value: the return value, an integer in the place of each tensor.
-
-    Raises:
-        TypeError: it holds something other than tuples, lists and dicts.
-    """
+    """Name every tensor in the return value of ``forward``, ``y.0.aux`` for ``y[0]["aux"]``."""
     kind = type(value)
     if kind in (tuple, list):
         return {kind.__name__: [name_leaves(f"{name}.{i}", each) for i, each in enumerate(value)]}

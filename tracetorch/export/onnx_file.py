@@ -72,40 +72,53 @@ def onnx(model: nn.Module, path: str | os.PathLike[str], sample: Any) -> None:
             _output_structure(program),
             __version__,
         )
-        _check_names([*interface.input_names(), *interface.output_names()])
-        _check_size(sum(t.nbytes for t in program.state_dict.values() if isinstance(t, Tensor)))
-        onnx_program = _converted(program, interface)
-        onnx_program.model.metadata_props[METADATA_KEY] = interface.dumps()
-        onnx_program.save(unfinished, external_data=False)
+        names = [*interface.input_names(), *interface.output_names()]
+        duplicates = sorted({name for name in names if names.count(name) > 1})
+        if duplicates:
+            raise ValueError(
+                f"inputs, outputs and states of the file would share the names {duplicates}. "
+                "Rename the arguments of forward, or the modules."
+            )
+        size = sum(t.nbytes for t in program.state_dict.values() if isinstance(t, Tensor))
+        if size > _MAX_BYTES:  # it would fail late, and with an error of protobuf
+            raise ValueError(
+                f"the weights take {size / 1e9:.1f} GB, an ONNX file holds 2 GB. Export "
+                "tt.export.step(model, sample) with torch.onnx.export(..., external_data=True)."
+            )
+        with ignore_own_warnings():
+            converted: Any = torch.onnx.export(
+                program,
+                (),
+                dynamo=True,
+                verbose=False,
+                input_names=interface.input_names(),
+                output_names=interface.output_names(),
+            )
+        converted.model.metadata_props[METADATA_KEY] = interface.dumps()
+        converted.save(unfinished, external_data=False)
 
 
 def _input_specs(model: nn.Module, sample: Any) -> dict[str, TensorSpec]:
     """Return the spec of every input by the name of its argument of ``forward``."""
     tensors = parse_inputs(sample, 1, 0, True).tensors
-    if isinstance(tensors, dict):
-        named_inputs = dict(tensors)
-    else:
+    if not isinstance(tensors, dict):
         # Positional inputs get the names of forward's arguments.
         args = tensors if isinstance(tensors, tuple) else (tensors,)
         bound = inspect.signature(model.forward).bind(*args)
-        named_inputs = {}
+        tensors = {}
         for name, value in bound.arguments.items():
             if isinstance(value, tuple):  # *args
-                named_inputs |= {f"{name}.{i}": each for i, each in enumerate(value)}
+                tensors |= {f"{name}.{i}": each for i, each in enumerate(value)}
             else:
-                named_inputs[name] = value
+                tensors[name] = value
     return {
         name: TensorSpec(("batch", *x.shape[1:]), str(x.dtype).removeprefix("torch."))
-        for name, x in named_inputs.items()
+        for name, x in tensors.items()
     }
 
 
 def _output_structure(program: ExportedProgram) -> Structure:
-    """Name the outputs of a program, nested like the return value of ``forward``.
-
-    Raises:
-        TypeError: an output is no tensor.
-    """
+    """Name the outputs of a program, nested like the return value of ``forward``."""
     outputs = program.graph_signature.user_outputs
     values = {node.name: node.meta.get("val") for node in program.graph.nodes}
     for place, output in enumerate(outputs):
@@ -114,38 +127,3 @@ def _output_structure(program: ExportedProgram) -> Structure:
     # Unflattening the positions gives the nesting without the tensors; the states come second.
     y, _ = pytree.tree_unflatten(list(range(len(outputs))), program.call_spec.out_spec)
     return name_leaves("y", y)
-
-
-def _converted(program: ExportedProgram, interface: Interface) -> torch.onnx.ONNXProgram:
-    """Return an exported program as one of ONNX."""
-    with ignore_own_warnings():
-        converted = torch.onnx.export(
-            program,
-            (),
-            dynamo=True,
-            verbose=False,
-            input_names=interface.input_names(),
-            output_names=interface.output_names(),
-        )
-    if converted is None:
-        raise RuntimeError(f"torch.onnx of torch {torch.__version__} gave no program.")
-    return converted
-
-
-def _check_names(names: list[str]) -> None:
-    """Raise where two inputs, outputs or states have one name."""
-    duplicates = sorted({name for name in names if names.count(name) > 1})
-    if duplicates:
-        raise ValueError(
-            f"inputs, outputs and states of the file would share the names {duplicates}. "
-            "Rename the arguments of forward, or the modules."
-        )
-
-
-def _check_size(size: int) -> None:
-    """Raise before an export that would fail late, and with an error of protobuf."""
-    if size > _MAX_BYTES:
-        raise ValueError(
-            f"the weights take {size / 1e9:.1f} GB, an ONNX file holds 2 GB. Export "
-            "tt.export.step(model, sample) with torch.onnx.export(..., external_data=True)."
-        )

@@ -22,7 +22,7 @@ from tracetorch.export.interface import (
     leaf_names,
     next_state_name,
 )
-from tracetorch.export.tensor_spec import DTYPES, TensorSpec
+from tracetorch.export.tensor_spec import DTYPES, TensorSpec, initial_states
 from tracetorch.snn.module import check_mask
 
 Array: TypeAlias = Tensor | NDArray[Any]
@@ -95,28 +95,33 @@ class OnnxStream:
             TypeError: an input is missing, unknown, or of another dtype.
             ValueError: an input is of another shape, or of another batch than the states.
         """
-        inputs = self._bind_inputs(args, kwargs)
-        arrays: dict[str, NDArray[Any]] = {}
-        batches: dict[str, int] = {}
-        for name, spec in self.interface.inputs.items():
-            arrays[name], batches[name] = _check_array(f"the input {name!r}", inputs[name], spec)
-        batch = next(iter(batches.values()))
-        if len(set(batches.values())) > 1:
-            raise ValueError(f"the inputs differ in batch: {batches}.")
-        if self._states is not None and batch != self._batch:
+        names = list(self.interface.inputs)
+        inputs = {**dict(zip(names, args, strict=False)), **kwargs}
+        if len(args) + len(kwargs) != len(names) or inputs.keys() != set(names):
+            raise TypeError(
+                f"the model takes {names}, each once; got {len(args)} by position and "
+                f"{list(kwargs)} by name."
+            )
+        arrays, batch = _checked("input", inputs, self.interface.inputs)
+        states = self._states
+        if states is None:
+            states = {name: start.numpy() for name, start in self._initial(batch).items()}
+        elif batch != self._batch:
             raise ValueError(
                 f"the states are those of a batch of {self._batch}, the input has {batch}. Call "
                 "zero_states() before a new sequence."
             )
-        states = self._states
-        if states is None:
-            states = {n: s.numpy() for n, s in self.interface.initial_states(batch).items()}
-        names = self.interface.output_names()
-        values = dict(zip(names, self._session.run(names, {**arrays, **states}), strict=True))
+        outputs = self.interface.outputs
+        values = dict(
+            zip(
+                self.interface.output_names(),
+                self._session.run(self.interface.output_names(), {**arrays, **states}),
+                strict=True,
+            )
+        )
         # Only after the run: a step that fails leaves the states unchanged.
         self._states = {name: values[next_state_name(name)] for name in self.interface.states}
         self._batch = batch
-        outputs = self.interface.outputs
         if any(isinstance(each, Tensor) for each in inputs.values()):
             values = {name: torch.from_numpy(values[name]) for name in leaf_names(outputs)}
         return fill_structure(outputs, values)
@@ -129,25 +134,18 @@ class OnnxStream:
 
         Raises:
             TypeError: the mask is not a boolean tensor.
-            ValueError: it does not fit the batch.
+            IndexError: it does not fit the batch.
         """
-        if where is None:
+        if where is not None:
+            check_mask(where)
+        if where is None or self._states is None:
             self._states = None
             return
-        check_mask(where)
-        if self._states is None:
-            return
-        for name, state in self._states.items():
-            if len(state) != len(where):  # of a module that folds something into the batch, too
-                raise ValueError(
-                    f"{name} is held for a batch of {len(state)}, shape {list(state.shape)}; the "
-                    f"mask has {len(where)} entries."
-                )
         mask = where.cpu().numpy()
-        for name, start in self.interface.initial_states(len(where)).items():
-            state = self._states[name].copy()
-            state[mask] = start.numpy()[mask]
-            self._states[name] = state
+        changed = {name: state.copy() for name, state in self._states.items()}
+        for name, start in self._initial(len(where)).items():
+            changed[name][mask] = start.numpy()[mask]
+        self._states = changed
 
     def get_states(self) -> dict[str, Tensor]:
         """Return copies of the states, as ``tt.get_states`` does; none before the first input."""
@@ -161,81 +159,62 @@ class OnnxStream:
                 ``zero_states()``.
 
         Raises:
-            TypeError: ``states`` is not a mapping, or a state is of another dtype.
+            TypeError: a state is of another dtype.
             ValueError: a name is unknown or missing, or a shape does not fit.
         """
-        if not isinstance(states, Mapping):
-            raise TypeError(f"states must be a mapping of names to tensors, got {states!r}.")
-        known = self.interface.states
-        for name in states:
-            if name not in known:
-                raise ValueError(
-                    f"no state is called {name!r}.{suggestion(name, known)} "
-                    f"There are {list(known)}."
-                )
         if not states:
             self.zero_states()
             return
+        known = self.interface.states
         # Some states alone would mix two sequences.
-        missing = [name for name in known if name not in states]
-        if missing:
+        if states.keys() != known.keys():
+            unknown = [name for name in states if name not in known]
+            hint = suggestion(unknown[0], known) if unknown else ""
             raise ValueError(
-                f"all states are needed, or none; {missing} are not given. To change some, write "
-                "stream.set_states({**stream.get_states(), ...})."
+                f"all states are needed, or none: {list(known)}, got {list(states)}.{hint} To "
+                "change some, write stream.set_states({**stream.get_states(), ...})."
             )
-        arrays: dict[str, NDArray[Any]] = {}
-        batches: dict[str, int] = {}
-        for name, spec in known.items():
-            array, batches[name] = _check_array(f"the state {name!r}", states[name], spec)
-            arrays[name] = array.copy()  # the caller may change theirs
-        if len(set(batches.values())) > 1:
-            raise ValueError(f"the states differ in batch: {batches}.")
-        self._states, self._batch = arrays, next(iter(batches.values()))
+        arrays, self._batch = _checked("state", states, known)
+        self._states = {name: array.copy() for name, array in arrays.items()}
+
+    def _initial(self, batch: int) -> dict[str, Tensor]:
+        return initial_states(self.interface.states, self.interface.initial, batch)
 
     def __repr__(self) -> str:
         inputs = ", ".join(f"{name}: {spec}" for name, spec in self.interface.inputs.items())
         return f"OnnxStream({str(self.path)!r}, {inputs}, {len(self.interface.states)} states)"
 
-    def _bind_inputs(self, args: tuple[Array, ...], kwargs: dict[str, Array]) -> dict[str, Array]:
-        """Return the inputs by name, as Python binds arguments to the parameters of a function."""
-        names = list(self.interface.inputs)
-        if len(args) > len(names):
-            raise TypeError(f"the model takes {names}, got {len(args)} inputs.")
-        inputs = dict(zip(names, args, strict=False))
-        for name, value in kwargs.items():
-            if name not in names or name in inputs:
-                raise TypeError(f"the input {name!r} is unknown or given twice; there are {names}.")
-            inputs[name] = value
-        missing = [name for name in names if name not in inputs]
-        if missing:
-            raise TypeError(f"the inputs {missing} are not given; there are {names}.")
-        return inputs
 
-
-def _check_array(label: str, value: object, spec: TensorSpec) -> tuple[NDArray[Any], int]:
-    """Return ``value`` as an array, and its batch size; raise where it does not fit ``spec``."""
-    if isinstance(value, Tensor):
-        value = value.detach().cpu()
-    elif not isinstance(value, np.ndarray):
-        raise TypeError(
-            f"{label} must be a tensor or an array, got {type(value).__name__}. "
-            "Wrap numbers in torch.as_tensor(...)."
-        )
-    dtype = str(value.dtype).removeprefix("torch.")
-    if dtype != spec.dtype:
-        raise TypeError(f"{label} must be {spec.dtype}, got {dtype}. Convert it first.")
-    batch = spec.batch_of(value.shape)
-    if not batch:
-        raise ValueError(f"{label} must have the shape {spec}, got {list(value.shape)}.")
-    return np.ascontiguousarray(value), batch
+def _checked(
+    kind: str, values: Mapping[str, Array], specs: Mapping[str, TensorSpec]
+) -> tuple[dict[str, NDArray[Any]], int]:
+    """Return values as arrays, and their batch size; raise where one does not fit its spec."""
+    arrays: dict[str, NDArray[Any]] = {}
+    batches: dict[str, int] = {}
+    for name, spec in specs.items():
+        value = values[name]
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+        if str(array.dtype) != spec.dtype:
+            raise TypeError(
+                f"the {kind} {name!r} must be {spec.dtype}, got {array.dtype}. Convert it first."
+            )
+        batch = spec.batch_of(array.shape)
+        if not batch:
+            raise ValueError(
+                f"the {kind} {name!r} must have the shape {spec}, got {list(array.shape)}."
+            )
+        arrays[name], batches[name] = np.ascontiguousarray(array), batch
+    if len(set(batches.values())) > 1:
+        raise ValueError(f"the {kind}s differ in batch: {batches}.")
+    return arrays, next(iter(batches.values()))
 
 
 def _open_session(path: Path, providers: list[str], threads: int) -> Any:
     import onnxruntime
 
     available = onnxruntime.get_available_providers()
-    unknown = [name for name in providers if name not in available]
-    if unknown or not providers:
+    # onnxruntime would take another one
+    if not providers or not {*providers} <= {*available}:
         raise ValueError(f"onnxruntime has the providers {available}, got {providers}.")
     # Operations of one step depend on each other: running several at once gains nothing.
     options = onnxruntime.SessionOptions()
@@ -244,14 +223,9 @@ def _open_session(path: Path, providers: list[str], threads: int) -> Any:
     try:
         return onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as error:  # onnxruntime's errors have no common base
-        # A kernel is missing for a dtype, where the file itself is right.
-        if "NOT_IMPLEMENTED" in str(error):
-            raise ValueError(
-                f"onnxruntime cannot run {str(path)!r} with {providers}: {error}. If that is for a "
-                "dtype, export the model in float32: model.float()."
-            ) from error
         raise ValueError(
-            f"onnxruntime cannot read {str(path)!r} as an ONNX file: {error}"
+            f"onnxruntime cannot run {str(path)!r} with {providers}: {error}. If that is for a "
+            "dtype, export the model in float32: model.float()."
         ) from error
 
 
@@ -265,24 +239,22 @@ def _read_interface(session: Any, path: Path) -> Interface:
         )
     try:
         interface = Interface.loads(text)
+        graph = {each.name: each for each in session.get_inputs()}
+        outputs = {each.name for each in session.get_outputs()}
+        names = interface.input_names(), interface.output_names()
+        # An edited file may have outputs besides; a missing one would fail at the first step.
+        if {*names[0]} != {*graph} or not {*names[1]} <= outputs:
+            raise ValueError(
+                f"it has inputs {sorted(graph)} and outputs {sorted(outputs)}, and speaks of "
+                f"{names[0]} and {names[1]}."
+            )
+        for name, spec in {**interface.inputs, **interface.states}.items():
+            node = graph[name]
+            if not spec.fits(node.shape) or _DTYPES.get(node.type, node.type) != spec.dtype:
+                raise ValueError(
+                    f"its graph has {name!r} of shape {node.shape}, {node.type}, and it speaks of "
+                    f"{spec}."
+                )
     except ValueError as error:
         raise ValueError(f"{str(path)!r} describes itself wrongly: {error}") from None
-    inputs = {each.name: each for each in session.get_inputs()}
-    outputs = {each.name for each in session.get_outputs()}
-    # An edited file may have outputs besides; a missing one would fail at the first step.
-    if set(interface.input_names()) != set(inputs) or not set(interface.output_names()) <= outputs:
-        raise ValueError(
-            f"{str(path)!r} describes itself wrongly: it has inputs {sorted(inputs)} and outputs "
-            f"{sorted(outputs)}, and speaks of {interface.input_names()} and "
-            f"{interface.output_names()}."
-        )
-    for name, spec in {**interface.inputs, **interface.states}.items():
-        node = inputs[name]
-        if not spec.fits(node.shape) or _DTYPES.get(node.type, node.type) != spec.dtype:
-            raise ValueError(
-                f"{str(path)!r} describes itself wrongly: its graph has {name!r} of shape "
-                f"{node.shape}, {node.type}, and it speaks of {spec}."
-            )
-        if DTYPES[spec.dtype] is torch.bfloat16:
-            raise ValueError(f"{name!r} is bfloat16, which NumPy and onnxruntime on the CPU lack.")
     return interface

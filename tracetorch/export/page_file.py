@@ -10,22 +10,18 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 
 from tracetorch.core.checks import check_count, check_module
 from tracetorch.core.files import atomic_replace
-from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import one_trace_at_a_time, pytree
 from tracetorch.core.walk import named_modules
 from tracetorch.export.c_code.event_sources import event_arrays
 from tracetorch.export.c_code.javascript import encoded, javascript_step, javascript_words
 from tracetorch.export.c_code.plan import living, planned
-from tracetorch.export.c_code.read_program import named_leaves
+from tracetorch.export.c_code.read_program import holds_spikes, named_leaves, read_step
 from tracetorch.export.c_code.source import names_of
-from tracetorch.export.c_file import check_names, check_no_noise, holds_spikes, read_step
 from tracetorch.export.pen import measured_pen
 from tracetorch.plot.html_page import check_title, html_page, json_element
-from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import has_step
 
 TEMPLATES = Path(__file__).parent / "drawing"
@@ -74,7 +70,6 @@ def page(
         the model returns ``[B, classes]``.
 
     Raises:
-        TypeError: an argument is of the wrong type.
         ValueError: as :func:`tt.export.c`; JavaScript lacks an operation; a layer of neurons is
             called several times in a step; the samples are no images, are of a shape that the model
             does not take, are constant, or are not finite; the classes are not as many as outputs.
@@ -99,14 +94,19 @@ def page(
     images = torch.stack(list(named.values())).detach().cpu()
     height, width = _size_of(images, size)
     pen = measured_pen(images.reshape(-1, height, width))
-    check_names(model)
-    _check_takes(model, images)
     try:
-        check_no_noise(model)
         network, source, outputs = _network(model, images)
     except ValueError as error:
         raise ValueError(f"{type(model).__name__} has no page: {error}") from error
-    names = _class_names(classes, outputs)
+    except RuntimeError as error:  # of shapes: whoever tells why raises a ValueError
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise ValueError(
+            f"the model takes no images of shape {list(images.shape[1:])} ({reason}): give "
+            "[N, 1, H, W], [N, H, W] or [N, H * W], as it takes them."
+        ) from error
+    names = list(map(str, range(outputs) if classes is None else classes))
+    if len(names) != outputs:
+        raise ValueError(f"classes must name the model's {outputs} outputs, got {names}.")
     data = {
         "title": title,
         "height": height,
@@ -124,60 +124,29 @@ def page(
         unfinished.write_text(text, encoding="utf-8")
 
 
-def _named_samples(samples: object) -> dict[str, Tensor]:
+def _named_samples(samples: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return every sample by the name of its button."""
     if isinstance(samples, Tensor):
-        if samples.ndim < 2 or not len(samples):
-            raise ValueError(f"samples must be images [N, ...], got shape {list(samples.shape)}.")
-        named: dict[Any, Any] = {str(i + 1): image for i, image in enumerate(samples)}
-    elif isinstance(samples, Mapping):
-        named = dict(samples)
+        named = {str(i + 1): image for i, image in enumerate(samples)}
     else:
-        raise TypeError(
-            "samples must be a tensor [N, ...], or a mapping from names to images, got "
-            f"{type(samples).__name__}."
-        )
-    if not named:
-        raise ValueError("there are no samples in the mapping. Give one at least.")
+        named = dict(samples)
     for name, image in named.items():
-        if not isinstance(name, str) or not isinstance(image, Tensor):
-            raise TypeError(
-                "samples must be a tensor [N, ...], or a mapping from names to images, got "
-                f"{name!r}: {type(image).__name__}."
-            )
-        if image.dtype is not torch.float32:
+        if image.dtype is not torch.float32 or not bool(image.isfinite().all()):
+            wrong = image[~image.isfinite()].flatten().tolist()[:1]
             raise ValueError(
-                f"the sample {name!r} must be float32, got {image.dtype}. Convert it as the data: "
-                "image.float() / 255, say."
+                f"the sample {name!r} must hold finite numbers of float32, got {image.dtype} "
+                f"{wrong or ''}. Convert it as the data: image.float() / 255, say."
             )
-        wrong = image[~image.isfinite()]
-        if len(wrong):
-            raise ValueError(
-                f"the sample {name!r} must hold finite numbers, got {wrong[0].item()}. Leave out "
-                "what is not, or image.nan_to_num()."
-            )
-    shapes = {name: list(image.shape) for name, image in named.items()}
-    if len({tuple(shape) for shape in shapes.values()}) > 1:
-        raise ValueError(f"all samples must have the same shape, got {shapes}.")
     return named
 
 
-def _size_of(images: Tensor, size: object) -> tuple[int, int]:
+def _size_of(images: Tensor, size: tuple[int, int] | None) -> tuple[int, int]:
     """Return height and width of images ``[N, ...]``."""
     shape = tuple(images.shape[1:])
-    if size is not None and not isinstance(size, tuple):
-        raise TypeError(f"size must be a tuple (H, W), got {type(size).__name__} {size!r}.")
-    found: tuple[int, ...] = ()
-    if len(shape) == 3 and shape[0] == 1:
-        found = shape[1:]
-    elif len(shape) == 2:
-        found = shape
-    elif len(shape) == 1 and size is None:
-        found = (math.isqrt(shape[0]),) * 2
-    elif len(shape) == 1 and size is not None:
-        found = tuple(check_count("size", each) for each in size)
-    fits = len(found) == 2 and found[0] * found[1] == images[0].numel()
-    if not fits or (size is not None and tuple(found) != size):
+    found = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
+    if len(shape) == 1:
+        found = size or (math.isqrt(shape[0]),) * 2
+    if len(found) != 2 or found[0] * found[1] != images[0].numel() or size not in (None, found):
         raise ValueError(
             "samples must be grey images [N, 1, H, W], [N, H, W], or flat ones [N, H * W] of a "
             f"square or with size=(H, W), got shape {list(images.shape)} and size={size!r}."
@@ -185,48 +154,19 @@ def _size_of(images: Tensor, size: object) -> tuple[int, int]:
     return found[0], found[1]
 
 
-def _check_takes(model: nn.Module, images: Tensor) -> None:
-    """Raise ``ValueError`` where a model cannot take images of this shape."""
-    # two of them: a convolution would take one [1, H, W] for an image without a batch
-    x = images[:1].repeat_interleave(2, 0)
-    try:
-        with restored(model, training=False), torch.no_grad():
-            zero_states(model)
-            model(x)
-    except RuntimeError as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
-        ways = {
-            2: "[N, 1, H, W], samples.reshape(-1, 1, H, W)",
-            3: "[N, 1, H, W], samples.unsqueeze(1)",
-            4: "[N, H * W], samples.flatten(1)",
-        }
-        raise ValueError(
-            f"the model takes no images of shape {list(images.shape[1:])} ({reason}): give "
-            f"{ways[images.ndim]}, say."
-        ) from error
-
-
-def _class_names(classes: object, outputs: int) -> list[str]:
-    if classes is None:
-        return [str(k) for k in range(outputs)]
-    if isinstance(classes, str) or not isinstance(classes, Sequence):
-        raise TypeError(f"classes must be a list of names, got {type(classes).__name__}.")
-    if len(classes) != outputs or not all(isinstance(name, str) for name in classes):
-        raise ValueError(
-            f"classes must be the names of the model's {outputs} outputs, got {list(classes)!r}."
-        )
-    return list(classes)
-
-
 @one_trace_at_a_time
 def _network(model: nn.Module, images: Tensor) -> tuple[dict[str, Any], str, int]:
     """Return what the page knows of a network, its step in JavaScript, and how many classes."""
     layers = {path or "the model": each for path, each in named_modules(model) if has_step(each)}
-    exported, program, _ = read_step(model, images[:1], layers)
-    program = planned(living(program))
+    step = read_step(model, images[:1], layers)
+    program = planned(living(step.program))
     if program.double:
         raise ValueError("it computes in float64, and the page in float32. Give model.float().")
-    shapes = _output_shapes(exported)
+    # the shape of every output but the states, by the name that it has as an array
+    nodes = {node.name: node.meta.get("val") for node in step.exported.graph.nodes}
+    ends = list(step.exported.graph_signature.user_outputs)
+    outputs, _ = pytree.tree_unflatten(ends, step.exported.call_spec.out_spec)
+    shapes = {label: tuple(nodes[name].shape) for label, name in named_leaves("y", outputs)}
     shape = shapes.get("y_0", ())
     if len(shape) != 2 or shape[0] != 1 or shape[1] < 2:
         found = [list(each) for name, each in shapes.items() if name.startswith("y_0")]
@@ -236,7 +176,7 @@ def _network(model: nn.Module, images: Tensor) -> tuple[dict[str, Any], str, int
     given = list(program.inputs.values())
     events = event_arrays(program, given if holds_spikes(images) else [])
     names = names_of(program, javascript_words())
-    step = javascript_step(program, names, events)
+    printed = javascript_step(program, names, events)
     # in the order in which they were called
     shown = [
         {
@@ -253,18 +193,8 @@ def _network(model: nn.Module, images: Tensor) -> tuple[dict[str, Any], str, int
     parts = {
         "input": names.fields[given[0]],
         "output": names.fields[program.outputs["y_0"]],
-        "arrays": step.arrays,
-        "values": step.values,
-        "states": step.states,
+        "arrays": printed.arrays,
+        "values": printed.values,
+        "states": printed.states,
     }
-    return {"layers": shown, "program": parts}, step.source, shape[1]
-
-
-def _output_shapes(exported: ExportedProgram) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every output but the states, by the name that it has as an array."""
-    nodes = {node.name: node for node in exported.graph.nodes}
-    ends = list(exported.graph_signature.user_outputs)
-    outputs, _ = pytree.tree_unflatten(ends, exported.call_spec.out_spec)
-    return {
-        label: tuple(nodes[name].meta["val"].shape) for label, name in named_leaves("y", outputs)
-    }
+    return {"layers": shown, "program": parts}, printed.source, shape[1]

@@ -16,12 +16,6 @@ def measured_pen(images: Tensor) -> dict[str, float | list[float]]:
     its centre of mass, and ``width`` that of its strokes: a stroke's area is its width times its
     length, and its sides are twice as long as it.
 
-    Args:
-        images: ``[N, H, W]``.
-
-    Raises:
-        ValueError: all values are equal.
-
     Example:
         >>> images = torch.zeros(1, 28, 28)
         >>> images[0, 4:24, 12:15] = 1.0

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from tracetorch.core.torch_private import one_trace_at_a_time, pytree, scan
-from tracetorch.export.step import export_step, exported
+from tracetorch.export.step import decomposed, export_step, exported
 from tracetorch.unrolling.inputs import parse_inputs
 
 _STEPS = 3  # of the example; PyTorch takes a size of 1 for fixed
@@ -39,7 +38,6 @@ def sequence(model: nn.Module, sample: Any) -> ExportedProgram:
     Raises:
         TypeError: as :func:`step`.
         ValueError: as :func:`step`; the model has no states, so that time does not matter to it.
-        RuntimeError: the installed PyTorch has no ``scan``.
 
     Example:
         >>> from tracetorch.export.initial import initial_states
@@ -56,15 +54,12 @@ def sequence(model: nn.Module, sample: Any) -> ExportedProgram:
             f"{type(model).__name__} has no states: every step stands alone. Fold time into the "
             "batch and use torch.export.export."
         )
-    return exported(_ScannedStep(program), model, first, signature, _STEPS)
+    scanned = exported(_ScannedStep(program), model, first, signature, steps=_STEPS)
+    return decomposed(scanned, model)
 
 
 class _ScannedStep(nn.Module):
-    """Loop over time whose body is the graph of an exported step.
-
-    Args:
-        program: program of one step.
-    """
+    """Loop over time whose body is the graph of an exported step."""
 
     def __init__(self, program: ExportedProgram) -> None:
         super().__init__()
@@ -79,7 +74,6 @@ class _ScannedStep(nn.Module):
                 name = "/" + spec.target.replace(".", "/")
                 self.register_buffer(name, tensor.detach())
                 self._lifted.append(name)
-        self._scan = _require_scan()
 
     def forward(self, x: Any, states: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
         """Return the outputs over time, and the states after the last step."""
@@ -93,19 +87,8 @@ class _ScannedStep(nn.Module):
             # scan allows no result to be one of its inputs: both are cloned.
             return [state.clone() for state in next_states], [y.clone() for y in outputs]
 
-        last_states, outputs = self._scan(body, list(states.values()), pytree.tree_leaves(x))
+        last_states, outputs = scan()(body, list(states.values()), pytree.tree_leaves(x))
         y_and_states: tuple[Any, dict[str, Tensor]] = pytree.tree_unflatten(
             [*outputs, *last_states], self._out_spec
         )
         return y_and_states
-
-
-def _require_scan() -> Callable[..., tuple[list[Tensor], list[Tensor]]]:
-    """Return PyTorch's ``scan``; raise ``RuntimeError`` where the installed release has none."""
-    try:
-        return scan()
-    except ImportError as missing:
-        raise RuntimeError(
-            f"torch {torch.__version__} has no scan, which runs an exported step over time. "
-            "Export one step, tt.export.step, and loop over it."
-        ) from missing

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from tracetorch.core.checks import check_module, check_unsharded
-from tracetorch.core.hooks import Hook, forward_hooks
+from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.snapshot import restored
-from tracetorch.core.torch_private import one_trace_at_a_time, pytree
-from tracetorch.core.walk import hidden_modules, join_path
+from tracetorch.core.torch_private import one_trace_at_a_time, pytree, version_of
+from tracetorch.core.walk import hidden_modules, join_path, named_modules
+from tracetorch.export.run_program import run_step
 from tracetorch.export.signature import (
     BATCHES,
     StepSignature,
@@ -23,9 +24,8 @@ from tracetorch.export.signature import (
     resized,
     step_signature,
 )
-from tracetorch.export.tensor_spec import TensorSpec
 from tracetorch.export.trace_errors import explain_trace_errors
-from tracetorch.snn.sequence_layer import SequenceLayer
+from tracetorch.snn.sequence_layer import SequenceLayer, transient_attributes_of
 from tracetorch.snn.states import get_states, named_holders, set_states
 from tracetorch.unrolling.inputs import call, parse_inputs
 
@@ -84,7 +84,7 @@ def export_step(
     Args:
         model: any module.
         sample: an input of one step.
-        batch: the batch of the program, which is free by default.
+        batch: the batch of the program, and of the sample, which is free by default.
         record: modules whose outputs the program returns too, by name: ``y, {name: output}`` takes
             the place of ``y``, without modules that are not called. Several calls are refused: a
             step has one output of each.
@@ -93,11 +93,15 @@ def export_step(
     """
     check_module(model)
     check_unsharded(model, "tt.export")
+    tensors = parse_inputs(sample, 1, 0, True).tensors
     with torch.inference_mode(False), restored(model, tensors=False):
         replace_tensors(model, lru_cache(maxsize=None)(_traceable))
-        return _export_step(
-            model, parse_inputs(sample, 1, 0, True).tensors, batch, record, as_traced
-        )
+        signature = step_signature(model, tensors, batch)
+        with restored(model, tensors=False):
+            function = ExplicitStep(model, signature, record)
+            program = exported(function, model, tensors, signature, batch=batch)
+        check_steps(model, program, tensors, signature, record is not None)
+        return program if as_traced else decomposed(program, model), signature
 
 
 def _traceable(tensor: Tensor) -> Tensor:
@@ -113,98 +117,95 @@ def _traceable(tensor: Tensor) -> Tensor:
     return copied
 
 
-def _export_step(
-    model: nn.Module,
-    tensors: Any,
-    batch: int | None,
-    record: Mapping[str, nn.Module] | None,
-    as_traced: bool,
-) -> tuple[ExportedProgram, StepSignature]:
-    signature = step_signature(model, tensors, free_batch=batch is None)
-    _check_step_from_rest(model, tensors, signature)
-    with restored(model, tensors=False):
-        step = ExplicitStep(model, signature, record)
-        settings: dict[str, Any] = {"fixed_batch": batch, "as_traced": as_traced}
-        program = exported(step, model, tensors, signature, **settings)
-    return program, signature
-
-
 def exported(
     function: nn.Module,
     model: nn.Module,
     sample: Any,
     signature: StepSignature,
-    steps: int | None = None,
     *,
-    fixed_batch: int | None = None,
-    as_traced: bool = False,
+    batch: int | None = None,
+    steps: int | None = None,
 ) -> ExportedProgram:
-    """Export a function of inputs and states, the batch free unless it is given.
-
-    Args:
-        function: it.
-        model: what errors name.
-        sample: inputs of one step.
-        signature: the states.
-        steps: of the example, where the function takes sequences; their number is free too.
-        fixed_batch: the batch of the program.
-        as_traced: whether composite operations are left as they are.
-    """
-    batch = Dim("batch")
-    lead = {0: batch} if steps is None else {0: Dim("time"), 1: batch}
+    """Trace a function of inputs and states, the batch free unless it is given."""
     device = pytree.tree_leaves(sample)[0].device
-    size = BATCHES[0] if fixed_batch is None else fixed_batch
+    size = BATCHES[0] if batch is None else batch
     example = resized(sample, size, steps=steps), signature.initial_states(size, device)
-    dynamic = (
-        None
-        if fixed_batch is not None
-        else (
-            pytree.tree_map(lambda _: lead, sample),
-            {name: _dynamic_sizes(spec, batch) for name, spec in signature.states.items()},
-        )
-    )
-    free_batch = fixed_batch is None
-    with torch.no_grad(), explain_trace_errors(model, RuntimeError, free_batch=free_batch):
-        program = torch.export.export(function, example, dynamic_shapes=dynamic)
-        return program if as_traced else program.run_decompositions({})
+    dynamic: Any = None
+    if batch is None:
+        free = Dim("batch")
+        lead = {0: free} if steps is None else {0: Dim("time"), 1: free}
+        states = {
+            name: {
+                dim: free if size == "batch" else spec.sizes(1)[dim] * free
+                for dim, size in enumerate(spec.shape)
+                if isinstance(size, str)
+            }
+            for name, spec in signature.states.items()
+        }
+        dynamic = pytree.tree_map(lambda _: lead, sample), states
+    with torch.no_grad(), explain_trace_errors(model, RuntimeError):
+        return torch.export.export(function, example, dynamic_shapes=dynamic)
 
 
-def _check_step_from_rest(model: nn.Module, tensors: Any, signature: StepSignature) -> None:
-    """Raise ``ValueError`` unless the step from no states equals the step from initial ones.
+def decomposed(program: ExportedProgram, model: nn.Module) -> ExportedProgram:
+    """Return a program without composite operations and writes in place."""
+    with torch.no_grad(), explain_trace_errors(model, RuntimeError):
+        parts: ExportedProgram = program.run_decompositions({})
+    return parts
 
-    A layer at rest has the states ``None``, which a program cannot express.
+
+def check_steps(
+    model: nn.Module,
+    program: ExportedProgram,
+    tensors: Any,
+    signature: StepSignature,
+    recorded: bool,
+) -> None:
+    """Raise ``ValueError`` unless a program computes what the model does in two steps.
+
+    The first begins with random states and inputs, so that neurons fire and what remembers has
+    something to remember; the second begins at rest, where states are ``None``, which a program
+    cannot express.
     """
     leaves: list[Tensor] = pytree.tree_leaves(tensors)
     # Without values in the sample there is nothing to compare.
     if any(leaf.is_meta or not len(leaf) for leaf in leaves):
         return
-    results = []
+    drawn = torch.Generator().manual_seed(0)
+
+    def disturbed(x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            return x.clone()
+        reach = 10.0 ** torch.randint(0, 4, x.shape, generator=drawn)
+        return x + (reach * torch.randn(x.shape, generator=drawn)).to(x)
+
+    initial = signature.initial_states(len(leaves[0]), leaves[0].device)
+    random = {name: disturbed(state) for name, state in initial.items()}
+    first = pytree.tree_map(disturbed, tensors)
+    second = tensors if any(bool(leaf.any()) for leaf in leaves) else first
+    pairs: list[tuple[Any, Any]] = []
     with restored(model, tensors=False, training=False), torch.no_grad():
-        initial = signature.initial_states(len(leaves[0]), leaves[0].device)
-        for states in ({}, initial):
-            set_states(model, states)
-            y = call(model, pytree.tree_map(torch.clone, tensors))
-            results.append(pytree.tree_leaves((y, get_states(model))))
-    for from_rest, from_initial in zip(*results, strict=True):
-        if not isinstance(from_rest, Tensor):
-            continue
-        nan = from_rest.is_floating_point()
-        if not torch.allclose(from_rest, from_initial, 1e-5, 1e-6, equal_nan=nan):
+        for x, before, start in ((first, random, random), (second, {}, initial)):
+            set_states(model, before)
+            y = call(model, pytree.tree_map(torch.clone, x))
+            expected = pytree.tree_leaves((y, get_states(model)))
+            output, after = run_step(program, x, start)
+            found = pytree.tree_leaves((output[0] if recorded else output, after))
+            pairs += zip(expected, found, strict=True)
+    for one, other in pairs:
+        if isinstance(one, Tensor) and not torch.allclose(
+            one, other, 1e-5, 1e-6, equal_nan=one.is_floating_point()
+        ):
             raise ValueError(
-                f"{type(model).__name__} gives another first step where its states are None than "
-                "from their initial values: its forward seems to depend on them. An exported "
-                "program always has states; let forward not depend on a state being None."
+                f"{type(model).__name__} gives another step than its program, which knows states "
+                "alone: forward depends on a state being None, or something else remembers. Let "
+                "forward not depend on a state being None, and keep what remembers as a state of "
+                "an snn.Neuron, or declare it by memory() of an snn.TTModule."
             )
 
 
 class ExplicitStep(nn.Module):
-    """Pure function of inputs and states that runs one step of a model, to be traced.
-
-    Args:
-        model: the model.
-        signature: its states and step kwargs.
-        record: modules whose outputs are returned too, by name.
-    """
+    """Pure function of inputs and states that runs one step of a model, to be traced."""
 
     def __init__(
         self,
@@ -219,42 +220,55 @@ class ExplicitStep(nn.Module):
         # torch.export would take the weights of unregistered modules for constants.
         self.hidden = nn.ModuleList(module for _, module in hidden_modules(model))
         self._state_names = tuple(signature.states)
-        # Step kwargs by layer and call: tensors are buffers of this module, here by their names.
-        self._options: dict[tuple[str, int, torch.dtype], dict[str, Any]] = {}
+        # Tensors among the step kwargs are buffers of this module, here by their names.
+        self._step_kwargs = signature.step_kwargs
         self._constants: dict[tuple[str, int, torch.dtype], dict[str, str]] = {}
         for layer_call, step_kwargs in signature.step_kwargs.items():
             path, *rest = layer_call
-            self._options[layer_call], self._constants[layer_call] = {}, {}
+            names = self._constants[layer_call] = {}
             for name, value in step_kwargs.items():
                 if isinstance(value, Tensor):
                     # A slash: buffers may have no dot in their names.
-                    buffer = f"{path.replace('.', '/')}/{name}"
+                    names[name] = f"{path.replace('.', '/')}/{name}"
                     # A layer that is called with two dtypes or ranks has constants for each.
-                    if buffer in self._buffers:
-                        buffer = "/".join(map(str, (buffer, *rest)))
-                    self.register_buffer(buffer, value.detach())
-                    self._constants[layer_call][name] = buffer
-                else:
-                    self._options[layer_call][name] = value
+                    if names[name] in self._buffers:
+                        names[name] = "/".join(map(str, (names[name], *rest)))
+                    self.register_buffer(names[name], value.detach())
         # The program does not read them: tt.export.initial_states does.
         for state, value in signature.initial.items():
             self.register_buffer(initial_key(state), value)
 
     def forward(self, x: Any, states: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
         """Return outputs and next states of one step."""
-        with restored(self.model, tensors=False, training=False), ExitStack() as overrides:
-            for path, layer in named_holders(self.model):
+        model = self.model
+        given = {f"the state {name}": state for name, state in states.items()}
+        for place, leaf in pytree.tree_flatten_with_path(x)[0]:
+            given[f"the input {pytree.keystr(place)}".strip()] = leaf
+        with restored(model, tensors=False, training=False), ExitStack() as overrides:
+            for path, layer in named_holders(model):
                 for name in layer.active_states:
                     setattr(layer, layer._attribute_of(name), states.get(join_path(path, name)))
                 layer._mark_states_current()
                 if isinstance(layer, SequenceLayer):
                     overrides.enter_context(layer.override_step_kwargs(self._step_kwargs_of(path)))
-            y = call(self.model, x) if self._record is None else self._recorded(x)
-            next_states = get_states(self.model, detach=False)
+            before = {**_attributes(model), **given}
+            versions = {name: version_of(value) for name, value in _tensors(before)}
+            y = call(model, x) if self._record is None else self._recorded(x)
+            after = {**_attributes(model), **given}
+            changed = [n for n in {**before, **after} if before.get(n, n) is not after.get(n, n)]
+            changed += [n for n, value in _tensors(before) if version_of(value) != versions[n]]
+            next_states = get_states(model, detach=False)
+        if changed:
+            raise ValueError(
+                f"one step changes {', '.join(map(repr, changed))} in {type(model).__name__}. The "
+                "program would forget it, for it knows states alone. Keep it as a state of an "
+                "snn.Neuron, or declare it by memory() of an snn.TTModule, or change it outside of "
+                "forward; an input is changed in a copy."
+            )
         # A state that a step does not change must be an output of its own, not an input.
-        inputs = [leaf for leaf in pytree.tree_leaves((x, states)) if isinstance(leaf, Tensor)]
+        inputs = set(map(id, given.values()))
         return y, {
-            name: state.clone() if _is_one_of(state, inputs) else state
+            name: state.clone() if id(state) in inputs else state
             for name in self._state_names
             for state in [next_states[name]]
         }
@@ -263,21 +277,19 @@ class ExplicitStep(nn.Module):
         """Call the model; return its output, and those of the recorded modules by name."""
         outputs: dict[str, Tensor] = {}
 
-        def note(name: str) -> Hook:
-            def hook(module: Any, args: Any, kwargs: Any, output: Tensor) -> Tensor:
-                if name in outputs:
-                    raise ValueError(
-                        f"{name} ({type(module).__name__}) is called several times in a step: the "
-                        "call of the model must be one time step, without a loop over time, and "
-                        "every place in it needs a layer of its own."
-                    )
-                outputs[name] = output
-                # what the model does in place with the output must not reach what was recorded
-                return output.clone()
+        def note(name: str, module: Any, args: Any, kwargs: Any, output: Tensor) -> Tensor:
+            if name in outputs:
+                raise ValueError(
+                    f"{name} ({type(module).__name__}) is called several times in a step: the "
+                    "call of the model must be one time step, without a loop over time, and "
+                    "every place in it needs a layer of its own."
+                )
+            outputs[name] = output
+            # what the model does in place with the output must not reach what was recorded
+            return output.clone()
 
-            return hook
-
-        with forward_hooks(after=[(module, note(name)) for name, module in self._record or ()]):
+        hooks = [(module, partial(note, name)) for name, module in self._record or ()]
+        with forward_hooks(after=hooks):
             return call(self.model, x), outputs
 
     def _step_kwargs_of(self, path: str) -> Any:
@@ -285,10 +297,9 @@ class ExplicitStep(nn.Module):
 
         def step_kwargs(ndim: int, dtype: torch.dtype) -> dict[str, Any]:
             key = (path, ndim, dtype)
-            constants = {
-                name: getattr(self, buffer) for name, buffer in self._constants[key].items()
-            }
-            return {**self._options[key], **constants}
+            names = self._constants[key]
+            constants = {name: getattr(self, buffer) for name, buffer in names.items()}
+            return {**self._step_kwargs[key], **constants}
 
         return step_kwargs
 
@@ -298,15 +309,20 @@ def initial_key(state: str) -> str:
     return f"{state.replace('.', '/')}/initial"
 
 
-def _dynamic_sizes(spec: TensorSpec, batch: Any) -> dict[int, Any]:
-    """Return the sizes of a state that follow the batch, in ``torch.export``'s notation."""
-    dynamic: dict[int, Any] = {}
-    for dim, size in enumerate(spec.shape):
-        if isinstance(size, str):
-            factor = spec.sizes(1)[dim]
-            dynamic[dim] = batch if factor == 1 else factor * batch
-    return dynamic
+def _attributes(model: nn.Module) -> dict[str, Any]:
+    """Return what the modules of a model hold, states and what PyTorch keeps there left out.
+
+    The items of dicts, lists and tuples are there one by one.
+    """
+    found: dict[str, Any] = {}
+    for path, module in named_modules(model):
+        left_out = {*vars(nn.Module()), *transient_attributes_of(module), "step_kwargs"}
+        attributes = {**vars(module), **module._parameters, **module._buffers}
+        for name in [name for name in attributes if name not in left_out]:
+            for place, leaf in pytree.tree_flatten_with_path(attributes[name])[0]:
+                found[join_path(path, name) + pytree.keystr(place)] = leaf
+    return found
 
 
-def _is_one_of(value: Tensor, others: list[Tensor]) -> bool:
-    return any(value is other for other in others)
+def _tensors(values: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
+    return [(name, value) for name, value in values.items() if isinstance(value, Tensor)]

@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 # The dtypes that a file may name: to look any name up in torch could give anything.
-DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (
-        torch.float16,
-        torch.bfloat16,
-        torch.float32,
-        torch.float64,
-        torch.bool,
-        torch.uint8,
-        torch.int8,
-        torch.int16,
-        torch.int32,
-        torch.int64,
-    )
-}
+_NAMES = "float16 bfloat16 float32 float64 bool uint8 int8 int16 int32 int64"
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in _NAMES.split()}
 _SIZE = re.compile(r"(?:([1-9]\d{0,8})\*)?batch")
 _SYMBOL = re.compile(r"(?:(\d{1,9})\*)?([A-Za-z_]\w*)")
 
@@ -34,10 +22,6 @@ _SYMBOL = re.compile(r"(?:(\d{1,9})\*)?([A-Za-z_]\w*)")
 class TensorSpec:
     """Shape and dtype of a tensor; a size is a number, ``"batch"``, or ``"4*batch"``.
 
-    Args:
-        shape: the sizes of its dimensions.
-        dtype: PyTorch's name of the dtype, without ``torch.``.
-
     Example:
         >>> TensorSpec(("batch", 3), "float32").sizes(8)
         (8, 3)
@@ -45,17 +29,15 @@ class TensorSpec:
         8
     """
 
-    shape: tuple[int | str, ...]
-    dtype: str
+    shape: tuple[int | str, ...]  # the sizes of its dimensions
+    dtype: str  # PyTorch's name of the dtype, without ``torch.``
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"{self.dtype!r} is not a dtype of {', '.join(DTYPES)}.")
         for size in self.shape:
-            if isinstance(size, str):
-                if not _SIZE.fullmatch(size):
-                    raise ValueError(f"{size!r} is not a size.")
-            elif type(size) is not int or size < 0:
+            is_free = isinstance(size, str) and _SIZE.fullmatch(size)
+            if not is_free and (type(size) is not int or size < 0):
                 raise ValueError(f"{size!r} is not a size.")
 
     def sizes(self, batch: int) -> tuple[int, ...]:
@@ -83,19 +65,16 @@ class TensorSpec:
             return None
         for size, specified in zip(shape, self.shape, strict=True):
             if isinstance(specified, int):
-                if size != specified:
-                    return None
-                continue
-            batch: int | str
-            factor = _factor(specified)
-            if isinstance(size, int):
-                batch, rest = divmod(size, factor)
+                rest = int(size != specified)
+            elif isinstance(size, int):
+                batch, rest = divmod(size, _factor(specified))
+                batches.add(batch)
             else:
                 match = _SYMBOL.fullmatch(size or "unnamed")
-                batch, rest = (match[2], int(match[1] or 1) - factor) if match else ("", 1)
+                rest = int(match[1] or 1) - _factor(specified) if match else 1
+                batches.add(match[2] if match else "")
             if rest:
                 return None
-            batches.add(batch)
         return batches
 
     def full(
@@ -105,40 +84,39 @@ class TensorSpec:
         filled = torch.as_tensor(value, dtype=DTYPES[self.dtype], device=device)
         return filled.expand(self.sizes(batch)).clone(memory_format=torch.contiguous_format)
 
+    @classmethod
+    def inferred(cls, name: str, tensors: Sequence[Tensor], batches: Sequence[int]) -> TensorSpec:
+        """Infer the spec of a tensor from its shapes for one batch size, which is fixed, or two."""
+        shapes = [tuple(tensor.shape) for tensor in tensors]
+        sizes: list[int | str] = []
+        for few, many in zip(shapes[0], shapes[-1], strict=True):
+            # The batch sizes are coprime: a multiple of the batch has its factor as divisor.
+            factor = math.gcd(few, many)
+            if few == many:
+                sizes.append(few)
+            elif (few, many) == (factor * batches[0], factor * batches[-1]):
+                sizes.append("batch" if factor == 1 else f"{factor}*batch")
+            else:
+                raise ValueError(
+                    f"{name} has the shapes {shapes} for batches of {list(batches)}; a size must "
+                    "be fixed or a multiple of the batch."
+                )
+        return cls(tuple(sizes), str(tensors[0].dtype).removeprefix("torch."))
+
     def __str__(self) -> str:
         return f"[{', '.join(map(str, self.shape))}], {self.dtype}"
-
-
-def infer_spec(name: str, smaller: Tensor, larger: Tensor, batches: tuple[int, int]) -> TensorSpec:
-    """Infer the spec of a tensor from its shapes for two batch sizes.
-
-    Args:
-        name: name of the tensor, for messages.
-        smaller: the tensor for the smaller batch.
-        larger: the tensor for the larger batch.
-        batches: both batch sizes, without a common divisor.
-
-    Raises:
-        ValueError: a size is neither fixed nor a multiple of the batch.
-    """
-    if smaller.ndim != larger.ndim:
-        raise ValueError(f"{name} changes its number of dimensions with the batch.")
-    sizes: list[int | str] = []
-    for dim, (few, many) in enumerate(zip(smaller.shape, larger.shape, strict=True)):
-        # The two batch sizes are coprime: a multiple of the batch has its factor as divisor.
-        factor = math.gcd(few, many)
-        if few == many:
-            sizes.append(few)
-        elif (few, many) == (factor * batches[0], factor * batches[1]):
-            sizes.append("batch" if factor == 1 else f"{factor}*batch")
-        else:
-            raise ValueError(
-                f"{name} has size {few} at dim {dim} for a batch of {batches[0]} and {many} for "
-                f"{batches[1]}; a size must be fixed or a multiple of the batch."
-            )
-    return TensorSpec(tuple(sizes), str(smaller.dtype).removeprefix("torch."))
 
 
 def _factor(size: str) -> int:
     match = _SIZE.fullmatch(size)
     return int(match[1] or 1) if match else 1
+
+
+def initial_states(
+    specs: Mapping[str, TensorSpec],
+    initial: Mapping[str, Any],
+    batch: int,
+    device: torch.device | str | None = None,
+) -> dict[str, Tensor]:
+    """Return every state before the first step: what it starts from where it is not zero."""
+    return {name: spec.full(batch, initial.get(name, 0.0), device) for name, spec in specs.items()}

@@ -19,28 +19,16 @@ def ignore_own_warnings() -> Iterator[None]:
 
 
 @contextmanager
-def explain_trace_errors(
-    model: nn.Module, *kinds: type[RuntimeError], free_batch: bool = True
-) -> Iterator[None]:
-    """Raise errors of a trace as ``ValueError``s that name the model and the remedy.
-
-    Args:
-        model: the module that is traced.
-        kinds: error types that the trace causes, as opposed to the model itself.
-        free_batch: whether the program is to have one.
-
-    Raises:
-        ValueError: an error of one of ``kinds`` was raised within the block.
-    """
+def explain_trace_errors(model: nn.Module, *kinds: type[RuntimeError]) -> Iterator[None]:
+    """Raise errors of a trace as ``ValueError``s that name the model and the remedy."""
     try:
         with ignore_own_warnings():
             yield
     except kinds as error:
         # The lines after the first are advice on torch.export itself, which the user did not call.
         reason = str(error).strip().partition("\n")[0].rstrip(".")
-        form = " with a free batch" if free_batch else ""
         raise ValueError(
-            f"{type(model).__name__} cannot be exported{form}: {reason}. Keep sizes and branches "
+            f"{type(model).__name__} cannot be exported: {reason}. Keep sizes and branches "
             "in forward free of the batch's size and of the values of tensors; batch first, "
             "x.flatten(1) instead of x.view(2, -1)."
         ) from error

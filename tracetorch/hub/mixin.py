@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 from huggingface_hub import ModelHubMixin, hf_hub_download
 from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
-from torch import Tensor, nn
+from torch import nn
 
 from tracetorch.checkpoint import load, save
 from tracetorch.checkpoint.read import read
@@ -26,15 +25,6 @@ A spiking neural network, saved by `tracetorch.hub.HubMixin` of [traceTorch]({{ 
 `Net.from_pretrained(...)` of its class `Net` loads it; the class itself is not in this repository.
 How: [documentation]({{ docs_url }}).
 """
-
-
-def _cast(model: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Give a model, and each module that it holds in a plain list, the dtype of its values."""
-    for path, part in [("", model), *hidden_modules(model)]:
-        found = (values.get(join_path(path, name)) for name in part.state_dict())
-        dtypes = {each.dtype for each in found if each is not None and each.is_floating_point()}
-        if len(dtypes) == 1:
-            part.to(dtype=dtypes.pop())
 
 
 class HubMixin(
@@ -107,7 +97,13 @@ class HubMixin(
         with torch.random.fork_rng(devices=[]):
             model = cls(**model_kwargs)
         module = cast(nn.Module, model)
-        _cast(module, read(path).tensors)
+        values = read(path).tensors
+        # the dtype of the file, also of each module that it holds in a plain list
+        for name, part in [("", module), *hidden_modules(module)]:
+            found = [values.get(join_path(name, key)) for key in part.state_dict()]
+            dtypes = {t.dtype for t in found if t is not None and t.is_floating_point()}
+            if len(dtypes) == 1:
+                part.to(dtype=dtypes.pop())
         load(path, module)
         module.to(map_location).eval()
         return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,16 +12,22 @@ from torch import Tensor, nn
 
 from tracetorch.core.checks import check_has_values, check_module, check_unsharded
 from tracetorch.core.snapshot import restored_on_error
-from tracetorch.init.driven import follow_calls
-from tracetorch.init.large_weights import report_large_weights
+from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.init.membranes import Membranes, Trial
 from tracetorch.init.response import response_of
 from tracetorch.init.scaling import scale_all
-from tracetorch.init.stages import check_moments
+from tracetorch.init.stages import check_moments, follow_calls, weight_of
 from tracetorch.ragged import check_mask, real_steps_first
-from tracetorch.unrolling.inputs import Inputs, parse_inputs, tensors_by_name
+from tracetorch.snn.relative_scale import default_rms
+from tracetorch.unrolling.inputs import parse_inputs
 
 _log = logging.getLogger("tracetorch")
+
+_USUAL = 0.05  # the rate that fluctuation_ takes
+# times what spikes at this rate need; of batches that vary it is up to 5
+_LARGE = 15.0
+_LARGE_AND_SHORT = 3.0  # where the sequence is the reason
+_SHORT = 0.1  # of the power of a response, if the rest does not fit into the sequence
 
 
 def calibrate_(
@@ -58,7 +65,7 @@ def calibrate_(
         steps: as in ``unroll``.
         mask: ``[T, B]`` booleans, true where a step is real: each sequence counts as if its padding
             were cut out, whatever that holds; ``None``: all steps are real. A norm in training sees
-            zeros behind each sequence. NaN in padding is logged, for it makes gradients NaN later.
+            zeros behind each sequence.
 
     Returns:
         What was reached, by path of the neuron layer.
@@ -82,7 +89,7 @@ def calibrate_(
     reached, trial, length = scale_for_batch(
         model, x, target=target, mean=mean, steps=steps, mask=mask
     )
-    report_large_weights(trial, length)
+    _report_large_weights(trial, length)
     return reached
 
 
@@ -112,7 +119,6 @@ def scale_for_batch(
         # no padding comes before real steps then
         front, real = mask, real_steps_first(mask, mask)
         if not inputs.static:
-            _report_nan(inputs, mask)
             moved = inputs.map(lambda x: real_steps_first(x, front.to(x.device)))
             inputs = replace(inputs, tensors=moved)
         mask = real
@@ -124,14 +130,34 @@ def scale_for_batch(
     return reached, trial, inputs.steps
 
 
-def _report_nan(inputs: Inputs, mask: Tensor) -> None:
-    """Log that padding holds NaN or infinity, which harms gradients in training."""
-    for name, x in tensors_by_name(inputs.tensors).items():
-        if x.is_floating_point() and not bool(x[~mask.to(x.device)].isfinite().all()):
+def _report_large_weights(trial: Trial, steps: int) -> None:
+    """Log a warning for each layer whose weights are far larger than its neurons need.
+
+    Inputs that hardly vary, or a batch too short for a neuron, need such weights to reach the
+    target, and on other data the membranes are then as many times too far.
+    """
+    for stage in trial.calls.stages:
+        if isinstance(stage.source, BatchNormBase):
+            continue  # its input varies by 1, whatever the batch
+        response = trial.responses[stage.path]
+        power = response.kernel.square()
+        share = float((power[:steps].sum(0) / power.sum(0)).median())
+        weight = weight_of(stage.source).detach().double()
+        # by default the squares of a neuron's weights add up to 1/3
+        size = float(weight.square().mean().sqrt()) / default_rms(stage.source, "weight", weight)
+        factor = size * float(response.deviation(_USUAL).median()) / (trial.target * math.sqrt(3))
+        if factor >= (_LARGE_AND_SHORT if share < _SHORT else _LARGE):
             _log.warning(
-                "The padding of %s is not finite. calibrate_ leaves it out, but in training "
-                "gradients of weights become NaN, for 0 * NaN is NaN: fill it, with "
-                "x.masked_fill(~mask[..., None], 0).",
-                name,
+                "calibrate_ made the weight of %r, before %r, %.3g times as large as independent "
+                "spikes at a rate of %g need: %s. On other data its membranes go far beyond the "
+                "target. Give more samples, longer sequences or a faster decay, or scale the "
+                "input to a deviation of about 1.",
+                stage.source_path,
+                stage.path,
+                factor,
+                _USUAL,
+                f"in {steps} steps from rest its neurons show {100 * share:.2g} % of the power of "
+                "their response"
+                if share < _SHORT
+                else "what it is given hardly varies on this batch",
             )
-            return

@@ -8,28 +8,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.checks import check_module, check_number, check_unsharded
-from tracetorch.core.hooks import call_is_forward
+from tracetorch.core.checks import check_has_values, check_module, check_number, check_unsharded
 from tracetorch.core.snapshot import restored_on_error
-from tracetorch.core.torch_private import BatchNormBase, DropoutBase
-from tracetorch.core.walk import named_modules
-from tracetorch.init.driven import follow_calls
+from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.init.membranes import Trial
-from tracetorch.init.random_spikes import find_shape, random_spikes
+from tracetorch.init.random_spikes import find_shape, random_spikes, zeros_like_input
 from tracetorch.init.response import ImpulseResponse, response_of, simulated_rate
 from tracetorch.init.scaling import LEAST_RATE, scale_all
-from tracetorch.init.stages import RECURRENT, Stage, check_moments, is_affine, stages, weight_of
+from tracetorch.init.stages import RECURRENT, Stage, check_moments, follow_calls, weight_of
 from tracetorch.init.sums import Sums, with_sums, with_sums_and_signs
 from tracetorch.snn.connectivity import connectivity
 from tracetorch.snn.delay import SynapticDelays
 from tracetorch.snn.delay.base import DelayingLayer
 from tracetorch.snn.delay.taps import taps
-from tracetorch.snn.dropout import LockedDropout
-from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.unrolling.inputs import parse_inputs
-
-# neurons and affine layers aside, what leaves spikes as they are
-_KNOWN = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, DropoutBase, LockedDropout)
 
 
 def fluctuation_(
@@ -66,8 +58,7 @@ def fluctuation_(
 
     Args:
         model: any module; each neuron layer is driven by the linear layer, convolution, attention
-            or batch norm that is registered, and called, last before it. Others are left as they
-            are.
+            or batch norm that is called last before it. Others are left as they are.
         rate: share of the model's inputs that spike in a step, in (0, 1). The rate of a neuron
             layer, which the next one receives, is simulated from its ``step``.
         target: deviation of the membranes, in distances from rest to threshold; above 0. At 0.5
@@ -80,11 +71,10 @@ def fluctuation_(
     Raises:
         TypeError: an argument is of the wrong type.
         ValueError: an argument is out of range, the mean is out of reach, the model has nothing to
-            initialise, shares weights between neuron layers or computes them from other values, or
-            is registered in groups, so that it is not known what drives which neurons; it runs on
-            no shape that was tried; a layer misses its target, behind a norm say, or gets spikes
-            too rarely for its deviation to be known; or as :func:`impulse_response`. Nothing has
-            been changed then.
+            initialise, shares weights between neuron layers or computes them from other values; it
+            runs on no shape that was tried; a layer misses its target, behind a norm say, or gets
+            spikes too rarely for its deviation to be known; or as :func:`impulse_response`. Nothing
+            has been changed then.
 
     Example:
         >>> from tracetorch.init import impulse_response
@@ -99,33 +89,19 @@ def fluctuation_(
     """
     check_module(model)
     check_unsharded(model, "tt.init")
+    check_has_values(model)
     rate = check_number("rate", rate)
     if not 0 < rate < 1:
         raise ValueError(f"rate must be in (0, 1), the share of inputs that spike, got {rate}.")
     target, mean = check_moments(target, mean)
-    paired = stages(model)
-    responses = {stage.path: response_of(stage.neuron, stage.path) for stage in paired}
-    for stage in paired:
-        _delayed(responses[stage.path], stage)
-
-    def draw(stage: Stage, rate: float) -> float:
-        aim = _Aim(stage.path, responses[stage.path], rate, target, mean)
-        return _draw(stage, generator, aim)
-
     found = find_shape(model, shape)
-    if found is None:
-        _check_chain(model)
+    calls = follow_calls(model, parse_inputs(zeros_like_input(model, found), None, 0, True))
+    responses = {stage.path: response_of(stage.neuron, stage.path) for stage in calls.stages}
+    x, start = random_spikes(model, found, rate, responses.values())
     with restored_on_error(model.parameters()):
-        if found is None:
-            for stage in paired:
-                rate = draw(stage, rate)
-            return
-        x, start = random_spikes(model, found, rate, responses.values())
-        calls = follow_calls(model, parse_inputs(x, None, 0, True))
         for stage in calls.stages:
-            if stage.path not in responses:
-                responses[stage.path] = response_of(stage.neuron, stage.path)
-            rate = draw(stage, rate)
+            aim = _Aim(stage.path, responses[stage.path], rate, target, mean)
+            rate = _draw(stage, generator, aim)
         scale_all(Trial(model, x, None, calls, responses, target, mean, start=start, drawn=True))
 
 
@@ -192,25 +168,11 @@ def _bias_of(module: nn.Module) -> Tensor | None:
     return module.bias if isinstance(module.bias, Tensor) else None
 
 
-def _check_chain(model: nn.Module) -> None:
-    """Raise unless a model that could not be run is a chain of layers that are known."""
-    for path, module in named_modules(model):
-        if isinstance(module, nn.Sequential) and call_is_forward(module):
-            continue
-        if not isinstance(module, (SequenceLayer, *_KNOWN)) and not is_affine(module):
-            raise ValueError(
-                "fluctuation_ found no shape of input on which the model runs, to see what "
-                f"{path or 'its forward'!r} ({type(module).__name__}) does to spikes: give "
-                "shape=, that of one sample at one step, (2, 34, 34) say; or use calibrate_ with a "
-                "batch."
-            )
-
-
 def _delayed(response: ImpulseResponse, stage: Stage) -> ImpulseResponse:
     """Return the response to what the source gives, through the delays behind it."""
     known = [m for m in stage.behind.values() if m.num_neurons == stage.neuron.num_neurons]
-    for path, module in {**stage.before, **stage.behind}.items():
-        if isinstance(module, DelayingLayer) and module not in known and _spreads(module):
+    for path, module in stage.delaying.items():
+        if module not in known and bool((_taps(module).amax(0) < 1 - 1e-6).any()):
             raise ValueError(
                 f"{path!r} spreads each spike over several steps on its way to {stage.path!r}, "
                 "where fluctuation_ does not follow it: delays that belong to the weights before "
@@ -232,10 +194,6 @@ def _taps(layer: DelayingLayer) -> Tensor:
     return taps(layer.delay.detach().double(), layer.max_delay, layer.sigma)
 
 
-def _spreads(layer: DelayingLayer) -> bool:
-    return bool((_taps(layer).amax(0) < 1 - 1e-6).any())
-
-
 def _squares(response: ImpulseResponse, delays: SynapticDelays) -> Tensor:
     """Return the sum of the squared response of every synapse, relative to one without a delay."""
     # [neurons, inputs]: of a sum of shifted kernels the square is a double sum of the kernel's
@@ -251,10 +209,7 @@ def _squares(response: ImpulseResponse, delays: SynapticDelays) -> Tensor:
 
 
 def _product(
-    module: nn.Module,
-    delays: SynapticDelays | None,
-    generator: torch.Generator | None,
-    aim: _Aim,
+    module: nn.Module, delays: SynapticDelays | None, generator: torch.Generator | None, aim: _Aim
 ) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
     """Draw the weights of a linear layer or a convolution.
 
@@ -273,8 +228,12 @@ def _product(
     if rule is not None and rule.mask is not None:
         present = rule.mask.flatten(1)
     # Rossbroich et al. (2022): of independent spikes the variances add up, by the squared kernel
+    response = aim.response.mean(aim.rate)
+    if aim.mean != 0 and bool((response.abs() < 1e-9).any()):
+        raise ValueError(f"the membranes of {aim.path!r} have no mean: they pass changes alone.")
+    total = aim.mean / response if aim.mean else torch.zeros_like(response)
     wanted = Sums(
-        _sum_of_weights(aim).expand(len(rows)),
+        total.expand(len(rows)),
         (aim.target / aim.response.deviation(aim.rate)).square().expand(len(rows)),
     )
     offset = torch.zeros_like(wanted.weights)
@@ -310,13 +269,3 @@ def _norm(module: BatchNormBase, aim: _Aim) -> list[tuple[Tensor, Tensor]]:
             "it one, or leave mean at 0."
         )
     return drawn
-
-
-def _sum_of_weights(aim: _Aim) -> Tensor:
-    """Return what the weights of a neuron must add up to for its mean."""
-    response = aim.response.mean(aim.rate)
-    if aim.mean == 0:
-        return torch.zeros_like(response)
-    if bool((response.abs() < 1e-9).any()):
-        raise ValueError(f"the membranes of {aim.path!r} have no mean: they pass changes alone.")
-    return aim.mean / response

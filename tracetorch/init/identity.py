@@ -9,19 +9,19 @@ from tracetorch.core.checks import check_module, check_unsharded
 from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.snapshot import restored, restored_on_error
 from tracetorch.core.walk import join_path, named_modules
-from tracetorch.init.random_spikes import step_shapes
+from tracetorch.init.random_spikes import find_shape, zeros_like_input
 from tracetorch.init.response import distance_to_threshold, run_from_rest
-from tracetorch.init.stages import Stage, overlap, stages, weight_of
+from tracetorch.init.stages import Stage, follow_calls, overlap, weight_of
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.residual import SEWBlock
 from tracetorch.snn.spike_functions import spike_functions
+from tracetorch.unrolling.inputs import parse_inputs
 
 _STEPS = 50  # in which a neuron must keep silent, or fire at each
 _MOST_DOUBLED = 6  # a drive that lets it fire, from the distance to the threshold
 _COMPARED = 10  # steps of a block and its shortcut
 _SAMPLES = 4
-_PLACES = (8, 32)  # of an input with channels, along each dimension
 
 
 def identity_(model: nn.Module) -> None:
@@ -58,11 +58,13 @@ def identity_(model: nn.Module) -> None:
         raise ValueError(f"{type(model).__name__} has no snn.SEWBlock to start as the identity.")
     values: list[tuple[Tensor, Tensor]] = []
     last: dict[str, nn.Module] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     # Fang et al. (2021): add and iand are the identity of a silent body, and of one that fires
     for path, block in blocks.items():
-        stage = _last_stage(join_path(path, "body"), block.body)
+        shapes[path] = find_shape(block, None)
+        stage = _last_stage(path, block, shapes[path])
         source = stage.source
-        last[join_path(path, join_path("body", stage.source_path))] = source
+        last[join_path(path, stage.source_path)] = source
         bias = _bias(path, block, stage)
         if isinstance(source.bias, Tensor):
             values.append((source.bias, bias.to(source.bias).expand_as(source.bias)))
@@ -74,23 +76,25 @@ def identity_(model: nn.Module) -> None:
             for parameter, value in values:
                 parameter.copy_(value)
         for path, block in blocks.items():
-            _check_identity(path, block)
+            _check_identity(path, block, shapes[path])
 
 
-def _last_stage(path: str, body: nn.Module) -> Stage:
-    """Return the neurons that a body ends in, and the layer before them."""
-    last = stages(body)[-1]
-    neurons = [m for _, m in named_modules(body) if has_step(m)]
-    if last.neuron is not neurons[-1] or not spike_functions(last.neuron):
+def _last_stage(path: str, block: SEWBlock, shape: tuple[int, ...]) -> Stage:
+    """Return the neurons that the body of a block ends in, and the layer before them."""
+    inputs = parse_inputs(zeros_like_input(block, shape), None, 0, True)
+    last = [each for each in follow_calls(block, inputs).stages if each.path.startswith("body")]
+    neurons = [m for _, m in named_modules(block.body) if has_step(m)]
+    if not last or last[-1].neuron is not neurons[-1] or not spike_functions(neurons[-1]):
         raise ValueError(
-            f"{path!r} does not end in neurons that spike, behind a layer with a weight of its own."
+            f"{join_path(path, 'body')!r} does not end in neurons that spike, behind a layer with "
+            "a weight of its own."
         )
-    if last.connection is not None:
+    if last[-1].connection is not None:
         raise ValueError(
-            f"{join_path(path, last.path)!r} is recurrent: what it feeds back would have to be 0 "
-            "too. Let the body end in neurons without a connection."
+            f"{join_path(path, last[-1].path)!r} is recurrent: what it feeds back would have to be "
+            "0 too. Let the body end in neurons without a connection."
         )
-    return last
+    return last[-1]
 
 
 def _check_own_memory(model: nn.Module, last: dict[str, nn.Module]) -> None:
@@ -110,7 +114,7 @@ def _check_own_memory(model: nn.Module, last: dict[str, nn.Module]) -> None:
 
 def _bias(path: str, block: SEWBlock, stage: Stage) -> Tensor:
     """Return the drive by which the neurons are silent, or fire at every step: ``[neurons]``."""
-    name = join_path(path, f"body.{stage.path}".rstrip("."))
+    name = join_path(path, stage.path)
     distance = distance_to_threshold(stage.neuron, name)
     if block.combine != "and":
         if not _always(stage.neuron, torch.zeros_like(distance), 0.0):
@@ -118,7 +122,7 @@ def _bias(path: str, block: SEWBlock, stage: Stage) -> Tensor:
         return torch.zeros_like(distance)
     if not isinstance(stage.source.bias, Tensor):
         raise ValueError(
-            f"{join_path(path, f'body.{stage.source_path}')!r} has no bias, without which {name!r} "
+            f"{join_path(path, stage.source_path)!r} has no bias, without which {name!r} "
             'cannot fire at every step, as combine="and" needs it.'
         )
     for doubled in range(1, _MOST_DOUBLED + 1):
@@ -137,34 +141,22 @@ def _always(neuron: Neuron, drive: Tensor, spike: float) -> bool:
     return bool((output == spike).all())
 
 
-def _check_identity(path: str, block: SEWBlock) -> None:
+def _check_identity(path: str, block: SEWBlock, shape: tuple[int, ...]) -> None:
     """Raise where the output of a block on random spikes is not that of its shortcut."""
-    title = f"block {path!r}" if path else "the block"
     shortcuts: list[Tensor] = []
     generator = torch.Generator().manual_seed(0)
-    weight = next(block.parameters())
-    for shape in step_shapes(block, _PLACES):
-        spikes = torch.rand(_COMPARED, _SAMPLES, *shape, generator=generator) < 0.5
-        with (
-            restored(block, training=False),
-            forward_hooks(after=[(block.shortcut, lambda m, a, k, y: shortcuts.append(y))]),
-            torch.no_grad(),
-        ):
-            zero_states(block)
-            shortcuts.clear()
-            try:
-                outputs = [block(x) for x in spikes.to(weight)]
-            except (RuntimeError, TypeError, ValueError, IndexError) as error:
-                failure = error
-                continue
-        if all(map(torch.equal, outputs, shortcuts)):
-            return
+    spikes = torch.rand(_COMPARED, _SAMPLES, *shape, generator=generator) < 0.5
+    with (
+        restored(block, training=False),
+        forward_hooks(after=[(block.shortcut, lambda m, a, k, y: shortcuts.append(y))]),
+        torch.no_grad(),
+    ):
+        zero_states(block)
+        outputs = [block(x) for x in spikes.to(next(block.parameters()))]
+    if not all(map(torch.equal, outputs, shortcuts)):
+        title = f"block {path!r}" if path else "the block"
         raise ValueError(
             f"{title} is not the identity with the last neurons of its body silent, or firing at "
             f'every step for "and": its output on random spikes {list(shape)} is not its '
             "shortcut's. Let the body return what its last neurons give, and nothing else."
         )
-    raise ValueError(
-        f"{title} takes none of the shapes that its layers show, so whether it is the identity "
-        f"cannot be seen ({failure}). Let it begin with a layer that says its input's size."
-    ) from failure

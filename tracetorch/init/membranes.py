@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import pytree
 from tracetorch.core.walk import join_path
-from tracetorch.init.driven import Calls
 from tracetorch.init.response import ImpulseResponse
-from tracetorch.init.stages import Stage
+from tracetorch.init.stages import Calls, Stage
 from tracetorch.ragged import aligned
 from tracetorch.snn.neuron import Neuron
 from tracetorch.unrolling import unroll
@@ -114,8 +113,7 @@ class Moments(NamedTuple):
     def summary(self) -> Membranes:
         """Those of the neurons that get an input."""
         return Membranes(
-            float(self.means[self.driven].mean()),
-            root_mean_square(self.deviations[self.driven]),
+            float(self.means[self.driven].mean()), root_mean_square(self.deviations[self.driven])
         )
 
 
@@ -149,7 +147,13 @@ def _moments(trial: Trial, stage: Stage, seen: dict[str, Tensor]) -> Moments:
     drive = _neurons_last(seen[join_path(stage.path, "input")], stage.neuron)
     response = trial.responses[stage.path]
     kernel = response.kernel[: len(drive)] / response.distance
-    mask = _fitting(trial.mask, drive, stage.path)
+    mask = None if trial.mask is None else trial.mask.to(drive.device)
+    if mask is not None and mask.shape != drive.shape[:2]:
+        raise ValueError(
+            f"mask has the shape {list(mask.shape)}, and {stage.path!r} gets "
+            f"{list(drive.shape[:2])} steps and samples: which of them are real is not known. "
+            "Calibrate without a mask."
+        )
 
     def measured(values: Tensor) -> Tensor:
         """Return the steps that count, ``[steps, B, places, neurons]``, or in one row."""
@@ -180,6 +184,11 @@ def _moments(trial: Trial, stage: Stage, seen: dict[str, Tensor]) -> Moments:
         squares = kernel.square()
         scale = (squares.sum(0) / _risen(squares, samples, trial.start)).sqrt()
 
+    error = 0.0  # of the variance, over the samples
+    if mask is None and drive.shape[1] > 1:
+        squares = (measured(whole) - flat(whole).mean(0)).square()
+        by_sample = squares.mean((0, 2, 3))
+        error = float(by_sample.std() / len(by_sample) ** 0.5 / by_sample.mean().clamp(min=1e-30))
     rise = torch.cat([kernel.cumsum(0), kernel.sum(0).expand(len(drive) - len(kernel), -1)])
     rise = (rise * flat(outside).mean(0))[:, None, None]
     return Moments(
@@ -192,7 +201,7 @@ def _moments(trial: Trial, stage: Stage, seen: dict[str, Tensor]) -> Moments:
         covariance=(centred * fed_back).mean(0) * scale.square(),
         gain=gain * to_end,
         rate=rate,
-        error=0.0 if mask is not None else _standard_error(measured(whole)),
+        error=error,
     )
 
 
@@ -213,27 +222,8 @@ def _risen(values: Tensor, samples: Tensor, start: int) -> Tensor:
     return (sums[start:] * samples[start:, None]).sum(0) / samples[start:].sum()
 
 
-def _standard_error(membranes: Tensor) -> float:
-    """Return that of the variance of ``[steps, B, places, neurons]``, relative to it."""
-    if membranes.shape[1] < 2:
-        return 0.0
-    squares = (membranes - membranes.flatten(0, -2).mean(0)).square()
-    by_sample = squares.mean((0, 2, 3))
-    return float(by_sample.std() / len(by_sample) ** 0.5 / by_sample.mean().clamp(min=1e-30))
-
-
 def _neurons_last(drive: Tensor, neuron: Neuron) -> Tensor:
     """Return the input ``[T, B, ...]`` as ``[T, B, places, neurons]`` in float64."""
     dim = neuron.dim if neuron.dim < 0 else neuron.dim + 1
     moved = drive.double().movedim(dim, -1)
     return moved.reshape(*moved.shape[:2], -1, neuron.num_neurons)
-
-
-def _fitting(mask: Tensor | None, drive: Tensor, path: str) -> Tensor | None:
-    """Return the mask; raise where a layer has another batch than it."""
-    if mask is not None and mask.shape != drive.shape[:2]:
-        raise ValueError(
-            f"mask has the shape {list(mask.shape)}, and {path!r} gets {list(drive.shape[:2])} "
-            "steps and samples: which of them are real is not known. Calibrate without a mask."
-        )
-    return None if mask is None else mask.to(drive.device)

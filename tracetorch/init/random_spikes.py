@@ -25,11 +25,64 @@ _VALUES = 2_000_000  # of all neurons, steps and samples together
 _FAILURES = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError)
 
 
-def step_shapes(model: nn.Module, places: Iterable[int]) -> list[tuple[int, ...]]:
-    """Return shapes of one sample that layers take, the first layer's in front.
+def find_shape(model: nn.Module, shape: Sequence[int] | None) -> tuple[int, ...]:
+    """Return the shape of one sample that a model runs on: the one given, or a guess by its layers.
 
-    Dimensions beside the channels are tried with each number of ``places``.
+    Raises:
+        ValueError: it does not run on that, or on none that was tried.
     """
+    if shape is not None and (not isinstance(shape, Sequence) or isinstance(shape, str)):
+        raise TypeError(f"shape must be a tuple of integers, got {shape!r}.")
+    few = _shapes(model)[: 4 * len(_PLACES)]
+    tokens = [(n, *each) for each in few[:1] if len(each) == 1 for n in _PLACES]
+    given = None if shape is None else [tuple(check_count("shape", size) for size in shape)]
+    failure: Exception | None = None
+    for each in given or (*few, *tokens):
+        try:
+            with restored(model, training=False), torch.no_grad(), backend("eager"):
+                unroll(model, zeros_like_input(model, each), by="step", from_rest=True)
+            return each
+        except _FAILURES as error:
+            failure = error
+    tried = "the shapes that its layers show" if shape is None else f"one input of {[*shape]}"
+    raise ValueError(
+        f"{type(model).__name__} does not run on {tried}, the batch in front ({failure}). "
+        "fluctuation_ takes shape=, that of one sample at one step; calibrate_ takes a batch."
+    ) from failure
+
+
+def zeros_like_input(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    """Return one step of a few samples."""
+    return _like(model, torch.zeros(1, _TRIED, *shape))
+
+
+def _like(model: nn.Module, x: Tensor) -> Tensor:
+    """Convert to the dtype and the device of a model's first parameter."""
+    return x.to(next((p for p in model.parameters() if p.is_floating_point()), x))
+
+
+def random_spikes(
+    model: nn.Module, shape: tuple[int, ...], rate: float, responses: Iterable[ImpulseResponse]
+) -> tuple[Tensor, int]:
+    """Return independent spikes ``[T, B, *shape]``, and the step from which to measure.
+
+    They last for two of the longest responses, and are as many samples as the memory of the
+    neurons' inputs allows.
+    """
+    with restored(model, training=False), torch.no_grad(), backend("eager"):
+        x = zeros_like_input(model, shape)
+        _, seen = unroll(model, x, by="step", record="input", from_rest=True)
+    values = max(1, sum(each[0, 0].numel() for each in seen.values()))
+    longest = max(len(response.kernel) for response in responses)
+    steps = min(2 * longest, _STEPS, max(64, _VALUES // (2 * values)))
+    samples = min(_SAMPLES, max(2, _VALUES // (steps * values)))
+    generator = torch.Generator().manual_seed(0)
+    spikes = torch.rand(steps, samples, *shape, generator=generator) < rate
+    return _like(model, spikes), steps // 2
+
+
+def _shapes(model: nn.Module) -> list[tuple[int, ...]]:
+    """Return shapes of one sample that layers take, the first layer's in front."""
     shapes: dict[tuple[int, ...], None] = {}
     for _, module in named_modules(model):
         if isinstance(module, nn.Linear):
@@ -43,70 +96,5 @@ def step_shapes(model: nn.Module, places: Iterable[int]) -> list[tuple[int, ...]
         else:
             continue
         front, behind = max(0, dim - 1), max(0, -1 - dim)
-        shapes |= dict.fromkeys((*[n] * front, size, *[n] * behind) for n in places)
+        shapes |= dict.fromkeys((*[n] * front, size, *[n] * behind) for n in _PLACES)
     return list(shapes)
-
-
-def find_shape(model: nn.Module, shape: Sequence[int] | None) -> tuple[int, ...] | None:
-    """Return the shape of one sample that a model runs on, or ``None`` where none is found.
-
-    One that is given is tried alone; without it, it is guessed from the layers.
-    """
-    if shape is not None:
-        if not isinstance(shape, Sequence) or isinstance(shape, str):
-            raise TypeError(f"shape must be a tuple of integers, got {shape!r}.")
-        given = tuple(check_count("shape", size) for size in shape)
-        failure = _failure(model, given)
-        if failure is not None:
-            raise ValueError(
-                f"the model does not run on one input of shape {[*given]}, the batch in front: "
-                f"{failure}"
-            ) from failure
-        return given
-    few = step_shapes(model, _PLACES)[: 4 * len(_PLACES)]
-    tokens = [(n, *each) for each in few[:1] if len(each) == 1 for n in _PLACES]
-    return next((each for each in (*few, *tokens) if _failure(model, each) is None), None)
-
-
-def _failure(model: nn.Module, shape: tuple[int, ...]) -> Exception | None:
-    """Return the error of one step on zeros, or ``None``."""
-    x = _like(model, torch.zeros(1, _TRIED, *shape))
-    try:
-        with restored(model, training=False), torch.no_grad(), backend("eager"):
-            unroll(model, x, by="step", from_rest=True)
-    except _FAILURES as error:
-        return error
-    return None
-
-
-def _like(model: nn.Module, x: Tensor) -> Tensor:
-    """Convert to the dtype and the device of a model's first parameter."""
-    return x.to(next((p for p in model.parameters() if p.is_floating_point()), x))
-
-
-def random_spikes(
-    model: nn.Module,
-    shape: tuple[int, ...],
-    rate: float,
-    responses: Iterable[ImpulseResponse],
-) -> tuple[Tensor, int]:
-    """Return independent spikes ``[T, B, *shape]``, and the step from which to measure.
-
-    They last for two of the longest responses, and are as many samples as the memory of the
-    neurons' inputs allows.
-    """
-    values = max(1, _values(model, shape))
-    longest = max(len(response.kernel) for response in responses)
-    steps = min(2 * longest, _STEPS, max(64, _VALUES // (2 * values)))
-    samples = min(_SAMPLES, max(2, _VALUES // (steps * values)))
-    generator = torch.Generator().manual_seed(0)
-    spikes = torch.rand(steps, samples, *shape, generator=generator) < rate
-    return _like(model, spikes), steps // 2
-
-
-def _values(model: nn.Module, shape: tuple[int, ...]) -> int:
-    """Count the inputs of all neurons in one step of one sample."""
-    x = _like(model, torch.zeros(1, _TRIED, *shape))
-    with restored(model, training=False), torch.no_grad(), backend("eager"):
-        _, seen = unroll(model, x, by="step", record="input", from_rest=True)
-    return sum(each[0, 0].numel() for each in seen.values())

@@ -13,7 +13,6 @@ from tracetorch.core.checks import check_unsharded
 from tracetorch.snn.module import layer_label, zero_states
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.noise import Noise
-from tracetorch.snn.parameters import is_decay
 from tracetorch.snn.spike_functions import spike_functions
 
 States: TypeAlias = dict[str, Tensor]
@@ -133,15 +132,10 @@ def response_of(layer: Neuron, path: str | None) -> ImpulseResponse:
                 scale = free.noisy_scale(kernel, rest, distance) if free.noise else 1.0
                 return ImpulseResponse(kernel * scale, distance)
             if len(changes) >= _MOST_STEPS:
-                advice = (
-                    "Give it a faster decay."
-                    if any(map(is_decay, layer.constraints.values()))
-                    else "It has no decay that could be faster. Put a norm before it, "
-                    "nn.BatchNorm1d or nn.BatchNorm2d: behind one it needs no calibration."
-                )
                 raise ValueError(
                     f"the response of {label} to an impulse has not ended after {_MOST_STEPS} "
-                    f"steps: it does not forget. {advice}"
+                    "steps: it does not forget. Give it a faster decay; behind a norm, "
+                    "nn.BatchNorm1d or nn.BatchNorm2d, it needs no calibration."
                 )
 
 
@@ -185,8 +179,8 @@ def run_from_rest(layer: Neuron, drive: Tensor) -> Tensor:
     x = drive.reshape(len(drive), *_one_step(layer, drive.shape[1]))
     with torch.no_grad(), torch.random.fork_rng([]):
         torch.default_generator.manual_seed(0)  # from which noise without a seed starts
-        held = [getattr(layer, name) for name in layer.inputs[1:]]
-        further = [noise.forward_sequence(x)[0] for noise in held]
+        modules = [getattr(layer, name) for name in layer.inputs[1:]]
+        further = [noise.forward_sequence(x)[0] for noise in modules]
         output, _ = layer.double().forward_sequence(x, further=further)
     return output
 
@@ -203,8 +197,8 @@ class _FreeNeuron:
 
     def __init__(self, layer: Neuron, path: str | None) -> None:
         self.label = layer_label(layer, path)
-        held = {name: getattr(layer, name, None) for name in layer.inputs[1:]}
-        outside = [name for name, module in held.items() if not isinstance(module, Noise)]
+        modules = {name: getattr(layer, name, None) for name in layer.inputs[1:]}
+        outside = [name for name, module in modules.items() if not isinstance(module, Noise)]
         if outside:
             raise ValueError(
                 f"{self.label} has several inputs, and how it responds to x depends on "
@@ -217,7 +211,7 @@ class _FreeNeuron:
         self.nothing = torch.zeros(self.shape, dtype=torch.float64, device=device)
         self.noise = [
             torch.full_like(self.nothing, _MEANS[module.distribution])
-            for module in held.values()
+            for module in modules.values()
             if isinstance(module, Noise)
         ]
         self.kwargs: dict[str, Any] = layer.step_kwargs(len(self.shape), torch.float64)

@@ -9,18 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.snapshot import restored
-from tracetorch.core.walk import named_modules
 from tracetorch.init.membranes import Membranes, Moments, Trial, measure, root_mean_square
-from tracetorch.init.stages import RECURRENT, Stage, outputs_of, scale_rows, unwrapped, weight_of
-from tracetorch.init.unreached import (
-    LEAST_POWER,
-    MOST_PAST,
-    UNKNOWN,
-    check_input,
-    reason,
-    scaled_moments,
-)
+from tracetorch.init.stages import RECURRENT, Stage, outputs_of, scale_rows, weight_of
 
+_UNKNOWN = 0.12  # relative standard error of a variance that says nothing
+_LEAST_POWER = 0.2  # of a scale in what it makes of a deviation: below, it is lost on the way
+_VARIES = 1e-5  # of a deviation: less is rounding
+_MOST_PAST = 0.9  # share of the target that is there without a source, so that no scale reaches it
 LEAST_RATE = 1e-3  # weights for rarer spikes would be huge
 _SWEEPS = 3
 _ROUNDS = 12
@@ -63,13 +58,8 @@ def scale_all(trial: Trial) -> dict[str, Membranes]:
 
 def _scale_stage(trial: Trial, stage: Stage) -> Membranes:
     """Scale the last layer before the neurons alone, then, if that fails, all that add up there."""
-    modules = dict(named_modules(trial.model))
-    direct = [unwrapped(path, modules[path])[1] for path in trial.calls.drivers.get(stage.path, ())]
-    others = [
-        module
-        for module in direct
-        if module is not stage.source and outputs_of(module) == outputs_of(stage.source)
-    ]
+    size = outputs_of(stage.source)
+    others = [m for m in stage.drivers if m is not stage.source and outputs_of(m) == size]
     group = [stage.source]
     missed, reached = _scale(trial, stage, group)
     accepted = _HELD if trial.drawn else _ACCEPTED
@@ -77,7 +67,7 @@ def _scale_stage(trial: Trial, stage: Stage) -> Membranes:
         group = [stage.source, *others]
         missed, reached = _scale(trial, stage, group)
     if missed > accepted:
-        raise ValueError(reason(trial, stage, group, reached, _ACCEPTED * trial.target))
+        raise ValueError(_reason(trial, stage, group, reached, _ACCEPTED * trial.target))
     return reached
 
 
@@ -109,7 +99,7 @@ def _scale(trial: Trial, stage: Stage, group: list[nn.Module]) -> tuple[float, M
     for number in range(_ROUNDS + 1):
         seen = measure(trial, [stage])[stage.path]
         if number == 0:
-            check_input(trial, stage, seen)
+            _check_input(trial, stage, seen)
         elif not seen.usable:
             break
         missed = max(_misses(trial, stage, seen))
@@ -122,7 +112,7 @@ def _scale(trial: Trial, stage: Stage, group: list[nn.Module]) -> tuple[float, M
             _move(trial, stage, group, seen, None)
             continue
         answer = _probe(trial, stage, group, seen)
-        if answer.power < LEAST_POWER or root_mean_square(answer.past) > MOST_PAST * trial.target:
+        if answer.power < _LEAST_POWER or root_mean_square(answer.past) > _MOST_PAST * trial.target:
             break  # no scale will do
         _move(trial, stage, group, seen, answer)
     with torch.no_grad():
@@ -146,7 +136,7 @@ def _misses(trial: Trial, stage: Stage, seen: Moments) -> tuple[float, float]:
 
 def _holds_as_drawn(trial: Trial, stage: Stage, seen: Moments) -> bool:
     """Whether weights that were drawn for the target hold it, but for scatter."""
-    if not trial.drawn or not seen.usable or seen.error > UNKNOWN:
+    if not trial.drawn or not seen.usable or seen.error > _UNKNOWN:
         return False
     scatter = root_mean_square(seen.deviations[seen.driven] / trial.target - 1)
     return max(*_misses(trial, stage, seen), scatter / 3) <= _DRAWN
@@ -160,7 +150,7 @@ def _probe(trial: Trial, stage: Stage, group: list[nn.Module], seen: Moments) ->
         # a bias makes up for a mean, which adds to the deviation while it rises
         return (moments.deviations if bias is None else moments.steady).square()
 
-    nothing, larger = (scaled_moments(trial, stage, group, by) for by in (0.0, _PROBED))
+    nothing, larger = (_scaled_moments(trial, stage, group, by) for by in (0.0, _PROBED))
     past = variances(nothing)
     made, grown = variances(seen) - past, variances(larger) - past
     clear = seen.driven & (made > _LEAST_MADE * past)
@@ -186,14 +176,23 @@ def _move(
     Of a recurrence, the connection makes its share, and the source the rest.
     """
     bias = stage.source.bias
-    back = _connection_factor(trial, stage, seen)
+    back, fed_back = 1.0, root_mean_square(seen.fed_back)
+    if stage.connection is not None and fed_back > 0:
+        # less where spikes are so rare that its weights would be huge
+        share = RECURRENT * min(1.0, seen.rate / LEAST_RATE)
+        back = float(trial.target * share**0.5 / fed_back)
     if answer is None:
         growth, slope = seen.own_means, torch.ones_like(seen.means)
         # a bias makes up for a mean, and for that of what is fed back
         alone = bias is not None and stage.connection is None
         varies = alone & (seen.steady > _LEAST_MADE * seen.own_deviations)
         made = torch.where(varies, seen.steady, seen.own_deviations)
-        factors = _own_deviation(trial, seen, back) / made.clamp(min=1e-30)
+        # target^2 = own^2 + 2 own covariance / own_deviation + fed_back^2, for own
+        covariance = back * seen.covariance / seen.own_deviations.clamp(min=1e-30)
+        free = trial.target**2 - (back * seen.fed_back).square()
+        free = free.clamp(min=(trial.target / 2) ** 2)
+        wanted = (covariance.square() + free).sqrt() - covariance
+        factors = wanted / made.clamp(min=1e-30)
     else:
         _, power, growth, slope = answer
         past = answer.past.square()
@@ -214,21 +213,72 @@ def _move(
             bias.add_((missing / (seen.gain * slope)).to(bias))
 
 
-def _connection_factor(trial: Trial, stage: Stage, seen: Moments) -> float:
-    """Return the factor by which the connection makes its share of the variance.
+def _check_input(trial: Trial, stage: Stage, seen: Moments) -> None:
+    """Raise where a layer has no input that a scale could change."""
+    path = stage.path
+    if not seen.finite:
+        raise ValueError(
+            f"{path!r} gets an input on this batch that is not finite: x, or a weight before it, "
+            "is infinite or NaN."
+        )
+    if not bool(weight_of(stage.source).any()):
+        raise ValueError(
+            f"the weight of {stage.source_path!r}, before {path!r}, is 0, as after identity_: it "
+            "has no scale. Draw it first, or calibrate before identity_."
+        )
+    varies = seen.steady[seen.driven] > _VARIES * seen.own_deviations[seen.driven]
+    # a bias makes up for what does not vary
+    constant = isinstance(stage.source.bias, Tensor) and stage.connection is None
+    if not bool(seen.driven.any()) or (not trial.drawn and constant and not bool(varies.any())):
+        ending = (
+            "neurons before it do not spike at this target and rate. Choose a larger target."
+            if trial.drawn
+            else "layers before it do not spike on this batch, or its samples do not differ. Give "
+            "one with input events, or of different samples."
+        )
+        raise ValueError(
+            f"{path!r} gets the same input at every step of every sample, or none: the {ending}"
+        )
+    if trial.drawn and seen.error > _UNKNOWN:
+        raise ValueError(
+            f"{path!r} gets spikes so rarely at this target and rate that its deviation is not "
+            "known: weights that make up for it would be huge. Choose a larger target, or a larger "
+            "rate."
+        )
 
-    Its share is smaller where spikes are so rare that its weights would be huge.
+
+def _reason(
+    trial: Trial, stage: Stage, group: list[nn.Module], reached: Membranes, accepted: float
+) -> str:
+    """Say which moment a layer missed by more than ``accepted``, and what is in the way.
+
+    Scales of 0 and 2 of the ``group`` that was scaled show it.
     """
-    fed_back = root_mean_square(seen.fed_back)
-    if stage.connection is None or not fed_back > 0:
-        return 1.0
-    return float(trial.target * (RECURRENT * min(1.0, seen.rate / LEAST_RATE)) ** 0.5 / fed_back)
+    target, mean = trial.target, trial.mean
+    missed = f"a deviation of {target}" if abs(reached.deviation - target) > accepted else ""
+    nothing, once, twice = (
+        _scaled_moments(trial, stage, group, factor) for factor in (0.0, 1.0, 2.0)
+    )
+    alone, before, after = (root_mean_square(m.deviations) for m in (nothing, once, twice))
+    between = ", ".join([*stage.between, "or what forward computes between the two"])
+    advice = f"Take out what stands in the way, in {between}; or set the weights yourself."
+    if root_mean_square(nothing.steady) > _MOST_PAST * target:
+        advice = "What reaches it past that, as by a shortcut, is too large: scale it down."
+    elif not isinstance(stage.source.bias, Tensor) and (alone > _MOST_PAST * target or not missed):
+        advice = "It has no bias against a constant that is added: give it one."
+    elif stage.connection is not None:
+        advice = "Its spikes are fed back: give a larger batch, or choose a smaller target."
+    return (
+        f"{stage.path!r} does not reach {missed or f'a mean of {mean}'} by a scale of "
+        f"{stage.source_path!r}: it is at a deviation of {reached.deviation:.3g} and a mean of "
+        f"{reached.mean:.3g}. With a weight of 0 the deviation is {alone:.3g}, with twice the "
+        f"weight {after / before:.3g} times as large. {advice}"
+    )
 
 
-def _own_deviation(trial: Trial, seen: Moments, back: float) -> Tensor:
-    """Return what the source must make, beside what is fed back and varies with it."""
-    # target^2 = own^2 + 2 own covariance / own_deviation + fed_back^2, for own
-    fed_back = (back * seen.fed_back).square()
-    covariance = back * seen.covariance / seen.own_deviations.clamp(min=1e-30)
-    free = (trial.target**2 - fed_back).clamp(min=(trial.target / 2) ** 2)
-    return (covariance.square() + free).sqrt() - covariance
+def _scaled_moments(trial: Trial, stage: Stage, group: list[nn.Module], factor: float) -> Moments:
+    """Return the moments for a multiple of the weights and biases of some layers."""
+    with restored(trial.model):
+        for module in group:
+            scale_rows(module, factor)
+        return measure(trial, [stage])[stage.path]

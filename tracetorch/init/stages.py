@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from typing import Literal, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from tracetorch.core.checks import check_finite
-from tracetorch.core.hooks import has_weight_hooks
+from tracetorch.core.hooks import hooked_weights
+from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import BatchNormBase, is_alias
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.snn.batch_norm import BatchNormThroughTime
 from tracetorch.snn.connectivity import connectivity, raw_weight
 from tracetorch.snn.delay import Delay, SynapticDelays
-from tracetorch.snn.module import keeps_states
+from tracetorch.snn.delay.base import DelayingLayer
+from tracetorch.snn.model_graph import ModelGraph, Node, is_layer, read_model
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.sequence_layer import SequenceLayer
+from tracetorch.unrolling import unroll
+from tracetorch.unrolling.inputs import Inputs
+
+Ends: TypeAlias = Callable[[Node], bool]
 
 _PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # of the variance comes from a recurrent connection: 1 - alpha in Rossbroich, Gygax and Zenke (2022)
 RECURRENT = 0.1
-
-
-# what holds an affine layer of its own, which makes its output
-_HOLDERS = (SynapticDelays, BatchNormThroughTime, nn.MultiheadAttention)
 
 
 class Stage(NamedTuple):
@@ -43,9 +45,11 @@ class Stage(NamedTuple):
         connection: the linear layer or convolution that feeds its output back, or ``None``.
         delays: the layer whose product the source is, or ``None``.
         connection_delays: the layer whose product the connection is, or ``None``.
-        before: what comes before the source since the last neurons, by path.
-        behind: the delays between the source and the neurons, by path.
+        delaying: all layers with delays between the neurons before and these, by path.
+        behind: those of them between the source and these neurons.
         loop: path of the :class:`~tracetorch.snn.Recurrent` that the layer is in, or ``None``.
+        drivers: all affine layers that drive the neurons, the source too.
+        between: what is called between the source and the neurons, as messages name it.
     """
 
     path: str
@@ -55,57 +59,65 @@ class Stage(NamedTuple):
     connection: nn.Module | None
     delays: SynapticDelays | None
     connection_delays: SynapticDelays | None
-    before: dict[str, nn.Module]
-    behind: dict[str, Delay]
+    delaying: dict[str, DelayingLayer]
+    behind: dict[str, DelayingLayer]
     loop: str | None
+    drivers: list[nn.Module]
+    between: list[str]
 
 
-def stages(model: nn.Module, order: Iterable[str] | None = None) -> list[Stage]:
-    """Pair every neuron layer with the last affine layer before it; one without is left out.
+class Calls(NamedTuple):
+    """Calls of one step of a model.
 
     Args:
-        model: the model.
-        order: paths of its modules in the order in which they are called; as they are registered
-            where it is ``None``.
+        by: how the model runs.
+        stages: the neuron layers with what drives them, in the order of the calls.
+    """
+
+    by: Literal["layer", "step"]
+    stages: list[Stage]
+
+
+def follow_calls(model: nn.Module, inputs: Inputs) -> Calls:
+    """Pair every neuron layer with the last affine layer that drives it; one without is left out.
 
     Raises:
-        ValueError: there is no such pair; without an order, something feeds back to several layers;
-            an affine layer has another number of outputs, no values yet, or a parametrization; or a
+        ValueError: there is no such pair; an affine layer drives several neuron layers, has another
+            number of outputs, no values yet, or a parametrization; two share a parameter; or a
             recurrent connection is not a linear layer or a convolution.
     """
-    modules = dict(named_modules(model))
-    for path, module in modules.items() if order is None else ():
-        is_loop = isinstance(module, Recurrent) and module.holds_population
-        if is_loop or (keeps_states(module) and not isinstance(module, SequenceLayer)):
-            what = "the output of several layers" if is_loop else "what it remembers, it seems,"
+    by: Literal["layer", "step"] = "step"
+    few = inputs.first(2)
+    with restored(model), torch.no_grad(), suppress(ValueError):
+        unroll(model, few.tensors, steps=few.steps if few.static else None, from_rest=True)
+        by = "layer"
+    modules, own = dict(named_modules(model)), sources(model)
+    graph = read_step(model, inputs, own)
+    # what has weights of another kind, as a layer norm, is on the way
+    driven = driven_modules(
+        graph, own, lambda n: n.module is not None and (has_step(n.module) or n.path in own)
+    )
+    loops = {id(m.neuron): (p, m) for p, m in modules.items() if isinstance(m, Recurrent)}
+    for path, ends in driven.items():
+        found = [end for end in ends if has_step(modules[end])]
+        if len(found) > 1:
             raise ValueError(
-                f"{path or 'the model'!r} ({type(module).__name__}) feeds back {what} to the first "
-                "of its layers, and how large that is shows in a run alone. Use calibrate_ with a "
-                "batch."
+                f"{path!r} drives {', '.join(map(repr, found))}: one scale cannot fit them all. "
+                "Give each neuron layer a layer with weights of its own."
             )
-    recurrent = {id(m.neuron): (p, m) for p, m in modules.items() if isinstance(m, Recurrent)}
-    passed = {path: m for path, m in modules.items() if isinstance(m, Delay)} | sources(model)
-    found: list[Stage] = []
-    before: dict[str, nn.Module] = {}
-    for path in modules if order is None else order:
-        module = modules[path]
-        if path in passed:
-            before[path] = module
-        elif has_step(module):
-            stage = _stage(path, module, before, *recurrent.get(id(module), (None, None)))
-            if stage is not None:
-                _check(stage)
-                found.append(stage)
-            elif order is None:
-                _check_registration(path, found)
-            before = {}
-    _check_untied(found)
-    if not found:
+    stages: list[Stage] = []
+    for node in graph.nodes:
+        drivers = [path for path, ends in driven.items() if node.module and node.path in ends]
+        if has_step(node.module) and drivers and all(node.path != s.path for s in stages):
+            stages.append(_stage(graph, node, drivers, *loops.get(id(node.module), (None, None))))
+            _check(stages[-1])
+    _check_untied(stages)
+    if not stages:
         raise ValueError(
             f"{type(model).__name__} has no neuron layer behind a linear layer, a convolution or a "
             "batch norm with a weight: there is nothing to initialise."
         )
-    return found
+    return Calls(by, stages)
 
 
 def sources(model: nn.Module) -> dict[str, nn.Module]:
@@ -115,137 +127,165 @@ def sources(model: nn.Module) -> dict[str, nn.Module]:
     for module in modules.values():
         if isinstance(module, Recurrent):
             inside |= {id(part) for _, part in named_modules(module.connection)}
-        elif isinstance(module, _HOLDERS):
-            inside.add(id(unwrapped("", module)[1]))
+        else:
+            inside |= {id(unwrapped("", module)[1])} - {id(module)}
     return {
         path: module
         for path, module in modules.items()
-        if id(module) not in inside and _drives(module)
+        if id(module) not in inside and is_affine(unwrapped("", module)[1])
     }
-
-
-def _drives(module: nn.Module) -> bool:
-    """Whether a module is an affine layer that learns, or holds one."""
-    if isinstance(module, SynapticDelays):
-        return is_affine(module.product)  # not one of integers
-    return isinstance(module, _HOLDERS) or is_affine(module)
 
 
 def unwrapped(path: str, module: nn.Module) -> tuple[str, nn.Module]:
     """Return the affine layer whose output is that of a module which holds it, and its path."""
-    held: nn.Module = module
+    inner: nn.Module = module
     if isinstance(module, SynapticDelays):
-        held = module.product
+        inner = module.product
     elif isinstance(module, BatchNormThroughTime):
-        held = module.norm
+        inner = module.norm
     elif isinstance(module, nn.MultiheadAttention):
-        held = module.out_proj
-    if held is module:
-        return path, module
-    name = next(name for name, child in module.named_children() if child is held)
-    return join_path(path, name), held
+        inner = module.out_proj
+    names = {id(child): name for name, child in module.named_children()}
+    return (path if inner is module else join_path(path, names[id(inner)])), inner
 
 
-def _check_registration(path: str, found: list[Stage]) -> None:
-    """Raise where layers are registered in groups: not each before the neurons it drives."""
-    for stage in found:
-        products = [
-            name
-            for name, module in stage.before.items()
-            if isinstance(module, (*_PRODUCTS, SynapticDelays))
-        ]
-        if isinstance(stage.source, BatchNormBase):
-            products = products[:-1]  # the last one is that of the norm
-        if products:
-            raise ValueError(
-                f"{path!r} has no layer with a weight registered between the neurons before it and "
-                f"itself, and {products[-1]!r} has no neurons behind it, before "
-                f"{stage.source_path!r}: so it is not known what drives them. Register layers in "
-                "the order of their calls, or use calibrate_, which follows the calls."
-            )
+def read_step(model: nn.Module, inputs: Inputs, own: Collection[str]) -> ModelGraph:
+    """Return the graph of the first step of the inputs, in which sources and neurons are nodes."""
+    modules = dict(named_modules(model))
+    leaves = {id(modules[path]) for path in own}
+
+    def is_leaf(module: nn.Module) -> bool:
+        if id(module) in leaves or has_step(module):
+            return True
+        if any(has_step(each) or id(each) in leaves for _, each in named_modules(module)):
+            return False
+        return is_layer(module) or bool(module._parameters)
+
+    step = next(inputs.first(1).each_step())
+    args = step if isinstance(step, tuple) else () if isinstance(step, dict) else (step,)
+    kwargs = step if isinstance(step, dict) else {}
+    return read_model(model, *args, is_leaf=is_leaf, strict=False, **kwargs)
 
 
-def _check_untied(found: list[Stage]) -> None:
-    """Raise where neuron layers share a weight or a bias, which can have one scale alone."""
-    seen: list[tuple[Tensor, Stage]] = []
-    for stage in found:
-        own = [
-            parameter
-            for module in (stage.source, stage.connection)
-            if module is not None
-            for parameter in module.parameters()
-        ]
-        for number, parameter in enumerate(own):
-            for other, owner in [*seen, *((each, stage) for each in own[:number])]:
-                if overlap(parameter, other):
-                    raise ValueError(
-                        f"{owner.path!r} and {stage.path!r} are driven by one parameter, of "
-                        f"{owner.source_path!r} and {stage.source_path!r}, which cannot fit both. "
-                        "Initialise the network before you tie them, or give each its own layer."
-                    )
-            if any(
-                n > 1 and not step
-                for n, step in zip(parameter.shape, parameter.stride(), strict=True)
-            ):
-                raise ValueError(
-                    f"a parameter of {stage.source_path!r}, before {stage.path!r}, holds values "
-                    "that share memory with each other, as .expand() gives them: they cannot be "
-                    "set by themselves. Give it memory of its own, with .clone()."
-                )
-        seen += [(parameter, stage) for parameter in own]
+def driven_modules(graph: ModelGraph, own: Collection[str], ends: Ends) -> dict[str, list[str]]:
+    """Return the paths of the modules that each source drives, by its path; only those called.
+
+    Args:
+        graph: of a model.
+        own: paths of the sources.
+        ends: whether a way that began at a source ends at a node.
+    """
+    driven: dict[str, list[str]] = {}
+    for source in graph.nodes:
+        if source.module is not None and source.path in own:
+            found = driven.setdefault(source.path, [])
+            reached = sorted(_walk(graph.users[source], graph.users, ends), key=lambda n: n.index)
+            found += [n.path for n in reached if n.module and ends(n) and n.path not in found]
+    return driven
 
 
-def overlap(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors have an element of memory in common, as views of one storage may."""
-    if one is other:
-        return True
-    if not is_alias(one, other) or one.numel() == 0 or other.numel() == 0:
-        return False
-    spans = _span(one), _span(other)
-    # parts of one vector, as vector_to_parameters makes them, lie beside each other
-    if max(span.start for span in spans) >= min(span.stop for span in spans):
-        return False
-    ones, others = (
-        torch.arange(span.start, span.stop).as_strided(tensor.shape, tensor.stride())
-        for span, tensor in zip(spans, (one, other), strict=True)
-    )
-    return bool(torch.isin(ones, others).any())
+def has_weights(node: Node) -> bool:
+    """Whether a module makes something of its own of what it is given: neurons, or weights."""
+    if isinstance(node.module, SequenceLayer):
+        return has_step(node.module) or is_affine(unwrapped("", node.module)[1])
+    return node.module is not None and any(True for _ in node.module.parameters())
 
 
-def _span(tensor: Tensor) -> range:
-    """Return from where to where in its storage the elements of a tensor lie."""
-    steps = zip(tensor.shape, tensor.stride(), strict=True)
-    start = int(tensor.storage_offset())
-    return range(start, start + 1 + sum((size - 1) * stride for size, stride in steps))
+def _walk(first: Collection[Node], following: dict[Node, list[Node]], ends: Ends) -> list[Node]:
+    """Return nodes and those that follow, not beyond what ends a way."""
+    seen: dict[Node, None] = {}
+    waiting = list(first)
+    while waiting:
+        node = waiting.pop(0)
+        if node not in seen:
+            seen[node] = None
+            waiting += [] if ends(node) else following[node]
+    return list(seen)
 
 
 def _stage(
-    path: str,
-    neuron: Neuron,
-    before: dict[str, nn.Module],
-    loop_path: str | None,
-    loop: Recurrent | None,
-) -> Stage | None:
-    """Return a neuron layer and what drives it; ``None`` where that is no affine layer."""
-    before, behind = dict(before), {}
-    while before:
-        source_path, source = before.popitem()
-        if not isinstance(source, Delay):
-            break
-        behind[source_path] = source
-    else:
-        return None
+    graph: ModelGraph, node: Node, drivers: list[str], loop_path: str | None, loop: Recurrent | None
+) -> Stage:
+    """Return a neuron layer and what drives it."""
+    before = {each: each.inputs for each in graph.nodes}
+    upstream = _walk(before[node], before, lambda each: has_step(each.module))
+    own = [each for each in upstream if each.module is not None and each.path in drivers]
+    last = max(own, key=lambda each: each.index)
+    on_the_way = set(
+        _walk(graph.users[last], graph.users, lambda n: has_step(n.module))
+    ).intersection(upstream)
+    between = sorted(on_the_way, key=lambda each: each.index)
+    delaying = {n.path: n.module for n in upstream if isinstance(n.module, DelayingLayer)}
     connection = None if loop is None else loop.connection
-    delays, connection_delays = (
-        module if isinstance(module, SynapticDelays) else None for module in (source, connection)
-    )
-    source_path, source = unwrapped(source_path, source)
-    if connection_delays is not None:
-        connection = connection_delays.product
+    source_path, source = unwrapped(last.path, cast(nn.Module, last.module))
     return Stage(
-        path, neuron, source_path, source, connection, delays, connection_delays, before, behind,
-        loop_path,
-    )  # fmt: skip
+        path=node.path,
+        neuron=cast(Neuron, node.module),
+        source_path=source_path,
+        source=source,
+        connection=connection.product if isinstance(connection, SynapticDelays) else connection,
+        delays=last.module if isinstance(last.module, SynapticDelays) else None,
+        connection_delays=connection if isinstance(connection, SynapticDelays) else None,
+        delaying={p: m for p, m in delaying.items() if m not in (last.module, connection)},
+        behind={n.path: n.module for n in between if isinstance(n.module, Delay)},
+        loop=loop_path,
+        drivers=[unwrapped("", cast(nn.Module, each.module))[1] for each in own],
+        between=[each.place for each in between],
+    )
+
+
+def _check(stage: Stage) -> None:
+    path, connection = stage.path, stage.connection
+    if connection is not None and not isinstance(connection, _PRODUCTS):
+        raise ValueError(
+            f"the recurrent connection of {path!r} is {type(connection).__name__}: only linear "
+            "layers and convolutions can be initialised."
+        )
+    title = f"{stage.source_path!r}, before {path!r},"
+    for module in (stage.source,) if connection is None else (stage.source, connection):
+        check_own_weight(title, module)
+        strided = [
+            pair for p in module.parameters() for pair in zip(p.shape, p.stride(), strict=True)
+        ]
+        if any(size > 1 and not stride for size, stride in strided):
+            raise ValueError(
+                f"{title} has a parameter whose values share memory with each other, as .expand() "
+                "gives them: they cannot be set by themselves. Clone it."
+            )
+        if outputs_of(module) != stage.neuron.num_neurons:
+            raise ValueError(
+                f"{title} has {outputs_of(module)} outputs for {stage.neuron.num_neurons} neurons: "
+                "it is not known what drives them."
+            )
+        title = f"the recurrent connection of {path!r}"
+
+
+def _check_untied(stages: list[Stage]) -> None:
+    """Raise where neuron layers share a weight or a bias, which can have one scale alone."""
+    seen: list[tuple[Tensor, Stage]] = []
+    for stage in stages:
+        modules = [m for m in (stage.source, stage.connection) if m is not None]
+        for parameter in (p for module in modules for p in module.parameters()):
+            for owner in (owner for other, owner in seen if overlap(parameter, other)):
+                raise ValueError(
+                    f"{owner.path!r} and {stage.path!r} are driven by one parameter, of "
+                    f"{owner.source_path!r} and {stage.source_path!r}, which cannot fit both. "
+                    "Initialise the network before you tie them, or give each its own layer."
+                )
+            seen.append((parameter, stage))
+
+
+def overlap(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are one, or views of one storage that may share memory."""
+    spans = [
+        range(start := int(t.storage_offset()), start + 1 + sum(
+            (size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True)
+        ))
+        for t in (one, other)
+    ]  # fmt: skip
+    # parts of one vector, as vector_to_parameters makes them, lie beside each other
+    beside = max(span.start for span in spans) >= min(span.stop for span in spans)
+    return one is other or (is_alias(one, other) and not beside)
 
 
 def check_moments(target: object, mean: object) -> tuple[float, float]:
@@ -265,35 +305,11 @@ def is_affine(module: nn.Module) -> bool:
     return isinstance(module, _PRODUCTS)
 
 
-def _check(stage: Stage) -> None:
-    path, neuron, source_path, source, connection, *_ = stage
-    if connection is not None and not isinstance(connection, _PRODUCTS):
-        raise ValueError(
-            f"the recurrent connection of {path!r} is {type(connection).__name__}: only linear "
-            "layers and convolutions can be initialised."
-        )
-    for module in (source,) if connection is None else (source, connection):
-        check_own_weight(
-            f"{source_path!r}, before {path!r},"
-            if module is source
-            else f"the recurrent connection of {path!r}",
-            module,
-        )
-        if any(is_lazy(p) or p.is_meta for p in module.parameters()):
-            raise ValueError(f"{source_path!r} has no values yet. Run the model once before.")
-        outputs = outputs_of(module)
-        if outputs != neuron.num_neurons:
-            raise ValueError(
-                f"{source_path!r} has {outputs} outputs, {path!r} behind it has "
-                f"{neuron.num_neurons} neurons: it is not known what drives them."
-            )
-
-
 def check_own_weight(title: str, module: nn.Module) -> None:
     """Raise where a weight is computed from other values, which what is written into it leaves."""
     computed = is_parametrized(module) and connectivity(module) is None
     problem = "is parametrized" if computed else ""
-    if has_weight_hooks(module):
+    if hooked_weights(module):
         problem = "is pruned, or has a norm of torch.nn.utils"
     if problem:
         raise ValueError(

@@ -8,15 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.checks import check_has_values, check_module, check_number, check_unsharded
+from tracetorch.core.checks import check_has_values, check_module, check_positive, check_unsharded
 from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.core.walk import named_modules
-from tracetorch.init.driven import driven_modules
 from tracetorch.init.response import distance_to_threshold
-from tracetorch.init.stages import check_own_weight, overlap
+from tracetorch.init.stages import (
+    check_own_weight,
+    driven_modules,
+    has_weights,
+    overlap,
+    read_step,
+    unwrapped,
+)
 from tracetorch.snn.batch_norm import BatchNormThroughTime
 from tracetorch.snn.neuron import Neuron
-from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.spike_functions import spike_functions
 from tracetorch.unrolling.inputs import parse_inputs
 
@@ -70,49 +75,22 @@ def tdbn_(
     check_module(model)
     check_unsharded(model, "tt.init")
     check_has_values(model)
-    alpha = check_number("alpha", alpha)
-    if not 0 < alpha < float("inf"):
-        raise ValueError(f"alpha must be above 0, a factor of the threshold, got {alpha}.")
+    alpha = check_positive("alpha", alpha)
     modules = dict(named_modules(model))
     norms = _norms(modules)
-    driven = driven_modules(model, norms, parse_inputs(x, steps, 0, True))
-    values = _weights(norms, driven, modules, alpha)
-    _check_shared(values)
-    with torch.no_grad():
-        for weight, value in values.values():
-            weight.copy_(value)
-    return {path: driven[path][0] for path in values}
-
-
-def _weights(
-    norms: dict[str, BatchNormBase],
-    driven: dict[str, list[str]],
-    modules: dict[str, nn.Module],
-    alpha: float,
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return the weight of each norm and its new value, by path of the norm.
-
-    Args:
-        norms: what holds the weights.
-        driven: the paths of what each norm drives.
-        modules: all modules by path.
-        alpha: factor of the threshold.
-    """
-    values: dict[str, tuple[Tensor, Tensor]] = {}
+    driven = driven_modules(
+        read_step(model, parse_inputs(x, steps, 0, True), norms), norms, has_weights
+    )
+    values: dict[str, Tensor] = {}
     for path, norm in norms.items():
         title = f"{path!r} ({type(modules[path]).__name__})"
-        weight: Tensor | None = norm.weight
-        if weight is None:
-            raise ValueError(f"{title} has no weight to scale. Build it with affine=True.")
         check_own_weight(title, norm)
-        if path not in driven:
-            raise ValueError(f"{title} is not called in one step on this input.")
-        distance = _common_distance(title, driven[path], modules)
-        if len(distance) not in (1, norm.num_features):
+        distance = _common_distance(title, driven.get(path, []), modules)
+        if norm.weight is None or len(distance) not in (1, norm.num_features):
             raise ValueError(
-                f"{title} has {norm.num_features} channels, {driven[path][0]!r} behind it "
-                f"{len(distance)} neurons whose thresholds differ. Give it one threshold "
-                "(pos_threshold_rank=0)."
+                f"{title} has {norm.num_features} channels, and {driven[path][0]!r} behind it "
+                f"{len(distance)} thresholds: it needs affine=True, and one threshold for all "
+                "(pos_threshold_rank=0) or for each channel."
             )
         # Zheng et al. (2021): variances of branches add up, to that of the threshold
         # of another size than the neurons they are put together, and do not add up
@@ -120,31 +98,28 @@ def _weights(
         branches = [p for p, behind in driven.items() if driven[path][0] in behind]
         adding = sum(norms[p].num_features == size for p in branches)
         value = alpha * distance / max(1, adding) ** 0.5
-        values[path] = weight, value.to(weight).expand_as(weight)
-    return values
-
-
-def _check_shared(values: dict[str, tuple[Tensor, Tensor]]) -> None:
-    """Raise where two norms share a weight that would get two values."""
-    for (other, (kept, given)), (path, (weight, value)) in combinations(values.items(), 2):
-        same = weight.shape == kept.shape and torch.equal(value, given)
-        if overlap(weight, kept) and not same:
+        values[path] = value.to(norm.weight).expand_as(norm.weight)
+    for (other, given), (path, value) in combinations(values.items(), 2):
+        same = value.shape == given.shape and torch.equal(value, given)
+        if overlap(norms[path].weight, norms[other].weight) and not same:
             raise ValueError(
                 f"{path!r} and {other!r} share their weight, and drive neurons of thresholds that "
                 "differ. Give each a weight of its own."
             )
+    with torch.no_grad():
+        for path, value in values.items():
+            norms[path].weight.copy_(value)
+    return {path: driven[path][0] for path in values}
 
 
-def _norms(modules: dict[str, nn.Module]) -> dict[str, BatchNormBase]:
+def _norms(modules: dict[str, nn.Module]) -> dict[str, Any]:
     """Return what holds the weight of each batch norm, by the path of the module to call."""
-    norms: dict[str, BatchNormBase] = {}
-    inside: set[int] = set()
-    for path, module in modules.items():
-        if isinstance(module, BatchNormThroughTime):
-            norms[path] = module.norm
-            inside.add(id(module.norm))
-        elif isinstance(module, BatchNormBase) and id(module) not in inside:
-            norms[path] = module
+    inside = {id(m.norm) for m in modules.values() if isinstance(m, BatchNormThroughTime)}
+    norms = {
+        path: unwrapped(path, module)[1]
+        for path, module in modules.items()
+        if isinstance(module, BatchNormThroughTime | BatchNormBase) and id(module) not in inside
+    }
     if not norms:
         raise ValueError("the model has no batch norm: there is nothing to scale.")
     return norms
@@ -152,24 +127,20 @@ def _norms(modules: dict[str, nn.Module]) -> dict[str, BatchNormBase]:
 
 def _common_distance(title: str, paths: list[str], modules: dict[str, nn.Module]) -> Tensor:
     """Return the distances to the thresholds of the neurons that a norm drives, or the one."""
-    if not paths:
-        raise ValueError(
-            f"{title} drives no neuron layer: its output ends elsewhere. Give the part of the "
-            "model whose norms stand before neurons."
-        )
     distances: list[Tensor] = []
     for path in paths:
         module = modules[path]
         if not isinstance(module, Neuron) or not spike_functions(module):
-            problem = (
-                "has no threshold" if isinstance(module, SequenceLayer) else "is no neuron layer"
-            )
-            raise ValueError(
-                f"{title} drives {path!r} ({type(module).__name__}), which {problem}. Give the "
-                "part of the model whose norms stand before neurons that spike."
-            )
+            distances.clear()
+            break
         distance = distance_to_threshold(module, path)
         distances.append(distance[:1] if bool((distance == distance[0]).all()) else distance)
+    if not distances:
+        found = ", ".join(f"{path!r} ({type(modules[path]).__name__})" for path in paths)
+        raise ValueError(
+            f"{title} drives {found or 'nothing'} on this input, and not neurons that spike. Give "
+            "the part of the model whose norms stand before such neurons."
+        )
     first = distances[0]
     if any(d.shape != first.shape or not torch.allclose(d, first) for d in distances):
         raise ValueError(f"{title} drives {', '.join(map(repr, paths))}, whose thresholds differ.")

@@ -15,19 +15,24 @@ whoever reads the graph how wide the state is.
 Gradients. What rounds passes the gradient; what saturates passes it within its range.
 """
 
-from tracetorch.integers.border import Quantize, SumPool1d, SumPool2d
+from tracetorch.fuse.ir.intervals import Bounds, Interval
+from tracetorch.integers.border import Add, Quantize, SumPool1d, SumPool2d
 from tracetorch.integers.delays import DelayedConv1d, DelayedLinear
 from tracetorch.integers.exact import check_exact, prove
-from tracetorch.integers.fixed_point import Rounding, multiply, shift_right
-from tracetorch.integers.intervals import Bounds, Interval
-from tracetorch.integers.leaks import Multiplier, Shift
+from tracetorch.integers.fixed_point import Multiplier, Rounding, Shift, multiply, shift_right
+from tracetorch.integers.layers import Conv1d, Conv2d, Linear
 from tracetorch.integers.leaky_integrator import LeakyIntegrator
-from tracetorch.integers.products import Conv1d, Conv2d, Linear
-from tracetorch.integers.rounding import floor, round, stochastic_round, trunc  # noqa: A004
-from tracetorch.integers.straight_through import straight_through
+from tracetorch.integers.rounding import (
+    floor,
+    round,  # noqa: A004
+    stochastic_round,
+    straight_through,
+    trunc,
+)
 from tracetorch.integers.width import limits, saturate, wrap
 
 __all__ = [
+    "Add",
     "Bounds",
     "Conv1d",
     "Conv2d",

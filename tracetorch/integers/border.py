@@ -1,4 +1,4 @@
-"""``Quantize``, the border of an integer network, and ``SumPool1d`` and ``SumPool2d``."""
+"""``Quantize``, the border of an integer network, sums of windows, and ``Add`` of branches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_flag, check_positive
-from tracetorch.integers.products import as_sizes, exactly
+from tracetorch.integers.layers import as_sizes, exactly
 from tracetorch.integers.rounding import round  # noqa: A004
 from tracetorch.integers.width import limits, saturate
 
@@ -50,6 +50,48 @@ class Quantize(nn.Module):
     def extra_repr(self) -> str:
         """Return the arguments, for ``repr``."""
         return f"{float(self.scale):g}, bits={self.bits}, signed={self.signed}"
+
+
+class Add(nn.Module):
+    """Add two branches of integers, each brought to the unit that the sum has.
+
+    ::
+
+        y = factors[0] * first(x) + factors[1] * second(x)
+
+    Args:
+        first, second: modules that are given the same input; ``nn.Identity`` for none.
+        factors: integers of the sum in one of either branch.
+
+    Example:
+        >>> Add(nn.Identity(), SumPool1d(1), (3, 1))(torch.tensor([[[1.0, 2.0]]])).tolist()
+        [[[4.0, 8.0]]]
+    """
+
+    def __init__(
+        self, first: nn.Module, second: nn.Module, factors: tuple[int, int] = (1, 1)
+    ) -> None:
+        super().__init__()
+        self.first, self.second, self.factors = first, second, factors
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the sum."""
+        first, second = self.factors
+        y: Tensor = first * self.first(x) + second * self.second(x)
+        return y
+
+    def get_extra_state(self) -> Tensor:
+        """Return the factors for ``state_dict``: without them weights mean something else."""
+        return torch.tensor(self.factors, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the factors of a ``state_dict``."""
+        first, second = state.tolist()
+        self.factors = first, second
+
+    def extra_repr(self) -> str:
+        """Return the factors, for ``repr``."""
+        return f"factors={self.factors}"
 
 
 class _SumPool(nn.Module):

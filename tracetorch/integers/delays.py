@@ -11,8 +11,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.hooks import has_weight_hooks
-from tracetorch.integers.products import Conv1d, Linear, Product, check_holds_integers, exactly
+from tracetorch.core.hooks import hooked_weights
+from tracetorch.integers.layers import Conv1d, Linear, Product, check_holds_integers, exactly
 from tracetorch.snn.delay import DelayedConv1d as FloatDelayedConv1d
 from tracetorch.snn.delay import DelayedLinear as FloatDelayedLinear
 from tracetorch.snn.delay import SynapticDelays
@@ -29,11 +29,7 @@ class IntegerDelays(SynapticDelays):
         return super().check_input(x, sequence=sequence)
 
     def largest(self, x: Tensor) -> Tensor:
-        """Return how large sums can become on the way, in whatever order they are made.
-
-        Args:
-            x: the largest magnitude of every input, in float64.
-        """
+        """Return how large sums of inputs of magnitudes ``x`` can become, in whatever order."""
         window = x.unsqueeze(-1).expand(*x.shape, self.max_delay + 1)
         bias = self._integers.bias
         sums = self._summed(
@@ -63,7 +59,7 @@ class IntegerDelays(SynapticDelays):
 
     def _check_product(self) -> None:
         """Raise where a weight would be computed by a hook: nobody calls the product."""
-        if has_weight_hooks(self._integers):
+        if hooked_weights(self._integers):
             raise ValueError(
                 f"{self.label()} reads the weight of its product, and does not call it: make the "
                 "pruning permanent, or use torch.nn.utils.parametrize."

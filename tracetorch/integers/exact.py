@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -12,23 +12,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils.parametrize import is_parametrized
 
 from tracetorch.core.checks import check_module
 from tracetorch.core.snapshot import restored
 from tracetorch.core.walk import named_modules
 from tracetorch.fuse.dispatch.plans import program_of
 from tracetorch.fuse.ir.graph import Unfusable
+from tracetorch.fuse.ir.intervals import MOST_EXACT, Bounds, Interval, bounds, hull, invariant
 from tracetorch.fuse.ir.trace import input_names
+from tracetorch.integers.border import Add
 from tracetorch.integers.delays import IntegerDelays
-from tracetorch.integers.intervals import Bounds, Interval, hull, invariant, tracked
-from tracetorch.integers.products import Product
+from tracetorch.integers.layers import Product
 from tracetorch.snn.delay import SynapticDelays
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.sequence_layer import ARITHMETIC_DTYPE
 
-_MOST = {torch.float32: 2.0**24, torch.float64: 2.0**53}
-_LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, Product, SynapticDelays)
+_PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, Product, SynapticDelays)
 
 
 def prove(
@@ -69,14 +70,21 @@ def prove(
     except Unfusable as reason:
         raise ValueError(f"{layer.label()} cannot be proved exact: {reason}.") from None
     known = dict(zip(input_names(cell), (inputs[name] for name in cell.inputs), strict=True))
-    for name in program.params:
-        known[f"p_{name}"] = _each(kwargs[name])
-    shape = torch.Size([1] * ndim)
+    for name in program.params:  # each neuron has its own
+        numbers = kwargs[name].detach().double().flatten().numpy(force=True)
+        whole = np.where(numbers == numbers.round(), 0.0, -math.inf)
+        known[f"p_{name}"] = Interval(numbers, numbers, whole)
     starts = {}
     for name in cell.active:
         start = getattr(layer, f"initial_{name}", None)
-        starts[name] = interval_of(torch.zeros(shape) if start is None else start)
-    return invariant(program.forward, known, starts, _MOST[dtype])
+        starts[name] = interval_of(torch.zeros(1) if start is None else start)
+
+    def step(states: dict[str, Interval]) -> tuple[Bounds, dict[str, Interval]]:
+        read = {**known, **{f"s_{name}": state for name, state in states.items()}}
+        found = bounds(program.forward, read, dtype)
+        return found, {name: found.outputs[f"next_{name}"] for name in states}
+
+    return invariant(starts, step)[0]
 
 
 def interval_of(values: Tensor) -> Interval:
@@ -86,13 +94,6 @@ def interval_of(values: Tensor) -> Interval:
         return Interval(-math.inf, math.inf, -math.inf)
     step = 0.0 if torch.equal(values, values.round()) else -math.inf
     return Interval(float(values.min()), float(values.max()), step)
-
-
-def _each(values: Tensor) -> Interval:
-    """Return the values of a parameter, one of every neuron."""
-    numbers = values.detach().double().flatten().numpy(force=True)
-    whole = numbers == numbers.round()
-    return Interval(numbers, numbers, np.where(whole, 0.0, -math.inf))
 
 
 def check_exact(model: nn.Module, x: Tensor) -> dict[str, dict[str, Interval]]:
@@ -126,118 +127,128 @@ def check_exact(model: nn.Module, x: Tensor) -> dict[str, dict[str, Interval]]:
         (1969.0, 12)
     """
     check_module(model)
-    seen: dict[str, dict[str, Interval]] = {}
-    layers: dict[str, Neuron] = {}
-    facts: dict[str, Any] = {}
-    linear: dict[str, nn.Module] = {}
-    largest: dict[nn.Module, Tensor] = {}
-    with restored(model), torch.no_grad(), ExitStack() as hooks:
-        for path, module in named_modules(model):
-            if any(not above or path.startswith(f"{above}.") for above in layers):
-                continue  # it computes an input of a neuron layer
-            if has_step(module):
-                layers[path] = module
-                record: Any = partial(_record_inputs, path, seen, facts)
-            elif isinstance(module, _LINEAR):
-                record = partial(_record_largest, largest)
-                linear[path] = module
-            elif next(module.children(), None) is None:
-                record = partial(_check_output, path)
-            else:
-                continue
-            handle = module.register_forward_hook(record)
-            hooks.callback(handle.remove)
+    with restored(model), torch.no_grad(), watched(model) as prove_all:
         zero_states(model)
         for step in x.unbind(0):
             model(step)
-        hooks.close()
-        for path, module in linear.items():
-            if module in largest:
-                _check_sums(path, module, largest[module])
-    return {path: _proved(path, layers[path], seen[path], *facts[path]) for path in seen}
+        return prove_all()
+
+
+@contextmanager
+def watched(model: nn.Module) -> Iterator[Callable[[], dict[str, dict[str, Interval]]]]:
+    """Keep what a model's modules receive in a block, and yield what proves that all is exact.
+
+    Args:
+        model: within the block it is called once for each step.
+    """
+    layers: dict[str, tuple[Neuron, dict[str, Interval], list[Any]]] = {}
+    products: dict[str, tuple[nn.Module, list[Tensor]]] = {}
+    with ExitStack() as hooks:
+        for path, module in named_modules(model):
+            if any(not above or path.startswith(f"{above}.") for above in (*layers, *products)):
+                continue  # it computes an input of a neuron layer, or a weight
+            if has_step(module):
+                layers[path] = module, {}, []
+                record: Any = partial(_record_inputs, path, *layers[path][1:])
+            elif isinstance(module, _PRODUCTS):
+                products[path] = module, []
+                record = partial(_record_largest, products[path][1])
+            elif next(module.children(), None) is None or isinstance(module, Add):
+                record = partial(_check_output, path)
+            else:
+                continue
+            hooks.enter_context(module.register_forward_hook(record))
+
+        def prove_all() -> dict[str, dict[str, Interval]]:
+            hooks.close()
+            for path, (module, given) in products.items():
+                for largest in given:
+                    _check_sums(path, module, largest)
+            return {
+                path: _proved(path, layer, inputs, *how)
+                for path, (layer, inputs, how) in layers.items()
+                if how
+            }
+
+        yield prove_all
 
 
 def _record_inputs(
     path: str,
-    seen: dict[str, dict[str, Interval]],
-    facts: dict[str, Any],
+    inputs: dict[str, Interval],
+    how: list[Any],
     layer: Neuron,
     args: tuple[Tensor, ...],
     output: Tensor,
 ) -> None:
-    """Keep the hull of every input of a neuron layer."""
-    known = seen.setdefault(path, {})
-    facts[path] = args[0].ndim, ARITHMETIC_DTYPE[args[0].dtype]
+    """Keep the hull of every input of a neuron layer, and its number of dimensions and dtype."""
+    how[:] = args[0].ndim, ARITHMETIC_DTYPE[args[0].dtype]
     for name, value in zip(layer.inputs, args, strict=False):
         found = interval_of(value)
         if not found.step > -math.inf:
             raise ValueError(
-                f"{_named(path, layer)} gets {name} that is no integer. Scale and round what comes "
+                f"{_label(path, layer)} gets {name} that is no integer. Scale and round what comes "
                 "before, tt.integers.round(scale * x)."
             )
-        known[name] = hull(tracked(known[name]), tracked(found)) if name in known else found
+        inputs[name] = hull(inputs[name], found) if name in inputs else found
+
+
+def _record_largest(
+    given: list[Tensor], module: nn.Module, args: tuple[Tensor, ...], output: Tensor
+) -> None:
+    """Keep the largest magnitude of every value that a product receives, for each shape of it."""
+    x = args[0].detach().abs()
+    if given and given[-1].shape == x.shape:
+        x = torch.maximum(given.pop(), x)
+    given.append(x)
 
 
 def _check_output(path: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     """Raise where a module other than a neuron layer leaves the integers."""
-    if not isinstance(output, Tensor) or output.dtype not in _MOST:
-        return
-    largest = float(output.detach().abs().max()) if output.numel() else 0.0
-    _check_range(path, module, output, largest)
+    if isinstance(output, Tensor) and output.dtype in MOST_EXACT:
+        largest = float(output.detach().abs().max()) if output.numel() else 0.0
+        _check_range(path, module, output, largest)
 
 
-def _record_largest(
-    largest: dict[nn.Module, Tensor],
-    module: nn.Module,
-    args: tuple[Tensor, ...],
-    output: Tensor,
-) -> None:
-    """Keep the largest magnitude of every value that a product with weights receives."""
-    given = args[0].detach().abs()
-    known = largest.get(module)
-    if known is None or known.shape != given.shape:
-        largest[module] = given
-    else:
-        largest[module] = torch.maximum(known, given)
-
-
-def _check_sums(path: str, module: nn.Module, x: Tensor) -> None:
+def _check_sums(path: str, module: Any, x: Tensor) -> None:
     """Raise where a sum of products may leave the exact range, in whatever order it is made."""
-    held: list[Tensor | None]
-    if isinstance(module, Product):
-        bound, held = module.largest(x.double()), [module.weight, module.bias]
-    elif isinstance(module, SynapticDelays):
-        bound, held = _largest_delayed(module, x.double())
+    given = x.double()
+    delays = isinstance(module, SynapticDelays)
+    product, kernel = module, None
+    if delays:  # those between two steps spread a weight over both
+        product, kernel = module.product, module.kernel_of(torch.float64)
+    weight, bias = product.weight.double().abs(), product.bias
+    bias = None if bias is None else bias.double().abs()
+    numbers = [each.to(x.dtype) for each in (x, weight, bias, kernel) if each is not None]
+    if isinstance(module, Product | IntegerDelays):
+        sums = module.largest(given)
+    elif delays:
+        window = given.unsqueeze(-1).expand(*given.shape, module.max_delay + 1)
+        sums = module.convolve(window, module.kernel_of(torch.float64).abs(), bias)
+    elif not is_parametrized(module):
+        magnitudes = {name: each.abs().double() for name, each in module.named_parameters()}
+        sums = functional_call(module, magnitudes, (given,))
+    elif isinstance(module, nn.Linear):  # mask and signs, which would act on magnitudes
+        sums = nn.functional.linear(given, weight, bias)
     else:
-        parameters = dict(module.named_parameters())
-        weights = {name: value.abs().double() for name, value in parameters.items()}
-        bound, held = functional_call(module, weights, (x.double(),)), [*parameters.values()]
-    for each in (x, *(value.to(x.dtype) for value in held if value is not None)):
-        _check_range(path, module, each, float(bound.max()) if bound.numel() else 0.0)
+        sums = module._conv_forward(given, weight, bias)
+    largest = float(sums.max()) if sums.numel() else 0.0
+    for each in numbers:
+        _check_range(path, module, each, largest)
 
 
-def _largest_delayed(module: SynapticDelays, x: Tensor) -> tuple[Tensor, list[Tensor | None]]:
-    """Return how large sums over the past can become, and the numbers that the layer holds."""
-    kernel, bias = module.kernel_of(torch.float64), module.product.bias
-    if isinstance(module, IntegerDelays):
-        return module.largest(x), [kernel, bias]
-    window = x.unsqueeze(-1).expand(*x.shape, module.max_delay + 1)
-    sums = module.convolve(window, kernel.abs(), None if bias is None else bias.abs().double())
-    return sums.squeeze(-1), [kernel, bias]
-
-
-def _check_range(path: str, module: nn.Module, output: Tensor, largest: float) -> None:
+def _check_range(path: str, module: nn.Module, values: Tensor, largest: float) -> None:
     """Raise where values are no integers, or where the largest is beyond those of the dtype."""
-    name = _named(path, module)
-    if not interval_of(output).step > -math.inf:
+    if not interval_of(values).step > -math.inf:
         raise ValueError(
-            f"{name} gets, holds or returns what is no integer. Scale and round it, "
-            "tt.integers.round(scale * x)."
+            f"{_label(path, module)} gets, holds or returns what is no integer. Scale and round "
+            "it, tt.integers.round(scale * x)."
         )
-    if largest > _MOST[output.dtype]:
+    if largest > MOST_EXACT[values.dtype]:
         raise ValueError(
-            f"{name} can reach {largest:.0f}, and {output.dtype} holds every integer up to "
-            f"{_MOST[output.dtype]:.0f} only. Give x.double(), and model.double()."
+            f"{_label(path, module)} can reach {largest:.0f}, and {values.dtype} holds every "
+            f"integer up to {MOST_EXACT[values.dtype]:.0f} only. Give x.double(), and "
+            "model.double()."
         )
 
 
@@ -247,11 +258,11 @@ def _proved(
     """Return the intervals of a layer's output and states; raise where they are not exact."""
     if len(inputs) < len(layer.inputs):
         missing = ", ".join(name for name in layer.inputs if name not in inputs)
-        raise ValueError(f"{_named(path, layer)} computes {missing} itself, which is not proved.")
+        raise ValueError(f"{_label(path, layer)} computes {missing} itself, which is not proved.")
     found = prove(layer, inputs, ndim=ndim, dtype=dtype)
     if not found.exact:
         raise ValueError(
-            f"{_named(path, layer)} is not exact in {dtype} for inputs up to "
+            f"{_label(path, layer)} is not exact in {dtype} for inputs up to "
             f"{max(each.magnitude for each in inputs.values()):.0f}: {found.fault}. Give fewer "
             "bits, smaller inputs, or x.double() and model.double()."
         )
@@ -263,5 +274,8 @@ def _proved(
     }
 
 
-def _named(path: str, module: nn.Module) -> str:
-    return f"{path or 'the model'} ({type(module).__name__})"
+def _label(path: str, module: nn.Module) -> str:
+    kind: Any = type(module)
+    if is_parametrized(module):
+        kind = kind.__base__
+    return f"{path or 'the model'} ({kind.__name__})"

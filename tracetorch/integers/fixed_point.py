@@ -1,25 +1,21 @@
-"""Fixed-point arithmetic: shifts to the right, and products in the Q format."""
+"""Fixed-point arithmetic: shifts to the right, products in the Q format, and decays by either."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
-from tracetorch.core.checks import check_integer
-from tracetorch.integers.straight_through import straight_through
+from tracetorch.integers.rounding import straight_through
+from tracetorch.integers.width import check_between, check_choice
 
 Rounding: TypeAlias = Literal["floor", "trunc", "nearest", "at_least_one"]
 
+_OF_PRODUCTS = ("floor", "trunc", "nearest")
 _MOST_SHIFT = 31
 _PLACES = (16, 8, 4, 2, 1)  # of a shift that is a tensor
-
-
-def check_rounding(rounding: object) -> None:
-    """Raise ``ValueError`` where ``rounding`` is none of the four."""
-    if rounding not in get_args(Rounding):
-        raise ValueError(f"rounding must be one of {get_args(Rounding)}, got {rounding!r}.")
 
 
 def shift_right(x: Tensor, bits: int | Tensor, rounding: Rounding = "floor") -> Tensor:
@@ -54,7 +50,7 @@ def shift_right(x: Tensor, bits: int | Tensor, rounding: Rounding = "floor") -> 
         [-2.0, -1.0, 1.0, 1.0]
         [-2.0, -2.0, 1.0, 1.0]
     """
-    check_rounding(rounding)
+    check_choice("rounding", rounding, get_args(Rounding))
     scaled = x * _inverse_power_of_two(bits)
     value = _rounded(scaled.detach(), rounding)
     if rounding == "at_least_one":
@@ -92,10 +88,8 @@ def multiply(
         >>> multiply(torch.tensor([1000.0, -1000.0]), 230, 8, "trunc").tolist()
         [898.0, -898.0]
     """
-    check_rounding(rounding)
-    if rounding == "at_least_one":
-        raise ValueError("a product is not rounded 'at_least_one': that is a way to shift.")
-    scale = _inverse_power_of_two(check_integer("fraction_bits", fraction_bits))
+    check_choice("rounding", rounding, _OF_PRODUCTS)
+    scale = _inverse_power_of_two(fraction_bits)
     factor = y.detach() if isinstance(y, Tensor) else float(y)
     value = x.detach()
     # of the sign of x, so that what is cut off has the sign of the whole
@@ -109,6 +103,83 @@ def multiply(
     return straight_through(x * y * scale, value)
 
 
+@dataclass(frozen=True)
+class Multiplier:
+    """Decay by a multiplier: ``trace = R(trace decay / 2^bits)``, ``decay`` from 0 to ``2^bits``.
+
+    An averaging trace takes in ``R(x (2^bits - decay) / 2^bits)``.
+
+    Args:
+        bits: bits behind the binary point, 1 to 16.
+        rounding: ``"trunc"``, towards zero, in which every trace ends; ``"floor"`` or
+            ``"nearest"``.
+
+    Raises:
+        TypeError, ValueError: an argument is of another kind or out of range.
+
+    Example:
+        >>> Multiplier(8).leak(torch.tensor([1000.0, -1000.0]), torch.tensor(230.0)).tolist()
+        [898.0, -898.0]
+    """
+
+    bits: int = 8
+    rounding: Rounding = "trunc"
+
+    def __post_init__(self) -> None:
+        check_choice("rounding", self.rounding, _OF_PRODUCTS)
+        check_between("bits", self.bits, 1, 16)
+
+    @property
+    def largest(self) -> int:
+        """The largest decay, with which nothing is forgotten."""
+        return int(2**self.bits)
+
+    def leak(self, trace: Tensor, decay: Tensor) -> Tensor:
+        """Return what is left of a trace after a step."""
+        return multiply(trace, decay, self.bits, self.rounding)
+
+    def inflow(self, x: Tensor, decay: Tensor) -> Tensor:
+        """Return what an averaging trace takes in."""
+        return multiply(x, self.largest - decay, self.bits, self.rounding)
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Decay by a shift: ``trace = trace - R(trace / 2^decay)``, ``decay`` from 0 to 31.
+
+    An averaging trace takes in ``R(x / 2^decay)``.
+
+    Args:
+        rounding: ``"at_least_one"``, with which every trace ends in zero; ``"floor"``, ``"trunc"``
+            or ``"nearest"``.
+
+    Raises:
+        ValueError: ``rounding`` is none of them.
+
+    Example:
+        >>> Shift().leak(torch.tensor([1000.0, 3.0, -3.0]), torch.tensor(3.0)).tolist()
+        [875.0, 2.0, -2.0]
+    """
+
+    rounding: Rounding = "at_least_one"
+
+    def __post_init__(self) -> None:
+        check_choice("rounding", self.rounding, get_args(Rounding))
+
+    @property
+    def largest(self) -> int:
+        """The largest decay, the slowest one."""
+        return _MOST_SHIFT
+
+    def leak(self, trace: Tensor, decay: Tensor) -> Tensor:
+        """Return what is left of a trace after a step."""
+        return trace - shift_right(trace, decay, self.rounding)
+
+    def inflow(self, x: Tensor, decay: Tensor) -> Tensor:
+        """Return what an averaging trace takes in."""
+        return shift_right(x, decay, self.rounding)
+
+
 def _rounded(x: Tensor, rounding: Rounding) -> Tensor:
     if rounding == "trunc":
         return torch.trunc(x)
@@ -120,9 +191,7 @@ def _rounded(x: Tensor, rounding: Rounding) -> Tensor:
 def _inverse_power_of_two(bits: int | Tensor) -> float | Tensor:
     """Return ``2^-bits`` without a rounding: ``exp2`` and ``pow`` may be off in the last place."""
     if not isinstance(bits, Tensor):
-        if not 0 <= check_integer("bits", bits) <= _MOST_SHIFT:
-            raise ValueError(f"a shift must be by 0 to {_MOST_SHIFT} bits, got {bits}.")
-        return 2.0**-bits
+        return 2.0 ** -check_between("bits", bits, 0, _MOST_SHIFT)
     rest = bits.detach()
     factor = torch.ones_like(rest)
     for place in _PLACES:
@@ -130,3 +199,6 @@ def _inverse_power_of_two(bits: int | Tensor) -> float | Tensor:
         factor = torch.where(has, factor * 2.0**-place, factor)
         rest = torch.where(has, rest - place, rest)
     return factor
+
+
+Leak: TypeAlias = Multiplier | Shift

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
-from tracetorch.core.checks import check_flag, check_integer, check_positive
-from tracetorch.integers.fixed_point import multiply
-from tracetorch.integers.leaks import Leak, Multiplier, check_leak
+from tracetorch.core.checks import check_flag, check_positive
+from tracetorch.integers.fixed_point import Leak, Multiplier, Shift, multiply
 from tracetorch.integers.rounding import round  # noqa: A004
-from tracetorch.integers.width import limits, saturate, wrap
+from tracetorch.integers.width import check_between, check_choice, limits, saturate, wrap
 from tracetorch.snn.leaky_integrator import Reset, states_of_parts
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import (
@@ -27,41 +27,6 @@ Part: TypeAlias = Any  # a tensor, where the layer has the part; else None
 
 _LARGEST = 2**31 - 1
 _FLOAT32_BITS = 24  # the widest state in float32, and sums of two
-
-
-def check_overflow(name: str, value: object) -> Overflow:
-    """Return ``"saturate"`` or ``"wrap"``; raise ``ValueError`` for anything else."""
-    if value not in get_args(Overflow):
-        raise ValueError(f"{name} must be one of {get_args(Overflow)}, got {value!r}.")
-    return value  # type: ignore[return-value]
-
-
-def check_reset(name: str, value: object) -> Reset:
-    """Return a reset; raise ``ValueError`` for anything else."""
-    if value not in get_args(Reset):
-        raise ValueError(f"{name} must be one of {get_args(Reset)}, got {value!r}.")
-    return value  # type: ignore[return-value]
-
-
-def check_state_bits(name: str, value: object) -> int:
-    """Return a width of states, 4 to 32 bits; raise ``TypeError`` or ``ValueError``."""
-    bits = check_integer(name, value)
-    if not 4 <= bits <= 32:
-        raise ValueError(f"{name} must be 4 to 32, got {bits}.")
-    return bits
-
-
-def check_fraction(name: str, value: object) -> int:
-    """Return a number of bits behind the binary point, 0 to 16; raise otherwise."""
-    bits = check_integer(name, value)
-    if not 0 <= bits <= 16:
-        raise ValueError(f"{name} must be 0 to 16, got {bits}.")
-    return bits
-
-
-def check_unit(name: str, value: object) -> float | None:
-    """Return a positive number or ``None``; raise ``TypeError`` or ``ValueError`` otherwise."""
-    return None if value is None else check_positive(name, value)
 
 
 class LeakyIntegrator(Neuron):
@@ -159,35 +124,39 @@ class LeakyIntegrator(Neuron):
         unit: float | None = None,
     ) -> None:
         super().__init__(num_neurons, dim)
-        _check_parts(
+        for name, given, needed, other in (
             ("rec_weight", rec_weight, "gamma", gamma),
             ("gamma", gamma, "rec_weight", rec_weight),
             ("pos_scale", pos_scale, "pos_threshold", pos_threshold),
             ("neg_scale", neg_scale, "neg_threshold", neg_threshold),
-        )
-        self.option("decay_by", check_leak("decay", decay), fixed=True)
-        self.option("state_bits", state_bits, check=check_state_bits)
+        ):
+            if given is not None and other is None:
+                raise ValueError(f"{name} needs {needed}: give both, or neither.")
+        if not isinstance(decay, Multiplier | Shift):
+            raise TypeError(
+                f"decay must be tt.integers.Multiplier(bits) or tt.integers.Shift(), got {decay!r}."
+            )
+        self.option("decay_by", decay, fixed=True)
+        self.option("state_bits", state_bits, check=partial(check_between, low=4, high=32))
         largest = limits(self.state_bits)[1]
         for name, decay_value in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
             learns = isinstance(decay, Multiplier)
             self._part(name, decay_value, 0, decay.largest, learns=learns)
         for name, magnitude in (("pos_threshold", pos_threshold), ("neg_threshold", neg_threshold)):
             self._part(name, magnitude, 0, largest)
-        for name, weight in (
-            *(("pos_scale", pos_scale), ("neg_scale", neg_scale)),
-            *(("rec_weight", rec_weight), ("bias", bias)),
-        ):
+        scales = {"pos_scale": pos_scale, "neg_scale": neg_scale}
+        for name, weight in {**scales, "rec_weight": rec_weight, "bias": bias}.items():
             self._part(name, weight, -_LARGEST, _LARGEST)
-        self.option("overflow", overflow, check=check_overflow)
-        for name, averages in (
-            *(("alpha_ema", alpha_ema), ("beta_ema", beta_ema), ("gamma_ema", gamma_ema)),
-        ):
-            self.option(name, averages, check=check_flag)
-        self.option("rec_weight_fraction", rec_weight_fraction, check=check_fraction)
-        self.option("reset", reset, check=check_reset)
+        self.option("overflow", overflow, check=partial(check_choice, allowed=get_args(Overflow)))
+        averages = {"alpha_ema": alpha_ema, "beta_ema": beta_ema, "gamma_ema": gamma_ema}
+        for name, flag in averages.items():
+            self.option(name, flag, check=check_flag)
+        fraction = partial(check_between, low=0, high=16)
+        self.option("rec_weight_fraction", rec_weight_fraction, check=fraction)
+        self.option("reset", reset, check=partial(check_choice, allowed=get_args(Reset)))
         self.option("detach_reset", detach_reset, check=check_flag)
-        self.option("spike", resolve_surrogate(surrogate_derivative))
-        self.option("unit", unit, check=check_unit)
+        self.option("spike", surrogate_derivative)
+        self.option("unit", unit, check=_check_unit)
 
     def _part(
         self,
@@ -246,7 +215,11 @@ class LeakyIntegrator(Neuron):
         spike: SpikeFunction,
         unit: float | None,
     ) -> tuple[Tensor, Tensor, Part, Part, Part]:
-        check_dtype(x, state_bits)
+        if state_bits > _FLOAT32_BITS and x.dtype is not torch.float64:
+            raise ValueError(
+                f"states of {state_bits} bits need float64, got {x.dtype}, which holds every "
+                f"integer up to 2^{_FLOAT32_BITS} only. Give x.double(), and model.double()."
+            )
 
         def fit(value: Tensor) -> Tensor:
             return (saturate if overflow == "saturate" else wrap)(value, state_bits)
@@ -314,15 +287,6 @@ def integer_weight(
         raise ValueError(f"{name} must be integers, got {wrong:g}.")
 
 
-def resolve_surrogate(surrogate: SpikeFunction) -> SpikeFunction:
-    """Return a spike function; raise ``TypeError`` for what cannot be called."""
-    if not callable(surrogate):
-        raise TypeError(
-            f"surrogate_derivative must be callable, u -> spikes, got {type(surrogate).__name__}."
-        )
-    return surrogate
-
-
 def scaled(above: Tensor, threshold: Tensor, unit: float | None) -> Tensor:
     """Return the distance from a threshold as a surrogate takes it; its sign is that of ``above``.
 
@@ -334,16 +298,5 @@ def scaled(above: Tensor, threshold: Tensor, unit: float | None) -> Tensor:
     return above / threshold.detach().clamp(min=1) if unit is None else above * (1 / unit)
 
 
-def check_dtype(x: Tensor, state_bits: int) -> None:
-    """Raise ``ValueError`` where the dtype of ``x`` does not hold every integer of the states."""
-    if state_bits > _FLOAT32_BITS and x.dtype is not torch.float64:
-        raise ValueError(
-            f"states of {state_bits} bits need float64, got {x.dtype}, which holds every integer "
-            f"up to 2^{_FLOAT32_BITS} only. Give x.double(), and model.double()."
-        )
-
-
-def _check_parts(*parts: tuple[str, object, str, object]) -> None:
-    for name, given, needed, other in parts:
-        if given is not None and other is None:
-            raise ValueError(f"{name} needs {needed}: give both, or neither.")
+def _check_unit(name: str, value: object) -> float | None:
+    return None if value is None else check_positive(name, value)

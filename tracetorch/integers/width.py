@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from tracetorch.core.checks import check_flag, check_integer
-from tracetorch.integers.straight_through import straight_through
+from tracetorch.integers.rounding import straight_through
 
-MOST_BITS = 53  # of which float64 holds every integer
+_MOST_BITS = 53  # of which float64 holds every integer
+
+
+def check_between(name: str, value: object, low: int, high: int) -> int:
+    """Return an integer; raise ``TypeError`` or ``ValueError`` if it is none of a range."""
+    number = check_integer(name, value)
+    if not low <= number <= high:
+        raise ValueError(f"{name} must be {low} to {high}, got {number}.")
+    return number
+
+
+def check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
+    """Return a value; raise ``ValueError`` if it is none of those allowed."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
+    return value
 
 
 def limits(bits: int, *, signed: bool = True) -> tuple[int, int]:
@@ -29,11 +46,8 @@ def limits(bits: int, *, signed: bool = True) -> tuple[int, int]:
         >>> limits(8), limits(4, signed=False)
         ((-128, 127), (0, 15))
     """
-    bits, signed = check_integer("bits", bits), check_flag("signed", signed)
-    least = 2 if signed else 1
-    if not least <= bits <= MOST_BITS:
-        kind = "a signed integer" if signed else "an unsigned integer"
-        raise ValueError(f"bits must be {least} to {MOST_BITS} for {kind}, got {bits}.")
+    least = 2 if check_flag("signed", signed) else 1
+    bits = check_between("bits", bits, least, _MOST_BITS)
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
 
 
@@ -100,6 +114,6 @@ def wrap(x: Tensor, bits: int, *, signed: bool = True) -> Tensor:
     """
     low, high = limits(bits, signed=signed)
     value = x.detach()
-    turns = torch.floor((value - low) * 2.0**-bits)
+    around = torch.floor((value - low) * 2.0**-bits)
     # the bounds change nothing: they tell what reads the graph how wide the result is
-    return straight_through(x, torch.clamp(value - turns * 2.0**bits, low, high))
+    return straight_through(x, torch.clamp(value - around * 2.0**bits, low, high))

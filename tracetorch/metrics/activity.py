@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tracetorch.core.checks import check_integer, check_number
+from tracetorch.core.checks import check_integer, check_share
 from tracetorch.ragged import aligned, check_mask, check_sequence
 
 SATURATED = 0.9  # of the steps with a spike, from which a neuron is saturated
@@ -36,7 +36,7 @@ def firing_rate(spikes: Tensor, *, dim: int | None = None, mask: Tensor | None =
         >>> firing_rate(spikes), firing_rate(spikes, dim=-1)
         (tensor(0.7500), tensor([1.0000, 0.5000]))
     """
-    fired, total = _of_samples(spikes, dim, mask)
+    fired, total = count_spikes(spikes, dim=dim, mask=mask, samples=True)
     return (fired / total).to(torch.get_default_dtype())
 
 
@@ -70,7 +70,7 @@ def dead(spikes: Tensor, *, dim: int = -1, mask: Tensor | None = None) -> Tensor
         >>> dead(torch.tensor([[[1.0, 0.0]], [[0.0, 0.0]]]))
         tensor([False,  True])
     """
-    return _of_samples(spikes, dim, mask)[0] == 0
+    return count_spikes(spikes, dim=dim, mask=mask, samples=True)[0] == 0
 
 
 def saturated(
@@ -81,7 +81,7 @@ def saturated(
     Args:
         spikes: spikes of any sign and scale.
         dim: the layer's neuron dimension; in a convolution a neuron is a channel.
-        above: the firing rate from which a neuron is saturated, in (0, 1].
+        above: the firing rate from which a neuron is saturated, in [0, 1].
         mask: ``[T, B]``, true where a step is real.
 
     Shape:
@@ -90,14 +90,14 @@ def saturated(
     Raises:
         TypeError: an argument is of the wrong type.
         ValueError: ``spikes`` has no such dimension, or no sample, ``mask`` does not fit, or
-            ``above`` is not in (0, 1].
+            ``above`` is not in [0, 1].
 
     Example:
         >>> saturated(torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]]]))
         tensor([ True, False])
     """
-    check_above(above)
-    fired, total = _of_samples(spikes, dim, mask)
+    check_share("above", above)
+    fired, total = count_spikes(spikes, dim=dim, mask=mask, samples=True)
     return fired >= above * total
 
 
@@ -110,27 +110,18 @@ def firing_shares(fired: Tensor, total: Tensor) -> tuple[float, float, float]:
     )
 
 
-def check_above(above: object) -> None:
-    """Raise ``TypeError`` or ``ValueError`` unless ``above`` is a rate in (0, 1]."""
-    if not 0 < check_number("above", above) <= 1:
-        raise ValueError(f"above must lie in (0, 1], the share of steps with a spike, got {above}.")
-
-
-def _of_samples(spikes: Tensor, dim: int | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Count as :func:`count_spikes`; of no sample a neuron would be both dead and saturated."""
-    counts = count_spikes(spikes, dim=dim, mask=mask)
-    if not spikes.shape[1]:
-        raise ValueError(f"spikes has no sample: its shape is {list(spikes.shape)}, [T, B, ...].")
-    return counts
-
-
-def count_spikes(spikes: Tensor, *, dim: int | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def count_spikes(
+    spikes: Tensor, *, dim: int | None, mask: Tensor | None, samples: bool = False
+) -> tuple[Tensor, Tensor]:
     """Count spikes and the steps at which there could be one, per neuron where ``dim`` is given.
 
-    Both are in float64, exact up to counts that float32 rounds.
+    Both are in float64, exact up to counts that float32 rounds. With ``samples`` there must be one:
+    of none a neuron would be both dead and saturated.
     """
     check_sequence("spikes", spikes, batched=True)
     check_mask(mask, "spikes", spikes)
+    if samples and not spikes.shape[1]:
+        raise ValueError(f"spikes has no sample: its shape is {list(spikes.shape)}, [T, B, ...].")
     fired = spikes != 0
     real = torch.ones_like(fired) if mask is None else aligned(mask, spikes).expand_as(spikes)
     fired = fired & real

@@ -1,52 +1,31 @@
-"""Count the multiply-accumulates and accumulates of a linear or convolutional layer."""
+"""Count the multiply-accumulates and accumulates of a linear or convolutional layer.
+
+Counting zeros and ones counts products. A product is linear: the count over a batch is that of the
+inputs' sum.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from tracetorch.integers.products import Product as IntegerProduct
+from tracetorch.integers.layers import Product as IntegerProduct
+from tracetorch.metrics.operations import SynapticOperations
 from tracetorch.metrics.size import WEIGHTED
 from tracetorch.snn.delay import SynapticDelays
 
-# Layers whose products are counted, where they are called; those of delays call no other layer.
-COUNTED = (*WEIGHTED, SynapticDelays)
-
-Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _CONVOLUTIONS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}  # by the dimensions of the weight
 
 
-@dataclass
-class OperationCounts:
-    """Sums of operations: MACs of real inputs, ACs of spikes, and all products, zeros too."""
+def call_operations(layer: Any, x: Tensor, share: float) -> SynapticOperations:
+    """Count the operations of one call of a layer on ``x`` ``[S, B, ...]``, judging each step.
 
-    macs: float = 0.0
-    acs: float = 0.0
-    dense: float = 0.0
-
-    def add(self, layer: nn.Module, x: Tensor, share: float = 1.0) -> None:
-        """Add the operations of one call on ``x`` ``[S, B, ...]``, judging each of the ``S`` steps.
-
-        Args:
-            layer: one of ``COUNTED``.
-            x: its input, zero where it is padding.
-            share: share of ``x`` that is no padding.
-        """
-        effective, dense = _products(layer, x)
-        # NeuroBench decides by step: one real value makes every operation of the step a MAC.
-        dims = tuple(range(1, x.ndim))
-        spiking = ((x == 0) | (x == 1) | (x == -1)).all(dims) if dims else x == 0
-        self.acs += float(effective[spiking].sum())
-        self.macs += float(effective[~spiking].sum())
-        self.dense += share * dense
-
-
-def _products(layer: nn.Module, x: Tensor) -> tuple[Tensor, float]:
-    """Count products without a zero factor, by step, and all products together."""
+    ``x`` is zero where it is padding, and ``share`` of it is none.
+    """
     taps = 1
     if isinstance(layer, SynapticDelays):
         # An input is multiplied now and at the steps to come, where the interpolation is not zero.
@@ -55,29 +34,35 @@ def _products(layer: nn.Module, x: Tensor) -> tuple[Tensor, float]:
         weight = (kernel != 0).sum(-1, dtype=torch.float64)
         layer = layer.product
     else:
-        weight = (cast("Convolution", layer).weight != 0).to(torch.float64)
+        weight = (layer.weight != 0).to(torch.float64)
     if weight.ndim == 2:
         # Each nonzero input is multiplied by every nonzero weight of its column.
         nonzero = (x != 0).reshape(len(x), -1, x.shape[-1]).sum(1, dtype=torch.float64)
-        return nonzero @ weight.sum(0), float(x.numel()) * len(weight) * taps
-    conv = cast("Convolution", layer)
-    if x.ndim == weight.ndim:  # without a batch
-        x = x.unsqueeze(1)
-    # Convolving zeros and ones counts the products. A convolution is linear: the count over the
-    # batch is the convolution of the inputs' sum.
+        effective, dense = nonzero @ weight.sum(0), float(x.numel()) * len(weight)
+    else:
+
+        def convolve(x: Tensor, weight: Tensor) -> Tensor:
+            if isinstance(layer, IntegerProduct):
+                return layer.product(x, weight)
+            convolution: Any = _CONVOLUTIONS[weight.ndim]
+            return cast("Tensor", convolution._conv_forward(layer, x, weight, None))
+
+        x = x if x.ndim > weight.ndim else x.unsqueeze(1)  # with a batch
+        effective, dense = convolution_products(x, weight, convolve)
+    # NeuroBench decides by step: one real value makes every operation of the step a MAC.
+    dims = tuple(range(1, x.ndim))
+    spiking = ((x == 0) | (x.abs() == 1)).all(dims) if dims else x == 0
+    macs, acs = float(effective[~spiking].sum()), float(effective[spiking].sum())
+    return SynapticOperations(macs, acs, share * dense * taps)
+
+
+def convolution_products(
+    x: Tensor, weight: Tensor, convolve: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, float]:
+    """Count by step the products of ``[S, B, ...]`` without a zero factor, and all together."""
     nonzero = (x != 0).sum(1, dtype=torch.float64)
-    effective = _convolve(conv, nonzero, weight).flatten(1).sum(1)
-    dense = _convolve(conv, torch.ones_like(nonzero[:1]), torch.ones_like(weight)).sum()
-    return effective, float(dense) * x.shape[0] * x.shape[1] * taps
-
-
-def _convolve(layer: Convolution | IntegerProduct, x: Tensor, weight: Tensor) -> Tensor:
-    """Convolve as ``layer`` does, with another weight and without a bias."""
-    if isinstance(layer, IntegerProduct):
-        return layer.product(x, weight)
-    convolve: Any = _CONVOLUTIONS[weight.ndim]._conv_forward
-    convolved: Tensor = convolve(layer, x, weight, None)
-    return convolved
+    dense = convolve(torch.ones_like(nonzero[:1]), torch.ones_like(weight, dtype=torch.float64))
+    return convolve(nonzero, weight).flatten(1).sum(1), float(dense.sum()) * len(x) * x.shape[1]
 
 
 def matrix_products(first: Tensor, second: Tensor) -> tuple[float, float]:
@@ -90,23 +75,6 @@ def matrix_products(first: Tensor, second: Tensor) -> tuple[float, float]:
     return float(effective.sum()), float(effective.numel()) * math.prod(sizes)
 
 
-def convolution_products(
-    x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int
-) -> tuple[float, float]:
-    """Count the products of a convolution without a zero factor, and all of them."""
-
-    def products(x: Tensor, weight: Tensor) -> float:
-        none = [0] * len(stride)
-        return float(
-            torch.convolution(x, weight, None, stride, padding, dilation, False, none, groups).sum()
-        )
-
-    nonzero = (x != 0).sum(0, keepdim=True, dtype=torch.float64)
-    effective = products(nonzero, (weight != 0).to(torch.float64))
-    ones = torch.ones_like(weight, dtype=torch.float64)
-    return effective, products(torch.ones_like(nonzero), ones) * len(x)
-
-
 def counted_by_call(module: nn.Module, *, masked: bool) -> bool:
     """Whether the products of a module are those of its input with its weight, at each call.
 
@@ -115,9 +83,8 @@ def counted_by_call(module: nn.Module, *, masked: bool) -> bool:
     """
     if isinstance(module, SynapticDelays) or (masked and isinstance(module, WEIGHTED)):
         return True
-    for base in WEIGHTED:
-        if isinstance(module, base):
-            own = "forward" in vars(module) or type(module).forward is not base.forward
-            computes = getattr(type(module), "_conv_forward", None)
-            return not own and computes is getattr(base, "_conv_forward", None)
-    return False
+    base: Any = next((base for base in WEIGHTED if isinstance(module, base)), None)
+    if base is None or "forward" in vars(module):
+        return False
+    names = "forward", "_conv_forward"
+    return all(getattr(type(module), n, None) is getattr(base, n, None) for n in names)

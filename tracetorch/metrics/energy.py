@@ -109,20 +109,12 @@ def energy(
         updates: result of :func:`membrane_updates`; 0 by default.
         assumptions: energy of one operation of each kind; that of Horowitz (2014) if left out.
 
-    Raises:
-        TypeError: ``operations`` are none.
-
     Example:
         >>> energy(SynapticOperations(0.0, 1000.0, 4000.0)).total_pj
         900.0
 
     Reference: Horowitz, "Computing's energy problem (and what we can do about it)", ISSCC 2014.
     """
-    if not isinstance(operations, SynapticOperations):
-        raise TypeError(
-            "energy takes operations, tt.metrics.synaptic_operations(model, x), got "
-            f"{type(operations).__name__}."
-        )
     cost = EnergyAssumptions() if assumptions is None else assumptions
     return Energy(
         operations.effective_macs * cost.mac_pj + operations.effective_acs * cost.ac_pj,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -15,83 +15,35 @@ from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import pytree
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.metrics.activity import count_spikes
-from tracetorch.metrics.connections import OperationCounts, counted_by_call
-from tracetorch.metrics.products import ProductCounter, counted_products
+from tracetorch.metrics.connections import call_operations, counted_by_call
+from tracetorch.metrics.operations import NO_OPERATIONS, ModuleStats
+from tracetorch.metrics.product_counter import ProductCounter, counted_products
 from tracetorch.probe.layers import call_order
 from tracetorch.ragged import check_mask, filled, real_steps_first
 from tracetorch.snn.module import keeps_states, zero_states
 from tracetorch.snn.neuron import has_step
 from tracetorch.snn.sequence_layer import SequenceLayer
-from tracetorch.snn.spike_functions import spike_functions
 from tracetorch.unrolling import unroll
 from tracetorch.unrolling.inputs import Inputs, parse_inputs
 
-# Activations in NeuroBench's sense, besides neurons that spike
-_ACTIVATIONS = (nn.ReLU, nn.Sigmoid)
-
 
 @dataclass
-class ModuleStats:
-    """Measurements of one module, summed over all real steps and samples.
-
-    Args:
-        path: path of the module in the model.
-        module: the module.
-        operations: operations of its products.
-        multiplies: whether it computes products that are counted.
-        uncounted: why products of it are not counted, each reason once.
-        shape: shape of the output at one step, without the batch.
-        values: number of output values of an activation.
-        nonzero: number of those that are not zero.
-        fired: number of spikes per neuron.
-        total: number of steps at which each neuron could have fired.
-        updates: number of membrane updates.
-        output_bytes: memory of all outputs, views of the input excepted.
-        state_bytes: memory of the states.
-    """
-
-    path: str
-    module: nn.Module
-    operations: OperationCounts = field(default_factory=OperationCounts)
-    multiplies: bool = False
-    uncounted: dict[str, None] = field(default_factory=dict)
-    shape: tuple[int, ...] | None = None
-    values: int = 0
-    nonzero: int = 0
-    fired: Tensor | None = None
-    total: Tensor | None = None
-    updates: float = 0.0
-    output_bytes: int = 0
-    state_bytes: int = 0
-
-    @property
-    def spikes(self) -> bool:
-        """Whether its output is spikes."""
-        return bool(spike_functions(self.module))
-
-    @property
-    def activates(self) -> bool:
-        """Whether its output is an activation in NeuroBench's sense."""
-        return self.spikes or isinstance(self.module, _ACTIVATIONS)
-
-
 class _Run:
-    """A run of a model whose calls of modules are measured.
+    """A run of a model whose calls of modules are measured."""
 
-    Args:
-        inputs: the inputs.
-        by: how the model runs.
-        mask: ``[T, B]``, or ``None`` where all steps are real.
-    """
+    inputs: Inputs
+    by: Literal["layer", "step"]
+    mask: Tensor | None  # [T, B], or None where all steps are real
+    step: int = -1  # by step, the one that runs
 
-    def __init__(self, inputs: Inputs, by: Literal["layer", "step"], mask: Tensor | None) -> None:
-        self.steps = inputs.steps if by == "layer" else 1  # in a call
-        self._batch, self._mask, self._all_steps = inputs.batch, mask, by == "layer"
-        self._step = -1
+    @property
+    def steps(self) -> int:
+        """Number of time steps in a call."""
+        return self.inputs.steps if self.by == "layer" else 1
 
     def advance(self, module: Any, args: Any) -> None:
         """Go to the next step: a hook before the model's forward pass."""
-        self._step += 1
+        self.step += 1
 
     def measure(
         self, stats: ModuleStats, counter: ProductCounter, m: Any, args: Any, kwargs: Any, y: Any
@@ -100,36 +52,31 @@ class _Run:
         x = args[0] if args else next(iter(kwargs.values()), None)
         with counter.suspended():
             if counter.counts_calls(m) and isinstance(x, Tensor):
-                stats.operations.add(m, *self._real(stats, self._unfolded(x)))
-            if isinstance(y, Tensor) and y.ndim:
-                # A view of the input takes no memory of its own.
-                if not (isinstance(x, Tensor) and x.data_ptr() == y.data_ptr()):
-                    stats.output_bytes += y.numel() * y.element_size()
-                output = self._unfolded(y)
-                stats.shape = tuple(output.shape[2:])
-                if stats.activates:
-                    self._add_activation(stats, output)
-
-    def _add_activation(self, stats: ModuleStats, output: Tensor) -> None:
-        output, share = self._real(stats, output)
-        stats.values += round(output.numel() * share)
-        stats.nonzero += int(torch.count_nonzero(output))
-        if stats.spikes and isinstance(stats.module, SequenceLayer):
-            # Padding is zero by now: the spikes are right, the number of steps needs the share.
-            fired, total = count_spikes(output, dim=stats.module.dim, mask=None)
-            total = (total * share).round()
-            stats.fired = fired if stats.fired is None else stats.fired + fired
-            stats.total = total if stats.total is None else stats.total + total
+                stats.operations += call_operations(m, *self._real(stats, self._unfolded(x)))
+            if not isinstance(y, Tensor) or not y.ndim:
+                return
+            # A view of the input takes no memory of its own.
+            if not (isinstance(x, Tensor) and x.data_ptr() == y.data_ptr()):
+                stats.output_bytes += y.numel() * y.element_size()
+            output = self._unfolded(y)
+            stats.shape = tuple(output.shape[2:])
+            if not stats.activates:
+                return
+            output, share = self._real(stats, output)
+            stats.values += round(output.numel() * share)
+            stats.nonzero += int(torch.count_nonzero(output))
+            if stats.spikes and isinstance(m, SequenceLayer):
+                # Padding is zero by now: the spikes are right, the number of steps needs the share.
+                fired, total = count_spikes(output, dim=m.dim, mask=None)
+                total = (total * share).round()
+                stats.fired = fired if stats.fired is None else stats.fired + fired
+                stats.total = total if stats.total is None else stats.total + total
 
     def _real(self, stats: ModuleStats, x: Tensor) -> tuple[Tensor, float]:
-        """Return ``x`` ``[S, B, ...]`` with zeros for padding, and the share that is none.
-
-        Raises:
-            ValueError: the rows of ``x`` are not the samples.
-        """
-        if self._mask is None:
+        """Return ``x`` ``[S, B, ...]`` with zeros for padding, and the share that is none."""
+        if self.mask is None:
             return x, 1.0
-        mask = self._mask if self._all_steps else self._mask[self._step : self._step + 1]
+        mask = self.mask if self.by == "layer" else self.mask[self.step : self.step + 1]
         if x.shape[:2] != mask.shape:
             raise ValueError(
                 f"mask: {stats.path or 'the model'} ({type(stats.module).__name__}) works on "
@@ -144,7 +91,7 @@ class _Run:
         A model may have folded more than time into its batch, such as the patches of an image:
         ``[T * B * k, ...]``.
         """
-        if self.steps > 1 and x.ndim and len(x) and len(x) % (self.steps * self._batch) == 0:
+        if self.steps > 1 and x.ndim and len(x) and len(x) % (self.steps * self.inputs.batch) == 0:
             return torch.unflatten(x, 0, (self.steps, -1))
         return x.unsqueeze(0)
 
@@ -182,7 +129,7 @@ def observe(
         membranes = {
             join_path(stats.path, name): stats
             for stats in modules
-            if (name := membrane_name(stats.module)) is not None and stats.path in called
+            if stats.path in called and (name := membrane_name(stats.module)) is not None
         }
         with (
             counted_products(model, modules, counted, run.steps) as counter,
@@ -195,40 +142,23 @@ def observe(
         for name, trajectory in trajectories.items():
             membranes[name].updates = _count_updates(trajectory, mask)
         for stats in modules:
-            module = stats.module
-            if keeps_states(module):
-                # The last states are still in the layer, until the model is restored.
+            # The last states are still in the layer, until the model is restored.
+            if keeps_states(module := stats.module):
                 attributes = map(module._attribute_of, module.active_states)
                 states = [getattr(module, attribute) for attribute in attributes]
-                stats.state_bytes = sum(
-                    s.numel() * s.element_size() for s in states if s is not None
-                )
+                stats.state_bytes = sum(each.nbytes for each in states if each is not None)
+    # a call of several steps has shown of other modules only that they multiply
     others = [stats for stats in modules if stats.multiplies and id(stats.module) not in counted]
-    if others and (mask is not None or run.steps > 1):
-        _count_by_step(model, x, modules, others, counted, steps, mask)
-    return modules, inputs
-
-
-def _count_by_step(
-    model: nn.Module,
-    x: Any,
-    modules: list[ModuleStats],
-    others: list[ModuleStats],
-    counted: set[int],
-    steps: int | None,
-    mask: Tensor | None,
-) -> None:
-    """Count the products of modules in a run step by step, where a call holds one."""
-    for stats in others:
-        stats.operations = OperationCounts()
-        if mask is not None:
-            stats.multiplies = False
+    if mask is not None:
+        for stats in others:
+            stats.multiplies, stats.operations = False, NO_OPERATIONS
             stats.uncounted["no mask can follow the samples of its products"] = None
-    if mask is None:
+    elif others and run.steps > 1:
         with restored(model), torch.no_grad():
             prepare_run(model)
             with counted_products(model, modules, counted, 1):
                 unroll(model, x, steps=steps, by="step")
+    return modules, inputs
 
 
 def _count_updates(membrane: Tensor, mask: Tensor | None) -> float:

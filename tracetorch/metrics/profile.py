@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import astuple
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -18,8 +19,8 @@ from tracetorch.core.snapshot import restored
 from tracetorch.events import Product, observed_products
 from tracetorch.metrics.activity import firing_shares
 from tracetorch.metrics.energy import EnergyAssumptions, energy
-from tracetorch.metrics.observe import ModuleStats, observe, prepare_run
-from tracetorch.metrics.operations import sum_operations, uncounted_products
+from tracetorch.metrics.observe import observe, prepare_run
+from tracetorch.metrics.operations import ModuleStats, sum_operations, uncounted_products
 from tracetorch.metrics.table import LayerProfile, Profile
 from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.delay import SynapticDelays
@@ -72,14 +73,30 @@ def profile(
     modules, inputs = observe(model, x, steps=steps, by=by, mask=mask)
     cost = EnergyAssumptions() if assumptions is None else assumptions
     layers = [stats for stats in modules if _has_row(stats, modules)]
-    run = partial(unroll, model, x, steps=steps, by=by)
-    run_times, layer_times, products = _timed_runs(model, run, layers, repeats)
-    rows = []
-    for stats, own in _with_own_parameters(layers):
-        if not own and _is_container(stats, modules):
-            stats.output_bytes = 0  # it has a row for its products; the layers inside have outputs
+    run_times, layer_times, products = [], [], {}
+    with restored(model), torch.no_grad():
+        for _ in range(repeats):
+            prepare_run(model)
+            with _timed(layers) as seconds, observed_products() as called:
+                start = _synchronized_time()
+                unroll(model, x, steps=steps, by=by)
+                run_times.append(_synchronized_time() - start)
+            layer_times.append(seconds)
+            products = {id(module): product for module, product in called}
+    rows, counted = [], set[int]()
+    for stats in layers:
+        # a shared parameter at the first layer that has it, so that the column adds up
+        own = {id(p): p for p in _own_tensors(stats.module)[0] if id(p) not in counted}
+        counted |= set(own)
+        if stats.shape is None and not own:
+            continue
+        # the median of several tells more: other processes disturb single ones
         median = statistics.median(times.get(stats.path, 0.0) for times in layer_times)
-        rows.append(_row(stats, own, median, inputs.batch, cost, products.get(id(stats.module))))
+        parameters = sum(p.numel() for p in own.values())
+        if not own and not isinstance(stats.module, SequenceLayer) and _submodules(stats, modules):
+            stats.output_bytes = 0  # it has a row for its products; the layers inside have outputs
+        product = products.get(id(stats.module))
+        rows.append(_row(stats, parameters, median, inputs.batch, cost, product))
     return Profile(
         rows=tuple(rows),
         steps=inputs.steps,
@@ -90,69 +107,24 @@ def profile(
     )
 
 
-def _timed_runs(
-    model: nn.Module, run: Callable[[], object], layers: Sequence[ModuleStats], repeats: int
-) -> tuple[list[float], list[dict[str, float]], dict[int, Product]]:
-    """Return the seconds of several runs, those of each layer by path, and the products by module.
-
-    The median of several tells more: other processes disturb single ones.
-    """
-    layer_times: list[dict[str, float]] = []
-    run_times: list[float] = []
-    with restored(model), torch.no_grad():
-        for _ in range(repeats):
-            prepare_run(model)
-            with _timed(layers) as seconds, observed_products() as called:
-                start = _synchronized_time()
-                run()
-                run_times.append(_synchronized_time() - start)
-            layer_times.append(seconds)
-    products = {id(module): product for module, product in called}  # of the last run
-    return run_times, layer_times, products
-
-
-def _with_own_parameters(
-    layers: Sequence[ModuleStats],
-) -> Iterator[tuple[ModuleStats, list[nn.Parameter]]]:
-    """Iterate over layers and their parameters, a shared one at the first layer that has it.
-
-    So the column of parameters adds up. A layer that has none and was not called is left out.
-    """
-    counted: set[int] = set()
-    for stats in layers:
-        own = {id(p): p for p in _own_tensors(stats.module)[0] if id(p) not in counted}
-        counted |= set(own)
-        if stats.shape is not None or own:
-            yield stats, [*own.values()]
-
-
 def _has_row(stats: ModuleStats, modules: list[ModuleStats]) -> bool:
     """Whether a module has a row: a neuron layer, or without submodules, or with parameters."""
     # A parametrization belongs to the layer whose weight it computes, and the layer of weight and
     # bias to the one that delays it.
-    if any(
-        (
-            isinstance(other.module, nn.utils.parametrize.ParametrizationList)
-            and f"{stats.path}.".startswith(f"{other.path}.")
-        )
-        or (isinstance(other.module, SynapticDelays) and other.module.product is stats.module)
-        for other in modules
-    ):
-        return False
+    for other in modules:
+        computes_weight = isinstance(other.module, nn.utils.parametrize.ParametrizationList)
+        if computes_weight and f"{stats.path}.".startswith(f"{other.path}."):
+            return False
+        if isinstance(other.module, SynapticDelays) and other.module.product is stats.module:
+            return False
     if _own_tensors(stats.module)[0] or stats.multiplies or stats.uncounted:
         return True
-    has_submodules = _has_submodules(stats, modules)
     # a neuron layer is called, whatever it keeps in modules inside
-    called = isinstance(stats.module, SequenceLayer) or not has_submodules
+    called = isinstance(stats.module, SequenceLayer) or not _submodules(stats, modules)
     return called and not isinstance(stats.module, Recurrent)
 
 
-def _is_container(stats: ModuleStats, modules: list[ModuleStats]) -> bool:
-    """Whether a module is no layer itself but holds some."""
-    return not isinstance(stats.module, SequenceLayer) and _has_submodules(stats, modules)
-
-
-def _has_submodules(stats: ModuleStats, modules: list[ModuleStats]) -> bool:
+def _submodules(stats: ModuleStats, modules: list[ModuleStats]) -> bool:
     prefix = f"{stats.path}." if stats.path else ""
     return any(other is not stats and other.path.startswith(prefix) for other in modules)
 
@@ -172,7 +144,7 @@ def _own_tensors(module: nn.Module) -> tuple[list[nn.Parameter], list[Tensor]]:
 
 def _row(
     stats: ModuleStats,
-    own: Sequence[nn.Parameter],
+    parameters: int,
     seconds: float,
     batch: int,
     cost: EnergyAssumptions,
@@ -182,28 +154,28 @@ def _row(
     rate = dead = saturated = None
     if stats.fired is not None and stats.total is not None:
         rate, dead, saturated = firing_shares(stats.fired, stats.total)
-    multiplies = stats.multiplies
     operations = sum_operations([stats], batch)
+    macs, acs, dense = astuple(operations) if stats.multiplies else (None, None, None)
     updates = stats.updates / batch if isinstance(stats.module, SequenceLayer) else None
-    # Pooling, dropout and the like have no operations in NeuroBench's sense: no energy either.
-    counted = multiplies or updates is not None
     estimate = energy(operations, updates=updates or 0.0, assumptions=cost)
+    # Pooling, dropout and the like have no operations in NeuroBench's sense: no energy either.
+    counted = stats.multiplies or updates is not None
     tensors = [tensor for both in _own_tensors(stats.module) for tensor in both]
     return LayerProfile(
         path=stats.path,
         kind=plain_class(stats.module).__name__,
         shape=stats.shape,
-        parameters=sum(p.numel() for p in own),
+        parameters=parameters,
         rate=rate,
         dead=dead,
         saturated=saturated,
-        macs=operations.effective_macs if multiplies else None,
-        acs=operations.effective_acs if multiplies else None,
-        dense=operations.dense if multiplies else None,
+        macs=macs,
+        acs=acs,
+        dense=dense,
         updates=updates,
         energy_pj=estimate.total_pj if counted else None,
         seconds=seconds,
-        held_bytes=sum(t.numel() * t.element_size() for t in tensors) + stats.state_bytes,
+        held_bytes=sum(t.nbytes for t in tensors) + stats.state_bytes,
         output_bytes=stats.output_bytes,
         by_events=None if product is None else product.events,
         input_density=None if product is None else product.density,

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from tracetorch.core.checks import check_count, check_integer
+from tracetorch.core.checks import check_count, check_integer, check_share
 from tracetorch.metrics.accuracy import By, check_by, correct
-from tracetorch.metrics.activity import SATURATED, check_above, count_spikes
+from tracetorch.metrics.activity import SATURATED, count_spikes
 from tracetorch.metrics.observe import observe
 from tracetorch.metrics.operations import SynapticOperations, check_counted, sum_operations
 from tracetorch.probe.layers import neuron_layers
@@ -39,13 +39,10 @@ class _SumMetric(Metric):
         for name, term in terms.items():
             setattr(self, name, getattr(self, name) + term)
 
-    def _check_updated(self, counted: Tensor) -> None:
-        if not bool(counted.any()):
+    def _share(self, part: Any, whole: Any) -> Tensor:
+        if not bool(whole.any()):
             raise ValueError(f"{type(self).__name__} has seen no batch. Call update() first.")
-
-    def _share(self, part: str, whole: str) -> Tensor:
-        self._check_updated(getattr(self, whole))
-        share: Tensor = getattr(self, part) / getattr(self, whole)
+        share: Tensor = part / whole
         return share.to(torch.get_default_dtype())
 
 
@@ -83,14 +80,11 @@ class Accuracy(_SumMetric):
 
     def compute(self) -> Tensor:
         """Return the share of samples that were classified correctly."""
-        return self._share(self._correct, "samples")
+        return self._share(getattr(self, self._correct), self.samples)
 
 
 class FiringRate(_SumMetric):
     """:func:`firing_rate` over many batches; ``1 - FiringRate`` is the sparsity.
-
-    Args:
-        kwargs: as for ``torchmetrics.Metric``.
 
     Example:
         >>> metric = FiringRate()
@@ -111,14 +105,11 @@ class FiringRate(_SumMetric):
 
     def compute(self) -> Tensor:
         """Return the share of steps with a spike."""
-        return self._share("fired", "total")
+        return self._share(self.fired, self.total)
 
 
 class Sparsity(FiringRate):
     """:func:`sparsity` over many batches.
-
-    Args:
-        kwargs: as for ``torchmetrics.Metric``.
 
     Example:
         >>> metric = Sparsity()
@@ -167,8 +158,7 @@ class _PerNeuronMetric(_SumMetric):
         self._add(**{self._fired: fired, self._total: total})
 
     def _share_of(self, marked: Tensor) -> Tensor:
-        self._check_updated(self.total)
-        return marked.double().mean().to(torch.get_default_dtype())
+        return self._share(marked.double().sum(), (self.total > 0).sum())
 
 
 class DeadNeurons(_PerNeuronMetric):
@@ -183,8 +173,7 @@ class DeadNeurons(_PerNeuronMetric):
         kwargs: as for ``torchmetrics.Metric``.
 
     Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: ``num_neurons`` is below 1, or not what the spikes have.
+        TypeError, ValueError: an argument is wrong, or ``num_neurons`` not what the spikes have.
 
     Example:
         >>> metric = DeadNeurons(4)
@@ -211,8 +200,7 @@ class SaturatedNeurons(_PerNeuronMetric):
         kwargs: as for ``torchmetrics.Metric``.
 
     Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: ``num_neurons`` is below 1, or not what the spikes have.
+        TypeError, ValueError: an argument is wrong, or ``num_neurons`` not what the spikes have.
 
     Example:
         >>> metric = SaturatedNeurons(2)
@@ -227,8 +215,7 @@ class SaturatedNeurons(_PerNeuronMetric):
         self, num_neurons: int, dim: int = -1, above: float = SATURATED, **kwargs: Any
     ) -> None:
         super().__init__(num_neurons, dim, **kwargs)
-        check_above(above)
-        self.above = above
+        self.above = check_share("above", above)
 
     def compute(self) -> Tensor:
         """Return the share of neurons whose rate reached ``above``."""
@@ -248,8 +235,6 @@ class Operations(_SumMetric):
         >>> metric.update(nn.Sequential(nn.Linear(4, 3), LIF(3)), torch.ones(5, 2, 4))
         >>> {name: float(figure) for name, figure in metric.compute().items()}
         {'effective_macs': 0.0, 'effective_acs': 60.0, 'dense': 60.0, 'membrane_updates': 15.0}
-
-    Reference: Yik et al., "The NeuroBench framework", Nature Communications 16 (2025).
     """
 
     def __init__(
@@ -277,4 +262,4 @@ class Operations(_SumMetric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return each figure per sample, by name."""
-        return {name: self._share(name, "samples") for name in _FIGURES}
+        return {name: self._share(getattr(self, name), self.samples) for name in _FIGURES}

@@ -131,21 +131,25 @@ class Profile:
         return "\n".join([*lines, *self._notes()])
 
     def _cells(self) -> list[tuple[str, ...]]:
-        cells = [
-            (
-                *(row.path or "(model)", row.kind, _shape(row), _count(row.parameters)),
-                *map(percent, (row.rate, row.dead, row.saturated)),
-                *_cost(row.synops, row.dense, row.energy_pj, _product(row), row.seconds),
-                _bytes(row.held_bytes + row.output_bytes),
-            )
-            for row in self.rows
-        ]
+        cells = []
+        for row in self.rows:
+            shape = "-" if row.seconds else "not called"
+            if row.shape is not None:
+                shape = "x".join(map(str, row.shape)) or "1"
+            product = "-" if row.by_events is None else "events" if row.by_events else "dense"
+            if row.by_events is not None and row.input_density is not None:
+                product = f"{product} {percent(row.input_density)}"
+            kind = row.path or "(model)", row.kind, shape, _count(row.parameters)
+            shares = map(percent, (row.rate, row.dead, row.saturated))
+            costs = _costs(row.synops, row.dense, row.energy_pj)
+            memory = _bytes(row.held_bytes + row.output_bytes)
+            cells.append((*kind, *shares, *costs, product, _milliseconds(row.seconds), memory))
         total, parameters = self.operations, sum(row.parameters for row in self.rows)
-        figures = total.effective, total.dense, self.energy.total_pj, "", self.seconds
-        memory = sum(row.held_bytes + row.output_bytes for row in self.rows)
+        costs = _costs(total.effective, total.dense, self.energy.total_pj)
+        memory = _bytes(sum(row.held_bytes + row.output_bytes for row in self.rows))
         empty = "", "", ""
-        last = ("total", *empty[1:], _count(parameters), *empty, *_cost(*figures), _bytes(memory))
-        return [*cells, last]
+        last = "total", *empty[1:], _count(parameters), *empty, *costs, ""
+        return [*cells, (*last, _milliseconds(self.seconds), memory)]
 
     def _notes(self) -> Iterable[str]:
         return (
@@ -156,19 +160,6 @@ class Profile:
             "product: computed with events or densely, at the share of inputs that are not 0.",
             f"Energy: {self.assumptions}.",
         )
-
-
-def _shape(row: LayerProfile) -> str:
-    if row.shape is None:
-        return "-" if row.seconds else "not called"
-    return "x".join(map(str, row.shape)) or "1"
-
-
-def _product(row: LayerProfile) -> str:
-    if row.by_events is None:
-        return "-"
-    density = "" if row.input_density is None else f" {percent(row.input_density)}"
-    return f"{'events' if row.by_events else 'dense'}{density}"
 
 
 def aligned_columns(table: Sequence[Sequence[str]], *, left: int) -> list[str]:
@@ -190,11 +181,12 @@ def _count(number: float | None) -> str:
     return "-" if number is None else f"{number:,.0f}"
 
 
-def _cost(
-    synops: float | None, dense: float | None, pj: float | None, product: str, seconds: float
-) -> tuple[str, ...]:
-    energy = "-" if pj is None else f"{pj * 1e-3:.4g} nJ"
-    return _count(synops), _count(dense), energy, product, f"{seconds * 1e3:.2f} ms"
+def _costs(synops: float | None, dense: float | None, pj: float | None) -> tuple[str, str, str]:
+    return _count(synops), _count(dense), "-" if pj is None else f"{pj * 1e-3:.4g} nJ"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.2f} ms"
 
 
 def _bytes(number: float) -> str:

@@ -15,9 +15,10 @@ state behind a reset to zero, a product with a spike, can be a LIF that nothing 
 The node of an exported layer describes the layer in its metadata, with a digest over the nodes. The
 reader restores the layer if the digest is right, and reads the nodes if it is not.
 
-``torch.fx`` traces ``forward``, and the graph is ordered here: ``nirtorch`` is not needed. What a
-file declares is compared with its size before any of it is read. Its texts are read by code of our
-own, because HDF5's library does not return from a damaged heap of texts.
+A model is read by ``tracetorch.snn.model_graph``, and the NIR graph is ordered here: ``nirtorch``
+is not needed. Shapes are those that PyTorch gives on the device meta. A file is data that one
+trusts as one's own: what is damaged is an error, and nothing in it leads to another file, but one
+that was made to fill the memory, or to stop HDF5's library, is not refused.
 """
 
 from tracetorch.nir.read import from_nir

@@ -6,23 +6,20 @@ from functools import partial
 
 import numpy as np
 
-from tracetorch.nir.graph import Node, NodeGraph, Shape, boundary, elementwise
 from tracetorch.nir.layer_values import describe, neuron_dim, read_values
 from tracetorch.nir.neuron_nodes import neuron_graph
+from tracetorch.nir.node_graph import Node, NodeGraph, Shape, boundary, elementwise
 from tracetorch.nir.options import Array, Clock, WriteOptions
 from tracetorch.nir.step_algebra import check_spikes
 from tracetorch.snn import LeakyIntegrator, Neuron
 from tracetorch.snn.neuron import starts_from_zero
-
-_USE_EXACT = "Use mode='exact'."
 
 
 def layer_node(layer: LeakyIntegrator, shape: Shape, options: WriteOptions) -> Node | NodeGraph:
     """Convert ``layer`` for samples of ``shape``; raise where NIR has no nodes for it."""
     for spike in filter(None, (layer.pos_spike, layer.neg_spike)):
         check_spikes(spike, layer.raw_beta.device)
-    _check_start(layer)
-    _check_shape(layer, shape)
+    _check(layer, shape)
     values = read_values(layer, shape)
     if options.mode == "compact":
         return _compact(layer, values, shape, options)
@@ -33,28 +30,21 @@ def layer_node(layer: LeakyIntegrator, shape: Shape, options: WriteOptions) -> N
 
 def neuron_node(layer: Neuron, shape: Shape, options: WriteOptions) -> Node | NodeGraph:
     """Convert a neuron of any ``step`` for samples of ``shape``; raise where NIR has no nodes."""
-    _check_shape(layer, shape)
     node = neuron_graph(layer, shape, options.clock)
-    _check_start(layer)
+    _check(layer, shape)
     if options.mode == "compact":
         if isinstance(node, NodeGraph):
-            count = len(node.nodes) - 2
-            raise ValueError(f"is a graph of {count} nodes, which no peer reads. {_USE_EXACT}")
+            raise ValueError("is a graph of several nodes, which no peer reads. Use mode='exact'.")
         return node
     describe(node, layer, shape, options.clock)
     return node
 
 
-def _check_start(layer: Neuron) -> None:
+def _check(layer: Neuron, shape: Shape) -> None:
     if not starts_from_zero(layer):
         raise ValueError("starts from states other than zero, which NIR has no place for.")
-
-
-def _check_shape(layer: Neuron, shape: Shape) -> None:
-    dim = neuron_dim(layer, shape)
-    if not -len(shape) <= dim < 0 or shape[dim] != layer.num_neurons:
-        needed = f"{layer.num_neurons} neurons at dim={layer.dim}, which must not be the batch's"
-        raise ValueError(f"gets samples of {list(shape)} behind the batch, and needs {needed}.")
+    if not -len(shape) <= neuron_dim(layer, shape) < 0:
+        raise ValueError(f"has its neurons at dim={layer.dim}, which must not be the batch's.")
 
 
 def _exact(
@@ -77,8 +67,7 @@ def _exact(
     sides = [side for side in ("pos", "neg") if f"{side}_threshold" in v]
     hard = layer.reset == "zero" and bool(sides)
     if hard and len(sides) == 2:
-        problem = "resets to zero from above and from below, for which NIR has no node"
-        raise ValueError(f"{problem}. Use reset='subtract' or reset='none'.")
+        raise ValueError("resets to zero from above and from below. Use reset='subtract'.")
     graph = NodeGraph({"input": boundary("Input", shape)})
 
     def leaky(name: str, decay: str, *sources: str) -> str:
@@ -147,18 +136,18 @@ def _compact(
         CubaLI   likewise
     """
     theta = v.get("pos_threshold")
-    parts = {"gamma": "recurrence", "neg_threshold": "spikes of two signs"}
-    parts |= {"pos_scale": "a scale on its spikes", "bias": "a constant drive"}
-    for part, what in parts.items():
-        if part in v:
-            raise ValueError(f"has {what} ({part}), which no single node has. {_USE_EXACT}")
-    if theta is not None and layer.reset == "none":
-        raise ValueError(f"does not reset, the nodes of NIR do. {_USE_EXACT}")
-    if theta is not None and layer.reset == "subtract" and not options.allow_hard_reset:
-        raise ValueError(
-            "subtracts its threshold when it fires; whoever reads a compact file resets to zero. "
-            f"{_USE_EXACT} Or train with reset='zero', or give allow_hard_reset=True."
-        )
+    soft = theta is not None and layer.reset == "subtract" and not options.allow_hard_reset
+    problems = {
+        "recurrence (gamma)": "gamma" in v,
+        "spikes of two signs (neg_threshold)": "neg_threshold" in v,
+        "a scale on its spikes (pos_scale)": "pos_scale" in v,
+        "a constant drive (bias)": "bias" in v,
+        "a threshold and no reset": theta is not None and layer.reset == "none",
+        "a reset by subtraction (or give allow_hard_reset=True)": soft,
+    }
+    found = [problem for problem, is_there in problems.items() if is_there]
+    if found:
+        raise ValueError(f"has {found[0]}, which no compact node has. Use mode='exact'.")
     cuba, tau = "alpha" in v, options.clock.tau
     gains: dict[str, Array] = {}
     for name in ("alpha", "beta") if cuba else ("beta",):

@@ -1,7 +1,7 @@
 """Read and make neuron layers from NIR's numbers; describe them in metadata, and restore them.
 
 The metadata of a node describe the layer that was written, with a digest of both; where either was
-edited, the node counts. A forged digest makes another layer, in no more memory than the file.
+edited, the node counts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tracetorch import neurons, snn
 from tracetorch.functional import softplus_inverse
-from tracetorch.nir.graph import LAYER, Node, NodeGraph, Shape
+from tracetorch.nir.node_graph import LAYER, Node, NodeGraph, Shape
 from tracetorch.nir.options import Array, Clock
 from tracetorch.snn import LeakyIntegrator, Neuron, SequenceLayer
 from tracetorch.snn.parameters import bounded_sigmoid, is_decay, named_bound, sigmoid, unbounded
@@ -137,7 +137,7 @@ def describe(node: Node | NodeGraph, layer: Neuron, shape: Shape, clock: Clock) 
     }
     # one value as a number: HDF5 compresses no array without axes
     description |= {f"raw_{name}": value.numpy()[()] for name, value in raw.items()}
-    again = _made(description, node, shape)
+    again = _made(description)
     for name, value in raw.items():
         made = again.constrained(name, getattr(again, f"raw_{name}"))
         if not torch.equal(layer.constrained(name, value), made):
@@ -148,81 +148,52 @@ def describe(node: Node | NodeGraph, layer: Neuron, shape: Shape, clock: Clock) 
 def restored(node: Node | NodeGraph, clock: Clock) -> Node | None:
     """Return a node that holds the layer which ``node`` was exported from, if it is unchanged."""
     description = node.metadata.get(KEY)
-    if not isinstance(description, dict):
+    if not isinstance(description, dict) or not {"layer", "digest"} <= description.keys():
         return None
     try:
         if description["digest"] != digest(node, description, clock):
             return None
-        inside = node.nodes.values() if isinstance(node, NodeGraph) else [node]
-        arrays = next(part.arrays for part in inside if isinstance(part, Node) and part.arrays)
-        shape = next(iter(arrays.values())).shape
-        return Node(LAYER, arrays, {"shape": shape, "layer": _made(description, node, shape)})
-    # Not a description that we write.
-    except (
-        *(ArithmeticError, AttributeError, LookupError, RuntimeError),
-        *(StopIteration, TypeError, ValueError),
-    ):
+    except (TypeError, ValueError):  # what no description of ours holds
         return None
+    inside = node.nodes.values() if isinstance(node, NodeGraph) else [node]
+    arrays = next(part.arrays for part in inside if isinstance(part, Node) and part.arrays)
+    shape = next(iter(arrays.values())).shape
+    return Node(LAYER, arrays, {"shape": shape, "layer": _made(description)})
 
 
-def _made(description: dict[str, Any], node: Node | NodeGraph, shape: Shape) -> Neuron:
+def _made(description: dict[str, Any]) -> Neuron:
     """Return the layer that a description is of."""
-    make = _neuron if description["layer"] in neurons.__all__ else _layer
-    return make(description, node, shape)
-
-
-def _neuron(description: dict[str, Any], node: Node | NodeGraph, shape: Shape) -> Neuron:
-    """Return the neuron of ``tt.neurons`` that a description is of, bounded by its nodes."""
-    kind: type[Neuron] = getattr(neurons, description["layer"])
-    raw = _raw(description, shape)
-    given: dict[str, Any] = {
-        n.removeprefix("raw_"): torch.full(v.shape, 0.5) for n, v in raw.items()
-    }
-    for name, value in description.items():
-        if name in inspect.signature(kind).parameters and name not in ("num_neurons", "dim"):
-            if not isinstance(value, float) and value > len(getattr(node, "nodes", ())):
-                raise ValueError(f"{name} of {value} does not fit its nodes")
-            given[name] = value
-    layer = kind(description["num_neurons"], dim=description["dim"], **given)
-    names = {name: description.get(f"constraint_{name}") for name in layer.constraints}
-    decays = {name: text for name, text in names.items() if isinstance(text, str)}
-    for name, text in decays.items():  # the constructor has lowered a bound to what it was given
-        if is_decay(layer.constraints[name]):
-            low = named_bound(text)
-            constraint = sigmoid if low is None else bounded_sigmoid(low)
-            layer._declared.constraints[name] = constraint
-    state = OrderedDict(raw)
-    state._metadata = {"": {"constraints": decays}}  # type: ignore[attr-defined]  # PyTorch's place
-    layer.to(torch.float64).load_state_dict(state)
-    return layer
-
-
-def _layer(description: dict[str, Any], node: Node | NodeGraph, shape: Shape) -> LeakyIntegrator:
     name, num_neurons, dim = (description[key] for key in ("layer", "num_neurons", "dim"))
-    kind = getattr(snn, name) if name in snn.__all__ else None
-    if not (isinstance(kind, type) and issubclass(kind, LeakyIntegrator)):
-        raise TypeError(f"{name} is no layer")
-    raw = _raw(description, shape)
-    # Any legal values will do, for the raw ones are loaded over them.
-    values = {name.removeprefix("raw_"): np.full(value.shape, 0.5) for name, value in raw.items()}
-    averaging = description["averaging"].split()
-    layer = make_layer(kind, num_neurons, dim, values, averaging, description["reset"])
-    layer.load_state_dict(raw)
-    return layer
-
-
-def _raw(description: dict[str, Any], shape: Shape) -> dict[str, Tensor]:
-    """Return the raw parameters in a description that fits samples of ``shape``."""
-    num_neurons, dim = description["num_neurons"], description["dim"]
     raw = {
         name: torch.as_tensor(value, dtype=torch.float64)
         for name, value in description.items()
         if name.startswith("raw_")
     }
-    bounded = -len(shape) <= dim < 0 and shape[dim] == num_neurons
-    if not bounded or any(value.isnan().any() for value in raw.values()):
-        raise ValueError(f"{num_neurons} neurons at {dim} do not fit {shape}, or are no numbers")
-    return raw
+    # Any legal values will do, for the raw ones are loaded over them.
+    values = {name.removeprefix("raw_"): np.full(v.shape, 0.5) for name, v in raw.items()}
+    if name in snn.__all__:
+        averaging = description["averaging"].split()
+        layer: Neuron = make_layer(
+            getattr(snn, name), num_neurons, dim, values, averaging, description["reset"]
+        )
+        layer.load_state_dict(raw)
+        return layer
+    kind: type[Neuron] = getattr(neurons, name)
+    given = {n: torch.from_numpy(v).to(torch.get_default_dtype()) for n, v in values.items()}
+    known = inspect.signature(kind).parameters.keys() - {"num_neurons", "dim"}
+    given |= {name: value for name, value in description.items() if name in known}
+    layer = kind(num_neurons, dim=dim, **given)
+    decays = {n: description.get(f"constraint_{n}") for n in layer.constraints}
+    for name, text in decays.items():  # the constructor has lowered a bound to what it was given
+        if isinstance(text, str):
+            low = named_bound(text)
+            constraint = sigmoid if low is None else bounded_sigmoid(low)
+            layer._declared.constraints[name] = constraint
+    state = OrderedDict(raw)
+    texts = {n: text for n, text in decays.items() if isinstance(text, str)}
+    state._metadata = {"": {"constraints": texts}}  # type: ignore[attr-defined]  # PyTorch's place
+    layer.to(torch.float64).load_state_dict(state)
+    return layer
 
 
 def digest(node: Node | NodeGraph, description: dict[str, Any], clock: Clock) -> str:

@@ -38,8 +38,8 @@ class NIRModel(TTModule):
         self.clock = clock
         self.keys = _module_names(modules)
         self.nodes = nn.ModuleDict({self.keys[name]: m for name, m in modules.items()})
-        self._held = sorted({source for sources in wiring.late.values() for source in sources})
-        shapes = {name: wiring.shapes[name] for name in self._held}
+        self._fed_back = sorted({source for sources in wiring.late.values() for source in sources})
+        shapes = {name: wiring.shapes[name] for name in self._fed_back}
         self.late = nn.ModuleDict(
             {self.keys[name]: OneStep(shape[0], -len(shape)) for name, shape in shapes.items()}
         )
@@ -47,7 +47,7 @@ class NIRModel(TTModule):
     def forward(self, *positional: Tensor, **by_name: Tensor) -> Tensor | dict[str, Tensor]:
         """Run one time step."""
         values = self._inputs(positional, by_name)
-        held = {name: cast(OneStep, self.late[self.keys[name]]) for name in self._held}
+        edges = {name: cast(OneStep, self.late[self.keys[name]]) for name in self._fed_back}
         for name in self.wiring.order:
             if name in values:
                 continue
@@ -55,30 +55,23 @@ class NIRModel(TTModule):
             for other in others:
                 total = total + other
             for source in self.wiring.late.get(name, ()):
-                before = held[source].recall(total)
+                before = edges[source].recall(total)
                 if before is not None:
                     total = total + before
             values[name] = self.nodes[self.keys[name]](total)
-        for name, edge in held.items():
+        for name, edge in edges.items():
             edge.keep(values[name])
         outputs = {name: values[name] for name in self.wiring.outputs}
         return outputs if len(outputs) > 1 else next(iter(outputs.values()))
 
     def _inputs(self, args: tuple[Tensor, ...], by_name: dict[str, Tensor]) -> dict[str, Tensor]:
-        title = f"the graph has the inputs {self.wiring.inputs}"
-        if len(args) > len(self.wiring.inputs):
-            raise TypeError(f"{title}, got {len(args)} tensors.")
-        inputs = dict(zip(self.wiring.inputs, args, strict=False))
-        for name in by_name:
-            if name in inputs or name not in self.wiring.inputs:
-                raise TypeError(f"{title}, each once; got {name!r}.")
-        inputs |= by_name
-        for name in self.wiring.inputs:
-            if name not in inputs:
-                raise TypeError(f"{title}; {name!r} is missing.")
-            value, shape = inputs[name], self.wiring.shapes[name]
-            if not isinstance(value, Tensor):
-                raise TypeError(f"input {name!r} must be a tensor, got {type(value).__name__}.")
+        inputs = dict(zip(self.wiring.inputs, args, strict=False)) | by_name
+        once = len(args) + len(by_name) == len(inputs) == len(self.wiring.inputs)
+        if not once or inputs.keys() != set(self.wiring.inputs):
+            got = f"{len(args)} tensors and {list(by_name)} by name"
+            raise TypeError(f"the graph takes {self.wiring.inputs}, each once; got {got}.")
+        for name, value in inputs.items():
+            shape = self.wiring.shapes[name]
             if tuple(value.shape[1:]) != shape:
                 expected = f"a batch of {list(shape)}: [B, {', '.join(map(str, shape))}]"
                 got = f"input {name!r} has shape {list(value.shape)}"

@@ -11,13 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tracetorch.nir.graph import CONV, LINEAR, Node, NodeGraph, Shape, boundary, elementwise
+from tracetorch.integers.border import Quantize, SumPool1d, SumPool2d
+from tracetorch.integers.delays import IntegerDelays
+from tracetorch.integers.layers import Product
 from tracetorch.nir.layer_nodes import layer_node, neuron_node
 from tracetorch.nir.layer_values import neuron_dim, to_array
 from tracetorch.nir.model import NIRModel
 from tracetorch.nir.modules import Membrane, PerElement
+from tracetorch.nir.node_graph import CONV, LINEAR, Node, NodeGraph, Shape, boundary, elementwise
 from tracetorch.nir.options import WriteOptions
-from tracetorch.nir.shapes import output_shape
 from tracetorch.nir.weight_folding import norm_arrays
 from tracetorch.snn import (
     BatchNormThroughTime,
@@ -37,7 +39,8 @@ PASSING = (
     *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout),
     LockedDropout,
 )
-_HINTS: Mapping[type[nn.Module], str] = {
+INTEGERS = (Product, IntegerDelays, Quantize, SumPool1d, SumPool2d)
+_HINTS: Mapping[type[nn.Module] | tuple[type[nn.Module], ...], str] = {
     nn.MaxPool2d: "Use nn.AvgPool2d.",
     nn.MaxPool1d: "Use a convolution with a stride.",
     BatchNormThroughTime: "Its values differ from step to step, those of a node do not: use "
@@ -45,7 +48,13 @@ _HINTS: Mapping[type[nn.Module], str] = {
     DelayedLinear: "A node delays a value, not a synapse: use snn.Delay and nn.Linear.",
     DelayedConv1d: "A node delays a value, not a synapse: use snn.Delay and nn.Conv1d.",
     nn.ReLU: "Spikes are its non-linearity: use snn.LIF.",
+    INTEGERS: "Export the float network that tt.quantize.prepare was given.",
 }
+# how a module must be set, else why its node cannot say it
+_NEEDS: tuple[tuple[Any, str, tuple[Any, ...], str], ...] = (
+    ((nn.Conv1d, nn.Conv2d), "padding_mode", ("zeros",), "NIR pads with zeros"),
+    (nn.AvgPool2d, "ceil_mode", (False,), "NIR leaves out what is no whole window"),
+)
 
 
 def node_of(module: nn.Module, shape: Shape, title: str, options: WriteOptions) -> Node | NodeGraph:
@@ -67,34 +76,29 @@ def node_of(module: nn.Module, shape: Shape, title: str, options: WriteOptions) 
             return layer_node(module, shape, options)
         # the values of a connected layer are in the file, not what keeps them so
         if (kind := plain_class(module)) in _RULES:
+            for kinds, name, allowed, why in _NEEDS:
+                if isinstance(module, kinds) and getattr(module, name) not in allowed:
+                    raise ValueError(f"has {name}={getattr(module, name)!r}; {why}.")
             return _RULES[kind](module, shape, options)
-        if isinstance(module, Neuron) and type(module).forward is Neuron.forward:
-            if own is not None:
-                problem = f"{own}, which no nodes compute"
-                raise ValueError(f"{problem}. What a neuron computes stands in its step.")
+        if isinstance(module, Neuron) and type(module).forward is Neuron.forward and own is None:
             return neuron_node(module, shape, options)
-        hint = _HINTS.get(type(module), "Replace it, or leave it out of what is exported.")
-        raise ValueError(f"has no counterpart in NIR. {hint}")
+        hints = (hint for kinds, hint in _HINTS.items() if isinstance(module, kinds))
+        hint = next(hints, "Replace it, or leave it out of what is exported.")
+        raise ValueError(f"{own or 'has no counterpart in NIR'}. {hint}")
     except ValueError as error:
         raise ValueError(f"{title} {error}") from error
 
 
 def _recurrent(m: Recurrent, shape: Shape, title: str, options: WriteOptions) -> NodeGraph:
-    if options.mode == "compact":
-        problem = "feeds its output back, which peers read in ways of their own. Use mode='exact'."
-        raise ValueError(f"{title} {problem}")
-    if m.holds_population:
+    if options.mode == "compact" or m.holds_population:
         raise ValueError(
-            f"{title} feeds back the output of {type(m.neuron).__name__}, a module of several "
-            "layers. In NIR one neuron layer is connected to itself: write one Recurrent for each."
+            f"{title} feeds an output back. Use mode='exact', which peers read in ways of their "
+            "own, and a Recurrent for each neuron layer."
         )
     back = node_of(m.connection, shape, f"the connection of {title}", options)
     if not isinstance(back, Node) or back.kind not in LINEAR:
         problem = f"{title} is connected to itself by {type(m.connection).__name__}"
         raise ValueError(f"{problem}; in NIR it must be nn.Linear or a convolution.")
-    if output_shape(back, shape) != shape:
-        got = list(output_shape(back, shape))
-        raise ValueError(f"{title} needs a connection that keeps {list(shape)}, got {got}.")
     graph = NodeGraph({"input": boundary("Input", shape)})
     sources = ["input"]
     # The edge back comes a step late, and brings no bias at the first: give that another way in.
@@ -131,7 +135,7 @@ def model_graph(model: NIRModel, options: WriteOptions) -> NodeGraph:
         elif type(module) is nn.Identity:  # the ends of a graph inside another one
             node = elementwise("Scale", shape, scale=1.0)
         else:
-            node = node_of(module, shape, f"node {name!r}, {module!r},", options)
+            node = node_of(module, shape, f"node {name!r} ({type(module).__name__})", options)
         graph.add(name, node, *wiring.now[name])
     for name in wiring.order:
         graph.edges.extend((source, name) for source in wiring.late[name])
@@ -155,11 +159,14 @@ def _delay(m: Delay, shape: Shape, options: WriteOptions) -> Node:
 
 
 def _conv(m: nn.Conv1d | nn.Conv2d, shape: Shape, options: WriteOptions) -> Node:
-    if m.padding_mode != "zeros":
-        raise ValueError(f"pads by {m.padding_mode!r}; NIR pads with zeros.")
     weight, groups = to_array(m.weight), m.groups
     if options.mode == "compact" and groups > 1:  # peers read one group only
-        weight, groups = _ungrouped(weight, groups), 1
+        out, inner, *kernel = weight.shape
+        blocks = weight.reshape(groups, out // groups, inner, *kernel)
+        # zero between channels of different groups
+        whole = np.zeros((groups, out // groups, groups, inner, *kernel), weight.dtype)
+        whole[range(groups), :, range(groups)] = blocks
+        weight, groups = whole.reshape(out, groups * inner, *kernel), 1
     bias = np.zeros(len(weight), weight.dtype) if m.bias is None else to_array(m.bias)
     return _conv_node(weight, bias, shape, m.stride, m.padding, m.dilation, groups)
 
@@ -167,15 +174,6 @@ def _conv(m: nn.Conv1d | nn.Conv2d, shape: Shape, options: WriteOptions) -> Node
 def _conv_node(weight: NDArray[Any], bias: NDArray[Any], shape: Shape, *settings: Any) -> Node:
     named = dict(zip(CONV, (shape[1:], *settings), strict=True))
     return Node(f"Conv{len(shape) - 1}d", {"weight": weight, "bias": bias}, named)
-
-
-def _ungrouped(weight: NDArray[Any], groups: int) -> NDArray[Any]:
-    """Return the same convolution with one group: zero between channels of different groups."""
-    out, inner, *kernel = weight.shape
-    blocks = weight.reshape(groups, out // groups, inner, *kernel)
-    whole = np.zeros((groups, out // groups, groups, inner, *kernel), weight.dtype)
-    whole[range(groups), :, range(groups)] = blocks
-    return whole.reshape(out, groups * inner, *kernel)
 
 
 def _norm(m: nn.BatchNorm1d | nn.BatchNorm2d, shape: Shape, options: WriteOptions) -> Node:
@@ -190,12 +188,9 @@ def _norm(m: nn.BatchNorm1d | nn.BatchNorm2d, shape: Shape, options: WriteOption
 
 def _pool(m: nn.AvgPool2d, shape: Shape, options: WriteOptions) -> Node:
     kernel, stride, padding = (_pair(v) for v in (m.kernel_size, m.stride, m.padding))
-    if m.ceil_mode:
-        raise ValueError("has ceil_mode=True, which NIR does not have.")
-    if not m.count_include_pad and any(padding):
-        raise ValueError("has count_include_pad=False; NIR counts the padding.")
-    if m.divisor_override not in (None, 1, kernel[0] * kernel[1]):
-        raise ValueError(f"divides by {m.divisor_override}; NIR sums, or takes the mean.")
+    counts = m.count_include_pad or not any(padding)
+    if not counts or m.divisor_override not in (None, 1, kernel[0] * kernel[1]):
+        raise ValueError("has count_include_pad or divisor_override; NIR sums, or takes the mean.")
     kind = "SumPool2d" if m.divisor_override == 1 else "AvgPool2d"
     return Node(kind, settings={"kernel_size": kernel, "stride": stride, "padding": padding})
 

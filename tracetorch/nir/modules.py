@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.functional import atan_surrogate
-from tracetorch.nir.graph import Node, Shape, elementwise
 from tracetorch.nir.layer_values import read_values, to_array, write_values
+from tracetorch.nir.node_graph import Node, Shape, elementwise
 from tracetorch.nir.options import Array, Reset, WriteOptions
 from tracetorch.snn import Neuron
 

@@ -21,7 +21,7 @@ from typing import TypeAlias, cast
 
 import numpy as np
 
-from tracetorch.nir.graph import Node, NodeGraph, Shape, boundary, elementwise
+from tracetorch.nir.node_graph import Node, NodeGraph, Shape, boundary, elementwise, unused
 from tracetorch.nir.options import Array, Clock
 from tracetorch.nir.step_algebra import (
     INPUT,
@@ -202,7 +202,7 @@ class _Writer:
             return self.names[key]
         taken = [*self.names.values(), "output", "silence", *["one"] * (kind != "one")]
         wanted = kind if kind in ("one", "spike") else str(which)
-        self.names[key] = _unused(wanted, taken)
+        self.names[key] = unused(wanted, taken)
         self.waiting.append(key)
         return self.names[key]
 
@@ -238,12 +238,12 @@ class _Writer:
             return elementwise(kind, self.shape, **fields)
         compared = dict(self.flat.factors(it.spike.argument))
         threshold = -compared.pop(_ONE, np.zeros(self.shape))
-        if compared.keys() != {("node", state)} or not (compared["node", state] == 1).all():
-            problem = f"resets {state!r} to zero by a spike of {named(it.spike.argument)}"
-            raise ValueError(f"{problem}; a LIF of NIR is reset by a spike of itself alone")
         v_reset = np.broadcast_to(it.v_reset, self.shape)
-        if kind == "Scale" or (kind == "I" and v_reset.any()):  # an IF starts from v_reset
-            raise ValueError(f"resets {state!r} in a way that neither LIF nor IF of NIR has")
+        itself = compared.keys() == {("node", state)} and (compared["node", state] == 1).all()
+        # an IF starts from v_reset
+        if not itself or kind == "Scale" or (kind == "I" and v_reset.any()):
+            problem = f"resets {state!r} to zero by a spike of {named(it.spike.argument)}"
+            raise ValueError(f"{problem}; a LIF or IF of NIR is reset by a spike of itself alone")
         return elementwise(f"{kind}F", self.shape, **fields, v_threshold=threshold, v_reset=v_reset)
 
     # Edges
@@ -300,7 +300,7 @@ class _Writer:
             start, end = min(pending, key=lambda edge: edge[0] not in reached)
             if start not in delays:
                 seconds = elementwise("Delay", self.shape, delay=self.clock.dt)
-                delays[start] = _unused(f"{start}_before", self.graph.nodes)
+                delays[start] = unused(f"{start}_before", self.graph.nodes)
                 self.graph.nodes[delays[start]] = seconds
                 edges.append((start, delays[start]))
             delay = delays[start]
@@ -336,18 +336,10 @@ class _Writer:
         if (factor == 1).all():
             return edge
         start, end = edge
-        name = _unused(f"{start}_{word}_{end}", self.graph.nodes)
+        name = unused(f"{start}_{word}_{end}", self.graph.nodes)
         self.graph.add(name, elementwise("Scale", self.shape, scale=factor))
         self.graph.edges.append((start, name))
         return name, end
-
-
-def _unused(wanted: str, taken: Collection[str]) -> str:
-    """Return a name that is not taken: the one that is wanted, or with a number behind it."""
-    name, i = wanted, 1
-    while name in taken:
-        name, i = f"{wanted}_{i}", i + 1
-    return name
 
 
 def _following(edges: Collection[Edge]) -> defaultdict[str, set[str]]:

@@ -7,44 +7,113 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tracetorch import snn
-from tracetorch.nir.graph import LAYER, Node, Shape, naming
 from tracetorch.nir.layer_values import make_layer
 from tracetorch.nir.modules import Membrane, PerElement
+from tracetorch.nir.node_graph import LAYER, Node, Shape, naming
 from tracetorch.nir.options import Array, Clock, Reset
-from tracetorch.nir.shapes import flattened_dims
+from tracetorch.nir.wiring import Wiring
 
 Values: TypeAlias = dict[str, Array]
 
-MAX_DELAY = 10_000  # steps in one graph; each is a copy of a sample
+_MAX_DELAY = 10_000  # steps; each is a copy of a sample
 # How far a gain may lie from one that is one but for rounding, in float64 and in float32.
 _ROUNDING = (1e-12, 1e-6)
 
 
-def module_of(name: str, node: Node, shape: Shape, clock: Clock, reset: Reset) -> nn.Module:
-    """Return the module that computes ``node`` for inputs of ``shape``; raise where none can."""
-    with naming(name, node.kind):
-        arrays, s = node.arrays, node.settings
-        match node.kind:
-            case "Affine" | "Linear" | "Conv1d" | "Conv2d":
-                return _linear(node)
-            case "AvgPool2d" | "SumPool2d":
-                divisor = 1 if node.kind == "SumPool2d" else None  # a sum is a mean over one
-                windows = s["kernel_size"], s["stride"], s["padding"]
-                return nn.AvgPool2d(*windows, divisor_override=divisor)
-            case "Delay":
-                return _delay(arrays["delay"].astype(np.float64), shape, clock)
-            case "Flatten":
-                start, end = flattened_dims(node, shape)
-                return nn.Flatten(start + 1, end + 1)  # behind the batch
-            case "Input" | "Output":
-                return nn.Identity()
-            case "Scale" | "Threshold":
-                field = node.kind.lower()
-                return PerElement(field, _one_or_all(arrays[field]))
-        return s["layer"] if node.kind == LAYER else _membrane(node, shape, clock, reset)
+# of the input of a node, without the batch
+_DIMENSIONS = {
+    **dict.fromkeys(("Affine", "Linear"), 1),
+    "Conv1d": 2,
+    "Conv2d": 3,
+    "AvgPool2d": 3,
+    "SumPool2d": 3,
+}
+
+
+def modules_of(
+    nodes: dict[str, Node], wiring: Wiring, clock: Clock, reset: Reset
+) -> dict[str, nn.Module]:
+    """Return the module that computes each node, and note the shapes of their outputs.
+
+    Raises:
+        ValueError: a node has no module, or does not fit the shape that it is given.
+    """
+    modules: dict[str, nn.Module] = {}
+    for name in wiring.order:
+        node, sources = nodes[name], wiring.now[name]
+        with naming(name, node.kind):
+            shape = wiring.shapes[sources[0]] if sources else node.settings["shape"]
+            _check_shapes([wiring.shapes[source] for source in sources], shape)
+            _check_fits(node, shape)
+            modules[name] = _module(node, shape, clock, reset)
+            wiring.shapes[name] = _output_shape(modules[name], node, shape)
+    for name, late in wiring.late.items():
+        with naming(name, nodes[name].kind):
+            _check_shapes([wiring.shapes[source] for source in late], wiring.input_shape(name))
+    return modules
+
+
+def _check_shapes(found: list[Shape], shape: Shape) -> None:
+    if any(each != shape for each in found):
+        raise ValueError(f"it adds up inputs of the shapes {sorted({shape, *found})}.")
+
+
+def _check_fits(node: Node, shape: Shape) -> None:
+    """Raise where a node takes another shape, as far as PyTorch would not."""
+    declared, given = node.settings.get("shape") or node.settings.get("input_type"), shape
+    if node.settings.get("input_shape") is not None:  # of the places of a convolution
+        declared, given = node.settings["input_shape"], shape[1:]
+    if declared not in (None, given):
+        raise ValueError(f"it is declared for {list(declared)}, and gets {list(given)}.")
+    if node.kind in _DIMENSIONS:
+        if len(shape) != _DIMENSIONS[node.kind]:
+            needed = f"it takes {_DIMENSIONS[node.kind]} dimensions"
+            raise ValueError(f"{needed}, the input has shape {list(shape)}. Put a Flatten before.")
+        weight, bias = node.arrays.get("weight"), node.arrays.get("bias")
+        if weight is not None and bias is not None and bias.shape != weight.shape[:1]:
+            raise ValueError(f"bias must have shape {[len(weight)]}, got {list(bias.shape)}.")
+        return
+    for name, value in node.arrays.items():
+        if value.size != 1 and value.shape != shape and node.kind != LAYER:
+            got = f"{name} has shape {list(value.shape)}, the input {list(shape)}"
+            raise ValueError(f"{got}. NIR wants one value per element.")
+
+
+def _output_shape(module: nn.Module, node: Node, shape: Shape) -> Shape:
+    """Return the shape of an output, by a run without values."""
+    if node.kind not in (*_DIMENSIONS, "Flatten"):
+        return shape
+    # in one dtype, for a file may mix them
+    values = {n: p.to("meta", torch.float32) for n, p in module.named_parameters()}
+    x = torch.empty(1, *shape, device="meta")
+    return tuple(torch.func.functional_call(module, values, (x,)).shape[1:])
+
+
+def _module(node: Node, shape: Shape, clock: Clock, reset: Reset) -> nn.Module:
+    arrays, s = node.arrays, node.settings
+    match node.kind:
+        case "Affine" | "Linear" | "Conv1d" | "Conv2d":
+            return _linear(node)
+        case "AvgPool2d" | "SumPool2d":
+            divisor = 1 if node.kind == "SumPool2d" else None  # a sum is a mean over one
+            windows = s["kernel_size"], s["stride"], s["padding"]
+            return nn.AvgPool2d(*windows, divisor_override=divisor)
+        case "Delay":
+            return _delay(arrays["delay"].astype(np.float64), shape, clock)
+        case "Flatten":  # behind the batch
+            start, end = (dim + (dim >= 0) for dim in (s["start_dim"], s["end_dim"]))
+            return nn.Flatten(start, end)
+        case "Input" | "Output":
+            return nn.Identity()
+        case "Scale" | "Threshold":
+            field = node.kind.lower()
+            value = arrays[field]  # one for all as a number, which takes no memory
+            value = value.reshape(()) if value.size == 1 else value
+            return PerElement(field, torch.from_numpy(np.array(value)))
+    return s["layer"] if node.kind == LAYER else _membrane(node, shape, clock, reset)
 
 
 def _linear(node: Node) -> nn.Module:
@@ -66,22 +135,15 @@ def _linear(node: Node) -> nn.Module:
 
 def _delay(delay: Array, shape: Shape, clock: Clock) -> nn.Module:
     steps = np.rint(delay / clock.dt)
-    if steps.max() > MAX_DELAY:
-        count = f"{steps.max():.0f} steps of {clock.dt} s, more than {MAX_DELAY}"
-        raise ValueError(f"a delay of {delay.max()} s is {count}.")
-    error = abs(steps * clock.dt - delay)
-    if (error > 1e-6 * (delay + clock.dt)).any():
-        worst = delay.flat[error.argmax()]
-        raise ValueError(f"delays must be whole steps of dt={clock.dt} s, got {worst} s.")
+    off = abs(steps * clock.dt - delay) > 1e-6 * (delay + clock.dt)
+    if off.any() or steps.max() > _MAX_DELAY:
+        wrong = delay[off][0] if off.any() else delay.max()
+        needed = f"whole steps of dt={clock.dt} s, at most {_MAX_DELAY}"
+        raise ValueError(f"delays must be {needed}, got {wrong} s.")
     axis, values = _along_one_dim({"delay": steps}, shape)
     most, given = max(int(steps.max()), 1), torch.from_numpy(values["delay"].copy())
     size, dim = _neurons(axis, shape)
     return _shaped(snn.Delay(size, dim, max_delay=most, delay=given), axis, shape)
-
-
-def _one_or_all(value: Array) -> Tensor:
-    """Return one value for all as a number, whatever its shape: it takes no memory then."""
-    return torch.from_numpy(np.array(value.reshape(()) if value.size == 1 else value))
 
 
 def _membrane(node: Node, shape: Shape, clock: Clock, reset: Reset) -> nn.Module:
@@ -92,7 +154,14 @@ def _membrane(node: Node, shape: Shape, clock: Clock, reset: Reset) -> nn.Module
         values.setdefault("v_reset", np.zeros_like(values["v_threshold"]))
     for tau, decay in (("tau", "beta"), ("tau_mem", "beta"), ("tau_syn", "alpha")):
         if tau in values:
-            values[decay] = _complement(tau, values.pop(tau), clock, rounding)
+            given = values.pop(tau)
+            lost = clock.complement(given)
+            lost = np.where(abs(lost - 1) <= rounding, 1.0, lost)  # a tau of one step
+            if (lost > 1).any() or not (lost > 0).all():
+                problem = f"{tau} from {given.min():.3g} to {given.max():.3g} s is no fit for"
+                advice = "Take dt <= tau, or discretization='exponential'."
+                raise ValueError(f"{problem} dt={clock.dt} s. {advice}")
+            values[decay] = lost
     if "alpha" in values:
         values.setdefault("w_in", np.ones_like(values["alpha"]))
     size, dim = _neurons(axis, shape)
@@ -101,17 +170,6 @@ def _membrane(node: Node, shape: Shape, clock: Clock, reset: Reset) -> nn.Module
     if layer is None:
         layer = Membrane(size, dim, values, dt=clock.dt, reset=reset)
     return _shaped(layer, axis, shape)
-
-
-def _complement(name: str, tau: Array, clock: Clock, rounding: float) -> Array:
-    complement = clock.complement(tau)
-    complement = np.where(abs(complement - 1) <= rounding, 1.0, complement)  # a tau of one step
-    if (complement > 1).any():
-        problem = f"{name} of {tau.min():.3g} s is shorter than a step of {clock.dt} s"
-        raise ValueError(f"{problem}. Take dt <= tau, or discretization='exponential'.")
-    if not (complement > 0).all():
-        raise ValueError(f"{name} is so long that dt={clock.dt} s does nothing beside it.")
-    return complement
 
 
 def _along_one_dim(arrays: Values, shape: Shape) -> tuple[int | None, Values]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tracetorch.core.checks import check_flag, check_number
+from tracetorch.core.checks import check_flag, check_positive
 
 Array: TypeAlias = NDArray[np.float64]
 Discretization: TypeAlias = Literal["euler", "exponential"]
@@ -29,8 +28,7 @@ class Clock:
     discretization: Discretization = "euler"
 
     def __post_init__(self) -> None:
-        if not 0 < check_number("dt", self.dt, unit="seconds") < math.inf:
-            raise ValueError(f"dt must be positive and finite, got {self.dt}. Try dt=1e-4.")
+        check_positive("dt", self.dt, unit="seconds")
         if self.discretization not in ("euler", "exponential"):
             allowed = "'euler' (1 - dt / tau) or 'exponential' (exp(-dt / tau))"
             raise ValueError(f"discretization must be {allowed}, got {self.discretization!r}.")

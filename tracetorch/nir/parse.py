@@ -1,74 +1,90 @@
-"""Parse NIR's dictionaries, whose content is not trusted, into a checked :class:`NodeGraph`."""
+"""Parse NIR's dictionaries and files into a checked :class:`NodeGraph`."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tracetorch.core.files import check_regular_file
 from tracetorch.core.walk import join_path
-from tracetorch.nir.graph import KINDS, OPTIONAL, Node, NodeGraph, naming
+from tracetorch.nir.node_graph import KINDS, OPTIONAL, Node, NodeGraph, naming
 
-_MAX_DEPTH = 32  # graphs in graphs; a hostile file could nest them without end
-_MAX_SIZE = 2**31 - 1  # of a dimension, a stride, a whole sample
-_MAX_PADDING = 4096  # padding takes memory when the model runs
-_MAX_RANK = 8  # dimensions of one sample
-_LIMITS = {
-    "start_dim": (-_MAX_RANK, _MAX_RANK),
-    "end_dim": (-_MAX_RANK, _MAX_RANK),
-    "padding": (0, _MAX_PADDING),
-}
+# settings that may be zero, or count from the end; all others are at least 1
+_LEAST = {"padding": 0, "start_dim": -100, "end_dim": -100}
 _POSITIVE = ("tau", "tau_mem", "tau_syn")
 
 
-def parse(dictionary: Any, path: str = "", depth: int = 0) -> NodeGraph:
-    """Check what ``nir.NIRGraph.to_dict`` gives; ``path`` is its name inside ``depth`` graphs."""
+def load(path: str | os.PathLike[str]) -> Any:
+    """Return the dictionary in a file; raise ``ValueError`` where it is damaged or no NIR file."""
+    import h5py
+
+    path = check_regular_file(path, "a NIR file")
+
+    def content(group: Any, name: str) -> Any:
+        part = group[name]
+        # a soft or external link, or an external data set, could lead to any other file
+        inside = isinstance(group.get(name, getlink=True), h5py.HardLink)
+        if not inside or (isinstance(part, h5py.Dataset) and (part.is_virtual or part.external)):
+            raise ValueError(f"{name!r} leads to somewhere else.")
+        if isinstance(part, h5py.Group):
+            return {inner: content(part, inner) for inner in part}
+        if h5py.check_string_dtype(part.dtype) is not None:
+            return part.asstr()[()]
+        return part[()].item() if part.shape == () else part[()]
+
+    try:
+        with h5py.File(path, "r") as file:
+            return content(file, "node")
+    # h5py reports damage in all of these
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, MemoryError) as error:
+        raise ValueError(f"{str(path)!r} is not a NIR file, or is damaged: {error}") from error
+
+
+def parse(dictionary: Any, path: str = "") -> NodeGraph:
+    """Check what ``nir.NIRGraph.to_dict`` gives; ``path`` is its name inside other graphs."""
     title = f"graph {path!r}" if path else "the graph"
-    if depth > _MAX_DEPTH:
-        raise ValueError(f"{title} lies more than {_MAX_DEPTH} graphs deep.")
-    kind = dictionary.get("type") if isinstance(dictionary, Mapping) else type(dictionary)
-    if kind != "NIRGraph":
-        raise ValueError(f"{title} must be a NIRGraph, got {kind!r}.")
-    parts = dictionary.get("nodes")
-    if not isinstance(parts, Mapping) or not parts:
-        raise ValueError(f"{title} has no nodes.")
+    parts = dictionary.get("nodes") if isinstance(dictionary, Mapping) else None
+    if not isinstance(parts, Mapping) or not parts or dictionary.get("type") != "NIRGraph":
+        raise ValueError(f"{title} must be a NIRGraph that has nodes.")
     graph = NodeGraph(metadata=_metadata(dictionary))
     for name, part in parts.items():
         full = join_path(path, name)
-        if not isinstance(name, str) or not name:
-            raise ValueError(f"{title} has a node with the name {name!r}; names are words.")
-        if not isinstance(part, Mapping):
-            raise ValueError(f"node {full!r} must be a group of fields, got {part!r}.")
-        is_graph = part.get("type") == "NIRGraph"
-        graph.nodes[name] = parse(part, full, depth + 1) if is_graph else _node(part, full)
-    graph.edges.extend(_edges(dictionary.get("edges"), graph.nodes, title))
+        fields = part if isinstance(part, Mapping) else {}
+        is_graph = fields.get("type") == "NIRGraph"
+        graph.nodes[name] = parse(part, full) if is_graph else _node(fields, full)
+    edges: dict[tuple[str, str], None] = {}  # a set that keeps the order
+    for pair in dictionary.get("edges", ()):
+        known = len(pair) == 2 and all(end in graph.nodes for end in pair)
+        if not known or tuple(pair) in edges:
+            raise ValueError(f"{title}: {pair!r} is no edge from node to node, or is there twice.")
+        edges[pair[0], pair[1]] = None
+    graph.edges.extend(edges)
     return graph
 
 
 def _node(fields: Mapping[str, Any], name: str) -> Node:
     kind = fields.get("type")
     if not isinstance(kind, str) or kind not in KINDS:
-        unknown = f"node {name!r} is of the type {kind!r}, which traceTorch does not know"
-        raise ValueError(f"{unknown}. It reads {', '.join(KINDS)} and NIRGraph.")
+        problem = f"node {name!r} is of the type {kind!r}, which traceTorch does not know"
+        raise ValueError(f"{problem}. It reads {', '.join(KINDS)} and NIRGraph.")
     node = Node(kind, metadata=_metadata(fields))
     arrays, settings = KINDS[kind]
     with naming(name, kind):
+        given = {k: v for k, v in fields.items() if k not in ("type", "metadata") and v is not None}
         # An unknown field could change what the node computes: do not skip it.
-        for field in fields:
-            if field not in (*arrays, *settings, "type", "metadata"):
-                raise ValueError(f"there is an unknown field {field!r}.")
-        for field in (*arrays, *settings):
-            value = fields.get(field)
-            if field in ("shape", "input_type") and isinstance(value, Mapping):
-                value = next(iter(value.values()), None)  # NIR's own {"input": shape}
-            if value is None and field not in OPTIONAL:
-                raise ValueError(f"the field {field!r} is missing.")
+        if unknown := given.keys() - {*arrays, *settings}:
+            raise ValueError(f"the field {min(unknown)!r} is unknown.")
+        if missing := {*arrays, *settings} - given.keys() - {*OPTIONAL}:
+            raise ValueError(f"the field {min(missing)!r} is missing.")
+        node.settings.update(dict.fromkeys(settings))
+        for field, value in given.items():
             if field in settings:
-                node.settings[field] = None if value is None else _setting(kind, field, value)
-            elif value is not None:
+                node.settings[field] = _setting(kind, field, value)
+            else:
                 node.arrays[field] = _array(field, value)
     return node
 
@@ -79,69 +95,30 @@ def _metadata(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _array(field: str, value: Any) -> NDArray[Any]:
-    array = _as_array(field, value)
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiu" or not array.size or not np.isfinite(array).all():
+        raise ValueError(f"{field} must be finite real numbers, got {value!r}.")
     dtype = array.dtype if array.dtype in (np.float32, np.float64) else np.dtype(np.float64)
     array = array.astype(dtype, order="C")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{field} holds {array[~np.isfinite(array)].flat[0]}.")
-    if field in _POSITIVE and not (array > 0).all():
-        raise ValueError(f"{field} must be positive, got {array.min()}.")
-    if field == "delay" and not (array >= 0).all():
-        raise ValueError(f"{field} must not be negative, got {array.min()}.")
+    least = array.min()
+    if (field in _POSITIVE and least <= 0) or (field == "delay" and least < 0):
+        raise ValueError(f"{field} must be positive, got {least}.")
     return array
 
 
 def _setting(kind: str, field: str, value: Any) -> Any:
     """Return a word, a whole number, or a tuple of them: one per spatial dimension, or a shape."""
-    if field == "padding" and kind.startswith("Conv") and isinstance(value, str):
-        if value not in ("same", "valid"):
-            raise ValueError(f"padding must be a number, 'same' or 'valid', got {value!r}.")
+    if isinstance(value, str) and field == "padding":
         return value
-    least, most = _LIMITS.get(field, (1, _MAX_SIZE))
-    array = _as_array(field, value)
-    if array.ndim > 1 or array.size > _MAX_RANK:
-        raise ValueError(f"{field} must be a whole number or a few of them, got {value!r}.")
-    for number in array.reshape(-1).tolist():
-        if not math.isfinite(number) or int(number) != number or not least <= number <= most:
-            raise ValueError(f"{field} must be whole and in [{least}, {most}], got {number}.")
+    if isinstance(value, Mapping):
+        value = next(iter(value.values()), None)  # NIR's own {"input": shape}
+    array = _array(field, value)
+    least, spatial = _LEAST.get(field, 1), 1 if kind == "Conv1d" else 2
+    one = field in ("start_dim", "end_dim", "groups")
+    fits = array.size in (1, 1 if one else spatial) or field in ("shape", "input_type")
+    if not fits or array.ndim > 1 or (array % 1).any() or array.min() < least:
+        raise ValueError(f"{field} must be one whole number from {least} or {spatial}: {value!r}")
     sizes = tuple(map(int, array.reshape(-1)))
-    if field in ("start_dim", "end_dim", "groups"):
+    if one:
         return sizes[0]
-    if field in ("shape", "input_type"):
-        if math.prod(sizes) > _MAX_SIZE:
-            raise ValueError(f"{field} is {list(sizes)}, more than {_MAX_SIZE} elements.")
-        return sizes
-    spatial = 1 if kind == "Conv1d" else 2
-    if len(sizes) not in (1, spatial):
-        raise ValueError(f"{field} must be {spatial} numbers, got {list(sizes)}.")
-    return sizes * (spatial // len(sizes))
-
-
-def _as_array(field: str, value: Any) -> NDArray[Any]:
-    try:
-        array = np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{field} is not an array of numbers: {error}") from error
-    if array.dtype.kind not in "fiu":
-        raise ValueError(f"{field} must hold real numbers, got {array.dtype}.")
-    if array.size == 0:
-        raise ValueError(f"{field} is empty, shape {list(array.shape)}.")
-    return array
-
-
-def _edges(pairs: Any, nodes: Mapping[str, object], title: str) -> list[tuple[str, str]]:
-    pairs = pairs.tolist() if isinstance(pairs, np.ndarray) else pairs
-    if not isinstance(pairs, Sequence) or isinstance(pairs, (str, bytes)):
-        raise ValueError(f"{title} must have a list of edges, got {pairs!r}.")
-    edges: dict[tuple[str, str], None] = {}  # a set that keeps the order
-    for pair in pairs:
-        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            raise ValueError(f"{title}: an edge is a pair of names, got {pair!r}.")
-        ends = [end.decode("utf8", "replace") if isinstance(end, bytes) else end for end in pair]
-        for end in ends:
-            if not isinstance(end, str) or end not in nodes:
-                raise ValueError(f"{title}: edge {pair!r} names {end!r}, there is no such node.")
-        if (ends[0], ends[1]) in edges:
-            raise ValueError(f"{title} has the edge {pair!r} twice.")
-        edges[ends[0], ends[1]] = None
-    return list(edges)
+    return sizes * spatial if len(sizes) == 1 and field not in ("shape", "input_type") else sizes

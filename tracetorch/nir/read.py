@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
 from tracetorch.core.optional import require
-from tracetorch.nir.graph import Node, NodeGraph, naming
 from tracetorch.nir.model import NIRModel
-from tracetorch.nir.node_to_module import MAX_DELAY, module_of
+from tracetorch.nir.node_graph import Node, NodeGraph, naming
+from tracetorch.nir.node_to_module import modules_of
 from tracetorch.nir.options import Clock, Discretization, Reset
-from tracetorch.nir.parse import parse
+from tracetorch.nir.parse import load, parse
 from tracetorch.nir.wiring import wire
-from tracetorch.snn import Delay, TTModule
+from tracetorch.snn import TTModule
 
 
 def from_nir(
@@ -64,32 +64,29 @@ def from_nir(
     8122 (2024), doi:10.1038/s41467-024-52259-9.
     """
     require("nir", "h5py", extra="nir", by="tt.nir")
+    import nir
+
     clock = Clock(dt, discretization)
     if reset not in ("zero", "subtract"):
         raise ValueError(f"reset must be 'zero' or 'subtract', got {reset!r}.")
-    checked = parse(_dictionary(graph))
+    if isinstance(graph, nir.NIRGraph):
+        return model_of(graph.to_dict(), clock, reset)
+    if isinstance(graph, (str, os.PathLike)):
+        return model_of(load(graph), clock, reset)
+    raise TypeError(f"expected a nir.NIRGraph or the path of a file, got {type(graph).__name__}.")
+
+
+def model_of(dictionary: Any, clock: Clock, reset: Reset) -> NIRModel:
+    """Return the model that NIR's dictionary describes."""
+    checked = parse(dictionary)
     _check_clock(checked, clock)
     nodes, wiring = wire(checked, clock)
-    modules = {
-        name: module_of(name, node, wiring.input_shape(name), clock, reset)
-        for name, node in nodes.items()
-    }
-    _check_delays(modules.values(), clock)
+    modules = modules_of(nodes, wiring, clock, reset)
     dtype = _dtype(checked, nodes.values())
-    _check_ranges(modules, nodes, dtype)
+    for name, module in modules.items():
+        with naming(name, nodes[name].kind):
+            _check_range(module, dtype)
     return NIRModel(wiring, modules, clock).to(dtype)
-
-
-def _dictionary(graph: Any) -> Any:
-    import nir
-
-    from tracetorch.nir.hdf5_reader import load  # which needs h5py
-
-    if isinstance(graph, nir.NIRGraph):
-        return graph.to_dict()
-    if isinstance(graph, (str, os.PathLike)):
-        return load(graph)
-    raise TypeError(f"expected a nir.NIRGraph or the path of a file, got {type(graph).__name__}.")
 
 
 def _check_clock(graph: NodeGraph, clock: Clock) -> None:
@@ -100,24 +97,6 @@ def _check_clock(graph: NodeGraph, clock: Clock) -> None:
         if isinstance(written, (str, float)) and written != requested:
             problem = f"the graph was written for {name}={written!r}, and holds for that alone"
             raise ValueError(f"{problem}, got {name}={requested!r}.")
-
-
-def _check_delays(modules: Iterable[nn.Module], clock: Clock) -> None:
-    """Raise where the delays of a graph would take more memory than any network needs."""
-    parts = (part for module in modules for part in module.modules())
-    steps = sum(part.max_delay for part in parts if isinstance(part, Delay))
-    if steps > MAX_DELAY:
-        count = f"{steps} steps of {clock.dt} s together, more than {MAX_DELAY}"
-        raise ValueError(f"the delays of the graph are {count}.")
-
-
-def _check_ranges(
-    modules: Mapping[str, nn.Module], nodes: Mapping[str, Node], dtype: torch.dtype
-) -> None:
-    """Raise where a value of a node is out of the range of a dtype."""
-    for name, module in modules.items():
-        with naming(name, nodes[name].kind):
-            _check_range(module, dtype)
 
 
 def _check_range(module: nn.Module, dtype: torch.dtype) -> None:

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tracetorch.nir.graph import Shape
+from tracetorch.nir.node_graph import Shape
 from tracetorch.nir.options import Array
 from tracetorch.snn import Neuron
 
@@ -57,14 +57,14 @@ class Signal:
 
     def __truediv__(self, other: Any) -> Signal:
         if isinstance(other, Signal):
-            raise ValueError(f"divides {named(self)} by {named(other)}{_CONSTANTS}")
+            _refuse("div", self, other)
         return Sum(self.shape, ((1 / constant(other, self.shape), self),))
 
     def __rtruediv__(self, other: Any) -> Signal:
-        raise ValueError(f"divides by {named(self)}{_CONSTANTS}")
+        _refuse("div", other, self)
 
     def __pow__(self, other: Any) -> Signal:
-        raise _unknown("pow", self)
+        _refuse("pow", self)
 
     def __neg__(self) -> Signal:
         return self * -1.0
@@ -93,7 +93,7 @@ class Signal:
         name = str(getattr(func, "__name__", func)).strip("_")
         rule = _FUNCTIONS.get(name)
         if rule is None or not set(kwargs or ()) <= {"alpha", "value", "weight"}:
-            raise _unknown(name, *args)
+            _refuse(name, *args)
         return rule(*args, **(kwargs or {}))
 
     def __getattr__(self, name: str) -> Any:
@@ -101,14 +101,11 @@ class Signal:
             raise AttributeError(name)
         if name in _FUNCTIONS:  # as a method
             return partial(_FUNCTIONS[name], self)
-        raise _unknown(name, self)
+        return _refuse(name, self)
 
     def _compared(self, *others: Any) -> Any:
         """Refuse a comparison, or a branch that depends on data."""
-        raise ValueError(
-            f"compares {named(self, *others)} other than by its spike function; in NIR values are "
-            "compared with a threshold, which makes a spike"
-        )
+        _refuse("a comparison", self, *others)
 
     __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = _compared
     __bool__ = __float__ = __int__ = _compared
@@ -230,28 +227,20 @@ def constant(value: Any, shape: Shape) -> Array:
     return np.broadcast_to(np.asarray(value, np.float64), shape)
 
 
-_CONSTANTS = "; in NIR a value is scaled by constants alone"
-
-
 def _product(a: Signal, b: Signal) -> Signal:
     """Return a product with a spike, or with one minus it."""
     for value, other in ((a, b), (b, a)):
         if isinstance(other, Spike):
             return value - Kept(value.shape, value, other)
-        factor, spike, added = _only_term(other)
+        # factor * spike + added
+        factor, spike, added = np.ones(other.shape), other, np.zeros(other.shape)
+        while isinstance(spike, Sum) and len(spike.terms) == 1:
+            added = added + factor * spike.added
+            ((scale, spike),) = spike.terms
+            factor = factor * scale
         if isinstance(spike, Spike) and (factor == -1).all() and (added == 1).all():
             return Kept(value.shape, value, spike)
-    raise ValueError(f"multiplies {named(a)} by {named(b)}{_CONSTANTS}")
-
-
-def _only_term(signal: Signal) -> tuple[Array, Signal, Array]:
-    """Return a value as ``factor * other + added``, the other no such sum itself."""
-    factor, added = np.ones(signal.shape), np.zeros(signal.shape)
-    while isinstance(signal, Sum) and len(signal.terms) == 1:
-        added = added + factor * signal.added
-        ((scale, signal),) = signal.terms
-        factor = factor * scale
-    return factor, signal, added
+    return _refuse("mul", a, b)
 
 
 def _signal(value: Any, shape: Shape) -> Signal:
@@ -260,15 +249,15 @@ def _signal(value: Any, shape: Shape) -> Signal:
 
 def _spike(argument: Any) -> Spike:
     if not isinstance(argument, Signal):
-        raise ValueError("fires by a constant, which is no spike")
+        _refuse("a spike", argument)
     return Spike(argument.shape, argument)
 
 
-def _unknown(name: str, *args: Any) -> ValueError:
+def _refuse(name: str, *args: Any) -> NoReturn:
     flat = [part for arg in args for part in (arg if isinstance(arg, (list, tuple)) else [arg])]
-    return ValueError(
-        f"computes {name}() of {named(*flat)}; in NIR values are added, scaled by constants, and "
-        "compared with a threshold"
+    raise ValueError(
+        f"computes {name} of {named(*flat)}; in NIR values are added, scaled by constants, and "
+        "compared with a threshold by a spike function"
     )
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tracetorch.nir.graph import LINEAR, Node, NodeGraph
 from tracetorch.nir.layer_values import to_array
+from tracetorch.nir.node_graph import LINEAR, Node, NodeGraph
 from tracetorch.snn.norm_folding import norm_affine
 
 
@@ -52,7 +52,9 @@ def fold_thresholds(graph: NodeGraph) -> NodeGraph:
             continue
         # The threshold as the input meets it. Where time constants differ too, v_threshold differs
         # with them: snnTorch, which reads one gain for all, then refuses the file.
-        gain = _gain(node)
+        a, is_lif = node.arrays, node.kind == "LIF"
+        synapse = 1.0 if is_lif else a["w_in"] / a["tau_syn"]
+        gain = np.asarray(a["r"] / a["tau" if is_lif else "tau_mem"] * synapse)
         rows = (node.arrays["v_threshold"] / gain).reshape(len(gain), -1)
         uniform, uniform_rows = (
             np.allclose(rows, value, rtol=1e-12, atol=0.0) for value in (rows[0, 0], rows[:, :1])
@@ -64,13 +66,6 @@ def fold_thresholds(graph: NodeGraph) -> NodeGraph:
         nodes[start] = replace(linear, arrays=scaled)
         nodes[end] = replace(node, arrays={**node.arrays, "v_threshold": goal * gain})
     return replace(graph, nodes=nodes)
-
-
-def _gain(node: Node) -> NDArray[Any]:
-    """Return how much of its input a neuron takes in, but for the time step."""
-    a = node.arrays
-    synapse = 1.0 if node.kind == "LIF" else a["w_in"] / a["tau_syn"]
-    return np.asarray(a["r"] / a["tau" if node.kind == "LIF" else "tau_mem"] * synapse)
 
 
 def _scaled(value: NDArray[Any], factors: NDArray[Any]) -> NDArray[Any]:

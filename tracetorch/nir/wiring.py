@@ -1,16 +1,16 @@
-"""Order the nodes of a graph for one time step, and find the edges that wait for the next step."""
+"""Order the nodes of a NIR graph for a time step, and find the edges that wait for the next."""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from tracetorch.nir.graph import LAYER, MEMBRANES, Node, NodeGraph, Shape, naming
 from tracetorch.nir.layer_values import restored
+from tracetorch.nir.node_graph import LAYER, MEMBRANES, Node, NodeGraph, Shape
 from tracetorch.nir.options import Clock
-from tracetorch.nir.shapes import output_shape
 
 Edge: TypeAlias = tuple[str, str]
 Sources: TypeAlias = defaultdict[str, list[str]]
@@ -38,16 +38,18 @@ class Wiring:
 
 
 def wire(graph: NodeGraph, clock: Clock) -> tuple[dict[str, Node], Wiring]:
-    """Flatten, order and check a graph; nodes that lead to no Output are left out.
+    """Flatten and order a graph; nodes that lead to no Output are left out.
 
     An edge is late if it closes a cycle: walked depth first from the Inputs, in the order of the
     edges, it leads back to a node that the walk is still inside of.
     """
     nodes, edges = _flat(graph, clock)
-    inputs, outputs = _ordered_inputs(graph), sorted(graph.names("Output"))
-    for kind, names, does in (("Input", inputs, "begin"), ("Output", outputs, "end")):
-        if not names:
-            raise ValueError(f"the graph has no {kind} node: where does it {does}?")
+    inputs, outputs = sorted(graph.names("Input")), sorted(graph.names("Output"))
+    with suppress(TypeError, ValueError, RecursionError):  # as forward took them
+        order = [str(name) for name in json.loads(graph.metadata.get(INPUT_ORDER, ""))]
+        inputs = order if sorted(order) == inputs else inputs
+    if not inputs or not outputs:
+        raise ValueError("the graph needs an Input and an Output node: where it begins and ends.")
     order, late = depth_first(inputs, edges)
     # Inputs that lead nowhere are arguments of the model still.
     needed = {*depth_first(outputs, [(end, start) for start, end in edges])[0], *inputs}
@@ -65,29 +67,7 @@ def wire(graph: NodeGraph, clock: Clock) -> tuple[dict[str, Node], Wiring]:
         raise ValueError(f"a cycle has no neuron in it: {start!r} leads back to {end!r} at once.")
     for name in sorted(needed.difference(order)):
         raise ValueError(f"node {name!r} gets nothing from any Input.")
-    for name in wiring.order:
-        shapes = {wiring.shapes[source] for source in wiring.now[name]}
-        if len(shapes) > 1:
-            raise ValueError(f"node {name!r} adds up inputs of different shapes: {sorted(shapes)}.")
-        node = nodes[name]
-        with naming(name, node.kind):
-            shape = shapes.pop() if shapes else node.settings["shape"]
-            wiring.shapes[name] = output_shape(node, shape)
-    for source, name in late:
-        if name in needed and wiring.shapes[source] != wiring.input_shape(name):
-            back, shape = list(wiring.shapes[source]), list(wiring.input_shape(name))
-            raise ValueError(f"node {name!r} gets shape {shape}, and {back} back from {source!r}.")
     return {name: nodes[name] for name in wiring.order}, wiring
-
-
-def _ordered_inputs(graph: NodeGraph) -> list[str]:
-    # as forward took them, where the metadata say so; by name otherwise
-    inputs = sorted(graph.names("Input"))
-    try:
-        order = [str(name) for name in json.loads(graph.metadata.get(INPUT_ORDER, ""))]
-    except (TypeError, ValueError, RecursionError):
-        return inputs
-    return order if sorted(order) == inputs else inputs
 
 
 def _flat(graph: NodeGraph, clock: Clock, prefix: str = "") -> tuple[dict[str, Node], list[Edge]]:
@@ -111,8 +91,8 @@ def _flat(graph: NodeGraph, clock: Clock, prefix: str = "") -> tuple[dict[str, N
         else:
             inner, inner_edges = {full: node}, []
         edges += inner_edges
-        for clash in nodes.keys() & inner.keys():
-            raise ValueError(f"two nodes would be called {clash!r}. Rename one.")
+        if clash := nodes.keys() & inner.keys():
+            raise ValueError(f"two nodes would be called {min(clash)!r}. Rename one.")
         nodes |= inner
     return nodes, edges + [(leave[start], enter[end]) for start, end in graph.edges]
 

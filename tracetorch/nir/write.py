@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from tracetorch.core.checks import check_module, check_unsharded
 from tracetorch.core.files import atomic_replace
 from tracetorch.core.optional import require
-from tracetorch.nir.graph import Node, NodeGraph
 from tracetorch.nir.model import NIRModel
 from tracetorch.nir.model_to_graph import graph_of
+from tracetorch.nir.node_graph import Node, NodeGraph
 from tracetorch.nir.options import Clock, Discretization, Mode, WriteOptions
-from tracetorch.nir.parse import parse
+from tracetorch.nir.read import model_of
 from tracetorch.nir.weight_folding import fold_thresholds
-from tracetorch.nir.wiring import INPUT_ORDER, Wiring, wire
+from tracetorch.nir.wiring import INPUT_ORDER, Wiring
 
 if TYPE_CHECKING:
     import nir
@@ -71,8 +71,9 @@ def to_nir(
 
     Raises:
         ModuleNotFoundError: the extra ``nir`` is not installed.
-        TypeError: an argument is of the wrong type, or the model's ``forward`` cannot be followed.
-        ValueError: a layer or an operation has no counterpart; it is named, with the way out.
+        TypeError: an argument is of the wrong type.
+        ValueError: a layer or an operation has no counterpart, or the model cannot be read; the
+            place is named, with the way out.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3), LIF(3), nn.Linear(3, 2), Readout(2))
@@ -86,15 +87,10 @@ def to_nir(
     check_module(model)
     check_unsharded(model, "tt.nir")
     options = WriteOptions(Clock(dt, discretization), mode, allow_hard_reset)
-    return _written(_graph(model, sample, options), options.clock)
-
-
-def _written(graph: NodeGraph, clock: Clock) -> nir.NIRGraph:
-    """Return NIR's own object of a graph, with all shapes."""
+    dictionary = _dictionary(_graph(model, sample, options))
+    wiring = model_of(dictionary, options.clock, "zero").wiring  # by the very checks of a reader
     import nir
 
-    dictionary = _dictionary(graph)
-    _, wiring = wire(parse(dictionary), clock)  # the very checks that a reader makes
     written = nir.dict2NIRNode(dictionary)
     _declare_shapes(written, wiring)
     return written
@@ -172,7 +168,8 @@ def _inputs(model: nn.Module, sample: Any) -> tuple[Tensor, ...]:
     if not sizes or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
         allowed = "a tensor [B, ...], a tuple of them, or the shape of one input without the batch"
         raise TypeError(f"sample must be {allowed}, (1, 28, 28) say; got {sample!r}.")
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    tensors = (*model.parameters(), *model.buffers(), torch.empty(0))
+    like = next(each for each in tensors if each.is_floating_point())
     return (torch.zeros(1, *sizes, dtype=like.dtype, device=like.device),)
 
 

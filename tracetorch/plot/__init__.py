@@ -15,20 +15,17 @@ no global state. All that can be wrong is found before anything is drawn.
 
 from tracetorch.plot.animation import animate_events, animate_run, save_animation
 from tracetorch.plot.confusion_matrix import confusion_matrix
+from tracetorch.plot.curves import learning_curves, line_graph
 from tracetorch.plot.distributions import distributions
 from tracetorch.plot.gradient_flow import gradient_flow
-from tracetorch.plot.halflives import halflives
-from tracetorch.plot.layer_parameters import decays
-from tracetorch.plot.learning_curves import learning_curves
-from tracetorch.plot.line_graph import line_graph
+from tracetorch.plot.halflives import decays, halflives
+from tracetorch.plot.html_page import show_html
 from tracetorch.plot.measurement_manager import MeasurementManager
-from tracetorch.plot.raster import raster
+from tracetorch.plot.raster import raster, spike_train
 from tracetorch.plot.rates import rate_histogram, rate_map
 from tracetorch.plot.render_image import render_image
 from tracetorch.plot.save_html import save_html
 from tracetorch.plot.save_playground import save_playground
-from tracetorch.plot.show_html import show_html
-from tracetorch.plot.spike_train import spike_train
 from tracetorch.plot.state_trace import state_trace
 from tracetorch.plot.surrogate_curves import surrogate_curves
 

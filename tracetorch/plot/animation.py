@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from tracetorch.core.checks import check_count
+from tracetorch.core.checks import check_count, check_positive
 from tracetorch.core.files import atomic_replace
 from tracetorch.core.optional import require
 from tracetorch.plot.axes import COLOURS, MUTED, TimeScale, get_axes, set_title
+from tracetorch.plot.descriptions import describe_plot
 from tracetorch.plot.html_page import check_title
 from tracetorch.plot.raster import raster
 from tracetorch.plot.recorded import Array, Recorded, check_index, check_recording, to_numpy
@@ -36,22 +37,12 @@ _HEAD = """<!doctype html>
 </head>
 """
 
-# the HTML player of matplotlib loads its button symbols from the network; these are Unicode
+# it loads its button symbols from the network; those of the style are Unicode
 _FONT = re.compile(r'<link rel="stylesheet"\s+href="https?://[^"]*font-?awesome[^"]*">')
-_BUTTONS = """<style>
-.fa { font: 16px/1 sans-serif; }
-.fa-plus::before { content: "+"; }
-.fa-minus::before { content: "\\2212"; }
-.fa-fast-backward::before { content: "|\\25C2\\25C2"; }
-.fa-step-backward::before { content: "|\\25C2"; }
-.fa-fast-forward::before { content: "\\25B8\\25B8|"; }
-.fa-step-forward::before { content: "\\25B8|"; }
-.fa-play::before { content: "\\25B6\\FE0E"; }
-.fa-pause::before { content: "\\2225"; }
-.fa-flip-horizontal { display: inline-block; transform: scaleX(-1); }
-</style>"""
+_BUTTONS = Path(__file__).parent / "player.css"
 
 
+@describe_plot
 def animate_events(
     frames: Tensor,
     *,
@@ -71,15 +62,9 @@ def animate_events(
         sample: index in the batch; ``None`` for ``[T, C, H, W]`` without one.
         fps: frames per second.
         title: title of the axes, before the step.
-        ax: axes to draw on; if left out, new axes on a new figure.
 
     Shape:
         ``[T, B, C, H, W]`` with C of 1 or 2.
-
-    Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: the frames have another shape or are negative, ``sample`` is out of range, or
-            ``fps`` is not positive.
 
     Example:
         >>> film = animate_events(torch.rand(3, 1, 2, 8, 8))
@@ -87,15 +72,13 @@ def animate_events(
         3
     """
     # all frames at once: the colour scale is that of the whole recording
-    images = _to_rgb(_select_frames(frames, sample))
-    if not fps > 0:
-        raise ValueError(f"animate_events: fps must be positive, got {fps}.")
+    images = _rgb_frames(frames, sample)
+    fps = check_positive("animate_events: fps", fps)
     height, width = images.shape[1:3]
 
     ax = get_axes(ax, (3.2, 3.2 * height / width + 0.4))
     from matplotlib.animation import FuncAnimation
 
-    root = ax.figure.figure  # the figure itself where ax is on a subfigure
     image = ax.imshow(images[0], interpolation="nearest")
     ax.set(xticks=[], yticks=[])
     ax.spines[["top", "right"]].set_visible(True)
@@ -105,9 +88,11 @@ def animate_events(
         set_title(ax, f"{title + ': ' if title else ''}step {step}")
         return (image,)
 
+    root: Any = ax.figure.figure  # the figure itself where ax is on a subfigure
     return FuncAnimation(root, show, frames=len(images), interval=1000 / fps)  # type: ignore[arg-type]
 
 
+@describe_plot
 def animate_run(
     spikes: Recorded,
     states: Recorded | None = None,
@@ -131,9 +116,7 @@ def animate_run(
         states: states of one layer, a tensor or a dict by path; ``None``: a raster alone.
         neurons: indices of the neurons whose states are drawn.
         thresholds: as for :func:`state_trace`.
-        sample: index in the batch; ``None`` for ``[T, ...]`` without one.
         limit: maximum number of neurons shown per layer of the raster.
-        dt: duration of a step in milliseconds, for an axis in ms; ``None``: in steps.
         stride: steps from one frame to the next.
         fps: frames per second.
         title: title, before the time.
@@ -141,25 +124,19 @@ def animate_run(
     Shape:
         ``[T, B, ...]`` each, of one T.
 
-    Raises:
-        TypeError, ValueError: as :func:`raster` and :func:`state_trace`; the two differ in steps;
-            ``stride`` is less than 1, or ``fps`` not positive.
-
     Example:
         >>> film = animate_run((torch.rand(6, 1, 4) < 0.3).float(), torch.rand(6, 1, 4), stride=2)
         >>> film.to_jshtml().count("data:image/png;base64")
         3
     """
     stride = check_count("animate_run: stride", stride)
-    if not fps > 0:
-        raise ValueError(f"animate_run: fps must be positive, got {fps}.")
-    steps = len(next(iter(check_recording("animate_run", spikes).values())))
-    if states is not None:
-        length = len(next(iter(check_recording("animate_run", states).values())))
-        if length != steps:
-            raise ValueError(
-                f"animate_run: spikes have {steps} steps, states {length}. Record both in one run."
-            )
+    fps = check_positive("animate_run: fps", fps)
+    given = [spikes] if states is None else [spikes, states]
+    steps, *others = (len(next(iter(check_recording("animate_run", r).values()))) for r in given)
+    if others and others != [steps]:
+        raise ValueError(
+            f"animate_run: spikes have {steps} steps, states {others[0]}. Record both in one run."
+        )
     time = TimeScale.of("animate_run", dt)
     require("matplotlib", extra="plot", by="tt.plot")
     from matplotlib.animation import FuncAnimation
@@ -219,8 +196,7 @@ def save_animation(
         A tensor is ``[T, B, C, H, W]`` with C of 1 or 2.
 
     Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: as :func:`animate_events`, or ``path`` has another suffix.
+        TypeError, ValueError: as :func:`animate_events`, or ``path`` has another suffix.
 
     Example:
         >>> import tempfile
@@ -251,34 +227,27 @@ def save_animation(
             # the default limit of 20 megabytes leaves frames out
             writer = HTMLWriter(fps=fps, embed_frames=True, embed_limit=1e6)  # type: ignore[arg-type]
             film.save(unfinished, writer=writer, dpi=dpi)
-            player = _FONT.sub(lambda _: _BUTTONS, unfinished.read_text(encoding="utf-8"))
+            style = f"<style>\n{_BUTTONS.read_text(encoding='utf-8')}</style>"
+            player = _FONT.sub(lambda _: style, unfinished.read_text(encoding="utf-8"))
             head = _HEAD.format(title=html.escape(title or target.stem))
             unfinished.write_text(head + player, encoding="utf-8")
 
 
-def _select_frames(frames: object, sample: int | None) -> Array:
-    """Check the frames and return those of one sample, ``[T, C, H, W]``."""
-    if not isinstance(frames, Tensor):
-        raise TypeError(f"animate_events takes a tensor, got {type(frames).__name__}.")
+def _rgb_frames(frames: Tensor, sample: int | None) -> Array:
+    """Map the counts of one sample to RGB on white, ``[T, H, W, 3]``."""
     check_recording("animate_events", frames)
     expected = "[T, C, H, W]" if sample is None else "[T, B, C, H, W]"
     if frames.ndim != len(expected.split(",")) or frames.shape[-3] not in (1, 2):
-        hint = " For a recording without a batch pass sample=None." * (frames.ndim == 4)
+        hint = " For a recording without a batch pass sample=None." * (sample is not None)
         raise ValueError(
             f"animate_events takes frames {expected} with 1 or 2 channels, got "
-            f"{list(frames.shape)}."
-            f"{hint if sample is not None else ''}"
+            f"{list(frames.shape)}.{hint}"
         )
     if sample is not None:
         frames = frames[:, check_index("animate_events: sample", sample, frames.shape[1])]
     images = to_numpy(frames)
     if not (images >= 0).all():
         raise ValueError("animate_events: frames must not be negative. Try .abs().")
-    return images
-
-
-def _to_rgb(images: Array) -> Array:
-    """Map counts ``[T, C, H, W]`` to RGB on white, ``[T, H, W, 3]``."""
     names = (ON,) if images.shape[1] == 1 else (OFF, ON)
     colours = np.array([[int(name[at : at + 2], 16) / 255 for at in (1, 3, 5)] for name in names])
     intensity = images / (float(images.max()) or 1.0)

@@ -1,10 +1,12 @@
-"""Create matplotlib axes, and the style that all plots share."""
+"""Create matplotlib axes, and the style, the axis of time and the bands that plots share."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from tracetorch.core.checks import check_positive
@@ -21,16 +23,7 @@ Steps = TypeVar("Steps", float, NDArray[Any])
 
 
 def get_axes(ax: Axes | None, size: tuple[float, float] = (6.4, 3.2)) -> Axes:
-    """Return ``ax``, or new axes on a new figure, which neither pyplot nor a window shows.
-
-    Args:
-        ax: axes to draw on, or ``None``.
-        size: size of the new figure in inches.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is missing.
-        TypeError: ``ax`` is not matplotlib axes.
-    """
+    """Return ``ax``, or new axes on a new figure, which neither pyplot nor a window shows."""
     require("matplotlib", extra="plot", by="tt.plot")
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -61,12 +54,9 @@ class TimeScale:
 
     A step is an interval: step 0 lasts from 0 to ``dt``, and is drawn in its middle, where
     :meth:`tracetorch.probe.Recording.to_neo` has its spikes too.
-
-    Args:
-        dt: duration of a step in milliseconds; ``None``: time is counted in steps.
     """
 
-    dt: float | None
+    dt: float | None  # duration of a step in milliseconds; None: time is counted in steps
 
     @classmethod
     def of(cls, caller: str, dt: object) -> TimeScale:
@@ -77,30 +67,64 @@ class TimeScale:
         """Return the place of steps on the axis."""
         return steps if self.dt is None else (steps + 0.5) * self.dt
 
+    @property
+    def rate_unit(self) -> float:
+        """Size of one spike per step on the axis of rates: 1, or in Hz."""
+        return 1.0 if self.dt is None else 1000.0 / self.dt
+
+    @property
+    def rate_name(self) -> str:
+        """Name of the unit of rates."""
+        return "spikes per step" if self.dt is None else "Hz"
+
     def show(self, ax: Axes, steps: int) -> None:
         """Set limits, ticks and label of the axis for a number of steps."""
+        from matplotlib.ticker import MaxNLocator
+
         ax.set(xlim=(self.at(-0.5), self.at(steps - 0.5)))
         ax.set(xlabel="time step" if self.dt is None else "time (ms)")
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=6))
         if self.dt is None:
             set_integer_ticks(ax, "x")
-        else:
-            from matplotlib.ticker import MaxNLocator
-
-            ax.xaxis.set_major_locator(MaxNLocator(nbins=6))
 
 
 def add_legend(ax: Axes) -> None:
     """Add a legend beside the axes, where it hides nothing."""
-    ax.legend(
-        loc="upper left",
-        bbox_to_anchor=(1.01, 1.0),
-        borderaxespad=0.0,
-        frameon=False,
-        fontsize="small",
-    )
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)}
+    ax.legend(**place, borderaxespad=0.0, frameon=False, fontsize="small")
 
 
 def set_title(ax: Axes, title: str | None) -> None:
     """Set the title of the axes, if there is one."""
     if title:
         ax.set_title(title, fontsize="medium")
+
+
+def row_edges(layer: int, rows: int, layers: int) -> NDArray[Any]:
+    """Return the y positions of the edges between the rows of a layer, ``[rows + 1]``.
+
+    The rows of a single layer have height 1, the first around 0. Of several layers each has a band
+    of height 1: a readout of ten neurons would be invisible beside thousands.
+    """
+    if layers == 1:
+        return np.arange(rows + 1) - 0.5
+    # 2 % of a band above and below its rows separate it from the next
+    return layer + 0.02 + 0.96 * np.arange(rows + 1) / max(rows, 1)
+
+
+def label_bands(ax: Axes, layers: Sequence[tuple[str, int, int]]) -> None:
+    """Label layers by path, neurons that are shown and all; rows of a single one are neurons."""
+    names = []
+    for path, shown, total in layers:
+        neurons = "neuron" if total == 1 else "neurons"
+        count = f"{total:,} {neurons}" if shown == total else f"{shown} of {total:,} {neurons}"
+        names.append(f"{path}\n{count}" if path else count)
+    if len(names) == 1:
+        ax.set(ylim=(max(layers[0][1], 1) - 0.5, -0.5), ylabel=names[0])
+        set_integer_ticks(ax, "x", "y")
+        return
+    ax.set(ylim=(len(names), 0), yticks=np.arange(len(names)) + 0.5, yticklabels=names)
+    ax.tick_params(axis="y", length=0)
+    for line in range(1, len(names)):
+        ax.axhline(line, color=FAINT, linewidth=0.8, zorder=0)
+    set_integer_ticks(ax, "x")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from tracetorch.core.checks import check_count, check_flag
 from tracetorch.plot.axes import COLOURMAP, get_axes, set_title
+from tracetorch.plot.descriptions import describe_plot
 from tracetorch.plot.recorded import Array
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _MOST_NUMBERS = 20  # classes up to which the cells have their numbers written in
 
 
+@describe_plot
 def confusion_matrix(
     predicted: Tensor | Array | Sequence[Any],
     labels: Tensor | Array | Sequence[int],
@@ -38,16 +39,9 @@ def confusion_matrix(
         classes: names of the classes, or their number; ``None``: as many as the scores have, or as
             the largest class needs.
         share: colours and numbers are percents of the samples of a true class; ``False``: counts.
-        title: title of the axes.
-        ax: axes to draw on; if left out, new axes on a new figure.
 
     Shape:
         ``[N]`` or ``[N, C]``, and ``[N]``; x in predicted classes, y in true classes.
-
-    Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: the shapes differ, there is no sample, a score is NaN, or a class is out of
-            range.
 
     Example:
         >>> ax = confusion_matrix(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0]), share=False)
@@ -79,57 +73,36 @@ def confusion_matrix(
     return ax
 
 
-def _as_tensor(name: str, value: object) -> Tensor:
-    """Return a tensor, or an array or a list of numbers, as a tensor."""
-    try:
-        return torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(
-            f"confusion_matrix: {name} must be a tensor, an array or a list of integers, got "
-            f"{value!r}."
-        ) from None
-
-
 def _counted(
-    predicted: object, labels: object, classes: Sequence[str] | int | None
+    predicted: Any, labels: Any, classes: Sequence[str] | int | None
 ) -> tuple[list[str], Array]:
     """Return the names of the classes, and how often each was taken for each."""
-    scores, labels = _as_tensor("predicted", predicted), _as_tensor("labels", labels)
+    scores, labels = torch.as_tensor(predicted), torch.as_tensor(labels)
     shapes = f"{list(scores.shape)} and {list(labels.shape)}"
     size = None
-    if scores.ndim == 3:
-        raise ValueError(
-            f"confusion_matrix takes predictions [N] or scores [N, C], got {list(scores.shape)}. "
-            "Of outputs over time [T, N, C]: tt.decode.rate(outputs, mask=mask), say."
-        )
     if scores.ndim == 2:
         if bool(scores.isnan().any()):
             raise ValueError("confusion_matrix: a score is NaN, which has no class.")
         size, scores = scores.shape[1], scores.argmax(1)
-    for name, value in (("predicted", scores), ("labels", labels)):
-        if value.is_floating_point() or value.is_complex():
-            raise TypeError(f"confusion_matrix: {name} must be integers [N], got {value.dtype}.")
     if scores.ndim != 1 or scores.shape != labels.shape or not len(scores):
         raise ValueError(
-            "confusion_matrix takes predictions [N] or [N, C] and labels [N] of some samples, got "
-            f"{shapes}."
+            "confusion_matrix takes predictions [N] or scores [N, C] and labels [N] of some "
+            f"samples, got {shapes}. Of outputs over time [T, N, C]: tt.decode.rate(outputs), say."
+        )
+    if scores.is_floating_point() or labels.is_floating_point():
+        raise TypeError(
+            f"confusion_matrix: classes [N] must be integers, got {scores.dtype} and "
+            f"{labels.dtype}."
         )
     found, true = (each.detach().cpu().long().numpy() for each in (scores, labels))
-    largest = int(max(found.max(), true.max())) + 1
-    if isinstance(classes, Sequence) and not isinstance(classes, str):
-        names = [str(name) for name in classes]
-    elif classes is None:
-        names = [str(n) for n in range(size or largest)]
-    elif isinstance(classes, Integral) and not isinstance(classes, bool):
-        names = [str(n) for n in range(check_count("confusion_matrix: classes", classes))]
-    else:
-        raise TypeError(f"confusion_matrix: classes must be names or a number, got {classes!r}.")
-    if not names:
-        raise ValueError("confusion_matrix: classes must be at least one name, got none.")
-    if largest > len(names) or min(found.min(), true.min()) < 0:
+    low, high = int(min(found.min(), true.min())), int(max(found.max(), true.max()))
+    count = size or high + 1
+    if classes is not None and not isinstance(classes, Sequence):
+        count = check_count("confusion_matrix: classes", classes)
+    names = [str(name) for name in (classes if isinstance(classes, Sequence) else range(count))]
+    if low < 0 or high >= len(names):
         raise ValueError(
-            f"confusion_matrix: classes must be 0 to {len(names) - 1}, got "
-            f"{int(min(found.min(), true.min()))} to {largest - 1}."
+            f"confusion_matrix: classes must be 0 to {len(names) - 1}, got {low} to {high}."
         )
     counts = np.zeros((len(names), len(names)), np.int64)
     np.add.at(counts, (true, found), 1)

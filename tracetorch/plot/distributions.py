@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
-from tracetorch.core.checks import check_count
+from tracetorch.core.checks import check_count, check_positive
 from tracetorch.plot.axes import COLOURS, add_legend, get_axes, set_title
+from tracetorch.plot.descriptions import describe_plot
 from tracetorch.plot.recorded import Array, flat_numbers
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 QUARTILES = (25, 50, 75)
 
 
+@describe_plot
 def distributions(
     layers: Sequence[Tensor] | Mapping[str, Tensor],
     title: str,
@@ -35,18 +37,11 @@ def distributions(
 
     Args:
         layers: tensors of any shape, or a dict of them by label.
-        title: title of the axes.
         n_grid: number of points of a curve.
         bandwidths: standard deviation of the kernels of each tensor; ``None`` for Silverman's
             rule.
         show_percentile_lines: draw a vertical line at each quartile.
         max_kde_samples: maximum number of values of a tensor that are used.
-        ax: axes to draw on; if left out, new axes on a new figure.
-
-    Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: a tensor is empty or not finite, a count is less than 1, or the number of
-            bandwidths is not that of tensors.
 
     Example:
         >>> ax = distributions({"beta": torch.rand(500), "threshold": torch.ones(8)}, "LIF")
@@ -55,58 +50,39 @@ def distributions(
 
     Reference: Silverman, "Density Estimation for Statistics and Data Analysis", 1986.
     """
-    labelled = layers if isinstance(layers, Mapping) else dict(_numbered(layers))
+    if not isinstance(layers, Mapping):
+        layers = {f"layer {number}": tensor for number, tensor in enumerate(layers)}
     n_grid = check_count("distributions: n_grid", n_grid)
     max_samples = check_count("distributions: max_kde_samples", max_kde_samples)
-    widths = _checked_bandwidths(bandwidths, len(labelled))
-    values = {label: _selected(label, t, max_samples) for label, t in labelled.items()}
-    smoothed = _smoothed(values, widths)
+    given = [None] * len(layers) if bandwidths is None else bandwidths
+    values, widths = {}, {}
+    for (label, tensor), width in zip(layers.items(), given, strict=True):
+        values[label] = value = _selected(label, tensor, max_samples)
+        if value[0] == value[-1]:  # equal values have no bandwidth
+            continue
+        if width is None:
+            width = float(value.std(ddof=1)) * (4 / (3 * len(value))) ** 0.2
+        widths[label] = check_positive("distributions: a bandwidth", width)
 
     ax = get_axes(ax)
-    grid = _grid(values, smoothed, n_grid)
+    from matplotlib.mlab import GaussianKDE
+
+    grid = _grid(values, widths, n_grid)
     for number, (label, value) in enumerate(values.items()):
         colour = COLOURS[number % len(COLOURS)]
-        if label not in smoothed:
+        if label not in widths:
             ax.axvline(value[0], color=colour, linewidth=2.0, label=label)
             continue
-        _draw_density(ax, value, smoothed[label], grid, colour, label)
+        # which takes the bandwidth relative to the standard deviation
+        density = GaussianKDE(value, widths[label] / float(value.std(ddof=1))).evaluate(grid)
+        ax.plot(grid, density, color=colour, linewidth=1.4, label=label)
+        ax.fill_between(grid, density, color=colour, alpha=0.12, linewidth=0)
         for quartile in np.percentile(value, QUARTILES) if show_percentile_lines else ():
             ax.axvline(quartile, color=colour, linewidth=0.8, linestyle=(0, (2, 2)), label="_")
     ax.set(xlabel="value", ylabel="density", xlim=(grid[0], grid[-1]), ylim=(0.0, None))
     add_legend(ax)
     set_title(ax, title)
     return ax
-
-
-def _numbered(tensors: Sequence[Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Iterate over tensors that have no label, each with one."""
-    return ((f"layer {number}", tensor) for number, tensor in enumerate(tensors))
-
-
-def _checked_bandwidths(
-    bandwidths: Sequence[float | None] | None, count: int
-) -> list[float | None]:
-    """Return a bandwidth for each tensor; ``None`` where it follows from the values."""
-    widths: list[float | None] = [None] * count if bandwidths is None else list(bandwidths)
-    if len(widths) != count or not count:
-        raise ValueError(
-            f"distributions: {len(widths)} bandwidths for {count} tensors. Pass one each."
-        )
-    if not all(width is None or width > 0 for width in widths):
-        raise ValueError(f"distributions: bandwidths must be positive, got {widths}.")
-    return widths
-
-
-def _smoothed(values: Mapping[str, Array], bandwidths: Sequence[float | None]) -> dict[str, float]:
-    """Return the bandwidths by label, by Silverman's rule where none is given.
-
-    Equal values have none.
-    """
-    return {
-        label: float(value.std(ddof=1)) * (4 / (3 * len(value))) ** 0.2 if width is None else width
-        for (label, value), width in zip(values.items(), bandwidths, strict=True)
-        if value[0] != value[-1]
-    }
 
 
 def _selected(label: str, tensor: object, most: int) -> Array:
@@ -128,15 +104,3 @@ def _grid(values: Mapping[str, Array], bandwidths: Mapping[str, float], count: i
     if low == high:
         low, high = low - 0.5, high + 0.5
     return np.linspace(low, high, count)
-
-
-def _draw_density(
-    ax: Axes, values: Array, bandwidth: float, grid: Array, colour: str, label: str
-) -> None:
-    """Draw the density of values at the points of a grid, estimated by Gaussian kernels."""
-    from matplotlib.mlab import GaussianKDE
-
-    # which takes the bandwidth relative to the standard deviation
-    density = GaussianKDE(values, bandwidth / float(values.std(ddof=1))).evaluate(grid)
-    ax.plot(grid, density, color=colour, linewidth=1.4, label=label)
-    ax.fill_between(grid, density, color=colour, alpha=0.12, linewidth=0)

@@ -22,64 +22,24 @@ _SAMPLES = 16  # random states and inputs at which lines are compared
 
 @dataclass(frozen=True)
 class FiringLine:
-    """A step whose output is the value of a state at which the neuron fires.
+    """A step whose output is the value of a state at which the neuron fires."""
 
-    Args:
-        step: the step of the neuron.
-        spikes: names of its spike functions.
-        call: which of their calls, counted from 0.
-        place: of the state, among those of the step.
-        sign: 1.0 if the neuron fires above the line, -1.0 if below.
-    """
-
-    step: Callable[..., tuple[Any, ...]]
-    spikes: tuple[str, ...]
-    call: int
-    place: int
-    sign: float
+    step: Callable[..., tuple[Any, ...]]  # of the neuron
+    spikes: tuple[str, ...]  # names of its spike functions
+    call: int | None  # which of their calls; None: the output is the state before its reset
+    place: int  # of the state, among those of the step
+    sign: float  # 1.0 if the neuron fires above the line, -1.0 if below
 
     def __call__(self, *tensors: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Run one step; its states go on as those of the neuron do."""
         ends, distances = silent_step(self.step, self.spikes, tensors, kwargs)
         _, *after = self.step(*tensors, **kwargs)
-        return ends[self.place] - self.sign * distances[self.call], *after
-
-    def cell(self, cell: Cell) -> Cell:
-        """Return the cell of the neuron with this step."""
-        return replace(cell, step=self)
-
-    def before(self, cell: Cell) -> Cell:
-        """Return the cell whose output is the state before its reset."""
-        return replace(cell, step=BeforeReset(self.step, self.spikes, self.place))
-
-
-@dataclass(frozen=True)
-class BeforeReset:
-    """A step whose output is the value that a state would have if the neuron did not fire.
-
-    Args:
-        step: the step of the neuron.
-        spikes: names of its spike functions.
-        place: of the state, among those of the step.
-    """
-
-    step: Callable[..., tuple[Any, ...]]
-    spikes: tuple[str, ...]
-    place: int
-
-    def __call__(self, *tensors: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Run one step; its states go on as those of the neuron do."""
-        ends, _ = silent_step(self.step, self.spikes, tensors, kwargs)
-        _, *after = self.step(*tensors, **kwargs)
-        return ends[self.place], *after
+        value = ends[self.place]
+        return value if self.call is None else value - self.sign * distances[self.call], *after
 
 
 def spike_alone(cell: Cell) -> Cell:
-    """Return the cell without states whose step is a spike function, ``spike``, and nothing else.
-
-    Args:
-        cell: of any neuron.
-    """
+    """Return the cell without states whose step is a spike function, ``spike``, alone."""
     return replace(cell, step=_spike, inputs=("x",), states=(), active=(), starts=frozenset())
 
 
@@ -93,14 +53,7 @@ def silent_step(
     tensors: Sequence[Any],
     kwargs: Mapping[str, Any],
 ) -> tuple[list[Any], list[Tensor]]:
-    """Run a step that never fires; return its next states, and what its spike functions were given.
-
-    Args:
-        step: the step of the neuron.
-        spikes: names of its spike functions.
-        tensors: inputs and states.
-        kwargs: of the step.
-    """
+    """Run a step that never fires; return next states, and what its spike functions were given."""
     distances: list[Tensor] = []
 
     def silent(u: Tensor) -> Tensor:
@@ -111,7 +64,7 @@ def silent_step(
     return ends, distances
 
 
-def _shape(cell: Cell) -> list[int]:
+def smallest_shape(cell: Cell) -> list[int]:
     """Return the shape of one step in as few dimensions as the neuron allows."""
     shape = [1] * (-cell.dim if cell.dim < 0 else cell.dim + 1)
     shape[cell.dim] = cell.num_neurons
@@ -123,13 +76,9 @@ def firing_lines(
 ) -> list[FiringLine]:
     """Return the lines of a neuron, in the order in which its step compares with them.
 
-    Args:
-        cell: of the neuron, with one input.
-        spikes: names of its spike functions.
-        start: of each active state a value around which it lies.
-        kwargs: of the step, in float64.
+    ``start`` has a value around which each active state lies; the step's ``kwargs`` are in float64.
     """
-    size = _shape(cell)
+    size = smallest_shape(cell)
     generator = torch.Generator().manual_seed(0)
 
     def draw(around: float) -> Tensor:
@@ -161,19 +110,12 @@ def firing_lines(
 def is_parameter(
     line: FiringLine, cell: Cell, start: Mapping[str, float], kwargs: Mapping[str, Any]
 ) -> str | None:
-    """Return the parameter that a line is, whatever the values of the others; else ``None``.
-
-    Args:
-        line: one of :func:`firing_lines`.
-        cell: of the neuron.
-        start: of each active state a value around which it lies.
-        kwargs: of the step, in float64.
-    """
+    """Return the parameter that a line is, whatever the values of the others; else ``None``."""
     moved = {
         name: value * (1 + 0.01 * place) if isinstance(value, Tensor) else value
         for place, (name, value) in enumerate(kwargs.items(), 1)
     }
-    size = _shape(cell)
+    size = smallest_shape(cell)
     states = {n: torch.full(size, 1.1 * start[n] + 0.3, dtype=torch.float64) for n in cell.active}
     x = torch.full(size, 0.7, dtype=torch.float64)
     value, *_ = line(x, *map(states.get, cell.states), **moved)

@@ -10,7 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from tracetorch.plot.axes import COLOURMAP, FAINT, get_axes, set_integer_ticks, set_title
-from tracetorch.plot.recorded import Array, check_recording, to_numpy
+from tracetorch.plot.descriptions import describe_plot
+from tracetorch.plot.recorded import check_recording, to_numpy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 NOT_FINITE_COLOUR = "#ff2d2d"
 
 
+@describe_plot
 def gradient_flow(
     gradients: Mapping[str, Tensor], *, title: str | None = None, ax: Axes | None = None
 ) -> Axes:
@@ -28,15 +30,9 @@ def gradient_flow(
 
     Args:
         gradients: gradients of recorded tensors, by path.
-        title: title of the axes.
-        ax: axes to draw on; if left out, new axes on a new figure.
 
     Shape:
         ``[T, ...]`` each; x in time steps.
-
-    Raises:
-        TypeError: ``gradients`` is not a dict of tensors.
-        ValueError: it is empty, or the tensors differ in their number of steps.
 
     Example:
         >>> from tracetorch import unroll
@@ -47,46 +43,30 @@ def gradient_flow(
         >>> [label.get_text() for label in ax.get_yticklabels()]
         ['1.output', '3.output']
     """
-    if not isinstance(gradients, Mapping):
-        raise TypeError(
-            "gradient_flow takes a dict from paths to gradients [T, ...], got "
-            f"{type(gradients).__name__}. torch.autograd.grad(loss, list(seen.values())) gives "
-            "those of seen, the recording that tt.unroll(..., record=...) returns."
-        )
     tensors = check_recording("gradient_flow", gradients)
-    norms = np.stack([_norms(value) for value in tensors.values()])  # [layers, T]
+    # in float64: squares of small half-precision gradients would underflow
+    rows = [to_numpy(g).reshape(len(g), -1).astype(np.float64) for g in tensors.values()]
+    norms = np.stack([np.linalg.norm(each, axis=1) for each in rows])  # [layers, T]
     ax = get_axes(ax, (6.4, 1.6 + 0.4 * len(norms)))
     from matplotlib.colors import ListedColormap, LogNorm
 
     # edges of the cells: a step is centred on its number
-    columns, rows = np.arange(norms.shape[1] + 1) - 0.5, np.arange(len(norms) + 1)
+    columns, edges = np.arange(norms.shape[1] + 1) - 0.5, np.arange(len(norms) + 1)
     # masked cells show the background
     ax.set_facecolor(FAINT)
-    draw = partial(ax.pcolormesh, columns, rows, rasterized=True)
+    draw = partial(ax.pcolormesh, columns, edges, rasterized=True)
     shown = np.ma.masked_where(~np.isfinite(norms) | (norms == 0), norms)
-    mesh = draw(shown, cmap=COLOURMAP, norm=LogNorm(*_range(norms)))
+    low, high = (shown.min(), shown.max()) if shown.count() else (1.0, 1.0)
+    # they differ, as a logarithmic scale needs
+    ends = (low, high) if low < high else (low / 10**0.5, high * 10**0.5)
+    mesh = draw(shown, cmap=COLOURMAP, norm=LogNorm(*ends))
     if not np.isfinite(norms).all():
         not_finite = np.ma.masked_where(np.isfinite(norms), np.ones_like(norms))
         draw(not_finite, cmap=ListedColormap([NOT_FINITE_COLOUR]))
     ax.set(xlim=(columns[0], columns[-1]), ylim=(len(norms), 0), xlabel="time step")
-    ax.set_yticks(rows[:-1] + 0.5, list(tensors))
+    ax.set_yticks(edges[:-1] + 0.5, list(tensors))
     ax.tick_params(axis="y", length=0)
     set_integer_ticks(ax, "x")
     ax.figure.colorbar(mesh, ax=ax, label="gradient norm")
     set_title(ax, title)
     return ax
-
-
-def _norms(gradients: Tensor) -> Array:
-    """Return the norm of the gradients of each step, ``[T]``."""
-    # in float64: squares of small half-precision gradients would underflow
-    rows = to_numpy(gradients).reshape(len(gradients), -1).astype(np.float64)
-    norms: Array = np.linalg.norm(rows, axis=1)
-    return norms
-
-
-def _range(norms: Array) -> tuple[float, float]:
-    """Return the least and the largest norm; they differ, as a logarithmic scale needs."""
-    finite = norms[np.isfinite(norms) & (norms > 0)]
-    low, high = (finite.min(), finite.max()) if len(finite) else (1.0, 1.0)
-    return (low, high) if low < high else (low / 10**0.5, high * 10**0.5)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from torch import Tensor, nn
 
-from tracetorch.core.checks import check_count
+from tracetorch.cell import Constraint
+from tracetorch.core.checks import check_count, check_module
+from tracetorch.core.walk import join_path, named_modules
 from tracetorch.functional import decay_to_halflife
 from tracetorch.plot.axes import COLOURS, FAINT, MUTED, add_legend, get_axes, set_title
-from tracetorch.plot.layer_parameters import decays
+from tracetorch.plot.descriptions import describe_plot
 from tracetorch.plot.recorded import Array, to_numpy
+from tracetorch.snn.parameters import is_decay
+from tracetorch.snn.sequence_layer import SequenceLayer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
 Decays: TypeAlias = nn.Module | Mapping[str, Tensor]
 
 
+@describe_plot
 def halflives(
     before: Decays,
     after: Decays | None = None,
@@ -38,15 +43,9 @@ def halflives(
             copy them before training, which changes a model in place.
         after: the model or its decays after training; if left out, only ``before`` is drawn.
         bins: number of bars over the whole axis.
-        title: title of the axes.
-        ax: axes to draw on; if left out, new axes on a new figure.
 
     Shape:
         One decay per neuron ``[N]``, or ``[]``; x in time steps, logarithmic.
-
-    Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: there are no decays, they differ in their paths, or one is not in (0, 1).
 
     Example:
         >>> net = nn.Sequential(LIF(8, beta=torch.linspace(0.5, 0.9, 8)), Readout(2))
@@ -66,7 +65,9 @@ def halflives(
         raise ValueError(
             f"halflives: before has {list(first)}, after has {list(last)}. Pass the same model."
         )
-    border = _borders(states, bins)
+    # bars of equal width on a logarithmic axis, one range for all rows, with a margin
+    everything = np.concatenate([steps for state in states for steps in state.values()])
+    border = np.geomspace(everything.min() / 1.15, everything.max() * 1.15, bins + 1)
     ax = get_axes(ax, (6.4, 1.4 + 0.6 * len(first)))
     ax.set_xscale("log")
     for row, path in enumerate(first):
@@ -83,12 +84,6 @@ def halflives(
     return ax
 
 
-def _borders(states: Sequence[Mapping[str, Array]], bins: int) -> Array:
-    """Return the borders of bars of equal width on a logarithmic axis, one range for all rows."""
-    everything = np.concatenate([steps for state in states for steps in state.values()])
-    return np.geomspace(everything.min() / 1.15, everything.max() * 1.15, bins + 1)  # a margin
-
-
 def _draw_row(
     ax: Axes, states: Sequence[Array], floor: int, border: Array, labels: Sequence[str]
 ) -> None:
@@ -102,45 +97,57 @@ def _draw_row(
         # a histogram of a single value says less than its position
         if len(state) == 1:
             ax.plot(state, [floor + 0.12], "o", color=colour, markersize=6, label=label)
-        else:
-            _draw_bars(ax, border, floor, count / highest, colour, label, outlined=last)
+            continue
+        # the highest bar takes most of its row
+        edge = colour if last else "none"
+        style: dict[str, Any] = {"facecolor": (colour, 0.35), "edgecolor": edge, "linewidth": 1.2}
+        heights = floor + 0.85 * count / highest
+        ax.stairs(heights, border, baseline=floor, fill=True, label=label, **style)
 
 
-def _draw_bars(
-    ax: Axes, border: Array, floor: int, heights: Array, colour: str, label: str, *, outlined: bool
-) -> None:
-    """Draw a histogram that stands on a floor; the highest bar takes most of its row."""
-    ax.stairs(
-        floor + 0.85 * heights,
-        border,
-        baseline=floor,
-        facecolor=(colour, 0.35),
-        edgecolor=colour if outlined else "none",
-        linewidth=1.2,
-        fill=True,
-        label=label,
-    )
-
-
-def _halflives(name: str, source: object) -> dict[str, Array]:
+def _halflives(name: str, source: Decays) -> dict[str, Array]:
     """Return half-lives by path, ``[N]`` each, of a model or a dict of decays."""
     by_path = decays(source) if isinstance(source, nn.Module) else source
-    if not isinstance(by_path, Mapping):
-        raise TypeError(
-            f"halflives: {name} must be a model or a dict from paths to decays, got "
-            f"{type(source).__name__}."
-        )
     if not by_path:
         raise ValueError(f"halflives: {name} has no decays. Pass a model with neuron layers.")
-    steps: dict[str, Array] = {}
-    for path, value in by_path.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(
-                f"halflives: {name}[{path!r}] must be a tensor of decays, got "
-                f"{type(value).__name__}."
-            )
-        try:
-            steps[path] = to_numpy(decay_to_halflife(value.detach().double().reshape(-1)))
-        except ValueError as error:
-            raise ValueError(f"halflives: {name}[{path!r}]: {error}") from None
-    return steps
+    return {
+        path: to_numpy(decay_to_halflife(value.detach().double().reshape(-1)))
+        for path, value in by_path.items()
+    }
+
+
+def decays(model: nn.Module) -> dict[str, Tensor]:
+    """Copy every decay of every neuron layer, by path.
+
+    Copy them before and after training, and compare them with :func:`tracetorch.plot.halflives`.
+
+    Args:
+        model: any ``nn.Module``.
+
+    Raises:
+        TypeError: ``model`` is not an ``nn.Module``.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), SLIF(3, alpha=0.5, beta=0.9))
+        >>> decays(net)
+        {'1.alpha': tensor([0.5000, 0.5000, 0.5000]), '1.beta': tensor([0.9000, 0.9000, 0.9000])}
+    """
+    check_module(model)
+    return {
+        join_path(path, name): value
+        for path, layer in named_modules(model)
+        if isinstance(layer, SequenceLayer)
+        for name, value in constrained_values(layer, is_decay).items()
+    }
+
+
+def constrained_values(
+    layer: SequenceLayer, wanted: Callable[[Constraint], bool]
+) -> dict[str, Tensor]:
+    """Copy the parameters of a layer whose constraints are wanted, as in the equations."""
+    return {
+        # cloned: training changes parameters in place
+        name: getattr(layer, name).detach().clone()
+        for name, constraint in layer.constraints.items()
+        if wanted(constraint)
+    }

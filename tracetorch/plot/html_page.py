@@ -1,14 +1,17 @@
-"""Fill the templates of self-contained HTML pages: style, data and script in one file."""
+"""Write self-contained HTML pages, style, data and script in one file, and show them inline."""
 
 from __future__ import annotations
 
 import html
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from tracetorch.core.checks import check_count
+from tracetorch.core.files import atomic_replace
+
 SHARED = Path(__file__).parent / "page"
-PARTS = Path(__file__).parent / "parts"
 
 
 def check_title(caller: str, title: object) -> None:
@@ -17,18 +20,25 @@ def check_title(caller: str, title: object) -> None:
         raise TypeError(f"{caller}: title must be a string, got {type(title).__name__}.")
 
 
+def write_page(
+    path: str | Path, caller: str, folder: Path, title: str, data: str, parts: Sequence[Path] = ()
+) -> None:
+    """Write a page, as :func:`html_page` fills it; an existing file is replaced when all is there.
+
+    ``caller`` is the public function, for messages.
+    """
+    check_title(caller, title)
+    page = html_page(folder, title, data, parts)
+    with atomic_replace(path) as unfinished:
+        unfinished.write_text(page, encoding="utf-8")
+
+
 def html_page(folder: Path, title: str, data: str, parts: Sequence[Path] = ()) -> str:
     """Fill the page that all pages share with contents, style and script of a folder, and data.
 
     Style and script are those of the folder, behind those that all pages share and those of parts
-    that some do. The scripts of parts and folder have one scope, in which what one declares the
-    next ones use.
-
-    Args:
-        folder: with contents, a style and a script of its own name.
-        title: of the page, as plain text.
-        data: the elements that hold the data, as HTML.
-        parts: styles and scripts, in their order.
+    that some do, in their order. The scripts of parts and folder have one scope, in which what one
+    declares the next ones use. Data are elements of HTML; the title is plain text.
     """
     template = folder / folder.name
     page, contents = (_text(part.with_suffix(".html")) for part in (SHARED, template))
@@ -72,3 +82,60 @@ def json_element(name: str, value: object) -> str:
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     text = text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
     return f'<script type="application/json" id="{name}">{text}</script>'
+
+
+@dataclass(frozen=True)
+class InlinePage:
+    """A page that a notebook shows where it is the value of a cell: see :func:`show_html`.
+
+    Example:
+        >>> InlinePage("run.html", "<p>", 480)
+        InlinePage('run.html')
+    """
+
+    path: str  # of the file that was read
+    page: str  # its text
+    height: int  # of the frame in pixels
+
+    def __repr__(self) -> str:
+        return f"InlinePage({self.path!r})"
+
+    def _repr_html_(self) -> str:
+        """Return a frame with the whole page in it, which needs no server and no file."""
+        # in a frame of its own, so that neither style nor script touches the notebook
+        return (
+            f'<iframe srcdoc="{html.escape(self.page)}" title="{html.escape(self.path)}" '
+            f'style="width: 100%; height: {self.height}px; border: 0"></iframe>'
+        )
+
+
+def show_html(path: str | Path, *, height: int = 600) -> InlinePage:
+    """Show a saved page inline in a notebook: a recording, a playground, an animation, a drawing.
+
+    The page is read, and becomes part of the notebook: it is there when the file is not.
+
+    Args:
+        path: path of the page.
+        height: height of the frame in pixels; its width is that of the cell.
+
+    Returns:
+        What Jupyter, VS Code and Colab show where it is the last value of a cell.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        TypeError, ValueError: ``height`` is less than 1, or the file is no HTML.
+
+    Example:
+        >>> import tempfile
+        >>> from tracetorch.plot import save_html
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_html({"0.mem": torch.rand(50, 1, 3)}, f"{folder}/run.html")
+        ...     page = show_html(f"{folder}/run.html")
+        >>> page._repr_html_()[:36]
+        '<iframe srcdoc="&lt;!doctype html&gt'
+    """
+    height = check_count("show_html: height", height)
+    text = Path(path).read_text(encoding="utf-8")
+    if "<html" not in text[:2000].lower() and "<!doctype html" not in text[:200].lower():
+        raise ValueError(f"show_html: {path} is no HTML page. save_html writes one.")
+    return InlinePage(str(path), text, height)

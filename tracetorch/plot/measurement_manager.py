@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tracetorch.functional import decay_to_halflife
 from tracetorch.plot.axes import COLOURS, add_legend, get_axes, set_integer_ticks, set_title
-from tracetorch.plot.recorded import to_float
+from tracetorch.plot.recorded import flat_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,13 +67,8 @@ class MeasurementManager:
         Raises:
             TypeError: ``value`` is neither.
         """
-        try:
-            new_value = to_float(value)
-        except (TypeError, ValueError, RuntimeError):
-            raise TypeError(
-                f"MeasurementManager.append takes one number, got {value!r}. Try .mean()."
-            ) from None
-        self.trace = self.decay * self.trace + (1 - self.decay) * new_value
+        (new_value,) = flat_numbers("MeasurementManager.append", [value])
+        self.trace = self.decay * self.trace + (1 - self.decay) * float(new_value)
         # divided by the sum of the weights, as in Adam: the trace starts at 0
         count = len(self.measurement) + 1
         self.measurement.append(self.trace / (1 - self.decay**count))
@@ -84,17 +79,14 @@ class MeasurementManager:
         Args:
             title: title of the axes.
             ax: axes to draw on; if left out, new axes on a new figure.
-
-        Raises:
-            ValueError: there is no value yet.
         """
-        if not self.measurement:
-            raise ValueError("MeasurementManager.plot: append a value first.")
         lines = torch.stack(self.measurement).T
         ax = get_axes(ax)
         order = self.decay.argsort().tolist()
         for rank, which in enumerate(order):
             decay = float(self.decay[which])
+            steps = decay_to_halflife(decay) if decay > 0 else 0.0
+            halflife = f"\nhalf-life {steps:.3g}" if 1 <= steps < math.inf else ""
             last = rank == len(order) - 1
             ax.plot(
                 range(1, lines.shape[1] + 1),
@@ -102,16 +94,10 @@ class MeasurementManager:
                 color=COLOURS[rank % len(COLOURS)],
                 linewidth=1.8 if last else 1.0,
                 alpha=1.0 if last else 0.35 + 0.4 * rank / max(len(order) - 1, 1),
-                label=f"decay {decay:g}{_halflife_label(decay)}",
+                label=f"decay {decay:g}{halflife}",
             )
         ax.set(xlabel="measurement", ylabel=self.title)
         set_integer_ticks(ax, "x")
         add_legend(ax)
         set_title(ax, title)
         return ax
-
-
-def _halflife_label(decay: float) -> str:
-    """Describe the half-life of a decay; nothing where it is less than a step."""
-    steps = decay_to_halflife(decay) if decay > 0 else 0.0
-    return f"\nhalf-life {steps:.3g}" if math.isfinite(steps) and steps >= 1 else ""

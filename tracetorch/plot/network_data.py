@@ -8,27 +8,25 @@ lie in a plane, on which the page shows what the network says of every point.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tracetorch.cell import Constraint
-from tracetorch.core.checks import check_unsharded
-from tracetorch.fuse.ir.graph import Unfusable
 from tracetorch.plot.playground_data import (
     Sources,
-    check_finite,
+    check_layer,
     described_literals,
     is_spiking,
     page_plan,
     start_of,
 )
-from tracetorch.snn.neuron import Neuron, beside_step, has_step
+from tracetorch.snn.model_graph import read_model
+from tracetorch.snn.neuron import Neuron, has_step
 
-Samples: TypeAlias = "tuple[Tensor, Tensor]"
 _NDIM = 2  # of the tensor of one step, [B, features]
 _ALLOWED = "nn.Linear and neuron layers with a step"
 _MOST_NUMBERS = 4_000_000  # of data in a page, some 20 bytes of text each
@@ -36,20 +34,14 @@ _MOST_NUMBERS = 4_000_000  # of data in a page, some 20 bytes of text each
 
 @dataclass(frozen=True)
 class RawStep:
-    """A step that constrains its raw parameters first, so that its gradients are theirs.
+    """A step that constrains its raw parameters first, so that its gradients are theirs."""
 
-    Args:
-        step: the step of the neuron.
-        constraints: of the parameters, by name.
-    """
-
-    step: Callable[..., tuple[Any, ...]]
-    constraints: tuple[tuple[str, Constraint], ...]
+    step: Callable[..., tuple[Any, ...]]  # of the neuron
+    constraints: tuple[tuple[str, Constraint], ...]  # of the parameters, by name
 
     def __call__(self, *tensors: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Run one step."""
-        raw = dict(kwargs)
-        constraints = dict(self.constraints)
+        raw, constraints = dict(kwargs), dict(self.constraints)
 
         def value(name: str) -> Tensor:
             above = constraints[name].above
@@ -59,71 +51,49 @@ class RawStep:
 
 
 def describe_network(
-    caller: str, model: nn.Sequential, sources: Sources, *, trains: bool
+    model: nn.Sequential, sources: Sources, *, trains: bool
 ) -> list[dict[str, Any]]:
-    """Return what the page must know of each layer; printed loops go into ``sources``.
+    """Return what the page must know of each layer of a chain; printed loops go into ``sources``.
 
-    Args:
-        caller: name of the public function, for messages.
-        model: of linear layers and neurons, each of which takes what the one before returns.
-        sources: of the page.
-        trains: whether the page computes gradients.
-
-    Raises:
-        ValueError: a layer is none of those, does not fit, or cannot be compiled; a layer or a
-            parameter is there twice, or a parameter is not finite.
+    Only a page that trains needs the backward passes.
     """
-    layers: list[dict[str, Any]] = []
-    seen: set[nn.Module] = set()
+    layers = [m for m in model.modules() if isinstance(m, (nn.Linear, Neuron))]
+    if not any(isinstance(layer, Neuron) for layer in layers):
+        raise ValueError(f"save_playground: the network has no neurons. A page shows {_ALLOWED}.")
+    check_layer("save_playground: the network", model)
+    first = layers[0]
+    size = first.in_features if isinstance(first, nn.Linear) else first.num_neurons
+    given = next(iter((*model.parameters(), *model.buffers()))).new_zeros(1, size)
+    described: list[dict[str, Any]] = []
     owners: dict[Tensor, str] = {}
-    size: int | None = None
-    for path, module in _parts(caller, model):
-        where = f"{caller}: layer {path!r}, {repr(module).partition('(')[0]},"
-        if module in seen:
-            raise ValueError(f"{where} is there twice, and a page has one of each. Copy it.")
-        seen.add(module)
-        check_unsharded(module, caller)
-        if any(t.is_meta for t in (*module.parameters(), *module.buffers())):
-            raise ValueError(
-                f"{where} is on the device meta, where parameters have no values. Call "
-                'model.to_empty(device="cpu"), and load them.'
-            )
-        check_finite(where, module)
+    for node in read_model(model, given).chain():
+        path, module = node.path, node.module
+        where = f"save_playground: {node.place}"
+        if type(module) is not nn.Linear and not (isinstance(module, Neuron) and has_step(module)):
+            raise ValueError(f"{where} is none that a page can run: {_ALLOWED}.")
         for name, each in module.named_parameters(prefix=path):
-            if owners.setdefault(each, name) != name:
+            if each in owners:
                 raise ValueError(
                     f"{where} shares {name!r} with {owners[each]!r}, and a page would train two of "
                     "them. Copy it."
                 )
-        if type(module) is nn.Linear:
-            layer = _linear(path, module)
-        elif isinstance(module, Neuron) and has_step(module):
-            layer = _neuron(where, path, module, sources, trains)
-        else:
-            raise ValueError(f"{where} is none that a page can run: {_ALLOWED}.")
-        if size is not None and size != layer["inputs"]:
-            raise ValueError(f"{where} takes {layer['inputs']} inputs, and is given {size}.")
-        size = layer["size"]
-        layers.append(layer)
-    if not any(layer["kind"] == "neuron" for layer in layers):
-        raise ValueError(f"{caller}: the network has no neurons. A page shows {_ALLOWED}.")
-    return layers
-
-
-def _parts(caller: str, model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Yield the layers of nested ``Sequential``s in order, each as often as it is called."""
-    where = f"{caller}: {f'layer {path!r}, ' if path else ''}{repr(model).partition('(')[0]},"
-    if any(vars(model).get(name) for name in ("_forward_hooks", "_forward_pre_hooks")):
-        raise ValueError(f"{where} has hooks, which a page would not run. Remove them.")
-    chain = isinstance(model, nn.Sequential)
-    if "forward" in vars(model) or (chain and type(model).forward is not nn.Sequential.forward):
-        raise ValueError(f"{where} has a forward of its own, which a page would not run.")
-    if not chain:
-        yield path, model
-        return
-    for name, part in model._modules.items():
-        if part is not None:
-            yield from _parts(caller, part, f"{path}.{name}" if path else name)
+            owners[each] = name
+        if isinstance(module, Neuron):
+            check_layer(where, module)
+            described.append(_neuron(where, path, module, sources, trains))
+            continue
+        tensors = [_tensor(name, each) for name, each in module.named_parameters()]
+        described.append(
+            {
+                "kind": "linear",
+                "name": path,
+                "title": f"Linear({module.in_features}, {module.out_features})",
+                "inputs": module.in_features,
+                "size": module.out_features,
+                "tensors": tensors,
+            }
+        )
+    return described
 
 
 def _tensor(name: str, values: Tensor) -> dict[str, Any]:
@@ -131,35 +101,18 @@ def _tensor(name: str, values: Tensor) -> dict[str, Any]:
     return {"name": name, "values": numbers.tolist(), "learned": values.requires_grad}
 
 
-def _linear(path: str, module: nn.Linear) -> dict[str, Any]:
-    given = {name: each for name, each in module._parameters.items() if each is not None}
-    return {
-        "kind": "linear",
-        "name": path,
-        "title": f"Linear({module.in_features}, {module.out_features})",
-        "inputs": module.in_features,
-        "size": module.out_features,
-        "tensors": [_tensor(name, each) for name, each in given.items()],
-    }
-
-
 def _neuron(where: str, path: str, layer: Neuron, sources: Sources, trains: bool) -> dict[str, Any]:
     cell = layer.cell
+    if cell.dim_from_end(_NDIM) != -1:
+        raise ValueError(f"{where} has its neurons in dimension {cell.dim}, and a page has [B, N].")
     constraints = cell.constraints
     kwargs = layer.step_kwargs(_NDIM, torch.float64)
     options = [n for n, v in kwargs.items() if isinstance(v, Tensor) and n not in constraints]
     raw = {name: getattr(layer, f"raw_{name}") for name in constraints}
     raw |= {name: kwargs[name] for name in options}
-    try:
-        if (own := beside_step(layer)) is not None:
-            raise Unfusable(f"it {own}")
-        if cell.dim_from_end(_NDIM) != -1:
-            raise Unfusable(f"its neurons are in dimension {cell.dim}, and a page has [B, N]")
-        doubled = {name: value.detach().double().cpu() for name, value in raw.items()}
-        step = RawStep(cell.step, tuple(constraints.items()))
-        plan = page_plan(replace(cell, step=step), _NDIM, {**kwargs, **doubled})
-    except Unfusable as reason:
-        raise ValueError(f"{where} cannot be compiled: {reason}.") from None
+    doubled = {name: value.detach().double().cpu() for name, value in raw.items()}
+    step = RawStep(cell.step, tuple(constraints.items()))
+    plan = page_plan(where, replace(cell, step=step), _NDIM, {**kwargs, **doubled})
     places = sources.add(plan) if trains else [sources.add_forward(plan)]
     shown = [name for name in cell.active if name != "prev_output"]
     return {
@@ -182,58 +135,42 @@ def _neuron(where: str, path: str, layer: Neuron, sources: Sources, trains: bool
     }
 
 
-def describe_data(caller: str, data: object, inputs: int, classes: int) -> list[dict[str, Any]]:
-    """Return the data sets of a page, by name in the order in which they are given.
-
-    Args:
-        caller: name of the public function, for messages.
-        data: a pair, or several by name.
-        inputs: features that the network takes.
-        classes: outputs that it has.
-
-    Raises:
-        TypeError: it is neither a pair of tensors nor a mapping from names to pairs.
-        ValueError: shapes, labels or numbers do not fit.
-    """
+def describe_data(data: object, inputs: int, classes: int) -> list[dict[str, Any]]:
+    """Return the data sets of a page, a pair or several by name, in their order."""
     named = data if isinstance(data, Mapping) else {"data": data}
-    if not named:
-        raise ValueError(f"{caller}: there are no data in the mapping.")
-    return [_samples(caller, name, pair, inputs, classes) for name, pair in named.items()]
+    return [_samples(name, pair, inputs, classes) for name, pair in named.items()]
 
 
-def _samples(caller: str, name: Any, pair: Any, inputs: int, classes: int) -> dict[str, Any]:
+def _samples(name: Any, pair: Any, inputs: int, classes: int) -> dict[str, Any]:
     is_pair = isinstance(pair, (tuple, list)) and len(pair) == 2
     if not isinstance(name, str) or not is_pair or not all(isinstance(t, Tensor) for t in pair):
         raise TypeError(
-            f"{caller}: data must be a pair (x, labels) of tensors, or a mapping from names to "
-            f"pairs, got {name!r}: {type(pair).__name__}."
+            "save_playground: data must be a pair (x, labels) of tensors, or a mapping from names "
+            f"to pairs, got {name!r}: {type(pair).__name__}."
         )
     x, labels = (each.detach().cpu() for each in pair)
-    where = f"{caller}: data {name!r}:"
-    if x.ndim != 3 or x.shape[-1] != inputs or not x.numel() or not x.is_floating_point():
+    where = f"save_playground: data {name!r}:"
+    fits = x.ndim == 3 and x.shape[-1] == inputs and x.numel() and x.is_floating_point()
+    if not (fits and x.isfinite().all()):
         raise ValueError(
-            f"{where} x must be floats [T, B, {inputs}], got {x.dtype} {list(x.shape)}."
+            f"{where} x must be finite floats [T, B, {inputs}], got {x.dtype} {list(x.shape)}."
         )
-    if not x.isfinite().all():
-        raise ValueError(f"{where} x must be finite. Leave out what is not, or x.nan_to_num().")
-    if classes < 2:
-        raise ValueError(f"{where} a network that learns classes has two outputs at least.")
-    whole = labels.dtype in (torch.int64, torch.int32, torch.uint8, torch.int16)
-    if labels.shape != x.shape[1:2] or not whole:
+    whole = not (labels.is_floating_point() or labels.dtype is torch.bool)
+    if (
+        labels.shape != x.shape[1:2]
+        or not whole
+        or not bool(((labels >= 0) & (labels < classes)).all())
+    ):
         raise ValueError(
-            f"{where} labels must be integers [{x.shape[1]}], got {labels.dtype} "
-            f"{list(labels.shape)}."
-        )
-    if not (int(labels.min()) >= 0 and int(labels.max()) < classes):
-        raise ValueError(
-            f"{where} labels must be from 0 to {classes - 1}, the network's outputs, got "
-            f"{int(labels.min())} to {int(labels.max())}."
+            f"{where} labels must be integers [{x.shape[1]}] from 0 to {classes - 1}, the "
+            f"network's outputs, got {labels.dtype} {list(labels.shape)}."
         )
     form, numbers = _form(x.double())
     if numbers.numel() > _MOST_NUMBERS:
+        fewer = max(1, _MOST_NUMBERS // numbers[0].numel())
         raise ValueError(
             f"{where} a page holds {_MOST_NUMBERS:,} numbers, got {numbers.numel():,}, x "
-            f"{list(x.shape)}. Give it fewer samples, x[:, :{_fewer(numbers)}]."
+            f"{list(x.shape)}. Give it fewer samples, x[:, :{fewer}]."
         )
     return {
         "name": name,
@@ -244,15 +181,10 @@ def _samples(caller: str, name: Any, pair: Any, inputs: int, classes: int) -> di
     }
 
 
-def _fewer(numbers: Tensor) -> int:
-    return max(1, _MOST_NUMBERS // numbers[0].numel())
-
-
 def _form(x: Tensor) -> tuple[str, Tensor]:
     """Return the shortest form of sequences ``[T, B, F]``: numbers, times of a spike, or all."""
     if (x == x[0]).all():
         return "values", x[0]
-    spikes = x.sum(0)
-    if ((x == 0) | (x == 1)).all() and (spikes == 1).all():
+    if ((x == 0) | (x == 1)).all() and (x.sum(0) == 1).all():
         return "times", x.argmax(0)
     return "sequences", x.permute(1, 2, 0)

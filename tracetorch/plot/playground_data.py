@@ -16,7 +16,7 @@ import inspect
 import itertools
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from tracetorch import fuse, neurons, snn
 from tracetorch.cell import Cell
+from tracetorch.core.checks import check_has_values, check_unsharded
 from tracetorch.functional import decay_to_halflife
 from tracetorch.functional.surrogates import SURROGATES, Surrogate
 from tracetorch.fuse.codegen.javascript_functions import functions_source
@@ -32,36 +33,24 @@ from tracetorch.fuse.codegen.javascript_loops import backward_source, forward_so
 from tracetorch.fuse.dispatch.plans import program_of
 from tracetorch.fuse.ir.graph import Graph, Unfusable
 from tracetorch.fuse.ir.plan import Plan
-from tracetorch.plot.firing_lines import FiringLine, firing_lines, is_parameter, spike_alone
-from tracetorch.plot.playground_story import (
-    PRESETS,
-    RUNS,
-    STARTS,
-    STEPS,
-    STIMULI,
-    TRIES,
-    Stimulus,
-)
+from tracetorch.plot import playground_story as story
+from tracetorch.plot.firing_lines import firing_lines, is_parameter, smallest_shape, spike_alone
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
-from tracetorch.snn.neuron import Neuron
-from tracetorch.snn.parameters import (
-    fraction,
-    is_decay,
-    negative_softplus,
-    softplus,
-)
+from tracetorch.snn.neuron import Neuron, beside_step
+from tracetorch.snn.parameters import fraction, is_decay, negative_softplus, softplus
 from tracetorch.snn.spike_functions import spike_functions
 
 # What the page takes a parameter for, by its constraint; decays are found by is_decay.
-KINDS = {
-    fraction: "fraction",
-    softplus: "positive",
-    negative_softplus: "negative",
-}
+KINDS = {fraction: "fraction", softplus: "positive", negative_softplus: "negative"}
 UNITS = (1.0, 10.0, 100.0, 1000.0)
 """Of an input: what the page multiplies all it is given by."""
 # the statement of a docstring that resets the membrane, behind the one that spikes
 _RESET = re.compile(r"^(.*?); +mem = mem ([-+]) (\w+) \* (\w+_threshold)$", re.MULTILINE)
+# what each reset, which the page changes, does
+_EACH_RESET = (
+    r"\1\nreset subtract:  mem = mem \2 \3 * \4\nreset zero:      mem = mem \2 \3 * mem\n"
+    "reset none:      mem = mem"
+)
 _PULSE = 25  # steps, as the page begins
 VALUES: dict[str, tuple[Any, ...]] = {
     "reset": ("subtract", "zero", "none"),
@@ -77,13 +66,7 @@ GROUPS = ("the twelve layers, tt.snn", "of the literature, tt.neurons", "others"
 
 @dataclass
 class Sources:
-    """Collect printed loops, each once, and the graphs whose functions they need.
-
-    Args:
-        loops: the place of each source in the page's list.
-        graphs: those that were printed.
-
-    """
+    """Printed loops of a page, each once, by their place, and the graphs that were printed."""
 
     loops: dict[str, int] = field(default_factory=dict)
     graphs: list[Graph] = field(default_factory=list)
@@ -109,130 +92,166 @@ class Sources:
         return f'const loops = (() => {{\n"use strict";{functions}return [\n{sources}\n];\n}})();'
 
 
-@dataclass(frozen=True)
-class Choice:
-    """An option that the page can change: its values, as they are shown, passed and written.
-
-    Args:
-        name: of the choice.
-        labels: what the page shows, one for each value.
-        overrides: step kwargs of each value.
-        keywords: the arguments of the constructor, as text, that give each value.
-        lines: assignments, as text, for what the constructor does not take.
-        index: of the value that the layer has.
-
-    """
-
-    name: str
-    labels: Sequence[str]
-    overrides: Sequence[Mapping[str, Any]]
-    keywords: Sequence[Mapping[str, str]]
-    lines: Sequence[Sequence[str]]
-    index: int
-
-
-def check_finite(where: str, layer: nn.Module) -> None:
-    """Raise ``ValueError`` for a parameter or an option of a layer that is not finite.
-
-    Args:
-        where: which layer, as a message begins.
-        layer: the layer.
-    """
+def check_layer(where: str, layer: nn.Module) -> None:
+    """Raise ``ValueError`` for a layer that a page cannot run; ``where`` begins the message."""
+    check_unsharded(layer, "save_playground")
+    check_has_values(layer)
     for name, each in (*layer.named_parameters(), *layer.named_buffers()):
         if not each.isfinite().all():
             raise ValueError(
                 f"{where} has values in {name} that are not finite. Load weights from before, or "
                 "replace them."
             )
+    if isinstance(layer, Neuron) and (own := beside_step(layer)) is not None:
+        raise ValueError(f"{where} {own}, which a page would not run.")
 
 
-def describe_neuron(
-    caller: str, label: str, layer: Neuron, neuron: int, sources: Sources
-) -> dict[str, Any]:
+def page_plan(where: str, cell: Cell, ndim: int, kwargs: dict[str, Any]) -> Plan:
+    """Trace one lane of a cell in float64; ``where`` begins the message if that cannot be done."""
+    try:
+        program = program_of(cell, ndim, torch.float64, kwargs)
+        operation = unknown(program.graph)
+        if operation is not None:
+            raise Unfusable(f"its step uses {operation}, which JavaScript lacks")
+        if len(program.inputs) > 1:
+            raise Unfusable("its step takes several inputs, and the page has one stimulus")
+    except Unfusable as reason:
+        raise ValueError(f"{where} cannot be compiled: {reason}.") from None
+    return Plan(program, "javascript", -1, program.states, True, program.inputs, program.params)
+
+
+def described_literals(plan: Plan) -> list[Any]:
+    """Return the numbers that are compiled in, as JSON can hold them."""
+    return [number if abs(number) < torch.inf else repr(number) for number in plan.literals]
+
+
+def start_of(layer: Neuron, name: str) -> list[float]:
+    """Return what a state is before the first step: one value for all neurons, or one for each."""
+    start: Tensor = getattr(layer, f"initial_{name}", torch.zeros(()))
+    values: list[float] = start.detach().double().reshape(-1).tolist()
+    return values
+
+
+def is_spiking(layer: Neuron) -> bool:
+    """Whether the output of a layer is spikes."""
+    surrogates = any(isinstance(getattr(layer, name), Surrogate) for name in layer.options)
+    return surrogates or has_thresholds(layer)
+
+
+def has_thresholds(layer: Neuron) -> bool:
+    """Whether a parameter of a layer is a threshold."""
+    return any(each in (softplus, negative_softplus) for each in layer.constraints.values())
+
+
+def describe_neuron(label: str, layer: Neuron, neuron: int, sources: Sources) -> dict[str, Any]:
     """Return what the page must know of a layer; its printed loops go into ``sources``.
 
-    Args:
-        caller: name of the public function, for messages.
-        label: name of the layer on the page.
-        layer: the layer.
-        neuron: whose parameters the sliders begin with.
-        sources: of all layers of the page.
-
-    Raises:
-        ValueError: the step cannot be compiled, with the reason; there is no such neuron.
+    The sliders begin with the parameters of one ``neuron``.
     """
     if not 0 <= neuron < layer.num_neurons:
         raise ValueError(
-            f"{caller}: neuron must be from 0 to {layer.num_neurons - 1} for {layer!r}, "
+            f"save_playground: neuron must be from 0 to {layer.num_neurons - 1} for {layer!r}, "
             f"got {neuron}."
         )
-    check_finite(f"{caller}: {layer!r}", layer)
-    options = _changeable(layer)
-    cell = layer.cell
-    choices = [_choice(cell, name, names) for name, names in options.items()]
-    start = {name: _start(layer, name, neuron) for name in layer.active_states}
-    lines: list[FiringLine] | None = None
+    check_layer(f"save_playground: {layer!r}", layer)
+    cell, kind = layer.cell, type(layer)
+    starts = {name: start_of(layer, name) for name in cell.active}
+    start = {name: values[neuron % len(values)] for name, values in starts.items()}
+    changeable = _changeable(layer)
+    choices = [_choice(cell, name, names) for name, names in changeable.items()]
+    params, lines, variants = _variants(layer, choices, start, sources)
+    changed = {name for names in changeable.values() for name in names}
+    spiking = is_spiking(layer)
+    unit = _unit(layer, neuron) if spiking else UNITS[0]
+    silent = isinstance(layer, LeakyIntegrator) and not has_thresholds(layer)
+    hidden = {"prev_output", "mem" if silent else ""} if isinstance(layer, LeakyIntegrator) else ()
+    letters = None
+    if kind in FAMILY:
+        parts = kind.__name__.removesuffix("Readout").removesuffix("LIF")
+        readout = kind.__name__.endswith("Readout")
+        letters = {**{letter: letter in parts for letter in "SRB"}, "readout": readout}
+    fixed = [
+        f"{name}={getattr(layer, name)!r}"
+        for name in layer.options
+        if name not in changed
+        and name not in params
+        # not those of absent parts
+        and getattr(layer, name) is not None
+        and getattr(layer, name.removesuffix("_ema")) is not None
+    ]
+    return {
+        "label": label,
+        "letters": letters,
+        "about": _about(layer),
+        "states": list(cell.active),
+        "start": list(start.values()),
+        "shown": [name for name in cell.active if name not in hidden],
+        "output": "output = mem" if silent else "output",
+        "spiking": spiking,
+        "lines": lines,
+        "unit": unit,
+        **_story(layer, unit),
+        "params": [_parameter(layer, name, neuron) for name in params],
+        "options": fixed,
+        "choices": [described for _, described in choices],
+        "variants": variants,
+        "call": _call(cell, [*changed, *cell.constraints]),
+    }
+
+
+def _variants(
+    layer: Neuron, choices: Sequence[Any], start: Mapping[str, float], sources: Sources
+) -> tuple[Sequence[str], list[dict[str, Any]], list[list[Any]]]:
+    """Print the loops of a layer for all choices; return its parameters, its lines, and the loops.
+
+    Of each variant: forward and backward pass, numbers, the lines that move, the state before its
+    reset, and the derivative of the spike.
+    """
+    cell, spikes = layer.cell, spike_functions(layer)
+    ndim = len(smallest_shape(cell))
+    where = f"save_playground: {layer!r}"
+    lines: list[Any] | None = None
     thresholds: list[str | None] = []
     moving: dict[Any, list[Any]] = {}
-    spikes: list[str] = []
     variants: list[list[Any]] = []
+    params: Sequence[str] = ()
 
-    def loop(made: Cell, kwargs: dict[str, Any]) -> list[Any]:
-        return _loop(page_plan(made, _ndim(layer), kwargs), sources)
+    def loop(step: Any, kwargs: dict[str, Any]) -> list[Any]:
+        plan = page_plan(where, replace(cell, step=step), ndim, kwargs)
+        return [sources.add_forward(plan), described_literals(plan)]
 
-    for overrides in itertools.product(*(choice.overrides for choice in choices)):
+    for overrides in itertools.product(*(overrides for overrides, _ in choices)):
         merged = {name: value for each in overrides for name, value in each.items()}
-        kwargs = _kwargs(layer, merged)
-        try:
-            plan = page_plan(cell, _ndim(layer), kwargs)
-        except Unfusable as reason:
-            raise ValueError(f"{caller}: {layer!r} cannot be compiled: {reason}.") from None
+        with torch.no_grad():
+            kwargs = {**layer.step_kwargs(ndim, torch.float64), **merged}
+        for name, value in kwargs.items():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                kwargs[name] = value.double()  # options that are tensors have the layer's dtype
+        plan = page_plan(where, cell, ndim, kwargs)
         if lines is None:
-            spikes = spike_functions(layer)
-            lines = firing_lines(cell, spikes, start, kwargs)
+            lines, params = firing_lines(cell, spikes, start, kwargs), plan.program.params
             thresholds = [is_parameter(line, cell, start, kwargs) for line in lines]
         # forward, all surrogates do the same
         key = tuple(item for item in merged.items() if not isinstance(item[1], Surrogate))
         if key not in moving:
-            moving[key] = [
-                [
-                    None if name else loop(line.cell(cell), kwargs)
-                    for line, name in zip(lines, thresholds, strict=True)
-                ],
-                loop(lines[0].before(cell), kwargs) if lines else None,
-            ]
-        bump = _bump(cell, spikes, kwargs, sources) if lines else None
+            named = zip(lines, thresholds, strict=True)
+            moved = [None if name else loop(line, kwargs) for line, name in named]
+            before = loop(replace(lines[0], call=None), kwargs) if lines else None
+            moving[key] = [moved, before]
+        bump = None
+        if lines and all(kwargs[name] == kwargs[spikes[0]] for name in spikes):
+            spike = page_plan(where, spike_alone(cell), 1, {"spike": kwargs[spikes[0]]})
+            bump = [sources.add(spike)[1], described_literals(spike)]
         variants.append([*sources.add(plan), described_literals(plan), *moving[key], bump])
-    changeable = {name for names in options.values() for name in names}
-    spiking = is_spiking(layer)
-    unit = _unit(layer, neuron) if spiking else UNITS[0]
-    silent = isinstance(layer, LeakyIntegrator) and not _thresholds(layer)
-    hidden = {"prev_output", "mem" if silent else ""} if isinstance(layer, LeakyIntegrator) else ()
-    return {
-        "label": label,
-        "letters": _letters(layer),
-        "about": _about(layer),
-        "states": list(layer.active_states),
-        "start": list(start.values()),
-        "shown": [name for name in layer.active_states if name not in hidden],
-        "output": "output = mem" if silent else "output",
-        "spiking": spiking,
-        "lines": [
-            {
-                "state": cell.states[line.place],
-                "sign": line.sign,
-                "param": name and plan.program.params.index(name),
-            }
-            for line, name in zip(lines or (), thresholds, strict=True)
-        ],
-        "unit": unit,
-        **_story(layer, unit),
-        "params": [_parameter(layer, name, neuron) for name in plan.program.params],
-        "options": _fixed_options(layer, {*changeable, *plan.program.params}),
-        "choices": [_described(choice) for choice in choices],
-        "variants": variants,
-        "call": _call(cell, [*changeable, *cell.constraints]),
-    }
+    described = [
+        {
+            "state": cell.states[line.place],
+            "sign": line.sign,
+            "param": name and params.index(name),
+        }
+        for line, name in zip(lines or (), thresholds, strict=True)
+    ]
+    return params, described, variants
 
 
 def _story(layer: Neuron, unit: float) -> dict[str, Any]:
@@ -240,50 +259,39 @@ def _story(layer: Neuron, unit: float) -> dict[str, Any]:
     kind = type(layer)
     named = kind is getattr(neurons, kind.__name__, None) or kind in FAMILY
     name = kind.__name__ if named else ""
-    starts = STARTS.get(name, {})
-    default = Stimulus() if kind in FAMILY else Stimulus(amplitude=0.5 * unit)
+    starts = story.STARTS.get(name, {})
+    default = story.Stimulus() if kind in FAMILY else story.Stimulus(amplitude=0.5 * unit)
+
+    def stimulus(given: story.Stimulus) -> dict[str, Any]:
+        amplitude = float(f"{given.amplitude / unit:.6g}")
+        return {**vars(given), "seed": 1, "drawn": None, "amplitude": amplitude}
+
+    def shown(argument: str, value: float) -> float:
+        decays = is_decay(layer.constraints[argument])
+        return float(f"{decay_to_halflife(value) if decays else value:.5g}")
+
     return {
         "group": GROUPS[0] if kind in FAMILY else GROUPS[1] if named else GROUPS[2],
-        "steps": RUNS.get(name, STEPS),
-        "input": _stimulus(STIMULI.get(name, default), unit),
+        "steps": story.RUNS.get(name, story.STEPS),
+        "input": stimulus(story.STIMULI.get(name, default)),
         "follows": [starts.get(state) for state in layer.active_states],
         "presets": [
             {
                 "name": preset.name,
                 "note": preset.note,
-                "values": {
-                    argument: _shown(layer, argument, value)
-                    for argument, value in preset.arguments.items()
-                },
-                "input": _stimulus(preset.stimulus, unit),
+                "values": {name: shown(name, value) for name, value in preset.arguments.items()},
+                "input": stimulus(preset.stimulus),
             }
-            for preset in PRESETS.get(name, ())
+            for preset in story.PRESETS.get(name, ())
         ],
     }
 
 
-def _stimulus(stimulus: Stimulus, unit: float) -> dict[str, Any]:
-    """Describe an input in the unit of the page."""
-    described = {**vars(stimulus), "seed": 1, "drawn": None}
-    return {**described, "amplitude": float(f"{stimulus.amplitude / unit:.6g}")}
-
-
-def _shown(layer: Neuron, name: str, value: float) -> float:
-    """Return what the page shows of the value of a parameter: of a decay the half-life."""
-    decays = is_decay(layer.constraints[name])
-    return float(f"{decay_to_halflife(value) if decays else value:.5g}")
-
-
 def described_tries(layers: Mapping[str, Neuron], units: Mapping[str, float]) -> list[Any]:
-    """Return what there is to try with the neurons of a page, as links.
-
-    Args:
-        layers: by their names on the page.
-        units: of their inputs, by the same names.
-    """
+    """Return what there is to try as links: neurons and units of their inputs are by name."""
     labels = {type(layer): label for label, layer in reversed(list(layers.items()))}
     found: list[Any] = []
-    for each in TRIES:
+    for each in story.TRIES:
         kind = getattr(snn, each.neuron, None) or getattr(neurons, each.neuron)
         if kind not in labels:
             continue
@@ -295,88 +303,6 @@ def described_tries(layers: Mapping[str, Neuron], units: Mapping[str, float]) ->
     return found
 
 
-def _bump(
-    cell: Cell, spikes: Sequence[str], kwargs: Mapping[str, Any], sources: Sources
-) -> list[Any] | None:
-    """Print the derivative of the spike function; ``None`` where there are several that differ."""
-    functions = [kwargs[name] for name in spikes]
-    if any(each != functions[0] for each in functions):
-        return None
-    plan = page_plan(spike_alone(cell), 1, {"spike": functions[0]})
-    return [sources.add(plan)[1], described_literals(plan)]
-
-
-def _described(choice: Choice) -> dict[str, Any]:
-    """Describe a choice as plain data."""
-    return {
-        "name": choice.name,
-        "labels": list(choice.labels),
-        "keywords": [dict(each) for each in choice.keywords],
-        "lines": [list(each) for each in choice.lines],
-        "index": choice.index,
-    }
-
-
-def described_literals(plan: Plan) -> list[Any]:
-    """Return the numbers that are compiled in, as JSON can hold them."""
-    return [number if abs(number) < torch.inf else repr(number) for number in plan.literals]
-
-
-def _loop(plan: Plan, sources: Sources) -> list[Any]:
-    """Print the forward pass of a plan alone: its place, and its numbers."""
-    return [sources.add_forward(plan), described_literals(plan)]
-
-
-def _ndim(layer: Neuron) -> int:
-    """Return the fewest dimensions that a step of this layer can have."""
-    return -layer.dim if layer.dim < 0 else layer.dim + 1
-
-
-def _kwargs(layer: Neuron, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the step kwargs of a layer in float64, some of its options replaced."""
-    with torch.no_grad():
-        kwargs = {**layer.step_kwargs(_ndim(layer), torch.float64), **overrides}
-    for name, value in kwargs.items():
-        if isinstance(value, Tensor) and value.is_floating_point():
-            kwargs[name] = value.double()  # options that are tensors have the layer's dtype
-    return kwargs
-
-
-def page_plan(cell: Cell, ndim: int, kwargs: dict[str, Any]) -> Plan:
-    """Trace one lane of a cell in float64."""
-    program = program_of(cell, ndim, torch.float64, kwargs)
-    operation = unknown(program.graph)
-    if operation is not None:
-        raise Unfusable(f"its step uses {operation}, which JavaScript lacks")
-    if len(program.inputs) > 1:
-        raise Unfusable("its step takes several inputs, and the page has one stimulus")
-    return Plan(program, "javascript", -1, program.states, True, program.inputs, program.params)
-
-
-def _fixed_options(layer: Neuron, changeable: Collection[str]) -> list[str]:
-    """Return the options that the page cannot change, as text; without those of absent parts."""
-    return [
-        f"{name}={getattr(layer, name)!r}"
-        for name in layer.options
-        if name not in changeable
-        and getattr(layer, name) is not None
-        and getattr(layer, name.removesuffix("_ema")) is not None
-    ]
-
-
-def _thresholds(layer: Neuron) -> list[str]:
-    return [name for name, c in layer.constraints.items() if c in (softplus, negative_softplus)]
-
-
-def _letters(layer: Neuron) -> dict[str, bool] | None:
-    """Return which parts one of the twelve layers has; ``None`` for any other layer."""
-    if type(layer) not in FAMILY:
-        return None
-    name = type(layer).__name__
-    parts = name.removesuffix("Readout").removesuffix("LIF")
-    return {**{letter: letter in parts for letter in "SRB"}, "readout": name.endswith("Readout")}
-
-
 def _about(layer: Neuron) -> dict[str, str]:
     """Return the first line of the class's docstring, and its first block of equations."""
     text = inspect.cleandoc(type(layer).__dict__.get("__doc__") or "")
@@ -384,37 +310,8 @@ def _about(layer: Neuron) -> dict[str, str]:
     block = list(itertools.takewhile(lambda line: not line or line[0] == " ", rest.split("\n")))
     equations = inspect.cleandoc("\n".join(block))
     if isinstance(layer, LeakyIntegrator):
-        equations = _RESET.sub(_each_reset, equations)
+        equations = _RESET.sub(_EACH_RESET, equations)
     return {"summary": text.partition("\n")[0], "equations": equations}
-
-
-def _each_reset(found: re.Match[str]) -> str:
-    """Return a statement, and below it what each reset, which the page changes, does."""
-    before, sign, spike, threshold = found.groups()
-    return (
-        f"{before}\n"
-        f"reset subtract:  mem = mem {sign} {spike} * {threshold}\n"
-        f"reset zero:      mem = mem {sign} {spike} * mem\n"
-        "reset none:      mem = mem"
-    )
-
-
-def start_of(layer: Neuron, name: str) -> list[float]:
-    """Return what a state is before the first step: one value for all neurons, or one for each."""
-    start: Tensor = getattr(layer, f"initial_{name}", torch.zeros(()))
-    values: list[float] = start.detach().double().reshape(-1).tolist()
-    return values
-
-
-def _start(layer: Neuron, name: str, neuron: int) -> float:
-    start = start_of(layer, name)
-    return start[neuron if len(start) > 1 else 0]
-
-
-def is_spiking(layer: Neuron) -> bool:
-    """Whether the output of a layer is spikes."""
-    surrogates = any(isinstance(getattr(layer, name), Surrogate) for name in layer.options)
-    return surrogates or bool(_thresholds(layer))
 
 
 def _unit(layer: Neuron, neuron: int) -> float:
@@ -423,14 +320,12 @@ def _unit(layer: Neuron, neuron: int) -> float:
     The millivolts of one neuron are the thresholds of another. It is the smallest where none does.
     """
     made = copy.deepcopy(layer).double()
-    made.zero_states()
-    shape = [1] * (-layer.dim if layer.dim < 0 else layer.dim + 1)
-    shape[layer.dim] = layer.num_neurons
+    shape = smallest_shape(layer.cell)
     for unit in UNITS:
         x = torch.full((_PULSE, *shape), unit / 2, dtype=torch.float64)
+        made.zero_states()
         with torch.no_grad(), fuse.backend("eager"):
             output = made.forward_sequence(x)[0]
-        made.zero_states()
         if bool(output.movedim(layer.dim % len(shape) + 1, -1)[..., neuron].any()):
             return unit
     return UNITS[0]
@@ -442,47 +337,41 @@ def _parameter(layer: Neuron, name: str, neuron: int) -> dict[str, Any]:
     is_argument = name in cell.arguments and name in cell.constraints
     default = cell.defaults.get(name)
     constraint = layer.constraints.get(name)
-    kind = "weight"
-    if constraint is not None:
-        kind = "decay" if is_decay(constraint) else KINDS.get(constraint, kind)
-    raw = getattr(layer, name if constraint is None else f"raw_{name}").detach().reshape(-1)
-    value = raw.double().cpu()
     if constraint is None:  # an option that is a tensor
-        line = f"neuron.{name}.fill_({{}})"
+        kind, value, line = "weight", getattr(layer, name), f"neuron.{name}.fill_({{}})"
     else:
-        value = layer.constrained(name, value)
+        kind = "decay" if is_decay(constraint) else KINDS.get(constraint, "weight")
+        raw = getattr(layer, f"raw_{name}").detach().double().cpu()
+        value = layer.constrained(name, raw)
         line = f"neuron.{name} = {'-' if kind == 'negative' else ''}{{}}"
-    value = value[neuron if len(value) > 1 else 0]
+    value = value.detach().reshape(-1).double()
     return {
         "name": name,
         "kind": kind,
         # as many digits as the float32 of a raw tensor has
-        "value": float(f"{value.item():.7g}"),
+        "value": float(f"{value[neuron % len(value)].item():.7g}"),
         "keyword": is_argument,
         "default": default if is_argument and isinstance(default, (int, float)) else None,
         "line": line,
     }
 
 
-def _name_of(kind: type) -> str:
-    """Name a class as a program of the user's would."""
-    for package in (snn, neurons):
-        if kind in vars(package).values():
-            return f"tt.{package.__name__.rpartition('.')[2]}.{kind.__name__}"
-    return kind.__qualname__
-
-
 def _call(cell: Cell, changed: Collection[str]) -> dict[str, Any]:
     """Return the call that makes the layer, without the arguments of what the page writes."""
     written = {argument for name in changed for argument in cell.arguments.get(name, ())}
     kept = [f"{name}={text}" for name, text in cell.call.named.items() if name not in written]
-    return {"name": _name_of(cell.kind), "fixed": [*cell.call.positional, *kept]}
+    # as a program of the user's would name the class
+    packages = [each for each in (snn, neurons) if cell.kind in vars(each).values()]
+    name = cell.kind.__qualname__
+    if packages:
+        name = f"tt.{packages[0].__name__.rpartition('.')[2]}.{cell.kind.__name__}"
+    return {"name": name, "fixed": [*cell.call.positional, *kept]}
 
 
 def _changeable(layer: Neuron) -> dict[str, list[str]]:
     """Return what the page can change besides parameters, with the options of the layer it sets."""
     found: dict[str, list[str]] = {}
-    if isinstance(layer, LeakyIntegrator) and _thresholds(layer):
+    if isinstance(layer, LeakyIntegrator) and has_thresholds(layer):
         found |= {"reset": ["reset"], "detach_reset": ["detach_reset"]}
     names = [name for name in layer.options if isinstance(getattr(layer, name), Surrogate)]
     # one choice for all; a layer with several surrogates keeps them
@@ -491,13 +380,18 @@ def _changeable(layer: Neuron) -> dict[str, list[str]]:
     return found
 
 
-def _choice(cell: Cell, name: str, options: Sequence[str]) -> Choice:
-    """Describe a choice: its values, and how Python gives each of them to the options."""
+def _choice(
+    cell: Cell, name: str, options: Sequence[str]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return the step kwargs of each value of a choice, and how page and Python write them."""
     given = cell.options[options[0]]
     values: Sequence[Any] = VALUES.get(name, SURROGATES)
     if given not in values:
         values = (given, *values)
-    texts = [_written(value) for value in values]
+    texts = []
+    for value in values:
+        own = isinstance(value, Surrogate) and type(value).__module__.startswith("tracetorch.")
+        texts.append(f"{'tt.functional.' if own else ''}{value!r}")
     arguments = [argument for option in options for argument in cell.arguments.get(option, ())]
     keywords: list[dict[str, str]] = [{} for _ in values]
     lines: list[list[str]] = [[] for _ in values]
@@ -506,16 +400,16 @@ def _choice(cell: Cell, name: str, options: Sequence[str]) -> Choice:
         if all(option in cell.arguments for option in options):
             changed = (each for each in arguments if cell.defaults[each] != value)
             keywords[place] = dict.fromkeys(changed, text)
-        elif place != index:
+        elif place != index:  # the constructor does not take it
             lines[place] = [f"neuron.{option} = {text}" for option in options]
-    labels = [
-        text.removeprefix("tt.functional.").replace("_surrogate(", "(").strip("'") for text in texts
-    ]
-    overrides = [dict.fromkeys(options, value) for value in values]
-    return Choice(name, labels, overrides, keywords, lines, index)
-
-
-def _written(value: object) -> str:
-    """Write a value of an option as Python."""
-    own = isinstance(value, Surrogate) and type(value).__module__.startswith("tracetorch.")
-    return f"{'tt.functional.' if own else ''}{value!r}"
+    described = {
+        "name": name,
+        "labels": [
+            text.removeprefix("tt.functional.").replace("_surrogate(", "(").strip("'")
+            for text in texts
+        ],
+        "keywords": keywords,
+        "lines": lines,
+        "index": index,
+    }
+    return [dict.fromkeys(options, value) for value in values], described

@@ -1,15 +1,18 @@
-"""Hold what the playground shows first: inputs, presets with published numbers, and things to try.
+"""Read what the playground shows first: inputs, presets with published numbers, and things to try.
 
-Inputs are in the units of the layer's own input. The numbers of a preset are arguments of the
-constructor. AdEx has those of Naud, Marcille, Clopath, Gerstner, "Firing patterns in the adaptive
-exponential integrate-and-fire model", Biological Cybernetics 99 (2008), table 1, divided by the
-leak conductance, and Izhikevich those of his paper of 2003.
+They are in ``playground/story.json``, beside the page. Inputs are in the units of the layer's own
+input. The numbers of a preset are arguments of the constructor. AdEx has those of Naud, Marcille,
+Clopath, Gerstner, "Firing patterns in the adaptive exponential integrate-and-fire model",
+Biological Cybernetics 99 (2008), table 1: C, g, E, a, tau_w, b, V_r and I, in pF, nS, mV, ms and
+pA, which are divided by the leak conductance; Izhikevich has those of his paper of 2003.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tracetorch import neurons
@@ -21,250 +24,60 @@ STEPS = 200
 
 @dataclass(frozen=True)
 class Stimulus:
-    """An input over time.
+    """An input over time."""
 
-    Args:
-        kind: ``"pulses"``, ``"constant"`` or ``"noise"``.
-        amplitude: of it, in the unit of the layer's input.
-        period: steps from one pulse to the next.
-        width: steps that a pulse lasts.
-    """
-
-    kind: str = "pulses"
-    amplitude: float = 0.3
-    period: int = 60
-    width: int = 25
+    kind: str = "pulses"  # or "constant", "noise"
+    amplitude: float = 0.3  # in the unit of the layer's input
+    period: int = 60  # steps from one pulse to the next
+    width: int = 25  # steps that a pulse lasts
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A neuron with a name.
+    """A neuron with a name."""
 
-    Args:
-        name: on its button.
-        note: what it does, and whose numbers these are.
-        arguments: of the constructor.
-        stimulus: at which it shows it.
-    """
-
-    name: str
-    note: str
-    arguments: Mapping[str, float]
-    stimulus: Stimulus
+    name: str  # on its button
+    note: str  # what it does, and whose numbers these are
+    arguments: Mapping[str, float]  # of the constructor
+    stimulus: Stimulus  # at which it shows it
 
 
 @dataclass(frozen=True)
 class Try:
-    """Settings that show something, as a link.
+    """Settings that show something, as a link."""
 
-    Args:
-        neuron: name of the class.
-        name: of the link.
-        text: what there is to see.
-        settings: as in the fragment of the page's address; ``amplitude`` in the layer's own unit.
-    """
-
-    neuron: str
-    name: str
-    text: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    neuron: str  # name of the class
+    name: str  # of the link
+    text: str  # what there is to see
+    settings: Mapping[str, Any]  # as in the address; ``amplitude`` in the layer's own unit
 
 
-# What a neuron of the literature begins with, so that it shows what it is for, and how many steps
-# that takes. The twelve layers have one input, so that a letter is compared at the same.
-STIMULI: dict[str, Stimulus] = {
-    "ALIF": Stimulus("constant", 0.3),
-    "AdLIF": Stimulus("pulses", 10.0, 90, 50),
-    "SEAdLIF": Stimulus("pulses", 10.0, 90, 50),
-    "RefractoryLIF": Stimulus("pulses", 0.8, 60, 40),
-    "AlphaLIF": Stimulus("pulses", 0.5, 60, 25),
-    "EIF": Stimulus("constant", 15.0),
-    "QIF": Stimulus("constant", 15.0),
-    "AdEx": Stimulus("constant", 40.0),
-    "Izhikevich": Stimulus("constant", 10.0),
-    "RF": Stimulus("pulses", 0.3, 20, 2),
-    "BRF": Stimulus("pulses", 20.0, 60, 25),
-    "TCLIF": Stimulus("constant", 0.5),
-    "MultiLevelLIF": Stimulus("pulses", 0.5, 60, 25),
-    "SigmaDelta": Stimulus("pulses", 1.2, 60, 25),
-    "GLIF": Stimulus("pulses", 1.2, 60, 25),
-}
-RUNS: dict[str, int] = {"ALIF": 400, "AdEx": 400, "Izhikevich": 300}
-
-# Initial states that follow a parameter of the constructor: its name, and by what it is multiplied.
-STARTS: dict[str, dict[str, tuple[str, float]]] = {
-    **{name: {"v": ("v_rest", 1.0)} for name in ("EIF", "QIF", "AdEx")},
-    "Izhikevich": {"u": ("b", -65.0)},
-}
-
-_IZHIKEVICH = {
-    "RS": "Regular spiking: it adapts, as most excitatory cells of the cortex do.",
-    "IB": "Intrinsically bursting: a burst at first, then single spikes.",
-    "CH": "Chattering: one burst after the other.",
-    "FS": "Fast spiking: no adaptation, as inhibitory cells.",
-    "LTS": "Low-threshold spiking: fast at first, and then slower.",
-    "TC": "Thalamo-cortical: tonic when it is depolarised.",
-    "RZ": "Resonator: its threshold depends on how fast the input comes.",
-}
-
-
-def _naud(
-    name: str,
-    note: str,
-    numbers: tuple[float, ...],
-) -> Preset:
-    """Return a row of the table: C, g, E, a, tau_w, b, V_r and I, in pF, nS, mV, ms and pA."""
-    c, g, rest, a, tau_w, b, reset, current = numbers
-    arguments = {
-        "beta": time_constant_to_decay(c / g),
-        "rho": time_constant_to_decay(tau_w),
-        "a": a / g,
-        "b": b / g,
-        "v_rest": rest,
-        "v_t": -50.0,
-        "delta": 2.0,
-        "v_reset": reset,
-        "v_peak": -40.0,
-    }
+def _naud(name: str, note: str, row: Sequence[float]) -> Preset:
+    """Return a row of the table of Naud et al. as arguments of ``AdEx``."""
+    c, g, rest, a, tau_w, b, reset, current = row
+    decays = {"beta": time_constant_to_decay(c / g), "rho": time_constant_to_decay(tau_w)}
+    leaks = {"a": a / g, "b": b / g, "v_rest": rest, "v_t": -50.0, "delta": 2.0}
+    arguments = decays | leaks | {"v_reset": reset, "v_peak": -40.0}
     return Preset(name, f"{note} (Naud et al. 2008)", arguments, Stimulus("constant", current / g))
 
 
+_STORY = json.loads((Path(__file__).parent / "playground" / "story.json").read_text("utf-8"))
+# What a neuron of the literature begins with, so that it shows what it is for, and how many steps
+# that takes. The twelve layers have one input, so that a letter is compared at the same.
+STIMULI = {name: Stimulus(*given) for name, given in _STORY["inputs"].items()}
+RUNS: dict[str, int] = _STORY["steps"]
+# Initial states that follow a parameter of the constructor: its name, and by what it is multiplied.
+STARTS: dict[str, dict[str, tuple[str, float]]] = _STORY["starts"]
 PRESETS: dict[str, tuple[Preset, ...]] = {
     "Izhikevich": tuple(
         Preset(
             name,
-            f"{_IZHIKEVICH[name]} (Izhikevich 2003)",
-            arguments,
+            f"{_STORY['izhikevich'][name]} (Izhikevich 2003)",
+            numbers,
             Stimulus("constant", 10.0),
         )
-        for name, arguments in neurons.Izhikevich.presets.items()
+        for name, numbers in neurons.Izhikevich.presets.items()
     ),
-    "AdEx": (
-        _naud(
-            "tonic",
-            "Tonic spiking: the same interval again and again.",
-            (200, 10, -70, 2, 30, 0, -58, 500),
-        ),
-        _naud(
-            "adapting",
-            "Adaptation: intervals grow.",
-            (200, 12, -70, 2, 300, 60, -58, 500),
-        ),
-        _naud(
-            "initial burst",
-            "Initial burst: some spikes at once, then single ones.",
-            (130, 18, -58, 4, 150, 120, -50, 400),
-        ),
-        _naud(
-            "bursting",
-            "Regular bursting: the reset lies above the threshold, until the adaptation ends it.",
-            (200, 10, -58, 2, 120, 100, -46, 210),
-        ),
-        _naud(
-            "accelerating",
-            "Delayed accelerating: a negative adaptation drives it ever faster.",
-            (200, 12, -70, -10, 300, 0, -58, 300),
-        ),
-        _naud(
-            "delayed bursting",
-            "Delayed regular bursting: silent at first, then bursts.",
-            (100, 10, -65, -10, 90, 30, -47, 110),
-        ),
-        _naud(
-            "transient",
-            "Transient spiking: it fires at the beginning of an input, and never again.",
-            (100, 10, -65, 10, 90, 100, -47, 180),
-        ),
-        _naud(
-            "irregular",
-            "Irregular spiking: a constant input, and chaos.",
-            (100, 12, -60, -11, 130, 30, -48, 160),
-        ),
-    ),
+    "AdEx": tuple(_naud(name, note, row) for name, (note, row) in _STORY["adex"].items()),
 }
-
-TRIES: tuple[Try, ...] = (
-    Try(
-        "LIF",
-        "the leak",
-        "The input is constant, and the membrane stays below its threshold: it leaks as much as "
-        "comes in. Lengthen the half-life of beta from 4 to 6 steps, and it fires.",
-        {"p.beta": 4, "kind": "constant", "amplitude": 0.12},
-    ),
-    Try(
-        "LIF",
-        "the reset",
-        "The dots show the membrane before its reset. With reset zero, what it had above the "
-        "threshold is lost; choose subtract, and count the spikes.",
-        {"o.reset": "zero", "kind": "constant", "amplitude": 0.62},
-    ),
-    Try(
-        "LIF",
-        "the surrogate gradient",
-        "What the output at step 60 says about the input. A spike has no derivative; the green "
-        "bump beside the membrane stands in for it. Take boxcar: away from the threshold nothing "
-        "is learned.",
-        {"step": 60},
-    ),
-    Try(
-        "LIF",
-        "memory",
-        "The gradient of the membrane at step 150 reaches back as far as the half-life of beta: at "
-        "twice the half-life the bars reach twice as far. Raise the amplitude until it fires, and "
-        "detach the reset.",
-        {"of": "mem", "step": 150, "amplitude": 0.05},
-    ),
-    Try(
-        "SLIF",
-        "a synapse",
-        "A short pulse becomes a current that rises at once and fades: the neuron fires after the "
-        "input has ended.",
-        {"kind": "pulses", "amplitude": 3, "width": 4, "period": 60},
-    ),
-    Try(
-        "BLIF",
-        "spikes of both signs",
-        "One threshold above and one below: noise makes it fire up and down.",
-        {"kind": "noise", "amplitude": 0.6},
-    ),
-    Try(
-        "ALIF",
-        "adaptation",
-        "The dashed line is where it fires now: every spike raises it, and it falls slowly back. "
-        "The intervals grow while the input stays the same.",
-    ),
-    Try(
-        "SEAdLIF",
-        "rebound",
-        "The second state w is driven by membrane and spikes, and silences them. When the input "
-        "ends, it swings back and makes the neuron fire once more.",
-    ),
-    Try(
-        "RF",
-        "resonance",
-        "Its own period is 20 steps, and so is that of the pulses: each comes when it helps. At a "
-        "period of 15 or 30 the same pulses do nothing.",
-        {"kind": "pulses", "amplitude": 0.3, "width": 2, "period": 20},
-    ),
-    Try(
-        "Izhikevich",
-        "chattering",
-        "Bursts: in the plane, the state runs around a loop several times before it passes the "
-        "curve where u stays.",
-        {"p.c": -50, "p.d": 2},
-    ),
-    Try(
-        "AdEx",
-        "a phase plane",
-        "v rises to the curve where it stays, and runs along it while w falls. Past the lowest "
-        "point of the curve it jumps and is reset, and the spike lifts w.",
-        {"kind": "constant", "amplitude": 25},
-    ),
-    Try(
-        "RefractoryLIF",
-        "a pause after each spike",
-        "However strong the input, the interval is never shorter than the refractory time. Look at "
-        "the curve of spikes: it is flat at the end.",
-        {"kind": "constant", "amplitude": 2},
-    ),
-)
+TRIES = tuple(Try(*each) for each in _STORY["tries"])

@@ -1,15 +1,25 @@
-"""Draw a raster plot of spikes."""
+"""Draw spikes as rasters: of recorded layers, and of a list of spike trains."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import Tensor
 
-from tracetorch.core.checks import check_count
-from tracetorch.plot.axes import COLOURS, INK, TimeScale, get_axes, set_title
-from tracetorch.plot.bands import label_bands, neuron_count_label, row_edges
-from tracetorch.plot.recorded import Array, Recorded, check_recording, select_sample
+from tracetorch.core.checks import check_count, check_positive
+from tracetorch.plot.axes import (
+    COLOURS,
+    INK,
+    TimeScale,
+    get_axes,
+    label_bands,
+    row_edges,
+    set_title,
+)
+from tracetorch.plot.descriptions import describe_plot
+from tracetorch.plot.recorded import Array, Recorded, check_recording, flat_numbers, select_sample
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,6 +27,7 @@ if TYPE_CHECKING:
 MAX_VECTOR_TICKS = 20_000  # more ticks become pixels, in a PDF or SVG too
 
 
+@describe_plot
 def raster(
     spikes: Recorded,
     *,
@@ -31,22 +42,11 @@ def raster(
     The layers of a dict are drawn below each other, in bands of equal height.
 
     Args:
-        spikes: outputs, or a dict of them by path. Dimensions after the batch are flattened to
-            neurons.
-        sample: index in the batch; ``None`` for ``[T, ...]`` without one.
         limit: maximum number of neurons shown per layer: evenly from the most active, on top, to
             the least active of those that fire.
-        dt: duration of a step in milliseconds, for an axis in ms; ``None``: in steps.
-        title: title of the axes.
-        ax: axes to draw on; if left out, new axes on a new figure.
 
     Shape:
         ``[T, B, ...]`` each; x in time steps from 0, or in ms; y in neurons.
-
-    Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: a tensor has no batch or no neurons, ``sample`` is out of range, ``limit`` is
-            less than 1, or ``dt`` not positive.
 
     Example:
         >>> x = torch.zeros(5, 1, 3)
@@ -71,8 +71,7 @@ def raster(
     for number, (_, shown, _) in enumerate(drawn):
         colour = COLOURS[0] if len(drawn) == 1 else INK
         _draw_ticks(ax, time, shown, row_edges(number, shown.shape[1], len(drawn)), colour)
-    names = [neuron_count_label(path, shown.shape[1], total) for path, shown, total in drawn]
-    label_bands(ax, names, drawn[0][1].shape[1])
+    label_bands(ax, [(path, shown.shape[1], total) for path, shown, total in drawn])
     time.show(ax, steps)
     set_title(ax, title)
     return ax
@@ -103,3 +102,56 @@ def _most_active(spikes: Array, limit: int) -> Array:
     active = np.argsort(-count, kind="stable")[: int((count > 0).sum())]
     selected = np.linspace(0, max(len(active) - 1, 0), min(limit, len(active))).astype(int)
     return spikes[:, active[selected]]
+
+
+@describe_plot
+def spike_train(
+    list_of_tensors: Sequence[Tensor] | Tensor,
+    spacing: float = 1.0,
+    linelength: float = 0.8,
+    linewidth: float = 0.5,
+    title: str = "Spike Train Raster",
+    use_imshow: bool = True,
+    *,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw rows of values over time, the first on top: shades of grey, or ticks where not zero.
+
+    Shades are of the absolute value: 0 is white, and 1, or the highest value beyond, is black. For
+    recordings of :func:`tracetorch.unroll` use :func:`tracetorch.plot.raster`.
+
+    Args:
+        list_of_tensors: one row per neuron, all of one length ``[T]``; or a tensor ``[N, T]``.
+        spacing: distance between rows.
+        linelength: length of a tick; without ``use_imshow``.
+        linewidth: width of a tick in points; without ``use_imshow``.
+        use_imshow: draw shades of grey; otherwise ticks.
+
+    Shape:
+        N rows of ``[T]``; x in time steps from 0, y in neurons.
+
+    Example:
+        >>> ax = spike_train([torch.tensor([0.0, 1.0, 0.0]), torch.tensor([1.0, 0.0, 0.5])])
+        >>> ax.images[0].get_array().tolist()
+        [[0.0, 1.0, 0.0], [1.0, 0.0, 0.5]]
+    """
+    values = np.stack([flat_numbers("spike_train", row) for row in list_of_tensors])
+    spacing = check_positive("spike_train: spacing", spacing)
+    (count, steps), end = values.shape, spacing * (len(values) - 0.5)
+
+    ax = get_axes(ax, (6.4, 2.4))
+    if use_imshow:
+        # spikes of both signs are dark
+        sizes, extent = np.abs(values), (-0.5, steps - 0.5, end, -0.5 * spacing)
+        style: dict[str, Any] = {"cmap": "gray_r", "aspect": "auto", "interpolation": "nearest"}
+        ax.imshow(sizes, vmin=0.0, vmax=max(1.0, float(sizes.max())), extent=extent, **style)
+    else:
+        row, step = np.nonzero(values)
+        low, high = spacing * row - linelength / 2, spacing * row + linelength / 2
+        ax.vlines(step, low, high, colors=INK, linewidth=linewidth)
+    labelled = np.arange(0, count, max(1, -(-count // 12)))  # at most 12
+    ax.set_yticks(spacing * labelled, [str(n) for n in labelled])
+    ax.set(xlim=(-0.5, steps - 0.5), ylim=(end, -0.5 * spacing))
+    ax.set(xlabel="time step", ylabel="neuron")
+    set_title(ax, title)
+    return ax

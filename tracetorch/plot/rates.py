@@ -7,14 +7,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tracetorch.core.checks import check_count
-from tracetorch.plot.axes import COLOURMAP, COLOURS, TimeScale, add_legend, get_axes, set_title
-from tracetorch.plot.bands import label_bands, neuron_count_label, row_edges
-from tracetorch.plot.recorded import Array, Recorded, check_recording, flatten_neurons
+from tracetorch.plot.axes import (
+    COLOURMAP,
+    COLOURS,
+    TimeScale,
+    add_legend,
+    get_axes,
+    label_bands,
+    row_edges,
+    set_title,
+)
+from tracetorch.plot.descriptions import describe_plot
+from tracetorch.plot.recorded import Recorded, check_recording, flatten_neurons
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@describe_plot
 def rate_histogram(
     spikes: Recorded,
     *,
@@ -29,20 +39,10 @@ def rate_histogram(
     of silent neurons, which never fire.
 
     Args:
-        spikes: outputs, or a dict of them by path. Dimensions after the batch are flattened to
-            neurons.
         bins: number of bars from 0 to the highest rate.
-        dt: duration of a step in milliseconds, for rates in Hz; ``None``: in spikes per step.
-        title: title of the axes.
-        ax: axes to draw on; if left out, new axes on a new figure.
 
     Shape:
         ``[T, B, ...]`` each; x in spikes per step or Hz, y in percent of a layer's neurons.
-
-    Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: a tensor has no batch or no neurons; ``bins`` is less than 1, or ``dt`` not
-            positive.
 
     Example:
         >>> x = torch.tensor([[0.0, 1.0], [0.0, 1.0]]).reshape(2, 1, 2)
@@ -52,14 +52,13 @@ def rate_histogram(
     """
     layers = check_recording("rate_histogram", spikes)
     bins = check_count("rate_histogram: bins", bins)
-    dt = TimeScale.of("rate_histogram", dt).dt
-    unit = 1.0 if dt is None else 1000.0 / dt
+    time = TimeScale.of("rate_histogram", dt)
     rates = {
-        path: unit * (flatten_neurons("rate_histogram", path, value) != 0).mean((0, 1))
+        path: time.rate_unit * (flatten_neurons("rate_histogram", path, value) != 0).mean((0, 1))
         for path, value in layers.items()
     }
     # one range for all layers; 1 where all are silent, since an axis needs a range
-    highest = max(float(rate.max()) for rate in rates.values()) or unit
+    highest = max(float(rate.max()) for rate in rates.values()) or time.rate_unit
 
     ax = get_axes(ax)
     # in percent of a layer, so that layers of different size compare
@@ -76,14 +75,14 @@ def rate_histogram(
             fill=True,
             label=f"{path or 'all neurons'}\nmean {rate.mean():.3g}, {silent:.3g} % silent",
         )
-    name = "spikes per step" if dt is None else "Hz"
-    ax.set(xlabel=f"firing rate ({name})", ylabel="share of neurons (%)")
+    ax.set(xlabel=f"firing rate ({time.rate_name})", ylabel="share of neurons (%)")
     ax.set(xlim=(0.0, highest), ylim=(0.0, None))
     add_legend(ax)
     set_title(ax, title)
     return ax
 
 
+@describe_plot
 def rate_map(
     spikes: Recorded,
     *,
@@ -99,20 +98,10 @@ def rate_map(
     in bands of equal height and with one colour scale.
 
     Args:
-        spikes: outputs, or a dict of them by path. Dimensions after the batch are flattened to
-            neurons.
         window: number of steps averaged in one column.
-        dt: duration of a step in milliseconds, for time in ms and rates in Hz; ``None``: steps.
-        title: title of the axes.
-        ax: axes to draw on; if left out, new axes on a new figure.
 
     Shape:
         ``[T, B, ...]`` each; x in time steps or ms, y in neurons, colour in spikes per step or Hz.
-
-    Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: a tensor has no batch or no neurons; ``window`` is less than 1, or ``dt`` not
-            positive.
 
     Example:
         >>> x = torch.tensor([1.0, 0.0, 1.0]).reshape(3, 1, 1)
@@ -123,21 +112,22 @@ def rate_map(
     layers = check_recording("rate_map", spikes)
     window = check_count("rate_map: window", window)
     time = TimeScale.of("rate_map", dt)
-    unit = 1.0 if time.dt is None else 1000.0 / time.dt
-    maps = {
-        path: unit * _windows((flatten_neurons("rate_map", path, value) != 0).mean(1), window)
-        for path, value in layers.items()
-    }
     steps = len(next(iter(layers.values())))
-    highest = max(float(rate.max()) for rate in maps.values()) or unit
+    # edges of the windows; the last one may be shorter
+    edges = np.append(np.arange(0, steps, window), steps)
+    maps = {}
+    for path, value in layers.items():
+        rate = (flatten_neurons("rate_map", path, value) != 0).mean(1)
+        # reduceat sums from each start to the next
+        means = np.add.reduceat(rate, edges[:-1], axis=0) / np.diff(edges)[:, None]
+        maps[path] = time.rate_unit * means
+    highest = max(float(rate.max()) for rate in maps.values()) or time.rate_unit
 
     ax = get_axes(ax, (6.4, 2.8 + 0.7 * (len(maps) - 1)))
-    # edges of the windows; a step is centred on its number, and the last window may be shorter
-    columns = np.append(np.arange(0, steps, window), steps) - 0.5
     mesh = None
     for number, rate in enumerate(maps.values()):
         mesh = ax.pcolormesh(
-            time.at(columns),
+            time.at(edges - 0.5),  # a step is centred on its number
             row_edges(number, rate.shape[1], len(maps)),
             rate.T,
             cmap=COLOURMAP,
@@ -145,19 +135,9 @@ def rate_map(
             vmax=highest,
             rasterized=True,
         )
-    names = [neuron_count_label(path, rate.shape[1], rate.shape[1]) for path, rate in maps.items()]
-    label_bands(ax, names, next(iter(maps.values())).shape[1])
+    label_bands(ax, [(path, rate.shape[1], rate.shape[1]) for path, rate in maps.items()])
     time.show(ax, steps)
     if mesh is not None:
-        ax.figure.colorbar(mesh, ax=ax, label="spikes per step" if time.dt is None else "Hz")
+        ax.figure.colorbar(mesh, ax=ax, label=time.rate_name)
     set_title(ax, title)
     return ax
-
-
-def _windows(rate: Array, window: int) -> Array:
-    """Average over ``window`` steps: ``[T, N]`` to ``[ceil(T / window), N]``."""
-    # reduceat sums from each start to the next; the last window may be shorter
-    starts = np.arange(0, len(rate), window)
-    lengths = np.diff(np.append(starts, len(rate)))
-    means: Array = np.add.reduceat(rate, starts, axis=0) / lengths[:, None]
-    return means

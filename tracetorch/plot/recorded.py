@@ -17,22 +17,9 @@ Array: TypeAlias = NDArray[Any]
 
 
 def check_recording(caller: str, recorded: object) -> dict[str, Tensor]:
-    """Check a recording, and return its tensors by path; a single tensor has the path ``""``.
-
-    Args:
-        caller: the public function, for messages.
-        recorded: a tensor ``[T, ...]`` or a dict from ``"path.name"`` to tensors of one length.
-
-    Raises:
-        TypeError: it is neither.
-        ValueError: it is empty, a tensor has no time dimension or no steps, or the tensors differ
-            in length.
-    """
-    if isinstance(recorded, Tensor):
-        tensors = {"": recorded}
-    elif isinstance(recorded, Mapping):
-        tensors = dict(recorded)
-    else:
+    """Check a recording of ``caller``; return its tensors by path, that of a single one ``""``."""
+    tensors = {"": recorded} if isinstance(recorded, Tensor) else recorded
+    if not isinstance(tensors, Mapping):
         raise TypeError(
             f"{caller} takes a tensor [T, B, ...] or a dict of them, as tt.unroll(..., record=...) "
             f"returns it second, got {type(recorded).__name__}."
@@ -45,19 +32,17 @@ def check_recording(caller: str, recorded: object) -> dict[str, Tensor]:
                 f"{caller} takes a dict from names to tensors, got {type(path).__name__} {path!r} "
                 f"to {type(value).__name__}."
             )
-        if value.ndim == 0 or value.numel() == 0:
+        if value.ndim == 0 or value.numel() == 0 or value.is_complex():
             raise ValueError(
-                f"{_name(caller, path)} must have time first, [T, B, ...], and hold something, got "
-                f"shape {list(value.shape)}."
+                f"{_name(caller, path)} must have time first, [T, B, ...], and hold real numbers, "
+                f"got {value.dtype} {list(value.shape)}."
             )
-        if value.is_complex():
-            raise TypeError(f"{_name(caller, path)} must be real, got {value.dtype}.")
     lengths = {path: len(value) for path, value in tensors.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(
             f"{caller}: all tensors must have the same number of steps, got {lengths}."
         )
-    return tensors
+    return dict(tensors)
 
 
 def to_numpy(value: Tensor) -> Array:
@@ -68,21 +53,7 @@ def to_numpy(value: Tensor) -> Array:
 
 
 def select_sample(caller: str, path: str, value: Tensor, sample: int | None) -> Array:
-    """Select one sample, and flatten its neurons.
-
-    Args:
-        caller: the public function, for messages.
-        path: path of the tensor, for messages.
-        value: ``[T, B, N, ...]``, or ``[T, ...]`` where ``sample`` is ``None``.
-        sample: index in the batch; ``None`` where there is no batch.
-
-    Shape:
-        Output ``[T, N]``.
-
-    Raises:
-        TypeError: ``sample`` is not an integer.
-        ValueError: ``sample`` is out of range, or there is no batch or no neurons.
-    """
+    """Select one sample of ``[T, B, ...]``, or none of ``[T, ...]``; flatten it to ``[T, N]``."""
     if sample is not None:
         # in [T, N] the neurons would be taken for samples, and one of them be drawn as all
         if value.ndim < 3:
@@ -107,33 +78,19 @@ def flatten_neurons(caller: str, path: str, value: Tensor) -> Array:
 
 
 def check_index(name: str, value: object, size: int) -> int:
-    """Check an index into ``size`` items, and return it without a negative sign.
-
-    Raises:
-        TypeError: ``value`` is not an integer.
-        ValueError: it is out of range.
-    """
+    """Check an index into ``size`` items, and return it without a negative sign."""
     index = check_integer(name, value)
     if not -size <= index < size:
         raise ValueError(f"{name} must lie in 0 to {size - 1}, got {index}.")
     return index % size
 
 
-def to_float(value: object) -> float:
-    """Convert a number, or a tensor of one element, to a float; raise as ``float`` does."""
-    return float(value.detach() if isinstance(value, Tensor) else value)  # type: ignore[arg-type]
-
-
-def flat_numbers(caller: str, value: object) -> Array:
-    """Convert a tensor, an array, or a list of numbers or 0-d tensors to a flat float array.
-
-    Raises:
-        TypeError: ``value`` is none of these.
-    """
+def flat_numbers(caller: str, value: Any) -> Array:
+    """Convert a tensor, an array, or a list of numbers or 0-d tensors to a flat float array."""
     if isinstance(value, Tensor):
         return to_numpy(value).reshape(-1)
     try:
-        items = [to_float(item) for item in value]  # type: ignore[attr-defined]
+        items = [float(v.detach() if isinstance(v, Tensor) else v) for v in value]
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(
             f"{caller} takes numbers: a tensor, or a list of numbers, got {value!r}."

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from tracetorch.plot.axes import get_axes, set_title
+from tracetorch.plot.descriptions import describe_plot
 from tracetorch.plot.recorded import to_numpy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@describe_plot
 def render_image(
     tensor: Tensor,
     figsize: tuple[float, float] = (4, 4),
@@ -32,24 +34,16 @@ def render_image(
     Args:
         tensor: the image.
         figsize: size of the new figure in inches, if ``ax`` is left out.
-        title: title of the axes.
         vmin: value of black; by default 0, for grey images the minimum.
         vmax: value of white; by default 1 or 255, for grey images the maximum.
-        ax: axes to draw on; if left out, new axes on a new figure.
 
     Shape:
         ``[H, W]``, ``[1, H, W]`` or ``[3, H, W]``.
-
-    Raises:
-        TypeError: ``tensor`` is not a tensor.
-        ValueError: it has another shape, or ``vmax`` is less than ``vmin``.
 
     Example:
         >>> render_image(torch.rand(1, 28, 28)).images[0].get_array().shape
         (28, 28)
     """
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"render_image takes a tensor, got {type(tensor).__name__}.")
     shape = tensor.shape
     if not (tensor.ndim == 2 or (tensor.ndim == 3 and shape[0] in (1, 3))) or not shape.numel():
         raise ValueError(

@@ -1,22 +1,29 @@
-"""Save a recording as an interactive HTML page."""
+"""Save a recording as an interactive HTML page.
+
+The viewer is one page without a network, held to that by a content security policy. Data are one
+packed block per layer and sample, unpacked when shown: spikes as sparse events, exact; states in
+65,535 levels per neuron. Names travel as JSON whose ``<`` is escaped, and enter the page as text.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import base64
+import gzip
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import numpy as np
 
 from tracetorch.core.checks import check_flag
-from tracetorch.core.files import atomic_replace
 from tracetorch.core.spike_values import Trajectories, are_events
-from tracetorch.plot import viewer_data
-from tracetorch.plot.html_page import check_title, html_page, json_element
+from tracetorch.plot.html_page import json_element, write_page
 from tracetorch.plot.recorded import Array, Recorded, check_recording, flatten_neurons
 
 TEMPLATES = Path(__file__).parent / "viewer"
 MAX_BLOCK_LENGTH = 2**29 - 2**16  # characters of a JavaScript string in Chromium
+# codes of a trace are uint16; viewer.js has the same numbers
+NOT_FINITE = 65535
+MAX_LEVEL = 65534
 
 
 def save_html(
@@ -58,63 +65,81 @@ def save_html(
         ...     print(Path(folder, "run.html").read_text()[:15])
         <!doctype html>
     """
-    check_flag("save_html: batched", batched)
-    check_title("save_html", title)
     layers = check_recording("save_html", recording)
     kinds = recording.kinds if isinstance(recording, Trajectories) else {}
-    layers = layers if batched else _with_batch(layers)
-    values = _flattened(layers)
-    layer_headers: list[dict[str, Any]] = []
-    data: list[str] = []
-    for number, (name, value) in enumerate(values.items()):
-        events = are_events(name, value, kinds.get(name))
-        layer_headers.append(_header(name, value, layers[name].shape[2:], events))
-        pack = viewer_data.pack_events if events else viewer_data.pack_trace
-        for sample in range(value.shape[1]):
-            block = _checked_length(name, pack(value[:, sample]))
-            data.append(f'<script type="text/plain" id="b-{number}-{sample}">{block}</script>')
-    # what viewer.js reads before it unpacks a block
-    run = {
-        "title": title,
-        "steps": len(next(iter(values.values()))),
-        "samples": next(iter(values.values())).shape[1],
-        "layers": layer_headers,
-    }
-    page = html_page(TEMPLATES, title, "\n".join([json_element("run", run), *data]))
-    with atomic_replace(path) as unfinished:
-        unfinished.write_text(page, encoding="utf-8")
-
-
-def _with_batch(layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the layers with a batch of one sample; ``[T]`` is one neuron."""
-    return {n: v[:, None] if v.ndim > 1 else v[:, None, None] for n, v in layers.items()}
-
-
-def _flattened(layers: Mapping[str, Tensor]) -> dict[str, Array]:
-    """Return the layers as ``[T, B, N]``, of one batch."""
+    if not check_flag("save_html: batched", batched):  # [T] is one neuron
+        layers = {n: v[:, None] if v.ndim > 1 else v[:, None, None] for n, v in layers.items()}
     values = {name: flatten_neurons("save_html", name, value) for name, value in layers.items()}
     batches = {name: value.shape[1] for name, value in values.items()}
     if len(set(batches.values())) > 1:
         raise ValueError(f"save_html: all tensors must have the same batch, got {batches}.")
-    return values
-
-
-def _header(name: str, value: Array, shape: Sequence[int], events: bool) -> dict[str, Any]:
-    """Return what the page knows of a layer before it unpacks a block."""
-    return {
-        "path": name or "recording",
-        "kind": "events" if events else "trace",
-        "neurons": value.shape[2],
-        "shape": list(shape),
-        "signed": (value < 0).any((0, 2)).tolist(),
-    }
-
-
-def _checked_length(name: str, block: str) -> str:
-    """Return the text of a sample, if a browser can hold it."""
-    if len(block) > MAX_BLOCK_LENGTH:
-        raise ValueError(
-            f"save_html: {name!r} is too large for a browser, {len(block):,} characters a "
-            "sample. Keep fewer steps or neurons: seen[path][:1000]."
+    headers: list[dict[str, Any]] = []
+    data: list[str] = []
+    for number, (name, value) in enumerate(values.items()):
+        events = are_events(name, value, kinds.get(name))
+        headers.append(
+            {
+                "path": name or "recording",
+                "kind": "events" if events else "trace",
+                "neurons": value.shape[2],
+                "shape": list(layers[name].shape[2:]),
+                "signed": (value < 0).any((0, 2)).tolist(),
+            }
         )
-    return block
+        for sample in range(value.shape[1]):
+            block = (pack_events if events else pack_trace)(value[:, sample])
+            if len(block) > MAX_BLOCK_LENGTH:
+                raise ValueError(
+                    f"save_html: {name!r} is too large for a browser, {len(block):,} characters a "
+                    "sample. Keep fewer steps or neurons: seen[path][:1000]."
+                )
+            data.append(f'<script type="text/plain" id="b-{number}-{sample}">{block}</script>')
+    # what viewer.js reads before it unpacks a block
+    steps, samples = next(iter(values.values())).shape[:2]
+    run = {"title": title, "steps": steps, "samples": samples, "layers": headers}
+    elements = "\n".join([json_element("run", run), *data])
+    write_page(path, "save_html", TEMPLATES, title, elements)
+
+
+def pack_events(values: Array) -> str:
+    """Pack the spikes of one sample ``[T, N]`` like a sparse matrix in compressed row format.
+
+    ``uint32[T + 1]`` offsets of the steps; the neurons that fire in each step as ``uint16``, or
+    ``uint32`` where there are more than 65,536; and ``int8`` signs if any spike is negative.
+    Little-endian.
+    """
+    step, neuron = np.nonzero(values)
+    # steps are sorted, so the offset of a step is where it would be inserted
+    offsets = np.searchsorted(step, np.arange(len(values) + 1)).astype("<u4")
+    dtype = "<u4" if values.shape[1] > 65536 else "<u2"
+    parts = [offsets.tobytes(), neuron.astype(dtype).tobytes()]
+    if (values < 0).any():
+        parts.append(np.sign(values[step, neuron]).astype("<i1").tobytes())
+    return _compress(parts)
+
+
+def pack_trace(values: Array) -> str:
+    """Pack the states of one sample ``[T, N]`` in 65,535 levels between the extremes of a neuron.
+
+    ``float32[N]`` lowest values, ``float32[N]`` sizes of a level, ``uint16[N][T]`` levels; 65535
+    where a value is not finite. Little-endian.
+    """
+    finite = np.isfinite(values)
+    wide = values.astype(np.float64)
+    low = np.where(finite, wide, np.inf).min(0)
+    high = np.where(finite, wide, -np.inf).max(0)
+    # a neuron without a finite value has low = inf and high = -inf
+    low, high = np.where(low <= high, low, 0.0), np.where(low <= high, high, 0.0)
+    # rounded to float32 before dividing, as the page multiplies by the rounded values
+    level = ((high - low) / MAX_LEVEL).astype("<f4")
+    low = low.astype("<f4")
+    with np.errstate(invalid="ignore", divide="ignore"):
+        codes = np.rint((wide - low) / np.where(level > 0, level, 1.0).astype(np.float64))
+    codes = np.where(finite, np.clip(codes, 0, MAX_LEVEL), NOT_FINITE).astype("<u2")
+    return _compress([low.tobytes(), level.tobytes(), np.ascontiguousarray(codes.T).tobytes()])
+
+
+def _compress(parts: list[bytes]) -> str:
+    """Compress with gzip and encode as base64."""
+    # without a time stamp, so that the same recording gives the same page
+    return base64.b64encode(gzip.compress(b"".join(parts), 3, mtime=0)).decode("ascii")

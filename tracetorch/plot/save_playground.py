@@ -7,28 +7,19 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from tracetorch.core.checks import check_integer, check_unsharded
-from tracetorch.core.files import atomic_replace
-from tracetorch.plot.html_page import PARTS, check_title, html_page, json_element
+from tracetorch.core.checks import check_integer
+from tracetorch.plot.html_page import json_element, write_page
 from tracetorch.plot.network_data import describe_data, describe_network
 from tracetorch.plot.playground_data import Sources, describe_neuron, described_tries
-from tracetorch.snn.neuron import Neuron, beside_step, has_step
+from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.sequence_layer import SequenceLayer
 
 TEMPLATES = Path(__file__).parent
-_SHARED = [
-    PARTS / name
-    for name in ("controls.css", "controls.js", "stimuli.js", "drawing.js", "playhead.js")
-]
-
-_NEURON = [
-    *_SHARED,
-    *(
-        TEMPLATES / "playground" / f"{name}.js"
-        for name in ("settings", "run", "rows", "panels", "knobs", "story")
-    ),
-]
-_NETWORK = [*_SHARED, TEMPLATES / "network" / "engine.js"]
+_SHARED = ("controls.css", "controls.js", "stimuli.js", "drawing.js", "playhead.js")
+_PARTS = {  # beside those that both pages share
+    "playground": ("settings", "run", "rows", "panels", "knobs", "story"),
+    "network": ("engine",),
+}
 
 
 def save_playground(
@@ -84,36 +75,44 @@ def save_playground(
     neuron = check_integer("save_playground: neuron", neuron)
     sources = Sources()
     if isinstance(layers, nn.Sequential):
-        kind, contents, parts = "network", _network(layers, data, neuron, sources), _NETWORK
+        kind, contents = "network", _network(layers, data, neuron, sources)
     elif data is not None:
         raise ValueError(
             f"save_playground: data are for a network, an nn.Sequential, got "
             f"{type(layers).__name__}. Leave data out."
         )
     else:
-        kind, contents, parts = "playground", _neurons(layers, neuron, sources), _NEURON
-    title = (
-        f"{kind.replace('playground', 'neuron').capitalize()} playground"
-        if title is None
-        else title
-    )
-    check_title("save_playground", title)
+        kind, contents = "playground", _neurons(layers, neuron, sources)
+    if title is None:
+        title = f"{'Neuron' if kind == 'playground' else 'Network'} playground"
     element = json_element(kind, {"title": title, **contents})
     script = f"<script>\n{sources.script()}\n</script>"
-    page = html_page(TEMPLATES / kind, title, f"{element}\n{script}", parts)
-    with atomic_replace(path) as unfinished:
-        unfinished.write_text(page, encoding="utf-8")
+    shared = [TEMPLATES / "parts" / name for name in _SHARED]
+    own = [TEMPLATES / kind / f"{name}.js" for name in _PARTS[kind]]
+    data_elements = f"{element}\n{script}"
+    write_page(path, "save_playground", TEMPLATES / kind, title, data_elements, [*shared, *own])
 
 
 def _neurons(layers: object, neuron: int, sources: Sources) -> dict[str, object]:
     named = layers if isinstance(layers, Mapping) else {type(layers).__name__: layers}
     if not named:
         raise ValueError("save_playground: there are no layers in the mapping.")
-    checked = {name: _checked(name, layer) for name, layer in named.items()}
-    described = [
-        describe_neuron("save_playground", name, layer, neuron, sources)
-        for name, layer in checked.items()
-    ]
+    checked: dict[str, Neuron] = {}
+    for name, layer in named.items():
+        if not isinstance(name, str) or not isinstance(layer, SequenceLayer):
+            raise TypeError(
+                "save_playground: layers must be an snn.Neuron, a mapping from names to them, or "
+                f"an nn.Sequential of nn.Linear and neurons, got {name!r}: {type(layer).__name__}."
+            )
+        if not has_step(layer):
+            inside = [name for name, part in layer.named_children() if isinstance(part, Neuron)]
+            hint = f" Show the neuron inside, layer.{inside[0]}." if inside else ""
+            raise ValueError(
+                f"save_playground: {type(layer).__name__} has no step, the "
+                f"equations that the page runs.{hint}"
+            )
+        checked[name] = layer
+    described = [describe_neuron(name, layer, neuron, sources) for name, layer in checked.items()]
     units = {each["label"]: each["unit"] for each in described}
     return {"neurons": described, "tries": described_tries(checked, units)}
 
@@ -126,32 +125,6 @@ def _network(
             f"save_playground: neuron is for a single layer, got {neuron} with a network. Leave it "
             "out, or give the layer."
         )
-    layers = describe_network("save_playground", model, sources, trains=data is not None)
+    layers = describe_network(model, sources, trains=data is not None)
     ends = layers[0]["inputs"], layers[-1]["size"]
-    sets = [] if data is None else describe_data("save_playground", data, *ends)
-    return {"layers": layers, "sets": sets}
-
-
-def _checked(name: object, layer: object) -> Neuron:
-    """Return a layer whose step the page can run, with its values; raise for any other."""
-    if not isinstance(name, str) or not isinstance(layer, SequenceLayer):
-        raise TypeError(
-            "save_playground: layers must be an snn.Neuron, a mapping from names to them, or an "
-            f"nn.Sequential of nn.Linear and neurons, got {name!r}: {type(layer).__name__}."
-        )
-    check_unsharded(layer, "save_playground")
-    title = repr(layer).partition("(\n")[0]  # without the modules inside
-    if not has_step(layer):
-        inside = [name for name, part in layer.named_children() if isinstance(part, Neuron)]
-        hint = f" Show the neuron inside, layer.{inside[0]}." if inside else ""
-        raise ValueError(
-            f"save_playground: {title} has no step, the equations that the page runs.{hint}"
-        )
-    if (own := beside_step(layer)) is not None:
-        raise ValueError(f"save_playground: {title} {own}, which a page would not run.")
-    if any(t.is_meta for t in (*layer.parameters(), *layer.buffers())):
-        raise ValueError(
-            f"save_playground: {title} is on the device meta, where parameters have no "
-            'values. Call layer.to_empty(device="cpu"), and load them.'
-        )
-    return layer
+    return {"layers": layers, "sets": [] if data is None else describe_data(data, *ends)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from tracetorch.plot.axes import COLOURS, INK, TimeScale, add_legend, get_axes, set_title
-from tracetorch.plot.layer_parameters import thresholds as thresholds_of
+from tracetorch.plot.descriptions import describe_plot
+from tracetorch.plot.halflives import constrained_values
 from tracetorch.plot.recorded import (
     Array,
     Recorded,
@@ -19,6 +20,7 @@ from tracetorch.plot.recorded import (
     select_sample,
     to_numpy,
 )
+from tracetorch.snn.parameters import negative_softplus, softplus
 from tracetorch.snn.sequence_layer import SequenceLayer
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 Thresholds: TypeAlias = SequenceLayer | Tensor | float | Sequence[Tensor | float]
 
 
+@describe_plot
 def state_trace(
     states: Recorded,
     *,
@@ -49,18 +52,9 @@ def state_trace(
         spikes: the output of the layer.
         thresholds: the layer that has the thresholds, or their values: each a number, or one per
             neuron; those of negative spikes are negative.
-        sample: index in the batch; ``None`` for ``[T, ...]`` without one.
-        dt: duration of a step in milliseconds, for an axis in ms; ``None``: in steps.
-        title: title of the axes.
-        ax: axes to draw on; if left out, new axes on a new figure.
 
     Shape:
         ``[T, B, ...]`` each; x in time steps from 0, or in ms; y in units of the state.
-
-    Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: a tensor has no batch or no neurons, ``sample`` or a neuron is out of range,
-            spikes or thresholds do not fit the states, or ``dt`` is not positive.
 
     Example:
         >>> layer = LIF(2, beta=0.5)
@@ -71,15 +65,36 @@ def state_trace(
     """
     layers = check_recording("state_trace", states)
     traces = {path: select_sample("state_trace", path, v, sample) for path, v in layers.items()}
-    steps, size = _size(traces)
-    selected = _selected(neurons, size)
-    layer_spikes = None if spikes is None else _spikes_of(spikes, sample, (steps, size))
+    # one set of neurons, spikes and thresholds: all states must be of one layer
+    (steps, size), *others = dict.fromkeys(trace.shape for trace in traces.values())
+    requested = neurons if isinstance(neurons, Sequence) else [neurons]
+    selected = [check_index("state_trace: neurons", neuron, size) for neuron in requested]
+    layer_spikes = None
+    if spikes is not None:
+        (checked,) = check_recording("state_trace: spikes", spikes).values()
+        layer_spikes = select_sample("state_trace: spikes", "", checked, sample)
+        others += [layer_spikes.shape] if layer_spikes.shape != (steps, size) else []
+    if others:
+        raise ValueError(
+            f"state_trace: the states and spikes of one layer have as many steps and neurons, got "
+            f"{[steps, size]} and {list(others[0])}. Pass what is of a single layer."
+        )
     shape = next(iter(layers.values())).shape
     levels = _threshold_levels(thresholds, shape[1:] if sample is None else shape[2:])
     time = TimeScale.of("state_trace", dt)
 
     ax = get_axes(ax, (6.4, 2.6))
-    colour_by_neuron = _draw_states(ax, time, traces, selected)
+    # the colours go by lines, over all states and neurons
+    lines = [(path, neuron) for path in traces for neuron in selected]
+    colours = {line: COLOURS[number % len(COLOURS)] for number, line in enumerate(lines)}
+    for (path, neuron), colour in colours.items():
+        indexed = f"{path}[{neuron}]" if path else f"neuron {neuron}"
+        label = path if path and len(selected) == 1 else indexed
+        at = time.at(np.arange(steps))
+        ax.plot(at, traces[path][:, neuron], color=colour, linewidth=1.4, label=label)
+    # several states of a neuron have several colours; its thresholds and spikes then have none
+    one_state = len(traces) == 1
+    colour_by_neuron = {neuron: c for (_, neuron), c in colours.items()} if one_state else {}
     _draw_thresholds(ax, levels, selected, colour_by_neuron)
     if layer_spikes is not None:
         _draw_spikes(ax, time, layer_spikes, selected, colour_by_neuron)
@@ -92,95 +107,32 @@ def state_trace(
     return ax
 
 
-def _size(traces: Mapping[str, Array]) -> tuple[int, int]:
-    """Return the number of steps and of neurons, which all states of a layer have."""
-    # one set of neurons, spikes and thresholds: all states must be of one layer
-    sizes = {path: trace.shape[1] for path, trace in traces.items()}
-    if len(set(sizes.values())) > 1:
-        raise ValueError(
-            f"state_trace: the states of one layer have one number of neurons, got {sizes}. Pass "
-            "the states of a single layer."
-        )
-    steps, size = next(iter(traces.values())).shape
-    return steps, size
-
-
-def _selected(neurons: int | Sequence[int], size: int) -> list[int]:
-    """Return the indices of neurons, each in range."""
-    requested = neurons if isinstance(neurons, Sequence) else [neurons]
-    selected = [check_index("state_trace: neurons", neuron, size) for neuron in requested]
-    if not selected:
-        raise ValueError("state_trace: neurons is empty. Pass at least one, neurons=[0].")
-    return selected
-
-
-def _spikes_of(spikes: Tensor, sample: int | None, shape: tuple[int, int]) -> Array:
-    """Return the spikes of a sample, ``[T, N]``, of the shape of the states."""
-    (checked,) = check_recording("state_trace: spikes", spikes).values()
-    found = select_sample("state_trace: spikes", "", checked, sample)
-    if found.shape != shape:
-        raise ValueError(
-            f"state_trace: spikes have {len(found)} steps of {found.shape[1]} "
-            f"neurons, the states {shape[0]} of {shape[1]}. Pass the output of the same layer."
-        )
-    return found
-
-
-def _draw_states(
-    ax: Axes, time: TimeScale, traces: Mapping[str, Array], neurons: Sequence[int]
-) -> dict[int, str]:
-    """Draw a line for every state and neuron; return the colours by neuron."""
-    # the colours go by lines, over all states and neurons
-    colours: list[tuple[int, str]] = []
-    for path, trace in traces.items():
-        for neuron in neurons:
-            colour = COLOURS[len(colours) % len(COLOURS)]
-            colours.append((neuron, colour))
-            indexed = f"{path}[{neuron}]" if path else f"neuron {neuron}"
-            label = path if path and len(neurons) == 1 else indexed
-            at = time.at(np.arange(len(trace)))
-            ax.plot(at, trace[:, neuron], color=colour, linewidth=1.4, label=label)
-    # several states of a neuron have several colours; its thresholds and spikes then have none
-    return dict(colours) if len(traces) == 1 else {}
-
-
 def _threshold_levels(thresholds: Thresholds, shape: torch.Size) -> list[Array]:
     """Expand every threshold to a value per neuron, ``[N]``, for states of ``shape`` at a step."""
-    size = shape.numel()
     if isinstance(thresholds, SequenceLayer):
-        levels = []
-        for name, value in thresholds_of(thresholds).items():
-            if value.ndim:
-                # the number of dimensions after that of the neurons; a dim from the front
-                # counts the batch, which shape does not have
-                after = -thresholds.dim - 1
-                if thresholds.dim >= 0:
-                    after = len(shape) - thresholds.dim
-                if len(shape) <= after or shape[-after - 1] != len(value):
-                    raise ValueError(
-                        f"state_trace: {thresholds!r} has {len(value)} values of {name}, one step "
-                        f"of a sample of the states has shape {list(shape)}. Pass the layer whose "
-                        "states they are."
-                    )
-                value = value.reshape(-1, *[1] * after)
-            levels.append(to_numpy(value.expand(shape).reshape(-1)))
-        return levels
-    values = [thresholds] if isinstance(thresholds, (Tensor, float, int)) else list(thresholds)
+        named = constrained_values(thresholds, (softplus, negative_softplus).__contains__)
+        # the dimensions after that of the neurons; a dim from the front counts the batch, which
+        # shape does not have
+        after = -thresholds.dim - 1 if thresholds.dim < 0 else len(shape) - thresholds.dim
+        before = [1] * (len(shape) - after - 1)
+        values = [v.reshape(*before, -1, *[1] * after) if v.ndim else v for v in named.values()]
+    else:
+        several = thresholds if isinstance(thresholds, Sequence) else [thresholds]
+        values = [torch.as_tensor(value) for value in several]
+        values = [v.reshape(shape) if v.numel() == shape.numel() else v for v in values]
     levels = []
-    for number in values:
-        if isinstance(number, bool) or not isinstance(number, (Tensor, float, int)):
-            raise TypeError(
-                "state_trace: thresholds must be a layer, numbers or tensors, got "
-                f"{type(number).__name__}."
-            )
-        # a tensor of one element is one threshold for all neurons, as a number is
-        level = torch.as_tensor(number)
-        if level.numel() not in (1, size):
+    for value in values:
+        if value.numel() == 1:  # one threshold for all neurons, as a number is
+            value = value.reshape(())
+        elif value.ndim != len(shape) or any(
+            n not in (1, size) for n, size in zip(value.shape, shape, strict=True)
+        ):
             raise ValueError(
-                f"state_trace: a threshold has shape {list(level.shape)}, the states have {size} "
-                "neurons. Pass one number, or one per neuron."
+                f"state_trace: a threshold has shape {list(value.shape)}, one step of a sample of "
+                f"the states {list(shape)}. Pass the layer whose states they are, a number, or one "
+                "per neuron."
             )
-        levels.append(to_numpy(level.reshape(-1).expand(size)))
+        levels.append(to_numpy(value.expand(shape).reshape(-1)))
     return levels
 
 

@@ -10,7 +10,8 @@ import torch
 from tracetorch.core.checks import check_positive
 from tracetorch.functional.surrogates import SURROGATES
 from tracetorch.plot.axes import COLOURS, FAINT, add_legend, get_axes, set_title
-from tracetorch.plot.recorded import to_numpy
+from tracetorch.plot.descriptions import describe_plot
+from tracetorch.plot.recorded import Array, to_numpy
 from tracetorch.snn.parameters import SpikeFunction
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ Surrogates: TypeAlias = SpikeFunction | Sequence[SpikeFunction] | Mapping[str, S
 NUM_POINTS = 801  # odd, so that one of them is the threshold
 
 
+@describe_plot
 def surrogate_curves(
     surrogates: Surrogates | None = None,
     *,
@@ -33,15 +35,9 @@ def surrogate_curves(
         surrogates: a callable ``u -> spikes``, several, or a dict of them by label; if left out,
             those of ``tt.functional`` with their defaults.
         reach: largest distance to the threshold, on both sides.
-        title: title of the axes.
-        ax: axes to draw on; if left out, new axes on a new figure.
 
     Shape:
         x in units of the membrane; y in spikes per unit of the membrane.
-
-    Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: there are no surrogates, one has no gradient, or ``reach`` is not positive.
 
     Example:
         >>> from tracetorch.functional import atan_surrogate
@@ -49,19 +45,28 @@ def surrogate_curves(
         >>> line.get_label(), round(float(line.get_ydata().max()), 3)
         ('atan_surrogate(alpha=2.0)', 1.0)
     """
-    if surrogates is None:
-        surrogates = SURROGATES
-    if isinstance(surrogates, Mapping):
-        labelled = list(surrogates.items())
+    given = SURROGATES if surrogates is None else surrogates
+    if isinstance(given, Mapping):
+        labelled = list(given.items())
     else:
-        several = list(surrogates) if isinstance(surrogates, Sequence) else [surrogates]
-        labelled = [(_label(spike), spike) for spike in several]
-    if not labelled:
-        raise ValueError("surrogate_curves: there are no surrogates. Leave them out for all.")
+        several = given if isinstance(given, Sequence) else [given]
+        # the name of a function, or the repr of any other callable
+        labelled = [(str(getattr(spike, "__name__", repr(spike))), spike) for spike in several]
     reach = check_positive("surrogate_curves: reach", reach)
     u = torch.linspace(-reach, reach, NUM_POINTS, dtype=torch.float64)
-    # computed before the axes exist, so that a surrogate that fails leaves nothing drawn
-    curves = [(label, to_numpy(_derivative(label, spike, u))) for label, spike in labelled]
+    curves: list[tuple[str, Array]] = []
+    for label, spike in labelled:
+        # enabled also within torch.no_grad
+        with torch.enable_grad():
+            membrane = u.clone().requires_grad_()
+            spikes = spike(membrane)
+            if not isinstance(spikes, torch.Tensor) or not spikes.requires_grad:
+                raise ValueError(
+                    f"surrogate_curves: {label} has no gradient at all. A surrogate is a function "
+                    "that autograd can follow."
+                )
+            (slope,) = torch.autograd.grad(spikes.sum(), membrane)
+        curves.append((label, to_numpy(slope)))
 
     ax = get_axes(ax)
     for number, (label, curve) in enumerate(curves):
@@ -72,29 +77,3 @@ def surrogate_curves(
     add_legend(ax)
     set_title(ax, title)
     return ax
-
-
-def _label(spike: object) -> str:
-    """Return the name of a function, or the ``repr`` of any other callable."""
-    is_function = hasattr(spike, "__name__")
-    return str(getattr(spike, "__name__", "")) if is_function else repr(spike)
-
-
-def _derivative(label: str, spike: SpikeFunction, u: torch.Tensor) -> torch.Tensor:
-    """Differentiate a surrogate at ``u`` by autograd."""
-    if not callable(spike):
-        raise TypeError(
-            f"surrogate_curves takes callables, u -> spikes, got {type(spike).__name__}. Try "
-            "tt.functional.atan_surrogate(2.0)."
-        )
-    # enabled also within torch.no_grad
-    with torch.enable_grad():
-        membrane = u.clone().requires_grad_()
-        spikes = spike(membrane)
-        if not isinstance(spikes, torch.Tensor) or not spikes.requires_grad:
-            raise ValueError(
-                f"surrogate_curves: {label} has no gradient at all. A surrogate is a function that "
-                "autograd can follow."
-            )
-        (slope,) = torch.autograd.grad(spikes.sum(), membrane)
-    return slope

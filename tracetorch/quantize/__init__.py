@@ -10,14 +10,14 @@ threshold. It is found on a sample: as fine as the width of the states allows, w
 reserve. Weights are a coarser multiple of it by a power of two, the shift of their product. Spikes
 count as one integer.
 
-What has an integer form: a chain of modules, each given what the one before returned. Linear and
-convolutions, behind them a batch norm, pools, ``Flatten`` and delays of whole steps, then one of
-the twelve layers, also in a ``snn.Recurrent``. A ``Readout`` of any kind can only be the last. All
-else is refused by name: nothing stays a float.
+What has an integer form: a chain of modules, each given what the one before returned, and branches
+whose spikes are added. Linear and convolutions, behind them a batch norm, pools, ``Flatten`` and
+delays of whole steps, then one of the twelve layers, also in a ``snn.Recurrent``. A ``Readout`` of
+any kind can only be the last. All else is refused by name: nothing stays a float.
 
-Chips. Xylo and Loihi have neurons of their own: a shift for a decay, a synapse that cannot be left
-out, another reset. Training runs through these; the report lists in what they differ from the model
-and what does not fit.
+Chips have neurons of their own: a shift for a decay, a synapse that cannot be left out, another
+reset. Training runs through these; the report lists in what they differ from the model and what
+does not fit. What a chip is stands in ``tracetorch.chips`` alone.
 """
 
 from tracetorch.quantize.convert import convert

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import copy
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from tracetorch.chips.target import LearnedIntegers
 from tracetorch.integers.border import Quantize
-from tracetorch.integers.delays import IntegerDelays
-from tracetorch.integers.products import Product
+from tracetorch.integers.layers import Product
 from tracetorch.integers.width import limits, stored_bits
 from tracetorch.quantize.build import product_of
-from tracetorch.quantize.learned import scaled_by
-from tracetorch.quantize.observe import neurons_of, observed
-from tracetorch.quantize.prepared import Plan, Prepared, integer_model
-from tracetorch.quantize.report import LayerReport, Report
+from tracetorch.quantize.prepared import Plan, Prepared, integer_model, neurons_of, observed
+from tracetorch.quantize.report import LayerReport, Report, relative, share_of_others
 from tracetorch.snn.delay.base import DelayingLayer
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.recurrent import Recurrent
@@ -57,151 +55,77 @@ def convert(prepared: Prepared) -> tuple[nn.Sequential, Report]:
         raise TypeError(
             f"convert takes what tt.quantize.prepare returned, got {type(prepared).__name__}."
         )
-    model = integer_model(prepared)
-    return model, _report(prepared, model, prepared.plan)
-
-
-def _report(prepared: Prepared, model: nn.Sequential, plan: Plan) -> Report:
-    """Compare the integer model with the float one on the sample."""
-    twin = plan.twin
-    for path, source in plan.sources.items():
-        twin.get_parameter(source).copy_(prepared.get_parameter(path))
-    wanted_output, wanted = observed(twin, plan.sample)
+    model, plan = integer_model(prepared), prepared.plan
     steps = len(plan.sample)
     # on a chip that delivers spikes later, every stage is a step behind the one before
-    lag = int(plan.target.spikes_later)
-    ends = plan.sample.new_zeros(lag * len(wanted), *plan.sample.shape[1:])
-    output, seen = observed(model, torch.cat([plan.sample, ends]))
-    neurons = neurons_of(model)
-    products: list[tuple[str, Product]] = []
-    layers: list[LayerReport] = []
-    names, spikes = list(model._modules), False
-    for index, (name, module) in enumerate(model.named_children()):
-        if not isinstance(module, Product | IntegerDelays):
-            continue
-        product, there = product_of(module, name)
-        label = plan.labels[name]
-        products.append((label, product))
-        behind = next((n for n in names[index + 1 :] if n in neurons), None)
-        held: dict[str, Tensor] = {}
-        off = _relative(prepared.output_scale * output[:steps], wanted_output)
-        path, spikes = "", False  # of the last product, in the end
-        if behind is not None:
-            path, held = plan.labels[behind], dict(seen[behind])
-            fired, expected = held.pop("output"), wanted[behind]["output"]
-            held.pop("prev_output", None)
-            neuron = model.get_submodule(behind)
-            if isinstance(neuron, Recurrent):
-                products.append((f"{path}.connection", product_of(neuron.connection)[0]))
-            spikes = _fires(neurons_of(twin)[behind][1])
-            if spikes:
-                late = lag * len(layers)
-                off = _share_of_others(fired[late : late + steps], expected)
-        raw, factor = scaled_by(prepared.get_submodule(there), "weight")
+    lag = int(plan.target.spike_delay(1) is not None)
+    ends = plan.sample.new_zeros(lag * len(plan.layers), *plan.sample.shape[1:])
+    seen = observed(model, torch.cat([plan.sample, ends]), plan)
+    output = seen.output[:steps]
+    layers, products, neurons, notes = [], [], [], []
+    if isinstance(model[0], Quantize):
+        low, high = limits(model[0].bits, signed=model[0].signed)
+        scale = float(model[0].scale)
+        notes.append(f"input: divide by {scale:.6g}, round, {low} to {high}")
+    for layer in plan.layers:
+        product, path = product_of(model.get_submodule(layer.path), layer.path)
+        products.append((layer.label, product))
+        notes += _unused_bits(layer.label, product, plan)
+        found = neurons_of(model, layer)
+        if found is not None:
+            neurons.append((layer.neurons_label, found))
+            outer = model.get_submodule(layer.neurons)
+            if isinstance(outer, Recurrent):
+                connection, _ = product_of(outer.connection)
+                products.append((f"{layer.neurons_label}.connection", connection))
+        if layer.spikes:
+            late = slice(lag * layer.depth, lag * layer.depth + steps)
+            fired = seen.signs[layer.neurons_label][late]
+            off = share_of_others(fired, plan.signs[layer.neurons_label])
+        else:
+            off = relative(prepared.output_scale * output, plan.output)
+        raw, factor = _floats_of(prepared.get_submodule(path))
         layers.append(
             LayerReport(
-                label,
-                path,
-                plan.units[name],
-                product.weight_bits,
-                product.shift,
-                plan.target.state_width,
+                *(layer.label, layer.neurons_label, layer.unit),
+                *(product.weight_bits, product.shift, plan.target.state_width),
                 float(((raw * factor).round() != product.weight).double().mean()),
-                _share([_at_ends(each[:steps], plan.target.state_limit) for each in held.values()]),
-                _relative(product.weight / factor, raw),
+                seen.at_ends.get(layer.neurons_label, 0.0),
+                relative(product.weight / factor, raw),
                 off,
             )
         )
-    counted = [(plan.labels[name], layer) for name, (_, layer) in neurons.items()]
-    return Report(
-        tuple(layers),
-        prepared.output_scale,
-        _num_bytes(model),
-        tuple(plan.target.misfits(products, counted)),
-        (
-            *plan.differences,
-            *_rounded_delays(plan, wanted_output, spikes),
-            *plan.target.departures(model, plan.sample),
-        ),
-        (*_border(model), *_unused_bits(model, plan)),
+    report = Report(
+        *(tuple(layers), prepared.output_scale, _num_bytes(model)),
+        tuple(plan.target.misfits(products, neurons)),
+        (*plan.differences, *plan.target.departures(model, plan.sample, output)),
+        tuple(notes),
     )
+    return model, report
 
 
-def _border(model: nn.Sequential) -> list[str]:
-    """Return how integers are made of the inputs, where the model makes them."""
-    border = model[0]
-    if not isinstance(border, Quantize):
+def _floats_of(product: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return the floats that the integers of a product are rounded from, and their factor."""
+    found = cast(nn.ModuleDict, product.parametrizations)["weight"]
+    value = cast(Tensor, found.original)
+    *rules, form = cast(nn.ModuleList, found)
+    for rule in rules:
+        value = rule(value)
+    return value, cast(LearnedIntegers, form).factor
+
+
+def _unused_bits(label: str, product: Product, plan: Plan) -> list[str]:
+    """Return whether the weights use few of their bits, for the states allow no more."""
+    used = 1 + int(product.weight.abs().max()).bit_length()
+    if product.shift or not 1 < used < product.weight_bits:
         return []
-    low, high = limits(border.bits, signed=border.signed)
-    return [f"input: divide by {float(border.scale):.6g}, round, {low} to {high}"]
-
-
-def _unused_bits(model: nn.Sequential, plan: Plan) -> list[str]:
-    """Return of which layers the weights use few of their bits, for the states allow no more."""
-    found = []
-    for name, module in model.named_children():
-        if not isinstance(module, Product | IntegerDelays):
-            continue
-        product, _ = product_of(module)
-        used = 1 + int(product.weight.abs().max()).bit_length()
-        if product.shift or not 1 < used < product.weight_bits:
-            continue
-        bits = plan.target.state_width + product.weight_bits - used
-        is_fixed = plan.target.chip is not None or bits > 24
-        remedy = "inputs of fewer bits." if is_fixed else f"state_bits={bits}, or inputs of fewer."
-        found.append(
-            f"layer {plan.labels[name]} uses {used} of {product.weight_bits} bits of its weights, "
-            f"for its states are too narrow. Give {remedy}"
-        )
-    return found
-
-
-def _rounded_delays(plan: Plan, wanted: Tensor, spikes: bool) -> list[str]:
-    """Return by how much delays between two steps were rounded, and what that alone changes."""
-    found = []
-    rounded = copy.deepcopy(plan.twin)
-    for path, layer in rounded.named_modules():
-        if not isinstance(layer, DelayingLayer):
-            continue
-        off = (layer.delay - layer.delay.round()).abs()
-        if bool(off.any()):
-            name, _, inner = path.partition(".")
-            label = ".".join([plan.labels[name], *[inner] * bool(inner)])
-            found.append(
-                f"{label} ({type(layer).__name__}) has delays between two steps, rounded by "
-                f"{float(off.mean()):.2f} of a step in the mean, {float(off.max()):.2f} at most"
-            )
-            layer.round_()
-    if found:
-        output = observed(rounded, plan.sample)[0]
-        error = _share_of_others(output, wanted) if spikes else _relative(output, wanted)
-        found.append(f"the rounded delays alone put the float model's output off by {error:.1%}")
-    return found
-
-
-def _fires(layer: Neuron) -> bool:
-    """Whether neurons have a threshold."""
-    return any(getattr(layer, f"{sign}_threshold", None) is not None for sign in ("pos", "neg"))
-
-
-def _share_of_others(found: Tensor, wanted: Tensor) -> float:
-    """Return the share of spikes that are others than wanted."""
-    return float((found.sign() != wanted.sign()).double().mean())
-
-
-def _relative(found: Tensor, wanted: Tensor) -> float:
-    """Return the root mean square of a difference, as a share of what was wanted."""
-    size = wanted.double().square().mean().sqrt()
-    return float((found.double() - wanted.double()).square().mean().sqrt() / size.clamp(min=1e-30))
-
-
-def _at_ends(values: Tensor, limit: int) -> float:
-    """Return the share of integers at an end of their width."""
-    return float((values.double().abs() >= limit).double().mean()) if values.numel() else 0.0
-
-
-def _share(shares: list[float]) -> float:
-    return sum(shares) / len(shares) if shares else 0.0
+    bits = plan.target.state_width + product.weight_bits - used
+    is_fixed = plan.target.chip is not None or bits > 24
+    remedy = "inputs of fewer bits." if is_fixed else f"state_bits={bits}, or inputs of fewer."
+    return [
+        f"layer {label} uses {used} of {product.weight_bits} bits of its weights, for its states "
+        f"are too narrow. Give {remedy}"
+    ]
 
 
 def _num_bytes(model: nn.Sequential) -> int:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tracetorch.chips import loihi, xylo
 from tracetorch.chips.chip import Chip
-from tracetorch.core.checks import check_integer, check_module
-from tracetorch.quantize.build import build, names_of
-from tracetorch.quantize.chain import Chain, chain_of, check_same
-from tracetorch.quantize.observe import neurons_of, observed, reach_of
-from tracetorch.quantize.prepared import Prepared, integer_model
+from tracetorch.chips.target import Target, target_of
+from tracetorch.core.checks import check_module
+from tracetorch.integers.border import Add
+from tracetorch.integers.width import check_between
+from tracetorch.quantize.build import build
+from tracetorch.quantize.prepared import Plan, Prepared, observed
 from tracetorch.quantize.processor import Processor
-from tracetorch.quantize.silicon import Loihi, Xylo
-from tracetorch.quantize.stages import Stage, stages_of
-from tracetorch.quantize.target import Target
-from tracetorch.snn.recurrent import Recurrent
+from tracetorch.quantize.reader import Call, Join, read_chain, run_by_step
+from tracetorch.quantize.report import relative, share_of_others
+from tracetorch.quantize.stages import Parts, parts_of, stages_in
+from tracetorch.snn.delay.base import DelayingLayer
+from tracetorch.snn.model_graph import label
 
 _ATTEMPTS = 8  # to double the range of states that saturate on the sample
 
@@ -50,17 +51,16 @@ def prepare(
             ``snn.DelayedConv1d``, also with the mask and signs of ``snn.connect``, which the
             integers keep, a batch norm behind one of them (folded, as it is in evaluation),
             ``AvgPool`` and ``MaxPool`` of one and two dimensions, ``nn.Flatten``, ``snn.Delay``,
-            the twelve layers, and ``snn.Recurrent`` of one of them and a product. Delays are
-            rounded to whole steps, straight through, and learn on. Dropout is left out. A readout
-            can only be last. Where all spikes have one size, it counts as one integer and does not
-            learn; the report says so. No two parameters may share memory. In float32 or float64.
+            the twelve layers, ``snn.Recurrent`` of one of them and a product, and branches whose
+            spikes are added, ``h + block(h)``. Delays are rounded to whole steps, straight
+            through, and learn on. Dropout is left out. A readout can only be last. Where all
+            spikes have one size, it counts as one integer and does not learn; the report says so.
+            No two parameters may share memory. In float32 or float64.
         sample: inputs ``[T, B, ...]`` as they will come, a batch of training data. Inputs that are
             no integers of 8 bits are rounded to such by an ``integers.Quantize`` at the front.
-        chip: ``None`` for integer arithmetic of any width; ``tt.chips.xylo.XYLO_1``, ``XYLO_2`` or
-            ``tt.chips.loihi.LOIHI`` for the neurons of a chip. Xylo takes ``Linear`` and
-            ``Recurrent`` of it, and delivers spikes a step later; both chips take inputs of spikes
-            and layers with one threshold (``LIF``, ``SLIF``), have decays that do not learn, and a
-            bias in the neuron.
+        chip: ``None`` for integer arithmetic of any width; one that ``tt.chips`` has, for its
+            neurons. Chips take inputs of spikes and layers with one threshold (``LIF``, ``SLIF``),
+            have decays that do not learn, and a bias in the neuron.
         weight_bits: width of weights, 2 to 16; on a chip at most its own.
         state_bits: width of states, 8 to 24; a chip has its own.
 
@@ -91,130 +91,116 @@ def prepare(
         raise ValueError(
             f"sample must be a sequence [T, B, ...] of some steps, got shape {list(sample.shape)}."
         )
-    _check_dtypes(model, sample)
+    _check_numbers(model, sample)
     target = _target(chip, weight_bits, state_bits)
-    chain, shapes = chain_of(model, sample[0])
-    stages, tail = stages_of(chain, shapes)
-    for stage in stages:
-        _check_finite(stage)
-        _check_delays(stage, target)
-        last = stage is stages[-1]
-        reason = target.refuse(stage, last=last)
-        if stage.is_readout and stage.connection is not None:
-            reason = "no Recurrent of a readout, whose values are too wide to be multiplied"
-        if reason is not None:
-            path = stage.neuron_path or stage.path or "the model"
-            raise ValueError(f"{path}: quantised models have {reason}.")
-    if target.spikes_later and (len(stages) < 2 or tail):
-        raise ValueError(
-            "Xylo has hidden and output neurons: a Linear and neurons, and again, at least."
-        )
-    check_same(model, chain, sample)
-    names = names_of(stages, tail)
-    twin = _twin(stages, tail, names)
-    states = observed(twin, sample)[1]
-    reach = {name: reach_of(layer, states[name]) for name, (_, layer) in neurons_of(twin).items()}
+    parts = parts_of(read_chain(model, sample))
+    _check_target(parts, target)
+    stages = {stage.neuron_path: stage for stage in stages_in(parts) if stage.neuron is not None}
+    found = {path: model.get_submodule(path) for path in stages}
+    neurons: dict[str, Any] = {path: getattr(each, "neuron", each) for path, each in found.items()}
+    reach = {path: torch.zeros(()) for path in neurons}
+
+    def see(path: str, layer: Any) -> None:
+        reach[path] = torch.maximum(reach[path], _reach(layer))
+
+    output, signs = run_by_step(model, sample, neurons, see)
+    plan = Plan(target, sample.detach().clone(), output, signs)
     for _ in range(_ATTEMPTS):
-        prepared = build(stages, tail, twin, sample, target, reach, names)
-        prepared.to(sample.device)
-        seen = observed(prepared, sample)[1]
-        full = [n for n, held in seen.items() if _saturates(held, target)]
+        prepared = build(parts, plan, reach).to(sample.device)
+        seen = observed(prepared, sample, prepared.plan)
+        full = [path for path, share in seen.at_ends.items() if share > 0]
         if not full:
             break
-        for name in full:
-            reach[name] = 2 * reach[name]
-    with torch.no_grad():
-        integer_model(prepared)  # raises where convert would: it is not exact before it learns
+        for path in full:
+            reach[path] = 2 * reach[path]
+    prepared.plan.differences += _rounded_delays(model, plan, stages_in(parts)[-1].spikes)
     return prepared.train(model.training)
 
 
-def _check_dtypes(model: nn.Module, sample: Tensor) -> None:
-    """Raise where a model or its sample is of another dtype than those that hold the integers."""
+def _check_numbers(model: nn.Module, sample: Tensor) -> None:
+    """Raise where a model or its sample has numbers that have no integers."""
     tensors = {"sample": sample, **dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
+        if not tensor.is_floating_point():
+            continue
+        if tensor.dtype not in (torch.float32, torch.float64):
             raise ValueError(
                 f"{name} is {tensor.dtype}, which does not hold the integers. Give float32 or "
                 "float64: model.float(), sample.float()."
             )
-    if not bool(torch.isfinite(sample).all()):
-        raise ValueError("sample has values that are not finite, and no scale. Leave them out.")
-
-
-def _check_finite(stage: Stage) -> None:
-    """Raise where the weights of a stage are not finite, or a parameter of its neurons is NaN."""
-    products = {stage.path: stage.product, f"{stage.neuron_path}.connection": stage.connection}
-    for path, product in products.items():
-        if product is not None and not all(bool(p.isfinite().all()) for p in product.parameters()):
+        # a parameter of neurons may be infinite: a threshold that is never reached
+        is_weight = tensor.ndim > 1
+        if not bool(tensor.isfinite().all() if is_weight else not tensor.isnan().any()):
             raise ValueError(
-                f"{path or 'the model'} has weights that are not finite, and no scale. Load or "
-                "train it again; a batch norm behind it is folded into them."
+                f"{name} has values that are not finite, and no scale. Load or train it again, or "
+                "leave them out."
             )
-    if stage.neuron is not None:
-        for name, value in stage.neuron.named_parameters():
-            if bool(value.isnan().any()):
-                raise ValueError(f"{stage.neuron_path} has {name} of NaN. Load or train it again.")
 
 
-def _check_delays(stage: Stage, target: Target) -> None:
-    """Raise where a stage has delays of synapses, and the target none."""
-    if target.without_delays is None:
-        return
-    delays = {stage.path: stage.delays, f"{stage.neuron_path}.connection": stage.connection_delays}
-    for path, layer in delays.items():
-        if layer is not None:
-            raise ValueError(
-                f"{path or 'the model'}: quantised models have {target.without_delays}."
-            )
+def _check_target(parts: Parts, target: Target) -> None:
+    """Raise where a part has no form on a target."""
+    for part in parts:
+        if isinstance(part, Join):
+            path, reasons = "the model", [target.refuse_module(Add)]
+            _check_target([*part.first, *part.second], target)
+        elif isinstance(part, Call):
+            path, reasons = part.path, [target.refuse_module(type(part.module))]
+        else:
+            path = part.neuron_path or part.path or "the model"
+            between = [target.refuse_module(type(module)) for _, module in part.between]
+            reasons = [target.refuse(part), *between]
+        for reason in reasons:
+            if reason is not None:
+                raise ValueError(f"{path}: quantised models have {reason}.")
+    if len(stages_in(parts)) < target.least_layers:
+        raise ValueError(
+            f"a network for {target.chip and target.chip.name} has hidden and output neurons: a "
+            "Linear and neurons, and again, at least."
+        )
 
 
 def _target(chip: Chip | None, weight_bits: int, state_bits: int) -> Target:
     """Return what to quantise for; raise where widths do not fit."""
     most = 16 if chip is None else 8
-    if not 2 <= check_integer("weight_bits", weight_bits) <= most:
-        raise ValueError(f"weight_bits must be 2 to {most}, got {weight_bits}.")
-    if not 8 <= check_integer("state_bits", state_bits) <= 24:
-        raise ValueError(f"state_bits must be 8 to 24, got {state_bits}.")
-    if chip is None:
-        return Processor(None, int(weight_bits), int(state_bits))
-    if chip in (xylo.XYLO_1, xylo.XYLO_2):
-        return Xylo(
-            *(chip, int(weight_bits), chip.state_bits, chip.weight_exponent[1]),
-            bias_in_product=False,
-            spikes_later=True,
-            one_inner_shift=True,
-        )
-    if chip == loihi.LOIHI:
-        # inputs of 16 bits arrive 6 bits higher; even weights are twice the integers here
-        return Loihi(
-            *(chip, int(weight_bits), 16, chip.weight_exponent[1] + 1),
-            per_channel=False,
-            bias_in_product=False,
-        )
-    if not isinstance(chip, Chip):
-        raise TypeError(f"chip must be a tt.chips.Chip or None, got {chip!r}.")
-    raise ValueError(
-        f"chip must be chips.xylo.XYLO_1, chips.xylo.XYLO_2 or chips.loihi.LOIHI, got {chip.name}."
+    weight_bits = check_between("weight_bits", weight_bits, 2, most)
+    state_bits = check_between("state_bits", state_bits, 8, 24)
+    return (
+        Processor(None, weight_bits, state_bits) if chip is None else target_of(chip, weight_bits)
     )
 
 
-def _twin(stages: list[Stage], tail: Chain, names: dict[str, str]) -> nn.Sequential:
-    """Return the float model as a flat chain, batch norms folded."""
-    found: OrderedDict[str, nn.Module] = OrderedDict()
-    for stage in stages:
-        product = stage.delays or stage.product
-        for path, module in (*stage.before, (stage.path, product), *stage.between):
-            found[names[path]] = module
-        if stage.neuron is not None:
-            neuron: nn.Module = stage.neuron
-            if stage.connection is not None:
-                neuron = Recurrent(stage.neuron, stage.connection_delays or stage.connection)
-            found[names[stage.neuron_path]] = neuron
-    found.update((names[path], module) for path, module in tail)
-    return copy.deepcopy(nn.Sequential(found)).eval()
+def _reach(layer: Any) -> Tensor:
+    """Return how far the states of float neurons are, with their thresholds, of every neuron."""
+
+    def each(name: str) -> Tensor:
+        value: Tensor = getattr(layer, name).abs().movedim(layer.dim, 0)
+        return value.flatten(1).amax(1)
+
+    found, threshold = each("mem"), torch.zeros(())
+    for value in (layer.pos_threshold, layer.neg_threshold):
+        if value is not None:
+            threshold = torch.maximum(threshold.to(found), value.detach().abs().to(found))
+    found = found + threshold
+    return torch.maximum(found, each("syn")) if "syn" in layer.active_states else found
 
 
-def _saturates(states: dict[str, Tensor], target: Target) -> bool:
-    """Whether a state is at an end of its width."""
-    held = [value for name, value in states.items() if name not in ("output", "prev_output")]
-    return any(bool((value.abs() >= target.state_limit).any()) for value in held)
+@torch.no_grad()
+def _rounded_delays(model: nn.Module, plan: Plan, spikes: bool) -> list[str]:
+    """Return by how much delays between two steps are rounded, and what that alone changes."""
+    found = []
+    rounded = copy.deepcopy(model)
+    for path, layer in rounded.named_modules():
+        if not isinstance(layer, DelayingLayer):
+            continue
+        off = (layer.delay - layer.delay.round()).abs()
+        if bool(off.any()):
+            found.append(
+                f"{label(path, layer)} has delays between two steps, rounded by "
+                f"{float(off.mean()):.2f} of a step in the mean, {float(off.max()):.2f} at most"
+            )
+            layer.round_()
+    if found:
+        output, _ = run_by_step(rounded, plan.sample, {}, lambda *_: None)
+        error = (share_of_others if spikes else relative)(output, plan.output)
+        found.append(f"the rounded delays alone put the float model's output off by {error:.1%}")
+    return found

@@ -2,61 +2,67 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from tracetorch.chips.target import Target
 from tracetorch.core.walk import Opaque
-from tracetorch.integers.exact import check_exact
+from tracetorch.integers.exact import watched
+from tracetorch.integers.layers import Product
 from tracetorch.integers.leaky_integrator import LeakyIntegrator
-from tracetorch.quantize.target import Target
+from tracetorch.integers.width import limits
+from tracetorch.quantize.reader import run_by_step
 from tracetorch.snn.module import TTModule, zero_states
-from tracetorch.snn.recurrent import Recurrent
+from tracetorch.snn.neuron import Neuron
 
-Recipe = Callable[[Any], nn.Module]
+
+@dataclass
+class Layer:
+    """A product of a prepared model, and the neurons behind it.
+
+    Args:
+        label: path of the product in the user's model.
+        path: of the product in the prepared one.
+        unit: what one integer of what it feeds stands for.
+        neurons_label: path of the neurons in the user's model; empty where there are none.
+        neurons: path of the neurons, or of the ``Recurrent`` of them.
+        spikes: whether the neurons have a threshold.
+        depth: how many products are before it.
+    """
+
+    label: str
+    path: str
+    unit: Tensor
+    neurons_label: str = ""
+    neurons: str = ""
+    spikes: bool = False
+    depth: int = 0
 
 
 @dataclass
 class Plan(Opaque):
-    """Plan of a conversion: samples, float twin, and recipes of a prepared model.
+    """Plan of a conversion: target, sample, and the float model's outputs over it.
 
     Args:
         target: what it was prepared for.
         sample: the inputs on which its scales were found.
-        twin: the float model, batch norms folded, with the same names.
-        labels: path in the user's model, by name.
-        recipes: how integer modules are made of prepared ones, by name.
-        sources: path of a float that learns, and of its place in the twin.
-        units: what one integer of the states stands for, by name.
-        differences: in what a chip's neurons differ from the model's.
+        output: of the float model over the sample.
+        signs: of the outputs of its neurons, by their path in it.
+        layers: in order.
+        differences: in what the prepared model differs from the float one, beside rounding.
     """
 
     target: Target
     sample: Tensor
-    twin: nn.Sequential
-    labels: dict[str, str] = field(default_factory=dict)
-    recipes: dict[str, Recipe] = field(default_factory=dict)
-    sources: dict[str, str] = field(default_factory=dict)
-    units: dict[str, Tensor] = field(default_factory=dict)
+    output: Tensor
+    signs: dict[str, Tensor]
+    layers: list[Layer] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
-
-
-def integer_model(prepared: Prepared) -> nn.Sequential:
-    """Return the integers of a prepared model alone, at rest, proved exact on its sample.
-
-    Raises:
-        ValueError: a number can leave the exact range.
-    """
-    recipes = prepared.plan.recipes
-    made = OrderedDict((name, recipes[name](each)) for name, each in prepared.named_children())
-    model = nn.Sequential(made).train(prepared.training)
-    zero_states(model)  # delays are copied with what they hold
-    check_exact(model, prepared.plan.sample)
-    return model
 
 
 class Prepared(nn.Sequential, TTModule):
@@ -90,41 +96,84 @@ class Prepared(nn.Sequential, TTModule):
         return nn.Sequential(OrderedDict(self._modules))[index]
 
     def get_extra_state(self) -> Tensor:
-        """Return what the sample decided, and the floats that do not learn, for ``state_dict``."""
-        values = [torch.tensor([self.output_scale], dtype=torch.float64), *self._decided()]
+        """Return what the sample decided, for ``state_dict``."""
+        values = (
+            torch.tensor([self.output_scale], dtype=torch.float64),
+            *(layer.unit for layer in self.plan.layers),
+        )
         return torch.cat([value.detach().double().flatten().cpu() for value in values])
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take what another sample decided."""
-        self.output_scale = float(state[0])
-        held = self._decided()
-        values = torch.split(state[1:], [value.numel() for value in held])
-        with torch.no_grad():
-            for value, given in zip(held, values, strict=True):
-                value.copy_(given.reshape(value.shape))
-        unit = torch.ones(())
-        for name, module in self.named_children():
-            unit = self.plan.units.get(name, unit)
-            neuron = module.neuron if isinstance(module, Recurrent) else module
+        """Take what another sample decided; in earlier versions there was more behind it."""
+        self.output_scale, place = float(state[0]), 1
+        for layer in self.plan.layers:
+            end = place + layer.unit.numel()
+            layer.unit = state[place:end].reshape(layer.unit.shape).to(layer.unit)
+            place = end
+            neuron = self.get_submodule(layer.neurons) if layer.neurons else None
+            neuron = getattr(neuron, "neuron", neuron)
             if isinstance(neuron, LeakyIntegrator) and neuron.unit is not None:
-                neuron.unit = float(1 / unit)
+                neuron.unit = float(1 / layer.unit)
 
-    def _decided(self) -> list[Tensor]:
-        """Return the units of states, and those floats of the twin that no others replace."""
-        twin, learned = self.plan.twin, set(self.plan.sources.values())
-        floats = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}
-        kept = [value for name, value in floats.items() if name not in learned]
-        return [*self.plan.units.values(), *kept]
 
-    def _load_from_state_dict(
-        self, state_dict: Any, prefix: str, metadata: Any, strict: bool, *lists: list[str]
-    ) -> None:
-        state = state_dict.get(f"{prefix}_extra_state")
-        if state is not None and state.shape != (own := self.get_extra_state()).shape:
-            *_, messages = lists
-            messages.append(
-                f"{prefix}_extra_state: {state.numel()} numbers that a sample decided, and this "
-                f"model has {own.numel()}. Prepare the same network in the same way."
-            )
-            return
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, *lists)
+def integer_model(prepared: Prepared) -> nn.Sequential:
+    """Return the integers of a prepared model alone, at rest."""
+    children = ((name, copy.deepcopy(child)) for name, child in prepared.named_children())
+    model = nn.Sequential(OrderedDict(children)).train(prepared.training)
+    for module in model.modules():
+        lists = module._modules.get("parametrizations")
+        if lists is None:
+            continue
+        values = {name: getattr(module, name).detach() for name in lists._modules}
+        del module._modules["parametrizations"]
+        # the class that it had before PyTorch gave it properties
+        module.__class__ = type(module).__base__  # type: ignore[assignment]
+        for name, value in values.items():
+            if isinstance(module, Product):
+                narrow = torch.int8 if module.weight_bits <= 8 else torch.int16
+                value = value.to(torch.int32 if name == "bias" else narrow)
+            module.register_buffer(name, value)
+    zero_states(model)
+    return model
+
+
+class Observation(NamedTuple):
+    """Outputs, and by label the signs of neurons' outputs, and the share of states at an end."""
+
+    output: Tensor
+    signs: dict[str, Tensor]
+    at_ends: dict[str, float]
+
+
+@torch.no_grad()
+def observed(model: nn.Module, x: Tensor, plan: Plan) -> Observation:
+    """Run integers, prepared or converted, over a sample, and prove that all are exact.
+
+    Raises:
+        ValueError: a number can leave the exact range. The message names the layer.
+    """
+    found = {layer.neurons_label: neurons_of(model, layer) for layer in plan.layers}
+    neurons = {name: neuron for name, neuron in found.items() if neuron is not None}
+    shares: dict[str, list[float]] = {name: [] for name in neurons}
+    limit, steps = limits(plan.target.state_width)[1], len(plan.sample)
+
+    def see(name: str, neuron: Neuron) -> None:
+        for state in neuron.active_states:
+            value = getattr(neuron, state)
+            # what is behind the sample is there for late spikes alone
+            if state != "prev_output" and len(shares[name]) < steps * len(neuron.active_states):
+                shares[name].append(float((value.double().abs() >= limit).double().mean()))
+
+    with watched(model) as prove_all:
+        output, signs = run_by_step(model, x, neurons, see)
+        prove_all()
+    at_ends = {name: sum(each) / len(each) for name, each in shares.items()}
+    return Observation(output, signs, at_ends)
+
+
+def neurons_of(model: nn.Module, layer: Layer) -> Neuron | None:
+    """Return the neurons of a layer in a prepared or an integer model."""
+    if not layer.neurons:
+        return None
+    found = model.get_submodule(layer.neurons)
+    return cast(Neuron, getattr(found, "neuron", found))

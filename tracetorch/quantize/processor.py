@@ -8,14 +8,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from tracetorch.chips.target import IntegerNeuron, LearnedIntegers, Stage, Target, whole_border
 from tracetorch.integers.border import Quantize
-from tracetorch.integers.leaks import Multiplier
+from tracetorch.integers.fixed_point import Multiplier
 from tracetorch.integers.leaky_integrator import LeakyIntegrator as IntegerLeakyIntegrator
-from tracetorch.quantize.learned import LearnedIntegers
-from tracetorch.quantize.stages import Stage
-from tracetorch.quantize.target import IntegerNeuron, Learned, Target, whole_border
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.parameters import negative_softplus, sigmoid, softplus, unbounded
 
@@ -29,42 +27,40 @@ _TRACE = 128  # integers of a spike, where a trace of spikes decays
 class Processor(Target):
     """Integer arithmetic of any width: all twelve layers have their own form."""
 
-    def refuse(self, stage: Stage, *, last: bool) -> str | None:
+    def refuse(self, stage: Stage) -> str | None:
         """Return why a stage has no form here, as what is allowed; ``None`` where it has one."""
         layer = stage.neuron
-        if layer is not None and not stage.is_readout and not bool(_sizes(layer).any()):
+        if layer is not None and stage.spikes and not bool(_sizes(layer).any()):
             return "spikes of some size: pos_scale and neg_scale must not be 0 everywhere"
         return None
 
     def differences(self, stage: Stage) -> list[str]:
         """Return in what the target's neurons differ from those of a stage."""
         layer = stage.neuron
-        if layer is None or stage.is_readout or not _one_size(_sizes(layer)):
+        if layer is None or not stage.spikes or not _one_size(_sizes(layer)):
             return []
-        raws = {name: getattr(layer, f"raw_{name}", None) for name in ("pos_scale", "neg_scale")}
-        learns = [
-            name
-            for name, raw in raws.items()
-            if isinstance(raw, nn.Parameter) and raw.requires_grad
-        ]
-        if not learns:
-            return []
+        learning = dict(layer.named_parameters())
+        names = [n for n in ("pos_scale", "neg_scale") if f"raw_{n}" in learning]
+        learns = [name for name in names if learning[f"raw_{name}"].requires_grad]
         size = float(_sizes(layer)[0])
-        return [f"has spikes of one size, {size:g}: {' and '.join(learns)} will not learn"]
+        found = f"has spikes of one size, {size:g}: {' and '.join(learns)} will not learn"
+        return [found] if learns else []
 
     def border(self, x: Tensor) -> tuple[Quantize | None, int]:
         """Return what makes integers of inputs like ``x``, and the largest of them."""
         return whole_border(x, _INPUT_BITS, signed=True)
 
-    def neuron(self, stage: Stage, unit: Tensor, *, last: bool) -> IntegerNeuron:
+    def neuron(self, stage: Stage, unit: Tensor) -> IntegerNeuron:
         """Return how to build the neurons of a stage, whose states count in ``unit``."""
         layer = stage.layer
-        forms = {name: _decay() for name in ("alpha", "beta", "gamma")}
+        one = 2.0**_DECAY_BITS
+        decays = ("alpha", "beta", "gamma")
+        forms = {name: LearnedIntegers(sigmoid, one, 0, one) for name in decays}
         forms["pos_threshold"] = LearnedIntegers(softplus, 1 / unit, 1, self.limit)
         forms["neg_threshold"] = LearnedIntegers(negative_softplus, -1 / unit, 1, self.limit)
         most = 2.0**23
         forms["bias"] = LearnedIntegers(unbounded, 1 / unit, -most, most)
-        constants, scales, output_scale, largest = self._spikes(layer, stage.is_readout, unit)
+        constants, scales, output_scale, largest = self._spikes(stage, unit)
         forms |= scales
         options: dict[str, Any] = {}
         if layer.rec_weight is not None:
@@ -76,11 +72,11 @@ class Processor(Target):
             factor = ratio * 2.0 ** options["rec_weight_fraction"]
             forms["rec_weight"] = LearnedIntegers(unbounded, factor, -most, most)
         learned = {
-            name: Learned(getattr(layer, f"raw_{name}"), form, f"neuron.raw_{name}")
+            name: (getattr(layer, f"raw_{name}"), form)
             for name, form in forms.items()
             if name not in constants and getattr(layer, name) is not None
         }
-        kwargs = layer.step_kwargs(1, torch.float32)
+        kwargs = stage.settings
         spikes = [kwargs[name] for name in ("pos_spike", "neg_spike") if kwargs[name] is not None]
         kind = partial(
             IntegerLeakyIntegrator,
@@ -98,14 +94,19 @@ class Processor(Target):
         return IntegerNeuron(kind, constants, learned, output_scale, largest)
 
     def _spikes(
-        self, layer: LeakyIntegrator, is_readout: bool, unit: Tensor
+        self, stage: Stage, unit: Tensor
     ) -> tuple[dict[str, Any], dict[str, LearnedIntegers], Tensor, int]:
         """Return constant and learned sizes of spikes, their scale, and the largest integer."""
-        if is_readout:
+        if not stage.spikes:
             return {}, {}, unit, self.limit
+        layer = stage.layer
         found = _sizes(layer)
         if _one_size(found):
-            whole = self._whole_spike(layer)
+            whole = 1
+            if layer.gamma is not None:  # more than 1, for a trace to decay
+                decay = 0.0 if stage.settings["gamma_ema"] else float(layer.gamma.detach().max())
+                bits = math.log2(self.limit / 2 * (1 - decay))
+                whole = min(_TRACE, 1 << max(0, int(bits)))
             names = [n for n in ("pos", "neg") if getattr(layer, f"{n}_threshold") is not None]
             constants = {f"{name}_scale": float(whole) for name in names} if whole > 1 else {}
             absent = {f"{name}_scale": None for name in names} if whole == 1 else {}
@@ -118,21 +119,10 @@ class Processor(Target):
         }
         return {}, forms, scale, high
 
-    def _whole_spike(self, layer: LeakyIntegrator) -> int:
-        """Return how many integers a spike of the one size is: more than 1 for a trace to decay."""
-        if layer.gamma is None:
-            return 1
-        averages = layer.step_kwargs(1, torch.float32)["gamma_ema"]
-        reach = 1.0 if averages else float(1 / (1 - layer.gamma.detach().max()))
-        return min(_TRACE, 1 << max(0, int(math.log2(self.limit / 2 / reach))))
-
 
 def _sizes(layer: LeakyIntegrator) -> Tensor:
     """Return the sizes of the spikes of all neurons, of both signs."""
-    signs = (
-        (layer.pos_scale, layer.pos_threshold),
-        (layer.neg_scale, layer.neg_threshold),
-    )
+    signs = (layer.pos_scale, layer.pos_threshold), (layer.neg_scale, layer.neg_threshold)
     return torch.cat(
         [
             torch.ones(1, device=threshold.device) if scale is None else scale.detach().reshape(-1)
@@ -145,8 +135,3 @@ def _sizes(layer: LeakyIntegrator) -> Tensor:
 def _one_size(sizes: Tensor) -> bool:
     """Whether all spikes have one size, which then counts as one integer."""
     return bool((sizes == sizes[0]).all()) and float(sizes[0]) > 0
-
-
-def _decay() -> LearnedIntegers:
-    one = 2.0**_DECAY_BITS
-    return LearnedIntegers(sigmoid, one, 0, one)

@@ -21,9 +21,10 @@ class LayerReport:
         saturated_weights: share of the weights that are beyond an end of their width.
         saturated_states: share of the states at an end of theirs, over the sample.
         weight_error: of the weights, root mean square, as a share of theirs.
-        output_error: share of the neurons' outputs, over the sample, that are other spikes than the
-            float model's, on Xylo at the step that they are later by; of a readout, and of a
-            product without neurons, the root mean square of the difference as a share of theirs.
+        output_error: share of the neurons' outputs, over the sample, that are other spikes than
+            those of the float model that was prepared, on a chip at the step that they are later
+            by; of a readout, and of a product without neurons, the root mean square of the
+            difference as a share of theirs.
 
     Example:
         >>> from tracetorch import quantize, snn
@@ -57,7 +58,7 @@ class Report:
             the next width of 8, 16 or 32 bits.
         misfits: limits of the chip that the network exceeds; empty where it fits.
         differences: in what the neurons differ from the model's, of a chip above all; without one,
-            which sizes of spikes no longer learn.
+            which sizes of spikes no longer learn; by how much delays were rounded.
         notes: how integers are made of the inputs, where these are none; and of which layers the
             weights use fewer bits than they have, because the states are too narrow.
 
@@ -109,3 +110,14 @@ class Report:
         lines += [f"does not fit: {each}" for each in self.misfits]
         lines += [f"differs: {each}" for each in self.differences]
         return "\n".join(lines)
+
+
+def share_of_others(found: Tensor, wanted: Tensor) -> float:
+    """Return the share of spikes that are others than wanted."""
+    return float((found.sign() != wanted.sign()).double().mean())
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    """Return the root mean square of a difference, as a share of what was wanted."""
+    size = wanted.double().square().mean().sqrt()
+    return float((found.double() - wanted.double()).square().mean().sqrt() / size.clamp(min=1e-30))

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tracetorch.quantize.stages import FloatProduct
-from tracetorch.quantize.target import Target
+from tracetorch.chips.target import FloatProduct, Target
 
 _RESERVE = 2.0  # of the range that the sample reaches
 _UNEQUAL = 16.0  # channels that are weaker than the strongest by more are rounded more coarsely
@@ -41,15 +40,7 @@ class Feed:
 def unit_and_shifts(
     feeds: list[Feed], reach: Tensor, target: Target, *, per_channel: bool, inner_shift: int | None
 ) -> tuple[Tensor, list[int]]:
-    """Return the unit of the neurons' states, and the shift of every product that feeds them.
-
-    Args:
-        feeds: the products.
-        reach: how far states and thresholds go on the sample, one number per neuron.
-        target: what for.
-        per_channel: whether every output of the products has its own unit.
-        inner_shift: that of all products between hidden neurons, where they share one.
-    """
+    """Return the unit of states that reach so far, and the shift of products that feed them."""
     high = 2 ** (target.weight_bits - 1) - 1
     reach = _RESERVE * (reach if per_channel else reach.max())
     floor = reach / target.limit
@@ -75,3 +66,15 @@ def unit_and_shifts(
         finest = torch.maximum(finest, step / 2.0**shift)
     unit = torch.maximum(finest, floor)
     return torch.where(unit > 0, unit, torch.ones_like(unit)), shifts
+
+
+def common_scale(one: Tensor, other: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """Return the scale of a sum of integers of two scales, and its integers in one of either.
+
+    Where one is no multiple of the other, both are multiples of a finer one, up to 16 times.
+    """
+    ratio = max(float(one), float(other)) / min(float(one), float(other))
+    off = {k: round(abs(round(k * ratio) / (k * ratio) - 1), 3) for k in range(1, 17)}
+    times = min(off, key=lambda k: off[k])
+    factors = times, round(times * ratio)
+    return torch.minimum(one, other) / times, factors if one <= other else factors[::-1]

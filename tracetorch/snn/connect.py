@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from tracetorch.core.checks import check_module
-from tracetorch.core.hooks import has_weight_hooks
+from tracetorch.core.hooks import hooked_weights
 from tracetorch.snn.connectivity import (
     RAW_WEIGHT,
     Connectivity,
@@ -86,7 +86,7 @@ def connect(module: Layer, *, mask: Tensor | None = None, signs: Tensor | None =
         )
     if mask is None and signs is None:
         raise ValueError("connect needs mask=, signs=, or both.")
-    if parametrize.is_parametrized(product, "weight") or has_weight_hooks(product):
+    if parametrize.is_parametrized(product, "weight") or hooked_weights(product):
         raise ValueError(
             f"the weight of {type(product).__name__} is parametrized, pruned, or has a norm of "
             "torch.nn.utils already. Connect the plain layer, once, with mask= and signs= together."

@@ -26,7 +26,7 @@ from torch import Tensor, fx, nn
 
 from tracetorch.cell import Constraint, StateKind
 from tracetorch.core.checks import check_count, check_integer, suggestion
-from tracetorch.core.hooks import has_weight_hooks
+from tracetorch.core.hooks import hooked_weights
 from tracetorch.core.leaked_tracer import is_leaked_tracer
 from tracetorch.core.walk import MODULE_ATTRIBUTES
 from tracetorch.snn.declarations import (
@@ -910,7 +910,7 @@ def warn_of_sequence(layer: SequenceLayer) -> None:
 
 def transient_attributes_of(module: nn.Module) -> frozenset[str]:
     """Return what a call of a module may change: its mode, states, and notes of the call."""
-    own = {"training", "weight"} if has_weight_hooks(module) else {"training"}
+    own = {"training", *hooked_weights(module)}
     if isinstance(module, TTModule):
         own.update(module._state_attributes, _NOTES)
     return frozenset(own)

@@ -91,11 +91,11 @@ class Recorder:
             layer, name = names[path]
             self._path[id(layer), name] = path
             self._wanted[id(layer)] = (*self._wanted.get(id(layer), ()), name)
-        # what has no output of a layer that could be recorded: modules with a memory
-        self._memories = [
+        # whose states are wanted
+        self._stateful = [
             layer
             for _, layer in layers
-            if id(layer) in self._wanted and not isinstance(layer, SequenceLayer)
+            if any(name not in ENDS for name in self._wanted.get(id(layer), ()))
         ]
 
     def wants_inside(self, layer: nn.Module) -> bool:
@@ -120,27 +120,31 @@ class Recorder:
         # what the model does in place with the output must not reach what was recorded
         return y.clone() if (id(layer), "output") in self._path else y
 
-    def after_call(self, layer: TTModule, x: Tensor, y: Tensor) -> Tensor:
-        """Record one step of a layer; return the output for the model."""
-        wanted = self._wanted.get(id(layer), ())
-        if not wanted:
-            return y
-        for name, value in (*states_of(layer).items(), ("input", x), ("output", y)):
-            if name in wanted and value is not None:  # the mask of a dropout in evaluation
-                copied = value.clone() if name == "input" else value
-                self._steps.setdefault(self._path[id(layer), name], []).append(copied)
+    def after_call(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Record input and output of one step of a layer; return the output for the model."""
+        for name, value in (("input", x), ("output", y)):
+            if (id(layer), name) in self._path:
+                self._add(layer, name, value.clone() if name == "input" else value)
         # what the model does in place with the output must not reach what was recorded
-        return y.clone() if "output" in wanted else y
+        return y.clone() if (id(layer), "output") in self._path else y
 
     def after_step(self, within: nn.Module | None = None) -> None:
-        """Record the memories of modules, of those inside a layer if one is given, after a step."""
-        inside = None if within is None else {id(m) for _, m in modules_of(within)}
-        for module in self._memories:
+        """Record states behind a step, when ``forward`` may have set them: all, or those inside.
+
+        Args:
+            within: the layer that has run a step of what is inside it.
+        """
+        inside = None if within is None else {id(m) for _, m in modules_of(within)} - {id(within)}
+        for module in self._stateful:
             if inside is None or id(module) in inside:
-                for name in self._wanted[id(module)]:
-                    value = states_of(module)[module._attribute_of(name)]
-                    if value is not None:
-                        self._steps.setdefault(self._path[id(module), name], []).append(value)
+                states = states_of(module)
+                for name in self.states_wanted_of(module):
+                    value = states[module._attribute_of(name)]
+                    if value is not None:  # the mask of a dropout in evaluation
+                        self._add(module, name, value)
+
+    def _add(self, layer: nn.Module, name: str, value: Tensor) -> None:
+        self._steps.setdefault(self._path[id(layer), name], []).append(value)
 
     def result(self, steps: int) -> dict[str, Tensor]:
         """Return every trajectory by path, ``[T, ...]``.

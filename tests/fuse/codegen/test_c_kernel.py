@@ -13,11 +13,10 @@ import pytest
 import torch
 
 from tests import cases
-from tests.fuse.codegen.test_llvm_kernel import EXACT, SPECIAL, plan_of
+from tests.fuse.codegen.test_llvm_kernel import EXACT, plan_of
 from tests.fuse.codegen.test_triton_loops import everything
-from tests.fuse.kernels import buffers_of
+from tests.fuse.kernels import evaluated
 from tracetorch.fuse.codegen.c_kernel import c_source
-from tracetorch.fuse.ir.evaluate import evaluate
 from tracetorch.fuse.ir.kernel import PRIVATE, Extent, Kernel, Size
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.ir.schedule import (
@@ -25,12 +24,10 @@ from tracetorch.fuse.ir.schedule import (
     forward_kernel,
     step_kernel,
 )
-from tracetorch.fuse.ir.verify import verify
 
 CC = shutil.which("cc")
 pytestmark = pytest.mark.skipif(CC is None, reason="there is no C compiler")
 WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Werror")
-SIZES = {"steps": 7, "every": 3, "segments": 3, "chunk": 2, "chunks": 2}
 
 
 def compiled(kernel: Kernel, folder: Path) -> Any:
@@ -45,17 +42,7 @@ def compiled(kernel: Kernel, folder: Path) -> Any:
 
 
 def compare(kernel: Kernel, folder: Path, lanes: int, neurons: int, *, exact: bool = True) -> None:
-    random = np.random.default_rng(lanes)
-    sizes = {size.name: SIZES[size.name] for size in verify(kernel).sizes}
-
-    def draw(shape: list[int]) -> Any:
-        values = random.uniform(-1, 1, shape)
-        where = random.random(shape) < (0.1 if exact else 0.0)
-        return np.where(where, random.choice(SPECIAL, shape), values)
-
-    given = buffers_of(kernel, sizes, lanes, neurons, draw)
-    expected = {name: memory.copy() for name, memory in given.items()}
-    evaluate(kernel, sizes, expected, neurons=np.arange(lanes) % neurons)
+    sizes, given, expected = evaluated(kernel, lanes, neurons, special=exact)
     for buffer in kernel.buffers:
         if buffer.role in PRIVATE:
             shape = [

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.fuse.kernels import graph_on, lesser_machine
-from tracetorch.fuse.codegen.llvm_functions import LIBRARY, VECTOR_FUNCTIONS
-from tracetorch.fuse.ir.graph import ARITY, Graph, Line
+from tracetorch.fuse.codegen.llvm_functions import VECTOR_FUNCTIONS
+from tracetorch.fuse.ir.graph import Graph, Line
 
 MOST = 2.0  # last places
 
@@ -71,11 +71,3 @@ def test_lesser_machine_rounds_alike(op: str) -> None:
     assert np.array_equal(mine[~numbers], lesser[~numbers], equal_nan=True)
     units = np.spacing(np.abs(mine[numbers]))
     assert (np.abs(mine[numbers] - lesser[numbers]) <= units).all()
-
-
-def test_every_function_of_a_kernel_has_a_definition() -> None:
-    from tracetorch.fuse.codegen.llvm_kernel import unknown
-
-    assert [op for op in ARITY if unknown(op)] == []
-    assert unknown("bessel")
-    assert set(VECTOR_FUNCTIONS) <= {*LIBRARY}

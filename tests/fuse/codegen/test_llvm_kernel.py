@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests import cases
-from tests.fuse.kernels import aligned, buffers_of, lesser_machine, run_compiled
+from tests.fuse.kernels import aligned, buffers_of, evaluated, lesser_machine, run_compiled
 from tracetorch.fuse.codegen.llvm_kernel import Processor, most_alive, print_kernel
 from tracetorch.fuse.ir.evaluate import evaluate
 from tracetorch.fuse.ir.kernel import Axis, Dtype, Extent, Kernel, KernelBuilder, Role
@@ -25,7 +25,6 @@ from tracetorch.fuse.ir.schedule import (
 from tracetorch.fuse.ir.verify import verify
 from tracetorch.fuse.runtime.machine_code import Machine, object_code, this_machine
 
-SPECIAL = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-42, -1e-42, 3e38, -3e38]
 EXACT = [name for name in cases.LAYERS if name not in cases.INEXACT]
 MACHINES: list[Callable[[], Machine]] = [this_machine, lesser_machine]
 
@@ -48,21 +47,7 @@ def compare(
     bypass: bool = False,
 ) -> None:
     """Assert that the evaluator and machine code write the same bits."""
-    random = np.random.default_rng(lanes)
-    sizes = {"steps": 7, "every": 3, "segments": 3, "chunk": 2, "chunks": 2, "taps": taps}
-    sizes = {size.name: sizes[size.name] for size in kernel.sizes}
-
-    def draw(shape: list[int]) -> Any:
-        values = random.uniform(-1, 1, shape)
-        if special:
-            where = random.random(shape) < 0.1
-            values = np.where(where, random.choice(SPECIAL, shape), values)
-        return values
-
-    given = buffers_of(kernel, sizes, lanes, neurons or lanes, draw)
-    expected = {name: memory.copy() for name, memory in given.items()}
-    places = np.arange(lanes) % (neurons or lanes)
-    evaluate(kernel, sizes, expected, neurons=places)
+    sizes, given, expected = evaluated(kernel, lanes, neurons or lanes, special=special, taps=taps)
     if neurons and "sums" in given:
         groups = -(-lanes // neurons // 2)
         given["sums"] = np.zeros((groups, *given["sums"].shape[:-1], neurons))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests import cases
 from tests.fuse import interpreted_libdevice
-from tests.fuse.cases import CONFIGURATIONS, make, name_of
+from tests.fuse.cases import CONFIGURATIONS, ends, make, name_of
 from tests.fuse.ir import test_lower
 from tests.snn import test_inputs
 from tracetorch import functional, fuse, snn
@@ -103,41 +103,6 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tensor, "new_empty", lambda *a, **k: fill(new_empty(*a, **k)))
 
 
-def ends(
-    layer: snn.Neuron,
-    x: Tensor,
-    backend: str,
-    record: tuple[str, ...],
-    further: tuple[Tensor, ...] = (),
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return results, and gradients by name of a loss on outputs, trajectories, final states."""
-    generator = torch.Generator().manual_seed(3)
-
-    def noise(like: Tensor) -> Tensor:
-        drawn = torch.randn(like.shape, generator=generator, dtype=torch.float64)
-        return drawn.to(device=like.device, dtype=like.dtype)
-
-    layer.zero_states()
-    layer.zero_grad()
-    leaf = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
-    # A copy of a tensor with gaps has none: then the tensor itself becomes the leaf.
-    inputs = leaf if leaf.stride() == x.stride() else x.detach().requires_grad_()
-    starts = {name: noise(x[0]).requires_grad_() for name in layer.active_states}
-    for name, start in starts.items():
-        setattr(layer, name, start)
-    others = [each.detach().requires_grad_() for each in further]
-    with fuse.backend(backend):
-        y, records = layer.forward_sequence(inputs, record=record, further=others)
-    final = {name: getattr(layer, name) for name in layer.active_states}
-    values = {"output": y, **final, **{f"record {n}": t for n, t in records.items()}}
-    torch.stack([(value * noise(value)).sum() for value in values.values()]).sum().backward()
-    grads = {"x": inputs.grad, **{f"further {n}": each.grad for n, each in enumerate(others)}}
-    grads |= {**{f"start {n}": s.grad for n, s in starts.items()}}
-    grads |= {name: p.grad for name, p in layer.named_parameters()}
-    inputs.grad = None
-    return values, {name: grad for name, grad in grads.items() if grad is not None}
-
-
 def agree(
     layer: snn.Neuron,
     x: Tensor,
@@ -148,8 +113,15 @@ def agree(
 ) -> None:
     layer, x = layer.to(x.dtype).to(DEVICE), x.to(DEVICE)
     further = tuple(each.to(DEVICE) for each in further)
-    values, grads = ends(layer, x, "eager", record, further)
-    found, found_grads = ends(layer, x, "triton", record, further)
+
+    def run(backend: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        def runs(layer: snn.Neuron, x: Tensor, *others: Tensor) -> Any:
+            with fuse.backend(backend):
+                return layer.forward_sequence(x, record=record, further=others)
+
+        return ends(layer, x, runs, live=True, further=further)
+
+    (values, grads), (found, found_grads) = run("eager"), run("triton")
     eps = torch.finfo(x.dtype).eps
     for name, value in values.items():
         if exact:

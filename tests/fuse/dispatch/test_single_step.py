@@ -134,17 +134,6 @@ def test_functional_call_takes_effect() -> None:
         assert made(x).tolist() != out.tolist()
 
 
-def test_changed_option_takes_effect() -> None:
-    made = snn.LIF(2, beta=0.5)
-    with torch.no_grad():
-        made(torch.full((1, 2), 3.0))
-        assert made.mem.tolist() == [[2.0, 2.0]]
-        made.zero_states()
-        made.reset = "zero"
-        made(torch.full((1, 2), 3.0))
-        assert made.mem.tolist() == [[0.0, 0.0]]
-
-
 def test_input_errors_are_those_of_the_eager_step() -> None:
     made = snn.LIF(2)
     with torch.no_grad():
@@ -253,26 +242,6 @@ def test_overridden_step_kwargs_may_read_unwatched_attributes() -> None:
         layer.gain = 0.0
         layer(x)
     assert torch.equal(layer.mem, x)
-
-
-def _helper(u: Tensor) -> Tensor:
-    return u * 2
-
-
-def test_redefined_helper_function_takes_effect(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Helped(snn.Neuron):
-        states = ("mem",)
-
-        @staticmethod
-        def step(x: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
-            return _helper(x) + mem, mem
-
-    layer, x = Helped(3), torch.ones(1, 3)
-    with torch.no_grad():
-        assert layer._single_steps.run(layer, layer.cell, x, vars(layer)) is not None
-        assert torch.equal(layer(x), 2 * x)
-        monkeypatch.setitem(globals(), "_helper", lambda u: u * 3)
-        assert torch.equal(layer(x), 3 * x)
 
 
 def column(matrix: Tensor) -> Tensor:

@@ -15,10 +15,11 @@ all sources is a tree of them, ``total`` is a plain product with the weights, an
 Limits are those of Rockpool's overview of the Xylo family, rockpool.ai/devices/xylo-overview.html.
 """
 
+from tracetorch.chips.target import register
 from tracetorch.chips.xylo.configuration import configuration
-from tracetorch.chips.xylo.limits import XYLO_1, XYLO_2
 from tracetorch.chips.xylo.network import Network, saturating_sum
-from tracetorch.chips.xylo.neurons import LIF, StepDelay, TwoSynapseLIF
+from tracetorch.chips.xylo.neurons import LIF, XYLO_1, XYLO_2, StepDelay, TwoSynapseLIF
+from tracetorch.chips.xylo.target import XyloTarget
 
 __all__ = [
     "LIF",
@@ -30,3 +31,6 @@ __all__ = [
     "configuration",
     "saturating_sum",
 ]
+
+register(XYLO_1, XyloTarget)
+register(XYLO_2, XyloTarget)

@@ -10,11 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tracetorch.chips.xylo.limits import XYLO_2
-from tracetorch.chips.xylo.neurons import LIF, StepDelay
+from tracetorch.chips.xylo.neurons import LIF, XYLO_2, StepDelay
 from tracetorch.core.checks import check_module
 from tracetorch.integers.border import Quantize
-from tracetorch.integers.products import Linear
+from tracetorch.integers.layers import Linear
 from tracetorch.snn.recurrent import Recurrent
 
 Integers = NDArray[np.int64]
@@ -72,30 +71,8 @@ def configuration(model: nn.Module) -> dict[str, Any]:
     """
     check_module(model)
     layers = list(_layers(model))
-    if len(layers) < 2:
-        raise ValueError(
-            f"Xylo has hidden and output neurons, the model has {len(layers)} layer of them. Put a "
-            "hidden layer before the outputs."
-        )
+    _check(layers)
     *hidden, last = layers
-    if last.connection is not None or last.neuron.max_spikes != 1:
-        raise ValueError(
-            f"{last.path} is the last layer: Xylo's outputs fire once a step, xylo.LIF(..., "
-            "max_spikes=1), and are not recurrent."
-        )
-    for layer in hidden:
-        if layer.neuron.max_spikes != XYLO_2.hidden_spikes:
-            raise ValueError(
-                f"{layer.path} is a hidden layer with max_spikes={layer.neuron.max_spikes}: Xylo's "
-                f"hidden neurons fire up to {XYLO_2.hidden_spikes} times a step, and have no other "
-                f"limit. Give xylo.LIF(..., max_spikes={XYLO_2.hidden_spikes})."
-            )
-    for layer in layers:
-        if layer.neuron.version != last.neuron.version:
-            raise ValueError(
-                f"{layer.path} is of version {layer.neuron.version}, the outputs of version "
-                f"{last.neuron.version}: a chip has one. Give all of them the same."
-            )
     sizes = [layer.neuron.num_neurons for layer in hidden]
     starts = np.concatenate([[0], np.cumsum(sizes)]).tolist()
     total = starts[-1]
@@ -140,6 +117,30 @@ def configuration(model: nn.Module) -> dict[str, Any]:
     }
 
 
+def _check(layers: list[_Layer]) -> None:
+    """Raise where layers are no hidden ones and outputs of one chip."""
+    if len(layers) < 2:
+        raise ValueError(
+            f"Xylo has hidden and output neurons, the model has {len(layers)} layer of them. Put a "
+            "hidden layer before the outputs."
+        )
+    last = layers[-1]
+    for layer in layers:
+        most = XYLO_2.output_spikes if layer is last else XYLO_2.hidden_spikes
+        recurs = layer is last and layer.connection is not None
+        if layer.neuron.max_spikes != most or recurs:
+            raise ValueError(
+                f"{layer.path} fires up to {layer.neuron.max_spikes} times a step: Xylo's hidden "
+                f"neurons fire up to {XYLO_2.hidden_spikes} times, its outputs, the last layer, "
+                f"once, xylo.LIF(..., max_spikes={most}), and these are not recurrent."
+            )
+        if layer.neuron.version != last.neuron.version:
+            raise ValueError(
+                f"{layer.path} is of version {layer.neuron.version}, the outputs of version "
+                f"{last.neuron.version}: a chip has one. Give all of them the same."
+            )
+
+
 def _layers(model: nn.Module) -> Iterator[_Layer]:
     """Yield the layers of a chain, checked."""
     children = list(model.named_children())
@@ -149,40 +150,32 @@ def _layers(model: nn.Module) -> Iterator[_Layer]:
     delayed = True
     for path, module in children:
         label = f"{path} ({type(module).__name__})"
-        if isinstance(module, Linear) and product is None:
-            if not delayed:
-                raise ValueError(
-                    f"{label} follows neurons at once, and Xylo delivers spikes one step later. "
-                    "Put a xylo.StepDelay before it."
-                )
-            if module.bias is not None or module.weight_bits > 8:
-                raise ValueError(
-                    f"{label} must have weights of 8 bits and no bias: on Xylo a neuron has it."
-                )
-            product = module
+        neuron: object = module.neuron if isinstance(module, Recurrent) else module
+        connection = module.connection if isinstance(module, Recurrent) else None
+        if _fits(module) and product is None and delayed:
+            product = module  # type: ignore[assignment]
         elif isinstance(module, StepDelay) and product is None and not delayed:
             delayed = True
-        elif isinstance(module, LIF | Recurrent) and product is not None:
-            neuron: object = module.neuron if isinstance(module, Recurrent) else module
-            connection = module.connection if isinstance(module, Recurrent) else None
-            fits = isinstance(connection, Linear) and connection.bias is None
-            if not isinstance(neuron, LIF) or not (connection is None or fits):
-                raise ValueError(
-                    f"{label} must be a xylo.LIF and an integers.Linear(..., bias=False)."
-                )
-            if product.out_features != neuron.num_neurons:
-                raise ValueError(
-                    f"{label} has {neuron.num_neurons} neurons, and the product before it "
-                    f"{product.out_features} outputs: on Xylo every neuron has weights of its own."
-                )
+        elif (
+            isinstance(neuron, LIF)
+            and product is not None
+            and product.out_features == neuron.num_neurons
+            and (connection is None or _fits(connection))
+        ):
             yield _Layer(label, product, neuron, connection)  # type: ignore[arg-type]
             product, delayed = None, False
         else:
             raise ValueError(
-                f"{label} has no place on Xylo: its layers are integers.Linear, xylo.LIF (or a "
-                "snn.Recurrent of both) and, before the next, xylo.StepDelay, in this order. "
+                f"{label} has no place on Xylo: its layers are integers.Linear(..., bias=False) of "
+                "at most 8 bits, xylo.LIF of a neuron for each output (or a snn.Recurrent of both) "
+                "and, before the next, xylo.StepDelay, in this order. "
                 "tt.quantize.prepare(model, sample, chip=xylo.XYLO_2) builds such a model."
             )
+
+
+def _fits(module: object) -> bool:
+    """Whether a module is a product that Xylo has."""
+    return isinstance(module, Linear) and module.bias is None and module.weight_bits <= 8
 
 
 def _whole(values: Tensor) -> Integers:
@@ -201,9 +194,8 @@ def _biases(layers: list[_Layer]) -> Integers | None:
     """Return the biases of all neurons of some layers; ``None`` of version 1, which has none."""
     if layers[0].neuron.version == 1:
         return None
-    zeros = (torch.zeros(layer.neuron.num_neurons) for layer in layers)
-    found = (
-        zero if layer.neuron.bias is None else layer.neuron.bias.expand(len(zero)).to(zero)
-        for layer, zero in zip(layers, zeros, strict=True)
-    )
-    return _whole(torch.cat(list(found)))
+    found = []
+    for layer in layers:
+        zeros = torch.zeros(layer.neuron.num_neurons)
+        found.append(zeros if layer.neuron.bias is None else zeros + layer.neuron.bias.to(zeros))
+    return _whole(torch.cat(found))

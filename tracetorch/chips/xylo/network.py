@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tracetorch.chips.xylo.limits import HIGH, LOW, XYLO_2
-from tracetorch.chips.xylo.neurons import StepDelay, TwoSynapseLIF
-from tracetorch.core.checks import check_integer
-from tracetorch.integers.products import exactly
-from tracetorch.integers.width import limits
+from tracetorch.chips.xylo.neurons import HIGH, LOW, XYLO_2, StepDelay, TwoSynapseLIF
+from tracetorch.integers.layers import exactly
+from tracetorch.integers.width import check_between, limits
 from tracetorch.snn.module import TTModule
 
 
@@ -153,19 +152,26 @@ class Network(TTModule):
             version=version,
         )
         self.previous = StepDelay(hidden)
-        self.aliases = _aliases(aliases, hidden)
+        given = [()] * hidden if aliases is None else aliases
+        if len(given) != hidden:
+            raise ValueError(
+                f"aliases must have {hidden} lists, one a hidden neuron, got {len(given)}."
+            )
+        for target in itertools.chain(*given):
+            check_between("an alias, a hidden neuron,", target, 0, hidden - 1)
+        self.aliases = tuple(map(tuple, given))
 
     def forward(self, x: Tensor) -> Tensor:
         """Run one time step."""
         x = x.clamp(0, XYLO_2.input_spikes)
-        held = self.previous.spikes
-        if held is None:
-            held = x.new_zeros(*x.shape[:-1], self.hidden.num_neurons)
-        arriving = torch.cat([x, held], -1)
+        before = self.previous.spikes
+        if before is None:
+            before = x.new_zeros(*x.shape[:-1], self.hidden.num_neurons)
+        arriving = torch.cat([x, before], -1)
         weights = torch.cat([self.weights_in, self.weights_rec]).to(x)  # type: ignore[list-item]
         first, second = (_added(arriving, weights[..., synapse]) for synapse in (0, 1))
         output_weights: Tensor = self.weights_out.to(x)  # type: ignore[assignment]
-        at_output = _added(held, output_weights[..., 0])
+        at_output = _added(before, output_weights[..., 0])
         output: Tensor = self.output(*at_output, *(torch.zeros_like(each) for each in at_output))
         fired = self.hidden(*first, *second)
         self.previous(self._copied(fired) if any(self.aliases) else fired)
@@ -220,21 +226,4 @@ def _weights(name: str, values: Tensor, shape: tuple[int, ...], shift: int) -> T
     low, high = limits(XYLO_2.weight_bits)
     if not bool(((weights >= low) & (weights <= high) & (weights == weights.round())).all()):
         raise ValueError(f"{name} must be integers of {low} to {high}.")
-    least, most = XYLO_2.weight_exponent
-    if not least <= check_integer(f"the shift of {name}", shift) <= most:
-        raise ValueError(f"the shift of {name} must be {least} to {most}, got {shift}.")
-    return weights * 2.0**shift
-
-
-def _aliases(aliases: Sequence[Sequence[int]] | None, hidden: int) -> tuple[tuple[int, ...], ...]:
-    """Return aliases of every hidden neuron, checked."""
-    given = [()] * hidden if aliases is None else aliases
-    if len(given) != hidden:
-        raise ValueError(
-            f"aliases must have {hidden} lists, one a hidden neuron, got {len(given)}."
-        )
-    checked = tuple(tuple(check_integer("an alias", t) for t in targets) for targets in given)
-    wrong = [target for targets in checked for target in targets if not 0 <= target < hidden]
-    if wrong:
-        raise ValueError(f"an alias must be a hidden neuron, 0 to {hidden - 1}, got {wrong[0]}.")
-    return checked
+    return weights * 2.0 ** check_between(f"the shift of {name}", shift, *XYLO_2.weight_exponent)

@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from tracetorch.chips.xylo.limits import HIGH, LOW, STATE_BITS, XYLO_2
-from tracetorch.core.checks import check_count, check_integer
+from tracetorch.chips.chip import Chip
+from tracetorch.core.checks import check_count
 from tracetorch.integers.fixed_point import shift_right
-from tracetorch.integers.leaky_integrator import integer_weight, resolve_surrogate
-from tracetorch.integers.rounding import round  # noqa: A004
-from tracetorch.integers.straight_through import straight_through
-from tracetorch.integers.width import saturate
+from tracetorch.integers.leaky_integrator import integer_weight
+from tracetorch.integers.rounding import round, straight_through  # noqa: A004
+from tracetorch.integers.width import check_between, limits, saturate
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import DEFAULT_SURROGATE, SpikeFunction, WeightSetup
 
+XYLO_1 = Chip(
+    name="Xylo 1",
+    inputs=16,
+    hidden=1000,
+    outputs=8,
+    synapses=2,
+    fan_in=16,
+    fan_out=64,
+    weight_bits=8,
+    weight_exponent=(0, 7),
+    state_bits=16,
+    threshold_bits=15,
+    decay_bits=4,
+    input_spikes=15,
+    hidden_spikes=31,
+    output_spikes=1,
+    has_bias=False,
+)
+XYLO_2 = Chip(**{**vars(XYLO_1), "name": "Xylo 2", "has_bias": True})
+
+STATE_BITS = XYLO_2.state_bits
+LOW, HIGH = limits(STATE_BITS)
 _LARGEST_DASH = 2**XYLO_2.decay_bits - 1
-
-
-def check_version(name: str, value: object) -> int:
-    """Return 1 or 2; raise ``TypeError`` or ``ValueError`` for anything else."""
-    version = check_integer(name, value)
-    if version not in (1, 2):
-        raise ValueError(f"{name} must be 1 or 2, got {version}.")
-    return version
 
 
 def _synapse(syn: Tensor, total: Tensor, low: Tensor, high: Tensor, dash: Tensor) -> Tensor:
@@ -82,7 +96,7 @@ class _XyloNeuron(Neuron):
         for name, dash in dashes.items():
             integer_weight(self, name, dash, 0, _LARGEST_DASH, learns=False)
         integer_weight(self, "pos_threshold", pos_threshold, 0, HIGH)
-        self.option("version", version, check=check_version)
+        self.option("version", version, check=partial(check_between, low=1, high=2))
         if bias is None:
             self.option("bias", None, fixed=True)
         elif version == 1:
@@ -90,7 +104,7 @@ class _XyloNeuron(Neuron):
         else:
             integer_weight(self, "bias", bias, LOW, HIGH)
         self.option("max_spikes", most, check=check_count)
-        self.option("spike", resolve_surrogate(surrogate))
+        self.option("spike", surrogate)
 
 
 class LIF(_XyloNeuron):

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tracetorch.export.c_code.plan import Memory
-from tracetorch.export.c_code.printer import SIZES, float_literal, pool_name
-from tracetorch.export.c_code.stages import Array
+from tracetorch.export.c_code.printer import SIZES, Names, float_literal, pool_name
+from tracetorch.export.c_code.stages import Array, StepProgram
 
 _PER_LINE = 12
 _FROM_MATH = re.compile(r"\b(?!continue|return|sizeof)([a-z]+[0-9]*f)\(|INFINITY|NAN")
@@ -37,22 +36,63 @@ clean:
 .PHONY: run size clean
 """
 
+_HEADER = """\
+/* One time step of a spiking network, written by traceTorch.
+{notes} */
+#ifndef TT_MODEL_H
+#define TT_MODEL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+{sizes}
+
+/* What one stream remembers. */
+typedef struct {{
+{members}
+}} tt_stream;
+
+/* Make a stream: call it once, before anything else. */
+void tt_init(tt_stream *s);
+
+/* Forget everything: the next step is the first one. */
+void tt_reset(tt_stream *s);
+
+/* Run one time step. Inputs and outputs do not overlap. */
+{step};
+
+#endif
+"""
+_MAIN = """\
+/* Stream the recorded input through the network, and print what it answers. */
+#include <stdio.h>
+
+#include "model.h"
+#include "sample.h"
+
+static tt_stream stream;
+
+int main(void) {{
+{outputs}
+    tt_init(&stream);
+    for (int32_t t = 0; t < TT_SAMPLE_STEPS; t++) {{
+        tt_step(&stream, {given});
+{prints}
+        printf("\\n");
+    }}
+    return 0;
+}}
+"""
+
 
 @dataclass(frozen=True)
 class Port:
-    """An input or an output of a step in C.
+    """An input, an output or a state of a step in C."""
 
-    Args:
-        name: in C.
-        label: for people.
-        kind: C type of its values.
-        size: number of values.
-    """
-
-    name: str
-    label: str
-    kind: str
-    size: int
+    name: str  # in C
+    label: str  # for people
+    kind: str  # C type of its values
+    size: int  # number of values
 
     @property
     def macro(self) -> str:
@@ -90,65 +130,35 @@ def comment(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.,:()\[\] -]", "?", text)[:200]
 
 
-def header(
-    ports: tuple[Sequence[Port], Sequence[Port]],
-    states: Mapping[str, tuple[str, Array, str]],
-    memory: Memory,
-    notes: Sequence[str],
-) -> str:
-    """Return ``model.h``.
-
-    Args:
-        ports: inputs and outputs.
-        states: label, array and type of each state by its name in C.
-        memory: of the work arrays.
-        notes: lines of the comment at the top.
-    """
-    inputs, outputs = ports
-    lines = [
-        "/* One time step of a spiking network, written by traceTorch.",
-        *(f" * {comment(note)}" for note in notes),
-        " */",
-        "#ifndef TT_MODEL_H",
-        "#define TT_MODEL_H",
-        "",
-        "#include <stdbool.h>",
-        "#include <stdint.h>",
-        "",
+def ports_of(arrays: Mapping[str, Array], names: Names) -> list[Port]:
+    """Return arrays by their labels as ports."""
+    return [
+        Port(names.fields[array], label, names.types[array], array.size)
+        for label, array in arrays.items()
     ]
-    for port in (*inputs, *outputs):
-        lines.append(f"#define {port.macro} {port.size} /* {comment(port.label)} */")
+
+
+def header(program: StepProgram, names: Names, notes: Sequence[str]) -> str:
+    """Return ``model.h``."""
+    inputs, outputs = ports_of(program.inputs, names), ports_of(program.outputs, names)
+    sizes = [
+        f"#define {port.macro} {port.size} /* {comment(port.label)} */"
+        for port in (*inputs, *outputs)
+    ]
     members = [
-        f"    {kind} {name}[{array.size}]; /* {comment(label)} */"
-        for name, (label, array, kind) in states.items()
+        f"    {state.kind} {state.name}[{state.size}]; /* {comment(state.label)} */"
+        for state in ports_of(program.states, names)
     ]
     members += [
         f"    {kind} {pool_name(kind)}[{size}]; /* within one step */"
-        for kind, size in memory.sizes.items()
+        for kind, size in names.memory.sizes.items()
     ]
-    # a struct needs a member
-    members = members or ["    bool unused;"]
-    lines += [
-        "",
-        "/* What one stream remembers. */",
-        "typedef struct {",
-        *members,
-        "} tt_stream;",
-        "",
-    ]
-    lines += [
-        "/* Make a stream: call it once, before anything else. */",
-        "void tt_init(tt_stream *s);",
-        "",
-        "/* Forget everything: the next step is the first one. */",
-        "void tt_reset(tt_stream *s);",
-        "",
-        "/* Run one time step. Inputs and outputs do not overlap. */",
-        f"{step_head(inputs, outputs)};",
-        "",
-        "#endif",
-    ]
-    return "\n".join(lines) + "\n"
+    return _HEADER.format(
+        notes="".join(f" * {comment(note)}\n" for note in notes),
+        sizes="\n".join(sizes),
+        members="\n".join(members or ["    bool unused;"]),  # a struct needs a member
+        step=step_head(inputs, outputs),
+    )
 
 
 def step_head(inputs: Sequence[Port], outputs: Sequence[Port]) -> str:
@@ -213,28 +223,14 @@ def main_source(inputs: Sequence[Port], outputs: Sequence[Port]) -> str:
     given = ", ".join(
         [f"tt_sample_{port.name}[t]" for port in inputs] + [port.name for port in outputs]
     )
-    lines = [
-        "/* Stream the recorded input through the network, and print what it answers. */",
-        "#include <stdio.h>",
-        "",
-        '#include "model.h"',
-        '#include "sample.h"',
-        "",
-        "static tt_stream stream;",
-        "",
-        "int main(void) {",
-        *(f"    static {port.kind} {port.name}[{port.macro}];" for port in outputs),
-        "    tt_init(&stream);",
-        "    for (int32_t t = 0; t < TT_SAMPLE_STEPS; t++) {",
-        f"        tt_step(&stream, {given});",
-    ]
+    prints = []
     for port in outputs:
         # nine digits give every float32 back
         how = '"%.9g ", (double)' if port.kind == "float" else '"%lld ", (long long)'
-        lines += [
+        prints += [
             f"        for (int32_t i = 0; i < {port.macro}; i++) {{",
             f"            printf({how}{port.name}[i]);",
             "        }",
         ]
-    lines += ['        printf("\\n");', "    }", "    return 0;", "}"]
-    return "\n".join(lines) + "\n"
+    outs = [f"    static {port.kind} {port.name}[{port.macro}];" for port in outputs]
+    return _MAIN.format(outputs="\n".join(outs), given=given, prints="\n".join(prints))

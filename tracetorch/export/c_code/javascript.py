@@ -26,18 +26,14 @@ _DTYPES = {"float": "<f4", "bool": "u1", "uint8_t": "u1", "uint16_t": "<u2", "ui
 
 @dataclass(frozen=True)
 class JavaScriptStep:
-    """Program of one time step in JavaScript.
+    """Program of one time step in JavaScript."""
 
-    Args:
-        source: an expression: the list of functions ``(arrays) => ...`` of one step, in order.
-        arrays: kind and size of each array by its name.
-        values: of tables, and of states that do not start from zero, in base64.
-        states: names of the arrays that stay from step to step.
-    """
-
-    source: str
+    source: str  # an expression: the list of functions ``(arrays) => ...`` of one step, in order
+    # kind and size of each array by its name
     arrays: dict[str, tuple[str, int]] = field(default_factory=dict)
+    # of tables, and of states that do not start from zero, in base64
     values: dict[str, str] = field(default_factory=dict)
+    # names of the arrays that stay from step to step
     states: list[str] = field(default_factory=list)
 
 
@@ -63,16 +59,7 @@ def javascript_words() -> Words:
 def javascript_step(
     program: StepProgram, names: Names, events: Collection[Array]
 ) -> JavaScriptStep:
-    """Return a planned program in JavaScript.
-
-    Args:
-        program: one step.
-        names: of its arrays, with the words of JavaScript.
-        events: arrays whose zeros are skipped.
-
-    Raises:
-        ValueError: JavaScript lacks an operation, which is named with the path of its module.
-    """
+    """Return a planned program in JavaScript."""
     bodies: list[str] = []
     graphs = []
     for stage in program.stages:
@@ -91,12 +78,14 @@ def javascript_step(
         for array, name in [*names.fields.items(), *names.tables.items()]
     }
     arrays |= {pool_name(kind): (kind, size) for kind, size in names.memory.sizes.items()}
-    values = {name: encoded(array.held, names.types[array]) for array, name in names.tables.items()}
+    values = {
+        name: encoded(array.values, names.types[array]) for array, name in names.tables.items()
+    }
     states = {names.fields[array]: array for array in program.states.values()}
     values |= {
-        name: encoded(array.held, names.types[array])
+        name: encoded(array.values, names.types[array])
         for name, array in states.items()
-        if bool((array.held != 0).any())
+        if bool((array.values != 0).any())
     }
     functions = []
     for body in bodies:

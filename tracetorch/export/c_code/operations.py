@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from tracetorch.core.torch_private import pytree
-from tracetorch.export.c_code.reader import Reader, Rule, path_of, refused
+from tracetorch.export.c_code.reader import Reader, Rule, operation_of, path_of, refused
 from tracetorch.export.c_code.stages import Copy, Pool, Product, Sum, View
 from tracetorch.fuse.ir.graph import Builder, Value
 
@@ -23,152 +24,121 @@ def _argument(node: Node, place: int, name: str, default: Any = None) -> Any:
     return node.args[place] if place < len(node.args) else default
 
 
-def _optional(reader: Reader, node: Node, value: Any, what: str) -> Tensor | None:
-    return None if value is None else _constant(reader, node, value, what)
-
-
-def _constant(reader: Reader, node: Node, value: Any, what: str) -> Tensor:
-    if value.name not in reader.constants:
+def _constant(reader: Reader, node: Node, value: Any, what: str) -> Any:
+    """Return a constant, or ``None`` where there is none."""
+    if value is not None and value.name not in reader.constants:
         raise refused(node, f"its {what} changes from step to step")
-    tensor: Tensor = reader.env[value]
-    return tensor.detach()
+    return None if value is None else reader.env[value].detach()
 
 
 def _linear(reader: Reader, node: Node, made: Tensor) -> None:
-    weight = _constant(reader, node, node.args[1], "weight")
-    bias = _optional(reader, node, _argument(node, 2, "bias"), "bias")
-    _rows(reader, node, node.args[0], weight, bias, made)
-
-
-def _matmul(reader: Reader, node: Node, made: Tensor) -> None:
-    weight = _constant(reader, node, node.args[1], "second matrix")
-    if weight.ndim != 2:
-        raise refused(node, f"its second matrix has {weight.ndim} dimensions")
-    _rows(reader, node, node.args[0], weight.t(), None, made)
-
-
-def _addmm(reader: Reader, node: Node, made: Tensor) -> None:
-    bias = _constant(reader, node, node.args[0], "bias")
-    weight = _constant(reader, node, node.args[2], "second matrix")
-    if bias.ndim != 1 or node.kwargs:
-        raise refused(node)
-    _rows(reader, node, node.args[1], weight.t(), bias, made)
-
-
-def _rows(
-    reader: Reader, node: Node, given: Any, weight: Tensor, bias: Tensor | None, made: Tensor
-) -> None:
     """Append a linear product for every row of the source."""
-    source, target = reader.view(given), reader.new(node, made)
+    given = node.args[0]
+    if operation_of(node) == "linear":
+        weight = _constant(reader, node, node.args[1], "weight")
+        bias = _constant(reader, node, _argument(node, 2, "bias"), "bias")
+    else:
+        *first, given, other = node.args
+        weight = _constant(reader, node, other, "second matrix")
+        bias = _constant(reader, node, first[0], "bias") if first else None
+        if weight.ndim != 2 or (bias is not None and bias.ndim != 1) or node.kwargs:
+            raise refused(node, f"its second matrix has {weight.ndim} dimensions, or a factor")
+        weight = weight.t()
+    source, target = reader.view(given), reader.new(node, made)  # type: ignore[arg-type]
     rows = [i for i, size in enumerate(source.shape[:-1]) if size > 1]
     for outer, inner in pairwise(rows):
         apart = [view.strides[inner] * view.shape[inner] for view in (source, target)]
         if apart != [view.strides[outer] for view in (source, target)]:
             raise refused(node, "its rows do not lie one behind the other in memory")
-    place = rows[-1] if rows else 0
     count = math.prod(source.shape[:-1])
 
     def spread(view: View) -> View:
-        stride = view.strides[place] if rows else 0
-        shape = (view.shape[-1], count, 1)
-        return View(view.array, shape, (view.strides[-1], stride, 0), view.offset)
+        stride = view.strides[rows[-1]] if rows else 0
+        strides = (view.strides[-1], stride, 0)
+        return replace(view, shape=(view.shape[-1], count, 1), strides=strides)
 
     table = weight[:, :, None, None]
-    reader.append(
-        node, Product(path_of(node), spread(source), spread(target), table, bias, node.name)
-    )
-    reader.views[node.name] = target
+    product = Product(path_of(node), spread(source), spread(target), table, bias, node.name)
+    reader.append(node, product, target)
 
 
-def _pair(value: Any, fill: int) -> tuple[int, int]:
-    values = [value] if isinstance(value, int) else list(value)
-    values = values or [fill]
-    return (int(values[0]), int(values[-1]))
+@dataclass(frozen=True)
+class _Windows:
+    """Images ``[C, H, W]`` before and after an operation on windows; of a sequence with one row."""
+
+    source: View
+    target: View
+    whole: View
+    line: bool
+
+    def pair(self, value: Any, fill: int) -> tuple[int, int]:
+        """Return a setting for rows and columns; of a sequence the rows have ``fill``."""
+        values = [value] if isinstance(value, int) else list(value) or [fill]
+        return (fill if self.line else int(values[0]), int(values[-1]))
 
 
-def _image(view: View) -> View | None:
-    """Return ``[C, H, W]`` of a batch of one, or ``None``; a sequence is an image of one row."""
-    shape, strides = view.shape, view.strides
-    if len(shape) == 4 and shape[0] == 1:
-        return View(view.array, shape[1:], strides[1:], view.offset)
-    if len(shape) == 3 and shape[0] == 1:
-        flat = (shape[1], 1, shape[2]), (strides[1], 0, strides[2])
-        return View(view.array, *flat, view.offset)
-    return None
-
-
-def _flat(one_dimension: bool, value: tuple[int, int], fill: int) -> tuple[int, int]:
-    return (fill, value[1]) if one_dimension else value
+def _windows(reader: Reader, node: Node, made: Tensor) -> _Windows:
+    whole = reader.new(node, made)
+    line = len(whole.shape) == 3
+    images = []
+    for view in (reader.view(node.args[0]), whole):  # type: ignore[arg-type]
+        shape, strides = view.shape, view.strides
+        if len(shape) not in (3, 4) or shape[0] != 1:
+            raise refused(node, "it has more than two dimensions, or no batch")
+        if line:
+            shape, strides = (1, shape[1], 1, shape[2]), (0, strides[1], 0, strides[2])
+        images.append(replace(view, shape=shape[1:], strides=strides[1:]))
+    return _Windows(images[0], images[1], whole, line)
 
 
 def _convolution(reader: Reader, node: Node, made: Tensor) -> None:
     weight = _constant(reader, node, node.args[1], "weight")
-    bias = _optional(reader, node, _argument(node, 2, "bias"), "bias")
-    source, target = reader.view(node.args[0]), reader.new(node, made)  # type: ignore[arg-type]
-    before, after = _image(source), _image(target)
-    if before is None or after is None:
-        raise refused(node, "it has more than two dimensions, or no batch")
-    line = weight.ndim == 3
-    stride = _flat(line, _pair(_argument(node, 3, "stride", 1), 1), 1)
-    dilation = _flat(line, _pair(_argument(node, 5, "dilation", 1), 1), 1)
+    bias = _constant(reader, node, _argument(node, 2, "bias"), "bias")
+    at = _windows(reader, node, made)
+    stride = at.pair(_argument(node, 3, "stride", 1), 1)
+    dilation = at.pair(_argument(node, 5, "dilation", 1), 1)
     given = _argument(node, 4, "padding", 0)
-    table = weight[:, :, None] if line else weight
-    if isinstance(given, str):
+    table = weight[:, :, None] if at.line else weight
+    if given == "same":
         spans = [d * (k - 1) for d, k in zip(dilation, table.shape[2:], strict=True)]
         # of an odd span PyTorch pads more behind than before
-        padding = (0, 0) if given == "valid" else (spans[0] // 2, spans[1] // 2)
+        padding = (spans[0] // 2, spans[1] // 2)
     else:
-        padding = _flat(line, _pair(given, 0), 0)
-    groups = _argument(node, 6, "groups", 1)
-    settings = (stride, padding, dilation, groups)
-    reader.append(node, Product(path_of(node), before, after, table, bias, node.name, *settings))
-    reader.views[node.name] = target
+        padding = at.pair(0 if given == "valid" else given, 0)
+    settings = (stride, padding, dilation, _argument(node, 6, "groups", 1))
+    product = Product(path_of(node), at.source, at.target, table, bias, node.name, *settings)
+    reader.append(node, product, at.whole)
 
 
-def _max_pool(reader: Reader, node: Node, made: Tensor) -> None:
-    _pool(reader, node, made, True, _argument(node, 4, "dilation", 1), 0)
-
-
-def _average_pool(reader: Reader, node: Node, made: Tensor) -> None:
-    inside = _argument(node, 5, "count_include_pad", True)
-    divisor = _argument(node, 6, "divisor_override") or (0 if inside else -1)
-    _pool(reader, node, made, False, 1, divisor)
-
-
-def _pool(
-    reader: Reader, node: Node, made: Tensor, maximum: bool, dilation: Any, divisor: int
-) -> None:
-    source, target = reader.view(node.args[0]), reader.new(node, made)  # type: ignore[arg-type]
-    before, after = _image(source), _image(target)
-    if before is None or after is None:
-        raise refused(node, "it has more than two dimensions, or no batch")
-    line = len(source.shape) == 3
-    kernel = _flat(line, _pair(node.args[1], 1), 1)
-    given = _argument(node, 2, "stride") or node.args[1]
-    stride = _flat(line, _pair(given, 1), 1)
-    padding = _flat(line, _pair(_argument(node, 3, "padding", 0), 0), 0)
-    steps = _flat(line, _pair(dilation, 1), 1)
-    settings = (maximum, kernel, stride, padding, steps, divisor)
-    reader.append(node, Pool(path_of(node), before, after, *settings))
-    reader.views[node.name] = target
+def _pool(reader: Reader, node: Node, made: Tensor) -> None:
+    at = _windows(reader, node, made)
+    maximum = operation_of(node).startswith("max")
+    dilation, divisor = 1, 0
+    if maximum:
+        dilation = _argument(node, 4, "dilation", 1)
+    else:
+        inside = _argument(node, 5, "count_include_pad", True)
+        divisor = _argument(node, 6, "divisor_override") or (0 if inside else -1)
+    kernel = at.pair(node.args[1], 1)
+    stride = at.pair(_argument(node, 2, "stride") or node.args[1], 1)
+    padding = at.pair(_argument(node, 3, "padding", 0), 0)
+    settings = (maximum, kernel, stride, padding, at.pair(dilation, 1), divisor)
+    reader.append(node, Pool(path_of(node), at.source, at.target, *settings), at.whole)
 
 
 def _adaptive_pool(reader: Reader, node: Node, made: Tensor) -> None:
-    source, target = reader.view(node.args[0]), reader.new(node, made)  # type: ignore[arg-type]
-    before, after = _image(source), _image(target)
-    if before is None or after is None:
-        raise refused(node, "it has more than two dimensions, or no batch")
-    pairs = list(zip(before.shape[1:], after.shape[1:], strict=True))
+    at = _windows(reader, node, made)
+    pairs = list(zip(at.source.shape[1:], at.target.shape[1:], strict=True))
     if any(size % into for size, into in pairs):
         raise refused(node, "its windows are of different sizes")
     kernel = (pairs[0][0] // pairs[0][1], pairs[1][0] // pairs[1][1])
-    reader.append(node, Pool(path_of(node), before, after, False, kernel, kernel, (0, 0)))
-    reader.views[node.name] = target
+    pool = Pool(path_of(node), at.source, at.target, False, kernel, kernel, (0, 0))
+    reader.append(node, pool, at.whole)
 
 
 def _batch_norm(reader: Reader, node: Node, made: Any) -> None:
     """Append a batch norm as a scale and a shift, which are constant in evaluation."""
-    weight, bias = (_optional(reader, node, each, "affine map") for each in node.args[1:3])
+    weight, bias = (_constant(reader, node, each, "affine map") for each in node.args[1:3])
     mean, variance = (_constant(reader, node, each, "statistics") for each in node.args[3:5])
     eps: Any = node.args[6]
     scale = 1 / torch.sqrt(variance + eps)
@@ -184,31 +154,22 @@ def _batch_norm(reader: Reader, node: Node, made: Any) -> None:
     reader.emitted(node, value, emit)
 
 
-def _cat(reader: Reader, node: Node, made: Tensor) -> None:
+def _joined(reader: Reader, node: Node, made: Tensor) -> None:
+    """Append a copy of every part into the whole."""
     parts: Any = node.args[0]
     dim = int(_argument(node, 1, "dim", 0)) % made.ndim
-    views = [(reader.env[each], reader.view(each)) for each in parts]
+    views = [reader.view(each) for each in parts if reader.env[each].numel()]
     target, at = reader.new(node, made), 0
-    for value, view in views:
-        if not value.numel():
-            continue
-        place = target.offset + at * target.strides[dim]
-        part = View(target.array, tuple(value.shape), target.strides, place)
-        reader.append(node, Copy(path_of(node), view, part))
-        at += value.shape[dim]
-    reader.views[node.name] = target
-
-
-def _stack(reader: Reader, node: Node, made: Tensor) -> None:
-    parts: Any = node.args[0]
-    dim = int(_argument(node, 1, "dim", 0)) % made.ndim
-    views = [reader.view(each) for each in parts]
-    target = reader.new(node, made)
-    strides = target.strides[:dim] + target.strides[dim + 1 :]
-    for i, view in enumerate(views):
-        part = View(target.array, view.shape, strides, i * target.strides[dim])
-        reader.append(node, Copy(path_of(node), view, part))
-    reader.views[node.name] = target
+    for view in views:
+        if operation_of(node) == "stack":
+            view = replace(
+                view,
+                shape=(*view.shape[:dim], 1, *view.shape[dim:]),
+                strides=(*view.strides[:dim], 0, *view.strides[dim:]),
+            )
+        part = View(target.array, view.shape, target.strides, at * target.strides[dim])
+        reader.append(node, Copy(path_of(node), view, part), target)
+        at += view.shape[dim]
 
 
 def _copy(reader: Reader, node: Node, made: Tensor) -> None:
@@ -220,86 +181,51 @@ def _copy(reader: Reader, node: Node, made: Tensor) -> None:
         reader.pointwise(node, "_to_copy", made)
         return
     source, target = reader.view(given), reader.new(node, made)
-    reader.append(node, Copy(path_of(node), source, target))
-    reader.views[node.name] = target
+    reader.append(node, Copy(path_of(node), source, target), target)
 
 
-def _moved(reader: Reader, node: Node, made: Tensor) -> None:
+def _chosen(reader: Reader, node: Node, made: Tensor) -> None:
     """Append a copy from places that constants choose: run on the numbers of the places."""
     given: Any = node.args[0]
-    value: Tensor = reader.env[given]
-    for each in node.all_input_nodes:
-        if each is not given and each.name not in reader.constants:
-            raise refused(node, "the places that it reads change from step to step")
+    if any(n is not given and n.name not in reader.constants for n in node.all_input_nodes):
+        raise refused(node, "the places that it reads change from step to step")
     source = reader.view(given)
-    places = torch.zeros(value.shape, dtype=torch.int64)
-    for dim, (size, stride) in enumerate(zip(source.shape, source.strides, strict=True)):
-        shape = [1] * value.ndim
-        shape[dim] = size
-        places += torch.arange(size).view(shape) * stride
+    numbers = source.places()
     args, kwargs = pytree.tree_map_only(
         Node,
-        lambda each: places + source.offset if each is given else reader.env[each],
+        lambda each: numbers if each is given else reader.env[each],
         (node.args, node.kwargs),
     )
     chosen: Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
     table = reader.table(chosen.flatten().contiguous(), "places").array
     target = reader.new(node, made.contiguous())
-    size = source.array.size
-    flat = View(source.array, (size,), (1,))
-    reader.append(node, Copy(path_of(node), flat, target, table))
-    reader.views[node.name] = target
+    flat = View(source.array, (source.array.size,), (1,))
+    reader.append(node, Copy(path_of(node), flat, target, table), target)
 
 
-def _summed(reader: Reader, node: Node, made: Tensor, mean: bool) -> None:
-    given: Any = node.args[0]
-    value: Tensor = reader.env[given]
-    source, target = reader.view(given), reader.new(node, made.contiguous())
-    dims = _argument(node, 1, "dim")
-    chosen = range(value.ndim) if not dims else [int(d) % value.ndim for d in dims]
-    kept = [d for d in range(value.ndim) if d not in chosen]
-    order = [*kept, *sorted(chosen)]
-    view = View(
-        source.array,
-        tuple(source.shape[d] for d in order),
-        tuple(source.strides[d] for d in order),
-        source.offset,
-    )
-    shape = tuple(source.shape[d] for d in kept)
-    strides = torch.empty(shape).stride()
-    into = View(target.array, shape, tuple(strides))
-    count = value.numel() // made.numel() if mean else 1
-    reader.append(node, Sum(path_of(node), view, into, len(chosen), count))
-    reader.views[node.name] = target
+def _summed(reader: Reader, node: Node, made: Tensor) -> None:
+    source, target = reader.view(node.args[0]), reader.new(node, made.contiguous())  # type: ignore[arg-type]
+    ndim = len(source.shape)
+    chosen = sorted(int(d) % ndim for d in _argument(node, 1, "dim") or range(ndim))
+    kept = [d for d in range(ndim) if d not in chosen]
+    order = [*kept, *chosen]
+    shape = tuple(source.shape[d] for d in order)
+    view = replace(source, shape=shape, strides=tuple(source.strides[d] for d in order))
+    into = View(target.array, shape[: len(kept)], torch.empty(shape[: len(kept)]).stride())
+    count = source.size // target.size if operation_of(node) == "mean" else 1
+    reader.append(node, Sum(path_of(node), view, into, len(chosen), count), target)
 
 
 RULES: dict[str, Rule] = {
-    "linear": _linear,
-    "matmul": _matmul,
-    "mm": _matmul,
-    "addmm": _addmm,
-    "conv1d": _convolution,
-    "conv2d": _convolution,
-    "max_pool1d": _max_pool,
-    "max_pool2d": _max_pool,
-    "avg_pool1d": _average_pool,
-    "avg_pool2d": _average_pool,
-    "adaptive_avg_pool1d": _adaptive_pool,
-    "adaptive_avg_pool2d": _adaptive_pool,
-    "_adaptive_avg_pool2d": _adaptive_pool,
+    **dict.fromkeys(("linear", "matmul", "mm", "addmm"), _linear),
+    **dict.fromkeys(("conv1d", "conv2d"), _convolution),
+    **dict.fromkeys(("max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d"), _pool),
+    **dict.fromkeys(
+        ("adaptive_avg_pool1d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d"), _adaptive_pool
+    ),
     "_native_batch_norm_legit_no_training": _batch_norm,
-    "cat": _cat,
-    "stack": _stack,
-    "clone": _copy,
-    "contiguous": _copy,
-    "reshape": _copy,
-    "_to_copy": _copy,
-    "to": _copy,
-    "gather": _moved,
-    "index_select": _moved,
-    "flip": _moved,
-    "roll": _moved,
-    "repeat": _moved,
-    "sum": lambda reader, node, made: _summed(reader, node, made, False),
-    "mean": lambda reader, node, made: _summed(reader, node, made, True),
+    **dict.fromkeys(("cat", "stack"), _joined),
+    **dict.fromkeys(("clone", "contiguous", "reshape", "_to_copy", "to"), _copy),
+    **dict.fromkeys(("gather", "index_select", "flip", "roll", "repeat"), _chosen),
+    **dict.fromkeys(("sum", "mean"), _summed),
 }

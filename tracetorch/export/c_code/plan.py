@@ -20,8 +20,36 @@ from tracetorch.export.c_code.stages import (
 
 
 def living(program: StepProgram) -> StepProgram:
-    """Return a program without stages, and without results of stages, that nothing reads."""
-    return replace(program, stages=_living(_from_old_states(program)))
+    """Return a program without stages, and without results of stages, that nothing reads.
+
+    What copies an old state elsewhere comes first, before the state is overwritten.
+    """
+    first: list[Stage] = []
+    stages: list[Stage] = []
+    for each in program.stages:
+        if isinstance(each, Copy) and _is_end(each) and each.source.array.role is Role.STATE:
+            old = each.source
+            if old.array is each.target.array and old.same_places(each.target):
+                continue
+            array = Array(Role.WORK, each.path, old.size, old.array.boolean)
+            view = View(array, each.target.shape, each.target.strides)
+            first.append(Copy(each.path, old, view))
+            each = replace(each, source=view)
+        stages.append(each)
+    needed: set[Array] = set()
+    kept: list[Stage] = []
+    for each in reversed(first + stages):
+        written = {view.array for view in writes_of(each)}
+        if not any(a in needed or a.role in (Role.STATE, Role.OUTPUT) for a in written):
+            continue
+        if isinstance(each, Pointwise):
+            writes = {n: v for n, v in each.writes.items() if v.array in needed}
+            graph = each.graph.select(writes)
+            reads = {n: v for n, v in each.reads.items() if n in graph.reads()}
+            each = replace(each, graph=graph, writes=writes, reads=reads)
+        needed |= {view.array for view in reads_of(each)}
+        kept.append(each)
+    return replace(program, stages=kept[::-1])
 
 
 def planned(program: StepProgram) -> StepProgram:
@@ -38,41 +66,6 @@ def planned(program: StepProgram) -> StepProgram:
 def _is_end(stage: Stage) -> bool:
     """Whether a stage copies a result to where the stream or the caller has it."""
     return isinstance(stage, Copy) and stage.target.array.role in (Role.STATE, Role.OUTPUT)
-
-
-def _from_old_states(program: StepProgram) -> list[Stage]:
-    """Return the stages, with copies of states that go elsewhere before they are overwritten."""
-    first: list[Stage] = []
-    rest: list[Stage] = []
-    for each in program.stages:
-        if isinstance(each, Copy) and _is_end(each) and each.source.array.role is Role.STATE:
-            if each.source.array is each.target.array and each.source.same_places(each.target):
-                continue
-            old = each.source
-            array = Array(Role.WORK, each.path, old.size, old.array.boolean)
-            view = View(array, each.target.shape, each.target.strides)
-            first.append(Copy(each.path, old, view))
-            each = replace(each, source=view)
-        rest.append(each)
-    return first + rest
-
-
-def _living(stages: list[Stage]) -> list[Stage]:
-    """Return the stages without those, and without those writes, that nothing reads."""
-    needed: set[Array] = set()
-    kept: list[Stage] = []
-    for each in reversed(stages):
-        written = {view.array for view in writes_of(each)}
-        if not any(a in needed or a.role in (Role.STATE, Role.OUTPUT) for a in written):
-            continue
-        if isinstance(each, Pointwise):
-            writes = {n: v for n, v in each.writes.items() if v.array in needed}
-            graph = each.graph.select(writes)
-            reads = {n: v for n, v in each.reads.items() if n in graph.reads()}
-            each = replace(each, graph=graph, writes=writes, reads=reads)
-        needed |= {view.array for view in reads_of(each)}
-        kept.append(each)
-    return kept[::-1]
 
 
 def _may_replace(stages: list[Stage], copy: Copy) -> bool:
@@ -97,24 +90,14 @@ def _may_replace(stages: list[Stage], copy: Copy) -> bool:
 
 @dataclass(frozen=True)
 class Memory:
-    """Places of work arrays.
+    """Places of work arrays."""
 
-    Args:
-        places: pool and first place of each array, by the array.
-        sizes: number of values of each pool, by its type.
-    """
-
-    places: Mapping[Array, tuple[str, int]]
-    sizes: Mapping[str, int]
+    places: Mapping[Array, tuple[str, int]]  # pool and first place of each array, by the array
+    sizes: Mapping[str, int]  # number of values of each pool, by its type
 
 
 def work_memory(stages: Iterable[Stage], types: Mapping[Array, str]) -> Memory:
-    """Let work arrays that are never needed at one time share memory, one pool for each type.
-
-    Args:
-        stages: in order.
-        types: the type of the values of each array.
-    """
+    """Let work arrays that are never needed at one time share memory, one pool for each type."""
     stages = list(stages)
     lives: dict[Array, tuple[int, int]] = {}
     for i, each in enumerate(stages):

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias, cast
+from typing import cast
 
 import numpy as np
 
@@ -31,91 +31,52 @@ from tracetorch.export.c_code.stages import (
 from tracetorch.fuse.codegen.c_kernel import C_TYPES, CPrinter
 from tracetorch.fuse.codegen.emitter import Target
 from tracetorch.fuse.codegen.targets import c_target
-from tracetorch.fuse.ir.graph import Value as GraphValue
 from tracetorch.fuse.ir.kernel import (
-    Axis,
     Buffer,
     Dtype,
-    Extent,
     Index,
     Kernel,
-    KernelBuilder,
     Operand,
     Operation,
     Value,
 )
 from tracetorch.fuse.ir.kernel import Role as BufferRole
-from tracetorch.fuse.ir.verify import verify
 
-LANE = (Axis.LANE,)
-Loops: TypeAlias = "list[tuple[int, dict[View, int]]]"
-
-SIZES = {
-    "float": 4,
-    "bool": 1,
-    "int8_t": 1,
-    "int16_t": 2,
-    "int32_t": 4,
-    "int64_t": 8,
-    "uint8_t": 1,
-    "uint16_t": 2,
-    "uint32_t": 4,
-}
+# bytes of a value of each type
+SIZES = {"float": 4, "bool": 1}
+SIZES |= {f"{sign}int{bits}_t": bits // 8 for sign in ("", "u") for bits in (8, 16, 32, 64)}
 
 
 @dataclass(frozen=True)
 class Words:
-    """Spelling of the statements of stages in a language whose blocks and loops are those of C.
+    """Spelling of the statements of stages: that of C, or of a language with the blocks of C."""
 
-    Args:
-        target: operations in float32.
-        literal: spells a number.
-        zero: the number 0 of the arithmetic.
-        counter: declares the index of a loop.
-        constant: declares what does not change: kind, name, value.
-        variable: declares what changes.
-        member: stands before the name of an array of the stream.
-        truth: a truth value that was read from memory.
-        cast: turns a value into one of a kind.
-        times: product of two numbers.
-        quotient: quotient of two numbers.
-        whole: quotient of two counts, rounded down.
-        add: adds a number to a place.
-    """
-
-    target: Target
-    literal: Callable[[float], str]
-    zero: str
-    counter: str
-    constant: str
-    variable: str
-    member: str
-    truth: str
-    cast: str
-    times: str
-    quotient: str
-    whole: str
-    add: str
+    target: Target  # operations in float32
+    literal: Callable[[float], str]  # spells a number
+    zero: str = "0.0f"  # the number 0 of the arithmetic
+    counter: str = "int32_t"  # declares the index of a loop
+    constant: str = "const {kind} {name} = {value};"  # declares what does not change
+    variable: str = "{kind} {name} = {value};"  # declares what changes
+    member: str = "s->"  # stands before the name of an array of the stream
+    truth: str = "{}"  # a truth value that was read from memory
+    cast: str = "({kind}){value}"  # turns a value into one of a kind
+    times: str = "{} * {}"
+    quotient: str = "{} / {}"
+    whole: str = "{} / {}"  # quotient of two counts, rounded down
+    add: str = "{} += {};"  # adds a number to a place
 
 
 @dataclass
 class Names:
-    """Spell arrays.
+    """Spell arrays."""
 
-    Args:
-        fields: name of each state and of what the caller gives, by the array.
-        memory: where work arrays lie.
-        types: type of each array.
-        words: of the language.
-        tables: the tables in order of their first use, with their names.
-        packed: tables that hold two values of four bits in a byte.
-    """
-
-    fields: Mapping[Array, str]
-    memory: Memory
-    types: dict[Array, str]
-    words: Words
+    fields: Mapping[Array, str]  # name of each state and of what the caller gives, by the array
+    memory: Memory  # where work arrays lie
+    types: dict[Array, str]  # type of each array
+    words: Words  # of the language
+    # tables that hold two values of four bits in a byte
     packed: set[Array] = field(default_factory=set)
+    # the tables in order of their first use, with their names
     tables: dict[Array, str] = field(default_factory=dict)
 
     def at(self, array: Array, index: str) -> str:
@@ -177,33 +138,39 @@ class StagePrinter(CPrinter):
     """Print one stage.
 
     Args:
-        kernel: what is computed at each place; empty for other stages.
-        target: operations.
         names: of arrays.
         stage: the stage.
-        views: where the buffers of the kernel are.
+        kernel: what is computed at each place of a pointwise stage.
+        target: operations of the kernel; those of the language in float32 by default.
     """
 
     def __init__(
-        self, kernel: Kernel, target: Target, names: Names, stage: Stage, views: Mapping[str, View]
+        self, names: Names, stage: Stage, kernel: Kernel | None = None, target: Target | None = None
     ) -> None:
-        super().__init__(kernel, target)
-        self.names, self.stage, self.views, self.words = names, stage, views, names.words
+        empty = Kernel("", "", Dtype.FLOAT32, (), (), ())
+        super().__init__(kernel or empty, target or names.words.target)
+        self.names, self.stage, self.words = names, stage, names.words
+        # where the buffers of the kernel are, by their labels
+        self.views: dict[str, View] = {}
+        if isinstance(stage, Pointwise):
+            for role, views in ((BufferRole.START, stage.reads), (BufferRole.END, stage.writes)):
+                self.views |= {f"{role.value}_{name}": view for name, view in views.items()}
 
     # Places and numbers
+
+    def at(self, view: View, indices: Sequence[str]) -> str:
+        """Return the place of an element of a view."""
+        return self.names.at(view.array, address(view, indices))
 
     def place(self, buffer: Buffer, index: Sequence[Index], lane: str = "lane") -> str:
         """Return the expression of a place in an array."""
         view = self.views[buffer.label]
-        return self.names.at(view.array, address(view, self._indices(view)))
+        return self.at(view, [f"i{d}" for d in range(len(view.shape))])
 
     def load(self, buffer: Buffer, index: Sequence[Index]) -> str:
         """Return the expression of a value in an array."""
         place = self.place(buffer, index)
         return self.words.truth.format(place) if buffer.dtype is Dtype.BOOL else place
-
-    def _indices(self, view: View) -> list[str]:
-        return [f"i{d}" for d in range(len(view.shape))]
 
     def store(self, buffer: Buffer, index: Sequence[Index], value: str) -> None:
         """Append the line that writes to an array, in its width."""
@@ -263,33 +230,35 @@ class StagePrinter(CPrinter):
         self._depth = 1
         if isinstance(stage, Pointwise):
             self.body(self.kernel.body)
-        elif isinstance(stage, Product):
-            raise TypeError("a product has a printer of its own")
         elif isinstance(stage, Copy):
             self._copy(stage)
         elif isinstance(stage, Pool):
             self._pool(stage)
-        else:
+        elif isinstance(stage, Sum):
             self._sum(stage)
         return self.source()
+
+    def counting(
+        self, name: str, start: str, stop: str, step: int = 1
+    ) -> AbstractContextManager[None]:
+        """Open a loop."""
+        moving = f"{name} += {step}" if step > 1 else f"{name}++"
+        counter = self.words.counter
+        return self.indent(f"for ({counter} {name} = {start}; {name} < {stop}; {moving}) {{")
 
     @contextmanager
     def loops(self, sizes: Sequence[int], names: Sequence[str]) -> Iterator[None]:
         """Open a loop for each size of more than one."""
-        opened = 0
-        for size, name in zip(sizes, names, strict=True):
-            if size > 1:
-                self._for(name, "0", str(size))
-                opened += 1
-        yield
-        for _ in range(opened):
-            self._depth -= 1
-            self.line("}")
+        with ExitStack() as nest:
+            for size, name in zip(sizes, names, strict=True):
+                if size > 1:
+                    nest.enter_context(self.counting(name, "0", str(size)))
+            yield
 
-    def _for(self, name: str, start: str, stop: str, step: int = 1) -> None:
-        moving = f"{name} += {step}" if step > 1 else f"{name}++"
-        self.line(f"for ({self.words.counter} {name} = {start}; {name} < {stop}; {moving}) {{")
-        self._depth += 1
+    def skip(self, condition: str) -> None:
+        """Append the line that goes on with the next turn of a loop where a condition holds."""
+        with self.indent(f"if ({condition}) {{"):
+            self.line("continue;")
 
     @contextmanager
     def over_lanes(self) -> Iterator[None]:
@@ -297,39 +266,34 @@ class StagePrinter(CPrinter):
         stage = cast(Pointwise, self.stage)
         labels = list(self.views)
         sizes, strides = coalesced(stage.shape, [self.views[label] for label in labels])
-        self.views = {
-            label: View(self.views[label].array, tuple(sizes), tuple(s), self.views[label].offset)
-            for label, s in zip(labels, strides, strict=True)
-        }
+        for label, each in zip(labels, strides, strict=True):
+            view = self.views[label]
+            self.views[label] = replace(view, shape=tuple(sizes), strides=tuple(each))
         with self.loops(sizes, [f"i{d}" for d in range(len(sizes))]):
             yield
 
     def _copy(self, stage: Copy) -> None:
         into, given = stage.target, stage.source
-        kind = self.names.types[into.array]
-
-        def copied(place: str) -> str:
-            return place if kind == self.names.types[given.array] else self.cast(kind, place)
-
         if stage.places is not None:
-            with self.loops([into.size], ["i0"]):
-                index = "i0" if into.size > 1 else "0"
-                flat = View(into.array, (into.size,), (1,), into.offset)
-                target = self.names.at(into.array, address(flat, [index]))
-                place = self.names.at(given.array, self.names.at(stage.places, index))
-                self.line(f"{target} = {copied(place)};")
-            return
-        sizes, strides = coalesced(into.shape, [into, given])
+            into = View(into.array, (into.size,), (1,), into.offset)
+            sizes, views = [into.size], [into]
+        else:
+            sizes, strides = coalesced(into.shape, [into, given])
+            views = [
+                replace(view, shape=tuple(sizes), strides=tuple(each))
+                for view, each in zip((into, given), strides, strict=True)
+            ]
         indices = [f"i{d}" for d in range(len(sizes))]
         with self.loops(sizes, indices):
-            places = [
-                self.names.at(
-                    view.array,
-                    address(replace(view, shape=tuple(sizes), strides=tuple(s)), indices),
-                )
-                for view, s in zip((into, given), strides, strict=True)
-            ]
-            self.line(f"{places[0]} = {copied(places[1])};")
+            indices = _named(views[0], indices)
+            target = self.at(views[0], indices)
+            if stage.places is not None:
+                place = self.names.at(given.array, self.names.at(stage.places, indices[0]))
+            else:
+                place = self.at(views[1], indices)
+            kind = self.names.types[into.array]
+            same = kind == self.names.types[given.array]
+            self.line(f"{target} = {place if same else self.cast(kind, place)};")
 
     def _sum(self, stage: Sum) -> None:
         kept = len(stage.source.shape) - stage.dims
@@ -338,72 +302,59 @@ class StagePrinter(CPrinter):
         with self.loops(stage.source.shape[:kept], indices[:kept]):
             self.variable(kind, "sum", self.zero(kind))
             with self.loops(stage.source.shape[kept:], indices[kept:]):
-                place = self.names.at(stage.source.array, address(stage.source, indices))
-                self.line(self.words.add.format("sum", place))
+                self.line(self.words.add.format("sum", self.at(stage.source, indices)))
             total = "sum"
             if stage.divisor != 1:
                 total = self.words.quotient.format("sum", self.words.literal(stage.divisor))
-            target = self.names.at(stage.target.array, address(stage.target, indices[:kept]))
             total = self.cast(self.names.types[stage.target.array], f"({total})")
-            self.line(f"{target} = {total};")
+            self.line(f"{self.at(stage.target, indices[:kept])} = {total};")
 
     def _pool(self, stage: Pool) -> None:
         kind = accumulator(self.names.types[stage.target.array])
-        _, height, width = stage.source.shape
+        sizes = stage.source.shape[1:]
+        counted = not stage.maximum and stage.divisor <= 0
         with self.loops(stage.target.shape, ["c", "p", "q"]):
-            indices = [
-                "c",
-                *(
-                    n if size > 1 else "0"
-                    for n, size in zip("pq", stage.target.shape[1:], strict=True)
-                ),
-            ]
-            target = self.names.at(stage.target.array, address(stage.target, indices))
+            indices = ["c", *_named(stage.target, ["c", "p", "q"])[1:]]
             if stage.maximum:
                 self.variable("bool", "first", "true")
             self.variable(kind, "total", self.zero(kind))
-            counted = not stage.maximum and stage.divisor <= 0
             if counted:
                 self.variable("int32_t", "count", "0")
-            for name, size, at, dim in (("h", height, indices[1], 0), ("w", width, indices[2], 1)):
-                begin = (
-                    _sum(-stage.padding[dim], _term(at, stage.stride[dim]))
-                    if stage.padding[dim]
-                    else _term(at, stage.stride[dim])
-                )
-                step = stage.dilation[dim]
-                self.constant("int32_t", f"{name}0", begin)
-                self._for(name, f"{name}0", f"{name}0 + {stage.kernel[dim] * step}", step)
-                if counted and stage.divisor == 0:
-                    # the window may reach over the padded border, where nothing is counted
-                    self.line(f"if ({name} >= {size + stage.padding[dim]}) {{ break; }}")
-                elif not counted or stage.divisor < 0:
-                    self.line(f"if ({name} < 0 || {name} >= {size}) {{ continue; }}")
-            if counted:
-                self.line("count++;")
-                if stage.divisor == 0:
-                    self.line(
-                        f"if (h < 0 || h >= {height} || w < 0 || w >= {width}) {{ continue; }}"
-                    )
-            value = self.names.at(stage.source.array, address(stage.source, ["c", "h", "w"]))
-            self.constant(kind, "v", value)
-            if stage.maximum:
-                # NaN passes, as in PyTorch
-                nan = " || v != v" if kind == "float" else ""
-                self.line(f"if (first || v > total{nan}) {{ total = v; }}")
-                self.line("first = false;")
-            else:
-                self.line(self.words.add.format("total", "v"))
-            for _ in range(2):
-                self._depth -= 1
-                self.line("}")
+            with ExitStack() as nest:
+                outside = [f"{n} < 0 || {n} >= {size}" for n, size in zip("hw", sizes, strict=True)]
+                for dim, name in enumerate("hw"):
+                    begin = _term(indices[1 + dim], stage.stride[dim])
+                    if stage.padding[dim]:
+                        begin = _sum(-stage.padding[dim], begin)
+                    step = stage.dilation[dim]
+                    self.constant("int32_t", f"{name}0", begin)
+                    stop = f"{name}0 + {stage.kernel[dim] * step}"
+                    nest.enter_context(self.counting(name, f"{name}0", stop, step))
+                    if counted and stage.divisor == 0:
+                        # the window may reach over the padded border, where nothing is counted
+                        border = sizes[dim] + stage.padding[dim]
+                        self.line(f"if ({name} >= {border}) {{ break; }}")
+                    else:
+                        self.line(f"if ({outside[dim]}) {{ continue; }}")
+                if counted:
+                    self.line("count++;")
+                    if stage.divisor == 0:
+                        self.line(f"if ({' || '.join(outside)}) {{ continue; }}")
+                self.constant(kind, "v", self.at(stage.source, ["c", "h", "w"]))
+                if stage.maximum:
+                    # NaN passes, as in PyTorch
+                    nan = " || v != v" if kind == "float" else ""
+                    self.line(f"if (first || v > total{nan}) {{ total = v; }}")
+                    self.line("first = false;")
+                else:
+                    self.line(self.words.add.format("total", "v"))
             result = "total"
             if counted:
                 result = self.words.quotient.format("total", self.cast("float", "count"))
             elif not stage.maximum and stage.divisor != 1:
                 result = self.words.quotient.format("total", self.words.literal(stage.divisor))
             result = self.cast(self.names.types[stage.target.array], f"({result})")
-            self.line(f"{target} = {result};")
+            self.line(f"{self.at(stage.target, indices)} = {result};")
 
 
 class ProductPrinter(StagePrinter):
@@ -420,9 +371,11 @@ class ProductPrinter(StagePrinter):
     def __init__(
         self, names: Names, stage: Product, weight: Array, bias: Array | None, events: bool
     ) -> None:
-        empty = Kernel("", "", Dtype.FLOAT32, (), (), ())
-        super().__init__(empty, names.words.target, names, stage, {})
+        super().__init__(names, stage)
         self.product_stage, self.weight, self.bias, self.events = stage, weight, bias, events
+        self.kind = names.types[stage.target.array]
+        # a product of two integers is as wide as their sum
+        self.wide = accumulator(self.kind)
 
     def text(self) -> str:
         """Return the lines of the product."""
@@ -433,137 +386,119 @@ class ProductPrinter(StagePrinter):
             self._by_output()
         return self.source()
 
-    def _types(self) -> tuple[str, str, str, str]:
-        kind = self.names.types[self.product_stage.target.array]
-        wide = accumulator(kind)
-        # a product of two integers is as wide as their sum
-        cast = "(int64_t)" if wide == "int64_t" else ""
-        narrow = f"({kind})" if kind in ("int8_t", "int16_t", "int32_t") else ""
-        return kind, wide, cast, narrow
-
-    def _start(self, index: str) -> str:
-        if self.bias is None:
-            return self.zero(self._types()[0])
-        return self.names.at(self.bias, index)
+    # By event: the bias everywhere, then for each event its weights, to what it reaches
 
     def _by_event(self) -> None:
-        """Append: the bias everywhere, then for each event its weights, to what it reaches."""
         stage = self.product_stage
-        _, wide, cast, narrow = self._types()
         # as wide as the source: a sum may be narrower, and is wider where weights are large
-        value_type = accumulator(self.names.types[stage.source.array])
-        if wide == "float":
-            value_type = "float"
-        outputs, (height, width) = stage.target.shape[0], stage.target.shape[1:]
-        per_group, inputs = outputs // stage.groups, stage.source.shape[0] // stage.groups
+        value_type = "float"
+        if self.wide != "float":
+            value_type = accumulator(self.names.types[stage.source.array])
         with self.loops(stage.target.shape, ["o", "p", "q"]):
             indices = _named(stage.target, ["o", "p", "q"])
-            target = self.names.at(stage.target.array, address(stage.target, indices))
-            self.line(f"{target} = {self._start(indices[0])};")
+            self.line(f"{self.at(stage.target, indices)} = {self.start(indices[0])};")
         with self.loops(stage.source.shape, ["c", "h", "w"]):
             indices = _named(stage.source, ["c", "h", "w"])
-            source = self.names.at(stage.source.array, address(stage.source, indices))
-            self.constant(value_type, "v", source)
+            self.constant(value_type, "v", self.at(stage.source, indices))
             with self.indent(f"if (v == {self.zero(value_type)}) {{"):
                 self.line("continue;" if stage.source.size > 1 else "return;")
-            opened = []
-            for name, at, dim, size in (("p", indices[1], 0, height), ("q", indices[2], 1, width)):
-                opened.append(self._taps(name, at, dim, size))
-            group = f"{self.words.whole.format('c', inputs)} * {per_group}"
-            row = indices[0]
-            for name, size, each in zip("pq", stage.weight.shape[2:], opened, strict=True):
-                row = f"{_factor(row)} * {size} + {name}_k" if each else row
+            self.spread(indices)
+
+    def spread(self, indices: Sequence[str]) -> None:
+        """Append the lines that add the weights of an event at a place of the source."""
+        stage = self.product_stage
+        per_group = stage.target.shape[0] // stage.groups
+        group = self.words.whole.format("c", stage.source.shape[0] // stage.groups)
+        row = indices[0]
+        with ExitStack() as nest:
+            for dim, name in enumerate("pq"):
+                if self._opens_tap(nest, name, dim, indices[1 + dim]):
+                    row = f"{_factor(row)} * {stage.weight.shape[2 + dim]} + {name}_k"
             with self.loops([per_group], ["o"]):
                 o = "o" if per_group > 1 else "0"
                 weight = self.names.at(self.weight, f"{_factor(row)} * {per_group} + {o}")
-                place = [f"{group} + {o}" if stage.groups > 1 else o]
-                place += [n if size > 1 else "0" for n, size in (("p", height), ("q", width))]
-                place[0] = f"({place[0]})" if stage.groups > 1 else place[0]
-                target = self.names.at(stage.target.array, address(stage.target, place))
-                term = self.words.times.format(f"{cast}{weight}", "v")
-                if narrow:
-                    self.line(f"{target} = {narrow}({target} + {term});")
-                else:
-                    self.line(self.words.add.format(target, term))
-            for count in reversed(opened):
-                for _ in range(count):
-                    self._depth -= 1
-                    self.line("}")
+                place = _named(stage.target, ["o", "p", "q"])
+                place[0] = f"({group} * {per_group} + {o})" if stage.groups > 1 else o
+                self.add(self.at(stage.target, place), weight)
 
-    def _taps(self, name: str, at: str, dim: int, size: int) -> int:
-        """Open a loop over the taps of a kernel that an input reaches; return what was opened."""
+    def add(self, target: str, weight: str) -> None:
+        """Append the line that adds the weight of an event to a sum in memory."""
+        term = self.words.times.format(self.widened(weight), "v")
+        if self.kind in ("int8_t", "int16_t", "int32_t"):
+            self.line(f"{target} = ({self.kind})({target} + {term});")
+        else:
+            self.line(self.words.add.format(target, term))
+
+    def _opens_tap(self, nest: ExitStack, name: str, dim: int, at: str) -> bool:
+        """Open a loop over the taps of a kernel that an input reaches, where there are several."""
         stage = self.product_stage
-        kernel = stage.weight.shape[2 + dim]
+        kernel, size = stage.weight.shape[2 + dim], stage.target.shape[1 + dim]
         stride, padding, dilation = stage.stride[dim], stage.padding[dim], stage.dilation[dim]
         if kernel == 1 and stride == 1 and not padding:
             if size > 1:
                 self.constant("int32_t", name, at)
-            return 0
+            return False
         index = f"{name}_k"
-        self._for(index, "0", str(kernel))
-        moved = f"{_sum(padding, at)} - {_term(index, dilation)}"
-        self.constant("int32_t", f"{name}_at", moved)
-        outside = [f"{name}_at < 0"]
-        if stride > 1:
-            outside.append(f"{name}_at % {stride} != 0")
+        nest.enter_context(self.counting(index, "0", str(kernel)))
+        self.constant("int32_t", f"{name}_at", f"{_sum(padding, at)} - {_term(index, dilation)}")
         limit = f"{name}_at / {stride}" if stride > 1 else f"{name}_at"
-        outside.append(f"{limit} >= {size}")
-        with self.indent(f"if ({' || '.join(outside)}) {{"):
-            self.line("continue;")
+        between = [f"{name}_at % {stride} != 0"] if stride > 1 else []
+        self.skip(" || ".join([f"{name}_at < 0", *between, f"{limit} >= {size}"]))
         if size > 1:
             self.constant("int32_t", name, limit)
-        return 1
+        return True
+
+    # By output: the bias, plus the products in the order of the input
 
     def _by_output(self) -> None:
-        """Append: for each output the bias, plus the products in the order of the input."""
         stage = self.product_stage
-        kind, wide, cast, _ = self._types()
-        outputs = stage.target.shape[0]
-        _, rows, columns = stage.source.shape
-        inputs = stage.source.shape[0] // stage.groups
-        per_group = outputs // stage.groups
         with self.loops(stage.target.shape, ["o", "p", "q"]):
             place = _named(stage.target, ["o", "p", "q"])
-            self.variable(wide, "sum", self._start(place[0]))
-            kernel = tuple(stage.weight.shape[2:])
-            with self.loops([inputs], ["c"]):
-                c = "c" if inputs > 1 else "0"
-                opened = 0
-                spots = []
-                for name, at, dim, size in (("h", place[1], 0, rows), ("w", place[2], 1, columns)):
-                    moved = _term(at, stage.stride[dim]) if at != "0" else "0"
-                    trivial = kernel[dim] == 1 and not stage.padding[dim]
-                    if not trivial:
-                        self._for(f"{name}_k", "0", str(kernel[dim]))
-                        opened += 1
-                        tap = _term(f"{name}_k", stage.dilation[dim])
-                        moved = tap if moved == "0" else f"{moved} + {tap}"
-                        if stage.padding[dim]:
-                            moved = f"{moved} - {stage.padding[dim]}"
-                    if size > 1 or stage.padding[dim]:
-                        self.constant("int32_t", name, moved)
-                    if stage.padding[dim]:
-                        with self.indent(f"if ({name} < 0 || {name} >= {size}) {{"):
-                            self.line("continue;")
-                    spots.append(name if size > 1 else "0")
-                first = f"{self.words.whole.format('o', per_group)} * {inputs}"
-                channel = f"({first} + {c})" if stage.groups > 1 else c
-                source = self.names.at(stage.source.array, address(stage.source, [channel, *spots]))
-                row = f"{place[0]} * {inputs} + {c}" if inputs > 1 else place[0]
-                taps = [
-                    f"{n}_k" if kernel[d] > 1 or stage.padding[d] else "0"
-                    for d, n in enumerate("hw")
-                ]
-                if kernel != (1, 1):
-                    row = f"({_factor(row)} * {kernel[0]} + {taps[0]}) * {kernel[1]} + {taps[1]}"
-                weight = self.names.at(self.weight, row)
-                term = self.words.times.format(f"{cast}{weight}", source)
-                self.line(self.words.add.format("sum", term))
-                for _ in range(opened):
-                    self._depth -= 1
-                    self.line("}")
-            target = self.names.at(stage.target.array, address(stage.target, place))
-            self.line(f"{target} = {'sum' if kind == wide else self.cast(kind, 'sum')};")
+            self.variable(self.wide, "sum", self.start(place[0]))
+            self.gather(place)
+            total = "sum" if self.kind == self.wide else self.cast(self.kind, "sum")
+            self.line(f"{self.at(stage.target, place)} = {total};")
+
+    def gather(self, place: Sequence[str]) -> None:
+        """Append the lines that add the products of one output."""
+        stage = self.product_stage
+        inputs = stage.source.shape[0] // stage.groups
+        kernel = tuple(stage.weight.shape[2:])
+        c = "c" if inputs > 1 else "0"
+        spots, taps = [], []
+        with self.loops([inputs], ["c"]), ExitStack() as nest:
+            for dim, name in enumerate("hw"):
+                size, padding = stage.source.shape[1 + dim], stage.padding[dim]
+                at = place[1 + dim]
+                moved = _term(at, stage.stride[dim]) if at != "0" else "0"
+                taps.append(f"{name}_k" if kernel[dim] > 1 or padding else "0")
+                if kernel[dim] > 1 or padding:
+                    nest.enter_context(self.counting(f"{name}_k", "0", str(kernel[dim])))
+                    tap = _term(f"{name}_k", stage.dilation[dim])
+                    moved = tap if moved == "0" else f"{moved} + {tap}"
+                if padding:
+                    moved = f"{moved} - {padding}"
+                if size > 1 or padding:
+                    self.constant("int32_t", name, moved)
+                if padding:
+                    self.skip(f"{name} < 0 || {name} >= {size}")
+                spots.append(name if size > 1 else "0")
+            first = self.words.whole.format("o", stage.target.shape[0] // stage.groups)
+            channel = f"({first} * {inputs} + {c})" if stage.groups > 1 else c
+            row = f"{place[0]} * {inputs} + {c}" if inputs > 1 else place[0]
+            if kernel != (1, 1):
+                row = f"({_factor(row)} * {kernel[0]} + {taps[0]}) * {kernel[1]} + {taps[1]}"
+            weight = self.widened(self.names.at(self.weight, row))
+            term = self.words.times.format(weight, self.at(stage.source, [channel, *spots]))
+            self.line(self.words.add.format("sum", term))
+
+    def start(self, index: str) -> str:
+        """Return what a sum begins with."""
+        return self.zero(self.kind) if self.bias is None else self.names.at(self.bias, index)
+
+    def widened(self, weight: str) -> str:
+        """Return a weight in the width of the sums."""
+        return f"(int64_t){weight}" if self.wide == "int64_t" else weight
 
 
 def _named(view: View, names: Sequence[str]) -> list[str]:
@@ -598,52 +533,4 @@ def float_literal(value: float) -> str:
 
 def c_words() -> Words:
     """Return the words of C99."""
-    return Words(
-        target=c_target("float32"),
-        literal=float_literal,
-        zero="0.0f",
-        counter="int32_t",
-        constant="const {kind} {name} = {value};",
-        variable="{kind} {name} = {value};",
-        member="s->",
-        truth="{}",
-        cast="({kind}){value}",
-        times="{} * {}",
-        quotient="{} / {}",
-        whole="{} / {}",
-        add="{} += {};",
-    )
-
-
-def float_kernel(stage: Pointwise) -> Kernel:
-    """Return a pointwise stage as a kernel over its places, in float32."""
-    k = KernelBuilder("stage", "", Dtype.FLOAT32)
-    env: dict[str, Operand] = {}
-    buffers = {
-        (role, name): k.buffer(
-            role, name, (Extent.LANES,), Dtype.BOOL if view.array.boolean else None
-        )
-        for role, views in ((BufferRole.START, stage.reads), (BufferRole.END, stage.writes))
-        for name, view in views.items()
-    }
-
-    def operand(value: GraphValue) -> Operand:
-        return env[value] if isinstance(value, str) else value
-
-    with k.lanes():
-        for name in stage.reads:
-            env[name] = k.load(buffers[BufferRole.START, name], LANE, name)
-        for line in stage.graph.lines:
-            env[line.name] = k.op(line.op, *map(operand, line.args))
-        for name in stage.writes:
-            value = operand(stage.graph.outputs[name])
-            k.store(buffers[BufferRole.END, name], LANE, value)
-    return verify(k.kernel())
-
-
-def views_of(stage: Pointwise) -> dict[str, View]:
-    """Return where the buffers of a stage's kernel are, by their labels."""
-    return {
-        **{f"{BufferRole.START.value}_{name}": view for name, view in stage.reads.items()},
-        **{f"{BufferRole.END.value}_{name}": view for name, view in stage.writes.items()},
-    }
+    return Words(c_target("float32"), float_literal)

@@ -1,74 +1,111 @@
-"""Read an exported program as one time step: stages, and arrays for what goes in and out."""
+"""Export one time step of a model, and read it: stages, and arrays for what goes in and out."""
 
 from __future__ import annotations
 
+import keyword
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from tracetorch.core.torch_private import pytree
+from tracetorch.core.walk import named_modules
 from tracetorch.export.c_code.operations import RULES
 from tracetorch.export.c_code.reader import FLOATS, Reader
 from tracetorch.export.c_code.stages import Array, Copy, Role, StepProgram, View
+from tracetorch.export.run_program import run_step
+from tracetorch.export.step import decomposed, export_step
+from tracetorch.snn.noise import Noise
+
+
+@dataclass(frozen=True)
+class ExportedStep:
+    """One time step of a model."""
+
+    exported: ExportedProgram  # the program of PyTorch
+    program: StepProgram  # its stages
+    states: Mapping[str, Tensor]  # what it starts from
+
+
+def read_step(
+    model: nn.Module, x: Any, record: Mapping[str, nn.Module] | None = None
+) -> ExportedStep:
+    """Export one time step of a model, and read it as stages.
+
+    Most models consist of operations that have C without being decomposed. Only where one has
+    none, or writes in place, the program is decomposed, which takes as long as tracing does.
+    """
+    for path, module in named_modules(model):
+        for name in (path, *module._parameters, *module._buffers):
+            words = any(map(keyword.iskeyword, name.split(".")))
+            if words or re.search(r'["\\\x00-\x1f\x7f]', name):
+                raise ValueError(
+                    f"the name {name!r} in the model holds a word of Python, a quotation mark, a "
+                    "backslash or a control character, which torch.export cannot write. Rename it."
+                )
+        if isinstance(module, Noise):
+            raise ValueError(
+                f"{path or 'the model'} ({type(module).__name__}) cannot be written in C: its "
+                "stream is a counter of 64 bits through integers that wrap (Threefry), and its "
+                "normal numbers take log and cos, which no two math.h round alike; the stream here "
+                "would not be that of PyTorch. Let forward take the random numbers as an input, "
+                "and draw them in C as you like."
+            )
+    traced, signature = export_step(model, x, batch=1, record=record, as_traced=True)
+    states = signature.initial_states(1, torch.device("cpu"))
+    schemas = [getattr(node.target, "_schema", None) for node in traced.graph.nodes]
+    if not any(schema is not None and schema.is_mutable for schema in schemas):
+        try:
+            return ExportedStep(traced, read_program(traced, x, states), states)
+        except ValueError:
+            pass  # the same error comes again, where its parts have no C either
+    parts = decomposed(traced, model)
+    return ExportedStep(parts, read_program(parts, x, states), states)
 
 
 def read_program(program: ExportedProgram, x: Any, states: Mapping[str, Tensor]) -> StepProgram:
-    """Return one time step of a program as stages.
-
-    Args:
-        program: made by ``tt.export.step``.
-        x: an input of one step, at a batch of one.
-        states: what they start from, at a batch of one.
-
-    Raises:
-        ValueError: an operation has no C; it is named, with the path of its module.
-    """
+    """Return one time step of a program, on an input and states of a batch of one, as stages."""
     reader = Reader(program, RULES)
-    signature = program.graph_signature
-    arguments, _ = pytree.tree_unflatten(list(signature.user_inputs), program.call_spec.in_spec)
-    ends, state_ends = pytree.tree_unflatten(
-        list(signature.user_outputs), program.call_spec.out_spec
-    )
-    given: dict[str, Tensor] = {}
-    inputs: dict[str, Array] = {}
-    held: dict[str, Array] = {}
-    leaves: list[tuple[str, Tensor, Role, str]] = [
-        (node, value, Role.INPUT, name)
-        for (name, node), value in zip(
-            named_leaves("x", arguments[0]), pytree.tree_leaves(x), strict=True
-        )
+    signature, spec = program.graph_signature, program.call_spec
+    arguments, _ = pytree.tree_unflatten(list(signature.user_inputs), spec.in_spec)
+    given, given_states = arguments
+    y, next_states = pytree.tree_unflatten(list(signature.user_outputs), spec.out_spec)
+    leaves: list[Tensor] = pytree.tree_leaves(x)
+    placed = [
+        (Role.INPUT, name, node, value)
+        for (name, node), value in zip(named_leaves("x", given), leaves, strict=True)
     ]
-    leaves += [(arguments[1][name], states[name], Role.STATE, name) for name in arguments[1]]
-    for node, value, role, name in leaves:
-        if role is Role.STATE and value.dtype not in (*FLOATS, torch.bool):
-            raise ValueError(
-                f"the state {name} is of {value.dtype}, for which there is no C: states are floats "
-                "and truth values. Keep it outside, and give what follows from it as an input."
-            )
+    placed += [(Role.STATE, name, node, states[name]) for name, node in given_states.items()]
+    values: list[Tensor] = []
+    step = StepProgram({}, {}, {}, reader.stages)
+    for role, name, node, value in placed:
         if value.dtype not in (*FLOATS, torch.bool):
             raise ValueError(
-                f"{name} is of {value.dtype}; C is written for float32, or for float64 that holds "
-                "integers. Convert the sample, sample.float()."
+                f"{'the state ' * (role is Role.STATE)}{name} is of {value.dtype}; C is written "
+                "for float32, for float64 that holds integers, and for truth values. Convert the "
+                "sample, sample.float(); keep such a state outside, and give what follows from it "
+                "as an input."
             )
         dense = value.detach().contiguous().clone()
-        given[node] = dense
+        values.append(dense)
         start = dense.flatten() if role is Role.STATE else None
         array = Array(role, name, dense.numel(), dense.dtype is torch.bool, start)
-        (inputs if role is Role.INPUT else held)[name] = array
+        (step.inputs if role is Role.INPUT else step.states)[name] = array
         reader.views[node] = View(array, tuple(dense.shape), tuple(dense.stride()))
         if dense.dtype in FLOATS:
             reader.dtypes.add(dense.dtype)
-    order = [n.name for n in program.graph.nodes if n.op == "placeholder"]
+    at = len(leaves)
     with torch.no_grad():
-        reader.run(*({**given, **reader.given}[name] for name in order))
+        run_step(program, values[:at], dict(zip(given_states, values[at:], strict=True)), reader)
     reader.close()
+    step.double = torch.float64 in reader.dtypes
     nodes = {node.name: node for node in program.graph.nodes}
-    step = StepProgram(inputs, {}, held, reader.stages, torch.float64 in reader.dtypes)
-    last = [(held[name], name, node) for name, node in state_ends.items()]
-    for name, node in named_leaves("y", ends):
+    last = [(step.states[name], name, node) for name, node in next_states.items()]
+    for name, node in named_leaves("y", y):
         result = reader.env.get(nodes[node]) if node in nodes else None
         if not isinstance(result, Tensor):
             raise ValueError(f"the output {name} of forward is no tensor: {node!r}.")
@@ -89,3 +126,8 @@ def named_leaves(name: str, value: Any) -> Sequence[tuple[str, Any]]:
     if isinstance(value, dict):
         return [p for key, each in value.items() for p in named_leaves(f"{name}_{key}", each)]
     return [(name, value)]
+
+
+def holds_spikes(values: Tensor) -> bool:
+    """Whether most values of an input are zero."""
+    return bool((values == 0).double().mean() > 0.5)

@@ -8,7 +8,7 @@ with which a step is compiled.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -24,6 +24,7 @@ from tracetorch.export.c_code.stages import (
     Stage,
     View,
 )
+from tracetorch.export.run_program import constants_of
 from tracetorch.fuse.ir.graph import Builder, Graph, Unfusable, Value
 from tracetorch.fuse.ir.lower import lower
 
@@ -53,12 +54,7 @@ class _Group:
 
 
 class Reader(Interpreter):
-    """Run a program and read its operations as stages.
-
-    Args:
-        program: made by ``tt.export.step``.
-        rules: how operations that are not pointwise are read, by name.
-    """
+    """Run a program and read its operations as stages."""
 
     def __init__(self, program: ExportedProgram, rules: Mapping[str, Rule]) -> None:
         super().__init__(program.graph_module, garbage_collect_values=False)
@@ -66,34 +62,27 @@ class Reader(Interpreter):
         self.extra_traceback = False
         self.rules = rules
         self.views: dict[str, View] = {}  # of every value that is not constant, by node
-        self.constants: set[str] = set()
+        self.constants = set(constants_of(program))
         self.stages: list[Stage] = []
         self.group: _Group | None = None
         self.tables: dict[tuple[Any, ...], Array] = {}
         self.dtypes: set[torch.dtype] = set()
-        self.given = constants_of(program)
 
     # Values
 
     def run_node(self, n: Node) -> Any:
         """Run an operation, and read it unless it depends on constants alone."""
-        if n.op == "output":
-            return super().run_node(n)
         made: Any = super().run_node(n)
-        if n.op == "placeholder":
-            if n.name in self.given:
-                self.constants.add(n.name)
+        if n.op in ("output", "placeholder"):
             return made
         args = pytree.tree_leaves((n.args, n.kwargs))
         given = [each for each in args if isinstance(each, Node)]
         given = [each for each in given if isinstance(self.env[each], (Tensor, tuple, list))]
-        if operation_of(n) in _FILLS or all(each.name in self.constants for each in given):
-            self.constants.add(n.name)
-            return made
         name = operation_of(n)
-        if name in _SILENT or (not isinstance(made, Tensor) and not isinstance(made, tuple)):
-            return made
-        self.read(n, name, made)
+        if name in _FILLS or all(each.name in self.constants for each in given):
+            self.constants.add(n.name)
+        elif name not in _SILENT and isinstance(made, (Tensor, tuple)):
+            self.read(n, name, made)
         return made
 
     def view(self, node: Node) -> View:
@@ -121,10 +110,10 @@ class Reader(Interpreter):
         """Return a view of new memory for a value."""
         self.check_dtype(node, value)
         array = Array(Role.WORK, path_of(node), value.numel(), value.dtype is torch.bool)
-        strides = value.stride()
-        if sorted(_dense(value)) != list(range(value.numel())):
-            strides = value.contiguous().stride()
-        return View(array, tuple(value.shape), tuple(strides))
+        view = View(array, tuple(value.shape), tuple(value.stride()))
+        if sorted(view.places().flatten().tolist()) != list(range(value.numel())):
+            view = replace(view, strides=tuple(value.contiguous().stride()))
+        return view
 
     def check_dtype(self, node: Node, value: Tensor) -> None:
         """Raise where values are neither floats nor truth values."""
@@ -164,13 +153,7 @@ class Reader(Interpreter):
         self.views[node.name] = self.views[whole.name]
 
     def aliased(self, node: Node, made: Tensor, of: Sequence[Node] | None = None) -> bool:
-        """Record a value that lies in the memory of another, and say so.
-
-        Args:
-            node: the operation.
-            made: its value.
-            of: the others; by default what the operation is given.
-        """
+        """Record a value that lies in the memory of another, and say so."""
         for each in node.all_input_nodes if of is None else of:
             value = self.env[each]
             if each.name not in self.views or not isinstance(value, Tensor):
@@ -236,9 +219,7 @@ class Reader(Interpreter):
         """Return a value in the open group: computed there, a number, or read from memory."""
         value = self.env[each] if isinstance(each, Node) else each
         if not isinstance(value, Tensor):
-            if isinstance(value, (bool, float)):
-                return value
-            if isinstance(value, int):
+            if isinstance(value, (bool, int, float)):
                 return value
             raise refused(node, f"it needs a {type(value).__name__}")
         if isinstance(each, Tensor) or each.name in self.constants:
@@ -262,14 +243,13 @@ class Reader(Interpreter):
             self.close()
             group = self.open(node, shape)
         view = view.broadcast(shape)
-        name = f"r{len(group.reads)}"
-        for known, other in group.reads.items():
+        for name, other in group.reads.items():
             if other == view:
-                name = known
-        if name not in group.reads:
-            group.reads[name] = view
-            if view.array.boolean:
-                group.builder.booleans.add(name)
+                return name
+        name = f"r{len(group.reads)}"
+        group.reads[name] = view
+        if view.array.boolean:
+            group.builder.booleans.add(name)
         return name
 
     def close(self) -> None:
@@ -282,10 +262,11 @@ class Reader(Interpreter):
         graph = Graph(tuple(group.builder.lines), outputs)
         self.stages.append(Pointwise(group.path, group.shape, dict(group.reads), graph, writes))
 
-    def append(self, node: Node, stage: Stage) -> None:
-        """Append a stage that is no group."""
+    def append(self, node: Node, stage: Stage, target: View) -> None:
+        """Append a stage that is no group; the value of its operation is ``target``."""
         self.close()
         self.stages.append(stage)
+        self.views[node.name] = target
 
 
 def operation_of(node: Node) -> str:
@@ -315,22 +296,3 @@ def refused(node: Node, reason: str = "") -> ValueError:
         "evaluation, pointwise operations, views, copies, sums, and every neuron whose step is "
         "pointwise. tt.export.onnx writes any model."
     )
-
-
-def _dense(value: Tensor) -> list[int]:
-    """Return the place of every element in memory."""
-    places = torch.zeros(value.shape, dtype=torch.int64)
-    for dim, (size, stride) in enumerate(zip(value.shape, value.stride(), strict=True)):
-        shape = [1] * value.ndim
-        shape[dim] = size
-        places = places + torch.arange(size).view(shape) * stride
-    return places.flatten().tolist()
-
-
-def constants_of(program: ExportedProgram) -> dict[str, Tensor]:
-    """Return the parameters, buffers and constants of a program, by placeholder."""
-    signature = program.graph_signature
-    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    names |= signature.inputs_to_lifted_tensor_constants
-    values = {**program.state_dict, **program.constants}
-    return {node: values[name].detach() for node, name in names.items()}

@@ -13,7 +13,7 @@ MEMORY_SOURCE = "Horowitz, ISSCC 2014: 32 bits from a memory of 8 KB, 45 nm"
 
 @dataclass(frozen=True)
 class CReport:
-    """Needs of a network in C, and costs of a step, a mean over the first 100 of the sample.
+    """Needs of a network in C, and costs of a step, a mean over the sample's first stream.
 
     Args:
         files: names of the files.
@@ -21,10 +21,9 @@ class CReport:
         ram_bytes: size of the struct of one stream: states and work memory.
         stack_bytes: bound of the stack that ``tt_step`` takes, without that of the functions of
             ``math.h``.
-        operations: effective and dense products per step, a mean over the sample.
+        operations: effective and dense products that the program does per step.
         updates: values that the neurons' states get per step.
-        memory_accesses: reads and writes of arrays per step, a mean over the sample; what stays in
-            registers is none.
+        memory_accesses: reads and writes of arrays per step; what stays in registers is none.
         input_range: least and largest value of each input for which integers are proved not to
             overflow, by name; empty for float32.
         types: C type of every input, state and output, by name.

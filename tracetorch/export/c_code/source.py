@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+
+import torch
 
 from tracetorch.export.c_code.files import (
     Port,
     comment,
     identifiers,
     math_include,
+    ports_of,
     step_head,
     table,
 )
@@ -21,16 +24,16 @@ from tracetorch.export.c_code.printer import (
     ProductPrinter,
     StagePrinter,
     Words,
-    float_kernel,
     pool_name,
-    views_of,
 )
 from tracetorch.export.c_code.sparse import (
     SparsePrinter,
+    constant_table,
     fits_nibble,
     sparse_weights,
     table_bits,
 )
+from tracetorch.export.c_code.stage_kernel import StageKernel
 from tracetorch.export.c_code.stages import (
     Array,
     Copy,
@@ -42,10 +45,10 @@ from tracetorch.export.c_code.stages import (
     reads_of,
     writes_of,
 )
-from tracetorch.export.c_code.widths import Widths, integer_kernel, integer_table
+from tracetorch.export.c_code.widths import Widths, integer_kernel
 from tracetorch.fuse.codegen.c_kernel import contains_word
 from tracetorch.fuse.codegen.targets import c_integer_target
-from tracetorch.fuse.ir.kernel import Dtype, Kernel
+from tracetorch.fuse.ir.verify import verify
 from tracetorch.integers.width import stored_bits
 
 # Of one function: return address, saved registers, what a compiler spills.
@@ -72,168 +75,139 @@ _HEAD = """\
 
 @dataclass(frozen=True)
 class Source:
-    """Text of ``model.c``, and what it needs.
+    """Text of ``model.c``, and what it needs."""
 
-    Args:
-        text: it.
-        table_bytes: size of its constant tables.
-        stack_bytes: bound of what ``tt_step`` takes from the stack.
-        sparse: nodes of the products whose weights of zero are not stored.
-    """
-
-    text: str
-    table_bytes: int
-    stack_bytes: int
-    sparse: frozenset[str]
+    text: str  # it
+    inputs: list[Port]  # those of ``tt_step``
+    outputs: list[Port]  # those of ``tt_step``
+    table_bytes: int  # size of its constant tables
+    struct_bytes: int  # size of the struct of a stream
+    stack_bytes: int  # bound of what ``tt_step`` takes from the stack
+    sparse: frozenset[str]  # nodes of the products whose weights of zero are not stored
 
 
 def names_of(program: StepProgram, words: Words, widths: Widths | None = None) -> Names:
-    """Name the arrays of a planned program, and give each its type and its place.
-
-    Args:
-        program: one step.
-        words: of the language.
-        widths: those of an integer program; ``None`` for float32.
-    """
+    """Name the arrays of a planned program, and give each its type and its place."""
     fields: dict[Array, str] = {}
     for arrays, prefix in (({**program.inputs, **program.outputs}, ""), (program.states, "state_")):
         for array, name in zip(arrays.values(), identifiers(list(arrays), prefix), strict=True):
             fields[array] = name
+    views = [v for stage in program.stages for v in (*reads_of(stage), *writes_of(stage))]
     types: dict[Array, str] = {}
+    for array in (*fields, *(view.array for view in views)):
+        single = "bool" if array.boolean else "float"
+        types[array] = single if widths is None else widths.type_of(array)
     for stage in program.stages:
-        for view in (*reads_of(stage), *writes_of(stage)):
-            types[view.array] = _type_of(view.array, widths)
         if isinstance(stage, Copy) and stage.places is not None:
-            types[stage.places] = (
-                f"uint{stored_bits(0, stage.source.array.size - 1, signed=False)}_t"
-            )
-    for array in fields:
-        types[array] = _type_of(array, widths)
+            bits = stored_bits(0, stage.source.array.size - 1, signed=False)
+            types[stage.places] = f"uint{bits}_t"
     memory = work_memory(program.stages, types)
     return Names(fields, memory, types, words)
 
 
-def _type_of(array: Array, widths: Widths | None) -> str:
-    if widths is not None:
-        return widths.type_of(array)
-    return "bool" if array.boolean else "float"
-
-
 def model_source(
-    program: StepProgram,
-    names: Names,
-    ports: tuple[Sequence[Port], Sequence[Port]],
-    events: Collection[Array],
-    widths: Widths | None,
+    program: StepProgram, names: Names, events: Collection[Array], widths: Widths | None
 ) -> Source:
-    """Return ``model.c``.
+    """Return ``model.c`` of a planned program, in float32 without ``widths``.
 
-    Args:
-        program: one step, planned.
-        names: of its arrays.
-        ports: inputs and outputs.
-        events: arrays whose zeros are skipped.
-        widths: those of an integer program; ``None`` for float32.
+    ``events`` are the arrays whose zeros are skipped.
     """
-    functions: list[str] = []
-    calls: list[str] = []
-    deepest = 0
-    sparse: set[str] = set()
-    inputs, outputs = ports
+    inputs, outputs = ports_of(program.inputs, names), ports_of(program.outputs, names)
     arguments = {"s": "tt_stream *restrict s"}
     arguments |= {port.name: f"const {port.kind} *restrict {port.name}" for port in inputs}
     arguments |= {port.name: f"{port.kind} *restrict {port.name}" for port in outputs}
-    for number, stage in enumerate(program.stages):
-        printer = stage_printer(stage, names, events, widths, program.double)
-        if isinstance(printer, SparsePrinter):
-            sparse.add(printer.product_stage.node)
-        body = printer.text()
+    printers = [
+        stage_printer(stage, names, events, widths, program.double) for stage in program.stages
+    ]
+    bodies = [printer.text() for printer in printers]
+    functions: list[str] = []
+    calls: list[str] = []
+    for number, (stage, body) in enumerate(zip(program.stages, bodies, strict=True)):
         used = [name for name in arguments if contains_word(body, name)]
         parameters = ", ".join(arguments[name] for name in used)
-        kind = type(stage).__name__.lower()
         functions += [
-            f"/* {comment(stage.path)}: {kind} */",
+            f"/* {comment(stage.path)}: {type(stage).__name__.lower()} */",
             f"static void tt_stage_{number}({parameters}) {{",
             body + "}",
             "",
         ]
         calls.append(f"    tt_stage_{number}({', '.join(used)});")
-        deepest = max(deepest, len(_DECLARATION.findall(body)))
-    resets, starts = _resets(program, names, widths)
-    unused = [
-        f"    (void){name};"
-        for name in ("s", *(port.name for port in (*inputs, *outputs)))
-        if not contains_word("\n".join(calls), name)
-    ]
-    clears = [
-        line
-        for kind, size in names.memory.sizes.items()
-        for line in (
-            f"    for (int32_t i = 0; i < {size}; i++) {{",
-            f"        s->{pool_name(kind)}[i] = {_zero(kind)};",
-            "    }",
-        )
-    ]
-    tables, size = [], 0
-    for array, name in [*names.tables.items(), *starts.items()]:
-        kind, packed = names.types[array], array in names.packed
-        values = array.held
-        if widths is not None and values.dtype.is_floating_point:
-            values = integer_table(array, widths.points.get(array, 0))
-        text, count = table(name, kind, values, packed)
-        tables.append(text)
-        size += count
-    body = "\n".join(functions)
+    resets, starts = _resets(program, names)
+    tables, size = _tables({**names.tables, **starts}, names, widths)
+    code, called = "\n".join(functions), "\n".join(calls)
+    pools = names.memory.sizes
     lines = [
-        *math_include("\n".join([body, *tables])),
+        *math_include("\n".join([code, *tables])),
         '#include "model.h"',
         "",
         _HEAD,
         *tables,
         *([_NIBBLE] if names.packed.intersection(names.tables) else []),
-        body,
+        code,
         "void tt_reset(tt_stream *s) {",
         *(resets or ["    (void)s;"]),
         "}",
         "",
         "void tt_init(tt_stream *s) {",
-        *clears,
+        *(_filled(f"s->{pool_name(kind)}", count, _zero(kind)) for kind, count in pools.items()),
         "    tt_reset(s);",
         "}",
         "",
         f"{step_head(inputs, outputs)} {{",
         *calls,
-        *unused,
+        *(f"    (void){name};" for name in arguments if not contains_word(called, name)),
         "}",
     ]
-    # tt_step, one stage, and the reader of packed weights
-    stack = 3 * _FRAME + _SCALAR * (deepest + len(inputs) + len(outputs))
-    return Source("\n".join(lines) + "\n", size, stack, frozenset(sparse))
+    members = [(names.types[array], array.size) for array in program.states.values()]
+    deepest = max((len(_DECLARATION.findall(body)) for body in bodies), default=0)
+    return Source(
+        "\n".join(lines) + "\n",
+        inputs,
+        outputs,
+        size,
+        struct_bytes([*members, *pools.items()]),
+        # tt_step, one stage, and the reader of packed weights
+        3 * _FRAME + _SCALAR * (deepest + len(inputs) + len(outputs)),
+        frozenset(each.product_stage.node for each in printers if isinstance(each, SparsePrinter)),
+    )
+
+
+def _tables(
+    arrays: Mapping[Array, str], names: Names, widths: Widths | None
+) -> tuple[list[str], int]:
+    """Return constant tables, and their size in bytes."""
+    tables, size = [], 0
+    for array, name in arrays.items():
+        values = array.values
+        if widths is not None and values.dtype.is_floating_point:
+            scaled = values.double() * 2.0 ** widths.points.get(array, 0)
+            values = scaled.round().to(torch.int64)
+        text, count = table(name, names.types[array], values, array in names.packed)
+        tables.append(text)
+        size += count
+    return tables, size
 
 
 def _zero(kind: str) -> str:
     return {"float": "0.0f", "bool": "false"}.get(kind, "0")
 
 
-def _resets(
-    program: StepProgram, names: Names, widths: Widths | None
-) -> tuple[list[str], dict[Array, str]]:
+def _filled(name: str, size: int, value: str) -> str:
+    return f"    for (int32_t i = 0; i < {size}; i++) {{\n        {name}[i] = {value};\n    }}"
+
+
+def _resets(program: StepProgram, names: Names) -> tuple[list[str], dict[Array, str]]:
     """Return the lines that give every state what it starts from, and the tables they read."""
     lines: list[str] = []
     starts: dict[Array, str] = {}
     for state in program.states.values():
-        values = state.held
         value = _zero(names.types[state])
-        if bool((values != 0).any()):
-            start = Array(Role.TABLE, "", state.size, state.boolean, values)
+        if bool((state.values != 0).any()):
+            start = Array(Role.TABLE, "", state.size, state.boolean, state.values)
             names.types[start] = names.types[state]
             starts[start] = f"tt_start_{len(starts)}"
             value = f"{starts[start]}[i]"
-        lines += [
-            f"    for (int32_t i = 0; i < {state.size}; i++) {{",
-            f"        s->{names.fields[state]}[i] = {value};",
-            "    }",
-        ]
+        lines.append(_filled(f"s->{names.fields[state]}", state.size, value))
     return lines, starts
 
 
@@ -244,61 +218,39 @@ def stage_printer(
     widths: Widths | None = None,
     double: bool = False,
 ) -> StagePrinter:
-    """Return the printer of a stage.
+    """Return the printer of a stage; the tables of products are added to ``names``.
 
-    Args:
-        stage: of a planned program.
-        names: of its arrays, to which the tables of products are added.
-        events: arrays whose zeros are skipped.
-        widths: those of an integer program; ``None`` for float32.
-        double: whether the arithmetic of that program was float64.
+    ``double`` says whether the arithmetic of an integer program was float64.
     """
-    target = names.words.target if widths is None else c_integer_target()
-    if isinstance(stage, Pointwise):
-        kernel = float_kernel(stage) if widths is None else integer_kernel(stage, widths, double)
-        return StagePrinter(kernel, target, names, stage, views_of(stage))
+    if isinstance(stage, Pointwise) and widths is None:
+        return StagePrinter(names, stage, verify(StageKernel(stage).kernel()))
+    if isinstance(stage, Pointwise) and widths is not None:
+        kernel = integer_kernel(stage, widths, double)
+        return StagePrinter(names, stage, kernel, c_integer_target())
     if isinstance(stage, Product):
         by_event = stage.source.array in events
-        weight, bias = product_tables(stage, by_event)
+        values = stage.weight
+        if by_event:
+            # group by group, each input's weights to all outputs of its group in a row
+            values = values.reshape(stage.groups, -1, *values.shape[1:]).permute(0, 2, 3, 4, 1)
+        weight = constant_table("weight", values)
+        # a sum begins with no -0: it would stay one where all its terms are skipped
+        bias = None if stage.bias is None else constant_table("bias", stage.bias + 0)
         sparse = sparse_weights(stage, by_event) if widths is not None else None
         if sparse is not None:
             weight = sparse.values
             for each in (sparse.places, sparse.starts):
-                names.types[each] = f"uint{table_bits(each.held, signed=False)}_t"
-        for table in (weight, bias):
-            if table is not None:
-                _type_table(table, names, widths)
-        if widths is not None and fits_nibble(weight.held):
+                names.types[each] = f"uint{table_bits(each.values, signed=False)}_t"
+        for table_of in (weight, bias):
+            if table_of is not None:
+                bits = None if widths is None else table_bits(table_of.values)
+                names.types[table_of] = "float" if bits is None else f"int{bits}_t"
+        if widths is not None and fits_nibble(weight.values):
             names.packed.add(weight)
         if sparse is not None:
             return SparsePrinter(names, stage, sparse, bias, by_event)
         return ProductPrinter(names, stage, weight, bias, by_event)
-    dtype = Dtype.FLOAT32 if widths is None else Dtype.INT32
-    return StagePrinter(Kernel("", "", dtype, (), (), ()), target, names, stage, {})
-
-
-def product_tables(stage: Product, by_event: bool) -> tuple[Array, Array | None]:
-    """Return weights and bias as they lie in memory, by input or by output."""
-    weight = stage.weight
-    if by_event:
-        # group by group, each input's weights to all outputs of its group in a row
-        shape = (stage.groups, -1, *weight.shape[1:])  # [G, O / G, C / G, kh, kw]
-        grouped = weight.reshape(shape)
-        weight = grouped.permute(0, 2, 3, 4, 1)
-    weight = weight.contiguous()
-    table = Array(Role.TABLE, "weight", weight.numel(), False, weight.detach().clone())
-    if stage.bias is None:
-        return table, None
-    # a sum begins with no -0: it would stay one where all its terms are skipped
-    bias = stage.bias.detach() + 0
-    return table, Array(Role.TABLE, "bias", stage.bias.numel(), False, bias)
-
-
-def _type_table(array: Array, names: Names, widths: Widths | None) -> None:
-    if widths is None:
-        names.types[array] = "float"
-        return
-    names.types[array] = f"int{table_bits(array.held)}_t"
+    return StagePrinter(names, stage)
 
 
 def struct_bytes(members: Sequence[tuple[str, int]]) -> int:

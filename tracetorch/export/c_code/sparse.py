@@ -7,31 +7,25 @@ such a product is dense: an infinite input times a weight of zero is NaN, in PyT
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tracetorch.export.c_code.printer import Names, ProductPrinter, accumulator, address
+from tracetorch.export.c_code.printer import Names, ProductPrinter
 from tracetorch.export.c_code.stages import Array, Product, Role
 from tracetorch.integers.width import stored_bits
 
 
 @dataclass(frozen=True)
 class SparseWeights:
-    """Weights row by row, without zeros: a row for each input where events drive it, else output.
+    """Weights without zeros, row by row: of each input where events drive it, else output."""
 
-    Args:
-        values: the weights.
-        places: the column of each.
-        starts: where each row begins, and the last one ends.
-    """
-
-    values: Array
-    places: Array
-    starts: Array
+    values: Array  # the weights
+    places: Array  # the column of each
+    starts: Array  # where each row begins, and the last one ends
 
 
 def sparse_weights(stage: Product, by_event: bool) -> SparseWeights | None:
@@ -44,14 +38,14 @@ def sparse_weights(stage: Product, by_event: bool) -> SparseWeights | None:
     row, column = matrix.nonzero(as_tuple=True)
     counts = torch.bincount(row, minlength=len(matrix))
     starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    found = SparseWeights(*map(_table, (matrix[row, column], column.double(), starts.double())))
+    parts = (matrix[row, column], column.double(), starts.double())
+    found = SparseWeights(*(constant_table("sparse", each) for each in parts))
     if not found.values.size:
         return None
     width = 0.5 if fits_nibble(matrix) else table_bits(matrix) / 8
     size = width * found.values.size
-    size += sum(
-        table_bits(each.held, signed=False) / 8 * each.size for each in (found.places, found.starts)
-    )
+    for each in (found.places, found.starts):
+        size += table_bits(each.values, signed=False) / 8 * each.size
     return found if size < width * matrix.numel() else None
 
 
@@ -65,20 +59,14 @@ def table_bits(values: Tensor, *, signed: bool = True) -> int:
     return stored_bits(float(values.min()), float(values.max()), signed=signed)
 
 
-def _table(values: Tensor) -> Array:
-    return Array(Role.TABLE, "sparse", values.numel(), False, values.detach().clone())
+def constant_table(label: str, values: Tensor) -> Array:
+    """Return a table of values in the order of their places."""
+    values = values.detach().contiguous().clone()
+    return Array(Role.TABLE, label, values.numel(), False, values)
 
 
 class SparsePrinter(ProductPrinter):
-    """Print a product by the weights that are not zero.
-
-    Args:
-        names: of arrays.
-        stage: the product.
-        weights: its weights.
-        bias: its bias, or ``None``.
-        events: whether zeros of the source are skipped.
-    """
+    """Print a product by the weights that are not zero."""
 
     def __init__(
         self,
@@ -94,46 +82,17 @@ class SparsePrinter(ProductPrinter):
     @contextmanager
     def _row(self, row: str) -> Iterator[tuple[str, str]]:
         """Open a loop over the weights of a row; yield a weight and its column."""
-        starts = self.weights.starts
-        begin, end = (self.names.at(starts, place) for place in (row, f"{row} + 1"))
-        with self.indent(f"for (int32_t k = {begin}; k < {end}; k++) {{"):
+        begin, end = (self.names.at(self.weights.starts, each) for each in (row, f"{row} + 1"))
+        with self.counting("k", begin, end):
             yield self.names.at(self.weights.values, "k"), self.names.at(self.weights.places, "k")
 
-    def _source(self, channel: str) -> str:
-        source = self.product_stage.source
-        return self.names.at(source.array, address(source, [channel, "0", "0"]))
+    def spread(self, indices: Sequence[str]) -> None:
+        """Append the lines that add the weights of an event at a place of the source."""
+        with self._row(indices[0]) as (weight, place):
+            self.add(self.at(self.product_stage.target, [place, "0", "0"]), weight)
 
-    def _target(self, channel: str) -> str:
-        target = self.product_stage.target
-        return self.names.at(target.array, address(target, [channel, "0", "0"]))
-
-    def _by_event(self) -> None:
-        stage = self.product_stage
-        value_type = accumulator(self.names.types[stage.source.array])
-        with self.loops(stage.target.shape[:1], ["o"]):
-            index = "o" if stage.target.shape[0] > 1 else "0"
-            self.line(f"{self._target(index)} = {self._start(index)};")
-        with self.loops(stage.source.shape[:1], ["c"]):
-            row = "c" if stage.source.shape[0] > 1 else "0"
-            self.constant(value_type, "v", self._source(row))
-            with self.indent("if (v == 0) {"):
-                self.line("continue;" if stage.source.size > 1 else "return;")
-            with self._row(row) as (weight, place):
-                target = self._target(place)
-                _, _, cast, narrow = self._types()
-                term = f"{cast}{weight} * v"
-                if narrow:
-                    self.line(f"{target} = {narrow}({target} + {term});")
-                else:
-                    self.line(f"{target} += {term};")
-
-    def _by_output(self) -> None:
-        stage = self.product_stage
-        kind, wide, cast, _ = self._types()
-        with self.loops(stage.target.shape[:1], ["o"]):
-            row = "o" if stage.target.shape[0] > 1 else "0"
-            self.variable(wide, "sum", self._start(row))
-            with self._row(row) as (weight, place):
-                self.line(f"sum += {cast}{weight} * {self._source(place)};")
-            total = "sum" if kind == wide else self.cast(kind, "sum")
-            self.line(f"{self._target(row)} = {total};")
+    def gather(self, place: Sequence[str]) -> None:
+        """Append the lines that add the products of one output."""
+        with self._row(place[0]) as (weight, column):
+            source = self.at(self.product_stage.source, [column, "0", "0"])
+            self.line(f"sum += {self.widened(weight)} * {source};")

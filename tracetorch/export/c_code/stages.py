@@ -6,8 +6,9 @@ import enum
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 from tracetorch.fuse.ir.graph import Graph
@@ -25,26 +26,14 @@ class Role(enum.Enum):
 
 @dataclass(eq=False)
 class Array:
-    """Memory for ``size`` values in a row.
-
-    Args:
-        role: where it lives.
-        label: what it is, for people.
-        size: number of values.
-        boolean: whether they are truth values.
-        values: of a table; of a state, what it starts from.
-    """
+    """Memory for ``size`` values in a row; its label is for people."""
 
     role: Role
     label: str
     size: int
     boolean: bool = False
-    values: Tensor | None = None
-
-    @property
-    def held(self) -> Tensor:
-        """The values of a table, or those that a state starts from."""
-        return cast(Tensor, self.values)
+    # of a table its values, of a state those that it starts from
+    values: Any = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +60,14 @@ class View:
             expected *= size
         return self.offset == 0 and expected == self.array.size
 
+    def places(self) -> Tensor:
+        """Return the place of every element in the array."""
+        found = torch.full(self.shape, self.offset, dtype=torch.int64)
+        for dim, (size, stride) in enumerate(zip(self.shape, self.strides, strict=True)):
+            steps = torch.arange(size) * stride
+            found += steps.view(-1, *[1] * (len(self.shape) - dim - 1))
+        return found
+
     def same_places(self, other: View) -> bool:
         """Whether element by element it lies where another view of the same array does."""
         pairs = (
@@ -90,17 +87,12 @@ class View:
         return View(self.array, shape, strides, self.offset)
 
 
+# Every stage has the path of the module that it belongs to.
+
+
 @dataclass(frozen=True, eq=False)
 class Pointwise:
-    """Compute a graph at every place of ``shape``.
-
-    Args:
-        path: of the module.
-        shape: of the loops.
-        reads: where each input of the graph is.
-        graph: what is computed at one place.
-        writes: where each output of the graph goes.
-    """
+    """Compute a graph at every place of ``shape``; its inputs and outputs are where views say."""
 
     path: str
     shape: tuple[int, ...]
@@ -113,53 +105,25 @@ class Pointwise:
 class Product:
     """Multiply by a matrix of weights, or convolve.
 
-    A linear product is the convolution of one row, with kernels of one value.
-
-    Args:
-        path: of the module.
-        source: ``[C, H, W]``.
-        target: ``[O, P, Q]``.
-        weight: a table ``[O, C / groups, kh, kw]``.
-        bias: a table ``[O]``, or ``None``.
-        stride, padding, dilation: of height and width.
-        groups: of channels.
-        node: name of its operation in the exported program.
+    A linear product is the convolution of one row, with kernels of one value. Settings of two
+    numbers are of height and width.
     """
 
     path: str
-    source: View
-    target: View
-    weight: Tensor
-    bias: Tensor | None
-    node: str
+    source: View  # [C, H, W]
+    target: View  # [O, P, Q]
+    weight: Tensor  # [O, C / groups, kh, kw]
+    bias: Tensor | None  # [O]
+    node: str  # the name of its operation in the exported program
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
 
-    def taps(self, dim: int, place: int) -> int:
-        """Count the kernel's columns (``dim`` 1) or rows that reach an input's place."""
-        kernel, outputs = self.weight.shape[2 + dim], self.target.shape[1 + dim]
-        reached = 0
-        for k in range(kernel):
-            moved = place + self.padding[dim] - k * self.dilation[dim]
-            reached += moved % self.stride[dim] == 0 and 0 <= moved // self.stride[dim] < outputs
-        return reached
-
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """Take the maximum, the average or the sum of windows.
-
-    Args:
-        path: of the module.
-        source: ``[C, H, W]``.
-        target: ``[C, P, Q]``.
-        maximum: instead of the average.
-        kernel, stride, padding, dilation: of height and width.
-        divisor: of the sum; 0 for the number of places inside the padded input, -1 for that of
-            those inside the input.
-    """
+    """Take the maximum, the average or the sum of windows, from ``[C, H, W]`` to ``[C, P, Q]``."""
 
     path: str
     source: View
@@ -169,6 +133,7 @@ class Pool:
     stride: tuple[int, int]
     padding: tuple[int, int]
     dilation: tuple[int, int] = (1, 1)
+    # of the sum; 0 for the number of places inside the padded input, -1 for those inside the input
     divisor: int = 0
 
 
@@ -184,18 +149,10 @@ class Copy:
 
 @dataclass(frozen=True, eq=False)
 class Sum:
-    """Sum the last ``dims`` dimensions of a view in the order of their places, and divide.
-
-    Args:
-        path: of the module.
-        source: the kept dimensions, then the summed ones.
-        target: of the kept dimensions' sizes.
-        dims: how many are summed.
-        divisor: 1 for a sum.
-    """
+    """Sum the last ``dims`` dimensions of a view in the order of their places, and divide."""
 
     path: str
-    source: View
+    source: View  # the kept dimensions, then the summed ones
     target: View
     dims: int
     divisor: int = 1
@@ -235,18 +192,17 @@ def moved(stage: Stage, old: Array, new: Array) -> Stage:
 
 @dataclass
 class StepProgram:
-    """Program of one time step of a model at a batch of one.
-
-    Args:
-        inputs: what the caller gives, by name.
-        outputs: what the caller gets, by name.
-        states: what stays from step to step, by name.
-        stages: in order; the last ones copy states that could not be written in place.
-        double: whether the arithmetic that was traced is float64.
-    """
+    """Program of one time step of a model at a batch of one; arrays are by name."""
 
     inputs: dict[str, Array]
     outputs: dict[str, Array]
     states: dict[str, Array]
+    # in order; the last ones copy states that could not be written in place
     stages: list[Stage] = field(default_factory=list)
+    # whether the arithmetic that was traced is float64
     double: bool = False
+
+    @property
+    def ends(self) -> dict[str, Array]:
+        """Inputs, states and outputs by name."""
+        return {**self.inputs, **self.states, **self.outputs}

@@ -9,13 +9,15 @@ float that the model computes with is exact in integers, and rounding is a shift
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tracetorch.export.c_code.stage_kernel import StageKernel
 from tracetorch.export.c_code.stages import (
     Array,
     Pointwise,
@@ -29,45 +31,25 @@ from tracetorch.export.c_code.stages import (
 )
 from tracetorch.fuse.ir.graph import COMPARISONS, Line
 from tracetorch.fuse.ir.graph import Value as GraphValue
-from tracetorch.fuse.ir.kernel import (
-    Axis,
-    Dtype,
-    Extent,
-    Kernel,
-    KernelBuilder,
-    Operand,
-    Value,
-)
-from tracetorch.fuse.ir.kernel import Role as BufferRole
-from tracetorch.integers.intervals import (
+from tracetorch.fuse.ir.intervals import (
+    MOST_EXACT,
     Bounds,
     Interval,
-    TrackedInterval,
     bounds,
     constant,
     hull,
-    tracked,
-    widened,
+    invariant,
 )
+from tracetorch.fuse.ir.kernel import Dtype, Kernel, Operand, Value
 from tracetorch.integers.width import stored_bits
-
-_ROUNDS = 4  # before states are widened
-_MOST_ROUNDS = 400
-_MOST = {False: 2.0**24, True: 2.0**53}  # of float32, of float64
-LANE = (Axis.LANE,)
 
 
 @dataclass(frozen=True)
 class Widths:
-    """Ranges of the arrays of an integer program.
+    """Ranges of the arrays of an integer program."""
 
-    Args:
-        ranges: of each array.
-        points: bits behind the binary point of each table that has any.
-    """
-
-    ranges: Mapping[Array, TrackedInterval]
-    points: Mapping[Array, int]
+    ranges: Mapping[Array, Interval]  # of each array
+    points: Mapping[Array, int]  # bits behind the binary point of each table that has any
 
     def type_of(self, array: Array) -> str:
         """Return the narrowest C type that holds an array."""
@@ -80,171 +62,120 @@ class Widths:
 
 
 def found_widths(program: StepProgram, inputs: Mapping[str, Interval]) -> Widths:
-    """Return the ranges of all arrays, over any number of steps.
-
-    Args:
-        program: one step, as the reader returns it.
-        inputs: the range of each input.
-
-    Raises:
-        ValueError: something is no integer, is not exact in the float that the model computes
-            with, or grows for ever; the module is named.
-    """
-    most = _MOST[program.double]
-    start: dict[Array, TrackedInterval] = {}
-    for name, array in program.inputs.items():
-        start[array] = tracked(inputs[name])
-    held: dict[Array, TrackedInterval] = {}
-    for name, array in program.states.items():
-        held[array] = tracked(_range(array.held, f"the state {name} starts from"))
-    points: dict[Array, int] = {}
+    """Return the ranges of all arrays, over any number of steps."""
+    dtype = torch.float64 if program.double else torch.float32
+    start = {array: inputs[name] for name, array in program.inputs.items()}
+    starts = {
+        array: _numbers(array.values, f"the state {name} starts from", 0)
+        for name, array in program.states.items()
+    }
     for stage in program.stages:
-        for view in reads_of(stage):
-            if view.array.role is Role.TABLE and view.array not in start:
-                start[view.array], points[view.array] = _table(view.array, stage.path)
-    for attempt in range(_MOST_ROUNDS):
-        known = _ranges(program, {**start, **held}, most, check=False)
-        grown = {array: hull(held[array], known[1][array]) for array in held}
-        moving = [n for n, a in program.states.items() if not _equal(held[a], grown[a])]
-        if not moving:
-            break
-        if attempt >= _ROUNDS:
-            grown = {array: widened(held[array], grown[array]) for array in held}
-        held = grown
-    else:
-        raise ValueError(
-            f"no bound of the state {moving[0]} was found in {_MOST_ROUNDS} rounds of interval "
-            "arithmetic: saturate it, tt.integers.saturate, or export with dtype='float32'."
-        )
+        for table in (v.array for v in reads_of(stage) if v.array.role is Role.TABLE):
+            if table not in start:
+                start[table] = _numbers(table.values, f"{stage.path} has the constant", -31)
+    points = {a: int(-np.min(r.step)) for a, r in start.items() if np.min(r.step) < 0}
+    _, states = invariant(starts, lambda s: _ranges(program, {**start, **s}, dtype, check=False))
     for name, array in program.states.items():
-        if held[array].magnitude > most:
+        if states[array].magnitude > MOST_EXACT[dtype]:
             raise ValueError(
-                f"the state {name} can grow beyond {most:.0f}, up to where the float that the "
-                "model computes with holds every integer: saturate it, tt.integers.saturate."
+                f"the state {name} can grow beyond {MOST_EXACT[dtype]:.0f}, up to where the float "
+                "that the model computes with holds every integer: saturate it, "
+                "tt.integers.saturate."
             )
-    known = _ranges(program, {**start, **held}, most, check=True)
-    ranges = {**known[0], **held}
-    return Widths(ranges, {array: point for array, point in points.items() if point})
+    known, _ = _ranges(program, {**start, **states}, dtype, check=True)
+    return Widths({**known, **states}, points)
 
 
-def _equal(x: TrackedInterval, y: TrackedInterval) -> bool:
-    return all(
-        np.array_equal(a, b) for a, b in ((x.low, y.low), (x.high, y.high), (x.step, y.step))
-    )
-
-
-def _range(values: Tensor, what: str) -> Interval:
-    numbers = values.double()
-    if not torch.equal(numbers, numbers.round()):
-        wrong = numbers[numbers != numbers.round()][0].item()
-        raise ValueError(f"{what} {wrong:g}, which is no integer.")
-    return Interval(float(numbers.min()), float(numbers.max()), 0.0)
-
-
-def _table(array: Array, path: str) -> tuple[TrackedInterval, int]:
-    """Return the range of a table, and the bits behind its binary point."""
-    numbers = array.held.double()
-    steps = [constant(number).step for number in set(numbers.flatten().tolist())]
-    step = min([float(np.min(each)) for each in steps], default=0.0)
-    if step < -31:
-        raise ValueError(
-            f"{path} has the constant {float(numbers.flatten()[0]):g}, which is no integer and no "
-            "multiple of 2^-31. Quantise the model, or export it with dtype='float32'."
-        )
-    step = min(step, 0.0)
-    return TrackedInterval(float(numbers.min()), float(numbers.max()), step), int(-step)
+def _numbers(values: Tensor, what: str, least: int) -> Interval:
+    """Return the range of constants that are multiples of ``2^least``."""
+    steps = {
+        each: float(np.min(constant(each).step)) for each in {*values.double().flatten().tolist()}
+    }
+    for number, step in steps.items():
+        if step < least:
+            raise ValueError(
+                f"{what} {number:g}, which is no integer and no multiple of 2^{least}. Quantise "
+                "the model, or export it with dtype='float32'."
+            )
+    return Interval(min(steps), max(steps), min(0.0, *steps.values()))
 
 
 def _ranges(
-    program: StepProgram, known: dict[Array, TrackedInterval], most: float, check: bool
-) -> tuple[dict[Array, TrackedInterval], dict[Array, TrackedInterval]]:
+    program: StepProgram, known: dict[Array, Interval], dtype: torch.dtype, check: bool
+) -> tuple[dict[Array, Interval], dict[Array, Interval]]:
     """Return the ranges of what one step computes, and those that the states get."""
-    known, ends = dict(known), dict[Array, TrackedInterval]()
+    known, ends = dict(known), dict[Array, Interval]()
     for stage in program.stages:
-        for array, found in _computed(stage, known, most, check):
-            if array.role is Role.STATE:
-                ends[array] = hull(ends[array], found) if array in ends else found
-            else:
-                known[array] = hull(known[array], found) if array in known else found
+        for array, found in _computed(stage, known, dtype, check):
+            into = ends if array.role is Role.STATE else known
+            into[array] = hull(into[array], found) if array in into else found
     return known, ends
 
 
 def _computed(
-    stage: Stage, known: Mapping[Array, TrackedInterval], most: float, check: bool
-) -> list[tuple[Array, TrackedInterval]]:
+    stage: Stage, known: Mapping[Array, Interval], dtype: torch.dtype, check: bool
+) -> list[tuple[Array, Interval]]:
+    """Return the range of each array that a stage writes to."""
     if isinstance(stage, Pointwise):
-        found = bounds_of(stage, known, most)
-        if check and not found.exact:
-            raise ValueError(
-                f"{stage.path} is not exact in integers: {found.fault}. Give fewer bits, smaller "
-                "inputs, or x.double() and model.double(); or export with dtype='float32'."
-            )
+        found = bounds_of(stage, known, dtype)
         results = [(stage.writes[name].array, found.outputs[name]) for name in stage.writes]
-        for array, each in results:
-            if check and not array.boolean and float(np.min(each.step)) < 0:
-                raise ValueError(
-                    f"{stage.path} computes what is no integer. Quantise the model, "
-                    "tt.quantize, or export it with dtype='float32'."
-                )
+        broken = [a for a, each in results if not a.boolean and float(np.min(each.step)) < 0]
+        if check and (broken or not found.exact):
+            raise ValueError(
+                f"{stage.path} is not exact in integers: "
+                f"{found.fault or 'it computes what is no integer'}. Quantise the model, "
+                "tt.quantize, give fewer bits, smaller inputs, or x.double() and model.double(); "
+                "or export with dtype='float32'."
+            )
         return results
     source = known[stage.source.array]
     if isinstance(stage, Product):
-        return [(stage.target.array, _product_range(stage, source, most, check))]
-    found_range = source
-    if isinstance(stage, Pool) and not stage.maximum:
-        if stage.divisor != 1:
-            raise ValueError(
-                f"{stage.path} averages, and an average is no integer. Use tt.integers.SumPool2d, "
-                "or export with dtype='float32'."
-            )
-        found_range = _times(source, math.prod(stage.kernel))
+        return [(stage.target.array, _product_range(stage, source, dtype, check))]
+    terms = 1
     if isinstance(stage, Sum):
-        if stage.divisor != 1:
-            raise ValueError(f"{stage.path} averages, and an average is no integer. Sum instead.")
-        kept = len(stage.source.shape) - stage.dims
-        found_range = _times(source, math.prod(stage.source.shape[kept:]))
-    return [(stage.target.array, found_range)]
+        terms = math.prod(stage.source.shape[len(stage.source.shape) - stage.dims :])
+    elif isinstance(stage, Pool) and not stage.maximum:
+        terms = math.prod(stage.kernel)
+    if isinstance(stage, (Pool, Sum)) and terms > 1 and stage.divisor != 1:
+        raise ValueError(
+            f"{stage.path} averages, and an average is no integer. Sum, tt.integers.SumPool2d for "
+            "a pool, or export with dtype='float32'."
+        )
+    if terms == 1:
+        return [(stage.target.array, source)]
+    low, high = np.minimum(source.low, 0.0) * terms, np.maximum(source.high, 0.0) * terms
+    return [(stage.target.array, Interval(low, high, source.step, source.exact))]
 
 
-def _times(source: TrackedInterval, count: int) -> TrackedInterval:
-    low, high = np.minimum(source.low, 0.0) * count, np.maximum(source.high, 0.0) * count
-    return TrackedInterval(low, high, source.step, source.exact)
-
-
-def bounds_of(stage: Pointwise, known: Mapping[Array, TrackedInterval], most: float) -> Bounds:
+def bounds_of(stage: Pointwise, known: Mapping[Array, Interval], dtype: torch.dtype) -> Bounds:
     """Return the range of every line of a stage."""
     inputs = {name: known[view.array] for name, view in stage.reads.items()}
     try:
-        return bounds(stage.graph, inputs, most)
+        return bounds(stage.graph, inputs, dtype)
     except ValueError as error:
         raise ValueError(f"{stage.path}: {error}") from None
 
 
-def _product_range(
-    stage: Product, source: TrackedInterval, most: float, check: bool
-) -> TrackedInterval:
+def _product_range(stage: Product, source: Interval, dtype: torch.dtype, check: bool) -> Interval:
     """Return the range of a product's sums, those on the way included."""
-    weight = stage.weight.double()
-    for each in (weight, stage.bias):
-        if each is not None and not torch.equal(each, each.round()):
-            raise ValueError(
-                f"{stage.path} has weights that are no integers. Quantise the model, tt.quantize, "
-                "or export it with dtype='float32'."
-            )
-    rows = weight.flatten(1)
+    bias = torch.zeros(len(stage.weight)) if stage.bias is None else stage.bias
+    rows = torch.cat([stage.weight.flatten(1), bias[:, None]], 1).double()
+    if not torch.equal(rows, rows.round()):
+        raise ValueError(
+            f"{stage.path} has weights that are no integers. Quantise the model, tt.quantize, "
+            "or export it with dtype='float32'."
+        )
+    rows, bias = rows[:, :-1], rows[:, -1]
     low, high = float(np.min(source.low)), float(np.max(source.high))
-    least = torch.minimum(rows * low, rows * high).clamp(max=0).sum(1)
-    largest = torch.maximum(rows * low, rows * high).clamp(min=0).sum(1)
-    if stage.bias is not None:
-        bias = stage.bias.double()
-        least, largest = least + bias, largest + bias
-    reached = max(float(-least.min()), float(largest.max()))
+    least = torch.minimum(rows * low, rows * high).clamp(max=0).sum(1) + bias
+    largest = torch.maximum(rows * low, rows * high).clamp(min=0).sum(1) + bias
+    reached, most = max(float(-least.min()), float(largest.max())), MOST_EXACT[dtype]
     if check and (reached > most or float(np.min(source.step)) < 0):
         raise ValueError(
             f"{stage.path} can reach {reached:.0f}, and the float that the model computes with "
             f"holds every integer up to {most:.0f} only. Give x.double() and model.double()."
         )
-    return TrackedInterval(float(least.min()), float(largest.max()), 0.0)
+    return Interval(float(least.min()), float(largest.max()), 0.0)
 
 
 # Arithmetic
@@ -252,56 +183,38 @@ def _product_range(
 
 @dataclass(frozen=True)
 class _Number:
-    """A number of the graph: ``value / 2^point``.
+    """A number of the graph: ``value / 2^point``."""
 
-    Args:
-        value: an integer, or a truth value.
-        point: bits behind the binary point.
-        divisor: a positive number that it is still to be divided by, where a quotient is no
-            integer; only its sign, its floor and its trunc are ever needed.
-    """
-
-    value: Operand
-    point: int = 0
+    value: Operand  # an integer, or a truth value
+    point: int = 0  # bits behind the binary point
+    # a positive number that it is still to be divided by, where a quotient is no integer; only its
+    # sign, its floor and its trunc are ever needed
     divisor: Operand | None = None
 
 
-class _Lowering:
+class _IntegerKernel(StageKernel):
     """Write the lines of a pointwise stage in integers."""
 
-    def __init__(self, stage: Pointwise, widths: Widths, most: float) -> None:
-        self.stage, self.widths, self.double = stage, widths, most > _MOST[False]
-        self.k = KernelBuilder("stage", "", Dtype.INT32)
-        self.env: dict[str, _Number] = {}
-        known = dict(widths.ranges)
-        self.ranges = {line.name: each for line, each in bounds_of(stage, known, most).lines}
+    dtype = Dtype.INT32
 
-    def kernel(self) -> Kernel:
-        k, stage = self.k, self.stage
-        buffers = {
-            (role, name): k.buffer(role, name, (Extent.LANES,), self._dtype(view.array))
-            for role, views in ((BufferRole.START, stage.reads), (BufferRole.END, stage.writes))
-            for name, view in views.items()
-        }
-        with k.lanes():
-            for name, view in stage.reads.items():
-                value = k.load(buffers[BufferRole.START, name], LANE, name)
-                self.env[name] = _Number(value, self.widths.points.get(view.array, 0))
-                self.ranges[name] = self.widths.ranges[view.array]
-            for line in stage.graph.lines:
-                self.env[line.name] = self._line(line)
-            for name in stage.writes:
-                result = self._operand(stage.graph.outputs[name])
-                if result.divisor is not None:
-                    raise self._refused("a quotient")
-                stored = result.value
-                if result.point:  # a multiple of 2^point
-                    stored = self._op("div", stored, 2**result.point)
-                k.store(buffers[BufferRole.END, name], LANE, stored)
-        return k.kernel()
+    def __init__(self, stage: Pointwise, widths: Widths, double: bool) -> None:
+        super().__init__(stage)
+        self.widths = widths
+        self.table = bounds_of(stage, widths.ranges, torch.float64 if double else torch.float32)
 
-    def _dtype(self, array: Array) -> Dtype:
+    def buffer_dtype(self, array: Array) -> Dtype:
+        """Return the narrowest type that holds an array."""
         return Dtype(self.widths.type_of(array).removesuffix("_t"))
+
+    def loaded(self, value: Operand, array: Array) -> _Number:
+        """Return a number that was loaded."""
+        return _Number(value, self.widths.points.get(array, 0))
+
+    def stored(self, value: GraphValue) -> Operand:
+        """Return the integer that is stored for a value."""
+        result = self._whole(self._operand(value))
+        # a multiple of 2^point
+        return self._op("div", result.value, 2**result.point) if result.point else result.value
 
     def _refused(self, what: str) -> ValueError:
         return ValueError(
@@ -309,132 +222,105 @@ class _Lowering:
             "dtype='float32'."
         )
 
+    def _whole(self, number: _Number) -> _Number:
+        """Return a number; raise where it is still to be divided."""
+        if number.divisor is not None:
+            raise self._refused("with a quotient")
+        return number
+
     def _operand(self, value: GraphValue) -> _Number:
         if isinstance(value, str):
-            return self.env[value]
+            found: _Number = self.values[value]
+            return found
         if isinstance(value, bool):
             return _Number(value)
-        number = self._literal(value)
+        number = float(self.table[value].low)  # as the dtype of the model has it
         if not math.isfinite(number):
             raise self._refused(f"with {number}")
         numerator, denominator = number.as_integer_ratio()
         return _Number(float(numerator), denominator.bit_length() - 1)
 
-    def _op(
-        self, op: str, *args: Operand, like: TrackedInterval | None = None, point: int = 0
-    ) -> Value:
+    def _op(self, op: str, *args: Operand, like: Interval | None = None, point: int = 0) -> Value:
         """Append an operation whose result is as wide as its range needs, or as its operands."""
         # a float stands for a number of the arithmetic
         numbers = [a if isinstance(a, (Value, bool)) else float(a) for a in args]
-        dtype = Dtype.INT32
+        wide = any(isinstance(a, Value) and a.dtype is Dtype.INT64 for a in args)
         if like is not None:
-            reach = max(abs(float(np.min(like.low))), abs(float(np.max(like.high)))) * 2.0**point
+            reach = like.magnitude * 2.0**point
             if reach >= 2.0**63:
                 raise self._refused(f"numbers of {reach:.3g}")
-            dtype = Dtype.INT64 if reach >= 2.0**31 else Dtype.INT32
-        elif any(isinstance(a, Value) and a.dtype is Dtype.INT64 for a in args):
-            dtype = Dtype.INT64
-        return self.k.op(op, *numbers, dtype=dtype)
+            wide = reach >= 2.0**31
+        return self.k.op(op, *numbers, dtype=Dtype.INT64 if wide else Dtype.INT32)
 
-    def _at(self, number: _Number, point: int, interval: TrackedInterval | None) -> Operand:
-        """Return a number with more bits behind its binary point."""
-        if number.divisor is not None:
-            raise self._refused("with a quotient")
-        if number.point == point:
-            return number.value
-        factor = 2 ** (point - number.point)
-        if not isinstance(number.value, Value):
-            return float(number.value * factor)
-        return self._op("mul", number.value, factor, like=interval, point=point)
+    def _aligned(
+        self, numbers: Sequence[_Number], spans: Sequence[Interval]
+    ) -> tuple[list[Operand], int]:
+        """Return numbers with as many bits behind their binary points as the longest has."""
+        point = max(self._whole(number).point for number in numbers)
+        values: list[Operand] = []
+        for number, span in zip(numbers, spans, strict=True):
+            value, factor = number.value, 2 ** (point - number.point)
+            if factor > 1 and isinstance(value, Value):
+                value = self._op("mul", value, factor, like=span, point=point)
+            elif factor > 1:
+                value = float(value * factor)
+            values.append(value)
+        return values, point
 
-    def _line(self, line: Line) -> _Number:
+    def _product(self, args: Sequence[_Number], like: Interval) -> _Number:
+        one, other = map(self._whole, args)
+        point = one.point + other.point
+        for each, rest in ((one, other), (other, one)):
+            if each.value == 1.0:
+                return _Number(rest.value, point)
+        return _Number(self._op("mul", one.value, other.value, like=like, point=point), point)
+
+    def line(self, line: Line) -> _Number:
+        """Append a line in integers."""
         args = [self._operand(arg) for arg in line.args]
-        spans = [self._span(arg) for arg in line.args]
-        like, op = self.ranges[line.name], line.op
+        spans = [self.table[arg] for arg in line.args]
+        like, op = self.table[line.name], line.op
         if op in ("and", "or", "xor", "not"):
             return _Number(self.k.op(op, *(arg.value for arg in args)))
         if op == "float":
             return _Number(self._op("float", args[0].value, like=like))
         if op == "neg":
-            return _Number(
-                self._op("neg", args[0].value, like=like, point=args[0].point),
-                args[0].point,
-                args[0].divisor,
-            )
-        if op == "mul":
-            point = args[0].point + args[1].point
-            if any(arg.divisor is not None for arg in args):
-                raise self._refused("with a quotient")
-            for each, other in (args, args[::-1]):
-                if each.value == 1.0:
-                    return _Number(other.value, point)
-            return _Number(
-                self._op("mul", args[0].value, args[1].value, like=like, point=point), point
-            )
-        if op == "div":
-            return self._quotient(args, spans)
-        if op in COMPARISONS:
-            return self._comparison(op, args, spans, line)
+            negative = self._op("neg", args[0].value, like=like, point=args[0].point)
+            return replace(args[0], value=negative)
         if op in ("floor", "trunc", "ceil", "round"):
-            return self._rounded(op, args[0], spans[0])
+            return self._rounded(op, args[0])
+        if op in COMPARISONS:
+            # of a quotient by a positive number, the sign is that of the dividend
+            if any(arg.value == 0.0 for arg in args):
+                args = [_Number(arg.value) if arg.divisor is not None else arg for arg in args]
+            return _Number(self.k.op(op, *self._aligned(args, spans)[0]))
+        if op == "mul":
+            return self._product(args, like)
+        if op == "div":  # kept undone: its rounding, or its sign, is done at once
+            if not np.all(np.greater(spans[1].low, 0)):
+                raise self._refused("a quotient by what may be zero or negative")
+            (value, divisor), _ = self._aligned(args, spans)
+            return _Number(value, 0, divisor)
         if op == "fma":
-            point = args[0].point + args[1].point
-            span = _product(spans[0], spans[1])
-            product = self._op("mul", args[0].value, args[1].value, like=span, point=point)
-            args, spans, op = [_Number(product, point), args[2]], [span, spans[2]], "add"
+            ends = [a * b for a in _ends(spans[0]) for b in _ends(spans[1])]
+            span = Interval(min(ends), max(ends))
+            args, spans, op = [self._product(args[:2], span), args[2]], [span, spans[2]], "add"
         if op == "add" and args[1].value == 0.0:
             return args[0]
-        choice = args.pop(0).value if op == "where" else None
-        if choice is not None:
-            spans.pop(0)
-        if op == "abs" or op in ("add", "sub", "max", "min", "where"):
-            point = max(arg.point for arg in args)
-            values = [self._at(arg, point, span) for arg, span in zip(args, spans, strict=True)]
-            given = values if choice is None else [choice, *values]
-            return _Number(self._op(op, *given, like=_widest(like, *spans), point=point), point)
-        raise self._refused(op)
+        if op not in ("abs", "add", "sub", "max", "min", "where"):
+            raise self._refused(op)
+        choice = [args.pop(0).value] if op == "where" else []
+        spans = spans[len(choice) :]
+        values, point = self._aligned(args, spans)
+        like = reduce(hull, spans, like)
+        return _Number(self._op(op, *choice, *values, like=like, point=point), point)
 
-    def _span(self, value: GraphValue) -> TrackedInterval:
-        if isinstance(value, str):
-            return self.ranges[value]
-        return constant(self._literal(float(value)))
-
-    def _literal(self, value: float) -> float:
-        """Return a number as the dtype of the model has it."""
-        return value if self.double else float(np.float32(value))
-
-    def _quotient(self, args: list[_Number], spans: list[TrackedInterval]) -> _Number:
-        """Keep a quotient undone; its rounding, or its sign, is done at once."""
-        over, under = args
-        if not np.all(np.greater(spans[1].low, 0)) or over.divisor is not None:
-            raise self._refused("a quotient by what may be zero or negative")
-        point = max(over.point, under.point)
-        value, divisor = (self._at(n, point, s) for n, s in zip(args, spans, strict=True))
-        return _Number(value, 0, divisor)
-
-    def _comparison(
-        self, op: str, args: list[_Number], spans: list[TrackedInterval], line: Line
-    ) -> _Number:
-        for i, other in ((0, 1), (1, 0)):
-            if args[i].divisor is not None:
-                zero = not isinstance(line.args[other], str) and float(line.args[other]) == 0
-                if not zero:
-                    raise self._refused("a comparison with a quotient")
-                # the divisor is positive: the sign is that of the dividend
-                args[i] = _Number(args[i].value)
-        point = max(arg.point for arg in args)
-        values = [self._at(arg, point, span) for arg, span in zip(args, spans, strict=True)]
-        return _Number(self.k.op(op, *values))
-
-    def _rounded(self, op: str, number: _Number, span: TrackedInterval) -> _Number:
+    def _rounded(self, op: str, number: _Number) -> _Number:
         value, point = number.value, number.point
-        if number.divisor is not None:
-            if op == "trunc":
-                return _Number(self._op("div", value, number.divisor))
-            if op == "floor":
-                return _Number(self._op("quotient", value, number.divisor))
-            raise self._refused(f"the {op} of a quotient")
-        if not point:
+        if number.divisor is not None and op in ("trunc", "floor"):
+            divided = {"trunc": "div", "floor": "quotient"}[op]
+            return _Number(self._op(divided, value, number.divisor))
+        if not self._whole(number).point:
             return number
         if not isinstance(value, Value):
             function = {"floor": np.floor, "trunc": np.trunc, "ceil": np.ceil, "round": np.rint}[op]
@@ -446,39 +332,20 @@ class _Lowering:
             return _Number(below)
         rest = self._op("sub", value, self._op("mul", below, 2**point))
         if op == "ceil":  # not the floor of the negative: the least integer of a width has none
-            return _Number(self._op("add", below, self._op("float", self.k.op("gt", rest, 0.0))))
-        # to the nearest; of two equally near ones to the even one
-        half = 2 ** (point - 1)
-        odd = self.k.op(
-            "ne", self._op("sub", below, self._op("mul", self._op("shift", below, 1), 2)), 0.0
-        )
-        tie = self.k.op("and", self.k.op("eq", rest, float(half)), odd)
-        up = self.k.op("or", self.k.op("gt", rest, float(half)), tie)
+            up = self.k.op("gt", rest, 0.0)
+        else:  # to the nearest; of two equally near ones to the even one
+            even = self._op("mul", self._op("shift", below, 1), 2)
+            odd = self.k.op("ne", self._op("sub", below, even), 0.0)
+            half = 2.0 ** (point - 1)
+            tie = self.k.op("and", self.k.op("eq", rest, half), odd)
+            up = self.k.op("or", self.k.op("gt", rest, half), tie)
         return _Number(self._op("add", below, self._op("float", up)))
 
 
-def _product(*spans: TrackedInterval) -> TrackedInterval:
-    first, second = ((float(np.min(s.low)), float(np.max(s.high))) for s in spans)
-    ends = [a * b for a in first for b in second]
-    return TrackedInterval(min(ends), max(ends))
-
-
-def _widest(*spans: TrackedInterval) -> TrackedInterval:
-    found = spans[0]
-    for each in spans[1:]:
-        found = hull(found, each)
-    return found
+def _ends(span: Interval) -> tuple[float, float]:
+    return float(np.min(span.low)), float(np.max(span.high))
 
 
 def integer_kernel(stage: Pointwise, widths: Widths, double: bool) -> Kernel:
-    """Return a pointwise stage as a kernel over its places, in integers.
-
-    Raises:
-        ValueError: an operation is none of integers.
-    """
-    return _Lowering(stage, widths, _MOST[double]).kernel()
-
-
-def integer_table(array: Array, point: int) -> Tensor:
-    """Return the integers of a table."""
-    return (array.held.double() * 2.0**point).round().to(torch.int64)
+    """Return a pointwise stage as a kernel over its places, in integers."""
+    return _IntegerKernel(stage, widths, double).kernel()

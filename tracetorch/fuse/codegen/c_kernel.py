@@ -14,54 +14,21 @@ from contextlib import contextmanager
 
 from tracetorch.fuse.codegen.emitter import BraceEmitter
 from tracetorch.fuse.codegen.targets import c_target
-from tracetorch.fuse.ir.kernel import (
-    Axis,
-    Buffer,
-    Dtype,
-    Index,
-    Kernel,
-    Operand,
-    Value,
-    written,
-)
+from tracetorch.fuse.ir import kernel as ir
 
 C_TYPES = {
-    Dtype.FLOAT32: "float",
-    Dtype.FLOAT64: "double",
-    Dtype.BOOL: "bool",
-    Dtype.INT8: "int8_t",
-    Dtype.INT16: "int16_t",
-    Dtype.INT32: "int32_t",
-    Dtype.INT64: "int64_t",
+    ir.Dtype.FLOAT32: "float",
+    ir.Dtype.FLOAT64: "double",
+    ir.Dtype.BOOL: "bool",
+    ir.Dtype.INT8: "int8_t",
+    ir.Dtype.INT16: "int16_t",
+    ir.Dtype.INT32: "int32_t",
+    ir.Dtype.INT64: "int64_t",
 }
 
 
-def c_source(kernel: Kernel) -> str:
-    """Return the source of a kernel.
-
-    Example:
-        >>> from tracetorch.fuse.ir.kernel import Extent, KernelBuilder, Role
-        >>> k = KernelBuilder("negate", "the opposite", Dtype.FLOAT32)
-        >>> x = k.buffer(Role.START, "x", (Extent.LANES,))
-        >>> y = k.buffer(Role.END, "y", (Extent.LANES,))
-        >>> with k.lanes():
-        ...     k.store(y, (Axis.LANE,), k.op("neg", k.load(x, (Axis.LANE,), "x")))
-        >>> print(c_source(k.kernel()))
-        /* the opposite */
-        #include <math.h>
-        #include <stdbool.h>
-        #include <stdint.h>
-        <BLANKLINE>
-        void negate(int64_t lanes, int64_t neurons, const float *start_x, float *end_y) {
-            (void)neurons;
-            for (int64_t lane = 0; lane < lanes; lane++) {
-                const float v_x = start_x[lane];
-                const float v_v1 = -v_x;
-                end_y[lane] = v_v1;
-            }
-        }
-        <BLANKLINE>
-    """
+def c_source(kernel: ir.Kernel) -> str:
+    """Return the source of a kernel."""
     return CPrinter(kernel, c_target(kernel.dtype.value)).print()
 
 
@@ -75,7 +42,7 @@ class CPrinter(BraceEmitter):
         kernel = self.kernel
         sizes = ["lanes", "neurons", *(self.spell(size) for size in kernel.sizes)]
         arguments = [f"int64_t {size}" for size in sizes]
-        stored = written(kernel)
+        stored = ir.written(kernel)
         for buffer in kernel.buffers:
             constant = "" if buffer in stored else "const "
             arguments.append(f"{constant}{C_TYPES[buffer.dtype]} *{self.memory(buffer)}")
@@ -90,28 +57,28 @@ class CPrinter(BraceEmitter):
             self._lines[at:at] = [f"    (void){name};" for name in unused]
         return self.source()
 
-    def memory(self, buffer: Buffer) -> str:
+    def memory(self, buffer: ir.Buffer) -> str:
         """Return the name of a buffer."""
         return _ascii(buffer.label)
 
-    def spell(self, operand: Operand) -> str:
+    def spell(self, operand: ir.Operand) -> str:
         """Return the spelling of a value or a number."""
         return _ascii(super().spell(operand))
 
-    def declare(self, value: Value, spelled: str) -> None:
+    def declare(self, value: ir.Value, spelled: str) -> None:
         """Append a constant."""
         self.line(f"const {C_TYPES[value.dtype]} {self.spell(value)} = {spelled};")
 
-    def declare_variable(self, value: Value, spelled: str) -> None:
+    def declare_variable(self, value: ir.Value, spelled: str) -> None:
         """Append a variable."""
         self.line(f"{C_TYPES[value.dtype]} {self.spell(value)} = {spelled};")
 
-    def place(self, buffer: Buffer, index: Sequence[Index], lane: str = "lane") -> str:
+    def place(self, buffer: ir.Buffer, index: Sequence[ir.Index], lane: str = "lane") -> str:
         """Return the expression of a place in memory."""
         total = ""
         for position, each in enumerate(index):
-            spelled = lane if isinstance(each, Axis) else self.spell(each)
-            if each is Axis.NEURON:
+            spelled = lane if isinstance(each, ir.Axis) else self.spell(each)
+            if each is ir.Axis.NEURON:
                 spelled = f"{lane} % neurons"
             if total:
                 extent = buffer.shape[position]
@@ -121,7 +88,7 @@ class CPrinter(BraceEmitter):
                 total = spelled
         return f"{self.memory(buffer)}[{total}]"
 
-    def load(self, buffer: Buffer, index: Sequence[Index]) -> str:
+    def load(self, buffer: ir.Buffer, index: Sequence[ir.Index]) -> str:
         """Return the expression of a value in memory."""
         return self.place(buffer, index)
 

@@ -9,24 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from tracetorch.fuse.ir import kernel as ir
 from tracetorch.fuse.ir.graph import Graph
-from tracetorch.fuse.ir.kernel import (
-    Barrier,
-    Buffer,
-    Carried,
-    If,
-    Index,
-    Kernel,
-    Lanes,
-    Load,
-    Loop,
-    Operand,
-    Operation,
-    Role,
-    Statement,
-    Store,
-    Value,
-)
 from tracetorch.fuse.ir.simplify import values_read, without_dead_lines
 
 
@@ -64,7 +48,7 @@ class Emitter(ABC):
         target: the language.
     """
 
-    def __init__(self, kernel: Kernel, target: Target) -> None:
+    def __init__(self, kernel: ir.Kernel, target: Target) -> None:
         self.kernel = without_dead_lines(kernel)
         self.read = values_read(self.kernel.body)
         self.target = target
@@ -108,21 +92,21 @@ class Emitter(ABC):
     # The language
 
     @abstractmethod
-    def declare(self, value: Value, spelled: str) -> None:
+    def declare(self, value: ir.Value, spelled: str) -> None:
         """Append the line that gives a new name a value."""
 
-    def declare_variable(self, value: Value, spelled: str) -> None:
+    def declare_variable(self, value: ir.Value, spelled: str) -> None:
         """Append the line that gives a new name a value which will change."""
         self.declare(value, spelled)
 
-    def assign(self, values: Mapping[Value, str]) -> None:
+    def assign(self, values: Mapping[ir.Value, str]) -> None:
         """Assign to variables all at once: a value may be the name of another of them."""
         changed = {name: value for name, value in values.items() if value != self.spell(name)}
         if len(changed) == 1:
             ((name, value),) = changed.items()
             self.line(self.target.assignment.format(self.spell(name), value))
             return
-        moved = {name: Value(f"moved_{name}", name.dtype, name.lanes) for name in changed}
+        moved = {name: ir.Value(f"moved_{name}", name.dtype, name.lanes) for name in changed}
         for name, value in changed.items():
             self.declare(moved[name], value)
         for name in changed:
@@ -130,16 +114,16 @@ class Emitter(ABC):
             self.line(self.target.assignment.format(self.spell(name), spelled))
 
     @abstractmethod
-    def load(self, buffer: Buffer, index: Sequence[Index]) -> str:
+    def load(self, buffer: ir.Buffer, index: Sequence[ir.Index]) -> str:
         """Return the expression of a value in memory."""
 
     @abstractmethod
-    def store(self, buffer: Buffer, index: Sequence[Index], value: str) -> None:
+    def store(self, buffer: ir.Buffer, index: Sequence[ir.Index], value: str) -> None:
         """Append the line that writes to memory."""
 
     @abstractmethod
     @contextmanager
-    def loop(self, each: Loop) -> Iterator[None]:
+    def loop(self, each: ir.Loop) -> Iterator[None]:
         """Open a loop over an index."""
 
     @abstractmethod
@@ -157,35 +141,35 @@ class Emitter(ABC):
 
     # Statements
 
-    def body(self, body: Sequence[Statement]) -> None:
+    def body(self, body: Sequence[ir.Statement]) -> None:
         """Append the lines of all statements."""
         for each in body:
-            if isinstance(each, Operation):
+            if isinstance(each, ir.Operation):
                 self.declare(each.result, self.expression(each))
-            elif isinstance(each, Load):
+            elif isinstance(each, ir.Load):
                 self.declare(each.result, self.load(each.buffer, each.index))
-            elif isinstance(each, Store):
+            elif isinstance(each, ir.Store):
                 value = self.spell(each.value)
-                if each.buffer.role is Role.SUMS:
+                if each.buffer.role is ir.Role.SUMS:
                     total = self.load(each.buffer, each.index)
                     value = self.target.expressions["add"].format(total, value)
                 self.store(each.buffer, each.index, value)
-            elif isinstance(each, Loop):
+            elif isinstance(each, ir.Loop):
                 self.walk(each)
-            elif isinstance(each, If):
+            elif isinstance(each, ir.If):
                 with self.condition(self.spell(each.condition)):
                     self.body(each.body)
-            elif isinstance(each, Lanes):
+            elif isinstance(each, ir.Lanes):
                 with self.over_lanes():
                     self.body(each.body)
-            elif isinstance(each, Barrier):
+            elif isinstance(each, ir.Barrier):
                 self.barrier()
             else:
                 raise NotImplementedError(f"{type(self).__name__} prints no {type(each).__name__}")
 
-    def walk(self, each: Loop) -> None:
+    def walk(self, each: ir.Loop) -> None:
         """Append a loop: its variables before it, their next values at its end."""
-        carried: tuple[Carried, ...] = each.carried
+        carried: tuple[ir.Carried, ...] = each.carried
         for c in carried:
             self.declare_variable(c.inside, self.spell(c.initial))
         with self.loop(each):
@@ -195,16 +179,16 @@ class Emitter(ABC):
             if c.result in self.read:
                 self.declare(c.result, self.spell(c.inside))
 
-    def expression(self, each: Operation) -> str:
+    def expression(self, each: ir.Operation) -> str:
         """Return an operation."""
-        dtypes = [arg.dtype for arg in each.args if isinstance(arg, Value)]
+        dtypes = [arg.dtype for arg in each.args if isinstance(arg, ir.Value)]
         whole = any(dtype.is_integer for dtype in dtypes)
         templates = self.target.integers if whole else self.target.expressions
         return templates[each.op].format(*map(self.spell, each.args))
 
-    def spell(self, operand: Operand) -> str:
+    def spell(self, operand: ir.Operand) -> str:
         """Return the spelling of a value, a number or a truth value in the target language."""
-        if isinstance(operand, Value):
+        if isinstance(operand, ir.Value):
             return operand.name if operand in self.kernel.sizes else f"v_{operand.name}"
         # Before the numbers: True == 1.0.
         if isinstance(operand, bool):
@@ -225,15 +209,15 @@ class BraceEmitter(Emitter):
     """How the index of a loop is declared."""
 
     @abstractmethod
-    def place(self, buffer: Buffer, index: Sequence[Index]) -> str:
+    def place(self, buffer: ir.Buffer, index: Sequence[ir.Index]) -> str:
         """Return the expression of a place in memory, to be read or written."""
 
-    def store(self, buffer: Buffer, index: Sequence[Index], value: str) -> None:
+    def store(self, buffer: ir.Buffer, index: Sequence[ir.Index], value: str) -> None:
         """Append the line that writes to memory."""
         self.line(f"{self.place(buffer, index)} = {value};")
 
     @contextmanager
-    def loop(self, each: Loop) -> Iterator[None]:
+    def loop(self, each: ir.Loop) -> Iterator[None]:
         """Open a loop for the lines that are appended inside."""
         index = self.spell(each.index)
         start, stop = self.spell(each.start), self.spell(each.stop)

@@ -143,15 +143,7 @@ const erfc = (x) => (x < 0.5 || x !== x ? 1 - erf(x) : erfTail(x));
 
 
 def functions_source(graphs: Iterable[Graph]) -> str:
-    """Return the source of the functions that the operations of ``graphs`` need, in order.
-
-    Example:
-        >>> from tracetorch.fuse.ir.graph import Line
-        >>> rounded = Graph((Line("v0", "round", ("x",)),), {"output": "v0"})
-        >>> functions_source([rounded]).count("const copysign")
-        1
-
-    """
+    """Return the source of the functions that the operations of ``graphs`` need, in order."""
     needed = {line.op for graph in graphs for line in graph.lines}
     # A function stands behind those that it calls.
     for name in reversed(_FUNCTIONS):

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tracetorch.fuse.codegen.llvm_functions import LIBRARY, spread_source, vector_function
+from tracetorch.fuse.codegen.llvm_functions import spread_source, vector_function
 from tracetorch.fuse.codegen.llvm_product import product_source
 from tracetorch.fuse.codegen.llvm_tasks import HEADER, serial_entry, task_entry
 from tracetorch.fuse.codegen.llvm_writer import WORD, Array, Value, Writer
@@ -327,7 +327,8 @@ class _Function(Writer):
         dtypes = [arg.dtype for arg in each.args if isinstance(arg, ir.Value)]
         dtype = next((d for d in dtypes if d is not Dtype.BOOL), self.kernel.dtype)
         args = [self.spell(arg, dtype) for arg in each.args]
-        self.values[each.result] = self.computed(each.op, args, dtype)
+        found = self.computed(each.op, args, dtype)
+        self.values[each.result] = self.named(found, each.result.name)
 
     def computed(self, op: str, args: Sequence[Value], dtype: Dtype) -> Value:
         """Write one operation on operands of a dtype, and booleans."""
@@ -482,7 +483,7 @@ class _Block(_Function):
     def statement(self, each: ir.Statement) -> None:
         """Write a load or a store."""
         if isinstance(each, ir.Load):
-            self.values[each.result] = self.load(each)
+            self.values[each.result] = self.named(self.load(each), each.result.name)
         elif isinstance(each, ir.Store):
             self.store(each)
         else:
@@ -528,9 +529,3 @@ class _Block(_Function):
 def kind_of(buffer: ir.Buffer) -> str:
     """Return LLVM's type of the values of a buffer."""
     return _TYPES[buffer.dtype]
-
-
-def unknown(op: str) -> bool:
-    """Whether there is no instruction, intrinsic or function for an operation."""
-    others = ("where", "float", "double", "max", "min", "sigmoid", "not", "neg")
-    return op not in {*_BINARY, *_COMPARE, *_INTRINSICS, *LIBRARY, *others}

@@ -78,13 +78,6 @@ class TaskWriter(Writer):
 
     Args:
         name: of the kernel.
-
-    Example:
-        >>> k = TaskWriter("double")
-        >>> x, y = k.array("float"), k.array("float")
-        >>> y[k.number] = x[k.number] * 2.0
-        >>> "fmul float" in k.text()
-        True
     """
 
     def __init__(self, name: str) -> None:

@@ -124,6 +124,8 @@ class Array:
 
     def at(self, index: Operand) -> Array:
         """Return what begins at an index."""
+        if index == 0:
+            return self
         writer = self.pointer.writer
         place = writer.literal(index, WORD)
         pointer = writer.value(f"getelementptr {self.element}, {self.pointer}, {place}", "ptr")
@@ -220,6 +222,15 @@ class Writer:
         result = Value(self, self._fresh("%v"), kind)
         self.line(f"{result.text} = {text}")
         return result
+
+    def named(self, value: Value, name: str) -> Value:
+        """Return a value under a name, which no other has, if the last instruction gave it one."""
+        start = f"  {value.text} = "
+        if not self.lines[-1].startswith(start) or not name.isascii():
+            return value
+        named = Value(self, f"%v.{name}", value.type)
+        self.lines[-1] = f"  {named.text} = {self.lines[-1].removeprefix(start)}"
+        return named
 
     def literal(self, operand: Operand, kind: str) -> Value:
         """Return an operand as a value of a type, in all lanes."""
@@ -327,7 +338,7 @@ class Writer:
         self, condition: Callable[[Sequence[Value]], Value], *initial: Value
     ) -> Iterator[Iteration]:
         """Run what is written inside as long as a condition holds of what is carried."""
-        head, body, done = (self._fresh(name) for name in ("loop", "body", "done"))
+        head, body, done = (self._fresh(name) for name in ("head", "body", "done"))
         before = self.block
         self.line(f"br label %{head}")
         self._label(head)

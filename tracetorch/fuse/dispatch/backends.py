@@ -42,7 +42,6 @@ class backend(Request):  # noqa: N801 (used as a function, like torch.no_grad)
         'eager'
         >>> requested_backend()
         'auto'
-
     """
 
     requests = _requests
@@ -54,7 +53,6 @@ def requested_backend() -> str:
     Example:
         >>> requested_backend()
         'auto'
-
     """
     names = _requests.in_thread.names  # as Requests.name, which is one call more at every step
     return names[-1] if names else _requests.default
@@ -95,7 +93,6 @@ def unavailable_reason(name: str, device: torch.device | None = None) -> str | N
     Example:
         >>> unavailable_reason("eager") is None
         True
-
     """
     name = canonical_name(name)
     return None if name in ("auto", "eager") else backend_named(name).unavailable_reason(device)
@@ -114,7 +111,6 @@ def report_fallback(layer: str, name: str, reason: str) -> None:
 
     Raises:
         RuntimeError: the backend was requested by name.
-
     """
     if requested_backend() != "auto":
         raise RuntimeError(

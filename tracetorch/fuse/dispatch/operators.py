@@ -21,6 +21,7 @@ from tracetorch.fuse.dispatch.backends import backend_named
 from tracetorch.fuse.dispatch.plans import plan_of, register
 from tracetorch.fuse.dispatch.second_derivative import Call, differentiable_gradients
 from tracetorch.fuse.ir.plan import Plan
+from tracetorch.fuse.runtime.backend import Operands
 from tracetorch.fuse.runtime.layout import Layout, allocate_results, layout_of
 
 T = TypeVar("T")
@@ -43,7 +44,7 @@ def _forward(
 ) -> list[Tensor]:
     plan = plan_of(key)
     layout = layout_of(inputs[0], plan.dim)
-    return backend_named(plan.backend).forward(plan, layout, inputs, states, params)
+    return backend_named(plan.backend).forward(plan, layout, Operands(inputs, states, params))
 
 
 @torch.library.register_fake("tracetorch::forward", lib=_library)  # type: ignore[untyped-decorator]
@@ -69,7 +70,8 @@ def _backward(
 ) -> list[Tensor]:
     plan = plan_of(key)
     run, layout = backend_named(plan.backend).backward, layout_of(inputs[0], plan.dim)
-    results = run(plan, layout, inputs, states, params, checkpoints, grads)
+    given = Operands(inputs, states, params)
+    results = run(plan, layout, given, checkpoints, grads)
     # an operator may not return one tensor twice, as the runtimes do where there is no gradient
     return [result if result.numel() else result.clone() for result in results]
 
@@ -109,23 +111,24 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
 
 def _gradient(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
     plan = plan_of(ctx.key)
-    computed = torch.ops.tracetorch.backward(ctx.key, *_backward_inputs(ctx, plan, grads[:-1]))
+    given, checkpoints, incoming = _backward_inputs(ctx, plan, grads[:-1])
+    computed = torch.ops.tracetorch.backward(ctx.key, *given, checkpoints, incoming)
     return None, *_split(plan, _wanted_gradients(plan, computed))
 
 
 def _backward_inputs(
     ctx: Any, plan: Plan, grads: Sequence[Tensor | None]
-) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor, list[Tensor]]:
+) -> tuple[Operands, Tensor, list[Tensor]]:
     """Return what a backward kernel reads; zeros where no gradient came back."""
     with explain_freed_graph():
         *saved, checkpoints = ctx.saved_tensors
-    inputs, states, params = _split(plan, saved)
-    x = inputs[0]
+    given = Operands(*_split(plan, saved))
+    x = given.inputs[0]
     if layout_of(x, plan.dim).order != ctx.order:
         # a hook on saved tensors gave x back in another order of memory than the checkpoints have
         x = x.permute(ctx.order).contiguous().permute([ctx.order.index(d) for d in range(x.ndim)])
-        inputs[0] = x
-    return inputs, states, params, checkpoints, incoming_gradients(x, grads, len(states))
+        given = given._replace(inputs=[x, *given.inputs[1:]])
+    return given, checkpoints, incoming_gradients(x, grads, len(given.states))
 
 
 def _split(plan: Plan, tensors: Sequence[T]) -> tuple[list[T], list[T], list[T]]:
@@ -204,24 +207,17 @@ def _same_gradient(grad: Tensor, raw: Tensor, value: Tensor) -> Tensor:
 _SAME = ConstraintGradient(_same_gradient, reads_raw=False)
 
 
-def run(
-    plan: Plan,
-    call: Call,
-    inputs: Sequence[Tensor],
-    states: Sequence[Tensor],
-    params: Sequence[Tensor],
-) -> Sequence[Tensor]:
+def run(plan: Plan, call: Call, given: Operands) -> Sequence[Tensor]:
     """Return outputs, final states and trajectories, part of the graph where the plan has one."""
     # wrappers, dispatch modes and lazily negated tensors must see an operator
-    if observed_by((*inputs, *states, *params)) is not None:
-        results = torch.ops.tracetorch.forward(register(plan), inputs, states, params)[:-1]
+    if observed_by((*given.inputs, *given.states, *given.params)) is not None:
+        results = torch.ops.tracetorch.forward(register(plan), *given)[:-1]
         return [
             end if smooth else end.detach()
             for end, smooth in zip(results, plan.smooth_results, strict=True)
         ]
-    constrained = tuple([Constrained(_same, _SAME, param.shape) for param in params])
-    layout = layout_of(inputs[0], plan.dim)
-    return run_raw(plan, call, layout, constrained, inputs, states, params)
+    constrained = tuple([Constrained(_same, _SAME, param.shape) for param in given.params])
+    return run_raw(plan, call, layout_of(given.inputs[0], plan.dim), constrained, given)
 
 
 def run_raw(
@@ -229,15 +225,14 @@ def run_raw(
     call: Call,
     layout: Layout,
     constrained: tuple[Constrained, ...],
-    inputs: Sequence[Tensor],
-    states: Sequence[Tensor],
-    raws: Sequence[Tensor],
+    given: Operands,
 ) -> Sequence[Tensor]:
     """Return what :func:`run` does, from plain tensors and what parameters are constrained from."""
     if plan.has_backward:
-        return _FusedLayer.apply(plan, call, layout, constrained, *inputs, *states, *raws)  # type: ignore[no-untyped-call, no-any-return]
-    values = _constrain(plan, constrained, raws)
-    return backend_named(plan.backend).forward(plan, layout, inputs, states, values)[:-1]
+        tensors = (*given.inputs, *given.states, *given.params)
+        return _FusedLayer.apply(plan, call, layout, constrained, *tensors)  # type: ignore[no-untyped-call, no-any-return]
+    values = Operands(given.inputs, given.states, _constrain(plan, constrained, given.params))
+    return backend_named(plan.backend).forward(plan, layout, values)[:-1]
 
 
 def _constrain(
@@ -271,9 +266,8 @@ class _FusedLayer(torch.autograd.Function):
         second = first + len(plan.program.states)
         inputs, states, raws = tensors[:first], tensors[first:second], tensors[second:]
         values = _constrain(plan, constrained, raws)
-        *results, checkpoints = backend_named(plan.backend).forward(
-            plan, layout, inputs, states, values
-        )
+        given = Operands(inputs, states, values)
+        *results, checkpoints = backend_named(plan.backend).forward(plan, layout, given)
         ctx.plan, ctx.call, ctx.order, ctx.constrained = plan, call, layout.order, constrained
         ctx.set_materialize_grads(False)
         # only what is read is saved: a parameter that is not may change before the backward pass
@@ -293,6 +287,7 @@ class _FusedLayer(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         plan, constrained = ctx.plan, ctx.constrained
         count = len(plan.program.params)
+        values: Sequence[Tensor]
         if torch.is_grad_enabled():  # create_graph=True
             with explain_freed_graph():
                 *saved, _ = ctx.saved_tensors
@@ -305,15 +300,15 @@ class _FusedLayer(torch.autograd.Function):
                     "the backward pass, which is to be differentiated itself."
                 )
             shaped = [v.reshape(c.shape) for v, c in zip(values, constrained, strict=True)]
-            computed = differentiable_gradients(ctx.call, plan, inputs, states, shaped, grads)
+            given = Operands(inputs, states, shaped)
+            computed = differentiable_gradients(ctx.call, plan, given, grads)
         else:
             resolved = [grad if grad is None else grad.resolve_neg() for grad in grads]
-            inputs, states, saved, checkpoints, grads_out = _backward_inputs(ctx, plan, resolved)
-            values, raws = saved[:count], _read_raws(ctx, saved[count:])
-            backend, layout = backend_named(plan.backend), layout_of(inputs[0], plan.dim)
-            gradients = backend.backward(
-                plan, layout, inputs, states, values, checkpoints, grads_out
-            )
+            given, checkpoints, incoming = _backward_inputs(ctx, plan, resolved)
+            values, raws = given.params[:count], _read_raws(ctx, given.params[count:])
+            given = given._replace(params=values)
+            backend, layout = backend_named(plan.backend), layout_of(given.inputs[0], plan.dim)
+            gradients = backend.backward(plan, layout, given, checkpoints, incoming)
             computed = _wanted_gradients(plan, gradients)
         of_inputs, of_states, of_values = _split(plan, computed)
         of_raws: list[Tensor | None] = []

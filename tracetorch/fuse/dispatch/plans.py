@@ -45,7 +45,6 @@ def program_of(cell: Cell, ndim: int, dtype: torch.dtype, kwargs: dict[str, Any]
 
     Raises:
         Unfusable: it cannot become a kernel.
-
     """
     if inspect.ismethod(cell.step):
         raise Unfusable("its step is not a static method: what it reads of self stays unseen")
@@ -279,7 +278,6 @@ def plan_of(key: str) -> Plan:
 
     Raises:
         KeyError: nobody registered it in this process.
-
     """
     if key not in _registered:
         raise KeyError(

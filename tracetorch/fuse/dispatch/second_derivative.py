@@ -12,6 +12,7 @@ from tracetorch.cell import Cell
 from tracetorch.fuse.dispatch.backends import report_fallback
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.runtime import eager
+from tracetorch.fuse.runtime.backend import Operands
 
 _REASON = "compiled steps have no second derivative, which create_graph=True needs"
 
@@ -29,24 +30,23 @@ class Call(NamedTuple):
 def differentiable_gradients(
     call: Call,
     plan: Plan,
-    inputs: Sequence[Tensor],
-    states: Sequence[Tensor],
-    params: Sequence[Tensor],
+    given: Operands,
     grads: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
     """Return the gradients of inputs, states and parameters, part of a graph of their own.
 
     Raises:
         RuntimeError: the backend requested by name cannot.
-
     """
     program = plan.program
     report_fallback(str(call.cell.call), plan.backend, _REASON)
     with torch.enable_grad():
         # Views: where one of the inputs is computed from another, the path between them is not
         # this sequence's to differentiate.
-        tensors = [tensor.view_as(tensor) for tensor in (*inputs, *states, *params)]
-        again, rest = tensors[: len(inputs)], tensors[len(inputs) :]
+        tensors = [
+            tensor.view_as(tensor) for tensor in (*given.inputs, *given.states, *given.params)
+        ]
+        again, rest = tensors[: len(given.inputs)], tensors[len(given.inputs) :]
         starts = dict(zip(program.states, rest, strict=False))
         replaced = dict(zip(program.params, rest[len(starts) :], strict=True))
         output, ends, records = eager.run(

@@ -19,6 +19,7 @@ from tracetorch.fuse.dispatch.plans import (
 from tracetorch.fuse.dispatch.second_derivative import Call
 from tracetorch.fuse.ir.graph import Unfusable
 from tracetorch.fuse.runtime import eager
+from tracetorch.fuse.runtime.backend import Operands
 
 _NEEDED = [name for name in vars(StepLayer) if not name.startswith("_") and name != "cell"]
 
@@ -55,8 +56,8 @@ def run_sequence(
         plan = plan_for(cell, inputs, active, kwargs, record)
         if plan is not None:
             parameters = list(map(kwargs.__getitem__, plan.program.params))
-            call = Call(cell, kwargs)
-            results = operators.run(plan, call, inputs, active, parameters)
+            given = Operands(inputs, active, parameters)
+            results = operators.run(plan, Call(cell, kwargs), given)
     if results is None:
         return eager.run(cell, inputs, states, kwargs, record)
     last = 1 + len(active)
@@ -79,7 +80,6 @@ def unsupported_reason(name: str, layer: object, x: Tensor) -> str | None:
         True
         >>> unsupported_reason("cpu", nn.Linear(3, 3), torch.ones(4, 2, 3))
         'Linear is no layer of neurons: ask it of an snn.Neuron, not of a class or network'
-
     """
     if isinstance(layer, type) or not all(hasattr(layer, name) for name in _NEEDED):
         name = layer.__name__ if isinstance(layer, type) else type(layer).__name__

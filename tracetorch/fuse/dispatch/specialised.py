@@ -32,7 +32,7 @@ from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.ir.schedule import step_kernel
 from tracetorch.fuse.ir.trace import Program
 from tracetorch.fuse.ir.verify import verify
-from tracetorch.fuse.runtime.backend import Backend
+from tracetorch.fuse.runtime.backend import Backend, Operands
 from tracetorch.fuse.runtime.layout import layout_of
 from tracetorch.fuse.runtime.machine_code import compiled, this_machine
 
@@ -235,7 +235,8 @@ class PreparedSequence(Specialisation):
             plan = plan_for_needs(self.program, self.backend, self.dim, (), wanted)
             self.plans[found] = plan
         layout = self.layout if x.is_contiguous() else layout_of(x, self.dim)
-        results = operators.run_raw(plan, self.call, layout, self.constrained, (x,), starts, raws)
+        given = Operands((x,), starts, raws)
+        results = operators.run_raw(plan, self.call, layout, self.constrained, given)
         return results[0], dict(zip(self.cell.active, results[1:], strict=True))
 
 

@@ -2,72 +2,36 @@
 
 from __future__ import annotations
 
+import ctypes
+import ctypes.util
+import functools
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Any, TypeAlias, cast
 
 import numpy as np
 
-from tracetorch.fuse.ir.kernel import (
-    PRIVATE,
-    Axis,
-    Buffer,
-    If,
-    Index,
-    Kernel,
-    Lanes,
-    Load,
-    Loop,
-    Operand,
-    Operation,
-    Product,
-    Role,
-    Size,
-    Statement,
-    Store,
-    Value,
-)
+from tracetorch.fuse.ir import kernel as ir
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
+
+
+@functools.cache
+def _library() -> Any:
+    """Return the C library, whose ``fma`` rounds once."""
+    name = "ucrtbase" if sys.platform == "win32" else ctypes.util.find_library("m")
+    return ctypes.CDLL(name)
 
 
 def _fma(x: Any, y: Any, z: Any) -> Any:
     """Compute ``x * y + z``, rounded once."""
     dtype = np.result_type(x, y, z)
-    twice = np.asarray(x * y + z, dtype)
-    for place, numbers in enumerate(np.nditer(np.broadcast_arrays(x, y, z), order="C")):
-        once = _fma_of(dtype, *map(float, numbers))
-        if once is not None:
-            twice.reshape(-1)[place] = once
-    return twice[()]
-
-
-def _fma_of(dtype: Any, x: float, y: float, z: float) -> Any:
-    """Compute one; ``None`` where two operations are exact or not finite, and signs their own."""
-    if not all(map(math.isfinite, (x, y))) or 0.0 in (x, y):
-        return None
-    if not math.isfinite(z):
-        return dtype.type(z)
-    exact = Fraction(x) * Fraction(y) + Fraction(z)
-    if exact == 0:
-        return dtype.type(0)
-    try:
-        near = dtype.type(float(exact))
-    except OverflowError:
-        return dtype.type(math.inf if exact > 0 else -math.inf)  # a fraction that is no float
-    if not np.isfinite(near):
-        return near
-    # float() has rounded to float64: the nearest is this number or a neighbour, the even one of two
-    ends = (dtype.type(-math.inf), dtype.type(math.inf))
-    close = [n for n in (near, *(np.nextafter(near, end) for end in ends)) if np.isfinite(n)]
-
-    def distance(number: Any) -> tuple[Fraction, int]:
-        odd = int(np.asarray(number).view(f"u{dtype.itemsize}")) % 2
-        return abs(Fraction(float(number)) - exact), odd
-
-    return min(close, key=distance, default=near)
+    kind = ctypes.c_float if dtype == np.float32 else ctypes.c_double
+    function = _library().fmaf if dtype == np.float32 else _library().fma
+    function.argtypes, function.restype = [kind] * 3, kind
+    return np.vectorize(function, otypes=[dtype])(x, y, z)[()]
 
 
 def _by_number(function: Callable[[float], float]) -> Callable[[Any], Any]:
@@ -123,7 +87,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 
 def evaluate(
-    kernel: Kernel,
+    kernel: ir.Kernel,
     sizes: Mapping[str, int],
     buffers: Mapping[str, Array],
     *,
@@ -145,81 +109,81 @@ def evaluate(
 
 @dataclass
 class _Evaluator:
-    kernel: Kernel
+    kernel: ir.Kernel
     sizes: dict[str, int]
     memory: dict[str, Array]
     neurons: Array
-    values: dict[Value, Any] = field(default_factory=dict)
+    values: dict[ir.Value, Any] = field(default_factory=dict)
 
     def run(self) -> None:
         for size in self.kernel.sizes:
             self.values[size] = self.sizes[size.name]
         for buffer in self.kernel.buffers:
-            if buffer.role in PRIVATE:
+            if buffer.role in ir.PRIVATE:
                 self.memory[buffer.label] = np.full(self._shape(buffer), np.nan, buffer.dtype.value)
         self.body(self.kernel.body)
 
-    def _shape(self, buffer: Buffer) -> list[int]:
+    def _shape(self, buffer: ir.Buffer) -> list[int]:
         shape: list[int] = []
         for extent in buffer.shape:
-            if isinstance(extent, Size):
+            if isinstance(extent, ir.Size):
                 shape.append(self.sizes[extent.value.name] + extent.plus)
             else:
                 shape.append(extent if isinstance(extent, int) else len(self.neurons))
         return shape
 
-    def number(self, operand: Operand, dtype: str) -> Any:
-        if isinstance(operand, Value):
+    def number(self, operand: ir.Operand, dtype: str) -> Any:
+        if isinstance(operand, ir.Value):
             return self.values[operand]
         return np.dtype(dtype).type(operand)
 
-    def place(self, index: Sequence[Index], buffer: Buffer) -> tuple[Any, ...]:
-        values = {Axis.LANE: slice(None), Axis.NEURON: self.neurons}
+    def place(self, index: Sequence[ir.Index], buffer: ir.Buffer) -> tuple[Any, ...]:
+        values = {ir.Axis.LANE: slice(None), ir.Axis.NEURON: self.neurons}
         found: list[Any] = []
         for each in index:
-            if isinstance(each, Axis):
-                one = each is Axis.NEURON and len(self.memory[buffer.label]) == 1
+            if isinstance(each, ir.Axis):
+                one = each is ir.Axis.NEURON and len(self.memory[buffer.label]) == 1
                 found.append(np.zeros_like(self.neurons) if one else values[each])
             else:
                 # a number from behind the end would be taken from the front
-                place = int(self.values[each] if isinstance(each, Value) else each)
+                place = int(self.values[each] if isinstance(each, ir.Value) else each)
                 if place < 0:
                     raise IndexError(f"{each} is {place} in {buffer}")
                 found.append(place)
         return tuple(found)
 
-    def body(self, body: Sequence[Statement]) -> None:
+    def body(self, body: Sequence[ir.Statement]) -> None:
         for each in body:
             self.statement(each)
 
-    def statement(self, each: Statement) -> None:
-        if isinstance(each, Operation):
+    def statement(self, each: ir.Statement) -> None:
+        if isinstance(each, ir.Operation):
             self.values[each.result] = self.operation(each)
-        elif isinstance(each, Load):
+        elif isinstance(each, ir.Load):
             found = self.memory[each.buffer.label][self.place(each.index, each.buffer)]
             self.values[each.result] = np.copy(found)[()]
-        elif isinstance(each, Store):
+        elif isinstance(each, ir.Store):
             memory, place = self.memory[each.buffer.label], self.place(each.index, each.buffer)
             value = self.number(each.value, each.buffer.dtype.value)
-            memory[place] = memory[place] + value if each.buffer.role is Role.SUMS else value
-        elif isinstance(each, Loop):
+            memory[place] = memory[place] + value if each.buffer.role is ir.Role.SUMS else value
+        elif isinstance(each, ir.Loop):
             self.loop(each)
-        elif isinstance(each, If):
+        elif isinstance(each, ir.If):
             if self.values[each.condition]:
                 self.body(each.body)
-        elif isinstance(each, Lanes):
+        elif isinstance(each, ir.Lanes):
             self.body(each.body)
-        elif isinstance(each, Product):
+        elif isinstance(each, ir.Product):
             self.product(each)
 
-    def operation(self, each: Operation) -> Any:
+    def operation(self, each: ir.Operation) -> Any:
         if each.op == "float":
             return np.where(self.number(each.args[0], "bool"), 1, 0).astype(
                 self.kernel.dtype.value
             )[()]
         if each.op == "double":
             return np.asarray(self.number(each.args[0], "float32")).astype(float)[()]
-        dtypes = [arg.dtype for arg in each.args if isinstance(arg, Value)]
+        dtypes = [arg.dtype for arg in each.args if isinstance(arg, ir.Value)]
         numbers = [dtype for dtype in dtypes if dtype.is_float or dtype.is_integer]
         dtype = (numbers or [self.kernel.dtype])[0].value
         operands = [
@@ -228,7 +192,7 @@ class _Evaluator:
         found = _FUNCTIONS[each.op](*operands)
         return np.asarray(found).astype(each.result.dtype.value)[()]
 
-    def loop(self, each: Loop) -> None:
+    def loop(self, each: ir.Loop) -> None:
         start, stop = (int(self.number(bound, "int64")) for bound in (each.start, each.stop))
         indices = range(start, stop)
         now = [self.number(c.initial, c.inside.dtype.value) for c in each.carried]
@@ -239,12 +203,12 @@ class _Evaluator:
             now = [self.number(c.next, c.inside.dtype.value) for c in each.carried]
         self.values.update(zip((c.result for c in each.carried), now, strict=True))
 
-    def product(self, each: Product) -> None:
+    def product(self, each: ir.Product) -> None:
         matrices = self.memory[each.matrix.label]
         source = self.memory[each.source.label][self.place(each.source_index, each.source)]
         rows = source.reshape(-1, matrices.shape[-1])
         target = self.memory[each.target.label]
-        index = cast("Operand", each.target_index[0])
+        index = cast("ir.Operand", each.target_index[0])
         start, first, count = (
             int(self.number(operand, "int64")) for operand in (index, each.first, each.count)
         )

@@ -58,7 +58,6 @@ class Graph:
         >>> print(Graph(tuple(builder.lines), {"y": double}).select(["y"]))
         v0 = add(x, x)
         y: v0
-
     """
 
     lines: tuple[Line, ...]
@@ -99,7 +98,6 @@ class Builder:
         lines: those appended so far, in order.
         names: the name of each line, by operation and arguments.
         booleans: the names of those lines that are booleans.
-
     """
 
     lines: list[Line] = field(default_factory=list)

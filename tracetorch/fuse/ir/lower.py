@@ -260,7 +260,6 @@ def lower(b: Builder, operation: str, boolean: bool, args: tuple[Any, ...], kwar
 
     Raises:
         Unfusable: there is no rule for the operation or for these arguments.
-
     """
     if operation == "_to_copy":
         return _as_boolean(b, args[0]) if boolean else _as_float(b, args[0])

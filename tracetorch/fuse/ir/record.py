@@ -99,7 +99,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         Raises:
             Unfusable: a result depends on an operation that a kernel cannot do.
-
         """
         outputs: dict[str, Value] = {}
         for name, result in results.items():

@@ -5,47 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tracetorch.fuse.ir.kernel import (
-    If,
-    Kernel,
-    Lanes,
-    Load,
-    Loop,
-    Operation,
-    Role,
-    Statement,
-    Store,
-    Value,
-    operands,
-    statements,
-)
+from tracetorch.fuse.ir import kernel as ir
 
 
-def values_read(body: Sequence[Statement]) -> frozenset[Value]:
+def values_read(body: Sequence[ir.Statement]) -> frozenset[ir.Value]:
     """Return the values that the statements of a body read, and what its loops carry on."""
-    read: set[Value] = set()
-    for each in statements(body):
-        read |= {v for v in operands(each) if isinstance(v, Value)}
-        if isinstance(each, Loop):
-            read |= {c.next for c in each.carried if isinstance(c.next, Value)}
+    read: set[ir.Value] = set()
+    for each in ir.statements(body):
+        read |= {v for v in ir.operands(each) if isinstance(v, ir.Value)}
+        if isinstance(each, ir.Loop):
+            read |= {c.next for c in each.carried if isinstance(c.next, ir.Value)}
     return frozenset(read)
 
 
-def without_dead_lines(kernel: Kernel) -> Kernel:
-    """Return a kernel without operations, loads and carried values that nothing reads.
-
-    Example:
-        >>> from tracetorch.fuse.ir.kernel import Axis, Dtype, Extent, KernelBuilder, Role
-        >>> k = KernelBuilder("copy", "a copy", Dtype.FLOAT32)
-        >>> x = k.buffer(Role.START, "x", (Extent.LANES,))
-        >>> y = k.buffer(Role.END, "y", (Extent.LANES,))
-        >>> with k.lanes():
-        ...     value = k.load(x, (Axis.LANE,), "x")
-        ...     unused = k.op("neg", value)
-        ...     k.store(y, (Axis.LANE,), value)
-        >>> len(without_dead_lines(k.kernel()).body[0].body)
-        2
-    """
+def without_dead_lines(kernel: ir.Kernel) -> ir.Kernel:
+    """Return a kernel without operations, loads and carried values that nothing reads."""
     while True:
         read = values_read(kernel.body)
         body = _living(kernel.body, read)
@@ -54,16 +28,16 @@ def without_dead_lines(kernel: Kernel) -> Kernel:
         kernel = replace(kernel, body=body)
 
 
-def _living(body: Sequence[Statement], read: frozenset[Value]) -> tuple[Statement, ...]:
-    kept: list[Statement] = []
+def _living(body: Sequence[ir.Statement], read: frozenset[ir.Value]) -> tuple[ir.Statement, ...]:
+    kept: list[ir.Statement] = []
     for each in body:
-        if isinstance(each, (Operation, Load)):
+        if isinstance(each, (ir.Operation, ir.Load)):
             if each.result in read:
                 kept.append(each)
-        elif isinstance(each, Loop):
+        elif isinstance(each, ir.Loop):
             carried = tuple(c for c in each.carried if c.inside in read or c.result in read)
             kept.append(replace(each, carried=carried, body=_living(each.body, read)))
-        elif isinstance(each, (If, Lanes)):
+        elif isinstance(each, (ir.If, ir.Lanes)):
             inner = replace(each, body=_living(each.body, read))
             if inner.body:
                 kept.append(inner)
@@ -72,31 +46,25 @@ def _living(body: Sequence[Statement], read: frozenset[Value]) -> tuple[Statemen
     return tuple(kept)
 
 
-def without_memory(kernel: Kernel, roles: Sequence[Role]) -> Kernel:
+def without_memory(kernel: ir.Kernel, roles: Sequence[ir.Role]) -> ir.Kernel:
     """Return a kernel without the buffers of some roles, and what goes from or to them.
 
     What is loaded from them must go nowhere but to other memory, as checkpoints do to the past.
-
-    Args:
-        kernel: the kernel.
-        roles: whose buffers the caller does not have, for one segment say.
     """
     buffers = tuple(buffer for buffer in kernel.buffers if buffer.role not in roles)
     loaded = {
         each.result
-        for each in statements(kernel.body)
-        if isinstance(each, Load) and each.buffer.role in roles
+        for each in ir.statements(kernel.body)
+        if isinstance(each, ir.Load) and each.buffer.role in roles
     }
 
-    def kept(body: Sequence[Statement]) -> tuple[Statement, ...]:
-        found: list[Statement] = []
+    def kept(body: Sequence[ir.Statement]) -> tuple[ir.Statement, ...]:
+        found: list[ir.Statement] = []
         for each in body:
-            if isinstance(each, Store) and (each.buffer.role in roles or each.value in loaded):
+            if isinstance(each, ir.Store) and (each.buffer.role in roles or each.value in loaded):
                 continue
-            if isinstance(each, (Loop, If, Lanes)):
+            if isinstance(each, (ir.Loop, ir.If, ir.Lanes)):
                 each = replace(each, body=kept(each.body))
-            if isinstance(each, Load) and each.buffer.role in roles:
-                continue
             found.append(each)
         return tuple(found)
 

@@ -117,7 +117,6 @@ def trace(cell: Cell, ndim: int, dtype: torch.dtype, arguments: dict[str, Any]) 
         Unfusable: ``step`` does something that is not pointwise, reads the values of tensors, draws
             random numbers in Python, or reads the size of its input; a kernel would repeat the
             number or the size of the trace forever.
-
     """
     first = before = random.getstate(), np.random.get_state()
     # PyTorch's generators would be recorded as an operation; Python's and NumPy's only show in

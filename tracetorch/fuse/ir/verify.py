@@ -10,35 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn, TypeAlias
 
+from tracetorch.fuse.ir import kernel as ir
 from tracetorch.fuse.ir.graph import ARITY, COMPARISONS, LOGIC
-from tracetorch.fuse.ir.kernel import (
-    PRIVATE,
-    READ_ONLY,
-    Axis,
-    Barrier,
-    Buffer,
-    Dtype,
-    Extent,
-    If,
-    Index,
-    Kernel,
-    Lanes,
-    Load,
-    Loop,
-    Operand,
-    Operation,
-    Product,
-    Role,
-    Size,
-    Statement,
-    Store,
-    Value,
-)
 
 INTEGER = frozenset({"add", "sub", "mul", "min"})
 
 # A number and how often each value is added to it.
-_Sum: TypeAlias = "tuple[int, tuple[tuple[Value, int], ...]]"
+_Sum: TypeAlias = "tuple[int, tuple[tuple[ir.Value, int], ...]]"
 _DEPTH = 12
 
 
@@ -46,7 +24,7 @@ class InvalidKernel(Exception):  # noqa: N818 (a finding about a kernel)
     """A kernel breaks a rule; the message names the rule and the statement."""
 
 
-def verify(kernel: Kernel) -> Kernel:
+def verify(kernel: ir.Kernel) -> ir.Kernel:
     """Return a kernel after all rules were checked.
 
     Raises:
@@ -58,18 +36,18 @@ def verify(kernel: Kernel) -> Kernel:
 
 @dataclass
 class _Verifier:
-    kernel: Kernel
-    defined: set[Value] = field(default_factory=set)
+    kernel: ir.Kernel
+    defined: set[ir.Value] = field(default_factory=set)
     names: set[str] = field(default_factory=set)
-    scopes: list[list[Value]] = field(default_factory=list)
-    stored: set[Buffer] = field(default_factory=set)
+    scopes: list[list[ir.Value]] = field(default_factory=list)
+    stored: set[ir.Buffer] = field(default_factory=set)
     in_lanes: bool = False
     # what integers are, and lower and upper bounds of those that are nothing simpler
-    sums: dict[Value, _Sum] = field(default_factory=dict)
-    lower: dict[Value, list[_Sum]] = field(default_factory=dict)
-    upper: dict[Value, list[_Sum]] = field(default_factory=dict)
+    sums: dict[ir.Value, _Sum] = field(default_factory=dict)
+    lower: dict[ir.Value, list[_Sum]] = field(default_factory=dict)
+    upper: dict[ir.Value, list[_Sum]] = field(default_factory=dict)
     # the bound that each condition gives to a value
-    known: dict[Value, tuple[Value, _Sum]] = field(default_factory=dict)
+    known: dict[ir.Value, tuple[ir.Value, _Sum]] = field(default_factory=dict)
 
     def run(self) -> None:
         kernel = self.kernel
@@ -78,13 +56,13 @@ class _Verifier:
             self.fail("two buffers have one name", sorted(labels))
         self.scopes.append([])
         for size in kernel.sizes:
-            if size.dtype is not Dtype.INT64 or size.lanes:
+            if size.dtype is not ir.Dtype.INT64 or size.lanes:
                 self.fail("a size is a uniform int64", size)
             self.define(size)
             self.lower[size] = [(1, ())]
         for buffer in kernel.buffers:
             for extent in buffer.shape:
-                if isinstance(extent, Size) and extent.value not in kernel.sizes:
+                if isinstance(extent, ir.Size) and extent.value not in kernel.sizes:
                     self.fail("an extent is not an argument", buffer)
         self.body(kernel.body)
 
@@ -93,7 +71,7 @@ class _Verifier:
 
     # Values
 
-    def define(self, value: Value) -> None:
+    def define(self, value: ir.Value) -> None:
         if value.name in self.names:
             self.fail("a name is assigned twice", value)
         if value.lanes and not self.in_lanes:
@@ -102,9 +80,9 @@ class _Verifier:
         self.defined.add(value)
         self.scopes[-1].append(value)
 
-    def use(self, operand: Operand, dtype: Dtype, where: object) -> bool:
+    def use(self, operand: ir.Operand, dtype: ir.Dtype, where: object) -> bool:
         """Check an operand; return whether it has lanes."""
-        if isinstance(operand, Value):
+        if isinstance(operand, ir.Value):
             if operand not in self.defined:
                 self.fail(
                     f"{operand} is read before it is assigned, or outside of its block", where
@@ -115,37 +93,37 @@ class _Verifier:
         is_bool = isinstance(operand, bool)
         fits = (
             is_bool
-            if dtype is Dtype.BOOL
+            if dtype is ir.Dtype.BOOL
             else isinstance(operand, int if dtype.is_integer else float)
         )
-        if not fits or (is_bool and dtype is not Dtype.BOOL):
+        if not fits or (is_bool and dtype is not ir.Dtype.BOOL):
             self.fail(f"{operand!r} is no {dtype.value}", where)
         return False
 
     # Statements
 
-    def body(self, body: Sequence[Statement]) -> None:
+    def body(self, body: Sequence[ir.Statement]) -> None:
         self.scopes.append([])
         for statement in body:
             self.statement(statement)
         self.defined -= set(self.scopes.pop())
 
-    def statement(self, each: Statement) -> None:
-        if isinstance(each, Operation):
+    def statement(self, each: ir.Statement) -> None:
+        if isinstance(each, ir.Operation):
             self.operation(each)
-        elif isinstance(each, Load):
+        elif isinstance(each, ir.Load):
             lanes = self.access(each.buffer, each.index, each)
-            if each.buffer.role in PRIVATE and each.buffer not in self.stored:
+            if each.buffer.role in ir.PRIVATE and each.buffer not in self.stored:
                 self.fail("scratch is read before it is written", each)
             if each.result.dtype is not each.buffer.dtype or each.result.lanes != lanes:
                 self.fail("what is loaded is of another type than its memory", each)
             self.define(each.result)
-        elif isinstance(each, Store):
+        elif isinstance(each, ir.Store):
             self.write(each)
-        elif isinstance(each, Loop):
+        elif isinstance(each, ir.Loop):
             self.loop(each)
-        elif isinstance(each, If):
-            if self.use(each.condition, Dtype.BOOL, each):
+        elif isinstance(each, ir.If):
+            if self.use(each.condition, ir.Dtype.BOOL, each):
                 self.fail("a condition is uniform", each.condition)
             said = self.known.get(each.condition)
             if said is not None:
@@ -153,34 +131,34 @@ class _Verifier:
             self.body(each.body)
             if said is not None:
                 self.lower[said[0]].remove(said[1])
-        elif isinstance(each, Lanes):
+        elif isinstance(each, ir.Lanes):
             if self.in_lanes:
                 self.fail("lanes within lanes", "lanes")
             self.in_lanes = True
             self.body(each.body)
             self.in_lanes = False
-        elif isinstance(each, Product):
+        elif isinstance(each, ir.Product):
             self.product(each)
-        elif not isinstance(each, Barrier):
+        elif not isinstance(each, ir.Barrier):
             self.fail("not a statement", each)
 
-    def operation(self, each: Operation) -> None:
+    def operation(self, each: ir.Operation) -> None:
         result, op, args = each.result, each.op, each.args
-        dtypes = [arg.dtype for arg in args if isinstance(arg, Value)]
+        dtypes = [arg.dtype for arg in args if isinstance(arg, ir.Value)]
         if op in COMPARISONS:
             inner = dtypes[0] if dtypes else self.kernel.dtype
-            wanted, expected = [inner] * 2, Dtype.BOOL
-            if inner is Dtype.BOOL:
+            wanted, expected = [inner] * 2, ir.Dtype.BOOL
+            if inner is ir.Dtype.BOOL:
                 self.fail("a comparison is of numbers", each)
         elif op in LOGIC:
-            wanted, expected = [Dtype.BOOL] * (1 if op == "not" else 2), Dtype.BOOL
+            wanted, expected = [ir.Dtype.BOOL] * (1 if op == "not" else 2), ir.Dtype.BOOL
         elif op == "where":
             expected = result.dtype
-            wanted = [Dtype.BOOL, expected, expected]
+            wanted = [ir.Dtype.BOOL, expected, expected]
         elif op == "float":
-            wanted, expected = [Dtype.BOOL], self.kernel.dtype
+            wanted, expected = [ir.Dtype.BOOL], self.kernel.dtype
         elif op == "double":
-            wanted, expected = [Dtype.FLOAT32], Dtype.FLOAT64
+            wanted, expected = [ir.Dtype.FLOAT32], ir.Dtype.FLOAT64
         elif result.dtype.is_integer and op in INTEGER:
             wanted, expected = [result.dtype] * 2, result.dtype
         elif op in ARITY and result.dtype.is_float:
@@ -195,28 +173,28 @@ class _Verifier:
         self.define(result)
         if result.dtype.is_integer and not result.lanes:
             self.describe(each)
-        if op == "gt" and isinstance(args[0], Value) and type(args[1]) is int:
+        if op == "gt" and isinstance(args[0], ir.Value) and type(args[1]) is int:
             self.known[result] = args[0], (args[1] + 1, ())
 
-    def access(self, buffer: Buffer, index: Sequence[Index], where: object) -> bool:
+    def access(self, buffer: ir.Buffer, index: Sequence[ir.Index], where: object) -> bool:
         """Check an index; return whether each lane has its own place."""
         if buffer not in self.kernel.buffers:
             self.fail("memory that is not an argument", where)
         if len(index) != len(buffer.shape):
             self.fail(f"{buffer} has {len(buffer.shape)} dimensions", where)
-        axes = {Extent.LANES: Axis.LANE, Extent.NEURONS: Axis.NEURON}
+        axes = {ir.Extent.LANES: ir.Axis.LANE, ir.Extent.NEURONS: ir.Axis.NEURON}
         found = False
         for place, extent in zip(index, buffer.shape, strict=True):
-            if isinstance(place, Axis) or isinstance(extent, Extent):
-                if not isinstance(extent, Extent) or place is not axes[extent]:
+            if isinstance(place, ir.Axis) or isinstance(extent, ir.Extent):
+                if not isinstance(extent, ir.Extent) or place is not axes[extent]:
                     self.fail("a dimension of lanes or neurons is indexed by them alone", where)
                 found = True
                 continue
-            if self.use(place, Dtype.INT64, where):
+            if self.use(place, ir.Dtype.INT64, where):
                 self.fail("an index is uniform", where)
             at = self.sum_of(place)
             self.within(place, at, at, extent, buffer, where)
-        if found and not self.in_lanes and not isinstance(where, Product):
+        if found and not self.in_lanes and not isinstance(where, ir.Product):
             self.fail("memory of lanes outside of lanes", where)
         return found
 
@@ -225,22 +203,22 @@ class _Verifier:
         name: object,
         lowest: _Sum,
         highest: _Sum,
-        extent: int | Size | Extent,
-        buffer: Buffer,
+        extent: int | ir.Size | ir.Extent,
+        buffer: ir.Buffer,
         where: object,
     ) -> None:
         """Check that places lie in a dimension of a buffer."""
         if not self.positive(lowest):
             self.fail(f"{name} may lie before the first place of {buffer}", where)
-        if isinstance(extent, Extent):
+        if isinstance(extent, ir.Extent):
             raise TypeError("lanes and neurons have no size in a kernel")
         size = (extent, ()) if isinstance(extent, int) else (extent.plus, ((extent.value, 1),))
         if not self.positive(_minus(_plus(size, (-1, ())), highest)):
             self.fail(f"{name} may lie behind the last place of {buffer}", where)
 
-    def write(self, each: Store) -> None:
+    def write(self, each: ir.Store) -> None:
         lanes = self.access(each.buffer, each.index, each)
-        if each.buffer.role in READ_ONLY:
+        if each.buffer.role in ir.READ_ONLY:
             self.fail(f"{each.buffer} is only read", each)
         if self.use(each.value, each.buffer.dtype, each) and not lanes:
             self.fail("all lanes write to one place", each)
@@ -248,7 +226,7 @@ class _Verifier:
             self.fail("a store is of lanes", each)
         self.stored.add(each.buffer)
 
-    def product(self, each: Product) -> None:
+    def product(self, each: ir.Product) -> None:
         if self.in_lanes:
             self.fail("a product within lanes", each)
         target, matrix = each.target, each.matrix
@@ -256,20 +234,20 @@ class _Verifier:
         if target not in self.kernel.buffers or matrix not in self.kernel.buffers:
             self.fail("memory that is not an argument", each)
         for buffer, index in ((target, each.target_index), (each.source, each.source_index)):
-            is_sequence = len(buffer.shape) == 2 and buffer.shape[1] is Extent.LANES
-            if not is_sequence or len(index) != 2 or isinstance(index[0], Axis):
+            is_sequence = len(buffer.shape) == 2 and buffer.shape[1] is ir.Extent.LANES
+            if not is_sequence or len(index) != 2 or isinstance(index[0], ir.Axis):
                 self.fail("a product is of steps of sequences of lanes", each)
-            if index[1] is not Axis.LANE or buffer.dtype is not matrix.dtype:
+            if index[1] is not ir.Axis.LANE or buffer.dtype is not matrix.dtype:
                 self.fail("a product is of rows of lanes, of one dtype", each)
-        if target.role in READ_ONLY or matrix.role is not Role.MATRIX:
+        if target.role in ir.READ_ONLY or matrix.role is not ir.Role.MATRIX:
             self.fail("a product reads matrices and writes elsewhere", each)
-        if matrix.shape[1:] != (Extent.NEURONS, Extent.NEURONS):
+        if matrix.shape[1:] != (ir.Extent.NEURONS, ir.Extent.NEURONS):
             self.fail("a matrix has rows and columns of neurons", each)
         start = each.target_index[0]
-        if isinstance(start, Axis):
+        if isinstance(start, ir.Axis):
             self.fail("a product begins at a step", each)
         for operand in (start, each.first, each.count):
-            if self.use(operand, Dtype.INT64, each):
+            if self.use(operand, ir.Dtype.INT64, each):
                 self.fail("an index is uniform", each)
         # with a count of none no place is touched: it is enough that these bounds hold
         begin, first = self.sum_of(start), self.sum_of(each.first)
@@ -279,9 +257,9 @@ class _Verifier:
         self.within("a matrix", first, _plus(first, more), matrix.shape[0], matrix, each)
         self.stored.add(target)
 
-    def loop(self, each: Loop) -> None:
+    def loop(self, each: ir.Loop) -> None:
         for bound in (each.start, each.stop):
-            if self.use(bound, Dtype.INT64, each.index):
+            if self.use(bound, ir.Dtype.INT64, each.index):
                 self.fail("a bound is uniform", each.index)
         start, stop = self.sum_of(each.start), self.sum_of(each.stop)
         for c in each.carried:
@@ -308,7 +286,7 @@ class _Verifier:
 
     # Bounds
 
-    def describe(self, each: Operation) -> None:
+    def describe(self, each: ir.Operation) -> None:
         """Note what an integer is, or between which others it lies."""
         first, second = map(self.sum_of, each.args)
         value = each.result
@@ -325,8 +303,8 @@ class _Verifier:
             if each.op == "min":
                 self.upper[value] = [first, second]
 
-    def sum_of(self, operand: Operand) -> _Sum:
-        if isinstance(operand, Value):
+    def sum_of(self, operand: ir.Operand) -> _Sum:
+        if isinstance(operand, ir.Value):
             return self.sums.get(operand, (0, ((operand, 1),)))
         return int(operand), ()
 

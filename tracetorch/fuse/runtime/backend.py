@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,14 @@ from tracetorch.core.torch_private import transformed_by
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.ir.trace import Program
 from tracetorch.fuse.runtime.layout import Layout
+
+
+class Operands(NamedTuple):
+    """The tensors of a sequence: inputs ``[T, ...]``, active states, tensors of the step kwargs."""
+
+    inputs: Sequence[Tensor]
+    states: Sequence[Tensor]
+    params: Sequence[Tensor]
 
 
 class Backend(abc.ABC):
@@ -50,33 +58,19 @@ class Backend(abc.ABC):
         return None
 
     @abc.abstractmethod
-    def forward(
-        self,
-        plan: Plan,
-        layout: Layout,
-        inputs: Sequence[Tensor],
-        states: Sequence[Tensor],
-        params: Sequence[Tensor],
-    ) -> list[Tensor]:
-        """Return outputs, final states, trajectories, and checkpoints for the backward pass.
-
-        ``inputs`` are sequences ``[T, ...]`` of that layout, ``params`` the tensors among the step
-        kwargs.
-        """
+    def forward(self, plan: Plan, layout: Layout, given: Operands) -> list[Tensor]:
+        """Return outputs, final states, trajectories, and checkpoints for the backward pass."""
 
     @abc.abstractmethod
     def backward(
         self,
         plan: Plan,
         layout: Layout,
-        inputs: Sequence[Tensor],
-        states: Sequence[Tensor],
-        params: Sequence[Tensor],
+        given: Operands,
         checkpoints: Tensor,
         grads: Sequence[Tensor],
     ) -> list[Tensor]:
         """Return the gradients of inputs, states, parameters; an empty tensor for one not needed.
 
-        ``checkpoints`` are what the forward pass has stored; ``grads`` those of its results, in
-        their order; the others are its arguments.
+        ``checkpoints`` are what the forward pass has stored; ``grads`` those of its results.
         """

@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import repeat
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -18,7 +19,7 @@ from tracetorch.fuse.ir.kernel import PRIVATE, STRIDED, Role, Size
 from tracetorch.fuse.ir.kernel import Kernel as Schedule
 from tracetorch.fuse.ir.plan import TILE, Plan
 from tracetorch.fuse.ir.verify import verify
-from tracetorch.fuse.runtime.backend import Backend
+from tracetorch.fuse.runtime.backend import Backend, Operands
 from tracetorch.fuse.runtime.layout import Layout, strided
 from tracetorch.fuse.runtime.machine_code import (
     TaskKernel,
@@ -172,8 +173,7 @@ def kernel_of(
 
 def _flat(tensors: Sequence[Tensor], layout: Layout) -> list[Tensor]:
     """Return sequences or steps whose memory is in the order of the layout, without gaps."""
-    arranged = tensors if layout.in_order else map(layout.arrange, tensors)
-    return list(map(Tensor.contiguous, arranged))
+    return [layout.arrange(tensor).contiguous() for tensor in tensors]
 
 
 def _sequence(tensor: Tensor, layout: Layout, grid: _Grid) -> tuple[Tensor, int, int]:
@@ -215,6 +215,10 @@ def _forward_kernel(plan: Plan) -> Schedule:
     return schedules.forward_kernel(plan, in_chunks=True)
 
 
+def _is_short(plan: Plan) -> bool:
+    return len(plan.program.forward.lines) <= _SHORT
+
+
 def _are_aligned(sequences: Sequence[Tensor], grid: _Grid) -> bool:
     """Whether every run of lanes of some sequences begins with a cache line."""
     size = sequences[0].itemsize
@@ -225,7 +229,7 @@ def _are_aligned(sequences: Sequence[Tensor], grid: _Grid) -> bool:
 class _Forward(NamedTuple):
     """What all forward passes of a plan over one length and layout have in common.
 
-    Checkpoints have ``kept`` values; the output is large if it may be written past the caches.
+    Checkpoints have ``kept`` values.
     """
 
     grid: _Grid
@@ -234,27 +238,22 @@ class _Forward(NamedTuple):
     kept: int
     work: int
     scratch: tuple[int, ...]
-    is_large: bool
 
 
 @functools.lru_cache(maxsize=512)
-def _forward_of(plan: Plan, layout: Layout, steps: int) -> _Forward:
+def _forward_of(plan: Plan, layout: Layout, steps: int, bypass: bool) -> _Forward:
     grid, kept = _grid(layout, grouped=False), plan.checkpoints(steps)
-    # Of a short step memory is the limit, which likes long runs of lanes; a long one likes to
-    # keep its states and parameters in registers.
-    is_short = len(plan.program.forward.lines) <= _SHORT
-    # Large outputs are written past the caches, by kernels that write long runs: others were
-    # twice as slow with it in one process of ten, and faster by a fifth in the rest.
-    large = steps * layout.lanes * plan.program.dtype.itemsize >= cache_size() // 8
-    kernel = kernel_of(plan, False, _forward_kernel)
+    kernel = kernel_of(plan, False, _forward_kernel, bypass=bypass)
     # Without checkpoints the whole sequence is one segment.
     every = plan.checkpoint_interval if kept else max(1, steps)
-    chunk = min(_CHUNK, every) if is_short else every
+    # Of a short step memory is the limit, which likes long runs of lanes; a long one likes to
+    # keep its states and parameters in registers.
+    chunk = min(_CHUNK, every) if _is_short(plan) else every
     sizes = (steps, every, max(1, -(-steps // every)), chunk, -(-every // chunk))
     work = steps * layout.lanes * (4 + kernel.lines)
     values = kept * len(plan.recomputed) * layout.lanes
     scratch = kernel.scratch(sizes, grid.task_lanes)
-    return _Forward(grid, kernel, sizes, values, work, scratch, is_short and large)
+    return _Forward(grid, kernel, sizes, values, work, scratch)
 
 
 class CpuBackend(Backend):
@@ -271,31 +270,32 @@ class CpuBackend(Backend):
         """Return why nothing can be compiled on this machine, or ``None``."""
         return unavailable_reason()
 
-    def forward(
-        self,
-        plan: Plan,
-        layout: Layout,
-        inputs: Sequence[Tensor],
-        states: Sequence[Tensor],
-        params: Sequence[Tensor],
-    ) -> list[Tensor]:
+    def forward(self, plan: Plan, layout: Layout, given: Operands) -> list[Tensor]:
         """Run the forward kernel: as :meth:`.Backend.forward`."""
-        x = inputs[0]
-        call = _forward_of(plan, layout, len(x))
-        grid, kernel, count = call.grid, call.kernel, 1 + len(plan.record)
+        inputs, states, params = given
+        x, count = inputs[0], 1 + len(plan.record)
         new = layout.allocate(x, plan.program.dtype, sequences=count, steps=len(states))
         output, records, ends = new[0], new[1:count], new[count:]
+        # Large outputs are written past the caches, by kernels that write long runs: others were
+        # twice as slow with it in one process of ten, and faster by a fifth in the rest.
+        bypass = (
+            output.nbytes >= cache_size() // 8
+            and _is_short(plan)
+            and _are_aligned(new[:count], _grid(layout, grouped=False))
+        )
+        call = _forward_of(plan, layout, len(x), bypass)
+        grid, kernel = call.grid, call.kernel
         checkpoints = torch.empty(call.kept, dtype=plan.program.dtype)
         results = [output, *ends, *records, checkpoints]
         if layout.lanes == 0:
             return results
-        if call.is_large and _are_aligned(new[:count], grid):
-            kernel = kernel_of(plan, False, _forward_kernel, bypass=True)
+        is_plain = layout.in_order and all(map(Tensor.is_contiguous, (*inputs, *states)))
+        plain = zip(inputs, repeat(layout.lanes), repeat(grid.columns), strict=False)
         buffers: dict[Role, Sequence[Any]] = {
-            Role.INPUT: _sequences(inputs, layout, grid),
+            Role.INPUT: list(plain) if is_plain else _sequences(inputs, layout, grid),
             Role.PARAMETER: list(map(Tensor.contiguous, params)),
             Role.LITERALS: (kernel.literals,),
-            Role.START: _flat(states, layout),
+            Role.START: states if is_plain else _flat(states, layout),
             Role.OUTPUT: (output,),
             Role.END: ends,
             Role.RECORD: records,
@@ -309,13 +309,12 @@ class CpuBackend(Backend):
         self,
         plan: Plan,
         layout: Layout,
-        inputs: Sequence[Tensor],
-        states: Sequence[Tensor],
-        params: Sequence[Tensor],
+        given: Operands,
         checkpoints: Tensor,
         grads: Sequence[Tensor],
     ) -> list[Tensor]:
         """Run the backward kernel: as :meth:`.Backend.backward`."""
+        inputs, states, params = given
         program, x = plan.program, inputs[0]
         dtype, steps, last = program.dtype, x.shape[0], 1 + len(states)
         grid = _grid(layout, grouped=True)

@@ -21,7 +21,7 @@ from tracetorch.fuse.ir.plan import TILE, Plan
 from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel
 from tracetorch.fuse.ir.trace import Program
 from tracetorch.fuse.ir.verify import verify
-from tracetorch.fuse.runtime.backend import Backend
+from tracetorch.fuse.runtime.backend import Backend, Operands
 from tracetorch.fuse.runtime.kernel_cache import module_of
 from tracetorch.fuse.runtime.layout import Layout, allocate_results, strided
 
@@ -55,11 +55,9 @@ def _flat(tensor: Tensor) -> Tensor:
     return tensor.detach().view(-1)
 
 
-def _inputs(
-    plan: Plan, layout: Layout, inputs: Sequence[Tensor], params: Sequence[Tensor], every: int
-) -> dict[str, Any]:
+def _inputs(plan: Plan, layout: Layout, given: Operands, every: int) -> dict[str, Any]:
     """Return the arguments that both kernels take."""
-    x = inputs[0]
+    x = given.inputs[0]
     steps = x.shape[0]
     # The numbers are copied to the device, for as arguments those of float64 would be truncated;
     # and kept beside the kernels, for a copy at each launch would wait for the device.
@@ -75,10 +73,10 @@ def _inputs(
         "inner": layout.inner,
         "at_literals": plan.kernels[x.device],
     }
-    for name, each in zip(plan.program.inputs, inputs, strict=True):
+    for name, each in zip(plan.program.inputs, given.inputs, strict=True):
         arguments |= _sequence(f"input_{name}", each, layout)
     # Stride 0 broadcasts one value over all neurons without a copy.
-    for name, param in zip(plan.program.params, params, strict=True):
+    for name, param in zip(plan.program.params, given.params, strict=True):
         arguments[f"at_parameter_{name}"] = param.detach().reshape(-1)
         arguments[f"stride_parameter_{name}"] = int(param.numel() > 1)
     return arguments
@@ -130,28 +128,21 @@ class TritonBackend(Backend):
             return None
         return f"its step uses {operation}, which Triton kernels lack"
 
-    def forward(
-        self,
-        plan: Plan,
-        layout: Layout,
-        inputs: Sequence[Tensor],
-        states: Sequence[Tensor],
-        params: Sequence[Tensor],
-    ) -> list[Tensor]:
+    def forward(self, plan: Plan, layout: Layout, given: Operands) -> list[Tensor]:
         """Run the forward kernel: as :meth:`.Backend.forward`."""
-        program, x = plan.program, inputs[0]
+        program, x = plan.program, given.inputs[0]
         steps = x.shape[0]
         output, last, trajectories, checkpoints = allocate_results(plan, layout, x)
         ends = dict(zip(program.states, last, strict=True))
         records = dict(zip(plan.record, trajectories, strict=True))
         # Without lanes every result is empty already, and there is no grid to launch.
         if layout.lanes:
-            starts = dict(zip(program.states, states, strict=True))
+            starts = dict(zip(program.states, given.states, strict=True))
             # Without checkpoints the whole sequence is one segment.
             every = plan.checkpoint_interval if plan.checkpoints(steps) else steps
             # By name, because the printed kernel has an argument for each state and parameter.
             arguments = {
-                **_inputs(plan, layout, inputs, params, every),
+                **_inputs(plan, layout, given, every),
                 **_states("start", starts, layout),
                 "at_output": _flat(layout.arrange(output)),
                 **_states("end", ends, layout),
@@ -165,13 +156,12 @@ class TritonBackend(Backend):
         self,
         plan: Plan,
         layout: Layout,
-        inputs: Sequence[Tensor],
-        states: Sequence[Tensor],
-        params: Sequence[Tensor],
+        given: Operands,
         checkpoints: Tensor,
         grads: Sequence[Tensor],
     ) -> list[Tensor]:
         """Run the backward kernel: as :meth:`.Backend.backward`."""
+        inputs, states, params = given
         program, x = plan.program, inputs[0]
         dtype, steps = program.dtype, x.shape[0]
         # of the output, final states, and trajectories
@@ -191,7 +181,7 @@ class TritonBackend(Backend):
             # One segment of states at a time: the kernel recomputes them from a checkpoint.
             past = len(plan.recomputed) * min(plan.checkpoint_interval, steps) * layout.lanes
             arguments = {
-                **_inputs(plan, layout, inputs, params, plan.checkpoint_interval),
+                **_inputs(plan, layout, given, plan.checkpoint_interval),
                 **_states("start", {name: starts[name] for name in plan.recomputed}, layout),
                 "at_checkpoints": checkpoints,
                 "at_past": x.new_empty(past, dtype=dtype),

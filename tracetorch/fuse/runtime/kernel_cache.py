@@ -34,7 +34,6 @@ def folder() -> Path:
 
     Raises:
         OSError: it is not set, and there is no home folder either.
-
     """
     configured = os.environ.get("TRACETORCH_CACHE")
     if configured:
@@ -51,7 +50,6 @@ def limit() -> float:
 
     Raises:
         ValueError: it is set to anything but a number of at least 0; ``inf`` is one.
-
     """
     configured = os.environ.get("TRACETORCH_CACHE_LIMIT") or "512"
     try:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tracetorch.core.checks import check_count, check_flag, check_integer
 from tracetorch.core.convolution import output_size
-from tracetorch.core.hooks import has_weight_hooks
+from tracetorch.core.hooks import hooked_weights
 from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.delay.base import DelayingLayer, initial_delays
 from tracetorch.snn.delay.taps import taps
@@ -128,7 +128,7 @@ class SynapticDelays(DelayingLayer):
         product = self.product
         # not the forward of the instance, nor other pre-hooks: tt.unroll has some of its own
         own = type(product).forward in (nn.Linear.forward, nn.Conv1d.forward)
-        if own and not has_weight_hooks(product):
+        if own and not hooked_weights(product):
             return
         (name,) = (name for name, each in self.named_children() if each is product)
         raise ValueError(

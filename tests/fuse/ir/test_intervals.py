@@ -1,0 +1,71 @@
+"""The table of intervals of a graph: every argument has its line, its width and its unit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tracetorch.fuse.ir.graph import Builder, Graph
+from tracetorch.fuse.ir.intervals import MOST_EXACT, Interval, bounds, hull, invariant
+
+
+def halves() -> Graph:
+    """Half of x, rounded down, and whether the half is positive."""
+    builder = Builder()
+    half = builder.emit("mul", "x", 0.5)
+    whole = builder.emit("floor", half)
+    positive = builder.emit("gt", half, 0.0)
+    either = builder.emit("or", positive, builder.emit("not", positive))
+    chosen = builder.emit("where", builder.emit("and", positive, either), whole, 0.0)
+    return Graph(tuple(builder.lines), {"half": half, "whole": whole, "chosen": chosen})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_table_has_the_interval_of_every_argument(dtype: torch.dtype) -> None:
+    table = bounds(halves(), {"x": Interval(-5, 9)}, dtype)
+    assert table.exact
+    half, whole, chosen = (table.outputs[name] for name in ("half", "whole", "chosen"))
+    assert (half.low, half.high, half.unit, half.bits) == (-2.5, 4.5, 0.5, 5)
+    assert (whole.low, whole.high, whole.unit, whole.bits) == (-3, 4, 1, 4)
+    assert (chosen.low, chosen.high) == (-3, 4)
+    for line, interval in table.lines:
+        assert table[line.name] is interval
+        assert all(table[arg].bits >= 1 for arg in line.args)
+    assert table["x"].bits == 5
+    assert (table[0.1].low == 0.1) == (dtype is torch.float64)
+
+
+def test_what_rounding_has_done_is_followed() -> None:
+    rounded = {"exact": False, "signed": True}
+    for given, exact in (
+        (Interval(-5, 9, -np.inf, **rounded), False),
+        (Interval(-5, 9, -np.inf, **rounded, floored=True), False),
+        (Interval(-5, 9, **rounded), False),
+        (Interval(-5, 9), True),
+    ):
+        assert bounds(halves(), {"x": given}, torch.float32).exact is exact
+    builder = Builder()
+    floor = builder.emit("floor", "x")
+    graph = Graph(tuple(builder.lines), {"y": floor, "z": builder.emit("gt", "x", 0.0)})
+    graph = Graph(tuple(builder.lines), graph.outputs)
+    found = bounds(graph, {"x": Interval(0, 9, -np.inf, **rounded, floored=True)}, torch.float32)
+    assert (bool(found.outputs["y"].exact), bool(found.outputs["z"].exact)) == (True, True)
+    found = bounds(graph, {"x": Interval(0, 9, -np.inf, exact=False)}, torch.float32)
+    assert (bool(found.outputs["y"].exact), bool(found.outputs["z"].exact)) == (False, False)
+
+
+def test_states_grow_until_nothing_grows_any_more() -> None:
+    step = Interval(-7, 93)
+
+    def kept(states: dict[str, Interval]) -> tuple[str, dict[str, Interval]]:
+        return "found", {"count": step}
+
+    def counted(states: dict[str, Interval]) -> tuple[Interval, dict[str, Interval]]:
+        grown = Interval(states["count"].low + step.low, states["count"].high + step.high)
+        return grown, {"count": grown}
+
+    assert invariant({"count": Interval(0, 0)}, kept) == ("found", {"count": hull(step, step)})
+    grown, states = invariant({"count": Interval(0, 0)}, counted)
+    # beyond what float64 holds, where counting changes nothing any more
+    assert min(states["count"].magnitude, -grown.low) > MOST_EXACT[torch.float64]

@@ -1,0 +1,95 @@
+"""Every page fits, is reached by keys, has two themes, and requests nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tracetorch as tt
+from examples import playground
+from tests.browser import Page, Visits, wait_until
+from tests.plot.cases import recording
+from tracetorch import snn
+
+Open = Callable[..., Page]
+BSRLIF = snn.BSRLIF(1)
+# how it is written, when it is ready, and how many plots it has
+PAGES: dict[str, tuple[Callable[[Path], Any], str, int]] = {
+    "viewer": (lambda path: tt.plot.save_html(recording(), path), "body[data-ready='0']", 4),
+    "playground": (
+        lambda path: tt.plot.save_playground(BSRLIF, path), "body[data-ready='true']", 6
+    ),
+    "network": (playground.write_network, "body[data-ready='true']", 5),
+}  # fmt: skip
+BACKGROUND = "getComputedStyle(document.body).backgroundColor"
+FOCUS = """() => { const e = document.activeElement; const style = getComputedStyle(e);
+  const label = e.getAttribute('aria-label') || e.labels?.[0]?.innerText || e.innerText;
+  const ring = e.dataset.letter ? getComputedStyle(e.parentElement) : style;
+  return [e.tagName, (label || '').trim(), ring.outlineStyle]; }"""
+FOCUSABLE = (
+    "button:visible:enabled, select:visible, input:visible:enabled, canvas[tabindex], "
+    "pre:visible, a[href]:visible"
+)
+
+
+@pytest.fixture(params=PAGES)
+def opened(request: pytest.FixtureRequest, visits: Visits, tmp_path: Path) -> Open:
+    write, ready, _ = PAGES[request.param]
+    write(tmp_path / "page.html")
+
+    def open_(**options: Any) -> Page:
+        page = visits.open(tmp_path / "page.html", **options)
+        page.wait_for_selector(ready)
+        page.plots = PAGES[request.param][2]
+        return page
+
+    return open_
+
+
+@pytest.mark.parametrize("width", [380, 740, 1280])
+def test_page_fits_its_window(opened: Open, width: int) -> None:
+    page = opened(viewport={"width": width, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    frames = [each.bounding_box() for each in page.locator(".row canvas, .panel canvas").all()]
+    shown = [frame for frame in frames if frame is not None]
+    assert len(shown) >= page.plots
+    assert all(frame["height"] > 40 and frame["width"] > 300 for frame in shown)
+
+
+def test_keyboard_reaches_everything(opened: Open) -> None:
+    page = opened()
+    names = []
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        tag, label, ring = page.evaluate(FOCUS)
+        if tag == "BODY":
+            break
+        assert label, tag
+        assert ring == "solid", label
+        names.append(label)
+    assert len(names) == page.locator(FOCUSABLE).count()
+
+
+def test_dark_and_light_themes(opened: Open) -> None:
+    page = opened(color_scheme="dark")
+    dark = page.evaluate(BACKGROUND)
+    page.get_by_role("button", name="dark or light").click()
+    light = page.evaluate(BACKGROUND)
+    assert light != dark
+    page = opened(color_scheme="light")
+    assert page.evaluate(BACKGROUND) == light
+    page.emulate_media(color_scheme="dark")
+    wait_until(page, f"{BACKGROUND} === '{dark}'")
+
+
+def test_the_policy_forbids_requests(opened: Open, visits: Visits) -> None:
+    page = opened()
+    blocked = page.evaluate(
+        "() => new Promise((done) => { addEventListener('securitypolicyviolation', (e) =>"
+        " done(e.effectiveDirective)); fetch('https://example.com/').catch(() => {}); })"
+    )
+    assert blocked == "connect-src"
+    visits.problems.clear()  # the console reports the violation

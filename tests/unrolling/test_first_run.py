@@ -1,0 +1,1154 @@
+"""A model is run by step before its way by layer is believed: what is found, and what is right."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+import random
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+import tracetorch as tt
+from tests.cases import layer, weighted_sum
+from tests.unrolling.memories import KINDS, WAYS, Says
+from tests.unrolling.models import MODELS, dyadic, made
+from tracetorch import snn
+from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.passes import current_pass
+from tracetorch.unrolling.first_run import is_close
+
+T, B, N = 6, 4, 16
+REMEMBERS = "it remembers something from step to step outside the states of neuron layers"
+MIXES = "it does not treat the samples of a batch independently"
+BY_STEP = r'Use (tt\.)?unroll\(\.\.\., by="step"\)'
+
+
+def sequence(*shape: int, seed: int = 0) -> Tensor:
+    return 2 * torch.rand(*(shape or (T, B, N)), generator=torch.Generator().manual_seed(seed))
+
+
+def loop(model: nn.Module, x: Tensor) -> Tensor:
+    return torch.stack([model(step) for step in x])
+
+
+def around(module: nn.Module) -> Any:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(N, N), layer("LIF", N), module, nn.Linear(N, N), layer("LIF", N))
+
+
+def behind_silence(module: nn.Module) -> Any:
+    """Put neurons that never fire in front, whose output shows nothing."""
+    model = around(module)
+    model[1] = snn.LIF(N, pos_threshold=1e6)
+    return model
+
+
+def by_layer(model: nn.Module, x: Tensor) -> Tensor:
+    """Run by layer twice: the first time with a trial, the second without; they are the same."""
+    first = tt.unroll(model, x, from_rest=True)
+    assert torch.equal(tt.unroll(model, x, from_rest=True), first)
+    return first
+
+
+# What remembers
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_is_found_whatever_holds_it(kind: str, way: str) -> None:
+    model = around(WAYS[way](KINDS[kind]))
+    with pytest.raises(ValueError, match=rf"^2 \((Says|Holds)\) gives other .*: {REMEMBERS}"):
+        tt.unroll(model, sequence())
+    assert tt.get_states(model) == {}
+    assert current_pass() is None
+
+
+@pytest.mark.parametrize("kind", ["item of a list", "generator", "Event", "threading.local"])
+def test_memory_is_found_behind_silent_neurons(kind: str) -> None:
+    model = behind_silence(WAYS["a closure"](KINDS[kind]))
+    with pytest.raises(ValueError, match=rf"^2 \(Says\) gives other .*: {REMEMBERS}"):
+        tt.unroll(model, sequence())
+
+
+def model(forward: Callable[[Any, Tensor], Tensor], **kept: Any) -> Any:
+    """Make a model of a linear layer ``g`` and a neuron ``n``, with what it keeps beside them."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.g, self.n = nn.Linear(N, N), layer("LIF", N)
+            for name, value in kept.items():
+                if isinstance(value, Tensor):
+                    self.register_buffer(name, value)
+                else:
+                    setattr(self, name, value)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return forward(self, x)
+
+    torch.manual_seed(0)
+    return Model()
+
+
+def previous(s: Any, x: Tensor) -> Tensor:
+    s.prev = s.n(s.g(x + s.prev))
+    return s.prev
+
+
+def trace(s: Any, x: Tensor) -> Tensor:
+    s.trace = 0.9 * s.trace + x
+    return s.n(s.g(s.trace))
+
+
+def counter(s: Any, x: Tensor) -> Tensor:
+    s.t += 1
+    return s.n(s.g(x / s.t))
+
+
+def delay_line(s: Any, x: Tensor) -> Tensor:
+    s.line.append(x)
+    return s.n(s.g(s.line.pop(0) if len(s.line) > 2 else torch.zeros_like(x)))
+
+
+def ring_buffer(s: Any, x: Tensor) -> Tensor:
+    s.ring[s.at[0] % 3] = x.mean(0)
+    s.at[0] += 1
+    return s.n(s.g(x) + s.ring.sum(0))
+
+
+def buffer_replaced(s: Any, x: Tensor) -> Tensor:
+    s.total = s.total + x.mean()
+    return s.n(s.g(x + s.total))
+
+
+def buffer_in_place(s: Any, x: Tensor) -> Tensor:
+    s.total.copy_(0.9 * s.total + x.mean())
+    return s.n(s.g(x + s.total))
+
+
+def mode_switch(s: Any, x: Tensor) -> Tensor:
+    y: Tensor = s.n(s.g(x if s.training else 2 * x))
+    s.eval()
+    return y
+
+
+def annealed(s: Any, x: Tensor) -> Tensor:
+    s.drop.p = 0.5 * s.drop.p
+    return s.n(s.g(x) * (1 - s.drop.p))
+
+
+def adapted_weight(s: Any, x: Tensor) -> Tensor:
+    y: Tensor = s.n(s.g(x))
+    with torch.no_grad():
+        s.g.weight.mul_(0.9)
+    return y
+
+
+def replaced_weight(s: Any, x: Tensor) -> Tensor:
+    y: Tensor = s.n(s.g(x))
+    s.g.weight = nn.Parameter(0.9 * s.g.weight.detach())
+    return y
+
+
+def by_array(s: Any, x: Tensor) -> Tensor:
+    y: Tensor = s.n(s.g(x))
+    s.g.weight.detach().numpy()[0, 1] += 1.0
+    return y
+
+
+class RunningNorm(nn.Module):
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(N))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean.lerp_(x.detach().mean(0), 0.1)
+        return x - self.mean
+
+
+class CountingNorm(nn.BatchNorm1d):
+    """A batch norm with a buffer of its own, as norms through time have one."""
+
+    t: Tensor
+
+    def __init__(self) -> None:
+        super().__init__(N)
+        self.register_buffer("t", torch.zeros(()), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.t += 1
+        return super().forward(x) * self.t
+
+
+class KeptSum(nn.Module):
+    """Keeps a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.sum = nn.Parameter(torch.ones(())), torch.zeros(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sum = 0.5 * self.sum + self.weight * x.mean()
+        return x + self.sum
+
+
+def hooked(hook: Callable[..., Any]) -> nn.Module:
+    module = nn.Linear(N, N)
+    module.register_forward_hook(hook)
+    return nn.Sequential(module, layer("LIF", N))
+
+
+def write_in_hook(module: Any, args: Any, y: Tensor) -> None:
+    module.weight.data[0, 0] += 1.0
+
+
+KEEPS_SOMETHING: dict[str, Callable[[], nn.Module]] = {
+    "the previous output": lambda: model(previous, prev=0.0),
+    "a trace": lambda: model(trace, trace=0.0),
+    "a counter of steps": lambda: model(counter, t=0),
+    "a delay line": lambda: model(delay_line, line=[]),
+    "a ring buffer": lambda: model(ring_buffer, ring=torch.zeros(3, N), at=[0]),
+    "a buffer replaced": lambda: model(buffer_replaced, total=torch.zeros(())),
+    "a buffer in place": lambda: model(buffer_in_place, total=torch.zeros(())),
+    "a mode": lambda: model(mode_switch),
+    "an annealed dropout": lambda: model(annealed, drop=nn.Dropout(0.5)),
+    "a weight adapted": lambda: model(adapted_weight),
+    "a weight replaced": lambda: model(replaced_weight),
+    "a weight by its array": lambda: model(by_array),
+    "a running norm in training": lambda: nn.Sequential(RunningNorm(), layer("LIF", N)),
+    "a buffer of a batch norm": lambda: nn.Sequential(CountingNorm(), layer("LIF", N)).eval(),
+    "a sum with a graph": lambda: nn.Sequential(KeptSum(), layer("LIF", N)),
+    "a weight in a hook": lambda: hooked(write_in_hook),
+}
+
+
+@pytest.mark.parametrize("name", KEEPS_SOMETHING)
+def test_a_model_that_keeps_something_is_refused_and_runs_by_step(name: str) -> None:
+    net, x = KEEPS_SOMETHING[name](), sequence()
+    buffers = {key: value.clone() for key, value in net.named_buffers()}
+    with pytest.raises(ValueError, match=rf"{REMEMBERS}.*{BY_STEP}"):
+        tt.unroll(net, x)
+    assert tt.get_states(net) == {}
+    net, twin = KEEPS_SOMETHING[name](), KEEPS_SOMETHING[name]()
+    twin.load_state_dict(net.state_dict())
+    assert torch.equal(tt.unroll(net, x, by="step"), loop(twin, x))
+    assert buffers.keys() == dict(net.named_buffers()).keys()
+
+
+def test_the_innermost_module_is_named() -> None:
+    inner = model(counter, t=0)
+    with pytest.raises(ValueError, match=r"^0\.1 \(Model\) gives 0\.1\.g \(Linear\) other inputs"):
+        tt.unroll(nn.Sequential(nn.Sequential(nn.Identity(), inner)), sequence())
+    with pytest.raises(ValueError, match=r"^the model \(Model\) gives g \(Linear\) other inputs"):
+        tt.unroll(inner, sequence())
+
+
+def test_what_acts_after_the_third_step_is_found_by_check() -> None:
+    def late(calls: list[int], x: Tensor) -> Tensor:
+        calls.append(1)
+        return x * max(1, len(calls) - 8)
+
+    tt.unroll(around(Says(functools.partial(late, []))), sequence())
+    with pytest.raises(ValueError, match=rf"2 \(Says\) .*{REMEMBERS}"):
+        tt.unroll(around(Says(functools.partial(late, []))), sequence(), check=True)
+
+
+# What mixes the batch
+
+
+def column(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return a fault in one column of all."""
+
+    def function(x: Tensor) -> Tensor:
+        y = x.clone()
+        y[:, 5:6] = change(x[:, 5:6])
+        return y
+
+    return function
+
+
+BATCH: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda x: x.softmax(0),
+    "log_softmax": lambda x: x.log_softmax(0),
+    "mean": lambda x: x - x.mean(0),
+    "mean of all": lambda x: x - x.mean(),
+    "std": lambda x: x / (x.std(0) + 1),
+    "norm": lambda x: F.normalize(x, dim=0),
+    "cumsum": lambda x: x.cumsum(0),
+    "flip": lambda x: x.flip(0),
+    "roll": lambda x: x.roll(1, 0),
+    "sort": lambda x: x.sort(0).values,
+    "first sample": lambda x: x + x[0],
+    "last sample": lambda x: x + x[-1:],
+    "neighbour": lambda x: torch.cat([x[:1], x[1:] + x[:-1]]),
+    "attention over samples": lambda x: (x @ x.T).softmax(-1) @ x,
+    "batch norm": lambda x: F.batch_norm(x, None, None, training=True),
+    "group norm of the batch": lambda x: F.group_norm(x.T[None], 4)[0].T,
+    "layer norm of all": lambda x: F.layer_norm(x, x.shape),
+    "reshaped": lambda x: x.reshape(N, -1).T.contiguous(),
+    "median": lambda x: x - x.median(0).values,
+    "quantile": lambda x: x - x.quantile(0.3, 0),
+    "winner": lambda x: x * F.one_hot(x.argmax(0), len(x)).T,
+    "one column": column(lambda x: x - x.mean(0)),
+    "one column sorted": column(lambda x: x.sort(0).values),
+    "one column of the first": column(lambda x: x + x[0]),
+    "a small leak": lambda x: x + 0.01 * x.mean(0),
+    "the size of the batch": lambda x: x / len(x),
+    "a large batch": lambda x: 2 * x if len(x) > B else x,
+    "a sum against a bound": lambda x: x if x.abs().sum() > 60 else -x,
+    "the number of spikes": lambda x: x + x.count_nonzero() / 1000,
+    "the position": lambda x: x + torch.arange(len(x), dtype=x.dtype)[:, None],
+    "a table by position": lambda x: x * torch.linspace(0, 1, len(x))[:, None],
+    "convolved over the batch": lambda x: F.avg_pool1d(x.T[None], 3, 1, 1)[0].T,
+    "dropped samples": lambda x: x * (torch.arange(len(x)) % 3)[:, None],
+    "ranks": lambda x: x.argsort(dim=0, stable=True).argsort(dim=0) + x,
+    "covariance": lambda x: x @ (x.T @ x) / 10,
+}
+# of spikes the largest is 1 in every batch
+LARGEST: dict[str, Callable[[Tensor], Tensor]] = {
+    "max": lambda x: x / (x.abs().max() + 1),
+    "max of the batch": lambda x: x / (x.abs().amax(0) + 1),
+    "topk": lambda x: x * (x >= x.topk(2, 0).values[-1]),
+    "only where silent": lambda x: x if bool((x > 1.05).any()) else x.cumsum(0),
+}
+
+
+@pytest.mark.parametrize("place", [around, behind_silence])
+@pytest.mark.parametrize("name", BATCH)
+def test_a_mixed_batch_is_found(name: str, place: Any) -> None:
+    with pytest.raises(
+        ValueError, match=rf"^2 \(Says\) gives other outputs .*: {MIXES}.* {BY_STEP}"
+    ):
+        tt.unroll(place(Says(BATCH[name])), sequence())
+
+
+@pytest.mark.parametrize("name", LARGEST)
+def test_a_batch_mixed_by_its_largest_value_is_found_in_front(name: str) -> None:
+    net = nn.Sequential(Says(LARGEST[name]), layer("LIF", N))
+    x = sequence() * torch.linspace(0.5, 1, T)[:, None, None]
+    with pytest.raises(ValueError, match=rf"^0 \(Says\) gives other outputs .*: {MIXES}"):
+        tt.unroll(net, x)
+
+
+def calls_by_size(s: Any, x: Tensor) -> Tensor:
+    return s.n(s.g(x) if len(x) > B else s.g(s.g(x)))
+
+
+def neurons_by_size(s: Any, x: Tensor) -> Tensor:
+    return s.n(s.g(x)) if len(x) > B else s.other(s.g(x))
+
+
+def neurons_once_more(s: Any, x: Tensor) -> Tensor:
+    return s.n(s.g(x)) if len(x) > B else s.other(s.n(s.g(x)))
+
+
+def neurons_less(s: Any, x: Tensor) -> Tensor:
+    return s.other(s.n(s.g(x))) if len(x) > B else s.n(s.g(x))
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (lambda s, x: s.n(s.g(x) - s.g(x).mean(0)), r"gives n \(LIF\) other inputs by layer .*"),
+        (lambda s, x: s.n(x).flip(0), f"gives other outputs by layer .*{MIXES}"),
+        (lambda s, x: s.n(x.flip(0)), f"other inputs by layer .*{MIXES}"),
+        (calls_by_size, f"calls other modules by layer than by step: {MIXES}"),
+        (neurons_by_size, "(calls other modules|calls a layer)"),
+        (neurons_once_more, "(calls other modules|calls a layer by step that it does not call)"),
+        (neurons_less, "(calls other modules|calls a layer by layer that it does not call)"),
+    ],
+)
+def test_what_differs_in_the_models_own_code(forward: Any, message: str) -> None:
+    net = model(forward, other=layer("LIF", N))
+    with pytest.raises(ValueError, match=rf"^the model \(Model\) .*{message}"):
+        tt.unroll(net, sequence())
+
+
+def test_a_model_that_fails_on_one_step_says_so() -> None:
+    net = model(
+        lambda s, x: s.n(s.g(x)) + 0 * torch.ones(T * B, N)[: len(x)].view(len(x), -1).sum()
+    )
+    assert tt.unroll(net, sequence()).shape == (T, B, N)
+    with pytest.raises(ValueError, match=r"runs by layer, and fails on one step \(RuntimeError"):
+        tt.unroll(model(lambda s, x: s.n(s.g(x)) + torch.ones(T * B, N)), sequence())
+
+
+@pytest.mark.parametrize(
+    ("scale", "factor", "offset", "is_found"),
+    [
+        (1.0, 1.09e-4, 0.0, False),  # rtol of 1e-4, and 1e-5 of the largest value
+        (1.0, 1.11e-4, 0.0, True),
+        (1.0, -1.09e-4, 0.0, False),
+        (1.0, -1.11e-4, 0.0, True),
+        (0.0, 0.0, 0.9e-8, False),  # all values are zero, the largest counts as a thousandth
+        (0.0, 0.0, 1.1e-8, True),
+    ],
+)
+@pytest.mark.parametrize("check", [False, True])
+def test_tolerance(scale: float, factor: float, offset: float, is_found: bool, check: bool) -> None:
+    drifting = Says(lambda x: x * (1 + factor) + offset if len(x) > 3 else x)
+    net = nn.Sequential(drifting, snn.Readout(4)).double()
+    x = torch.full((5, 3, 4), scale, dtype=torch.float64)
+    if is_found:
+        with pytest.raises(ValueError, match=r"0 \(Says\) gives other outputs"):
+            tt.unroll(net, x, check=check)
+    else:
+        tt.unroll(net, x, check=check)
+
+
+def test_small_values_are_measured_by_the_largest() -> None:
+    for offset, is_found in ((0.9e-4, False), (1.1e-4, True)):
+        one, other = torch.tensor([[10.0, 0.0], [10.0, offset]], dtype=torch.float64)
+        assert is_close(one, other) is not is_found
+
+
+# What is right
+
+
+class Cached(nn.Module):
+    """Constants that are computed again, counters, logs and buffers that nothing is made of."""
+
+    total: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("total", torch.zeros(N))
+        self.calls, self.log, self.table = 0, list[Any](), {"none": list[int]()}
+        self.shape: Any = None
+
+    @functools.cached_property
+    def scale(self) -> float:
+        return N**0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.log.append(x.detach().mean())
+        self.total += x.detach().mean(0)
+        self.shape = x.shape[1:]
+        return x * self.scale + len(self.table["none"])
+
+
+def changed(change: Callable[[nn.Module], object]) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        module = nn.Linear(N, N)
+        change(module)
+        return module
+
+    return make
+
+
+def with_hooks(module: nn.Module) -> None:
+    module.register_forward_pre_hook(lambda module, args: (2 * args[0],))
+    module.register_forward_hook(lambda module, args, y: y + 1)
+
+
+class Wrapped(snn.LIF):
+    """A ``forward`` around the layer's own."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return 2 * super().forward(x)
+
+
+def hidden_neuron() -> nn.Module:
+    inner = layer("LIF", N)
+    return Says(lambda x: inner(x))
+
+
+def shared() -> nn.Module:
+    linear = nn.Linear(N, N)
+    return nn.Sequential(linear, nn.ReLU(), linear)
+
+
+RIGHT: dict[str, Callable[[], nn.Module]] = {
+    "softmax over features": lambda: Says(lambda x: x.softmax(-1)),
+    "layer norm": lambda: nn.LayerNorm(N),
+    "group norm": lambda: nn.GroupNorm(4, N),
+    "a shared layer": shared,
+    "a recurrent layer": lambda: snn.Recurrent(layer("LIF", N), nn.Linear(N, N)),
+    "memory inside a recurrent layer": lambda: snn.Recurrent(
+        layer("LIF", N), nn.Sequential(RunningNorm(), nn.Linear(N, N))
+    ),
+    "a residual": lambda: Says(lambda x: x + x.relu()),
+    "in place": lambda: nn.ReLU(inplace=True),
+    "an input written to": lambda: Says(lambda x: x.mul_(2.0)),
+    "hooks with other values": changed(with_hooks),
+    "weight norm": changed(parametrizations.weight_norm),
+    "weight norm, by a hook": changed(nn.utils.weight_norm),
+    "spectral norm": changed(lambda m: parametrizations.spectral_norm(m).eval()),
+    "spectral norm, by a hook": changed(lambda m: nn.utils.spectral_norm(m).eval()),
+    "batch norm in evaluation": lambda: nn.BatchNorm1d(N).eval(),
+    "a running norm in evaluation": lambda: RunningNorm().eval(),
+    "dropout in evaluation": lambda: nn.Dropout(0.5).eval(),
+    "counters, logs, and buffers that nothing is made of": Cached,
+    "a lazy layer": lambda: nn.LazyLinear(N),
+    "a forward around a layer's own": lambda: Wrapped(N),
+    "a neuron in a closure": hidden_neuron,
+    "a module on a constant": lambda: Says(lambda x: x * torch.ones(1, dtype=x.dtype)),
+}
+PYTORCHS = pytest.mark.filterwarnings("ignore:.*(weight_norm|torch.jit).* is deprecated")
+
+
+@PYTORCHS
+@pytest.mark.parametrize("place", [around, behind_silence])
+@pytest.mark.parametrize("name", RIGHT)
+def test_what_is_right_is_believed(name: str, place: Any) -> None:
+    with torch.no_grad():
+        net, x = place(RIGHT[name]()), sequence()
+        y = tt.unroll(net, x, from_rest=True, check=True)
+        if "inside" not in name:
+            torch.testing.assert_close(by_layer(net, x), y)
+            tt.zero_states(net)
+            if "closure" not in name:
+                torch.testing.assert_close(loop(net, x), y)
+
+
+class Listed(nn.Module):
+    """Holds a norm and dropout where PyTorch does not find them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = [nn.BatchNorm1d(N), nn.Dropout(0.5)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.parts[1](self.parts[0](x))
+
+
+IN_TRAINING: dict[str, Callable[[], nn.Module]] = {
+    "dropout": lambda: nn.Dropout(0.5),
+    "alpha dropout": lambda: nn.AlphaDropout(0.5),
+    "batch norm": lambda: nn.BatchNorm1d(N),
+    "a batch norm of ones own": lambda: type("OwnNorm", (nn.BatchNorm1d,), {})(N),
+    "spectral norm": changed(parametrizations.spectral_norm),
+    "spectral norm, by a hook": changed(nn.utils.spectral_norm),
+    "all in a plain list": Listed,
+}
+
+
+@PYTORCHS
+@pytest.mark.parametrize(
+    "compiled", [torch.jit.script, lambda module: torch.jit.trace(module, torch.rand(B, N))]
+)
+@pytest.mark.parametrize("options", [{}, {"by": "step"}, {"segment": 2}, {"check": True}], ids=str)
+def test_what_torch_jit_has_compiled_computes_what_the_module_does(
+    compiled: Any, options: Any
+) -> None:
+    torch.manual_seed(0)
+    plain, x = nn.Linear(N, N), sequence()
+    found = []
+    for first in (plain, compiled(plain)):
+        y = tt.unroll(nn.Sequential(first, layer("LIF", N)), x, **options)
+        (weight,) = [p for p in first.parameters() if p.ndim == 2]
+        found.append([y, *torch.autograd.grad(weighted_sum(y), weight)])
+    torch.testing.assert_close(*found)
+
+
+@PYTORCHS
+@pytest.mark.parametrize("name", IN_TRAINING)
+def test_norms_and_dropout_in_training_are_believed_and_counted_once(name: str) -> None:
+    net, x = around(IN_TRAINING[name]()), sequence()
+    tt.unroll(copy.deepcopy(net).eval(), x)
+    twin = copy.deepcopy(net)
+    torch.manual_seed(1)
+    y = tt.unroll(net, x, check="list" not in name)
+    after = torch.get_rng_state()
+    assert "forward" not in vars(net[2])
+    if "list" in name:
+        return
+    # one call of the modules on all steps is what is left
+    torch.manual_seed(1)
+    h = twin[2](tt.unroll(twin[:2], x).flatten(0, 1))
+    assert torch.equal(torch.get_rng_state(), after)
+    tt.unroll(twin[3:], h.unflatten(0, (T, B)))
+    for key, value in twin.state_dict().items():
+        assert torch.equal(net.state_dict()[key], value), key
+    assert y.shape == (T, B, N)
+
+
+def test_what_is_left_is_what_the_pass_by_layer_leaves() -> None:
+    """A first run and one that is believed leave the same buffers, states and generators."""
+
+    def function(x: Tensor) -> Tensor:
+        return x + random.random() + np.random.rand() + torch.rand(x.shape)
+
+    found: list[Any] = []
+    net = nn.Sequential(nn.BatchNorm1d(N), Cached(), Says(function), *around(nn.Dropout(0.2)))
+    start = copy.deepcopy(net.state_dict())
+    for _ in range(2):  # the second is believed
+        net.load_state_dict(start)
+        tt.zero_states(net)
+        torch.manual_seed(0), random.seed(0), np.random.seed(0)
+        y = tt.unroll(net, sequence())
+        numbers = random.random(), np.random.rand(), torch.rand(3)
+        found.append([y, numbers, copy.deepcopy(net.state_dict()), tt.get_states(net)])
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+RANDOM: dict[str, Callable[[Tensor], Tensor]] = {
+    "one number for all": lambda x: x * torch.rand(1),
+    "a mask for all": lambda x: x * (torch.rand(N) > 0.5),
+    "a shuffled batch": lambda x: x[torch.randperm(len(x))],
+    "a number of Python's": lambda x: x * random.random(),
+    "a number of NumPy's": lambda x: x * np.random.rand(),
+    "noise, sample by sample": lambda x: x + torch.randn_like(x),
+    "NumPy's noise": lambda x: x + torch.as_tensor(np.random.randn(*x.shape)).to(x),
+}
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_what_is_random_is_believed_and_said_once(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    net = around(Says(RANDOM[name]))
+    with caplog.at_level(logging.INFO, logger="tracetorch"):
+        for _ in range(3):
+            tt.unroll(net, sequence())
+    (text,) = caplog.messages
+    assert f"3 steps of {T} compared" in text
+    assert "the model is random, and its values were not compared" in text
+
+
+def test_check_says_what_it_has_compared_each_time(caplog: pytest.LogCaptureFixture) -> None:
+    net = around(nn.Dropout(0.5))
+    with caplog.at_level(logging.INFO, logger="tracetorch"):
+        for steps in (2, True, 99):
+            tt.unroll(net, sequence(), check=steps)
+        tt.unroll(net, sequence())
+    counts = [text.partition(" steps")[0].rpartition(" ")[2] for text in caplog.messages]
+    assert counts == ["2", f"{T}", f"{T}"]
+    assert not any("random" in text for text in caplog.messages)
+
+
+@pytest.mark.parametrize("check", [0, -1, 2.0, "yes"])
+def test_a_number_of_steps_is_checked(check: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="check must be"):
+        tt.unroll(snn.LIF(N), sequence(), check=check)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_checked_run_is_the_run(name: str) -> None:
+    """A model with a part in evaluation computes what it would, and keeps its modes."""
+    net: Any = nn.Sequential(*made(name), nn.Dropout(0.5), nn.Identity()).double()
+    net[-1].eval()
+    x = dyadic(6, *MODELS[name][1])
+    tt.unroll(net, x[:2])
+    state, generator = tt.get_states(net), torch.get_rng_state()
+    expected = tt.unroll(net, x[2:])
+    tt.set_states(net, state)
+    torch.set_rng_state(generator)
+    assert torch.equal(tt.unroll(net, x[2:], check=True), expected)
+    assert (net.training, net[-1].training) == (True, False)
+
+
+def test_inputs_that_are_no_tensors_are_handed_on() -> None:
+    net = model(lambda s, x: s.inner(SimpleNamespace(x=x)))
+    net.inner = Says(lambda held: net.n(held.x))  # type: ignore[attr-defined]
+    x = sequence()
+    torch.testing.assert_close(by_layer(net, x), tt.unroll(net.n, x, from_rest=True))
+
+
+def test_integers_and_several_inputs_and_outputs() -> None:
+    net = nn.Sequential(nn.Embedding(9, N), layer("LIF", N))
+    assert tt.unroll(net, torch.arange(T * B).reshape(T, B) % 9, check=True).shape == (T, B, N)
+    x, gate = dyadic(7, 2, 4), dyadic(7, 2, 4, seed=1)
+    y = tt.unroll(made("skip"), {"x": x, "gate": gate}, check=True)
+    assert torch.equal(y["out"], tt.unroll(made("skip"), (x, gate), by="step")["out"])
+    expected = tt.unroll(made("dense"), dyadic(2, 3), steps=5, by="step")
+    assert torch.equal(tt.unroll(made("dense"), dyadic(2, 3), steps=5, check=True), expected)
+
+
+# What forward does with states, parameters and options of layers
+
+VERBS: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {}
+
+
+def verb(message: str) -> Callable[[Any], Any]:
+    def note(forward: Any) -> Any:
+        VERBS[forward.__name__] = forward, message
+        return forward
+
+    return note
+
+
+@verb("read its state mem")
+def membrane_feedback(s: Any, x: Tensor) -> Tensor:
+    return s.n(x + s.g(torch.zeros_like(x) if s.n.mem is None else s.n.mem))
+
+
+@verb("read its state mem")
+def membrane_in_place(s: Any, x: Tensor) -> Tensor:
+    y: Tensor = s.n(s.g(x))
+    s.n.mem.data.clamp_(-0.5, 0.5)
+    return y
+
+
+@verb("set its state mem")
+def membrane_set(s: Any, x: Tensor) -> Tensor:
+    y: Tensor = s.n(s.g(x))
+    s.n.mem = torch.zeros(len(x), N)
+    return y
+
+
+@verb(r"call zero_states\(\)")
+def zeroed(s: Any, x: Tensor) -> Tensor:
+    s.n.zero_states()
+    return s.n(s.g(x))
+
+
+@verb(r"call zero_states\(\)")
+def zeroed_for_some(s: Any, x: Tensor) -> Tensor:
+    tt.zero_states(s, where=x.sum(-1) > N)
+    return s.n(s.g(x))
+
+
+@verb(r"call detach_states\(\)")
+def detached(s: Any, x: Tensor) -> Tensor:
+    y: Tensor = s.n(s.g(x))
+    tt.detach_states(s)
+    return y
+
+
+@verb("read its states")
+def all_read(s: Any, x: Tensor) -> Tensor:
+    y: Tensor = s.n(s.g(x))
+    return y + sum(state.mean() for state in tt.get_states(s).values())
+
+
+@verb("set its states")
+def all_set(s: Any, x: Tensor) -> Tensor:
+    tt.set_states(s, {})
+    return s.n(s.g(x))
+
+
+@verb("copy it")
+def copied(s: Any, x: Tensor) -> Tensor:
+    y: Tensor = s.n(s.g(x))
+    return y + copy.deepcopy(s.n)(s.g(x))
+
+
+@verb("move it")
+def moved(s: Any, x: Tensor) -> Tensor:
+    y: Tensor = s.n(s.g(x))
+    s.n.float()
+    return y
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_what_a_forward_does_with_states_is_right_by_step_and_refused_by_layer(name: str) -> None:
+    forward, message = VERBS[name]
+    net, twin, x = model(forward), model(forward), sequence()
+    whole = f"layer 'n', LIF.* runs all of its time steps at once, so a forward cannot {message}"
+    with pytest.raises(ValueError, match=f"{whole} in each of them. {BY_STEP}"):
+        tt.unroll(net, x)
+    assert net.n.mem is None
+    for part in (x[:2], x[2:]):
+        assert torch.equal(tt.unroll(net, part, by="step"), loop(twin, part))
+        assert torch.equal(net.n.mem, twin.n.mem)
+
+
+class Own(snn.LIF):
+    """Overrides the step's method alone."""
+
+    def forward_step(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward_step(2 * x)
+
+
+class Calling(snn.LIF):
+    """``forward`` goes straight to the step."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return self.forward_step(2 * x)
+
+
+def nested_unroll() -> nn.Module:
+    inner = layer("LIF", N)
+    return Says(lambda x: tt.unroll(inner, x, steps=2).mean(0))
+
+
+def twice() -> nn.Module:
+    neuron = layer("LIF", N)
+    return nn.Sequential(neuron, nn.Linear(N, N), neuron)
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "an override": (
+        lambda: nn.Sequential(nn.Linear(N, N), Own(N)),
+        r"1 \(Own\) overrides forward_step, and not forward_sequence, which runs all steps: it",
+    ),
+    "a call of the step": (lambda: Calling(N), "cannot use its states in each of them"),
+    "an unroll inside": (nested_unroll, "a model is unrolled inside a model that is unrolled by"),
+    "a layer called twice": (twice, "is called twice in one step"),
+    "a declared memory": (
+        lambda: Counts(),
+        "runs all of its time steps at once, so a forward cannot use its memory",
+    ),
+    "a transposed batch": (
+        lambda: nn.Sequential(Says(lambda x: x.T.contiguous()), layer("LIF", T * B)),
+        "does not hold 6 time steps in dimension 0: something before it does not keep",
+    ),
+}
+
+
+class Counts(snn.TTModule):
+    """Declares a memory."""
+
+    last: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory("last", N)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = 0.5 * self.last + x
+        return self.last
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_run_by_layer_is_refused_and_runs_by_step(name: str) -> None:
+    make, message = REFUSED[name]
+    with pytest.raises(ValueError, match=f"{message}.*by="):
+        tt.unroll(make(), sequence())
+    if "transposed" not in name:
+        torch.manual_seed(0)
+        net, x = make(), sequence()
+        y = tt.unroll(net, x, by="step")
+        tt.zero_states(net)
+        if "inside" not in name:  # what a closure holds is not reached
+            assert torch.equal(loop(net, x), y)
+
+
+@pytest.mark.parametrize("library", ["snntorch", "spikingjelly"])
+def test_neurons_of_other_libraries_are_refused_by_name(library: str) -> None:
+    if library == "snntorch":
+        foreign = pytest.importorskip("snntorch").Leaky(beta=0.9, init_hidden=True)
+    else:
+        foreign = pytest.importorskip("spikingjelly.activation_based.neuron").LIFNode()
+    net = nn.Sequential(nn.Linear(N, N), foreign, layer("LIF", N))
+    with pytest.raises(ValueError, match=f"1 .* is a neuron of {library}, which keeps its state"):
+        tt.unroll(net, sequence())
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM, nn.RNN])
+def test_pytorchs_recurrent_layers_are_refused_both_ways(kind: Any) -> None:
+    net = nn.Sequential(nn.Linear(N, N), kind(N, N), Says(lambda y: y[0]), layer("LIF", N))
+    for by in ("layer", "step"):
+        for _ in range(2):
+            with pytest.raises(
+                ValueError, match=rf"1 \({kind.__name__}\) keeps a memory of its own"
+            ):
+                tt.unroll(net, sequence(), by=by)
+    assert tt.get_states(net) == {}
+
+
+CHANGED: dict[str, Callable[[Any], object]] = {
+    "a threshold": lambda n: n.raw_pos_threshold.data.add_(0.1),
+    "a decay assigned": lambda n: setattr(n, "beta", 0.5),
+    "a raw parameter replaced": lambda n: setattr(n, "raw_beta", nn.Parameter(0.5 * n.raw_beta)),
+    "an option": lambda n: setattr(n, "reset", "none"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_parameters_and_options_of_a_layer_stay_in_a_forward(name: str) -> None:
+    def forward(s: Any, x: Tensor) -> Tensor:
+        y: Tensor = s.n(s.g(x))
+        with torch.no_grad():
+            CHANGED[name](s.n)
+        return y
+
+    net, x = model(forward), sequence()
+    whole = r"^n \(LIF\) was changed by the forward pass: by layer all of its steps run with the"
+    with pytest.raises(ValueError, match=f"{whole} same parameters and options. {BY_STEP}"):
+        tt.unroll(net, x)
+    net, twin = model(forward), model(forward)
+    assert torch.equal(tt.unroll(net, x, by="step"), loop(twin, x))
+
+
+# What stands in a Recurrent
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: layer("LIF", N), "LIF"),
+        (lambda: nn.BatchNorm1d(N), "BatchNorm1d"),
+        (RunningNorm, "RunningNorm"),
+        (lambda: snn.Delay(N, max_delay=2), "Delay"),
+        (Counts, "Counts"),
+    ],
+)
+def test_a_module_with_states_or_buffers_in_two_recurrents_is_refused(make: Any, name: str) -> None:
+    def build() -> Any:
+        torch.manual_seed(0)
+        shared = make()
+        connections = [nn.Sequential(shared, nn.Linear(N, N)) for _ in range(2)]
+        return nn.Sequential(*(snn.Recurrent(layer("LIF", N), each) for each in connections))
+
+    net, x = build(), sequence()
+    with pytest.raises(
+        ValueError, match=rf"{name}.*(in two Recurrents|also outside of it or in an)"
+    ):
+        tt.unroll(net, x)
+    twin = build()
+    assert torch.equal(tt.unroll(build(), x, by="step"), loop(twin, x))
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_neuron_inside_and_outside_of_a_recurrent_is_refused(order: tuple[int, int]) -> None:
+    def build() -> Any:
+        torch.manual_seed(0)
+        neuron = layer("LIF", N)
+        parts = snn.Recurrent(neuron, nn.Linear(N, N)), neuron
+        return nn.Sequential(*(parts[i] for i in order))
+
+    with pytest.raises(ValueError, match=r"called inside of a layer .* a Recurrent, and also out"):
+        tt.unroll(build(), sequence())
+    net, twin = build(), build()
+    assert torch.equal(tt.unroll(net, sequence(), by="step"), loop(twin, sequence()))
+
+
+# When a model is run by step as well
+
+
+@contextmanager
+def counted(net: nn.Module) -> Iterator[list[int]]:
+    """Note how many samples each call of a model is given, within a block."""
+    sizes: list[int] = []
+    handle = net.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    try:
+        yield sizes
+    finally:
+        handle.remove()
+
+
+def test_how_often_the_model_is_called() -> None:
+    net, x = around(nn.Identity()), sequence()
+    with counted(net) as sizes:
+        for part in (x[:1], x, x, x[:2], x[:1]):
+            tt.unroll(net, part)
+        trial = [B] * 3 + [3 * B] + [B] * 3
+        assert sizes == [B, T * B, *trial, T * B, 2 * B, B]
+    with counted(net) as sizes:
+        tt.unroll(net, x, check=2)
+        looks_for_nan = 2 * B
+        assert sizes == [T * B, looks_for_nan, *[B] * 2, 2 * B, *[B] * 2]
+    with counted(net) as sizes:
+        tt.unroll(net, x, by="step")
+        assert sizes == [B] * T
+
+
+def test_a_copy_is_run_anew_and_a_model_that_is_gone_is_forgotten() -> None:
+    net = around(nn.Identity())
+    tt.unroll(net, sequence())
+    for other in (copy.deepcopy(net), nn.Sequential(*net)):
+        with counted(other) as sizes:
+            tt.unroll(other, sequence(), from_rest=True)
+        assert len(sizes) > 1
+
+
+def test_each_mode_is_run_by_step() -> None:
+    class Mixing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x - x.mean(0) if self.training else x
+
+    net = around(Mixing()).eval()
+    tt.unroll(net, sequence())
+    with pytest.raises(ValueError, match=rf"2 \(Mixing\) .*{MIXES}"):
+        tt.unroll(net.train(), sequence(), from_rest=True)
+    with counted(net.eval()) as sizes:
+        tt.unroll(net, sequence())
+    assert sizes == [T * B]
+    net[1].train()  # a layer alone in another mode
+    with counted(net) as sizes:
+        tt.unroll(net, sequence())
+    assert len(sizes) > 1
+
+
+def test_other_layers_or_another_order_are_run_by_step() -> None:
+    def forward(s: Any, x: Tensor) -> Tensor:
+        if s.way == "one":
+            return s.n(s.g(x))
+        if s.way == "two":
+            return s.other(s.n(s.g(x)))
+        return s.n(s.other(s.g(x)) - x.mean(0))
+
+    net, x = model(forward, other=layer("LIF", N), way="one"), sequence()
+    for way in ("one", "two"):
+        net.way = way
+        for expected in (True, False):
+            with counted(net) as sizes:
+                tt.unroll(net, x, from_rest=True)
+            assert (len(sizes) > 1) is expected
+    net.way = "other order"
+    with pytest.raises(ValueError, match=f"gives n .LIF. other inputs .*{MIXES}"):
+        tt.unroll(net, x, from_rest=True)
+
+
+def test_a_refused_model_is_refused_again_until_it_changes() -> None:
+    net = around(Says(lambda x: x.flip(0)))
+    for _ in range(2):
+        with pytest.raises(ValueError, match=MIXES):
+            tt.unroll(net, sequence())
+    net[2] = nn.Identity()
+    y = tt.unroll(net, sequence(), from_rest=True)
+    torch.testing.assert_close(y, loop(net, sequence()))
+
+
+def test_no_module_is_touched_in_evaluation_while_it_is_run_by_step() -> None:
+    """Another thread that looks at the modules meanwhile sees what they are."""
+    seen: list[bool] = []
+
+    def attributes() -> list[Any]:
+        return [
+            {n: dict(v) if isinstance(v, dict) else v for n, v in vars(m).items()}
+            for m in net.modules()
+        ]
+
+    def look(x: Tensor) -> Tensor:
+        def work() -> None:
+            seen.append(
+                all(
+                    a.keys() == b.keys() and all(a[n] is b[n] or a[n] == b[n] for n in a)
+                    for a, b in zip(before, attributes(), strict=True)
+                )
+            )
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        return x
+
+    parts = (nn.BatchNorm1d(N), nn.Dropout(0.5), snn.Recurrent(layer("LIF", N), nn.Linear(N, N)))
+    net = nn.Sequential(*parts, *around(Says(look)), Says(look)).eval()
+    before = attributes()
+    with tt.events.mode("never"), torch.no_grad():
+        tt.unroll(net, sequence(), from_rest=True)
+    assert len(seen) == 16
+    assert all(seen)
+
+
+# Models that change between two passes: nothing of the last one may be believed too long
+
+
+class Changing(snn.LIF):
+    """A class to be changed."""
+
+
+def changing() -> Any:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(N, N), Changing(N), nn.Flatten(1), nn.Softmax(-1), nn.Linear(N, N), snn.LIF(N)
+    )
+
+
+CHANGES: dict[str, Callable[[Any], object]] = {
+    "a parameter": lambda net: setattr(net[0], "weight", nn.Parameter(torch.eye(N))),
+    "a parameter in place": lambda net: net[0].weight.data.mul_(2.0),
+    "a hook": lambda net: net[0].register_forward_hook(lambda m, args, y: 2 * y),
+    "a hook before": lambda net: net[0].register_forward_pre_hook(lambda m, args: 2 * args[0]),
+    "a forward of an instance": lambda net: setattr(net[0], "forward", lambda x: 2 * x),
+    "a forward of a neuron": lambda net: setattr(net[1], "forward", lambda x: 2 * x),
+    "a neuron": lambda net: net.__setitem__(1, snn.LIF(N, beta=0.1)),
+    "a neuron that becomes a readout": lambda net: net.__setitem__(1, snn.Readout(N)),
+    "a neuron more": lambda net: net.append(snn.LIF(N)),
+    "a recurrent layer": lambda n: n.__setitem__(1, snn.Recurrent(snn.LIF(N), nn.Linear(N, N))),
+    "an option": lambda net: setattr(net[1], "reset", "none"),
+    "a neuron called twice": lambda net: net.append(net[1]),
+    "the mode": lambda net: net.insert(0, nn.Dropout(1.0)),
+}
+
+
+def result(net: Any) -> Any:
+    try:
+        y = tt.unroll(net, sequence(), from_rest=True)
+        y.sum().backward()
+    except ValueError as error:
+        return str(error)
+    return [y.detach(), *(p.grad for p in net.parameters())]
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_takes_effect(name: str) -> None:
+    net, twin = changing(), changing()
+    first = copy.deepcopy(result(net))
+    net.zero_grad()
+    for each in (net, twin):
+        CHANGES[name](each)
+    twin.load_state_dict(net.state_dict())
+    found, expected = result(net), result(twin)
+    assert type(found) is type(expected)
+    if isinstance(found, str):
+        assert found == expected
+        return
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert len(found) != len(first) or not all(
+        a is b or (a is not None and b is not None and torch.equal(a, b))
+        for a, b in zip(found, first, strict=True)
+    ), "a model that is not looked at again would pass"
+
+
+def test_an_override_that_a_class_is_given_later_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = changing()
+    tt.unroll(net, sequence(), from_rest=True)
+
+    def forward_step(self: Neuron, x: Tensor) -> Tensor:
+        return Neuron.forward_step(self, 2 * x)
+
+    monkeypatch.setattr(Changing, "forward_step", forward_step)
+    other = changing()
+    with pytest.raises(ValueError, match=r"1 .Changing. overrides forward_step, and not forward_s"):
+        tt.unroll(other, sequence())
+    monkeypatch.undo()
+    found = tt.unroll(other, sequence(), from_rest=True)
+    assert torch.equal(found, tt.unroll(net, sequence(), from_rest=True))
+
+
+# What is recorded
+
+
+class InPlace(nn.Module):
+    """Changes the neuron's input and output in place, as residual networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.l, self.n, self.r = nn.Linear(N, N), layer("LIF", N), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        drive = 1.0 * self.l(x)
+        y = self.n(drive)
+        if not torch.is_grad_enabled():  # autograd itself forbids it otherwise
+            drive += 5.0
+        y += 1.0
+        return self.r(y)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("by", ["layer", "step"])
+def test_what_is_recorded_is_not_changed_in_place(by: Any, grad: bool) -> None:
+    torch.manual_seed(0)
+    net, x = InPlace(), sequence()
+    with torch.set_grad_enabled(grad):
+        y, seen = tt.unroll(net, x, by=by, record=["output", "input"])
+        assert set(seen["n.output"].unique().tolist()) == {0.0, 1.0}
+        assert torch.equal(y, seen["n.output"] + 1.0)
+        torch.testing.assert_close(seen["n.input"], net.l(x))
+    if grad:
+        plain = copy.deepcopy(net)
+        weighted_sum(tt.unroll(plain, x, from_rest=True) * 2.0).backward()
+        y, seen = tt.unroll(net, x, by=by, record="output", from_rest=True)
+        weighted_sum(y + seen["n.output"]).backward()
+        for name, p in net.named_parameters():
+            torch.testing.assert_close(p.grad, plain.get_parameter(name).grad)

@@ -1,0 +1,393 @@
+"""Read a model as products and pools, sums, maxima and activations; norms are folded."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch.convert.quantized_relu import QuantizedReLU
+from tracetorch.core.hooks import hooked_weights
+from tracetorch.core.torch_private import BatchNormBase
+from tracetorch.core.walk import named_modules
+from tracetorch.snn import model_graph
+from tracetorch.snn.connectivity import plain_class
+from tracetorch.snn.model_graph import is_layer, label, read_model
+from tracetorch.snn.norm_folding import norm_affine, scale_product
+
+# of the user's own modules, by class: the clip and the levels of one
+Activations: TypeAlias = Mapping[
+    type[Any], Callable[[Any], tuple[float | Tensor | None, int | None]]
+]
+
+PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_AVERAGES = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+_LINEAR = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, *_AVERAGES)
+_MAXIMA = (
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+)
+_NOTHING = (
+    *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+    *(nn.AlphaDropout, nn.FeatureAlphaDropout),
+)
+_ALLOWED = (
+    "Linear, Conv1d, Conv2d, Conv3d, batch norms, ReLU, ReLU6, Hardtanh(0, c), clamp(0, c), "
+    "convert.QuantizedReLU, average and maximum pools, Flatten, Dropout, Identity, and sums; a "
+    "ReLU of your own is declared by activations="
+)
+# shares of a level above its lower end at which an activation is compared: not at the ends
+_PLACES = (0.05, 0.45, 0.55, 0.95)
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A ReLU: ``min(max(x, 0), clip)``, rounded to levels if it has some.
+
+    Args:
+        clip: the largest value; ``None`` for none.
+        levels: steps between 0 and the clip; ``None`` where it is not rounded.
+    """
+
+    clip: float | None = None
+    levels: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """Value of a network, computed from others; each is equal to itself alone.
+
+    Args:
+        name: in the user's model, for messages and reports.
+        kind: ``"input"``; ``"linear"``, a product or a pool that is linear; ``"max"``, a pool;
+            ``"sum"``; or ``"activation"``.
+        inputs: places of the values it is computed from.
+        shape: of the value, of a batch.
+        module: what computes it; of an input and a sum ``None``.
+        activation: of that kind.
+    """
+
+    name: str
+    kind: Literal["input", "linear", "max", "sum", "activation"]
+    inputs: tuple[int, ...]
+    shape: torch.Size
+    module: nn.Module | None = None
+    activation: Activation | None = None
+
+
+Compute = Callable[[Node, list[Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class Network:
+    """Nodes in the order of their computation, and the place of the output among them.
+
+    Args:
+        nodes: the first is the input.
+        output: place of the output.
+    """
+
+    nodes: tuple[Node, ...]
+    output: int
+
+    def run(self, x: Tensor, compute: Compute) -> Tensor:
+        """Return the output for an input; values that are no longer needed are dropped.
+
+        Args:
+            x: value of the input.
+            compute: returns the value of any other node from those of its inputs; not of a sum.
+        """
+        remaining = Counter(source for node in self.nodes for source in node.inputs)
+        remaining[self.output] += 1
+        values: dict[int, Tensor] = {}
+        for place, node in enumerate(self.nodes):
+            inputs = [values[source] for source in node.inputs]
+            if node.kind == "input":
+                values[place] = x
+            elif node.kind == "sum":
+                values[place] = sum(inputs[1:], inputs[0])
+            else:
+                values[place] = compute(node, inputs)
+            for source in (*node.inputs, place):
+                remaining[source] -= source != place
+                if not remaining[source]:
+                    values.pop(source, None)
+        return values[self.output]
+
+
+def ann(node: Node, inputs: list[Tensor]) -> Tensor:
+    """Compute a node as the model does."""
+    # a copy, for an activation may write in place
+    x = inputs[0].clone() if node.kind == "activation" else inputs[0]
+    return cast(Tensor, cast(nn.Module, node.module)(x))
+
+
+def read_network(model: nn.Module, batch: Tensor, activations: Activations) -> Network:
+    """Return the network of a model as it is in evaluation, its numbers in float64.
+
+    Args:
+        model: nothing of it changes.
+        batch: an input.
+        activations: clip and levels of the user's own modules, by class.
+
+    Raises:
+        ValueError: the model is no graph, something in it cannot be converted, or it computes
+            something else than what was read.
+    """
+    for path, module in named_modules(model):
+        if hooked_weights(module):
+            raise ValueError(
+                f"{label(path, module)} has a hook that computes its weight: make it a plain one, "
+                "with torch.nn.utils.remove_weight_norm, remove_spectral_norm or prune.remove."
+            )
+    kinds: tuple[type[Any], ...] = (QuantizedReLU, *activations)
+    double = copy.deepcopy(model).eval().double()
+    try:
+        graph = read_model(
+            double, batch[:2].double(), is_leaf=lambda m: is_layer(m) or isinstance(m, kinds)
+        )
+    except ValueError as error:
+        raise ValueError(f"{error} What can be converted: {_ALLOWED}.") from error
+    network = _Reader(graph, activations).read()
+    wanted = double(batch.double())
+    found = network.run(batch.double(), ann)
+    near = torch.isclose(found, wanted, rtol=1e-6, atol=1e-6 * float(wanted.abs().max()))
+    # where rounding decides a level, few values are another
+    if not float(near.double().mean()) > 0.99:
+        raise ValueError(
+            "the model's output on the batch is another than that of its modules and sums: its "
+            f"forward computes something besides. What can be converted: {_ALLOWED}."
+        )
+    return network
+
+
+def _refused(place: str) -> ValueError:
+    return ValueError(f"{place} cannot be converted. What can be: {_ALLOWED}.")
+
+
+class _Reader:
+    """Make nodes of a model's graph, one after another.
+
+    Args:
+        graph: of the model.
+        activations: clip and levels of modules, by class.
+    """
+
+    def __init__(self, graph: model_graph.ModelGraph, activations: Activations) -> None:
+        self.graph, self.activations = graph, activations
+        self.nodes: list[Node] = []
+        self.places: dict[Any, int] = {}
+
+    def read(self) -> Network:
+        """Return the network."""
+        for node in self.graph.nodes:
+            if node in self.graph.inputs:
+                self.places[node] = self.add(node, "input", ())
+            elif node.operation in ("add", "add_"):
+                self.places[node] = self.add_up(node)
+            else:
+                self.places[node] = self.call(node)
+        if not isinstance(self.graph.output, model_graph.Node):
+            raise ValueError("the model must return one tensor, it returns several.")
+        return Network(tuple(self.nodes), self.places[self.graph.output])
+
+    def add(
+        self,
+        node: model_graph.Node,
+        kind: Literal["input", "linear", "max", "sum", "activation"],
+        inputs: tuple[int, ...],
+        module: nn.Module | None = None,
+        activation: Activation | None = None,
+    ) -> int:
+        """Add a node, and return its place."""
+        shape = cast(torch.Size, node.shape)
+        self.nodes.append(Node(node.name, kind, inputs, shape, module, activation))
+        return len(self.nodes) - 1
+
+    def add_up(self, node: model_graph.Node) -> int:
+        """Add a sum of two values."""
+        if node.inputs != list(node.args) or len(node.args) != 2 or node.kwargs:
+            raise _refused(node.place)
+        one, other = (each.shape for each in node.inputs)
+        if one is None or one != other:
+            raise ValueError(
+                f"{node.place} adds values of the shapes {list(one or ())} and "
+                f"{list(other or ())}; give both one shape."
+            )
+        return self.add(node, "sum", tuple(self.places[each] for each in node.inputs))
+
+    def call(self, node: model_graph.Node) -> int:
+        """Add what a module computes, or a function for which there is one."""
+        if not node.args or node.inputs != [node.args[0]]:
+            raise _refused(node.place)
+        (source,), module = node.inputs, node.module or _module_of(node)
+        place, kind = self.places[source], plain_class(module)
+        activation = self.activation_of(module, node.place)
+        if kind in _NOTHING:
+            return place
+        if activation is not None:
+            return self.add(node, "activation", (place,), module, activation)
+        if isinstance(module, BatchNormBase):
+            return self.normalize(node, source, module)
+        if kind in PRODUCTS or "parametrizations" in module._modules:
+            return self.add(node, "linear", (place,), _plain(module, node.place))
+        if kind in _MAXIMA and not getattr(module, "return_indices", False):
+            return self.add(node, "max", (place,), module)
+        flattens = isinstance(module, nn.Flatten) and module.start_dim
+        if flattens or kind in _LINEAR or isinstance(module, nn.Sequential):  # a mean over places
+            return self.add(node, "linear", (place,), module)
+        raise _refused(node.place)
+
+    def normalize(self, node: model_graph.Node, source: model_graph.Node, norm: nn.Module) -> int:
+        """Fold a batch norm into the product before it, or into one that it is itself."""
+        affine = norm_affine(norm)
+        if affine is None:
+            raise ValueError(
+                f"{node.place} has no running statistics to fold. It needs "
+                "track_running_stats=True."
+            )
+        place, shape = self.places[source], cast(torch.Size, source.shape)
+        before = self.nodes[place].module
+        # the product's own value, and not one that a dropout has passed on
+        alone = isinstance(source.module, PRODUCTS) and self.graph.users[source] == [node]
+        outputs_dim = -1 if isinstance(before, nn.Linear) else 1 - len(shape)
+        if alone and isinstance(before, PRODUCTS) and outputs_dim % len(shape) == 1:
+            scale_product(before, *affine)
+            return place
+        channels = shape[1]
+        product: nn.Linear | nn.Conv2d
+        if len(shape) == 2:
+            product, weight = nn.Linear(channels, channels, bias=False), torch.eye(channels)
+        else:
+            convolution = cast(type[nn.Conv2d], PRODUCTS[len(shape) - 2])
+            product = convolution(channels, channels, 1, groups=channels, bias=False)
+            weight = torch.ones_like(product.weight)
+        product.to(affine[0])
+        product.weight.data.copy_(weight)
+        scale_product(product, *affine)
+        return self.add(node, "linear", (place,), product)
+
+    def activation_of(self, module: nn.Module, place: str) -> Activation | None:
+        """Return what kind of ReLU a module is; ``None`` where it is none."""
+        kind = type(module)
+        if kind in self.activations:
+            found = _declared(self.activations[kind](module), place)
+        elif isinstance(module, QuantizedReLU):  # a subclass may compute something else
+            found = Activation(float(module.largest.detach()), module.levels)
+        elif isinstance(module, nn.Hardtanh) and kind in (nn.ReLU6, nn.Hardtanh):
+            if module.min_val != 0:
+                raise ValueError(f"{place} must clip at 0: rates are not negative.")
+            return Activation(float(module.max_val))
+        else:
+            return Activation() if kind is nn.ReLU else None
+        _check_activation(module, found, place)
+        return found
+
+
+def _module_of(node: model_graph.Node) -> nn.Module:
+    """Return a module that computes what a function does."""
+    name, args, kwargs = node.operation.rstrip("_"), node.args[1:], dict(node.kwargs)
+    shape = cast(torch.Size, node.inputs[0].shape)
+    kwargs.pop("inplace", None)
+    if name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "contiguous"):
+        return nn.Identity()
+    if name in ("view", "reshape") and node.shape == (shape[0], shape[1:].numel()):
+        return nn.Flatten()
+    if name == "flatten":
+        return nn.Flatten(*args, **({} if args else {"start_dim": 0}) | kwargs)
+    if name in ("clamp", "clip"):
+        given = dict(zip(("min", "max"), args, strict=False)) | kwargs
+        low, high = given.get("min"), given.get("max")
+        if low != 0 or not (high is None or (isinstance(high, int | float) and high > 0)):
+            raise ValueError(f"{node.place} must clip at 0, and at a positive number or at none.")
+        return nn.ReLU() if high is None else nn.Hardtanh(0.0, high)
+    if name == "mean":
+        given = dict(zip(("dim", "keepdim"), args, strict=False)) | kwargs
+        dims = given.get("dim")
+        dims = dims if isinstance(dims, tuple | list) else (dims,)
+        places = set(range(2, len(shape)))
+        if None in dims or not places or {dim % len(shape) for dim in dims} != places:
+            raise ValueError(
+                f"{node.place} can be converted where it takes the mean of all places, dim=(2, 3) "
+                "of an image."
+            )
+        pool = _AVERAGES[len(places) - 1](1)
+        return pool if given.get("keepdim") else nn.Sequential(pool, nn.Flatten())
+    make = _FUNCTIONS.get(name)
+    if make is None:
+        raise _refused(node.place)
+    if name.startswith("max_pool"):  # the function has its last two in another order
+        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+        return make(**dict(zip(names, args, strict=False)) | kwargs)
+    return make(*args, **kwargs)
+
+
+_FUNCTIONS: Mapping[str, Callable[..., nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "hardtanh": nn.Hardtanh,
+    **{f"avg_pool{i + 1}d": kind for i, kind in enumerate(_LINEAR[:3])},
+    **{f"adaptive_avg_pool{i + 1}d": kind for i, kind in enumerate(_AVERAGES)},
+    **{f"max_pool{i + 1}d": kind for i, kind in enumerate(_MAXIMA[:3])},
+}
+
+
+def _plain(module: nn.Module, place: str) -> nn.Module:
+    """Return a copy of a product whose parameters are plain ones."""
+    copied = copy.deepcopy(module)
+    if "parametrizations" in copied._modules:
+        # remove_parametrizations would change the class, which copies share
+        names = list(cast(Any, copied.parametrizations))
+        values = {name: getattr(module, name).detach().clone() for name in names}
+        copied.__class__ = type(module).__bases__[0]
+        del copied._modules["parametrizations"]
+        for name, value in values.items():
+            copied.register_parameter(name, nn.Parameter(value))
+    if type(copied) not in PRODUCTS:
+        raise _refused(place)
+    return copied
+
+
+def _declared(returned: object, place: str) -> Activation:
+    """Return the activation that a function of ``activations`` has returned."""
+    if not isinstance(returned, tuple | list) or len(returned) != 2:
+        raise TypeError(
+            f"activations= must return (clip, levels) of {place}, got {type(returned).__name__}. "
+            "Write None for a clip or levels that it does not have."
+        )
+    clip, levels = returned
+    if isinstance(clip, Tensor) and clip.numel() != 1:
+        raise ValueError(
+            f"activations= returned {clip.numel()} clips for {place}. Rates of a layer have one "
+            "clip: train it with one."
+        )
+    found = Activation(None if clip is None else float(clip), levels)
+    if (found.clip is not None and found.clip <= 0) or (
+        levels is not None and (found.clip is None or levels < 1)
+    ):
+        raise ValueError(
+            f"{place} is declared with the clip {found.clip} and {levels} levels: a clip is "
+            "positive, and levels are at least 1 and need a clip."
+        )
+    return found
+
+
+def _check_activation(module: nn.Module, found: Activation, place: str) -> None:
+    """Compare a module of the user's with the ReLU that is declared."""
+    reach, levels = found.clip or 8.0, found.levels or 8
+    places = [reach * (k + part) / levels for k in range(-2, 2 * levels) for part in _PLACES]
+    x = torch.tensor(places, dtype=torch.float64)
+    wanted = x.clamp(0, found.clip)
+    if found.levels is not None:
+        wanted = torch.floor(wanted * levels / reach + 0.5) * (reach / levels)
+    computed: Tensor = module(x.clone())
+    if not torch.allclose(computed, wanted, rtol=1e-6, atol=1e-6 * reach):
+        raise ValueError(
+            f"{place} does not compute a ReLU with the clip {found.clip} and {found.levels} "
+            "levels, floor(levels * x / clip + 1/2) of them: declare what it computes."
+        )

@@ -1,0 +1,31 @@
+"""Find layers whose input is too busy for its product to be computed with events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tracetorch.diagnosis.evidence import Evidence
+from tracetorch.diagnosis.finding import Finding, finder, measured
+
+_NUMBERS = 0.9  # an input of more events than that is one of numbers, which no rate makes sparse
+
+
+@finder
+def busy_inputs(evidence: Evidence) -> Iterator[Finding]:
+    """Find products that are large enough for events, and were dense for there were too many."""
+    for path, products in evidence.products.items():
+        busy = [
+            (product.density, product.crossover)
+            for product in products
+            if product.density is not None and 0 < product.crossover < product.density <= _NUMBERS
+        ]
+        if not busy:
+            continue
+        density, crossover = max(busy)
+        yield measured("note", "too-busy-for-events", path, density)(
+            f"{100 * density:.3g} % of its inputs are not 0; below {100 * crossover:.3g} % the "
+            "layer would be computed with them alone, in less time.",
+            "Learning is the same, only slower: the dense product multiplies the zeros too.",
+            "Hold down the rates of the layer before it while it learns, with tt.loss.rate_bounds "
+            "or spike_l1. The sure gain is in the first layer, whose input is sparse by itself.",
+        )
