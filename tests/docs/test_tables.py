@@ -22,13 +22,19 @@ def findings() -> dict[str, set[str]]:
     """Collect the names of the findings that the diagnosis makes, each with its severities."""
     names: dict[str, set[str]] = {}
     for path in (ROOT / "tracetorch/diagnosis").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "measured":
-                name = node.args[1]
+        assigned: dict[str, ast.expr] = {}
+        nodes = ast.walk(ast.parse(path.read_text()))
+        for node in sorted(nodes, key=lambda node: getattr(node, "lineno", 0)):
+            if isinstance(node, ast.AnnAssign) and node.value is not None:
+                assigned[ast.unparse(node.target)] = node.value
+            elif isinstance(node, ast.Assign):
+                assigned[ast.unparse(node.targets[0])] = node.value
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "measured":
+                severity, name = node.args[:2]
                 assert isinstance(name, ast.Constant), "a name that this test cannot read"
                 severities = {
                     each.value
-                    for each in ast.walk(node.args[0])
+                    for each in ast.walk(assigned.get(ast.unparse(severity), severity))
                     if isinstance(each, ast.Constant) and isinstance(each.value, str)
                 }
                 names.setdefault(str(name.value), set()).update(severities)

@@ -86,7 +86,11 @@ class Layer(Stateful, Protocol):
 class _Ambient(threading.local):
     """The pass that runs in this thread; ``torch.compile`` follows such an attribute."""
 
-    current: Pass | None = None
+    current: Pass | None
+
+    def __init__(self) -> None:
+        # on each thread's own part: a compiler guards on whether it is there
+        self.current = None
 
 
 ambient = _Ambient()

@@ -320,10 +320,10 @@ class FirstRun:
         """
         for path, layer, (cell, raws) in self.layers:
             now, values = _definition(layer)
-            same = raws.keys() == values.keys() and all(
-                raw.shape == values[name].shape
-                and torch.allclose(raw, values[name], rtol=0, atol=0, equal_nan=True)
-                for name, raw in raws.items()
+            same = all(
+                raws[name].shape == values[name].shape
+                and torch.allclose(raws[name], values[name], rtol=0, atol=0, equal_nan=True)
+                for name in raws.keys() & values.keys()
             )
             if now is not cell or not same:
                 raise ValueError(
@@ -455,7 +455,8 @@ def _definition(layer: SequenceLayer) -> tuple[Any, dict[str, Tensor]]:
     raws = {
         name: raw.detach().clone()
         for name in layer.raw_names
-        if isinstance(raw := getattr(layer, name), Tensor) and not raw.is_meta
+        # no DTensor: FSDP shards parameters, and makes plain ones of them within the forward pass
+        if type(raw := getattr(layer, name)) in (nn.Parameter, Tensor) and not raw.is_meta
     }
     return layer.cell if has_step(layer) else None, raws
 

@@ -235,13 +235,19 @@ class _Replay:
         self.stack.close()
 
 
+_PLAIN = (nn.Parameter, Tensor, type(None))  # what functional_call puts in is no Parameter
+
 _ModuleTensors: TypeAlias = tuple[dict[str, Any], dict[str, Any], bool]
 
 
 def _tensors_of(module: nn.Module, *, copied: bool) -> _ModuleTensors:
-    """Return parameters, buffers and mode of a module."""
+    """Return parameters, buffers and mode of a module.
+
+    Without those of other classes of tensors, DTensor: FSDP puts its parameters together by itself.
+    """
+    parameters = {n: p for n, p in module._parameters.items() if type(p) in _PLAIN}
     buffers = dict(module._buffers)
-    return dict(module._parameters), _copied(buffers) if copied else buffers, module.training
+    return parameters, _copied(buffers) if copied else buffers, module.training
 
 
 def _copied(buffers: dict[str, Any]) -> dict[str, Any]:
