@@ -50,7 +50,7 @@ def _own(method: Callable[..., Any], name: str) -> Callable[..., Any]:
         value = method(*args, **kwargs)
         if name == "step_kwargs":
             return {**value, "beta": value["beta"] / 2}
-        if name == "states_for":
+        if name == "_states_for":
             return [state + 1 if isinstance(state, Tensor) else state for state in value]
         if name in ("initial_state", "forward_step"):
             return value + 0.5
@@ -114,7 +114,7 @@ def _constraint(layer: Any) -> None:
     layer._declared.constraints["beta"] = softplus
 
 
-METHODS = ("step_kwargs", "check_input", "states_for", "initial_state", "forward_step")
+METHODS = ("step_kwargs", "_check_input", "_states_for", "initial_state", "forward_step")
 
 # What a cell tells of a layer
 DEFINITIONS: dict[str, Callable[[Any], object]] = {

@@ -28,11 +28,11 @@ from tracetorch.core.walk import Opaque
 from tracetorch.functional.surrogates import Surrogate
 
 # What a step or a sequence runs through: a layer's own one changes what either computes.
-METHODS = ("forward_step", "check_input", "states_for", "step_kwargs", "initial_state")
+METHODS = ("forward_step", "_check_input", "_states_for", "step_kwargs", "initial_state")
 _OWN = (*METHODS, "step")
 # With properties and class attributes that a description is read from.
 _definition: Callable[[type], tuple[Any, ...]] = operator.attrgetter(
-    *_OWN, "active_states", "inputs", "states", "state_kind"
+    *_OWN, "active_states", "inputs", "states", "_state_kind"
 )
 # Options that cannot change unseen.
 _IMMUTABLE = (type(None), bool, int, float, str, Surrogate)
@@ -130,10 +130,10 @@ class StepLayer(Protocol):
     def step_kwargs(self, ndim: int, dtype: torch.dtype) -> dict[str, Any]:
         """Return what ``step`` takes by name: parameters, shaped to broadcast, and options."""
 
-    def check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
+    def _check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
         """Return the dtype of the arithmetic; raise where ``x`` does not fit."""
 
-    def states_for(
+    def _states_for(
         self, x: Tensor, dtype: torch.dtype, *, sequence: bool = False
     ) -> list[Tensor | None]:
         """Return the states as ``step`` takes them."""
@@ -267,7 +267,7 @@ class Cell(Opaque):
             runs_by_step=not overridden <= {"initial_state", "step"},
             definition=_definition(kind),
             own=own,
-            has_plain_states=replace(layer.state_kind, learned=True) == StateKind(),
+            has_plain_states=replace(layer._state_kind, learned=True) == StateKind(),
         )
 
     def is_current(self, kind: type) -> bool:

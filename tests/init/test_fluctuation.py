@@ -41,7 +41,7 @@ def free_membranes(module: snn.Neuron, drive: Tensor) -> Tensor:
 
     kwargs |= dict.fromkeys(names, silent)
     module.zero_states()
-    states = module.states_for(drive[0], drive.dtype)
+    states = module._states_for(drive[0], drive.dtype)
     seen = []
     for x in drive:
         received.clear()

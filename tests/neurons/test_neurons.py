@@ -45,7 +45,7 @@ def test_step_equals_the_reference(name: str, dim: int, shape: tuple[int, ...]) 
     assert 0.005 < (y != 0).double().mean() < 0.99
     for place in np.ndindex(*shape):
         p = {n: getattr(made, n)[place[dim]].item() for n in made.constraints}
-        p |= {n: getattr(made, n) for n in made.options}
+        p |= {n: getattr(made, n) for n in made._options}
         p |= {n: float(b) for n, b in made.named_buffers() if n.startswith("initial_")}
         over_time = (slice(None), *place)
         outputs, states = REFERENCES[name](x[over_time].tolist(), p)

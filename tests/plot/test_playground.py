@@ -87,7 +87,7 @@ def chosen(layer: snn.Neuron, choices: Mapping[str, str]) -> dict[str, Any]:
         options["reset"] = choices["reset"]
         options["detach_reset"] = choices["detach_reset"] == "True"
     if choices.get("surrogate") in BY_LABEL:  # else it is the layer's own
-        spikes = [n for n in layer.options if isinstance(getattr(layer, n), Surrogate)]
+        spikes = [n for n in layer._options if isinstance(getattr(layer, n), Surrogate)]
         options |= dict.fromkeys(spikes, BY_LABEL[choices["surrogate"]])
     return options
 
@@ -116,7 +116,7 @@ def compare(seen: Mapping[str, Any], layer: snn.Neuron) -> None:
     for name, value in seen["params"].items():
         found = getattr(again, name).detach().reshape(-1)
         torch.testing.assert_close(found, torch.full_like(found, value), rtol=1e-5, atol=1e-6)
-    for name in layer.options:
+    for name in layer._options:
         if name not in seen["params"]:
             assert getattr(again, name) == {**vars(layer), **options}[name], name
 
@@ -165,7 +165,7 @@ def test_neurons_of_the_literature_compute_what_pytorch_does(opened: Open, name:
         settings = settings_of(layer, random.Random(seed))
         if NEURONS[name] > 1:  # far from their own numbers some explode
             settings = {n: v for n, v in settings.items() if not n.startswith("p.")}
-        if "o.surrogate" in settings or "spike" in layer.options:
+        if "o.surrogate" in settings or "spike" in layer._options:
             settings["o.surrogate"] = list(BY_LABEL)[seed]
         compare(go(page, neuron=name, **settings), layer)
 

@@ -826,8 +826,8 @@ def test_task_made_of_delays_is_solved_with_learned_delays_and_not_without() -> 
 
 def test_delayed_linear_checks_a_step_and_a_sequence() -> None:
     layer = snn.DelayedLinear(3, 2, max_delay=4)
-    assert layer.check_input(torch.ones(5, 1, 3), sequence=True) is torch.float32
+    assert layer._check_input(torch.ones(5, 1, 3), sequence=True) is torch.float32
     with pytest.raises(ValueError, match="takes 3 features in the last dimension"):
-        layer.check_input(torch.ones(1, 2))
+        layer._check_input(torch.ones(1, 2))
     with pytest.raises(ValueError, match="takes 3 features in the last dimension"):
-        layer.check_input(torch.ones(5, 1, 2), sequence=True)
+        layer._check_input(torch.ones(5, 1, 2), sequence=True)

@@ -326,3 +326,10 @@ def test_dir_lists_the_parts_that_exist(name: str) -> None:
     assert [state for state in made.states if state in listed] == list(made.active_states)
     assert {"beta", "raw_beta", "mem", "num_neurons", "zero_states"} <= set(listed)
     assert all(hasattr(made, each) for each in listed)
+
+
+def test_a_layer_shows_what_a_user_would_call() -> None:
+    shown = [n for n in dir(snn.LIF(2)) if n[0] != "_" and n not in dir(nn.Module())]
+    assert len(shown) <= 30, shown
+    towers = [kind for kind in snn.LIF.__mro__ if kind.__module__.startswith("tracetorch")]
+    assert len(towers) <= 5, towers  # the layer, and four above it

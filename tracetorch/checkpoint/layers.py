@@ -46,7 +46,7 @@ def describe_layers(model: nn.Module) -> dict[str, LayerDescription]:
         if isinstance(layer, LockedDropout):
             continue
         # Options that are functions or tensors have no text to compare: surrogates are among them.
-        options = {name: getattr(layer, name) for name in layer.options if name not in _LEFT_OUT}
+        options = {name: getattr(layer, name) for name in layer._options if name not in _LEFT_OUT}
         kinds = [kind.__name__ for kind in type(layer).__mro__ if "step" in vars(kind)]
         described[path] = {
             "call": repr(layer).partition("\n")[0],
@@ -55,7 +55,7 @@ def describe_layers(model: nn.Module) -> dict[str, LayerDescription]:
             "dim": layer.dim,
             "states": list(layer.active_states),
             "parameters": {
-                raw.removeprefix("raw_"): getattr(layer, raw).ndim for raw in layer.raw_names
+                raw.removeprefix("raw_"): getattr(layer, raw).ndim for raw in layer._raw_names
             },
             "options": {
                 name: value

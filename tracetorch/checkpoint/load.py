@@ -331,7 +331,7 @@ def _out_of_bounds(model: nn.Module, saved: Mapping[str, Mapping[str, str]]) -> 
     for path, layer, name, text in _constraints(model, saved):
         raw = getattr(layer, f"raw_{name}").detach()
         is_new = layer.constraints[name].name == "clamp" and text == "unbounded"
-        if is_new and not _equal(layer.constrained(name, raw), raw):
+        if is_new and not _equal(layer._constrained(name, raw), raw):
             found.append(f"{join_path(path, name)} is out of its bounds in the file")
     return found
 

@@ -76,7 +76,7 @@ def describe_modules(model: nn.Module) -> dict[str, ModuleDescription]:
             # Surrogates that are modules change no output, nor does what they hold.
             if isinstance(module, SequenceLayer):
                 prefix = f"{path}." if path else ""
-                steps = [name for name in module.options if text.get(name) == _HEAVISIDE]
+                steps = [name for name in module._options if text.get(name) == _HEAVISIDE]
                 surrogates += [f"{prefix}{name}." for name in steps]
     return described
 
@@ -126,7 +126,7 @@ def _settings(module: nn.Module) -> Iterator[tuple[str, str]]:
         for name, constraint in module.constraints.items():
             yield f"constraint of {name}", constraint.name
         # describe_layers has the options that are numbers, flags or words.
-        options = {name: getattr(module, name) for name in module.options}
+        options = {name: getattr(module, name) for name in module._options}
         values = {k: v for k, v in options.items() if callable(v) or isinstance(v, (list, tuple))}
     else:
         kept, kind = vars(module), cast(Any, type(module))

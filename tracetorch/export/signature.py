@@ -73,7 +73,7 @@ def step_signature(model: nn.Module, sample: Any, batch: int | None = None) -> S
             for path, layer in layers.items():
                 if isinstance(layer, SequenceLayer):
                     replacement = noting(path, layer.step_kwargs)
-                    overrides.enter_context(layer.override_step_kwargs(replacement))
+                    overrides.enter_context(layer._override_step_kwargs(replacement))
             replace_tensors(model, mode.from_tensor)
             with explain_trace_errors(model, *kinds):
                 call(model, resized(sample, size))

@@ -250,7 +250,7 @@ class ExplicitStep(nn.Module):
                     setattr(layer, layer._attribute_of(name), states.get(join_path(path, name)))
                 layer._mark_states_current()
                 if isinstance(layer, SequenceLayer):
-                    overrides.enter_context(layer.override_step_kwargs(self._step_kwargs_of(path)))
+                    overrides.enter_context(layer._override_step_kwargs(self._step_kwargs_of(path)))
             before = {**_attributes(model), **given}
             versions = {name: version_of(value) for name, value in _tensors(before)}
             y = call(model, x) if self._record is None else self._recorded(x)

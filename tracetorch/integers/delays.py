@@ -22,11 +22,11 @@ from tracetorch.snn.parameters import Value
 class IntegerDelays(SynapticDelays):
     """Base of layers with delays whose product is one of integers."""
 
-    def check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
+    def _check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
         """Return the dtype of the arithmetic; raise where ``x`` does not fit the layer."""
         if isinstance(x, Tensor):
             check_holds_integers(x)
-        return super().check_input(x, sequence=sequence)
+        return super()._check_input(x, sequence=sequence)
 
     def largest(self, x: Tensor) -> Tensor:
         """Return how large sums of inputs of magnitudes ``x`` can become, in whatever order."""
@@ -61,14 +61,14 @@ class IntegerDelays(SynapticDelays):
         """Raise where a weight would be computed by a hook: nobody calls the product."""
         if hooked_weights(self._integers):
             raise ValueError(
-                f"{self.label()} reads the weight of its product, and does not call it: make the "
+                f"{self._label()} reads the weight of its product, and does not call it: make the "
                 "pruning permanent, or use torch.nn.utils.parametrize."
             )
 
     def _delayed(self, window: Tensor, ndim: int, steps: int) -> Tensor:
         if self.sigma != 0:
             raise ValueError(
-                f"{self.label()} has sigma={self.sigma:g}, and integers take delays in whole "
+                f"{self._label()} has sigma={self.sigma:g}, and integers take delays in whole "
                 "steps: sigma must be 0."
             )
 

@@ -68,7 +68,7 @@ def prove(
     try:
         program = program_of(cell, ndim, dtype, kwargs)
     except Unfusable as reason:
-        raise ValueError(f"{layer.label()} cannot be proved exact: {reason}.") from None
+        raise ValueError(f"{layer._label()} cannot be proved exact: {reason}.") from None
     known = dict(zip(input_names(cell), (inputs[name] for name in cell.inputs), strict=True))
     for name in program.params:  # each neuron has its own
         numbers = kwargs[name].detach().double().flatten().numpy(force=True)

@@ -126,7 +126,7 @@ def describe(node: Node | NodeGraph, layer: Neuron, shape: Shape, clock: Clock) 
             "reset": layer.reset,
         }
     else:
-        numbers = {name: getattr(layer, name) for name in layer.options}
+        numbers = {name: getattr(layer, name) for name in layer._options}
         description |= {name: each for name, each in numbers.items() if type(each) in (int, float)}
         decays = {name: c.name for name, c in layer.constraints.items() if is_decay(c)}
         description |= {f"constraint_{name}": text for name, text in decays.items()}
@@ -139,8 +139,8 @@ def describe(node: Node | NodeGraph, layer: Neuron, shape: Shape, clock: Clock) 
     description |= {f"raw_{name}": value.numpy()[()] for name, value in raw.items()}
     again = _made(description)
     for name, value in raw.items():
-        made = again.constrained(name, getattr(again, f"raw_{name}"))
-        if not torch.equal(layer.constrained(name, value), made):
+        made = again._constrained(name, getattr(again, f"raw_{name}"))
+        if not torch.equal(layer._constrained(name, value), made):
             return
     node.metadata[KEY] = {**description, "digest": digest(node, description, clock)}
 

@@ -134,13 +134,13 @@ class OneStep(Neuron):
         """Return what is delayed, the first half of a call; ``None`` at the first step."""
         if self.delayed is None:
             return None
-        (delayed,) = self.states_for(like, self.check_input(like))
+        (delayed,) = self._states_for(like, self._check_input(like))
         return None if delayed is None else delayed.to(like.dtype)
 
     def keep(self, x: Tensor) -> None:
         """Hold ``x`` for the next step, the second half of a call."""
-        dtype = self.check_input(x)
-        self.states_for(x, dtype)
+        dtype = self._check_input(x)
+        self._states_for(x, dtype)
         self.delayed = x.to(dtype, copy=True)
 
 

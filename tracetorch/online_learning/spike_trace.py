@@ -58,5 +58,5 @@ class EligibilityTrace(SequenceLayer):
 
     def __init__(self, num_neurons: int, inputs: int, tau: float) -> None:
         super().__init__(num_neurons)
-        self.state_kind = StateKind(tail=(inputs,))
+        self._state_kind = StateKind(tail=(inputs,))
         self.tau = tau

@@ -237,7 +237,7 @@ class STDP(TTModule):
     @torch.no_grad()
     def _learn(self, pre: Tensor, post: Tensor, reward: Tensor | None, mask: Tensor | None) -> None:
         for trace, x in ((self.pre_trace, pre), (self.post_trace, post)):
-            trace.check_input(x, sequence=True)
+            trace._check_input(x, sequence=True)
         check_spikes(self.connection, pre, post, mask)
         reward = checked_reward(reward, pre, mask, waits=self.eligibility is not None)
         if not pre.shape[1]:  # an empty batch has no mean
@@ -307,7 +307,7 @@ class STDP(TTModule):
         steps, batch = factors.pre.shape[:2]
         decay = math.exp(-1 / eligibility.tau)
         shape = factors.pre.new_empty(batch, eligibility.num_neurons)
-        before: Any = eligibility.states_for(shape, shape.dtype)[0]
+        before: Any = eligibility._states_for(shape, shape.dtype)[0]
         weight = self.connection.weight
         total = factors.pre.new_zeros(weight.shape)
         if reward is not None:
@@ -339,7 +339,7 @@ class STDP(TTModule):
 
 def _run(trace: SpikeTrace, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return a trace before and after the spikes of each step; it is left at the last real step."""
-    start: Any = trace.states_for(x, x.dtype, sequence=True)[0]
+    start: Any = trace._states_for(x, x.dtype, sequence=True)[0]
     if len(x) == 1:  # by the compiled step, which costs less than a sequence of one
         before = trace(x[0])[None]
         after = trace.trace[None]

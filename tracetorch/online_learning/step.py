@@ -111,7 +111,7 @@ class Step(Pass):
                 setattr(layer, name, state)
         self._entered[path] = marks(layer)
         if not has_step(layer):
-            if layer.state_kind.learned:
+            if layer._state_kind.learned:
                 self._drop(path, path, _RECURRENCE if isinstance(layer, Recurrent) else _STORED)
         elif before.rule.derivatives is None:
             self._drop(path, path, _CONSTANT)
@@ -172,7 +172,7 @@ class Step(Pass):
         self, path: str, layer: Neuron, x: Tensor, further: Sequence[Tensor]
     ) -> StepCall:
         """Return the call of ``step`` that a call of a layer was, checked once for each shape."""
-        dtype = layer.check_input(x)
+        dtype = layer._check_input(x)
         work, *constants = (each.detach().to(dtype).expand(x.shape) for each in (x, *further))
         states = {
             name: layer.initial_state(name, work.shape, dtype, work.device)
@@ -245,7 +245,7 @@ class Step(Pass):
         if self.before.rule.shared:
             for each in inputs.products:
                 self._drop(join_path(self._paths[id(each.module)], "weight"), path, _SHARED)
-        for name in layer.options:
+        for name in layer._options:
             option = getattr(layer, name)
             if isinstance(option, nn.Module) and any(p.requires_grad for p in option.parameters()):
                 self._drop(join_path(path, name), path, _OPTION)

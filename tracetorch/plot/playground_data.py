@@ -134,7 +134,7 @@ def start_of(layer: Neuron, name: str) -> list[float]:
 
 def is_spiking(layer: Neuron) -> bool:
     """Whether the output of a layer is spikes."""
-    surrogates = any(isinstance(getattr(layer, name), Surrogate) for name in layer.options)
+    surrogates = any(isinstance(getattr(layer, name), Surrogate) for name in layer._options)
     return surrogates or has_thresholds(layer)
 
 
@@ -172,7 +172,7 @@ def describe_neuron(label: str, layer: Neuron, neuron: int, sources: Sources) ->
         letters = {**{letter: letter in parts for letter in "SRB"}, "readout": readout}
     fixed = [
         f"{name}={getattr(layer, name)!r}"
-        for name in layer.options
+        for name in layer._options
         if name not in changed
         and name not in params
         # not those of absent parts
@@ -342,7 +342,7 @@ def _parameter(layer: Neuron, name: str, neuron: int) -> dict[str, Any]:
     else:
         kind = "decay" if is_decay(constraint) else KINDS.get(constraint, "weight")
         raw = getattr(layer, f"raw_{name}").detach().double().cpu()
-        value = layer.constrained(name, raw)
+        value = layer._constrained(name, raw)
         line = f"neuron.{name} = {'-' if kind == 'negative' else ''}{{}}"
     value = value.detach().reshape(-1).double()
     return {
@@ -373,7 +373,7 @@ def _changeable(layer: Neuron) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     if isinstance(layer, LeakyIntegrator) and has_thresholds(layer):
         found |= {"reset": ["reset"], "detach_reset": ["detach_reset"]}
-    names = [name for name in layer.options if isinstance(getattr(layer, name), Surrogate)]
+    names = [name for name in layer._options if isinstance(getattr(layer, name), Surrogate)]
     # one choice for all; a layer with several surrogates keeps them
     if names and all(getattr(layer, name) == getattr(layer, names[0]) for name in names):
         found["surrogate"] = names

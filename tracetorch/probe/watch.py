@@ -85,7 +85,7 @@ class watch:  # noqa: N801 (used as a verb: with watch(...) as seen)
         run = current_pass()
         if run is not None and run.folded and run.running is None:
             raise ValueError(
-                f"{layer.label()} is watched, and runs all of its steps at once. Use "
+                f"{layer._label()} is watched, and runs all of its steps at once. Use "
                 'tt.probe.record(model, x, ...), or tt.unroll(..., by="step") inside watch.'
             )
         for name, own_name in names:

@@ -110,7 +110,7 @@ class BatchNormThroughTime(SequenceLayer):
     """
 
     states: ClassVar[tuple[str, ...]] = ("position",)
-    state_kind = StateKind(torch.int64, per_sample=True, learned=False)
+    _state_kind = StateKind(torch.int64, per_sample=True, learned=False)
 
     steps: int
     position: Tensor | None
@@ -140,18 +140,18 @@ class BatchNormThroughTime(SequenceLayer):
         """Whether statistics are those of the batch, in training and unless ``norm`` is frozen."""
         return (self.training and self.norm.training) or self.norm.running_mean is None
 
-    def check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
+    def _check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
         """Return the dtype of the arithmetic; raise where ``x`` does not fit the layer."""
-        dtype = super().check_input(x, sequence=sequence)
+        dtype = super()._check_input(x, sequence=sequence)
         shape = cast(Tensor, x).shape[sequence:]
         if self.dim in (0, -len(shape)):
             raise ValueError(
-                f"{self.label()} takes the batch in dimension 0, where it has its channels (dim="
+                f"{self._label()} takes the batch in dimension 0, where it has its channels (dim="
                 f"{self.dim}); one step of the input is {list(shape)}. Give it a batch dimension."
             )
         if self.uses_batch_statistics and shape.numel() < 2 * self.num_neurons:
             raise ValueError(
-                f"{self.label()} takes statistics over the batch in training, and an input of "
+                f"{self._label()} takes statistics over the batch in training, and an input of "
                 f"shape {list(shape)} has {shape.numel() // self.num_neurons} values per channel. "
                 "Leave out a last batch of one sample (drop_last=True), or call model.eval()."
             )
@@ -159,7 +159,7 @@ class BatchNormThroughTime(SequenceLayer):
 
     def forward_step(self, x: Tensor) -> Tensor:
         """Run one time step."""
-        dtype = self.check_input(x)
+        dtype = self._check_input(x)
         y, positions = self._run(x.unsqueeze(0), dtype)
         self.position = positions[-1]
         return y.squeeze(0).to(x.dtype)
@@ -168,8 +168,8 @@ class BatchNormThroughTime(SequenceLayer):
         self, x: Tensor, record: Sequence[str] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run all the steps of ``x`` ``[T, ...]``, in training one after the other."""
-        dtype = self.check_input(x, sequence=True)
-        self.check_record(record)
+        dtype = self._check_input(x, sequence=True)
+        self._check_record(record)
         y, positions = self._run(x, dtype)
         if len(x):
             self.position = positions[-1].clone()
@@ -177,7 +177,7 @@ class BatchNormThroughTime(SequenceLayer):
 
     def _run(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return the outputs, and the positions after every step."""
-        start = cast(Tensor, self.states_for(x, dtype, sequence=True)[0])
+        start = cast(Tensor, self._states_for(x, dtype, sequence=True)[0])
         if self.uses_batch_statistics and self.position is not None:
             self._check_one_step(start)
         passed = torch.arange(len(x), device=x.device).view(-1, *[1] * start.ndim)
@@ -197,7 +197,7 @@ class BatchNormThroughTime(SequenceLayer):
         if torch.compiler.is_compiling():
             assert_async(same, _DIFFERENT)
         elif not same.is_meta and not functorch_active() and not bool(same):
-            raise ValueError(f"{self.label()} {_DIFFERENT}")
+            raise ValueError(f"{self._label()} {_DIFFERENT}")
 
     def _by_batch(self, x: Tensor, index: Tensor) -> Tensor:
         """Normalise every step by its own batch, and track the statistics.

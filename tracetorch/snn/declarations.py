@@ -143,7 +143,7 @@ def load_bound(layer: Any, name: str, own: float, saved: float | Unset | None, r
         low = max(found, sys.float_info.min) if found < own else own
         if saved is UNSET and found < own * (1 - 1e-6):
             warnings.warn(
-                f"{layer.label()} loads {found:.6g} as {name}, below its bound {own:.6g}, from "
+                f"{layer._label()} loads {found:.6g} as {name}, below its bound {own:.6g}, from "
                 f"a dict that does not say which bound there was: {found:.6g} is the bound "
                 "now. Load what state_dict() or tt.save gave, as it is.",
                 stacklevel=2,
@@ -168,17 +168,17 @@ def assign(layer: Any, name: str, value: Any) -> None:
     raw_name, raw = f"raw_{name}", layer._raw_of(name, value)
     if raw_name in layer.__dict__:
         raise ValueError(
-            f"{layer.label()} computes {raw_name} before every call, by pruning or a norm of "
+            f"{layer._label()} computes {raw_name} before every call, by pruning or a norm of "
             f"weights; what is assigned to {name} would not last. Remove that first."
         )
     current = getattr(layer, raw_name)
     if raw.is_meta and not current.is_meta:
         raise ValueError(
-            f"{layer.label()} was given a tensor on the meta device as {name}: it has no values."
+            f"{layer._label()} was given a tensor on the meta device as {name}: it has no values."
         )
     if raw.ndim > current.ndim:
         raise ValueError(
-            f"{layer.label()} has one {name} for all neurons, got {len(raw)} values. Give one "
+            f"{layer._label()} has one {name} for all neurons, got {len(raw)} values. Give one "
             "number, or build the layer with rank 1."
         )
     constraint = layer._declared.constraints[name]
@@ -191,13 +191,13 @@ def assign(layer: Any, name: str, value: Any) -> None:
             current.copy_(raw)
         else:  # by the right inverse of its parametrization
             setattr(layer, raw_name, raw.to(current).expand_as(current).clone())
-        found = layer.constrained(name, getattr(layer, raw_name))
+        found = layer._constrained(name, getattr(layer, raw_name))
         tolerance = min(100 * torch.finfo(found.dtype).eps, 0.1)
         if has_values(found) and not torch.allclose(
             found.double(), wanted.to(found.device).expand_as(found), tolerance, 1e-6
         ):
             raise ValueError(
-                f"{layer.label()} cannot have {value} as {name}: out of its bounds, it would "
+                f"{layer._label()} cannot have {value} as {name}: out of its bounds, it would "
                 f"be {found.tolist()}."
             )
     layer._declared.note_assigned(type(layer), name, value)

@@ -57,7 +57,7 @@ class LockedDropout(SequenceLayer):
     """
 
     states: ClassVar[tuple[str, ...]] = ("mask",)
-    state_kind = StateKind(learned=False)
+    _state_kind = StateKind(learned=False)
 
     p: float
     mask: Tensor | None
@@ -74,15 +74,15 @@ class LockedDropout(SequenceLayer):
 
     def forward_step(self, x: Tensor) -> Tensor:
         """Run one time step."""
-        dtype = self.check_input(x)
+        dtype = self._check_input(x)
         return self._masked(x, dtype) if self.training else x
 
     def forward_sequence(
         self, x: Tensor, record: Sequence[str] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run all the steps of ``x`` ``[T, ...]`` at once."""
-        dtype = self.check_input(x, sequence=True)
-        self.check_record(record)
+        dtype = self._check_input(x, sequence=True)
+        self._check_record(record)
         if not self.training:
             # a copy: what the model does in place with the output must not reach the input
             return x.clone(), {}
@@ -92,7 +92,7 @@ class LockedDropout(SequenceLayer):
 
     def _masked(self, x: Tensor, dtype: torch.dtype, *, sequence: bool = False) -> Tensor:
         """Multiply by the mask, and keep it."""
-        mask = cast(Tensor, self.states_for(x, dtype, sequence=sequence)[0])
+        mask = cast(Tensor, self._states_for(x, dtype, sequence=sequence)[0])
         output = (x.to(dtype) * mask).to(x.dtype)
         self.mask = mask
         return output

@@ -169,6 +169,11 @@ class LeakyIntegrator(Neuron):
         """``mem``, with a synapse ``syn``, with recurrence ``rec`` and ``prev_output``."""
         return states_of_parts(self._declared.constraints)
 
+    def __dir__(self) -> list[str]:
+        """List what the layer has: no averaging of a part that it lacks."""
+        absent = {f"{name}_ema" for name in ("alpha", "gamma") if getattr(self, name) is None}
+        return [name for name in super().__dir__() if name not in absent]
+
     @staticmethod
     def step(  # noqa: D102 (the equations stand in the class)
         x: Tensor,

@@ -97,8 +97,8 @@ class Neuron(SequenceLayer):
 
     """
 
-    reset_states: ClassVar[tuple[str, ...] | None] = None
-    """The states that a spike resets, for e-prop (``tt.online``); ``None``: found from ``step``."""
+    reset_states: ClassVar[tuple[str, ...]]
+    """The states that a spike resets, for e-prop (``tt.online``); left out: found from ``step``."""
     step: ClassVar[Callable[..., tuple[Any, ...]]]
 
     def __init__(self, num_neurons: int, dim: int = -1) -> None:
@@ -153,7 +153,7 @@ class Neuron(SequenceLayer):
         return StepDefinition(name, self.step, self.inputs, self.states, active)
 
     @property
-    def passed_inputs(self) -> tuple[str, ...]:
+    def _passed_inputs(self) -> tuple[str, ...]:
         """Names of the inputs that a call passes; modules of the layer compute the others."""
         modules = self._modules
         return tuple([n for n in self.inputs if n == "x" or modules.get(n) is None])
@@ -242,8 +242,8 @@ class Neuron(SequenceLayer):
         self, cell: Cell | StepDefinition, x: Tensor, further: Sequence[Tensor]
     ) -> Tensor:
         """Run one step after every check of it; raise where something does not fit."""
-        dtype = self.check_input(x)
-        states = self.states_for(x, dtype)
+        dtype = self._check_input(x)
+        states = self._states_for(x, dtype)
         inputs = _working(self, x, further, dtype)
         results = self.step(*inputs, *states, **self._kwargs_for(x, x.ndim, dtype))
         values = self._checked_results(cell, inputs, states, results)
@@ -358,7 +358,7 @@ class Neuron(SequenceLayer):
         self, x: Tensor, record: tuple[str, ...], reset: Restarts, further: tuple[Tensor, ...]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run a sequence in which samples start anew, in one loop where nothing must see it."""
-        self.check_has_batch("one step of its input", x.shape[1:])
+        self._check_has_batch("one step of its input", x.shape[1:])
         if (
             has_step(self)
             and not torch.compiler.is_compiling()
@@ -395,10 +395,10 @@ class Neuron(SequenceLayer):
             raise ValueError(
                 f"reset must have the shape [T, B] = {list(x.shape[:2])}, got {list(reset.shape)}."
             )
-        self.check_has_batch("one step of its input", x.shape[1:])
+        self._check_has_batch("one step of its input", x.shape[1:])
         if not self._restarts_in_loop(cell):
             raise ValueError(
-                f"{self.label()} has methods or states of its own that must see a sample start "
+                f"{self._label()} has methods or states of its own that must see a sample start "
                 "anew, or is compiled by torch.compile. Use tt.unroll(model, x, reset=...)."
             )
         return reset
@@ -412,9 +412,9 @@ class Neuron(SequenceLayer):
         where: Tensor | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run a sequence after every check of it, by whatever road there is."""
-        dtype = self.check_input(x, sequence=True)
-        states = self.states_for(x, dtype, sequence=True)
-        self.check_record(record)
+        dtype = self._check_input(x, sequence=True)
+        states = self._states_for(x, dtype, sequence=True)
+        self._check_record(record)
         if x.shape[0] == 0:
             return x.clone(), {name: x.to(dtype, copy=True) for name in record}
         work = _working(self, x, further, dtype)
@@ -432,9 +432,9 @@ class Neuron(SequenceLayer):
         self, x: Tensor, record: Sequence[str], further: Sequence[Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run a sequence step by step, where methods of the layer's own see every step."""
-        self.check_record(record)
+        self._check_record(record)
         if not isinstance(x, Tensor) or not len(x):
-            dtype = self.check_input(x, sequence=True)
+            dtype = self._check_input(x, sequence=True)
             return x.clone(), {name: x.to(dtype, copy=True) for name in record}
         outputs: list[Tensor] = []
         trajectories: dict[str, list[Tensor]] = {name: [] for name in record}
@@ -453,7 +453,7 @@ def _working(
     """Return all inputs in the dtype of the arithmetic and the shape of ``x``, checked."""
     if len(further) != len(layer.inputs) - 1:
         raise TypeError(
-            f"{layer.label()} takes ({', '.join(layer.inputs)}), got {1 + len(further)} inputs."
+            f"{layer._label()} takes ({', '.join(layer.inputs)}), got {1 + len(further)} inputs."
             + (" Call the layer itself, or tt.unroll(layer, x)." if len(layer.inputs) > 1 else "")
         )
     work = [x.to(dtype)]
@@ -461,13 +461,13 @@ def _working(
         if not isinstance(value, Tensor) or value.dtype not in ARITHMETIC_DTYPE:
             got = value.dtype if isinstance(value, Tensor) else type(value).__name__
             raise TypeError(
-                f"{layer.label()} takes floating-point tensors as inputs, got {got} as {name}."
+                f"{layer._label()} takes floating-point tensors as inputs, got {got} as {name}."
             )
         if value.shape != x.shape:
             sizes = zip(reversed(value.shape), reversed(x.shape), strict=False)
             if value.ndim > x.ndim or any(a not in (1, b) for a, b in sizes):
                 raise ValueError(
-                    f"{layer.label()} takes inputs of one shape; {name} has the shape "
+                    f"{layer._label()} takes inputs of one shape; {name} has the shape "
                     f"{list(value.shape)}, which does not broadcast to {list(x.shape)} of x."
                 )
             value = value.expand(x.shape)

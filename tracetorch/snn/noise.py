@@ -94,7 +94,7 @@ class Noise(SequenceLayer):
     """
 
     states: ClassVar[tuple[str, ...]] = ("position",)
-    state_kind = StateKind(torch.int64, learned=False)
+    _state_kind = StateKind(torch.int64, learned=False)
 
     position: Tensor | None
     distribution: Distribution
@@ -132,8 +132,8 @@ class Noise(SequenceLayer):
 
     def forward_step(self, x: Tensor) -> Tensor:
         """Draw the numbers of one time step."""
-        dtype = self.check_input(x)
-        (position,) = cast(list[Tensor], self.states_for(x, dtype))
+        dtype = self._check_input(x)
+        (position,) = cast(list[Tensor], self._states_for(x, dtype))
         noise = self._draw(position, 1, dtype).squeeze(0)
         self.position = position + 1
         return noise
@@ -142,11 +142,11 @@ class Noise(SequenceLayer):
         self, x: Tensor, record: Sequence[str] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Draw the numbers of all the steps of ``x`` ``[T, ...]``."""
-        dtype = self.check_input(x, sequence=True)
-        self.check_record(record)
+        dtype = self._check_input(x, sequence=True)
+        self._check_record(record)
         if len(x) == 0:
             return x.to(dtype, copy=True), {name: x.to(torch.int64) for name in record}
-        (position,) = cast(list[Tensor], self.states_for(x, dtype, sequence=True))
+        (position,) = cast(list[Tensor], self._states_for(x, dtype, sequence=True))
         noise = self._draw(position, len(x), dtype)
         passed = torch.arange(1, 1 + len(x), device=x.device).reshape(-1, *[1] * position.ndim)
         self.position = position + len(x)

@@ -160,5 +160,5 @@ def _kinds(model: nn.Module, decay_biases: bool) -> dict[int, tuple[nn.Parameter
 def _parameters_of(neuron: SequenceLayer) -> list[nn.Parameter]:
     """List the parameters a neuron has declared, and those of its options, a surrogate say."""
     raw = [p for name, p in neuron.named_parameters() if _RAW.fullmatch(name)]
-    options = [getattr(neuron, name) for name in neuron.options]
+    options = [getattr(neuron, name) for name in neuron._options]
     return raw + [p for o in options if isinstance(o, nn.Module) for p in o.parameters()]

@@ -71,7 +71,7 @@ class Layer(Stateful, Protocol):
     def forward_sequence(self) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
         """Runs all the steps."""
 
-    def check_input(self, x: object) -> Any:
+    def _check_input(self, x: object) -> Any:
         """Raise where an input does not fit."""
 
     def _all_further(
@@ -298,7 +298,7 @@ class Pass:
         entry.called = True
         steps = self.steps
         if not isinstance(x, Tensor) or x.ndim == 0 or x.shape[0] % steps:
-            layer.check_input(x)
+            layer._check_input(x)
             raise ValueError(
                 f"{layer._label()} got shape {list(x.shape)}, which does not hold {steps} time "
                 "steps in dimension 0: something before it does not keep the batch first. Use "

@@ -92,10 +92,10 @@ class Recurrent(SequenceLayer):
                 f"neuron must be a neuron layer, got {type(neuron).__name__}, or a module that "
                 "holds neuron layers."
             )
-        if isinstance(neuron, SequenceLayer) and len(neuron.passed_inputs) > 1:
+        if isinstance(neuron, SequenceLayer) and len(neuron._passed_inputs) > 1:
             raise ValueError(
                 f"Recurrent has one input, and {type(neuron).__name__} takes "
-                f"({', '.join(neuron.passed_inputs)}). Write the loop in a module of your own, "
+                f"({', '.join(neuron._passed_inputs)}). Write the loop in a module of your own, "
                 "or let the neuron hold modules that compute the others."
             )
         if not isinstance(connection, nn.Module):
@@ -132,15 +132,15 @@ class Recurrent(SequenceLayer):
         return in_one_commit(self._step, x)
 
     def _step(self, x: Tensor) -> Tensor:
-        dtype = self.check_input(x)
-        previous = cast(Tensor, self.states_for(x, dtype)[0])
+        dtype = self._check_input(x)
+        previous = cast(Tensor, self._states_for(x, dtype)[0])
         output: Tensor = self.neuron(x + self._feedback(x, previous))
         if self.holds_population and (
             not isinstance(output, Tensor) or output.shape != previous.shape
         ):
             got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(
-                f"{self.label()} needs an output of shape {list(previous.shape)} from "
+                f"{self._label()} needs an output of shape {list(previous.shape)} from "
                 f"{type(self.neuron).__name__} to feed it back, got {got}. Say what one sample "
                 "of it is by Recurrent(..., shape=...)."
             )
@@ -152,7 +152,7 @@ class Recurrent(SequenceLayer):
         if feedback.shape != x.shape:
             whose = "gives the input's" if self.holds_population else "keeps the"
             raise ValueError(
-                f"{self.label()} needs a connection that {whose} shape {list(x.shape)}, got "
+                f"{self._label()} needs a connection that {whose} shape {list(x.shape)}, got "
                 f"{list(feedback.shape)}."
             )
         return feedback
@@ -162,7 +162,7 @@ class Recurrent(SequenceLayer):
         if not self.holds_population:
             super()._check_features(x, sequence)
         elif x.ndim <= sequence:
-            raise ValueError(f"{self.label()} takes a batch, got shape {list(x.shape)}.")
+            raise ValueError(f"{self._label()} takes a batch, got shape {list(x.shape)}.")
 
     def _state_shape(self, shape: torch.Size) -> torch.Size:
         """Return the shape of the output for an input of one step of some shape."""
@@ -172,7 +172,7 @@ class Recurrent(SequenceLayer):
             return torch.Size((shape[0], *self._output_shape))
         if not -len(shape) <= self.dim < len(shape):
             raise ValueError(
-                f"{self.label()} has its neurons at dim {self.dim}, the input has only "
+                f"{self._label()} has its neurons at dim {self.dim}, the input has only "
                 f"{len(shape)} dimensions, shape {list(shape)}."
             )
         sizes = list(shape)
@@ -189,7 +189,7 @@ class Recurrent(SequenceLayer):
             record: ``"prev_output"``, where its trajectory is wanted too.
         """
         stacked = in_one_commit(self._run, x)
-        dtype = self.check_input(x, sequence=True)
+        dtype = self._check_input(x, sequence=True)
         return stacked, {name: stacked.to(dtype) for name in record}
 
     def _run(self, x: Tensor) -> Tensor:
@@ -223,7 +223,7 @@ class Recurrent(SequenceLayer):
             return None
         weight: Tensor = linear.weight
         bias: Tensor | None = linear.bias
-        dtype = self.check_input(x, sequence=True)
+        dtype = self._check_input(x, sequence=True)
         if (
             self.dim not in (-1, x.ndim - 2)
             or x.numel() == 0
@@ -233,14 +233,14 @@ class Recurrent(SequenceLayer):
             or any(t.device != x.device for t in (weight, bias) if t is not None)
         ):
             return None
-        first = cast(Tensor, self.states_for(x, dtype, sequence=True)[0]).unsqueeze(0)
+        first = cast(Tensor, self._states_for(x, dtype, sequence=True)[0]).unsqueeze(0)
         if isinstance(connection, DelayedLinear):
-            connection.check_input(x, sequence=True)
-            past = cast(Tensor, connection.states_for(x, dtype, sequence=True)[0])
+            connection._check_input(x, sequence=True)
+            past = cast(Tensor, connection._states_for(x, dtype, sequence=True)[0])
             first = torch.cat([past.movedim(-1, 0), first])
             weight = connection.kernel_of(dtype)
-        neuron.check_input(x, sequence=True)
-        states = neuron.states_for(x, dtype, sequence=True)
+        neuron._check_input(x, sequence=True)
+        states = neuron._states_for(x, dtype, sequence=True)
         kwargs = neuron.step_kwargs(x.ndim - 1, dtype)
         results = run_recurrence(neuron.cell, x, first, weight, bias, states, kwargs)
         if results is None:
@@ -256,7 +256,7 @@ class Recurrent(SequenceLayer):
 
     def _run_stepped(self, x: Tensor) -> Tensor:
         """Run the sequence step by step."""
-        dtype = self.check_input(x, sequence=True)
+        dtype = self._check_input(x, sequence=True)
         run = current_pass()
         for module in self.modules():
             if isinstance(module, SynapticDelays):
@@ -270,7 +270,7 @@ class Recurrent(SequenceLayer):
 
 
 # what a step calls, and a user may have set on a layer or patched in the class
-_OWN = ("forward_step", "check_input", "states_for")
+_OWN = ("forward_step", "_check_input", "_states_for")
 _code_of = operator.attrgetter(*_OWN)
 _CODE = _code_of(Recurrent)
 _LINEAR_FORWARD = nn.Linear.forward

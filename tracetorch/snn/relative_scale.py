@@ -37,7 +37,7 @@ def relative_scales(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, float
     for path, module in named_modules(model):
         if isinstance(module, (*NORMS, nn.utils.parametrize.ParametrizationList)):
             continue
-        declared = module.raw_names if isinstance(module, SequenceLayer) else ()
+        declared = module._raw_names if isinstance(module, SequenceLayer) else ()
         own = {n: p for n, p in module.named_parameters(recurse=False) if n not in declared}
         names = {name: name for name in own}
         rule = connectivity(module)

@@ -56,7 +56,7 @@ def run_between_restarts(
         reset: where.
         further: the inputs after ``x``.
     """
-    layer.check_has_batch("one step of its input", x.shape[1:])
+    layer._check_has_batch("one step of its input", x.shape[1:])
     restarts = reset.steps
     starts = [0, *(t for t in range(1, len(x)) if restarts[t])]
     lengths = [stop - start for start, stop in pairwise([*starts, len(x)])]

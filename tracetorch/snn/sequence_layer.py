@@ -147,7 +147,7 @@ class SequenceLayer(TTModule):
 
     num_neurons: int
     dim: int
-    state_kind: StateKind = StateKind()
+    _state_kind: StateKind = StateKind()
     """What the states are, where they are not shaped like the input."""
     _declared: Declarations
 
@@ -328,7 +328,7 @@ class SequenceLayer(TTModule):
         raw = getattr(self, f"raw_{name}").detach()
         if not is_bounded or raw.is_meta:
             return
-        read = self.constrained(name, raw)
+        read = self._constrained(name, raw)
         if not torch.equal(raw, read):
             ends = [f"at least {low:g}"] if low is not None else []
             ends += [f"at most {high:g}"] if high is not None else []
@@ -390,7 +390,7 @@ class SequenceLayer(TTModule):
         raw = getattr(self, f"raw_{name}").detach()
         constraint = sigmoid
         if low is not None:
-            given = low if raw.is_meta else float(self.constrained(name, raw.double()).min())
+            given = low if raw.is_meta else float(self._constrained(name, raw.double()).min())
             constraint = bounded_sigmoid(min(low, given))
         self._declared.constraints[name] = constraint
 
@@ -424,7 +424,7 @@ class SequenceLayer(TTModule):
             self._declared.fixed += (name,)
 
     @property
-    def options(self) -> tuple[str, ...]:
+    def _options(self) -> tuple[str, ...]:
         """Names of the constants that ``step`` receives."""
         return self._declared.options
 
@@ -434,7 +434,7 @@ class SequenceLayer(TTModule):
         return self._declared.constraints
 
     @property
-    def raw_names(self) -> tuple[str, ...]:
+    def _raw_names(self) -> tuple[str, ...]:
         """Names of the tensors that the parameters are constrained from."""
         return tuple([f"raw_{name}" for name in self._declared.constraints])
 
@@ -456,10 +456,6 @@ class SequenceLayer(TTModule):
         kept = ARITHMETIC_DTYPE.get(moved.dtype) is moved.dtype
         return moved if kept else state.to(moved.device)
 
-    def label(self) -> str:
-        """Name the layer for messages, with its path in the model that is being called."""
-        return self._label()
-
     def zero_states(self, *, where: Tensor | None = None) -> None:
         """Set the states to ``None``, or those of the samples in ``where`` to initial values.
 
@@ -476,9 +472,9 @@ class SequenceLayer(TTModule):
 
     def _check_state_has_batch(self, label: Callable[[], str], name: str, state: Tensor) -> None:
         """Raise where dimension 0 of a state holds the neurons."""
-        self.check_has_batch(name, state.shape, len(self.state_kind.tail), label)
+        self._check_has_batch(name, state.shape, len(self._state_kind.tail), label)
 
-    def check_has_batch(
+    def _check_has_batch(
         self,
         what: str,
         shape: Sequence[int],
@@ -495,13 +491,13 @@ class SequenceLayer(TTModule):
         """
         if not self._batch_leads and self.dim in (0, tail - len(shape)):
             raise ValueError(
-                f"{(label or self.label)()} has its neurons at dimension 0, where the mask looks "
+                f"{(label or self._label)()} has its neurons at dimension 0, where the mask looks "
                 f"for the batch; {what} has shape {list(shape)}. Give the input a batch dimension."
             )
 
     # Checks of one call
 
-    def check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
+    def _check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
         """Return the dtype of the arithmetic; raise where ``x`` does not fit the layer.
 
         Args:
@@ -512,12 +508,12 @@ class SequenceLayer(TTModule):
         if not isinstance(x, Tensor):
             self._check_fx(x)
             raise TypeError(
-                f"{self.label()} takes a tensor, got {type(x).__name__}. "
+                f"{self._label()} takes a tensor, got {type(x).__name__}. "
                 "Wrap arrays in torch.as_tensor(...)."
             )
         if x.dtype not in ARITHMETIC_DTYPE:
             raise TypeError(
-                f"{self.label()} takes float16, bfloat16, float32 or float64, got {x.dtype}. "
+                f"{self._label()} takes float16, bfloat16, float32 or float64, got {x.dtype}. "
                 "Convert the input with .float()."
             )
         self._check_features(x, sequence)
@@ -529,12 +525,12 @@ class SequenceLayer(TTModule):
         what = f"one step of the input {list(x.shape)}" if sequence else "the input"
         if not -len(shape) <= self.dim < len(shape):
             raise ValueError(
-                f"{self.label()} has its neurons at dim {self.dim}, {what} has only "
+                f"{self._label()} has its neurons at dim {self.dim}, {what} has only "
                 f"{len(shape)} dimensions, shape {list(shape)}."
             )
         if shape[self.dim] != self.num_neurons:
             raise ValueError(
-                f"{self.label()} has {self.num_neurons} neurons, {what} has "
+                f"{self._label()} has {self.num_neurons} neurons, {what} has "
                 f"{shape[self.dim]} at dim {self.dim}, shape {list(shape)}. "
                 f"Build the layer with num_neurons={shape[self.dim]}, or name another dim."
             )
@@ -544,13 +540,13 @@ class SequenceLayer(TTModule):
     def _check_fx(self, x: object) -> None:
         """Raise where an input is what ``torch.fx.symbolic_trace`` puts in its place."""
         if isinstance(x, fx.Proxy):
-            raise TypeError(f"{self.label()} {_FX_LEAF}")
+            raise TypeError(f"{self._label()} {_FX_LEAF}")
 
     def __prepare_scriptable__(self) -> SequenceLayer:
         """Raise, because ``torch.jit.script`` asks here for what it is to compile."""
-        raise TypeError(f"{self.label()} {_SCRIPT_LEAF}")
+        raise TypeError(f"{self._label()} {_SCRIPT_LEAF}")
 
-    def states_for(
+    def _states_for(
         self, x: Tensor, dtype: torch.dtype, *, sequence: bool = False
     ) -> list[Tensor | None]:
         """Return the states as ``step`` receives them: live ones checked, missing ones initial.
@@ -564,7 +560,7 @@ class SequenceLayer(TTModule):
         state_shape = self._state_shape(shape)
         states: list[Tensor | None] = []
         active, live = self.active_states, states_of(self)
-        kept = self.state_kind.dtype or dtype
+        kept = self._state_kind.dtype or dtype
         # autograd may not save what inference_mode made
         clone_inference = (
             not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled()
@@ -578,13 +574,13 @@ class SequenceLayer(TTModule):
             else:
                 if not isinstance(state, Tensor):
                     raise TypeError(
-                        f"{self.label()} needs a tensor as {name}, got {type(state).__name__}."
+                        f"{self._label()} needs a tensor as {name}, got {type(state).__name__}."
                     )
                 if is_leaked_tracer(state, x):
-                    raise ValueError(leaked_message(self.label(), name))
+                    raise ValueError(leaked_message(self._label(), name))
                 if state.shape != state_shape or state.device != x.device or state.dtype != kept:
                     raise ValueError(
-                        f"{self.label()} holds the state {name} of shape {list(state.shape)}, "
+                        f"{self._label()} holds the state {name} of shape {list(state.shape)}, "
                         f"{state.dtype}, on {state.device}; the input has shape {list(shape)} and "
                         f"needs {kept} on {x.device}. Call zero_states() before a new sequence or "
                         "another batch size, zero_states(where=mask) to restart some samples; "
@@ -595,7 +591,7 @@ class SequenceLayer(TTModule):
 
     def _state_shape(self, shape: torch.Size) -> torch.Size:
         """Return the shape of the states for an input of one step of some shape."""
-        kind = self.state_kind
+        kind = self._state_kind
         if kind.per_sample:
             return torch.Size((shape[0], *[1] * (len(shape) - 1)))
         return torch.Size((*shape, *kind.tail)) if kind.tail else shape
@@ -620,7 +616,7 @@ class SequenceLayer(TTModule):
         # a copy: no state shares memory with anything
         return value.to(device, dtype).expand(shape).clone(memory_format=torch.contiguous_format)
 
-    def check_record(self, record: Iterable[str]) -> None:
+    def _check_record(self, record: Iterable[str]) -> None:
         """Raise where a trajectory of a state is wanted that the layer does not have.
 
         Args:
@@ -658,7 +654,7 @@ class SequenceLayer(TTModule):
 
     # Reading and assigning
 
-    def constrained(self, name: str, raw: Tensor) -> Tensor:
+    def _constrained(self, name: str, raw: Tensor) -> Tensor:
         """Return the value of a parameter that follows from a raw one.
 
         Args:
@@ -670,7 +666,7 @@ class SequenceLayer(TTModule):
         if constraint.above is None:
             return constraint.value(raw)
         other = getattr(self, f"raw_{constraint.above}").to(raw)
-        return constraint.value(raw, self.constrained(constraint.above, other))
+        return constraint.value(raw, self._constrained(constraint.above, other))
 
     def step_kwargs(self, ndim: int, dtype: torch.dtype) -> dict[str, Any]:
         """Return the keyword arguments of ``step``: parameters, shaped to broadcast, and options.
@@ -689,14 +685,14 @@ class SequenceLayer(TTModule):
                 raw = getattr(self, f"raw_{name}")
             raw = raw.to(dtype)
             follows = constraint.above is not None  # another parameter too
-            value = self.constrained(name, raw) if follows else constraint.value(raw)
+            value = self._constrained(name, raw) if follows else constraint.value(raw)
             kwargs[name] = value.reshape(-1, *[1] * trailing) if value.ndim and trailing else value
         for name in self._declared.options:
             kwargs[name] = getattr(self, name)
         return kwargs
 
     @contextmanager
-    def override_step_kwargs(self, replacement: StepKwargs) -> Iterator[None]:
+    def _override_step_kwargs(self, replacement: StepKwargs) -> Iterator[None]:
         """Let ``replacement(ndim, dtype)`` give the step kwargs within a block.
 
         An export makes the parameters constants of a program in this way.
@@ -726,7 +722,7 @@ class SequenceLayer(TTModule):
         if raw is None:  # a buffer, or a parametrization
             raw = getattr(self, f"raw_{name}")
         follows = constraint.above is not None  # another parameter too
-        return self.constrained(name, raw) if follows else constraint.value(raw)
+        return self._constrained(name, raw) if follows else constraint.value(raw)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "__dict__":
@@ -800,7 +796,7 @@ class SequenceLayer(TTModule):
         attributes = self.__dict__
         names.update(self.constraints)
         names.difference_update(set(self.states).difference(self.active_states))
-        names.difference_update(n for n in self.options if attributes.get(n, n) is None)
+        names.difference_update(n for n in self._options if attributes.get(n, n) is None)
         return sorted(names)
 
     def __repr__(self) -> str:
@@ -854,13 +850,13 @@ class SequenceLayer(TTModule):
         self, x: Tensor, given: tuple[Tensor, ...], named: dict[str, Tensor]
     ) -> tuple[Tensor, ...]:
         """Return the inputs after ``x``: those that were given, and those that modules compute."""
-        passed = self.passed_inputs[1:]
+        passed = self._passed_inputs[1:]
         # by position first, as the arguments of any function
         values = {**dict(zip(passed, given, strict=False)), **named}
         if len(given) + len(named) != len(passed) or values.keys() != set(passed):
             by_name = "".join(f" and {name}" for name in named)
             raise TypeError(
-                f"{self.label()} takes ({', '.join(('x', *passed))}), got {1 + len(given)} "
+                f"{self._label()} takes ({', '.join(('x', *passed))}), got {1 + len(given)} "
                 f"inputs{by_name}. A module of the layer computes an input if it has its name."
             )
         further = []

@@ -12,7 +12,7 @@ def spike_functions(layer: nn.Module) -> list[str]:
     """List the options of a neuron layer that map to 0 and 1; none for a layer without spikes."""
     if not isinstance(layer, SequenceLayer):
         return []
-    return [name for name in layer.options if _is_spike_function(getattr(layer, name))]
+    return [name for name in layer._options if _is_spike_function(getattr(layer, name))]
 
 
 def _is_spike_function(option: object) -> bool:

@@ -181,7 +181,7 @@ def _check(layer: SequenceLayer, states: dict[str, Tensor], path: str) -> None:
     missing = [name for name in layer.active_states if name not in states]
     if missing:
         raise ValueError(f"{owner} needs all of its states or none; {missing} are not given.")
-    kind = layer.state_kind
+    kind = layer._state_kind
     dtypes = (torch.float32, torch.float64) if kind.dtype is None else (kind.dtype,)
     for name, state in states.items():
         if not isinstance(state, Tensor) or state.dtype not in dtypes:

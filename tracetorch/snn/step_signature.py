@@ -74,7 +74,7 @@ def _check(layer: SequenceLayer, kind: Any) -> None:
             f"in compiled loops. Call the state otherwise, prev_{name} say."
         )
     step: Any = getattr(layer, "step", None)  # bound, if it is no static method
-    reset = kind.reset_states
+    reset = getattr(kind, "reset_states", None)
     if reset is not None and (isinstance(reset, str) or not set(reset) <= set(states)):
         raise ValueError(
             f"{label}.reset_states must be a tuple of names from {states}, got {reset!r}."

@@ -41,7 +41,7 @@ def look_for_nan(layer: SequenceLayer) -> None:
             "that what follows looks finite. Look at each input: if not x.isfinite().all(), use "
             "the last good one.",
             name,
-            layer.label(),
+            layer._label(),
         )
 
 
@@ -53,7 +53,7 @@ def report_graph(layer: SequenceLayer) -> None:
         _log.warning(
             "%s has run %d single steps in one graph, and memory grows with each. To run a model "
             "use torch.no_grad(); to train it call tt.detach_states(model) after each backward().",
-            layer.label(),
+            layer._label(),
             LONGEST_GRAPH,
         )
 

@@ -454,7 +454,7 @@ def _definition(layer: SequenceLayer) -> tuple[Any, dict[str, Tensor]]:
     """Return what a layer is, and the values of what its parameters follow from."""
     raws = {
         name: raw.detach().clone()
-        for name in layer.raw_names
+        for name in layer._raw_names
         # no DTensor: FSDP shards parameters, and makes plain ones of them within the forward pass
         if type(raw := getattr(layer, name)) in (nn.Parameter, Tensor) and not raw.is_meta
     }

@@ -294,12 +294,12 @@ def test_a_patched_base_class_is_seen(way: str, monkeypatch: pytest.MonkeyPatch)
     layer, x = made(), sequence()
     outcome(WAYS[way], layer, x)
     layer.zero_states()
-    original = snn.Neuron.states_for
+    original = snn.Neuron._states_for
 
     def own(self: Any, *args: Any, **kwargs: Any) -> Any:
         return [each if each is None else each + 1 for each in original(self, *args, **kwargs)]
 
-    monkeypatch.setattr(snn.Neuron, "states_for", own)
+    monkeypatch.setattr(snn.Neuron, "_states_for", own)
     with tt.fuse.backend("eager"):
         expected = outcome(stepped, made(), x)
     found = outcome(WAYS[way], layer, x)

@@ -85,7 +85,7 @@ def unsupported_reason(name: str, layer: object, x: Tensor) -> str | None:
         name = layer.__name__ if isinstance(layer, type) else type(layer).__name__
         return f"{name} is no layer of neurons: ask it of an snn.Neuron, not of a class or network"
     layer = cast(StepLayer, layer)
-    dtype = layer.check_input(x, sequence=True)
+    dtype = layer._check_input(x, sequence=True)
     if layer.cell.runs_by_step:
         return "methods of its own must see every step, so it is called once for each"
     name = canonical_name(name)

@@ -77,7 +77,7 @@ class Specialisation(abc.ABC):
         )
         if self.runs:
             self.backend = cast(Backend, backend)
-            layer.check_input(x, sequence=time)
+            layer._check_input(x, sequence=time)
             with torch.no_grad():  # checkpointing counts what is saved, the first time and again
                 kwargs = layer.step_kwargs(len(self.shape), self.dtype)
             try:

@@ -45,7 +45,7 @@ class _Rows:
     """Derivatives of the next states by all sources, a row each, without the resets by spikes.
 
     A spike's effect on any other state, an adaptation, stays, and its path goes on through the
-    states that are reset as through any. ``Neuron.reset_states`` names them. Where it is ``None``,
+    states that are reset as through any. ``Neuron.reset_states`` names them. Without it,
     they are those that the input reaches in any number of steps, but for spikes. A state that holds
     the spikes of the step before, and nothing else, is a spike where it resets.
 
@@ -68,7 +68,7 @@ class _Rows:
         self._holds_spike = {
             j for j in every if not without[j] and _sources_of(self._full, j) & lane
         }
-        named = call.layer.reset_states
+        named = getattr(call.layer, "reset_states", None)
         self._reset: set[int] = set()
         if named is not None:
             self._reset = {i for i in every if self.names[i] in named}

@@ -57,7 +57,7 @@ class DelayingLayer(SequenceLayer):
         self.__dict__["_sigma"] = 0.0
         self.sigma = sigma
         self._declared.note_argument("sigma", sigma)
-        self.state_kind = StateKind(tail=(max_delay,))
+        self._state_kind = StateKind(tail=(max_delay,))
         if learnable:
             self.raw_delay = nn.Parameter(raw_delay)
         else:
@@ -75,7 +75,7 @@ class DelayingLayer(SequenceLayer):
         """
         if parametrize.is_parametrized(self, "raw_delay"):
             raise ValueError(
-                f"{self.label()} has parametrized delays, which cannot be written. Call "
+                f"{self._label()} has parametrized delays, which cannot be written. Call "
                 "torch.nn.utils.parametrize.remove_parametrizations(layer, 'raw_delay') first."
             )
         with torch.no_grad():
@@ -125,7 +125,7 @@ class DelayingLayer(SequenceLayer):
         found = float(values.reshape(-1)[0])
         if bool((values != found).any()):
             raise ValueError(
-                f"{self.label()} is one of several models in one vmap, whose sigma differ, "
+                f"{self._label()} is one of several models in one vmap, whose sigma differ, "
                 f"{values.flatten().tolist()}: their steps are not the same operations. Give all "
                 "one sigma, or run them one after the other."
             )
@@ -152,7 +152,7 @@ class DelayingLayer(SequenceLayer):
 
     def forward_step(self, x: Tensor) -> Tensor:
         """Run one time step."""
-        dtype = self.check_input(x)
+        dtype = self._check_input(x)
         y, window = self._run(x.unsqueeze(0), dtype)
         return self._finish(y.squeeze(0), window, 1, x.dtype)
 
@@ -160,8 +160,8 @@ class DelayingLayer(SequenceLayer):
         self, x: Tensor, record: Sequence[str] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run all the steps of ``x`` ``[T, ...]`` as one operation over time."""
-        dtype = self.check_input(x, sequence=True)
-        self.check_record(record)
+        dtype = self._check_input(x, sequence=True)
+        self._check_record(record)
         y, window = self._run(x, dtype)
         output = self._finish(y, window, len(x), x.dtype)
         # the pasts before every step, and after the last
@@ -170,7 +170,7 @@ class DelayingLayer(SequenceLayer):
 
     def _run(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return the outputs, time first, and past and inputs in one tensor, time last."""
-        past = cast(Tensor, self.states_for(x, dtype, sequence=True)[0])
+        past = cast(Tensor, self._states_for(x, dtype, sequence=True)[0])
         window = self._window(past, x.to(dtype))
         return self._delayed(window, x.ndim - 1, len(x)).movedim(-1, 0), window
 

@@ -52,7 +52,7 @@ class SynapticDelays(DelayingLayer):
         """The layer of weight and bias."""
         raise NotImplementedError
 
-    def check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
+    def _check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
         """Return the dtype of the arithmetic; raise where ``x`` does not fit the layer."""
         if isinstance(x, Tensor) and x.ndim - sequence >= -self.dim:
             size = x.shape[self.dim]
@@ -61,10 +61,10 @@ class SynapticDelays(DelayingLayer):
                     "features in the last" if self.dim == -1 else "channels in the last but one"
                 )
                 raise ValueError(
-                    f"{self.label()} takes {self.num_neurons} {inputs} dimension, the input has "
+                    f"{self._label()} takes {self.num_neurons} {inputs} dimension, the input has "
                     f"{size}, shape {list(x.shape)}."
                 )
-        return super().check_input(x, sequence=sequence)
+        return super()._check_input(x, sequence=sequence)
 
     def kernel(self, delay: Tensor) -> Tensor:
         """Return the weight of every synapse at every past step, ``[*weight.shape, steps]``.
@@ -132,7 +132,7 @@ class SynapticDelays(DelayingLayer):
             return
         (name,) = (name for name, each in self.named_children() if each is product)
         raise ValueError(
-            f"{self.label()} reads the weight of its {name}, and does not call it: pruning, an "
+            f"{self._label()} reads the weight of its {name}, and does not call it: pruning, an "
             "old weight norm or another forward (an adapter) would have no effect. "
             f"Use torch.nn.utils.parametrize on {name}.weight, or make the pruning permanent."
         )
@@ -250,7 +250,7 @@ class DelayedLinear(SynapticDelays):
 
 
 # what a step calls, and a user may have set on a layer or patched in the class
-_OWN = ("forward", "forward_step", "_delayed", "_window", "check_input", "states_for", "convolve")
+_OWN = ("forward", "forward_step", "_delayed", "_window", "_check_input", "_states_for", "convolve")
 _code_of = operator.attrgetter(*_OWN)
 _CODE = _code_of(DelayedLinear)
 
@@ -356,13 +356,13 @@ class DelayedConv1d(SynapticDelays):
         """The layer of weight and bias."""
         return self.conv
 
-    def check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
+    def _check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
         """Return the dtype of the arithmetic; raise where ``x`` does not fit the layer."""
-        dtype = super().check_input(x, sequence=sequence)
+        dtype = super()._check_input(x, sequence=sequence)
         shape = cast(Tensor, x).shape
         if self.places(shape[-1]).size < 1:
             raise ValueError(
-                f"{self.label()} has a kernel that is longer than the input, shape "
+                f"{self._label()} has a kernel that is longer than the input, shape "
                 f"{list(shape)}, with its padding. Pad more, or use a smaller kernel_size."
             )
         return dtype
