@@ -111,7 +111,7 @@ def _data(layer: Any) -> None:
 
 
 def _constraint(layer: Any) -> None:
-    layer._declared.constraints["beta"] = softplus
+    layer._declared.constrain("beta", softplus)
 
 
 METHODS = ("step_kwargs", "_check_input", "_states_for", "initial_state", "forward_step")

@@ -124,7 +124,7 @@ def test_copies_have_declarations_of_their_own(copied: Any) -> None:
     twin.option("more", 1.0)
     twin.state("mem", 0.5)
     twin.raw_beta = nn.Parameter(torch.ones(2))
-    assert "more" not in layer.options
+    assert "more" not in layer._options
     assert "initial_mem" not in dict(layer.named_buffers())
     assert not torch.equal(layer.raw_beta, twin.raw_beta)
 

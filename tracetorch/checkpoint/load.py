@@ -146,7 +146,7 @@ def load(
         lenient = strict and not _mismatches(values, targets, header, rename, model, False)
         advice = ", or load what fits with strict=False" if lenient else ""
         raise ValueError(
-            f"{mismatch}. {_join_first(found)}. Build the model that was saved{advice}."
+            f"{mismatch}. {_join_first(found)}. Build the model as the file describes it{advice}."
         )
     _check_training(path, header, training, model, parts, rng, states)
     matching = {name: value for name, value in values.items() if name in targets}
@@ -270,7 +270,8 @@ def _restored_on_failure(
                 _decays(model, describe_modules(model)),
             )
         for layer, kept in constraints.items():  # loading may have lowered bounds
-            layer._declared.constraints.update(kept)
+            for name, constraint in kept.items():
+                layer._declared.constrain(name, constraint)
         raise
 
 

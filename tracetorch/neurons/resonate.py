@@ -151,7 +151,7 @@ class BRF(Neuron):
         super().__setattr__(name, value)
         if name == "dt":
             largest = LARGEST_PHASE / self.dt
-            self._declared.constraints["omega"] = clamp(-largest, largest)
+            self._declared.constrain("omega", clamp(-largest, largest))
 
     @staticmethod
     def step(

@@ -188,7 +188,7 @@ def _made(description: dict[str, Any]) -> Neuron:
         if isinstance(text, str):
             low = named_bound(text)
             constraint = sigmoid if low is None else bounded_sigmoid(low)
-            layer._declared.constraints[name] = constraint
+            layer._declared.constrain(name, constraint)
     state = OrderedDict(raw)
     texts = {n: text for n, text in decays.items() if isinstance(text, str)}
     state._metadata = {"": {"constraints": texts}}  # type: ignore[attr-defined]  # PyTorch's place

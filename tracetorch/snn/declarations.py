@@ -64,6 +64,11 @@ class Declarations(Opaque):
         # the constructor's caller holds the arguments while they are compared, and no one later
         self._identities = {name: (id(value), type(value)) for name, value in given.items()}
 
+    def constrain(self, name: str, constraint: Constraint) -> None:
+        """Declare the constraint of a parameter; the layer is another one then."""
+        self.constraints[name] = constraint
+        self.cell = None
+
     def note_argument(self, name: str, value: object) -> None:
         """Note which arguments are the value of a parameter or an option, if any are.
 
@@ -149,8 +154,7 @@ def load_bound(layer: Any, name: str, own: float, saved: float | Unset | None, r
                 stacklevel=2,
             )
     if low != own:
-        layer._declared.constraints[name] = bounded_sigmoid(low)
-        layer._declared.cell = None
+        layer._declared.constrain(name, bounded_sigmoid(low))
 
 
 @exclude_from_compile

@@ -381,8 +381,7 @@ class SequenceLayer(TTModule):
             self.register_parameter(f"raw_{name}", nn.Parameter(raw))
         else:
             self.register_buffer(f"raw_{name}", raw)
-        self._declared.constraints[name] = constraint
-        self._declared.cell = None
+        self._declared.constrain(name, constraint)
         self._declared.note_argument(name, setup.value)
 
     def _bound_decay(self, name: str, low: float | None) -> None:
@@ -392,7 +391,7 @@ class SequenceLayer(TTModule):
         if low is not None:
             given = low if raw.is_meta else float(self._constrained(name, raw.double()).min())
             constraint = bounded_sigmoid(min(low, given))
-        self._declared.constraints[name] = constraint
+        self._declared.constrain(name, constraint)
 
     def option(
         self, name: str, value: object, *, fixed: bool = False, check: Check | None = None

@@ -62,7 +62,7 @@ class DelayingLayer(SequenceLayer):
             self.raw_delay = nn.Parameter(raw_delay)
         else:
             self.register_buffer("raw_delay", raw_delay)
-        self._declared.constraints["delay"] = clamp(0, max_delay)
+        self._declared.constrain("delay", clamp(0, max_delay))
 
     def round_(self) -> None:
         """Round every delay to a whole number of steps, and set ``sigma`` to 0.
