@@ -8,10 +8,7 @@ from torch import nn
 
 import tracetorch as tt
 from tests.cases import sequence, vary
-from tests.online_learning.cases import (
-    network,
-    two_layers,
-)
+from tests.online_learning.cases import network, two_layers
 from tracetorch import snn
 from tracetorch.online_learning import DroppedPath, OnlineLearner
 

@@ -204,31 +204,23 @@ def test_an_empty_batch_has_gradients_of_zero(rule: Any) -> None:
     assert all(p.grad is None or not p.grad.any() for p in learner.parameters())
 
 
-def test_states_set_from_outside_are_refused() -> None:
-    net = nn.Sequential(nn.Linear(6, 5), snn.LIF(5))
-    learner = tt.online(net)
-    learner(torch.ones(2, 6))
-    tt.detach_states(net)
-    with pytest.raises(ValueError, match="has other states than the learner's last step"):
-        learner(torch.ones(2, 6))
-    tt.zero_states(net)
-    learner(torch.ones(3, 6))
-
-
-@pytest.mark.parametrize("edit", ["in place", "assigned"])
-def test_edited_state_is_refused(edit: str) -> None:
-    neuron = snn.LIF(5)
+@pytest.mark.parametrize("edit", ["in place", "assigned", "detached"])
+def test_states_set_from_outside_are_refused(edit: str) -> None:
+    neuron: Any = snn.LIF(5)
     net = nn.Sequential(nn.Linear(6, 5), neuron)
     learner = tt.online(net)
     learner(torch.ones(2, 6))
-    assert neuron.mem is not None
     with torch.no_grad():
         if edit == "in place":
             neuron.mem[0] = 0
-        else:
+        elif edit == "assigned":
             neuron.mem = neuron.mem.clone()
+        else:
+            tt.detach_states(net)
     with pytest.raises(ValueError, match=r"layer '1', .* has other states than the learner's last"):
         learner(torch.ones(2, 6))
+    tt.zero_states(net)
+    learner(torch.ones(3, 6))
 
 
 def test_layer_without_values_is_refused() -> None:
@@ -254,17 +246,11 @@ def checkpointed(learner: nn.Module, x: Tensor) -> None:
 @pytest.mark.parametrize(
     ("run", "message"),
     [
+        (lambda f, x: tt.unroll(f, x, by="step", segment=3), "an online learner does not allow"),
+        (lambda f, x: torch.vmap(f)(x), "cannot run in torch.func transforms, vmap or grad say"),
         (
-            lambda learner, x: tt.unroll(learner, x, by="step", segment=3),
-            r"segment= runs a segment again .* an online learner does not allow",
-        ),
-        (
-            lambda learner, x: torch.vmap(learner)(x),
-            "an online learner cannot run in torch.func transforms, vmap or grad say",
-        ),
-        (
-            lambda learner, x: torch.func.grad(lambda x: learner(x).sum())(x[0]),
-            "an online learner cannot run in torch.func transforms, vmap or grad say",
+            lambda f, x: torch.func.grad(lambda x: f(x).sum())(x[0]),
+            "cannot run in torch.func transforms, vmap or grad say",
         ),
         (checkpointed, r"was called inside backward\(\), by activation checkpointing"),
     ],
@@ -349,3 +335,58 @@ def test_wrong_arguments(arguments: Any, error: type[Exception], message: str) -
 
 def test_repr_names_the_rule() -> None:
     assert "rule='ottt'" in repr(tt.online(snn.LIF(2), "ottt"))
+
+
+# The comparison with backpropagation through time
+
+
+@pytest.mark.parametrize("rule", ["eprop", "ottt"])
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_certificate_is_positive_for_two_layers(rule: Any, recurrent: bool) -> None:
+    torch.manual_seed(0)
+    hidden: snn.SequenceLayer = snn.LIF(30)
+    if recurrent:
+        hidden = snn.Recurrent(hidden, nn.Linear(30, 30))
+    net = nn.Sequential(nn.Linear(20, 30), hidden, nn.Linear(30, 4), snn.Readout(4))
+    x, target = (torch.rand(30, 8, 20) < 0.3).float() * 1.5, torch.arange(8) % 4
+    before = {n: p.clone() for n, p in net.named_parameters()}
+
+    def loss(y: Tensor, target: Tensor) -> Tensor:
+        return cross_entropy(y.mean(0), target)
+
+    cosines = tt.online(net, rule).certificate((x, target), loss)
+    assert cosines.keys() == before.keys()
+    assert min(cosines.values()) > 0.5
+    assert cosines["2.weight"] == pytest.approx(1.0)
+    assert cosines["0.weight"] < 0.999
+    assert all(p.grad is None and torch.equal(p, before[n]) for n, p in net.named_parameters())
+    assert tt.get_states(net) == {}
+
+
+def test_certificate_of_an_exact_rule_is_one() -> None:
+    net = network(layer("BSRLIF", 5))
+    cosines = tt.online(net).certificate((sequence(STEPS, 4, 6),), weighted_sum)
+    assert min(cosines.values()) == pytest.approx(1.0)
+
+
+def test_certificate_repeats_a_static_input() -> None:
+    net, x = network(layer("LIF", 5)), sequence(4, 6)
+    expected = tt.online(net).certificate((x.expand(STEPS, 4, 6),), weighted_sum)
+    learner = tt.online(net, "eprop")
+    assert tt.online(net).certificate((x,), weighted_sum, steps=STEPS) == pytest.approx(expected)
+    assert not learner.dropped
+    learner.certificate((x,), weighted_sum, steps=STEPS)
+    assert [each.origin for each in learner.dropped] == ["1"]
+
+
+def test_certificate_does_not_depend_on_the_mode_of_the_caller() -> None:
+    learner, batch = tt.online(network(layer("LIF", 5)), "eprop"), (sequence(9, 4, 6),)
+    expected = learner.certificate(batch, weighted_sum)
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            assert learner.certificate(batch, weighted_sum) == expected
+
+
+def test_wrong_batch() -> None:
+    with pytest.raises(TypeError, match=r"batch must be a tuple .* got a tensor"):
+        tt.online(snn.LIF(2)).certificate(torch.ones(3, 2, 2), weighted_sum)  # type: ignore[arg-type]

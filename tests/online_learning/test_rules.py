@@ -1,4 +1,4 @@
-"""Test that a rule of online learning is a value: its file, its entry, and nothing else."""
+"""Test that a rule of online learning is a value: an entry, and nothing else."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_learner_keeps_its_rule_in_copies() -> None:
     learner = tt.online(network(snn.LIF(5)), "eprop")
     learner(torch.rand(2, 6).double())
     for other in (copy.deepcopy(learner), pickle.loads(pickle.dumps(learner))):
-        assert other._held.rule == RULES["eprop"]
+        assert other._state.rule == RULES["eprop"]
 
 
 def _halved(call: StepCall) -> Derivatives:

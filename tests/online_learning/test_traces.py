@@ -62,17 +62,6 @@ def test_eprop_is_exact_where_nothing_is_dropped() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "detach_reset"),
-    [(snn.LIF, True), (snn.SLIF, True), (snn.BLIF, True), (snn.LIF, False), (snn.SLIF, False)],
-)
-def test_eprop_is_backpropagation_with_the_reset_detached(kind: Any, detach_reset: bool) -> None:
-    x = sequence(STEPS, 4, 6)
-    expected = bptt_gradients(network(kind(5, detach_reset=True)), x)
-    found = online_gradients(network(kind(5, detach_reset=detach_reset)), x, "eprop")
-    assert_same(found, expected)
-
-
-@pytest.mark.parametrize(
     "build", [lambda: network(snn.SLIF(5)), pytest.param(convolution, marks=pytest.mark.slow)]
 )
 def test_ottt_is_eprop_where_neurons_decay_alike(build: Callable[[], nn.Sequential]) -> None:

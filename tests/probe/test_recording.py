@@ -94,7 +94,5 @@ def test_error_without_xarray_names_the_extra(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_recording_errors() -> None:
-    with pytest.raises(TypeError, match="must be a mapping of names to tensors, got 3"):
-        Recording(3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"names to tensors, got list at 'mem'"):
         Recording({"mem": [1.0]})  # type: ignore[dict-item]

@@ -82,6 +82,19 @@ def test_from_rest_starts_from_zero_and_leaves_no_states(by: Any, segment: Any) 
     assert tt.get_states(net) == {}
 
 
+def test_check_names_the_first_nan() -> None:
+    net: Any = nn.Sequential(nn.Linear(4, 4), snn.LIF(4))
+    x = torch.rand(5, 3, 4)
+    x[2, 1, 0] = torch.nan
+    assert torch.isfinite(tt.unroll(net, x, from_rest=True)).all()  # a spike of NaN is 0
+    with pytest.raises(ValueError, match="the input has NaN"):
+        tt.unroll(net, x, check=True)
+    with torch.no_grad():
+        net[0].weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"the output of 0 \(Linear\) has NaN"):
+        tt.unroll(net, torch.rand(5, 3, 4), check=True)
+
+
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("by", ["layer", "step"])
 def test_nan_is_logged_once(by: Any, grad: bool, caplog: pytest.LogCaptureFixture) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tracetorch.core.torch_private import has_values
 from tracetorch.events import conv_kernels, kernels
 from tracetorch.events.kernels import LANES
 from tracetorch.fuse.codegen.llvm_tasks import TaskWriter
@@ -41,15 +40,12 @@ def run(
     """Run a kernel of ``kernels.py`` or ``conv_kernels.py`` over all its tasks.
 
     Args:
-        name: its name.
+        name: of the kernel.
         dtype: float32 or float64.
         tasks: how many there are.
         arguments: its arguments; tensors are contiguous.
         work: operations on one value in all tasks.
         scratch: bytes of each array of scratch.
-
-    Raises:
-        TypeError: a tensor is of another dtype than the kernel reads, or not on the CPU.
     """
     values = [
         argument if isinstance(argument, int) else address(argument, _DTYPES.get(letter, dtype))
@@ -96,26 +92,3 @@ def first_sums(table: Tensor, bias: Tensor | None) -> Tensor:
     if bias is not None:
         start[: len(bias)] = bias.detach()
     return start
-
-
-def in_graph(*tensors: Tensor | None) -> bool:
-    """Whether a product of these tensors is to be a node of autograd's graph."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
-def check_incoming(grad: Tensor, needs_weight: bool) -> None:
-    """Check that kernels can run the backward pass for the gradient of a product's output.
-
-    Raises:
-        RuntimeError: a second derivative is wanted, or a batch of gradients of the weight at once.
-    """
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            "a product with events has no second derivative. Run what needs one under "
-            "tt.events.mode('never')."
-        )
-    if needs_weight and not has_values(grad):  # of is_grads_batched
-        raise RuntimeError(
-            "a product with events takes one incoming gradient at a time. Run what needs a batch "
-            "of them under tt.events.mode('never')."
-        )

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tracetorch.core.convolution import output_size
-from tracetorch.events.compiled import first_sums, in_graph, run
+from tracetorch.events.compiled import first_sums, run
 from tracetorch.events.crossover import CONV_TASKS
 from tracetorch.events.kernels import LANES
-from tracetorch.events.lists import EventLists, save_operands, saved_operands
+from tracetorch.events.lists import EventLists
+from tracetorch.events.node import ProductKind
 from tracetorch.fuse.runtime.memory import large_empty
 
 _NO_PAIRS = "stride, padding and dilation are not pairs"
@@ -20,19 +21,12 @@ _NO_PLACE = "the kernel does not fit into the images"
 
 
 class Window(NamedTuple):
-    """The window of a convolution, each value for rows and columns.
+    """The window of a convolution, each value for rows and columns."""
 
-    Args:
-        stride: from one output to the next.
-        padding: zeros above and to the left.
-        dilation: from one value of the kernel to the next.
-        size: rows and columns of the output.
-    """
-
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    size: tuple[int, int]
+    stride: tuple[int, int]  # from one output to the next
+    padding: tuple[int, int]  # zeros above and to the left
+    dilation: tuple[int, int]  # from one value of the kernel to the next
+    size: tuple[int, int]  # rows and columns of the output
 
 
 @lru_cache(maxsize=1024)
@@ -43,15 +37,7 @@ def window_of(
     padding: tuple[int, ...] | str,
     dilation: tuple[int, ...],
 ) -> Window | str:
-    """Return the window of a convolution, or why it must be dense.
-
-    Args:
-        image: shape of the input.
-        weight: shape of the weight.
-        stride: as the layer has it.
-        padding: the same.
-        dilation: the same.
-    """
+    """Return the window of a convolution, or why it must be dense, for its shapes and options."""
     if len(image) != 4 or 0 in image or len(weight) != 4 or image[1] != weight[1]:
         return "the shapes are not those of images and a weight"
     pairs = [stride, dilation] if isinstance(padding, str) else [stride, dilation, padding]
@@ -76,12 +62,7 @@ def window_of(
 
 
 def window(module: nn.Conv2d, x: Tensor) -> Window | str:
-    """Return the window of a layer at the shapes of a call, or why it must be dense.
-
-    Args:
-        module: the layer.
-        x: its input.
-    """
+    """Return the window of a layer for an input, or why it must be dense."""
     if module.groups != 1 or module.padding_mode != "zeros":
         return "the convolution has groups, or pads with other values than 0"
     stride, padding, dilation = module.stride, module.padding, module.dilation
@@ -89,23 +70,9 @@ def window(module: nn.Conv2d, x: Tensor) -> Window | str:
         return _NO_PAIRS
     if type(padding) is not tuple and not isinstance(padding, str):
         return _NO_PAIRS
+    if not module.weight.is_contiguous():
+        return "the weight is not contiguous"
     return window_of(x.shape, module.weight.shape, stride, padding, dilation)
-
-
-def conv(x: Tensor, weight: Tensor, bias: Tensor | None, events: EventLists, at: Window) -> Tensor:
-    """Return the convolution of images, part of the graph, by their events.
-
-    Args:
-        x: ``[images, in, height, width]``, contiguous.
-        weight: ``[out, in, kernel height, kernel width]``.
-        bias: ``[out]``.
-        events: the events of ``x`` as a matrix ``[images * in, height * width]``.
-        at: the window.
-    """
-    if in_graph(x, weight, bias):
-        y: Tensor = _Conv.apply(x, weight, bias, events, at)  # type: ignore[no-untyped-call]
-        return y
-    return _forward(x, weight, bias, events, at)
 
 
 def _sizes(shape: tuple[int, ...], weight: tuple[int, ...], at: Window) -> tuple[int, ...]:
@@ -150,10 +117,10 @@ def _forward(
     return y.detach()
 
 
-def _weight_gradient(
-    grad: Tensor, weight: tuple[int, ...], shape: tuple[int, ...], events: EventLists, at: Window
+def _by_weight(
+    grad: Tensor, events: EventLists, shape: torch.Size, weight: torch.Size, at: Window
 ) -> Tensor:
-    """Return the gradient of the weight for the contiguous gradient of the output."""
+    grad = grad.contiguous()
     outputs, inputs, *extent = weight
     images, _, height, width = shape
     sizes = _sizes(shape, weight, at)
@@ -188,31 +155,16 @@ def _weight_gradient(
     return summed.flip(2)[..., :outputs].permute(3, 0, 1, 2).contiguous()
 
 
-class _Conv(torch.autograd.Function):
-    """Node that keeps the events of its input, and the weight where the input has a gradient."""
+def _by_input(grad: Tensor, weight: Tensor, shape: torch.Size, at: Window) -> Tensor:
+    # the values of the input are not looked at for its own gradient
+    like = grad.new_empty(1).expand(shape)
+    found: Tensor = torch.ops.aten.convolution_backward(
+        *(grad, like, weight, None, at.stride, at.padding, at.dilation),
+        *(False, [0, 0], 1, [True, False, False]),
+    )[0]
+    return found
 
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, events: EventLists, at: Window
-    ) -> Tensor:
-        save_operands(ctx, weight, events)
-        ctx.window, ctx.shape, ctx.weight_shape = at, x.shape, weight.shape
-        return _forward(x, weight, bias, events, at)
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weight, events = saved_operands(ctx, grad)
-        at: Window = ctx.window
-        d_x = d_weight = None
-        if weight is not None:
-            # the values of the input are not looked at for its own gradient
-            like = grad.new_empty(1).expand(ctx.shape)
-            d_x = torch.ops.aten.convolution_backward(
-                *(grad, like, weight, None, at.stride, at.padding, at.dilation),
-                *(False, [0, 0], 1, [True, False, False]),
-            )[0]
-        if events is not None:
-            flat = grad.resolve_neg().contiguous()
-            d_weight = _weight_gradient(flat, ctx.weight_shape, ctx.shape, events, at)
-        d_bias = grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
-        return d_x, d_weight, d_bias, None, None
+CONV = ProductKind(_forward, _by_input, _by_weight, lambda grad: grad.sum((0, 2, 3)))
+"""``x`` is ``[images, in, height, width]``, contiguous, and events are those of it as a matrix
+``[images * in, height * width]``; ``at`` is the window."""

@@ -73,7 +73,7 @@ def conv_forward(k: TaskWriter, real: str) -> None:
         low_x = column.index * size.stride_x - size.left
         with k.repeat(below(size.lanes), zero) as block:
             done = block.index
-            gather = gathers.widest(size.lanes - done, lists, size.lanes)
+            gather, lanes = gathers.widest(size.lanes - done, lists, size.lanes)
             initial, sums = bias.at(done), total.at(at + done)
             # what the next events are added to: the bias, and then the sums so far
             with k.loop(0, size.kernel_height, initial.pointer) as ky:
@@ -96,7 +96,7 @@ def conv_forward(k: TaskWriter, real: str) -> None:
                 ky.next = (kx.carried[1],)
             with k.when(ky.carried[0].equals(initial.pointer)):
                 gather(sums, initial, table, zero, zero)
-            block.next = (done + gather.lanes,)
+            block.next = (done + lanes,)
     places = size.out_height * size.out_width
     image = out.at(k.number * size.outputs * places)
 
@@ -204,8 +204,8 @@ def conv_backward(k: TaskWriter, real: str) -> None:
                         target = sums.at(kx.index * size.lanes)
                         with k.repeat(below(row_width), zero) as block:
                             done = block.index
-                            gather = gathers.widest(row_width - done, factors, size.lanes)
+                            gather, lanes = gathers.widest(row_width - done, factors, size.lanes)
                             entry_sums = target.at(done)
                             gather(entry_sums, entry_sums, shifted.at(done), zero, count)
-                            block.next = (done + gather.lanes,)
+                            block.next = (done + lanes,)
                         kx.next = (kx.index + together,)

@@ -1,67 +1,46 @@
-"""Compute a linear layer with delays by the events of its input, and its input's gradient."""
+"""Compute a linear layer with delays by the events of its input, forward and backward."""
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from tracetorch.events.compiled import first_sums, full_vectors, in_graph, run, shared_out
+from tracetorch.events.compiled import full_vectors
 from tracetorch.events.kernels import LANES
-from tracetorch.events.linear import LEAST_INPUTS, LEAST_ROWS, additions
-from tracetorch.events.lists import EventLists, by_column, save_operands, saved_operands
+from tracetorch.events.linear import add_rows, sum_rows
+from tracetorch.events.lists import EventLists
+from tracetorch.events.node import ProductKind
 from tracetorch.fuse.runtime.memory import large_empty
 
 _TILE = 5  # times the steps of the kernel that a transform is long, at least
 
 
-def delayed(window: Tensor, kernel: Tensor, bias: Tensor | None, events: EventLists) -> Tensor:
-    """Return ``[steps, samples, out]``, part of the graph.
-
-    Args:
-        window: past and inputs ``[samples, reach + steps, in]``, contiguous.
-        kernel: ``[reach + 1, in, out]``, the oldest step first, contiguous.
-        bias: ``[out]``.
-        events: the events of ``window`` as a matrix ``[samples * (reach + steps), in]``.
-    """
-    if in_graph(window, kernel, bias):
-        y: Tensor = _Delayed.apply(window, kernel, bias, events)  # type: ignore[no-untyped-call]
-        return y
-    return _forward(window, kernel, bias, events)
-
-
-def _forward(window: Tensor, kernel: Tensor, bias: Tensor | None, events: EventLists) -> Tensor:
-    samples, length, inputs = window.shape
-    taps, _, outputs = kernel.shape
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, events: EventLists, at: None
+) -> Tensor:
+    samples, length, inputs = x.shape
+    taps, _, outputs = weight.shape
     reach, steps = taps - 1, length - taps + 1
-    table = full_vectors(kernel.detach())
+    table = full_vectors(weight.detach())
     width = table.shape[-1]
     # a list of indices for all of a window
     rows = torch.arange(events.rows, dtype=torch.int32, device="cpu")
     indices = rows.repeat_interleave(events.starts.diff(), output_size=len(events.indices))
     indices = indices.mul_(inputs).add_(events.indices)
-    y = large_empty((steps, samples, width), window.dtype)
-    per_task, tasks = shared_out(samples * steps, LEAST_ROWS)
-    run(
-        "forward",
-        window.dtype,
-        tasks,
-        *(per_task, samples * steps, steps, reach, inputs),
-        *(events.starts, indices, events.values, events.weighted, table),
-        *(first_sums(table, bias), width, y),
-        work=taps * additions(events, width),
-    )
+    y = large_empty((steps, samples, width), x.dtype)
+    sum_rows(y, table, bias, events, indices, (steps, reach, inputs))
     # no view of another tensor, which nobody behind the layer could change in place
     return (y if width == outputs else y[..., :outputs].clone()).detach()
 
 
-def _kernel_gradient(grad: Tensor, events: EventLists, steps: int, taps: int) -> Tensor:
-    """Return the gradient ``[reach + 1, in, out]`` for one ``[steps, samples, out]``."""
-    samples, outputs, reach = grad.shape[1], grad.shape[2], taps - 1
-    width, columns = -(-outputs // LANES) * LANES, events.columns
+def _by_weight(
+    grad: Tensor, events: EventLists, shape: torch.Size, weight: torch.Size, at: None
+) -> Tensor:
+    steps, samples, outputs = grad.shape
+    width, reach = -(-outputs // LANES) * LANES, weight[0] - 1
     length = reach + steps
     # zeros behind a sample are those before the next
     table = large_empty((samples * length + reach, width), grad.dtype)
@@ -70,14 +49,8 @@ def _kernel_gradient(grad: Tensor, events: EventLists, steps: int, taps: int) ->
     by_sample[:, :reach] = 0
     by_sample[:, reach:, outputs:] = 0
     by_sample[:, reach:, :outputs] = grad.transpose(0, 1)
-    lists = by_column(events)
-    total = large_empty((taps, columns, width), grad.dtype).zero_()
-    per_task, tasks = shared_out(columns, LEAST_INPUTS)
-    arguments = (
-        *(per_task, columns, lists.chunks, lists.per_chunk, reach, events.starts),
-        *(lists.ends, lists.sources, lists.scales, events.weighted, table, width, total),
-    )
-    run("backward", grad.dtype, tasks, *arguments, work=taps * additions(events, width))
+    total = large_empty((reach + 1, events.columns, width), grad.dtype).zero_()
+    add_rows(total, table, events, reach)
     return total if width == outputs else total[..., :outputs].clone()
 
 
@@ -142,24 +115,12 @@ def _window_gradient(grad: Tensor, kernel: Tensor) -> Tensor:
     return total[:, : steps + taps - 1]
 
 
-class _Delayed(torch.autograd.Function):
-    """Node that keeps the events of its input, and the kernel where the input has a gradient."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, window: Tensor, kernel: Tensor, bias: Tensor | None, events: EventLists
-    ) -> Tensor:
-        save_operands(ctx, kernel, events)
-        ctx.taps = len(kernel)
-        return _forward(window, kernel, bias, events)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        kernel, events = saved_operands(ctx, grad)
-        grad = grad.resolve_neg()
-        return (
-            None if kernel is None else _window_gradient(grad, kernel),
-            None if events is None else _kernel_gradient(grad, events, len(grad), ctx.taps),
-            grad.sum((0, 1)) if ctx.needs_input_grad[2] else None,
-            None,
-        )
+DELAYED = ProductKind(
+    _forward,
+    lambda grad, weight, shape, at: _window_gradient(grad.resolve_neg(), weight),
+    _by_weight,
+    lambda grad: grad.resolve_neg().sum((0, 1)),
+)
+"""``x``, past and inputs, is ``[samples, reach + steps, in]``, contiguous, and events are those of
+it as a matrix; the weight ``[reach + 1, in, out]``, the oldest step first; the output ``[steps,
+samples, out]``."""

@@ -10,7 +10,8 @@ all are 1. Tables of floats have rows of ``width``, a multiple of 16.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 from tracetorch.fuse.codegen.llvm_tasks import TaskWriter
 from tracetorch.fuse.codegen.llvm_writer import WORD, Array, Value, Writer, below
@@ -128,51 +129,21 @@ def sort(k: TaskWriter, real: str) -> None:
 # Sums of rows
 
 
-@dataclass(frozen=True)
-class Lists:
-    """Lists of events, as a kernel is given them.
-
-    Args:
-        indices: of rows of a table.
-        values: of the events.
-        weighted: whether they are read.
-    """
+class Lists(NamedTuple):
+    """Lists of events: rows of a table, and the values, which are read where ``weighted``."""
 
     indices: Array
     values: Array
     weighted: Value
 
 
-@dataclass(frozen=True)
-class Gather:
-    """Sum rows of a table by event, some columns at once.
-
-    Args:
-        function: that does it.
-        lanes: how many columns.
-        lists: that it reads.
-        width: of the table.
-    """
-
-    function: Value
-    lanes: Value
-    lists: Lists
-    width: Value
-
-    def __call__(self, out: Array, start: Array, table: Array, first: Value, last: Value) -> None:
-        """Write ``out = start + sum(value * table[index * width])`` over the events of a list."""
-        pointers = (out, start, table, self.lists.indices, self.lists.values)
-        arguments = [*(array.pointer for array in pointers), first, last, self.width]
-        self.width.writer.line(f"call void {self.function.text}({', '.join(map(str, arguments))})")
+Gather: TypeAlias = Callable[[Array, Array, Array, Value, Value], None]
+"""Writes ``out = start + sum(value * table[index * width])`` over the events of a list: called with
+``out``, ``start``, ``table``, and where the list begins and ends."""
 
 
 class Gathers:
-    """The functions that sum rows of a table by event: one for each width, with weights and not.
-
-    Args:
-        k: where they are written.
-        real: type of the values.
-    """
+    """The functions that sum rows of a table by event: one for each width, with weights and not."""
 
     def __init__(self, k: TaskWriter, real: str) -> None:
         self.k = k
@@ -180,15 +151,21 @@ class Gathers:
             for weighted in (False, True):
                 self._write(lanes, weighted, real)
 
-    def widest(self, left: Value, lists: Lists, width: Value) -> Gather:
-        """Return the widest one that ``left`` columns have room for."""
+    def widest(self, left: Value, lists: Lists, width: Value) -> tuple[Gather, Value]:
+        """Return the widest one that ``left`` columns have room for, and how many it sums."""
         k = self.k
         function, lanes = self._named(_BLOCKS[-1], lists.weighted), k.literal(_BLOCKS[-1], WORD)
         for wider in reversed(_BLOCKS[:-1]):
             fits = left >= wider
             function = k.select(fits, self._named(wider, lists.weighted), function, "ptr")
             lanes = k.select(fits, wider, lanes)
-        return Gather(function, lanes, lists, width)
+
+        def gather(out: Array, start: Array, table: Array, first: Value, last: Value) -> None:
+            pointers = (out, start, table, lists.indices, lists.values)
+            arguments = [*(array.pointer for array in pointers), first, last, width]
+            k.line(f"call void {function.text}({', '.join(map(str, arguments))})")
+
+        return gather, lanes
 
     def _named(self, lanes: int, weighted: Value) -> Value:
         plain, scaled = (Value(self.k, f"@gather_{lanes}_{n}", "ptr") for n in (0, 1))
@@ -242,7 +219,7 @@ def forward(k: TaskWriter, real: str) -> None:
     # columns are the outer loop, so that those of the table stay in cache
     with k.repeat(below(width), zero) as block:
         column = block.index
-        gather = gathers.widest(width - column, lists, width)
+        gather, lanes = gathers.widest(width - column, lists, width)
         initial = bias.at(column)
         with k.loop(first, last, first // steps, first % steps) as row:
             sample, step = row.carried
@@ -256,7 +233,7 @@ def forward(k: TaskWriter, real: str) -> None:
             )
             is_last = (step + 1).equals(steps)
             row.next = k.select(is_last, sample + 1, sample), k.select(is_last, 0, step + 1)
-        block.next = (column + gather.lanes,)
+        block.next = (column + lanes,)
 
 
 def backward(k: TaskWriter, real: str) -> None:
@@ -280,7 +257,7 @@ def backward(k: TaskWriter, real: str) -> None:
         (begun,) = k.choose(first.equals(0), lambda: [before], lambda: [ends[first - 1]])
         with k.repeat(below(width), zero) as block:
             column = block.index
-            gather = gathers.widest(width - column, lists, width)
+            gather, lanes = gathers.widest(width - column, lists, width)
             with k.loop(0, reach + 1) as late:
                 window = grads.at((reach - late.index) * width + column)
                 target = out.at(late.index * columns * width + column)
@@ -290,4 +267,4 @@ def backward(k: TaskWriter, real: str) -> None:
                         sums = target.at(row.index * width)
                         gather(sums, sums, window, begin, end)
                     row.next = (end,)
-            block.next = (column + gather.lanes,)
+            block.next = (column + lanes,)

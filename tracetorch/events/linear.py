@@ -1,93 +1,90 @@
-"""Compute a linear layer with the events of its input, forward and backward."""
+"""Compute a linear layer with the events of its input, forward and backward: ``LINEAR``."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from tracetorch.events.compiled import first_sums, full_vectors, in_graph, run, shared_out
-from tracetorch.events.lists import EventLists, by_column, save_operands, saved_operands
+from tracetorch.events.compiled import first_sums, full_vectors, run, shared_out
+from tracetorch.events.lists import EventLists, by_column
+from tracetorch.events.node import ProductKind
 from tracetorch.fuse.runtime.memory import large_empty
 
-LEAST_ROWS = 64  # of a task
-LEAST_INPUTS = 16  # of a task of the weight gradient, each of which reads the output's gradients
+_LEAST_ROWS = 64  # of a task
+_LEAST_INPUTS = 16  # of a task of the weight gradient, each of which reads the output's gradients
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, events: EventLists) -> Tensor:
-    """Return ``x @ weight.T + bias``, part of the graph, by the events of ``x``.
+def sum_rows(
+    y: Tensor,
+    table: Tensor,
+    bias: Tensor | None,
+    events: EventLists,
+    indices: Tensor,
+    delays: tuple[int, int, int],
+) -> None:
+    """Write an output ``[..., width]``: the bias, and rows of the transposed weights by event.
 
-    Args:
-        x: ``[..., in]``.
-        weight: ``[out, in]``.
-        bias: ``[out]``.
-        events: the events of ``x`` as a matrix ``[rows, in]``.
+    ``indices`` are the table's rows, one for each event; ``delays`` the steps of a sample, how many
+    more an output reads, and the indices of each.
     """
-    if in_graph(x, weight, bias):
-        y: Tensor = _Linear.apply(x, weight, bias, events)  # type: ignore[no-untyped-call]
-        return y
-    return _forward(x, weight, bias, events)
+    width = table.shape[-1]
+    rows = y.numel() // width
+    per_task, tasks = shared_out(rows, _LEAST_ROWS)
+    run(
+        "forward",
+        y.dtype,
+        tasks,
+        *(per_task, rows, *delays, events.starts, indices, events.values, events.weighted),
+        *(table, first_sums(table, bias), width, y),
+        work=(delays[1] + 1) * (len(indices) + events.rows) * width,
+    )
+
+
+def add_rows(total: Tensor, table: Tensor, events: EventLists, reach: int = 0) -> None:
+    """Add to ``[reach + 1, in, width]``, the weights' gradient, rows of the output's, by event."""
+    lists, width, columns = by_column(events), table.shape[-1], events.columns
+    per_task, tasks = shared_out(columns, _LEAST_INPUTS)
+    run(
+        "backward",
+        table.dtype,
+        tasks,
+        *(per_task, columns, lists.chunks, lists.per_chunk, reach, events.starts, lists.ends),
+        *(lists.sources, lists.scales, events.weighted, table, width, total),
+        work=(reach + 1) * (len(events.indices) + events.rows) * width,
+    )
 
 
 def _copied(matrix: Tensor) -> Tensor:
     return matrix.clone(memory_format=torch.contiguous_format)
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, events: EventLists) -> Tensor:
-    outputs = len(weight)
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, events: EventLists, at: None
+) -> Tensor:
+    outputs, rows = len(weight), events.rows
     table = full_vectors(weight.detach().t())
-    width, rows = table.shape[1], events.rows
-    y = large_empty((rows, width), x.dtype)
-    per_task, tasks = shared_out(rows, LEAST_ROWS)
-    start = first_sums(table, bias)
+    y = large_empty((rows, table.shape[1]), x.dtype)
     # without delays all rows are steps of one sample
-    arguments = (rows, rows, 0, 0, *events[1:], events.weighted, table, start, width, y)
-    run("forward", x.dtype, tasks, per_task, *arguments, work=additions(events, width))
-    if width != outputs:
+    sum_rows(y, table, bias, events, events.indices, (rows, 0, 0))
+    if y.shape[1] != outputs:
         y = _copied(y[:, :outputs])
     # no view of another tensor, which nobody behind the layer could change in place
     return y.view(*x.shape[:-1], outputs).detach()
 
 
-def _weight_gradient(grad: Tensor, events: EventLists) -> Tensor:
-    """Return the gradient ``[out, in]`` for the gradient ``[rows, out]`` of the output."""
-    outputs = grad.shape[1]
-    table = full_vectors(grad)
-    width, columns = table.shape[1], events.columns
-    lists = by_column(events)
-    total = table.new_zeros((columns, width))
-    per_task, tasks = shared_out(columns, LEAST_INPUTS)
-    arguments = (
-        *(per_task, columns, lists.chunks, lists.per_chunk, 0, events.starts),
-        *(lists.ends, lists.sources, lists.scales, events.weighted, table, width, total),
-    )
-    run("backward", grad.dtype, tasks, *arguments, work=additions(events, width))
-    return _copied(total[:, :outputs].t())
+def _by_weight(
+    grad: Tensor, events: EventLists, shape: torch.Size, weight: torch.Size, at: None
+) -> Tensor:
+    table = full_vectors(grad.flatten(0, -2))
+    total = table.new_zeros((events.columns, table.shape[1]))
+    add_rows(total, table, events)
+    return _copied(total[:, : weight[0]].t())
 
 
-def additions(events: EventLists, width: int) -> int:
-    """Return how many values a kernel adds, or writes."""
-    return (len(events.indices) + events.rows) * width
-
-
-class _Linear(torch.autograd.Function):
-    """Node that keeps the events of its input, and the weight where the input has a gradient."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, events: EventLists
-    ) -> Tensor:
-        save_operands(ctx, weight, events)
-        return _forward(x, weight, bias, events)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weight, events = saved_operands(ctx, grad)
-        flat = grad.flatten(0, -2)
-        return (
-            None if weight is None else grad @ weight,
-            None if events is None else _weight_gradient(flat.resolve_neg(), events),
-            flat.sum(0) if ctx.needs_input_grad[2] else None,
-            None,
-        )
+LINEAR = ProductKind(
+    _forward,
+    lambda grad, weight, shape, at: grad @ weight,
+    _by_weight,
+    lambda grad: grad.flatten(0, -2).sum(0),
+)
+"""``x`` is ``[..., in]``, the weight ``[out, in]``; events are those of ``x`` as ``[rows, in]``."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tracetorch.events.compiled import check_incoming, run, shared_out
+from tracetorch.events.compiled import run, shared_out
 
 _LEAST_ROWS = 32  # of a task
 _ROWS_PER_CHUNK = 1024  # whose output gradients stay in cache, 128 columns at a time
@@ -20,19 +20,12 @@ _STRIDE = 2_654_435_761  # of sampled rows, so that they are of all steps and al
 
 
 class EventLists(NamedTuple):
-    """The events of a matrix by row; NaN and infinity are events too.
+    """The events of a matrix by row; NaN and infinity are events too."""
 
-    Args:
-        columns: of the matrix.
-        starts: where the list of each row begins, and where the last one ends.
-        indices: columns of the events.
-        values: their values; empty where all are 1.
-    """
-
-    columns: int
-    starts: Tensor
-    indices: Tensor
-    values: Tensor
+    columns: int  # of the matrix
+    starts: Tensor  # where the list of each row begins, and where the last one ends
+    indices: Tensor  # columns of the events
+    values: Tensor  # their values; empty where all are 1
 
     @property
     def rows(self) -> int:
@@ -45,47 +38,14 @@ class EventLists(NamedTuple):
         return len(self.values) > 0
 
 
-def save_operands(ctx: Any, weight: Tensor, events: EventLists) -> None:
-    """Save for the backward pass of a product the operands that its gradients need.
-
-    Args:
-        ctx: of a node whose first inputs are the input and the weight.
-        weight: the weight, which the gradient of the input needs.
-        events: of the input, which the gradient of the weight needs.
-    """
-    needs_input, needs_weight = ctx.needs_input_grad[:2]
-    ctx.columns = events.columns
-    ctx.save_for_backward(weight if needs_input else None, *(events[1:] if needs_weight else ()))
-
-
-def saved_operands(ctx: Any, grad: Tensor) -> tuple[Tensor | None, EventLists | None]:
-    """Return what :func:`save_operands` has saved; ``None`` for what no gradient needs.
-
-    Args:
-        ctx: of the node.
-        grad: the gradient of the output, which is checked.
-    """
-    weight, *lists = ctx.saved_tensors
-    check_incoming(grad, bool(lists))
-    return weight, EventLists(ctx.columns, *lists) if lists else None
-
-
 class ColumnLists(NamedTuple):
-    """The events of a matrix by column, for each chunk of rows.
+    """The events of a matrix by column, for each chunk of rows."""
 
-    Args:
-        ends: where the list of each column of each chunk ends, and the next one begins.
-        sources: rows of the events.
-        scales: their values; empty where all are 1.
-        chunks: how many there are.
-        per_chunk: rows of a chunk.
-    """
-
-    ends: Tensor
-    sources: Tensor
-    scales: Tensor
-    chunks: int
-    per_chunk: int
+    ends: Tensor  # where the list of each column of each chunk ends, and the next one begins
+    sources: Tensor  # rows of the events
+    scales: Tensor  # their values; empty where all are 1
+    chunks: int  # how many there are
+    per_chunk: int  # rows of a chunk
 
 
 def sampled_density(matrix: Tensor) -> float:
@@ -98,12 +58,7 @@ def sampled_density(matrix: Tensor) -> float:
 
 
 def list_events(matrix: Tensor, limit: float) -> tuple[EventLists | None, float]:
-    """Return the events of a contiguous matrix and their share, exactly.
-
-    Args:
-        matrix: float32 or float64, on the CPU.
-        limit: largest share of events of which lists are made; ``None`` is returned above it.
-    """
+    """Return the events of a contiguous matrix, ``None`` above a limit, and their share."""
     rows, columns = matrix.shape
     dtype, size = matrix.dtype, matrix.numel()
     per_task, tasks = shared_out(rows, _LEAST_ROWS)

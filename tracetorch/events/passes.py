@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.torch_private import computes_as_conv2d, is_compiled, observed_by
-from tracetorch.events.conv import Window, conv, window
+from tracetorch.events.conv import CONV, Window, window
 from tracetorch.events.crossover import conv_crossover, crossover
-from tracetorch.events.delayed import delayed
-from tracetorch.events.linear import linear
+from tracetorch.events.delayed import DELAYED
+from tracetorch.events.linear import LINEAR
 from tracetorch.events.lists import EventLists, list_events, sampled_density
+from tracetorch.events.node import product
 from tracetorch.events.observed import Product, observers, report
 from tracetorch.events.request import requested_mode
 from tracetorch.fuse import requested_backend
@@ -144,23 +145,17 @@ def _forward(module: nn.Linear | nn.Conv2d, input: Tensor) -> Tensor:  # noqa: A
         return plain()  # type: ignore[no-any-return]
     weight, bias = module.weight, module.bias
     reason = _plain_reason(input, weight, bias)
-    at: Window | None = None
-    if reason is None:
-        if isinstance(module, nn.Conv2d):
-            found = window(module, input)
-            if isinstance(found, str):
-                reason = found
-            elif weight.is_contiguous():
-                at = found
-            else:
-                reason = "the weight is not contiguous"
-        elif (
-            input.ndim < 2
-            or weight.ndim != 2
-            or input.numel() == 0
-            or input.shape[-1] != weight.shape[1]
-        ):
-            reason = "the shapes are not those of rows and a weight"
+    at: Window | str | None = None
+    if reason is None and isinstance(module, nn.Conv2d):
+        at = window(module, input)
+        reason = at if isinstance(at, str) else None
+    elif reason is None and (
+        input.ndim < 2
+        or weight.ndim != 2
+        or input.numel() == 0
+        or input.shape[-1] != weight.shape[1]
+    ):
+        reason = "the shapes are not those of rows and a weight"
     if reason is None and bias is not None and bias.shape != weight.shape[:1]:
         reason = "the shapes are not those of a weight and its bias"
     if reason is None and not input.is_contiguous():
@@ -168,29 +163,22 @@ def _forward(module: nn.Linear | nn.Conv2d, input: Tensor) -> Tensor:  # noqa: A
     if reason is not None:
         report(module, Product(False, None, 0.0, reason))
         return plain()  # type: ignore[no-any-return]
-    if at is None:
+    if at is None or isinstance(at, str):
         rows = input.numel() // weight.shape[1]
         events = _events(
             module, input.detach().view(rows, -1), crossover(rows, *weight.shape[::-1])
         )
-        return plain() if events is None else linear(input, weight, bias, events)
+        return plain() if events is None else product(LINEAR, input, weight, bias, events)
     limit = conv_crossover(input.shape, weight.shape, at.size, _has_gradient(weight))
     matrix = input.detach().view(len(input) * weight.shape[1], -1)
     events = _events(module, matrix, limit)
-    return plain() if events is None else conv(input, weight, bias, events, at)
+    return plain() if events is None else product(CONV, input, weight, bias, events, at)
 
 
 def _convolve(
     module: DelayedLinear | DelayedConv1d, past: Tensor, kernel: Tensor, bias: Tensor | None
 ) -> Tensor:
-    """Compute a layer with delays, in place of its own ``convolve``.
-
-    Args:
-        module: the layer.
-        past: the past and the inputs, time last.
-        kernel: the weight at every past step.
-        bias: of the outputs.
-    """
+    """Compute a layer with delays, in place of its own ``convolve``."""
     plain = partial(_PRODUCTS[type(module)][1], module, past, kernel, bias)
     run = ambient.current
     if run is None or not run.folded or torch.compiler.is_compiling():
@@ -214,7 +202,7 @@ def _convolve(
         events = _events(module, by_step.detach().contiguous().view(-1, inputs), limit)
         if events is None:
             return plain()  # type: ignore[no-any-return]
-        y = delayed(by_step, kernel.permute(2, 1, 0), bias, events)
+        y = product(DELAYED, by_step, kernel.permute(2, 1, 0), bias, events)
         return y.view(steps, *lead, outputs).movedim(0, -1)
     places = module.places(past.shape[-2])
     options = ((places.stride, 1), (places.padding, 0), (places.dilation, 1))
@@ -225,7 +213,7 @@ def _convolve(
     events = _events(module, matrix, limit)
     if events is None:
         return plain()  # type: ignore[no-any-return]
-    y = conv(images, kernel, bias, events, at)
+    y = product(CONV, images, kernel, bias, events, at)
     return y.view(*past.shape[:-3], *y.shape[1:])
 
 

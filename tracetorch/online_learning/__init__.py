@@ -9,11 +9,12 @@ gradient, and all without memory needs no rule. What no trace follows is found i
 layer's input, by the parameters reached there; ``"exact"`` refuses it, the others list it as
 dropped.
 
-What tells the rules apart is a value (``tracetorch/online_learning/rules``): a new rule is a file,
-and an entry in their list. E-prop's block has two sources: ``step`` with its spikes constant for
-the rows of states that are reset, ``step`` as it is for the others; a next state that was computed
-from another one goes on through that one's row. Traces have names, so they are states for
-``get_states``, ``set_states`` and files (``ExtraStates``).
+A step is a pass (``tracetorch/online_learning/step.py``), so that a layer which runs asks it, and
+its traces advance there. What tells the rules apart is a value, an entry in their list
+(``tracetorch/online_learning/rules``). E-prop's block has two sources: ``step`` with its spikes
+constant for the rows of states that are reset, ``step`` as it is for the others; a next state that
+was computed from another one goes on through that one's row. Traces have names, so they are states
+for ``get_states``, ``set_states`` and files (``ExtraStates``).
 """
 
 from __future__ import annotations

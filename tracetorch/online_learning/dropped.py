@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -30,22 +30,17 @@ class DroppedPath(NamedTuple):
 
 
 def reached(roots: Iterable[Any], stops: Collection[Any]) -> tuple[set[Any], list[Tensor]]:
-    """Walk an autograd graph from some nodes towards its leaves.
+    """Walk an autograd graph from some nodes towards its leaves, but not through the stops.
 
-    Args:
-        roots: the nodes to begin at; ``None`` is skipped.
-        stops: nodes that are not walked through.
-
-    Returns:
-        The stops that were reached, and the leaves that accumulate a gradient.
+    Return the stops that were reached, and the leaves that accumulate a gradient.
     """
     seen: set[Any] = set()
     met: set[Any] = set()
     leaves: list[Tensor] = []
-    pending = [node for node in roots if node is not None]
+    pending = [*roots]
     while pending:
         node = pending.pop()
-        if node in seen:
+        if node is None or node in seen:
             continue
         seen.add(node)
         if node in stops:
@@ -54,14 +49,10 @@ def reached(roots: Iterable[Any], stops: Collection[Any]) -> tuple[set[Any], lis
         variable = getattr(node, "variable", None)
         if isinstance(variable, Tensor):
             leaves.append(variable)
-        pending.extend(_parents(node))
+        pending.extend(parent for parent, _ in node.next_functions)
     return met, leaves
 
 
 def reached_from(node: Any) -> list[Tensor]:
     """Return the leaves that a node of an autograd graph depends on."""
-    return reached(_parents(node), ())[1]
-
-
-def _parents(node: Any) -> Iterator[Any]:
-    return (parent for parent, _ in node.next_functions if parent is not None)
+    return reached((parent for parent, _ in node.next_functions), ())[1]

@@ -6,7 +6,6 @@ has the derivatives of every lane as its gradient, and one backward pass gives a
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -20,16 +19,12 @@ _DIGIT = 16  # values of a probe: with more, the smallest would be lost beside t
 
 
 class LaneDerivatives(NamedTuple):
-    """Derivatives of the next states, each shaped like the input; ``None`` is zero everywhere.
+    """Derivatives of the next states, each shaped like the input; ``None`` is zero everywhere."""
 
-    Args:
-        by_state: ``by_state[i][j]``, of next state ``i`` by state ``j``: the block.
-        by_input: of every next state by the input.
-        by_parameter: of every next state by the constrained parameters that learn, by name.
-    """
-
+    # ``by_state[i][j]``, of next state ``i`` by state ``j``: the block
     by_state: list[list[Tensor | None]]
-    by_input: list[Tensor | None]
+    by_input: list[Tensor | None]  # of every next state by the input
+    # of every next state by the constrained parameters that learn, by name
     by_parameter: list[dict[str, Tensor | None]]
 
 
@@ -42,23 +37,17 @@ def added(terms: Iterable[Tensor | None]) -> Tensor | None:
     return total
 
 
-def product(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+def multiplied(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     """Multiply two derivatives, each of which may be zero everywhere."""
     return None if a is None or b is None else a * b
 
 
 class Run(NamedTuple):
-    """A run of ``step`` on leaves of the lanes' shape.
+    """A run of ``step`` on leaves of the lanes' shape."""
 
-    Args:
-        sources: the leaves: active states, input, learned parameters.
-        output: of the step.
-        ends: the next active states.
-    """
-
-    sources: list[Tensor]
-    output: Tensor
-    ends: list[Tensor]
+    sources: list[Tensor]  # the leaves: active states, input, learned parameters
+    output: Tensor  # of the step
+    ends: list[Tensor]  # the next active states
 
     def value(self, i: int) -> Tensor:
         """Return a next state, or the output behind the last of them."""
@@ -66,21 +55,13 @@ class Run(NamedTuple):
 
 
 class StepCall(NamedTuple):
-    """A call of ``step``: the layer, and what it is called with.
-
-    Args:
-        layer: the neuron layer.
-        x: the input, in the dtype of the arithmetic.
-        further: inputs after ``x``, constants, of its shape.
-        states: the active ones, by name.
-        kwargs: of ``step``.
-    """
+    """A call of ``step``: the layer, and what it is called with."""
 
     layer: Neuron
-    x: Tensor
-    further: Sequence[Tensor]
-    states: Mapping[str, Tensor]
-    kwargs: Mapping[str, Any]
+    x: Tensor  # the input, in the dtype of the arithmetic
+    further: Sequence[Tensor]  # inputs after ``x``, constants, of its shape
+    states: Mapping[str, Tensor]  # the active ones, by name
+    kwargs: Mapping[str, Any]  # of ``step``
 
     def run(self, wrapped: Mapping[str, Callable[[Any], Any]] = MappingProxyType({})) -> Run:
         """Run ``step`` on leaves, ``wrapped`` as in :meth:`Cell.run`."""
@@ -90,12 +71,12 @@ class StepCall(NamedTuple):
 
         with torch.enable_grad():
             given = leaf(self.x)
-            held = {name: leaf(state) for name, state in self.states.items()}
+            states = {name: leaf(state) for name, state in self.states.items()}
             learned = learned_parameters(self.layer, self.kwargs)
             leaves = {name: leaf(value) for name, value in learned.items()}
             inputs, kwargs = (given, *self.further), {**self.kwargs, **leaves}
-            output, ends = self.layer.cell.run(inputs, held, kwargs, wrapped)
-        return Run([*held.values(), given, *leaves.values()], output, [*ends.values()])
+            output, ends = self.layer.cell.run(inputs, states, kwargs, wrapped)
+        return Run([*states.values(), given, *leaves.values()], output, [*ends.values()])
 
     def derivatives(
         self, detached: Collection[str] = (), *, of_output: bool = False
@@ -140,8 +121,9 @@ class StepCall(NamedTuple):
             for end in (run.output, *run.ends):
                 plain = gradients(end, run.sources, None)
                 for probe in probes(x):
-                    probed = gradients(end, run.sources, probe)
-                    if not all(map(_is_product, probed, plain, itertools.repeat(probe))):
+                    pairs = zip(gradients(end, run.sources, probe), plain, strict=True)
+                    found = [(a, b) for a, b in pairs if a is not None and b is not None]
+                    if not all(is_close(a, probe * b) for a, b in found):
                         raise ValueError(
                             f"{label} has a step that mixes neurons or samples: there is no "
                             "derivative by lane. Traces need a step of pointwise operations; put "
@@ -161,9 +143,6 @@ def probes(x: Tensor) -> list[Tensor]:
     Each holds 16 powers of two with signs, so that a product with it is exact in any dtype. They
     are the digits of a lane's number in a random order, so any two lanes differ in one of them. One
     more, in an order of its own, is there for what cancels in these.
-
-    Args:
-        x: a tensor of the lanes' shape, dtype and device.
     """
     generator = torch.Generator().manual_seed(0)
     numbers, others = (torch.randperm(x.numel(), generator=generator) for _ in range(2))
@@ -179,10 +158,6 @@ def is_close(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are equal but for rounding; NaN equals NaN."""
     largest = float(b.detach().abs().nan_to_num(0, 0, 0).max()) if b.numel() else 0.0
     return torch.allclose(a, b, rtol=1e-5, atol=1e-6 * largest, equal_nan=True)
-
-
-def _is_product(probed: Tensor | None, plain: Tensor | None, probe: Tensor) -> bool:
-    return plain is None or probed is None or is_close(probed, probe * plain)
 
 
 def detached_spikes(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

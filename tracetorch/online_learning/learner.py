@@ -8,24 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.checks import check_has_values, is_finite, suggestion
+from tracetorch.core.checks import check_has_values, suggestion
 from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import (
     NO_BACKWARD,
     current_backward,
     exclude_from_compile,
     functorch_active,
-    pytree,
 )
 from tracetorch.core.walk import named_parameters
 from tracetorch.online_learning.dropped import DroppedPath
-from tracetorch.online_learning.held import Held
+from tracetorch.online_learning.learner_state import LearnerState
 from tracetorch.online_learning.rules import RULES, Rule
 from tracetorch.online_learning.step import Step
-from tracetorch.online_learning.trace_states import Carried, named_traces
+from tracetorch.online_learning.trace_states import checked_traces, named_traces
 from tracetorch.probe.layers import neuron_layers
 from tracetorch.snn.module import layer_label, zero_states
-from tracetorch.snn.passes import Pass, current_pass
+from tracetorch.snn.passes import current_pass
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.states import ExtraStates, named_holders
 from tracetorch.unrolling import unroll
@@ -111,9 +110,9 @@ class OnlineLearner(ExtraStates):
 
     Traces travel with the learner: in copies, by ``pickle`` and ``torch.save``, by ``get_states``
     and ``set_states`` of the learner, and in a file of ``tt.save(learner, path, states=True)``.
-    States without traces, those of ``get_states(model)`` say, are constants to go on from. A
-    parameter that was frozen in some steps has no trace of these; once it learns, ``"exact"``
-    raises, and the other rules list it in ``dropped``, until the traces start anew.
+    States without traces, those of ``get_states(model)`` say, are constants to go on from. What a
+    parameter does in steps in which it is frozen is left out of its trace, as backpropagation
+    leaves it out of the gradient.
 
     Arguments and errors are those of :func:`online`.
 
@@ -152,7 +151,7 @@ class OnlineLearner(ExtraStates):
         check_has_values(model)
         self.model = model
         self.rule = rule
-        self._held = Held(model, layers, RULES[rule])
+        self._state = LearnerState(model, layers, RULES[rule])
         self._dropped: dict[DroppedPath, None] = {}
 
     @property
@@ -172,11 +171,10 @@ class OnlineLearner(ExtraStates):
             ValueError: gradients are disabled; the call is inside a transform of ``torch.func`` or
                 inside ``backward()``; the model has other neuron layers than before; a state was
                 set from outside between two steps; an input is NaN or infinite, or a state becomes
-                so; a layer is called twice in a step, has a ``forward`` of its own or a ``step``
-                that is not pointwise; a module has a backward hook; or the rule is ``"exact"`` and
-                the gradients would not be. States and traces are as before then; what else the
-                model's forward has changed, running statistics or the random state say, is not
-                undone.
+                so; a layer is called twice in a step, or has a ``step`` that is not pointwise; a
+                module has a backward hook; or the rule is ``"exact"`` and the gradients would not
+                be. States and traces are as before then; what else the model's forward has changed,
+                running statistics or the random state say, is not undone.
         """
         outer = current_pass()
         if outer is not None and outer.folded and outer.running is None:
@@ -200,50 +198,12 @@ class OnlineLearner(ExtraStates):
                 "seems: its traces have gone on since, and a step cannot be repeated. It keeps no "
                 "graph of earlier steps, so leave checkpointing out."
             )
-        run = Pass()
-        y, step = run.call(self._run, *args, **kwargs)
-        run.commit()
-        self._held.traces, self._held.filters = step.traces, step.filters
-        self._held.frozen = step.frozen
+        step = Step(self._state)
+        y = step.call(step.run, args, kwargs)
+        step.commit()
+        self._state.replace(step.traces, step.filters)
         self._dropped.update(step.dropped)
-        self._held.note_states()
         return y
-
-    def _run(self, *args: Any, **kwargs: Any) -> tuple[Any, Step]:
-        """Run one step in a pass of its own, which is not committed where it fails."""
-        for value in pytree.tree_leaves((args, kwargs)):
-            if isinstance(value, Tensor) and value.is_floating_point() and not is_finite(value):
-                raise ValueError(
-                    f"an input of shape {list(value.shape)} has NaN or infinite values, which "
-                    "would stay in the traces and reach every weight. Leave the step out, or use "
-                    "the last good input: if not x.isfinite().all(): x = last."
-                )
-        step = Step(self._held)
-        for path, layer in self._held.layers.items():
-            step.enter(path, layer)
-        with step.observed():
-            y = self.model(*args, **kwargs)
-        step.leave()
-        if self._held.rule.lossless and step.dropped:
-            paths = "\n  ".join(map(str, step.dropped))
-            raise ValueError(
-                "the gradients cannot be exact online, for there are paths through time that "
-                f"no trace follows:\n  {paths}\nrule='eprop' drops or changes them."
-            )
-        for path, layer in self._held.layers.items():
-            self._check_state(path, layer)
-        return y, step
-
-    def _check_state(self, path: str, layer: SequenceLayer) -> None:
-        """Raise where a step has made NaN or infinite values of a state, and so of its traces."""
-        for name in layer.active_states:
-            state = getattr(layer, name)
-            if isinstance(state, Tensor) and not is_finite(state):
-                raise ValueError(
-                    f"{name} of {layer_label(layer, path)} has NaN or infinite values, which "
-                    "would stay in its traces and reach every weight. The input is finite: look "
-                    "at the weights before the layer, and at its states."
-                )
 
     def zero_states(self, *, where: Tensor | None = None) -> None:
         """Set states and traces to zero, with ``where`` those of some samples.
@@ -251,32 +211,35 @@ class OnlineLearner(ExtraStates):
         Args, Raises: as :meth:`tracetorch.snn.TTModule.zero_states`.
         """
         super().zero_states(where=where)
-        self._held.restart(where)
+        if where is None:
+            self._state.replace({}, {})
+        else:
+            self._state.change(lambda path, traces: traces.restarted(where))
 
     def detach_states(self) -> None:
         """Make constants of the states: the traces start anew from them."""
         super().detach_states()
-        self._held.restart()
+        self._state.replace({}, {})
 
     def extra_states(self) -> dict[str, Tensor]:
         """Return the traces by name, for ``tt.get_states``."""
-        return named_traces(self._held)
+        return named_traces(self._state)
 
     def extra_states_setter(
         self, extra: Mapping[str, Tensor], states: Mapping[str, Tensor]
     ) -> Callable[[], None]:
         """Check traces for ``tt.set_states``; without any they start anew from the states."""
         if not extra:
-            return self._held.restart
+            return lambda: self._state.replace({}, {})
         inside = {name.removeprefix("model."): state for name, state in states.items()}
-        return Carried(self._held, extra, inside).put
+        return checked_traces(self._state, extra, inside)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OnlineLearner:
         """Move the traces along with the states."""
-        fits = all(map(self._held.fits, self._held.traces))
+        fits = all(map(self._state.fits, self._state.traces))
         super()._apply(fn, recurse)
         if fits:
-            self._held.follow_states()
+            self._state.follow_states()
         return self
 
     def certificate(
@@ -317,7 +280,7 @@ class OnlineLearner(ExtraStates):
             found = torch.autograd.grad(
                 loss(y, *rest), list(parameters.values()), allow_unused=True, materialize_grads=True
             )
-            return [each.detach() for each in found]
+            return [each.detach().double() for each in found]
 
         # whatever the caller's mode: gradients are what is compared
         with torch.inference_mode(False), torch.enable_grad():
@@ -329,8 +292,11 @@ class OnlineLearner(ExtraStates):
                 learner = OnlineLearner(self.model, self.rule)
                 found = gradients(torch.stack([call(learner, each) for each in inputs.each_step()]))
         self._dropped.update(learner._dropped)
-        pairs = zip(found, expected, strict=True)
-        return dict(zip(parameters, (_cosine(a, b) for a, b in pairs), strict=True))
+        cosines = {}
+        for name, a, b in zip(parameters, found, expected, strict=True):
+            norms = float(a.norm() * b.norm())
+            cosines[name] = float((a * b).sum()) / norms if norms > 0 else 0.0
+        return cosines
 
 
 def split_batch(batch: Sequence[Any]) -> tuple[Any, list[Any]]:
@@ -346,9 +312,3 @@ def split_batch(batch: Sequence[Any]) -> tuple[Any, list[Any]]:
         )
     x, *rest = batch
     return x, rest
-
-
-def _cosine(a: Tensor, b: Tensor) -> float:
-    a, b = a.double().flatten(), b.double().flatten()
-    norms = float(a.norm() * b.norm())
-    return float(a @ b) / norms if norms > 0 else 0.0

@@ -1,4 +1,4 @@
-"""Refuse models that traces cannot follow: hooks, replaced layers, a ``forward`` of a layer."""
+"""Refuse models that traces cannot follow: hooks, replaced layers, a layer's ``forward_step``."""
 
 from __future__ import annotations
 
@@ -8,14 +8,23 @@ from torch import nn
 
 from tracetorch.core.torch_private import global_hooks
 from tracetorch.snn.module import layer_label
-from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.sequence_layer import SequenceLayer
 
 
-def check_layers(
-    modules: Sequence[tuple[str, nn.Module]], layers: Mapping[str, SequenceLayer]
+def check_model(
+    modules: Sequence[tuple[str, nn.Module]],
+    layers: Mapping[str, SequenceLayer],
+    *,
+    has_traces: bool,
 ) -> None:
-    """Raise where the model has other neuron layers than those that the learner was made for."""
+    """Raise where traces, if there are any, cannot follow what the modules of a model do now.
+
+    Args:
+        modules: all of them.
+        layers: the neuron layers that the learner was made for.
+        has_traces: whether hooks and methods matter.
+    """
     now = {path: module for path, module in modules if isinstance(module, SequenceLayer)}
     changed = [path for path in (*now, *layers) if now.get(path) is not layers.get(path)]
     if changed:
@@ -23,10 +32,14 @@ def check_layers(
             f"the neuron layer {changed[0]!r} has been added, removed or replaced since the "
             "learner was made, and no trace follows it. Make a new learner by tt.online(model)."
         )
-
-
-def check_backward_hooks(modules: Sequence[tuple[str, nn.Module]]) -> None:
-    """Raise where a hook would be called with, or change, the derivatives of the traces."""
+    if not has_traces:
+        return
+    if global_hooks():
+        raise ValueError(
+            "a hook is registered on all modules there are, by "
+            "torch.nn.modules.module.register_module_..._hook: what it changes cannot be seen by "
+            "traces. Remove it with its handle's remove(), or register it on single modules."
+        )
     for path, module in modules:
         if module._backward_hooks or module._backward_pre_hooks:
             raise ValueError(
@@ -35,22 +48,13 @@ def check_backward_hooks(modules: Sequence[tuple[str, nn.Module]]) -> None:
                 "steps. Remove it with its handle's remove(), or train by backpropagation through "
                 "time."
             )
-    if global_hooks():
-        raise ValueError(
-            "a hook is registered on all modules there are, by "
-            "torch.nn.modules.module.register_module_..._hook: what it changes cannot be seen by "
-            "traces. Remove it with its handle's remove(), or register it on single modules."
-        )
-
-
-def check_forward(path: str, layer: Neuron) -> None:
-    """Raise where a call of a layer is not ``Neuron``'s, which runs ``step``."""
-    for name in ("forward", "forward_step"):
-        if name in vars(layer) or getattr(type(layer), name) is not getattr(Neuron, name):
+        if has_step(module) and (
+            "forward_step" in vars(module) or type(module).forward_step is not Neuron.forward_step
+        ):
             raise ValueError(
-                f"{layer_label(layer, path)} has a {name} of its own, and traces are derived from "
-                "step alone. Put what it adds into step, or into a module before or behind the "
-                "layer."
+                f"{layer_label(module, path)} has a forward_step of its own, and traces are "
+                "derived from step alone. Put what it adds into step, or into a module before or "
+                "behind the layer."
             )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tracetorch.online_learning.lanes import LaneDerivatives, added, product
+from tracetorch.online_learning.lanes import LaneDerivatives, added, multiplied
 
 Pull: TypeAlias = Callable[[Sequence[Tensor | None]], Iterable[Tensor | None]]
 
@@ -17,16 +17,13 @@ Pull: TypeAlias = Callable[[Sequence[Tensor | None]], Iterable[Tensor | None]]
 def with_gradients(
     values: Sequence[Tensor], sources: Sequence[Tensor | None], pull: Pull
 ) -> Sequence[Tensor]:
-    """Return values as functions of sources, with other gradients than those of their graph.
+    """Return values, cut from their graph, as functions of sources.
 
-    Args:
-        values: their own graph is cut.
-        sources: what they are functions of.
-        pull: maps gradients by the values to those by the sources; ``None`` is zero.
+    ``pull`` maps gradients by the values to those by the sources; ``None`` is zero.
     """
-    held = [value.detach() for value in values]
+    cut = [value.detach() for value in values]
     results: Sequence[Tensor] = _WithGradients.apply(  # type: ignore[no-untyped-call]
-        pull, len(held), *held, *sources
+        pull, len(cut), *cut, *sources
     )
     return results
 
@@ -38,14 +35,9 @@ def with_derivatives(
     states: Sequence[Tensor | None],
     parameters: Mapping[str, Tensor],
 ) -> Sequence[Tensor]:
-    """Return values as functions with other derivatives, lane by lane, than those of their graph.
+    """Return values of the lanes' shape as functions with other derivatives than their graph's.
 
-    Args:
-        values: tensors of the lanes' shape.
-        derivatives: of them.
-        x: the input that they are functions of.
-        states: the active ones, as before the step.
-        parameters: the constrained parameters that learn, by name.
+    They are functions of the input, the states before the step, and the parameters that learn.
     """
     by_state, by_input, by_parameter = derivatives
     sources = [*states, x, *parameters.values()]
@@ -58,7 +50,7 @@ def with_derivatives(
 
     def pull(by_value: Sequence[Tensor | None]) -> Iterator[Tensor | None]:
         for kind, column in zip(kinds, columns, strict=True):
-            total = added(map(product, by_value, column))
+            total = added(map(multiplied, by_value, column))
             if kind is None or total is None:
                 yield None
             else:

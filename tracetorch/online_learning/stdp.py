@@ -17,13 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_finite, check_nonnegative, check_number
-from tracetorch.online_learning.products import Product, features, is_product, lanes, split
+from tracetorch.online_learning.linear_maps import LinearMap, features, is_linear_map, lanes, split
 from tracetorch.online_learning.spike_trace import EligibilityTrace, SpikeTrace
 from tracetorch.online_learning.stdp_checks import (
-    check_finite_spikes,
     check_own_weight,
     check_spikes,
-    checked_bounds,
     checked_reward,
 )
 from tracetorch.online_learning.stdp_rules import PairRule, STDPRule, TripletRule
@@ -106,13 +104,13 @@ class STDP(TTModule):
     (2007), and of Florian, Neural Computation 19, 1468 (2007).
     """
 
-    connection: Product
+    connection: LinearMap
     _potentiation: Tensor | None
     _depression: Tensor | None
 
     def __init__(
         self,
-        connection: Product,
+        connection: LinearMap,
         rule: PairRule | TripletRule = PairRule(),  # noqa: B008 (frozen)
         *,
         bounds: tuple[float, float] | None = None,
@@ -123,7 +121,7 @@ class STDP(TTModule):
         super().__init__()
         if isinstance(connection, nn.Module):
             check_own_weight(connection)
-        if not isinstance(connection, nn.Module) or not is_product(connection):
+        if not isinstance(connection, nn.Module) or not is_linear_map(connection):
             raise TypeError(
                 "connection must be an nn.Linear, or an nn.Conv2d with groups=1 and a padding of "
                 f"zeros, in numbers, got {connection!r}."
@@ -132,7 +130,11 @@ class STDP(TTModule):
             raise TypeError(f"rule must be a PairRule or a TripletRule, got {rule!r}.")
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}.")
-        bounds = checked_bounds(bounds)
+        if bounds is not None:
+            lowest, highest = (check_number("a bound", each) for each in bounds)
+            bounds = lowest, highest
+            if not lowest < highest:
+                raise ValueError(f"bounds must be (lowest, highest), got {bounds}.")
         if check_nonnegative("mu", mu) > 0 and not (bounds and all(map(math.isfinite, bounds))):
             problem = "there are none" if bounds is None else f"{bounds} are not finite"
             raise ValueError(f"mu={mu} makes bounds soft, and {problem}. Give bounds=(0, 1).")
@@ -140,12 +142,11 @@ class STDP(TTModule):
         object.__setattr__(self, "connection", connection)
         self.rule = rule
         self.bounds, self.mu, self.reduction = bounds, float(mu), reduction
-        triplet = rule.triplet()
+        self._triplet = triplet = rule.triplet()
         if isinstance(connection, nn.Linear):
             inputs, outputs, dim = connection.in_features, connection.out_features, -1
         else:
             inputs, outputs, dim = connection.in_channels, connection.out_channels, -3
-        self._triplet = triplet
 
         def trace(size: int, tau: float) -> SpikeTrace:
             return SpikeTrace(size, tau, triplet.nearest, dim)
@@ -187,9 +188,6 @@ class STDP(TTModule):
             reward = reward[None]
         elif reward is not None:
             reward = torch.tensor([check_finite("reward", reward)], dtype=torch.float64)
-        wrong = next((x for x in (pre, post) if not isinstance(x, Tensor)), None)
-        if wrong is not None:
-            raise TypeError(f"pre and post must be tensors, got {type(wrong).__name__}.")
         if mask is not None:
             if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim != 1:
                 got = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
@@ -251,27 +249,18 @@ class STDP(TTModule):
             # what is behind the real steps is without spikes
             pre, post = real_steps_first(pre, mask), real_steps_first(post, mask)
             reward = None if reward is None else real_steps_first(reward, mask)
-        check_finite_spikes(pre, post)
         # the traces go on all together, or none
         up, down = in_one_commit(self._summed, pre, post, reward, lengths)
         if self.reduction == "mean":
             up, down = up / pre.shape[1], down / pre.shape[1]
-        held = self._potentiation, self._depression
-        self._potentiation = up if held[0] is None else held[0] + up
-        self._depression = down if held[1] is None else held[1] + down
+        if self._potentiation is not None and self._depression is not None:
+            up, down = self._potentiation + up, self._depression + down
+        self._potentiation, self._depression = up, down
 
     def _summed(
         self, pre: Tensor, post: Tensor, reward: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Run the traces over the sequence; return what is potentiated and depressed."""
-        factors = self._factors(pre, post, lengths)
-        if self.eligibility is None:
-            return self._changes(factors)
-        up = self._rewarded(self.eligibility, factors, reward, lengths)
-        return up, torch.zeros_like(up)
-
-    def _factors(self, pre: Tensor, post: Tensor, lengths: Tensor | None) -> _Factors:
-        """Run the traces over the sequence."""
         rule = self._triplet
         _, pre_after = _run(self.pre_trace, pre, lengths)
         post_before, _ = _run(self.post_trace, post, lengths)
@@ -281,7 +270,11 @@ class STDP(TTModule):
             worth = worth + rule.a3_plus * post * _run(self.slow_post_trace, post, lengths)[0]
         if self.slow_pre_trace is not None:
             cost = cost + rule.a3_minus * pre * _run(self.slow_pre_trace, pre, lengths)[0]
-        return _Factors(pre_after, worth, cost, post_before)
+        factors = _Factors(pre_after, worth, cost, post_before)
+        if self.eligibility is None:
+            return self._changes(factors)
+        up = self._rewarded(self.eligibility, factors, reward, lengths)
+        return up, torch.zeros_like(up)
 
     def _changes(self, factors: _Factors, by: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Sum what is potentiated and depressed over all, each with a weight ``[T, B]``."""
@@ -314,14 +307,14 @@ class STDP(TTModule):
         steps, batch = factors.pre.shape[:2]
         decay = math.exp(-1 / eligibility.tau)
         shape = factors.pre.new_empty(batch, eligibility.num_neurons)
-        held: Any = eligibility.states_for(shape, shape.dtype)[0]
+        before: Any = eligibility.states_for(shape, shape.dtype)[0]
         weight = self.connection.weight
         total = factors.pre.new_zeros(weight.shape)
         if reward is not None:
             clock = SpikeTrace(1, eligibility.tau)
             _, seen = clock.forward_sequence(reward.flip(0)[..., None].contiguous(), ["trace"])
             later = seen["trace"].flip(0).squeeze(-1)  # [T, B]
-            total += torch.einsum("b,bnk->nk", decay * later[0], held).view_as(weight)
+            total += torch.einsum("b,bnk->nk", decay * later[0], before).view_as(weight)
             up, down = self._changes(factors, later)
             total += up - down
         # what is left of each change after the last real step
@@ -330,28 +323,23 @@ class STDP(TTModule):
         age = lengths - 1 - torch.arange(steps, device=shape.device)[:, None]
         left = (decay ** age.clamp(min=0).to(shape)).masked_fill(age < 0, 0.0)
         decayed = decay ** lengths.to(shape)
-        eligibility.trace = decayed[:, None, None] * held + self._by_sample(left, factors)
-        return total
+        inputs = weight[0].numel()  # without a bias
 
-    def _by_sample(self, by: Tensor, factors: _Factors) -> Tensor:
-        """Sum the weighted changes over steps, ``[B, outputs, inputs]``."""
-        steps, batch = by.shape
-        inputs = self.connection.weight[0].numel()  # without a bias
-
-        def summed(rows: Tensor, columns: Tensor) -> Tensor:
+        def by_sample(rows: Tensor, columns: Tensor) -> Tensor:
             rows, columns = (
                 x.view(steps, batch, -1, x.shape[-1]).transpose(0, 1).flatten(1, 2)
                 for x in (rows, columns[:, :inputs])
             )
             return rows.transpose(1, 2) @ columns
 
-        up, down = (summed(*pair) for pair in self._rows(factors, by))
-        return up - down
+        up, down = (by_sample(*pair) for pair in self._rows(factors, left))
+        eligibility.trace = decayed[:, None, None] * before + (up - down)
+        return total
 
 
 def _run(trace: SpikeTrace, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return a trace before and after the spikes of each step; it is left at the last real step."""
-    held: Any = trace.states_for(x, x.dtype, sequence=True)[0]
+    start: Any = trace.states_for(x, x.dtype, sequence=True)[0]
     if len(x) == 1:  # by the compiled step, which costs less than a sequence of one
         before = trace(x[0])[None]
         after = trace.trace[None]
@@ -361,5 +349,5 @@ def _run(trace: SpikeTrace, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, 
     if lengths is not None:
         ends = after[(lengths - 1).clamp(min=0), torch.arange(len(lengths), device=x.device)]
         empty = (lengths == 0).reshape(-1, *[1] * (ends.ndim - 1))
-        trace.trace = torch.where(empty, held, ends)
+        trace.trace = torch.where(empty, start, ends)
     return before, after

@@ -10,81 +10,63 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from tracetorch.online_learning.dropped import reached, reached_from
-from tracetorch.online_learning.held import Held, Link
-from tracetorch.online_learning.lanes import is_close
-from tracetorch.online_learning.products import Product
+from tracetorch.online_learning.lanes import is_close, probes
+from tracetorch.online_learning.learner_state import LearnerState, Link
+from tracetorch.online_learning.linear_maps import LinearMap
 from tracetorch.online_learning.traces import Contribution, Traces
 
 
 class _Call(NamedTuple):
     """A call of a product: its input, its output's place in the graph, and its shape."""
 
-    module: Product
+    module: LinearMap
     x: Tensor
     edge: GradientEdge
     shape: torch.Size
 
 
 class Output(NamedTuple):
-    """The output of a neuron layer in one step: its place in the graph, and its traces.
+    """The output of a neuron layer in one step: its place in the graph, and its traces."""
 
-    Args:
-        path: of the layer.
-        edge, shape: of the output.
-        traces: compute the traces of the output, as those of a single state.
-        leaves: what reaches the layer's states through layers before it, or without a trace.
-        ndim, dtype: of its states.
-    """
-
-    path: str
-    edge: GradientEdge
+    path: str  # of the layer
+    edge: GradientEdge  # of the output
     shape: torch.Size
-    traces: Callable[[], Traces]
+    traces: Callable[[], Traces]  # compute the traces of the output, as those of a single state
+    # what reaches the layer's states through layers before it, or without a trace
     leaves: list[Tensor]
-    ndim: int
+    ndim: int  # of its states
     dtype: torch.dtype
 
 
 class Feed(NamedTuple):
-    """An earlier layer's output that feeds a layer through a product.
+    """An earlier layer's output that feeds a layer through a product."""
 
-    Args:
-        output: of the earlier layer.
-        by_product: derivative of the layer's input by the product's output, lane by lane.
-        factor: derivative of the product's input by the earlier output, lane by lane.
-    """
-
-    output: Output
-    by_product: Tensor
-    factor: Tensor
+    output: Output  # of the earlier layer
+    by_product: Tensor  # derivative of the layer's input by the product's output, lane by lane
+    factor: Tensor  # derivative of the product's input by the earlier output, lane by lane
 
 
 class Inputs(NamedTuple):
-    """Origins of the input of a layer in the graph of a step.
+    """Origins of the input of a layer in the graph of a step."""
 
-    Args:
-        products: those that feed it.
-        fed: the layers before those.
-        leaves: of the graph, that reach the layer by other paths.
-    """
-
-    products: list[Contribution]
-    fed: dict[Link, Feed]
-    leaves: list[Tensor]
+    products: list[Contribution]  # those that feed it
+    fed: dict[Link, Feed]  # the layers before those
+    leaves: list[Tensor]  # of the graph, that reach the layer by other paths
 
 
 class StepGraph:
     """The products and neuron layers that a step has called so far, by their nodes in its graph."""
 
-    def __init__(self, held: Held) -> None:
-        self._held = held
+    def __init__(self, learner: LearnerState) -> None:
+        self._learner = learner
         self._calls: dict[Any, _Call] = {}
         self._outputs: dict[Any, Output] = {}
 
-    def add_product(self, module: Product, x: Tensor, y: Tensor) -> None:
-        """Note a call of a product, whose output is part of the graph."""
-        edge = get_gradient_edge(y)
-        self._calls[edge.node] = _Call(module, x, edge, y.shape)
+    def add_product(self, module: LinearMap, args: Any, kwargs: Any, y: Tensor) -> None:
+        """Note a call of a product: a hook on its forward pass."""
+        if y.requires_grad:
+            edge, x = get_gradient_edge(y), args[0] if args else kwargs["input"]
+            self._calls[edge.node] = _Call(module, x, edge, y.shape)
 
     def add_output(
         self, path: str, output: Tensor, x: Tensor, inputs: Inputs, traces: Callable[[], Traces]
@@ -123,7 +105,7 @@ class StepGraph:
     def _add_earlier(self, inputs: Inputs, product: _Call, factor: Tensor) -> None:
         """Add the layers before a product, whose traces are filtered by the layer behind it."""
         linear = product.module if isinstance(product.module, nn.Linear) else None
-        follows = linear is not None and not self._held.rule.shared
+        follows = linear is not None and not self._learner.rule.shared
         outputs = self._outputs if follows else {}
         ends, others = reached([get_gradient_edge(product.x).node], outputs.keys())
         inputs.leaves.extend(others)
@@ -139,22 +121,24 @@ class StepGraph:
 
     def _factor(self, y: Tensor, edge: GradientEdge, shape: torch.Size) -> Tensor | None:
         """Differentiate a tensor by an earlier one; ``None`` where it is not lane by lane."""
+
+        def pulled_back(cotangent: Tensor) -> Tensor:
+            return torch.autograd.grad(y, [edge], cotangent, retain_graph=True)[0]
+
         ones = torch.ones_like(y)
         if get_gradient_edge(y).node is edge.node:
             return ones
         if y.shape != shape:
             return None
-        plain = _pulled_back(y, edge, ones)
+        plain = pulled_back(ones)
         # At each step, for no answer holds for the next: derivatives that are zero now mix nothing,
         # and a mode, a batch or a branch may change. It is one more pass through what is between
         # the two modules, which the step differentiates once already. A probe passes through a
         # diagonal Jacobian as it is.
-        for probe in self._held.probes_like(y):
-            if not is_close(_pulled_back(y, edge, probe), probe * plain):
+        key, known = (y.shape, y.dtype, y.device), self._learner.probes
+        if key not in known:
+            known[key] = probes(y)
+        for probe in known[key]:
+            if not is_close(pulled_back(probe), probe * plain):
                 return None
         return plain
-
-
-def _pulled_back(y: Tensor, edge: GradientEdge, cotangent: Tensor) -> Tensor:
-    """Multiply a cotangent by the Jacobian of a tensor by an earlier one."""
-    return torch.autograd.grad(y, [edge], cotangent, retain_graph=True)[0]

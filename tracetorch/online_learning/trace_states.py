@@ -2,20 +2,19 @@
 
 A trace is called ``trace:<rule>:<layer>:<what is learned>:<state>``; between the layer and what is
 learned stand, in the traces that a later layer filters, the earlier layer and the product between
-the two. What was frozen has a name without a state, and no values.
+the two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tracetorch.core.walk import join_path, named_modules
-from tracetorch.online_learning.held import Filter, Held
-from tracetorch.online_learning.products import inputs_of, is_product, lanes
+from tracetorch.online_learning.learner_state import Filter, LearnerState, Link
+from tracetorch.online_learning.linear_maps import inputs_of, is_linear_map, lanes
 from tracetorch.online_learning.traces import Traces
 from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.module import layer_label
@@ -25,7 +24,7 @@ from tracetorch.snn.states import EXTRA
 _WEIGHT = ".weight"  # what ends the name of a product; a parameter's has no dot
 
 
-def named_traces(held: Held) -> dict[str, Tensor]:
+def named_traces(learner: LearnerState) -> dict[str, Tensor]:
     """Return every trace by name.
 
     Raises:
@@ -33,44 +32,35 @@ def named_traces(held: Held) -> dict[str, Tensor]:
             colon.
     """
     found: dict[str, Tensor] = {}
-    paths = {id(module): path for path, module in reversed(named_modules(held.model))}
-    for layer, traces, link in _groups(held):
-        held.check_fits(layer)
-        between = () if link is None else (link[0], paths[id(link[1])])
-        every = {
-            **traces.parameters,
-            **{join_path(paths[id(m)], _WEIGHT[1:]): t for m, t in traces.products.items()},
-        }
-        for origin, trace in every.items():
-            for state, value in zip(held.layers[layer].active_states, trace, strict=True):
-                if value is not None:
-                    found[_name(held, layer, *between, origin, state)] = value
-    for layer, origins in held.frozen.items():
-        for origin in sorted(origins):
-            found[_name(held, layer, origin, "")] = torch.zeros(0)
+    paths = {id(module): path for path, module in reversed(named_modules(learner.model))}
+    for layer, own in learner.traces.items():
+        learner.check_fits(layer)
+        groups: list[tuple[tuple[str, ...], Traces]] = [((), own)]
+        for (earlier, product), each in learner.filters.get(layer, {}).items():
+            groups.append(((earlier, paths[id(product)]), each.traces))
+        for between, traces in groups:
+            weights = {join_path(paths[id(m)], _WEIGHT[1:]): t for m, t in traces.products.items()}
+            for origin, trace in {**traces.parameters, **weights}.items():
+                for state, value in zip(learner.layers[layer].active_states, trace, strict=True):
+                    if value is None:
+                        continue
+                    parts = (learner.rule.name, layer, *between, origin, state)
+                    colon = next((part for part in parts if ":" in part), None)
+                    if colon is not None:
+                        raise ValueError(
+                            f"a colon in the path {colon!r} stands in the way of naming traces."
+                        )
+                    found[EXTRA + ":".join(parts)] = value
     return found
 
 
-def _groups(held: Held) -> Iterator[tuple[str, Traces, Any]]:
-    """Iterate over the traces of each layer, and those that it filters, with their link."""
-    for layer, traces in held.traces.items():
-        yield layer, traces, None
-        for link, each in held.filters.get(layer, {}).items():
-            yield layer, each.traces, link
-
-
-def _name(held: Held, *parts: str) -> str:
-    for part in parts:
-        if ":" in part:
-            raise ValueError(f"a colon in the path {part!r} stands in the way of naming traces.")
-    return EXTRA + ":".join((held.rule.name, *parts))
-
-
-class Carried:
-    """Traces read from names and tensors, checked against a model: :meth:`put` cannot fail.
+def checked_traces(
+    learner: LearnerState, named: Mapping[str, Tensor], states: Mapping[str, Tensor]
+) -> Callable[[], None]:
+    """Check traces, and return a function that gives them to the learner, which cannot fail.
 
     Args:
-        held: what they are for.
+        learner: what they are for; its states are set first.
         named: as :func:`named_traces` gives them.
         states: the states that they belong to, by path within the model.
 
@@ -78,39 +68,48 @@ class Carried:
         TypeError: a trace is no tensor.
         ValueError: a name or a shape does not fit the model, the rule or the states.
     """
+    found = _Traces(learner, states)
+    for name, value in named.items():
+        try:
+            found.add(name.removeprefix(EXTRA).split(":"), value)
+        except KeyError as error:
+            raise ValueError(
+                f"the trace {name!r} does not fit the learner: there is no {error}."
+            ) from None
 
-    def __init__(
-        self, held: Held, named: Mapping[str, Tensor], states: Mapping[str, Tensor]
-    ) -> None:
-        self.held, self.states = held, states
-        self.modules = dict(named_modules(held.model))
-        self.traces: dict[str, Traces] = {}
-        self.filters: dict[str, dict[Any, Filter]] = {}
-        self.frozen: dict[str, frozenset[str]] = {}
-        for path, layer in held.layers.items():
-            live = any(join_path(path, state) in states for state in layer.active_states)
-            if named and live and has_step(layer):
-                self.traces[path], self.filters[path] = Traces(held.rule.shared), {}
-        for name, value in named.items():
-            try:
-                self._add(name.removeprefix(EXTRA).split(":"), value)
-            except KeyError as error:
-                raise ValueError(
-                    f"the trace {name!r} does not fit the learner: there is no {error}."
-                ) from None
+    def put() -> None:
+        learner.replace(found.traces, found.filters)
+        learner.follow_states()
 
-    def _add(self, parts: list[str], value: Tensor) -> None:
+    return put
+
+
+class _Traces:
+    """Traces that are read one by one, each checked."""
+
+    def __init__(self, learner: LearnerState, states: Mapping[str, Tensor]) -> None:
+        self.learner, self.states = learner, states
+        self.modules = dict(named_modules(learner.model))
+        live = [
+            path
+            for path, layer in learner.layers.items()
+            if has_step(layer) and any(join_path(path, s) in states for s in layer.active_states)
+        ]
+        self.traces = {path: Traces(learner.rule.shared) for path in live}
+        self.filters: dict[str, dict[Link, Filter]] = {path: {} for path in live}
+
+    def add(self, parts: list[str], value: Tensor) -> None:
         if len(parts) not in (4, 6):
             raise KeyError(":".join(parts))
         rule, path, *between, origin, state = parts
-        if rule != self.held.rule.name:
+        if rule != self.learner.rule.name:
             raise ValueError(
                 f"the traces are those of rule={rule!r}, and the learner has "
-                f"rule={self.held.rule.name!r}. Make one of the same rule, or leave the traces out."
+                f"rule={self.learner.rule.name!r}. Make one of the same rule, or leave the traces "
+                "out."
             )
-        layer = self.held.layers[path]
-        if not state:
-            self.frozen[path] = self.frozen.get(path, frozenset()) | {origin}
+        layer = self.learner.layers[path]
+        if not state:  # in older files, the name of what was frozen in a step
             return
         traces, source = self.traces[path], path
         if between:
@@ -118,24 +117,21 @@ class Carried:
             if plain_class(product) is not nn.Linear:
                 raise KeyError(between[-1])
             first = self._state(source)
-            link = source, product
-            if link not in self.filters[path]:
-                self.filters[path][link] = Filter(Traces(False), first.ndim, first.dtype)
-            traces = self.filters[path][link].traces
+            new = Filter(Traces(False), first.ndim, first.dtype)
+            traces = self.filters[path].setdefault((source, product), new).traces  # type: ignore[arg-type]
         place = {each: i for i, each in enumerate(layer.active_states)}[state]
         expected = self._state(source)
         key: Any = origin
         kept: dict[Any, list[Tensor | None]] = traces.parameters
+        size: tuple[int, ...] = tuple(expected.shape)
         if origin.endswith(_WEIGHT):
             key, kept = self.modules[origin.removesuffix(_WEIGHT)], traces.products
-            if not is_product(key):
+            if not is_linear_map(key):
                 raise KeyError(origin)
             rows = lanes(key, expected)
             size = (len(rows), inputs_of(key)) if traces.shared else (*rows.shape, inputs_of(key))
-        else:
-            if origin not in self.held.layers[source].constraints:
-                raise KeyError(origin)
-            size = tuple(expected.shape)
+        elif origin not in self.learner.layers[source].constraints:
+            raise KeyError(origin)
         if not isinstance(value, Tensor):
             raise TypeError(f"a trace must be a tensor, got {type(value).__name__}.")
         if value.shape != size or value.dtype != expected.dtype:
@@ -146,10 +142,4 @@ class Carried:
         kept.setdefault(key, [None] * len(layer.active_states))[place] = value.detach().clone()
 
     def _state(self, path: str) -> Tensor:
-        return self.states[join_path(path, self.held.layers[path].active_states[0])]
-
-    def put(self) -> None:
-        """Give the traces to a learner whose states have been set."""
-        self.held.traces, self.held.filters = self.traces, self.filters
-        self.held.frozen = self.frozen
-        self.held.follow_states()
+        return self.states[join_path(path, self.learner.layers[path].active_states[0])]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.walk import Opaque
-from tracetorch.online_learning.lanes import LaneDerivatives, added, product
-from tracetorch.online_learning.products import Product, features, lanes, split, weights_of
+from tracetorch.online_learning.lanes import LaneDerivatives, added, multiplied
+from tracetorch.online_learning.linear_maps import LinearMap, features, lanes, split, weights_of
 from tracetorch.online_learning.rewire import with_gradients
 
 Key = TypeVar("Key")
@@ -19,17 +19,11 @@ Trace: TypeAlias = list[Tensor | None]  # one for each state of a layer; ``None`
 
 
 class Contribution(NamedTuple):
-    """A product that feeds a neuron layer in one step.
+    """A product that feeds a neuron layer in one step."""
 
-    Args:
-        module: the linear layer or convolution.
-        x: its input.
-        factor: derivative of the layer's input by the product's output, lane by lane.
-    """
-
-    module: Product
-    x: Tensor
-    factor: Tensor
+    module: LinearMap  # the linear layer or convolution
+    x: Tensor  # its input
+    factor: Tensor  # derivative of the layer's input by the product's output, lane by lane
 
 
 class Traces(Opaque):
@@ -46,7 +40,7 @@ class Traces(Opaque):
         self,
         shared: bool,
         parameters: dict[str, Trace] | None = None,
-        products: dict[Product, Trace] | None = None,
+        products: dict[LinearMap, Trace] | None = None,
     ) -> None:
         self.shared = shared
         self.parameters = parameters or {}
@@ -64,7 +58,7 @@ class Traces(Opaque):
         return Traces(self.shared, parameters, products)
 
     def _advanced_product(
-        self, block: LaneDerivatives, module: Product, inputs: Sequence[Contribution]
+        self, block: LaneDerivatives, module: LinearMap, inputs: Sequence[Contribution]
     ) -> Trace:
         def coefficient(derivative: Tensor) -> Tensor:
             # what a trace is multiplied by: a number, or one a lane
@@ -87,27 +81,6 @@ class Traces(Opaque):
             return trace
         return [None if each is None else each.reshape(-1, each.shape[-1]) for each in trace]
 
-    def gradients(
-        self, by_state: Sequence[Tensor | None], parameters: dict[str, Tensor]
-    ) -> Iterator[Tensor | None]:
-        """Multiply gradients of the states by the traces: parameters first, then weights."""
-        for name, value in parameters.items():
-            trace = self.parameters[name]
-            summed = added(product(g, e) for g, e in zip(by_state, trace, strict=True))
-            yield None if summed is None else summed.sum_to_size(value.shape)
-        for module, trace in self.products.items():
-            equation = "mn,mk->nk" if self.shared else "mn,mnk->nk"
-            summed = added(
-                None if g is None or e is None else torch.einsum(equation, lanes(module, g), e)
-                for g, e in zip(by_state, trace, strict=True)
-            )
-            weights = weights_of(module)
-            yield from [None] * len(weights) if summed is None else split(module, summed)
-
-    def weights(self) -> list[Tensor]:
-        """Return the weights of the products that there are traces for."""
-        return [weight for module in self.products for weight in weights_of(module)]
-
     def filtered(self, output: Traces, factor: Tensor, block: LaneDerivatives) -> Traces:
         """Return these traces, of the states of a later layer, after one more step.
 
@@ -122,22 +95,28 @@ class Traces(Opaque):
         decays = [[None if d is None else d.mean() for d in row] for row in block.by_state]
         inflows = [None if d is None else d.mean() for d in block.by_input]
 
-        def advanced(held: Trace | None, fed: Tensor | None) -> Trace:
-            return _next(decays, held, [[product(each, fed)] for each in inflows])
+        def advanced(trace: Trace | None, fed: Tensor | None) -> Trace:
+            return _next(decays, trace, [[multiplied(each, fed)] for each in inflows])
 
         parameters = {
-            name: advanced(trace, product(factor, fed))
+            name: advanced(trace, multiplied(factor, fed))
             for name, trace, fed in _joined(self.parameters, output.parameters)
         }
         products = {
-            module: advanced(trace, product(lanes(module, factor).unsqueeze(-1), fed))
+            module: advanced(trace, multiplied(lanes(module, factor).unsqueeze(-1), fed))
             for module, trace, fed in _joined(self.products, output.products)
         }
         return Traces(self.shared, parameters, products)
 
     def restarted(self, where: Tensor) -> Traces:
         """Return the traces with those of samples, ``where`` over the batch, set to zero."""
-        return self.mapped(lambda trace: _cleared(trace, where))
+
+        def cleared(trace: Tensor) -> Tensor:
+            # a sample has several rows where it has places
+            rows = where.to(trace.device).repeat_interleave(len(trace) // len(where))
+            return trace.masked_fill(rows.view(-1, *[1] * (trace.ndim - 1)), 0)
+
+        return self.mapped(cleared)
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Traces:
         """Return the traces with every tensor changed."""
@@ -153,64 +132,63 @@ class Traces(Opaque):
 
 
 class Attachment(NamedTuple):
-    """Traces that the gradient of a layer's states is multiplied by.
+    """Traces that the gradient of a layer's states is multiplied by."""
 
-    Args:
-        traces: one for each of the states.
-        parameters: the constrained parameters with traces, part of the graph.
-        product: the linear layer behind which the states are, where the traces are those of the
-            layer before it.
-    """
-
-    traces: Traces
-    parameters: dict[str, Tensor]
+    traces: Traces  # one for each of the states
+    parameters: dict[str, Tensor]  # the constrained parameters with traces, part of the graph
+    # what is between, where the traces are those of the layer before it
     product: nn.Linear | None = None
 
-    def tensors(self) -> list[Tensor]:
-        """Return the tensors that there are traces for."""
-        return [*self.parameters.values(), *self.traces.weights()]
-
     def gradients(self, by_state: Sequence[Tensor | None]) -> Iterator[Tensor | None]:
-        """Multiply the gradients of the states by the traces, in the order of the tensors."""
+        """Multiply gradients of the states by the traces: parameters first, then weights."""
+        traces = self.traces
         if self.product is not None:
             weight = self.product.weight.detach()
             by_state = [None if g is None else g @ weight.to(g) for g in by_state]
-        return self.traces.gradients(by_state, self.parameters)
+        for name, value in self.parameters.items():
+            summed = added(map(multiplied, by_state, traces.parameters[name]))
+            yield None if summed is None else summed.sum_to_size(value.shape)
+        equation = "mn,mk->nk" if traces.shared else "mn,mnk->nk"
+        for module, trace in traces.products.items():
+            summed = added(
+                None if g is None or e is None else torch.einsum(equation, lanes(module, g), e)
+                for g, e in zip(by_state, trace, strict=True)
+            )
+            weights = weights_of(module)
+            yield from [None] * len(weights) if summed is None else split(module, summed)
 
 
 def attach(attachments: Sequence[Attachment], states: Sequence[Tensor]) -> Sequence[Tensor]:
     """Return states as functions of what there are traces for: their gradient meets the traces."""
+    sources: list[Tensor] = []
+    for each in attachments:
+        sources += each.parameters.values()
+        sources += (weight for module in each.traces.products for weight in weights_of(module))
 
     def pull(by_state: Sequence[Tensor | None]) -> Iterator[Tensor | None]:
         return itertools.chain.from_iterable(each.gradients(by_state) for each in attachments)
 
-    return with_gradients(states, [t for each in attachments for t in each.tensors()], pull)
+    return with_gradients(states, sources, pull)
 
 
 def _next(
     block: Sequence[Sequence[Tensor | None]],
-    held: Trace | None,
+    before: Trace | None,
     new: Iterable[Iterable[Tensor | None]],
     coefficient: Callable[[Tensor], Tensor] = lambda derivative: derivative,
 ) -> Trace:
     """Multiply the traces of before by the block, and add what is new in each state."""
     trace: Trace = []
     for row, terms in zip(block, new, strict=True):
-        pairs = zip(row, held or (), strict=False)
+        pairs = zip(row, before or (), strict=False)
         carried = (None if d is None or e is None else coefficient(d) * e for d, e in pairs)
         trace.append(added(itertools.chain(carried, terms)))
     return trace
 
 
 def _joined(
-    held: dict[Key, Trace], output: dict[Key, Trace]
+    own: dict[Key, Trace], output: dict[Key, Trace]
 ) -> Iterator[tuple[Key, Trace | None, Tensor | None]]:
-    """Iterate over the traces that are held, and those of an output, by key."""
-    for key in dict.fromkeys([*held, *output]):
-        yield key, held.get(key), output[key][0] if key in output else None
-
-
-def _cleared(trace: Tensor, where: Tensor) -> Tensor:
-    """Set the rows of some samples to zero; a sample has several rows where it has places."""
-    rows = where.to(trace.device).repeat_interleave(len(trace) // len(where))
-    return torch.where(rows.view(-1, *[1] * (trace.ndim - 1)), torch.zeros_like(trace), trace)
+    """Iterate over the traces of a layer, and those of an output, by key."""
+    for key in dict.fromkeys([*own, *output]):
+        yield key, own.get(key), output[key][0] if key in output else None

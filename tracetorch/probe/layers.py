@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
 from tracetorch.core.checks import check_module
-from tracetorch.core.hooks import Hook, forward_hooks
+from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.snapshot import restored
 from tracetorch.core.spike_values import SPIKE_NAMES, Kind
 from tracetorch.core.walk import join_path, named_modules
@@ -111,16 +111,11 @@ def call_order(model: nn.Module, inputs: Inputs, by: Literal["layer", "step"]) -
         ValueError: ``by`` is ``"layer"`` and the model cannot run by layer.
     """
     order: dict[str, None] = {}
-
-    def note_call(path: str) -> Hook:
-        def hook(module: Any, args: Any, kwargs: Any, output: Any) -> None:
-            order.setdefault(path)
-
-        return hook
-
+    # it returns None, so the output stays
+    hooks = [(m, lambda *_, path=path: order.setdefault(path)) for path, m in named_modules(model)]
     # Evaluation mode: one step may be too little for the statistics of a batch norm.
     with (
-        forward_hooks(after=[(module, note_call(path)) for path, module in named_modules(model)]),
+        forward_hooks(after=hooks),
         restored(model, tensors=False, training=False),
         torch.no_grad(),
     ):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from tracetorch.core.walk import named_modules
 from tracetorch.probe.layers import (
@@ -76,7 +76,11 @@ def record(
         _check_gradients(what, layers)
     y, trajectories = unroll(model, x, steps=steps, by=by, record=what)
     names = recordable_names(layers)
-    sources = _retained(trajectories) if gradients else None
+    sources = None
+    if gradients:  # autograd keeps those of what is no data, and part of the graph itself
+        sources = {name: [t] for name, t in trajectories.items() if t.requires_grad}
+        for (source,) in sources.values():
+            source.retain_grad()
     dims = {
         name: dimension_names(names[name][0], t.ndim, layers[names[name][0]])
         for name, t in trajectories.items()
@@ -106,14 +110,3 @@ def _check_gradients(what: Sequence[str] | str, layers: Mapping[str, TTModule]) 
         raise ValueError(
             f'record: {name!r} {reason}, or use record(..., by="step"). Its gradient is not kept.'
         )
-
-
-def _retained(trajectories: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
-    """Let autograd keep the gradients of trajectories, which are part of the graph themselves.
-
-    Those that are data have none.
-    """
-    sources = {name: [t] for name, t in trajectories.items() if t.requires_grad}
-    for (source,) in sources.values():
-        source.retain_grad()
-    return sources

@@ -35,7 +35,7 @@ class Recording(Trajectories):
             ``tt.plot.save_html``; names and values tell where left out.
 
     Raises:
-        TypeError: ``trajectories`` is not a mapping of strings to tensors.
+        TypeError: a name in ``trajectories`` is not a string, or a value not a tensor.
 
     Example:
         >>> recording = Recording({"0.mem": torch.zeros(5, 2, 3), "1.mem": torch.ones(5, 2, 4)})
@@ -53,17 +53,13 @@ class Recording(Trajectories):
         sources: Mapping[str, Sequence[Tensor]] | None = None,
         kinds: Mapping[str, Kind] | None = None,
     ) -> None:
-        if not isinstance(trajectories, Mapping):
-            raise TypeError(
-                f"trajectories must be a mapping of names to tensors, got {trajectories!r}."
-            )
-        for name, value in trajectories.items():
+        self._trajectories = dict(trajectories)
+        for name, value in self._trajectories.items():
             if not isinstance(name, str) or not isinstance(value, Tensor):
                 raise TypeError(
                     "trajectories must be a mapping of names to tensors, got "
                     f"{type(value).__name__} at {name!r}."
                 )
-        self._trajectories = dict(trajectories)
         self._dims = dict(dims or {})
         self._sources = None if sources is None else dict(sources)
         self.kinds = dict(kinds or {})
@@ -137,7 +133,7 @@ class Recording(Trajectories):
 
     def detach(self) -> Recording:
         """Return the values alone, detached from the graph."""
-        values = {n: t.detach() for n, t in self.items()}
+        values = {name: value.detach() for name, value in self.items()}
         return Recording(values, dims=self._dims, kinds=self.kinds)
 
     def numpy(self) -> dict[str, NDArray[Any]]:

@@ -292,6 +292,25 @@ class FirstRun:
                 raise ValueError(f"{self._place() or whole}: {reason}.") from None
         return True
 
+    def check_finite(self, run: RecordingPass) -> None:
+        """Raise where NaN comes in or is made: a spike of it is 0, and hides it.
+
+        Raises:
+            ValueError: the inputs, or the first module that gives NaN, are named.
+        """
+        paths = {id(module): path or "the model" for path, module in self.modules}
+        place = "the input" if _has_nan(_leaves(self.inputs.tensors)) else None
+        with torch.no_grad(), self._restored():
+            events = _events(lambda: self._step(run.records, None))
+        for kind, module, values in events:
+            if place is None and kind == "out" and _has_nan(values):
+                place = f"the output of {paths.get(id(module), '')} ({type(module).__name__})"
+        if place is not None:
+            raise ValueError(
+                f"{place} has NaN. A neuron's spike is 0 there, so that what follows looks "
+                "finite. Clean the data, or find the operation that makes it."
+            )
+
     def _check_unchanged(self) -> None:
         """Raise where the forward has changed a layer, all of whose steps run with one value.
 
@@ -474,6 +493,10 @@ def _check_not_shared(run: Pass) -> None:
                     "runs all of its steps at once, so that its states or buffers would be out of "
                     f"order. {_BY_STEP}."
                 )
+
+
+def _has_nan(values: Sequence[Any]) -> bool:
+    return any(isinstance(v, Tensor) and bool(v.isnan().any()) for v in values)
 
 
 _Event = tuple[str, nn.Module, list[Any]]

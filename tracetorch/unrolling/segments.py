@@ -161,7 +161,8 @@ class _Replay:
     """
 
     def __init__(self, modules: Sequence[nn.Module], start: int, stop: int) -> None:
-        self.modules = modules
+        # what torch.jit has compiled cannot be given other tensors
+        self.modules = [m for m in modules if not isinstance(m, torch.jit.ScriptModule)]
         self.start, self.stop = start, stop
         self.name = f"segment {start}:{stop}"
         self.expected: list[tuple[Tensor, int | None]] = []

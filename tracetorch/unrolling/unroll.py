@@ -226,7 +226,9 @@ def _by_layer(
     steps = inputs.steps
     run = Pass(steps, folded=True, from_rest=from_rest, reset=reset, recorder=recorder)
     if torch.compiler.is_compiling():
-        return run.call(_call_folded, model, inputs), run
+        x = inputs.tensors
+        split = (x, *split_static(model)) if inputs.static and isinstance(x, Tensor) else None
+        return run.call(_call_folded, model, inputs, split), run
     trust = trusted.get(id(model))
     if trust is None or trust.model() is not model:
         trust = trust_of(model)
@@ -275,6 +277,8 @@ def _compared(
     try:
         with first.observed():
             y = _call_with_events(model, inputs, run, trust)
+            if checked:
+                first.check_finite(run)
             exact = first.compare(run, pytree.tree_leaves(y))
     except BaseException:
         first.restore_buffers()
@@ -293,6 +297,9 @@ def _compared(
 
 def _call_with_events(model: nn.Module, inputs: Inputs, run: Pass, trust: Trust) -> Any:
     """Call the model on all steps within a pass, in which products choose events."""
+    # before products choose, by a forward in the instance, as a user's own is
+    repeated = inputs.repeated()
+    split = None if repeated is None else (repeated, *split_static(model))
     products: EventProducts = trust.products
     if products is None:
         modules = [module for _, module in modules_of(model, closed=Recurrent)]
@@ -300,32 +307,38 @@ def _call_with_events(model: nn.Module, inputs: Inputs, run: Pass, trust: Trust)
     entered = False
     try:
         entered = products.enter()
-        return run.call(_call_folded, model, inputs)
+        return run.call(_call_folded, model, inputs, split)
     finally:
         if entered:
             products.leave()
 
 
-def _call_folded(model: nn.Module, inputs: Inputs) -> Any:
-    """Call the model once on all steps, folded into the batch, and unfold its outputs."""
+def _call_folded(
+    model: nn.Module,
+    inputs: Inputs,
+    split: tuple[Tensor, list[nn.Module], list[nn.Module]] | None = None,
+) -> Any:
+    """Call the model once on all steps, folded into the batch, and unfold its outputs.
+
+    Args:
+        model: the model.
+        inputs: of all steps.
+        split: where every step sees one input, that, and the modules that may run once, and others.
+    """
     T, B, x = inputs.steps, inputs.batch, inputs.tensors
-    if type(x) is Tensor and not inputs.static and x.is_contiguous():  # most often
-        y: Any = model(x.view((T * B, *x.shape[2:])))
-        if type(y) is Tensor and y.ndim and y.shape[0] == T * B:
-            return y.view((T, B, *y.shape[1:]))
-        return pytree.tree_map(lambda leaf: _unfolded(leaf, T, B), y)
-    repeated = None if torch.compiler.is_compiling() and not inputs.static else inputs.repeated()
-    prefix, rest = ([], []) if repeated is None else split_static(model)
-    if prefix and repeated is not None:
-        # every step sees the same input: what comes before the first neuron runs once
-        y = repeated
+    if split is not None and split[1]:
+        y, prefix, rest = split
         for module in prefix:
             y = module(y)
         y = y.expand(T, *y.shape).flatten(0, 1)
         for module in rest:
             y = module(y)
+    elif type(x) is Tensor and not inputs.static and x.is_contiguous():  # most often
+        y = model(x.view((T * B, *x.shape[2:])))
     else:
         y = call(model, inputs.folded())
+    if type(y) is Tensor and y.ndim and y.shape[0] == T * B:
+        return y.view((T, B, *y.shape[1:]))
     return pytree.tree_map(lambda leaf: _unfolded(leaf, T, B), y)
 
 

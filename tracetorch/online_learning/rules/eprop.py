@@ -9,7 +9,7 @@ computed from another one goes on through that one's derivatives.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from tracetorch.online_learning.lanes import (
     added,
     detached_spikes,
     gradients,
-    product,
+    multiplied,
 )
 from tracetorch.online_learning.rules.learning_rule import Derivatives, LearningRule
 from tracetorch.snn.spike_functions import spike_functions
@@ -69,11 +69,12 @@ class _Rows:
             j for j in every if not without[j] and _sources_of(self._full, j) & lane
         }
         named = call.layer.reset_states
-        self._reset = (
-            _reached_by_input(without, count)
-            if named is None
-            else {i for i in every if self.names[i] in named}
-        )
+        self._reset: set[int] = set()
+        if named is not None:
+            self._reset = {i for i in every if self.names[i] in named}
+        else:  # what the input reaches over any number of steps
+            while more := {i for i in every if without[i] & {count, *self._reset}} - self._reset:
+                self._reset |= more
 
     def _noted(self, function: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
         self._fired.append(function(u))
@@ -88,21 +89,16 @@ class _Rows:
             resetting = {j for j in self._holds_spike if direct[j] is not None}
             direct = [None if j in resetting else d for j, d in enumerate(direct)]
             self.resetting |= resetting
-            if resetting or _meets(self._full, i, self._fired):
+            # or it follows from a spike, otherwise than through another next state
+            spikes = {each.grad_fn for each in self._fired if each.grad_fn is not None}
+            others = {end.grad_fn for end in _other_ends(self._full, i).values()} - spikes
+            if resetting or reached([_node(self._full.value(i))], spikes | others)[0] & spikes:
                 self.dropped[self.names[i]] = None
         for k, factor in through.items():
             pairs = zip(direct, self.of(k), strict=True)
-            direct = [added((a, product(b, factor))) for a, b in pairs]
+            direct = [added((a, multiplied(b, factor))) for a, b in pairs]
         self._found[i] = direct
         return direct
-
-
-def _reached_by_input(sources: Sequence[set[int]], count: int) -> set[int]:
-    """Return the states that the input reaches over any number of steps."""
-    found: set[int] = set()
-    while more := {i for i, each in enumerate(sources) if each & {count, *found}} - found:
-        found |= more
-    return found
 
 
 def _other_ends(run: Run, i: int) -> dict[int, Tensor]:
@@ -115,13 +111,6 @@ def _sources_of(run: Run, i: int, stops: Collection[Any] = ()) -> set[int]:
     """Return the places of the sources that a next state depends on."""
     found = {id(leaf) for leaf in reached([_node(run.value(i))], stops)[1]}
     return {place for place, source in enumerate(run.sources) if id(source) in found}
-
-
-def _meets(run: Run, i: int, fired: Sequence[Tensor]) -> bool:
-    """Whether a next state follows from a spike, otherwise than through another next state."""
-    spikes = {each.grad_fn for each in fired if each.grad_fn is not None}
-    others = {end.grad_fn for end in _other_ends(run, i).values()} - spikes
-    return bool(reached([_node(run.value(i))], spikes | others)[0] & spikes)
 
 
 def _node(end: Tensor) -> Any:

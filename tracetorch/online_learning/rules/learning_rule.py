@@ -10,33 +10,22 @@ from tracetorch.online_learning.lanes import LaneDerivatives, StepCall
 
 
 class Derivatives(NamedTuple):
-    """The derivatives of one step of a layer, as a rule has them.
+    """The derivatives of one step of a layer, as a rule has them."""
 
-    Args:
-        block: of the next states.
-        dropped: what is left out of them, in words.
-        of_output: of the output, as those of a single next state, where the graph of the step
-            itself has what the rule leaves out; the graph's are replaced then, of all results.
-    """
-
-    block: LaneDerivatives
-    dropped: tuple[str, ...] = ()
+    block: LaneDerivatives  # of the next states
+    dropped: tuple[str, ...] = ()  # what is left out of them, in words
+    # of the output, as those of a single next state, where the graph of the step itself has what
+    # the rule leaves out; the graph's are replaced then, of all results
     of_output: LaneDerivatives | None = None
 
 
 @dataclass(frozen=True)
 class LearningRule:
-    """A rule of online learning: all that tells it from the others.
+    """A rule of online learning: all that tells it from the others."""
 
-    Args:
-        name: by which ``tt.online`` takes it, and by which traces are stored.
-        derivatives: of a call of a layer's step; ``None``: every state is a constant, and there
-            are no traces.
-        shared: the neurons of a layer have one trace of each input together, without a filter.
-        lossless: a path that is dropped is an error.
-    """
-
-    name: str
+    name: str  # by which ``tt.online`` takes it, and by which traces are stored
+    # of a call of a layer's step; ``None``: every state is a constant, and there are no traces
     derivatives: Callable[[StepCall], Derivatives] | None
+    # the neurons of a layer have one trace of each input together, without a filter
     shared: bool = False
-    lossless: bool = False
+    lossless: bool = False  # a path that is dropped is an error

@@ -11,66 +11,60 @@ from torch.nn import functional
 from tracetorch.core.hooks import hooked_weights
 from tracetorch.snn.connectivity import plain_class
 
-Product: TypeAlias = nn.Linear | nn.Conv2d
+LinearMap: TypeAlias = nn.Linear | nn.Conv2d
 
 
-def is_product(module: nn.Module) -> bool:
-    """Whether a module's weights can have traces."""
-    if replaced_part(module) is not None:
+def is_linear_map(module: nn.Module) -> bool:
+    """Whether a module's weights can have traces.
+
+    They cannot with a forward of the module's own, nor where a hook computes the weight, which is
+    no parameter then, and before the call it is that of the last one.
+    """
+    if "forward" in vars(module) or hooked_weights(module):
         return False
     if isinstance(module, nn.Conv2d) and plain_class(module) is nn.Conv2d:
         return module.groups == 1 and module.padding_mode == "zeros" and module.padding != "same"
     return plain_class(module) is nn.Linear
 
 
-def replaced_part(module: nn.Module) -> str | None:
-    """Return what a module does otherwise than its class: its forward, or its weight.
-
-    A weight that a hook computes is no parameter, and before the call it is that of the last one.
-    """
-    if "forward" in vars(module):
-        return "its module has a forward of its own"
-    return "a hook computes its module's weight anew" if hooked_weights(module) else None
-
-
-def weights_of(module: Product) -> list[Tensor]:
+def weights_of(module: LinearMap) -> list[Tensor]:
     """Return the weight, and the bias where there is one."""
     return [module.weight] if module.bias is None else [module.weight, module.bias]
 
 
-def lanes(module: Product, values: Tensor) -> Tensor:
+def lanes(module: LinearMap, values: Tensor) -> Tensor:
     """Reshape values shaped like the output to ``[samples and places, outputs]``."""
     channels_last = values if isinstance(module, nn.Linear) else values.movedim(-3, -1)
     return channels_last.reshape(-1, channels_last.shape[-1])
 
 
-def features(module: Product, x: Tensor) -> Tensor:
+def padding_of(module: nn.Conv2d) -> tuple[int, int]:
+    """Return the padding in numbers, which may be given as ``"valid"``."""
+    padding = (0, 0) if isinstance(module.padding, str) else module.padding
+    return padding[0], padding[1]
+
+
+def features(module: LinearMap, x: Tensor) -> Tensor:
     """Return what the weights of an output are multiplied by, ``[samples and places, inputs]``.
 
     A bias is one more input, which is always 1.
     """
     if isinstance(module, nn.Conv2d):
         images = x if x.ndim == 4 else x[None]
-        padding = (0, 0) if isinstance(module.padding, str) else module.padding  # "valid"
-        patches = functional.unfold(
-            images,
-            (module.kernel_size[0], module.kernel_size[1]),
-            (module.dilation[0], module.dilation[1]),
-            (padding[0], padding[1]),
-            (module.stride[0], module.stride[1]),
-        )
+        pairs = module.kernel_size, module.dilation, padding_of(module), module.stride
+        patches = functional.unfold(images, *[(pair[0], pair[1]) for pair in pairs])
         rows = patches.transpose(1, 2).flatten(0, 1)
     else:
         rows = x.reshape(-1, x.shape[-1])
     return rows if module.bias is None else torch.cat([rows, torch.ones_like(rows[:, :1])], 1)
 
 
-def inputs_of(module: Product) -> int:
+def inputs_of(module: LinearMap) -> int:
     """Return the number of features."""
     return module.weight[0].numel() + (module.bias is not None)
 
 
-def split(module: Product, gradient: Tensor) -> list[Tensor]:
+def split(module: LinearMap, gradient: Tensor) -> list[Tensor]:
     """Split a gradient ``[outputs, inputs]`` into those of the weight and of the bias."""
     if module.bias is None:
         return [gradient.view_as(module.weight)]

@@ -11,9 +11,7 @@ from torch.nn.utils import prune
 
 import tracetorch as tt
 from tests.cases import layer, sequence
-from tests.online_learning.cases import (
-    assert_exact,
-)
+from tests.online_learning.cases import assert_exact
 
 
 @pytest.mark.parametrize(
@@ -37,7 +35,7 @@ def test_convolution_is_exact(options: Any) -> None:
 def test_pruned_product_has_no_trace() -> None:
     net = nn.Sequential(nn.Linear(6, 5), layer("LIF", 5), nn.Linear(5, 4))
     prune.random_unstructured(net[0], "weight", 0.3)
-    with pytest.raises(ValueError, match=r"0.weight_orig -> states of 1: .*: a hook computes its"):
+    with pytest.raises(ValueError, match=r"0.weight_orig -> states of 1: no trace of earlier"):
         tt.online(net)(torch.rand(2, 6))
     tt.zero_states(net)
     learner = tt.online(net, "eprop")

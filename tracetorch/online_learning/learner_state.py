@@ -1,4 +1,4 @@
-"""Hold what online learning carries from step to step: traces, and the states they belong to."""
+"""``LearnerState``: what online learning carries between steps, traces above all."""
 
 from __future__ import annotations
 
@@ -10,32 +10,27 @@ from torch import Tensor, nn
 
 from tracetorch.core.torch_private import version_of
 from tracetorch.core.walk import Opaque
-from tracetorch.online_learning.lanes import probes
 from tracetorch.online_learning.rules.learning_rule import LearningRule
 from tracetorch.online_learning.traces import Traces
 from tracetorch.snn.module import layer_label
 from tracetorch.snn.sequence_layer import SequenceLayer
 
 Link: TypeAlias = tuple[str, nn.Linear]
+"""An earlier layer, and the linear layer between it and a later one."""
 
 Marks: TypeAlias = list[tuple[Tensor | None, int | None]]
 """The states of a layer, with their versions: an assignment and an edit in place show."""
 
 
 class Filter(NamedTuple):
-    """Traces of a layer, filtered by the layer behind the next product: derivatives of its states.
+    """Traces of a layer, as the layer behind the next product filters them: of its own states."""
 
-    Args:
-        traces: of the earlier layer, one for each state of the later one.
-        ndim, dtype: of the earlier layer's states, for its parameters.
-    """
-
-    traces: Traces
-    ndim: int
+    traces: Traces  # of the earlier layer, one for each state of the later one
+    ndim: int  # of the earlier layer's states, for its parameters
     dtype: torch.dtype
 
 
-class Held(Opaque):
+class LearnerState(Opaque):
     """All that is carried from step to step, besides the states of the layers."""
 
     def __init__(
@@ -45,8 +40,6 @@ class Held(Opaque):
         self.traces: dict[str, Traces] = {}
         # of a layer, by the earlier layer and the product between the two
         self.filters: dict[str, dict[Link, Filter]] = {}
-        # of a layer, the parameters that were frozen in a step since its traces began
-        self.frozen: dict[str, frozenset[str]] = {}
         self.left: dict[str, Marks | None] = {}  # the states after the last step
         # for which inputs the step of a layer has been found pointwise: its path, and their shape
         self.pointwise: set[tuple[str, torch.Size]] = set()
@@ -75,57 +68,34 @@ class Held(Opaque):
                 "the learner, not of the model."
             )
 
-    def restart(self, where: Tensor | None = None) -> None:
-        """Forget all traces, with ``where`` those of some samples, and note the states."""
-        if where is None:
-            self.traces, self.filters, self.frozen = {}, {}, {}
-        else:
-            self.change(lambda path, traces: traces.restarted(where))
-        self.note_states()
+    def replace(self, traces: dict[str, Traces], filters: dict[str, dict[Link, Filter]]) -> None:
+        """Take other traces, which belong to the states as they are now."""
+        self.traces, self.filters = traces, filters
+        self.left = {path: marks(layer) for path, layer in self.layers.items()}
 
     def change(self, changed: Callable[[str, Traces], Traces]) -> None:
         """Replace the traces of every layer: ``changed`` is given its path and each of them."""
-        self.traces = {path: changed(path, traces) for path, traces in self.traces.items()}
-        self.filters = {
+        filters = {
             path: {
                 link: each._replace(traces=changed(path, each.traces))
                 for link, each in filters.items()
             }
             for path, filters in self.filters.items()
         }
+        self.replace({path: changed(path, each) for path, each in self.traces.items()}, filters)
 
     def follow_states(self) -> None:
         """Move the traces to where the states have been moved; forget them with the states."""
-
-        def moved(path: str, traces: Traces) -> Traces:
-            state = states_of(self.layers[path])[0]
-            return traces if state is None else traces.mapped(lambda each: each.to(state))
-
-        if any(None in states_of(self.layers[path]) for path in self.traces):
-            self.restart()
-        self.change(moved)
-        self.note_states()
-
-    def note_states(self) -> None:
-        """Remember which states the traces belong to."""
-        self.left = {path: marks(layer) for path, layer in self.layers.items()}
-
-    def probes_like(self, y: Tensor) -> list[Tensor]:
-        """Return :func:`probes` for tensors like this, made once."""
-        key = y.shape, y.dtype, y.device
-        if key not in self.probes:
-            self.probes[key] = probes(y)
-        return self.probes[key]
-
-
-def states_of(layer: SequenceLayer) -> list[Tensor | None]:
-    """Return the active states of a layer."""
-    return [getattr(layer, name) for name in layer.active_states]
+        first = {path: getattr(each, each.active_states[0]) for path, each in self.layers.items()}
+        if any(first[path] is None for path in self.traces):
+            self.replace({}, {})
+        self.change(lambda path, traces: traces.mapped(lambda each: each.to(first[path])))
 
 
 def marks(layer: SequenceLayer) -> Marks:
     """Return the active states of a layer, with their versions."""
-    return [(state, None if state is None else version_of(state)) for state in states_of(layer)]
+    states = (getattr(layer, name) for name in layer.active_states)
+    return [(state, None if state is None else version_of(state)) for state in states]
 
 
 def same(now: Marks, then: Marks) -> bool:
