@@ -300,7 +300,7 @@ class FirstRun:
         """
         paths = {id(module): path or "the model" for path, module in self.modules}
         place = "the input" if _has_nan(_leaves(self.inputs.tensors)) else None
-        with torch.no_grad(), self._restored():
+        with torch.no_grad(), self.restored():
             events = _events(lambda: self._step(run.records, None))
         for kind, module, values in events:
             if place is None and kind == "out" and _has_nan(values):
