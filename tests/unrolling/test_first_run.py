@@ -597,6 +597,27 @@ def test_what_is_left_is_what_the_pass_by_layer_leaves() -> None:
     torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("segment", [None, 2])
+def test_a_pass_over_layers_in_another_mode_is_one_call(segment: int | None) -> None:
+    """What is then compared counts in no norm, draws no number and writes into no input."""
+    head = Says(lambda x: x.mul_(2) if segment is None else x), nn.BatchNorm1d(N)
+    net = nn.Sequential(*head, layer("LIF", N), nn.Dropout(), nn.Linear(N, N), layer("LIF", N))
+    tt.unroll(net, sequence(), from_rest=True)
+    start, found = copy.deepcopy(net.state_dict()), []
+    net[2].eval()
+    for _ in range(2):  # the second is believed
+        net.load_state_dict(start)
+        torch.manual_seed(0)
+        x = sequence()
+        with counted(net) as sizes:
+            y = tt.unroll(net, x, from_rest=True, segment=segment)
+        weight = torch.autograd.grad(weighted_sum(y), net[4].weight)
+        found.append([y, x, *weight, torch.rand(3), copy.deepcopy(net.state_dict())])
+        found[-1].append(len(sizes) > T)
+    assert (found[0].pop(), found[1].pop()) == (True, False)
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
 RANDOM: dict[str, Callable[[Tensor], Tensor]] = {
     "one number for all": lambda x: x * torch.rand(1),
     "a mask for all": lambda x: x * (torch.rand(N) > 0.5),

@@ -280,7 +280,7 @@ class FirstRun:
         _check_not_shared(run)
         self._check_unchanged()
         expected = [y.detach()[: self.steps].clone() for y in outputs]
-        with torch.no_grad(), self._restored():
+        with torch.no_grad(), self.restored():
             try:
                 self._by_step(run.records, expected)
                 self._with_spikes(run.records)
@@ -301,7 +301,7 @@ class FirstRun:
         """
         paths = {id(module): path or "the model" for path, module in self.modules}
         place = "the input" if _has_nan(_leaves(self.inputs.tensors)) else None
-        with torch.no_grad(), self._restored():
+        with torch.no_grad(), self.restored():
             events = _events(lambda: self._step(run.records, None))
         for kind, module, values in events:
             if place is None and kind == "out" and _has_nan(values):
@@ -347,7 +347,8 @@ class FirstRun:
             return  # processes go on alike, whatever their values are
         spiked = _SpikedPass(records)
         try:
-            outputs = _leaves(spiked.call(call, self._own_model(), self.inputs.folded()))
+            x = pytree.tree_map(torch.clone, self.inputs.folded())
+            outputs = _leaves(spiked.call(call, self._own_model(), x))
             expected = [torch.unflatten(y, 0, (self.steps, -1)).clone() for y in outputs]
         except _Differs:
             raise
@@ -390,7 +391,7 @@ class FirstRun:
         return self.model
 
     @contextmanager
-    def _restored(self) -> Iterator[None]:
+    def restored(self) -> Iterator[None]:
         """Restore buffers and random states behind a block, in which weights' norms stand still."""
         buffers = self._noted_buffers()
         states = random.getstate(), np.random.get_state()

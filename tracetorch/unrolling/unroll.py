@@ -7,6 +7,7 @@ import operator
 import re
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, overload
 
@@ -233,15 +234,23 @@ def _by_layer(
         trust = trust_of(model)
     if trust.per_sample and steps > 1:
         check_supported(modules_of(model))
-    if not checked and model.training in trust.modes:
+    known = not checked and model.training in trust.modes
+    if known:
         y = _call_with_events(model, inputs, run, trust)
         if _mode(model, run) in trust.met:
             return y, run
     # one step is one step; where others see the operations, no values can be compared, nor on meta
     leaves = pytree.tree_leaves(inputs.tensors)
     if steps == 1 or observed_by(leaves) is not None or any(x.is_meta for x in leaves):
-        run = Pass(steps, folded=True, from_rest=from_rest, reset=reset, recorder=recorder)
-        return _call_with_events(model, inputs, run, trust), run
+        return y if known else _call_with_events(model, inputs, run, trust), run
+    if known:
+        # It was the call: its random numbers are drawn, and buffers have gone on. What is compared
+        # is another one, which leaves nothing.
+        beside = replace(inputs, tensors=inputs.map(torch.clone))
+        named = {"folded": True, "from_rest": from_rest, "reset": reset}
+        with trust.lock, torch.no_grad(), FirstRun(model, beside, 0).restored():
+            _compared(model, beside, 0, named, trust)
+        return y, run
     with trust.lock:
         named = {"folded": True, "from_rest": from_rest, "reset": reset, "recorder": recorder}
         return _compared(model, inputs, checked, named, trust)
