@@ -611,7 +611,7 @@ def test_a_pass_over_layers_in_another_mode_is_one_call(segment: int | None) -> 
         x = sequence()
         with counted(net) as sizes:
             y = tt.unroll(net, x, from_rest=True, segment=segment)
-        weight = torch.autograd.grad(weighted_sum(y), net[4].weight)
+        weight = torch.autograd.grad(weighted_sum(y), net.get_parameter("4.weight"))
         found.append([y, x, *weight, torch.rand(3), copy.deepcopy(net.state_dict())])
         found[-1].append(len(sizes) > T)
     assert (found[0].pop(), found[1].pop()) == (True, False)

@@ -243,17 +243,16 @@ def _by_layer(
     leaves = pytree.tree_leaves(inputs.tensors)
     if steps == 1 or observed_by(leaves) is not None or any(x.is_meta for x in leaves):
         return y if known else _call_with_events(model, inputs, run, trust), run
+    named: dict[str, Any] = {"folded": True, "from_rest": from_rest, "reset": reset}
     if known:
         # It was the call: its random numbers are drawn, and buffers have gone on. What is compared
         # is another one, which leaves nothing.
         beside = replace(inputs, tensors=inputs.map(torch.clone))
-        named = {"folded": True, "from_rest": from_rest, "reset": reset}
         with trust.lock, torch.no_grad(), FirstRun(model, beside, 0).restored():
             _compared(model, beside, 0, named, trust)
         return y, run
     with trust.lock:
-        named = {"folded": True, "from_rest": from_rest, "reset": reset, "recorder": recorder}
-        return _compared(model, inputs, checked, named, trust)
+        return _compared(model, inputs, checked, {**named, "recorder": recorder}, trust)
 
 
 def _mode(model: nn.Module, run: Pass) -> tuple[Any, ...]:
