@@ -269,7 +269,7 @@ def test_strict_false_is_proposed_where_it_would_load(
     tt.save(nn.Sequential(nn.Linear(3, 3), layer("LIF", 3), nn.Linear(3, 3)), path)
     model = nn.Sequential(nn.Linear(3, 3), layer("LIF", 3), nn.Linear(3, width))
     model.append(layer("Readout", width))
-    with pytest.raises(ValueError, match=rf"layer '3'.*as it was saved{advice}\.$"):
+    with pytest.raises(ValueError, match=rf"layer '3'.*as the file describes it{advice}\.$"):
         tt.load(path, model)
     if advice:
         assert tt.load(path, model, strict=False).missing == ("3.raw_beta",)
