@@ -87,7 +87,6 @@ class EventProducts:
         self._products = [
             (weakref.ref(module), plain_class(module)) for module in event_modules(modules)
         ]
-        self._kinds = {kind: _PRODUCTS[kind] for _, kind in self._products}
         self._lock = threading.Lock()
         self._passes = 0
         self._changed: list[weakref.ref[nn.Module]] = []
@@ -96,21 +95,20 @@ class EventProducts:
         """Let the products choose; whether there are any that may, and :meth:`leave` is due."""
         if not self._products or unavailable() is not None:
             return False
-        plain = {
-            kind
-            for kind, (name, method) in self._kinds.items()
-            if getattr(kind, name) is method and (kind is not nn.Conv2d or computes_as_conv2d(kind))
-        }
         with self._lock:
             self._passes += 1
             if self._passes > 1:
                 return True
             for reference, kind in self._products:
-                module = reference()
+                module, (name, method) = reference(), _PRODUCTS[kind]
                 attributes = {} if module is None else module.__dict__
-                # not where a user's own is set, or nobody's any more
-                if module is not None and attributes.keys().isdisjoint(_OWN) and kind in plain:
-                    name = _PRODUCTS[kind][0]
+                # not where a user's own is set, in the instance or the class, or nobody's any more
+                if (
+                    module is not None
+                    and attributes.keys().isdisjoint(_OWN)
+                    and getattr(kind, name) is method
+                    and (kind is not nn.Conv2d or computes_as_conv2d(kind))
+                ):
                     replacement = _convolve if name == "convolve" else _forward
                     attributes[name] = MethodType(replacement, module)
                     attributes["__getstate__"] = partial(_state, module)

@@ -297,8 +297,10 @@ def _compared(
 def _call_with_events(model: nn.Module, inputs: Inputs, run: Pass, trust: Trust) -> Any:
     """Call the model on all steps within a pass, in which products choose events."""
     # before products choose, by a forward in the instance, as a user's own is
-    repeated = inputs.repeated()
-    split = None if repeated is None else (repeated, *split_static(model))
+    x, split = inputs.tensors, None
+    if inputs.static or not isinstance(x, Tensor) or not x.is_contiguous():
+        repeated = inputs.repeated()
+        split = None if repeated is None else (repeated, *split_static(model))
     products: EventProducts = trust.products
     if products is None:
         modules = [module for _, module in modules_of(model, closed=Recurrent)]
