@@ -611,8 +611,8 @@ def test_a_pass_over_layers_in_another_mode_is_one_call(segment: int | None) -> 
         x = sequence()
         with counted(net) as sizes:
             y = tt.unroll(net, x, from_rest=True, segment=segment)
-        weight = torch.autograd.grad(weighted_sum(y), net[4].weight)
-        found.append([y, x, *weight, torch.rand(3), copy.deepcopy(net.state_dict())])
+        gradients = torch.autograd.grad(weighted_sum(y), [*net[4].parameters()])
+        found.append([y, x, *gradients, torch.rand(3), copy.deepcopy(net.state_dict())])
         found[-1].append(len(sizes) > T)
     assert (found[0].pop(), found[1].pop()) == (True, False)
     torch.testing.assert_close(*found, rtol=0, atol=0)

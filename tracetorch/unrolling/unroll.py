@@ -247,7 +247,7 @@ def _by_layer(
         # It was the call: its random numbers are drawn, and buffers have gone on. What is compared
         # is another one, which leaves nothing.
         beside = replace(inputs, tensors=inputs.map(torch.clone))
-        named = {"folded": True, "from_rest": from_rest, "reset": reset}
+        named: dict[str, Any] = {"folded": True, "from_rest": from_rest, "reset": reset}
         with trust.lock, torch.no_grad(), FirstRun(model, beside, 0).restored():
             _compared(model, beside, 0, named, trust)
         return y, run
