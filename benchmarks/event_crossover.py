@@ -70,12 +70,12 @@ def _row(layer: nn.Module, shape: Sequence[int], density: float) -> str:
         while time.perf_counter() < deadline or len(times["always"]) < 4:
             for name, found in times.items():  # side by side, so that both see the same load
                 with mode(name):
-                    entered = products.enter()
+                    call = Pass(folded=True)
+                    products.enter(call)
                     start = time.perf_counter()
-                    Pass(folded=True).call(run)
+                    call.call(run)
                     found.append(time.perf_counter() - start)
-                    if entered:
-                        products.leave()
+                    products.leave(call)
         dense, events = (1e3 * sorted(found[1:])[len(found[1:]) // 2] for found in times.values())
         cells.append(f"{dense:7.2f} {events:7.2f} ({dense / events:4.1f})")
     return "    forward + weight gradient ".join(["forward " + cells[0], cells[1]])

@@ -22,14 +22,13 @@ DENSITIES = {"none": 0.0, "one": None, "1 %": 0.01, "50 %": 0.5, "all": 1.0}
 def event_passes(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Let products choose events within a block, as in a pass by layer."""
     products = EventProducts(modules)
-    entered = products.enter()
-    ambient.current = Pass(folded=True)
+    ambient.current = run = Pass(folded=True)
     try:
+        products.enter(run)
         yield
     finally:
         ambient.current = None
-        if entered:
-            products.leave()
+        products.leave(run)
 
 
 def events(*shape: int, density: float | None, weighted: bool = False, seed: int = 0) -> Tensor:

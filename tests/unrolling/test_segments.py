@@ -506,3 +506,19 @@ def test_a_layer_without_states_and_a_model_of_inference_mode() -> None:
     net.append(nn.Sequential())
     with torch.no_grad():
         assert tt.unroll(net, STEPS, segment=3).shape == STEPS.shape
+
+
+class Squashed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(x)
+
+
+@pytest.mark.parametrize("segment", [1, 2])
+def test_a_parametrized_layer_saves_as_much_the_first_time_as_again(segment: int) -> None:
+    net = nn.Sequential(nn.Linear(4, 4), layer("LIF"), nn.Linear(4, 2)).double()
+    nn.utils.parametrize.register_parametrization(net[1], "raw_beta", Squashed())
+    x, found = sequence(6, 3, 4), []
+    for cut in (segment, None):  # what is kept for a shape is made in the first call
+        y = tt.unroll(net, x, from_rest=True, segment=cut)
+        found.append([y, *torch.autograd.grad(weighted_sum(y), [*net.parameters()])])
+    torch.testing.assert_close(*found)

@@ -479,3 +479,5 @@ def test_a_call_interrupted_anywhere_leaves_no_mixture(name: str, by: By, stride
         tt.set_states(model, values)
         tt.unroll(model, X, by=by)
     assert equal(tt.get_states(model), ends)
+    # and what stood in the modules for the length of a pass is taken back by the next one at last
+    assert not any({"forward", "__getstate__"} & vars(m).keys() for m in model.modules())

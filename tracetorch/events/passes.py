@@ -26,7 +26,7 @@ from tracetorch.fuse import requested_backend
 from tracetorch.fuse.runtime.machine_code import unavailable_reason
 from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.delay import DelayedConv1d, DelayedLinear
-from tracetorch.snn.passes import ambient
+from tracetorch.snn.passes import Pass, ambient
 
 # the method of each class that computes the product
 _PRODUCTS: dict[type, tuple[str, Any]] = {
@@ -77,7 +77,8 @@ class EventProducts:
     Only ``forward`` is replaced, in the instance, or ``convolve`` of a layer with delays: hooks,
     ``functional_call`` and engines around the modules work as ever. A copy or a pickle that is made
     meanwhile does not have it. Passes of several threads share the replacements, the last of which
-    takes them back; a call outside of a pass by layer is what it was.
+    takes them back; a call outside of a pass by layer is what it was. What an interrupt leaves
+    behind, the next pass takes back: a pass that is gone counts no more.
 
     Args:
         modules: the modules of a model, none of which is kept alive.
@@ -88,17 +89,18 @@ class EventProducts:
             (weakref.ref(module), plain_class(module)) for module in event_modules(modules)
         ]
         self._lock = threading.Lock()
-        self._passes = 0
+        self._passes: set[weakref.ref[Pass]] = set()
         self._changed: list[weakref.ref[nn.Module]] = []
 
-    def enter(self) -> bool:
-        """Let the products choose; whether there are any that may, and :meth:`leave` is due."""
+    def enter(self, run: Pass) -> None:
+        """Let the products choose, where there are any that may, until :meth:`leave`."""
         if not self._products or unavailable() is not None:
-            return False
+            return
         with self._lock:
-            self._passes += 1
-            if self._passes > 1:
-                return True
+            others = bool(self._passes)
+            self._passes.add(weakref.ref(run, self._passes.discard))
+            if others:
+                return
             for reference, kind in self._products:
                 module, (name, method) = reference(), _PRODUCTS[kind]
                 attributes = {} if module is None else module.__dict__
@@ -109,23 +111,22 @@ class EventProducts:
                     and getattr(kind, name) is method
                     and (kind is not nn.Conv2d or computes_as_conv2d(kind))
                 ):
+                    self._changed.append(reference)  # first: it is taken back whatever happens
                     replacement = _convolve if name == "convolve" else _forward
-                    attributes[name] = MethodType(replacement, module)
                     attributes["__getstate__"] = partial(_state, module)
-                    self._changed.append(reference)
-        return True
+                    attributes[name] = MethodType(replacement, module)
 
-    def leave(self) -> None:
+    def leave(self, run: Pass) -> None:
         """Take the replacements back, with the last pass."""
         with self._lock:
-            self._passes -= 1
+            self._passes.discard(weakref.ref(run))
             if self._passes:
                 return
-            for reference in self._changed:
-                module = reference()
+            while self._changed:
+                module = self._changed[-1]()
                 for name in () if module is None else _NAMES:
                     vars(module).pop(name, None)
-            self._changed.clear()
+                self._changed.pop()
 
 
 def _state(module: nn.Module) -> dict[str, Any]:

@@ -453,12 +453,13 @@ class FirstRun:
 
 def _definition(layer: SequenceLayer) -> tuple[Any, dict[str, Tensor]]:
     """Return what a layer is, and the values of what its parameters follow from."""
-    raws = {
-        name: raw.detach().clone()
-        for name in layer._raw_names
-        # no DTensor: FSDP shards parameters, and makes plain ones of them within the forward pass
-        if type(raw := getattr(layer, name)) in (nn.Parameter, Tensor) and not raw.is_meta
-    }
+    with torch.no_grad():  # of a parametrization nothing is saved for backward
+        raws = {
+            name: raw.clone()
+            for name in layer._raw_names
+            # no DTensor: FSDP shards parameters, and makes plain ones within the forward pass
+            if type(raw := getattr(layer, name)) in (nn.Parameter, Tensor) and not raw.is_meta
+        }
     return layer.cell if has_step(layer) else None, raws
 
 

@@ -305,13 +305,11 @@ def _call_with_events(model: nn.Module, inputs: Inputs, run: Pass, trust: Trust)
     if products is None:
         modules = [module for _, module in modules_of(model, closed=Recurrent)]
         products = trust.products = EventProducts(modules)
-    entered = False
     try:
-        entered = products.enter()
+        products.enter(run)
         return run.call(_call_folded, model, inputs, split)
     finally:
-        if entered:
-            products.leave()
+        products.leave(run)
 
 
 def _call_folded(

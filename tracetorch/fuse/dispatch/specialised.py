@@ -177,8 +177,8 @@ class PreparedSequence(Specialisation):
     """A layer's sequence: plans by the gradients that are needed."""
 
     def __init__(self, layer: StepLayer, key: Key, x: Tensor) -> None:
-        # parameters, buffers or parametrizations
-        raws = [(name, getattr(layer, name)) for name in key[0].raw_names]
+        with torch.no_grad():  # parameters, buffers or parametrizations
+            raws = [(name, getattr(layer, name)) for name in key[0].raw_names]
         self.raws = [(name, raw.shape, raw.dtype) for name, raw in raws]
         self.plans: dict[tuple[bool, ...], Plan] = {}
         super().__init__(layer, key, x, time=True)
