@@ -352,7 +352,7 @@ def test_a_forward_that_draws_is_refused_as_one_that_draws(draw: Callable[..., T
             return draw(super().forward(x))
 
     with pytest.raises(ValueError, match="Draws draws random numbers in forward"):
-        export.step(Draws(nn.Linear(20, 20), snn.Readout(20)), torch.rand(2, 20))
+        tt.export.step(Draws(nn.Linear(20, 20), snn.Readout(20)), torch.rand(2, 20))
 
 
 @pytest.mark.parametrize("fault", ["rest", "object"])

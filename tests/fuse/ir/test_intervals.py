@@ -56,7 +56,7 @@ def test_what_rounding_has_done_is_followed() -> None:
 
 
 def test_a_quotient_reaches_its_ends() -> None:
-    # by an inverse, 49 * (1 / 49) is 0.9999999999999999, and nothing of it is left when rounded down
+    # 49 * (1 / 49) is 0.9999999999999999, of which nothing is left when rounded down
     for divisor in range(1, 200):
         builder = Builder()
         floor = builder.emit("floor", builder.emit("div", "x", float(divisor)))
