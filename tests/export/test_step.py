@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -342,6 +343,16 @@ class Remembers(snn.TTModule):
         else:
             self.kept.steps += 1
         return self.layer(x) * self.kept.steps
+
+
+@pytest.mark.parametrize("draw", [torch.randn_like, nn.functional.dropout])
+def test_a_forward_that_draws_is_refused_as_one_that_draws(draw: Callable[..., Tensor]) -> None:
+    class Draws(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return draw(super().forward(x))
+
+    with pytest.raises(ValueError, match="Draws draws random numbers in forward"):
+        tt.export.step(Draws(nn.Linear(20, 20), snn.Readout(20)), torch.rand(2, 20))
 
 
 @pytest.mark.parametrize("fault", ["rest", "object"])

@@ -204,6 +204,8 @@ ERRORS = [
     (prepared_for(XYLO, nn.Sequential(nn.Linear(2, 3), snn.LIF(3))), "hidden and output"),
     (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.LIF(3), snn.Delay(3, max_delay=1, delay=1.0))),
      "Linear and neurons alone"),
+    (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.LIF(3), snn.SEWBlock(
+        nn.Sequential(nn.Linear(3, 3), snn.LIF(3))))), "the model: .* Xylo, without .* branches"),
     (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.LIF(3), out=(OUT[0], FED_BACK))),
      "among the outputs"),
     (prepared_for(loihi.LOIHI, hidden(snn.DelayedLinear(2, 3, max_delay=2), snn.LIF(3))),

@@ -158,6 +158,13 @@ class Beside(nn.Module):
         return y
 
 
+class ByName(nn.Sequential):
+    """Return what the last module gives in a dict."""
+
+    def forward(self, x: Tensor) -> Any:
+        return {"y": super().forward(x)}
+
+
 def recurrent() -> nn.Module:
     return snn.Recurrent(snn.LIF(6), nn.Linear(6, 6))
 
@@ -183,6 +190,7 @@ HIDDEN: dict[str, tuple[Any, str]] = {
     "uncounted": (calls(by_data), r"set\(\) in the model's forward reads numbers of a value"),
     "at times": (calls(at_times()), "output over the sample is not that of its modules"),
     "unused": (Beside, "the modules of the model are no chain, nor branches of one whose outputs"),
+    "a dict": (lambda: ByName(nn.Linear(4, 6), snn.LIF(6)), "the model returns a dict, and a quan"),
     "Recurrent": (behind(Quarter(snn.LIF(6), nn.Linear(6, 6))), r"1 \(Quarter\) is no snn.Rec"),
     "BatchNorm": (lambda: nn.Sequential(nn.Linear(4, 6), Tenth(6), snn.LIF(6)),
                   r"1 \(Tenth\) has no integer form"),

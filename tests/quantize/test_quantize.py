@@ -534,6 +534,29 @@ def test_integers_load_into_those_of_another_sample(tmp_path: Path) -> None:
         tt.load(tmp_path / "one.safetensors", made(0.3, bits=4))
 
 
+@pytest.mark.parametrize("more", [-1, 0, 4])
+def test_a_prepared_file_of_earlier_versions_loads(more: int, tmp_path: Path) -> None:
+    """They had floats behind what a sample decided; one that has less is of another network."""
+
+    class Longer(quantize.prepared.Prepared):
+        def get_extra_state(self) -> Tensor:
+            state = super().get_extra_state()
+            return state[:more] if more < 0 else torch.cat([state, torch.ones(more)])
+
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 6), snn.LIF(6), nn.Linear(6, 2)), spikes(6, 3, 4)
+    one, into = quantize.prepare(model, x), quantize.prepare(model, x[:2])
+    one.__class__ = Longer
+    tt.save(one, tmp_path / "one.safetensors")
+    if more < 0:
+        with pytest.raises(ValueError, match="Prepare the same network in the same way"):
+            tt.load(tmp_path / "one.safetensors", into, strict=False)
+        return
+    tt.load(tmp_path / "one.safetensors", into, strict=False)
+    assert into.output_scale == one.output_scale
+    assert_equal(one, into, x)
+
+
 def test_the_report_says_what_the_inputs_are_and_which_bits_are_unused() -> None:
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(16, 4), snn.LIF(4)), torch.rand(20, 9, 16)

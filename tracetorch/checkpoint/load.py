@@ -291,7 +291,8 @@ def _misfits(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> lis
                 f"{name!r} is on the device meta in the model, where it keeps no values; call "
                 'model.to_empty(device="cpu") first'
             )
-        elif value.shape != target.shape:
+        elif value.shape != target.shape and name.rpartition(".")[2] != "_extra_state":
+            # how much there is of an extra state is for set_extra_state to judge
             shapes = list(value.shape), list(target.shape)
             found.append(f"{name!r} has shape {shapes[0]} in the file, {shapes[1]} in the model")
         elif value.dtype != target.dtype:

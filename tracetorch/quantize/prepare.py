@@ -137,12 +137,11 @@ def _check_numbers(model: nn.Module, sample: Tensor) -> None:
             )
 
 
-def _check_target(parts: Parts, target: Target) -> None:
+def _check_parts(parts: Parts, target: Target) -> None:
     """Raise where a part has no form on a target."""
     for part in parts:
         if isinstance(part, Join):
             path, reasons = "the model", [target.refuse_module(Add)]
-            _check_target([*part.first, *part.second], target)
         elif isinstance(part, Call):
             path, reasons = part.path, [target.refuse_module(type(part.module))]
         else:
@@ -152,6 +151,13 @@ def _check_target(parts: Parts, target: Target) -> None:
         for reason in reasons:
             if reason is not None:
                 raise ValueError(f"{path}: quantised models have {reason}.")
+        if isinstance(part, Join):
+            _check_parts([*part.first, *part.second], target)
+
+
+def _check_target(parts: Parts, target: Target) -> None:
+    """Raise where a part has no form on a target, or where a network has too few."""
+    _check_parts(parts, target)
     if len(stages_in(parts)) < target.least_layers:
         raise ValueError(
             f"a network for {target.chip and target.chip.name} has hidden and output neurons: a "

@@ -105,6 +105,11 @@ class Prepared(nn.Sequential, TTModule):
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take what another sample decided; in earlier versions there was more behind it."""
+        if state.numel() < (least := self.get_extra_state().numel()):
+            raise ValueError(
+                f"_extra_state holds {state.numel()} numbers that a sample decided, and this model "
+                f"has {least}. Prepare the same network in the same way."
+            )
         self.output_scale, place = float(state[0]), 1
         for layer in self.plan.layers:
             end = place + layer.unit.numel()

@@ -121,6 +121,11 @@ class _Graph:
                     "whose spikes are added: use nn.MaxPool2d and the like, and leave what follows "
                     "the last module to whoever calls the model."
                 )
+        if not isinstance(self.graph.output, Node):
+            raise ValueError(
+                f"the model returns a {type(self.graph.output).__name__}, and a quantised one "
+                "returns one tensor. Let its forward return what the last module gives."
+            )
         chain = self.between(start, self.graph.output)
         if len(calls_in(chain)) != len(layers):
             raise ValueError(

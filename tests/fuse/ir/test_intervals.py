@@ -55,6 +55,16 @@ def test_what_rounding_has_done_is_followed() -> None:
     assert (bool(found.outputs["y"].exact), bool(found.outputs["z"].exact)) == (False, False)
 
 
+def test_a_quotient_reaches_its_ends() -> None:
+    # 49 * (1 / 49) is 0.9999999999999999, of which nothing is left when rounded down
+    for divisor in range(1, 200):
+        builder = Builder()
+        floor = builder.emit("floor", builder.emit("div", "x", float(divisor)))
+        graph = Graph(tuple(builder.lines), {"y": floor})
+        found = bounds(graph, {"x": Interval(-3 * divisor, divisor)}, torch.float32).outputs["y"]
+        assert (found.low, found.high, bool(found.exact)) == (-3, 1, True)
+
+
 def test_states_grow_until_nothing_grows_any_more() -> None:
     step = Interval(-7, 93)
 

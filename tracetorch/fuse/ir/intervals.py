@@ -134,20 +134,23 @@ def _negative(x: Interval) -> Interval:
     return Interval(np.negative(x.high), np.negative(x.low), x.step, x.exact)
 
 
+def _ends(function: Callable[..., Any], x: Interval, y: Interval) -> tuple[Any, Any]:
+    """Return the least and the largest value of a function at the ends of two intervals."""
+    values = [function(a, b) for a in (x.low, x.high) for b in (y.low, y.high)]
+    ends = np.stack(np.broadcast_arrays(*values))
+    ends = np.nan_to_num(ends, nan=0.0, posinf=np.inf, neginf=-np.inf)  # infinity times zero
+    return ends.min(0), ends.max(0)
+
+
 def _product(x: Interval, y: Interval) -> Interval:
     with np.errstate(invalid="ignore"):
-        ends = np.stack(
-            np.broadcast_arrays(
-                *(np.multiply(a, b) for a in (x.low, x.high) for b in (y.low, y.high))
-            )
-        )
-        ends = np.nan_to_num(ends, nan=0.0, posinf=np.inf, neginf=-np.inf)  # infinity times zero
+        low, high = _ends(np.multiply, x, y)
         step = np.where(np.isposinf(x.step) | np.isposinf(y.step), np.inf, np.add(x.step, y.step))
     exact = np.logical_and(x.exact, y.exact) & ~np.isneginf(step)
     # times a positive number of any size: the product is rounded, but its sign is not
     signed = np.logical_and(x.exact, np.greater(y.low, 0))
     signed = signed | np.logical_and(y.exact, np.greater(x.low, 0))
-    return Interval(ends.min(0), ends.max(0), step, exact, signed)
+    return Interval(low, high, step, exact, signed)
 
 
 def _quotient(x: Interval, y: Interval) -> Interval:
@@ -157,8 +160,10 @@ def _quotient(x: Interval, y: Interval) -> Interval:
     exponent = np.frexp(y.low)
     power = np.equal(y.low, y.high) & np.equal(np.abs(exponent[0]), 0.5)
     product = _product(x, replace(inverse, step=np.where(power, 1.0 - exponent[1], -np.inf)))
+    with np.errstate(invalid="ignore"):  # not by the inverse, for 49 * (1 / 49) is less than 1
+        low, high = _ends(np.divide, x, y)
     whole = np.greater_equal(x.step, 0) & np.greater_equal(y.step, 0)
-    return replace(product, floored=whole & np.logical_and(x.exact, y.exact))
+    return replace(product, low=low, high=high, floored=whole & np.logical_and(x.exact, y.exact))
 
 
 def _integers(function: Callable[[Numbers], Any], *, nearest: bool = False) -> Rule:
