@@ -82,10 +82,13 @@ class EventProducts:
 
     Args:
         modules: the modules of a model, none of which is kept alive.
+
+    Attributes:
+        candidates: the modules that may, each with its class; where there are none, nothing is due.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self._products = [
+        self.candidates = [
             (weakref.ref(module), plain_class(module)) for module in event_modules(modules)
         ]
         self._lock = threading.Lock()
@@ -94,14 +97,14 @@ class EventProducts:
 
     def enter(self, run: Pass) -> None:
         """Let the products choose, where there are any that may, until :meth:`leave`."""
-        if not self._products or unavailable() is not None:
+        if unavailable() is not None:
             return
         with self._lock:
             others = bool(self._passes)
             self._passes.add(weakref.ref(run, self._passes.discard))
             if others:
                 return
-            for reference, kind in self._products:
+            for reference, kind in self.candidates:
                 module, (name, method) = reference(), _PRODUCTS[kind]
                 attributes = {} if module is None else module.__dict__
                 # not where a user's own is set, in the instance or the class, or nobody's any more

@@ -305,6 +305,8 @@ def _call_with_events(model: nn.Module, inputs: Inputs, run: Pass, trust: Trust)
     if products is None:
         modules = [module for _, module in modules_of(model, closed=Recurrent)]
         products = trust.products = EventProducts(modules)
+    if not products.candidates:
+        return run.call(_call_folded, model, inputs, split)
     try:
         products.enter(run)
         return run.call(_call_folded, model, inputs, split)
