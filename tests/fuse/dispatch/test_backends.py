@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tracetorch import fuse, snn
+from tracetorch.core import requests
 from tracetorch.fuse.dispatch import backends
 
 
@@ -149,3 +150,23 @@ def test_an_earlier_name_requests_the_same_backend() -> None:
 def test_an_unknown_name_is_refused(ask: Callable[[str], object]) -> None:
     with pytest.raises(ValueError, match=r"no backend is called 'llvm'\. There are auto, cpu"):
         ask("llvm")
+
+
+def test_threads_in_a_hurry_leave_the_default() -> None:
+    def work(name: str) -> None:
+        for _ in range(2000):
+            with fuse.backend(name):
+                assert fuse.requested_backend() == name
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in ("eager", "cpu", "triton")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert fuse.requested_backend() == "auto"
+
+
+def test_plain_calls_leave_nothing_behind() -> None:
+    for _ in range(1000):
+        fuse.backend("auto")
+    assert len(backends._requests.last) <= requests._MOST_REQUESTS

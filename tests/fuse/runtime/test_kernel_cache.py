@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -194,3 +195,32 @@ def test_no_home_folder(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load() == 1.0
     with pytest.raises(OSError, match=r"home directory\. Set TRACETORCH_CACHE to a folder"):
         kernel_cache.folder()
+
+
+@pytest.mark.parametrize(("value", "expected"), [("", 512e6), ("3", 3e6), ("inf", math.inf)])
+def test_limit_in_megabytes(value: str, expected: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACETORCH_CACHE_LIMIT", value)
+    assert kernel_cache.limit() == expected
+
+
+def test_file_that_another_process_removes_is_not_counted(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the listing of the folder and the look at the file, which ``is_file`` has passed."""
+    cache.mkdir()
+    for tag in ("0" * 20, "1" * 20):
+        (cache / f"forward_{tag}.py").write_text("kept")
+    (cache / f"forward_{'1' * 20}.sha256").write_text("kept")
+    gone = {cache / f"forward_{'0' * 20}.py", cache / f"forward_{'1' * 20}.sha256"}
+    stat = Path.stat
+
+    def vanishing(path: Path, **options: Any) -> os.stat_result:
+        if path in gone:
+            raise FileNotFoundError(path)
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "is_file", lambda path: True)
+    monkeypatch.setattr(Path, "stat", vanishing)
+    (kernel,) = kernel_cache.cached_kernels()
+    assert kernel.files == [cache / f"forward_{'1' * 20}.py"]
+    assert (kernel.size, kernel.used) == (4, stat(kernel.files[0]).st_mtime)
