@@ -280,6 +280,7 @@ class FirstRun:
         self._check_unchanged()
         expected = [y.detach()[: self.steps].clone() for y in outputs]
         with torch.no_grad(), self.restored():
+            self._begin_again()
             try:
                 self._by_step(run.records, expected)
                 self._with_spikes(run.records)
@@ -310,6 +311,14 @@ class FirstRun:
                 f"{place} has NaN. A neuron's spike is 0 there, so that what follows looks "
                 "finite. Clean the data, or find the operation that makes it."
             )
+
+    def _begin_again(self) -> None:
+        """Give the buffers of before the pass back: one that is set once is set from a step then.
+
+        Not those of a spectral norm, whose weights are those of the pass.
+        """
+        still = {id(m) for each in self.spectral for m in each.modules()}
+        self.restore_buffers([noted for noted in self._buffers if id(noted[0]) not in still])
 
     def _check_unchanged(self) -> None:
         """Raise where the forward has changed a layer, all of whose steps run with one value.
@@ -445,7 +454,9 @@ class FirstRun:
         paths = {id(module): path or "the model" for path, module in self.modules}
         records, t = self.at
         rows = self._rows_of(t)
+        self._begin_again()
         folded = _events(lambda: self._step(records, None))
+        self._begin_again()
         stepped = _events(lambda: self._step(records, rows))
         return _first_difference(folded, stepped, rows, self.steps, paths)
 
