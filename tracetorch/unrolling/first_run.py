@@ -315,10 +315,16 @@ class FirstRun:
     def _begin_again(self) -> None:
         """Give the buffers of before the pass back: one that is set once is set from a step then.
 
-        Not those of a spectral norm, whose weights are those of the pass.
+        Other tensors, for a graph may be waiting for these; and not of a spectral norm, whose
+        weights are those of the pass.
         """
-        still = {id(m) for each in self.spectral for m in each.modules()}
-        self.restore_buffers([noted for noted in self._buffers if id(noted[0]) not in still])
+        still = {id(m) for each in (*self.spectral, *self.forced) for m in each.modules()}
+        for module, name, _, value in self._buffers:
+            now = module._buffers.get(name)
+            if id(module) in still or isinstance(module, torch.jit.ScriptModule):
+                continue
+            if now is None or not torch.equal(now, value):
+                module._buffers[name] = value.clone()
 
     def _check_unchanged(self) -> None:
         """Raise where the forward has changed a layer, all of whose steps run with one value.
