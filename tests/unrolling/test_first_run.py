@@ -194,6 +194,24 @@ class CountingNorm(nn.BatchNorm1d):
         return super().forward(x) * self.t
 
 
+class StartedNorm(nn.Module):
+    """Sets what it subtracts from the first inputs that it is given."""
+
+    mean: Tensor
+    is_set: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(N))
+        self.register_buffer("is_set", torch.tensor(False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.is_set:
+            self.mean.copy_(x.detach().mean(0))
+            self.is_set.fill_(True)
+        return x - self.mean
+
+
 class KeptSum(nn.Module):
     """Keeps a sum."""
 
@@ -230,6 +248,7 @@ KEEPS_SOMETHING: dict[str, Callable[[], nn.Module]] = {
     "a weight replaced": lambda: model(replaced_weight),
     "a weight by its array": lambda: model(by_array),
     "a running norm in training": lambda: nn.Sequential(RunningNorm(), layer("LIF", N)),
+    "a norm set by its first inputs": lambda: nn.Sequential(StartedNorm(), layer("LIF", N)),
     "a buffer of a batch norm": lambda: nn.Sequential(CountingNorm(), layer("LIF", N)).eval(),
     "a sum with a graph": lambda: nn.Sequential(KeptSum(), layer("LIF", N)),
     "a weight in a hook": lambda: hooked(write_in_hook),

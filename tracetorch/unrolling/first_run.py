@@ -281,6 +281,7 @@ class FirstRun:
         self._check_unchanged()
         expected = [y.detach()[: self.steps].clone() for y in outputs]
         with torch.no_grad(), self.restored():
+            self._begin_again()
             try:
                 self._by_step(run.records, expected)
                 self._with_spikes(run.records)
@@ -311,6 +312,20 @@ class FirstRun:
                 f"{place} has NaN. A neuron's spike is 0 there, so that what follows looks "
                 "finite. Clean the data, or find the operation that makes it."
             )
+
+    def _begin_again(self) -> None:
+        """Give the buffers of before the pass back: one that is set once is set from a step then.
+
+        Other tensors, for a graph may be waiting for these; and not of a spectral norm, whose
+        weights are those of the pass.
+        """
+        still = {id(m) for each in (*self.spectral, *self.forced) for m in each.modules()}
+        for module, name, _, value in self._buffers:
+            now = module._buffers.get(name)
+            if id(module) in still or isinstance(module, torch.jit.ScriptModule):
+                continue
+            if now is None or not torch.equal(now, value):
+                module._buffers[name] = value.clone()
 
     def _check_unchanged(self) -> None:
         """Raise where the forward has changed a layer, all of whose steps run with one value.
@@ -446,7 +461,9 @@ class FirstRun:
         paths = {id(module): path or "the model" for path, module in self.modules}
         records, t = self.at
         rows = self._rows_of(t)
+        self._begin_again()
         folded = _events(lambda: self._step(records, None))
+        self._begin_again()
         stepped = _events(lambda: self._step(records, rows))
         return _first_difference(folded, stepped, rows, self.steps, paths)
 
