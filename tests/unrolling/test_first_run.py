@@ -212,6 +212,25 @@ class StartedNorm(nn.Module):
         return x - self.mean
 
 
+class StartedScale(nn.Module):
+    """Sets, in an attribute, what it divides by from the first inputs that it is given."""
+
+    scale: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.scale is None:
+            self.scale = 1 + self.of(x.detach())
+        return x / self.scale
+
+    def of(self, x: Tensor) -> Any:
+        return x.abs().mean(0)
+
+
+class StartedNumber(StartedScale):
+    def of(self, x: Tensor) -> Any:
+        return float(x.abs().max())
+
+
 class KeptSum(nn.Module):
     """Keeps a sum."""
 
@@ -249,6 +268,8 @@ KEEPS_SOMETHING: dict[str, Callable[[], nn.Module]] = {
     "a weight by its array": lambda: model(by_array),
     "a running norm in training": lambda: nn.Sequential(RunningNorm(), layer("LIF", N)),
     "a norm set by its first inputs": lambda: nn.Sequential(StartedNorm(), layer("LIF", N)),
+    "a scale set by its first inputs": lambda: nn.Sequential(StartedScale(), layer("LIF", N)),
+    "a number set by its first inputs": lambda: nn.Sequential(StartedNumber(), layer("LIF", N)),
     "a buffer of a batch norm": lambda: nn.Sequential(CountingNorm(), layer("LIF", N)).eval(),
     "a sum with a graph": lambda: nn.Sequential(KeptSum(), layer("LIF", N)),
     "a weight in a hook": lambda: hooked(write_in_hook),

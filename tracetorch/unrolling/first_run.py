@@ -225,6 +225,7 @@ class FirstRun:
         self.modules = modules_of(model)
         self.at: tuple[Records, int] = ({}, 0)
         self._buffers = self._noted_buffers()
+        self._attributes = self._noted_attributes()
         for _, module in self.modules:
             if isinstance(module, Recurrent):
                 inside.update(id(m) for _, m in modules_of(module) if m is not module)
@@ -245,6 +246,14 @@ class FirstRun:
             (module, name, buffer, buffer.detach().clone())
             for _, module in self.modules
             for name, buffer in module.named_buffers(recurse=False)
+        ]
+
+    def _noted_attributes(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """Return the attributes of each plain module, and a shallow copy of them."""
+        return [
+            (vars(module), dict(vars(module)))
+            for _, module in self.modules
+            if not isinstance(module, SequenceLayer) and not keeps_states(module)
         ]
 
     def restore_buffers(
@@ -314,10 +323,10 @@ class FirstRun:
             )
 
     def _begin_again(self) -> None:
-        """Give the buffers of before the pass back: one that is set once is set from a step then.
+        """Give what was set before the pass back: what is set once is set from a step then.
 
-        Other tensors, for a graph may be waiting for these; and not of a spectral norm, whose
-        weights are those of the pass.
+        Buffers, as other tensors, for a graph may be waiting for these, and not of a spectral norm,
+        whose weights are those of the pass. Attributes, where the pass has set values.
         """
         still = {id(m) for each in (*self.spectral, *self.forced) for m in each.modules()}
         for module, name, _, value in self._buffers:
@@ -326,6 +335,13 @@ class FirstRun:
                 continue
             if now is None or not torch.equal(now, value):
                 module._buffers[name] = value.clone()
+        for attributes, before in self._attributes:
+            for name, value in [*attributes.items()]:
+                if isinstance(value, (Tensor, float)) and value is not before.get(name):
+                    if name in before:
+                        attributes[name] = before[name]
+                    else:
+                        del attributes[name]
 
     def _check_unchanged(self) -> None:
         """Raise where the forward has changed a layer, all of whose steps run with one value.
@@ -407,8 +423,8 @@ class FirstRun:
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """Restore buffers and random states behind a block, in which weights' norms stand still."""
-        buffers = self._noted_buffers()
+        """Restore values and random states behind a block, in which weights' norms stand still."""
+        buffers, attributes = self._noted_buffers(), self._noted_attributes()
         states = random.getstate(), np.random.get_state()
         devices = {buffer.device.index for _, _, buffer, _ in buffers if buffer.is_cuda}
         with torch.random.fork_rng(devices):
@@ -420,6 +436,14 @@ class FirstRun:
                 for module in self.spectral:
                     module.training = True
                 self.restore_buffers(buffers)
+                for now, before in attributes:
+                    now.update(
+                        {
+                            name: value
+                            for name, value in before.items()
+                            if isinstance(value, (Tensor, float)) and now.get(name) is not value
+                        }
+                    )
                 random.setstate(states[0])
                 np.random.set_state(states[1])
 
