@@ -289,6 +289,24 @@ def test_a_model_that_keeps_something_is_refused_and_runs_by_step(name: str) -> 
     assert buffers.keys() == dict(net.named_buffers()).keys()
 
 
+class CachedMask(nn.Module):
+    """Keeps a mask for the size of the batch."""
+
+    mask: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.mask is None or len(self.mask) != len(x):
+            self.mask = torch.ones(len(x), 1)
+        return x * self.mask
+
+
+def test_a_cache_is_that_of_the_pass() -> None:
+    net, x = nn.Sequential(CachedMask(), layer("LIF", N)), sequence()
+    twin = copy.deepcopy(net)
+    assert torch.equal(tt.unroll(net, x), tt.unroll(twin, x, by="step"))
+    assert net[0].mask.shape == (T * B, 1)
+
+
 def test_the_innermost_module_is_named() -> None:
     inner = model(counter, t=0)
     with pytest.raises(ValueError, match=r"^0\.1 \(Model\) gives 0\.1\.g \(Linear\) other inputs"):
