@@ -66,8 +66,8 @@ MEANINGS = {
 }
 # A file has its name alone where several would be one question each for a reader.
 UNIQUE_FILES = ("graph.py", "memory.py", "plan.py", "products.py")
-# Public names: `held_bytes` of a profile's row, `reset=` of `tt.unroll`; and a chip's setting.
-EXCEPTIONS = {"held": ("metrics",), "reset": ("unrolling", "chips")}
+# Public: `held_bytes` of a profile's row, `reset=` of `tt.unroll`, a state in files; a chip's setting.
+EXCEPTIONS = {"held": ("metrics", "nir"), "reset": ("unrolling", "chips")}
 
 
 def words(identifier: str) -> set[str]:

@@ -120,28 +120,28 @@ class Membrane(Neuron):
 
 
 class OneStep(Neuron):
-    """Delay by one step: ``output = delayed;  delayed = x``, zero at first."""
+    """Delay by one step: ``output = held;  held = x``, zero at first."""
 
-    states: ClassVar[tuple[str, ...]] = ("delayed",)
+    states: ClassVar[tuple[str, ...]] = ("held",)
 
-    delayed: Tensor | None
+    held: Tensor | None
 
     @staticmethod
-    def step(x: Tensor, delayed: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
-        return delayed, x
+    def step(x: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        return held, x
 
     def recall(self, like: Tensor) -> Tensor | None:
-        """Return what is delayed, the first half of a call; ``None`` at the first step."""
-        if self.delayed is None:
+        """Return what is held, the first half of a call; ``None`` at the first step."""
+        if self.held is None:
             return None
-        (delayed,) = self._states_for(like, self._check_input(like))
-        return None if delayed is None else delayed.to(like.dtype)
+        (held,) = self._states_for(like, self._check_input(like))
+        return None if held is None else held.to(like.dtype)
 
     def keep(self, x: Tensor) -> None:
         """Hold ``x`` for the next step, the second half of a call."""
         dtype = self._check_input(x)
         self._states_for(x, dtype)
-        self.delayed = x.to(dtype, copy=True)
+        self.held = x.to(dtype, copy=True)
 
 
 class PerElement(nn.Module):

@@ -158,8 +158,9 @@ class TTModule(nn.Module):
             if torch.compiler.is_dynamo_compiling():
                 graph_break(_FROZEN_STATE)  # old versions swallow what is raised
             raise RuntimeError(_FROZEN_STATE)
-        current = (NO_BACKWARD, self._zeroed_in_backward)
-        if not torch.compiler.is_compiling() and current_backward() not in current:
+        if torch.compiler.is_compiling():
+            return  # nor is a guard set on what is read below
+        if current_backward() not in (NO_BACKWARD, self._zeroed_in_backward):
             raise RuntimeError(
                 f"{self._label()} is run again inside backward(), from the state it has now "
                 "instead of the one it had. Activation checkpointing does so: checkpoint a "
