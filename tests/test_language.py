@@ -66,7 +66,7 @@ MEANINGS = {
 }
 # A file has its name alone where several would be one question each for a reader.
 UNIQUE_FILES = ("graph.py", "memory.py", "plan.py", "products.py")
-# Public: `held_bytes` of a profile's row, `reset=` of `tt.unroll`, a state in files; a chip's setting.
+# Public: `held_bytes` of a profile, `reset=` of `tt.unroll`, a state in files; a setting of a chip.
 EXCEPTIONS = {"held": ("metrics", "nir"), "reset": ("unrolling", "chips")}
 
 
