@@ -71,7 +71,8 @@ def entry(module: str, name: str) -> list[str]:
     source.analyze()
     source.overloads.clear()
     room = ".".join(thing.__module__.split(".")[:2])
-    if inspect.isclass(thing) and not f"{module}.".startswith(f"{room}."):
+    is_of_room = hasattr(importlib.import_module(room), name)
+    if inspect.isclass(thing) and is_of_room and not f"{module}.".startswith(f"{room}."):
         # one entry alone may be that of the class itself
         lines = [f".. py:class:: {name}", f"   :module: {module}", ""]
         return [*lines, f"   As :class:`{room}.{name}`.", ""]

@@ -124,7 +124,7 @@ class TTModule(nn.Module):
 
     @property
     def active_states(self) -> tuple[str, ...]:
-        """The names of the states that this module has: the memories that it has declared."""
+        """The names of the states that this module has, the memories that it has declared."""
         return tuple(self._memories)
 
     @property

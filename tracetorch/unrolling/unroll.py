@@ -195,7 +195,7 @@ def _run(
     """Run some steps in a pass of their own; return outputs, trajectories and the pass."""
     recorder = None if record is None else Recorder(record, _recordable(model))
     reset = None if inputs.reset is None else Restarts(inputs.reset)
-    if by == "step":
+    if by == "step" or inputs.steps == 1:  # one step is one step: a forward may use its states
         run = Pass(from_rest=from_rest, recorder=recorder)
         y = run.call(_by_step, model, inputs, run, reset)
     else:
@@ -232,16 +232,16 @@ def _by_layer(
     trust = trusted.get(id(model))
     if trust is None or trust.model() is not model:
         trust = trust_of(model)
-    if trust.per_sample and steps > 1:
+    if trust.per_sample:
         check_supported(modules_of(model))
     known = not checked and model.training in trust.modes
     if known:
         y = _call_with_events(model, inputs, run, trust)
         if _mode(model, run) in trust.met:
             return y, run
-    # one step is one step; where others see the operations, no values can be compared, nor on meta
+    # where others see the operations, no values can be compared, nor on meta
     leaves = pytree.tree_leaves(inputs.tensors)
-    if steps == 1 or observed_by(leaves) is not None or any(x.is_meta for x in leaves):
+    if observed_by(leaves) is not None or any(x.is_meta for x in leaves):
         return y if known else _call_with_events(model, inputs, run, trust), run
     named: dict[str, Any] = {"folded": True, "from_rest": from_rest, "reset": reset}
     if known:
