@@ -64,7 +64,7 @@ class Interval:
 
     @property
     def unit(self) -> float:
-        """Value of one integer in a register that serves every neuron: 1, or a power of two below.
+        """Value of one integer in a register that serves every neuron, 1 or a power of two below.
 
         Raises:
             ValueError: values are any real numbers, and there is none.
