@@ -113,7 +113,7 @@ class Snapshot:
 
 
 class _Values:
-    """The values and gradients of the tensors of a model, and Python's and NumPy's random states.
+    """The values and gradients of the tensors of a model.
 
     Tensors in attributes and containers are among them: a model may change them in place.
     """
@@ -126,7 +126,6 @@ class _Values:
         kept = [t for t in tensors.values() if not (t.is_inference() or t.is_meta)]
         self.values = [(t, t.detach().clone()) for t in kept]
         self.leaves = [(t, t.grad, t.requires_grad) for t in kept if t.is_leaf]
-        self.random, self.numpy = random.getstate(), np.random.get_state()
 
     def restore(self) -> None:
         for tensor, value in self.values:
@@ -135,8 +134,6 @@ class _Values:
             tensor.grad = grad
             if tensor.requires_grad is not requires_grad:
                 tensor.requires_grad_(requires_grad)
-        random.setstate(self.random)
-        np.random.set_state(self.numpy)
 
 
 def set_values(tensor: Tensor, values: Tensor) -> None:
@@ -188,7 +185,7 @@ def restored(
     before = Snapshot(model)
     values = _Values(before) if tensors else None
     cuda = {t.device.index for t, _ in values.values if t.is_cuda} if values is not None else set()
-    with torch.random.fork_rng(cuda) if tensors else nullcontext():
+    with random_restored(cuda) if tensors else nullcontext():
         try:
             if training is not None:
                 for _, module in before.found.modules:
@@ -198,6 +195,22 @@ def restored(
             before.restore()
             if values is not None:
                 values.restore()
+
+
+@contextmanager
+def random_restored(devices: Collection[int | None]) -> Iterator[None]:
+    """Restore the states of PyTorch's, Python's and NumPy's random numbers at the end of a block.
+
+    Args:
+        devices: the CUDA devices whose states are among them.
+    """
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
 
 @contextmanager

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from tracetorch.core.hooks import has_spectral_norm
-from tracetorch.core.snapshot import set_values
+from tracetorch.core.snapshot import random_restored, set_values
 from tracetorch.core.torch_private import BatchNormBase, DropoutBase, pytree
 from tracetorch.core.walk import modules_of
 from tracetorch.snn.module import keeps_states
@@ -200,10 +200,7 @@ if hasattr(os, "register_at_fork"):
 
 def trust_of(model: nn.Module) -> Trust:
     """Return what of a model has been run by step too."""
-    trust = trusted.get(id(model))
-    if trust is None or trust.model() is not model:
-        trust = trusted.setdefault(id(model), Trust(model))
-    return trust
+    return trusted.setdefault(id(model), Trust(model))  # another thread may have been first
 
 
 class FirstRun:
@@ -425,9 +422,8 @@ class FirstRun:
     def restored(self) -> Iterator[None]:
         """Restore values and random states behind a block, in which weights' norms stand still."""
         buffers, attributes = self._noted_buffers(), self._noted_attributes()
-        states = random.getstate(), np.random.get_state()
         devices = {buffer.device.index for _, _, buffer, _ in buffers if buffer.is_cuda}
-        with torch.random.fork_rng(devices):
+        with random_restored(devices):
             try:
                 for module in self.spectral:
                     module.training = False
@@ -437,15 +433,7 @@ class FirstRun:
                     module.training = True
                 self.restore_buffers(buffers)
                 for now, before in attributes:
-                    now.update(
-                        {
-                            name: value
-                            for name, value in before.items()
-                            if isinstance(value, (Tensor, float)) and now.get(name) is not value
-                        }
-                    )
-                random.setstate(states[0])
-                np.random.set_state(states[1])
+                    now.update({n: v for n, v in before.items() if isinstance(v, (Tensor, float))})
 
     # What differs, where, and why
 
@@ -485,17 +473,16 @@ class FirstRun:
         paths = {id(module): path or "the model" for path, module in self.modules}
         records, t = self.at
         rows = self._rows_of(t)
-        found = None
-        for again in (True, False):  # from before the pass; else as it is by now, say a counter
-            if found is None:
-                if again:
-                    self._begin_again()
-                folded = _events(lambda: self._step(records, None))
-                if again:
-                    self._begin_again()
-                stepped = _events(lambda: self._step(records, rows))
-                found = _first_difference(folded, stepped, rows, self.steps, paths)
-        return found
+
+        def difference(begin: Callable[[], None]) -> str | None:
+            begin()
+            folded = _events(lambda: self._step(records, None))
+            begin()
+            stepped = _events(lambda: self._step(records, rows))
+            return _first_difference(folded, stepped, rows, self.steps, paths)
+
+        # from before the pass; else as it is by now, say a counter
+        return difference(self._begin_again) or difference(lambda: None)
 
 
 def _definition(layer: SequenceLayer) -> tuple[Any, dict[str, Tensor]]:

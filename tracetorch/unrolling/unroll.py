@@ -229,9 +229,7 @@ def _by_layer(
         x = inputs.tensors
         split = (x, *split_static(model)) if inputs.static and isinstance(x, Tensor) else None
         return run.call(_call_folded, model, inputs, split), run
-    trust = trusted.get(id(model))
-    if trust is None or trust.model() is not model:
-        trust = trust_of(model)
+    trust = trusted.get(id(model)) or trust_of(model)
     if trust.per_sample:
         check_supported(modules_of(model))
     known = not checked and model.training in trust.modes
