@@ -19,7 +19,7 @@ from tracetorch.integers.border import Add, SumPool1d, SumPool2d
 from tracetorch.integers.delays import IntegerDelays
 from tracetorch.integers.layers import Product
 from tracetorch.quantize.prepared import Layer, Plan, Prepared
-from tracetorch.quantize.reader import Call, Join
+from tracetorch.quantize.reader import Call, Join, flat
 from tracetorch.quantize.scales import Feed, common_scale, unit_and_shifts
 from tracetorch.quantize.stages import Parts
 from tracetorch.snn.connectivity import Connectivity, connectivity, raw_weight
@@ -62,10 +62,8 @@ class _Names:
 
 def _paths(parts: Parts) -> list[str]:
     found: list[str] = []
-    for part in parts:
-        if isinstance(part, Join):
-            found += _paths(part.first) + _paths(part.second)
-        elif isinstance(part, Call):
+    for part in flat(parts):
+        if isinstance(part, Call):
             found.append(part.path)
         else:
             found += [part.path, *(path for path, _ in part.between)]

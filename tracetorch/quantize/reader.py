@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
@@ -169,12 +169,18 @@ def _module_of(node: Node) -> nn.Module | None:
     return module
 
 
+def flat(parts: Iterable[Any]) -> Iterator[Any]:
+    """Iterate over the parts of a chain, with those of its branches in place of each join."""
+    for part in parts:
+        if isinstance(part, Join):
+            yield from flat((*part.first, *part.second))
+        else:
+            yield part
+
+
 def calls_in(chain: Chain) -> list[Call]:
     """Return the calls of a chain, those of its branches too."""
-    found: list[Call] = []
-    for each in chain:
-        found += [each] if isinstance(each, Call) else calls_in(each.first) + calls_in(each.second)
-    return found
+    return list(flat(chain))
 
 
 @torch.no_grad()

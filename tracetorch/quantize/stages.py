@@ -11,7 +11,7 @@ from torch import nn
 
 from tracetorch.chips.target import FloatProduct, Stage
 from tracetorch.core.walk import join_path
-from tracetorch.quantize.reader import Call, Chain, Join, calls_in
+from tracetorch.quantize.reader import Call, Chain, Join, calls_in, flat
 from tracetorch.snn.connectivity import connectivity, plain_class
 from tracetorch.snn.delay import Delay, DelayedConv1d, DelayedLinear, SynapticDelays
 from tracetorch.snn.dropout import LockedDropout
@@ -37,13 +37,7 @@ Parts: TypeAlias = list[Stage | Call | Join]
 
 def stages_in(parts: Parts) -> list[Stage]:
     """Return the stages of all branches, in order."""
-    found: list[Stage] = []
-    for part in parts:
-        if isinstance(part, Join):
-            found += stages_in(part.first) + stages_in(part.second)
-        elif isinstance(part, Stage):
-            found.append(part)
-    return found
+    return [part for part in flat(parts) if isinstance(part, Stage)]
 
 
 def parts_of(chain: Chain) -> Parts:

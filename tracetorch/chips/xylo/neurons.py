@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -35,7 +36,7 @@ XYLO_1 = Chip(
     output_spikes=1,
     has_bias=False,
 )
-XYLO_2 = Chip(**{**vars(XYLO_1), "name": "Xylo 2", "has_bias": True})
+XYLO_2 = replace(XYLO_1, name="Xylo 2", has_bias=True)
 
 STATE_BITS = XYLO_2.state_bits
 LOW, HIGH = limits(STATE_BITS)
