@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tracetorch.convert.integrate_and_fire import Change, IntegrateAndFire, RunningSum, TimedBias
 from tracetorch.convert.network import PRODUCTS, Network, Node
 from tracetorch.convert.thresholds import Rule, Rules, Times
+from tracetorch.snn.model_graph import unused
 from tracetorch.snn.module import TTModule
 
 
@@ -90,10 +91,7 @@ def _unused(name: str, parts: dict[str, nn.Module]) -> str:
     base = name or "layer"
     while any(hasattr(each, base) for each in taken):
         base += "_"
-    unused, number = base, 1
-    while unused in parts:
-        unused, number = f"{base}_{number}", number + 1
-    return unused
+    return unused(base, parts)
 
 
 def _modules(node: Node, rules: Rules, times: Times) -> list[tuple[str, nn.Module]]:

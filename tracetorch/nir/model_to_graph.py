@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from tracetorch.core.hooks import hooked_weights
 from tracetorch.nir.model import NIRModel
 from tracetorch.nir.module_to_node import INTEGERS, PASSING, flatten_node, model_graph, node_of
-from tracetorch.nir.node_graph import LINEAR, Node, NodeGraph, Shape, boundary, elementwise, unused
+from tracetorch.nir.node_graph import LINEAR, Node, NodeGraph, Shape, boundary, elementwise
 from tracetorch.nir.options import WriteOptions
 from tracetorch.nir.weight_folding import fold_norm, norm_arrays
 from tracetorch.snn import TTModule
 from tracetorch.snn import model_graph as models
-from tracetorch.snn.model_graph import is_layer, read_model
+from tracetorch.snn.model_graph import is_layer, read_model, unused
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 

@@ -21,7 +21,7 @@ from typing import TypeAlias, cast
 
 import numpy as np
 
-from tracetorch.nir.node_graph import Node, NodeGraph, Shape, boundary, elementwise, unused
+from tracetorch.nir.node_graph import Node, NodeGraph, Shape, boundary, elementwise
 from tracetorch.nir.options import Array, Clock
 from tracetorch.nir.step_algebra import (
     INPUT,
@@ -37,6 +37,7 @@ from tracetorch.nir.step_algebra import (
 )
 from tracetorch.nir.wiring import depth_first
 from tracetorch.snn import Neuron
+from tracetorch.snn.model_graph import unused
 
 # What sums are made of: ("x", 0), ("one", 0), ("old", state), ("node", state), ("spike", identity).
 Key: TypeAlias = "tuple[str, int | str]"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -82,14 +82,6 @@ class NodeGraph:
     def names(self, kind: str) -> list[str]:
         """Return the names of the nodes of a kind."""
         return [n for n, node in self.nodes.items() if getattr(node, "kind", None) == kind]
-
-
-def unused(wanted: str, taken: Collection[str]) -> str:
-    """Return a name that is not taken: the one that is wanted, or with a number behind it."""
-    name, i = wanted, 1
-    while name in taken:
-        name, i = f"{wanted}_{i}", i + 1
-    return name
 
 
 def boundary(kind: str, shape: Shape) -> Node:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, TypeAlias
@@ -360,11 +360,9 @@ class _Watch(TorchFunctionMode):
 
     def unused(self, name: str) -> str:
         """Return a name that no node has."""
-        unused, number = name, 1
-        while unused in self.names:
-            unused, number = f"{name}_{number}", number + 1
-        self.names.add(unused)
-        return unused
+        name = unused(name, self.names)
+        self.names.add(name)
+        return name
 
     def node_of(self, value: Any) -> Node | None:
         """Return the node of a value, if it was not written since."""
@@ -458,3 +456,11 @@ def setitem(value: Tensor, index: Any, part: Any) -> Tensor:
 
 def _version(value: Tensor) -> int:
     return -1 if value.is_inference() else value._version
+
+
+def unused(wanted: str, taken: Collection[str]) -> str:
+    """Return a name that is not taken: the one that is wanted, or with a number behind it."""
+    name, i = wanted, 1
+    while name in taken:
+        name, i = f"{wanted}_{i}", i + 1
+    return name
