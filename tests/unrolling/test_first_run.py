@@ -22,7 +22,7 @@ from torch.nn.utils import parametrizations
 import tracetorch as tt
 from tests.cases import layer, weighted_sum
 from tests.unrolling.memories import KINDS, WAYS, Says
-from tests.unrolling.models import MODELS, dyadic, made
+from tests.unrolling.models import MODELS, Counts, dyadic, made
 from tracetorch import snn
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.passes import current_pass
@@ -871,7 +871,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "an unroll inside": (nested_unroll, "a model is unrolled inside a model that is unrolled by"),
     "a layer called twice": (twice, "is called twice in one step"),
     "a declared memory": (
-        lambda: Counts(),
+        lambda: Counts(N),
         "runs all of its time steps at once, so a forward cannot use its memory",
     ),
     "a transposed batch": (
@@ -879,20 +879,6 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "does not hold 6 time steps in dimension 0: something before it does not keep",
     ),
 }
-
-
-class Counts(snn.TTModule):
-    """Declares a memory."""
-
-    last: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.memory("last", N)
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.last = 0.5 * self.last + x
-        return self.last
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -966,7 +952,7 @@ def test_parameters_and_options_of_a_layer_stay_in_a_forward(name: str) -> None:
         (lambda: nn.BatchNorm1d(N), "BatchNorm1d"),
         (RunningNorm, "RunningNorm"),
         (lambda: snn.Delay(N, max_delay=2), "Delay"),
-        (Counts, "Counts"),
+        (lambda: Counts(N), "Counts"),
     ],
 )
 def test_a_module_with_states_or_buffers_in_two_recurrents_is_refused(make: Any, name: str) -> None:

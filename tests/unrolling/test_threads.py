@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import layer, sequence
-from tests.unrolling.models import By
+from tests.unrolling.models import By, Counts
 from tracetorch import snn
 from tracetorch.snn.passes import current_pass
 
@@ -53,20 +53,6 @@ class Residual(nn.Module):
         return y
 
 
-class Remembers(snn.TTModule):
-    """Declares a memory."""
-
-    last: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.memory("last", N)
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.last = 0.5 * self.last + x
-        return self.last
-
-
 def population() -> nn.Module:
     return nn.Sequential(layer("LIF", N), nn.Linear(N, N), layer("RLIF", N))
 
@@ -81,7 +67,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "population": lambda: snn.Recurrent(population(), nn.Linear(N, N)),
     "noise": Escaping,
     "norms": lambda: nn.Sequential(nn.BatchNorm1d(N), layer("LIF", N), nn.Dropout(0.5)).eval(),
-    "memory": lambda: nn.Sequential(Remembers(), layer("LIF", N)),
+    "memory": lambda: nn.Sequential(Counts(N), layer("LIF", N)),
 }
 WAYS = [(n, by) for n in NETWORKS for by in ("layer", "step") if (n, by) != ("memory", "layer")]
 
