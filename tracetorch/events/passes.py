@@ -21,8 +21,8 @@ from tracetorch.events.linear import LINEAR
 from tracetorch.events.lists import EventLists, list_events, sampled_density
 from tracetorch.events.node import product
 from tracetorch.events.observed import Product, observers, report
-from tracetorch.events.request import requested_mode
-from tracetorch.fuse import requested_backend
+from tracetorch.events.request import mode
+from tracetorch.fuse import backend
 from tracetorch.fuse.runtime.machine_code import unavailable_reason
 from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.delay import DelayedConv1d, DelayedLinear
@@ -35,6 +35,8 @@ _PRODUCTS: dict[type, tuple[str, Any]] = {
     DelayedLinear: ("convolve", DelayedLinear.convolve),
     DelayedConv1d: ("convolve", DelayedConv1d.convolve),
 }
+_requests = mode.requests
+_OFF = ((_requests, "never", "tt.events.mode"), (backend.requests, "eager", "tt.fuse.backend"))
 _DTYPES = (torch.float32, torch.float64)
 _NAMES = ("forward", "convolve", "__getstate__")
 _OWN = (*_NAMES, "_conv_forward")
@@ -64,10 +66,10 @@ def unavailable() -> str | None:
     """Return why no product can be computed with events here and now, or ``None``."""
     if torch.compiler.is_compiling():
         return "torch.compile compiles the dense product"
-    if requested_mode() == "never":
-        return "tt.events.mode('never') is requested"
-    if requested_backend() == "eager":
-        return "tt.fuse.backend('eager') is requested"
+    for requests, off, setting in _OFF:
+        names = requests.in_thread.names  # as requests.name, uncalled
+        if (names[-1] if names else requests.default) == off:
+            return f"{setting}({off!r}) is requested"
     return unavailable_reason()
 
 
@@ -225,7 +227,8 @@ def _has_gradient(weight: Tensor) -> bool:
 
 def _events(module: nn.Module, matrix: Tensor, limit: float) -> EventLists | None:
     """Return the events of the input; ``None`` where the dense product is faster. Report either."""
-    always = requested_mode() == "always"
+    names = _requests.in_thread.names  # as requested_mode, uncalled
+    always = (names[-1] if names else _requests.default) == "always"
     limit = 1.0 if always else limit
     events: EventLists | None = None
     density: float | None = None

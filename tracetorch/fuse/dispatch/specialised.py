@@ -24,7 +24,7 @@ from tracetorch.core.walk import Opaque
 from tracetorch.fuse.codegen.llvm_kernel import print_kernel
 from tracetorch.fuse.codegen.llvm_tasks import HEADER
 from tracetorch.fuse.dispatch import operators
-from tracetorch.fuse.dispatch.backends import requested_backend, select_backend
+from tracetorch.fuse.dispatch.backends import backend, select_backend
 from tracetorch.fuse.dispatch.plans import Needs, plan_for_needs, program_of
 from tracetorch.fuse.dispatch.second_derivative import Call
 from tracetorch.fuse.ir.graph import Unfusable
@@ -41,6 +41,7 @@ Result: TypeAlias = "tuple[Tensor, dict[str, Tensor]]"
 # cell, shape, dtype and device of the input, requested backend, default dtype
 Key: TypeAlias = "tuple[Cell, torch.Size, torch.dtype, torch.device, str, torch.dtype]"
 
+_requests = backend.requests
 _MOST = 4  # shapes that a layer keeps something for
 _SMALL = 1 << 18  # values of a state that are worth keeping as zeros
 _MOST_LANES = 1 << 15  # for more, PyTorch's own threads are as fast
@@ -155,7 +156,8 @@ class Specialised(Opaque, Generic[S]):
             x: an input that nobody observes.
             states: the active ones before ``x``, by name; ``None`` is the initial one.
         """
-        requested, kept = requested_backend(), self.kept
+        kept, names = self.kept, _requests.in_thread.names
+        requested = names[-1] if names else _requests.default  # as requested_backend, uncalled
         key = (cell, x.shape, x.dtype, x.device, requested, torch.get_default_dtype())
         for each in kept:
             if each.key == key:
