@@ -26,7 +26,7 @@ from tests.unrolling.models import MODELS, Counts, dyadic, made
 from tracetorch import snn
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.passes import current_pass
-from tracetorch.unrolling.first_run import is_close
+from tracetorch.unrolling.agreement import is_close
 
 T, B, N = 6, 4, 16
 REMEMBERS = "it remembers something from step to step outside the states of neuron layers"

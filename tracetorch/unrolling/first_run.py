@@ -12,14 +12,14 @@ A difference is an error that names the module and the reason. Found are neither
 after the third step, or only with other values, nor a module that is replaced, or a flag that is
 switched, after the first call; ``check=`` runs as many steps as one likes. What is random is
 believed. The model's ``forward`` is called seven times more, hooks and logs too; buffers and
-generators of random numbers are restored, and no module is touched in evaluation.
+generators of random numbers are restored, and no module is touched in evaluation. What a
+``Recurrent`` of a user's own code shares with others is found by :mod:`tracetorch.unrolling.loops`.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import random
 import threading
 import weakref
 from collections import Counter
@@ -29,7 +29,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
@@ -43,11 +42,11 @@ from tracetorch.snn.neuron import has_step
 from tracetorch.snn.passes import Layer, Pass, current_pass
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.sequence_layer import SequenceLayer
+from tracetorch.unrolling.agreement import agree
 from tracetorch.unrolling.inputs import Inputs, call
+from tracetorch.unrolling.loops import Loops, SharedError, Step, seed_all
 
 STEPS = 3
-_RTOL, _ATOL = 1e-4, 1e-5  # of a product of matrices in another order, and relative to the largest
-_EPSILONS = 2  # at least so many of the dtype in which products are rounded, relative to either
 _BY_STEP = 'Use unroll(..., by="step")'
 _MIXES = "it does not treat the samples of a batch independently, or does not keep the batch first"
 _REMEMBERS = (
@@ -108,6 +107,7 @@ class _Replay(Pass):
         records: what layers were given and gave, ``[k, B, ...]``.
         rows: which steps and samples the batch of this pass holds; ``None``: all of all steps.
         compares: whether inputs are compared with those by layer.
+        loop: runs this step of a ``Recurrent`` too, and raises where it differs.
     """
 
     def __init__(
@@ -115,9 +115,10 @@ class _Replay(Pass):
         records: Records,
         rows: tuple[Tensor, Tensor] | None,
         compares: bool = False,
+        loop: Callable[[Recurrent, Tensor], None] | None = None,
     ) -> None:
         super().__init__(from_rest=True)
-        self.records, self.rows, self.compares = records, rows, compares
+        self.records, self.rows, self.compares, self.loop = records, rows, compares, loop
         self.made: Counter[int] = Counter()
         self.seen: list[Tensor] = []
 
@@ -140,6 +141,8 @@ class _Replay(Pass):
         _, expected, y = records[made]
         if self.compares and not agree([_taken(expected, self.rows)], [self.seen[-1]]):
             raise _Differs("gives a layer other inputs by layer than by step")
+        if self.loop is not None and isinstance(module, Recurrent):
+            self.loop(module, _taken(expected, self.rows))
         return _taken(y, self.rows)
 
     def check_all_made(self) -> None:
@@ -223,6 +226,7 @@ class FirstRun:
         self.at: tuple[Records, int] = ({}, 0)
         self._buffers = self._noted_buffers()
         self._attributes = self._noted_attributes()
+        self.loops = Loops(self.modules)
         for _, module in self.modules:
             if isinstance(module, Recurrent):
                 inside.update(id(m) for _, m in modules_of(module) if m is not module)
@@ -289,7 +293,9 @@ class FirstRun:
         with torch.no_grad(), self.restored():
             self._begin_again()
             try:
-                self._by_step(run.records, expected)
+                self.loops.prepare(run)
+                with self.loops.begun() as loop:
+                    self._by_step(run.records, expected, loop)
                 self._with_spikes(run.records)
                 self._check_unchanged()
             except _Differs as finding:
@@ -360,11 +366,14 @@ class FirstRun:
                     f"{_BY_STEP}."
                 )
 
-    def _by_step(self, records: Records, expected: Sequence[Tensor]) -> None:
+    def _by_step(
+        self, records: Records, expected: Sequence[Tensor], loop: Step | None = None
+    ) -> None:
         """Run the steps one by one, and compare what layers are given, and the outputs."""
         for t in range(self.steps):
             self.at = records, t  # where a difference is found, it is looked into
-            trial, found = self._step(records, self._rows_of(t), compares=True)
+            of_step = None if loop is None else partial(loop, t)
+            trial, found = self._step(records, self._rows_of(t), compares=True, loop=of_step)
             trial.check_all_made()
             if not agree([y[t] for y in expected], found):
                 raise _Differs("gives other outputs by layer than by step")
@@ -390,10 +399,14 @@ class FirstRun:
         return torch.full_like(samples, t), samples
 
     def _step(
-        self, records: Records, rows: tuple[Tensor, Tensor] | None, compares: bool = False
+        self,
+        records: Records,
+        rows: tuple[Tensor, Tensor] | None,
+        compares: bool = False,
+        loop: Callable[[Recurrent, Tensor], None] | None = None,
     ) -> tuple[_Replay, list[Tensor]]:
         """Call the model on a batch of chosen steps and samples, or on all of them."""
-        trial = _Replay(records, rows, compares)
+        trial = _Replay(records, rows, compares, loop)
         static = self.inputs.static
         if rows is None:
             x = pytree.tree_map(torch.clone, self.inputs.folded())
@@ -401,7 +414,7 @@ class FirstRun:
             x = self.inputs.map(lambda x: x[rows[1]].clone() if static else x[rows].clone())
         try:
             y = trial.call(call, self._own_model(), x)
-        except _Differs:
+        except (_Differs, SharedError):
             raise
         except Exception as error:
             raise ValueError(
@@ -444,9 +457,7 @@ class FirstRun:
         records, t = self.at
 
         def once(rows: tuple[Tensor, Tensor] | None, seed: int = 1) -> list[Tensor]:
-            torch.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed)
+            seed_all(seed)
             trial, outputs = self._step(records, rows)
             return [*trial.seen, *outputs]
 
@@ -595,44 +606,3 @@ def _first_difference(
                 return f"{label(module)} gives other outputs by layer than by step"
             within.pop()
     return None
-
-
-def agree(one: Sequence[Any], other: Sequence[Any]) -> bool:
-    """Whether there are as many values, and tensors agree to rounding."""
-    return len(one) == len(other) and all(
-        isinstance(a, Tensor) == isinstance(b, Tensor)
-        and (not isinstance(a, Tensor) or (a.shape == b.shape and is_close(a, b, eps=_epsilon(a))))
-        for a, b in zip(one, other, strict=True)
-    )
-
-
-def _epsilon(value: Tensor) -> float:
-    """Return that of the dtype in which products are rounded: the value's, or that of autocast."""
-    if not value.is_floating_point():
-        return 0.0
-    eps, kind = torch.finfo(value.dtype).eps, value.device.type
-    if value.dtype is torch.float64 or not torch.is_autocast_enabled(kind):  # which leaves float64
-        return eps
-    return max(eps, torch.finfo(torch.get_autocast_dtype(kind)).eps)
-
-
-def is_close(one: Tensor, other: Tensor, share: float = 0.0, eps: float = 0.0) -> bool:
-    """Whether all values agree to rounding, but for a share of them that may differ.
-
-    Args:
-        one: of a shape.
-        other: of the same.
-        share: of the values that may differ.
-        eps: of the dtype in which products were rounded; 0 for one of full precision.
-    """
-    if torch.equal(one, other):
-        return True
-    if not one.is_floating_point():
-        differ = one != other
-    else:
-        finite = one[torch.isfinite(one)]
-        scale = float(finite.abs().max()) if finite.numel() else 0.0
-        rtol, atol = (max(least, _EPSILONS * eps) for least in (_RTOL, _ATOL))
-        atol *= max(scale, 1e-3)
-        differ = ~torch.isclose(one, other, rtol=rtol, atol=atol, equal_nan=True)
-    return int(differ.count_nonzero()) <= share * one.numel()

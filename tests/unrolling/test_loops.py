@@ -1,0 +1,299 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests.cases import layer
+from tests.unrolling.memories import KINDS, WAYS
+from tracetorch import snn
+
+T, B, N = 5, 3, 4
+SHARED = r"\(Recurrent\) (gives other outputs by layer|remember something outside)"
+FOUND = rf"{SHARED}|remembers something from step to step|also outside of it|in two Recurrents"
+
+
+def sequence(seed: int = 0) -> Tensor:
+    return 2 * torch.rand(T, B, N, generator=torch.Generator().manual_seed(seed))
+
+
+def recurrent(inside: nn.Module) -> snn.Recurrent:
+    connection = nn.Sequential(inside, nn.Linear(N, N))
+    return snn.Recurrent(layer("LIF", N), connection)
+
+
+class InTwo(nn.Module):
+    """Two ``Recurrent``s, one behind the other."""
+
+    def __init__(self, one: nn.Module, other: nn.Module) -> None:
+        super().__init__()
+        self.a, self.b = recurrent(one), recurrent(other)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(x + self.a(x))
+
+
+class Behind(nn.Module):
+    """A ``Recurrent``, and a module behind it."""
+
+    def __init__(self, one: nn.Module, other: nn.Module) -> None:
+        super().__init__()
+        self.a, self.b = recurrent(one), other
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(x + self.a(x))
+
+
+class Before(Behind):
+    """A ``Recurrent``, and a module in front of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.a(self.b(x))
+
+
+SHARING = {"in two": InTwo, "inside and behind": Behind, "inside and in front": Before}
+
+
+def equal_by_step(make: Callable[[], nn.Module], x: Tensor, **named: Any) -> None:
+    torch.manual_seed(0)
+    by_layer = tt.unroll(make(), x, **named)
+    torch.manual_seed(0)
+    assert torch.equal(by_layer, tt.unroll(make(), x, by="step", **named))
+
+
+# What is inside, and who shares it
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_of_one_recurrent_stays_and_that_of_two_is_refused(kind: str, way: str) -> None:
+    def one() -> nn.Module:
+        return recurrent(WAYS[way](KINDS[kind]))
+
+    torch.manual_seed(0)
+    with torch.no_grad():
+        if kind in ("attribute of a class", "environment"):  # which goes on from model to model
+            tt.unroll(one(), sequence())
+        else:
+            equal_by_step(one, sequence())
+        shared = WAYS[way](KINDS[kind])
+        with pytest.raises(ValueError, match=FOUND):
+            tt.unroll(InTwo(shared, shared), sequence())
+
+
+class Draws(nn.Module):
+    """Random numbers of a generator of its own."""
+
+    def __init__(self, generator: Any) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.generator, torch.Generator):
+            return x + torch.rand(x.shape, generator=self.generator)
+        return x + torch.tensor(self.generator.random(tuple(x.shape)), dtype=x.dtype)
+
+
+class Remembers(nn.Module):
+    """An attribute that every step sets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x if self.last is None or self.last.shape != x.shape else x + self.last
+        self.last = y.detach()
+        return y
+
+
+def twice(module: nn.Module) -> tuple[nn.Module, nn.Module]:
+    return module, module
+
+
+def of_one(generator: Any) -> tuple[nn.Module, nn.Module]:
+    return Draws(generator), Draws(generator)
+
+
+PAIRS: dict[str, Callable[[], tuple[nn.Module, nn.Module]]] = {
+    "a module with an attribute": lambda: twice(Remembers()),
+    "a module with a generator": lambda: twice(Draws(torch.Generator().manual_seed(0))),
+    "a generator": lambda: of_one(torch.Generator().manual_seed(0)),
+    "a generator of NumPy": lambda: of_one(np.random.default_rng(0)),
+    "a neuron layer": lambda: twice(layer("LIF", N)),
+    "noise": lambda: twice(snn.Noise(N, seed=0)),
+    "delays": lambda: twice(snn.DelayedLinear(N, N, max_delay=2)),
+    "a batch norm": lambda: twice(nn.BatchNorm1d(N)),
+}
+
+
+@pytest.mark.parametrize("place", SHARING)
+@pytest.mark.parametrize("pair", PAIRS)
+def test_what_is_shared_with_the_inside_is_refused_and_right_by_step(pair: str, place: str) -> None:
+    torch.manual_seed(0)
+    net = SHARING[place](*PAIRS[pair]())
+    with pytest.raises(ValueError, match=f"{FOUND}|does not treat the samples"):
+        tt.unroll(net, sequence())
+    torch.manual_seed(0)
+    twin = SHARING[place](*PAIRS[pair]())
+    expected = torch.stack([twin(x) for x in sequence()])
+    torch.manual_seed(0)
+    fresh = SHARING[place](*PAIRS[pair]())
+    assert torch.equal(tt.unroll(fresh, sequence(), by="step"), expected)
+
+
+@pytest.mark.parametrize("place", SHARING)
+@pytest.mark.parametrize("pair", PAIRS)
+def test_what_is_not_shared_is_believed(pair: str, place: str) -> None:
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        return SHARING[place](PAIRS[pair]()[0], nn.Linear(N, N))
+
+    equal_by_step(make, sequence())
+    mask = torch.rand(T, B, generator=torch.Generator().manual_seed(1)) < 0.4
+    equal_by_step(make, sequence(), reset=mask)
+
+
+# What the model's own code does with what is inside
+
+
+class Scaled(nn.Module):
+    """A connection that reads or writes an attribute of the model that holds it."""
+
+    def __init__(self, owner: Any, writes: bool) -> None:
+        super().__init__()
+        self.owner, self.writes, self.linear = [owner], writes, nn.Linear(N, N)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.writes:
+            self.owner[0].gain = 0.5 + float(x.detach().mean())
+            return self.linear(x)
+        return self.linear(x) * self.owner[0].gain
+
+
+class Owner(nn.Module):
+    def __init__(self, writes: bool, forward: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.gain = 1.0
+        self.inside = snn.Recurrent(layer("LIF", N), Scaled(self, writes))
+        self.function = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+def writes_before(net: Any, x: Tensor) -> Tensor:
+    net.gain = float(x.detach().mean())
+    return net.inside(x)
+
+
+def writes_behind(net: Any, x: Tensor) -> Tensor:
+    y = net.inside(x)
+    net.gain = 0.5 + float(y.detach().mean())
+    return y
+
+
+def reads(net: Any, x: Tensor) -> Tensor:
+    return net.inside(x) * net.gain
+
+
+def reads_a_state(net: Any, x: Tensor) -> Tensor:
+    return net.inside(x) + net.inside.neuron.mem
+
+
+def clears(net: Any, x: Tensor) -> Tensor:
+    tt.zero_states(net.inside.neuron)
+    return net.inside(x)
+
+
+def halves(net: Any, x: Tensor) -> Tensor:
+    y = net.inside(x)
+    net.inside.neuron.mem = 0.5 * net.inside.neuron.mem
+    return y
+
+
+@pytest.mark.parametrize(
+    ("writes", "forward", "message"),
+    [
+        (False, writes_before, rf"inside {SHARED}"),
+        (False, writes_behind, rf"inside {SHARED}"),
+        (True, reads, "the model .* remembers something"),
+        (False, reads_a_state, "cannot read its state mem"),
+        (False, clears, r"cannot call zero_states\(\)"),
+        (False, halves, "cannot read its state mem"),
+    ],
+)
+def test_what_a_forward_does_with_the_inside_is_refused_and_right_by_step(
+    writes: bool, forward: Any, message: str
+) -> None:
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        return Owner(writes, forward)
+
+    with pytest.raises(ValueError, match=message):
+        tt.unroll(make(), sequence())
+    twin = make()
+    expected = torch.stack([twin(x) for x in sequence()])
+    assert torch.equal(tt.unroll(make(), sequence(), by="step"), expected)
+
+
+# What is left behind
+
+
+def test_attributes_are_those_of_one_pass() -> None:
+    class Logs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls, self.log, self.shape = 0, [1.0], torch.Size()
+            self.generator = torch.Generator().manual_seed(0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            self.log.append(float(x.detach().sum()))
+            self.shape = x.shape
+            return x + torch.rand(x.shape, generator=self.generator)
+
+    inside, twin = Logs(), Logs()
+    log, generator = inside.log, inside.generator
+    torch.manual_seed(0)
+    tt.unroll(recurrent(inside), sequence())
+    torch.manual_seed(0)
+    tt.unroll(recurrent(twin), sequence(), by="step")
+    assert (id(inside.log), id(inside.generator)) == (id(log), id(generator))
+    assert (inside.calls, inside.log, inside.shape) == (T, twin.log, (B, N))
+    assert torch.equal(inside.generator.get_state(), twin.generator.get_state())
+
+
+def test_what_is_random_inside_is_believed() -> None:
+    class Drops(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * (torch.rand_like(x) > 0.5)
+
+    net = nn.Sequential(recurrent(Drops()), recurrent(Drops()))
+    torch.manual_seed(0)
+    before = tt.unroll(net, sequence())
+    torch.manual_seed(0)
+    tt.zero_states(net)
+    assert torch.equal(tt.unroll(net, sequence()), before)
+
+
+def test_a_file_is_no_attribute_that_can_be_set_back(tmp_path: Any) -> None:
+    class Writes(nn.Module):
+        def __init__(self, file: Any) -> None:
+            super().__init__()
+            self.file = file
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.file.write("a")
+            return x * (1 + 0.1 * self.file.tell())
+
+    with open(tmp_path / "log", "w") as file, open(tmp_path / "other", "w") as other:
+        net = nn.Sequential(recurrent(Writes(file)), nn.Linear(N, N))
+        tt.unroll(net, sequence())
+        with pytest.raises(ValueError, match=r"a and b \(Recurrent\) remember something outside"):
+            tt.unroll(InTwo(Writes(file), Writes(other)), sequence())
