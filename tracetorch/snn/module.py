@@ -38,7 +38,7 @@ from tracetorch.core.torch_private import (
 )
 from tracetorch.core.walk import named_modules, path_on_stack
 from tracetorch.snn import memory
-from tracetorch.snn.passes import current_pass, states_of
+from tracetorch.snn.passes import WRITTEN, current_pass, note_written, states_of
 
 Action: TypeAlias = Literal["zero_states", "detach_states"]
 
@@ -208,6 +208,7 @@ class TTModule(nn.Module):
             else:
                 mask = where.to(state.device).reshape(-1, *[1] * (state.ndim - 1))
                 states[attribute] = torch.where(mask, self._start_of(name, state), state)
+        note_written(self)
 
     def _check_reset(self, path: str, where: Tensor) -> None:
         """Raise where ``zero_states(where=...)`` would fail on this very module.
@@ -254,6 +255,7 @@ class TTModule(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         attributes = self.__dict__.copy()
+        attributes.pop(WRITTEN, None)  # of this process
         states = states_of(self, "copy it") if self.active_states else attributes
         for name in self.active_states:
             attribute = self._attribute_of(name)

@@ -12,6 +12,10 @@ layer, in a ``Recurrent``, runs step by step, on the states of the same pass.
 
 A pass inside a pass, ``tt.unroll`` of a part of a model that runs by step, reads its states from
 the outer one and commits to it.
+
+Two threads that continue one stream leave the states of one of them. One that meets a layer whose
+states another pass has committed, or another thread has cleared, since it began would go on from a
+mixture of both, and raises: a clock is read when a pass begins, and in the call of C that commits.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from itertools import chain, count, islice
 from typing import Any, NoReturn, ParamSpec, Protocol, TypeVar
 
 import torch
@@ -38,6 +43,10 @@ from tracetorch.snn.restarts import Restarts
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+WRITTEN = "_states_written"
+"""The attribute of a module that holds when its states were written last, in a list."""
+_clock = count(1)
 
 
 class Stateful(Protocol):
@@ -160,6 +169,7 @@ class Pass:
         self.went_on = False
         """Whether it has met a state that is not at rest."""
         compiling = torch.compiler.is_compiling()
+        self.began = 0 if compiling else next(_clock)
         observed = not compiling and (dispatch_modes() or is_jit_tracing())
         self.traced = bool(observed) and is_tracing()
         self.backward = NO_BACKWARD if compiling else current_backward()
@@ -206,6 +216,13 @@ class Pass:
                 source = self.parent.states_of(module)
             else:
                 source = module.__dict__
+                written = source.get(WRITTEN)
+                if written and written[0] > self.began > 0:
+                    raise RuntimeError(
+                        f"the states of {module._label()} were written since this pass began, by "
+                        "another thread: it would go on from a mixture of both. Continue a stream "
+                        "in one thread at a time, or run from rest, tt.unroll(..., from_rest=True)."
+                    )
                 if (self.traced and not module._zeroed_in_trace) or (
                     self.backward not in (NO_BACKWARD, module._zeroed_in_backward)
                 ):
@@ -243,6 +260,8 @@ class Pass:
                     setattr(entry.module, name, state)
             return
         parent = self.parent
+        now: list[int] = []
+        stamps = [{WRITTEN: now}] * (len(entries) if parent is None else 0)
         news = [entry.states for entry in entries]
         targets = [
             entry.module.__dict__ if parent is None else parent.states_of(entry.module)
@@ -250,7 +269,11 @@ class Pass:
         ]
         # freed behind the commit, for that may run code
         olds = [list(map(target.get, new)) for target, new in zip(targets, news, strict=True)]
-        deque(map(dict.update, targets, news), maxlen=0)
+        clock = map(list.extend, (now,), (islice(_clock, 1),))
+        deque(
+            chain(clock, map(dict.update, targets, news), map(dict.update, targets, stamps)),
+            maxlen=0,
+        )
         del olds
 
     def check_outlives_transforms(self) -> None:
@@ -372,6 +395,12 @@ def _unfolded(layer: Layer, value: Tensor, x: Tensor, steps: int) -> Tensor:
             'dimension of size 1 in front; or use by="step".'
         )
     return value
+
+
+def note_written(module: Stateful) -> None:
+    """Note that the states of a module were cleared or set, where no pass runs."""
+    if ambient.current is None and not torch.compiler.is_compiling():
+        module.__dict__[WRITTEN] = [next(_clock)]
 
 
 def in_one_commit(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

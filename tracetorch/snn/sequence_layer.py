@@ -65,7 +65,7 @@ from tracetorch.snn.parameters import (
     softplus,
     unbounded,
 )
-from tracetorch.snn.passes import State, ambient, current_pass, in_one_commit, states_of
+from tracetorch.snn.passes import WRITTEN, State, ambient, current_pass, in_one_commit, states_of
 from tracetorch.snn.representation import constructor_call
 from tracetorch.snn.restarts import Restarts, run_between_restarts
 from tracetorch.snn.unknown_arguments import ASSIGNED, check_arguments, check_assigned
@@ -97,6 +97,7 @@ _SCRIPT_LEAF = (
 _NOTES = (
     *("_graph_steps", "_looks_like_sequence", "_memory_notes", "_nan_reported", "_steps_run"),
     *("_zeroed_in_backward", "_zeroed_in_trace", "_sigma", "_known_sigma", "step_kwargs"),
+    WRITTEN,
 )
 _UNDECLARED = frozenset({"training", "_backward_hooks", "_forward_hooks", "_forward_pre_hooks"})
 

@@ -11,7 +11,7 @@ from tracetorch.core.checks import check_module, suggestion
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.snn.memory import check_value
 from tracetorch.snn.module import TTModule, detached_state, keeps_states, layer_label
-from tracetorch.snn.passes import states_of
+from tracetorch.snn.passes import note_written, states_of
 from tracetorch.snn.sequence_layer import SequenceLayer
 
 EXTRA = "trace:"
@@ -150,6 +150,7 @@ def set_states(module: nn.Module, states: Mapping[str, Tensor]) -> None:
                 None if state is None else state.clone().to(device)
             )
         layer._mark_states_current()
+        note_written(layer)
     for put in setters:
         put()
 
