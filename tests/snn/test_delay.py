@@ -321,27 +321,6 @@ def test_state_contract(kind: str) -> None:
 
 
 @every_kind
-def test_samples_restart_by_mask(kind: str) -> None:
-    model, x = KINDS[kind](), sequence(8, 3, *SHAPES[kind][1:])
-    stepped(model, x[:4])
-    model.zero_states(where=torch.tensor([False, True, False]))
-    y = stepped(model, x[4:])
-    model.zero_states()
-    fresh = stepped(model, x[4:])
-    model.zero_states()
-    going = stepped(model, x)[4:]
-    torch.testing.assert_close(y[:, 1], fresh[:, 1])
-    torch.testing.assert_close(y[:, ::2], going[:, ::2])
-
-
-def test_second_backward_names_the_way_out() -> None:
-    model, x = axonal(), sequence(2, 2, IN).requires_grad_()
-    model(x[0]).sum().backward()
-    with pytest.raises(RuntimeError, match="Call detach_states"):
-        model(x[1]).sum().backward()
-
-
-@every_kind
 def test_in_place_behind_the_layer_does_not_reach_the_state(kind: str) -> None:
     model, x = KINDS[kind](), sequence(3, *SHAPES[kind])
     expected = stepped(model, x)
@@ -427,29 +406,6 @@ def test_recurrent_layer_by_layer_is_by_step(connection: str) -> None:
     assert all(bool(grad.any()) for grad in found[0])
     for name, expected, value in zip(("y", *wanted), *found, strict=True):
         torch.testing.assert_close(value, expected, msg=name)
-
-
-@every_connection
-def test_recurrent_layer_as_a_stream(connection: str) -> None:
-    model, x = looped(connection)
-    expected = tt.unroll(model, x)
-    ends = tt.get_states(model)
-    model.zero_states()
-    tt.unroll(model, x[:4])
-    again, saved = copy.deepcopy(model), tt.get_states(model)
-    for part in (x[4:5], x[5:]):
-        tt.unroll(model, part)
-    restored = looped(connection)[0]
-    tt.set_states(restored, saved)
-    for each in (again, restored):
-        torch.testing.assert_close(tt.unroll(each, x[4:]), expected[4:])
-        torch.testing.assert_close(tt.get_states(each), ends)
-    torch.testing.assert_close(tt.get_states(model), ends)
-    mask = torch.tensor([True, False])
-    model.zero_states(where=mask)
-    y = tt.unroll(model, x)
-    torch.testing.assert_close(y[:, 0], expected[:, 0])
-    assert not torch.equal(y[:, 1], expected[:, 1])
 
 
 def test_kernel_is_computed_once_in_a_recurrent_layer() -> None:
@@ -739,13 +695,6 @@ def test_bad_inputs() -> None:
         snn.Delay(**ONE).forward_sequence(torch.ones(3, 1, 2), ["mem"])
 
 
-def test_sigma_is_checked_where_it_is_assigned() -> None:
-    model = axonal(sigma=0.25)
-    with pytest.raises(ValueError, match=r"sigma must be finite .*, got -0\.5"):
-        model.sigma = -0.5
-    assert model.sigma == 0.25
-
-
 def test_states_that_do_not_fit() -> None:
     model = nn.Sequential(axonal())
     with pytest.raises(
@@ -822,12 +771,3 @@ def test_task_made_of_delays_is_solved_with_learned_delays_and_not_without() -> 
             assert accuracy_on_pairs(False, seed) < 0.35
     finally:
         torch.set_num_threads(before)
-
-
-def test_delayed_linear_checks_a_step_and_a_sequence() -> None:
-    layer = snn.DelayedLinear(3, 2, max_delay=4)
-    assert layer._check_input(torch.ones(5, 1, 3), sequence=True) is torch.float32
-    with pytest.raises(ValueError, match="takes 3 features in the last dimension"):
-        layer._check_input(torch.ones(1, 2))
-    with pytest.raises(ValueError, match="takes 3 features in the last dimension"):
-        layer._check_input(torch.ones(5, 1, 2), sequence=True)

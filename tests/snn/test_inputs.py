@@ -486,39 +486,6 @@ def test_samples_are_not_taken_for_neurons() -> None:
         tt.unroll(Gain(5), (x, gain))
 
 
-@pytest.mark.parametrize("name", ["training", "dim", "mem"])
-def test_an_input_may_not_have_the_name_of_something_else(name: str) -> None:
-    kind = type("Odd", (snn.Neuron,), {"inputs": ("x", name), "states": ("mem",), "step": None})
-    with pytest.raises(ValueError, match=f"Odd cannot call an input, .* '{name}'"):
-        kind(2)
-
-
-def test_step_takes_the_inputs_by_their_names() -> None:
-    class Wrong(snn.Neuron):
-        inputs = ("x", "current")
-        states = ("mem",)
-
-        @staticmethod
-        def step(x: Tensor, mem: Tensor, current: Tensor) -> tuple[Tensor, Tensor]:
-            return mem, mem + x + current
-
-    with pytest.raises(ValueError, match=r"Wrong.inputs is .*takes \('mem',\) after x"):
-        Wrong(3)
-
-
-@pytest.mark.parametrize("named", ["x", ("drive", "gain"), ("gain", "x"), ()])
-def test_inputs_begin_with_x(named: Any) -> None:
-    class Wrong(snn.Neuron):
-        inputs = named
-
-        @staticmethod
-        def step(*tensors: Tensor) -> tuple[Tensor, ...]:
-            return tensors
-
-    with pytest.raises(TypeError, match=r"Wrong\.inputs must be a tuple .* begins with 'x', got"):
-        Wrong(3)
-
-
 class Driven(nn.Module):
     """A layer with further inputs behind a norm."""
 

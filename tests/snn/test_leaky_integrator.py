@@ -6,8 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 
@@ -17,7 +15,6 @@ from tests.cases import (
     READOUTS,
     SPIKING,
     configurations,
-    examples,
     layer,
     sequence,
     stepped,
@@ -198,39 +195,6 @@ def test_gradients_of_the_other_resets(name: str, arguments: dict[str, Any]) -> 
         return torch.stack([functional_call(neurons, by_name, (step,)) for step in x.unbind()])
 
     assert torch.autograd.gradcheck(run, (sequence(3, 2, 2).requires_grad_(), *values))
-
-
-@given(seed=st.integers(0, 1000), name=st.sampled_from(LAYERS))
-@examples(40)
-def test_permuting_the_batch_permutes_the_output(seed: int, name: str) -> None:
-    x = sequence(5, 4, 3, seed=seed)
-    order = torch.randperm(4, generator=torch.Generator().manual_seed(seed))
-    neurons = layer(name, 3).double()
-    out = stepped(neurons, x)
-    neurons.zero_states()
-    assert torch.equal(stepped(neurons, x[:, order]), out[:, order])
-
-
-@given(seed=st.integers(0, 1000), name=st.sampled_from(LAYERS), dim=st.integers(-4, 3))
-@examples(40)
-def test_moving_the_dim_moves_the_output(seed: int, name: str, dim: int) -> None:
-    x = sequence(4, 2, 2, 2, 3, seed=seed)
-    out = stepped(layer(name, 3).double(), x)
-    time_dim = dim if dim < 0 else dim + 1
-    moved = stepped(layer(name, 3, dim=dim).double(), x.movedim(-1, time_dim))
-    assert torch.equal(moved, out.movedim(-1, time_dim))
-
-
-@given(seed=st.integers(0, 1000), name=st.sampled_from(LAYERS), cut=st.integers(0, 6))
-@examples(40)
-def test_splitting_a_sequence_changes_nothing(seed: int, name: str, cut: int) -> None:
-    x = sequence(6, 2, 3, seed=seed)
-    whole, parts = layer(name, 3).double(), layer(name, 3).double()
-    expected = stepped(whole, x)
-    first = [parts(step) for step in x[:cut].unbind()]
-    parts.detach_states()
-    second = [parts(step) for step in x[cut:].unbind()]
-    assert torch.equal(torch.stack(first + second), expected)
 
 
 def test_negative_threshold_alone_and_trace_alone_are_valid() -> None:

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import functional_call, grad, vmap
 from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel
 
@@ -262,12 +261,35 @@ def test_output_may_be_changed_in_place() -> None:
     assert neurons[0].mem.tolist() == [[pytest.approx(0.1), pytest.approx(-0.1)]]
 
 
-def test_states_must_be_a_tuple() -> None:
-    class MissingComma(snn.Neuron):
-        states = "mem"  # type: ignore[assignment]  # the mistake of the test
+TAKEN = "'{0}': it must be an identifier that is not yet taken. {0} is a method of every"
+BEGINS = r"Odd\.inputs must be a tuple .* begins with 'x', got"
 
-    with pytest.raises(TypeError, match=r"states must be a tuple of names, got 'mem'.*\('mem',\)"):
-        MissingComma(2)
+
+@pytest.mark.parametrize(
+    ("declared", "error", "message"),
+    [
+        ({"states": "mem"}, TypeError, r"a tuple of names, got 'mem'.*\('mem',\)"),
+        ({"states": ("input",)}, ValueError, "Odd.states has 'input'.*prev_input"),
+        ({"states": ("output",)}, ValueError, "Odd.states has 'output'.*prev_output"),
+        ({"states": ("mem", "decay")}, ValueError, "decay is a method of every neuron layer"),
+        ({"inputs": ("x", "gate")}, ValueError, re.escape(TAKEN.format("gate"))),
+        ({"inputs": ("x", "training")}, ValueError, "cannot call an input, .* 'training'"),
+        ({"inputs": ("x", "dim")}, ValueError, "Odd cannot call an input, .* 'dim'"),
+        ({"inputs": ("x", "mem")}, ValueError, "Odd cannot call an input, .* 'mem'"),
+        ({"inputs": ("x", "current")}, ValueError, r"Odd.inputs is .*takes \('mem',\) after x"),
+        ({"inputs": "x"}, TypeError, BEGINS),
+        ({"inputs": ("drive", "gain")}, TypeError, BEGINS),
+        ({"inputs": ("gain", "x")}, TypeError, BEGINS),
+        ({"inputs": ()}, TypeError, BEGINS),
+    ],
+)
+def test_declarations_of_a_class_are_checked(
+    declared: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    step = staticmethod(lambda x, mem, current=None: (x, mem))
+    kind = type("Odd", (snn.Neuron,), {"states": ("mem",), "step": step, **declared})
+    with pytest.raises(error, match=message):
+        kind(2)
 
 
 def neuron_with(step_function: Any, *names: str) -> Any:
@@ -298,13 +320,6 @@ def test_step_must_take_the_states_in_their_order(step: Any, taken: str) -> None
     for _ in range(2):
         with pytest.raises(ValueError, match=message):
             faulty()
-
-
-@pytest.mark.parametrize("name", ["input", "output"])
-def test_no_state_has_the_name_of_what_a_layer_takes_or_gives(name: str) -> None:
-    kind = type("Named", (snn.Neuron,), {"states": (name,), "step": staticmethod(lambda *all: all)})
-    with pytest.raises(ValueError, match=f"Named.states has '{name}'.*prev_{name}"):
-        kind(2)
 
 
 @pytest.mark.parametrize(
@@ -395,20 +410,6 @@ def test_kernels_take_the_bounded_values_and_pass_the_gradient() -> None:
             torch.testing.assert_close(found, wanted)
 
 
-def test_name_of_a_method_is_named_as_one() -> None:
-    class Modulated(snn.Neuron):
-        inputs = ("x", "gate")
-
-    class Doubled(snn.Neuron):
-        states = ("mem", "decay")
-
-    message = "'gate': it must be an identifier that is not yet taken. gate is a method of every"
-    with pytest.raises(ValueError, match=re.escape(message)):
-        Modulated(2)
-    with pytest.raises(ValueError, match="decay is a method of every neuron layer"):
-        Doubled(2)
-
-
 @pytest.mark.parametrize("name", [*LAYERS, *neurons.__all__, "Noise", "Delay"])
 def test_signature_of_a_class_is_that_of_its_constructor(name: str) -> None:
     kind: Any = getattr(neurons if name in neurons.__all__ else snn, name)
@@ -445,15 +446,6 @@ def test_state_must_be_a_tensor() -> None:
     neurons.mem = 0.0  # type: ignore[assignment]  # the mistake of the test
     with pytest.raises(TypeError, match=r"LIF\(2\) needs a tensor as mem, got float"):
         neurons(torch.ones(1, 2))
-
-
-def test_state_leaked_by_a_transform_is_refused() -> None:
-    neurons = snn.LIF(2)
-    vmap(neurons)(torch.ones(3, 1, 2))
-    with pytest.raises(ValueError, match="left behind by a traced or transformed call"):
-        neurons(torch.ones(1, 2))
-    neurons.zero_states()
-    neurons(torch.ones(1, 2))
 
 
 @pytest.mark.parametrize("name", ["forward", "mem", "beta", "two words", "raw_beta"])
@@ -495,27 +487,23 @@ def test_dim_out_of_range_of_the_input() -> None:
             snn.LIF(4, dim=dim)(torch.ones(2, 4))
 
 
-@pytest.mark.parametrize("after", [(1, 4), (3, 4), (2, 1, 4), (4,)])
-def test_state_of_another_shape_is_an_error_and_never_broadcasts(after: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [*(((2, 4), other) for other in ((1, 4), (3, 4), (2, 1, 4), (4,))), ((1, 4), (3, 4))],
+)
+def test_state_of_another_shape_is_an_error_and_never_broadcasts(before: Any, after: Any) -> None:
     net = nn.Sequential(nn.Sequential(nn.Identity(), snn.BSRLIF(4)))
-    net(torch.ones(2, 4))
-    before = tt.get_states(net)
+    net(torch.ones(before))
+    held = tt.get_states(net)
+    sizes = [", ".join(map(str, shape)) for shape in (before, after)]
+    message = rf"layer '0.1', BSRLIF\(4\), holds the state mem of shape \[{sizes[0]}\].*"
     with pytest.raises(
-        ValueError,
-        match=rf"layer '0.1', BSRLIF\(4\), holds the state mem of shape \[2, 4\].*"
-        rf"the input has shape \[{', '.join(map(str, after))}\].*zero_states\(\)",
+        ValueError, match=message + rf"the input has shape \[{sizes[1]}\].*zero_states\(\)"
     ):
         net(torch.ones(after))
-    assert all(torch.equal(before[name], state) for name, state in tt.get_states(net).items())
+    assert all(torch.equal(held[name], state) for name, state in tt.get_states(net).items())
     tt.zero_states(net)
     assert net(torch.ones(after)).shape == after
-
-
-def test_state_of_batch_1_is_not_broadcast() -> None:
-    neurons = snn.LIF(4)
-    neurons(torch.ones(1, 4))
-    with pytest.raises(ValueError, match=r"shape \[1, 4\].*shape \[3, 4\]"):
-        neurons(torch.ones(3, 4))
 
 
 def test_another_dtype_or_device_is_an_error() -> None:
@@ -584,16 +572,6 @@ def test_half_precision_in_the_middle_of_a_sequence() -> None:
     neurons(x[4].double())
 
 
-def test_autocast() -> None:
-    net = Net()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = stepped(net, sequence(4, 2, 3, dtype=torch.float32))
-    assert out.dtype == torch.bfloat16
-    assert net.out.mem.dtype == torch.float32
-    out.float().sum().backward()
-    assert all(p.grad is not None for p in net.parameters())
-
-
 # Modes
 
 
@@ -612,51 +590,6 @@ def test_gradient_mode_may_change_between_steps(off: Any) -> None:
     assert torch.equal(torch.cat([first, second, third]), expected)
     third.sum().backward()
     assert all(p.grad is not None for p in switched.parameters())
-
-
-def test_func_transforms() -> None:
-    neurons = layer("SLIF", 3).double()
-    x = sequence(4, 5, 3)
-
-    def loss(parameters: dict[str, Tensor], sample: Tensor) -> Tensor:
-        neurons.zero_states()
-        steps = [functional_call(neurons, parameters, (step,)) for step in sample.unbind()]
-        neurons.zero_states()
-        return torch.stack(steps).sum() + steps[0].sum()
-
-    parameters = {name: p.detach() for name, p in neurons.named_parameters()}
-    per_sample = vmap(grad(loss), in_dims=(None, 1))(parameters, x)
-    for i in range(x.shape[1]):
-        alone = grad(loss)(parameters, x[:, i])
-        for name, value in alone.items():
-            torch.testing.assert_close(per_sample[name][i], value)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # warnings of PyTorch's compiler
-def test_compile_of_steps_and_of_a_whole_sequence() -> None:
-    torch.compiler.reset()
-    net = Net().double()
-    x = sequence(4, 2, 3)
-
-    def run(inputs: Tensor) -> Tensor:
-        net.zero_states()
-        return torch.stack([net(step) for step in inputs.unbind()])
-
-    expected = run(x)
-    weighted_sum(expected).backward()
-    grads = {name: p.grad.clone() for name, p in net.named_parameters()}
-    net.zero_states()
-    compiled = torch.compile(net, fullgraph=True)
-    for forward in (lambda: torch.stack([compiled(step) for step in x.unbind()]),
-                 lambda: torch.compile(run, fullgraph=True)(x)):  # fmt: skip
-        net.zero_grad()
-        out = forward()
-        torch.testing.assert_close(out, expected)
-        weighted_sum(out).backward()
-        for name, p in net.named_parameters():
-            torch.testing.assert_close(p.grad, grads[name])
-    torch.compiler.reset()
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -682,53 +615,6 @@ def test_compile_error_names_modules_in_plain_containers() -> None:
 # Export
 
 
-class Looped(snn.TTModule):
-    def __init__(self, zero_before: bool, zero_after: bool) -> None:
-        super().__init__()
-        self.net = Net()
-        self.before, self.after = zero_before, zero_after
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.before:
-            self.zero_states()
-        out = torch.stack([self.net(step) for step in x.unbind()])
-        if self.after:
-            self.zero_states()
-        return out
-
-
-@pytest.mark.filterwarnings("ignore")  # PyTorch warns of attributes that the trace assigns
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("live", [False, True])
-@pytest.mark.parametrize("zero_after", [False, True])
-def test_export_refuses_to_freeze_a_state(strict: bool, live: bool, zero_after: bool) -> None:
-    model = Looped(False, zero_after)
-    x = torch.ones(2, 2, 3)
-    if live:
-        model.net(x[0])
-    before = tt.get_states(model)
-    with pytest.raises((RuntimeError, torch._dynamo.exc.Unsupported), match="would freeze the sta"):
-        torch.export.export(model, (x,), strict=strict)
-    after = tt.get_states(model)
-    assert list(before) == list(after)
-    assert all(torch.equal(before[name], state) for name, state in after.items())
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("zero_after", [False, True])
-def test_export_of_a_whole_sequence_is_exact(strict: bool, zero_after: bool) -> None:
-    model = Looped(True, zero_after)
-    x = sequence(4, 2, 3, dtype=torch.float32)
-    program = torch.export.export(model, (x,), strict=strict)
-    model.zero_states()
-    torch.testing.assert_close(program.module()(x), model(x))
-    model.before = False
-    model.zero_states()
-    with pytest.raises((RuntimeError, torch._dynamo.exc.Unsupported), match="would freeze the sta"):
-        torch.export.export(model, (x,), strict=strict)
-
-
 def test_state_leaked_by_a_trace_is_refused() -> None:
     neurons = snn.LIF(2)
     with FakeTensorMode():
@@ -737,13 +623,6 @@ def test_state_leaked_by_a_trace_is_refused() -> None:
         neurons(torch.ones(1, 2))
     neurons.zero_states()
     neurons(torch.ones(1, 2))
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:.torch.jit.trace(_method)?. is deprecated")  # torch 2.15
-def test_jit_trace_refuses_to_freeze_a_state() -> None:
-    with pytest.raises(RuntimeError, match="would freeze the state"):
-        torch.jit.trace(Net(), (torch.ones(2, 3),))
 
 
 # Moving, copying and saving
@@ -757,13 +636,6 @@ def test_states_move_with_the_module() -> None:
     assert net.out.mem.requires_grad
     net.to("meta")
     assert {state.device.type for state in tt.get_states(net).values()} == {"meta"}
-
-
-def test_to_empty_resets_the_states() -> None:
-    net = Net()
-    net(torch.ones(2, 3))
-    net.to_empty(device="cpu")
-    assert tt.get_states(net) == {}
 
 
 def through_pickle(net: nn.Module) -> nn.Module:

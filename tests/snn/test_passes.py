@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from typing import Any
 
 import pytest
@@ -86,82 +85,20 @@ def test_a_call_that_fails_leaves_no_pass_and_no_state() -> None:
     assert tt.get_states(net) == {}
 
 
-class Acting(nn.Module):
-    """A forward that does something with the states of its layer."""
-
-    def __init__(self, act: Any) -> None:
-        super().__init__()
-        self.lif, self.act = snn.LIF(N), act
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.lif(x)
-        self.act(self.lif)
-        return y
-
-
-ACTS: dict[str, tuple[Any, str]] = {
-    "reads": (lambda each: each.mem, "read its state mem"),
-    "sets": (lambda each: setattr(each, "mem", None), "set its state mem"),
-    "clears": (tt.zero_states, r"call zero_states\(\)"),
-    "detaches": (tt.detach_states, r"call detach_states\(\)"),
-    "reads all": (tt.get_states, "read its states"),
-    "copies": (copy.deepcopy, "copy it"),
-    "pickles": (pickle.dumps, "copy it"),
-    "moves": (lambda each: each.double(), "move it"),
-}
-
-
-@pytest.mark.parametrize("name", ACTS)
-def test_what_a_forward_does_with_states_is_refused_by_layer_with_the_verb(name: str) -> None:
-    act, verb = ACTS[name]
-    model = Acting(act)
-    message = rf"layer 'lif', .* runs all of its time steps at once, so a forward cannot {verb}"
-    with pytest.raises(ValueError, match=message):
-        tt.unroll(model, torch.rand(4, 2, N))
-    assert model.lif.mem is None
-
-
-@pytest.mark.parametrize("name", ["reads", "clears", "reads all", "copies", "pickles"])
-def test_by_step_it_is_what_a_loop_computes(name: str) -> None:
-    x = torch.rand(4, 2, N)
-    model, other = Acting(ACTS[name][0]), Acting(ACTS[name][0])
-    with torch.no_grad():
-        assert torch.equal(tt.unroll(model, x, by="step"), torch.stack([other(t) for t in x]))
-    assert (model.lif.mem is None) == (other.lif.mem is None)
-
-
 def test_a_copy_within_a_pass_by_step_has_the_states_of_the_step() -> None:
+    class Copying(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lif = snn.LIF(N)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.lif(x)
+            copies.append(copy.deepcopy(self.lif))
+            return y
+
     copies: list[Any] = []
-    model, x = Acting(lambda each: copies.append(copy.deepcopy(each))), torch.rand(3, 2, N)
+    model, x = Copying(), torch.rand(3, 2, N)
     with torch.no_grad():
         tt.unroll(model, x, by="step")
     assert torch.equal(copies[-1].mem, model.lif.mem)
     assert not torch.equal(copies[0].mem, model.lif.mem)
-
-
-def test_a_vmap_leaves_no_states() -> None:
-    net, x = made(), torch.rand(4, 2, N)
-    with pytest.raises(ValueError, match=r"would keep a state mem of all samples of a vmap.*from_"):
-        torch.vmap(lambda each: tt.unroll(net, each, batched=False), in_dims=1)(x)
-    assert tt.get_states(net) == {}
-    found = torch.vmap(
-        lambda each: tt.unroll(net, each, batched=False, from_rest=True), in_dims=1, out_dims=1
-    )(x)
-    torch.testing.assert_close(found, tt.unroll(net, x))
-
-
-def test_a_neuron_inside_and_outside_of_a_recurrent_is_refused() -> None:
-    class Twice(nn.Module):
-        def __init__(self, first: bool) -> None:
-            super().__init__()
-            self.neuron, self.first = snn.LIF(N), first
-            self.loop = snn.Recurrent(self.neuron, nn.Linear(N, N))
-
-        def forward(self, x: Tensor) -> Tensor:
-            parts = (self.neuron, self.loop) if self.first else (self.loop, self.neuron)
-            return parts[1](parts[0](x))
-
-    for first in (True, False):
-        with pytest.raises(ValueError, match=r"inside of a layer that runs .* also outside of it"):
-            tt.unroll(Twice(first), torch.rand(4, 2, N))
-        tt.unroll(Twice(first), torch.rand(4, 2, N), by="step")

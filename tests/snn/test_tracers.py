@@ -74,10 +74,14 @@ LOOPS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
 @pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("tracer", [slow_unless("export" not in each, each) for each in TRACERS])
 def test_a_step_is_refused_by_name(tracer: str, inside: bool) -> None:
-    model = made() if inside else made()[1]
-    match = LEAF.get(tracer, FROZEN)
-    with pytest.raises((RuntimeError, TypeError), match=match):
-        TRACERS[tracer](model, X[0] if inside else torch.ones(2, 4))
+    model, x = (made(), X[0]) if inside else (made()[1], torch.ones(2, 4))
+    for live in (False, True):
+        if live:
+            model(x)
+        before = tt.get_states(model)
+        with pytest.raises((RuntimeError, TypeError), match=LEAF.get(tracer, FROZEN)):
+            TRACERS[tracer](model, x)
+        torch.testing.assert_close(tt.get_states(model), before, rtol=0, atol=0)
 
 
 CASES = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
+import pickle
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -101,16 +102,6 @@ def model(forward: Callable[[Any, Tensor], Tensor], **kept: Any) -> Any:
     return Model()
 
 
-def previous(s: Any, x: Tensor) -> Tensor:
-    s.prev = s.n(s.g(x + s.prev))
-    return s.prev
-
-
-def trace(s: Any, x: Tensor) -> Tensor:
-    s.trace = 0.9 * s.trace + x
-    return s.n(s.g(s.trace))
-
-
 def counter(s: Any, x: Tensor) -> Tensor:
     s.t += 1
     return s.n(s.g(x / s.t))
@@ -127,43 +118,9 @@ def ring_buffer(s: Any, x: Tensor) -> Tensor:
     return s.n(s.g(x) + s.ring.sum(0))
 
 
-def buffer_replaced(s: Any, x: Tensor) -> Tensor:
-    s.total = s.total + x.mean()
-    return s.n(s.g(x + s.total))
-
-
-def buffer_in_place(s: Any, x: Tensor) -> Tensor:
-    s.total.copy_(0.9 * s.total + x.mean())
-    return s.n(s.g(x + s.total))
-
-
 def mode_switch(s: Any, x: Tensor) -> Tensor:
     y: Tensor = s.n(s.g(x if s.training else 2 * x))
     s.eval()
-    return y
-
-
-def annealed(s: Any, x: Tensor) -> Tensor:
-    s.drop.p = 0.5 * s.drop.p
-    return s.n(s.g(x) * (1 - s.drop.p))
-
-
-def adapted_weight(s: Any, x: Tensor) -> Tensor:
-    y: Tensor = s.n(s.g(x))
-    with torch.no_grad():
-        s.g.weight.mul_(0.9)
-    return y
-
-
-def replaced_weight(s: Any, x: Tensor) -> Tensor:
-    y: Tensor = s.n(s.g(x))
-    s.g.weight = nn.Parameter(0.9 * s.g.weight.detach())
-    return y
-
-
-def by_array(s: Any, x: Tensor) -> Tensor:
-    y: Tensor = s.n(s.g(x))
-    s.g.weight.detach().numpy()[0, 1] += 1.0
     return y
 
 
@@ -253,19 +210,60 @@ def write_in_hook(module: Any, args: Any, y: Tensor) -> None:
     module.weight.data[0, 0] += 1.0
 
 
+def before(act: Callable[[Any, Tensor], object]) -> Callable[[Any, Tensor], Tensor]:
+    def forward(s: Any, x: Tensor) -> Tensor:
+        act(s, x)
+        return s.n(s.g(x))
+
+    return forward
+
+
+def after(act: Callable[[Any], object]) -> Callable[[Any, Tensor], Tensor]:
+    def forward(s: Any, x: Tensor) -> Tensor:
+        y: Tensor = s.n(s.g(x))
+        with torch.no_grad():
+            act(s)
+        return y
+
+    return forward
+
+
+def keep(holder: Any, name: str, value: Any) -> Any:
+    setattr(holder, name, value)
+    return value
+
+
+FORWARDS: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, Any]]] = {
+    "the previous output": (lambda s, x: keep(s, "prev", s.n(s.g(x + s.prev))), {"prev": 0.0}),
+    "a trace": (lambda s, x: s.n(s.g(keep(s, "trace", 0.9 * s.trace + x))), {"trace": 0.0}),
+    "a counter of steps": (counter, {"t": 0}),
+    "a delay line": (delay_line, {"line": []}),
+    "a ring buffer": (ring_buffer, {"ring": torch.zeros(3, N), "at": [0]}),
+    "a buffer replaced": (
+        lambda s, x: s.n(s.g(x + keep(s, "total", s.total + x.mean()))),
+        {"total": torch.zeros(())},
+    ),
+    "a buffer in place": (
+        lambda s, x: s.n(s.g(x + s.total.copy_(0.9 * s.total + x.mean()))),
+        {"total": torch.zeros(())},
+    ),
+    "a mode": (mode_switch, {}),
+    "an annealed dropout": (
+        lambda s, x: s.n(s.g(x) * (1 - keep(s.drop, "p", 0.5 * s.drop.p))),
+        {"drop": nn.Dropout(0.5)},
+    ),
+    "a weight adapted": (after(lambda s: s.g.weight.mul_(0.9)), {}),
+    "a weight replaced": (
+        after(lambda s: setattr(s.g, "weight", nn.Parameter(0.9 * s.g.weight))),
+        {},
+    ),
+    "a weight by its array": (after(lambda s: s.g.weight.detach().numpy()[0].__iadd__(1.0)), {}),
+}
 KEEPS_SOMETHING: dict[str, Callable[[], nn.Module]] = {
-    "the previous output": lambda: model(previous, prev=0.0),
-    "a trace": lambda: model(trace, trace=0.0),
-    "a counter of steps": lambda: model(counter, t=0),
-    "a delay line": lambda: model(delay_line, line=[]),
-    "a ring buffer": lambda: model(ring_buffer, ring=torch.zeros(3, N), at=[0]),
-    "a buffer replaced": lambda: model(buffer_replaced, total=torch.zeros(())),
-    "a buffer in place": lambda: model(buffer_in_place, total=torch.zeros(())),
-    "a mode": lambda: model(mode_switch),
-    "an annealed dropout": lambda: model(annealed, drop=nn.Dropout(0.5)),
-    "a weight adapted": lambda: model(adapted_weight),
-    "a weight replaced": lambda: model(replaced_weight),
-    "a weight by its array": lambda: model(by_array),
+    **{
+        name: lambda given=given: model(given[0], **copy.deepcopy(given[1]))  # type: ignore[misc]
+        for name, given in FORWARDS.items()
+    },
     "a running norm in training": lambda: nn.Sequential(RunningNorm(), layer("LIF", N)),
     "a norm set by its first inputs": lambda: nn.Sequential(StartedNorm(), layer("LIF", N)),
     "a scale set by its first inputs": lambda: nn.Sequential(StartedScale(), layer("LIF", N)),
@@ -751,78 +749,28 @@ def test_integers_and_several_inputs_and_outputs() -> None:
 
 # What forward does with states, parameters and options of layers
 
-VERBS: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {}
-
-
-def verb(message: str) -> Callable[[Any], Any]:
-    def note(forward: Any) -> Any:
-        VERBS[forward.__name__] = forward, message
-        return forward
-
-    return note
-
-
-@verb("read its state mem")
-def membrane_feedback(s: Any, x: Tensor) -> Tensor:
-    return s.n(x + s.g(torch.zeros_like(x) if s.n.mem is None else s.n.mem))
-
-
-@verb("read its state mem")
-def membrane_in_place(s: Any, x: Tensor) -> Tensor:
-    y: Tensor = s.n(s.g(x))
-    s.n.mem.data.clamp_(-0.5, 0.5)
-    return y
-
-
-@verb("set its state mem")
-def membrane_set(s: Any, x: Tensor) -> Tensor:
-    y: Tensor = s.n(s.g(x))
-    s.n.mem = torch.zeros(len(x), N)
-    return y
-
-
-@verb(r"call zero_states\(\)")
-def zeroed(s: Any, x: Tensor) -> Tensor:
-    s.n.zero_states()
-    return s.n(s.g(x))
-
-
-@verb(r"call zero_states\(\)")
-def zeroed_for_some(s: Any, x: Tensor) -> Tensor:
-    tt.zero_states(s, where=x.sum(-1) > N)
-    return s.n(s.g(x))
-
-
-@verb(r"call detach_states\(\)")
-def detached(s: Any, x: Tensor) -> Tensor:
-    y: Tensor = s.n(s.g(x))
-    tt.detach_states(s)
-    return y
-
-
-@verb("read its states")
-def all_read(s: Any, x: Tensor) -> Tensor:
-    y: Tensor = s.n(s.g(x))
-    return y + sum(state.mean() for state in tt.get_states(s).values())
-
-
-@verb("set its states")
-def all_set(s: Any, x: Tensor) -> Tensor:
-    tt.set_states(s, {})
-    return s.n(s.g(x))
-
-
-@verb("copy it")
-def copied(s: Any, x: Tensor) -> Tensor:
-    y: Tensor = s.n(s.g(x))
-    return y + copy.deepcopy(s.n)(s.g(x))
-
-
-@verb("move it")
-def moved(s: Any, x: Tensor) -> Tensor:
-    y: Tensor = s.n(s.g(x))
-    s.n.float()
-    return y
+VERBS: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
+    "feedback": (
+        lambda s, x: s.n(x + s.g(torch.zeros_like(x) if s.n.mem is None else s.n.mem)),
+        "read its state mem",
+    ),
+    "in place": (after(lambda s: s.n.mem.data.clamp_(-0.5, 0.5)), "read its state mem"),
+    "set": (after(lambda s: setattr(s.n, "mem", torch.zeros(B, N))), "set its state mem"),
+    "zeroed": (before(lambda s, x: s.n.zero_states()), r"call zero_states\(\)"),
+    "zeroed for some": (
+        before(lambda s, x: tt.zero_states(s, where=x.sum(-1) > N)),
+        r"call zero_states\(\)",
+    ),
+    "detached": (after(tt.detach_states), r"call detach_states\(\)"),
+    "all read": (
+        lambda s, x: s.n(s.g(x)) + sum(state.mean() for state in tt.get_states(s).values()),
+        "read its states",
+    ),
+    "all set": (before(lambda s, x: tt.set_states(s, {})), "set its states"),
+    "copied": (lambda s, x: s.n(s.g(x)) + copy.deepcopy(s.n)(s.g(x)), "copy it"),
+    "pickled": (lambda s, x: s.n(s.g(x)) + pickle.loads(pickle.dumps(s.n))(s.g(x)), "copy it"),
+    "moved": (after(lambda s: s.n.float()), "move it"),
+}
 
 
 @pytest.mark.parametrize("name", VERBS)

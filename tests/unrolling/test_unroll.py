@@ -466,23 +466,6 @@ def test_models_of_these_tests_spike() -> None:
     assert isinstance(made("skip"), Skip)
 
 
-def test_nested_unroll_by_layer_is_refused() -> None:
-    class Inner(snn.TTModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.cell = snn.Readout(3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return tt.unroll(self.cell, x, steps=3).mean(0)
-
-    model = Inner()
-    with pytest.raises(ValueError, match="unrolled inside a model that is unrolled by layer itse"):
-        tt.unroll(model, torch.ones(4, 2, 3))
-    assert current_pass() is None
-    assert model.cell.mem is None
-    assert tt.unroll(model, torch.ones(4, 2, 3), by="step").shape == (4, 2, 3)
-
-
 def test_error_for_a_time_dim_that_an_output_lacks() -> None:
     model = nn.Sequential(nn.Flatten(), snn.LIF(8))
     with pytest.raises(ValueError, match=r"time_dim is 3, but an output .* has shape \[2, 3, 8\]"):
