@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import PLACES, examples, sequence, stepped, weighted_sum
-from tests.export.models import stepped_program
+from tests.unrolling.models import gradcheck
 from tracetorch import snn
 
 K = 4  # steps with values of their own
@@ -155,16 +155,7 @@ def test_channels_lie_along_dim(dim: int, shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_gradcheck(training: bool) -> None:
-    layer = bntt(momentum=0.0).train(training)
-
-    def run(x: Tensor, weight: Tensor, bias: Tensor) -> Any:
-        layer.zero_states()
-        given = {"norm.weight": weight, "norm.bias": bias}
-        steps = [torch.func.functional_call(layer, given, step) for step in x.unbind()]
-        return torch.stack(steps)
-
-    inputs = [sequence(K + 1, 4, 3), layer.norm.weight, layer.norm.bias]
-    assert torch.autograd.gradcheck(run, [t.detach().clone().requires_grad_() for t in inputs])
+    gradcheck(bntt(momentum=0.0).train(training), sequence(K + 1, 4, 3), by="step")
 
 
 # By layer and by step, streaming
@@ -318,21 +309,6 @@ def test_checkpoint_of_another_number_of_steps_is_refused(tmp_path: Any) -> None
     other = nn.Sequential(bntt(eps=0.5))
     with pytest.raises(ValueError, match=r"eps: 1e-05 in the file, 0.5 in the model"):
         tt.load(tmp_path / "net.safetensors", other)
-
-
-def test_exported_step(tmp_path: Any) -> None:
-    net, x = network().eval(), sequence(K + 2, 3, 3)
-    with torch.no_grad():
-        tt.unroll(net.train(), x, from_rest=True)
-        expected = stepped(net.eval(), x)
-    program = tt.export.step(net, x[0])
-    y, _ = stepped_program(program, x, tt.export.initial_states(program, batch=3))
-    torch.testing.assert_close(y, expected)
-    pytest.importorskip("onnxruntime")
-    tt.export.onnx(net.float(), tmp_path / "net.onnx", x[0].float())
-    stream = tt.export.OnnxStream(tmp_path / "net.onnx")
-    for step, wanted in zip(x.float(), expected.float(), strict=True):
-        torch.testing.assert_close(torch.as_tensor(stream(step.numpy())), wanted)
 
 
 @pytest.mark.slow

@@ -426,27 +426,6 @@ def test_kernel_is_computed_once_in_a_recurrent_layer() -> None:
         tt.unroll(snn.Recurrent(snn.LIF(4), delayed), torch.ones(2, 1, 4), from_rest=True)
 
 
-@pytest.mark.filterwarnings("ignore")  # those of Dynamo, about its own traces
-@pytest.mark.parametrize("kind", [*KINDS, pytest.param("Recurrent", marks=pytest.mark.slow)])
-def test_compile(kind: str) -> None:
-    model: Any
-    if kind == "Recurrent":
-        model, x = looped(sigma=1.0)
-    else:
-        model, x = KINDS[kind](), sequence(6, *SHAPES[kind])
-
-    def run(x: Tensor) -> Tensor:
-        model.zero_states()
-        return tt.unroll(model, x)
-
-    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
-    y, expected = compiled(x), run(x)
-    torch.testing.assert_close(y, expected)
-    loss = (weighted_sum(y), weighted_sum(expected))
-    grads = [torch.autograd.grad(each, list(model.parameters())) for each in loss]
-    torch.testing.assert_close(*grads)
-
-
 # The width
 
 
@@ -621,27 +600,6 @@ def test_sigma_follows_no_dtype_and_no_device() -> None:
     meta = snn.Delay(2, max_delay=3, sigma=0.3).to("meta")
     meta.sigma = 0.7
     assert meta.to_empty(device="cpu").state_dict()["sigma"] == torch.tensor(0.7)
-
-
-# Export
-
-
-@every_kind
-def test_exported_step(kind: str) -> None:
-    model, x = (
-        nn.Sequential(
-            KINDS[kind](),
-            layer("LIF", IN if kind == "Delay" else OUT, dim=1).double(),
-        ),
-        sequence(6, *SHAPES[kind]),
-    )
-    program = tt.export.step(model, x[0])
-    states = tt.export.initial_states(program, batch=2)
-    expected = tt.unroll(model, x, by="step")
-    module = program.module()
-    for step, y in zip(x, expected, strict=True):
-        got, states = module(step, states)
-        torch.testing.assert_close(got, y)
 
 
 # Errors

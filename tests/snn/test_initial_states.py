@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import PLACES, sequence, stepped, vary
-from tests.export.models import stepped_program
 from tests.fuse.cases import agree
 from tracetorch import fuse, snn
 from tracetorch.diagnosis.evidence import _is_lost
@@ -107,20 +106,6 @@ def test_gradients_agree(name: str) -> None:
     agree(made(), sequence(9, 2, 3, dtype=torch.float32), name)
 
 
-@pytest.mark.filterwarnings("ignore")  # PyTorch's own, of functions that Dynamo traces
-def test_compiled_by_torch() -> None:
-    layer, x = made(), sequence(4, 2, 3, dtype=torch.float32)
-
-    def run(x: Tensor) -> Tensor:
-        layer.zero_states()
-        return tt.unroll(layer, x)
-
-    torch.compiler.reset()
-    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(x), Zeroed(layer).run(x))
-    torch.compiler.reset()
-
-
 @pytest.mark.slow
 def test_recurrent_neuron_starts_from_its_values() -> None:
     layer, x = snn.Recurrent(made(), nn.Linear(3, 3)).double(), sequence(6, 2, 3)
@@ -192,33 +177,6 @@ def test_states_of_one_layer_given_the_other_initial() -> None:
     y = net[0](x[1])
     tt.zero_states(net[0])
     assert torch.equal(net[1](y), Zeroed(net[1]).run(y[None])[0])
-
-
-# torch.export.load of torch 2.12 reads tensors from bytes
-@pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")
-@pytest.mark.parametrize(("dim", "shape"), PLACES[:2])
-def test_exported_programs_start_from_the_values(
-    dim: int, shape: tuple[int, ...], tmp_path: Path
-) -> None:
-    layer, x = made(dim=dim), sequence(5, *shape, dtype=torch.float32)
-    expected = Zeroed(layer).run(x)
-    program = tt.export.step(layer, x[0])
-    path = tmp_path / "step.pt2"
-    torch.export.save(program, path)
-    states = tt.export.initial_states(torch.export.load(path), len(x[0]))
-    y, _ = stepped_program(program, x, states)
-    assert torch.equal(y, expected)
-    whole = tt.export.sequence(layer, x)
-    y, _ = whole.module()(x, tt.export.initial_states(whole, len(x[0])))
-    assert torch.equal(y, expected)
-
-
-@pytest.mark.slow
-def test_onnx_files_start_from_the_values(tmp_path: Path) -> None:
-    layer, x = made(), sequence(5, 2, 3, dtype=torch.float32)
-    tt.export.onnx(layer, tmp_path / "layer.onnx", x[0])
-    stream = tt.export.OnnxStream(tmp_path / "layer.onnx")
-    assert torch.equal(stepped(stream, x), Zeroed(layer).run(x))  # type: ignore[arg-type]
 
 
 def test_nir_has_no_place_for_them() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import PLACES, sequence, vary
-from tests.export.models import stepped_program
 from tracetorch import fuse, snn
 from tracetorch.fuse.dispatch.plans import plan_for, plan_key
 
@@ -231,22 +229,6 @@ def test_an_input_is_what_a_module_of_its_name_computes() -> None:
         torch.testing.assert_close(y, torch.stack(expected))
 
 
-@pytest.mark.filterwarnings("ignore")  # PyTorch's own, of functions that Dynamo traces
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_compiled_by_torch(backend: str) -> None:
-    torch._dynamo.reset()
-    layer, inputs = made(), inputs_of((2, 3), torch.float32)
-
-    def run(layer: Any, inputs: tuple[Tensor, ...]) -> Any:
-        tt.zero_states(layer)
-        return tt.unroll(layer, inputs)
-
-    expected = results(layer, inputs, run)
-    found = results(layer, inputs, torch.compile(run, fullgraph=True, backend=backend))
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, msg=name)
-
-
 # as for one input, see tests/fuse/test_sequence.py
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("learned", [(0, 1, 2), (1,)])
@@ -328,23 +310,6 @@ def test_half_precision() -> None:
     y = tt.unroll(layer, halves, from_rest=True)
     assert y.dtype == torch.bfloat16
     assert torch.equal(y.float(), expected)
-
-
-@pytest.mark.slow
-def test_exports(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    layer = made()
-    inputs = tuple(x.expand(7, 2, 3).contiguous() for x in inputs_of((2, 3), torch.float32))
-    expected = tt.unroll(layer, inputs)
-    sample = tuple(x[0] for x in inputs)
-    program = tt.export.step(layer, sample)
-    tt.export.onnx(layer, tmp_path / "net.onnx", sample)
-    stream = tt.export.OnnxStream(tmp_path / "net.onnx")
-    y, _ = stepped_program(program, inputs, tt.export.initial_states(program, 2))
-    assert torch.equal(y, expected)
-    for t, step in enumerate(zip(*inputs, strict=True)):
-        found = stream(*(x.numpy() for x in step))
-        torch.testing.assert_close(torch.as_tensor(found), expected[t])
 
 
 def test_profile_and_record() -> None:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from tests.cases import (
     LAYERS,
@@ -21,6 +20,7 @@ from tests.cases import (
     vary,
 )
 from tests.oracle import simulate
+from tests.unrolling.models import gradcheck
 from tracetorch import fuse, snn
 from tracetorch.functional import atan_surrogate
 
@@ -154,47 +154,19 @@ class Smooth:
         return torch.sigmoid(3 * u)
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_gradients_of_a_network_against_finite_differences(name: str) -> None:
-    if name in READOUTS:
-        smooth: dict[str, Any] = {}
-    elif name.startswith("B"):
-        smooth = {"pos_surrogate_derivative": Smooth(), "neg_surrogate_derivative": Smooth()}
-    else:
-        smooth = {"surrogate_derivative": Smooth()}
+@pytest.mark.parametrize(
+    ("name", "reset"),
+    [(n, r) for n in LAYERS for r in ("subtract", "zero", "none") if n in SPIKING or r[0] == "s"],
+)
+def test_gradients_against_finite_differences(name: str, reset: str) -> None:
     torch.manual_seed(0)
-    net: Any = nn.Sequential(
-        nn.Linear(2, 3), layer(name, 3, **smooth), nn.Linear(3, 2), layer(name, 2, **smooth)
-    ).double()
-    names, values = zip(*net.named_parameters(), strict=True)
-
-    def run(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
-        for each in (net[1], net[3]):
-            each.zero_states()
-        by_name = dict(zip(names, parameters, strict=True))
-        return torch.stack([functional_call(net, by_name, (step,)) for step in x.unbind()])
-
-    x = sequence(3, 2, 2).requires_grad_()
-    assert torch.autograd.gradcheck(run, (x, *values))
-
-
-@pytest.mark.parametrize("name", SPIKING)
-@pytest.mark.parametrize("arguments", [{"reset": "zero"}, {"reset": "none"}])
-def test_gradients_of_the_other_resets(name: str, arguments: dict[str, Any]) -> None:
-    smooth: dict[str, Any] = (
-        {"pos_surrogate_derivative": Smooth(), "neg_surrogate_derivative": Smooth()}
-        if name.startswith("B")
-        else {"surrogate_derivative": Smooth()}
-    )
-    neurons = layer(name, 2, **smooth, **arguments).double()
-    names, values = zip(*neurons.named_parameters(), strict=True)
-
-    def run(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
-        neurons.zero_states()
-        by_name = dict(zip(names, parameters, strict=True))
-        return torch.stack([functional_call(neurons, by_name, (step,)) for step in x.unbind()])
-
-    assert torch.autograd.gradcheck(run, (sequence(3, 2, 2).requires_grad_(), *values))
+    options: dict[str, Any] = {"reset": reset} if name in SPIKING else {}
+    for sign in ("pos_", "neg_") if name.startswith("B") else ("",) * (name in SPIKING):
+        options[f"{sign}surrogate_derivative"] = Smooth()
+    net: Any = layer(name, 2, **options)
+    if reset == "subtract":
+        net = nn.Sequential(nn.Linear(2, 3), layer(name, 3, **options), nn.Linear(3, 2), net)
+    gradcheck(net.double(), sequence(3, 2, 2), by="step")
 
 
 def test_negative_threshold_alone_and_trace_alone_are_valid() -> None:

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import tracetorch as tt
 from tests.cases import layer, sequence
-from tests.export.models import stepped_program
+from tests.unrolling.models import gradcheck
 from tracetorch import snn
 
 T, B = 7, 4
@@ -181,23 +181,8 @@ def test_declared_later_it_is_refused_as_well() -> None:
 @pytest.mark.parametrize("options", [{}, {"init": 0.4}, {"shape": 3, "init": 0.4}])
 def test_gradients_match_finite_differences(reset: Any, options: Any) -> None:
     model = Filter(**options, learnable=True).double()
-    names = [name for name, _ in model.named_parameters()]
-    assert "initial_slow" in names
-
-    class Whole(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, x: Tensor) -> Any:
-            return tt.unroll(model, x, by="step", reset=reset, from_rest=True)
-
-    def run(x: Tensor, *values: Tensor) -> Any:
-        given = {f"model.{name}": value for name, value in zip(names, values, strict=True)}
-        return torch.func.functional_call(Whole(), given, (x,))
-
-    x = sequence(4, 2, 3)
-    assert torch.autograd.gradcheck(run, (x.requires_grad_(), *model.parameters()))
+    assert "initial_slow" in dict(model.named_parameters())
+    gradcheck(model, sequence(4, 2, 3), by="step", reset=reset)
 
 
 def test_before_the_first_assignment_it_reads_as_its_initial_value() -> None:
@@ -294,33 +279,6 @@ def test_saved_with_the_states(tmp_path: Path) -> None:
     assert torch.equal(other.last, model.last)
     assert torch.equal(other.get_parameter("initial_last"), torch.full((6,), 0.5).double())
     assert torch.equal(other(x[0]), model(x[0]))
-
-
-@pytest.mark.parametrize("options", [{}, {"init": 0.5}, {"learnable": True, "init": -0.5}])
-@pytest.mark.parametrize("kind", ["step", pytest.param("sequence", marks=pytest.mark.slow)])
-def test_exported_it_goes_in_and_comes_out(kind: str, options: Any) -> None:
-    model, x = fed(**options).float().eval(), sequence(T, B, 3).float()
-    with torch.no_grad():
-        expected = tt.unroll(model, x, by="step")
-    ends = tt.get_states(model)
-    program = tt.export.step(model, x[0]) if kind == "step" else tt.export.sequence(model, x)
-    states = tt.export.initial_states(program, B)
-    if kind == "sequence":
-        y, states = program.module()(x, states)
-    else:
-        y, states = stepped_program(program, x, states)
-    assert torch.equal(y, expected)
-    torch.testing.assert_close(states, ends, rtol=0, atol=0)
-
-
-@pytest.mark.slow
-def test_an_onnx_file_has_it_as_a_state(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    model, x = fed(init=0.5).float().eval(), sequence(T, B, 3).float()
-    tt.export.onnx(model, tmp_path / "a.onnx", x[0])
-    stream = tt.export.OnnxStream(tmp_path / "a.onnx")
-    y = torch.stack([torch.as_tensor(stream(step)) for step in x])
-    torch.testing.assert_close(y, tt.unroll(model, x, by="step").detach())
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")

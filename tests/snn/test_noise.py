@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import PLACES, sequence, stepped, vary
-from tests.export.models import stepped_program
 from tracetorch import fuse, snn
 
 
@@ -314,22 +313,6 @@ def test_compiled_by_torch(seed: int | None, backend: str) -> None:
     found = compiled(x)
     assert torch.equal(found, expected) == (seed is not None)
     assert torch.equal(compiled(x), found) == (seed is not None)
-
-
-@pytest.mark.slow
-def test_exports_with_a_seed(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    model, x = net(seed=3).eval(), 2 * sequence(6, 2, 4, dtype=torch.float32)
-    expected = tt.unroll(model, x)
-    tt.zero_states(model)
-    program = tt.export.step(model, x[0])
-    tt.export.onnx(model, tmp_path / "net.onnx", x[0])
-    stream = tt.export.OnnxStream(tmp_path / "net.onnx")
-    assert expected.any()
-    y, _ = stepped_program(program, x, tt.export.initial_states(program, 2))
-    assert torch.equal(y, expected)
-    for t, step in enumerate(x):
-        assert torch.equal(torch.as_tensor(stream(step.numpy())), expected[t])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tracetorch as tt
 from tests.cases import LAYERS, SPIKING, layer, sequence, stepped
-from tests.export.models import stepped_program
 from tracetorch import snn
 
 D = 3
@@ -677,24 +676,3 @@ def test_past_of_delays_can_be_recorded(fused: list[bool]) -> None:
     assert torch.equal(seen["0.connection.past"][-1], recurrent.connection.past)
     assert torch.equal(seen["0.output"], tt.unroll(model, x, from_rest=True))
     assert fused == [True]
-
-
-@pytest.mark.parametrize("kind", ["step", pytest.param("sequence", marks=pytest.mark.slow)])
-def test_exported_delays_are_those_of_the_loop(kind: str, fused: list[bool]) -> None:
-    model = made("LIF", dtype=torch.float32, max_delay=D).eval()
-    x = dyadic(7, 3, 5, dtype=torch.float32)
-    with torch.no_grad():
-        expected = tt.unroll(model, x)
-    assert fused == [True]
-    ends = tt.get_states(model)
-    tt.zero_states(model)
-    program = tt.export.step(model, x[0]) if kind == "step" else tt.export.sequence(model, x)
-    states = tt.export.initial_states(program, 3)
-    if kind == "sequence":
-        y, states = program.module()(x, states)
-    else:
-        y, states = stepped_program(program, x, states)
-    assert torch.equal(y, expected)
-    assert states.keys() == ends.keys()
-    for name, state in states.items():
-        assert torch.equal(state, ends[name]), name

@@ -97,14 +97,6 @@ def test_nir_adds_and_refuses_products() -> None:
         tt.nir.to_nir(snn.SEWBlock(body, "and"), (4,), dt=1e-4)
 
 
-def test_exported_step() -> None:
-    net, x = network("iand").eval(), spikes(1, 3, 2, 4, 4)[0]
-    program = tt.export.step(net, x)
-    y, _ = program.module()(x, tt.export.initial_states(program, batch=3))
-    with torch.no_grad():
-        torch.testing.assert_close(y, net(x))
-
-
 def test_repr_and_checkpoints_say_how(tmp_path: Any) -> None:
     assert "combine='iand'" in repr(network("iand"))
     tt.save(network("iand"), tmp_path / "net.safetensors")

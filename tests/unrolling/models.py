@@ -95,3 +95,16 @@ class Whole(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return tt.unroll(self.model, x, from_rest=True, **self.options)
+
+
+def gradcheck(model: nn.Module, x: Tensor, **options: Any) -> None:
+    """Compare the gradients of a sequence from rest with finite differences."""
+    whole = Whole(model, **options)
+    names, values = zip(*whole.named_parameters(), strict=True)
+
+    def run(x: Tensor, *values: Tensor) -> Tensor:
+        y: Tensor = torch.func.functional_call(whole, dict(zip(names, values, strict=True)), (x,))
+        return y
+
+    given = [tensor.detach().clone().requires_grad_() for tensor in (x, *values)]
+    assert torch.autograd.gradcheck(run, given)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import FEW_LAYERS, NEURONS, PLACES, examples, layer, sequence
-from tests.unrolling.models import Skip, conv, dense, dyadic, made, recurrent
+from tests.unrolling.models import Skip, conv, dense, dyadic, gradcheck, made, recurrent
 from tracetorch import fuse, snn
 
 T, B = 9, 4
@@ -218,28 +218,7 @@ def test_any_mask_is_a_loop(steps: int, batch: int, share: float, seed: int) -> 
 
 @pytest.mark.parametrize("name", ["SReadout", "RReadout"])
 def test_gradients_through_restarts_match_finite_differences(name: str) -> None:
-    model = layer(name, 3).double()
-    x = sequence(5, 2, 3, dtype=torch.float64).requires_grad_()
-    reset = resets(5, 2, 0.4)
-    whole = Unrolled(model, reset)
-    names, values = zip(*whole.named_parameters(), strict=True)
-
-    def run(x: Tensor, *values: Tensor) -> Tensor:
-        y: Tensor = torch.func.functional_call(whole, dict(zip(names, values, strict=True)), (x,))
-        return y
-
-    assert torch.autograd.gradcheck(run, (x, *values))
-
-
-class Unrolled(nn.Module):
-    """Model over a whole sequence with restarts."""
-
-    def __init__(self, model: nn.Module, reset: Tensor) -> None:
-        super().__init__()
-        self.model, self.reset = model, reset
-
-    def forward(self, x: Tensor) -> Tensor:
-        return tt.unroll(self.model, x, reset=self.reset, from_rest=True)
+    gradcheck(layer(name, 3).double(), sequence(5, 2, 3), reset=resets(5, 2, 0.4))
 
 
 def test_records_inputs_batches_and_time_dimensions() -> None:
@@ -390,10 +369,10 @@ def test_a_layer_with_a_start_of_its_own_refuses_a_restart_in_its_loop(kind: Any
 
 
 def test_a_restart_set_on_an_instance_runs_by_step() -> None:
-    model: Any = nn.Sequential(Unrolled(layer("LIF", 3), resets()).model)
-    holder: Any = snn.TTModule()
-    holder.inner, holder.forward = model, model.forward
-    holder.zero_states = lambda *, where=None: tt.zero_states(model, where=where)
+    model, holder = nn.Sequential(layer("LIF", 3)), snn.TTModule()
+    vars(holder)["forward"] = model.forward
+    vars(holder)["zero_states"] = lambda *, where=None: tt.zero_states(model, where=where)
+    holder.inner = model
     with pytest.raises(ValueError, match="has a zero_states of its own"):
         tt.unroll(holder, sequence(T, B, 3), reset=resets())
 
