@@ -86,13 +86,6 @@ def test_a_class_has_the_arguments_of_its_constructor() -> None:
     assert inspect.getdoc(Layer.__init__) == "Do not say it here."
 
 
-def test_an_argument_that_nobody_describes_is_found() -> None:
-    def forgotten(x: Any, y: Any) -> None:
-        """Do it."""
-
-    assert mismatched_arguments(SHARED(forgotten)) == {"y"}
-
-
 def test_long_entries_are_wrapped() -> None:
     words = "a word and another " * 12
 

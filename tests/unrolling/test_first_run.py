@@ -709,12 +709,6 @@ def test_check_says_what_it_has_compared_each_time(caplog: pytest.LogCaptureFixt
     assert not any("random" in text for text in caplog.messages)
 
 
-@pytest.mark.parametrize("check", [0, -1, 2.0, "yes"])
-def test_a_number_of_steps_is_checked(check: Any) -> None:
-    with pytest.raises((TypeError, ValueError), match="check must be"):
-        tt.unroll(snn.LIF(N), sequence(), check=check)
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_a_checked_run_is_the_run(name: str) -> None:
     """A model with a part in evaluation computes what it would, and keeps its modes."""

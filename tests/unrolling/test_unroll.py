@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -296,17 +297,6 @@ class Twice(snn.TTModule):
         return self.cell(self.cell(x))
 
 
-class Attends(nn.Module):
-    """Attends over the samples of a batch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a = nn.MultiheadAttention(3, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.a(x, x, x)[0]
-
-
 class UnusualOutput(nn.Module):
     """Return an output whose first dimension is not the batch."""
 
@@ -331,8 +321,6 @@ class UnusualOutput(nn.Module):
             nn.Sequential(nn.Flatten(0), snn.LIF(3, dim=0)),
             r"LIF\(3, dim=0\), has 3 neurons, one step .* has 6 at",
         ),
-        (nn.Sequential(nn.Softmax(0)), r"0 \(Softmax\) gives other .* not treat the samples of a"),
-        (Attends(), r"a \(MultiheadAttention\) gives other .* not treat the samples of a batch"),
         (
             UnusualOutput("sum"),
             r"begins with time and batch, 4 \* 2 = 8; the model gave shape \[\]",
@@ -377,29 +365,52 @@ def test_by_step_runs_models_that_cannot_run_by_layer() -> None:
     assert model.cell.mem is None
 
 
+RAGGED = [torch.ones(3, 2), torch.ones(2, 2)]
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # a prototype, says PyTorch
+    NESTED = torch.nested.nested_tensor(RAGGED)
+JAGGED = torch.nested.nested_tensor(RAGGED, layout=torch.jagged)
+PACKED = nn.utils.rnn.pack_sequence(RAGGED)
+X = torch.ones(5, 2, 3)
+PAD = r"got a nested tensor\. .*tt\.data\.pad\(sequences\)"
+
+
 @pytest.mark.parametrize(
     ("x", "arguments", "error", "message"),
     [
-        (torch.ones(2, 2, 3), {"by": "time"}, ValueError, 'by must be "layer" or "step", got'),
-        (torch.ones(2, 3), {"steps": 0}, ValueError, "steps must be at least 1, got 0"),
-        (torch.ones(2, 3), {"steps": 2.0}, TypeError, "steps must be an integer, got 2.0"),
-        (torch.ones(2, 2, 3), {"time_dim": "t"}, TypeError, "time_dim must be an integer, got"),
-        (torch.ones(2, 2, 3), {"time_dim": 3}, ValueError, "time_dim is 3, but x has shape"),
-        (torch.ones(0, 2, 3), {}, ValueError, "x has no time step"),
+        (X, {"by": "time"}, ValueError, 'by must be "layer" or "step", got'),
+        (X, {"steps": 0}, ValueError, "steps must be at least 1, got 0"),
+        (X, {"steps": 2.0}, TypeError, "steps must be an integer, got 2.0"),
+        (X, {"steps": True}, TypeError, "steps must be an integer, got True"),
+        (X, {"time_dim": "t"}, TypeError, "time_dim must be an integer, got 't'"),
+        (X, {"time_dim": 3}, ValueError, r"time_dim is 3, but x has shape \[5, 2, 3\]"),
+        (torch.ones(0, 2, 3), {}, ValueError, r"x has no time step: shape \[0, 2, 3\]"),
         (torch.ones(3), {}, ValueError, r"x needs time and a batch, got shape \[3\]"),
+        (torch.ones(()), {"batched": False}, ValueError, r"x needs time, got shape \[\]"),
         (torch.ones(()), {"steps": 2}, ValueError, r"x needs a batch, got shape \[\]"),
         (np.ones((2, 1, 3)), {}, TypeError, r"got ndarray\. Wrap it: torch\.as_tensor\(x, dtype="),
         ([1.0], {}, TypeError, "x must be a tensor, a tuple or a dict of tensors, got list"),
+        (NESTED, {}, TypeError, PAD),
+        (NESTED, {"time_dim": 1}, TypeError, PAD),
+        (JAGGED, {}, TypeError, PAD),
+        (PACKED, {}, TypeError, r"got PackedSequence\. .*mask goes to losses, decod"),
+        (RAGGED, {}, TypeError, r"got list\. Sequences of unequal length: x, mask ="),
+        (3, {}, TypeError, r"got int\.$"),
         ((), {}, ValueError, "x holds no tensor"),
-        ((torch.ones(2, 2), 1), {}, TypeError, r"x\[1\] must be a tensor, got int"),
-        (
-            {"a": torch.ones(2, 2), "b": torch.ones(3, 2)},
-            {},
-            ValueError,
-            r"x\['b'\] has time and batch \[3, 2\], x\['a'\] has \[2, 2\]",
-        ),
-        (torch.ones(2, 2, 3), {"record": "mme"}, ValueError, "nothing is called 'mme'. Did you"),
-        (torch.ones(2, 2, 3), {"record": [1]}, TypeError, "record takes names, got 1"),
+        ({}, {}, ValueError, "x holds no tensor"),
+        ((X, 1), {}, TypeError, r"x\[1\] must be a tensor, got int"),
+        ({"a": None}, {}, TypeError, r"x\['a'\] must be a tensor, got NoneType"),
+        ((X, X[:4]), {}, ValueError, r"x: x\[1\] has time and batch \[4, 2\], x\[0\] has \[5, 2\]"),
+        ({"a": X[0], "b": X}, {"steps": 4}, ValueError, r"x\['b'\] has batch \[5\], x\['a'\] has"),
+        (X, {"record": "mme"}, ValueError, "nothing is called 'mme'. Did you"),
+        (X, {"record": [1]}, TypeError, "record takes names, got 1"),
+        (X, {"segment": 0}, ValueError, "segment must be at least 1, got 0"),
+        (X, {"segment": 2.0}, TypeError, "segment must be an integer, got 2.0"),
+        (X, {"segment": True}, TypeError, "segment must be an integer, got True"),
+        (X, {"check": 0}, ValueError, "check must be"),
+        (X, {"check": -1}, ValueError, "check must be"),
+        (X, {"check": 2.0}, TypeError, "check must be"),
+        (X, {"check": "yes"}, TypeError, "check must be"),
     ],
 )
 def test_error_names_a_bad_argument(
