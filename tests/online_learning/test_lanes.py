@@ -36,9 +36,6 @@ def test_more_than_a_pointwise_step_is_refused(kind: type[snn.Neuron], message: 
     assert_refused(kind(6), message)
 
 
-# What mixes, however few the lanes are
-
-
 @pytest.mark.parametrize("shape", [(1, 2), (2, 2), (1, 17), (3, 7, 23), (5_001,)])
 def test_any_two_lanes_have_other_probes(shape: tuple[int, ...]) -> None:
     for dtype in (torch.float32, torch.bfloat16):

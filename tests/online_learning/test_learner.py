@@ -337,9 +337,6 @@ def test_repr_names_the_rule() -> None:
     assert "rule='ottt'" in repr(tt.online(snn.LIF(2), "ottt"))
 
 
-# The comparison with backpropagation through time
-
-
 @pytest.mark.parametrize("rule", ["eprop", "ottt"])
 @pytest.mark.parametrize("recurrent", [False, True])
 def test_certificate_is_positive_for_two_layers(rule: Any, recurrent: bool) -> None:

@@ -61,9 +61,6 @@ def in_steps(pre: Tensor, post: Tensor, **others: Tensor | None) -> Callable[[ST
     return learn
 
 
-# The windows of the textbook
-
-
 @pytest.mark.parametrize("lag", [*range(-40, 41, 8), -1, 1])
 @pytest.mark.parametrize("nearest", [False, True])
 def test_a_pair_of_spikes_moves_the_weight_by_the_window(lag: int, nearest: bool) -> None:
@@ -102,9 +99,6 @@ def test_triplets_depend_on_the_rate_of_pairs_as_in_cortex() -> None:
     # pairs alone cannot: the higher the rate, the more each spike finds on its other side
     pair = PairRule(0.0065, 0.0071, 16.8, 33.7)
     assert pairing(pair, 10, 20) < pairing(pair, 10, 100)
-
-
-# A scalar reference
 
 
 def reference(
@@ -227,9 +221,6 @@ def test_convolution_is_the_linear_layer_of_its_patches(name: str, tau: float | 
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
-# Reward
-
-
 def test_a_reward_moves_weights_by_its_sign_and_delay() -> None:
     pre, post = torch.zeros(60, 1, 1).double(), torch.zeros(60, 1, 1).double()
     pre[5], post[8] = 1, 1
@@ -265,9 +256,6 @@ def test_a_reward_that_comes_later_finds_the_eligibility_of_before() -> None:
     torch.testing.assert_close(moved(cut, parts), expected, rtol=1e-10, atol=1e-12)
     for name, state in tt.get_states(whole).items():
         torch.testing.assert_close(tt.get_states(cut)[name], state, rtol=1e-10, atol=1e-12)
-
-
-# Use
 
 
 def test_a_sequence_may_be_cut_anywhere_and_samples_restarted() -> None:
@@ -363,8 +351,6 @@ def test_changes_and_traces_are_copied_and_moved_and_not_saved() -> None:
 
 
 class Plastic(nn.Module):
-    """A model that holds its rule."""
-
     def __init__(self) -> None:
         super().__init__()
         self.connection = nn.Linear(INPUTS, OUTPUTS)
@@ -405,9 +391,6 @@ def test_an_empty_batch_changes_nothing(tau: float | None) -> None:
     stdp.update_()
     assert not moved(stdp, learn).any()
     torch.testing.assert_close(tt.get_states(stdp), states, rtol=0, atol=0)
-
-
-# Errors
 
 
 @pytest.mark.parametrize(

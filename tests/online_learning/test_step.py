@@ -54,8 +54,6 @@ def hooked() -> nn.Module:
 
 
 class Noisy(nn.Module):
-    """Noise in front of a layer."""
-
     def __init__(self) -> None:
         super().__init__()
         self.product, self.noise, self.neuron = (
@@ -115,8 +113,6 @@ class Modulated(nn.Module):
 
 
 class Direct(nn.Module):
-    """Calls a layer's forward, around all hooks."""
-
     def __init__(self) -> None:
         super().__init__()
         self.product, self.neuron = nn.Linear(6, 5), layer("SLIF", 5)
@@ -137,8 +133,6 @@ class OwnStep(snn.LIF):
 
 
 class Around(nn.Module):
-    """Runs a step around the layer's forward."""
-
     def __init__(self) -> None:
         super().__init__()
         self.neuron = snn.LIF(6)
@@ -269,8 +263,6 @@ def test_what_mixes_samples_is_found_when_the_mode_changes() -> None:
 
 
 class Centred(snn.Neuron):
-    """Subtracts the mean of the batch."""
-
     states = ("mem",)
 
     @staticmethod

@@ -53,9 +53,6 @@ class Norms(nn.Module):
         return torch.stack([torch.zeros(3) if g is None else g for g in grads]).double()
 
 
-# Equations
-
-
 @pytest.mark.parametrize("T", [1, K, K + 3])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(
@@ -158,9 +155,6 @@ def test_gradcheck(training: bool) -> None:
     gradcheck(bntt(momentum=0.0).train(training), sequence(K + 1, 4, 3), by="step")
 
 
-# By layer and by step, streaming
-
-
 @pytest.mark.parametrize("training", [True, False])
 @given(cuts=st.lists(st.integers(0, 3), min_size=1, max_size=5))
 @examples(10)
@@ -230,9 +224,6 @@ def test_recorded_position() -> None:
         net[1].forward_sequence(torch.ones(5, 2, 5), ["mem"])
 
 
-# Samples, padding
-
-
 def test_samples_restart_by_mask_in_evaluation() -> None:
     layer, x = bntt().eval(), sequence(6, 3, 3)
     tt.unroll(layer, x[:2])
@@ -271,9 +262,6 @@ def test_padding_enters_statistics_and_no_sample_in_evaluation() -> None:
     y, other = (tt.unroll(layer, each, from_rest=True) for each in (x, padded))
     assert torch.equal(y[:, ::2], other[:, ::2])
     assert torch.equal(y[:2, 1], other[:2, 1])
-
-
-# States, copies, files
 
 
 def test_state_contract(tmp_path: Any) -> None:

@@ -321,9 +321,6 @@ def test_compiled_and_exported() -> None:
     torch.testing.assert_close(compiled(x[0]), plain(x[0]))
 
 
-# Rooms
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_relative_rates_measure_the_connections_that_are_there(kind: str) -> None:
     torch.manual_seed(0)
@@ -531,8 +528,6 @@ def test_diagnose_names_large_connected_weights() -> None:
     named = {(each.name, each.layer) for each in found}
     assert ("small-steps", f"0.{RAW_WEIGHT}") in named
 
-
-# What is refused
 
 LINEAR = nn.Linear(3, 2)
 GOOD = torch.ones(2, 3, dtype=torch.bool)

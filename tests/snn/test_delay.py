@@ -73,9 +73,6 @@ def shifted(x: Tensor, steps: int) -> Tensor:
     return y
 
 
-# Equations
-
-
 def test_whole_delay_is_shifted_input() -> None:
     model, x = axonal(whole=True), sequence(9, 2, IN)
     lags = [int(lag) for lag in model.delay]
@@ -191,9 +188,6 @@ def test_delay_that_is_not_a_number_shows_in_the_output(sigma: float) -> None:
     assert model(torch.ones(1, IN).double()).isnan().tolist() == [[False, True, False]]
 
 
-# Gradients
-
-
 @pytest.mark.slow
 @every_kind
 @every_sigma
@@ -260,9 +254,6 @@ def test_rounding_makes_shifts(kind: str) -> None:
     assert torch.equal(model.raw_delay, rounded)
     if isinstance(model, (snn.DelayedLinear, snn.DelayedConv1d)):
         assert torch.equal(tt.unroll(model, x), naive(model, x))
-
-
-# States
 
 
 @every_kind
@@ -332,9 +323,6 @@ def test_in_place_behind_the_layer_does_not_reach_the_state(kind: str) -> None:
         y.mul_(0.0)
         step.mul_(0.0)
     assert torch.equal(torch.stack(outputs), expected)
-
-
-# In models
 
 
 def network(dtype: torch.dtype = torch.float64) -> nn.Sequential:
@@ -424,9 +412,6 @@ def test_kernel_is_computed_once_in_a_recurrent_layer() -> None:
     assert len(calls) == 1  # steps that are run to compare do not run it
     with pytest.raises(ValueError, match="takes 3 features"):
         tt.unroll(snn.Recurrent(snn.LIF(4), delayed), torch.ones(2, 1, 4), from_rest=True)
-
-
-# The width
 
 
 @every_kind
@@ -602,9 +587,6 @@ def test_sigma_follows_no_dtype_and_no_device() -> None:
     assert meta.to_empty(device="cpu").state_dict()["sigma"] == torch.tensor(0.7)
 
 
-# Errors
-
-
 ONE: dict[str, Any] = {"num_neurons": 2, "max_delay": 2}
 EACH: dict[str, Any] = {"in_features": 2, "out_features": 3, "max_delay": 2}
 ALONG: dict[str, Any] = {"in_channels": 2, "out_channels": 3, "kernel_size": 4, "max_delay": 2}
@@ -668,9 +650,6 @@ def test_states_that_do_not_fit() -> None:
     model(torch.ones(IN).double())
     with pytest.raises(ValueError, match="has its neurons at dimension 0"):
         tt.zero_states(model, where=torch.tensor([True, False, True]))
-
-
-# Learning
 
 
 LAGS = (-6, -2, 2, 6)

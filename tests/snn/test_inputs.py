@@ -385,8 +385,6 @@ def test_a_layer_with_one_input_takes_one() -> None:
 
 
 class Beside(nn.Module):
-    """Give a neuron a tensor of its own beside the input."""
-
     def __init__(self, value: Tensor) -> None:
         super().__init__()
         self.value = value
@@ -452,8 +450,6 @@ def test_samples_are_not_taken_for_neurons() -> None:
 
 
 class Driven(nn.Module):
-    """A layer with further inputs behind a norm."""
-
     def __init__(self, neuron: ThreeFactor) -> None:
         super().__init__()
         self.norm, self.neuron = nn.BatchNorm1d(3), neuron

@@ -148,8 +148,6 @@ def test_detached_reset_keeps_the_gradient_of_its_threshold(name: str, reset: st
 
 
 class Smooth:
-    """Smooth spike function, for finite differences."""
-
     def __call__(self, u: torch.Tensor) -> torch.Tensor:
         return torch.sigmoid(3 * u)
 

@@ -14,8 +14,6 @@ from tracetorch import snn
 
 
 class Counting(snn.TTModule):
-    """Module that counts how often each of its overrides runs."""
-
     def __init__(self, *parts: nn.Module) -> None:
         super().__init__()
         self.parts: Any = list(parts)
@@ -226,8 +224,6 @@ def test_param_count_counts_shared_parameters_once() -> None:
 
 
 class CallingOverrides(snn.TTModule):
-    """Module whose overrides call more than their ``super()``."""
-
     def __init__(self) -> None:
         super().__init__()
         self.cell, self.block = snn.LIF(2), snn.LIF(2)

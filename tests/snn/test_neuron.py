@@ -35,9 +35,6 @@ class Net(snn.TTModule):
         return self.out(self.net(x))
 
 
-# Custom neurons
-
-
 class AdaptiveLIF(snn.Neuron):
     states = ("mem", "fatigue")
 
@@ -134,8 +131,6 @@ def test_parameters_that_a_custom_neuron_declares(given: bool) -> None:
 
 
 class ReturningResults(snn.Neuron):
-    """Neuron whose step returns the results of an option."""
-
     states = ("mem", "slow")
 
     def __init__(self, results: Any) -> None:
@@ -455,9 +450,6 @@ def test_error_names_a_name_that_is_taken(name: str) -> None:
         neurons.decay(name)
 
 
-# Inputs
-
-
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize(
     ("x", "error", "message"),
@@ -531,9 +523,6 @@ def test_error_names_the_layer_by_its_path() -> None:
         snn.LIF(2)(torch.ones(1, 3))
 
 
-# Dtypes
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_output_has_the_dtype_of_the_input(name: str, dtype: torch.dtype) -> None:
@@ -570,9 +559,6 @@ def test_half_precision_in_the_middle_of_a_sequence() -> None:
     neurons.double()
     assert neurons.mem.dtype == torch.float64
     neurons(x[4].double())
-
-
-# Modes
 
 
 @pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
@@ -612,9 +598,6 @@ def test_compile_error_names_modules_in_plain_containers() -> None:
     torch.compiler.reset()
 
 
-# Export
-
-
 def test_state_leaked_by_a_trace_is_refused() -> None:
     neurons = snn.LIF(2)
     with FakeTensorMode():
@@ -623,9 +606,6 @@ def test_state_leaked_by_a_trace_is_refused() -> None:
         neurons(torch.ones(1, 2))
     neurons.zero_states()
     neurons(torch.ones(1, 2))
-
-
-# Moving, copying and saving
 
 
 def test_states_move_with_the_module() -> None:

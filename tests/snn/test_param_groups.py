@@ -109,8 +109,6 @@ def test_learnable_surrogate_and_parametrized_parameter_are_in_the_neuron_group(
             return 2 * x
 
     class Weighted(snn.Neuron):
-        """Neuron with a matrix, which counts as a weight."""
-
         def __init__(self) -> None:
             super().__init__(3)
             self.decay("beta", 0.9)

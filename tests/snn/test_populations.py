@@ -161,8 +161,6 @@ def test_it_runs_by_layer_among_other_layers() -> None:
 
 
 class Smooth(snn.Neuron):
-    """Neuron without spikes."""
-
     states = ("mem",)
 
     def __init__(self, num_neurons: int) -> None:

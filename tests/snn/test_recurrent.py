@@ -329,8 +329,6 @@ def test_connection_shared_by_two_layers(fused: list[bool]) -> None:
 
 
 class OverTime(nn.Module):
-    """Unroll a model from given states."""
-
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model

@@ -18,8 +18,6 @@ def spikes(*shape: int) -> Tensor:
 
 
 class Fixed(nn.Module):
-    """Gives the same spikes for every sample."""
-
     def forward(self, x: Tensor) -> Tensor:
         return torch.tensor([1.0, 1.0, 0.0, 0.0]).to(x).expand(len(x), 4)
 

@@ -51,8 +51,6 @@ def made() -> nn.Sequential:
 
 
 class Over(nn.Module):
-    """Zero a model and run it over two steps."""
-
     def __init__(self, run: Callable[[nn.Module, Tensor], Tensor]) -> None:
         super().__init__()
         self.net = made()

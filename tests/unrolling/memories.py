@@ -47,8 +47,6 @@ class Slotted:
 
 
 class Counter:
-    """Counts calls, in the object or in the class."""
-
     t = 0
     everywhere: ClassVar[int] = 0
 
@@ -215,8 +213,6 @@ HELD: Any = None
 
 
 class Says(nn.Module):
-    """A module that computes a function."""
-
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.function = function

@@ -15,8 +15,6 @@ By = Literal["layer", "step"]
 
 
 class Counts(snn.TTModule):
-    """Declares a memory."""
-
     last: Tensor
 
     def __init__(self, size: int) -> None:

@@ -19,7 +19,6 @@ HALVES = (torch.bfloat16, torch.float16)
 @pytest.mark.parametrize("by", ["layer", "step"])
 @pytest.mark.parametrize("name", MODELS)
 def test_autocast(name: str, by: By, dtype: torch.dtype) -> None:
-    """Check that neurons compute in float32 between layers in half precision."""
     model, x = made(name, torch.float32), dyadic(5, *MODELS[name][1]).float()
     with torch.autocast("cpu", dtype=dtype):
         y = tt.unroll(model, x, by=by)

@@ -62,9 +62,6 @@ def by_layer(model: nn.Module, x: Tensor) -> Tensor:
     return first
 
 
-# What remembers
-
-
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_memory_is_found_whatever_holds_it(kind: str, way: str) -> None:
@@ -152,8 +149,6 @@ class CountingNorm(nn.BatchNorm1d):
 
 
 class StartedNorm(nn.Module):
-    """Sets what it subtracts from the first inputs that it is given."""
-
     mean: Tensor
     is_set: Tensor
 
@@ -189,8 +184,6 @@ class StartedNumber(StartedScale):
 
 
 class KeptSum(nn.Module):
-    """Keeps a sum."""
-
     def __init__(self) -> None:
         super().__init__()
         self.weight, self.sum = nn.Parameter(torch.ones(())), torch.zeros(())
@@ -288,8 +281,6 @@ def test_a_model_that_keeps_something_is_refused_and_runs_by_step(name: str) -> 
 
 
 class CachedMask(nn.Module):
-    """Keeps a mask for the size of the batch."""
-
     mask: Any = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -321,9 +312,6 @@ def test_what_acts_after_the_third_step_is_found_by_check() -> None:
     tt.unroll(around(Says(functools.partial(late, []))), sequence())
     with pytest.raises(ValueError, match=rf"2 \(Says\) .*{REMEMBERS}"):
         tt.unroll(around(Says(functools.partial(late, []))), sequence(), check=True)
-
-
-# What mixes the batch
 
 
 def column(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -472,9 +460,6 @@ def test_small_values_are_measured_by_the_largest() -> None:
         assert is_close(one, other) is not is_found
 
 
-# What is right
-
-
 class Cached(nn.Module):
     """Constants that are computed again, counters, logs and buffers that nothing is made of."""
 
@@ -513,8 +498,6 @@ def with_hooks(module: nn.Module) -> None:
 
 
 class Wrapped(snn.LIF):
-    """A ``forward`` around the layer's own."""
-
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         return 2 * super().forward(x)
 
@@ -781,15 +764,11 @@ def test_what_a_forward_does_with_states_is_right_by_step_and_refused_by_layer(n
 
 
 class Own(snn.LIF):
-    """Overrides the step's method alone."""
-
     def forward_step(self, x: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward_step(2 * x)
 
 
 class Calling(snn.LIF):
-    """``forward`` goes straight to the step."""
-
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         return self.forward_step(2 * x)
 
@@ -882,9 +861,6 @@ def test_parameters_and_options_of_a_layer_stay_in_a_forward(name: str) -> None:
         tt.unroll(net, x)
     net, twin = model(forward), model(forward)
     assert torch.equal(tt.unroll(net, x, by="step"), loop(twin, x))
-
-
-# What stands in a Recurrent
 
 
 @pytest.mark.parametrize(
@@ -1121,9 +1097,6 @@ def test_an_override_that_a_class_is_given_later_is_seen(monkeypatch: pytest.Mon
     monkeypatch.undo()
     found = tt.unroll(other, sequence(), from_rest=True)
     assert torch.equal(found, tt.unroll(net, sequence(), from_rest=True))
-
-
-# What is recorded
 
 
 class InPlace(nn.Module):

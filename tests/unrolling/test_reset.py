@@ -116,15 +116,11 @@ class Started(snn.Neuron):
 
 
 class OwnStart(Started):
-    """Neuron whose own method says what it starts from."""
-
     def initial_state(self, name: str, *of: Any) -> Tensor:
         return super().initial_state(name, *of) + 1.0
 
 
 class OwnZero(Started):
-    """Neuron with a ``zero_states`` of its own."""
-
     v: Tensor | None
 
     def zero_states(self, *, where: Tensor | None = None) -> None:
@@ -134,8 +130,6 @@ class OwnZero(Started):
 
 
 class OwnSequence(Started):
-    """Neuron with a ``forward_sequence`` of its own, which knows no restarts."""
-
     def forward_sequence(  # type: ignore[override]
         self, x: Tensor, record: Any = (), *, further: Any = ()
     ) -> Any:
@@ -143,8 +137,6 @@ class OwnSequence(Started):
 
 
 class StartName(Started):
-    """Neuron that has a parameter of the name that a start would have."""
-
     def __init__(self) -> None:
         super().__init__()
         self.weight("initial_x", 0.3)
@@ -158,8 +150,6 @@ class StartName(Started):
 
 
 class OtherName(Started):
-    """Neuron that has a parameter of the name that a restart would have."""
-
     def __init__(self) -> None:
         super().__init__()
         self.weight("restarts", 0.3)
@@ -328,8 +318,6 @@ def test_vmap_over_networks_and_their_masks() -> None:
 
 
 class OwnRestart(snn.TTModule):
-    """Model that does something else when it restarts."""
-
     def __init__(self) -> None:
         super().__init__()
         self.cell = layer("LIF", 3)

@@ -325,8 +325,6 @@ def test_data_parallel_model_inside_is_refused() -> None:
 
 
 class Counts(nn.Module):
-    """Keeps buffers from step to step, one written in place and one replaced."""
-
     total: Tensor
     trace: Tensor
 
@@ -377,8 +375,6 @@ def gradients(model: nn.Module, segment: int | None) -> list[Tensor]:
 
 
 class Calls(nn.Module):
-    """Scales its input by what a function gives."""
-
     def __init__(self, function: Callable[[], float]) -> None:
         super().__init__()
         self.linear, self.cell, self.function = nn.Linear(4, 4), layer("LIF", 4), function

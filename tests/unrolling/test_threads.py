@@ -27,8 +27,6 @@ X = sequence(T, B, N)
 
 
 class Escaping(snn.Neuron):
-    """A neuron with noise, the same in every sequence."""
-
     inputs = ("x", "noise")
     states = ("mem",)
 
@@ -327,9 +325,6 @@ def test_a_segment_runs_again_in_a_thread_of_autograds(by: By) -> None:
         assert done.wait(30)
     for found in results:
         torch.testing.assert_close(found, expected)
-
-
-# Calls that fail
 
 
 @contextmanager

@@ -298,8 +298,6 @@ class Twice(snn.TTModule):
 
 
 class UnusualOutput(nn.Module):
-    """Return an output whose first dimension is not the batch."""
-
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.cell = snn.LIF(3)
