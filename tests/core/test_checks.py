@@ -48,9 +48,7 @@ def test_flag_accepts_bools(value: bool) -> None:
         (check_share, 0.25, 0.25),
     ],
 )
-def test_valid_numbers_come_back_as_python_numbers(
-    check: Callable[[str, object], float], value: object, expected: float
-) -> None:
+def test_valid_numbers_come_back_as_python_numbers(check, value, expected):
     number = check("n", value)
     assert number == expected
     assert type(number) is type(expected)
@@ -84,9 +82,7 @@ def test_valid_numbers_come_back_as_python_numbers(
         (check_share, NAN, ValueError, r"^n must lie in \[0, 1\], got nan.$"),
     ],
 )
-def test_error_names_the_argument_and_its_value(
-    check: Callable[[str, object], Any], value: object, error: type[Exception], message: str
-) -> None:
+def test_error_names_the_argument_and_its_value(check, value, error, message):
     with pytest.raises(error, match=message):
         check("n", value)
 

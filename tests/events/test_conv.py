@@ -187,9 +187,7 @@ def test_auto_follows_density_and_channels() -> None:
         ((64, 512, 1, 1), (512, 512, 3, 3), 1, False),
     ],
 )
-def test_many_weights_on_few_places_stay_dense(
-    shape: tuple[int, ...], weight: tuple[int, ...], side: int, wins: bool
-) -> None:
+def test_many_weights_on_few_places_stay_dense(shape, weight, side, wins):
     assert (conv_crossover(shape, weight, (side, side)) > 0.1) == wins
 
 

@@ -72,9 +72,7 @@ def check(module: Any, x: Tensor, cut: int = 0, rtol: float = 1e-12) -> None:
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("density", DENSITIES.values(), ids=DENSITIES)
 @pytest.mark.parametrize(("steps", "samples", "inputs", "outputs"), LINEAR)
-def test_equals_the_dense_product(
-    steps: int, samples: int, inputs: int, outputs: int, density: float | None, weighted: bool
-) -> None:
+def test_equals_the_dense_product(steps, samples, inputs, outputs, density, weighted):
     module = whole(snn.DelayedLinear(inputs, outputs, bias=steps > 1, max_delay=D))
     check(module, events(steps, samples, inputs, density=density, weighted=weighted))
 

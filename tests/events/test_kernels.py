@@ -36,12 +36,7 @@ def compile_for_less(folder: Path, patch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("make", [linear, convolution])
-def test_products_do_not_depend_on_the_processor(
-    make: Callable[[], tuple[nn.Module, Tensor]],
-    dtype: torch.dtype,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_products_do_not_depend_on_the_processor(make, dtype, tmp_path, monkeypatch):
     layer, x = make()
     layer, x = layer.to(dtype), x.to(dtype)
     expected = list(results(layer, x, by_events=True).values())
@@ -54,9 +49,7 @@ def test_products_do_not_depend_on_the_processor(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_random_numbers_do_not_depend_on_the_processor(
-    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_random_numbers_do_not_depend_on_the_processor(dtype, tmp_path, monkeypatch):
     position = torch.arange(1050) * 5_000_000_000
     compile_for_less(tmp_path, monkeypatch)
     found = threefry.compiled_uniforms(position, 3, dtype)

@@ -26,9 +26,7 @@ SHAPES = ((1, 1, 1), (63, 17, 5), (40, 16, 16), (70, 33, 129), (1100, 50, 244))
 @pytest.mark.parametrize("density", DENSITIES.values(), ids=DENSITIES)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), SHAPES)
-def test_equals_the_dense_product(
-    rows: int, inputs: int, outputs: int, bias: bool, density: float | None, weighted: bool
-) -> None:
+def test_equals_the_dense_product(rows, inputs, outputs, bias, density, weighted):
     layer = dyadic(nn.Linear(inputs, outputs, bias=bias))
     check_equal(layer, events(rows, inputs, density=density, weighted=weighted))
 

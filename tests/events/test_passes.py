@@ -14,6 +14,7 @@ from torch.nn.utils import parametrizations
 
 import tracetorch as tt
 from tests.events.cases import dyadic, event_passes, events
+from tests.unrolling.models import Whole
 from tracetorch import fuse, snn
 from tracetorch.events import mode, observed_products, requested_mode
 from tracetorch.events.passes import event_modules
@@ -88,20 +89,11 @@ def test_functional_call() -> None:
     model, x = net(), events(T, B, 40, density=0.05)
     swapped = {n: (2 * p.detach()).requires_grad_() for n, p in model.named_parameters()}
 
-    class Unrolled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, x: Tensor) -> Tensor:
-            y: Tensor = tt.unroll(self.model, x, from_rest=True)
-            return y
-
     results = []
     for name in ("never", "always"):
         with mode(name):
             given = {f"model.{n}": p for n, p in swapped.items()}
-            y = torch.func.functional_call(Unrolled(), given, x)
+            y = torch.func.functional_call(Whole(model), given, x)
         results.append((y, *torch.autograd.grad(y.square().sum(), list(swapped.values()))))
     for expected, found in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)

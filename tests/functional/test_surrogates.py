@@ -78,9 +78,7 @@ def test_shared_cases_have_the_default_arguments(surrogate: Surrogate) -> None:
 
 @pytest.mark.parametrize("surrogate", SURROGATES, ids=IDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_spikes_and_gradients_are_finite_in_the_input_dtype(
-    surrogate: Surrogate, dtype: torch.dtype
-) -> None:
+def test_spikes_and_gradients_are_finite_in_the_input_dtype(surrogate, dtype):
     u = torch.tensor([-1e4, -3.0, -1e-7, -0.0, 0.0, 1e-7, 3.0, 1e4], dtype=dtype).requires_grad_()
     spikes = surrogate(u)
     assert spikes.dtype == dtype
@@ -140,9 +138,7 @@ def test_surrogates_pickle_hash_and_print_as_values(surrogate: Surrogate) -> Non
         (True, TypeError, "must be a number, got True"),
     ],
 )
-def test_invalid_argument_is_named_in_the_error(
-    surrogate: Any, argument: Any, error: type[Exception], message: str
-) -> None:
+def test_invalid_argument_is_named_in_the_error(surrogate, argument, error, message):
     with pytest.raises(error, match=rf"{type(surrogate).__name__}: \w+ {message}"):
         type(surrogate)(argument)
 

@@ -170,19 +170,7 @@ class AsWritten(snn.Neuron):
         self.weight("strength", 0.8)
 
     @staticmethod
-    def step(
-        x: Tensor,
-        v: Tensor,
-        a: Tensor,
-        z: Tensor,
-        *,
-        beta: Tensor,
-        rho: Tensor,
-        pos_threshold: Tensor,
-        strength: Tensor,
-        spike: Any,
-        detached: bool,
-    ) -> Any:
+    def step(x, v, a, z, *, beta, rho, pos_threshold, strength, spike, detached):
         v = beta * (v - (z.detach() if detached else z) * pos_threshold) + x
         a = rho * a + z
         z = spike(v - pos_threshold - strength * a)

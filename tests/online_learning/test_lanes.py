@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests.fuse.test_sequence import MixingNeuron
 from tests.online_learning.cases import assert_refused
+from tests.unrolling.memories import Says
 from tracetorch import snn
 from tracetorch.online_learning.lanes import probes
 
@@ -74,10 +75,6 @@ def mixing_neuron(mixed: Callable[[Tensor], Tensor], place: str) -> type[snn.Neu
 @pytest.mark.parametrize("place", ["input", "state", "before"])  # of the mixture
 @pytest.mark.parametrize("name", MIXTURES)
 def test_lanes_that_are_mixed_are_found(name: str, place: str) -> None:
-    class Between(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return MIXTURES[name](x)
-
     for samples in (1, 2):
         if "samples" in name and samples == 1:
             continue  # alone, a sample is mixed with nothing
@@ -85,7 +82,7 @@ def test_lanes_that_are_mixed_are_found(name: str, place: str) -> None:
             if count == 1 and ("samples" not in name or samples == 1):
                 continue
             if place == "before":
-                net = nn.Sequential(nn.Linear(6, count), Between(), snn.LIF(count))
+                net = nn.Sequential(nn.Linear(6, count), Says(MIXTURES[name]), snn.LIF(count))
             else:
                 kind = mixing_neuron(MIXTURES[name], place)
                 net = nn.Sequential(nn.Linear(6, count), kind(count))

@@ -142,9 +142,7 @@ def reference(
 @pytest.mark.parametrize("rewarded", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("name", RULES)
-def test_weights_are_those_of_the_reference(
-    name: str, masked: bool, rewarded: bool, reduction: Any
-) -> None:
+def test_weights_are_those_of_the_reference(name, masked, rewarded, reduction):
     pre, post = trains(INPUTS, post=(OUTPUTS,))
     mask = spikes(T, B, seed=2, rate=0.7).bool() if masked else None
     reward = torch.randn(T, B, generator=torch.Generator().manual_seed(3)).double()
@@ -464,9 +462,7 @@ ONE = torch.ones(5, 3, 4), torch.ones(5, 3, 2)
         (ONE[0][:, :2], ONE[1][:, :2], {}, ValueError, "holds the state trace of shape"),
     ],
 )
-def test_spikes_that_do_not_fit_change_nothing(
-    pre: Any, post: Any, others: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_spikes_that_do_not_fit_change_nothing(pre, post, others, error, message):
     stdp = STDP(nn.Linear(4, 2), TripletRule())
     stdp.unroll(*ONE)
     before = tt.get_states(stdp)
@@ -503,9 +499,7 @@ def test_spikes_are_not_looked_at_inside_vmap() -> None:
         ({"mask": torch.ones(2).bool()}, ValueError, "mask has 2 samples, pre has 3"),
     ],
 )
-def test_a_step_that_does_not_fit(
-    others: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_a_step_that_does_not_fit(others, error, message):
     stdp = STDP(nn.Linear(4, 2), tau_eligibility=5.0)
     with pytest.raises(error, match=message):
         stdp(ONE[0][0], ONE[1][0], **others)

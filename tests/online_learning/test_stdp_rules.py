@@ -33,9 +33,7 @@ def test_presets_are_those_of_the_paper() -> None:
         ({"nearest": 1}, TypeError, "nearest must be True or False"),
     ],
 )
-def test_wrong_constants(
-    kind: Any, options: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_wrong_constants(kind, options, error, message):
     with pytest.raises(error, match=message):
         kind(**options)
 

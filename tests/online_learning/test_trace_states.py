@@ -198,9 +198,7 @@ TRACE = "trace:exact:1:0.weight:mem"
         (renamed(TRACE, "traces"), ValueError, "no state is called 'traces'"),
     ],
 )
-def test_traces_that_do_not_fit_change_nothing(
-    change: Callable[[dict[str, Any]], None], error: type[Exception], message: str
-) -> None:
+def test_traces_that_do_not_fit_change_nothing(change, error, message):
     learner, x = OnlineLearner(MODELS["one layer"]()), sequence(9, 4, 6)
     stepped(learner, x[:5])
     before = tt.get_states(learner)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import PLACES, examples, sequence, stepped, weighted_sum
-from tests.unrolling.models import gradcheck
+from tests.unrolling.models import Whole, gradcheck
 from tracetorch import snn
 
 K = 4  # steps with values of their own
@@ -65,9 +65,7 @@ class Norms(nn.Module):
     ],
 )
 @pytest.mark.parametrize("by", ["layer", "step"])
-def test_norm_of_each_step(
-    by: Any, dim: int, kind: type[nn.Module], shape: tuple[int, ...], training: bool, T: int
-) -> None:
+def test_norm_of_each_step(by, dim, kind, shape, training, T):
     layer = bntt(dim, eps=1e-3, momentum=0.3).train(training)
     reference = Norms(layer, kind).train(training)
     x, other = (sequence(T, *shape).requires_grad_() for _ in range(2))
@@ -112,19 +110,10 @@ def test_conversion_to_synchronised_norms_changes_nothing(bias: bool) -> None:
         assert torch.equal(layer.norm.get_buffer(name), buffer)
 
 
-class Unrolled(nn.Module):
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        return tt.unroll(self.layer, x, from_rest=True)
-
-
 def test_tools_of_pytorch_find_it() -> None:
     layer, batches = bntt(), [sequence(K + 1, 4, 3, seed=seed) for seed in range(3)]
     tt.unroll(layer, 100 + batches[0], from_rest=True)
-    torch.optim.swa_utils.update_bn(batches, Unrolled(layer).eval())
+    torch.optim.swa_utils.update_bn(batches, Whole(layer).eval())
     first = torch.stack([batch[:-2] for batch in batches])  # of steps that share with no other
     torch.testing.assert_close(layer.norm.running_mean[:-1], first.mean((0, 2)))
     last = torch.cat([batch[-2:] for batch in batches])

@@ -135,9 +135,7 @@ def test_whole_delay_of_a_synapse_is_shifted_input(shape: tuple[int, ...], bias:
     ids=["plain", "strided", "grouped"],
 )
 @pytest.mark.parametrize("shape", [(7, 2, 4, 5), (7, 2, 3, 4, 5), (1, 2, 4, 5)])
-def test_whole_delay_in_a_convolution_is_shifted_input(
-    shape: tuple[int, ...], options: Any
-) -> None:
+def test_whole_delay_in_a_convolution_is_shifted_input(shape, options):
     torch.manual_seed(0)
     model = snn.DelayedConv1d(4, 6, 3, max_delay=D, **options).double()
     with torch.no_grad():

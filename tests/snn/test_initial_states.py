@@ -33,9 +33,7 @@ class Resting(snn.Neuron):
         self.state("w", init=0.25)
 
     @staticmethod
-    def step(
-        x: Tensor, v: Any, w: Any, plain: Any, *, beta: Any, base: Any, spike: Any
-    ) -> tuple[Any, ...]:
+    def step(x, v, w, plain, *, beta, base, spike):
         v = beta * v + x - w + plain
         fired = spike(v - base)
         return fired, v - fired * base, 0.9 * w + 0.1 * fired, 0.5 * (plain + x)
@@ -90,9 +88,7 @@ def roads() -> dict[str, Callable[[nn.Module, Tensor], Any]]:
 
 @pytest.mark.parametrize(("dim", "shape"), PLACES)
 @pytest.mark.parametrize("road", roads())
-def test_every_road_starts_from_the_initial_values(
-    road: str, dim: int, shape: tuple[int, ...]
-) -> None:
+def test_every_road_starts_from_the_initial_values(road, dim, shape):
     layer, x = made(dim=dim), sequence(6, *shape, dtype=torch.float32)
     expected = Zeroed(layer).run(x)
     for _ in range(2):  # the second time by what the first has prepared

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tests.cases import PLACES, sequence, vary
+from tests.cases import PLACES, module, sequence, vary
 from tracetorch import fuse, snn
-from tracetorch.fuse.dispatch.plans import plan_for, plan_key
+from tracetorch.fuse.dispatch.plans import plan_key
 
 
 class ThreeFactor(snn.Neuron):
@@ -26,17 +25,7 @@ class ThreeFactor(snn.Neuron):
         self.threshold("base", 0.6)
 
     @staticmethod
-    def step(
-        x: Tensor,
-        modulator: Any,
-        current: Any,
-        mem: Any,
-        trace: Any,
-        *,
-        beta: Any,
-        base: Any,
-        spike: Any,
-    ) -> tuple[Any, ...]:
+    def step(x, modulator, current, mem, trace, *, beta, base, spike):
         mem = beta * mem + x * modulator + current
         fired = spike(mem - base - trace)
         return fired, mem - fired * base * modulator, 0.9 * trace + 0.1 * current * fired
@@ -177,19 +166,15 @@ def test_memory_in_another_order(arrange: Callable[[Tensor], Tensor], x_last: bo
 
 
 def test_an_input_may_broadcast_and_be_the_same_at_all_steps() -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.gain = nn.Linear(5, 1)
-            self.current = nn.Parameter(torch.tensor([0.1, 0.2, 0.3]))
-            self.drive = nn.Linear(5, 3)
-            self.neuron = made()
-
-        def forward(self, x: Tensor) -> Any:
-            return self.neuron(self.drive(x), self.gain(x).sigmoid(), self.current)
-
     torch.manual_seed(0)
-    net, x = Net(), sequence(6, 2, 5, dtype=torch.float32)
+    net = module(
+        lambda s, x: s.neuron(s.drive(x), s.gain(x).sigmoid(), s.current),
+        gain=nn.Linear(5, 1),
+        drive=nn.Linear(5, 3),
+        neuron=made(),
+        current=nn.Parameter(torch.tensor([0.1, 0.2, 0.3])),
+    )
+    x = sequence(6, 2, 5, dtype=torch.float32)
     expected = torch.stack([net(step) for step in x])
     expected.sum().backward()
     grads = {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
@@ -258,20 +243,6 @@ def test_operators_pass_opcheck(learned: tuple[int, ...]) -> None:
     )
 
 
-def test_plans_differ_by_the_inputs_that_have_a_gradient() -> None:
-    layer = made()
-    inputs = [torch.ones(4, 2, 3) for _ in range(3)]
-    states, kwargs = [torch.zeros(2, 3)] * 2, layer.step_kwargs(2, torch.float32)
-    keys = set()
-    for learned in range(3):
-        given = [x.clone().requires_grad_(n == learned) for n, x in enumerate(inputs)]
-        plan = plan_for(layer.cell, given, states, kwargs, ())
-        assert plan is not None
-        keys.add(plan.key)
-        assert plan.differentiated == (("x", "i_modulator", "i_current")[learned],)
-    assert len(keys) == 3
-
-
 def test_second_derivatives() -> None:
     layer, inputs = made().double(), inputs_of((2, 3), torch.float64)
 
@@ -289,20 +260,6 @@ def test_second_derivatives() -> None:
         torch.testing.assert_close(found, expected)
 
 
-def test_streams_copies_and_restores() -> None:
-    layer, inputs = made(), inputs_of((2, 3), torch.float32)
-    whole = tt.unroll(layer, inputs)
-    layer.zero_states()
-    first = tt.unroll(layer, tuple(x[:3] for x in inputs))
-    saved, other = tt.get_states(layer), copy.deepcopy(layer)
-    rest = tuple(x[3:] for x in inputs)
-    assert torch.equal(torch.cat([first, tt.unroll(layer, rest)]), whole)
-    assert torch.equal(stepped(other, rest), whole[3:])
-    tt.set_states(layer, saved)
-    with torch.no_grad():
-        assert torch.equal(stepped(layer, rest), whole[3:])
-
-
 def test_half_precision() -> None:
     layer, inputs = made(), inputs_of((2, 3), torch.float32)
     halves = tuple(x.bfloat16() for x in inputs)
@@ -313,15 +270,8 @@ def test_half_precision() -> None:
 
 
 def test_profile_and_record() -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.neuron = made()
-
-        def forward(self, x: Tensor) -> Any:
-            return self.neuron(x, x.abs(), 0.1 * x)
-
-    net, x = Net(), sequence(6, 2, 3, dtype=torch.float32)
+    net = module(lambda s, x: s.neuron(x, x.abs(), 0.1 * x), neuron=made())
+    x = sequence(6, 2, 3, dtype=torch.float32)
     y, record = tt.unroll(net, x, record=["neuron.input", "neuron.trace"])
     assert torch.equal(record["neuron.input"], x)
     assert torch.equal(record["neuron.trace"][-1], net.neuron.trace)
@@ -384,20 +334,14 @@ def test_a_layer_with_one_input_takes_one() -> None:
         snn.LIF(3).forward_sequence(torch.ones(4, 2, 3), further=[torch.ones(4, 2, 3)])
 
 
-class Beside(nn.Module):
-    def __init__(self, value: Tensor) -> None:
-        super().__init__()
-        self.value = value
-        self.neuron = made()
-
-    def forward(self, x: Tensor) -> Any:
-        return self.neuron(x, self.value, x)
+def beside(value: Tensor) -> Any:
+    return module(lambda s, x: s.neuron(x, value, x), neuron=made())
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (1, 3), (2, 1), (2, 3)])
 def test_an_input_may_be_the_same_in_all_steps(shape: tuple[int, ...]) -> None:
     value = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-    model, x = Beside(value), sequence(4, 2, 3, dtype=torch.float32)
+    model, x = beside(value), sequence(4, 2, 3, dtype=torch.float32)
     expected = stepped(model, (x,))
     tt.zero_states(model)
     assert torch.equal(tt.unroll(model, x), expected)
@@ -412,7 +356,7 @@ def test_an_input_may_be_the_same_in_all_steps(shape: tuple[int, ...]) -> None:
 )
 def test_by_layer_an_input_must_hold_the_steps(shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        tt.unroll(Beside(torch.ones(shape)), torch.ones(4, 2, 3))
+        tt.unroll(beside(torch.ones(shape)), torch.ones(4, 2, 3))
 
 
 class Gain(snn.Neuron):
@@ -424,22 +368,15 @@ class Gain(snn.Neuron):
         return gain * x, mem + x
 
 
-class Fixed(nn.Module):
-    def __init__(self, gain: Tensor) -> None:
-        super().__init__()
-        self.neuron = Gain(gain.shape[0])
-        self.gain = gain
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.neuron(x, self.gain)
-        return y
+def fixed(gain: Tensor) -> Any:
+    return module(lambda s, x: s.neuron(x, gain), neuron=Gain(len(gain)))
 
 
 def test_neurons_may_be_as_many_as_steps_times_samples() -> None:
     gain, x = torch.rand(8), torch.rand(4, 2, 8)
-    assert torch.equal(tt.unroll(Fixed(gain), x), x * gain)
+    assert torch.equal(tt.unroll(fixed(gain), x), x * gain)
     with pytest.raises(ValueError, match="the same in all steps, with a dimension of size 1 in fr"):
-        tt.unroll(Fixed(gain), x.reshape(8, 1, 8))
+        tt.unroll(fixed(gain), x.reshape(8, 1, 8))
 
 
 def test_samples_are_not_taken_for_neurons() -> None:
@@ -449,13 +386,9 @@ def test_samples_are_not_taken_for_neurons() -> None:
         tt.unroll(Gain(5), (x, gain))
 
 
-class Driven(nn.Module):
-    def __init__(self, neuron: ThreeFactor) -> None:
-        super().__init__()
-        self.norm, self.neuron = nn.BatchNorm1d(3), neuron
-
-    def forward(self, x: Tensor) -> Any:
-        return self.neuron(self.norm(x), x, x)
+def driven(neuron: ThreeFactor) -> Any:
+    norm = nn.BatchNorm1d(3)
+    return module(lambda s, x: s.neuron(s.norm(x), x, x), norm=norm, neuron=neuron)
 
 
 @pytest.mark.parametrize(
@@ -467,11 +400,11 @@ class Driven(nn.Module):
             r"takes \(x, modulator, current\), got 1",
         ),
         (
-            lambda layer, x: tt.init.tdbn_(Driven(layer), x[None]),
+            lambda layer, x: tt.init.tdbn_(driven(layer), x[None]),
             r"layer 'neuron', ThreeFactor.* has several inputs.*modulator, current, which",
         ),
         (
-            lambda layer, x: tt.init.calibrate_(Driven(layer), x[None]),
+            lambda layer, x: tt.init.calibrate_(driven(layer), x[None]),
             r"layer 'neuron', ThreeFactor.* has several inputs.*modulator, current, which",
         ),
         (

@@ -119,9 +119,7 @@ def test_gradient_through_the_reset(arguments: dict[str, Any], expected: list[fl
 
 @pytest.mark.parametrize("reset", ["subtract", "zero"])
 @pytest.mark.parametrize("detach_reset", [False, True])
-def test_gradient_through_the_negative_reset_mirrors_the_positive_one(
-    reset: Any, detach_reset: bool
-) -> None:
+def test_gradient_through_the_negative_reset_mirrors_the_positive_one(reset, detach_reset):
     grads = []
     for sign, part in ((1, "pos_threshold_setup"), (-1, "neg_threshold_setup")):
         setups: dict[str, Any] = {part: {}}

@@ -175,9 +175,7 @@ def test_none_stays_none_under_a_mask() -> None:
         (torch.tensor([True] * 3), ValueError, r"layer 'b', LIF\(2\), holds mem for a batch of 2"),
     ],
 )
-def test_mask_that_does_not_fit_changes_nothing(
-    mask: object, error: type[Exception], message: str
-) -> None:
+def test_mask_that_does_not_fit_changes_nothing(mask, error, message):
     net = nn.ModuleDict({"a": snn.LIF(2), "b": snn.LIF(2)})
     net["a"](torch.ones(3, 2))
     net["b"](torch.ones(2, 2))

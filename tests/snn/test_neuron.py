@@ -5,8 +5,6 @@ import inspect
 import io
 import pickle
 import re
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -17,9 +15,8 @@ from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel
 
 import tracetorch as tt
-from tests.cases import LAYERS, layer, sequence, stepped, weighted_sum
+from tests.cases import LAYERS, Slope, layer, module, sequence, stepped, weighted_sum
 from tests.fuse.cases import agree
-from tests.processes import ROOT
 from tracetorch import fuse, neurons, snn
 from tracetorch.core.checks import check_count
 from tracetorch.functional import Surrogate, atan_surrogate
@@ -44,9 +41,7 @@ class AdaptiveLIF(snn.Neuron):
         self.threshold("base", 1.0)
 
     @staticmethod
-    def step(
-        x: Tensor, mem: Tensor, fatigue: Tensor, *, beta: Tensor, base: Tensor, spike: Surrogate
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def step(x, mem, fatigue, *, beta, base, spike):
         mem = beta * mem + x
         fired = spike(mem - base - fatigue)
         return fired, mem - fired * base, 0.95 * fatigue + 0.1 * fired
@@ -65,14 +60,6 @@ def test_custom_neuron_in_ten_lines() -> None:
 
 
 def test_custom_neuron_with_weights_options_and_modules() -> None:
-    class Slope(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.k = nn.Parameter(torch.tensor(2.0))
-
-        def forward(self, u: Tensor) -> Tensor:
-            return torch.sigmoid(self.k * u)
-
     class Gained(snn.Neuron):
         states = ("mem",)
 
@@ -83,9 +70,7 @@ def test_custom_neuron_with_weights_options_and_modules() -> None:
             self.option("power", 2)
 
         @staticmethod
-        def step(
-            x: Tensor, mem: Tensor, *, gain: Tensor, theta: Tensor, power: int, spike: Slope
-        ) -> tuple[Tensor, Tensor]:
+        def step(x, mem, *, gain, theta, power, spike):
             mem = mem + gain * x**power
             return spike(mem - theta), mem
 
@@ -178,9 +163,7 @@ def test_error_names_a_bad_result_of_step(results: Any, message: str) -> None:
         ([], "theta is not declared. Name"),
     ],
 )
-def test_error_lists_what_is_declared_and_what_step_takes(
-    declared: list[str], message: str
-) -> None:
+def test_error_lists_what_is_declared_and_what_step_takes(declared, message):
     class B(snn.Neuron):
         states = ("mem",)
 
@@ -278,9 +261,7 @@ BEGINS = r"Odd\.inputs must be a tuple .* begins with 'x', got"
         ({"inputs": ()}, TypeError, BEGINS),
     ],
 )
-def test_declarations_of_a_class_are_checked(
-    declared: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_declarations_of_a_class_are_checked(declared, error, message):
     step = staticmethod(lambda x, mem, current=None: (x, mem))
     kind = type("Odd", (snn.Neuron,), {"states": ("mem",), "step": step, **declared})
     with pytest.raises(error, match=message):
@@ -508,15 +489,8 @@ def test_another_dtype_or_device_is_an_error() -> None:
 
 
 def test_error_names_the_layer_by_its_path() -> None:
-    class Hidden(snn.TTModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.cells = [snn.LIF(2)]
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.cells[0](x)
-
-    outer = nn.ModuleDict({"body": nn.Sequential(Hidden())})
+    hidden = module(lambda s, x: s.cells[0](x), cells=[snn.LIF(2)])
+    outer = nn.ModuleDict({"body": nn.Sequential(hidden)})
     with pytest.raises(ValueError, match=r"^layer '0\.cells\.0', LIF\(2\), has 2 neurons"):
         outer["body"](torch.ones(1, 3))
     with pytest.raises(ValueError, match=r"^LIF\(2\) has 2 neurons"):
@@ -580,19 +554,13 @@ def test_gradient_mode_may_change_between_steps(off: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_compile_error_names_modules_in_plain_containers() -> None:
-    class Hidden(snn.TTModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.cells = [snn.LIF(2)]
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.zero_states()
-            return self.cells[0](x)
+    def hidden() -> Any:
+        return module(lambda s, x: (s.zero_states(), s.cells[0](x))[1], cells=[snn.LIF(2)])
 
     torch.compiler.reset()
     with pytest.raises(torch._dynamo.exc.Unsupported, match="held in a plain list, dict or"):
-        torch.compile(Hidden(), fullgraph=True, backend="eager")(torch.ones(1, 2))
-    broken = torch.compile(Hidden(), backend="eager")  # works after a graph break
+        torch.compile(hidden(), fullgraph=True, backend="eager")(torch.ones(1, 2))
+    broken = torch.compile(hidden(), backend="eager")  # works after a graph break
     for _ in range(2):
         assert broken(torch.full((1, 2), 0.75)).tolist() == [[0.0, 0.0]]
     torch.compiler.reset()
@@ -659,25 +627,6 @@ def test_a_parametrized_neuron_is_copied_with_states_that_have_a_graph() -> None
     assert original is not net[0].parametrizations.raw_beta.original
     net[0].detach_states()
     assert torch.equal(stepped(twin, x[3:]), stepped(net, x[3:]))
-
-
-def test_copy_in_another_process() -> None:
-    code = (
-        "import pickle, sys, torch\n"
-        "layer = pickle.load(sys.stdin.buffer)\n"
-        "print(layer, layer.mem.tolist(), [round(v, 4) for v in layer.beta.tolist()])"
-    )
-    neurons = snn.LIF(1)
-    neurons(torch.ones(1, 1) / 2)
-    # an interpreter of its own: what unpickles must import all that it needs
-    printed = subprocess.run(
-        [sys.executable, "-c", code],
-        input=pickle.dumps(neurons),
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-    ).stdout
-    assert printed.decode().strip() == "LIF(1) [[0.5]] [0.9]"
 
 
 def test_weight_averaging_in_the_middle_of_a_sequence() -> None:

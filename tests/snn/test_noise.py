@@ -28,9 +28,7 @@ class EscapeRate(snn.Neuron):
         self.threshold("base", 1.0)
 
     @staticmethod
-    def step(
-        x: Tensor, noise: Tensor, mem: Tensor, *, beta: Tensor, base: Tensor, spike: Any
-    ) -> tuple[Tensor, Tensor]:
+    def step(x, noise, mem, *, beta, base, spike):
         mem = beta * mem + x
         fired = spike(torch.sigmoid(4 * (mem - base)) - noise)
         return fired, mem - fired * base
@@ -95,9 +93,7 @@ def test_every_road_has_the_same_noise(road: str, seed: int | None) -> None:
 
 @pytest.mark.parametrize(("dim", "shape"), PLACES)
 @pytest.mark.parametrize("distribution", ["normal", "uniform"])
-def test_a_sequence_is_what_its_steps_are(
-    distribution: Any, dim: int, shape: tuple[int, ...]
-) -> None:
+def test_a_sequence_is_what_its_steps_are(distribution, dim, shape):
     layer = snn.Noise(3, dim, distribution=distribution, seed=1)
     expected = stepped(layer, torch.zeros(5, *shape))
     layer.zero_states()
@@ -339,8 +335,6 @@ def test_compiled_by_torch(seed: int | None, backend: str) -> None:
         ),
     ],
 )
-def test_what_cannot_be_says_so(
-    act: Callable[[], Any], error: type[Exception], message: str
-) -> None:
+def test_what_cannot_be_says_so(act, error, message):
     with pytest.raises(error, match=message):
         act()

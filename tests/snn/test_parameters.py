@@ -54,9 +54,7 @@ from tracetorch.snn.parameters import UNSET
         ({"dim": True}, TypeError, "dim must be an integer, got True"),
     ],
 )
-def test_error_names_a_bad_argument(
-    arguments: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_error_names_a_bad_argument(arguments, error, message):
     with pytest.raises(error, match=message):
         snn.LIF(2, **arguments)
 
@@ -71,9 +69,7 @@ def test_error_names_a_bad_argument(
         ("2", TypeError, "num_neurons must be an integer, got '2'"),
     ],
 )
-def test_num_neurons_must_be_a_positive_integer(
-    num_neurons: Any, error: type[Exception], message: str
-) -> None:
+def test_num_neurons_must_be_a_positive_integer(num_neurons, error, message):
     with pytest.raises(error, match=message):
         snn.LIF(num_neurons)
 
@@ -123,9 +119,7 @@ SPIKE = boxcar_surrogate(3.0)
     ],
     ids=str,
 )
-def test_every_field_of_a_setup_is_used(
-    name: str, setup: snn.Weight, expected: tuple[float, int, bool]
-) -> None:
+def test_every_field_of_a_setup_is_used(name, setup, expected):
     """Of a dataclass, and of the dict that says the same."""
     value, rank, learnable = expected
     as_dict = {f.name: v for f in fields(setup) if (v := getattr(setup, f.name)) is not UNSET}
@@ -258,9 +252,7 @@ def test_initial_tensor_is_copied() -> None:
 
 
 @pytest.mark.parametrize("beta", [0.5, torch.tensor(0.5).expand(1)])
-def test_parameter_of_a_single_neuron_is_no_expanded_view(
-    beta: float | torch.Tensor, tmp_path: Path
-) -> None:
+def test_parameter_of_a_single_neuron_is_no_expanded_view(beta, tmp_path):
     neurons = snn.Readout(1, beta=beta)
     assert neurons.raw_beta.stride() == (1,)
     tt.save(neurons, tmp_path / "one.safetensors")

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import tracetorch as tt
-from tests.cases import FEW_LAYERS, layer
+from tests.cases import FEW_LAYERS, layer, module
 from tracetorch import snn
 from tracetorch.snn.passes import Pass, current_pass, in_one_commit, states_of
 
@@ -53,8 +53,8 @@ def test_from_rest_a_pass_reads_and_touches_no_layer() -> None:
     first = net(x)
     states = {id(m): dict(vars(m)) for m in net}
     assert torch.equal(Pass(from_rest=True).call(net, x), first)
-    for module in net:
-        assert all(vars(module)[name] is value for name, value in states[id(module)].items())
+    for part in net:
+        assert all(vars(part)[name] is value for name, value in states[id(part)].items())
 
 
 def test_a_pass_inside_reads_from_the_outer_one_and_commits_to_it() -> None:
@@ -86,19 +86,10 @@ def test_a_call_that_fails_leaves_no_pass_and_no_state() -> None:
 
 
 def test_a_copy_within_a_pass_by_step_has_the_states_of_the_step() -> None:
-    class Copying(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.lif = snn.LIF(N)
-
-        def forward(self, x: Tensor) -> Tensor:
-            y: Tensor = self.lif(x)
-            copies.append(copy.deepcopy(self.lif))
-            return y
-
     copies: list[Any] = []
-    model, x = Copying(), torch.rand(3, 2, N)
+    forward = lambda s, x: (s.lif(x), copies.append(copy.deepcopy(s.lif)))[0]  # noqa: E731
+    model = module(forward, lif=snn.LIF(N))
     with torch.no_grad():
-        tt.unroll(model, x, by="step")
+        tt.unroll(model, torch.rand(3, 2, N), by="step")
     assert torch.equal(copies[-1].mem, model.lif.mem)
     assert not torch.equal(copies[0].mem, model.lif.mem)

@@ -235,9 +235,7 @@ def test_one_loop_is_the_loop_of_steps(name: str, live: bool, fused: list[bool])
         *((5, 9, 65), (6, 21, 130), (6, 4, 515)),
     ],
 )
-def test_shapes(
-    shape: tuple[int, ...], max_delay: int, dtype: torch.dtype, fused: list[bool]
-) -> None:
+def test_shapes(shape, max_delay, dtype, fused):
     tolerance = 1e-10 if dtype == torch.float64 else 2e-5
     model = made("LIF", shape[-1], dtype, max_delay=max_delay)
     check(model, dyadic(*shape, dtype=dtype), live=True, tolerance=tolerance)
@@ -500,9 +498,7 @@ DELAY_CHANGES: dict[str, Any] = {
     ("change", "max_delay"),
     [*((name, 0) for name in CHANGES), *((name, D) for name in DELAY_CHANGES)],
 )
-def test_what_a_user_has_changed_runs_step_by_step(
-    change: str, max_delay: int, fused: list[bool]
-) -> None:
+def test_what_a_user_has_changed_runs_step_by_step(change, max_delay, fused):
     model, x = made("LIF", max_delay=max_delay), dyadic(6, 3, 5)
     (DELAY_CHANGES if max_delay else CHANGES)[change](model)
     values, grads = results(model, x, stepped, live=True)
@@ -652,9 +648,7 @@ def test_every_element_is_written(max_delay: int, monkeypatch: pytest.MonkeyPatc
                 assert not value.isnan().any(), name
 
 
-def test_patched_class_of_delays_runs_step_by_step(
-    fused: list[bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_patched_class_of_delays_runs_step_by_step(fused, monkeypatch):
     model, x = made("LIF", max_delay=D), dyadic(6, 3, 5)
     before = tt.unroll(model, x, from_rest=True)
     monkeypatch.setattr(snn.DelayedLinear, "convolve", lambda self, w, k, b: w[..., D:])

@@ -142,9 +142,7 @@ def changed(**states: Any) -> Any:
         (lambda states: list(states), TypeError, "states must be a mapping of names to tensors"),
     ],
 )
-def test_states_that_do_not_fit_change_nothing(
-    change: Any, error: type[Exception], message: str
-) -> None:
+def test_states_that_do_not_fit_change_nothing(change, error, message):
     net = Cells()
     net(torch.ones(2, 3))
     before = tt.get_states(net)

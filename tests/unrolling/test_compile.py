@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 import tracetorch as tt
 from tests.cases import weighted_sum
-from tests.unrolling.models import By, dyadic, made
+from tests.unrolling.models import By, Whole, dyadic, made
 
 # by step, every step is compiled: the same code path, slower
 BY = ("layer", pytest.param("step", marks=pytest.mark.slow))
@@ -218,18 +218,7 @@ def test_autocast_in_the_graph() -> None:
 def test_functional_gradients_in_the_graph() -> None:
     from torch.func import functional_call, grad
 
-    class Whole(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = made("dense")
-
-        def forward(self, x: Tensor) -> Tensor:
-            tt.zero_states(self.model)
-            y = tt.unroll(self.model, x)
-            tt.zero_states(self.model)
-            return y
-
-    whole, x = Whole(), dyadic(4, 2, 3)
+    whole, x = Whole(made("dense")), dyadic(4, 2, 3)
 
     def step(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
         grads = grad(lambda p: functional_call(whole, p, (x,)).square().mean())(parameters)

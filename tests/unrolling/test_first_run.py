@@ -7,7 +7,6 @@ import functools
 import logging
 import pickle
 import random
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import tracetorch as tt
-from tests.cases import layer, weighted_sum
+from tests.cases import layer, module, weighted_sum
 from tests.unrolling.memories import KINDS, WAYS, Says
 from tests.unrolling.models import MODELS, Counts, dyadic, made
 from tracetorch import snn
@@ -81,22 +80,14 @@ def test_memory_is_found_behind_silent_neurons(kind: str) -> None:
 
 def model(forward: Callable[[Any, Tensor], Tensor], **kept: Any) -> Any:
     """Make a model of a linear layer ``g`` and a neuron ``n``, with what it keeps beside them."""
-
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.g, self.n = nn.Linear(N, N), layer("LIF", N)
-            for name, value in kept.items():
-                if isinstance(value, Tensor):
-                    self.register_buffer(name, value)
-                else:
-                    setattr(self, name, value)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return forward(self, x)
-
     torch.manual_seed(0)
-    return Model()
+    made = module(forward, g=nn.Linear(N, N), n=layer("LIF", N))
+    for name, value in kept.items():
+        if isinstance(value, Tensor):
+            made.register_buffer(name, value)
+        else:
+            setattr(made, name, value)
+    return made
 
 
 def counter(s: Any, x: Tensor) -> Tensor:
@@ -183,16 +174,6 @@ class StartedNumber(StartedScale):
         return float(x.abs().max())
 
 
-class KeptSum(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight, self.sum = nn.Parameter(torch.ones(())), torch.zeros(())
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.sum = 0.5 * self.sum + self.weight * x.mean()
-        return x + self.sum
-
-
 def hooked(hook: Callable[..., Any]) -> nn.Module:
     module = nn.Linear(N, N)
     module.register_forward_hook(hook)
@@ -241,6 +222,10 @@ FORWARDS: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, Any]]] = {
         {"total": torch.zeros(())},
     ),
     "a mode": (mode_switch, {}),
+    "a sum with a graph": (
+        lambda s, x: s.n(x + keep(s, "sum", 0.5 * s.sum + s.g.weight.mean() * x.mean())),
+        {"sum": 0.0},
+    ),
     "an annealed dropout": (
         lambda s, x: s.n(s.g(x) * (1 - keep(s.drop, "p", 0.5 * s.drop.p))),
         {"drop": nn.Dropout(0.5)},
@@ -262,7 +247,6 @@ KEEPS_SOMETHING: dict[str, Callable[[], nn.Module]] = {
     "a scale set by its first inputs": lambda: nn.Sequential(StartedScale(), layer("LIF", N)),
     "a number set by its first inputs": lambda: nn.Sequential(StartedNumber(), layer("LIF", N)),
     "a buffer of a batch norm": lambda: nn.Sequential(CountingNorm(), layer("LIF", N)).eval(),
-    "a sum with a graph": lambda: nn.Sequential(KeptSum(), layer("LIF", N)),
     "a weight in a hook": lambda: hooked(write_in_hook),
 }
 
@@ -582,9 +566,7 @@ IN_TRAINING: dict[str, Callable[[], nn.Module]] = {
     "compiled", [torch.jit.script, lambda module: torch.jit.trace(module, torch.rand(B, N))]
 )
 @pytest.mark.parametrize("options", [{}, {"by": "step"}, {"segment": 2}, {"check": True}], ids=str)
-def test_what_torch_jit_has_compiled_computes_what_the_module_does(
-    compiled: Any, options: Any
-) -> None:
+def test_what_torch_jit_has_compiled_computes_what_the_module_does(compiled, options):
     torch.manual_seed(0)
     plain, x = nn.Linear(N, N), sequence()
     found = []
@@ -669,9 +651,7 @@ RANDOM: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("name", RANDOM)
-def test_what_is_random_is_believed_and_said_once(
-    name: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_is_random_is_believed_and_said_once(name, caplog):
     net = around(Says(RANDOM[name]))
     with caplog.at_level(logging.INFO, logger="tracetorch"):
         for _ in range(3):
@@ -943,11 +923,7 @@ def test_a_copy_is_run_anew_and_a_model_that_is_gone_is_forgotten() -> None:
 
 
 def test_each_mode_is_run_by_step() -> None:
-    class Mixing(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x - x.mean(0) if self.training else x
-
-    net = around(Mixing()).eval()
+    net = around(module(lambda s, x: x - x.mean(0) if s.training else x, "Mixing")).eval()
     tt.unroll(net, sequence())
     with pytest.raises(ValueError, match=rf"2 \(Mixing\) .*{MIXES}"):
         tt.unroll(net.train(), sequence(), from_rest=True)
@@ -988,39 +964,6 @@ def test_a_refused_model_is_refused_again_until_it_changes() -> None:
     net[2] = nn.Identity()
     y = tt.unroll(net, sequence(), from_rest=True)
     torch.testing.assert_close(y, loop(net, sequence()))
-
-
-def test_no_module_is_touched_in_evaluation_while_it_is_run_by_step() -> None:
-    """Another thread that looks at the modules meanwhile sees what they are."""
-    seen: list[bool] = []
-
-    def attributes() -> list[Any]:
-        return [
-            {n: dict(v) if isinstance(v, dict) else v for n, v in vars(m).items()}
-            for m in net.modules()
-        ]
-
-    def look(x: Tensor) -> Tensor:
-        def work() -> None:
-            seen.append(
-                all(
-                    a.keys() == b.keys() and all(a[n] is b[n] or a[n] == b[n] for n in a)
-                    for a, b in zip(before, attributes(), strict=True)
-                )
-            )
-
-        thread = threading.Thread(target=work)
-        thread.start()
-        thread.join()
-        return x
-
-    parts = (nn.BatchNorm1d(N), nn.Dropout(0.5), snn.Recurrent(layer("LIF", N), nn.Linear(N, N)))
-    net = nn.Sequential(*parts, *around(Says(look)), Says(look)).eval()
-    before = attributes()
-    with tt.events.mode("never"), torch.no_grad():
-        tt.unroll(net, sequence(), from_rest=True)
-    assert len(seen) == 16
-    assert all(seen)
 
 
 # Models that change between two passes: nothing of the last one may be believed too long

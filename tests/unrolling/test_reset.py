@@ -64,9 +64,7 @@ def test_every_neuron_restarts_as_in_a_loop(name: str) -> None:
 
 @pytest.mark.parametrize(("dim", "shape"), PLACES)
 @pytest.mark.parametrize("backend", ["auto", "eager"])
-def test_samples_restart_wherever_the_neurons_are(
-    dim: int, shape: tuple[int, ...], backend: Any
-) -> None:
+def test_samples_restart_wherever_the_neurons_are(dim, shape, backend):
     with fuse.backend(backend):
         assert_same(layer("BSRLIF", 3, dim=dim), sequence(T, *shape), resets(T, shape[0], 0.4))
 
@@ -174,9 +172,7 @@ def test_samples_restart_from_what_the_layer_starts_from(kind: type[Started]) ->
         torch.testing.assert_close(once, tt.get_states(model))
 
 
-def test_the_compiled_loop_is_used_and_not_one_for_each_cut(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_compiled_loop_is_used_and_not_one_for_each_cut(monkeypatch):
     calls = []
     run = snn.Neuron.forward_sequence
 
@@ -340,9 +336,7 @@ class OwnRestart(snn.TTModule):
         (resets(), {"time_dim": -2}, ValueError, r"shape \[B, T\] = \[4, 9\], .* got \[9, 4\]"),
     ],
 )
-def test_a_mask_that_does_not_fit_is_refused(
-    reset: Any, options: Any, error: type[Exception], message: str
-) -> None:
+def test_a_mask_that_does_not_fit_is_refused(reset, options, error, message):
     model = made("dense")
     x = dyadic(T, B, 3) if not options else dyadic(B, T, 3)
     with pytest.raises(error, match=message):

@@ -372,9 +372,7 @@ def test_a_call_that_fails_anywhere_leaves_states_as_they_were(name: str, by: By
 
 @pytest.mark.parametrize("kind", [ZeroDivisionError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("run", [*RUNS, "one step"])
-def test_a_failed_run_of_any_kind_leaves_states_as_they_were(
-    run: str, kind: type[BaseException]
-) -> None:
+def test_a_failed_run_of_any_kind_leaves_states_as_they_were(run, kind):
     class Fails(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             raise kind

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import assert_type
 
 import tracetorch as tt
-from tests.cases import LAYERS, examples, layer, sequence, stepped, weighted_sum
+from tests.cases import LAYERS, examples, layer, module, sequence, stepped, weighted_sum
 from tests.unrolling.models import MODELS, Skip, dyadic, made
 from tracetorch import snn
 from tracetorch.snn.passes import current_pass
@@ -240,17 +240,10 @@ def test_inputs_can_be_recorded(by: Any) -> None:
 
 
 def test_keyword_inputs_can_be_recorded() -> None:
-    class Named(snn.TTModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.cell = snn.LIF(3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.cell(x=2 * x)
-
     x = dyadic(5, 2, 3)
     for by in ("layer", "step"):
-        _, seen = tt.unroll(Named(), x, by=by, record=["cell.input"])
+        named = module(lambda s, x: s.cell(x=2 * x), cell=snn.LIF(3))
+        _, seen = tt.unroll(named, x, by=by, record=["cell.input"])
         assert torch.equal(seen["cell.input"], 2 * x)
 
 
@@ -288,30 +281,26 @@ def test_without_a_graph() -> None:
     assert third.requires_grad
 
 
-class Twice(snn.TTModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.cell = layer("LIF", 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.cell(self.cell(x))
+def twice() -> Any:
+    return module(lambda s, x: s.cell(s.cell(x)), cell=layer("LIF", 3))
 
 
-class UnusualOutput(nn.Module):
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self.cell = snn.LIF(3)
-        self.kind = kind
+OUTPUTS: dict[str, Any] = {
+    "sum": lambda y: y.sum(),
+    "cut": lambda y: y[:1],
+    "word": lambda y: "y",
+}
 
-    def forward(self, x: Tensor) -> Any:
-        y = self.cell(x)
-        return {"sum": y.sum(), "cut": y[:1], "word": "y", "none": None}[self.kind]
+
+def unusual(kind: str) -> Any:
+    """Make a model with an output whose first dimension is not the batch."""
+    return module(lambda s, x: OUTPUTS[kind](s.cell(x)), cell=snn.LIF(3))
 
 
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (Twice(), r"layer 'cell', LIF\(3\), is called twice in one step.*by=\"step\""),
+        (twice(), r"layer 'cell', LIF\(3\), is called twice in one step.*by=\"step\""),
         (nn.Sequential(nn.RNN(3, 3)), r"0 \(RNN\) keeps a memory of its own: it cannot run by lay"),
         (nn.LSTM(3, 3), r"\. By step, .* on the whole sequence, outside .*nn\.LSTMCell with a mem"),
         (nn.Sequential(nn.Flatten(0)), r"begins with time and batch, 4 \* 2 = 8; .* shape \[24\]"),
@@ -320,17 +309,15 @@ class UnusualOutput(nn.Module):
             r"LIF\(3, dim=0\), has 3 neurons, one step .* has 6 at",
         ),
         (
-            UnusualOutput("sum"),
+            unusual("sum"),
             r"begins with time and batch, 4 \* 2 = 8; the model gave shape \[\]",
         ),
-        (UnusualOutput("cut"), r"the model gave shape \[1, 3\]"),
-        (UnusualOutput("word"), r"the model gave str"),
+        (unusual("cut"), r"the model gave shape \[1, 3\]"),
+        (unusual("word"), r"the model gave str"),
         (nn.Sequential(snn.LIF(3), snn.LIF(2)), r"has 2 neurons, one step of the input"),
     ],
 )
-def test_error_names_what_cannot_run_by_layer_and_changes_nothing(
-    model: nn.Module, message: str
-) -> None:
+def test_error_names_what_cannot_run_by_layer_and_changes_nothing(model, message):
     tt.zero_states(model)
     with pytest.raises(ValueError, match=message):
         tt.unroll(model, torch.arange(24.0).view(4, 2, 3) / 24)
@@ -349,14 +336,14 @@ def test_failed_call_keeps_live_states() -> None:
 
 
 def test_by_step_runs_models_that_cannot_run_by_layer() -> None:
-    model = Twice()
+    model = twice()
     x = sequence(4, 2, 3, dtype=torch.float32)
     expected = stepped(model, x)
     model.zero_states()
     assert torch.equal(tt.unroll(model, x, by="step"), expected)
     with pytest.raises(TypeError, match="every output must be a tensor, the model gave str"):
-        tt.unroll(UnusualOutput("word"), x, by="step")
-    assert tt.unroll(UnusualOutput("sum"), x, by="step").shape == (4,)
+        tt.unroll(unusual("word"), x, by="step")
+    assert tt.unroll(unusual("sum"), x, by="step").shape == (4,)
     model.zero_states()
     with pytest.raises(ValueError, match=r"record: .cell\.output. was seen 8 times in 4 steps"):
         tt.unroll(model, x, by="step", record="cell.output")
@@ -411,9 +398,7 @@ PAD = r"got a nested tensor\. .*tt\.data\.pad\(sequences\)"
         (X, {"check": "yes"}, TypeError, "check must be"),
     ],
 )
-def test_error_names_a_bad_argument(
-    x: Any, arguments: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_error_names_a_bad_argument(x, arguments, error, message):
     with pytest.raises(error, match=message):
         tt.unroll(snn.LIF(3), x, **arguments)
 
@@ -502,15 +487,7 @@ def test_backward_hook_before_the_first_neuron_sees_every_step() -> None:
 
 
 def test_error_for_an_unbatched_output_without_its_batch() -> None:
-    class Summed(snn.TTModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.cell = snn.Readout(3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.cell(x).sum()
-
-    model = Summed()
+    model = module(lambda s, x: s.cell(x).sum(), cell=snn.Readout(3))
     with pytest.raises(ValueError, match=r"output over time has shape \[4\], without that batch"):
         tt.unroll(model, torch.rand(4, 3), by="step", batched=False)
     assert model.cell.mem is None
