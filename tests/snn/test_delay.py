@@ -516,13 +516,6 @@ def test_gradient_of_a_delay_at_an_end(largest: int, outside: float) -> None:
             torch.testing.assert_close(model.raw_delay.grad.sum(), expected)
 
 
-def test_max_delay_is_fixed() -> None:
-    model = axonal()
-    with pytest.raises(AttributeError, match="max_delay is fixed by the constructor"):
-        model.max_delay = 2
-    assert model.max_delay == D
-
-
 class Adapted(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return 2 * super().forward(x)
@@ -583,54 +576,6 @@ def test_sigma_follows_no_dtype_and_no_device() -> None:
     meta = snn.Delay(2, max_delay=3, sigma=0.3).to("meta")
     meta.sigma = 0.7
     assert meta.to_empty(device="cpu").state_dict()["sigma"] == torch.tensor(0.7)
-
-
-ONE: dict[str, Any] = {"num_neurons": 2, "max_delay": 2}
-EACH: dict[str, Any] = {"in_features": 2, "out_features": 3, "max_delay": 2}
-ALONG: dict[str, Any] = {"in_channels": 2, "out_channels": 3, "kernel_size": 4, "max_delay": 2}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({**ONE, "max_delay": 0}, ValueError, "max_delay must be at least 1, got 0"),
-        ({**ONE, "max_delay": 2.5}, TypeError, "max_delay must be an integer"),
-        ({**ONE, "delay": 3.0}, ValueError, "between 0 and max_delay=2 .* 3 to 3"),
-        ({**ONE, "delay": torch.tensor([0.0, -1])}, ValueError, "from -1 to 0"),
-        ({**ONE, "delay": torch.ones(3)}, ValueError, r"of shape \[2\], got shape \[3\]"),
-        ({**ONE, "delay": torch.ones(2).long()}, TypeError, "delay must be a floating-point"),
-        ({**ONE, "delay": float("nan")}, ValueError, "delay must be finite"),
-        ({**ONE, "sigma": -1.0}, ValueError, "sigma must be finite and not negative"),
-        ({**ONE, "learnable": 1}, TypeError, "learnable must be True or False"),
-        ({**EACH, "delay": torch.ones(2, 3)}, ValueError, r"of shape \[3, 2\], got"),
-        ({**EACH, "in_features": 0}, ValueError, "in_features must be at least 1"),
-        ({**EACH, "bias": 1}, TypeError, "bias must be True or False"),
-        ({**ALONG, "bias": 1}, TypeError, "bias must be True or False"),
-        ({**ALONG, "stride": 0}, ValueError, "stride must be at least 1, got 0"),
-        ({**ALONG, "padding": -1}, ValueError, "padding must not be negative, got -1"),
-        ({**ALONG, "padding": "same"}, TypeError, "padding must be an integer"),
-        ({**ALONG, "groups": 2}, ValueError, "out_channels must be divisible by groups"),
-        ({**ALONG, "delay": torch.ones(3, 2)}, ValueError, r"of shape \[3, 2, 4\], got shape"),
-    ],
-)
-def test_bad_arguments(arguments: Any, error: type[Exception], message: str) -> None:
-    sizes = {"num_neurons": snn.Delay, "in_features": snn.DelayedLinear}
-    kind: Any = next((k for n, k in sizes.items() if n in arguments), snn.DelayedConv1d)
-    with pytest.raises(error, match=message):
-        kind(**arguments)
-
-
-def test_bad_inputs() -> None:
-    with pytest.raises(ValueError, match=r"takes 2 features .* has 3"):
-        snn.DelayedLinear(**EACH)(torch.ones(1, 3))
-    with pytest.raises(ValueError, match=r"takes 2 channels .* has 3, shape \[1, 3, 9\]"):
-        snn.DelayedConv1d(**ALONG)(torch.ones(1, 3, 9))
-    with pytest.raises(ValueError, match=r"kernel that is longer .* shape \[1, 2, 3\].* Pad more"):
-        snn.DelayedConv1d(**ALONG)(torch.ones(1, 2, 3))
-    with pytest.raises(ValueError, match="has 2 neurons, the input has 3"):
-        snn.Delay(**ONE)(torch.ones(1, 3))
-    with pytest.raises(ValueError, match=r"has no state 'mem'.* It has past"):
-        snn.Delay(**ONE).forward_sequence(torch.ones(3, 1, 2), ["mem"])
 
 
 def test_states_that_do_not_fit() -> None:

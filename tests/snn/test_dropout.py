@@ -150,31 +150,6 @@ def test_online_learning_drops_nothing() -> None:
     torch.testing.assert_close(grads, [p.grad for p in net.parameters()])
 
 
-@pytest.mark.parametrize(
-    ("p", "error", "message"),
-    [
-        (1.5, ValueError, r"p must lie in \[0, 1\].* got 1.5"),
-        (float("nan"), ValueError, r"p must lie in \[0, 1\]"),
-        ("half", TypeError, "p must be a number"),
-    ],
-)
-def test_bad_probability(p: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        snn.LockedDropout(3, p)
-    layer = snn.LockedDropout(3)
-    layer.p = p
-    with pytest.raises(error, match=message):
-        layer(torch.ones(1, 3))
-    assert layer.mask is None
-
-
-def test_bad_input() -> None:
-    layer = snn.LockedDropout(3, p=0.1)
-    for each in (layer, layer.eval()):
-        with pytest.raises(ValueError, match="has 3 neurons, the input has 4"):
-            each(torch.ones(1, 4))
-
-
 def test_nir_passes_the_input_on() -> None:
     net = nn.Sequential(nn.Linear(3, 4), snn.LockedDropout(4), snn.LIF(4))
     assert set(tt.nir.to_nir(net, (3,), dt=1e-4).nodes) == {"input", "0", "2", "output"}

@@ -327,13 +327,6 @@ def test_names_that_do_not_fit(given: int, named: list[str], message: str) -> No
         made()(one, *[one] * given, **dict.fromkeys(named, one))
 
 
-def test_a_layer_with_one_input_takes_one() -> None:
-    with pytest.raises(TypeError, match=r"LIF\(3\) takes \(x\), got 2 inputs"):
-        snn.LIF(3)(torch.ones(2, 3), torch.ones(2, 3))
-    with pytest.raises(TypeError, match=r"takes \(x\), got 2 inputs"):
-        snn.LIF(3).forward_sequence(torch.ones(4, 2, 3), further=[torch.ones(4, 2, 3)])
-
-
 def beside(value: Tensor) -> Any:
     return module(lambda s, x: s.neuron(x, value, x), neuron=made())
 
@@ -389,43 +382,3 @@ def test_samples_are_not_taken_for_neurons() -> None:
 def driven(neuron: ThreeFactor) -> Any:
     norm = nn.BatchNorm1d(3)
     return module(lambda s, x: s.neuron(s.norm(x), x, x), norm=norm, neuron=neuron)
-
-
-@pytest.mark.parametrize(
-    ("act", "message"),
-    [
-        (lambda layer, x: tt.init.impulse_response(layer), "several inputs"),
-        (
-            lambda layer, x: tt.init.fluctuation_(nn.Sequential(nn.Linear(3, 3), layer), rate=0.1),
-            r"takes \(x, modulator, current\), got 1",
-        ),
-        (
-            lambda layer, x: tt.init.tdbn_(driven(layer), x[None]),
-            r"layer 'neuron', ThreeFactor.* has several inputs.*modulator, current, which",
-        ),
-        (
-            lambda layer, x: tt.init.calibrate_(driven(layer), x[None]),
-            r"layer 'neuron', ThreeFactor.* has several inputs.*modulator, current, which",
-        ),
-        (
-            lambda layer, x: tt.init.identity_(snn.SEWBlock(nn.Sequential(nn.Linear(3, 3), layer))),
-            r"layer 'body\.1', ThreeFactor.* takes \(x, modulator, current\), got 1",
-        ),
-        (
-            lambda layer, x: tt.online(layer, rule="eprop")(x, x, x.requires_grad_()),
-            "a further input, modulator, with a gradient",
-        ),
-        (
-            lambda layer, x: tt.nir.to_nir(layer, x),
-            r"takes \(x, modulator, current\), got 1 inputs",
-        ),
-        (lambda layer, x: tt.plot.save_playground(layer, "page.html"), "several inputs"),
-        (
-            lambda layer, x: snn.Recurrent(layer, nn.Linear(3, 3)),
-            r"one input, and ThreeFactor takes \(x, modulator, current\)",
-        ),
-    ],
-)
-def test_what_takes_one_input_says_so(act: Callable[[Any, Tensor], Any], message: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=message):
-        act(made(), torch.ones(2, 3))

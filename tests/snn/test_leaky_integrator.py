@@ -227,25 +227,6 @@ def test_empty_setups_give_the_defaults_of_every_layer(name: str, empty: str) ->
             assert getattr(made, f"{part[:3]}_spike") == atan_surrogate(2.0)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"rec_weight_setup": {}}, "rec_weight_setup does nothing without gamma_setup"),
-        ({"pos_scale_setup": {}}, "pos_scale_setup does nothing without pos_threshold_setup"),
-        ({"neg_scale_setup": {}}, "neg_scale_setup does nothing without neg_threshold_setup"),
-        ({"reset": "hard"}, "reset must be 'subtract', 'zero' or 'none', got 'hard'"),
-    ],
-)
-def test_error_names_a_setup_without_effect(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        snn.LeakyIntegrator(2, **arguments)
-
-
-def test_detach_reset_must_be_a_bool() -> None:
-    with pytest.raises(TypeError, match="detach_reset must be True or False, got 1"):
-        snn.LIF(2, detach_reset=1)  # type: ignore[arg-type]  # the mistake of the test
-
-
 @pytest.mark.parametrize("name", LAYERS)
 def test_dir_lists_the_parts_that_exist(name: str) -> None:
     made = getattr(snn, name)(2)

@@ -64,26 +64,3 @@ def test_the_kernel_sees_the_distances() -> None:
         places, places, lambda d: (d == 5).float() + d.eq(0), self_connections=False
     )
     assert mask.tolist() == [[False, True], [True, False]]
-
-
-WRONG: list[tuple[Any, type[Exception], str]] = [
-    (lambda: snn.random_mask(0, 3, 0.5), ValueError, "outputs must be at least 1"),
-    (lambda: snn.random_mask(3, 3, 1.5), ValueError, r"probability must lie in \[0, 1\]"),
-    (lambda: snn.random_mask(3, 2, 0.5, self_connections=False), ValueError, "is for a recurrent"),
-    (lambda: snn.in_degree_mask(3, 4, 5), ValueError, "degree must be 0 to 4"),
-    (lambda: snn.in_degree_mask(4, 4, 4, self_connections=False), ValueError, "must be 0 to 3"),
-    (
-        lambda: snn.distance_mask(LINE, LINE.long(), torch.exp),
-        TypeError,
-        "inputs must be positions",
-    ),
-    (lambda: snn.distance_mask(LINE, LINE[0], torch.exp), ValueError, r"\[40, 1\] and \[1\]"),
-    (lambda: snn.distance_mask(LINE, LINE, torch.exp), ValueError, r"in \[0, 1\], got values from"),
-    (lambda: snn.distance_mask(LINE, LINE, torch.sum), ValueError, "a probability for each dist"),
-]
-
-
-@pytest.mark.parametrize(("call", "error", "message"), WRONG)
-def test_wrong_arguments(call: Any, error: Any, message: str) -> None:
-    with pytest.raises(error, match=message):
-        call()

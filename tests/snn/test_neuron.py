@@ -19,7 +19,7 @@ from tests.cases import LAYERS, Slope, layer, module, sequence, stepped, weighte
 from tests.fuse.cases import agree
 from tracetorch import fuse, neurons, snn
 from tracetorch.core.checks import check_count
-from tracetorch.functional import Surrogate, atan_surrogate
+from tracetorch.functional import atan_surrogate
 
 
 class Net(snn.TTModule):

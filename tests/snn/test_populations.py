@@ -237,30 +237,6 @@ def test_a_failed_step_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        (
-            (nn.Linear(2, 2), nn.Linear(2, 2)),
-            TypeError,
-            "got Linear, or a module that holds neuron",
-        ),
-        ((nn.Sequential(snn.LIF(2), nn.ReLU()), nn.Linear(2, 2)), ValueError, "shape=16"),
-        (
-            (ExcitatoryInhibitory(), nn.Linear(6, 6)),
-            ValueError,
-            "ExcitatoryInhibitory is not known",
-        ),
-        ((snn.LIF(2), nn.Linear(2, 2), 2), ValueError, "leave shape=2 out"),
-        ((chain(), nn.Linear(4, 6), 0), ValueError, "the shape of the output must be at least 1"),
-        ((chain(), nn.Linear(4, 6), "4"), TypeError, "the shape of the output must be an integer"),
-    ],
-)
-def test_a_bad_argument_is_refused(arguments: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        snn.Recurrent(*arguments)
-
-
-@pytest.mark.parametrize(
     ("model", "shape", "message"),
     [
         (

@@ -67,18 +67,6 @@ def test_first_step_in_half_precision() -> None:
     assert seen["prev_output"].dtype == model.prev_output.dtype == torch.float32
 
 
-@pytest.mark.parametrize(
-    ("neuron", "connection", "message"),
-    [
-        (nn.Linear(2, 2), nn.Linear(2, 2), "neuron must be a neuron layer, got Linear"),
-        (snn.LIF(2), lambda x: x, r"connection must be an nn\.Module, got function"),
-    ],
-)
-def test_error_names_a_bad_argument(neuron: Any, connection: Any, message: str) -> None:
-    with pytest.raises(TypeError, match=message):
-        snn.Recurrent(neuron, connection)
-
-
 def test_connection_must_keep_the_shape() -> None:
     model = snn.Recurrent(snn.LIF(2), nn.Linear(2, 3))
     with pytest.raises(ValueError, match=r"keeps the shape \[1, 2\], got \[1, 3\]"):

@@ -101,33 +101,3 @@ def test_repr_and_checkpoints_say_how(tmp_path: Any) -> None:
     tt.load(tmp_path / "net.safetensors", network("iand"))
     with pytest.raises(ValueError, match="combine: 'iand' in the file, 'and' in the model"):
         tt.load(tmp_path / "net.safetensors", network("and"))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        (("body",), TypeError, r"body must be an nn\.Module, got str"),
-        ((None,), TypeError, r"body must be an nn\.Module, got NoneType"),
-        ((Fixed(), "add", 1), TypeError, r"shortcut must be an nn\.Module, got int"),
-        ((Fixed(), "or"), ValueError, 'combine must be "add", "and" or "iand", got \'or\''),
-    ],
-)
-def test_bad_arguments(arguments: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        snn.SEWBlock(*arguments)
-
-
-def test_shapes_that_differ_do_not_broadcast() -> None:
-    net = nn.Sequential(snn.SEWBlock(nn.Linear(4, 1)))
-    message = r"block '0' combines .* body gave \[2, 1\], its shortcut \[2, 4\]"
-    with pytest.raises(ValueError, match=message):
-        net(torch.ones(2, 4))
-
-
-def test_a_block_that_is_changed_is_checked() -> None:
-    block = snn.SEWBlock(nn.Linear(3, 3))
-    block.combine = "or"  # type: ignore[assignment]
-    with pytest.raises(ValueError, match='combine must be "add", "and" or "iand", got \'or\''):
-        block(torch.ones(2, 3))
-    with pytest.raises(TypeError, match="the body of the block must return a tensor, got tuple"):
-        snn.SEWBlock(nn.LSTM(3, 3))(torch.ones(2, 3))
