@@ -335,19 +335,6 @@ def test_a_network_learns_in_a_loop_and_over_sequences() -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_changes_and_traces_are_copied_and_moved_and_not_saved() -> None:
-    pre, post = trains(INPUTS, post=(OUTPUTS,))
-    stdp = STDP(linear(), RULES["pair"], tau_eligibility=5.0)
-    stdp.unroll(pre[:9], post[:9], torch.ones(9).double())
-    copied = copy.deepcopy(stdp)
-    changes = [
-        moved(each, lambda s: s.unroll(pre[9:], post[9:], torch.ones(T - 9).double()))
-        for each in (stdp, copied)
-    ]
-    assert torch.equal(*changes)
-    assert "connection=Linear(in_features=4, out_features=2, bias=True), rule=Pair" in repr(stdp)
-
-
 class Plastic(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -359,6 +346,9 @@ def test_the_connection_is_the_model_s_alone() -> None:
     model = Plastic()
     assert set(model.state_dict()) == {"connection.weight", "connection.bias"}
     assert not model.stdp.state_dict()
+    assert "connection=Linear(in_features=4, out_features=2, bias=True), rule=Pair" in repr(
+        model.stdp
+    )
     assert not list(model.stdp.parameters())
     copied = copy.deepcopy(model).double()
     assert copied.stdp.connection is copied.connection is not model.connection

@@ -16,6 +16,7 @@ from tests.cases import PLACES, layer, sequence, weighted_sum
 from tests.export.models import stepped_program
 from tests.snn import (
     test_batch_norm,
+    test_connect,
     test_delay,
     test_initial_states,
     test_inputs,
@@ -79,10 +80,11 @@ CASES: dict[str, Callable[[], Made]] = {
     "images": partial(populations, "images"),
     "blocks": lambda: (test_residual.network("iand"), test_residual.spikes(2, 3, 2, 4, 4)),
     "recurrent delays": recurrent_delays,
+    "connected": lambda: test_connect.exported_pair()[::2],
 }
 # Sums are taken in another order in the others.
 EXACT = ("initial values", "inputs", "noise", "memory", "recurrent")
-SLOW = ("initial values of channels", "inputs", "noise", "images")
+SLOW = ("initial values of channels", "inputs", "noise", "images", "connected")
 
 
 def check(found: Any, expected: Any, exact: bool) -> None:
@@ -122,7 +124,7 @@ def test_program_computes_what_the_model_does(name: str, kind: str, tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["norms", "initial values", "inputs", "noise", "memory with a value"]
+    "name", ["norms", "initial values", "inputs", "noise", "memory with a value", "connected"]
 )
 def test_onnx_file_computes_what_the_model_does(name: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
@@ -136,15 +138,16 @@ def test_onnx_file_computes_what_the_model_does(name: str, tmp_path: Path) -> No
     check(torch.stack(y), expected, name in ("initial values", "noise"))
 
 
-COMPILED = [*test_delay.KINDS, "initial values", "inputs", "memory that learns", "populations"]
+COMPILED = [*test_delay.KINDS, "initial values", "inputs"]
+COMPILED += ["memory that learns", "populations", "connected"]
 
 
 @pytest.mark.filterwarnings("ignore")  # PyTorch's own, of functions that Dynamo traces
 @pytest.mark.parametrize(
     ("name", "backend"),
     [
-        *((name, "aot_eager") for name in COMPILED[:-2]),
-        *(pytest.param(name, "aot_eager", marks=pytest.mark.slow) for name in COMPILED[-2:]),
+        *((name, "aot_eager") for name in COMPILED[:5]),
+        *(pytest.param(name, "aot_eager", marks=pytest.mark.slow) for name in COMPILED[5:]),
         *(pytest.param(name, "inductor", marks=pytest.mark.slow) for name in COMPILED),
     ],
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests.cases import PLACES, sequence, stepped, vary
 from tests.fuse.cases import agree
-from tracetorch import fuse, snn
+from tests.unrolling.models import ROADS, Run
+from tracetorch import snn
 from tracetorch.diagnosis.evidence import _is_lost
 from tracetorch.diagnosis.reach import spike_inputs
 
@@ -62,37 +62,18 @@ class Zeroed(nn.Module):
         return stepped(self.layer, x)
 
 
-def roads() -> dict[str, Callable[[nn.Module, Tensor], Any]]:
-    def on(name: str, **options: Any) -> Callable[[nn.Module, Tensor], Any]:
-        def run(layer: nn.Module, x: Tensor) -> Any:
-            with fuse.backend(name):
-                return tt.unroll(layer, x, **options)
-
-        return run
-
-    def streamed(layer: nn.Module, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            return stepped(layer, x)
-
-    return {
-        "step": stepped,
-        "compiled step": streamed,
-        "cpu": on("cpu"),
-        "eager": on("eager"),
-        "by step": on("auto", by="step"),
-        "segments": on("auto", segment=2),
-        "from rest": on("auto", from_rest=True),
-        "recorded": lambda layer, x: on("auto", record=["v"])(layer, x)[0],
-    }
+def streamed(layer: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return stepped(layer, x)
 
 
 @pytest.mark.parametrize(("dim", "shape"), PLACES)
-@pytest.mark.parametrize("road", roads())
-def test_every_road_starts_from_the_initial_values(road, dim, shape):
+@pytest.mark.parametrize("road", [stepped, streamed, *ROADS.values()])
+def test_every_road_starts_from_the_initial_values(road: Run, dim: int, shape: Any) -> None:
     layer, x = made(dim=dim), sequence(6, *shape, dtype=torch.float32)
     expected = Zeroed(layer).run(x)
     for _ in range(2):  # the second time by what the first has prepared
-        assert torch.equal(roads()[road](layer, x), expected)
+        assert torch.equal(road(layer, x), expected)
         layer.zero_states()
     assert expected.any()
 

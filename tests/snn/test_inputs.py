@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import PLACES, module, sequence, vary
+from tests.unrolling.models import KEEPING, ROADS, Run
 from tracetorch import fuse, snn
 from tracetorch.fuse.dispatch.plans import plan_key
 
@@ -50,27 +51,6 @@ def stepped(layer: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
     return torch.stack([layer(*step) for step in zip(*inputs, strict=True)])
 
 
-Run = Callable[[nn.Module, tuple[Tensor, ...]], Any]
-
-
-def roads() -> dict[str, Run]:
-    def on(name: str, **options: Any) -> Run:
-        def run(layer: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
-            with fuse.backend(name):
-                return tt.unroll(layer, inputs, **options)
-
-        return run
-
-    return {
-        "cpu": on("cpu"),
-        "eager": on("eager"),
-        "by step": on("auto", by="step"),
-        "segments": on("auto", segment=3),
-        "checked": on("auto", check=True),
-        "recorded": lambda layer, inputs: on("auto", record=["trace", "input"])(layer, inputs)[0],
-    }
-
-
 def results(layer: Any, inputs: tuple[Tensor, ...], run: Run) -> dict[str, Tensor]:
     """Return outputs, final states, and every gradient by name."""
     layer.zero_states()
@@ -86,11 +66,11 @@ def results(layer: Any, inputs: tuple[Tensor, ...], run: Run) -> dict[str, Tenso
 
 
 @pytest.mark.parametrize(("dim", "shape"), PLACES)
-@pytest.mark.parametrize("road", roads())
+@pytest.mark.parametrize("road", KEEPING)
 def test_every_road_agrees_with_steps(road: str, dim: int, shape: tuple[int, ...]) -> None:
     layer, inputs = made(dim), inputs_of(shape, torch.float32)
     expected = results(layer, inputs, stepped)
-    found = results(layer, inputs, roads()[road])
+    found = results(layer, inputs, ROADS[road])
     assert expected["output"].any()
     assert expected.keys() == found.keys()
     for name in ("output", "mem", "trace"):
@@ -114,7 +94,7 @@ def test_one_input_alone_has_a_gradient(name: str, learned: int) -> None:
         assert grad is not None
         return grad
 
-    torch.testing.assert_close(gradient(roads()[name]), gradient(stepped), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(gradient(ROADS[name]), gradient(stepped), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["cpu", "eager"])

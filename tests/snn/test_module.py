@@ -193,34 +193,6 @@ def test_mask_needs_a_batch_dimension_before_the_neurons(dim: int, shape: tuple[
         neurons.zero_states(where=torch.tensor([True, False, False]))
 
 
-def test_states_of_wrapped_models_are_reached() -> None:
-    net = nn.Sequential(nn.Linear(3, 2), snn.LIF(2))
-
-    class Wrapper(nn.Module):  # as DistributedDataParallel wraps
-        def __init__(self, module: nn.Module) -> None:
-            super().__init__()
-            self.module = module
-
-    wrapped = Wrapper(net)
-    net(torch.ones(1, 3))
-    assert list(tt.get_states(wrapped)) == ["module.1.mem"]
-    tt.detach_states(wrapped)
-    assert not net[1].mem.requires_grad
-    tt.zero_states(wrapped)
-    assert net[1].mem is None
-
-
-def test_param_count_counts_shared_parameters_once() -> None:
-    class Net(snn.TTModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first = nn.Linear(3, 2)
-            self.again = self.first
-            self.hidden = [snn.BSRLIF(2), snn.LIF(2, learn_beta=False)]
-
-    assert Net().get_param_count() == 8 + 18 + 2
-
-
 class CallingOverrides(snn.TTModule):
     def __init__(self) -> None:
         super().__init__()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import PLACES, sequence, stepped, vary
+from tests.unrolling.models import KEEPING, ROADS, Run
 from tracetorch import fuse, snn
 
 
@@ -47,30 +47,8 @@ def net(seed: int | None = None) -> nn.Sequential:
     )
 
 
-Run = Callable[[nn.Module, Tensor], Any]
-
-
-def on(name: str, **options: Any) -> Run:
-    def run(model: nn.Module, x: Tensor) -> Any:
-        with fuse.backend(name):
-            return tt.unroll(model, x, **options)
-
-    return run
-
-
-ROADS: dict[str, Run] = {
-    "cpu": on("cpu"),
-    "eager": on("eager"),
-    "by step": on("auto", by="step"),
-    "by step, eagerly": on("eager", by="step"),
-    "segments": on("auto", segment=2),
-    "checked": on("auto", check=True),
-    "recorded": lambda model, x: on("auto", record=["1.noise.output"])(model, x)[0],
-}
-
-
 @pytest.mark.parametrize("seed", [None, 5])
-@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize("road", KEEPING)
 def test_every_road_has_the_same_noise(road: str, seed: int | None) -> None:
     model, x = net(seed), 2 * sequence(6, 2, 4, dtype=torch.float32)
 

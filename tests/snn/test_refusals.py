@@ -121,7 +121,7 @@ def assigned(layer: Any, **values: Any) -> Any:
     tt.init.tdbn_(driven(made()), torch.ones(1, 2, 3)) -> ValueError: 'neuron', .*several.*which
     tt.init.calibrate_(driven(made()), torch.ones(1, 2, 3)) -> ValueError: 'neuron', .*several.*
     tt.init.identity_(snn.SEWBlock(nn.Sequential(nn.Linear(3, 3), made()))) -> ValueError: body\.1
-    tt.online(made(), "eprop")(SEQ[0], LEAF, SEQ[0]) -> ValueError: input, modulator, with a gradient
+    tt.online(made(), "eprop")(SEQ[0], LEAF, SEQ[0]) -> ValueError: modulator, with a gradient
     tt.nir.to_nir(made(), torch.ones(2, 3)) -> TypeError: takes \(x, modulator, current\), got 1
     tt.plot.save_playground(made(), "page.html") -> ValueError: several inputs
     """

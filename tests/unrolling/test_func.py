@@ -119,16 +119,6 @@ def test_states_of_a_vmap_are_not_left_behind(by: Any) -> None:
     torch.testing.assert_close(vmap(rest, in_dims=1, out_dims=1)(x), tt.unroll(model, x, by=by))
 
 
-def test_error_explains_leaked_states_and_zeroing_recovers() -> None:
-    model = made("dense")
-    x = dyadic(4, 2, 3)
-    vmap(lambda sample: [model(step[None]) for step in sample][-1], in_dims=1)(x)
-    with pytest.raises(ValueError, match=r"layer '1'.* left behind by a .* Call zero_states\(\)"):
-        tt.unroll(model, x)
-    tt.zero_states(model)
-    assert tt.unroll(model, x).shape == (4, 2, 2)
-
-
 def test_backend_chosen_by_name_raises_its_reason() -> None:
     whole = Whole(made("dense"), batched=False)
     with (
