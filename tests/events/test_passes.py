@@ -60,8 +60,7 @@ def test_equals_the_dense_pass(density: float, options: dict[str, Any]) -> None:
     assert not dense
     assert products
     assert all(products)
-    for name, value in found.items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-12, atol=1e-12, msg=name)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     for name in ("y", "1.mem", "1.output"):
         assert torch.equal(found.get(name, x), expected.get(name, x)), name
 
@@ -81,8 +80,7 @@ def test_hooks_see_every_call() -> None:
     found, products = run(model, x, "always")
     assert products == [True, True]
     assert seen == ["before", "after", "backward before", "backward after"] * 2
-    for name, value in found.items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-12, atol=1e-12, msg=name)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_functional_call() -> None:
@@ -95,8 +93,7 @@ def test_functional_call() -> None:
             given = {f"model.{n}": p for n, p in swapped.items()}
             y = torch.func.functional_call(Whole(model), given, x)
         results.append((y, *torch.autograd.grad(y.square().sum(), list(swapped.values()))))
-    for expected, found in zip(*results, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
 
 
 class Subclass(nn.Linear):

@@ -252,8 +252,7 @@ def test_a_reward_that_comes_later_finds_the_eligibility_of_before() -> None:
         stdp.unroll(pre[20:], post[20:], reward[20:])
 
     torch.testing.assert_close(moved(cut, parts), expected, rtol=1e-10, atol=1e-12)
-    for name, state in tt.get_states(whole).items():
-        torch.testing.assert_close(tt.get_states(cut)[name], state, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(tt.get_states(cut), tt.get_states(whole), rtol=1e-10, atol=1e-12)
 
 
 def test_a_sequence_may_be_cut_anywhere_and_samples_restarted() -> None:
@@ -331,8 +330,7 @@ def test_a_network_learns_in_a_loop_and_over_sequences() -> None:
     for each in (*rules[0], *rules[1]):
         each.update_()
     assert not torch.equal(nets[0][0].weight, start)
-    for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
-        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(*(list(net.parameters()) for net in nets))
 
 
 class Plastic(nn.Module):

@@ -85,8 +85,7 @@ def test_scaled_gradients_train_like_unscaled_ones() -> None:
             scaled_step(model, optimizer, scaler, x, y)
         assert scaler.get_scale() == scale
         found.append(list(model.parameters()))
-    for plain, scaled in zip(*found, strict=True):
-        torch.testing.assert_close(scaled, plain, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-5)
     start = made("dense", torch.float32)
     assert not torch.equal(found[0][0], start[0].weight)
 
@@ -129,6 +128,4 @@ def test_segments_under_autocast(dtype: torch.dtype) -> None:
         y.float().square().sum().backward()
         grads.append((y, [p.grad for p in model.parameters()]))
     assert torch.equal(grads[0][0], grads[1][0])
-    for expected, found in zip(grads[0][1], grads[1][1], strict=True):
-        # sums of half-precision products, in another order
-        torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(grads[1][1], grads[0][1], rtol=0.05, atol=0.05)

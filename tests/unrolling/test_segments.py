@@ -72,8 +72,7 @@ def test_every_layer(name: str) -> None:
         net = nn.Sequential(layer(name, 3), nn.Linear(3, 2)).double()
         weighted_sum(tt.unroll(net, x, segment=segment)).backward()
         grads.append({n: p.grad for n, p in net.named_parameters()})
-    for n, value in grads[0].items():
-        torch.testing.assert_close(grads[1][n], value, msg=n)
+    torch.testing.assert_close(*grads)
 
 
 def fresh(decay: float) -> snn.Neuron:
@@ -170,10 +169,10 @@ def test_dropout_repeats_its_mask_and_batch_norm_counts_once(by: By) -> None:
     assert torch.equal(y, cut)
     y.square().sum().backward()
     cut.square().sum().backward()
-    for a, b in zip(one.parameters(), other.parameters(), strict=True):
-        assert torch.equal(a.grad, b.grad)
-    for name, buffer in one.named_buffers():
-        assert torch.equal(buffer, other.get_buffer(name)), name
+    grads = ([p.grad for p in net.parameters()] for net in (one, other))
+    torch.testing.assert_close(*grads, rtol=0, atol=0)
+    buffers = (dict(net.named_buffers()) for net in (one, other))
+    torch.testing.assert_close(*buffers, rtol=0, atol=0)
     assert other[1].num_batches_tracked == (4 if by == "layer" else 10)
 
 
@@ -186,8 +185,7 @@ def test_functional_parameters_are_used_in_backward() -> None:
         y = functional_call(whole, parameters, (x,))
         grads.append(torch.autograd.grad(y.square().sum(), list(parameters.values())))
         assert all(type(p) is nn.Parameter for p in whole.parameters())
-    for expected, found in zip(*grads, strict=True):
-        torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(*grads)
 
 
 def test_backward_keeps_the_current_states() -> None:
@@ -273,8 +271,7 @@ def test_backward_reruns_in_the_mode_of_the_forward_pass() -> None:
         weighted_sum(y).backward()
         assert not any(module.training for module in model.modules())
         found.append([p.grad for p in model.parameters()])
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(*found)
 
 
 def test_nothing_is_saved_without_a_graph() -> None:
@@ -359,8 +356,7 @@ def test_buffers_are_what_they_were_when_a_segment_runs_again(build: Any) -> Non
         found.append((y, [p.grad for p in model.parameters()], model.state_dict()))
     assert torch.equal(found[0][0], found[1][0])
     torch.testing.assert_close(found[0][1], found[1][1])
-    for name, value in found[0][2].items():
-        assert torch.equal(found[1][2][name], value), name
+    torch.testing.assert_close(found[1][2], found[0][2], rtol=0, atol=0)
 
 
 STEPS = sequence(7, 3, 4)
