@@ -50,13 +50,10 @@ def test_filled_steps_and_lengths_count_real_steps(mask: torch.Tensor) -> None:
     assert torch.equal(ragged.lengths(x, mask)[:, 0], mask.sum(0))
 
 
-def test_masked_decoder_compiles_without_graph_breaks() -> None:
+def test_real_steps_first_and_a_compiled_decoder() -> None:
     spikes, mask = torch.rand(4, 3, 2).round(), torch.arange(4)[:, None] < torch.tensor([1, 4, 2])
     compiled = torch.compile(decode.rate, fullgraph=True, backend="eager")
     assert torch.equal(compiled(spikes, mask=mask), decode.rate(spikes, mask=mask))
-
-
-def test_real_steps_come_first_in_their_order() -> None:
     x = torch.tensor([[1.0, torch.nan], [torch.nan, 5.0], [3.0, 6.0], [4.0, torch.nan]])
     found = ragged.real_steps_first(x[..., None], ~x.isnan())
     assert found.squeeze(-1).t().tolist() == [[1, 3, 4, 0], [5, 6, 0, 0]]

@@ -92,13 +92,10 @@ def test_error_names_the_unit(check: Callable[..., float]) -> None:
         check("dt", "1", unit="seconds")
 
 
-def test_module() -> None:
+def test_modules_and_suggestions() -> None:
     check_module(nn.Linear(1, 1))
     with pytest.raises(TypeError, match=r"^expected an nn\.Module, got type\.$"):
         check_module(nn.Linear)
-
-
-def test_suggestion_names_the_nearest_name() -> None:
     assert suggestion("mme", ["mem", "spike"]) == " Did you mean 'mem'?"
 
 

@@ -216,13 +216,10 @@ def test_compiled_function_inside_the_model() -> None:
     assert len(compilations) == 1
 
 
-def test_compiled_part_keeps_the_whole_model_dense() -> None:
+def test_a_compiled_part_or_the_eager_backend_keeps_the_model_dense() -> None:
     model = net()
     model[0].compile(backend="eager")
     assert event_modules(model.modules()) == ()
-
-
-def test_eager_backend_is_plain_pytorch() -> None:
     model, x = net(), events(T, B, 40, density=0.05)
     with fuse.backend("eager"):
         _, products = run(model, x, "always")

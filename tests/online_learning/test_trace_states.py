@@ -210,21 +210,15 @@ def test_traces_that_do_not_fit_change_nothing(change, error, message):
     learner(x[5])
 
 
-def test_names_of_frozen_weights_in_older_files_are_left_out() -> None:
+def test_names_of_traces_that_nobody_has() -> None:
     learner = OnlineLearner(MODELS["one layer"]())
     stepped(learner, sequence(5, 4, 6))
     states = tt.get_states(learner)
     tt.set_states(learner, {**states, "trace:exact:1:0.weight:": torch.zeros(0)})
     torch.testing.assert_close(tt.get_states(learner), states, rtol=0, atol=0)
-
-
-def test_traces_of_a_layer_without_states_are_refused() -> None:
     learner = OnlineLearner(MODELS["one layer"]())
     with pytest.raises(ValueError, match="there is no '1'"):
         tt.set_states(learner, {TRACE: torch.zeros(4, 5, 7, dtype=torch.float64)})
-
-
-def test_a_colon_in_a_path_has_no_name() -> None:
     net = nn.Sequential()
     net.add_module("a:b", snn.LIF(6))
     learner = OnlineLearner(net)

@@ -302,22 +302,18 @@ def test_compiled(training: bool) -> None:
             step(x[0])
 
 
-def test_weight_decay_leaves_it_alone() -> None:
+def test_tools_know_the_layer() -> None:
     net = network()
     groups = tt.param_groups(net, 0.1, decay_biases=False)
     named = {group["name"]: group["params"] for group in groups}
     assert any(p is net[1].norm.weight for p in named["biases and norms"])
-
-
-def test_profile_has_a_row() -> None:
     rows = {row.path: row for row in tt.metrics.profile(network(), sequence(3, 4, 3)).rows}
     assert (rows["1"].kind, rows["1"].shape) == ("BatchNormThroughTime", (5,))
     assert (rows["1.norm"].parameters, rows["1.norm"].shape) == (K * 5, None)
-
-
-def test_nir_says_why_not() -> None:
     with pytest.raises(ValueError, match=r"1 .*no counterpart in NIR. Its values differ from"):
         tt.nir.to_nir(network().eval(), (3,), dt=1e-4)
+    call = "BatchNormThroughTime(3, dim=-3, steps=4)"
+    assert repr(snn.BatchNormThroughTime(3, -3, steps=4)) == call
 
 
 def test_online_learning_refuses_statistics_of_a_batch() -> None:
@@ -329,11 +325,6 @@ def test_online_learning_refuses_statistics_of_a_batch() -> None:
     for step in x:
         learner(step).sum().backward()
     assert [str(path) for path in learner.dropped] == []
-
-
-def test_repr() -> None:
-    call = "BatchNormThroughTime(3, dim=-3, steps=4)"
-    assert repr(snn.BatchNormThroughTime(3, -3, steps=4)) == call
 
 
 def test_a_batch_of_one_is_refused_in_training_alone() -> None:

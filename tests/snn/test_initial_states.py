@@ -98,7 +98,7 @@ def test_recurrent_neuron_starts_from_its_values() -> None:
     assert not torch.equal(layer.neuron.v, other.neuron.v)
 
 
-def test_masked_samples_restart_from_the_initial_values() -> None:
+def test_masked_samples_restart_from_copies_of_the_initial_values() -> None:
     layer, x = made(), sequence(4, 2, 3, dtype=torch.float32)
     stepped(layer, x)
     before = layer.v
@@ -109,9 +109,6 @@ def test_masked_samples_restart_from_the_initial_values() -> None:
     assert torch.equal(layer.v[1], before[1])
     layer.zero_states()
     assert layer.v is None
-
-
-def test_no_state_shares_memory_with_the_initial_values() -> None:
     layer = made()
 
     with torch.no_grad():

@@ -165,15 +165,12 @@ def test_gradients_against_finite_differences(name: str, reset: str) -> None:
     gradcheck(net.double(), sequence(3, 2, 2), by="step")
 
 
-def test_negative_threshold_alone_and_trace_alone_are_valid() -> None:
+def test_parts_and_setups_that_are_valid() -> None:
     negative = snn.LeakyIntegrator(2, neg_threshold_setup={})
     assert negative(torch.tensor([[-2.0, 2.0]])).tolist() == [[-1.0, 0.0]]
     traced = snn.LeakyIntegrator(2, gamma_setup={}, pos_threshold_setup={})
     assert traced.active_states == ("mem", "rec", "prev_output")
     assert traced.syn is traced.alpha is traced.bias is None
-
-
-def test_partial_setups_take_defaults_and_beta_always_exists() -> None:
     neurons = snn.LeakyIntegrator(2, alpha_setup={"value": 0.3}, beta_setup=None)
     assert neurons.beta.tolist() == pytest.approx([0.9, 0.9])
     assert neurons.alpha.tolist() == pytest.approx([0.3, 0.3])

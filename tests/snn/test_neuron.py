@@ -663,7 +663,7 @@ def test_states_may_be_assigned() -> None:
     assert neurons.mem.tolist() == [[0.5, 0.5]]
 
 
-def test_annealed_surrogate_takes_effect() -> None:
+def test_spike_functions_may_be_any_callable_and_be_annealed() -> None:
     neurons = snn.LIF(1, surrogate_derivative=atan_surrogate(2.0))
     grads = []
     for alpha in (2.0, 8.0):
@@ -674,9 +674,6 @@ def test_annealed_surrogate_takes_effect() -> None:
         grads.append(x.grad.item())
     assert grads[0] == pytest.approx(1 / (1 + torch.pi**2))
     assert grads[1] == pytest.approx(4 / (1 + (4 * torch.pi) ** 2))
-
-
-def test_any_callable_is_a_spike_function() -> None:
     neurons = snn.LIF(2, surrogate_derivative=lambda u: (u > 0.5).to(u.dtype))
     assert neurons(torch.tensor([[1.2, 1.6]])).tolist() == [[0.0, 1.0]]
 

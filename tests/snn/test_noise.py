@@ -177,7 +177,7 @@ def test_samples_restart_alone() -> None:
         layer.zero_states()
 
 
-def test_a_checkpoint_goes_on_with_the_same_noise(tmp_path: Path) -> None:
+def test_checkpoints_and_state_dicts(tmp_path: Path) -> None:
     model, x = net(), sequence(4, 2, 4, dtype=torch.float32)
     tt.unroll(model, x)
     tt.checkpoint.save(model, tmp_path / "net.safetensors", states=True)
@@ -185,17 +185,11 @@ def test_a_checkpoint_goes_on_with_the_same_noise(tmp_path: Path) -> None:
     other = net()
     tt.checkpoint.load(tmp_path / "net.safetensors", other, states=True)
     assert torch.equal(tt.unroll(other, x), expected)
-
-
-def test_a_checkpoint_of_another_distribution_does_not_load(tmp_path: Path) -> None:
     tt.checkpoint.save(snn.Noise(3, seed=1), tmp_path / "noise.safetensors")
     with pytest.raises(ValueError, match="distribution"):
         tt.checkpoint.load(
             tmp_path / "noise.safetensors", snn.Noise(3, distribution="uniform", seed=1)
         )
-
-
-def test_a_seed_is_in_the_state_dict() -> None:
     layer, other = snn.Noise(3, seed=1), snn.Noise(3, seed=2)
     other.load_state_dict(layer.state_dict())
     assert torch.equal(layer(torch.zeros(1, 3)), other(torch.zeros(1, 3)))

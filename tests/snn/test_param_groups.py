@@ -184,7 +184,7 @@ def test_a_bias_has_the_rate_of_its_weight_and_norms_and_neurons_keep_theirs() -
     assert [g["weight_decay"] > 0 for g in groups] == [True, False, True, False, False, False]
 
 
-def test_delays_keep_the_rate_and_a_small_weight_learns() -> None:
+def test_delays_and_parametrized_weights_keep_the_rate_and_a_small_weight_learns() -> None:
     model: Any = nn.Sequential(snn.DelayedLinear(4, 3, max_delay=25), nn.Linear(3, 2))
     with torch.no_grad():
         model[1].weight.mul_(1e-20)
@@ -192,9 +192,6 @@ def test_delays_keep_the_rate_and_a_small_weight_learns() -> None:
     rates = {id(p): g["lr"] for g in groups for p in g["params"]}
     assert rates[id(model[0].raw_delay)] == 1e-2
     assert rates[id(model[1].weight)] == pytest.approx(1e-3)
-
-
-def test_a_parametrized_weight_keeps_the_rate() -> None:
     model = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
     groups = param_groups(model, 0.1, lr=1e-2, relative=True)
     assert {g["lr"] for g in groups} == {1e-2}

@@ -225,21 +225,15 @@ def test_extreme_values_work(decay: float, threshold: float) -> None:
         assert bool(torch.isfinite(value).all())
 
 
-def test_tensor_may_hold_0_and_1() -> None:
+def test_tensors_set_values_and_rank_and_are_copied() -> None:
     neurons = snn.Readout(3, beta=torch.tensor([0.0, 0.5, 1.0]))
     expected = torch.tensor([1e-7, 0.5, 1 - 1e-7], dtype=torch.float64)
     torch.testing.assert_close(neurons.beta.double(), expected, rtol=1e-6, atol=1e-9)
     assert bool(torch.isfinite(neurons.raw_beta).all())
-
-
-def test_tensor_sets_the_rank() -> None:
     assert snn.LIF(3, beta=torch.tensor(0.9)).raw_beta.ndim == 0
     assert snn.LIF(3, beta=torch.rand(3), beta_rank=0).raw_beta.shape == (3,)
     assert snn.LIF(3, beta_rank=0).raw_beta.ndim == 0
     assert snn.LIF(3).raw_beta.shape == (3,)
-
-
-def test_initial_tensor_is_copied() -> None:
     bias = torch.zeros(3)
     neurons = snn.RLIF(3, bias=bias)
     bias += 1
@@ -260,11 +254,8 @@ def test_parameter_of_a_single_neuron_is_no_expanded_view(beta, tmp_path):
     assert torch.equal(other.raw_beta, neurons.raw_beta)
 
 
-def test_numpy_scalars_are_accepted() -> None:
+def test_numbers_of_numpy_and_default_dtype_and_device() -> None:
     assert snn.LIF(np.int64(2), beta=np.float32(0.5), dim=np.int32(-1)).beta.tolist() == [0.5, 0.5]
-
-
-def test_parameters_take_the_default_dtype_and_device() -> None:
     torch.set_default_dtype(torch.float64)
     try:
         assert snn.LIF(2).raw_beta.dtype == torch.float64

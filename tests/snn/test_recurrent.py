@@ -33,10 +33,14 @@ def test_previous_output_returns_through_the_connection(name: str) -> None:
     torch.testing.assert_close(tt.unroll(model, x), torch.stack(expected))
 
 
-def test_bias_of_the_connection_acts_at_the_first_step() -> None:
+def test_bias_acts_at_the_first_step_and_the_shape_is_kept() -> None:
     connection = nn.Linear(1, 1)
     nn.init.constant_(connection.bias, 2.0)
     assert snn.Recurrent(snn.LIF(1), connection)(torch.zeros(1, 1)).item() == 1.0
+    model = snn.Recurrent(snn.LIF(2), nn.Linear(2, 3))
+    with pytest.raises(ValueError, match=r"keeps the shape \[1, 2\], got \[1, 3\]"):
+        model(torch.ones(1, 2))
+    assert tt.get_states(model) == {}
 
 
 def test_connection_may_be_a_convolution() -> None:
@@ -65,13 +69,6 @@ def test_first_step_in_half_precision() -> None:
     y, seen = tt.unroll(model, torch.ones(3, 2, 3).bfloat16(), record="prev_output")
     assert y.dtype == torch.bfloat16
     assert seen["prev_output"].dtype == model.prev_output.dtype == torch.float32
-
-
-def test_connection_must_keep_the_shape() -> None:
-    model = snn.Recurrent(snn.LIF(2), nn.Linear(2, 3))
-    with pytest.raises(ValueError, match=r"keeps the shape \[1, 2\], got \[1, 3\]"):
-        model(torch.ones(1, 2))
-    assert tt.get_states(model) == {}
 
 
 # In one compiled loop, against step by step

@@ -83,7 +83,7 @@ def test_stream_is_resumed_exactly(stored: Any, cut: int, seed: int) -> None:
         assert torch.equal(stepped(resumed, x[cut:]), stepped(net, x[cut:]))
 
 
-def test_layers_without_given_states_are_reset() -> None:
+def test_layers_without_given_states_are_reset_and_given_ones_keep_their_graph() -> None:
     net = Cells()
     net(torch.ones(2, 3))
     states = tt.get_states(net)
@@ -91,9 +91,6 @@ def test_layers_without_given_states_are_reset() -> None:
     assert list(tt.get_states(net)) == ["cells.0.mem"]
     tt.set_states(net, {})
     assert tt.get_states(net) == {}
-
-
-def test_set_states_copies_and_keeps_the_graph() -> None:
     made = snn.LIF(2)
     mem = torch.zeros(1, 2, requires_grad=True)
     tt.set_states(made, {"mem": mem})

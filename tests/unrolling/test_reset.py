@@ -265,28 +265,26 @@ def test_a_mask_that_restarts_nobody_draws_nothing() -> None:
     assert all(torch.equal(states[0], other) for other in states)
 
 
-def test_frozen_noise_restarts_as_in_a_loop() -> None:
+def test_noise_and_packed_sequences_restart_as_alone() -> None:
     model = nn.Sequential(snn.Noise(3, seed=3), snn.LIF(3))
     x, reset = sequence(T, B, 3), resets()
     expected = looped(model, x, reset)
     tt.zero_states(model)
     assert torch.equal(tt.unroll(model, x, reset=reset), expected)
-
-
-def test_time_first_counted_from_the_end_is_first() -> None:
-    model, x, reset = made("dense"), dyadic(T, B, 3), resets()
-    y = tt.unroll(model, x, reset=reset, from_rest=True)
-    assert torch.equal(tt.unroll(model, x, reset=reset, time_dim=-3, from_rest=True), y)
-
-
-def test_packed_sequences_equal_each_alone() -> None:
-    """Sequences one behind the other, each from rest, as a packed batch holds them."""
     model = made("dense")
     parts = [dyadic(n, 1, 3, seed=n) for n in (4, 1, 6)]
     alone = torch.cat([tt.unroll(model, part, from_rest=True) for part in parts])
     starts = torch.zeros(11, 1, dtype=torch.bool)
     starts[[0, 4, 5]] = True
     assert torch.equal(tt.unroll(model, torch.cat(parts), reset=starts), alone)
+
+
+def test_time_counted_from_the_end_and_a_check() -> None:
+    model, x, reset = made("dense"), dyadic(T, B, 3), resets()
+    y = tt.unroll(model, x, reset=reset, from_rest=True)
+    assert torch.equal(tt.unroll(model, x, reset=reset, time_dim=-3, from_rest=True), y)
+    model, x, reset = made("dense"), dyadic(T, B, 3), resets()
+    tt.unroll(model, x, reset=reset, check=True)
 
 
 @pytest.mark.slow
@@ -350,25 +348,17 @@ def test_a_layer_with_a_start_of_its_own_refuses_a_restart_in_its_loop(kind: Any
         kind().forward_sequence(sequence(T, B, 3), reset=resets())
 
 
-def test_a_restart_set_on_an_instance_runs_by_step() -> None:
+def test_a_restart_of_its_own_runs_by_step() -> None:
     model, holder = nn.Sequential(layer("LIF", 3)), snn.TTModule()
     vars(holder)["forward"] = model.forward
     vars(holder)["zero_states"] = lambda *, where=None: tt.zero_states(model, where=where)
     holder.inner = model
     with pytest.raises(ValueError, match="has a zero_states of its own"):
         tt.unroll(holder, sequence(T, B, 3), reset=resets())
-
-
-def test_a_model_with_a_restart_of_its_own_runs_by_step() -> None:
     model, x = OwnRestart(), sequence(T, B, 3)
     with pytest.raises(ValueError, match="OwnRestart, at 'the root', has a zero_states of"):
         tt.unroll(model, x, reset=resets())
     tt.unroll(model, x, reset=resets(), by="step")
-
-
-def test_a_check_passes_with_restarts() -> None:
-    model, x, reset = made("dense"), dyadic(T, B, 3), resets()
-    tt.unroll(model, x, reset=reset, check=True)
 
 
 def test_the_mask_is_read_once_in_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:

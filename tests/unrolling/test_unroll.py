@@ -407,9 +407,17 @@ def test_an_error_of_other_dtypes_than_the_inputs_is_left_as_it_is() -> None:
         tt.unroll(Own(3, 3), torch.ones(5, 2, 3, dtype=torch.float64))
 
 
-def test_only_modules_are_unrolled() -> None:
+def test_errors_of_models_and_outputs() -> None:
     with pytest.raises(TypeError, match=r"expected an nn\.Module, got function"):
         tt.unroll(lambda x: x, torch.ones(1, 1, 1))  # type: ignore[call-overload]  # no module
+    model = nn.Sequential(nn.Flatten(), snn.LIF(8))
+    with pytest.raises(ValueError, match=r"time_dim is 3, but an output .* has shape \[2, 3, 8\]"):
+        tt.unroll(model, torch.ones(3, 2, 4, 2), time_dim=3)
+    assert model[1].mem is None
+    model = module(lambda s, x: s.cell(x).sum(), cell=snn.Readout(3))
+    with pytest.raises(ValueError, match=r"output over time has shape \[4\], without that batch"):
+        tt.unroll(model, torch.rand(4, 3), by="step", batched=False)
+    assert model.cell.mem is None
 
 
 def test_second_backward_error_names_detach_states() -> None:
@@ -431,13 +439,6 @@ def test_models_of_these_tests_spike() -> None:
     assert isinstance(made("skip"), Skip)
 
 
-def test_error_for_a_time_dim_that_an_output_lacks() -> None:
-    model = nn.Sequential(nn.Flatten(), snn.LIF(8))
-    with pytest.raises(ValueError, match=r"time_dim is 3, but an output .* has shape \[2, 3, 8\]"):
-        tt.unroll(model, torch.ones(3, 2, 4, 2), time_dim=3)
-    assert model[1].mem is None
-
-
 def test_backward_hook_before_the_first_neuron_sees_every_step() -> None:
     first, seen = nn.Linear(3, 3), []
 
@@ -448,13 +449,6 @@ def test_backward_hook_before_the_first_neuron_sees_every_step() -> None:
     model = nn.Sequential(first, snn.Readout(3))
     tt.unroll(model, torch.randn(2, 3, requires_grad=True), steps=5).sum().backward()
     assert seen == [(10, 3)]  # all steps, not their sum
-
-
-def test_error_for_an_unbatched_output_without_its_batch() -> None:
-    model = module(lambda s, x: s.cell(x).sum(), cell=snn.Readout(3))
-    with pytest.raises(ValueError, match=r"output over time has shape \[4\], without that batch"):
-        tt.unroll(model, torch.rand(4, 3), by="step", batched=False)
-    assert model.cell.mem is None
 
 
 def test_type_of_the_result_follows_from_record() -> None:
