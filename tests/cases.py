@@ -1,7 +1,5 @@
 """Shared cases: layers, configurations of a LeakyIntegrator, inputs, and the step reference."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -8,8 +8,6 @@ there until the first fails. Faults that survive are printed with file and line:
 there, or the change makes no difference.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import copy

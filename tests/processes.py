@@ -9,8 +9,6 @@ ignored: a test that needs either starts a :mod:`subprocess`.
 each, and answers each with one.
 """
 
-from __future__ import annotations
-
 import atexit
 import faulthandler
 import gc

@@ -1,7 +1,5 @@
 """Test ``python -m tracetorch``: ``info``, ``cache``, ``kernels`` and ``tree``."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

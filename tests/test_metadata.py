@@ -1,7 +1,5 @@
 """The two files with metadata of the package agree."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Test the package as a whole: import cost, public names, docstrings and pages."""
 
-from __future__ import annotations
-
 import doctest
 import importlib
 import inspect

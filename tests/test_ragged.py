@@ -1,7 +1,5 @@
 """The checks and the effect of a mask, as the decoders use them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -4,8 +4,6 @@ The sections are read for the words of ranges. Each range becomes values at its 
 NaN and infinity, and each of those is refused.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 import re

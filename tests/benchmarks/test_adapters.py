@@ -1,7 +1,5 @@
 """Adapters of peers against traceTorch, where both compute the same."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Count the calls of small networks."""
 
-from __future__ import annotations
-
 import pytest
 
 from benchmarks.fixed_cost import calls, main, package_calls, single_calls

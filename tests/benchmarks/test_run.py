@@ -1,7 +1,5 @@
 """Run the benchmarks on traceTorch alone."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """Scripts of the benchmarks print what they measure."""
 
-from __future__ import annotations
-
 import pytest
 
 from benchmarks import online_digits, online_memory, quantised_accuracy

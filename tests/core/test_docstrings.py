@@ -1,7 +1,5 @@
 """Docstrings that shared descriptions complete: their order, and what stands as it is."""
 
-from __future__ import annotations
-
 import inspect
 from typing import Any
 

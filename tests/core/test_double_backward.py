@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.autograd.forward_ad as fwAD  # noqa: N812 (PyTorch's own convention)

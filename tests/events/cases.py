@@ -1,7 +1,5 @@
 """Shared inputs of the tests of events: matrices of a density, and layers whose sums are exact."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TypeVar

@@ -1,7 +1,5 @@
 """Kernels written by hand give the same results on processors with narrower registers."""
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 

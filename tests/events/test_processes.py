@@ -1,7 +1,5 @@
 """Test events under DistributedDataParallel in two processes, against one process."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Networks and gradients that the tests of online learning share."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

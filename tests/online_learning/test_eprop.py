@@ -1,7 +1,5 @@
 """Test e-prop against formulas written from papers, and what it takes for a reset."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, ClassVar
 

@@ -1,7 +1,5 @@
 """Test the derivatives by lane: what mixes lanes, however few they are, is found and refused."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Test the learner: gradients against backpropagation through time, by name, in float64."""
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Test values whose gradients in the graph are replaced."""
 
-from __future__ import annotations
-
 import torch
 
 from tracetorch.online_learning.lanes import LaneDerivatives

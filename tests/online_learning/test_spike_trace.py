@@ -1,7 +1,5 @@
 """Test spike traces: closed forms, and a compiled loop that equals steps."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

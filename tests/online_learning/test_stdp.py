@@ -1,7 +1,5 @@
 """Test STDP: textbook windows, a scalar reference, and steps against whole sequences."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 from collections.abc import Callable

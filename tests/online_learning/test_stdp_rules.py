@@ -1,7 +1,5 @@
 """Test the constants of STDP rules."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import pytest

@@ -1,7 +1,5 @@
 """Test one step: what stands around a layer, and what no trace follows."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

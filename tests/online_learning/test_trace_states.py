@@ -1,7 +1,5 @@
 """Test that traces travel: whatever a learner goes through, its gradients go on, or it says so."""
 
-from __future__ import annotations
-
 import copy
 import io
 import pickle

@@ -1,7 +1,5 @@
 """Connections with masks and signs: equal to dense ones that are zero there, by every road."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 from pathlib import Path

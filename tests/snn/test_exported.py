@@ -1,7 +1,5 @@
 """Every layer with states of a kind of its own, as an exported step, sequence, ONNX file, graph."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

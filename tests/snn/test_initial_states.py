@@ -1,7 +1,5 @@
 """States that start from other values than zero: every road gives what stepping from them gives."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Neurons with several inputs: every road gives what a loop over steps gives, gradients too."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

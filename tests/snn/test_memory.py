@@ -1,7 +1,5 @@
 """``TTModule.memory``: a state of a module's own, on every road on which a neuron's state goes."""
 
-from __future__ import annotations
-
 import copy
 import inspect
 import pickle

@@ -1,7 +1,5 @@
 """Every layer on the meta device: built, run, moved off it, and loaded."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from functools import partial

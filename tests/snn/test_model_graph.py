@@ -1,7 +1,5 @@
 """A model is read as the graph of what one step calls, or refused in one sentence."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

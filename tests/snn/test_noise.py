@@ -1,7 +1,5 @@
 """Noise from a counter: the same by every road, fresh or frozen, and of the right distribution."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The pass: states read where a layer is met, committed at once, refused where no step is known."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

@@ -1,7 +1,5 @@
 """``Recurrent`` around several populations: on every road the loop that a user would write."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 from collections.abc import Callable

@@ -2,8 +2,6 @@
 
 # ruff: noqa: F401 (the table names what is imported)
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

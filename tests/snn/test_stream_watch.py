@@ -1,7 +1,5 @@
 """Streams of single steps log NaN that stays and a graph that grows; learners refuse NaN."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Test PyTorch's tracers over two steps of a model: equal to the model, or refused by name."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """Hold the signatures of the twelve layers to one grammar, and their classes to an ``__init__``."""
 
-from __future__ import annotations
-
 import ast
 import copy
 import inspect

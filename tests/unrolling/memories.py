@@ -1,7 +1,5 @@
 """What a module can hold that remembers something from step to step, and where it can hold it."""
 
-from __future__ import annotations
-
 import array
 import atexit
 import collections

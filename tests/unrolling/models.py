@@ -1,7 +1,5 @@
 """Models to unroll: dense, convolutional, recurrent, and with several inputs and outputs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, Literal
 

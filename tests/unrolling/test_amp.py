@@ -1,7 +1,5 @@
 """Test mixed precision: autocast and ``GradScaler`` around whole sequences."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn

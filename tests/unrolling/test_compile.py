@@ -1,7 +1,5 @@
 """Test ``torch.compile`` around and inside ``unroll``: training steps, functions, single steps."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any
 

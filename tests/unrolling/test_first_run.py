@@ -1,7 +1,5 @@
 """A model is run by step before its way by layer is believed: what is found, and what is right."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import logging

@@ -1,7 +1,5 @@
 """Test ``torch.func`` over sequences: functional parameters, gradients, per-sample gradients."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Hooks of PyTorch and of engines by layer: those that keep nothing run, the others are named."""
 
-from __future__ import annotations
-
 import copy
 from collections import OrderedDict
 from collections.abc import Callable

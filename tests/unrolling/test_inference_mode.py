@@ -1,7 +1,5 @@
 """Models that inference mode has made, whose tensors count no writes, work wherever others do."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """``unroll(..., reset=)``: samples start anew inside a sequence, as in a loop, on every road."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any

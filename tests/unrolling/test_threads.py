@@ -1,7 +1,5 @@
 """One model in several threads, and calls that fail: states are committed together, or not."""
 
-from __future__ import annotations
-
 import _thread
 import copy
 import itertools
