@@ -39,12 +39,7 @@ def launched() -> Iterator[Any]:
 
 
 class Visits:
-    """Open pages, each in a context of its own, and collect their errors and requests.
-
-    Args:
-        browser: the browser.
-
-    """
+    """Open pages, each in a context of its own, and collect their errors and requests."""
 
     def __init__(self, browser: Any) -> None:
         self.browser = browser

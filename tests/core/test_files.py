@@ -180,10 +180,7 @@ def test_links_to_links_and_links_in_a_circle(tmp_path: Path) -> None:
     assert (tmp_path / "first").is_symlink()
     (tmp_path / "note.txt").unlink()
     (tmp_path / "note.txt").symlink_to("first")
-    with (
-        pytest.raises(OSError, match=r"ymbolic links.*first"),
-        atomic_replace(tmp_path / "first"),
-    ):
+    with pytest.raises(OSError, match=r"ymbolic links.*first"), atomic_replace(tmp_path / "first"):
         pass
     assert (tmp_path / "first").is_symlink()
 

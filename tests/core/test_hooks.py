@@ -6,10 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune, spectral_norm
 
-from tracetorch.core.hooks import (
-    forward_hooks,
-    hooked_weights,
-)
+from tracetorch.core.hooks import forward_hooks, hooked_weights
 
 
 def double(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor]:

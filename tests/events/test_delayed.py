@@ -18,12 +18,7 @@ from tracetorch.events.delayed import _window_gradient
 D = 3
 
 # steps, samples, inputs, outputs
-LINEAR = (
-    (1, 1, 1, 1),
-    (9, 2, 17, 5),
-    (40, 3, 33, 16),
-    (90, 13, 8, 130),
-)
+LINEAR = ((1, 1, 1, 1), (9, 2, 17, 5), (40, 3, 33, 16), (90, 13, 8, 130))
 CONVOLUTIONS: dict[str, dict[str, Any]] = {
     "plain": {"kernel_size": 3, "padding": 1},
     "strided": {"kernel_size": 2, "stride": 2, "padding": 2, "dilation": 3},

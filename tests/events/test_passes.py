@@ -149,11 +149,7 @@ def test_wrong_inputs_raise_what_pytorch_raises() -> None:
     for x in (torch.zeros(3, 39), torch.zeros(3, 40).double()):
         messages = []
         for name in ("never", "always"):
-            with (
-                mode(name),
-                event_passes((layer,)),
-                pytest.raises(RuntimeError) as error,
-            ):
+            with mode(name), event_passes((layer,)), pytest.raises(RuntimeError) as error:
                 layer(x)
             messages.append(str(error.value))
         assert messages[0] == messages[1]

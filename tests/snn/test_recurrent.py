@@ -101,21 +101,9 @@ class Silent(snn.Neuron):
 
 
 def made(
-    name: str,
-    N: int = 5,
-    dtype: torch.dtype = torch.float64,
-    max_delay: int = 0,
-    **options: Any,
+    name: str, N: int = 5, dtype: torch.dtype = torch.float64, max_delay: int = 0, **options: Any
 ) -> Any:
-    """Build a recurrent layer whose connection has small dyadic weights, so that sums are exact.
-
-    Args:
-        name: of the neuron.
-        N: how many.
-        dtype: of the parameters.
-        max_delay: where it is not 0, every synapse has a delay, in sixteenths of a step.
-        options: of the connection.
-    """
+    """Build a recurrent layer whose connection has small dyadic weights, so that sums are exact."""
     torch.manual_seed(0)
     own = {"Smooth": Smooth, "Silent": Silent}
     neuron = own[name](N) if name in own else layer(name, N)

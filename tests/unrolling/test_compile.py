@@ -75,13 +75,7 @@ def test_whole_training_step(name: str, by: By, backend: str) -> None:
 
 @pytest.mark.parametrize("by", BY)
 @pytest.mark.parametrize(
-    "options",
-    [
-        {"record": "mem", "time_dim": 1},
-        {"steps": 4},
-        {"batched": False},
-    ],
-    ids=str,
+    "options", [{"record": "mem", "time_dim": 1}, {"steps": 4}, {"batched": False}], ids=str
 )
 def test_unroll_in_one_graph(options: dict[str, Any], by: By) -> None:
     x = dyadic(4, 2, 3)

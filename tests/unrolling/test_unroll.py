@@ -254,11 +254,7 @@ def twice() -> Any:
     return module(lambda s, x: s.cell(s.cell(x)), cell=layer("LIF", 3))
 
 
-OUTPUTS: dict[str, Any] = {
-    "sum": lambda y: y.sum(),
-    "cut": lambda y: y[:1],
-    "word": lambda y: "y",
-}
+OUTPUTS: dict[str, Any] = {"sum": lambda y: y.sum(), "cut": lambda y: y[:1], "word": lambda y: "y"}
 
 
 def unusual(kind: str) -> Any:
@@ -277,10 +273,7 @@ def unusual(kind: str) -> Any:
             nn.Sequential(nn.Flatten(0), snn.LIF(3, dim=0)),
             r"LIF\(3, dim=0\), has 3 neurons, one step .* has 6 at",
         ),
-        (
-            unusual("sum"),
-            r"begins with time and batch, 4 \* 2 = 8; the model gave shape \[\]",
-        ),
+        (unusual("sum"), r"begins with time and batch, 4 \* 2 = 8; the model gave shape \[\]"),
         (unusual("cut"), r"the model gave shape \[1, 3\]"),
         (unusual("word"), r"the model gave str"),
         (nn.Sequential(snn.LIF(3), snn.LIF(2)), r"has 2 neurons, one step of the input"),
