@@ -59,7 +59,7 @@ def test_error_explains_a_leaked_state_and_zeroing_recovers(transform: str, use:
 
 
 def test_error_names_the_layer() -> None:
-    net = nn.Sequential(nn.Linear(2, 2), snn.LIF(2))
+    net: Any = nn.Sequential(nn.Linear(2, 2), snn.LIF(2))
     vmap(net)(X)
     for use in (lambda net: net(X[0]), tt.get_states, USES["a mask"]):
         with pytest.raises(ValueError, match=rf"layer '1', LIF\(2\), {LEAKED}"):

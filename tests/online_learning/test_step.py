@@ -44,6 +44,7 @@ def alone(forward: Any) -> Any:
     return module(forward, neuron=snn.LIF(6))
 
 
+zero: Any = tt.zero_states
 CHANGED = "layer 'neuron', .* has its states changed inside forward"
 
 
@@ -162,8 +163,8 @@ def backward_hook() -> nn.Module:
         (nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), snn.LIF(6)), "0.weight -> states of 2"),
         (alone(lambda s, x: s.neuron(s.neuron(x))), "layer 'neuron', .* called twice in one step"),
         (Modulated(True, gradient=True), "a further input, modulator, with a gradient"),
-        (alone(lambda s, x: (tt.zero_states(s), s.neuron(x))[1]), CHANGED),
-        (alone(lambda s, x: (s.neuron(x), tt.zero_states(s))[0]), CHANGED),
+        (alone(lambda s, x: (zero(s), s.neuron(x))[1]), CHANGED),
+        (alone(lambda s, x: (s.neuron(x), zero(s))[0]), CHANGED),
         (alone(lambda s, x: s.neuron.forward_step(x)), CHANGED),
         (nn.Sequential(OwnStep(6)), "layer '0', .* has a forward_step of its own, and traces"),
         (own_forward(nn.Linear(6, 6)), "0.weight -> states of 1: no trace of earlier steps"),

@@ -86,7 +86,8 @@ SLOW = ("initial values of channels", "inputs", "noise", "images", "connected")
 
 
 def check(found: Any, expected: Any, exact: bool) -> None:
-    torch.testing.assert_close(found, expected, **({"rtol": 0, "atol": 0} if exact else {}))
+    options: Any = {"rtol": 0, "atol": 0} if exact else {}
+    torch.testing.assert_close(found, expected, **options)
 
 
 def first(x: Any) -> Any:
@@ -152,7 +153,7 @@ COMPILED += ["memory that learns", "populations", "connected"]
 def test_compiled_it_computes_what_the_model_does(name: str, backend: str) -> None:
     torch._dynamo.reset()
     model, x = CASES[name]()
-    by = "step" if "memory" in name else "layer"
+    by: Any = "step" if "memory" in name else "layer"
 
     def run(x: Tensor) -> Tensor:
         return tt.unroll(model, x, by=by, from_rest=True)

@@ -179,7 +179,7 @@ def test_mask_that_does_not_fit_changes_nothing(mask, error, message):
     net["b"](torch.ones(2, 2))
     before = tt.get_states(net)
     with pytest.raises(error, match=message):
-        tt.zero_states(net, where=mask)  # type: ignore[arg-type]
+        tt.zero_states(net, where=mask)
     assert all(torch.equal(before[name], state) for name, state in tt.get_states(net).items())
 
 

@@ -188,9 +188,9 @@ def test_checkpoints_and_state_dicts(tmp_path: Path) -> None:
         tt.checkpoint.load(
             tmp_path / "noise.safetensors", snn.Noise(3, distribution="uniform", seed=1)
         )
-    layer, other = snn.Noise(3, seed=1), snn.Noise(3, seed=2)
-    other.load_state_dict(layer.state_dict())
-    assert torch.equal(layer(torch.zeros(1, 3)), other(torch.zeros(1, 3)))
+    layer, another = snn.Noise(3, seed=1), snn.Noise(3, seed=2)
+    another.load_state_dict(layer.state_dict())
+    assert torch.equal(layer(torch.zeros(1, 3)), another(torch.zeros(1, 3)))
     assert not list(layer.parameters())
     assert not snn.Noise(3).state_dict()
 

@@ -37,7 +37,8 @@ def by_name(groups: list[dict[str, Any]]) -> dict[str, set[int]]:
 @pytest.mark.parametrize("decay_biases", [True, False])
 def test_every_parameter_is_in_one_group(make: Any, decay_biases: bool) -> None:
     model, neurons = make(), []
-    for options in ({}, {"lr": 1e-2, "relative": True}):
+    ways: list[dict[str, Any]] = [{}, {"lr": 1e-2, "relative": True}]
+    for options in ways:
         groups = param_groups(model, 0.1, decay_biases=decay_biases, **options)
         put = [id(p) for group in groups for p in group["params"]]
         every = {id(p) for _, module in named_modules(model) for p in module.parameters()}

@@ -233,13 +233,13 @@ def test_tensors_set_values_and_rank_and_are_copied() -> None:
     assert snn.LIF(3, beta_rank=0).raw_beta.ndim == 0
     assert snn.LIF(3).raw_beta.shape == (3,)
     bias = torch.zeros(3)
-    neurons = snn.RLIF(3, bias=bias)
+    biased = snn.RLIF(3, bias=bias)
     bias += 1
-    assert neurons.bias.tolist() == [0.0, 0.0, 0.0]
+    assert biased.bias.tolist() == [0.0, 0.0, 0.0]
     with torch.no_grad():
         snn.RLIF(3).raw_bias[0] += 1  # not an expanded view of one value
-        neurons.raw_bias[0] += 1
-    assert neurons.bias.tolist() == [1.0, 0.0, 0.0]
+        biased.raw_bias[0] += 1
+    assert biased.bias.tolist() == [1.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("beta", [0.5, torch.tensor(0.5).expand(1)])

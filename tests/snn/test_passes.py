@@ -84,8 +84,8 @@ def test_a_call_that_fails_leaves_no_pass_and_no_state() -> None:
 
 def test_a_copy_within_a_pass_by_step_has_the_states_of_the_step() -> None:
     copies: list[Any] = []
-    forward = lambda s, x: (s.lif(x), copies.append(copy.deepcopy(s.lif)))[0]  # noqa: E731
-    model = module(forward, lif=snn.LIF(N))
+    keep: Any = copies.append
+    model = module(lambda s, x: (s.lif(x), keep(copy.deepcopy(s.lif)))[0], lif=snn.LIF(N))
     with torch.no_grad():
         tt.unroll(model, torch.rand(3, 2, N), by="step")
     assert torch.equal(copies[-1].mem, model.lif.mem)

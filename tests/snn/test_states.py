@@ -125,9 +125,10 @@ def test_states_that_do_not_fit_change_nothing(changed, error, message):
     net = Cells()
     net(torch.ones(2, 3))
     before = tt.get_states(net)
-    given: Any = {k: v for k, v in (before | (changed or {})).items() if v is not None}
+    states = {k: v for k, v in (before | (changed or {})).items() if v is not None}
+    given: Any = states if changed else list(states)
     with pytest.raises(error, match=message):
-        tt.set_states(net, given if changed else list(given))
+        tt.set_states(net, given)
     after = tt.get_states(net)
     assert list(after) == NAMES
     assert all(torch.equal(before[name], after[name]) for name in NAMES)

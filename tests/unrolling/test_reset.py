@@ -353,10 +353,10 @@ def test_a_restart_of_its_own_runs_by_step() -> None:
     holder.inner = model
     with pytest.raises(ValueError, match="has a zero_states of its own"):
         tt.unroll(holder, sequence(T, B, 3), reset=resets())
-    model, x = OwnRestart(), sequence(T, B, 3)
+    own, x = OwnRestart(), sequence(T, B, 3)
     with pytest.raises(ValueError, match="OwnRestart, at 'the root', has a zero_states of"):
-        tt.unroll(model, x, reset=resets())
-    tt.unroll(model, x, reset=resets(), by="step")
+        tt.unroll(own, x, reset=resets())
+    tt.unroll(own, x, reset=resets(), by="step")
 
 
 def test_the_mask_is_read_once_in_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
