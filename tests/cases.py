@@ -1,5 +1,6 @@
 """Shared cases: layers, configurations of a LeakyIntegrator, inputs, and the step reference."""
 
+import io
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -81,6 +82,13 @@ def module(forward: Callable[..., Any], name: str = "Model", **parts: Any) -> An
     for key, part in parts.items():
         setattr(made, key, part)
     return made
+
+
+def through_save(thing: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(thing, file)
+    file.seek(0)
+    return torch.load(file, weights_only=isinstance(thing, dict))
 
 
 class Slope(nn.Module):

@@ -23,11 +23,6 @@ TRANSFORMS: dict[str, Callable[[nn.Module], Any]] = {
 }
 
 
-def step_after_detaching(neurons: snn.LIF) -> None:
-    neurons.detach_states()
-    neurons(X[0])
-
-
 USES: dict[str, Callable[[snn.LIF], Any]] = {
     "a step": lambda neurons: neurons(X[0]),
     "a step of another batch": lambda neurons: neurons(torch.ones(4, 2)),
@@ -39,7 +34,7 @@ USES: dict[str, Callable[[snn.LIF], Any]] = {
     "a copy of the states": tt.get_states,
     "deepcopy": copy.deepcopy,
     "pickle": pickle.dumps,
-    "a step after detach_states": step_after_detaching,
+    "a step after detach_states": lambda neurons: (tt.detach_states(neurons), neurons(X[0])),
     "a step after a move": lambda neurons: neurons.double()(X[0].double()),
 }
 

@@ -1,5 +1,4 @@
 import copy
-import io
 import pickle
 import threading
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import tracetorch as tt
+from tests.cases import through_save
 from tests.events.cases import dyadic, event_passes, events
 from tests.unrolling.models import Whole
 from tracetorch import fuse, snn
@@ -249,12 +249,9 @@ def test_copies_made_within_a_pass() -> None:
     class Copies(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             layer = model[0]
-            file = io.BytesIO()
-            torch.save(layer, file)
-            file.seek(0)
             copies.extend((copy.copy(layer), copy.deepcopy(layer)))
             copies.append(pickle.loads(pickle.dumps(layer)))
-            copies.append(torch.load(file, weights_only=False))
+            copies.append(through_save(layer))
             return x
 
     model, x = net(), events(T, B, 40, density=0.05)

@@ -19,10 +19,6 @@ def sigmoid_derivative(u: float, k: float) -> float:
     return k / (2 * math.cosh(k * u / 2)) ** 2
 
 
-def normal_density(u: float, sigma: float) -> float:
-    return math.exp(-0.5 * (u / sigma) ** 2) / (sigma * math.sqrt(2 * math.pi))
-
-
 FORMULAS: dict[str, tuple[Surrogate, Callable[[float], float]]] = {
     "atan_surrogate": (
         functional.atan_surrogate(alpha=3.0),

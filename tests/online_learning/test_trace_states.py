@@ -1,7 +1,6 @@
 """Test that traces travel: whatever a learner goes through, its gradients go on, or it says so."""
 
 import copy
-import io
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 
 import tracetorch as tt
-from tests.cases import LAYERS, NEURONS, layer, sequence, stepped, weighted_sum
+from tests.cases import LAYERS, NEURONS, layer, sequence, stepped, through_save, weighted_sum
 from tests.online_learning.cases import assert_same, convolution, named_gradients, network
 from tracetorch import snn
 from tracetorch.online_learning import OnlineLearner
@@ -25,14 +24,6 @@ def fresh(learner: OnlineLearner) -> OnlineLearner:
     """Return a learner at rest, of a model with the same parameters."""
     tt.zero_states(found := OnlineLearner(copy.deepcopy(learner.model), learner.rule))
     return found
-
-
-def by_torch_save(learner: OnlineLearner, folder: Path) -> OnlineLearner:
-    file = io.BytesIO()
-    torch.save(learner, file)
-    file.seek(0)
-    loaded: OnlineLearner = torch.load(file, weights_only=False)
-    return loaded
 
 
 def by_states(learner: OnlineLearner, folder: Path) -> OnlineLearner:
@@ -64,22 +55,20 @@ def by_file(learner: OnlineLearner, folder: Path) -> OnlineLearner:
     return found
 
 
-def by_state_dict(learner: OnlineLearner, folder: Path) -> OnlineLearner:
-    learner.load_state_dict(learner.state_dict())
-    return learner
-
-
 WAYS: dict[str, Callable[[OnlineLearner, Path], OnlineLearner]] = {
     "copy": lambda learner, folder: copy.copy(learner),
     "deepcopy": lambda learner, folder: copy.deepcopy(learner),
     "pickle": lambda learner, folder: pickle.loads(pickle.dumps(learner)),
-    "torch.save": by_torch_save,
+    "torch.save": lambda learner, folder: through_save(learner),
     "states": by_states,
     "states in place": by_states_in_place,
     "states inside": by_states_inside,
     "file": by_file,
     "to": lambda learner, folder: learner.to("cpu", torch.float64).train(),
-    "state_dict": by_state_dict,
+    "state_dict": lambda learner, folder: (
+        learner.load_state_dict(learner.state_dict()),
+        learner,
+    )[1],
 }
 
 MODELS: dict[str, Callable[[], nn.Sequential]] = {

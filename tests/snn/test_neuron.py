@@ -1,6 +1,5 @@
 import copy
 import inspect
-import io
 import pickle
 import re
 from typing import Any
@@ -13,7 +12,7 @@ from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel
 
 import tracetorch as tt
-from tests.cases import LAYERS, Slope, layer, module, sequence, stepped, weighted_sum
+from tests.cases import LAYERS, Slope, layer, module, sequence, stepped, through_save, weighted_sum
 from tests.fuse.cases import agree
 from tracetorch import fuse, neurons, snn
 from tracetorch.core.checks import check_count
@@ -586,13 +585,6 @@ def test_states_move_with_the_module() -> None:
 
 def through_pickle(net: nn.Module) -> nn.Module:
     return pickle.loads(pickle.dumps(net))
-
-
-def through_save(net: nn.Module) -> nn.Module:
-    file = io.BytesIO()
-    torch.save(net, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, through_pickle, through_save])

@@ -1,4 +1,3 @@
-import io
 from typing import Any
 
 import pytest
@@ -9,7 +8,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 import tracetorch as tt
-from tests.cases import examples, layer, sequence, stepped
+from tests.cases import examples, layer, sequence, stepped, through_save
 from tracetorch import snn
 
 
@@ -60,14 +59,7 @@ def test_get_states_copies_unless_detach_is_false() -> None:
     assert live["cells.1.syn"].requires_grad
 
 
-def through_torch_save(states: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    file = io.BytesIO()
-    torch.save(states, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
-@pytest.mark.parametrize("stored", [dict, through_torch_save, lambda states: load(save(states))])
+@pytest.mark.parametrize("stored", [dict, through_save, lambda states: load(save(states))])
 @given(cut=st.integers(0, 5), seed=st.integers(0, 100))
 @examples(10)
 def test_stream_is_resumed_exactly(stored: Any, cut: int, seed: int) -> None:

@@ -104,12 +104,6 @@ def ring_buffer(s: Any, x: Tensor) -> Tensor:
     return s.n(s.g(x) + s.ring.sum(0))
 
 
-def mode_switch(s: Any, x: Tensor) -> Tensor:
-    y: Tensor = s.n(s.g(x if s.training else 2 * x))
-    s.eval()
-    return y
-
-
 class RunningNorm(nn.Module):
     mean: Tensor
 
@@ -219,7 +213,7 @@ FORWARDS: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, Any]]] = {
         lambda s, x: s.n(s.g(x + s.total.copy_(0.9 * s.total + x.mean()))),
         {"total": torch.zeros(())},
     ),
-    "a mode": (mode_switch, {}),
+    "a mode": (lambda s, x: (s.n(s.g(x if s.training else 2 * x)), s.eval())[0], {}),
     "a sum with a graph": (
         lambda s, x: s.n(x + keep(s, "sum", 0.5 * s.sum + s.g.weight.mean() * x.mean())),
         {"sum": 0.0},
@@ -370,32 +364,28 @@ def test_a_batch_mixed_by_its_largest_value_is_found_in_front(name: str) -> None
         tt.unroll(net, x)
 
 
-def calls_by_size(s: Any, x: Tensor) -> Tensor:
-    return s.n(s.g(x) if len(x) > B else s.g(s.g(x)))
-
-
-def neurons_by_size(s: Any, x: Tensor) -> Tensor:
-    return s.n(s.g(x)) if len(x) > B else s.other(s.g(x))
-
-
-def neurons_once_more(s: Any, x: Tensor) -> Tensor:
-    return s.n(s.g(x)) if len(x) > B else s.other(s.n(s.g(x)))
-
-
-def neurons_less(s: Any, x: Tensor) -> Tensor:
-    return s.other(s.n(s.g(x))) if len(x) > B else s.n(s.g(x))
-
-
 @pytest.mark.parametrize(
     ("forward", "message"),
     [
         (lambda s, x: s.n(s.g(x) - s.g(x).mean(0)), r"gives n \(LIF\) other inputs by layer .*"),
         (lambda s, x: s.n(x).flip(0), f"gives other outputs by layer .*{MIXES}"),
         (lambda s, x: s.n(x.flip(0)), f"other inputs by layer .*{MIXES}"),
-        (calls_by_size, f"calls other modules by layer than by step: {MIXES}"),
-        (neurons_by_size, "(calls other modules|calls a layer)"),
-        (neurons_once_more, "(calls other modules|calls a layer by step that it does not call)"),
-        (neurons_less, "(calls other modules|calls a layer by layer that it does not call)"),
+        (
+            lambda s, x: s.n(s.g(x) if len(x) > B else s.g(s.g(x))),
+            f"calls other modules by layer than by step: {MIXES}",
+        ),
+        (
+            lambda s, x: (s.n if len(x) > B else s.other)(s.g(x)),
+            "(calls other modules|calls a layer)",
+        ),
+        (
+            lambda s, x: s.n(s.g(x)) if len(x) > B else s.other(s.n(s.g(x))),
+            "(calls other modules|calls a layer by step that it does not call)",
+        ),
+        (
+            lambda s, x: s.other(s.n(s.g(x))) if len(x) > B else s.n(s.g(x)),
+            "(calls other modules|calls a layer by layer that it does not call)",
+        ),
     ],
 )
 def test_what_differs_in_the_models_own_code(forward: Any, message: str) -> None:

@@ -77,18 +77,17 @@ class Restarting(Whole):
         return tt.unroll(self.model, x, reset=mask, from_rest=True)
 
 
-def delayed() -> nn.Sequential:
-    return nn.Sequential(snn.DelayedLinear(4, 4, max_delay=2), snn.LIF(4)).double()
-
-
-def fed_back() -> nn.Sequential:
-    connection = snn.connect(nn.Linear(4, 4), mask=torch.rand(4, 4) < 0.6)
-    return nn.Sequential(snn.Recurrent(snn.LIF(4), connection)).double()
-
-
-@pytest.mark.parametrize("make", [delayed, fed_back])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: [snn.DelayedLinear(4, 4, max_delay=2), snn.LIF(4)],
+        lambda: [
+            snn.Recurrent(snn.LIF(4), snn.connect(nn.Linear(4, 4), mask=torch.rand(4, 4) < 0.6))
+        ],
+    ],
+)
 def test_ensemble_with_buffers_of_their_own_restarts(make: Any) -> None:
-    members = [Restarting(make()) for _ in range(2)]
+    members = [Restarting(nn.Sequential(*make()).double()) for _ in range(2)]
     parameters, buffers = stack_module_state(members)
     x = dyadic(5, 2, 4)
     call = lambda p, b: functional_call(members[0], (p, b), (x,))  # noqa: E731

@@ -333,16 +333,16 @@ class Counts(nn.Module):
         return self.cell(self.linear(x) + self.total + self.trace)
 
 
-def normed() -> nn.Module:
-    return nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), layer("LIF", 3))
-
-
-def spectral() -> nn.Module:
-    linear = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))
-    return nn.Sequential(linear, layer("LIF", 3))
-
-
-@pytest.mark.parametrize("build", [Counts, normed, spectral])
+@pytest.mark.parametrize(
+    "build",
+    [
+        Counts,
+        lambda: nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), layer("LIF", 3)),
+        lambda: nn.Sequential(
+            nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3)), layer("LIF", 3)
+        ),
+    ],
+)
 def test_buffers_are_what_they_were_when_a_segment_runs_again(build: Any) -> None:
     x = 2 * torch.rand(9, 4, 3, dtype=torch.float64)
     found = []
