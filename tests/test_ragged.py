@@ -1,6 +1,5 @@
 """The checks and the effect of a mask, as the decoders use them."""
 
-from typing import Any
 
 import pytest
 import torch
@@ -27,9 +26,7 @@ X, LEFT = torch.zeros(3, 2, 4), torch.tensor([[True, False]] * 3)
     decoder(X, mask=LEFT) -> ValueError: sequence 1 of .* real step\. Leave it out.* True .*~mask
     """
 )
-def test_sequence_or_mask_that_does_not_fit_is_named_in_the_error(
-    decoder: Any, call: str, error: str
-) -> None:
+def test_sequence_or_mask_that_does_not_fit_is_named_in_the_error(decoder, call, error):
     check(call, error, {**globals(), "decoder": decoder})
 
 

@@ -126,9 +126,7 @@ class OwnZero(Started):
 
 
 class OwnSequence(Started):
-    def forward_sequence(  # type: ignore[override]
-        self, x: Tensor, record: Any = (), *, further: Any = ()
-    ) -> Any:
+    def forward_sequence(self, x, record=(), *, further=()):
         return super().forward_sequence(x, record, further=further)
 
 
@@ -139,9 +137,7 @@ class StartName(Started):
         self.weight("initial_w_", 0.3)
 
     @staticmethod
-    def step(  # type: ignore[override]
-        x: Tensor, v: Tensor, w: Tensor, *, beta: Tensor, initial_x: Tensor, initial_w_: Tensor
-    ) -> tuple[Any, ...]:
+    def step(x, v, w, *, beta, initial_x, initial_w_):
         return Started.step(x + initial_x * initial_w_, v, w, beta=beta)
 
 
@@ -151,9 +147,7 @@ class OtherName(Started):
         self.weight("restarts", 0.3)
 
     @staticmethod
-    def step(  # type: ignore[override]
-        x: Tensor, v: Tensor, w: Tensor, *, beta: Tensor, restarts: Tensor
-    ) -> tuple[Any, ...]:
+    def step(x, v, w, *, beta, restarts):
         return Started.step(x + restarts, v, w, beta=beta)
 
 
