@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tracetorch import snn
 
-STEPS = 25
+STEPS = 12
 
 
 def network(*middle: nn.Module) -> nn.Sequential:
