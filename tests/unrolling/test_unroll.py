@@ -39,15 +39,6 @@ def test_by_layer_and_by_step_equal_the_python_loop(name: str) -> None:
         torch.testing.assert_close(found, grads)
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_bare_layer(name: str) -> None:
-    x = sequence(9, 3, 4)
-    model = layer(name, 4).double()
-    expected = stepped(model, x)
-    model.zero_states()
-    assert torch.equal(tt.unroll(model, x), expected)
-
-
 @pytest.mark.parametrize("by", ["layer", "step"])
 def test_several_inputs_and_nested_outputs(by: Any) -> None:
     model = made("skip")
@@ -181,33 +172,6 @@ def test_recording_is_differentiable_and_named_by_path(by: Any) -> None:
     torch.testing.assert_close(grads, gradients(model))
 
 
-def test_parts_of_a_recurrent_layer_can_be_recorded() -> None:
-    x = dyadic(5, 2, 3)
-    model = made("recurrent")
-    seen = {}
-    for by in ("layer", "step"):
-        tt.zero_states(model)
-        seen[by] = tt.unroll(model, x, by=by, record=["1.neuron.*", "1.output"])[1]
-    assert set(seen["layer"]) == {
-        "1.output", "1.neuron.mem", "1.neuron.syn", "1.neuron.input", "1.neuron.output",
-    }  # fmt: skip
-    for path, trajectory in seen["layer"].items():
-        assert torch.equal(trajectory, seen["step"][path])
-    assert torch.equal(seen["layer"]["1.output"], seen["layer"]["1.neuron.output"])
-
-
-@pytest.mark.parametrize("by", ["layer", "step"])
-def test_inputs_can_be_recorded(by: Any) -> None:
-    x = dyadic(5, 2, 3)
-    model = made("dense")
-    _, seen = tt.unroll(model, x, by=by, record="input")
-    assert list(seen) == ["1.input", "3.input"]
-    assert torch.equal(seen["1.input"], model[0](x))
-    tt.zero_states(model)
-    assert torch.equal(tt.unroll(model[1], seen["1.input"]) @ model[2].weight.T + model[2].bias,
-                       seen["3.input"])  # fmt: skip
-
-
 def test_keyword_inputs_can_be_recorded() -> None:
     x = dyadic(5, 2, 3)
     for by in ("layer", "step"):
@@ -285,16 +249,6 @@ def test_error_names_what_cannot_run_by_layer_and_changes_nothing(model, message
         tt.unroll(model, torch.arange(24.0).view(4, 2, 3) / 24)
     assert tt.get_states(model) == {}
     assert current_pass() is None
-
-
-def test_failed_call_keeps_live_states() -> None:
-    model = nn.Sequential(snn.LIF(3), snn.LIF(2))
-    model[0](torch.ones(2, 3))
-    before = model[0].mem
-    for by in ("layer", "step"):
-        with pytest.raises(ValueError, match="has 2 neurons"):
-            tt.unroll(model, torch.ones(4, 2, 3), by=by)
-        assert model[0].mem is before
 
 
 def test_by_step_runs_models_that_cannot_run_by_layer() -> None:
