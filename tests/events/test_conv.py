@@ -17,7 +17,6 @@ from tests.events.cases import (
 from tracetorch import snn
 from tracetorch.events import mode, observed_products
 from tracetorch.events.conv import Window, window
-from tracetorch.events.crossover import conv_crossover
 
 # images, inputs, outputs, height, width, and the arguments of the layer
 WINDOWS: dict[str, tuple[tuple[int, int, int, int, int], dict[str, Any]]] = {
@@ -174,19 +173,6 @@ def test_auto_follows_density_and_channels() -> None:
     with event_passes((model[2],)), observed_products() as products:
         model[2](torch.ones(48, 32, 17, 17))
     assert products[0][1].reason == "too busy for events"
-
-
-@pytest.mark.parametrize(
-    ("shape", "weight", "side", "wins"),
-    [
-        ((256, 32, 17, 17), (64, 32, 3, 3), 17, True),
-        # the sums of the weight's gradient take longer than the dense product
-        ((64, 512, 2, 2), (512, 512, 3, 3), 2, False),
-        ((64, 512, 1, 1), (512, 512, 3, 3), 1, False),
-    ],
-)
-def test_many_weights_on_few_places_stay_dense(shape, weight, side, wins):
-    assert (conv_crossover(shape, weight, (side, side)) > 0.1) == wins
 
 
 @pytest.mark.parametrize("case", ["trained", "no_grad", "frozen"])

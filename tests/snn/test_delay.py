@@ -391,24 +391,6 @@ def test_recurrent_layer_by_layer_is_by_step(connection: str) -> None:
     torch.testing.assert_close(*found)
 
 
-def test_kernel_is_computed_once_in_a_recurrent_layer() -> None:
-    model, x = looped()
-    calls: list[int] = []
-    delayed: Any = model.connection
-    kernel = delayed.kernel
-
-    def counted(delay: Tensor) -> Tensor:
-        calls.append(1)
-        result: Tensor = kernel(delay)
-        return result
-
-    vars(delayed)["kernel"] = counted
-    tt.unroll(model, x)
-    assert len(calls) == 1  # steps that are run to compare do not run it
-    with pytest.raises(ValueError, match="takes 3 features"):
-        tt.unroll(snn.Recurrent(snn.LIF(4), delayed), torch.ones(2, 1, 4), from_rest=True)
-
-
 @every_kind
 def test_sigma_is_saved(kind: str, tmp_path: Any) -> None:
     model, other = KINDS[kind](sigma=3.0), KINDS[kind]()

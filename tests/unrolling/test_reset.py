@@ -1,7 +1,6 @@
 """``unroll(..., reset=)``: samples start anew inside a sequence, as in a loop, on every road."""
 
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 import pytest
@@ -351,18 +350,3 @@ def test_a_restart_of_its_own_runs_by_step() -> None:
     with pytest.raises(ValueError, match="OwnRestart, at 'the root', has a zero_states of"):
         tt.unroll(own, x, reset=resets())
     tt.unroll(own, x, reset=resets(), by="step")
-
-
-def test_the_mask_is_read_once_in_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    restarts: Any = import_module("tracetorch.snn.restarts")
-    read: list[Any] = []
-    original = restarts.observed_by
-
-    def noted(tensors: Any) -> Any:
-        read.append(tensors)
-        return original(tensors)
-
-    monkeypatch.setattr(restarts, "observed_by", noted)
-    delays = [snn.Delay(3, max_delay=2) for _ in range(3)]  # which are cut at the restarts
-    tt.unroll(nn.Sequential(*delays), sequence(T, B, 3), reset=resets())
-    assert len(read) == 1
