@@ -1,6 +1,5 @@
 """The checks and the effect of a mask, as the decoders use them."""
 
-
 import pytest
 import torch
 from hypothesis import given, settings

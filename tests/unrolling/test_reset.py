@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import FEW_LAYERS, NEURONS, PLACES, examples, layer, sequence
+from tests.unrolling.memories import Says
 from tests.unrolling.models import Skip, conv, dense, dyadic, gradcheck, made, recurrent
 from tracetorch import fuse, snn
 
@@ -331,6 +332,9 @@ def test_a_mask_that_does_not_fit_is_refused(reset, options, error, message):
     with pytest.raises(error, match=message):
         tt.unroll(model, x, reset=reset, **options)
     assert not tt.get_states(model)
+    doubled = nn.Sequential(Says(lambda x: torch.cat([x, x])), snn.LIF(3))
+    with pytest.raises(ValueError, match=r"'1', .* got 8 samples in each step, .* says of 4 where"):
+        tt.unroll(doubled, dyadic(T, B, 3).float(), reset=resets())
 
 
 @pytest.mark.parametrize("kind", [OwnStart, OwnZero])
