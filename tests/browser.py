@@ -1,7 +1,5 @@
 """A headless Chromium for tests of pages, and the check that a page is silent."""
 
-from __future__ import annotations
-
 import shutil
 import time
 from collections.abc import Iterator
@@ -41,12 +39,7 @@ def launched() -> Iterator[Any]:
 
 
 class Visits:
-    """Open pages, each in a context of its own, and collect their errors and requests.
-
-    Args:
-        browser: the browser.
-
-    """
+    """Open pages, each in a context of its own, and collect their errors and requests."""
 
     def __init__(self, browser: Any) -> None:
         self.browser = browser

@@ -1,9 +1,8 @@
 """Shared cases: layers, configurations of a LeakyIntegrator, inputs, and the step reference."""
 
-from __future__ import annotations
-
+import io
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -75,6 +74,32 @@ def layer(name: str, num_neurons: int = 4, **arguments: Any) -> Any:
 def trace_layer(layer: snn.Neuron, ndim: int, dtype: torch.dtype) -> Program:
     """Trace the step of a layer."""
     return program_of(layer.cell, ndim, dtype, layer.step_kwargs(ndim, dtype))
+
+
+def module(forward: Callable[..., Any], name: str = "Model", **parts: Any) -> Any:
+    """Make a module with parts, whose forward is a function of it and of its inputs."""
+    made: Any = type(name, (snn.TTModule,), {"forward": forward})()
+    for key, part in parts.items():
+        setattr(made, key, part)
+    return made
+
+
+def through_save(thing: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(thing, file)
+    file.seek(0)
+    return torch.load(file, weights_only=isinstance(thing, dict))
+
+
+class Slope(nn.Module):
+    """A spike function whose slope is learned."""
+
+    def __init__(self, curve: Callable[[Tensor], Tensor] = torch.sigmoid) -> None:
+        super().__init__()
+        self.k, self.curve = nn.Parameter(torch.tensor(2.0)), curve
+
+    def forward(self, u: Tensor) -> Tensor:
+        return self.curve(self.k * u)
 
 
 def vary(module: nn.Module, seed: int = 0, relative: bool = False) -> None:

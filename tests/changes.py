@@ -1,7 +1,5 @@
 """The ways in which a layer can change after it has run: every road must see each of them."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Step one lane of a neuron eagerly in float64, for comparison with printed JavaScript."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -8,8 +8,6 @@ there until the first fails. Faults that survive are printed with file and line:
 there, or the change makes no difference.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import copy
@@ -37,21 +35,13 @@ SWAPS[ast.FloorDiv] = ast.Mult
 
 @dataclass(frozen=True)
 class Mutant:
-    """A fault.
+    """A fault."""
 
-    Args:
-        path: the file, from the root.
-        line: line of the place.
-        change: the change in words.
-        node: number of the changed node, in the order of ``ast.walk``.
-        variant: number of the change among those of the node.
-    """
-
-    path: str
+    path: str  # from the root
     line: int
-    change: str
-    node: int
-    variant: int
+    change: str  # in words
+    node: int  # the number of the changed node, in the order of ``ast.walk``
+    variant: int  # the number of the change among those of the node
 
     def source(self) -> str:
         """Return the source of the whole file with the fault."""

@@ -3,8 +3,6 @@
 Written from the equations of the documentation, not from the code, and slow on purpose.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 Array = np.ndarray

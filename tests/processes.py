@@ -9,8 +9,6 @@ ignored: a test that needs either starts a :mod:`subprocess`.
 each, and answers each with one.
 """
 
-from __future__ import annotations
-
 import atexit
 import faulthandler
 import gc
@@ -40,13 +38,9 @@ IMPORTED = (
 
 
 class Child:
-    """A process that runs ``python ARGUMENTS...``; as much of ``subprocess.Popen`` as tests need.
+    """A process that runs ``python ARGUMENTS...``; as much of ``Popen`` as tests need.
 
-    Args:
-        arguments: ``-c CODE``, ``-m MODULE`` or a script, and what it finds in ``sys.argv``.
-        env: variables to set. Of the number of threads the imports have read: it is one.
-        stdin: what it reads.
-        merged: whether errors are in the output.
+    The number of threads in ``env`` is not read: the imports have read it, and it is one.
     """
 
     def __init__(

@@ -1,7 +1,5 @@
 """Strategies for masks, and helpers that pad a batch with NaN or take its sequences apart."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

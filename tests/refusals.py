@@ -1,7 +1,5 @@
 """Tables of calls that are refused, a line each: ``call -> Error: what its message says``."""
 
-from __future__ import annotations
-
 import builtins
 from collections.abc import Mapping
 from typing import Any

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import copy
 import pickle
 from typing import Any
@@ -70,16 +68,13 @@ class Mixed(snn.Neuron):
         return fires(mem - base), mem
 
 
-def test_arguments_of_the_constructor_are_those_that_are_values() -> None:
+def test_arguments_of_the_constructor_that_are_values() -> None:
     cell = Mixed(2, torch.tensor([0.5, 0.6]), base=3.0).cell
     assert cell.arguments == {"beta": ("beta",), "fires": ("spike",)}
     assert str(cell.call) == "Mixed(2, beta=Tensor[2], base=3.0)"
     assert (cell.call.positional, cell.call.named["base"]) == (("2",), "3.0")
     assert cell.defaults["gain"] == 2.0
     assert list(cell.defaults) == ["num_neurons", "beta", "base", "gain", "spike"]
-
-
-def test_a_shared_surrogate_is_of_both_arguments() -> None:
     both = ("pos_surrogate_derivative", "neg_surrogate_derivative")
     assert snn.BLIF(2).cell.arguments["pos_spike"] == both
     other = snn.BLIF(2, neg_surrogate_derivative=sigmoid_surrogate(3.0)).cell

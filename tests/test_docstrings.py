@@ -5,8 +5,6 @@ or the fields of a dataclass, reads entries of several names (``a, b: ...``), an
 of arguments that do not exist. Docstrings without an ``Args:`` section are free.
 """
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import re

@@ -1,7 +1,5 @@
 """The language of the code: plain technical English in names, docstrings and comments."""
 
-from __future__ import annotations
-
 import ast
 import io
 import re

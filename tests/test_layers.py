@@ -1,7 +1,5 @@
 """The order of rooms: every import goes one way, and private names of PyTorch are in one file."""
 
-from __future__ import annotations
-
 import ast
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Test ``python -m tracetorch``: ``info``, ``cache``, ``kernels`` and ``tree``."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -33,9 +31,7 @@ def test_info_names_the_reason_of_a_missing_backend(monkeypatch: pytest.MonkeyPa
     assert "triton  no: there is no GPU" in info()
 
 
-def test_cache_names_folder_number_and_size_and_is_cleared(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_cache_names_folder_number_and_size_and_is_cleared(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TRACETORCH_CACHE", str(tmp_path))
     monkeypatch.setenv("TRACETORCH_CACHE_LIMIT", "64")
     for name, size in (("forward", 1_000_000), ("step", 200_000)):
@@ -55,27 +51,21 @@ def test_cache_names_folder_number_and_size_and_is_cleared(
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_cache_folder_that_is_not_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_cache_folder_that_is_not_there(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TRACETORCH_CACHE", str(tmp_path / "none"))
     assert main(["cache", "--clear"]) == 0
     assert "kernels 0" in capsys.readouterr().out
     assert not (tmp_path / "none").exists()
 
 
-def test_limit_that_is_no_number(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_limit_that_is_no_number(monkeypatch, capsys):
     monkeypatch.setenv("TRACETORCH_CACHE_LIMIT", "lots")
     assert main(["cache"]) == 1
     assert "TRACETORCH_CACHE_LIMIT must be a number of megabytes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [[], ["--clear"], ["cache", "--clean"], ["info", "cache"]])
-def test_other_arguments_print_the_usage(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_arguments_print_the_usage(arguments, capsys):
     assert main(arguments) == 2
     usage = "usage: python -m tracetorch info | cache | cache --clear | kernels LAYER | tree\n"
     assert capsys.readouterr().err == usage

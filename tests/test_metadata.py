@@ -1,7 +1,5 @@
 """The two files with metadata of the package agree."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -24,12 +22,19 @@ def test_the_citation_is_of_this_version() -> None:
     assert field("url", "CITATION.cff") == field("Documentation", "pyproject.toml")
 
 
-def test_every_supported_python_has_a_classifier() -> None:
+def test_supported_versions_are_the_same_everywhere() -> None:
     bounds = re.fullmatch(r">=3\.(\d+),<3\.(\d+)", field("requires-python", "pyproject.toml"))
     assert bounds is not None
     text = (ROOT / "pyproject.toml").read_text()
     minors = re.findall(r'"Programming Language :: Python :: 3\.(\d+)"', text)
     assert [int(minor) for minor in minors] == list(range(int(bounds[1]), int(bounds[2])))
+    torch = re.search(r'"torch>=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
+    bounds = re.fullmatch(r">=3\.(\d+),<3\.(\d+)", field("requires-python", "pyproject.toml"))
+    assert torch is not None
+    assert bounds is not None
+    readme = (ROOT / "README.md").read_text()
+    assert f"`torch>={torch[1]}`" in readme
+    assert f"Python 3.{bounds[1]} to 3.{int(bounds[2]) - 1}" in readme
 
 
 def test_the_release_workflow_reads_the_version_where_it_is() -> None:
@@ -41,13 +46,3 @@ def test_the_release_workflow_reads_the_version_where_it_is() -> None:
     assert command is not None
     assert command[2] == path[1]
     assert f'__version__ = "{tt.__version__}"' in (ROOT / path[1]).read_text()
-
-
-def test_readme_names_the_supported_versions() -> None:
-    torch = re.search(r'"torch>=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
-    bounds = re.fullmatch(r">=3\.(\d+),<3\.(\d+)", field("requires-python", "pyproject.toml"))
-    assert torch is not None
-    assert bounds is not None
-    readme = (ROOT / "README.md").read_text()
-    assert f"`torch>={torch[1]}`" in readme
-    assert f"Python 3.{bounds[1]} to 3.{int(bounds[2]) - 1}" in readme

@@ -1,7 +1,5 @@
 """Test the package as a whole: import cost, public names, docstrings and pages."""
 
-from __future__ import annotations
-
 import doctest
 import importlib
 import inspect
@@ -114,15 +112,17 @@ def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert not report.named("weight-decay-on-neurons")
 
 
-def test_readme_leads_to_pages_that_there_are() -> None:
+def test_readme_is_short_and_leads_to_pages_from_anywhere() -> None:
     site, text = "https://yegor-men.github.io/tracetorch/", (ROOT / "README.md").read_text()
     pages = re.findall(rf"\]\({re.escape(site)}(\S+)\.html\)", text)
     assert {"use/playground", "course/1_membrane", "tutorials/row_digits"} <= set(pages)
     assert [page for page in pages if not (ROOT / f"docs/{page}.md").is_file()] == []
-
-
-def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().split()) <= 700
+    targets = re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text())
+    assert len(targets) > 20
+    assert [target for target in targets if not target.startswith("https://")] == []
+    for page in ROOT.glob("*.md"):
+        assert not re.search(r"pip install ['\"]?tracetorch", page.read_text()), page
 
 
 SEED_MODEL = """
@@ -201,18 +201,6 @@ def test_architecture_page_is_short_and_names_what_exists() -> None:
     paths = re.findall(r"`((?:tracetorch|tests|docs|benchmarks)/[\w/.]+)`", text)
     assert len(paths) > 20
     assert [path for path in paths if not (ROOT / path).exists()] == []
-
-
-def test_readme_works_from_the_metadata_of_a_wheel() -> None:
-    """There, a relative link or picture leads nowhere."""
-    targets = re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text())
-    assert len(targets) > 20
-    assert [target for target in targets if not target.startswith("https://")] == []
-
-
-def test_no_page_installs_from_an_index() -> None:
-    for page in ROOT.glob("*.md"):
-        assert not re.search(r"pip install ['\"]?tracetorch", page.read_text()), page
 
 
 def test_warnings_are_errors() -> None:

@@ -1,7 +1,5 @@
 """The pages of the project: every path in backticks and every link leads somewhere."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The process that forks those of the tests: the error once it has died."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

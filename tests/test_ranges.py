@@ -4,8 +4,6 @@ The sections are read for the words of ranges. Each range becomes values at its 
 NaN and infinity, and each of those is refused.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 import re
@@ -211,9 +209,7 @@ OUT_OF_RANGE = [
 
 
 @pytest.mark.parametrize(("name", "argument", "far"), OUT_OF_RANGE)
-def test_what_is_learned_out_of_range_is_held_and_comes_back(
-    name: str, argument: str, far: float
-) -> None:
+def test_what_is_learned_out_of_range_is_held_and_comes_back(name, argument, far):
     made = getattr(neurons, name)(3)
     x = (NEURONS[name] * sequence(6, 2, 3, dtype=torch.float32)).requires_grad_()
     getattr(made, f"raw_{argument}").data.fill_(far)
@@ -255,9 +251,7 @@ def test_bound_follows_the_other_parameter_in_compiled_steps() -> None:
         ("Izhikevich", "substeps", 2, (0, 1.5)),
     ],
 )
-def test_options_are_checked_when_assigned(
-    name: str, option: str, good: object, bad: tuple[object, ...]
-) -> None:
+def test_options_are_checked_when_assigned(name, option, good, bad):
     made = getattr(neurons, name)(3)
     setattr(made, option, good)
     for value in bad:

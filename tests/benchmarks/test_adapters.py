@@ -1,7 +1,5 @@
 """Adapters of peers against traceTorch, where both compute the same."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 
@@ -74,17 +72,7 @@ class Lagged(snn.Neuron):
         self.threshold("level", 1.0)
 
     @staticmethod
-    def step(
-        x: Tensor,
-        mem: Tensor,
-        adaptation: Tensor,
-        current: Tensor,
-        *,
-        beta: Tensor,
-        rho: Tensor,
-        level: Tensor,
-        spike: Any,
-    ) -> tuple[Any, ...]:
+    def step(x, mem, adaptation, current, *, beta, rho, level, spike):
         mem = beta * mem + current
         fired = spike(mem - level - ADAPTATION * adaptation)
         return fired, mem * (1 - fired), rho * adaptation + fired, x

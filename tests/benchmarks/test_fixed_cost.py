@@ -1,20 +1,15 @@
 """Count the calls of small networks."""
 
-from __future__ import annotations
-
 import pytest
 
 from benchmarks.fixed_cost import calls, main, package_calls, single_calls
 
 
-def test_a_table_is_printed(capsys):
+def test_calls_are_counted_and_printed(capsys):
     assert main(["--rounds", "1"]) == 0
     out = capsys.readouterr().out
     assert "| 4 x (Linear, LIF) | train |" in out
     assert "| LIF | forward |" in out
-
-
-def test_calls_are_counted():
     assert calls(lambda: abs(-1)) == (1, 1)
 
 

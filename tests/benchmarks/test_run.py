@@ -1,7 +1,5 @@
 """Run the benchmarks on traceTorch alone."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -97,12 +95,9 @@ def test_case_names_are_unique_and_quick_shapes_small():
     assert max(quick(case).elements for case in cases) <= 2 * 2 * (32 * 34 * 34)
 
 
-def test_unknown_case_name_prints_all_names(capsys):
+def test_names_of_cases_and_arguments(capsys):
     assert main(["--cases", "no such"]) == 2
     assert "LIF N=128, forward" in capsys.readouterr().out
-
-
-def test_rounds_must_be_positive(capsys):
     with pytest.raises(SystemExit):
         parse(["--rounds", "0"])
     assert "--rounds must be at least 1, got 0." in capsys.readouterr().err

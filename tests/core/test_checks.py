@@ -1,8 +1,5 @@
-from __future__ import annotations
-
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import pytest
@@ -48,9 +45,7 @@ def test_flag_accepts_bools(value: bool) -> None:
         (check_share, 0.25, 0.25),
     ],
 )
-def test_valid_numbers_come_back_as_python_numbers(
-    check: Callable[[str, object], float], value: object, expected: float
-) -> None:
+def test_valid_numbers_come_back_as_python_numbers(check, value, expected):
     number = check("n", value)
     assert number == expected
     assert type(number) is type(expected)
@@ -84,9 +79,7 @@ def test_valid_numbers_come_back_as_python_numbers(
         (check_share, NAN, ValueError, r"^n must lie in \[0, 1\], got nan.$"),
     ],
 )
-def test_error_names_the_argument_and_its_value(
-    check: Callable[[str, object], Any], value: object, error: type[Exception], message: str
-) -> None:
+def test_error_names_the_argument_and_its_value(check, value, error, message):
     with pytest.raises(error, match=message):
         check("n", value)
 
@@ -97,13 +90,10 @@ def test_error_names_the_unit(check: Callable[..., float]) -> None:
         check("dt", "1", unit="seconds")
 
 
-def test_module() -> None:
+def test_modules_and_suggestions() -> None:
     check_module(nn.Linear(1, 1))
     with pytest.raises(TypeError, match=r"^expected an nn\.Module, got type\.$"):
         check_module(nn.Linear)
-
-
-def test_suggestion_names_the_nearest_name() -> None:
     assert suggestion("mme", ["mem", "spike"]) == " Did you mean 'mem'?"
 
 

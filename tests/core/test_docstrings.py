@@ -1,8 +1,5 @@
 """Docstrings that shared descriptions complete: their order, and what stands as it is."""
 
-from __future__ import annotations
-
-import inspect
 from typing import Any
 
 import pytest
@@ -40,17 +37,6 @@ def described(b_rank: int, x: Any, c_rank: int, *rest: Any, own: int = 0) -> Non
     """
 
 
-class Layer:
-    """Hold a layer.
-
-    Shape:
-        Its own.
-    """
-
-    def __init__(self, x: Any, b_rank: int) -> None:
-        """Do not say it here."""
-
-
 def test_a_docstring_without_sections() -> None:
     assert SHARED(bare) is bare
     assert bare.__doc__ == (
@@ -75,35 +61,6 @@ def test_what_a_docstring_says_stands_in_the_order_of_the_signature() -> None:
         "Example",
     ]
     assert sorted(order, key=text.index) == order
-
-
-def test_a_class_has_the_arguments_of_its_constructor() -> None:
-    SHARED(Layer)
-    text = Layer.__doc__ or ""
-    assert documented_arguments(text) == ["x", "b_rank"]
-    assert "Its own." in text
-    assert "[B]" not in text
-    assert inspect.getdoc(Layer.__init__) == "Do not say it here."
-
-
-def test_an_argument_that_nobody_describes_is_found() -> None:
-    def forgotten(x: Any, y: Any) -> None:
-        """Do it."""
-
-    assert mismatched_arguments(SHARED(forgotten)) == {"y"}
-
-
-def test_long_entries_are_wrapped() -> None:
-    words = "a word and another " * 12
-
-    def wide(x: Any) -> None:
-        """Do it."""
-
-    SharedDescriptions({"x": words})(wide)
-    lines = (wide.__doc__ or "").splitlines()
-    assert max(map(len, lines)) <= 96
-    assert all(line.startswith("        ") for line in lines[4:])
-    assert " ".join((wide.__doc__ or "").split()).endswith(words.strip())
 
 
 @pytest.mark.parametrize("doc", [None, ""])

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.autograd.forward_ad as fwAD  # noqa: N812 (PyTorch's own convention)
@@ -120,8 +118,7 @@ def test_checkpoint_around_a_sequence_is_exact(reentrant: bool, resumed: bool) -
     x.grad = None
     neurons.zero_grad()
     checkpoint(run, x, use_reentrant=reentrant).sum().backward()
-    for found, grad in zip([x.grad, *(p.grad for p in neurons.parameters())], grads, strict=True):
-        torch.testing.assert_close(found, grad)
+    torch.testing.assert_close([x.grad, *(p.grad for p in neurons.parameters())], grads)
 
 
 def test_output_without_a_graph_has_no_grad_fn() -> None:

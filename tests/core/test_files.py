@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import errno
 import json
 import os
@@ -92,9 +90,7 @@ def write_private(path: Path) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="modes are those of POSIX")
 @pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
-def test_a_new_file_has_the_mode_that_open_gives(
-    tmp_path: Path, umask: Callable[[int], int], mask: int
-) -> None:
+def test_a_new_file_has_the_mode_that_open_gives(tmp_path, umask, mask):
     umask(mask)
     write_private(tmp_path / "private")
     (tmp_path / "open").write_text("")
@@ -104,9 +100,7 @@ def test_a_new_file_has_the_mode_that_open_gives(
 
 @pytest.mark.skipif(os.name != "posix", reason="modes are those of POSIX")
 @pytest.mark.parametrize("kept", [0o600, 0o664, 0o640, 0o444, 0o200])
-def test_a_replaced_file_keeps_its_mode(
-    tmp_path: Path, umask: Callable[[int], int], kept: int
-) -> None:
+def test_a_replaced_file_keeps_its_mode(tmp_path, umask, kept):
     path = tmp_path / "note.txt"
     path.touch()
     path.chmod(kept)
@@ -119,9 +113,7 @@ def test_a_replaced_file_keeps_its_mode(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes are those of POSIX")
-def test_a_saved_model_is_as_readable_as_any_file(
-    tmp_path: Path, umask: Callable[[int], int]
-) -> None:
+def test_a_saved_model_is_as_readable_as_any_file(tmp_path, umask):
     tt.save(snn.LIF(2), tmp_path / "model.safetensors")
     assert mode(tmp_path / "model.safetensors") == 0o644
 
@@ -135,9 +127,7 @@ def test_a_name_may_be_as_long_as_the_system_allows(tmp_path: Path, name: str) -
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_an_error_names_the_path_that_was_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_names_the_path_that_was_given(tmp_path, monkeypatch):
     def refused(path: Path, *others: object) -> int:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
@@ -190,10 +180,7 @@ def test_links_to_links_and_links_in_a_circle(tmp_path: Path) -> None:
     assert (tmp_path / "first").is_symlink()
     (tmp_path / "note.txt").unlink()
     (tmp_path / "note.txt").symlink_to("first")
-    with (
-        pytest.raises(OSError, match=r"ymbolic links.*first"),
-        atomic_replace(tmp_path / "first"),
-    ):
+    with pytest.raises(OSError, match=r"ymbolic links.*first"), atomic_replace(tmp_path / "first"):
         pass
     assert (tmp_path / "first").is_symlink()
 
@@ -303,9 +290,7 @@ def test_what_is_no_file_is_neither_read_nor_replaced(tmp_path: Path, kind: str)
 @pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("kind", [*NOT_FILES, *DAMAGED])
 @pytest.mark.parametrize("reader", [*READERS, pytest.param("model.onnx", marks=pytest.mark.slow)])
-def test_readers_refuse_what_is_no_file_and_what_is_damaged(
-    tmp_path: Path, reader: str, kind: str
-) -> None:
+def test_readers_refuse_what_is_no_file_and_what_is_damaged(tmp_path, reader, kind):
     if (reader, kind) == ("1.bin", "empty"):
         pytest.skip("a recording without events is empty")
     path, read, whole = tmp_path / reader, ALL_READERS[reader][1], whole_file(reader)

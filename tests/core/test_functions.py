@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import types
 from typing import Any
 
@@ -36,7 +34,7 @@ def is_odd(steps: int) -> bool:
     return steps != 0 and is_even(steps - 1)
 
 
-def test_functions_that_read_nothing() -> None:
+def test_functions_that_read_nothing_and_their_helpers() -> None:
     assert reads_nothing(half)
     assert reads_nothing(calls_half)
     assert reads_nothing(torch.exp)
@@ -45,8 +43,5 @@ def test_functions_that_read_nothing() -> None:
     assert not reads_nothing((lambda slope: lambda u: slope * u)(2.0))
     assert not reads_nothing(types.SimpleNamespace(slope=2.0))
     assert not reads_nothing(is_even), "two functions that call each other"
-
-
-def test_helpers_are_the_global_callables() -> None:
     assert helpers(calls_half) == [(globals(), "half", half)]
     assert helpers(torch.exp) == []

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import copy
 import pickle
 from collections.abc import Callable
@@ -25,11 +23,6 @@ TRANSFORMS: dict[str, Callable[[nn.Module], Any]] = {
 }
 
 
-def step_after_detaching(neurons: snn.LIF) -> None:
-    neurons.detach_states()
-    neurons(X[0])
-
-
 USES: dict[str, Callable[[snn.LIF], Any]] = {
     "a step": lambda neurons: neurons(X[0]),
     "a step of another batch": lambda neurons: neurons(torch.ones(4, 2)),
@@ -37,11 +30,11 @@ USES: dict[str, Callable[[snn.LIF], Any]] = {
     "a sequence": lambda neurons: tt.unroll(neurons, X),
     "another transform": lambda neurons: grad(lambda x: neurons(x).sum())(X[0]),
     "another size": lambda neurons: vmap(neurons)(torch.ones(4, 1, 2)),
-    "a mask": lambda neurons: neurons.zero_states(where=torch.tensor([True])),
+    "a mask": lambda neurons: tt.zero_states(neurons, where=torch.tensor([True])),
     "a copy of the states": tt.get_states,
     "deepcopy": copy.deepcopy,
     "pickle": pickle.dumps,
-    "a step after detach_states": step_after_detaching,
+    "a step after detach_states": lambda neurons: (tt.detach_states(neurons), neurons(X[0])),
     "a step after a move": lambda neurons: neurons.double()(X[0].double()),
 }
 
@@ -61,14 +54,11 @@ def test_error_explains_a_leaked_state_and_zeroing_recovers(transform: str, use:
 
 
 def test_error_names_the_layer() -> None:
-    net = nn.Sequential(nn.Linear(2, 2), snn.LIF(2))
+    net: Any = nn.Sequential(nn.Linear(2, 2), snn.LIF(2))
     vmap(net)(X)
-    with pytest.raises(ValueError, match=rf"layer '1', LIF\(2\), {LEAKED}"):
-        net(X[0])
-    with pytest.raises(ValueError, match=rf"layer '1', LIF\(2\), {LEAKED}"):
-        tt.get_states(net)
-    with pytest.raises(ValueError, match=rf"layer '1', LIF\(2\), {LEAKED}"):
-        tt.zero_states(net, where=torch.tensor([True]))
+    for use in (lambda net: net(X[0]), tt.get_states, USES["a mask"]):
+        with pytest.raises(ValueError, match=rf"layer '1', LIF\(2\), {LEAKED}"):
+            use(net)
 
 
 def test_states_continue_inside_a_transform() -> None:

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import copy
 from typing import Any
 
@@ -58,8 +56,7 @@ def test_everything_is_restored() -> None:
     assert model.net[0].weight.requires_grad
     assert not model.net[1].training
     assert model.net[2].training
-    for name, value in model.state_dict().items():
-        torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0, equal_nan=True)
     assert model.net[0].bias._version == version
     assert torch.equal(torch.get_rng_state(), random_state)
 

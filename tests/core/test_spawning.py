@@ -1,7 +1,5 @@
 """Send models with live states to processes that are started anew."""
 
-from __future__ import annotations
-
 import copy
 import gc
 import multiprocessing

@@ -1,7 +1,5 @@
 """Test what PyTorch's private names are wrapped in."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

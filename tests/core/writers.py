@@ -4,8 +4,6 @@
 each writer in a process of its own, and prints how each ended as JSON.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -23,16 +21,13 @@ def random_spikes(*shape: int, seed: int = 0) -> Tensor:
     return (x > 0.8).double() - (x < -1.2).double()
 
 
-def test_small_case_exactly() -> None:
+def test_small_cases_exactly() -> None:
     x = torch.tensor([[[0.0, 0.0]], [[0.0, 1.0]], [[0.0, -1.0]], [[0.0, 1.0]]])  # [4, 1, 2]
     assert decode.count(x).tolist() == [[0.0, 1.0]]
     assert decode.rate(x).tolist() == [[0.0, 0.25]]
     assert decode.first_spike(x).tolist() == [[4.0, 1.0]]
     assert decode.last(x).tolist() == [[0.0, 1.0]]
     assert decode.maximum(-x - 2).tolist() == [[-2.0, -1.0]]
-
-
-def test_negative_and_scaled_spikes_count_as_spikes() -> None:
     x = torch.tensor([[0.0, 0.0, 0.3], [-1.0, 0.0, 0.0], [1.0, -0.2, 0.0]])
     assert decode.first_spike(x).tolist() == [1.0, 2.0, 0.0]
 
@@ -101,12 +96,9 @@ def test_counts_are_not_limited_by_half_precision(dtype: torch.dtype) -> None:
     assert decode.last(spikes).dtype == dtype
 
 
-def test_unbatched_and_multidimensional_inputs() -> None:
+def test_shapes_and_dtypes_of_inputs() -> None:
     for decoder in DECODERS:
         assert decoder(torch.rand(5)).shape == ()
         assert decoder(torch.rand(5, 2, 3, 4)).shape == (2, 3, 4)
-
-
-def test_maximum_rejects_integers() -> None:
     with pytest.raises(TypeError, match=r"tensor, got torch.int64. Convert with .float"):
         decode.maximum(torch.ones(2, 1, dtype=torch.int64))

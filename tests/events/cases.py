@@ -1,9 +1,7 @@
 """Shared inputs of the tests of events: matrices of a density, and layers whose sums are exact."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -62,3 +60,38 @@ def with_events(*modules: nn.Module) -> Iterator[None]:
         yield
     assert products
     assert all(product.events for _, product in products), products
+
+
+def results(
+    layer: nn.Module, x: Tensor, grad: Tensor | None = None, *, by_events: bool
+) -> dict[str, Tensor]:
+    """Output, and every gradient by name."""
+    layer.zero_grad()
+    x = x.clone().requires_grad_()
+    with with_events(layer) if by_events else nullcontext():
+        y = layer(x)
+    if grad is None:
+        generator = torch.Generator().manual_seed(1)
+        grad = torch.randint(-8, 9, y.shape, generator=generator).to(y.dtype) / 8
+    y.backward(grad)
+    found = {"output": y.detach(), "x": x.grad}
+    return found | {name: p.grad for name, p in layer.named_parameters()}
+
+
+def check_equal(layer: nn.Module, x: Tensor, grad: Tensor | None = None) -> None:
+    """Compare with the dense product, to the bit."""
+    expected = results(layer, x, grad, by_events=False)
+    found = results(layer, x, grad, by_events=True)
+    assert expected.keys() == found.keys()
+    for name, value in found.items():
+        assert torch.equal(value, expected[name]), name
+        if isinstance(layer, nn.Linear):
+            assert value.stride() == expected[name].stride(), name
+
+
+def check_close(layer: nn.Module, x: Tensor, grad: Tensor | None = None) -> None:
+    """Compare with the dense product, whose sums are in another order."""
+    found = results(layer, x, grad, by_events=True)
+    for name, expected in results(layer, x, grad, by_events=False).items():
+        size = float(expected.abs().max())
+        torch.testing.assert_close(found[name], expected, rtol=1e-5, atol=1e-5 * size, msg=name)

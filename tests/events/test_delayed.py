@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import copy
 from typing import Any
 
@@ -15,17 +13,11 @@ from tests.cases import layer as neurons
 from tests.events.cases import DENSITIES, dyadic, events
 from tracetorch import snn
 from tracetorch.events import crossover, mode, observed_products
-from tracetorch.events.delayed import _window_gradient
 
 D = 3
 
 # steps, samples, inputs, outputs
-LINEAR = (
-    (1, 1, 1, 1),
-    (9, 2, 17, 5),
-    (40, 3, 33, 16),
-    (90, 13, 8, 130),
-)
+LINEAR = ((1, 1, 1, 1), (9, 2, 17, 5), (40, 3, 33, 16), (90, 13, 8, 130))
 CONVOLUTIONS: dict[str, dict[str, Any]] = {
     "plain": {"kernel_size": 3, "padding": 1},
     "strided": {"kernel_size": 2, "stride": 2, "padding": 2, "dilation": 3},
@@ -72,9 +64,7 @@ def check(module: Any, x: Tensor, cut: int = 0, rtol: float = 1e-12) -> None:
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("density", DENSITIES.values(), ids=DENSITIES)
 @pytest.mark.parametrize(("steps", "samples", "inputs", "outputs"), LINEAR)
-def test_equals_the_dense_product(
-    steps: int, samples: int, inputs: int, outputs: int, density: float | None, weighted: bool
-) -> None:
+def test_equals_the_dense_product(steps, samples, inputs, outputs, density, weighted):
     module = whole(snn.DelayedLinear(inputs, outputs, bias=steps > 1, max_delay=D))
     check(module, events(steps, samples, inputs, density=density, weighted=weighted))
 
@@ -105,17 +95,6 @@ def test_agrees_on_any_delays(dtype: torch.dtype, sigma: float) -> None:
 def test_any_steps_and_cuts(steps: int, lead: list[int], cut: int) -> None:
     module = whole(snn.DelayedLinear(5, 3, max_delay=D))
     check(module, events(steps, *lead, 2, 5, density=0.2), min(cut, steps))
-
-
-@examples(40)
-@given(steps=st.integers(1, 90), taps=st.integers(1, 12), samples=st.integers(1, 3))
-def test_gradient_by_fourier_transform(steps: int, taps: int, samples: int) -> None:
-    torch.manual_seed(0)
-    grad, kernel = torch.randn(steps, samples, 4).double(), torch.randn(taps, 3, 4).double()
-    x = torch.zeros(samples, 3, steps + taps - 1, dtype=torch.float64, requires_grad=True)
-    y = nn.functional.conv1d(x, kernel.permute(2, 1, 0))
-    (expected,) = torch.autograd.grad(y, x, grad.permute(1, 2, 0))
-    torch.testing.assert_close(_window_gradient(grad, kernel), expected.transpose(1, 2))
 
 
 def test_crossover_follows_the_window() -> None:

@@ -1,4 +1,4 @@
-from __future__ import annotations
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -7,53 +7,33 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.cases import examples
-from tests.events.cases import DENSITIES, dyadic, events, with_events
+from tests.events.cases import (
+    DENSITIES,
+    check_close,
+    check_equal,
+    dyadic,
+    events,
+    results,
+    with_events,
+)
 
 SHAPES = ((1, 1, 1), (63, 17, 5), (40, 16, 16), (70, 33, 129), (1100, 50, 244))
-
-
-def results(layer: nn.Linear, x: Tensor, grad: Tensor, *, by_events: bool) -> dict[str, Tensor]:
-    """Output, and every gradient by name."""
-    layer.zero_grad()
-    x = x.clone().requires_grad_()
-    if by_events:
-        with with_events(layer):
-            y = layer(x)
-    else:
-        y = layer(x)
-    y.backward(grad)
-    found = {"output": y.detach(), "x": x.grad}
-    return found | {name: p.grad for name, p in layer.named_parameters()}
 
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("density", DENSITIES.values(), ids=DENSITIES)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), SHAPES)
-def test_equals_the_dense_product(
-    rows: int, inputs: int, outputs: int, bias: bool, density: float | None, weighted: bool
-) -> None:
+def test_equals_the_dense_product(rows, inputs, outputs, bias, density, weighted):
     layer = dyadic(nn.Linear(inputs, outputs, bias=bias))
-    x = events(rows, inputs, density=density, weighted=weighted)
-    grad = torch.randint(-8, 9, (rows, outputs)).double() / 8
-    expected = results(layer, x, grad, by_events=False)
-    found = results(layer, x, grad, by_events=True)
-    assert expected.keys() == found.keys()
-    for name, value in found.items():
-        assert torch.equal(value, expected[name]), name
-        assert value.stride() == expected[name].stride(), name
+    check_equal(layer, events(rows, inputs, density=density, weighted=weighted))
 
 
 @pytest.mark.parametrize("density", DENSITIES.values(), ids=DENSITIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_agrees_on_any_numbers(dtype: torch.dtype, density: float | None) -> None:
-    layer = nn.Linear(150, 70).to(dtype)
     x = events(2100, 150, density=density).to(dtype) * torch.randn(2100, 150).to(dtype)
-    grad = torch.randn(2100, 70).to(dtype)
-    expected = results(layer, x, grad, by_events=False)
-    for name, value in results(layer, x, grad, by_events=True).items():
-        size = float(expected[name].abs().max())
-        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-5 * size, msg=name)
+    check_close(nn.Linear(150, 70).to(dtype), x, torch.randn(2100, 70).to(dtype))
 
 
 @examples(40)
@@ -64,12 +44,8 @@ def test_agrees_on_any_numbers(dtype: torch.dtype, density: float | None) -> Non
     st.integers(0, 100),
 )
 def test_any_shape(batch: list[int], inputs: int, outputs: int, seed: int) -> None:
-    layer = dyadic(nn.Linear(inputs, outputs), seed)
     x = events(*batch, inputs, density=0.3, weighted=True, seed=seed)
-    grad = torch.randint(-8, 9, (*batch, outputs)).double()
-    expected = results(layer, x, grad, by_events=False)
-    for name, value in results(layer, x, grad, by_events=True).items():
-        assert torch.equal(value, expected[name]), name
+    check_equal(dyadic(nn.Linear(inputs, outputs), seed), x)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -95,19 +71,23 @@ def test_zero_times_infinity_is_skipped() -> None:
         assert layer(torch.tensor([[0.0, 1.0]])).isnan().all()
 
 
-@pytest.mark.parametrize("frozen", ["weight", "bias", "both"])
-def test_frozen_parameters_get_no_gradient(frozen: str) -> None:
-    layer = dyadic(nn.Linear(20, 18))
-    names = ("weight", "bias") if frozen == "both" else (frozen,)
+def product(kind: str) -> tuple[nn.Module, Tensor]:
+    layer = nn.Linear(20, 18) if kind == "linear" else nn.Conv2d(5, 20, 3, padding=1)
+    return dyadic(layer), events(*((30, 20) if kind == "linear" else (9, 5, 9, 11)), density=0.1)
+
+
+every_product = pytest.mark.parametrize("kind", ["linear", "convolution"])
+
+
+@every_product
+@pytest.mark.parametrize("names", [("weight",), ("bias",), ("weight", "bias")])
+def test_frozen_parameters_get_no_gradient(names: tuple[str, ...], kind: str) -> None:
+    layer, x = product(kind)
     for name in names:
-        getattr(layer, name).requires_grad_(False)
-    x, grad = events(30, 20, density=0.1), torch.ones(30, 18).double()
-    expected = results(layer, x, grad, by_events=False)
-    for name, value in results(layer, x, grad, by_events=True).items():
-        if name in names:
-            assert value is None
-        else:
-            assert torch.equal(value, expected[name]), name
+        layer.get_parameter(name).requires_grad_(False)
+    expected = results(layer, x, by_events=False)
+    for name, value in results(layer, x, by_events=True).items():
+        assert value is None if name in names else torch.equal(value, expected[name]), name
 
 
 def test_without_a_graph() -> None:
@@ -127,27 +107,21 @@ def test_a_shared_layer_gets_both_gradients() -> None:
     grads = []
     for by_events in (False, True):
         layer.zero_grad()
-        if by_events:
-            with with_events(layer):
-                y = layer(layer(x))
-        else:
+        with with_events(layer) if by_events else nullcontext():
             y = layer(layer(x))
         y.sum().backward()
         grads.append([p.grad.clone() for p in layer.parameters()])
-    for expected, found in zip(*grads, strict=True):
-        assert torch.equal(expected, found)
+    assert all(map(torch.equal, *grads))
 
 
+@every_product
 @pytest.mark.parametrize("by_events", [False, True])
-def test_weight_changed_in_place_before_backward(by_events: bool) -> None:
-    layer, x = nn.Linear(20, 18), events(30, 20, density=0.1).float().requires_grad_()
-    if by_events:
-        with with_events(layer):
-            y = layer(x)
-    else:
-        y = layer(x)
+def test_weight_changed_in_place_before_backward(by_events: bool, kind: str) -> None:
+    layer, x = product(kind)
+    with with_events(layer) if by_events else nullcontext():
+        y = layer(x.requires_grad_())
     with torch.no_grad():
-        layer.weight.mul_(2)
+        layer.get_parameter("weight").mul_(2)
     with pytest.raises(RuntimeError, match=r"modified by an inplace operation.*version"):
         y.sum().backward()
 
@@ -201,34 +175,25 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
         assert torch.equal(each["weight"], found[0]["weight"])
 
 
-def test_second_derivative_is_refused() -> None:
-    layer, x = nn.Linear(3, 4), torch.ones(5, 3, requires_grad=True)
+@every_product
+def test_second_derivative_and_batched_gradients_are_refused(kind: str) -> None:
+    layer, x = product(kind)
+    weight = layer.get_parameter("weight")
     with with_events(layer):
         y = layer(x)
     with pytest.raises(RuntimeError, match=r"no second derivative.*tt.events.mode\('never'\)"):
-        torch.autograd.grad(y.square().sum(), layer.weight, create_graph=True)
-
-
-def test_batched_gradients_are_refused() -> None:
-    layer, x = nn.Linear(3, 4), torch.ones(5, 3, requires_grad=True)
-    with with_events(layer):
-        y = layer(x)
-    grads = torch.ones(2, 5, 4)
+        torch.autograd.grad(y.square().sum(), weight, create_graph=True, retain_graph=True)
+    grads = torch.ones(2, *y.shape, dtype=y.dtype)
     with pytest.raises(RuntimeError, match=r"one incoming gradient.*tt.events.mode\('never'\)"):
-        torch.autograd.grad(y, layer.weight, grads, is_grads_batched=True)
+        torch.autograd.grad(y, weight, grads, is_grads_batched=True)
 
 
 def test_gradient_that_is_expanded_negated_or_strided() -> None:
     layer, x = dyadic(nn.Linear(20, 16)), events(30, 20, density=0.1)
     complex_grad = torch.complex(torch.zeros(30, 16).double(), events(30, 16, density=0.5))
-    for grad in (
-        torch.ones(1, 1).double().expand(30, 16),
-        complex_grad.conj().imag,
-        events(16, 30, density=0.5).t(),
-    ):
-        expected = results(layer, x, grad, by_events=False)
-        for name, value in results(layer, x, grad, by_events=True).items():
-            assert torch.equal(value, expected[name]), name
+    check_equal(layer, x, torch.ones(1, 1).double().expand(30, 16))
+    check_equal(layer, x, complex_grad.conj().imag)
+    check_equal(layer, x, events(16, 30, density=0.5).t())
 
 
 def test_gradcheck() -> None:

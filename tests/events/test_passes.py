@@ -1,7 +1,4 @@
-from __future__ import annotations
-
 import copy
-import io
 import pickle
 import threading
 from collections.abc import Callable
@@ -13,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import tracetorch as tt
+from tests.cases import through_save
 from tests.events.cases import dyadic, event_passes, events
+from tests.unrolling.models import Whole
 from tracetorch import fuse, snn
 from tracetorch.events import mode, observed_products, requested_mode
 from tracetorch.events.passes import event_modules
@@ -59,8 +58,7 @@ def test_equals_the_dense_pass(density: float, options: dict[str, Any]) -> None:
     assert not dense
     assert products
     assert all(products)
-    for name, value in found.items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-12, atol=1e-12, msg=name)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     for name in ("y", "1.mem", "1.output"):
         assert torch.equal(found.get(name, x), expected.get(name, x)), name
 
@@ -80,31 +78,20 @@ def test_hooks_see_every_call() -> None:
     found, products = run(model, x, "always")
     assert products == [True, True]
     assert seen == ["before", "after", "backward before", "backward after"] * 2
-    for name, value in found.items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-12, atol=1e-12, msg=name)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_functional_call() -> None:
     model, x = net(), events(T, B, 40, density=0.05)
     swapped = {n: (2 * p.detach()).requires_grad_() for n, p in model.named_parameters()}
 
-    class Unrolled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, x: Tensor) -> Tensor:
-            y: Tensor = tt.unroll(self.model, x, from_rest=True)
-            return y
-
     results = []
     for name in ("never", "always"):
         with mode(name):
             given = {f"model.{n}": p for n, p in swapped.items()}
-            y = torch.func.functional_call(Unrolled(), given, x)
+            y = torch.func.functional_call(Whole(model), given, x)
         results.append((y, *torch.autograd.grad(y.square().sum(), list(swapped.values()))))
-    for expected, found in zip(*results, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
 
 
 class Subclass(nn.Linear):
@@ -162,11 +149,7 @@ def test_wrong_inputs_raise_what_pytorch_raises() -> None:
     for x in (torch.zeros(3, 39), torch.zeros(3, 40).double()):
         messages = []
         for name in ("never", "always"):
-            with (
-                mode(name),
-                event_passes((layer,)),
-                pytest.raises(RuntimeError) as error,
-            ):
+            with mode(name), event_passes((layer,)), pytest.raises(RuntimeError) as error:
                 layer(x)
             messages.append(str(error.value))
         assert messages[0] == messages[1]
@@ -227,13 +210,10 @@ def test_compiled_function_inside_the_model() -> None:
     assert len(compilations) == 1
 
 
-def test_compiled_part_keeps_the_whole_model_dense() -> None:
+def test_a_compiled_part_or_the_eager_backend_keeps_the_model_dense() -> None:
     model = net()
     model[0].compile(backend="eager")
     assert event_modules(model.modules()) == ()
-
-
-def test_eager_backend_is_plain_pytorch() -> None:
     model, x = net(), events(T, B, 40, density=0.05)
     with fuse.backend("eager"):
         _, products = run(model, x, "always")
@@ -269,12 +249,9 @@ def test_copies_made_within_a_pass() -> None:
     class Copies(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             layer = model[0]
-            file = io.BytesIO()
-            torch.save(layer, file)
-            file.seek(0)
             copies.extend((copy.copy(layer), copy.deepcopy(layer)))
             copies.append(pickle.loads(pickle.dumps(layer)))
-            copies.append(torch.load(file, weights_only=False))
+            copies.append(through_save(layer))
             return x
 
     model, x = net(), events(T, B, 40, density=0.05)

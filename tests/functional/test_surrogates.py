@@ -1,10 +1,7 @@
-from __future__ import annotations
-
 import math
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 import torch
@@ -20,10 +17,6 @@ IDS = [type(surrogate).__name__ for surrogate in SURROGATES]
 
 def sigmoid_derivative(u: float, k: float) -> float:
     return k / (2 * math.cosh(k * u / 2)) ** 2
-
-
-def normal_density(u: float, sigma: float) -> float:
-    return math.exp(-0.5 * (u / sigma) ** 2) / (sigma * math.sqrt(2 * math.pi))
 
 
 FORMULAS: dict[str, tuple[Surrogate, Callable[[float], float]]] = {
@@ -78,9 +71,7 @@ def test_shared_cases_have_the_default_arguments(surrogate: Surrogate) -> None:
 
 @pytest.mark.parametrize("surrogate", SURROGATES, ids=IDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_spikes_and_gradients_are_finite_in_the_input_dtype(
-    surrogate: Surrogate, dtype: torch.dtype
-) -> None:
+def test_spikes_and_gradients_are_finite_in_the_input_dtype(surrogate, dtype):
     u = torch.tensor([-1e4, -3.0, -1e-7, -0.0, 0.0, 1e-7, 3.0, 1e4], dtype=dtype).requires_grad_()
     spikes = surrogate(u)
     assert spikes.dtype == dtype
@@ -140,9 +131,7 @@ def test_surrogates_pickle_hash_and_print_as_values(surrogate: Surrogate) -> Non
         (True, TypeError, "must be a number, got True"),
     ],
 )
-def test_invalid_argument_is_named_in_the_error(
-    surrogate: Any, argument: Any, error: type[Exception], message: str
-) -> None:
+def test_invalid_argument_is_named_in_the_error(surrogate, argument, error, message):
     with pytest.raises(error, match=rf"{type(surrogate).__name__}: \w+ {message}"):
         type(surrogate)(argument)
 

@@ -1,7 +1,5 @@
 """Networks and gradients that the tests of online learning share."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -11,7 +9,7 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tracetorch import snn
 
-STEPS = 25
+STEPS = 12
 
 
 def network(*middle: nn.Module) -> nn.Sequential:

@@ -1,7 +1,5 @@
 """Test that dropped paths are named."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import nn

@@ -1,7 +1,5 @@
 """Test e-prop against formulas written from papers, and what it takes for a reset."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -170,19 +168,7 @@ class AsWritten(snn.Neuron):
         self.weight("strength", 0.8)
 
     @staticmethod
-    def step(
-        x: Tensor,
-        v: Tensor,
-        a: Tensor,
-        z: Tensor,
-        *,
-        beta: Tensor,
-        rho: Tensor,
-        pos_threshold: Tensor,
-        strength: Tensor,
-        spike: Any,
-        detached: bool,
-    ) -> Any:
+    def step(x, v, a, z, *, beta, rho, pos_threshold, strength, spike, detached):
         v = beta * (v - (z.detach() if detached else z) * pos_threshold) + x
         a = rho * a + z
         z = spike(v - pos_threshold - strength * a)

@@ -1,7 +1,5 @@
 """Test the derivatives by lane: what mixes lanes, however few they are, is found and refused."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +10,8 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests.fuse.test_sequence import MixingNeuron
 from tests.online_learning.cases import assert_refused
+from tests.unrolling.memories import Says
 from tracetorch import snn
-from tracetorch.online_learning.lanes import probes
 
 
 class Drawing(snn.Neuron):
@@ -34,18 +32,6 @@ class Drawing(snn.Neuron):
 )
 def test_more_than_a_pointwise_step_is_refused(kind: type[snn.Neuron], message: str) -> None:
     assert_refused(kind(6), message)
-
-
-# What mixes, however few the lanes are
-
-
-@pytest.mark.parametrize("shape", [(1, 2), (2, 2), (1, 17), (3, 7, 23), (5_001,)])
-def test_any_two_lanes_have_other_probes(shape: tuple[int, ...]) -> None:
-    for dtype in (torch.float32, torch.bfloat16):
-        stacked = torch.stack(probes(torch.zeros(shape, dtype=dtype))).flatten(1)
-        # the first has an order of its own; the others alone tell all lanes apart
-        assert stacked[1:].unique(dim=1).shape[1] == stacked.shape[1]
-        assert not torch.equal(stacked[0], stacked[1])
 
 
 MIXTURES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -77,10 +63,6 @@ def mixing_neuron(mixed: Callable[[Tensor], Tensor], place: str) -> type[snn.Neu
 @pytest.mark.parametrize("place", ["input", "state", "before"])  # of the mixture
 @pytest.mark.parametrize("name", MIXTURES)
 def test_lanes_that_are_mixed_are_found(name: str, place: str) -> None:
-    class Between(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return MIXTURES[name](x)
-
     for samples in (1, 2):
         if "samples" in name and samples == 1:
             continue  # alone, a sample is mixed with nothing
@@ -88,7 +70,7 @@ def test_lanes_that_are_mixed_are_found(name: str, place: str) -> None:
             if count == 1 and ("samples" not in name or samples == 1):
                 continue
             if place == "before":
-                net = nn.Sequential(nn.Linear(6, count), Between(), snn.LIF(count))
+                net = nn.Sequential(nn.Linear(6, count), Says(MIXTURES[name]), snn.LIF(count))
             else:
                 kind = mixing_neuron(MIXTURES[name], place)
                 net = nn.Sequential(nn.Linear(6, count), kind(count))

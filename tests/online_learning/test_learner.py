@@ -1,7 +1,5 @@
 """Test the learner: gradients against backpropagation through time, by name, in float64."""
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Callable
@@ -337,9 +335,6 @@ def test_repr_names_the_rule() -> None:
     assert "rule='ottt'" in repr(tt.online(snn.LIF(2), "ottt"))
 
 
-# The comparison with backpropagation through time
-
-
 @pytest.mark.parametrize("rule", ["eprop", "ottt"])
 @pytest.mark.parametrize("recurrent", [False, True])
 def test_certificate_is_positive_for_two_layers(rule: Any, recurrent: bool) -> None:
@@ -363,13 +358,10 @@ def test_certificate_is_positive_for_two_layers(rule: Any, recurrent: bool) -> N
     assert tt.get_states(net) == {}
 
 
-def test_certificate_of_an_exact_rule_is_one() -> None:
+def test_certificates_of_an_exact_rule_and_of_a_static_input() -> None:
     net = network(layer("BSRLIF", 5))
     cosines = tt.online(net).certificate((sequence(STEPS, 4, 6),), weighted_sum)
     assert min(cosines.values()) == pytest.approx(1.0)
-
-
-def test_certificate_repeats_a_static_input() -> None:
     net, x = network(layer("LIF", 5)), sequence(4, 6)
     expected = tt.online(net).certificate((x.expand(STEPS, 4, 6),), weighted_sum)
     learner = tt.online(net, "eprop")
@@ -379,14 +371,11 @@ def test_certificate_repeats_a_static_input() -> None:
     assert [each.origin for each in learner.dropped] == ["1"]
 
 
-def test_certificate_does_not_depend_on_the_mode_of_the_caller() -> None:
+def test_certificate_does_not_depend_on_the_mode_and_checks_its_batch() -> None:
     learner, batch = tt.online(network(layer("LIF", 5)), "eprop"), (sequence(9, 4, 6),)
     expected = learner.certificate(batch, weighted_sum)
     for mode in (torch.no_grad(), torch.inference_mode()):
         with mode:
             assert learner.certificate(batch, weighted_sum) == expected
-
-
-def test_wrong_batch() -> None:
     with pytest.raises(TypeError, match=r"batch must be a tuple .* got a tensor"):
         tt.online(snn.LIF(2)).certificate(torch.ones(3, 2, 2), weighted_sum)  # type: ignore[arg-type]

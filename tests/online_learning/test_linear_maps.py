@@ -1,7 +1,5 @@
 """Test linear layers and convolutions as products."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

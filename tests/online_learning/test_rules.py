@@ -1,7 +1,5 @@
 """Test that a rule of online learning is a value: an entry, and nothing else."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 from typing import Any, get_args

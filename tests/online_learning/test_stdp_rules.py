@@ -1,23 +1,16 @@
 """Test the constants of STDP rules."""
 
-from __future__ import annotations
-
 import dataclasses
-from typing import Any
 
 import pytest
 
 from tracetorch.online_learning import PairRule, TripletRule
 
 
-def test_a_pair_rule_is_a_triplet_rule_without_triplets() -> None:
+def test_constants_of_rules() -> None:
     full = PairRule(a_plus=1.0, a_minus=2.0, tau_plus=3.0, tau_minus=4.0, nearest=True).triplet()
     expected = TripletRule(1.0, 0.0, 2.0, 0.0, tau_plus=3.0, tau_minus=4.0, nearest=True)
     assert full == expected
-
-
-def test_presets_are_those_of_the_paper() -> None:
-    """Table 3 of Pfister and Gerstner (2006), all-to-all, cortex."""
     full = TripletRule.presets["visual cortex"]
     assert dataclasses.astuple(full) == (5e-10, 6.2e-3, 7e-3, 2.3e-4, 16.8, 33.7, 101, 125, False)
     assert TripletRule.presets["visual cortex, minimal"] == TripletRule()
@@ -33,9 +26,7 @@ def test_presets_are_those_of_the_paper() -> None:
         ({"nearest": 1}, TypeError, "nearest must be True or False"),
     ],
 )
-def test_wrong_constants(
-    kind: Any, options: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_wrong_constants(kind, options, error, message):
     with pytest.raises(error, match=message):
         kind(**options)
 

@@ -1,7 +1,5 @@
 """Test one step: what stands around a layer, and what no trace follows."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -10,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 import tracetorch as tt
-from tests.cases import layer, sequence, weighted_sum
+from tests.cases import Slope, layer, module, sequence, weighted_sum
 from tests.online_learning.cases import (
     STEPS,
     assert_exact,
@@ -19,6 +17,7 @@ from tests.online_learning.cases import (
     named_gradients,
     network,
 )
+from tests.unrolling.memories import Says
 from tracetorch import snn
 
 
@@ -33,6 +32,20 @@ class Parallel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         drive = torch.tanh(self.first(x)) * 2 + self.second(x)
         return self.left(drive) * self.right(self.third(x).relu_())
+
+
+def fed(forward: Any) -> Any:
+    """A product, noise and a layer."""
+    parts = {"product": nn.Linear(6, 5), "noise": snn.Noise(5, seed=0), "neuron": layer("SLIF", 5)}
+    return module(forward, **parts)
+
+
+def alone(forward: Any) -> Any:
+    return module(forward, neuron=snn.LIF(6))
+
+
+zero: Any = tt.zero_states
+CHANGED = "layer 'neuron', .* has its states changed inside forward"
 
 
 def tied() -> nn.Module:
@@ -53,22 +66,6 @@ def hooked() -> nn.Module:
     return net
 
 
-class Noisy(nn.Module):
-    """Noise in front of a layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.product, self.noise, self.neuron = (
-            nn.Linear(6, 5),
-            snn.Noise(5, seed=0),
-            layer("SLIF", 5),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.product(x)
-        return self.neuron(y + 0.3 * self.noise(y))
-
-
 class Inner(snn.Neuron):
     """A noise of its own, and an input that is given, whose sizes are learned."""
 
@@ -83,17 +80,7 @@ class Inner(snn.Neuron):
         self.threshold("pos_threshold", 0.5)
 
     @staticmethod
-    def step(
-        x: Tensor,
-        noise: Tensor,
-        modulator: Tensor,
-        mem: Tensor,
-        *,
-        beta: Tensor,
-        size: Tensor,
-        pos_threshold: Tensor,
-        spike: Any,
-    ) -> Any:
+    def step(x, noise, modulator, mem, *, beta, size, pos_threshold, spike):
         mem = beta * mem + modulator * x + size * noise
         fired = spike(mem - pos_threshold)
         return fired, mem - fired * pos_threshold
@@ -114,18 +101,6 @@ class Modulated(nn.Module):
         return self.neuron(y, modulator=modulator) if self.named else self.neuron(y, modulator)
 
 
-class Direct(nn.Module):
-    """Calls a layer's forward, around all hooks."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.product, self.neuron = nn.Linear(6, 5), layer("SLIF", 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.neuron.forward(self.product(x))
-        return y
-
-
 class Doubling(snn.LIF):
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         return 2 * super().forward(x.tanh())
@@ -134,17 +109,6 @@ class Doubling(snn.LIF):
 class OwnStep(snn.LIF):
     def forward_step(self, x: Tensor) -> Tensor:  # type: ignore[override]
         return 2 * super().forward_step(x)
-
-
-class Around(nn.Module):
-    """Runs a step around the layer's forward."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.neuron = snn.LIF(6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.neuron.forward_step(x)
 
 
 def own_forward(module: Any) -> nn.Sequential:
@@ -159,10 +123,12 @@ PLACED = {
     "no product": lambda: nn.Sequential(layer("LIF", 6), nn.Linear(6, 2)),
     "parallel": Parallel,
     "tied": tied,
-    "noise": lambda: nn.Sequential(Noisy()),
+    "noise": lambda: nn.Sequential(
+        fed(lambda s, x: s.neuron(s.product(x) + 0.3 * s.noise(x[..., :5])))
+    ),
     "noise inside": lambda: nn.Sequential(Modulated(named=False)),
     "hooks": lambda: hooked(),
-    "forward called": Direct,
+    "forward called": lambda: fed(lambda s, x: s.neuron.forward(s.product(x))),
     "forward of a class": lambda: nn.Sequential(nn.Linear(6, 5), Doubling(5)),
     "forward of a layer": lambda: nn.Sequential(nn.Linear(6, 6), own_forward(layer("LIF", 6))[0]),
     "named input": lambda: nn.Sequential(Modulated(named=True)),
@@ -175,33 +141,10 @@ def test_what_stands_around_a_layer_is_exact(name: str) -> None:
     assert_exact(PLACED[name]().double(), sequence(*shape))
 
 
-class Zeroing(nn.Module):
-    def __init__(self, after: bool = False) -> None:
-        super().__init__()
-        self.neuron, self.after = snn.LIF(6), after
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.after:
-            tt.zero_states(self.neuron)
-        y = self.neuron(x)
-        if self.after:
-            tt.zero_states(self.neuron)
-        return y
-
-
 def backward_hook() -> nn.Module:
     tanh = nn.Tanh()
     tanh.register_full_backward_hook(lambda module, by_input, by_output: None)
     return nn.Sequential(nn.Linear(6, 6), tanh, snn.LIF(6))
-
-
-class Twice(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.neuron = snn.LIF(6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.neuron(self.neuron(x))
 
 
 @pytest.mark.parametrize(
@@ -218,11 +161,11 @@ class Twice(nn.Module):
         (snn.Recurrent(snn.LIF(6), nn.Linear(6, 6)), "the outputs of the step before are const"),
         (snn.Delay(6, max_delay=3), "what it holds of earlier steps is constant, for it has no s"),
         (nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), snn.LIF(6)), "0.weight -> states of 2"),
-        (Twice(), "layer 'neuron', .* is called twice in one step"),
+        (alone(lambda s, x: s.neuron(s.neuron(x))), "layer 'neuron', .* called twice in one step"),
         (Modulated(True, gradient=True), "a further input, modulator, with a gradient"),
-        (Zeroing(), "layer 'neuron', .* has its states changed inside forward"),
-        (Zeroing(after=True), "layer 'neuron', .* has its states changed inside forward"),
-        (Around(), "layer 'neuron', .* has its states changed inside forward"),
+        (alone(lambda s, x: (zero(s), s.neuron(x))[1]), CHANGED),
+        (alone(lambda s, x: (s.neuron(x), zero(s))[0]), CHANGED),
+        (alone(lambda s, x: s.neuron.forward_step(x)), CHANGED),
         (nn.Sequential(OwnStep(6)), "layer '0', .* has a forward_step of its own, and traces"),
         (own_forward(nn.Linear(6, 6)), "0.weight -> states of 1: no trace of earlier steps"),
         (backward_hook(), r"layer '1', Tanh\(\), has a backward hook"),
@@ -233,15 +176,8 @@ def test_what_cannot_be_exact_is_refused(model: nn.Module, message: str) -> None
 
 
 def test_learned_slope_of_a_surrogate_is_dropped() -> None:
-    class Slope(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.k = nn.Parameter(torch.tensor(2.0))
-
-        def forward(self, u: Tensor) -> Tensor:
-            return tt.functional.atan_surrogate(2.0)(self.k * u)
-
-    net = nn.Sequential(nn.Linear(6, 5), snn.LIF(5, surrogate_derivative=Slope()))
+    slope = Slope(tt.functional.atan_surrogate(2.0))
+    net = nn.Sequential(nn.Linear(6, 5), snn.LIF(5, surrogate_derivative=slope))
     with pytest.raises(ValueError, match="pos_spike -> states of 1: a param"):
         tt.online(net)(torch.ones(2, 6))
 
@@ -269,8 +205,6 @@ def test_what_mixes_samples_is_found_when_the_mode_changes() -> None:
 
 
 class Centred(snn.Neuron):
-    """Subtracts the mean of the batch."""
-
     states = ("mem",)
 
     @staticmethod
@@ -281,11 +215,7 @@ class Centred(snn.Neuron):
 
 @pytest.mark.parametrize("inside", [False, True])
 def test_what_mixes_samples_is_found_when_the_batch_grows(inside: bool) -> None:
-    class Centre(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x - x.mean(0)
-
-    learner = tt.online(Centred(6) if inside else between(Centre()))
+    learner = tt.online(Centred(6) if inside else between(Says(lambda x: x - x.mean(0))))
     learner(torch.rand(1, 6))
     learner.zero_states()
     with pytest.raises(ValueError, match=r"mixes neurons or samples|0.weight -> states of 2"):
@@ -306,21 +236,19 @@ def test_hook_on_all_modules_is_refused() -> None:
     ids=", ".join,
 )
 @pytest.mark.parametrize("copied", [False, True])
-def test_frozen_steps_are_left_out_as_by_backpropagation(
-    names: tuple[str, ...], copied: bool
-) -> None:
+def test_frozen_steps_are_left_out_as_by_backpropagation(names, copied):
     net, x = network(layer("SLIF", 5)), sequence(9, 4, 6)
     gradients = []
-    for module in (net, tt.online(net)):
+    for each in (net, tt.online(net)):
         tt.zero_states(net)
         losses: list[Tensor] = []
         for t, step in enumerate(x):
             for name in names:
                 net.get_parameter(name).requires_grad_(not 2 <= t < 5)
-            if copied and module is not net and t == 4:
-                tt.set_states(module, tt.get_states(module))
+            if copied and each is not net and t == 4:
+                tt.set_states(each, tt.get_states(each))
                 losses.clear()
-            losses.append(weighted_sum(module(step)))
+            losses.append(weighted_sum(each(step)))
         torch.stack(losses[-3:]).sum().backward()
         gradients.append(named_gradients(net))
     # the trace of a bias is that of one more feature of its weight, which has learned meanwhile
@@ -348,12 +276,12 @@ def test_layer_where_gradients_are_disabled_has_constant_states() -> None:
     model, x = Watched().double(), sequence(12, 4, 6)
     grads = []
     learner = tt.online(model)
-    for module in (model, learner):
+    for each in (model, learner):
         tt.zero_states(model)
         losses = []
         for t, step in enumerate(x):
             model.quiet = 4 <= t < 6
-            losses.append(module(step).square().sum())
+            losses.append(each(step).square().sum())
         torch.stack(losses).sum().backward()
         grads.append(named_gradients(model))
     assert_same(grads[1], grads[0])

@@ -1,9 +1,6 @@
 """Test that traces travel: whatever a learner goes through, its gradients go on, or it says so."""
 
-from __future__ import annotations
-
 import copy
-import io
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +11,7 @@ import torch
 from torch import nn
 
 import tracetorch as tt
-from tests.cases import LAYERS, NEURONS, layer, sequence, stepped, weighted_sum
+from tests.cases import LAYERS, NEURONS, layer, sequence, stepped, through_save, weighted_sum
 from tests.online_learning.cases import assert_same, convolution, named_gradients, network
 from tracetorch import snn
 from tracetorch.online_learning import OnlineLearner
@@ -27,14 +24,6 @@ def fresh(learner: OnlineLearner) -> OnlineLearner:
     """Return a learner at rest, of a model with the same parameters."""
     tt.zero_states(found := OnlineLearner(copy.deepcopy(learner.model), learner.rule))
     return found
-
-
-def by_torch_save(learner: OnlineLearner, folder: Path) -> OnlineLearner:
-    file = io.BytesIO()
-    torch.save(learner, file)
-    file.seek(0)
-    loaded: OnlineLearner = torch.load(file, weights_only=False)
-    return loaded
 
 
 def by_states(learner: OnlineLearner, folder: Path) -> OnlineLearner:
@@ -66,22 +55,20 @@ def by_file(learner: OnlineLearner, folder: Path) -> OnlineLearner:
     return found
 
 
-def by_state_dict(learner: OnlineLearner, folder: Path) -> OnlineLearner:
-    learner.load_state_dict(learner.state_dict())
-    return learner
-
-
 WAYS: dict[str, Callable[[OnlineLearner, Path], OnlineLearner]] = {
     "copy": lambda learner, folder: copy.copy(learner),
     "deepcopy": lambda learner, folder: copy.deepcopy(learner),
     "pickle": lambda learner, folder: pickle.loads(pickle.dumps(learner)),
-    "torch.save": by_torch_save,
+    "torch.save": lambda learner, folder: through_save(learner),
     "states": by_states,
     "states in place": by_states_in_place,
     "states inside": by_states_inside,
     "file": by_file,
     "to": lambda learner, folder: learner.to("cpu", torch.float64).train(),
-    "state_dict": by_state_dict,
+    "state_dict": lambda learner, folder: (
+        learner.load_state_dict(learner.state_dict()),
+        learner,
+    )[1],
 }
 
 MODELS: dict[str, Callable[[], nn.Sequential]] = {
@@ -198,9 +185,7 @@ TRACE = "trace:exact:1:0.weight:mem"
         (renamed(TRACE, "traces"), ValueError, "no state is called 'traces'"),
     ],
 )
-def test_traces_that_do_not_fit_change_nothing(
-    change: Callable[[dict[str, Any]], None], error: type[Exception], message: str
-) -> None:
+def test_traces_that_do_not_fit_change_nothing(change, error, message):
     learner, x = OnlineLearner(MODELS["one layer"]()), sequence(9, 4, 6)
     stepped(learner, x[:5])
     before = tt.get_states(learner)
@@ -212,21 +197,15 @@ def test_traces_that_do_not_fit_change_nothing(
     learner(x[5])
 
 
-def test_names_of_frozen_weights_in_older_files_are_left_out() -> None:
+def test_names_of_traces_that_nobody_has() -> None:
     learner = OnlineLearner(MODELS["one layer"]())
     stepped(learner, sequence(5, 4, 6))
     states = tt.get_states(learner)
     tt.set_states(learner, {**states, "trace:exact:1:0.weight:": torch.zeros(0)})
     torch.testing.assert_close(tt.get_states(learner), states, rtol=0, atol=0)
-
-
-def test_traces_of_a_layer_without_states_are_refused() -> None:
     learner = OnlineLearner(MODELS["one layer"]())
     with pytest.raises(ValueError, match="there is no '1'"):
         tt.set_states(learner, {TRACE: torch.zeros(4, 5, 7, dtype=torch.float64)})
-
-
-def test_a_colon_in_a_path_has_no_name() -> None:
     net = nn.Sequential()
     net.add_module("a:b", snn.LIF(6))
     learner = OnlineLearner(net)

@@ -1,7 +1,5 @@
 """Test traces: restarts, the rules that share or shorten them, and their memory."""
 
-from __future__ import annotations
-
 import gc
 import os
 from collections.abc import Callable

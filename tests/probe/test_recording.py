@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import sys
 
 import numpy as np
@@ -27,15 +25,12 @@ def test_recording_is_a_mapping() -> None:
         seen.select("9.mem")
 
 
-def test_selected_trajectories_keep_their_gradients() -> None:
+def test_selected_trajectories_keep_their_gradients_and_go_into_losses() -> None:
     y, seen = tt.probe.record(made("dense"), dyadic(4, 2, 3), ["input", "output"], gradients=True)
     y.sum().backward()
     part = seen.select("1.*").gradients()
     assert list(part) == ["1.input", "1.output"]
     assert torch.equal(part["1.input"], seen.gradients()["1.input"])
-
-
-def test_losses_accept_a_recording() -> None:
     _, seen = tt.probe.record(made("dense"), dyadic(4, 2, 3), "output")
     spikes = seen.select("1.*")
     assert torch.equal(tt.loss.spike_l1(spikes), tt.loss.spike_l1(seen["1.output"]))

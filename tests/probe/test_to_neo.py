@@ -1,7 +1,5 @@
 """Recordings as Neo blocks, and the statistics that Elephant makes of them."""
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 from typing import Any
 

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import copy
 import pickle
 from typing import Any
@@ -148,31 +146,6 @@ def test_online_learning_drops_nothing() -> None:
     net.zero_grad()
     seeded(net, x).square().sum().backward()
     torch.testing.assert_close(grads, [p.grad for p in net.parameters()])
-
-
-@pytest.mark.parametrize(
-    ("p", "error", "message"),
-    [
-        (1.5, ValueError, r"p must lie in \[0, 1\].* got 1.5"),
-        (float("nan"), ValueError, r"p must lie in \[0, 1\]"),
-        ("half", TypeError, "p must be a number"),
-    ],
-)
-def test_bad_probability(p: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        snn.LockedDropout(3, p)
-    layer = snn.LockedDropout(3)
-    layer.p = p
-    with pytest.raises(error, match=message):
-        layer(torch.ones(1, 3))
-    assert layer.mask is None
-
-
-def test_bad_input() -> None:
-    layer = snn.LockedDropout(3, p=0.1)
-    for each in (layer, layer.eval()):
-        with pytest.raises(ValueError, match="has 3 neurons, the input has 4"):
-            each(torch.ones(1, 4))
 
 
 def test_nir_passes_the_input_on() -> None:

@@ -1,10 +1,7 @@
 """States that start from other values than zero: every road gives what stepping from them gives."""
 
-from __future__ import annotations
-
 import copy
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +11,9 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import PLACES, sequence, stepped, vary
-from tests.export.models import stepped_program
 from tests.fuse.cases import agree
-from tracetorch import fuse, snn
+from tests.unrolling.models import ROADS, Run
+from tracetorch import snn
 from tracetorch.diagnosis.evidence import _is_lost
 from tracetorch.diagnosis.reach import spike_inputs
 
@@ -34,9 +31,7 @@ class Resting(snn.Neuron):
         self.state("w", init=0.25)
 
     @staticmethod
-    def step(
-        x: Tensor, v: Any, w: Any, plain: Any, *, beta: Any, base: Any, spike: Any
-    ) -> tuple[Any, ...]:
+    def step(x, v, w, plain, *, beta, base, spike):
         v = beta * v + x - w + plain
         fired = spike(v - base)
         return fired, v - fired * base, 0.9 * w + 0.1 * fired, 0.5 * (plain + x)
@@ -65,39 +60,18 @@ class Zeroed(nn.Module):
         return stepped(self.layer, x)
 
 
-def roads() -> dict[str, Callable[[nn.Module, Tensor], Any]]:
-    def on(name: str, **options: Any) -> Callable[[nn.Module, Tensor], Any]:
-        def run(layer: nn.Module, x: Tensor) -> Any:
-            with fuse.backend(name):
-                return tt.unroll(layer, x, **options)
-
-        return run
-
-    def streamed(layer: nn.Module, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            return stepped(layer, x)
-
-    return {
-        "step": stepped,
-        "compiled step": streamed,
-        "cpu": on("cpu"),
-        "eager": on("eager"),
-        "by step": on("auto", by="step"),
-        "segments": on("auto", segment=2),
-        "from rest": on("auto", from_rest=True),
-        "recorded": lambda layer, x: on("auto", record=["v"])(layer, x)[0],
-    }
+def streamed(layer: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return stepped(layer, x)
 
 
 @pytest.mark.parametrize(("dim", "shape"), PLACES)
-@pytest.mark.parametrize("road", roads())
-def test_every_road_starts_from_the_initial_values(
-    road: str, dim: int, shape: tuple[int, ...]
-) -> None:
+@pytest.mark.parametrize("road", [stepped, streamed, *ROADS.values()])
+def test_every_road_starts_from_the_initial_values(road: Run, dim: int, shape: Any) -> None:
     layer, x = made(dim=dim), sequence(6, *shape, dtype=torch.float32)
     expected = Zeroed(layer).run(x)
     for _ in range(2):  # the second time by what the first has prepared
-        assert torch.equal(roads()[road](layer, x), expected)
+        assert torch.equal(road(layer, x), expected)
         layer.zero_states()
     assert expected.any()
 
@@ -105,20 +79,6 @@ def test_every_road_starts_from_the_initial_values(
 @pytest.mark.parametrize("name", ["cpu", "eager"])
 def test_gradients_agree(name: str) -> None:
     agree(made(), sequence(9, 2, 3, dtype=torch.float32), name)
-
-
-@pytest.mark.filterwarnings("ignore")  # PyTorch's own, of functions that Dynamo traces
-def test_compiled_by_torch() -> None:
-    layer, x = made(), sequence(4, 2, 3, dtype=torch.float32)
-
-    def run(x: Tensor) -> Tensor:
-        layer.zero_states()
-        return tt.unroll(layer, x)
-
-    torch.compiler.reset()
-    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(x), Zeroed(layer).run(x))
-    torch.compiler.reset()
 
 
 @pytest.mark.slow
@@ -136,7 +96,7 @@ def test_recurrent_neuron_starts_from_its_values() -> None:
     assert not torch.equal(layer.neuron.v, other.neuron.v)
 
 
-def test_masked_samples_restart_from_the_initial_values() -> None:
+def test_masked_samples_restart_from_copies_of_the_initial_values() -> None:
     layer, x = made(), sequence(4, 2, 3, dtype=torch.float32)
     stepped(layer, x)
     before = layer.v
@@ -147,9 +107,6 @@ def test_masked_samples_restart_from_the_initial_values() -> None:
     assert torch.equal(layer.v[1], before[1])
     layer.zero_states()
     assert layer.v is None
-
-
-def test_no_state_shares_memory_with_the_initial_values() -> None:
     layer = made()
 
     with torch.no_grad():
@@ -192,33 +149,6 @@ def test_states_of_one_layer_given_the_other_initial() -> None:
     y = net[0](x[1])
     tt.zero_states(net[0])
     assert torch.equal(net[1](y), Zeroed(net[1]).run(y[None])[0])
-
-
-# torch.export.load of torch 2.12 reads tensors from bytes
-@pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")
-@pytest.mark.parametrize(("dim", "shape"), PLACES[:2])
-def test_exported_programs_start_from_the_values(
-    dim: int, shape: tuple[int, ...], tmp_path: Path
-) -> None:
-    layer, x = made(dim=dim), sequence(5, *shape, dtype=torch.float32)
-    expected = Zeroed(layer).run(x)
-    program = tt.export.step(layer, x[0])
-    path = tmp_path / "step.pt2"
-    torch.export.save(program, path)
-    states = tt.export.initial_states(torch.export.load(path), len(x[0]))
-    y, _ = stepped_program(program, x, states)
-    assert torch.equal(y, expected)
-    whole = tt.export.sequence(layer, x)
-    y, _ = whole.module()(x, tt.export.initial_states(whole, len(x[0])))
-    assert torch.equal(y, expected)
-
-
-@pytest.mark.slow
-def test_onnx_files_start_from_the_values(tmp_path: Path) -> None:
-    layer, x = made(), sequence(5, 2, 3, dtype=torch.float32)
-    tt.export.onnx(layer, tmp_path / "layer.onnx", x[0])
-    stream = tt.export.OnnxStream(tmp_path / "layer.onnx")
-    assert torch.equal(stepped(stream, x), Zeroed(layer).run(x))  # type: ignore[arg-type]
 
 
 def test_nir_has_no_place_for_them() -> None:

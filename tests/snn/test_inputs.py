@@ -1,10 +1,6 @@
 """Neurons with several inputs: every road gives what a loop over steps gives, gradients too."""
 
-from __future__ import annotations
-
-import copy
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tests.cases import PLACES, sequence, vary
-from tests.export.models import stepped_program
+from tests.cases import PLACES, module, sequence, vary
+from tests.unrolling.models import KEEPING, ROADS, Run
 from tracetorch import fuse, snn
-from tracetorch.fuse.dispatch.plans import plan_for, plan_key
+from tracetorch.fuse.dispatch.plans import plan_key
 
 
 class ThreeFactor(snn.Neuron):
@@ -28,17 +24,7 @@ class ThreeFactor(snn.Neuron):
         self.threshold("base", 0.6)
 
     @staticmethod
-    def step(
-        x: Tensor,
-        modulator: Any,
-        current: Any,
-        mem: Any,
-        trace: Any,
-        *,
-        beta: Any,
-        base: Any,
-        spike: Any,
-    ) -> tuple[Any, ...]:
+    def step(x, modulator, current, mem, trace, *, beta, base, spike):
         mem = beta * mem + x * modulator + current
         fired = spike(mem - base - trace)
         return fired, mem - fired * base * modulator, 0.9 * trace + 0.1 * current * fired
@@ -63,27 +49,6 @@ def stepped(layer: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
     return torch.stack([layer(*step) for step in zip(*inputs, strict=True)])
 
 
-Run = Callable[[nn.Module, tuple[Tensor, ...]], Any]
-
-
-def roads() -> dict[str, Run]:
-    def on(name: str, **options: Any) -> Run:
-        def run(layer: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
-            with fuse.backend(name):
-                return tt.unroll(layer, inputs, **options)
-
-        return run
-
-    return {
-        "cpu": on("cpu"),
-        "eager": on("eager"),
-        "by step": on("auto", by="step"),
-        "segments": on("auto", segment=3),
-        "checked": on("auto", check=True),
-        "recorded": lambda layer, inputs: on("auto", record=["trace", "input"])(layer, inputs)[0],
-    }
-
-
 def results(layer: Any, inputs: tuple[Tensor, ...], run: Run) -> dict[str, Tensor]:
     """Return outputs, final states, and every gradient by name."""
     layer.zero_states()
@@ -99,17 +64,15 @@ def results(layer: Any, inputs: tuple[Tensor, ...], run: Run) -> dict[str, Tenso
 
 
 @pytest.mark.parametrize(("dim", "shape"), PLACES)
-@pytest.mark.parametrize("road", roads())
+@pytest.mark.parametrize("road", KEEPING)
 def test_every_road_agrees_with_steps(road: str, dim: int, shape: tuple[int, ...]) -> None:
     layer, inputs = made(dim), inputs_of(shape, torch.float32)
     expected = results(layer, inputs, stepped)
-    found = results(layer, inputs, roads()[road])
+    found = results(layer, inputs, ROADS[road])
     assert expected["output"].any()
-    assert expected.keys() == found.keys()
     for name in ("output", "mem", "trace"):
         assert torch.equal(found[name], expected[name]), name
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("learned", [0, 1, 2])
@@ -127,7 +90,7 @@ def test_one_input_alone_has_a_gradient(name: str, learned: int) -> None:
         assert grad is not None
         return grad
 
-    torch.testing.assert_close(gradient(roads()[name]), gradient(stepped), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(gradient(ROADS[name]), gradient(stepped), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["cpu", "eager"])
@@ -179,19 +142,15 @@ def test_memory_in_another_order(arrange: Callable[[Tensor], Tensor], x_last: bo
 
 
 def test_an_input_may_broadcast_and_be_the_same_at_all_steps() -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.gain = nn.Linear(5, 1)
-            self.current = nn.Parameter(torch.tensor([0.1, 0.2, 0.3]))
-            self.drive = nn.Linear(5, 3)
-            self.neuron = made()
-
-        def forward(self, x: Tensor) -> Any:
-            return self.neuron(self.drive(x), self.gain(x).sigmoid(), self.current)
-
     torch.manual_seed(0)
-    net, x = Net(), sequence(6, 2, 5, dtype=torch.float32)
+    net = module(
+        lambda s, x: s.neuron(s.drive(x), s.gain(x).sigmoid(), s.current),
+        gain=nn.Linear(5, 1),
+        drive=nn.Linear(5, 3),
+        neuron=made(),
+        current=nn.Parameter(torch.tensor([0.1, 0.2, 0.3])),
+    )
+    x = sequence(6, 2, 5, dtype=torch.float32)
     expected = torch.stack([net(step) for step in x])
     expected.sum().backward()
     grads = {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
@@ -231,22 +190,6 @@ def test_an_input_is_what_a_module_of_its_name_computes() -> None:
         torch.testing.assert_close(y, torch.stack(expected))
 
 
-@pytest.mark.filterwarnings("ignore")  # PyTorch's own, of functions that Dynamo traces
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_compiled_by_torch(backend: str) -> None:
-    torch._dynamo.reset()
-    layer, inputs = made(), inputs_of((2, 3), torch.float32)
-
-    def run(layer: Any, inputs: tuple[Tensor, ...]) -> Any:
-        tt.zero_states(layer)
-        return tt.unroll(layer, inputs)
-
-    expected = results(layer, inputs, run)
-    found = results(layer, inputs, torch.compile(run, fullgraph=True, backend=backend))
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, msg=name)
-
-
 # as for one input, see tests/fuse/test_sequence.py
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("learned", [(0, 1, 2), (1,)])
@@ -276,20 +219,6 @@ def test_operators_pass_opcheck(learned: tuple[int, ...]) -> None:
     )
 
 
-def test_plans_differ_by_the_inputs_that_have_a_gradient() -> None:
-    layer = made()
-    inputs = [torch.ones(4, 2, 3) for _ in range(3)]
-    states, kwargs = [torch.zeros(2, 3)] * 2, layer.step_kwargs(2, torch.float32)
-    keys = set()
-    for learned in range(3):
-        given = [x.clone().requires_grad_(n == learned) for n, x in enumerate(inputs)]
-        plan = plan_for(layer.cell, given, states, kwargs, ())
-        assert plan is not None
-        keys.add(plan.key)
-        assert plan.differentiated == (("x", "i_modulator", "i_current")[learned],)
-    assert len(keys) == 3
-
-
 def test_second_derivatives() -> None:
     layer, inputs = made().double(), inputs_of((2, 3), torch.float64)
 
@@ -301,24 +230,7 @@ def test_second_derivatives() -> None:
         sum(g.square().sum() for g in grads).backward()  # type: ignore[union-attr]
         return [leaf.grad for leaf in leaves]
 
-    for found, expected in zip(
-        penalty(lambda layer, inputs: tt.unroll(layer, inputs)), penalty(stepped), strict=True
-    ):
-        torch.testing.assert_close(found, expected)
-
-
-def test_streams_copies_and_restores() -> None:
-    layer, inputs = made(), inputs_of((2, 3), torch.float32)
-    whole = tt.unroll(layer, inputs)
-    layer.zero_states()
-    first = tt.unroll(layer, tuple(x[:3] for x in inputs))
-    saved, other = tt.get_states(layer), copy.deepcopy(layer)
-    rest = tuple(x[3:] for x in inputs)
-    assert torch.equal(torch.cat([first, tt.unroll(layer, rest)]), whole)
-    assert torch.equal(stepped(other, rest), whole[3:])
-    tt.set_states(layer, saved)
-    with torch.no_grad():
-        assert torch.equal(stepped(layer, rest), whole[3:])
+    torch.testing.assert_close(penalty(lambda layer, x: tt.unroll(layer, x)), penalty(stepped))
 
 
 def test_half_precision() -> None:
@@ -330,33 +242,9 @@ def test_half_precision() -> None:
     assert torch.equal(y.float(), expected)
 
 
-@pytest.mark.slow
-def test_exports(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    layer = made()
-    inputs = tuple(x.expand(7, 2, 3).contiguous() for x in inputs_of((2, 3), torch.float32))
-    expected = tt.unroll(layer, inputs)
-    sample = tuple(x[0] for x in inputs)
-    program = tt.export.step(layer, sample)
-    tt.export.onnx(layer, tmp_path / "net.onnx", sample)
-    stream = tt.export.OnnxStream(tmp_path / "net.onnx")
-    y, _ = stepped_program(program, inputs, tt.export.initial_states(program, 2))
-    assert torch.equal(y, expected)
-    for t, step in enumerate(zip(*inputs, strict=True)):
-        found = stream(*(x.numpy() for x in step))
-        torch.testing.assert_close(torch.as_tensor(found), expected[t])
-
-
 def test_profile_and_record() -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.neuron = made()
-
-        def forward(self, x: Tensor) -> Any:
-            return self.neuron(x, x.abs(), 0.1 * x)
-
-    net, x = Net(), sequence(6, 2, 3, dtype=torch.float32)
+    net = module(lambda s, x: s.neuron(x, x.abs(), 0.1 * x), neuron=made())
+    x = sequence(6, 2, 3, dtype=torch.float32)
     y, record = tt.unroll(net, x, record=["neuron.input", "neuron.trace"])
     assert torch.equal(record["neuron.input"], x)
     assert torch.equal(record["neuron.trace"][-1], net.neuron.trace)
@@ -412,29 +300,14 @@ def test_names_that_do_not_fit(given: int, named: list[str], message: str) -> No
         made()(one, *[one] * given, **dict.fromkeys(named, one))
 
 
-def test_a_layer_with_one_input_takes_one() -> None:
-    with pytest.raises(TypeError, match=r"LIF\(3\) takes \(x\), got 2 inputs"):
-        snn.LIF(3)(torch.ones(2, 3), torch.ones(2, 3))
-    with pytest.raises(TypeError, match=r"takes \(x\), got 2 inputs"):
-        snn.LIF(3).forward_sequence(torch.ones(4, 2, 3), further=[torch.ones(4, 2, 3)])
-
-
-class Beside(nn.Module):
-    """Give a neuron a tensor of its own beside the input."""
-
-    def __init__(self, value: Tensor) -> None:
-        super().__init__()
-        self.value = value
-        self.neuron = made()
-
-    def forward(self, x: Tensor) -> Any:
-        return self.neuron(x, self.value, x)
+def beside(value: Tensor) -> Any:
+    return module(lambda s, x: s.neuron(x, value, x), neuron=made())
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (1, 3), (2, 1), (2, 3)])
 def test_an_input_may_be_the_same_in_all_steps(shape: tuple[int, ...]) -> None:
     value = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-    model, x = Beside(value), sequence(4, 2, 3, dtype=torch.float32)
+    model, x = beside(value), sequence(4, 2, 3, dtype=torch.float32)
     expected = stepped(model, (x,))
     tt.zero_states(model)
     assert torch.equal(tt.unroll(model, x), expected)
@@ -449,7 +322,7 @@ def test_an_input_may_be_the_same_in_all_steps(shape: tuple[int, ...]) -> None:
 )
 def test_by_layer_an_input_must_hold_the_steps(shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        tt.unroll(Beside(torch.ones(shape)), torch.ones(4, 2, 3))
+        tt.unroll(beside(torch.ones(shape)), torch.ones(4, 2, 3))
 
 
 class Gain(snn.Neuron):
@@ -461,22 +334,15 @@ class Gain(snn.Neuron):
         return gain * x, mem + x
 
 
-class Fixed(nn.Module):
-    def __init__(self, gain: Tensor) -> None:
-        super().__init__()
-        self.neuron = Gain(gain.shape[0])
-        self.gain = gain
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.neuron(x, self.gain)
-        return y
+def fixed(gain: Tensor) -> Any:
+    return module(lambda s, x: s.neuron(x, gain), neuron=Gain(len(gain)))
 
 
 def test_neurons_may_be_as_many_as_steps_times_samples() -> None:
     gain, x = torch.rand(8), torch.rand(4, 2, 8)
-    assert torch.equal(tt.unroll(Fixed(gain), x), x * gain)
+    assert torch.equal(tt.unroll(fixed(gain), x), x * gain)
     with pytest.raises(ValueError, match="the same in all steps, with a dimension of size 1 in fr"):
-        tt.unroll(Fixed(gain), x.reshape(8, 1, 8))
+        tt.unroll(fixed(gain), x.reshape(8, 1, 8))
 
 
 def test_samples_are_not_taken_for_neurons() -> None:
@@ -486,85 +352,6 @@ def test_samples_are_not_taken_for_neurons() -> None:
         tt.unroll(Gain(5), (x, gain))
 
 
-@pytest.mark.parametrize("name", ["training", "dim", "mem"])
-def test_an_input_may_not_have_the_name_of_something_else(name: str) -> None:
-    kind = type("Odd", (snn.Neuron,), {"inputs": ("x", name), "states": ("mem",), "step": None})
-    with pytest.raises(ValueError, match=f"Odd cannot call an input, .* '{name}'"):
-        kind(2)
-
-
-def test_step_takes_the_inputs_by_their_names() -> None:
-    class Wrong(snn.Neuron):
-        inputs = ("x", "current")
-        states = ("mem",)
-
-        @staticmethod
-        def step(x: Tensor, mem: Tensor, current: Tensor) -> tuple[Tensor, Tensor]:
-            return mem, mem + x + current
-
-    with pytest.raises(ValueError, match=r"Wrong.inputs is .*takes \('mem',\) after x"):
-        Wrong(3)
-
-
-@pytest.mark.parametrize("named", ["x", ("drive", "gain"), ("gain", "x"), ()])
-def test_inputs_begin_with_x(named: Any) -> None:
-    class Wrong(snn.Neuron):
-        inputs = named
-
-        @staticmethod
-        def step(*tensors: Tensor) -> tuple[Tensor, ...]:
-            return tensors
-
-    with pytest.raises(TypeError, match=r"Wrong\.inputs must be a tuple .* begins with 'x', got"):
-        Wrong(3)
-
-
-class Driven(nn.Module):
-    """A layer with further inputs behind a norm."""
-
-    def __init__(self, neuron: ThreeFactor) -> None:
-        super().__init__()
-        self.norm, self.neuron = nn.BatchNorm1d(3), neuron
-
-    def forward(self, x: Tensor) -> Any:
-        return self.neuron(self.norm(x), x, x)
-
-
-@pytest.mark.parametrize(
-    ("act", "message"),
-    [
-        (lambda layer, x: tt.init.impulse_response(layer), "several inputs"),
-        (
-            lambda layer, x: tt.init.fluctuation_(nn.Sequential(nn.Linear(3, 3), layer), rate=0.1),
-            r"takes \(x, modulator, current\), got 1",
-        ),
-        (
-            lambda layer, x: tt.init.tdbn_(Driven(layer), x[None]),
-            r"layer 'neuron', ThreeFactor.* has several inputs.*modulator, current, which",
-        ),
-        (
-            lambda layer, x: tt.init.calibrate_(Driven(layer), x[None]),
-            r"layer 'neuron', ThreeFactor.* has several inputs.*modulator, current, which",
-        ),
-        (
-            lambda layer, x: tt.init.identity_(snn.SEWBlock(nn.Sequential(nn.Linear(3, 3), layer))),
-            r"layer 'body\.1', ThreeFactor.* takes \(x, modulator, current\), got 1",
-        ),
-        (
-            lambda layer, x: tt.online(layer, rule="eprop")(x, x, x.requires_grad_()),
-            "a further input, modulator, with a gradient",
-        ),
-        (
-            lambda layer, x: tt.nir.to_nir(layer, x),
-            r"takes \(x, modulator, current\), got 1 inputs",
-        ),
-        (lambda layer, x: tt.plot.save_playground(layer, "page.html"), "several inputs"),
-        (
-            lambda layer, x: snn.Recurrent(layer, nn.Linear(3, 3)),
-            r"one input, and ThreeFactor takes \(x, modulator, current\)",
-        ),
-    ],
-)
-def test_what_takes_one_input_says_so(act: Callable[[Any, Tensor], Any], message: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=message):
-        act(made(), torch.ones(2, 3))
+def driven(neuron: ThreeFactor) -> Any:
+    norm = nn.BatchNorm1d(3)
+    return module(lambda s, x: s.neuron(s.norm(x), x, x), norm=norm, neuron=neuron)

@@ -1,15 +1,10 @@
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
-from torch.func import functional_call
 
 from tests.cases import (
     LAYERS,
@@ -17,13 +12,13 @@ from tests.cases import (
     READOUTS,
     SPIKING,
     configurations,
-    examples,
     layer,
     sequence,
     stepped,
     vary,
 )
 from tests.oracle import simulate
+from tests.unrolling.models import gradcheck
 from tracetorch import fuse, snn
 from tracetorch.functional import atan_surrogate
 
@@ -122,9 +117,7 @@ def test_gradient_through_the_reset(arguments: dict[str, Any], expected: list[fl
 
 @pytest.mark.parametrize("reset", ["subtract", "zero"])
 @pytest.mark.parametrize("detach_reset", [False, True])
-def test_gradient_through_the_negative_reset_mirrors_the_positive_one(
-    reset: Any, detach_reset: bool
-) -> None:
+def test_gradient_through_the_negative_reset_mirrors_the_positive_one(reset, detach_reset):
     grads = []
     for sign, part in ((1, "pos_threshold_setup"), (-1, "neg_threshold_setup")):
         setups: dict[str, Any] = {part: {}}
@@ -151,97 +144,31 @@ def test_detached_reset_keeps_the_gradient_of_its_threshold(name: str, reset: st
 
 
 class Smooth:
-    """Smooth spike function, for finite differences."""
-
     def __call__(self, u: torch.Tensor) -> torch.Tensor:
         return torch.sigmoid(3 * u)
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_gradients_of_a_network_against_finite_differences(name: str) -> None:
-    if name in READOUTS:
-        smooth: dict[str, Any] = {}
-    elif name.startswith("B"):
-        smooth = {"pos_surrogate_derivative": Smooth(), "neg_surrogate_derivative": Smooth()}
-    else:
-        smooth = {"surrogate_derivative": Smooth()}
+@pytest.mark.parametrize(
+    ("name", "reset"),
+    [(n, r) for n in LAYERS for r in ("subtract", "zero", "none") if n in SPIKING or r[0] == "s"],
+)
+def test_gradients_against_finite_differences(name: str, reset: str) -> None:
     torch.manual_seed(0)
-    net: Any = nn.Sequential(
-        nn.Linear(2, 3), layer(name, 3, **smooth), nn.Linear(3, 2), layer(name, 2, **smooth)
-    ).double()
-    names, values = zip(*net.named_parameters(), strict=True)
-
-    def run(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
-        for each in (net[1], net[3]):
-            each.zero_states()
-        by_name = dict(zip(names, parameters, strict=True))
-        return torch.stack([functional_call(net, by_name, (step,)) for step in x.unbind()])
-
-    x = sequence(3, 2, 2).requires_grad_()
-    assert torch.autograd.gradcheck(run, (x, *values))
+    options: dict[str, Any] = {"reset": reset} if name in SPIKING else {}
+    for sign in ("pos_", "neg_") if name.startswith("B") else ("",) * (name in SPIKING):
+        options[f"{sign}surrogate_derivative"] = Smooth()
+    net: Any = layer(name, 2, **options)
+    if reset == "subtract":
+        net = nn.Sequential(nn.Linear(2, 3), layer(name, 3, **options), nn.Linear(3, 2), net)
+    gradcheck(net.double(), sequence(3, 2, 2), by="step")
 
 
-@pytest.mark.parametrize("name", SPIKING)
-@pytest.mark.parametrize("arguments", [{"reset": "zero"}, {"reset": "none"}])
-def test_gradients_of_the_other_resets(name: str, arguments: dict[str, Any]) -> None:
-    smooth: dict[str, Any] = (
-        {"pos_surrogate_derivative": Smooth(), "neg_surrogate_derivative": Smooth()}
-        if name.startswith("B")
-        else {"surrogate_derivative": Smooth()}
-    )
-    neurons = layer(name, 2, **smooth, **arguments).double()
-    names, values = zip(*neurons.named_parameters(), strict=True)
-
-    def run(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
-        neurons.zero_states()
-        by_name = dict(zip(names, parameters, strict=True))
-        return torch.stack([functional_call(neurons, by_name, (step,)) for step in x.unbind()])
-
-    assert torch.autograd.gradcheck(run, (sequence(3, 2, 2).requires_grad_(), *values))
-
-
-@given(seed=st.integers(0, 1000), name=st.sampled_from(LAYERS))
-@examples(40)
-def test_permuting_the_batch_permutes_the_output(seed: int, name: str) -> None:
-    x = sequence(5, 4, 3, seed=seed)
-    order = torch.randperm(4, generator=torch.Generator().manual_seed(seed))
-    neurons = layer(name, 3).double()
-    out = stepped(neurons, x)
-    neurons.zero_states()
-    assert torch.equal(stepped(neurons, x[:, order]), out[:, order])
-
-
-@given(seed=st.integers(0, 1000), name=st.sampled_from(LAYERS), dim=st.integers(-4, 3))
-@examples(40)
-def test_moving_the_dim_moves_the_output(seed: int, name: str, dim: int) -> None:
-    x = sequence(4, 2, 2, 2, 3, seed=seed)
-    out = stepped(layer(name, 3).double(), x)
-    time_dim = dim if dim < 0 else dim + 1
-    moved = stepped(layer(name, 3, dim=dim).double(), x.movedim(-1, time_dim))
-    assert torch.equal(moved, out.movedim(-1, time_dim))
-
-
-@given(seed=st.integers(0, 1000), name=st.sampled_from(LAYERS), cut=st.integers(0, 6))
-@examples(40)
-def test_splitting_a_sequence_changes_nothing(seed: int, name: str, cut: int) -> None:
-    x = sequence(6, 2, 3, seed=seed)
-    whole, parts = layer(name, 3).double(), layer(name, 3).double()
-    expected = stepped(whole, x)
-    first = [parts(step) for step in x[:cut].unbind()]
-    parts.detach_states()
-    second = [parts(step) for step in x[cut:].unbind()]
-    assert torch.equal(torch.stack(first + second), expected)
-
-
-def test_negative_threshold_alone_and_trace_alone_are_valid() -> None:
+def test_parts_and_setups_that_are_valid() -> None:
     negative = snn.LeakyIntegrator(2, neg_threshold_setup={})
     assert negative(torch.tensor([[-2.0, 2.0]])).tolist() == [[-1.0, 0.0]]
     traced = snn.LeakyIntegrator(2, gamma_setup={}, pos_threshold_setup={})
     assert traced.active_states == ("mem", "rec", "prev_output")
     assert traced.syn is traced.alpha is traced.bias is None
-
-
-def test_partial_setups_take_defaults_and_beta_always_exists() -> None:
     neurons = snn.LeakyIntegrator(2, alpha_setup={"value": 0.3}, beta_setup=None)
     assert neurons.beta.tolist() == pytest.approx([0.9, 0.9])
     assert neurons.alpha.tolist() == pytest.approx([0.3, 0.3])
@@ -293,25 +220,6 @@ def test_empty_setups_give_the_defaults_of_every_layer(name: str, empty: str) ->
             assert getattr(wrapper, f"{part}_ema") is (averaging or name in READOUTS)
         if part.endswith("threshold"):
             assert getattr(made, f"{part[:3]}_spike") == atan_surrogate(2.0)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"rec_weight_setup": {}}, "rec_weight_setup does nothing without gamma_setup"),
-        ({"pos_scale_setup": {}}, "pos_scale_setup does nothing without pos_threshold_setup"),
-        ({"neg_scale_setup": {}}, "neg_scale_setup does nothing without neg_threshold_setup"),
-        ({"reset": "hard"}, "reset must be 'subtract', 'zero' or 'none', got 'hard'"),
-    ],
-)
-def test_error_names_a_setup_without_effect(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        snn.LeakyIntegrator(2, **arguments)
-
-
-def test_detach_reset_must_be_a_bool() -> None:
-    with pytest.raises(TypeError, match="detach_reset must be True or False, got 1"):
-        snn.LIF(2, detach_reset=1)  # type: ignore[arg-type]  # the mistake of the test
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -1,11 +1,8 @@
 """``TTModule.memory``: a state of a module's own, on every road on which a neuron's state goes."""
 
-from __future__ import annotations
-
 import copy
 import inspect
 import pickle
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +13,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 import tracetorch as tt
-from tests.cases import layer, sequence
-from tests.export.models import stepped_program
+from tests.cases import layer, module, sequence
+from tests.unrolling.models import gradcheck
 from tracetorch import snn
 
 T, B = 7, 4
@@ -159,15 +156,8 @@ def test_by_layer_it_is_refused_by_name_but_for_a_recurrent() -> None:
 
 
 def test_declared_later_it_is_refused_as_well() -> None:
-    class Late(snn.TTModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.cell = layer("LIF", 3)
-
-        def forward(self, x: Tensor) -> Any:
-            return self.cell(x)
-
-    model, x = Late(), sequence(T, B, 3)
+    model = module(lambda s, x: s.cell(x), "Late", cell=layer("LIF", 3))
+    x = sequence(T, B, 3)
     for _ in range(3):  # what the pass concludes of the model is remembered
         tt.unroll(model, x)
     model.memory("another")
@@ -181,23 +171,8 @@ def test_declared_later_it_is_refused_as_well() -> None:
 @pytest.mark.parametrize("options", [{}, {"init": 0.4}, {"shape": 3, "init": 0.4}])
 def test_gradients_match_finite_differences(reset: Any, options: Any) -> None:
     model = Filter(**options, learnable=True).double()
-    names = [name for name, _ in model.named_parameters()]
-    assert "initial_slow" in names
-
-    class Whole(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, x: Tensor) -> Any:
-            return tt.unroll(model, x, by="step", reset=reset, from_rest=True)
-
-    def run(x: Tensor, *values: Tensor) -> Any:
-        given = {f"model.{name}": value for name, value in zip(names, values, strict=True)}
-        return torch.func.functional_call(Whole(), given, (x,))
-
-    x = sequence(4, 2, 3)
-    assert torch.autograd.gradcheck(run, (x.requires_grad_(), *model.parameters()))
+    assert "initial_slow" in dict(model.named_parameters())
+    gradcheck(model, sequence(4, 2, 3), by="step", reset=reset)
 
 
 def test_before_the_first_assignment_it_reads_as_its_initial_value() -> None:
@@ -294,58 +269,6 @@ def test_saved_with_the_states(tmp_path: Path) -> None:
     assert torch.equal(other.last, model.last)
     assert torch.equal(other.get_parameter("initial_last"), torch.full((6,), 0.5).double())
     assert torch.equal(other(x[0]), model(x[0]))
-
-
-@pytest.mark.parametrize("options", [{}, {"init": 0.5}, {"learnable": True, "init": -0.5}])
-@pytest.mark.parametrize("kind", ["step", pytest.param("sequence", marks=pytest.mark.slow)])
-def test_exported_it_goes_in_and_comes_out(kind: str, options: Any) -> None:
-    model, x = fed(**options).float().eval(), sequence(T, B, 3).float()
-    with torch.no_grad():
-        expected = tt.unroll(model, x, by="step")
-    ends = tt.get_states(model)
-    program = tt.export.step(model, x[0]) if kind == "step" else tt.export.sequence(model, x)
-    states = tt.export.initial_states(program, B)
-    if kind == "sequence":
-        y, states = program.module()(x, states)
-    else:
-        y, states = stepped_program(program, x, states)
-    assert torch.equal(y, expected)
-    torch.testing.assert_close(states, ends, rtol=0, atol=0)
-
-
-@pytest.mark.slow
-def test_an_onnx_file_has_it_as_a_state(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    model, x = fed(init=0.5).float().eval(), sequence(T, B, 3).float()
-    tt.export.onnx(model, tmp_path / "a.onnx", x[0])
-    stream = tt.export.OnnxStream(tmp_path / "a.onnx")
-    y = torch.stack([torch.as_tensor(stream(step)) for step in x])
-    torch.testing.assert_close(y, tt.unroll(model, x, by="step").detach())
-
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.slow
-@pytest.mark.parametrize("whole", [False, True])
-def test_compiled_it_is_the_same(whole: bool) -> None:
-    model = fed(init=0.5, learnable=True)
-    step = torch.compile(model, fullgraph=True)
-
-    def loop(x: Tensor) -> Tensor:
-        model.zero_states()
-        return tt.unroll(model, x, by="step", reset=RESET)
-
-    def run(x: Tensor) -> Tensor:
-        if whole:
-            y: Tensor = torch.compile(loop)(x)
-            return y
-        outputs = []
-        for t, each in enumerate(x):
-            tt.zero_states(model, where=RESET[t])
-            outputs.append(step(each))
-        return torch.stack(outputs)
-
-    expected = results(model, loop)
-    torch.testing.assert_close(results(model, run), expected)
 
 
 def test_vmap_over_inputs_and_a_leaked_state() -> None:
@@ -513,17 +436,8 @@ def test_at_rest_it_is_not_there_and_its_name_is_taken() -> None:
 
 
 def test_messages_say_which_tensor_gave_the_batch() -> None:
-    class Two(snn.TTModule):
-        last: Tensor
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.memory("last", 3)
-
-        def forward(self, scale: float, x: Tensor) -> None:
-            self.last = x * scale
-
-    model = Two()
+    model = module(lambda s, scale, x: setattr(s, "last", x * scale))
+    model.memory("last", 3)
     message = r"argument x, dimension 0, shape \[3, 2, 3\]; a call is one time step.*by=\"step\""
     with pytest.raises(ValueError, match=r"got shape \[3, 2, 3\]\. B is 3: " + message):
         model(2.0, torch.ones(3, 2, 3))
@@ -531,16 +445,6 @@ def test_messages_say_which_tensor_gave_the_batch() -> None:
     for args, kwargs in (((2.0, torch.ones(3, 2, 3)), {}), ((2.0,), {"x": torch.ones(3, 2, 3)})):
         with pytest.raises(ValueError, match=r"a batch of 3 \(" + message):
             model(*args, **kwargs)
-
-
-def test_a_failed_pass_leaves_it_as_it_was() -> None:
-    model, x = fed(), sequence(T, B, 3)
-    model(x[0])
-    before = tt.get_states(model)
-    model.register_forward_hook(lambda *_: model.last.sum().item() and 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        tt.unroll(model, x, by="step")
-    torch.testing.assert_close(tt.get_states(model), before, rtol=0, atol=0)
 
 
 def test_what_cannot_follow_it_refuses_by_name(tmp_path: Path) -> None:
@@ -565,34 +469,9 @@ def test_what_cannot_follow_it_refuses_by_name(tmp_path: Path) -> None:
         own(x[0]).sum().backward()
 
 
-def test_a_call_of_another_thread_goes_on_from_what_the_module_holds() -> None:
-    """It neither sees nor disturbs the pass that runs."""
-    model, twin, x = Filter(), Filter(), sequence(T, B, 3).float()
-    found: list[Any] = []
-
-    def hook(*_: Any) -> None:
-        handle.remove()
-        with ThreadPoolExecutor(1) as pool:
-            found.append(pool.submit(model, x[0]).result())
-
-    handle = model.register_forward_hook(hook)
-    y = tt.unroll(model, x, by="step")
-    expected = tt.unroll(twin, x, by="step")
-    torch.testing.assert_close(y, expected, rtol=0, atol=0)
-    torch.testing.assert_close(found[0], Filter()(x[0]), rtol=0, atol=0)
-    assert all(map(torch.equal, tt.get_states(model).values(), tt.get_states(twin).values()))
-
-
 def test_names_that_were_there_before_stay() -> None:
-    class Held(snn.TTModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.memory: Any = nn.Linear(3, 3)
-
-        def forward(self, x: Tensor) -> Any:
-            return self.memory(x)
-
-    assert Held()(torch.ones(2, 3)).shape == (2, 3)
+    held = module(lambda s, x: s.memory(x), memory=nn.Linear(3, 3))
+    assert held(torch.ones(2, 3)).shape == (2, 3)
 
     class Named(snn.Neuron):
         states = ("memory",)
@@ -637,9 +516,7 @@ def test_names_that_were_there_before_stay() -> None:
         (("a",), {"learnable": 1}, TypeError, "learnable must be"),
     ],
 )
-def test_a_bad_declaration_is_refused(
-    arguments: Any, options: Any, error: type[Exception], message: str
-) -> None:
+def test_a_bad_declaration_is_refused(arguments, options, error, message):
     model = Fed()
     before = sorted(vars(model)), sorted(model.state_dict())
     with pytest.raises(error, match=message):

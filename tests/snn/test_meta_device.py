@@ -1,7 +1,5 @@
 """Every layer on the meta device: built, run, moved off it, and loaded."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from functools import partial
@@ -48,14 +46,11 @@ MAKERS: dict[str, Callable[[], nn.Module]] = {
 
 
 def test_every_layer_is_here() -> None:
-    layers = {name for name in snn.__all__ if issubclass_of_module(getattr(snn, name))}
+    classes = {name: getattr(snn, name) for name in snn.__all__}
+    layers = {n for n, k in classes.items() if isinstance(k, type) and issubclass(k, nn.Module)}
     named = {name.partition(",")[0] for name in MAKERS}
     assert layers - named == {"LeakyIntegrator", "Neuron", "SequenceLayer", "TTModule"}
     assert set(neurons.__all__) <= named
-
-
-def issubclass_of_module(kind: object) -> bool:
-    return isinstance(kind, type) and issubclass(kind, nn.Module)
 
 
 def made_on_meta(name: str, way: str) -> nn.Module:
@@ -63,11 +58,6 @@ def made_on_meta(name: str, way: str) -> nn.Module:
         return MAKERS[name]().to("meta")
     with torch.device("meta"):
         return MAKERS[name]()
-
-
-def inputs(name: str) -> torch.Tensor:
-    shape = (T, B, N, 6) if "Conv" in name else (T, B, N)
-    return sequence(*shape, dtype=torch.float32) * NEURONS.get(name, 1.0)
 
 
 @pytest.mark.parametrize("way", ["built", pytest.param("moved", marks=pytest.mark.slow)])
@@ -79,7 +69,9 @@ def inputs(name: str) -> torch.Tensor:
     ],
 )
 def test_a_layer_on_meta_runs_and_is_loaded(name: str, way: str, tmp_path: Path) -> None:
-    model, true, x = made_on_meta(name, way), MAKERS[name](), inputs(name)
+    model, true = made_on_meta(name, way), MAKERS[name]()
+    shape = (T, B, N, 6) if "Conv" in name else (T, B, N)
+    x = sequence(*shape, dtype=torch.float32) * NEURONS.get(name, 1.0)
     assert all(t.is_meta for t in (*model.parameters(), *model.buffers()))
     shapes = {key: value.shape for key, value in true.state_dict().items()}
     assert {key: value.shape for key, value in model.state_dict().items()} == shapes

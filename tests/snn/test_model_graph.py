@@ -1,7 +1,5 @@
 """A model is read as the graph of what one step calls, or refused in one sentence."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +11,7 @@ import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor, nn
 
 import tracetorch as tt
+from tests.unrolling.models import Counts
 from tracetorch import snn
 from tracetorch.snn.model_graph import ModelGraph, Node, read_model
 
@@ -149,15 +148,6 @@ def hooked(function: Callable[[nn.Module], Any]) -> nn.Module:
     return net
 
 
-class Remembers(snn.TTModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.memory("last", 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
-
-
 REFUSED: dict[str, tuple[nn.Module, str]] = {
     "hook": (
         hooked(lambda m: m.register_forward_hook(lambda m, x, y: y * 2)),
@@ -169,7 +159,7 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
     ),
     "forward": (hooked(lambda m: setattr(m, "forward", abs)), r"0 \(Linear\) has a hook or a forw"),
     "compiled": (hooked(lambda m: m.compile()), r"0 \(Linear\) has .* or is compiled"),
-    "memory": (Remembers(), r"the model \(Remembers\) keeps a memory of its own, 'last', which"),
+    "memory": (Counts(3), r"the model \(Counts\) keeps a memory of its own, 'last', which"),
     "parameter": (Calls(lambda m, y: y + m.weight), r"add\(\) in .* is given 'weight' by itself"),
     "state": (Calls(lambda m, y: m.lif(y) + m.lif.mem), "given 'lif.mem' by itself, and param"),
     "branch": (Calls(lambda m, y: y if y.sum() > 0 else -y), r"bool\(\) in .* reads num"),

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -14,8 +12,6 @@ from tracetorch import snn
 
 
 class Counting(snn.TTModule):
-    """Module that counts how often each of its overrides runs."""
-
     def __init__(self, *parts: nn.Module) -> None:
         super().__init__()
         self.parts: Any = list(parts)
@@ -177,15 +173,13 @@ def test_none_stays_none_under_a_mask() -> None:
         (torch.tensor([True] * 3), ValueError, r"layer 'b', LIF\(2\), holds mem for a batch of 2"),
     ],
 )
-def test_mask_that_does_not_fit_changes_nothing(
-    mask: object, error: type[Exception], message: str
-) -> None:
+def test_mask_that_does_not_fit_changes_nothing(mask, error, message):
     net = nn.ModuleDict({"a": snn.LIF(2), "b": snn.LIF(2)})
     net["a"](torch.ones(3, 2))
     net["b"](torch.ones(2, 2))
     before = tt.get_states(net)
     with pytest.raises(error, match=message):
-        tt.zero_states(net, where=mask)  # type: ignore[arg-type]
+        tt.zero_states(net, where=mask)
     assert all(torch.equal(before[name], state) for name, state in tt.get_states(net).items())
 
 
@@ -197,37 +191,7 @@ def test_mask_needs_a_batch_dimension_before_the_neurons(dim: int, shape: tuple[
         neurons.zero_states(where=torch.tensor([True, False, False]))
 
 
-def test_states_of_wrapped_models_are_reached() -> None:
-    net = nn.Sequential(nn.Linear(3, 2), snn.LIF(2))
-
-    class Wrapper(nn.Module):  # as DistributedDataParallel wraps
-        def __init__(self, module: nn.Module) -> None:
-            super().__init__()
-            self.module = module
-
-    wrapped = Wrapper(net)
-    net(torch.ones(1, 3))
-    assert list(tt.get_states(wrapped)) == ["module.1.mem"]
-    tt.detach_states(wrapped)
-    assert not net[1].mem.requires_grad
-    tt.zero_states(wrapped)
-    assert net[1].mem is None
-
-
-def test_param_count_counts_shared_parameters_once() -> None:
-    class Net(snn.TTModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first = nn.Linear(3, 2)
-            self.again = self.first
-            self.hidden = [snn.BSRLIF(2), snn.LIF(2, learn_beta=False)]
-
-    assert Net().get_param_count() == 8 + 18 + 2
-
-
 class CallingOverrides(snn.TTModule):
-    """Module whose overrides call more than their ``super()``."""
-
     def __init__(self) -> None:
         super().__init__()
         self.cell, self.block = snn.LIF(2), snn.LIF(2)

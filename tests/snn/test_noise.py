@@ -1,10 +1,7 @@
 """Noise from a counter: the same by every road, fresh or frozen, and of the right distribution."""
 
-from __future__ import annotations
-
 import copy
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,7 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import PLACES, sequence, stepped, vary
-from tests.export.models import stepped_program
+from tests.unrolling.models import KEEPING, ROADS, Run
 from tracetorch import fuse, snn
 
 
@@ -29,9 +26,7 @@ class EscapeRate(snn.Neuron):
         self.threshold("base", 1.0)
 
     @staticmethod
-    def step(
-        x: Tensor, noise: Tensor, mem: Tensor, *, beta: Tensor, base: Tensor, spike: Any
-    ) -> tuple[Tensor, Tensor]:
+    def step(x, noise, mem, *, beta, base, spike):
         mem = beta * mem + x
         fired = spike(torch.sigmoid(4 * (mem - base)) - noise)
         return fired, mem - fired * base
@@ -50,30 +45,8 @@ def net(seed: int | None = None) -> nn.Sequential:
     )
 
 
-Run = Callable[[nn.Module, Tensor], Any]
-
-
-def on(name: str, **options: Any) -> Run:
-    def run(model: nn.Module, x: Tensor) -> Any:
-        with fuse.backend(name):
-            return tt.unroll(model, x, **options)
-
-    return run
-
-
-ROADS: dict[str, Run] = {
-    "cpu": on("cpu"),
-    "eager": on("eager"),
-    "by step": on("auto", by="step"),
-    "by step, eagerly": on("eager", by="step"),
-    "segments": on("auto", segment=2),
-    "checked": on("auto", check=True),
-    "recorded": lambda model, x: on("auto", record=["1.noise.output"])(model, x)[0],
-}
-
-
 @pytest.mark.parametrize("seed", [None, 5])
-@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize("road", KEEPING)
 def test_every_road_has_the_same_noise(road: str, seed: int | None) -> None:
     model, x = net(seed), 2 * sequence(6, 2, 4, dtype=torch.float32)
 
@@ -90,15 +63,12 @@ def test_every_road_has_the_same_noise(road: str, seed: int | None) -> None:
     assert expected["output"].any()
     for name in ("output", "1.noise.position", "3.noise.position"):
         assert torch.equal(found[name], expected[name]), name
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("dim", "shape"), PLACES)
 @pytest.mark.parametrize("distribution", ["normal", "uniform"])
-def test_a_sequence_is_what_its_steps_are(
-    distribution: Any, dim: int, shape: tuple[int, ...]
-) -> None:
+def test_a_sequence_is_what_its_steps_are(distribution, dim, shape):
     layer = snn.Noise(3, dim, distribution=distribution, seed=1)
     expected = stepped(layer, torch.zeros(5, *shape))
     layer.zero_states()
@@ -205,7 +175,7 @@ def test_samples_restart_alone() -> None:
         layer.zero_states()
 
 
-def test_a_checkpoint_goes_on_with_the_same_noise(tmp_path: Path) -> None:
+def test_checkpoints_and_state_dicts(tmp_path: Path) -> None:
     model, x = net(), sequence(4, 2, 4, dtype=torch.float32)
     tt.unroll(model, x)
     tt.checkpoint.save(model, tmp_path / "net.safetensors", states=True)
@@ -213,27 +183,14 @@ def test_a_checkpoint_goes_on_with_the_same_noise(tmp_path: Path) -> None:
     other = net()
     tt.checkpoint.load(tmp_path / "net.safetensors", other, states=True)
     assert torch.equal(tt.unroll(other, x), expected)
-
-
-def test_a_distribution_that_is_assigned_is_checked() -> None:
-    noise = snn.Noise(3, seed=1)
-    noise.distribution = "unifrom"  # type: ignore[assignment]
-    with pytest.raises(ValueError, match="distribution must be 'normal' or 'uniform', got 'unifro"):
-        noise(torch.zeros(2, 3))
-
-
-def test_a_checkpoint_of_another_distribution_does_not_load(tmp_path: Path) -> None:
     tt.checkpoint.save(snn.Noise(3, seed=1), tmp_path / "noise.safetensors")
     with pytest.raises(ValueError, match="distribution"):
         tt.checkpoint.load(
             tmp_path / "noise.safetensors", snn.Noise(3, distribution="uniform", seed=1)
         )
-
-
-def test_a_seed_is_in_the_state_dict() -> None:
-    layer, other = snn.Noise(3, seed=1), snn.Noise(3, seed=2)
-    other.load_state_dict(layer.state_dict())
-    assert torch.equal(layer(torch.zeros(1, 3)), other(torch.zeros(1, 3)))
+    layer, another = snn.Noise(3, seed=1), snn.Noise(3, seed=2)
+    another.load_state_dict(layer.state_dict())
+    assert torch.equal(layer(torch.zeros(1, 3)), another(torch.zeros(1, 3)))
     assert not list(layer.parameters())
     assert not snn.Noise(3).state_dict()
 
@@ -314,50 +271,3 @@ def test_compiled_by_torch(seed: int | None, backend: str) -> None:
     found = compiled(x)
     assert torch.equal(found, expected) == (seed is not None)
     assert torch.equal(compiled(x), found) == (seed is not None)
-
-
-@pytest.mark.slow
-def test_exports_with_a_seed(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    model, x = net(seed=3).eval(), 2 * sequence(6, 2, 4, dtype=torch.float32)
-    expected = tt.unroll(model, x)
-    tt.zero_states(model)
-    program = tt.export.step(model, x[0])
-    tt.export.onnx(model, tmp_path / "net.onnx", x[0])
-    stream = tt.export.OnnxStream(tmp_path / "net.onnx")
-    assert expected.any()
-    y, _ = stepped_program(program, x, tt.export.initial_states(program, 2))
-    assert torch.equal(y, expected)
-    for t, step in enumerate(x):
-        assert torch.equal(torch.as_tensor(stream(step.numpy())), expected[t])
-
-
-@pytest.mark.parametrize(
-    ("act", "error", "message"),
-    [
-        (lambda: snn.Noise(3, distribution="gauss"), ValueError, "'normal' or 'uniform', got 'gau"),  # type: ignore[arg-type]
-        (lambda: snn.Noise(3, seed=1.5), TypeError, "seed must be an integer"),  # type: ignore[arg-type]
-        (lambda: snn.Noise(3)(torch.ones(2, 4)), ValueError, "has 3 neurons"),
-        (
-            lambda: made().forward_sequence(torch.ones(4, 2, 3)),
-            TypeError,
-            r"takes \(x, noise\), got 1 inputs. Call the layer itself, or tt.unroll",
-        ),
-        (
-            lambda: snn.Noise(3).forward_sequence(torch.ones(2, 1, 3), ["mem"]),
-            ValueError,
-            "no state 'mem'. It has position",
-        ),
-        (lambda: tt.export.step(net(), torch.ones(1, 4)), ValueError, "'1.noise', .* has no seed"),
-        (
-            lambda: tt.nir.to_nir(snn.Noise(3), torch.ones(1, 3)),
-            ValueError,
-            "no counterpart in NIR",
-        ),
-    ],
-)
-def test_what_cannot_be_says_so(
-    act: Callable[[], Any], error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        act()

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tests import cases
+from tests.cases import Slope
 from tests.unrolling.models import Skip, conv, recurrent
 from tracetorch import param_groups, snn
 from tracetorch.core.walk import named_modules
@@ -37,13 +36,17 @@ def by_name(groups: list[dict[str, Any]]) -> dict[str, set[int]]:
 @pytest.mark.parametrize("make", [MixedModel, Skip, conv, recurrent])
 @pytest.mark.parametrize("decay_biases", [True, False])
 def test_every_parameter_is_in_one_group(make: Any, decay_biases: bool) -> None:
-    model = make()
-    groups = param_groups(model, 0.1, decay_biases=decay_biases)
-    put = [id(p) for group in groups for p in group["params"]]
-    every = {id(p) for _, module in named_modules(model) for p in module.parameters()}
-    assert len(put) == len(set(put))
-    assert set(put) == every
-    torch.optim.AdamW(groups)  # raises where a parameter is in two groups
+    model, neurons = make(), []
+    ways: list[dict[str, Any]] = [{}, {"lr": 1e-2, "relative": True}]
+    for options in ways:
+        groups = param_groups(model, 0.1, decay_biases=decay_biases, **options)
+        put = [id(p) for group in groups for p in group["params"]]
+        every = {id(p) for _, module in named_modules(model) for p in module.parameters()}
+        assert len(put) == len(set(put))
+        assert set(put) == every
+        torch.optim.AdamW(groups)  # raises where a parameter is in two groups
+        neurons.append(by_name(groups)["neurons"])
+    assert neurons[0] == neurons[1]
 
 
 def test_groups_and_their_weight_decay() -> None:
@@ -96,21 +99,11 @@ def test_groups_exempt_neurons_from_the_weight_decay_of_adamw() -> None:
 
 
 def test_learnable_surrogate_and_parametrized_parameter_are_in_the_neuron_group() -> None:
-    class Slope(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.slope = nn.Parameter(torch.tensor(2.0))
-
-        def forward(self, u: Tensor) -> Tensor:
-            return torch.sigmoid(self.slope * u)
-
     class Double(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return 2 * x
 
     class Weighted(snn.Neuron):
-        """Neuron with a matrix, which counts as a weight."""
-
         def __init__(self) -> None:
             super().__init__(3)
             self.decay("beta", 0.9)
@@ -122,7 +115,7 @@ def test_learnable_surrogate_and_parametrized_parameter_are_in_the_neuron_group(
     weighted = Weighted()
     groups = by_name(param_groups(nn.Sequential(layer, weighted), 0.1))
     assert groups["neurons"] == {id(p) for p in layer.parameters()} | {id(weighted.raw_beta)}
-    assert id(slope.slope) in groups["neurons"]
+    assert id(slope.k) in groups["neurons"]
     assert groups["weights"] == {id(weighted.mix)}
 
 
@@ -190,21 +183,7 @@ def test_a_bias_has_the_rate_of_its_weight_and_norms_and_neurons_keep_theirs() -
     assert [g["weight_decay"] > 0 for g in groups] == [True, False, True, False, False, False]
 
 
-@pytest.mark.parametrize("make", [MixedModel, Skip, conv, recurrent])
-@pytest.mark.parametrize("decay_biases", [True, False])
-def test_every_parameter_is_in_one_relative_group(make: Any, decay_biases: bool) -> None:
-    model = make()
-    options: dict[str, Any] = {"decay_biases": decay_biases, "lr": 1e-2, "relative": True}
-    groups = param_groups(model, 0.1, **options)
-    put = [id(p) for group in groups for p in group["params"]]
-    every = {id(p) for _, module in named_modules(model) for p in module.parameters()}
-    assert len(put) == len(set(put))
-    assert set(put) == every
-    flat = by_name(param_groups(model, 0.1, decay_biases=decay_biases))
-    assert by_name(groups)["neurons"] == flat["neurons"]
-
-
-def test_delays_keep_the_rate_and_a_small_weight_learns() -> None:
+def test_delays_and_parametrized_weights_keep_the_rate_and_a_small_weight_learns() -> None:
     model: Any = nn.Sequential(snn.DelayedLinear(4, 3, max_delay=25), nn.Linear(3, 2))
     with torch.no_grad():
         model[1].weight.mul_(1e-20)
@@ -212,9 +191,6 @@ def test_delays_keep_the_rate_and_a_small_weight_learns() -> None:
     rates = {id(p): g["lr"] for g in groups for p in g["params"]}
     assert rates[id(model[0].raw_delay)] == 1e-2
     assert rates[id(model[1].weight)] == pytest.approx(1e-3)
-
-
-def test_a_parametrized_weight_keeps_the_rate() -> None:
     model = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
     groups = param_groups(model, 0.1, lr=1e-2, relative=True)
     assert {g["lr"] for g in groups} == {1e-2}
@@ -292,8 +268,6 @@ nn.init.constant_(NAN.weight, float("nan"))
         ((nn.Flatten(), 0.1), {}, ValueError, "Flatten has no parameters to put in groups"),
     ],
 )
-def test_error_names_a_bad_argument(
-    arguments: Any, options: Any, error: type[Exception], message: str
-) -> None:
+def test_error_names_a_bad_argument(arguments, options, error, message):
     with pytest.raises(error, match=message):
         param_groups(*arguments, **options)

@@ -6,8 +6,6 @@ they differ, different by what the convention says. ``tests/docs/test_coming_fro
 pairs of the page for newcomers. Numbers are dyadic, so that sums are exact.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """``Recurrent`` around several populations: on every road the loop that a user would write."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 from collections.abc import Callable
@@ -14,7 +12,7 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import LAYERS, NEURONS, layer, sequence
-from tests.export.models import stepped_program
+from tests.unrolling.models import gradcheck
 from tracetorch import snn
 
 T, B = 6, 4
@@ -161,8 +159,6 @@ def test_it_runs_by_layer_among_other_layers() -> None:
 
 
 class Smooth(snn.Neuron):
-    """Neuron without spikes."""
-
     states = ("mem",)
 
     def __init__(self, num_neurons: int) -> None:
@@ -178,23 +174,7 @@ class Smooth(snn.Neuron):
 @pytest.mark.parametrize("reset", [None, RESET[:4, :2]])
 def test_gradients_match_finite_differences(reset: Tensor | None) -> None:
     neuron = nn.Sequential(nn.Linear(3, 2), Smooth(2), nn.Linear(2, 3), Smooth(3))
-
-    class Whole(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = snn.Recurrent(neuron, nn.Linear(3, 3))
-
-        def forward(self, x: Tensor) -> Any:
-            return tt.unroll(self.model, x, reset=reset, from_rest=True)
-
-    whole = Whole().double()
-    names = [name for name, _ in whole.named_parameters()]
-
-    def run(x: Tensor, *values: Tensor) -> Any:
-        return torch.func.functional_call(whole, dict(zip(names, values, strict=True)), (x,))
-
-    given = (sequence(4, 2, 3).requires_grad_(), *whole.parameters())
-    assert torch.autograd.gradcheck(run, given)
+    gradcheck(snn.Recurrent(neuron, nn.Linear(3, 3)).double(), sequence(4, 2, 3), reset=reset)
 
 
 def test_copied_saved_and_listed(tmp_path: Path) -> None:
@@ -210,33 +190,6 @@ def test_copied_saved_and_listed(tmp_path: Path) -> None:
     y = model(x[0])
     for each in copies:
         assert torch.equal(each(x[0]), y)
-
-
-@pytest.mark.parametrize("name", ["two types", pytest.param("images", marks=pytest.mark.slow)])
-def test_exported_it_is_the_same(name: str) -> None:
-    model, x = made(name)
-    model, x = model.float().eval(), x.float()
-    with torch.no_grad():
-        expected = tt.unroll(model, x)
-    ends = tt.get_states(model)
-    program = tt.export.step(model, x[0])
-    y, states = stepped_program(program, x, tt.export.initial_states(program, B))
-    torch.testing.assert_close(y, expected)
-    torch.testing.assert_close(states, ends)
-
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"by": "step"}])
-def test_compiled_it_is_the_same(options: Any) -> None:
-    model, x = made("two types")
-
-    def run(x: Tensor) -> Any:
-        tt.zero_states(model)
-        return tt.unroll(model, x, reset=RESET, **options)
-
-    expected = results(model, x, run)
-    torch.testing.assert_close(results(model, x, torch.compile(run)), expected)
 
 
 def test_what_cannot_follow_it_refuses_by_name(tmp_path: Path) -> None:
@@ -279,30 +232,6 @@ def test_a_failed_step_changes_nothing() -> None:
         model(x[1])
     handle.remove()
     torch.testing.assert_close(tt.get_states(model), before, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        (
-            (nn.Linear(2, 2), nn.Linear(2, 2)),
-            TypeError,
-            "got Linear, or a module that holds neuron",
-        ),
-        ((nn.Sequential(snn.LIF(2), nn.ReLU()), nn.Linear(2, 2)), ValueError, "shape=16"),
-        (
-            (ExcitatoryInhibitory(), nn.Linear(6, 6)),
-            ValueError,
-            "ExcitatoryInhibitory is not known",
-        ),
-        ((snn.LIF(2), nn.Linear(2, 2), 2), ValueError, "leave shape=2 out"),
-        ((chain(), nn.Linear(4, 6), 0), ValueError, "the shape of the output must be at least 1"),
-        ((chain(), nn.Linear(4, 6), "4"), TypeError, "the shape of the output must be an integer"),
-    ],
-)
-def test_a_bad_argument_is_refused(arguments: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        snn.Recurrent(*arguments)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """Streams of single steps log NaN that stays and a graph that grows; learners refuse NaN."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +43,7 @@ def test_nan_in_a_stream_is_logged_until_it_is_zeroed(caplog: pytest.LogCaptureF
     assert caplog.text.count("is NaN") == len(caplog.records) == 3
 
 
-def test_sequences_of_a_stream_log_nan_again_once_it_was_zeroed(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_sequences_of_a_stream_log_nan_again_once_it_was_zeroed(caplog):
     net, x = network(), torch.ones(4, 1, 3)
     for _ in range(2):
         tt.unroll(net, x)

@@ -1,7 +1,5 @@
 """Test PyTorch's tracers over two steps of a model: equal to the model, or refused by name."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal
@@ -51,8 +49,6 @@ def made() -> nn.Sequential:
 
 
 class Over(nn.Module):
-    """Zero a model and run it over two steps."""
-
     def __init__(self, run: Callable[[nn.Module, Tensor], Tensor]) -> None:
         super().__init__()
         self.net = made()
@@ -74,10 +70,14 @@ LOOPS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
 @pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("tracer", [slow_unless("export" not in each, each) for each in TRACERS])
 def test_a_step_is_refused_by_name(tracer: str, inside: bool) -> None:
-    model = made() if inside else made()[1]
-    match = LEAF.get(tracer, FROZEN)
-    with pytest.raises((RuntimeError, TypeError), match=match):
-        TRACERS[tracer](model, X[0] if inside else torch.ones(2, 4))
+    model, x = (made(), X[0]) if inside else (made()[1], torch.ones(2, 4))
+    for live in (False, True):
+        if live:
+            model(x)
+        before = tt.get_states(model)
+        with pytest.raises((RuntimeError, TypeError), match=LEAF.get(tracer, FROZEN)):
+            TRACERS[tracer](model, x)
+        torch.testing.assert_close(tt.get_states(model), before, rtol=0, atol=0)
 
 
 CASES = [

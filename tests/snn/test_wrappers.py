@@ -1,7 +1,5 @@
 """Hold the signatures of the twelve layers to one grammar, and their classes to an ``__init__``."""
 
-from __future__ import annotations
-
 import ast
 import copy
 import inspect
@@ -61,60 +59,16 @@ def test_signature(name: str) -> None:
     assert [(p.name, p.default, p.kind is p.KEYWORD_ONLY) for p in parameters] == grammar(name)
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_every_argument_sets_its_parameter(name: str) -> None:
-    """Pass a different value for every argument, by position, and read it from the layer."""
-    other: dict[str, Any] = {"num_neurons": 3, "dim": -2}
-    values: list[Any] = []
-    expected: dict[str, Any] = {}
-    for i, (argument, default, keyword_only) in enumerate(grammar(name)):
-        if keyword_only:
-            continue
-        if argument in other:
-            value = other[argument]
-        elif argument in DEFAULTS:
-            value = 0.3 + 0.02 * i
-        elif argument.endswith("_rank"):
-            value = i % 2
-        elif isinstance(default, bool):
-            value = (not default) if i % 2 else default
-        else:
-            value = boxcar_surrogate(1.0 + i)
-        values.append(value)
-        expected[argument] = value
-    made = getattr(snn, name)(*values)
-
-    for argument, value in expected.items():
-        if argument in other:
-            assert getattr(made, argument) == value
-        elif argument in DEFAULTS:
-            sign = -1 if argument == "neg_threshold" else 1
-            constrained = getattr(made, argument)
-            torch.testing.assert_close(constrained, torch.full_like(constrained, sign * value))
-        elif argument.endswith("_rank"):
-            assert getattr(made, f"raw_{argument.removesuffix('_rank')}").ndim == value
-        elif argument.startswith("learn_"):
-            raw = f"raw_{argument.removeprefix('learn_')}"
-            assert (raw in dict(made.named_parameters())) is value
-            assert (raw in dict(made.named_buffers())) is not value
-            assert raw in made.state_dict()
-        elif argument.endswith("_ema"):
-            assert getattr(made, argument) is value
-        else:
-            spike = "neg_spike" if argument.startswith("neg_") else "pos_spike"
-            assert getattr(made, spike) == value
-    if name not in SPIKING:
-        assert made.beta_ema is True
-
-
 def settings(made: Any) -> dict[str, Any]:
     """Return everything that an argument may set, under the argument's name."""
     found: dict[str, Any] = {"num_neurons": made.num_neurons, "dim": made.dim}
+    parameters, buffers = dict(made.named_parameters()), dict(made.named_buffers())
     for name in made.constraints:
-        raw = getattr(made, f"raw_{name}")
+        raw = made.state_dict()[f"raw_{name}"]
         found[name] = round(float(getattr(made, name).detach().flatten()[0].abs()), 5)
         found[f"{name}_rank"] = raw.ndim
-        found[f"learn_{name}"] = f"raw_{name}" in dict(made.named_parameters())
+        found[f"learn_{name}"] = f"raw_{name}" in parameters
+        assert (f"raw_{name}" in buffers) is not found[f"learn_{name}"]
     for name in ("alpha_ema", "beta_ema", "gamma_ema", "reset", "detach_reset"):
         found[name] = getattr(made, name)
     both = made.pos_spike is not None and made.neg_spike is not None
@@ -146,14 +100,6 @@ def test_every_argument_sets_its_parameter_and_nothing_else(name: str) -> None:
         elif argument.endswith("surrogate_derivative"):
             value = boxcar_surrogate(3.0)
         assert settings(layer(3, **{argument: value})) == {**plain, argument: value}, argument
-
-
-@pytest.mark.parametrize("name", SPIKING)
-def test_reset_arguments_are_keyword_only_and_set(name: str) -> None:
-    made = getattr(snn, name)(2, reset="zero", detach_reset=True)
-    assert (made.reset, made.detach_reset) == ("zero", True)
-    with pytest.raises(TypeError, match="positional"):
-        getattr(snn, name)(*[1] * len(grammar(name)))
 
 
 @pytest.mark.parametrize("module", ["spiking", "readout"])

@@ -1,7 +1,5 @@
 """What a module can hold that remembers something from step to step, and where it can hold it."""
 
-from __future__ import annotations
-
 import array
 import atexit
 import collections
@@ -47,8 +45,6 @@ class Slotted:
 
 
 class Counter:
-    """Counts calls, in the object or in the class."""
-
     t = 0
     everywhere: ClassVar[int] = 0
 
@@ -128,24 +124,15 @@ def filled(empty: Any) -> Any:
     return empty
 
 
-def switch(held: threading.Event) -> bool:
-    held.clear() if held.is_set() else held.set()
-    return held.is_set()
-
-
-def in_context(held: contextvars.ContextVar[int]) -> int:
-    held.set(held.get(0) + 1)
-    return held.get()
-
-
 def in_environment(name: str) -> int:
     os.environ[name] = os.environ.get(name, "") + "x"
     return len(os.environ[name])
 
 
-def of_thread(held: threading.local) -> int:
-    held.t = getattr(held, "t", 0) + 1
-    return int(held.t)
+def local() -> threading.local:
+    held = threading.local()
+    held.t = 0
+    return held
 
 
 def digest(held: Any) -> int:
@@ -188,7 +175,7 @@ KINDS: dict[str, Kind] = {
     "file that is read": (lambda: io.BytesIO(LINES.encode()), lambda f: int(f.readline())),
     "Queue": (lambda: filled(queue.Queue()), rotate),
     "SimpleQueue": (lambda: filled(queue.SimpleQueue()), rotate),
-    "Event": (threading.Event, switch),
+    "Event": (threading.Event, lambda e: (e.clear() if e.is_set() else e.set(), e.is_set())[1]),
     "iterator": (lambda: iter([*range(99)]), next),
     "generator": (noise, next),
     "generator, sent to": (noise, lambda g: g.send(None)),
@@ -202,8 +189,11 @@ KINDS: dict[str, Kind] = {
     "attribute of a function": (function_with_count, lambda f: f()),
     "default of an argument": (default, lambda f: f()),
     "functools.cache": (cached, lambda f: append(f())),
-    "context variable": (lambda: contextvars.ContextVar("t"), in_context),
-    "threading.local": (threading.local, of_thread),
+    "context variable": (
+        lambda: contextvars.ContextVar("t"),
+        lambda v: (v.set(v.get(0) + 1), v.get())[1],
+    ),
+    "threading.local": (local, count),
     "environment": (lambda: "TRACETORCH_TEST", in_environment),
     "hash": (hashlib.sha256, digest),
     "cursor": (lambda: CONNECTION.execute(NUMBERS), lambda c: c.fetchone()[0]),
@@ -215,8 +205,6 @@ HELD: Any = None
 
 
 class Says(nn.Module):
-    """A module that computes a function."""
-
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.function = function

@@ -1,7 +1,6 @@
 """Models to unroll: dense, convolutional, recurrent, and with several inputs and outputs."""
 
-from __future__ import annotations
-
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -9,14 +8,12 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import layer
-from tracetorch import snn
+from tracetorch import fuse, snn
 
 By = Literal["layer", "step"]
 
 
 class Counts(snn.TTModule):
-    """Declares a memory."""
-
     last: Tensor
 
     def __init__(self, size: int) -> None:
@@ -95,3 +92,41 @@ class Whole(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return tt.unroll(self.model, x, from_rest=True, **self.options)
+
+
+def gradcheck(model: nn.Module, x: Tensor, **options: Any) -> None:
+    """Compare the gradients of a sequence from rest with finite differences."""
+    whole = Whole(model, **options)
+    names, values = zip(*whole.named_parameters(), strict=True)
+
+    def run(x: Tensor, *values: Tensor) -> Tensor:
+        y: Tensor = torch.func.functional_call(whole, dict(zip(names, values, strict=True)), (x,))
+        return y
+
+    given = [tensor.detach().clone().requires_grad_() for tensor in (x, *values)]
+    assert torch.autograd.gradcheck(run, given)
+
+
+Run = Callable[[nn.Module, Any], Any]
+
+
+def on(backend: str, **options: Any) -> Run:
+    def run(model: nn.Module, x: Any) -> Any:
+        with fuse.backend(backend):
+            return tt.unroll(model, x, **options)
+
+    return run
+
+
+# The ways in which a sequence runs, each of which gives what its steps give.
+ROADS: dict[str, Run] = {
+    "cpu": on("cpu"),
+    "eager": on("eager"),
+    "by step": on("auto", by="step"),
+    "by step, eagerly": on("eager", by="step"),
+    "segments": on("auto", segment=2),
+    "checked": on("auto", check=True),
+    "from rest": on("auto", from_rest=True),
+    "recorded": lambda model, x: on("auto", record="*")(model, x)[0],
+}
+KEEPING = [name for name in ROADS if name != "from rest"]  # those that leave states

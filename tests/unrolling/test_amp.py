@@ -1,7 +1,5 @@
 """Test mixed precision: autocast and ``GradScaler`` around whole sequences."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -19,7 +17,6 @@ HALVES = (torch.bfloat16, torch.float16)
 @pytest.mark.parametrize("by", ["layer", "step"])
 @pytest.mark.parametrize("name", MODELS)
 def test_autocast(name: str, by: By, dtype: torch.dtype) -> None:
-    """Check that neurons compute in float32 between layers in half precision."""
     model, x = made(name, torch.float32), dyadic(5, *MODELS[name][1]).float()
     with torch.autocast("cpu", dtype=dtype):
         y = tt.unroll(model, x, by=by)
@@ -86,8 +83,7 @@ def test_scaled_gradients_train_like_unscaled_ones() -> None:
             scaled_step(model, optimizer, scaler, x, y)
         assert scaler.get_scale() == scale
         found.append(list(model.parameters()))
-    for plain, scaled in zip(*found, strict=True):
-        torch.testing.assert_close(scaled, plain, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-5)
     start = made("dense", torch.float32)
     assert not torch.equal(found[0][0], start[0].weight)
 
@@ -130,6 +126,4 @@ def test_segments_under_autocast(dtype: torch.dtype) -> None:
         y.float().square().sum().backward()
         grads.append((y, [p.grad for p in model.parameters()]))
     assert torch.equal(grads[0][0], grads[1][0])
-    for expected, found in zip(grads[0][1], grads[1][1], strict=True):
-        # sums of half-precision products, in another order
-        torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(grads[1][1], grads[0][1], rtol=0.05, atol=0.05)

@@ -1,7 +1,5 @@
 """Hooks of PyTorch and of engines by layer: those that keep nothing run, the others are named."""
 
-from __future__ import annotations
-
 import copy
 from collections import OrderedDict
 from collections.abc import Callable
@@ -168,16 +166,10 @@ def test_a_spectral_norm_in_training_goes_on_once() -> None:
 
 
 class PerSample:
-    """Hooks as Opacus has them: inputs kept on the layer, gradients per sample on parameters.
-
-    Args:
-        model: whose layers.
-        again: compute them by running the layer again, in a transform, as for layers it
-            does not know.
-    """
+    """Hooks as Opacus has them: inputs kept on the layer, gradients per sample on parameters."""
 
     def __init__(self, model: nn.Module, again: bool = False) -> None:
-        self.again = again
+        self.again = again  # compute in a transform of the layer, as for those it does not know
         for module in model.modules():
             own = list(module.parameters(recurse=False))
             if any(p.requires_grad for p in own):

@@ -1,9 +1,6 @@
 """Models that inference mode has made, whose tensors count no writes, work wherever others do."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -13,7 +10,6 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests.export.models import stepped_program
 from tracetorch import metrics, snn
-from tracetorch.core.torch_private import version_of, versions_of
 from tracetorch.export.signature import step_signature
 
 
@@ -53,9 +49,7 @@ EXPORTS = {"export": exported, "exported sequence": exported_sequence}
 @pytest.mark.parametrize(
     "road", [*ROADS, *(pytest.param(name, marks=pytest.mark.slow) for name in EXPORTS)]
 )
-def test_a_model_built_in_inference_mode(
-    road: str, inside: Callable[[], AbstractContextManager[Any]]
-) -> None:
+def test_a_model_built_in_inference_mode(road, inside):
     x = torch.rand(5, 2, 4) * 3
     with torch.no_grad():
         expected = {**ROADS, **EXPORTS}[road](net(), x)
@@ -104,19 +98,3 @@ def test_an_in_place_change_beside_a_tensor_of_inference_mode_is_found() -> None
         tt.unroll(Counting(), torch.ones(4, 2, 3))
     with pytest.raises(ValueError, match="one step changes 'count'"):
         tt.export.step(Counting(), torch.ones(2, 3))
-
-
-def test_versions_are_read_where_they_are_counted() -> None:
-    plain = torch.zeros(2)
-    with torch.inference_mode():
-        uncounted = torch.zeros(2)
-    plain.add_(1)
-    assert (version_of(plain), version_of(uncounted)) == (1, None)
-    assert versions_of([plain, None]) == [1, None]
-    assert versions_of([plain, None, uncounted]) == [1, None, None]
-
-    def check(x: Tensor) -> Tensor:
-        assert version_of(x) is None
-        return x
-
-    torch.func.vmap(check)(torch.zeros(2, 3))

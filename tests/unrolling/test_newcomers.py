@@ -1,7 +1,5 @@
 """First tries of a newcomer: a whole sequence in one call, one sequence without a batch, NaN."""
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 

@@ -1,9 +1,6 @@
 """``unroll(..., reset=)``: samples start anew inside a sequence, as in a loop, on every road."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 import pytest
@@ -14,7 +11,8 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import FEW_LAYERS, NEURONS, PLACES, examples, layer, sequence
-from tests.unrolling.models import Skip, conv, dense, dyadic, made, recurrent
+from tests.unrolling.memories import Says
+from tests.unrolling.models import Skip, conv, dense, dyadic, gradcheck, made, recurrent
 from tracetorch import fuse, snn
 
 T, B = 9, 4
@@ -64,9 +62,7 @@ def test_every_neuron_restarts_as_in_a_loop(name: str) -> None:
 
 @pytest.mark.parametrize(("dim", "shape"), PLACES)
 @pytest.mark.parametrize("backend", ["auto", "eager"])
-def test_samples_restart_wherever_the_neurons_are(
-    dim: int, shape: tuple[int, ...], backend: Any
-) -> None:
+def test_samples_restart_wherever_the_neurons_are(dim, shape, backend):
     with fuse.backend(backend):
         assert_same(layer("BSRLIF", 3, dim=dim), sequence(T, *shape), resets(T, shape[0], 0.4))
 
@@ -116,15 +112,11 @@ class Started(snn.Neuron):
 
 
 class OwnStart(Started):
-    """Neuron whose own method says what it starts from."""
-
     def initial_state(self, name: str, *of: Any) -> Tensor:
         return super().initial_state(name, *of) + 1.0
 
 
 class OwnZero(Started):
-    """Neuron with a ``zero_states`` of its own."""
-
     v: Tensor | None
 
     def zero_states(self, *, where: Tensor | None = None) -> None:
@@ -134,40 +126,28 @@ class OwnZero(Started):
 
 
 class OwnSequence(Started):
-    """Neuron with a ``forward_sequence`` of its own, which knows no restarts."""
-
-    def forward_sequence(  # type: ignore[override]
-        self, x: Tensor, record: Any = (), *, further: Any = ()
-    ) -> Any:
+    def forward_sequence(self, x, record=(), *, further=()):
         return super().forward_sequence(x, record, further=further)
 
 
 class StartName(Started):
-    """Neuron that has a parameter of the name that a start would have."""
-
     def __init__(self) -> None:
         super().__init__()
         self.weight("initial_x", 0.3)
         self.weight("initial_w_", 0.3)
 
     @staticmethod
-    def step(  # type: ignore[override]
-        x: Tensor, v: Tensor, w: Tensor, *, beta: Tensor, initial_x: Tensor, initial_w_: Tensor
-    ) -> tuple[Any, ...]:
+    def step(x, v, w, *, beta, initial_x, initial_w_):
         return Started.step(x + initial_x * initial_w_, v, w, beta=beta)
 
 
 class OtherName(Started):
-    """Neuron that has a parameter of the name that a restart would have."""
-
     def __init__(self) -> None:
         super().__init__()
         self.weight("restarts", 0.3)
 
     @staticmethod
-    def step(  # type: ignore[override]
-        x: Tensor, v: Tensor, w: Tensor, *, beta: Tensor, restarts: Tensor
-    ) -> tuple[Any, ...]:
+    def step(x, v, w, *, beta, restarts):
         return Started.step(x + restarts, v, w, beta=beta)
 
 
@@ -184,9 +164,7 @@ def test_samples_restart_from_what_the_layer_starts_from(kind: type[Started]) ->
         torch.testing.assert_close(once, tt.get_states(model))
 
 
-def test_the_compiled_loop_is_used_and_not_one_for_each_cut(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_compiled_loop_is_used_and_not_one_for_each_cut(monkeypatch):
     calls = []
     run = snn.Neuron.forward_sequence
 
@@ -218,28 +196,7 @@ def test_any_mask_is_a_loop(steps: int, batch: int, share: float, seed: int) -> 
 
 @pytest.mark.parametrize("name", ["SReadout", "RReadout"])
 def test_gradients_through_restarts_match_finite_differences(name: str) -> None:
-    model = layer(name, 3).double()
-    x = sequence(5, 2, 3, dtype=torch.float64).requires_grad_()
-    reset = resets(5, 2, 0.4)
-    whole = Unrolled(model, reset)
-    names, values = zip(*whole.named_parameters(), strict=True)
-
-    def run(x: Tensor, *values: Tensor) -> Tensor:
-        y: Tensor = torch.func.functional_call(whole, dict(zip(names, values, strict=True)), (x,))
-        return y
-
-    assert torch.autograd.gradcheck(run, (x, *values))
-
-
-class Unrolled(nn.Module):
-    """Model over a whole sequence with restarts."""
-
-    def __init__(self, model: nn.Module, reset: Tensor) -> None:
-        super().__init__()
-        self.model, self.reset = model, reset
-
-    def forward(self, x: Tensor) -> Tensor:
-        return tt.unroll(self.model, x, reset=self.reset, from_rest=True)
+    gradcheck(layer(name, 3).double(), sequence(5, 2, 3), reset=resets(5, 2, 0.4))
 
 
 def test_records_inputs_batches_and_time_dimensions() -> None:
@@ -300,28 +257,26 @@ def test_a_mask_that_restarts_nobody_draws_nothing() -> None:
     assert all(torch.equal(states[0], other) for other in states)
 
 
-def test_frozen_noise_restarts_as_in_a_loop() -> None:
+def test_noise_and_packed_sequences_restart_as_alone() -> None:
     model = nn.Sequential(snn.Noise(3, seed=3), snn.LIF(3))
     x, reset = sequence(T, B, 3), resets()
     expected = looped(model, x, reset)
     tt.zero_states(model)
     assert torch.equal(tt.unroll(model, x, reset=reset), expected)
-
-
-def test_time_first_counted_from_the_end_is_first() -> None:
-    model, x, reset = made("dense"), dyadic(T, B, 3), resets()
-    y = tt.unroll(model, x, reset=reset, from_rest=True)
-    assert torch.equal(tt.unroll(model, x, reset=reset, time_dim=-3, from_rest=True), y)
-
-
-def test_packed_sequences_equal_each_alone() -> None:
-    """Sequences one behind the other, each from rest, as a packed batch holds them."""
     model = made("dense")
     parts = [dyadic(n, 1, 3, seed=n) for n in (4, 1, 6)]
     alone = torch.cat([tt.unroll(model, part, from_rest=True) for part in parts])
     starts = torch.zeros(11, 1, dtype=torch.bool)
     starts[[0, 4, 5]] = True
     assert torch.equal(tt.unroll(model, torch.cat(parts), reset=starts), alone)
+
+
+def test_time_counted_from_the_end_and_a_check() -> None:
+    model, x, reset = made("dense"), dyadic(T, B, 3), resets()
+    y = tt.unroll(model, x, reset=reset, from_rest=True)
+    assert torch.equal(tt.unroll(model, x, reset=reset, time_dim=-3, from_rest=True), y)
+    model, x, reset = made("dense"), dyadic(T, B, 3), resets()
+    tt.unroll(model, x, reset=reset, check=True)
 
 
 @pytest.mark.slow
@@ -349,8 +304,6 @@ def test_vmap_over_networks_and_their_masks() -> None:
 
 
 class OwnRestart(snn.TTModule):
-    """Model that does something else when it restarts."""
-
     def __init__(self) -> None:
         super().__init__()
         self.cell = layer("LIF", 3)
@@ -373,14 +326,15 @@ class OwnRestart(snn.TTModule):
         (resets(), {"time_dim": -2}, ValueError, r"shape \[B, T\] = \[4, 9\], .* got \[9, 4\]"),
     ],
 )
-def test_a_mask_that_does_not_fit_is_refused(
-    reset: Any, options: Any, error: type[Exception], message: str
-) -> None:
+def test_a_mask_that_does_not_fit_is_refused(reset, options, error, message):
     model = made("dense")
     x = dyadic(T, B, 3) if not options else dyadic(B, T, 3)
     with pytest.raises(error, match=message):
         tt.unroll(model, x, reset=reset, **options)
     assert not tt.get_states(model)
+    doubled = nn.Sequential(Says(lambda x: torch.cat([x, x])), snn.LIF(3))
+    with pytest.raises(ValueError, match=r"'1', .* got 8 samples in each step, .* says of 4 where"):
+        tt.unroll(doubled, dyadic(T, B, 3).float(), reset=resets())
 
 
 @pytest.mark.parametrize("kind", [OwnStart, OwnZero])
@@ -389,37 +343,14 @@ def test_a_layer_with_a_start_of_its_own_refuses_a_restart_in_its_loop(kind: Any
         kind().forward_sequence(sequence(T, B, 3), reset=resets())
 
 
-def test_a_restart_set_on_an_instance_runs_by_step() -> None:
-    model: Any = nn.Sequential(Unrolled(layer("LIF", 3), resets()).model)
-    holder: Any = snn.TTModule()
-    holder.inner, holder.forward = model, model.forward
-    holder.zero_states = lambda *, where=None: tt.zero_states(model, where=where)
+def test_a_restart_of_its_own_runs_by_step() -> None:
+    model, holder = nn.Sequential(layer("LIF", 3)), snn.TTModule()
+    vars(holder)["forward"] = model.forward
+    vars(holder)["zero_states"] = lambda *, where=None: tt.zero_states(model, where=where)
+    holder.inner = model
     with pytest.raises(ValueError, match="has a zero_states of its own"):
         tt.unroll(holder, sequence(T, B, 3), reset=resets())
-
-
-def test_a_model_with_a_restart_of_its_own_runs_by_step() -> None:
-    model, x = OwnRestart(), sequence(T, B, 3)
+    own, x = OwnRestart(), sequence(T, B, 3)
     with pytest.raises(ValueError, match="OwnRestart, at 'the root', has a zero_states of"):
-        tt.unroll(model, x, reset=resets())
-    tt.unroll(model, x, reset=resets(), by="step")
-
-
-def test_a_check_passes_with_restarts() -> None:
-    model, x, reset = made("dense"), dyadic(T, B, 3), resets()
-    tt.unroll(model, x, reset=reset, check=True)
-
-
-def test_the_mask_is_read_once_in_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    restarts: Any = import_module("tracetorch.snn.restarts")
-    read: list[Any] = []
-    original = restarts.observed_by
-
-    def noted(tensors: Any) -> Any:
-        read.append(tensors)
-        return original(tensors)
-
-    monkeypatch.setattr(restarts, "observed_by", noted)
-    delays = [snn.Delay(3, max_delay=2) for _ in range(3)]  # which are cut at the restarts
-    tt.unroll(nn.Sequential(*delays), sequence(T, B, 3), reset=resets())
-    assert len(read) == 1
+        tt.unroll(own, x, reset=resets())
+    tt.unroll(own, x, reset=resets(), by="step")

@@ -1,7 +1,5 @@
 """One model in several threads, and calls that fail: states are committed together, or not."""
 
-from __future__ import annotations
-
 import _thread
 import copy
 import itertools
@@ -28,8 +26,6 @@ X = sequence(T, B, N)
 
 
 class Escaping(snn.Neuron):
-    """A neuron with noise, the same in every sequence."""
-
     inputs = ("x", "noise")
     states = ("mem",)
 
@@ -360,9 +356,6 @@ def test_a_segment_runs_again_in_a_thread_of_autograds(by: By) -> None:
         torch.testing.assert_close(found, expected)
 
 
-# Calls that fail
-
-
 @contextmanager
 def failing(module: nn.Module, call: int) -> Iterator[list[int]]:
     """Let the call of a number of a module fail, behind it, within a block."""
@@ -408,9 +401,7 @@ def test_a_call_that_fails_anywhere_leaves_states_as_they_were(name: str, by: By
 
 @pytest.mark.parametrize("kind", [ZeroDivisionError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("run", [*RUNS, "one step"])
-def test_a_failed_run_of_any_kind_leaves_states_as_they_were(
-    run: str, kind: type[BaseException]
-) -> None:
+def test_a_failed_run_of_any_kind_leaves_states_as_they_were(run, kind):
     class Fails(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             raise kind

@@ -39,13 +39,8 @@ def run(
 ) -> None:
     """Run a kernel of ``kernels.py`` or ``conv_kernels.py`` over all its tasks.
 
-    Args:
-        name: of the kernel.
-        dtype: float32 or float64.
-        tasks: how many there are.
-        arguments: its arguments; tensors are contiguous.
-        work: operations on one value in all tasks.
-        scratch: bytes of each array of scratch.
+    Tensors are contiguous; ``work`` counts operations on one value in all tasks, and ``scratch``
+    the bytes of each array of scratch.
     """
     values = [
         argument if isinstance(argument, int) else address(argument, _DTYPES.get(letter, dtype))

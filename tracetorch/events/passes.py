@@ -80,13 +80,8 @@ class EventProducts:
     ``functional_call`` and engines around the modules work as ever. A copy or a pickle that is made
     meanwhile does not have it. Passes of several threads share the replacements, the last of which
     takes them back; a call outside of a pass by layer is what it was. What an interrupt leaves
-    behind, the next pass takes back: a pass that is gone counts no more.
-
-    Args:
-        modules: the modules of a model, none of which is kept alive.
-
-    Attributes:
-        candidates: the modules that may, each with its class; where there are none, nothing is due.
+    behind, the next pass takes back: a pass that is gone counts no more. ``candidates`` are the
+    modules that may, none of which is kept alive, each with its class.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
@@ -153,13 +148,10 @@ def _forward(module: nn.Linear | nn.Conv2d, input: Tensor) -> Tensor:  # noqa: A
     if reason is None and isinstance(module, nn.Conv2d):
         at = window(module, input)
         reason = at if isinstance(at, str) else None
-    elif reason is None and (
-        input.ndim < 2
-        or weight.ndim != 2
-        or input.numel() == 0
-        or input.shape[-1] != weight.shape[1]
-    ):
-        reason = "the shapes are not those of rows and a weight"
+    elif reason is None:
+        is_rows = input.ndim >= 2 and weight.ndim == 2 and input.numel() > 0
+        if not is_rows or input.shape[-1] != weight.shape[1]:
+            reason = "the shapes are not those of rows and a weight"
     if reason is None and bias is not None and bias.shape != weight.shape[:1]:
         reason = "the shapes are not those of a weight and its bias"
     if reason is None and not input.is_contiguous():
@@ -167,16 +159,24 @@ def _forward(module: nn.Linear | nn.Conv2d, input: Tensor) -> Tensor:  # noqa: A
     if reason is not None:
         report(module, Product(False, None, 0.0, reason))
         return plain()  # type: ignore[no-any-return]
-    if at is None or isinstance(at, str):
+    if isinstance(at, Window):
+        y = _convolution(module, input, weight, bias, at)
+    else:
         rows = input.numel() // weight.shape[1]
-        events = _events(
-            module, input.detach().view(rows, -1), crossover(rows, *weight.shape[::-1])
-        )
-        return plain() if events is None else product(LINEAR, input, weight, bias, events)
-    limit = conv_crossover(input.shape, weight.shape, at.size, _has_gradient(weight))
-    matrix = input.detach().view(len(input) * weight.shape[1], -1)
-    events = _events(module, matrix, limit)
-    return plain() if events is None else product(CONV, input, weight, bias, events, at)
+        limit = crossover(rows, *weight.shape[::-1])
+        events = _events(module, input.detach().view(rows, -1), limit)
+        y = None if events is None else product(LINEAR, input, weight, bias, events)
+    return plain() if y is None else y
+
+
+def _convolution(
+    module: nn.Module, images: Tensor, weight: Tensor, bias: Tensor | None, at: Window
+) -> Tensor | None:
+    """Return a convolution by events; ``None`` where the dense one is faster."""
+    has_gradient = weight.requires_grad and torch.is_grad_enabled()
+    limit = conv_crossover(images.shape, weight.shape, at.size, has_gradient)
+    events = _events(module, images.detach().view(len(images) * images.shape[1], -1), limit)
+    return None if events is None else product(CONV, images, weight, bias, events, at)
 
 
 def _convolve(
@@ -212,17 +212,10 @@ def _convolve(
     options = ((places.stride, 1), (places.padding, 0), (places.dilation, 1))
     at = Window(*options, (places.size, steps))
     images = past.reshape(-1, *past.shape[-3:]).contiguous()
-    limit = conv_crossover(images.shape, kernel.shape, at.size, _has_gradient(kernel))
-    matrix = images.detach().view(len(images) * images.shape[1], -1)
-    events = _events(module, matrix, limit)
-    if events is None:
+    found = _convolution(module, images, kernel, bias, at)
+    if found is None:
         return plain()  # type: ignore[no-any-return]
-    y = product(CONV, images, kernel, bias, events, at)
-    return y.view(*past.shape[:-3], *y.shape[1:])
-
-
-def _has_gradient(weight: Tensor) -> bool:
-    return weight.requires_grad and torch.is_grad_enabled()
+    return found.view(*past.shape[:-3], *found.shape[1:])
 
 
 def _events(module: nn.Module, matrix: Tensor, limit: float) -> EventLists | None:

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.hooks import hooked_weights
-from tracetorch.integers.layers import Conv1d, Linear, Product, check_holds_integers, exactly
+from tracetorch.integers.layers import (
+    Conv1d,
+    Linear,
+    Product,
+    check_holds_integers,
+    describe_product,
+    exactly,
+)
 from tracetorch.snn.delay import DelayedConv1d as FloatDelayedConv1d
 from tracetorch.snn.delay import DelayedLinear as FloatDelayedLinear
 from tracetorch.snn.delay import SynapticDelays
@@ -21,6 +28,14 @@ from tracetorch.snn.parameters import Value
 
 class IntegerDelays(SynapticDelays):
     """Base of layers with delays whose product is one of integers."""
+
+    def _hold(
+        self, name: str, made: Product, inputs: int, dim: int, max_delay: int, delay: Value
+    ) -> None:
+        """Become a layer around a product, held under a name."""
+        product, delay = cast(nn.Linear, made), _whole(delay)
+        SynapticDelays.__init__(self, product, inputs, dim, max_delay, delay, 0.0, learnable=False)
+        self.add_module(name, made)
 
     def _check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
         """Return the dtype of the arithmetic; raise where ``x`` does not fit the layer."""
@@ -32,10 +47,8 @@ class IntegerDelays(SynapticDelays):
         """Return how large sums of inputs of magnitudes ``x`` can become, in whatever order."""
         window = x.unsqueeze(-1).expand(*x.shape, self.max_delay + 1)
         bias = self._integers.bias
-        sums = self._summed(
-            window, self.kernel_of(x.dtype).abs(), None if bias is None else bias.abs()
-        )
-        return sums.squeeze(-1)
+        bias = None if bias is None else bias.abs()
+        return self._summed(window, self.kernel_of(x.dtype).abs(), bias).squeeze(-1)
 
     def _raw_of(self, name: str, value: Any) -> Tensor:
         return super()._raw_of(name, _whole(value))
@@ -92,6 +105,7 @@ def _whole(delay: Value) -> Value:
     return delay
 
 
+@describe_product
 class DelayedLinear(IntegerDelays, FloatDelayedLinear):
     """Linear layer of integers with a delay in whole steps for every synapse.
 
@@ -103,22 +117,13 @@ class DelayedLinear(IntegerDelays, FloatDelayedLinear):
     a buffer too. All are zero until they are filled: by ``tt.quantize.convert``, by
     ``load_state_dict`` or by hand. Else as ``snn.DelayedLinear``.
 
-    Args:
-        in_features: size of the last dimension of the input.
-        out_features: size of the last dimension of the output.
-        bias: whether there is one, of 32 bits; it is not shifted.
-        max_delay: the largest delay in steps; at least 1.
-        delay: whole steps, a number or a tensor ``[out_features, in_features]``.
-        shift: by how many bits the product is shifted to the left, 0 to 16.
-        weight_bits: width of a weight, 2 to 16; ``linear.weight`` is int8, above 8 bits int16.
-
     Shape:
         Input ``[..., in_features]``, output ``[..., out_features]``; the state ``past`` is
         ``[..., in_features, max_delay]``.
 
     Raises:
-        TypeError, ValueError: an argument is of another kind or out of range, a delay is not whole,
-            or an input is of half precision.
+        ValueError: a delay is not whole.
+        TypeError: an input is of half precision.
 
     Example:
         >>> layer = DelayedLinear(1, 2, False, max_delay=2, delay=torch.tensor([[0.0], [2.0]]))
@@ -140,41 +145,19 @@ class DelayedLinear(IntegerDelays, FloatDelayedLinear):
     ) -> None:
         made = Linear(in_features, out_features, bias, shift=shift, weight_bits=weight_bits)
         # of the float class the layer of weight and bias alone differs
-        product = cast(nn.Linear, made)
-        features = made.in_features
-        SynapticDelays.__init__(
-            self, product, features, -1, max_delay, _whole(delay), 0.0, learnable=False
-        )
+        self._hold("linear", made, made.in_features, -1, max_delay, delay)
         self.in_features, self.out_features = made.in_features, made.out_features
-        self.linear = product
 
 
+@describe_product
 class DelayedConv1d(IntegerDelays, FloatDelayedConv1d):
     """Convolution of integers with a delay in whole steps for every weight.
 
     ``conv`` is a :class:`Conv1d` of integers. For the rest see :class:`DelayedLinear` and
     ``snn.DelayedConv1d``.
 
-    Args:
-        in_channels: size of the input at dimension -2.
-        out_channels: size of the output there.
-        kernel_size: weights along the last dimension.
-        stride: from one output to the next.
-        padding: zeros at both ends.
-        dilation: from one weight to the next.
-        groups: of channels.
-        bias: whether there is one.
-        max_delay: the largest delay in steps; at least 1.
-        delay: whole steps, a number or a tensor ``[out_channels, in_channels / groups,
-            kernel_size]``.
-        shift: by how many bits the product is shifted to the left, 0 to 16.
-        weight_bits: width of a weight, 2 to 16.
-
     Shape:
         Input ``[..., in_channels, length]``, output ``[..., out_channels, length out]``.
-
-    Raises:
-        TypeError, ValueError: as :class:`DelayedLinear`.
 
     Example:
         >>> layer = DelayedConv1d(1, 1, 2, bias=False, max_delay=1, delay=1.0)
@@ -201,8 +184,4 @@ class DelayedConv1d(IntegerDelays, FloatDelayedConv1d):
     ) -> None:
         sizes = in_channels, out_channels, kernel_size, stride, padding, dilation, groups
         made = Conv1d(*sizes, bias, shift=shift, weight_bits=weight_bits)
-        product = cast(nn.Conv1d, made)
-        SynapticDelays.__init__(
-            self, product, made.in_channels, -2, max_delay, _whole(delay), 0.0, learnable=False
-        )
-        self.conv = product
+        self._hold("conv", made, made.in_channels, -2, max_delay, delay)

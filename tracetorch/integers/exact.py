@@ -136,11 +136,7 @@ def check_exact(model: nn.Module, x: Tensor) -> dict[str, dict[str, Interval]]:
 
 @contextmanager
 def watched(model: nn.Module) -> Iterator[Callable[[], dict[str, dict[str, Interval]]]]:
-    """Keep what a model's modules receive in a block, and yield what proves that all is exact.
-
-    Args:
-        model: within the block it is called once for each step.
-    """
+    """Keep what a model's modules receive in a block, and yield what proves that all is exact."""
     layers: dict[str, tuple[Neuron, dict[str, Interval], list[Any]]] = {}
     products: dict[str, tuple[nn.Module, list[Tensor]]] = {}
     with ExitStack() as hooks:

@@ -21,17 +21,34 @@ import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_count, check_flag, check_integer
+from tracetorch.core.docstrings import SharedDescriptions
 from tracetorch.integers.width import check_between
 
 _MOST_SHIFT = 16
 
+describe_product = SharedDescriptions(
+    {
+        "in_features": "size of the last dimension of the input.",
+        "out_features": "size of the last dimension of the output.",
+        "in_channels": "channels of the input.",
+        "out_channels": "channels of the output.",
+        "kernel_size": "weights along each of the last dimensions.",
+        "stride": "from one output to the next.",
+        "padding": "zeros at both ends.",
+        "dilation": "from one weight to the next.",
+        "groups": "of channels.",
+        "bias": "whether there is one, of 32 bits; it is not shifted.",
+        "max_delay": "the largest delay in steps; at least 1.",
+        "delay": "whole steps, a number or a tensor of the weight's shape.",
+        "shift": "by how many bits the product is shifted to the left, 0 to 16.",
+        "weight_bits": "width of a weight, 2 to 16; it is int8, above 8 bits int16.",
+    },
+    raises={"TypeError, ValueError": "an argument is of another kind or out of range."},
+)
+
 
 def exactly(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Call a function of integers outside of autocast and TF32, which round its factors.
-
-    Raises:
-        TypeError: ``x`` is of half precision itself.
-    """
+    """Call a function of integers outside of autocast and TF32, which round its factors."""
     check_holds_integers(x)
     device = x.device.type
     if device == "meta":
@@ -57,26 +74,16 @@ def check_holds_integers(x: Tensor) -> None:
 def rounds_factors(device: str) -> bool:
     """Whether PyTorch may round the factors of products of float32 on a kind of device."""
     of: Any = torch.backends
-    scopes = (
-        (of.cuda.matmul, of.cudnn.conv) if device == "cuda" else (of.mkldnn.matmul, of.mkldnn.conv)
-    )
+    cuda, cpu = (of.cuda.matmul, of.cudnn.conv), (of.mkldnn.matmul, of.mkldnn.conv)
+    scopes = cuda if device == "cuda" else cpu
     return any(scope.fp32_precision not in ("none", "ieee") for scope in scopes)
 
 
 class Product(nn.Module):
-    """Base of products with integer weights.
-
-    Args:
-        shape: of the weights, outputs first.
-        bias: whether there is one.
-        shift: by how many bits the sum of products is shifted to the left.
-        weight_bits: width of a weight.
-    """
+    """Base of products with integer weights, of a ``shape`` with the outputs first."""
 
     weight: Tensor
     bias: Tensor | None
-    shift: int
-    weight_bits: int
 
     def __init__(self, shape: tuple[int, ...], bias: bool, shift: int, weight_bits: int) -> None:
         super().__init__()
@@ -139,6 +146,7 @@ class Product(nn.Module):
         return f"{bias}, shift={self.shift}, weight_bits={self.weight_bits}"
 
 
+@describe_product
 class Linear(Product):
     """Linear layer of integers.
 
@@ -150,18 +158,8 @@ class Linear(Product):
     ``tt.quantize.convert``, by ``load_state_dict`` or by hand. They do not learn:
     ``tt.quantize.prepare`` makes a layer that does, through the same forward.
 
-    Args:
-        in_features: size of the last dimension of the input.
-        out_features: size of the last dimension of the output.
-        bias: whether there is one, of 32 bits; it is not shifted.
-        shift: by how many bits the product is shifted to the left, 0 to 16.
-        weight_bits: width of a weight, 2 to 16; ``weight`` is int8, above 8 bits int16.
-
     Shape:
         Input ``[..., in_features]``, output ``[..., out_features]``.
-
-    Raises:
-        TypeError, ValueError: an argument is of another kind or out of range.
 
     Example:
         >>> layer = Linear(2, 1, shift=3)
@@ -198,13 +196,6 @@ class _Convolution(Product):
 
     ndim: ClassVar[int]
     _convolve: ClassVar[Callable[..., Tensor]]
-    in_channels: int
-    out_channels: int
-    kernel_size: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
 
     def __init__(
         self,
@@ -260,26 +251,12 @@ def as_sizes(name: str, size: int | tuple[int, ...], ndim: int) -> tuple[int, ..
     return each
 
 
+@describe_product
 class Conv1d(_Convolution):
     """Convolution of integers over one dimension; for the rest see :class:`Linear`.
 
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        kernel_size: weights along the last dimension.
-        stride: from one output to the next.
-        padding: zeros at both ends.
-        dilation: from one weight to the next.
-        groups: of channels.
-        bias: whether there is one.
-        shift: by how many bits the product is shifted to the left, 0 to 16.
-        weight_bits: width of a weight, 2 to 16.
-
     Shape:
         Input ``[B, in_channels, length]``, output ``[B, out_channels, length out]``.
-
-    Raises:
-        TypeError, ValueError: an argument is of another kind or out of range.
 
     Example:
         >>> layer = Conv1d(1, 1, 2, bias=False)
@@ -292,26 +269,12 @@ class Conv1d(_Convolution):
     _convolve = staticmethod(F.conv1d)
 
 
+@describe_product
 class Conv2d(_Convolution):
     """Convolution of integers over two dimensions; for the rest see :class:`Linear`.
 
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        kernel_size: weights along the last two dimensions.
-        stride: from one output to the next.
-        padding: zeros at both ends.
-        dilation: from one weight to the next.
-        groups: of channels.
-        bias: whether there is one.
-        shift: by how many bits the product is shifted to the left, 0 to 16.
-        weight_bits: width of a weight, 2 to 16.
-
     Shape:
         Input ``[B, in_channels, H, W]``, output ``[B, out_channels, H out, W out]``.
-
-    Raises:
-        TypeError, ValueError: an argument is of another kind or out of range.
 
     Example:
         >>> layer = Conv2d(1, 2, 3, padding=1, shift=2)

@@ -159,13 +159,7 @@ class LeakyIntegrator(Neuron):
         self.option("unit", unit, check=_check_unit)
 
     def _part(
-        self,
-        name: str,
-        setup: WeightSetup | None,
-        low: float,
-        high: float,
-        *,
-        learns: bool = True,
+        self, name: str, setup: WeightSetup | None, low: float, high: float, learns: bool = True
     ) -> None:
         """Declare a parameter of integers, or that the layer has none of this name."""
         if setup is None:
@@ -266,16 +260,7 @@ def integer_weight(
 ) -> None:
     """Declare a parameter of integers, which does not learn unless its setup says so.
 
-    Args:
-        layer: the layer that gets it.
-        name: the argument of ``step`` that receives it, not rounded: the step does that.
-        setup: a number, a tensor, or a whole setup.
-        low: the least value.
-        high: the largest value.
-        learns: whether it may; a shift has no gradient.
-
-    Raises:
-        ValueError: a number is no integer, or out of range; a shift is to learn.
+    The step rounds it. A shift, which has no gradient, may not learn.
     """
     resolved = resolve_setup(name, setup, Weight(0.0, 0, False))
     if resolved.learnable and not learns:
@@ -288,13 +273,7 @@ def integer_weight(
 
 
 def scaled(above: Tensor, threshold: Tensor, unit: float | None) -> Tensor:
-    """Return the distance from a threshold as a surrogate takes it; its sign is that of ``above``.
-
-    Args:
-        above: the distance in integers.
-        threshold: in integers.
-        unit: how many of them are 1; ``None`` for the threshold.
-    """
+    """Return the distance ``above`` a threshold in units, as a surrogate takes it."""
     return above / threshold.detach().clamp(min=1) if unit is None else above * (1 / unit)
 
 

@@ -54,14 +54,6 @@ def limits(bits: int, *, signed: bool = True) -> tuple[int, int]:
 def stored_bits(low: float, high: float, *, signed: bool = True) -> int:
     """Return the width of the narrowest type in memory, 8 to 64 bits, that holds a range.
 
-    Args:
-        low: the least integer.
-        high: the largest one.
-        signed: whether the type is a signed one.
-
-    Raises:
-        ValueError: no type holds the range.
-
     Example:
         >>> stored_bits(-128, 127), stored_bits(0, 128), stored_bits(0, 128, signed=False)
         (8, 16, 8)

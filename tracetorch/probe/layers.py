@@ -24,12 +24,7 @@ from tracetorch.unrolling.trajectories import recordable
 
 
 def neuron_layers(model: nn.Module) -> dict[str, SequenceLayer]:
-    """Return every neuron layer of ``model`` by path.
-
-    Raises:
-        TypeError: ``model`` is not an ``nn.Module``.
-        ValueError: it has no neuron layer.
-    """
+    """Return every neuron layer of ``model`` by path; raise where there is none."""
     check_module(model)
     layers = dict(named_neurons(model))
     if not layers:
@@ -38,11 +33,7 @@ def neuron_layers(model: nn.Module) -> dict[str, SequenceLayer]:
 
 
 def recordable_layers(model: nn.Module) -> dict[str, TTModule]:
-    """Return every neuron layer of ``model``, and every module with a memory, by path.
-
-    Raises:
-        TypeError, ValueError: as :func:`neuron_layers`; a memory alone is enough.
-    """
+    """Return every neuron layer of ``model``, and every module with a memory, by path."""
     check_module(model)
     return dict(named_holders(model)) or dict(neuron_layers(model))
 
@@ -106,9 +97,6 @@ def call_order(model: nn.Module, inputs: Inputs, by: Literal["layer", "step"]) -
 
     Runs one step from rest, in evaluation mode and without a graph, and restores the
     attributes of every module.
-
-    Raises:
-        ValueError: ``by`` is ``"layer"`` and the model cannot run by layer.
     """
     order: dict[str, None] = {}
     # it returns None, so the output stays

@@ -14,13 +14,9 @@ from tracetorch.core.spike_values import SPIKE_NAMES, Kind, are_events, is_state
 def neo_block(
     trajectories: Mapping[str, NDArray[Any]], steps: int, dt: float, kinds: Mapping[str, Kind]
 ) -> Any:
-    """Return a ``neo.Block`` with a segment for each sample.
+    """Return a ``neo.Block`` with a segment for each sample of trajectories ``[T, B, ...]``.
 
-    Args:
-        trajectories: ``[T, B, ...]`` by name, of one T and one B.
-        steps: T.
-        dt: duration of a step in milliseconds.
-        kinds: what is known of the trajectories by name; names and values tell of the others.
+    A step lasts ``dt`` milliseconds. Names and values tell of what no ``kinds`` are known of.
     """
     import neo
 

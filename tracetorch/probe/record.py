@@ -8,13 +8,8 @@ from typing import Any, Literal
 from torch import nn
 
 from tracetorch.core.walk import named_modules
-from tracetorch.probe.layers import (
-    dimension_names,
-    recordable_layers,
-    recordable_names,
-    spike_kinds,
-)
-from tracetorch.probe.recording import Recording
+from tracetorch.probe.layers import recordable_layers, recordable_names
+from tracetorch.probe.recording import Recording, recording_of
 from tracetorch.probe.watch import watch
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.recurrent import Recurrent
@@ -75,17 +70,12 @@ def record(
     if gradients:
         _check_gradients(what, layers)
     y, trajectories = unroll(model, x, steps=steps, by=by, record=what)
-    names = recordable_names(layers)
     sources = None
     if gradients:  # autograd keeps those of what is no data, and part of the graph itself
         sources = {name: [t] for name, t in trajectories.items() if t.requires_grad}
         for (source,) in sources.values():
             source.retain_grad()
-    dims = {
-        name: dimension_names(names[name][0], t.ndim, layers[names[name][0]])
-        for name, t in trajectories.items()
-    }
-    return y, Recording(trajectories, dims=dims, sources=sources, kinds=spike_kinds(layers))
+    return y, recording_of(layers, trajectories, sources)
 
 
 def _check_gradients(what: Sequence[str] | str, layers: Mapping[str, TTModule]) -> None:

@@ -11,8 +11,9 @@ from torch import Tensor
 from tracetorch.core.checks import check_positive
 from tracetorch.core.optional import require
 from tracetorch.core.spike_values import Kind, Trajectories
-from tracetorch.probe.layers import dimension_names
+from tracetorch.probe.layers import dimension_names, recordable_names, spike_kinds
 from tracetorch.probe.neo_block import neo_block
+from tracetorch.snn.module import TTModule
 from tracetorch.unrolling.trajectories import select_names
 
 if TYPE_CHECKING:
@@ -125,9 +126,10 @@ class Recording(Trajectories):
                 "no gradient has arrived. Call backward() on a loss of this run first, under "
                 "torch.enable_grad(), and with something that requires a gradient before the layer."
             )
-        gradients: dict[str, Tensor] = {}
-        for name, tensors in self._sources.items():
-            gradients[name] = join_gradients(tensors, [t.grad for t in tensors], self[name].ndim)
+        gradients = {
+            name: join_gradients(tensors, [t.grad for t in tensors], self[name].ndim)
+            for name, tensors in self._sources.items()
+        }
         # of spikes, too, they are numbers
         return Recording(gradients, dims=self._dims, kinds=dict.fromkeys(gradients, "state"))
 
@@ -201,6 +203,20 @@ class Recording(Trajectories):
         require("neo", extra="neuroscience", by="tt.probe's Recording.to_neo()")
         ((steps, _),) = shapes
         return neo_block(self.numpy(), steps, dt, self.kinds)
+
+
+def recording_of(
+    layers: Mapping[str, TTModule],
+    trajectories: Mapping[str, Tensor],
+    sources: Mapping[str, Sequence[Tensor]] | None,
+) -> Recording:
+    """Return trajectories of layers with the names of their dimensions, and their kinds."""
+    paths = {name: path for name, (path, _) in recordable_names(layers).items()}
+    dims = {
+        name: dimension_names(paths[name], value.ndim, layers[paths[name]])
+        for name, value in trajectories.items()
+    }
+    return Recording(trajectories, dims=dims, sources=sources, kinds=spike_kinds(layers))
 
 
 def join_gradients(tensors: Sequence[Tensor], grads: Sequence[Tensor | None], ndim: int) -> Tensor:

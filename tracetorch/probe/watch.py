@@ -5,20 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tracetorch.core.hooks import forward_hooks
-from tracetorch.probe.layers import (
-    dimension_names,
-    recordable_layers,
-    recordable_names,
-    spike_kinds,
-)
-from tracetorch.probe.recording import Recording
+from tracetorch.probe.layers import recordable_layers, recordable_names
+from tracetorch.probe.recording import Recording, recording_of
 from tracetorch.snn.passes import current_pass, states_of
 from tracetorch.unrolling.trajectories import select_names
 
@@ -69,12 +63,7 @@ class watch:  # noqa: N801 (used as a verb: with watch(...) as seen)
         self._hooks.enter_context(forward_hooks(after=hooks))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._hooks.close()
 
     def _record_step(
@@ -121,9 +110,4 @@ class watch:  # noqa: N801 (used as a verb: with watch(...) as seen)
         if self._gradients:
             # The gradient arrives at the tensors of the steps, not at their stacked copy.
             sources = {n: t for n, t in self._steps.items() if any(v.requires_grad for v in t)}
-        dims = {}
-        for name, trajectory in trajectories.items():
-            path = self._names[name][0]
-            dims[name] = dimension_names(path, trajectory.ndim, self._layers[path])
-        kinds = spike_kinds(self._layers)
-        return Recording(trajectories, dims=dims, sources=sources, kinds=kinds)
+        return recording_of(self._layers, trajectories, sources)

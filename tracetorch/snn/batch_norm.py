@@ -30,13 +30,6 @@ class StepwiseNorm(BatchNorm):
     """Statistics and parameters of a batch norm per step; its forward is not called.
 
     PyTorch's tools take it for the batch norm that it is: ``update_bn``, freezing by class.
-
-    Args:
-        num_features: channels.
-        steps: steps that have values of their own.
-        eps: added to the variance.
-        momentum: weight of new statistics in the running ones.
-        bias: whether there is one.
     """
 
     weight: nn.Parameter
@@ -50,9 +43,8 @@ class StepwiseNorm(BatchNorm):
     ) -> None:
         super().__init__(num_features, eps, momentum)
         self.weight = nn.Parameter(torch.ones(steps, num_features))
-        self.register_parameter(
-            "bias", nn.Parameter(torch.zeros(steps, num_features)) if bias else None
-        )
+        shift = nn.Parameter(torch.zeros(steps, num_features)) if bias else None
+        self.register_parameter("bias", shift)
         self.running_mean = torch.zeros(steps, num_features)
         self.running_var = torch.ones(steps, num_features)
         self.num_batches_tracked = torch.zeros(steps, dtype=torch.long)
@@ -179,33 +171,23 @@ class BatchNormThroughTime(SequenceLayer):
         """Return the outputs, and the positions after every step."""
         start = cast(Tensor, self._states_for(x, dtype, sequence=True)[0])
         if self.uses_batch_statistics and self.position is not None:
-            self._check_one_step(start)
+            self._check_one_step((start == start[:1]).all())
         passed = torch.arange(len(x), device=x.device).view(-1, *[1] * start.ndim)
         # the step of every sample, the last one for all behind it
         index = (start + passed).clamp(max=self.steps - 1).flatten(1)
-        work = x.to(dtype)
-        y = (
-            self._by_batch(work, index[:, :1])
-            if self.uses_batch_statistics
-            else self._by_running(work, index)
-        )
+        by_batch, work = self.uses_batch_statistics, x.to(dtype)
+        y = self._by_batch(work, index[:, :1]) if by_batch else self._by_running(work, index)
         return y, (start + passed + 1).clamp(max=self.steps)
 
-    def _check_one_step(self, position: Tensor) -> None:
+    def _check_one_step(self, same: Tensor) -> None:
         """Raise where the samples stand at different steps."""
-        same = (position == position[:1]).all()
         if torch.compiler.is_compiling():
             assert_async(same, _DIFFERENT)
         elif not same.is_meta and not functorch_active() and not bool(same):
             raise ValueError(f"{self._label()} {_DIFFERENT}")
 
     def _by_batch(self, x: Tensor, index: Tensor) -> Tensor:
-        """Normalise every step by its own batch, and track the statistics.
-
-        Args:
-            x: inputs ``[T, B, ...]``.
-            index: the row of each step in the values, ``[T, 1]``.
-        """
+        """Normalise every step by its own batch, and track them; ``index`` are rows ``[T, 1]``."""
         if not len(x):
             return x.clone()
         norm = self.norm
@@ -240,12 +222,7 @@ class BatchNormThroughTime(SequenceLayer):
         return torch.stack(outputs)
 
     def _by_running(self, x: Tensor, index: Tensor) -> Tensor:
-        """Normalise every sample by the running statistics of its step.
-
-        Args:
-            x: inputs ``[T, B, ...]``.
-            index: the row of each sample in the values, ``[T, B]``.
-        """
+        """Normalise samples by the running statistics of their steps, rows ``[T, B]``."""
         norm = self.norm
         mean, var = (cast(Tensor, each) for each in (norm.running_mean, norm.running_var))
         scale = norm.weight.to(x.dtype) * (var.to(x.dtype) + norm.eps).rsqrt()
@@ -255,8 +232,7 @@ class BatchNormThroughTime(SequenceLayer):
         sizes = [1] * (x.ndim - 1)
         sizes[self.dim] = self.num_neurons
         shape = (*index.shape, *sizes[1:])
-        rows = (F.embedding(index, values).reshape(shape) for values in (shift, scale))
-        shifts, scales = rows
+        shifts, scales = (F.embedding(index, each).reshape(shape) for each in (shift, scale))
         return torch.addcmul(shifts, x, scales)
 
 

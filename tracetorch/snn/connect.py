@@ -142,11 +142,7 @@ def disconnect(module: Layer) -> Layer:
 
 
 def _follow_writes(kind: Any) -> None:
-    """Let the class of a connected layer, which is its own, tell of what a weight cannot take.
-
-    Args:
-        kind: the class, which PyTorch has made.
-    """
+    """Let the class of a connected layer, its own, tell of what a weight cannot take."""
 
     def register_parameter(layer: nn.Module, name: str, param: nn.Parameter | None) -> None:
         if name in ("weight", "weight_orig") and parametrize.is_parametrized(layer, "weight"):
@@ -185,8 +181,8 @@ def _checked_signs(signs: Tensor | None, product: nn.Module) -> Tensor | None:
     groups = 1 if isinstance(product, nn.Linear) else cast(int, product.groups)
     inputs = groups * weight.shape[1]
     if tuple(signs.shape) != (inputs,):
-        raise ValueError(f"signs must have one value for each input, [{inputs}], got "
-                         f"{list(signs.shape)}.")  # fmt: skip
+        got = list(signs.shape)
+        raise ValueError(f"signs must have one value for each input, [{inputs}], got {got}.")
     if not bool(((signs == 1) | (signs == -1)).all()):
         raise ValueError("signs must be 1 (excitatory) or -1 (inhibitory) for each input.")
     # the inputs of an output are those of its group

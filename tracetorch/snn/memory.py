@@ -44,38 +44,22 @@ _PREFIX = "_memory_"  # what the attribute begins with that holds a memory
 
 
 class Memory(NamedTuple):
-    """The declaration of a memory.
+    """The declaration of a memory."""
 
-    Args:
-        shape: of the value of one sample; ``None``: that of the value first assigned.
-    """
-
-    shape: tuple[int, ...] | None
+    shape: tuple[int, ...] | None  # of one sample; ``None``: that of the value first assigned
 
 
 class Call(NamedTuple):
-    """Batch, dtype and device of a call, which a memory needs to know.
+    """Batch, dtype and device of a call, which a memory needs to know."""
 
-    Args:
-        batch: the size of dimension 0 of the first tensor.
-        dtype: of the first floating-point tensor, the default one where there is none.
-        device: of the first tensor.
-        argument: the place of that tensor among the arguments, or its name.
-        shape: of that tensor.
-    """
-
-    batch: int
-    dtype: torch.dtype
-    device: torch.device
-    argument: int | str
-    shape: tuple[int, ...]
+    batch: int  # the size of dimension 0 of the first tensor
+    dtype: torch.dtype  # of the first floating-point tensor, or the default one
+    device: torch.device  # of the first tensor
+    argument: int | str  # the place of that tensor among the arguments, or its name
+    shape: tuple[int, ...]  # of that tensor
 
     def source(self, forward: Callable[..., object]) -> str:
-        """Say which tensor gave the batch.
-
-        Args:
-            forward: that was called.
-        """
+        """Say which tensor of a call of ``forward`` gave the batch."""
         argument = self.argument
         if isinstance(argument, int):
             names = [*inspect.signature(forward).parameters]
@@ -87,21 +71,13 @@ class Call(NamedTuple):
 
 
 class Read(NamedTuple):
-    """A value of a memory that was handed out, and what tells that it was written to.
-
-    Args:
-        name: of the memory.
-        value: that was handed out.
-        shared: a tensor with its memory and its count of writes.
-        version: that count when it was handed out.
-        state: the state that it is a copy of; ``None`` at rest.
-    """
+    """A value of a memory that was handed out, and what tells that it was written to."""
 
     name: str
     value: weakref.ref[Tensor]
-    shared: Tensor
-    version: int
-    state: Tensor | None
+    shared: Tensor  # with its memory and its count of writes
+    version: int  # that count when it was handed out
+    state: Tensor | None  # the state that it is a copy of; ``None`` at rest
 
 
 class UnknownBatchError(ValueError, AttributeError):
@@ -109,12 +85,7 @@ class UnknownBatchError(ValueError, AttributeError):
 
 
 def call_of(args: Iterable[object], kwargs: Mapping[str, object]) -> Call | None:
-    """Note the batch of a call, and where it is computed; ``None`` without a batch.
-
-    Args:
-        args: its arguments by place.
-        kwargs: its arguments by name.
-    """
+    """Note the batch of a call, and where it is computed; ``None`` without a batch."""
     every: list[tuple[int | str, object]] = [*enumerate(args), *kwargs.items()]
     given = [(key, each) for key, each in every if isinstance(each, Tensor) and each.ndim > 0]
     if not given:
@@ -130,9 +101,6 @@ class unless_taken(Generic[P, R]):  # noqa: N801 (used as a decorator)
 
     A module, a parameter or a buffer of that name was one before there was such a method; and a
     neuron layer may have a state or a parameter of that name. They are found as if there were none.
-
-    Args:
-        method: the method.
     """
 
     def __init__(self, method: Callable[Concatenate[Any, P], R]) -> None:
@@ -232,11 +200,7 @@ def start_of(
 
 
 def begin_call(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Note the batch of a call of a module with memory that begins: a forward pre-hook.
-
-    Raises:
-        ValueError: a memory is that of another batch, or was written to in place before.
-    """
+    """Note the batch of a call of a module with memory that begins: a forward pre-hook."""
     notes, call = notes_of(module), call_of(args, kwargs)
     compiling = torch.compiler.is_compiling()
     if not compiling:
@@ -260,11 +224,7 @@ def begin_call(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> No
 
 
 def end_call(module: Any, args: tuple[Any, ...], output: object) -> None:
-    """Look for writes that the call has lost: a forward hook of a module with memory.
-
-    Raises:
-        ValueError: a memory was written to in place, and not assigned.
-    """
+    """Look for writes that the call has lost: a forward hook of a module with memory."""
     if not torch.compiler.is_compiling():
         notes = notes_of(module)
         notes.is_called = False
@@ -274,10 +234,7 @@ def end_call(module: Any, args: tuple[Any, ...], output: object) -> None:
 def check_reads(module: Any, notes: Notes, every: bool = False) -> None:
     """Raise where a value that was handed out was written to, and forget those that are gone.
 
-    Args:
-        module: the module with memory.
-        notes: of its call.
-        every: those too that somebody still holds, and all are forgotten.
+    With ``every`` those too that somebody still holds, and all are forgotten.
     """
     reads = notes.reads
     notes.reads = [] if every else [r for r in reads if r.value() is not None]
@@ -362,12 +319,7 @@ def check_value(
 ) -> Tensor:
     """Return a value of a memory, or raise where it does not fit the declaration.
 
-    Args:
-        module: the module with memory.
-        name: of the memory.
-        value: to assign.
-        label: of the module, for the message.
-        call: that runs, whose batch the message then explains.
+    The message names the module by ``label``, and explains the batch of the ``call`` that runs.
     """
     if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
         raise TypeError(
@@ -386,12 +338,7 @@ def check_value(
 
 
 def checked_shape(name: str, shape: object) -> tuple[int, ...]:
-    """Return a shape of one sample, which one number may stand for.
-
-    Raises:
-        TypeError: it is neither a number nor numbers.
-        ValueError: a size is below 1.
-    """
+    """Return a shape of one sample, which one number may stand for."""
     if isinstance(shape, int) or not isinstance(shape, Sequence):
         return (check_count(f"the shape of {name}", shape),)
     return tuple([check_count(f"the shape of {name}", size) for size in shape])
@@ -400,12 +347,7 @@ def checked_shape(name: str, shape: object) -> tuple[int, ...]:
 def checked_init(
     name: str, init: object, shape: tuple[int, ...] | None, learnable: bool
 ) -> Tensor | None:
-    """Return the initial value to keep; ``None`` where it is zero, and is not learned.
-
-    Raises:
-        TypeError: it is neither a number nor a tensor, or cannot be learned.
-        ValueError: it does not fit the shape.
-    """
+    """Return the initial value to keep; ``None`` where it is zero, and is not learned."""
     if not isinstance(init, Tensor):
         number = check_finite(f"init of {name}", init)
         if number == 0 and not learnable:

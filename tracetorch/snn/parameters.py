@@ -122,11 +122,7 @@ negative_softplus = Constraint(
 
 @dataclass(frozen=True)
 class Clamp:
-    """Clamp to ``[low, high]``; the gradient passes, so that a value can come back from outside.
-
-    Args:
-        low, high: the ends; ``None`` for no end.
-    """
+    """Clamp to ``[low, high]``; the gradient passes, so that a value can come back from outside."""
 
     low: float | None = None
     high: float | None = None
@@ -146,11 +142,8 @@ class Clamp:
 def clamp(low: float | None, high: float | None, above: str | None = None) -> Constraint:
     """Return the constraint that clamps a parameter; what lies in the range is its own raw value.
 
-    Args:
-        low: the least value; ``None`` for no bound.
-        high: the largest value; ``None`` for no bound.
-        above: another parameter of the layer, which every value lies above: that of its neuron, or
-            the largest, for one value in the layer.
+    Every value lies above that of its neuron of another parameter, ``above``, or above the largest,
+    for one value in the layer.
     """
     gradient = None if above else unbounded.gradient
     return Constraint("clamp", Clamp(low, high), gradient=gradient, above=above)
@@ -158,11 +151,7 @@ def clamp(low: float | None, high: float | None, above: str | None = None) -> Co
 
 @dataclass(frozen=True)
 class BoundedSigmoid:
-    """``sigmoid(raw)`` held at ``low``; the gradient there is that of ``low``, and passes.
-
-    Args:
-        low: the least value, in (0, 1).
-    """
+    """``sigmoid(raw)`` held at ``low``; the gradient there is that of ``low``, and passes."""
 
     low: float
 
@@ -172,11 +161,7 @@ class BoundedSigmoid:
 
 
 def bounded_sigmoid(low: float) -> Constraint:
-    """Return the constraint of decays that learning leads no lower than ``low``.
-
-    Args:
-        low: the least value, in (0, 1).
-    """
+    """Return the constraint of decays that learning leads no lower than ``low``, in (0, 1)."""
     return replace(
         sigmoid,
         name=f"sigmoid from {low!r}",  # all digits: files hold it
@@ -413,22 +398,12 @@ def is_setup(given: object) -> bool:
 def resolve_setup(name: str, given: Value | Mapping[str, Any] | S | None, default: S) -> S:
     """Complete a setup as the user may write it: unset fields take those of ``default``.
 
-    Args:
-        name: of the parameter, for messages.
-        given: a value, a dict, a dataclass of the kind of ``default``, or ``None``.
-        default: a setup without an unset field.
-
-    Raises:
-        TypeError: ``given`` is of another kind, or a field of the wrong type.
-        ValueError: ``given`` has an unknown key, or a rank other than 0 and 1.
-
+    It is a value, a dict, a dataclass of the kind of ``default``, or ``None``.
     """
     kind = type(default)
     values: dict[str, Any]
-    if given is None:
-        values = {}
-    elif isinstance(given, Mapping):
-        values = dict(given)
+    if given is None or isinstance(given, Mapping):
+        values = dict(given or {})
     elif type(given) is kind:
         values = {field.name: getattr(given, field.name) for field in fields(given)}
     elif isinstance(given, Weight):

@@ -22,14 +22,6 @@ class DelayingLayer(SequenceLayer):
     """Base of layers that keep the inputs of the last ``max_delay`` steps.
 
     The state ``past`` has the shape of one step and time behind it, the oldest input first.
-
-    Args:
-        num_neurons: size of the input at ``dim``.
-        dim: the dimension of the tensor of one step.
-        max_delay: the largest delay in steps; at least 1.
-        sigma: width of the interpolation in steps.
-        raw_delay: the initial delays, in steps.
-        learnable: whether they are learned.
     """
 
     states: ClassVar[tuple[str, ...]] = ("past",)
@@ -181,10 +173,7 @@ class DelayingLayer(SequenceLayer):
     def _delayed(self, window: Tensor, ndim: int, steps: int) -> Tensor:
         """Return the outputs of the last steps of ``window`` ``[..., max_delay + steps]``.
 
-        Args:
-            window: past and inputs.
-            ndim: number of dimensions of the tensor of one step.
-            steps: how many.
+        The tensor of one step has ``ndim`` dimensions.
         """
         raise NotImplementedError
 

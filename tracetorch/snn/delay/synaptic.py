@@ -23,14 +23,7 @@ from tracetorch.snn.passes import current_pass
 class SynapticDelays(DelayingLayer):
     """Base of layers with a delay for every weight: products that are convolutions over time.
 
-    Args:
-        product: the layer of weight and bias, a submodule; its own forward is not called.
-        inputs: size of the input at ``dim``.
-        dim: the dimension of the tensor of one step.
-        max_delay: the largest delay in steps; at least 1.
-        delay: initial delays in steps, a number or a tensor of the weight's shape.
-        sigma: width of the interpolation in steps.
-        learnable: whether the delays are learned.
+    The product, a submodule, holds weight and bias; its own forward is not called.
     """
 
     def __init__(
@@ -57,9 +50,7 @@ class SynapticDelays(DelayingLayer):
         if isinstance(x, Tensor) and x.ndim - sequence >= -self.dim:
             size = x.shape[self.dim]
             if size != self.num_neurons:
-                inputs = (
-                    "features in the last" if self.dim == -1 else "channels in the last but one"
-                )
+                inputs = ("channels in the last but one", "features in the last")[self.dim == -1]
                 raise ValueError(
                     f"{self._label()} takes {self.num_neurons} {inputs} dimension, the input has "
                     f"{size}, shape {list(x.shape)}."
@@ -67,11 +58,7 @@ class SynapticDelays(DelayingLayer):
         return super()._check_input(x, sequence=sequence)
 
     def kernel(self, delay: Tensor) -> Tensor:
-        """Return the weight of every synapse at every past step, ``[*weight.shape, steps]``.
-
-        Args:
-            delay: of the weight's shape, in the dtype of the arithmetic.
-        """
+        """Return the weight of every synapse at every past step, ``[*weight.shape, steps]``."""
         weight = self.product.weight.to(delay.dtype)
         backwards = tuple(reversed(range(weight.ndim)))
         # in memory steps first and outputs last, as products with events read it
@@ -80,22 +67,14 @@ class SynapticDelays(DelayingLayer):
         return kernel.permute(*(n + 1 for n in backwards), 0)
 
     def kernel_of(self, dtype: torch.dtype) -> Tensor:
-        """Return :meth:`kernel` of the delays as they are.
-
-        Args:
-            dtype: of the arithmetic.
-        """
+        """Return :meth:`kernel` of the delays as they are."""
         self._check_product()
         delay: Tensor = self.step_kwargs(0, dtype)["delay"]
         # whose shape is by then the one that broadcasts the values of neurons
         return self.kernel(delay.reshape(self.product.weight.shape))
 
     def hold_kernel(self, dtype: torch.dtype) -> None:
-        """Compute the kernel once for all steps of the pass that runs.
-
-        Args:
-            dtype: of the arithmetic.
-        """
+        """Compute the kernel once for all steps of the pass that runs."""
         run = current_pass()
         if run is not None:
             run.notes[id(self)] = self.kernel_of(dtype)
@@ -104,11 +83,6 @@ class SynapticDelays(DelayingLayer):
         """Return the convolution over time, the last dimension of ``window``.
 
         A pass by layer replaces it, where it computes with events.
-
-        Args:
-            window: ``[..., max_delay + steps]``.
-            kernel: what :meth:`kernel` returned.
-            bias: of the outputs.
         """
         raise NotImplementedError
 
@@ -239,11 +213,7 @@ class DelayedLinear(SynapticDelays):
         if steps == 0:
             return window.new_zeros(*lead, self.out_features, 0)
         if steps == 1:  # one product, of what lies so in memory
-            rows, table = (
-                window.transpose(-1, -2).flatten(-2),
-                kernel.permute(2, 1, 0).flatten(0, 1),
-            )
-            y = rows @ table
+            y = window.transpose(-1, -2).flatten(-2) @ kernel.permute(2, 1, 0).flatten(0, 1)
             return (y if bias is None else y + bias).unsqueeze(-1)
         batch = window.reshape(math.prod(lead), *window.shape[-2:])
         return F.conv1d(batch, kernel, bias).reshape(*lead, self.out_features, steps)
@@ -256,19 +226,12 @@ _CODE = _code_of(DelayedLinear)
 
 
 class Places(NamedTuple):
-    """The places of a convolution's output.
-
-    Args:
-        stride: from one output to the next.
-        padding: zeros at both ends of the input.
-        dilation: from one weight to the next.
-        size: number of outputs.
-    """
+    """The places of a convolution's output."""
 
     stride: int
     padding: int
     dilation: int
-    size: int
+    size: int  # number of outputs
 
 
 class DelayedConv1d(SynapticDelays):
@@ -332,15 +295,10 @@ class DelayedConv1d(SynapticDelays):
         sigma: float = 0.0,
         learnable: bool = True,
     ) -> None:
-        counts = {
-            "in_channels": in_channels,
-            "out_channels": out_channels,
-            "kernel_size": kernel_size,
-            "stride": stride,
-            "dilation": dilation,
-            "groups": groups,
-        }
-        for name, value in counts.items():
+        check_count("in_channels", in_channels)
+        check_count("out_channels", out_channels)
+        check_count("kernel_size", kernel_size)
+        for name, value in (("stride", stride), ("dilation", dilation), ("groups", groups)):
             check_count(name, value)
         if check_integer("padding", padding) < 0:
             raise ValueError(f"padding must not be negative, got {padding}.")
@@ -385,16 +343,8 @@ class DelayedConv1d(SynapticDelays):
         return y.reshape(*lead, *y.shape[1:])
 
     def places(self, length: int) -> Places:
-        """Return the places of the output, and where each of them reads an input.
-
-        Args:
-            length: of the input.
-        """
-        (stride,), (dilation,), (kernel,) = (
-            self.conv.stride,
-            self.conv.dilation,
-            self.conv.kernel_size,
-        )
-        padding = int(self.conv.padding[0])
+        """Return the places of the output, and where each of them reads an input."""
+        conv, padding = self.conv, int(self.conv.padding[0])
+        (stride,), (dilation,), (kernel,) = conv.stride, conv.dilation, conv.kernel_size
         size = output_size(length, kernel, stride, padding, dilation)
         return Places(stride, padding, dilation, size)
