@@ -272,6 +272,15 @@ def has_values(tensor: Tensor) -> bool:
     return not tensor.is_meta and torch._C._dispatch_keys(tensor).has(torch._C.DispatchKey.Dense)
 
 
+def keep_absent(ctx: Any) -> None:
+    """Give the backward pass of a function ``None`` for an absent gradient; zeros may make NaN.
+
+    Dynamo does not know the call, and gives it every gradient.
+    """
+    if not torch.compiler.is_compiling():
+        ctx.set_materialize_grads(False)
+
+
 def version_of(tensor: Tensor) -> int | None:
     """Return how often a tensor was written to; ``None`` where nobody counts that.
 

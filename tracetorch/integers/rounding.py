@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tracetorch.core.torch_private import forward_ad_active
+from tracetorch.core.torch_private import forward_ad_active, keep_absent
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -22,10 +22,10 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        pass
+        keep_absent(ctx)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None]:
         return grad, None
 
 
