@@ -15,7 +15,7 @@ from typing import TypeAlias
 from tracetorch.fuse.ir.graph import Builder, Graph, Line, Value
 
 Presence: TypeAlias = tuple[bool, ...]
-"""Whether there is one at the last step, the one before it, ...; the last entry holds from then on."""
+"""Whether it is there at the last step, the one before it, ...; the last entry goes on."""
 
 # of zeros they make zeros, whatever else is infinite
 _LINEAR = ("add", "sub", "neg", "where")
@@ -44,7 +44,7 @@ def presences(
     # in a ring of states they go round: then one that ever comes is taken for present
     start = found.index(now)
     rest = {name: any(each[name] for each in found[start:]) for name in now}
-    return {name: tuple([*(each[name] for each in found[:start]), rest[name]]) for name in now}
+    return {name: (*(each[name] for each in found[:start]), rest[name]) for name in now}
 
 
 def readers(graph: Graph, names: Collection[str]) -> Callable[[Value], frozenset[str]]:
