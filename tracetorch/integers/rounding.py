@@ -62,6 +62,12 @@ def straight_through(x: Tensor, value: Tensor) -> Tensor:
     return result
 
 
+def clamped(x: Tensor, low: float, high: float) -> Tensor:
+    """Clamp; the gradient passes at the ends as well, where PyTorch's depends on its release."""
+    inside = (x >= low) & (x <= high)
+    return straight_through(torch.where(inside, x, x.detach()), x.detach().clamp(low, high))
+
+
 def round(x: Tensor) -> Tensor:  # noqa: A001 (the name that PyTorch and NumPy have for it)
     """Round to the nearest integer; of two that are equally near, to the even one.
 
