@@ -218,3 +218,30 @@ def test_several_numbers_are_to_be_declared(numbers: Callable[[Tensor], Tensor])
 
 def test_joined_tensors_name_what_joins_by_value() -> None:
     refused(lambda x, mem, scale: torch.stack([x, mem]).amax(0), "Use torch.maximum")
+
+
+def _result(x: Tensor, mem: Tensor, scale: Tensor) -> Tensor:
+    value = torch.tanh(mem + x)
+    value *= 0.5
+    return value + x
+
+
+def _factor(x: Tensor, mem: Tensor, scale: Tensor) -> Tensor:
+    value = mem + x
+    product = value * x
+    value += 1
+    return value + product
+
+
+def _view_of_result(x: Tensor, mem: Tensor, scale: Tensor) -> Tensor:
+    value = torch.exp(mem)
+    value.transpose(0, -1).add_(1.0)
+    return value + x
+
+
+@pytest.mark.parametrize("body", [_result, _factor, _view_of_result])
+def test_a_change_of_what_backward_reads_is_refused(body: Body) -> None:
+    reason = "needed for gradient computation has been modified by an inplace operation"
+    refused(body, reason)
+    with pytest.raises(RuntimeError, match=reason):
+        ends(neuron(body), cases.sequence(3, 2, 3, dtype=torch.float32), cases.stepped)
