@@ -52,7 +52,7 @@ def drawn(seed: int) -> Case:
     for name in layer.active_states:
         every += [name, f"record {name}"]
     reads = draw.sample(every, draw.randrange(1, len(every)))
-    return Case(seed, layer, x, starts, tuple({"output": 0, **dict.fromkeys(reads)}))
+    return Case(seed, layer, x, starts, tuple(reads))
 
 
 def plain(layer: snn.Neuron, x: Tensor, starts: dict[str, Tensor]) -> dict[str, Tensor]:

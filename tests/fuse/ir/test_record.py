@@ -245,3 +245,59 @@ def test_a_change_of_what_backward_reads_is_refused(body: Body) -> None:
     refused(body, reason)
     with pytest.raises(RuntimeError, match=reason):
         ends(neuron(body), cases.sequence(3, 2, 3, dtype=torch.float32), cases.stepped)
+
+
+# Numbers that PyTorch makes in its default dtype, each read by a float64 step.
+NUMBERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "where": lambda a, b: a * torch.where(b > 0, 0.2, -0.1),
+    "where of tensors": lambda a, b: a * torch.where(b > 0, torch.tensor(0.2), 0.1),
+    "where of integers": lambda a, b: a + torch.where(b > 0, 1, 0),
+    "nested": lambda a, b: torch.where(a > 0, torch.where(b > 0, 0.2, -0.1), a),
+    "neg": lambda a, b: a * -torch.where(b > 0, 0.2, -0.1),
+    "maximum": lambda a, b: a * torch.maximum(torch.where(b > 0, 0.2, 0.1), torch.tensor(0.15)),
+    "cast": lambda a, b: a * torch.where(b > 0, 0.2, -0.1).to(a.dtype),
+    "full": lambda a, b: a * torch.full((), 0.2),
+    "scalar": lambda a, b: a * torch.scalar_tensor(0.2),
+    "full of the shape": lambda a, b: a + torch.full(a.shape, 0.3) * b,
+}
+# where float32 rounds, a float64 kernel would not
+ROUNDED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "product": lambda a, b: a * (torch.where(b > 0, 0.2, 0.1) * torch.where(a > 0, 0.3, 0.7)),
+    "comparison": lambda a, b: torch.where(torch.where(b > 0, 0.2, 0.1) > 0.2, a, 2 * b),
+    "of a number": lambda a, b: torch.where(torch.full((), 0.2) > 0.2, a, 2 * b),
+    "exp": lambda a, b: a * torch.where(b > 0, 0.2, 0.1).exp(),
+    "division of integers": lambda a, b: a + torch.where(b > 0, 1, 3) / 7,
+}
+
+
+def summing(functions: dict[str, Callable[[Tensor, Tensor], Tensor]]) -> snn.Neuron:
+    class Summing(snn.Neuron):
+        states = tuple(f"s{i}" for i in range(len(functions)))
+
+        def __init__(self) -> None:
+            super().__init__(5)
+
+        @staticmethod
+        def step(x: Tensor, *states: Tensor) -> Any:
+            new = [f(x, 0.5 * s) for f, s in zip(functions.values(), states, strict=True)]
+            return x, *new
+
+    return Summing()
+
+
+def test_numbers_of_the_default_dtype_compile_in_float64() -> None:
+    layer, x = summing(NUMBERS), cases.sequence(6, 3, 5)
+    assert fuse.unsupported_reason("cpu", layer, x) is None
+    values, grads = ends(layer, x, cases.stepped)
+    found, found_grads = ends(layer, x, fused("cpu"))
+    for name, value in values.items():
+        assert torch.equal(found[name], value), name
+    torch.testing.assert_close(found_grads, grads, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_what_float32_rounds_runs_in_pytorch(name: str) -> None:
+    layer, x = summing({name: ROUNDED[name]}), cases.sequence(6, 3, 5)
+    reason = fuse.unsupported_reason("cpu", layer, x)
+    assert reason is not None
+    assert "torch.float32" in reason
