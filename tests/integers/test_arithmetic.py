@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import grad, vmap
+from torch.overrides import TorchFunctionMode
 
 from tests.integers.reference import divided, fitted
 from tracetorch import integers, snn
+from tracetorch.convert.quantized_relu import QuantizedReLU
 
 DTYPES = {torch.float32: 24, torch.float64: 53}
 ROUNDINGS = ("floor", "trunc", "nearest", "at_least_one")
@@ -196,3 +199,30 @@ ANY: Any = integers  # for arguments that no type checker lets pass
 def test_errors(call: Callable[[], object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+class OtherClamp(TorchFunctionMode):
+    """A release of PyTorch whose ``clamp`` passes no gradient at its ends."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (torch.clamp, Tensor.clamp) and None not in args:
+            x, low, high = args
+            value = x.detach()
+            return torch.where((value > low) & (value < high), x, value.clip(low, high))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mode", [contextlib.nullcontext, OtherClamp])
+def test_gradients_at_the_ends_are_those_of_every_release(mode: Any) -> None:
+    ends = torch.tensor([-129.0, -128.0, 0.0, 127.0, 128.0], requires_grad=True)
+    with mode():
+        integers.saturate(ends, 8).sum().backward()
+        relu = QuantizedReLU(4, 2.0)
+        x = torch.tensor([-1.0, 0.0, 1.0, 2.0, 3.0], requires_grad=True)
+        relu(x).sum().backward()
+    assert ends.grad is not None
+    assert ends.grad.tolist() == [0, 1, 1, 1, 0]
+    assert x.grad is not None
+    assert x.grad.tolist() == [0, 1, 1, 1, 0]

@@ -12,8 +12,8 @@ from torch.nn.functional import cross_entropy
 
 import tracetorch as tt
 from tests.cases import LAYERS, NEURONS, READOUTS, layer, sequence, stepped, weighted_sum
-from tests.fuse.test_random_neurons import random_neuron
 from tests.fuse.test_sequence import CustomNeuron
+from tests.fuzz.draw import random_neuron
 from tests.init.test_response import Quadratic
 from tests.online_learning.cases import (
     STEPS,

@@ -22,7 +22,7 @@ from tracetorch.core.checks import check_count
 from tracetorch.integers.fixed_point import multiply
 from tracetorch.integers.layers import exactly
 from tracetorch.integers.leaky_integrator import integer_weight, scaled
-from tracetorch.integers.rounding import floor, round, straight_through  # noqa: A004
+from tracetorch.integers.rounding import clamped, floor, round, straight_through  # noqa: A004
 from tracetorch.integers.width import check_between, check_choice
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import DEFAULT_SURROGATE, SpikeFunction, WeightSetup
@@ -135,7 +135,7 @@ class LIF(Neuron):
         u = u + span * ((u <= -span / 2).to(u.dtype) - (u > span / 2).to(u.dtype))
         u = straight_through(u, u.detach().clamp(-_LARGEST, _LARGEST + 1))
         v = multiply(v, _UNITY - round(dv), bits, "trunc") + round(bias) + u
-        v = v.clamp(-_LARGEST, _LARGEST)
+        v = clamped(v, -_LARGEST, _LARGEST)
         threshold = _UP * round(pos_threshold)
         fired = spike(scaled(v - threshold, threshold, None))
         return fired, u, v * (1 - fired)

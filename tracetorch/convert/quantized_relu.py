@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_count, check_positive
-from tracetorch.integers.rounding import straight_through
+from tracetorch.integers.rounding import clamped, straight_through
 from tracetorch.snn.parameters import Clamp
 
 _SMALLEST = 1e-6
@@ -62,7 +62,7 @@ class QuantizedReLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the rounded values."""
         clip = self.largest.to(x.dtype)
-        level = (x / clip).clamp(0, 1) * self.levels
+        level = clamped(x / clip, 0, 1) * self.levels
         return straight_through(level, torch.floor(level + 0.5)) * (clip / self.levels)
 
     def extra_repr(self) -> str:

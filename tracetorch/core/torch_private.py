@@ -162,12 +162,27 @@ def global_modes_off() -> Iterator[None]:
             stack.enter_context(torch.autograd.set_detect_anomaly(False))
         if saved_tensor_hooks_enabled():
             # activation checkpointing counts through such hooks what a module saves, and would
-            # count these with it; the innermost ones win
-            hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
+            # count these with it; the innermost ones win, and PyTorch leaves it to them to look
+            # whether what was saved has been changed in place
+            hooks = torch.autograd.graph.saved_tensors_hooks(_with_version, _unchanged)
             stack.enter_context(hooks)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         yield
+
+
+def _with_version(tensor: Tensor) -> tuple[Tensor, int]:
+    return tensor, tensor._version
+
+
+def _unchanged(saved: tuple[Tensor, int]) -> Tensor:
+    tensor, version = saved
+    if tensor._version != version:
+        raise RuntimeError(
+            "one of the variables needed for gradient computation has been modified by an inplace "
+            "operation"
+        )
+    return tensor
 
 
 def forward_ad_active() -> bool:
@@ -270,6 +285,15 @@ def is_readable(tensor: Tensor) -> bool:
 def has_values(tensor: Tensor) -> bool:
     """Whether a tensor has memory: no meta tensor, no zeros that autograd implies, no wrapper."""
     return not tensor.is_meta and torch._C._dispatch_keys(tensor).has(torch._C.DispatchKey.Dense)
+
+
+def keep_absent(ctx: Any) -> None:
+    """Give the backward pass of a function ``None`` for an absent gradient; zeros may make NaN.
+
+    Dynamo does not know the call, and gives it every gradient.
+    """
+    if not torch.compiler.is_compiling():
+        ctx.set_materialize_grads(False)
 
 
 def version_of(tensor: Tensor) -> int | None:

@@ -60,10 +60,13 @@ class _Node(torch.autograd.Function):
         )
         ctx.kind, ctx.at, ctx.columns = kind, at, events.columns
         ctx.shapes = x.shape, weight.shape
+        ctx.set_materialize_grads(False)
         return kind.forward(x, weight, bias, events, at)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 6
         weight, *lists = ctx.saved_tensors
         if torch.is_grad_enabled():
             raise RuntimeError(

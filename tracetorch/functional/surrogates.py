@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.core.checks import check_positive
+from tracetorch.core.torch_private import keep_absent
 
 
 class _Heaviside(torch.autograd.Function):
@@ -31,11 +32,12 @@ class _Heaviside(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, Surrogate], output: Tensor) -> None:
         u, ctx.surrogate = inputs
         ctx.save_for_backward(u)
+        keep_absent(ctx)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None]:
         (u,) = ctx.saved_tensors
-        return grad * ctx.surrogate.derivative(u), None
+        return None if grad is None else grad * ctx.surrogate.derivative(u), None
 
 
 # Function.apply asks for it at every call, and would build it each time
@@ -47,9 +49,8 @@ class _ForwardModeHeaviside(_Heaviside):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Surrogate], output: Tensor) -> None:
-        u, ctx.surrogate = inputs
-        ctx.save_for_backward(u)
-        ctx.save_for_forward(u)
+        _Heaviside.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(inputs[0])
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:

@@ -7,7 +7,9 @@ Nobody writes an adjoint. Backward keeps the input and the states of every k-th 
 those in between again, because fresh pages cost more than arithmetic. Forward
 contracts products and sums only where PyTorch does (``alpha=``, ``lerp``, ``addcmul``), so
 arithmetic is bitwise that of the eager step; functions such as ``exp``, ``log``, ``tanh`` and
-``silu`` come from other libraries than PyTorch's and may differ in the last places. Numbers that a
+``silu`` come from other libraries than PyTorch's and may differ in the last places. A square root
+is the nearest number, and differs in the last place where PyTorch's own is not: in some of its
+releases with AVX-512, as do those of float64 under Triton's interpreter. Numbers that a
 step or a surrogate holds are arguments of its kernel or part of its key: an annealed slope can
 never run a stale one. What cannot be fused runs eagerly, and says why once. A kernel's gradient has
 no derivative of its own: where backward needs a graph, the sequence is run again by eager steps, on

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tracetorch.core.torch_private import forward_ad_active
+from tracetorch.core.torch_private import forward_ad_active, keep_absent
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -22,10 +22,10 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        pass
+        keep_absent(ctx)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None]:
         return grad, None
 
 
@@ -60,6 +60,12 @@ def straight_through(x: Tensor, value: Tensor) -> Tensor:
     function = _ForwardModeStraightThrough if forward_ad_active() else _StraightThrough
     result: Tensor = function.apply(x, value.detach())  # type: ignore[no-untyped-call]
     return result
+
+
+def clamped(x: Tensor, low: float, high: float) -> Tensor:
+    """Clamp; the gradient passes at the ends as well, where PyTorch's depends on its release."""
+    inside = (x >= low) & (x <= high)
+    return straight_through(torch.where(inside, x, x.detach()), x.detach().clamp(low, high))
 
 
 def round(x: Tensor) -> Tensor:  # noqa: A001 (the name that PyTorch and NumPy have for it)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.core.checks import check_flag, check_integer
-from tracetorch.integers.rounding import straight_through
+from tracetorch.integers.rounding import clamped, straight_through
 
 _MOST_BITS = 53  # of which float64 holds every integer
 
@@ -85,7 +85,7 @@ def saturate(x: Tensor, bits: int, *, signed: bool = True) -> Tensor:
         ([-128.0, 5.0, 127.0, 127.0], [0.0, 1.0, 1.0, 0.0])
     """
     low, high = limits(bits, signed=signed)
-    return torch.clamp(x, low, high)
+    return clamped(x, low, high)
 
 
 def wrap(x: Tensor, bits: int, *, signed: bool = True) -> Tensor:

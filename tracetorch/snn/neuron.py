@@ -289,9 +289,10 @@ class Neuron(SequenceLayer):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run all the steps of ``x`` at once: what a loop over them computes.
 
-        Steps of arithmetic, comparisons and roots give the same bits; ``exp`` and its like may
-        differ in the last places, for kernels call other libraries. Gradients are summed in another
-        order.
+        Steps of arithmetic and comparisons give the same bits, of square roots where PyTorch
+        rounds them to the nearest; ``exp`` and its like may differ in the last places, for kernels
+        call other libraries. Any number of threads gives the same bits. Gradients are summed in
+        another order.
 
         It starts from the states the layer holds, initial ones where it holds none, and leaves the
         last ones in it, part of the graph; so a sequence cut anywhere gives the same outputs and

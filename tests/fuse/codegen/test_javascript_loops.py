@@ -14,7 +14,7 @@ from tests import cases
 from tests.fuse.cases import CONFIGURATIONS
 from tests.fuse.codegen.test_triton_loops import everything
 from tests.fuse.ir import test_lower
-from tests.fuse.test_random_neurons import SEEDS, random_neuron
+from tests.fuzz.draw import SEEDS, random_neuron
 from tests.lane import run_lane
 from tracetorch import snn
 from tracetorch.fuse.codegen.javascript_functions import functions_source

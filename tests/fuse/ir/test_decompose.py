@@ -51,6 +51,9 @@ ROUNDED: dict[str, Function] = {
     "logit": lambda a, b: torch.logit(a, 0.1),
     "xlogy": torch.xlogy,
     "sinc": lambda a, b: torch.sinc(a),
+    "smooth_l1_loss": lambda a, b: F.smooth_l1_loss(a, b, reduction="none", beta=0.7),
+    "soft_margin_loss": lambda a, b: F.soft_margin_loss(a, b.detach(), reduction="none"),
+    "huber_loss": lambda a, b: F.huber_loss(a, b, reduction="none", delta=0.7),
 }
 
 
@@ -58,6 +61,32 @@ ROUNDED: dict[str, Function] = {
 def test_decompositions_compute_what_pytorch_does(dtype: torch.dtype) -> None:
     cases = [*EXACT.items(), *ROUNDED.items()]
     check(cases, by_kernel([function for _, function in cases], dtype), dtype, ROUNDED)
+
+
+# Whose gradient at NaN PyTorch computes in two ways: in vectors, and for what is left over.
+UNSURE = {
+    "elu": F.elu,
+    "celu": F.celu,
+    "selu": F.selu,
+    "hardswish": F.hardswish,
+    "hardtanh": F.hardtanh,
+    "relu6": F.relu6,
+    "hardshrink": F.hardshrink,
+    "softshrink": F.softshrink,
+    "logit": lambda a: torch.logit(a, 0.1),
+}
+
+
+@pytest.mark.parametrize("name", UNSURE)
+def test_gradients_at_nan_are_those_of_pytorchs_vectors(name: str) -> None:
+    a = torch.full((256,), torch.nan, requires_grad=True)
+    UNSURE[name](a).sum().backward()
+    assert a.grad is not None
+    ((_, found, _),) = by_kernel([lambda a, b: UNSURE[name](a)], torch.float32)
+    at = operands(torch.float32)[0].isnan()
+    # of the cotangent, which is 1 above
+    assert bool(found[at].isnan().all()) == bool(a.grad[0].isnan())
+    assert bool((found[at] == 0).all()) == bool(a.grad[0] == 0)
 
 
 @DTYPES
@@ -189,7 +218,10 @@ def test_pointwise_operations_compile() -> None:
         (lambda a, b: torch.polygamma(2, a), r"aten\.polygamma\.default, which kernels lack"),
         (lambda a, b: a.flip(0), r"aten\.flip\.default, which kernels lack"),
         (lambda a, b: a.roll(1), r"aten\.roll\.default, which kernels lack"),
-        (lambda a, b: a.t() * 1.0, r"aten\.t\.default, which kernels lack"),
+        (lambda a, b: a.t() * 1.0, r"returns a0 with values moved, which is not pointwise"),
+        (lambda a, b: a.t() * b, r"aten\.mul\.Tensor, which is not pointwise"),
+        (lambda a, b: a[..., :1] * b, r"aten\.mul\.Tensor, which is not pointwise"),
+        (lambda a, b: a[a > 0] * 2, r"chooses values by aten\.index\.Tensor\. Use torch\.where"),
         (lambda a, b: a.cumsum(0), r"aten\.cumsum\.default, which kernels lack"),
         (lambda a, b: a.tril(), r"aten\.tril\.default, which kernels lack"),
         (lambda a, b: a + torch.rand_like(a), r"aten\.rand_like\.default, which kernels lack"),

@@ -12,7 +12,7 @@ from torch import Tensor
 from tests import cases
 from tests.fuse.cases import CONFIGURATIONS, make, name_of
 from tests.fuse.kernels import buffers_of
-from tests.fuse.test_random_neurons import SEEDS, random_neuron
+from tests.fuzz.draw import SEEDS, random_neuron
 from tracetorch import snn
 from tracetorch.fuse.ir.evaluate import _fma, evaluate
 from tracetorch.fuse.ir.plan import Plan

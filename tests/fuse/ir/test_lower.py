@@ -50,11 +50,9 @@ CASES: dict[str, Sequence[Function]] = {
     **{name: [_call(name)] for name in sorted(UNARY)},
     # Copies and shapes.
     "clone": [lambda a, b: a.clone()],
-    "lift_fresh": [lambda a, b: aten.lift_fresh(a)],
-    "lift_fresh_copy": [lambda a, b: aten.lift_fresh_copy(a)],
-    "_unsafe_view": [lambda a, b: aten._unsafe_view(a, a.shape)],
-    "squeeze": [lambda a, b: a.squeeze(0)],
     "_to_copy": [lambda a, b: a + (a > b).to(a.dtype), _choice(lambda a, b: a.to(torch.bool))],
+    "to_int32": [lambda a, b: b * torch.round(7 * a).to(torch.int32).to(a.dtype)],
+    "to_int64": [lambda a, b: b * a.long()],
     # Arithmetic.
     "add": [lambda a, b: a + b, lambda a, b: torch.add(a, b, alpha=0.3), lambda a, b: 2 + a],
     "sub": [lambda a, b: a - b, lambda a, b: torch.sub(a, b, alpha=0.3), lambda a, b: a - 2],

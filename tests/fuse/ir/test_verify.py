@@ -36,7 +36,7 @@ from tracetorch.fuse.ir.schedule import (
     recurrent_forward_kernel,
     step_kernel,
 )
-from tracetorch.fuse.ir.verify import InvalidKernel, verify
+from tracetorch.fuse.ir.verify import LARGEST, InvalidKernel, verify
 
 LANE = Axis.LANE
 Write = Callable[[KernelBuilder, Buffer, Buffer, Value], object]
@@ -181,6 +181,69 @@ BROKEN: dict[str, Write] = {
 def test_broken_kernel_is_rejected(rule: str) -> None:
     with pytest.raises(InvalidKernel, match=rule):
         verify(kernel(BROKEN[rule]))
+
+
+def _times(*factors: Any) -> Write:
+    """Return a body that stores at a product of time and numbers."""
+
+    def write(k: KernelBuilder, x: Buffer, y: Buffer, t: Value) -> None:
+        for factor in factors:
+            t = k.op("mul", t, factor)
+        k.store(y, (t, LANE), 0.0)
+
+    return write
+
+
+def _repeated(op: str, count: int) -> Write:
+    """Return a body that stores where time ends up, added to or multiplied by itself and again."""
+
+    def write(k: KernelBuilder, x: Buffer, y: Buffer, t: Value) -> None:
+        at = k.op("sub", t, t) if op == "add" else t
+        for _ in range(count):
+            at = k.op(op, k.op("add", at, LARGEST) if op == "add" else at, at)
+        k.store(y, (k.op("mul", at, 0), LANE), 0.0)
+
+    return write
+
+
+def _far(start: Any, stop: Any) -> Write:
+    def write(k: KernelBuilder, x: Buffer, y: Buffer, t: Value) -> None:
+        with k.loop("u", start, stop, reverse=True):
+            copied(k, x, y, t)
+
+    return write
+
+
+# Without bounds each of them is 0, or in bounds.
+WIDE: dict[str, Write] = {
+    "wraps to 0": _times(2**62, 4),
+    "a number of 65 bits": _times(2**64),
+    "wraps and comes back": lambda k, x, y, t: k.store(
+        y, (k.op("sub", k.op("add", t, 2**63 - 1), 2**63 - 1), LANE), 0.0
+    ),
+    "below": lambda k, x, y, t: k.store(
+        y, (k.op("min", t, k.op("sub", k.op("sub", 0, t), 2**63 - 1)), LANE), 0.0
+    ),
+    "three sizes": lambda k, x, y, t: k.store(
+        y, (k.op("min", t, k.op("mul", k.op("mul", t, t), t)), LANE), 0.0
+    ),
+    "sums that double": _repeated("add", 40),
+    "squares": _repeated("mul", 2),
+    "a loop from the first integer": _far(-(2**63), 0),
+    "a loop to more than the last integer": _far(0, 2**63),
+}
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_integers_have_64_bits(name: str) -> None:
+    with pytest.raises(InvalidKernel, match="an integer may need more than 64 bits"):
+        verify(kernel(WIDE[name]))
+
+
+def test_integers_of_64_bits() -> None:
+    verify(kernel(lambda k, x, y, t: k.op("mul", t, 2**32)))
+    verify(kernel(lambda k, x, y, t: k.op("add", t, 2**63 - LARGEST)))
+    verify(kernel(_far(1 - 2**63, 2**63 - 1)))
 
 
 def test_what_is_around_the_lanes() -> None:

@@ -76,6 +76,12 @@ def test_long_steps_write_short_runs_which_do_not_bypass(bypassed: list[bool]) -
     assert not bypassed
 
 
+def test_more_steps_than_a_kernel_counts() -> None:
+    assert layout_of(torch.empty(2**31 - 1, 1, 1, device="meta"), -1).lanes == 1
+    with pytest.raises(ValueError, match=r"at most 2147483647 steps, got 2147483648\. Split"):
+        layout_of(torch.empty(2**31, 1, 1, device="meta"), -1)
+
+
 def test_small_sequences_do_not_bypass(
     bypassed: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from tracetorch.chips.chip import Chip
 from tracetorch.core.checks import check_count
 from tracetorch.integers.fixed_point import shift_right
 from tracetorch.integers.leaky_integrator import integer_weight
-from tracetorch.integers.rounding import round, straight_through  # noqa: A004
+from tracetorch.integers.rounding import clamped, round, straight_through  # noqa: A004
 from tracetorch.integers.width import check_between, limits, saturate
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import DEFAULT_SURROGATE, SpikeFunction, WeightSetup
@@ -75,7 +75,7 @@ def _fire(mem: Tensor, threshold: Tensor, spike: SpikeFunction, most: int) -> tu
         count = torch.where(threshold.detach() == 0, most, count)
         count = torch.where(fired.detach() > 0, count, 0.0)
         # of each further spike, a gradient in the window of its level
-        fired = straight_through(fired + levels.clamp(1.5, most + 0.5), count)
+        fired = straight_through(fired + clamped(levels, 1.5, most + 0.5), count)
     return fired, saturate(mem - fired * threshold, STATE_BITS)
 
 

@@ -110,9 +110,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
 
 
 def _gradient(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
-    plan = plan_of(ctx.key)
+    plan = plan_of(ctx.key).given(grads[:-1])
     given, checkpoints, incoming = _backward_inputs(ctx, plan, grads[:-1])
-    computed = torch.ops.tracetorch.backward(ctx.key, *given, checkpoints, incoming)
+    computed = torch.ops.tracetorch.backward(plan.key, *given, checkpoints, incoming)
     return None, *_split(plan, _wanted_gradients(plan, computed))
 
 
@@ -139,7 +139,9 @@ def _split(plan: Plan, tensors: Sequence[T]) -> tuple[list[T], list[T], list[T]]
 
 
 def incoming_gradients(x: Tensor, grads: Sequence[Tensor | None], states: int) -> list[Tensor]:
-    """Return the gradients of outputs, so many final states, and trajectories; zeros for none.
+    """Return the gradients of outputs, so many final states, and trajectories.
+
+    Zeros stand for one that is absent: the plan says which are, and reads no more of them.
 
     Raises:
         RuntimeError: one has no values of its own.
@@ -163,10 +165,11 @@ def _wanted_gradients(plan: Plan, computed: Sequence[Tensor]) -> list[Tensor | N
     """Return the gradients of inputs, states, parameters; ``None`` for one not computed."""
     of_inputs, of_states, of_params = _split(plan, computed)
     inputs = zip(plan.program.inputs, of_inputs, strict=True)
+    states = zip(plan.program.states, of_states, strict=True)
     params = zip(plan.program.params, of_params, strict=True)
     return [
         *[grad if name in plan.differentiated else None for name, grad in inputs],
-        *of_states,
+        *[grad if f"s_{name}" in plan.reached else None for name, grad in states],
         *[grad if name in plan.trained else None for name, grad in params],
     ]
 
@@ -304,6 +307,7 @@ class _FusedLayer(torch.autograd.Function):
             computed = differentiable_gradients(ctx.call, plan, given, grads)
         else:
             resolved = [grad if grad is None else grad.resolve_neg() for grad in grads]
+            plan = plan.given(grads)
             given, checkpoints, incoming = _backward_inputs(ctx, plan, resolved)
             values, raws = given.params[:count], _read_raws(ctx, given.params[count:])
             given = given._replace(params=values)

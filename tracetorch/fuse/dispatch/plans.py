@@ -26,7 +26,7 @@ from tracetorch.fuse.dispatch.backends import (
 )
 from tracetorch.fuse.ir.fingerprint import fingerprint
 from tracetorch.fuse.ir.graph import Unfusable
-from tracetorch.fuse.ir.plan import LearningPlan, Plan, RecurrentPlan
+from tracetorch.fuse.ir.plan import ABSENT, LearningPlan, Plan, RecurrentPlan
 from tracetorch.fuse.ir.trace import Program, input_names, trace
 from tracetorch.fuse.runtime.backend import Backend
 
@@ -279,6 +279,9 @@ def plan_of(key: str) -> Plan:
     Raises:
         KeyError: nobody registered it in this process.
     """
+    key, _, absent = key.partition(ABSENT)
+    if absent:  # of a backward pass, which another process may have compiled
+        return plan_of(key).without(frozenset(absent.split(",")))
     if key not in _registered:
         raise KeyError(
             f"no plan {key!r} in this process: a fused program was carried over from another. "

@@ -98,10 +98,8 @@ class _Recurrence(torch.autograd.Function):
         ctx.plan = plan
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*kept, first, weight, *tensors)
-        smooth = [plan.smooth_results[0], *plan.smooth_results]
-        ctx.mark_non_differentiable(
-            *(end for end, has_gradient in zip(results, smooth, strict=True) if not has_gradient)
-        )
+        smooth = zip(results, plan.smooth_results, strict=True)
+        ctx.mark_non_differentiable(*(end for end, has_gradient in smooth if not has_gradient))
         return tuple(results)
 
     @staticmethod
@@ -113,18 +111,22 @@ class _Recurrence(torch.autograd.Function):
             x, checkpoints, first, weight, *tensors = ctx.saved_tensors
         count = len(plan.program.states)
         states, params = tensors[:count], tensors[count:]
+        plan = plan.given(grads)
         resolved = [grad if grad is None else grad.resolve_neg() for grad in grads]
         incoming = incoming_gradients(x, resolved, 1 + count)
         d_x, d_first, d_weight, d_states, d_params = recurrence.backward(
             plan, x, checkpoints, first, weight, states, params, incoming
         )
         _, wants_x, wants_first, _, wants_bias, *_ = ctx.needs_input_grad
+        # nothing of the connection is reached where no input of a step is
+        reached = "x" in plan.reached
+        named = zip(plan.program.states, d_states, strict=True)
         return (
             None,
-            d_x if wants_x else None,
-            d_first if wants_first else None,
-            d_weight,
-            d_x.reshape(-1, x.shape[-1]).sum(0) if wants_bias else None,
-            *d_states,
+            d_x if wants_x and reached else None,
+            d_first if wants_first and reached else None,
+            d_weight if reached else None,
+            d_x.reshape(-1, x.shape[-1]).sum(0) if wants_bias and reached else None,
+            *[grad if f"s_{name}" in plan.reached else None for name, grad in named],
             *map(d_params.get, plan.program.params),
         )

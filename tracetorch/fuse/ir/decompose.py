@@ -1,4 +1,9 @@
-"""Decompose PyTorch operations without a lowering rule into operations that have one."""
+"""Decompose PyTorch operations without a lowering rule into operations that have one.
+
+At NaN PyTorch has two gradients of ``elu``, ``celu``, ``selu``, ``hardswish``, ``hardtanh``,
+``hardshrink``, ``softshrink`` and ``logit``: one where it computes in vectors, another in what is
+left over of a tensor. That of the vectors, which most values have, is the one here.
+"""
 
 from __future__ import annotations
 
@@ -63,6 +68,22 @@ def _softshrink(x: Tensor, bound: float = 0.5) -> Tensor:
 @_own("hardshrink_backward", "softshrink_backward")
 def _shrink_backward(grad: Tensor, x: Tensor, bound: float) -> Tensor:
     return torch.where((x > bound) | (x < -bound), grad, 0.0)
+
+
+@_own("smooth_l1_loss_backward")
+def _smooth_l1_loss_backward(
+    grad: Tensor, x: Tensor, target: Tensor, reduction: int, beta: float
+) -> Tensor:
+    distance = x - target
+    above = torch.where(distance >= beta, grad, distance * grad / beta)
+    return torch.where(distance <= -beta, -grad, above)
+
+
+@_own("soft_margin_loss_backward")
+def _soft_margin_loss_backward(grad: Tensor, x: Tensor, target: Tensor, reduction: int) -> Tensor:
+    # NaN where it overflows, as in PyTorch
+    grown = torch.exp(-target * x)
+    return target * grown * -1.0 / (grown + 1.0) * grad
 
 
 @_own("log_sigmoid_forward")

@@ -178,9 +178,21 @@ def _silu_backward(b: Builder, g: Value, x: Value) -> Value:
 
 
 # One lane has no memory of its own and no shape.
-@_rule("_unsafe_view", "clone", "lift_fresh", "lift_fresh_copy", "squeeze")
+@_rule("clone")
 def _identity(b: Builder, x: Value, *_: object, **__: object) -> Value:
     return x
+
+
+def _whole(bits: int) -> Rule:
+    """Return the rule of a cast to integers, which are held as floats."""
+
+    def rule(b: Builder, x: Value) -> Value:
+        x = _as_float(b, x)
+        fits = b.emit("lt", b.emit("abs", x), 2.0**bits)
+        # no zero is negative; what does not fit, and NaN, is as the processor has it
+        return b.emit("where", fits, b.emit("add", b.emit("trunc", x), 0.0), -(2.0**bits))
+
+    return rule
 
 
 def _constant(position: int) -> Rule:
@@ -233,6 +245,9 @@ _RULES |= {
     # In-place operations, without their underscore.
     "copy": lambda b, _, y, *__: y,
     "zero": lambda b, _: 0.0,
+    # Casts.
+    "to_int32": _whole(31),
+    "to_int64": _whole(63),
     "masked_fill": lambda b, x, mask, value: _where(b, mask, value, x),
     # Activations.
     "leaky_relu": lambda b, x, slope=0.01: _where(

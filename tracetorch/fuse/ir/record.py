@@ -5,10 +5,15 @@ the graph, and a small sample tensor. Each operation runs on the samples, which 
 dtype of its result by PyTorch's own rules, and is lowered to lines of the graph, or decomposed into
 operations that are. One for which neither is possible is recorded as unsupported; it matters only
 where an output depends on it.
+
+Places. Views are followed by what they do to the coordinates of a value among the lanes, -1 where
+it is the same along a dimension: values are joined where their coordinates agree. An operation in
+place runs on the samples too, where PyTorch itself refuses what it refuses.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tracetorch.core.torch_private import TorchDispatchMode, make_wrapper_tensor, pytree
+from tracetorch.core.torch_private import COMPOSITE, TorchDispatchMode, make_wrapper_tensor, pytree
 from tracetorch.fuse.ir.decompose import decomposition
 from tracetorch.fuse.ir.graph import Builder, Graph, Unfusable, Value
 from tracetorch.fuse.ir.lower import lower
@@ -26,13 +31,38 @@ _READS_VALUES = (
     "cannot do. Use torch.where"
 )
 _UNDECLARED = "its step reads a tensor that no decay, threshold, weight or option declares"
+_SEVERAL = (
+    "its step makes a tensor of several numbers. Declare it with self.weight(name, numbers, "
+    "learnable=False), and it is one number of each neuron"
+)
+_JOINS = "joins tensors in a dimension of its own. Use torch.maximum, torch.minimum or a sum"
 _NOT_POINTWISE = "is not pointwise"
-_VIEWS = ("alias", "detach", "expand", "view")
+# views that move nothing where they keep the shape
+_SAME = ("alias", "detach", "lift_fresh", "lift_fresh_copy", "view")
+_CONSTANTS = ("new_full", "new_ones", "new_zeros")
+# views in the schema alone: of another memory order, or of other numbers than their base
+_NO_VIEWS = ("as_strided", "_neg_view", "view_as_real", "view_as_complex")
+_COPIED_VIEWS = ("_unsafe_view", "_reshape_copy", "lift_fresh_copy")
 _LITERALS = ("lift_fresh", "lift_fresh_copy")
 _CASTS = {torch.float16: ".half()", torch.float32: ".float()", torch.float64: ".double()"}
 _FILLED = ("scalar_tensor", "full", "ones", "zeros")
 # operations that round nothing, so that a result of a narrower dtype is the same number in ours
-_EXACT = ("abs", "clone", "maximum", "minimum", "neg", "where", *_VIEWS, *_FILLED)
+_EXACT = ("abs", "clone", "maximum", "minimum", "neg", "where", *_FILLED)
+_BY_VALUES = ("index", "index_put_", "masked_scatter", "masked_select", "nonzero")
+
+
+class _Misplaced(Exception):  # noqa: N818 (a finding, caught here)
+    """Values of different coordinates are to be joined."""
+
+
+class _Memory:
+    """What one memory holds; an in-place change of a view of it is seen by all others.
+
+    ``size`` is the number of its values, ``is_input`` whether the caller reads it as well.
+    """
+
+    def __init__(self, value: Value, size: int, *, is_input: bool = False) -> None:
+        self.value, self.size, self.is_input = value, size, is_input
 
 
 class _Lane(Tensor):
@@ -40,17 +70,29 @@ class _Lane(Tensor):
 
     sample: Tensor
     """A small tensor on the CPU that PyTorch computes on instead."""
-    cell: list[Value]
-    """Holds the name; views of one memory share it: an in-place change of one is seen by all."""
+    memory: _Memory
+    """Holds the name."""
+    place: Tensor | None
+    """Coordinates of each value, in a first dimension of their own; ``None``: the same in all."""
+    overlaps: bool
+    """Whether several values are one in memory, as ``expand`` makes them."""
 
     @staticmethod
-    def __new__(cls, sample: Tensor, cell: list[Value], device: torch.device) -> _Lane:
-        lane: _Lane = make_wrapper_tensor(cls, sample.shape, dtype=sample.dtype, device=device)
-        lane.sample, lane.cell = sample, cell
+    def __new__(
+        cls,
+        sample: Tensor,
+        memory: _Memory,
+        place: Tensor | None,
+        device: torch.device,
+        overlaps: bool = False,
+    ) -> _Lane:
+        options: dict[str, Any] = {"strides": sample.stride(), "dtype": sample.dtype}
+        lane: _Lane = make_wrapper_tensor(cls, sample.shape, device=device, **options)
+        lane.sample, lane.memory, lane.place, lane.overlaps = sample, memory, place, overlaps
         return lane
 
     def __repr__(self) -> str:  # type: ignore[override]
-        return f"<{self.cell[0]}>"
+        return f"<{self.memory.value}>"
 
     def tolist(self) -> Any:
         """Raise, because there are no values."""
@@ -83,16 +125,31 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.builder = Builder()
         self.dtype = dtype
         self.device = device
-        self.inputs: set[str] = set()
         self.unsupported: set[Value] = set()
         self.decomposing = False
         # Any value will do: what is computed on samples is thrown away.
         self.sample = torch.full((side,) * ndim, 0.5, dtype=dtype, device="cpu")
+        along = torch.arange(side, device="cpu")
+        self.everywhere = torch.stack(torch.meshgrid([along] * ndim, indexing="ij"))
+        self.joined: dict[tuple[int, ...], tuple[object, Tensor | None]] = {}
 
-    def input(self, name: str) -> Tensor:
-        """Return a tensor that represents the input ``name``, one value in each lane."""
-        self.inputs.add(name)
-        return _Lane(self.sample, [name], self.device)
+    def input(self, name: str, like: Tensor | None = None) -> Tensor:
+        """Return a tensor that represents the input ``name``, one value in each lane.
+
+        Args:
+            name: in the graph.
+            like: a parameter, which is the same along the dimensions that it lacks. Its tensor has
+                them all the same, so that its gradient is one of each lane.
+        """
+        place = self.everywhere
+        if like is not None:
+            place = place.clone()
+            missing = place.ndim - 1 - like.ndim
+            for dim in range(len(place)):
+                if dim < missing or like.shape[dim - missing] == 1:
+                    place[dim] = -1
+        memory = _Memory(name, self.sample.numel(), is_input=True)
+        return _Lane(self.sample, memory, place, self.device)
 
     def graph(self, results: Mapping[str, Tensor | None]) -> Graph:
         """Return the graph that computes ``results``; ``None`` is zero.
@@ -104,13 +161,29 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for name, result in results.items():
             if isinstance(result, Tensor) and not isinstance(result, _Lane):
                 raise Unfusable(_UNDECLARED)
-            outputs[name] = result.cell[0] if isinstance(result, _Lane) else 0.0
+            outputs[name] = result.memory.value if isinstance(result, _Lane) else 0.0
         graph = Graph(tuple(self.builder.lines), outputs).select(results)
         # Unsupported operations that no result depends on are gone by now.
         for line in graph.lines:
             if line.op.startswith("?"):
                 raise Unfusable(line.op[1:])
+        for name, result in results.items():
+            self._check_place(name, result)
         return graph
+
+    def _check_place(self, name: str, result: Tensor | None) -> None:
+        """Raise unless each lane of a result is of its own coordinates."""
+        if not isinstance(result, _Lane) or result.memory.value in self.unsupported:
+            return
+        place, name = result.place, name.removeprefix("next_")
+        try:
+            self._join(result.shape, [place, self.everywhere])
+        except _Misplaced:
+            why = f"its step returns {name} with values moved, which {_NOT_POINTWISE}"
+            raise Unfusable(why) from None
+        # the samples of what lacks a dimension are as large as the input, but not the tensors
+        if not name.startswith("d_") and (place is None or self._is_smaller(place)):
+            raise Unfusable(f"its step returns {name} in another shape than its input")
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -120,48 +193,130 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         operation = func._schema.name.removeprefix("aten::").removeprefix("prims::")
         if operation in ("_local_scalar_dense", "is_nonzero", "equal"):
             raise Unfusable(f"its step cannot be traced: {_READS_VALUES}")
+        if operation in ("arange", "linspace"):
+            raise Unfusable(_SEVERAL)
+        if operation in _BY_VALUES:
+            raise Unfusable(f"its step chooses values by {func}. Use torch.where")
         # Run the operation on samples, which are on the CPU whatever the device of the lanes.
         if "device" in kwargs:
             kwargs = {**kwargs, "device": torch.device("cpu")}
         if func._schema.is_mutable:
             return self._in_place(func, operation, args, kwargs)
         made = func(*pytree.tree_map(_sample_of, args), **pytree.tree_map(_sample_of, kwargs))
+        lanes = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, _Lane)]
         # The first unsupported operation is the reason for all that is computed from its result.
-        for value in pytree.tree_leaves((args, kwargs)):
-            if isinstance(value, _Lane) and value.cell[0] in self.unsupported:
-                return pytree.tree_map(lambda part: self._result(part, value.cell[0]), made)  # noqa: B023
-        if not isinstance(made, Tensor):
-            simpler = self._decomposed(func, args, kwargs)
-            return self._unsupported(made, func, _NOT_POINTWISE) if simpler is None else simpler
-        # torch.tensor(2.0) in the step: the number is compiled in.
+        for lane in lanes:
+            if lane.memory.value in self.unsupported:
+                return self._result(made, lane.memory.value)
         if operation in _LITERALS and not isinstance(args[0], _Lane):
-            return _Lane(made, [_literal(args[0])], self.device)
-        # Pointwise operations keep the shape, up to broadcast scalars, and the dtype.
-        if made.ndim and made.shape != self.sample.shape:
-            return self._unsupported(made, func, _NOT_POINTWISE)
-        if operation not in _EXACT or torch.promote_types(made.dtype, self.dtype) != self.dtype:
-            dtypes = {v.dtype for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, _Lane)}
-            dtypes -= {torch.bool}
-            if made.dtype not in (self.dtype, torch.bool):
-                why = f"makes {made.dtype} of {self.dtype}"
-                if operation == "_to_copy":
-                    why += (
-                        f": write .to(x.dtype) instead of {_CASTS.get(made.dtype, 'another cast')}"
-                    )
-                return self._unsupported(made, func, why)
-            # a comparison of numbers of another dtype alone
-            if made.dtype is torch.bool and dtypes and self.dtype not in dtypes:
-                return self._unsupported(made, func, f"computes in {dtypes.pop()}")
+            # torch.tensor(2.0) in the step: the number is compiled in.
+            if made.numel() != 1:
+                raise Unfusable(_SEVERAL)
+            return self._lane(made, _literal(made), None)
+        if lanes and isinstance(args[0], _Lane) and _is_view(func, operation):
+            return self._view(func, operation, made, args, kwargs)
+        if operation in _NO_VIEWS:
+            raise Unfusable(f"its step uses {func}, which kernels lack")
+        if not isinstance(made, Tensor):
+            return self._simpler(func, made, args, kwargs)
+        place: Tensor | None = None
+        if operation in _CONSTANTS or not lanes:
+            place = self.everywhere if made.shape == self.sample.shape else None
+        else:
+            try:
+                place = self._join(made.shape, [lane.place for lane in lanes])
+            except _Misplaced:
+                if operation in ("cat", "stack"):
+                    return self._unsupported(made, func, _JOINS)
+                if _is_composite(func):
+                    return self._simpler(func, made, args, kwargs)
+                return self._unsupported(made, func, _NOT_POINTWISE)
+        if (why := self._inexact(operation, made, lanes)) is not None:
+            return self._unsupported(made, func, why)
         # A number as PyTorch has rounded it: those of where(c, 0.2, -0.1) are of the default dtype.
         if operation in _FILLED and made.dtype not in (self.dtype, torch.bool):
-            return _Lane(made, [_literal(made.flatten()[:1])], self.device)
-        # A view shares the cell of its base.
-        if operation in _VIEWS and isinstance(args[0], _Lane):
-            return _Lane(made, args[0].cell, self.device)
-        return self._lowered(func, operation, made, args, kwargs)
+            return self._lane(made, _literal(made.flatten()[:1]), place)
+        return self._lowered(func, operation, made, place, args, kwargs)
 
-    def _lowered(self, func: Any, operation: str, made: Tensor, args: Any, kwargs: Any) -> Any:
+    def _lane(self, made: Tensor, value: Value, place: Tensor | None) -> _Lane:
+        return _Lane(made, _Memory(value, made.numel()), place, self.device)
+
+    def _join(self, shape: torch.Size, places: list[Tensor | None]) -> Tensor | None:
+        """Return the coordinates of what is computed of values at some places.
+
+        Raises:
+            _Misplaced: they disagree.
+        """
+        different = {id(place): place for place in places if place is not None}
+        if not different:
+            return None
+        if len(different) == 1 and (place := next(iter(different.values()))).shape[1:] == shape:
+            return place
+        key = (*shape, -1, *different)
+        if key not in self.joined:
+            # the places are kept with what they give, so that no other object takes their numbers
+            found = _joined(shape, list(different.values()))
+            if found is not None and torch.equal(found, self.everywhere):
+                found = self.everywhere
+            self.joined[key] = different, found
+        found = self.joined[key][1]
+        if found is None:
+            raise _Misplaced
+        return found
+
+    def _is_smaller(self, place: Tensor) -> bool:
+        """Whether a tensor lacks dimensions of the input, which its sample has."""
+        return place.shape == self.everywhere.shape and bool((place < 0).any())
+
+    def _inexact(self, operation: str, made: Tensor, lanes: list[_Lane]) -> str | None:
+        """Return why a result is rounded otherwise than in the dtype of the arithmetic."""
+        if operation in _EXACT and torch.promote_types(made.dtype, self.dtype) == self.dtype:
+            return None
+        dtypes = {lane.dtype for lane in lanes} - {torch.bool}
+        if made.dtype in (torch.int32, torch.int64) and operation == "_to_copy":
+            return None
+        if made.dtype not in (self.dtype, torch.bool):
+            why = f"makes {made.dtype} of {self.dtype}"
+            if operation == "_to_copy" and made.dtype in _CASTS:
+                why += f": write .to(x.dtype) instead of {_CASTS[made.dtype]}"
+            return why
+        # a comparison of numbers of another dtype alone
+        if made.dtype is torch.bool and dtypes and self.dtype not in dtypes:
+            return f"computes in {dtypes.pop()}"
+        return None
+
+    def _view(self, func: Any, operation: str, made: Any, args: Any, kwargs: Any) -> Any:
+        """Return a view, or views, of the memory of the first argument."""
+        base, *rest = args
+        if any(part.dtype != base.dtype for part in pytree.tree_leaves(made)):
+            raise Unfusable(f"its step uses {func}, which makes other numbers of the same bits")
+        memory, place, overlaps = base.memory, base.place, base.overlaps
+        if operation in _COPIED_VIEWS:
+            memory, overlaps = _Memory(memory.value, base.sample.numel()), False
+        if operation == "expand":
+            place = self._join(made.shape, [place])
+            overlaps = overlaps or place is not self.everywhere or made.shape != base.shape
+            if made.shape == self.sample.shape:
+                with contextlib.suppress(_Misplaced):
+                    place = self._join(made.shape, [place, self.everywhere])
+        elif place is not None and not (operation in _SAME and made.shape == base.shape):
+            moved = [func(coordinates, *rest, **kwargs) for coordinates in place]
+            keeps = isinstance(made, Tensor) and torch.equal(torch.stack(moved), place)
+            if self._is_smaller(place) and not keeps:
+                raise Unfusable(f"its step uses {func} of a parameter, which kernels lack")
+            return pytree.tree_map(
+                lambda part, *at: _Lane(part, memory, torch.stack(at), self.device, overlaps),
+                made,
+                *moved,
+            )
+        return pytree.tree_map(lambda part: _Lane(part, memory, place, self.device, overlaps), made)
+
+    def _lowered(
+        self, func: Any, operation: str, made: Tensor, place: Tensor | None, args: Any, kwargs: Any
+    ) -> Any:
         values = pytree.tree_map(self._value_of, args), pytree.tree_map(self._value_of, kwargs)
+        if operation == "_to_copy" and made.dtype in (torch.int32, torch.int64):
+            operation, values = f"to_{made.dtype}".replace("torch.", ""), (values[0][:1], {})
         try:
             value = lower(self.builder, operation, made.dtype == torch.bool, *values)
         except Unfusable as reason:
@@ -170,8 +325,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return simpler
             # The bare name of the operation means that it has no rule.
             why = "kernels lack" if str(reason) == operation else str(reason)
-            return self._unsupported(made, func, why)
-        return _Lane(made, [value], self.device)
+            why = _JOINS if operation in ("cat", "stack") else why
+            return self._unsupported(made, func, why, place)
+        return self._lane(made, value, place)
+
+    def _simpler(self, func: Any, made: Any, args: Any, kwargs: Any) -> Any:
+        """Return the result of an operation that is not pointwise by itself."""
+        simpler = self._decomposed(func, args, kwargs)
+        return self._unsupported(made, func, _NOT_POINTWISE) if simpler is None else simpler
 
     def _decomposed(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Return the result of an operation computed by simpler ones; ``None``: it cannot be."""
@@ -188,20 +349,33 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.decomposing = outer
 
     def _in_place(self, func: Any, operation: str, args: Any, kwargs: Any) -> Any:
-        changed = args[0] if args else None
+        if not operation.endswith("_") or "out" in kwargs:
+            raise Unfusable(f"its step writes into an argument of {func}, which kernels lack")
+        changed = args[0]
         # A change of an input would be seen outside; one of a temporary is a new value.
-        if (
-            not isinstance(changed, _Lane)
-            or str(changed.cell[0]) in self.inputs
-            or not operation.endswith("_")
-            or "out" in kwargs
-        ):
+        if not isinstance(changed, _Lane) or changed.memory.is_input:
             raise Unfusable(f"its step changes an argument in place, by {func}")
-        result = self._lowered(func, operation[:-1], changed.sample, args, kwargs)
-        changed.cell[0] = result.cell[0]
+        if changed.sample.numel() != changed.memory.size:
+            raise Unfusable(f"its step changes a part of a tensor in place, by {func}")
+        lanes = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, _Lane)]
+        # where PyTorch refuses the shapes or the dtype, so does it here
+        func(*pytree.tree_map(_sample_of, args), **pytree.tree_map(_sample_of, kwargs))
+        place = changed.place
+        try:
+            found = self._join(changed.shape, [lane.place for lane in lanes])
+        except _Misplaced:
+            raise Unfusable(f"its step uses {func}, which {_NOT_POINTWISE}") from None
+        smaller = found is not place and (place is None or not torch.equal(found, place))
+        if smaller or changed.overlaps:
+            raise Unfusable(
+                f"its step changes in place, by {func}, a tensor that has fewer values than it is "
+                "given, which PyTorch refuses"
+            )
+        result = self._lowered(func, operation[:-1], changed.sample, place, args, kwargs)
+        changed.memory.value = result.memory.value
         return changed
 
-    def _unsupported(self, made: Any, func: Any, why: str) -> Any:
+    def _unsupported(self, made: Any, func: Any, why: str, place: Tensor | None = None) -> Any:
         """Return a result that no kernel can compute, its operation named ``?<reason>``.
 
         Raises:
@@ -213,15 +387,17 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             why = "is a reduction"
         value = self.builder.emit(f"?its step uses {func}, which {why}")
         self.unsupported.add(value)
-        return pytree.tree_map(lambda part: self._result(part, value), made)
+        return self._result(made, value, place)
 
-    def _result(self, made: Any, value: Value) -> Any:
-        """Return a tensor of value ``value``, or what else an operation returned."""
-        return _Lane(made, [value], self.device) if isinstance(made, Tensor) else made
+    def _result(self, made: Any, value: Value, place: Tensor | None = None) -> Any:
+        """Return tensors of value ``value``, and what else an operation returned."""
+        return pytree.tree_map(
+            lambda part: self._lane(part, value, place) if isinstance(part, Tensor) else part, made
+        )
 
     def _value_of(self, value: Any) -> Any:
         if isinstance(value, _Lane):
-            return value.cell[0]
+            return value.memory.value
         if isinstance(value, Tensor):
             return self.builder.emit(f"?{_UNDECLARED}")
         return value
@@ -232,12 +408,41 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 Recorder.__torch_dispatch__ = inspect.unwrap(Recorder.__torch_dispatch__)  # type: ignore
 
 
+def _is_view(func: Any, operation: str) -> bool:
+    """Whether an operation moves values and computes none, by what its schema says of memory."""
+    aliases = [value.alias_info for value in func._schema.returns]
+    shares = any(alias is not None and not alias.is_write for alias in aliases)
+    is_view = shares and operation not in _NO_VIEWS and not _is_composite(func)
+    return is_view or operation in _COPIED_VIEWS
+
+
+def _is_composite(func: Any) -> bool:
+    """Whether PyTorch makes an operation of others: it may then be a view or a copy."""
+    return bool(func.has_kernel_for_dispatch_key(COMPOSITE))
+
+
+def _joined(shape: torch.Size, places: list[Tensor]) -> Tensor | None:
+    """Return coordinates that agree with several, of which -1 agrees with all; or ``None``."""
+    total: Tensor | None = None
+    for place in places:
+        given = place.shape[1:]
+        if len(given) > len(shape):
+            return None
+        wide = place.reshape(len(place), *[1] * (len(shape) - len(given)), *given)
+        try:
+            wide = wide.expand(len(place), *shape)
+        except RuntimeError:
+            return None
+        if total is not None and bool(((wide != total) & (wide >= 0) & (total >= 0)).any()):
+            return None
+        total = wide if total is None else torch.maximum(total, wide)
+    return total
+
+
 def _sample_of(value: Any) -> Any:
     return value.sample if isinstance(value, _Lane) else value
 
 
 def _literal(value: Tensor) -> Value:
-    if value.numel() != 1:
-        raise Unfusable(_UNDECLARED)
     number = value.item()
     return number if isinstance(number, bool) else float(number)

@@ -16,6 +16,7 @@ from each step to those before it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 
 from tracetorch.fuse.ir.graph import Graph
@@ -193,6 +194,17 @@ class _Writer:
         place = self.k.op("sub", index, begin)
         return {f"s_{n}": self.k.load(past, (place, i, LANE), f"s_{n}") for i, n in self.kept}
 
+    def present(self, index: Value) -> dict[str, Operand]:
+        """Return which cotangents are present at a step, by name; they come and go from the end."""
+        k, found = self.k, {}
+        for name, when in self.plan.flags.items():
+            changes = [i for i in range(1, len(when)) if when[i] != when[i - 1]]
+            each = [k.op("lt", index, k.op("sub", self.size["steps"], i)) for i in changes]
+            if when[0]:
+                each[0] = k.op("not", each[0])
+            found[name] = functools.reduce(functools.partial(k.op, "xor"), each)
+        return found
+
     def add_sums(self, sums: Buffer, totals: Mapping[str, Operand]) -> None:
         """Add the sums of a segment to those of all, which are of float64.
 
@@ -313,6 +325,7 @@ def backward_kernel(plan: Plan) -> Kernel:
                     now[f"g_{name}"] = k.op("add", now[f"g_{name}"], recorded)
                 before = w.load_past(past, walk.index, begin)
                 given = w.load({**inputs, "g_output": g_output}, plan.backward, walk.index)
+                given |= w.present(walk.index)
                 results = w.compute(plan.backward, {**env, **now, **before, **given})
                 for name, buffer in d_inputs.items():
                     k.store(buffer, (walk.index, LANE), results[f"d_{name}"])
@@ -461,6 +474,7 @@ def recurrent_backward_kernel(plan: RecurrentPlan) -> Kernel:
                 given = k.load(g_output, (t, LANE), "given")
                 now["g_output"] = k.op("add", k.load(d_x, (t, LANE), "fed"), given)
                 before, x = w.load_past(past, t, begin), w.load(inputs, plan.backward, t)
+                x |= w.present(t)
                 results = w.compute(plan.backward, {**env, **now, **before, **x})
                 k.store(d_x, (t, LANE), results["d_x"])
                 for buffer in output.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
 from collections.abc import Sequence
@@ -155,13 +156,14 @@ def _trace(
     results: dict[str, Tensor | None] = {}
     smooth: dict[str, Tensor] = {}
     try:
-        # the program serves every later call, in whatever mode this first one runs
-        with (
-            global_modes_off(),
-            Recorder(ndim, dtype, device or torch.device("cpu"), side) as recorder,
-        ):
+        with contextlib.ExitStack() as modes:
+            # the program serves every later call, in whatever mode this first one runs
+            modes.enter_context(global_modes_off())
+            recorder = Recorder(ndim, dtype, device or torch.device("cpu"), side)
+            like = {f"p_{name}": arguments[name] for name in params}
+            inputs = {n: recorder.input(n, like.get(n)).requires_grad_() for n in names}
+            modes.enter_context(recorder)
             # Forward: inactive states are None, as in an eager step.
-            inputs = {name: recorder.input(name).requires_grad_() for name in names}
             stepped = cell.step(
                 *(inputs[name] for name in entered),
                 *(inputs.get(f"s_{name}") for name in cell.states),
@@ -185,6 +187,8 @@ def _trace(
     except Unfusable:
         raise
     except Exception as failure:
+        if "leaf Variable that requires grad" in str(failure):
+            raise Unfusable("its step changes an argument in place") from failure
         first_line = str(failure).strip().split("\n")[0].removesuffix(".")
         raise Unfusable(f"its step cannot be traced: {first_line}") from failure
     reached = frozenset(name for name in names if results[f"d_{name}"] is not None)

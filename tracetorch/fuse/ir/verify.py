@@ -1,7 +1,8 @@
 """Verify a kernel: types, single assignment, and that every access lies inside its buffer.
 
 Bounds are proved, not tried: an index is a sum of sizes, loop indices and numbers, and each of them
-has bounds that are such sums. What cannot be proved is an error.
+has bounds that are such sums. What cannot be proved is an error. A size is at most :data:`LARGEST`,
+and no integer leaves the 64 bits that it has in a processor, so that the sums are what is computed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ INTEGER = frozenset({"add", "sub", "mul", "min"})
 # A number and how often each value is added to it.
 _Sum: TypeAlias = "tuple[int, tuple[tuple[ir.Value, int], ...]]"
 _DEPTH = 12
+LARGEST = 2**31 - 1  # so that a product of two sizes fits, with what is added to it
+_WORD = 2**63
 
 
 class InvalidKernel(Exception):  # noqa: N818 (a finding about a kernel)
@@ -48,6 +51,8 @@ class _Verifier:
     upper: dict[ir.Value, list[_Sum]] = field(default_factory=dict)
     # the bound that each condition gives to a value
     known: dict[ir.Value, tuple[ir.Value, _Sum]] = field(default_factory=dict)
+    # the least and the largest number that each integer may be
+    ranges: dict[ir.Value, tuple[int, int]] = field(default_factory=dict)
 
     def run(self) -> None:
         kernel = self.kernel
@@ -60,6 +65,7 @@ class _Verifier:
                 self.fail("a size is a uniform int64", size)
             self.define(size)
             self.lower[size] = [(1, ())]
+            self.ranges[size] = 1, LARGEST
         for buffer in kernel.buffers:
             for extent in buffer.shape:
                 if isinstance(extent, ir.Size) and extent.value not in kernel.sizes:
@@ -271,6 +277,10 @@ class _Verifier:
         self.define(each.index)
         self.lower[each.index] = [start]
         self.upper[each.index] = [_plus(stop, (-1, ()))]
+        # one more on both sides, where it ends; a loop that is not run has no index
+        first, last = self.range_of(each.start)[0], self.range_of(each.stop)[1]
+        self.fit(first - 1, last, each.index)
+        self.ranges[each.index] = first, max(first, last - 1)
         for c in each.carried:
             self.define(c.inside)
         # the body's own values are in scope where the next turn's are read
@@ -290,6 +300,16 @@ class _Verifier:
         """Note what an integer is, or between which others it lies."""
         first, second = map(self.sum_of, each.args)
         value = each.result
+        (low, high), (least, most) = map(self.range_of, each.args)
+        products = [x * y for x in (low, high) for y in (least, most)]
+        ends = {
+            "add": (low + least, high + most),
+            "sub": (low - most, high - least),
+            "mul": (min(products), max(products)),
+            "min": (min(low, least), min(high, most)),
+        }
+        self.fit(*ends[each.op], each)
+        self.ranges[value] = ends[each.op]
         if each.op == "add":
             self.sums[value] = _plus(first, second)
         elif each.op == "sub":
@@ -302,6 +322,16 @@ class _Verifier:
                 self.lower[value] = [(0, ())]
             if each.op == "min":
                 self.upper[value] = [first, second]
+
+    def range_of(self, operand: ir.Operand) -> tuple[int, int]:
+        if isinstance(operand, ir.Value):
+            return self.ranges.get(operand, (-_WORD, _WORD - 1))
+        self.fit(int(operand), int(operand), operand)
+        return int(operand), int(operand)
+
+    def fit(self, low: int, high: int, where: object) -> None:
+        if low < -_WORD or high >= _WORD:
+            self.fail("an integer may need more than 64 bits", where)
 
     def sum_of(self, operand: ir.Operand) -> _Sum:
         if isinstance(operand, ir.Value):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.fuse.ir.plan import Plan
+from tracetorch.fuse.ir.verify import LARGEST
 from tracetorch.fuse.runtime.allocation import LARGE, large_empty
 
 
@@ -66,7 +67,16 @@ class Layout(NamedTuple):
 
 
 def layout_of(x: Tensor, dim: int) -> Layout:
-    """Return the layout of ``x``, whose neurons are at ``dim``, counted from the end."""
+    """Return the layout of ``x``, whose neurons are at ``dim``, counted from the end.
+
+    Raises:
+        ValueError: there are more steps than the verifier of kernels takes for possible.
+    """
+    if x.shape[0] > LARGEST:
+        raise ValueError(
+            f"a compiled time loop takes at most {LARGEST} steps, got {x.shape[0]}. Split the "
+            "sequence: the states carry over from one call to the next."
+        )
     order = tuple(range(x.ndim))
     in_order = True
     # Two dimensions leave one order after time; contiguous memory needs no other (the fast path).

@@ -1,0 +1,187 @@
+"""An absent cotangent stays absent, as in autograd: as a zero, times infinity, it would be NaN."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+import tracetorch as tt
+from tests import cases
+from tests.fuse.cases import fused
+from tracetorch import fuse, snn
+from tracetorch.fuse.dispatch.plans import plan_of
+from tracetorch.fuse.ir.plan import ABSENT, Plan
+
+
+class Monitored(snn.Neuron):
+    """States whose slopes are infinite at silence: one nothing reads, one the next step reads."""
+
+    states = ("mem", "rms", "late", "later")
+
+    def __init__(self) -> None:
+        super().__init__(3)
+        self.decay("beta", 0.8)
+        self.threshold("base", 1.0)
+        self.weight("share", 0.5)
+
+    @staticmethod
+    def step(
+        x: Tensor, mem: Any, rms: Any, late: Any, later: Any, *, spike: Any, **number: Any
+    ) -> Any:
+        mem = number["beta"] * mem + x
+        output = spike(mem + later - number["base"])
+        rms = torch.sqrt(0.9 * rms**2 + 0.1 * mem**2 * number["share"])
+        return output, mem, rms, torch.sqrt(mem * mem), torch.sqrt(late * x * x)
+
+
+# What a loss reads of the output and the layer after a sequence. The first sample is silent.
+LOSSES: dict[str, Callable[[Tensor, Any], Tensor]] = {
+    "output": lambda y, m: y.sum(),
+    "output of the second sample": lambda y, m: y[:, 1].sum(),
+    "last output": lambda y, m: y[-1].sum(),
+    "membrane": lambda y, m: m.mem.sum(),
+    "output and membrane": lambda y, m: y.sum() + m.mem.sum(),
+    "read one step later": lambda y, m: m.late[1].sum(),
+    "read two steps later": lambda y, m: m.later[1].sum() + m.mem.sum(),
+    "the monitor alone": lambda y, m: m.rms[1].sum(),
+    "all": lambda y, m: (y + m.mem + m.rms + m.late + m.later)[:, 1].sum(),
+}
+
+
+def plain(layer: snn.Neuron, x: Tensor) -> Tensor:
+    """Run the step in a loop of nothing but autograd."""
+    kwargs = layer.step_kwargs(x.ndim - 1, x.dtype)
+    states = [torch.zeros_like(x[0]) for _ in layer.cell.active]
+    outputs: list[Tensor] = []
+    for now in x.unbind():
+        output, *states = layer.cell.step(now, *states, **kwargs)
+        outputs.append(output)
+    for name, state in zip(layer.cell.active, states, strict=True):
+        setattr(layer, name, state)
+    return torch.stack(outputs)
+
+
+def through_operators(layer: snn.Neuron, x: Tensor) -> Tensor:
+    with FlopCounterMode(display=False):
+        return fused("cpu")(layer, x)
+
+
+RUNS = {
+    "cpu": fused("cpu"),
+    "eager": fused("eager"),
+    "step by step": cases.stepped,
+    "operators": through_operators,
+}
+
+
+def gradients(
+    layer: snn.Neuron, x: Tensor, run: Callable[..., Tensor], loss: Callable[..., Tensor]
+) -> dict[str, Tensor | None]:
+    layer.zero_grad()
+    layer.zero_states()
+    x = x.detach().requires_grad_()
+    loss(run(layer, x), layer).backward()
+    return {"x": x.grad, **{name: p.grad for name, p in layer.named_parameters()}}
+
+
+def sequence() -> Tensor:
+    x = cases.sequence(5, 2, 3)
+    x[:, 0] = 0
+    x[-1] = 0
+    return x
+
+
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gradients_are_those_of_autograd(loss: str, run: str) -> None:
+    layer = Monitored().double()
+    expected = gradients(layer, sequence(), plain, LOSSES[loss])
+    found = gradients(layer, sequence(), RUNS[run], LOSSES[loss])
+    for name, grad in expected.items():
+        # one that nothing reaches is None, which an optimizer tells from zeros
+        assert (grad is None) == (found[name] is None), name
+        torch.testing.assert_close(found[name], grad, equal_nan=True, msg=name)
+    reads_monitor = loss in ("the monitor alone", "all")
+    assert (expected["raw_share"] is not None) == reads_monitor
+    if loss == "output and membrane":
+        assert bool(found["x"][-1].isfinite().all())  # type: ignore[index]
+
+
+@pytest.mark.parametrize("recorded", [(), ("rms",), ("mem", "late")])
+def test_trajectories(recorded: tuple[str, ...]) -> None:
+    found: list[dict[str, Tensor | None]] = []
+    for backend in ("cpu", "eager"):
+        layer, x = Monitored().double(), sequence().requires_grad_()
+        with fuse.backend(backend):
+            y, records = layer.forward_sequence(x, record=("mem", "rms", "late"))
+        torch.stack([y[:, 1].sum(), *(records[n][:, 1].sum() for n in recorded)]).sum().backward()
+        found.append({"x": x.grad, **{n: p.grad for n, p in layer.named_parameters()}})
+    torch.testing.assert_close(*found, equal_nan=True)
+
+
+@pytest.mark.parametrize("reads", ["output", "state"])
+@pytest.mark.parametrize("delays", [0, 2])
+def test_in_a_recurrence(delays: int, reads: str) -> None:
+    def run(by_step: bool) -> dict[str, Tensor | None]:
+        torch.manual_seed(0)
+        rec = tt.snn.DelayedLinear(3, 3, max_delay=delays) if delays else torch.nn.Linear(3, 3)
+        net = snn.Recurrent(Monitored(), rec).double()
+        with torch.no_grad():
+            for parameter in rec.parameters():
+                parameter.mul_(0.1)
+        x = sequence().requires_grad_()
+        y = cases.stepped(net, x) if by_step else tt.unroll(net, x)
+        (y.sum() if reads == "output" else net.neuron.mem.sum()).backward()  # type: ignore[union-attr]
+        return {"x": x.grad, **{n: p.grad for n, p in net.named_parameters()}}
+
+    found, expected = run(False), run(True)
+    assert {n for n, g in expected.items() if g is not None} == {
+        n for n, g in found.items() if g is not None
+    }
+    torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+def test_rings_take_an_absent_cotangent_for_zero() -> None:
+    class Ring(snn.Neuron):
+        states = ("one", "two")
+
+        def __init__(self) -> None:
+            super().__init__(3)
+
+        @staticmethod
+        def step(x: Tensor, one: Tensor, two: Tensor) -> Any:
+            return x, two, one + x
+
+    program = cases.trace_layer(Ring(), 2, torch.float64)
+    plan = Plan(program, "cpu", -1, (), True, program.inputs, ())
+    part = plan.without(frozenset({"output", "next_two"}))
+    assert part.presence["g_one"] == (True,)
+    assert part.presence["g_output"] == (False,)
+    expected = gradients(Ring(), sequence(), plain, lambda y, m: m.one.sum())
+    found = gradients(Ring(), sequence(), fused("cpu"), lambda y, m: m.one.sum())
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_plan_of_a_backward_pass_is_found_by_its_key() -> None:
+    from tracetorch.fuse.dispatch.plans import register
+
+    program = cases.trace_layer(Monitored(), 2, torch.float64)
+    plan = Plan(program, "cpu", -1, ("mem",), True, program.inputs, program.params)
+    part = plan.given([1, None, None, 1, 1, None])
+    assert part.absent == {"next_mem", "next_rms", "record_mem"}
+    assert part.trained == ("beta", "base")
+    assert part.recomputed == plan.recomputed
+    assert plan.given([1] * 6) is plan
+    assert plan.given([1, None, None, 1, 1, None]) is part
+    register(plan)
+    assert plan_of(part.key) is part
+    assert ABSENT in part.key
+    with contextlib.suppress(KeyError):
+        plan_of(f"nothing{ABSENT}output")
+        pytest.fail("a plan that nobody registered")

@@ -1,0 +1,303 @@
+"""Views and changes in place are recorded as PyTorch does them, or refused for the true reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests import cases
+from tests.fuse.cases import ends, fused
+from tracetorch import fuse, snn
+
+Body = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def neuron(body: Body) -> snn.Neuron:
+    """Return a neuron whose new membrane is a function of input, membrane and a parameter."""
+
+    class Recorded(snn.Neuron):
+        states = ("mem",)
+
+        def __init__(self) -> None:
+            super().__init__(3)
+            self.decay("beta", 0.8)
+            self.weight("scale", 0.5)
+
+        @staticmethod
+        def step(x: Tensor, mem: Tensor, *, beta: Tensor, scale: Tensor) -> Any:
+            mem = body(x, beta * mem, scale)
+            return mem + x, mem
+
+    layer = Recorded()
+    cases.vary(layer)
+    return layer
+
+
+def agrees(body: Body) -> None:
+    layer, x = neuron(body), cases.sequence(5, 2, 3, dtype=torch.float32)
+    assert fuse.unsupported_reason("cpu", layer, x) is None
+    for found, expected in zip(
+        ends(layer, x, fused("cpu"), live=True),
+        ends(layer, x, cases.stepped, live=True),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, expected)
+
+
+def refused(body: Body, reason: str) -> None:
+    layer, x = neuron(body), cases.sequence(5, 2, 3, dtype=torch.float32)
+    assert reason in str(fuse.unsupported_reason("cpu", layer, x))
+
+
+# All of a tensor, in another shape.
+VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "squeeze": lambda t: t.squeeze(),
+    "unsqueeze": lambda t: t.unsqueeze(0),
+    "view": lambda t: t.view(t.shape),
+    "view of one dimension": lambda t: t.view(-1),
+    "view_as": lambda t: t.view_as(t),
+    "reshape": lambda t: t.reshape(-1, 1),
+    "flatten": lambda t: t.flatten(),
+    "unflatten": lambda t: t.unflatten(0, (1, -1)),
+    "expand": lambda t: t.expand_as(t),
+    "transpose": lambda t: t.transpose(0, 1),
+    "permute": lambda t: t.permute(1, 0),
+    "mT": lambda t: t.mT,
+    "all of it": lambda t: t[...],
+    "slice": lambda t: t[:],
+    "new dimension": lambda t: t[None],
+    "detach": lambda t: t.detach(),
+    "contiguous": lambda t: t.contiguous(),
+    "to": lambda t: t.to(t.dtype),
+    "two": lambda t: t.unsqueeze(-1).squeeze(-1),
+    "two moves": lambda t: t.t().unsqueeze(0).transpose(1, 2).squeeze(0),
+}
+# A part of a tensor; PyTorch's own message for what is one of several.
+PARTS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "narrow": (lambda t: t.narrow(-1, 0, 1), "a part of a tensor"),
+    "select": (lambda t: t.select(-1, 0), "a part of a tensor"),
+    "index": (lambda t: t[0], "a part of a tensor"),
+    "diagonal": (lambda t: t.diagonal(), "a part of a tensor"),
+    "chunk": (lambda t: t.chunk(2)[0], "Output 0 of Split is a view"),
+    "unbind": (lambda t: t.unbind()[0], "Output 0 of Unbind is a view"),
+    "as_strided": (lambda t: t.as_strided(t.shape, t.stride()), "as_strided"),
+    "bits": (lambda t: t.view(torch.int32), "makes other numbers of the same bits"),
+}
+
+
+def changed(view: Callable[[Tensor], Tensor], base: str) -> Body:
+    """Return a body that doubles a tensor through a view, and reads the tensor."""
+
+    def body(x: Tensor, mem: Tensor, scale: Tensor) -> Tensor:
+        tensor = {"sum": mem + x, "input": x, "parameter": scale * 1.5}[base]
+        part = view(tensor)
+        part *= 2
+        return tensor + 0.1 * mem + x
+
+    return body
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_change_of_a_view_is_one_of_its_base(name: str) -> None:
+    agrees(changed(VIEWS[name], "sum"))
+    agrees(lambda x, mem, scale: _back(x, mem, name))
+    refused(changed(VIEWS[name], "input"), "changes an argument in place")
+
+
+def _back(x: Tensor, mem: Tensor, name: str) -> Tensor:
+    """Join two views of one kind, which move alike, and move the result back."""
+    joined = VIEWS[name](x + mem) * VIEWS[name](torch.tanh(mem))
+    moved = joined.shape != x.shape and joined.shape == x.t().shape
+    return (
+        joined.t() if moved or name in ("transpose", "permute", "mT") else joined.reshape(x.shape)
+    )
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_change_of_a_part_is_refused(name: str) -> None:
+    view, reason = PARTS[name]
+    refused(changed(view, "sum"), reason)
+
+
+def test_copies_are_changed_alone() -> None:
+    def cloned(x: Tensor, mem: Tensor, scale: Tensor) -> Tensor:
+        x, before = x.clone(), x
+        x += mem
+        return x * before
+
+    def copied(x: Tensor, mem: Tensor, scale: Tensor) -> Tensor:
+        flat = mem.t().reshape(-1)  # of a transposed tensor a copy
+        flat += 1.0
+        return mem * x
+
+    agrees(cloned)
+    agrees(copied)
+
+
+# What PyTorch refuses, for a parameter has one value for each neuron; and what it does not.
+def _grown(x: Tensor, mem: Tensor, scale: Tensor) -> Tensor:
+    value = scale * 1.5
+    value += x
+    return value + mem
+
+
+def _expanded(x: Tensor, mem: Tensor, scale: Tensor) -> Tensor:
+    value = (scale * 1.5).expand_as(x)
+    value += x
+    return value + mem
+
+
+def _zeros(x: Tensor, mem: Tensor, scale: Tensor) -> Tensor:
+    return torch.zeros_like(scale).add_(x) + mem
+
+
+@pytest.mark.parametrize("body", [_grown, _expanded, _zeros])
+def test_what_pytorch_refuses_in_place_is_refused(body: Body) -> None:
+    refused(body, "fewer values than it is given, which PyTorch refuses")
+    with pytest.raises(RuntimeError, match=r"output with shape|single memory location"):
+        neuron(body)(torch.ones(2, 3))
+    # one sample of the neurons has as many values as the parameter
+    if body is not _expanded:
+        assert fuse.unsupported_reason("cpu", neuron(body), torch.ones(4, 3)) is None
+
+
+def test_a_state_smaller_than_its_input_is_refused() -> None:
+    refused(lambda x, mem, scale: scale * 1.5, "returns mem in another shape than its input")
+    with pytest.raises(ValueError, match=r"must return mem in the input's shape \[2, 3\]"):
+        neuron(lambda x, mem, scale: scale * 1.5)(torch.ones(2, 3))
+
+
+@pytest.mark.parametrize(
+    "move", [lambda t: t.unsqueeze(0), lambda t: t.mT, lambda t: t[..., :1], lambda t: t.view(-1)]
+)
+def test_a_parameter_keeps_its_shape(move: Callable[[Tensor], Tensor]) -> None:
+    refused(lambda x, mem, scale: move(scale) * x + mem, "of a parameter, which kernels lack")
+
+
+def test_kept_shapes_of_a_parameter() -> None:
+    agrees(lambda x, mem, scale: scale[...] * x + scale.squeeze() * mem + scale.expand_as(x) ** 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_integers_between(dtype: torch.dtype) -> None:
+    agrees(lambda x, mem, scale: torch.round(3 * (x + mem)).to(dtype).to(x.dtype) * scale)
+    agrees(lambda x, mem, scale: mem + x + scale * (x.to(dtype) * 0.5))
+    refused(lambda x, mem, scale: mem + (x.to(dtype) + 1), f"makes {dtype} of torch.float32")
+
+
+def test_what_a_cast_cannot_hold() -> None:
+    refused(lambda x, mem, scale: x.to(torch.int8).to(x.dtype), "makes torch.int8 of torch.float32")
+
+
+def test_choices_by_value_name_where() -> None:
+    def masked(x: Tensor, mem: Tensor, scale: Tensor) -> Tensor:
+        mem = mem + x
+        mem[mem > 1] = 0
+        return mem
+
+    refused(masked, "chooses values by aten.index_put_.default. Use torch.where")
+
+
+def test_what_writes_to_an_argument() -> None:
+    refused(
+        lambda x, mem, scale: torch.add(x.detach(), mem.detach(), out=x.detach() + 1),
+        "writes into an argument of aten.add.out",
+    )
+
+
+@pytest.mark.parametrize(
+    "numbers", [lambda x: torch.tensor([1.0, 2.0, 3.0]), lambda x: torch.arange(3).to(x.dtype)]
+)
+def test_several_numbers_are_to_be_declared(numbers: Callable[[Tensor], Tensor]) -> None:
+    refused(lambda x, mem, scale: mem + x * numbers(x), "Declare it with self.weight(name, numbers")
+
+
+def test_joined_tensors_name_what_joins_by_value() -> None:
+    refused(lambda x, mem, scale: torch.stack([x, mem]).amax(0), "Use torch.maximum")
+
+
+def _result(x: Tensor, mem: Tensor, scale: Tensor) -> Tensor:
+    value = torch.tanh(mem + x)
+    value *= 0.5
+    return value + x
+
+
+def _factor(x: Tensor, mem: Tensor, scale: Tensor) -> Tensor:
+    value = mem + x
+    product = value * x
+    value += 1
+    return value + product
+
+
+def _view_of_result(x: Tensor, mem: Tensor, scale: Tensor) -> Tensor:
+    value = torch.exp(mem)
+    value.transpose(0, -1).add_(1.0)
+    return value + x
+
+
+@pytest.mark.parametrize("body", [_result, _factor, _view_of_result])
+def test_a_change_of_what_backward_reads_is_refused(body: Body) -> None:
+    reason = "needed for gradient computation has been modified by an inplace operation"
+    refused(body, reason)
+    with pytest.raises(RuntimeError, match=reason):
+        ends(neuron(body), cases.sequence(3, 2, 3, dtype=torch.float32), cases.stepped)
+
+
+# Numbers that PyTorch makes in its default dtype, each read by a float64 step.
+NUMBERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "where": lambda a, b: a * torch.where(b > 0, 0.2, -0.1),
+    "where of tensors": lambda a, b: a * torch.where(b > 0, torch.tensor(0.2), 0.1),
+    "where of integers": lambda a, b: a + torch.where(b > 0, 1, 0),
+    "nested": lambda a, b: torch.where(a > 0, torch.where(b > 0, 0.2, -0.1), a),
+    "neg": lambda a, b: a * -torch.where(b > 0, 0.2, -0.1),
+    "maximum": lambda a, b: a * torch.maximum(torch.where(b > 0, 0.2, 0.1), torch.tensor(0.15)),
+    "cast": lambda a, b: a * torch.where(b > 0, 0.2, -0.1).to(a.dtype),
+    "full": lambda a, b: a * torch.full((), 0.2),
+    "scalar": lambda a, b: a * torch.scalar_tensor(0.2),
+    "full of the shape": lambda a, b: a + torch.full(a.shape, 0.3) * b,
+}
+# where float32 rounds, a float64 kernel would not
+ROUNDED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "product": lambda a, b: a * (torch.where(b > 0, 0.2, 0.1) * torch.where(a > 0, 0.3, 0.7)),
+    "comparison": lambda a, b: torch.where(torch.where(b > 0, 0.2, 0.1) > 0.2, a, 2 * b),
+    "of a number": lambda a, b: torch.where(torch.full((), 0.2) > 0.2, a, 2 * b),
+    "exp": lambda a, b: a * torch.where(b > 0, 0.2, 0.1).exp(),
+    "division of integers": lambda a, b: a + torch.where(b > 0, 1, 3) / 7,
+}
+
+
+def summing(functions: dict[str, Callable[[Tensor, Tensor], Tensor]]) -> snn.Neuron:
+    class Summing(snn.Neuron):
+        states = tuple(f"s{i}" for i in range(len(functions)))
+
+        def __init__(self) -> None:
+            super().__init__(5)
+
+        @staticmethod
+        def step(x: Tensor, *states: Tensor) -> Any:
+            new = [f(x, 0.5 * s) for f, s in zip(functions.values(), states, strict=True)]
+            return x, *new
+
+    return Summing()
+
+
+def test_numbers_of_the_default_dtype_compile_in_float64() -> None:
+    layer, x = summing(NUMBERS), cases.sequence(6, 3, 5)
+    assert fuse.unsupported_reason("cpu", layer, x) is None
+    values, grads = ends(layer, x, cases.stepped)
+    found, found_grads = ends(layer, x, fused("cpu"))
+    for name, value in values.items():
+        assert torch.equal(found[name], value), name
+    torch.testing.assert_close(found_grads, grads, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_what_float32_rounds_runs_in_pytorch(name: str) -> None:
+    layer, x = summing({name: ROUNDED[name]}), cases.sequence(6, 3, 5)
+    reason = fuse.unsupported_reason("cpu", layer, x)
+    assert reason is not None
+    assert "torch.float32" in reason
