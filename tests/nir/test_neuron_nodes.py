@@ -14,9 +14,9 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests import cases
 from tests.nir.cases import DT, double, run, simulated, through_file, unsigned
+from tests.nir.simulator import Simulator
 from tracetorch import neurons, snn
 from tracetorch.models import IF
-from tracetorch.nir.wiring import depth_first
 
 EXACT = ("ALIF", "AlphaLIF", "MultiLevelLIF", "TCLIF")
 REFUSED = {
@@ -273,6 +273,32 @@ class Twin(snn.Neuron):
         return fired, left - base * fired, right - base * fired
 
 
+class Before(snn.Neuron):
+    """A membrane from which a spike of its own value before is subtracted."""
+
+    states = ("mem",)
+
+    def __init__(self, num_neurons: int) -> None:
+        super().__init__(num_neurons)
+        self.decay("beta", 0.8)
+        self.threshold("base", 0.5)
+
+    @staticmethod
+    def step(x, mem, *, beta, base, spike):
+        fired = spike(mem - base)
+        return fired, beta * mem + x - base * fired
+
+
+class Staged(Before):
+    """Two spikes in a step, the second of which hears the first, and both the input."""
+
+    @staticmethod
+    def step(x, mem, *, beta, base, spike):
+        one = spike(mem + x - base)
+        two = spike(mem + x + one - 2 * base)
+        return two, beta * mem + x - base * two
+
+
 class Substeps(snn.Neuron):
     """A linear membrane in thirty parts, each used twice: its expansion is linear, too."""
 
@@ -363,7 +389,7 @@ def with_gain(num_neurons: int) -> snn.Neuron:
 @pytest.mark.parametrize(
     "kind",
     [
-        *(Own, Swapped, Recomputed, Substeps, Functions, Doubled, with_own_step),
+        *(Own, Swapped, Recomputed, Twin, Before, Substeps, Functions, Doubled, with_own_step),
         *(Gained, WithSynapse, WithoutThreshold, LIF, with_gain),
     ],
 )
@@ -416,7 +442,10 @@ def inverse(x: Any, mem: Any) -> Any:
 @pytest.mark.parametrize(
     ("layer", "why"),
     [
-        (Twin(3), "has states that lead to each other in more than one cycle"),
+        (
+            Staged(3),
+            "has spikes that lead to each other within a step, of which a reader of NIR could",
+        ),
         (made_of(growing), r"keeps 1\.5 times 'mem' in a step; a node of NIR keeps a part of its"),
         (made_of(stacked), "computes stack of x and 'mem'"),
         (made_of(indexed), "has a step that no symbols can follow: .*subscriptable"),
@@ -443,7 +472,7 @@ def test_a_start_from_another_value_and_other_spikes_are_refused() -> None:
 
 def test_the_edges_that_are_late_are_those_that_close_cycles() -> None:
     found = tt.nir.to_nir(neurons.TCLIF(2), (2,)).nodes["0"]
-    late = depth_first(["input"], found.edges)[1]
+    late = Simulator(found, DT).late
     ends = {end for _, end in late}
     assert ends == {"dendrite", "soma"}
     assert len(late) == 3

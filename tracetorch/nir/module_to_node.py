@@ -101,7 +101,7 @@ def _recurrent(m: Recurrent, shape: Shape, title: str, options: WriteOptions) ->
         raise ValueError(f"{problem}; in NIR it must be nn.Linear or a convolution.")
     graph = NodeGraph({"input": boundary("Input", shape)})
     sources = ["input"]
-    # The edge back comes a step late, and brings no bias at the first: give that another way in.
+    # Peers bring no bias over an edge that leads back at the first step: give it another way in.
     bias = back.arrays.get("bias")
     if bias is not None and bias.any():
         per_channel = bias.reshape(-1, *[1] * (len(shape) - 1))

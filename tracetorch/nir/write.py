@@ -89,6 +89,11 @@ def to_nir(
     options = WriteOptions(Clock(dt, discretization), mode, allow_hard_reset)
     dictionary = _dictionary(_graph(model, sample, options))
     wiring = model_of(dictionary, options.clock, "zero").wiring  # by the very checks of a reader
+    if isinstance(model, NIRModel) and wiring.late != model.wiring.late:
+        raise ValueError(
+            "a Scale of the model was zero and is not, or is zero now: what it drives is a constant "
+            "or not, and a reader would find other edges of a cycle late. Keep it as it was read."
+        )
     import nir
 
     written = nir.dict2NIRNode(dictionary)
