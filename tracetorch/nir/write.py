@@ -91,8 +91,9 @@ def to_nir(
     wiring = model_of(dictionary, options.clock, "zero").wiring  # by the very checks of a reader
     if isinstance(model, NIRModel) and wiring.plan != model.wiring.plan:
         raise ValueError(
-            "a Scale of the model was zero and is not, or is zero now, so that it drives a constant "
-            "or does not, and a reader would find other edges of a cycle late. Keep it as it was read."
+            "a Scale of the model was zero and is not, or is zero now: what it drives is a "
+            "constant or is none, and other edges of a cycle would be read as late. Keep it as it "
+            "was read."
         )
     import nir
 
