@@ -20,6 +20,7 @@ from tracetorch.export.tensor_spec import TensorSpec
 from tracetorch.export.trace_errors import ignore_own_warnings
 from tracetorch.unrolling.inputs import parse_inputs
 
+_CLAMPS = ("clamp.default", "clamp_.default", "clip.default", "clip_.default")
 _MAX_BYTES = 2_000_000_000  # a protobuf message ends at 2 GiB
 
 
@@ -85,6 +86,7 @@ def onnx(model: nn.Module, path: str | os.PathLike[str], sample: Any) -> None:
                 f"the weights take {size / 1e9:.1f} GB, an ONNX file holds 2 GB. Export "
                 "tt.export.step(model, sample) with torch.onnx.export(..., external_data=True)."
             )
+        _unify_clamps(program)
         with ignore_own_warnings():
             converted: Any = torch.onnx.export(
                 program,
@@ -96,6 +98,21 @@ def onnx(model: nn.Module, path: str | os.PathLike[str], sample: Any) -> None:
             )
         converted.model.metadata_props[METADATA_KEY] = interface.dumps()
         converted.save(unfinished, external_data=False)
+
+
+def _unify_clamps(program: ExportedProgram) -> None:
+    """Give clamps values and bounds of one type: ``torch.onnx`` fails at ints beside floats."""
+    for node in program.graph.nodes:
+        made = node.meta.get("val")
+        if str(node.target).removeprefix("aten.") in _CLAMPS and made.dtype.is_floating_point:
+            value, *bounds = pytree.tree_map_only(int, float, node.args)
+            if value.meta["val"].dtype is not made.dtype:
+                with program.graph.inserting_before(node):
+                    copy = torch.ops.aten._to_copy.default
+                    value = program.graph.call_function(copy, (value,), {"dtype": made.dtype})
+                value.meta["val"] = made
+            node.args = (value, *bounds)
+            node.kwargs = pytree.tree_map_only(int, float, node.kwargs)
 
 
 def _input_specs(model: nn.Module, sample: Any) -> dict[str, TensorSpec]:
