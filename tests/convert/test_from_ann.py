@@ -643,6 +643,11 @@ REFUSED: list[tuple[str, nn.Module, str]] = [
         Forward(lambda m, x: 1 - m.layer(x).relu()),
         r"rsub\(\) in .* cannot be converted",
     ),
+    (
+        "over zero",
+        Forward(lambda m, x: m.layer(x).relu() / 0),
+        r"div\(\) in .* cannot be converted",
+    ),
     ("over", Forward(lambda m, x: 1 / m.layer(x).relu()), r"in .* cannot be converted"),
     (
         "from above",

@@ -454,37 +454,12 @@ def write_changed(source: Path, target: Path, change: Any) -> None:
         (lambda fields: {**fields, "inputs": {"x": spec("many")}}, "'many' is not a size"),
         (lambda fields: {**fields, "inputs": {"x": spec(-1)}}, "-1 is not a size"),
         (lambda fields: {**fields, "inputs": {"x": spec(1, dtype="load")}}, "'load' is not a dt"),
-        (
-            lambda fields: {**fields, "initial": {"mem": [[1e300, 0, 0]]}},
-            "'mem' starts from values that float32 cannot hold",
-        ),
+        (lambda fields: {**fields, "initial": {"mem": [[1, 0]]}}, "of the wrong kind"),
     ],
 )
 def test_wrong_metadata_is_refused(change: Any, message: str, lif: Path, tmp_path: Path) -> None:
     write_changed(lif, tmp_path / "wrong.onnx", change)
     with pytest.raises(ValueError, match=f"describes itself wrongly: .*{message}"):
-        tt.export.OnnxStream(tmp_path / "wrong.onnx")
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        spec("batch", 17_000_000_000),
-        spec("999999999*batch", 3),
-        spec(17_000_000_000, 3),
-        spec("batch", "batch"),
-        spec("batch", 3, 17_000_000_000),
-        spec("batch"),
-        spec("batch", 3, dtype="float64"),
-        spec("batch", 3, dtype="int64"),
-    ],
-)
-@pytest.mark.parametrize("kind", ["inputs", "states"])
-def test_metadata_agree_with_the_graph(kind: str, wrong: Any, lif: Path, tmp_path: Path) -> None:
-    """A file of a few kilobytes may not ask for gigabytes at the first step."""
-    name = {"inputs": "x", "states": "mem"}[kind]
-    write_changed(lif, tmp_path / "wrong.onnx", lambda f: {**f, kind: {**f[kind], name: wrong}})
-    with pytest.raises(ValueError, match=rf"wrongly: its graph has '{name}' of shape \["):
         tt.export.OnnxStream(tmp_path / "wrong.onnx")
 
 

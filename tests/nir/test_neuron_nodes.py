@@ -207,15 +207,24 @@ def test_a_graph_of_nodes_is_not_compact() -> None:
 # A user's own
 
 
-class Own(snn.Neuron):
+class Spiking(snn.Neuron):
+    """A decay and a threshold, for the steps below."""
+
+    states = ("mem",)
+
+    def __init__(self, num_neurons: int, dim: int = -1) -> None:
+        super().__init__(num_neurons, dim)
+        self.decay("beta", 0.8)
+        self.threshold("base", 0.75)
+
+
+class Own(Spiking):
     """The adaptive neuron of the documentation, with a drive and a reset to a value."""
 
     states = ("mem", "fatigue")
 
-    def __init__(self, num_neurons: int, dim: int = -1) -> None:
-        super().__init__(num_neurons, dim)
-        self.decay("beta", 0.9)
-        self.threshold("base", 1.0)
+    def __init__(self, num_neurons: int) -> None:
+        super().__init__(num_neurons)
         self.option("drive", 0.05)
 
     @staticmethod
@@ -239,15 +248,10 @@ class Swapped(snn.Neuron):
         return first.clone(), second + 0.25, gain * x
 
 
-class Recomputed(snn.Neuron):
+class Recomputed(Spiking):
     """A membrane that is computed twice, and a spike of the step before in a threshold."""
 
     states = ("one", "spike_before")  # names that nodes would have
-
-    def __init__(self, num_neurons: int) -> None:
-        super().__init__(num_neurons)
-        self.decay("beta", 0.8)
-        self.threshold("base", 1.0)
 
     @staticmethod
     def step(x, one, spike_before, *, beta, base, spike):
@@ -256,15 +260,10 @@ class Recomputed(snn.Neuron):
         return fired + 0.5 * spike_before, after, fired
 
 
-class Twin(snn.Neuron):
+class Twin(Spiking):
     """Two membranes beside each other, both reset by the one spike that they make."""
 
     states = ("left", "right")
-
-    def __init__(self, num_neurons: int) -> None:
-        super().__init__(num_neurons)
-        self.decay("beta", 0.8)
-        self.threshold("base", 1.0)
 
     @staticmethod
     def step(x, left, right, *, beta, base, spike):
@@ -273,15 +272,8 @@ class Twin(snn.Neuron):
         return fired, left - base * fired, right - base * fired
 
 
-class Before(snn.Neuron):
+class Before(Spiking):
     """A membrane from which a spike of its own value before is subtracted."""
-
-    states = ("mem",)
-
-    def __init__(self, num_neurons: int) -> None:
-        super().__init__(num_neurons)
-        self.decay("beta", 0.8)
-        self.threshold("base", 0.5)
 
     @staticmethod
     def step(x, mem, *, beta, base, spike):
@@ -312,15 +304,10 @@ class Substeps(snn.Neuron):
         return mem, mem, slow
 
 
-class Functions(snn.Neuron):
+class Functions(Spiking):
     """PyTorch's functions of several operands, and as methods."""
 
     states = ("mem", "slow")
-
-    def __init__(self, num_neurons: int) -> None:
-        super().__init__(num_neurons)
-        self.decay("beta", 0.8)
-        self.threshold("base", 0.5)
 
     @staticmethod
     def step(x, mem, slow, *, beta, base, spike):

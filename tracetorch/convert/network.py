@@ -394,8 +394,9 @@ def _module_of(node: model_graph.Node) -> nn.Module:
         return nn.ReLU() if high is None else nn.Hardtanh(0.0, high)
     if name == "neg":
         return Scaled(-1.0)
-    if name in _SCALES and len(args) == 1 and isinstance(args[0], int | float) and not kwargs:
-        return Scaled(float(args[0]) ** _SCALES[name])
+    number = args[0] if name in _SCALES and len(args) == 1 and not kwargs else None
+    if isinstance(number, int | float) and (number or name.startswith("mul")):
+        return Scaled(float(number) ** _SCALES[name])
     if name == "mean":
         given = dict(zip(("dim", "keepdim"), args, strict=False)) | kwargs
         dims = given.get("dim")

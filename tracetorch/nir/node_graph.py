@@ -63,6 +63,11 @@ class Node:
         return self.kind in _SPIKING or self.settings.get("spikes", False)
 
     @property
+    def silent(self) -> bool:
+        """Whether it is a Scale by zero, which hands nothing on."""
+        return self.kind == "Scale" and not self.arrays["scale"].any()
+
+    @property
     def holds(self) -> bool:
         """Whether it holds a state, or spikes."""
         return self.kind in _HOLDING
@@ -111,12 +116,11 @@ def reached(roots: Iterable[str], edges: Iterable[Edge]) -> set[str]:
     return seen
 
 
-def driven(nodes: Mapping[str, Any], edges: Iterable[Edge]) -> set[str]:
+def driven(nodes: Mapping[str, Node | NodeGraph], edges: Iterable[Edge]) -> set[str]:
     """Return the nodes that an Input drives: others, behind a Scale by zero, give constants."""
-    kinds = {name: getattr(node, "kind", "") for name, node in nodes.items()}
-    scales = [name for name, kind in kinds.items() if kind == "Scale"]
-    silent = {name for name in scales if not nodes[name].arrays["scale"].any()}
-    inputs = [name for name, kind in kinds.items() if kind == "Input"]
+    plain = {name: node for name, node in nodes.items() if isinstance(node, Node)}
+    silent = {name for name, node in plain.items() if node.silent}
+    inputs = [name for name, node in plain.items() if node.kind == "Input"]
     return reached(inputs, [edge for edge in edges if edge[1] not in silent])
 
 

@@ -36,9 +36,9 @@ def from_nir(
     late follows from the nodes, in any order of edges: one into a node where the Inputs enter the
     cycle, out of what spikes or from behind it, in a cycle where nothing spikes out of what holds a
     state; then so in what is left of cycles. Where the Inputs enter at one place, it is what leads
-    back there; two neurons that both hear the Inputs, and each other, both hear a step late. What
-    stands between, a Linear with its bias say, is computed of the late spikes, and so of none too,
-    as in snnTorch's ``RLeaky``.
+    back there; two neurons that both hear the Inputs, and each other, both hear a step late. What a
+    Scale by zero makes a constant of enters no cycle. What stands between, a Linear with its bias
+    say, is computed of the late spikes, and so of none too, as in snnTorch's ``RLeaky``.
 
     Args:
         graph: a ``nir.NIRGraph``, or the path of a file.

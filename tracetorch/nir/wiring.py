@@ -43,6 +43,7 @@ class Wiring:
     # that is heard is computed of it anew, and so hands on also that there was none at first.
     plan: list[tuple[Value, list[Value]]] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)  # nodes whose outputs are kept for the next step
+    silent: set[str] = field(default_factory=set)  # those that drive what hears them by a constant
     shapes: dict[str, Shape] = field(default_factory=dict)  # of each node's output
 
     def input_shape(self, name: str) -> Shape:
@@ -76,6 +77,7 @@ def wire(graph: NodeGraph, clock: Clock) -> tuple[dict[str, Node], Wiring]:
     for start, end in edges:
         if end in needed:
             (wiring.late if (start, end) in late else wiring.now)[end].append(start)
+    wiring.silent.update(name for name, node in nodes.items() if node.silent)
     _plan(wiring, nodes, edges)
     return {name: nodes[name] for name in wiring.order}, wiring
 
@@ -172,12 +174,12 @@ def ordered(roots: Iterable[N], edges: Iterable[tuple[N, N]]) -> list[N]:
         stack = [] if root in seen else [(root, iter(following[root]))]
         seen.add(root)
         while stack:
-            end = next((each for each in stack[-1][1] if each not in seen), None)
-            if end is None:
+            unseen = next((each for each in stack[-1][1] if each not in seen), None)
+            if unseen is None:
                 left.append(stack.pop()[0])
             else:
-                seen.add(end)
-                stack.append((end, iter(following[end])))
+                seen.add(unseen)
+                stack.append((unseen, iter(following[unseen])))
     return left[::-1]
 
 

@@ -89,12 +89,6 @@ def to_nir(
     options = WriteOptions(Clock(dt, discretization), mode, allow_hard_reset)
     dictionary = _dictionary(_graph(model, sample, options))
     wiring = model_of(dictionary, options.clock, "zero").wiring  # by the very checks of a reader
-    if isinstance(model, NIRModel) and wiring.plan != model.wiring.plan:
-        raise ValueError(
-            "a Scale of the model was zero and is not, or is zero now: what it drives is a "
-            "constant or is none, and other edges of a cycle would be read as late. Keep it as it "
-            "was read."
-        )
     import nir
 
     written = nir.dict2NIRNode(dictionary)
