@@ -101,17 +101,11 @@ def onnx(model: nn.Module, path: str | os.PathLike[str], sample: Any) -> None:
 
 
 def _unify_clamps(program: ExportedProgram) -> None:
-    """Give clamps values and bounds of one type: ``torch.onnx`` fails at ints beside floats."""
+    """Give clamps of floats bounds of floats: ``torch.onnx`` fails at an int beside a float."""
     for node in program.graph.nodes:
-        made = node.meta.get("val")
-        if str(node.target).removeprefix("aten.") in _CLAMPS and made.dtype.is_floating_point:
-            value, *bounds = pytree.tree_map_only(int, float, node.args)
-            if value.meta["val"].dtype is not made.dtype:
-                with program.graph.inserting_before(node):
-                    copy = torch.ops.aten._to_copy.default
-                    value = program.graph.call_function(copy, (value,), {"dtype": made.dtype})
-                value.meta["val"] = made
-            node.args = (value, *bounds)
+        clamps = str(node.target).removeprefix("aten.") in _CLAMPS
+        if clamps and node.meta["val"].dtype.is_floating_point:
+            node.args = pytree.tree_map_only(int, float, node.args)
             node.kwargs = pytree.tree_map_only(int, float, node.kwargs)
 
 

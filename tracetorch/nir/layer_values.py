@@ -160,8 +160,8 @@ def restored(node: Node | NodeGraph, clock: Clock) -> Node | None:
     arrays = next(part.arrays for part in inside if part.arrays)
     shape = next(iter(arrays.values())).shape
     # a constant is made of spikes too
-    heard = driven(graph.nodes, graph.edges) or {""}
-    spikes = any(part.spikes for part in (graph.nodes[n] for n in heard) if isinstance(part, Node))
+    names = driven(graph.nodes, graph.edges) or {""}
+    spikes = any(part.spikes for part in (graph.nodes[n] for n in names) if isinstance(part, Node))
     layer = _made(description)
     return Node(LAYER, arrays, {"shape": shape, "layer": layer, "spikes": spikes})
 

@@ -5,8 +5,8 @@ node is late if it comes out of what spikes, or from behind it: if every way fro
 enter to its source crosses a node of the cycle that spikes. What is then left of cycles is treated
 alike, and one in which nothing spikes by the nodes that hold a state. So what is late follows from
 the nodes, and not from the order in which a file happens to have them: where the Inputs enter at
-one place it is what closes the loops, and two neurons that both hear the Inputs, and each other,
-do so a step late.
+one place it is what closes the loops, and two neurons that both get the Inputs, and each other's
+spikes, get these a step late.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ INPUT_ORDER = "inputs"  # the key in a graph's metadata under which our writer k
 class Wiring:
     """Hold what flows where in a flat graph, by the names of the nodes."""
 
-    order: list[str]  # of all nodes, each behind those that it hears in the same step
+    order: list[str]  # of all nodes, each behind those whose output it adds up in the same step
     inputs: list[str]  # in the order of the model's arguments
     outputs: list[str]
     # for each node, those whose output of this step it adds up, and of the step before
     now: Sources = field(default_factory=lambda: defaultdict(list))
     late: Sources = field(default_factory=lambda: defaultdict(list))
-    # What a step computes, and of what. What stands between a spike of the step before and where
-    # that is heard is computed of it anew, and so hands on also that there was none at first.
+    # What a step computes, and of what. What stands between a spike of the step before and the node
+    # that it goes to is computed of it anew, and so hands on also that there was none at first.
     plan: list[tuple[Value, list[Value]]] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)  # nodes whose outputs are kept for the next step
-    silent: set[str] = field(default_factory=set)  # those that drive what hears them by a constant
+    silent: set[str] = field(default_factory=set)  # Scales by zero, which make constants
     shapes: dict[str, Shape] = field(default_factory=dict)  # of each node's output
 
     def input_shape(self, name: str) -> Shape:
@@ -83,8 +83,8 @@ def wire(graph: NodeGraph, clock: Clock) -> tuple[dict[str, Node], Wiring]:
 
 
 def late_edges(nodes: Mapping[str, Node], edges: Collection[Edge]) -> set[Edge]:
-    """Return the edges over which what spiked in the step before is heard."""
-    heard = driven(nodes, edges)
+    """Return the edges that bring what spiked in the step before."""
+    variable = driven(nodes, edges)
     spiking = {name for name, node in nodes.items() if node.spikes}
     holding = {name for name, node in nodes.items() if node.holds}
     late: set[Edge] = set()
@@ -93,7 +93,7 @@ def late_edges(nodes: Mapping[str, Node], edges: Collection[Edge]) -> set[Edge]:
         cycle, left = pending.pop()
         entering = [(a, b) for a, b in left if b in cycle and a not in cycle]
         # a constant drives a node, and begins nothing
-        entries = {b for a, b in entering if a in heard} or {b for _, b in entering}
+        entries = {b for a, b in entering if a in variable} or {b for _, b in entering}
         inside = [(a, b) for a, b in left if a in cycle and b in cycle]
         for breaks in (spiking, holding):
             first = reached(entries, [(a, b) for a, b in inside if a not in breaks])
