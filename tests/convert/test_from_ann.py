@@ -557,7 +557,8 @@ class Forward(nn.Module):
 
     def __init__(self, function: Callable[[Any, Tensor], Any]) -> None:
         super().__init__()
-        self.layer, self.relu = nn.Linear(4, 4), nn.ReLU(inplace=True)
+        self.layer, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.relu = nn.ReLU(inplace=True)
         self.one = nn.Linear(4, 1)
         self.function = function
 
@@ -627,7 +628,38 @@ REFUSED: list[tuple[str, nn.Module, str]] = [
     ("several", Forward(lambda m, x: (x.relu(), x)), "must return one tensor"),
     ("branches", Forward(_branches), r"bool\(\) in the model's forward reads numb"),
     ("broadcast", Forward(_broadcasts), r"adds values of the shapes \[2, 4\] and \[2, 1\]"),
-    ("cat", Forward(lambda m, x: torch.cat([m.layer(x).relu(), x], 1)), r"cat\(\) in .* cannot be"),
+    (
+        "cat of samples",
+        Forward(lambda m, x: torch.cat([m.layer(x).relu(), x])),
+        r"cat\(\) in .* cann",
+    ),
+    (
+        "constant",
+        Forward(lambda m, x: torch.cat([x.relu(), torch.ones(2, 4)], 1)),
+        r"cat\(\) in .* c",
+    ),
+    (
+        "one minus",
+        Forward(lambda m, x: 1 - m.layer(x).relu()),
+        r"rsub\(\) in .* cannot be converted",
+    ),
+    (
+        "over zero",
+        Forward(lambda m, x: m.layer(x).relu() / 0),
+        r"div\(\) in .* cannot be converted",
+    ),
+    ("over", Forward(lambda m, x: 1 / m.layer(x).relu()), r"in .* cannot be converted"),
+    (
+        "from above",
+        Forward(lambda m, x: m.layer(x).clamp(max=0.5)),
+        "clips at 0.5 alone: clip at 0",
+    ),
+    ("both", Forward(lambda m, x: (y := x.clamp(max=0.5)).relu() + y), "clips at 0.5 alone"),
+    (
+        "below 0",
+        Forward(lambda m, x: m.layer(x).relu().clamp(max=-0.5)),
+        "must clip at 0, and at a",
+    ),
     ("batch mean", Forward(lambda m, x: x.mean(0, keepdim=True)), "the mean of all places"),
     ("halves", Forward(lambda m, x: m.layer(x).relu().view(-1, 2)), r"view\(\) in .* cannot be"),
     ("lazy", nn.Sequential(nn.LazyLinear(3), nn.ReLU()), r"0\.weight. has no values yet"),
@@ -646,6 +678,130 @@ def test_what_cannot_be_converted_is_named(model: nn.Module, message: str) -> No
     torch.manual_seed(0)
     with pytest.raises((TypeError, ValueError), match=message):
         from_ann(model, torch.randn(5, 4), 4)
+
+
+ARITHMETIC: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "a - b": lambda m, x: m.layer(x).relu() - m.other(x).relu(),
+    "a - input": lambda m, x: x - m.layer(x).relu(),
+    "relu of a - b": lambda m, x: m.other((m.layer(x).relu() - m.other(x).relu()).relu()),
+    "sub": lambda m, x: torch.sub(m.layer(x).relu(), m.other(x).relu(), alpha=2),
+    "subtract": lambda m, x: torch.subtract(m.layer(x).relu(), other=x),
+    "rsub": lambda m, x: torch.rsub(m.layer(x).relu(), x, alpha=0.5),
+    "sub_": lambda m, x: m.layer(x).relu_().sub_(x),
+    "add": lambda m, x: torch.add(m.layer(x).relu(), other=x, alpha=-3),
+    "sum": lambda m, x: sum([m.layer(x).relu(), m.other(x).relu(), x]),
+    "a - a": lambda m, x: (y := m.layer(x).relu()) - y,
+    "-a": lambda m, x: m.other(-m.layer(x).relu()).relu(),
+    "2 * a": lambda m, x: m.other(2 * m.layer(x).relu()).relu() * -0.5,
+    "a / 3": lambda m, x: m.other(m.layer(x).relu() / 3).relu().div(-4),
+    "cat": lambda m, x: torch.cat([m.layer(x).relu(), x], 1),
+    "cat, dim=-1": lambda m, x: torch.cat((m.layer(x).relu(), m.other(x).relu()), dim=-1),
+    "cat of one twice": lambda m, x: torch.concat(tensors=[y := m.layer(x).relu(), y], dim=1),
+    "cat of cats": lambda m, x: torch.cat(
+        [y := torch.cat([x.relu(), x], 1), y.relu(), x], 1
+    ).relu(),
+    "cat of differences": lambda m, x: torch.cat([m.layer(x).relu() - x, x - m.other(x).relu()], 1),
+}
+
+
+@pytest.mark.parametrize("name", ARITHMETIC)
+def test_sums_differences_and_cat_are_converted(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = Forward(ARITHMETIC[name]).eval(), torch.randn(32, 4)
+    wanted = model(x)
+    for steps, signed in ((16, False), (16, True), (1024, False)):
+        converted = from_ann(model, x, steps, percentile=100, signed=signed)
+        off, bound = (converted(x) - wanted).abs().max(), converted.report.layers[-1].bound
+        assert off <= bound + 1e-5
+    assert bound < 0.02
+    # what another batch gives is right too, where nothing is larger than on this one
+    assert (converted(x[::2] / 2) - model(x[::2] / 2)).abs().max() < 0.02
+    with torch.no_grad():
+        by_layer = tt.unroll(converted.model, x, steps=5, from_rest=True)
+        assert torch.equal(
+            by_layer, tt.unroll(converted.model, x, steps=5, by="step", from_rest=True)
+        )
+
+
+CLIPS: dict[str, Callable[[Any, Tensor, float], Tensor]] = {
+    "clamp": lambda m, x, c: m.layer(x).clamp(0, c),
+    "clamp by name": lambda m, x, c: torch.clamp(m.layer(x), max=c, min=0.0),
+    "clamp of tensors": lambda m, x, c: m.layer(x).clamp(torch.tensor(0.0), torch.tensor(c)),
+    "clip_": lambda m, x, c: torch.clip_(m.layer(x), 0.0, c),
+    "hardtanh": lambda m, x, c: F.hardtanh(m.layer(x), 0, c),
+    "hardtanh by name": lambda m, x, c: F.hardtanh(
+        m.layer(x), max_val=c, min_val=0.0, inplace=True
+    ),
+    "Hardtanh": lambda m, x, c: nn.Hardtanh(0, c)(m.layer(x)),
+    "relu, clamp": lambda m, x, c: m.layer(x).relu().clamp(max=c),
+    "ReLU, clamp_max": lambda m, x, c: m.relu(m.layer(x)).clamp_max(c),
+    "relu6, clamp": lambda m, x, c: F.relu6(m.layer(x)).clamp(max=c),
+    "clamp, relu": lambda m, x, c: m.layer(x).clamp(max=c).relu(),
+    "clamp_max, clamp_min": lambda m, x, c: m.layer(x).clamp_max(c).clamp_min(0),
+    "twice": lambda m, x, c: m.layer(x).clamp(0, 2 * c).clamp(max=c),
+    "relu, dropout, clamp": lambda m, x, c: F.dropout(m.layer(x).relu(), training=False).clamp(
+        max=c
+    ),
+}
+
+
+@pytest.mark.parametrize("clip", [1 / 3, 0.9, 1, 2.5, 1e-3])
+@pytest.mark.parametrize("name", CLIPS)
+def test_a_clip_in_every_form(name: str, clip: float) -> None:
+    torch.manual_seed(0)
+    model, x = (
+        Forward(lambda m, x: CLIPS[name](m, x, clip)).eval().requires_grad_(False),
+        4 * torch.randn(64, 4),
+    )
+    converted = from_ann(model, x, 256)
+    (layer, output) = converted.report.layers
+    assert layer.clip == pytest.approx(clip)
+    assert output.bound <= clip / 256
+    assert (converted(x) - model(x)).abs().max() <= output.bound + 1e-6 * clip
+    assert model(x).max() == pytest.approx(clip)
+    # for every input, since it has a clip of its own
+    assert (converted(9 * x) - model(9 * x)).abs().max() <= output.bound + 1e-6 * clip
+
+
+@pytest.mark.parametrize("name", ["relu, clamp", "ReLU, clamp_max", "relu, dropout, clamp"])
+def test_a_relu_that_is_used_before_it_is_clipped_stays(name: str) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.layer(x).relu()
+        z = F.dropout(y, training=False)
+        return torch.cat([z.clamp(max=0.5) if "dropout" in name else y.clamp(max=0.5), y], 1)
+
+    torch.manual_seed(0)
+    model, x = Forward(forward).eval(), 4 * torch.randn(64, 4)
+    converted = from_ann(model, x, 512, percentile=100)
+    assert (converted(x) - model(x)).abs().max() <= converted.report.layers[-1].bound + 1e-5 < 0.1
+    assert converted.report.layers[-1].mean < 0.01
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_cats_and_differences_are_equal_where_steps_suffice(seed: int) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(1, 2, 1)
+            self.last = nn.Conv2d(5, 3, 3)
+            self.relus = nn.ModuleList(QuantizedReLU(4, 1.0) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = self.relus[0](self.one(x)), self.relus[1](self.two(x))
+            y = self.relus[2](self.last(torch.cat([a - b, x, 0.5 * b - a], 1)))
+            return torch.cat([y.flatten(1), self.relus[3](a.flatten(1) - b.flatten(1))], -1)
+
+    torch.manual_seed(seed)
+    model, x = Net().double(), eighths(4, 1, 5, 5)
+    for parameter in (p for name, p in model.named_parameters() if "relus" not in name):
+        parameter.data = eighths(*parameter.shape)
+    quiet = from_ann(model, x, 4, signed=True).report.sufficient_quiet
+    assert quiet
+    converted = from_ann(model, x, 4, signed=True, quiet=quiet)
+    assert converted.report.is_exact
+    assert torch.equal(converted(x), model(x))
+    other = pickle.loads(pickle.dumps(converted))
+    assert torch.equal(other(x), model(x))
 
 
 @pytest.mark.parametrize("function", [_overwrites, _adds_in_place, _overwrites_by_two_names])

@@ -465,6 +465,60 @@ def test_tensors_are_cut(tmp_path: Path) -> None:
     assert bool((expected != 0).any(0).all())
 
 
+HEADER = """\
+#include "model.h"
+#include "model.h"
+extern int used;
+int used = sizeof(tt_stream) + TT_X_SIZE;
+"""
+STANDARDS = {
+    "gcc": ("c89", "c99", "c11", "c17"),
+    "clang": ("c89", "c99", "c11", "c17"),
+    "g++": ("c++11", "c++14", "c++17", "c++20"),
+    "clang++": ("c++11", "c++14", "c++17", "c++20"),
+}
+
+
+@pytest.mark.parametrize(
+    "compiler",
+    [
+        pytest.param(name, marks=pytest.mark.skipif(not shutil.which(name), reason=f"no {name}"))
+        for name in STANDARDS
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "int"])
+def test_a_header_for_c_and_cpp(dtype: Any, compiler: str, tmp_path: Path) -> None:
+    """In every standard, with every warning an error, and linked from C++ with ``model.c`` of C."""
+    torch.manual_seed(0)
+    if dtype == "int":
+        first = integers.Linear(5, 7, weight_bits=4)
+        first.weight.copy_(torch.randint(-8, 8, (7, 5)))
+        second = integers.LeakyIntegrator(7, beta=230, pos_threshold=20)
+        model, x = nn.Sequential(first, second), integer_input(20, 1, 5)
+    else:
+        model, x = nn.Sequential(nn.Linear(5, 7), snn.SRLIF(7), tt.neurons.EIF(7)), spikes(20, 1, 5)
+    tt.export.c(model, tmp_path, x, dtype=dtype)
+    (tmp_path / "header.c").write_text(HEADER)
+    strict = ("-Wall", "-Wextra", "-Wpedantic", "-Werror", "-ffp-contract=off")
+    cpp = compiler.endswith("+")
+    language = ("-x", "c++") if cpp else ()
+    for standard in STANDARDS[compiler]:
+        flags = [compiler, f"-std={standard}", *strict, *language]
+        checked([*flags, "-c", "header.c", "-o", "header.o"], tmp_path)
+        if standard != "c89":  # the source is of C99, and of C++
+            checked([*flags, "-c", "model.c", "-o", "model.o"], tmp_path)
+    printed_before = printed(tmp_path)
+    if cpp:
+        checked(
+            [compiler, "-std=c++11", *strict, *language, "-c", "main.c", "-o", "main.o"], tmp_path
+        )
+        checked(["cc", *STRICT, "-c", "model.c", "-o", "model.o"], tmp_path)
+        checked([compiler, "main.o", "model.o", "-o", "main", "-lm"], tmp_path)
+        assert [
+            [float(n) for n in r.split()] for r in checked(["./main"], tmp_path).splitlines()
+        ] == printed_before
+
+
 def test_several_inputs_and_outputs(tmp_path: Path) -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
@@ -704,14 +758,24 @@ def test_a_border_is_left_to_the_caller(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "x", "message"),
     [
-        (nn.Linear(5, 5), integer_input(5, 1, 5), "has weights that are no integers"),
+        (
+            nn.Sequential(nn.Linear(5, 5), snn.LIF(5)),
+            torch.rand(5, 1, 5),
+            r"^Sequential is a network of floats. Quantise it first, with tt\.quantize\.prepare .* "
+            r"the sample's x holds what is no integer",
+        ),
+        (
+            nn.Linear(5, 5),
+            integer_input(5, 1, 5),
+            "^Linear is a network of floats.*has weights that are no integers",
+        ),
         (snn.LIF(5), integer_input(5, 1, 5), r"\(LIF\) is not exact in integers: .*rounded"),
         (
             snn.LIF(5, pos_threshold=torch.linspace(1e-5, 2e-5, 5)),
             integer_input(5, 1, 5),
             "has the constant 1e-05, which is no integer",
         ),
-        (Integer(5), torch.rand(5, 1, 5), "the sample's x holds what is no integer"),
+        (Integer(5), torch.rand(5, 1, 5), "^the sample's x holds what is no integer"),
         (
             nn.Sequential(nn.Unflatten(1, (1, 5)), nn.AvgPool1d(5)),
             integer_input(5, 1, 5),
@@ -720,7 +784,7 @@ def test_a_border_is_left_to_the_caller(tmp_path: Path) -> None:
         (nn.Tanh(), integer_input(5, 1, 5), "tanh"),
         (Integer(5, state_bits=24), integer_input(5, 1, 5) * 10**6, "is not exact in integers"),
     ],
-    ids=["weights", "decay", "decays", "sample", "average", "function", "range"],
+    ids=["floats", "weights", "decay", "decays", "sample", "average", "function", "range"],
 )
 def test_what_is_no_integer_is_refused(
     model: nn.Module, x: Tensor, message: str, tmp_path: Path

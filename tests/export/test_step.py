@@ -228,6 +228,39 @@ def test_models_that_cannot_be_exact_are_refused_and_unchanged(fault: str, messa
     assert model.seen == []
 
 
+class AddsLast(snn.TTModule):
+    """Keeps its last output in an attribute, and adds it to the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.last = layer("LIF", 3), []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = [sum([self.cell(x), *self.last])]
+        return self.last[0]
+
+
+@pytest.mark.parametrize("export", [tt.export.step, tt.export.sequence])
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_an_output_that_is_kept_of_another_batch_is_named(export: Any, batch: int) -> None:
+    model = AddsLast()
+    sample = torch.rand(2, 3) if export is tt.export.step else torch.rand(4, 2, 3)
+    fails = r"AddsLast fails on another batch: .* It holds 'last\[0\]' of shape \[\d, 3\], beside"
+    model(torch.rand(batch, 3))
+    for _ in range(2):  # and leaves it as it was
+        with pytest.raises(ValueError, match=rf"{fails}|one step changes 'last\[0\]'") as error:
+            export(model, sample)
+        assert ("one step" in str(error.value)) == (batch == 1)
+        assert len(model.last[0]) == batch
+    with pytest.raises(ValueError, match=r"one step changes 'last\[0\]'"):
+        export(AddsLast(), sample)
+
+
+def test_a_shape_that_does_not_fit_is_pytorchs_own_error() -> None:
+    with pytest.raises(RuntimeError, match="same reduction dim"):
+        tt.export.step(nn.Linear(3, 3), torch.rand(2, 4))
+
+
 class InPlace(snn.Neuron):
     """Writes into its state, which belongs to the caller in an exported program."""
 

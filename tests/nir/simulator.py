@@ -8,7 +8,8 @@ Pedersen et al. 2024, Table 1, of a step ``dt`` by forward Euler:
     Scale    s x        Threshold   x > threshold       Delay   x(t - delay)
 
 What the paper leaves open is as ``from_nir`` documents it: a membrane starts at rest, a synapse
-moves before its membrane, an edge that closes a cycle is one step late and zero at first.
+moves before its membrane, and what leads back into the beginning of a cycle brings what spiked (or,
+where nothing spikes, what was held) in the step before, none at first, through what is between.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ class Simulator:
         self.dt, self.reset = dt, reset
         self.inputs = sorted(n for n in graph.nodes if isinstance(graph.nodes[n], nir.Input))
         self.outputs = sorted(n for n in graph.nodes if isinstance(graph.nodes[n], nir.Output))
+        self.driven = self._from([n for n in self.nodes if self._is(n, "Input")], self.edges, True)
         self.late: set[tuple[str, str]] = set()
-        seen: set[str] = set()
-        for name in sorted(self.inputs, key=self._first_edge):
-            self._walk(name, [], seen)
+        self._break(set(self.nodes))
+        self.after = {
+            n: self._from([b for a, b in self.edges if a == n], self.edges) for n in self.nodes
+        }
+        self.needed = self._from(self.outputs, [(b, a) for a, b in self.edges])
         self.state: dict[tuple[str, str], Any] = {}
         self.before: dict[str, np.ndarray] = {}
         self.past: dict[str, list[np.ndarray]] = {}
-
-    def _first_edge(self, name: str) -> int:
-        return next((i for i, e in enumerate(self.edges) if e[0] == name), len(self.edges))
 
     def _add(self, graph: nir.NIRGraph, prefix: str) -> None:
         ends = {}
@@ -53,32 +54,75 @@ class Simulator:
                 ends[name] = (prefix + name, prefix + name)
         self.edges += [(ends[a][1], ends[b][0]) for a, b in graph.edges]
 
-    def _walk(self, name: str, above: list[str], seen: set[str]) -> None:
-        if name in seen:
-            return
-        seen.add(name)
-        for start, end in self.edges:
-            if start == name:
-                if end in [*above, name]:
-                    self.late.add((start, end))
-                else:
-                    self._walk(end, [*above, name], seen)
+    def _is(self, name: str, *kinds: str) -> bool:
+        return type(self.nodes[name]).__name__ in kinds
+
+    def _spikes(self, name: str) -> bool:
+        return self._is(name, "LIF", "IF", "CubaLIF", "Threshold")
+
+    def _holds(self, name: str) -> bool:
+        return self._spikes(name) or self._is(name, "LI", "I", "CubaLI", "Delay")
+
+    def _from(self, roots: Any, edges: Any, around_zero: bool = False) -> set[str]:
+        seen = set(roots)
+        while new := {b for a, b in edges if a in seen} - seen:
+            if around_zero:
+                new = {n for n in new if not self._is(n, "Scale") or self.nodes[n].scale.any()}
+                if not new:
+                    break
+            seen |= new
+        return seen
+
+    def _break(self, among: set[str]) -> None:
+        """Find what leads back in each cycle of some nodes, and in what is left of it."""
+        now = [e for e in self.edges if e not in self.late]
+        inner = [(a, b) for a, b in now if a in among and b in among]
+        after = {n: self._from([b for a, b in inner if a == n], inner) for n in among}
+        for name in sorted(among):
+            cycle = {other for other in after[name] if name in after[other]}
+            if name != min(cycle, default=""):
+                continue
+            entering = [(a, b) for a, b in now if b in cycle and a not in cycle]
+            begins = {b for a, b in entering if a in self.driven} or {b for _, b in entering}
+            for stops in (self._spikes, self._holds):
+                passing = [(a, b) for a, b in inner if a in cycle and not stops(a)]
+                first = {name for name in self._from(begins, passing) if not stops(name)}
+                back = {(a, b) for a, b in inner if b in begins and a in cycle - first}
+                if back:
+                    self.late |= back
+                    self._break(cycle)
+                    break
 
     def step(self, *given: np.ndarray) -> dict[str, np.ndarray]:
+        if not self.before:  # shapes alone, of what was silent
+            state, past = dict(self.state), {name: list(each) for name, each in self.past.items()}
+            now = [edge for edge in self.edges if edge not in self.late]
+            shapes = self._values(given, now)
+            self.before = {name: np.zeros_like(each, float) for name, each in shapes.items()}
+            self.state, self.past = state, past
+        self.before = self._values(given, self.edges)
+        return {name: self.before[name] for name in self.outputs}
+
+    def _values(self, given: Any, edges: list[tuple[str, str]]) -> dict[str, np.ndarray]:
         values = dict(zip(self.inputs, given, strict=True))
-        now = [e for e in self.edges if e not in self.late]
-        while len(values) < len(self.nodes):
-            for name, node in self.nodes.items():
-                sources = [a for a, b in now if b == name]
-                if name in values or not all(a in values for a in sources):
-                    continue
-                x = sum(values[a] for a in sources)
-                for a, b in self.late:
-                    if b == name and a in self.before:
-                        x = x + self.before[a]
-                values[name] = self._compute(name, node, x)
-        self.before = values
-        return {name: values[name] for name in self.outputs}
+
+        def value(name: str, before: bool) -> Any:
+            if before and self._holds(name):
+                return self.before[name]
+            if before or name not in values:
+                sources = sorted(a for a, b in edges if b == name)
+                # what comes from outside of a cycle is a constant
+                same = {a for a in self.after[name] if before and name in self.after[a]}
+                x = sum(value(a, a in same or (a, name) in self.late) for a in sources)
+                made = self._compute(name, self.nodes[name], x)
+                if before:
+                    return made
+                values[name] = made
+            return values[name]
+
+        for name in self.needed:
+            value(name, False)
+        return values
 
     def run(self, x: np.ndarray) -> np.ndarray:
         """``x`` [T, ...] through a graph with one Input and one Output."""

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests import cases
 from tests.nir.cases import DT, double, run, simulated, through_file, unsigned
+from tests.nir.simulator import Simulator
 from tracetorch import neurons, snn
 from tracetorch.models import IF
-from tracetorch.nir.wiring import depth_first
 
 EXACT = ("ALIF", "AlphaLIF", "MultiLevelLIF", "TCLIF")
 REFUSED = {
@@ -207,15 +207,24 @@ def test_a_graph_of_nodes_is_not_compact() -> None:
 # A user's own
 
 
-class Own(snn.Neuron):
+class Spiking(snn.Neuron):
+    """A decay and a threshold, for the steps below."""
+
+    states = ("mem",)
+
+    def __init__(self, num_neurons: int, dim: int = -1) -> None:
+        super().__init__(num_neurons, dim)
+        self.decay("beta", 0.8)
+        self.threshold("base", 0.75)
+
+
+class Own(Spiking):
     """The adaptive neuron of the documentation, with a drive and a reset to a value."""
 
     states = ("mem", "fatigue")
 
-    def __init__(self, num_neurons: int, dim: int = -1) -> None:
-        super().__init__(num_neurons, dim)
-        self.decay("beta", 0.9)
-        self.threshold("base", 1.0)
+    def __init__(self, num_neurons: int) -> None:
+        super().__init__(num_neurons)
         self.option("drive", 0.05)
 
     @staticmethod
@@ -239,15 +248,10 @@ class Swapped(snn.Neuron):
         return first.clone(), second + 0.25, gain * x
 
 
-class Recomputed(snn.Neuron):
+class Recomputed(Spiking):
     """A membrane that is computed twice, and a spike of the step before in a threshold."""
 
     states = ("one", "spike_before")  # names that nodes would have
-
-    def __init__(self, num_neurons: int) -> None:
-        super().__init__(num_neurons)
-        self.decay("beta", 0.8)
-        self.threshold("base", 1.0)
 
     @staticmethod
     def step(x, one, spike_before, *, beta, base, spike):
@@ -256,21 +260,35 @@ class Recomputed(snn.Neuron):
         return fired + 0.5 * spike_before, after, fired
 
 
-class Twin(snn.Neuron):
+class Twin(Spiking):
     """Two membranes beside each other, both reset by the one spike that they make."""
 
     states = ("left", "right")
-
-    def __init__(self, num_neurons: int) -> None:
-        super().__init__(num_neurons)
-        self.decay("beta", 0.8)
-        self.threshold("base", 1.0)
 
     @staticmethod
     def step(x, left, right, *, beta, base, spike):
         left, right = beta * left + x, 0.5 * right + x
         fired = spike(left + right - base)
         return fired, left - base * fired, right - base * fired
+
+
+class Before(Spiking):
+    """A membrane from which a spike of its own value before is subtracted."""
+
+    @staticmethod
+    def step(x, mem, *, beta, base, spike):
+        fired = spike(mem - base)
+        return fired, beta * mem + x - base * fired
+
+
+class Staged(Before):
+    """Two spikes in a step, the second of which hears the first, and both the input."""
+
+    @staticmethod
+    def step(x, mem, *, beta, base, spike):
+        one = spike(mem + x - base)
+        two = spike(mem + x + one - 2 * base)
+        return two, beta * mem + x - base * two
 
 
 class Substeps(snn.Neuron):
@@ -286,15 +304,10 @@ class Substeps(snn.Neuron):
         return mem, mem, slow
 
 
-class Functions(snn.Neuron):
+class Functions(Spiking):
     """PyTorch's functions of several operands, and as methods."""
 
     states = ("mem", "slow")
-
-    def __init__(self, num_neurons: int) -> None:
-        super().__init__(num_neurons)
-        self.decay("beta", 0.8)
-        self.threshold("base", 0.5)
 
     @staticmethod
     def step(x, mem, slow, *, beta, base, spike):
@@ -363,7 +376,7 @@ def with_gain(num_neurons: int) -> snn.Neuron:
 @pytest.mark.parametrize(
     "kind",
     [
-        *(Own, Swapped, Recomputed, Substeps, Functions, Doubled, with_own_step),
+        *(Own, Swapped, Recomputed, Twin, Before, Substeps, Functions, Doubled, with_own_step),
         *(Gained, WithSynapse, WithoutThreshold, LIF, with_gain),
     ],
 )
@@ -416,7 +429,10 @@ def inverse(x: Any, mem: Any) -> Any:
 @pytest.mark.parametrize(
     ("layer", "why"),
     [
-        (Twin(3), "has states that lead to each other in more than one cycle"),
+        (
+            Staged(3),
+            "has spikes that lead to each other within a step, of which a reader of NIR could",
+        ),
         (made_of(growing), r"keeps 1\.5 times 'mem' in a step; a node of NIR keeps a part of its"),
         (made_of(stacked), "computes stack of x and 'mem'"),
         (made_of(indexed), "has a step that no symbols can follow: .*subscriptable"),
@@ -443,7 +459,7 @@ def test_a_start_from_another_value_and_other_spikes_are_refused() -> None:
 
 def test_the_edges_that_are_late_are_those_that_close_cycles() -> None:
     found = tt.nir.to_nir(neurons.TCLIF(2), (2,)).nodes["0"]
-    late = depth_first(["input"], found.edges)[1]
+    late = Simulator(found, DT).late
     ends = {end for _, end in late}
     assert ends == {"dendrite", "soma"}
     assert len(late) == 3

@@ -271,7 +271,15 @@ def test_we_read_snntorch(tmp_path: Path) -> None:
             **how,
         )
 
-    for make in (leaky, synaptic):
+    def recurrent(count: int) -> nn.Module:
+        return snntorch.RLeaky(
+            beta=values(count, 0.5, 0.9),
+            threshold=values(count, 0.3, 0.6),
+            linear_features=count,
+            **how,
+        )
+
+    for make in (leaky, synaptic, recurrent):
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(6, 16), make(16), nn.Linear(16, 5), make(5))
         x = 2 * sequence(STEPS, 4, 6, dtype=torch.float32)

@@ -55,6 +55,19 @@ class Residual(snn.TTModule):
         return self.readout(torch.add(y, y)) + y
 
 
+class Calls(nn.Module):
+    """A linear layer, and whatever a test wants to do with what it gives."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.linear, self.lif, self.function = nn.Linear(3, 3), snn.LIF(3), function
+        self.drop, self.norm, self.narrow = nn.Dropout(), nn.BatchNorm1d(3), nn.Linear(3, 1)
+        self.weight = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, self.linear(x))
+
+
 def normalised(net: nn.Module) -> nn.Module:
     """With statistics as after training, and no longer training."""
     generator = torch.Generator().manual_seed(0)
@@ -120,7 +133,7 @@ def test_modules_of_pytorch(module: nn.Module, shape: tuple[int, ...], kind: str
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_recurrence_through_a_module(bias: bool) -> None:
-    """Its bias acts at the first step, where an edge that closes a cycle brings zero."""
+    """Its bias acts at the first step, where no spike has been."""
     torch.manual_seed(0)
     for made, shape in (
         (snn.Recurrent(layer("SLIF", 3, pos_threshold=0.3), nn.Linear(3, 3, bias=bias)), (3,)),
@@ -151,29 +164,13 @@ def test_batch_norm_after_a_linear_layer_is_folded() -> None:
 
 
 def test_batch_norm_is_not_folded_where_others_listen() -> None:
-    class Fork(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear, self.norm = nn.Linear(3, 2), nn.BatchNorm1d(2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.linear(x)
-            return y + self.norm(y)
-
-    made = agrees(normalised(Fork()), (3,), steps=2)
-    assert sorted(made.nodes) == ["input", "linear", "norm", "output"]
+    net = normalised(Calls(lambda m, y: y + m.norm(y)))
+    assert sorted(agrees(net, (3,), steps=2).nodes) == ["input", "linear", "norm", "output"]
 
 
 def test_a_module_without_memory_may_be_called_twice() -> None:
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(3, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.linear(self.linear(x))
-
-    assert sorted(agrees(Twice(), (3,), steps=2).nodes) == ["input", "linear", "linear_1", "output"]
+    made = agrees(Calls(lambda m, y: m.linear(y)), (3,), steps=2)
+    assert sorted(made.nodes) == ["input", "linear", "linear_1", "output"]
 
 
 def test_several_inputs_and_outputs() -> None:
@@ -283,19 +280,6 @@ def test_subtraction_that_a_node_cannot_say() -> None:
 # What has no counterpart
 
 
-class Calls(nn.Module):
-    """A linear layer, and whatever a test wants to do with what it gives."""
-
-    def __init__(self, function: Any) -> None:
-        super().__init__()
-        self.linear, self.lif, self.function = nn.Linear(3, 3), snn.LIF(3), function
-        self.drop = nn.Dropout()
-        self.weight = nn.Parameter(torch.ones(3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self, self.linear(x))
-
-
 def alias(y: Tensor, again: Tensor, x: Tensor) -> Tensor:
     """A sum in place, seen under the other name too."""
     again += x
@@ -392,6 +376,11 @@ REFUSED: tuple[tuple[nn.Module, tuple[int, ...], str], ...] = (
     (Calls(lambda m, y: y + m.weight), (3,), "is given 'weight' by itself"),
     (Calls(lambda m, y: torch.relu(y)), (3,), r"relu\(\) in the model's forward"),
     (Calls(lambda m, y: y.view(-1, 3)), (3,), r"view\(\) in the model's forward"),
+    (
+        Calls(lambda m, y: y + m.narrow(y)),
+        (3,),
+        "'output' .Output.: it adds up inputs of the shapes",
+    ),
     (Calls(lambda m, y: y + y[:, :1]), (3,), r"getitem\(\) in the model's forward"),
     (Calls(lambda m, y: m.lif(m.lif(y))), (3,), "lif .LIF. is called twice in one step"),
     (snn.LIF(1, dim=0), (3,), "has its neurons at dim=0, which must not be the batch's"),
@@ -437,19 +426,6 @@ def test_too_few_inputs() -> None:
         tt.nir.to_nir(Two(), (3,))
 
 
-def test_a_sum_that_broadcasts() -> None:
-    class Broadcasts(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.wide, self.narrow = nn.Linear(3, 3), nn.Linear(3, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.wide(x) + self.narrow(x)
-
-    with pytest.raises(ValueError, match=r"'output' .Output.: it adds up inputs of the shapes"):
-        tt.nir.to_nir(Broadcasts(), (3,))
-
-
 def test_a_forward_that_writes_into_its_sample() -> None:
     class Writes(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -466,9 +442,10 @@ def test_a_forward_that_writes_into_its_sample() -> None:
         lambda m, y: (y.add_(m.lif(y)), y)[1],
         lambda m, y: alias(y, y, m.lif(y)),
         lambda m, y: alias(y, m.lif(y), m.linear(y)),
+        lambda m, y: sum([y, m.lif(y), m.linear(y)]),
     ],
 )
-def test_a_sum_in_place_is_read_as_it_is_computed(forward: Any) -> None:
+def test_a_sum_in_place_or_of_a_list_is_read_as_it_is_computed(forward: Any) -> None:
     agrees(double(Calls(forward)), (3,))
 
 
@@ -528,19 +505,28 @@ def test_not_a_number() -> None:
         tt.nir.to_nir(net, (3,))
 
 
-def test_wrong_arguments() -> None:
-    net = nn.Linear(3, 2)
-    with pytest.raises(TypeError, match=r"expected an nn.Module, got int"):
-        tt.nir.to_nir(3, (3,))  # type: ignore[arg-type]
-    for sample in ("3", 3, (), (0,), (1.5,), None):
-        with pytest.raises(TypeError, match=r"sample must be a tensor .B, ...., a tuple of them"):
-            tt.nir.to_nir(net, sample)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"mode must be 'exact' or 'compact', got 'small'"):
-        tt.nir.to_nir(net, (3,), mode="small")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"allow_hard_reset must be True or False, got 1"):
-        tt.nir.to_nir(net, (3,), allow_hard_reset=1)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"has shape .4.; a sample needs a dimension behind"):
-        tt.nir.to_nir(nn.Identity(), torch.ones(4))
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda net: tt.nir.to_nir(3, (3,)), r"expected an nn.Module, got int"),  # type: ignore[arg-type]
+        *(
+            (
+                lambda net, x=x: tt.nir.to_nir(net, x),
+                r"sample must be a tensor .B, ...., a tuple of",
+            )
+            for x in ("3", 3, (), (0,), (1.5,), None)
+        ),
+        (lambda net: tt.nir.to_nir(net, (3,), mode="small"), "'exact' or 'compact', got 'small'"),  # type: ignore[arg-type]
+        (lambda net: tt.nir.to_nir(net, (3,), allow_hard_reset=1), "must be True or False, got 1"),  # type: ignore[arg-type]
+        (
+            lambda net: tt.nir.to_nir(nn.Identity(), torch.ones(4)),
+            "a sample needs a dimension behind",
+        ),
+    ],
+)
+def test_wrong_arguments(call: Any, error: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=error):
+        call(nn.Linear(3, 2))
 
 
 # Files

@@ -48,6 +48,10 @@ def calls(graph: ModelGraph) -> list[tuple[str, list[str]]]:
 
 READ: dict[str, tuple[Callable[[Any, Tensor], Any], list[tuple[str, list[str]]]]] = {
     "shortcut": (lambda m, y: m.lif(y) + y, [("lif", ["linear"]), ("add", ["lif", "linear"])]),
+    "sum": (
+        lambda m, y: sum([y, m.lif(y)]),
+        [("lif", ["linear"]), ("add", ["linear", "lif"])],
+    ),
     "in place": (
         lambda m, y: alias(y, y, m.lif(y)),
         [("lif", ["linear"]), ("add", ["linear", "lif"]), ("add_1", ["add", "add"])],

@@ -9,14 +9,14 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from tracetorch.convert.integrate_and_fire import Change, IntegrateAndFire, RunningSum, TimedBias
-from tracetorch.convert.network import PRODUCTS, Network, Node
+from tracetorch.convert.network import PRODUCTS, Cat, Network, Node
 from tracetorch.convert.thresholds import Rule, Rules, Times
 from tracetorch.snn.model_graph import unused
 from tracetorch.snn.module import TTModule
 
 
 class Wired(TTModule):
-    """Modules, each given the sum of some values before it.
+    """Modules, each given the sum of some values before it, or if it joins them all of them.
 
     Args:
         wiring: for each value behind the input the name of what computes it, empty for a sum
@@ -45,9 +45,13 @@ class Wired(TTModule):
         """Run one time step."""
         values = [x]
         for name, places in self.wiring:
-            total = values[places[0]]
-            for place in places[1:]:
-                total = total + values[place]
+            given = [values[place] for place in places]
+            if name and isinstance(self.parts[name], Cat):
+                values.append(self.parts[name](*given))
+                continue
+            total, *others = given
+            for other in others:
+                total = total + other
             values.append(self.parts[name](total) if name else total)
         return values[self.output]
 

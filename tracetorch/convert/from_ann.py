@@ -105,10 +105,11 @@ def from_ann(
     that lies within rounding of the border of two levels may get the other one.
 
     Args:
-        model: modules whose ``forward`` adds and calls them: ``nn.Linear``, convolutions, batch
-            norms (folded, as they are in evaluation), ReLU, ReLU6, ``Hardtanh(0, c)``, ``clamp``,
-            :class:`QuantizedReLU`, average pools, maximum pools (of sums over time), ``Flatten``;
-            dropout is left out. All else is refused by name. Nothing of it changes.
+        model: modules whose ``forward`` calls them, adds, subtracts, joins by ``cat``, and
+            multiplies by numbers: ``nn.Linear``, convolutions, batch norms (folded, as they are in
+            evaluation), ReLU, ReLU6, ``Hardtanh(0, c)``, ``clamp``, :class:`QuantizedReLU`, average
+            pools, maximum pools (of sums over time), ``Flatten``; dropout is left out. All else is
+            refused by name. Nothing of it changes.
         batch: inputs ``[B, ...]`` as they will come: thresholds are found, and rates compared, on
             it. In float32 or float64, as the model.
         steps: time steps in which the input is there; at least 1.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
@@ -25,6 +26,8 @@ Activations: TypeAlias = Mapping[
     type[Any], Callable[[Any], tuple[float | Tensor | None, int | None]]
 ]
 
+Kind: TypeAlias = Literal["input", "linear", "max", "cat", "sum", "activation"]
+
 PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _AVERAGES = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 _LINEAR = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, *_AVERAGES)
@@ -38,9 +41,13 @@ _NOTHING = (
 )
 _ALLOWED = (
     "Linear, Conv1d, Conv2d, Conv3d, batch norms, ReLU, ReLU6, Hardtanh(0, c), clamp(0, c), "
-    "convert.QuantizedReLU, average and maximum pools, Flatten, Dropout, Identity, and sums; a "
-    "ReLU of your own is declared by activations="
+    "convert.QuantizedReLU, average and maximum pools, Flatten, Dropout, Identity, cat, sums, "
+    "differences, and products with numbers; a ReLU of your own is declared by activations="
 )
+# what is taken of the first value and of the other, of which alpha times
+_SUMS = {"add": (1, 1), "sub": (1, -1), "subtract": (1, -1), "rsub": (-1, 1)}
+_SCALES = {"mul": 1, "multiply": 1, "div": -1, "divide": -1, "true_divide": -1}
+_CATS = ("cat", "concat", "concatenate")
 # shares of a level above its lower end at which an activation is compared: not at the ends
 _PLACES = (0.05, 0.45, 0.55, 0.95)
 
@@ -65,7 +72,7 @@ class Node:
     Args:
         name: in the user's model, for messages and reports.
         kind: ``"input"``; ``"linear"``, a product or a pool that is linear; ``"max"``, a pool;
-            ``"sum"``; or ``"activation"``.
+            ``"cat"``; ``"sum"``; or ``"activation"``.
         inputs: places of the values it is computed from.
         shape: of the value, of a batch.
         module: what computes it; of an input and a sum ``None``.
@@ -73,7 +80,7 @@ class Node:
     """
 
     name: str
-    kind: Literal["input", "linear", "max", "sum", "activation"]
+    kind: Kind
     inputs: tuple[int, ...]
     shape: torch.Size
     module: nn.Module | None = None
@@ -120,11 +127,43 @@ class Network:
         return values[self.output]
 
 
+class Scaled(nn.Module):
+    """Product with a number."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the product."""
+        return x * self.factor
+
+    def extra_repr(self) -> str:
+        """Return the number."""
+        return f"{self.factor:g}"
+
+
+class Cat(nn.Module):
+    """Values behind each other in a dimension."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        """Return all as one."""
+        return torch.cat(parts, self.dim)
+
+    def extra_repr(self) -> str:
+        """Return the dimension."""
+        return f"dim={self.dim}"
+
+
 def ann(node: Node, inputs: list[Tensor]) -> Tensor:
     """Compute a node as the model does."""
-    # a copy, for an activation may write in place
-    x = inputs[0].clone() if node.kind == "activation" else inputs[0]
-    return cast(Tensor, cast(nn.Module, node.module)(x))
+    # copies, for an activation may write in place
+    given = [x.clone() for x in inputs] if node.kind == "activation" else inputs
+    return cast(Tensor, cast(nn.Module, node.module)(*given))
 
 
 def read_network(model: nn.Module, batch: Tensor, activations: Activations) -> Network:
@@ -182,14 +221,18 @@ class _Reader:
         self.graph, self.activations = graph, activations
         self.nodes: list[Node] = []
         self.places: dict[Any, int] = {}
+        # clips of values that ReLUs take: of min(x, c), for min(relu(x), c) is relu(min(x, c))
+        self.caps: dict[Any, float] = {}
 
     def read(self) -> Network:
         """Return the network."""
         for node in self.graph.nodes:
             if node in self.graph.inputs:
                 self.places[node] = self.add(node, "input", ())
-            elif node.operation in ("add", "add_"):
+            elif node.operation.rstrip("_") in _SUMS:
                 self.places[node] = self.add_up(node)
+            elif node.operation in _CATS:
+                self.places[node] = self.concatenate(node)
             else:
                 self.places[node] = self.call(node)
         if not isinstance(self.graph.output, model_graph.Node):
@@ -199,7 +242,7 @@ class _Reader:
     def add(
         self,
         node: model_graph.Node,
-        kind: Literal["input", "linear", "max", "sum", "activation"],
+        kind: Kind,
         inputs: tuple[int, ...],
         module: nn.Module | None = None,
         activation: Activation | None = None,
@@ -210,8 +253,10 @@ class _Reader:
         return len(self.nodes) - 1
 
     def add_up(self, node: model_graph.Node) -> int:
-        """Add a sum of two values."""
-        if node.inputs != list(node.args) or len(node.args) != 2 or node.kwargs:
+        """Add a sum of two values, or a difference."""
+        given = dict(zip(("input", "other", "alpha"), node.args, strict=False)) | node.kwargs
+        values, alpha = [given.pop("input", None), given.pop("other", None)], given.pop("alpha", 1)
+        if node.inputs != values or given:
             raise _refused(node.place)
         one, other = (each.shape for each in node.inputs)
         if one is None or one != other:
@@ -219,15 +264,56 @@ class _Reader:
                 f"{node.place} adds values of the shapes {list(one or ())} and "
                 f"{list(other or ())}; give both one shape."
             )
-        return self.add(node, "sum", tuple(self.places[each] for each in node.inputs))
+        name = node.operation.rstrip("_")
+        factors = [float(factor) for factor in _SUMS[name]]
+        factors[name != "rsub"] *= alpha
+        places = [self.places[each] for each in values]
+        scaled = [
+            place if factor == 1 else self.add(node, "linear", (place,), Scaled(factor))
+            for place, factor in zip(places, factors, strict=True)
+        ]
+        return self.add(node, "sum", tuple(scaled))
+
+    def concatenate(self, node: model_graph.Node) -> int:
+        """Add values behind each other in a dimension."""
+        given = dict(zip(("tensors", "dim"), node.args, strict=False)) | node.kwargs
+        dim = given.pop("dim", 0) % len(node.shape or (1,))
+        if node.inputs != list(given.pop("tensors", ())) or given or not dim:
+            raise _refused(node.place)
+        return self.add(node, "cat", tuple(self.places[each] for each in node.inputs), Cat(dim))
+
+    def cap(self, node: model_graph.Node, source: model_graph.Node, high: float) -> int:
+        """Clip a value from above: the ReLU that it comes from, or those that take it."""
+        place = self.places[source]
+        before, users = self.nodes[place], self.graph.users[node]
+        if before.activation is not None and before.activation.levels is None:
+            clip = min(high, before.activation.clip or math.inf)
+            relu = nn.Hardtanh(0.0, clip)
+            alone = list(self.places.values()).count(place) == 1 and self.graph.output is not source
+            if not alone or self.graph.users[source] != [node]:
+                return self.add(node, "activation", before.inputs, relu, Activation(clip))
+            # the ReLU by itself is no longer needed
+            self.nodes[place] = replace(before, module=relu, activation=Activation(clip))
+            return place
+        if not users or not all(map(_is_relu, users)) or self.graph.output is node:
+            raise ValueError(f"{node.place} clips at {high:g} alone: clip at 0 too, clamp(0, c).")
+        self.caps[node] = high
+        return place
 
     def call(self, node: model_graph.Node) -> int:
         """Add what a module computes, or a function for which there is one."""
         if not node.args or node.inputs != [node.args[0]]:
             raise _refused(node.place)
-        (source,), module = node.inputs, node.module or _module_of(node)
+        (source,) = node.inputs
+        low, high = _clamp_of(node)
+        if low is None and high is not None and high > 0:
+            return self.cap(node, source, high)
+        module = node.module or _module_of(node)
         place, kind = self.places[source], plain_class(module)
         activation = self.activation_of(module, node.place)
+        if source in self.caps:
+            activation = Activation(self.caps[source])
+            module = nn.Hardtanh(0.0, self.caps[source])
         if kind in _NOTHING:
             return place
         if activation is not None:
@@ -239,7 +325,8 @@ class _Reader:
         if kind in _MAXIMA and not getattr(module, "return_indices", False):
             return self.add(node, "max", (place,), module)
         flattens = isinstance(module, nn.Flatten) and module.start_dim
-        if flattens or kind in _LINEAR or isinstance(module, nn.Sequential):  # a mean over places
+        # a mean over places is a pool and a Flatten
+        if flattens or kind in _LINEAR or isinstance(module, nn.Sequential | Scaled):
             return self.add(node, "linear", (place,), module)
         raise _refused(node.place)
 
@@ -300,12 +387,16 @@ def _module_of(node: model_graph.Node) -> nn.Module:
         return nn.Flatten()
     if name == "flatten":
         return nn.Flatten(*args, **({} if args else {"start_dim": 0}) | kwargs)
-    if name in ("clamp", "clip"):
-        given = dict(zip(("min", "max"), args, strict=False)) | kwargs
-        low, high = given.get("min"), given.get("max")
-        if low != 0 or not (high is None or (isinstance(high, int | float) and high > 0)):
+    if name in _CLAMPS:
+        low, high = _clamp_of(node)
+        if low != 0 or not (high is None or high > 0):
             raise ValueError(f"{node.place} must clip at 0, and at a positive number or at none.")
         return nn.ReLU() if high is None else nn.Hardtanh(0.0, high)
+    if name == "neg":
+        return Scaled(-1.0)
+    number = args[0] if name in _SCALES and len(args) == 1 and not kwargs else None
+    if isinstance(number, int | float) and (number or name.startswith("mul")):
+        return Scaled(float(number) ** _SCALES[name])
     if name == "mean":
         given = dict(zip(("dim", "keepdim"), args, strict=False)) | kwargs
         dims = given.get("dim")
@@ -325,6 +416,27 @@ def _module_of(node: model_graph.Node) -> nn.Module:
         names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
         return make(**dict(zip(names, args, strict=False)) | kwargs)
     return make(*args, **kwargs)
+
+
+_CLAMPS = {
+    **dict.fromkeys(("clamp", "clip"), ("min", "max")),
+    "clamp_min": ("min",),
+    "clamp_max": ("max",),
+}
+
+
+def _clamp_of(node: model_graph.Node) -> tuple[float | None, float | None]:
+    """Return the ends at which a function clips; none of anything else."""
+    names = _CLAMPS.get(node.operation.rstrip("_"), ())
+    given = dict(zip(names, node.args[1:], strict=False)) | node.kwargs
+    ends = [given.get(name) for name in ("min", "max")] if names else [None, None]
+    low, high = (None if end is None else float(end) for end in ends)
+    return low, high
+
+
+def _is_relu(node: model_graph.Node) -> bool:
+    named = node.operation.rstrip("_") == "relu"
+    return named or type(node.module) is nn.ReLU or _clamp_of(node) == (0.0, None)
 
 
 _FUNCTIONS: Mapping[str, Callable[..., nn.Module]] = {

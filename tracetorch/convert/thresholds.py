@@ -11,7 +11,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from tracetorch.convert.network import PRODUCTS, Network, Node, ann
+from tracetorch.convert.network import PRODUCTS, Network, Node, Scaled, ann
 
 # of the clip of a layer: the share below which a channel's is rounding
 _SILENT = 1e-6
@@ -169,7 +169,9 @@ def bounds_of(network: Network, sample: Tensor, rules: Rules, times: Times) -> d
                 module = copy.deepcopy(module)
                 module.weight.data.abs_()
                 module.bias = None
-            return cast(Tensor, module(inputs[0]))
+            elif isinstance(module, Scaled):
+                module = Scaled(abs(module.factor))
+            return cast(Tensor, module(*inputs))
         rule = rules[node]
         charge, distance = inputs[0]
         charge = charge + rule.threshold / 2

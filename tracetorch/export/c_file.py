@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tracetorch import integers
 from tracetorch.core.checks import check_module
 from tracetorch.core.files import atomic_replace_all
 from tracetorch.core.hooks import call_is_forward
@@ -149,8 +152,12 @@ def _files(model: nn.Module, inputs: Inputs, integer: bool) -> tuple[dict[str, s
             f"{type(model).__name__} computes in float64; C is written for float32, or for float64 "
             "that holds integers. Give model.float() and sample.float(), or dtype='int'."
         )
-    ranges = {name: _range_of(name, values) for name, values in named.items()} if integer else {}
-    widths = found_widths(program, ranges) if integer else None
+    ranges: dict[str, Interval] = {}
+    widths = None
+    if integer:
+        with _naming_quantize(model):
+            ranges = {name: _range_of(name, values) for name, values in named.items()}
+            widths = found_widths(program, ranges)
     spikes = [array for name, array in program.inputs.items() if holds_spikes(named[name])]
     program = planned(program)
     events = event_arrays(program, spikes)
@@ -169,6 +176,23 @@ def _files(model: nn.Module, inputs: Inputs, integer: bool) -> tuple[dict[str, s
         str(report).encode("ascii", "replace").decode(),
     )
     return dict(zip(report.files, texts, strict=True)), report
+
+
+@contextmanager
+def _naming_quantize(model: nn.Module) -> Iterator[None]:
+    """Name the way to integers first, where a network of floats is refused."""
+    try:
+        yield
+    except ValueError as error:
+        ours = integers.__name__
+        modules = [m for m in model.modules() if not type(m).__module__.startswith(ours)]
+        own = [p.detach() for m in modules for p in m.parameters(recurse=False)]
+        if all(torch.equal(p, p.round()) for p in own if p.is_floating_point()):
+            raise
+        raise ValueError(
+            f"{type(model).__name__} is a network of floats. Quantise it first, with "
+            f"tt.quantize.prepare and tt.quantize.convert, or give dtype='float32': {error}"
+        ) from error
 
 
 def _report(

@@ -45,7 +45,7 @@ class Interface:
 
     @classmethod
     def loads(cls, text: str) -> Interface:
-        """Parse an interface from untrusted JSON."""
+        """Parse an interface from JSON."""
         try:
             fields = json.loads(text)
             if fields["format"] != FORMAT:
@@ -64,10 +64,8 @@ class Interface:
             names = [*interface.input_names(), *interface.output_names()]
             for name, value in initial.items():
                 spec = states[name]
-                start = torch.as_tensor(value, dtype=DTYPES[spec.dtype])
-                start.expand(spec.sizes(1))  # raises unless they fit
-                if (start.isinf() & torch.as_tensor(value, dtype=torch.float64).isfinite()).any():
-                    raise ValueError(f"{name!r} starts from values that {spec.dtype} cannot hold.")
+                # raises unless it fits
+                spec.full(1, torch.as_tensor(value, dtype=DTYPES[spec.dtype]))
         # These are all that indexing, iterating and nesting of arbitrary JSON can raise.
         except (KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
             raise ValueError(f"a part of it is missing or of the wrong kind ({error!r}).") from None

@@ -20,6 +20,7 @@ from tracetorch.export.tensor_spec import TensorSpec
 from tracetorch.export.trace_errors import ignore_own_warnings
 from tracetorch.unrolling.inputs import parse_inputs
 
+_CLAMPS = ("clamp.default", "clamp_.default", "clip.default", "clip_.default")
 _MAX_BYTES = 2_000_000_000  # a protobuf message ends at 2 GiB
 
 
@@ -85,6 +86,7 @@ def onnx(model: nn.Module, path: str | os.PathLike[str], sample: Any) -> None:
                 f"the weights take {size / 1e9:.1f} GB, an ONNX file holds 2 GB. Export "
                 "tt.export.step(model, sample) with torch.onnx.export(..., external_data=True)."
             )
+        _unify_clamps(program)
         with ignore_own_warnings():
             converted: Any = torch.onnx.export(
                 program,
@@ -96,6 +98,15 @@ def onnx(model: nn.Module, path: str | os.PathLike[str], sample: Any) -> None:
             )
         converted.model.metadata_props[METADATA_KEY] = interface.dumps()
         converted.save(unfinished, external_data=False)
+
+
+def _unify_clamps(program: ExportedProgram) -> None:
+    """Give clamps of floats bounds of floats: ``torch.onnx`` fails at an int beside a float."""
+    for node in program.graph.nodes:
+        clamps = str(node.target).removeprefix("aten.") in _CLAMPS
+        if clamps and node.meta["val"].dtype.is_floating_point:
+            node.args = pytree.tree_map_only(int, float, node.args)
+            node.kwargs = pytree.tree_map_only(int, float, node.kwargs)
 
 
 def _input_specs(model: nn.Module, sample: Any) -> dict[str, TensorSpec]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache, partial
 from typing import Any
 
@@ -96,7 +96,8 @@ def export_step(
     tensors = parse_inputs(sample, 1, 0, True).tensors
     with torch.inference_mode(False), restored(model, tensors=False):
         replace_tensors(model, lru_cache(maxsize=None)(_traceable))
-        signature = step_signature(model, tensors, batch)
+        with _naming_kept_tensors(model):
+            signature = step_signature(model, tensors, batch)
         with restored(model, tensors=False):
             function = ExplicitStep(model, signature, record)
             program = exported(function, model, tensors, signature, batch=batch)
@@ -326,6 +327,25 @@ class ExplicitStep(nn.Module):
 def initial_key(state: str) -> str:
     """Name the tensor of a program that holds what a state starts from."""
     return f"{state.replace('.', '/')}/initial"
+
+
+@contextmanager
+def _naming_kept_tensors(model: nn.Module) -> Iterator[None]:
+    """Name the tensors that a model keeps, where it fails on another batch than theirs."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        known = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+        kept = {n: each.shape for n, each in _tensors(_attributes(model)) if n not in known}
+        if not kept or not isinstance(error.__cause__ or error, RuntimeError):
+            raise
+        shapes = ", ".join(f"{name!r} of shape {list(shape)}" for name, shape in kept.items())
+        raise ValueError(
+            f"{type(model).__name__} fails on another batch: {error} It holds {shapes}, beside "
+            "parameters and states. Where a call has left that, set it to None, or export a new "
+            "model; what a step needs of the one before is a state of an snn.Neuron, or memory() "
+            "of an snn.TTModule."
+        ) from error
 
 
 def _attributes(model: nn.Module) -> dict[str, Any]:

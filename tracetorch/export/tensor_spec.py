@@ -15,7 +15,6 @@ from torch import Tensor
 _NAMES = "float16 bfloat16 float32 float64 bool uint8 int8 int16 int32 int64"
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in _NAMES.split()}
 _SIZE = re.compile(r"(?:([1-9]\d{0,8})\*)?batch")
-_SYMBOL = re.compile(r"(?:(\d{1,9})\*)?([A-Za-z_]\w*)")
 
 
 @dataclass(frozen=True)
@@ -46,36 +45,18 @@ class TensorSpec:
 
     def batch_of(self, shape: Sequence[int]) -> int | None:
         """Return the batch size of a shape; ``None`` where it does not fit or has no batch."""
-        batches = self._batches(shape) or set()
-        batch = batches.pop() if len(batches) == 1 else None
-        return batch if isinstance(batch, int) else None
-
-    def fits(self, shape: Sequence[int | str | None]) -> bool:
-        """Whether a graph's shape, a name or ``4*name`` where it is free, is that of every batch.
-
-        A graph may fix the batch.
-        """
-        batches = self._batches(shape)
-        return batches is not None and len(batches) <= 1
-
-    def _batches(self, shape: Sequence[int | str | None]) -> set[int | str] | None:
-        """Return the batches, sizes or names, that a shape is for; ``None`` where it fits none."""
-        batches: set[int | str] = set()
+        batches: set[int] = set()
         if len(shape) != len(self.shape):
             return None
         for size, specified in zip(shape, self.shape, strict=True):
             if isinstance(specified, int):
-                rest = int(size != specified)
-            elif isinstance(size, int):
+                rest = size - specified
+            else:
                 batch, rest = divmod(size, _factor(specified))
                 batches.add(batch)
-            else:
-                match = _SYMBOL.fullmatch(size or "unnamed")
-                rest = int(match[1] or 1) - _factor(specified) if match else 1
-                batches.add(match[2] if match else "")
             if rest:
                 return None
-        return batches
+        return batches.pop() if len(batches) == 1 else None
 
     def full(
         self, batch: int, value: Tensor | float = 0.0, device: torch.device | str | None = None

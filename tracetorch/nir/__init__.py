@@ -1,9 +1,9 @@
 """Convert models to and from NIR, the exchange format of spiking networks and their chips.
 
 NIR describes networks in continuous time and leaves three things open, which ``from_nir`` decides
-and documents: a membrane starts at rest; a synapse is updated before its membrane; an edge that
-closes a cycle carries the output of the step before, zero at the first step. A soft reset is
-written as such an edge, ``Threshold -> Scale(-beta theta / gain) -> LI``. A constant drive is
+and documents: a membrane starts at rest; a synapse is updated before its membrane; what leads back
+in a cycle carries the spikes of the step before (``wiring.py``), none at the first step. A soft
+reset is written so, ``Threshold -> Scale(-beta theta / gain) -> LI``. A constant drive is
 written as ``Scale(0) -> Threshold(-1) -> Scale(bias)`` and not as ``v_leak``, because simulators
 differ on where a leaking membrane starts.
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tracetorch import neurons, snn
 from tracetorch.functional import softplus_inverse
-from tracetorch.nir.node_graph import LAYER, Node, NodeGraph, Shape
+from tracetorch.nir.node_graph import LAYER, Node, NodeGraph, Shape, driven
 from tracetorch.nir.options import Array, Clock
 from tracetorch.snn import LeakyIntegrator, Neuron, SequenceLayer
 from tracetorch.snn.parameters import bounded_sigmoid, is_decay, named_bound, sigmoid, unbounded
@@ -155,10 +155,15 @@ def restored(node: Node | NodeGraph, clock: Clock) -> Node | None:
             return None
     except (TypeError, ValueError):  # what no description of ours holds
         return None
-    inside = node.nodes.values() if isinstance(node, NodeGraph) else [node]
-    arrays = next(part.arrays for part in inside if isinstance(part, Node) and part.arrays)
+    graph = node if isinstance(node, NodeGraph) else NodeGraph({"": node})
+    inside = [part for part in graph.nodes.values() if isinstance(part, Node)]
+    arrays = next(part.arrays for part in inside if part.arrays)
     shape = next(iter(arrays.values())).shape
-    return Node(LAYER, arrays, {"shape": shape, "layer": _made(description)})
+    # a constant is made of spikes too
+    names = driven(graph.nodes, graph.edges) or {""}
+    spikes = any(part.spikes for part in (graph.nodes[n] for n in names) if isinstance(part, Node))
+    layer = _made(description)
+    return Node(LAYER, arrays, {"shape": shape, "layer": layer, "spikes": spikes})
 
 
 def _made(description: dict[str, Any]) -> Neuron:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tracetorch.nir.modules import OneStep
 from tracetorch.nir.options import Clock
-from tracetorch.nir.wiring import Wiring
+from tracetorch.nir.wiring import Value, Wiring
 from tracetorch.snn import TTModule
 
 
@@ -19,8 +19,7 @@ class NIRModel(TTModule):
     """Run one time step of a graph per call.
 
     Every node is a module in ``nodes``, under its name with ``.`` turned into ``_``. A node adds up
-    what its edges bring. An edge that closes a cycle brings the output of the step before, zero at
-    the first step.
+    what its edges bring, over those that are late what was there in the step before.
 
     Args:
         wiring: what flows where.
@@ -38,30 +37,27 @@ class NIRModel(TTModule):
         self.clock = clock
         self.keys = _module_names(modules)
         self.nodes = nn.ModuleDict({self.keys[name]: m for name, m in modules.items()})
-        self._fed_back = sorted({source for sources in wiring.late.values() for source in sources})
-        shapes = {name: wiring.shapes[name] for name in self._fed_back}
+        shapes = {name: wiring.shapes[name] for name in wiring.kept}
         self.late = nn.ModuleDict(
             {self.keys[name]: OneStep(shape[0], -len(shape)) for name, shape in shapes.items()}
         )
 
     def forward(self, *positional: Tensor, **by_name: Tensor) -> Tensor | dict[str, Tensor]:
         """Run one time step."""
-        values = self._inputs(positional, by_name)
-        edges = {name: cast(OneStep, self.late[self.keys[name]]) for name in self._fed_back}
-        for name in self.wiring.order:
-            if name in values:
-                continue
-            total, *others = [values[source] for source in self.wiring.now[name]]
+        wiring, inputs = self.wiring, self._inputs(positional, by_name)
+        values: dict[Value, Tensor] = {(name, False): value for name, value in inputs.items()}
+        some = next(iter(inputs.values()))
+        kept = {name: cast(OneStep, self.late[self.keys[name]]) for name in wiring.kept}
+        for name, edge in kept.items():
+            values[name, True] = edge.recall(some.new_zeros(some.shape[0], *wiring.shapes[name]))
+        for value, sources in wiring.plan:
+            total, *others = (values[source] for source in sources)
             for other in others:
                 total = total + other
-            for source in self.wiring.late.get(name, ()):
-                before = edges[source].recall(total)
-                if before is not None:
-                    total = total + before
-            values[name] = self.nodes[self.keys[name]](total)
-        for name, edge in edges.items():
-            edge.keep(values[name])
-        outputs = {name: values[name] for name in self.wiring.outputs}
+            values[value] = self.nodes[self.keys[value[0]]](total)
+        for name, edge in kept.items():
+            edge.keep(values[name, False])
+        outputs = {name: values[name, False] for name in wiring.outputs}
         return outputs if len(outputs) > 1 else next(iter(outputs.values()))
 
     def _inputs(self, args: tuple[Tensor, ...], by_name: dict[str, Tensor]) -> dict[str, Tensor]:

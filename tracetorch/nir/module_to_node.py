@@ -101,7 +101,7 @@ def _recurrent(m: Recurrent, shape: Shape, title: str, options: WriteOptions) ->
         raise ValueError(f"{problem}; in NIR it must be nn.Linear or a convolution.")
     graph = NodeGraph({"input": boundary("Input", shape)})
     sources = ["input"]
-    # The edge back comes a step late, and brings no bias at the first: give that another way in.
+    # Peers bring no bias over an edge that leads back at the first step: give it another way in.
     bias = back.arrays.get("bias")
     if bias is not None and bias.any():
         per_channel = bias.reshape(-1, *[1] * (len(shape) - 1))
@@ -136,6 +136,12 @@ def model_graph(model: NIRModel, options: WriteOptions) -> NodeGraph:
             node = elementwise("Scale", shape, scale=1.0)
         else:
             node = node_of(module, shape, f"node {name!r} ({type(module).__name__})", options)
+        scale = node if isinstance(node, Node) and node.kind == "Scale" else None
+        if scale and wiring.kept and scale.silent != (name in wiring.silent):
+            raise ValueError(
+                f"node {name!r} was a Scale by zero and is none, or is one now: what it drives is "
+                "a constant or not, and other edges of a cycle would be read as late. Keep it so."
+            )
         graph.add(name, node, *wiring.now[name])
     for name in wiring.order:
         graph.edges.extend((source, name) for source in wiring.late[name])

@@ -130,12 +130,12 @@ class OneStep(Neuron):
     def step(x: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
         return held, x
 
-    def recall(self, like: Tensor) -> Tensor | None:
-        """Return what is held, the first half of a call; ``None`` at the first step."""
+    def recall(self, zeros: Tensor) -> Tensor:
+        """Return what is held, the first half of a call; ``zeros`` at the first step."""
         if self.held is None:
-            return None
-        (held,) = self._states_for(like, self._check_input(like))
-        return None if held is None else held.to(like.dtype)
+            return zeros
+        (held,) = self._states_for(zeros, self._check_input(zeros))
+        return zeros if held is None else held.to(zeros.dtype)
 
     def keep(self, x: Tensor) -> None:
         """Hold ``x`` for the next step, the second half of a call."""

@@ -15,13 +15,21 @@ The node of a state that spikes act on is the value that they are made of, befor
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias, cast
 
 import numpy as np
 
-from tracetorch.nir.node_graph import Node, NodeGraph, Shape, boundary, elementwise
+from tracetorch.nir.node_graph import (
+    Edge,
+    Node,
+    NodeGraph,
+    Shape,
+    boundary,
+    elementwise,
+    reached,
+)
 from tracetorch.nir.options import Array, Clock
 from tracetorch.nir.step_algebra import (
     INPUT,
@@ -35,14 +43,13 @@ from tracetorch.nir.step_algebra import (
     symbolic_step,
     walk,
 )
-from tracetorch.nir.wiring import depth_first
+from tracetorch.nir.wiring import late_edges
 from tracetorch.snn import Neuron
 from tracetorch.snn.model_graph import unused
 
 # What sums are made of: ("x", 0), ("one", 0), ("old", state), ("node", state), ("spike", identity).
 Key: TypeAlias = "tuple[str, int | str]"
 Factors: TypeAlias = dict[Key, Array]
-Edge: TypeAlias = tuple[str, str]
 
 _X: Key = ("x", 0)
 _ONE: Key = ("one", 0)
@@ -54,7 +61,15 @@ def neuron_graph(layer: Neuron, shape: Shape, clock: Clock) -> Node | NodeGraph:
     Raises:
         ValueError: NIR has none; the message continues one that names the layer.
     """
-    return _Writer(symbolic_step(layer, shape), shape, clock).written()
+    step = symbolic_step(layer, shape)
+    for apart in (False, True):
+        graph = _Writer(step, shape, clock, apart).written()
+        if graph is not None:
+            return graph
+    raise ValueError(
+        "has spikes that lead to each other within a step, of which a reader of NIR could not tell "
+        "what comes a step later"
+    )
 
 
 @dataclass
@@ -111,10 +126,18 @@ class _Flattener:
 
 
 class _Writer:
-    """Write the nodes that an output needs, and the edges between them."""
+    """Write the nodes that an output needs, and the edges between them.
 
-    def __init__(self, step: SymbolicStep, shape: Shape, clock: Clock) -> None:
-        self.step, self.shape, self.clock = step, shape, clock
+    Args:
+        step: of the neuron.
+        shape: of a sample.
+        clock: of the conversion.
+        apart: whether what spikes add to a state reaches its node a step later, wherever the step
+            adds it.
+    """
+
+    def __init__(self, step: SymbolicStep, shape: Shape, clock: Clock, apart: bool) -> None:
+        self.step, self.shape, self.clock, self.apart = step, shape, clock, apart
         self.signals = {id(each): each for each in walk(step.output, *step.ends.values())}
         whole = _Flattener(shape, {})
         self.states = {n: self.state(n, end, whole) for n, end in step.ends.items()}
@@ -155,6 +178,13 @@ class _Writer:
             if any(isinstance(signal, Symbol | Kept) for signal in at_once):
                 break
             after, end = after + others, value
+        left = whole.factors(end)
+        if self.apart and ("old", name) in left:
+            spikes = [
+                (f, self.signals[int(key[1])]) for key, f in left.items() if key[0] == "spike"
+            ]
+            after += spikes
+            end = Sum(self.shape, ((np.ones(self.shape), end), *((-f, each) for f, each in spikes)))
         return _State(end, after)
 
     def value_of(self, key: Key) -> Signal:
@@ -175,8 +205,8 @@ class _Writer:
 
     # Nodes
 
-    def written(self) -> Node | NodeGraph:
-        """Return the graph, or its one node."""
+    def written(self) -> Node | NodeGraph | None:
+        """Return the graph, or its one node; ``None`` where a reader would find others late."""
         self.names["output", 0] = "output"
         self.connect("output", self.flat.factors(self.step.output))
         while self.waiting:
@@ -189,7 +219,8 @@ class _Writer:
             else:
                 self.graph.nodes[name] = self.membrane(name, str(key[1]))
         self.graph.nodes["output"] = boundary("Output", self.shape)
-        self.lay_edges()
+        if not self.lay_edges():
+            return None
         inner = [each for name, each in self.graph.nodes.items() if name not in ("input", "output")]
         alone = len(inner) == 1 and len(self.graph.edges) == 2
         return inner[0] if alone else self.graph
@@ -280,50 +311,47 @@ class _Writer:
         """Return the sum of what was added to a state."""
         return self.flat.expanded(Sum(self.shape, tuple(after)))
 
-    def lay_edges(self) -> None:
-        """Lay the edges, by Scale and Delay, so that a reader finds late those that are."""
+    def lay_edges(self) -> bool:
+        """Lay the edges, by Scale and Delay; return whether a reader finds late those that are."""
         now = {edge: factor for edge, factor in self.now.items() if factor.any()}
-        pending = {edge: factor for edge, factor in self.late.items() if factor.any()}
-        silent = self.silent([*self.graph.edges, *now], [*pending])
-        following = _following([*self.graph.edges, *now, *silent])
+        late = {edge: factor for edge, factor in self.late.items() if factor.any()}
+        silent = self.silent([*self.graph.edges, *now], [*late])
+        direct = [*self.graph.edges, *silent, *now]
+        # a node in each edge that is late: nothing, or where a reader would not find it, a Delay
+        between = {edge: " to ".join(edge) for edge in late}
+        ends = {edge: (between[edge], edge[1]) for edge in late}
+        nodes = self.graph.nodes | {each: Node("Flatten") for each in between.values()}
+        ways = [*direct, *((edge[0], each) for edge, each in between.items()), *ends.values()]
+        back = set(late)
+        while early := {edge for edge in back if ends[edge] not in self.found(nodes, ways)}:
+            back -= early
+            nodes |= {between[edge]: Node("Delay") for edge in early}
+        if self.found(nodes, ways) != {ends[edge] for edge in back}:
+            return False
         edges = [*silent, *(self.scaled(edge, factor, "to") for edge, factor in now.items())]
-        back: list[Edge] = []
         delays: dict[str, str] = {}
-        while pending:
-            # what is computed in this step, before any edge that is late
-            reached = _reached(following, "input")
-            ways = {edge: _reached(following, edge[1]) for edge in pending if edge[1] in reached}
-            closing = [edge for edge, way in ways.items() if edge[0] in way]
-            for edge in closing:
-                back.append(self.scaled(edge, pending.pop(edge), "back_to"))
-            if not pending or closing:
+        for (start, end), factor in late.items():
+            if (start, end) in back:
+                edges.append(self.scaled((start, end), factor, "back_to"))
                 continue
-            start, end = min(pending, key=lambda edge: edge[0] not in reached)
             if start not in delays:
-                seconds = elementwise("Delay", self.shape, delay=self.clock.dt)
                 delays[start] = unused(f"{start}_before", self.graph.nodes)
-                self.graph.nodes[delays[start]] = seconds
-                edges.append((start, delays[start]))
-            delay = delays[start]
-            edges.append(self.scaled((delay, end), pending.pop((start, end)), "to"))
-            following[start].add(delay)
-            following[delay].add(end)
+                seconds = elementwise("Delay", self.shape, delay=self.clock.dt)
+                edges.append((start, self.graph.add(delays[start], seconds)))
+            edges.append(self.scaled((delays[start], end), factor, "to"))
         self.graph.edges.extend(edges)
-        order = {name: i for i, name in enumerate(depth_first(["input"], self.graph.edges)[0])}
-        self.graph.edges.extend(back)
-        self.graph.edges.sort(key=lambda edge: [order.get(name, len(order)) for name in edge])
-        if depth_first(["input"], self.graph.edges)[1] != set(back):
-            raise ValueError(
-                "has states that lead to each other in more than one cycle, of which a reader of "
-                "NIR could not tell what comes a step later"
-            )
+        return True
+
+    def found(self, nodes: Mapping[str, Node | NodeGraph], edges: Collection[Edge]) -> set[Edge]:
+        """Return the edges that a reader finds late."""
+        return late_edges(cast("Mapping[str, Node]", nodes), edges)
 
     def silent(self, now: list[Edge], late: list[Edge]) -> list[Edge]:
         """Return edges of zeros to nodes that nothing leads to from the input."""
         found: list[Edge] = []
         while True:
-            reached = _reached(_following([*now, *late, *found]), "input")
-            missed = [name for name in self.graph.nodes if name not in reached]
+            seen = reached(["input"], [*now, *late, *found])
+            missed = [name for name in self.graph.nodes if name not in seen]
             if not missed:
                 return found
             if "silence" not in self.graph.nodes:
@@ -341,21 +369,3 @@ class _Writer:
         self.graph.add(name, elementwise("Scale", self.shape, scale=factor))
         self.graph.edges.append((start, name))
         return name, end
-
-
-def _following(edges: Collection[Edge]) -> defaultdict[str, set[str]]:
-    """Return the nodes that edges lead to from each node."""
-    following: defaultdict[str, set[str]] = defaultdict(set)
-    for start, end in edges:
-        following[start].add(end)
-    return following
-
-
-def _reached(following: dict[str, set[str]], start: str) -> set[str]:
-    """Return the nodes that ways lead to from a node, that one among them."""
-    seen, waiting = {start}, [start]
-    while waiting:
-        new = following.get(waiting.pop(), set()) - seen
-        seen |= new
-        waiting += new
-    return seen

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -10,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+Edge: TypeAlias = tuple[str, str]
 Shape: TypeAlias = tuple[int, ...]  # of one sample, without the batch
 
 CONV = ("input_shape", "stride", "padding", "dilation", "groups")
@@ -41,8 +43,9 @@ KINDS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 # Fields that older files leave out: zero, one, and two that follow from the rest of the graph.
 OPTIONAL = ("v_reset", "w_in", "input_shape", "input_type")
 LINEAR = ("Affine", "Conv1d", "Conv2d", "Linear")
-MEMBRANES = ("CubaLI", "CubaLIF", "I", "IF", "LI", "LIF")
 LAYER = "traceTorch layer"  # a node that was recognised as one of our own; no file has this kind
+_SPIKING = ("CubaLIF", "IF", "LIF", "Threshold")
+_HOLDING = ("CubaLI", "Delay", "I", "LI", LAYER, *_SPIKING)
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,28 @@ class Node:
     settings: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def spikes(self) -> bool:
+        """Whether its output is spikes."""
+        return self.kind in _SPIKING or self.settings.get("spikes", False)
+
+    @property
+    def silent(self) -> bool:
+        """Whether it is a Scale by zero, which hands nothing on."""
+        return self.kind == "Scale" and not self.arrays["scale"].any()
+
+    @property
+    def holds(self) -> bool:
+        """Whether it holds a state, or spikes."""
+        return self.kind in _HOLDING
+
 
 @dataclass(frozen=True)
 class NodeGraph:
     """Hold nodes by name, some of them graphs themselves, and the edges between them."""
 
     nodes: dict[str, Node | NodeGraph] = field(default_factory=dict)
-    edges: list[tuple[str, str]] = field(default_factory=list)
+    edges: list[Edge] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def add(self, name: str, node: Node | NodeGraph, *sources: str) -> str:
@@ -82,6 +100,28 @@ class NodeGraph:
     def names(self, kind: str) -> list[str]:
         """Return the names of the nodes of a kind."""
         return [n for n, node in self.nodes.items() if getattr(node, "kind", None) == kind]
+
+
+def reached(roots: Iterable[str], edges: Iterable[Edge]) -> set[str]:
+    """Return the nodes that ways lead to from ``roots``, those among them."""
+    following: defaultdict[str, set[str]] = defaultdict(set)
+    for start, end in edges:
+        following[start].add(end)
+    seen = set(roots)
+    waiting = list(seen)
+    while waiting:
+        new = following[waiting.pop()] - seen
+        seen |= new
+        waiting += new
+    return seen
+
+
+def driven(nodes: Mapping[str, Node | NodeGraph], edges: Iterable[Edge]) -> set[str]:
+    """Return the nodes that an Input drives: others, behind a Scale by zero, give constants."""
+    plain = {name: node for name, node in nodes.items() if isinstance(node, Node)}
+    silent = {name for name, node in plain.items() if node.silent}
+    inputs = [name for name, node in plain.items() if node.kind == "Input"]
+    return reached(inputs, [edge for edge in edges if edge[1] not in silent])
 
 
 def boundary(kind: str, shape: Shape) -> Node:

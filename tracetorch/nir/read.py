@@ -32,7 +32,13 @@ def from_nir(
 
     NIR speaks of continuous time and leaves three things open, decided so: a membrane starts at
     rest (``v_leak``; ``v_reset`` for an IF; zero for an I); a synapse moves before its membrane
-    does; an edge that closes a cycle brings the output of the step before, zero at the first.
+    does; and a cycle brings what spiked in the step before, none at the first. Which edge is
+    late follows from the nodes, in any order of edges: one into a node where the Inputs enter the
+    cycle, out of what spikes or from behind it, in a cycle where nothing spikes out of what holds a
+    state; then so in what is left of cycles. Where the Inputs enter at one place, it is what leads
+    back there; two neurons that both get the Inputs and each other's spikes get these late. What a
+    Scale by zero makes a constant of enters no cycle. What stands between, a Linear with its bias
+    say, is computed of the late spikes, and so of none too, as in snnTorch's ``RLeaky``.
 
     Args:
         graph: a ``nir.NIRGraph``, or the path of a file.

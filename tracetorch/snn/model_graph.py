@@ -325,6 +325,10 @@ class _Watch(TorchFunctionMode):
         func = setitem if func is Tensor.__setitem__ else func
         value = func(*args, **kwargs)
         if any(isinstance(each, Tensor) for each in pytree.tree_leaves(value)):
+            before = self.node_of(known[0])
+            zero = len(given) == 2 and type(given[1]) is int and given[1] == 0
+            if before is not None and zero and name == "add":  # as sum() begins
+                self.values[id(value)] = value, _version(value), before
             # unless it is what was given, as contiguous() may return
             if self.node_of(value) is None:
                 name = self.unused(name.strip("_"))

@@ -185,13 +185,29 @@ def test_unusable_folder_is_reported_once(
     assert "Set TRACETORCH_CACHE to a folder that can be written" in record.getMessage()
 
 
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TRACETORCH_CACHE", "~/kernels")
+    assert kernel_cache.folder() == tmp_path / "kernels"
+    monkeypatch.setenv("TRACETORCH_CACHE", "~")
+    assert kernel_cache.folder() == tmp_path
+    monkeypatch.delenv("TRACETORCH_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/caches")
+    assert kernel_cache.folder() == tmp_path / "caches" / "tracetorch"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert kernel_cache.folder() == tmp_path / ".cache" / "tracetorch"
+    monkeypatch.setenv("TRACETORCH_CACHE", "~nobody-of-this-name/kernels")
+    with pytest.raises(OSError, match="Set TRACETORCH_CACHE to a folder"):
+        kernel_cache.folder()
+
+
 def test_no_home_folder(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_home() -> Path:
+    def no_home(path: Path) -> Path:
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("TRACETORCH_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setattr(Path, "expanduser", no_home)
     assert load() == 1.0
     with pytest.raises(OSError, match=r"home directory\. Set TRACETORCH_CACHE to a folder"):
         kernel_cache.folder()

@@ -45,6 +45,19 @@ _HEADER = """\
 #include <stdbool.h>
 #include <stdint.h>
 
+/* C++ and C89 have no restrict, most of their compilers have another word for it. */
+#if !defined(__cplusplus) && defined(__STDC_VERSION__) && __STDC_VERSION__ >= 199901L
+#define TT_RESTRICT restrict
+#elif defined(__GNUC__) || defined(_MSC_VER)
+#define TT_RESTRICT __restrict
+#else
+#define TT_RESTRICT
+#endif
+
+#ifdef __cplusplus
+extern "C" {{
+#endif
+
 {sizes}
 
 /* What one stream remembers. */
@@ -60,6 +73,10 @@ void tt_reset(tt_stream *s);
 
 /* Run one time step. Inputs and outputs do not overlap. */
 {step};
+
+#ifdef __cplusplus
+}}
+#endif
 
 #endif
 """
@@ -163,9 +180,14 @@ def header(program: StepProgram, names: Names, notes: Sequence[str]) -> str:
 
 def step_head(inputs: Sequence[Port], outputs: Sequence[Port]) -> str:
     """Return the declaration of ``tt_step``."""
-    given = [f"const {port.kind} *restrict {port.name}" for port in inputs]
-    got = [f"{port.kind} *restrict {port.name}" for port in outputs]
-    return f"void tt_step(tt_stream *restrict s, {', '.join([*given, *got])})"
+    return f"void tt_step({', '.join(step_arguments(inputs, outputs).values())})"
+
+
+def step_arguments(inputs: Sequence[Port], outputs: Sequence[Port]) -> dict[str, str]:
+    """Return the declarations of what ``tt_step`` takes, by name."""
+    kinds = {"s": "tt_stream"} | {port.name: f"const {port.kind}" for port in inputs}
+    kinds |= {port.name: port.kind for port in outputs}
+    return {name: f"{kind} *TT_RESTRICT {name}" for name, kind in kinds.items()}
 
 
 def table(name: str, kind: str, values: Tensor, packed: bool) -> tuple[str, int]:

@@ -15,6 +15,7 @@ from tracetorch.export.c_code.files import (
     identifiers,
     math_include,
     ports_of,
+    step_arguments,
     step_head,
     table,
 )
@@ -113,9 +114,7 @@ def model_source(
     ``events`` are the arrays whose zeros are skipped.
     """
     inputs, outputs = ports_of(program.inputs, names), ports_of(program.outputs, names)
-    arguments = {"s": "tt_stream *restrict s"}
-    arguments |= {port.name: f"const {port.kind} *restrict {port.name}" for port in inputs}
-    arguments |= {port.name: f"{port.kind} *restrict {port.name}" for port in outputs}
+    arguments = step_arguments(inputs, outputs)
     printers = [
         stage_printer(stage, names, events, widths, program.double) for stage in program.stages
     ]

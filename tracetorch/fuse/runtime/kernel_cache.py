@@ -36,11 +36,9 @@ def folder() -> Path:
         OSError: it is not set, and there is no home folder either.
     """
     configured = os.environ.get("TRACETORCH_CACHE")
-    if configured:
-        return Path(configured)
-    base = os.environ.get("XDG_CACHE_HOME")
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
-        return Path(base) / "tracetorch" if base else Path.home() / ".cache" / "tracetorch"
+        return Path(configured or f"{base}/tracetorch").expanduser()
     except RuntimeError as error:
         raise OSError(f"{error} Set TRACETORCH_CACHE to a folder for kernels.") from error
 

@@ -1,0 +1,269 @@
+"""Cycles: what comes a step late, against a plain loop, whatever the order of edges and nodes."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable
+from typing import Any
+
+import nir
+import numpy as np
+import pytest
+import torch
+
+import tracetorch as tt
+from tests.cases import sequence
+from tests.nir.cases import DT, NEURONS, full, graph, line, run, simulated, ways
+from tests.nir.simulator import Simulator
+from tracetorch.nir.options import Clock
+from tracetorch.nir.parse import parse
+from tracetorch.nir.wiring import wire
+
+SHAPE = (3,)
+ENDS = {"input": nir.Input(np.array(SHAPE)), "output": nir.Output(np.array(SHAPE))}
+HOLDING: dict[str, Any] = {kind: make(SHAPE) for kind, make in NEURONS.items()} | {
+    "Delay": nir.Delay(np.array([0.0, DT, 2 * DT])),
+    "Threshold": nir.Threshold(full(SHAPE, 0.1, 0.6, 0)),
+}
+Node = Callable[[Any], Any]
+Loop = Callable[..., Any]
+
+
+def linear(seed: int, bias: bool = True) -> Any:
+    weight = full((3, 3), -0.6, 0.6, seed)
+    return nir.Affine(weight, full(SHAPE, -0.5, 0.5, seed + 50)) if bias else nir.Linear(weight)
+
+
+# Where a cycle closes: its edges, and a step of a loop: of the input, what was there before, and
+# the nodes ``n`` and ``m`` that hold a state, ``a``, ``b``, ``c`` that hold none; what it gives,
+# and what it keeps.
+CLOSINGS: dict[str, tuple[list[str], Loop]] = {}
+
+
+def closing(*edges: str) -> Callable[[Loop], Loop]:
+    def add(loop: Loop) -> Loop:
+        CLOSINGS[loop.__name__] = [*edges], loop
+        return loop
+
+    return add
+
+
+@closing("input n a n", "n output")
+def into_itself(x, before, n, a, **_):
+    y = n(x + a(before["n"]))
+    return y, {"n": y}
+
+
+@closing("input n n output")
+def at_once(x, before, n, **_):
+    y = n(x + before["n"])
+    return y, {"n": y}
+
+
+@closing("input a n a", "n output")
+def before_it(x, before, n, a, **_):
+    y = n(a(x + before["n"]))
+    return y, {"n": y}
+
+
+@closing("input a n a", "input n output")
+def where_the_input_enters_twice(x, before, n, a, **_):
+    y = n(x + a(x + before["n"]))
+    return y, {"n": y}
+
+
+@closing("input n a b n", "a output")
+def behind_what_is_heard_at_once(x, before, n, a, b, **_):
+    y = n(x + b(a(before["n"])))
+    return a(y), {"n": y}
+
+
+@closing("input n a output", "a n")
+def from_the_output(x, before, n, a, **_):
+    y = n(x + a(before["n"]))
+    return a(y), {"n": y}
+
+
+@closing("input n a m b n", "m output")
+def around_two(x, before, n, m, a, b, **_):
+    y = n(x + b(before["m"]))
+    z = m(a(y))
+    return z, {"m": z}
+
+
+@closing("input n a m b n", "m c m output", "n c")
+def around_two_and_one(x, before, n, m, a, b, c, **_):
+    y = n(x + b(before["m"]))
+    # ``c`` hears both, and is entered from the first
+    z = m(a(y) + c(y + before["m"]))
+    return z, {"m": z}
+
+
+@closing("input n a m b n output", "input m output")
+def between_two_that_hear_the_input(x, before, n, m, a, b, **_):
+    y, z = n(x + b(before["m"])), m(x + a(before["n"]))
+    return y + z, {"n": y, "m": z}
+
+
+@closing("input a n b m a", "a m output")
+def around_two_with_a_way_past_the_first(x, before, n, m, a, b, **_):
+    u = a(x + before["m"])
+    z = m(u + b(n(u)))
+    return z, {"m": z}
+
+
+@closing("input n m n", "n a n", "m b m", "m output")
+def around_each_of_two_and_both(x, before, n, m, a, b, **_):
+    y = n(x + before["m"] + a(before["n"]))
+    z = m(y + b(before["m"]))
+    return z, {"n": y, "m": z}
+
+
+def nodes_of(edges: list[str], n: Any, m: Any, bias: bool = True) -> dict[str, Any]:
+    """Nodes that the edges name, in alphabetical order."""
+    known = {"n": n, "m": m} | {name: linear(i, bias) for i, name in enumerate("abc")}
+    names = sorted({name for chain in edges for name in chain.split()} - ENDS.keys())
+    return ENDS | {name: known[name] for name in names}
+
+
+def looped(loop: Loop, nodes: dict[str, Any], x: torch.Tensor) -> torch.Tensor:
+    """What a plain loop computes; one node alone is the simulator's."""
+    outputs = []
+    for sample in x.transpose(0, 1).numpy():
+        alone = {
+            name: Simulator(line(node, into=SHAPE, out=SHAPE), DT)
+            for name, node in nodes.items()
+            if name not in ENDS
+        }
+        run_one: dict[str, Node] = {
+            name: lambda x, one=one: one.step(x)["output"] for name, one in alone.items()
+        }
+        before: dict[str, Any] = {"n": np.zeros(SHAPE), "m": np.zeros(SHAPE)}
+        steps = []
+        for step in sample:
+            y, kept = loop(step, before, **run_one)
+            before |= kept
+            steps.append(y)
+        outputs.append(np.stack(steps))
+    return torch.from_numpy(np.stack(outputs, 1))
+
+
+def shuffled(given: nir.NIRGraph, seed: int) -> nir.NIRGraph:
+    """The same graph, in another order of edges and nodes."""
+    draw = random.Random(seed)
+    edges, names = list(given.edges), list(given.nodes)
+    draw.shuffle(edges)
+    draw.shuffle(names)
+    return graph(edges, **{name: given.nodes[name] for name in names})
+
+
+@pytest.mark.parametrize("where", CLOSINGS)
+@pytest.mark.parametrize("kind", HOLDING)
+def test_a_cycle_is_a_plain_loop(kind: str, where: str) -> None:
+    edges, loop = CLOSINGS[where]
+    # beside what spikes another that does, beside what holds a state another that does
+    other = "LIF" if kind.endswith(("F", "Threshold")) else "LI"
+    nodes = nodes_of(edges, HOLDING[kind], HOLDING[other])
+    given = graph(ways(*edges), **nodes)
+    x = 2 * sequence(30, 2, *SHAPE)
+    expected = looped(loop, nodes, x)
+    assert (expected[1:] != expected[:-1]).any()
+    first = run(tt.nir.from_nir(given, dt=DT), x)
+    torch.testing.assert_close(first, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(simulated(given, x), expected, rtol=1e-9, atol=1e-9)
+    for seed in range(3):
+        model = tt.nir.from_nir(shuffled(given, seed), dt=DT)
+        assert torch.equal(run(model, x), first)
+
+
+@pytest.mark.parametrize("where", CLOSINGS)
+@pytest.mark.parametrize("kind", ["LIF", "LI"])
+def test_no_order_of_edges_or_nodes_changes_a_graph(kind: str, where: str) -> None:
+    nodes = nodes_of(CLOSINGS[where][0], HOLDING[kind], HOLDING[kind])
+    edges = ways(*CLOSINGS[where][0])
+    few = len(edges) <= 5
+    orders = (
+        itertools.permutations(edges)
+        if few
+        else (shuffled(graph(edges, **nodes), seed).edges for seed in range(60))
+    )
+    parsed = parse(graph(edges, **nodes).to_dict())
+    expected = wire(parsed, Clock(DT))[1]
+    for order in orders:
+        parsed.edges[:] = order
+        assert wire(parsed, Clock(DT))[1] == expected
+    names = list(parsed.nodes)
+    for turned in (names[::-1], names[2:] + names[:2]):
+        parts = {name: parsed.nodes[name] for name in turned}
+        parsed.nodes.clear()
+        parsed.nodes.update(parts)
+        assert wire(parsed, Clock(DT))[1] == expected
+
+
+# What spikes comes before what holds a state, and that before what does neither.
+
+
+def test_a_membrane_and_its_threshold_that_both_hear_the_input() -> None:
+    mem, spike = HOLDING["LI"], HOLDING["Threshold"]
+    given = graph(ways("input m n a m", "input n output"), **nodes_of(["m n a"], spike, mem))
+
+    def loop(x, before, n, m, a):
+        y = n(x + m(x + a(before["n"])))
+        return y, {"n": y}
+
+    x = 2 * sequence(30, 2, *SHAPE)
+    expected = looped(loop, dict(given.nodes), x)
+    for seed in range(4):
+        y = run(tt.nir.from_nir(shuffled(given, seed), dt=DT), x)
+        torch.testing.assert_close(y, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_a_constant_begins_no_cycle(constant: bool) -> None:
+    """Two integrators, the second with a drive: it hears the first at once, if that is constant."""
+    drive = ["input silence one m"] if constant else ["input one m"]
+    edges = ["input n m a n", "m output", *drive]
+    nodes = nodes_of(["n m a"], HOLDING["CubaLI"], HOLDING["LI"])
+    nodes |= {"silence": nir.Scale(np.zeros(3)), "one": nir.Threshold(-np.ones(3))}
+    given = graph(ways(*edges), **{k: v for k, v in nodes.items() if constant or k != "silence"})
+
+    def loop(x, before, n, m, a, one, silence=None):
+        y = n(x + a(before["m"]))
+        z = m((y if silence else before["n"]) + one(silence(x) if silence else x))
+        return z, {"n": y, "m": z}
+
+    x = sequence(30, 2, *SHAPE)
+    expected = looped(loop, dict(given.nodes), x)
+    for seed in range(4):
+        y = run(tt.nir.from_nir(shuffled(given, seed), dt=DT), x)
+        torch.testing.assert_close(y, expected, rtol=1e-9, atol=1e-9)
+    if constant:  # what is written again is what was read, or an error
+        model: Any = tt.nir.from_nir(given, dt=DT)
+        assert torch.equal(run(tt.nir.from_nir(tt.nir.to_nir(model, SHAPE), dt=DT), x), y)
+        with torch.no_grad():
+            model.nodes["silence"].scale.fill_(1.0)
+        with pytest.raises(ValueError, match=r"node 'silence' was a Scale by zero and is none"):
+            tt.nir.to_nir(model, SHAPE)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_graphs_are_the_simulators_in_any_order(seed: int) -> None:
+    """Six nodes on a ring, and edges across it: nested cycles, entered anywhere."""
+    draw = random.Random(seed)
+    names = list("abcdef")
+    draw.shuffle(names)
+    nodes: dict[str, Any] = {name: linear(i, draw.random() < 0.5) for i, name in enumerate(names)}
+    nodes |= {name: HOLDING[draw.choice([*HOLDING])] for name in draw.sample(names, 4)}
+    stateless = [name for name in names if isinstance(nodes[name], (nir.Affine, nir.Linear))]
+    edges = {(draw.choice(names), draw.choice(names)) for _ in range(6)}
+    edges -= {*itertools.product(stateless, stateless)}  # would be equations
+    edges |= {*itertools.pairwise([*names, names[0]]), (draw.choice(names), "output")}
+    edges |= {("input", draw.choice(names)) for _ in range(2)}
+    given = graph(sorted(edges), **nodes, **ENDS)
+    x = sequence(12, 1, *SHAPE)
+    model: Any = tt.nir.from_nir(given, dt=DT)
+    assert model.wiring.kept
+    first = run(model, x)
+    torch.testing.assert_close(first, simulated(given, x), rtol=1e-9, atol=1e-9)
+    assert torch.equal(run(tt.nir.from_nir(shuffled(given, seed), dt=DT), x), first)
