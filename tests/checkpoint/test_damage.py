@@ -89,9 +89,7 @@ def loads(data: bytes, path: Path) -> bool:
 
 
 @pytest.mark.parametrize("number", [100, pytest.param(4000, marks=pytest.mark.slow)])
-def test_damaged_files_are_refused_unless_the_damage_changes_nothing(
-    number: int, tmp_path: Path
-) -> None:
+def test_damaged_files_are_refused_unless_the_damage_changes_nothing(number, tmp_path) -> None:
     data = saved_model(tmp_path)
     assert loads(data, tmp_path / "same.safetensors")
     loaded = sum(
@@ -167,9 +165,7 @@ MALFORMED: list[Callable[[dict[str, Any]], Any]] = [
         *((malformed, "missing or of the wrong kind") for malformed in MALFORMED),
     ],
 )
-def test_wrong_headers_are_refused(
-    change: Callable[[dict[str, Any]], Any], message: str, tmp_path: Path
-) -> None:
+def test_wrong_headers_are_refused(change, message, tmp_path) -> None:
     path = tmp_path / "file.safetensors"
     write_with_header(path, lambda header: header)
     tt.load(path, layer("LIF", 3))
@@ -205,9 +201,7 @@ def test_no_pickled_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ),
     ],
 )
-def test_torch_files_without_a_state_dict_are_refused(
-    content: Any, message: str, tmp_path: Path
-) -> None:
+def test_torch_files_without_a_state_dict_are_refused(content, message, tmp_path) -> None:
     torch.save(content, tmp_path / "file.pt")
     with pytest.raises(ValueError, match=message):
         tt.load(tmp_path / "file.pt", layer("LIF", 3))

@@ -315,9 +315,7 @@ def is_loaded(path: Path, model: nn.Module, expected: dict[str, Tensor], **optio
 
 
 @pytest.mark.parametrize("case", OTHERS)
-def test_a_model_that_computes_something_else_is_refused_and_unchanged(
-    case: str, tmp_path: Path
-) -> None:
+def test_a_model_that_computes_something_else_is_refused_and_unchanged(case, tmp_path) -> None:
     one, other, message = OTHERS[case]
     path = tmp_path / "model.safetensors"
     for make, into, expected in ((one, other, message), (other, one, "module|model")):

@@ -199,9 +199,7 @@ def test_tied_and_overlapping_tensors_are_saved_and_loaded(tmp_path: Path) -> No
         ),
     ],
 )
-def test_layers_with_other_settings_are_refused_by_name(
-    make: Any, message: str, tmp_path: Path
-) -> None:
+def test_layers_with_other_settings_are_refused_by_name(make, message, tmp_path) -> None:
     path = tmp_path / "net.safetensors"
     tt.save(nn.Sequential(nn.Linear(3, 3), layer("LIF", 3, reset="zero")), path)
     model = nn.Sequential(nn.Linear(3, 3), make())
@@ -261,9 +259,7 @@ def test_strict_false_loads_common_tensors_and_returns_the_other_names(tmp_path:
 @pytest.mark.parametrize(
     ("width", "advice"), [(3, ", or load what fits with strict=False"), (4, "")]
 )
-def test_strict_false_is_proposed_where_it_would_load(
-    width: int, advice: str, tmp_path: Path
-) -> None:
+def test_strict_false_is_proposed_where_it_would_load(width, advice, tmp_path) -> None:
     """With a head of another size too it would not, though layers alone are no reason."""
     path = tmp_path / "net.safetensors"
     tt.save(nn.Sequential(nn.Linear(3, 3), layer("LIF", 3), nn.Linear(3, 3)), path)
@@ -384,9 +380,7 @@ def test_models_that_cannot_be_saved_are_refused_and_the_file_is_unchanged(tmp_p
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_interrupted_save_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch) -> None:
     import safetensors.torch
 
     path = tmp_path / "net.safetensors"
@@ -431,9 +425,7 @@ CONFIGURATIONS = [*configurations(False, False), *configurations(True, True)]
 
 @given(st.sampled_from(CONFIGURATIONS), st.sampled_from(CONFIGURATIONS))
 @examples(60)
-def test_a_configuration_loads_only_into_an_equal_one(
-    tmp_path_factory: pytest.TempPathFactory, one: dict[str, Any], other: dict[str, Any]
-) -> None:
+def test_a_configuration_loads_only_into_an_equal_one(tmp_path_factory, one, other) -> None:
     path = tmp_path_factory.mktemp("checkpoint") / "net.safetensors"
     saved, model = snn.LeakyIntegrator(3, **one), snn.LeakyIntegrator(3, **other)
     tt.save(saved, path)
@@ -457,9 +449,7 @@ def test_a_parameter_of_one_value_with_stride_zero_is_saved(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("states", [True, False])
-def test_a_file_of_a_learner_is_not_one_of_its_model(
-    tmp_path: Path, strict: bool, states: bool
-) -> None:
+def test_a_file_of_a_learner_is_not_one_of_its_model(tmp_path, strict, states) -> None:
     net = nn.Sequential(nn.Linear(3, 2), snn.LIF(2))
     path = tmp_path / "learner.safetensors"
     learner = tt.online(net, "eprop")

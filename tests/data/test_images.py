@@ -40,9 +40,7 @@ def test_missing_dataset_is_not_downloaded(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("download", [False, True])
-def test_download_is_left_to_torchvision(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, download: bool
-) -> None:
+def test_download_is_left_to_torchvision(tmp_path, monkeypatch, download) -> None:
     from torchvision.datasets import KMNIST
 
     write_mnist(tmp_path / "KMNIST" / "raw")
@@ -61,9 +59,7 @@ def test_invalid_name_or_part_is_rejected(tmp_path: Path) -> None:
         torchvision_set("SEMEION", tmp_path)
 
 
-def test_missing_torchvision_is_named_in_the_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_torchvision_is_named_in_the_error(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(optional, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"torchvision_set needs torchvision.*\[data\]"):
         torchvision_set("MNIST", tmp_path)

@@ -42,9 +42,7 @@ event = st.tuples(
 
 
 @given(st.lists(event, max_size=30))
-def test_written_events_are_read_back(
-    tmp_path_factory: pytest.TempPathFactory, events: list[Event]
-) -> None:
+def test_written_events_are_read_back(tmp_path_factory, events) -> None:
     events.sort(key=lambda e: e[2])
     path = tmp_path_factory.mktemp("nmnist") / "one.bin"
     path.write_bytes(nmnist_bytes(events))

@@ -63,9 +63,7 @@ def test_dtype_is_kept(dtype: torch.dtype) -> None:
         ),
     ],
 )
-def test_sequences_that_cannot_be_padded_are_rejected(
-    sequences: list[Any], error: type[Exception], message: str
-) -> None:
+def test_sequences_that_cannot_be_padded_are_rejected(sequences, error, message) -> None:
     with pytest.raises(error, match=message):
         pad(sequences)
 

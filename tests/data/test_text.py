@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -29,9 +28,7 @@ def test_files_are_read_as_bytes(tmp_path: Path) -> None:
 
 
 @given(st.integers(2, 200), st.integers(1, 6), st.integers(1, 9), st.booleans())
-def test_pieces_continue_each_other(
-    number: int, batch_size: int, steps: int, keep_rest: bool
-) -> None:
+def test_pieces_continue_each_other(number, batch_size, steps, keep_rest) -> None:
     length = (number - 1) // batch_size
     if length < (1 if keep_rest else steps):
         with pytest.raises(ValueError, match="streams needs at least"):
@@ -63,8 +60,6 @@ def test_streams_keep_other_dimensions() -> None:
         ),
     ],
 )
-def test_invalid_arguments_of_streams_are_rejected(
-    arguments: tuple[Any, ...], error: type[Exception], message: str
-) -> None:
+def test_invalid_arguments_of_streams_are_rejected(arguments, error, message) -> None:
     with pytest.raises(error, match=message):
         streams(*arguments)

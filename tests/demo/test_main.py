@@ -71,9 +71,7 @@ def test_printed_line_loads_the_model(out: Path, capsys: pytest.CaptureFixture[s
     assert all(torch.equal(saved[k], v) for k, v in names["model"].state_dict().items())
 
 
-def test_the_model_of_an_earlier_run_is_kept(
-    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_model_of_an_earlier_run_is_kept(out, capsys, monkeypatch) -> None:
     monkeypatch.setattr(command, "report", lambda *_: None)
     monkeypatch.setattr(command, "train", training_with_losses(0.3))
     run(out)
@@ -88,9 +86,7 @@ def test_the_model_of_an_earlier_run_is_kept(
 
 
 @pytest.mark.parametrize("where", ["model", "figure"])
-def test_full_disk_prints_one_line(
-    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
+def test_full_disk_prints_one_line(out, capsys, monkeypatch, where) -> None:
     def fail(*_: object) -> None:
         if where == "model":
             raise SafetensorError("Error while serializing: I/O error: No space left on device")
@@ -109,9 +105,7 @@ def test_full_disk_prints_one_line(
         assert all(torch.equal(now[name], value) for name, value in before.items())
 
 
-def test_several_seeds_print_their_mean_and_spread(
-    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_several_seeds_print_their_mean_and_spread(out, capsys, monkeypatch) -> None:
     held_out = iter([0.97, 0.98, 0.99])
     monkeypatch.setattr(command, "train_seed", lambda *_: next(held_out))
     assert run(out, "--seeds", "3", "4", "5") == 0
@@ -137,13 +131,7 @@ def training_with_losses(*losses: float) -> object:
 @pytest.mark.parametrize(
     ("losses", "best"), [((0.5, 0.9, 0.2, 0.7), 3), ((0.5,), 1), ((math.nan, math.nan), 1)]
 )
-def test_interrupt_keeps_the_best_model_so_far(
-    out: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    losses: tuple[float, ...],
-    best: int,
-) -> None:
+def test_interrupt_keeps_the_best_model_so_far(out, capsys, monkeypatch, losses, best) -> None:
     monkeypatch.setattr(command, "train", training_with_losses(*losses))
     assert run(out) == 130
     path = out / "seed0.safetensors"
@@ -153,9 +141,7 @@ def test_interrupt_keeps_the_best_model_so_far(
     assert (load_file(path)["linear.1.bias"] == best).all()
 
 
-def test_interrupt_before_the_first_epoch_saves_nothing(
-    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupt_before_the_first_epoch_saves_nothing(out, capsys, monkeypatch) -> None:
     monkeypatch.setattr(command, "train", training_with_losses())
     assert run(out) == 130
     assert "Interrupted. No epoch was finished, so nothing was saved." in capsys.readouterr().out
@@ -171,12 +157,7 @@ def test_interrupt_before_the_first_epoch_saves_nothing(
     ],
 )
 def test_what_goes_wrong_while_loading_is_one_line(
-    out: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    error: BaseException,
-    code: int,
-    printed: str,
+    out, capsys, monkeypatch, error, code, printed
 ) -> None:
     def fail(folder: Path | None) -> Digits:
         raise error
@@ -186,9 +167,7 @@ def test_what_goes_wrong_while_loading_is_one_line(
     assert "".join(capsys.readouterr()) == printed
 
 
-def test_missing_package_is_named_before_anything_runs(
-    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_package_is_named_before_anything_runs(out, capsys, monkeypatch) -> None:
     monkeypatch.setattr(optional, "find_spec", lambda name: None if name == "tqdm" else True)
     assert run(out) == 1
     message = r"error: The demo needs tqdm, .* pip install -e '\.\[demo\]'\n"

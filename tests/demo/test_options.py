@@ -53,9 +53,7 @@ def test_every_option_is_parsed() -> None:
         (["--gpu"], "unrecognized arguments: --gpu"),
     ],
 )
-def test_invalid_option_is_named_in_the_error(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_invalid_option_is_named_in_the_error(arguments, message, capsys) -> None:
     with pytest.raises(SystemExit, match=r"^2$"):
         parse(arguments)
     complaint = capsys.readouterr().err

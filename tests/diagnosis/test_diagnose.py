@@ -176,9 +176,7 @@ class Comparing(snn.Neuron):
         self.option("graded", graded)
 
     @staticmethod
-    def step(
-        x: Tensor, mem: Tensor, *, beta: Tensor, theta: Tensor, spike: Any, graded: bool
-    ) -> tuple[Tensor, Tensor]:
+    def step(x, mem, *, beta, theta, spike, graded) -> tuple[Tensor, Tensor]:
         mem = beta * mem + x
         return (mem - theta).relu() if graded else (mem > theta).to(x.dtype), mem
 
@@ -270,9 +268,7 @@ FAULTS: list[tuple[Any, Any, Any, str, str, str, Any, str]] = [
     FAULTS,
     ids=[f"{fault[3]} {number}" for number, fault in enumerate(FAULTS)],
 )
-def test_a_fault_has_its_finding(
-    make: Any, data: Any, loss: Any, name: str, layer: str, severity: str, value: Any, words: str
-) -> None:
+def test_a_fault_has_its_finding(make, data, loss, name, layer, severity, value, words) -> None:
     finding = found(diagnose(make(), data, loss), name, layer, severity)
     if isinstance(value, tuple):
         assert value[0] <= finding.value <= value[1]
@@ -381,9 +377,7 @@ OPTIMIZERS: list[tuple[Any, Any, str, str, str, Any, str]] = [
 @pytest.mark.parametrize(
     ("make", "optimizer", "name", "layer", "severity", "value", "words"), OPTIMIZERS
 )
-def test_an_optimizer_has_its_finding(
-    make: Any, optimizer: Any, name: str, layer: str, severity: str, value: Any, words: str
-) -> None:
+def test_an_optimizer_has_its_finding(make, optimizer, name, layer, severity, value, words) -> None:
     model = make()
     finding = found(diagnose(model, optimizer=optimizer(model)), name, layer, severity)
     low, high = value if isinstance(value, tuple) else (value, value)

@@ -22,8 +22,7 @@ class Product(nn.Module):
         self.linear, self.lif, self.out = nn.Linear(N, 8), snn.LIF(8), nn.Linear(8, CLASSES)
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
-        y: Tensor = self.out(self.lif(self.linear(x * gate)))
-        return y
+        return self.out(self.lif(self.linear(x * gate)))
 
 
 class Attending(nn.Module):
@@ -34,8 +33,7 @@ class Attending(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x[:, None] * torch.tensor([0.5, 1.0, 2.0])[:, None]
-        y: Tensor = self.out(self.lif(self.attention(tokens, tokens, tokens)[0]).mean(1))
-        return y
+        return self.out(self.lif(self.attention(tokens, tokens, tokens)[0]).mean(1))
 
 
 class Bumped(snn.Neuron):
@@ -62,8 +60,7 @@ class WithBump(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.linear(x)
-        z: Tensor = self.out(self.lif(y, 0.01 * y))
-        return z
+        return self.out(self.lif(y, 0.01 * y))
 
 
 class Forked(nn.Module):
@@ -75,8 +72,7 @@ class Forked(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.linear(x)
-        z: Tensor = self.a(y) + self.b(y)
-        return z
+        return self.a(y) + self.b(y)
 
 
 def normed() -> nn.Module:

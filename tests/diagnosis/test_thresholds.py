@@ -155,9 +155,7 @@ TABLE: list[tuple[Any, str, Any, dict[Any, str | None]]] = [
     ("module", "name", "make", "figure", "expected"),
     [(m, name, make, f, s) for m, name, make, cases in TABLE for f, s in cases.items()],
 )
-def test_severity_of_a_figure(
-    module: Any, name: str, make: Any, figure: Any, expected: str | None
-) -> None:
+def test_severity_of_a_figure(module, name, make, figure, expected) -> None:
     seen = make(*figure) if isinstance(figure, tuple) else make(figure)
     assert severity(module, seen, name) == expected
 

@@ -228,9 +228,7 @@ def test_directives_and_roles_become_plain_markdown(monkeypatch: pytest.MonkeyPa
             plain(text, "a")
 
 
-def test_links_stand_below_the_title_and_a_stale_folder_is_reported(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_links_stand_below_the_title_and_a_stale_folder_is_reported(tmp_path, monkeypatch) -> None:
     (tmp_path / "a.md").write_text(PAGE)
     app = SimpleNamespace(
         env=SimpleNamespace(doc2path=lambda page: tmp_path / "a.md"),
@@ -273,9 +271,7 @@ def run(notebook: Any, folder: Path) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
-def test_notebook_runs_with_what_its_first_cell_installs(
-    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_notebook_runs_with_what_its_first_cell_installs(page, tmp_path, monkeypatch) -> None:
     nbformat = pytest.importorskip("nbformat")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     made = nbformat.read(FOLDER / f"{page}.ipynb", as_version=4)

@@ -168,7 +168,7 @@ def tab(browser: Any) -> Iterator[Tab]:
 
 
 @pytest.mark.slow
-def test_every_page_is_whole(tab: Tab, page: Path) -> None:
+def test_every_page_is_whole(tab, page) -> None:
     # the pages of classes have one template: of each its links and a narrow width
     visits = ((390, ("light",)),) if page.parent.name == "names" else VISITS
     found = {width: tab.visit(page, width, *schemes) for width, schemes in visits}

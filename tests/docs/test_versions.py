@@ -84,7 +84,7 @@ def test_pages_must_have_been_built(versions: Any, tmp_path: Path) -> None:
 
 
 def test_a_tag_that_cannot_be_built_is_reported_and_left_out(
-    versions: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+    versions, tmp_path, monkeypatch, capfd
 ) -> None:
     def build(repository: Path, commit: str, name: str, folder: Path) -> None:
         if name == "0.9.0":

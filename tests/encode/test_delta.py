@@ -24,9 +24,7 @@ def test_small_signal_exactly() -> None:
     st.integers(1, 8),
     st.none() | st.integers(-5, 5),
 )
-def test_reference_stays_within_the_threshold_of_the_signal(
-    values: list[int], threshold: int, start: int | None
-) -> None:
+def test_reference_stays_within_the_threshold_of_the_signal(values, threshold, start) -> None:
     on, off = encode.delta(torch.tensor(values).double(), threshold, start=start, dim=1).unbind(1)
     reference = values[0] if start is None else start
     for value, up, down in zip(values, on.tolist(), off.tolist(), strict=True):

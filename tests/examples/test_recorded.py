@@ -15,9 +15,7 @@ PAGES = Path(__file__).parents[2] / "docs/use"
 
 
 @pytest.mark.slow
-def test_a_quick_run_converts_both_networks(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_quick_run_converts_both_networks(tmp_path, capsys) -> None:
     assert converted_digits.main(["--quick", "--seeds", "3", "--out", str(tmp_path)]) == 0
     row = json.loads(capsys.readouterr().out.splitlines()[0])
     assert converted_digits.read(tmp_path) == [row]
@@ -38,17 +36,13 @@ def test_a_row_takes_the_place_of_one_of_the_same_run(script: Any, tmp_path: Pat
 @pytest.mark.parametrize(
     ("script", "page"), [(converted_digits, "convert"), (published_networks, "models")]
 )
-def test_the_page_shows_the_recorded_rows(
-    script: Any, page: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_page_shows_the_recorded_rows(script, page, capsys) -> None:
     assert script.main(["--table"]) == 0
     table = capsys.readouterr().out.strip()
     assert f"<!-- digits -->\n{table}\n<!-- /digits -->" in (PAGES / f"{page}.md").read_text()
 
 
-def test_a_quick_run_measures_a_published_network(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_quick_run_measures_a_published_network(tmp_path, capsys) -> None:
     arguments = ["--quick", "--networks", "SDT-2-32", "--seeds", "3", "--out", str(tmp_path)]
     assert published_networks.main(arguments) == 0
     row = json.loads(capsys.readouterr().out)

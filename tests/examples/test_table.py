@@ -67,9 +67,7 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "README.md"
 
 
-def test_tables_are_made_of_the_recorded_rows(
-    page: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_tables_are_made_of_the_recorded_rows(page, capsys) -> None:
     assert table.main(["--check"]) == 1
     assert page.read_text() == PAGE
     assert table.main([]) == 0

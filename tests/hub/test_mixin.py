@@ -32,8 +32,7 @@ class Net(snn.TTModule, tt.hub.HubMixin):
         self.cells = [snn.Readout(width)]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self.cells[0](self.net(x))
-        return y
+        return self.cells[0](self.net(x))
 
 
 @pytest.fixture
@@ -46,8 +45,7 @@ def folder(tmp_path: Path) -> Path:
 
 def outputs(net: nn.Module) -> torch.Tensor:
     x = torch.rand(7, 2, 4, generator=torch.Generator().manual_seed(1))
-    y: torch.Tensor = tt.unroll(net, 4 * x, from_rest=True)
-    return y
+    return tt.unroll(net, 4 * x, from_rest=True)
 
 
 def test_a_folder_brings_back_arguments_tensors_and_hidden_modules(tmp_path: Path) -> None:
@@ -120,9 +118,7 @@ def test_a_model_stays_what_a_model_is(folder: Path) -> None:
 
 
 @pytest.fixture
-def server(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[list[tuple[str, str]]]:
+def server(folder, tmp_path, monkeypatch) -> Iterator[list[tuple[str, str]]]:
     """Serve the folder as the repository ``group/net``; the requests, by method and path."""
     requests: list[tuple[str, str]] = []
 
@@ -175,9 +171,7 @@ def server(
     thread.join()
 
 
-def test_a_repository_is_loaded_at_a_revision_and_kept(
-    folder: Path, tmp_path: Path, server: list[tuple[str, str]]
-) -> None:
+def test_a_repository_is_loaded_at_a_revision_and_kept(folder, tmp_path, server) -> None:
     expected = outputs(Net.from_pretrained(folder))
     assert server == []  # a folder needs no server
     cache = tmp_path / "cache"
@@ -193,9 +187,7 @@ def test_a_repository_is_loaded_at_a_revision_and_kept(
     assert len(server) == count
 
 
-def test_a_repository_without_the_file_is_an_error(
-    folder: Path, tmp_path: Path, server: list[tuple[str, str]]
-) -> None:
+def test_a_repository_without_the_file_is_an_error(folder, tmp_path, server) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(Exception, match=r"model.safetensors") as caught:
         Net.from_pretrained("group/net", cache_dir=tmp_path / "cache")

@@ -60,8 +60,7 @@ class ByHand(nn.Module):
     """Its output does not depend on the scale of what comes before."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = x / (x.square().mean(-1, keepdim=True) + 1e-9).sqrt()
-        return y
+        return x / (x.square().mean(-1, keepdim=True) + 1e-9).sqrt()
 
 
 def behind(*between: nn.Module) -> nn.Sequential:

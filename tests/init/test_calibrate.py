@@ -57,8 +57,7 @@ class Residual(nn.Module):
         self.lif = snn.LIF(3, dim=-3)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = x + self.lif(self.conv(x))
-        return y
+        return x + self.lif(self.conv(x))
 
 
 NETWORKS: dict[str, Any] = {
@@ -155,9 +154,7 @@ def test_static_input() -> None:
         (torch.rand(5, 0, 9), {}, ValueError, "x has no sample: its batch is 0"),
     ],
 )
-def test_errors_change_nothing(
-    x: Any, arguments: dict[str, Any], error: type, message: str
-) -> None:
+def test_errors_change_nothing(x, arguments, error, message) -> None:
     net: Any = nn.Sequential(nn.Linear(9, 6, bias=False), snn.LIF(6))
     before = net[0].weight.clone()
     with pytest.raises(error, match=re.escape(message)):
@@ -331,9 +328,7 @@ def test_a_repeated_image_is_refused_for_what_it_is() -> None:
         (0.999, batch(9, rate=0.05)[:20], "in 20 steps from rest its neurons show 3.9 %"),
     ],
 )
-def test_large_weights_are_logged_with_the_reason(
-    beta: float, x: Tensor, reason: str | None, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_large_weights_are_logged_with_the_reason(beta, x, reason, caplog) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(9, 6), snn.Readout(6, beta=beta))
     calibrate_(net, x)

@@ -86,9 +86,7 @@ FAST = ("LIF", "RLIF", "SLIF", "ALIF", "BRF", "AdEx")
         )
     ],
 )
-def test_membranes_have_the_target_of_mean_and_deviation(
-    name: str, target: float, mean: float
-) -> None:
+def test_membranes_have_the_target_of_mean_and_deviation(name, target, mean) -> None:
     torch.manual_seed(0)
     made = getattr(neurons, name)(N) if name in VOLTAGES else quiet(name, N)
     net: Any = nn.Sequential(nn.Linear(INPUTS, N), made).double()
@@ -293,8 +291,7 @@ class Grouped(nn.Module):
             self.f2 = self.f1
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.b(self.f2(self.a(self.f1(x))))
-        return y
+        return self.b(self.f2(self.a(self.f1(x))))
 
 
 def tied() -> nn.Sequential:

@@ -75,8 +75,7 @@ class Branches(nn.Module):
         self.a, self.b, self.n = nn.Linear(4, 4), nn.Linear(4, 4), snn.LIF(4, pos_threshold=0.05)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self.n(self.a(x) + self.b(x))
-        return y
+        return self.n(self.a(x) + self.b(x))
 
 
 def delayed() -> nn.Module:

@@ -175,9 +175,7 @@ class Noisy(snn.Neuron):
         self.option("escapes", distribution == "uniform")
 
     @staticmethod
-    def step(
-        x: Any, noise: Any, mem: Any, *, beta: Any, pos_threshold: Any, escapes: Any, spike: Any
-    ) -> Any:
+    def step(x, noise, mem, *, beta, pos_threshold, escapes, spike) -> Any:
         mem = beta * mem + x
         u = mem - pos_threshold
         fired = spike(torch.sigmoid(10 * u) - noise if escapes else u + 0.1 * noise)
@@ -217,9 +215,7 @@ def test_every_initialisation_takes_noise(distribution: Any) -> None:
 
 class Flat(Noisy):
     @staticmethod
-    def step(
-        x: Any, noise: Any, mem: Any, *, beta: Any, pos_threshold: Any, escapes: Any, spike: Any
-    ) -> Any:
+    def step(x, noise, mem, *, beta, pos_threshold, escapes, spike) -> Any:
         mem = beta * mem + x
         fired = spike(0.3 * torch.sigmoid(mem) - noise)
         return fired, mem - fired * pos_threshold

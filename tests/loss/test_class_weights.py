@@ -43,7 +43,7 @@ def classes(*shape: int) -> Tensor:
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("probabilities", [False, True])
 def test_weights_and_smoothing_are_those_of_pytorch(
-    function: Any, logits: Any, options: dict[str, Any], reduction: str, probabilities: bool
+    function, logits, options, reduction, probabilities
 ) -> None:
     x = output(T, B, C).requires_grad_()
     target = output(B, C).softmax(1) if probabilities else classes(B)
@@ -61,7 +61,7 @@ def test_weights_and_smoothing_are_those_of_pytorch(
 @pytest.mark.parametrize("per_step", [False, True])
 @pytest.mark.parametrize("mse_weight", [0.0, 0.25])
 def test_the_temporal_loss_weights_every_real_step(
-    options: dict[str, Any], reduction: Any, per_step: bool, mse_weight: float
+    options, reduction, per_step, mse_weight
 ) -> None:
     x, target = output(T, B, C), classes(T, B) if per_step else classes(B)
     lengths = torch.tensor([6, 4, 1, 5, 2])
@@ -109,8 +109,6 @@ def test_weights_take_the_dtype_of_the_output() -> None:
     ],
 )
 @pytest.mark.parametrize("function", [loss.temporal_cross_entropy, *(f for f, _ in LOGITS)])
-def test_bad_weights_and_smoothing_are_refused(
-    function: Any, options: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_bad_weights_and_smoothing_are_refused(function, options, error, message) -> None:
     with pytest.raises(error, match=message):
         function(output(T, B, C), classes(B), **options)

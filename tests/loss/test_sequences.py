@@ -90,9 +90,7 @@ def test_mean_and_sum_reduce_the_losses_of_the_samples(name: str) -> None:
 @pytest.mark.parametrize("name", [n for n in ALL if n != "van_rossum"])
 @examples(40)
 @given(mask=masks(), smooth=st.booleans())
-def test_masked_sequences_have_the_loss_of_unpadded_ones(
-    name: str, mask: Tensor, smooth: bool
-) -> None:
+def test_masked_sequences_have_the_loss_of_unpadded_ones(name, mask, smooth) -> None:
     x = normal(*mask.shape, C) if smooth else random_spikes(*mask.shape, C)
     target = random_classes(mask.shape[1])
     whole = padded_with_nan(x, mask).requires_grad_()
@@ -290,9 +288,7 @@ def van_rossum_by_pairs(times: list[int], others: list[int], tau: float) -> floa
     st.randoms(use_true_random=False),
     st.floats(0.1, 100),
 )
-def test_van_rossum_equals_the_sum_over_pairs_of_spikes(
-    fired: list[bool], random: Any, tau: float
-) -> None:
+def test_van_rossum_equals_the_sum_over_pairs_of_spikes(fired, random, tau) -> None:
     other = [random.random() < 0.4 for _ in fired]
     got = loss.van_rossum(
         torch.tensor(fired)[:, None].double(), torch.tensor(other)[:, None].double(), tau

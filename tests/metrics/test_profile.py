@@ -199,9 +199,7 @@ def test_profile_says_how_products_were_computed() -> None:
         (False, 0.5, "dense 50.0%"),
     ],
 )
-def test_table_says_how_a_product_was_computed(
-    by_events: bool | None, density: float | None, cell: str
-) -> None:
+def test_table_says_how_a_product_was_computed(by_events, density, cell) -> None:
     costs: dict[str, Any] = dict.fromkeys(
         ("rate", "dead", "saturated", "macs", "acs", "dense", "updates", "energy_pj")
     )

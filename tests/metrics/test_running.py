@@ -94,9 +94,7 @@ def test_metrics_work_in_a_collection_and_can_be_pickled() -> None:
     assert metric.half().fired.dtype == torch.float64
 
 
-def test_error_without_torchmetrics_names_the_extra_and_functions_work(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_error_without_torchmetrics_names_the_extra_and_functions_work(monkeypatch) -> None:
     monkeypatch.delitem(sys.modules, "tracetorch.metrics.running", raising=False)
     monkeypatch.setattr("tracetorch.core.optional.find_spec", lambda _: None)
     with pytest.raises(

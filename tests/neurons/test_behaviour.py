@@ -144,9 +144,7 @@ def test_izhikevich_resonator_oscillates_below_the_threshold(preset: str, oscill
     ],
     ids=["RF", "BRF"],
 )
-def test_resonators_answer_to_their_own_period(
-    layer: snn.Neuron, strength: float, periods: tuple[int, ...]
-) -> None:
+def test_resonators_answer_to_their_own_period(layer, strength, periods) -> None:
     counts = []
     for period in periods:
         layer.zero_states()

@@ -235,9 +235,7 @@ def test_defaults_follow_from_milliseconds(name: str, argument: str, millisecond
         ("Izhikevich", {"b": [0.2]}, TypeError, "b must be a number or a tensor"),
     ],
 )
-def test_bad_arguments(
-    name: str, arguments: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_bad_arguments(name, arguments, error, message) -> None:
     with pytest.raises(error, match=message):
         getattr(neurons, name)(3, **arguments)
 
@@ -286,9 +284,7 @@ def test_detached_reset_has_the_gradient_of_the_authors_program(symplectic: bool
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("cpu", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_sigma_delta_counts_what_arrives_in_half_precision(
-    dtype: torch.dtype, backend: Any
-) -> None:
+def test_sigma_delta_counts_what_arrives_in_half_precision(dtype, backend) -> None:
     made, x = neurons.SigmaDelta(50), (0.3 * sequence(200, 2, 50)).to(dtype)
     with torch.no_grad():
         with fuse.backend(backend):
@@ -410,9 +406,7 @@ def test_rho_below_the_bound_may_be_given_and_is_the_bound_then(kind: Any) -> No
         (neurons.AdLIF, 0.5, False, True),
     ],
 )
-def test_where_membranes_diverge_whatever_rho_is_learned(
-    kind: Any, a: float, bound: bool, diverges: bool
-) -> None:
+def test_where_membranes_diverge_whatever_rho_is_learned(kind, a, bound, diverges) -> None:
     """At the bound of rho, for ``a`` as the docstring has it; without the bound earlier."""
     beta, x = torch.tensor([1e-3, 0.5, 0.9]), torch.full((600, 1, 3), -1.0)
     made = kind(3, beta, a=a, pos_threshold=1e37, bounded=True)
@@ -571,9 +565,7 @@ def arguments_of_parameters() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("name", "argument"), arguments_of_parameters())
 @pytest.mark.parametrize("setup", [{"learnable": False}, {"rank": 0}])
-def test_a_setup_without_a_value_has_the_default_of_the_constructor(
-    name: str, argument: str, setup: dict[str, Any]
-) -> None:
+def test_a_setup_without_a_value_has_the_default_of_the_constructor(name, argument, setup) -> None:
     kind = getattr(neurons, name)
     default, layer = kind(2), kind(2, **{argument: setup})
     value = getattr(layer, argument)

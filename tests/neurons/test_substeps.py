@@ -181,8 +181,7 @@ def test_gradient_of_substeps_is_that_of_the_value(name: str) -> None:
         made.zero_states()
         with fuse.backend("eager"):
             assert not tt.unroll(made, x).any()
-        v: torch.Tensor = made.v
-        return v
+        return made.v
 
     assert torch.autograd.gradcheck(voltage, (x,))
 

@@ -89,9 +89,7 @@ def test_title_of_a_page_is_the_name_of_its_file(tmp_path: Path) -> None:
     assert "<title>film</title>" in (tmp_path / "film.html").read_text()
 
 
-def test_failed_save_keeps_the_previous_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_save_keeps_the_previous_file(tmp_path, monkeypatch) -> None:
     from matplotlib.animation import PillowWriter
 
     target = tmp_path / "film.gif"

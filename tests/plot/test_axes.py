@@ -194,9 +194,7 @@ def test_dtypes_become_float32(dtype: torch.dtype) -> None:
     ],
     ids=["raster", "state_trace", "rate_histogram", "rate_map", "save_html", "spikes"],
 )
-def test_neurons_of_one_sample_are_not_taken_for_samples(
-    draw: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_neurons_of_one_sample_are_not_taken_for_samples(draw, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     seen = torch.ones(5, 4, 2)  # [T, B, N]
     for wrong in (seen[:, 0], {"1.output": seen[:, 0]}):

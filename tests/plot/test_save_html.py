@@ -87,9 +87,7 @@ def drawn(seen: Any, folder: Path) -> dict[str, str]:
     return {layer["path"]: layer["kind"] for layer in layers}
 
 
-def test_layers_and_names_tell_spikes_from_states_and_values_only_of_the_rest(
-    tmp_path: Path,
-) -> None:
+def test_layers_and_names_tell_spikes_from_states_and_values_only_of_the_rest(tmp_path) -> None:
     net = torch.nn.Sequential(snn.LIF(2), snn.Readout(2))
     names = ["input", "mem", "output"]
     _, silent = tt.probe.record(net, torch.zeros(5, 1, 2), names)  # all of it is 0
@@ -150,9 +148,7 @@ def test_spikes_are_stored_sparsely(tmp_path: Path) -> None:
     assert (tmp_path / "run.html").stat().st_size < 60_000
 
 
-def test_failed_save_keeps_the_previous_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_save_keeps_the_previous_file(tmp_path, monkeypatch) -> None:
     target = tmp_path / "run.html"
     target.write_text("before")
     monkeypatch.setattr(MODULE, "TEMPLATES", tmp_path / "absent")
@@ -162,9 +158,7 @@ def test_failed_save_keeps_the_previous_file(
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_blocks_too_large_for_a_browser_are_rejected(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_blocks_too_large_for_a_browser_are_rejected(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(MODULE, "MAX_BLOCK_LENGTH", 100)
     with pytest.raises(ValueError, match=r"'0\.mem' is too large for a browser"):
         tt.plot.save_html(recording(), tmp_path / "run.html")

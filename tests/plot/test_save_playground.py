@@ -207,9 +207,7 @@ WRONG: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("layers", "options", "error", "match"), WRONG)
-def test_invalid_arguments_are_rejected(
-    layers: Any, options: Any, error: type[Exception], match: str, tmp_path: Path
-) -> None:
+def test_invalid_arguments_are_rejected(layers, options, error, match, tmp_path) -> None:
     (tmp_path / "page.html").write_text("before")
     with pytest.raises(error, match=match):
         page_of(layers, tmp_path, **options)
@@ -275,18 +273,14 @@ def test_the_neuron_inside_is_named(tmp_path: Path) -> None:
     page_of(looped.neuron, tmp_path)
 
 
-def test_operations_that_javascript_lacks_are_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_operations_that_javascript_lacks_are_named(tmp_path, monkeypatch) -> None:
     data = importlib.import_module("tracetorch.plot.playground_data")
     monkeypatch.setattr(data, "unknown", lambda graph: "bessel")
     with pytest.raises(ValueError, match="cannot be compiled: its step uses bessel"):
         page_of(snn.LIF(1), tmp_path)
 
 
-def test_failed_save_keeps_the_previous_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_save_keeps_the_previous_file(tmp_path, monkeypatch) -> None:
     (tmp_path / "page.html").write_text("before")
     monkeypatch.setattr(MODULE, "TEMPLATES", tmp_path / "absent")
     with pytest.raises(FileNotFoundError):
@@ -389,9 +383,7 @@ REFUSED: list[tuple[Callable[[], Any], dict[str, Any], type[Exception], str]] = 
 
 
 @pytest.mark.parametrize(("model", "options", "error", "match"), REFUSED)
-def test_networks_that_do_not_fit_are_refused(
-    model: Callable[[], Any], options: Any, error: type[Exception], match: str, tmp_path: Path
-) -> None:
+def test_networks_that_do_not_fit_are_refused(model, options, error, match, tmp_path) -> None:
     with pytest.raises(error, match=match):
         page_of(model(), tmp_path, **options)
     assert not (tmp_path / "page.html").exists()
@@ -413,9 +405,7 @@ def test_the_network_is_unchanged(tmp_path: Path) -> None:
     assert not re.search(r"https?://", page)
 
 
-def test_data_are_a_pair_of_any_kind_and_have_a_limit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_data_are_a_pair_of_any_kind_and_have_a_limit(tmp_path, monkeypatch) -> None:
     model, noise = net(snn.LIF(4)), torch.rand(5, 6, 3)
     pair = page_of(model, tmp_path, data=(noise, LABELS))
     assert pair == page_of(model, tmp_path, data=[noise, LABELS])

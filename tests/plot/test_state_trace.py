@@ -51,9 +51,7 @@ def test_there_is_a_line_for_each_state() -> None:
         (snn.Readout(3), (3, 1, 3), 1, []),
     ],
 )
-def test_thresholds_are_read_from_the_layer(
-    layer: snn.Neuron, shape: tuple[int, ...], neuron: int, expected: list[float]
-) -> None:
+def test_thresholds_are_read_from_the_layer(layer, shape, neuron, expected) -> None:
     ax = tt.plot.state_trace(torch.zeros(shape), neurons=neuron, thresholds=layer)
     assert levels(ax) == [pytest.approx(level) for level in expected]
 

@@ -123,13 +123,7 @@ TYPES: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
     [(error, *row) for error, rows in ((ValueError, VALUES), (TypeError, TYPES)) for row in rows],
 )
 def test_wrong_arguments_are_refused(
-    error: Any,
-    name: str,
-    arguments: Any,
-    options: Any,
-    match: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    error, name, arguments, options, match, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=match):

@@ -89,9 +89,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def gradients_of_wrapped_step(
-    engine: str, way: str, x: Tensor, y: Tensor, mine: slice
-) -> dict[str, Tensor]:
+def gradients_of_wrapped_step(engine, way, x, y, mine) -> dict[str, Tensor]:
     """Return gradients where the engine wraps one time step, inside ``unroll``."""
     model = ENGINES[engine](net().to(x.device))
     out = tt.unroll(model, x[:, mine], **WAYS[way])
@@ -99,9 +97,7 @@ def gradients_of_wrapped_step(
     return gradients(model)
 
 
-def gradients_of_wrapped_sequence(
-    engine: str, way: str, x: Tensor, y: Tensor, mine: slice
-) -> dict[str, Tensor]:
+def gradients_of_wrapped_sequence(engine, way, x, y, mine) -> dict[str, Tensor]:
     """Return gradients where the engine wraps a module whose forward unrolls."""
     model = ENGINES[engine](Whole(net().to(x.device), **WAYS[way]))
     cross_entropy(model(x[:, mine]).mean(0), y[mine]).backward()
@@ -181,7 +177,7 @@ def jobs(rank: int, device: str) -> dict[str, Callable[[], dict[str, Tensor]]]:
     return made
 
 
-def main(folder: Path, rank: int, world: int, backend: str) -> None:
+def main(folder, rank, world, backend) -> None:
     # FSDP loses gradients where a module returns a view that is changed in place later. No layer
     # does so by layer; unroll returns one, which these jobs leave unchanged.
     warnings.filterwarnings("error", message=".*returned a view tensor")

@@ -51,9 +51,7 @@ def reference(batch: int, way: str = "by layer") -> dict[str, Tensor]:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("wrapped", ["whole", "model"])
-def test_gradients_equal_those_of_one_process(
-    results: Results, wrapped: str, engine: str, way: str
-) -> None:
+def test_gradients_equal_those_of_one_process(results, wrapped, engine, way) -> None:
     name = f"{wrapped}/{engine}/{way}"
     if name not in results[0]:
         assert name.startswith("model/DDP/in segments"), "refused; tests/unrolling/test_segments.py"
@@ -91,9 +89,7 @@ def test_parameters_after_training(results: Results, engine: str) -> None:
 
 @pytest.mark.parametrize("way", ["by layer", "by step"])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_each_process_has_the_states_of_its_own_samples(
-    results: Results, engine: str, way: str
-) -> None:
+def test_each_process_has_the_states_of_its_own_samples(results, engine, way) -> None:
     x, _ = data()
     model = net()
     with torch.no_grad():

@@ -57,9 +57,7 @@ class TestOpacus:
 
     @pytest.mark.parametrize("mode", ["hooks", "functorch", "ew"])
     @pytest.mark.parametrize("make", [network, recurrent])
-    def test_by_step_gradients_of_samples_are_those_of_each_sequence(
-        self, mode: str, make: Any
-    ) -> None:
+    def test_by_step_gradients_of_samples_are_those_of_each_sequence(self, mode, make) -> None:
         single = Whole(make(), by="step")
 
         def loss(parameters: Any, sample: Tensor, label: Tensor) -> Tensor:
@@ -142,9 +140,7 @@ class TestPeft:
         ],
         ids=["LoRA", "DoRA", "neuron", "recurrent"],
     )
-    def test_adapters_act_by_layer_by_step_and_merged(
-        self, make: Any, targets: list[str], options: dict[str, Any]
-    ) -> None:
+    def test_adapters_act_by_layer_by_step_and_merged(self, make, targets, options) -> None:
         from peft import LoraConfig, get_peft_model
 
         with torch.no_grad():

@@ -366,16 +366,12 @@ def test_a_new_training_lands_in_the_interval(capsys: pytest.CaptureFixture[str]
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_training_that_misses_the_interval_fails(
-    few: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_training_that_misses_the_interval_fails(few, capsys) -> None:
     assert main(["train", WORDS]) == 1
     assert " is not in " in capsys.readouterr().out
 
 
-def test_what_is_recorded_is_verified(
-    few: None, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_recorded_is_verified(few, folder, monkeypatch, capsys) -> None:
     old = tt.zoo.card(WORDS)
     monkeypatch.setattr(record, "SEEDS", 2)
     assert main(["train", WORDS, "--record"]) == 0
@@ -390,9 +386,7 @@ def test_what_is_recorded_is_verified(
     assert main(["verify", WORDS]) == 1
 
 
-def test_a_failed_record_keeps_the_old_one(
-    few: None, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_record_keeps_the_old_one(few, folder, monkeypatch) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     monkeypatch.setattr(record, "SEEDS", 1)  # no deviation: the interval fails behind the file
     with pytest.raises(ValueError, match="data points"):
