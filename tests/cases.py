@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -70,6 +70,19 @@ def layer(name: str, num_neurons: int = 4, **arguments: Any) -> Any:
     made: snn.Neuron = getattr(neurons if name in NEURONS else snn, name)(num_neurons, **arguments)
     vary(made, relative=name in NEURONS)
     return made
+
+
+class Net(nn.Module):
+    """Parts by name, and the function of them that its forward is."""
+
+    def __init__(self, function: Callable[..., Any], **parts: Any) -> None:
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.function(self, *inputs)
 
 
 def trace_layer(layer: snn.Neuron, ndim: int, dtype: torch.dtype) -> Program:
