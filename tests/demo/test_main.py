@@ -94,15 +94,13 @@ def test_full_disk_prints_one_line(out, capsys, monkeypatch, where) -> None:
 
     assert run(out) == 0
     before = load_file(out / "seed0.safetensors")
-    monkeypatch.setattr(
-        *((torch_files, "save_file") if where == "model" else (command, "draw")), fail
-    )
+    place: Any = (torch_files, "save_file") if where == "model" else (command, "draw")
+    monkeypatch.setattr(*place, fail)
     capsys.readouterr()
     assert run(out) == 1
     assert re.fullmatch("error: .*No space left on device\n", capsys.readouterr().err)
     if where == "model":
-        now = load_file(out / "seed0.safetensors")
-        assert all(torch.equal(now[name], value) for name, value in before.items())
+        torch.testing.assert_close(load_file(out / "seed0.safetensors"), before, rtol=0, atol=0)
 
 
 def test_several_seeds_print_their_mean_and_spread(out, capsys, monkeypatch) -> None:
@@ -135,9 +133,8 @@ def test_interrupt_keeps_the_best_model_so_far(out, capsys, monkeypatch, losses,
     monkeypatch.setattr(command, "train", training_with_losses(*losses))
     assert run(out) == 130
     path = out / "seed0.safetensors"
-    assert capsys.readouterr().out.endswith(
-        f"\nInterrupted. The best model so far, of epoch {best}, is in {path}.\n"
-    )
+    end = f"\nInterrupted. The best model so far, of epoch {best}, is in {path}.\n"
+    assert capsys.readouterr().out.endswith(end)
     assert (load_file(path)["linear.1.bias"] == best).all()
 
 
@@ -167,32 +164,30 @@ def test_what_goes_wrong_while_loading_is_one_line(
     assert "".join(capsys.readouterr()) == printed
 
 
-def test_missing_package_is_named_before_anything_runs(out, capsys, monkeypatch) -> None:
+def test_missing_packages_and_a_file_in_the_way_are_named(out, capsys, monkeypatch) -> None:
     monkeypatch.setattr(optional, "find_spec", lambda name: None if name == "tqdm" else True)
     assert run(out) == 1
     message = r"error: The demo needs tqdm, .* pip install -e '\.\[demo\]'\n"
     assert re.fullmatch(message, capsys.readouterr().err)
     assert not out.exists()
-
-
-def test_out_must_be_a_folder(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.undo()
     out.parent.mkdir(parents=True)
     out.write_text("in the way")
     assert run(out) == 1
     assert re.search("error: .*File exists", capsys.readouterr().err)
 
 
+HELP = """
+import runpy, sys
+sys.argv[1:] = ['--help']
+try:
+    runpy.run_module('tracetorch.demo', run_name='__main__')
+except SystemExit as end:
+    print(end.code, {'matplotlib', 'mlxtend', 'safetensors'} & set(sys.modules))
+"""
+
+
 def test_help_does_not_import_optional_packages() -> None:
-    # torch itself loads tqdm
-    code = (
-        "import runpy, sys\n"
-        "sys.argv[1:] = ['--help']\n"
-        "try:\n"
-        "    runpy.run_module('tracetorch.demo', run_name='__main__')\n"
-        "except SystemExit as end:\n"
-        "    extra = {'matplotlib', 'mlxtend', 'safetensors'}\n"
-        "    print(end.code, extra & set(sys.modules))\n"
-    )
-    printed = run_python("-c", code)
+    printed = run_python("-c", HELP)  # torch itself loads tqdm
     assert printed.startswith("usage: python -m tracetorch.demo ")
     assert printed.endswith("\n0 set()\n")

@@ -160,14 +160,11 @@ def test_severity_of_a_figure(module, name, make, figure, expected) -> None:
     assert severity(module, seen, name) == expected
 
 
-def test_few_neurons_are_named_in_the_singular() -> None:
+def test_few_neurons_are_named_in_the_singular_and_dead_ones_with_a_scale() -> None:
     figures = {f.name: f.figure for f in findings(activity, small(2, 2))}
     assert figures["dead-neurons"].startswith("1 of 2 neurons never fires, in")
     assert figures["saturated-neurons"].startswith("1 of 2 neurons fires at 90 %")
-
-
-def test_scale_that_the_advice_for_dead_neurons_names() -> None:
-    """A membrane that reaches 30 % of the threshold is scaled five times, to 1.5 of it."""
+    # A membrane that reaches 30 % of the threshold is scaled five times, to 1.5 of it.
     above = torch.full((STEPS, B, N), -2.0)
     above[3] = -0.7
     inputs = SpikeInputs({"pos_spike": above}, torch.ones(STEPS, B, N, dtype=torch.bool))

