@@ -19,9 +19,9 @@ import tracetorch as tt
 def refusals(table: str) -> pytest.MarkDecorator:
     """Parametrize a test over the lines of a table: ``call``, and ``error`` as a pattern.
 
-    A line may be broken before its arrow.
+    A line may be broken before its arrow, or before a bar.
     """
-    lines = re.sub(r"\s*\n\s*-> ", " -> ", table.strip()).splitlines()
+    lines = re.sub(r"\s*\n\s*(->|\|) ", r" \1 ", table.strip()).splitlines()
     rows = [line.strip().split(" -> ") for line in lines]
     return pytest.mark.parametrize(("call", "error"), rows)
 

@@ -31,14 +31,6 @@ WORDS = "words-adlif"  # data that are drawn: the quickest
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module", autouse=True)
 def _words_are_drawn_once() -> Iterator[None]:
     data = NETWORKS[WORDS].task.load()
     with pytest.MonkeyPatch.context() as patch:
