@@ -36,10 +36,6 @@ def describe_layers(model: nn.Module) -> dict[str, LayerDescription]:
     ``equations`` is the class that defines ``step``, so that a wrapper and the ``LeakyIntegrator``
     that it configures are the same. Surrogates, whether a parameter is learnable, and dropout are
     left out: they change no output in evaluation.
-
-    Example:
-        >>> describe_layers(LIF(3, reset="zero"))[""]["options"]["reset"]
-        'zero'
     """
     described: dict[str, LayerDescription] = {}
     for path, layer in named_neurons(model):

@@ -146,13 +146,6 @@ _SPREAD = (
 
 
 def suggestion(name: object, allowed: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the nearest allowed name, or ``""`` where none is near.
-
-    Example:
-        >>> suggestion("tirton", ["cpu", "triton"])
-        " Did you mean 'triton'?"
-        >>> suggestion("cuda", ["cpu", "triton"])
-        ''
-    """
+    """Return ``" Did you mean 'x'?"`` for the nearest allowed name, ``""`` where none is near."""
     near = difflib.get_close_matches(str(name), list(allowed), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""

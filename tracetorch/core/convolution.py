@@ -12,9 +12,5 @@ def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int
         stride: from one output to the next.
         padding: zeros at both ends of the input.
         dilation: from one value of the kernel to the next.
-
-    Example:
-        >>> output_size(28, kernel=5, stride=1, padding=0), output_size(2, 5, 1, 0)
-        (24, -2)
     """
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1

@@ -29,11 +29,7 @@ def reads_nothing(function: Any, callers: tuple[Any, ...] = ()) -> bool:
 
     True for stable packages, and for a plain function without closure and defaults that names no
     globals but such functions and stable modules. Functions that call each other in a circle are
-    not followed, and count as others do.
-
-    Args:
-        function: the function or class.
-        callers: the functions through which it was reached.
+    not followed, and count as others do: ``callers`` are those through which one was reached.
     """
     if is_stable(function):
         return True

@@ -86,12 +86,7 @@ def json_element(name: str, value: object) -> str:
 
 @dataclass(frozen=True)
 class InlinePage:
-    """A page that a notebook shows where it is the value of a cell: see :func:`show_html`.
-
-    Example:
-        >>> InlinePage("run.html", "<p>", 480)
-        InlinePage('run.html')
-    """
+    """A page that a notebook shows where it is the value of a cell: see :func:`show_html`."""
 
     path: str  # of the file that was read
     page: str  # its text
