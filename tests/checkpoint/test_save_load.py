@@ -193,7 +193,7 @@ class Other(snn.Neuron):
         return pos_spike(x - pos_threshold), beta * mem
 
 
-def test_settings_that_change_no_output_may_differ(tmp_path: Path) -> None:
+def test_settings_that_change_no_output_and_strides_may_differ(tmp_path: Path) -> None:
     tt.save(layer("LIF", 3), tmp_path / "net.safetensors")
     model = snn.LeakyIntegrator(
         3,
@@ -203,6 +203,12 @@ def test_settings_that_change_no_output_may_differ(tmp_path: Path) -> None:
     )
     tt.load(tmp_path / "net.safetensors", model)
     assert torch.equal(model.beta, layer("LIF", 3).beta)
+    model, twin = (
+        Net(None, scale=nn.Parameter(v)) for v in (torch.tensor(2.0).expand(1), ZEROS[0, :1])
+    )
+    tt.save(model, tmp_path / "model.safetensors")
+    tt.load(tmp_path / "model.safetensors", twin)
+    assert twin.scale.item() == 2.0
 
 
 def test_strict_false_loads_common_tensors_and_returns_the_other_names(tmp_path: Path) -> None:
@@ -273,7 +279,7 @@ def test_models_of_other_dtypes_are_saved_and_loaded(dtype: torch.dtype, tmp_pat
         torch.testing.assert_close(read(one), read(other), rtol=0, atol=0)
 
 
-def test_nan_is_loaded_with_a_warning(tmp_path: Path) -> None:
+def test_nan_is_loaded_with_a_warning_and_the_meta_device_is_refused(tmp_path: Path) -> None:
     model = layer("LIF", 3)
     with torch.no_grad():
         model.raw_beta[1] = torch.nan
@@ -282,6 +288,12 @@ def test_nan_is_loaded_with_a_warning(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="holds NaN in raw_beta: training had diverged"):
         tt.load(tmp_path / "net.safetensors", other)
     assert torch.equal(other.raw_beta.isnan(), model.raw_beta.isnan())
+    path = tmp_path / "net.safetensors"
+    tt.save(nn.Sequential(nn.Linear(4, 3), snn.LIF(3)), path)
+    model = nn.Sequential(nn.Linear(4, 3, device="meta"), snn.LIF(3))
+    with pytest.raises(ValueError, match=r"'0\.weight' is on the device meta .* model\.to_empty"):
+        tt.load(path, model)
+    tt.load(path, model.to_empty(device="cpu"))
 
 
 class FailsToLoad(nn.Module):
@@ -360,15 +372,6 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_model_on_the_meta_device_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "net.safetensors"
-    tt.save(nn.Sequential(nn.Linear(4, 3), snn.LIF(3)), path)
-    model = nn.Sequential(nn.Linear(4, 3, device="meta"), snn.LIF(3))
-    with pytest.raises(ValueError, match=r"'0\.weight' is on the device meta .* model\.to_empty"):
-        tt.load(path, model)
-    tt.load(path, model.to_empty(device="cpu"))
-
-
 CONFIGURATIONS = [*configurations(False, False), *configurations(True, True)]
 
 
@@ -384,15 +387,6 @@ def test_a_configuration_loads_only_into_an_equal_one(tmp_path_factory, one, oth
     else:
         with pytest.raises(ValueError, match="the layer: the file has LeakyIntegrator"):
             tt.load(path, model)
-
-
-def test_a_parameter_of_one_value_with_stride_zero_is_saved(tmp_path: Path) -> None:
-    model, twin = (
-        Net(None, scale=nn.Parameter(v)) for v in (torch.tensor(2.0).expand(1), ZEROS[0, :1])
-    )
-    tt.save(model, tmp_path / "model.safetensors")
-    tt.load(tmp_path / "model.safetensors", twin)
-    assert twin.scale.item() == 2.0
 
 
 @pytest.mark.parametrize("strict", [True, False])

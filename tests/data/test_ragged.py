@@ -31,12 +31,15 @@ def test_sequences_are_padded_and_masked(lengths: list[int], shape: tuple[int, .
     assert int(mask.sum()) == sum(lengths)
 
 
-def test_gradients_pass_through_padding() -> None:
+def test_gradients_pass_through_padding_and_sequences_print_sizes() -> None:
     sequences = [torch.ones(2, requires_grad=True), torch.ones(3, requires_grad=True)]
     x, mask = pad(sequences)
     (x * mask * torch.arange(1.0, 4.0).unsqueeze(1)).sum().backward()
     assert [s.grad.tolist() for s in sequences] == [[1, 2], [1, 2, 3]]
     assert pad(iter([torch.ones(1).bool(), torch.ones(2).bool()]), value=True)[0].all()
+    data = Sequences([torch.rand(5, 4), torch.rand(7, 4)], torch.tensor([0, 1]))
+    assert repr(data) == "Sequences(2 sequences of 5 to 7 steps of [4])"
+    assert repr(Sequences([], torch.zeros(0))) == "Sequences(0 sequences of 0 to 0 steps of [])"
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float64])
@@ -103,9 +106,3 @@ def test_network_gives_padded_sequences_the_same_outputs_as_single_ones() -> Non
         tt.zero_states(net)
         single = tt.unroll(net, sequence.unsqueeze(1))[-1, 0]
         assert torch.allclose(row, single, atol=1e-6)
-
-
-def test_sequences_print_their_sizes() -> None:
-    data = Sequences([torch.rand(5, 4), torch.rand(7, 4)], torch.tensor([0, 1]))
-    assert repr(data) == "Sequences(2 sequences of 5 to 7 steps of [4])"
-    assert repr(Sequences([], torch.zeros(0))) == "Sequences(0 sequences of 0 to 0 steps of [])"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tracetorch.data import streams, text
 
 
-def test_default_is_the_python_manual() -> None:
+def test_default_is_the_python_manual_and_files_are_read_as_bytes(tmp_path: Path) -> None:
     manual = text()
     assert manual.dtype == torch.uint8
     assert len(manual) > 300_000
@@ -18,9 +18,6 @@ def test_default_is_the_python_manual() -> None:
     assert b"The class statement" in content or b"Class definitions" in content
     assert content.decode().encode() == content
     assert torch.equal(manual, text())
-
-
-def test_files_are_read_as_bytes(tmp_path: Path) -> None:
     (tmp_path / "words").write_bytes(b"a\xff\0z")
     assert text(tmp_path / "words").tolist() == [97, 255, 0, 122]
     with pytest.raises(FileNotFoundError, match="none"):

@@ -103,13 +103,19 @@ def test_full_disk_prints_one_line(out, capsys, monkeypatch, where) -> None:
         torch.testing.assert_close(load_file(out / "seed0.safetensors"), before, rtol=0, atol=0)
 
 
-def test_several_seeds_print_their_mean_and_spread(out, capsys, monkeypatch) -> None:
+def test_seeds_print_their_mean_and_spread_and_an_early_interrupt_saves_nothing(
+    out, capsys, monkeypatch
+) -> None:
     held_out = iter([0.97, 0.98, 0.99])
     monkeypatch.setattr(command, "train_seed", lambda *_: next(held_out))
     assert run(out, "--seeds", "3", "4", "5") == 0
     text = capsys.readouterr().out
     assert "seeds     3, 4, 5" in text
     assert "98.00% on average, standard deviation 1.00%, from 97.00% to 99.00%" in text
+    monkeypatch.setattr(command, "train", training_with_losses())
+    assert run(out) == 130
+    assert "Interrupted. No epoch was finished, so nothing was saved." in capsys.readouterr().out
+    assert not list(out.iterdir())
 
 
 def training_with_losses(*losses: float) -> object:
@@ -136,13 +142,6 @@ def test_interrupt_keeps_the_best_model_so_far(out, capsys, monkeypatch, losses,
     end = f"\nInterrupted. The best model so far, of epoch {best}, is in {path}.\n"
     assert capsys.readouterr().out.endswith(end)
     assert (load_file(path)["linear.1.bias"] == best).all()
-
-
-def test_interrupt_before_the_first_epoch_saves_nothing(out, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(command, "train", training_with_losses())
-    assert run(out) == 130
-    assert "Interrupted. No epoch was finished, so nothing was saved." in capsys.readouterr().out
-    assert not list(out.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -577,7 +577,7 @@ def test_diagnoses_on_kernels_and_on_plain_loops_agree(make: Any) -> None:
         torch.testing.assert_close(a.gradient_by_step, b.gradient_by_step, equal_nan=True)
 
 
-def test_gradient_is_the_derivative_by_the_layers_input() -> None:
+def test_gradient_is_the_derivative_by_the_input_in_every_mode() -> None:
     model, data = dense().double(), x().double()
     shift = torch.zeros(25, B, 48, dtype=torch.float64, requires_grad=True)
     drive = model[0](data) + shift
@@ -586,6 +586,13 @@ def test_gradient_is_the_derivative_by_the_layers_input() -> None:
     figures = diagnose(model, data).layers[0]
     assert figures.gradient == pytest.approx(float(shift.grad.norm()))
     torch.testing.assert_close(figures.gradient_by_step, shift.grad.flatten(1).norm(dim=1))
+    model = dense()
+    plain = diagnose(model)
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            d = diagnose(model)
+        assert d.ok
+        assert d.layers[0].gradient == plain.layers[0].gradient
 
 
 def test_batches_of_one_constant_inputs_single_layers_and_losses_near_zero() -> None:
@@ -685,16 +692,6 @@ def test_a_loss_that_reads_the_padding() -> None:
     d = diagnose(dense(), x(), last, mask=RAGGED)
     end = found(d, "padding-in-loss", "", "error")
     assert "tt.decode.last(y, mask=mask) instead of y[-1]" in end.advice
-
-
-def test_diagnose_works_in_inference_mode_and_without_gradients() -> None:
-    model = dense()
-    plain = diagnose(model)
-    for mode in (torch.no_grad(), torch.inference_mode()):
-        with mode:
-            d = diagnose(model)
-        assert d.ok
-        assert d.layers[0].gradient == plain.layers[0].gradient
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -76,15 +76,12 @@ def test_order_column_type_and_time_unit_do_not_matter(division: Any) -> None:
     assert torch.equal(got, expected)
 
 
-def test_unsigned_times_do_not_wrap_round() -> None:
+def test_unsigned_times_one_polarity_and_no_rows() -> None:
     wide = recording(50)
     unsigned = wide.astype([("x", "u2"), ("y", "u2"), ("t", "u4"), ("p", "u1")])
     for events in (wide, unsigned):
         frames = encode.events_to_frames(events, (H, W), bins=4, start=500, stop=900)
         assert frames.sum() == ((wide["t"] >= 500) & (wide["t"] < 900)).sum()
-
-
-def test_cochlea_events_without_rows_and_with_one_polarity() -> None:
     events = np.zeros(4, [("t", "<i8"), ("x", "<i8"), ("p", "<i8")])
     events["t"], events["x"], events["p"] = [0, 10, 20, 30], [699, 0, 0, 0], 1
     frames = encode.events_to_frames(events, (1, 700), bins=2, polarities=1)

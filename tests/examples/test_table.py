@@ -132,7 +132,7 @@ def test_only_missing_runs_are_made(page: Path, monkeypatch: pytest.MonkeyPatch)
     assert ran[2:] == [["--seeds", "4", "--record"]]
 
 
-def test_every_run_is_recorded_and_the_page_is_up_to_date() -> None:
+def test_every_run_is_recorded_every_neuron_in_the_table_and_the_page_up_to_date() -> None:
     assert table.main(["--check"]) == 0
     for task, arguments in table.RUNS:
         command = f"python -m examples.{task} {arguments}"
@@ -141,9 +141,6 @@ def test_every_run_is_recorded_and_the_page_is_up_to_date() -> None:
         assert [row.seed for row in rows] == seeds, command
         assert len(seeds) >= 3
         assert {row.threads for row in rows} == {1}
-
-
-def test_every_neuron_is_in_the_table() -> None:
     assert {*table.NEURONS} >= {*neurons.__all__, "LIF"}
     commands = {(task, *arguments.split()[:2]) for task, arguments in table.RUNS}
     for task in table.TASKS:

@@ -238,7 +238,7 @@ def test_the_calls_decide_what_drives_neurons(kind: Callable[[], nn.Module]) -> 
     assert calibrate_(net, batch(3, rate=0.5)).keys() == reached.keys()
 
 
-def test_states_of_another_batch_are_kept_and_frozen_layers_are_scaled() -> None:
+def test_states_autocast_and_frozen_layers() -> None:
     net = one().requires_grad_(False)
     weight = net[0].weight.clone()
     net(torch.ones(3, 9))
@@ -247,9 +247,6 @@ def test_states_of_another_batch_are_kept_and_frozen_layers_are_scaled() -> None
     assert net[1].mem is membranes
     assert not torch.equal(net[0].weight, weight)
     assert not net[0].weight.requires_grad
-
-
-def test_autocast_does_not_change_what_is_reached() -> None:
     x, weights = batch(9), []
     for enabled in (False, True):
         torch.manual_seed(0)

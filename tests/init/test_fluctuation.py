@@ -97,13 +97,23 @@ def test_membranes_have_the_target_of_mean_and_deviation(name, target, mean) -> 
     assert abs(float(deviations.square().mean().sqrt()) / target - 1) < 0.05
 
 
-def test_convolution_drives_channels() -> None:
+def test_convolutions_drive_channels_and_norms_take_the_part_of_weights() -> None:
     torch.manual_seed(0)
     net: Any = nn.Sequential(nn.Conv2d(4, N, 3), snn.LIF(N, dim=-3)).double()
     fluctuation_(net, rate=RATE)
     with torch.no_grad():
         drive = net[0](events(4, 5, 5, steps=300).flatten(0, 1)).unflatten(0, (300, B))
         _, deviations = moments(free_membranes(net[1], drive), 100)
+    assert (deviations / 0.5 - 1).abs().max() < 0.05
+    torch.manual_seed(0)
+    net: Any = nn.Sequential(nn.Linear(INPUTS, N), nn.BatchNorm1d(N), snn.LIF(N)).double()
+    before = net[0].weight.clone()
+    fluctuation_(net, rate=RATE, mean=0.2)
+    assert torch.equal(net[0].weight, before)
+    with torch.no_grad():
+        drive = net[1](net[0](events(INPUTS).flatten(0, 1))).unflatten(0, (T, B))
+        means, deviations = moments(free_membranes(net[2], drive))
+    assert (means - 0.2).abs().max() < 0.05
     assert (deviations / 0.5 - 1).abs().max() < 0.05
 
 
@@ -181,19 +191,6 @@ def test_recurrence_has_a_tenth_of_the_variance() -> None:
     assert not loop.connection.bias.any()
 
 
-def test_batch_norm_takes_the_part_of_the_weights() -> None:
-    torch.manual_seed(0)
-    net: Any = nn.Sequential(nn.Linear(INPUTS, N), nn.BatchNorm1d(N), snn.LIF(N)).double()
-    before = net[0].weight.clone()
-    fluctuation_(net, rate=RATE, mean=0.2)
-    assert torch.equal(net[0].weight, before)
-    with torch.no_grad():
-        drive = net[1](net[0](events(INPUTS).flatten(0, 1))).unflatten(0, (T, B))
-        means, deviations = moments(free_membranes(net[2], drive))
-    assert (means - 0.2).abs().max() < 0.05
-    assert (deviations / 0.5 - 1).abs().max() < 0.05
-
-
 def test_rate_of_a_layer_is_that_of_its_spikes() -> None:
     torch.manual_seed(0)
     net: Any = nn.Sequential(nn.Linear(INPUTS, 200), snn.LIF(200), nn.Linear(200, N), snn.LIF(N))
@@ -206,15 +203,6 @@ def test_rate_of_a_layer_is_that_of_its_spikes() -> None:
     expected = net[3].num_neurons * [0.6]
     found = net[2].weight.norm(dim=1).double() * impulse_response(net[3]).deviation(fired)
     torch.testing.assert_close(found, torch.tensor(expected).double(), rtol=1e-5, atol=0)
-
-
-def test_same_generator_gives_the_same_weights() -> None:
-    made = []
-    for _ in range(2):
-        net: Any = nn.Sequential(nn.Linear(5, 3), snn.LIF(3))
-        fluctuation_(net, generator=torch.Generator().manual_seed(3))
-        made.append(net[0].weight.detach().clone())
-    assert torch.equal(*made)
 
 
 def pruned() -> nn.Module:
@@ -278,12 +266,18 @@ class Grouped(nn.Module):
         return self.b(self.f2(self.a(self.f1(x))))
 
 
-def test_the_calls_decide_what_drives_neurons() -> None:
+def test_calls_decide_what_drives_neurons_and_a_generator_the_weights() -> None:
     torch.manual_seed(0)
     net = Grouped()
     fluctuation_(net, rate=0.3, target=0.9)
     found = net.f1.weight.double().norm(dim=1) * impulse_response(net.a).deviation(0.3)
     torch.testing.assert_close(found, torch.full((3,), 0.9).double(), atol=1e-6, rtol=0)
+    made = []
+    for _ in range(2):
+        net: Any = nn.Sequential(nn.Linear(5, 3), snn.LIF(3))
+        fluctuation_(net, generator=torch.Generator().manual_seed(3))
+        made.append(net[0].weight.detach().clone())
+    assert torch.equal(*made)
 
 
 @pytest.mark.parametrize(

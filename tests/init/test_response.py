@@ -85,13 +85,10 @@ def biased(bias: float) -> snn.Neuron:
     return snn.LeakyIntegrator(1, **{name: {"value": v} for name, v in setups.items()})
 
 
-def test_bias_moves_the_rest_and_the_lowest_of_several_levels_is_the_threshold() -> None:
+def test_bias_moves_the_rest_and_the_layer_is_left_as_it_is() -> None:
     assert impulse_response(biased(0.25)).distance.item() == pytest.approx(0.5)
     distance = impulse_response(neurons.MultiLevelLIF(2, pos_threshold=2.0)).distance
     torch.testing.assert_close(distance, torch.ones(2).double())
-
-
-def test_the_layer_is_left_as_it_is() -> None:
     module = layer("SRLIF", 3)
     module(torch.ones(2, 3))
     before = {name: getattr(module, name) for name in module.states}

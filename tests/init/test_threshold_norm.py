@@ -73,7 +73,7 @@ def test_what_may_stand_between() -> None:
     assert net[4].past is None
 
 
-def test_output_is_that_of_the_paper() -> None:
+def test_output_is_that_of_the_paper_for_norms_of_each_step_and_of_channels() -> None:
     net: Any = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), snn.LIF(3, pos_threshold=0.7))
     clip = torch.rand(6, 5, 4)
     tdbn_(net, clip)
@@ -81,18 +81,12 @@ def test_output_is_that_of_the_paper() -> None:
     drive = net[0](clip)
     mean, var = drive.mean((0, 1)), drive.var((0, 1), correction=0)
     torch.testing.assert_close(seen["2.input"], 0.7 * (drive - mean) / (var + 1e-5).sqrt())
-
-
-def test_norm_of_each_step_and_recurrence() -> None:
     norm = snn.BatchNormThroughTime(3, steps=5)
     loop = snn.Recurrent(snn.LIF(3, pos_threshold=0.5), nn.Linear(3, 3))
     assert tdbn_(nn.Sequential(nn.Linear(4, 3), norm, loop), torch.rand(6, 5, 4)) == {
         "1": "2.neuron"
     }
     torch.testing.assert_close(norm.norm.weight.detach(), torch.full((5, 3), 0.5))
-
-
-def test_channels_put_together_are_no_branches() -> None:
     norms = nn.ModuleList([nn.BatchNorm1d(2), nn.BatchNorm1d(2)])
     net = Net(
         lambda m, x: m.lif(torch.cat([n(x) for n in m.norms], -1)), norms=norms, lif=snn.LIF(4)

@@ -227,7 +227,7 @@ def test_temporal_cross_entropy_equals_the_formula_of_the_paper() -> None:
         loss.temporal_cross_entropy(output, steps)
 
 
-def test_classes_at_every_pixel() -> None:
+def test_classes_at_every_pixel_and_silence_at_the_end() -> None:
     x = normal(T, 2, C, 4, 4)
     target = random_classes(2 * 16).reshape(2, 4, 4)
     expected = F.cross_entropy(x.mean(0), target)
@@ -236,6 +236,9 @@ def test_classes_at_every_pixel() -> None:
     torch.testing.assert_close(loss.temporal_cross_entropy(x, target), expected)
     hot = F.one_hot(target, C).movedim(-1, 1).double()
     torch.testing.assert_close(loss.rate_mse(x, target), F.mse_loss(x.mean(0), hot))
+    x, y = random_spikes(T, B, C), random_spikes(T, B, C, seed=1)
+    longer = [torch.cat((each, torch.zeros(30, B, C).double())) for each in (x, y)]
+    torch.testing.assert_close(loss.van_rossum(*longer, 4.0), loss.van_rossum(x, y, 4.0))
 
 
 def test_squared_errors_of_classes_and_of_values() -> None:
@@ -281,12 +284,6 @@ def test_van_rossum_equals_the_sum_over_pairs_of_spikes(fired, random, tau) -> N
     times = ([t for t, on in enumerate(each) if on] for each in (fired, other))
     expected = van_rossum_by_pairs(*times, tau)
     assert got.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
-
-
-def test_van_rossum_does_not_depend_on_silence_at_the_end() -> None:
-    x, y = random_spikes(T, B, C), random_spikes(T, B, C, seed=1)
-    longer = [torch.cat((each, torch.zeros(30, B, C).double())) for each in (x, y)]
-    torch.testing.assert_close(loss.van_rossum(*longer, 4.0), loss.van_rossum(x, y, 4.0))
 
 
 def test_regularisers_equal_values_by_hand() -> None:

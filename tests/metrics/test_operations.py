@@ -119,13 +119,23 @@ def test_metrics_run_from_rest_and_restore_the_model() -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-def test_a_layer_that_is_never_called_costs_nothing() -> None:
+def test_idle_hidden_and_shared_parts_are_counted_as_what_they_are() -> None:
     idle = nn.Sequential(nn.Linear(3, 9), snn.LIF(9))
     net = Net(lambda m, x: m.cell(m.used(x)), used=nn.Linear(3, 2), idle=idle, cell=snn.LIF(2))
     x = torch.rand(4, 2, 3)
     assert metrics.synaptic_operations(net, x).dense == 4 * 6
     row = metrics.profile(net, x).rows[1]
     assert (row.path, row.shape, row.parameters) == ("idle.0", None, 36)
+
+    class Holder(snn.TTModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Linear(3, 3, bias=False)
+            self.parts = [snn.LIF(3), nn.Linear(3, 3, bias=False)]
+            self.parts[1].weight = self.one.weight
+
+    assert metrics.parameter_count(Holder()) == 9 + 6
+    assert metrics.footprint(Holder()) == 4 * 15
 
 
 @pytest.mark.parametrize("by", ["layer", "step"])
@@ -165,15 +175,3 @@ def test_a_delay_has_no_membrane_and_one_that_does_not_change_is_not_updated() -
     assert metrics.membrane_updates(net, x) == metrics.membrane_updates(net[1:], x, by="step")
     row = metrics.profile(net, x).rows[0]
     assert (row.kind, row.rate, row.parameters) == ("Delay", None, 3)
-
-
-def test_hidden_and_shared_tensors_are_counted_once() -> None:
-    class Holder(snn.TTModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.one = nn.Linear(3, 3, bias=False)
-            self.parts = [snn.LIF(3), nn.Linear(3, 3, bias=False)]
-            self.parts[1].weight = self.one.weight
-
-    assert metrics.parameter_count(Holder()) == 9 + 6
-    assert metrics.footprint(Holder()) == 4 * 15

@@ -207,12 +207,19 @@ class LowRank(nn.Linear):
         return super().forward(x) + x @ self.down @ self.up
 
 
-def test_a_linear_layer_with_a_product_of_its_own_counts_both() -> None:
+def test_own_products_are_counted_and_masks_that_cannot_follow_named() -> None:
     x = torch.ones(T, B, N)
     found = metrics.synaptic_operations(around(LowRank()), x)
     assert found.dense == T * (N * N + N + N)
     mask = torch.ones(T, B, dtype=torch.bool)  # which follows the layer's own product alone
     assert metrics.synaptic_operations(around(LowRank()), x, mask=mask).dense == T * N * N
+    model, x = attending(False), inputs()[:, :, 0]
+    mask = torch.ones(T, B, dtype=torch.bool)
+    table = metrics.profile(model, x, mask=mask, repeats=1)
+    assert table.rows[0].macs is None
+    assert table.uncounted[0].startswith("attention (MultiheadAttention): no mask can")
+    with pytest.raises(ValueError, match="no mask can follow the samples"):
+        metrics.synaptic_operations(model, x, mask=mask)
 
 
 @pytest.mark.parametrize(
@@ -235,16 +242,6 @@ def test_what_is_not_counted_is_named(inner: nn.Module, reason: str) -> None:
     message = rf"^inner \({type(inner).__name__}\) multiplies by weights"
     with pytest.raises(ValueError, match=message):
         metrics.synaptic_operations(model, x, by="step")
-
-
-def test_a_mask_that_cannot_be_followed_is_named() -> None:
-    model, x = attending(False), inputs()[:, :, 0]
-    mask = torch.ones(T, B, dtype=torch.bool)
-    table = metrics.profile(model, x, mask=mask, repeats=1)
-    assert table.rows[0].macs is None
-    assert table.uncounted[0].startswith("attention (MultiheadAttention): no mask can")
-    with pytest.raises(ValueError, match="no mask can follow the samples"):
-        metrics.synaptic_operations(model, x, mask=mask)
 
 
 def test_counting_leaves_the_model_alone() -> None:

@@ -50,14 +50,6 @@ def test_profile_equals_the_single_metrics() -> None:
     assert rows["2"].energy_pj is None
 
 
-def test_a_neuron_that_fires_at_nine_of_ten_steps_is_saturated() -> None:
-    x = torch.full((10, 1, 2), 2.0)
-    x[0], x[1, 0, 1] = 0.0, 0.0
-    (row,) = metrics.profile(nn.Sequential(snn.LIF(2, beta=0.1)), x, repeats=1).rows
-    assert row.rate == pytest.approx(0.85)
-    assert row.saturated == 0.5
-
-
 @pytest.mark.parametrize(
     "parametrization",
     [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm],
@@ -74,7 +66,7 @@ def test_parametrizations_belong_to_their_layer(parametrization: Any) -> None:
     assert table.rows[0].output_bytes == table.rows[1].output_bytes == outputs
 
 
-def test_profile_measures_memory_and_time() -> None:
+def test_profile_measures_memory_and_time_of_each_layer() -> None:
     table = metrics.profile(network(), torch.rand(9, 5, 1, 6, 6), repeats=1)
     rows = {row.path: row for row in table.rows}
     assert rows["1"].output_bytes == 4 * 9 * 5 * 64
@@ -83,9 +75,6 @@ def test_profile_measures_memory_and_time() -> None:
     assert rows["4.connection"].output_bytes == 4 * 9 * 5 * 8
     assert all(row.seconds > 0 for row in table.rows)
     assert sum(row.seconds for row in table.rows) < table.seconds
-
-
-def test_profile_times_each_layer() -> None:
     slow = Net(lambda m, x: (time.sleep(0.03), x + 1)[1])
     model = nn.Sequential(snn.LIF(4), slow, nn.ReLU())
     table = metrics.profile(model, torch.rand(10, 1, 4), repeats=1)
@@ -110,12 +99,17 @@ def test_profile_prints_as_text_and_markdown() -> None:
     assert markdown[4].startswith("| 2 | Flatten | 64 | 0 | - |")
 
 
-def test_profile_of_a_single_layer_with_custom_assumptions() -> None:
+def test_profile_of_a_single_layer_and_saturation() -> None:
     cost = metrics.EnergyAssumptions(mac_pj=0, ac_pj=0, update_pj=1, source="none")
     table = metrics.profile(snn.LIF(3), torch.ones(4, 2, 3), assumptions=cost)
     assert table.rows[0].path == ""
     assert table.energy.total_pj == metrics.membrane_updates(snn.LIF(3), torch.ones(4, 2, 3))
     assert "(model)" in str(table)
+    x = torch.full((10, 1, 2), 2.0)
+    x[0], x[1, 0, 1] = 0.0, 0.0
+    (row,) = metrics.profile(nn.Sequential(snn.LIF(2, beta=0.1)), x, repeats=1).rows
+    assert row.rate == pytest.approx(0.85)
+    assert row.saturated == 0.5
 
 
 def test_rows_of_layers_that_return_no_tensor_are_not_called_or_cannot_be_counted() -> None:

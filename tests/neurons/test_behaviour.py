@@ -161,7 +161,7 @@ def test_oscillations_and_two_compartments_neither_diverge_nor_forget() -> None:
     assert seen["dendrite"][-50:].abs().max() > 0.95
 
 
-def test_levels_round_and_gates_lead_from_one_neuron_to_another() -> None:
+def test_levels_gates_and_sent_changes() -> None:
     layer = neurons.MultiLevelLIF(6, levels=3)
     x = torch.tensor([[-2.0, 0.49, 0.51, 1.51, 2.6, 7.0]])
     assert layer(x).tolist() == [[0.0, 0.0, 1.0, 2.0, 3.0, 3.0]]
@@ -171,10 +171,7 @@ def test_levels_round_and_gates_lead_from_one_neuron_to_another() -> None:
     hard = neurons.GLIF(3, **nearly, reset_gate=1 - 1e-7, beta=0.8)
     lif = snn.LIF(3, beta=0.8, pos_threshold=0.5, reset="zero")
     assert torch.equal(stepped(hard, x), stepped(lif, x))
-
-
-def test_sigma_delta_sends_changes_and_arrives() -> None:
-    """The receiver's sum follows the sender's activation to within the threshold."""
+    # The receiver's sum follows the sender's activation to within the threshold.
     torch.manual_seed(0)
     signal = torch.randn(50, 1, 4).cumsum(0)
     changes = torch.cat([signal[:1], signal.diff(dim=0)])

@@ -278,13 +278,20 @@ def test_sigma_delta_counts_what_arrives_in_half_precision(dtype, backend) -> No
     assert ((torch.relu(sigma) - arrived).abs() < 0.11).all()
 
 
-def test_boxcar_of_the_threshold_is_straight_through_for_any_threshold() -> None:
+def test_levels_are_straight_through_and_in_reach_and_gates_have_no_half_life() -> None:
     boxcar = tt.functional.boxcar_surrogate(0.5)
     made = neurons.MultiLevelLIF(400, pos_threshold=0.5, surrogate_derivative=boxcar)
     x = torch.linspace(-1, 3, 400).requires_grad_()
     (gradient,) = torch.autograd.grad(made(x).sum(), x)
     inside = (x > 0) & (x < 2)
     torch.testing.assert_close(gradient, 2.0 * inside)
+    made, x = neurons.MultiLevelLIF(3), torch.full((4, 2, 3), 0.5)
+    _, seen = tt.unroll(made, x, record=["mem"], by="step")
+    inputs = spike_inputs(made, x, {"mem": seen["mem"].detach()})
+    assert inputs is not None
+    assert inputs.in_reach.all()
+    assert (inputs.above["spike"] > -0.5).all()
+    assert list(tt.plot.decays(nn.Sequential(neurons.GLIF(2), neurons.TCLIF(2)))) == ["0.beta"]
 
 
 def test_files_from_before_bounds_and_substeps_load(tmp_path: Path) -> None:
@@ -508,16 +515,6 @@ def test_the_bound_of_rho_follows_q(kind: Any) -> None:
     held = learned(kind(3), -1.0)
     held.q = 500.0
     assert held.rho.tolist() == pytest.approx([FLOOR] * 3)  # what it was
-
-
-def test_reach_counts_every_level_and_gates_have_no_half_life() -> None:
-    made, x = neurons.MultiLevelLIF(3), torch.full((4, 2, 3), 0.5)
-    _, seen = tt.unroll(made, x, record=["mem"], by="step")
-    inputs = spike_inputs(made, x, {"mem": seen["mem"].detach()})
-    assert inputs is not None
-    assert inputs.in_reach.all()
-    assert (inputs.above["spike"] > -0.5).all()
-    assert list(tt.plot.decays(nn.Sequential(neurons.GLIF(2), neurons.TCLIF(2)))) == ["0.beta"]
 
 
 # every neuron with each argument that takes a setup

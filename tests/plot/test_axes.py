@@ -104,12 +104,11 @@ assert matplotlib.rcParams.copy() == before
 """
 
 
-def test_matplotlib_is_imported_late_and_pyplot_and_rcparams_are_untouched() -> None:
+def test_matplotlib_is_imported_late_and_named_where_it_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     command = [sys.executable, "-W", "error", "-c", LATE]
     subprocess.run(command, cwd=Path(__file__).parents[2], check=True)
-
-
-def test_missing_matplotlib_is_named_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tracetorch.core.optional.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"tt\.plot needs matplotlib.*\.\[plot\]"):
         get_axes(None)

@@ -27,7 +27,7 @@ def test_decays_are_copies_for_every_layer() -> None:
     assert list(tt.plot.decays(snn.LIF(2))) == ["beta"]
 
 
-def test_rows_are_histograms_of_halflives() -> None:
+def test_rows_are_histograms_of_halflives_before_and_after() -> None:
     net = nn.Sequential(snn.LIF(3, beta=tt.functional.halflife_to_decay(torch.tensor([2.0, 2, 8]))))
     ax = tt.plot.halflives(net, bins=10)
     (bars,) = ax.patches
@@ -37,9 +37,6 @@ def test_rows_are_histograms_of_halflives() -> None:
     assert all(edges[i] <= h <= edges[i + 1] for i, h in zip(filled, (2, 8), strict=True))
     assert ax.get_xscale() == "log"
     assert ax.get_legend() is None
-
-
-def test_before_and_after_are_compared() -> None:
     before = tt.plot.decays(model())
     ax = tt.plot.halflives(before, model(2.0))
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["before", "after"]

@@ -184,7 +184,7 @@ def test_lines_are_where_a_neuron_fires(opened: Open) -> None:
     assert go(page, neuron="SigmaDelta")["lines"] == []
 
 
-def test_page_of_a_single_layer(opened: Open, tmp_path: Path) -> None:
+def test_page_of_a_single_layer_begins_with_trained_values(opened: Open, tmp_path: Path) -> None:
     """Parameters that the constructor does not take are assigned in the copied Python."""
     layer = Plain(2)
     tt.plot.save_playground(layer, tmp_path / "plain.html")
@@ -196,9 +196,6 @@ def test_page_of_a_single_layer(opened: Open, tmp_path: Path) -> None:
     assert seen["params"]["floor"] == -0.3
     compare(seen, layer)
     assert "neuron.beta = " in seen["python"]
-
-
-def test_trained_values_are_where_the_sliders_begin(opened: Open, tmp_path: Path) -> None:
     layer = snn.SLIF(3, beta=torch.tensor([0.5, 0.81, 0.7]), alpha=0.4, reset="zero", dim=-2)
     tt.plot.save_playground(layer, tmp_path / "one.html", neuron=1)
     seen = read(opened(path=tmp_path / "one.html"))
@@ -258,7 +255,7 @@ def test_sliders_move_everything_at_once(opened: Open) -> None:
     assert float(slope) == pytest.approx(seen[-1]["gradients"]["beta"], rel=6e-3)
 
 
-def test_fields_take_numbers_and_refuse_others(opened: Open) -> None:
+def test_fields_take_numbers_and_inputs_their_kinds(opened: Open) -> None:
     page = opened()
     field = page.get_by_label("beta, steps")
     field.fill("20")
@@ -270,9 +267,6 @@ def test_fields_take_numbers_and_refuse_others(opened: Open) -> None:
     field.blur()
     wait_for_frame(page)
     assert (field.input_value(), field.get_attribute("aria-invalid")) == ("20", None)
-
-
-def test_inputs(opened: Open) -> None:
     page = opened()
     pulses = read(page)["x"]
     assert pulses == [0.3 if t >= 10 and (t - 10) % 60 < 25 else 0 for t in range(200)]

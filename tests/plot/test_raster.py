@@ -37,7 +37,7 @@ def test_ticks_are_at_the_spikes_with_and_without_a_batch() -> None:
     assert ticks(tt.plot.raster(output[:, 2], sample=None)) == ticks(last)
 
 
-def test_layers_are_bands_of_equal_height() -> None:
+def test_layers_are_bands_of_equal_height_and_invalid_arguments_draw_nothing() -> None:
     ax = tt.plot.raster({"a": torch.ones(2, 1, 1), "b": torch.ones(2, 1, 99)})
     found: Any = ticks(ax)["up"]
     assert ax.get_ylim() == (2, 0)
@@ -46,6 +46,12 @@ def test_layers_are_bands_of_equal_height() -> None:
     assert len(rows) == 99
     assert 1 < min(rows) < max(rows) < 2
     assert [label.get_text() for label in ax.get_yticklabels()] == ["a\n1 neuron", "b\n99 neurons"]
+    ax = tt.plot.line_graph([1.0], "kept")
+    before = len(ax.get_children())
+    wrong: dict[str, Tensor] = {"a": torch.ones(3, 2, 1), "b": torch.ones(3, 1, 1)}
+    with pytest.raises(ValueError, match="raster: sample must lie in 0 to 0, got 1"):
+        tt.plot.raster(wrong, sample=1, ax=ax)
+    assert len(ax.get_children()) == before
 
 
 def test_limit_sorts_active_neurons_by_activity_and_selects_evenly() -> None:
@@ -71,16 +77,7 @@ def test_silent_layers_are_drawn(limit: int | None) -> None:
     assert ax.get_xlim() == (-0.5, 3.5)
 
 
-def test_invalid_arguments_leave_the_axes_unchanged() -> None:
-    ax = tt.plot.line_graph([1.0], "kept")
-    before = len(ax.get_children())
-    wrong: dict[str, Tensor] = {"a": torch.ones(3, 2, 1), "b": torch.ones(3, 1, 1)}
-    with pytest.raises(ValueError, match="raster: sample must lie in 0 to 0, got 1"):
-        tt.plot.raster(wrong, sample=1, ax=ax)
-    assert len(ax.get_children()) == before
-
-
-def test_rows_are_shaded_by_absolute_value_beyond_1_too() -> None:
+def test_rows_of_trains_are_shades_or_ticks() -> None:
     ax = tt.plot.spike_train([torch.tensor([0.0, 0.5]), torch.tensor([-1.0, 0.25])])
     (image,) = ax.images
     assert image.get_array().tolist() == [[0, 0.5], [1, 0.25]]
@@ -88,9 +85,6 @@ def test_rows_are_shaded_by_absolute_value_beyond_1_too() -> None:
     assert ax.get_ylim() == (1.5, -0.5)
     assert ax.get_title() == "Spike Train Raster"
     assert tt.plot.spike_train([torch.tensor([0.0, 4.0])]).images[0].get_clim() == (0, 4)
-
-
-def test_positional_arguments_draw_ticks() -> None:
     output = spikes(3, 9)
     ax = tt.plot.spike_train(list(output), 2.0, 1.5, 0.7, "ticks", False)
     (lines,) = ax.collections

@@ -12,7 +12,7 @@ import tracetorch as tt
 from tests.plot.cases import spikes
 
 
-def test_histogram_counts_neurons_by_rate_in_bins_of_all_layers() -> None:
+def test_histogram_counts_neurons_by_rate_silent_ones_too() -> None:
     output = torch.zeros(10, 2, 4)
     output[:5, :, 1] = 1  # rate 0.5
     output[:, :, 2] = -1  # rate 1, downwards
@@ -26,9 +26,6 @@ def test_histogram_counts_neurons_by_rate_in_bins_of_all_layers() -> None:
     two: Any = tt.plot.rate_histogram({"a": torch.zeros(4, 1, 2), "b": torch.ones(4, 1, 8)}, bins=4)
     assert two.patches[0].get_data().values.tolist() == [100, 0, 0, 0]
     assert two.patches[1].get_data().values.tolist() == [0, 0, 0, 100]
-
-
-def test_silent_layers_are_drawn() -> None:
     quiet = torch.zeros(3, 2, 4)
     assert tt.plot.rate_histogram(quiet).patches[0].get_data().values[0] == 100  # type: ignore[attr-defined]
     mesh = tt.plot.rate_map(quiet).collections[0]

@@ -368,7 +368,9 @@ def test_the_network_is_unchanged(tmp_path: Path) -> None:
     assert not re.search(r"https?://", page)
 
 
-def test_data_are_a_pair_of_any_kind_and_have_a_limit(tmp_path, monkeypatch) -> None:
+def test_data_are_pairs_of_any_kind_in_the_shortest_form_up_to_a_limit(
+    tmp_path, monkeypatch
+) -> None:
     model, noise = net(snn.LIF(4)), torch.rand(5, 6, 3)
     pair = page_of(model, tmp_path, data=(noise, LABELS))
     assert pair == page_of(model, tmp_path, data=[noise, LABELS])
@@ -378,9 +380,6 @@ def test_data_are_a_pair_of_any_kind_and_have_a_limit(tmp_path, monkeypatch) -> 
     with pytest.raises(ValueError, match=message):
         page_of(model, tmp_path, data=(noise, LABELS))
     page_of(model, tmp_path, data=(noise[:, :5], LABELS[:5]))
-
-
-def test_data_have_the_shortest_form(tmp_path: Path) -> None:
     times = torch.tensor([[1, 4, 2], [0, 3, 3]])  # [B, F]
     x = torch.nn.functional.one_hot(times, 5).permute(2, 0, 1).float()
     sets = {"currents": torch.full((5, 2, 3), 0.5), "spikes": x, "sequences": 2 * x}

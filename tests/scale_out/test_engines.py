@@ -98,7 +98,7 @@ def test_each_process_has_the_states_of_its_own_samples(results, engine, way) ->
     assert not torch.equal(shares[0]["out.mem"], shares[1]["out.mem"])
 
 
-def test_states_are_neither_parameters_nor_buffers() -> None:
+def test_states_are_no_parameters_and_outputs_no_views() -> None:
     model = net()
     tt.unroll(model, data()[0])
     held = {id(t) for t in (*model.parameters(), *model.buffers())}
@@ -106,10 +106,7 @@ def test_states_are_neither_parameters_nor_buffers() -> None:
     assert states
     assert all(id(state) not in held for state in states.values())
     assert not set(states) & set(model.state_dict())
-
-
-def test_outputs_by_layer_are_no_views() -> None:
-    """FSDP registers its hook on a layer's output, and loses it if a view is changed in place."""
+    # FSDP registers its hook on a layer's output, and loses it if a view is changed in place.
     seen: list[Tensor] = []
     model = net()
     tt.unroll(model, data()[0], from_rest=True)  # the first run calls it more often

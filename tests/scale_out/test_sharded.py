@@ -110,12 +110,16 @@ def test_a_sharded_model_is_refused_by_name(kind: str, name: str, tmp_path: Path
         tt.unroll(model, data()[0]).sum().backward()
 
 
-def test_a_sharded_layer_is_refused_by_playground_and_response(tmp_path: Path) -> None:
+def test_sharded_layers_are_refused_and_models_beside_them_are_whole(tmp_path: Path) -> None:
     layer: Any = fully_shard(tt.snn.LIF(3))
     with pytest.raises(ValueError, match=r"save_playground needs all\. .*get_model_state_dict"):
         tt.plot.save_playground(layer, tmp_path / "page.html")
     with pytest.raises(ValueError, match=r"tt\.init needs all\. .*get_model_state_dict"):
         tt.init.impulse_response(layer)
+    shard(net())
+    tt.save(net(), tmp_path / "file")
+    tt.load(tmp_path / "file", net())
+    tt.metrics.profile(net(), data()[0])
 
 
 @pytest.mark.parametrize("kind", ["FSDP", "FSDP of every layer", "FSDP after a pass"])
@@ -133,10 +137,3 @@ def test_the_calls_that_are_named_gather_and_spread(kind: str, tmp_path: Path) -
     torch.testing.assert_close(loaded.state_dict(), whole.state_dict(), rtol=0, atol=0)
     x = sequence(5, 2, 3)
     assert torch.equal(tt.unroll(model, x), tt.unroll(loaded, x))
-
-
-def test_a_model_beside_a_sharded_one_is_whole(tmp_path: Path) -> None:
-    shard(net())
-    tt.save(net(), tmp_path / "file")
-    tt.load(tmp_path / "file", net())
-    tt.metrics.profile(net(), data()[0])

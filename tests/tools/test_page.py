@@ -181,12 +181,9 @@ def _fresh_accelerate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def test_every_block_belongs_to_a_tool() -> None:
+def test_every_block_belongs_to_a_tool_and_the_beginning_runs() -> None:
     assert len(SECTIONS[""]) == 1
     assert list(SECTIONS)[1:] == list(TOOLS)
-
-
-def test_the_beginning_runs() -> None:
     names = executed()
     whole: nn.Module = names["Whole"](names["network"]())
     logits = whole(names["x"])

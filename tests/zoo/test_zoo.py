@@ -87,13 +87,18 @@ def test_every_network_computes_what_its_card_says(name: str) -> None:
     assert [each.name for each in report.verdicts] == [name]
 
 
-def test_files_are_small_and_none_is_left_over() -> None:
+def test_files_are_small_none_is_left_over_and_the_table_has_all() -> None:
     names = {path.name for path in files.FOLDER.iterdir()}
     assert names == {f"{n}.{end}" for n in tt.zoo.names() for end in ("safetensors", "json")}
     sizes = [files.file_of(name).stat().st_size for name in tt.zoo.names()]
     assert max(sizes) < 1e6
     assert sum(sizes) < 2e6
     assert sizes == [tt.zoo.card(name).num_bytes for name in tt.zoo.names()]
+    lines = tt.zoo.table().split("\n")
+    assert len(lines) == 2 + len(tt.zoo.names())
+    card = tt.zoo.card(WORDS)
+    assert f"`{WORDS}`" in "".join(lines)
+    assert f"{100 * card.accuracy:.1f} %" in next(line for line in lines if WORDS in line)
 
 
 @pytest.mark.parametrize("name", tt.zoo.names())
@@ -208,20 +213,9 @@ def test_another_file_of_the_same_layers_is_named(folder: Path) -> None:
     assert verdict()[0] == "numbers"  # one value of 8,084, by a thousandth
 
 
-def test_a_network_that_no_longer_fits_its_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def build() -> nn.Sequential:
-        model = networks.words_adlif()
-        model[1] = tt.snn.LIF(64)
-        return model
-
-    change_network(monkeypatch, build=build)
-    status, reason = verdict()
-    assert status == "code"
-    assert "does not fit" in reason
-    assert "AdLIF" in reason
-
-
-def test_a_changed_step_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_step_and_a_network_that_no_longer_fits_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     original = tt.neurons.AdLIF.step
 
     def step(*tensors: Tensor, **options: Any) -> tuple[Any, ...]:
@@ -232,6 +226,17 @@ def test_a_changed_step_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     status, reason = verdict()
     assert status == "numbers"
     assert "spikes, on the card" in reason
+
+    def build() -> nn.Sequential:
+        model = networks.words_adlif()
+        model[1] = tt.snn.LIF(64)
+        return model
+
+    change_network(monkeypatch, build=build)
+    status, reason = verdict()
+    assert status == "code"
+    assert "does not fit" in reason
+    assert "AdLIF" in reason
 
 
 def test_other_and_missing_data_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,11 +350,6 @@ def test_a_new_training_lands_in_the_interval(capsys: pytest.CaptureFixture[str]
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_training_that_misses_the_interval_fails(few, capsys) -> None:
-    assert main(["train", WORDS]) == 1
-    assert " is not in " in capsys.readouterr().out
-
-
 def test_what_is_recorded_is_verified(few, folder, monkeypatch, capsys) -> None:
     old = tt.zoo.card(WORDS)
     monkeypatch.setattr(record, "SEEDS", 2)
@@ -373,17 +373,13 @@ def test_a_failed_record_keeps_the_old_one(few, folder, monkeypatch) -> None:
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_the_command_line_checks_its_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_checks_its_arguments_and_a_missed_interval_fails(
+    capsys: pytest.CaptureFixture[str], few
+) -> None:
     for words in (["verify", "--record"], ["train", "nobody"], []):
         with pytest.raises(SystemExit) as caught:
             main(words)
         assert caught.value.code == 2
     assert "only with train" in capsys.readouterr().err
-
-
-def test_the_table_has_every_network() -> None:
-    lines = tt.zoo.table().split("\n")
-    assert len(lines) == 2 + len(tt.zoo.names())
-    card = tt.zoo.card(WORDS)
-    assert f"`{WORDS}`" in "".join(lines)
-    assert f"{100 * card.accuracy:.1f} %" in next(line for line in lines if WORDS in line)
+    assert main(["train", WORDS]) == 1
+    assert " is not in " in capsys.readouterr().out
