@@ -81,8 +81,8 @@ class Net(nn.Module):
         for name, part in parts.items():
             setattr(self, name, part)
 
-    def forward(self, *inputs: Tensor) -> Any:
-        return self.function(self, *inputs)
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
+        return self.function(self, *inputs, **named)
 
 
 def trace_layer(layer: snn.Neuron, ndim: int, dtype: torch.dtype) -> Program:

@@ -492,7 +492,7 @@ def test_states_zeroed_between_steps(by: Any) -> None:
 @pytest.mark.parametrize("make", [dense, recurrent, conv])
 def test_states_kept_or_detached_between_steps_have_no_finding(make: Any) -> None:
     def cut() -> Any:
-        return Net(lambda m, data: (tt.detach_states(m), m.net(data))[1], net=make())
+        return Net(lambda m, data: tt.detach_states(m) or m.net(data), net=make())  # type: ignore[func-returns-value]
 
     data = images() if make is conv else x()
     for model, by in ((make(), "layer"), (make(), "step"), (cut(), "step")):
@@ -586,11 +586,11 @@ def test_gradient_is_the_derivative_by_the_input_in_every_mode() -> None:
     figures = diagnose(model, data).layers[0]
     assert figures.gradient == pytest.approx(float(shift.grad.norm()))
     torch.testing.assert_close(figures.gradient_by_step, shift.grad.flatten(1).norm(dim=1))
-    model = dense()
-    plain = diagnose(model)
+    model, batch = dense(), (x(), target())
+    plain = tt.diagnose(model, batch, mean)
     for mode in (torch.no_grad(), torch.inference_mode()):
         with mode:
-            d = diagnose(model)
+            d = tt.diagnose(model, batch, mean)
         assert d.ok
         assert d.layers[0].gradient == plain.layers[0].gradient
 
@@ -630,9 +630,8 @@ def test_masks_exclude_padding_from_figures_and_distances() -> None:
         model[0].weight.zero_()
         model[0].bias.fill_(0.015)
     mask = torch.arange(60)[:, None].expand(60, B) < 20
-    padded = diagnose(model, x(60), mask=mask)
-    cut = diagnose(model, x(20))
-    one, other = (found(d, "dead-neurons", "1", "error") for d in (padded, cut))
+    pair = diagnose(model, x(60), mask=mask), diagnose(model, x(20))
+    one, other = (found(d, "dead-neurons", "1", "error") for d in pair)
     assert one.figure.split("At its")[1] == other.figure.split("At its")[1]
     assert one.advice == other.advice
     model, mask = dense(), torch.arange(40)[:, None].expand(40, B) < 10
@@ -640,9 +639,8 @@ def test_masks_exclude_padding_from_figures_and_distances() -> None:
         model[0].weight.abs_().mul_(1000)
     data = x(40) + 1
     data[10:] = 0
-    padded = diagnose(model, data, mask=mask)
-    cut = diagnose(model, data[:10])
-    one, other = (d.named("out-of-reach")[0] for d in (padded, cut))
+    pair = diagnose(model, data, mask=mask), diagnose(model, data[:10])
+    one, other = (d.named("out-of-reach")[0] for d in pair)
     assert one.figure == other.figure
 
 

@@ -104,7 +104,9 @@ HELD: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "recurrence": (lambda: recurrent(2), (N,)),
     "population in a loop": (lambda: nn.Sequential(snn.Recurrent(behind(), linear())), (N,)),
     "signed spikes": (
-        lambda: nn.Sequential(linear(), snn.BLIF(N, pos_scale=2.0, neg_scale=2.0), *behind()[2:]),
+        lambda: nn.Sequential(
+            linear(), snn.BLIF(N, pos_scale=2.0, neg_scale=2.0), *list(behind())[2:]
+        ),
         (N,),
     ),
     "attention": (lambda: nn.Sequential(linear(), snn.LIF(N), attention(True)), (4, N)),

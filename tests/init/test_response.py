@@ -81,8 +81,9 @@ def test_nonlinear_neuron_is_taken_at_rest() -> None:
 
 
 def biased(bias: float) -> snn.Neuron:
-    setups = {"beta_setup": 0.5, "pos_threshold_setup": 1.0, "bias_setup": bias}
-    return snn.LeakyIntegrator(1, **{name: {"value": v} for name, v in setups.items()})
+    values = {"beta_setup": 0.5, "pos_threshold_setup": 1.0, "bias_setup": bias}
+    setups: dict[str, Any] = {name: {"value": value} for name, value in values.items()}
+    return snn.LeakyIntegrator(1, **setups)
 
 
 def test_bias_moves_the_rest_and_the_layer_is_left_as_it_is() -> None:

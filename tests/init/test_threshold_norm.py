@@ -83,17 +83,16 @@ def test_output_is_that_of_the_paper_for_norms_of_each_step_and_of_channels() ->
     torch.testing.assert_close(seen["2.input"], 0.7 * (drive - mean) / (var + 1e-5).sqrt())
     norm = snn.BatchNormThroughTime(3, steps=5)
     loop = snn.Recurrent(snn.LIF(3, pos_threshold=0.5), nn.Linear(3, 3))
-    assert tdbn_(nn.Sequential(nn.Linear(4, 3), norm, loop), torch.rand(6, 5, 4)) == {
-        "1": "2.neuron"
-    }
+    found = tdbn_(nn.Sequential(nn.Linear(4, 3), norm, loop), torch.rand(6, 5, 4))
+    assert found == {"1": "2.neuron"}
     torch.testing.assert_close(norm.norm.weight.detach(), torch.full((5, 3), 0.5))
-    norms = nn.ModuleList([nn.BatchNorm1d(2), nn.BatchNorm1d(2)])
+    norms: Any = nn.ModuleList([nn.BatchNorm1d(2), nn.BatchNorm1d(2)])
     net = Net(
         lambda m, x: m.lif(torch.cat([n(x) for n in m.norms], -1)), norms=norms, lif=snn.LIF(4)
     )
     tdbn_(net, torch.rand(3, 5, 2))
-    for norm in norms:
-        torch.testing.assert_close(norm.weight.detach(), torch.ones(2))
+    for each in norms:
+        torch.testing.assert_close(each.weight.detach(), torch.ones(2))
 
 
 def test_distance_of_what_does_not_forget_and_rests_in_millivolts() -> None:

@@ -237,8 +237,8 @@ def test_classes_at_every_pixel_and_silence_at_the_end() -> None:
     hot = F.one_hot(target, C).movedim(-1, 1).double()
     torch.testing.assert_close(loss.rate_mse(x, target), F.mse_loss(x.mean(0), hot))
     x, y = random_spikes(T, B, C), random_spikes(T, B, C, seed=1)
-    longer = [torch.cat((each, torch.zeros(30, B, C).double())) for each in (x, y)]
-    torch.testing.assert_close(loss.van_rossum(*longer, 4.0), loss.van_rossum(x, y, 4.0))
+    one, two = (torch.cat((each, torch.zeros(30, B, C).double())) for each in (x, y))
+    torch.testing.assert_close(loss.van_rossum(one, two, 4.0), loss.van_rossum(x, y, 4.0))
 
 
 def test_squared_errors_of_classes_and_of_values() -> None:
@@ -280,9 +280,10 @@ def van_rossum_by_pairs(times: list[int], others: list[int], tau: float) -> floa
 )
 def test_van_rossum_equals_the_sum_over_pairs_of_spikes(fired, random, tau) -> None:
     other = [random.random() < 0.4 for _ in fired]
-    got = loss.van_rossum(*(torch.tensor(each)[:, None].double() for each in (fired, other)), tau)
-    times = ([t for t, on in enumerate(each) if on] for each in (fired, other))
-    expected = van_rossum_by_pairs(*times, tau)
+    one, two = (torch.tensor(each)[:, None].double() for each in (fired, other))
+    got = loss.van_rossum(one, two, tau)
+    times, others = ([t for t, on in enumerate(each) if on] for each in (fired, other))
+    expected = van_rossum_by_pairs(times, others, tau)
     assert got.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 

@@ -79,7 +79,8 @@ def test_steps_are_separated_where_patches_are_folded_into_the_batch(patches: in
 @pytest.mark.parametrize("name", MODELS)
 def test_counts_by_layer_and_by_step_are_equal(name: str) -> None:
     model, x = made(name), dyadic(5, *MODELS[name][1])
-    figures = (metrics.synaptic_operations, metrics.membrane_updates, metrics.activation_sparsity)
+    figures: list[Any] = [metrics.synaptic_operations, metrics.membrane_updates]
+    figures.append(metrics.activation_sparsity)
     layer, step = ([figure(model, x, by=by) for figure in figures] for by in ("layer", "step"))
     assert layer == step
     assert layer[0].effective > 0

@@ -62,12 +62,12 @@ def test_limit_sorts_active_neurons_by_activity_and_selects_evenly() -> None:
     assert ax.get_ylabel() == "3 of 4 neurons"
     many = spikes(20, 1, 1000)
     rows = [y for _, y in ticks(tt.plot.raster(many, limit=30))["up"]]
-    counts = torch.tensor([rows.count(row) for row in range(30)])
+    fired = torch.tensor([rows.count(row) for row in range(30)])
     order = many.sum((0, 1)).sort(descending=True).values
     assert len(set(rows)) == 30
-    assert counts[0] == order[0]
-    assert (counts.diff() <= 0).all()
-    assert counts[15] == pytest.approx(order[len(order) // 2].item(), abs=1)
+    assert fired[0] == order[0]
+    assert (fired.diff() <= 0).all()
+    assert fired[15] == pytest.approx(order[len(order) // 2].item(), abs=1)
 
 
 @pytest.mark.parametrize("limit", [None, 3])

@@ -223,8 +223,11 @@ class Method(Plain):
     """
 )
 def test_invalid_arguments_are_rejected(call: str, error: str, tmp_path: Path) -> None:
+    def page(layers: Any, **options: Any) -> None:
+        page_of(layers, tmp_path, **options)
+
     (tmp_path / "page.html").write_text("before")
-    check(f"page({call})", error, {**globals(), "page": lambda *a, **k: page_of(*a, tmp_path, **k)})
+    check(f"page({call})", error, {**globals(), "page": page})
     assert (tmp_path / "page.html").read_text() == "before"
 
 

@@ -240,9 +240,9 @@ def test_click_on_a_neuron_or_its_number_shows_its_states(opened: Open) -> None:
     page.get_by_role("button", name="map").click()
     wait_for_frame(page)
     page.mouse.move(*centre(page, "a.mem", 4, 7.5, 12))
-    path, _, value = read(page, "a.mem").rpartition(": ")
+    path, _, shown = read(page, "a.mem").rpartition(": ")
     assert path == "step 4 · neuron 7"
-    assert float(value) == pytest.approx(values[4, 0, 7].item(), abs=1e-4)
+    assert float(shown) == pytest.approx(values[4, 0, 7].item(), abs=1e-4)
 
 
 def test_lines_go_through_their_values(opened: Open) -> None:
