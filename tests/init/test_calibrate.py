@@ -239,7 +239,7 @@ def test_the_calls_decide_what_drives_neurons(kind: Callable[[], nn.Module]) -> 
 
 
 def test_states_autocast_and_frozen_layers() -> None:
-    net = one().requires_grad_(False)
+    net: Any = one().requires_grad_(False)
     weight = net[0].weight.clone()
     net(torch.ones(3, 9))
     membranes = net[1].mem
@@ -250,7 +250,7 @@ def test_states_autocast_and_frozen_layers() -> None:
     x, weights = batch(9), []
     for enabled in (False, True):
         torch.manual_seed(0)
-        net: Any = nn.Sequential(nn.Linear(9, 6), snn.LIF(6), nn.Linear(6, 2), snn.Readout(2))
+        net = nn.Sequential(nn.Linear(9, 6), snn.LIF(6), nn.Linear(6, 2), snn.Readout(2))
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             calibrate_(net, x)
         weights.append([p.detach() for p in net.parameters()])

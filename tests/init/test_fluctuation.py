@@ -106,7 +106,7 @@ def test_convolutions_drive_channels_and_norms_take_the_part_of_weights() -> Non
         _, deviations = moments(free_membranes(net[1], drive), 100)
     assert (deviations / 0.5 - 1).abs().max() < 0.05
     torch.manual_seed(0)
-    net: Any = nn.Sequential(nn.Linear(INPUTS, N), nn.BatchNorm1d(N), snn.LIF(N)).double()
+    net = nn.Sequential(nn.Linear(INPUTS, N), nn.BatchNorm1d(N), snn.LIF(N)).double()
     before = net[0].weight.clone()
     fluctuation_(net, rate=RATE, mean=0.2)
     assert torch.equal(net[0].weight, before)
@@ -268,13 +268,13 @@ class Grouped(nn.Module):
 
 def test_calls_decide_what_drives_neurons_and_a_generator_the_weights() -> None:
     torch.manual_seed(0)
-    net = Grouped()
+    net: Any = Grouped()
     fluctuation_(net, rate=0.3, target=0.9)
     found = net.f1.weight.double().norm(dim=1) * impulse_response(net.a).deviation(0.3)
     torch.testing.assert_close(found, torch.full((3,), 0.9).double(), atol=1e-6, rtol=0)
     made = []
     for _ in range(2):
-        net: Any = nn.Sequential(nn.Linear(5, 3), snn.LIF(3))
+        net = nn.Sequential(nn.Linear(5, 3), snn.LIF(3))
         fluctuation_(net, generator=torch.Generator().manual_seed(3))
         made.append(net[0].weight.detach().clone())
     assert torch.equal(*made)

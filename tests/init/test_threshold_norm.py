@@ -91,8 +91,8 @@ def test_output_is_that_of_the_paper_for_norms_of_each_step_and_of_channels() ->
         lambda m, x: m.lif(torch.cat([n(x) for n in m.norms], -1)), norms=norms, lif=snn.LIF(4)
     )
     tdbn_(net, torch.rand(3, 5, 2))
-    for each in norms:
-        torch.testing.assert_close(each.weight.detach(), torch.ones(2))
+    for of_channels in norms:
+        torch.testing.assert_close(of_channels.weight.detach(), torch.ones(2))
 
 
 def test_distance_of_what_does_not_forget_and_rests_in_millivolts() -> None:

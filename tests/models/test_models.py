@@ -158,10 +158,10 @@ def test_spikformer_pools_and_vgg_has_three_linear_layers_that_drop_the_same() -
     x = torch.rand(2, 3, 16, 16)
     kinds = []
     for pool_first in (False, True):
-        net = models.Spikformer(1, 16, 2, 5, images="small", pool_first=pool_first)
-        assert net(x).shape == (2, 5)
-        pooled = [i for i, m in enumerate(net.patches) if isinstance(m, nn.MaxPool2d)]
-        kinds.append([type(net.patches[i - 1]).__name__ for i in pooled])
+        former = models.Spikformer(1, 16, 2, 5, images="small", pool_first=pool_first)
+        assert former(x).shape == (2, 5)
+        pooled = [i for i, m in enumerate(former.patches) if isinstance(m, nn.MaxPool2d)]
+        kinds.append([type(former.patches[i - 1]).__name__ for i in pooled])
     assert kinds == [["LIF"] * 2, ["BatchNorm2d"] * 2]
     torch.manual_seed(0)
     net = models.SpikingVGG(11, 5, width=1, dropout=0.3)

@@ -186,7 +186,7 @@ def test_lines_are_where_a_neuron_fires(opened: Open) -> None:
 
 def test_page_of_a_single_layer_begins_with_trained_values(opened: Open, tmp_path: Path) -> None:
     """Parameters that the constructor does not take are assigned in the copied Python."""
-    layer = Plain(2)
+    layer: snn.Neuron = Plain(2)
     tt.plot.save_playground(layer, tmp_path / "plain.html")
     page = opened(path=tmp_path / "plain.html")
     assert page.locator("#chooser").is_hidden()

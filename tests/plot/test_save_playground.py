@@ -377,8 +377,8 @@ def test_data_are_pairs_of_any_kind_in_the_shortest_form_up_to_a_limit(
     model, noise = net(snn.LIF(4)), torch.rand(5, 6, 3)
     pair = page_of(model, tmp_path, data=(noise, LABELS))
     assert pair == page_of(model, tmp_path, data=[noise, LABELS])
-    data = importlib.import_module("tracetorch.plot.network_data")
-    monkeypatch.setattr(data, "_MOST_NUMBERS", 89)
+    module = importlib.import_module("tracetorch.plot.network_data")
+    monkeypatch.setattr(module, "_MOST_NUMBERS", 89)
     message = r"holds 89 numbers, got 90, x \[5, 6, 3\]\. Give it fewer samples, x\[:, :5\]"
     with pytest.raises(ValueError, match=message):
         page_of(model, tmp_path, data=(noise, LABELS))
