@@ -54,12 +54,9 @@ def helpers(function: Any) -> list[tuple[dict[str, Any], str, object]]:
     """Return the global callables that a function with :func:`reads_nothing` calls.
 
     A global name can be rebound, as a notebook does when a cell runs again; who keeps a compiled
-    function compares these at each call.
-
-    Returns:
-        For each, the globals that hold it, its name there, and the callable; ``None`` where the
-        name is that of a builtin, which a global of the same name would hide.
-
+    function compares these at each call. Of each: the globals that hold it,
+    its name there, and the callable; ``None`` where the name is that of a builtin, which a global
+    of the same name would hide.
     """
     if is_stable(function):
         return []

@@ -39,15 +39,6 @@ def forward_hooks(
         first: modules and ``hook(module, args, kwargs, output)``, called after it, before the
             module's other hooks; what it returns replaces the output, unless it is ``None``.
         after: the same, called after the module's other hooks.
-
-    Example:
-        >>> shapes = []
-        >>> layer = nn.Linear(2, 3)
-        >>> with forward_hooks(after=[(layer, lambda m, args, kwargs, y: shapes.append(y.shape))]):
-        ...     _ = layer(torch.ones(5, 2))
-        >>> _ = layer(torch.ones(5, 2))
-        >>> shapes
-        [torch.Size([5, 3])]
     """
     # The stack also removes the hooks registered so far when a later registration fails. A handle
     # is its own context manager, which removes the hook.

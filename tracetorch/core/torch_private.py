@@ -184,9 +184,6 @@ def observed_by(tensors: Iterable[Tensor] = ()) -> str | None:
 
     Tensors without plain memory are observers too: subclasses, wrappers, views that negate lazily.
     ``torch.compile`` is not among them: ``is_compiling`` says so inside its trace.
-
-    Args:
-        tensors: those that a kernel would read.
     """
     for tensor in tensors:
         if type(tensor) not in _PLAIN:
@@ -274,11 +271,7 @@ def computes_as_conv2d(kind: type[torch.nn.Conv2d]) -> bool:
 
 
 def scan() -> Callable[..., tuple[list[Tensor], list[Tensor]]]:
-    """Return PyTorch's ``scan`` operator, which it calls a prototype.
-
-    Raises:
-        ImportError: the installed release has none.
-    """
+    """Return PyTorch's ``scan`` operator, a prototype; raise where this release has none."""
     from torch._higher_order_ops.scan import scan as higher_order_scan
 
     return higher_order_scan
