@@ -107,8 +107,9 @@ def test_seeds_print_their_mean_and_spread_and_an_early_interrupt_saves_nothing(
     out, capsys, monkeypatch
 ) -> None:
     held_out = iter([0.97, 0.98, 0.99])
-    monkeypatch.setattr(command, "train_seed", lambda *_: next(held_out))
-    assert run(out, "--seeds", "3", "4", "5") == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "train_seed", lambda *_: next(held_out))
+        assert run(out, "--seeds", "3", "4", "5") == 0
     text = capsys.readouterr().out
     assert "seeds     3, 4, 5" in text
     assert "98.00% on average, standard deviation 1.00%, from 97.00% to 99.00%" in text

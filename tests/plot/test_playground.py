@@ -48,10 +48,17 @@ def opened(visits: Visits, place: Path) -> Open:
     return open_
 
 
+# waits until the page has taken the fragment; one that it has already changes nothing
+LOAD = """(text) => new Promise((done) => {
+    if (new URL("#" + text, location).hash === location.hash) return done();
+    addEventListener("hashchange", done, { once: true });
+    location.hash = text;
+}).then(() => null)"""
+
+
 def go(page: Page, **settings: object) -> dict[str, Any]:
     """Load settings through the fragment, and return the numbers that are drawn."""
-    page.evaluate("(text) => { location.hash = text; }", urlencode(settings))
-    wait_for_frame(page)
+    page.evaluate(LOAD, urlencode(settings))
     return read(page)
 
 

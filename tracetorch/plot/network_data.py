@@ -84,8 +84,8 @@ def describe_network(
             continue
         tensors = [_tensor(name, each) for name, each in module.named_parameters()]
         inputs, outputs = module.in_features, module.out_features
-        each = {"kind": "linear", "name": path, "title": f"Linear({inputs}, {outputs})"}
-        described.append({**each, "inputs": inputs, "size": outputs, "tensors": tensors})
+        names = {"kind": "linear", "name": path, "title": f"Linear({inputs}, {outputs})"}
+        described.append({**names, "inputs": inputs, "size": outputs, "tensors": tensors})
     return described
 
 
