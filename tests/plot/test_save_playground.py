@@ -290,6 +290,7 @@ def test_operations_that_javascript_lacks_are_named_and_a_failed_save_keeps_the_
     monkeypatch.setattr(data, "unknown", lambda graph: "bessel")
     with pytest.raises(ValueError, match="cannot be compiled: its step uses bessel"):
         page_of(snn.LIF(1), tmp_path)
+    monkeypatch.undo()
     (tmp_path / "page.html").write_text("before")
     monkeypatch.setattr(MODULE, "TEMPLATES", tmp_path / "absent")
     with pytest.raises(FileNotFoundError):
