@@ -71,6 +71,19 @@ def layer(name: str, num_neurons: int = 4, **arguments: Any) -> Any:
     return made
 
 
+class Net(nn.Module):
+    """Parts by name, and the function of them that its forward is."""
+
+    def __init__(self, function: Callable[..., Any], **parts: Any) -> None:
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
+        return self.function(self, *inputs, **named)
+
+
 def trace_layer(layer: snn.Neuron, ndim: int, dtype: torch.dtype) -> Program:
     """Trace the step of a layer."""
     return program_of(layer.cell, ndim, dtype, layer.step_kwargs(ndim, dtype))

@@ -1,3 +1,6 @@
+from __future__ import annotations
+
+import contextlib
 import gc
 import os
 from collections.abc import Generator, Iterator
@@ -33,6 +36,28 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+ONE_THREAD = ("demo", "examples", "zoo")  # tiny batches lose by more where tests run in parallel
+PLAIN_LOOPS = ("diagnosis", "metrics")  # to compile for every neuron is slow, and tested elsewhere
+
+
+@pytest.fixture(autouse=True)
+def _settings_of_a_folder(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run the tests of some folders on one thread, or without kernels."""
+    folder = request.path.parent.name
+    if folder not in (*ONE_THREAD, *PLAIN_LOOPS):
+        yield
+        return
+    import torch
+
+    import tracetorch as tt
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if folder in ONE_THREAD else threads)
+    with tt.fuse.backend("eager") if folder in PLAIN_LOOPS else contextlib.nullcontext():
+        yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

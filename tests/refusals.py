@@ -1,15 +1,26 @@
 """Tables of calls that are refused, a line each: ``call -> Error: what its message says``."""
 
 import builtins
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+import tracetorch as tt
 
 
 def refusals(table: str) -> pytest.MarkDecorator:
-    """Parametrize a test over the lines of a table: ``call``, and ``error`` as a pattern."""
-    rows = [line.strip().split(" -> ") for line in table.strip().splitlines()]
+    """Parametrize a test over the lines of a table: ``call``, and ``error`` as a pattern.
+
+    A line may be broken before its arrow, or before a bar.
+    """
+    lines = re.sub(r"\s*\n\s*(->|\|) ", r" \1 ", table.strip()).splitlines()
+    rows = [line.strip().split(" -> ") for line in lines]
     return pytest.mark.parametrize(("call", "error"), rows)
 
 
@@ -18,3 +29,25 @@ def check(call: str, error: str, names: Mapping[str, Any]) -> None:
     kind, _, message = error.partition(": ")
     with pytest.raises(getattr(builtins, kind), match=message):
         eval(call, dict(names))
+
+
+@contextmanager
+def unchanged(*modules: nn.Module) -> Iterator[None]:
+    """Check that modules keep the values of their tensors and states."""
+
+    def values() -> list[dict[str, torch.Tensor]]:
+        kept = [{**each.state_dict(), **tt.get_states(each)} for each in modules]
+        return [
+            {
+                name: value.clone()
+                for name, value in each.items()
+                if not (is_lazy(value) or value.is_meta)
+            }
+            for each in kept
+        ]
+
+    before = values()
+    try:
+        yield
+    finally:
+        torch.testing.assert_close(values(), before, rtol=0, atol=0, equal_nan=True)

@@ -11,9 +11,7 @@ import numpy as np
 Event = tuple[int, int, int, int]  # x, y, t, p
 
 
-def write_heidelberg(
-    path: Path, samples: Sequence[Sequence[tuple[float, int]]], speakers: int = 1
-) -> None:
+def write_heidelberg(path, samples, speakers=1) -> None:
     """Write samples of (seconds, unit) like zenkelab.org: ragged float16 and uint16.
 
     The speakers take turns.

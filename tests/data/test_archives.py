@@ -16,14 +16,9 @@ from tracetorch.data.archives import Archive, fetch, find
 
 def pack(folder: Path, kind: str, entry: str) -> Archive:
     """Pack ``folder`` into an archive with a ``file:`` address."""
-    archive_file = Path(
-        shutil.make_archive(
-            str(folder.parent / "archive_file"), {"zip": "zip", "tar": "gztar"}[kind], folder
-        )
-    )
-    return Archive(
-        archive_file.as_uri(), hashlib.md5(archive_file.read_bytes()).hexdigest(), entry, kind
-    )
+    base, made = folder.parent / "archive_file", {"zip": "zip", "tar": "gztar"}[kind]
+    file = Path(shutil.make_archive(str(base), made, folder))
+    return Archive(file.as_uri(), hashlib.md5(file.read_bytes()).hexdigest(), entry, kind)
 
 
 @pytest.fixture
@@ -35,9 +30,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 @pytest.mark.parametrize("entry", ["Train", "shd_train.h5"])
-def test_contents_are_downloaded_and_unpacked(
-    tmp_path: Path, source: Path, kind: str, entry: str
-) -> None:
+def test_contents_are_downloaded_and_unpacked(tmp_path, source, kind, entry) -> None:
     archive = pack(source, kind, entry)
     path = find(archive, tmp_path / "new", name="It", download=True)
     assert path == tmp_path / "new" / entry
@@ -45,21 +38,16 @@ def test_contents_are_downloaded_and_unpacked(
     assert [p.name for p in (tmp_path / "new").iterdir()] == [entry]
 
 
-def test_existing_contents_are_not_downloaded_again(tmp_path: Path, source: Path) -> None:
+def test_existing_contents_are_not_downloaded_again_and_nothing_by_default(tmp_path, source):
     archive = Archive("file:///nowhere", "", "Train")
     assert find(archive, source, name="It", download=True) == source / "Train"
-
-
-def test_nothing_is_downloaded_by_default(tmp_path: Path, source: Path) -> None:
     archive = pack(source, "zip", "Train")
     with pytest.raises(FileNotFoundError, match=r"It is not in .*: there is no Train\. Unpack fil"):
         find(archive, tmp_path / "new", name="It", download=False)
     assert not (tmp_path / "new").exists()
 
 
-def test_datasets_download_their_files(
-    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_datasets_download_their_files(tmp_path, source, monkeypatch) -> None:
     monkeypatch.setitem(tt.data.SHD.archives, "train", pack(source, "zip", "shd_train.h5"))
     assert len(tt.data.SHD(tmp_path / "new", download=True)) == 1
     monkeypatch.setitem(tt.data.NMNIST.archives, "train", pack(source, "zip", "Train"))
@@ -74,9 +62,7 @@ def test_datasets_download_their_files(
 
 
 @pytest.mark.parametrize("entry", ["Train", "shd_train.h5"])
-def test_processes_of_one_training_unpack_one_folder(
-    tmp_path: Path, source: Path, entry: str
-) -> None:
+def test_processes_of_one_training_unpack_one_folder(tmp_path, source, entry) -> None:
     """All find nothing, and download; the folder of the first one stays."""
     archive = pack(source, "zip", entry)
     meeting = threading.Barrier(3)
@@ -112,9 +98,7 @@ def test_contents_are_unpacked_where_a_link_leads(tmp_path: Path, source: Path, 
         ("unreachable", ConnectionError, r"gone\.zip cannot be downloaded: .*Fetch it by other"),
     ],
 )
-def test_failed_download_leaves_no_files(
-    tmp_path: Path, source: Path, trouble: str, error: type[Exception], message: str
-) -> None:
+def test_failed_download_leaves_no_files(tmp_path, source, trouble, error, message) -> None:
     archive = pack(source, "zip", "Train")
     if trouble == "damaged":
         archive_file = tmp_path / "archive_file.zip"

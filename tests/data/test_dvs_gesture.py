@@ -19,7 +19,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_events_are_read_in_microseconds(folder: Path) -> None:
+def test_events_are_read_in_microseconds_and_counted_in_frames(folder: Path) -> None:
     data = tt.data.DVSGesture(folder)
     assert data.labels.tolist() == [7, 2, 10]
     assert len(data[0][0]) == 0
@@ -27,10 +27,7 @@ def test_events_are_read_in_microseconds(folder: Path) -> None:
     columns = zip(*(events[name].tolist() for name in "xytp"), strict=True)
     assert list(columns) == [(127, 64, 12_000, 1), (3, 4, 900_000, 0)]
     assert label == 2
-
-
-def test_frames_count_the_events(folder: Path) -> None:
-    frames = tt.data.Frames(tt.data.DVSGesture(folder), bins=3, start=0, stop=1_000_000)
+    frames = tt.data.Frames(data, bins=3, start=0, stop=1_000_000)
     x, label = frames[1]
     assert x.shape == (3, 2, 128, 128)
     assert x.nonzero().tolist() == [[0, 1, 64, 127], [2, 0, 4, 3]]

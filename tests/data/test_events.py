@@ -20,7 +20,7 @@ class Recordings(list[Any]):
     sensor_size = (3, 2, 2)
 
 
-def test_sensor_size_is_that_of_the_recordings() -> None:
+def test_frames_of_the_sensor_size_flat_or_of_one_polarity() -> None:
     frames = tt.data.Frames(Recordings([(EVENTS, 4)]), window=10)
     x, label = frames[0]
     assert len(frames) == 1
@@ -28,15 +28,9 @@ def test_sensor_size_is_that_of_the_recordings() -> None:
     assert x.nonzero().tolist() == [[0, 0, 1, 0], [4, 1, 1, 2]]
     assert x.sum() == 3
     assert torch.equal(label, torch.tensor(4))
-
-
-def test_flat_frames_keep_the_order_of_dimensions() -> None:
     cube, _ = tt.data.Frames(Recordings([(EVENTS, 4)]), bins=2)[0]
     flat, _ = tt.data.Frames(Recordings([(EVENTS, 4)]), bins=2, flat=True)[0]
     assert torch.equal(flat, cube.reshape(2, 12))
-
-
-def test_one_polarity_counts_on_and_off_events() -> None:
     x, _ = tt.data.Frames([(EVENTS, 4)], (3, 2, 1), bins=1)[0]
     assert x.shape == (1, 1, 2, 3)
     assert x.sum() == 3
@@ -54,18 +48,15 @@ def test_events_work_with_transforms_of_tonic(tmp_path: Path) -> None:
     assert expected.sum() == 2
 
 
-def test_events_off_the_sensor_are_rejected() -> None:
-    with pytest.raises(ValueError, match=r"x=2, off the sensor of size \(2, 2\)"):
-        tt.data.Frames([(EVENTS, 4)], (2, 2, 2), bins=2)[0]
-
-
 @pytest.mark.parametrize("size", [None, 700, (34, 34)])
 def test_sensor_size_is_three_numbers(size: Any) -> None:
     with pytest.raises(TypeError, match=r"must be \(width, height, polarities\), got"):
         tt.data.Frames([(EVENTS, 4)], size, bins=2)
 
 
-def test_data_sets_print_what_they_are(tmp_path: Path) -> None:
+def test_data_sets_print_what_they_are_and_events_off_the_sensor_are_rejected(
+    tmp_path: Path,
+) -> None:
     write_heidelberg(tmp_path / "shd_train.h5", [[(0.25, 3)], [(0.5, 2)]])
     data = tt.data.SHD(tmp_path)
     assert repr(data) == "SHD(2 recordings, 20 classes, sensor_size=(700, 1, 1))"
@@ -75,3 +66,5 @@ def test_data_sets_print_what_they_are(tmp_path: Path) -> None:
     events = np.array([(0, 1000, 1), (3, 2500, 1)], dtype=fields)
     few = tt.data.Frames([(events, 7)], (4, 1, 1), bins=3)
     assert repr(few) == "Frames(1 recordings, (4, 1, 1), bins=3)"
+    with pytest.raises(ValueError, match=r"x=2, off the sensor of size \(2, 2\)"):
+        tt.data.Frames([(EVENTS, 4)], (2, 2, 2), bins=2)[0]

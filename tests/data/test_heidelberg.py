@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_events_are_read_in_microseconds(folder: Path) -> None:
+def test_events_are_read_in_microseconds_and_pickled_with_an_open_file(folder: Path) -> None:
     data: Any = tt.data.SHD(folder)
     assert len(data) == 4
     events, label = data[0]
@@ -39,16 +39,15 @@ def test_events_are_read_in_microseconds(folder: Path) -> None:
     assert [len(events) for events, _ in data] == [2, 1, 0, 5]
     assert data[-1][1] == 3
     assert data[-1][0]["t"].tolist() == [750_000] * 5
+    copy = pickle.loads(pickle.dumps(data))
+    assert np.array_equal(copy[3][0], data[3][0])
 
 
-def test_speakers_are_those_of_the_samples(tmp_path: Path) -> None:
-    write_heidelberg(tmp_path / "shd_train.h5", SAMPLES, speakers=3)
-    assert tt.data.SHD(tmp_path).speakers.tolist() == [0, 1, 2, 0]
-
-
-def test_parts_are_separate_files(folder: Path) -> None:
+def test_parts_are_separate_files_and_speakers_those_of_the_samples(folder: Path) -> None:
     assert len(tt.data.SHD(folder, "test")) == 1
     assert len(tt.data.SSC(folder, "valid")) == 2
+    write_heidelberg(folder / "new" / "shd_train.h5", SAMPLES, speakers=3)
+    assert tt.data.SHD(folder / "new").speakers.tolist() == [0, 1, 2, 0]
 
 
 def test_frames_are_collated_to_batches(folder: Path) -> None:
@@ -71,22 +70,18 @@ def test_every_worker_of_a_loader_opens_the_file(folder: Path, method: str, work
         assert torch.equal(x[0], frame)
 
 
-def test_dataset_pickles_while_its_file_is_open(folder: Path) -> None:
-    data = tt.data.SHD(folder)
-    copy = pickle.loads(pickle.dumps(data))
-    assert np.array_equal(copy[3][0], data[3][0])
-
-
-def test_missing_file_is_named_with_its_address(tmp_path: Path) -> None:
+def test_missing_files_unknown_parts_and_a_missing_h5py_are_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     address = r"no ssc_test\.h5.*https://zenkelab\.org/datasets/ssc_test\.h5\.zip there, or pass"
     with pytest.raises(FileNotFoundError, match=f"{address} download=True"):
-        tt.data.SSC(tmp_path / "new", "test")
-    assert not list(tmp_path.iterdir())
-
-
-def test_unknown_part_is_rejected(folder: Path) -> None:
+        tt.data.SSC(folder / "new", "test")
+    assert not (folder / "new").exists()
     with pytest.raises(ValueError, match=r"SHD has the parts 'train' or 'test', got 'valid'"):
         tt.data.SHD(folder, "valid")
+    monkeypatch.setattr(optional, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"tt\.data\.SHD needs h5py, .*\[data\]"):
+        tt.data.SHD(folder)
 
 
 def test_file_of_another_format_is_rejected(folder: Path) -> None:
@@ -102,10 +97,4 @@ def test_file_of_another_format_is_rejected(folder: Path) -> None:
         tt.data.SHD(folder)
     path.write_bytes(b"<html>")
     with pytest.raises(ValueError, match=r"shd_train\.h5 is not a file of SHD: .*Expected HDF5"):
-        tt.data.SHD(folder)
-
-
-def test_missing_h5py_is_named_in_the_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optional, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"tt\.data\.SHD needs h5py, .*\[data\]"):
         tt.data.SHD(folder)

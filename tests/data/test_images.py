@@ -40,9 +40,7 @@ def test_missing_dataset_is_not_downloaded(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("download", [False, True])
-def test_download_is_left_to_torchvision(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, download: bool
-) -> None:
+def test_download_is_left_to_torchvision(tmp_path, monkeypatch, download) -> None:
     from torchvision.datasets import KMNIST
 
     write_mnist(tmp_path / "KMNIST" / "raw")
@@ -52,18 +50,13 @@ def test_download_is_left_to_torchvision(
     assert len(calls) == download
 
 
-def test_invalid_name_or_part_is_rejected(tmp_path: Path) -> None:
+def test_invalid_names_and_a_missing_torchvision_are_named(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(ValueError, match=r"torchvision\.datasets has no 'NIST'"):
         torchvision_set("NIST", tmp_path)
     with pytest.raises(ValueError, match=r"part must be 'train' or 'test', got 'valid'"):
         torchvision_set("MNIST", tmp_path, "valid")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="unexpected keyword argument 'split'"):
         torchvision_set("SEMEION", tmp_path)
-
-
-def test_missing_torchvision_is_named_in_the_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.setattr(optional, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"torchvision_set needs torchvision.*\[data\]"):
         torchvision_set("MNIST", tmp_path)

@@ -17,6 +17,8 @@ def test_words_are_drawn_from_their_seed_alone() -> None:
     assert spikes.shape == (300, 50, 40)
     assert set(spikes.unique().tolist()) == {0.0, 1.0}
     assert set(labels.tolist()) == set(range(10))
+    with pytest.raises(ValueError, match="number"):
+        made_up_words(0, seed=1)
 
 
 def test_a_word_backwards_has_the_same_channels_at_other_times() -> None:
@@ -28,8 +30,3 @@ def test_a_word_backwards_has_the_same_channels_at_other_times() -> None:
 
     assert similar(forwards.mean(0), backwards.mean(0)) > 0.9
     assert similar(forwards, backwards) < similar(forwards, backwards.flip(0))
-
-
-def test_a_number_below_one_is_refused() -> None:
-    with pytest.raises(ValueError, match="number"):
-        made_up_words(0, seed=1)

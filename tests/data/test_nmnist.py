@@ -42,9 +42,7 @@ event = st.tuples(
 
 
 @given(st.lists(event, max_size=30))
-def test_written_events_are_read_back(
-    tmp_path_factory: pytest.TempPathFactory, events: list[Event]
-) -> None:
+def test_written_events_are_read_back(tmp_path_factory, events) -> None:
     events.sort(key=lambda e: e[2])
     path = tmp_path_factory.mktemp("nmnist") / "one.bin"
     path.write_bytes(nmnist_bytes(events))
@@ -64,15 +62,12 @@ def test_frames_are_collated_to_ragged_batches(folder: Path) -> None:
     assert torch.equal(x.sum(), torch.tensor(4.0))
 
 
-def test_empty_folder_is_rejected(tmp_path: Path) -> None:
-    (tmp_path / "Train" / "3").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match=r"there is no \[0-9\]/\*\.bin\. Unpack https"):
-        tt.data.NMNIST(tmp_path)
-
-
-def test_damaged_file_is_rejected(folder: Path) -> None:
+def test_empty_folders_and_damaged_files_are_rejected(folder: Path) -> None:
     path = folder / "Train/3/00002.bin"
     path.write_bytes(path.read_bytes()[:-1])
     data = tt.data.NMNIST(folder)
     with pytest.raises(ValueError, match=r"00002\.bin is damaged: it has 14 bytes, not a multiple"):
         data[0]
+    (folder / "empty" / "Train" / "3").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"there is no \[0-9\]/\*\.bin\. Unpack https"):
+        tt.data.NMNIST(folder / "empty")

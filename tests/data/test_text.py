@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 from tracetorch.data import streams, text
 
 
-def test_default_is_the_python_manual() -> None:
+def test_default_is_the_python_manual_and_files_are_read_as_bytes(tmp_path: Path) -> None:
     manual = text()
     assert manual.dtype == torch.uint8
     assert len(manual) > 300_000
@@ -19,9 +18,6 @@ def test_default_is_the_python_manual() -> None:
     assert b"The class statement" in content or b"Class definitions" in content
     assert content.decode().encode() == content
     assert torch.equal(manual, text())
-
-
-def test_files_are_read_as_bytes(tmp_path: Path) -> None:
     (tmp_path / "words").write_bytes(b"a\xff\0z")
     assert text(tmp_path / "words").tolist() == [97, 255, 0, 122]
     with pytest.raises(FileNotFoundError, match="none"):
@@ -29,9 +25,7 @@ def test_files_are_read_as_bytes(tmp_path: Path) -> None:
 
 
 @given(st.integers(2, 200), st.integers(1, 6), st.integers(1, 9), st.booleans())
-def test_pieces_continue_each_other(
-    number: int, batch_size: int, steps: int, keep_rest: bool
-) -> None:
+def test_pieces_continue_each_other(number, batch_size, steps, keep_rest) -> None:
     length = (number - 1) // batch_size
     if length < (1 if keep_rest else steps):
         with pytest.raises(ValueError, match="streams needs at least"):
@@ -46,25 +40,13 @@ def test_pieces_continue_each_other(
     assert all(len(piece) == steps for piece, _ in pieces[:-1])
 
 
-def test_streams_keep_other_dimensions() -> None:
+def test_streams_keep_other_dimensions_and_check_their_arguments() -> None:
     x, y = next(streams(torch.rand(21, 3), 4, 5))
     assert x.shape == y.shape == (5, 4, 3)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ((torch.arange(9), 0, 1), ValueError, "batch_size must be at least 1, got 0"),
-        ((torch.arange(9), 1, 1.5), TypeError, r"steps must be an integer, got 1\.5"),
-        (
-            (torch.arange(9), 3, 3),
-            ValueError,
-            r"at least batch_size \* steps \+ 1 = 10 values for one piece, got shape \[9\]",
-        ),
-    ],
-)
-def test_invalid_arguments_of_streams_are_rejected(
-    arguments: tuple[Any, ...], error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        streams(*arguments)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        streams(torch.arange(9), 0, 1)
+    with pytest.raises(TypeError, match=r"steps must be an integer, got 1\.5"):
+        streams(torch.arange(9), 1, 1.5)  # type: ignore[arg-type]
+    few = r"at least batch_size \* steps \+ 1 = 10 values for one piece, got shape \[9\]"
+    with pytest.raises(ValueError, match=few):
+        streams(torch.arange(9), 3, 3)

@@ -25,12 +25,11 @@ def test_utterances_are_ragged_and_standardised() -> None:
     assert speaker == 0
 
 
-def test_missing_sktime_is_named_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_sktime_and_a_wrong_number_of_labels_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(optional, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"japanese_vowels needs sktime, .*\[data\]"):
         japanese_vowels()
-
-
-def test_wrong_number_of_labels_is_rejected() -> None:
     with pytest.raises(ValueError, match="got 1 sequences, but 2 labels"):
         Sequences([torch.ones(3)], torch.ones(2))

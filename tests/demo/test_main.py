@@ -71,9 +71,7 @@ def test_printed_line_loads_the_model(out: Path, capsys: pytest.CaptureFixture[s
     assert all(torch.equal(saved[k], v) for k, v in names["model"].state_dict().items())
 
 
-def test_the_model_of_an_earlier_run_is_kept(
-    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_model_of_an_earlier_run_is_kept(out, capsys, monkeypatch) -> None:
     monkeypatch.setattr(command, "report", lambda *_: None)
     monkeypatch.setattr(command, "train", training_with_losses(0.3))
     run(out)
@@ -88,9 +86,7 @@ def test_the_model_of_an_earlier_run_is_kept(
 
 
 @pytest.mark.parametrize("where", ["model", "figure"])
-def test_full_disk_prints_one_line(
-    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
+def test_full_disk_prints_one_line(out, capsys, monkeypatch, where) -> None:
     def fail(*_: object) -> None:
         if where == "model":
             raise SafetensorError("Error while serializing: I/O error: No space left on device")
@@ -98,26 +94,29 @@ def test_full_disk_prints_one_line(
 
     assert run(out) == 0
     before = load_file(out / "seed0.safetensors")
-    monkeypatch.setattr(
-        *((torch_files, "save_file") if where == "model" else (command, "draw")), fail
-    )
+    place: Any = (torch_files, "save_file") if where == "model" else (command, "draw")
+    monkeypatch.setattr(*place, fail)
     capsys.readouterr()
     assert run(out) == 1
     assert re.fullmatch("error: .*No space left on device\n", capsys.readouterr().err)
     if where == "model":
-        now = load_file(out / "seed0.safetensors")
-        assert all(torch.equal(now[name], value) for name, value in before.items())
+        torch.testing.assert_close(load_file(out / "seed0.safetensors"), before, rtol=0, atol=0)
 
 
-def test_several_seeds_print_their_mean_and_spread(
-    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_seeds_print_their_mean_and_spread_and_an_early_interrupt_saves_nothing(
+    out, capsys, monkeypatch
 ) -> None:
     held_out = iter([0.97, 0.98, 0.99])
-    monkeypatch.setattr(command, "train_seed", lambda *_: next(held_out))
-    assert run(out, "--seeds", "3", "4", "5") == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "train_seed", lambda *_: next(held_out))
+        assert run(out, "--seeds", "3", "4", "5") == 0
     text = capsys.readouterr().out
     assert "seeds     3, 4, 5" in text
     assert "98.00% on average, standard deviation 1.00%, from 97.00% to 99.00%" in text
+    monkeypatch.setattr(command, "train", training_with_losses())
+    assert run(out) == 130
+    assert "Interrupted. No epoch was finished, so nothing was saved." in capsys.readouterr().out
+    assert not list(out.iterdir())
 
 
 def training_with_losses(*losses: float) -> object:
@@ -137,29 +136,13 @@ def training_with_losses(*losses: float) -> object:
 @pytest.mark.parametrize(
     ("losses", "best"), [((0.5, 0.9, 0.2, 0.7), 3), ((0.5,), 1), ((math.nan, math.nan), 1)]
 )
-def test_interrupt_keeps_the_best_model_so_far(
-    out: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    losses: tuple[float, ...],
-    best: int,
-) -> None:
+def test_interrupt_keeps_the_best_model_so_far(out, capsys, monkeypatch, losses, best) -> None:
     monkeypatch.setattr(command, "train", training_with_losses(*losses))
     assert run(out) == 130
     path = out / "seed0.safetensors"
-    assert capsys.readouterr().out.endswith(
-        f"\nInterrupted. The best model so far, of epoch {best}, is in {path}.\n"
-    )
+    end = f"\nInterrupted. The best model so far, of epoch {best}, is in {path}.\n"
+    assert capsys.readouterr().out.endswith(end)
     assert (load_file(path)["linear.1.bias"] == best).all()
-
-
-def test_interrupt_before_the_first_epoch_saves_nothing(
-    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(command, "train", training_with_losses())
-    assert run(out) == 130
-    assert "Interrupted. No epoch was finished, so nothing was saved." in capsys.readouterr().out
-    assert not list(out.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -171,12 +154,7 @@ def test_interrupt_before_the_first_epoch_saves_nothing(
     ],
 )
 def test_what_goes_wrong_while_loading_is_one_line(
-    out: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    error: BaseException,
-    code: int,
-    printed: str,
+    out, capsys, monkeypatch, error, code, printed
 ) -> None:
     def fail(folder: Path | None) -> Digits:
         raise error
@@ -186,34 +164,30 @@ def test_what_goes_wrong_while_loading_is_one_line(
     assert "".join(capsys.readouterr()) == printed
 
 
-def test_missing_package_is_named_before_anything_runs(
-    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_packages_and_a_file_in_the_way_are_named(out, capsys, monkeypatch) -> None:
     monkeypatch.setattr(optional, "find_spec", lambda name: None if name == "tqdm" else True)
     assert run(out) == 1
     message = r"error: The demo needs tqdm, .* pip install -e '\.\[demo\]'\n"
     assert re.fullmatch(message, capsys.readouterr().err)
     assert not out.exists()
-
-
-def test_out_must_be_a_folder(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.undo()
     out.parent.mkdir(parents=True)
     out.write_text("in the way")
     assert run(out) == 1
     assert re.search("error: .*File exists", capsys.readouterr().err)
 
 
+HELP = """
+import runpy, sys
+sys.argv[1:] = ['--help']
+try:
+    runpy.run_module('tracetorch.demo', run_name='__main__')
+except SystemExit as end:
+    print(end.code, {'matplotlib', 'mlxtend', 'safetensors'} & set(sys.modules))
+"""
+
+
 def test_help_does_not_import_optional_packages() -> None:
-    # torch itself loads tqdm
-    code = (
-        "import runpy, sys\n"
-        "sys.argv[1:] = ['--help']\n"
-        "try:\n"
-        "    runpy.run_module('tracetorch.demo', run_name='__main__')\n"
-        "except SystemExit as end:\n"
-        "    extra = {'matplotlib', 'mlxtend', 'safetensors'}\n"
-        "    print(end.code, extra & set(sys.modules))\n"
-    )
-    printed = run_python("-c", code)
+    printed = run_python("-c", HELP)  # torch itself loads tqdm
     assert printed.startswith("usage: python -m tracetorch.demo ")
     assert printed.endswith("\n0 set()\n")

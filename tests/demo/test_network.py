@@ -22,10 +22,8 @@ def test_recorded_spikes_are_those_of_a_run_from_rest() -> None:
     assert torch.equal(readout, unroll(model, images, steps=4))
     assert readout.shape == (4, 3, 10)
     assert torch.equal(record_spikes(model, images, 4)[1], readout)
-    assert {name: layer_spikes.shape for name, layer_spikes in spikes.items()} == {
-        "lif1": (4, 3, 16, 12, 12),
-        "lif2": (4, 3, 64, 4, 4),
-    }
+    shapes = {"lif1": (4, 3, 16, 12, 12), "lif2": (4, 3, 64, 4, 4)}
+    assert {name: layer_spikes.shape for name, layer_spikes in spikes.items()} == shapes
     for layer_spikes in spikes.values():
         assert set(layer_spikes.unique().tolist()) == {0.0, 1.0}
     model.zero_states()

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from tests.cases import Net
 from tracetorch import functional, snn
 
 B, N, CLASSES = 16, 20, 4
@@ -29,12 +30,12 @@ def last(y: Tensor, t: Tensor) -> Tensor:
 # The models are Any: tests reach into their layers, whose attributes nn.Module does not declare.
 def dense(neuron: str = "LIF", **arguments: Any) -> Any:
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Linear(N, 48),
-        getattr(snn, neuron)(48, **arguments),
-        nn.Linear(48, CLASSES),
-        snn.Readout(CLASSES),
-    )
+    layer = getattr(snn, neuron)(48, **arguments)
+    return nn.Sequential(nn.Linear(N, 48), layer, nn.Linear(48, CLASSES), snn.Readout(CLASSES))
+
+
+def surrogate(spike: Any) -> Any:
+    return dense(surrogate_derivative=spike)
 
 
 def deep(layers: int, **arguments: Any) -> Any:
@@ -47,16 +48,9 @@ def deep(layers: int, **arguments: Any) -> Any:
 
 def conv() -> Any:
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 8, 3),
-        nn.BatchNorm2d(8),
-        snn.LIF(8, dim=-3),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Dropout(0.2),
-        nn.Linear(72, CLASSES),
-        snn.Readout(CLASSES),
-    )
+    body = (nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), snn.LIF(8, dim=-3), nn.MaxPool2d(2))
+    head = (nn.Flatten(), nn.Dropout(0.2), nn.Linear(72, CLASSES), snn.Readout(CLASSES))
+    return nn.Sequential(*body, *head)
 
 
 def recurrent(scale: float = 1.0, **arguments: Any) -> Any:
@@ -64,12 +58,8 @@ def recurrent(scale: float = 1.0, **arguments: Any) -> Any:
     connection = nn.Linear(32, 32)
     with torch.no_grad():
         connection.weight.mul_(scale)
-    return nn.Sequential(
-        nn.Linear(N, 32),
-        snn.Recurrent(snn.LIF(32, **arguments), connection),
-        nn.Linear(32, CLASSES),
-        snn.Readout(CLASSES),
-    )
+    loop = snn.Recurrent(snn.LIF(32, **arguments), connection)
+    return nn.Sequential(nn.Linear(N, 32), loop, nn.Linear(32, CLASSES), snn.Readout(CLASSES))
 
 
 def x(T: int = 25, scale: float = 1.0) -> Tensor:
@@ -93,16 +83,8 @@ HEALTHY: dict[str, Healthy] = {
     "three layers": (lambda: deep(3), lambda: x(scale=3.0), mean),
     "convolution": (conv, images, mean),
     "recurrent": (recurrent, lambda: x(30), last),
-    "narrow surrogate": (
-        lambda: dense(surrogate_derivative=functional.fast_sigmoid_surrogate(25.0)),
-        x,
-        mean,
-    ),
-    "triangle": (
-        lambda: dense(surrogate_derivative=functional.triangular_surrogate(1.0)),
-        x,
-        mean,
-    ),
+    "narrow surrogate": (lambda: surrogate(functional.fast_sigmoid_surrogate(25.0)), x, mean),
+    "triangle": (lambda: surrogate(functional.triangular_surrogate(1.0)), x, mean),
     "half precision": (lambda: dense().bfloat16(), lambda: x().bfloat16(), mean),
     **{
         name: (lambda name=name: dense(name), lambda: x(30, 3.0) - 1.5, mean)  # type: ignore[misc]
@@ -131,32 +113,11 @@ def chain(weight: float, threshold: float, surrogate: Any) -> Any:
     return model
 
 
-class Divides(nn.Module):
-    """Divide by a norm of zero."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x / (0 * x).norm(dim=-1, keepdim=True)
-
-
-class Cuts(nn.Module):
-    """Cut the graph."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.detach()
-
-
-class TwoHeads(snn.TTModule):
-    """Model with an output that is not used and layers that are not called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = dense()
-        self.unused = nn.Linear(N, CLASSES)
-        self.idle = nn.Sequential(nn.Linear(N, 3), snn.LIF(3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.unused(x)
-        return self.body(x)
+def two_heads() -> Any:
+    """Return a model with an output that is not used and layers that are not called."""
+    idle = nn.Sequential(nn.Linear(N, 3), snn.LIF(3))
+    parts = {"body": dense(), "unused": nn.Linear(N, CLASSES), "idle": idle}
+    return Net(lambda m, x: (m.unused(x), m.body(x))[1], **parts)
 
 
 class HiddenList(snn.TTModule):

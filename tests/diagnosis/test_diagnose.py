@@ -5,7 +5,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -13,15 +13,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import tracetorch as tt
+from tests.cases import Net
 from tests.diagnosis.cases import (
     CLASSES,
     HEALTHY,
     B,
-    Cuts,
-    Divides,
     HiddenList,
     N,
-    TwoHeads,
     chain,
     conv,
     deep,
@@ -32,9 +30,12 @@ from tests.diagnosis.cases import (
     poisoned,
     recurrent,
     scaled,
+    surrogate,
     target,
+    two_heads,
     x,
 )
+from tests.refusals import check, refusals
 from tracetorch import functional, snn
 from tracetorch.core.walk import named_parameters
 from tracetorch.diagnosis import Diagnosis, Finding
@@ -96,8 +97,14 @@ def spoiled() -> Tensor:
 
 
 def dividing() -> Any:
+    """Return a model that divides by a norm of zero."""
+    divides = Net(lambda m, x: x / (0 * x).norm(dim=-1, keepdim=True))
     first, second = (nn.Linear(N, 8), snn.LIF(8)), (snn.LIF(8), nn.Linear(8, CLASSES))
-    return nn.Sequential(*first, nn.Linear(8, 8), Divides(), *second)
+    return nn.Sequential(*first, nn.Linear(8, 8), divides, *second)
+
+
+def gated() -> Any:
+    return Net(lambda m, x, gate: m.body(x * gate), body=dense())
 
 
 def zeroed() -> Any:
@@ -138,15 +145,6 @@ def falling() -> Any:
     return model
 
 
-class Gated(snn.TTModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = dense()
-
-    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
-        return self.body(x * gate)
-
-
 class Competing(snn.Neuron):
     """Neuron whose step is not pointwise."""
 
@@ -176,9 +174,7 @@ class Comparing(snn.Neuron):
         self.option("graded", graded)
 
     @staticmethod
-    def step(
-        x: Tensor, mem: Tensor, *, beta: Tensor, theta: Tensor, spike: Any, graded: bool
-    ) -> tuple[Tensor, Tensor]:
+    def step(x, mem, *, beta, theta, spike, graded):
         mem = beta * mem + x
         return (mem - theta).relu() if graded else (mem > theta).to(x.dtype), mem
 
@@ -193,26 +189,22 @@ def plain(u: Tensor) -> Tensor:
     return (u > 0).to(u.dtype)
 
 
-def surrogate(spike: Any) -> Any:
-    return dense(surrogate_derivative=spike)
-
-
 def dark() -> Any:
     return x(), torch.zeros(25, B, N)
 
 
 boxcar, triangle = functional.boxcar_surrogate, functional.triangular_surrogate
 straight = functional.straight_through_surrogate()
-cut = lambda: nn.Sequential(*dense()[:2], Cuts(), *dense()[2:])  # noqa: E731
+cut = lambda: dense().insert(2, Net(lambda m, x: x.detach()))  # noqa: E731
 slow = lambda: nn.Sequential(*dense()[:3], snn.Readout(CLASSES, beta=0.9999))  # noqa: E731
 decaying = functional.decay_to_halflife(0.9)
 
 # the model, its input and loss; the finding, where, how severe, a value or its range, and its words
 FAULTS: list[tuple[Any, Any, Any, str, str, str, Any, str]] = [
     (dense, torch.zeros(10, B, N), mean, "input-zero", "", "error", 0, "All 3200 values of x are"),
-    (Gated, dict(zip(("x", "gate"), dark(), strict=True)), mean, "input-zero", "", "error", 0,
+    (gated, dict(zip(("x", "gate"), dark(), strict=True)), mean, "input-zero", "", "error", 0,
      "x['gate'] are zero"),
-    (Gated, dark(), mean, "input-zero", "", "error", 0, "x[1] are zero"),
+    (gated, dark(), mean, "input-zero", "", "error", 0, "x[1] are zero"),
     (dense, spoiled(), mean, "input-not-finite", "", "error", 2, ""),
     (dense, spoiled(), mean, "activity-not-finite", "1", "error", (0, 1), "what it is given."),
     (dense, x(scale=255.0), mean, "input-scale", "", "warning", 147, "root mean square of 147"),
@@ -229,8 +221,8 @@ FAULTS: list[tuple[Any, Any, Any, str, str, str, Any, str]] = [
      "", "error", 0, ""),
     (cut, x(), mean, "unreached-parameters", "0.weight", "warning", 4,
      "0.weight, 0.bias, 1.raw_beta, 1.raw_pos_threshold"),
-    (TwoHeads, x(), mean, "layer-not-called", "idle.1", "warning", 0, ""),
-    (TwoHeads, x(), mean, "unreached-parameters", "unused.weight", "warning", 6, ""),
+    (two_heads, x(), mean, "layer-not-called", "idle.1", "warning", 0, ""),
+    (two_heads, x(), mean, "unreached-parameters", "unused.weight", "warning", 6, ""),
     (lambda: frozen(False), x(), mean, "frozen-parameters", "0.weight", "note", 2, ""),
     (lambda: frozen(True), x(), mean, "nothing-to-learn", "", "error", 0, ""),
     (lambda: scaled(surrogate(boxcar(0.5)), 0.01, bias=0.01), x(), mean, "zero-gradient",
@@ -270,9 +262,7 @@ FAULTS: list[tuple[Any, Any, Any, str, str, str, Any, str]] = [
     FAULTS,
     ids=[f"{fault[3]} {number}" for number, fault in enumerate(FAULTS)],
 )
-def test_a_fault_has_its_finding(
-    make: Any, data: Any, loss: Any, name: str, layer: str, severity: str, value: Any, words: str
-) -> None:
+def test_a_fault_has_its_finding(make, data, loss, name, layer, severity, value, words) -> None:
     finding = found(diagnose(make(), data, loss), name, layer, severity)
     if isinstance(value, tuple):
         assert value[0] <= finding.value <= value[1]
@@ -337,16 +327,8 @@ def delayed(parametrized: bool = False) -> Any:
     return nn.Sequential(layer, snn.LIF(48), last, snn.Readout(CLASSES))
 
 
-def adam(lr: float = 1e-3) -> Any:
-    return lambda model: torch.optim.Adam(model.parameters(), lr=lr)
-
-
-def adamw(lr: float) -> Any:
-    return lambda model: torch.optim.AdamW(model.parameters(), lr=lr)
-
-
-def sgd(lr: float) -> Any:
-    return lambda model: torch.optim.SGD(model.parameters(), lr=lr)
+def adam(lr: float = 1e-3, kind: Any = torch.optim.Adam) -> Any:
+    return lambda model: kind(model.parameters(), lr=lr)
 
 
 def relative(model: Any) -> Any:
@@ -363,15 +345,24 @@ def another(model: Any) -> Any:
     return torch.optim.Adam(dense().parameters(), lr=2e-3)
 
 
+ADAMW, SGD = torch.optim.AdamW, torch.optim.SGD
 SMALL, ONE = 2e-3 / 70, "of one weight is at least 0.5, and larger than it is: 0.linear.weight."
 # the model, its optimizer; the finding, where, how severe, a value or its range, and its words
 OPTIMIZERS: list[tuple[Any, Any, str, str, str, Any, str]] = [
     (HiddenList, adam(), "not-in-optimizer", "parts.0.weight", "warning", 7, ""),
     (dense, another, "not-in-optimizer", "0.weight", "error", 7, ""),
-    (dense, adamw(0.0), "learning-rate-zero", "0.weight", "error", 0, ""),
-    (dense, adamw(0.0), "weight-decay-on-neurons", "1.raw_beta", "note", 0.01, ""),
+    (dense, adam(0.0, ADAMW), "learning-rate-zero", "0.weight", "error", 0, ""),
+    (dense, adam(0.0, ADAMW), "weight-decay-on-neurons", "1.raw_beta", "note", 0.01, ""),
     (dense, one_stopped, "learning-rate-zero", "0.weight", "warning", 0, "2 of 7 parameters is 0"),
-    (heavy, adamw(2e-3), "small-steps", "0.weight", "warning", (0.7 * SMALL, 1.3 * SMALL), ""),
+    (
+        heavy,
+        adam(2e-3, ADAMW),
+        "small-steps",
+        "0.weight",
+        "warning",
+        (0.7 * SMALL, 1.3 * SMALL),
+        "",
+    ),
     (dense, adam(0.5), "large-steps", "0.weight", "warning", 0.5, "0.weight, 2.weight"),
     (delayed, adam(1.0), "large-steps", "0.linear.weight", "warning", 1.0, ONE),
     (lambda: delayed(True), adam(1.0), "large-steps", "0.linear.weight", "warning", 1.0, ONE),
@@ -381,9 +372,7 @@ OPTIMIZERS: list[tuple[Any, Any, str, str, str, Any, str]] = [
 @pytest.mark.parametrize(
     ("make", "optimizer", "name", "layer", "severity", "value", "words"), OPTIMIZERS
 )
-def test_an_optimizer_has_its_finding(
-    make: Any, optimizer: Any, name: str, layer: str, severity: str, value: Any, words: str
-) -> None:
+def test_an_optimizer_has_its_finding(make, optimizer, name, layer, severity, value, words) -> None:
     model = make()
     finding = found(diagnose(model, optimizer=optimizer(model)), name, layer, severity)
     low, high = value if isinstance(value, tuple) else (value, value)
@@ -401,13 +390,13 @@ FITTING: list[tuple[str, Any, Any]] = [
     ("weight-decay-on-neurons", dense, lambda m: torch.optim.AdamW(tt.param_groups(m, 0.01))),
     ("weight-decay-on-neurons", dense, lambda m: torch.optim.Rprop(m.parameters())),
     ("small-steps", heavy, relative),
-    ("small-steps", heavy, adamw(0.1)),
-    ("small-steps", heavy, sgd(2e-3)),
+    ("small-steps", heavy, adam(0.1, ADAMW)),
+    ("small-steps", heavy, adam(2e-3, SGD)),
     ("small-steps", heavy, another),
     ("small-steps", delayed, adam()),
     ("small-steps", dense, adam(1e-5)),
     ("large-steps", dense, adam(0.49)),
-    ("large-steps", dense, sgd(5.0)),
+    ("large-steps", dense, adam(5.0, SGD)),
     ("large-steps", heavy, relative),
 ]
 
@@ -429,7 +418,7 @@ def test_parameters_are_named_in_the_order_of_the_model() -> None:
 # Activity
 
 
-def test_the_advice_for_dead_neurons_makes_them_fire() -> None:
+def test_dead_neurons_fire_by_their_advice_from_the_distance_of_either_threshold() -> None:
     model = scaled(dense(), 0.05, bias=0.02)
     finding = found(diagnose(model), "dead-neurons", "1", "error")
     assert finding.value == 1
@@ -443,10 +432,7 @@ def test_the_advice_for_dead_neurons_makes_them_fire() -> None:
     again = diagnose(model)
     assert not [f for f in again.named("dead-neurons") if f.severity != "note"], str(again)
     assert again.layers[0].dead < 0.6
-
-
-def test_dead_neurons_with_a_negative_threshold_show_their_distance_from_it() -> None:
-    """A negative input makes them fire as well, once it is scaled up."""
+    # A negative input makes them fire as well, once it is scaled up.
     model = scaled(dense("BLIF"), 0.0, bias=-0.05)
     finding = found(diagnose(model), "dead-neurons", "1", "error")
     reached = 0.05 * (1 - 0.9**25) / (1 - 0.9)
@@ -478,29 +464,26 @@ def test_states_carried_over_from_another_batch() -> None:
         assert diagnose(model, data).ok
 
 
-class ZeroesStates(snn.TTModule):
-    """Zeroes states in its forward, of all layers or of one."""
+def zeroing(net: Any, part: Any = None) -> Any:
+    """Return a model that zeroes states in its forward, of all layers or of one."""
 
-    def __init__(self, net: Any, part: Any = None) -> None:
-        super().__init__()
-        self.net = net
-        self.part = part
+    def forward(m: Any, data: Tensor) -> Tensor:
+        tt.zero_states(m.net if part is None else m.net[part])
+        return m.net(data)
 
-    def forward(self, data: Tensor) -> Tensor:
-        tt.zero_states(self.net if self.part is None else self.net[self.part])
-        return self.net(data)
+    return Net(forward, net=net)
 
 
 @pytest.mark.parametrize("by", ["layer", "step"])
 def test_states_zeroed_between_steps(by: Any) -> None:
-    model, batch = ZeroesStates(dense()), (x(), target())
+    model, batch = zeroing(dense()), (x(), target())
     finding = found(tt.diagnose(model, batch, mean, by=by), "states-emptied", "net.1", "warning")
     assert finding.value == 2
     assert finding.figure.startswith("The states of 2 of 2 neuron layers are gone")
     assert "outside forward()" in finding.advice
     assert model.net[1].mem is None
     assert model.training
-    apart = tt.diagnose(ZeroesStates(dense(), 3), batch, mean, by=by)
+    apart = tt.diagnose(zeroing(dense(), 3), batch, mean, by=by)
     assert found(apart, "states-emptied", "net.3", "warning").value == 1
     # with a single step there is nothing to compare
     assert not diagnose(model, x(1), by=by).named("states-emptied")
@@ -508,41 +491,22 @@ def test_states_zeroed_between_steps(by: Any) -> None:
 
 @pytest.mark.parametrize("make", [dense, recurrent, conv])
 def test_states_kept_or_detached_between_steps_have_no_finding(make: Any) -> None:
-    class Cut(snn.TTModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = make()
-
-        def forward(self, data: Tensor) -> Tensor:
-            self.detach_states()
-            return self.net(data)
+    def cut() -> Any:
+        return Net(lambda m, data: tt.detach_states(m) or m.net(data), net=make())  # type: ignore[func-returns-value]
 
     data = images() if make is conv else x()
-    ways: Any = ((make(), "layer"), (make(), "step"), (Cut(), "step"))
-    for model, by in ways:
+    for model, by in ((make(), "layer"), (make(), "step"), (cut(), "step")):
         assert not diagnose(model, data, by=by).named("states-emptied")
     with pytest.raises(ValueError, match=r"cannot call detach_states\(\) in each"):
-        diagnose(Cut(), data, by="layer")
+        diagnose(cut(), data, by="layer")
 
 
-def test_a_loss_near_zero_has_no_warnings() -> None:
-    model = dense()
-    y = tt.unroll(model, x()).detach()
-    tt.zero_states(model)
-    d = tt.diagnose(model, (x(),), lambda out: (out - y - 1e-6).square().mean())
-    assert 0 < d.loss < 1e-10
-    assert d.ok, str(d)
-
-
-def test_states_of_another_batch_size_do_not_fit() -> None:
+def test_states_of_another_batch_size_and_states_that_hold_a_graph() -> None:
     model, data = dense(), x()
     tt.unroll(model, data[:, :7])
     d = diagnose(model, data)
     assert d[0] == found(d, "states-do-not-fit", "1", "error")
     assert "holds 1.mem of shape [7, 48]" in d[0].figure
-
-
-def test_a_stream_whose_states_hold_a_graph() -> None:
     model, data = dense(), x()
     mean(tt.unroll(model, data), target()).backward()
     d = diagnose(model, data, stream=True)
@@ -613,7 +577,7 @@ def test_diagnoses_on_kernels_and_on_plain_loops_agree(make: Any) -> None:
         torch.testing.assert_close(a.gradient_by_step, b.gradient_by_step, equal_nan=True)
 
 
-def test_gradient_is_the_derivative_by_the_layers_input() -> None:
+def test_gradient_is_the_derivative_by_the_input_in_every_mode() -> None:
     model, data = dense().double(), x().double()
     shift = torch.zeros(25, B, 48, dtype=torch.float64, requires_grad=True)
     drive = model[0](data) + shift
@@ -622,9 +586,16 @@ def test_gradient_is_the_derivative_by_the_layers_input() -> None:
     figures = diagnose(model, data).layers[0]
     assert figures.gradient == pytest.approx(float(shift.grad.norm()))
     torch.testing.assert_close(figures.gradient_by_step, shift.grad.flatten(1).norm(dim=1))
+    model, batch = dense(), (x(), target())
+    plain = tt.diagnose(model, batch, mean)
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            d = tt.diagnose(model, batch, mean)
+        assert d.ok
+        assert d.layers[0].gradient == plain.layers[0].gradient
 
 
-def test_a_batch_of_one_a_constant_input_and_a_single_layer() -> None:
+def test_batches_of_one_constant_inputs_single_layers_and_losses_near_zero() -> None:
     assert tt.diagnose(conv(), (images()[:, :1], target()[:1]), mean).batch == 1
     model = dense()
     d = diagnose(model, x()[0], steps=25)
@@ -633,9 +604,15 @@ def test_a_batch_of_one_a_constant_input_and_a_single_layer() -> None:
     d = tt.diagnose(snn.LIF(N), (x(),), lambda y: (y.mean() - 0.1).square())
     assert d.layers[0].path == ""
     assert "(model)" in str(d)
+    model = dense()
+    y = tt.unroll(model, x()).detach()
+    tt.zero_states(model)
+    d = tt.diagnose(model, (x(),), lambda out: (out - y - 1e-6).square().mean())
+    assert 0 < d.loss < 1e-10
+    assert d.ok, str(d)
 
 
-def test_a_mask_excludes_padding() -> None:
+def test_masks_exclude_padding_from_figures_and_distances() -> None:
     data = x()
     data[10:] = 0
     mask = torch.arange(25)[:, None].expand(25, B) < 10
@@ -647,31 +624,23 @@ def test_a_mask_excludes_padding() -> None:
         assert getattr(padded, name) == getattr(cut, name)
     assert padded.rate > whole.rate
     assert padded.reach != whole.reach
-
-
-def test_the_distance_of_dead_neurons_excludes_padding() -> None:
-    """Their membranes rise further in the padding, which must not count."""
+    # Their membranes rise further in the padding, which must not count.
     model = dense(beta=0.99)
     with torch.no_grad():
         model[0].weight.zero_()
         model[0].bias.fill_(0.015)
     mask = torch.arange(60)[:, None].expand(60, B) < 20
-    padded = diagnose(model, x(60), mask=mask)
-    cut = diagnose(model, x(20))
-    one, other = (found(d, "dead-neurons", "1", "error") for d in (padded, cut))
+    pair = diagnose(model, x(60), mask=mask), diagnose(model, x(20))
+    one, other = (found(d, "dead-neurons", "1", "error") for d in pair)
     assert one.figure.split("At its")[1] == other.figure.split("At its")[1]
     assert one.advice == other.advice
-
-
-def test_the_distance_of_membranes_out_of_reach_excludes_padding() -> None:
     model, mask = dense(), torch.arange(40)[:, None].expand(40, B) < 10
     with torch.no_grad():
         model[0].weight.abs_().mul_(1000)
     data = x(40) + 1
     data[10:] = 0
-    padded = diagnose(model, data, mask=mask)
-    cut = diagnose(model, data[:10])
-    one, other = (d.named("out-of-reach")[0] for d in (padded, cut))
+    pair = diagnose(model, data, mask=mask), diagnose(model, data[:10])
+    one, other = (d.named("out-of-reach")[0] for d in pair)
     assert one.figure == other.figure
 
 
@@ -723,16 +692,6 @@ def test_a_loss_that_reads_the_padding() -> None:
     assert "tt.decode.last(y, mask=mask) instead of y[-1]" in end.advice
 
 
-def test_diagnose_works_in_inference_mode_and_without_gradients() -> None:
-    model, batch = dense(), (x(), target())
-    plain = tt.diagnose(model, batch, mean)
-    for mode in (torch.no_grad(), torch.inference_mode()):
-        with mode:
-            d = tt.diagnose(model, batch, mean)
-        assert d.ok
-        assert d.layers[0].gradient == plain.layers[0].gradient
-
-
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_network_learns_with_the_advised_memory_and_not_without(seed: int) -> None:
     """The class is shown in the first steps and read in the last ones."""
@@ -773,7 +732,7 @@ def test_cosines_of_a_rule_of_online_learning(rule: Any) -> None:
     assert not diagnose(model).cosines
 
 
-def test_a_rule_of_online_learning_that_leaves_the_gradient() -> None:
+def test_a_rule_of_online_learning_that_leaves_the_gradient_or_refuses() -> None:
     model = dense(beta=0.99)
     d = diagnose(model, x()[0], last, steps=40, online="local")
     finding = found(d, "online-gradient", min(d.cosines, key=lambda n: d.cosines[n]), "warning")
@@ -783,9 +742,6 @@ def test_a_rule_of_online_learning_that_leaves_the_gradient() -> None:
     # its way out
     advised = diagnose(model, x()[0], last, steps=40, online="eprop")
     assert not advised.named("online-gradient")
-
-
-def test_a_rule_of_online_learning_that_refuses_the_model() -> None:
     model = deep(2)
     expected = diagnose(model)
     d = diagnose(model, online="exact")
@@ -815,33 +771,30 @@ def test_diagnosis_prints_and_is_a_sequence() -> None:
         assert one.advice.endswith(".")
 
 
-BATCH, CALL = (x(), target()), cast("Any", tt.diagnose)
-WRONG: list[tuple[Any, type[Exception], str]] = [
-    (lambda: CALL(dense(), x(), mean), TypeError, "batch must be a tuple of the input.*got a ten"),
-    (
-        lambda: CALL(dense(), BATCH, 3),
-        TypeError,
-        r"loss must be callable, loss\(y, target\), got",
-    ),
-    (lambda: CALL(dense(), BATCH, lambda y, t: 1.0), TypeError, "loss must return a tensor, got"),
-    (lambda: CALL(dense(), BATCH, lambda y, t: y), ValueError, r"shape \[25, 16, 4\]\. Reduce it"),
-    (lambda: CALL(dense(), BATCH, mean, optimizer=[]), TypeError, r"be a torch\.optim\.Optimizer"),
-    (lambda: CALL(nn.Linear(N, CLASSES), BATCH, mean), ValueError, "Linear has no neuron layer"),
-    (lambda: diagnose(list(dense())), TypeError, r"expected an nn\.Module, got list"),
-    (lambda: CALL(dense(), (x()[:, :0], target()[:0]), mean), ValueError, "the batch has no samp"),
-    (lambda: diagnose(dense(), mask=RAGGED[:3]), ValueError, r"the shape \[T, B\] of the input"),
-    (
-        lambda: diagnose(dense(), online="eprob"),
-        ValueError,
-        r"no rule 'eprob'\. Did you mean 'epr",
-    ),
-]
+BATCH = (x(), target())
 
 
-@pytest.mark.parametrize(("wrong", "error", "match"), WRONG)
-def test_wrong_arguments_are_refused(wrong: Any, error: Any, match: str) -> None:
-    with pytest.raises(error, match=match):
-        wrong()
+@refusals(
+    r"""
+    x(), mean -> TypeError: batch must be a tuple of the input.*got a ten
+    BATCH, 3 -> TypeError: loss must be callable, loss\(y, target\), got
+    BATCH, lambda y, t: 1.0 -> TypeError: loss must return a tensor, got
+    BATCH, lambda y, t: y -> ValueError: shape \[25, 16, 4\]\. Reduce it
+    BATCH, mean, optimizer=[] -> TypeError: be a torch\.optim\.Optimizer
+    (x()[:, :0], target()[:0]), mean -> ValueError: the batch has no samp
+    BATCH, mean, mask=RAGGED[:3] -> ValueError: the shape \[T, B\] of the input
+    BATCH, mean, online="eprob" -> ValueError: no rule 'eprob'\. Did you mean 'epr
+    """
+)
+def test_wrong_arguments_are_refused(call: str, error: str) -> None:
+    check(f"tt.diagnose(dense(), {call})", error, globals())
+
+
+def test_what_is_no_network_of_neurons_is_refused() -> None:
+    with pytest.raises(ValueError, match="Linear has no neuron layer"):
+        tt.diagnose(nn.Linear(N, CLASSES), BATCH, mean)
+    with pytest.raises(TypeError, match=r"expected an nn\.Module, got list"):
+        diagnose(list(dense()))
 
 
 @pytest.mark.parametrize(("rate", "named"), [(0.02, False), (0.6, True)])

@@ -10,32 +10,19 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
+from tests.cases import Net
 from tests.diagnosis.cases import CLASSES, B, N, dense, mean, recurrent, target, x
+from tests.refusals import unchanged
 from tracetorch import snn
 
 
-class Product(nn.Module):
-    """Neurons behind the product of two inputs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear, self.lif, self.out = nn.Linear(N, 8), snn.LIF(8), nn.Linear(8, CLASSES)
-
-    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
-        y: Tensor = self.out(self.lif(self.linear(x * gate)))
-        return y
-
-
-class Attending(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = nn.MultiheadAttention(N, 2, batch_first=True)
-        self.lif, self.out = snn.LIF(N), nn.Linear(N, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
+def attending() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
         tokens = x[:, None] * torch.tensor([0.5, 1.0, 2.0])[:, None]
-        y: Tensor = self.out(self.lif(self.attention(tokens, tokens, tokens)[0]).mean(1))
-        return y
+        return m.out(m.lif(m.attention(tokens, tokens, tokens)[0]).mean(1))
+
+    attention = nn.MultiheadAttention(N, 2, batch_first=True)
+    return Net(forward, attention=attention, lif=snn.LIF(N), out=nn.Linear(N, CLASSES))
 
 
 class Bumped(snn.Neuron):
@@ -55,28 +42,23 @@ class Bumped(snn.Neuron):
         return fired, mem - fired * pos_threshold
 
 
-class WithBump(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear, self.lif, self.out = nn.Linear(N, 8), Bumped(8), nn.Linear(8, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.linear(x)
-        z: Tensor = self.out(self.lif(y, 0.01 * y))
-        return z
+def between(function: Any, lif: nn.Module) -> nn.Module:
+    return Net(function, linear=nn.Linear(N, 8), lif=lif, out=nn.Linear(8, CLASSES))
 
 
-class Forked(nn.Module):
+def product() -> nn.Module:
+    """Neurons behind the product of two inputs."""
+    return between(lambda m, x, gate: m.out(m.lif(m.linear(x * gate))), snn.LIF(8))
+
+
+def with_bump() -> nn.Module:
+    return between(lambda m, x: m.out(m.lif(y := m.linear(x), 0.01 * y)), Bumped(8))
+
+
+def forked() -> nn.Module:
     """Two layers of neurons behind one linear layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear, self.a, self.b = nn.Linear(N, CLASSES), snn.LIF(CLASSES), snn.LIF(CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.linear(x)
-        z: Tensor = self.a(y) + self.b(y)
-        return z
+    parts = {"linear": nn.Linear(N, CLASSES), "a": snn.LIF(CLASSES), "b": snn.LIF(CLASSES)}
+    return Net(lambda m, x: m.a(y := m.linear(x)) + m.b(y), **parts)
 
 
 def normed() -> nn.Module:
@@ -92,12 +74,12 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any], str | None]] = {
     "recurrent": (recurrent, x(), {}, None),
     "static": (dense, x()[0], {"steps": 25}, None),
     "padded": (dense, x(), {"mask": PADDED}, None),
-    "two inputs": (Product, (SMALL, SMALL), {}, None),
-    "two inputs by name": (Product, {"x": SMALL, "gate": SMALL}, {}, None),
-    "attention": (Attending, SMALL, {}, None),
-    "a neuron of two inputs": (WithBump, SMALL, {}, "has several inputs"),
+    "two inputs": (product, (SMALL, SMALL), {}, None),
+    "two inputs by name": (product, {"x": SMALL, "gate": SMALL}, {}, None),
+    "attention": (attending, SMALL, {}, None),
+    "a neuron of two inputs": (with_bump, SMALL, {}, "has several inputs"),
     "a norm between": (normed, SMALL, {}, "does not reach a deviation"),
-    "one layer before two": (Forked, SMALL, {}, "drives 'a', 'b': one scale"),
+    "one layer before two": (forked, SMALL, {}, "drives 'a', 'b': one scale"),
 }
 FAST = ("dense", "padded", "a neuron of two inputs", "one layer before two")
 
@@ -113,9 +95,8 @@ def test_calibrate_is_recommended_where_it_runs_and_nowhere_else(name: str) -> N
         for key, parameter in model.named_parameters():
             if key.endswith("weight"):
                 parameter.mul_(0.01)
-    before = [p.clone() for p in model.parameters()]
-    advice = str(tt.diagnose(model, (given, target()), mean, **arguments))
-    assert all(map(torch.equal, before, model.parameters()))
+    with unchanged(model):
+        advice = str(tt.diagnose(model, (given, target()), mean, **arguments))
     assert "dead-neurons" in advice
     calls = re.findall(r"tt\.init\.calibrate_\([^)]*\)", advice)
     if problem is not None:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import LAYERS, PLACES, SPIKING, SURROGATES, layer, sequence
-from tracetorch import functional, snn
+from tracetorch import snn
 from tracetorch.diagnosis.reach import SpikeInputs, derivative, spike_inputs
 from tracetorch.snn.spike_functions import spike_functions
 
@@ -21,9 +21,7 @@ def run(module: snn.Neuron, x: Tensor) -> tuple[Tensor, SpikeInputs | None]:
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", LAYERS)
-def test_spike_inputs_reproduce_the_spikes_of_a_run(
-    name: str, place: tuple[int, tuple[int]]
-) -> None:
+def test_spike_inputs_reproduce_the_spikes_of_a_run(name, place) -> None:
     dim, shape = place
     module = layer(name, 3, dim=dim).double()
     y, inputs = run(module, sequence(12, *shape))
@@ -40,9 +38,7 @@ def test_spike_inputs_reproduce_the_spikes_of_a_run(
 
 
 @pytest.mark.parametrize("surrogate", SURROGATES, ids=repr)
-def test_derivative_equals_the_closed_form_of_the_surrogate(
-    surrogate: functional.surrogates.Surrogate,
-) -> None:
+def test_derivative_equals_the_closed_form_of_the_surrogate(surrogate) -> None:
     u = torch.linspace(-2, 2, 101, dtype=torch.float64)
     torch.testing.assert_close(derivative(surrogate, u), surrogate.derivative(u))
     peak = surrogate.derivative(torch.zeros((), dtype=torch.float64))

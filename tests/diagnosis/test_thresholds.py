@@ -155,21 +155,16 @@ TABLE: list[tuple[Any, str, Any, dict[Any, str | None]]] = [
     ("module", "name", "make", "figure", "expected"),
     [(m, name, make, f, s) for m, name, make, cases in TABLE for f, s in cases.items()],
 )
-def test_severity_of_a_figure(
-    module: Any, name: str, make: Any, figure: Any, expected: str | None
-) -> None:
+def test_severity_of_a_figure(module, name, make, figure, expected) -> None:
     seen = make(*figure) if isinstance(figure, tuple) else make(figure)
     assert severity(module, seen, name) == expected
 
 
-def test_few_neurons_are_named_in_the_singular() -> None:
+def test_few_neurons_in_the_singular_scales_and_notes() -> None:
     figures = {f.name: f.figure for f in findings(activity, small(2, 2))}
     assert figures["dead-neurons"].startswith("1 of 2 neurons never fires, in")
     assert figures["saturated-neurons"].startswith("1 of 2 neurons fires at 90 %")
-
-
-def test_scale_that_the_advice_for_dead_neurons_names() -> None:
-    """A membrane that reaches 30 % of the threshold is scaled five times, to 1.5 of it."""
+    # A membrane that reaches 30 % of the threshold is scaled five times, to 1.5 of it.
     above = torch.full((STEPS, B, N), -2.0)
     above[3] = -0.7
     inputs = SpikeInputs({"pos_spike": above}, torch.ones(STEPS, B, N, dtype=torch.bool))
@@ -177,6 +172,9 @@ def test_scale_that_the_advice_for_dead_neurons_names() -> None:
     (finding,) = findings(activity, evidence(silent))
     assert "half of their membranes reach 30 % of the threshold" in finding.figure
     assert "by about 5." in finding.advice
+    note, warning = (Finding(s, "n", "", 0.0, "f", "m", "a") for s in ("note", "warning"))
+    assert Diagnosis((note,), (), 1.0, STEPS, B, {}).ok
+    assert not Diagnosis((note, warning), (), 1.0, STEPS, B, {}).ok
 
 
 VANISHING, EXPLODING = "vanishing-gradient", "exploding-gradient"
@@ -235,9 +233,3 @@ def test_density_against_the_crossover(called: list[Product], value: float | Non
     found = findings(busy_inputs, evidence(products={"0": called}))
     names = [(f.severity, f.name, f.layer, f.value) for f in found]
     assert names == ([] if value is None else [("note", "too-busy-for-events", "0", value)])
-
-
-def test_a_note_alone_keeps_a_diagnosis_ok() -> None:
-    note, warning = (Finding(s, "n", "", 0.0, "f", "m", "a") for s in ("note", "warning"))
-    assert Diagnosis((note,), (), 1.0, STEPS, B, {}).ok
-    assert not Diagnosis((note, warning), (), 1.0, STEPS, B, {}).ok

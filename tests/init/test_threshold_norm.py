@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import tracetorch as tt
-from tests.cases import NEURONS, layer
+from tests.cases import NEURONS, Net, layer
+from tests.refusals import check, refusals, unchanged
 from tracetorch import neurons, snn
 from tracetorch.init import tdbn_
 from tracetorch.init.response import distance_to_threshold
@@ -72,7 +73,7 @@ def test_what_may_stand_between() -> None:
     assert net[4].past is None
 
 
-def test_output_is_that_of_the_paper() -> None:
+def test_output_is_that_of_the_paper_for_norms_of_each_step_and_of_channels() -> None:
     net: Any = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), snn.LIF(3, pos_threshold=0.7))
     clip = torch.rand(6, 5, 4)
     tdbn_(net, clip)
@@ -80,31 +81,24 @@ def test_output_is_that_of_the_paper() -> None:
     drive = net[0](clip)
     mean, var = drive.mean((0, 1)), drive.var((0, 1), correction=0)
     torch.testing.assert_close(seen["2.input"], 0.7 * (drive - mean) / (var + 1e-5).sqrt())
-
-
-def test_norm_of_each_step_and_recurrence() -> None:
     norm = snn.BatchNormThroughTime(3, steps=5)
     loop = snn.Recurrent(snn.LIF(3, pos_threshold=0.5), nn.Linear(3, 3))
-    assert tdbn_(nn.Sequential(nn.Linear(4, 3), norm, loop), torch.rand(6, 5, 4)) == {
-        "1": "2.neuron"
-    }
+    found = tdbn_(nn.Sequential(nn.Linear(4, 3), norm, loop), torch.rand(6, 5, 4))
+    assert found == {"1": "2.neuron"}
     torch.testing.assert_close(norm.norm.weight.detach(), torch.full((5, 3), 0.5))
-
-
-def test_channels_put_together_are_no_branches() -> None:
-    class Together(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norms = nn.ModuleList([nn.BatchNorm1d(2), nn.BatchNorm1d(2)])
-            self.lif = snn.LIF(4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.lif(torch.cat([norm(x) for norm in self.norms], -1))
-
-    net: Any = Together()
+    norms: Any = nn.ModuleList([nn.BatchNorm1d(2), nn.BatchNorm1d(2)])
+    net = Net(
+        lambda m, x: m.lif(torch.cat([n(x) for n in m.norms], -1)), norms=norms, lif=snn.LIF(4)
+    )
     tdbn_(net, torch.rand(3, 5, 2))
-    for norm in net.norms:
-        torch.testing.assert_close(norm.weight.detach(), torch.ones(2))
+    for of_channels in norms:
+        torch.testing.assert_close(of_channels.weight.detach(), torch.ones(2))
+
+
+def test_distance_of_what_does_not_forget_and_rests_in_millivolts() -> None:
+    keeps = snn.LIF(2, beta=torch.ones(2), pos_threshold=0.5)
+    torch.testing.assert_close(distance_to_threshold(keeps), torch.full((2,), 0.5).double())
+    assert bool((distance_to_threshold(neurons.AdEx(2)) > 5).all())
 
 
 @pytest.mark.parametrize("name", ["LIF", "SRLIF", "BSLIF", *NEURONS])
@@ -117,75 +111,66 @@ def test_threshold_of_any_neuron(name: str) -> None:
         torch.testing.assert_close(net[1].weight.detach(), neuron.pos_threshold.detach())
 
 
-def test_distance_of_what_does_not_forget_and_rests_in_millivolts() -> None:
-    keeps = snn.LIF(2, beta=torch.ones(2), pos_threshold=0.5)
-    torch.testing.assert_close(distance_to_threshold(keeps), torch.full((2,), 0.5).double())
-    assert bool((distance_to_threshold(neurons.AdEx(2)) > 5).all())
-
-
 def no_neuron(*parts: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), *parts)
 
 
-class Fork(nn.Module):
-    """A norm that drives two layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm1d(4)
-        self.a, self.b = snn.LIF(4), snn.LIF(4, pos_threshold=2.0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.norm(x)
-        return self.a(y) + self.b(y)
+def net(function: Any) -> nn.Module:
+    parts = {"norm": nn.BatchNorm1d(4), "a": snn.LIF(4), "b": snn.LIF(4, pos_threshold=2.0)}
+    return Net(function, **parts)
 
 
-class Unused(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.lif = nn.BatchNorm1d(4), snn.LIF(4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.lif(x)
+def fork() -> nn.Module:
+    """Return a norm that drives two layers."""
+    return net(lambda m, x: m.a(y := m.norm(x)) + m.b(y))
 
 
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        (no_neuron(snn.Readout(3)), r"'1' .* drives '2' \(Readout\).*not neurons that spike"),
-        (no_neuron(nn.Linear(3, 2), snn.LIF(2)), r"'1' .* drives '2' \(Linear\) on"),
-        (no_neuron(nn.BatchNorm1d(3), snn.LIF(3)), r"'1' .* drives '2' \(BatchNorm1d\)"),
-        (no_neuron(nn.ReLU()), r"'1' \(BatchNorm1d\) drives nothing on this input"),
-        (nn.Sequential(nn.BatchNorm1d(4, affine=False), snn.LIF(4)), "'0' .* needs affine=True"),
-        (nn.Sequential(nn.Linear(4, 3), snn.LIF(3)), "the model has no batch norm"),
-        (Fork(), r"'norm' \(BatchNorm1d\) drives 'a', 'b', whose thresholds differ"),
-        (Unused(), r"'norm' \(BatchNorm1d\) drives nothing on this input"),
-        (
-            nn.Sequential(
-                nn.Unflatten(1, (2, 2)),
-                nn.BatchNorm1d(2),
-                nn.Flatten(),
-                snn.LIF(4, pos_threshold=torch.arange(1.0, 5.0)),
-            ),
-            r"'1' .* has 2 channels, and '3' behind it 4 thresholds",
-        ),
-    ],
+def unlike() -> nn.Module:
+    """Return a norm of two channels before four thresholds."""
+    last = snn.LIF(4, pos_threshold=torch.arange(1.0, 5.0))
+    return nn.Sequential(nn.Unflatten(1, (2, 2)), nn.BatchNorm1d(2), nn.Flatten(), last)
+
+
+def pruned() -> nn.Module:
+    model: Any = no_neuron(snn.LIF(3))
+    prune.random_unstructured(model[1], "weight", 1)
+    return model
+
+
+def shared() -> nn.Module:
+    model = no_neuron(snn.LIF(3), nn.BatchNorm1d(3), snn.LIF(3, pos_threshold=2.0))
+    model[3].weight = nn.Parameter(model[1].weight.data)  # type: ignore[arg-type]
+    return model
+
+
+@refusals(
+    r"""
+    no_neuron(snn.Readout(3)) -> ValueError: '1' .* drives '2' \(Readout\).*not neurons that spike
+    no_neuron(nn.Linear(3, 2), snn.LIF(2)) -> ValueError: '1' .* drives '2' \(Linear\) on
+    no_neuron(nn.BatchNorm1d(3), snn.LIF(3)) -> ValueError: '1' .* drives '2' \(BatchNorm1d\)
+    no_neuron(nn.ReLU()) -> ValueError: '1' \(BatchNorm1d\) drives nothing on this input
+    nn.Sequential(nn.BatchNorm1d(4, affine=False), snn.LIF(4))
+        -> ValueError: '0' .* needs affine=True
+    nn.Sequential(nn.Linear(4, 3), snn.LIF(3)) -> ValueError: the model has no batch norm
+    fork() -> ValueError: 'norm' \(BatchNorm1d\) drives 'a', 'b', whose thresholds differ
+    net(lambda m, x: m.a(x)) -> ValueError: 'norm' \(BatchNorm1d\) drives nothing on this input
+    unlike() -> ValueError: '1' .* has 2 channels, and '3' behind it 4 thresholds
+    pruned() -> ValueError: '1' \(BatchNorm1d\) is pruned
+    shared() -> ValueError: '3' and '1' share their weight
+    fork(), alpha=0.0 -> ValueError: alpha must be positive and finite
+    fork(), alpha=-1.0 -> ValueError: alpha must be positive and finite
+    fork(), alpha=torch.inf -> ValueError: alpha must be positive and finite
+    fork(), alpha=torch.nan -> ValueError: alpha must be positive and finite
+    fork(), alpha="1" -> TypeError: alpha must be a number
+    "model" -> TypeError: expected an nn\.Module
+    """
 )
-def test_refused_by_path(model: nn.Module, message: str) -> None:
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(ValueError, match=message):
-        tdbn_(model, torch.rand(3, 5, 4))
-    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+def test_refused_by_path(call: str, error: str) -> None:
+    def run(model: Any, **arguments: Any) -> None:
+        with unchanged(*[model] * isinstance(model, nn.Module)):
+            tdbn_(model, torch.rand(3, 5, 4), **arguments)
 
-
-def test_bad_arguments() -> None:
-    for alpha in (0.0, -1.0, float("inf"), float("nan")):
-        with pytest.raises(ValueError, match="alpha must be positive and finite"):
-            tdbn_(Fork(), torch.rand(3, 5, 4), alpha=alpha)
-    with pytest.raises(TypeError, match="alpha must be a number"):
-        tdbn_(Fork(), torch.rand(3, 5, 4), alpha="1")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"expected an nn\.Module"):
-        tdbn_("model", torch.rand(3, 5, 4))  # type: ignore[arg-type]
+    check(f"run({call})", error, {**globals(), "run": run})
 
 
 def test_states_of_another_batch_and_inference_mode() -> None:
@@ -196,10 +181,3 @@ def test_states_of_another_batch_and_inference_mode() -> None:
         assert tdbn_(net, torch.rand(3, 5, 4)) == {"1": "2"}
     assert net[2].mem is membranes
     torch.testing.assert_close(net[1].weight.detach(), torch.full((3,), 0.5))
-
-
-def test_a_norm_whose_weight_is_computed() -> None:
-    net: Any = no_neuron(snn.LIF(3))
-    prune.random_unstructured(net[1], "weight", 1)
-    with pytest.raises(ValueError, match=r"'1' \(BatchNorm1d\) is pruned"):
-        tdbn_(net, torch.rand(3, 5, 4))

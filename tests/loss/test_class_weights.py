@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from tests.refusals import check, refusals
 from tracetorch import decode, loss
 
 T, B, C = 6, 5, 4
@@ -20,12 +21,8 @@ LOGITS: list[tuple[Callable[..., Tensor], Callable[[Tensor], Tensor]]] = [
     (loss.membrane_cross_entropy, decode.maximum),
     (loss.first_spike_cross_entropy, lambda x: -decode.first_spike(x)),
 ]
-OPTIONS: list[dict[str, Any]] = [
-    {},
-    {"label_smoothing": 0.3},
-    {"weight": WEIGHT},
-    {"weight": WEIGHT, "label_smoothing": 0.3},
-]
+SMOOTH: dict[str, Any] = {"label_smoothing": 0.3}
+OPTIONS: list[dict[str, Any]] = [{}, SMOOTH, {"weight": WEIGHT}, {"weight": WEIGHT, **SMOOTH}]
 
 
 def output(*shape: int) -> Tensor:
@@ -43,17 +40,15 @@ def classes(*shape: int) -> Tensor:
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("probabilities", [False, True])
 def test_weights_and_smoothing_are_those_of_pytorch(
-    function: Any, logits: Any, options: dict[str, Any], reduction: str, probabilities: bool
+    function, logits, options, reduction, probabilities
 ) -> None:
     x = output(T, B, C).requires_grad_()
     target = output(B, C).softmax(1) if probabilities else classes(B)
     ours = function(x, target, reduction=reduction, **options)
     theirs = F.cross_entropy(logits(x), target, reduction=reduction, **options)
     torch.testing.assert_close(ours, theirs)
-    for mine, other in zip(
-        torch.autograd.grad(ours.sum(), x), torch.autograd.grad(theirs.sum(), x), strict=True
-    ):
-        torch.testing.assert_close(mine, other)
+    mine, other = (torch.autograd.grad(each.sum(), x) for each in (ours, theirs))
+    torch.testing.assert_close(mine, other)
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -61,14 +56,13 @@ def test_weights_and_smoothing_are_those_of_pytorch(
 @pytest.mark.parametrize("per_step", [False, True])
 @pytest.mark.parametrize("mse_weight", [0.0, 0.25])
 def test_the_temporal_loss_weights_every_real_step(
-    options: dict[str, Any], reduction: Any, per_step: bool, mse_weight: float
+    options, reduction, per_step, mse_weight
 ) -> None:
     x, target = output(T, B, C), classes(T, B) if per_step else classes(B)
     lengths = torch.tensor([6, 4, 1, 5, 2])
     mask = torch.arange(T)[:, None] < lengths
-    ours = loss.temporal_cross_entropy(
-        x, target, mask=mask, mse_weight=mse_weight, reduction=reduction, **options
-    )
+    given = {"mask": mask, "mse_weight": mse_weight, "reduction": reduction, **options}
+    ours = loss.temporal_cross_entropy(x, target, **given)
     weight = options.get("weight")
     losses, shares, near = [], [], []
     for b, length in enumerate(lengths):
@@ -85,32 +79,26 @@ def test_the_temporal_loss_weights_every_real_step(
     torch.testing.assert_close(ours, (1 - mse_weight) * entropy + mse_weight * square)
 
 
-def test_targets_with_places_are_weighted_at_each() -> None:
+def test_targets_with_places_are_weighted_at_each_and_weights_take_the_dtype() -> None:
     x, target = output(T, B, C, 3, 2), classes(B, 3, 2)
     ours = loss.rate_cross_entropy(x, target, weight=WEIGHT, label_smoothing=0.1)
     theirs = F.cross_entropy(decode.rate(x), target, WEIGHT, label_smoothing=0.1)
     torch.testing.assert_close(ours, theirs)  # every sample has as many places
+    single = loss.count_cross_entropy(output(T, B, C).float(), classes(B), weight=WEIGHT)
+    assert single.dtype == torch.float32
 
 
-def test_weights_take_the_dtype_of_the_output() -> None:
-    x = output(T, B, C).float()
-    assert loss.count_cross_entropy(x, classes(B), weight=WEIGHT).dtype == torch.float32
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"weight": torch.ones(C + 1)}, RuntimeError, "weight tensor should be defined"),
-        ({"weight": torch.ones(C, 1)}, RuntimeError, "weight tensor should be defined"),
-        ({"weight": -torch.ones(C)}, ValueError, "weight must be finite and not negative"),
-        ({"weight": torch.full((C,), torch.nan)}, ValueError, "weight must be finite and not neg"),
-        ({"label_smoothing": 1.5}, ValueError, r"label_smoothing must lie in \[0, 1\], got 1.5"),
-        ({"label_smoothing": "0.1"}, TypeError, "label_smoothing must be a number, got '0.1'"),
-    ],
+@refusals(
+    r"""
+    weight=torch.ones(C + 1) -> RuntimeError: weight tensor should be defined
+    weight=torch.ones(C, 1) -> RuntimeError: weight tensor should be defined
+    weight=-torch.ones(C) -> ValueError: weight must be finite and not negative
+    weight=torch.full((C,), torch.nan) -> ValueError: weight must be finite and not neg
+    label_smoothing=1.5 -> ValueError: label_smoothing must lie in \[0, 1\], got 1.5
+    label_smoothing="0.1" -> TypeError: label_smoothing must be a number, got '0.1'
+    """
 )
 @pytest.mark.parametrize("function", [loss.temporal_cross_entropy, *(f for f, _ in LOGITS)])
-def test_bad_weights_and_smoothing_are_refused(
-    function: Any, options: dict[str, Any], error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        function(output(T, B, C), classes(B), **options)
+def test_bad_weights_and_smoothing_are_refused(function: Any, call: str, error: str) -> None:
+    names = {**globals(), "function": function}
+    check(f"function(output(T, B, C), classes(B), {call})", error, names)

@@ -90,9 +90,7 @@ def test_mean_and_sum_reduce_the_losses_of_the_samples(name: str) -> None:
 @pytest.mark.parametrize("name", [n for n in ALL if n != "van_rossum"])
 @examples(40)
 @given(mask=masks(), smooth=st.booleans())
-def test_masked_sequences_have_the_loss_of_unpadded_ones(
-    name: str, mask: Tensor, smooth: bool
-) -> None:
+def test_masked_sequences_have_the_loss_of_unpadded_ones(name, mask, smooth) -> None:
     x = normal(*mask.shape, C) if smooth else random_spikes(*mask.shape, C)
     target = random_classes(mask.shape[1])
     whole = padded_with_nan(x, mask).requires_grad_()
@@ -158,14 +156,18 @@ def test_half_precision_is_computed_in_float32(name: str, dtype: torch.dtype) ->
     torch.testing.assert_close(value, ALL[name](x.float(), target), rtol=1e-5, atol=1e-6)
 
 
+def of_tensors(name: str, other: Tensor) -> tuple[Loss, tuple[Any, ...]]:
+    """Return a loss and what it takes beside the output, on the device of a tensor."""
+    if name == "van_rossum":
+        return loss.van_rossum, (other, 3.0)
+    return ALL[name], (random_classes(B).to(other.device),)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_compiles_without_graph_breaks(name: str) -> None:
     torch._dynamo.reset()
     mask = torch.arange(T)[:, None] < torch.tensor([5, 2, 3, 4])
-    function = loss.van_rossum if name == "van_rossum" else ALL[name]
-    rest: Any = (
-        (random_spikes(T, B, C, seed=1), 3.0) if name == "van_rossum" else (random_classes(B),)
-    )
+    function, rest = of_tensors(name, random_spikes(T, B, C, seed=1))
     compiled = torch.compile(
         lambda v: function(v, *rest, mask=mask), fullgraph=True, backend="eager"
     )
@@ -178,8 +180,7 @@ def test_compiles_without_graph_breaks(name: str) -> None:
 def test_losses_stay_on_the_device(name: str, masked: bool) -> None:
     """The meta device, like a GPU, does not mix with the CPU."""
     x = torch.empty(T, B, C, device="meta")
-    function = loss.van_rossum if name == "van_rossum" else ALL[name]
-    rest: Any = (x, 3.0) if name == "van_rossum" else (random_classes(B).to("meta"),)
+    function, rest = of_tensors(name, x)
     mask = torch.empty(T, B, device="meta") > 0 if masked else None
     value = function(x, *rest, mask=mask, reduction="none")
     assert value.device.type == "meta"
@@ -213,60 +214,47 @@ def test_temporal_cross_entropy_equals_the_formula_of_the_paper() -> None:
     entropy = sum(F.cross_entropy(output[t], target) for t in range(T)) / T
     spread = ((output - 1.5) ** 2).mean()
     torch.testing.assert_close(loss.temporal_cross_entropy(output, target), entropy)
-    torch.testing.assert_close(
-        loss.temporal_cross_entropy(output, target, mse_weight=0.05, level=1.5),
-        0.95 * entropy + 0.05 * spread,
-    )
+    found = loss.temporal_cross_entropy(output, target, mse_weight=0.05, level=1.5)
+    torch.testing.assert_close(found, 0.95 * entropy + 0.05 * spread)
     steps = random_classes(T * B, seed=2).reshape(T, B)
-    torch.testing.assert_close(
-        loss.temporal_cross_entropy(output, steps),
-        F.cross_entropy(output.flatten(0, 1), steps.flatten()),
-    )
-
-
-def test_temporal_cross_entropy_ignores_the_classes_of_padding() -> None:
+    expected = F.cross_entropy(output.flatten(0, 1), steps.flatten())
+    torch.testing.assert_close(loss.temporal_cross_entropy(output, steps), expected)
+    # classes of padding are ignored
     output, steps = normal(2, 1, C), torch.tensor([[1], [-100]])
-    mask = torch.tensor([[True], [False]])
-    torch.testing.assert_close(
-        loss.temporal_cross_entropy(output, steps, mask=mask), F.cross_entropy(output[0], steps[0])
-    )
+    found = loss.temporal_cross_entropy(output, steps, mask=torch.tensor([[True], [False]]))
+    torch.testing.assert_close(found, F.cross_entropy(output[0], steps[0]))
     with pytest.raises(ValueError, match="classes from 0 to 2, got -100"):
         loss.temporal_cross_entropy(output, steps)
 
 
-def test_classes_at_every_pixel() -> None:
+def test_classes_at_every_pixel_and_silence_at_the_end() -> None:
     x = normal(T, 2, C, 4, 4)
     target = random_classes(2 * 16).reshape(2, 4, 4)
-    torch.testing.assert_close(
-        loss.rate_cross_entropy(x, target), F.cross_entropy(x.mean(0), target)
-    )
-    torch.testing.assert_close(
-        loss.temporal_cross_entropy(x, target),
-        F.cross_entropy(x.flatten(0, 1), target.repeat(T, 1, 1)),
-    )
+    expected = F.cross_entropy(x.mean(0), target)
+    torch.testing.assert_close(loss.rate_cross_entropy(x, target), expected)
+    expected = F.cross_entropy(x.flatten(0, 1), target.repeat(T, 1, 1))
+    torch.testing.assert_close(loss.temporal_cross_entropy(x, target), expected)
     hot = F.one_hot(target, C).movedim(-1, 1).double()
     torch.testing.assert_close(loss.rate_mse(x, target), F.mse_loss(x.mean(0), hot))
+    x, y = random_spikes(T, B, C), random_spikes(T, B, C, seed=1)
+    one, two = (torch.cat((each, torch.zeros(30, B, C).double())) for each in (x, y))
+    torch.testing.assert_close(loss.van_rossum(one, two, 4.0), loss.van_rossum(x, y, 4.0))
 
 
 def test_squared_errors_of_classes_and_of_values() -> None:
     x, target = random_spikes(T, B, C).abs(), random_classes(B)
     hot = F.one_hot(target, C).double()
     time = tt.decode.first_spike(x)
+    levels: Any = {"correct": 0.7, "incorrect": 0.1}
     for value, expected in (
         (loss.rate_mse(x, target), F.mse_loss(x.mean(0), hot)),
-        (
-            loss.rate_mse(x, target, correct=0.7, incorrect=0.1),
-            F.mse_loss(x.mean(0), 0.1 + 0.6 * hot),
-        ),
+        (loss.rate_mse(x, target, **levels), F.mse_loss(x.mean(0), 0.1 + 0.6 * hot)),
         (loss.rate_mse(x, hot), F.mse_loss(x.mean(0), hot)),
         (loss.count_mse(x, target), F.mse_loss(x.sum(0), T * hot)),
         (loss.count_mse(x, target, correct=4, incorrect=1), F.mse_loss(x.sum(0), 1 + 3 * hot)),
         (loss.count_mse(x, (2 * hot).long()), F.mse_loss(x.sum(0), 2 * hot)),
         (loss.membrane_mse(x, target), ((x - hot) ** 2).mean()),
-        (
-            loss.membrane_mse(x, target, correct=0.7, incorrect=0.1),
-            ((x - 0.1 - 0.6 * hot) ** 2).mean(),
-        ),
+        (loss.membrane_mse(x, target, **levels), ((x - 0.1 - 0.6 * hot) ** 2).mean()),
         (loss.membrane_mse(x, hot), ((x - hot) ** 2).mean()),
         (loss.membrane_mse(x, x.flip(0)), ((x - x.flip(0)) ** 2).mean()),
         (loss.first_spike_mse(x, target), F.mse_loss(time, T * (1 - hot))),
@@ -290,26 +278,13 @@ def van_rossum_by_pairs(times: list[int], others: list[int], tau: float) -> floa
     st.randoms(use_true_random=False),
     st.floats(0.1, 100),
 )
-def test_van_rossum_equals_the_sum_over_pairs_of_spikes(
-    fired: list[bool], random: Any, tau: float
-) -> None:
+def test_van_rossum_equals_the_sum_over_pairs_of_spikes(fired, random, tau) -> None:
     other = [random.random() < 0.4 for _ in fired]
-    got = loss.van_rossum(
-        torch.tensor(fired)[:, None].double(), torch.tensor(other)[:, None].double(), tau
-    )
-    expected = van_rossum_by_pairs(
-        [t for t, on in enumerate(fired) if on], [t for t, on in enumerate(other) if on], tau
-    )
+    one, two = (torch.tensor(each)[:, None].double() for each in (fired, other))
+    got = loss.van_rossum(one, two, tau)
+    times, others = ([t for t, on in enumerate(each) if on] for each in (fired, other))
+    expected = van_rossum_by_pairs(times, others, tau)
     assert got.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
-
-
-def test_van_rossum_does_not_depend_on_silence_at_the_end() -> None:
-    x, y = random_spikes(T, B, C), random_spikes(T, B, C, seed=1)
-    silence = torch.zeros(30, B, C).double()
-    torch.testing.assert_close(
-        loss.van_rossum(torch.cat((x, silence)), torch.cat((y, silence)), 4.0),
-        loss.van_rossum(x, y, 4.0),
-    )
 
 
 def test_regularisers_equal_values_by_hand() -> None:
@@ -321,9 +296,8 @@ def test_regularisers_equal_values_by_hand() -> None:
     assert loss.silence(x, reduction="none").tolist() == pytest.approx([2 / 3, 2 / 3])
     assert loss.silence(x, 3, reduction="none").tolist() == pytest.approx([6, 22 / 3])
     assert loss.silence(x, pooled=True, reduction="none").tolist() == pytest.approx([1 / 3])
-    assert loss.rate_bounds(x, 0.25, 0.5, reduction="none").tolist() == pytest.approx(
-        [3 / 48, 2 / 48]
-    )
+    bounded = loss.rate_bounds(x, 0.25, 0.5, reduction="none")
+    assert bounded.tolist() == pytest.approx([3 / 48, 2 / 48])
     # pooled rates are 3/8, 1/8, 0
     pooled = loss.rate_bounds(x, 0.25, 0.3, pooled=True, reduction="none")
     assert pooled.tolist() == pytest.approx([(0.075**2 + 0.125**2 + 0.25**2) / 3])
@@ -374,9 +348,8 @@ def test_recordings_are_summed_over_layers(name: str) -> None:
     assert list(seen) == ["1.output", "3.output"]
     for options in ({}, {"mask": mask}, {"mask": mask, "reduction": "none"}):
         both = REGULARISERS[name](seen, **options)
-        torch.testing.assert_close(
-            both, sum(REGULARISERS[name](layer, **options) for layer in seen.values())
-        )
+        each = [REGULARISERS[name](layer, **options) for layer in seen.values()]
+        torch.testing.assert_close(both, sum(each))
     REGULARISERS[name](seen).backward()
     assert model[0].weight.grad.abs().sum() > 0
 

@@ -28,7 +28,7 @@ def test_rates_count_nonzero_values_of_real_steps(T: int, B: int, N: int, seed: 
         torch.testing.assert_close(often, (flat != 0).all(0))
 
 
-def test_in_a_convolution_a_neuron_is_a_channel() -> None:
+def test_in_a_convolution_a_neuron_is_a_channel_and_padding_may_hold_nan() -> None:
     layer = snn.LIF(3, dim=-3)
     x = torch.zeros(10, 2, 3, 4, 4)
     x[:, :, 1, 2, 2] = 5.0
@@ -38,6 +38,11 @@ def test_in_a_convolution_a_neuron_is_a_channel() -> None:
         assert metrics.dead(spikes, dim=dim).tolist() == [True, False, False]
         assert metrics.saturated(spikes, dim=dim).tolist() == [False, False, True]
     assert metrics.firing_rate(spikes, dim=-3)[1] == 1 / 16
+    spikes = torch.ones(4, 2, 3)
+    spikes[2:, 1] = torch.nan
+    mask = torch.tensor([[1, 1], [1, 1], [1, 0], [1, 0]]).bool()
+    assert metrics.firing_rate(spikes, mask=mask) == 1
+    assert metrics.saturated(spikes, mask=mask).all()
 
 
 @pytest.mark.parametrize("dim", [0, 1, 2, -3, -2, -1])
@@ -46,11 +51,3 @@ def test_dim_counts_the_dimensions_of_one_step(dim: int) -> None:
     kept = dim + 1 if dim >= 0 else dim + 4
     expected = spikes.movedim(kept, 0).flatten(1).mean(1)
     torch.testing.assert_close(metrics.firing_rate(spikes, dim=dim), expected)
-
-
-def test_padding_may_hold_nan() -> None:
-    spikes = torch.ones(4, 2, 3)
-    spikes[2:, 1] = torch.nan
-    mask = torch.tensor([[1, 1], [1, 1], [1, 0], [1, 0]]).bool()
-    assert metrics.firing_rate(spikes, mask=mask) == 1
-    assert metrics.saturated(spikes, mask=mask).all()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.cases import sequence, vary
+from tests.cases import Net, sequence, vary
 from tests.unrolling.models import By
 from tracetorch import metrics, snn
 
@@ -70,25 +70,16 @@ def test_a_profile_and_a_running_metric_count_real_steps(by: By) -> None:
     assert float(totals["membrane_updates"]) == pytest.approx(updates)
 
 
-def test_membrane_updates_skip_masked_steps_between_real_ones() -> None:
+def test_masks_may_have_gaps_and_fit_each_layer() -> None:
     layer, x = snn.Readout(1, beta=0.5), torch.ones(4, 1, 1)
     mask = torch.tensor([True, False, True, True])[:, None]
     assert metrics.membrane_updates(layer, x, mask=mask) == 3.0
     assert metrics.membrane_updates(layer, torch.zeros(4, 1, 1), mask=mask) == 1.0
 
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.neurons(m.each(x.reshape(-1, 1)).reshape(len(x), -1, 2).sum(1))
 
-def test_masks_that_do_not_fit_the_input_or_a_layer_are_refused() -> None:
     x, mask = ragged()
-
-    class Patches(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.each = nn.Linear(1, 2)
-            self.neurons = snn.LIF(2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            h = self.each(x.reshape(-1, 1)).reshape(len(x), -1, 2).sum(1)
-            return self.neurons(h)
-
+    patches = Net(forward, each=nn.Linear(1, 2), neurons=snn.LIF(2))
     with pytest.raises(ValueError, match=r"mask: each \(Linear\) works on \[7, 15\] where steps"):
-        metrics.synaptic_operations(Patches(), x, mask=mask)
+        metrics.synaptic_operations(patches, x, mask=mask)

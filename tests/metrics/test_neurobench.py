@@ -24,17 +24,10 @@ T, B = 7, 3
 
 
 def conv() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(2, 4, 3, padding=1, stride=2),
-        layer("LIF", 4, dim=-3),
-        nn.Conv2d(4, 4, 3, groups=2, padding="same", padding_mode="circular"),
-        layer("BLIF", 4, dim=-3),
-        nn.Flatten(),
-        nn.Linear(64, 6),
-        nn.ReLU(),
-        nn.Linear(6, 5),
-        layer("LIF", 5),
-    )
+    first = nn.Conv2d(2, 4, 3, padding=1, stride=2)
+    second = nn.Conv2d(4, 4, 3, groups=2, padding="same", padding_mode="circular")
+    body = (first, layer("LIF", 4, dim=-3), second, layer("BLIF", 4, dim=-3), nn.Flatten())
+    return nn.Sequential(*body, nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 5), layer("LIF", 5))
 
 
 def conv1d() -> nn.Module:
@@ -67,18 +60,26 @@ def made(name: str, kind: str) -> tuple[nn.Module, Tensor]:
     return model, x
 
 
-def benchmarked(model: nn.Module, x: Tensor, per_neuron: tuple[type, ...]) -> dict[str, Any]:
-    """Measure a model with NeuroBench."""
+def benchmarked(model: Any, x: Tensor, static: list[str], workload: list[str]) -> dict[str, Any]:
+    """Measure a model of NeuroBench's with it."""
     from neurobench.benchmarks import Benchmark
-    from neurobench.metrics.static import ConnectionSparsity, Footprint, ParameterCount
-    from neurobench.metrics.workload import ActivationSparsity, SynapticOperations
+    from neurobench.metrics import static as of_model
+    from neurobench.metrics import workload as of_run
+
+    samples = DataLoader(TensorDataset(x.movedim(0, 1), torch.zeros(B)), batch_size=B)
+    lists = [[getattr(of_model, n) for n in static], [getattr(of_run, n) for n in workload]]
+    with torch.no_grad():
+        return dict(Benchmark(model, samples, [], [], lists).run(quiet=True))
+
+
+def wrapped(model: nn.Module) -> Any:
+    """Make a model of ours one of NeuroBench's."""
     from neurobench.models import NeuroBenchModel
 
     class Wrapped(NeuroBenchModel):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            for kind in per_neuron:
-                self.add_activation_module(kind)
+            self.add_activation_module(snn.LeakyIntegrator)
 
         def __net__(self) -> nn.Module:
             return model
@@ -87,14 +88,12 @@ def benchmarked(model: nn.Module, x: Tensor, per_neuron: tuple[type, ...]) -> di
             tt.zero_states(model)
             return torch.stack([model(step) for step in data.unbind(1)], 1)
 
-    samples = TensorDataset(x.movedim(0, 1), torch.zeros(B))
-    static = [ConnectionSparsity, Footprint, ParameterCount]
-    workload = [ActivationSparsity, SynapticOperations]
-    with torch.no_grad():
-        bench = Benchmark(Wrapped(), DataLoader(samples, batch_size=B), [], [], [static, workload])
-        results = bench.run(quiet=True)
-    tt.zero_states(model)
-    return dict(results)
+    return Wrapped()
+
+
+def counts(operations: metrics.SynapticOperations) -> dict[str, float]:
+    names = {"Effective_MACs": "effective_macs", "Effective_ACs": "effective_acs", "Dense": "dense"}
+    return {theirs: getattr(operations, ours) for theirs, ours in names.items()}
 
 
 @pytest.mark.parametrize("by", ["layer", "step"])
@@ -102,18 +101,16 @@ def benchmarked(model: nn.Module, x: Tensor, per_neuron: tuple[type, ...]) -> di
 @pytest.mark.parametrize("name", MODELS)
 def test_metrics_equal_those_of_neurobench(name: str, kind: str, by: Any) -> None:
     model, x = made(name, kind)
-    theirs = benchmarked(model, x, (snn.LeakyIntegrator,))
+    static = ["ConnectionSparsity", "Footprint", "ParameterCount"]
+    workload = ["ActivationSparsity", "SynapticOperations"]
+    theirs = benchmarked(wrapped(model), x, static, workload)
+    tt.zero_states(model)
     operations = metrics.synaptic_operations(model, x, by=by)
-    assert theirs["SynapticOperations"] == {
-        "Effective_MACs": operations.effective_macs,
-        "Effective_ACs": operations.effective_acs,
-        "Dense": operations.dense,
-    }
+    assert theirs["SynapticOperations"] == counts(operations)
     assert operations.effective_acs > 0
     assert (operations.effective_macs > 0) == (kind != "spikes" or name == "conv")  # ReLU's
-    assert metrics.activation_sparsity(model, x, by=by) == pytest.approx(
-        theirs["ActivationSparsity"], abs=1e-12
-    )
+    sparsity = pytest.approx(theirs["ActivationSparsity"], abs=1e-12)
+    assert metrics.activation_sparsity(model, x, by=by) == sparsity
     assert round(metrics.connection_sparsity(model), 4) == theirs["ConnectionSparsity"]
     assert metrics.footprint(model) == theirs["Footprint"]
     assert metrics.parameter_count(model) == theirs["ParameterCount"]
@@ -122,8 +119,6 @@ def test_metrics_equal_those_of_neurobench(name: str, kind: str, by: Any) -> Non
 @pytest.mark.parametrize("kind", ["real", "spikes", "mixed"])
 def test_membrane_updates_equal_those_of_neurobench_on_snntorch(kind: str) -> None:
     import snntorch
-    from neurobench.benchmarks import Benchmark
-    from neurobench.metrics.workload import ActivationSparsity, MembraneUpdates, SynapticOperations
     from neurobench.models import SNNTorchModel
 
     _, x = made("dense", kind)
@@ -133,36 +128,16 @@ def test_membrane_updates_equal_those_of_neurobench_on_snntorch(kind: str) -> No
         for linear in (first, second):
             linear.weight.copy_((linear.weight * 8).round() / 8).mul_(4)
         x = (x * 16).round() / 16
-    arguments = {"beta": 0.5, "threshold": 1.0}
-    ours = nn.Sequential(
-        first,
-        snn.LIF(20, beta=arguments["beta"], beta_rank=0, reset="zero"),
-        second,
-        snn.LIF(5, beta=arguments["beta"], beta_rank=0, reset="zero"),
-    )
-
-    def leaky(last: bool) -> nn.Module:
-        return snntorch.Leaky(
-            **arguments, reset_mechanism="zero", reset_delay=False, init_hidden=True, output=last
-        )
-
-    theirs = nn.Sequential(first, leaky(False), second, leaky(True))
-    samples = TensorDataset(x.movedim(0, 1), torch.zeros(B))
-    with torch.no_grad():
-        results = Benchmark(
-            SNNTorchModel(theirs),
-            DataLoader(samples, batch_size=B),
-            [],
-            [],
-            [[], [ActivationSparsity, MembraneUpdates, SynapticOperations]],
-        ).run(quiet=True)
+    lifs = (snn.LIF(n, beta=0.5, beta_rank=0, reset="zero") for n in (20, 5))
+    ours = nn.Sequential(first, next(lifs), second, next(lifs))
+    leaky: dict[str, Any] = {"beta": 0.5, "threshold": 1.0, "reset_mechanism": "zero"}
+    leaky |= {"reset_delay": False, "init_hidden": True}
+    last = snntorch.Leaky(**leaky, output=True)
+    theirs = SNNTorchModel(nn.Sequential(first, snntorch.Leaky(**leaky), second, last))
+    names = ["ActivationSparsity", "MembraneUpdates", "SynapticOperations"]
+    results = benchmarked(theirs, x, [], names)
     updates = metrics.membrane_updates(ours, x)
     assert results["MembraneUpdates"] == updates
     assert 25 < updates < 25 * T
     assert metrics.activation_sparsity(ours, x) == pytest.approx(results["ActivationSparsity"])
-    operations = metrics.synaptic_operations(ours, x)
-    assert results["SynapticOperations"] == {
-        "Effective_MACs": operations.effective_macs,
-        "Effective_ACs": operations.effective_acs,
-        "Dense": operations.dense,
-    }
+    assert results["SynapticOperations"] == counts(metrics.synaptic_operations(ours, x))

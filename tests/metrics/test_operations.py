@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tests.cases import layer
+from tests.cases import Net, layer
 from tests.unrolling.models import MODELS, dyadic, made
 from tracetorch import metrics, snn
 
@@ -54,17 +54,13 @@ def test_operations_equal_a_brute_force_count(module: Any, shape: tuple[int, ...
     assert found.effective < found.dense
 
 
-class Patches(snn.TTModule):
-    """The patches of a sample are folded into the batch."""
+def patches_model() -> nn.Module:
+    """Return a model that folds the patches of a sample into the batch."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.each = nn.Linear(3, 3)
-        self.neurons = snn.LIF(3)
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.neurons(m.each(x.flatten(0, 1)).unflatten(0, x.shape[:2]).sum(1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        folded = self.each(x.flatten(0, 1))
-        return self.neurons(folded.unflatten(0, x.shape[:2]).sum(1))
+    return Net(forward, each=nn.Linear(3, 3), neurons=snn.LIF(3))
 
 
 @pytest.mark.parametrize("by", ["layer", "step"])
@@ -73,43 +69,34 @@ def test_steps_are_separated_where_patches_are_folded_into_the_batch(patches: in
     """Also with as many patches as steps; one real-valued patch makes its whole step MACs."""
     x = torch.ones(4, 2, patches, 3)
     x[0, :, 0] = 0.5
-    found = metrics.synaptic_operations(Patches(), x, by=by)
+    found = metrics.synaptic_operations(patches_model(), x, by=by)
     step = patches * 3 * 3
     assert found == metrics.SynapticOperations(step, 3 * step, 4 * step)
-    row = metrics.profile(Patches(), x, by=by).rows[0]
+    row = metrics.profile(patches_model(), x, by=by).rows[0]
     assert (row.macs, row.acs, row.shape) == (step, 3 * step, (3,))
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_counts_by_layer_and_by_step_are_equal(name: str) -> None:
     model, x = made(name), dyadic(5, *MODELS[name][1])
-    layer, step = (metrics.synaptic_operations(model, x, by=by) for by in ("layer", "step"))
+    figures: list[Any] = [metrics.synaptic_operations, metrics.membrane_updates]
+    figures.append(metrics.activation_sparsity)
+    layer, step = ([figure(model, x, by=by) for figure in figures] for by in ("layer", "step"))
     assert layer == step
-    assert layer.effective > 0
-    updates = [metrics.membrane_updates(model, x, by=by) for by in ("layer", "step")]
-    assert updates[0] == updates[1] > 0
-    sparse = [metrics.activation_sparsity(model, x, by=by) for by in ("layer", "step")]
-    assert sparse[0] == sparse[1]
+    assert layer[0].effective > 0
+    assert layer[1] > 0
 
 
 def test_a_constant_input_is_counted_at_every_step() -> None:
     net = nn.Sequential(nn.Linear(4, 3), snn.LIF(3))
     x = torch.ones(2, 4)
     over_time = x.expand(7, 2, 4)
+    for figure in (metrics.membrane_updates, metrics.activation_sparsity):
+        assert figure(net, x, steps=7) == figure(net, over_time) > 0
     operations = metrics.synaptic_operations(net, over_time)
     assert metrics.synaptic_operations(net, x, steps=7) == operations
-    updates = metrics.membrane_updates(net, over_time)
-    assert metrics.membrane_updates(net, x, steps=7) == updates > 0
-    sparsity = metrics.activation_sparsity(net, over_time)
-    assert metrics.activation_sparsity(net, x, steps=7) == sparsity
     table = metrics.profile(net, x, steps=7, repeats=1)
     assert (table.steps, table.operations) == (7, operations)
-
-
-def test_a_membrane_that_does_not_change_is_not_updated() -> None:
-    x = torch.zeros(6, 1, 2)
-    x[2, 0, 0] = 0.5
-    assert metrics.membrane_updates(snn.LIF(2), x) == 2 + 4
 
 
 def test_metrics_run_from_rest_and_restore_the_model() -> None:
@@ -133,20 +120,23 @@ def test_metrics_run_from_rest_and_restore_the_model() -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-def test_a_layer_that_is_never_called_costs_nothing() -> None:
-    class Idle(snn.TTModule):
+def test_idle_hidden_and_shared_parts_are_counted_as_what_they_are() -> None:
+    idle = nn.Sequential(nn.Linear(3, 9), snn.LIF(9))
+    net = Net(lambda m, x: m.cell(m.used(x)), used=nn.Linear(3, 2), idle=idle, cell=snn.LIF(2))
+    x = torch.rand(4, 2, 3)
+    assert metrics.synaptic_operations(net, x).dense == 4 * 6
+    row = metrics.profile(net, x).rows[1]
+    assert (row.path, row.shape, row.parameters) == ("idle.0", None, 36)
+
+    class Holder(snn.TTModule):
         def __init__(self) -> None:
             super().__init__()
-            self.used, self.idle = nn.Linear(3, 2), nn.Sequential(nn.Linear(3, 9), snn.LIF(9))
-            self.cell = snn.LIF(2)
+            self.one = nn.Linear(3, 3, bias=False)
+            self.parts = [snn.LIF(3), nn.Linear(3, 3, bias=False)]
+            self.parts[1].weight = self.one.weight
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.cell(self.used(x))
-
-    x = torch.rand(4, 2, 3)
-    assert metrics.synaptic_operations(Idle(), x).dense == 4 * 6
-    row = metrics.profile(Idle(), x).rows[1]
-    assert (row.path, row.shape, row.parameters) == ("idle.0", None, 36)
+    assert metrics.parameter_count(Holder()) == 9 + 6
+    assert metrics.footprint(Holder()) == 4 * 15
 
 
 @pytest.mark.parametrize("by", ["layer", "step"])
@@ -177,21 +167,12 @@ def test_whole_delays_cost_what_the_layer_without_them_costs(kind: str, by: Any)
     assert row.energy_pj > 0
 
 
-def test_a_delay_has_no_membrane() -> None:
+def test_a_delay_has_no_membrane_and_one_that_does_not_change_is_not_updated() -> None:
+    still = torch.zeros(6, 1, 2)
+    still[2, 0, 0] = 0.5
+    assert metrics.membrane_updates(snn.LIF(2), still) == 2 + 4
     first = snn.Delay(3, max_delay=4, delay=0.0)
     net, x = nn.Sequential(first, snn.LIF(3)), torch.rand(5, 2, 3)
     assert metrics.membrane_updates(net, x) == metrics.membrane_updates(net[1:], x, by="step")
     row = metrics.profile(net, x).rows[0]
     assert (row.kind, row.rate, row.parameters) == ("Delay", None, 3)
-
-
-def test_hidden_and_shared_tensors_are_counted_once() -> None:
-    class Holder(snn.TTModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.one = nn.Linear(3, 3, bias=False)
-            self.parts = [snn.LIF(3), nn.Linear(3, 3, bias=False)]
-            self.parts[1].weight = self.one.weight
-
-    assert metrics.parameter_count(Holder()) == 9 + 6
-    assert metrics.footprint(Holder()) == 4 * 15

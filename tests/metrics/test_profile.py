@@ -3,7 +3,6 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,21 +10,16 @@ import torch
 from torch import nn
 
 import tracetorch as tt
+from tests.cases import Net
 from tests.unrolling.models import MODELS, dyadic, made
 from tracetorch import metrics, snn
 
 
 def network() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3),
-        snn.LIF(4, dim=-3),
-        nn.Flatten(),
-        nn.Linear(64, 8),
-        snn.Recurrent(snn.SLIF(8), nn.Linear(8, 8)),
-        nn.Linear(8, 3),
-        snn.Readout(3),
-    )
+    first = (nn.Conv2d(1, 4, 3), snn.LIF(4, dim=-3), nn.Flatten(), nn.Linear(64, 8))
+    loop = snn.Recurrent(snn.SLIF(8), nn.Linear(8, 8))
+    return nn.Sequential(*first, loop, nn.Linear(8, 3), snn.Readout(3))
 
 
 def test_profile_equals_the_single_metrics() -> None:
@@ -33,9 +27,8 @@ def test_profile_equals_the_single_metrics() -> None:
     table = metrics.profile(model, x, repeats=1)
     rows = {row.path: row for row in table.rows}
     assert list(rows) == ["0", "1", "2", "3", "4.neuron", "4.connection", "5", "6"]
-    assert [row.shape for row in table.rows] == [
-        (4, 4, 4), (4, 4, 4), (64,), (8,), (8,), (8,), (3,), (3,),
-    ]  # fmt: skip
+    shapes = [(4, 4, 4), (4, 4, 4), (64,), (8,), (8,), (8,), (3,), (3,)]
+    assert [row.shape for row in table.rows] == shapes
     assert sum(row.parameters for row in table.rows) == metrics.parameter_count(model)
     assert table.operations == metrics.synaptic_operations(model, x)
     _, seen = tt.probe.record(model, x, ["1.output", "4.neuron.output"])
@@ -57,22 +50,13 @@ def test_profile_equals_the_single_metrics() -> None:
     assert rows["2"].energy_pj is None
 
 
-def test_a_neuron_that_fires_at_nine_of_ten_steps_is_saturated() -> None:
-    x = torch.full((10, 1, 2), 2.0)
-    x[0], x[1, 0, 1] = 0.0, 0.0
-    (row,) = metrics.profile(nn.Sequential(snn.LIF(2, beta=0.1)), x, repeats=1).rows
-    assert row.rate == pytest.approx(0.85)
-    assert row.saturated == 0.5
-
-
 @pytest.mark.parametrize(
     "parametrization",
     [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm],
 )
 def test_parametrizations_belong_to_their_layer(parametrization: Any) -> None:
-    model = nn.Sequential(
-        parametrization(nn.Linear(4, 6)), snn.LIF(6), nn.Linear(6, 3), snn.Readout(3)
-    )
+    first = parametrization(nn.Linear(4, 6))
+    model = nn.Sequential(first, snn.LIF(6), nn.Linear(6, 3), snn.Readout(3))
     table = metrics.profile(model, torch.ones(5, 2, 4), repeats=1)
     assert [row.path for row in table.rows] == ["0", "1", "2", "3"]
     assert sum(row.parameters for row in table.rows) == metrics.parameter_count(model)
@@ -82,7 +66,7 @@ def test_parametrizations_belong_to_their_layer(parametrization: Any) -> None:
     assert table.rows[0].output_bytes == table.rows[1].output_bytes == outputs
 
 
-def test_profile_measures_memory_and_time() -> None:
+def test_profile_measures_memory_and_time_of_each_layer() -> None:
     table = metrics.profile(network(), torch.rand(9, 5, 1, 6, 6), repeats=1)
     rows = {row.path: row for row in table.rows}
     assert rows["1"].output_bytes == 4 * 9 * 5 * 64
@@ -91,15 +75,8 @@ def test_profile_measures_memory_and_time() -> None:
     assert rows["4.connection"].output_bytes == 4 * 9 * 5 * 8
     assert all(row.seconds > 0 for row in table.rows)
     assert sum(row.seconds for row in table.rows) < table.seconds
-
-
-def test_profile_times_each_layer() -> None:
-    class Slow(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            time.sleep(0.03)
-            return x + 1
-
-    model = nn.Sequential(snn.LIF(4), Slow(), nn.ReLU())
+    slow = Net(lambda m, x: m.wait(0.03) or x + 1, wait=time.sleep)
+    model = nn.Sequential(snn.LIF(4), slow, nn.ReLU())
     table = metrics.profile(model, torch.rand(10, 1, 4), repeats=1)
     assert table.rows[1].seconds >= 0.03
     assert table.seconds >= table.rows[1].seconds
@@ -122,34 +99,28 @@ def test_profile_prints_as_text_and_markdown() -> None:
     assert markdown[4].startswith("| 2 | Flatten | 64 | 0 | - |")
 
 
-def test_profile_of_a_single_layer_with_custom_assumptions() -> None:
+def test_profile_of_a_single_layer_and_saturation() -> None:
     cost = metrics.EnergyAssumptions(mac_pj=0, ac_pj=0, update_pj=1, source="none")
     table = metrics.profile(snn.LIF(3), torch.ones(4, 2, 3), assumptions=cost)
     assert table.rows[0].path == ""
     assert table.energy.total_pj == metrics.membrane_updates(snn.LIF(3), torch.ones(4, 2, 3))
     assert "(model)" in str(table)
+    x = torch.full((10, 1, 2), 2.0)
+    x[0], x[1, 0, 1] = 0.0, 0.0
+    (row,) = metrics.profile(nn.Sequential(snn.LIF(2, beta=0.1)), x, repeats=1).rows
+    assert row.rate == pytest.approx(0.85)
+    assert row.saturated == 0.5
 
 
-def test_layers_that_cannot_be_counted_have_no_operations() -> None:
-    model = nn.Sequential(nn.ConvTranspose1d(2, 2, 3), snn.LIF(2, dim=-2))
-    row = metrics.profile(model, torch.ones(4, 1, 2, 5)).rows[0]
-    assert row.dense is None
-    assert row.energy_pj is None
-    assert row.parameters == 14
-
-
-def test_rows_of_layers_that_return_no_tensor_or_are_not_called() -> None:
-    class Model(snn.TTModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.cell, self.idle, self.out = nn.LSTM(4, 3), nn.Linear(2, 2), snn.LIF(3)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.out(self.cell(x[None])[0][0])
-
-    lines = str(metrics.profile(Model(), torch.rand(5, 2, 4), by="step")).splitlines()
+def test_rows_of_layers_that_return_no_tensor_are_not_called_or_cannot_be_counted() -> None:
+    parts = {"cell": nn.LSTM(4, 3), "idle": nn.Linear(2, 2), "out": snn.LIF(3)}
+    model: nn.Module = Net(lambda m, x: m.out(m.cell(x[None])[0][0]), **parts)
+    lines = str(metrics.profile(model, torch.rand(5, 2, 4), by="step")).splitlines()
     assert lines[2].split()[:4] == ["cell", "LSTM", "-", "108"]
     assert lines[3].split()[:5] == ["idle", "Linear", "not", "called", "6"]
+    model = nn.Sequential(nn.ConvTranspose1d(2, 2, 3), snn.LIF(2, dim=-2))
+    row = metrics.profile(model, torch.ones(4, 1, 2, 5)).rows[0]
+    assert (row.dense, row.energy_pj, row.parameters) == (None, None, 14)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -167,25 +138,19 @@ def test_figures_on_kernels_equal_those_of_plain_loops(name: str) -> None:
     assert sum(row.updates or 0.0 for row in figures[1][1]) > 0
 
 
-@pytest.fixture
-def kernels() -> Iterator[None]:
-    with tt.fuse.backend("auto"):
-        yield
-
-
-@pytest.mark.usefixtures("kernels")
 def test_profile_says_how_products_were_computed() -> None:
     model = nn.Sequential(nn.Linear(256, 256), snn.LIF(256), nn.Linear(256, 2))
     x = torch.zeros(50, 64, 256)
     x[..., :16] = 1
-    rows = metrics.profile(model, x, repeats=1).rows
+    with tt.fuse.backend("auto"):
+        rows = metrics.profile(model, x, repeats=1).rows
+        with tt.events.mode("never"):
+            never = metrics.profile(model, x, repeats=1)
+        x[..., :224] = 1
+        table = metrics.profile(model, x, repeats=1)
     assert (rows[0].by_events, rows[0].input_density) == (True, 0.0625)
     assert (rows[1].by_events, rows[2].by_events) == (None, False)
-    with tt.events.mode("never"):
-        table = metrics.profile(model, x, repeats=1)
-    assert table.rows[0].by_events is None
-    x[..., :224] = 1
-    table = metrics.profile(model, x, repeats=1)
+    assert never.rows[0].by_events is None
     assert (table.rows[0].by_events, table.rows[0].input_density) == (False, 0.875)
     assert " dense 87.5% " in str(table)
 
@@ -199,23 +164,8 @@ def test_profile_says_how_products_were_computed() -> None:
         (False, 0.5, "dense 50.0%"),
     ],
 )
-def test_table_says_how_a_product_was_computed(
-    by_events: bool | None, density: float | None, cell: str
-) -> None:
-    costs: dict[str, Any] = dict.fromkeys(
-        ("rate", "dead", "saturated", "macs", "acs", "dense", "updates", "energy_pj")
-    )
-    row = metrics.LayerProfile(
-        path="0",
-        kind="Linear",
-        shape=(2,),
-        parameters=6,
-        seconds=0.0,
-        held_bytes=24,
-        output_bytes=8,
-        **costs,
-        by_events=by_events,
-        input_density=density,
-    )
-    table = metrics.Profile((row,), 1, 1, 0.0, metrics.EnergyAssumptions())
-    assert table.to_markdown().splitlines()[2].split(" | ")[-3] == cell
+def test_table_says_how_a_product_was_computed(by_events, density, cell) -> None:
+    table = metrics.profile(nn.Sequential(nn.Linear(2, 2), snn.LIF(2)), torch.ones(2, 1, 2))
+    row = dataclasses.replace(table.rows[0], by_events=by_events, input_density=density)
+    line = dataclasses.replace(table, rows=(row,)).to_markdown().splitlines()[2]
+    assert line.split(" | ")[-3] == cell

@@ -176,10 +176,8 @@ def two_compartment(x: Iterable[float], p: Any) -> Result:
         soma = soma + p["beta_2"] * dendrite
         spike = heaviside(soma - p["pos_threshold"])
         spikes.append(spike)
-    return spikes, {
-        "dendrite": dendrite - p["gamma"] * spike,
-        "soma": soma - p["pos_threshold"] * spike,
-    }
+    dendrite, soma = dendrite - p["gamma"] * spike, soma - p["pos_threshold"] * spike
+    return spikes, {"dendrite": dendrite, "soma": soma}
 
 
 def multi_level(x: Iterable[float], p: Any) -> Result:

@@ -101,9 +101,6 @@ def test_izhikevich_presets_fire_as_in_the_paper() -> None:
     # low-threshold spiking starts fast and adapts
     assert low[:2].mean() < 0.5 * low[2:].mean()
     assert len(low) > 2 * len(regular)
-
-
-def test_izhikevich_presets_burst() -> None:
     # intrinsically bursting: one burst, then single spikes
     once = intervals_of("IB", 10.0)
     assert once[0] <= 6
@@ -113,9 +110,6 @@ def test_izhikevich_presets_burst() -> None:
     assert (again[:3] <= 6).all()
     assert ((again <= 6) | (again > 40)).all()
     assert (again <= 6).sum() >= (again > 40).sum() >= 15
-
-
-def test_izhikevich_thalamic_cells_fire_after_inhibition() -> None:
     layer = neurons.Izhikevich(1, **neurons.Izhikevich.presets["TC"])
     x = torch.zeros(500)
     x[100:250] = -10.0
@@ -144,9 +138,7 @@ def test_izhikevich_resonator_oscillates_below_the_threshold(preset: str, oscill
     ],
     ids=["RF", "BRF"],
 )
-def test_resonators_answer_to_their_own_period(
-    layer: snn.Neuron, strength: float, periods: tuple[int, ...]
-) -> None:
+def test_resonators_answer_to_their_own_period(layer, strength, periods) -> None:
     counts = []
     for period in periods:
         layer.zero_states()
@@ -156,31 +148,30 @@ def test_resonators_answer_to_their_own_period(
     assert counts[0] == counts[2] == 0
 
 
-def test_balanced_oscillation_does_not_diverge() -> None:
+def test_oscillations_and_two_compartments_neither_diverge_nor_forget() -> None:
     layer = neurons.BRF(1, omega=50.0, b_offset=1e-4, pos_threshold=1e6)
     x = torch.zeros(2000)
     x[0] = 100.0
     spike_times(layer, x, 2000)
     assert 0.1 < math.hypot(float(layer.real), float(layer.imag)) < 1.01
-
-
-def test_two_compartments_remember_without_a_leak() -> None:
-    x = torch.zeros(600, 1, 1)
-    x[0] = 1.0
+    pulse = torch.zeros(600, 1, 1)
+    pulse[0] = 1.0
     with tt.fuse.backend("eager"):
-        _, seen = tt.unroll(neurons.TCLIF(1, pos_threshold=10.0), x, record=["dendrite"])
+        _, seen = tt.unroll(neurons.TCLIF(1, pos_threshold=10.0), pulse, record=["dendrite"])
     assert seen["dendrite"][-50:].abs().max() > 0.95
 
 
-def test_levels_round_the_membrane() -> None:
+def test_levels_gates_and_sent_changes() -> None:
     layer = neurons.MultiLevelLIF(6, levels=3)
     x = torch.tensor([[-2.0, 0.49, 0.51, 1.51, 2.6, 7.0]])
     assert layer(x).tolist() == [[0.0, 0.0, 1.0, 2.0, 3.0, 3.0]]
     torch.testing.assert_close(layer.mem, x - torch.tensor([[0.0, 0, 1, 2, 3, 3]]))
-
-
-def test_sigma_delta_sends_changes_and_arrives() -> None:
-    """The receiver's sum follows the sender's activation to within the threshold."""
+    nearly: Any = {"leak_gate": 1 - 1e-7, "input_gate": 1e-7}
+    x = torch.rand(40, 1, 3, generator=torch.Generator().manual_seed(0))
+    hard = neurons.GLIF(3, **nearly, reset_gate=1 - 1e-7, beta=0.8)
+    lif = snn.LIF(3, beta=0.8, pos_threshold=0.5, reset="zero")
+    assert torch.equal(stepped(hard, x), stepped(lif, x))
+    # The receiver's sum follows the sender's activation to within the threshold.
     torch.manual_seed(0)
     signal = torch.randn(50, 1, 4).cumsum(0)
     changes = torch.cat([signal[:1], signal.diff(dim=0)])
@@ -190,11 +181,3 @@ def test_sigma_delta_sends_changes_and_arrives() -> None:
     still = torch.zeros(20, 1, 4)
     still[0] = 1.0
     assert (stepped(neurons.SigmaDelta(4), still)[1:] == 0).all()
-
-
-def test_gates_lead_from_one_neuron_to_another() -> None:
-    nearly: Any = {"leak_gate": 1 - 1e-7, "input_gate": 1e-7}
-    x = torch.rand(40, 1, 3, generator=torch.Generator().manual_seed(0))
-    hard = neurons.GLIF(3, **nearly, reset_gate=1 - 1e-7, beta=0.8)
-    lif = snn.LIF(3, beta=0.8, pos_threshold=0.5, reset="zero")
-    assert torch.equal(stepped(hard, x), stepped(lif, x))

@@ -18,18 +18,14 @@ from tests.plot.cases import uniform
 from tracetorch.plot.animation import OFF, ON, _rgb_frames
 
 
-def test_on_events_are_blue_and_off_events_red_on_white() -> None:
+def test_on_events_are_blue_and_off_events_red_in_proportion_to_their_number() -> None:
     frames = torch.zeros(1, 2, 1, 3)
     frames[0, 0, 0, 1], frames[0, 1, 0, 2] = 4, 4
     image = _rgb_frames(frames, None)[0, 0]
     assert np.allclose(image, [(1, 1, 1), to_rgb(OFF), to_rgb(ON)])
-
-
-def test_colour_is_proportional_to_the_number_of_events() -> None:
     image = _rgb_frames(torch.tensor([1.0, 2, 4]).reshape(3, 1, 1, 1), None)[:, 0, 0]
     white, blue = np.ones(3), np.array(to_rgb(ON))
-    expected = [white + share * (blue - white) for share in (0.25, 0.5, 1)]
-    assert np.allclose(image, expected)
+    assert np.allclose(image, [white + share * (blue - white) for share in (0.25, 0.5, 1)])
 
 
 @pytest.mark.parametrize(("title", "before"), [(None, ""), ("a run", "a run: ")])
@@ -69,7 +65,7 @@ def test_gif_has_the_frames_and_their_colours(tmp_path: Path, dpi: int) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["film.gif"]
 
 
-def test_html_page_is_self_contained(tmp_path: Path) -> None:
+def test_html_page_is_self_contained_and_has_a_title(tmp_path: Path) -> None:
     tt.plot.save_animation(uniform(3, 1, 1, 4, 4), tmp_path / "film.html", title="<b>")
     page = (tmp_path / "film.html").read_text()
     pictures = re.findall(r'"data:image/png;base64,([^"]+)"', page)
@@ -82,16 +78,11 @@ def test_html_page_is_self_contained(tmp_path: Path) -> None:
     assert ".fa-play::before" in page
     assert page.startswith('<!doctype html>\n<html lang="en">')
     assert page.count("<title>") == page.count("<title>&lt;b&gt;</title>") == 1
-
-
-def test_title_of_a_page_is_the_name_of_its_file(tmp_path: Path) -> None:
     tt.plot.save_animation(uniform(3, 1, 1, 4, 4), tmp_path / "film.html")
     assert "<title>film</title>" in (tmp_path / "film.html").read_text()
 
 
-def test_failed_save_keeps_the_previous_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_save_keeps_the_previous_file(tmp_path, monkeypatch) -> None:
     from matplotlib.animation import PillowWriter
 
     target = tmp_path / "film.gif"
@@ -109,18 +100,9 @@ def test_failed_save_keeps_the_previous_file(
 
 def test_a_run_appears_step_by_step() -> None:
     spikes, states = (uniform(6, 2, 4, seed=1) < 0.5).float(), uniform(6, 2, 4)
-    film: Any = tt.plot.animate_run(
-        {"0.output": spikes},
-        {"0.mem": states},
-        neurons=[0, 2],
-        thresholds=0.9,
-        sample=1,
-        limit=3,
-        dt=2.0,
-        stride=4,
-        fps=10,
-        title="a run",
-    )
+    options: Any = {"neurons": [0, 2], "thresholds": 0.9, "sample": 1, "limit": 3, "dt": 2.0}
+    options |= {"stride": 4, "fps": 10, "title": "a run"}
+    film: Any = tt.plot.animate_run({"0.output": spikes}, {"0.mem": states}, **options)
     above, below = film._fig.axes
     assert film._interval == 100
     assert np.allclose(below.lines[0].get_ydata(), states[:, 1, 0])

@@ -15,19 +15,24 @@ from matplotlib.text import Text
 import tracetorch as tt
 from tests.plot.cases import PLOTS, spikes, uniform
 from tracetorch.plot.axes import add_legend, get_axes, set_integer_ticks
-from tracetorch.plot.recorded import (
-    flat_numbers,
-    flatten_neurons,
-    select_sample,
-)
+from tracetorch.plot.recorded import flat_numbers, flatten_neurons, select_sample
+
+UNTITLED = ("spike_train", "line_graph", "distributions", "render_image", "measurement", "raster b")
 
 
 @pytest.mark.parametrize("name", PLOTS)
-def test_plots_draw_on_ax_and_return_it(name: str) -> None:
+def test_plots_draw_on_ax_and_have_labels_and_a_title_where_there_is_one(name: str) -> None:
     left, right = Figure(figsize=(8, 3)).subplots(1, 2)
     assert PLOTS[name](ax=right) is right
     assert right.has_data()
     assert not left.has_data()
+    ax = PLOTS[name]()
+    if not name.startswith("render_image"):
+        assert ax.get_xlabel()
+        assert ax.get_ylabel() or any(label.get_text() for label in ax.get_yticklabels())
+    if not name.startswith(UNTITLED):
+        assert ax.get_title() == ""
+        assert PLOTS[name](title="of a run").get_title() == "of a run"
 
 
 @pytest.mark.parametrize("name", PLOTS)
@@ -83,49 +88,27 @@ def texts(ax: Axes) -> list[Text]:
     return [text for text in found if text.get_text()]
 
 
-@pytest.mark.parametrize("name", [n for n in PLOTS if not n.startswith("render_image")])
-def test_axes_are_labelled(name: str) -> None:
-    ax = PLOTS[name]()
-    assert ax.get_xlabel()
-    assert ax.get_ylabel() or any(label.get_text() for label in ax.get_yticklabels())
+LATE = """
+import sys
+import tracetorch as tt
+tt.plot
+assert 'matplotlib' not in sys.modules
+import matplotlib
+before = matplotlib.rcParams.copy()
+from tests.plot.cases import PLOTS, uniform
+for draw in PLOTS.values():
+    draw()
+tt.plot.animate_events(uniform(2, 1, 2, 4, 4)).to_jshtml()
+assert 'matplotlib.pyplot' not in sys.modules
+assert matplotlib.rcParams.copy() == before
+"""
 
 
-UNTITLED = ("spike_train", "line_graph", "distributions", "render_image", "measurement", "raster b")
-
-
-@pytest.mark.parametrize("name", [n for n in PLOTS if not n.startswith(UNTITLED)])
-def test_title_is_set_where_there_is_one(name: str) -> None:
-    assert PLOTS[name]().get_title() == ""
-    assert PLOTS[name](title="of a run").get_title() == "of a run"
-
-
-def test_matplotlib_is_imported_late_and_pyplot_and_rcparams_are_untouched() -> None:
-    code = (
-        "import sys\n"
-        "import tracetorch as tt\n"
-        "tt.plot\n"
-        "assert 'matplotlib' not in sys.modules\n"
-        "import matplotlib\n"
-        "before = matplotlib.rcParams.copy()\n"
-        "from tests.plot.cases import PLOTS, uniform\n"
-        "for draw in PLOTS.values():\n"
-        "    draw()\n"
-        "tt.plot.animate_events(uniform(2, 1, 2, 4, 4)).to_jshtml()\n"
-        "assert 'matplotlib.pyplot' not in sys.modules\n"
-        "assert matplotlib.rcParams.copy() == before\n"
-    )
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_missing_matplotlib_is_named_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_matplotlib_is_imported_late_and_named_where_it_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = [sys.executable, "-W", "error", "-c", LATE]
+    subprocess.run(command, cwd=Path(__file__).parents[2], check=True)
     monkeypatch.setattr("tracetorch.core.optional.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"tt\.plot needs matplotlib.*\.\[plot\]"):
         get_axes(None)
@@ -136,42 +119,37 @@ plot: Any = tt.plot
 SPIKES, STATES = spikes(6, 2, 3), uniform(6, 2, 3)
 
 
-def test_a_raster_in_milliseconds() -> None:
+def test_time_is_in_milliseconds_and_rates_in_hertz() -> None:
     by_step, by_ms = (plot.raster(SPIKES, dt=dt) for dt in (None, 0.5))
     steps, times = ([s[0][0] for s in ax.collections[0].get_segments()] for ax in (by_step, by_ms))
     assert np.allclose(times, (np.array(steps) + 0.5) * 0.5)
     assert by_ms.get_xlim() == (0, 3)
     assert (by_step.get_xlabel(), by_ms.get_xlabel()) == ("time step", "time (ms)")
-
-
-def test_states_and_spikes_in_milliseconds() -> None:
     ax = plot.state_trace(STATES, spikes=torch.ones(6, 2, 3), dt=2.0)
     assert ax.lines[0].get_xdata().tolist() == [1, 3, 5, 7, 9, 11]
     assert [s[0][0] for s in ax.collections[0].get_segments()] == [1, 3, 5, 7, 9, 11]
     assert ax.get_xlim() == (0, 12)
-
-
-def test_rates_in_hertz() -> None:
     by_step, by_ms = (plot.rate_map(SPIKES, window=4, dt=dt) for dt in (None, 0.5))
     values = [np.asarray(ax.collections[0].get_array()) for ax in (by_step, by_ms)]
     assert np.allclose(values[1], 2000 * values[0])  # two steps a millisecond
     edges = by_ms.collections[0].get_coordinates()[0, :, 0]
     assert edges.tolist() == [0, 2, 3]
     histogram = plot.rate_histogram(SPIKES, dt=0.5)
-    plain = plot.rate_histogram(SPIKES)
+    plain, silent = plot.rate_histogram(SPIKES), plot.rate_histogram(torch.zeros(3, 1, 2), dt=0.5)
     assert np.isclose(histogram.get_xlim()[1], 2000 * plain.get_xlim()[1])
     assert histogram.get_xlabel() == "firing rate (Hz)"
-    heights = [ax.patches[0].get_data().values for ax in (histogram, plain)]
-    assert np.allclose(*heights)
-    silent = plot.rate_histogram(torch.zeros(3, 1, 2), dt=0.5)
+    assert np.allclose(*(ax.patches[0].get_data().values for ax in (histogram, plain)))
     assert silent.get_xlim() == (0, 2000)
 
 
-def test_neurons_are_flattened() -> None:
+def test_neurons_are_flattened_and_numbers_taken_from_tensors_arrays_and_lists() -> None:
     x = torch.arange(2 * 3 * 2 * 2).reshape(2, 3, 2, 2).double().requires_grad_()
     assert select_sample("raster", "", x, -1).tolist() == [[8, 9, 10, 11], [20, 21, 22, 23]]
     assert select_sample("raster", "", x, None).shape == (2, 12)
     assert flatten_neurons("raster", "", x).shape == (2, 3, 4)
+    tensor = torch.tensor([[1], [2.5]])
+    for argument in ([1, 2.5], (torch.tensor(1), torch.tensor(2.5)), tensor, np.array([1.0, 2.5])):
+        assert flat_numbers("line_graph", argument).tolist() == [1.0, 2.5]
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.bfloat16])
@@ -194,15 +172,12 @@ def test_dtypes_become_float32(dtype: torch.dtype) -> None:
     ],
     ids=["raster", "state_trace", "rate_histogram", "rate_map", "save_html", "spikes"],
 )
-def test_neurons_of_one_sample_are_not_taken_for_samples(
-    draw: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_neurons_of_one_sample_are_not_taken_for_samples(draw, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     seen = torch.ones(5, 4, 2)  # [T, B, N]
     for wrong in (seen[:, 0], {"1.output": seen[:, 0]}):
-        with pytest.raises(
-            ValueError, match=r"shape \[5, 2\].*neurons.*\[T, N\].*\[\.\.\., None\]"
-        ):
+        message = r"shape \[5, 2\].*neurons.*\[T, N\].*\[\.\.\., None\]"
+        with pytest.raises(ValueError, match=message):
             draw(wrong)
     draw(seen[:, :1])
 
@@ -214,9 +189,3 @@ def test_one_sample_is_drawn_where_it_is_named_one(tmp_path: Path) -> None:
     tt.plot.raster(spikes[:, 0], sample=None)
     tt.plot.save_html(spikes, tmp_path / "run.html", batched=False)
     tt.plot.save_html(spikes[:, 0], tmp_path / "run.html", batched=False)
-
-
-def test_flat_numbers_takes_tensors_arrays_and_lists() -> None:
-    for argument in ([1, 2.5], (torch.tensor(1), torch.tensor(2.5)), torch.tensor([[1], [2.5]])):
-        assert flat_numbers("line_graph", argument).tolist() == [1.0, 2.5]
-    assert flat_numbers("line_graph", np.array([1.0, 2.5])).tolist() == [1.0, 2.5]

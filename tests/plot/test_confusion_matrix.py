@@ -32,13 +32,10 @@ def test_rows_are_true_classes_and_columns_predicted_ones(scores: bool) -> None:
     assert np.allclose(percents.sum(1), 100)
 
 
-def test_arrays_and_lists_are_taken_as_tensors_are() -> None:
+def test_arrays_and_lists_are_taken_and_classes_have_names_or_a_number() -> None:
     for found in (FOUND.numpy(), FOUND.tolist(), torch.eye(3)[FOUND].numpy()):
         ax = plot.confusion_matrix(found, TRUE.numpy(), classes=np.int64(3), share=False)
         assert shown(ax).tolist() == COUNTS
-
-
-def test_classes_have_names_or_a_number() -> None:
     ax = plot.confusion_matrix(FOUND, TRUE, classes=["ant", "bee", "cat", "dog"], title="who")
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["ant", "bee", "cat", "dog"]
     assert not shown(ax)[3].any()  # without a sample: a row of zeros, not of NaN

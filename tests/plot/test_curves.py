@@ -10,7 +10,7 @@ import torch
 import tracetorch as tt
 
 
-def test_values_are_drawn_over_steps() -> None:
+def test_values_are_drawn_over_steps_in_a_colour_and_a_legend_of_their_own() -> None:
     loss = torch.tensor(0.25, requires_grad=True)
     ax = tt.plot.line_graph([1, 0.5, loss], "training", "loss")
     (line,) = ax.lines
@@ -19,23 +19,17 @@ def test_values_are_drawn_over_steps() -> None:
     assert (ax.get_title(), ax.get_xlabel()) == ("training", "step")
     assert tt.plot.line_graph([1.0], "t", xlabel="epoch").get_xlabel() == "epoch"
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["loss"]
-
-
-def test_second_line_on_the_same_axes_has_another_colour() -> None:
     ax = tt.plot.line_graph([1.0], "t", "train")
     tt.plot.line_graph(torch.tensor([2.0]), "t", "test", ax=ax)
     assert len({line.get_color() for line in ax.lines}) == 2
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["train", "test"]
-
-
-def test_there_is_no_legend_without_a_label() -> None:
     assert tt.plot.line_graph([1.0, 2.0], "t").get_legend() is None
 
 
 plot: Any = tt.plot
 
 
-def test_seeds_are_a_mean_and_a_band() -> None:
+def test_seeds_are_a_mean_and_a_band_of_tensors_or_arrays() -> None:
     seeds = [[4.0, 2.0, 1.0], torch.tensor([2.0, 4.0])]
     ax = plot.learning_curves({"a": seeds, "b": [3.0, 5.0]}, ylabel="loss", title="x")
     assert ax.lines[0].get_xdata().tolist() == [1, 2, 3]
@@ -50,9 +44,6 @@ def test_seeds_are_a_mean_and_a_band() -> None:
     table = plot.learning_curves({"a": torch.tensor([[4.0, 2.0], [2.0, 4.0]])}, xlabel="round")
     assert table.lines[0].get_ydata().tolist() == [3, 3]
     assert table.get_xlabel() == "round"
-
-
-def test_arrays_are_taken_as_tensors_are() -> None:
     table = np.array([[4.0, 2.0], [2.0, 6.0]])
     for curve in (table, list(table), [table[0], table[1].tolist()], tuple(table)):
         (line,) = plot.learning_curves({"a": curve}).lines

@@ -28,36 +28,27 @@ def test_curves_are_densities_of_the_values() -> None:
         assert np.abs(density - exact).max() < 0.03
 
 
-def test_bandwidth_is_the_standard_deviation_of_the_kernel() -> None:
+def test_bandwidth_is_the_standard_deviation_of_the_kernel_by_silvermans_rule() -> None:
     ax = tt.plot.distributions([torch.tensor([-10.0, 10.0])], "two", bandwidths=[0.5])
     _, density = curve(ax.lines[0])
     assert density.max() == pytest.approx(0.5 / (0.5 * math.sqrt(2 * math.pi)), rel=1e-3)
-
-
-def test_axes_end_three_bandwidths_beyond_the_values() -> None:
     values = [torch.tensor([0.0, 2.0]), torch.tensor([1.0, 10.0])]
     ax = tt.plot.distributions(values, "two", bandwidths=[0.5, 1.0])
     assert ax.get_xlim() == pytest.approx((-2.0, 13.0))
     assert ax.get_ylim()[0] == 0
-
-
-def test_default_bandwidth_is_silvermans_rule() -> None:
     x = normal(200)
     width = x.std().item() * (4 / (3 * 200)) ** 0.2
     left, right = (tt.plot.distributions([x], "t", bandwidths=b) for b in (None, [width]))
     assert np.allclose(curve(left.lines[0]), curve(right.lines[0]))
 
 
-def test_subsampled_values_have_the_same_density() -> None:
+def test_subsampled_values_have_the_same_density_and_equal_ones_are_lines() -> None:
     many = normal(50_000)
     few = tt.plot.distributions([many], "few", max_kde_samples=500, n_grid=101, bandwidths=[0.2])
     all_ = tt.plot.distributions([many], "all", n_grid=101, bandwidths=[0.2])
     x, density = curve(few.lines[0])
     assert len(x) == 101
     assert np.abs(np.interp(x, *curve(all_.lines[0])) - density).max() < 0.01
-
-
-def test_equal_values_and_quartiles_are_vertical_lines() -> None:
     ax: Any = tt.plot.distributions(
         [torch.ones(5), torch.arange(101.0)], "t", show_percentile_lines=True
     )

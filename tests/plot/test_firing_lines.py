@@ -99,12 +99,7 @@ class Distant(snn.Neuron):
         return spike(mem * x - theta), mem
 
 
-def test_a_neuron_without_a_line_has_none(tmp_path: Any) -> None:
-    (neuron,) = neurons_of(page_of(Distant(1), tmp_path))
-    assert neuron["lines"] == []
-
-
-def test_the_page_has_parameters_and_loops(tmp_path: Any) -> None:
+def test_the_page_has_parameters_and_loops_and_no_line_where_none_is(tmp_path: Any) -> None:
     (neuron,) = neurons_of(page_of(Plain(2), tmp_path, neuron=1))
     names = [each["name"] for each in neuron["params"]]
     assert [names[line["param"]] for line in neuron["lines"]] == ["base", "floor"]
@@ -114,3 +109,5 @@ def test_the_page_has_parameters_and_loops(tmp_path: Any) -> None:
     assert neuron["lines"] == [{"state": "mem", "sign": 1.0, "param": None}]
     (moving,) = neuron["variants"][0][3]
     assert len(moving) == 2
+    (neuron,) = neurons_of(page_of(Distant(1), tmp_path))
+    assert neuron["lines"] == []

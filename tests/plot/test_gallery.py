@@ -12,9 +12,7 @@ GALLERY = Path(__file__).parents[2] / "examples" / "gallery.py"
 
 
 @pytest.mark.slow
-def test_gallery_draws_every_plot(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_gallery_draws_every_plot(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["gallery.py", "--out", str(tmp_path), "--rounds", "2"])
     runpy.run_path(str(GALLERY), run_name="__main__")
     made = {path.stem for path in tmp_path.iterdir() if path.stat().st_size > 1_000}

@@ -9,7 +9,7 @@ import torch
 import tracetorch as tt
 
 
-def test_cells_are_the_norms_of_layers_at_steps() -> None:
+def test_cells_are_the_norms_of_layers_at_steps_and_marked_where_not_finite() -> None:
     gradients = {"a": torch.tensor([[3.0, 4.0], [0.0, 0.0]]), "b": torch.ones(2, 2, 2, 4)}
     ax = tt.plot.gradient_flow(gradients)
     (mesh,) = ax.collections
@@ -17,13 +17,9 @@ def test_cells_are_the_norms_of_layers_at_steps() -> None:
     assert norms.filled(-1).tolist() == [[5.0, -1.0], [4.0, 4.0]]
     assert mesh.get_clim() == (4.0, 5.0)
     assert ax.get_ylim() == (2, 0)
-
-
-def test_gradients_that_are_not_finite_are_marked() -> None:
     gradients = {"a": torch.tensor([1.0, torch.nan, torch.inf, 0.0])}
-    flow: Any
-    broken: Any
-    flow, broken = (mesh.get_array() for mesh in tt.plot.gradient_flow(gradients).collections)
+    drawn: Any = tt.plot.gradient_flow(gradients)
+    flow, broken = (mesh.get_array() for mesh in drawn.collections)
     assert flow.mask.tolist() == [[False, True, True, True]]
     assert broken.mask.tolist() == [[True, False, False, True]]
 

@@ -15,41 +15,39 @@ from tests.browser import TIMEOUT, Visits
 from tracetorch import snn
 
 
-def drawing_page(path: Path) -> None:
+def drawing_page(_: None, path: Path, title: str) -> None:
     model = nn.Sequential(
         nn.Flatten(), nn.Linear(64, 4), snn.LIF(4), nn.Linear(4, 2), snn.Readout(2)
     )
-    tt.export.page(model.eval(), path, {"a dot": torch.eye(8)[None]}, steps=3, title="A drawing")
+    tt.export.page(model.eval(), path, {"a dot": torch.eye(8)[None]}, steps=3, title=title)
 
 
 # whatever writes a page for a browser, and when the page is ready
-WRITERS: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "A run": (
-        lambda path: tt.plot.save_html({"0.mem": torch.rand(5, 1, 3)}, path, title="A run"),
-        "body[data-ready]",
-    ),
-    "A neuron": (
-        lambda path: tt.plot.save_playground(snn.LIF(1), path, title="A neuron"),
-        "body[data-ready]",
-    ),
-    "A drawing": (drawing_page, "body[data-ready=true]"),
-    "A bar": (
-        lambda path: tt.plot.save_animation(torch.ones(3, 1, 2, 4, 4), path, title="A bar"),
-        "img[src^=data]",
-    ),
+READY = "body[data-ready]"
+WRITERS: dict[str, tuple[Callable[..., Any], Any, str]] = {
+    "A run": (tt.plot.save_html, {"0.mem": torch.rand(5, 1, 3)}, READY),
+    "A neuron": (tt.plot.save_playground, snn.LIF(1), READY),
+    "A drawing": (drawing_page, None, "body[data-ready=true]"),
+    "A bar": (tt.plot.save_animation, torch.ones(3, 1, 2, 4, 4), "img[src^=data]"),
 }
+
+
+def write(title: str, path: Path) -> None:
+    function, shown, _ = WRITERS[title]
+    function(shown, path, title=title)
 
 
 @pytest.mark.parametrize(
     "writer",
     [
-        pytest.param(writer, marks=[] if writer in ("A run", "A bar") else pytest.mark.slow)
-        for writer in WRITERS
+        "A run",
+        "A bar",
+        *(pytest.param(w, marks=pytest.mark.slow) for w in ("A neuron", "A drawing")),
     ],
 )
 def test_pages_are_shown_whole_and_keep_when_the_file_is_gone(writer: str, tmp_path: Path) -> None:
     path = tmp_path / 'a "page" & <more>.html'
-    WRITERS[writer][0](path)
+    write(writer, path)
     page = tt.plot.show_html(str(path), height=321)
     text = path.read_text()
     path.unlink()
@@ -64,13 +62,13 @@ def test_pages_are_shown_whole_and_keep_when_the_file_is_gone(writer: str, tmp_p
 @pytest.mark.slow
 def test_frames_run_inside_a_page(visits: Visits, tmp_path: Path) -> None:
     frames = []
-    for number, (write, _) in enumerate(WRITERS.values()):
-        write(tmp_path / f"{number}.html")
-        frames.append(tt.plot.show_html(tmp_path / f"{number}.html")._repr_html_())
+    for title in WRITERS:
+        write(title, tmp_path / f"{title}.html")
+        frames.append(tt.plot.show_html(tmp_path / f"{title}.html")._repr_html_())
     notebook = tmp_path / "notebook.html"
     notebook.write_text("<!doctype html><body>" + "".join(frames))
     page = visits.open(notebook)
     found = [frame for frame in page.frames if frame is not page.main_frame]
-    for frame, (_, ready) in zip(found, WRITERS.values(), strict=True):
+    for frame, (_, _, ready) in zip(found, WRITERS.values(), strict=True):
         frame.wait_for_selector(ready, timeout=TIMEOUT)
     assert [frame.title() for frame in found] == list(WRITERS)

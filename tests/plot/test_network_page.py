@@ -106,21 +106,6 @@ def test_every_part_of_a_neuron_is_trained(opened: Open, tmp_path: Path) -> None
     compare(page, model, x, labels)
 
 
-def test_play_head_and_labels_tell_the_numbers(opened: Open) -> None:
-    page = opened()
-    update(page, 2)
-    page.get_by_label("play head").fill("9")
-    seen = read(page)
-    shown = page.locator("#rows output").all_inner_texts()
-    assert shown[3] == f"step 9: {int(sum(each[9] for each in seen['layers'][1]['output']))} spikes"
-    assert shown[-1].startswith("step 9: ")
-    label = page.locator("#losses").get_attribute("aria-label")
-    assert label.startswith(
-        f"loss and share right over 2 updates: from {seen['losses'][0]:.3f} and"
-    )
-    assert label.endswith(" %")
-
-
 def test_layers_compute_what_pytorch_does(opened: Open, tmp_path: Path) -> None:
     model = playground.network()
     tt.plot.save_playground(model, tmp_path / "still.html")
@@ -144,7 +129,7 @@ def test_layers_compute_what_pytorch_does(opened: Open, tmp_path: Path) -> None:
         assert record["1.output"].any()
 
 
-def test_training_runs_until_it_is_paused(opened: Open) -> None:
+def test_training_runs_until_it_is_paused_and_the_play_head_tells_numbers(opened: Open) -> None:
     page = opened()
     page.get_by_role("button", name="train").click()
     wait_until(page, "readNetwork().updates > 30")
@@ -160,6 +145,16 @@ def test_training_runs_until_it_is_paused(opened: Open) -> None:
     assert again["updates"] == 0
     update(page, 1)
     assert read(page)["losses"] == seen["losses"][:1]
+    update(page, 1)
+    page.get_by_label("play head").fill("9")
+    seen = read(page)
+    shown = page.locator("#rows output").all_inner_texts()
+    assert shown[3] == f"step 9: {int(sum(each[9] for each in seen['layers'][1]['output']))} spikes"
+    assert shown[-1].startswith("step 9: ")
+    label = page.locator("#losses").get_attribute("aria-label")
+    first = f"from {seen['losses'][0]:.3f} and"
+    assert label.startswith(f"loss and share right over 2 updates: {first}")
+    assert label.endswith(" %")
 
 
 def test_the_map_chooses_a_sample(opened: Open) -> None:

@@ -73,7 +73,9 @@ def test_keyboard_reaches_everything(opened: Open) -> None:
     assert len(names) == page.locator(FOCUSABLE).count()
 
 
-def test_dark_and_light_themes(opened: Open) -> None:
+def test_dark_and_light_themes_and_the_policy_forbids_requests(
+    opened: Open, visits: Visits
+) -> None:
     page = opened(color_scheme="dark")
     dark = page.evaluate(BACKGROUND)
     page.get_by_role("button", name="dark or light").click()
@@ -83,9 +85,6 @@ def test_dark_and_light_themes(opened: Open) -> None:
     assert page.evaluate(BACKGROUND) == light
     page.emulate_media(color_scheme="dark")
     wait_until(page, f"{BACKGROUND} === '{dark}'")
-
-
-def test_the_policy_forbids_requests(opened: Open, visits: Visits) -> None:
     page = opened()
     blocked = page.evaluate(
         "() => new Promise((done) => { addEventListener('securitypolicyviolation', (e) =>"

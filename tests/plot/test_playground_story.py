@@ -66,7 +66,7 @@ def test_initial_states_follow_their_parameter(name: str, state: str) -> None:
     assert float(getattr(layer, f"initial_{state}")) == pytest.approx(factor * value, rel=1e-6)
 
 
-def test_presets_are_of_constructors_and_have_their_own_names() -> None:
+def test_presets_and_things_to_try_are_of_known_neurons_and_settings() -> None:
     for name, presets in PRESETS.items():
         assert len({each.name for each in presets}) == len(presets) >= 5
         for preset in presets:
@@ -81,6 +81,12 @@ def test_presets_are_of_constructors_and_have_their_own_names() -> None:
     assert {name: bursting.arguments[name] for name in expected} == expected
     assert bursting.arguments["beta"] == pytest.approx(0.9048, abs=1e-4)
     assert bursting.arguments["rho"] == pytest.approx(0.9890, abs=1e-4)
+    assert len({each.name for each in TRIES}) == len(TRIES) >= 10
+    for each in TRIES:
+        layer = NEURONS[each.neuron]
+        known = {"kind", "amplitude", "period", "width", "step", "of"}
+        known |= {f"p.{name}" for name in layer.constraints} | {"o.reset", "o.surrogate"}
+        assert set(each.settings) <= known, each.name
 
 
 def fired(name: str, preset: str, **arguments: Any) -> Tensor:
@@ -114,12 +120,3 @@ def test_presets_of_izhikevich_fire_as_they_are_called() -> None:
     assert max(gaps["CH"]) > 5 * min(gaps["CH"])
     assert sum(each > 5 * min(gaps["CH"]) for each in gaps["CH"]) >= 2
     assert len(gaps["FS"]) > 1.5 * len(gaps["RS"])
-
-
-def test_things_to_try_are_of_known_neurons_and_settings() -> None:
-    assert len({each.name for each in TRIES}) == len(TRIES) >= 10
-    for each in TRIES:
-        layer = NEURONS[each.neuron]
-        known = {"kind", "amplitude", "period", "width", "step", "of"}
-        known |= {f"p.{name}" for name in layer.constraints} | {"o.reset", "o.surrogate"}
-        assert set(each.settings) <= known, each.name

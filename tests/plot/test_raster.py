@@ -26,22 +26,18 @@ def ticks(ax: Axes) -> dict[str, list[tuple[float, float]]]:
     return found
 
 
-def test_ticks_are_at_the_spikes() -> None:
+def test_ticks_are_at_the_spikes_with_and_without_a_batch() -> None:
     output = recording()["2.output"]
     found = ticks(tt.plot.raster(output, sample=1))
     for name, sign in (("up", 1), ("down", -1)):
         where = (output[:, 1] == sign).nonzero().tolist()
         assert [(x, pytest.approx(y)) for x, y in found[name]] == [tuple(w) for w in where]
-
-
-def test_recordings_without_a_batch() -> None:
     output = recording()["0.output"]
-    assert ticks(tt.plot.raster(output[:, 2], sample=None)) == ticks(
-        tt.plot.raster(output, sample=-1)
-    )
+    last = tt.plot.raster(output, sample=-1)
+    assert ticks(tt.plot.raster(output[:, 2], sample=None)) == ticks(last)
 
 
-def test_layers_are_bands_of_equal_height() -> None:
+def test_layers_are_bands_of_equal_height_and_invalid_arguments_draw_nothing() -> None:
     ax = tt.plot.raster({"a": torch.ones(2, 1, 1), "b": torch.ones(2, 1, 99)})
     found: Any = ticks(ax)["up"]
     assert ax.get_ylim() == (2, 0)
@@ -50,25 +46,28 @@ def test_layers_are_bands_of_equal_height() -> None:
     assert len(rows) == 99
     assert 1 < min(rows) < max(rows) < 2
     assert [label.get_text() for label in ax.get_yticklabels()] == ["a\n1 neuron", "b\n99 neurons"]
+    ax = tt.plot.line_graph([1.0], "kept")
+    before = len(ax.get_children())
+    wrong: dict[str, Tensor] = {"a": torch.ones(3, 2, 1), "b": torch.ones(3, 1, 1)}
+    with pytest.raises(ValueError, match="raster: sample must lie in 0 to 0, got 1"):
+        tt.plot.raster(wrong, sample=1, ax=ax)
+    assert len(ax.get_children()) == before
 
 
-def test_limit_sorts_active_neurons_by_activity() -> None:
+def test_limit_sorts_active_neurons_by_activity_and_selects_evenly() -> None:
     output = torch.tensor([[0, 1, 0, 0], [1, 1, 0, 0], [0, 1, 0, 1.0], [0, 1, 0, 1]])[:, None]
     ax = tt.plot.raster(output, limit=9)
     counts = [sum(y == row for _, y in ticks(ax)["up"]) for row in range(3)]
     assert counts == [4, 2, 1]
     assert ax.get_ylabel() == "3 of 4 neurons"
-
-
-def test_limit_selects_neurons_evenly() -> None:
     many = spikes(20, 1, 1000)
     rows = [y for _, y in ticks(tt.plot.raster(many, limit=30))["up"]]
-    counts = torch.tensor([rows.count(row) for row in range(30)])
+    fired = torch.tensor([rows.count(row) for row in range(30)])
     order = many.sum((0, 1)).sort(descending=True).values
     assert len(set(rows)) == 30
-    assert counts[0] == order[0]
-    assert (counts.diff() <= 0).all()
-    assert counts[15] == pytest.approx(order[len(order) // 2].item(), abs=1)
+    assert fired[0] == order[0]
+    assert (fired.diff() <= 0).all()
+    assert fired[15] == pytest.approx(order[len(order) // 2].item(), abs=1)
 
 
 @pytest.mark.parametrize("limit", [None, 3])
@@ -78,29 +77,14 @@ def test_silent_layers_are_drawn(limit: int | None) -> None:
     assert ax.get_xlim() == (-0.5, 3.5)
 
 
-def test_invalid_arguments_leave_the_axes_unchanged() -> None:
-    ax = tt.plot.line_graph([1.0], "kept")
-    before = len(ax.get_children())
-    wrong: dict[str, Tensor] = {"a": torch.ones(3, 2, 1), "b": torch.ones(3, 1, 1)}
-    with pytest.raises(ValueError, match="raster: sample must lie in 0 to 0, got 1"):
-        tt.plot.raster(wrong, sample=1, ax=ax)
-    assert len(ax.get_children()) == before
-
-
-def test_rows_are_shaded_by_absolute_value() -> None:
+def test_rows_of_trains_are_shades_or_ticks() -> None:
     ax = tt.plot.spike_train([torch.tensor([0.0, 0.5]), torch.tensor([-1.0, 0.25])])
     (image,) = ax.images
     assert image.get_array().tolist() == [[0, 0.5], [1, 0.25]]
     assert image.get_clim() == (0, 1)
     assert ax.get_ylim() == (1.5, -0.5)
     assert ax.get_title() == "Spike Train Raster"
-
-
-def test_values_beyond_1_extend_the_scale() -> None:
     assert tt.plot.spike_train([torch.tensor([0.0, 4.0])]).images[0].get_clim() == (0, 4)
-
-
-def test_positional_arguments_draw_ticks() -> None:
     output = spikes(3, 9)
     ax = tt.plot.spike_train(list(output), 2.0, 1.5, 0.7, "ticks", False)
     (lines,) = ax.collections

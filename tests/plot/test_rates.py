@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ import tracetorch as tt
 from tests.plot.cases import spikes
 
 
-def test_histogram_counts_neurons_by_rate() -> None:
+def test_histogram_counts_neurons_by_rate_silent_ones_too() -> None:
     output = torch.zeros(10, 2, 4)
     output[:5, :, 1] = 1  # rate 0.5
     output[:, :, 2] = -1  # rate 1, downwards
@@ -21,16 +23,9 @@ def test_histogram_counts_neurons_by_rate() -> None:
     assert data.values.tolist() == [50, 0, 0, 0, 0, 25, 0, 0, 0, 25]
     assert data.edges.tolist() == pytest.approx(np.linspace(0, 1, 11).tolist())
     assert bars.get_label() == "all neurons\nmean 0.388, 25 % silent"
-
-
-def test_layers_share_their_bins() -> None:
-    ax = tt.plot.rate_histogram({"a": torch.zeros(4, 1, 2), "b": torch.ones(4, 1, 8)}, bins=4)
-    first, second = (bars.get_data().values.tolist() for bars in ax.patches)  # type: ignore[attr-defined]
-    assert first == [100, 0, 0, 0]
-    assert second == [0, 0, 0, 100]
-
-
-def test_silent_layers_are_drawn() -> None:
+    two: Any = tt.plot.rate_histogram({"a": torch.zeros(4, 1, 2), "b": torch.ones(4, 1, 8)}, bins=4)
+    assert two.patches[0].get_data().values.tolist() == [100, 0, 0, 0]
+    assert two.patches[1].get_data().values.tolist() == [0, 0, 0, 100]
     quiet = torch.zeros(3, 2, 4)
     assert tt.plot.rate_histogram(quiet).patches[0].get_data().values[0] == 100  # type: ignore[attr-defined]
     mesh = tt.plot.rate_map(quiet).collections[0]
@@ -38,11 +33,14 @@ def test_silent_layers_are_drawn() -> None:
     assert mesh.get_clim() == (0, 1)
 
 
-def test_map_shows_every_neuron_at_every_step() -> None:
+def test_map_shows_every_neuron_at_every_step_and_layers_share_their_colours() -> None:
     output = spikes(7, 5, 3)
     ax = tt.plot.rate_map(output)
     assert np.allclose(ax.collections[0].get_array(), output.mean(1).T)
     assert ax.get_ylim() == (2.5, -0.5)
+    ax = tt.plot.rate_map({"a": torch.zeros(4, 1, 2), "b": torch.ones(4, 1, 8)})
+    assert {mesh.get_clim() for mesh in ax.collections} == {(0.0, 1.0)}
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a\n2 neurons", "b\n8 neurons"]
 
 
 @given(steps=st.integers(1, 12), window=st.integers(1, 15))
@@ -54,9 +52,3 @@ def test_partial_windows_average_their_own_steps(steps: int, window: int) -> Non
     columns = mesh.get_coordinates()[0, :, 0]  # type: ignore[attr-defined]
     assert columns[0] == -0.5
     assert columns[-1] == steps - 0.5
-
-
-def test_layers_of_a_map_share_one_colour_scale() -> None:
-    ax = tt.plot.rate_map({"a": torch.zeros(4, 1, 2), "b": torch.ones(4, 1, 8)})
-    assert {mesh.get_clim() for mesh in ax.collections} == {(0.0, 1.0)}
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["a\n2 neurons", "b\n8 neurons"]

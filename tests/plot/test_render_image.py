@@ -28,25 +28,16 @@ def test_images_of_one_value_are_drawn(channels: int) -> None:
     assert np.isfinite(shown.get_array()).all()
 
 
-def test_vmin_and_vmax_set_the_range() -> None:
+def test_range_colours_bytes_and_size() -> None:
     assert tt.plot.render_image(uniform(4, 5), vmin=-1, vmax=2).images[0].get_clim() == (-1, 2)
-
-
-def test_colours_keep_their_values() -> None:
     image = uniform(3, 4, 5)
     image[0, 0, 0] = 1.5
     shown = tt.plot.render_image(image).images[0].get_array()
     assert np.allclose(shown, image.clamp(0, 1).movedim(0, 2))
     halved = tt.plot.render_image(image, vmax=2.0).images[0].get_array()
     assert np.allclose(halved, image.movedim(0, 2) / 2)
-
-
-def test_bytes_are_divided_by_255() -> None:
     image = torch.full((3, 2, 2), 51, dtype=torch.uint8)
     assert np.allclose(tt.plot.render_image(image).images[0].get_array(), 0.2)
-
-
-def test_figsize_sets_the_size_of_the_figure() -> None:
     image = uniform(4, 5)
     figures: Any = tt.plot.render_image(image).figure, tt.plot.render_image(image, (3, 2)).figure
     assert [figure.get_size_inches().tolist() for figure in figures] == [[4, 4], [3, 2]]

@@ -50,8 +50,8 @@ def unpack_trace(packed: str, steps: int, neurons: int) -> tuple[Array, Array]:
     return np.where(codes == MODULE.NOT_FINITE, np.nan, low + codes * level.astype(float)), level
 
 
-def run_of(page: str) -> Any:
-    found = re.search(r'<script type="application/json" id="run">(.*?)</script>', page)
+def run_of(path: Path) -> Any:
+    found = re.search(r'<script type="application/json" id="run">(.*?)</script>', path.read_text())
     assert found is not None
     return json.loads(found[1])
 
@@ -65,8 +65,7 @@ def block_of(page: str, layer: int, sample: int) -> str:
 def test_page_has_the_recording(tmp_path: Path) -> None:
     seen = recording()
     tt.plot.save_html(seen, tmp_path / "run.html", title="A run")
-    page = (tmp_path / "run.html").read_text()
-    run = run_of(page)
+    page, run = (tmp_path / "run.html").read_text(), run_of(tmp_path / "run.html")
     assert (run["title"], run["steps"], run["samples"]) == ("A run", 24, 3)
     assert [layer["path"] for layer in run["layers"]] == list(seen)
     assert [layer["kind"] for layer in run["layers"]] == ["trace", "events"] * 2
@@ -83,13 +82,10 @@ def test_page_has_the_recording(tmp_path: Path) -> None:
 
 def drawn(seen: Any, folder: Path) -> dict[str, str]:
     tt.plot.save_html(seen, folder / "run.html")
-    layers = run_of((folder / "run.html").read_text())["layers"]
-    return {layer["path"]: layer["kind"] for layer in layers}
+    return {layer["path"]: layer["kind"] for layer in run_of(folder / "run.html")["layers"]}
 
 
-def test_layers_and_names_tell_spikes_from_states_and_values_only_of_the_rest(
-    tmp_path: Path,
-) -> None:
+def test_layers_and_names_tell_spikes_from_states_and_values_only_of_the_rest(tmp_path) -> None:
     net = torch.nn.Sequential(snn.LIF(2), snn.Readout(2))
     names = ["input", "mem", "output"]
     _, silent = tt.probe.record(net, torch.zeros(5, 1, 2), names)  # all of it is 0
@@ -104,27 +100,31 @@ def test_layers_and_names_tell_spikes_from_states_and_values_only_of_the_rest(
     assert drawn(seen, tmp_path) == {"output": "trace"}  # a raster would lose the sizes
 
 
-def test_convolutional_layers_are_flattened_and_keep_their_shape(tmp_path: Path) -> None:
+def test_convolutional_layers_are_flattened_and_recordings_may_have_no_batch(tmp_path) -> None:
     tt.plot.save_html(torch.ones(5, 2, 3, 4, 4), tmp_path / "run.html")
-    (layer,) = run_of((tmp_path / "run.html").read_text())["layers"]
+    (layer,) = run_of(tmp_path / "run.html")["layers"]
     assert (layer["path"], layer["shape"], layer["neurons"]) == ("recording", [3, 4, 4], 48)
-
-
-def test_recordings_without_a_batch(tmp_path: Path) -> None:
     tt.plot.save_html({"a": torch.ones(5, 2)}, tmp_path / "run.html", batched=False)
-    run = run_of((tmp_path / "run.html").read_text())
+    run = run_of(tmp_path / "run.html")
     assert (run["samples"], run["layers"][0]["neurons"]) == (1, 2)
 
 
-def test_names_and_titles_are_escaped(tmp_path: Path) -> None:
+def test_names_are_escaped_and_pages_reproducible_and_small(tmp_path: Path) -> None:
     tt.plot.save_html({HOSTILE: torch.ones(5, 2, 1)}, tmp_path / "run.html", title=HOSTILE)
-    page = (tmp_path / "run.html").read_text()
-    run = run_of(page)
+    page, run = (tmp_path / "run.html").read_text(), run_of(tmp_path / "run.html")
     assert (run["title"], run["layers"][0]["path"]) == (HOSTILE, HOSTILE)
     assert "window.broken" not in re.sub(r"<title>.*?</title>|\\u003cscript.*", "", page)
     assert "<img" not in page
     assert page.count("</script>") == 2 + 2  # the run, two samples, the viewer
     assert "<title>&lt;/script&gt;" in page
+    for name in ("one", "two"):
+        tt.plot.save_html(recording(), tmp_path / name)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    assert not re.search(r"https?://", (tmp_path / "one").read_text())
+    output = torch.zeros(2_000, 1, 500)
+    output[::50, 0, ::10] = 1
+    tt.plot.save_html({"a": output}, tmp_path / "run.html")
+    assert (tmp_path / "run.html").stat().st_size < 60_000
 
 
 @pytest.mark.parametrize("placeholder", ["{{data}}", "{{script}}", "{{style}}"])
@@ -133,25 +133,11 @@ def test_titles_that_look_like_placeholders_are_kept(tmp_path: Path, placeholder
     page = (tmp_path / "run.html").read_text()
     assert f"<title>{placeholder}</title>" in page
     assert page.count("</html>") == 1
-    assert run_of(page)["layers"][0]["path"] == placeholder
+    assert run_of(tmp_path / "run.html")["layers"][0]["path"] == placeholder
 
 
-def test_pages_are_reproducible_and_have_no_urls(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        tt.plot.save_html(recording(), tmp_path / name)
-    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
-    assert not re.search(r"https?://", (tmp_path / "one").read_text())
-
-
-def test_spikes_are_stored_sparsely(tmp_path: Path) -> None:
-    output = torch.zeros(2_000, 1, 500)
-    output[::50, 0, ::10] = 1
-    tt.plot.save_html({"a": output}, tmp_path / "run.html")
-    assert (tmp_path / "run.html").stat().st_size < 60_000
-
-
-def test_failed_save_keeps_the_previous_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_failed_save_keeps_the_previous_file_and_large_blocks_are_refused(
+    tmp_path, monkeypatch
 ) -> None:
     target = tmp_path / "run.html"
     target.write_text("before")
@@ -160,27 +146,16 @@ def test_failed_save_keeps_the_previous_file(
         tt.plot.save_html(recording(), target)
     assert target.read_text() == "before"
     assert list(tmp_path.iterdir()) == [target]
-
-
-def test_blocks_too_large_for_a_browser_are_rejected(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    monkeypatch.undo()
     monkeypatch.setattr(MODULE, "MAX_BLOCK_LENGTH", 100)
     with pytest.raises(ValueError, match=r"'0\.mem' is too large for a browser"):
-        tt.plot.save_html(recording(), tmp_path / "run.html")
+        tt.plot.save_html(recording(), target)
     assert MODULE.NOT_FINITE == MODULE.MAX_LEVEL + 1
 
 
 @given(arrays(np.int8, shapes, elements=st.sampled_from([-1, 0, 0, 1])))
 def test_events_round_trip_exactly(values: Array) -> None:
     assert (unpack_events(MODULE.pack_events(values), *values.shape) == values).all()
-
-
-def test_events_of_many_neurons_use_32_bits() -> None:
-    values = np.zeros((2, 70_000), np.float32)
-    values[1, 69_999] = 0.5
-    found = unpack_events(MODULE.pack_events(values), 2, 70_000, wide=True)
-    assert np.argwhere(found).tolist() == [[1, 69_999]]
 
 
 numbers = st.floats(-1e6, 1e6, width=32) | st.sampled_from([np.nan, np.inf, -np.inf])
@@ -196,10 +171,14 @@ def test_traces_round_trip_to_half_a_level(values: Array) -> None:
     assert (np.abs(found - values)[finite] <= allowed[finite]).all()
 
 
-def test_levels_of_a_neuron_do_not_depend_on_others() -> None:
+def test_levels_of_a_neuron_are_its_own_and_events_of_many_use_32_bits() -> None:
     values = np.stack([np.linspace(0, 1e6, 9), np.linspace(0, 1e-3, 9)], 1).astype(np.float32)
     found, _ = unpack_trace(MODULE.pack_trace(values), 9, 2)
     assert np.allclose(found, values, rtol=1e-4, atol=1e-8)
+    many = np.zeros((2, 70_000), np.float32)
+    many[1, 69_999] = 0.5
+    found = unpack_events(MODULE.pack_events(many), 2, 70_000, wide=True)
+    assert np.argwhere(found).tolist() == [[1, 69_999]]
 
 
 def spikes(up: float = 1.0, down: float = -1.0) -> Array:

@@ -15,6 +15,7 @@ from torch import Tensor
 import tracetorch as tt
 from tests import cases
 from tests.plot.test_save_html import HOSTILE
+from tests.refusals import check, refusals, unchanged
 from tracetorch import snn
 from tracetorch.functional.surrogates import Surrogate
 
@@ -68,7 +69,7 @@ def neurons_of(page: str) -> list[dict[str, Any]]:
     return neurons
 
 
-def test_page_has_the_initial_states_of_one_neuron(tmp_path: Path) -> None:
+def test_page_has_the_initial_states_of_one_neuron_and_a_readouts_membrane_once(tmp_path) -> None:
     layer = tt.neurons.Izhikevich(2, b=torch.tensor([0.2, 0.25]))
     (neuron,) = neurons_of(page_of(layer, tmp_path, neuron=1))
     assert neuron["states"] == ["v", "u"]
@@ -78,6 +79,9 @@ def test_page_has_the_initial_states_of_one_neuron(tmp_path: Path) -> None:
     kinds = {each["name"]: each["kind"] for each in neuron["params"]}
     assert (kinds["leak_gate"], kinds["beta"]) == ("fraction", "decay")
     assert neuron["call"]["name"] == "tt.neurons.GLIF"
+    (neuron,) = neurons_of(page_of(snn.SRReadout(1), tmp_path))
+    assert (neuron["shown"], neuron["output"]) == (["syn", "rec"], "output = mem")
+    assert (neuron["choices"], neuron["spiking"]) == ([], False)
 
 
 def test_unit_of_the_input_is_that_of_the_neuron(tmp_path: Path) -> None:
@@ -90,11 +94,9 @@ def test_unit_of_the_input_is_that_of_the_neuron(tmp_path: Path) -> None:
         (tt.neurons.AdEx(1), 0, 100.0),
     ):
         layer(torch.ones(2, 2, 2) if layer.num_neurons == 2 else torch.ones(1, 1))
-        before = tt.get_states(layer)
-        (found,) = neurons_of(page_of(layer, tmp_path, neuron=neuron))
+        with unchanged(layer):
+            (found,) = neurons_of(page_of(layer, tmp_path, neuron=neuron))
         assert found["unit"] == unit, layer
-        for name, state in tt.get_states(layer).items():
-            assert torch.equal(state, before[name])
 
 
 def test_page_has_the_parameters_of_one_neuron(tmp_path: Path) -> None:
@@ -115,7 +117,7 @@ def test_page_has_the_parameters_of_one_neuron(tmp_path: Path) -> None:
     assert len(neuron["variants"]) == 3 * 2 * 7
 
 
-def test_own_neurons_have_all_their_parameters_too(tmp_path: Path) -> None:
+def test_own_neurons_have_all_their_parameters_and_no_arguments_that_are_none(tmp_path) -> None:
     (neuron,) = neurons_of(page_of(Plain(2), tmp_path, neuron=1))
     values = {each["name"]: each["value"] for each in neuron["params"]}
     assert values == {"beta": 0.8, "base": 0.7, "floor": -0.4, "gain": 1.5, "shift": 0.5}
@@ -124,9 +126,6 @@ def test_own_neurons_have_all_their_parameters_too(tmp_path: Path) -> None:
     assert neuron["shown"] == ["mem"]
     assert [each["name"] for each in neuron["choices"]] == ["surrogate"]
     assert not any(each["keyword"] for each in neuron["params"])
-
-
-def test_arguments_that_are_no_parameters_are_not_written(tmp_path: Path) -> None:
     (neuron,) = neurons_of(page_of(Misnamed(2, beta=8.0), tmp_path))
     assert not any(each["keyword"] for each in neuron["params"])
 
@@ -143,22 +142,17 @@ def test_surrogates_of_the_layer_stand_first(tmp_path: Path) -> None:
     assert "neg_spike=cauchy(width=0.5)" in neuron["options"]
 
 
-def test_a_readout_shows_its_membrane_once(tmp_path: Path) -> None:
-    (neuron,) = neurons_of(page_of(snn.SRReadout(1), tmp_path))
-    assert (neuron["shown"], neuron["output"]) == (["syn", "rec"], "output = mem")
-    assert (neuron["choices"], neuron["spiking"]) == ([], False)
-
-
-def test_the_layer_is_unchanged(tmp_path: Path) -> None:
+def test_the_layer_is_unchanged_and_pages_are_reproducible_and_have_no_urls(tmp_path: Path) -> None:
     layer = snn.BSRLIF(2)
     layer(torch.ones(1, 2))
-    before = {name: value.clone() for name, value in layer.state_dict().items()}
     mem, options, state = layer.mem, vars(layer).copy(), torch.get_rng_state()
-    page_of(layer, tmp_path)
+    with unchanged(layer):
+        page = page_of(layer, tmp_path)
     assert layer.mem is mem
     assert vars(layer).keys() == options.keys()
-    assert all(torch.equal(value, before[n]) for n, value in layer.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
+    assert page_of(layer, tmp_path) == page
+    assert not re.search(r"https?://", page)
 
 
 def test_names_and_titles_are_escaped(tmp_path: Path) -> None:
@@ -166,16 +160,9 @@ def test_names_and_titles_are_escaped(tmp_path: Path) -> None:
     page = page_of({HOSTILE: kind(2), "{{script}}": Plain(2)}, tmp_path, title=HOSTILE)
     assert page.count("</script>") == 3  # the data, the printed loops, the page's own
     assert "<img" not in page
-    assert page.count("window.broken") == page.count("&lt;script&gt;window.broken") + page.count(
-        "\\u003cscript\\u003ewindow.broken"
-    ) + page.count("onerror=window.broken")
+    escaped = ("&lt;script&gt;", "\\u003cscript\\u003e", "onerror=")
+    assert page.count("window.broken") == sum(page.count(f"{e}window.broken") for e in escaped)
     assert [each["label"] for each in neurons_of(page)] == [HOSTILE, "{{script}}"]
-
-
-def test_pages_are_reproducible_and_have_no_urls(tmp_path: Path) -> None:
-    first, second = page_of(snn.RLIF(1), tmp_path), page_of(snn.RLIF(1), tmp_path)
-    assert first == second
-    assert not re.search(r"https?://", first)
 
 
 class Random(Plain):
@@ -189,30 +176,58 @@ class Method(Plain):
         return x, mem
 
 
-LINEAR = torch.nn.Linear(2, 2)
-HARD = torch.nn.Hardtanh()
-WRONG: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
-    (LINEAR, {}, TypeError, "an nn.Sequential of nn.Linear and neurons, got 'Linear': Linear"),
-    ({"a": 3}, {}, TypeError, "mapping from names to them, .* got 'a': int"),
-    ({3: snn.LIF(1)}, {}, TypeError, "got 3: LIF"),
-    ({}, {}, ValueError, "there are no layers in the mapping"),
-    (snn.LIF(2), {"neuron": 2}, ValueError, r"from 0 to 1 for LIF\(2\), got 2"),
-    (snn.LIF(2), {"neuron": 0.5}, TypeError, "neuron must be an integer, got 0.5"),
-    (snn.LIF(2), {"title": 3}, TypeError, "title must be a string, got int"),
-    (Random(2), {}, ValueError, r"Random\(2\) cannot be compiled: .*rand_like"),
-    (Method(2), {}, ValueError, "cannot be compiled: its step is not a static method"),
-    (snn.LIF(1, surrogate_derivative=HARD), {}, ValueError, "its 'pos_spike' holds a Hardtanh"),
-    (snn.LIF(2).to("meta"), {}, ValueError, "'raw_beta' has no values yet"),
-]
-
-
-@pytest.mark.parametrize(("layers", "options", "error", "match"), WRONG)
-def test_invalid_arguments_are_rejected(
-    layers: Any, options: Any, error: type[Exception], match: str, tmp_path: Path
-) -> None:
-    (tmp_path / "page.html").write_text("before")
-    with pytest.raises(error, match=match):
+@refusals(
+    r"""
+    torch.nn.Linear(2, 2)
+        -> TypeError: an nn.Sequential of nn.Linear and neurons, got 'Linear': Linear
+    {"a": 3} -> TypeError: mapping from names to them, .* got 'a': int
+    {3: snn.LIF(1)} -> TypeError: got 3: LIF
+    {} -> ValueError: there are no layers in the mapping
+    snn.LIF(2), neuron=2 -> ValueError: from 0 to 1 for LIF\(2\), got 2
+    snn.LIF(2), neuron=0.5 -> TypeError: neuron must be an integer, got 0.5
+    snn.LIF(2), title=3 -> TypeError: title must be a string, got int
+    Random(2) -> ValueError: Random\(2\) cannot be compiled: .*rand_like
+    Method(2) -> ValueError: cannot be compiled: its step is not a static method
+    snn.LIF(1, surrogate_derivative=torch.nn.Hardtanh())
+        -> ValueError: its 'pos_spike' holds a Hardtanh
+    snn.LIF(2).to("meta") -> ValueError: 'raw_beta' has no values yet
+    NO_STEP["Recurrent"]()
+        -> ValueError: has no step.*Show the neuron inside, layer\.neuron\.
+    net() -> ValueError: the network has no neurons
+    net(torch.nn.ReLU(), snn.LIF(4)) -> ValueError: 1 \(ReLU\) is none that a page
+    net(snn.LIF(5)) -> ValueError: LIF\(5\).* 5 neurons
+    shared() -> ValueError: 1 \(LIF\) shares '1.raw_beta' with '1.raw_beta'
+    tied() -> ValueError: 3 \(Linear\) shares '3.weight' with '2.weight'
+    not_finite() -> ValueError: the network has values in 1.raw_beta that are not finite
+    not_finite()[1] -> ValueError: LIF\(4\) has values in raw_beta that are not fin
+    hooked() -> ValueError: 0 \(Linear\) has a hook or a forward of its own
+    own_forward() -> ValueError: 0 \(Linear\) has a hook or a forward of its own
+    net(Halving(4)) -> ValueError: 1 \(Halving\) has a forward of its own, which
+    Halving(4) -> ValueError: Halving\(4\) has a forward of its own, which a page
+    net(Charged(4)) -> ValueError: 1 \(Charged\) has an initial_state of its own
+    Charged(4) -> ValueError: has an initial_state of its own, which a page
+    Twice(snn.LIF(2)) -> ValueError: 0 \(LIF\) shares '0.raw_beta' with '0.raw_
+    net(snn.LIF(4, dim=-3)) -> ValueError: has its neurons at dim -3, the input has
+    torch.nn.Sequential(Random(2)) -> ValueError: cannot be compiled: .*rand_like
+    fits(snn.Delay(4, max_delay=2)) -> ValueError: 2 \(Delay\) is none that a page
+    fits().to("meta") -> ValueError: '0.weight' has no values yet
+    fits(), neuron=1 -> ValueError: neuron is for a single layer, got 1
+    snn.LIF(4), data=(X, LABELS) -> ValueError: data are for a network, .*LIF
+    fits(), data=X -> TypeError: must be a pair .* got 'data': Tensor
+    fits(), data={3: (X, LABELS)} -> TypeError: got 3: tuple
+    fits(), data=(X[0], LABELS) -> ValueError: finite floats \[T, B, 3\], got
+    fits(), data=(X / 0, LABELS) -> ValueError: finite floats \[T, B, 3\], got
+    fits(), data=(X, LABELS[1:]) -> ValueError: integers \[6\] from 0 to 3, .* got
+    fits(), data=(X, LABELS + 3) -> ValueError: integers \[6\] from 0 to 3, .* got
+    fits(), data=(X, LABELS + 0.5) -> ValueError: integers \[6\] from 0 to 3, .* got
+    """
+)
+def test_invalid_arguments_are_rejected(call: str, error: str, tmp_path: Path) -> None:
+    def page(layers: Any, **options: Any) -> None:
         page_of(layers, tmp_path, **options)
+
+    (tmp_path / "page.html").write_text("before")
+    check(f"page({call})", error, {**globals(), "page": page})
     assert (tmp_path / "page.html").read_text() == "before"
 
 
@@ -268,25 +283,14 @@ def test_every_layer_is_here() -> None:
     assert modules <= {*NO_STEP, *NO_NEURON, *cases.LAYERS, "LeakyIntegrator"}
 
 
-def test_the_neuron_inside_is_named(tmp_path: Path) -> None:
-    looped = NO_STEP["Recurrent"]()
-    with pytest.raises(ValueError, match=r"has no step.*Show the neuron inside, layer\.neuron\."):
-        page_of(looped, tmp_path)
-    page_of(looped.neuron, tmp_path)
-
-
-def test_operations_that_javascript_lacks_are_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_operations_that_javascript_lacks_are_named_and_a_failed_save_keeps_the_file(
+    tmp_path, monkeypatch
 ) -> None:
     data = importlib.import_module("tracetorch.plot.playground_data")
     monkeypatch.setattr(data, "unknown", lambda graph: "bessel")
     with pytest.raises(ValueError, match="cannot be compiled: its step uses bessel"):
         page_of(snn.LIF(1), tmp_path)
-
-
-def test_failed_save_keeps_the_previous_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    monkeypatch.undo()
     (tmp_path / "page.html").write_text("before")
     monkeypatch.setattr(MODULE, "TEMPLATES", tmp_path / "absent")
     with pytest.raises(FileNotFoundError):
@@ -357,88 +361,34 @@ def fits(*more: torch.nn.Module) -> torch.nn.Sequential:
     return net(snn.LIF(4), *more)
 
 
-REFUSED: list[tuple[Callable[[], Any], dict[str, Any], type[Exception], str]] = [
-    (net, {}, ValueError, "the network has no neurons"),
-    (lambda: net(torch.nn.ReLU(), snn.LIF(4)), {}, ValueError, r"1 \(ReLU\) is none that a page"),
-    (lambda: net(snn.LIF(5)), {}, ValueError, r"LIF\(5\).* 5 neurons"),
-    (shared, {}, ValueError, r"1 \(LIF\) shares '1.raw_beta' with '1.raw_beta'"),
-    (tied, {}, ValueError, r"3 \(Linear\) shares '3.weight' with '2.weight'"),
-    (not_finite, {}, ValueError, "the network has values in 1.raw_beta that are not finite"),
-    (lambda: not_finite()[1], {}, ValueError, r"LIF\(4\) has values in raw_beta that are not fin"),
-    (hooked, {}, ValueError, r"0 \(Linear\) has a hook or a forward of its own"),
-    (own_forward, {}, ValueError, r"0 \(Linear\) has a hook or a forward of its own"),
-    (lambda: net(Halving(4)), {}, ValueError, r"1 \(Halving\) has a forward of its own, which"),
-    (lambda: Halving(4), {}, ValueError, r"Halving\(4\) has a forward of its own, which a page"),
-    (lambda: net(Charged(4)), {}, ValueError, r"1 \(Charged\) has an initial_state of its own"),
-    (lambda: Charged(4), {}, ValueError, "has an initial_state of its own, which a page"),
-    (lambda: Twice(snn.LIF(2)), {}, ValueError, r"0 \(LIF\) shares '0.raw_beta' with '0.raw_"),
-    (lambda: net(snn.LIF(4, dim=-3)), {}, ValueError, "has its neurons at dim -3, the input has"),
-    (lambda: torch.nn.Sequential(Random(2)), {}, ValueError, "cannot be compiled: .*rand_like"),
-    (lambda: fits(snn.Delay(4, max_delay=2)), {}, ValueError, r"2 \(Delay\) is none that a page"),
-    (lambda: fits().to("meta"), {}, ValueError, "'0.weight' has no values yet"),
-    (fits, {"neuron": 1}, ValueError, "neuron is for a single layer, got 1"),
-    (lambda: snn.LIF(4), {"data": (X, LABELS)}, ValueError, "data are for a network, .*LIF"),
-    (fits, {"data": X}, TypeError, r"must be a pair .* got 'data': Tensor"),
-    (fits, {"data": {3: (X, LABELS)}}, TypeError, "got 3: tuple"),
-    (fits, {"data": (X[0], LABELS)}, ValueError, r"finite floats \[T, B, 3\], got"),
-    (fits, {"data": (X / 0, LABELS)}, ValueError, r"finite floats \[T, B, 3\], got"),
-    (fits, {"data": (X, LABELS[1:])}, ValueError, r"integers \[6\] from 0 to 3, .* got"),
-    (fits, {"data": (X, LABELS + 3)}, ValueError, r"integers \[6\] from 0 to 3, .* got"),
-    (fits, {"data": (X, LABELS + 0.5)}, ValueError, r"integers \[6\] from 0 to 3, .* got"),
-]
-
-
-@pytest.mark.parametrize(("model", "options", "error", "match"), REFUSED)
-def test_networks_that_do_not_fit_are_refused(
-    model: Callable[[], Any], options: Any, error: type[Exception], match: str, tmp_path: Path
-) -> None:
-    with pytest.raises(error, match=match):
-        page_of(model(), tmp_path, **options)
-    assert not (tmp_path / "page.html").exists()
-
-
 def test_the_network_is_unchanged(tmp_path: Path) -> None:
     model = net(snn.LIF(4), torch.nn.Linear(4, 2), snn.SReadout(2))
     model(X[0])
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    states = tt.get_states(model)
-    page = page_of(model, tmp_path, data=(X, LABELS))
-    assert all(torch.equal(value, before[n]) for n, value in model.state_dict().items())
-    after = tt.get_states(model)
-    assert after.keys() == states.keys()
-    assert all(torch.equal(after[name], value) for name, value in states.items())
+    with unchanged(model):
+        page = page_of(model, tmp_path, data=(X, LABELS))
     assert all(each.grad is None for each in model.parameters())
     assert page == page_of(model, tmp_path, data=(X, LABELS))
     assert "<title>Network playground</title>" in page
     assert not re.search(r"https?://", page)
 
 
-def test_data_are_a_pair_of_any_kind_and_have_a_limit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_data_are_pairs_of_any_kind_in_the_shortest_form_up_to_a_limit(
+    tmp_path, monkeypatch
 ) -> None:
     model, noise = net(snn.LIF(4)), torch.rand(5, 6, 3)
     pair = page_of(model, tmp_path, data=(noise, LABELS))
     assert pair == page_of(model, tmp_path, data=[noise, LABELS])
-    data = importlib.import_module("tracetorch.plot.network_data")
-    monkeypatch.setattr(data, "_MOST_NUMBERS", 89)
+    module = importlib.import_module("tracetorch.plot.network_data")
+    monkeypatch.setattr(module, "_MOST_NUMBERS", 89)
     message = r"holds 89 numbers, got 90, x \[5, 6, 3\]\. Give it fewer samples, x\[:, :5\]"
     with pytest.raises(ValueError, match=message):
         page_of(model, tmp_path, data=(noise, LABELS))
     page_of(model, tmp_path, data=(noise[:, :5], LABELS[:5]))
-
-
-def test_data_have_the_shortest_form(tmp_path: Path) -> None:
     times = torch.tensor([[1, 4, 2], [0, 3, 3]])  # [B, F]
     x = torch.nn.functional.one_hot(times, 5).permute(2, 0, 1).float()
-    page = page_of(
-        net(snn.LIF(4)),
-        tmp_path,
-        data={
-            "currents": (torch.full((5, 2, 3), 0.5), LABELS[:2]),
-            "spikes": (x, LABELS[:2]),
-            "sequences": (2 * x, LABELS[:2]),
-        },
-    )
+    sets = {"currents": torch.full((5, 2, 3), 0.5), "spikes": x, "sequences": 2 * x}
+    data = {name: (each, LABELS[:2]) for name, each in sets.items()}
+    page = page_of(net(snn.LIF(4)), tmp_path, data=data)
     found = re.search(r'<script type="application/json" id="network">(.*?)</script>', page)
     assert found is not None
     currents, spikes, sequences = json.loads(found[1])["sets"]

@@ -27,13 +27,10 @@ def traces(ax: Axes) -> dict[str, list[float]]:
     }
 
 
-def test_there_is_a_line_for_each_selected_neuron() -> None:
+def test_there_is_a_line_for_each_selected_neuron_and_state() -> None:
     mem = recording()["2.mem"]
     ax = tt.plot.state_trace(mem, neurons=[3, -4], sample=1)
     assert traces(ax) == {"neuron 3": mem[:, 1, 3].tolist(), "neuron 0": mem[:, 1, 0].tolist()}
-
-
-def test_there_is_a_line_for_each_state() -> None:
     states = {"0.mem": recording()["2.mem"], "0.syn": spikes(STEPS, 3, 4)}
     ax = tt.plot.state_trace(states, neurons=2)
     assert traces(ax) == {path: value[:, 0, 2].tolist() for path, value in states.items()}
@@ -51,9 +48,7 @@ def test_there_is_a_line_for_each_state() -> None:
         (snn.Readout(3), (3, 1, 3), 1, []),
     ],
 )
-def test_thresholds_are_read_from_the_layer(
-    layer: snn.Neuron, shape: tuple[int, ...], neuron: int, expected: list[float]
-) -> None:
+def test_thresholds_are_read_from_the_layer(layer, shape, neuron, expected) -> None:
     ax = tt.plot.state_trace(torch.zeros(shape), neurons=neuron, thresholds=layer)
     assert levels(ax) == [pytest.approx(level) for level in expected]
 
@@ -64,12 +59,18 @@ def test_thresholds_can_be_numbers_or_tensors(value: Any) -> None:
     assert levels(ax) == [0.5]
 
 
-def test_different_thresholds_have_the_colours_of_their_neurons() -> None:
+def test_thresholds_have_the_colours_of_neurons_and_recordings_are_drawn() -> None:
     each = torch.tensor([0.1, 0.2, 0.3, 0.4])
     ax = tt.plot.state_trace(recording()["2.mem"], neurons=[1, 3], thresholds=each)
     dashed = [line for line in ax.lines if line.get_linestyle() == "--"]
     assert [line.get_color() for line in dashed] == list(COLOURS[:2])
     assert levels(ax) == [pytest.approx(0.2), pytest.approx(0.4)]
+    torch.manual_seed(0)
+    net: Any = nn.Sequential(nn.Linear(3, 4), snn.LIF(4))
+    _, seen = tt.unroll(net, 4 * torch.rand(9, 2, 3), record=["mem", "output"])
+    ax = tt.plot.state_trace(seen["1.mem"], spikes=seen["1.output"], thresholds=net[1])
+    assert traces(ax)["neuron 0"] == seen["1.mem"][:, 0, 0].tolist()
+    assert levels(ax) == [pytest.approx(1.0)]
 
 
 def test_spikes_are_above_and_negative_ones_below_the_traces() -> None:
@@ -85,12 +86,3 @@ def test_spikes_are_above_and_negative_ones_below_the_traces() -> None:
     low, high = ax.get_ylim()
     assert low < min(s[:, 1].min() for s in below)
     assert high > max(s[:, 1].max() for s in above)
-
-
-def test_recordings_of_unroll_are_drawn() -> None:
-    torch.manual_seed(0)
-    net: Any = nn.Sequential(nn.Linear(3, 4), snn.LIF(4))
-    _, seen = tt.unroll(net, 4 * torch.rand(9, 2, 3), record=["mem", "output"])
-    ax = tt.plot.state_trace(seen["1.mem"], spikes=seen["1.output"], thresholds=net[1])
-    assert traces(ax)["neuron 0"] == seen["1.mem"][:, 0, 0].tolist()
-    assert levels(ax) == [pytest.approx(1.0)]

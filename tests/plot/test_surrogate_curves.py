@@ -23,26 +23,19 @@ def test_curves_are_the_derivatives(surrogate: Surrogate) -> None:
     assert np.allclose(line.get_ydata(), surrogate.derivative(u).expand_as(u))
 
 
-def test_default_is_every_surrogate() -> None:
-    labels = [line.get_label() for line in tt.plot.surrogate_curves().lines]
-    names = [n for n in tt.functional.__all__ if n.endswith("_surrogate")]
-    assert sorted(str(label).partition("(")[0] for label in labels[:-1]) == sorted(names)
-
-
-def test_callables_are_labelled_by_name_or_key() -> None:
+def test_callables_are_labelled_and_the_default_is_every_surrogate() -> None:
     def soft(u: Tensor) -> Tensor:
         return torch.sigmoid(u)
 
+    ax: Any
     with torch.no_grad():
         ax = tt.plot.surrogate_curves({"mine": soft}, reach=3.0)
         again = tt.plot.surrogate_curves([soft], reach=3.0)
     assert max(np.asarray(ax.lines[0].get_ydata())) == pytest.approx(0.25)
     assert ax.get_xlim() == (-3, 3)
     assert [ax.lines[0].get_label(), again.lines[0].get_label()] == ["mine", "soft"]
-
-
-def test_callables_with_equal_names_are_all_drawn() -> None:
-    ax: Any = tt.plot.surrogate_curves([lambda u: torch.sigmoid(u), lambda u: torch.sigmoid(2 * u)])
-    assert [max(line.get_ydata()) for line in ax.lines[:2]] == [
-        pytest.approx(h) for h in (0.25, 0.5)
-    ]
+    ax = tt.plot.surrogate_curves([lambda u: torch.sigmoid(u), lambda u: torch.sigmoid(2 * u)])
+    assert [max(line.get_ydata()) for line in ax.lines[:2]] == pytest.approx([0.25, 0.5])
+    labels = [line.get_label() for line in tt.plot.surrogate_curves().lines]
+    names = [n for n in tt.functional.__all__ if n.endswith("_surrogate")]
+    assert sorted(str(label).partition("(")[0] for label in labels[:-1]) == sorted(names)

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import tracetorch as tt
 from tests.browser import TIMEOUT, Page, Visits, wait_for_frame
@@ -48,14 +47,23 @@ def centre(page: Page, path: str, step: float, row: float = 0.5, rows: float = 1
     return [frame["x"] + LEFT + across * wide, frame["y"] + TOP + row / rows * high]
 
 
+def drawing(page: Page) -> tuple[Page, float, float]:
+    """Return the canvas of the first plot, and the width and the height of what it shows."""
+    canvas = page.locator(".panel canvas").first
+    frame = canvas.bounding_box()
+    return canvas, frame["width"] - LEFT - RIGHT, frame["height"] - TOP - BOTTOM
+
+
 def steps(page: Page) -> tuple[int, int]:
     """Return the first and the last visible step."""
+    wait_for_frame(page)
     text = page.locator("#span").inner_text().replace(",", "")
     numbers = [int(n) for n in re.findall(r"\d+", text)]
     return (0, numbers[0] - 1) if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
 def read(page: Page, path: str) -> str:
+    wait_for_frame(page)
     return str(panel(page, path).locator("output").inner_text())
 
 
@@ -75,8 +83,9 @@ def test_layers_are_listed_with_their_kind_and_size(opened: Open) -> None:
     assert page.locator(".panel b").all_inner_texts() == ["0.mem", "2.mem", "2.output"]
 
 
-def test_pointer_reads_spikes(opened: Open) -> None:
+def test_pointer_reads_spikes_and_states_at_the_same_step(opened: Open) -> None:
     seen = recording()
+    seen["0.mem"][7, 0, 1] = torch.nan
     page = opened(seen)
     for path in ("0.output", "2.output"):
         sent = seen[path][:, 0]
@@ -86,20 +95,13 @@ def test_pointer_reads_spikes(opened: Open) -> None:
                 page.mouse.move(*centre(page, path, step, neuron + 0.5, sent.shape[1]))
                 what = {1: "spike", -1: "downward spike", 0: "silent"}[int(sent[step, neuron])]
                 assert read(page, path) == f"step {step} · neuron {neuron}: {what}"
-
-
-def test_pointer_reads_states_at_the_same_step(opened: Open) -> None:
-    seen = recording()
-    seen["0.mem"][7, 0, 1] = torch.nan
-    page = opened(seen)
     page.mouse.move(*centre(page, "0.output", 7))
     found = re.findall(r"(\d): ([^ ·]+(?: finite)?)", read(page, "0.mem"))
     assert [int(neuron) for neuron, _ in found] == [0, 1, 2, 3]
     assert found[1][1] == "not finite"
     for neuron in (0, 2, 3):
-        assert float(found[neuron][1]) == pytest.approx(
-            seen["0.mem"][7, 0, neuron].item(), abs=1e-4
-        )
+        expected = seen["0.mem"][7, 0, neuron].item()
+        assert float(found[neuron][1]) == pytest.approx(expected, abs=1e-4)
     count = int(seen["2.output"][7, 0].abs().sum())
     assert read(page, "2.output") == f"step 7 · {count} spike{'' if count == 1 else 's'}"
 
@@ -124,9 +126,7 @@ def test_ticks_are_drawn_at_the_spikes_only(opened: Open, scheme: str, up: str, 
     sent = torch.zeros(11, 1, 4)
     sent[3, 0, 1], sent[8, 0, 2] = 1, -1
     page = opened({"a.output": sent}, scheme=scheme)
-    canvas = page.locator(".panel canvas")
-    frame = canvas.bounding_box()
-    wide, high = frame["width"] - LEFT - RIGHT, frame["height"] - TOP - BOTTOM
+    canvas, wide, high = drawing(page)
     for step in range(11):
         for neuron in range(4):
             cell = [LEFT + step / 11 * wide, TOP + neuron / 4 * high, wide / 11 - 1, high / 4 - 1]
@@ -139,26 +139,22 @@ def test_single_spikes_are_visible_among_many_steps(opened: Open) -> None:
     sent = torch.zeros(10_000, 1, 2_000)
     sent[4_321, 0, 1_234] = 1
     page = opened({"a.output": sent.bool()})
-    canvas = page.locator(".panel canvas")
-    frame = canvas.bounding_box()
-    wide, high = frame["width"] - LEFT - RIGHT, frame["height"] - TOP - BOTTOM
+    canvas, wide, high = drawing(page)
     x, y = LEFT + 0.4321 * wide, TOP + 0.617 * high
     ink = page.evaluate(INK, [canvas.element_handle(), x - 2, y - 2, 4, 4])
     assert ink.get("47,102,144", 0) >= 1
-    page.mouse.move(frame["x"] + x, frame["y"] + y)
+    page.mouse.move(*centre(page, "a.output", 4_320.5, 1_234, 2_000))
     for _ in range(9):
         page.mouse.wheel(0, -300)
-    wait_for_frame(page)
     first, last = steps(page)
     assert first <= 4_321 <= last
     assert last - first < 250
 
 
-def test_wheel_drag_and_keys_zoom_and_pan_time(opened: Open) -> None:
+def test_wheel_drag_keys_and_the_overview_zoom_and_pan_time(opened: Open) -> None:
     page = opened({"a": uniform(200, 1, 3)})
     page.mouse.move(*centre(page, "a", 100))
     page.mouse.wheel(0, -600)
-    wait_for_frame(page)
     first, last = steps(page)
     assert 40 < first < 100 < last < 160
     assert abs((first + last) / 2 - 100) <= 1  # it stays under the pointer
@@ -166,42 +162,30 @@ def test_wheel_drag_and_keys_zoom_and_pan_time(opened: Open) -> None:
     page.mouse.down()
     page.mouse.move(*[a + b for a, b in zip(centre(page, "a", 100), (-200, 0), strict=True)])
     page.mouse.up()
-    wait_for_frame(page)
     dragged = steps(page)
     assert dragged[0] > first + 10
     assert abs((dragged[1] - dragged[0]) - (last - first)) <= 1
 
     page.keyboard.press("ArrowLeft")
-    wait_for_frame(page)
     assert steps(page)[0] < dragged[0]
     page.keyboard.press("End")
-    wait_for_frame(page)
     assert steps(page)[1] == 199
     page.keyboard.press("0")
-    wait_for_frame(page)
     assert steps(page) == (0, 199)
     page.keyboard.press("+")
-    wait_for_frame(page)
     narrow = steps(page)
     page.get_by_role("button", name="zoom out").click()
-    wait_for_frame(page)
     assert steps(page) == (0, 199) != narrow
     page.keyboard.press("-")
-    wait_for_frame(page)
     assert steps(page) == (0, 199)  # there is no more
     background = "getComputedStyle(document.body).backgroundColor"
     before = page.evaluate(background)
     page.keyboard.press("t")
     assert page.evaluate(background) != before
-
-
-def test_overview_scrolls(opened: Open) -> None:
-    page = opened({"a": uniform(200, 1, 3)})
     for _ in range(4):
         page.keyboard.press("+")
     frame = page.locator("#overview").bounding_box()
     page.mouse.click(frame["x"] + 0.8 * frame["width"], frame["y"] + 9)
-    wait_for_frame(page)
     assert sum(steps(page)) / 2 == pytest.approx(160, abs=2)
 
 
@@ -213,7 +197,6 @@ def test_alt_and_wheel_zoom_neurons(opened: Open) -> None:
     page.keyboard.down("Alt")
     page.mouse.wheel(0, -1000)
     page.keyboard.up("Alt")
-    wait_for_frame(page)
     assert steps(page) == (0, 9)
     assert read(page, "a") == "step 5 · neuron 25: spike"
     page.mouse.move(spot[0], spot[1] + 20)
@@ -237,7 +220,7 @@ def test_samples_can_be_switched(opened: Open) -> None:
     page.wait_for_selector("body[data-ready='2']")  # it was the last
 
 
-def test_click_on_a_neuron_shows_its_states(opened: Open) -> None:
+def test_click_on_a_neuron_or_its_number_shows_its_states(opened: Open) -> None:
     seen = recording()
     page = opened(seen)
     page.mouse.click(*centre(page, "0.output", 3, 4.5, 5))
@@ -246,9 +229,6 @@ def test_click_on_a_neuron_shows_its_states(opened: Open) -> None:
     page.mouse.move(*centre(page, "0.mem", 3))
     value = float(read(page, "0.mem").split("4: ")[1])
     assert value == pytest.approx(seen["0.mem"][3, 0, 4].item(), abs=1e-4)
-
-
-def test_neurons_are_selected_by_number(opened: Open) -> None:
     values = uniform(30, 1, 12)
     page = opened({"a.mem": values})
     field = page.get_by_label("neurons", exact=True)
@@ -260,17 +240,15 @@ def test_neurons_are_selected_by_number(opened: Open) -> None:
     page.get_by_role("button", name="map").click()
     wait_for_frame(page)
     page.mouse.move(*centre(page, "a.mem", 4, 7.5, 12))
-    path, _, value = read(page, "a.mem").rpartition(": ")
+    path, _, shown = read(page, "a.mem").rpartition(": ")
     assert path == "step 4 · neuron 7"
-    assert float(value) == pytest.approx(values[4, 0, 7].item(), abs=1e-4)
+    assert float(shown) == pytest.approx(values[4, 0, 7].item(), abs=1e-4)
 
 
 def test_lines_go_through_their_values(opened: Open) -> None:
     ramp = torch.linspace(0, 1, 21).reshape(21, 1, 1)
     page = opened({"a.mem": ramp})
-    canvas = page.locator(".panel canvas")
-    frame = canvas.bounding_box()
-    wide, high = frame["width"] - LEFT - RIGHT, frame["height"] - TOP - BOTTOM
+    canvas, wide, high = drawing(page)
     for step in (1, 10, 19):
         x = LEFT + (step + 0.5) / 21 * wide
         y = TOP + (1.06 - step / 20) / 1.12 * high  # 6 % of room above and below
@@ -280,13 +258,18 @@ def test_lines_go_through_their_values(opened: Open) -> None:
         assert "47,102,144" not in above
 
 
-def test_names_with_markup_are_shown_as_text(opened: Open) -> None:
+def test_names_with_markup_are_shown_as_text_and_layers_open_on_demand(opened: Open) -> None:
     page = opened({f"{HOSTILE}.mem": uniform(5, 2, 1), "{{data}}": uniform(5, 2, 1)}, title=HOSTILE)
     assert page.evaluate("window.broken") is None
     assert page.title() == HOSTILE
     assert page.locator("h1").inner_text() == HOSTILE
     assert page.locator("img").count() == 0
     assert page.locator(".panel b").all_inner_texts() == [f"{HOSTILE}.mem", "{{data}}"]
+    page = opened({f"{n}.mem": uniform(9, 1, 2) for n in range(9)})
+    assert page.locator(".panel").count() == 6
+    page.get_by_label("8.mem").check()
+    page.wait_for_selector("body[data-ready='0']")
+    assert page.locator(".panel b").all_inner_texts()[-1] == "8.mem"
 
 
 def test_two_fingers_zoom_and_one_pans(opened: Open) -> None:
@@ -302,7 +285,6 @@ def test_two_fingers_zoom_and_one_pans(opened: Open) -> None:
     for apart in (70, 100, 150):
         touch("touchMove", x - apart, x + apart)
     touch("touchEnd")
-    wait_for_frame(page)
     first, last = steps(page)
     assert last - first == pytest.approx(200 / 3, abs=6)
     assert (first + last) / 2 == pytest.approx(100, abs=4)
@@ -311,38 +293,28 @@ def test_two_fingers_zoom_and_one_pans(opened: Open) -> None:
     for by in (20, 60, 120):
         touch("touchMove", x - by)
     touch("touchEnd")
-    wait_for_frame(page)
     panned = steps(page)
     assert panned[0] > first + 5
     assert panned[1] - panned[0] == pytest.approx(last - first, abs=1)
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        torch.zeros(1, 1, 1),
-        torch.full((3, 1, 2), torch.nan),
-        torch.full((3, 1, 2), 0.5),
-        torch.ones(2, 1, 1),
-        torch.tensor([1e30, -1e30, 0.3]).reshape(3, 1, 1),
-    ],
-    ids=["one step", "nothing finite", "constant", "two steps", "far apart"],
-)
-def test_small_and_unusual_recordings_open(opened: Open, value: Tensor) -> None:
-    page = opened({"a.mem": value})
+UNUSUAL = {
+    "one step": torch.zeros(1, 1, 1),
+    "nothing finite": torch.full((3, 1, 2), torch.nan),
+    "constant": torch.full((3, 1, 2), 0.5),
+    "two steps": torch.ones(2, 1, 1),
+    "far apart": torch.tensor([1e30, -1e30, 0.3]).reshape(3, 1, 1),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_small_and_unusual_recordings_open(opened: Open, name: str) -> None:
+    page = opened({"a.mem": UNUSUAL[name]})
     page.mouse.move(*centre(page, "a.mem", 0))
     assert read(page, "a.mem").startswith("step 0")
     page.keyboard.press("+")
     page.keyboard.press("ArrowUp")
     wait_for_frame(page)
-
-
-def test_layers_open_on_demand(opened: Open) -> None:
-    page = opened({f"{n}.mem": uniform(9, 1, 2) for n in range(9)})
-    assert page.locator(".panel").count() == 6
-    page.get_by_label("8.mem").check()
-    page.wait_for_selector("body[data-ready='0']")
-    assert page.locator(".panel b").all_inner_texts()[-1] == "8.mem"
 
 
 def test_animations_play_without_a_network(browser: Any, tmp_path: Path) -> None:

@@ -123,13 +123,7 @@ TYPES: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
     [(error, *row) for error, rows in ((ValueError, VALUES), (TypeError, TYPES)) for row in rows],
 )
 def test_wrong_arguments_are_refused(
-    error: Any,
-    name: str,
-    arguments: Any,
-    options: Any,
-    match: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    error, name, arguments, options, match, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=match):
@@ -145,12 +139,9 @@ def test_append_rejects_other_types_and_keeps_its_values(value: Any) -> None:
     assert measured.measurement == []
 
 
-def test_a_missing_page_is_named() -> None:
+def test_a_missing_page_is_named_and_indices_and_numbers_are_checked() -> None:
     with pytest.raises(FileNotFoundError, match=r"missing\.html"):
         plot.show_html("missing.html")
-
-
-def test_indices_and_numbers() -> None:
     assert [check_index("n", place, 3) for place in (0, 2, -1, -3)] == [0, 2, 2, 0]
     for place in (3, -4):
         with pytest.raises(ValueError, match=f"n must lie in 0 to 2, got {place}"):

@@ -65,15 +65,19 @@ def shard(model: nn.Module) -> nn.Module:
     return model
 
 
+def name_of(name: str) -> str:
+    """Return the name in ``net()`` of a parameter or a state of what wraps it."""
+    return name.removeprefix("module.").removeprefix("model.")
+
+
+def whole(tensor: Any) -> Tensor:
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).cpu()
+
+
 def gradients(model: nn.Module) -> dict[str, Tensor]:
     """Return full gradients by the names of the parameters in ``net()``."""
-    found = {}
-    for name, p in model.named_parameters():
-        name = name.removeprefix("module.").removeprefix("model.")
-        grad = p.grad
-        assert grad is not None, name
-        found[name] = (grad.full_tensor() if hasattr(grad, "full_tensor") else grad).cpu()
-    return found
+    assert all(p.grad is not None for p in model.parameters())
+    return {name_of(name): whole(p.grad) for name, p in model.named_parameters()}
 
 
 ENGINES: dict[str, Callable[[nn.Module], Any]] = {
@@ -89,9 +93,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def gradients_of_wrapped_step(
-    engine: str, way: str, x: Tensor, y: Tensor, mine: slice
-) -> dict[str, Tensor]:
+def gradients_of_wrapped_step(engine, way, x, y, mine) -> dict[str, Tensor]:
     """Return gradients where the engine wraps one time step, inside ``unroll``."""
     model = ENGINES[engine](net().to(x.device))
     out = tt.unroll(model, x[:, mine], **WAYS[way])
@@ -99,9 +101,7 @@ def gradients_of_wrapped_step(
     return gradients(model)
 
 
-def gradients_of_wrapped_sequence(
-    engine: str, way: str, x: Tensor, y: Tensor, mine: slice
-) -> dict[str, Tensor]:
+def gradients_of_wrapped_sequence(engine, way, x, y, mine) -> dict[str, Tensor]:
     """Return gradients where the engine wraps a module whose forward unrolls."""
     model = ENGINES[engine](Whole(net().to(x.device), **WAYS[way]))
     cross_entropy(model(x[:, mine]).mean(0), y[mine]).backward()
@@ -133,10 +133,11 @@ def parameters_after_training(engine: str, x: Tensor, y: Tensor, mine: slice) ->
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
-    found = {n.removeprefix("module.").removeprefix("model."): p for n, p in
-             model.named_parameters()}  # fmt: skip
-    return {n: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().cpu() for n, p in
-            found.items()}  # fmt: skip
+    return {name_of(n): whole(p.detach()) for n, p in model.named_parameters()}
+
+
+def states_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name_of(n): s.cpu() for n, s in tt.get_states(model).items()}
 
 
 def states_of_stream(engine: str, way: str, x: Tensor, mine: slice, rank: int) -> dict[str, Tensor]:
@@ -146,8 +147,7 @@ def states_of_stream(engine: str, way: str, x: Tensor, mine: slice, rank: int) -
         tt.unroll(model, x[:3, mine], **WAYS[way])
         tt.zero_states(model, where=torch.tensor([rank == 0, False]))
         out = tt.unroll(model, x[3:, mine], **WAYS[way])
-    states = {n.removeprefix("module."): s.cpu() for n, s in tt.get_states(model).items()}
-    return {**states, "the output": out.cpu()}
+    return {**states_of(model), "the output": out.cpu()}
 
 
 def states_before_wrapping(x: Tensor, mine: slice) -> dict[str, Tensor]:
@@ -155,8 +155,7 @@ def states_before_wrapping(x: Tensor, mine: slice) -> dict[str, Tensor]:
     model = net().to(x.device)
     tt.unroll(model, x[:, mine])
     tt.detach_states(model)
-    wrapped = DistributedDataParallel(model)
-    return {n.removeprefix("module."): s.cpu() for n, s in tt.get_states(wrapped).items()}
+    return states_of(DistributedDataParallel(model))
 
 
 def jobs(rank: int, device: str) -> dict[str, Callable[[], dict[str, Tensor]]]:
@@ -181,7 +180,7 @@ def jobs(rank: int, device: str) -> dict[str, Callable[[], dict[str, Tensor]]]:
     return made
 
 
-def main(folder: Path, rank: int, world: int, backend: str) -> None:
+def main(folder, rank, world, backend) -> None:
     # FSDP loses gradients where a module returns a view that is changed in place later. No layer
     # does so by layer; unroll returns one, which these jobs leave unchanged.
     warnings.filterwarnings("error", message=".*returned a view tensor")

@@ -16,28 +16,16 @@ from tests.unrolling.models import By, Whole
 
 Results = list[dict[str, dict[str, Tensor]]]
 
-BACKENDS = [
-    "gloo",
-    pytest.param(
-        "nccl",
-        marks=[
-            pytest.mark.gpu,
-            pytest.mark.skipif(torch.cuda.device_count() < WORLD, reason="needs two GPUs"),
-        ],
-    ),
-]
+TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < WORLD, reason="needs two GPUs")
+BACKENDS = ["gloo", pytest.param("nccl", marks=[pytest.mark.gpu, TWO_GPUS])]
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def results(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Results:
     """Run all jobs in two processes, once; return their results."""
     folder = tmp_path_factory.mktemp("processes")
-    run_together(
-        [
-            ["-m", "tests.scale_out.jobs", str(folder), str(rank), str(WORLD), request.param]
-            for rank in range(WORLD)
-        ]
-    )
+    job, rest = ["-m", "tests.scale_out.jobs", str(folder)], [str(WORLD), request.param]
+    run_together([[*job, str(rank), *rest] for rank in range(WORLD)])
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 
 
@@ -51,9 +39,7 @@ def reference(batch: int, way: str = "by layer") -> dict[str, Tensor]:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("wrapped", ["whole", "model"])
-def test_gradients_equal_those_of_one_process(
-    results: Results, wrapped: str, engine: str, way: str
-) -> None:
+def test_gradients_equal_those_of_one_process(results, wrapped, engine, way) -> None:
     name = f"{wrapped}/{engine}/{way}"
     if name not in results[0]:
         assert name.startswith("model/DDP/in segments"), "refused; tests/unrolling/test_segments.py"
@@ -66,11 +52,17 @@ def test_gradients_equal_those_of_one_process(
             torch.testing.assert_close(found[n], grad, msg=f"{n} of process {rank}")
 
 
-def test_unequal_shares_of_the_batch(results: Results) -> None:
+def test_unequal_shares_and_states_of_before_are_those_of_the_whole(results: Results) -> None:
     expected = reference(5)
     for rank in range(WORLD):
         for n, grad in expected.items():
             torch.testing.assert_close(results[rank]["unequal"][n], grad, msg=n)
+    x, _ = data()
+    model = net()
+    tt.unroll(model, x)
+    for n, value in tt.get_states(model).items():
+        joined = torch.cat([results[rank]["carried in"][n] for rank in range(WORLD)])
+        torch.testing.assert_close(joined, value, msg=n)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -91,9 +83,7 @@ def test_parameters_after_training(results: Results, engine: str) -> None:
 
 @pytest.mark.parametrize("way", ["by layer", "by step"])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_each_process_has_the_states_of_its_own_samples(
-    results: Results, engine: str, way: str
-) -> None:
+def test_each_process_has_the_states_of_its_own_samples(results, engine, way) -> None:
     x, _ = data()
     model = net()
     with torch.no_grad():
@@ -108,16 +98,7 @@ def test_each_process_has_the_states_of_its_own_samples(
     assert not torch.equal(shares[0]["out.mem"], shares[1]["out.mem"])
 
 
-def test_wrapping_does_not_broadcast_states(results: Results) -> None:
-    x, _ = data()
-    model = net()
-    tt.unroll(model, x)
-    for n, value in tt.get_states(model).items():
-        joined = torch.cat([results[rank]["carried in"][n] for rank in range(WORLD)])
-        torch.testing.assert_close(joined, value, msg=n)
-
-
-def test_states_are_neither_parameters_nor_buffers() -> None:
+def test_states_are_no_parameters_and_outputs_no_views() -> None:
     model = net()
     tt.unroll(model, data()[0])
     held = {id(t) for t in (*model.parameters(), *model.buffers())}
@@ -125,10 +106,7 @@ def test_states_are_neither_parameters_nor_buffers() -> None:
     assert states
     assert all(id(state) not in held for state in states.values())
     assert not set(states) & set(model.state_dict())
-
-
-def test_outputs_by_layer_are_no_views() -> None:
-    """FSDP registers its hook on a layer's output, and loses it if a view is changed in place."""
+    # FSDP registers its hook on a layer's output, and loses it if a view is changed in place.
     seen: list[Tensor] = []
     model = net()
     tt.unroll(model, data()[0], from_rest=True)  # the first run calls it more often
@@ -153,12 +131,9 @@ def test_parameter_memory_can_be_freed_after_a_pass() -> None:
             p.untyped_storage().resize_(0)
 
 
-def test_default_ranks_give_no_scalar_parameters() -> None:
+def test_default_ranks_give_no_scalar_parameters_and_data_parallel_is_refused() -> None:
     """FSDP2 refuses parameters of rank 0, as docs/use/scale_out.md says; the default rank is 1."""
     assert all(p.ndim for p in net().parameters())
     assert any(p.ndim == 0 for p in tt.snn.LIF(3, beta_rank=0).parameters())
-
-
-def test_data_parallel_is_refused() -> None:
     with pytest.raises(RuntimeError, match="Use DistributedDataParallel, one process per device"):
         net().out._replicate_for_data_parallel()

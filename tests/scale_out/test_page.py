@@ -25,13 +25,8 @@ def test_all_code_blocks_of_the_page_run(tmp_path: Path, monkeypatch: pytest.Mon
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {
-        "RANK": "0",
-        "WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    for name, value in environment.items():
+    environment = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": str(port)}
+    for name, value in {**environment, "MASTER_ADDR": "127.0.0.1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     script = tmp_path / "page.py"

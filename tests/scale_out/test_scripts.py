@@ -35,9 +35,8 @@ def test_two_processes_train_the_same_network_as_one(engine: str, tmp_path: Path
     options = ("--quick", "--steps", "3", "--lr", "1e-3")
     (printed,) = run_together([[*DISTRIBUTED, *options, "--out", str(one)]])
     assert "1 process(es), no engine, on cpu" in printed
-    (printed,) = run_together(
-        [[*TORCHRUN, *DISTRIBUTED, *options, "--engine", engine, "--out", str(two)]]
-    )
+    given = [*options, "--engine", engine, "--out", str(two)]
+    (printed,) = run_together([[*TORCHRUN, *DISTRIBUTED, *given]])
     assert f"2 process(es), {engine}, on cpu" in printed
     assert printed.count("held out:") == 1, "one process prints"
     torch.manual_seed(0)
@@ -79,10 +78,7 @@ def test_resumed_lightning_run_equals_an_uninterrupted_one(tmp_path: Path) -> No
     held = torch.load(checkpoint, weights_only=False)["state_dict"]
     assert set(held) == {f"network.{name}" for name in ConvSNN().state_dict()}, "no states in it"
     run_together([[*options, "--out", str(part), "--resume", str(checkpoint)]])
-    expected, found = (
-        parameters(whole / "model.safetensors"),
-        parameters(part / "model.safetensors"),
-    )
+    expected, found = (parameters(folder / "model.safetensors") for folder in (whole, part))
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
     halfway = [held[f"network.{name}"] for name in expected]

@@ -58,9 +58,8 @@ def peft(names: Names, folder: Path) -> None:
     learned = names["learned"]
     assert len(learned) == 6  # two matrices for each of two layers, and two parameters of a neuron
     assert all("lora" in name or "net.1.modules_to_save" in name for name in learned)
-    assert [type(layer).__name__ for layer in names["merged"].net] == [
-        *("Linear", "LIF", "Linear", "Readout")
-    ]
+    kinds = [type(layer).__name__ for layer in names["merged"].net]
+    assert kinds == ["Linear", "LIF", "Linear", "Readout"]
 
 
 def opacus(names: Names, folder: Path) -> None:
@@ -163,15 +162,10 @@ def tonic(names: Names, folder: Path) -> None:
     assert names["mask"].sum(0).tolist() == [len(sample) for sample, _ in names["samples"]]
 
 
+LEARNING = (tensorboard, wandb, accelerate, trainer, peft, opacus, captum, neurobench)
+OTHERS = (torchrl, stable_baselines, elephant, nwb, tonic)
 CHECKS: dict[str, Callable[[Names, Path], None]] = dict(
-    zip(
-        TOOLS,
-        (
-            *(tensorboard, wandb, accelerate, trainer, peft, opacus, captum, neurobench),
-            *(torchrl, stable_baselines, elephant, nwb, tonic),
-        ),
-        strict=True,
-    )
+    zip(TOOLS, (*LEARNING, *OTHERS), strict=True)
 )
 
 
@@ -187,12 +181,9 @@ def _fresh_accelerate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def test_every_block_belongs_to_a_tool() -> None:
+def test_every_block_belongs_to_a_tool_and_the_beginning_runs() -> None:
     assert len(SECTIONS[""]) == 1
     assert list(SECTIONS)[1:] == list(TOOLS)
-
-
-def test_the_beginning_runs() -> None:
     names = executed()
     whole: nn.Module = names["Whole"](names["network"]())
     logits = whole(names["x"])

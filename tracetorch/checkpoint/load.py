@@ -20,12 +20,7 @@ from tracetorch.checkpoint.modules import describe_modules
 from tracetorch.checkpoint.modules import differences as module_differences
 from tracetorch.checkpoint.read import read
 from tracetorch.checkpoint.tensors import Constraints, load_tensors, named_tensors, shared_names
-from tracetorch.checkpoint.training import (
-    Stateful,
-    check_part,
-    random_state,
-    set_random_state,
-)
+from tracetorch.checkpoint.training import Stateful, check_part, random_state, set_random_state
 from tracetorch.checkpoint.wrappers import file_rename, plain, renamed, unwrapped
 from tracetorch.core.checks import check_flag, check_module, check_unsharded
 from tracetorch.core.snapshot import restored_on_error
@@ -264,11 +259,8 @@ def _restored_on_failure(
             set_random_state(numbers)
         # some layers read a buffer when it is loaded
         with contextlib.suppress(Exception):
-            load_tensors(
-                model,
-                {name: each.detach().clone() for name, each in tensors.items()},
-                _decays(model, describe_modules(model)),
-            )
+            copies = {name: each.detach().clone() for name, each in tensors.items()}
+            load_tensors(model, copies, _decays(model, describe_modules(model)))
         for layer, kept in constraints.items():  # loading may have lowered bounds
             for name, constraint in kept.items():
                 layer._declared.constrain(name, constraint)

@@ -50,10 +50,6 @@ def describe_modules(model: nn.Module) -> dict[str, ModuleDescription]:
     constructor that it keeps; one of any other class by the name of the class. A neuron layer adds
     to :func:`tracetorch.checkpoint.layers.describe_layers` the constraints of its parameters and
     the forward values of its spike functions.
-
-    Example:
-        >>> describe_modules(nn.Softmax(dim=1))
-        {'': {'class': 'nn.Softmax', 'dim': '1'}}
     """
     described: dict[str, ModuleDescription] = {}
     surrogates: list[str] = []

@@ -28,11 +28,9 @@ class CheckpointFile(NamedTuple):
 
 
 def read(path: str | os.PathLike[str]) -> CheckpointFile:
-    """Read what a file holds, and its header where :func:`tt.save` wrote it.
+    """Read a safetensors file, and its header where :func:`tt.save` wrote it, or a state_dict.
 
-    Args:
-        path: a safetensors file, or a ``state_dict`` that ``torch.save`` wrote. Pickled code never
-            runs (``weights_only=True``).
+    Of a file of ``torch.save`` pickled code never runs (``weights_only=True``).
     """
     file = check_regular_file(path, "a file of tensors")
     with file.open("rb") as opened:

@@ -79,11 +79,8 @@ def save(
     training, training_tensors = encoded(model, parts, rng, progress)
     named = named_tensors(model)
     shared = shared_names(named)
-    tensors = {
-        name: tensor.detach().cpu().contiguous()
-        for name, tensor in named.items()
-        if name not in shared
-    }
+    own = {name: tensor for name, tensor in named.items() if name not in shared}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}
     # safetensors refuses tensors that overlap in part: each becomes a tensor of its own.
     storages = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
     if len(storages) < len(tensors):
@@ -107,7 +104,6 @@ def save(
         describe_modules(model),
         training if training["values"] else None,
     ).dumps()
+    metadata = {HEADER_KEY: header, CHECKSUM_KEY: checksum(header, tensors)}
     with atomic_replace(path) as unfinished:
-        save_safetensors(
-            tensors, unfinished, {HEADER_KEY: header, CHECKSUM_KEY: checksum(header, tensors)}
-        )
+        save_safetensors(tensors, unfinished, metadata)

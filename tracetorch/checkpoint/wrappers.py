@@ -25,12 +25,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def plain(name: str) -> str:
-    """Remove the segments that wrappers of submodules add to a name or path.
-
-    Example:
-        >>> plain("encoder._orig_mod.weight")
-        'encoder.weight'
-    """
+    """Remove the segments that wrappers of submodules add to a name or path."""
     return ".".join(part for part in name.split(".") if part not in _SEGMENTS)
 
 

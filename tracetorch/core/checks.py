@@ -107,10 +107,7 @@ def check_has_values(model: nn.Module) -> None:
 def check_unsharded(model: nn.Module, by: str, *, loads: bool = False) -> None:
     """Raise ``ValueError`` where this process may hold only a part of a tensor of ``model``.
 
-    Args:
-        model: any module.
-        by: name of the function that needs the whole, for the message.
-        loads: whether it writes to the model.
+    The message names the function ``by`` that needs the whole; ``loads``: it writes to the model.
     """
     # no tensor can be of a class whose module was never imported
     tensors, fsdp = (sys.modules.get(f"torch.distributed.{name}") for name in ("tensor", "fsdp"))
@@ -146,13 +143,6 @@ _SPREAD = (
 
 
 def suggestion(name: object, allowed: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the nearest allowed name, or ``""`` where none is near.
-
-    Example:
-        >>> suggestion("tirton", ["cpu", "triton"])
-        " Did you mean 'triton'?"
-        >>> suggestion("cuda", ["cpu", "triton"])
-        ''
-    """
+    """Return ``" Did you mean 'x'?"`` for the nearest allowed name, ``""`` where none is near."""
     near = difflib.get_close_matches(str(name), list(allowed), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""

@@ -4,17 +4,5 @@ from __future__ import annotations
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
-    """Return how many places the kernel has; below 1 where it does not fit.
-
-    Args:
-        size: of the input.
-        kernel: its number of values.
-        stride: from one output to the next.
-        padding: zeros at both ends of the input.
-        dilation: from one value of the kernel to the next.
-
-    Example:
-        >>> output_size(28, kernel=5, stride=1, padding=0), output_size(2, 5, 1, 0)
-        (24, -2)
-    """
+    """Return how many places the kernel has; below 1 where it does not fit."""
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1

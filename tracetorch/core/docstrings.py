@@ -28,25 +28,6 @@ class SharedDescriptions:
             pattern are described together.
         shape: the section ``Shape:``, for those that have none of their own.
         raises: descriptions by name of an exception, added to those that a docstring has.
-
-    Example:
-        >>> @SharedDescriptions({"m*": "where a step is real."}, shape="``[T, B]``.")
-        ... def loss(x, mask):
-        ...     '''Compute it.
-        ...
-        ...     Args:
-        ...         x: the output.
-        ...     '''
-        >>> print(loss.__doc__)
-        Compute it.
-        <BLANKLINE>
-        Args:
-            x: the output.
-            mask: where a step is real.
-        <BLANKLINE>
-        Shape:
-            ``[T, B]``.
-        <BLANKLINE>
     """
 
     args: Mapping[str, str]

@@ -34,22 +34,6 @@ def atomic_replace(path: str | os.PathLike[str]) -> Iterator[Path]:
     several writers of one path each writes a file of its own, and the last one stays. A symbolic
     link stays a link: the file that it leads to is replaced. The file has the mode that
     ``open(path, "w")`` leaves: of the file it replaces, or of a new one.
-
-    Args:
-        path: the file to make or to replace; its folder exists.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        IsADirectoryError: ``path`` is a folder.
-        OSError: ``path`` is a pipe or a device, or the disk is full.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with atomic_replace(f"{folder}/note.txt") as unfinished:
-        ...         _ = unfinished.write_text("whole")
-        ...     Path(folder, "note.txt").read_text()
-        'whole'
     """
     target = link_target(path)
     if not target.parent.is_dir():
@@ -87,21 +71,6 @@ def atomic_replace_all(paths: Sequence[str | os.PathLike[str]]) -> Iterator[list
     As :func:`atomic_replace`, for each of them; before the first one is moved to its place, what it
     replaces is copied, and an error brings the copies back. A process that is killed while the
     files are moved leaves some old and some new, each of them whole.
-
-    Args:
-        paths: the files to make or to replace; their folders exist.
-
-    Raises:
-        OSError: as :func:`atomic_replace`.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with atomic_replace_all([f"{folder}/a", f"{folder}/b"]) as unfinished:
-        ...         for file in unfinished:
-        ...             _ = file.write_text("whole")
-        ...     sorted(os.listdir(folder))
-        ['a', 'b']
     """
     targets = [link_target(path) for path in paths]
     copies: dict[Path, Path | None] = {}
@@ -135,11 +104,7 @@ def _copy_beside(target: Path) -> Path:
 
 
 def link_target(path: str | os.PathLike[str]) -> Path:
-    """Return the file that a path leads to through symbolic links, where there is one or not.
-
-    Raises:
-        OSError: the links lead in a circle.
-    """
+    """Return the file that a path leads to through symbolic links, where there is one or not."""
     target = Path(os.path.realpath(path))
     if target.is_symlink():
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path))
@@ -147,17 +112,9 @@ def link_target(path: str | os.PathLike[str]) -> Path:
 
 
 def check_regular_file(path: str | os.PathLike[str], content: str = "a file") -> Path:
-    """Return the path of a file to read; raise where it is none.
+    """Return the path of a file to read; raise where it is none, but ``content`` is wanted.
 
     To open a pipe would wait for ever where nobody writes to it, and a device may have no end.
-
-    Args:
-        path: the file, or a symbolic link to one.
-        content: what the file should be, for the message.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is a folder, a pipe, a socket or a device.
     """
     file = Path(path)
     if not file.exists():

@@ -29,11 +29,7 @@ def reads_nothing(function: Any, callers: tuple[Any, ...] = ()) -> bool:
 
     True for stable packages, and for a plain function without closure and defaults that names no
     globals but such functions and stable modules. Functions that call each other in a circle are
-    not followed, and count as others do.
-
-    Args:
-        function: the function or class.
-        callers: the functions through which it was reached.
+    not followed, and count as others do: ``callers`` are those through which one was reached.
     """
     if is_stable(function):
         return True
@@ -58,12 +54,9 @@ def helpers(function: Any) -> list[tuple[dict[str, Any], str, object]]:
     """Return the global callables that a function with :func:`reads_nothing` calls.
 
     A global name can be rebound, as a notebook does when a cell runs again; who keeps a compiled
-    function compares these at each call.
-
-    Returns:
-        For each, the globals that hold it, its name there, and the callable; ``None`` where the
-        name is that of a builtin, which a global of the same name would hide.
-
+    function compares these at each call. Of each: the globals that hold it,
+    its name there, and the callable; ``None`` where the name is that of a builtin, which a global
+    of the same name would hide.
     """
     if is_stable(function):
         return []

@@ -39,30 +39,19 @@ def forward_hooks(
         first: modules and ``hook(module, args, kwargs, output)``, called after it, before the
             module's other hooks; what it returns replaces the output, unless it is ``None``.
         after: the same, called after the module's other hooks.
-
-    Example:
-        >>> shapes = []
-        >>> layer = nn.Linear(2, 3)
-        >>> with forward_hooks(after=[(layer, lambda m, args, kwargs, y: shapes.append(y.shape))]):
-        ...     _ = layer(torch.ones(5, 2))
-        >>> _ = layer(torch.ones(5, 2))
-        >>> shapes
-        [torch.Size([5, 3])]
     """
     # The stack also removes the hooks registered so far when a later registration fails. A handle
     # is its own context manager, which removes the hook.
     with ExitStack() as stack:
+        enter, both = stack.enter_context, {"with_kwargs": True, "prepend": True}
         for module, earliest_hook in earliest:
-            stack.enter_context(
-                module.register_forward_pre_hook(earliest_hook, with_kwargs=True, prepend=True)
-            )
+            enter(module.register_forward_pre_hook(earliest_hook, **both))
         for module, pre_hook in before:
-            stack.enter_context(module.register_forward_pre_hook(pre_hook))
-        for prepend, hooks in ((True, first), (False, after)):
-            for module, hook in hooks:
-                stack.enter_context(
-                    module.register_forward_hook(hook, with_kwargs=True, prepend=prepend)
-                )
+            enter(module.register_forward_pre_hook(pre_hook))
+        for module, hook in first:
+            enter(module.register_forward_hook(hook, **both))
+        for module, hook in after:
+            enter(module.register_forward_hook(hook, with_kwargs=True))
         yield
 
 
@@ -70,14 +59,6 @@ def call_is_forward(module: nn.Module) -> bool:
     """Whether calling a module calls the ``forward`` of its class and nothing else.
 
     It does not with a hook, a ``forward`` of the instance, or inside ``module.compile()``.
-
-    Example:
-        >>> layer = nn.Linear(2, 3)
-        >>> call_is_forward(layer)
-        True
-        >>> handle = layer.register_forward_hook(lambda module, args, output: None)
-        >>> call_is_forward(layer)
-        False
     """
     hooked = (
         module._forward_hooks
@@ -90,15 +71,7 @@ def call_is_forward(module: nn.Module) -> bool:
 
 
 def hooked_weights(module: nn.Module) -> set[str]:
-    """Name the parameters that pre-hooks of ``torch.nn.utils`` compute anew: pruning, norms.
-
-    Example:
-        >>> layer = nn.Linear(2, 3)
-        >>> hooked_weights(layer)
-        set()
-        >>> hooked_weights(prune.random_unstructured(layer, "weight", 0.5))
-        {'weight'}
-    """
+    """Name the parameters that pre-hooks of ``torch.nn.utils`` compute anew: pruning, norms."""
     return {
         hook._tensor_name if isinstance(hook, prune.BasePruningMethod) else hook.name
         for hook in module._forward_pre_hooks.values()
@@ -107,12 +80,6 @@ def hooked_weights(module: nn.Module) -> set[str]:
 
 
 def has_spectral_norm(module: nn.Module) -> bool:
-    """Whether a module computes a spectral norm, whose iteration goes on at calls in training.
-
-    Example:
-        >>> layer = nn.utils.parametrizations.spectral_norm(nn.Linear(2, 3))
-        >>> [has_spectral_norm(each) for each in layer.parametrizations.weight]
-        [True]
-    """
+    """Whether a module computes a spectral norm, whose iteration goes on at calls in training."""
     old = any(isinstance(hook, SpectralNorm) for hook in module._forward_pre_hooks.values())
     return old or isinstance(module, ParametrizedSpectralNorm)

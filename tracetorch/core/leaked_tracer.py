@@ -24,10 +24,7 @@ def is_leaked_tracer(state: Tensor, x: Tensor | None = None) -> bool:
 
     A tensor that a transform has wrapped carries the level of the transform. It has leaked where no
     transform runs at that level now, or one of another kind, or one that maps over another size.
-
-    Args:
-        state: any tensor.
-        x: an input of the same call.
+    ``x`` is an input of the same call.
     """
     if torch.compiler.is_compiling():
         return False

@@ -6,16 +6,9 @@ from importlib.util import find_spec
 
 
 def require(*packages: str, extra: str, by: str) -> None:
-    """Check that optional packages are installed, without importing them.
+    """Check that packages, by their import names, are installed, without importing them.
 
-    Args:
-        packages: import names, which are also the names to install.
-        extra: the extra of traceTorch that brings them.
-        by: who needs them, as the message begins: ``"tt.nir"``, ``"The demo"``.
-
-    Raises:
-        ModuleNotFoundError: some are missing; the message says how to install them.
-
+    ``extra`` brings them; ``by`` needs them, as the message begins: ``"tt.nir"``, ``"The demo"``.
     """
     missing = [package for package in packages if find_spec(package) is None]
     if missing:

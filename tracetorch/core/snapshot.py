@@ -22,21 +22,7 @@ _PLAIN = (Tensor, nn.Parameter, type(None))
 
 
 class Snapshot:
-    """Snapshot of the objects that a model's modules, containers and plain objects hold.
-
-    Args:
-        model: any module.
-
-    Example:
-        >>> model = nn.Sequential(nn.Linear(2, 3))
-        >>> before = Snapshot(model)
-        >>> model[0].bias, model.note = None, "changed"
-        >>> list(before.changes())
-        ['note', '0.bias']
-        >>> before.restore()
-        >>> list(before.changes())
-        []
-    """
+    """Snapshot of the objects that a model's modules, containers and plain objects hold."""
 
     def __init__(self, model: nn.Module) -> None:
         self.found = walk(model)
@@ -73,8 +59,7 @@ class Snapshot:
     ) -> Iterator[str]:
         """Iterate over the paths of attributes and items that are other objects than they were.
 
-        Args:
-            ignored: names of a module's attributes that may change.
+        ``ignored`` names those of a module's attributes that may change.
         """
         for path, owner, now, before in self._dicts:
             names = ignored(owner) if isinstance(owner, nn.Module) else ()
@@ -149,11 +134,8 @@ def _same_bytes(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors hold the same values, NaN among them."""
     if torch.equal(one, other):
         return True
-    if not one.is_floating_point():
-        return False
-    return bool(torch.equal(one.isnan(), other.isnan())) and torch.equal(
-        one.nan_to_num(), other.nan_to_num()
-    )
+    pairs = (torch.isnan, torch.nan_to_num)
+    return one.is_floating_point() and all(torch.equal(f(one), f(other)) for f in pairs)
 
 
 def _is_plain(value: object) -> bool:
@@ -201,8 +183,7 @@ def restored(
 def random_restored(devices: Collection[int | None]) -> Iterator[None]:
     """Restore the states of PyTorch's, Python's and NumPy's random numbers at the end of a block.
 
-    Args:
-        devices: the CUDA devices whose states are among them.
+    Of PyTorch's those of some CUDA devices are among them.
     """
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices):

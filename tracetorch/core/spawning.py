@@ -17,9 +17,6 @@ def kept_for_child(tensor: Tensor) -> Tensor:
     PyTorch pickles a tensor for a process that is being started as the number of an open file,
     which is closed when the tensor is freed; the child inherits it only after all is pickled. So
     such tensors live as long as the parent's record of the process. Elsewhere nothing is kept.
-
-    Args:
-        tensor: made for the pickle; nobody else has it.
     """
     process = get_spawning_popen()
     if process is not None:

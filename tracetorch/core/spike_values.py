@@ -25,23 +25,12 @@ class Trajectories(Mapping[str, Tensor]):
 
 
 def is_state(name: str, kind: Kind | None) -> bool:
-    """Whether a trajectory holds states, whatever its values are.
-
-    Args:
-        name: its name, ``"path.name"``.
-        kind: what is known of it.
-    """
+    """Whether a trajectory ``"path.name"`` holds states, whatever its values are."""
     return kind == "state" or (kind is None and name.rpartition(".")[2] in STATE_NAMES)
 
 
 def are_events(name: str, values: NDArray[Any], kind: Kind | None) -> bool:
-    """Whether ``[T, B, N]`` are spikes of one size for each neuron.
-
-    Args:
-        name: of the trajectory, ``"path.name"``.
-        values: of the trajectory.
-        kind: what is known of it.
-    """
+    """Whether ``[T, B, N]`` are spikes of one size for each neuron."""
     if is_state(name, kind):
         return False
     return is_events(values) if kind is None else has_one_size(values)

@@ -33,54 +33,18 @@ from torch.utils import _pytree as pytree
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+# what others take from here and PyTorch has under the same name
 __all__ = [
-    "COMPOSITE",
-    "NO_BACKWARD",
-    "BatchNorm",
-    "BatchNormBase",
     "DataDependentOutputException",
-    "DropoutBase",
     "DynamicOutputShapeException",
     "FakeTensor",
     "FakeTensorMode",
     "FuncTorchInterpreter",
-    "ParametrizedSpectralNorm",
     "StorageWeakRef",
     "TorchDispatchMode",
     "VmapInterpreter",
-    "assert_async",
-    "computes_as_conv2d",
-    "constant_in_compile",
-    "current_backward",
-    "decomposition_of",
-    "dispatch_modes",
-    "exclude_from_compile",
-    "forward_ad_active",
-    "function_modes",
-    "functorch",
-    "functorch_active",
-    "global_hooks",
-    "global_modes_off",
-    "graph_break",
-    "has_values",
-    "is_alias",
-    "is_compiled",
-    "is_exporting",
-    "is_jit_tracing",
-    "is_readable",
-    "is_tracing",
-    "lowest_wrapped",
-    "make_wrapper_tensor",
-    "observed_by",
-    "one_trace_at_a_time",
     "pytree",
     "retrieve_all_functorch_interpreters",
-    "saved_tensor_hooks_enabled",
-    "scan",
-    "transformed_by",
-    "unsafe_view",
-    "version_of",
-    "versions_of",
 ]
 
 P = ParamSpec("P")
@@ -235,9 +199,6 @@ def observed_by(tensors: Iterable[Tensor] = ()) -> str | None:
 
     Tensors without plain memory are observers too: subclasses, wrappers, views that negate lazily.
     ``torch.compile`` is not among them: ``is_compiling`` says so inside its trace.
-
-    Args:
-        tensors: those that a kernel would read.
     """
     for tensor in tensors:
         if type(tensor) not in _PLAIN:
@@ -334,11 +295,7 @@ def computes_as_conv2d(kind: type[torch.nn.Conv2d]) -> bool:
 
 
 def scan() -> Callable[..., tuple[list[Tensor], list[Tensor]]]:
-    """Return PyTorch's ``scan`` operator, which it calls a prototype.
-
-    Raises:
-        ImportError: the installed release has none.
-    """
+    """Return PyTorch's ``scan`` operator, a prototype; raise where this release has none."""
     from torch._higher_order_ops.scan import scan as higher_order_scan
 
     return higher_order_scan

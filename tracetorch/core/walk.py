@@ -2,15 +2,12 @@
 
 PyTorch's own ``named_modules`` sees what is registered. A stateful layer in a plain list, a dict, a
 dataclass or an object held as an attribute is invisible to it; here it is found. Objects are looked
-at, never called: no property, no overridden ``__iter__``, no ``__getattr__`` runs.
-
-The module walk. ``named_modules`` (``tracetorch/core/walk.py``) finds every module, in containers
-and plain objects too. It looks and never calls: no property, no ``__getattr__``, no overridden
-``__iter__`` runs; ``type(x)``, not ``isinstance``, decides, for a mock may claim to be a module.
-Data sets, loggers and other objects of foreign packages are not looked into. ``zero_states`` and
-``detach_states`` go to the nearest ``TTModule``s, each of which goes on from there, so an override
-runs; a set of modules already reached makes it run once. Inside ``torch.compile`` registered
-modules alone can be followed, and a hidden one is an error.
+at, never called: no property, no overridden ``__iter__``, no ``__getattr__`` runs; ``type(x)``, not
+``isinstance``, decides, for a mock may claim to be a module. Data sets, loggers and other objects
+of foreign packages are not looked into. ``zero_states`` and ``detach_states`` go to the nearest
+``TTModule``s, each of which goes on from there, so an override runs; a set of modules already
+reached makes it run once. Inside ``torch.compile`` registered modules alone can be followed, and a
+hidden one is an error.
 """
 
 from __future__ import annotations
@@ -22,6 +19,7 @@ import sys
 import sysconfig
 from collections import ChainMap, UserDict, UserList, UserString, deque
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import lru_cache, partial
 from types import (
     BuiltinMethodType,
@@ -115,15 +113,18 @@ def _parts_of(owner: Any, path: str, tensors: Tensors) -> list[tuple[str, object
     Tensors among its parts are added to ``tensors``.
     """
     kind: Any = type(owner)
+    descriptor = _dict_descriptor(kind)
     for container in CONTAINERS:
         if issubclass(kind, container):
             items = _items(owner, container, path, tensors)
-            return items if kind is container else [*items, *_attributes_of(owner, kind)]
+            if kind is not container and descriptor is not None:  # a class of its own
+                items.append(("__dict__", descriptor.__get__(owner)))
+            return items
     if issubclass(kind, np.ndarray):
-        return _items(_objects_in(owner), list, path, tensors)
+        of_objects = owner.dtype.hasobject and owner.dtype.names is None
+        return _items(list(owner.reshape(-1)) if of_objects else [], list, path, tensors)
     found: list[tuple[str, Any]] = []
     is_module = issubclass(kind, nn.Module)
-    descriptor = _dict_descriptor(kind)
     # copies, because another thread may set and delete attributes meanwhile
     attributes: dict[str, Any] = {} if descriptor is None else dict(descriptor.__get__(owner))
     if is_module:  # submodules first, and under their own names
@@ -145,17 +146,6 @@ def _parts_of(owner: Any, path: str, tensors: Tensors) -> list[tuple[str, object
     return found
 
 
-def _objects_in(values: Any) -> list[object]:
-    """Return the objects that an array holds, none of one of numbers."""
-    return list(values.reshape(-1)) if values.dtype.hasobject and values.dtype.names is None else []
-
-
-def _attributes_of(owner: Any, kind: Any) -> list[tuple[str, object]]:
-    """Return the dict of attributes that a container of a class of its own may have, as a part."""
-    descriptor = _dict_descriptor(kind)
-    return [] if descriptor is None else [("__dict__", descriptor.__get__(owner))]
-
-
 def _items(owner: Any, container: Any, path: str, tensors: Tensors) -> list[tuple[str, object]]:
     """Items of a container under their keys or positions."""
     values = list(dict.values(owner) if container is dict else container.__iter__(owner))
@@ -170,17 +160,11 @@ def _items(owner: Any, container: Any, path: str, tensors: Tensors) -> list[tupl
     elif container in (set, frozenset) and len(values) > 1:
         keys = [f"{{{i}}}" for i in keys]  # a set has no order: the braces say so
     modules_only = len(values) > _LONG
+    pairs = zip(keys, values, strict=True)
     return [
-        (
-            key
-            if type(key) is str
-            else str(key)
-            if type(key) is int
-            else f"<{type(key).__name__}>",
-            v,
-        )
-        for key, v in zip(keys, values, strict=True)
-        if not modules_only or issubclass(type(v), nn.Module)
+        (str(key) if type(key) in (str, int) else f"<{type(key).__name__}>", value)
+        for key, value in pairs
+        if not modules_only or issubclass(type(value), nn.Module)
     ]
 
 
@@ -208,28 +192,17 @@ def slots_of(kind: Any) -> tuple[tuple[str, MemberDescriptorType], ...]:
 
 def slot_values(owner: object) -> dict[str, object]:
     """Return what the slots of an object hold, those that are filled."""
-    return {
-        name: slot.__get__(owner)
-        for name, slot in slots_of(cast(Any, type(owner)))
-        if _is_filled(slot, owner)
-    }
-
-
-def _is_filled(slot: MemberDescriptorType, owner: object) -> bool:
-    try:
-        slot.__get__(owner)
-    except AttributeError:
-        return False
-    return True
+    found = {}
+    for name, slot in slots_of(cast(Any, type(owner))):
+        with suppress(AttributeError):  # of one that is not
+            found[name] = slot.__get__(owner)
+    return found
 
 
 def walk(root: object, *, closed: type[nn.Module] | None = None) -> Walk:
     """Find all modules, containers, objects and tensors that are reachable from ``root``.
 
-    Args:
-        root: a module, or anything that holds some.
-        closed: modules of this type, the root apart, are found but not entered.
-
+    Modules of the type ``closed``, the root apart, are found but not entered.
     """
     found: list[tuple[str, nn.Module]] = []
     owners: list[tuple[str, object]] = []
@@ -262,13 +235,7 @@ def join_path(path: str, name: str) -> str:
 def named_modules(
     root: object, *, closed: type[nn.Module] | None = None
 ) -> list[tuple[str, nn.Module]]:
-    """List every module reachable from ``root``, itself first, each once, with its dotted path.
-
-    Args:
-        root: a module, or anything that holds some.
-        closed: modules of this type, the root apart, are found but not entered.
-
-    """
+    """List every module reachable from ``root``, itself first, each once; ``closed`` as there."""
     return walk(root, closed=closed).modules
 
 
@@ -286,9 +253,7 @@ def modules_of(
 ) -> list[tuple[str, nn.Module]]:
     """List all modules as :func:`named_modules`, inside ``torch.compile`` the registered ones.
 
-    Args:
-        root: a module.
-        closed: modules of this type, the root too, are found but not entered.
+    A root of the type ``closed`` is not entered either.
     """
     if closed is not None and isinstance(root, closed):
         return [("", root)]

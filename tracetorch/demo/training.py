@@ -21,19 +21,12 @@ _BATCH = 250  # digits that are classified at once: bounds the memory, changes n
 
 @dataclass(frozen=True)
 class Settings:
-    """Hyperparameters of a training run.
+    """Hyperparameters of a training run."""
 
-    Args:
-        epochs: passes over the training digits.
-        batch_size: digits per optimizer step.
-        steps: time steps T for which each digit is shown.
-        lr: highest learning rate of the one-cycle schedule.
-    """
-
-    epochs: int = 12
-    batch_size: int = 50
-    steps: int = 5
-    lr: float = 1e-2
+    epochs: int = 12  # passes over the training digits
+    batch_size: int = 50  # digits per optimizer step
+    steps: int = 5  # T, for which each digit is shown
+    lr: float = 1e-2  # the highest learning rate of the one-cycle schedule
 
 
 class Score(NamedTuple):
@@ -55,11 +48,7 @@ class Epoch(NamedTuple):
 def train(model: ConvSNN, digits: Digits, settings: Settings, seed: int) -> Iterator[Epoch]:
     """Train the model in place, and yield the results of every epoch.
 
-    Args:
-        model: the network, initialised.
-        digits: the training, validation and held-out digits.
-        settings: hyperparameters.
-        seed: seed of the order and the augmentation of the digits.
+    The seed is that of the order and the augmentation of the digits.
     """
     from tqdm import tqdm
 
@@ -98,13 +87,6 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     """Augment images: shift, rotate and scale each at random, by 2 pixels, 12 degrees, 10 %.
 
     A small data set generalises better when no image is seen twice in the same place.
-
-    Args:
-        images: a batch ``[B, C, H, W]``.
-        generator: random number generator.
-
-    Shape:
-        As ``images``.
     """
 
     def uniform(limit: float, *shape: int) -> Tensor:

@@ -300,11 +300,7 @@ class OnlineLearner(ExtraStates):
 
 
 def split_batch(batch: Sequence[Any]) -> tuple[Any, list[Any]]:
-    """Return the input, and the other arguments of the loss.
-
-    Raises:
-        TypeError: ``batch`` is not a tuple of them.
-    """
+    """Return the input, and the other arguments of the loss."""
     if isinstance(batch, Tensor) or not isinstance(batch, Sequence) or not batch:
         raise TypeError(
             "batch must be a tuple of the input and the other arguments of the loss, (x, target), "

@@ -20,10 +20,7 @@ def check_model(
 ) -> None:
     """Raise where traces, if there are any, cannot follow what the modules of a model do now.
 
-    Args:
-        modules: all of them.
-        layers: the neuron layers that the learner was made for.
-        has_traces: whether hooks and methods matter.
+    Nor may the neuron layers be others than those that the learner was made for.
     """
     now = {path: module for path, module in modules if isinstance(module, SequenceLayer)}
     changed = [path for path in (*now, *layers) if now.get(path) is not layers.get(path)]

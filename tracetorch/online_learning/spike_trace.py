@@ -47,10 +47,7 @@ class SpikeTrace(Neuron):
 class EligibilityTrace(SequenceLayer):
     """State of the weights of a connection for each sample: changes that wait for a reward.
 
-    Args:
-        num_neurons: outputs of the connection.
-        inputs: weights of each output.
-        tau: time constant, in steps.
+    Each of its outputs has a number of inputs; ``tau`` is in steps.
     """
 
     states: ClassVar[tuple[str, ...]] = ("trace",)

@@ -19,11 +19,7 @@ from torch import Tensor, nn
 from tracetorch.core.checks import check_finite, check_nonnegative, check_number
 from tracetorch.online_learning.linear_maps import LinearMap, features, is_linear_map, lanes, split
 from tracetorch.online_learning.spike_trace import EligibilityTrace, SpikeTrace
-from tracetorch.online_learning.stdp_checks import (
-    check_own_weight,
-    check_spikes,
-    checked_reward,
-)
+from tracetorch.online_learning.stdp_checks import check_own_weight, check_spikes, checked_reward
 from tracetorch.online_learning.stdp_rules import PairRule, STDPRule, TripletRule
 from tracetorch.ragged import aligned, check_mask, check_sequence, real_steps_first
 from tracetorch.snn.connectivity import write_weight
@@ -283,10 +279,8 @@ class STDP(TTModule):
 
     def _rows(self, factors: _Factors, by: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over values of outputs and inputs, a row for each step, sample and place."""
-        for output, given in (
-            (factors.post, factors.before_post),
-            (factors.before_pre, factors.pre),
-        ):
+        pairs = (factors.post, factors.before_post), (factors.before_pre, factors.pre)
+        for output, given in pairs:
             weighted = output if by is None else aligned(by, output) * output
             rows = lanes(self.connection, weighted.flatten(0, 1))
             yield rows, features(self.connection, given.flatten(0, 1))

@@ -118,12 +118,8 @@ class PairRule(STDPRule):
 
     def triplet(self) -> TripletRule:
         """Return it as a triplet rule whose triplets count nothing."""
-        return TripletRule(
-            *(self.a_plus, 0.0, self.a_minus, 0.0),
-            tau_plus=self.tau_plus,
-            tau_minus=self.tau_minus,
-            nearest=self.nearest,
-        )
+        taus = {"tau_plus": self.tau_plus, "tau_minus": self.tau_minus}
+        return TripletRule(self.a_plus, 0.0, self.a_minus, 0.0, **taus, nearest=self.nearest)
 
 
 TripletRule.presets = {

@@ -57,11 +57,7 @@ class Step(Pass):
         self._graph = StepGraph(before)
 
     def run(self, args: Any, kwargs: Any) -> Any:
-        """Call the model within the pass.
-
-        Raises:
-            ValueError: as :meth:`OnlineLearner.forward`.
-        """
+        """Call the model within the pass."""
         for value in pytree.tree_leaves((args, kwargs)):
             if isinstance(value, Tensor) and value.is_floating_point() and not is_finite(value):
                 raise ValueError(
@@ -136,11 +132,7 @@ class Step(Pass):
     def __call__(
         self, layer: Layer, x: Tensor, given: tuple[Tensor, ...], named: dict[str, Tensor]
     ) -> Tensor:
-        """Run one step of a layer, and advance its traces.
-
-        Raises:
-            ValueError: it has run before, its states were changed, or a further input is learned.
-        """
+        """Run one step of a layer, and advance its traces."""
         path, derivatives = self._paths.get(id(layer)), self.before.rule.derivatives
         if path is None or derivatives is None or not has_step(layer):
             return super().__call__(layer, x, given, named)

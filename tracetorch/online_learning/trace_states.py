@@ -25,12 +25,7 @@ _WEIGHT = ".weight"  # what ends the name of a product; a parameter's has no dot
 
 
 def named_traces(learner: LearnerState) -> dict[str, Tensor]:
-    """Return every trace by name.
-
-    Raises:
-        ValueError: the states of a layer are not those that its traces belong to, or a path has a
-            colon.
-    """
+    """Return every trace by name."""
     found: dict[str, Tensor] = {}
     paths = {id(module): path for path, module in reversed(named_modules(learner.model))}
     for layer, own in learner.traces.items():
@@ -59,14 +54,7 @@ def checked_traces(
 ) -> Callable[[], None]:
     """Check traces, and return a function that gives them to the learner, which cannot fail.
 
-    Args:
-        learner: what they are for; its states are set first.
-        named: as :func:`named_traces` gives them.
-        states: the states that they belong to, by path within the model.
-
-    Raises:
-        TypeError: a trace is no tensor.
-        ValueError: a name or a shape does not fit the model, the rule or the states.
+    They are ``named`` as by :func:`named_traces`, and belong to ``states``, by path in the model.
     """
     found = _Traces(learner, states)
     for name, value in named.items():

@@ -214,12 +214,11 @@ def save_animation(
     require("matplotlib", extra="plot", by="tt.plot")
     from matplotlib.animation import Animation, HTMLWriter, PillowWriter
 
-    film: Animation = (
-        frames
-        if isinstance(frames, Animation)
-        else animate_events(frames, sample=sample, fps=fps, title=title)
-    )
-
+    film: Animation
+    if isinstance(frames, Animation):
+        film = frames
+    else:
+        film = animate_events(frames, sample=sample, fps=fps, title=title)
     with atomic_replace(target) as unfinished:
         if suffix == ".gif":
             film.save(unfinished, writer=PillowWriter(fps=fps), dpi=dpi)  # type: ignore[arg-type]

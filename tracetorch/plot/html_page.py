@@ -68,17 +68,7 @@ def _text(file: Path) -> str:
 
 
 def json_element(name: str, value: object) -> str:
-    r"""Return the script element ``name`` that holds ``value`` as JSON.
-
-    The characters that could end the element are escaped.
-
-    Raises:
-        ValueError: a number is not finite, which JSON cannot hold.
-
-    Example:
-        >>> json_element("run", {"title": "</script>"})
-        '<script type="application/json" id="run">{"title":"\\u003c/script\\u003e"}</script>'
-    """
+    """Return the script element ``name`` that holds ``value`` as JSON; no text in it ends it."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     text = text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
     return f'<script type="application/json" id="{name}">{text}</script>'
@@ -86,12 +76,7 @@ def json_element(name: str, value: object) -> str:
 
 @dataclass(frozen=True)
 class InlinePage:
-    """A page that a notebook shows where it is the value of a cell: see :func:`show_html`.
-
-    Example:
-        >>> InlinePage("run.html", "<p>", 480)
-        InlinePage('run.html')
-    """
+    """A page that a notebook shows where it is the value of a cell: see :func:`show_html`."""
 
     path: str  # of the file that was read
     page: str  # its text

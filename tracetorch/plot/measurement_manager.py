@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -87,15 +87,11 @@ class MeasurementManager:
             decay = float(self.decay[which])
             steps = decay_to_halflife(decay) if decay > 0 else 0.0
             halflife = f"\nhalf-life {steps:.3g}" if 1 <= steps < math.inf else ""
-            last = rank == len(order) - 1
-            ax.plot(
-                range(1, lines.shape[1] + 1),
-                lines[which].numpy(),
-                color=COLOURS[rank % len(COLOURS)],
-                linewidth=1.8 if last else 1.0,
-                alpha=1.0 if last else 0.35 + 0.4 * rank / max(len(order) - 1, 1),
-                label=f"decay {decay:g}{halflife}",
-            )
+            last, colour = rank == len(order) - 1, COLOURS[rank % len(COLOURS)]
+            alpha = 1.0 if last else 0.35 + 0.4 * rank / max(len(order) - 1, 1)
+            style: Any = {"color": colour, "linewidth": 1.8 if last else 1.0, "alpha": alpha}
+            label, counts = f"decay {decay:g}{halflife}", range(1, lines.shape[1] + 1)
+            ax.plot(counts, lines[which].numpy(), label=label, **style)
         ax.set(xlabel="measurement", ylabel=self.title)
         set_integer_ticks(ax, "x")
         add_legend(ax)

@@ -83,16 +83,9 @@ def describe_network(
             described.append(_neuron(where, path, module, sources, trains))
             continue
         tensors = [_tensor(name, each) for name, each in module.named_parameters()]
-        described.append(
-            {
-                "kind": "linear",
-                "name": path,
-                "title": f"Linear({module.in_features}, {module.out_features})",
-                "inputs": module.in_features,
-                "size": module.out_features,
-                "tensors": tensors,
-            }
-        )
+        inputs, outputs = module.in_features, module.out_features
+        names = {"kind": "linear", "name": path, "title": f"Linear({inputs}, {outputs})"}
+        described.append({**names, "inputs": inputs, "size": outputs, "tensors": tensors})
     return described
 
 
@@ -172,13 +165,8 @@ def _samples(name: Any, pair: Any, inputs: int, classes: int) -> dict[str, Any]:
             f"{where} a page holds {_MOST_NUMBERS:,} numbers, got {numbers.numel():,}, x "
             f"{list(x.shape)}. Give it fewer samples, x[:, :{fewer}]."
         )
-    return {
-        "name": name,
-        "steps": len(x),
-        "form": form,
-        "numbers": numbers.flatten().tolist(),
-        "labels": labels.tolist(),
-    }
+    flat = {"numbers": numbers.flatten().tolist(), "labels": labels.tolist()}
+    return {"name": name, "steps": len(x), "form": form, **flat}
 
 
 def _form(x: Tensor) -> tuple[str, Tensor]:

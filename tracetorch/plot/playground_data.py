@@ -243,14 +243,10 @@ def _variants(
             spike = page_plan(where, spike_alone(cell), 1, {"spike": kwargs[spikes[0]]})
             bump = [sources.add(spike)[1], described_literals(spike)]
         variants.append([*sources.add(plan), described_literals(plan), *moving[key], bump])
-    described = [
-        {
-            "state": cell.states[line.place],
-            "sign": line.sign,
-            "param": name and params.index(name),
-        }
-        for line, name in zip(lines or (), thresholds, strict=True)
-    ]
+    described = []
+    for line, name in zip(lines or (), thresholds, strict=True):
+        state, place = cell.states[line.place], name and params.index(name)
+        described.append({"state": state, "sign": line.sign, "param": place})
     return params, described, variants
 
 

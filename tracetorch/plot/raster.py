@@ -86,14 +86,9 @@ def _draw_ticks(ax: Axes, time: TimeScale, spikes: Array, border: Array, colour:
             continue
         # ticks of neighbouring neurons do not touch
         gap = 0.1 * (border[1] - border[0]) if spikes.shape[1] else 0.0
-        ax.vlines(
-            time.at(step),
-            border[row] + gap,
-            border[row + 1] - gap,
-            colors=shade,
-            linewidth=1.2 if len(spikes) <= 200 else 0.8,
-            rasterized=len(step) > MAX_VECTOR_TICKS,
-        )
+        width, many = 1.2 if len(spikes) <= 200 else 0.8, len(step) > MAX_VECTOR_TICKS
+        style: dict[str, Any] = {"colors": shade, "linewidth": width, "rasterized": many}
+        ax.vlines(time.at(step), border[row] + gap, border[row + 1] - gap, **style)
 
 
 def _most_active(spikes: Array, limit: int) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -66,15 +66,9 @@ def rate_histogram(
         count, border = np.histogram(rate, bins=bins, range=(0.0, highest))
         silent = 100 * float((rate == 0).mean())
         colour = COLOURS[number % len(COLOURS)]
-        ax.stairs(
-            100 * count / len(rate),
-            border,
-            facecolor=(colour, 0.3),
-            edgecolor=colour,
-            linewidth=1.2,
-            fill=True,
-            label=f"{path or 'all neurons'}\nmean {rate.mean():.3g}, {silent:.3g} % silent",
-        )
+        label = f"{path or 'all neurons'}\nmean {rate.mean():.3g}, {silent:.3g} % silent"
+        style: Any = {"facecolor": (colour, 0.3), "edgecolor": colour, "linewidth": 1.2}
+        ax.stairs(100 * count / len(rate), border, fill=True, label=label, **style)
     ax.set(xlabel=f"firing rate ({time.rate_name})", ylabel="share of neurons (%)")
     ax.set(xlim=(0.0, highest), ylim=(0.0, None))
     add_legend(ax)
@@ -125,16 +119,10 @@ def rate_map(
 
     ax = get_axes(ax, (6.4, 2.8 + 0.7 * (len(maps) - 1)))
     mesh = None
+    style: Any = {"cmap": COLOURMAP, "vmin": 0.0, "vmax": highest, "rasterized": True}
     for number, rate in enumerate(maps.values()):
-        mesh = ax.pcolormesh(
-            time.at(edges - 0.5),  # a step is centred on its number
-            row_edges(number, rate.shape[1], len(maps)),
-            rate.T,
-            cmap=COLOURMAP,
-            vmin=0.0,
-            vmax=highest,
-            rasterized=True,
-        )
+        rows = row_edges(number, rate.shape[1], len(maps))
+        mesh = ax.pcolormesh(time.at(edges - 0.5), rows, rate.T, **style)  # centred on its number
     label_bands(ax, [(path, rate.shape[1], rate.shape[1]) for path, rate in maps.items()])
     time.show(ax, steps)
     if mesh is not None:

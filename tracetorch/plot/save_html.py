@@ -77,15 +77,9 @@ def save_html(
     data: list[str] = []
     for number, (name, value) in enumerate(values.items()):
         events = are_events(name, value, kinds.get(name))
-        headers.append(
-            {
-                "path": name or "recording",
-                "kind": "events" if events else "trace",
-                "neurons": value.shape[2],
-                "shape": list(layers[name].shape[2:]),
-                "signed": (value < 0).any((0, 2)).tolist(),
-            }
-        )
+        header = {"path": name or "recording", "kind": "events" if events else "trace"}
+        sizes = {"neurons": value.shape[2], "shape": list(layers[name].shape[2:])}
+        headers.append({**header, **sizes, "signed": (value < 0).any((0, 2)).tolist()})
         for sample in range(value.shape[1]):
             block = (pack_events if events else pack_trace)(value[:, sample])
             if len(block) > MAX_BLOCK_LENGTH:

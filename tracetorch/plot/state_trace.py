@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -140,28 +140,18 @@ def _draw_thresholds(
     ax: Axes, levels: list[Array], selected: list[int], colours: dict[int, str]
 ) -> None:
     """Draw dashed lines: one where all neurons agree, otherwise one per neuron in its colour."""
-    label = "threshold"
+    style: Any = {"linewidth": 1.0, "linestyle": (0, (4, 3)), "zorder": 1, "label": "threshold"}
     for level in levels:
         # layers with one threshold for all neurons are common; one line is enough for them
         shared = len({float(level[neuron]) for neuron in selected}) == 1
         for neuron in selected[:1] if shared else selected:
-            ax.axhline(
-                float(level[neuron]),
-                color=INK if shared else colours.get(neuron, INK),
-                linewidth=1.0,
-                linestyle=(0, (4, 3)),
-                zorder=1,
-                label=label,
-            )
-            label = "_"  # one entry in the legend
+            colour = INK if shared else colours.get(neuron, INK)
+            ax.axhline(float(level[neuron]), color=colour, **style)
+            style["label"] = "_"  # one entry in the legend
 
 
 def _draw_spikes(
-    ax: Axes,
-    time: TimeScale,
-    layer_spikes: Array,
-    selected: list[int],
-    colours: dict[int, str],
+    ax: Axes, time: TimeScale, layer_spikes: Array, selected: list[int], colours: dict[int, str]
 ) -> None:
     """Draw ticks in rows above and below the traces, a row for each neuron."""
     low, high = ax.get_ylim()
@@ -172,13 +162,9 @@ def _draw_spikes(
             continue
         for number, neuron in enumerate(selected):
             bottom = start + sign * (0.3 + number) * row
-            ax.vlines(
-                time.at(np.nonzero(sign * layer_spikes[:, neuron] > 0)[0]),
-                bottom,
-                bottom + sign * 0.75 * row,
-                colors=colours.get(neuron, INK),
-                linewidth=1.2,
-            )
+            fired = time.at(np.nonzero(sign * layer_spikes[:, neuron] > 0)[0])
+            style: Any = {"colors": colours.get(neuron, INK), "linewidth": 1.2}
+            ax.vlines(fired, bottom, bottom + sign * 0.75 * row, **style)
         limit = start + sign * (0.4 + len(selected)) * row
         low, high = min(low, limit), max(high, limit)
     ax.set_ylim(low, high)

