@@ -79,8 +79,6 @@ def test_a_delayed_product_is_that_of_its_integers(name: str) -> None:
         cast = tt.unroll(layer, x, from_rest=True)
     for found in (stepped, whole, cut, double, cast):
         assert np.array_equal(found.double().numpy(), wanted)
-    largest = layer.largest(x.abs().amax(0).double())
-    assert bool((largest >= whole.abs().amax(0)).all())
 
 
 @pytest.mark.parametrize("name", MAKE)

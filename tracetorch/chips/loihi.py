@@ -204,6 +204,10 @@ class Dense(nn.Module):
         whole_weight = whole_weight.clamp(-whole if mixed else 0.0, whole - 1)
         return straight_through(self.weight, sign * step * torch.floor(whole_weight / step))
 
+    def terms(self) -> tuple[Tensor, Tensor | None, int]:
+        """Return the weights, no bias, and the exponent, for a proof of what their sums reach."""
+        return self.integers(), None, self.exponent
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the sum of the weights of spikes."""
 

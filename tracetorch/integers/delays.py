@@ -28,15 +28,6 @@ class IntegerDelays(SynapticDelays):
             check_holds_integers(x)
         return super()._check_input(x, sequence=sequence)
 
-    def largest(self, x: Tensor) -> Tensor:
-        """Return how large sums of inputs of magnitudes ``x`` can become, in whatever order."""
-        window = x.unsqueeze(-1).expand(*x.shape, self.max_delay + 1)
-        bias = self._integers.bias
-        sums = self._summed(
-            window, self.kernel_of(x.dtype).abs(), None if bias is None else bias.abs()
-        )
-        return sums.squeeze(-1)
-
     def _raw_of(self, name: str, value: Any) -> Tensor:
         return super()._raw_of(name, _whole(value))
 

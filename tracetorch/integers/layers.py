@@ -118,11 +118,9 @@ class Product(nn.Module):
         """Return the product, shifted, and the bias added."""
         return exactly(lambda x: self.summed(x, self.weight.to(x.dtype), self.bias), x)
 
-    def largest(self, x: Tensor) -> Tensor:
-        """Return how large sums of inputs of magnitudes ``x`` can become, in whatever order."""
-        bias = self.bias
-        magnitudes = self.weight.to(x.dtype).abs(), None if bias is None else bias.abs()
-        return self.summed(x, *magnitudes)
+    def terms(self) -> tuple[Tensor, Tensor | None, int]:
+        """Return the weights, the bias, and the bits by which the sums of products are shifted."""
+        return self.weight, self.bias, self.shift
 
     def summed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the product with given weights, shifted, and a bias added."""

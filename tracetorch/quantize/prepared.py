@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from tracetorch.chips.target import Target
 from tracetorch.core.walk import Opaque
-from tracetorch.integers.exact import watched
 from tracetorch.integers.layers import Product
 from tracetorch.integers.leaky_integrator import LeakyIntegrator
+from tracetorch.integers.ranges import ranges_of
 from tracetorch.integers.width import limits
 from tracetorch.quantize.reader import run_by_step
 from tracetorch.snn.module import TTModule, zero_states
@@ -169,9 +169,8 @@ def observed(model: nn.Module, x: Tensor, plan: Plan) -> Observation:
             if state != "prev_output" and len(shares[name]) < steps * len(neuron.active_states):
                 shares[name].append(float((value.double().abs() >= limit).double().mean()))
 
-    with watched(model) as prove_all:
-        output, signs = run_by_step(model, x, neurons, see)
-        prove_all()
+    ranges_of(model, x)
+    output, signs = run_by_step(model, x, neurons, see)
     at_ends = {name: sum(each) / len(each) for name, each in shares.items()}
     return Observation(output, signs, at_ends)
 

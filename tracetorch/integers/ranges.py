@@ -1,0 +1,361 @@
+"""Ranges of all that a model computes, from the range of its inputs, over any number of steps.
+
+The model is read as graphs, its own and those inside of every ``Recurrent``, and run over intervals
+instead of numbers, by the rules with which ``tt.export.c`` finds the widths of its integers: steps
+and functions line by line (``fuse/ir/intervals.py``), products by the sums of their weights. States
+grow until nothing grows any more, those of all layers together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import reduce
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from tracetorch.core.torch_private import pytree
+from tracetorch.core.walk import join_path
+from tracetorch.fuse.dispatch.plans import program_of
+from tracetorch.fuse.ir.graph import Builder, Graph, Unfusable
+from tracetorch.fuse.ir.intervals import (
+    MOST_EXACT,
+    Bounds,
+    Interval,
+    bounds,
+    hull,
+    invariant,
+    overall,
+    weighted_sums,
+    with_zero,
+)
+from tracetorch.fuse.ir.lower import lower
+from tracetorch.fuse.ir.trace import input_names
+from tracetorch.integers.border import Quantize, SumPool
+from tracetorch.integers.width import limits
+from tracetorch.snn.delay import Delay, SynapticDelays
+from tracetorch.snn.model_graph import ModelGraph, Node, is_layer, read_model
+from tracetorch.snn.neuron import Neuron, has_step
+from tracetorch.snn.recurrent import Recurrent
+from tracetorch.snn.sequence_layer import ARITHMETIC_DTYPE
+
+_PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# what they return are values that they are given, or zero
+_PASSING = (
+    *(nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d),
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.ReLU, nn.Hardtanh),
+)
+_SHAPES = {
+    *("flatten", "unflatten", "reshape", "view", "unsqueeze", "squeeze", "permute", "transpose"),
+    *("movedim", "contiguous", "clone", "detach", "expand", "getitem", "item", "unbind", "chunk"),
+    *("split", "cat", "stack", "t", "swapaxes", "max_pool1d", "max_pool2d"),
+}
+_COMPARISONS = {"gt", "ge", "lt", "le", "eq", "ne", "logical_and", "logical_or", "logical_not"}
+
+Key = tuple[str, str]  # path of a layer, name of a state
+
+
+class Ranges(NamedTuple):
+    """Proof about a model: by path the bounds of every neuron layer's step, and of its inputs."""
+
+    steps: dict[str, Bounds]
+    inputs: dict[str, dict[str, Interval]]
+
+
+class _Step(NamedTuple):
+    """States that a step over intervals reads, those that it leaves, and what it finds."""
+
+    states: Mapping[Key, Interval]
+    ends: dict[Key, Interval]
+    found: Ranges
+    check: bool
+
+
+def ranges_of(model: nn.Module, x: Tensor) -> Ranges:
+    """Return the ranges of a model for inputs in the range of a sample and zero.
+
+    Args:
+        model: nothing of it changes.
+        x: a sequence ``[T, B, ...]``.
+
+    Raises:
+        ValueError: a number can leave the exact range or be no integer, or something in the model
+            has no rule. The message names it.
+    """
+    read = _Model(model, x[0])
+    values = with_zero(interval_of(x))
+
+    def step(states: Mapping[Key, Interval], check: bool = False) -> Any:
+        run = _Step(states, {}, Ranges({}, {}), check)
+        read.run("", [values], run)
+        return run.found, run.ends
+
+    _, states = invariant(read.starts, step)
+    found: Ranges = step(states, check=True)[0]
+    return found
+
+
+def interval_of(values: Tensor) -> Interval:
+    """Return the range of the values of a tensor, and whether they are integers."""
+    values = values.detach().double()
+    if not bool(torch.isfinite(values).all()):
+        return Interval(-math.inf, math.inf, -math.inf)
+    step = 0.0 if torch.equal(values, values.round()) else -math.inf
+    return Interval(float(values.min()), float(values.max()), step)
+
+
+def known_of(layer: Neuron, ndim: int, dtype: torch.dtype) -> tuple[Graph, dict[str, Interval]]:
+    """Return the graph of a layer's step, and the intervals of its parameters.
+
+    Raises:
+        ValueError: the step cannot be traced.
+    """
+    kwargs = layer.step_kwargs(ndim, dtype)
+    try:
+        program = program_of(layer.cell, ndim, dtype, kwargs)
+    except Unfusable as reason:
+        raise ValueError(f"{layer._label()} cannot be proved exact: {reason}.") from None
+    known = {}
+    for name in program.params:  # each neuron has its own
+        numbers = kwargs[name].detach().double().flatten().numpy(force=True)
+        whole = np.where(numbers == numbers.round(), 0.0, -math.inf)
+        known[f"p_{name}"] = Interval(numbers, numbers, whole)
+    return program.forward, known
+
+
+def starts_of(layer: Neuron) -> dict[str, Interval]:
+    """Return what the states of a layer start from."""
+    values = {name: getattr(layer, f"initial_{name}", None) for name in layer.cell.active}
+    return {n: interval_of(torch.zeros(1) if v is None else v) for n, v in values.items()}
+
+
+def inputs_of(layer: Neuron, given: Mapping[str, Interval]) -> dict[str, Interval]:
+    """Return the intervals of a layer's inputs by their names in the graph of its step."""
+    names = zip(input_names(layer.cell), layer.cell.inputs, strict=True)
+    return {in_graph: given[name] for in_graph, name in names}
+
+
+def is_node(module: nn.Module) -> bool:
+    """Whether a module is one node of the graphs that are read."""
+    return is_layer(module) or hasattr(module, "terms") or isinstance(module, Quantize | SumPool)
+
+
+class _Model:
+    """Graphs of a model: its own, and by path those inside of every ``Recurrent``.
+
+    Args:
+        model: any module.
+        x: one step.
+    """
+
+    def __init__(self, model: nn.Module, x: Tensor) -> None:
+        self.dtype = ARITHMETIC_DTYPE[x.dtype]
+        self.graphs: dict[str, ModelGraph] = {}
+        self.starts: dict[Key, Interval] = {}
+        self.steps: dict[str, tuple[Graph, dict[str, Interval]]] = {}
+        self.read(model, x, "")
+
+    def read(self, module: nn.Module, x: Tensor, path: str) -> None:
+        """Read a module, and what is inside of it."""
+        graph = self.graphs[path] = read_model(module, x, is_leaf=is_node)
+        for node in graph.nodes:
+            layer, inner = node.module, join_path(path, node.path)
+            if isinstance(layer, Recurrent):
+                shapes = node.inputs[0].shape, node.shape
+                self.starts[inner, "prev_output"] = Interval(0.0, 0.0)
+                for name, shape in zip(("neuron", "connection"), shapes, strict=True):
+                    self.read(getattr(layer, name), x.new_zeros(shape), join_path(inner, name))
+            elif has_step(layer):
+                self.steps[inner] = known_of(layer, len(node.shape or ()), self.dtype)
+                self.starts |= {(inner, name): each for name, each in starts_of(layer).items()}
+
+    def run(self, path: str, inputs: list[Interval], step: _Step) -> Interval:
+        """Return the interval of the output of a module that was read."""
+        graph = self.graphs[path]
+        values = dict(zip(graph.inputs, inputs, strict=True))
+        for node in graph.nodes[len(inputs) :]:
+            if node.module is None:
+                values[node] = self.function(node, values, step)
+            else:
+                given = [values[each] for each in node.inputs]
+                here = join_path(path, node.path)
+                values[node] = self.module(here, node, given, step)
+                self.check(_label(here, node.module), values[node], step)
+        returned = pytree.tree_leaves(graph.output)
+        return reduce(hull, (values[each] for each in returned))
+
+    def check(self, place: str, value: Interval, step: _Step, reached: float = 0.0) -> None:
+        """Raise where values may be rounded, or are no integers."""
+        reached, most = max(reached, value.magnitude), MOST_EXACT[self.dtype]
+        if step.check and not np.isneginf(value.step) and reached > most:
+            raise ValueError(
+                f"{place} can reach {reached:.0f}, and {self.dtype} holds every "
+                f"integer up to {most:.0f} only. Give x.double(), and model.double()."
+            )
+
+    def module(self, path: str, node: Node, given: list[Interval], step: _Step) -> Interval:
+        """Return the interval of what a module returns."""
+        module: Any = node.module
+        if has_step(module):
+            return self.neuron(path, module, node, step, given)
+        if len(given) != 1:
+            raise ValueError(f"{_label(path, module)} has several inputs, and no rule of ranges.")
+        (source,) = given
+        if isinstance(module, Recurrent):
+            fed = self.run(join_path(path, "connection"), [step.states[path, "prev_output"]], step)
+            drive = Interval(*np.add((source.low, source.high), (fed.low, fed.high)), 0.0)
+            self.check(_label(path, module), drive, step)
+            output = self.run(join_path(path, "neuron"), [drive], step)
+            step.ends[path, "prev_output"] = output
+            return output
+        if isinstance(module, Quantize):
+            low, high = limits(module.bits, signed=module.signed)
+            ends = np.divide((source.low, source.high), float(module.scale))
+            return Interval(*map(float, np.clip(np.rint(ends), low, high)), 0.0)
+        if isinstance(module, (*_PRODUCTS, SynapticDelays)) or hasattr(module, "terms"):
+            return self.sums(path, module, source, step)
+        if isinstance(module, SumPool):
+            ones = torch.ones(1, math.prod(module.kernel_size))
+            return weighted_sums(ones, None, source)[0]
+        if isinstance(module, nn.ReLU | nn.Hardtanh):
+            ends = (0.0, math.inf)
+            if isinstance(module, nn.Hardtanh):
+                ends = module.min_val, module.max_val
+            return Interval(*np.clip((source.low, source.high), *ends), source.step)
+        if isinstance(module, Delay):
+            whole = interval_of(module.delay).step == 0 and module.sigma == 0
+            self.check_whole(path, module, source if whole else Interval(0, 1, -math.inf), step)
+            return with_zero(source)
+        if isinstance(module, _PASSING):
+            return source
+        average = isinstance(module, nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d)
+        raise ValueError(
+            f"{_label(path, module)} "
+            + (
+                "averages, and an average is no integer. Sum, tt.integers.SumPool2d."
+                if average
+                else "has no rule of ranges: nothing is proved of what it returns. Prove neuron "
+                "layers one by one, tt.integers.prove."
+            )
+        )
+
+    def neuron(
+        self, path: str, layer: Neuron, node: Node, step: _Step, given: list[Interval]
+    ) -> Interval:
+        """Return the interval of the output of a neuron layer."""
+        names = [*layer.inputs[: len(node.args)], *node.kwargs]
+        inputs = dict(zip(names, given, strict=False))
+        missing = [name for name in layer.inputs if name not in inputs]
+        if missing:
+            raise ValueError(
+                f"{_label(path, layer)} computes {', '.join(missing)} itself, which is not proved."
+            )
+        for name, each in inputs.items() if step.check else ():
+            if not np.min(each.step) >= 0:
+                raise ValueError(
+                    f"{_label(path, layer)} gets {name} that is no integer. Scale and round what "
+                    "comes before, tt.integers.round(scale * x)."
+                )
+        graph, known = self.steps[path]
+        states = {name: step.states[path, name] for name in layer.cell.active}
+        found = step_bounds(graph, known | inputs_of(layer, inputs), states, self.dtype)
+        step.found.steps[path], step.found.inputs[path] = found, inputs
+        step.ends.update({(path, name): found.outputs[f"next_{name}"] for name in states})
+        if step.check and not found.exact:
+            raise ValueError(
+                f"{_label(path, layer)} is not exact in {self.dtype} for inputs up to "
+                f"{max(each.magnitude for each in inputs.values()):.0f}: {found.fault}. Give fewer "
+                "bits, smaller inputs, or x.double() and model.double()."
+            )
+        return overall(found.outputs["output"])
+
+    def check_whole(self, path: str, module: nn.Module, value: Interval, step: _Step) -> None:
+        """Raise where a module gets or holds what is no integer."""
+        if step.check and not np.min(value.step) >= 0:
+            raise ValueError(
+                f"{_label(path, module)} gets, holds or returns what is no integer. Scale and "
+                "round it, tt.integers.round(scale * x)."
+            )
+
+    def sums(self, path: str, module: Any, source: Interval, step: _Step) -> Interval:
+        """Return the interval of sums of products, those on the way checked."""
+        self.check_whole(path, module, source, step)
+        product = module
+        if isinstance(module, SynapticDelays):
+            product, source = module.product, with_zero(source)
+        weight, bias, shift = terms_of(product)
+        if product is not module:  # a delay between two steps spreads a weight over both
+            weight = module.kernel_of(torch.float64)
+        for each in (weight, bias):
+            if each is not None:
+                self.check_whole(path, module, interval_of(each), step)
+        plain, reached = weighted_sums(weight, None, source)
+        self.check(_label(path, module), plain, step, reached)
+        if shift < 0:
+            ends = np.floor(np.multiply((plain.low, plain.high), 2.0**shift))
+            return Interval(*map(float, ends), 0.0)
+        found, reached = weighted_sums(weight.double() * 2.0**shift, bias, source)
+        self.check(_label(path, module), found, step, reached)
+        return found
+
+    def function(self, node: Node, values: Mapping[Node, Interval], step: _Step) -> Interval:
+        """Return the interval of what a function between modules returns."""
+        name = node.operation.removesuffix("_")
+        if name in _SHAPES:
+            found = reduce(hull, (values[each] for each in node.inputs))
+            self.check(node.place, found, step)
+            return found
+        builder, reads = Builder(), dict[str, Interval]()
+
+        def operand(given: Any) -> Any:
+            if not isinstance(given, Node | Tensor):
+                return given
+            label = f"r{len(reads)}"
+            reads[label] = values[given] if isinstance(given, Node) else interval_of(given)
+            return label
+
+        args, kwargs = pytree.tree_map(
+            operand, (node.args, node.kwargs), is_leaf=lambda each: isinstance(each, Node)
+        )
+        try:
+            value = lower(builder, name, name in _COMPARISONS, args, kwargs)
+            graph = Graph(tuple(builder.lines), {"output": value})
+            found_bounds = bounds(graph, reads, self.dtype)
+        except (Unfusable, ValueError) as reason:
+            raise ValueError(
+                f"{node.place} has no rule of ranges, so that nothing is proved of what it "
+                f"returns: {reason}."
+            ) from None
+        if step.check and not found_bounds.exact:
+            raise ValueError(f"{node.place} is not exact in {self.dtype}: {found_bounds.fault}.")
+        return overall(found_bounds.outputs["output"])
+
+
+def step_bounds(
+    graph: Graph,
+    known: Mapping[str, Interval],
+    states: Mapping[str, Interval],
+    dtype: torch.dtype,
+) -> Bounds:
+    """Return the intervals of every line of a step whose states lie in some."""
+    read = {**known, **{f"s_{name}": state for name, state in states.items()}}
+    return bounds(graph, read, dtype)
+
+
+def terms_of(product: Any) -> tuple[Tensor, Tensor | None, int]:
+    """Return the weights, the bias and the shift of a product."""
+    if isinstance(product, _PRODUCTS):
+        return product.weight, product.bias, 0
+    found: tuple[Tensor, Tensor | None, int] = product.terms()
+    return found
+
+
+def _label(path: str, module: nn.Module) -> str:
+    kind: Any = type(module)
+    if is_parametrized(module):
+        kind = kind.__base__
+    return f"{path or 'the model'} ({kind.__name__})"
