@@ -151,7 +151,8 @@ class _Builder:
     def feeds(self, stage: Stage, each: bool) -> list[Feed]:
         """Return the products that feed the neurons of a stage."""
         target = self.plan.target
-        spread = math.prod(integer_form(module)[1] for _, module in stage.between)
+        divisor = math.prod(integer_form(module)[1] for _, module in stage.between)
+        growth = math.prod(integer_form(module)[2] for _, module in stage.between)
         gain = torch.ones(()) if stage.neuron is None else target.gain(stage)
         if gain.ndim and not each:
             if not bool((gain == gain[0]).all()):
@@ -161,7 +162,7 @@ class _Builder:
                 )
             gain = gain[0]
         inner = self.depth > 0 and not stage.last
-        feeds = [Feed(stage.product, self.scale, self.largest, gain, spread, inner)]
+        feeds = [Feed(stage.product, self.scale, self.largest, gain, divisor, inner, growth)]
         if stage.connection is not None:
             # the size of a spike does not depend on the unit
             fed = target.neuron(stage, torch.ones(()))
@@ -225,7 +226,8 @@ def build(
     builder = _Builder(plan, _Names(parts), reach, inner_shift)
     border, builder.largest = plan.target.border(plan.sample)
     if border is not None:
-        builder.modules[_BORDER], builder.scale = border, border.scale
+        builder.modules[_BORDER] = border
+        builder.scale = getattr(border, "scale", builder.scale)
     tail = len(parts)
     while tail and isinstance(parts[tail - 1], Call):
         tail -= 1
