@@ -88,11 +88,12 @@ def test_a_sample_is_run_twice_to_prepare_and_once_to_convert(
 
     monkeypatch.setattr(nn.Sequential, "forward", counting)
     prepared = quantize.prepare(model, x)
-    # two steps show the graph, three are compared with it
-    assert calls == [nn.Sequential] * (2 + 3 + len(x)) + [quantize.Prepared] * len(x)
+    # two steps show a graph, that of the integers too; three are compared with it
+    plain, made = [nn.Sequential] * (2 + 3 + len(x)), [quantize.Prepared] * (2 + len(x))
+    assert calls == plain + made
     calls.clear()
     quantize.convert(prepared)
-    assert calls == [nn.Sequential] * len(x)
+    assert calls == [nn.Sequential] * (2 + len(x))
 
 
 def test_branches_come_to_a_common_scale() -> None:

@@ -23,10 +23,10 @@ from tracetorch.core.checks import check_count
 from tracetorch.integers.fixed_point import multiply
 from tracetorch.integers.layers import exactly
 from tracetorch.integers.leaky_integrator import integer_weight, scaled
+from tracetorch.integers.loading import WholeParameters
 from tracetorch.integers.ranges import ranges_of
 from tracetorch.integers.rounding import floor, round, straight_through  # noqa: A004
 from tracetorch.integers.width import check_between, check_choice, limits
-from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import DEFAULT_SURROGATE, SpikeFunction, WeightSetup
 
 SignMode: TypeAlias = Literal["mixed", "excitatory", "inhibitory"]
@@ -59,7 +59,7 @@ _UP = 2**6  # of input and threshold
 _INPUT_BITS = 16  # of what arrives at a neuron in a step: Lava's PyLifModelBitAcc takes no more
 
 
-class LIF(Neuron):
+class LIF(WholeParameters):
     """Leaky integrate-and-fire as Loihi computes it (CUBA).
 
     ::

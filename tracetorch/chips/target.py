@@ -114,6 +114,11 @@ class LearnedIntegers(nn.Module):
         steps = torch.round(value.detach() / self.step).clamp(self.low, self.high)
         return straight_through(value, steps * self.step)
 
+    def clipped(self, raw: Tensor) -> float:
+        """Return the share of the values that are beyond an end of the range."""
+        steps = (self.constraint(raw.detach()) * self.factor / self.step).round()
+        return float(((steps < self.low) | (steps > self.high)).double().mean())
+
     def extra_repr(self) -> str:
         """Return the range, for ``repr``."""
         return f"{self.constraint.name}, {self.low:g} to {self.high:g}"

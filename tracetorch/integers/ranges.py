@@ -330,9 +330,11 @@ class _Model:
                 f"{node.place} has no rule of ranges, so that nothing is proved of what it "
                 f"returns: {reason}."
             ) from None
+        found = overall(found_bounds.outputs["output"])
+        self.check(node.place, found, step)
         if step.check and not found_bounds.exact:
             raise ValueError(f"{node.place} is not exact in {self.dtype}: {found_bounds.fault}.")
-        return overall(found_bounds.outputs["output"])
+        return found
 
 
 def step_bounds(

@@ -18,6 +18,7 @@ from tracetorch.chips.target import IntegerNeuron, LearnedIntegers, Stage
 from tracetorch.integers.border import Add, SumPool1d, SumPool2d
 from tracetorch.integers.delays import IntegerDelays
 from tracetorch.integers.layers import Product
+from tracetorch.integers.loading import refuse_at_once
 from tracetorch.quantize.prepared import Layer, Plan, Prepared
 from tracetorch.quantize.reader import Call, Join, flat
 from tracetorch.quantize.scales import Feed, common_scale, unit_and_shifts
@@ -198,6 +199,7 @@ class _Builder:
         name = names.of[stage.path]
         self.modules[name] = made[0]
         noted = Layer(stage.path, f"{self.prefix}{name}", unit, depth=self.depth)
+        noted.names[product_of(made[0], noted.path)[1], "bias"] = f"{stage.path}.bias"
         self.plan.layers.append(noted)
         for path, module in stage.between:
             self.plain(path, module)
@@ -208,6 +210,14 @@ class _Builder:
         noted.neurons_label, noted.neurons, noted.spikes = path, self.prefix + name, stage.spikes
         integer = target.neuron(stage, unit)
         neuron = _neuron(integer)
+        inner = noted.neurons if len(made) == 1 else f"{noted.neurons}.neuron"
+        for parameter, (raw, form) in integer.learned.items():
+            of_product = parameter == "bias" and stage.product.bias is not None
+            of_product = of_product and not target.bias_in_product
+            label = f"{stage.path if of_product else path}.{parameter}"
+            noted.names[inner, f"raw_{parameter}"] = label
+            if not isinstance(raw, nn.Parameter):
+                noted.clipped[label] = form.clipped(raw)
         self.modules[name] = neuron if len(made) == 1 else Recurrent(neuron, made[1])
         self.scale, self.largest = integer.output_scale, integer.output_largest
         self.plan.differences += [
@@ -238,6 +248,7 @@ def build(
     for part in parts[tail:]:
         divisor *= builder.plain(part.path, part.module)[0]  # type: ignore[union-attr]
     prepared = Prepared(builder.modules)
+    refuse_at_once(prepared)
     prepared.plan = plan
     prepared.output_scale = float(builder.scale) / divisor
     return prepared

@@ -12,7 +12,7 @@ from tracetorch.integers.border import Quantize
 from tracetorch.integers.layers import Product
 from tracetorch.integers.width import limits, stored_bits
 from tracetorch.quantize.build import product_of
-from tracetorch.quantize.prepared import Plan, Prepared, integer_model, observed
+from tracetorch.quantize.prepared import Layer, Plan, Prepared, integer_model, observed
 from tracetorch.quantize.report import LayerReport, Report, relative, share_of_others
 from tracetorch.snn.delay.base import DelayingLayer
 from tracetorch.snn.neuron import Neuron
@@ -85,6 +85,7 @@ def convert(prepared: Prepared) -> tuple[nn.Sequential, Report]:
                 seen.at_ends.get(layer.neurons_label, 0.0),
                 relative(product.weight / factor, raw),
                 off,
+                _clipped(prepared, layer),
             )
         )
     report = Report(
@@ -104,6 +105,17 @@ def _floats_of(product: nn.Module) -> tuple[Tensor, Tensor]:
     for rule in rules:
         value = rule(value)
     return value, cast(LearnedIntegers, form).factor
+
+
+def _clipped(prepared: Prepared, layer: Layer) -> dict[str, float]:
+    """Return which share of thresholds and biases is beyond an end of its range, where one is."""
+    found = dict(layer.clipped)
+    for (path, name), label in layer.names.items():
+        lists = getattr(prepared.get_submodule(path), "parametrizations", {})
+        if name in lists:
+            form = cast(LearnedIntegers, lists[name][-1])
+            found[label] = form.clipped(lists[name].original)
+    return {label: share for label, share in found.items() if share}
 
 
 def _unused_bits(label: str, product: Product, plan: Plan) -> list[str]:

@@ -14,6 +14,7 @@ from tracetorch.chips.target import Target
 from tracetorch.core.walk import Opaque
 from tracetorch.integers.layers import Product
 from tracetorch.integers.leaky_integrator import LeakyIntegrator
+from tracetorch.integers.loading import refuse_at_once
 from tracetorch.integers.ranges import ranges_of
 from tracetorch.integers.width import limits
 from tracetorch.quantize.reader import run_by_step
@@ -33,6 +34,8 @@ class Layer:
         neurons: path of the neurons, or of the ``Recurrent`` of them.
         spikes: whether the neurons have a threshold.
         depth: how many products are before it.
+        names: of parameters in the user's model, by path and name in the prepared one.
+        clipped: of those that do not learn, the share that is beyond an end of its range.
     """
 
     label: str
@@ -42,6 +45,8 @@ class Layer:
     neurons: str = ""
     spikes: bool = False
     depth: int = 0
+    names: dict[tuple[str, str], str] = field(default_factory=dict)
+    clipped: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -139,6 +144,7 @@ def integer_model(prepared: Prepared) -> nn.Sequential:
                 value = value.to(torch.int32 if name == "bias" else narrow)
             module.register_buffer(name, value)
     zero_states(model)
+    refuse_at_once(model)
     return model
 
 

@@ -203,8 +203,10 @@ def _layers(model: nn.Module) -> Iterator[Layer]:
 
 def _check_border(path: str, border: Any) -> None:
     """Raise where what makes the inputs gives more than the chip takes, which clips it."""
-    ends = (border.min_val, border.max_val)
-    low, high = limits(border.bits, signed=border.signed) if isinstance(border, Quantize) else ends
+    if isinstance(border, Quantize):
+        low, high = limits(border.bits, signed=border.signed)
+    else:
+        low, high = border.min_val, border.max_val
     if low < 0 or high > XYLO_2.input_spikes:
         raise ValueError(
             f"{path} ({type(border).__name__}) gives {low:g} to {high:g} spikes of a channel in a "
