@@ -20,7 +20,7 @@ from tracetorch.core.torch_private import pytree
 from tracetorch.core.walk import join_path
 from tracetorch.integers.border import Quantize, SumPool1d, SumPool2d
 from tracetorch.integers.layers import Product
-from tracetorch.integers.ranges import is_node, terms_of
+from tracetorch.integers.ranges import is_node, terms_of, within
 from tracetorch.snn.delay import Delay, SynapticDelays
 from tracetorch.snn.model_graph import Node, read_model
 from tracetorch.snn.neuron import has_step
@@ -119,7 +119,7 @@ class _Counter:
 
         for node in graph.nodes[1:]:
             if node.module is not None:
-                here = join_path(path, node.path)
+                here = within(path, node.path)
                 values[node] = self.module(node.module, here, valued(node.args)[0])
             elif node.operation in ("mul", "mul_"):  # a factor of Add
                 values[node] = values[node.inputs[0]]

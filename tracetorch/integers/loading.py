@@ -45,15 +45,16 @@ class WholeParameters(CheckedLoading, Neuron):
                 yield from off_range(raw, given[raw], ends.low, ends.high)
 
 
-def off_range(
-    name: str, values: Tensor, low: float | None, high: float | None
-) -> Iterator[tuple[str, str]]:
+def off_range(name: str, values: Tensor, low: float, high: float) -> Iterator[tuple[str, str]]:
     """Yield why a tensor cannot be one of integers of a range, if it cannot."""
     numbers = values.detach().double()
     if not numbers.is_meta:
         fits = (numbers == numbers.round()) & (numbers >= low) & (numbers <= high)
         for wrong in numbers[~fits].flatten()[:1].tolist():
-            yield name, f"holds {wrong:g}, and the layer has integers of {low:g} to {high:g}."
+            yield (
+                name,
+                f"holds {wrong:.10g}, and the layer has integers of {low:.0f} to {high:.0f}.",
+            )
 
 
 def refuse_at_once(model: nn.Module) -> None:

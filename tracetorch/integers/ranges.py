@@ -38,6 +38,7 @@ from tracetorch.fuse.ir.trace import input_names
 from tracetorch.integers.border import Quantize, SumPool
 from tracetorch.integers.width import limits
 from tracetorch.snn.delay import Delay, SynapticDelays
+from tracetorch.snn.dropout import LockedDropout
 from tracetorch.snn.model_graph import ModelGraph, Node, is_layer, read_model
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.recurrent import Recurrent
@@ -47,7 +48,7 @@ _PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # what they return are values that they are given, or zero
 _PASSING = (
     *(nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d),
-    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.ReLU, nn.Hardtanh),
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, LockedDropout),
 )
 _SHAPES = {
     *("flatten", "unflatten", "reshape", "view", "unsqueeze", "squeeze", "permute", "transpose"),
@@ -55,6 +56,8 @@ _SHAPES = {
     *("split", "cat", "stack", "t", "swapaxes", "max_pool1d", "max_pool2d"),
 }
 _COMPARISONS = {"gt", "ge", "lt", "le", "eq", "ne", "logical_and", "logical_or", "logical_not"}
+
+_NAMES = {"min": "low", "max": "high"}  # of arguments that a rule calls otherwise
 
 Key = tuple[str, str]  # path of a layer, name of a state
 
@@ -163,7 +166,7 @@ class _Model:
         """Read a module, and what is inside of it."""
         graph = self.graphs[path] = read_model(module, x, is_leaf=is_node)
         for node in graph.nodes:
-            layer, inner = node.module, join_path(path, node.path)
+            layer, inner = node.module, within(path, node.path)
             if isinstance(layer, Recurrent):
                 shapes = node.inputs[0].shape, node.shape
                 self.starts[inner, "prev_output"] = Interval(0.0, 0.0)
@@ -182,7 +185,7 @@ class _Model:
                 values[node] = self.function(node, values, step)
             else:
                 given = [values[each] for each in node.inputs]
-                here = join_path(path, node.path)
+                here = within(path, node.path)
                 values[node] = self.module(here, node, given, step)
                 self.check(_label(here, node.module), values[node], step)
         returned = pytree.tree_leaves(graph.output)
@@ -321,6 +324,7 @@ class _Model:
         args, kwargs = pytree.tree_map(
             operand, (node.args, node.kwargs), is_leaf=lambda each: isinstance(each, Node)
         )
+        kwargs = {_NAMES.get(key, key): each for key, each in kwargs.items()}
         try:
             value = lower(builder, name, name in _COMPARISONS, args, kwargs)
             graph = Graph(tuple(builder.lines), {"output": value})
@@ -335,6 +339,11 @@ class _Model:
         if step.check and not found_bounds.exact:
             raise ValueError(f"{node.place} is not exact in {self.dtype}: {found_bounds.fault}.")
         return found
+
+
+def within(path: str, inner: str) -> str:
+    """Return the path of a module by that of one around it; either may be empty."""
+    return join_path(path, inner) if inner else path
 
 
 def step_bounds(
