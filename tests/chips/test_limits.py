@@ -78,7 +78,7 @@ class Doubled(integers.Linear):
 
 
 class Late(xylo.LIF):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *_: Tensor, **__: Tensor) -> Tensor:
         return super().forward(2 * x)
 
 

@@ -34,6 +34,28 @@ def biased() -> nn.Linear:
     return made
 
 
+class Doubled(integers.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class Driven(integers.LeakyIntegrator):
+    def forward_step(self, *x: Tensor, **named: Tensor) -> Tensor:
+        return super().forward_step(2 * x[0])
+
+
+class Twice(nn.Module):
+    """A layer that is called twice in a step, and goes on from where it was left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.neurons = integers.LeakyIntegrator(40, beta=256, state_bits=8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.neurons(x) + self.neurons(4 * x)
+        return result
+
+
 def shifted() -> integers.Linear:
     made = integers.Linear(40, 1, bias=False, shift=12)
     made.weight.fill_(125)
@@ -288,6 +310,7 @@ RANGES: dict[str, tuple[nn.Module, tuple[float, float]]] = {
      (-6, 6)),
     "recurrence": (snn.Recurrent(integers.LeakyIntegrator(40, pos_threshold=1, beta=0),
      linear([[7.0] * 40] * 40)), (-4, 283)),
+    "twice": (Twice(), (-128, 127)),
     "one after the other": (nn.Sequential(integers.Linear(40, 2), snn.Delay(2, max_delay=2,
      delay=1.0), linear([[1.0, -1.0]])), (0, 0)),
 }  # fmt: skip
@@ -310,6 +333,8 @@ UNPROVED: dict[str, tuple[nn.Module, str]] = {
      linear([[2.0**20] * 40] * 40)), r"^connection \(Linear\) can reach 41943040"),
     "what is fed back, added": (snn.Recurrent(integers.LeakyIntegrator(40, pos_threshold=0),
      linear([[2.0**24] + [0.0] * 39] * 40)), r"^the model \(Recurrent\) can reach 16777217"),
+    "a forward of its own": (Doubled(40, 1, bias=False), r"Doubled\) has a forward of its own"),
+    "methods of its own": (Driven(40), r"Driven\) has methods of its own .*, which is not proved"),
     "a function": (Between(torch.exp), r"^exp\(\) in the model's forward has no rule of ranges"),
     "a product of values": (Between(lambda x: x @ x.mT @ x), "has no rule of ranges"),
     "a module": (nn.Sequential(nn.GELU()), r"^0 \(GELU\) has no rule of ranges: nothing is proved"),
@@ -336,6 +361,8 @@ def test_what_no_sample_shows_is_refused(name: str) -> None:
 def test_other_things_are_refused() -> None:
     with pytest.raises(TypeError, match=r"expected an nn.Module, got int"):
         integers.check_exact(3, torch.ones(1, 1, 1))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"integers in floats, got torch.int64: x.float\(\)"):
+        integers.check_exact(nn.Identity(), torch.ones(1, 1, 1).long())
 
     class Noisy(snn.Neuron):
         inputs = ("x", "noise")

@@ -42,7 +42,8 @@ class WholeParameters(CheckedLoading, Neuron):
             raw, ends = f"raw_{name}", constraint.value
             # one that learns may be between two integers, and outside
             if raw in given and raw in self._buffers and isinstance(ends, Clamp):
-                yield from off_range(raw, given[raw], ends.low, ends.high)
+                low, high = (float(each or 0) for each in (ends.low, ends.high))
+                yield from off_range(raw, given[raw], low, high)
 
 
 def off_range(name: str, values: Tensor, low: float, high: float) -> Iterator[tuple[str, str]]:
@@ -59,7 +60,7 @@ def off_range(name: str, values: Tensor, low: float, high: float) -> Iterator[tu
 
 def refuse_at_once(model: nn.Module) -> None:
     """Let a model refuse a ``state_dict`` before any of its layers has loaded something."""
-    model.register_load_state_dict_pre_hook(_check_all)
+    model.register_load_state_dict_pre_hook(_check_all)  # type: ignore[no-untyped-call]
 
 
 def _check_all(model: nn.Module, state_dict: Any, prefix: str, *_: Any) -> None:

@@ -9,7 +9,8 @@ grow until nothing grows any more, those of all layers together.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -40,7 +41,7 @@ from tracetorch.integers.width import limits
 from tracetorch.snn.delay import Delay, SynapticDelays
 from tracetorch.snn.dropout import LockedDropout
 from tracetorch.snn.model_graph import ModelGraph, Node, is_layer, read_model
-from tracetorch.snn.neuron import Neuron, has_step
+from tracetorch.snn.neuron import Neuron, beside_step, has_step
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.sequence_layer import ARITHMETIC_DTYPE
 
@@ -86,9 +87,12 @@ def ranges_of(model: nn.Module, x: Tensor) -> Ranges:
         x: a sequence ``[T, B, ...]``.
 
     Raises:
+        TypeError: the sample is none of floats.
         ValueError: a number can leave the exact range or be no integer, or something in the model
             has no rule. The message names it.
     """
+    if not x.is_floating_point():
+        raise TypeError(f"x must hold its integers in floats, got {x.dtype}: x.float().")
     read = _Model(model, x[0])
     values = with_zero(interval_of(x))
 
@@ -168,10 +172,10 @@ class _Model:
         for node in graph.nodes:
             layer, inner = node.module, within(path, node.path)
             if isinstance(layer, Recurrent):
-                shapes = node.inputs[0].shape, node.shape
                 self.starts[inner, "prev_output"] = Interval(0.0, 0.0)
-                for name, shape in zip(("neuron", "connection"), shapes, strict=True):
-                    self.read(getattr(layer, name), x.new_zeros(shape), join_path(inner, name))
+                for name, of in (("neuron", node.inputs[0]), ("connection", node)):
+                    given = x.new_zeros(of.shape or ())
+                    self.read(getattr(layer, name), given, join_path(inner, name))
             elif has_step(layer):
                 self.steps[inner] = known_of(layer, len(node.shape or ()), self.dtype)
                 self.starts |= {(inner, name): each for name, each in starts_of(layer).items()}
@@ -183,16 +187,22 @@ class _Model:
         for node in graph.nodes[len(inputs) :]:
             if node.module is None:
                 values[node] = self.function(node, values, step)
-            else:
-                given = [values[each] for each in node.inputs]
-                here = within(path, node.path)
-                values[node] = self.module(here, node, given, step)
-                self.check(_label(here, node.module), values[node], step)
-        returned = pytree.tree_leaves(graph.output)
-        return reduce(hull, (values[each] for each in returned))
+                continue
+            here, own = within(path, node.path), type(node.module).forward
+            if not own.__module__.startswith(("tracetorch.", "torch.")):
+                raise ValueError(f"{_label(here, node.module)} has a forward of its own: no rule.")
+            names = getattr(node.module, "inputs", ("x",))
+            given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+            ranges = {
+                name: values[each] if isinstance(each, Node) else interval_of(each)
+                for name, each in given.items()
+            }
+            values[node] = self.module(here, node.module, ranges, step)
+            self.check(_label(here, node.module), values[node], step)
+        return reduce(hull, (values[each] for each in pytree.tree_leaves(graph.output)))
 
     def check(self, place: str, value: Interval, step: _Step, reached: float = 0.0) -> None:
-        """Raise where values may be rounded, or are no integers."""
+        """Raise where integers may be rounded."""
         reached, most = max(reached, value.magnitude), MOST_EXACT[self.dtype]
         if step.check and not np.isneginf(value.step) and reached > most:
             raise ValueError(
@@ -200,81 +210,77 @@ class _Model:
                 f"integer up to {most:.0f} only. Give x.double(), and model.double()."
             )
 
-    def module(self, path: str, node: Node, given: list[Interval], step: _Step) -> Interval:
+    def module(
+        self, path: str, module: Any, given: Mapping[str, Interval], step: _Step
+    ) -> Interval:
         """Return the interval of what a module returns."""
-        module: Any = node.module
         if has_step(module):
-            return self.neuron(path, module, node, step, given)
-        if len(given) != 1:
-            raise ValueError(f"{_label(path, module)} has several inputs, and no rule of ranges.")
-        (source,) = given
+            return self.neuron(path, module, given, step)
+        (source,) = given.values()
         if isinstance(module, Recurrent):
-            fed = self.run(join_path(path, "connection"), [step.states[path, "prev_output"]], step)
-            drive = Interval(*np.add((source.low, source.high), (fed.low, fed.high)), 0.0)
+            key = path, "prev_output"
+            before = step.ends.get(key, step.states[key])
+            fed = self.run(join_path(path, "connection"), [before], step)
+            ends = source.low + fed.low, source.high + fed.high
+            drive = Interval(*ends, step=np.minimum(source.step, fed.step))
             self.check(_label(path, module), drive, step)
-            output = self.run(join_path(path, "neuron"), [drive], step)
-            step.ends[path, "prev_output"] = output
-            return output
-        if isinstance(module, Quantize):
-            low, high = limits(module.bits, signed=module.signed)
-            ends = np.divide((source.low, source.high), float(module.scale))
-            return Interval(*map(float, np.clip(np.rint(ends), low, high)), 0.0)
+            step.ends[key] = self.run(join_path(path, "neuron"), [drive], step)
+            return step.ends[key]
         if isinstance(module, (*_PRODUCTS, SynapticDelays)) or hasattr(module, "terms"):
             return self.sums(path, module, source, step)
-        if isinstance(module, SumPool):
-            ones = torch.ones(1, math.prod(module.kernel_size))
-            return weighted_sums(ones, None, source)[0]
-        if isinstance(module, nn.ReLU | nn.Hardtanh):
-            ends = (0.0, math.inf)
-            if isinstance(module, nn.Hardtanh):
-                ends = module.min_val, module.max_val
-            return Interval(*np.clip((source.low, source.high), *ends), source.step)
         if isinstance(module, Delay):
             whole = interval_of(module.delay).step == 0 and module.sigma == 0
             self.check_whole(path, module, source if whole else Interval(0, 1, -math.inf), step)
             return with_zero(source)
-        if isinstance(module, _PASSING):
-            return source
-        average = isinstance(module, nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d)
-        raise ValueError(
-            f"{_label(path, module)} "
-            + (
-                "averages, and an average is no integer. Sum, tt.integers.SumPool2d."
+        found = _plain(module, source)
+        if found is None:
+            average = isinstance(module, nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d)
+            raise ValueError(
+                f"{_label(path, module)} averages, and an average is no integer. Sum, "
+                "tt.integers.SumPool2d."
                 if average
-                else "has no rule of ranges: nothing is proved of what it returns. Prove neuron "
-                "layers one by one, tt.integers.prove."
+                else f"{_label(path, module)} has no rule of ranges: nothing is proved of what it "
+                "returns. Prove neuron layers one by one, tt.integers.prove."
             )
-        )
+        return found
 
     def neuron(
-        self, path: str, layer: Neuron, node: Node, step: _Step, given: list[Interval]
+        self, path: str, layer: Neuron, inputs: Mapping[str, Interval], step: _Step
     ) -> Interval:
         """Return the interval of the output of a neuron layer."""
-        names = [*layer.inputs[: len(node.args)], *node.kwargs]
-        inputs = dict(zip(names, given, strict=False))
+        label, beside = _label(path, layer), beside_step(layer)
         missing = [name for name in layer.inputs if name not in inputs]
-        if missing:
-            raise ValueError(
-                f"{_label(path, layer)} computes {', '.join(missing)} itself, which is not proved."
-            )
+        if missing or beside is not None:
+            what = beside or f"computes {', '.join(missing)} itself"
+            raise ValueError(f"{label} {what}, which is not proved.")
         for name, each in inputs.items() if step.check else ():
             if not np.min(each.step) >= 0:
                 raise ValueError(
-                    f"{_label(path, layer)} gets {name} that is no integer. Scale and round what "
-                    "comes before, tt.integers.round(scale * x)."
+                    f"{label} gets {name} that is no integer. Scale and round what comes before, "
+                    "tt.integers.round(scale * x)."
                 )
         graph, known = self.steps[path]
-        states = {name: step.states[path, name] for name in layer.cell.active}
+        keys = {name: (path, name) for name in layer.cell.active}
+        # one that is called again in a step goes on from where it was left
+        states = {name: step.ends.get(key, step.states[key]) for name, key in keys.items()}
         found = step_bounds(graph, known | inputs_of(layer, inputs), states, self.dtype)
-        step.found.steps[path], step.found.inputs[path] = found, inputs
-        step.ends.update({(path, name): found.outputs[f"next_{name}"] for name in states})
+        step.ends.update({key: found.outputs[f"next_{name}"] for name, key in keys.items()})
         if step.check and not found.exact:
             raise ValueError(
-                f"{_label(path, layer)} is not exact in {self.dtype} for inputs up to "
+                f"{label} is not exact in {self.dtype} for inputs up to "
                 f"{max(each.magnitude for each in inputs.values()):.0f}: {found.fault}. Give fewer "
                 "bits, smaller inputs, or x.double() and model.double()."
             )
-        return overall(found.outputs["output"])
+        output = overall(found.outputs["output"])
+        if path in step.found.steps:
+            earlier = step.found.steps[path].outputs
+            outputs = {name: hull(each, earlier[name]) for name, each in found.outputs.items()}
+            found = replace(found, outputs=outputs)
+            inputs = {
+                name: hull(each, step.found.inputs[path][name]) for name, each in inputs.items()
+            }
+        step.found.steps[path], step.found.inputs[path] = found, dict(inputs)
+        return output
 
     def check_whole(self, path: str, module: nn.Module, value: Interval, step: _Step) -> None:
         """Raise where a module gets or holds what is no integer."""
@@ -299,8 +305,7 @@ class _Model:
         plain, reached = weighted_sums(weight, None, source)
         self.check(_label(path, module), plain, step, reached)
         if shift < 0:
-            ends = np.floor(np.multiply((plain.low, plain.high), 2.0**shift))
-            return Interval(*map(float, ends), 0.0)
+            return mapped(plain, lambda x: np.floor(x * 2.0**shift), 0.0)
         found, reached = weighted_sums(weight.double() * 2.0**shift, bias, source)
         self.check(_label(path, module), found, step, reached)
         return found
@@ -339,6 +344,28 @@ class _Model:
         if step.check and not found_bounds.exact:
             raise ValueError(f"{node.place} is not exact in {self.dtype}: {found_bounds.fault}.")
         return found
+
+
+def _plain(module: Any, source: Interval) -> Interval | None:
+    """Return the interval of what a module without weights and states returns, if it has a rule."""
+    low, high = 0.0, math.inf  # nn.ReLU
+    if isinstance(module, Quantize):
+        scale, ends = float(module.scale), limits(module.bits, signed=module.signed)
+        # the model divides in its own dtype
+        found = np.floor(np.divide(source.low, scale)), np.ceil(np.divide(source.high, scale))
+        return Interval(float(np.clip(found[0], *ends)), float(np.clip(found[1], *ends)))
+    if isinstance(module, SumPool):
+        return weighted_sums(torch.ones(1, math.prod(module.kernel_size)), None, source)[0]
+    if isinstance(module, nn.Hardtanh):
+        low, high = module.min_val, module.max_val
+    if isinstance(module, nn.ReLU | nn.Hardtanh):
+        return mapped(source, lambda x: np.clip(x, low, high), source.step)
+    return source if isinstance(module, _PASSING) else None
+
+
+def mapped(x: Interval, function: Callable[[Any], Any], step: Any) -> Interval:
+    """Return the interval of a function that never falls, of the step that its values have."""
+    return Interval(float(function(x.low)), float(function(x.high)), step)
 
 
 def within(path: str, inner: str) -> str:

@@ -41,9 +41,10 @@ def configuration(model: nn.Module) -> dict[str, Any]:
     The hidden layers of the model become one population: weights between them, and those of
     ``snn.Recurrent``, are in ``weights_rec``. :class:`Network` takes what is returned as it is, and
     so do the vendor's tools with their own functions; the simulator then computes, step for step,
-    what the model computes, where no part of a sum of weights saturates. An ``integers.Quantize``
-    at the front of the model is in none of them: it makes spikes of the inputs, and what feeds the
-    chip does the same (the report of ``tt.quantize.convert`` has its line, "input: ...").
+    what the model computes, where no part of a sum of weights saturates and a channel has at most
+    15 spikes in a step: the chip clips more, and so does the front of what ``tt.quantize`` makes,
+    an ``nn.Hardtanh(0, 15)``. An ``integers.Quantize`` in its place makes spikes of real inputs,
+    and what feeds the chip does the same ("input: ..." in the report of ``tt.quantize.convert``).
 
     Args:
         model: what ``tt.quantize.convert`` returns for Xylo: ``integers.Linear`` and
@@ -61,8 +62,9 @@ def configuration(model: nn.Module) -> dict[str, Any]:
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: it is built in another way, or its hidden layers differ in the shift of their
-            weights. The message names the layer.
+        ValueError: it is built in another way, has hooks, or exceeds a limit of the chip: inputs,
+            neurons, connections into one and out of one, widths, shifts, spikes. The message names
+            the layer, and what the chip has.
 
     Example:
         >>> from tracetorch import integers
@@ -178,7 +180,7 @@ def _layers(model: nn.Module) -> Iterator[Layer]:
         label = f"{path} ({type(module).__name__})"
         recurs = type(module) is Recurrent
         neuron: Any = module.neuron if recurs else module
-        connection = module.connection if recurs else None
+        connection: Any = module.connection if recurs else None
         if _fits(module) and product is None and delayed:
             product = module  # type: ignore[assignment]
         elif type(module) is StepDelay and product is None and not delayed:
@@ -228,11 +230,12 @@ def _fits(module: Any) -> bool:
 
 def _whole(what: str, values: Tensor, low: int, high: int) -> Integers:
     """Return integers that a tensor holds, also one of floats; raise where the chip has none."""
-    whole: Integers = np.asarray(values.detach().double().numpy(force=True))
+    whole: NDArray[np.float64] = values.detach().double().numpy(force=True)
     wrong = whole[(whole < low) | (whole > high) | (whole != np.rint(whole))]
     if wrong.size:
         raise ValueError(f"{what} of {wrong[0]:g}: Xylo has integers of {low} to {high}.")
-    return whole.astype(np.int64)
+    found: Integers = whole.astype(np.int64)
+    return found
 
 
 def _weights(path: str, product: Linear) -> Integers:
@@ -242,7 +245,8 @@ def _weights(path: str, product: Linear) -> Integers:
         raise ValueError(
             f"{path} has weights shifted by {product.shift} bits: Xylo shifts by {low} to {high}."
         )
-    return _whole(f"{path} has a weight", product.weight, *limits(XYLO_2.weight_bits)).T
+    ends = limits(XYLO_2.weight_bits)
+    return np.transpose(_whole(f"{path} has a weight", product.weight, *ends))
 
 
 def _each(layers: list[Layer], name: str, low: int, high: int) -> Integers:
