@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tracetorch.core.checks import check_module
 from tracetorch.fuse.ir.intervals import Bounds, Interval, invariant, overall
-from tracetorch.integers.ranges import inputs_of, known_of, ranges_of, starts_of, step_bounds
+from tracetorch.integers.ranges import StepRanges, ranges_of
 from tracetorch.snn.neuron import Neuron
 
 
@@ -44,14 +44,8 @@ def prove(
         >>> found.exact
         True
     """
-    graph, known = known_of(layer, ndim, dtype)
-    known |= inputs_of(layer, inputs)
-
-    def step(states: dict[str, Interval]) -> tuple[Bounds, dict[str, Interval]]:
-        found = step_bounds(graph, known, states, dtype)
-        return found, {name: found.outputs[f"next_{name}"] for name in states}
-
-    return invariant(starts_of(layer), step)[0]
+    step = StepRanges(layer, ndim, dtype)
+    return invariant(step.starts, lambda states: step.bounds(inputs, states))[0]
 
 
 def check_exact(model: nn.Module, x: Tensor) -> dict[str, dict[str, Interval]]:
@@ -83,7 +77,7 @@ def check_exact(model: nn.Module, x: Tensor) -> dict[str, dict[str, Interval]]:
         >>> model = nn.Sequential(linear, integers.LeakyIntegrator(2, pos_threshold=100))
         >>> found = check_exact(model, torch.ones(5, 1, 2))
         >>> found["1"]["mem"].high, found["1"]["mem"].bits
-        (1969.0, 12)
+        (1969.0, 13)
     """
     check_module(model)
     return {

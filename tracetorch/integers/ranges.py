@@ -115,35 +115,43 @@ def interval_of(values: Tensor) -> Interval:
     return Interval(float(values.min()), float(values.max()), step)
 
 
-def known_of(layer: Neuron, ndim: int, dtype: torch.dtype) -> tuple[Graph, dict[str, Interval]]:
-    """Return the graph of a layer's step, and the intervals of its parameters.
+class StepRanges:
+    """Graph of a layer's step, the intervals of its parameters, and what its states start from.
+
+    Args:
+        layer: a neuron layer.
+        ndim: number of dimensions of the tensor of one step.
+        dtype: of the arithmetic.
 
     Raises:
         ValueError: the step cannot be traced.
     """
-    kwargs = layer.step_kwargs(ndim, dtype)
-    try:
-        program = program_of(layer.cell, ndim, dtype, kwargs)
-    except Unfusable as reason:
-        raise ValueError(f"{layer._label()} cannot be proved exact: {reason}.") from None
-    known = {}
-    for name in program.params:  # each neuron has its own
-        numbers = kwargs[name].detach().double().flatten().numpy(force=True)
-        whole = np.where(numbers == numbers.round(), 0.0, -math.inf)
-        known[f"p_{name}"] = Interval(numbers, numbers, whole)
-    return program.forward, known
 
+    def __init__(self, layer: Neuron, ndim: int, dtype: torch.dtype) -> None:
+        self.cell, self.dtype = layer.cell, dtype
+        kwargs = layer.step_kwargs(ndim, dtype)
+        try:
+            program = program_of(self.cell, ndim, dtype, kwargs)
+        except Unfusable as reason:
+            raise ValueError(f"{layer._label()} cannot be proved exact: {reason}.") from None
+        self.graph, self.known = program.forward, dict[str, Interval]()
+        for name in program.params:  # each neuron has its own
+            numbers = kwargs[name].detach().double().flatten().numpy(force=True)
+            whole = np.where(numbers == numbers.round(), 0.0, -math.inf)
+            self.known[f"p_{name}"] = Interval(numbers, numbers, whole)
+        values = {name: getattr(layer, f"initial_{name}", None) for name in self.cell.active}
+        zero = torch.zeros(1)
+        self.starts = {n: interval_of(zero if v is None else v) for n, v in values.items()}
 
-def starts_of(layer: Neuron) -> dict[str, Interval]:
-    """Return what the states of a layer start from."""
-    values = {name: getattr(layer, f"initial_{name}", None) for name in layer.cell.active}
-    return {n: interval_of(torch.zeros(1) if v is None else v) for n, v in values.items()}
-
-
-def inputs_of(layer: Neuron, given: Mapping[str, Interval]) -> dict[str, Interval]:
-    """Return the intervals of a layer's inputs by their names in the graph of its step."""
-    names = zip(input_names(layer.cell), layer.cell.inputs, strict=True)
-    return {in_graph: given[name] for in_graph, name in names}
+    def bounds(
+        self, inputs: Mapping[str, Interval], states: Mapping[str, Interval]
+    ) -> tuple[Bounds, dict[str, Interval]]:
+        """Return the intervals of every line, for inputs and states in some; the states' next."""
+        names = zip(input_names(self.cell), self.cell.inputs, strict=True)
+        read = self.known | {in_graph: inputs[name] for in_graph, name in names}
+        read |= {f"s_{name}": state for name, state in states.items()}
+        found = bounds(self.graph, read, self.dtype)
+        return found, {name: found.outputs[f"next_{name}"] for name in states}
 
 
 def is_node(module: nn.Module) -> bool:
@@ -163,7 +171,7 @@ class _Model:
         self.dtype = ARITHMETIC_DTYPE[x.dtype]
         self.graphs: dict[str, ModelGraph] = {}
         self.starts: dict[Key, Interval] = {}
-        self.steps: dict[str, tuple[Graph, dict[str, Interval]]] = {}
+        self.steps: dict[str, StepRanges] = {}
         self.read(model, x, "")
 
     def read(self, module: nn.Module, x: Tensor, path: str) -> None:
@@ -177,8 +185,8 @@ class _Model:
                     given = x.new_zeros(of.shape or ())
                     self.read(getattr(layer, name), given, join_path(inner, name))
             elif has_step(layer):
-                self.steps[inner] = known_of(layer, len(node.shape or ()), self.dtype)
-                self.starts |= {(inner, name): each for name, each in starts_of(layer).items()}
+                made = self.steps[inner] = StepRanges(layer, len(node.shape or ()), self.dtype)
+                self.starts |= {(inner, name): each for name, each in made.starts.items()}
 
     def run(self, path: str, inputs: list[Interval], step: _Step) -> Interval:
         """Return the interval of the output of a module that was read."""
@@ -259,12 +267,11 @@ class _Model:
                     f"{label} gets {name} that is no integer. Scale and round what comes before, "
                     "tt.integers.round(scale * x)."
                 )
-        graph, known = self.steps[path]
         keys = {name: (path, name) for name in layer.cell.active}
         # one that is called again in a step goes on from where it was left
         states = {name: step.ends.get(key, step.states[key]) for name, key in keys.items()}
-        found = step_bounds(graph, known | inputs_of(layer, inputs), states, self.dtype)
-        step.ends.update({key: found.outputs[f"next_{name}"] for name, key in keys.items()})
+        found, ends = self.steps[path].bounds(inputs, states)
+        step.ends.update({(path, name): end for name, end in ends.items()})
         if step.check and not found.exact:
             raise ValueError(
                 f"{label} is not exact in {self.dtype} for inputs up to "
@@ -371,17 +378,6 @@ def mapped(x: Interval, function: Callable[[Any], Any], step: Any) -> Interval:
 def within(path: str, inner: str) -> str:
     """Return the path of a module by that of one around it; either may be empty."""
     return join_path(path, inner) if inner else path
-
-
-def step_bounds(
-    graph: Graph,
-    known: Mapping[str, Interval],
-    states: Mapping[str, Interval],
-    dtype: torch.dtype,
-) -> Bounds:
-    """Return the intervals of every line of a step whose states lie in some."""
-    read = {**known, **{f"s_{name}": state for name, state in states.items()}}
-    return bounds(graph, read, dtype)
 
 
 def terms_of(product: Any) -> tuple[Tensor, Tensor | None, int]:
