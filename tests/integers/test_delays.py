@@ -79,8 +79,6 @@ def test_a_delayed_product_is_that_of_its_integers(name: str) -> None:
         cast = tt.unroll(layer, x, from_rest=True)
     for found in (stepped, whole, cut, double, cast):
         assert np.array_equal(found.double().numpy(), wanted)
-    largest = layer.largest(x.abs().amax(0).double())
-    assert bool((largest >= whole.abs().amax(0)).all())
 
 
 @pytest.mark.parametrize("name", MAKE)
@@ -182,7 +180,9 @@ def test_delays_that_are_assigned_or_loaded_are_whole(assign: bool) -> None:
     trained = snn.DelayedLinear(5, 3, max_delay=3, delay=1.25).raw_delay.detach()
     values = {**layer.state_dict(), "raw_delay": trained}
     model = nn.Sequential(layer)
-    with pytest.raises(RuntimeError, match=r"0\.raw_delay: delay must be whole steps, got 1\.25"):
+    with pytest.raises(
+        RuntimeError, match=r"0\.raw_delay: holds 1\.25, and the layer has integers of 0 to 3"
+    ):
         model.load_state_dict({f"0.{key}": value for key, value in values.items()}, assign=assign)
     assert torch.equal(layer.raw_delay, before)
     layer.delay = 2

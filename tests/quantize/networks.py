@@ -193,7 +193,7 @@ def on_chip(version: str, seed: int) -> tuple[nn.Module, Tensor, dict[str, Any]]
     torch.manual_seed(seed)
     draw = random.Random(seed)
     bias = version != "Xylo 1"
-    inputs, width = draw.choice([2, 5]), draw.choice([3, 9])
+    inputs, width = draw.choice([2, 5]), draw.choice([3, 8])
     layers: list[nn.Module] = []
     before = inputs
     for index in range(draw.choice([1, 2])):

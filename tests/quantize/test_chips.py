@@ -117,8 +117,8 @@ def test_what_exceeds_a_chip_is_reported() -> None:
     model = nn.Sequential(nn.Linear(20, 70), snn.LIF(70), nn.Linear(70, 9), snn.SLIF(9))
     _, report = quantize.convert(quantize.prepare(model, spikes(5, 2, 20), chips.xylo.XYLO_2))
     assert report.misfits[:2] == ("20 inputs, Xylo 2 has 16", "9 outputs, Xylo 2 has 8")
-    assert "0: 20 connections into a neuron, Xylo 2 16" in report.misfits
-    assert "0: 70 connections out of one, Xylo 2 64" in report.misfits
+    assert "1: 20 connections into a neuron, Xylo 2 has 16" in report.misfits
+    assert "the inputs: 70 connections out of one, Xylo 2 has 64" in report.misfits
     assert report.differences[0].startswith("1 (LIF) has a synapse, which spreads its input")
     assert "beta is the nearest 1 - 2^-n" in report.differences[1]
     assert "does not fit: 20 inputs" in str(report)
@@ -209,12 +209,12 @@ ERRORS = [
     (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.LIF(3), out=(OUT[0], FED_BACK))),
      "among the outputs"),
     (prepared_for(loihi.LOIHI, hidden(snn.DelayedLinear(2, 3, max_delay=2), snn.LIF(3))),
-     "1: quantised models have no delays of synapses on Loihi here: .*snn.Delay behind the neur"),
+     "0: quantised models have no delays of synapses on Loihi here: .*snn.Delay behind the neur"),
     (prepared_for(XYLO, hidden(snn.DelayedLinear(2, 3, max_delay=2), snn.LIF(3))),
-     "1: quantised models have no delays on Xylo, which has none: Linear instead"),
+     "0: quantised models have no delays on Xylo, which has none: Linear instead"),
     (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.Recurrent(
         snn.LIF(3), snn.DelayedLinear(3, 3, False, max_delay=2)))),
-     r"1: quantised models have no delays on Xylo"),
+     r"1\.connection: quantised models have no delays on Xylo"),
     (prepared_for(XYLO, ONE, -X), "inputs that are no spikes"),
     (prepared_for(loihi.LOIHI, ONE, 2 * X), "Loihi takes 0 to 1 of"),
     (prepared_for(tt.chips.Chip(**{**vars(XYLO), "name": "Another"}), ONE),

@@ -364,7 +364,7 @@ def of_nan(path: str) -> nn.Module:
 
 def wide() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(400, 8), snn.LIF(8), nn.Linear(8, 2), snn.Readout(2))
+    return nn.Sequential(nn.Linear(1600, 8), snn.LIF(8), nn.Linear(8, 2), snn.Readout(2))
 
 
 def charged() -> nn.Module:
@@ -401,7 +401,7 @@ WRONG: list[tuple[Any, str]] = [
      r"1 \(Charged\) has methods of its own, and no integer form"),
     (lambda x: quantize.prepare(nn.Linear(4, 3), x, chip=chips.loihi.LOIHI),
      "^the model: quantised models have neurons that spike"),
-    (lambda x: quantize.prepare(wide(), torch.rand(10, 4, 400), **WIDE),
+    (lambda x: quantize.prepare(wide(), torch.rand(10, 4, 1600), **WIDE),
      r"0 \(Linear\) can reach \d+, and torch.float32 holds"),
 ]  # fmt: skip
 

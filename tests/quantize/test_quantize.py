@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests import cases
 from tests.cases import stepped, weighted_sum
 from tests.quantize.networks import (
     CASES,
+    CHIPS,
     FEW_CASES,
     case,
     convolutional,
@@ -88,11 +90,12 @@ def test_a_sample_is_run_twice_to_prepare_and_once_to_convert(
 
     monkeypatch.setattr(nn.Sequential, "forward", counting)
     prepared = quantize.prepare(model, x)
-    # two steps show the graph, three are compared with it
-    assert calls == [nn.Sequential] * (2 + 3 + len(x)) + [quantize.Prepared] * len(x)
+    # two steps show a graph, that of the integers too; three are compared with it
+    plain, made = [nn.Sequential] * (2 + 3 + len(x)), [quantize.Prepared] * (2 + len(x))
+    assert calls == plain + made
     calls.clear()
     quantize.convert(prepared)
-    assert calls == [nn.Sequential] * len(x)
+    assert calls == [nn.Sequential] * (2 + len(x))
 
 
 def test_branches_come_to_a_common_scale() -> None:
@@ -335,6 +338,36 @@ def test_the_report_says_what_became_of_each_layer() -> None:
     printed = str(report).splitlines()
     assert printed[0].split()[:3] == ["layer", "neurons", "scale"]
     assert printed[-1].startswith("81 bytes; one integer of the output is ")
+
+
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize("chip", [None, "Xylo 2", "Loihi"])
+def test_the_report_names_thresholds_and_biases_that_are_clipped(
+    chip: str | None, learns: bool
+) -> None:
+    """Also those that do not learn, which no float stands for: thresholds that round to zero."""
+    torch.manual_seed(0)
+    neuron: Any = partial(snn.LeakyIntegrator, reset="zero" if chip == "Loihi" else "subtract")
+    small = torch.tensor([1e-7] * 2 * (not learns) + [1.0] * (6 + 2 * learns))
+    model = nn.Sequential(
+        *(nn.Linear(4, 8), neuron(8, pos_threshold_setup={"value": small, "learnable": learns})),
+        *(nn.Linear(8, 3, bias=False), neuron(3, pos_threshold_setup={}, bias_setup={"rank": 1})),
+    )
+    target: Any = {} if chip is None else {"chip": CHIPS[chip]}
+    prepared = quantize.prepare(model, spikes(20, 4, 4), **target)
+    wanted = {} if learns else {"1.pos_threshold": 0.25}
+    for label, value, share in (("0.bias", 1e6, 1 / 8), ("3.bias", -1e6, 1 / 3)) * learns:
+        found = {name: shares for e in quantize.convert(prepared)[1].layers
+                 for name, shares in e.saturated_parameters.items()}  # fmt: skip
+        assert found == pytest.approx(wanted)
+        keys = {name: key for layer in prepared.plan.layers for key, name in layer.names.items()}
+        path, name = keys[label]
+        prepared.get_submodule(path).parametrizations[name].original.data[1] = value  # type: ignore[index, union-attr]
+        wanted[label] = share
+    report = quantize.convert(prepared)[1]
+    found = {n: share for e in report.layers for n, share in e.saturated_parameters.items()}
+    assert found == pytest.approx(wanted)
+    assert f"saturated: {25.0 if not learns else 12.5}% of " in str(report)
 
 
 def delayed_network(**arguments: Any) -> tuple[nn.Sequential, snn.DelayedLinear]:

@@ -8,6 +8,7 @@ around beyond 24 bits, the voltage saturates. A spike takes the voltage to zero.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
@@ -22,9 +23,10 @@ from tracetorch.core.checks import check_count
 from tracetorch.integers.fixed_point import multiply
 from tracetorch.integers.layers import exactly
 from tracetorch.integers.leaky_integrator import integer_weight, scaled
+from tracetorch.integers.loading import WholeParameters
+from tracetorch.integers.ranges import ranges_of
 from tracetorch.integers.rounding import clamped, floor, round, straight_through  # noqa: A004
-from tracetorch.integers.width import check_between, check_choice
-from tracetorch.snn.neuron import Neuron
+from tracetorch.integers.width import check_between, check_choice, limits
 from tracetorch.snn.parameters import DEFAULT_SURROGATE, SpikeFunction, WeightSetup
 
 SignMode: TypeAlias = Literal["mixed", "excitatory", "inhibitory"]
@@ -54,9 +56,10 @@ _BITS = LOIHI.state_bits
 _LARGEST = 2 ** (_BITS - 1) - 1
 _UNITY = 2**LOIHI.decay_bits
 _UP = 2**6  # of input and threshold
+_INPUT_BITS = 16  # of what arrives at a neuron in a step: Lava's PyLifModelBitAcc takes no more
 
 
-class LIF(Neuron):
+class LIF(WholeParameters):
     """Leaky integrate-and-fire as Loihi computes it (CUBA).
 
     ::
@@ -204,6 +207,10 @@ class Dense(nn.Module):
         whole_weight = whole_weight.clamp(-whole if mixed else 0.0, whole - 1)
         return straight_through(self.weight, sign * step * torch.floor(whole_weight / step))
 
+    def terms(self) -> tuple[Tensor, Tensor | None, int]:
+        """Return the weights, no bias, and the exponent, for a proof of what their sums reach."""
+        return self.integers(), None, self.exponent
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the sum of the weights of spikes."""
 
@@ -229,6 +236,7 @@ class LoihiTarget(ChipTarget):
 
     # even weights are twice the integers here
     most_shift: ClassVar[int] = LOIHI.weight_exponent[1] + 1
+    sum_bits: ClassVar[int] = _INPUT_BITS - 1
     per_channel: ClassVar[bool] = False
     without_delays: ClassVar[str] = (
         "no delays of synapses on Loihi here: a Linear or convolution, and snn.Delay behind the "
@@ -245,6 +253,18 @@ class LoihiTarget(ChipTarget):
         if issubclass(kind, nn.AvgPool1d | nn.AvgPool2d | nn.MaxPool1d | nn.MaxPool2d):
             return "no pools on Loihi, which has none. Use a convolution with a stride"
         return super().refuse_module(kind)
+
+    def misfits(self, model: nn.Module, x: Tensor, labels: Mapping[str, str]) -> list[str]:
+        """Return which limits of the chip an integer model exceeds."""
+        found, (low, high) = super().misfits(model, x, labels), limits(_INPUT_BITS)
+        for path, given in ranges_of(model, x).inputs.items():
+            least, most = float(given["x"].low), float(given["x"].high)
+            if least < low or most > high:
+                found.append(
+                    f"{labels.get(path, path)}: sums of weights can reach {least:.0f} to "
+                    f"{most:.0f}, {self.chip.name} takes {_INPUT_BITS} bits"
+                )
+        return found
 
     def differences(self, stage: Stage) -> list[str]:
         """Return in what the chip's neurons differ from those of a stage."""

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from tracetorch.cell import Constraint
 from tracetorch.chips.chip import Chip
+from tracetorch.chips.connections import exceeded
 from tracetorch.integers.border import Add, Quantize
-from tracetorch.integers.layers import Product
 from tracetorch.integers.rounding import straight_through
-from tracetorch.integers.width import limits
+from tracetorch.integers.width import check_between, limits
 from tracetorch.snn.delay import SynapticDelays
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.neuron import Neuron
@@ -114,6 +114,11 @@ class LearnedIntegers(nn.Module):
         steps = torch.round(value.detach() / self.step).clamp(self.low, self.high)
         return straight_through(value, steps * self.step)
 
+    def clipped(self, raw: Tensor) -> float:
+        """Return the share of the values that are beyond an end of the range."""
+        steps = (self.constraint(raw.detach()) * self.factor / self.step).round()
+        return float(((steps < self.low) | (steps > self.high)).double().mean())
+
     def extra_repr(self) -> str:
         """Return the range, for ``repr``."""
         return f"{self.constraint.name}, {self.low:g} to {self.high:g}"
@@ -152,8 +157,9 @@ class Target:
     weight_bits: int
     state_bits: int = 16
 
-    # the largest shift of a product
+    # the largest shift of a product, and the bits that its sums may take
     most_shift: ClassVar[int] = 15
+    sum_bits: ClassVar[int] = 22
     # whether every neuron may have a threshold of its own
     per_channel: ClassVar[bool] = True
     # whether products have a bias; otherwise neurons have it
@@ -173,8 +179,8 @@ class Target:
         """Width of the states of the target's neurons."""
         return self.state_bits
 
-    def refuse(self, stage: Stage) -> str | None:
-        """Return why a stage has no form here, as what is allowed; ``None`` where it has one."""
+    def refuse(self, stage: Stage) -> tuple[str, str] | None:
+        """Return a path and what is allowed there, where a stage has no form here."""
         raise NotImplementedError
 
     def refuse_module(self, kind: type[nn.Module]) -> str | None:
@@ -185,7 +191,7 @@ class Target:
         """Return in what the target's neurons differ from those of a stage."""
         return []
 
-    def border(self, x: Tensor) -> tuple[Quantize | None, int]:
+    def border(self, x: Tensor) -> tuple[nn.Module | None, int]:
         """Return what makes integers of inputs like ``x``, and the largest of them."""
         raise NotImplementedError
 
@@ -205,10 +211,14 @@ class Target:
         """Return in what the chip departs from an integer model, with its output over ``x``."""
         return []
 
-    def misfits(
-        self, products: list[tuple[str, Product]], neurons: list[tuple[str, Neuron]]
-    ) -> list[str]:
-        """Return which limits of the chip a network exceeds."""
+    def misfits(self, model: nn.Module, x: Tensor, labels: Mapping[str, str]) -> list[str]:
+        """Return which limits of the chip an integer model exceeds.
+
+        Args:
+            model: it.
+            x: inputs.
+            labels: how messages name its neurons, by path.
+        """
         return []
 
 
@@ -221,32 +231,42 @@ class ChipTarget(Target):
     bias_in_product: ClassVar[bool] = False
     # why a layer with a delay for each synapse has no form, as what is allowed
     without_delays: ClassVar[str]
+    # classes of neurons that are none of the chip's own, but hand on spikes
+    passing: ClassVar[tuple[type[nn.Module], ...]] = ()
     # makes of an integer model what the vendor's tools take
     export: ClassVar[Callable[[nn.Module], Any] | None] = None
 
-    def refuse(self, stage: Stage) -> str | None:
-        """Return why a stage has no form here, as what is allowed; ``None`` where it has one."""
-        layer, name = stage.layer, self.chip.name
+    def refuse(self, stage: Stage) -> tuple[str, str] | None:
+        """Return a path and what is allowed there, where a stage has no form here."""
+        path, name, product = stage.neuron_path or stage.path, self.chip.name, stage.path
         if not stage.spikes:
-            return f"neurons that spike: {name} returns spikes. End with snn.LIF or snn.SLIF"
+            return path, f"neurons that spike: {name} returns spikes. End with snn.LIF or snn.SLIF"
+        layer, connection = stage.layer, f"{path}.connection"
         if layer.neg_threshold is not None or layer.pos_scale is not None:
-            return f"spikes of one sign and size on {name}: snn.LIF or snn.SLIF"
+            return path, f"spikes of one sign and size on {name}: snn.LIF or snn.SLIF"
         if layer.gamma is not None:
-            return f"no recurrent trace on {name}. Use snn.Recurrent with a Linear"
-        if layer.bias is not None and stage.product.bias is not None:
-            return f"one bias for a neuron on {name}: leave out that of the product (bias=False)"
+            return path, f"no recurrent trace on {name}. Use snn.Recurrent with a Linear"
         if stage.connection is not None and stage.connection.bias is not None:
-            return f"no bias in the connection of a Recurrent on {name} (bias=False)"
+            return connection, f"no bias in the connection of a Recurrent on {name} (bias=False)"
+        biased = [
+            where
+            for where, bias in ((product, stage.product.bias), (path, layer.bias))
+            if bias is not None
+        ]
+        if biased and not self.chip.has_bias:
+            return biased[0], f"no bias on {name} (bias=False, and no batch norm)"
+        if len(biased) > 1:
+            return product, f"one bias for a neuron on {name}: leave out this one (bias=False)"
         if stage.delays is not None or stage.connection_delays is not None:
-            return self.without_delays
+            return product if stage.delays is not None else connection, self.without_delays
         return None
 
     def refuse_module(self, kind: type[nn.Module]) -> str | None:
         """Return why a class of modules without weights has no form here; ``None`` if it has."""
         return f"no branches that are added on {self.chip.name}" if kind is Add else None
 
-    def border(self, x: Tensor) -> tuple[Quantize | None, int]:
-        """Return what makes integers of inputs like ``x``, and the largest of them."""
+    def border(self, x: Tensor) -> tuple[nn.Module | None, int]:
+        """Return what saturates inputs like ``x`` at what the chip takes, and the largest."""
         most = self.chip.input_spikes
         if float(x.min()) < 0 or (most == 1 and not bool(((x == 0) | (x == 1)).all())):
             raise ValueError(
@@ -254,34 +274,13 @@ class ChipTarget(Target):
                 f"{float(x.max()):g}, and {self.chip.name} takes 0 to {most} of a channel in a "
                 "step. Encode them, by tt.encode.rate or tt.encode.population say."
             )
-        return whole_border(x, most.bit_length(), signed=False)
+        if torch.equal(x, x.round()) and float(x.max()) <= most:
+            return nn.Hardtanh(0.0, float(most)), max(int(x.max()), 1)
+        return whole_border(x, (most + 1).bit_length() - 1, signed=False)
 
-    def misfits(
-        self, products: list[tuple[str, Product]], neurons: list[tuple[str, Neuron]]
-    ) -> list[str]:
-        """Return which limits of the chip a network exceeds."""
-        chip = self.chip
-        sizes = [neuron.num_neurons for _, neuron in neurons]
-        counts = (
-            ("inputs", products[0][1].weight.shape[1], chip.inputs),
-            ("hidden neurons", sum(sizes[:-1]), chip.hidden),
-            ("outputs", sizes[-1], chip.outputs),
-        )
-        found = [
-            f"{number} {what}, {chip.name} has {most}"
-            for what, number, most in counts
-            if most is not None and number > most
-        ]
-        for path, product in products:
-            used = (product.weight != 0).flatten(1)
-            for what, dim, most in (
-                ("into a neuron", 1, chip.fan_in),
-                ("out of one", 0, chip.fan_out),
-            ):
-                number = int(used.sum(dim).max())
-                if most is not None and number > most:
-                    found.append(f"{path}: {number} connections {what}, {chip.name} {most}")
-        return found
+    def misfits(self, model: nn.Module, x: Tensor, labels: Mapping[str, str]) -> list[str]:
+        """Return which limits of the chip an integer model exceeds."""
+        return exceeded(self.chip, model, x[0, :1], labels, self.passing)
 
     def learned(
         self, stage: Stage, unit: Tensor, at_membrane: Tensor, bias: dict[str, Any], most: int
@@ -338,11 +337,11 @@ def target_of(chip: object, weight_bits: int) -> ChipTarget:
 
     Raises:
         TypeError: ``chip`` is none.
-        ValueError: it is not known.
+        ValueError: it is not known, or has no weights of so many bits.
     """
     if not isinstance(chip, Chip):
         raise TypeError(f"chip must be a tt.chips.Chip or None, got {chip!r}.")
     if chip not in _TARGETS:
         known = ", ".join(each.name for each in _TARGETS)
         raise ValueError(f"chip must be one that tt.chips has, {known}, got {chip.name}.")
-    return _TARGETS[chip](chip, weight_bits)
+    return _TARGETS[chip](chip, check_between("weight_bits", weight_bits, 2, chip.weight_bits))

@@ -13,12 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.convert.quantized_relu import QuantizedReLU
-from tracetorch.core.hooks import hooked_weights
 from tracetorch.core.torch_private import BatchNormBase
-from tracetorch.core.walk import named_modules
 from tracetorch.snn import model_graph
 from tracetorch.snn.connectivity import plain_class
-from tracetorch.snn.model_graph import is_layer, label, read_model
+from tracetorch.snn.model_graph import check_plain_weights, is_layer, read_model
 from tracetorch.snn.norm_folding import norm_affine, scale_product
 
 # of the user's own modules, by class: the clip and the levels of one
@@ -178,12 +176,7 @@ def read_network(model: nn.Module, batch: Tensor, activations: Activations) -> N
         ValueError: the model is no graph, something in it cannot be converted, or it computes
             something else than what was read.
     """
-    for path, module in named_modules(model):
-        if hooked_weights(module):
-            raise ValueError(
-                f"{label(path, module)} has a hook that computes its weight: make it a plain one, "
-                "with torch.nn.utils.remove_weight_norm, remove_spectral_norm or prune.remove."
-            )
+    check_plain_weights(model)
     kinds: tuple[type[Any], ...] = (QuantizedReLU, *activations)
     double = copy.deepcopy(model).eval().double()
     try:

@@ -94,7 +94,7 @@ class Add(nn.Module):
         return f"factors={self.factors}"
 
 
-class _SumPool(nn.Module):
+class SumPool(nn.Module):
     """Base of sums over windows, of as many dimensions as ``ndim`` says."""
 
     ndim: ClassVar[int]
@@ -129,7 +129,7 @@ class _SumPool(nn.Module):
         return f"{self.kernel_size}, stride={self.stride}, padding={self.padding}"
 
 
-class SumPool1d(_SumPool):
+class SumPool1d(SumPool):
     """Sum of the integers in every window: an average pool whose divisor goes into a scale.
 
     Args:
@@ -149,7 +149,7 @@ class SumPool1d(_SumPool):
     _convolve = staticmethod(F.conv1d)
 
 
-class SumPool2d(_SumPool):
+class SumPool2d(SumPool):
     """Sum of the integers in every window of two dimensions; see :class:`SumPool1d`.
 
     Args:

@@ -6,6 +6,7 @@ of the past, so that the kernel over time holds the weights and zeros, and sums 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -20,13 +21,14 @@ from tracetorch.integers.layers import (
     describe_product,
     exactly,
 )
+from tracetorch.integers.loading import CheckedLoading, off_range
 from tracetorch.snn.delay import DelayedConv1d as FloatDelayedConv1d
 from tracetorch.snn.delay import DelayedLinear as FloatDelayedLinear
 from tracetorch.snn.delay import SynapticDelays
 from tracetorch.snn.parameters import Value
 
 
-class IntegerDelays(SynapticDelays):
+class IntegerDelays(CheckedLoading, SynapticDelays):
     """Base of layers with delays whose product is one of integers."""
 
     def _hold(
@@ -43,28 +45,13 @@ class IntegerDelays(SynapticDelays):
             check_holds_integers(x)
         return super()._check_input(x, sequence=sequence)
 
-    def largest(self, x: Tensor) -> Tensor:
-        """Return how large sums of inputs of magnitudes ``x`` can become, in whatever order."""
-        window = x.unsqueeze(-1).expand(*x.shape, self.max_delay + 1)
-        bias = self._integers.bias
-        bias = None if bias is None else bias.abs()
-        return self._summed(window, self.kernel_of(x.dtype).abs(), bias).squeeze(-1)
-
     def _raw_of(self, name: str, value: Any) -> Tensor:
         return super()._raw_of(name, _whole(value))
 
-    def _load_from_state_dict(
-        self, state_dict: Any, prefix: str, metadata: Any, strict: bool, *lists: list[str]
-    ) -> None:
-        given = state_dict.get(f"{prefix}raw_delay")
-        try:
-            if isinstance(given, Tensor):
-                _whole(given)
-        except ValueError as error:
-            *_, messages = lists
-            messages.append(f"{prefix}raw_delay: {error}")
-            return
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, *lists)
+    def objections(self, given: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+        """Yield the name of each tensor that the layer cannot have, and why."""
+        if "raw_delay" in given and "raw_delay" in self._buffers:
+            yield from off_range("raw_delay", given["raw_delay"], 0, self.max_delay)
 
     @property
     def _integers(self) -> Product:

@@ -13,16 +13,17 @@ most cards slow: switch it off for speed, ``torch.backends.cudnn.allow_tf32 = Fa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
-from torch import Tensor, nn
+from torch import Tensor
 
 from tracetorch.core.checks import check_count, check_flag, check_integer
 from tracetorch.core.docstrings import SharedDescriptions
-from tracetorch.integers.width import check_between
+from tracetorch.integers.loading import CheckedLoading, off_range
+from tracetorch.integers.width import check_between, limits
 
 _MOST_SHIFT = 16
 
@@ -79,7 +80,7 @@ def rounds_factors(device: str) -> bool:
     return any(scope.fp32_precision not in ("none", "ieee") for scope in scopes)
 
 
-class Product(nn.Module):
+class Product(CheckedLoading):
     """Base of products with integer weights, of a ``shape`` with the outputs first."""
 
     weight: Tensor
@@ -106,30 +107,27 @@ class Product(nn.Module):
         """Take the shift of a ``state_dict``."""
         self.shift = int(state[0])
 
-    def _load_from_state_dict(
-        self, state_dict: Any, prefix: str, metadata: Any, strict: bool, *lists: list[str]
-    ) -> None:
-        state = state_dict.get(f"{prefix}_extra_state")
-        if state is not None:
-            shift, bits = state.tolist()
+    def objections(self, given: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+        """Yield the name of each tensor that the layer cannot have, and why."""
+        if "_extra_state" in given:
+            shift, bits = given["_extra_state"].tolist()
             if bits != self.weight_bits or not 0 <= shift <= _MOST_SHIFT:
-                *_, messages = lists
-                messages.append(
-                    f"{prefix}_extra_state: weights of {bits} bits shifted by {shift}, and the "
-                    f"layer has weights of {self.weight_bits}, shifted by 0 to {_MOST_SHIFT}."
+                yield (
+                    "_extra_state",
+                    f"weights of {bits} bits shifted by {shift}, and the layer has weights of "
+                    f"{self.weight_bits}, shifted by 0 to {_MOST_SHIFT}.",
                 )
-                return
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, *lists)
+        for name, bits in (("weight", self.weight_bits), ("bias", 32)):
+            if name in given and name in self._buffers:
+                yield from off_range(name, given[name], *limits(bits))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the product, shifted, and the bias added."""
         return exactly(lambda x: self.summed(x, self.weight.to(x.dtype), self.bias), x)
 
-    def largest(self, x: Tensor) -> Tensor:
-        """Return how large sums of inputs of magnitudes ``x`` can become, in whatever order."""
-        bias = self.bias
-        magnitudes = self.weight.to(x.dtype).abs(), None if bias is None else bias.abs()
-        return self.summed(x, *magnitudes)
+    def terms(self) -> tuple[Tensor, Tensor | None, int]:
+        """Return the weights, the bias, and the bits by which the sums of products are shifted."""
+        return self.weight, self.bias, self.shift
 
     def summed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the product with given weights, shifted, and a bias added."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from tracetorch.core.checks import check_flag, check_positive
 from tracetorch.integers.fixed_point import Leak, Multiplier, Shift, multiply
+from tracetorch.integers.loading import WholeParameters
 from tracetorch.integers.rounding import round  # noqa: A004
 from tracetorch.integers.width import check_between, check_choice, limits, saturate, wrap
 from tracetorch.snn.leaky_integrator import Reset, states_of_parts
@@ -29,7 +31,7 @@ _LARGEST = 2**31 - 1
 _FLOAT32_BITS = 24  # the widest state in float32, and sums of two
 
 
-class LeakyIntegrator(Neuron):
+class LeakyIntegrator(WholeParameters):
     """Leaky integrator of integers: every one of the twelve layers, as integer hardware runs it.
 
     Parts in [brackets] exist only where their argument is given. ``H(u) = 1 if u > 0 else 0``;
@@ -173,12 +175,27 @@ class LeakyIntegrator(Neuron):
         return states_of_parts(self._declared.constraints)
 
     def get_extra_state(self) -> Tensor:
-        """Return what ``state_dict`` needs beside the tensors: bits behind the binary point."""
-        return torch.tensor(self.rec_weight_fraction, device="cpu")
+        """Return what the tensors of ``state_dict`` mean: binary point, widths of states, decays.
+
+        Those of a shift have none, 0.
+        """
+        bits = self.decay_by.bits if isinstance(self.decay_by, Multiplier) else 0
+        return torch.tensor([self.rec_weight_fraction, self.state_bits, bits], device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take the binary point of the ``rec_weight`` of a ``state_dict``."""
-        self.rec_weight_fraction = int(state)
+        self.rec_weight_fraction = int(state.flatten()[0])
+
+    def objections(self, given: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+        """Yield the name of each tensor that the layer cannot have, and why."""
+        own = self.get_extra_state()[1:].tolist()
+        # files of earlier versions hold the binary point alone
+        theirs = given.get("_extra_state", torch.zeros(1)).flatten()[1:].tolist() or own
+        for what, mine, other in zip(("states", "decays"), own, theirs, strict=True):
+            if mine != other:
+                bits = [f"{each} bits" if each else "shifts" for each in (other, mine)]
+                yield "_extra_state", f"{what} of {bits[0]}, and the layer has {what} of {bits[1]}."
+        yield from super().objections(given)
 
     @staticmethod
     def step(  # noqa: D102 (the equations stand in the class)

@@ -18,6 +18,7 @@ from tracetorch.chips.target import IntegerNeuron, LearnedIntegers, Stage
 from tracetorch.integers.border import Add, SumPool1d, SumPool2d
 from tracetorch.integers.delays import IntegerDelays
 from tracetorch.integers.layers import Product
+from tracetorch.integers.loading import refuse_at_once
 from tracetorch.quantize.prepared import Layer, Plan, Prepared
 from tracetorch.quantize.reader import Call, Join, flat
 from tracetorch.quantize.scales import Feed, common_scale, unit_and_shifts
@@ -151,7 +152,8 @@ class _Builder:
     def feeds(self, stage: Stage, each: bool) -> list[Feed]:
         """Return the products that feed the neurons of a stage."""
         target = self.plan.target
-        spread = math.prod(integer_form(module)[1] for _, module in stage.between)
+        divisor = math.prod(integer_form(module)[1] for _, module in stage.between)
+        growth = math.prod(integer_form(module)[2] for _, module in stage.between)
         gain = torch.ones(()) if stage.neuron is None else target.gain(stage)
         if gain.ndim and not each:
             if not bool((gain == gain[0]).all()):
@@ -161,7 +163,7 @@ class _Builder:
                 )
             gain = gain[0]
         inner = self.depth > 0 and not stage.last
-        feeds = [Feed(stage.product, self.scale, self.largest, gain, spread, inner)]
+        feeds = [Feed(stage.product, self.scale, self.largest, gain, divisor, inner, growth)]
         if stage.connection is not None:
             # the size of a spike does not depend on the unit
             fed = target.neuron(stage, torch.ones(()))
@@ -197,6 +199,7 @@ class _Builder:
         name = names.of[stage.path]
         self.modules[name] = made[0]
         noted = Layer(stage.path, f"{self.prefix}{name}", unit, depth=self.depth)
+        noted.names[product_of(made[0], noted.path)[1], "bias"] = f"{stage.path}.bias"
         self.plan.layers.append(noted)
         for path, module in stage.between:
             self.plain(path, module)
@@ -207,6 +210,14 @@ class _Builder:
         noted.neurons_label, noted.neurons, noted.spikes = path, self.prefix + name, stage.spikes
         integer = target.neuron(stage, unit)
         neuron = _neuron(integer)
+        inner = noted.neurons if len(made) == 1 else f"{noted.neurons}.neuron"
+        for parameter, (raw, form) in integer.learned.items():
+            of_product = parameter == "bias" and stage.product.bias is not None
+            of_product = of_product and not target.bias_in_product
+            label = f"{stage.path if of_product else path}.{parameter}"
+            noted.names[inner, f"raw_{parameter}"] = label
+            if not isinstance(raw, nn.Parameter):
+                noted.clipped[label] = form.clipped(raw)
         self.modules[name] = neuron if len(made) == 1 else Recurrent(neuron, made[1])
         self.scale, self.largest = integer.output_scale, integer.output_largest
         self.plan.differences += [
@@ -225,7 +236,8 @@ def build(
     builder = _Builder(plan, _Names(parts), reach, inner_shift)
     border, builder.largest = plan.target.border(plan.sample)
     if border is not None:
-        builder.modules[_BORDER], builder.scale = border, border.scale
+        builder.modules[_BORDER] = border
+        builder.scale = getattr(border, "scale", builder.scale)
     tail = len(parts)
     while tail and isinstance(parts[tail - 1], Call):
         tail -= 1
@@ -236,6 +248,7 @@ def build(
     for part in parts[tail:]:
         divisor *= builder.plain(part.path, part.module)[0]  # type: ignore[union-attr]
     prepared = Prepared(builder.modules)
+    refuse_at_once(prepared)
     prepared.plan = plan
     prepared.output_scale = float(builder.scale) / divisor
     return prepared

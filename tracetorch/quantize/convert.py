@@ -12,11 +12,10 @@ from tracetorch.integers.border import Quantize
 from tracetorch.integers.layers import Product
 from tracetorch.integers.width import limits, stored_bits
 from tracetorch.quantize.build import product_of
-from tracetorch.quantize.prepared import Plan, Prepared, integer_model, neurons_of, observed
+from tracetorch.quantize.prepared import Layer, Plan, Prepared, integer_model, observed
 from tracetorch.quantize.report import LayerReport, Report, relative, share_of_others
 from tracetorch.snn.delay.base import DelayingLayer
 from tracetorch.snn.neuron import Neuron
-from tracetorch.snn.recurrent import Recurrent
 
 
 @torch.no_grad()
@@ -62,22 +61,15 @@ def convert(prepared: Prepared) -> tuple[nn.Sequential, Report]:
     ends = plan.sample.new_zeros(lag * len(plan.layers), *plan.sample.shape[1:])
     seen = observed(model, torch.cat([plan.sample, ends]), plan)
     output = seen.output[:steps]
-    layers, products, neurons, notes = [], [], [], []
+    layers, labels, notes = [], dict[str, str](), list[str]()
     if isinstance(model[0], Quantize):
         low, high = limits(model[0].bits, signed=model[0].signed)
         scale = float(model[0].scale)
         notes.append(f"input: divide by {scale:.6g}, round, {low} to {high}")
     for layer in plan.layers:
         product, path = product_of(model.get_submodule(layer.path), layer.path)
-        products.append((layer.label, product))
         notes += _unused_bits(layer.label, product, plan)
-        found = neurons_of(model, layer)
-        if found is not None:
-            neurons.append((layer.neurons_label, found))
-            outer = model.get_submodule(layer.neurons)
-            if isinstance(outer, Recurrent):
-                connection, _ = product_of(outer.connection)
-                products.append((f"{layer.neurons_label}.connection", connection))
+        labels |= dict.fromkeys((layer.neurons, f"{layer.neurons}.neuron"), layer.neurons_label)
         if layer.spikes:
             late = slice(lag * layer.depth, lag * layer.depth + steps)
             fired = seen.signs[layer.neurons_label][late]
@@ -93,11 +85,12 @@ def convert(prepared: Prepared) -> tuple[nn.Sequential, Report]:
                 seen.at_ends.get(layer.neurons_label, 0.0),
                 relative(product.weight / factor, raw),
                 off,
+                _clipped(prepared, layer),
             )
         )
     report = Report(
         *(tuple(layers), prepared.output_scale, _num_bytes(model)),
-        tuple(plan.target.misfits(products, neurons)),
+        tuple(plan.target.misfits(model, plan.sample, labels)),
         (*plan.differences, *plan.target.departures(model, plan.sample, output)),
         tuple(notes),
     )
@@ -112,6 +105,17 @@ def _floats_of(product: nn.Module) -> tuple[Tensor, Tensor]:
     for rule in rules:
         value = rule(value)
     return value, cast(LearnedIntegers, form).factor
+
+
+def _clipped(prepared: Prepared, layer: Layer) -> dict[str, float]:
+    """Return which share of thresholds and biases is beyond an end of its range, where one is."""
+    found = dict(layer.clipped)
+    for (path, name), label in layer.names.items():
+        lists = getattr(prepared.get_submodule(path), "parametrizations", {})
+        if name in lists:
+            form = cast(LearnedIntegers, lists[name][-1])
+            found[label] = form.clipped(lists[name].original)
+    return {label: share for label, share in found.items() if share}
 
 
 def _unused_bits(label: str, product: Product, plan: Plan) -> list[str]:

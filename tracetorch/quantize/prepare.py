@@ -141,16 +141,15 @@ def _check_parts(parts: Parts, target: Target) -> None:
     """Raise where a part has no form on a target."""
     for part in parts:
         if isinstance(part, Join):
-            path, reasons = "the model", [target.refuse_module(Add)]
+            refused = [("the model", target.refuse_module(Add))]
         elif isinstance(part, Call):
-            path, reasons = part.path, [target.refuse_module(type(part.module))]
+            refused = [(part.path, target.refuse_module(type(part.module)))]
         else:
-            path = part.neuron_path or part.path or "the model"
-            between = [target.refuse_module(type(module)) for _, module in part.between]
-            reasons = [target.refuse(part), *between]
-        for reason in reasons:
+            between = [(path, target.refuse_module(type(each))) for path, each in part.between]
+            refused = [target.refuse(part) or ("", None), *between]
+        for path, reason in refused:
             if reason is not None:
-                raise ValueError(f"{path}: quantised models have {reason}.")
+                raise ValueError(f"{path or 'the model'}: quantised models have {reason}.")
         if isinstance(part, Join):
             _check_parts([*part.first, *part.second], target)
 
@@ -167,12 +166,10 @@ def _check_target(parts: Parts, target: Target) -> None:
 
 def _target(chip: Chip | None, weight_bits: int, state_bits: int) -> Target:
     """Return what to quantise for; raise where widths do not fit."""
-    most = 16 if chip is None else 8
-    weight_bits = check_between("weight_bits", weight_bits, 2, most)
     state_bits = check_between("state_bits", state_bits, 8, 24)
-    return (
-        Processor(None, weight_bits, state_bits) if chip is None else target_of(chip, weight_bits)
-    )
+    if chip is not None:
+        return target_of(chip, weight_bits)
+    return Processor(None, check_between("weight_bits", weight_bits, 2, 16), state_bits)
 
 
 def _reach(layer: Any) -> Tensor:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from tracetorch.chips.target import Target
 from tracetorch.core.walk import Opaque
-from tracetorch.integers.exact import watched
 from tracetorch.integers.layers import Product
 from tracetorch.integers.leaky_integrator import LeakyIntegrator
+from tracetorch.integers.loading import refuse_at_once
+from tracetorch.integers.ranges import ranges_of
 from tracetorch.integers.width import limits
 from tracetorch.quantize.reader import run_by_step
 from tracetorch.snn.module import TTModule, zero_states
@@ -33,6 +34,8 @@ class Layer:
         neurons: path of the neurons, or of the ``Recurrent`` of them.
         spikes: whether the neurons have a threshold.
         depth: how many products are before it.
+        names: of parameters in the user's model, by path and name in the prepared one.
+        clipped: of those that do not learn, the share that is beyond an end of its range.
     """
 
     label: str
@@ -42,6 +45,8 @@ class Layer:
     neurons: str = ""
     spikes: bool = False
     depth: int = 0
+    names: dict[tuple[str, str], str] = field(default_factory=dict)
+    clipped: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -139,6 +144,7 @@ def integer_model(prepared: Prepared) -> nn.Sequential:
                 value = value.to(torch.int32 if name == "bias" else narrow)
             module.register_buffer(name, value)
     zero_states(model)
+    refuse_at_once(model)
     return model
 
 
@@ -169,9 +175,8 @@ def observed(model: nn.Module, x: Tensor, plan: Plan) -> Observation:
             if state != "prev_output" and len(shares[name]) < steps * len(neuron.active_states):
                 shares[name].append(float((value.double().abs() >= limit).double().mean()))
 
-    with watched(model) as prove_all:
-        output, signs = run_by_step(model, x, neurons, see)
-        prove_all()
+    ranges_of(model, x)
+    output, signs = run_by_step(model, x, neurons, see)
     at_ends = {name: sum(each) / len(each) for name, each in shares.items()}
     return Observation(output, signs, at_ends)
 

@@ -8,10 +8,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tracetorch.chips.target import IntegerNeuron, LearnedIntegers, Stage, Target, whole_border
-from tracetorch.integers.border import Quantize
 from tracetorch.integers.fixed_point import Multiplier
 from tracetorch.integers.leaky_integrator import LeakyIntegrator as IntegerLeakyIntegrator
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
@@ -27,11 +26,12 @@ _TRACE = 128  # integers of a spike, where a trace of spikes decays
 class Processor(Target):
     """Integer arithmetic of any width: all twelve layers have their own form."""
 
-    def refuse(self, stage: Stage) -> str | None:
-        """Return why a stage has no form here, as what is allowed; ``None`` where it has one."""
+    def refuse(self, stage: Stage) -> tuple[str, str] | None:
+        """Return a path and what is allowed there, where a stage has no form here."""
         layer = stage.neuron
         if layer is not None and stage.spikes and not bool(_sizes(layer).any()):
-            return "spikes of some size: pos_scale and neg_scale must not be 0 everywhere"
+            wanted = "spikes of some size: pos_scale and neg_scale must not be 0 everywhere"
+            return stage.neuron_path, wanted
         return None
 
     def differences(self, stage: Stage) -> list[str]:
@@ -46,7 +46,7 @@ class Processor(Target):
         found = f"has spikes of one size, {size:g}: {' and '.join(learns)} will not learn"
         return [found] if learns else []
 
-    def border(self, x: Tensor) -> tuple[Quantize | None, int]:
+    def border(self, x: Tensor) -> tuple[nn.Module | None, int]:
         """Return what makes integers of inputs like ``x``, and the largest of them."""
         return whole_border(x, _INPUT_BITS, signed=True)
 

@@ -10,10 +10,8 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.hooks import hooked_weights
 from tracetorch.core.snapshot import restored
-from tracetorch.core.walk import named_modules
-from tracetorch.snn.model_graph import ModelGraph, Node, label, read_model
+from tracetorch.snn.model_graph import ModelGraph, Node, check_plain_weights, read_model
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.sequence_layer import SequenceLayer
@@ -50,13 +48,7 @@ def read_chain(model: nn.Module, x: Tensor) -> Chain:
     Raises:
         ValueError: the model is no chain of modules and branches.
     """
-    for path, module in named_modules(model):
-        if hooked_weights(module):
-            raise ValueError(
-                f"{label(path, module)} has a hook that computes its weight, and what that "
-                "computes has no integer form. torch.nn.utils.remove_weight_norm, "
-                "remove_spectral_norm and prune.remove make it plain."
-            )
+    check_plain_weights(model)
 
     def is_leaf(module: nn.Module) -> bool:
         parametrized = "parametrizations" in module._modules

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -25,6 +26,8 @@ class LayerReport:
             those of the float model that was prepared, on a chip at the step that they are later
             by; of a readout, and of a product without neurons, the root mean square of the
             difference as a share of theirs.
+        saturated_parameters: share of each threshold, bias and the like that is beyond an end of
+            its range, by its name in the model; those of which nothing is are left out.
 
     Example:
         >>> from tracetorch import quantize, snn
@@ -45,6 +48,7 @@ class LayerReport:
     saturated_states: float
     weight_error: float
     output_error: float
+    saturated_parameters: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,11 @@ class Report:
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows
+        ]
+        lines += [
+            f"saturated: {share:.1%} of {name}"
+            for each in self.layers
+            for name, share in each.saturated_parameters.items()
         ]
         lines += self.notes
         lines.append(

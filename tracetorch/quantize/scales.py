@@ -12,7 +12,6 @@ from tracetorch.chips.target import FloatProduct, Target
 
 _RESERVE = 2.0  # of the range that the sample reaches
 _UNEQUAL = 16.0  # channels that are weaker than the strongest by more are rounded more coarsely
-_SUMS = 22.0  # bits of sums of products: two are left of those that float32 holds
 
 
 @dataclass(frozen=True)
@@ -26,6 +25,7 @@ class Feed:
         gain: by what its weights are multiplied, one number or one per output.
         divisor: of the average pools between it and the neurons.
         inner: whether it connects hidden neurons.
+        growth: how much more sums of windows may be.
     """
 
     product: FloatProduct
@@ -34,6 +34,7 @@ class Feed:
     gain: Tensor
     divisor: float
     inner: bool
+    growth: float = 1.0
 
 
 @torch.no_grad()
@@ -58,7 +59,9 @@ def unit_and_shifts(
             shift = math.floor(math.log2(max(smallest, largest / _UNEQUAL)))
         # the sum of all weights of an output, each times the largest input
         fan = float((rows.sum(1) / rows.max(1).values.clamp(min=1e-30)).max())
-        spare = _SUMS - math.log2(max(fan * high * feed.largest * len(feeds), 1.0))
+        most = math.log2(max(fan * high * feed.largest * len(feeds), 1.0))
+        # two bits are left of those that float32 holds; sums of windows may take one
+        spare = target.sum_bits - most - max(0.0, math.log2(feed.growth) - 1)
         shift = max(0, min(shift, math.floor(spare), target.most_shift))
         if feed.inner and inner_shift is not None:
             shift = inner_shift

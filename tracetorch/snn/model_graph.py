@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from tracetorch.core.hooks import WEIGHT_HOOKS, forward_hooks
+from tracetorch.core.hooks import WEIGHT_HOOKS, forward_hooks, hooked_weights
 from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import global_hooks, is_compiled, pytree
 from tracetorch.core.walk import join_path, named_modules
@@ -246,6 +246,16 @@ def _check_module(path: str, module: nn.Module) -> None:
             f"{label(path, module)} has a hook or a forward of its own, or is compiled, and what "
             "that computes is in no graph. Remove it, or take what was compiled, _orig_mod."
         )
+
+
+def check_plain_weights(model: nn.Module) -> None:
+    """Raise where a hook of ``torch.nn.utils`` computes a weight: a norm, or pruning."""
+    for path, module in named_modules(model):
+        if hooked_weights(module):
+            raise ValueError(
+                f"{label(path, module)} has a hook that computes its weight: make it a plain one, "
+                "with torch.nn.utils.remove_weight_norm, remove_spectral_norm or prune.remove."
+            )
 
 
 class _Watch(TorchFunctionMode):

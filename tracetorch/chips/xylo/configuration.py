@@ -9,17 +9,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
-from tracetorch.chips.xylo.neurons import LIF, XYLO_2, StepDelay
+from tracetorch.chips.connections import exceeded
+from tracetorch.chips.xylo.neurons import LIF, XYLO_1, XYLO_2, StepDelay
 from tracetorch.core.checks import check_module
 from tracetorch.integers.border import Quantize
 from tracetorch.integers.layers import Linear
+from tracetorch.integers.ranges import is_node
+from tracetorch.integers.width import limits
+from tracetorch.snn.model_graph import check_plain_weights, read_model
+from tracetorch.snn.neuron import beside_step, starts_from_zero
 from tracetorch.snn.recurrent import Recurrent
 
 Integers = NDArray[np.int64]
 
 
-class _Layer(NamedTuple):
+class Layer(NamedTuple):
     """Weights into neurons, the neurons, and the weights from them to themselves."""
 
     path: str
@@ -35,9 +41,10 @@ def configuration(model: nn.Module) -> dict[str, Any]:
     The hidden layers of the model become one population: weights between them, and those of
     ``snn.Recurrent``, are in ``weights_rec``. :class:`Network` takes what is returned as it is, and
     so do the vendor's tools with their own functions; the simulator then computes, step for step,
-    what the model computes, where no part of a sum of weights saturates. An ``integers.Quantize``
-    at the front of the model is in none of them: it makes spikes of the inputs, and what feeds the
-    chip does the same (the report of ``tt.quantize.convert`` has its line, "input: ...").
+    what the model computes, where no part of a sum of weights saturates and a channel has at most
+    15 spikes in a step: the chip clips more, and so does the front of what ``tt.quantize`` makes,
+    an ``nn.Hardtanh(0, 15)``. An ``integers.Quantize`` in its place makes spikes of real inputs,
+    and what feeds the chip does the same ("input: ..." in the report of ``tt.quantize.convert``).
 
     Args:
         model: what ``tt.quantize.convert`` returns for Xylo: ``integers.Linear`` and
@@ -55,8 +62,9 @@ def configuration(model: nn.Module) -> dict[str, Any]:
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: it is built in another way, or its hidden layers differ in the shift of their
-            weights. The message names the layer.
+        ValueError: it is built in another way, has hooks, or exceeds a limit of the chip: inputs,
+            neurons, connections into one and out of one, widths, shifts, spikes. The message names
+            the layer, and what the chip has.
 
     Example:
         >>> from tracetorch import integers
@@ -70,8 +78,24 @@ def configuration(model: nn.Module) -> dict[str, Any]:
         ((2, 3, 2), 2, [90])
     """
     check_module(model)
-    layers = list(_layers(model))
-    _check(layers)
+    layers = layers_of(model)
+    arrays = arrays_of(layers)
+    chip = XYLO_1 if layers[-1].neuron.version == 1 else XYLO_2
+    x = torch.zeros(1, layers[0].product.in_features, device=layers[0].product.weight.device)
+    modules = [node.module for node in read_model(model, x, is_leaf=is_node).chain()]
+    if modules != list(model.children()):
+        raise ValueError(
+            f"the forward of {type(model).__name__} does not call its modules one after the other, "
+            "in their order. Give an nn.Sequential of them."
+        )
+    misfits = exceeded(chip, model, x, {}, (StepDelay,))
+    if misfits:
+        raise ValueError(f"the model does not fit {chip.name}: {'; '.join(misfits)}.")
+    return arrays
+
+
+def arrays_of(layers: list[Layer]) -> dict[str, Any]:
+    """Return the arrays of layers, whose number and connections need not fit the chip."""
     *hidden, last = layers
     sizes = [layer.neuron.num_neurons for layer in hidden]
     starts = np.concatenate([[0], np.cumsum(sizes)]).tolist()
@@ -79,17 +103,17 @@ def configuration(model: nn.Module) -> dict[str, Any]:
     weights_in = np.zeros((hidden[0].product.in_features, total, 2), np.int64)
     weights_rec = np.zeros((total, total, 2), np.int64)
     weights_out = np.zeros((total, last.neuron.num_neurons), np.int64)
-    weights_in[:, : sizes[0], 0] = _whole(hidden[0].product.weight).T
-    weights_out[starts[-2] :] = _whole(last.product.weight).T
+    weights_in[:, : sizes[0], 0] = _weights(hidden[0].path, hidden[0].product)
+    weights_out[starts[-2] :] = _weights(last.path, last.product)
     inner: list[tuple[str, Linear]] = []
     for index, layer in enumerate(hidden):
         own = slice(starts[index], starts[index + 1])
         if index:
             before = slice(starts[index - 1], starts[index])
-            weights_rec[before, own, 0] = _whole(layer.product.weight).T
+            weights_rec[before, own, 0] = _weights(layer.path, layer.product)
             inner.append((layer.path, layer.product))
         if layer.connection is not None:
-            weights_rec[own, own, 0] = _whole(layer.connection.weight).T
+            weights_rec[own, own, 0] = _weights(layer.path, layer.connection)
             inner.append((layer.path, layer.connection))
     shifts = {product.shift for _, product in inner} or {0}
     if len(shifts) > 1:
@@ -98,16 +122,17 @@ def configuration(model: nn.Module) -> dict[str, Any]:
             f"hidden neurons by {', '.join(map(str, sorted(shifts - {inner[-1][1].shift})))}: Xylo "
             "has one shift for all of them."
         )
+    dash, threshold = (0, 2**XYLO_2.decay_bits - 1), (0, 2**XYLO_2.threshold_bits - 1)
     return {
         "weights_in": weights_in,
         "weights_rec": weights_rec,
         "weights_out": weights_out,
-        "dash_mem": _each(hidden, "dash_mem"),
-        "dash_mem_out": _each([last], "dash_mem"),
-        "dash_syn": np.stack([_each(hidden, "dash_syn"), np.zeros(total, np.int64)], -1),
-        "dash_syn_out": _each([last], "dash_syn"),
-        "threshold": _each(hidden, "pos_threshold"),
-        "threshold_out": _each([last], "pos_threshold"),
+        "dash_mem": _each(hidden, "dash_mem", *dash),
+        "dash_mem_out": _each([last], "dash_mem", *dash),
+        "dash_syn": np.stack([_each(hidden, "dash_syn", *dash), np.zeros(total, np.int64)], -1),
+        "dash_syn_out": _each([last], "dash_syn", *dash),
+        "threshold": _each(hidden, "pos_threshold", *threshold),
+        "threshold_out": _each([last], "pos_threshold", *threshold),
         "bias": _biases(hidden),
         "bias_out": _biases([last]),
         "weight_shift_in": hidden[0].product.shift,
@@ -117,8 +142,10 @@ def configuration(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _check(layers: list[_Layer]) -> None:
-    """Raise where layers are no hidden ones and outputs of one chip."""
+def layers_of(model: nn.Module) -> list[Layer]:
+    """Return the hidden layers of a chain and its outputs, checked one by one."""
+    check_plain_weights(model)
+    layers = list(_layers(model))
     if len(layers) < 2:
         raise ValueError(
             f"Xylo has hidden and output neurons, the model has {len(layers)} layer of them. Put a "
@@ -139,63 +166,113 @@ def _check(layers: list[_Layer]) -> None:
                 f"{layer.path} is of version {layer.neuron.version}, the outputs of version "
                 f"{last.neuron.version}: a chip has one. Give all of them the same."
             )
+    return layers
 
 
-def _layers(model: nn.Module) -> Iterator[_Layer]:
+def _layers(model: nn.Module) -> Iterator[Layer]:
     """Yield the layers of a chain, checked."""
     children = list(model.named_children())
-    if children and isinstance(children[0][1], Quantize):
-        del children[0]  # it makes the chip's inputs
+    if children and isinstance(children[0][1], Quantize | nn.Hardtanh):
+        _check_border(*children.pop(0))  # it makes the chip's inputs
     product: Linear | None = None
     delayed = True
     for path, module in children:
         label = f"{path} ({type(module).__name__})"
-        neuron: object = module.neuron if isinstance(module, Recurrent) else module
-        connection = module.connection if isinstance(module, Recurrent) else None
+        recurs = type(module) is Recurrent
+        neuron: Any = module.neuron if recurs else module
+        connection: Any = module.connection if recurs else None
         if _fits(module) and product is None and delayed:
             product = module  # type: ignore[assignment]
-        elif isinstance(module, StepDelay) and product is None and not delayed:
+        elif type(module) is StepDelay and product is None and not delayed:
             delayed = True
         elif (
-            isinstance(neuron, LIF)
+            _plain(neuron) is LIF
             and product is not None
-            and product.out_features == neuron.num_neurons
+            and (neuron.num_neurons, neuron.dim) == (product.out_features, -1)
+            and (beside_step(neuron) is None and starts_from_zero(neuron))
             and (connection is None or _fits(connection))
         ):
-            yield _Layer(label, product, neuron, connection)  # type: ignore[arg-type]
+            yield Layer(label, product, neuron, connection)
             product, delayed = None, False
         else:
             raise ValueError(
                 f"{label} has no place on Xylo: its layers are integers.Linear(..., bias=False) of "
                 "at most 8 bits, xylo.LIF of a neuron for each output (or a snn.Recurrent of both) "
-                "and, before the next, xylo.StepDelay, in this order. "
+                "and, before the next, xylo.StepDelay, in this order, themselves and from zero. "
                 "tt.quantize.prepare(model, sample, chip=xylo.XYLO_2) builds such a model."
             )
 
 
-def _fits(module: object) -> bool:
+def _check_border(path: str, border: Any) -> None:
+    """Raise where what makes the inputs gives more than the chip takes, which clips it."""
+    if isinstance(border, Quantize):
+        low, high = limits(border.bits, signed=border.signed)
+    else:
+        low, high = border.min_val, border.max_val
+    if low < 0 or high > XYLO_2.input_spikes:
+        raise ValueError(
+            f"{path} ({type(border).__name__}) gives {low:g} to {high:g} spikes of a channel in a "
+            f"step, and Xylo takes 0 to {XYLO_2.input_spikes}: integers.Quantize(scale, bits=4, "
+            "signed=False)."
+        )
+
+
+def _plain(module: nn.Module) -> type[nn.Module] | None:
+    """Return the class of a module; of one whose tensors are parametrized that behind it."""
+    kind = type(module)
+    return kind.__base__ if is_parametrized(module) else kind
+
+
+def _fits(module: Any) -> bool:
     """Whether a module is a product that Xylo has."""
-    return isinstance(module, Linear) and module.bias is None and module.weight_bits <= 8
+    return _plain(module) is Linear and module.bias is None and module.weight_bits <= 8
 
 
-def _whole(values: Tensor) -> Integers:
-    """Return integers that a tensor holds, also one of floats."""
-    whole: Integers = np.rint(values.detach().double().numpy(force=True)).astype(np.int64)
-    return whole
+def _whole(what: str, values: Tensor, low: int, high: int) -> Integers:
+    """Return integers that a tensor holds, also one of floats; raise where the chip has none."""
+    whole: NDArray[np.float64] = values.detach().double().numpy(force=True)
+    wrong = whole[(whole < low) | (whole > high) | (whole != np.rint(whole))]
+    if wrong.size:
+        raise ValueError(f"{what} of {wrong[0]:g}: Xylo has integers of {low} to {high}.")
+    found: Integers = whole.astype(np.int64)
+    return found
 
 
-def _each(layers: list[_Layer], name: str) -> Integers:
-    """Return a parameter of all neurons of some layers."""
-    values = (getattr(layer.neuron, name).expand(layer.neuron.num_neurons) for layer in layers)
-    return _whole(torch.cat(list(values)))
+def _weights(path: str, product: Linear) -> Integers:
+    """Return the weights of a product, from and to."""
+    low, high = XYLO_2.weight_exponent
+    if not low <= product.shift <= high:
+        raise ValueError(
+            f"{path} has weights shifted by {product.shift} bits: Xylo shifts by {low} to {high}."
+        )
+    ends = limits(XYLO_2.weight_bits)
+    return np.transpose(_whole(f"{path} has a weight", product.weight, *ends))
 
 
-def _biases(layers: list[_Layer]) -> Integers | None:
+def _each(layers: list[Layer], name: str, low: int, high: int) -> Integers:
+    """Return a parameter of all neurons of some layers, rounded as their step rounds it."""
+    return np.concatenate(
+        [
+            _whole(
+                f"{layer.path} has a {name}",
+                getattr(layer.neuron, name).expand(layer.neuron.num_neurons).round(),
+                *(low, high),
+            )
+            for layer in layers
+        ]
+    )
+
+
+def _biases(layers: list[Layer]) -> Integers | None:
     """Return the biases of all neurons of some layers; ``None`` of version 1, which has none."""
     if layers[0].neuron.version == 1:
         return None
-    found = []
-    for layer in layers:
-        zeros = torch.zeros(layer.neuron.num_neurons)
-        found.append(zeros if layer.neuron.bias is None else zeros + layer.neuron.bias.to(zeros))
-    return _whole(torch.cat(found))
+    low, high = limits(XYLO_2.state_bits)
+    return np.concatenate(
+        [
+            np.zeros(layer.neuron.num_neurons, np.int64)
+            if layer.neuron.bias is None
+            else _each([layer], "bias", low, high)
+            for layer in layers
+        ]
+    )

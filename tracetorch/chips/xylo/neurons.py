@@ -13,6 +13,7 @@ from tracetorch.chips.chip import Chip
 from tracetorch.core.checks import check_count
 from tracetorch.integers.fixed_point import shift_right
 from tracetorch.integers.leaky_integrator import integer_weight
+from tracetorch.integers.loading import WholeParameters
 from tracetorch.integers.rounding import clamped, round, straight_through  # noqa: A004
 from tracetorch.integers.width import check_between, limits, saturate
 from tracetorch.snn.neuron import Neuron
@@ -79,7 +80,7 @@ def _fire(mem: Tensor, threshold: Tensor, spike: SpikeFunction, most: int) -> tu
     return fired, saturate(mem - fired * threshold, STATE_BITS)
 
 
-class _XyloNeuron(Neuron):
+class _XyloNeuron(WholeParameters):
     """Base of the two neurons: what both have."""
 
     def __init__(

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.chips.target import ChipTarget, IntegerNeuron, Stage, gathered
-from tracetorch.chips.xylo.configuration import configuration
+from tracetorch.chips.xylo.configuration import arrays_of, configuration, layers_of
 from tracetorch.chips.xylo.network import Network
 from tracetorch.chips.xylo.neurons import LIF, XYLO_2, StepDelay
-from tracetorch.integers.border import Quantize
+from tracetorch.integers.layers import Linear
 
 _LARGEST_DASH = 2**XYLO_2.decay_bits - 1
 
@@ -31,21 +31,19 @@ class XyloTarget(ChipTarget):
     one_inner_shift: ClassVar[bool] = True
     least_layers: ClassVar[int] = 2
     without_delays: ClassVar[str] = "no delays on Xylo, which has none: Linear instead"
+    passing: ClassVar[tuple[type[nn.Module], ...]] = (StepDelay,)
     export: ClassVar[Any] = staticmethod(configuration)
 
-    def refuse(self, stage: Stage) -> str | None:
-        """Return why a stage has no form here, as what is allowed; ``None`` where it has one."""
-        reason = super().refuse(stage)
-        if reason is not None:
-            return reason
-        linear = (stage.product, stage.connection)
-        if not all(each is None or isinstance(each, nn.Linear) for each in linear):
-            return "Linear alone on Xylo, whose hidden neurons are all connected alike"
+    def refuse(self, stage: Stage) -> tuple[str, str] | None:
+        """Return a path and what is allowed there, where a stage has no form here."""
+        refused, connection = super().refuse(stage), f"{stage.neuron_path}.connection"
+        if refused is not None:
+            return refused
+        for path, linear in ((stage.path, stage.product), (connection, stage.connection)):
+            if linear is not None and not isinstance(linear, nn.Linear):
+                return path, "Linear alone on Xylo, whose hidden neurons are all connected alike"
         if stage.last and stage.connection is not None:
-            return "no recurrence among the outputs of Xylo"
-        biases = stage.product.bias, stage.layer.bias
-        if not self.chip.has_bias and any(bias is not None for bias in biases):
-            return f"no bias on {self.chip.name} (bias=False, and no batch norm)"
+            return stage.neuron_path, "no recurrence among the outputs of Xylo"
         return None
 
     def refuse_module(self, kind: type[nn.Module]) -> str | None:
@@ -76,9 +74,9 @@ class XyloTarget(ChipTarget):
     def departures(self, model: nn.Sequential, x: Tensor, output: Tensor) -> list[str]:
         """Return in what the chip departs from an integer model on a sample."""
         border = next(model.children())
-        x = border(x) if isinstance(border, Quantize) else x
+        x = x if isinstance(border, Linear) else border(x)
         version = 2 if self.chip.has_bias else 1
-        network = Network(**configuration(model), version=version).to(x.device)
+        network = Network(**arrays_of(layers_of(model)), version=version).to(x.device)
         same = all(torch.equal(network(step), y) for step, y in zip(x, output, strict=True))
         return (
             [] if same else ["a sum saturates on the way, and the chip's order of adding matters"]

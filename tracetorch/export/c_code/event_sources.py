@@ -58,7 +58,8 @@ def _sparse_outputs(graph: Graph, known: Mapping[str, bool]) -> dict[str, bool]:
         return sparse[value] if isinstance(value, str) else value in (0.0, False)
 
     for line in graph.lines:
-        flags = [of(arg) for arg in line.args]
+        # of a bound that leaves zero what it is, as of zero
+        flags = [of(arg) or _keeps_zero(line.op, arg) for arg in line.args]
         if line.op in _ANY:
             sparse[line.name] = any(flags)
         elif line.op in _ALL or line.op in _SAME:
@@ -69,3 +70,9 @@ def _sparse_outputs(graph: Graph, known: Mapping[str, bool]) -> dict[str, bool]:
             # a neuron crosses its threshold seldom
             sparse[line.name] = line.op in ("gt", "ge", "lt", "le")
     return {name: of(value) for name, value in graph.outputs.items()}
+
+
+def _keeps_zero(op: str, bound: Value) -> bool:
+    """Whether the larger, or the smaller, of zero and a number is zero."""
+    sign = {"max": -1.0, "min": 1.0}.get(op)
+    return sign is not None and not isinstance(bound, str) and sign * bound >= 0

@@ -39,6 +39,7 @@ from tracetorch.fuse.ir.intervals import (
     constant,
     hull,
     invariant,
+    weighted_sums,
 )
 from tracetorch.fuse.ir.kernel import Dtype, Kernel, Operand, Value
 from tracetorch.integers.width import stored_bits
@@ -165,17 +166,14 @@ def _product_range(stage: Product, source: Interval, dtype: torch.dtype, check: 
             f"{stage.path} has weights that are no integers. Quantise the model, tt.quantize, "
             "or export it with dtype='float32'."
         )
-    rows, bias = rows[:, :-1], rows[:, -1]
-    low, high = float(np.min(source.low)), float(np.max(source.high))
-    least = torch.minimum(rows * low, rows * high).clamp(max=0).sum(1) + bias
-    largest = torch.maximum(rows * low, rows * high).clamp(min=0).sum(1) + bias
-    reached, most = max(float(-least.min()), float(largest.max())), MOST_EXACT[dtype]
+    found, reached = weighted_sums(rows[:, :-1], rows[:, -1], source)
+    most = MOST_EXACT[dtype]
     if check and (reached > most or float(np.min(source.step)) < 0):
         raise ValueError(
             f"{stage.path} can reach {reached:.0f}, and the float that the model computes with "
             f"holds every integer up to {most:.0f} only. Give x.double() and model.double()."
         )
-    return Interval(float(least.min()), float(largest.max()), 0.0)
+    return found
 
 
 # Arithmetic

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from tracetorch.fuse.ir.graph import COMPARISONS, Graph, Line, Value
 
@@ -110,6 +111,36 @@ def _fits(x: Interval, most: float) -> NDArray[Any]:
     """Return whether every value is one of a dtype that holds all integers up to ``most``."""
     fitting: NDArray[Any] = np.logical_or(np.isneginf(x.step), x._magnitudes() <= _largest(x, most))
     return fitting
+
+
+def overall(x: Interval) -> Interval:
+    """Return one interval that holds those of all neurons."""
+    low, high, step = np.min(x.low), np.max(x.high), np.min(x.step)
+    return Interval(float(low), float(high), float(step), bool(np.all(x.exact)))
+
+
+def with_zero(x: Interval) -> Interval:
+    """Return an interval that holds zero too, which is what silence is."""
+    return replace(x, low=np.minimum(x.low, 0.0), high=np.maximum(x.high, 0.0))
+
+
+def weighted_sums(rows: Tensor, bias: Tensor | None, source: Interval) -> tuple[Interval, float]:
+    """Return the interval of sums of weights times values, and how far they go on the way.
+
+    Args:
+        rows: weights ``[outputs, ...]``, integers; a value that is left out, as in a padding, is 0.
+        bias: of each output.
+        source: of the values.
+    """
+    rows = rows.detach().flatten(1).double()
+    added = rows.new_zeros(len(rows)) if bias is None else bias.detach().double()
+    low, high = float(np.min(source.low)), float(np.max(source.high))
+    least = torch.minimum(rows * low, rows * high).clamp(max=0).sum(1)
+    largest = torch.maximum(rows * low, rows * high).clamp(min=0).sum(1)
+    # in whatever order they are added, and the bias first or last
+    ends = least + added.clamp(max=0), largest + added.clamp(min=0)
+    reached = max(-float(ends[0].min()), float(ends[1].max()))
+    return Interval(float((least + added).min()), float((largest + added).max()), 0.0), reached
 
 
 def constant(value: float) -> Interval:

@@ -1,0 +1,130 @@
+"""What layers of integers load: numbers that they have; all else is refused, and nothing loaded."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests.quantize.networks import case
+from tracetorch import chips, integers, quantize, snn
+
+LIF = integers.LeakyIntegrator
+
+
+def neurons(state_bits: int = 16, **arguments: Any) -> integers.LeakyIntegrator:
+    each = torch.tensor([100.0, 90.0])
+    return LIF(2, pos_threshold=each, beta=7, state_bits=state_bits, **arguments)
+
+
+# what is to load, tensors that are others, and why it does not
+REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any] | nn.Module, str]] = {
+    "wider states": (lambda: neurons(10), neurons(16), "_extra_state: states of 16 bits, and the "
+     "layer has states of 10 bits"),
+    "other decays": (neurons, neurons(decay=integers.Multiplier(12)),
+     "_extra_state: decays of 12 bits, and the layer has decays of 8 bits"),
+    "shifts": (neurons, neurons(decay=integers.Shift()), "decays of shifts, and the layer has dec"),
+    "a threshold": (lambda: neurons(10), {"raw_pos_threshold": torch.tensor([9.0, 512.0])},
+     "raw_pos_threshold: holds 512, and the layer has integers of 0 to 511"),
+    "a threshold between": (neurons, {"raw_pos_threshold": torch.tensor([9.0, 1.5])},
+     "raw_pos_threshold: holds 1.5, and the layer has integers of 0 to 32767"),
+    "a decay": (neurons, {"raw_beta": torch.tensor(257.0)}, "raw_beta: holds 257, .* of 0 to 256"),
+    "not a number": (neurons, {"raw_beta": torch.tensor(torch.nan)}, "raw_beta: holds nan"),
+    "a weight": (lambda: integers.Linear(2, 2, weight_bits=4), {"weight": torch.tensor(
+     [[7, -8], [127, 0]], dtype=torch.int8)}, "weight: holds 127, and the layer has integers of -8 "
+     "to 7"),
+    "a weight of floats": (lambda: integers.Conv1d(1, 1, 2), {"weight": torch.tensor(
+     [[[0.5, 1.0]]])}, "weight: holds 0.5, and the layer has integers of -128 to 127"),
+    "wider weights": (lambda: integers.Linear(2, 2, weight_bits=4), integers.Linear(2, 2),
+     "_extra_state: weights of 8 bits shifted by 0, and the layer has weights of 4, shifted b"),
+    "a shift": (lambda: integers.Linear(2, 2), {"_extra_state": torch.tensor([17, 8])},
+     "weights of 8 bits shifted by 17"),
+    "a bias": (lambda: integers.Conv2d(1, 2, 1), {"bias": torch.tensor([0.0, 2.0**31])},
+     "bias: holds 2147483648, and the layer has integers of -2147483648 to 2147483647"),
+    "a delay": (lambda: integers.DelayedLinear(1, 2, max_delay=3), {"raw_delay": torch.tensor(
+     [[4.0], [0.0]])}, "raw_delay: holds 4, and the layer has integers of 0 to 3"),
+    "a delayed weight": (lambda: integers.DelayedConv1d(1, 2, 1, max_delay=3, weight_bits=2),
+     {"conv.weight": torch.tensor([[[4]], [[0]]], dtype=torch.int8)}, "conv.weight: holds 4"),
+    "Xylo": (lambda: chips.xylo.LIF(1), {"raw_dash_mem": torch.tensor(16.0)}, "s of 0 to 15"),
+    "Loihi": (lambda: chips.loihi.LIF(1), {"raw_pos_threshold": torch.tensor(2.0**17)},
+     "raw_pos_threshold: holds 131072, and the layer has integers of 0 to 131071"),
+}  # fmt: skip
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_kept(model: nn.Module, before: dict[str, Tensor]) -> None:
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    for name, value in before.items():
+        assert torch.equal(after[name], value), name
+        assert after[name].dtype == value.dtype
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("name", REFUSED)
+def test_numbers_that_a_layer_does_not_have_are_not_loaded(name: str, assign: bool) -> None:
+    build, other, message = REFUSED[name]
+    layer = build()
+    before = tensors_of(layer)
+    others = other.state_dict() if isinstance(other, nn.Module) else other
+    with pytest.raises(RuntimeError, match=message):
+        layer.load_state_dict({**before, **others}, assign=assign)
+    assert_kept(layer, before)
+    with pytest.raises(RuntimeError, match=r"0\."):  # of a part alone, too
+        nn.Sequential(layer).load_state_dict(
+            {f"0.{key}": each for key, each in others.items()}, False
+        )
+    assert_kept(layer, before)
+
+
+WIDTHS: dict[str, tuple[dict[str, int], str]] = {
+    "states": ({"state_bits": 10}, "1[.].*_extra_state: states of 16 bits, .* states of 10 bits"),
+    "weights": ({"weight_bits": 4}, "0[.].*_extra_state: weights of 8 bits .* has weights of 4"),
+}
+
+
+@pytest.mark.parametrize("kind", WIDTHS)
+@pytest.mark.parametrize("converted", [False, True])
+def test_a_quantised_network_of_other_widths_is_refused_before_anything_is_loaded(
+    kind: str, converted: bool, tmp_path: Path
+) -> None:
+    model, x, _ = case("delayed")
+    given, (narrow, message) = quantize.prepare(model, x), WIDTHS[kind]
+    made: nn.Module = quantize.prepare(model, x, **narrow)  # type: ignore[arg-type]
+    wide: nn.Module = given
+    if converted:
+        (wide, _), (made, _) = quantize.convert(given), quantize.convert(made)  # type: ignore[arg-type]
+    message = message.replace("1[.]", "2[.]")  # a delayed product, a norm, and the neurons
+    before = tensors_of(made)
+    for each in (made, copy.deepcopy(made)):
+        with pytest.raises(RuntimeError, match=message):
+            each.load_state_dict(wide.state_dict())
+        assert_kept(each, before)
+    tt.save(wide, tmp_path / "wide.safetensors")
+    with pytest.raises((RuntimeError, ValueError), match="bits"):
+        tt.load(tmp_path / "wide.safetensors", made)
+    assert_kept(made, before)
+    made.load_state_dict(before)
+
+
+def test_what_learns_may_be_between_integers_and_files_of_earlier_versions_load() -> None:
+    learning = neurons(bias={"value": 3.0, "learnable": True})
+    learning.load_state_dict({**learning.state_dict(), "raw_bias": torch.tensor(2.5)})
+    assert learning.raw_bias.item() == 2.5
+    layer = neurons(gamma=9, rec_weight=3, rec_weight_fraction=2)
+    earlier = {**layer.state_dict(), "_extra_state": torch.tensor(5)}
+    layer.load_state_dict(earlier)
+    assert layer.rec_weight_fraction == 5
+    assert layer.get_extra_state().tolist() == [5, 16, 8]
+    model = nn.Sequential(integers.Linear(2, 2), snn.Recurrent(neurons(), integers.Linear(2, 2)))
+    again = copy.deepcopy(model)
+    again.load_state_dict(model.state_dict())

@@ -1,0 +1,153 @@
+"""Count the connections of a model: into every neuron and out of it, through whatever there is.
+
+The model is read as a graph and run with ones: for each weight that is not zero one connection, for
+each neuron one spike. What arrives then is a number of connections, and its gradient with respect
+to a neuron's spike is the number of those that leave it; so several products, recurrence, delays,
+pools and branches that are added count together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
+from torch import Tensor, nn
+
+from tracetorch.chips.chip import Chip
+from tracetorch.core.torch_private import pytree
+from tracetorch.core.walk import join_path
+from tracetorch.integers.border import Quantize, SumPool1d, SumPool2d
+from tracetorch.integers.layers import Product
+from tracetorch.integers.ranges import is_node, terms_of, within
+from tracetorch.snn.delay import Delay, SynapticDelays
+from tracetorch.snn.model_graph import Node, read_model
+from tracetorch.snn.neuron import has_step
+from tracetorch.snn.recurrent import Recurrent
+
+
+class Population(NamedTuple):
+    """Neurons of a layer, or the inputs: their number, and the most connections of one."""
+
+    path: str
+    size: int
+    fan_in: int
+    fan_out: int
+
+
+def exceeded(
+    chip: Chip,
+    model: nn.Module,
+    x: Tensor,
+    labels: Mapping[str, str],
+    passing: tuple[type[nn.Module], ...],
+) -> list[str]:
+    """Return which limits of a chip the neurons and connections of a model exceed.
+
+    Args:
+        chip: its limits.
+        model: nothing of it changes.
+        x: one step of a sample, ``[1, ...]``.
+        labels: how messages name its neurons, by path; others by their path.
+        passing: classes of neurons that are none of their own, but hand on spikes.
+    """
+    inputs, *neurons = populations(model, x, passing)
+    counts = (
+        ("inputs", inputs.size, chip.inputs),
+        ("hidden neurons", sum(each.size for each in neurons[:-1]), chip.hidden),
+        ("outputs", neurons[-1].size, chip.outputs),
+    )
+    found = [
+        f"{number} {what}, {chip.name} has {most}"
+        for what, number, most in counts
+        if most is not None and number > most
+    ]
+    for each in (inputs, *neurons):
+        label = labels.get(each.path, each.path) or "the inputs"
+        for what, number, most in (
+            ("into a neuron", each.fan_in, chip.fan_in),
+            ("out of one", each.fan_out, chip.fan_out),
+        ):
+            if most is not None and number > most:
+                found.append(f"{label}: {number} connections {what}, {chip.name} has {most}")
+    return found
+
+
+def populations(
+    model: nn.Module, x: Tensor, passing: tuple[type[nn.Module], ...]
+) -> list[Population]:
+    """Return the inputs of a model, and its layers of neurons in order."""
+    counter = _Counter(passing)
+    with torch.enable_grad():
+        counter.run(model, "", counter.spikes("", x))
+        total = torch.stack([each.sum() for each in counter.arriving.values()]).sum()
+        spikes = list(counter.sources.values())
+        leaving = torch.autograd.grad(total, spikes, allow_unused=True)
+    found = []
+    for (path, source), out in zip(counter.sources.items(), leaving, strict=True):
+        into = counter.arriving.get(path, torch.zeros(1))
+        fan_out = 0 if out is None else int(out.max())
+        found.append(Population(path, source.numel(), int(into.max()), fan_out))
+    return found
+
+
+class _Counter:
+    """Run modules with numbers of connections.
+
+    Args:
+        passing: classes of neurons that hand on what they are given.
+    """
+
+    def __init__(self, passing: tuple[type[nn.Module], ...]) -> None:
+        self.passing = (*passing, Delay, Quantize, nn.Hardtanh)
+        self.sources: dict[str, Tensor] = {}  # the spikes of every layer, and of the inputs
+        self.arriving: dict[str, Tensor] = {}
+
+    def spikes(self, path: str, like: Tensor) -> Tensor:
+        """Return one spike of every neuron of a layer."""
+        self.sources[path] = torch.ones_like(like).requires_grad_()
+        return self.sources[path]
+
+    def run(self, model: nn.Module, path: str, x: Tensor) -> Tensor:
+        """Return what a module gives on."""
+        graph = read_model(model, torch.zeros_like(x), is_leaf=is_node)
+        values: dict[Node, Any] = dict(zip(graph.inputs, [x], strict=True))
+
+        def valued(given: Any) -> Any:
+            return pytree.tree_map_only(Node, values.__getitem__, given)
+
+        for node in graph.nodes[1:]:
+            if node.module is not None:
+                here = within(path, node.path)
+                values[node] = self.module(node.module, here, valued(node.args)[0])
+            elif node.operation in ("mul", "mul_"):  # a factor of Add
+                values[node] = values[node.inputs[0]]
+            else:
+                values[node] = node.function(*valued(node.args), **valued(node.kwargs))  # type: ignore[misc]
+        result: Tensor = valued(graph.output)
+        return result
+
+    def module(self, module: Any, path: str, x: Tensor) -> Tensor:
+        """Return what one module gives on."""
+        if isinstance(module, self.passing):
+            return x
+        if isinstance(module, Recurrent):
+            inner = join_path(path, "neuron")
+            fired = self.spikes(inner, x)
+            fed = self.run(module.connection, join_path(path, "connection"), fired)
+            self.arriving[inner] = x + fed
+            return fired
+        if has_step(module):
+            self.arriving[path] = x
+            return self.spikes(path, x)
+        if isinstance(module, nn.MaxPool1d | nn.MaxPool2d):
+            kind = SumPool1d if isinstance(module, nn.MaxPool1d) else SumPool2d
+            module = kind(module.kernel_size, module.stride, module.padding)
+        elif isinstance(module, SynapticDelays | nn.Linear) or hasattr(module, "terms"):
+            product = module.product if isinstance(module, SynapticDelays) else module
+            connected = (terms_of(product)[0] != 0).to(x)
+            convolve = product.product if isinstance(product, Product) else F.linear
+            return convolve(x, connected)
+        result: Tensor = module(x)
+        return result
