@@ -76,3 +76,9 @@ def test_damaged_file_is_rejected(folder: Path) -> None:
     data = tt.data.NMNIST(folder)
     with pytest.raises(ValueError, match=r"00002\.bin is damaged: it has 14 bytes, not a multiple"):
         data[0]
+
+
+def test_event_off_the_sensor_is_rejected(folder: Path) -> None:
+    (folder / "Train/3/00002.bin").write_bytes(nmnist_bytes([(34, 0, 5, 0)]))
+    with pytest.raises(ValueError, match=r"x = 34, expected integers from 0 to 33\. Remove it"):
+        tt.data.NMNIST(folder)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.utils.data import Dataset
 from tracetorch.encode import events_to_frames
 
 Events = npt.NDArray[Any]
+Column = npt.NDArray[Any]
 
 
 class EventDataset(Protocol):
@@ -115,11 +117,30 @@ class Frames(Dataset[tuple[Tensor, Tensor]]):
         return frames.flatten(1) if self.flat else frames, torch.as_tensor(label)
 
 
-def structured_events(t: Events, **columns: Events) -> Events:
-    """Build a structured array of columns: ``t`` in whole microseconds, others in their dtype."""
+def structured_events(
+    path: Path, sensor_size: tuple[int, int, int], t: Column, **columns: Column
+) -> Events:
+    """Build the events of a recording: ``t`` in microseconds, to whole ones, others in int16.
+
+    Raises:
+        ValueError: a value is NaN or no integer, a place off the sensor, or a polarity unknown.
+    """
+    sizes = {"x": sensor_size[0], "y": sensor_size[1], "p": 2}
     # int64: recordings of an hour overflow 32 bits of microseconds
-    columns = {"t": np.asarray(t, dtype=np.int64), **columns}
-    events = np.empty(len(t), dtype=[(name, column.dtype) for name, column in columns.items()])
+    events = np.empty(len(t), [("t", np.int64), *((name, np.int16) for name in columns)])
+    events["t"] = whole_numbers(path, "t in microseconds", np.round(t), -(2**62), 2**62)
     for name, column in columns.items():
-        events[name] = column
+        events[name] = whole_numbers(path, name, column, 0, sizes[name])
     return events
+
+
+def whole_numbers(path: Path, name: str, values: Column, low: int, stop: int) -> Column:
+    """Return values of a file in int64; raise ``ValueError`` unless all are in [low, stop)."""
+    # NaN fails every comparison, and so these
+    right = (values >= low) & (values < stop) & (values == np.floor(values))
+    if not right.all():
+        raise ValueError(
+            f"{path} is damaged: it has {name} = {values[~right][0]}, expected integers from {low} "
+            f"to {stop - 1}. Remove it or replace it."
+        )
+    return values.astype(np.int64)
