@@ -126,7 +126,7 @@ def test_impossible_values_are_rejected(
 ) -> None:
     with h5py.File(folder / "shd_train.h5", "a") as file:
         ragged = column.startswith("spikes")
-        kept = [each for each in file[column]]
+        kept = list(file[column])
         del file[column]
         kind = h5py.vlen_dtype(np.dtype(dtype)) if ragged else dtype
         data = file.create_dataset(column, (len(kept),), kind)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -54,3 +56,20 @@ def test_padding_may_hold_nan() -> None:
     mask = torch.tensor([[1, 1], [1, 1], [1, 0], [1, 0]]).bool()
     assert metrics.firing_rate(spikes, mask=mask) == 1
     assert metrics.saturated(spikes, mask=mask).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_nan_is_neither_a_spike_nor_silence(dtype: torch.dtype) -> None:
+    spikes = torch.tensor([[[1.0, 0.0, torch.nan]], [[1.0, 0.0, 1.0]]], dtype=dtype)
+    assert metrics.firing_rate(spikes).isnan()
+    assert metrics.sparsity(spikes).isnan()
+    assert metrics.firing_rate(spikes, dim=-1)[:2].tolist() == [1.0, 0.0]
+    assert metrics.firing_rate(spikes, dim=-1)[2].isnan()
+    assert metrics.dead(spikes).tolist() == [False, True, False]
+    assert metrics.saturated(spikes).tolist() == [True, False, False]
+    pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
+    running = metrics.FiringRate()
+    running.update(spikes)
+    assert running.compute().isnan()
+    net = torch.nn.Sequential(torch.nn.ReLU(), snn.LIF(3))
+    assert math.isnan(metrics.activation_sparsity(net, spikes.float()))
