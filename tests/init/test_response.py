@@ -128,7 +128,7 @@ class Endless(snn.Neuron):
         ),
         (snn.Delay(2, max_delay=2), TypeError, "must be a neuron layer with a step, got Delay"),
         (Deaf(2), ValueError, "does not respond to a small input"),
-        (Endless(1), ValueError, "does not forget. Give it a faster decay"),
+        (Endless(1), ValueError, "does not forget. Give it a leak: it has no decay; behind a norm"),
         pytest.param(
             models.IF(1),
             ValueError,

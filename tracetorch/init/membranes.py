@@ -80,6 +80,7 @@ class Moments(NamedTuple):
         covariance: of the two parts.
         gain: the mean for a constant input of 1.
         rate: share of the steps in which the neurons of a recurrence spike.
+        highest: of each membrane.
         error: relative standard error of the variance of all, over the samples.
     """
 
@@ -92,6 +93,7 @@ class Moments(NamedTuple):
     covariance: Tensor
     gain: Tensor
     rate: float
+    highest: Tensor
     error: float
 
     @property
@@ -144,7 +146,7 @@ def measure(trial: Trial, found: Sequence[Stage]) -> dict[str, Moments]:
 
 
 def _moments(trial: Trial, stage: Stage, seen: dict[str, Tensor]) -> Moments:
-    drive = _neurons_last(seen[join_path(stage.path, "input")], stage.neuron)
+    drive = neurons_last(seen[join_path(stage.path, "input")], stage.neuron)
     response = trial.responses[stage.path]
     kernel = response.kernel[: len(drive)] / response.distance
     mask = None if trial.mask is None else trial.mask.to(drive.device)
@@ -166,7 +168,7 @@ def _moments(trial: Trial, stage: Stage, seen: dict[str, Tensor]) -> Moments:
     outside, own, rate = drive, whole, 0.0
     if stage.loop is not None:
         outside, spikes = (
-            _neurons_last(seen[join_path(stage.loop, end)], stage.neuron)
+            neurons_last(seen[join_path(stage.loop, end)], stage.neuron)
             for end in ("input", "output")
         )
         own = _filtered(outside, kernel, mask)
@@ -201,6 +203,7 @@ def _moments(trial: Trial, stage: Stage, seen: dict[str, Tensor]) -> Moments:
         covariance=(centred * fed_back).mean(0) * scale.square(),
         gain=gain * to_end,
         rate=rate,
+        highest=flat(whole).amax(0),
         error=error,
     )
 
@@ -222,7 +225,7 @@ def _risen(values: Tensor, samples: Tensor, start: int) -> Tensor:
     return (sums[start:] * samples[start:, None]).sum(0) / samples[start:].sum()
 
 
-def _neurons_last(drive: Tensor, neuron: Neuron) -> Tensor:
+def neurons_last(drive: Tensor, neuron: Neuron) -> Tensor:
     """Return the input ``[T, B, ...]`` as ``[T, B, places, neurons]`` in float64."""
     dim = neuron.dim if neuron.dim < 0 else neuron.dim + 1
     moved = drive.double().movedim(dim, -1)

@@ -18,10 +18,11 @@ from tracetorch.plot.axes import (
     set_title,
 )
 from tracetorch.plot.descriptions import describe_plot
-from tracetorch.plot.recorded import Recorded, check_recording, flatten_neurons
+from tracetorch.plot.recorded import Array, Recorded, check_recording, flatten_neurons
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from torch import Tensor
 
 
 @describe_plot
@@ -148,8 +149,8 @@ def _fired(caller: str, path: str, value: Tensor) -> Array:
     flat = flatten_neurons(caller, path, value)
     if np.isnan(flat).any():
         raise ValueError(
-            f"{caller}: {path!r} holds NaN, which is neither a spike nor silence. tt.diagnose names "
-            "the layer where it begins."
+            f"{caller}: {path!r} holds NaN, which is neither a spike nor silence. tt.diagnose "
+            "names the layer where it begins."
         )
     fired: Array = flat != 0
     return fired

@@ -29,9 +29,9 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Group parameters for an optimizer: weight decay on weights alone, learning rates by scale.
 
-    Weight decay. Biases and the scales of norms have none by default. Decays are kept as ``beta = sigmoid(raw_beta)`` and thresholds as a softplus:
-    weight decay on ``raw_beta`` pulls every beta towards 0.5, a half-life of one step, and every
-    threshold towards ``log 2``.
+    Weight decay. Biases and the scales of norms have none by default. Decays are kept as ``beta =
+    sigmoid(raw_beta)`` and thresholds as a softplus: weight decay on ``raw_beta`` pulls every beta
+    towards 0.5, a half-life of one step, and every threshold towards ``log 2``.
 
     Relative learning rates. Adam and its like move every weight by about ``lr`` a step, however
     large it is. Some neurons need weights 70 times as large as PyTorch's default, which
