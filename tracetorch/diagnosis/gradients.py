@@ -77,7 +77,8 @@ def _finite(evidence: Evidence) -> bool:
 @finder
 def over_layers(evidence: Evidence) -> Iterator[Finding]:
     """Find gradients that vanish or explode from the last layer to the first."""
-    norms = [(s, n) for s in evidence.layers if (n := s.gradient_norm) is not None]
+    layers = (evidence.opened or evidence).layers
+    norms = [(s, n) for s in layers if (n := s.gradient_norm) is not None]
     if len(norms) < 2 or not _finite(evidence):
         return
     # First against last: a factor between neighbours is normal, their product over depth is not.
