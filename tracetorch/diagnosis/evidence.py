@@ -27,6 +27,7 @@ from tracetorch.online_learning import DroppedPath
 from tracetorch.probe.layers import call_order, neuron_layers, recordable_names
 from tracetorch.probe.recording import join_gradients
 from tracetorch.probe.watch import watch
+from tracetorch.ragged import real_steps_first
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import has_step
 from tracetorch.snn.parameters import is_decay
@@ -71,6 +72,14 @@ class LayerEvidence:
     def gradient_norm(self) -> float | None:
         """Norm of the gradient."""
         return None if self.gradient is None else float(self.gradient.double().norm())
+
+    @property
+    def norms_to_the_end(self) -> Tensor | None:
+        """Norm of the gradient by step, where the last real steps of all sequences are one."""
+        gradient, mask = self.gradient, self.mask
+        if gradient is not None and mask is not None:
+            gradient = real_steps_first(gradient.flip(0), mask.flip(0)).flip(0)
+        return norm_by_step(gradient)
 
     @property
     def halflives(self) -> tuple[float, float] | None:

@@ -251,9 +251,8 @@ def evaluation_mode(evidence: Evidence) -> Iterator[Finding]:
         if isinstance(module, BatchNormBase) and int(module.num_batches_tracked or 0) == 0
     ]
     partly = any(module.training for _, module in named_modules(evidence.model))
-    severity: Severity = "note"
-    if fresh or partly or evidence.optimizer is not None:
-        severity = "warning"
+    training = fresh or partly or evidence.optimizer is not None
+    severity: Severity = "warning" if training else "note"
     unseen = f" {len(fresh)} of them have seen no batch yet." if fresh else ""
     yield measured(severity, "in-evaluation-mode", next(iter(left)), len(left))(
         f"{len(left)} norms and dropouts are in evaluation mode: {join_first(list(left))}.{unseen}",
