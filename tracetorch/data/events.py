@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,12 +44,15 @@ class Frames(Dataset[tuple[Tensor, Tensor]]):
         stop: end of time; that of the last event if left out. With ``window`` and without
             ``stop``, recordings have as many frames as they last.
         flat: flatten frames to vectors.
+        transform: called with the events of a recording before they are counted, an augmentation
+            of ``tonic.transforms`` say.
 
     Shape:
         ``[T, polarities, height, width]``; if ``flat``, ``[T, polarities * height * width]``.
 
     Raises:
-        TypeError: ``recordings`` has no ``sensor_size``, and the argument is left out.
+        TypeError: ``recordings`` has no ``sensor_size``, and the argument is left out; or a label
+            is no number.
         ValueError: as ``tt.encode.events_to_frames``.
 
     Example:
@@ -72,6 +75,7 @@ class Frames(Dataset[tuple[Tensor, Tensor]]):
         start: float | None = None,
         stop: float | None = None,
         flat: bool = False,
+        transform: Callable[[Any], Any] | None = None,
     ) -> None:
         if sensor_size is None:
             sensor_size = getattr(recordings, "sensor_size", None)
@@ -83,7 +87,7 @@ class Frames(Dataset[tuple[Tensor, Tensor]]):
         self.recordings = recordings
         self.sensor_size = tuple(sensor_size)
         self.bins, self.window, self.start, self.stop = bins, window, start, stop
-        self.flat = flat
+        self.flat, self.transform = flat, transform
 
     def __len__(self) -> int:
         return len(self.recordings)
@@ -104,6 +108,13 @@ class Frames(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         events, label = self.recordings[index]
+        if self.transform is not None:
+            events = self.transform(events)
+        if isinstance(label, str):
+            raise TypeError(
+                f"a label must be a number, got {label!r}. Number the classes: Tonic's data sets "
+                "take target_transform=names.index, with the list of the names."
+            )
         width, height, polarities = self.sensor_size
         frames = events_to_frames(
             events,

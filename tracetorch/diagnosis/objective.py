@@ -12,7 +12,7 @@ from tracetorch.diagnosis.criteria import BINARY, CLASSIFIES, Criterion
 from tracetorch.diagnosis.evidence import Evidence
 from tracetorch.diagnosis.finding import Finding, finder, measured
 
-_WORSE = 4.0  # times the cross entropy of a guess
+_WORSE = 3.0  # times the cross entropy of a guess
 _FEW = 8  # samples, with fewer of which one class is no surprise
 _ROUNDING = 1e-2
 
