@@ -224,11 +224,11 @@ def ending(activation: nn.Module, place: int = 4) -> Any:
     return nn.Sequential(*layers[:place], activation, *layers[place:])
 
 
-def larger() -> Any:
+def larger(factor: float = 100.0) -> Any:
     model = dense()
     with torch.no_grad():
         for layer in (model[0], model[2]):
-            layer.weight.mul_(100)
+            layer.weight.mul_(factor)
     return model
 
 
@@ -339,7 +339,8 @@ FAULTS: list[tuple[Any, Any, Any, str, str, str, Any, str]] = [
     (dense, x(), lambda y, t: F.binary_cross_entropy_with_logits(y.mean(0)[:, 0], 0.0 * t),
      "one-class", "", "warning", 0, ""),
     (larger, x(), mean, "far-from-threshold", "1", "warning", (90, 300), "thresholds away"),
-    (larger, x(), mean, "worse-than-guessing", "", "warning", (5.6, 99), "4 classes is 1.39"),
+    (larger, x(), mean, "worse-than-guessing", "", "note", (5.6, 13.8), "4 classes is 1.39"),
+    (lambda: larger(500), x(), mean, "worse-than-guessing", "", "warning", (13.9, 500), ""),
     (equal, x(), mean, "equal-neurons", "1", "warning", 1, "48 of 48 neurons have the input and"),
     (lambda: conv().eval(), images(), mean, "in-evaluation-mode", "1", "warning", 2, "1, 5. 1 of"),
     (lambda: one_in_eval(1), images(), mean, "in-evaluation-mode", "1", "warning", 1, ""),

@@ -12,14 +12,14 @@ import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-CLASSIFIES: tuple[Callable[..., Tensor], ...] = (F.cross_entropy, F.nll_loss)
-BINARY = F.binary_cross_entropy_with_logits
-_LOSSES: tuple[Callable[..., Any], ...] = (
+CLASSIFIES: tuple[Any, ...] = (F.cross_entropy, F.nll_loss)
+BINARY: Any = F.binary_cross_entropy_with_logits
+_LOSSES: tuple[Any, ...] = (
     *(*CLASSIFIES, BINARY, F.binary_cross_entropy, F.mse_loss, F.l1_loss, F.smooth_l1_loss),
     *(F.huber_loss, F.kl_div, F.multi_margin_loss, F.poisson_nll_loss),
 )
-_SQUARES: tuple[Callable[..., Any], ...] = (Tensor.square, torch.square)
-_POWERS: tuple[Callable[..., Any], ...] = (Tensor.pow, torch.pow, Tensor.__pow__)
+_SQUARES: tuple[Any, ...] = (Tensor.square, torch.square)
+_POWERS: tuple[Any, ...] = (Tensor.pow, torch.pow, Tensor.__pow__)
 _ACTIVATIONS = {"Softmax": "softmax", "Sigmoid": "sigmoid", "Tanh": "tanh", "Relu": "ReLU"}
 # operations that select, order or average, behind which an activation is still that of the output
 _PASSIVE = {
@@ -31,7 +31,7 @@ _PASSIVE = {
 
 @dataclass
 class Criterion:
-    """One call of a loss of PyTorch's, or of a square.
+    """Call of a loss of PyTorch's, or of a square.
 
     Args:
         function: the loss.
@@ -72,7 +72,7 @@ class Criteria(TorchFunctionMode):
             if tensors and isinstance(result, Tensor) and result.requires_grad:
                 target = tensors[1] if len(tensors) > 1 else None
                 criterion = Criterion(func, tensors[0], target)
-                result.register_hook(criterion.gradients.append)
+                result.register_hook(criterion.gradients.append)  # type: ignore[no-untyped-call]
                 self.found.append(criterion)
         return result
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from tracetorch.diagnosis.criteria import BINARY, CLASSIFIES, Criterion
 from tracetorch.diagnosis.evidence import Evidence
-from tracetorch.diagnosis.finding import Finding, finder, measured
+from tracetorch.diagnosis.finding import Finding, Severity, finder, measured
 
-_WORSE = 3.0  # times the cross entropy of a guess
+_WORSE, _FAR_WORSE = 3.0, 10.0  # times the cross entropy of a guess
 _FEW = 8  # samples, with fewer of which one class is no surprise
 _ROUNDING = 1e-2
 
@@ -127,7 +127,8 @@ def worse_than_guessing(evidence: Evidence) -> Iterator[Finding]:
         guess = math.log(logits.shape[1])
         if value > _WORSE * guess:
             spread = float(logits.double().std(1).mean())
-            yield measured("warning", "worse-than-guessing", "", value)(
+            severity: Severity = "warning" if value > _FAR_WORSE * guess else "note"
+            yield measured(severity, "worse-than-guessing", "", value)(
                 f"The cross entropy is {value:.3g}, that of equal probabilities for all "
                 f"{logits.shape[1]} classes is {guess:.3g}; logits differ by {spread:.3g} in the "
                 "mean.",

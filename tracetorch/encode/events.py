@@ -162,6 +162,7 @@ def _assign_frames(
             "Give it in the unit of t, 1e3 for a millisecond of microseconds."
         )
     if t.dtype.kind == "i" and all(isinstance(each, int) for each in (begin, end, width)):
+        begin, end, span, width = int(begin), int(end), int(span), int(width)
         T = T or (span // width + 1 if stop is None else -(-span // width))
         # as Python's integers where 64 bits would overflow
         factor, divisor = (1, width) if window is not None else (T, span or 1)

@@ -15,7 +15,7 @@ from tracetorch.core.walk import join_path
 from tracetorch.init.response import ImpulseResponse
 from tracetorch.init.stages import Calls, Stage
 from tracetorch.ragged import aligned
-from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.unrolling import unroll
 
 _STILL = 1e-3  # of a layer's mean deviation: a neuron below it gets no input
@@ -225,7 +225,7 @@ def _risen(values: Tensor, samples: Tensor, start: int) -> Tensor:
     return (sums[start:] * samples[start:, None]).sum(0) / samples[start:].sum()
 
 
-def neurons_last(drive: Tensor, neuron: Neuron) -> Tensor:
+def neurons_last(drive: Tensor, neuron: SequenceLayer) -> Tensor:
     """Return the input ``[T, B, ...]`` as ``[T, B, places, neurons]`` in float64."""
     dim = neuron.dim if neuron.dim < 0 else neuron.dim + 1
     moved = drive.double().movedim(dim, -1)

@@ -14,6 +14,7 @@ from tracetorch.snn.module import layer_label, zero_states
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.noise import Noise
 from tracetorch.snn.parameters import is_decay
+from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.spike_functions import spike_functions
 
 States: TypeAlias = dict[str, Tensor]
@@ -142,7 +143,7 @@ def response_of(layer: Neuron, path: str | None) -> ImpulseResponse:
                 )
 
 
-def decay_names(layer: Neuron) -> list[str]:
+def decay_names(layer: SequenceLayer) -> list[str]:
     """List the decays that a layer declares, fixed ones too."""
     return [name for name, constraint in layer.constraints.items() if is_decay(constraint)]
 

@@ -19,9 +19,12 @@ from tracetorch.snn.module import TTModule
 from tracetorch.snn.residual import Combination, SEWBlock
 
 BLOCKS = {
-    **{18: (2, 2, 2, 2), 34: (3, 4, 6, 3)},
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
     # of bottlenecks
-    **{50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)},
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
 }
 
 

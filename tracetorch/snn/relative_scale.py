@@ -60,10 +60,10 @@ def relative_scales(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, float
                 before = lowest.get(id(own[weight]), math.inf)
                 lowest[id(own[weight])] = min(ratios[weight], before)
     seen: set[int] = set()
-    for path, p, weight in found:
+    for path, p, owner in found:
         if id(p) not in seen:
             seen.add(id(p))
-            yield path, p, lowest[id(weight)]
+            yield path, p, lowest[id(owner)]
 
 
 def default_rms(module: nn.Module, name: str, weight: Tensor) -> float:
