@@ -221,23 +221,13 @@ def gather(
             found = [gradients.get(id(t)) for t in tensors]
             if any(gradient is not None for gradient in found):
                 layer.gradient = join_gradients(tensors, found, layer.input.ndim)
-        gates = [
-            evidence.parameters[name]
-            for name, gradient in evidence.gradients.items()
-            if gradient is not None and bool(gradient.any() and not evidence.parameters[name].any())
-        ]
-        blocked = any(g is not None and not g.any() for g in evidence.gradients.values())
-        if blocked and gates and open_gates:
-            with restored(model):
-                for parameter in gates:
-                    _open(parameter)
-                evidence.opened = gather(
-                    model, inputs, x, loss, mask=mask, steps=steps, by=by, open_gates=False
-                )
         if old_states and not evidence.unfit_states():
             set_states(model, {name: state.detach() for name, state in old_states.items()})
             with torch.no_grad():
                 evidence.loss_from_old_states = float(loss(unroll(model, x, steps=steps, by=by)))
+        if open_gates and _open_gates(evidence):
+            options: dict[str, Any] = {"mask": mask, "steps": steps, "by": by}
+            evidence.opened = gather(model, inputs, x, loss, **options, open_gates=False)
     return evidence
 
 
@@ -271,12 +261,21 @@ def _gradients(value: Tensor, tensors: Sequence[Tensor]) -> dict[int, Tensor | N
 
 
 @torch.no_grad()
-def _open(parameter: Tensor) -> None:
-    """Replace zeros by ones, or a matrix of them by weights of PyTorch's default size."""
-    if parameter.ndim < 2:
-        parameter.fill_(1.0)
-    else:
-        parameter.normal_(std=(3 * max(1, parameter[0].numel())) ** -0.5)
+def _open_gates(evidence: Evidence) -> bool:
+    """Replace zeros that learn by other values, if something gets no gradient: behind them, say.
+
+    Zeros become ones, a matrix of them weights of PyTorch's default size.
+    """
+    gradients = {n: g for n, g in evidence.gradients.items() if g is not None}
+    gates = [p for n, g in gradients.items() if g.any() and not (p := evidence.parameters[n]).any()]
+    if all(bool(g.any()) for g in gradients.values()):
+        return False
+    for parameter in gates:
+        if parameter.ndim < 2:
+            parameter.fill_(1.0)
+        else:
+            parameter.normal_(std=(3 * max(1, parameter[0].numel())) ** -0.5)
+    return bool(gates)
 
 
 def _layers_zeroed_between_steps(

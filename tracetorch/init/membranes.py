@@ -174,8 +174,6 @@ def _moments(trial: Trial, stage: Stage, seen: dict[str, Tensor]) -> Moments:
         own = _filtered(outside, kernel, mask)
         rate = float((measured(spikes) != 0).double().mean())
     fed_back = flat(whole - own)
-    centred = flat(own) - flat(own).mean(0)
-
     samples = torch.full((len(drive),), drive.shape[1]) if mask is None else mask.sum(1)
     samples = samples.to(kernel)
     gain = _risen(kernel, samples, trial.start)
@@ -200,7 +198,7 @@ def _moments(trial: Trial, stage: Stage, seen: dict[str, Tensor]) -> Moments:
         own_deviations=flat(own).std(0, correction=0) * scale,
         steady=flat(own - rise).std(0, correction=0) * scale,
         fed_back=fed_back.std(0, correction=0) * scale,
-        covariance=(centred * fed_back).mean(0) * scale.square(),
+        covariance=((flat(own) - flat(own).mean(0)) * fed_back).mean(0) * scale.square(),
         gain=gain * to_end,
         rate=rate,
         highest=flat(whole).amax(0),
