@@ -195,7 +195,7 @@ def test_a_bias_has_the_rate_of_its_weight_and_norms_and_neurons_keep_theirs() -
 @pytest.mark.parametrize("first", ["embedding", "linear"])
 def test_a_tied_weight_has_one_rate_and_the_bias_beside_it_the_same(first: str) -> None:
     """By the default of an embedding the weight is small, by that of a linear layer large."""
-    modules = {"embedding": nn.Embedding(50, 12), "linear": nn.Linear(12, 50)}
+    modules: dict[str, Any] = {"embedding": nn.Embedding(50, 12), "linear": nn.Linear(12, 50)}
     modules["linear"].weight = modules["embedding"].weight
     second = "linear" if first == "embedding" else "embedding"
     model = nn.ModuleDict({name: modules[name] for name in (first, second)})
