@@ -213,6 +213,10 @@ def squashed(name: str) -> Any:
     return lambda y, t: F.cross_entropy(getattr(y.mean(0), name)(**options), t)
 
 
+def over(kind: Any) -> Any:
+    return lambda y, t: tt.loss.membrane_cross_entropy(y, t, over=kind)
+
+
 def binary(name: str) -> Any:
     return lambda y, t: F.binary_cross_entropy_with_logits(
         getattr(y.mean(0), name)(), target=one_hot(t)
@@ -320,6 +324,10 @@ FAULTS: list[tuple[Any, Any, Any, str, str, str, Any, str]] = [
     (dense, x(), squashed("relu"), "relu-on-logits", "", "warning", (0.1, 0.6), "A ReLU is betw"),
     (dense, x(), binary("sigmoid"), "activation-before-loss", "", "error", (0, 2), "a sigmoid"),
     (lambda: ending(nn.Softmax(-1)), x(), mean, "activation-before-loss", "", "error", (1, 2), ""),
+    (lambda: ending(nn.ReLU6()), x(), last, "relu-on-logits", "", "warning", (0.1, 0.6), ""),
+    (dense, x(), lambda y, t: mean(y.clamp(min=0), t), "relu-on-logits", "", "warning", (0, 1), ""),
+    *((lambda: ending(nn.Softmax(-1)), x(), over(kind), "activation-before-loss", "", "error",
+       (1, 2), "") for kind in ("mean", "last", "maximum")),
     (lambda: ending(nn.ReLU()), x(), mean, "relu-on-logits", "", "warning", (0.1, 0.6), ""),
     (lambda: ending(nn.ReLU(), 3), x(), last, "relu-on-logits", "", "warning", (0, 0.6), ""),
     (dense, x(), lambda y, t: -mean(y, t), "loss-raised", "", "error", (-2, -1), "cross_entropy"),
@@ -390,6 +398,7 @@ ABSENT: list[tuple[Any, Any, Any, str]] = [
     (dense, x(), lambda y, t: mean(y, t) - 0.1 * y.square().mean(), "loss-raised"),
     (dense, x(), lambda y, t: mean(y, t) - 9.0, "loss-raised"),
     (dense, x(), lambda y, t: F.cross_entropy(y.mean(0)[:7], 0 * t[:7]), "one-class"),
+    (dense, x(), lambda y, t: mean(y.clamp(-9, 9), t), "relu-on-logits"),
     (lambda: scaled(dense(), 0.0), x(), mean, "equal-neurons"),  # an input that does not vary
     (lambda: one_frozen(1), images(), mean, "in-evaluation-mode"),
 ]

@@ -20,7 +20,9 @@ _LOSSES: tuple[Any, ...] = (
 )
 _SQUARES: tuple[Any, ...] = (Tensor.square, torch.square)
 _POWERS: tuple[Any, ...] = (Tensor.pow, torch.pow, Tensor.__pow__)
-_ACTIVATIONS = {"Softmax": "softmax", "Sigmoid": "sigmoid", "Tanh": "tanh", "Relu": "ReLU"}
+_ACTIVATIONS = {"Softmax": "softmax", "Sigmoid": "sigmoid", "Tanh": "tanh"} | dict.fromkeys(
+    ("Relu", "Hardtanh", "ClampMin", "Clamp"), "ReLU"
+)
 # operations that select, order or average, behind which an activation is still that of the output
 _PASSIVE = {
     *("View", "UnsafeView", "ReshapeAlias", "AsStrided", "Squeeze", "Unsqueeze", "Transpose"),

@@ -48,7 +48,10 @@ def bounded_logits(evidence: Evidence) -> Iterator[Finding]:
             continue
         name = getattr(criterion.function, "__name__", "loss")
         if activation == "ReLU":
-            share = float((criterion.input.detach() == 0).double().mean())
+            given = criterion.input.detach()
+            share = float((given == 0).double().mean())
+            if float(given.min()) < 0:  # a clamp that keeps the sign
+                continue
             yield measured("warning", "relu-on-logits", "", share)(
                 f"A ReLU is between the last weights and {name}; {100 * share:.3g} % of what it "
                 "is given is 0.",
