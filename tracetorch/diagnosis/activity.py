@@ -13,7 +13,6 @@ from tracetorch.init.membranes import neurons_last
 from tracetorch.init.response import decay_names
 from tracetorch.metrics.activity import SATURATED
 from tracetorch.ragged import filled
-from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.spike_functions import spike_functions
 from tracetorch.unrolling.inputs import tensors_by_name
 
@@ -123,25 +122,25 @@ def _distance_of_dead(layer: LayerEvidence, dead: Tensor) -> tuple[str, str]:
     )
 
 
+def _levels(layer: LayerEvidence) -> list[tuple[Tensor, Tensor]]:
+    """Return membranes minus threshold and the threshold's size, for those that are known."""
+    above = {} if layer.spike_inputs is None else layer.spike_inputs.above
+    sides = {name: getattr(layer.module, f"{name[:3]}_threshold", None) for name in above}
+    sides |= {"spike": getattr(layer.module, "pos_threshold", None)}
+    known = [(u, sides[name]) for name, u in above.items()]
+    return [(u, t.detach().to(u).abs()) for u, t in known if isinstance(t, Tensor)]
+
+
 def _peaks(layer: LayerEvidence) -> Tensor | None:
     """Return the highest membrane of each neuron in real steps, relative to its threshold.
 
-    In the direction, upwards or downwards, in which it comes nearer to firing. ``None`` for layers
-    that are not built in, whose thresholds are unknown.
+    In the direction, upwards or downwards, in which it comes nearer to firing.
     """
-    module, distances = layer.module, layer.spike_inputs
-    if distances is None or not isinstance(module, LeakyIntegrator):
-        return None
-    neuron_dim = module.dim if module.dim < 0 else module.dim + 1
     peaks: list[Tensor] = []
-    thresholds = {"pos_spike": module.pos_threshold, "neg_spike": module.neg_threshold}
-    for name, threshold in thresholds.items():
-        if threshold is None or name not in distances.above:
-            continue
+    for u, threshold in _levels(layer):
         # Padding must not hold the maximum.
-        above = filled(distances.above[name], layer.mask, -torch.inf)
-        highest = above.movedim(neuron_dim, -1).reshape(-1, module.num_neurons).amax(0)
-        peaks.append(1 + highest / threshold.detach().to(highest).abs())
+        above = neurons_last(filled(u, layer.mask, -torch.inf), layer.module)
+        peaks.append(1 + above.flatten(0, -2).amax(0) / threshold.reshape(-1))
     return torch.stack(peaks).amax(0) if peaks else None
 
 
@@ -153,14 +152,11 @@ def _decays(layer: LayerEvidence, advice: str) -> str:
 
 def _far_membranes(evidence: Evidence, layer: LayerEvidence) -> Iterator[Finding]:
     """Find membranes that are far above and below their thresholds."""
-    ratios = []
-    for name, u in ({} if layer.spike_inputs is None else layer.spike_inputs.above).items():
-        side = "neg_threshold" if name == "neg_spike" else "pos_threshold"
-        threshold = getattr(layer.module, side, None)
-        if isinstance(threshold, Tensor):
-            real = (u if layer.mask is None else u[layer.mask]).double()
-            size = float(threshold.detach().double().abs().mean())
-            ratios.append(float(real.square().mean().sqrt()) / size)
+    ratios = [
+        float((u if layer.mask is None else u[layer.mask]).double().square().mean().sqrt())
+        / float(threshold.double().mean())
+        for u, threshold in _levels(layer)
+    ]
     if ratios and min(ratios) > _FAR:
         yield measured("warning", "far-from-threshold", layer.path, min(ratios))(
             f"The membranes are {min(ratios):.3g} thresholds away from their threshold, by the "
