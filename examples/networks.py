@@ -357,7 +357,7 @@ def learn(
     # param_groups exempts the parameters of neurons from weight decay; rates that are relative to
     # the weights are measured after calibration
     relative = options.neuron is not None
-    groups = tt.param_groups(model, weight_decay=1e-2, lr=options.lr, relative=relative)
+    groups = tt.param_groups(model, 1e-2, decay_biases=True, lr=options.lr, relative=relative)
     groups = quick_delays(model, groups)
     optimizer = torch.optim.AdamW(groups)
     schedule = torch.optim.lr_scheduler.OneCycleLR(

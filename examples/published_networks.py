@@ -123,7 +123,7 @@ def train(net: nn.Module, data: TensorDataset, options: argparse.Namespace, seed
     """Train with AdamW and a one-cycle schedule."""
     generator = torch.Generator().manual_seed(seed)
     loader = DataLoader(data, 50, shuffle=True, generator=generator)
-    optimizer = torch.optim.AdamW(tt.param_groups(net, weight_decay=1e-2), options.lr)
+    optimizer = torch.optim.AdamW(tt.param_groups(net, 1e-2, decay_biases=True), options.lr)
     total = options.epochs * len(loader)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, total_steps=total)
     for _ in range(options.epochs):

@@ -79,7 +79,7 @@ def learn(
     loader = DataLoader(learnt, 50, shuffle=True, generator=generator)
 
     model = network()
-    optimizer = torch.optim.AdamW(tt.param_groups(model, weight_decay=1e-2), options.lr)
+    optimizer = torch.optim.AdamW(tt.param_groups(model, 1e-2, decay_biases=True), options.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, options.lr, total_steps=options.epochs * len(loader)
     )

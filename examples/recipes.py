@@ -266,7 +266,7 @@ def learn(options: argparse.Namespace, data: Data, seed: int) -> tuple[nn.Module
     model = Network(options, classes).to(device)
     few = data.learnt.tensors[0][: options.batch].to(device)
     networks.calibrate(model, options.neuron, few.float().transpose(0, 1))
-    optimizer = torch.optim.AdamW(tt.param_groups(model, weight_decay=1e-2), options.lr)
+    optimizer = torch.optim.AdamW(tt.param_groups(model, 1e-2, decay_biases=True), options.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, options.lr, total_steps=options.epochs * len(loader)
     )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 import tracetorch as tt
 from tests.data.files import write_gesture, write_heidelberg, write_nmnist
+from tracetorch.data import archives
 from tracetorch.data.archives import Archive, fetch, find
 
 
@@ -107,4 +109,16 @@ def test_failed_download_leaves_no_files(tmp_path, source, trouble, error, messa
         archive = Archive((tmp_path / "gone.zip").as_uri(), "", "Train")
     with pytest.raises(error, match=message):
         find(archive, tmp_path / "new", name="It", download=True)
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_server_that_falls_silent_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes the request, and never answers: without a time-out the call would not return."""
+    monkeypatch.setattr(archives, "TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        archive = Archive(f"http://127.0.0.1:{server.getsockname()[1]}/it.zip", "", "Train")
+        with pytest.raises(ConnectionError, match=r"it\.zip cannot be downloaded: .*timed out"):
+            find(archive, tmp_path / "new", name="It", download=True)
     assert not list((tmp_path / "new").iterdir())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,3 +60,27 @@ def test_damaged_file_is_rejected(folder: Path, content: bytes | None, message: 
     data = tt.data.DVSGesture(folder)
     with pytest.raises(ValueError, match=message):
         data[1]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ((np.nan, 0, 0, 0), r"2\.npy is damaged: it has x = nan, expected integers from 0 to 127"),
+        ((70_000, 0, 0, 0), r"x = 70000\.0, expected integers from 0 to 127"),
+        ((0, 128, 0, 0), r"y = 128\.0, expected integers from 0 to 127"),
+        ((0, 0.5, 0, 0), r"y = 0\.5, expected integers"),
+        ((0, 0, 2, 0), r"p = 2\.0, expected integers from 0 to 1"),
+        ((0, 0, 0, np.nan), r"t in microseconds = nan, expected integers"),
+        ((0, 0, 0, np.inf), r"t in microseconds = inf, expected integers"),
+    ],
+)
+def test_impossible_values_are_rejected(folder: Path, row: Any, message: str) -> None:
+    write_gesture(folder / "ibmGestureTrain/user02_lab/2.npy", [(0, 0, 0, 0.0), row])
+    with pytest.raises(ValueError, match=message):
+        tt.data.DVSGesture(folder)[1]
+
+
+def test_label_that_is_no_gesture_is_rejected(folder: Path) -> None:
+    write_gesture(folder / "ibmGestureTrain/user02_lab/11.npy", [])
+    with pytest.raises(ValueError, match=r"11\.npy has the label 11, expected 0 to 10\. Remove"):
+        tt.data.DVSGesture(folder)

@@ -48,6 +48,49 @@ def test_events_work_with_transforms_of_tonic(tmp_path: Path) -> None:
     assert expected.sum() == 2
 
 
+def test_augmentations_of_tonic_change_what_is_counted(tmp_path: Path) -> None:
+    transforms = pytest.importorskip("tonic.transforms")
+    write_nmnist(tmp_path, {"Train/3/1.bin": [(0, 1, 0, 0), (33, 2, 45_000, 1), (30, 2, 9_000, 1)]})
+    data: Any = tt.data.NMNIST(tmp_path)
+    size = data.sensor_size
+    plain = tt.data.Frames(data, bins=3)[0][0]
+
+    def augmented(transform: Any) -> Any:
+        return tt.data.Frames(data, bins=3, transform=transform)[0][0]
+
+    assert torch.equal(augmented(transforms.RandomFlipLR(size, p=1.0)), plain.flip(-1))
+    both = transforms.Compose([transforms.RandomFlipUD(size, p=1.0), transforms.DropEvent(p=0.0)])
+    assert torch.equal(augmented(both), plain.flip(-2))
+    assert augmented(transforms.RandomFlipPolarity(p=1.0))[:, 0].sum() == plain[:, 1].sum() == 2
+    moved = augmented(transforms.SpatialJitter(size, 3.0, 3.0, clip_outliers=True))
+    assert 0 < moved.sum() <= 3
+    assert data[0][0]["x"].tolist() == [0, 33, 30]
+
+
+def test_event_sets_of_tonic_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """N-Caltech101 names its classes, and has no size; CIFAR10-DVS has unsigned columns."""
+    datasets = pytest.importorskip("tonic.datasets")
+    recorded = [(9, 1, 0, 0), (233, 171, 45_000, 1), (10, 9, 90_000, 1)]
+    write_nmnist(tmp_path / "NCALTECH101/Caltech101", {"yin_yang/image_0001.bin": recorded})
+    monkeypatch.setattr(datasets.NCALTECH101, "_check_exists", lambda self: True)
+    size, names = (240, 180, 2), ["accordion", "yin_yang"]
+    with pytest.raises(TypeError, match=r"must be a number, got 'yin_yang'.*names\.index"):
+        tt.data.Frames(datasets.NCALTECH101(str(tmp_path)), size, bins=2)[0]
+    data = datasets.NCALTECH101(str(tmp_path), target_transform=names.index)
+    x, label = tt.data.Frames(data, size, bins=2)[0]
+    assert label == 1
+    # Tonic moves them to the corner
+    assert x.nonzero().tolist() == [[0, 0, 0, 0], [1, 1, 8, 1], [1, 1, 170, 224]]
+
+    columns = datasets.CIFAR10DVS.dtype
+    events = np.array([(1 << 40, 127, 0, True), ((1 << 40) + 9, 0, 127, False)], columns)
+    dvs: Any = Recordings([(events, 9)])
+    dvs.sensor_size = datasets.CIFAR10DVS.sensor_size
+    x, label = tt.data.Frames(dvs, bins=2)[0]
+    assert x.nonzero().tolist() == [[0, 1, 0, 127], [1, 0, 127, 0]]
+    assert label == 9
+
+
 @pytest.mark.parametrize("size", [None, 700, (34, 34)])
 def test_sensor_size_is_three_numbers(size: Any) -> None:
     with pytest.raises(TypeError, match=r"must be \(width, height, polarities\), got"):

@@ -98,3 +98,38 @@ def test_file_of_another_format_is_rejected(folder: Path) -> None:
     path.write_bytes(b"<html>")
     with pytest.raises(ValueError, match=r"shd_train\.h5 is not a file of SHD: .*Expected HDF5"):
         tt.data.SHD(folder)
+
+
+@pytest.mark.parametrize(
+    ("column", "dtype", "value", "message"),
+    [
+        ("labels", "f4", np.nan, r"shd_train\.h5 is damaged: it has a label = nan, expected .* 19"),
+        ("labels", "i8", 20, r"a label = 20, expected integers from 0 to 19\. Remove it"),
+        ("labels", "i8", -1, r"a label = -1, expected integers from 0"),
+        ("labels", "f8", 1.5, r"a label = 1\.5, expected integers"),
+        ("extra/speaker", "f4", np.inf, r"a speaker = inf, expected integers from 0"),
+        ("spikes/times", "f4", np.nan, r"t in microseconds = nan, expected integers"),
+        ("spikes/times", "f8", 1e30, r"t in microseconds = 1e\+36, expected integers"),
+        ("spikes/units", "i4", 70_000, r"x = 70000, expected integers from 0 to 699"),
+        ("spikes/units", "i4", -1, r"x = -1, expected integers from 0 to 699"),
+        ("spikes/units", "f4", 3.5, r"x = 3\.5, expected integers from 0 to 699"),
+        ("spikes/units", "i4", None, r"is damaged: sample 0 has 2 times and 1 units\. Remove it"),
+    ],
+)
+def test_impossible_values_are_rejected(
+    folder: Path, column: str, dtype: str, value: Any, message: str
+) -> None:
+    with h5py.File(folder / "shd_train.h5", "a") as file:
+        ragged = column.startswith("spikes")
+        kept = list(file[column])
+        del file[column]
+        kind = h5py.vlen_dtype(np.dtype(dtype)) if ragged else dtype
+        data = file.create_dataset(column, (len(kept),), kind)
+        for number, each in enumerate(kept):
+            data[number] = each.astype(dtype)
+        first = value if not ragged else np.array([3, 3][: 1 + (value is not None)], dtype)
+        if ragged and value is not None:
+            first[1] = value
+        data[0] = first
+    with pytest.raises(ValueError, match=message):
+        tt.data.SHD(folder)[0]

@@ -71,3 +71,9 @@ def test_empty_folders_and_damaged_files_are_rejected(folder: Path) -> None:
     (folder / "empty" / "Train" / "3").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match=r"there is no \[0-9\]/\*\.bin\. Unpack https"):
         tt.data.NMNIST(folder / "empty")
+
+
+def test_event_off_the_sensor_is_rejected(folder: Path) -> None:
+    (folder / "Train/3/00002.bin").write_bytes(nmnist_bytes([(34, 0, 5, 0)]))
+    with pytest.raises(ValueError, match=r"x = 34, expected integers from 0 to 33\. Remove it"):
+        tt.data.NMNIST(folder)[0]

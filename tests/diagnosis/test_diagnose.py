@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -39,6 +40,7 @@ from tests.refusals import check, refusals
 from tracetorch import functional, snn
 from tracetorch.core.walk import named_parameters
 from tracetorch.diagnosis import Diagnosis, Finding
+from tracetorch.zoo.networks import NETWORKS
 
 RAGGED = torch.arange(25)[:, None] < torch.linspace(10, 24, B).int()
 
@@ -193,6 +195,57 @@ def dark() -> Any:
     return x(), torch.zeros(25, B, N)
 
 
+def one_hot(classes: Tensor) -> Tensor:
+    return F.one_hot(classes, CLASSES).float()
+
+
+def squashed(name: str) -> Any:
+    """Return a cross entropy with an activation before its own softmax."""
+    options = {"dim": -1} if name == "softmax" else {}
+    return lambda y, t: F.cross_entropy(getattr(y.mean(0), name)(**options), t)
+
+
+def over(kind: Any) -> Any:
+    return lambda y, t: tt.loss.membrane_cross_entropy(y, t, over=kind)
+
+
+def binary(name: str) -> Any:
+    return lambda y, t: F.binary_cross_entropy_with_logits(
+        getattr(y.mean(0), name)(), target=one_hot(t)
+    )
+
+
+def ending(activation: nn.Module, place: int = 4) -> Any:
+    layers = list(dense())
+    return nn.Sequential(*layers[:place], activation, *layers[place:])
+
+
+def larger(factor: float = 100.0) -> Any:
+    model = dense()
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight.mul_(factor)
+    return model
+
+
+def equal() -> Any:
+    model = scaled(dense(), 1.0, bias=0.0)
+    nn.init.constant_(model[0].weight, 0.02)
+    return model
+
+
+def one_in_eval(place: int) -> Any:
+    model = conv()
+    model[place].eval()
+    return model
+
+
+def one_frozen(place: int) -> Any:
+    model = one_in_eval(place)
+    model[place].requires_grad_(False)
+    return model
+
+
 boxcar, triangle = functional.boxcar_surrogate, functional.triangular_surrogate
 straight = functional.straight_through_surrogate()
 cut = lambda: dense().insert(2, Net(lambda m, x: x.detach()))  # noqa: E731
@@ -254,6 +307,44 @@ FAULTS: list[tuple[Any, Any, Any, str, str, str, Any, str]] = [
     (dense, x(200), last, "short-memory", "1", "warning", decaying, "6.58 steps, the sequence has"),
     (dense, x(200), mean, "short-memory", "1", "note", decaying, ""),
     (slow, x(20), last, "slow-average", "3", "warning", (6900, 6950), "0.2 % of its input"),
+    (conv, (255 * images()).byte(), mean, "input-dtype", "", "error", 254, "x is torch.uint8, wi"),
+    (dense, x() > 0.8, mean, "input-dtype", "", "error", 1, "x is torch.bool, with values from 0"),
+    (dense, x().double(), mean, "input-dtype", "", "error", (0.99, 1), "x is torch.float64, with"),
+    (dense, x(), squashed("softmax"), "activation-before-loss", "", "error", (1, 2), "a softmax"),
+    (dense, x(), squashed("sigmoid"), "activation-before-loss", "", "error", (1, 2), "a sigmoid"),
+    (dense, x(), squashed("tanh"), "activation-before-loss", "", "error", (1, 2), "a tanh"),
+    (dense, x(), squashed("relu"), "relu-on-logits", "", "warning", (0.1, 0.6), "A ReLU is betw"),
+    (dense, x(), binary("sigmoid"), "activation-before-loss", "", "error", (0, 2), "a sigmoid"),
+    (lambda: ending(nn.Softmax(-1)), x(), mean, "activation-before-loss", "", "error", (1, 2), ""),
+    (lambda: ending(nn.ReLU6()), x(), last, "relu-on-logits", "", "warning", (0.1, 0.6), ""),
+    (dense, x(), lambda y, t: mean(y.clamp(min=0), t), "relu-on-logits", "", "warning", (0, 1), ""),
+    *((lambda: ending(nn.Softmax(-1)), x(), over(kind), "activation-before-loss", "", "error",
+       (1, 2), "") for kind in ("mean", "last", "maximum")),
+    (lambda: ending(nn.ReLU()), x(), mean, "relu-on-logits", "", "warning", (0.1, 0.6), ""),
+    (lambda: ending(nn.ReLU(), 3), x(), last, "relu-on-logits", "", "warning", (0, 0.6), ""),
+    (dense, x(), lambda y, t: -mean(y, t), "loss-raised", "", "error", (-2, -1), "cross_entropy"),
+    (dense, x(), lambda y, t: 9 - mean(y, t), "loss-raised", "", "error", (7, 8), "loss is 7.61"),
+    (dense, x(), lambda y, t: -tt.loss.membrane_cross_entropy(y, t), "loss-raised", "", "error",
+     (-2, -1), ""),
+    (dense, x(), lambda y, t: -F.mse_loss(y.mean(0), one_hot(t)), "loss-raised", "", "error",
+     (-1, 0), "mse_loss"),
+    (dense, x(), lambda y, t: -((y.mean(0) - one_hot(t)) ** 2).mean(), "loss-raised", "", "error",
+     (-1, 0), "where the"),
+    (dense, x(), lambda y, t: -tt.loss.rate_mse(y, t), "loss-raised", "", "error", (-1, 0), ""),
+    (dense, x(), lambda y, t: F.nll_loss(y.mean(0), t), "no-log-probabilities", "", "error",
+     (2, 9), "sum up to"),
+    (dense, x(), lambda y, t: mean(y, 0 * t + 2), "one-class", "", "warning", 2, "All 16 targets"),
+    (dense, x(), lambda y, t: F.cross_entropy(y.mean(0), one_hot(0 * t + 1)), "one-class", "",
+     "warning", 1, "of the class 1"),
+    (dense, x(), lambda y, t: F.binary_cross_entropy_with_logits(y.mean(0)[:, 0], 0.0 * t),
+     "one-class", "", "warning", 0, ""),
+    (larger, x(), mean, "far-from-threshold", "1", "warning", (90, 300), "thresholds away"),
+    (larger, x(), mean, "worse-than-guessing", "", "note", (5.6, 13.8), "4 classes is 1.39"),
+    (lambda: larger(500), x(), mean, "worse-than-guessing", "", "warning", (13.9, 500), ""),
+    (equal, x(), mean, "equal-neurons", "1", "warning", 1, "48 of 48 neurons have the input and"),
+    (lambda: conv().eval(), images(), mean, "in-evaluation-mode", "1", "warning", 2, "1, 5. 1 of"),
+    (lambda: one_in_eval(1), images(), mean, "in-evaluation-mode", "1", "warning", 1, ""),
+    (lambda: one_in_eval(5), images(), mean, "in-evaluation-mode", "5", "warning", 1, ""),
 ]  # fmt: skip
 
 
@@ -283,6 +374,23 @@ ABSENT: list[tuple[Any, Any, Any, str]] = [
     (lambda: comparing(False), x(), mean, "out-of-reach"),
     (lambda: dense(beta=functional.halflife_to_decay(200 / 4)), x(200), last, "short-memory"),
     (lambda: dense(beta=0.99999), x(20), last, "slow-average"),  # it sums instead of averaging
+    # probabilities where probabilities are wanted, spikes as logits, and a loss that rewards spread
+    (dense, x(), lambda y, t: F.nll_loss(y.mean(0).log_softmax(-1), t), "no-log-probabilities"),
+    (dense, x(), lambda y, t: F.nll_loss(y.mean(0).log_softmax(-1), t), "activation-before-loss"),
+    (dense, x(), lambda y, t: mean(y.log_softmax(-1), t), "activation-before-loss"),
+    (
+        dense,
+        x(),
+        lambda y, t: F.binary_cross_entropy(y.mean(0).sigmoid(), one_hot(t)),
+        "activation-before-loss",
+    ),
+    (lambda: dense()[:2], x()[..., :20], lambda y, t: mean(y[..., :4], t), "relu-on-logits"),
+    (dense, x(), lambda y, t: mean(y, t) - 0.1 * y.square().mean(), "loss-raised"),
+    (dense, x(), lambda y, t: mean(y, t) - 9.0, "loss-raised"),
+    (dense, x(), lambda y, t: F.cross_entropy(y.mean(0)[:7], 0 * t[:7]), "one-class"),
+    (dense, x(), lambda y, t: mean(y.clamp(-9, 9), t), "relu-on-logits"),
+    (lambda: scaled(dense(), 0.0), x(), mean, "equal-neurons"),  # an input that does not vary
+    (lambda: one_frozen(1), images(), mean, "in-evaluation-mode"),
 ]
 
 
@@ -366,6 +474,33 @@ OPTIMIZERS: list[tuple[Any, Any, str, str, str, Any, str]] = [
     (dense, adam(0.5), "large-steps", "0.weight", "warning", 0.5, "0.weight, 2.weight"),
     (delayed, adam(1.0), "large-steps", "0.linear.weight", "warning", 1.0, ONE),
     (lambda: delayed(True), adam(1.0), "large-steps", "0.linear.weight", "warning", 1.0, ONE),
+    (
+        dense,
+        adam(1e4, SGD),
+        "large-steps",
+        "2.weight",
+        "warning",
+        (200, 400),
+        "2 weights by more than th",
+    ),
+    (
+        dense,
+        adam(1e-6, SGD),
+        "small-steps",
+        "2.weight",
+        "warning",
+        (1e-8, 1e-7),
+        "at the rate 1e-06",
+    ),
+    (
+        dense,
+        lambda m: torch.optim.Adam(m.parameters(), maximize=True),
+        "loss-raised",
+        "",
+        "error",
+        (1.3, 1.4),
+        "maximizes the cross_entropy",
+    ),
 ]
 
 
@@ -398,6 +533,13 @@ FITTING: list[tuple[str, Any, Any]] = [
     ("large-steps", dense, adam(0.49)),
     ("large-steps", dense, adam(5.0, SGD)),
     ("large-steps", heavy, relative),
+    *(
+        (name, dense, adam(lr, SGD))
+        for name in ("large-steps", "small-steps")
+        for lr in (1e-3, 0.1, 1.0)
+    ),
+    ("small-steps", dense, lambda m: torch.optim.SGD(m.parameters(), lr=1e-6, momentum=0.999)),
+    ("loss-raised", dense, adam()),
 ]
 
 
@@ -815,3 +957,73 @@ def test_layers_too_busy_for_events(rate: float, named: bool) -> None:
     # without kernels there is nothing to gain
     d = tt.diagnose(model, (spikes,), lambda y: y.square().mean())
     assert not d.named("too-busy-for-events")
+
+
+def test_a_raised_loss_that_is_maximized_is_right() -> None:
+    model = dense()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, maximize=True)
+    assert diagnose(model, None, lambda y, t: -mean(y, t), optimizer=optimizer).ok
+
+
+def test_advice_names_the_decay_of_a_layer_or_none() -> None:
+    for neuron, words in (("LIF", "slower decay (beta nearer to 1)"), ("SLIF", "decay (alpha ne")):
+        finding = diagnose(scaled(dense(neuron), 0.01, bias=0.0)).named("dead-neurons")[0]
+        assert words in finding.advice
+    model = scaled(dense(), 0.001, bias=0.0)
+    model[1] = tt.models.IF(48)
+    assert "decay" not in diagnose(model).named("dead-neurons")[0].advice
+
+
+@pytest.mark.parametrize("by", ["layer", "step"])
+def test_branches_behind_norms_of_zeros_are_no_vanishing_gradient(by: Any) -> None:
+    """The last norm of a block of MS-ResNet starts at zero: its convolutions learn a step later."""
+    torch.manual_seed(0)
+    net = tt.models.MSResNet(18, 4, 1, images="small", width=4)
+    before = copy.deepcopy(net.state_dict())
+    batch = torch.rand(3, 8, 1, 8, 8), torch.arange(8) % 4
+    d = tt.diagnose(net, batch, mean, by=by)
+    assert d.ok, str(d)
+    assert all(torch.equal(before[name], each) for name, each in net.state_dict().items())
+
+
+PUBLISHED: dict[str, Callable[[], nn.Module]] = {
+    "SEWResNet": lambda: tt.models.SEWResNet(18, 4, images="small", width=8),
+    "MSResNet": lambda: tt.models.MSResNet(18, 4, images="small", width=8),
+    "SpikingVGG": lambda: tt.models.SpikingVGG(11, 4, images="small", width=8),
+    "Spikformer": lambda: tt.models.Spikformer(1, 32, 2, 4, images="small"),
+    "SpikeDrivenTransformer": lambda: tt.models.SpikeDrivenTransformer(1, 32, 4, images="small"),
+    "QKFormer": lambda: tt.models.QKFormer((1, 1, 1), 32, 2, 4, images="small"),
+}
+ZOO = ("digits-lif", "rows-lif", "vowels-recurrent", "words-adlif", "words-delays")
+SLOW_ZOO = ("digits-convolutions", "digits-sew-resnet", "rows-seadlif")
+
+
+@pytest.mark.parametrize(
+    "name", [*ZOO, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_ZOO)]
+)
+def test_a_trained_network_of_the_zoo_has_no_warnings(name: str) -> None:
+    task = NETWORKS[name].task
+    # some data are sorted by class
+    x, y, mask = (
+        t[..., ::12] if t.ndim < 3 else t[:, ::12] for t in tt.zoo.sample_batch(name, 192)
+    )
+    real = None if task.steps else mask
+    decode = getattr(tt.decode, task.by)
+
+    def loss(output: Tensor, classes: Tensor) -> Tensor:
+        return F.cross_entropy(decode(output, mask=real), classes)
+
+    d = tt.diagnose(tt.zoo.load(name), (x, y), loss, mask=real)
+    assert d.ok, str(d)
+    assert {f.name for f in d} <= {"in-evaluation-mode", "dead-neurons", "short-memory"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_network_has_no_warnings_at_its_start(name: str) -> None:
+    torch.manual_seed(0)
+    d = tt.diagnose(
+        PUBLISHED[name](), (torch.rand(8, 3, 32, 32), torch.arange(8) % 4), mean, steps=4
+    )
+    # of attention, sums of few spikes on few places
+    assert not [f for f in d if f.severity != "note" and "attention" not in f.layer], str(d)

@@ -53,7 +53,7 @@ def severity(module: Any, seen: Evidence, name: str) -> str | None:
 
 def rates(*rates: float) -> LayerEvidence:
     """Return a layer of ``N`` neurons that fire at these rates, the last one's for the others."""
-    per = torch.tensor([*rates, *[rates[-1]] * (N - len(rates))])
+    per = torch.tensor([*rates, *[rates[-1]] * (N - len(rates))][:N])
     return layer(output=(torch.arange(STEPS)[:, None, None] < per * STEPS - 0.5).float())
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import math
 import warnings
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -88,6 +90,65 @@ def test_unsigned_times_one_polarity_and_no_rows() -> None:
     assert frames.shape == (2, 1, 1, 700)
     assert frames[:, 0, 0, 0].tolist() == [1.0, 2.0]
     assert frames[:, 0, 0, 699].tolist() == [1.0, 0.0]
+
+
+def counts_of(t: Any, **division: Any) -> list[int]:
+    """Count events by frame, of times alone."""
+    zeros = np.zeros(len(t), int)
+    columns = {"x": zeros, "t": np.asarray(t), "p": zeros}
+    return encode.events_to_frames(columns, (1, 1), **division).sum((1, 2, 3)).int().tolist()
+
+
+@pytest.mark.parametrize("window", [0.1, 0.2, 0.05, 0.001, 1 / 3, 0.7])
+@pytest.mark.parametrize("begin", [0.0, 0.3, 17.1, -2.3])
+def test_each_time_of_a_grid_in_seconds_has_a_frame_of_its_own(window: float, begin: float) -> None:
+    n, ones = np.arange(200), [1] * 200
+    grids = {
+        "products": begin + n * window,
+        "sums": np.cumsum([begin, *[window] * 199]),
+        "quotients": begin + n / (1 / window),
+        "float32": (begin + n * window).astype(np.float32),
+        "products in float32": np.float32(begin) + n.astype(np.float32) * np.float32(window),
+    }
+    stop = begin + 200 * window
+    for name, t in grids.items():
+        assert counts_of(t, window=window, start=begin, stop=stop) == ones, name
+        assert counts_of(t, bins=200, start=begin, stop=stop) == ones, name
+        assert counts_of(t, window=window) == ones, name
+        # an event within rounding of the stop is at it, and so outside
+        few = counts_of(t, window=window, start=float(t[0]), stop=float(t[150]))
+        assert few == [1] * 150, name
+
+
+def test_times_of_half_precision_are_in_the_frame_of_what_was_measured() -> None:
+    t = (np.arange(200) * 0.01).astype(np.float16)  # spaced by up to 0.001
+    assert counts_of(t, window=0.01, start=0, stop=2.0) == [1] * 200
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 100, exclude_max=True), min_size=1, max_size=50), st.floats(0.01, 7))
+def test_times_off_a_grid_are_counted_by_exact_division(t: list[float], window: float) -> None:
+    exact = [Fraction(each) / Fraction(window) for each in t]
+    if any(abs(each - round(each)) < 1e-9 for each in exact if each):
+        return
+    counts = counts_of(t, window=window, start=0, stop=100)
+    assert len(counts) == math.ceil(Fraction(100) / Fraction(window))
+    assert counts == [sum(int(each) == n for each in exact) for n in range(len(counts))]
+
+
+@pytest.mark.parametrize("offset", [0, 10**16, -(10**18)])
+def test_integer_times_of_any_size_are_binned_without_rounding(offset: int) -> None:
+    """Nanoseconds since 1970 times a number of bins overflow 64 bits."""
+    t = np.array([0, 1, 299_999_999_999, 300_000_000_000, 10**15 - 1], np.int64) + offset
+    span = {"start": offset, "stop": offset + 10**15}
+    frames = [(int(each) - offset) * 10_000 // 10**15 for each in t]
+    assert frames == [0, 0, 2, 3, 9999]
+    for division in ({"bins": 10_000}, {"window": 10**11}):
+        counts = counts_of(t, **division, **span)
+        assert [n for n, count in enumerate(counts) for _ in range(count)] == frames
+    far = np.array([-(2**63), 2**63 - 1])
+    assert counts_of(far, bins=2) == [1, 1]
+    assert counts_of(far, window=2**63) == [1, 1]
 
 
 def test_simultaneous_events_partial_windows_and_empty_recordings() -> None:

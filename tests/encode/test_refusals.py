@@ -66,9 +66,12 @@ def frames(events: Any = None, size: tuple[int, int] = (3, 5), **options: Any) -
     frames([1], bins=1) -> TypeError: a mapping of columns of these names, got list
     frames(np.zeros((2, 4)), bins=1) -> TypeError: got ndarray
     frames({"x": [0, 1]}, bins=1) -> ValueError: one length, got .*'x': \[2\]
-    frames({"x": [0.5]}, bins=1) -> ValueError: x of an event must be an integer, got fl
-    frames({"t": [nan]}, bins=1) -> ValueError: t of an event must be finite
-    frames({"t": [inf]}, bins=1) -> ValueError: t of an event must be finite
+    frames({"x": [0.5]}, bins=1) -> ValueError: x of an event must be an integer, got 0.5 \(fl
+    frames({"x": [nan]}, bins=1) -> ValueError: x of an event must be an integer, got nan
+    frames({"x": [1e30]}, bins=1) -> ValueError: x of an event must be an integer, got 1e\+30
+    frames({"t": [nan]}, bins=1) -> ValueError: t of an event must be finite, got nan
+    frames({"t": [inf]}, bins=1) -> ValueError: t of an event must be finite, got inf
+    frames({"t": [10**9]}, window=1e-6, start=0) -> ValueError: makes 1e\+15 frames .* unit of t
     frames({"x": [5]}, bins=1) -> ValueError: event has x=5, off the sensor .* \(3, 5\)
     frames({"y": [-1]}, bins=1) -> ValueError: event has y=-1, off the sensor
     frames({"p": [2]}, bins=1) -> ValueError: must be 0 and 1.* got \[2\]. With polarities=1

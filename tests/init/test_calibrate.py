@@ -301,3 +301,43 @@ def test_a_diagnosis_that_tries_calibrate_logs_no_weights(caplog: pytest.LogCapt
     assert caplog.text == ""
     calibrate_(net, x)
     assert "made the weight of '0'" in caplog.text
+
+
+@pytest.mark.parametrize("mask", [None, torch.ones(100, 8).bool()])
+def test_a_layer_that_reaches_its_target_and_does_not_fire_is_logged(
+    mask: Tensor | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A sine hardly exceeds 1.41 times its deviation, under a threshold two deviations away."""
+    torch.manual_seed(0)
+    net: Any = nn.Sequential(nn.Linear(1, 64), snn.LIF(64))
+    phases = 2 * torch.pi * torch.rand(8)
+    x = torch.sin(torch.arange(100)[:, None] / 6 + phases)[..., None]
+    assert calibrate_(net, x, mask=mask)["1"].deviation == pytest.approx(0.5, 0.1)
+    assert not tt.unroll(net, x, from_rest=True).any()
+    found = re.search(r"64 of its 64 neurons never fire .* target of ([\d.]+) or", caplog.text)
+    assert found
+    caplog.clear()
+    calibrate_(net, x, target=float(found[1]), mask=mask)
+    assert tt.unroll(net, x, from_rest=True).any()
+    assert caplog.text == ""
+
+
+def test_no_faster_decay_is_advised_to_neurons_without_a_decay(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Leaky(snn.Neuron):
+        states = ("mem",)
+
+        @staticmethod
+        def step(x: Any, mem: Any) -> Any:
+            return 0.9 * mem + x, 0.9 * mem + x
+
+    torch.manual_seed(0)
+    x = 1 + 5e-3 * batch(9, rate=0.05)
+    for neuron, advice in (
+        (snn.Readout(6), "more samples, longer sequences or a faster decay, or scale"),
+        (Leaky(6), "more samples, longer sequences, or scale"),
+    ):
+        caplog.clear()
+        calibrate_(nn.Sequential(nn.Linear(9, 6), neuron), x)
+        assert advice in caplog.text

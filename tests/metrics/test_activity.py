@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -51,3 +53,20 @@ def test_dim_counts_the_dimensions_of_one_step(dim: int) -> None:
     kept = dim + 1 if dim >= 0 else dim + 4
     expected = spikes.movedim(kept, 0).flatten(1).mean(1)
     torch.testing.assert_close(metrics.firing_rate(spikes, dim=dim), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_nan_is_neither_a_spike_nor_silence(dtype: torch.dtype) -> None:
+    spikes = torch.tensor([[[1.0, 0.0, torch.nan]], [[1.0, 0.0, 1.0]]], dtype=dtype)
+    assert metrics.firing_rate(spikes).isnan()
+    assert metrics.sparsity(spikes).isnan()
+    assert metrics.firing_rate(spikes, dim=-1)[:2].tolist() == [1.0, 0.0]
+    assert metrics.firing_rate(spikes, dim=-1)[2].isnan()
+    assert metrics.dead(spikes).tolist() == [False, True, False]
+    assert metrics.saturated(spikes).tolist() == [True, False, False]
+    pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
+    running = metrics.FiringRate()
+    running.update(spikes)
+    assert running.compute().isnan()
+    net = torch.nn.Sequential(torch.nn.ReLU(), snn.LIF(3))
+    assert math.isnan(metrics.activation_sparsity(net, spikes.float()))

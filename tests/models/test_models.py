@@ -23,6 +23,7 @@ from tracetorch import models, neurons, snn
 PRINTED = [
     (lambda: models.MSResNet(18), 11.69),
     (lambda: models.MSResNet(34), 21.80),
+    (lambda: models.MSResNet(104), 77.28),
     (lambda: models.Spikformer(8, 384), 16.81),
     (lambda: models.Spikformer(8, 512, 8), 29.68),
     (lambda: models.Spikformer(8, 768), 66.34),
@@ -34,6 +35,7 @@ PRINTED = [
     (lambda: models.QKFormer(width=512, heads=8), 29.08),
     (lambda: models.QKFormer(width=768, heads=12), 64.96),
     (lambda: models.QKFormer((1, 1, 2), 384, 8, 100, images="small"), 6.74),
+    (lambda: models.QKFormer((1, 1), 256, 16, 10, 2, images="events"), 1.50),
     (lambda: models.SpikeDrivenTransformer(), 16.81),
     (lambda: models.SpikeDrivenTransformer(8, 512), 29.68),
     (lambda: models.SpikeDrivenTransformer(8, 768), 66.34),
@@ -44,6 +46,8 @@ EXACT = [
     (lambda: models.SEWResNet(18), 11_689_512),
     (lambda: models.SEWResNet(34), 21_797_672),
     (lambda: models.SEWResNet(50), 25_557_032),
+    (lambda: models.SEWResNet(101), 44_549_160),
+    (lambda: models.SEWResNet(152), 60_192_808),
     (lambda: models.SpikingVGG(11, norm=False), 132_863_336),
     (lambda: models.SpikingVGG(11), 132_868_840),
     (lambda: models.SpikingVGG(13), 133_053_736),
@@ -61,6 +65,10 @@ SMALL: dict[str, tuple[Build, int]] = {
     "vgg": (lambda **given: models.SpikingVGG(11, 5, 2, **{**VGG, **given}), 32),
     "spikformer": (lambda **given: models.Spikformer(1, 16, 2, 5, 2, **{**FORMER, **given}), 8),
     "qkformer": (lambda **given: models.QKFormer((1, 1, 1), 32, 2, 5, 2, **{**FORMER, **given}), 8),
+    "qkformer-events": (
+        lambda **given: models.QKFormer((1, 1), 32, 2, 5, 2, **{"images": "events", **given}),
+        16,
+    ),
     "spike-driven": (
         lambda **given: models.SpikeDrivenTransformer(1, 16, 5, 2, **{**FORMER, **given}),
         8,
@@ -144,7 +152,7 @@ def test_any_neuron_takes_the_place_of_the_papers(name: str, kind: str) -> None:
     assert all(grad is not None and grad.isfinite().all() for grad in grads)
 
 
-@pytest.mark.parametrize("name", ["spikformer", "qkformer", "spike-driven"])
+@pytest.mark.parametrize("name", ["spikformer", "qkformer", "qkformer-events", "spike-driven"])
 def test_the_neurons_behind_attention_are_given_apart(name: str) -> None:
     thresholds = []
     for arguments in ({}, {"neuron": snn.LIF}, {"attention": snn.LIF}):
@@ -226,6 +234,7 @@ def test_a_residual_network_without_pools_of_maxima_is_written_to_nir(name: str)
         ("vgg", "features.3 .MaxPool2d. has no counterpart in NIR"),
         ("spikformer", "patches.9 .MaxPool2d. has no counterpart in NIR"),
         ("qkformer", "unflatten.*no counterpart in NIR"),
+        ("qkformer-events", "MaxPool2d. has no counterpart in NIR"),
         ("spike-driven", "patches.9 .MaxPool2d. has no counterpart in NIR"),
     ],
 )
@@ -237,8 +246,8 @@ def test_what_has_no_counterpart_in_nir_is_refused_by_name(name: str, message: s
 
 @refusals(
     r"""
-    SEWResNet(19) -> ValueError: depth must be one of 18, 34, 50; got 19
-    MSResNet(50) -> ValueError: depth must be one of 18, 34; got 50
+    SEWResNet(19) -> ValueError: depth must be one of 18, 34, 50, 101, 152; got 19
+    MSResNet(50) -> ValueError: depth must be one of 18, 34, 104; got 50
     SpikingVGG(12) -> ValueError: depth must be one of 11, 13, 16, 19; got 12
     SEWResNet(images="large") -> ValueError: images must be one of 'imagenet', 'small'
     SEWResNet(combine="or", width=4) -> ValueError: combine must be
@@ -248,6 +257,9 @@ def test_what_has_no_counterpart_in_nir_is_refused_by_name(name: str, message: s
     QKFormer((1, 1, 1), 16, 3)
         -> ValueError: multiple of 24 \(of 8 and of 4 \* heads=12\), got 16. Try 24
     QKFormer((1, 2)) -> ValueError: depths must have one number for each of three stages
+    QKFormer(images="events") -> ValueError: for each of two stages, got \(1, 2, 7\)
+    QKFormer((1, 1), 24, 1, images="events") -> ValueError: multiple of 16 .* got 24. Try 16
+    QKFormer(images="dvs") -> ValueError: one of 'imagenet', 'small', 'events'; got 'dvs'
     SpikingVGG(dropout=1.5) -> ValueError: p must lie in \[0, 1\], got 1.5
     Spikformer(1, 16, 2, attention=snn.LIF(16)) -> TypeError: attention must build a layer
     """

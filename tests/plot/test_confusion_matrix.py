@@ -45,3 +45,16 @@ def test_arrays_and_lists_are_taken_and_classes_have_names_or_a_number() -> None
     ax = plot.confusion_matrix(many, many)
     assert not ax.texts
     assert len(ax.get_xticks()) == 20
+
+
+def test_samples_without_a_prediction_have_a_column_of_their_own() -> None:
+    """``accuracy`` says of silent samples that they are undecided: they are in no class here."""
+    scores = torch.tensor([[0.0, 0.0], [0.2, 0.1], [0.5, 0.5], [0.1, 0.3]])
+    true = torch.tensor([0, 0, 1, 1])
+    ax = plot.confusion_matrix(scores, true, share=False)
+    assert shown(ax).tolist() == [[1, 0, 1], [0, 1, 1]]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0", "1", "none"]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["0", "1"]
+    assert shown(plot.confusion_matrix(scores, true)).tolist() == [[50, 0, 50], [0, 50, 50]]
+    right = shown(ax)[:, :2].trace() / 4
+    assert right == tt.metrics.accuracy(scores[None], true)

@@ -45,6 +45,8 @@ VALUES: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
     ("rate_histogram", (outputs(),), {"dt": 0.0}, "rate_histogram: dt must be positive"),
     ("rate_map", (outputs(),), {"window": 0}, "rate_map: window must be at least 1, got 0"),
     ("rate_map", (outputs(),), {"dt": 0.0}, "rate_map: dt must be positive"),
+    ("rate_histogram", (NAN[None],), {}, "holds NaN, which is neither a spike nor silence"),
+    ("rate_map", (NAN[None],), {}, "holds NaN, which is neither a spike nor silence"),
     ("rate_map", (torch.ones(4),), {}, r"must be \[T, B, \.\.\.\], got shape \[4\].*\[:, None\]"),
     ("gradient_flow", ({"a": torch.ones(2), "b": torch.ones(3)},), {}, "same number of steps"),
     ("halflives", (nn.Linear(2, 2),), {}, "before has no decays"),

@@ -60,11 +60,11 @@ def test_groups_and_their_weight_decay() -> None:
     linear = (model.first, model.tied, model.hidden[1], model.recurrent.connection)
     matrices, biases = {id(m.weight) for m in linear}, {id(m.bias) for m in linear}
     biases.add(id(model.free))
-    assert by_name(param_groups(model, 0.1)) == {
+    assert by_name(param_groups(model, 0.1, decay_biases=True)) == {
         "weights": matrices | biases | norms,
         "neurons": raw,
     }
-    groups = param_groups(model, 0.1, decay_biases=False)
+    groups = param_groups(model, 0.1)
     assert by_name(groups) == {
         "weights": matrices,
         "biases and norms": biases | norms,
@@ -122,9 +122,10 @@ def test_learnable_surrogate_and_parametrized_parameter_are_in_the_neuron_group(
 def test_learning_rates() -> None:
     model = nn.Sequential(nn.Linear(2, 3), snn.LIF(3))
     groups = param_groups(model, 0.1, lr=0.01, neuron_lr_scale=0.5)
-    assert {g["name"]: g["lr"] for g in groups} == {"weights": 0.01, "neurons": 0.005}
+    rates = {"weights": 0.01, "biases and norms": 0.01, "neurons": 0.005}
+    assert {g["name"]: g["lr"] for g in groups} == rates
     optimizer = torch.optim.SGD(groups)
-    assert [g["lr"] for g in optimizer.param_groups] == [0.01, 0.005]
+    assert [g["lr"] for g in optimizer.param_groups] == [0.01, 0.01, 0.005]
 
 
 # what PyTorch initialises as it likes: the ratio of each is about 1
@@ -169,7 +170,8 @@ def test_a_bias_has_the_rate_of_its_weight_and_norms_and_neurons_keep_theirs() -
         model[0].bias.zero_()
         model[1].weight.fill_(20.0)
         model[3].weight.zero_()
-    groups = param_groups(model, 0.1, lr=0.01, neuron_lr_scale=0.5, relative=True)
+    options: dict[str, Any] = {"neuron_lr_scale": 0.5, "relative": True}
+    groups = param_groups(model, 0.1, lr=0.01, decay_biases=True, **options)
     ratio = 5 * 12**0.5
     assert [(g["name"], g["lr"], g["weight_decay"]) for g in groups] == [
         ("0.weight x 17.3", pytest.approx(0.01 * ratio), pytest.approx(0.1 / ratio)),
@@ -179,8 +181,24 @@ def test_a_bias_has_the_rate_of_its_weight_and_norms_and_neurons_keep_theirs() -
         ("weights", 0.01, 0.1),  # those of the norm
         ("neurons", 0.005, 0.0),
     ]
-    groups = param_groups(model, 0.1, lr=0.01, decay_biases=False, relative=True)
+    groups = param_groups(model, 0.1, lr=0.01, relative=True)
     assert [g["weight_decay"] > 0 for g in groups] == [True, False, True, False, False, False]
+
+
+@pytest.mark.parametrize("first", ["embedding", "linear"])
+def test_a_tied_weight_has_one_rate_and_the_bias_beside_it_the_same(first: str) -> None:
+    """By the default of an embedding the weight is small, by that of a linear layer large."""
+    modules: dict[str, Any] = {"embedding": nn.Embedding(50, 12), "linear": nn.Linear(12, 50)}
+    modules["linear"].weight = modules["embedding"].weight
+    second = "linear" if first == "embedding" else "embedding"
+    model = nn.ModuleDict({name: modules[name] for name in (first, second)})
+    rms = float(modules["embedding"].weight.detach().square().mean().sqrt())
+    groups = param_groups(model, 0.1, lr=1e-2, relative=True)
+    assert [(g["name"].partition(" ")[0], g["lr"]) for g in groups] == [
+        (f"{first}.weight", pytest.approx(1e-2 * rms)),
+        ("linear.bias", pytest.approx(1e-2 * rms)),
+    ]
+    assert [len(g["params"]) for g in groups] == [1, 1]
 
 
 def test_delays_and_parametrized_weights_keep_the_rate_and_a_small_weight_learns() -> None:

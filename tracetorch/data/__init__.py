@@ -7,9 +7,10 @@ Data sets have one sample per index, ``(sequence [T, ...], label)`` or ``(events
 The formats of SHD, SSC, N-MNIST and DVS Gesture are read here, in some thirty lines each, and not
 by Tonic. Tonic always downloads what it does not find, needs the archive kept beside what was
 unpacked from it, opens the HDF5 file anew for every sample, and depends on librosa, expelliarmus
-and importRosbag. The two still work together: ``Frames`` takes the data sets of Tonic, and Tonic's
-transforms take the events of these. The uncut AEDAT recordings of DVS Gesture, as IBM publishes
-them, are not read, because networks are trained on the cut ones.
+and importRosbag. The two still work together: ``Frames`` takes the data sets of Tonic, such as
+CIFAR10-DVS and N-Caltech101, which are not read here, and Tonic's transforms, for augmentation. The
+uncut AEDAT recordings of DVS Gesture, as IBM publishes them, are not read, because networks are
+trained on the cut ones.
 """
 
 from tracetorch.data.digits import Digits, load_digits

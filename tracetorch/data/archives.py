@@ -6,11 +6,13 @@ import hashlib
 import os
 import shutil
 import tempfile
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.request import urlopen
 
 from tracetorch.core.files import DISK_ERRORS, link_target
+
+TIMEOUT = 60.0  # seconds without a byte, after which a server is taken to be gone
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def fetch(archive: Archive, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".download-") as workspace:
         download, unpacked = Path(workspace) / "archive", Path(workspace) / "unpacked"
         try:
-            with urllib.request.urlopen(archive.url) as source, download.open("wb") as target:
+            with urlopen(archive.url, timeout=TIMEOUT) as source, download.open("wb") as target:
                 shutil.copyfileobj(source, target)
         except OSError as error:
             if error.errno in DISK_ERRORS:

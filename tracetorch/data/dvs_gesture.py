@@ -60,8 +60,8 @@ class DVSGesture(EventFiles):
         """Return the number of the gesture, which names the file."""
         return int(path.stem)
 
-    @staticmethod
-    def _read(path: Path) -> Events:
+    @classmethod
+    def _read(cls, path: Path) -> Events:
         """Read an array ``[n, 4]`` of x, y, polarity and time in milliseconds.
 
         Raises:
@@ -77,6 +77,4 @@ class DVSGesture(EventFiles):
                 "Remove it or replace it."
             ) from error
         # microseconds are the unit of the other data sets
-        columns = {"x": x, "y": y, "p": p}
-        columns = {name: column.astype(np.int16) for name, column in columns.items()}
-        return structured_events((milliseconds * 1000).round(), **columns)
+        return structured_events(path, cls.sensor_size, milliseconds * 1000, x=x, y=y, p=p)

@@ -80,16 +80,22 @@ class EventFiles(EventSet, ABC):
                 f"{type(self).__name__} is not in {root}: there is no {self.pattern}. Unpack "
                 f"{self.archives[part].url} anew."
             )
-        self.labels = torch.tensor([self._label_of(path) for path in self.paths])
+        labels = [self._label_of(path) for path in self.paths]
+        for path, label in zip(self.paths, labels, strict=True):
+            if not 0 <= label < self.classes:
+                raise ValueError(
+                    f"{path} has the label {label}, expected 0 to {self.classes - 1}. Remove it."
+                )
+        self.labels = torch.tensor(labels)
 
     @staticmethod
     @abstractmethod
     def _label_of(path: Path) -> int:
         """Return the label that the path of a recording names."""
 
-    @staticmethod
+    @classmethod
     @abstractmethod
-    def _read(path: Path) -> Events:
+    def _read(cls, path: Path) -> Events:
         """Read the events of a recording; raise ``ValueError`` where the file is damaged."""
 
     def __getitem__(self, index: int) -> tuple[Events, Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.utils.data import Dataset
 from tracetorch.encode import events_to_frames
 
 Events = npt.NDArray[Any]
+Column = npt.NDArray[Any]
 
 
 class EventDataset(Protocol):
@@ -42,12 +44,15 @@ class Frames(Dataset[tuple[Tensor, Tensor]]):
         stop: end of time; that of the last event if left out. With ``window`` and without
             ``stop``, recordings have as many frames as they last.
         flat: flatten frames to vectors.
+        transform: called with the events of a recording before they are counted, an augmentation
+            of ``tonic.transforms`` say.
 
     Shape:
         ``[T, polarities, height, width]``; if ``flat``, ``[T, polarities * height * width]``.
 
     Raises:
-        TypeError: ``recordings`` has no ``sensor_size``, and the argument is left out.
+        TypeError: ``recordings`` has no ``sensor_size``, and the argument is left out; or a label
+            is no number.
         ValueError: as ``tt.encode.events_to_frames``.
 
     Example:
@@ -70,6 +75,7 @@ class Frames(Dataset[tuple[Tensor, Tensor]]):
         start: float | None = None,
         stop: float | None = None,
         flat: bool = False,
+        transform: Callable[[Any], Any] | None = None,
     ) -> None:
         if sensor_size is None:
             sensor_size = getattr(recordings, "sensor_size", None)
@@ -81,7 +87,7 @@ class Frames(Dataset[tuple[Tensor, Tensor]]):
         self.recordings = recordings
         self.sensor_size = tuple(sensor_size)
         self.bins, self.window, self.start, self.stop = bins, window, start, stop
-        self.flat = flat
+        self.flat, self.transform = flat, transform
 
     def __len__(self) -> int:
         return len(self.recordings)
@@ -102,6 +108,13 @@ class Frames(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         events, label = self.recordings[index]
+        if self.transform is not None:
+            events = self.transform(events)
+        if isinstance(label, str):
+            raise TypeError(
+                f"a label must be a number, got {label!r}. Number the classes: Tonic's data sets "
+                "take target_transform=names.index, with the list of the names."
+            )
         width, height, polarities = self.sensor_size
         frames = events_to_frames(
             events,
@@ -115,11 +128,30 @@ class Frames(Dataset[tuple[Tensor, Tensor]]):
         return frames.flatten(1) if self.flat else frames, torch.as_tensor(label)
 
 
-def structured_events(t: Events, **columns: Events) -> Events:
-    """Build a structured array of columns: ``t`` in whole microseconds, others in their dtype."""
+def structured_events(
+    path: Path, sensor_size: tuple[int, int, int], t: Column, **columns: Column
+) -> Events:
+    """Build the events of a recording: ``t`` in microseconds, to whole ones, others in int16.
+
+    Raises:
+        ValueError: a value is NaN or no integer, a place off the sensor, or a polarity unknown.
+    """
+    sizes = {"x": sensor_size[0], "y": sensor_size[1], "p": 2}
     # int64: recordings of an hour overflow 32 bits of microseconds
-    columns = {"t": np.asarray(t, dtype=np.int64), **columns}
-    events = np.empty(len(t), dtype=[(name, column.dtype) for name, column in columns.items()])
+    events = np.empty(len(t), [("t", np.int64), *((name, np.int16) for name in columns)])
+    events["t"] = whole_numbers(path, "t in microseconds", np.round(t), -(2**62), 2**62)
     for name, column in columns.items():
-        events[name] = column
+        events[name] = whole_numbers(path, name, column, 0, sizes[name])
     return events
+
+
+def whole_numbers(path: Path, name: str, values: Column, low: int, stop: int) -> Column:
+    """Return values of a file in int64; raise ``ValueError`` unless all are in [low, stop)."""
+    # NaN fails every comparison, and so these
+    right = (values >= low) & (values < stop) & (values == np.floor(values))
+    if not right.all():
+        raise ValueError(
+            f"{path} is damaged: it has {name} = {values[~right][0]}, expected integers from {low} "
+            f"to {stop - 1}. Remove it or replace it."
+        )
+    return values.astype(np.int64)

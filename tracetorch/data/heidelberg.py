@@ -14,7 +14,7 @@ from tracetorch.core.files import check_regular_file
 from tracetorch.core.optional import require
 from tracetorch.data.archives import Archive
 from tracetorch.data.event_files import EventSet, describe_event_set
-from tracetorch.data.events import Events, structured_events
+from tracetorch.data.events import Events, structured_events, whole_numbers
 
 BASE_URL = "https://zenkelab.org/datasets"
 
@@ -46,7 +46,8 @@ class Heidelberg(EventSet):
                 f"{self.path} is damaged: {', '.join(self.columns)} have the lengths {lengths}. "
                 "Remove it or replace it."
             )
-        self.labels = torch.from_numpy(columns[2][:].astype(np.int64))
+        labels = whole_numbers(self.path, "a label", columns[2][:], 0, self.classes)
+        self.labels = torch.from_numpy(labels)
 
     def _file(self) -> Any:
         """Return the open HDF5 file of this process."""
@@ -65,10 +66,16 @@ class Heidelberg(EventSet):
     def __getitem__(self, index: int) -> tuple[Events, Tensor]:
         file = self._file()
         index = range(len(self))[index]  # raises IndexError, which ends a for loop
-        seconds = file["spikes/times"][index].astype(np.float64)
-        units = file["spikes/units"][index].astype(np.int16)
+        times, units = file["spikes/times"][index], file["spikes/units"][index]
+        if len(times) != len(units):
+            raise ValueError(
+                f"{self.path} is damaged: sample {index} has {len(times)} times and {len(units)} "
+                "units. Remove it or replace it."
+            )
         # times are float16 or float32 seconds in the file; other data sets have microseconds
-        events = structured_events((seconds * 1e6).round(), x=units, p=np.ones_like(units))
+        microseconds = times.astype(np.float64) * 1e6
+        columns = {"x": units, "p": np.ones(len(units), np.int16)}
+        events = structured_events(self.path, self.sensor_size, microseconds, **columns)
         return events, self.labels[index]
 
 
@@ -115,7 +122,10 @@ class SHD(Heidelberg):
 
     def __init__(self, folder: str | Path, part: str = "train", *, download: bool = False) -> None:
         super().__init__(folder, part, download=download)
-        self.speakers = torch.from_numpy(self._file()["extra/speaker"][:].astype(np.int64))
+        speakers = self._file()["extra/speaker"][:]
+        self.speakers = torch.from_numpy(
+            whole_numbers(self.path, "a speaker", speakers, 0, 1 << 16)
+        )
 
 
 @describe_event_set

@@ -61,8 +61,8 @@ class NMNIST(EventFiles):
         """Return the digit that names the folder."""
         return int(path.parent.name)
 
-    @staticmethod
-    def _read(path: Path) -> Events:
+    @classmethod
+    def _read(cls, path: Path) -> Events:
         """Read the events of one ``.bin`` file, five bytes each.
 
         The bytes are x; y; the polarity as the highest bit, then the time in microseconds as 23
@@ -83,5 +83,5 @@ class NMNIST(EventFiles):
         # the number of overflows so far extends the 23 bits of the time
         t = ((high & 127) << 16 | middle << 8 | low) + OVERFLOW_TIME * np.cumsum(is_overflow)
         columns = {"x": x, "y": y, "p": high >> 7}
-        events = {name: c[~is_overflow].astype(np.int16) for name, c in columns.items()}
-        return structured_events(t[~is_overflow], **events)
+        events = {name: column[~is_overflow] for name, column in columns.items()}
+        return structured_events(path, cls.sensor_size, t[~is_overflow], **events)

@@ -9,16 +9,21 @@ from torch import Tensor
 
 from tracetorch.diagnosis.evidence import Evidence, LayerEvidence
 from tracetorch.diagnosis.finding import Finding, Severity, finder, measured
+from tracetorch.init.membranes import neurons_last
+from tracetorch.init.response import decay_names
 from tracetorch.metrics.activity import SATURATED
 from tracetorch.ragged import filled
-from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.spike_functions import spike_functions
 from tracetorch.unrolling.inputs import tensors_by_name
 
 _NEARLY_ALL = 0.9  # of the neurons: a warning; all of them: an error
 _MOST = 0.5  # of the neurons: a note
+_SLOWER = ", or begin with a slower decay ({} nearer to 1), which sums over more steps"
+_FASTER = "; begin with a faster decay ({} nearer to 0)"
 _MANY = 0.25  # of the neurons dead, and as many saturated: a warning
 _RARE = 0.01  # of the membranes
+_FAR = 30.0  # thresholds away, by the root mean square; below 5 in networks that learn
+_LOOKED_AT = 4096  # steps, samples and places
 _FEW_STEPS = 3  # with fewer, any neuron may fire at every step
 _FEW_NEURONS = 8  # with fewer, as of classes, one at each end may be the answer to the batch
 
@@ -44,6 +49,7 @@ def unfit_activity(evidence: Evidence) -> Iterator[Finding]:
         fired, total = layer.counts
         yield from _dead_or_saturated(evidence, layer, fired / total)
         yield from _out_of_reach(evidence, layer)
+        yield from _far_membranes(evidence, layer)
 
 
 def _dead_or_saturated(
@@ -67,9 +73,8 @@ def _dead_or_saturated(
             if never == 1
             else "They contribute nothing to the output, and the weights behind them get no "
             "gradient.",
-            f"{advice}{_for_all(evidence)} Or lower its threshold, or "
-            "begin with a slower decay (beta nearer to 1), which sums over more steps. A batch "
-            "norm before the layer keeps its input in a useful range.",
+            f"{advice}{_for_all(evidence)} Or lower its threshold{_decays(layer, _SLOWER)}. A "
+            "batch norm before the layer keeps its input in a useful range.",
         )
     if always >= _MOST:
         severity = "error" if always == 1 else "warning"
@@ -79,8 +84,8 @@ def _dead_or_saturated(
             f"{100 * float(rates.mean()):.3g} %.",
             "A neuron that always fires carries no more information than one that never does.",
             f"Scale down the weights before it, or its input.{_for_all(evidence)} Or raise its "
-            "threshold; begin with a faster decay (beta nearer to 0). tt.loss.rate_bounds keeps "
-            "rates in a range while it learns.",
+            f"threshold{_decays(layer, _FASTER)}. "
+            "tt.loss.rate_bounds keeps rates in a range while it learns.",
         )
     # what one sample does not change may differ between two
     if min(never, always) >= _MANY and len(rates) >= _FEW_NEURONS and batch > 1:
@@ -117,26 +122,49 @@ def _distance_of_dead(layer: LayerEvidence, dead: Tensor) -> tuple[str, str]:
     )
 
 
+def _levels(layer: LayerEvidence) -> list[tuple[Tensor, Tensor]]:
+    """Return membranes minus threshold and the threshold's size, for those that are known."""
+    above = {} if layer.spike_inputs is None else layer.spike_inputs.above
+    sides = {name: getattr(layer.module, f"{name[:3]}_threshold", None) for name in above}
+    sides |= {"spike": getattr(layer.module, "pos_threshold", None)}
+    known = [(u, sides[name]) for name, u in above.items()]
+    return [(u, t.detach().to(u).abs()) for u, t in known if isinstance(t, Tensor)]
+
+
 def _peaks(layer: LayerEvidence) -> Tensor | None:
     """Return the highest membrane of each neuron in real steps, relative to its threshold.
 
-    In the direction, upwards or downwards, in which it comes nearer to firing. ``None`` for layers
-    that are not built in, whose thresholds are unknown.
+    In the direction, upwards or downwards, in which it comes nearer to firing.
     """
-    module, distances = layer.module, layer.spike_inputs
-    if distances is None or not isinstance(module, LeakyIntegrator):
-        return None
-    neuron_dim = module.dim if module.dim < 0 else module.dim + 1
     peaks: list[Tensor] = []
-    thresholds = {"pos_spike": module.pos_threshold, "neg_spike": module.neg_threshold}
-    for name, threshold in thresholds.items():
-        if threshold is None or name not in distances.above:
-            continue
+    for u, threshold in _levels(layer):
         # Padding must not hold the maximum.
-        above = filled(distances.above[name], layer.mask, -torch.inf)
-        highest = above.movedim(neuron_dim, -1).reshape(-1, module.num_neurons).amax(0)
-        peaks.append(1 + highest / threshold.detach().to(highest).abs())
+        above = neurons_last(filled(u, layer.mask, -torch.inf), layer.module)
+        peaks.append(1 + above.flatten(0, -2).amax(0) / threshold.reshape(-1))
     return torch.stack(peaks).amax(0) if peaks else None
+
+
+def _decays(layer: LayerEvidence, advice: str) -> str:
+    """Return an advice on the decays of a layer, nothing for one that declares none."""
+    names = decay_names(layer.module)
+    return advice.format(names[0]) if names else ""
+
+
+def _far_membranes(evidence: Evidence, layer: LayerEvidence) -> Iterator[Finding]:
+    """Find membranes that are far above and below their thresholds."""
+    ratios = [
+        float((u if layer.mask is None else u[layer.mask]).double().square().mean().sqrt())
+        / float(threshold.double().mean())
+        for u, threshold in _levels(layer)
+    ]
+    if ratios and min(ratios) > _FAR:
+        yield measured("warning", "far-from-threshold", layer.path, min(ratios))(
+            f"The membranes are {min(ratios):.3g} thresholds away from their threshold, by the "
+            "root mean square.",
+            "Whether a neuron fires is settled long before a step of training can change it, and "
+            "the surrogate has hardly a slope there.",
+            f"Scale down the weights before it, or its input.{_for_all(evidence)}",
+        )
 
 
 def _for_all(evidence: Evidence) -> str:
@@ -177,6 +205,32 @@ def _out_of_reach(evidence: Evidence, layer: LayerEvidence) -> Iterator[Finding]
         "Use a wider surrogate (atan_surrogate(2.0), or a smaller slope or larger width), or scale "
         f"the weights before it so that membranes come near the threshold.{_for_all(evidence)}",
     )
+
+
+@finder
+def equal_neurons(evidence: Evidence) -> Iterator[Finding]:
+    """Find neurons that have the input and the spikes of another one."""
+    for layer in evidence.layers:
+        if layer.counts is None or not torch.isfinite(layer.input).all():
+            continue
+        columns = []
+        for values in (layer.input, layer.output):
+            seen = neurons_last(values, layer.module).flatten(0, -2)
+            columns.append(seen[:: max(1, len(seen) // _LOOKED_AT)].T)
+        both = torch.cat(columns, 1)
+        _, kind, counts = torch.unique(both, dim=0, return_inverse=True, return_counts=True)
+        # an input that does not vary, as of the border of an image, is no sign
+        equal = (counts[kind] > 1) & (columns[0] != columns[0][:, :1]).any(1)
+        share = float(equal.double().mean())
+        if share >= _MOST:
+            yield measured("warning", "equal-neurons", layer.path, share)(
+                f"{int(equal.sum())} of {len(equal)} neurons have the input and the spikes of "
+                "another one, at every step of every sample.",
+                "The layer is as wide as it has different neurons. Where the weights behind them "
+                "are equal too, so are their gradients, and they stay equal.",
+                "Draw the weights before it at random, as PyTorch does: constants give every "
+                "neuron the same input. tt.init.fluctuation_(model) draws them all.",
+            )
 
 
 @finder

@@ -37,6 +37,21 @@ def inputs(evidence: Evidence) -> Iterator[Finding]:
 
 
 @finder
+def input_dtype(evidence: Evidence) -> Iterator[Finding]:
+    """Find inputs of a dtype that the model does not take."""
+    named = tensors_by_name(evidence.inputs.tensors)
+    for name, dtype in evidence.dtypes.items():
+        x = named[name]
+        scale = " / 255" if dtype == torch.uint8 and float(x.max()) > 1 else ""
+        yield measured("error", "input-dtype", "", float(x.max()))(
+            f"{name} is {dtype}, with values from {float(x.min()):.4g} to {float(x.max()):.4g}; "
+            f"the model does not take it. (Here it was run on {x.dtype}.)",
+            "The first layer raises an error of PyTorch's: weights and inputs have one dtype.",
+            f"Convert it: {name}.to({x.dtype}){scale}.",
+        )
+
+
+@finder
 def input_scale(evidence: Evidence) -> Iterator[Finding]:
     """Find inputs that are too large or too small for thresholds of about 1."""
     for name, x in tensors_by_name(evidence.inputs.tensors).items():

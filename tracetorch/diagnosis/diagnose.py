@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tracetorch.core.snapshot import restored
+from tracetorch.core.torch_private import pytree
+from tracetorch.core.walk import named_modules
 from tracetorch.diagnosis import (
     activity,
     busy_inputs,
     data,
     gradients,
     halflives,
+    objective,
     online_gradients,
     parameters,
 )
@@ -25,11 +30,16 @@ from tracetorch.metrics.activity import firing_shares
 from tracetorch.online_learning import OnlineLearner
 from tracetorch.online_learning.learner import split_batch
 from tracetorch.online_learning.rules import Rule
+from tracetorch.probe.layers import call_order
 from tracetorch.ragged import check_mask
-from tracetorch.unrolling.inputs import parse_inputs
+from tracetorch.snn.module import zero_states
+from tracetorch.unrolling.inputs import Inputs, parse_inputs, tensors_by_name
 
 # In the order of cause and effect, which the sort by severity keeps among equals
-_CAUSES = (data, parameters, activity, gradients, halflives, online_gradients, busy_inputs)
+_CAUSES = (
+    *(data, objective, parameters, activity, gradients, halflives, online_gradients),
+    busy_inputs,
+)
 
 
 def diagnose(
@@ -46,17 +56,19 @@ def diagnose(
 ) -> Diagnosis:
     """Diagnose why a model does not learn, from one forward and backward pass.
 
-    It looks for inputs that are zero, not finite or of a wild scale; a loss that is not finite or
-    has no gradient, or reads what ``mask`` says is padding, and where the first value that is not
-    finite appears; outputs that are the same for all samples; neurons that are dead or saturated,
-    or a layer of both, and how far the dead ones are from firing; membranes beyond the surrogate's
-    reach, by its own derivative; gradients that vanish or explode over layers or over time;
-    half-lives too short for the sequence, or averages too slow for it; states carried over from an
-    earlier batch, or zeroed between steps; parameters that the loss does not depend on, that are
-    frozen, or that the optimizer does not have, or moves by too little or too much a step; layers
-    whose input is too busy for their product to be computed with events. With ``online``, also
-    parameters that a rule of :func:`tracetorch.online` would move elsewhere, or why it cannot run
-    the model.
+    It looks for inputs that are zero, not finite, of a wild scale or of a dtype that the model does
+    not take; a loss that is not finite or has no gradient, is raised in place of lowered, is given
+    what is no logit, is worse than a guess, has targets of one class, or reads what ``mask`` says
+    is padding, and where the first value that is not finite appears; outputs that are the same for
+    all samples; neurons that are dead or saturated, or a layer of both, and how far the dead ones
+    are from firing; membranes beyond the surrogate's reach, by its own derivative, or far from all
+    thresholds; neurons that are equal to each other; norms and dropout in evaluation mode;
+    gradients that vanish or explode over layers or over time; half-lives too short for the
+    sequence, or averages too slow for it; states carried over from an earlier batch, or zeroed
+    between steps; parameters that the loss does not depend on, that are frozen, or that the
+    optimizer does not have, or moves by too little or too much a step; layers whose input is too
+    busy for their product to be computed with events. With ``online``, also parameters that a rule
+    of :func:`tracetorch.online` would move elsewhere, or why it cannot run the model.
 
     The model is run from rest, in its current mode, training mode included. Parameters, gradients,
     states, buffers, modes and the random state are restored afterwards.
@@ -120,7 +132,9 @@ def diagnose(
             )
         return found.reshape(())
 
+    inputs, x, dtypes = _castable(model, inputs, x, by)
     evidence = gather(model, inputs, x, value, mask=mask, steps=steps, by=by)
+    evidence.dtypes = dtypes
     evidence.stream, evidence.optimizer, evidence.rule = stream, optimizer, online
     if online is not None:
         learner = OnlineLearner(model, online)
@@ -139,6 +153,37 @@ def diagnose(
         batch=inputs.batch,
         cosines=evidence.cosines,
     )
+
+
+def _castable(
+    model: nn.Module, inputs: Inputs, x: Any, by: Literal["layer", "step"]
+) -> tuple[Inputs, Any, dict[str, torch.dtype]]:
+    """Return inputs that the model runs on: of its dtype, if it does not run on the others.
+
+    Returns:
+        The inputs, parsed and as they are, and the dtypes of those that were cast, by name.
+    """
+    dtype = next((p.dtype for _, m in named_modules(model) for p in m.parameters(False)), None)
+    named = tensors_by_name(inputs.tensors)
+    dtypes = {name: each.dtype for name, each in named.items() if each.dtype != dtype}
+    if dtype is None or not dtype.is_floating_point or not dtypes:
+        return inputs, x, {}
+
+    def refusal(inputs: Inputs) -> Exception | None:
+        try:
+            with restored(model), torch.inference_mode(False), torch.no_grad():
+                zero_states(model)
+                call_order(model, inputs, by)
+        except (RuntimeError, TypeError, ValueError) as error:
+            return error
+        return None
+
+    if refusal(inputs) is None:
+        return inputs, x, {}
+    cast = replace(inputs, tensors=inputs.map(lambda each: each.to(dtype)))
+    if refusal(cast) is not None:
+        return inputs, x, {}  # for another reason, which the run says
+    return cast, pytree.tree_map(lambda each: each.to(dtype), x), dtypes
 
 
 def _figures(layer: LayerEvidence) -> LayerFigures:

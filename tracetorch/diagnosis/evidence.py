@@ -18,6 +18,7 @@ from tracetorch.core.hooks import PreHook, forward_hooks
 from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import pytree
 from tracetorch.core.walk import join_path, modules_of, named_modules, named_parameters
+from tracetorch.diagnosis.criteria import BINARY, CLASSIFIES, Criteria, Criterion, last_activation
 from tracetorch.diagnosis.reach import SpikeInputs, spike_inputs
 from tracetorch.events import Product, observed_products
 from tracetorch.init.calibrate import scale_for_batch
@@ -26,6 +27,7 @@ from tracetorch.online_learning import DroppedPath
 from tracetorch.probe.layers import call_order, neuron_layers, recordable_names
 from tracetorch.probe.recording import join_gradients
 from tracetorch.probe.watch import watch
+from tracetorch.ragged import real_steps_first
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import has_step
 from tracetorch.snn.parameters import is_decay
@@ -72,6 +74,14 @@ class LayerEvidence:
         return None if self.gradient is None else float(self.gradient.double().norm())
 
     @property
+    def norms_to_the_end(self) -> Tensor | None:
+        """Norm of the gradient by step, where the last real steps of all sequences are one."""
+        gradient, mask = self.gradient, self.mask
+        if gradient is not None and mask is not None:
+            gradient = real_steps_first(gradient.flip(0), mask.flip(0)).flip(0)
+        return norm_by_step(gradient)
+
+    @property
     def halflives(self) -> tuple[float, float] | None:
         """Shortest and longest half-life of the layer's decays in steps; ``None`` without any."""
         lives = [
@@ -105,6 +115,10 @@ class Evidence:
     loss_from_old_states: float | None = None  # where they fit
     zeroed: list[str] = field(default_factory=list)  # layers whose states are lost between steps
     products: dict[str, list[Product]] = field(default_factory=dict)  # that may be by events
+    criteria: Sequence[Criterion] = ()  # losses of PyTorch's that were called
+    activations: dict[int, str] = field(default_factory=dict)  # before those, by their identity
+    dtypes: dict[str, torch.dtype] = field(default_factory=dict)  # of inputs that had to be cast
+    opened: Evidence | None = None  # with ones for norms of zeros, which pass nothing back yet
     rule: str | None = None  # of online learning
     cosines: dict[str, float] = field(default_factory=dict)  # of its gradients to the true ones
     dropped: Sequence[DroppedPath] = ()  # by the rule
@@ -151,8 +165,13 @@ def gather(
     mask: Tensor | None,
     steps: int | None,
     by: Literal["layer", "step"],
+    open_gates: bool = True,
 ) -> Evidence:
-    """Run model and loss from rest, in the model's own mode, and their backward pass."""
+    """Run model and loss from rest, in the model's own mode, and their backward pass.
+
+    Where a gradient is zero, and a parameter of zeros has one, both are run once more with other
+    values for the latter: what gets a gradient then has one after the first step.
+    """
     check_module(model)
     check_unsharded(model, "tt.diagnose")
     check_has_values(model)
@@ -173,7 +192,9 @@ def gather(
             for path, module in named_modules(model):
                 if calls := [product for called, product in observed if called is module]:
                     products[path] = calls
-            value = loss(y)
+            with Criteria() as criteria:
+                value = loss(y)
+            activations = _activations(criteria.found, list(order.items()), sources)
             outputs = [leaf for leaf in pytree.tree_leaves(y) if isinstance(leaf, Tensor)]
             inside = itertools.chain.from_iterable(sources.values())
             gradients = _gradients(value, [*parameters.values(), *outputs, *inside])
@@ -192,6 +213,8 @@ def gather(
             new_states=get_states(model),
             zeroed=zeroed,
             products=products,
+            criteria=criteria.found,
+            activations=activations,
         )
         for layer in evidence.layers:
             tensors = sources.get(join_path(layer.path, "input"), ())
@@ -202,7 +225,29 @@ def gather(
             set_states(model, {name: state.detach() for name, state in old_states.items()})
             with torch.no_grad():
                 evidence.loss_from_old_states = float(loss(unroll(model, x, steps=steps, by=by)))
+        if open_gates and _open_gates(evidence):
+            options: dict[str, Any] = {"mask": mask, "steps": steps, "by": by}
+            evidence.opened = gather(model, inputs, x, loss, **options, open_gates=False)
     return evidence
+
+
+def _activations(
+    criteria: Sequence[Criterion],
+    layers: Sequence[tuple[str, SequenceLayer]],
+    sources: dict[str, Sequence[Tensor]],
+) -> dict[int, str]:
+    """Name the activation before each loss that takes logits, that before a readout too."""
+    found: dict[int, str] = {}
+    for criterion in criteria:
+        if criterion.function not in (CLASSIFIES[0], BINARY):
+            continue
+        name = last_activation(criterion.input)
+        if name is None and layers and not spike_functions(layers[-1][1]):
+            inputs = sources.get(join_path(layers[-1][0], "input"), ())
+            name = next((each for each in map(last_activation, inputs) if each), None)
+        if name is not None:
+            found[id(criterion)] = name
+    return found
 
 
 def _gradients(value: Tensor, tensors: Sequence[Tensor]) -> dict[int, Tensor | None]:
@@ -213,6 +258,24 @@ def _gradients(value: Tensor, tensors: Sequence[Tensor]) -> dict[int, Tensor | N
     # grad(), not backward(): the gradients of the parameters are the user's.
     grads = torch.autograd.grad(value, differentiated, allow_unused=True)
     return {id(t): g for t, g in zip(differentiated, grads, strict=True)}
+
+
+@torch.no_grad()
+def _open_gates(evidence: Evidence) -> bool:
+    """Replace zeros that learn by other values, if something gets no gradient: behind them, say.
+
+    Zeros become ones, a matrix of them weights of PyTorch's default size.
+    """
+    gradients = {n: g for n, g in evidence.gradients.items() if g is not None}
+    gates = [p for n, g in gradients.items() if g.any() and not (p := evidence.parameters[n]).any()]
+    if all(bool(g.any()) for g in gradients.values()):
+        return False
+    for parameter in gates:
+        if parameter.ndim < 2:
+            parameter.fill_(1.0)
+        else:
+            parameter.normal_(std=(3 * max(1, parameter[0].numel())) ** -0.5)
+    return bool(gates)
 
 
 def _layers_zeroed_between_steps(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from tracetorch.diagnosis.evidence import Evidence, LayerEvidence, norm_by_step
+from tracetorch.diagnosis.evidence import Evidence, LayerEvidence
 from tracetorch.diagnosis.finding import Finding, finder, join_first, measured
 
 _DEPTH = 1e-4  # from one layer to another
@@ -77,7 +77,8 @@ def _finite(evidence: Evidence) -> bool:
 @finder
 def over_layers(evidence: Evidence) -> Iterator[Finding]:
     """Find gradients that vanish or explode from the last layer to the first."""
-    norms = [(s, n) for s in evidence.layers if (n := s.gradient_norm) is not None]
+    layers = (evidence.opened or evidence).layers
+    norms = [(s, n) for s in layers if (n := s.gradient_norm) is not None]
     if len(norms) < 2 or not _finite(evidence):
         return
     # First against last: a factor between neighbours is normal, their product over depth is not.
@@ -140,7 +141,7 @@ def exploding(evidence: Evidence) -> Iterator[Finding]:
 def exploding_over_time(evidence: Evidence) -> Iterator[Finding]:
     """Find gradients that grow on their way back through time."""
     for layer in evidence.layers if _finite(evidence) else ():
-        steps = norm_by_step(layer.gradient)
+        steps = layer.norms_to_the_end
         if steps is None or len(steps) < _FEW_STEPS or not bool(steps.any()):
             continue
         # The last steps with a gradient: the loss may look at none of the very last ones.

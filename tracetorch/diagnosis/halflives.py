@@ -7,9 +7,8 @@ from collections.abc import Iterator
 
 import torch
 
-from tracetorch.diagnosis.evidence import Evidence, halflife_of, norm_by_step
+from tracetorch.diagnosis.evidence import Evidence, halflife_of
 from tracetorch.diagnosis.finding import Finding, finder, measured
-from tracetorch.ragged import real_steps_first
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 
 _HALVINGS = 10  # after which a thousandth is left
@@ -71,11 +70,7 @@ def _gradient_span(evidence: Evidence) -> int | None:
     """Count the last steps whose gradient is at least a thousandth of the highest."""
     spans: list[int] = []
     for layer in evidence.layers:
-        gradient, mask = layer.gradient, evidence.mask
-        if gradient is not None and mask is not None:
-            # Ragged sequences end at different steps: aligned, their last steps coincide.
-            gradient = real_steps_first(gradient.flip(0), mask.flip(0)).flip(0)
-        steps = norm_by_step(gradient)
+        steps = layer.norms_to_the_end
         if steps is not None and bool(steps.any()) and bool(torch.isfinite(steps).all()):
             first = (steps >= _THOUSANDTH * steps.max()).nonzero()[0]
             spans.append(len(steps) - int(first))

@@ -1,17 +1,19 @@
-"""Find parameters without gradient, frozen ones, and those that no optimizer updates."""
+"""Find parameters that do not learn, or not as they should: gradients, optimizers, modes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from torch import optim
+from torch import nn, optim
 from torch.optim import Optimizer
 
+from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.core.walk import named_modules
 from tracetorch.diagnosis.evidence import Evidence
 from tracetorch.diagnosis.finding import Finding, Severity, finder, join_first, measured
 from tracetorch.snn.delay.base import DelayingLayer
+from tracetorch.snn.dropout import LockedDropout
 from tracetorch.snn.relative_scale import relative_scales
 
 # those whose step is about as large as the learning rate, whatever the gradient
@@ -19,6 +21,9 @@ _NORMALISING = (optim.Adam, optim.Adamax, optim.NAdam, optim.RAdam, optim.RMSpro
 # a weight this many times as large as PyTorch's default, at a rate that is this for the default
 _LARGE, _SLOW = 8.0, 3e-4
 _FAST = 0.5  # a rate, where it is above the size of the weight too
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+_TINY = 1e-6  # of the size of a weight, for a rate that is
+_TINY_RATE = 1e-4
 
 
 @finder
@@ -50,7 +55,13 @@ def unreached(evidence: Evidence) -> Iterator[Finding]:
             ".detach() or torch.no_grad(). If intended, freeze them: requires_grad_(False).",
         )
     found = [(name, g) for name, g in evidence.gradients.items() if g is not None]
-    zero = [name for name, g in found if g.ndim > 1 and not bool(g.any())]
+    opened = evidence.opened
+    later = {} if opened is None else {n: g for n, g in opened.gradients.items() if g is not None}
+    zero = [
+        name
+        for name, g in found
+        if g.ndim > 1 and not bool(g.any()) and not (name in later and bool(later[name].any()))
+    ]
     if zero:
         yield measured("warning", "zero-gradient", zero[0], len(zero))(
             f"The gradient of {len(zero)} weights is exactly zero: {join_first(zero)}.",
@@ -178,3 +189,75 @@ def large_steps(evidence: Evidence) -> Iterator[Finding]:
             "Begin with 1e-2 or 1e-3. tt.param_groups(model, weight_decay, lr=1e-2, relative=True) "
             "gives each weight a rate of its size.",
         )
+
+
+@finder
+def gradient_steps(evidence: Evidence) -> Iterator[Finding]:
+    """Find rates of SGD by which a step overwrites the weights, or does not move them."""
+    if not isinstance(evidence.optimizer, optim.SGD):
+        return
+    steps: dict[str, tuple[float, float]] = {}  # relative to the weight, and the rate
+    for group in evidence.optimizer.param_groups:
+        ids = {id(p) for p in group["params"]}
+        # what momentum sums up of equal gradients
+        rate = float(group["lr"]) / max(1e-3, 1 - float(group.get("momentum", 0.0)))
+        for name, gradient in evidence.gradients.items():
+            p = evidence.parameters[name]
+            if id(p) in ids and p.ndim > 1 and p.any() and gradient is not None and gradient.any():
+                sizes = [float(each.detach().double().norm()) for each in (gradient, p)]
+                steps[name] = rate * sizes[0] / sizes[1], rate
+    fast = {name: step for name, (step, _) in steps.items() if step >= 1}
+    if fast:
+        name = max(fast, key=fast.__getitem__)
+        yield measured("warning", "large-steps", name, fast[name])(
+            f"A step of SGD changes {len(fast)} weights by more than they are: "
+            f"{join_first([*fast])}. At the rate {steps[name][1]:.3g} that of {name} is "
+            f"{fast[name]:.3g} times the weight.",
+            "The gradient is valid near the weights alone: such a step lands anywhere.",
+            "Lower the learning rate, until a step changes a weight by a hundredth of it or less.",
+        )
+    slow = {name: step for name, (step, rate) in steps.items() if 0 < rate <= _TINY_RATE}
+    if slow and max(slow.values()) < _TINY and len(slow) == len(steps):
+        name = max(slow, key=slow.__getitem__)
+        yield measured("warning", "small-steps", name, slow[name])(
+            f"A step of SGD changes no weight by more than {slow[name]:.2g} of it, at the rate "
+            f"{steps[name][1]:.3g}.",
+            "It would take a million steps to change what the network does.",
+            "Raise the learning rate: 0.1 is usual for SGD, 1e-3 for Adam. A warm-up may begin "
+            "here, where the scheduler is stepped.",
+        )
+
+
+@finder
+def evaluation_mode(evidence: Evidence) -> Iterator[Finding]:
+    """Find norms and dropout that are in evaluation mode."""
+    kinds = (BatchNormBase, *_DROPOUTS, LockedDropout)
+    found = {
+        path: module
+        for path, module in named_modules(evidence.model)
+        if isinstance(module, kinds) and not module.training and getattr(module, "p", 1.0) > 0
+    }
+    # a norm that is frozen is left there on purpose
+    left = {
+        path: module
+        for path, module in found.items()
+        if not (params := list(module.parameters())) or any(p.requires_grad for p in params)
+    }
+    if not left:
+        return
+    fresh = [
+        path
+        for path, module in left.items()
+        if isinstance(module, BatchNormBase) and int(module.num_batches_tracked or 0) == 0
+    ]
+    partly = any(module.training for _, module in named_modules(evidence.model))
+    training = fresh or partly or evidence.optimizer is not None
+    severity: Severity = "warning" if training else "note"
+    unseen = f" {len(fresh)} of them have seen no batch yet." if fresh else ""
+    yield measured(severity, "in-evaluation-mode", next(iter(left)), len(left))(
+        f"{len(left)} norms and dropouts are in evaluation mode: {join_first(list(left))}.{unseen}",
+        "A norm then takes the statistics that it has gathered, and not those of the batch; "
+        "dropout does nothing.",
+        "Call model.train() before training, and model.eval() before testing. Where a norm is left "
+        "so on purpose, freeze it: requires_grad_(False).",
+    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ from torch import Tensor
 from tracetorch.core.checks import check_count, check_finite, check_positive
 
 Column = npt.NDArray[Any]
+
+_DRIFT = 1e-12  # relative: a time that is the sum of ten thousand windows is that far off
+_MOST_FRAMES = 1 << 31
 
 
 def events_to_frames(
@@ -33,7 +37,8 @@ def events_to_frames(
         window:  frame = floor((t - start) / window)
 
     Every event from ``start`` to ``stop`` is in exactly one frame. Integer times are binned in
-    integers, without rounding.
+    integers, without rounding. A time in floating point that rounding has moved off the start of a
+    frame, or off ``stop``, is there: ``3 * 0.1`` and 0.3 are in the fourth of the frames of 0.1.
 
     Args:
         events: a structured array with the fields ``x y t p``, as Tonic gives them, or a mapping
@@ -56,7 +61,8 @@ def events_to_frames(
             or a time not a number.
         ValueError: a column is missing or of another length, ``size`` is no pair, an event lies
             off the sensor, a polarity is unknown, a time is not finite, not exactly one of ``bins``
-            and ``window`` is given, or there are no events and ``start`` or ``stop`` is left out.
+            and ``window`` is given, ``window`` makes 2^31 frames or more, or there are no events
+            and ``start`` or ``stop`` is left out.
 
     Example:
         >>> events = {"x": [0, 1, 1], "y": [0, 0, 0], "t": [10, 19, 30], "p": [1, 0, 1]}
@@ -112,12 +118,20 @@ def _read_columns(
         lengths = {name: list(column.shape) for name, column in columns.items()}
         raise ValueError(f"columns of events must have one length, got the shapes {lengths}.")
     for name, column in columns.items():
+        integer = name != "t" or column.dtype.kind in "iub"
+        wrong = column != column
+        if column.dtype.kind == "f":
+            whole = column == np.floor(column) if integer else np.isfinite(column)
+            wrong = ~(whole & (np.abs(column.astype(np.float64)) < 2.0**63))
+        elif column.dtype.kind == "u":
+            wrong = column > np.iinfo(np.int64).max
+        if wrong.any():
+            kind = "an integer" if integer else "finite"
+            raise ValueError(
+                f"{name} of an event must be {kind}, got {column[wrong][0]} ({column.dtype})."
+            )
         # unsigned times would wrap round below the start
-        if name != "t" or column.dtype.kind in "iub":
-            columns[name] = column.astype(np.int64)
-        if not (np.isfinite(column).all() and np.array_equal(columns[name], column)):
-            kind = "finite" if name == "t" else "an integer"
-            raise ValueError(f"{name} of an event must be {kind}, got {column.dtype} values.")
+        columns[name] = column.astype(np.int64) if integer else column
     zeros = np.zeros(len(columns["x"]), np.int64)
     p = columns.get("p", zeros)
     # off (0 or -1) in channel 0, on (1) in channel 1
@@ -136,26 +150,55 @@ def _assign_frames(
     """Return the frame of each event, -1 or T where it is outside of time, and the number T."""
     if len(t) == 0 and (start is None or stop is None):
         raise ValueError("there are no events: give start= and stop=.")
-    begin = t.min() if start is None else start
-    end = t.max() if stop is None else stop
-    if end < begin or (end == begin and stop is not None):
+    given = t.min() if start is None else start, t.max() if stop is None else stop, window or 1
+    begin, end, width = (int(each) if float(each).is_integer() else float(each) for each in given)
+    span = end - begin
+    if span < 0 or (span == 0 and stop is not None):
         raise ValueError(f"time must stop after it starts, got start={begin} and stop={end}.")
-    elapsed = t - begin
-    if window is None:
-        T = check_count("bins", bins)
-        # multiplied before divided, so that integer times are exact; where all events are
-        # simultaneous they are in the first frame
-        frame = elapsed * T // (end - begin if end > begin else 1)
-    else:
-        # without a stop the last event is inside, and the last window may be cut short
-        T = (
-            int((end - begin) // window) + 1
-            if stop is None
-            else int(np.ceil((end - begin) / window))
+    T = 0 if bins is None else check_count("bins", bins)
+    if window is not None and not span / width < _MOST_FRAMES:
+        raise ValueError(
+            f"window={window} makes {span / width:.3g} frames of the time from {begin} to {end}. "
+            "Give it in the unit of t, 1e3 for a millisecond of microseconds."
         )
-        frame = elapsed // window
-    # events that rounding puts behind the last frame, and the last event where stop is left out
-    frame = np.minimum(frame, T - 1)
-    if stop is not None:
-        frame = np.where(t < end, frame, T)
-    return np.maximum(frame, -1).astype(np.int64), T
+    if t.dtype.kind == "i" and all(isinstance(each, int) for each in (begin, end, width)):
+        begin, end, span, width = int(begin), int(end), int(span), int(width)
+        T = T or (span // width + 1 if stop is None else -(-span // width))
+        # as Python's integers where 64 bits would overflow
+        factor, divisor = (1, width) if window is not None else (T, span or 1)
+        ends = begin, end, t.min(initial=0), t.max(initial=0)
+        largest = max(abs(int(each)) for each in ends)
+        elapsed = (t.astype(object) if 2 * largest * factor + divisor >> 62 else t) - begin
+        # multiplied before divided, so that nothing is rounded
+        frame = elapsed * factor // divisor
+    else:
+        frame, length = _rounded_frames(t, begin, span, width if window is not None else span / T)
+        T = T or (int(frame.max()) + 1 if stop is None else length)
+    # without a stop the last event is inside
+    frame = np.minimum(frame, T - 1) if stop is None else np.where(t < end, frame, T)
+    return np.clip(frame, -1, T).astype(np.int64), T
+
+
+def _rounded_frames(t: Column, begin: float, span: float, width: float) -> tuple[Column, int]:
+    """Return the frame of each floating-point time, and the number of frames of the span.
+
+    Neither 0.3 // 0.1 nor floor(0.3 / 0.1) is 3: a quotient is the integer from which rounding
+    alone keeps it.
+    """
+    whole, width = math.floor(begin), width or 1.0
+    # half precision holds what was measured, to its nearest; others what was computed, by sums even
+    eps = 64 * float(np.finfo(np.float64).eps)
+    if t.dtype.kind == "f":
+        few = {2: 0.5, 4: 8.0}.get(t.itemsize)
+        eps = eps if few is None else few * float(np.finfo(t.dtype).eps)
+        t = t.astype(np.float64)
+    elapsed = (t - whole).astype(np.float64) - (begin - whole)  # exact of integers
+
+    def rounded(time: Any, size: Any, rounding: Callable[[Any], Any]) -> Any:
+        position = time / width
+        slack = (eps * size + _DRIFT * np.abs(time)) / width
+        nearest = np.round(position)
+        return np.where(np.abs(position - nearest) <= slack, nearest, rounding(position))
+
+    frame = rounded(elapsed, np.abs(elapsed) + abs(begin), np.floor)
+    return frame, int(rounded(span, span + abs(begin), np.ceil))

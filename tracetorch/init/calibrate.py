@@ -11,14 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_has_values, check_module, check_unsharded
-from tracetorch.core.snapshot import restored_on_error
+from tracetorch.core.snapshot import restored, restored_on_error
 from tracetorch.core.torch_private import BatchNormBase
-from tracetorch.init.membranes import Membranes, Trial
-from tracetorch.init.response import response_of
+from tracetorch.core.walk import join_path
+from tracetorch.init.membranes import Membranes, Trial, measure, neurons_last
+from tracetorch.init.response import decay_names, response_of
 from tracetorch.init.scaling import scale_all
 from tracetorch.init.stages import check_moments, follow_calls, weight_of
-from tracetorch.ragged import check_mask, real_steps_first
+from tracetorch.ragged import check_mask, filled, real_steps_first
 from tracetorch.snn.relative_scale import default_rms
+from tracetorch.snn.spike_functions import spike_functions
+from tracetorch.unrolling import unroll
 from tracetorch.unrolling.inputs import parse_inputs
 
 _log = logging.getLogger("tracetorch")
@@ -27,6 +30,7 @@ _USUAL = 0.05  # the rate that fluctuation_ takes
 # times what spikes at this rate need; of batches that vary it is up to 5
 _LARGE = 15.0
 _LARGE_AND_SHORT = 3.0  # where the sequence is the reason
+_SILENT = 0.9  # of the neurons of a layer
 _SHORT = 0.1  # of the power of a response, if the rest does not fit into the sequence
 
 
@@ -52,7 +56,8 @@ def calibrate_(
     The model runs by layer where it can, or else by step, in its current mode, training mode
     included. A warning is logged, with the reason, where weights become 15 times as large as
     independent spikes at a rate of 0.05 need, because the input hardly varies on this batch, or 3
-    times, because it has too few steps for the neurons.
+    times, because it has too few steps for the neurons; and where nine of ten neurons of a layer
+    never fire, though their membranes have the target: a sine never goes far beyond its deviation.
 
     Args:
         model: any module that :func:`tracetorch.unroll` runs; each neuron layer is driven by the
@@ -90,6 +95,7 @@ def calibrate_(
         model, x, target=target, mean=mean, steps=steps, mask=mask
     )
     _report_large_weights(trial, length)
+    _report_silent_neurons(trial, reached)
     return reached
 
 
@@ -150,8 +156,7 @@ def _report_large_weights(trial: Trial, steps: int) -> None:
             _log.warning(
                 "calibrate_ made the weight of %r, before %r, %.3g times as large as independent "
                 "spikes at a rate of %g need: %s. On other data its membranes go far beyond the "
-                "target. Give more samples, longer sequences or a faster decay, or scale the "
-                "input to a deviation of about 1.",
+                "target. Give more samples%s, or scale the input to a deviation of about 1.",
                 stage.source_path,
                 stage.path,
                 factor,
@@ -160,4 +165,32 @@ def _report_large_weights(trial: Trial, steps: int) -> None:
                 "their response"
                 if share < _SHORT
                 else "what it is given hardly varies on this batch",
+                ", longer sequences" + " or a faster decay" * bool(decay_names(stage.neuron)),
             )
+
+
+def _report_silent_neurons(trial: Trial, reached: dict[str, Membranes]) -> None:
+    """Log a warning for each layer that reached the target, and does not fire all the same."""
+    stages = [stage for stage in trial.calls.stages if spike_functions(stage.neuron)]
+    names = [join_path(stage.path, "output") for stage in stages]
+    with restored(trial.model), torch.no_grad():
+        options: dict[str, Any] = {"steps": trial.steps, "by": trial.calls.by, "from_rest": True}
+        _, seen = unroll(trial.model, trial.x, record=names, **options)
+    for stage, name in zip(stages, names, strict=True):
+        spikes = filled(neurons_last(seen[name], stage.neuron), trial.mask)
+        silent = ~(spikes != 0).flatten(0, -2).any(0)
+        if float(silent.double().mean()) < _SILENT:
+            continue
+        highest = float(measure(trial, [stage])[stage.path].highest[silent].median())
+        _log.warning(
+            "calibrate_ gave the membranes of %r the deviation %.3g, and %d of its %d neurons "
+            "never fire on this batch all the same: at its highest, half of their membranes reach "
+            "%.2g of the threshold. The input is no sum of many spikes, whose peaks are several "
+            "deviations high. Choose a target of %.2g or more.",
+            stage.path,
+            reached[stage.path].deviation,
+            int(silent.sum()),
+            len(silent),
+            highest,
+            1.1 * trial.target / max(highest, 0.1),
+        )

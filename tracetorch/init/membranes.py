@@ -15,7 +15,7 @@ from tracetorch.core.walk import join_path
 from tracetorch.init.response import ImpulseResponse
 from tracetorch.init.stages import Calls, Stage
 from tracetorch.ragged import aligned
-from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.unrolling import unroll
 
 _STILL = 1e-3  # of a layer's mean deviation: a neuron below it gets no input
@@ -80,6 +80,7 @@ class Moments(NamedTuple):
         covariance: of the two parts.
         gain: the mean for a constant input of 1.
         rate: share of the steps in which the neurons of a recurrence spike.
+        highest: of each membrane.
         error: relative standard error of the variance of all, over the samples.
     """
 
@@ -92,6 +93,7 @@ class Moments(NamedTuple):
     covariance: Tensor
     gain: Tensor
     rate: float
+    highest: Tensor
     error: float
 
     @property
@@ -144,7 +146,7 @@ def measure(trial: Trial, found: Sequence[Stage]) -> dict[str, Moments]:
 
 
 def _moments(trial: Trial, stage: Stage, seen: dict[str, Tensor]) -> Moments:
-    drive = _neurons_last(seen[join_path(stage.path, "input")], stage.neuron)
+    drive = neurons_last(seen[join_path(stage.path, "input")], stage.neuron)
     response = trial.responses[stage.path]
     kernel = response.kernel[: len(drive)] / response.distance
     mask = None if trial.mask is None else trial.mask.to(drive.device)
@@ -166,14 +168,12 @@ def _moments(trial: Trial, stage: Stage, seen: dict[str, Tensor]) -> Moments:
     outside, own, rate = drive, whole, 0.0
     if stage.loop is not None:
         outside, spikes = (
-            _neurons_last(seen[join_path(stage.loop, end)], stage.neuron)
+            neurons_last(seen[join_path(stage.loop, end)], stage.neuron)
             for end in ("input", "output")
         )
         own = _filtered(outside, kernel, mask)
         rate = float((measured(spikes) != 0).double().mean())
     fed_back = flat(whole - own)
-    centred = flat(own) - flat(own).mean(0)
-
     samples = torch.full((len(drive),), drive.shape[1]) if mask is None else mask.sum(1)
     samples = samples.to(kernel)
     gain = _risen(kernel, samples, trial.start)
@@ -198,9 +198,10 @@ def _moments(trial: Trial, stage: Stage, seen: dict[str, Tensor]) -> Moments:
         own_deviations=flat(own).std(0, correction=0) * scale,
         steady=flat(own - rise).std(0, correction=0) * scale,
         fed_back=fed_back.std(0, correction=0) * scale,
-        covariance=(centred * fed_back).mean(0) * scale.square(),
+        covariance=((flat(own) - flat(own).mean(0)) * fed_back).mean(0) * scale.square(),
         gain=gain * to_end,
         rate=rate,
+        highest=flat(whole).amax(0),
         error=error,
     )
 
@@ -222,7 +223,7 @@ def _risen(values: Tensor, samples: Tensor, start: int) -> Tensor:
     return (sums[start:] * samples[start:, None]).sum(0) / samples[start:].sum()
 
 
-def _neurons_last(drive: Tensor, neuron: Neuron) -> Tensor:
+def neurons_last(drive: Tensor, neuron: SequenceLayer) -> Tensor:
     """Return the input ``[T, B, ...]`` as ``[T, B, places, neurons]`` in float64."""
     dim = neuron.dim if neuron.dim < 0 else neuron.dim + 1
     moved = drive.double().movedim(dim, -1)

@@ -13,6 +13,8 @@ from tracetorch.core.checks import check_unsharded
 from tracetorch.snn.module import layer_label, zero_states
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.noise import Noise
+from tracetorch.snn.parameters import is_decay
+from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.spike_functions import spike_functions
 
 States: TypeAlias = dict[str, Tensor]
@@ -132,11 +134,18 @@ def response_of(layer: Neuron, path: str | None) -> ImpulseResponse:
                 scale = free.noisy_scale(kernel, rest, distance) if free.noise else 1.0
                 return ImpulseResponse(kernel * scale, distance)
             if len(changes) >= _MOST_STEPS:
+                names = decay_names(layer)
+                way = f"a faster decay {names[0]}" if names else "a leak: it has no decay"
                 raise ValueError(
                     f"the response of {label} to an impulse has not ended after {_MOST_STEPS} "
-                    "steps: it does not forget. Give it a faster decay; behind a norm, "
-                    "nn.BatchNorm1d or nn.BatchNorm2d, it needs no calibration."
+                    f"steps: it does not forget. Give it {way}; behind a norm, nn.BatchNorm1d or "
+                    "nn.BatchNorm2d, it needs no calibration."
                 )
+
+
+def decay_names(layer: SequenceLayer) -> list[str]:
+    """List the decays that a layer declares, fixed ones too."""
+    return [name for name, constraint in layer.constraints.items() if is_decay(constraint)]
 
 
 def distance_to_threshold(layer: Neuron, path: str | None = None) -> Tensor:

@@ -234,7 +234,7 @@ def _check_input(trial: Trial, stage: Stage, seen: Moments) -> None:
             "neurons before it do not spike at this target and rate. Choose a larger target."
             if trial.drawn
             else "layers before it do not spike on this batch, or its samples do not differ. Give "
-            "one with input events, or of different samples."
+            "one with input events, or of different samples, or a larger target, at which they do."
         )
         raise ValueError(
             f"{path!r} gets the same input at every step of every sample, or none: the {ending}"

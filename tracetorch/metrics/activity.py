@@ -18,6 +18,8 @@ def firing_rate(spikes: Tensor, *, dim: int | None = None, mask: Tensor | None =
 
         rate = |{t, b, ...: spikes != 0}| / |{t, b, ...}|
 
+    NaN is neither a spike nor silence: the rate of what holds it is NaN.
+
     Args:
         spikes: spikes of any sign and scale.
         dim: the layer's neuron dimension, such as -1 or -3, for a rate per neuron; without it, one
@@ -115,8 +117,8 @@ def count_spikes(
 ) -> tuple[Tensor, Tensor]:
     """Count spikes and the steps at which there could be one, per neuron where ``dim`` is given.
 
-    Both are in float64, exact up to counts that float32 rounds. With ``samples`` there must be one:
-    of none a neuron would be both dead and saturated.
+    Both are in float64, exact up to counts that float32 rounds; of NaN in real steps the count is
+    NaN. With ``samples`` there must be one: of none a neuron would be both dead and saturated.
     """
     check_sequence("spikes", spikes, batched=True)
     check_mask(mask, "spikes", spikes)
@@ -124,9 +126,16 @@ def count_spikes(
         raise ValueError(f"spikes has no sample: its shape is {list(spikes.shape)}, [T, B, ...].")
     fired = spikes != 0
     real = torch.ones_like(fired) if mask is None else aligned(mask, spikes).expand_as(spikes)
-    fired = fired & real
-    if dim is None:
-        return fired.sum(dtype=torch.float64), real.sum(dtype=torch.float64)
+    dims = list(range(spikes.ndim))
+    if dim is not None:
+        dims.remove(_neuron_dim(dim, spikes))
+    counts = (fired & real).sum(dims, dtype=torch.float64)
+    unknown = (spikes.isnan() & real).sum(dims) > 0
+    return counts.masked_fill(unknown, torch.nan), real.sum(dims, dtype=torch.float64)
+
+
+def _neuron_dim(dim: object, spikes: Tensor) -> int:
+    """Return the neuron dimension of ``[T, B, ...]``."""
     # A layer counts the dimensions of one step: a nonnegative one lies one further with time.
     neuron_dim = check_integer("dim", dim)
     neuron_dim += spikes.ndim if neuron_dim < 0 else 1
@@ -134,5 +143,4 @@ def count_spikes(
         raise ValueError(
             f"dim is {dim}, but one step of spikes has the shape {list(spikes.shape[1:])}."
         )
-    others = [i for i in range(spikes.ndim) if i != neuron_dim]
-    return fired.sum(others, dtype=torch.float64), real.sum(others, dtype=torch.float64)
+    return neuron_dim

@@ -64,7 +64,7 @@ class _Run:
                 return
             output, share = self._real(stats, output)
             stats.values += round(output.numel() * share)
-            stats.nonzero += int(torch.count_nonzero(output))
+            stats.nonzero += float(count_spikes(output, dim=None, mask=None)[0])
             if stats.spikes and isinstance(m, SequenceLayer):
                 # Padding is zero by now: the spikes are right, the number of steps needs the share.
                 fired, total = count_spikes(output, dim=m.dim, mask=None)

@@ -61,7 +61,7 @@ class ModuleStats:
     uncounted: dict[str, None] = field(default_factory=dict)  # why others are not, each reason once
     shape: tuple[int, ...] | None = None  # of the output at one step, without the batch
     values: int = 0  # of the outputs of an activation
-    nonzero: int = 0
+    nonzero: float = 0  # NaN where a value is
     fired: Tensor | None = None  # spikes per neuron
     total: Tensor | None = None  # steps at which each neuron could have fired
     updates: float = 0.0  # of membranes

@@ -17,11 +17,11 @@ from tracetorch.models.parts import (
 )
 from tracetorch.snn.module import TTModule
 
-BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 104: (3, 8, 32, 8)}
 
 
 class MSResNet(TTModule):
-    """Membrane-shortcut residual network (MS-ResNet) 18 or 34.
+    """Membrane-shortcut residual network (MS-ResNet) 18, 34 or 104.
 
     ::
 
@@ -33,8 +33,12 @@ class MSResNet(TTModule):
     those of shortcuts sees spikes of 0 and 1 alone. Norms start at the threshold, 0.5, the last of
     a block at 0.
 
+    The 104 has the stem and the shortcuts of the others, and the number of parameters that is
+    printed of it; the authors' code has three 3 x 3 convolutions in its stem, and means over 2 x 2
+    before its shortcuts.
+
     Args:
-        depth: 18 or 34.
+        depth: 18, 34 or 104, all of blocks of two 3 x 3 convolutions.
         num_classes: size of the output.
         in_channels: channels of the images.
         images: ``"imagenet"``, a stem and a first stage that halve the image each; ``"small"`` for
@@ -61,7 +65,7 @@ class MSResNet(TTModule):
 
     def __init__(
         self,
-        depth: Literal[18, 34] = 18,
+        depth: Literal[18, 34, 104] = 18,
         num_classes: int = 1000,
         in_channels: int = 3,
         *,

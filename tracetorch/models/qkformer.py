@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
 from tracetorch.models.neuron import NeuronBuilder
-from tracetorch.models.parts import Images, check_image, check_images, check_multiple, conv_norm
+from tracetorch.models.parts import Images, check_among, check_image, check_multiple, conv_norm
 from tracetorch.models.spikformer import SelfAttention, TransformerBlock, builders, linear_head
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.residual import SEWBlock
@@ -31,13 +32,16 @@ class QKFormer(TTModule):
 
     Args:
         depths: number of blocks in each of the three stages; (1, 1, 2) in the paper's network for
-            small images.
-        width: channels of the last stage; a multiple of 8 and of four times ``heads``.
+            small images; in each of two for events, (1, 1) in the paper's.
+        width: channels of the last stage; a multiple of 8 and of four times ``heads``; for events
+            of 16 and of twice ``heads``.
         heads: attention heads.
         num_classes: size of the output.
         in_channels: channels of the images.
         images: ``"imagenet"``, places of 16 x 16 in the last stage; ``"small"`` for some 32 x 32,
-            places of 4 x 4, without the third convolution of the first stage.
+            places of 4 x 4, without the third convolution of the first stage; ``"events"`` for
+            frames of an event camera of some 128 x 128, two stages with places of 8 x 8 and 16 x
+            16, the second with the attention of Spikformer, and layers of ``mlp`` of one width.
         neuron: builds each neuron layer; an LIF with a time constant of two steps if left out, as
             in the paper.
         attention: builds the neurons behind attention; as ``neuron`` if left out, and where that is
@@ -47,13 +51,17 @@ class QKFormer(TTModule):
         One time step: ``[B, in_channels, H, W]`` to ``[B, num_classes]``. Average over time.
 
     Raises:
-        ValueError: a kind is unknown, ``width`` no multiple, or ``depths`` not of three stages.
+        ValueError: a kind is unknown, ``width`` no multiple, or ``depths`` not of three stages, two
+            for events.
 
     Example:
         >>> import tracetorch as tt
         >>> net = QKFormer((1, 1, 2), 32, 2, 10, images="small")
         >>> tt.unroll(net, torch.rand(2, 3, 16, 16), steps=4).mean(0).shape
         torch.Size([2, 10])
+        >>> net = QKFormer((1, 1), 32, 2, 11, in_channels=2, images="events")
+        >>> tt.unroll(net, torch.rand(4, 2, 2, 32, 32)).mean(0).shape
+        torch.Size([2, 11])
 
     Reference: Zhou, Zhang, Zhou, Yu, Huang, Fan, Yuan, Ma, Zhou and Tian, QKFormer: hierarchical
     spiking transformer using Q-K attention, NeurIPS 2024.
@@ -61,34 +69,45 @@ class QKFormer(TTModule):
 
     def __init__(
         self,
-        depths: tuple[int, int, int] = (1, 2, 7),
+        depths: tuple[int, ...] = (1, 2, 7),
         width: int = 384,
         heads: int = 6,
         num_classes: int = 1000,
         in_channels: int = 3,
         *,
-        images: Images = "imagenet",
+        images: Images | Literal["events"] = "imagenet",
         neuron: NeuronBuilder | None = None,
         attention: NeuronBuilder | None = None,
     ) -> None:
         super().__init__()
-        if len(depths) != 3:
-            raise ValueError(f"depths must have one number for each of three stages, got {depths}.")
-        reason = f"of 8 and of 4 * heads={4 * heads}"
-        check_multiple("width", width, math.lcm(8, 4 * heads), reason)
-        check_images(images)
+        check_among("images", images, (*get_args(Images), "events"))
+        events, large = images == "events", images == "imagenet"
+        stages = 2 if events else 3
+        if len(depths) != stages:
+            number = "two" if events else "three"
+            raise ValueError(
+                f"depths must have one number for each of {number} stages, got {depths}."
+            )
+        first = 2 ** (stages - 1)  # the last stage has so many times the channels of the first
+        reason = f"of {16 if events else 8} and of {first} * heads={first * heads}"
+        check_multiple("width", width, math.lcm(16 if events else 8, first * heads), reason)
         build, build_attention = builders(neuron, attention)
-        large = images == "imagenet"
         inputs = width // 8
-        pool = [nn.MaxPool2d(3, 2, padding=1)] if large else []
-        layers = [*conv_norm(in_channels, inputs), *pool, build(inputs, dim=-3)]
+        pool = [nn.MaxPool2d(3, 2, padding=1)]
+        layers: list[nn.Module] = []
+        if events:
+            layers = [*conv_norm(in_channels, inputs // 2), build(inputs // 2, dim=-3)]
+            in_channels = inputs // 2
+        layers += [*conv_norm(in_channels, inputs), *(pool if images != "small" else [])]
+        layers.append(build(inputs, dim=-3))
         for stage, depth in enumerate(depths):
-            outputs = width // 4 * 2**stage
-            layers.append(embedding(inputs, outputs, large, stage == 0, build))
+            outputs = width // first * 2**stage
+            kind = "events" if events and stage == 0 else "large" if large else "small"
+            layers.append(embedding(inputs, outputs, kind, stage == 0, build))
             for _ in range(depth):
-                kind = SelfAttention if stage == 2 else QueryKeyAttention
-                attend = kind(outputs, heads, build, build_attention)
-                layers.append(TransformerBlock(attend, outputs, build))
+                attention_kind = SelfAttention if stage == stages - 1 else QueryKeyAttention
+                attend = attention_kind(outputs, heads, build, build_attention)
+                layers.append(TransformerBlock(attend, outputs, build, 1 if events else 4))
             inputs = outputs
         self.stages = nn.Sequential(*layers)
         self.head = linear_head(width, num_classes)
@@ -100,19 +119,20 @@ class QKFormer(TTModule):
         return logits
 
 
-def embedding(
-    inputs: int, outputs: int, large: bool, first: bool, build: NeuronBuilder
-) -> SEWBlock:
+def embedding(inputs: int, outputs: int, kind: str, first: bool, build: NeuronBuilder) -> SEWBlock:
     """Build the residual block that a stage begins with; the pool is where the paper has it."""
     pool = nn.MaxPool2d(3, 2, padding=1)
-    conv, again = conv_norm(inputs, outputs), conv_norm(outputs, outputs)
-    if large:
-        body = [*conv, pool, build(outputs, dim=-3), *again, build(outputs, dim=-3)]
+    between = 2 * inputs if kind == "events" else outputs
+    conv, again = conv_norm(inputs, between), conv_norm(between, outputs)
+    if kind != "small":
+        body = [*conv, pool, build(between, dim=-3), *again]
+        body += [nn.MaxPool2d(3, 2, padding=1)] if kind == "events" else []
+        body.append(build(outputs, dim=-3))
     elif first:
         body = [*conv, build(outputs, dim=-3)]
     else:
         body = [*conv, build(outputs, dim=-3), *again, pool, build(outputs, dim=-3)]
-    stride = 2 if large or not first else 1
+    stride = 4 if kind == "events" else 1 if first and kind == "small" else 2
     shortcut = [*conv_norm(inputs, outputs, kernel=1, stride=stride), build(outputs, dim=-3)]
     return SEWBlock(nn.Sequential(*body), "add", nn.Sequential(*shortcut))
 

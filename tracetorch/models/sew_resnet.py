@@ -18,11 +18,18 @@ from tracetorch.models.parts import (
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.residual import Combination, SEWBlock
 
-BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
+BLOCKS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    # of bottlenecks
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
 
 
 class SEWResNet(TTModule):
-    """Spike-element-wise residual network (SEW-ResNet) 18, 34 or 50.
+    """Spike-element-wise residual network (SEW-ResNet) 18, 34, 50, 101 or 152.
 
     ::
 
@@ -33,10 +40,10 @@ class SEWResNet(TTModule):
 
     Each stage after the first halves the image and doubles the channels. With ``"add"`` a block is
     an identity where its convolutions are silent, and gradients pass through any depth. The stride
-    of a bottleneck (50) is in its 3 x 3 convolution.
+    of a bottleneck (50 and deeper) is in its 3 x 3 convolution.
 
     Args:
-        depth: 18 or 34, or 50, which has bottlenecks.
+        depth: 18 or 34, or 50, 101 or 152, which have bottlenecks.
         num_classes: size of the output.
         in_channels: channels of the images.
         images: ``"imagenet"``, a stem that divides the image by 4; ``"small"`` for some 32 x 32, a
@@ -64,7 +71,7 @@ class SEWResNet(TTModule):
 
     def __init__(
         self,
-        depth: Literal[18, 34, 50] = 18,
+        depth: Literal[18, 34, 50, 101, 152] = 18,
         num_classes: int = 1000,
         in_channels: int = 3,
         *,
@@ -83,7 +90,7 @@ class SEWResNet(TTModule):
         else:
             self.stem = nn.Sequential(*conv_norm(in_channels, width), build(width, dim=-3))
 
-        body, expansion = (bottleneck, 4) if depth == 50 else (basic, 1)
+        body, expansion = (bottleneck, 4) if depth >= 50 else (basic, 1)
         stages, inputs = [], width
         for stage, blocks in enumerate(BLOCKS[depth]):
             inner = width * 2**stage

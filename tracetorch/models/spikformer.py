@@ -132,13 +132,15 @@ class SelfAttention(nn.Module):
 class TransformerBlock(nn.Module):
     """Attention and a network of two layers on every patch, each added to what it is given."""
 
-    def __init__(self, attention: nn.Module, width: int, build: NeuronBuilder) -> None:
+    def __init__(
+        self, attention: nn.Module, width: int, build: NeuronBuilder, hidden: int = 4
+    ) -> None:
         super().__init__()
         self.attention = attention
         self.mlp = nn.Sequential(
-            *conv_norm(width, 4 * width, 1, bias=True),
-            build(4 * width, dim=-3),
-            *conv_norm(4 * width, width, 1, bias=True),
+            *conv_norm(width, hidden * width, 1, bias=True),
+            build(hidden * width, dim=-3),
+            *conv_norm(hidden * width, width, 1, bias=True),
             build(width, dim=-3),
         )
 

@@ -32,6 +32,10 @@ def confusion_matrix(
 ) -> Axes:
     """Draw a confusion matrix: a row for each class, a column for each class that was predicted.
 
+    Samples with equal scores for all classes, such as those without any spike, have no prediction,
+    as for :func:`tt.metrics.accuracy <tracetorch.metrics.accuracy>`: they are in a further column,
+    "none", where there are any.
+
     Args:
         predicted: classes that were predicted, integers ``[N]``, or scores ``[N, C]``, the largest
             of which is the prediction: a tensor, an array or a list.
@@ -53,13 +57,15 @@ def confusion_matrix(
     if check_flag("confusion_matrix: share", share):
         shown = 100 * shown / np.maximum(counts.sum(1, keepdims=True), 1)
 
-    size = 2.6 + 0.28 * min(len(names), _MOST_NUMBERS)
+    size = 2.6 + 0.28 * min(counts.shape[1], _MOST_NUMBERS)
     ax = get_axes(ax, (size + 0.8, size))
     highest = 100.0 if share else max(1.0, float(shown.max()))
     image = ax.imshow(shown, cmap=COLOURMAP, vmin=0.0, vmax=highest)
     every = np.arange(0, len(names), max(1, -(-len(names) // _MOST_NUMBERS)))
     labelled = [names[number] for number in every]
     ax.set_yticks(every, labelled)
+    if counts.shape[1] > len(names):
+        every, labelled = np.append(every, len(names)), [*labelled, "none"]
     ax.set_xticks(every, labelled, rotation=90 if max(map(len, labelled)) > 2 else 0)
     if len(names) <= _MOST_NUMBERS:
         for row, column in zip(*np.nonzero(counts), strict=True):
@@ -76,14 +82,17 @@ def confusion_matrix(
 def _counted(
     predicted: Any, labels: Any, classes: Sequence[str] | int | None
 ) -> tuple[list[str], Array]:
-    """Return the names of the classes, and how often each was taken for each."""
+    """Return the names of the classes, and how often each was taken for each, and last for none."""
     scores, labels = torch.as_tensor(predicted), torch.as_tensor(labels)
     shapes = f"{list(scores.shape)} and {list(labels.shape)}"
-    size = None
+    size, undecided = None, torch.zeros(scores.shape[:1], dtype=torch.bool)
     if scores.ndim == 2:
         if bool(scores.isnan().any()):
             raise ValueError("confusion_matrix: a score is NaN, which has no class.")
-        size, scores = scores.shape[1], scores.argmax(1)
+        size = scores.shape[1]
+        # argmax of equal scores is class 0
+        undecided = (scores == scores[:, :1]).all(1)
+        scores = scores.argmax(1)
     if scores.ndim != 1 or scores.shape != labels.shape or not len(scores):
         raise ValueError(
             "confusion_matrix takes predictions [N] or scores [N, C] and labels [N] of some "
@@ -104,6 +113,6 @@ def _counted(
         raise ValueError(
             f"confusion_matrix: classes must be 0 to {len(names) - 1}, got {low} to {high}."
         )
-    counts = np.zeros((len(names), len(names)), np.int64)
-    np.add.at(counts, (true, found), 1)
-    return names, counts
+    counts = np.zeros((len(names), len(names) + 1), np.int64)
+    np.add.at(counts, (true, np.where(undecided.cpu().numpy(), len(names), found)), 1)
+    return names, counts if bool(undecided.any()) else counts[:, :-1]

@@ -93,7 +93,7 @@ def _draw_ticks(ax: Axes, time: TimeScale, spikes: Array, border: Array, colour:
 
 def _most_active(spikes: Array, limit: int) -> Array:
     """Select neurons ``[T, <= limit]`` evenly by activity, without those that never fire."""
-    count = (spikes != 0).sum(0)
+    count = (np.abs(spikes) > 0).sum(0)  # NaN is no spike
     active = np.argsort(-count, kind="stable")[: int((count > 0).sum())]
     selected = np.linspace(0, max(len(active) - 1, 0), min(limit, len(active))).astype(int)
     return spikes[:, active[selected]]

@@ -18,10 +18,11 @@ from tracetorch.plot.axes import (
     set_title,
 )
 from tracetorch.plot.descriptions import describe_plot
-from tracetorch.plot.recorded import Recorded, check_recording, flatten_neurons
+from tracetorch.plot.recorded import Array, Recorded, check_recording, flatten_neurons
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from torch import Tensor
 
 
 @describe_plot
@@ -54,7 +55,7 @@ def rate_histogram(
     bins = check_count("rate_histogram: bins", bins)
     time = TimeScale.of("rate_histogram", dt)
     rates = {
-        path: time.rate_unit * (flatten_neurons("rate_histogram", path, value) != 0).mean((0, 1))
+        path: time.rate_unit * _fired("rate_histogram", path, value).mean((0, 1))
         for path, value in layers.items()
     }
     # one range for all layers; 1 where all are silent, since an axis needs a range
@@ -111,7 +112,7 @@ def rate_map(
     edges = np.append(np.arange(0, steps, window), steps)
     maps = {}
     for path, value in layers.items():
-        rate = (flatten_neurons("rate_map", path, value) != 0).mean(1)
+        rate = _fired("rate_map", path, value).mean(1)
         # reduceat sums from each start to the next
         means = np.add.reduceat(rate, edges[:-1], axis=0) / np.diff(edges)[:, None]
         maps[path] = time.rate_unit * means
@@ -129,3 +130,15 @@ def rate_map(
         ax.figure.colorbar(mesh, ax=ax, label=time.rate_name)
     set_title(ax, title)
     return ax
+
+
+def _fired(caller: str, path: str, value: Tensor) -> Array:
+    """Mark the spikes of ``[T, B, ...]``, in ``[T, B, N]``."""
+    flat = flatten_neurons(caller, path, value)
+    if np.isnan(flat).any():
+        raise ValueError(
+            f"{caller}: {path!r} holds NaN, which is neither a spike nor silence. tt.diagnose "
+            "names the layer where it begins."
+        )
+    fired: Array = flat != 0
+    return fired

@@ -1,4 +1,4 @@
-"""Group parameters for an optimizer: weight decay leaves neurons alone, rates follow weights."""
+"""Group parameters for an optimizer: weight decay is for weights alone, rates follow weights."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def param_groups(
     model: nn.Module,
     weight_decay: float,
     *,
-    decay_biases: bool = True,
+    decay_biases: bool = False,
     lr: float | None = None,
     neuron_lr_scale: float = 1.0,
     relative: bool = False,
 ) -> list[dict[str, Any]]:
-    """Group parameters for an optimizer: no weight decay on neurons, learning rates by scale.
+    """Group parameters for an optimizer: weight decay on weights alone, learning rates by scale.
 
-    Weight decay. Decays are kept as ``beta = sigmoid(raw_beta)`` and thresholds as a softplus:
-    weight decay on ``raw_beta`` pulls every beta towards 0.5, a half-life of one step, and every
-    threshold towards ``log 2``.
+    Weight decay. Biases and the scales of norms have none by default. Decays are kept as ``beta =
+    sigmoid(raw_beta)`` and thresholds as a softplus: weight decay on ``raw_beta`` pulls every beta
+    towards 0.5, a half-life of one step, and every threshold towards ``log 2``.
 
     Relative learning rates. Adam and its like move every weight by about ``lr`` a step, however
     large it is. Some neurons need weights 70 times as large as PyTorch's default, which
@@ -40,16 +40,18 @@ def param_groups(
 
         rate = lr * RMS(weight) / RMS(PyTorch's default for it), at least lr / 10
 
-    so that one ``lr`` serves every neuron. A bias has the rate of its weight; its weight decay is
-    divided by the same ratio, so that ``rate * weight_decay`` is the same for all. Call it after
+    so that one ``lr`` serves every neuron. A bias has the rate of its weight; weight decay is
+    divided by the same ratio, so that ``rate * weight_decay`` is the same for all. A weight that
+    several modules share, an embedding tied to the last layer say, has the lowest of their rates,
+    and so have their biases. Call it after
     ``calibrate_``. Rates are kept in the optimizer's ``state_dict``, and come back with it: there
     are as many groups whatever the ratios are.
 
     Args:
         model: any module; layers hidden in lists and plain objects are found too.
         weight_decay: for the rest; not negative.
-        decay_biases: ``False``: none on biases and norms either, that is on parameters of rank 0
-            or 1 and on those of norm layers.
+        decay_biases: ``True``: decay biases and norms too, that is parameters of rank 0 or 1 and
+            those of norm layers.
         lr: the learning rate, written into every group; ``None`` leaves it to the optimizer.
         neuron_lr_scale: the learning rate of neurons' parameters, as a multiple of ``lr``.
         relative: scale the rate of every weight and bias, those of linear layers, convolutions,
@@ -59,7 +61,7 @@ def param_groups(
             :func:`tt.snn.connect`, which are measured over the connections that are there.
 
     Returns:
-        Groups named ``"weights"``, ``"biases and norms"`` (if ``decay_biases`` is ``False``) and
+        Groups named ``"weights"``, ``"biases and norms"`` (unless ``decay_biases`` is ``True``) and
         ``"neurons"``, empty ones left out. With ``relative`` a group for each weight and each bias
         comes first, named by its path and ratio, as ``"0.weight x 12.5"``. Every parameter is in
         exactly one, frozen ones too; one that is shared with a neuron counts as a neuron's.
@@ -74,7 +76,7 @@ def param_groups(
         >>> model = nn.Sequential(nn.Linear(4, 3), LIF(3))
         >>> groups = param_groups(model, weight_decay=0.01)
         >>> [(group["name"], len(group["params"]), group["weight_decay"]) for group in groups]
-        [('weights', 2, 0.01), ('neurons', 2, 0.0)]
+        [('weights', 1, 0.01), ('biases and norms', 1, 0.0), ('neurons', 2, 0.0)]
         >>> optimizer = torch.optim.AdamW(groups, lr=1e-3)
         >>> _ = nn.init.constant_(model[0].weight, 2.0)  # by default 1 / sqrt(3 * 4) in the mean
         >>> groups = param_groups(model, 0.01, lr=1e-2, relative=True)

@@ -26,14 +26,16 @@ def relative_scales(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, float
     has the ratio of that weight, for both add up in the same unit. The ratio of a weight of zeros
     is 1, that of a weight that is not finite is not finite; else it is at least 0.1, so that a
     weight that starts near zero learns. A parameter that several modules share is found once, under
-    its first path. Of a layer of ``tt.snn.connect`` only the connections that are there count, and
-    their number. Left out are norms, the parameters of neurons and delays, and what PyTorch
-    parametrizes otherwise, whose originals are in another unit than the weight.
+    its first path, with the lowest of the ratios that it has in each. Of a layer of
+    ``tt.snn.connect`` only the connections that are there count, and their number. Left out are
+    norms, the parameters of neurons and delays, and what PyTorch parametrizes otherwise, whose
+    originals are in another unit than the weight.
 
     Raises:
         ValueError: a weight is lazy or on the meta device.
     """
-    seen = set()
+    found: list[tuple[str, nn.Parameter, nn.Parameter]] = []  # each with the weight beside it
+    lowest: dict[int, float] = {}
     for path, module in named_modules(model):
         if isinstance(module, (*NORMS, nn.utils.parametrize.ParametrizationList)):
             continue
@@ -51,11 +53,17 @@ def relative_scales(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, float
         }
         for name, p in own.items():
             # nn.RNN and its like call theirs bias_ih_l0, beside weight_ih_l0
-            weight = name.replace("bias", "weight") if "bias" in name else "weight"
-            ratio = ratios.get(name, ratios.get(weight))
-            if ratio is not None and id(p) not in seen:
-                seen.add(id(p))
-                yield join_path(path, names[name]), p, ratio
+            beside = name.replace("bias", "weight") if "bias" in name else "weight"
+            weight = name if name in ratios else beside
+            if weight in ratios:
+                found.append((join_path(path, names[name]), p, own[weight]))
+                before = lowest.get(id(own[weight]), math.inf)
+                lowest[id(own[weight])] = min(ratios[weight], before)
+    seen: set[int] = set()
+    for path, p, owner in found:
+        if id(p) not in seen:
+            seen.add(id(p))
+            yield path, p, lowest[id(owner)]
 
 
 def default_rms(module: nn.Module, name: str, weight: Tensor) -> float:

@@ -31,7 +31,7 @@ class Recipe:
         calibrate: whether the weights are calibrated first, and each has a rate of its size
             (``tt.init.calibrate_``, ``tt.param_groups(..., relative=True)``).
         label_smoothing: of the cross entropy.
-        weight_decay: of all but the parameters of neurons.
+        weight_decay: of all but the parameters of neurons, of biases too.
         seed: of the weights, the order of the samples and the dropout.
 
     Example:

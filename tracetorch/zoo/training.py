@@ -87,7 +87,8 @@ def _fit(
 ) -> None:
     """Train a model for some passes, one cycle of the learning rate."""
     recipe, task, size = network.recipe, network.task, len(data.y)
-    groups = param_groups(model, weight_decay=recipe.weight_decay, lr=lr, relative=relative)
+    options = {"decay_biases": True, "relative": relative}  # as the recorded networks were trained
+    groups = param_groups(model, recipe.weight_decay, lr=lr, **options)
     optimizer = torch.optim.AdamW(groups, lr=lr)
     total = epochs * -(-size // recipe.batch_size)
     rates = [group["lr"] for group in optimizer.param_groups]
