@@ -11,7 +11,7 @@ from tracetorch.core.version import __version__
 from tracetorch.snn.module import detach_states, zero_states
 from tracetorch.snn.param_groups import param_groups
 from tracetorch.snn.states import get_states, set_states
-from tracetorch.unrolling import unroll
+from tracetorch.unrolling import Stream, unroll
 
 # Rooms behind the neuron are loaded when they are first named: importing tracetorch stays light.
 _LATE_PACKAGES: tuple[str, ...] = (
@@ -67,6 +67,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "STDP",
+    "Stream",
     "__version__",
     "checkpoint",
     "chips",

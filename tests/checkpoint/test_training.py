@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -155,16 +156,67 @@ def test_an_online_learner_killed_in_the_middle_of_an_epoch_ends_bit_equal(tmp_p
     assert any(bool(value.any()) for value in traces)
 
 
-def test_the_scale_of_gradients_comes_back(tmp_path: Path) -> None:
-    model, file = network(), tmp_path / "training"
-    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
-    scaler.scale(torch.ones(1))
-    tt.save(model, file, scaler=scaler)
-    other = torch.amp.GradScaler("cpu")
-    other.scale(torch.ones(1))
-    tt.load(file, model, scaler=other)
-    assert other.state_dict() == scaler.state_dict()
-    assert tt.checkpoint.Loaded("0.10.0", progress=1).progress == 1
+def memories(kind: str) -> nn.Sequential:
+    torch.manual_seed(0)
+    inside: dict[str, Callable[[], list[nn.Module]]] = {
+        "recurrent": lambda: [snn.Recurrent(snn.LIF(4), nn.Linear(4, 4))],
+        "delays": lambda: [snn.DelayedLinear(4, 4, max_delay=3), snn.Delay(4, max_delay=2)],
+        "noise": lambda: [snn.LockedDropout(4), snn.Noise(4)],
+    }
+    return nn.Sequential(nn.Linear(4, 4), *inside[kind](), nn.Linear(4, 2), snn.Readout(2))
+
+
+@pytest.mark.parametrize("cast", [None, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", ["recurrent", "delays", "noise"])
+def test_a_live_stream_in_mixed_precision_goes_on_bit_equal(
+    kind: str, cast: torch.dtype | None, tmp_path: Path
+) -> None:
+    x, file = torch.rand(12, 3, 4), tmp_path / "training"
+
+    def start() -> tuple[nn.Sequential, Optimizer, Any]:
+        model = memories(kind)
+        scaler = torch.amp.GradScaler("cpu", 1024.0, growth_interval=2, enabled=cast is not None)
+        return model, torch.optim.Adam(model.parameters(), lr=0.05), scaler
+
+    def train(model: nn.Module, optimizer: Optimizer, scaler: Any, x: Tensor) -> list[Tensor]:
+        outputs = []
+        for piece in x.split(2):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", cast, enabled=cast is not None):
+                y = tt.unroll(model, piece)
+            scaler.scale(y.float().square().mean()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            tt.detach_states(model)
+            outputs.append(y.detach())
+        return outputs
+
+    training = model, optimizer, scaler = start()
+    train(*training, x[:6])
+    tt.save(model, file, states=True, optimizer=optimizer, scaler=scaler, rng=True)
+    expected = train(*training, x[6:])
+    again = start()
+    tt.load(file, again[0], states=True, optimizer=again[1], scaler=again[2], rng=True)
+    assert same(train(*again, x[6:]), expected)
+    assert same(again[0].state_dict(), model.state_dict())
+    assert same(tt.get_states(again[0]), tt.get_states(model))
+    assert again[2].state_dict() == scaler.state_dict()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_a_stream_goes_on_in_another_dtype_as_the_message_says(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model, x, file = memories("recurrent"), torch.rand(6, 3, 4), tmp_path / "stream"
+    with torch.no_grad():
+        tt.unroll(model, x)
+        tt.save(model, file, states=True)
+        other = memories("recurrent").to(dtype)
+        with pytest.raises(ValueError, match=r"model.to\(dtype\), load, and convert it back"):
+            tt.load(file, other, states=True)
+        tt.load(file, other.float(), states=True)
+        expected = tt.unroll(copy.deepcopy(model).to(dtype), x.to(dtype))
+        assert torch.equal(tt.unroll(other.to(dtype), x.to(dtype)), expected)
 
 
 def test_progress_is_written_when_asked_of_numbers_and_text(tmp_path: Path) -> None:

@@ -35,6 +35,34 @@ def used() -> tuple[nn.Module, Tensor]:
     return net, x
 
 
+class Encoded(torch.utils.data.Dataset[list[Tensor]]):
+    """What a model makes of each sample, from rest, in a stream, and going on from its states."""
+
+    def __init__(self) -> None:
+        self.net, self.x = used()
+
+    def __len__(self) -> int:
+        return 4
+
+    @torch.no_grad()
+    def __getitem__(self, index: int) -> list[Tensor]:
+        x, net, stream = self.x * (index + 1), copy.deepcopy(self.net), tt.Stream(self.net)
+        from_rest = tt.unroll(self.net, x, from_rest=True)
+        return [from_rest, torch.stack([stream(step) for step in x]), tt.unroll(net, x)]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_workers_of_a_data_loader_hold_a_model(start: str) -> None:
+    data = Encoded()
+    loader = torch.utils.data.DataLoader(
+        data, batch_size=None, num_workers=2, timeout=120, multiprocessing_context=start
+    )
+    for index, found in enumerate(loader):
+        torch.testing.assert_close(found, data[index])
+    assert index == 3
+
+
 class Child:
     """Stands for a process that is being started: it notes the files that it will inherit."""
 

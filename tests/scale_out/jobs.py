@@ -45,6 +45,49 @@ class Net(snn.TTModule):
         return self.out(self.last(self.recurrent(h)))
 
 
+class Escapes(snn.Neuron):
+    """A neuron with noise, the same in every sequence."""
+
+    inputs = ("x", "noise")
+    states = ("mem",)
+
+    def __init__(self, seed: int | None = 1) -> None:
+        super().__init__(4)
+        self.noise = snn.Noise(4, distribution="uniform", seed=seed)
+        self.decay("beta", 0.7)
+
+    @staticmethod
+    def step(x: Tensor, noise: Tensor, mem: Tensor, *, beta: Tensor) -> tuple[Tensor, Tensor]:
+        mem = beta * mem + x
+        return mem * (noise > 0.5), mem
+
+
+def population() -> nn.Module:
+    return nn.Sequential(snn.LIF(4), nn.Linear(4, 4), snn.RLIF(4))
+
+
+KINDS: dict[str, Callable[[], list[nn.Module]]] = {
+    "recurrent": lambda: [nn.Linear(3, 4), snn.Recurrent(snn.LIF(4), nn.Linear(4, 4))],
+    "recurrent delays": lambda: [
+        nn.Linear(3, 4),
+        snn.Recurrent(snn.LIF(4), snn.DelayedLinear(4, 4, max_delay=3)),
+    ],
+    "population": lambda: [nn.Linear(3, 4), snn.Recurrent(population(), nn.Linear(4, 4))],
+    "delays": lambda: [
+        snn.DelayedLinear(3, 4, max_delay=3),
+        snn.LIF(4),
+        snn.Delay(4, max_delay=2),
+    ],
+    "noise": lambda: [nn.Linear(3, 4), Escapes()],
+    "recurrent noise": lambda: [nn.Linear(3, 4), snn.Recurrent(Escapes(), nn.Linear(4, 4))],
+}
+
+
+def of_kind(kind: str) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(*KINDS[kind](), nn.Linear(4, 2), snn.Readout(2)).double()
+
+
 def net() -> Net:
     torch.manual_seed(0)
     made = Net()
@@ -85,6 +128,21 @@ ENGINES: dict[str, Callable[[nn.Module], Any]] = {
     "FSDP": fully_shard,
     "FSDP of every layer": shard,
 }
+
+
+def blocks(model: nn.Module) -> nn.Module:
+    """Apply ``fully_shard`` to every module of a chain, then to the model."""
+    for module in model.model.children():  # type: ignore[union-attr]
+        if any(True for _ in module.parameters()):
+            fully_shard(module)
+    return fully_shard(model)  # type: ignore[return-value]
+
+
+OF_BLOCKS: dict[str, Callable[[nn.Module], Any]] = {
+    "DDP": DistributedDataParallel,
+    "FSDP": fully_shard,
+    "FSDP of every block": blocks,
+}
 WAYS: dict[str, dict[str, Any]] = {
     "by layer": {},
     "by step": {"by": "step"},
@@ -106,6 +164,43 @@ def gradients_of_wrapped_sequence(engine, way, x, y, mine) -> dict[str, Tensor]:
     model = ENGINES[engine](Whole(net().to(x.device), **WAYS[way]))
     cross_entropy(model(x[:, mine]).mean(0), y[mine]).backward()
     return gradients(model)
+
+
+def gradients_of_kind(
+    engine: str, kind: str, way: str, x: Tensor, mine: slice
+) -> dict[str, Tensor]:
+    """Return the output, twice, and gradients of a network with a memory of some kind."""
+    model = OF_BLOCKS[engine](Whole(of_kind(kind).to(x.device), **WAYS[way]))
+    y = model(x[:, mine])
+    y.square().sum().backward()
+    found = gradients(model)
+    with torch.no_grad():
+        return {**found, "the output": y.detach().cpu(), "the next": model(x[:, mine]).cpu()}
+
+
+def noise_of_processes(x: Tensor, rank: int) -> dict[str, Tensor]:
+    """Return the numbers that processes draw from a seed, and from their own generators."""
+    found = {}
+    for seed in (1, None):
+        layer = snn.Recurrent(Escapes(seed), nn.Linear(4, 4)).to(x.device)
+        model = DistributedDataParallel(layer)
+        torch.manual_seed(rank)  # behind the model: all start from the same weights
+        tt.unroll(model, torch.zeros(2, 3, 4, device=x.device))
+        found[str(seed)] = layer.neuron.noise.position.cpu()
+    return found
+
+
+def trained_and_saved(x: Tensor, y: Tensor, mine: slice, file: Path) -> dict[str, Tensor]:
+    """Train for two steps and write a checkpoint; return nothing."""
+    model = DistributedDataParallel(Whole(net().to(x.device)))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    for _ in range(2):
+        optimizer.zero_grad()
+        cross_entropy(model(x[:, mine]).mean(0), y[mine]).backward()
+        optimizer.step()
+    if dist.get_rank() == 0:
+        tt.save(model, file, optimizer=optimizer)
+    return {}
 
 
 def gradients_of_unequal_shares(x: Tensor, y: Tensor, mine: slice) -> dict[str, Tensor]:
@@ -158,7 +253,7 @@ def states_before_wrapping(x: Tensor, mine: slice) -> dict[str, Tensor]:
     return states_of(DistributedDataParallel(model))
 
 
-def jobs(rank: int, device: str) -> dict[str, Callable[[], dict[str, Tensor]]]:
+def jobs(rank: int, device: str, folder: Path) -> dict[str, Callable[[], dict[str, Tensor]]]:
     """Return all jobs by name."""
     x, y = (each.to(device) for each in data())
     mine = slice(2 * rank, 2 * rank + 2)
@@ -167,14 +262,21 @@ def jobs(rank: int, device: str) -> dict[str, Callable[[], dict[str, Tensor]]]:
     made: dict[str, Callable[[], dict[str, Tensor]]] = {
         "unequal": lambda: gradients_of_unequal_shares(uneven_x, uneven_y, share),
         "carried in": lambda: states_before_wrapping(x, mine),
+        "noise": lambda: noise_of_processes(x, rank),
+        "saved": lambda: trained_and_saved(x, y, mine, folder / "trained"),
     }
+    for engine in OF_BLOCKS:
+        for kind in KINDS:
+            for way in WAYS if engine == "FSDP of every block" else ("by layer",):
+                arguments = (engine, kind, way, x, mine)
+                made[f"{kind}/{engine}/{way}"] = partial(gradients_of_kind, *arguments)
     for engine in ENGINES:
         made[f"trained/{engine}"] = partial(parameters_after_training, engine, x, y, mine)
         for way in WAYS:
-            arguments = (engine, way, x, y, mine)
-            made[f"whole/{engine}/{way}"] = partial(gradients_of_wrapped_sequence, *arguments)
+            given = (engine, way, x, y, mine)
+            made[f"whole/{engine}/{way}"] = partial(gradients_of_wrapped_sequence, *given)
             if engine != "DDP" or "segment" not in WAYS[way]:
-                made[f"model/{engine}/{way}"] = partial(gradients_of_wrapped_step, *arguments)
+                made[f"model/{engine}/{way}"] = partial(gradients_of_wrapped_step, *given)
         for way in ("by layer", "by step"):
             made[f"stream/{engine}/{way}"] = partial(states_of_stream, engine, way, x, mine, rank)
     return made
@@ -191,7 +293,7 @@ def main(folder, rank, world, backend) -> None:
     device = f"cuda:{rank}" if backend == "nccl" else "cpu"
     if backend == "nccl":
         torch.cuda.set_device(device)
-    results = {name: job() for name, job in jobs(rank, device).items()}
+    results = {name: job() for name, job in jobs(rank, device, folder).items()}
     torch.save(results, folder / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()

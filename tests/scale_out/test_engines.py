@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,17 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import tracetorch as tt
-from tests.scale_out.jobs import ENGINES, WAYS, WORLD, data, gradients, net
+from tests.scale_out.jobs import (
+    ENGINES,
+    KINDS,
+    OF_BLOCKS,
+    WAYS,
+    WORLD,
+    data,
+    gradients,
+    net,
+    of_kind,
+)
 from tests.scale_out.processes import run_together
 from tests.unrolling.models import By, Whole
 
@@ -18,12 +29,15 @@ Results = list[dict[str, dict[str, Tensor]]]
 
 TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < WORLD, reason="needs two GPUs")
 BACKENDS = ["gloo", pytest.param("nccl", marks=[pytest.mark.gpu, TWO_GPUS])]
+FOLDER: list[Path] = []
+"""Where the processes have written."""
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def results(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Results:
     """Run all jobs in two processes, once; return their results."""
     folder = tmp_path_factory.mktemp("processes")
+    FOLDER.append(folder)
     job, rest = ["-m", "tests.scale_out.jobs", str(folder)], [str(WORLD), request.param]
     run_together([[*job, str(rank), *rest] for rank in range(WORLD)])
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
@@ -50,6 +64,43 @@ def test_gradients_equal_those_of_one_process(results, wrapped, engine, way) -> 
         assert found.keys() == expected.keys()
         for n, grad in expected.items():
             torch.testing.assert_close(found[n], grad, msg=f"{n} of process {rank}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("engine", OF_BLOCKS)
+def test_memories_of_every_kind_beside_engines(results: Results, engine: str, kind: str) -> None:
+    x, _ = data()
+    for name in (each for each in results[0] if each.startswith(f"{kind}/{engine}/")):
+        whole = Whole(of_kind(kind), **WAYS[name.split("/")[2]])
+        outputs = [whole(share) for share in x.split(2, 1)]
+        sum(y.square().sum() / WORLD for y in outputs).backward()
+        for rank in range(WORLD):
+            y = outputs[rank].detach()
+            expected = {**gradients(whole), "the output": y, "the next": y}
+            torch.testing.assert_close(results[rank][name], expected)
+
+
+def test_processes_share_the_noise_of_a_seed_and_draw_their_own(results: Results) -> None:
+    one, other = (results[rank]["noise"] for rank in range(WORLD))
+    assert torch.equal(one["1"], other["1"])
+    assert not (one["None"] == other["None"]).any()
+
+
+def test_a_training_goes_on_in_another_number_of_processes(results: Results) -> None:
+    x, y = data()
+
+    def train(whole: Whole, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            cross_entropy(whole(x).mean(0), y).backward()
+            optimizer.step()
+
+    first, second = Whole(net()), Whole(net())
+    train(first, torch.optim.Adam(first.parameters(), lr=0.05), 4)
+    optimizer = torch.optim.Adam(second.parameters(), lr=0.05)
+    tt.load(FOLDER[-1] / "trained", second, optimizer=optimizer)
+    train(second, optimizer, 2)
+    torch.testing.assert_close(second.state_dict(), first.state_dict())
 
 
 def test_unequal_shares_and_states_of_before_are_those_of_the_whole(results: Results) -> None:

@@ -1,5 +1,6 @@
 """Test ``torch.compile`` around and inside ``unroll``: training steps, functions, single steps."""
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.nn.functional import cross_entropy
 import tracetorch as tt
 from tests.cases import weighted_sum
 from tests.unrolling.models import By, Whole, dyadic, made
+from tracetorch import snn
 
 # by step, every step is compiled: the same code path, slower
 BY = ("layer", pytest.param("step", marks=pytest.mark.slow))
@@ -101,6 +103,91 @@ def test_unroll_in_one_graph(options: dict[str, Any], by: By) -> None:
     torch.testing.assert_close(y, expected)
     torch.testing.assert_close(grads, expected_grads)
     torch.testing.assert_close(states, expected_states)
+
+
+def states_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: state.clone() for name, state in tt.get_states(model).items()}
+
+
+@pytest.mark.parametrize("by", BY)
+@pytest.mark.parametrize("name", ["dense", pytest.param("recurrent", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_inference_in_one_graph(off: Any, name: str, by: By) -> None:
+    model, twin, x = made(name), made(name), dyadic(6, 2, 3)
+    run = compiled(lambda x: tt.unroll(model, x, by=by))
+    for piece in x.split(2):
+        with off():
+            torch.testing.assert_close(run(piece), tt.unroll(twin, piece, by=by))
+        torch.testing.assert_close(states_of(model), states_of(twin))
+
+
+@pytest.mark.parametrize("by", BY)
+@pytest.mark.parametrize("record", [["1.prev_output", "1.neuron.output", "mem"]], ids=str)
+def test_what_is_inside_a_recurrent_layer_is_recorded_in_the_graph(record: Any, by: By) -> None:
+    model, twin, x = made("recurrent"), made("recurrent"), dyadic(3, 2, 3)
+    y, seen = compiled(lambda x: tt.unroll(model, x, by=by, record=record))(x)
+    expected, expected_seen = tt.unroll(twin, x, by=by, record=record)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(seen, expected_seen)
+
+
+class Driven(snn.Neuron):
+    """A neuron that a module of its own drives."""
+
+    inputs = ("x", "drive")
+    states = ("mem",)
+
+    def __init__(self, drive: nn.Module) -> None:
+        super().__init__(3)
+        self.drive = drive
+
+    @staticmethod
+    def step(x: Tensor, drive: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
+        mem = mem / 2 + x + drive
+        return mem, mem
+
+
+class RestartsItself(Driven):
+    """One with a ``zero_states`` of its own, which sees samples start anew."""
+
+    def zero_states(self, *, where: Tensor | None = None) -> None:
+        super().zero_states(where=where)
+
+
+DRIVES: dict[str, Callable[[], nn.Module]] = {
+    "noise": lambda: snn.Noise(3, seed=1),
+    "noisy neurons": lambda: nn.Sequential(snn.Noise(3, seed=1), snn.LIF(3)),
+    "recurrent": lambda: snn.Recurrent(snn.LIF(3), nn.Linear(3, 3)),
+    "noise in a recurrent layer": lambda: snn.Recurrent(snn.Noise(3, seed=1), nn.Linear(3, 3)),
+    "delay": lambda: snn.Delay(3, max_delay=2),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "drive", "in_graph"),
+    [
+        *((kind, drive, False) for kind in (Driven, RestartsItself) for drive in DRIVES),
+        (Driven, "noise", True),
+        (RestartsItself, "delay", True),
+        pytest.param(Driven, "recurrent", True, marks=pytest.mark.slow),
+        pytest.param(RestartsItself, "noisy neurons", True, marks=pytest.mark.slow),
+    ],
+)
+def test_what_drives_a_neuron_restarts_once(kind: type[Driven], drive: str, in_graph: bool) -> None:
+    x, reset = dyadic(3, 2, 3), torch.zeros(3, 2, dtype=torch.bool)
+    reset[1, 1] = True
+    torch.manual_seed(0)
+    twin = kind(DRIVES[drive]()).double()
+    model = copy.deepcopy(twin)
+
+    def run(x: Tensor) -> Tensor:
+        y: Tensor = tt.unroll(model, x, reset=reset)
+        return y
+
+    call = compiled(run) if in_graph else run
+    for _ in range(2):
+        torch.testing.assert_close(call(x), tt.unroll(twin, x, reset=reset, by="step"))
+        torch.testing.assert_close(states_of(model), states_of(twin))
 
 
 def test_outputs_are_recorded_in_the_graph_by_layer() -> None:

@@ -5,7 +5,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
+from torch.func import (
+    functional_call,
+    grad,
+    hessian,
+    jacfwd,
+    jacrev,
+    jvp,
+    stack_module_state,
+    vmap,
+)
 
 import tracetorch as tt
 from tests.cases import FEW_LAYERS, layer, sequence
@@ -102,6 +111,21 @@ def test_jacobian() -> None:
         inputs = x.clone().requires_grad_()
         whole(inputs)[..., i].sum().backward()
         torch.testing.assert_close(found[i], inputs.grad)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is:DeprecationWarning")  # jvp imports it
+@pytest.mark.parametrize("by", ["layer", "step"])
+@pytest.mark.parametrize("name", ["dense", "recurrent"])
+def test_forward_mode_agrees_with_reverse_mode(name: str, by: str) -> None:
+    whole, x = Whole(made(name), by=by), sequence(4, 2, 3)
+    tangent = torch.linspace(-1, 1, x.numel()).double().view_as(x)
+    jacobian = jacrev(whole)(x)
+    _, moved = jvp(whole, (x,), (tangent,))
+    assert moved.any()
+    torch.testing.assert_close(moved, (jacobian * tangent).sum((-3, -2, -1)))
+    torch.testing.assert_close(jacfwd(whole)(x), jacobian)
+    loss = lambda x: whole(x).square().sum()  # noqa: E731
+    torch.testing.assert_close(hessian(loss)(x[:, :1]), jacrev(jacrev(loss))(x[:, :1]))
 
 
 @pytest.mark.parametrize("by", ["layer", "step"])

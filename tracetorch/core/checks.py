@@ -104,14 +104,21 @@ def check_has_values(model: nn.Module) -> None:
             )
 
 
+def is_sharded(module: nn.Module) -> bool:
+    """Whether ``fully_shard`` was applied to this very module."""
+    # no module can be of a class that was never imported
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
+
+
 def check_unsharded(model: nn.Module, by: str, *, loads: bool = False) -> None:
     """Raise ``ValueError`` where this process may hold only a part of a tensor of ``model``.
 
     The message names the function ``by`` that needs the whole; ``loads``: it writes to the model.
     """
     # no tensor can be of a class whose module was never imported
-    tensors, fsdp = (sys.modules.get(f"torch.distributed.{name}") for name in ("tensor", "fsdp"))
-    if tensors is None and fsdp is None:
+    tensors = sys.modules.get("torch.distributed.tensor")
+    if tensors is None and "torch.distributed.fsdp" not in sys.modules:
         return
     for path, module in named_modules(model):
         sharded = [
@@ -120,7 +127,7 @@ def check_unsharded(model: nn.Module, by: str, *, loads: bool = False) -> None:
             if tensors is not None and isinstance(tensor, tensors.DTensor)
         ]
         # between two passes the parameters of FSDP2 may be whole
-        if fsdp is not None and isinstance(module, fsdp.FSDPModule):
+        if is_sharded(module):
             sharded.append(f"the parameters of {path or type(module).__name__!r} are")
         if sharded:
             raise ValueError(

@@ -10,12 +10,7 @@ from torch import Tensor, nn
 
 from tracetorch.core.checks import check_has_values, suggestion
 from tracetorch.core.snapshot import restored
-from tracetorch.core.torch_private import (
-    NO_BACKWARD,
-    current_backward,
-    exclude_from_compile,
-    functorch_active,
-)
+from tracetorch.core.torch_private import exclude_from_compile
 from tracetorch.core.walk import named_parameters
 from tracetorch.online_learning.dropped import DroppedPath
 from tracetorch.online_learning.learner_state import LearnerState
@@ -29,6 +24,7 @@ from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.states import ExtraStates, named_holders
 from tracetorch.unrolling import unroll
 from tracetorch.unrolling.inputs import call, parse_inputs
+from tracetorch.unrolling.stream import check_can_go_on
 
 
 def online(model: nn.Module, rule: Rule = "exact") -> OnlineLearner:
@@ -187,17 +183,10 @@ class OnlineLearner(ExtraStates):
                 "an online learner needs gradients, which are disabled here. To evaluate, call the "
                 "model itself, or tt.unroll(model, x, from_rest=True)."
             )
-        if functorch_active():
-            raise ValueError(
-                "an online learner cannot run in torch.func transforms, vmap or grad say: its "
-                "traces are of one batch, with gradients by backward(). Call it outside."
-            )
-        if current_backward() != NO_BACKWARD:
-            raise ValueError(
-                "an online learner was called inside backward(), by activation checkpointing it "
-                "seems: its traces have gone on since, and a step cannot be repeated. It keeps no "
-                "graph of earlier steps, so leave checkpointing out."
-            )
+        check_can_go_on(
+            "an online learner",
+            "It keeps no graph of earlier steps, so leave checkpointing out.",
+        )
         step = Step(self._state)
         y = step.call(step.run, args, kwargs)
         step.commit()

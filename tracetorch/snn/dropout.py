@@ -25,7 +25,8 @@ class LockedDropout(SequenceLayer):
     is drawn at the first step in training and kept until ``zero_states()``;
     ``zero_states(where=...)`` draws another for those samples alone. In evaluation the output is
     the input, and a mask that is held waits. By layer and by step the numbers are the same from one
-    random state, if nothing else in the model draws any between the steps.
+    random state, if nothing else in the model draws any between the steps. Compiled by Inductor,
+    ``torch.compile`` draws others, as for ``nn.Dropout``.
 
     As the ``connection`` of a :class:`Recurrent`, behind a linear layer, it is recurrent dropout.
 

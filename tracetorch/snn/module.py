@@ -193,6 +193,8 @@ class TTModule(nn.Module):
 
     def _zero_own_states(self, where: Tensor | None) -> None:
         """Set the states of this very module to ``None``, or start some samples anew."""
+        if self._has_restarted(where):
+            return
         states = states_of(self, "call zero_states()")
         if where is None:
             self._mark_states_current()
@@ -210,6 +212,11 @@ class TTModule(nn.Module):
                 states[attribute] = torch.where(mask, self._start_of(name, state), state)
         note_written(self)
 
+    def _has_restarted(self, where: Tensor | None) -> bool:
+        """Whether the samples have started anew in the steps that the module has run before."""
+        run = current_pass()
+        return run is not None and where is not None and run.has_restarted(self, where)
+
     def _check_reset(self, path: str, where: Tensor) -> None:
         """Raise where ``zero_states(where=...)`` would fail on this very module.
 
@@ -223,7 +230,7 @@ class TTModule(nn.Module):
                 f"{type(self).__name__}.zero_states, at {path or 'the root'!r}, does not take "
                 "where=. Declare zero_states(self, *, where=None) and pass it on to super()."
             )
-        if self.active_states:
+        if self.active_states and not self._has_restarted(where):
             self._check_mask_fits(lambda: layer_label(self, path), where)
 
     def _check_mask_fits(self, label: Callable[[], str], where: Tensor) -> None:

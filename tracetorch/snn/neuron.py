@@ -144,11 +144,11 @@ class Neuron(SequenceLayer):
         """Return what a step reads of the cell, in a form that ``torch.compile`` can follow.
 
         Dynamo guards on a method that it has read of a base class or of the instance, and not on a
-        name that the class of the layer lacks so far: so that is read here, of every method.
+        name that the class of the layer lacks so far: so its names are read here, and every method.
         """
-        own = type(self).__dict__
+        _ = [*type(self).__dict__]  # Dynamo of 2.12 can unpack them only
         for method in (*METHODS, "step"):
-            _ = method in own, callable(getattr(self, method))
+            _ = callable(getattr(self, method))
         name, active = type(self).__name__, self.active_states
         return StepDefinition(name, self.step, self.inputs, self.states, active)
 

@@ -59,7 +59,9 @@ class Noise(SequenceLayer):
         seed: ``None``: the first step after ``zero_states()`` draws where to start from PyTorch's
             generator (of the CPU), so that every sequence has other numbers, and
             ``torch.manual_seed`` repeats them. A number: every sequence has the same numbers,
-            frozen noise; two layers of one seed have the same. It is then in the ``state_dict``.
+            frozen noise; two layers of one seed have the same, and so have two processes: for
+            noise of its own a process calls ``torch.manual_seed(rank)``, with ``None`` here. It is
+            then in the ``state_dict``.
 
     Shape:
         Input, output and the state, an int64, have one shape. The output is float32 where the

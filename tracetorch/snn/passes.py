@@ -166,10 +166,10 @@ class Pass:
         """By layer the layer that runs its steps now."""
         self.notes: dict[int, Any] = {}
         """What a module keeps for the length of the call, by its id."""
-        self.went_on = False
-        """Whether it has met a state that is not at rest."""
         compiling = torch.compiler.is_compiling()
         self.began = 0 if compiling else next(_clock)
+        self.went_on = compiling
+        """Whether it has met a state that is not at rest; a compiler is not asked."""
         observed = not compiling and (dispatch_modes() or is_jit_tracing())
         self.traced = bool(observed) and is_tracing()
         self.backward = NO_BACKWARD if compiling else current_backward()
@@ -239,6 +239,20 @@ class Pass:
             "at once, a Recurrent, and also outside of it or in another one, so that its own "
             'steps would be out of order. Use tt.unroll(..., by="step").'
         )
+
+    def has_restarted(self, module: Stateful, where: Tensor) -> bool:
+        """Whether a module that the layer that runs restarts has run all of its steps before.
+
+        A module that computes an input of the layer, a ``Noise``, has then started anew itself.
+
+        Args:
+            module: the module.
+            where: the mask by which it is to be restarted.
+        """
+        if self.running is None or self.reset is None or self.reset.now is not where:
+            return False
+        entry = self.entries.get(id(module))
+        return entry is not None and entry.within is not self.running
 
     def copy_of_entry(self, module: Stateful) -> Entry:
         """Return an entry of its own with the states of a module."""
@@ -344,7 +358,7 @@ class Pass:
             return y.flatten(0, 1)
         folded = (y.shape[0] * y.shape[1], *y.shape[2:])
         # without a graph a view is as good, and costs a third; a trace is checked without one
-        if torch.is_grad_enabled() or is_jit_tracing():
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or is_jit_tracing():
             return unsafe_view(y, folded)
         return y.view(folded)
 

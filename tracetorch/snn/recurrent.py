@@ -92,7 +92,7 @@ class Recurrent(SequenceLayer):
                 f"neuron must be a neuron layer, got {type(neuron).__name__}, or a module that "
                 "holds neuron layers."
             )
-        if isinstance(neuron, SequenceLayer) and len(neuron._passed_inputs) > 1:
+        if isinstance(neuron, Neuron) and len(neuron._passed_inputs) > 1:
             raise ValueError(
                 f"Recurrent has one input, and {type(neuron).__name__} takes "
                 f"({', '.join(neuron._passed_inputs)}). Write the loop in a module of your own, "

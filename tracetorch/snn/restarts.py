@@ -28,6 +28,8 @@ class Restarts(Opaque):
 
     def __init__(self, mask: Tensor) -> None:
         self.mask = mask
+        self.now: Tensor | None = None
+        """The mask by which the layer that runs is restarted."""
         self._steps: list[bool] | None = None
 
     @property
@@ -72,7 +74,9 @@ def run_between_restarts(
     trajectories: list[dict[str, Tensor]] = []
     for i, (start, part) in enumerate(zip(starts, parts, strict=True)):
         if restarts[start]:
-            layer.zero_states(where=reset.mask[start])
+            reset.now = reset.mask[start]
+            layer.zero_states(where=reset.now)
+            reset.now = None
         now = {"further": tuple(each[i] for each in others)} if others else {}
         y, recorded = layer.forward_sequence(part, record, **now)
         outputs.append(y)

@@ -9,6 +9,7 @@ called twice, and what remembers or mixes samples, which the first run finds
 (``tracetorch/unrolling/first_run.py``).
 """
 
+from tracetorch.unrolling.stream import Stream
 from tracetorch.unrolling.unroll import unroll
 
-__all__ = ["unroll"]
+__all__ = ["Stream", "unroll"]

@@ -164,6 +164,7 @@ def check_compiled(layer: Fresh) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events")  # of torch 2.12
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("mode", MODES)
 def test_first_use_under_a_global_mode(mode: str, use: Callable[..., Tensor]) -> None:
@@ -190,6 +191,7 @@ def test_first_use_in_a_transform(transform: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events")  # of torch 2.12
 def test_a_mode_stays_as_it_was() -> None:
     with torch.autograd.detect_anomaly():
         trace_layer(fresh(), 2, torch.float32)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor, nn
 
-from tracetorch.core.checks import check_count, check_flag, check_integer
+from tracetorch.core.checks import check_count, check_flag, check_integer, is_sharded
 from tracetorch.core.convolution import output_size
 from tracetorch.core.hooks import hooked_weights
 from tracetorch.snn.connectivity import plain_class
@@ -102,9 +102,16 @@ class SynapticDelays(DelayingLayer):
         product = self.product
         # not the forward of the instance, nor other pre-hooks: tt.unroll has some of its own
         own = type(product).forward in (nn.Linear.forward, nn.Conv1d.forward)
-        if own and not hooked_weights(product):
+        sharded = not torch.compiler.is_compiling() and is_sharded(product)
+        if own and not sharded and not hooked_weights(product):
             return
         (name,) = (name for name, each in self.named_children() if each is product)
+        if sharded:
+            raise ValueError(
+                f"{self._label()} reads the weight of its {name}, and does not call it: FSDP2 "
+                f"would not gather what it has sharded. Leave the {name} out, and apply "
+                "fully_shard to the whole layer."
+            )
         raise ValueError(
             f"{self._label()} reads the weight of its {name}, and does not call it: pruning, an "
             "old weight norm or another forward (an adapter) would have no effect. "
