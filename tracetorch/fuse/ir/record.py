@@ -20,6 +20,7 @@ from tracetorch.core.torch_private import TorchDispatchMode, make_wrapper_tensor
 from tracetorch.fuse.ir.decompose import decomposition
 from tracetorch.fuse.ir.graph import Builder, Graph, Unfusable, Value
 from tracetorch.fuse.ir.lower import lower
+from tracetorch.fuse.ir.sizes import READS_SIZES, SymbolicShape, symbolic_sizes
 
 _READS_VALUES = (
     "it reads the values of a tensor, for example to branch on them in Python, which a kernel "
@@ -30,12 +31,13 @@ _NOT_POINTWISE = "is not pointwise"
 _VIEWS = ("alias", "detach", "expand", "view")
 _LITERALS = ("lift_fresh", "lift_fresh_copy")
 _CASTS = {torch.float16: ".half()", torch.float32: ".float()", torch.float64: ".double()"}
+_SAME_SIZES = ("_to_copy", "alias", "clone", "detach", "full_like", "ones_like", "zeros_like")
 _FILLED = ("scalar_tensor", "full", "ones", "zeros")
 # operations that round nothing, so that a result of a narrower dtype is the same number in ours
 _EXACT = ("abs", "clone", "maximum", "minimum", "neg", "where", *_VIEWS, *_FILLED)
 
 
-class _Lane(Tensor):
+class _Lane(SymbolicShape, Tensor):  # type: ignore[misc]
     """Tensor without data: its shape, dtype, device, and the name of its value."""
 
     sample: Tensor
@@ -56,7 +58,7 @@ class _Lane(Tensor):
         """Raise, because there are no values."""
         raise Unfusable(f"its step cannot be traced: {_READS_VALUES}")
 
-    numpy = __array__ = item = tolist  # type: ignore[assignment]
+    numpy = __array__ = item = __str__ = __format__ = tolist  # type: ignore[assignment]
     # PyTorch would first complain about the number of values
     __bool__ = __int__ = __float__ = __index__ = tolist
 
@@ -86,13 +88,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.inputs: set[str] = set()
         self.unsupported: set[Value] = set()
         self.decomposing = False
+        self.sizes = symbolic_sizes(ndim)
         # Any value will do: what is computed on samples is thrown away.
         self.sample = torch.full((side,) * ndim, 0.5, dtype=dtype, device="cpu")
 
     def input(self, name: str) -> Tensor:
         """Return a tensor that represents the input ``name``, one value in each lane."""
         self.inputs.add(name)
-        return _Lane(self.sample, [name], self.device)
+        lane = _Lane(self.sample, [name], self.device)
+        lane.sizes = None if name.startswith("p_") else self.sizes
+        return lane
 
     def graph(self, results: Mapping[str, Tensor | None]) -> Graph:
         """Return the graph that computes ``results``; ``None`` is zero.
@@ -115,7 +120,37 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise Unfusable(f"its step draws random numbers, by {func}")
+        given = (args, kwargs or {})
+        symbols = [v.node for v in pytree.tree_leaves(given) if isinstance(v, torch.SymInt)]
+        if any(isinstance(v, torch.SymInt) for v in (*args, *given[1].values())):
+            raise Unfusable(READS_SIZES)
+        side = self.sample.shape[0] if symbols else 0
+        args, kwargs = pytree.tree_map(lambda v: side if isinstance(v, torch.SymInt) else v, given)
+        result = self._recorded(func, args, kwargs)
+        # the number of parts would be a size
+        if isinstance(result, list) and (
+            len(result) == len(self.sample) or func is not torch.ops.aten.unbind.int
+        ):
+            raise Unfusable(READS_SIZES)
+        if isinstance(result, _Lane) and result.sizes is None:
+            result.sizes = self._sizes_of(result, func, symbols, pytree.tree_leaves(given))
+        return result
+
+    def _sizes_of(
+        self, made: _Lane, func: Any, symbols: list[Any], given: list[Any]
+    ) -> torch.Size | None:
+        """Return the sizes of what an operation made, where they are known."""
+        if made.sample.ndim == 0:
+            return torch.Size([])
+        if symbols:
+            return self.sizes if symbols == [size.node for size in self.sizes] else None
+        keeps = torch.Tag.pointwise in func.tags or func.__name__.split(".")[0] in _SAME_SIZES
+        sized = any(isinstance(v, _Lane) and v.sizes is self.sizes for v in given)
+        return self.sizes if keeps and sized else None
+
+    def _recorded(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         # Operations of other libraries keep their namespace, and so never have a rule.
         operation = func._schema.name.removeprefix("aten::").removeprefix("prims::")
         if operation in ("_local_scalar_dense", "is_nonzero", "equal"):

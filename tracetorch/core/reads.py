@@ -1,0 +1,334 @@
+"""``Reads``: what functions read besides their arguments, found in their code.
+
+The rule of a step. Beside its arguments it reads numbers and text that its code names, operations
+of PyTorch and ``math``, and plain functions that keep this rule. All of that is named in its code,
+so it is found without running it, and compared by identity at each call: a global bound anew, a
+closure that changes, a function edited in place. What else it reads could change unseen.
+"""
+
+from __future__ import annotations
+
+import builtins
+import dis
+import functools
+import inspect
+import types
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tracetorch.core.torch_private import constant_in_compile
+
+_IMMUTABLE = (bool, int, str, bytes, complex, type(None), type(...), torch.dtype, torch.device)
+_BUILTINS = (
+    *("abs", "all", "any", "bool", "callable", "complex", "dict", "divmod", "enumerate", "filter"),
+    *("float", "frozenset", "int", "isinstance", "iter", "len", "list", "map", "max", "min"),
+    *("next", "pow", "range", "reversed", "round", "set", "slice", "sorted", "str", "sum"),
+    *("tuple", "zip"),
+)
+_CLASSES = (Tensor, torch.Size, torch.finfo, torch.no_grad, torch.enable_grad, torch.dtype)
+_FUNCTION = torch.autograd.Function
+_META = type(_FUNCTION)
+_C_MODULES = ("math", "torch._C._nn", "torch._C._special", "torch._C._linalg")
+_PYTHON_MODULES = ("torch.functional", "torch.nn.functional", "torch._tensor")
+# What tells how a tensor came to be, where it lies or who asks: no part of its values.
+_MODES = (
+    *("backward", "const_data_ptr", "data_ptr", "dim_order", "grad", "grad_dtype", "grad_fn"),
+    *("is_conj", "is_contiguous", "is_inference", "is_leaf", "is_neg", "is_pinned"),
+    *("is_same_size", "is_set_to", "is_shared", "layout", "name", "names", "nbytes", "output_nr"),
+    *("register_post_accumulate_grad_hook", "requires_grad", "requires_grad_", "retain_grad"),
+    *("retains_grad", "storage", "storage_offset", "storage_type", "stride", "untyped_storage"),
+    "volatile",
+)
+# Of an argument they are seen while it is traced, of Tensor and torch they are not.
+_SIZES = ("dim", "ndim", "ndimension", "nelement", "numel", "shape", "size")
+_HOLDERS = (
+    *(Tensor, str, list, dict, set, int, float, torch.finfo, torch.device),
+    torch.autograd.function.BackwardCFunction,
+)
+# methods that run when an object is made or looked at, not when a step uses it
+_UNUSED = ("__init__", "__new__", "__post_init__", "__reduce__", "__repr__", "__setattr__")
+_DONE = {
+    "DELETE_ATTR": "deletes the attribute",
+    "DELETE_GLOBAL": "deletes",
+    "IMPORT_NAME": "imports",
+    "LOAD_BUILD_CLASS": "defines a class",
+    "SETUP_FINALLY": "catches exceptions",
+    "STORE_GLOBAL": "sets",
+}
+
+
+class Reads:
+    """What a function reads besides its arguments, and what constants that it is given do.
+
+    Args:
+        function: a step, or another callable.
+        constants: what it is given by name besides tensors: numbers, spike functions.
+    """
+
+    key: tuple[Hashable, ...]
+    """Equal for what computes the same, where ``beyond`` is ``None``."""
+    beyond: str | None = None
+    """The first thing that is read or done beyond the rule, as ``reads settings (dict)``."""
+
+    def __init__(self, function: object, constants: Mapping[str, object] | None = None) -> None:
+        # Compared by identity: functions with what can be replaced in them, names, closures.
+        self.functions: list[tuple[types.FunctionType, types.CodeType, object, object]] = []
+        self.names: list[tuple[Mapping[str, object], str, object]] = []
+        self.cells: list[tuple[types.CellType, object]] = []
+        self._parts: list[Hashable] = []
+        self._visited: dict[types.FunctionType, int] = {}
+        self._attributes: dict[str, str] = {}  # that code reads of values, each as text
+        self._seen: set[str] = set()  # attributes of objects whose values are known
+        self._unseen: set[str] = set()
+        self._has_context = False  # as methods of an autograd.Function, to keep attributes on
+        self._value("step", function)
+        for name, value in (constants or {}).items():
+            self._parts.append(name)
+            self._value(name, value)
+        allowed = (_attributes() | self._seen) - self._unseen
+        for name, text in self._attributes.items():
+            if name not in allowed:
+                self._refuse(f"reads {text}")
+        self.key = tuple(self._parts)
+
+    def _refuse(self, what: str) -> None:
+        if self.beyond is None:
+            self.beyond = what
+
+    def _bound(self, namespace: Mapping[str, object], name: str) -> Any:
+        """Return what a name stands for, ``None`` for nothing, and note that it must stay."""
+        value = namespace.get(name)
+        self.names.append((namespace, name, value))
+        return value
+
+    def _content(self, name: str, cell: types.CellType) -> Any:
+        try:
+            value = cell.cell_contents
+        except ValueError:
+            self._refuse(f"reads {name}, which has no value yet")
+            return None
+        self.cells.append((cell, value))
+        return value
+
+    def _value(self, name: str, value: Any) -> None:
+        """Note a value that is used as it is."""
+        kind = type(value)
+        if kind is float:
+            self._parts.append(value.hex())  # NaN equals itself, and -0.0 is not 0.0
+        elif kind in _IMMUTABLE:
+            self._parts.append((kind, value))
+        elif kind is tuple:
+            self._parts.append(len(value))
+            for part in value:
+                self._value(name, part)
+        elif kind is types.FunctionType:
+            self._function(value)
+        elif _is_operation(value) or (isinstance(value, type) and _is_known(value)):
+            self._parts.append(value)
+        elif kind is types.MethodType and value.__func__ is _FUNCTION.apply.__func__:  # type: ignore
+            self._class(value.__self__)
+        elif _is_frozen(value):
+            self._class(kind)
+            self._seen.update(kind.__dataclass_fields__)
+            for field in kind.__dataclass_fields__:
+                self._value(f"{name}.{field}", getattr(value, field))
+        else:
+            self._refuse(f"reads {name} ({kind.__name__})")
+
+    def _function(self, function: types.FunctionType) -> None:
+        if function in self._visited:
+            self._parts.append(self._visited[function])
+            return
+        self._visited[function] = len(self._visited)
+        code, module = function.__code__, function.__globals__.get("__name__")
+        is_ours = _root(module) == "tracetorch"
+        # the code, not the function: a lambda that is made again is the same to a kernel
+        self._parts += [code, module if is_ours else None]
+        if module in _PYTHON_MODULES:
+            return
+        named: Any = function.__kwdefaults__
+        self.functions.append((function, code, function.__defaults__, named))
+        for default in function.__defaults__ or ():
+            self._value(f"a default of {function.__name__}", default)
+        for name in named or ():
+            self._value(name, self._bound(named, name))
+        closure = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
+        if not is_ours:
+            self._code(code, function.__globals__, closure)
+            return
+        for name, cell in closure.items():  # and what code of this package names stays
+            self._value(name, self._content(name, cell))
+
+    def _code(
+        self,
+        code: types.CodeType,
+        namespace: Mapping[str, object],
+        closure: Mapping[str, types.CellType],
+    ) -> None:
+        """Note what code names, and its inner functions."""
+        for operation, name, attributes in _named(code):
+            if operation == "LOAD_GLOBAL":
+                value = self._bound(namespace, name)
+                if name in namespace:
+                    self._chain(name, value, attributes)
+                elif name not in _BUILTINS and not _is_exception(vars(builtins).get(name)):
+                    self._refuse(f"calls {name}" if name in vars(builtins) else f"reads {name}")
+            elif operation == "LOAD_DEREF":
+                if name in closure:
+                    self._chain(name, self._content(name, closure[name]), attributes)
+            elif operation == "LOAD_ATTR":
+                self._attributes.setdefault(name, f"{name} of a value")
+            elif operation == "STORE_ATTR" and self._has_context:
+                self._seen.add(name)
+            elif operation != "STORE_DEREF" or name in closure:
+                self._refuse(f"{_DONE.get(operation, 'sets')} {name}".strip())
+        for inner in code.co_consts:
+            if isinstance(inner, types.CodeType):
+                self._code(inner, namespace, closure)
+
+    def _chain(self, text: str, value: Any, attributes: tuple[str, ...]) -> None:
+        """Note a value that code reads as ``settings.rates.SLOPE``, from that of the first name."""
+        for place, name in enumerate(attributes):
+            kind, text = type(value), f"{text}.{name}"
+            if kind is types.ModuleType and name in vars(value):
+                value = self._bound(vars(value), name)
+            elif value is Tensor and hasattr(Tensor, name) and name not in (*_SIZES, *_MODES):
+                return
+            elif kind is _META and inspect.getattr_static(value, name, 0) is vars(_FUNCTION).get(name):
+                value = getattr(value, name)  # apply
+            elif kind is type:
+                raws = [self._bound(vars(base), name) for base in value.__mro__]
+                value = next((raw for raw in raws if raw is not None), kind)
+                value = value.__func__ if isinstance(value, staticmethod) else value
+            elif kind is float or kind in _IMMUTABLE or kind is tuple:
+                self._attributes.update((each, text) for each in attributes[place:])
+                text = text.removesuffix(f".{name}")
+                break
+            else:
+                self._refuse(f"reads {text}")
+                return
+        self._value(text, value)
+
+    def _class(self, kind: type) -> None:
+        """Note the methods of a class of spike functions, and the numbers that it holds."""
+        self._parts.append(kind)
+        for base in kind.__mro__:
+            if _root(base.__module__) in ("builtins", "torch", "tracetorch"):
+                continue
+            if type(base) not in (type, _META):
+                self._refuse(f"reads {base.__name__}, a class with a metaclass")
+            self._has_context = type(base) is _META
+            for name, value in vars(base).items():
+                function = value.__func__ if isinstance(value, staticmethod) else value
+                is_function = type(function) is types.FunctionType
+                special = name.startswith("__") and name.endswith("__")
+                if name in ("__getattr__", "__getattribute__"):
+                    self._refuse(f"reads {base.__name__}, which has a {name}")
+                if special and (
+                    not is_function
+                    or name in _UNUSED
+                    or function.__code__.co_filename == "<string>"  # made by dataclass
+                ):
+                    continue
+                if is_function or type(value) is float or type(value) in _IMMUTABLE:
+                    self._seen.add(name)
+                    self._bound(vars(base), name)
+                    self._value(f"{kind.__name__}.{name}", function)
+                else:
+                    self._unseen.add(name)
+
+
+@constant_in_compile
+def global_functions(layer: Any) -> tuple[tuple[str, ...], ...] | None:
+    """Return what a layer's ``step`` reads inside ``torch.compile``, where it reads functions alone.
+
+    Returns:
+        For each global name the way to it: names of functions, each among the globals of the one
+        before; ``None`` where there is more, which the compiler must guard in a trace of the step.
+    """
+    step = layer.step
+    if getattr(step, "__globals__", {}).get("__name__", "").startswith("tracetorch."):
+        return ()
+    reads = Reads(step)
+    if reads.beyond or reads.cells or any(held or named for _, _, held, named in reads.functions):
+        return None
+    ways: dict[int, tuple[str, ...]] = {id(step.__globals__): ()}
+    found: list[tuple[str, ...]] = []
+    for namespace, name, value in reads.names:
+        if _root(namespace.get("__name__")) in ("math", "torch") or type(value) is types.ModuleType:
+            continue
+        if id(namespace) not in ways or not (value is None or callable(value)):
+            return None
+        found.append((*ways[id(namespace)], name))
+        if type(value) is types.FunctionType:
+            ways.setdefault(id(value.__globals__), found[-1])
+    return tuple(found)
+
+
+@functools.lru_cache(maxsize=1024)
+def _named(code: types.CodeType) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
+    """Return what code reads or does by name: operation, name, attributes that follow it."""
+    found: list[tuple[str, str, tuple[str, ...]]] = []
+    operations = [each.opname for each in dis.get_instructions(code)]
+    # each ``with`` has a handler of its own
+    if operations.count("PUSH_EXC_INFO") > operations.count("WITH_EXCEPT_START"):
+        found.append(("SETUP_FINALLY", "", ()))
+    follows = False
+    for each in dis.get_instructions(code):
+        operation = each.opname
+        if operation == "EXTENDED_ARG":
+            continue
+        operation = {"LOAD_METHOD": "LOAD_ATTR", "LOAD_NAME": "LOAD_GLOBAL"}.get(operation, operation)
+        if operation == "LOAD_ATTR" and follows:
+            found[-1] = (*found[-1][:2], (*found[-1][2], each.argval))
+            continue
+        follows = operation in ("LOAD_GLOBAL", "LOAD_DEREF")
+        if follows or operation in ("LOAD_ATTR", "STORE_ATTR", "STORE_DEREF", *_DONE):
+            found.append((operation, each.argval if isinstance(each.argval, str) else "", ()))
+    return tuple(dict.fromkeys(found))
+
+
+@functools.cache
+def _attributes() -> frozenset[str]:
+    """Return the attributes of arguments that a step may read."""
+    names = {name for holder in _HOLDERS for name in dir(holder) if not name.startswith("_")}
+    return frozenset(names.difference(_MODES))
+
+
+def _root(module: object) -> str:
+    return str(module).partition(".")[0]
+
+
+def _is_exception(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, BaseException)
+
+
+def _is_known(kind: type) -> bool:
+    """Whether a class may be used in a step."""
+    return kind in _CLASSES or _is_exception(kind) or _root(kind.__module__) == "tracetorch"
+
+
+def _is_operation(value: Any) -> bool:
+    """Whether a value is a C function that computes from its arguments alone."""
+    name = getattr(value, "__name__", "")
+    if name in (*_SIZES, *_MODES):
+        return False
+    if type(value) is types.MethodDescriptorType:
+        return issubclass(Tensor, value.__objclass__) and not name.startswith("_")
+    if type(value) is not types.BuiltinFunctionType:
+        return False
+    owner = value.__self__
+    if owner is None:  # as all operations of PyTorch
+        return value.__module__ == "torch"
+    module = owner.__name__ if isinstance(owner, types.ModuleType) else None
+    return module in _C_MODULES or (module == "builtins" and name in _BUILTINS)
+
+
+def _is_frozen(value: object) -> bool:
+    """Whether a value is a frozen dataclass that holds its fields and nothing else."""
+    params = getattr(type(value), "__dataclass_params__", None)
+    fields = getattr(type(value), "__dataclass_fields__", {})
+    return params is not None and params.frozen and vars(value).keys() == fields.keys()
