@@ -229,12 +229,14 @@ class Cell(Opaque):
     def __post_init__(self) -> None:
         reads = Reads(self.step, self.options)
         found = [reads, *(Reads(each.value) for each in self.constraints.values())]
+        # of a step that runs eagerly, and may set what it reads, nothing is kept
+        compared = [each for each in found if each.beyond is None]
         self.__dict__.update(
             reads=reads,
-            is_comparable=all(each.beyond is None for each in found),
+            is_comparable=len(compared) == len(found),
             _functions=tuple([part for each in found for part in each.functions]),
-            _names=tuple([part for each in found for part in each.names]),
-            _cells=tuple([part for each in found for part in each.cells]),
+            _names=tuple([part for each in compared for part in each.names]),
+            _cells=tuple([part for each in compared for part in each.cells]),
         )
 
     @classmethod

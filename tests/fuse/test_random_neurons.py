@@ -76,11 +76,11 @@ BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def random_neuron(seed: int) -> snn.Neuron:
     """Return a neuron of two states whose step is eight random operations."""
     draw = random.Random(seed)
-    plan: list[tuple[Callable[..., Tensor], int, int]] = []
+    plan: tuple[tuple[bool, Callable[..., Tensor], int, int], ...] = ()
     for known in range(4, 12):
         operation: Any = draw.choice([*UNARY.values(), *BINARY.values()])
-        plan.append((operation, draw.randrange(known), draw.randrange(known)))
-    unary = set(map(id, UNARY.values()))
+        is_unary = any(operation is each for each in UNARY.values())
+        plan += ((is_unary, operation, draw.randrange(known), draw.randrange(known)),)
 
     class RandomNeuron(snn.Neuron):
         states = ("mem", "trace")
@@ -93,9 +93,9 @@ def random_neuron(seed: int) -> snn.Neuron:
         @staticmethod
         def step(x: Tensor, mem: Any, trace: Any, *, beta: Any, base: Any, spike: Any) -> Any:
             numbers = [x, mem, trace, beta * mem + x]
-            for operation, first, second in plan:
+            for is_unary, operation, first, second in plan:
                 a, b = numbers[first], numbers[second]
-                numbers.append(operation(a) if id(operation) in unary else operation(a, b))
+                numbers.append(operation(a) if is_unary else operation(a, b))
             mem = torch.tanh(numbers[-1] + numbers[3])
             return spike(mem - 0.5 * base), mem, torch.lerp(trace, numbers[-2].clamp(-3, 3), 0.1)
 
@@ -146,7 +146,9 @@ ROUNDED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def summing(functions: dict[str, Callable[[Tensor, Tensor], Tensor]]) -> snn.Neuron:
+def summing(named: dict[str, Callable[[Tensor, Tensor], Tensor]]) -> snn.Neuron:
+    functions = tuple(named.values())
+
     class Summing(snn.Neuron):
         states = tuple(f"s{i}" for i in range(len(functions)))
 
@@ -155,7 +157,7 @@ def summing(functions: dict[str, Callable[[Tensor, Tensor], Tensor]]) -> snn.Neu
 
         @staticmethod
         def step(x: Tensor, *states: Tensor) -> Any:
-            new = [f(x, 0.5 * s) for f, s in zip(functions.values(), states, strict=True)]
+            new = [f(x, 0.5 * s) for f, s in zip(functions, states, strict=True)]
             return x, *new
 
     return Summing()

@@ -47,9 +47,10 @@ class _Size(torch.SymInt):
         self.node.guard_int()
 
 
-for _name in (vars(int).keys() - vars(object).keys()) | {"__hash__", "__repr__", "__format__"}:
-    if _name not in ("__getnewargs__", "__eq__", "__ne__"):
-        setattr(_Size, _name, _Size._read)
+for _name in (vars(int).keys() - vars(object).keys()) | {
+    *("__lt__", "__le__", "__gt__", "__ge__", "__hash__", "__repr__", "__format__")
+}:
+    setattr(_Size, _name, _Size._read)
 
 
 def symbolic_sizes(ndim: int) -> torch.Size:
