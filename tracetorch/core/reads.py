@@ -11,9 +11,8 @@ from __future__ import annotations
 import builtins
 import dis
 import functools
-import inspect
 import types
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from tracetorch.core.torch_private import constant_in_compile
 
-_IMMUTABLE = (bool, int, str, bytes, complex, type(None), type(...), torch.dtype, torch.device)
+_IMMUTABLE = (bool, int, str, bytes, type(None), type(...), torch.dtype, torch.device)
 _BUILTINS = (
     *("abs", "all", "any", "bool", "callable", "complex", "dict", "divmod", "enumerate", "filter"),
     *("float", "frozenset", "int", "isinstance", "iter", "len", "list", "map", "max", "min"),
@@ -30,9 +29,9 @@ _BUILTINS = (
 )
 _CLASSES = (Tensor, torch.Size, torch.finfo, torch.no_grad, torch.enable_grad, torch.dtype)
 _FUNCTION = torch.autograd.Function
-_META = type(_FUNCTION)
+_CONTEXT, _META = torch.autograd.function.BackwardCFunction, type(_FUNCTION)
 _C_MODULES = ("math", "torch._C._nn", "torch._C._special", "torch._C._linalg")
-_PYTHON_MODULES = ("torch.functional", "torch.nn.functional", "torch._tensor")
+_TRUSTED = ("torch._tensor", "torch.autograd.function", "torch.functional", "torch.nn.functional")
 # What tells how a tensor came to be, where it lies or who asks: no part of its values.
 _MODES = (
     *("backward", "const_data_ptr", "data_ptr", "dim_order", "grad", "grad_dtype", "grad_fn"),
@@ -44,10 +43,9 @@ _MODES = (
 )
 # Of an argument they are seen while it is traced, of Tensor and torch they are not.
 _SIZES = ("dim", "ndim", "ndimension", "nelement", "numel", "shape", "size")
-_HOLDERS = (
-    *(Tensor, str, list, dict, set, int, float, torch.finfo, torch.device),
-    torch.autograd.function.BackwardCFunction,
-)
+_HOLDERS = (Tensor, str, list, dict, set, int, float, torch.finfo, torch.device, _CONTEXT)
+# attributes of arguments that a step may read
+_READABLE = {n for holder in _HOLDERS for n in dir(holder) if n[0] != "_"}.difference(_MODES)
 # methods that run when an object is made or looked at, not when a step uses it
 _UNUSED = ("__init__", "__new__", "__post_init__", "__reduce__", "__repr__", "__setattr__")
 _DONE = {
@@ -74,43 +72,34 @@ class Reads:
     """The first thing that is read or done beyond the rule, as ``reads settings (dict)``."""
 
     def __init__(self, function: object, constants: Mapping[str, object] | None = None) -> None:
-        # Compared by identity: functions with what can be replaced in them, names, closures.
+        # Compared by identity: what can be replaced in functions, and what names stand for.
         self.functions: list[tuple[types.FunctionType, types.CodeType, object, object]] = []
-        self.names: list[tuple[Mapping[str, object], str, object]] = []
-        self.cells: list[tuple[types.CellType, object]] = []
+        self.names: list[tuple[Callable[[str], object], str, object]] = []
         self._parts: list[Hashable] = []
         self._visited: dict[types.FunctionType, int] = {}
-        self._attributes: dict[str, str] = {}  # that code reads of values, each as text
-        self._seen: set[str] = set()  # attributes of objects whose values are known
+        self._attributes: list[str] = []  # that code reads of values
+        self._seen: set[str] = set()  # those of objects whose values are known
         self._unseen: set[str] = set()
-        self._has_context = False  # as methods of an autograd.Function, to keep attributes on
+        self._has_context = False  # in methods of an autograd.Function, to keep attributes on
         self._value("step", function)
         for name, value in (constants or {}).items():
             self._parts.append(name)
             self._value(name, value)
-        allowed = (_attributes() | self._seen) - self._unseen
-        for name, text in self._attributes.items():
-            if name not in allowed:
-                self._refuse(f"reads {text}")
+        for name in self._attributes:
+            if name in self._unseen or name not in _READABLE | self._seen:
+                self._refuse(f"reads {name} of a value")
         self.key = tuple(self._parts)
 
     def _refuse(self, what: str) -> None:
-        if self.beyond is None:
-            self.beyond = what
+        self.beyond = self.beyond or what
 
-    def _bound(self, namespace: Mapping[str, object], name: str) -> Any:
+    def _bound(self, get: Callable[[str], Any], name: str) -> Any:
         """Return what a name stands for, ``None`` for nothing, and note that it must stay."""
-        value = namespace.get(name)
-        self.names.append((namespace, name, value))
-        return value
-
-    def _content(self, name: str, cell: types.CellType) -> Any:
         try:
-            value = cell.cell_contents
-        except ValueError:
-            self._refuse(f"reads {name}, which has no value yet")
-            return None
-        self.cells.append((cell, value))
+            value = get(name)
+        except ValueError:  # a closure that holds nothing yet
+            return self
+        self.names.append((get, name, value))
         return value
 
     def _value(self, name: str, value: Any) -> None:
@@ -126,15 +115,15 @@ class Reads:
                 self._value(name, part)
         elif kind is types.FunctionType:
             self._function(value)
-        elif _is_operation(value) or (isinstance(value, type) and _is_known(value)):
+        elif _is_operation(value) or _is_known(value):
             self._parts.append(value)
         elif kind is types.MethodType and value.__func__ is _FUNCTION.apply.__func__:  # type: ignore
             self._class(value.__self__)
         elif _is_frozen(value):
-            self._class(kind)
             self._seen.update(kind.__dataclass_fields__)
+            self._class(kind)
             for field in kind.__dataclass_fields__:
-                self._value(f"{name}.{field}", getattr(value, field))
+                self._value(f"{name}.{field}", self._bound(vars(value).get, field))
         else:
             self._refuse(f"reads {name} ({kind.__name__})")
 
@@ -144,43 +133,39 @@ class Reads:
             return
         self._visited[function] = len(self._visited)
         code, module = function.__code__, function.__globals__.get("__name__")
-        is_ours = _root(module) == "tracetorch"
+        is_known = _root(module) == "tracetorch" or module in _TRUSTED
         # the code, not the function: a lambda that is made again is the same to a kernel
-        self._parts += [code, module if is_ours else None]
-        if module in _PYTHON_MODULES:
-            return
+        self._parts += [code, module if is_known else None]
         named: Any = function.__kwdefaults__
         self.functions.append((function, code, function.__defaults__, named))
         for default in function.__defaults__ or ():
             self._value(f"a default of {function.__name__}", default)
         for name in named or ():
-            self._value(name, self._bound(named, name))
+            self._value(name, self._bound(named.get, name))
         closure = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
-        if not is_ours:
+        if not is_known:
             self._code(code, function.__globals__, closure)
             return
-        for name, cell in closure.items():  # and what code of this package names stays
-            self._value(name, self._content(name, cell))
+        for name, cell in closure.items():  # and what its code names stays
+            self._value(name, self._bound(cell.__getattribute__, "cell_contents"))
 
-    def _code(
-        self,
-        code: types.CodeType,
-        namespace: Mapping[str, object],
-        closure: Mapping[str, types.CellType],
-    ) -> None:
+    def _code(self, code: types.CodeType, namespace: Any, closure: dict[str, Any]) -> None:
         """Note what code names, and its inner functions."""
         for operation, name, attributes in _named(code):
             if operation == "LOAD_GLOBAL":
-                value = self._bound(namespace, name)
+                value = self._bound(namespace.get, name)
                 if name in namespace:
                     self._chain(name, value, attributes)
-                elif name not in _BUILTINS and not _is_exception(vars(builtins).get(name)):
-                    self._refuse(f"calls {name}" if name in vars(builtins) else f"reads {name}")
+                    continue
+                found = self._bound(vars(builtins).get, name)
+                if name not in _BUILTINS and not _is_exception(found):
+                    self._refuse(f"{'reads' if found is None else 'calls'} {name}")
             elif operation == "LOAD_DEREF":
                 if name in closure:
-                    self._chain(name, self._content(name, closure[name]), attributes)
+                    get = closure[name].__getattribute__
+                    self._chain(name, self._bound(get, "cell_contents"), attributes)
             elif operation == "LOAD_ATTR":
-                self._attributes.setdefault(name, f"{name} of a value")
+                self._attributes.append(name)
             elif operation == "STORE_ATTR" and self._has_context:
                 self._seen.add(name)
             elif operation != "STORE_DEREF" or name in closure:
@@ -191,22 +176,18 @@ class Reads:
 
     def _chain(self, text: str, value: Any, attributes: tuple[str, ...]) -> None:
         """Note a value that code reads as ``settings.rates.SLOPE``, from that of the first name."""
-        for place, name in enumerate(attributes):
+        for name in attributes:
             kind, text = type(value), f"{text}.{name}"
             if kind is types.ModuleType and name in vars(value):
-                value = self._bound(vars(value), name)
+                value = self._bound(vars(value).get, name)
             elif value is Tensor and hasattr(Tensor, name) and name not in (*_SIZES, *_MODES):
                 return
-            elif kind is _META and inspect.getattr_static(value, name, 0) is vars(_FUNCTION).get(name):
-                value = getattr(value, name)  # apply
+            elif kind is _META and name == "apply" and "apply" not in vars(value):
+                value = value.apply
             elif kind is type:
-                raws = [self._bound(vars(base), name) for base in value.__mro__]
+                raws = [self._bound(vars(base).get, name) for base in value.__mro__]
                 value = next((raw for raw in raws if raw is not None), kind)
                 value = value.__func__ if isinstance(value, staticmethod) else value
-            elif kind is float or kind in _IMMUTABLE or kind is tuple:
-                self._attributes.update((each, text) for each in attributes[place:])
-                text = text.removesuffix(f".{name}")
-                break
             else:
                 self._refuse(f"reads {text}")
                 return
@@ -222,48 +203,45 @@ class Reads:
                 self._refuse(f"reads {base.__name__}, a class with a metaclass")
             self._has_context = type(base) is _META
             for name, value in vars(base).items():
-                function = value.__func__ if isinstance(value, staticmethod) else value
-                is_function = type(function) is types.FunctionType
-                special = name.startswith("__") and name.endswith("__")
-                if name in ("__getattr__", "__getattribute__"):
-                    self._refuse(f"reads {base.__name__}, which has a {name}")
-                if special and (
-                    not is_function
-                    or name in _UNUSED
-                    or function.__code__.co_filename == "<string>"  # made by dataclass
-                ):
-                    continue
-                if is_function or type(value) is float or type(value) in _IMMUTABLE:
+                held = value.__func__ if isinstance(value, staticmethod) else value
+                is_function = type(held) is types.FunctionType
+                if name.startswith("__") and name != "__call__":
+                    # a dataclass makes its own
+                    is_own = is_function and held.__code__.co_filename != "<string>"
+                    if is_own and name not in _UNUSED:
+                        self._refuse(f"reads {base.__name__}.{name}")
+                elif is_function or type(held) is float or type(held) in _IMMUTABLE:
                     self._seen.add(name)
-                    self._bound(vars(base), name)
-                    self._value(f"{kind.__name__}.{name}", function)
+                    self._bound(vars(base).get, name)
+                    self._value(f"{kind.__name__}.{name}", held)
                 else:
                     self._unseen.add(name)
 
 
 @constant_in_compile
 def global_functions(layer: Any) -> tuple[tuple[str, ...], ...] | None:
-    """Return what a layer's ``step`` reads inside ``torch.compile``, where it reads functions alone.
+    """Return what a layer's ``step`` reads, in ``torch.compile``; ``None``: not functions alone.
 
-    Returns:
-        For each global name the way to it: names of functions, each among the globals of the one
-        before; ``None`` where there is more, which the compiler must guard in a trace of the step.
+    Of each global the way to it: names of functions, each among the globals of the one before.
     """
     step = layer.step
     if getattr(step, "__globals__", {}).get("__name__", "").startswith("tracetorch."):
         return ()
     reads = Reads(step)
-    if reads.beyond or reads.cells or any(held or named for _, _, held, named in reads.functions):
+    if reads.beyond or any(held or named for _, _, held, named in reads.functions):
         return None
     ways: dict[int, tuple[str, ...]] = {id(step.__globals__): ()}
     found: list[tuple[str, ...]] = []
-    for namespace, name, value in reads.names:
-        if _root(namespace.get("__name__")) in ("math", "torch") or type(value) is types.ModuleType:
+    for get, name, value in reads.names:
+        namespace: Any = get.__self__  # type: ignore[attr-defined]
+        if namespace is vars(builtins) or type(value) is types.ModuleType:
+            continue
+        if type(namespace) is dict and _root(namespace.get("__name__")) in ("math", "torch"):
             continue
         if id(namespace) not in ways or not (value is None or callable(value)):
             return None
         found.append((*ways[id(namespace)], name))
-        if type(value) is types.FunctionType:
+        if isinstance(value, types.FunctionType):
             ways.setdefault(id(value.__globals__), found[-1])
     return tuple(found)
 
@@ -272,16 +250,14 @@ def global_functions(layer: Any) -> tuple[tuple[str, ...], ...] | None:
 def _named(code: types.CodeType) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
     """Return what code reads or does by name: operation, name, attributes that follow it."""
     found: list[tuple[str, str, tuple[str, ...]]] = []
-    operations = [each.opname for each in dis.get_instructions(code)]
+    instructions = [each for each in dis.get_instructions(code) if each.opname != "EXTENDED_ARG"]
+    operations = [each.opname for each in instructions]
     # each ``with`` has a handler of its own
     if operations.count("PUSH_EXC_INFO") > operations.count("WITH_EXCEPT_START"):
         found.append(("SETUP_FINALLY", "", ()))
     follows = False
-    for each in dis.get_instructions(code):
-        operation = each.opname
-        if operation == "EXTENDED_ARG":
-            continue
-        operation = {"LOAD_METHOD": "LOAD_ATTR", "LOAD_NAME": "LOAD_GLOBAL"}.get(operation, operation)
+    for each in instructions:
+        operation = each.opname.replace("METHOD", "ATTR")  # before Python 3.12
         if operation == "LOAD_ATTR" and follows:
             found[-1] = (*found[-1][:2], (*found[-1][2], each.argval))
             continue
@@ -289,13 +265,6 @@ def _named(code: types.CodeType) -> tuple[tuple[str, str, tuple[str, ...]], ...]
         if follows or operation in ("LOAD_ATTR", "STORE_ATTR", "STORE_DEREF", *_DONE):
             found.append((operation, each.argval if isinstance(each.argval, str) else "", ()))
     return tuple(dict.fromkeys(found))
-
-
-@functools.cache
-def _attributes() -> frozenset[str]:
-    """Return the attributes of arguments that a step may read."""
-    names = {name for holder in _HOLDERS for name in dir(holder) if not name.startswith("_")}
-    return frozenset(names.difference(_MODES))
 
 
 def _root(module: object) -> str:
@@ -306,9 +275,11 @@ def _is_exception(value: object) -> bool:
     return isinstance(value, type) and issubclass(value, BaseException)
 
 
-def _is_known(kind: type) -> bool:
-    """Whether a class may be used in a step."""
-    return kind in _CLASSES or _is_exception(kind) or _root(kind.__module__) == "tracetorch"
+def _is_known(value: object) -> bool:
+    """Whether a value is a class that a step may use."""
+    return isinstance(value, type) and (
+        value in _CLASSES or _is_exception(value) or _root(value.__module__) == "tracetorch"
+    )
 
 
 def _is_operation(value: Any) -> bool:
@@ -329,6 +300,7 @@ def _is_operation(value: Any) -> bool:
 
 def _is_frozen(value: object) -> bool:
     """Whether a value is a frozen dataclass that holds its fields and nothing else."""
-    params = getattr(type(value), "__dataclass_params__", None)
-    fields = getattr(type(value), "__dataclass_fields__", {})
-    return params is not None and params.frozen and vars(value).keys() == fields.keys()
+    fields = getattr(type(value), "__dataclass_fields__", None)
+    if fields is None or not type(value).__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        return False
+    return bool(getattr(value, "__dict__", {}).keys() == fields.keys())

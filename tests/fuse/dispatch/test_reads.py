@@ -292,7 +292,7 @@ ROWS: dict[str, tuple[Row, str | None]] = {
 def module(row: Row) -> Any:
     """Make a module with a neuron of its own, and one layer of each rank."""
     expression, setup, _ = row
-    made = types.ModuleType(__name__)  # where dataclasses look
+    made: Any = types.ModuleType(__name__)  # where dataclasses look
     source = SOURCE.format(
         expression=expression,
         setup=setup,

@@ -65,8 +65,8 @@ def program_of(
         reads = Reads(cell.step, constants)
     if reads.beyond is not None:
         raise Unfusable(
-            f"its step {reads.beyond}, and a kernel knows arguments, numbers and plain functions "
-            "that the code names. Declare what else it needs: self.option(...) in __init__"
+            f"its step {reads.beyond}; a kernel knows its arguments, and numbers and plain "
+            "functions that its code names. Declare what else it needs: self.option(...)"
         )
     # a number that a step makes a tensor of has the default dtype
     settings = (ndim, dtype, torch.get_default_dtype(), device)

@@ -10,6 +10,7 @@ where an output depends on it.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ from tracetorch.core.torch_private import TorchDispatchMode, make_wrapper_tensor
 from tracetorch.fuse.ir.decompose import decomposition
 from tracetorch.fuse.ir.graph import Builder, Graph, Unfusable, Value
 from tracetorch.fuse.ir.lower import lower
-from tracetorch.fuse.ir.sizes import READS_SIZES, SymbolicShape, symbolic_sizes
+from tracetorch.fuse.ir.sizes import READS_SIZES, symbolic_sizes
 
 _READS_VALUES = (
     "it reads the values of a tensor, for example to branch on them in Python, which a kernel "
@@ -37,13 +38,15 @@ _FILLED = ("scalar_tensor", "full", "ones", "zeros")
 _EXACT = ("abs", "clone", "maximum", "minimum", "neg", "where", *_VIEWS, *_FILLED)
 
 
-class _Lane(SymbolicShape, Tensor):  # type: ignore[misc]
+class _Lane(Tensor):
     """Tensor without data: its shape, dtype, device, and the name of its value."""
 
     sample: Tensor
     """A small tensor on the CPU that PyTorch computes on instead."""
     cell: list[Value]
     """Holds the name; views of one memory share it: an in-place change of one is seen by all."""
+    sizes: torch.Size | None = None
+    """Symbols; ``None``: unknown, as those of a parameter, which may have fewer dimensions."""
 
     @staticmethod
     def __new__(cls, sample: Tensor, cell: list[Value], device: torch.device) -> _Lane:
@@ -61,6 +64,31 @@ class _Lane(SymbolicShape, Tensor):  # type: ignore[misc]
     numpy = __array__ = item = __str__ = __format__ = tolist  # type: ignore[assignment]
     # PyTorch would first complain about the number of values
     __bool__ = __int__ = __float__ = __index__ = tolist
+
+    def _told(self, *, number: bool = False) -> Any:
+        """Return the sizes: symbols to a step, those of the sample to PyTorch and this package."""
+        module = sys._getframe(2).f_globals.get("__name__", "") + "."
+        if module.startswith(("torch.", "tracetorch.core.", "tracetorch.fuse.")):
+            return self.sample.shape
+        if self.sizes is None or number:
+            raise Unfusable(READS_SIZES)
+        return self.sizes
+
+    def size(self, dim: int | None = None) -> Any:
+        sizes = self._told()
+        return sizes if dim is None else sizes[dim]
+
+    def dim(self) -> int:
+        return len(self._told())
+
+    def numel(self) -> int:
+        return self._told(number=True).numel()  # type: ignore[no-any-return]
+
+    def __len__(self) -> int:
+        return self._told(number=True)[0]  # type: ignore[no-any-return]
+
+    shape, ndim = property(size), property(dim)
+    ndimension, nelement = dim, numel
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -124,7 +152,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise Unfusable(f"its step draws random numbers, by {func}")
         given = (args, kwargs or {})
         symbols = [v.node for v in pytree.tree_leaves(given) if isinstance(v, torch.SymInt)]
-        if any(isinstance(v, torch.SymInt) for v in (*args, *given[1].values())):
+        # one alone is a number; in another order they may not fit
+        alone = any(isinstance(v, torch.SymInt) for v in (*args, *given[1].values()))
+        sizes: Any = self.sizes
+        if symbols and (alone or symbols != [size.node for size in sizes]):
             raise Unfusable(READS_SIZES)
         side = self.sample.shape[0] if symbols else 0
         args, kwargs = pytree.tree_map(lambda v: side if isinstance(v, torch.SymInt) else v, given)
@@ -135,20 +166,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         ):
             raise Unfusable(READS_SIZES)
         if isinstance(result, _Lane) and result.sizes is None:
-            result.sizes = self._sizes_of(result, func, symbols, pytree.tree_leaves(given))
+            keeps = torch.Tag.pointwise in func.tags or func.__name__.split(".")[0] in _SAME_SIZES
+            known = (
+                isinstance(v, _Lane) and v.sizes is self.sizes for v in pytree.tree_leaves(given)
+            )
+            if result.sample.ndim == 0:
+                result.sizes = torch.Size([])
+            elif symbols or (keeps and any(known)):
+                result.sizes = self.sizes
         return result
-
-    def _sizes_of(
-        self, made: _Lane, func: Any, symbols: list[Any], given: list[Any]
-    ) -> torch.Size | None:
-        """Return the sizes of what an operation made, where they are known."""
-        if made.sample.ndim == 0:
-            return torch.Size([])
-        if symbols:
-            return self.sizes if symbols == [size.node for size in self.sizes] else None
-        keeps = torch.Tag.pointwise in func.tags or func.__name__.split(".")[0] in _SAME_SIZES
-        sized = any(isinstance(v, _Lane) and v.sizes is self.sizes for v in given)
-        return self.sizes if keeps and sized else None
 
     def _recorded(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         # Operations of other libraries keep their namespace, and so never have a rule.
