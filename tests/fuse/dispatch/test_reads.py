@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import sequence, trace_layer
-from tracetorch import fuse
+from tracetorch import fuse, snn
 from tracetorch.fuse.dispatch import backends
 
 SOURCE = """
@@ -89,9 +89,26 @@ COMPILED: dict[str, Row] = {
     "a function": ("f(x)", "G = 2.0\ndef f(u): return u * G", "G = 3.0"),
     "a function bound anew": ("f(x)", "def f(u): return u", "def f(u): return 2 * u"),
     "a function edited": ("f(x)", "def f(u): return u", "f.__code__ = (lambda u: 3 * u).__code__"),
+    "what a function calls": (
+        "f(x)",
+        "def g(u): return u\ndef f(u): return g(u)",
+        "def g(u): return u - 4",
+    ),
+    "the step": (
+        "x",
+        "",
+        "Own.step.__code__ = (lambda x, mem, *, beta, w, o: (3 * x, mem)).__code__",
+    ),
+    "a default of the step": ("k", "", "Own.step.__kwdefaults__ = {'k': 3.0}"),
+    "its own class": ("Own.G", "", "Own.G = 3.0"),
     "an inner function": ("(lambda u: u * G)(x)", "G = 2.0", "G = 3.0"),
     "a comprehension": ("sum([G * i for i in range(3)])", "G = 2.0", "G = 3.0"),
     "a default": ("f()", "def f(k=2.0): return k", "f.__defaults__ = (3.0,)"),
+    "a default that was none": (
+        "f()",
+        "def f(): return 2.0\ndef g(k=3.0): return k",
+        "f.__code__, f.__defaults__ = g.__code__, g.__defaults__",
+    ),
     "a default by name": ("f()", "def f(*, k=2.0): return k", "f.__kwdefaults__['k'] = 3.0"),
     "a builtin that is hidden": ("abs(x)", "", "abs = lambda u: 3 * u"),
     "functools.wraps": (
@@ -112,6 +129,11 @@ COMPILED: dict[str, Row] = {
         "@dataclass(frozen=True)\nclass C:\n    k: float\n    G = 2.0\ngiven = C(2.0)",
         "C.G = 5.0",
     ),
+    "a field that is set all the same": (
+        "o.k",
+        "@dataclass(frozen=True)\nclass C: k: float\ngiven = C(2.0)",
+        "object.__setattr__(given, 'k', 3.0)",
+    ),
     "a method of a surrogate": (
         "o(x)",
         "@dataclass(frozen=True)\nclass S(functional.Surrogate):\n    k: float = 2.0\n"
@@ -125,6 +147,7 @@ COMPILED: dict[str, Row] = {
         "    def backward(ctx, g): return g * ctx.k",
         "S.forward = staticmethod(lambda ctx, u: setattr(ctx, 'k', 3.0) or u * 3.0)",
     ),
+    "a size for an integer": ("2 if isinstance(x.shape[0], int) else 3", "", ""),
     "the same size": ("1 if x.shape == mem.shape and x.size(0) == mem.size(0) else 2", "", ""),
     "tensors of the size": ("torch.full((x.shape[0], x.shape[1]), 2.0)", "", ""),
     "dimensions": ("x.ndim + x.dim()", "", ""),
@@ -171,7 +194,7 @@ EAGER: dict[str, tuple[Row, str]] = {
     "a metaclass": (
         (
             "C.G",
-            "v = [2.0]\nclass M(type):\n    G = property(lambda c: v[0])\nclass C(metaclass=M): pass",
+            "v = [2]\nclass M(type):\n    G = property(lambda c: v[0])\nclass C(metaclass=M): pass",
             "v[0] = 3.0",
         ),
         r"reads C\.G",
@@ -296,7 +319,7 @@ def module(row: Row) -> Any:
     source = SOURCE.format(
         expression=expression,
         setup=setup,
-        argument="",
+        argument=", k=2.0" if expression == "k" else "",
         option="given" if "given" in setup and "captured" not in expression else "1.0",
         given="captured=given" if "captured" in expression else "",
     )
@@ -316,6 +339,9 @@ WAYS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "without a graph": torch.no_grad()(lambda layer, x: tt.unroll(layer, x, from_rest=True)),
     "compiled steps": torch.no_grad()(
         lambda layer, x: tt.unroll(layer, x, from_rest=True, by="step")
+    ),
+    "fed back": lambda layer, x: tt.unroll(
+        snn.Recurrent(layer, nn.Linear(9, 9, bias=False)), x[:1], from_rest=True
     ),
 }
 X = {batch: sequence(3, batch, 9, dtype=torch.float32).abs() for batch in (2, 1, 128)}
@@ -340,7 +366,11 @@ def check(made: Any, twin: Any, way: str) -> None:
     assert all(map(torch.equal, outputs(made, way), expected))
 
 
-@pytest.mark.parametrize("way", WAYS)
+# a kernel of its own takes a second to compile
+SLOW = [pytest.param(way, marks=pytest.mark.slow) for way in ("without a graph", "fed back")]
+
+
+@pytest.mark.parametrize("way", ["by layer", "by step", "compiled steps", *SLOW])
 @pytest.mark.parametrize("name", ROWS)
 def test_what_a_step_reads_takes_effect(name: str, way: str) -> None:
     row, _ = ROWS[name]
@@ -394,3 +424,29 @@ def test_functions_that_call_each_other_are_followed_once() -> None:
     row = ("f(x)", setup, "")
     assert fuse.unsupported_reason("cpu", module(row).layers[0], X[2]) is None
     check(module(row), module(row), "by layer")
+
+
+def test_an_edited_step_that_takes_other_states_is_refused_by_a_new_layer() -> None:
+    made = module(COMPILED["a literal"])
+    made.Own.step.__code__ = (lambda x, other, *, beta, w, o: (x, other)).__code__
+    with pytest.raises(ValueError, match=r"states is \('mem',\), but Own.step takes \('other',\)"):
+        made.Own()
+
+
+@pytest.mark.slow
+def test_a_step_of_this_package_may_be_edited_too() -> None:
+    layer, x = tt.neurons.RefractoryLIF(9), X[2]
+    step = type(layer).step
+    code, ways = step.__code__, [run for way, run in WAYS.items() if way != "fed back"]
+    first = [run(layer, x) for run in ways]
+    try:
+        step.__code__ = code.replace(
+            co_consts=tuple(2.0 if c == 1.0 else 3 if c == 1 else c for c in code.co_consts)
+        )
+        found = [run(layer, x) for run in ways]
+        with fuse.backend("eager"):
+            expected = tt.unroll(layer, x, from_rest=True)
+    finally:
+        step.__code__ = code
+    assert all(torch.equal(each, expected) for each in found)
+    assert not torch.equal(first[0], expected)
