@@ -81,6 +81,8 @@ class Reads:
         self._seen: set[str] = set()  # those of objects whose values are known
         self._unseen: set[str] = set()
         self._has_context = False  # in methods of an autograd.Function, to keep attributes on
+        if isinstance(function, types.MethodType):
+            self._refuse("is not a static method")
         self._value("step", function)
         for name, value in (constants or {}).items():
             self._parts.append(name)
@@ -109,7 +111,7 @@ class Reads:
             self._parts.append(value.hex())  # NaN equals itself, and -0.0 is not 0.0
         elif kind in _IMMUTABLE:
             self._parts.append((kind, value))
-        elif kind is tuple:
+        elif kind is tuple or (isinstance(value, tuple) and _root(kind.__module__) == "tracetorch"):
             self._parts.append(len(value))
             for part in value:
                 self._value(name, part)
@@ -203,17 +205,17 @@ class Reads:
                 self._refuse(f"reads {base.__name__}, a class with a metaclass")
             self._has_context = type(base) is _META
             for name, value in vars(base).items():
-                held = value.__func__ if isinstance(value, staticmethod) else value
-                is_function = type(held) is types.FunctionType
+                member = value.__func__ if isinstance(value, staticmethod) else value
+                is_function = type(member) is types.FunctionType
                 if name.startswith("__") and name != "__call__":
                     # a dataclass makes its own
-                    is_own = is_function and held.__code__.co_filename != "<string>"
+                    is_own = is_function and member.__code__.co_filename != "<string>"
                     if is_own and name not in _UNUSED:
                         self._refuse(f"reads {base.__name__}.{name}")
-                elif is_function or type(held) is float or type(held) in _IMMUTABLE:
+                elif is_function or type(member) is float or type(member) in _IMMUTABLE:
                     self._seen.add(name)
                     self._bound(vars(base).get, name)
-                    self._value(f"{kind.__name__}.{name}", held)
+                    self._value(f"{kind.__name__}.{name}", member)
                 else:
                     self._unseen.add(name)
 
@@ -228,7 +230,7 @@ def global_functions(layer: Any) -> tuple[tuple[str, ...], ...] | None:
     if getattr(step, "__globals__", {}).get("__name__", "").startswith("tracetorch."):
         return ()
     reads = Reads(step)
-    if reads.beyond or any(held or named for _, _, held, named in reads.functions):
+    if reads.beyond or any(given or named for _, _, given, named in reads.functions):
         return None
     ways: dict[int, tuple[str, ...]] = {id(step.__globals__): ()}
     found: list[tuple[str, ...]] = []

@@ -65,7 +65,7 @@ class _Lane(Tensor):
     # PyTorch would first complain about the number of values
     __bool__ = __int__ = __float__ = __index__ = tolist
 
-    def _told(self, *, number: bool = False) -> Any:
+    def _visible_sizes(self, *, number: bool = False) -> Any:
         """Return the sizes: symbols to a step, those of the sample to PyTorch and this package."""
         module = sys._getframe(2).f_globals.get("__name__", "") + "."
         if module.startswith(("torch.", "tracetorch.core.", "tracetorch.fuse.")):
@@ -75,17 +75,17 @@ class _Lane(Tensor):
         return self.sizes
 
     def size(self, dim: int | None = None) -> Any:
-        sizes = self._told()
+        sizes = self._visible_sizes()
         return sizes if dim is None else sizes[dim]
 
     def dim(self) -> int:
-        return len(self._told())
+        return len(self._visible_sizes())
 
     def numel(self) -> int:
-        return self._told(number=True).numel()  # type: ignore[no-any-return]
+        return self._visible_sizes(number=True).numel()  # type: ignore[no-any-return]
 
     def __len__(self) -> int:
-        return self._told(number=True)[0]  # type: ignore[no-any-return]
+        return self._visible_sizes(number=True)[0]  # type: ignore[no-any-return]
 
     shape, ndim = property(size), property(dim)
     ndimension, nelement = dim, numel

@@ -1,4 +1,4 @@
-"""Symbolic sizes: what a step that is traced is told of the sizes of its tensors.
+"""Symbolic sizes of the tensors of a step that is traced.
 
 A size may make other tensors and be compared with itself; whoever computes with it, or branches on
 it, reads a number that is another at the next call. PyTorch's own symbolic shapes take longer to
