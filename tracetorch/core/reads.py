@@ -49,17 +49,15 @@ _READABLE = {n for holder in _HOLDERS for n in dir(holder) if n[0] != "_"}.diffe
 # methods that run when an object is made or looked at, not when a step uses it
 _UNUSED = ("__init__", "__new__", "__post_init__", "__reduce__", "__repr__", "__setattr__")
 _DONE = {
-    "DELETE_ATTR": "deletes the attribute",
-    "DELETE_GLOBAL": "deletes",
     "IMPORT_NAME": "imports",
     "LOAD_BUILD_CLASS": "defines a class",
     "SETUP_FINALLY": "catches exceptions",
-    "STORE_GLOBAL": "sets",
 }
+_WRITES = ("DELETE_ATTR", "DELETE_GLOBAL", "STORE_ATTR", "STORE_DEREF", "STORE_GLOBAL")
 
 
 class Reads:
-    """What a function reads besides its arguments, and what constants that it is given do.
+    """Everything that a function, with some constants, reads besides its arguments.
 
     Args:
         function: a step, or another callable.
@@ -160,7 +158,7 @@ class Reads:
                     self._chain(name, value, attributes)
                     continue
                 found = self._bound(vars(builtins).get, name)
-                if name not in _BUILTINS and not _is_exception(found):
+                if name not in _BUILTINS and not _is_known(found):
                     self._refuse(f"{'reads' if found is None else 'calls'} {name}")
             elif operation == "LOAD_DEREF":
                 if name in closure:
@@ -264,7 +262,7 @@ def _named(code: types.CodeType) -> tuple[tuple[str, str, tuple[str, ...]], ...]
             found[-1] = (*found[-1][:2], (*found[-1][2], each.argval))
             continue
         follows = operation in ("LOAD_GLOBAL", "LOAD_DEREF")
-        if follows or operation in ("LOAD_ATTR", "STORE_ATTR", "STORE_DEREF", *_DONE):
+        if follows or operation in ("LOAD_ATTR", *_WRITES, *_DONE):
             found.append((operation, each.argval if isinstance(each.argval, str) else "", ()))
     return tuple(dict.fromkeys(found))
 
@@ -273,14 +271,12 @@ def _root(module: object) -> str:
     return str(module).partition(".")[0]
 
 
-def _is_exception(value: object) -> bool:
-    return isinstance(value, type) and issubclass(value, BaseException)
-
-
 def _is_known(value: object) -> bool:
     """Whether a value is a class that a step may use."""
     return isinstance(value, type) and (
-        value in _CLASSES or _is_exception(value) or _root(value.__module__) == "tracetorch"
+        value in _CLASSES
+        or issubclass(value, BaseException)
+        or _root(value.__module__) == "tracetorch"
     )
 
 

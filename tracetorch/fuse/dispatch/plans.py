@@ -52,16 +52,12 @@ def program_of(
     Raises:
         Unfusable: it cannot become a kernel.
     """
-    constants: dict[str, object] = {}
-    params: list[str] = []
-    for name, value in kwargs.items():
-        if isinstance(value, Tensor):
-            _check_parameter(cell, name, value, ndim, dtype)
-            params.append(name)
-        else:
-            constants[name] = value
-    options, reads = cell.options, cell.reads
-    if constants.keys() != options.keys() or any(options[n] is not constants[n] for n in options):
+    constants = {name: value for name, value in kwargs.items() if not isinstance(value, Tensor)}
+    params = tuple([name for name in kwargs if name not in constants])
+    for name in params:
+        _check_parameter(cell, name, kwargs[name], ndim, dtype)
+    reads, options = cell.reads, cell.options
+    if constants.keys() != options.keys() or any(constants[n] is not options[n] for n in options):
         reads = Reads(cell.step, constants)
     if reads.beyond is not None:
         raise Unfusable(
@@ -70,7 +66,7 @@ def program_of(
         )
     # a number that a step makes a tensor of has the default dtype
     settings = (ndim, dtype, torch.get_default_dtype(), device)
-    key = (cell.name, *settings, cell.active, *params, reads.key)
+    key = (cell.name, *settings, cell.active, params, reads.key)
     result = _programs.get(key)
     if result is None:
         if len(_programs) >= _MOST_PROGRAMS:

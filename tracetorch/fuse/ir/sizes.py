@@ -17,7 +17,7 @@ READS_SIZES = "its step reads the size of its input"
 
 
 class _Node:
-    """What PyTorch's C++ holds of a size, and passes on."""
+    """A size as PyTorch's C++ passes it on."""
 
     def is_int(self) -> bool:
         return True
