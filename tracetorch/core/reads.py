@@ -30,7 +30,7 @@ _BUILTINS = (
 _CLASSES = (Tensor, torch.Size, torch.finfo, torch.no_grad, torch.enable_grad, torch.dtype)
 _FUNCTION = torch.autograd.Function
 _CONTEXT, _META = torch.autograd.function.BackwardCFunction, type(_FUNCTION)
-_C_MODULES = ("math", "torch._C._nn", "torch._C._special", "torch._C._linalg")
+_C_MODULES = ("math", "torch", "torch._C._nn", "torch._C._special", "torch._C._linalg")
 _TRUSTED = ("torch._tensor", "torch.autograd.function", "torch.functional", "torch.nn.functional")
 # What tells how a tensor came to be, where it lies or who asks: no part of its values.
 _MODES = (
@@ -48,11 +48,7 @@ _HOLDERS = (Tensor, str, list, dict, set, int, float, torch.finfo, torch.device,
 _READABLE = {n for holder in _HOLDERS for n in dir(holder) if n[0] != "_"}.difference(_MODES)
 # methods that run when an object is made or looked at, not when a step uses it
 _UNUSED = ("__init__", "__new__", "__post_init__", "__reduce__", "__repr__", "__setattr__")
-_DONE = {
-    "IMPORT_NAME": "imports",
-    "LOAD_BUILD_CLASS": "defines a class",
-    "SETUP_FINALLY": "catches exceptions",
-}
+_DONE = {"IMPORT_NAME": "imports", "LOAD_BUILD_CLASS": "makes a class", "TRY": "catches"}
 _WRITES = ("DELETE_ATTR", "DELETE_GLOBAL", "STORE_ATTR", "STORE_DEREF", "STORE_GLOBAL")
 
 
@@ -117,6 +113,7 @@ class Reads:
             self._function(value)
         elif _is_operation(value) or _is_known(value):
             self._parts.append(value)
+            self._seen.update(_own_names(value))
         elif kind is types.MethodType and value.__func__ is _FUNCTION.apply.__func__:  # type: ignore
             self._class(value.__self__)
         elif _is_frozen(value):
@@ -198,6 +195,7 @@ class Reads:
         self._parts.append(kind)
         for base in kind.__mro__:
             if _root(base.__module__) in ("builtins", "torch", "tracetorch"):
+                self._seen.update(_own_names(base))
                 continue
             if type(base) not in (type, _META):
                 self._refuse(f"reads {base.__name__}, a class with a metaclass")
@@ -253,8 +251,9 @@ def _named(code: types.CodeType) -> tuple[tuple[str, str, tuple[str, ...]], ...]
     instructions = [each for each in dis.get_instructions(code) if each.opname != "EXTENDED_ARG"]
     operations = [each.opname for each in instructions]
     # each ``with`` has a handler of its own
-    if operations.count("PUSH_EXC_INFO") > operations.count("WITH_EXCEPT_START"):
-        found.append(("SETUP_FINALLY", "", ()))
+    handlers = operations.count("PUSH_EXC_INFO") - operations.count("WITH_EXCEPT_START")
+    if "SETUP_FINALLY" in operations or handlers > 0:
+        found.append(("TRY", "exceptions", ()))
     follows = False
     for each in instructions:
         operation = each.opname.replace("METHOD", "ATTR")  # before Python 3.12
@@ -271,29 +270,29 @@ def _root(module: object) -> str:
     return str(module).partition(".")[0]
 
 
+def _own_names(value: Any) -> list[str]:
+    """Return the attributes of a spike function's class, one of this package."""
+    is_own = hasattr(value, "__dataclass_fields__") and _root(value.__module__) == "tracetorch"
+    return [name for name in vars(value) if name[0] != "_"] if is_own else []
+
+
 def _is_known(value: object) -> bool:
     """Whether a value is a class that a step may use."""
     return isinstance(value, type) and (
-        value in _CLASSES
-        or issubclass(value, BaseException)
-        or _root(value.__module__) == "tracetorch"
+        value in _CLASSES or issubclass(value, BaseException) or bool(_own_names(value))
     )
 
 
 def _is_operation(value: Any) -> bool:
     """Whether a value is a C function that computes from its arguments alone."""
     name = getattr(value, "__name__", "")
-    if name in (*_SIZES, *_MODES):
-        return False
     if type(value) is types.MethodDescriptorType:
-        return issubclass(Tensor, value.__objclass__) and not name.startswith("_")
-    if type(value) is not types.BuiltinFunctionType:
+        return issubclass(Tensor, value.__objclass__) and name in _READABLE.difference(_SIZES)
+    if type(value) is not types.BuiltinFunctionType or name in (*_SIZES, *_MODES):
         return False
-    owner = value.__self__
-    if owner is None:  # as all operations of PyTorch
-        return value.__module__ == "torch"
-    module = owner.__name__ if isinstance(owner, types.ModuleType) else None
-    return module in _C_MODULES or (module == "builtins" and name in _BUILTINS)
+    owner = value.__self__  # operations of PyTorch have none
+    owner = value.__module__ if owner is None else getattr(owner, "__name__", None)
+    return owner in _C_MODULES or (owner == "builtins" and name in _BUILTINS)
 
 
 def _is_frozen(value: object) -> bool:

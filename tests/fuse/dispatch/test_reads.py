@@ -134,6 +134,11 @@ COMPILED: dict[str, Row] = {
         "@dataclass(frozen=True)\nclass C: k: float\ngiven = C(2.0)",
         "object.__setattr__(given, 'k', 3.0)",
     ),
+    "a derivative": (
+        "o.derivative(x) + S(2.0).derivative(x)",
+        "S = functional.boxcar_surrogate; given = S(2.0)",
+        "layer.o = S(1.0)",
+    ),
     "a method of a surrogate": (
         "o(x)",
         "@dataclass(frozen=True)\nclass S(functional.Surrogate):\n    k: float = 2.0\n"
@@ -284,6 +289,24 @@ EAGER: dict[str, tuple[Row, str]] = {
     "random numbers of Python": (("random.random()", "", ""), r"reads random\.random"),
     "random numbers of NumPy": (("np.random.random()", "", ""), r"reads np\.random\.random"),
     "a generator as an option": (("o()", "given = random.random", ""), r"reads o \(builtin"),
+    "what is printed": (("f()", "def f():\n    print(end='')\n    return 2.0", ""), "calls print"),
+    "a bound method": (
+        (
+            "f()",
+            "class C:\n    G = 2.0\n    def f(self): return self.G\nc = C(); f = c.f",
+            "c.G = 3.0",
+        ),
+        r"reads f \(method\)",
+    ),
+    "an operator of its own": (
+        (
+            "o * 1.0",
+            "G = 2.0\n@dataclass(frozen=True)\nclass C:\n    k: float\n"
+            "    def __mul__(self, other): return G * self.k\ngiven = C(2.0)",
+            "G = 3.0",
+        ),
+        r"reads C\.__mul__",
+    ),
     "the time": (("2 if time.time() > 1 else 3", "", ""), r"reads time\.time"),
     # sizes
     "a power of a size": (("1 / max(x.shape[-1], 8) ** 0.5", "", ""), r"reads the size"),
@@ -297,6 +320,8 @@ EAGER: dict[str, tuple[Row, str]] = {
     "a size given": (("2 if x.shape == (128, 9) else 3", "", ""), r"reads the size"),
     "a size as text": (("2 if f'{x.shape[0]}' == '1' else 3", "", ""), r"reads the size"),
     "a loop over a size": (("sum(0.5 ** i for i in range(x.shape[0]))", "", ""), r"reads the size"),
+    "sizes in another order": (("2 if torch.zeros(x.shape[::-1]) is x else 3", "", ""), "the size"),
+    "the size of a transpose": (("2 if x.T.shape == x.shape else 3", "", ""), "reads the size"),
     "how many rows": (("2 if len(x.unbind(0)) > 100 else 3", "", ""), r"reads the size"),
     "how many parts": (("2 if len(x.split(2)) > 50 else 3", "", ""), r"reads the size"),
     "a number of values": (("2 if w.numel() == 1 else 3", "", ""), r"reads the size"),

@@ -57,7 +57,7 @@ class _Lane(Tensor):
     def __repr__(self) -> str:  # type: ignore[override]
         return f"<{self.cell[0]}>"
 
-    def tolist(self) -> Any:
+    def tolist(self, *_: object) -> Any:
         """Raise, because there are no values."""
         raise Unfusable(f"its step cannot be traced: {_READS_VALUES}")
 
