@@ -17,15 +17,14 @@ import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from types import FunctionType, MappingProxyType
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from tracetorch.core.functions import function_parts, helpers, reads_nothing
+from tracetorch.core.reads import Reads
 from tracetorch.core.walk import Opaque
-from tracetorch.functional.surrogates import Surrogate
 
 # What a step or a sequence runs through: a layer's own one changes what either computes.
 METHODS = ("forward_step", "_check_input", "_states_for", "step_kwargs", "initial_state")
@@ -34,8 +33,6 @@ _OWN = (*METHODS, "step")
 _definition: Callable[[type], tuple[Any, ...]] = operator.attrgetter(
     *_OWN, "active_states", "inputs", "states", "_state_kind"
 )
-# Options that cannot change unseen.
-_IMMUTABLE = (type(None), bool, int, float, str, Surrogate)
 
 
 class ConstraintGradient(NamedTuple):
@@ -220,15 +217,25 @@ class Cell(Opaque):
     definition: tuple[Any, ...]
     own: Mapping[str, object]
     has_plain_states: bool
-    # functions stay the same objects where a module is reloaded in place: their parts do not
-    _functions: tuple[tuple[FunctionType, tuple[Any, ...]], ...] = field(init=False, repr=False)
-    _helpers: tuple[tuple[dict[str, Any], str, object], ...] = field(init=False, repr=False)
+    is_comparable: bool = field(init=False, repr=False)
+    """Whether nothing that the step, options and constraints read changes unseen."""
+    reads: Reads = field(init=False, repr=False)
+    """What the step reads besides its arguments, and its options do."""
+    # what those and the constraints read, to be compared
+    _functions: tuple[tuple[Any, ...], ...] = field(init=False, repr=False)
+    _names: tuple[tuple[Callable[[str], object], str, object], ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        called = tuple(helpers(self.step)) if self.is_comparable else ()
-        functions = (self.step, *[value for _, _, value in called])
-        parts = tuple([(f, function_parts(f)) for f in functions if isinstance(f, FunctionType)])
-        self.__dict__.update(_functions=parts, _helpers=called)
+        reads = Reads(self.step, self.options)
+        found = [reads, *(Reads(each.value) for each in self.constraints.values())]
+        # of a step that runs eagerly, and may set what it reads, nothing is kept
+        compared = [each for each in found if each.beyond is None]
+        self.__dict__.update(
+            reads=reads,
+            is_comparable=len(compared) == len(found),
+            _functions=tuple([part for each in found for part in each.functions]),
+            _names=tuple([part for each in compared for part in each.names]),
+        )
 
     @classmethod
     def of(
@@ -274,12 +281,19 @@ class Cell(Opaque):
         """Whether a class has the step and the methods still that the cell was made from."""
         if kind is not self.kind or _definition(kind) != self.definition:
             return False
-        for function, parts in self._functions:  # edited in place, as %autoreload does
-            if function_parts(function) != parts:
+        # edited in place, as %autoreload does
+        for function, code, defaults, named in self._functions:
+            if (
+                function.__code__ is not code
+                or function.__defaults__ is not defaults
+                or function.__kwdefaults__ is not named
+            ):
                 return False
         # bound anew, as a cell of a notebook does
-        called = self._helpers
-        return not called or all(names.get(name) is value for names, name, value in called)
+        for get, name, value in self._names:  # noqa: SIM110 (a generator is one call more)
+            if get(name) is not value:
+                return False
+        return True
 
     def describes(
         self, layer: Any, constraints: Mapping[str, Constraint], options: tuple[str, ...]
@@ -302,18 +316,6 @@ class Cell(Opaque):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Cell:
         return self
-
-    @cached_property
-    def is_comparable(self) -> bool:
-        """Whether the cell shows all that its step does: nothing it reads changes unseen."""
-        constraints = [each.value for each in self.constraints.values()]
-        functions = (
-            self.step,
-            *map(type, self.options.values()),
-            *[each if isinstance(each, FunctionType) else type(each) for each in constraints],
-        )
-        immutable = all(isinstance(option, _IMMUTABLE) for option in self.options.values())
-        return immutable and all(map(reads_nothing, functions))
 
     @cached_property
     def raw_names(self) -> tuple[str, ...]:

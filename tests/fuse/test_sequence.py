@@ -1,16 +1,13 @@
 from __future__ import annotations
 
 import logging
-import random
 import re
-import sys
 import threading
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.autograd.forward_ad as fwAD  # noqa: N812 (PyTorch's own convention)
@@ -24,7 +21,6 @@ from tracetorch import functional, fuse, snn
 from tracetorch.functional.surrogates import Surrogate
 from tracetorch.fuse.dispatch import backends, plans
 from tracetorch.fuse.dispatch.plans import plan_key
-from tracetorch.fuse.ir import trace as tracing
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "tracetorch_0_9_2.pt"
 
@@ -256,10 +252,10 @@ def test_changed_surrogates_and_parameters_take_effect() -> None:
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.5, fused=True)
     optimizer.step()
     agree(layer, x, "cpu")
-    slopes = [2.0]
-    layer.pos_spike = lambda u: functional.atan_surrogate(slopes[0])(u)
+    slope = 2.0
+    layer.pos_spike = lambda u: functional.atan_surrogate(slope)(u)
     agree(layer, x, "cpu")
-    slopes[0] = 9.0
+    slope = 9.0
     agree(layer, x, "cpu")
 
 
@@ -442,132 +438,6 @@ def test_forward_mode_agrees_with_reverse_mode(name: str) -> None:
     torch.testing.assert_close((moved * weights).sum(), (grad * tangent).sum())
 
 
-class SizeReading(snn.Neuron):
-    states = ("mem",)
-
-    @staticmethod
-    def step(x: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
-        mem = 0.5 * mem + x / x.shape[-1]
-        return mem, mem
-
-
-class Constants:
-    SLOPES = (2.0, 3.0)
-
-
-GAIN = 2.0
-
-
-class GlobalReading(snn.Neuron):
-    """Neuron whose step reads values that can change: a global, and an attribute of a class."""
-
-    states = ("mem",)
-
-    @staticmethod
-    def step(x: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
-        mem = 0.5 * mem + GAIN * x + Constants.SLOPES[0]
-        return mem, mem
-
-
-class RandomDrawing(snn.Neuron):
-    """Neuron whose step draws in Python: a kernel would contain the first number only."""
-
-    states = ("mem",)
-
-    def __init__(self, draw: Any) -> None:
-        super().__init__(3)
-        self.option("draw", draw)
-
-    @staticmethod
-    def step(x: Tensor, mem: Tensor, *, draw: Any) -> tuple[Tensor, Tensor]:
-        mem = 0.5 * mem + draw() * x
-        return mem, mem
-
-
-def position_of_numpy() -> int:
-    """Return the position of NumPy's global generator in its stream."""
-    state: Any = np.random.get_state(legacy=True)
-    position: int = state[2]
-    return position
-
-
-@pytest.mark.parametrize("draw", [random.random, lambda: np.random.random()])
-def test_step_that_draws_random_numbers_in_python_is_not_compiled(draw: Any) -> None:
-    layer, x = RandomDrawing(draw), torch.ones(6, 2, 3)
-    before = random.getstate(), position_of_numpy()
-    with (
-        pytest.raises(RuntimeError, match="draws random numbers in Python"),
-        fuse.backend("cpu"),
-    ):
-        layer.forward_sequence(x)
-    assert (random.getstate(), position_of_numpy()) == before
-    with torch.no_grad():
-        steps = [layer.step(x[0], torch.zeros(2, 3), draw=draw)[0] for _ in range(2)]
-        assert not torch.equal(*steps)
-        y, _ = layer.forward_sequence(x)
-    assert len({float(step) for step in (y[1:] - 0.5 * y[:-1])[:, 0, 0]}) == 5
-
-
-def test_step_that_reads_a_size_is_not_compiled() -> None:
-    x = cases.sequence(4, 2, 7, dtype=torch.float32)
-    with (
-        pytest.raises(RuntimeError, match="its step reads the size of its input"),
-        fuse.backend("cpu"),
-    ):
-        SizeReading(7).forward_sequence(x)
-    layer = SizeReading(7)
-    expected = cases.stepped(layer, x)
-    layer.zero_states()
-    assert torch.equal(layer.forward_sequence(x)[0], expected)
-    layer.zero_states()
-    with torch.no_grad():
-        assert torch.equal(cases.stepped(layer, x), expected)
-
-
-@pytest.mark.parametrize("grad", [False, True])
-@pytest.mark.parametrize("whole", [False, True])
-def test_changed_globals_of_a_step_take_effect(
-    grad: bool, whole: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    layer, x = GlobalReading(3), cases.sequence(4, 2, 3, dtype=torch.float32)
-
-    def run() -> Tensor:
-        layer.zero_states()
-        with torch.set_grad_enabled(grad):
-            return layer.forward_sequence(x)[0] if whole else cases.stepped(layer, x)
-
-    def reference() -> Tensor:
-        layer.zero_states()
-        with fuse.backend("eager"):
-            return layer.forward_sequence(x)[0]
-
-    assert torch.equal(run(), reference())
-    before = run()
-    monkeypatch.setattr(sys.modules[__name__], "GAIN", 5.0)
-    assert torch.equal(run(), reference())
-    monkeypatch.setattr(Constants, "SLOPES", (7.0, 3.0))
-    assert torch.equal(run(), reference())
-    assert not torch.equal(run(), before)
-
-
-@pytest.mark.filterwarnings("ignore")  # warnings of PyTorch's compiler
-def test_changed_globals_of_a_step_take_effect_inside_compile(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    layer, x = GlobalReading(3), cases.sequence(4, 2, 3, dtype=torch.float32)
-
-    def run(x: Tensor) -> Tensor:
-        layer.zero_states()
-        return layer.forward_sequence(x)[0]
-
-    torch.compiler.reset()
-    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
-    for gain in (2.0, 5.0):
-        monkeypatch.setattr(sys.modules[__name__], "GAIN", gain)
-        torch.testing.assert_close(compiled(x), run(x))
-    torch.compiler.reset()
-
-
 class HardThreshold(snn.Neuron):
     """Neuron with a spike without gradient, and an unused parameter."""
 
@@ -678,29 +548,6 @@ def test_tensor_with_the_negative_bit(place: str) -> None:
         y.backward(tensor if place == "grad" else torch.ones_like(y))
         results.append((y, layer.raw_beta.grad))
     assert all(map(torch.equal, *results))
-
-
-def test_tracing_does_not_rewind_random_numbers_of_other_threads(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    drawn: list[float] = []
-    original = tracing._trace
-
-    def interrupted(*arguments: Any) -> Any:
-        if not drawn:
-            drawn.append(random.random())
-        return original(*arguments)
-
-    class Plain(snn.Neuron):
-        @staticmethod
-        def step(x: Tensor) -> tuple[Tensor]:
-            return (x * 3.5,)
-
-    monkeypatch.setattr(tracing, "_trace", interrupted)
-    random.seed(0)
-    with fuse.backend("cpu"):
-        Plain(3).forward_sequence(torch.ones(2, 1, 3))
-    assert random.random() not in drawn
 
 
 def test_error_for_batched_gradients_names_the_eager_backend() -> None:

@@ -189,7 +189,7 @@ class Method(Plain):
     Random(2) -> ValueError: Random\(2\) cannot be compiled: .*rand_like
     Method(2) -> ValueError: cannot be compiled: its step is not a static method
     snn.LIF(1, surrogate_derivative=torch.nn.Hardtanh())
-        -> ValueError: its 'pos_spike' holds a Hardtanh
+        -> ValueError: reads pos_spike \(Hardtanh\)
     snn.LIF(2).to("meta") -> ValueError: 'raw_beta' has no values yet
     NO_STEP["Recurrent"]()
         -> ValueError: has no step.*Show the neuron inside, layer\.neuron\.

@@ -23,6 +23,7 @@ from tracetorch.fuse.codegen.targets import _ROUNDED, javascript_target
 from tracetorch.fuse.ir.evaluate import _FUNCTIONS
 from tracetorch.fuse.ir.graph import Graph, Line
 from tracetorch.fuse.ir.plan import Plan
+from tracetorch.fuse.ir.trace import trace
 
 STEPS = 40
 Function = Callable[..., Tensor]
@@ -240,7 +241,7 @@ def test_lowering_rules(page: Any) -> None:
     rules = test_lower.FUNCTIONS
     functions = [function for _, function in rules]
     layer = test_lower.neuron(functions, 1)
-    program = cases.trace_layer(layer, 1, torch.float64)
+    program = trace(layer.cell, 1, torch.float64, {})
     plan = Plan(program, "javascript", -1, program.states, True, program.inputs, ())
     source = functions_source([program.forward, plan.backward])
     page.set_content("<p></p>")

@@ -184,14 +184,14 @@ class Scaled(snn.Neuron):
 @pytest.mark.parametrize(
     ("made", "x"),
     [
-        (snn.LIF(2, surrogate_derivative=lambda u: (u > 0).to(u.dtype)), torch.ones(1, 2)),
+        (snn.LIF(2, surrogate_derivative=nn.Sigmoid()), torch.ones(1, 2)),
         (Scaled(torch.sin), torch.ones(1, 2)),
         (snn.LIF(2), torch.ones(1, 2).bfloat16()),
         (snn.LIF(2), torch.ones(0, 2)),
         (snn.LIF(2), torch.ones(2, 3).T[:2, :2].T[:, :2].T),
         (snn.LIF(2), torch.ones(20_000, 2)),
     ],
-    ids=["callable", "not pointwise", "half", "empty", "not contiguous", "large"],
+    ids=["a module", "not pointwise", "half", "empty", "not contiguous", "large"],
 )
 def test_cases_that_run_eagerly(made: snn.Neuron, x: Tensor) -> None:
     with torch.no_grad():

@@ -7,7 +7,6 @@ operators find them.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.cell import Cell, StepDefinition, StepLayer
-from tracetorch.core.functions import reads_nothing
+from tracetorch.core.reads import Reads, global_functions
 from tracetorch.core.torch_private import constant_in_compile
 from tracetorch.functional.surrogates import Surrogate
 from tracetorch.fuse.dispatch.backends import (
@@ -24,7 +23,6 @@ from tracetorch.fuse.dispatch.backends import (
     requested_backend,
     select_backend,
 )
-from tracetorch.fuse.ir.fingerprint import fingerprint
 from tracetorch.fuse.ir.graph import Unfusable
 from tracetorch.fuse.ir.plan import ABSENT, LearningPlan, Plan, RecurrentPlan
 from tracetorch.fuse.ir.trace import Program, input_names, trace
@@ -32,9 +30,16 @@ from tracetorch.fuse.runtime.backend import Backend
 
 _programs: dict[Hashable, Program | str] = {}
 _MOST_PROGRAMS = 1024
+_CPU = torch.device("cpu")
 
 
-def program_of(cell: Cell, ndim: int, dtype: torch.dtype, kwargs: dict[str, Any]) -> Program:
+def program_of(
+    cell: Cell,
+    ndim: int,
+    dtype: torch.dtype,
+    kwargs: dict[str, Any],
+    device: torch.device = _CPU,
+) -> Program:
     """Return the program of a cell, traced once for all cells whose step does the same.
 
     Args:
@@ -42,33 +47,32 @@ def program_of(cell: Cell, ndim: int, dtype: torch.dtype, kwargs: dict[str, Any]
         ndim: number of dimensions of the tensor of one step.
         dtype: of the arithmetic.
         kwargs: the step kwargs.
+        device: of the input.
 
     Raises:
         Unfusable: it cannot become a kernel.
     """
-    if inspect.ismethod(cell.step):
-        raise Unfusable("its step is not a static method: what it reads of self stays unseen")
+    constants = {name: value for name, value in kwargs.items() if not isinstance(value, Tensor)}
+    params = tuple([name for name in kwargs if name not in constants])
+    for name in params:
+        _check_parameter(cell, name, kwargs[name], ndim, dtype)
+    reads, options = cell.reads, cell.options
+    if constants.keys() != options.keys() or any(constants[n] is not options[n] for n in options):
+        reads = Reads(cell.step, constants)
+    if reads.beyond is not None:
+        raise Unfusable(
+            f"its step {reads.beyond}; a kernel knows its arguments, and numbers and plain "
+            "functions that its code names. Declare what else it needs: self.option(...)"
+        )
     # a number that a step makes a tensor of has the default dtype
-    settings = (ndim, dtype, torch.get_default_dtype())
-    parts: list[Hashable] = [cell.name, *settings, cell.active]
-    callables: list[tuple[str, Any]] = [("step", cell.step)]
-    for name, value in kwargs.items():
-        if isinstance(value, Tensor):
-            _check_parameter(cell, name, value, ndim, dtype)
-            parts.append(name)
-        elif value is None or type(value) in (bool, int, str):  # most are
-            parts.append((name, type(value), value))
-        else:
-            callables.append((name, value))
-    for name, value in callables:
-        parts.append((name, fingerprint(name, value)))
-    key = tuple(parts)
+    settings = (ndim, dtype, torch.get_default_dtype(), device)
+    key = (cell.name, *settings, cell.active, params, reads.key)
     result = _programs.get(key)
     if result is None:
         if len(_programs) >= _MOST_PROGRAMS:
             _programs.clear()
         try:
-            result = trace(cell, ndim, dtype, kwargs)
+            result = trace(cell, ndim, dtype, kwargs, device)
         except Unfusable as reason:
             result = str(reason)
         _programs[key] = result
@@ -154,21 +158,29 @@ def _gradient_needs(
 
 def _compiled_in(layer: StepLayer, kwargs: dict[str, Any]) -> tuple[object, ...] | None:
     """Return the numbers for which a region is compiled anew; ``None``: they cannot be seen."""
-    surrogates = (type(value) for value in kwargs.values() if isinstance(value, Surrogate))
-    if not all(map(reads_nothing, (layer.step, *surrogates))):
+    surrogates = {n: value for n, value in kwargs.items() if isinstance(value, Surrogate)}
+    if not all(type(value).__module__ == Surrogate.__module__ for value in surrogates.values()):
         return None
+    paths = global_functions(layer)
+    if paths is None:
+        return None
+    for path in paths:  # read here, so that the compiler guards on it
+        function: Any = layer.step
+        for name in path:
+            function = function.__globals__.get(name)
+        _ = function is None or callable(function)
     numbers: list[object] = []
-    for value in kwargs.values():
-        if isinstance(value, Surrogate):
+    for name, value in kwargs.items():
+        if name in surrogates:
             parts = [getattr(value, name) for name in type(value).__dataclass_fields__]
         elif value is None or isinstance(value, (bool, int, float, str)):
             parts = [value]
+        elif not isinstance(value, Tensor):
+            return None
         else:
             parts = []
         # in hexadecimal, because a float itself is no constant to the compiler
         numbers += [part.hex() if isinstance(part, float) else part for part in parts]
-        if not parts and not isinstance(value, (Surrogate, Tensor)):
-            return None
     return tuple(numbers)
 
 
@@ -188,7 +200,7 @@ def _plan(
     reason = backend.unavailable_reason(device)
     if reason is None:
         try:
-            program = program_of(cell, ndim, dtype, kwargs)
+            program = program_of(cell, ndim, dtype, kwargs, device)
             reason = backend.unsupported_reason(program)
         except Unfusable as unfusable:
             reason = str(unfusable)

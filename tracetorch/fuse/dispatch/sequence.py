@@ -97,7 +97,7 @@ def unsupported_reason(name: str, layer: object, x: Tensor) -> str | None:
     try:
         with torch.no_grad():
             kwargs = layer.step_kwargs(x.ndim - 1, dtype)
-        program = program_of(layer.cell, x.ndim - 1, dtype, kwargs)
+        program = program_of(layer.cell, x.ndim - 1, dtype, kwargs, x.device)
     except Unfusable as unfusable:
         return str(unfusable)
     return backend.unsupported_reason(program)

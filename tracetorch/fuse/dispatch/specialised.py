@@ -82,7 +82,7 @@ class Specialisation(abc.ABC):
             with torch.no_grad():  # checkpointing counts what is saved, the first time and again
                 kwargs = layer.step_kwargs(len(self.shape), self.dtype)
             try:
-                self.program = program_of(cell, len(self.shape), self.dtype, kwargs)
+                self.program = program_of(cell, len(self.shape), self.dtype, kwargs, self.device)
                 self.runs = self.backend.unsupported_reason(self.program) is None
             except Unfusable:
                 self.runs = False

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ from tracetorch.core.torch_private import COMPOSITE, TorchDispatchMode, make_wra
 from tracetorch.fuse.ir.decompose import decomposition
 from tracetorch.fuse.ir.graph import Builder, Graph, Unfusable, Value
 from tracetorch.fuse.ir.lower import lower
+from tracetorch.fuse.ir.sizes import READS_SIZES, symbolic_sizes
 
 _READS_VALUES = (
     "it reads the values of a tensor, for example to branch on them in Python, which a kernel "
@@ -45,6 +47,7 @@ _NO_VIEWS = ("as_strided", "_neg_view", "view_as_real", "view_as_complex")
 _COPIED_VIEWS = ("_unsafe_view", "_reshape_copy", "lift_fresh_copy")
 _LITERALS = ("lift_fresh", "lift_fresh_copy")
 _CASTS = {torch.float16: ".half()", torch.float32: ".float()", torch.float64: ".double()"}
+_SAME_SIZES = ("_to_copy", "alias", "clone", "detach", "full_like", "ones_like", "zeros_like")
 _FILLED = ("scalar_tensor", "full", "ones", "zeros")
 # operations that round nothing, so that a result of a narrower dtype is the same number in ours
 _EXACT = ("abs", "clone", "maximum", "minimum", "neg", "where", *_FILLED)
@@ -76,6 +79,8 @@ class _Lane(Tensor):
     """Coordinates of each value, in a first dimension of their own; ``None``: the same in all."""
     overlaps: bool
     """Whether several values are one in memory, as ``expand`` makes them."""
+    sizes: torch.Size | None = None
+    """Symbols; ``None``: unknown, as those of a parameter, which may have fewer dimensions."""
 
     @staticmethod
     def __new__(
@@ -94,13 +99,38 @@ class _Lane(Tensor):
     def __repr__(self) -> str:  # type: ignore[override]
         return f"<{self.memory.value}>"
 
-    def tolist(self) -> Any:
+    def tolist(self, *_: object) -> Any:
         """Raise, because there are no values."""
         raise Unfusable(f"its step cannot be traced: {_READS_VALUES}")
 
-    numpy = __array__ = item = tolist  # type: ignore[assignment]
+    numpy = __array__ = item = __str__ = __format__ = tolist  # type: ignore[assignment]
     # PyTorch would first complain about the number of values
     __bool__ = __int__ = __float__ = __index__ = tolist
+
+    def _visible_sizes(self, *, number: bool = False) -> Any:
+        """Return the sizes: symbols to a step, those of the sample to PyTorch and this package."""
+        module = sys._getframe(2).f_globals.get("__name__", "") + "."
+        if module.startswith(("torch.", "tracetorch.core.", "tracetorch.fuse.")):
+            return self.sample.shape
+        if self.sizes is None or number:
+            raise Unfusable(READS_SIZES)
+        return self.sizes
+
+    def size(self, dim: int | None = None) -> Any:
+        sizes = self._visible_sizes()
+        return sizes if dim is None else sizes[dim]
+
+    def dim(self) -> int:
+        return len(self._visible_sizes())
+
+    def numel(self) -> int:
+        return self._visible_sizes(number=True).numel()  # type: ignore[no-any-return]
+
+    def __len__(self) -> int:
+        return self._visible_sizes(number=True)[0]  # type: ignore[no-any-return]
+
+    shape, ndim = property(size), property(dim)
+    ndimension, nelement = dim, numel
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -127,6 +157,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.device = device
         self.unsupported: set[Value] = set()
         self.decomposing = False
+        self.sizes = symbolic_sizes(ndim)
         # Any value will do: what is computed on samples is thrown away.
         self.sample = torch.full((side,) * ndim, 0.5, dtype=dtype, device="cpu")
         along = torch.arange(side, device="cpu")
@@ -149,7 +180,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if dim < missing or like.shape[dim - missing] == 1:
                     place[dim] = -1
         memory = _Memory(name, self.sample.numel(), is_input=True)
-        return _Lane(self.sample, memory, place, self.device)
+        lane = _Lane(self.sample, memory, place, self.device)
+        lane.sizes = self.sizes if like is None else None
+        return lane
 
     def graph(self, results: Mapping[str, Tensor | None]) -> Graph:
         """Return the graph that computes ``results``; ``None`` is zero.
@@ -188,7 +221,35 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise Unfusable(f"its step draws random numbers, by {func}")
+        given = (args, kwargs or {})
+        symbols = [v.node for v in pytree.tree_leaves(given) if isinstance(v, torch.SymInt)]
+        # one alone is a number; in another order they may not fit
+        alone = any(isinstance(v, torch.SymInt) for v in (*args, *given[1].values()))
+        sizes: Any = self.sizes
+        if symbols and (alone or symbols != [size.node for size in sizes]):
+            raise Unfusable(READS_SIZES)
+        side = self.sample.shape[0] if symbols else 0
+        args, kwargs = pytree.tree_map(lambda v: side if isinstance(v, torch.SymInt) else v, given)
+        result = self._recorded(func, args, kwargs)
+        # the number of parts would be a size
+        if isinstance(result, list) and (
+            len(result) == len(self.sample) or func is not torch.ops.aten.unbind.int
+        ):
+            raise Unfusable(READS_SIZES)
+        if isinstance(result, _Lane) and result.sizes is None:
+            keeps = torch.Tag.pointwise in func.tags or func.__name__.split(".")[0] in _SAME_SIZES
+            known = (
+                isinstance(v, _Lane) and v.sizes is self.sizes for v in pytree.tree_leaves(given)
+            )
+            if result.sample.ndim == 0:
+                result.sizes = torch.Size([])
+            elif symbols or (keeps and any(known)):
+                result.sizes = self.sizes
+        return result
+
+    def _recorded(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         # Operations of other libraries keep their namespace, and so never have a rule.
         operation = func._schema.name.removeprefix("aten::").removeprefix("prims::")
         if operation in ("_local_scalar_dense", "is_nonzero", "equal"):

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,10 +16,8 @@ from tracetorch.cell import Cell, StepDefinition
 from tracetorch.core.torch_private import global_modes_off
 from tracetorch.fuse.ir.graph import Graph, Unfusable
 from tracetorch.fuse.ir.record import Recorder
+from tracetorch.fuse.ir.sizes import READS_SIZES
 from tracetorch.fuse.step_results import check_step_results
-
-# Another thread may draw a random number while a step is traced; a step that draws does each time.
-_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +101,13 @@ class _CotangentSeed(torch.autograd.Function):
         return None, *ctx.cotangents
 
 
-def trace(cell: Cell, ndim: int, dtype: torch.dtype, arguments: dict[str, Any]) -> Program:
+def trace(
+    cell: Cell,
+    ndim: int,
+    dtype: torch.dtype,
+    arguments: dict[str, Any],
+    device: torch.device = torch.device("cpu"),  # noqa: B008 (it is immutable)
+) -> Program:
     """Trace ``step`` by running it, and ``autograd.grad`` of it, on tensors that record operations.
 
     Args:
@@ -113,44 +115,31 @@ def trace(cell: Cell, ndim: int, dtype: torch.dtype, arguments: dict[str, Any]) 
         ndim: number of dimensions of the tensor of one step.
         dtype: dtype of the arithmetic.
         arguments: the step kwargs; tensors become inputs, all else is compiled in.
+        device: device of the input.
 
     Raises:
-        Unfusable: ``step`` does something that is not pointwise, reads the values of tensors, draws
-            random numbers in Python, or reads the size of its input; a kernel would repeat the
-            number or the size of the trace forever.
+        Unfusable: ``step`` does something that is not pointwise, reads the values or sizes of
+            tensors, or draws random numbers.
     """
-    first = before = random.getstate(), np.random.get_state()
-    # PyTorch's generators would be recorded as an operation; Python's and NumPy's only show in
-    # their states.
-    for _ in range(_ATTEMPTS):
-        program = _trace(cell, ndim, dtype, arguments, 2)
-        if random.getstate() == before[0] and _same(np.random.get_state(), before[1]):
-            break
-        before = random.getstate(), np.random.get_state()
-    else:
-        # Numbers that tracing drew must not be missing from the user's sequence.
-        random.setstate(first[0])
-        np.random.set_state(first[1])
-        raise Unfusable("its step draws random numbers in Python, which a kernel would draw once")
-    # On samples of another size a step that reads the size computes something else.
-    if _trace(cell, ndim, dtype, arguments, 5).key != program.key:
-        raise Unfusable("its step reads the size of its input")
+    program = _trace(cell, ndim, dtype, arguments, device, 2)
+    # sizes are symbols to the step; an operation of PyTorch might compute with those of samples
+    if _trace(cell, ndim, dtype, arguments, device, 5).key != program.key:
+        raise Unfusable(READS_SIZES)
     return program
 
 
-def _same(state: Any, other: Any) -> bool:
-    """Whether two states of NumPy's generator are the same."""
-    return all(np.array_equal(a, b) for a, b in zip(state, other, strict=True))
-
-
 def _trace(
-    cell: Cell, ndim: int, dtype: torch.dtype, arguments: dict[str, Any], side: int
+    cell: Cell,
+    ndim: int,
+    dtype: torch.dtype,
+    arguments: dict[str, Any],
+    device: torch.device,
+    side: int,
 ) -> Program:
     """Trace once, on samples whose dimensions all have size ``side``."""
     active = cell.active
     params = tuple(name for name, value in arguments.items() if isinstance(value, Tensor))
     constants = {name: value for name, value in arguments.items() if name not in params}
-    device = next((v.device for v in arguments.values() if isinstance(v, Tensor)), None)
     entered = input_names(cell)
     names = [*entered, *(f"s_{n}" for n in active), *(f"p_{n}" for n in params)]
     results: dict[str, Tensor | None] = {}
@@ -159,7 +148,7 @@ def _trace(
         with contextlib.ExitStack() as modes:
             # the program serves every later call, in whatever mode this first one runs
             modes.enter_context(global_modes_off())
-            recorder = Recorder(ndim, dtype, device or torch.device("cpu"), side)
+            recorder = Recorder(ndim, dtype, device, side)
             like = {f"p_{name}": arguments[name] for name in params}
             inputs = {n: recorder.input(n, like.get(n)).requires_grad_() for n in names}
             modes.enter_context(recorder)

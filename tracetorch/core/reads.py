@@ -1,0 +1,303 @@
+"""``Reads``: what functions read besides their arguments, found in their code.
+
+The rule of a step. Beside its arguments it reads numbers and text that its code names, operations
+of PyTorch and ``math``, and plain functions that keep this rule. All of that is named in its code,
+so it is found without running it, and compared by identity at each call: a global bound anew, a
+closure that changes, a function edited in place. What else it reads could change unseen.
+"""
+
+from __future__ import annotations
+
+import builtins
+import dis
+import functools
+import types
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tracetorch.core.torch_private import constant_in_compile
+
+_IMMUTABLE = (bool, int, str, bytes, type(None), type(...), torch.dtype, torch.device)
+_BUILTINS = (
+    *("abs", "all", "any", "bool", "callable", "complex", "dict", "divmod", "enumerate", "filter"),
+    *("float", "frozenset", "int", "isinstance", "iter", "len", "list", "map", "max", "min"),
+    *("next", "pow", "range", "reversed", "round", "set", "slice", "sorted", "str", "sum"),
+    *("tuple", "zip"),
+)
+_CLASSES = (Tensor, torch.Size, torch.finfo, torch.no_grad, torch.enable_grad, torch.dtype)
+_FUNCTION = torch.autograd.Function
+_CONTEXT, _META = torch.autograd.function.BackwardCFunction, type(_FUNCTION)
+_C_MODULES = ("math", "torch", "torch._C._nn", "torch._C._special", "torch._C._linalg")
+_TRUSTED = ("torch._tensor", "torch.autograd.function", "torch.functional", "torch.nn.functional")
+# What tells how a tensor came to be, where it lies or who asks: no part of its values.
+_MODES = (
+    *("backward", "const_data_ptr", "data_ptr", "dim_order", "grad", "grad_dtype", "grad_fn"),
+    *("is_conj", "is_contiguous", "is_inference", "is_leaf", "is_neg", "is_pinned"),
+    *("is_same_size", "is_set_to", "is_shared", "layout", "name", "names", "nbytes", "output_nr"),
+    *("register_post_accumulate_grad_hook", "requires_grad", "requires_grad_", "retain_grad"),
+    *("retains_grad", "storage", "storage_offset", "storage_type", "stride", "untyped_storage"),
+    "volatile",
+)
+# Of an argument they are seen while it is traced, of Tensor and torch they are not.
+_SIZES = ("dim", "ndim", "ndimension", "nelement", "numel", "shape", "size")
+_HOLDERS = (Tensor, str, list, dict, set, int, float, torch.finfo, torch.device, _CONTEXT)
+# attributes of arguments that a step may read
+_READABLE = {n for holder in _HOLDERS for n in dir(holder) if n[0] != "_"}.difference(_MODES)
+# methods that run when an object is made or looked at, not when a step uses it
+_UNUSED = ("__init__", "__new__", "__post_init__", "__reduce__", "__repr__", "__setattr__")
+_DONE = {"IMPORT_NAME": "imports", "LOAD_BUILD_CLASS": "makes a class", "TRY": "catches"}
+_WRITES = ("DELETE_ATTR", "DELETE_GLOBAL", "STORE_ATTR", "STORE_DEREF", "STORE_GLOBAL")
+
+
+class Reads:
+    """Everything that a function, with some constants, reads besides its arguments.
+
+    Args:
+        function: a step, or another callable.
+        constants: what it is given by name besides tensors: numbers, spike functions.
+    """
+
+    key: tuple[Hashable, ...]
+    """Equal for what computes the same, where ``beyond`` is ``None``."""
+    beyond: str | None = None
+    """The first thing that is read or done beyond the rule, as ``reads settings (dict)``."""
+
+    def __init__(self, function: object, constants: Mapping[str, object] | None = None) -> None:
+        # Compared by identity: what can be replaced in functions, and what names stand for.
+        self.functions: list[tuple[types.FunctionType, types.CodeType, object, object]] = []
+        self.names: list[tuple[Callable[[str], object], str, object]] = []
+        self._parts: list[Hashable] = []
+        self._visited: dict[types.FunctionType, int] = {}
+        self._attributes: list[str] = []  # that code reads of values
+        self._seen: set[str] = set()  # those of objects whose values are known
+        self._unseen: set[str] = set()
+        self._has_context = False  # in methods of an autograd.Function, to keep attributes on
+        if isinstance(function, types.MethodType):
+            self._refuse("is not a static method")
+        self._value("step", function)
+        for name, value in (constants or {}).items():
+            self._parts.append(name)
+            self._value(name, value)
+        for name in self._attributes:
+            if name in self._unseen or name not in _READABLE | self._seen:
+                self._refuse(f"reads {name} of a value")
+        self.key = tuple(self._parts)
+
+    def _refuse(self, what: str) -> None:
+        self.beyond = self.beyond or what
+
+    def _bound(self, get: Callable[[str], Any], name: str) -> Any:
+        """Return what a name stands for, ``None`` for nothing, and note that it must stay."""
+        try:
+            value = get(name)
+        except ValueError:  # a closure that holds nothing yet
+            return self
+        self.names.append((get, name, value))
+        return value
+
+    def _value(self, name: str, value: Any) -> None:
+        """Note a value that is used as it is."""
+        kind = type(value)
+        if kind is float:
+            self._parts.append(value.hex())  # NaN equals itself, and -0.0 is not 0.0
+        elif kind in _IMMUTABLE:
+            self._parts.append((kind, value))
+        elif kind is tuple or (isinstance(value, tuple) and _root(kind.__module__) == "tracetorch"):
+            self._parts.append(len(value))
+            for part in value:
+                self._value(name, part)
+        elif kind is types.FunctionType:
+            self._function(value)
+        elif _is_operation(value) or _is_known(value):
+            self._parts.append(value)
+            self._seen.update(_own_names(value))
+        elif kind is types.MethodType and value.__func__ is _FUNCTION.apply.__func__:  # type: ignore
+            self._class(value.__self__)
+        elif _is_frozen(value):
+            self._seen.update(kind.__dataclass_fields__)
+            self._class(kind)
+            for field in kind.__dataclass_fields__:
+                self._value(f"{name}.{field}", self._bound(vars(value).get, field))
+        else:
+            self._refuse(f"reads {name} ({kind.__name__})")
+
+    def _function(self, function: types.FunctionType) -> None:
+        if function in self._visited:
+            self._parts.append(self._visited[function])
+            return
+        self._visited[function] = len(self._visited)
+        code, module = function.__code__, function.__globals__.get("__name__")
+        is_known = _root(module) == "tracetorch" or module in _TRUSTED
+        # the code, not the function: a lambda that is made again is the same to a kernel
+        self._parts += [code, module if is_known else None]
+        named: Any = function.__kwdefaults__
+        self.functions.append((function, code, function.__defaults__, named))
+        for default in function.__defaults__ or ():
+            self._value(f"a default of {function.__name__}", default)
+        for name in named or ():
+            self._value(name, self._bound(named.get, name))
+        closure = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
+        if not is_known:
+            self._code(code, function.__globals__, closure)
+            return
+        for name, cell in closure.items():  # and what its code names stays
+            self._value(name, self._bound(cell.__getattribute__, "cell_contents"))
+
+    def _code(self, code: types.CodeType, namespace: Any, closure: dict[str, Any]) -> None:
+        """Note what code names, and its inner functions."""
+        for operation, name, attributes in _named(code):
+            if operation == "LOAD_GLOBAL":
+                value = self._bound(namespace.get, name)
+                if name in namespace:
+                    self._chain(name, value, attributes)
+                    continue
+                found = self._bound(vars(builtins).get, name)
+                if name not in _BUILTINS and not _is_known(found):
+                    self._refuse(f"{'reads' if found is None else 'calls'} {name}")
+            elif operation == "LOAD_DEREF":
+                if name in closure:
+                    get = closure[name].__getattribute__
+                    self._chain(name, self._bound(get, "cell_contents"), attributes)
+            elif operation == "LOAD_ATTR":
+                self._attributes.append(name)
+            elif operation == "STORE_ATTR" and self._has_context:
+                self._seen.add(name)
+            elif operation != "STORE_DEREF" or name in closure:
+                self._refuse(f"{_DONE.get(operation, 'sets')} {name}".strip())
+        for inner in code.co_consts:
+            if isinstance(inner, types.CodeType):
+                self._code(inner, namespace, closure)
+
+    def _chain(self, text: str, value: Any, attributes: tuple[str, ...]) -> None:
+        """Note a value that code reads as ``settings.rates.SLOPE``, from that of the first name."""
+        for name in attributes:
+            kind, text = type(value), f"{text}.{name}"
+            if kind is types.ModuleType and name in vars(value):
+                value = self._bound(vars(value).get, name)
+            elif value is Tensor and hasattr(Tensor, name) and name not in (*_SIZES, *_MODES):
+                return
+            elif kind is _META and name == "apply" and "apply" not in vars(value):
+                value = value.apply
+            elif kind is type:
+                raws = [self._bound(vars(base).get, name) for base in value.__mro__]
+                value = next((raw for raw in raws if raw is not None), kind)
+                value = value.__func__ if isinstance(value, staticmethod) else value
+            else:
+                self._refuse(f"reads {text}")
+                return
+        self._value(text, value)
+
+    def _class(self, kind: type) -> None:
+        """Note the methods of a class of spike functions, and the numbers that it holds."""
+        self._parts.append(kind)
+        for base in kind.__mro__:
+            if _root(base.__module__) in ("builtins", "torch", "tracetorch"):
+                self._seen.update(_own_names(base))
+                continue
+            if type(base) not in (type, _META):
+                self._refuse(f"reads {base.__name__}, a class with a metaclass")
+            self._has_context = type(base) is _META
+            for name, value in vars(base).items():
+                member = value.__func__ if isinstance(value, staticmethod) else value
+                is_function = type(member) is types.FunctionType
+                if name.startswith("__") and name != "__call__":
+                    # a dataclass makes its own
+                    is_own = is_function and member.__code__.co_filename != "<string>"
+                    if is_own and name not in _UNUSED:
+                        self._refuse(f"reads {base.__name__}.{name}")
+                elif is_function or type(member) is float or type(member) in _IMMUTABLE:
+                    self._seen.add(name)
+                    self._bound(vars(base).get, name)
+                    self._value(f"{kind.__name__}.{name}", member)
+                else:
+                    self._unseen.add(name)
+
+
+@constant_in_compile
+def global_functions(layer: Any) -> tuple[tuple[str, ...], ...] | None:
+    """Return what a layer's ``step`` reads, in ``torch.compile``; ``None``: not functions alone.
+
+    Of each global the way to it: names of functions, each among the globals of the one before.
+    """
+    step = layer.step
+    if getattr(step, "__globals__", {}).get("__name__", "").startswith("tracetorch."):
+        return ()
+    reads = Reads(step)
+    if reads.beyond or any(given or named for _, _, given, named in reads.functions):
+        return None
+    ways: dict[int, tuple[str, ...]] = {id(step.__globals__): ()}
+    found: list[tuple[str, ...]] = []
+    for get, name, value in reads.names:
+        namespace: Any = get.__self__  # type: ignore[attr-defined]
+        if namespace is vars(builtins) or type(value) is types.ModuleType:
+            continue
+        if type(namespace) is dict and _root(namespace.get("__name__")) in ("math", "torch"):
+            continue
+        if id(namespace) not in ways or not (value is None or callable(value)):
+            return None
+        found.append((*ways[id(namespace)], name))
+        if isinstance(value, types.FunctionType):
+            ways.setdefault(id(value.__globals__), found[-1])
+    return tuple(found)
+
+
+@functools.lru_cache(maxsize=1024)
+def _named(code: types.CodeType) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
+    """Return what code reads or does by name: operation, name, attributes that follow it."""
+    found: list[tuple[str, str, tuple[str, ...]]] = []
+    instructions = [each for each in dis.get_instructions(code) if each.opname != "EXTENDED_ARG"]
+    operations = [each.opname for each in instructions]
+    # each ``with`` has a handler of its own
+    handlers = operations.count("PUSH_EXC_INFO") - operations.count("WITH_EXCEPT_START")
+    if "SETUP_FINALLY" in operations or handlers > 0:
+        found.append(("TRY", "exceptions", ()))
+    follows = False
+    for each in instructions:
+        operation = each.opname.replace("METHOD", "ATTR")  # before Python 3.12
+        if operation == "LOAD_ATTR" and follows:
+            found[-1] = (*found[-1][:2], (*found[-1][2], each.argval))
+            continue
+        follows = operation in ("LOAD_GLOBAL", "LOAD_DEREF")
+        if follows or operation in ("LOAD_ATTR", *_WRITES, *_DONE):
+            found.append((operation, each.argval if isinstance(each.argval, str) else "", ()))
+    return tuple(dict.fromkeys(found))
+
+
+def _root(module: object) -> str:
+    return str(module).partition(".")[0]
+
+
+def _own_names(value: Any) -> list[str]:
+    """Return the attributes of a spike function's class, one of this package."""
+    is_own = hasattr(value, "__dataclass_fields__") and _root(value.__module__) == "tracetorch"
+    return [name for name in vars(value) if name[0] != "_"] if is_own else []
+
+
+def _is_known(value: object) -> bool:
+    """Whether a value is a class that a step may use."""
+    return isinstance(value, type) and (
+        value in _CLASSES or issubclass(value, BaseException) or bool(_own_names(value))
+    )
+
+
+def _is_operation(value: Any) -> bool:
+    """Whether a value is a C function that computes from its arguments alone."""
+    name = getattr(value, "__name__", "")
+    if type(value) is types.MethodDescriptorType:
+        return issubclass(Tensor, value.__objclass__) and name in _READABLE.difference(_SIZES)
+    if type(value) is not types.BuiltinFunctionType or name in (*_SIZES, *_MODES):
+        return False
+    owner = value.__self__  # operations of PyTorch have none
+    owner = value.__module__ if owner is None else getattr(owner, "__name__", None)
+    return owner in _C_MODULES or (owner == "builtins" and name in _BUILTINS)
+
+
+def _is_frozen(value: object) -> bool:
+    """Whether a value is a frozen dataclass that holds its fields and nothing else."""
+    fields = getattr(type(value), "__dataclass_fields__", None)
+    if fields is None or not type(value).__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        return False
+    return bool(getattr(value, "__dict__", {}).keys() == fields.keys())
