@@ -23,6 +23,11 @@ TRANSFORMS: dict[str, Callable[[nn.Module], Any]] = {
 }
 
 
+def after_detaching(neurons: snn.LIF) -> snn.LIF:
+    neurons.detach_states()
+    return neurons
+
+
 USES: dict[str, Callable[[snn.LIF], Any]] = {
     "a step": lambda neurons: neurons(X[0]),
     "a step of another batch": lambda neurons: neurons(torch.ones(4, 2)),
@@ -34,7 +39,7 @@ USES: dict[str, Callable[[snn.LIF], Any]] = {
     "a copy of the states": tt.get_states,
     "deepcopy": copy.deepcopy,
     "pickle": pickle.dumps,
-    "a step after detach_states": lambda neurons: (tt.detach_states(neurons), neurons(X[0])),
+    "a step after detach_states": lambda neurons: after_detaching(neurons)(X[0]),
     "a step after a move": lambda neurons: neurons.double()(X[0].double()),
 }
 

@@ -126,7 +126,7 @@ class OwnZero(Started):
 
 
 class OwnSequence(Started):
-    def forward_sequence(self, x, record=(), *, further=()):
+    def forward_sequence(self, x, record=(), *, further=()):  # type: ignore[override]
         return super().forward_sequence(x, record, further=further)
 
 
@@ -137,7 +137,7 @@ class StartName(Started):
         self.weight("initial_w_", 0.3)
 
     @staticmethod
-    def step(x, v, w, *, beta, initial_x, initial_w_):
+    def step(x, v, w, *, beta, initial_x, initial_w_):  # type: ignore[override]
         return Started.step(x + initial_x * initial_w_, v, w, beta=beta)
 
 
@@ -147,7 +147,7 @@ class OtherName(Started):
         self.weight("restarts", 0.3)
 
     @staticmethod
-    def step(x, v, w, *, beta, restarts):
+    def step(x, v, w, *, beta, restarts):  # type: ignore[override]
         return Started.step(x + restarts, v, w, beta=beta)
 
 
