@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import nir
@@ -127,6 +128,10 @@ def nodes_of(edges: list[str], n: Any, m: Any, bias: bool = True) -> dict[str, A
     return ENDS | {name: known[name] for name in names}
 
 
+def _output(alone: Simulator, x: Any) -> Any:
+    return alone.step(x)["output"]
+
+
 def looped(loop: Loop, nodes: dict[str, Any], x: torch.Tensor) -> torch.Tensor:
     """What a plain loop computes; one node alone is the simulator's."""
     outputs = []
@@ -136,9 +141,7 @@ def looped(loop: Loop, nodes: dict[str, Any], x: torch.Tensor) -> torch.Tensor:
             for name, node in nodes.items()
             if name not in ENDS
         }
-        run_one: dict[str, Node] = {
-            name: lambda x, one=one: one.step(x)["output"] for name, one in alone.items()
-        }
+        run_one: dict[str, Node] = {name: partial(_output, one) for name, one in alone.items()}
         before: dict[str, Any] = {"n": np.zeros(SHAPE), "m": np.zeros(SHAPE)}
         steps = []
         for step in sample:
