@@ -680,7 +680,7 @@ def test_what_cannot_be_converted_is_named(model: nn.Module, message: str) -> No
         from_ann(model, torch.randn(5, 4), 4)
 
 
-ARITHMETIC: dict[str, Callable[[Any, Tensor], Tensor]] = {
+ARITHMETIC: dict[str, Callable[[Any, Tensor], Any]] = {
     "a - b": lambda m, x: m.layer(x).relu() - m.other(x).relu(),
     "a - input": lambda m, x: x - m.layer(x).relu(),
     "relu of a - b": lambda m, x: m.other((m.layer(x).relu() - m.other(x).relu()).relu()),

@@ -233,7 +233,8 @@ class AddsLast(snn.TTModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.cell, self.last = layer("LIF", 3), []
+        self.cell = layer("LIF", 3)
+        self.last: list[Any] = []
 
     def forward(self, x: Tensor) -> Tensor:
         self.last = [sum([self.cell(x), *self.last])]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import nir
 import numpy as np
@@ -210,7 +210,7 @@ def test_a_graph_of_nodes_is_not_compact() -> None:
 class Spiking(snn.Neuron):
     """A decay and a threshold, for the steps below."""
 
-    states = ("mem",)
+    states: ClassVar[tuple[str, ...]] = ("mem",)
 
     def __init__(self, num_neurons: int, dim: int = -1) -> None:
         super().__init__(num_neurons, dim)
