@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import nn
 
 import tracetorch as tt
 from tests.chips.test_xylo import network, simulated
-from tracetorch import chips, integers, snn
+from tracetorch import integers, snn
 from tracetorch.chips import xylo
 
 WORDS = {
@@ -87,42 +86,3 @@ def test_the_random_models_fire() -> None:
         with torch.no_grad():
             total += float(tt.unroll(model, torch.ones(60, 2, inputs)).mean() > 0.02)
     assert total >= 8
-
-
-def pair(
-    inputs: int, outputs: int, max_spikes: int = 1, version: int = 2, **arguments: Any
-) -> list[nn.Module]:
-    return [
-        integers.Linear(inputs, outputs, bias=False, **arguments),
-        xylo.LIF(outputs, max_spikes=max_spikes, version=version),
-    ]
-
-
-def hidden(*layers: nn.Module) -> list[nn.Module]:
-    """Layers before an output layer that fits."""
-    return [*layers, xylo.StepDelay(3), *pair(3, 1)]
-
-
-NO_PLACE = r"has no place on Xylo: its layers are"
-ERRORS: list[tuple[Callable[[], Any], str]] = [
-    (lambda: pair(2, 3), "the model has 1 layer of them"),
-    (lambda: [*pair(2, 3), *pair(3, 1)], rf"2 \(Linear\) {NO_PLACE}"),
-    (lambda: [*pair(2, 3), xylo.StepDelay(3), nn.Linear(3, 1)], rf"3 \(Linear\) {NO_PLACE}"),
-    (lambda: [*pair(2, 3), nn.Flatten()], rf"2 \(Flatten\) {NO_PLACE}"),
-    (lambda: [integers.Linear(2, 3), xylo.LIF(3)], rf"0 \(Linear\) {NO_PLACE}"),
-    (lambda: [pair(2, 3)[0], snn.Recurrent(snn.LIF(3), nn.Linear(3, 3))],
-     rf"1 \(Recurrent\) {NO_PLACE}"),
-    (lambda: [*hidden(*pair(2, 3, 31))[:3], integers.Quantize(3.0)], rf"3 \(Quantize\) {NO_PLACE}"),
-    (lambda: hidden(pair(2, 1)[0], xylo.LIF(3)), rf"1 \(LIF\) {NO_PLACE}"),
-    (lambda: [*hidden(*pair(2, 3, 31))[:-1], xylo.LIF(1)], r"4 \(LIF\) fires up to 31 times"),
-    (lambda: hidden(*pair(2, 3, 31), xylo.StepDelay(3), *pair(3, 3, 31, shift=1), xylo.StepDelay(3),
-     *pair(3, 3, 31, shift=2)), "one shift for all"),
-    (lambda: hidden(*pair(2, 3, 30)), r"1 \(LIF\) fires up to 30 times a step"),
-    (lambda: hidden(*pair(2, 3, 31, version=1)), r"1 \(LIF\) is of version 1, the outputs of ver"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("layers", "message"), ERRORS)
-def test_errors(layers: Callable[[], Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        chips.xylo.configuration(nn.Sequential(*layers()))

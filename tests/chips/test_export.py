@@ -60,6 +60,13 @@ def test_onnx_runtime_computes_the_same_integers(tmp_path: Path) -> None:
     assert all(torch.equal(ends[state], value) for state, value in states.items())
 
 
+def test_c_skips_silent_inputs_behind_the_border_of_a_chip(tmp_path: Path) -> None:
+    network, x, arguments = case("Xylo 2 1")
+    model, _ = tt.quantize.convert(tt.quantize.prepare(network.eval(), x, **arguments))
+    report = tt.export.c(model, tmp_path, x, dtype="int")
+    assert "0 (Linear)" in report.events
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_onnx_runtime_computes_a_quantised_network(name: str, tmp_path: Path) -> None:
     network, x, arguments = case(name)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.chips.test_xylo import simulated
-from tests.quantize.networks import Residual, on_chip, spikes, widened
+from tests.quantize.networks import on_chip, spikes, widened
 from tracetorch import integers, quantize, snn
 from tracetorch.chips import loihi, xylo
 from tracetorch.chips.connections import Population, populations
@@ -102,6 +102,7 @@ def put(place: int, module: nn.Module) -> nn.Module:
 
 
 ONES = torch.ones(3, 2)
+NO_PLACE = "has no place on Xylo: its layers are"
 # the way: a model, and why the chip has none such
 XYLO: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "shift of inputs": (lambda: with_("0.shift", 12), r"1 \(LIF\) has weights shifted by 12 bits"),
@@ -129,6 +130,23 @@ XYLO: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "another product": (lambda: put(0, Doubled(2, 3, bias=False)), r"0 \(Doubled\) has no place"),
     "another neuron": (lambda: put(1, Late(3)), r"1 \(Late\) has no place on Xylo"),
     "another dimension": (lambda: put(1, xylo.LIF(3, dim=-2)), r"1 \(LIF\) has no place on Xylo"),
+    "one layer": (lambda: chain()[:2], "the model has 1 layer of them"),
+    "no delay": (lambda: nn.Sequential(*[*chain()][:2], *[*chain()][3:]),
+     rf"2 \(Linear\) {NO_PLACE}"),
+    "floats": (lambda: put(3, nn.Linear(3, 1)), rf"3 \(Linear\) {NO_PLACE}"),
+    "another module": (lambda: put(2, nn.Flatten()), rf"2 \(Flatten\) {NO_PLACE}"),
+    "a bias": (lambda: put(0, integers.Linear(2, 3)), rf"0 \(Linear\) {NO_PLACE}"),
+    "neurons of floats": (lambda: put(1, snn.Recurrent(snn.LIF(3), nn.Linear(3, 3))),
+     rf"1 \(Recurrent\) {NO_PLACE}"),
+    "a border inside": (lambda: put(3, integers.Quantize(3.0)), rf"3 \(Quantize\) {NO_PLACE}"),
+    "sizes": (lambda: put(1, xylo.LIF(4)), rf"1 \(LIF\) {NO_PLACE}"),
+    "spikes of outputs": (lambda: put(4, xylo.LIF(1)), r"4 \(LIF\) fires up to 31 times"),
+    "recurrent outputs": (lambda: put(4, snn.Recurrent(xylo.LIF(1, max_spikes=1), linear(1, 1))),
+     "and these are not recurrent"),
+    "spikes": (lambda: put(1, xylo.LIF(3, max_spikes=30)), r"1 \(LIF\) fires up to 30 times a st"),
+    "versions": (lambda: put(1, xylo.LIF(3, version=1)), r"1 \(LIF\) is of version 1, the outputs"),
+    "shifts between hidden neurons": (lambda: nn.Sequential(*[*chain()][:3], linear(3, 3, 1),
+     snn.Recurrent(xylo.LIF(3), linear(3, 3, 2)), *[*chain()][2:]), "one shift for all"),
     "another start": (charged, r"1 \(LIF\) has no place on Xylo.* themselves and from zero"),
     "another order": (lambda: Backwards(*chain()), "forward of Backwards does not call its"),
     "a border of 8 bits": (lambda: nn.Sequential(integers.Quantize(1.0), *chain()),
@@ -318,12 +336,3 @@ def test_a_registered_chip_has_the_widths_and_spikes_that_it_says(small: tt.chip
     assert isinstance(border, integers.Quantize)
     assert border.bits == 3  # of 0 to 10 those that a width has
     assert replace(small, name="Other") not in tt.chips.target._TARGETS
-
-
-def test_a_chip_names_the_layer_that_it_has_no_form_for() -> None:
-    neurons = snn.Recurrent(snn.LIF(3), snn.DelayedLinear(3, 3, False, max_delay=2))
-    model = nn.Sequential(nn.Linear(2, 3), neurons, nn.Linear(3, 1), snn.LIF(1))
-    with pytest.raises(ValueError, match=r"^1\.connection: quantised models have no delays"):
-        quantize.prepare(model, spikes(4, 2, 2), xylo.XYLO_2)
-    with pytest.raises(ValueError, match=r"the model: .* without .* branches"):
-        quantize.prepare(Residual(snn.LIF), spikes(4, 2, 5), xylo.XYLO_2)

@@ -128,15 +128,16 @@ def test_every_line_has_a_width() -> None:
     assert all(1 <= width <= 40 for width in widths)
 
 
+class Sum(snn.Neuron):
+    states = ("total",)
+
+    @staticmethod
+    def step(x: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+        total = total + x
+        return total, total
+
+
 def test_a_sum_beyond_the_dtype_is_refused_where_it_is_used() -> None:
-    class Sum(snn.Neuron):
-        states = ("total",)
-
-        @staticmethod
-        def step(x: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-            total = total + x
-            return total, total
-
     found = integers.prove(Sum(1), {"x": Interval(0, 1)})
     assert not found.exact
     assert "output reaches inf" in found.fault or "may be rounded" in found.fault
@@ -303,6 +304,7 @@ RANGES: dict[str, tuple[nn.Module, tuple[float, float]]] = {
     "sums and products": (Between(lambda x: 3 * x - (x + 1) * 2), (-680, 520)),
     "clamps": (Between(lambda x: torch.relu(x).clamp(max=2) + x.maximum(-x)), (-120, 200)),
     "parts": (Between(lambda x: torch.cat([x[:, :20], x[:, 20:]], 1)), (-120, 120)),
+    "constants": (Between(lambda x: torch.cat([x[:, 1:], 9 * torch.ones(1, 1)], 1)), (-120, 360)),
     "shapes": (Between(lambda x: x.reshape(-1, 8, 5).flatten(1).neg()), (-120, 120)),
     "modules": (nn.Sequential(nn.ReLU(), nn.Hardtanh(-1, 2), linear([[1.0] * 40])), (0, 80)),
     "a border": (nn.Sequential(integers.Quantize(2.0, 2), linear([[1.0] * 40])), (-80, 40)),
@@ -335,6 +337,8 @@ UNPROVED: dict[str, tuple[nn.Module, str]] = {
      linear([[2.0**24] + [0.0] * 39] * 40)), r"^the model \(Recurrent\) can reach 16777217"),
     "a forward of its own": (Doubled(40, 1, bias=False), r"Doubled\) has a forward of its own"),
     "methods of its own": (Driven(40), r"Driven\) has methods of its own .*, which is not proved"),
+    "what grows forever": (nn.Sequential(Sum(40), linear([[0.0] * 39 + [1.0]])),
+     r"^0 \(Sum\) is not exact"),
     "a function": (Between(torch.exp), r"^exp\(\) in the model's forward has no rule of ranges"),
     "a product of values": (Between(lambda x: x @ x.mT @ x), "has no rule of ranges"),
     "a module": (nn.Sequential(nn.GELU()), r"^0 \(GELU\) has no rule of ranges: nothing is proved"),

@@ -81,7 +81,8 @@ def test_a_step_later_has_a_name_of_its_own() -> None:
     a, b, c, d, e, f = widths(4, 6, 6, 5)
     model = Calls({"a": a, "b": b, "b_later": c, "d": d, "e": e, "f": f})
     prepared = quantize.prepare(model, spikes(9, 2, 4), chip=chips.xylo.XYLO_2)
-    assert list(prepared._modules) == ["a", "b", "b_later_", "b_later", "d", "d_later", "e", "f"]
+    names = ["input", "a", "b", "b_later_", "b_later", "d", "d_later", "e", "f"]
+    assert list(prepared._modules) == names
 
 
 @pytest.mark.parametrize("graph", [False, True])

@@ -58,7 +58,8 @@ def check_exact(model: nn.Module, x: Tensor) -> dict[str, dict[str, Interval]]:
 
     Args:
         model: a module that can be read as a graph: integer products, neurons, pools, delays,
-            branches and functions between them. Nothing of it changes, its states included.
+            branches and functions between them, as they are in evaluation. Nothing of it changes,
+            its states included.
         x: a sequence ``[T, B, ...]`` of integers. The proof holds for all inputs between its least
             value and its largest, and for zero.
 

@@ -54,7 +54,7 @@ _PASSING = (
 _SHAPES = {
     *("flatten", "unflatten", "reshape", "view", "unsqueeze", "squeeze", "permute", "transpose"),
     *("movedim", "contiguous", "clone", "detach", "expand", "getitem", "item", "unbind", "chunk"),
-    *("split", "cat", "stack", "t", "swapaxes", "max_pool1d", "max_pool2d"),
+    *("split", "cat", "stack", "t", "swapaxes", "flip", "roll", "max_pool1d", "max_pool2d"),
 }
 _COMPARISONS = {"gt", "ge", "lt", "le", "eq", "ne", "logical_and", "logical_or", "logical_not"}
 
@@ -212,7 +212,7 @@ class _Model:
     def check(self, place: str, value: Interval, step: _Step, reached: float = 0.0) -> None:
         """Raise where integers may be rounded."""
         reached, most = max(reached, value.magnitude), MOST_EXACT[self.dtype]
-        if step.check and not np.isneginf(value.step) and reached > most:
+        if step.check and not np.isneginf(value.step) and not reached <= most:
             raise ValueError(
                 f"{place} can reach {reached:.0f}, and {self.dtype} holds every "
                 f"integer up to {most:.0f} only. Give x.double(), and model.double()."
@@ -321,7 +321,9 @@ class _Model:
         """Return the interval of what a function between modules returns."""
         name = node.operation.removesuffix("_")
         if name in _SHAPES:
-            found = reduce(hull, (values[each] for each in node.inputs))
+            given = pytree.tree_leaves((node.args, node.kwargs))
+            ranges = [interval_of(each) for each in given if isinstance(each, Tensor)]
+            found = reduce(hull, [*ranges, *(values[each] for each in node.inputs)])
             self.check(node.place, found, step)
             return found
         builder, reads = Builder(), dict[str, Interval]()

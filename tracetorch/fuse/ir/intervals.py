@@ -135,11 +135,13 @@ def weighted_sums(rows: Tensor, bias: Tensor | None, source: Interval) -> tuple[
     rows = rows.detach().flatten(1).double()
     added = rows.new_zeros(len(rows)) if bias is None else bias.detach().double()
     low, high = float(np.min(source.low)), float(np.max(source.high))
-    least = torch.minimum(rows * low, rows * high).clamp(max=0).sum(1)
-    largest = torch.maximum(rows * low, rows * high).clamp(min=0).sum(1)
+    # a weight of zero takes nothing of what has no bound
+    ends = [torch.where(rows == 0, 0.0, rows * end) for end in (low, high)]
+    least = torch.minimum(*ends).clamp(max=0).sum(1)
+    largest = torch.maximum(*ends).clamp(min=0).sum(1)
     # in whatever order they are added, and the bias first or last
-    ends = least + added.clamp(max=0), largest + added.clamp(min=0)
-    reached = max(-float(ends[0].min()), float(ends[1].max()))
+    lowest, highest = least + added.clamp(max=0), largest + added.clamp(min=0)
+    reached = max(-float(lowest.min()), float(highest.max()))
     return Interval(float((least + added).min()), float((largest + added).max()), 0.0), reached
 
 
