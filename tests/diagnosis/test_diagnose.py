@@ -330,6 +330,8 @@ FAULTS: list[tuple[Any, Any, Any, str, str, str, Any, str]] = [
      (-1, 0), "mse_loss"),
     (dense, x(), lambda y, t: -((y.mean(0) - one_hot(t)) ** 2).mean(), "loss-raised", "", "error",
      (-1, 0), "where the"),
+    (dense, x(), lambda y, t: -F.cross_entropy(y[-1], t, reduction="none").sum(), "loss-raised",
+     "", "error", (-25, -20), ""),
     (dense, x(), lambda y, t: -tt.loss.rate_mse(y, t), "loss-raised", "", "error", (-1, 0), ""),
     (dense, x(), lambda y, t: F.nll_loss(y.mean(0), t), "no-log-probabilities", "", "error",
      (2, 9), "sum up to"),
@@ -387,6 +389,13 @@ ABSENT: list[tuple[Any, Any, Any, str]] = [
     (lambda: dense()[:2], x()[..., :20], lambda y, t: mean(y[..., :4], t), "relu-on-logits"),
     (dense, x(), lambda y, t: mean(y, t) - 0.1 * y.square().mean(), "loss-raised"),
     (dense, x(), lambda y, t: mean(y, t) - 9.0, "loss-raised"),
+    # a policy gradient whose advantages are negative
+    (
+        dense,
+        x(),
+        lambda y, t: (F.cross_entropy(y[-1], t, reduction="none") * (-1.0 - t)).mean(),
+        "loss-raised",
+    ),
     (dense, x(), lambda y, t: F.cross_entropy(y.mean(0)[:7], 0 * t[:7]), "one-class"),
     (dense, x(), lambda y, t: mean(y.clamp(-9, 9), t), "relu-on-logits"),
     (lambda: scaled(dense(), 0.0), x(), mean, "equal-neurons"),  # an input that does not vary

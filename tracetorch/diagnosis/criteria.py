@@ -48,11 +48,16 @@ class Criterion:
     gradients: list[Tensor] = field(default_factory=list)
 
     @property
-    def raised(self) -> bool:
-        """Whether the loss falls where this one grows."""
-        return bool(self.gradients) and all(
-            bool((g <= 0).all() and g.any()) for g in self.gradients
-        )
+    def direction(self) -> int:
+        """Sign of the change of the whole loss where this one grows; 0 where it has none.
+
+        Advantages of reinforcement learning, negative ones too, differ from sample to sample.
+        """
+        values = torch.cat([g.flatten() for g in self.gradients] or [torch.zeros(0)])
+        values = values[values != 0]
+        if not len(values) or bool((values > 0).all()):
+            return int(len(values) > 0)
+        return -int(torch.allclose(values, values[:1].clamp(max=0), rtol=1e-2))
 
 
 class Criteria(TorchFunctionMode):

@@ -25,7 +25,7 @@ def raised_loss(evidence: Evidence) -> Iterator[Finding]:
     judged = losses or (evidence.criteria if float(evidence.loss) < 0 else [])
     groups = () if evidence.optimizer is None else evidence.optimizer.param_groups
     maximized = any(group.get("maximize", False) for group in groups)
-    if judged and all(each.raised is not maximized and each.gradients for each in judged):
+    if judged and all(each.direction == (1 if maximized else -1) for each in judged):
         name = getattr(judged[0].function, "__name__", "loss")
         yield measured("error", "loss-raised", "", float(evidence.loss))(
             f"The optimizer maximizes the {name} of the output (maximize=True)."
