@@ -110,7 +110,7 @@ def test_gradients_are_those_of_autograd(loss: str, run: str) -> None:
     reads_monitor = loss in ("the monitor alone", "all")
     assert (expected["raw_share"] is not None) == reads_monitor
     if loss == "output and membrane":
-        assert bool(found["x"][-1].isfinite().all())  # type: ignore[index]
+        assert bool(found["x"][-1].isfinite().all())
 
 
 @pytest.mark.parametrize("recorded", [(), ("rms",), ("mem", "late")])
@@ -137,7 +137,7 @@ def test_in_a_recurrence(delays: int, reads: str) -> None:
                 parameter.mul_(0.1)
         x = sequence().requires_grad_()
         y = cases.stepped(net, x) if by_step else tt.unroll(net, x)
-        (y.sum() if reads == "output" else net.neuron.mem.sum()).backward()  # type: ignore[union-attr]
+        (y.sum() if reads == "output" else net.neuron.mem.sum()).backward()
         return {"x": x.grad, **{n: p.grad for n, p in net.named_parameters()}}
 
     found, expected = run(False), run(True)

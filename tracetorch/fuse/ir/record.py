@@ -365,7 +365,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             found = self._join(changed.shape, [lane.place for lane in lanes])
         except _Misplaced:
             raise Unfusable(f"its step uses {func}, which {_NOT_POINTWISE}") from None
-        smaller = found is not place and (place is None or not torch.equal(found, place))
+        smaller = found is not place and not (
+            found is not None and place is not None and torch.equal(found, place)
+        )
         if smaller or changed.overlaps:
             raise Unfusable(
                 f"its step changes in place, by {func}, a tensor that has fewer values than it is "
