@@ -75,7 +75,7 @@ class Plan:
 
     @cached_property
     def presence(self) -> dict[str, Presence]:
-        """When each cotangent is present, by its name in the graph."""
+        """Presence of each cotangent, by its name in the graph."""
         program, graph = self.program, self.program.graph
         names = {f"g_{name.removeprefix('next_')}": name for name in program.smooth}
         reading = readers(graph, names)

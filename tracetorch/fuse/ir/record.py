@@ -56,7 +56,7 @@ class _Misplaced(Exception):  # noqa: N818 (a finding, caught here)
 
 
 class _Memory:
-    """What one memory holds; an in-place change of a view of it is seen by all others.
+    """Value of one memory, which all its views see: a change of one in place is one of all.
 
     ``size`` is the number of its values, ``is_input`` whether the caller reads it as well.
     """
