@@ -15,8 +15,12 @@ import tracetorch as tt
 from tests import cases
 from tests.fuse.cases import fused
 from tracetorch import fuse, snn
+from tracetorch.fuse.codegen.javascript_loops import backward_source
+from tracetorch.fuse.codegen.triton_loops import triton_source
 from tracetorch.fuse.dispatch.plans import plan_of
 from tracetorch.fuse.ir.plan import ABSENT, Plan
+from tracetorch.fuse.ir.schedule import backward_kernel
+from tracetorch.fuse.ir.verify import verify
 
 
 class Monitored(snn.Neuron):
@@ -166,6 +170,19 @@ def test_rings_take_an_absent_cotangent_for_zero() -> None:
     expected = gradients(Ring(), sequence(), plain, lambda y, m: m.one.sum())
     found = gradients(Ring(), sequence(), fused("cpu"), lambda y, m: m.one.sum())
     torch.testing.assert_close(found, expected)
+
+
+def test_every_printer_spells_when_a_cotangent_is_present() -> None:
+    program = cases.trace_layer(Monitored(), 2, torch.float64)
+    plan = Plan(program, "cpu", -1, program.states, True, program.inputs, program.params)
+    absent = {name for name in plan.results if name not in ("output", "next_mem")}
+    part = plan.without(frozenset(absent))
+    assert part.flags
+    assert not plan.flags
+    assert "steps - 1" in backward_source(part)
+    source = triton_source(verify(backward_kernel(part)))
+    compile(source, "backward", "exec")
+    assert "steps - 1" in source.split("def backward", 1)[1]
 
 
 def test_a_plan_of_a_backward_pass_is_found_by_its_key() -> None:
