@@ -115,6 +115,7 @@ def random_neuron(seed: int, *, monitors: bool = False) -> snn.Neuron:
     """Return a neuron of two states, and monitors, whose step is eight random operations."""
     known: dict[str, Any] = {"torch": torch, "F": F, "snn": snn, "__name__": __name__}
     exec(compile(source(seed, monitors=monitors), f"<step {seed}>", "exec"), known)
-    layer: snn.Neuron = known["RandomNeuron"]()
+    # popped: what a class keeps of its step would keep the class by way of these names
+    layer: snn.Neuron = known.pop("RandomNeuron")()
     cases.vary(layer)
     return layer

@@ -76,7 +76,7 @@ def neuron(draw: random.Random, size: int = WIDTH, dim: int = -1) -> snn.Neuron:
     name = draw.choice(
         [*cases.LAYERS, "ALIF", "AdLIF", "AlphaLIF", "RefractoryLIF", "QIF", "SigmaDelta"]
     )
-    return cases.layer(name, size, dim=dim)  # type: ignore[no-any-return]
+    return cases.layer(name, size, dim=dim)
 
 
 def connection(draw: random.Random) -> nn.Module:
@@ -154,8 +154,10 @@ def drawn(seed: int) -> Case:
         reset = torch.rand(steps, batch, generator=_generator(draw)) < 0.3
     segment = draw.choice([1, 2, 4]) if draw.random() < 0.25 else None
     before = x[: draw.randrange(1, steps + 1)].flip(0) if draw.random() < 0.4 else None
-    has_membrane = any("mem" in getattr(m, "active_states", ()) for m in model.modules())
-    record = draw.choice([None, ["output"], ["mem"] if has_membrane else None])
+    states = [state for m in model.modules() for state in getattr(m, "active_states", ())]
+    record = draw.choice(
+        [None, ["output"] if states else None, ["mem"] if "mem" in states else None]
+    )
     return Case(
         seed, model, x, before, reset, segment, record, draw.choice(["y", "last", "states", "all"])
     )
@@ -163,7 +165,8 @@ def drawn(seed: int) -> Case:
 
 def looped(case: Case, x: Tensor) -> tuple[Tensor, dict[str, list[Tensor]]]:
     """Run the loop that a user would write; return outputs and states after each step."""
-    outputs, states = [], {}
+    outputs: list[Tensor] = []
+    states: dict[str, list[Tensor]] = {}
     for t, now in enumerate(x.unbind()):
         if case.reset is not None and x is not case.before:
             tt.zero_states(case.model, where=case.reset[t])
@@ -182,7 +185,7 @@ def unrolled(case: Case, x: Tensor) -> tuple[Tensor, dict[str, Any]]:
     if x is not case.before:
         options["reset"] = case.reset
         if case.record is not None:
-            return tt.unroll(case.model, x, record=case.record, **options)  # type: ignore[no-any-return]
+            return tt.unroll(case.model, x, record=case.record, **options)
     return tt.unroll(case.model, x, **options), {}
 
 
@@ -221,16 +224,14 @@ def check(seed: int) -> str | None:
     assert found.keys() == values.keys(), where
     for name, value in values.items():
         torch.testing.assert_close(
-            found[name], value, **near, msg=lambda m, n=name: f"{n}: {m} in {where}"
+            {f"{where} {name}": found[name]}, {f"{where} {name}": value}, **near
         )
     for name, grad in grads.items():
         one = found_grads[name]
         assert (one is None) == (grad is None), f"{name}: absent in {where}"
         if grad is not None:
             scale = {**near, "atol": 1e-9 * (1 + float(grad.abs().nan_to_num(0, 0, 0).max()))}
-            torch.testing.assert_close(
-                one, grad, **scale, msg=lambda m, n=name: f"{n}: {m} in {where}"
-            )
+            torch.testing.assert_close({f"{where} {name}": one}, {f"{where} {name}": grad}, **scale)
     for name, trajectory in seen.items():
         if name in states:
             torch.testing.assert_close(trajectory, torch.stack(states[name]), **near)

@@ -105,10 +105,10 @@ def same(found: Results, expected: Results, where: str) -> None:
     near: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9, "equal_nan": True}
     for kind, one, other in zip(("value", "gradient"), found, expected, strict=True):
         for name in other:
-            f, e = one[name], other[name]  # type: ignore[index]
+            f, e = one[name], other[name]
             assert (f is None) == (e is None), f"{where}: {kind} of {name} is absent"
             if e is not None:
-                torch.testing.assert_close(f, e, **near, msg=lambda m, n=name: f"{where} {n}: {m}")
+                torch.testing.assert_close({f"{where}, {name}": f}, {f"{where}, {name}": e}, **near)
 
 
 def check(seed: int, folder: Path | None = None) -> str | None:

@@ -15,8 +15,12 @@ import tracetorch as tt
 from tests import cases
 from tests.fuse.cases import fused
 from tracetorch import fuse, snn
+from tracetorch.fuse.codegen.javascript_loops import backward_source
+from tracetorch.fuse.codegen.triton_loops import triton_source
 from tracetorch.fuse.dispatch.plans import plan_of
 from tracetorch.fuse.ir.plan import ABSENT, Plan
+from tracetorch.fuse.ir.schedule import backward_kernel
+from tracetorch.fuse.ir.verify import verify
 
 
 class Monitored(snn.Neuron):
@@ -110,7 +114,7 @@ def test_gradients_are_those_of_autograd(loss: str, run: str) -> None:
     reads_monitor = loss in ("the monitor alone", "all")
     assert (expected["raw_share"] is not None) == reads_monitor
     if loss == "output and membrane":
-        assert bool(found["x"][-1].isfinite().all())  # type: ignore[index]
+        assert bool(found["x"][-1].isfinite().all())
 
 
 @pytest.mark.parametrize("recorded", [(), ("rms",), ("mem", "late")])
@@ -137,7 +141,7 @@ def test_in_a_recurrence(delays: int, reads: str) -> None:
                 parameter.mul_(0.1)
         x = sequence().requires_grad_()
         y = cases.stepped(net, x) if by_step else tt.unroll(net, x)
-        (y.sum() if reads == "output" else net.neuron.mem.sum()).backward()  # type: ignore[union-attr]
+        (y.sum() if reads == "output" else net.neuron.mem.sum()).backward()
         return {"x": x.grad, **{n: p.grad for n, p in net.named_parameters()}}
 
     found, expected = run(False), run(True)
@@ -166,6 +170,19 @@ def test_rings_take_an_absent_cotangent_for_zero() -> None:
     expected = gradients(Ring(), sequence(), plain, lambda y, m: m.one.sum())
     found = gradients(Ring(), sequence(), fused("cpu"), lambda y, m: m.one.sum())
     torch.testing.assert_close(found, expected)
+
+
+def test_every_printer_spells_when_a_cotangent_is_present() -> None:
+    program = cases.trace_layer(Monitored(), 2, torch.float64)
+    plan = Plan(program, "cpu", -1, program.states, True, program.inputs, program.params)
+    absent = {name for name in plan.results if name not in ("output", "next_mem")}
+    part = plan.without(frozenset(absent))
+    assert part.flags
+    assert not plan.flags
+    assert "steps - 1" in backward_source(part)
+    source = triton_source(verify(backward_kernel(part)))
+    compile(source, "backward", "exec")
+    assert "steps - 1" in source.split("def backward", 1)[1]
 
 
 def test_a_plan_of_a_backward_pass_is_found_by_its_key() -> None:

@@ -64,7 +64,7 @@ def test_decompositions_compute_what_pytorch_does(dtype: torch.dtype) -> None:
 
 
 # Whose gradient at NaN PyTorch computes in two ways: in vectors, and for what is left over.
-UNSURE = {
+UNSURE: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": F.elu,
     "celu": F.celu,
     "selu": F.selu,

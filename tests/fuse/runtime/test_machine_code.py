@@ -22,6 +22,7 @@ from tests.fuse.runtime.test_kernel_cache import (
     truncate,
     zero_the_end,
 )
+from tests.processes import Child
 from tracetorch.fuse.runtime import kernel_cache, machine_code
 
 
@@ -140,3 +141,43 @@ def test_machine_without_llvmlite(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_registers_of_processors(triple: str, features: str, processor: tuple[int, int]) -> None:
     found = machine_code.Machine(triple, "generic", features).processor
     assert (found.bits, found.registers) == processor
+
+
+# Compile many kernels, and tell how much memory each of the first and of the last half has taken.
+MANY = """
+import os
+import sys
+from tracetorch.fuse.codegen.llvm_tasks import TaskWriter
+from tracetorch.fuse.runtime.machine_code import compiled
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+def kernel(number):
+    k = TaskWriter("fill")
+    done = k.array("i32")
+    done[k.number] = k.number + number
+    return compiled(k.text(), "fill")
+
+count = int(sys.argv[1])
+for number in range(100):
+    kernel(-1 - number)
+taken = [resident()]
+for half in range(2):
+    for number in range(count // 2):
+        assert kernel(half * count + number).address
+    taken.append(resident())
+print((taken[1] - taken[0]) // (count // 2), (taken[2] - taken[1]) // (count // 2))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc")
+def test_thousands_of_kernels_take_the_memory_of_their_code(cache: Path) -> None:
+    """Some pages each, with what LLVM keeps of a loaded one; nothing grows with their number."""
+    child = Child("-c", MANY, "2000")
+    assert child.wait(1800) == 0, child.errors
+    first, second = map(int, child.output.split())
+    assert second < 96 * 1024
+    assert second < 1.1 * first + 4096

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+import tracetorch as tt
 from tests import cases
 from tests.fuse.cases import ends, fused
 from tests.processes import run_python
-from tracetorch import fuse
+from tracetorch import fuse, snn
 from tracetorch.fuse.codegen.llvm_tasks import TaskWriter
 from tracetorch.fuse.runtime import threads as runtime
 from tracetorch.fuse.runtime.machine_code import TaskKernel, compiled
@@ -102,7 +103,7 @@ def test_results_do_not_depend_on_the_number_of_threads(way: str) -> None:
     layer = cases.layer("BSRLIF", 300)
     x = cases.sequence(40, 9, 300, dtype=torch.float32)
     found = []
-    for number in (1, 2, 5):
+    for number in (1, 2, 5, 8):
         torch.set_num_threads(number)
         found.append(ends(layer, x, fused("cpu"), live=True))
     for values, gradients in found[1:]:
@@ -110,6 +111,27 @@ def test_results_do_not_depend_on_the_number_of_threads(way: str) -> None:
             assert torch.equal(value, found[0][0][name]), name
         for name, gradient in gradients.items():
             assert torch.equal(gradient, found[0][1][name]), name
+
+
+@needs_llvmlite
+def test_a_recurrence_gives_the_same_bits_with_any_number_of_threads(way: str) -> None:
+    """Its weight's gradient is one product of PyTorch's, which shares it out as it likes."""
+    torch.manual_seed(0)
+    net = snn.Recurrent(cases.layer("SLIF", 40), torch.nn.Linear(40, 40))
+    found: list[dict[str, torch.Tensor]] = []
+    for number in (1, 2, 8):
+        torch.set_num_threads(number)
+        x = cases.sequence(30, 70, 40, dtype=torch.float32).requires_grad_()
+        net.zero_grad()
+        y = tt.unroll(net, x, from_rest=True)
+        cases.weighted_sum(y).backward()
+        assert x.grad is not None
+        grads = {n: p.grad for n, p in net.neuron.named_parameters() if p.grad is not None}
+        found.append({"y": y.detach(), "x": x.grad, **grads})
+    assert len(found[0]) > 3
+    for each in found[1:]:
+        for name, value in each.items():
+            assert torch.equal(value, found[0][name]), name
 
 
 @needs_llvmlite

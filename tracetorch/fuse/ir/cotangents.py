@@ -86,7 +86,7 @@ class _Pruning:
         self.flags: dict[str, Presence] = {}
         self.values: dict[Value, Value] = {}
         # of what depends on cotangents: when it is there, and whether it is 0 when not
-        self.presence: dict[Value, Presence] = dict(presence)
+        self.presence: dict[Value, Presence] = dict(presence.items())
         self.vanishing: set[Value] = set(presence)
 
     def line(self, line: Line) -> None:

@@ -68,15 +68,14 @@ class Plan:
         if absent and absent not in self.parts:
             part = replace(self, kernels={}, absent=absent, whole=self, parts={})
             # what nothing comes back to has no gradient, as in autograd
-            names = [n for n in self.differentiated if n in part.reached]
-            trained = [n for n in self.trained if f"p_{n}" in part.reached]
-            wanted = {"differentiated": tuple(names), "trained": tuple(trained)}
-            self.parts[absent] = replace(part, **wanted)
+            names = tuple([n for n in self.differentiated if n in part.reached])
+            trained = tuple([n for n in self.trained if f"p_{n}" in part.reached])
+            self.parts[absent] = replace(part, differentiated=names, trained=trained)
         return self.parts[absent] if absent else self
 
     @cached_property
     def presence(self) -> dict[str, Presence]:
-        """When each cotangent is present, by its name in the graph."""
+        """Presence of each cotangent, by its name in the graph."""
         program, graph = self.program, self.program.graph
         names = {f"g_{name.removeprefix('next_')}": name for name in program.smooth}
         reading = readers(graph, names)

@@ -59,7 +59,7 @@ class _Misplaced(Exception):  # noqa: N818 (a finding, caught here)
 
 
 class _Memory:
-    """What one memory holds; an in-place change of a view of it is seen by all others.
+    """Value of one memory, which all its views see: a change of one in place is one of all.
 
     ``size`` is the number of its values, ``is_input`` whether the caller reads it as well.
     """
@@ -426,7 +426,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             found = self._join(changed.shape, [lane.place for lane in lanes])
         except _Misplaced:
             raise Unfusable(f"its step uses {func}, which {_NOT_POINTWISE}") from None
-        smaller = found is not place and (place is None or not torch.equal(found, place))
+        smaller = found is not place and not (
+            found is not None and place is not None and torch.equal(found, place)
+        )
         if smaller or changed.overlaps:
             raise Unfusable(
                 f"its step changes in place, by {func}, a tensor that has fewer values than it is "

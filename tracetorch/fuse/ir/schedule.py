@@ -196,7 +196,8 @@ class _Writer:
 
     def present(self, index: Value) -> dict[str, Operand]:
         """Return which cotangents are present at a step, by name; they come and go from the end."""
-        k, found = self.k, {}
+        k = self.k
+        found: dict[str, Operand] = {}
         for name, when in self.plan.flags.items():
             changes = [i for i in range(1, len(when)) if when[i] != when[i - 1]]
             each = [k.op("lt", index, k.op("sub", self.size["steps"], i)) for i in changes]
