@@ -125,8 +125,8 @@ class Reads:
             self._refuse(f"reads {name} ({kind.__name__})")
 
     def _function(self, function: types.FunctionType) -> None:
-        if function in self._visited:
-            self._parts.append(self._visited[function])
+        if function in self._visited or self.beyond:  # which may lead through all of a library
+            self._parts.append(self._visited.get(function))
             return
         self._visited[function] = len(self._visited)
         code, module = function.__code__, function.__globals__.get("__name__")
@@ -285,14 +285,13 @@ def _is_known(value: object) -> bool:
 
 def _is_operation(value: Any) -> bool:
     """Whether a value is a C function that computes from its arguments alone."""
-    name = getattr(value, "__name__", "")
     if type(value) is types.MethodDescriptorType:
-        return issubclass(Tensor, value.__objclass__) and name in _READABLE.difference(_SIZES)
-    if type(value) is not types.BuiltinFunctionType or name in (*_SIZES, *_MODES):
+        return issubclass(Tensor, value.__objclass__) and value.__name__ in _READABLE - set(_SIZES)
+    if type(value) is not types.BuiltinFunctionType or value.__name__ in (*_SIZES, *_MODES):
         return False
     owner = value.__self__  # operations of PyTorch have none
     owner = value.__module__ if owner is None else getattr(owner, "__name__", None)
-    return owner in _C_MODULES or (owner == "builtins" and name in _BUILTINS)
+    return owner in _C_MODULES or (owner == "builtins" and value.__name__ in _BUILTINS)
 
 
 def _is_frozen(value: object) -> bool:

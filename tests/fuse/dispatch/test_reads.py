@@ -475,3 +475,19 @@ def test_a_step_of_this_package_may_be_edited_too() -> None:
         step.__code__ = code
     assert all(torch.equal(each, expected) for each in found)
     assert not torch.equal(first[0], expected)
+
+
+class Evasive:
+    """A spike function that answers no question about itself."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(f"there is no {name}")
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return (u > 0).to(u.dtype)
+
+
+def test_an_object_that_cannot_be_looked_at_runs_eagerly() -> None:
+    layer = snn.LIF(9, surrogate_derivative=Evasive())
+    assert "reads pos_spike (Evasive)" in str(fuse.unsupported_reason("cpu", layer, X[2]))
+    assert layer(X[2][0]).shape == (2, 9)
