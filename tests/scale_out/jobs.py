@@ -134,7 +134,11 @@ def blocks(model: nn.Module) -> nn.Module:
     return fully_shard(model)  # type: ignore[return-value]
 
 
-OF_BLOCKS = {"DDP": DistributedDataParallel, "FSDP": fully_shard, "FSDP of every block": blocks}
+OF_BLOCKS: dict[str, Callable[[nn.Module], Any]] = {
+    "DDP": DistributedDataParallel,
+    "FSDP": fully_shard,
+    "FSDP of every block": blocks,
+}
 WAYS: dict[str, dict[str, Any]] = {
     "by layer": {},
     "by step": {"by": "step"},

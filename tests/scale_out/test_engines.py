@@ -87,7 +87,7 @@ def test_memories_of_every_kind_beside_engines(results: Results, engine: str, ki
     for name in (each for each in results[0] if each.startswith(f"{kind}/{engine}/")):
         whole = Whole(of_kind(kind), **WAYS[name.split("/")[2]])
         outputs = [whole(share) for share in x.split(2, 1)]
-        sum(y.square().sum() / WORLD for y in outputs).backward()  # type: ignore[union-attr]
+        sum(y.square().sum() / WORLD for y in outputs).backward()
         for rank in range(WORLD):
             y = outputs[rank].detach()
             expected = {**gradients(whole), "the output": y, "the next": y}
