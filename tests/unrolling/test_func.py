@@ -116,7 +116,7 @@ def test_jacobian() -> None:
         torch.testing.assert_close(found[i], inputs.grad)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is:DeprecationWarning")  # jvp imports it
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # jvp imports it
 @pytest.mark.parametrize("by", ["layer", "step"])
 @pytest.mark.parametrize("name", ["dense", "recurrent"])
 def test_forward_mode_agrees_with_reverse_mode(name: str, by: str) -> None:

@@ -177,7 +177,8 @@ class Calls(nn.Module):
 
 
 def compiled(model: Any) -> tt.Stream:
-    return tt.Stream(torch.compile(model, backend="eager"))
+    made_faster: Any = torch.compile(model, backend="eager")
+    return tt.Stream(made_faster)
 
 
 def recomputed(stream: tt.Stream) -> None:
