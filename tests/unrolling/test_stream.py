@@ -20,9 +20,6 @@ from tests.unrolling.test_threads import NETWORKS, B, N, T, X, equal, failing, m
 from tests.unrolling.test_threads import states_of as states_on
 from tracetorch.snn.passes import current_pass
 
-# PyTorch's own, of guards in Python 3.13.0
-pytestmark = pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning")
-
 
 def steps(stream: tt.Stream, x: Tensor) -> Tensor:
     return torch.stack([stream(step) for step in x])
