@@ -153,7 +153,7 @@ def test_gradients_are_straight_through(name: str) -> None:
 
 
 # torch.func.jvp imports decompositions that PyTorch itself scripts
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_forward_mode(name: str) -> None:
     function, expected = GRADIENTS[name]

@@ -6,7 +6,7 @@ import copy
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -147,7 +147,7 @@ def test_a_model_compiled_by_torch_runs_in_streams() -> None:
     model = made()
     expected = tt.unroll(made(), X, by="step")
     torch.compiler.reset()
-    compiled = torch.compile(model, backend="eager")
+    compiled: Any = torch.compile(model, backend="eager")
     with torch.no_grad():
         for each in (compiled, model):
             streams = tt.Stream(each), tt.Stream(each)
@@ -176,6 +176,11 @@ class Calls(nn.Module):
         return y
 
 
+def compiled(model: Any) -> tt.Stream:
+    made_faster: Any = torch.compile(model, backend="eager")
+    return tt.Stream(made_faster)
+
+
 def recomputed(stream: tt.Stream) -> None:
     x = X[0].clone().requires_grad_()
     checkpoint(stream, x, use_reentrant=False).sum().backward()
@@ -184,7 +189,7 @@ def recomputed(stream: tt.Stream) -> None:
 @pytest.mark.parametrize(
     ("act", "error", "message"),
     [
-        (lambda s: tt.Stream(X), TypeError, r"must be a torch\.nn\.Module|nn\.Module"),
+        (lambda s: tt.Stream(cast(Any, X)), TypeError, r"must be a torch\.nn\.Module|nn\.Module"),
         (lambda s: tt.Stream(tt.online(s.model)), ValueError, "a learner for each stream, each wi"),
         (lambda s: copy.deepcopy(s), TypeError, "not copied or pickled, its states are"),
         (lambda s: tt.unroll(Calls(s), X, by="step"), ValueError, "inside of a model that runs it"),
@@ -196,7 +201,7 @@ def recomputed(stream: tt.Stream) -> None:
             "in a stream, and is no part of",
         ),
         (
-            lambda s: tt.Stream(torch.compile(Calls(made().forward), backend="eager"))(X[0]),
+            lambda s: compiled(Calls(made().forward))(X[0]),
             ValueError,
             "in a stream, and is no part of its model",
         ),

@@ -135,7 +135,7 @@ def save_safetensors(
     try:
         save_file(dict(tensors), path, None if metadata is None else dict(metadata))
     except SafetensorError as error:  # the only kind it has: the number is in its text
-        number = re.search(r"os error (\d+)", str(error))
+        number = re.search(r"(?:os error |Os { code: )(\d+)", str(error))  # the second until 0.5
         if number is None or os.name != "posix":
             raise OSError(f"{str(path)!r} cannot be written: {error}") from error
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,6 @@ from tracetorch.snn.passes import Entry, Pass, Stateful, current_pass
 from tracetorch.snn.states import ExtraStates, get_states, set_states
 from tracetorch.unrolling.unroll import unroll
 
-P = ParamSpec("P")
 R = TypeVar("R")
 
 
@@ -119,7 +118,7 @@ class Stream:
         self._run(set_states, self.model, states)
 
     @exclude_from_compile
-    def _run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    def _run(self, function: Callable[..., R], *args: Any, **kwargs: Any) -> R:
         """Call a function within the pass that is held."""
         if current_pass() is not None:
             raise ValueError(

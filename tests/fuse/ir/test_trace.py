@@ -176,7 +176,7 @@ def test_first_use_under_a_global_mode(mode: str, use: Callable[..., Tensor]) ->
     check_compiled(layer)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is:DeprecationWarning")  # jvp imports it
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # jvp imports it
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_first_use_in_a_transform(transform: str) -> None:
     layer = fresh()
