@@ -57,8 +57,8 @@ def explain_double_backward(values: list[Tensor], *, observed: bool = True) -> l
     """Return ``values`` behind a node that explains a second ``backward`` through them.
 
     Only where there is a graph, and where PyTorch runs it step by step: under ``torch.compile`` and
-    ``torch.func`` its own message remains, and a traced program has no use for the node. Whether
-    somebody may trace or transform it is asked where it is not known, ``observed``.
+    ``torch.func`` its own message remains, and a traced program has no use for the node.
+    ``observed`` says whether somebody may trace or transform it, as far as is known.
     """
     if not torch.is_grad_enabled():
         return values
