@@ -49,8 +49,11 @@ class _ForwardModeHeaviside(_Heaviside):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Surrogate], output: Tensor) -> None:
-        _Heaviside.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(inputs[0])
+        u, ctx.surrogate = inputs
+        ctx.save_for_backward(u)
+        ctx.save_for_forward(u)
+        if not torch.compiler.is_compiling():  # as keep_absent, uncalled
+            ctx.set_materialize_grads(False)
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
