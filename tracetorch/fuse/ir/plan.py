@@ -66,8 +66,8 @@ class Plan:
         part = self.without(frozenset([n for n, g, smooth in pairs if g is None and smooth]))
         if part is self or steps is None or not part.presence:
             return part
-        told = len(next(iter(part.presence.values())))
-        return self.without(part.absent, steps) if steps < told else part
+        length = len(next(iter(part.presence.values())))
+        return self.without(part.absent, steps) if steps < length else part
 
     def without(self, absent: frozenset[str], steps: int | None = None) -> Plan:
         """Return the plan of a backward pass to which these cotangents do not come back."""
