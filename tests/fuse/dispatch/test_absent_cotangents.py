@@ -172,6 +172,19 @@ def test_rings_take_an_absent_cotangent_for_zero() -> None:
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_short_sequences_end_before_a_cotangent_comes(steps: int) -> None:
+    x = cases.sequence(steps, 2, 3)
+    layer = Monitored().double()
+    for run in ("cpu", "eager"):
+        late = lambda y, m: m.later[1].sum()  # noqa: E731
+        expected = gradients(layer, x, plain, late)
+        found = gradients(layer, x, RUNS[run], late)
+        for name, grad in expected.items():
+            assert (grad is None) == (found[name] is None), name
+            torch.testing.assert_close(found[name], grad, equal_nan=True)
+
+
 def test_every_printer_spells_when_a_cotangent_is_present() -> None:
     program = cases.trace_layer(Monitored(), 2, torch.float64)
     plan = Plan(program, "cpu", -1, program.states, True, program.inputs, program.params)

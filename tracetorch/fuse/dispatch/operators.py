@@ -272,6 +272,7 @@ class _FusedLayer(torch.autograd.Function):
         given = Operands(inputs, states, values)
         *results, checkpoints = backend_named(plan.backend).forward(plan, layout, given)
         ctx.plan, ctx.call, ctx.order, ctx.constrained = plan, call, layout.order, constrained
+        ctx.steps = len(inputs[0])
         ctx.set_materialize_grads(False)
         # only what is read is saved: a parameter that is not may change before the backward pass
         read: list[Tensor | None] = []
@@ -307,7 +308,7 @@ class _FusedLayer(torch.autograd.Function):
             computed = differentiable_gradients(ctx.call, plan, given, grads)
         else:
             resolved = [grad if grad is None else grad.resolve_neg() for grad in grads]
-            plan = plan.given(grads)
+            plan = plan.given(grads, ctx.steps)
             given, checkpoints, incoming = _backward_inputs(ctx, plan, resolved)
             values, raws = given.params[:count], _read_raws(ctx, given.params[count:])
             given = given._replace(params=values)

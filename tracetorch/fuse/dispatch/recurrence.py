@@ -111,7 +111,7 @@ class _Recurrence(torch.autograd.Function):
             x, checkpoints, first, weight, *tensors = ctx.saved_tensors
         count = len(plan.program.states)
         states, params = tensors[:count], tensors[count:]
-        plan = plan.given(grads)
+        plan = plan.given(grads, len(x))
         resolved = [grad if grad is None else grad.resolve_neg() for grad in grads]
         incoming = incoming_gradients(x, resolved, 1 + count)
         d_x, d_first, d_weight, d_states, d_params = recurrence.backward(

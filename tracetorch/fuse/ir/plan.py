@@ -34,6 +34,7 @@ class Plan:
         absent: those of :attr:`results` to which no cotangent comes back.
         whole: the plan to which all do; its forward pass is also that of this one.
         parts: the plans whose whole this one is, by what is absent.
+        steps: of the sequence, where it is shorter than what :attr:`presence` tells.
     """
 
     program: Program
@@ -47,7 +48,8 @@ class Plan:
     kernels: dict[Hashable, Any] = field(default_factory=dict, repr=False)
     absent: frozenset[str] = frozenset()
     whole: Plan | None = None
-    parts: dict[frozenset[str], Plan] = field(default_factory=dict, repr=False)
+    parts: dict[Hashable, Plan] = field(default_factory=dict, repr=False)
+    steps: int | None = None
 
     feeds_back: ClassVar[bool] = False
     """Whether what comes back to the input of a step comes back to the output of an earlier one."""
@@ -58,20 +60,25 @@ class Plan:
         ends = [f"next_{name}" for name in self.program.states]
         return ("output", *ends, *(f"record_{name}" for name in self.record))
 
-    def given(self, cotangents: Sequence[object | None]) -> Plan:
+    def given(self, cotangents: Sequence[object | None], steps: int | None = None) -> Plan:
         """Return the plan of a backward pass, from the cotangents of the results, or ``None``."""
         pairs = zip(self.results, cotangents, self.smooth_results, strict=True)
-        return self.without(frozenset([n for n, g, smooth in pairs if g is None and smooth]))
+        part = self.without(frozenset([n for n, g, smooth in pairs if g is None and smooth]))
+        if part is self or steps is None or not part.presence:
+            return part
+        length = len(next(iter(part.presence.values())))
+        return self.without(part.absent, steps) if steps < length else part
 
-    def without(self, absent: frozenset[str]) -> Plan:
+    def without(self, absent: frozenset[str], steps: int | None = None) -> Plan:
         """Return the plan of a backward pass to which these cotangents do not come back."""
-        if absent and absent not in self.parts:
-            part = replace(self, kernels={}, absent=absent, whole=self, parts={})
+        key = absent if steps is None else (absent, steps)
+        if absent and key not in self.parts:
+            part = replace(self, kernels={}, absent=absent, whole=self, parts={}, steps=steps)
             # what nothing comes back to has no gradient, as in autograd
             names = tuple([n for n in self.differentiated if n in part.reached])
             trained = tuple([n for n in self.trained if f"p_{n}" in part.reached])
-            self.parts[absent] = replace(part, differentiated=names, trained=trained)
-        return self.parts[absent] if absent else self
+            self.parts[key] = replace(part, differentiated=names, trained=trained)
+        return self.parts[key] if absent else self
 
     @cached_property
     def presence(self) -> dict[str, Presence]:
@@ -108,7 +115,7 @@ class Plan:
     def reached(self) -> frozenset[str]:
         """Those of the inputs, states and parameters to which a cotangent comes back."""
         graph, reached = self.program.graph, self.program.reached
-        ever = {name for name, when in self.presence.items() if any(when)}
+        ever = {name for name, when in self.presence.items() if any(when[: self.steps])}
         reading = readers(graph, self.presence)
         read = {name: reading(graph.outputs[f"d_{name}"]) for name in reached}
         return frozenset(name for name, g in read.items() if not g or g & ever)
