@@ -187,7 +187,7 @@ OTHERS = refusals(
     Own | OtherOwn -> the model: Own in the file, OtherOwn in the model
     lambda: graph(("input", "a"), ("a", "b"), ("b", "output"))
         | lambda: graph(("input", "a"), ("input", "b"), ("a", "output"), ("b", "output"))
-        -> the model, tt\.NIRModel: wiring: .* in the file, .*\[...\] in the model
+        -> the model, tt\.NIRModel: flow: .* in the file, .*\[...\] in the model
     element("scale")
         | element("threshold")
         -> tt\.PerElement: field: 'scale' in the file, 'threshold' in the model

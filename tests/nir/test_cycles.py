@@ -295,7 +295,7 @@ def test_random_graphs_are_the_simulators_in_any_order(seed: int) -> None:
     given = graph(sorted(edges), **nodes, **ENDS)
     x = sequence(12, 1, *SHAPE)
     model: Any = tt.nir.from_nir(given, dt=DT)
-    assert model.wiring.kept
+    assert model.flow.kept
     first = run(model, x)
     torch.testing.assert_close(first, simulated(given, x), rtol=1e-9, atol=1e-9)
     assert torch.equal(run(tt.nir.from_nir(shuffled(given, seed), dt=DT), x), first)

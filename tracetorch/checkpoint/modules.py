@@ -152,6 +152,8 @@ def _text(name: str, value: object) -> str | None:
         value = [getattr(value, field.name) for field in fields(value)]
     if isinstance(value, Mapping):
         value = list(value.items())
+    if isinstance(value, (set, frozenset)):
+        value = sorted(value, key=str)
     if isinstance(value, (list, tuple)):
         items = [_text(name, item) for item in value]
         if None in items:

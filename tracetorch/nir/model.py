@@ -22,7 +22,7 @@ class NIRModel(TTModule):
     what its edges bring, over those that are late what was there in the step before.
 
     Args:
-        wiring: what flows where.
+        flow: what flows where.
         modules: a module for each of its nodes.
         clock: what a time step is.
 
@@ -31,43 +31,43 @@ class NIRModel(TTModule):
         graph tells it, else of their names. One output ``[B, ...]``, or a dict of them by name.
     """
 
-    def __init__(self, wiring: Wiring, modules: dict[str, nn.Module], clock: Clock) -> None:
+    def __init__(self, flow: Wiring, modules: dict[str, nn.Module], clock: Clock) -> None:
         super().__init__()
-        self.wiring = wiring
+        self.flow = flow
         self.clock = clock
         self.keys = _module_names(modules)
         self.nodes = nn.ModuleDict({self.keys[name]: m for name, m in modules.items()})
-        shapes = {name: wiring.shapes[name] for name in wiring.kept}
+        shapes = {name: flow.shapes[name] for name in flow.kept}
         self.late = nn.ModuleDict(
             {self.keys[name]: OneStep(shape[0], -len(shape)) for name, shape in shapes.items()}
         )
 
     def forward(self, *positional: Tensor, **by_name: Tensor) -> Tensor | dict[str, Tensor]:
         """Run one time step."""
-        wiring, inputs = self.wiring, self._inputs(positional, by_name)
+        flow, inputs = self.flow, self._inputs(positional, by_name)
         values: dict[Value, Tensor] = {(name, False): value for name, value in inputs.items()}
         some = next(iter(inputs.values()))
-        kept = {name: cast(OneStep, self.late[self.keys[name]]) for name in wiring.kept}
+        kept = {name: cast(OneStep, self.late[self.keys[name]]) for name in flow.kept}
         for name, edge in kept.items():
-            values[name, True] = edge.recall(some.new_zeros(some.shape[0], *wiring.shapes[name]))
-        for value, sources in wiring.plan:
+            values[name, True] = edge.recall(some.new_zeros(some.shape[0], *flow.shapes[name]))
+        for value, sources in flow.plan:
             total, *others = (values[source] for source in sources)
             for other in others:
                 total = total + other
             values[value] = self.nodes[self.keys[value[0]]](total)
         for name, edge in kept.items():
             edge.keep(values[name, False])
-        outputs = {name: values[name, False] for name in wiring.outputs}
+        outputs = {name: values[name, False] for name in flow.outputs}
         return outputs if len(outputs) > 1 else next(iter(outputs.values()))
 
     def _inputs(self, args: tuple[Tensor, ...], by_name: dict[str, Tensor]) -> dict[str, Tensor]:
-        inputs = dict(zip(self.wiring.inputs, args, strict=False)) | by_name
-        once = len(args) + len(by_name) == len(inputs) == len(self.wiring.inputs)
-        if not once or inputs.keys() != set(self.wiring.inputs):
+        inputs = dict(zip(self.flow.inputs, args, strict=False)) | by_name
+        once = len(args) + len(by_name) == len(inputs) == len(self.flow.inputs)
+        if not once or inputs.keys() != set(self.flow.inputs):
             got = f"{len(args)} tensors and {list(by_name)} by name"
-            raise TypeError(f"the graph takes {self.wiring.inputs}, each once; got {got}.")
+            raise TypeError(f"the graph takes {self.flow.inputs}, each once; got {got}.")
         for name, value in inputs.items():
-            shape = self.wiring.shapes[name]
+            shape = self.flow.shapes[name]
             if tuple(value.shape[1:]) != shape:
                 expected = f"a batch of {list(shape)}: [B, {', '.join(map(str, shape))}]"
                 got = f"input {name!r} has shape {list(value.shape)}"

@@ -127,7 +127,7 @@ def _reshaped(node: Node | NodeGraph, shape: Shape) -> Node | NodeGraph:
 
 def model_graph(model: NIRModel, options: WriteOptions) -> NodeGraph:
     """Return the graph that a model was read from, with the parameters it has now."""
-    graph, wiring = NodeGraph(), model.wiring
+    graph, wiring = NodeGraph(), model.flow
     for name in wiring.order:
         shape, module = wiring.input_shape(name), model.nodes[model.keys[name]]
         if name in wiring.inputs or name in wiring.outputs:

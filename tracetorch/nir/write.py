@@ -88,7 +88,7 @@ def to_nir(
     check_unsharded(model, "tt.nir")
     options = WriteOptions(Clock(dt, discretization), mode, allow_hard_reset)
     dictionary = _dictionary(_graph(model, sample, options))
-    wiring = model_of(dictionary, options.clock, "zero").wiring  # by the very checks of a reader
+    wiring = model_of(dictionary, options.clock, "zero").flow  # by the very checks of a reader
     import nir
 
     written = nir.dict2NIRNode(dictionary)
@@ -105,7 +105,7 @@ def _graph(model: nn.Module, sample: Any, options: WriteOptions) -> NodeGraph:
     tensors = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
     double = all(t.dtype == torch.float64 for t in tensors)
     # a file keeps nodes by name, and so forgets the order of arguments
-    names = model.wiring.inputs if isinstance(model, NIRModel) else graph.names("Input")
+    names = model.flow.inputs if isinstance(model, NIRModel) else graph.names("Input")
     order = json.dumps(names)
     dt, discretization = float(options.clock.dt), options.clock.discretization
     graph.metadata.update(mode=options.mode, dt=dt, discretization=discretization)

@@ -33,6 +33,7 @@ Step = Callable[[int, Recurrent, Tensor], None]
 """Runs the ``t``-th step of a layer: ``t, layer, x``; raises where it is not what it is alone."""
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_PLAIN = (nn.Parameter, nn.UninitializedParameter)
 _FIXED = MODULE_ATTRIBUTES | {"forward"}  # which the first run sets in norms
 
 
@@ -62,7 +63,11 @@ class Loops:
     """
 
     def __init__(self, modules: Sequence[tuple[str, nn.Module]]) -> None:
-        self.layers = [m for _, m in modules if isinstance(m, Recurrent) and _holds_own_code(m)]
+        self.layers = [
+            m
+            for _, m in modules
+            if isinstance(m, Recurrent) and _holds_own_code(m) and not _is_sharded(m)
+        ]
         self._paths = {id(m): path or "the model" for path, m in modules}
         self._alone: dict[int, list[list[Tensor]]] = {}
         """Of those that gave so by layer what they give alone in each step, and their states."""
@@ -167,6 +172,15 @@ def _holds_own_code(layer: Recurrent) -> bool:
         type(module).__module__.partition(".")[0] not in ("torch", "tracetorch")
         or "forward" in vars(module)
         or any(vars(module).get(name) for name in _HOOKS)
+        for _, module in modules_of(layer)
+    )
+
+
+def _is_sharded(layer: Recurrent) -> bool:
+    """Whether an engine puts parameters together in the calls of its own modules alone."""
+    return any(
+        type(module).__module__.startswith("torch.distributed")
+        or any(type(p) not in _PLAIN for p in module.parameters(recurse=False))
         for _, module in modules_of(layer)
     )
 
