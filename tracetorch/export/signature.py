@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from tracetorch.core.hooks import WEIGHT_HOOKS
 from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import (
     DataDependentOutputException,
@@ -97,6 +98,10 @@ def step_signature(model: nn.Module, sample: Any, batch: int | None = None) -> S
                     start = _without_repeats(layer._start_of(state, states[name].full(1)))
                     if bool((start != 0).any()):
                         initial[name] = start
+        for layer in layers.values():
+            for hook in layer._forward_pre_hooks.values():
+                if isinstance(hook, WEIGHT_HOOKS):  # what it set in the last call may be stale
+                    hook(layer, ())
         step_kwargs = {
             key: cast(SequenceLayer, layers[key[0]]).step_kwargs(*key[1:]) for key in calls
         }
