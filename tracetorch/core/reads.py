@@ -47,7 +47,10 @@ _HOLDERS = (Tensor, str, list, dict, set, int, float, torch.finfo, torch.device,
 # attributes of arguments that a step may read
 _READABLE = {n for holder in _HOLDERS for n in dir(holder) if n[0] != "_"}.difference(_MODES)
 # methods that run when an object is made or looked at, not when a step uses it
-_UNUSED = ("__init__", "__new__", "__post_init__", "__reduce__", "__repr__", "__setattr__")
+_UNUSED = (
+    *("__init__", "__new__", "__post_init__", "__reduce__", "__replace__", "__repr__"),
+    "__setattr__",
+)
 _DONE = {"IMPORT_NAME": "imports", "LOAD_BUILD_CLASS": "makes a class", "TRY": "catches"}
 _WRITES = ("DELETE_ATTR", "DELETE_GLOBAL", "STORE_ATTR", "STORE_DEREF", "STORE_GLOBAL")
 
@@ -114,7 +117,7 @@ class Reads:
         elif _is_operation(value) or _is_known(value):
             self._parts.append(value)
             self._seen.update(_own_names(value))
-        elif kind is types.MethodType and value.__func__ is _FUNCTION.apply.__func__:  # type: ignore
+        elif _is_apply(value):
             self._class(value.__self__)
         elif _is_frozen(value):
             self._seen.update(kind.__dataclass_fields__)
@@ -292,6 +295,18 @@ def _is_operation(value: Any) -> bool:
     owner = value.__self__  # operations of PyTorch have none
     owner = value.__module__ if owner is None else getattr(owner, "__name__", None)
     return owner in _C_MODULES or (owner == "builtins" and value.__name__ in _BUILTINS)
+
+
+def _is_apply(value: Any) -> bool:
+    """Whether a value is ``apply`` of an ``autograd.Function``; in PyTorch 2.15 it is one of C."""
+    own: Any = _FUNCTION.apply
+    if type(value) is not type(own) or not isinstance(value.__self__, _META):
+        return False
+    return bool(
+        value.__func__ is own.__func__
+        if isinstance(value, types.MethodType)
+        else value.__name__ == "apply"
+    )
 
 
 def _is_frozen(value: object) -> bool:
