@@ -11,7 +11,8 @@ from tracetorch.core.version import __version__
 from tracetorch.snn.module import detach_states, zero_states
 from tracetorch.snn.param_groups import param_groups
 from tracetorch.snn.states import get_states, set_states
-from tracetorch.unrolling import Stream, unroll
+from tracetorch.unrolling import unroll
+from tracetorch.unrolling.stream import Stream
 
 # Rooms behind the neuron are loaded when they are first named: importing tracetorch stays light.
 _LATE_PACKAGES: tuple[str, ...] = (

@@ -14,7 +14,7 @@ from tests.unrolling.memories import KINDS, WAYS
 from tracetorch import snn
 
 T, B, N = 5, 3, 4
-SHARED = r"\(Recurrent\) (gives other outputs by layer|remember something outside)"
+SHARED = r"\((Recurrent|Own|Neuron)\) (gives other outputs by layer|remember something outside)"
 FOUND = rf"{SHARED}|remembers something from step to step|also outside of it|in two Recurrents"
 
 
@@ -282,6 +282,95 @@ def test_what_is_random_inside_is_believed() -> None:
     assert torch.equal(tt.unroll(net, sequence()), before)
 
 
+class Hebbian(nn.Module):
+    """A weight that every step changes, or a view of a tensor that is an attribute."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.weight = nn.Parameter(0.1 * torch.eye(N), requires_grad=False)
+        self.trace = torch.zeros(N)
+        self.part = self.trace.numpy() if kind == "an array of a tensor" else self.trace[:]
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            if self.kind == "in place":
+                self.weight.add_(0.01 * x.T @ x)
+            elif self.kind == "by its data":
+                self.weight.data += 0.01 * x.T @ x
+            elif self.kind == "by other data":
+                self.weight.data = self.weight.data + 0.01 * x.T @ x
+            else:
+                self.part += 0.1
+        return x @ self.weight + self.trace
+
+
+@pytest.mark.parametrize(
+    "kind", ["in place", "by its data", "by other data", "a view", "an array of a tensor"]
+)
+def test_weights_and_shared_memory_are_those_of_one_pass(kind: str) -> None:
+    def make() -> Any:
+        torch.manual_seed(0)
+        return recurrent(Hebbian(kind))
+
+    net, twin = make(), make()
+    with torch.no_grad():
+        for seed in range(2):  # of one that goes on
+            assert torch.equal(
+                tt.unroll(net, sequence(seed)), tt.unroll(twin, sequence(seed), by="step")
+            )
+    inside, other = net.connection[0], twin.connection[0]
+    assert torch.equal(inside.weight, other.weight)
+    assert torch.equal(inside.trace, other.trace)
+    first: Any = Hebbian("in place")
+    refused = nn.Sequential(first, layer("LIF", N))
+    with pytest.raises(ValueError, match="remembers something from step to step"):
+        tt.unroll(refused, sequence())
+    assert torch.equal(first.weight, 0.1 * torch.eye(N))
+
+
+SETTINGS = {"gain": 1.0}
+
+
+class Own(snn.Neuron):
+    """A step that reads what is no argument: it runs eagerly."""
+
+    states = ("mem",)
+
+    @staticmethod
+    def step(x: Tensor, mem: Tensor) -> Any:
+        mem = 0.5 * mem + SETTINGS["gain"] * x
+        return mem, mem
+
+
+class Gains(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = Own(N)
+
+    def forward(self, x: Tensor) -> Tensor:
+        SETTINGS["gain"] = float(x.detach().mean())
+        return self.inside(x)
+
+
+@pytest.mark.filterwarnings("ignore:.*runs step by step")
+def test_what_an_eager_step_reads_is_not_written_by_the_forward() -> None:
+    with pytest.raises(ValueError, match=rf"inside {SHARED}"):
+        tt.unroll(Gains(), sequence())
+    twin = Gains()
+    expected = torch.stack([twin(x) for x in sequence()])
+    assert torch.equal(tt.unroll(Gains(), sequence(), by="step"), expected)
+    assert tt.unroll(Own(N), sequence()).shape == (T, B, N)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.5])
+def test_what_is_random_hides_nothing(p: float) -> None:
+    net = Owner(False, writes_behind)
+    net.inside.connection = nn.Sequential(net.inside.connection, nn.Dropout(p))
+    with pytest.raises(ValueError, match=rf"inside {SHARED}"):
+        tt.unroll(net, sequence())
+
+
 def test_a_file_is_no_attribute_that_can_be_set_back(tmp_path: Any) -> None:
     class Writes(nn.Module):
         def __init__(self, file: Any) -> None:
@@ -295,5 +384,7 @@ def test_a_file_is_no_attribute_that_can_be_set_back(tmp_path: Any) -> None:
     with open(tmp_path / "log", "w") as file, open(tmp_path / "other", "w") as other:
         net = nn.Sequential(recurrent(Writes(file)), nn.Linear(N, N))
         tt.unroll(net, sequence())
-        with pytest.raises(ValueError, match=r"a and b \(Recurrent\) remember something outside"):
+        with pytest.raises(
+            ValueError, match=r"a \(Recurrent\) and b \(Recurrent\) remember something"
+        ):
             tt.unroll(InTwo(Writes(file), Writes(other)), sequence())

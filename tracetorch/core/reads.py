@@ -45,13 +45,20 @@ _MODES = (
 _SIZES = ("dim", "ndim", "ndimension", "nelement", "numel", "shape", "size")
 _HOLDERS = (Tensor, str, list, dict, set, int, float, torch.finfo, torch.device, _CONTEXT)
 # attributes of arguments that a step may read
-_READABLE = {n for holder in _HOLDERS for n in dir(holder) if n[0] != "_"}.difference(_MODES)
+_READABLE = {n for holder in _HOLDERS for n in dir(holder) if n[0] != "_"}.difference(
+    _MODES, ("format", "format_map")
+)
 # methods that run when an object is made or looked at, not when a step uses it
 _UNUSED = (
     *("__init__", "__new__", "__post_init__", "__reduce__", "__replace__", "__repr__"),
     "__setattr__",
 )
-_DONE = {"IMPORT_NAME": "imports", "LOAD_BUILD_CLASS": "makes a class", "TRY": "catches"}
+_DONE = {
+    "MATCH_CLASS": "matches a class",
+    "IMPORT_NAME": "imports",
+    "LOAD_BUILD_CLASS": "makes a class",
+    "TRY": "catches",
+}
 _WRITES = ("DELETE_ATTR", "DELETE_GLOBAL", "STORE_ATTR", "STORE_DEREF", "STORE_GLOBAL")
 
 
@@ -164,6 +171,8 @@ class Reads:
                 if name in closure:
                     get = closure[name].__getattribute__
                     self._chain(name, self._bound(get, "cell_contents"), attributes)
+                else:  # an argument, or what is computed, that an inner function uses too
+                    self._attributes += attributes
             elif operation == "LOAD_ATTR":
                 self._attributes.append(name)
             elif operation == "STORE_ATTR" and self._has_context:
@@ -314,4 +323,5 @@ def _is_frozen(value: object) -> bool:
     fields = getattr(type(value), "__dataclass_fields__", None)
     if fields is None or not type(value).__dataclass_params__.frozen:  # type: ignore[attr-defined]
         return False
-    return bool(getattr(value, "__dict__", {}).keys() == fields.keys())
+    plain = all(base is object or base.__module__ != "builtins" for base in type(value).__mro__)
+    return plain and bool(getattr(value, "__dict__", {}).keys() == fields.keys())

@@ -72,7 +72,8 @@ class Criteria(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        given = (*args, *(kwargs[name] for name in ("input", "target") if name in kwargs))
+        names = ("input", "target", "exponent")
+        given = (*args, *(kwargs[name] for name in names if name in kwargs))
         squares = func in _SQUARES or (func in _POWERS and repr(given[1]) in ("2", "2.0"))
         if func in _LOSSES or squares:
             tensors = [each for each in given[:2] if isinstance(each, Tensor)]

@@ -28,6 +28,7 @@ from tracetorch.probe.layers import call_order, neuron_layers, recordable_names
 from tracetorch.probe.recording import join_gradients
 from tracetorch.probe.watch import watch
 from tracetorch.ragged import real_steps_first
+from tracetorch.snn.dropout import LockedDropout
 from tracetorch.snn.module import zero_states
 from tracetorch.snn.neuron import has_step
 from tracetorch.snn.parameters import is_decay
@@ -182,6 +183,8 @@ def gather(
     with restored(model), torch.inference_mode(False):
         zero_states(model)
         order = {p: neurons[p] for p in call_order(model, inputs, by) if p in neurons}
+        # a dropout that is off has no mask
+        order = {p: n for p, n in order.items() if n.training or type(n) is not LockedDropout}
         zeroed = _layers_zeroed_between_steps(model, inputs, order)
         if zeroed or inputs.steps == 1:  # states that are zeroed by layer cannot be run
             by = "step"

@@ -28,6 +28,7 @@ from tracetorch.fuse.ir.intervals import (
     Bounds,
     Interval,
     bounds,
+    constant,
     hull,
     invariant,
     overall,
@@ -368,7 +369,10 @@ def _plain(module: Any, source: Interval) -> Interval | None:
     if isinstance(module, nn.Hardtanh):
         low, high = module.min_val, module.max_val
     if isinstance(module, nn.ReLU | nn.Hardtanh):
-        return mapped(source, lambda x: np.clip(x, low, high), source.step)
+        # an end that is reached is a value, of a step of its own
+        steps = [constant(low).step] if np.min(source.low) < low else []
+        steps += [constant(high).step] if np.max(source.high) > high else []
+        return mapped(source, lambda x: np.clip(x, low, high), min([source.step, *steps]))
     return source if isinstance(module, _PASSING) else None
 
 

@@ -67,7 +67,13 @@ def node_of(module: nn.Module, shape: Shape, title: str, options: WriteOptions) 
         return model_graph(module, options)
     if type(module) is Recurrent:
         return _recurrent(module, shape, title, options)
-    if type(module) is nn.Sequential:  # a neuron layer between a Flatten and an Unflatten
+    if type(module) is nn.Sequential and len(module) == 1:
+        return node_of(module[0], shape, title, options)
+    if type(module) is nn.Sequential:
+        if [type(each) for each in module][::2] != [nn.Flatten, nn.Unflatten]:
+            inside = ", ".join(type(each).__name__ for each in module)
+            raise ValueError(f"{title} is a chain, of {inside}, and must be one module here.")
+        # a neuron layer between the two
         return _reshaped(node_of(module[1], (math.prod(shape),), title, options), shape)
     try:
         own = beside_step(module) if isinstance(module, Neuron) else None

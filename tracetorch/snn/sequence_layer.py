@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -411,6 +412,7 @@ class SequenceLayer(TTModule):
                 or raises; a function of a module, so that layers can be pickled.
         """
         self._check_name(name)
+        value = _plain_number(value)
         if check is not None:
             value = check(name, value)
             self._declared.checks[name] = check
@@ -759,6 +761,8 @@ class SequenceLayer(TTModule):
                 f"{name} is fixed by the constructor: tensors of the layer have its size. Build "
                 "another layer."
             )
+        if name in declared.options:
+            value = _plain_number(value)
         if name in declared.checks:
             value = declared.checks[name](name, value)
         if name in ASSIGNED and name not in declared.options:
@@ -884,6 +888,11 @@ class SequenceLayer(TTModule):
             record: names of states whose trajectories are wanted too.
         """
         raise NotImplementedError(f"{type(self).__name__} needs a method forward_sequence.")
+
+
+def _plain_number(value: object) -> object:
+    """Return a number of NumPy as one of Python, which a kernel knows."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 _warned_of_sequence = False

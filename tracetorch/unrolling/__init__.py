@@ -9,7 +9,6 @@ called twice, and what remembers or mixes samples, which the first run finds
 (``tracetorch/unrolling/first_run.py``).
 """
 
-from tracetorch.unrolling.stream import Stream
 from tracetorch.unrolling.unroll import unroll
 
-__all__ = ["Stream", "unroll"]
+__all__ = ["unroll"]

@@ -141,7 +141,7 @@ class _Replay(Pass):
         _, expected, y = records[made]
         if self.compares and not agree([_taken(expected, self.rows)], [self.seen[-1]]):
             raise _Differs("gives a layer other inputs by layer than by step")
-        if self.loop is not None and isinstance(module, Recurrent):
+        if self.loop is not None:
             self.loop(module, _taken(expected, self.rows))
         return _taken(y, self.rows)
 
@@ -290,7 +290,7 @@ class FirstRun:
         _check_not_shared(run)
         self._check_unchanged()
         expected = [y.detach()[: self.steps].clone() for y in outputs]
-        with torch.no_grad(), self.restored():
+        with torch.no_grad(), self.restored(), self.loops.weights_restored():
             self._begin_again()
             try:
                 self.loops.prepare(run)

@@ -1,10 +1,11 @@
-"""``Loops``: run a ``Recurrent`` that holds a user's own code by step too, between other modules.
+"""``Loops``: run layers that hold a user's own code by step too, between the other modules.
 
-By layer a ``Recurrent`` runs all of its steps before anything behind it runs one. What stands in
-it may share a memory, a counter or a generator with another one, or be read or written by the
-model's ``forward``, and no layer would know. So in the first run each runs its first steps once
-more, on the input that it had by layer: first alone, from attributes and states as before the pass,
-then in its place in the steps of the model. What differs there, and is not random, is shared.
+By layer a ``Recurrent`` runs all of its steps before anything behind it runs one, and so does a
+neuron whose step reads more than a kernel may know. What they use may be shared with another one,
+a memory, a counter or a generator, or be read or written by the model's ``forward``, and no layer
+would know. So in the first run each runs its first steps once more, on the input that it had by
+layer: first alone, from attributes, weights and states as before the pass, then in its place in the
+steps of the model. What differs there is shared.
 
 What differs from itself is remembered in a place that cannot be set back: a closure, a file. One
 such layer is believed; of several it is not known what they share.
@@ -16,20 +17,23 @@ import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tracetorch.core.snapshot import random_restored
 from tracetorch.core.walk import MODULE_ATTRIBUTES, modules_of
 from tracetorch.snn.module import keeps_states, zero_states
+from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.passes import Pass
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.unrolling.agreement import agree
 
-Step = Callable[[int, Recurrent, Tensor], None]
+Layer: TypeAlias = Recurrent | Neuron
+Step = Callable[[int, Layer, Tensor], None]
 """Runs the ``t``-th step of a layer: ``t, layer, x``; raises where it is not what it is alone."""
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -49,28 +53,32 @@ class SharedError(ValueError):
 
     def __init__(self, place: str) -> None:
         super().__init__(
-            f"{place} (Recurrent) gives other outputs by layer than by step: what stands in it "
-            "shares a memory, a counter or a generator with what runs outside of it, or in another "
-            'Recurrent. Use unroll(..., by="step"), or make it a state of an snn.Neuron.'
+            f"{place} gives other outputs by layer than by step: what stands in it shares a "
+            "memory, a counter or a generator with what runs outside of it, or in another layer. "
+            'Use unroll(..., by="step"), or make it a state of an snn.Neuron.'
         )
 
 
 class Loops:
-    """The ``Recurrent``s of a model that hold a user's own code, and attributes before a pass.
+    """The layers of a model that hold a user's own code, and attributes and weights before a pass.
 
     Args:
         modules: of the model, with their paths.
     """
 
     def __init__(self, modules: Sequence[tuple[str, nn.Module]]) -> None:
-        self.layers = [
-            m
-            for _, m in modules
-            if isinstance(m, Recurrent) and _holds_own_code(m) and not _is_sharded(m)
-        ]
-        self._paths = {id(m): path or "the model" for path, m in modules}
+        looped = [m for _, m in modules if _is_looped(m) and not _is_sharded(m)]
+        self.layers = cast("list[Layer]", looped)
+        inside = [m for layer in looped for _, m in modules_of(layer)]
+        own = [m for _, m in modules if _is_own(m)]
+        found = {id(p): p for m in (*inside, *own) for p in m.parameters(recurse=False)}
+        weights = [p for p in found.values() if type(p) is nn.Parameter and not p.is_meta]
+        self._weights: list[tuple[Tensor, Tensor]] = [(p, p.detach().clone()) for p in weights]
+        """With the values of before, and what attributes hold that share memory."""
+        self._paths = {id(m): f"{path or 'the model'} ({type(m).__name__})" for path, m in modules}
+        self._with_graph = torch.is_grad_enabled()
         self._alone: dict[int, list[list[Tensor]]] = {}
-        """Of those that gave so by layer what they give alone in each step, and their states."""
+        """Of each layer what it gives alone in each step, and its states."""
         if not self.layers:
             return
         plain = [m for _, m in modules if not isinstance(m, SequenceLayer) and not keeps_states(m)]
@@ -79,6 +87,9 @@ class Loops:
         self._memo = {id(each): each for each in kept}
         memo: dict[int, Any] = dict(self._memo)
         self._before = [(vars(module), _copies(vars(module), memo)) for module in plain]
+        aliased = [each for module in plain for each in _aliased(vars(module)).values()]
+        tensors = [torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in aliased]
+        self._weights += [(each, each.detach().clone()) for each in tensors]
 
     def prepare(self, run: Any) -> None:
         """Find the layers that give alone, by step, what they gave in a pass by layer.
@@ -90,7 +101,7 @@ class Loops:
             ValueError: one gives something else, which is not random, or several remember
                 something that cannot be set back.
         """
-        self._run, remembering = run, list[Recurrent]()
+        self._run, remembering = run, list[Layer]()
         for layer in self.layers:
             calls = run.records.get(id(layer), [])
             if len(calls) != 1:
@@ -101,28 +112,29 @@ class Loops:
             again = [*self._run_alone(layer, x[:-1], 0), *self._run_alone(layer, x, 0)]
             if not all(map(agree, [*first[:-1], *first], again)):
                 remembering.append(layer)
-            elif not all(map(agree, first, self._run_alone(layer, x, 1))):
-                continue  # random
-            elif agree([found[0] for found in first], y.unbind()):
-                self._alone[id(layer)] = first
-            else:
+                continue
+            self._alone[id(layer)] = first
+            is_random = not all(map(agree, first, self._run_alone(layer, x, 1)))
+            if not is_random and not agree([found[0] for found in first], y.unbind()):
                 raise SharedError(self._paths[id(layer)])
         if len(remembering) > 1:
             raise ValueError(
-                f"{' and '.join(self._paths[id(each)] for each in remembering)} (Recurrent) "
-                "remember something outside of the attributes of modules, and perhaps the same: "
-                "each runs all of its steps at once, so that it would be out of order. Use "
-                'unroll(..., by="step").'
+                f"{' and '.join(self._paths[id(each)] for each in remembering)} remember something "
+                "outside of the attributes of modules, and perhaps the same: each runs all of its "
+                'steps at once, so that it would be out of order. Use unroll(..., by="step").'
             )
 
-    def _run_alone(self, layer: Recurrent, x: Tensor, seed: int) -> list[list[Tensor]]:
-        seed_all(seed)
-        with self._attributes_of_before():
+    def _run_alone(self, layer: Layer, x: Tensor, seed: int) -> list[list[Tensor]]:
+        with self._as_before():
             states = Pass(from_rest=self._run.from_rest)
-            return [self._step(states, layer, x[t].clone(), t) for t in range(len(x))]
+            return [self._step(states, layer, x[t].clone(), t, seed) for t in range(len(x))]
 
-    def _step(self, states: Pass, layer: Recurrent, x: Tensor, t: int) -> list[Tensor]:
-        """Run one step on the states of a pass; return the output and all states behind it."""
+    def _step(self, states: Pass, layer: Layer, x: Tensor, t: int, seed: int = 0) -> list[Tensor]:
+        """Run one step on the states of a pass; return the output and all states behind it.
+
+        Seeded, so that random numbers are the same in its place as they are alone; with gradients
+        where the pass has them, for a step may ask.
+        """
         reset = self._run.reset
 
         def run() -> Tensor:
@@ -130,7 +142,9 @@ class Loops:
                 zero_states(layer, where=reset.mask[t])
             return layer.forward_step(x)
 
-        values = [states.call(run)]
+        with random_restored(set()), torch.set_grad_enabled(self._with_graph):
+            seed_all(100 * seed + t)
+            values = [states.call(run)]
         for entry in states.entries.values():
             values += [each for each in entry.states.values() if isinstance(each, Tensor)]
         return [value.detach().clone() for value in values]
@@ -143,20 +157,34 @@ class Loops:
             return
         states = {key: Pass(from_rest=self._run.from_rest) for key in self._alone}
 
-        def step(t: int, layer: Recurrent, x: Tensor) -> None:
+        def step(t: int, layer: Layer, x: Tensor) -> None:
             alone = self._alone.get(id(layer))
             if alone is not None and not agree(
                 self._step(states[id(layer)], layer, x, t), alone[t]
             ):
                 raise SharedError(self._paths[id(layer)])
 
-        with self._attributes_of_before():
+        with self._as_before():
             yield step
 
+    def restore_weights(self) -> None:
+        """Give weights that the pass has written to the values of before."""
+        _write(self._weights)
+
     @contextmanager
-    def _attributes_of_before(self) -> Iterator[None]:
+    def weights_restored(self) -> Iterator[None]:
+        """Restore the weights at the end of a block."""
+        now = [(weight, weight.detach().clone()) for weight, _ in self._weights]
+        try:
+            yield
+        finally:
+            _write(now)
+
+    @contextmanager
+    def _as_before(self) -> Iterator[None]:
         memo = dict(self._memo)
         now = [dict(attributes) for attributes, _ in self._before]
+        self.restore_weights()
         try:
             for attributes, before in self._before:
                 _set(attributes, _copies(before, memo), before)
@@ -166,17 +194,23 @@ class Loops:
                 _set(attributes, after, before)
 
 
-def _holds_own_code(layer: Recurrent) -> bool:
-    """Whether a module in a layer, or the layer, computes what its class in a library does not."""
-    return any(
+def _is_looped(module: nn.Module) -> bool:
+    """Whether a module is a layer in which a user's code runs by step, also by layer."""
+    if isinstance(module, Recurrent):
+        return any(_is_own(inside) for _, inside in modules_of(module))
+    return has_step(module) and len(module.inputs) == 1 and not module.cell.is_comparable
+
+
+def _is_own(module: nn.Module) -> bool:
+    """Whether a module computes what its class in a library does not."""
+    return (
         type(module).__module__.partition(".")[0] not in ("torch", "tracetorch")
         or "forward" in vars(module)
         or any(vars(module).get(name) for name in _HOOKS)
-        for _, module in modules_of(layer)
     )
 
 
-def _is_sharded(layer: Recurrent) -> bool:
+def _is_sharded(layer: nn.Module) -> bool:
     """Whether an engine puts parameters together in the calls of its own modules alone."""
     return any(
         type(module).__module__.startswith("torch.distributed")
@@ -185,17 +219,43 @@ def _is_sharded(layer: Recurrent) -> bool:
     )
 
 
+def _write(values: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Write the values of weights where they differ, uncounted: a graph waits for these weights."""
+    for weight, value in values:
+        if not torch.equal(weight, value):
+            weight.data.copy_(value)
+
+
 def _copies(attributes: dict[str, Any], memo: dict[int, Any]) -> dict[str, Any]:
     """Return a copy of a module's attributes, without those that have none, as an open file."""
     found: dict[str, Any] = {}
+    aliased = _aliased(attributes)
     for name in attributes.keys() - _FIXED:
         value = attributes[name]
+        if name in aliased:
+            found[name] = value  # copies would not share their memory
+            continue
         try:
             is_tensor = isinstance(value, Tensor)
             found[name] = value.detach().clone() if is_tensor else copy.deepcopy(value, memo)
         except Exception:  # whatever a user's object raises; what cannot be copied stays
             found[name] = value
     return found
+
+
+def _aliased(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Return the tensors and arrays among a module's attributes that share memory."""
+    memories = {name: _memory_of(attributes[name]) for name in attributes.keys() - _FIXED}
+    shared = [each for each in memories.values() if each]
+    return {name: attributes[name] for name, each in memories.items() if shared.count(each) > 1}
+
+
+def _memory_of(value: object) -> int:
+    """Return where a tensor or an array lies; 0 where nowhere that can be shared."""
+    if isinstance(value, Tensor):
+        plain = value.layout is torch.strided and type(value) in (Tensor, nn.Parameter)
+        return value.untyped_storage().data_ptr() if plain else 0
+    return int(value.__array_interface__["data"][0]) if isinstance(value, np.ndarray) else 0
 
 
 def _set(attributes: dict[str, Any], values: dict[str, Any], named: dict[str, Any]) -> None:

@@ -279,6 +279,7 @@ def _compared(
             exact = first.compare(run, pytree.tree_leaves(y))
     except BaseException:
         first.restore_buffers()
+        first.loops.restore_weights()
         raise
     if checked or not exact:
         _log.info(

@@ -209,11 +209,12 @@ def _check_border(path: str, border: Any) -> None:
         low, high = limits(border.bits, signed=border.signed)
     else:
         low, high = border.min_val, border.max_val
-    if low < 0 or high > XYLO_2.input_spikes:
+    clips = isinstance(border, nn.Hardtanh) and (low, high) != (0, XYLO_2.input_spikes)
+    if clips or low < 0 or high > XYLO_2.input_spikes:
         raise ValueError(
             f"{path} ({type(border).__name__}) gives {low:g} to {high:g} spikes of a channel in a "
-            f"step, and Xylo takes 0 to {XYLO_2.input_spikes}: integers.Quantize(scale, bits=4, "
-            "signed=False)."
+            f"step, and Xylo takes and clips to 0 to {XYLO_2.input_spikes}: nn.Hardtanh(0, "
+            f"{XYLO_2.input_spikes}), or integers.Quantize(scale, bits=4, signed=False)."
         )
 
 
