@@ -76,7 +76,7 @@ class Loops:
         self._weights: list[tuple[Tensor, Tensor]] = [(p, p.detach().clone()) for p in weights]
         """With the values of before, and what attributes hold that share memory."""
         self._paths = {id(m): f"{path or 'the model'} ({type(m).__name__})" for path, m in modules}
-        self._with_graph = torch.is_grad_enabled()
+        self._built_graph, self._with_graph = torch.is_grad_enabled(), False
         self._alone: dict[int, list[list[Tensor]]] = {}
         """Of each layer what it gives alone in each step, and its states."""
         if not self.layers:
@@ -116,7 +116,11 @@ class Loops:
             self._alone[id(layer)] = first
             is_random = not all(map(agree, first, self._run_alone(layer, x, 1)))
             if not is_random and not agree([found[0] for found in first], y.unbind()):
-                raise SharedError(self._paths[id(layer)])
+                # a step may ask whether there are gradients; else nothing is saved for backward
+                self._with_graph = self._built_graph
+                first = self._alone[id(layer)] = self._run_alone(layer, x, 0)
+                if not agree([found[0] for found in first], y.unbind()):
+                    raise SharedError(self._paths[id(layer)])
         if len(remembering) > 1:
             raise ValueError(
                 f"{' and '.join(self._paths[id(each)] for each in remembering)} remember something "
@@ -132,8 +136,7 @@ class Loops:
     def _step(self, states: Pass, layer: Layer, x: Tensor, t: int, seed: int = 0) -> list[Tensor]:
         """Run one step on the states of a pass; return the output and all states behind it.
 
-        Seeded, so that random numbers are the same in its place as they are alone; with gradients
-        where the pass has them, for a step may ask.
+        Seeded, so that random numbers are the same in its place as they are alone.
         """
         reset = self._run.reset
 
