@@ -151,6 +151,8 @@ XYLO: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "another order": (lambda: Backwards(*chain()), "forward of Backwards does not call its"),
     "a border of 8 bits": (lambda: nn.Sequential(integers.Quantize(1.0), *chain()),
      r"0 \(Quantize\) gives -128 to 127 spikes of a channel in a step, and Xylo takes and clips "),
+    "a border that clips elsewhere": (lambda: nn.Sequential(nn.Hardtanh(0, 3), *chain()),
+     r"gives 0 to 3 .* nn\.Hardtanh\(0, 15\)"),
     "a border of 31 spikes": (lambda: nn.Sequential(nn.Hardtanh(0, 31), *chain()), "gives 0 to 31"),
 }  # fmt: skip
 

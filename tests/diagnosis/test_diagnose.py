@@ -1036,3 +1036,9 @@ def test_a_published_network_has_no_warnings_at_its_start(name: str) -> None:
     )
     # of attention, sums of few spikes on few places
     assert not [f for f in d if f.severity != "note" and "attention" not in f.layer], str(d)
+
+
+def test_an_exponent_by_name_and_a_dropout_that_is_off() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), snn.LIF(4), snn.LockedDropout(4), nn.Linear(4, 2)).eval()
+    found = tt.diagnose(net, (torch.rand(9, 8, 3),), lambda y: y.pow(exponent=2).mean())
+    assert "in-evaluation-mode" in {each.name for each in found.findings}

@@ -252,6 +252,8 @@ WRONG: dict[str, tuple[nn.Module, float, str]] = {
      r"^0 \(Identity\) can reach"),
     "a fraction": (integers.LeakyIntegrator(40), 0.5,
      r"^the model \(LeakyIntegrator\) gets x that is no integer. Scale and round"),
+    "an end of a clip": (nn.Sequential(nn.Hardtanh(0, 2.5), integers.LeakyIntegrator(40)), 3.0,
+     r"^1 \(LeakyIntegrator\) gets x that is no integer"),
     "a step": (nn.ModuleDict({"first": snn.LIF(40)})["first"], 1.0,
      r"^the model \(LIF\) is not exact in torch.float32 for inputs up to 1: in its step v"),
 }  # fmt: skip

@@ -349,6 +349,11 @@ REFUSED: tuple[tuple[nn.Module, tuple[int, ...], str], ...] = (
     ),
     (charged_alone(), (3,), "the model .LIF..* has an initial_state of its own. Repl"),
     (snn.Recurrent(Fatigue(3), nn.Linear(3, 3)), (3,), r"neuron of the model .Rec..*computes tanh"),
+    (
+        snn.Recurrent(snn.LIF(3), nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))),
+        (3,),
+        "the connection of the model .Rec..* is a chain, of Linear, Linear, and must be one module",
+    ),
     (snn.Recurrent(snn.LIF(3), nn.ReLU()), (3,), "connection of the model .Rec..*no counterpart"),
     (snn.Recurrent(snn.LIF(3), snn.LIF(3)), (3,), "to itself by LIF; in NIR it must be nn.Linear"),
     (

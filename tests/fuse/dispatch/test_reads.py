@@ -272,6 +272,10 @@ EAGER: dict[str, tuple[Row, str]] = {
         ("2 if x.requires_grad else 3", "", ""),
         r"reads requires_grad",
     ),
+    "whether there is a gradient, beside an inner function": (
+        ("(2 if x.requires_grad else 3) + 0 * sum((lambda: [x])())", "", ""),
+        r"reads requires_grad",
+    ),
     "whether one is wanted": (
         ("2 if torch.is_grad_enabled() else 3", "", ""),
         r"reads torch\.is_grad_enabled",

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from tracetorch.fuse.ir.graph import Builder, Graph
-from tracetorch.fuse.ir.intervals import MOST_EXACT, Interval, bounds, hull, invariant
+from tracetorch.fuse.ir.intervals import (
+    MOST_EXACT,
+    Interval,
+    _widened,
+    bounds,
+    hull,
+    invariant,
+)
 
 
 def halves() -> Graph:
@@ -76,6 +85,10 @@ def test_states_grow_until_nothing_grows_any_more() -> None:
         return grown, {"count": grown}
 
     assert invariant({"count": Interval(0, 0)}, kept) == ("found", {"count": hull(step, step)})
+    half = Interval(-0.5, 1.5, step=-1)
+    found = invariant({"count": half}, lambda states: ("found", {"count": half}))[1]["count"]
+    assert (found.low, found.high) == (-0.5, 1.5)
+    assert _widened(Interval(0, 0), replace(half, step=0)).high >= 1.5  # what grows does not shrink
     grown, states = invariant({"count": Interval(0, 0)}, counted)
     # beyond what float64 holds, where counting changes nothing any more
     assert min(states["count"].magnitude, -grown.low) > MOST_EXACT[torch.float64]
