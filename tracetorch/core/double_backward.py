@@ -7,8 +7,7 @@ with ``retain_graph``, and allows in-place operations on the output.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,11 +18,10 @@ from tracetorch.core.torch_private import transformed_by
 _TOKEN = torch.empty(0, device="cpu")  # saved by every node below; only its presence matters
 
 
-@contextmanager
-def explain_freed_graph() -> Iterator[None]:
-    """Explain what to do where reading ``ctx.saved_tensors`` finds them freed."""
+def saved_tensors(ctx: Any) -> Sequence[Any]:
+    """Return ``ctx.saved_tensors``; explain what to do where they are freed."""
     try:
-        yield
+        return ctx.saved_tensors  # type: ignore[no-any-return]
     except RuntimeError as freed:
         if "a second time" not in str(freed):  # unpacking a saved tensor may run any code
             raise
@@ -48,8 +46,7 @@ class _IdentityNode(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        with explain_freed_graph():
-            ctx.saved_tensors  # noqa: B018 (reading them raises where they are freed)
+        saved_tensors(ctx)  # raises where they are freed
         return grads
 
 

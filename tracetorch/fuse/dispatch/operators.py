@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.cell import ConstraintGradient
-from tracetorch.core.double_backward import explain_freed_graph
+from tracetorch.core.double_backward import saved_tensors
 from tracetorch.core.torch_private import has_values, observed_by
 from tracetorch.fuse.dispatch.backends import backend_named
 from tracetorch.fuse.dispatch.plans import plan_of, register
@@ -111,24 +111,25 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
 
 def _gradient(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
     plan = plan_of(ctx.key).given(grads[:-1])
-    given, checkpoints, incoming = _backward_inputs(ctx, plan, grads[:-1])
+    given, _, checkpoints, incoming = _backward_inputs(ctx, plan, grads[:-1])
     computed = torch.ops.tracetorch.backward(plan.key, *given, checkpoints, incoming)
     return None, *_split(plan, _wanted_gradients(plan, computed))
 
 
 def _backward_inputs(
     ctx: Any, plan: Plan, grads: Sequence[Tensor | None]
-) -> tuple[Operands, Tensor, list[Tensor]]:
-    """Return what a backward kernel reads; zeros where no gradient came back."""
-    with explain_freed_graph():
-        *saved, checkpoints = ctx.saved_tensors
+) -> tuple[Operands, Layout, Tensor, list[Tensor]]:
+    """Return what a backward kernel reads, and its layout; zeros where no gradient came back."""
+    *saved, checkpoints = saved_tensors(ctx)
     given = Operands(*_split(plan, saved))
     x = given.inputs[0]
-    if layout_of(x, plan.dim).order != ctx.order:
+    layout = layout_of(x, plan.dim)
+    if layout.order != ctx.order:
         # a hook on saved tensors gave x back in another order of memory than the checkpoints have
         x = x.permute(ctx.order).contiguous().permute([ctx.order.index(d) for d in range(x.ndim)])
         given = given._replace(inputs=[x, *given.inputs[1:]])
-    return given, checkpoints, incoming_gradients(x, grads, len(given.states))
+        layout = layout_of(x, plan.dim)
+    return given, layout, checkpoints, incoming_gradients(x, grads, len(given.states))
 
 
 def _split(plan: Plan, tensors: Sequence[T]) -> tuple[list[T], list[T], list[T]]:
@@ -293,8 +294,7 @@ class _FusedLayer(torch.autograd.Function):
         count = len(plan.program.params)
         values: Sequence[Tensor]
         if torch.is_grad_enabled():  # create_graph=True
-            with explain_freed_graph():
-                *saved, _ = ctx.saved_tensors
+            *saved, _ = saved_tensors(ctx)
             inputs, states, saved = _split(plan, saved)
             raws = _read_raws(ctx, saved[count:])
             values = _constrain(plan, constrained, raws)
@@ -309,10 +309,10 @@ class _FusedLayer(torch.autograd.Function):
         else:
             resolved = [grad if grad is None else grad.resolve_neg() for grad in grads]
             plan = plan.given(grads, ctx.steps)
-            given, checkpoints, incoming = _backward_inputs(ctx, plan, resolved)
+            given, layout, checkpoints, incoming = _backward_inputs(ctx, plan, resolved)
             values, raws = given.params[:count], _read_raws(ctx, given.params[count:])
             given = given._replace(params=values)
-            backend, layout = backend_named(plan.backend), layout_of(given.inputs[0], plan.dim)
+            backend = backend_named(plan.backend)
             gradients = backend.backward(plan, layout, given, checkpoints, incoming)
             computed = _wanted_gradients(plan, gradients)
         of_inputs, of_states, of_values = _split(plan, computed)
@@ -320,6 +320,9 @@ class _FusedLayer(torch.autograd.Function):
         for grad, raw, value, each in zip(of_values, raws, values, constrained, strict=True):
             if grad is not None:
                 grad = grad.reshape(value.shape)
-                grad = each.gradient.function(grad, raw.to(value.dtype), value).to(raw.dtype)
+                if raw.dtype is value.dtype:  # nearly always
+                    grad = each.gradient.function(grad, raw, value)
+                else:
+                    grad = each.gradient.function(grad, raw.to(value.dtype), value).to(raw.dtype)
             of_raws.append(grad)
         return None, None, None, None, *of_inputs, *of_states, *of_raws

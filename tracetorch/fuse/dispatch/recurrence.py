@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.cell import Cell
-from tracetorch.core.double_backward import explain_freed_graph
+from tracetorch.core.double_backward import saved_tensors
 from tracetorch.core.torch_private import observed_by
 from tracetorch.fuse.dispatch.operators import incoming_gradients, no_second_gradient
 from tracetorch.fuse.dispatch.plans import recurrent_plan_for
@@ -107,8 +107,7 @@ class _Recurrence(torch.autograd.Function):
         plan = ctx.plan
         if torch.is_grad_enabled():
             no_second_gradient(ctx, ())
-        with explain_freed_graph():
-            x, checkpoints, first, weight, *tensors = ctx.saved_tensors
+        x, checkpoints, first, weight, *tensors = saved_tensors(ctx)
         count = len(plan.program.states)
         states, params = tensors[:count], tensors[count:]
         plan = plan.given(grads, len(x))

@@ -211,6 +211,12 @@ def parameter_gradients(plan: Plan, params: Sequence[Tensor], totals: Any) -> di
     return gradients
 
 
+@functools.cache
+def _nothing(dtype: torch.dtype) -> Tensor:
+    """Return what stands for a gradient that nobody wants."""
+    return torch.empty(0, dtype=dtype, device="cpu")
+
+
 def _forward_kernel(plan: Plan) -> Schedule:
     return schedules.forward_kernel(plan, in_chunks=True)
 
@@ -318,7 +324,7 @@ class CpuBackend(Backend):
         program, x = plan.program, inputs[0]
         dtype, steps, last = program.dtype, x.shape[0], 1 + len(states)
         grid = _grid(layout, grouped=True)
-        nothing = torch.empty(0, dtype=dtype)
+        nothing = _nothing(dtype)
         count = len(plan.differentiated)
         new = layout.allocate(x, dtype, sequences=count, steps=len(states))
         d_inputs, d_states = dict(zip(plan.differentiated, new, strict=False)), new[count:]
