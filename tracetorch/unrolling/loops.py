@@ -248,12 +248,12 @@ def _copies(attributes: dict[str, Any], memo: dict[int, Any]) -> dict[str, Any]:
 
 def _aliased(attributes: dict[str, Any]) -> dict[str, Any]:
     """Return the tensors and arrays among a module's attributes that share memory."""
-    memories = {name: _memory_of(attributes[name]) for name in attributes.keys() - _FIXED}
-    shared = [each for each in memories.values() if each]
-    return {name: attributes[name] for name, each in memories.items() if shared.count(each) > 1}
+    addresses = {name: _address_of(attributes[name]) for name in attributes.keys() - _FIXED}
+    shared = [each for each in addresses.values() if each]
+    return {name: attributes[name] for name, each in addresses.items() if shared.count(each) > 1}
 
 
-def _memory_of(value: object) -> int:
+def _address_of(value: object) -> int:
     """Return where a tensor or an array lies; 0 where nowhere that can be shared."""
     if isinstance(value, Tensor):
         plain = value.layout is torch.strided and type(value) in (Tensor, nn.Parameter)
