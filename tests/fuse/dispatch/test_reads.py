@@ -292,7 +292,10 @@ EAGER: dict[str, tuple[Row, str]] = {
     "dropout": (("F.dropout(x, 0.5)", "", ""), r"draws random numbers"),
     "random numbers of Python": (("random.random()", "", ""), r"reads random\.random"),
     "random numbers of NumPy": (("np.random.random()", "", ""), r"reads np\.random\.random"),
-    "a generator as an option": (("o()", "given = random.random", ""), r"reads o \(builtin"),
+    "a generator as an option": (
+        ("o()", "given = random.random", ""),
+        r"reads o \(builtin.*and numbers, words, flags and functions as options\. Give it as one",
+    ),
     "what is printed": (("f()", "def f():\n    print(end='')\n    return 2.0", ""), "calls print"),
     "a bound method": (
         (
@@ -427,7 +430,7 @@ def test_a_step_is_compiled_or_says_what_it_reads(
         assert layer.cell.is_comparable
         return
     assert re.search(reason, str(found))
-    assert re.search(r"self\.option\(|reads the size|draws random", str(found))
+    assert re.search(r"self\.option\(|as options|reads the size|draws random", str(found))
     monkeypatch.setattr(backends, "_reported", set())
     with caplog.at_level(logging.WARNING, "tracetorch"):
         for _ in range(2):

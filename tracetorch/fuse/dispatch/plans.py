@@ -60,9 +60,13 @@ def program_of(
     if constants.keys() != options.keys() or any(constants[n] is not options[n] for n in options):
         reads = Reads(cell.step, constants)
     if reads.beyond is not None:
+        what = "numbers and plain functions that its code names"
+        advice = "Declare what else it needs: self.option(...)"
+        if reads.beyond.startswith(tuple([f"reads {name} (" for name in constants])):
+            what = "numbers, words, flags and functions as options"
+            advice = "Give it as one of these"
         raise Unfusable(
-            f"its step {reads.beyond}; a kernel knows its arguments, and numbers and plain "
-            "functions that its code names. Declare what else it needs: self.option(...)"
+            f"its step {reads.beyond}; a kernel knows its arguments, and {what}. {advice}"
         )
     # a number that a step makes a tensor of has the default dtype
     settings = (ndim, dtype, torch.get_default_dtype(), device)
