@@ -34,7 +34,8 @@ def _choice(condition: Callable[[Tensor, Tensor], Tensor]) -> Function:
 
 
 def _call(name: str) -> Function:
-    return lambda a, b: getattr(torch, name)(a)
+    function = getattr(torch, name)
+    return lambda a, b: function(a)
 
 
 def _times_comparison(compare: Callable[[Tensor, float], Tensor]) -> Function:
@@ -223,7 +224,7 @@ def by_kernel(
 def by_layer(functions: Sequence[Function], dtype: torch.dtype, backend: str) -> list[list[Tensor]]:
     """Return what :func:`expected` does, by a layer on a backend."""
     a, b, cotangent = operands(dtype)
-    layer = neuron(functions, len(a)).to(dtype)
+    layer = neuron(tuple(functions), len(a)).to(dtype)
     starts = {name: {"a": a, "b": b}[name[0]].clone().requires_grad_() for name in layer.states}
     for name, start in starts.items():
         setattr(layer, name, start)
