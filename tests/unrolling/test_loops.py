@@ -329,6 +329,16 @@ def test_weights_and_shared_memory_are_those_of_one_pass(kind: str) -> None:
     assert torch.equal(first.weight, 0.1 * torch.eye(N))
 
 
+def test_a_pass_in_another_mode_writes_weights_once() -> None:
+    net, twin = (recurrent(Hebbian("in place")) for _ in range(2))
+    twin.load_state_dict(net.state_dict())
+    for training in (False, True, False):
+        tt.unroll(net.train(training), sequence())
+        tt.unroll(twin.train(training), sequence(), by="step")
+        for weight, expected in zip(net.parameters(), twin.parameters(), strict=True):
+            assert torch.equal(weight, expected)
+
+
 SETTINGS = {"gain": 1.0}
 
 

@@ -290,7 +290,7 @@ class FirstRun:
         _check_not_shared(run)
         self._check_unchanged()
         expected = [y.detach()[: self.steps].clone() for y in outputs]
-        with torch.no_grad(), self.restored(), self.loops.weights_restored():
+        with torch.no_grad(), self.restored():
             self._begin_again()
             try:
                 self.loops.prepare(run)
@@ -436,7 +436,7 @@ class FirstRun:
         """Restore values and random states behind a block, in which weights' norms stand still."""
         buffers, attributes = self._noted_buffers(), self._noted_attributes()
         devices = {buffer.device.index for _, _, buffer, _ in buffers if buffer.is_cuda}
-        with random_restored(devices):
+        with random_restored(devices), self.loops.weights_restored():
             try:
                 for module in self.spectral:
                     module.training = False
