@@ -16,13 +16,12 @@ import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor, nn
 
 from tracetorch.chips.chip import Chip
-from tracetorch.core.torch_private import pytree
 from tracetorch.core.walk import join_path
 from tracetorch.integers.border import Quantize, SumPool1d, SumPool2d
 from tracetorch.integers.layers import Product
 from tracetorch.integers.ranges import is_node, terms_of, within
 from tracetorch.snn.delay import Delay, SynapticDelays
-from tracetorch.snn.model_graph import Node, read_model
+from tracetorch.snn.model_graph import Node, compute, read_model
 from tracetorch.snn.neuron import has_step
 from tracetorch.snn.recurrent import Recurrent
 
@@ -112,20 +111,15 @@ class _Counter:
     def run(self, model: nn.Module, path: str, x: Tensor) -> Tensor:
         """Return what a module gives on."""
         graph = read_model(model, torch.zeros_like(x), is_leaf=is_node)
-        values: dict[Node, Any] = dict(zip(graph.inputs, [x], strict=True))
 
-        def valued(given: Any) -> Any:
-            return pytree.tree_map_only(Node, values.__getitem__, given)
-
-        for node in graph.nodes[1:]:
+        def call(node: Node, args: Any, kwargs: Any) -> Any:
             if node.module is not None:
-                here = within(path, node.path)
-                values[node] = self.module(node.module, here, valued(node.args)[0])
-            elif node.operation in ("mul", "mul_"):  # a factor of Add
-                values[node] = values[node.inputs[0]]
-            else:
-                values[node] = node.function(*valued(node.args), **valued(node.kwargs))  # type: ignore[misc]
-        result: Tensor = valued(graph.output)
+                return self.module(node.module, within(path, node.path), args[0])
+            if node.operation in ("mul", "mul_"):  # a factor of Add
+                return args[node.args.index(node.inputs[0])]
+            return compute(node, args, kwargs)
+
+        result: Tensor = graph.run(x, call=call)
         return result
 
     def module(self, module: Any, path: str, x: Tensor) -> Tensor:

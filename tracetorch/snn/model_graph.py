@@ -148,17 +148,29 @@ class ModelGraph:
             raise ValueError(f"the model does not return what {before.place} gives, its last call.")
         return calls
 
-    def run(self, *inputs: Any) -> Any:
-        """Compute the output from inputs, one for each node of :attr:`inputs`."""
+    def run(self, *inputs: Any, call: Call | None = None) -> Any:
+        """Compute the output from inputs, one for each node of :attr:`inputs`.
+
+        ``call`` computes each further node, as :func:`compute` does.
+        """
         values: dict[Node, Any] = dict(zip(self.inputs, map(torch.clone, inputs), strict=True))
 
         def valued(given: Any) -> Any:
             return pytree.tree_map_only(Node, values.__getitem__, given)
 
         for node in self.nodes[len(values) :]:
-            call: Any = node.function if node.module is None else node.module
-            values[node] = call(*valued(node.args), **valued(node.kwargs))
+            values[node] = (call or compute)(node, valued(node.args), valued(node.kwargs))
         return valued(self.output)
+
+
+Call: TypeAlias = Callable[[Node, Any, Any], Any]
+"""Computes a node from the values of its arguments: ``node, args, kwargs -> value``."""
+
+
+def compute(node: Node, args: Any, kwargs: Any) -> Any:
+    """Compute a node as the model does."""
+    function: Any = node.function if node.module is None else node.module
+    return function(*args, **kwargs)
 
 
 def read_model(
