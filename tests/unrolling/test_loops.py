@@ -329,12 +329,13 @@ def test_weights_and_shared_memory_are_those_of_one_pass(kind: str) -> None:
     assert torch.equal(first.weight, 0.1 * torch.eye(N))
 
 
-def test_a_pass_in_another_mode_writes_weights_once() -> None:
-    net, twin = (recurrent(Hebbian("in place")) for _ in range(2))
+def test_a_pass_with_a_layer_in_another_mode_writes_weights_once() -> None:
+    net, twin = (recurrent(Hebbian("in place")).eval() for _ in range(2))
     twin.load_state_dict(net.state_dict())
-    for training in (False, True, False):
-        tt.unroll(net.train(training), sequence())
-        tt.unroll(twin.train(training), sequence(), by="step")
+    for training in (False, True):  # the model itself stays in its mode
+        for model, by in ((net, "layer"), (twin, "step")):
+            model.neuron.train(training)
+            tt.unroll(model, sequence(), by=by)  # type: ignore[call-overload]
         for weight, expected in zip(net.parameters(), twin.parameters(), strict=True):
             assert torch.equal(weight, expected)
 
