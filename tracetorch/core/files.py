@@ -92,6 +92,20 @@ def atomic_replace_all(paths: Sequence[str | os.PathLike[str]]) -> Iterator[list
             copy.unlink()
 
 
+def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write files of ASCII into a folder, which is made if it is not there: all, or none."""
+    made = not folder.exists()
+    folder.mkdir(exist_ok=True)
+    try:
+        with atomic_replace_all([folder / name for name in texts]) as unfinished:
+            for file, text in zip(unfinished, texts.values(), strict=True):
+                file.write_text(text, encoding="ascii")
+    except OSError:
+        if made and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+
+
 def _copy_beside(target: Path) -> Path:
     """Return a whole copy of a file, in its folder."""
     copy = _new_file_beside(target, 0o600)

@@ -3,36 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from tracetorch import integers
 from tracetorch.core.checks import check_module
-from tracetorch.core.files import atomic_replace_all
-from tracetorch.core.hooks import call_is_forward
-from tracetorch.core.torch_private import one_trace_at_a_time, pytree
-from tracetorch.core.version import __version__
+from tracetorch.core.files import write_texts
+from tracetorch.core.torch_private import one_trace_at_a_time
 from tracetorch.core.walk import join_path, named_modules
-from tracetorch.export.c_code.arrangement import living, planned
+from tracetorch.export.c_code.arrangement import planned
 from tracetorch.export.c_code.costs import memory_accesses, step_costs
 from tracetorch.export.c_code.event_sources import event_arrays
 from tracetorch.export.c_code.files import MAKEFILE, header, main_source, sample_header
 from tracetorch.export.c_code.printer import Names, c_words
-from tracetorch.export.c_code.read_program import ExportedStep, holds_spikes, read_step
+from tracetorch.export.c_code.read_program import holds_spikes
+from tracetorch.export.c_code.recorded import RecordedStep, record_step
 from tracetorch.export.c_code.report import CReport
 from tracetorch.export.c_code.source import Source, model_source, names_of
 from tracetorch.export.c_code.stages import Array, Product, StepProgram
-from tracetorch.export.c_code.widths import found_widths
-from tracetorch.fuse.ir.intervals import Interval
-from tracetorch.integers.border import Quantize
-from tracetorch.integers.ranges import interval_of
 from tracetorch.metrics.observe import membrane_name
 from tracetorch.unrolling.inputs import Inputs, parse_inputs
 
@@ -110,65 +99,24 @@ def c(
     if not inputs.batch:
         raise ValueError("x has no sample: its batch is 0, and a recorded input is needed.")
     files, report = _files(model, inputs, dtype == "int")
-    path = Path(folder)
-    made = not path.exists()
-    path.mkdir(exist_ok=True)
-    try:
-        with atomic_replace_all([path / name for name in files]) as unfinished:
-            for file, text in zip(unfinished, files.values(), strict=True):
-                file.write_text(text, encoding="ascii")
-    except OSError:
-        if made and not any(path.iterdir()):
-            path.rmdir()
-        raise
+    write_texts(Path(folder), files)
     return report
 
 
 @one_trace_at_a_time
 def _files(model: nn.Module, inputs: Inputs, integer: bool) -> tuple[dict[str, str], CReport]:
     """Return the text of every file, and the report."""
-    notes = [f"{type(model).__name__}, traceTorch {__version__}"]
-    split = _without_border(model) if integer else None
-    if split is not None:
-        border, model = split
-        with torch.no_grad():
-            inputs = replace(inputs, tensors=inputs.map(border))
-        scale = f"{float(border.scale):.9g}"
-        notes.append(f"x is in units of {scale}: divide by it, round, {border.bits} bits")
-    stream = replace(inputs, tensors=inputs.map(lambda x: x.detach()[:, :1].cpu()), batch=1)
-    steps = list(stream.each_step())
-    try:
-        step = read_step(model, steps[0])
-    except RuntimeError as error:  # of shapes: whoever tells why raises a ValueError
-        shapes = [list(x.shape) for x in pytree.tree_leaves(inputs.tensors)]
-        raise ValueError(
-            f"{type(model).__name__} fails on one step of one sample: {error} The sample is a "
-            f"sequence [T, B, ...], got {shapes}. One sequence [T, F]? Give sample[:, None]."
-        ) from error
-    program = living(step.program)
-    named = dict(zip(program.inputs, pytree.tree_leaves(inputs.tensors), strict=True))
-    if program.double and not integer:
-        raise ValueError(
-            f"{type(model).__name__} computes in float64; C is written for float32, or for float64 "
-            "that holds integers. Give model.float() and sample.float(), or dtype='int'."
-        )
-    ranges: dict[str, Interval] = {}
-    widths = None
-    if integer:
-        with _naming_quantize(model):
-            ranges = {name: _range_of(name, values) for name, values in named.items()}
-            widths = found_widths(program, ranges)
-    spikes = [array for name, array in program.inputs.items() if holds_spikes(named[name])]
+    recorded = record_step(model, inputs, integer)
+    program, widths, steps = recorded.program, recorded.widths, recorded.steps
+    spikes = [array for name, array in program.inputs.items() if holds_spikes(recorded.named[name])]
     program = planned(program)
     events = event_arrays(program, spikes)
     names = names_of(program, c_words(), widths)
     source = model_source(program, names, events, widths)
-    input_range = {name: (float(r.low), float(r.high)) for name, r in ranges.items()}
-    notes += [f"input {name}: {low:.0f} to {high:.0f}" for name, (low, high) in input_range.items()]
-    report = _report(model, step, steps[:_COUNTED], program, names, events, source, input_range)
-    sample = [x[:, 0].detach().cpu() for x in named.values()]
+    report = _report(recorded, steps[:_COUNTED], program, names, events, source)
+    sample = [x[:, 0].detach().cpu() for x in recorded.named.values()]
     texts = (
-        header(program, names, notes),
+        header(program, names, recorded.notes),
         source.text,
         sample_header(source.inputs, sample),
         main_source(source.inputs, source.outputs),
@@ -178,33 +126,15 @@ def _files(model: nn.Module, inputs: Inputs, integer: bool) -> tuple[dict[str, s
     return dict(zip(report.files, texts, strict=True)), report
 
 
-@contextmanager
-def _naming_quantize(model: nn.Module) -> Iterator[None]:
-    """Name the way to integers first, where a network of floats is refused."""
-    try:
-        yield
-    except ValueError as error:
-        ours = integers.__name__
-        modules = [m for m in model.modules() if not type(m).__module__.startswith(ours)]
-        own = [p.detach() for m in modules for p in m.parameters(recurse=False)]
-        if all(torch.equal(p, p.round()) for p in own if p.is_floating_point()):
-            raise
-        raise ValueError(
-            f"{type(model).__name__} is a network of floats. Quantise it first, with "
-            f"tt.quantize.prepare and tt.quantize.convert, or give dtype='float32': {error}"
-        ) from error
-
-
 def _report(
-    model: nn.Module,
-    step: ExportedStep,
+    recorded: RecordedStep,
     steps: list[Any],
     program: StepProgram,
     names: Names,
     events: set[Array],
     source: Source,
-    input_range: dict[str, tuple[float, float]],
 ) -> CReport:
+    model, step = recorded.model, recorded.step
     membranes = {join_path(p, name) for p, m in named_modules(model) if (name := membrane_name(m))}
     membranes &= program.states.keys()
     costs = step_costs(step.exported, steps, step.states, program.stages, membranes)
@@ -217,38 +147,7 @@ def _report(
         costs.operations,
         costs.updates,
         memory_accesses(program.stages, costs.events, events, source.sparse),
-        input_range,
+        recorded.input_range,
         {label: names.types[array] for label, array in program.ends.items()},
         tuple(each.path for each in products if each.source.array in events),
     )
-
-
-def _without_border(model: nn.Module | None) -> tuple[Quantize, nn.Module] | None:
-    """Return the ``Quantize`` that a chain begins with, and the chain with nothing in its place."""
-    # a hook of the chain, or a forward of its own, might see what is split off
-    if model is None or not call_is_forward(model):
-        return None
-    if isinstance(model, Quantize):
-        return model, nn.Identity()
-    if type(model).forward is not nn.Sequential.forward or not model._modules:
-        return None
-    name, first = next(iter(model._modules.items()))
-    inner = _without_border(first)
-    if inner is None:
-        return None
-    chain = nn.Sequential()
-    for other, part in model._modules.items():  # a module may be there twice
-        chain.add_module(other, inner[1] if other == name else part)
-    return inner[0], chain
-
-
-def _range_of(name: str, values: Tensor) -> Interval:
-    found = interval_of(values)
-    if not float(np.min(found.step)) >= 0:
-        raise ValueError(
-            f"the sample's {name} holds what is no integer, and dtype='int' takes integers. Scale "
-            "and round it, tt.integers.round(scale * x), or make tt.integers.Quantize the first "
-            "child of the nn.Sequential itself, which has no hooks."
-        )
-    # zero is what a silent input is
-    return Interval(min(0.0, float(np.min(found.low))), max(0.0, float(np.max(found.high))), 0.0)

@@ -1,0 +1,248 @@
+"""Write a network as Verilog: its steps, its layers, and the module that runs them in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tracetorch.export.c_code.files import comment, identifiers
+from tracetorch.export.c_code.stages import Copy, Copy, Pointwise, Product
+from tracetorch.export.verilog_code.arrangement import Arrangement
+from tracetorch.export.verilog_code.circuit import Circuit, step_circuit
+from tracetorch.export.verilog_code.layers import (
+    Layer,
+    clear_layer,
+    copy_layer,
+    module,
+    output_layer,
+    pointwise_layer,
+    product_layer,
+    reduce_layer,
+)
+from tracetorch.export.verilog_code.loops import number
+from tracetorch.export.verilog_code.memories import MEMORY, Store, Table, address_bits, table
+from tracetorch.export.verilog_code.step_module import step_module, step_text
+
+
+@dataclass(frozen=True)
+class End:
+    """An input or an output of a network."""
+
+    name: str  # of its ports
+    label: str
+    size: int
+    store: Store
+
+    @property
+    def address(self) -> int:
+        """Bits of an address."""
+        return address_bits(self.size)
+
+
+@dataclass(frozen=True)
+class Network:
+    """Text of a network in Verilog, and what it consists of."""
+
+    modules: Mapping[str, str]  # text of each module, by name
+    steps: Mapping[str, tuple[Pointwise, Circuit]]  # by the name of the module
+    layers: tuple[Layer, ...]  # in turn; the last one makes ready for the next step
+    inputs: tuple[End, ...]
+    outputs: tuple[End, ...]
+    stores: tuple[Store, ...]  # memories
+    tables: tuple[Table, ...]
+
+
+def network(arrangement: Arrangement, double: bool, notes: Sequence[str]) -> Network:
+    """Return a network as Verilog."""
+    stores = arrangement.stores
+    steps: dict[str, tuple[Pointwise, Circuit]] = {}
+    names: dict[str, str] = {}  # of the modules of steps, by their text
+    layers: list[Layer] = []
+    labels = identifiers(
+        [f"{i}_{each.path}" for i, each in enumerate(arrangement.stages)], "layer_"
+    )
+    for name, stage in zip(labels, arrangement.stages, strict=True):
+        if isinstance(stage, Pointwise):
+            circuit = step_circuit(stage, arrangement.widths, double)
+            text = step_text(circuit)
+            step = names.setdefault(text, f"step_{len(names)}")
+            steps.setdefault(step, (stage, circuit))
+            views = {**stage.reads, **stage.writes}
+            known = {key: stores[view.array] for key, view in views.items()}
+            layers.append(pointwise_layer(name, stage, known, step, circuit.port_names))
+            continue
+        source, target = stores[stage.source.array], stores[stage.target.array]
+        if isinstance(stage, Product):
+            layers.append(product_layer(name, stage, source, target))
+        elif isinstance(stage, Copy):
+            layers.append(copy_layer(name, stage, source, target))
+        else:
+            layers.append(reduce_layer(name, stage, source, target))
+    inputs, outputs = (
+        tuple(
+            End(n, label, size, stores[array])
+            for n, (label, (array, size)) in zip(identifiers(list(ends)), ends.items(), strict=True)
+        )
+        for ends in (
+            {label: (a, a.size) for label, a in arrangement.inputs.items()},
+            {label: (v.array, v.size) for label, v in arrangement.outputs.items()},
+        )
+    )
+    for end, view in zip(outputs, arrangement.outputs.values(), strict=True):
+        layers.append(output_layer(f"output_{end.name}", end.store, view))
+    often = {each.store: None for each in inputs}
+    often |= {stores[a]: values for a, values in arrangement.sums.items()}
+    once = {stores[a]: values for a, values in arrangement.states.items()}
+    layers.append(clear_layer("clear", often, once))
+    constants = {
+        stores[a]: table(stores[a].name, v, stores[a].word.bits, lanes=stores[a].lanes)
+        for a, v in arrangement.tables.items()
+    }
+    tables = [*constants.values(), *(one for each in layers for one in each.tables)]
+    modules = {"network": _top(layers, inputs, outputs, list(stores.values()), constants)}
+    modules["tt_memory"] = MEMORY
+    modules |= {name: step_module(name, circuit) for name, (_, circuit) in steps.items()}
+    for each in layers:
+        modules |= {each.name: each.text, **each.parts}
+    modules |= {each.name: each.module for each in tables}
+    head = "".join(f"// {comment(note)}\n" for note in notes)
+    return Network(
+        {name: f"{head}{text}" for name, text in modules.items()},
+        steps,
+        tuple(layers),
+        inputs,
+        outputs,
+        tuple(s for s in stores.values() if s not in constants),
+        tuple(tables),
+    )
+
+
+def _top(
+    layers: list[Layer],
+    inputs: tuple[End, ...],
+    outputs: tuple[End, ...],
+    stores: list[Store],
+    constants: Mapping[Store, Table],
+) -> str:
+    """Return the module of the whole network."""
+    ports = ["input wire clk", "input wire reset", "output wire ready", "input wire step"]
+    ports.append("output wire done")
+    for end in inputs:
+        ports += [f"input wire {end.name}_valid", f"output wire {end.name}_ready"]
+        ports.append(f"input wire [{end.address - 1}:0] {end.name}_address")
+        ports.append(f"input wire [{end.store.word.bits - 1}:0] {end.name}_value")
+    for end in outputs:
+        ports += [f"output wire {end.name}_valid", f"input wire {end.name}_ready"]
+        ports.append(f"output wire [{end.address - 1}:0] {end.name}_address")
+        ports.append(f"output wire [{end.store.word.bits - 1}:0] {end.name}_value")
+    count = len(layers)
+    bits = address_bits(count + 1)
+    idle, clear = number(bits, count), number(bits, count - 1)
+    body = [
+        "// Which layer works; the last number is that of none.",
+        *(f"reg [{bits - 1}:0] turn;", "reg start;", "reg all;"),
+        f"wire [{count - 1}:0] finished;",
+        f"assign ready = turn == {idle} && !step;",
+        f"assign done = finished[{count - 1}] && !all;",
+        "always @(posedge clk)",
+        "    if (reset) begin",
+        f"        turn <= {clear};",
+        "        start <= 1'b1;",
+        "        all <= 1'b1;",
+        "    end else begin",
+        "        start <= 1'b0;",
+        f"        if (turn == {idle}) begin",
+        "            if (step) begin",
+        f"                turn <= {number(bits, 0)};",
+        "                start <= 1'b1;",
+        "            end",
+        "        end else if (|finished) begin",
+        f"            turn <= turn + {number(bits, 1)};",
+        f"            start <= turn != {clear};",
+        "            all <= 1'b0;",
+        "        end",
+        "    end",
+    ]
+    for i, each in enumerate(layers):
+        given = [f".clk(clk), .reset(reset), .start(start && turn == {number(bits, i)})"]
+        given.append(f".done(finished[{i}])")
+        for store in each.reads:
+            body.append(f"wire [{store.address - 1}:0] read_{i}_{store.name};")
+            given.append(f".{store.name}_read(read_{i}_{store.name})")
+            given.append(f".{store.name}_data(data_{store.name})")
+        for store in each.writes:
+            body.append(f"wire [{store.lanes - 1}:0] write_{i}_{store.name};")
+            body.append(f"wire [{store.address - 1}:0] to_{i}_{store.name};")
+            body.append(f"wire [{store.width - 1}:0] value_{i}_{store.name};")
+            given += [f".{store.name}_{n}({n}_{i}_{store.name})" for n in ("write", "to", "value")]
+        for end in outputs:
+            if each.name == f"output_{end.name}":
+                parts = ("valid", "ready", "address", "value")
+                given += [f".{n}({end.name}_{n})" for n in parts]
+        if each.name == "clear":
+            given.append(".all(all)")
+        body += [f"{each.name} run_{i} (", *(f"    {g}," for g in given[:-1])]
+        body += [f"    {given[-1]}", ");"]
+    for store in stores:
+        body += _memory(store, layers, inputs, bits, idle, constants.get(store))
+    return module("network", "The network: events in, step, events out, done", ports, body)
+
+
+def _memory(
+    store: Store,
+    layers: list[Layer],
+    inputs: tuple[End, ...],
+    bits: int,
+    idle: str,
+    constant: Table | None,
+) -> list[str]:
+    """Return the lines of a memory: whose turn it is reads and writes it."""
+    name = store.name
+    readers = [i for i, each in enumerate(layers) if store in each.reads]
+
+    def chosen(what: str, who: list[int]) -> str:
+        tests = [f"turn == {number(bits, i)} ? {what}_{i}_{name} : " for i in who[:-1]]
+        return "".join(tests) + f"{what}_{who[-1]}_{name}"
+
+    read = chosen("read", readers) if readers else number(store.address, 0)
+    lines = [f"wire [{store.width - 1}:0] data_{name};"]
+    if constant is not None:
+        return [*lines, constant.instance(read, f"data_{name}")]
+    if not readers:
+        lines.append(f"wire unused_{name} = &{{1'b0, data_{name}}};")
+    writers = [i for i, each in enumerate(layers) if store in each.writes]
+    ports = {n: chosen(n, writers) for n in ("write", "to", "value") if writers}
+    for end in inputs:
+        if end.store is store:
+            place, shift, lanes = f"{end.name}_address", store.shift, store.lanes
+            # an address has no bits of a word where all values are in one
+            wide = end.address - shift
+            to = f"{place}[{end.address - 1}:{shift}]" if wide > 0 else number(store.address, 0)
+            when = f"{end.name}_valid && {end.name}_ready"
+            lane = [when] if lanes == 1 else [
+                f"{when} && {_lane_of(place, end.address, shift)} == {number(shift, k)}"
+                for k in range(lanes)
+            ]  # fmt: skip
+            lines.append(f"assign {end.name}_ready = ready;")
+            given = {
+                "write": f"{{{', '.join(reversed(lane))}}}",
+                "to": to,
+                "value": f"{{{lanes}{{{end.name}_value}}}}",
+            }
+            ports = {n: f"turn == {idle} ? {given[n]} : {ports[n]}" for n in given}
+    lines += [
+        f"tt_memory #({store.words}, {store.address}, {store.word.bits}, {store.lanes}) {name} (",
+        f"    .clk(clk), .read({read}), .data(data_{name}),",
+        f"    .write({ports['write']}),",
+        f"    .to({ports['to']}),",
+        f"    .value({ports['value']})",
+        ");",
+    ]
+    return lines
+
+
+def _lane_of(place: str, bits: int, shift: int) -> str:
+    """Return the lane of an address, which may be shorter than that."""
+    if bits >= shift:
+        return f"{place}[{shift - 1}:0]"
+    return f"{{{number(shift - bits, 0)}, {place}}}"
