@@ -1,0 +1,1 @@
+"""Write a model of integers as Verilog: one step as a circuit, layers with memories, a network."""
