@@ -9,9 +9,11 @@ float that the model computes with is exact in integers, and rounding is a shift
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +43,7 @@ from tracetorch.fuse.ir.intervals import (
     invariant,
     weighted_sums,
 )
-from tracetorch.fuse.ir.kernel import Dtype, Kernel, Operand, Value
+from tracetorch.fuse.ir.kernel import Dtype, Kernel, Value
 from tracetorch.integers.width import stored_bits
 
 
@@ -180,125 +182,124 @@ def _product_range(stage: Product, source: Interval, dtype: torch.dtype, check: 
 
 
 @dataclass(frozen=True)
-class _Number:
+class Number:
     """A number of the graph: ``value / 2^point``."""
 
-    value: Operand  # an integer, or a truth value
+    value: Any  # an integer or a truth value: a float or a bool where it is constant
     point: int = 0  # bits behind the binary point
     # a positive number that it is still to be divided by, where a quotient is no integer; only its
     # sign, its floor and its trunc are ever needed
-    divisor: Operand | None = None
+    divisor: Any = None
 
 
-class _IntegerKernel(StageKernel):
-    """Write the lines of a pointwise stage in integers."""
+class IntegerLines(ABC):
+    """Arithmetic of the lines of a pointwise stage in integers; a child appends the operations.
 
-    dtype = Dtype.INT32
+    ``values`` holds what was loaded and computed, by name.
+    """
+
+    values: dict[str, Any]
 
     def __init__(self, stage: Pointwise, widths: Widths, double: bool) -> None:
-        super().__init__(stage)
-        self.widths = widths
+        self.stage, self.widths = stage, widths
         self.table = bounds_of(stage, widths.ranges, torch.float64 if double else torch.float32)
 
-    def buffer_dtype(self, array: Array) -> Dtype:
-        """Return the narrowest type that holds an array."""
-        return Dtype(self.widths.type_of(array).removesuffix("_t"))
+    @abstractmethod
+    def truth(self, op: str, *args: Any) -> Any:
+        """Append a comparison of integers, or an operation on truth values."""
 
-    def loaded(self, value: Operand, array: Array) -> _Number:
+    @abstractmethod
+    def op(self, op: str, *args: Any, like: Interval | None = None, point: int = 0) -> Any:
+        """Append an operation on integers, whose result is in ``like`` in units of ``2^-point``.
+
+        ``shift`` and ``quotient`` divide and round down, ``div`` towards zero.
+        """
+
+    def loaded(self, value: Any, array: Array) -> Number:
         """Return a number that was loaded."""
-        return _Number(value, self.widths.points.get(array, 0))
+        return Number(value, self.widths.points.get(array, 0))
 
-    def stored(self, value: GraphValue) -> Operand:
+    def stored(self, value: GraphValue) -> Any:
         """Return the integer that is stored for a value."""
-        result = self._whole(self._operand(value))
+        result = self._whole(self.operand(value))
         # a multiple of 2^point
-        return self._op("div", result.value, 2**result.point) if result.point else result.value
+        return self.op("div", result.value, 2**result.point) if result.point else result.value
 
-    def _refused(self, what: str) -> ValueError:
+    def refused(self, what: str) -> ValueError:
+        """Return the error of what has no integers."""
         return ValueError(
             f"{self.stage.path} computes {what}, which is no integer arithmetic. Export it with "
             "dtype='float32'."
         )
 
-    def _whole(self, number: _Number) -> _Number:
+    def _whole(self, number: Number) -> Number:
         """Return a number; raise where it is still to be divided."""
         if number.divisor is not None:
-            raise self._refused("with a quotient")
+            raise self.refused("with a quotient")
         return number
 
-    def _operand(self, value: GraphValue) -> _Number:
+    def operand(self, value: GraphValue) -> Number:
+        """Return the number of a value of the graph."""
         if isinstance(value, str):
-            found: _Number = self.values[value]
+            found: Number = self.values[value]
             return found
         if isinstance(value, bool):
-            return _Number(value)
+            return Number(value)
         number = float(self.table[value].low)  # as the dtype of the model has it
         if not math.isfinite(number):
-            raise self._refused(f"with {number}")
+            raise self.refused(f"with {number}")
         numerator, denominator = number.as_integer_ratio()
-        return _Number(float(numerator), denominator.bit_length() - 1)
-
-    def _op(self, op: str, *args: Operand, like: Interval | None = None, point: int = 0) -> Value:
-        """Append an operation whose result is as wide as its range needs, or as its operands."""
-        # a float stands for a number of the arithmetic
-        numbers = [a if isinstance(a, (Value, bool)) else float(a) for a in args]
-        wide = any(isinstance(a, Value) and a.dtype is Dtype.INT64 for a in args)
-        if like is not None:
-            reach = like.magnitude * 2.0**point
-            if reach >= 2.0**63:
-                raise self._refused(f"numbers of {reach:.3g}")
-            wide = reach >= 2.0**31
-        return self.k.op(op, *numbers, dtype=Dtype.INT64 if wide else Dtype.INT32)
+        return Number(float(numerator), denominator.bit_length() - 1)
 
     def _aligned(
-        self, numbers: Sequence[_Number], spans: Sequence[Interval]
-    ) -> tuple[list[Operand], int]:
+        self, numbers: Sequence[Number], spans: Sequence[Interval]
+    ) -> tuple[list[Any], int]:
         """Return numbers with as many bits behind their binary points as the longest has."""
         point = max(self._whole(number).point for number in numbers)
-        values: list[Operand] = []
+        values: list[Any] = []
         for number, span in zip(numbers, spans, strict=True):
             value, factor = number.value, 2 ** (point - number.point)
-            if factor > 1 and isinstance(value, Value):
-                value = self._op("mul", value, factor, like=span, point=point)
+            if factor > 1 and not is_constant(value):
+                value = self.op("mul", value, factor, like=span, point=point)
             elif factor > 1:
                 value = float(value * factor)
             values.append(value)
         return values, point
 
-    def _product(self, args: Sequence[_Number], like: Interval) -> _Number:
+    def _product(self, args: Sequence[Number], like: Interval) -> Number:
         one, other = map(self._whole, args)
         point = one.point + other.point
         for each, rest in ((one, other), (other, one)):
             if each.value == 1.0:
-                return _Number(rest.value, point)
-        return _Number(self._op("mul", one.value, other.value, like=like, point=point), point)
+                return Number(rest.value, point)
+        return Number(self.op("mul", one.value, other.value, like=like, point=point), point)
 
-    def line(self, line: Line) -> _Number:
+    def line(self, line: Line) -> Number:
         """Append a line in integers."""
-        args = [self._operand(arg) for arg in line.args]
+        args = [self.operand(arg) for arg in line.args]
         spans = [self.table[arg] for arg in line.args]
         like, op = self.table[line.name], line.op
         if op in ("and", "or", "xor", "not"):
-            return _Number(self.k.op(op, *(arg.value for arg in args)))
+            return Number(self.truth(op, *(arg.value for arg in args)))
         if op == "float":
-            return _Number(self._op("float", args[0].value, like=like))
+            return Number(self.op("float", args[0].value, like=like))
         if op == "neg":
-            negative = self._op("neg", args[0].value, like=like, point=args[0].point)
+            negative = self.op("neg", args[0].value, like=like, point=args[0].point)
             return replace(args[0], value=negative)
         if op in ("floor", "trunc", "ceil", "round"):
             return self._rounded(op, args[0])
         if op in COMPARISONS:
             # of a quotient by a positive number, the sign is that of the dividend
             if any(arg.value == 0.0 for arg in args):
-                args = [_Number(arg.value) if arg.divisor is not None else arg for arg in args]
-            return _Number(self.k.op(op, *self._aligned(args, spans)[0]))
+                args = [Number(arg.value) if arg.divisor is not None else arg for arg in args]
+            return Number(self.truth(op, *self._aligned(args, spans)[0]))
         if op == "mul":
             return self._product(args, like)
         if op == "div":  # kept undone: its rounding, or its sign, is done at once
             if not np.all(np.greater(spans[1].low, 0)):
-                raise self._refused("a quotient by what may be zero or negative")
+                raise self.refused("a quotient by what may be zero or negative")
             (value, divisor), _ = self._aligned(args, spans)
-            return _Number(value, 0, divisor)
+            return Number(value, 0, divisor)
         if op == "fma":
             ends = [a * b for a in _ends(spans[0]) for b in _ends(spans[1])]
             span = Interval(min(ends), max(ends))
@@ -306,42 +307,77 @@ class _IntegerKernel(StageKernel):
         if op == "add" and args[1].value == 0.0:
             return args[0]
         if op not in ("abs", "add", "sub", "max", "min", "where"):
-            raise self._refused(op)
+            raise self.refused(op)
         choice = [args.pop(0).value] if op == "where" else []
         spans = spans[len(choice) :]
         values, point = self._aligned(args, spans)
         like = reduce(hull, spans, like)
-        return _Number(self._op(op, *choice, *values, like=like, point=point), point)
+        return Number(self.op(op, *choice, *values, like=like, point=point), point)
 
-    def _rounded(self, op: str, number: _Number) -> _Number:
+    def _rounded(self, op: str, number: Number) -> Number:
         value, point = number.value, number.point
         if number.divisor is not None and op in ("trunc", "floor"):
             divided = {"trunc": "div", "floor": "quotient"}[op]
-            return _Number(self._op(divided, value, number.divisor))
+            return Number(self.op(divided, value, number.divisor))
         if not self._whole(number).point:
             return number
-        if not isinstance(value, Value):
+        if is_constant(value):
             function = {"floor": np.floor, "trunc": np.trunc, "ceil": np.ceil, "round": np.rint}[op]
-            return _Number(float(function(float(value) / 2**point)))
+            return Number(float(function(float(value) / 2**point)))
         if op == "trunc":
-            return _Number(self._op("div", value, 2**point))
-        below = self._op("shift", value, point)
+            return Number(self.op("div", value, 2**point))
+        below = self.op("shift", value, point)
         if op == "floor":
-            return _Number(below)
-        rest = self._op("sub", value, self._op("mul", below, 2**point))
+            return Number(below)
+        rest = self.op("sub", value, self.op("mul", below, 2**point))
         if op == "ceil":  # not the floor of the negative: the least integer of a width has none
-            up = self.k.op("gt", rest, 0.0)
+            up = self.truth("gt", rest, 0.0)
         else:  # to the nearest; of two equally near ones to the even one
-            even = self._op("mul", self._op("shift", below, 1), 2)
-            odd = self.k.op("ne", self._op("sub", below, even), 0.0)
+            even = self.op("mul", self.op("shift", below, 1), 2)
+            odd = self.truth("ne", self.op("sub", below, even), 0.0)
             half = 2.0 ** (point - 1)
-            tie = self.k.op("and", self.k.op("eq", rest, half), odd)
-            up = self.k.op("or", self.k.op("gt", rest, half), tie)
-        return _Number(self._op("add", below, self._op("float", up)))
+            tie = self.truth("and", self.truth("eq", rest, half), odd)
+            up = self.truth("or", self.truth("gt", rest, half), tie)
+        return Number(self.op("add", below, self.op("float", up)))
+
+
+def is_constant(value: Any) -> bool:
+    """Whether a value is a number, not something computed."""
+    return isinstance(value, (bool, int, float))
 
 
 def _ends(span: Interval) -> tuple[float, float]:
     return float(np.min(span.low)), float(np.max(span.high))
+
+
+class _IntegerKernel(IntegerLines, StageKernel):
+    """Write the lines of a pointwise stage as a kernel, in integers."""
+
+    dtype = Dtype.INT32
+
+    def __init__(self, stage: Pointwise, widths: Widths, double: bool) -> None:
+        StageKernel.__init__(self, stage)
+        IntegerLines.__init__(self, stage, widths, double)
+
+    def buffer_dtype(self, array: Array) -> Dtype:
+        """Return the narrowest type that holds an array."""
+        return Dtype(self.widths.type_of(array).removesuffix("_t"))
+
+    def truth(self, op: str, *args: Any) -> Value:
+        """Append an operation whose result is a truth value."""
+        return self.k.op(op, *args)
+
+    def op(self, op: str, *args: Any, like: Interval | None = None, point: int = 0) -> Value:
+        """Append an operation whose result is as wide as its range needs, or as its operands."""
+        # a float stands for a number of the arithmetic
+        numbers = [a if isinstance(a, (Value, bool)) else float(a) for a in args]
+        wide = any(isinstance(a, Value) and a.dtype is Dtype.INT64 for a in args)
+        if like is not None:
+            reach = like.magnitude * 2.0**point
+            if reach >= 2.0**63:
+                raise self.refused(f"numbers of {reach:.3g}")
+            wide = reach >= 2.0**31
+        return self.k.op(op, *numbers, dtype=Dtype.INT64 if wide else Dtype.INT32)
 
 
 def integer_kernel(stage: Pointwise, widths: Widths, double: bool) -> Kernel:

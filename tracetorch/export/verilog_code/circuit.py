@@ -1,0 +1,265 @@
+"""``step_circuit``: the step of a pointwise stage of integers as a circuit: wires of proved ranges.
+
+The lines of the graph become integer operations by the same arithmetic as in C
+(``c_code.widths.IntegerLines``); each is a wire (``wires``), of which rules make a smaller circuit
+(``peephole``). The range of a wire follows from those of its operands, and where it is a line, from
+the table of intervals.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from tracetorch.export.c_code.stages import Array, Pointwise
+from tracetorch.export.c_code.widths import IntegerLines, Number, Widths
+from tracetorch.export.verilog_code.peephole import RULES
+from tracetorch.export.verilog_code.wires import Values, Wire, Wires, evaluated, needed
+from tracetorch.export.verilog_code.words import Word, whole_ends, word_of
+from tracetorch.fuse.ir.graph import BOOLEAN, Line
+from tracetorch.fuse.ir.graph import Value as GraphValue
+from tracetorch.fuse.ir.intervals import Interval
+
+
+@dataclass(frozen=True, eq=False)
+class Circuit:
+    """Combinational circuit of one step of one neuron.
+
+    Args:
+        path: of the module that it belongs to.
+        reads: the words that it reads, by the names of the stage.
+        writes: those that it writes.
+        port_names: the identifiers of both in Verilog.
+        inputs: the wires of what it reads.
+        ends: the wires of what it writes.
+    """
+
+    path: str
+    reads: Mapping[str, Word]
+    writes: Mapping[str, Word]
+    port_names: Mapping[str, str]
+    inputs: Mapping[str, Wire]
+    ends: Mapping[str, Wire]
+
+    @property
+    def wires(self) -> tuple[Wire, ...]:
+        """The wires that what it writes depends on, in order."""
+        return tuple(needed(list(self.ends.values())))
+
+    def evaluate(self, reads: Mapping[str, Values]) -> dict[str, Values]:
+        """Return what it writes: integers, in units of ``2^-point`` where a table has a point."""
+        return evaluated(self.ends, reads)
+
+    def __str__(self) -> str:
+        ends = (f"{name}: n{wire.number}" for name, wire in self.ends.items())
+        return "\n".join([*map(str, self.wires), *ends])
+
+
+def step_circuit(stage: Pointwise, widths: Widths, double: bool) -> Circuit:
+    """Return the circuit of a pointwise stage.
+
+    Args:
+        stage: of a program of integers.
+        widths: the ranges of its arrays.
+        double: whether the arithmetic of the model is float64.
+
+    Raises:
+        ValueError: it computes what is no integer arithmetic.
+    """
+    return _Lines(stage, widths, double).circuit()
+
+
+def word_of_array(array: Array, widths: Widths) -> Word:
+    """Return the word in which an array is stored."""
+    return word_of(widths.ranges[array], widths.points.get(array, 0), array.boolean)
+
+
+class _Lines(IntegerLines):
+    """Append the lines of a stage as wires."""
+
+    def __init__(self, stage: Pointwise, widths: Widths, double: bool) -> None:
+        super().__init__(stage, widths, double)
+        self.w, self.values = Wires(RULES), {}
+
+    def circuit(self) -> Circuit:
+        """Return the circuit."""
+        stage, widths = self.stage, self.widths
+        for name, view in stage.reads.items():
+            point = widths.points.get(view.array, 0)
+            span = (0, 1) if view.array.boolean else whole_ends(widths.ranges[view.array], point)
+            self.values[name] = self.loaded(self.w.read(name, *span), view.array)
+        for line in stage.graph.lines:
+            self.values[line.name] = self.line(line)
+        ends = {
+            name: self.w.make("add", self.stored(stage.graph.outputs[name]), 0)
+            for name in stage.writes
+        }
+        ends = _simple(ends)
+        read = {wire.name: wire for wire in needed(list(ends.values())) if wire.op == "read"}
+        words = [
+            {name: word_of_array(view.array, widths) for name, view in views.items()}
+            for views in (stage.reads, stage.writes)
+        ]
+        return Circuit(stage.path, *words, _port_names(stage), read, ends)
+
+    # Lines
+
+    def line(self, line: Line) -> Number:
+        """Append a line; return its number, a constant where its interval is one value."""
+        span = self.table[line.name]
+        if _one_value(span):
+            value = float(np.min(span.low))
+            return self.operand(bool(value) if line.op in BOOLEAN else value)
+        if line.op == "where":
+            condition = self.operand(line.args[0]).value
+            if not isinstance(condition, Wire):
+                return self.operand(line.args[1 if condition else 2])
+        number = super().line(line)
+        if number.divisor is None and isinstance(number.value, Wire) and np.all(span.exact):
+            return replace(number, value=self._narrowed(number.value, span, number.point))
+        return number
+
+    def stored(self, value: GraphValue) -> Any:
+        """Return the integer that is stored for a value."""
+        result = self._whole(self.operand(value))
+        # a multiple of 2^point, for which every rounding is the same
+        return self._value(self.w.make("shr", _given(result.value), k=result.point))
+
+    def operand(self, value: GraphValue) -> Number:
+        """Return the number of a value; of a constant without zeros behind its point."""
+        number = super().operand(value)
+        while number.point and not isinstance(number.value, Wire) and not number.value % 2:
+            number = replace(number, value=number.value // 2, point=number.point - 1)
+        return number
+
+    def _narrowed(self, wire: Wire, span: Interval, point: int) -> Any:
+        if not np.all(np.isfinite(span.low) & np.isfinite(span.high)):
+            return wire
+        return self._value(self.w.narrow(wire, *whole_ends(span, point)))
+
+    def _value(self, wire: Wire) -> Any:
+        """Return a wire, or the number that it is."""
+        return wire.low if wire.constant else wire
+
+    # Operations
+
+    def truth(self, op: str, *args: Any) -> Any:
+        """Append a comparison, or an operation on truth values."""
+        w, given = self.w, [_given(arg) for arg in args]
+        if op in ("gt", "le"):  # of the two in the other order
+            op, given = {"gt": "lt", "le": "ge"}[op], given[::-1]
+        opposite = {"ge": "lt", "ne": "eq"}.get(op)
+        found = w.opposite(w.make(opposite, *given)) if opposite else w.make(op, *given)
+        return bool(found.low) if found.constant else found
+
+    def op(self, op: str, *args: Any, like: Interval | None = None, point: int = 0) -> Any:
+        """Append an operation on integers."""
+        w, given = self.w, [_given(arg) for arg in args]
+        wires = [w.const(each) if isinstance(each, int) else each for each in given]
+        first = wires[0]
+        if op == "float":
+            found = first
+        elif op == "neg":
+            found = w.negative(first)
+        elif op == "abs":
+            found = w.absolute(first)
+        elif op == "where":
+            found = w.make("mux", *wires)
+        elif op in ("max", "min"):
+            found = (w.largest if op == "max" else w.least)(*wires)
+        elif op in ("shift", "div", "quotient"):
+            found = self._divided(op, first, wires[1])
+        else:
+            found = w.make(op, *wires)
+        return self._value(found)
+
+    def _divided(self, op: str, value: Wire, by: Wire) -> Wire:
+        """Return a quotient rounded down, or towards zero for ``div``."""
+        w = self.w
+        if op == "shift":
+            return w.make("shr", value, k=by.low)
+        k = by.low.bit_length() - 1
+        if by.op == "const" and by.low == 1 << k:
+            return w.make("cut" if op == "div" else "shr", value, k=k)
+        if op == "quotient" or value.low >= 0:
+            return _quotient(w, value, by)
+        negative = w.make("lt", value, 0)
+        magnitude = _quotient(w, w.absolute(value), by)
+        return w.make("mux", negative, w.negative(magnitude), magnitude)
+
+
+def _one_value(span: Interval) -> bool:
+    low, high = float(np.min(span.low)), float(np.max(span.high))
+    return low == high and np.isfinite(low) and bool(np.all(span.exact))
+
+
+def _given(value: Any) -> Wire | int:
+    """Return an operand as a wire, or as an integer where it is a constant."""
+    return value if isinstance(value, Wire) else int(value)
+
+
+def _quotient(w: Wires, value: Wire, by: Wire) -> Wire:
+    most = max(value.high // by.low, -(value.low // by.low), 1)
+    return w.make("quotient", value, by, k=most.bit_length())
+
+
+def _port_names(stage: Pointwise) -> dict[str, str]:
+    """Return the identifiers of what a stage reads and writes."""
+    names: dict[str, str] = {}
+    for letter, views in (("r", stage.reads), ("w", stage.writes)):
+        for number, name in enumerate(views):
+            own = re.fullmatch(r"[a-z]?[0-9]+", name) is not None
+            names[name] = f"{letter}_{name}" if own else f"{letter}_x{number}"
+    return names
+
+
+# Operations that are made of simpler ones, last: until then rules know them by their names
+
+
+def _simple(ends: Mapping[str, Wire]) -> dict[str, Wire]:
+    """Return wires without shifts towards zero and quotients."""
+    w, made = Wires(RULES), dict[int, Wire]()
+    for wire in needed(list(ends.values())):
+        args = [made[arg.number] for arg in wire.args]
+        if wire.op == "read":
+            found = w.read(wire.name, wire.low, wire.high)
+        elif wire.op == "const":
+            found = w.const(wire.k)
+        elif wire.op == "cut":
+            found = _cut(w, args[0], wire.k)
+        elif wire.op == "quotient":
+            found = _restoring(w, *args, wire.k)
+        else:
+            found = w.make(wire.op, *args, k=wire.k)
+        made[wire.number] = w.narrow(found, wire.low, wire.high)
+    return {name: made[wire.number] for name, wire in ends.items()}
+
+
+def _cut(w: Wires, value: Wire, k: int) -> Wire:
+    """Return a shift towards zero: what is negative is made larger by 2^k - 1 before."""
+    sign = value
+    while sign.op == "mul" and any(arg.low >= 0 for arg in sign.args):
+        # of a product by what is not negative, the sign of the other factor: where the product is
+        # zero, a sum of less than 2^k changes nothing
+        sign = sign.args[0] if sign.args[1].low >= 0 else sign.args[1]
+    more = w.make("mux", w.make("lt", sign, 0), (1 << k) - 1, 0)
+    return w.make("shr", w.make("add", value, more), k=k)
+
+
+def _restoring(w: Wires, value: Wire, by: Wire, k: int) -> Wire:
+    """Return a quotient bit by bit, from the highest: where the divisor fits, it is subtracted."""
+    negative = w.make("lt", value, 0)
+    # rounded down: the quotient of -1 - x is -1 less that of x
+    rest = w.make("mux", negative, w.make("sub", -1, value), value)
+    found = w.const(0)
+    for place in reversed(range(k)):
+        shifted = w.make("shl", by, k=place)
+        less = w.make("lt", rest, shifted)
+        rest = w.make("mux", less, rest, w.make("sub", rest, shifted))
+        rest = w.narrow(rest, 0, rest.high)
+        found = w.make("add", found, w.make("mux", less, 0, 1 << place))
+    return w.make("mux", negative, w.make("sub", -1, found), found)
