@@ -23,5 +23,10 @@ from tracetorch.export.onnx_stream import OnnxStream
 from tracetorch.export.page_file import page
 from tracetorch.export.sequence import sequence
 from tracetorch.export.step import step
+from tracetorch.export.verilog_code.report import VerilogReport
+from tracetorch.export.verilog_file import verilog
 
-__all__ = ["CReport", "OnnxStream", "c", "initial_states", "onnx", "page", "sequence", "step"]
+__all__ = [
+    *("CReport", "OnnxStream", "VerilogReport", "c", "initial_states", "onnx", "page"),
+    *("sequence", "step", "verilog"),
+]

@@ -13,12 +13,123 @@ from torch import Tensor, nn
 from tracetorch.core.checks import check_integer, check_module
 from tracetorch.core.files import write_texts
 from tracetorch.core.snapshot import restored
-from tracetorch.core.torch_private import one_trace_at_a_time, pytree
+from tracetorch.core.torch_private import one_trace_at_a_time
 from tracetorch.export.c_code.read_program import named_leaves
 from tracetorch.export.c_code.recorded import RecordedStep, record_step
 from tracetorch.export.verilog_code.arrangement import arranged
 from tracetorch.export.verilog_code.files import makefile, recorded_files, testbench
-from tracetorch.export.verilog_code.network import Network, network
+from tracetorch.export.verilog_code.network import network
 from tracetorch.export.verilog_code.report import VerilogReport
-from tracetorch.snn.state_handling import zero_states
-from tracetorch.unrolling.inputs import call, parse_inputs
+from tracetorch.snn.module import zero_states
+from tracetorch.unrolling.inputs import Inputs, call, parse_inputs
+
+_MOST_LANES = 32
+
+
+def verilog(
+    model: nn.Module, folder: str | os.PathLike[str], sample: Any, *, lanes: int = 1
+) -> VerilogReport:
+    """Write one time step of an integer ``model`` as a circuit, in Verilog-2005 for FPGAs.
+
+    ::
+
+        network   clk, reset, ready;  step, done;  for every input and output:
+                  valid, ready, address, value     what is zero is not sent
+
+    The model's numbers are integers (``tt.quantize``, ``tt.integers``, ``tt.chips``, or a ``step``
+    of your own). Give what is not zero of an input, by its place, while ``ready``; then a pulse of
+    ``step``; the outputs that are not zero come, and ``done``. A reset begins a stream.
+
+    There is a module for each kind of neuron, its step without a clock, in which every wire has the
+    width that is proved for it; one for each layer, which walks over memories of just that width,
+    ``lanes`` values at a time; and one for the network, which runs the layers in turn. A product
+    adds a row of weights for every event of its source. Linear layers take ``lanes`` weights at a
+    time; convolutions, pools, copies and sums one value in a cycle.
+
+    ``make sim`` plays the sample through it and compares with PyTorch; ``make lint``, ``synth``,
+    ``netlist``, ``route`` need ``iverilog``, ``verilator``, ``yosys`` and ``nextpnr``, and ``make
+    prove``, with ``yosys`` and ``z3``, proves of every step that it is equal to the graph that was
+    traced, for all states and inputs in their ranges, and that states stay in theirs.
+
+    A first ``tt.integers.Quantize`` is left to whoever gives the inputs, as for :func:`tt.export.c`.
+
+    Args:
+        model: any module whose call is one time step; it is unchanged afterwards.
+        folder: made if it is not there; files of these names are replaced, and none where an
+            error is raised.
+        sample: a recorded input ``[T, B, ...]`` of integers: a tensor, or a tuple or a dict of
+            them. Inputs may be what lies in its range; each of its ``B`` streams is played.
+        lanes: how many values a word of a memory holds: 1, 2, 4, 8, 16 or 32.
+
+    Returns:
+        Memories, and the cycles of a step: :class:`tt.export.VerilogReport`.
+
+    Raises:
+        TypeError: ``model`` is no module, ``lanes`` no integer, or ``sample`` holds anything but
+            tensors.
+        ValueError: ``lanes`` is none of those; the model is refused as by :func:`tt.export.c` with
+            ``dtype="int"``; or a step divides.
+        OSError: the files cannot be written; those that there are stay as they are.
+
+    Example:
+        >>> import tempfile
+        >>> from tracetorch import integers
+        >>> net = nn.Sequential(integers.Linear(4, 3), integers.LeakyIntegrator(3, pos_threshold=9))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     report = verilog(net, folder, torch.ones(10, 1, 4))
+        ...     "network.v" in os.listdir(folder)
+        True
+        >>> report.formula
+        ''
+    """
+    check_module(model)
+    if check_integer("lanes", lanes) not in {2**n for n in range(_MOST_LANES.bit_length())}:
+        raise ValueError(f"lanes must be 1, 2, 4, 8, 16 or {_MOST_LANES}, got {lanes}.")
+    inputs = parse_inputs(sample, None, 0, True)
+    if not inputs.batch:
+        raise ValueError("x has no sample: its batch is 0, and a recorded input is needed.")
+    files, report = _files(model, inputs, lanes)
+    write_texts(Path(folder), files)
+    return report
+
+
+@one_trace_at_a_time
+def _files(
+    model: nn.Module, inputs: Inputs, lanes: int
+) -> tuple[dict[str, str], VerilogReport]:
+    """Return the text of every file, and the report."""
+    recorded = record_step(model, inputs, True)
+    assert recorded.widths is not None
+    arrangement = arranged(recorded.program, recorded.widths, lanes)
+    made = network(arrangement, recorded.program.double, recorded.notes)
+    files = {f"{name}.v": text for name, text in made.modules.items()}
+    files |= {f"{each.name}.hex": each.text for each in made.tables}
+    files |= recorded_files(made, recorded.named, _answers(recorded))
+    files["testbench.v"] = testbench(made, recorded.inputs.batch, recorded.inputs.steps)
+    files["Makefile"] = makefile([*made.modules], "")
+    events: dict[str, int] = {}
+    for layer in made.layers:
+        if layer.source is not None:
+            label = layer.source.label
+            events[label] = events.get(label, 0) + layer.event_cycles
+    report = VerilogReport(
+        (*files, "report.txt"),
+        lanes,
+        {store.name: store.bits for store in made.stores},
+        sum(each.bits for each in made.tables),
+        sum(layer.cycles for layer in made.layers),
+        events,
+        recorded.input_range,
+    )
+    files["report.txt"] = str(report).encode("ascii", "replace").decode()
+    return files, report
+
+
+def _answers(recorded: RecordedStep) -> Mapping[str, Tensor]:
+    """Return what the model answers to the sample, ``[T, B, ...]``, by the program's names."""
+    model, found = recorded.model, list[dict[str, Tensor]]()
+    with torch.no_grad(), restored(model, training=False):
+        zero_states(model)
+        for x in recorded.inputs.each_step():
+            found.append(dict(named_leaves("y", call(model, x))))
+    return {name: torch.stack([step[name] for step in found]) for name in found[0]}

@@ -56,7 +56,7 @@ module testbench;
             $display("equal: {count} steps, %0d to %0d cycles, %0d in all", least, most, total);
         else
             $display("different: %0d of {count} steps", wrong);
-        $finish;
+        $finish(0);
     end
 endmodule
 """

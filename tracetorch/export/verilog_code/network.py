@@ -163,6 +163,7 @@ def _top(
         "        end",
         "    end",
     ]
+    body += [f"wire [{store.width - 1}:0] data_{store.name};" for store in stores]
     for i, each in enumerate(layers):
         given = [f".clk(clk), .reset(reset), .start(start && turn == {number(bits, i)})"]
         given.append(f".done(finished[{i}])")
@@ -205,7 +206,7 @@ def _memory(
         return "".join(tests) + f"{what}_{who[-1]}_{name}"
 
     read = chosen("read", readers) if readers else number(store.address, 0)
-    lines = [f"wire [{store.width - 1}:0] data_{name};"]
+    lines: list[str] = []
     if constant is not None:
         return [*lines, constant.instance(read, f"data_{name}")]
     if not readers:
