@@ -94,9 +94,7 @@ def verilog(
 
 
 @one_trace_at_a_time
-def _files(
-    model: nn.Module, inputs: Inputs, lanes: int
-) -> tuple[dict[str, str], VerilogReport]:
+def _files(model: nn.Module, inputs: Inputs, lanes: int) -> tuple[dict[str, str], VerilogReport]:
     """Return the text of every file, and the report."""
     recorded = record_step(model, inputs, True)
     assert recorded.widths is not None

@@ -181,7 +181,9 @@ def _stores(
     }
     prefix = {Role.INPUT: "in_", Role.OUTPUT: "out_", Role.STATE: "state_", Role.WORK: "work_"}
     labels = [known.get(a, a.label) for a in used]
-    names = identifiers([prefix.get(a.role, "table_") + n for a, n in zip(used, labels, strict=True)])
+    names = identifiers(
+        [prefix.get(a.role, "table_") + n for a, n in zip(used, labels, strict=True)]
+    )
     stores = {}
     for array, name, label in zip(used, names, labels, strict=True):
         word = word_of(widths.ranges[array], widths.points.get(array, 0), array.boolean)

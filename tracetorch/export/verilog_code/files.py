@@ -183,9 +183,7 @@ def testbench(network: Network, streams: int, steps: int) -> str:
             declarations.append(f"    wire {name}_ready;")
             ports.append(f".{name}_ready({name}_ready)")
             silent.append(f"        {name}_valid = 1'b0;")
-            given.append(
-                _GIVEN.format(name=name, size=end.size, bits=bits, last=end.address - 1)
-            )
+            given.append(_GIVEN.format(name=name, size=end.size, bits=bits, last=end.address - 1))
         else:
             declarations.append(f"    reg [{width - 1}:0] got_{name};")
             ports.append(f".{name}_ready(1'b1)")

@@ -1,0 +1,179 @@
+"""``tt.export.verilog``: circuits compute what PyTorch computes, in the cycles that they promise."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests.export.verilog_code.networks import (
+    NETWORKS,
+    integer_linear,
+    make,
+    needs_iverilog,
+    needs_verilator,
+    needs_yosys,
+    network_and_sample,
+    spiking,
+)
+from tracetorch import integers
+from tracetorch.core.torch_private import pytree
+from tracetorch.export.c_code.costs import step_costs
+from tracetorch.export.c_code.recorded import record_step
+from tracetorch.export.c_code.stages import Product
+from tracetorch.export.verilog_code.arrangement import arranged
+from tracetorch.export.verilog_code.network import network
+from tracetorch.unrolling.inputs import parse_inputs
+
+_EQUAL = re.compile(r"^equal: (\d+) steps, (\d+) to (\d+) cycles, (\d+) in all$", re.MULTILINE)
+
+
+def exported(name: str, folder: Path, lanes: int = 1) -> tuple[tt.export.VerilogReport, Any]:
+    """Export one of the networks; return the report and the sample."""
+    model, sample = network_and_sample(name)
+    return tt.export.verilog(model, folder, sample, lanes=lanes), sample
+
+
+@needs_iverilog
+@needs_verilator
+@pytest.mark.parametrize("lanes", [1, 4, pytest.param(32, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_simulation_equals_pytorch_without_a_warning(name: str, lanes: int, tmp_path: Path) -> None:
+    exported(name, tmp_path, lanes)
+    printed = make(tmp_path, "sim")
+    assert _EQUAL.search(printed), printed
+    assert "warning" not in printed.lower()
+    assert "%Warning" not in make(tmp_path, "lint")
+
+
+@needs_verilator
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_verilator_agrees_with_iverilog(name: str, tmp_path: Path) -> None:
+    exported(name, tmp_path, 2)
+    assert _EQUAL.findall(make(tmp_path, "sim")) == _EQUAL.findall(make(tmp_path, "verilated"))
+
+
+@needs_iverilog
+@pytest.mark.parametrize("name", NETWORKS)
+def test_cycles_are_those_of_the_formula(name: str, tmp_path: Path) -> None:
+    model, sample = network_and_sample(name)
+    alone = pytree.tree_map(lambda x: x[:, :1], sample)
+    report = tt.export.verilog(model, tmp_path, alone, lanes=2)
+    recorded = record_step(model, parse_inputs(alone, None, 0, True), True)
+    assert recorded.widths is not None
+    layers = network(arranged(recorded.program, recorded.widths, 2), False, ()).layers
+    each = [layer.event_cycles for layer in layers if layer.source is not None]
+    stages, steps = recorded.program.stages, len(recorded.steps)
+    step = recorded.step
+    costs = step_costs(step.exported, recorded.steps, step.states, stages, ())
+    products = [stage for stage in stages if isinstance(stage, Product)]
+    events = [steps * float(costs.events[stage.node].sum()) for stage in products]
+    found = _EQUAL.search(make(tmp_path, "sim"))
+    assert found
+    expected = sum(n * round(fired) for n, fired in zip(each, events, strict=True))
+    assert int(found[4]) == report.fixed_cycles * steps + expected
+    assert sum(each) == sum(report.event_cycles.values())
+
+
+@needs_yosys
+@needs_iverilog
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["ice40", "ecp5"])
+@pytest.mark.parametrize("name", ["dense", "convolved", "recurrent", "own"])
+def test_netlist_equals_pytorch_after_synthesis(name: str, family: str, tmp_path: Path) -> None:
+    exported(name, tmp_path, 2)
+    makefile = tmp_path / "Makefile"
+    makefile.write_text(makefile.read_text().replace("FAMILY ?= ice40", f"FAMILY ?= {family}"))
+    assert "warning" not in make(tmp_path, "synth").lower()
+    assert _EQUAL.search(make(tmp_path, "netlist"))
+
+
+@needs_iverilog
+def test_testbench_finds_a_fault(tmp_path: Path) -> None:
+    """A weight of another value, and an answer of another value, are told."""
+    exported("dense", tmp_path)
+    table = next(tmp_path.glob("*_weights.hex"))
+    lines = table.read_text().split()
+    table.write_text("\n".join([f"{int(lines[0], 16) ^ 64:x}", *lines[1:]]) + "\n")
+    with pytest.raises(AssertionError, match="different: [1-9][0-9]* of 28 steps"):
+        make(tmp_path, "sim")
+
+
+def test_model_is_unchanged(tmp_path: Path) -> None:
+    model, sample = network_and_sample("recurrent")
+    tt.unroll(model, sample)
+    before = {**model.state_dict(), **tt.get_states(model)}
+    before = {n: v.clone() if isinstance(v, Tensor) else v for n, v in before.items()}
+    tt.export.verilog(model, tmp_path, sample)
+    after = {**model.state_dict(), **tt.get_states(model)}
+    assert model.training
+    assert all(torch.equal(before[n], after[n]) for n in before)
+
+
+def test_report_names_memories_and_cycles(tmp_path: Path) -> None:
+    report, _ = exported("dense", tmp_path, 4)
+    # five sums of 8 bits and more in two words of four lanes
+    assert report.memory_bits["in_x"] == 8
+    assert report.event_cycles == {"x": 2, "1 (LeakyIntegrator)": 1}
+    assert report.cycles({"x": 3}) == report.fixed_cycles + 6
+    assert "power        not estimated" in str(report)
+    assert (tmp_path / "report.txt").read_text() == str(report)
+    assert {*report.files} == {each.name for each in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=r"events are of \['x', .*\], got 'z'"):
+        report.cycles({"z": 1})
+
+
+@pytest.mark.parametrize(
+    ("model", "sample", "message"),
+    [
+        (nn.Linear(2, 2), torch.ones(3, 1, 2), "is a network of floats. Quantise it first"),
+        (nn.AvgPool2d(2), torch.ones(3, 1, 1, 4, 4), "averages, and an average is no integer"),
+        (spiking(2), torch.full((3, 1, 2), 0.5), "holds what is no integer"),
+        (nn.Softmax(-1), torch.ones(3, 1, 2), "there is no _?softmax"),
+        (spiking(2), torch.ones(3, 0, 2), "its batch is 0"),
+    ],
+)
+def test_refused(model: nn.Module, sample: Tensor, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        tt.export.verilog(model, tmp_path / "new", sample)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("lanes", [0, 3, 64, -1])
+def test_lanes_are_a_power_of_two(lanes: int, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"lanes must be 1, 2, 4, 8, 16 or 32, got {lanes}"):
+        tt.export.verilog(spiking(2), tmp_path, torch.ones(3, 1, 2), lanes=lanes)
+
+
+def test_lanes_are_an_integer(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="lanes must be an integer"):
+        tt.export.verilog(spiking(2), tmp_path, torch.ones(3, 1, 2), lanes=1.0)  # type: ignore[arg-type]
+
+
+@needs_iverilog
+def test_names_from_outside_stay_outside(tmp_path: Path) -> None:
+    """Names of modules, and of a layer's class, never reach the text as they are."""
+    model = nn.Sequential()
+    model.add_module("endmodule*/`x", integer_linear(2, 2))
+    model.add_module("wire", spiking(2))
+    tt.export.verilog(model, tmp_path, torch.ones(3, 1, 2))
+    text = "".join(each.read_text() for each in tmp_path.glob("*.v"))
+    assert "`" not in text
+    assert _EQUAL.search(make(tmp_path, "sim"))
+
+
+@needs_iverilog
+def test_quantize_in_front_is_left_to_the_caller(tmp_path: Path) -> None:
+    model = nn.Sequential(
+        integers.Quantize(0.25, 4), integer_linear(3, 2), spiking(2, pos_threshold=20)
+    )
+    report = tt.export.verilog(model, tmp_path, torch.randn(9, 2, 3))
+    assert report.input_range["x"][0] >= -8
+    assert "divide by it" in (tmp_path / "network.v").read_text()
+    assert _EQUAL.search(make(tmp_path, "sim"))
