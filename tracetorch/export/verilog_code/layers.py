@@ -462,8 +462,8 @@ def _hits(
 ) -> tuple[list[str], bool]:
     """Return a table of where in the target an event and a weight meet, of rows or of columns.
 
-    It is a bit that says whether they do, and the part of the place. Where there is one row of each,
-    they always meet: the second result is true.
+    It is a bit that says whether they do, and the part of the place. Where there is one row of
+    each, they always meet: the second result is true.
     """
     size, kernel = stage.source.shape[1 + axis], stage.weight.shape[2 + axis]
     stride, padding, dilation = stage.stride[axis], stage.padding[axis], stage.dilation[axis]
@@ -533,7 +533,7 @@ def copy_layer(name: str, stage: Copy, source: Store, target: Store) -> Layer:
         text = module(name, f"{stage.path}: a copy", ports.lines(), body)
         return Layer(name, text, ports.reads, ports.writes, loop.count + 2)
     if stage.places is not None:
-        return _gathering(name, stage, source, target)
+        return _gathering(name, stage, stage.places.values, source, target)
     followers = {
         "at": follower(source, stage.source),
         "into": follower(target, stage.target),
@@ -554,12 +554,11 @@ def copy_layer(name: str, stage: Copy, source: Store, target: Store) -> Layer:
     return Layer(name, text, ports.reads, ports.writes, loop.count + 2)
 
 
-def _gathering(name: str, stage: Copy, source: Store, target: Store) -> Layer:
+def _gathering(name: str, stage: Copy, chosen: Tensor, source: Store, target: Store) -> Layer:
     """Return a copy from places that a table tells, which comes one cycle before its value."""
-    assert stage.places is not None
     count = stage.target.size
     bits = address_bits(count)
-    places = table(f"{name}_places", stage.places.values, source.place)
+    places = table(f"{name}_places", chosen, source.place)
     followers = {"number": Follower(bits, 0, _in_order(stage.target.shape))}
     followers["into"] = follower(target, stage.target)
     loop = Loop(stage.target.shape, followers)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tracetorch.export.c_code.files import comment, identifiers
-from tracetorch.export.c_code.stages import Copy, Copy, Pointwise, Product
+from tracetorch.export.c_code.stages import Copy, Pointwise, Product
 from tracetorch.export.verilog_code.arrangement import Arrangement
 from tracetorch.export.verilog_code.circuit import Circuit, step_circuit
 from tracetorch.export.verilog_code.layers import (

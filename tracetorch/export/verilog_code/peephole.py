@@ -425,7 +425,7 @@ def _less_high(w: Wires, args: Args, _: int) -> Wire | None:
     k = (b.k & -b.k).bit_length() - 1
     if k:
         return w.make("lt", w.make("shr", a, k=k), b.k >> k)
-    if -2 <= a.low and a.high <= 1 and abs(b.k) == 1:
+    if a.low >= -2 and a.high <= 1 and abs(b.k) == 1:
         clear, negative = w.opposite(w.make("low", a, k=1)), w.make("lt", a, 0)
         return w.make("or" if b.k > 0 else "and", negative, clear)
     return None
