@@ -427,12 +427,12 @@ def _place_product(name: str, stage: Product, source: Store, target: Store) -> L
     body += weights.declarations(name)
     terms = ["out", *(["first"] * (groups > 1))]
     conditions = ["running"]
-    for axis, dim in enumerate(("rows", "columns")):
-        lines, fixed = _hits(dim, axis, stage, over, loop, target)
+    for axis, hit in enumerate(("rows", "columns")):
+        lines, fixed = _hits(hit, axis, stage, over, loop, target)
         body += lines
         if not fixed:
-            terms.append(f"{dim}[{target.place - 1}:0]")
-            conditions.append(f"{dim}[{target.place}]")
+            terms.append(f"{hit}[{target.place - 1}:0]")
+            conditions.append(f"{hit}[{target.place}]")
     lines, added = weights.contribution(0, source.word, target.word.bits)
     body += lines
     body += [
