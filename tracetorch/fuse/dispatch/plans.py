@@ -62,7 +62,9 @@ def program_of(
     if reads.beyond is not None:
         what = "numbers and plain functions that its code names"
         advice = "Declare what else it needs: self.option(...)"
-        if reads.beyond.startswith(tuple([f"reads {name} (" for name in constants])):
+        if reads.beyond.startswith(
+            tuple([f"reads {name}{end}" for name in constants for end in " ."])
+        ):
             what = "numbers, words, flags and functions as options"
             advice = "Give it as one of these"
         raise Unfusable(
@@ -177,7 +179,7 @@ def _compiled_in(layer: StepLayer, kwargs: dict[str, Any]) -> tuple[object, ...]
     for name, value in kwargs.items():
         if name in surrogates:
             parts = [getattr(value, name) for name in type(value).__dataclass_fields__]
-        elif value is None or isinstance(value, (bool, int, float, str)):
+        elif value is None or type(value) in (bool, int, float, str):
             parts = [value]
         elif not isinstance(value, Tensor):
             return None
