@@ -233,7 +233,7 @@ class Reads:
         self._value(text, value)
 
     def _class(
-        self, kind: type, fields: Iterable[str] = (), held: Mapping[str, object] = _NOTHING
+        self, kind: type, fields: Iterable[str] = (), own: Mapping[str, object] = _NOTHING
     ) -> None:
         """Note the methods and numbers of a class; and of an object its fields, nothing else."""
         self._parts.append(kind)
@@ -263,7 +263,7 @@ class Reads:
                 elif is_function or type(member) is float or type(member) in _IMMUTABLE:
                     self._seen.add(name)
                     self._bound(vars(base).get, name)
-                    self._bound(held.get, name)
+                    self._bound(own.get, name)
                     self._value(f"{kind.__name__}.{name}", member)
                 else:
                     self._unseen.add(name)
@@ -373,11 +373,11 @@ def _fields(value: Any) -> list[str] | None:
 
     It is a frozen dataclass, a named tuple, or a member of an enumeration.
     """
-    kind, held = type(value), getattr(value, "__dict__", {}).keys()
+    kind, own = type(value), getattr(value, "__dict__", {}).keys()
     plain: tuple[type, ...] = (object,)
     if isinstance(value, enum.Enum):
-        held = {"name", "value"}.union(name for name in held if name[0] != "_")
-        fields, plain = sorted(held), (object, int, float, str)
+        own = {"name", "value"}.union(name for name in own if name[0] != "_")
+        fields, plain = sorted(own), (object, int, float, str)
     elif isinstance(value, tuple) and hasattr(kind, "_fields"):
         fields, plain = list(kind._fields), (object, tuple)
     elif dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen:
@@ -385,4 +385,4 @@ def _fields(value: Any) -> list[str] | None:
     else:
         return None
     is_plain = all(base in plain for base in kind.__mro__ if base.__module__ == "builtins")
-    return fields if is_plain and held <= set(fields) else None
+    return fields if is_plain and own <= set(fields) else None

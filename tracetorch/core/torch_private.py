@@ -107,6 +107,11 @@ BatchNormBase = nn.modules.batchnorm._NormBase
 """Base class of batch and instance norms, lazy and synchronised ones too."""
 
 
+def functions_on() -> Any:
+    """Return a context in which modes of functions are asked all the same."""
+    return torch._C._EnableTorchFunction()  # type: ignore[attr-defined]
+
+
 @contextmanager
 def global_modes_off() -> Iterator[None]:
     """Run a block as outside of all modes: what it finds is remembered, and holds without them.
