@@ -281,6 +281,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if made.numel() != 1:
                 return self._made(made, torch.device("cpu"))
             return self._lane(made, _literal(made), None)
+        if operation in _SEVERAL and self.decomposing:
+            raise Unfusable(READS_SIZES)
         if operation in _SEVERAL or (operation in (*_FILLED, *_CONSTANTS) and self._is_own(made)):
             return self._made(made, device or (self.device if lanes else torch.device("cpu")))
         if lanes and isinstance(args[0], _Lane) and _is_view(func, operation):
