@@ -147,7 +147,7 @@ def _bessel(order: int, is_scaled: bool) -> Callable[[Tensor], Tensor]:
 
     def function(x: Tensor) -> Tensor:
         size, is_single = x.abs(), x.dtype == torch.float32
-        turn, terms, far_terms = (12.0, 21, 15) if is_single else (20.0, 48, 32)
+        border, terms, far_terms = (12.0, 21, 15) if is_single else (20.0, 48, 32)
         near_series, far_series = [1.0], [1.0]
         for k in range(1, terms):
             near_series.append(near_series[-1] / (k * (k + order)))
@@ -163,7 +163,7 @@ def _bessel(order: int, is_scaled: bool) -> Callable[[Tensor], Tensor]:
             near = near * torch.exp(-size)
         else:
             far = torch.exp(size) * far
-        found = torch.where(size <= turn, near, far / torch.sqrt(size))
+        found = torch.where(size <= border, near, far / torch.sqrt(size))
         return torch.where(x < 0, -found, found) if order else found
 
     return function

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from tracetorch.core.torch_private import functions_on
+
 # PyTorch adds up more of them than these in another order.
 _MOST_ADDED = 4
 
@@ -34,7 +36,7 @@ class Stacked(TorchFunctionMode):  # type: ignore[misc]
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        with torch._C.DisableTorchFunction():  # nor is any mode around this one asked
+        with functions_on(False):  # no mode that is around this one either
             return self._replaced(func, args, kwargs or {})
 
     def _replaced(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:

@@ -160,7 +160,7 @@ def _trace(
             like = {f"p_{name}": arguments[name] for name in params}
             inputs = {n: recorder.input(n, like.get(n)).requires_grad_() for n in names}
             modes.enter_context(recorder)
-            modes.enter_context(functions_on())
+            modes.enter_context(functions_on(True))
             modes.enter_context(Stacked(recorder.sizes))
             # Forward: inactive states are None, as in an eager step.
             stepped = cell.step(
