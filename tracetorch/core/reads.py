@@ -53,12 +53,12 @@ _READABLE = {n for holder in _HOLDERS for n in dir(holder) if n[0] != "_"}.diffe
 )
 # methods that run when an object is made or looked at, not when a step uses it
 _UNUSED = (
-    *("__getnewargs__", "__getstate__", "__init__", "__new__", "__post_init__", "__reduce__"),
-    *("__replace__", "__repr__", "__setattr__", "__setstate__"),
+    *("__init__", "__new__", "__post_init__", "__reduce__", "__replace__", "__repr__"),
+    "__setattr__",
 )
-# which write methods of their own into the classes that they make
+# where methods are from that are no one's own: ``dataclass`` writes some as text
 _MAKERS = ("collections", "dataclasses", "enum")
-_GETTERS = (types.MemberDescriptorType, type(collections.namedtuple("_", "x").x))
+_GETTERS = (types.MemberDescriptorType, type(vars(collections.namedtuple("_", "x"))["x"]))
 _DONE = {
     "IS_OP": "compares by is",
     "MATCH_CLASS": "matches a class",
@@ -249,17 +249,18 @@ class Reads:
             for name, value in vars(base).items():
                 member = value.__func__ if isinstance(value, staticmethod) else value
                 is_function = type(member) is types.FunctionType
-                if is_function and member.__globals__.get("__name__") in _MAKERS:
-                    self._unseen.add(name)
-                elif name.startswith("__") and name != "__call__":
-                    # a dataclass makes its own
-                    is_own = is_function and member.__code__.co_filename != "<string>"
-                    if is_own and name not in _UNUSED:
+                is_made = is_function and (
+                    member.__code__.co_filename == "<string>"
+                    or member.__globals__.get("__name__") in _MAKERS
+                )
+                is_value = type(member) in _GETTERS or not hasattr(type(member), "__get__")
+                if name.startswith("__") and name != "__call__":
+                    if is_function and not is_made and name not in _UNUSED:
                         self._refuse(f"reads {base.__name__}.{name}")
-                elif name in fields and (
-                    type(member) in _GETTERS or not hasattr(type(member), "__get__")
-                ):
+                elif name in fields and is_value:
                     continue
+                elif is_made:
+                    self._unseen.add(name)
                 elif is_function or type(member) is float or type(member) in _IMMUTABLE:
                     self._seen.add(name)
                     self._bound(vars(base).get, name)
@@ -380,7 +381,7 @@ def _fields(value: Any) -> list[str] | None:
         fields, plain = sorted(own), (object, int, float, str)
     elif isinstance(value, tuple) and hasattr(kind, "_fields"):
         fields, plain = list(kind._fields), (object, tuple)
-    elif dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen:
+    elif dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         fields = [field.name for field in dataclasses.fields(value)]
     else:
         return None

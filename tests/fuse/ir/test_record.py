@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import tracetorch as tt
 from tests import cases
@@ -277,6 +278,39 @@ def test_numbers_of_neurons_and_reduced_stacks_compute_what_pytorch_does(name: s
         steps = [tt.unroll(layer, x, from_rest=True, by=by) for by in ("step", "layer")]
     assert layer._single_steps.kept[0].runs
     assert torch.equal(*steps)
+
+
+@pytest.mark.parametrize(
+    "way", ["fed back", "twice", pytest.param("compiled", marks=pytest.mark.slow)]
+)
+def test_numbers_of_neurons_in_other_loops(way: str) -> None:
+    torch.manual_seed(0)
+    layer = neuron(CONSTANTS["tensor"])
+    model = snn.Recurrent(layer, nn.Linear(3, 3, bias=False)) if way == "fed back" else layer
+    model, x = model.double(), cases.sequence(5, 2, 3).requires_grad_()
+
+    def run(x: Tensor) -> Tensor:
+        return tt.unroll(model, x, from_rest=True)
+
+    def results(run: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        y = run(x)
+        inputs = [x, *model.parameters()]
+        graph = way == "twice"
+        unused: Any = {"allow_unused": True, "materialize_grads": True}
+        found = torch.autograd.grad(y.square().sum(), inputs, create_graph=graph, **unused)
+        if graph:
+            found += torch.autograd.grad(found[0].square().sum(), inputs, **unused)
+        return [y, *found]
+
+    found = results(torch.compile(run, backend="aot_eager") if way == "compiled" else run)
+    with fuse.backend("eager"):
+        expected = results(run)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_page_names_what_it_lacks(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"several numbers; declare them with self\.weight"):
+        tt.plot.save_playground(neuron(CONSTANTS["tensor"]), tmp_path / "page.html")
 
 
 @pytest.mark.parametrize("name", NOT_OF_NEURONS)

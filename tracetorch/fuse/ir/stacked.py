@@ -20,7 +20,7 @@ from tracetorch.core.torch_private import functions_on
 _MOST_ADDED = 4
 
 
-class Stacked(TorchFunctionMode):  # type: ignore[misc]
+class Stacked(TorchFunctionMode):
     """Replace reductions over the dimension of a stack, while the mode is active.
 
     Args:
