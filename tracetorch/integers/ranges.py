@@ -136,8 +136,9 @@ class StepRanges:
         except Unfusable as reason:
             raise ValueError(f"{layer._label()} cannot be proved exact: {reason}.") from None
         self.graph, self.known = program.forward, dict[str, Interval]()
-        for name in program.params:  # each neuron has its own
-            numbers = kwargs[name].detach().double().flatten().numpy(force=True)
+        for name, value in zip(program.params, program.tensors(kwargs), strict=True):
+            # each neuron has its own
+            numbers = value.detach().double().flatten().numpy(force=True)
             whole = np.where(numbers == numbers.round(), 0.0, -math.inf)
             self.known[f"p_{name}"] = Interval(numbers, numbers, whole)
         values = {name: getattr(layer, f"initial_{name}", None) for name in self.cell.active}
