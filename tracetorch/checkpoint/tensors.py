@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tracetorch.checkpoint.wrappers import plain
 from tracetorch.core.walk import hidden_modules, join_path
+from tracetorch.integers import loading
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -39,6 +40,15 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
                 )
             named[full] = value
     return named
+
+
+def optional_names(model: nn.Module) -> list[str]:
+    """Return the names among :func:`named_tensors` that files of earlier versions lack."""
+    return [
+        plain(join_path(path, name))
+        for path, module in [("", model), *hidden_modules(model)]
+        for name in loading.optional_names(module)
+    ]
 
 
 Constraints: TypeAlias = Mapping[str, Mapping[str, str]]
