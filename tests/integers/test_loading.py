@@ -29,7 +29,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any] | nn.Module, st
      "the layer has state_bits=10"),
     "other decays": (neurons, neurons(decay=integers.Multiplier(12)),
      "_extra_state: made with bits of decay=12, and the layer has bits of decay=8"),
-    "shifts": (neurons, neurons(decay=integers.Shift()), "made with bits of decay=0, and the layer"),
+    "shifts": (neurons, neurons(decay=integers.Shift()), "made with bits of decay=0, and"),
     "another rounding": (neurons, neurons(decay=integers.Multiplier(8, "floor")),
      "made with rounding of decay='floor', and the layer has rounding of decay='trunc'"),
     "another overflow": (neurons, neurons(overflow="wrap"),
@@ -117,7 +117,7 @@ def test_numbers_that_a_layer_does_not_have_are_not_loaded(name: str, assign: bo
 
 WIDTHS: dict[str, tuple[dict[str, int], str]] = {
     "states": ({"state_bits": 10}, "1[.].*_extra_state: made with state_bits=16, .* state_bits=10"),
-    "weights": ({"weight_bits": 4}, "0[.].*_extra_state: made with weight_bits=8, .* weight_bits=4"),
+    "weights": ({"weight_bits": 4}, "0[.].*_extra_state: made with weight_bits=8, .*_bits=4"),
 }
 
 

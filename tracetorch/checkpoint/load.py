@@ -31,6 +31,7 @@ from tracetorch.checkpoint.wrappers import file_rename, plain, renamed, unwrappe
 from tracetorch.core.checks import check_flag, check_module, check_unsharded
 from tracetorch.core.snapshot import restored_on_error
 from tracetorch.core.walk import join_path
+from tracetorch.integers.loading import RefusedError
 from tracetorch.snn.parameters import is_decay
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.states import named_neurons, set_states
@@ -161,7 +162,7 @@ def load(
     with _restored_on_failure(model, {name: targets[name] for name in matching}, parts, rng):
         try:
             load_tensors(model, matching, _decays(model, saved))
-        except RuntimeError as error:  # PyTorch's, of what a layer refuses
+        except RefusedError as error:
             raise ValueError(f"{mismatch}. {error}") from error
         outside = _out_of_bounds(model, saved)
         if outside:

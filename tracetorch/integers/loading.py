@@ -1,6 +1,6 @@
 """Refuse a ``state_dict`` whose numbers a layer of integers does not have, or takes otherwise.
 
-A load that is refused leaves the whole model as it was: PyTorch loads layer by layer, so every
+A load that is refused changes nothing in the whole model: PyTorch loads layer by layer, so every
 module that a layer of integers is put into checks all of them before anything is loaded. Names that
 are missing or too many are PyTorch's to refuse, after it has loaded the others.
 """
@@ -25,6 +25,14 @@ Settings: TypeAlias = Mapping[str, tuple[Any, Sequence[Any]]]
 _EXTRA = "_extra_state"
 
 
+class RefusedError(RuntimeError, ValueError):
+    """A ``state_dict`` holds what a layer cannot have: PyTorch's class of such errors, and ours."""
+
+    def __init__(self, model: nn.Module, found: list[str]) -> None:
+        reasons = "\n\t".join(found)
+        super().__init__(f"Error(s) in loading state_dict for {type(model).__name__}:\n\t{reasons}")
+
+
 class CheckedLoading(nn.Module):
     """Base of layers that look at what they are to load; where they object, nothing is loaded."""
 
@@ -41,14 +49,9 @@ class CheckedLoading(nn.Module):
                 shapes = list(given[name].shape), list(own.shape)
                 yield name, f"has the shape {shapes[0]}, and the layer's has {shapes[1]}."
 
-    def _load_from_state_dict(
-        self, state_dict: Any, prefix: str, metadata: Any, strict: bool, *lists: list[str]
-    ) -> None:
-        found = _objections(self, state_dict, prefix)
-        if found:
-            lists[-1].extend(found)
-        else:
-            super()._load_from_state_dict(state_dict, prefix, metadata, strict, *lists)
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
+        _check_all(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
 class KnownSettings(CheckedLoading):
@@ -99,8 +102,10 @@ class KnownSettings(CheckedLoading):
                 yield _EXTRA, f"holds {state.numel()} settings, and the layer has {len(own)}."
             for name, value in self._read(state).items():
                 if value is None:
-                    allowed = own[name][1]
-                    ends = f"{allowed[0]} to {allowed[-1]}" if isinstance(allowed, range) else allowed
+                    allowed: Any = own[name][1]
+                    ends = allowed
+                    if isinstance(allowed, range):
+                        ends = f"{allowed[0]} to {allowed[-1]}"
                     yield _EXTRA, f"holds another {name} than the layer can have, {ends}."
                 elif value != own[name][0] and name not in self.taken:
                     yield (
@@ -156,10 +161,11 @@ _checking: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
 
 def _put_into(module: nn.Module, name: str, child: object) -> None:
     """Let a module that a layer of integers is put into check it before anything is loaded."""
-    if isinstance(child, nn.Module) and _checking.get(id(module)) is not module:
-        if any(isinstance(each, CheckedLoading) for each in child.modules()):
-            module.register_load_state_dict_pre_hook(_check_all)  # type: ignore[no-untyped-call]
-            _checking[id(module)] = module
+    if not isinstance(child, nn.Module) or _checking.get(id(module)) is module:
+        return
+    if any(isinstance(each, CheckedLoading) for each in child.modules()):
+        module.register_load_state_dict_pre_hook(_check_all)  # type: ignore[no-untyped-call]
+        _checking[id(module)] = module
 
 
 # no other way: what is loaded is a plain nn.Sequential, or a user's module
@@ -173,10 +179,8 @@ def _check_all(model: nn.Module, state_dict: Any, prefix: str, *_: Any) -> None:
         if isinstance(layer, CheckedLoading)
         for objection in _objections(layer, state_dict, f"{prefix}{path}." if path else prefix)
     ]
-    if found:  # the class and the form of PyTorch's own
-        raise RuntimeError(
-            f"Error(s) in loading state_dict for {type(model).__name__}:\n\t" + "\n\t".join(found)
-        )
+    if found:
+        raise RefusedError(model, found)
 
 
 def _objections(layer: CheckedLoading, state_dict: Any, prefix: str) -> list[str]:
