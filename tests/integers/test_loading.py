@@ -78,6 +78,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any] | nn.Module, st
      "made with bits=8, and the layer has bits=4"),
     "a border's signs": (lambda: integers.Quantize(0.5), integers.Quantize(0.5, signed=False),
      "made with signed=False, and the layer has signed=True"),
+    "a scale": (lambda: integers.Quantize(0.5), {"scale": torch.tensor(0.0)},
+     "scale: holds 0, and a scale is positive and finite"),
     "factors": (lambda: integers.Add(nn.Identity(), nn.Identity()), {"_extra_state": torch.tensor(
      [1, 2, 3])}, r"holds \[1, 2, 3\], and the factors are two integers"),
     "Xylo": (lambda: chips.xylo.LIF(1), {"raw_dash_mem": torch.tensor(16.0)}, "s of 0 to 15"),

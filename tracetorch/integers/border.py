@@ -48,6 +48,13 @@ class Quantize(KnownSettings):
         """Return what ends the numbers have."""
         return {"bits": (self.bits, range(1, 54)), "signed": (self.signed, (False, True))}
 
+    def objections(self, given: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+        """Yield the name of each tensor that the layer cannot have, and why."""
+        scale = given.get("scale", self.scale)
+        if not scale.is_meta and not bool(((scale > 0) & scale.isfinite()).all()):
+            yield "scale", f"holds {scale.flatten()[0]:g}, and a scale is positive and finite."
+        yield from super().objections(given)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the integers."""
         return saturate(round(x / self.scale.to(x.dtype)), self.bits, signed=self.signed)
