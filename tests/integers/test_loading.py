@@ -174,8 +174,9 @@ def test_a_chain_made_by_hand_is_loaded_whole_or_not_at_all(
     if around == "a copy":
         model = nn.Sequential(copy.deepcopy(model))
     elif around == "made later":
-        model = nn.Sequential(nn.Sequential())
-        model[0].extend(chain())
+        later = nn.Sequential()
+        model = nn.Sequential(later)
+        later.extend(chain())
     elif around == "a user's module":
         own, model = model, nn.Module()
         model.add_module("0", own)

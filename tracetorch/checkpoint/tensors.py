@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tracetorch.checkpoint.wrappers import plain
 from tracetorch.core.walk import hidden_modules, join_path
-from tracetorch.integers import loading
+from tracetorch.integers.loading import KnownSettings
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -45,9 +45,10 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 def optional_names(model: nn.Module) -> list[str]:
     """Return the names among :func:`named_tensors` that files of earlier versions lack."""
     return [
-        plain(join_path(path, name))
-        for path, module in [("", model), *hidden_modules(model)]
-        for name in loading.optional_names(module)
+        plain(join_path(path, "_extra_state"))
+        for root, module in [("", model), *hidden_modules(model)]
+        for path, layer in module.named_modules(prefix=root, remove_duplicate=False)
+        if isinstance(layer, KnownSettings) and not layer.required
     ]
 
 

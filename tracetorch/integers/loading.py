@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from tracetorch.core.walk import join_path
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import Clamp
 
@@ -144,15 +143,6 @@ def off_range(name: str, values: Tensor, low: float, high: float) -> Iterator[tu
                 name,
                 f"holds {wrong:.10g}, and the layer has integers of {low:.0f} to {high:.0f}.",
             )
-
-
-def optional_names(model: nn.Module) -> list[str]:
-    """Return the names in a ``state_dict`` of settings that files of earlier versions lack."""
-    return [
-        join_path(path, _EXTRA)
-        for path, layer in model.named_modules(remove_duplicate=False)
-        if isinstance(layer, KnownSettings) and not layer.required
-    ]
 
 
 # modules that check all of their layers, by id: a user's may have no hash
