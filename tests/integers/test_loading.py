@@ -194,6 +194,16 @@ def test_a_chain_made_by_hand_is_loaded_whole_or_not_at_all(
     assert not nn.Sequential(nn.Linear(2, 2))._load_state_dict_pre_hooks
 
 
+def test_a_layer_of_two_names_is_checked_under_both() -> None:
+    layer = integers.Linear(2, 2)
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(layer), layer)
+    before = tensors_of(model)
+    given = {key: value + ("weight" in key) for key, value in before.items()}
+    with pytest.raises(RuntimeError, match=r"2\.weight: holds 500"):
+        model.load_state_dict({**given, "2.weight": torch.full((2, 2), 500)})
+    assert_kept(model, before)
+
+
 OLDER: dict[str, Callable[[], nn.Module]] = {
     "Xylo": lambda: chips.xylo.LIF(2),
     "Loihi": lambda: chips.loihi.Dense(2, 2),
@@ -208,6 +218,8 @@ def test_files_of_layers_that_had_no_settings_load(name: str, tmp_path: Path) ->
     assert len(earlier) < len(model.state_dict())
     into.load_state_dict(earlier)
     assert_kept(into, tensors_of(model))
+    meta = {key: value.to("meta") for key, value in model.state_dict().items()}
+    into.load_state_dict(meta, assign=True)  # values come later
     torch.save(earlier, tmp_path / "earlier.pt")
     into = nn.Sequential(OLDER[name]())
     assert tt.load(tmp_path / "earlier.pt", into).missing == ()

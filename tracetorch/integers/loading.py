@@ -80,7 +80,7 @@ class KnownSettings(CheckedLoading):
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take those of the settings of a ``state_dict`` that are loaded."""
-        for name, value in self._read(state).items():
+        for name, value in self._read(state).items() if self.taken else ():
             if name in self.taken:
                 setattr(self, name, value)
 
@@ -95,7 +95,7 @@ class KnownSettings(CheckedLoading):
 
     def objections(self, given: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
         """Yield the name of each tensor that the layer cannot have, and why."""
-        if _EXTRA in given:
+        if _EXTRA in given and not given[_EXTRA].is_meta:
             state, own = given[_EXTRA], self.settings()
             if not self.required <= state.numel() <= len(own):
                 yield _EXTRA, f"holds {state.numel()} settings, and the layer has {len(own)}."
@@ -165,7 +165,7 @@ register_module_module_registration_hook(_put_into)
 def _check_all(model: nn.Module, state_dict: Any, prefix: str, *_: Any) -> None:
     found = [
         objection
-        for path, layer in model.named_modules()
+        for path, layer in model.named_modules(remove_duplicate=False)
         if isinstance(layer, CheckedLoading)
         for objection in _objections(layer, state_dict, f"{prefix}{path}." if path else prefix)
     ]
