@@ -78,8 +78,10 @@ class Loops:
         self._alone: dict[int, list[list[Tensor]]] = {}
         """Of each layer what it gives alone in each step, and its states."""
         plain = [m for _, m in modules if not isinstance(m, SequenceLayer) and not keeps_states(m)]
-        held = [each for m in plain for each in _aliased(vars(m)).values()] if self.layers else []
-        tensors = [torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in held]
+        aliased = (
+            [each for m in plain for each in _aliased(vars(m)).values()] if self.layers else []
+        )
+        tensors = [torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in aliased]
         self.weights = Values([*weights, *tensors])
         """With the values of before, and what attributes hold that share memory."""
         if not self.layers:
