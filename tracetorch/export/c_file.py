@@ -30,9 +30,8 @@ from tracetorch.export.c_code.report import CReport
 from tracetorch.export.c_code.source import Source, model_source, names_of
 from tracetorch.export.c_code.stages import Array, Product, StepProgram
 from tracetorch.export.c_code.widths import found_widths
-from tracetorch.fuse.ir.intervals import Interval
+from tracetorch.fuse.ir.intervals import Interval, interval_of
 from tracetorch.integers.border import Quantize
-from tracetorch.integers.ranges import interval_of
 from tracetorch.metrics.observe import membrane_name
 from tracetorch.unrolling.inputs import Inputs, parse_inputs
 
