@@ -128,9 +128,11 @@ route_ecp5: network.json
 \tnextpnr-ecp5 $(ECP5) --json $< --textcfg network.config -q -l route.log
 \t@grep -E "TRELLIS_|DP16|Max frequency" route.log
 
-{prove}
+prove: $(SOURCES)
+	sh proof/prove.sh
+
 clean:
-\trm -rf verilated *.vvp *.log *.json *.asc *.config netlist.v cells.txt
+\trm -rf verilated proof/build *.vvp *.log *.json *.asc *.config netlist.v cells.txt
 
 .PHONY: sim verilated lint synth netlist route route_ice40 route_ecp5 prove clean
 """
@@ -203,6 +205,6 @@ def testbench(network: Network, streams: int, steps: int) -> str:
     )
 
 
-def makefile(modules: Sequence[str], prove: str) -> str:
+def makefile(modules: Sequence[str]) -> str:
     """Return the Makefile."""
-    return MAKEFILE.format(sources=" ".join(f"{name}.v" for name in modules), prove=prove)
+    return MAKEFILE.format(sources=" ".join(f"{name}.v" for name in modules))
