@@ -463,7 +463,7 @@ def another(model: Any) -> Any:
 
 
 ADAMW, SGD = torch.optim.AdamW, torch.optim.SGD
-SMALL, ONE = 2e-3 / 70, "of one weight is at least 0.5, and larger than it is: 0.linear.weight."
+SMALL, ONE = 2e-3 / 70, "changes one weight by more than it is: 0.linear.weight."
 # the model, its optimizer; the finding, where, how severe, a value or its range, and its words
 OPTIMIZERS: list[tuple[Any, Any, str, str, str, Any, str]] = [
     (HiddenList, adam(), "not-in-optimizer", "parts.0.weight", "warning", 7, ""),
@@ -480,9 +480,9 @@ OPTIMIZERS: list[tuple[Any, Any, str, str, str, Any, str]] = [
         (0.7 * SMALL, 1.3 * SMALL),
         "",
     ),
-    (dense, adam(0.5), "large-steps", "0.weight", "warning", 0.5, "0.weight, 2.weight"),
-    (delayed, adam(1.0), "large-steps", "0.linear.weight", "warning", 1.0, ONE),
-    (lambda: delayed(True), adam(1.0), "large-steps", "0.linear.weight", "warning", 1.0, ONE),
+    (dense, adam(0.5), "large-steps", "2.weight", "warning", (4, 6), "2.weight, 0.weight"),
+    (delayed, adam(1.0), "large-steps", "0.linear.weight", "warning", (7, 8), ONE),
+    (lambda: delayed(True), adam(1.0), "large-steps", "0.linear.weight", "warning", (7, 8), ONE),
     (
         dense,
         adam(1e4, SGD),

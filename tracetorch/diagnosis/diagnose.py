@@ -21,6 +21,7 @@ from tracetorch.diagnosis import (
     halflives,
     objective,
     online_gradients,
+    optimizers,
     parameters,
 )
 from tracetorch.diagnosis.evidence import LayerEvidence, Loss, gather, norm_by_step
@@ -37,7 +38,7 @@ from tracetorch.unrolling.inputs import Inputs, parse_inputs, tensors_by_name
 
 # In the order of cause and effect, which the sort by severity keeps among equals
 _CAUSES = (
-    *(data, objective, parameters, activity, gradients, halflives, online_gradients),
+    *(data, objective, parameters, optimizers, activity, gradients, halflives, online_gradients),
     busy_inputs,
 )
 
