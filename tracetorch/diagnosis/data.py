@@ -14,6 +14,7 @@ from tracetorch.unrolling.inputs import tensors_by_name
 
 _LARGE = 30.0  # root mean square; pixels of 0 to 255 have about 100
 _SMALL = 1e-3  # largest magnitude
+_OFFSET = 3.0  # of a feature's mean, in thresholds, and in deviations
 
 
 def _bad(x: Tensor) -> int:
@@ -45,6 +46,26 @@ def inputs(evidence: Evidence) -> Iterator[Finding]:
         row = "large" if strength > _LARGE else "small" if largest < _SMALL else None
         if row:
             yield measured(f"input-scale/{row}", "", strength, name=name, largest=largest)
+        else:
+            yield from _offsets(evidence, name, x)
+
+
+def _offsets(evidence: Evidence, name: str, x: Tensor) -> Iterator[Finding]:
+    """Find features that are large and hardly vary; of images these are channels."""
+    steps = 0 if evidence.inputs.static else 1
+    mask = evidence.mask if steps else None
+    if x.ndim not in (steps + 2, steps + 4):
+        return
+    features = (x.flatten(0, steps) if mask is None else x[mask]).detach().double()
+    features = features.transpose(0, 1).flatten(1)
+    means, deviations = features.mean(1), features.std(1, correction=0)
+    apart = means.abs() - _OFFSET * deviations.clamp(min=1.0)
+    if float(apart.max()) > 0:
+        first = int(apart.argmax())
+        of = {"first": first, "deviation": float(deviations[first]), "total": len(means)}
+        count = int((apart > 0).sum())
+        of["others"] = f" {count} of {len(means)} features are so far off." if count > 1 else ""
+        yield measured("input-offset", "", float(means[first]), name=name, **of)
 
 
 @finder

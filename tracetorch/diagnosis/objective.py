@@ -8,26 +8,36 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tracetorch.diagnosis.criteria import BINARY, CLASSIFIES, Criterion
+from tracetorch.diagnosis.criteria import BINARY, CLASSIFIES, LOGARITHMS, PROBABILITIES, Criterion
 from tracetorch.diagnosis.evidence import Evidence
 from tracetorch.diagnosis.finding import Finding, Severity, finder, measured
 
 _WORSE, _FAR_WORSE = 3.0, 10.0  # times the cross entropy of a guess
 _FEW = 8  # samples, with fewer of which one class is no surprise
 _ROUNDING = 1e-2
+_NO_PROBABILITY = 1e-6
 
 
 @finder
 def raised_loss(evidence: Evidence) -> Iterator[Finding]:
     """Find a loss that grows as what it is made of falls."""
-    losses = [each for each in evidence.criteria if each.target is not None]
+    calls = [each for each in evidence.criteria if each.function not in LOGARITHMS]
+    losses = [each for each in calls if each.target is not None]
     # of squares alone a negative sum is a fault: one among others may spread what shall differ
-    judged = losses or (evidence.criteria if float(evidence.loss) < 0 else [])
+    judged = losses or (calls if float(evidence.loss) < 0 else [])
     groups = () if evidence.optimizer is None else evidence.optimizer.param_groups
-    maximized = any(group.get("maximize", False) for group in groups)
-    if judged and all(each.direction == (1 if maximized else -1) for each in judged):
-        row = "loss-raised/maximized" if maximized else "loss-raised"
+    sign = -1 if any(group.get("maximize", False) for group in groups) else 1
+    if judged and all(each.direction == -sign for each in judged):
+        row = "loss-raised" if sign > 0 else "loss-raised/maximized"
         yield measured(row, "", float(evidence.loss), name=_name(judged[0]))
+    elif evidence.pull is not None:
+        classes, pull = evidence.pull[:, 0], sign * evidence.pull[:, 1]
+        by_class = [pull[classes == each] for each in classes.unique()]
+        # advantages of reinforcement learning, negative ones too, differ from sample to sample
+        alike = all(torch.allclose(each, each[:1], rtol=_ROUNDING) for each in by_class)
+        if alike and len(pull) > len(by_class) and bool((pull > 0).all()):
+            row = "loss-raised/by-hand" if sign > 0 else "loss-raised/by-hand-maximized"
+            yield measured(row, "", float(evidence.loss), count=len(pull))
 
 
 def _name(criterion: Criterion) -> str:
@@ -39,7 +49,7 @@ def bounded_logits(evidence: Evidence) -> Iterator[Finding]:
     """Find activations between the output and a loss that takes logits."""
     for criterion in evidence.criteria:
         activation = evidence.activations.get(id(criterion))
-        if activation is None:
+        if activation is None or criterion.function in LOGARITHMS:
             continue
         of = {"name": _name(criterion), "activation": activation}
         given = criterion.input.detach()
@@ -47,6 +57,24 @@ def bounded_logits(evidence: Evidence) -> Iterator[Finding]:
             yield measured("activation-before-loss", "", float(evidence.loss), **of)
         elif float(given.min()) >= 0:  # not a clamp that keeps the sign
             yield measured("relu-on-logits", "", float((given == 0).double().mean()), **of)
+
+
+@finder
+def logarithms(evidence: Evidence) -> Iterator[Finding]:
+    """Find logarithms of what a softmax or a sigmoid makes."""
+    for criterion in evidence.criteria:
+        activation = evidence.activations.get(id(criterion))
+        if criterion.function not in LOGARITHMS or activation not in PROBABILITIES:
+            continue
+        # of what the loss does not read the gradient is 0
+        least = [
+            float(criterion.input.detach()[gradient != 0].double().amin())
+            for gradient in criterion.gradients
+            if gradient.any()
+        ]
+        if least:
+            severity: Severity = "warning" if min(least) < _NO_PROBABILITY else "note"
+            yield measured("log-of-softmax", "", min(least), severity, activation=activation)
 
 
 @finder
