@@ -749,8 +749,8 @@ def test_what_is_calibrated_is_not_advised_to_be() -> None:
     """A sine that is the same for all samples never goes far beyond its deviation."""
     model, data = dense()[:2], torch.sin(torch.linspace(0, 12, 60))[:, None, None].repeat(1, B, N)
     call = "tt.init.calibrate_(model, x) does it for all layers."
-    for target, named in ((0.3, True), (0.5, False)):
-        tt.init.calibrate_(model, data, target=target)
+    for deviation, named in ((0.3, True), (0.5, False)):
+        tt.init.calibrate_(model, data, target=deviation)
         d = tt.diagnose(model, (data,), lambda y: y.square().mean())
         finding = found(d, "dead-neurons", "1", "error")
         assert (call in finding.advice) == named

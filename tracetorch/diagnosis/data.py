@@ -79,8 +79,8 @@ def carried_states(evidence: Evidence) -> Iterator[Finding]:
     name = (unfit or (in_graph if evidence.stream else [*old]) or [""])[0]
     layer, of = name.rpartition(".")[0], {"name": name, "total": len(old)}
     if unfit:
-        held, wanted = (f"{list(s[name].shape)}, {s[name].dtype}" for s in (old, needed))
-        of |= {"held": held, "needed": wanted, "batch": batch}
+        kept, wanted = (f"{list(s[name].shape)}, {s[name].dtype}" for s in (old, needed))
+        of |= {"kept": kept, "needed": wanted, "batch": batch}
         yield measured("states-do-not-fit", layer, len(unfit), **of)
     elif evidence.stream:  # states are carried on purpose: only their graph must be cut
         if in_graph:

@@ -58,10 +58,10 @@ def diagnose(
 ) -> Diagnosis:
     """Diagnose why a model does not learn, from one forward and backward pass.
 
-    The findings are of the data, the loss, parameters and what the optimizer does to them, activity,
-    gradients and memory; the page *My network does not learn* shows each. With ``online`` there are
-    also parameters that a rule of :func:`tracetorch.online` would move elsewhere, or why it cannot
-    run the model.
+    The findings are of the data, the loss, the parameters and what an optimizer does to them,
+    activity, gradients and memory; the page *My network does not learn* shows each. With ``online``
+    there are also parameters that a rule of :func:`tracetorch.online` would move elsewhere, or why
+    it cannot run the model.
 
     The model is run from rest, in its current mode, training mode included. Parameters, gradients,
     states, buffers, modes and the random state are restored afterwards.

@@ -31,7 +31,7 @@ _WARM_UP = ", or its warm-up begins"
 
 
 class _Step(NamedTuple):
-    """What an optimizer moves a weight by: at most, where gradients stay as they are."""
+    """Movement of a weight by an optimizer, the largest where gradients stay as they are."""
 
     rate: float
     share: float  # of the norm of the weight
