@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.diagnosis.evidence import Evidence, LayerEvidence
-from tracetorch.diagnosis.finding import Finding, Severity, finder, measured
+from tracetorch.diagnosis.finding import Finding, finder, measured
 from tracetorch.init.membranes import neurons_last
 from tracetorch.init.response import decay_names
 from tracetorch.metrics.activity import SATURATED
@@ -62,37 +62,26 @@ def _dead_or_saturated(
     always = float(saturated.double().mean()) if steps >= _FEW_STEPS else 0.0
     names = decay_names(layer.module)
     decays = [each.format(names[0]) if names else "" for each in (_SLOWER, _FASTER)]
-    of: dict[str, Any] = {
-        "count": int(dead.sum()),
-        "total": len(rates),
-        "for_all": _for_all(evidence),
-    }
-    of |= {"steps": steps, "batch": batch, "saturated": 100 * SATURATED}
+    silent, often = int(dead.sum()), int(saturated.sum())
+    of: dict[str, Any] = {"total": len(rates), "for_all": _for_all(evidence), "often": often}
+    of |= {"steps": steps, "batch": batch, "saturated": 100 * SATURATED, "count": silent}
+    verb = {1: "fires"}
     if never >= _MOST:
         distance, advice = _distance_of_dead(layer, dead)
         # A few dead neurons are common; a layer of them blocks everything behind it.
-        severity: Severity = (
-            "error" if never == 1 else "warning" if never >= _NEARLY_ALL else "note"
-        )
-        of |= {"distance": distance, "advice": advice, "slower": decays[0], "fire": _fire(dead)}
-        row = "dead-neurons/all" if never == 1 else "dead-neurons"
-        yield measured(row, layer.path, never, severity, **of)
+        severity = "error" if never == 1 else "warning" if never >= _NEARLY_ALL else "note"
+        of |= {"distance": distance, "advice": advice, "slower": decays[0]}
+        row, fire = "dead-neurons" + "/all" * (never == 1), verb.get(silent, "fire")
+        yield measured(row, layer.path, never, severity, fire=fire, **of)
     if always >= _MOST:
-        severity = "error" if always == 1 else "warning"
-        of |= {"rate": 100 * float(rates.mean()), "fire": _fire(saturated), "faster": decays[1]}
-        yield measured(
-            "saturated-neurons",
-            layer.path,
-            always,
-            severity,
-            **of | {"count": int(saturated.sum())},
-        )
+        severity, fire = "error" if always == 1 else "warning", verb.get(often, "fire")
+        of |= {"rate": 100 * float(rates.mean()), "faster": decays[1]}
+        yield measured("saturated-neurons", layer.path, always, severity, fire=fire, **of)
     # what one sample does not change may differ between two
     if min(never, always) >= _MANY and len(rates) >= _FEW_NEURONS and batch > 1:
-        often = int(saturated.sum())
-        between = len(rates) - int(dead.sum()) - often
-        of |= {"often": often, "between": f"{between} {'is' if between == 1 else 'are'}"}
-        yield measured("dead-and-saturated", layer.path, min(never, always), **of)
+        rest = len(rates) - silent - often
+        between = f"{rest} {'is' if rest == 1 else 'are'}"
+        yield measured("dead-and-saturated", layer.path, min(never, always), between=between, **of)
 
 
 def _distance_of_dead(layer: LayerEvidence, dead: Tensor) -> tuple[str, str]:
@@ -154,11 +143,6 @@ def _for_all(evidence: Evidence) -> str:
     return "" if call is None else f" {call} does it for all layers."
 
 
-def _fire(neurons: Tensor) -> str:
-    """Return the verb for the neurons that are marked."""
-    return "fires" if int(neurons.sum()) == 1 else "fire"
-
-
 def _out_of_reach(evidence: Evidence, layer: LayerEvidence) -> Iterator[Finding]:
     mask, spike_inputs, share = layer.mask, layer.spike_inputs, layer.reach
     if spike_inputs is None or share is None or share >= _RARE:
@@ -169,13 +153,11 @@ def _out_of_reach(evidence: Evidence, layer: LayerEvidence) -> Iterator[Finding]
         yield measured("spike-not-called", layer.path, 0.0, **of)
         return
     real = (u if mask is None else u[mask] for u in spike_inputs.above.values())
-    of = {
-        "names": " and ".join(sorted({repr(getattr(layer.module, n)) for n in spike_inputs.above})),
-        "distance": min(float(u.abs().median()) for u in real),
-        "for_all": _for_all(evidence),
-    }
-    severity: Severity = "error" if share == 0 else "warning"
-    yield measured("out-of-reach", layer.path, share, severity, **of)
+    distance = min(float(u.abs().median()) for u in real)
+    surrogates = " and ".join(sorted({repr(getattr(layer.module, n)) for n in spike_inputs.above}))
+    of = {"names": surrogates, "for_all": _for_all(evidence)}
+    severity = "error" if share == 0 else "warning"
+    yield measured("out-of-reach", layer.path, share, severity, distance=distance, **of)
 
 
 @finder

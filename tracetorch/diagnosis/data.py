@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,7 +63,11 @@ def _offsets(evidence: Evidence, name: str, x: Tensor) -> Iterator[Finding]:
     apart = means.abs() - _OFFSET * deviations.clamp(min=1.0)
     if float(apart.max()) > 0:
         first = int(apart.argmax())
-        of = {"first": first, "deviation": float(deviations[first]), "total": len(means)}
+        of: dict[str, Any] = {
+            "first": first,
+            "deviation": float(deviations[first]),
+            "total": len(means),
+        }
         count = int((apart > 0).sum())
         of["others"] = f" {count} of {len(means)} features are so far off." if count > 1 else ""
         yield measured("input-offset", "", float(means[first]), name=name, **of)

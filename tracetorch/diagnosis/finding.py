@@ -85,9 +85,7 @@ def findings(module: ModuleType, evidence: Evidence) -> list[Finding]:
     return [finding for find in _FINDERS[module.__name__] for finding in find(evidence)]
 
 
-def measured(
-    row: str, layer: str, value: float, severity: Severity | None = None, **fields: Any
-) -> Finding:
+def measured(row: str, layer: str, value: float, severity: Any = None, **fields: Any) -> Finding:
     """Return the finding of a row of the texts, whose fields these and ``value`` are."""
     severities, texts = ROWS[row]
     if severity is None:

@@ -32,7 +32,7 @@ def raised_loss(evidence: Evidence) -> Iterator[Finding]:
         yield measured(row, "", float(evidence.loss), name=_name(judged[0]))
     elif evidence.pull is not None:
         classes, pull = evidence.pull[:, 0], sign * evidence.pull[:, 1]
-        by_class = [pull[classes == each] for each in classes.unique()]
+        by_class = [pull[classes == each] for each in set(classes.tolist())]
         # advantages of reinforcement learning, negative ones too, differ from sample to sample
         alike = all(torch.allclose(each, each[:1], rtol=_ROUNDING) for each in by_class)
         if alike and len(pull) > len(by_class) and bool((pull > 0).all()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -86,31 +86,28 @@ def steps(evidence: Evidence) -> Iterator[Finding]:
         of["weights"] = f"{len(fast)} weights by more than they are"
         if len(fast) == 1:
             of["weights"] = "one weight by more than it is"
-        yield from listed("large-steps", _first(name, fast), **of)
+        yield from listed("large-steps", fast, name, **of)
     moved = {name: step.share for name, step in found.items() if step.rate > 0}
     rates = {name: found[name].rate / large[name] for name in fixed & large.keys()}
     slow = {name: rate for name, rate in rates.items() if 0 < rate < _SLOW}
     tiny = bool(moved) and max(moved.values()) < _TINY
     tiny = tiny and all(found[name].rate <= _TINY_RATE for name in moved)
-    peaks = {n: max(groups[n].get("initial_lr", 0.0), groups[n].get("max_lr", 0.0)) for n in moved}
+    rates_before = ("initial_lr", "max_lr")  # as schedulers leave them
+    peaks = {n: max(float(groups[n].get(key, 0.0)) for key in rates_before) for n in moved}
     ended = [name for name in moved if found[name].rate < _ENDED * peaks[name]]
     if ended and (slow or tiny):
         name = max(ended, key=lambda name: found[name].rate)
         of = {"value": found[name].rate, "peak": peaks[name], "share": moved[name]}
         begins = "" if evidence.optimizer and evidence.optimizer.state else _WARM_UP
-        yield from listed("small-steps/ended", _first(name, ended), begins=begins, **of)
+        yield from listed("small-steps/ended", ended, name, begins=begins, **of)
     elif slow:
         name = min(slow, key=slow.__getitem__)
         of = {"value": slow[name], "large": _LARGE}
-        yield from listed("small-steps/large-weights", _first(name, slow), **of)
+        yield from listed("small-steps/large-weights", slow, name, **of)
     elif tiny:
         name = max(moved, key=moved.__getitem__)
         of = {"kind": kind, "rate": found[name].rate, "count": 1 / max(moved[name], _LEAST)}
         yield measured("small-steps", name, moved[name], **of)
-
-
-def _first(name: str, names: Iterable[str]) -> list[str]:
-    return [name, *(each for each in names if each != name)]
 
 
 def _known(group: dict[str, Any], name: str) -> float:
@@ -172,7 +169,7 @@ def _steps(evidence: Evidence, factor: float = 1.0) -> dict[str, _Step]:
             return {}
     return {
         name: _Step(
-            float(groups[name]["lr"]),
+            float(groups[name].get("lr", 1.0)),
             _most([float(move.double().norm()) for move in each])
             / float(evidence.parameters[name].detach().double().norm()),
             max(float(move.abs().max()) for move in each),

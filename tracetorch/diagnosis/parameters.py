@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -16,8 +16,11 @@ from tracetorch.snn.dropout import LockedDropout
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 
-def listed(row: str, names: Sequence[str], **options: Any) -> Iterator[Finding]:
+def listed(
+    row: str, names: Iterable[str], first: str | None = None, **options: Any
+) -> Iterator[Finding]:
     """Yield the finding of some parameters, at the first, if there is one."""
+    names = sorted(names, key=lambda name: name != first)
     if names:
         of = {"count": len(names), "names": join_first(names)}
         yield measured(row, names[0], **{"value": len(names), **of, **options})
