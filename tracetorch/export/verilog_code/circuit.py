@@ -62,18 +62,17 @@ class Circuit:
         return "\n".join([*map(str, self.wires), *ends])
 
 
-def step_circuit(stage: Pointwise, widths: Widths, double: bool) -> Circuit:
+def step_circuit(stage: Pointwise, widths: Widths) -> Circuit:
     """Return the circuit of a pointwise stage.
 
     Args:
         stage: of a program of integers.
         widths: the ranges of its arrays.
-        double: whether the arithmetic of the model is float64.
 
     Raises:
         ValueError: it computes what is no integer arithmetic.
     """
-    return _Lines(stage, widths, double).circuit()
+    return _Lines(stage, widths).circuit()
 
 
 def word_of_array(array: Array, widths: Widths) -> Word:
@@ -84,7 +83,7 @@ def word_of_array(array: Array, widths: Widths) -> Word:
 class _Lines(IntegerLines):
     """Append the lines of a stage as wires."""
 
-    def __init__(self, stage: Pointwise, widths: Widths, double: bool) -> None:
+    def __init__(self, stage: Pointwise, widths: Widths) -> None:
         super().__init__(stage, widths)
         self.w, self.values = Wires(RULES), {}
         self.powers: dict[str, tuple[int, ...]] = {}
