@@ -29,6 +29,7 @@ from tracetorch.export.c_code.stages import Array, Copy, Pointwise, StepProgram
 from tracetorch.export.c_code.widths import Widths
 from tracetorch.export.verilog_code.circuit import Circuit
 from tracetorch.export.verilog_code.smt import (
+    Case,
     Product,
     Read,
     Samples,
@@ -183,11 +184,15 @@ class _Proofs:
                 yield "plain", f"law_{k}", "a product of a sum is a sum of products", _law(k)
         for place, cut in enumerate(self.cuts):
             number = cut.wire.number
-            what = f"n{number} is a line of the graph"
-            yield f"cut{place}", f"n{number}_line", what, self.line(cut, self.cuts[:place])
+            what, before = f"n{number} is a line of the graph", self.cuts[:place]
+            for case in self.cases(before, cut.term):
+                text = self.line(cut, before, case)
+                yield f"cut{place}", f"n{number}_line{_label(case)}", what + _words(case), text
         for name in self.stage.writes:
             what = f"{name} is that of the graph"
-            yield f"cut{len(self.cuts)}", f"{name}_equal", what, self.equal(name)
+            for case in self.cases(self.cuts, None):
+                kind, label = f"cut{len(self.cuts)}", f"{name}_equal{_label(case)}"
+                yield kind, label, what + _words(case), self.equal(name, case)
         for name, (state, array) in next_states(self.program, self.stage).items():
             yield "plain", f"{name}_closed", f"{state} stays in its range", self.closed(name, array)
             yield "plain", f"{name}_start", f"{state} starts in its range", self.starts(array)
@@ -233,10 +238,10 @@ class _Proofs:
         """Return the cuts at wires before one."""
         return [each for each in self.cuts if each.wire.number < number]
 
-    def graph(self, cuts: Sequence[_Cut]) -> str:
+    def graph(self, cuts: Sequence[_Cut], case: Case | None = None) -> str:
         """Return the definitions of the graph; products that are related are free, and cuts."""
         free = [product for each in self.relations for product, _, _ in each.terms]
-        return self.formula.text(free, [each.term for each in cuts])
+        return self.formula.text(free, [each.term for each in cuts], case)
 
     def is_line(self, cut: _Cut) -> str:
         """Return that a wire is a line of the graph."""
@@ -246,10 +251,10 @@ class _Proofs:
         wire = self.module(f"n{cut.wire.number}", word.bits)
         return f"(= ((_ {extend} {bits - word.bits}) {wire}) {resized(cut.term, bits)})"
 
-    def line(self, cut: _Cut, before: Sequence[_Cut]) -> str:
+    def line(self, cut: _Cut, before: Sequence[_Cut], case: Case | None) -> str:
         """Ask whether a wire is a line of the graph."""
         known = [each for each in self.relations if each.wire.number < cut.wire.number]
-        parts = [self.preamble(True), self.graph(before), self.related(known, before)]
+        parts = [self.preamble(True), self.graph(before, case), self.related(known, before)]
         return "\n".join([*parts, f"(assert (not {self.is_line(cut)}))"])
 
     def related(self, relations: Sequence[_Relation], cuts: Sequence[_Cut]) -> str:
@@ -310,7 +315,7 @@ class _Proofs:
             ]
         )
 
-    def equal(self, name: str) -> str:
+    def equal(self, name: str, case: Case | None) -> str:
         """Ask whether an output is that of the graph."""
         word, found = self.circuit.writes[name], self.formula.outputs[name]
         if isinstance(found, Truth):
@@ -321,9 +326,17 @@ class _Proofs:
             bits = max(port_term.bits + k, found.bits)
             value = f"(bvshl {resized(port_term, bits)} {literal(k, bits)})"
             same = f"(= {value} {resized(found, bits)})"
-        parts = [self.preamble(True), self.graph(self.cuts)]
+        parts = [self.preamble(True), self.graph(self.cuts, case)]
         parts.append(self.related(self.relations, self.cuts))
         return "\n".join([*parts, f"(assert (not {same}))"])
+
+    def cases(self, cuts: Sequence[_Cut], until: Term | None) -> Sequence[Case | None]:
+        """Return each value of a quotient between the last cut and a line: one question is slow."""
+        after = max((cut.term.number for cut in cuts), default=-1)
+        for few in self.formula.few:
+            if after < few.term.number and (until is None or few.term.number <= until.number):
+                return [Case(few, value) for value in range(few.term.low, few.term.high + 1)]
+        return [None]
 
     def closed(self, name: str, array: Array) -> str:
         """Ask whether a state's next value is within the range of the state."""
@@ -399,6 +412,14 @@ class _Proofs:
                     if _same(a * 2**k + b, one):
                         return [(high, high_swap, k), (low, low_swap, 0)]
         return []
+
+
+def _label(case: Case | None) -> str:
+    return "" if case is None else f"_{case.value}"
+
+
+def _words(case: Case | None) -> str:
+    return "" if case is None else f" where a quotient is {case.value}"
 
 
 def _same(one: Samples, other: Samples) -> bool:
