@@ -263,6 +263,11 @@ class StepFormula:
         if op in ("floor", "ceil", "trunc", "round"):
             return self.rounded(op, terms[0])
         if op == "div":
+            by = terms[1]
+            if by.low == by.high > 0 and by.low & (by.low - 1) == 0 and terms[0].divisor is None:
+                point = terms[0].point + by.low.bit_length() - 1 - by.point
+                if point >= 0:
+                    return replace(terms[0], point=point)
             value, divisor = self.aligned(terms)
             return replace(value, point=0, divisor=replace(divisor, point=0))
         if op == "fma":
