@@ -69,16 +69,16 @@ class Product:
     def free(self) -> str:
         """Return what holds of it: its range, and its sign by those of its factors."""
         result, zero = self.result, literal(0, self.result.bits)
-        facts = []
+        conditions = []
         for first in ("bvsle", "bvsge"):
             for second in ("bvsle", "bvsge"):
                 sign = "bvsge" if first == second else "bvsle"
-                facts.append(
+                conditions.append(
                     f"(=> (and ({first} {self.one.text} {literal(0, self.one.bits)}) "
                     f"({second} {self.other.text} {literal(0, self.other.bits)})) "
                     f"({sign} {result.text} {zero}))"
                 )
-        return "\n".join([*within(result), *(f"(assert {fact})" for fact in facts)])
+        return "\n".join([*within(result), *(f"(assert {each})" for each in conditions)])
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class FewQuotients:
 
 @dataclass(frozen=True)
 class Case:
-    """One value of a quotient."""
+    """Value of a quotient among several."""
 
     few: FewQuotients
     value: int
@@ -121,7 +121,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Read:
-    """What a step reads: a formula for it, its range, and some values.
+    """Input of a step: a formula for it, its range, and some values.
 
     Args:
         text: a bit vector with a sign, as wide as its range needs; a truth value if ``truth``.

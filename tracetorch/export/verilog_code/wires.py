@@ -122,6 +122,8 @@ class Wires:
 
     Args:
         rules: of each operation, tried in order; each returns an equal wire, or ``None``.
+        wires: those appended so far, in order.
+        known: the wire of each operation, by operation and operands.
     """
 
     rules: Mapping[str, Sequence[Rule]]
