@@ -1,4 +1,4 @@
-"""``tt.export.verilog``: circuits compute what PyTorch computes, in the cycles that they promise."""
+"""``tt.export.verilog``: circuits compute what PyTorch does, in the cycles that they promise."""
 
 from __future__ import annotations
 
@@ -66,7 +66,6 @@ def test_cycles_are_those_of_the_formula(name: str, tmp_path: Path) -> None:
     alone = pytree.tree_map(lambda x: x[:, :1], sample)
     report = tt.export.verilog(model, tmp_path, alone, lanes=2)
     recorded = record_step(model, parse_inputs(alone, None, 0, True), True)
-    assert recorded.widths is not None
     layers = network(arranged(recorded.program, recorded.widths, 2), False, ()).layers
     each = [layer.event_cycles for layer in layers if layer.source is not None]
     stages, steps = recorded.program.stages, len(recorded.steps)
@@ -101,7 +100,7 @@ def test_testbench_finds_a_fault(tmp_path: Path) -> None:
     table = next(tmp_path.glob("*_weights.hex"))
     lines = table.read_text().split()
     table.write_text("\n".join([f"{int(lines[0], 16) ^ 64:x}", *lines[1:]]) + "\n")
-    with pytest.raises(AssertionError, match="different: [1-9][0-9]* of 28 steps"):
+    with pytest.raises(AssertionError, match=r"different: [1-9][0-9]* of 28 steps"):
         make(tmp_path, "sim")
 
 

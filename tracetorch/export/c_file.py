@@ -107,7 +107,8 @@ def c(
 def _files(model: nn.Module, inputs: Inputs, integer: bool) -> tuple[dict[str, str], CReport]:
     """Return the text of every file, and the report."""
     recorded = record_step(model, inputs, integer)
-    program, widths, steps = recorded.program, recorded.widths, recorded.steps
+    program, steps = recorded.program, recorded.steps
+    widths = recorded.widths if integer else None
     spikes = [array for name, array in program.inputs.items() if holds_spikes(recorded.named[name])]
     program = planned(program)
     events = event_arrays(program, spikes)

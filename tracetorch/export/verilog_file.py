@@ -51,7 +51,8 @@ def verilog(
     prove``, with ``yosys`` and ``z3``, proves of every step that it is equal to the graph that was
     traced, for all states and inputs in their ranges, and that states stay in theirs.
 
-    A first ``tt.integers.Quantize`` is left to whoever gives the inputs, as for :func:`tt.export.c`.
+    A first ``tt.integers.Quantize`` is left to whoever gives the inputs, as in
+    :func:`tt.export.c`.
 
     Args:
         model: any module whose call is one time step; it is unchanged afterwards.
@@ -97,7 +98,6 @@ def verilog(
 def _files(model: nn.Module, inputs: Inputs, lanes: int) -> tuple[dict[str, str], VerilogReport]:
     """Return the text of every file, and the report."""
     recorded = record_step(model, inputs, True)
-    assert recorded.widths is not None
     arrangement = arranged(recorded.program, recorded.widths, lanes)
     made = network(arrangement, recorded.program.double, recorded.notes)
     files = {f"{name}.v": text for name, text in made.modules.items()}

@@ -27,7 +27,7 @@ from tracetorch.unrolling.inputs import Inputs
 
 @dataclass(frozen=True)
 class RecordedStep:
-    """One time step of a model as stages, and the sample on which it was read."""
+    """Time step of a model as stages, and the sample on which it was read."""
 
     model: nn.Module  # what the caller runs: without a ``Quantize`` in front, for integers
     notes: tuple[str, ...]  # lines for whoever reads the files
@@ -36,7 +36,7 @@ class RecordedStep:
     steps: list[Any]  # of its first stream
     step: ExportedStep
     program: StepProgram
-    widths: Widths | None  # of integers
+    widths: Widths  # of integers; of floats there are none
     input_range: dict[str, tuple[float, float]]  # of integers
 
 
@@ -72,7 +72,7 @@ def record_step(model: nn.Module, inputs: Inputs, integer: bool) -> RecordedStep
             "that holds integers. Give model.float() and sample.float(), or dtype='int'."
         )
     ranges: dict[str, Interval] = {}
-    widths = None
+    widths = Widths({}, {})
     if integer:
         with _naming_quantize(model):
             ranges = {name: _range_of(name, values) for name, values in named.items()}

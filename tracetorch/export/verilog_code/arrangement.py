@@ -52,8 +52,7 @@ def arranged(program: StepProgram, widths: Widths, lanes: int) -> Arrangement:
     outputs: dict[Array, View] = {}
     kept: list[Stage] = []
     for i, each in enumerate(stages):
-        if maker.is_last(each, stages[i + 1 :]):
-            assert isinstance(each, Copy)
+        if isinstance(each, Copy) and _reads_result(each, stages[i + 1 :]):
             outputs[each.target.array] = each.source
         else:
             kept.append(each)
@@ -158,14 +157,13 @@ class _Maker:
                 after.append(Copy(stage.path, writes[name], view))
         return [*before, replace(stage, reads=reads, writes=writes), *after]
 
-    def is_last(self, stage: Stage, rest: list[Stage]) -> bool:
-        """Whether a stage copies a whole output that could be read where it is."""
-        if not isinstance(stage, Copy) or stage.target.array.role is not Role.OUTPUT:
-            return False
-        source = stage.source.array
-        written = {view.array for each in rest for view in writes_of(each)}
-        whole = stage.target.whole and stage.places is None
-        return whole and source.role in (Role.WORK, Role.STATE) and source not in written
+
+def _reads_result(copy: Copy, rest: list[Stage]) -> bool:
+    """Whether a copy is a whole output, that could be read where it comes from."""
+    source, target = copy.source.array, copy.target
+    written = {view.array for each in rest for view in writes_of(each)}
+    whole = target.array.role is Role.OUTPUT and target.whole and copy.places is None
+    return whole and source.role in (Role.WORK, Role.STATE) and source not in written
 
 
 def _rows(shape: tuple[int, ...]) -> tuple[int, ...]:

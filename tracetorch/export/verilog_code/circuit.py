@@ -8,6 +8,7 @@ the table of intervals.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from tracetorch.export.c_code.stages import Array, Pointwise
+from tracetorch.export.c_code.stages import Array, Pointwise, Role
 from tracetorch.export.c_code.widths import IntegerLines, Number, Widths
-from tracetorch.export.verilog_code.peephole import RULES
+from tracetorch.export.verilog_code.peephole import LAST_RULES, RULES
 from tracetorch.export.verilog_code.wires import Values, Wire, Wires, evaluated, needed
 from tracetorch.export.verilog_code.words import Word, whole_ends, word_of
 from tracetorch.fuse.ir.graph import BOOLEAN, Line
@@ -36,6 +37,7 @@ class Circuit:
         port_names: the identifiers of both in Verilog.
         inputs: the wires of what it reads.
         ends: the wires of what it writes.
+        powers: the exponents of what is read from a table of nothing but powers of two.
     """
 
     path: str
@@ -44,6 +46,7 @@ class Circuit:
     port_names: Mapping[str, str]
     inputs: Mapping[str, Wire]
     ends: Mapping[str, Wire]
+    powers: Mapping[str, tuple[int, ...]]
 
     @property
     def wires(self) -> tuple[Wire, ...]:
@@ -84,6 +87,7 @@ class _Lines(IntegerLines):
     def __init__(self, stage: Pointwise, widths: Widths, double: bool) -> None:
         super().__init__(stage, widths, double)
         self.w, self.values = Wires(RULES), {}
+        self.powers: dict[str, tuple[int, ...]] = {}
 
     def circuit(self) -> Circuit:
         """Return the circuit."""
@@ -91,7 +95,11 @@ class _Lines(IntegerLines):
         for name, view in stage.reads.items():
             point = widths.points.get(view.array, 0)
             span = (0, 1) if view.array.boolean else whole_ends(widths.ranges[view.array], point)
-            self.values[name] = self.loaded(self.w.read(name, *span), view.array)
+            wire = self.w.read(name, *span)
+            powers = _powers(view.array, point)
+            if len(powers) > 1:
+                self.powers[name], wire = powers, _power_of_two(self.w, wire, powers)
+            self.values[name] = self.loaded(wire, view.array)
         for line in stage.graph.lines:
             self.values[line.name] = self.line(line)
         ends = {
@@ -104,7 +112,7 @@ class _Lines(IntegerLines):
             {name: word_of_array(view.array, widths) for name, view in views.items()}
             for views in (stage.reads, stage.writes)
         ]
-        return Circuit(stage.path, *words, _port_names(stage), read, ends)
+        return Circuit(stage.path, *words, _port_names(stage), read, ends, self.powers)
 
     # Lines
 
@@ -207,6 +215,29 @@ def _quotient(w: Wires, value: Wire, by: Wire) -> Wire:
     return w.make("quotient", value, by, k=most.bit_length())
 
 
+def _powers(array: Array, point: int) -> tuple[int, ...]:
+    """Return the exponents of a table of powers of two; none where it holds anything else."""
+    if array.role is not Role.TABLE or array.boolean:
+        return ()
+    values = {*(array.values.double() * 2.0**point).flatten().tolist()}
+    if any(value < 1 or math.frexp(value)[0] != 0.5 for value in values):
+        return ()
+    return tuple(sorted(math.frexp(value)[1] - 1 for value in values))
+
+
+def _power_of_two(w: Wires, read: Wire, powers: tuple[int, ...]) -> Wire:
+    """Return what is read as shifts of 1: of its exponent, each bit is that one of some is set."""
+    least = powers[0]
+    found = w.make("shl", 1, k=least)
+    for place in range((powers[-1] - least).bit_length()):
+        has = w.const(0)
+        for power in powers:
+            if (power - least) >> place & 1:
+                has = w.make("or", has, w.bit(read, power))
+        found = w.make("mux", has, w.make("shl", found, k=1 << place), found)
+    return found
+
+
 def _port_names(stage: Pointwise) -> dict[str, str]:
     """Return the identifiers of what a stage reads and writes."""
     names: dict[str, str] = {}
@@ -222,7 +253,7 @@ def _port_names(stage: Pointwise) -> dict[str, str]:
 
 def _simple(ends: Mapping[str, Wire]) -> dict[str, Wire]:
     """Return wires without shifts towards zero and quotients."""
-    w, made = Wires(RULES), dict[int, Wire]()
+    w, made = Wires(LAST_RULES), dict[int, Wire]()
     for wire in needed(list(ends.values())):
         args = [made[arg.number] for arg in wire.args]
         if wire.op == "read":
@@ -230,7 +261,8 @@ def _simple(ends: Mapping[str, Wire]) -> dict[str, Wire]:
         elif wire.op == "const":
             found = w.const(wire.k)
         elif wire.op == "cut":
-            found = _cut(w, args[0], wire.k)
+            found = w.make("cut", args[0], k=wire.k)
+            found = _cut(w, found.args[0], found.k) if found.op == "cut" else found
         elif wire.op == "quotient":
             found = _restoring(w, *args, wire.k)
         else:
@@ -240,14 +272,14 @@ def _simple(ends: Mapping[str, Wire]) -> dict[str, Wire]:
 
 
 def _cut(w: Wires, value: Wire, k: int) -> Wire:
-    """Return a shift towards zero: what is negative is made larger by 2^k - 1 before."""
+    """Return a shift towards zero: one more than rounded down where a negative number lost bits."""
     sign = value
     while sign.op == "mul" and any(arg.low >= 0 for arg in sign.args):
-        # of a product by what is not negative, the sign of the other factor: where the product is
-        # zero, a sum of less than 2^k changes nothing
+        # of a product by what is not negative, the sign of the other factor: a product of zero has
+        # no bits to lose
         sign = sign.args[0] if sign.args[1].low >= 0 else sign.args[1]
-    more = w.make("mux", w.make("lt", sign, 0), (1 << k) - 1, 0)
-    return w.make("shr", w.make("add", value, more), k=k)
+    lost = w.opposite(w.make("eq", w.make("low", value, k=k), 0))
+    return w.make("add", w.make("shr", value, k=k), w.make("and", w.make("lt", sign, 0), lost))
 
 
 def _restoring(w: Wires, value: Wire, by: Wire, k: int) -> Wire:
@@ -261,5 +293,5 @@ def _restoring(w: Wires, value: Wire, by: Wire, k: int) -> Wire:
         less = w.make("lt", rest, shifted)
         rest = w.make("mux", less, rest, w.make("sub", rest, shifted))
         rest = w.narrow(rest, 0, rest.high)
-        found = w.make("add", found, w.make("mux", less, 0, 1 << place))
+        found = w.make("add", w.make("shl", found, k=1), w.opposite(less))
     return w.make("mux", negative, w.make("sub", -1, found), found)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from tracetorch.export.verilog_code.network import End, Network
+from tracetorch.export.verilog_code.network import Network
 
 _TESTBENCH = """\
 // Plays every recorded stream through the network, and compares what it answers.

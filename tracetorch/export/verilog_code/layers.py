@@ -427,12 +427,12 @@ def _place_product(name: str, stage: Product, source: Store, target: Store) -> L
     body += weights.declarations(name)
     terms = ["out", *(["first"] * (groups > 1))]
     conditions = ["running"]
-    for axis, dim in enumerate(("rows", "columns")):
-        lines, fixed = _hits(dim, axis, stage, over, loop, target)
+    for axis, hit in enumerate(("rows", "columns")):
+        lines, fixed = _hits(hit, axis, stage, over, loop, target)
         body += lines
         if not fixed:
-            terms.append(f"{dim}[{target.place - 1}:0]")
-            conditions.append(f"{dim}[{target.place}]")
+            terms.append(f"{hit}[{target.place - 1}:0]")
+            conditions.append(f"{hit}[{target.place}]")
     lines, added = weights.contribution(0, source.word, target.word.bits)
     body += lines
     body += [
@@ -462,8 +462,8 @@ def _hits(
 ) -> tuple[list[str], bool]:
     """Return a table of where in the target an event and a weight meet, of rows or of columns.
 
-    It is a bit that says whether they do, and the part of the place. Where there is one row of each,
-    they always meet: the second result is true.
+    It is a bit that says whether they do, and the part of the place. Where there is one row of
+    each, they always meet: the second result is true.
     """
     size, kernel = stage.source.shape[1 + axis], stage.weight.shape[2 + axis]
     stride, padding, dilation = stage.stride[axis], stage.padding[axis], stage.dilation[axis]
@@ -533,7 +533,7 @@ def copy_layer(name: str, stage: Copy, source: Store, target: Store) -> Layer:
         text = module(name, f"{stage.path}: a copy", ports.lines(), body)
         return Layer(name, text, ports.reads, ports.writes, loop.count + 2)
     if stage.places is not None:
-        return _gathering(name, stage, source, target)
+        return _gathering(name, stage, stage.places.values, source, target)
     followers = {
         "at": follower(source, stage.source),
         "into": follower(target, stage.target),
@@ -554,12 +554,11 @@ def copy_layer(name: str, stage: Copy, source: Store, target: Store) -> Layer:
     return Layer(name, text, ports.reads, ports.writes, loop.count + 2)
 
 
-def _gathering(name: str, stage: Copy, source: Store, target: Store) -> Layer:
+def _gathering(name: str, stage: Copy, chosen: Tensor, source: Store, target: Store) -> Layer:
     """Return a copy from places that a table tells, which comes one cycle before its value."""
-    assert stage.places is not None
     count = stage.target.size
     bits = address_bits(count)
-    places = table(f"{name}_places", stage.places.values, source.place)
+    places = table(f"{name}_places", chosen, source.place)
     followers = {"number": Follower(bits, 0, _in_order(stage.target.shape))}
     followers["into"] = follower(target, stage.target)
     loop = Loop(stage.target.shape, followers)

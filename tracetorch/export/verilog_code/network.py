@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from tracetorch.export.c_code.files import comment, identifiers
-from tracetorch.export.c_code.stages import Copy, Copy, Pointwise, Product
+from tracetorch.export.c_code.stages import Copy, Pointwise, Product
 from tracetorch.export.verilog_code.arrangement import Arrangement
 from tracetorch.export.verilog_code.circuit import Circuit, step_circuit
 from tracetorch.export.verilog_code.layers import (
@@ -90,7 +92,7 @@ def network(arrangement: Arrangement, double: bool, notes: Sequence[str]) -> Net
     )
     for end, view in zip(outputs, arrangement.outputs.values(), strict=True):
         layers.append(output_layer(f"output_{end.name}", end.store, view))
-    often = {each.store: None for each in inputs}
+    often: dict[Store, Tensor | None] = {each.store: None for each in inputs}
     often |= {stores[a]: values for a, values in arrangement.sums.items()}
     once = {stores[a]: values for a, values in arrangement.states.items()}
     layers.append(clear_layer("clear", often, once))

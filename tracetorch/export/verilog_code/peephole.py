@@ -83,20 +83,34 @@ def _add_product(w: Wires, args: Args, _: int) -> Wire | None:
     for whole, rest in (args, args[::-1]):
         if rest.op not in ("shr", "cut"):
             continue
-        k, (product, constant) = rest.k, _terms(rest.args[0])
+        product, constant = _terms(rest.args[0])
         if product is None or (constant and rest.op == "cut"):
             continue
-        for one, other in _factors(product):
-            for high, same in _factors(whole):
+        for one, factor, place in _products(product):
+            for high, same, left in _products(whole):
                 # v = (v >> k) 2^k + low bits, so (v >> k) f + ((low f + c) >> k) is
                 # (v f + c) >> k: what is added is a multiple of 2^k before the shift. Of a cut,
                 # v = cut(v) 2^k + rest, and both have the sign of v, and so both products have one
-                # sign (or are zero): then the parts towards zero add up.
-                if same is other and high.k == k and _rest_of(one, high, rest.op):
-                    total = w.make("mul", high.args[0], same)
-                    total = w.make("add", total, constant)
-                    return w.make(rest.op, total, k=k)
+                # sign (or are zero): then the parts towards zero add up. A factor that is a
+                # multiple of a power of two was divided by it, and so are these shifts.
+                if (
+                    same is factor
+                    and _rest_of(one, high, rest.op)
+                    and left == high.k + place - rest.k
+                ):
+                    v = high.args[0]
+                    total = w.make("mul", v, factor) if factor is not None else v
+                    total = w.make("add", w.make("shl", total, k=place), constant)
+                    return w.make(rest.op, total, k=rest.k)
     return None
+
+
+def _products(product: Wire) -> Sequence[tuple[Wire, Wire | None, int]]:
+    """Return a wire as ``x f 2^k``, in both orders; without a factor where it is none."""
+    place = 0
+    if product.op == "shl":
+        product, place = product.args[0], product.k
+    return ((product, None, place), *((a, b, place) for a, b in _factors(product)))
 
 
 def _factors(product: Wire) -> Sequence[tuple[Wire, Wire]]:
@@ -109,7 +123,7 @@ def _factors(product: Wire) -> Sequence[tuple[Wire, Wire]]:
 
 def _rest_of(rest: Wire, high: Wire, op: str) -> bool:
     """Whether a wire is what a shift by ``k`` leaves over of what it shifts."""
-    if op != high.op:
+    if op != high.op or rest.op not in ("low", "sub"):
         return False
     v = high.args[0]
     if op == "shr":
@@ -241,20 +255,19 @@ def _shift_right(w: Wires, args: Args, k: int) -> Wire | None:
     return None
 
 
-def _scale(wire: Wire) -> tuple[Wire, list[tuple[Wire, int]]]:
+def _scale(w: Wires, wire: Wire) -> tuple[Wire, list[tuple[Wire, int]]]:
     """Return a wire as a base, shifted left by places: each ``k`` where its condition is false."""
     places = []
     while wire.op == "mux":
         condition, one, other = wire.args
-        if other.op == "shl" and other.args[0] is one:
-            places.append((condition, other.k))
-        elif other.op == "shl" and one.op == "shl" and other.args[0] is one.args[0]:
-            places.append((condition, other.k - one.k))
-        else:
+        (first, left), (second, right) = (
+            (each.args[0], each.k) if each.op == "shl" else (each, 0) for each in (one, other)
+        )
+        if first is not second or left == right:
             break
-        if places[-1][1] < 0:
-            places.pop()
-            break
+        if right < left:
+            condition, one = w.opposite(condition), other
+        places.append((condition, abs(right - left)))
         wire = one
     return wire, places
 
@@ -270,7 +283,11 @@ def _barrel(w: Wires, base: Wire, k: int, places: Sequence[tuple[Wire, int]]) ->
 def _shift_right_barrel(w: Wires, args: Args, k: int) -> Wire | None:
     # x << (places that are not chosen) >> k is x >> (k - all places) >> (places that are chosen),
     # for rounding down twice is rounding down once: a chain of choices as wide as the result
-    base, places = _scale(args[0])
+    base, places = _scale(w, args[0])
+    inner, constant = _terms(args[0])
+    if inner is not None and constant == 1 << (k - 1) and _scale(w, inner)[1]:
+        near = w.make("shr", inner, k=k - 1)  # to the nearest, without a wide sum
+        return w.make("add", w.make("shr", near, k=1), w.make("low", near, k=1))
     if not places:
         return None
     return _barrel(w, base, k - sum(place for _, place in places), places)
@@ -292,7 +309,7 @@ def _cut_simple(w: Wires, args: Args, k: int) -> Wire | None:
 def _cut_barrel(w: Wires, args: Args, k: int) -> Wire | None:
     # towards zero: 2^s - 1 is added to what is negative before the shift by s; all ones shifted
     # left by s, of all bits the opposite, are 2^s - 1
-    base, places = _scale(args[0])
+    base, places = _scale(w, args[0])
     if not places:
         return None
     more = k - sum(place for _, place in places)
@@ -425,7 +442,7 @@ def _less_high(w: Wires, args: Args, _: int) -> Wire | None:
     k = (b.k & -b.k).bit_length() - 1
     if k:
         return w.make("lt", w.make("shr", a, k=k), b.k >> k)
-    if -2 <= a.low and a.high <= 1 and abs(b.k) == 1:
+    if a.low >= -2 and a.high <= 1 and abs(b.k) == 1:
         clear, negative = w.opposite(w.make("low", a, k=1)), w.make("lt", a, 0)
         return w.make("or" if b.k > 0 else "and", negative, clear)
     return None
@@ -489,8 +506,8 @@ RULES: dict[str, Sequence[Rule]] = {
     "sub": (_subtract_simple, _subtract_high, _subtract_cut),
     "mul": (_multiply_constants, _multiply_shifted, _multiply_truth, _multiply_choice),
     "shl": (_shift_left,),
-    "shr": (_shift_right, _shift_right_barrel),
-    "cut": (_cut_simple, _cut_barrel),
+    "shr": (_shift_right,),
+    "cut": (_cut_simple,),
     "low": (_low,),
     "part": (_part,),
     "mux": (_choice, _choice_of_truths, _choice_of_bits),
@@ -500,4 +517,12 @@ RULES: dict[str, Sequence[Rule]] = {
     "and": (_and,),
     "or": (_or,),
     "xor": (_xor,),
+}
+# For the last pass, behind which nobody looks for a shift any more.
+LAST_RULES = {
+    **RULES,
+    # what joins these two again is left out
+    "add": tuple(rule for rule in RULES["add"] if rule is not _add_carry),
+    "shr": (_shift_right, _shift_right_barrel),
+    "cut": (_cut_simple, _cut_barrel),
 }

@@ -117,6 +117,11 @@ class _Printer:
     def expression(self, wire: Wire) -> str:
         """Return the operation of a wire, in as many bits as it has."""
         bits, args, k = wire.word.bits, wire.args, wire.k
+        if wire.op == "add" and args[0].op == "shl" and args[1].low >= 0:
+            k = args[0].k  # nothing is carried where the bits of both lie apart
+            if args[1].high < 1 << k and bits > k:
+                inner = args[0].args[0]
+                return f"{{{self.extended(inner, bits - k)}, {self.extended(args[1], k)}}}"
         if wire.op in _SYMBOLS:
             if wire.op == "sub" and args[0].op == "const" and args[0].k == -1:
                 return f"~{_bracketed(self.extended(args[1], bits))}"
