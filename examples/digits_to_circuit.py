@@ -41,14 +41,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Row: TypeAlias = dict[str, Any]
-Samples: TypeAlias = tuple[Tensor, Tensor]
+Samples: TypeAlias = tuple[Tensor, ...]
 """Images ``[N, 1, 28, 28]`` and classes ``[N]``."""
 
 TASK = "digits_to_circuit"
 RESULTS = common.RESULTS / "networks"  # rows of other columns than those of the other tasks
 INPUTS, STEPS, CLASSES = 144, 8, 10
 STATE_BITS = 12
-BITS, LANES, HIDDEN = 4, 1, 128
+BITS, LANES, HIDDEN = 4, 2, 128
 """What a sweep varies, and what the others have meanwhile."""
 SWEEP = {"bits": (2, 3, 4, 8), "lanes": (1, 2, 4, 8), "hidden": (32, 64, 128, 256)}
 KINDS = ("network", "sweep", "waveform")
@@ -312,7 +312,8 @@ def measured(
     simulation = "verilated" if len(data[1]) > 100 else "sim"
     cycles = played(folder, simulation, x.shape[0] * x.shape[1])
     # a cycle gives a spike, one the step; a reset walks over the largest memory
-    walk = -(-max(INPUTS, model[0].out_features) // lanes) + 3
+    first: Any = model.get_submodule("0")
+    walk = -(-max(INPUTS, first.out_features) // lanes) + 3
     image = (cycles + float(x.sum())) / len(data[1]) + STEPS + walk
     row: Row = {
         "lanes": lanes,
@@ -345,6 +346,7 @@ def whole(digits: tt.data.Digits, options: argparse.Namespace) -> Row:
         raise RuntimeError("C answers otherwise than the model.")
     folder = options.out / "verilog"
     row |= measured(model, (images, classes), folder, options.lanes, list(PARTS))
+    print(json.dumps(row), flush=True)
     row["netlist_cycles"] = played(folder, "netlist_verilated", x.shape[0] * x.shape[1])
     row["layers"] = cells_of_layers(make(folder, "layers"))
     return row
