@@ -783,8 +783,13 @@ def test_a_border_is_left_to_the_caller(tmp_path: Path) -> None:
         ),
         (nn.Tanh(), integer_input(5, 1, 5), "tanh"),
         (Integer(5, state_bits=24), integer_input(5, 1, 5) * 10**6, "is not exact in integers"),
+        (
+            nn.AvgPool2d((1, 8), divisor_override=1),
+            torch.full((1, 1, 1, 1, 8), 2.0**22),
+            r"AvgPool2d\) can reach 33554432, and torch.float32 holds every integer up to 16777216",
+        ),
     ],
-    ids=["floats", "weights", "decay", "decays", "sample", "average", "function", "range"],
+    ids=["floats", "weights", "decay", "decays", "sample", "average", "function", "range", "sum"],
 )
 def test_what_is_no_integer_is_refused(
     model: nn.Module, x: Tensor, message: str, tmp_path: Path

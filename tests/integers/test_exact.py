@@ -12,7 +12,9 @@ import tracetorch as tt
 from tests.cases import stepped
 from tests.quantize.networks import case
 from tracetorch import chips, integers, quantize, snn
+from tracetorch.fuse.ir.intervals import overall
 from tracetorch.integers import Interval
+from tracetorch.integers.ranges import ranges_of
 
 
 def linear(weight: list[list[float]]) -> nn.Linear:
@@ -252,6 +254,8 @@ WRONG: dict[str, tuple[nn.Module, float, str]] = {
      r"^0 \(Identity\) can reach"),
     "a fraction": (integers.LeakyIntegrator(40), 0.5,
      r"^the model \(LeakyIntegrator\) gets x that is no integer. Scale and round"),
+    "windows of fractions": (nn.Sequential(nn.Unflatten(1, (1, 40)), integers.SumPool1d(40),
+     integers.LeakyIntegrator(1)), 0.5, r"^2 \(LeakyIntegrator\) gets x that is no integer"),
     "an end of a clip": (nn.Sequential(nn.Hardtanh(0, 2.5), integers.LeakyIntegrator(40)), 3.0,
      r"^1 \(LeakyIntegrator\) gets x that is no integer"),
     "a step": (nn.ModuleDict({"first": snn.LIF(40)})["first"], 1.0,
@@ -288,6 +292,20 @@ def test_what_is_proved_of_a_model_holds_for_other_inputs_in_the_range(name: str
         assert interval.low <= float(values.min()) <= float(values.max()) <= interval.high, key
         moved += bool(values.any())
     assert moved > 1
+
+
+def test_one_table_has_the_lines_the_sums_and_the_outputs_of_all_calls() -> None:
+    found = ranges_of(Twice(), torch.full((2, 1, 40), 3.0))
+    assert found.inputs == {"neurons": {"x": Interval(0.0, 12.0)}}
+    assert (found.steps["neurons"]["x"].low, found.steps["neurons"]["x"].high) == (0, 12)
+    (read,) = (each for line, each in found.steps["neurons"].lines if "x" in line.args)
+    assert (read.low, read.high) == (0, 127 + 12)  # the second call alone: from 3 on
+    assert overall(found.steps["neurons"].outputs["output"]) == found.outputs["neurons"]
+    product = integers.Linear(2, 2, shift=3)
+    product.weight.copy_(torch.tensor([[3, -4], [1, 1]])), product.bias.copy_(torch.tensor([5, 0]))
+    found = ranges_of(nn.Sequential(product), torch.tensor([[[2.0, -1.0]]]))
+    assert found.sums == {"0": Interval(-11.0, 10.0)}
+    assert found.outputs == {"0": Interval(-83.0, 85.0)}
 
 
 class Between(nn.Module):

@@ -305,6 +305,18 @@ class Hebbian(nn.Module):
         return x @ self.weight + self.trace
 
 
+class Level(nn.Module):
+    """A number in an attribute that grows with every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.level = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.level += 1.0
+        return self.level * x
+
+
 @pytest.mark.parametrize(
     "kind", ["in place", "by its data", "by other data", "a view", "an array of a tensor"]
 )
@@ -327,6 +339,10 @@ def test_weights_and_shared_memory_are_those_of_one_pass(kind: str) -> None:
     with pytest.raises(ValueError, match="remembers something from step to step"):
         tt.unroll(refused, sequence())
     assert torch.equal(first.weight, 0.1 * torch.eye(N))
+    refused = nn.Sequential(Level(), layer("LIF", N))
+    with pytest.raises(ValueError, match="remembers something from step to step"):
+        tt.unroll(refused, sequence())
+    assert refused[0].level == 0.0
 
 
 def test_a_pass_with_a_layer_in_another_mode_writes_weights_once() -> None:

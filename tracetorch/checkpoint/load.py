@@ -19,12 +19,19 @@ from tracetorch.checkpoint.layers import describe_layers, differences
 from tracetorch.checkpoint.modules import describe_modules
 from tracetorch.checkpoint.modules import differences as module_differences
 from tracetorch.checkpoint.read import read
-from tracetorch.checkpoint.tensors import Constraints, load_tensors, named_tensors, shared_names
+from tracetorch.checkpoint.tensors import (
+    Constraints,
+    load_tensors,
+    named_tensors,
+    optional_names,
+    shared_names,
+)
 from tracetorch.checkpoint.training import Stateful, check_part, random_state, set_random_state
 from tracetorch.checkpoint.wrappers import file_rename, plain, renamed, unwrapped
 from tracetorch.core.checks import check_flag, check_module, check_unsharded
 from tracetorch.core.snapshot import restored_on_error
 from tracetorch.core.walk import join_path
+from tracetorch.integers.loading import RefusedError
 from tracetorch.snn.parameters import is_decay
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.states import named_neurons, set_states
@@ -129,6 +136,10 @@ def load(
     is_plain = header is not None and header.modules is not None
     rename = str if is_plain else file_rename(values, targets)
     values = renamed(values, rename)
+    # settings that files of earlier versions lack, of modules that they have
+    owners = {name.rpartition(".")[0] for name in values}
+    known = [name for name in optional_names(model) if name.rpartition(".")[0] in owners]
+    values = {**{name: targets[name] for name in known}, **values}
     # Every check comes before the first value is written.
     mismatch = f"{os.fspath(path)!r} does not fit {type(model).__name__}"
     if targets and {*values} == {f"model.{name}" for name in targets}:
@@ -149,7 +160,10 @@ def load(
     nan = [name for name, value in matching.items() if bool(torch.isnan(value).any())]
 
     with _restored_on_failure(model, {name: targets[name] for name in matching}, parts, rng):
-        load_tensors(model, matching, _decays(model, saved))
+        try:
+            load_tensors(model, matching, _decays(model, saved))
+        except RefusedError as error:
+            raise ValueError(f"{mismatch}. {error}") from error
         outside = _out_of_bounds(model, saved)
         if outside:
             raise ValueError(f"{mismatch}. {_join_first(outside)}.")

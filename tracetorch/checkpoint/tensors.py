@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tracetorch.checkpoint.wrappers import plain
 from tracetorch.core.walk import hidden_modules, join_path
+from tracetorch.integers.loading import KnownSettings
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -39,6 +40,16 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
                 )
             named[full] = value
     return named
+
+
+def optional_names(model: nn.Module) -> list[str]:
+    """Return the names among :func:`named_tensors` that files of earlier versions lack."""
+    return [
+        plain(join_path(path, "_extra_state"))
+        for root, module in [("", model), *hidden_modules(model)]
+        for path, layer in module.named_modules(prefix=root, remove_duplicate=False)
+        if isinstance(layer, KnownSettings) and not layer.required
+    ]
 
 
 Constraints: TypeAlias = Mapping[str, Mapping[str, str]]

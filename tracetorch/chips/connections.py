@@ -19,7 +19,7 @@ from tracetorch.chips.chip import Chip
 from tracetorch.core.walk import join_path
 from tracetorch.integers.border import Quantize, SumPool1d, SumPool2d
 from tracetorch.integers.layers import Product
-from tracetorch.integers.ranges import is_node, terms_of, within
+from tracetorch.integers.ranges import is_node, terms_of
 from tracetorch.snn.delay import Delay, SynapticDelays
 from tracetorch.snn.model_graph import Node, compute, read_model
 from tracetorch.snn.neuron import has_step
@@ -114,7 +114,7 @@ class _Counter:
 
         def call(node: Node, args: Any, kwargs: Any) -> Any:
             if node.module is not None:
-                return self.module(node.module, within(path, node.path), args[0])
+                return self.module(node.module, join_path(path, node.path), args[0])
             if node.operation in ("mul", "mul_"):  # a factor of Add
                 return args[node.args.index(node.inputs[0])]
             return compute(node, args, kwargs)

@@ -23,7 +23,7 @@ from tracetorch.core.checks import check_count
 from tracetorch.integers.fixed_point import multiply
 from tracetorch.integers.layers import exactly
 from tracetorch.integers.leaky_integrator import integer_weight, scaled
-from tracetorch.integers.loading import WholeParameters
+from tracetorch.integers.loading import KnownSettings, Settings, WholeParameters
 from tracetorch.integers.ranges import ranges_of
 from tracetorch.integers.rounding import clamped, floor, round, straight_through  # noqa: A004
 from tracetorch.integers.width import check_between, check_choice, limits
@@ -144,7 +144,7 @@ class LIF(WholeParameters):
         return fired, u, v * (1 - fired)
 
 
-class Dense(nn.Module):
+class Dense(KnownSettings):
     """Connection of Loihi: weights of 8 bits and a shared exponent, behind spikes.
 
     ::
@@ -195,6 +195,15 @@ class Dense(nn.Module):
         nn.init.uniform_(self.weight, *((-bound, bound) if sign_mode == "mixed" else (0, bound)))
         if sign_mode == "inhibitory":
             self.weight.data.neg_()
+
+    def settings(self) -> Settings:
+        """Return what the weights mean."""
+        low, high = LOIHI.weight_exponent
+        return {
+            "exponent": (self.exponent, range(low, high + 1)),
+            "sign_mode": (self.sign_mode, get_args(SignMode)),
+            "weight_bits": (self.weight_bits, range(1, LOIHI.weight_bits + 1)),
+        }
 
     def integers(self) -> Tensor:
         """Return the weights as the chip has them, with the gradient of ``weight``."""

@@ -6,7 +6,7 @@ import difflib
 import math
 import numbers
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -111,29 +111,31 @@ def is_sharded(module: nn.Module) -> bool:
     return fsdp is not None and isinstance(module, fsdp.FSDPModule)
 
 
-def check_unsharded(model: nn.Module, by: str, *, loads: bool = False) -> None:
-    """Raise ``ValueError`` where this process may hold only a part of a tensor of ``model``.
-
-    The message names the function ``by`` that needs the whole; ``loads``: it writes to the model.
-    """
+def sharded_parts(model: nn.Module) -> Iterator[str]:
+    """Iterate over what of a model this process may hold only a part of, as messages begin."""
     # no tensor can be of a class whose module was never imported
     tensors = sys.modules.get("torch.distributed.tensor")
     if tensors is None and "torch.distributed.fsdp" not in sys.modules:
         return
     for path, module in named_modules(model):
-        sharded = [
-            f"{join_path(path, name)!r} is"
-            for name, tensor in (*module._parameters.items(), *module._buffers.items())
-            if tensors is not None and isinstance(tensor, tensors.DTensor)
-        ]
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensors is not None and isinstance(tensor, tensors.DTensor):
+                yield f"{join_path(path, name)!r} is"
         # between two passes the parameters of FSDP2 may be whole
         if is_sharded(module):
-            sharded.append(f"the parameters of {path or type(module).__name__!r} are")
-        if sharded:
-            raise ValueError(
-                f"{sharded[0]} sharded (DTensor, FSDP2): this process holds a part of it, and {by} "
-                f"needs all. {_SPREAD if loads else _GATHER}"
-            )
+            yield f"the parameters of {path or type(module).__name__!r} are"
+
+
+def check_unsharded(model: nn.Module, by: str, *, loads: bool = False) -> None:
+    """Raise ``ValueError`` where this process may hold only a part of a tensor of ``model``.
+
+    The message names the function ``by`` that needs the whole; ``loads``: it writes to the model.
+    """
+    for part in sharded_parts(model):
+        raise ValueError(
+            f"{part} sharded (DTensor, FSDP2): this process holds a part of it, and {by} needs "
+            f"all. {_SPREAD if loads else _GATHER}"
+        )
 
 
 _OPTIONS = "options=StateDictOptions(full_state_dict=True)"

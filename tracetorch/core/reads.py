@@ -9,10 +9,13 @@ closure that changes, a function edited in place. What else it reads could chang
 from __future__ import annotations
 
 import builtins
+import collections
+import dataclasses
 import dis
+import enum
 import functools
 import types
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -53,12 +56,18 @@ _UNUSED = (
     *("__init__", "__new__", "__post_init__", "__reduce__", "__replace__", "__repr__"),
     "__setattr__",
 )
+# where methods are from that are no one's own: ``dataclass`` writes some as text
+_MAKERS = ("collections", "dataclasses", "enum")
+_GETTERS = (types.MemberDescriptorType, type(vars(collections.namedtuple("_", "x"))["x"]))
 _DONE = {
+    "IS_OP": "compares by is",
     "MATCH_CLASS": "matches a class",
     "IMPORT_NAME": "imports",
     "LOAD_BUILD_CLASS": "makes a class",
     "TRY": "catches",
 }
+_SAME = ("IS_OP", "LOAD_GLOBAL")
+_NOTHING: Mapping[str, object] = types.MappingProxyType({})
 _WRITES = ("DELETE_ATTR", "DELETE_GLOBAL", "STORE_ATTR", "STORE_DEREF", "STORE_GLOBAL")
 
 
@@ -78,7 +87,7 @@ class Reads:
     def __init__(self, function: object, constants: Mapping[str, object] | None = None) -> None:
         # Compared by identity: what can be replaced in functions, and what names stand for.
         self.functions: list[tuple[types.FunctionType, types.CodeType, object, object]] = []
-        self.names: list[tuple[Callable[[str], object], str, object]] = []
+        self._bound_to: dict[tuple[Callable[[str], object], str], object] = {}
         self._parts: list[Hashable] = []
         self._visited: dict[types.FunctionType, int] = {}
         self._attributes: list[str] = []  # that code reads of values
@@ -95,6 +104,7 @@ class Reads:
             if name in self._unseen or name not in _READABLE | self._seen:
                 self._refuse(f"reads {name} of a value")
         self.key = tuple(self._parts)
+        self.names = [(*place, value) for place, value in self._bound_to.items()]
 
     def _refuse(self, what: str) -> None:
         self.beyond = self.beyond or what
@@ -103,10 +113,15 @@ class Reads:
         """Return what a name stands for, ``None`` for nothing, and note that it must stay."""
         try:
             value = get(name)
-        except ValueError:  # a closure that holds nothing yet
+        except (AttributeError, ValueError):  # a closure, or a slot, that holds nothing yet
             return self
-        self.names.append((get, name, value))
+        self._bound_to.setdefault((get, name), value)
         return value
+
+    def _attribute(self, holder: Any, name: str) -> Any:
+        """Return an attribute, such as a class or its bases, and note that it must stay."""
+        kind: Any = type if isinstance(holder, type) else object
+        return self._bound(kind.__getattribute__.__get__(holder), name)
 
     def _value(self, name: str, value: Any) -> None:
         """Note a value that is used as it is."""
@@ -115,7 +130,7 @@ class Reads:
             self._parts.append(value.hex())  # NaN equals itself, and -0.0 is not 0.0
         elif kind in _IMMUTABLE:
             self._parts.append((kind, value))
-        elif kind is tuple or (isinstance(value, tuple) and _root(kind.__module__) == "tracetorch"):
+        elif kind is tuple:
             self._parts.append(len(value))
             for part in value:
                 self._value(name, part)
@@ -126,11 +141,13 @@ class Reads:
             self._seen.update(_own_names(value))
         elif _is_apply(value):
             self._class(value.__self__)
-        elif _is_frozen(value):
-            self._seen.update(kind.__dataclass_fields__)
-            self._class(kind)
-            for field in kind.__dataclass_fields__:
-                self._value(f"{name}.{field}", self._bound(vars(value).get, field))
+        elif (fields := _fields(value)) is not None:
+            # a member of an enumeration is one object
+            self._parts.append(value if isinstance(value, enum.Enum) else None)
+            self._attribute(value, "__class__")
+            self._class(kind, fields, getattr(value, "__dict__", _NOTHING))
+            for field in fields:
+                self._value(f"{name}.{field}", self._attribute(value, field))
         else:
             self._refuse(f"reads {name} ({kind.__name__})")
 
@@ -185,44 +202,69 @@ class Reads:
 
     def _chain(self, text: str, value: Any, attributes: tuple[str, ...]) -> None:
         """Note a value that code reads as ``settings.rates.SLOPE``, from that of the first name."""
-        for name in attributes:
-            kind, text = type(value), f"{text}.{name}"
+        for place, name in enumerate(attributes):
+            kind = type(value)
+            if name == "is":  # one object for each, unlike numbers and sizes
+                if kind in (int, float, str, bytes, tuple):
+                    self._refuse(_DONE["IS_OP"])
+                break
+            self._attribute(value, "__class__")
             if kind is types.ModuleType and name in vars(value):
                 value = self._bound(vars(value).get, name)
+            elif kind is enum.EnumMeta and name in value.__members__:
+                self._bound(vars(value).get, name)
+                value = self._bound(value._member_map_.get, name)
             elif value is Tensor and hasattr(Tensor, name) and name not in (*_SIZES, *_MODES):
                 return
             elif kind is _META and name == "apply" and "apply" not in vars(value):
                 value = value.apply
             elif kind is type:
+                self._attribute(value, "__mro__")
                 raws = [self._bound(vars(base).get, name) for base in value.__mro__]
                 value = next((raw for raw in raws if raw is not None), kind)
                 value = value.__func__ if isinstance(value, staticmethod) else value
+            elif _fields(value) is not None:
+                self._attributes += [name for name in attributes[place:] if name != "is"]
+                break
             else:
-                self._refuse(f"reads {text}")
+                self._refuse(f"reads {text}.{name}")
                 return
+            text = f"{text}.{name}"
         self._value(text, value)
 
-    def _class(self, kind: type) -> None:
-        """Note the methods of a class of spike functions, and the numbers that it holds."""
+    def _class(
+        self, kind: type, fields: Iterable[str] = (), own: Mapping[str, object] = _NOTHING
+    ) -> None:
+        """Note the methods and numbers of a class; and of an object its fields, nothing else."""
         self._parts.append(kind)
+        self._attribute(kind, "__mro__")
+        self._seen.update(fields)
         for base in kind.__mro__:
-            if _root(base.__module__) in ("builtins", "torch", "tracetorch"):
+            if _root(base.__module__) in ("builtins", "enum", "torch", "tracetorch", "typing"):
                 self._seen.update(_own_names(base))
                 continue
-            if type(base) not in (type, _META):
+            if type(base) not in (type, _META, enum.EnumMeta):
                 self._refuse(f"reads {base.__name__}, a class with a metaclass")
             self._has_context = type(base) is _META
             for name, value in vars(base).items():
                 member = value.__func__ if isinstance(value, staticmethod) else value
                 is_function = type(member) is types.FunctionType
+                is_made = is_function and (
+                    member.__code__.co_filename == "<string>"
+                    or member.__globals__.get("__name__") in _MAKERS
+                )
+                is_value = type(member) in _GETTERS or not hasattr(type(member), "__get__")
                 if name.startswith("__") and name != "__call__":
-                    # a dataclass makes its own
-                    is_own = is_function and member.__code__.co_filename != "<string>"
-                    if is_own and name not in _UNUSED:
+                    if is_function and not is_made and name not in _UNUSED:
                         self._refuse(f"reads {base.__name__}.{name}")
+                elif name in fields and is_value:
+                    continue
+                elif is_made:
+                    self._unseen.add(name)
                 elif is_function or type(member) is float or type(member) in _IMMUTABLE:
                     self._seen.add(name)
                     self._bound(vars(base).get, name)
+                    self._bound(own.get, name)
                     self._value(f"{kind.__name__}.{name}", member)
                 else:
                     self._unseen.add(name)
@@ -244,7 +286,7 @@ def global_functions(layer: Any) -> tuple[tuple[str, ...], ...] | None:
     found: list[tuple[str, ...]] = []
     for get, name, value in reads.names:
         namespace: Any = get.__self__  # type: ignore[attr-defined]
-        if namespace is vars(builtins) or type(value) is types.ModuleType:
+        if namespace is vars(builtins) or name == "__class__" or type(value) is types.ModuleType:
             continue
         if type(namespace) is dict and _root(namespace.get("__name__")) in ("math", "torch"):
             continue
@@ -266,11 +308,20 @@ def _named(code: types.CodeType) -> tuple[tuple[str, str, tuple[str, ...]], ...]
     handlers = operations.count("PUSH_EXC_INFO") - operations.count("WITH_EXCEPT_START")
     if "SETUP_FINALLY" in operations or handlers > 0:
         found.append(("TRY", "exceptions", ()))
-    follows = False
+    follows, constant = False, 0
     for each in instructions:
         operation = each.opname.replace("METHOD", "ATTR")  # before Python 3.12
-        if operation == "LOAD_ATTR" and follows:
-            found[-1] = (*found[-1][:2], (*found[-1][2], each.argval))
+        follows = follows and not each.is_jump_target  # where another value may arrive
+        last, constant = constant, each.argval if operation == "LOAD_CONST" else 0
+        if (
+            operation == "IS_OP"
+            and not each.is_jump_target
+            and (last is None or type(last) is bool)
+        ):
+            continue
+        if follows and (operation == "LOAD_ATTR" or (operation, found[-1][0]) == _SAME):
+            name = each.argval if operation == "LOAD_ATTR" else "is"
+            found[-1] = (*found[-1][:2], (*found[-1][2], name))
             continue
         follows = operation in ("LOAD_GLOBAL", "LOAD_DEREF")
         if follows or operation in ("LOAD_ATTR", *_WRITES, *_DONE):
@@ -318,10 +369,21 @@ def _is_apply(value: Any) -> bool:
     )
 
 
-def _is_frozen(value: object) -> bool:
-    """Whether a value is a frozen dataclass that holds its fields and nothing else."""
-    fields = getattr(type(value), "__dataclass_fields__", None)
-    if fields is None or not type(value).__dataclass_params__.frozen:  # type: ignore[attr-defined]
-        return False
-    plain = all(base is object or base.__module__ != "builtins" for base in type(value).__mro__)
-    return plain and bool(getattr(value, "__dict__", {}).keys() == fields.keys())
+def _fields(value: Any) -> list[str] | None:
+    """Return the names of all that an immutable object holds, ``None`` where there may be more.
+
+    It is a frozen dataclass, a named tuple, or a member of an enumeration.
+    """
+    kind, own = type(value), getattr(value, "__dict__", {}).keys()
+    plain: tuple[type, ...] = (object,)
+    if isinstance(value, enum.Enum):
+        own = {"name", "value"}.union(name for name in own if name[0] != "_")
+        fields, plain = sorted(own), (object, int, float, str)
+    elif isinstance(value, tuple) and hasattr(kind, "_fields"):
+        fields, plain = list(kind._fields), (object, tuple)
+    elif dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        fields = [field.name for field in dataclasses.fields(value)]
+    else:
+        return None
+    is_plain = all(base in plain for base in kind.__mro__ if base.__module__ == "builtins")
+    return fields if is_plain and own <= set(fields) else None

@@ -97,7 +97,21 @@ class Snapshot:
             module.training = training
 
 
-class _Values:
+class Values:
+    """The values of some tensors, to write them back."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        writable = torch.is_inference_mode_enabled()  # tensors of inference, else they are not
+        kept = {id(t): t for t in tensors if not t.is_meta and (writable or not t.is_inference())}
+        self.values = [(t, t.detach().clone()) for t in kept.values()]
+
+    def restore(self) -> None:
+        """Write the values of the tensors."""
+        for tensor, value in self.values:
+            set_values(tensor, value)
+
+
+class _ModelValues(Values):
     """The values and gradients of the tensors of a model.
 
     Tensors in attributes and containers are among them: a model may change them in place.
@@ -107,14 +121,13 @@ class _Values:
         registered = [
             t for _, m in before.found.modules for t in (*m.parameters(False), *m.buffers(False))
         ]
-        tensors = {id(t): t for t in (*registered, *(t for _, t in before.found.tensors))}
-        kept = [t for t in tensors.values() if not (t.is_inference() or t.is_meta)]
-        self.values = [(t, t.detach().clone()) for t in kept]
-        self.leaves = [(t, t.grad, t.requires_grad) for t in kept if t.is_leaf]
+        super().__init__((*registered, *(t for _, t in before.found.tensors)))
+        leaves = [t for t, _ in self.values if t.is_leaf and not t.is_inference()]
+        self.leaves = [(t, t.grad, t.requires_grad) for t in leaves]
 
     def restore(self) -> None:
-        for tensor, value in self.values:
-            set_values(tensor, value)
+        """Write values and gradients."""
+        super().restore()
         for tensor, grad, requires_grad in self.leaves:
             tensor.grad = grad
             if tensor.requires_grad is not requires_grad:
@@ -122,12 +135,14 @@ class _Values:
 
 
 def set_values(tensor: Tensor, values: Tensor) -> None:
-    """Write the values of a tensor, only where they differ: a graph may be waiting for them."""
-    with torch.no_grad():
-        strided = tensor.layout is torch.strided and not tensor.is_nested
-        same = strided and tensor.shape == values.shape and _same_bytes(tensor.detach(), values)
-        if not same:
-            tensor.copy_(values)
+    """Write the values of a tensor, only where they differ: a graph may be waiting for them.
+
+    It is the graph of when they were these values, so that the write is not counted.
+    """
+    strided = tensor.layout is torch.strided and not tensor.is_nested
+    same = strided and tensor.shape == values.shape and _same_bytes(tensor.detach(), values)
+    if not same:
+        tensor.data.copy_(values)
 
 
 def _same_bytes(one: Tensor, other: Tensor) -> bool:
@@ -165,7 +180,7 @@ def restored(
         training: the mode of every module within the block; ``None`` leaves it.
     """
     before = Snapshot(model)
-    values = _Values(before) if tensors else None
+    values = _ModelValues(before) if tensors else None
     cuda = {t.device.index for t, _ in values.values if t.is_cuda} if values is not None else set()
     with random_restored(cuda) if tensors else nullcontext():
         try:
@@ -197,10 +212,9 @@ def random_restored(devices: Collection[int | None]) -> Iterator[None]:
 @contextmanager
 def restored_on_error(tensors: Iterable[Tensor]) -> Iterator[None]:
     """Give tensors the values that they had before a block, where the block fails."""
-    saved = [(tensor, tensor.detach().clone()) for tensor in tensors]
+    before = Values(tensors)
     try:
         yield
     except BaseException:
-        for tensor, value in saved:
-            set_values(tensor, value)
+        before.restore()
         raise

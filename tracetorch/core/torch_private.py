@@ -107,6 +107,12 @@ BatchNormBase = nn.modules.batchnorm._NormBase
 """Base class of batch and instance norms, lazy and synchronised ones too."""
 
 
+def functions_on(on: bool) -> Any:
+    """Return a context in which modes of functions run, or do not, whatever is around it."""
+    private: Any = torch._C
+    return private._EnableTorchFunction() if on else private.DisableTorchFunction()
+
+
 @contextmanager
 def global_modes_off() -> Iterator[None]:
     """Run a block as outside of all modes: what it finds is remembered, and holds without them.
@@ -116,7 +122,7 @@ def global_modes_off() -> Iterator[None]:
     anomalies, which is one switch for all threads and so is touched only where it is on.
     """
     with ExitStack() as stack:
-        stack.enter_context(torch._C.DisableTorchFunction())
+        stack.enter_context(functions_on(False))
         stack.enter_context(temporarily_clear_interpreter_stack())
         stack.enter_context(_disable_current_modes())
         for kind in ("cpu", "cuda"):

@@ -228,8 +228,8 @@ def walk(root: object, *, closed: type[nn.Module] | None = None) -> Walk:
 
 
 def join_path(path: str, name: str) -> str:
-    """Return the dotted path of a part; the path of the root is empty."""
-    return f"{path}.{name}" if path else name
+    """Return the dotted path of a part; the path of the root, and of the part itself, is empty."""
+    return f"{path}.{name}" if path and name else path or name
 
 
 def named_modules(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from tracetorch.core.checks import check_flag, check_positive
 from tracetorch.integers.layers import as_sizes, exactly
+from tracetorch.integers.loading import CheckedLoading, KnownSettings, Settings
 from tracetorch.integers.rounding import round  # noqa: A004
 from tracetorch.integers.width import limits, saturate
 
 
-class Quantize(nn.Module):
+class Quantize(KnownSettings):
     """Make integers of real numbers: the border at which an integer network begins.
 
     ::
@@ -43,6 +44,17 @@ class Quantize(nn.Module):
         self.register_buffer("scale", torch.tensor(check_positive("scale", scale)))
         self.bits, self.signed = bits, check_flag("signed", signed)
 
+    def settings(self) -> Settings:
+        """Return what ends the numbers have."""
+        return {"bits": (self.bits, range(1, 54)), "signed": (self.signed, (False, True))}
+
+    def objections(self, given: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+        """Yield the name of each tensor that the layer cannot have, and why."""
+        scale = given.get("scale", self.scale)
+        if not scale.is_meta and not bool(((scale > 0) & scale.isfinite()).all()):
+            yield "scale", f"holds {scale.flatten()[0]:g}, and a scale is positive and finite."
+        yield from super().objections(given)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the integers."""
         return saturate(round(x / self.scale.to(x.dtype)), self.bits, signed=self.signed)
@@ -52,7 +64,7 @@ class Quantize(nn.Module):
         return f"{float(self.scale):g}, bits={self.bits}, signed={self.signed}"
 
 
-class Add(nn.Module):
+class Add(CheckedLoading):
     """Add two branches of integers, each brought to the unit that the sum has.
 
     ::
@@ -88,6 +100,12 @@ class Add(nn.Module):
         """Take the factors of a ``state_dict``."""
         first, second = state.tolist()
         self.factors = first, second
+
+    def objections(self, given: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+        """Yield the name of each tensor that the layer cannot have, and why."""
+        factors = given.get("_extra_state", torch.zeros(2))
+        if factors.numel() != 2 or not torch.equal(factors, factors.round()):
+            yield "_extra_state", f"holds {factors.tolist()}, and the factors are two integers."
 
     def extra_repr(self) -> str:
         """Return the factors, for ``repr``."""

@@ -52,6 +52,7 @@ class IntegerDelays(CheckedLoading, SynapticDelays):
         """Yield the name of each tensor that the layer cannot have, and why."""
         if "raw_delay" in given and "raw_delay" in self._buffers:
             yield from off_range("raw_delay", given["raw_delay"], 0, self.max_delay)
+        yield from super().objections(given)
 
     @property
     def _integers(self) -> Product:

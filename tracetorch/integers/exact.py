@@ -45,7 +45,7 @@ def prove(
         True
     """
     step = StepRanges(layer, ndim, dtype)
-    return invariant(step.starts, lambda states: step.bounds(inputs, states))[0]
+    return invariant(step.starts, lambda states, _: step.bounds(inputs, states))[0]
 
 
 def check_exact(model: nn.Module, x: Tensor) -> dict[str, dict[str, Interval]]:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tracetorch.core.checks import check_count, check_flag, check_integer
 from tracetorch.core.docstrings import SharedDescriptions
-from tracetorch.integers.loading import CheckedLoading, off_range
+from tracetorch.integers.loading import KnownSettings, Settings, off_range
 from tracetorch.integers.width import check_between, limits
 
 _MOST_SHIFT = 16
@@ -80,11 +80,12 @@ def rounds_factors(device: str) -> bool:
     return any(scope.fp32_precision not in ("none", "ieee") for scope in scopes)
 
 
-class Product(CheckedLoading):
+class Product(KnownSettings):
     """Base of products with integer weights, of a ``shape`` with the outputs first."""
 
     weight: Tensor
     bias: Tensor | None
+    required, taken = 2, ("shift",)
 
     def __init__(self, shape: tuple[int, ...], bias: bool, shift: int, weight_bits: int) -> None:
         super().__init__()
@@ -99,27 +100,19 @@ class Product(CheckedLoading):
         """Return the sum of products, without shift and bias."""
         raise NotImplementedError
 
-    def get_extra_state(self) -> Tensor:
-        """Return shift and width for ``state_dict``: without them weights mean something else."""
-        return torch.tensor([self.shift, self.weight_bits], device="cpu")
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Take the shift of a ``state_dict``."""
-        self.shift = int(state[0])
+    def settings(self) -> Settings:
+        """Return what the weights mean: shift and width."""
+        return {
+            "shift": (self.shift, range(_MOST_SHIFT + 1)),
+            "weight_bits": (self.weight_bits, range(2, 17)),
+        }
 
     def objections(self, given: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
         """Yield the name of each tensor that the layer cannot have, and why."""
-        if "_extra_state" in given:
-            shift, bits = given["_extra_state"].tolist()
-            if bits != self.weight_bits or not 0 <= shift <= _MOST_SHIFT:
-                yield (
-                    "_extra_state",
-                    f"weights of {bits} bits shifted by {shift}, and the layer has weights of "
-                    f"{self.weight_bits}, shifted by 0 to {_MOST_SHIFT}.",
-                )
         for name, bits in (("weight", self.weight_bits), ("bias", 32)):
             if name in given and name in self._buffers:
                 yield from off_range(name, given[name], *limits(bits))
+        yield from super().objections(given)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the product, shifted, and the bias added."""

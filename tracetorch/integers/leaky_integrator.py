@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
@@ -10,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tracetorch.core.checks import check_flag, check_positive
-from tracetorch.integers.fixed_point import Leak, Multiplier, Shift, multiply
-from tracetorch.integers.loading import WholeParameters
+from tracetorch.integers.fixed_point import Leak, Multiplier, Rounding, Shift, multiply
+from tracetorch.integers.loading import KnownSettings, Settings, WholeParameters
 from tracetorch.integers.rounding import round  # noqa: A004
 from tracetorch.integers.width import check_between, check_choice, limits, saturate, wrap
 from tracetorch.snn.leaky_integrator import Reset, states_of_parts
@@ -31,7 +30,7 @@ _LARGEST = 2**31 - 1
 _FLOAT32_BITS = 24  # the widest state in float32, and sums of two
 
 
-class LeakyIntegrator(WholeParameters):
+class LeakyIntegrator(KnownSettings, WholeParameters):
     """Leaky integrator of integers: every one of the twelve layers, as integer hardware runs it.
 
     Parts in [brackets] exist only where their argument is given. ``H(u) = 1 if u > 0 else 0``;
@@ -98,6 +97,7 @@ class LeakyIntegrator(WholeParameters):
 
     states: ClassVar[tuple[str, ...]] = ("mem", "syn", "rec", "prev_output")
     rec_weight_fraction: int
+    required, taken = 1, ("rec_weight_fraction",)
 
     def __init__(
         self,
@@ -174,28 +174,23 @@ class LeakyIntegrator(WholeParameters):
         """``mem``, with a synapse ``syn``, with recurrence ``rec`` and ``prev_output``."""
         return states_of_parts(self._declared.constraints)
 
-    def get_extra_state(self) -> Tensor:
-        """Return what the tensors of ``state_dict`` mean: binary point, widths of states, decays.
+    def settings(self) -> Settings:
+        """Return what the numbers mean: binary point and width, and how they decay and end.
 
-        Those of a shift have none, 0.
+        A decay by a shift has no bits, 0.
         """
-        bits = self.decay_by.bits if isinstance(self.decay_by, Multiplier) else 0
-        return torch.tensor([self.rec_weight_fraction, self.state_bits, bits], device="cpu")
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Take the binary point of the ``rec_weight`` of a ``state_dict``."""
-        self.rec_weight_fraction = int(state.flatten()[0])
-
-    def objections(self, given: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
-        """Yield the name of each tensor that the layer cannot have, and why."""
-        own = self.get_extra_state()[1:].tolist()
-        # files of earlier versions hold the binary point alone
-        theirs = given.get("_extra_state", torch.zeros(1)).flatten()[1:].tolist() or own
-        for what, mine, other in zip(("states", "decays"), own, theirs, strict=True):
-            if mine != other:
-                bits = [f"{each} bits" if each else "shifts" for each in (other, mine)]
-                yield "_extra_state", f"{what} of {bits[0]}, and the layer has {what} of {bits[1]}."
-        yield from super().objections(given)
+        decay, flags = self.decay_by, (False, True)
+        bits = decay.bits if isinstance(decay, Multiplier) else 0
+        return {
+            "rec_weight_fraction": (self.rec_weight_fraction, range(17)),
+            "state_bits": (self.state_bits, range(4, 33)),
+            "bits of decay": (bits, range(17)),
+            "rounding of decay": (decay.rounding, get_args(Rounding)),
+            "overflow": (self.overflow, get_args(Overflow)),
+            "reset": (self.reset, get_args(Reset)),
+            **{name: (getattr(self, name), flags) for name in ("alpha_ema", "beta_ema")},
+            "gamma_ema": (self.gamma_ema, flags),
+        }
 
     @staticmethod
     def step(  # noqa: D102 (the equations stand in the class)

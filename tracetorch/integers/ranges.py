@@ -9,27 +9,27 @@ grow until nothing grows any more, those of all layers together.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from tracetorch.core.torch_private import pytree
 from tracetorch.core.walk import join_path
 from tracetorch.fuse.dispatch.plans import program_of
 from tracetorch.fuse.ir.graph import Builder, Graph, Unfusable
 from tracetorch.fuse.ir.intervals import (
-    MOST_EXACT,
     Bounds,
     Interval,
     bounds,
+    check_reach,
     constant,
     hull,
+    interval_of,
     invariant,
     overall,
     weighted_sums,
@@ -41,7 +41,7 @@ from tracetorch.integers.border import Quantize, SumPool
 from tracetorch.integers.width import limits
 from tracetorch.snn.delay import Delay, SynapticDelays
 from tracetorch.snn.dropout import LockedDropout
-from tracetorch.snn.model_graph import ModelGraph, Node, is_layer, read_model
+from tracetorch.snn.model_graph import ModelGraph, Node, is_layer, label, read_model
 from tracetorch.snn.neuron import Neuron, beside_step, has_step
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.sequence_layer import ARITHMETIC_DTYPE
@@ -62,26 +62,35 @@ _COMPARISONS = {"gt", "ge", "lt", "le", "eq", "ne", "logical_and", "logical_or",
 _NAMES = {"min": "low", "max": "high"}  # of arguments that a rule calls otherwise
 
 Key = tuple[str, str]  # path of a layer, name of a state
+Given = Mapping[str, Interval]
+Place = TypeVar("Place", bound=Hashable)
 
 
 class Ranges(NamedTuple):
-    """Proof about a model: by path the bounds of every neuron layer's step, and of its inputs."""
+    """Table of all intervals that are proved of a model, by the path of a module.
+
+    What is called several times in a step has the smallest interval that holds all of its calls.
+
+    Args:
+        steps: of every neuron layer the intervals of its step, :class:`Bounds`: ``lines``,
+            ``outputs`` and next states.
+        inputs: of every neuron layer those of its inputs, by name.
+        sums: of every product that of a register that adds weights times inputs up, in any order,
+            before its shift and its bias.
+        outputs: of every module that of what it returns.
+    """
 
     steps: dict[str, Bounds]
-    inputs: dict[str, dict[str, Interval]]
-
-
-class _Step(NamedTuple):
-    """States that a step over intervals reads, those that it leaves, and what it finds."""
-
-    states: Mapping[Key, Interval]
-    ends: dict[Key, Interval]
-    found: Ranges
-    check: bool
+    inputs: dict[str, Given]
+    sums: dict[str, Interval]
+    outputs: dict[str, Interval]
 
 
 def ranges_of(model: nn.Module, x: Tensor) -> Ranges:
-    """Return the ranges of a model for inputs in the range of a sample and zero.
+    """Return the intervals of a model's sums and steps, for inputs in the range of a sample or 0.
+
+    This is the one table of them, over any number of steps, that proofs, chips and circuits read;
+    :func:`tracetorch.export.c_code.widths.found_widths` is that of a traced program's arrays.
 
     Args:
         model: nothing of it changes.
@@ -96,24 +105,7 @@ def ranges_of(model: nn.Module, x: Tensor) -> Ranges:
         raise TypeError(f"x must hold its integers in floats, got {x.dtype}: x.float().")
     read = _Model(model, x[0])
     values = with_zero(interval_of(x))
-
-    def step(states: Mapping[Key, Interval], check: bool = False) -> Any:
-        run = _Step(states, {}, Ranges({}, {}), check)
-        read.run("", [values], run)
-        return run.found, run.ends
-
-    _, states = invariant(read.starts, step)
-    found: Ranges = step(states, check=True)[0]
-    return found
-
-
-def interval_of(values: Tensor) -> Interval:
-    """Return the range of the values of a tensor, and whether they are integers."""
-    values = values.detach().double()
-    if not bool(torch.isfinite(values).all()):
-        return Interval(-math.inf, math.inf, -math.inf)
-    step = 0.0 if torch.equal(values, values.round()) else -math.inf
-    return Interval(float(values.min()), float(values.max()), step)
+    return invariant(read.starts, lambda states, last: read.step(values, states, last))[0]
 
 
 class StepRanges:
@@ -136,17 +128,16 @@ class StepRanges:
         except Unfusable as reason:
             raise ValueError(f"{layer._label()} cannot be proved exact: {reason}.") from None
         self.graph, self.known = program.forward, dict[str, Interval]()
-        for name in program.params:  # each neuron has its own
-            numbers = kwargs[name].detach().double().flatten().numpy(force=True)
+        for name, value in zip(program.params, program.tensors(kwargs), strict=True):
+            # each neuron has its own
+            numbers = value.detach().double().flatten().numpy(force=True)
             whole = np.where(numbers == numbers.round(), 0.0, -math.inf)
             self.known[f"p_{name}"] = Interval(numbers, numbers, whole)
         values = {name: getattr(layer, f"initial_{name}", None) for name in self.cell.active}
         zero = torch.zeros(1)
         self.starts = {n: interval_of(zero if v is None else v) for n, v in values.items()}
 
-    def bounds(
-        self, inputs: Mapping[str, Interval], states: Mapping[str, Interval]
-    ) -> tuple[Bounds, dict[str, Interval]]:
+    def bounds(self, inputs: Given, states: Given) -> tuple[Bounds, dict[str, Interval]]:
         """Return the intervals of every line, for inputs and states in some; the states' next."""
         names = zip(input_names(self.cell), self.cell.inputs, strict=True)
         read = self.known | {in_graph: inputs[name] for in_graph, name in names}
@@ -179,7 +170,7 @@ class _Model:
         """Read a module, and what is inside of it."""
         graph = self.graphs[path] = read_model(module, x, is_leaf=is_node)
         for node in graph.nodes:
-            layer, inner = node.module, within(path, node.path)
+            layer, inner = node.module, join_path(path, node.path)
             if isinstance(layer, Recurrent):
                 self.starts[inner, "prev_output"] = Interval(0.0, 0.0)
                 for name, of in (("neuron", node.inputs[0]), ("connection", node)):
@@ -189,118 +180,108 @@ class _Model:
                 made = self.steps[inner] = StepRanges(layer, len(node.shape or ()), self.dtype)
                 self.starts |= {(inner, name): each for name, each in made.starts.items()}
 
-    def run(self, path: str, inputs: list[Interval], step: _Step) -> Interval:
+    def step(
+        self, x: Interval, states: Mapping[Key, Interval], check: bool
+    ) -> tuple[Ranges, dict[Key, Interval]]:
+        """Return what a step computes, and the states that it leaves; raise, if ``check``."""
+        # a layer that is called again in a step goes on from where it was left
+        self.states, self.check, self.found = dict(states), check, Ranges({}, {}, {}, {})
+        self.run("", x)
+        return self.found, self.states
+
+    def run(self, path: str, x: Interval) -> Interval:
         """Return the interval of the output of a module that was read."""
-        graph = self.graphs[path]
-        values = dict(zip(graph.inputs, inputs, strict=True))
-        for node in graph.nodes[len(inputs) :]:
+
+        def call(node: Node, args: Any, kwargs: Any) -> Interval:
             if node.module is None:
-                values[node] = self.function(node, values, step)
-                continue
-            here, own = within(path, node.path), type(node.module).forward
-            if not own.__module__.startswith(("tracetorch.", "torch.")):
-                raise ValueError(f"{_label(here, node.module)} has a forward of its own: no rule.")
+                return self.function(node, args, kwargs)
+            here = join_path(path, node.path)
+            place = label(here, node.module)
+            if not type(node.module).forward.__module__.startswith(("tracetorch.", "torch.")):
+                raise ValueError(f"{place} has a forward of its own: no rule.")
             names = getattr(node.module, "inputs", ("x",))
-            given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-            ranges = {
-                name: values[each] if isinstance(each, Node) else interval_of(each)
-                for name, each in given.items()
-            }
-            values[node] = self.module(here, node.module, ranges, step)
-            self.check(_label(here, node.module), values[node], step)
-        return reduce(hull, (values[each] for each in pytree.tree_leaves(graph.output)))
+            given = {**dict(zip(names, args, strict=False)), **kwargs}
+            given = {name: _interval(each) for name, each in given.items()}
+            found = self.module(here, place, node.module, given)
+            self.check_reach(place, found)
+            _add(self.found.outputs, here, found)
+            return found
 
-    def check(self, place: str, value: Interval, step: _Step, reached: float = 0.0) -> None:
+        output = self.graphs[path].run(x, call=call)
+        return reduce(hull, map(_interval, pytree.tree_leaves(output)))
+
+    def check_reach(self, place: str, reached: Interval) -> None:
         """Raise where integers may be rounded."""
-        reached, most = max(reached, value.magnitude), MOST_EXACT[self.dtype]
-        if step.check and not np.isneginf(value.step) and not reached <= most:
-            raise ValueError(
-                f"{place} can reach {reached:.0f}, and {self.dtype} holds every "
-                f"integer up to {most:.0f} only. Give x.double(), and model.double()."
-            )
+        if self.check:
+            check_reach(place, reached, self.dtype)
 
-    def module(
-        self, path: str, module: Any, given: Mapping[str, Interval], step: _Step
-    ) -> Interval:
+    def module(self, path: str, place: str, module: Any, given: Given) -> Interval:
         """Return the interval of what a module returns."""
         if has_step(module):
-            return self.neuron(path, module, given, step)
+            return self.neuron(path, place, module, given)
         (source,) = given.values()
         if isinstance(module, Recurrent):
             key = path, "prev_output"
-            before = step.ends.get(key, step.states[key])
-            fed = self.run(join_path(path, "connection"), [before], step)
+            fed = self.run(join_path(path, "connection"), self.states[key])
             ends = source.low + fed.low, source.high + fed.high
             drive = Interval(*ends, step=np.minimum(source.step, fed.step))
-            self.check(_label(path, module), drive, step)
-            step.ends[key] = self.run(join_path(path, "neuron"), [drive], step)
-            return step.ends[key]
+            self.check_reach(place, drive)
+            self.states[key] = self.run(join_path(path, "neuron"), drive)
+            return self.states[key]
         if isinstance(module, (*_PRODUCTS, SynapticDelays)) or hasattr(module, "terms"):
-            return self.sums(path, module, source, step)
+            return self.sums(path, place, module, source)
         if isinstance(module, Delay):
             whole = interval_of(module.delay).step == 0 and module.sigma == 0
-            self.check_whole(path, module, source if whole else Interval(0, 1, -math.inf), step)
+            self.check_whole(place, source if whole else Interval(0, 1, -math.inf))
             return with_zero(source)
         found = _plain(module, source)
         if found is None:
             average = isinstance(module, nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d)
             raise ValueError(
-                f"{_label(path, module)} averages, and an average is no integer. Sum, "
-                "tt.integers.SumPool2d."
+                f"{place} averages, and an average is no integer. Sum, tt.integers.SumPool2d."
                 if average
-                else f"{_label(path, module)} has no rule of ranges: nothing is proved of what it "
-                "returns. Prove neuron layers one by one, tt.integers.prove."
+                else f"{place} has no rule of ranges: nothing is proved of what it returns. Prove "
+                "neuron layers one by one, tt.integers.prove."
             )
         return found
 
-    def neuron(
-        self, path: str, layer: Neuron, inputs: Mapping[str, Interval], step: _Step
-    ) -> Interval:
+    def neuron(self, path: str, place: str, layer: Neuron, inputs: Given) -> Interval:
         """Return the interval of the output of a neuron layer."""
-        label, beside = _label(path, layer), beside_step(layer)
         missing = [name for name in layer.inputs if name not in inputs]
+        beside = beside_step(layer)
         if missing or beside is not None:
             what = beside or f"computes {', '.join(missing)} itself"
-            raise ValueError(f"{label} {what}, which is not proved.")
-        for name, each in inputs.items() if step.check else ():
-            if not np.min(each.step) >= 0:
-                raise ValueError(
-                    f"{label} gets {name} that is no integer. Scale and round what comes before, "
-                    "tt.integers.round(scale * x)."
-                )
-        keys = {name: (path, name) for name in layer.cell.active}
-        # one that is called again in a step goes on from where it was left
-        states = {name: step.ends.get(key, step.states[key]) for name, key in keys.items()}
+            raise ValueError(f"{place} {what}, which is not proved.")
+        for name, each in inputs.items():
+            self.check_whole(place, each, f"gets {name} that")
+        states = {name: self.states[path, name] for name in layer.cell.active}
         found, ends = self.steps[path].bounds(inputs, states)
-        step.ends.update({(path, name): end for name, end in ends.items()})
-        if step.check and not found.exact:
+        self.states.update({(path, name): end for name, end in ends.items()})
+        if self.check and not found.exact:
             raise ValueError(
-                f"{label} is not exact in {self.dtype} for inputs up to "
+                f"{place} is not exact in {self.dtype} for inputs up to "
                 f"{max(each.magnitude for each in inputs.values()):.0f}: {found.fault}. Give fewer "
                 "bits, smaller inputs, or x.double() and model.double()."
             )
         output = overall(found.outputs["output"])
-        if path in step.found.steps:
-            earlier = step.found.steps[path].outputs
-            outputs = {name: hull(each, earlier[name]) for name, each in found.outputs.items()}
-            found = replace(found, outputs=outputs)
-            inputs = {
-                name: hull(each, step.found.inputs[path][name]) for name, each in inputs.items()
-            }
-        step.found.steps[path], step.found.inputs[path] = found, dict(inputs)
+        if path in self.found.steps:
+            found = _union(self.found.steps[path], found)
+            inputs = {n: hull(each, self.found.inputs[path][n]) for n, each in inputs.items()}
+        self.found.steps[path], self.found.inputs[path] = found, inputs
         return output
 
-    def check_whole(self, path: str, module: nn.Module, value: Interval, step: _Step) -> None:
+    def check_whole(
+        self, place: str, value: Interval, what: str = "gets, holds or returns what"
+    ) -> None:
         """Raise where a module gets or holds what is no integer."""
-        if step.check and not np.min(value.step) >= 0:
+        if self.check and not np.min(value.step) >= 0:
             raise ValueError(
-                f"{_label(path, module)} gets, holds or returns what is no integer. Scale and "
-                "round it, tt.integers.round(scale * x)."
+                f"{place} {what} is no integer. Scale and round it, tt.integers.round(scale * x)."
             )
 
-    def sums(self, path: str, module: Any, source: Interval, step: _Step) -> Interval:
+    def sums(self, path: str, place: str, module: Any, source: Interval) -> Interval:
         """Return the interval of sums of products, those on the way checked."""
-        self.check_whole(path, module, source, step)
+        self.check_whole(place, source)
         product = module
         if isinstance(module, SynapticDelays):
             product, source = module.product, with_zero(source)
@@ -309,51 +290,67 @@ class _Model:
             weight = module.kernel_of(torch.float64)
         for each in (weight, bias):
             if each is not None:
-                self.check_whole(path, module, interval_of(each), step)
+                self.check_whole(place, interval_of(each))
         plain, reached = weighted_sums(weight, None, source)
-        self.check(_label(path, module), plain, step, reached)
+        self.check_reach(place, reached)
+        _add(self.found.sums, path, reached)
         if shift < 0:
             return mapped(plain, lambda x: np.floor(x * 2.0**shift), 0.0)
         found, reached = weighted_sums(weight.double() * 2.0**shift, bias, source)
-        self.check(_label(path, module), found, step, reached)
+        self.check_reach(place, reached)
         return found
 
-    def function(self, node: Node, values: Mapping[Node, Interval], step: _Step) -> Interval:
+    def function(self, node: Node, args: Any, kwargs: Any) -> Interval:
         """Return the interval of what a function between modules returns."""
-        name = node.operation.removesuffix("_")
+        name, place = node.operation.removesuffix("_"), node.place
         if name in _SHAPES:
-            given = pytree.tree_leaves((node.args, node.kwargs))
-            ranges = [interval_of(each) for each in given if isinstance(each, Tensor)]
-            found = reduce(hull, [*ranges, *(values[each] for each in node.inputs)])
-            self.check(node.place, found, step)
+            given = pytree.tree_leaves((args, kwargs))
+            ranges = [_interval(each) for each in given if isinstance(each, Interval | Tensor)]
+            found = reduce(hull, ranges)
+            self.check_reach(place, found)
             return found
         builder, reads = Builder(), dict[str, Interval]()
 
         def operand(given: Any) -> Any:
-            if not isinstance(given, Node | Tensor):
+            if not isinstance(given, Interval | Tensor):
                 return given
-            label = f"r{len(reads)}"
-            reads[label] = values[given] if isinstance(given, Node) else interval_of(given)
-            return label
+            reads[f"r{len(reads)}"] = _interval(given)
+            return f"r{len(reads) - 1}"
 
-        args, kwargs = pytree.tree_map(
-            operand, (node.args, node.kwargs), is_leaf=lambda each: isinstance(each, Node)
-        )
+        args, kwargs = pytree.tree_map(operand, (args, kwargs))
         kwargs = {_NAMES.get(key, key): each for key, each in kwargs.items()}
         try:
             value = lower(builder, name, name in _COMPARISONS, args, kwargs)
             graph = Graph(tuple(builder.lines), {"output": value})
-            found_bounds = bounds(graph, reads, self.dtype)
+            proved = bounds(graph, reads, self.dtype)
         except (Unfusable, ValueError) as reason:
             raise ValueError(
-                f"{node.place} has no rule of ranges, so that nothing is proved of what it "
-                f"returns: {reason}."
+                f"{place} has no rule of ranges, so that nothing is proved of what it returns: "
+                f"{reason}."
             ) from None
-        found = overall(found_bounds.outputs["output"])
-        self.check(node.place, found, step)
-        if step.check and not found_bounds.exact:
-            raise ValueError(f"{node.place} is not exact in {self.dtype}: {found_bounds.fault}.")
+        found = overall(proved.outputs["output"])
+        self.check_reach(place, found)
+        if self.check and not proved.exact:
+            raise ValueError(f"{place} is not exact in {self.dtype}: {proved.fault}.")
         return found
+
+
+def _interval(given: Any) -> Interval:
+    return given if isinstance(given, Interval) else interval_of(given)
+
+
+def _add(table: dict[Place, Interval], key: Place, found: Interval) -> None:
+    """Enter an interval in a table, beside what is there."""
+    table[key] = hull(table[key], found) if key in table else found
+
+
+def _union(one: Bounds, other: Bounds) -> Bounds:
+    """Return the intervals of two calls of one step."""
+    pairs = zip(one.lines, other.lines, strict=True)
+    lines = tuple((line, hull(first, second)) for (line, first), (_, second) in pairs)
+    outputs = {name: hull(each, other.outputs[name]) for name, each in one.outputs.items()}
+    inputs = {name: hull(each, other.inputs[name]) for name, each in one.inputs.items()}
+    return replace(one, lines=lines, outputs=outputs, inputs=inputs)
 
 
 def _plain(module: Any, source: Interval) -> Interval | None:
@@ -381,21 +378,9 @@ def mapped(x: Interval, function: Callable[[Any], Any], step: Any) -> Interval:
     return Interval(float(function(x.low)), float(function(x.high)), step)
 
 
-def within(path: str, inner: str) -> str:
-    """Return the path of a module by that of one around it; either may be empty."""
-    return join_path(path, inner) if inner else path
-
-
 def terms_of(product: Any) -> tuple[Tensor, Tensor | None, int]:
     """Return the weights, the bias and the shift of a product."""
     if isinstance(product, _PRODUCTS):
         return product.weight, product.bias, 0
     found: tuple[Tensor, Tensor | None, int] = product.terms()
     return found
-
-
-def _label(path: str, module: nn.Module) -> str:
-    kind: Any = type(module)
-    if is_parametrized(module):
-        kind = kind.__base__
-    return f"{path or 'the model'} ({kind.__name__})"

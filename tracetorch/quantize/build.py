@@ -18,7 +18,6 @@ from tracetorch.chips.target import IntegerNeuron, LearnedIntegers, Stage
 from tracetorch.integers.border import Add, SumPool1d, SumPool2d
 from tracetorch.integers.delays import IntegerDelays
 from tracetorch.integers.layers import Product
-from tracetorch.integers.loading import refuse_at_once
 from tracetorch.quantize.prepared import Layer, Plan, Prepared
 from tracetorch.quantize.reader import Call, Join, flat
 from tracetorch.quantize.scales import Feed, common_scale, unit_and_shifts
@@ -248,7 +247,6 @@ def build(
     for part in parts[tail:]:
         divisor *= builder.plain(part.path, part.module)[0]  # type: ignore[union-attr]
     prepared = Prepared(builder.modules)
-    refuse_at_once(prepared)
     prepared.plan = plan
     prepared.output_scale = float(builder.scale) / divisor
     return prepared

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
@@ -14,7 +15,7 @@ from tracetorch.chips.target import Target
 from tracetorch.core.walk import Opaque
 from tracetorch.integers.layers import Product
 from tracetorch.integers.leaky_integrator import LeakyIntegrator
-from tracetorch.integers.loading import refuse_at_once
+from tracetorch.integers.loading import CheckedLoading
 from tracetorch.integers.ranges import ranges_of
 from tracetorch.integers.width import limits
 from tracetorch.quantize.reader import run_by_step
@@ -70,7 +71,7 @@ class Plan(Opaque):
     differences: list[str] = field(default_factory=list)
 
 
-class Prepared(nn.Sequential, TTModule):
+class Prepared(CheckedLoading, nn.Sequential, TTModule):
     """A network that trains through integer forwards: what ``tt.quantize.prepare`` returns.
 
     An ``nn.Sequential`` of ``tt.integers`` or of a chip's neurons. Its parameters are the floats of
@@ -108,13 +109,18 @@ class Prepared(nn.Sequential, TTModule):
         )
         return torch.cat([value.detach().double().flatten().cpu() for value in values])
 
+    def objections(self, given: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+        """Yield the name of each tensor that the model cannot have, and why."""
+        state, least = given.get("_extra_state"), self.get_extra_state().numel()
+        if state is not None and state.numel() < least:
+            yield (
+                "_extra_state",
+                f"holds {state.numel()} numbers that a sample decided, and this model has "
+                f"{least}. Prepare the same network in the same way.",
+            )
+
     def set_extra_state(self, state: Tensor) -> None:
         """Take what another sample decided; in earlier versions there was more behind it."""
-        if state.numel() < (least := self.get_extra_state().numel()):
-            raise ValueError(
-                f"_extra_state holds {state.numel()} numbers that a sample decided, and this model "
-                f"has {least}. Prepare the same network in the same way."
-            )
         self.output_scale, place = float(state[0]), 1
         for layer in self.plan.layers:
             end = place + layer.unit.numel()
@@ -144,7 +150,6 @@ def integer_model(prepared: Prepared) -> nn.Sequential:
                 value = value.to(torch.int32 if name == "bias" else narrow)
             module.register_buffer(name, value)
     zero_states(model)
-    refuse_at_once(model)
     return model
 
 

@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 
 from tracetorch.core.hooks import WEIGHT_HOOKS, forward_hooks, hooked_weights
@@ -49,7 +50,10 @@ _DEPTH = 3
 
 def label(path: str, module: nn.Module) -> str:
     """Return how messages name a module: ``fc1 (Linear)``."""
-    return f"{path or 'the model'} ({type(module).__name__})"
+    kind: Any = type(module)
+    if is_parametrized(module):  # a class that PyTorch has made
+        kind = kind.__base__
+    return f"{path or 'the model'} ({kind.__name__})"
 
 
 def is_layer(module: nn.Module) -> bool:
@@ -151,9 +155,9 @@ class ModelGraph:
     def run(self, *inputs: Any, call: Call | None = None) -> Any:
         """Compute the output from inputs, one for each node of :attr:`inputs`.
 
-        ``call`` computes each further node, as :func:`compute` does.
+        ``call`` computes each further node, as :func:`compute` does, of values of any kind.
         """
-        values: dict[Node, Any] = dict(zip(self.inputs, map(torch.clone, inputs), strict=True))
+        values: dict[Node, Any] = dict(zip(self.inputs, _cloned(inputs), strict=True))
 
         def valued(given: Any) -> Any:
             return pytree.tree_map_only(Node, values.__getitem__, given)

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from tracetorch.core.hooks import has_spectral_norm
-from tracetorch.core.snapshot import random_restored, set_values
+from tracetorch.core.snapshot import Values, random_restored, set_values
 from tracetorch.core.torch_private import BatchNormBase, DropoutBase, pytree
 from tracetorch.core.walk import modules_of
 from tracetorch.snn.module import keeps_states
@@ -206,6 +206,38 @@ def trust_of(model: nn.Module) -> Trust:
     return trusted.setdefault(id(model), Trust(model))  # another thread may have been first
 
 
+class _Noted:
+    """Buffers of modules, numbers in the attributes of plain ones, and weights, to put them back.
+
+    Args:
+        modules: with their paths.
+        weights: with their values.
+    """
+
+    def __init__(self, modules: Sequence[tuple[str, nn.Module]], weights: Values) -> None:
+        self.weights = weights
+        self.buffers = [
+            (module, name, buffer, buffer.detach().clone())
+            for _, module in modules
+            for name, buffer in module.named_buffers(recurse=False)
+        ]
+        self.attributes = [
+            (vars(module), dict(vars(module)))
+            for _, module in modules
+            if not isinstance(module, SequenceLayer) and not keeps_states(module)
+        ]
+
+    def restore(self) -> None:
+        """Give the modules back what was noted."""
+        for module, name, buffer, value in self.buffers:
+            if module._buffers.get(name) is not buffer:
+                module._buffers[name] = buffer
+            set_values(buffer, value)
+        for now, before in self.attributes:
+            now.update({n: v for n, v in before.items() if isinstance(v, (Tensor, float))})
+        self.weights.restore()
+
+
 class FirstRun:
     """A first run of a model: its inputs and modules before the pass by layer, and the comparison.
 
@@ -224,9 +256,8 @@ class FirstRun:
         inside: set[int] = set()
         self.modules = modules_of(model)
         self.at: tuple[Records, int] = ({}, 0)
-        self._buffers = self._noted_buffers()
-        self._attributes = self._noted_attributes()
         self.loops = Loops(self.modules)
+        self.before = _Noted(self.modules, self.loops.weights)
         for _, module in self.modules:
             if isinstance(module, Recurrent):
                 inside.update(id(m) for _, m in modules_of(module) if m is not module)
@@ -240,31 +271,6 @@ class FirstRun:
         self.layers = [
             (p, m, _definition(m)) for p, m in self.modules if isinstance(m, SequenceLayer)
         ]
-
-    def _noted_buffers(self) -> list[tuple[nn.Module, str, Tensor, Tensor]]:
-        """Return every buffer, by module and name, and a copy of its values."""
-        return [
-            (module, name, buffer, buffer.detach().clone())
-            for _, module in self.modules
-            for name, buffer in module.named_buffers(recurse=False)
-        ]
-
-    def _noted_attributes(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        """Return the attributes of each plain module, and a shallow copy of them."""
-        return [
-            (vars(module), dict(vars(module)))
-            for _, module in self.modules
-            if not isinstance(module, SequenceLayer) and not keeps_states(module)
-        ]
-
-    def restore_buffers(
-        self, noted: list[tuple[nn.Module, str, Tensor, Tensor]] | None = None
-    ) -> None:
-        """Give the modules their buffers back, those of before the pass if no others are noted."""
-        for module, name, buffer, value in self._buffers if noted is None else noted:
-            if module._buffers.get(name) is not buffer:
-                module._buffers[name] = buffer
-            set_values(buffer, value)
 
     @contextmanager
     def observed(self) -> Iterator[None]:
@@ -332,13 +338,13 @@ class FirstRun:
         whose weights are those of the pass. Attributes, where the pass has set values.
         """
         still = {id(m) for each in (*self.spectral, *self.forced) for m in each.modules()}
-        for module, name, _, value in self._buffers:
+        for module, name, _, value in self.before.buffers:
             now = module._buffers.get(name)
             if id(module) in still or isinstance(module, torch.jit.ScriptModule):
                 continue
             if now is None or not torch.equal(now, value):
                 module._buffers[name] = value.clone()
-        for attributes, before in self._attributes:
+        for attributes, before in self.before.attributes:
             for name, value in [*attributes.items()]:
                 if isinstance(value, (Tensor, float)) and value is not before.get(name):
                     if name in before:
@@ -434,9 +440,10 @@ class FirstRun:
     @contextmanager
     def restored(self) -> Iterator[None]:
         """Restore values and random states behind a block, in which weights' norms stand still."""
-        buffers, attributes = self._noted_buffers(), self._noted_attributes()
-        devices = {buffer.device.index for _, _, buffer, _ in buffers if buffer.is_cuda}
-        with random_restored(devices), self.loops.weights_restored():
+        weights = Values(weight for weight, _ in self.loops.weights.values)
+        noted = _Noted(self.modules, weights)
+        devices = {buffer.device.index for _, _, buffer, _ in noted.buffers if buffer.is_cuda}
+        with random_restored(devices):
             try:
                 for module in self.spectral:
                     module.training = False
@@ -444,9 +451,7 @@ class FirstRun:
             finally:
                 for module in self.spectral:
                     module.training = True
-                self.restore_buffers(buffers)
-                for now, before in attributes:
-                    now.update({n: v for n, v in before.items() if isinstance(v, (Tensor, float))})
+                noted.restore()
 
     # What differs, where, and why
 

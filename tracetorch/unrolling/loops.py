@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.snapshot import random_restored
+from tracetorch.core.checks import sharded_parts
+from tracetorch.core.snapshot import Values, random_restored
 from tracetorch.core.walk import MODULE_ATTRIBUTES, modules_of
 from tracetorch.snn.module import keeps_states, zero_states
 from tracetorch.snn.neuron import Neuron, has_step
@@ -37,7 +38,6 @@ Step = Callable[[int, Layer, Tensor], None]
 """Runs the ``t``-th step of a layer: ``t, layer, x``; raises where it is not what it is alone."""
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-_PLAIN = (nn.Parameter, nn.UninitializedParameter)
 _FIXED = MODULE_ATTRIBUTES | {"forward"}  # which the first run sets in norms
 
 
@@ -67,29 +67,30 @@ class Loops:
     """
 
     def __init__(self, modules: Sequence[tuple[str, nn.Module]]) -> None:
-        looped = [m for _, m in modules if _is_looped(m) and not _is_sharded(m)]
+        looped = [m for _, m in modules if _is_looped(m) and not any(sharded_parts(m))]
         self.layers = cast("list[Layer]", looped)
         inside = [m for layer in looped for _, m in modules_of(layer)]
         own = [m for _, m in modules if _is_own(m)]
         found = {id(p): p for m in (*inside, *own) for p in m.parameters(recurse=False)}
-        weights = [p for p in found.values() if type(p) is nn.Parameter and not p.is_meta]
-        self._weights: list[tuple[Tensor, Tensor]] = [(p, p.detach().clone()) for p in weights]
-        """With the values of before, and what attributes hold that share memory."""
+        weights = [p for p in found.values() if type(p) is nn.Parameter]
         self._paths = {id(m): f"{path or 'the model'} ({type(m).__name__})" for path, m in modules}
         self._built_graph, self._with_graph = torch.is_grad_enabled(), False
         self._alone: dict[int, list[list[Tensor]]] = {}
         """Of each layer what it gives alone in each step, and its states."""
+        plain = [m for _, m in modules if not isinstance(m, SequenceLayer) and not keeps_states(m)]
+        aliased = (
+            [each for m in plain for each in _aliased(vars(m)).values()] if self.layers else []
+        )
+        tensors = [torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in aliased]
+        self.weights = Values([*weights, *tensors])
+        """With the values of before, and what attributes hold that share memory."""
         if not self.layers:
             return
-        plain = [m for _, m in modules if not isinstance(m, SequenceLayer) and not keeps_states(m)]
         # modules and their tensors stay themselves in copies of what refers to them
         kept = [each for _, m in modules for each in (m, *m.parameters(False), *m.buffers(False))]
         self._memo = {id(each): each for each in kept}
         memo: dict[int, Any] = dict(self._memo)
         self._before = [(vars(module), _copies(vars(module), memo)) for module in plain]
-        aliased = [each for module in plain for each in _aliased(vars(module)).values()]
-        tensors = [torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in aliased]
-        self._weights += [(each, each.detach().clone()) for each in tensors]
 
     def prepare(self, run: Any) -> None:
         """Find the layers that give alone, by step, what they gave in a pass by layer.
@@ -170,24 +171,11 @@ class Loops:
         with self._as_before():
             yield step
 
-    def restore_weights(self) -> None:
-        """Give weights that the pass has written to the values of before."""
-        _write(self._weights)
-
-    @contextmanager
-    def weights_restored(self) -> Iterator[None]:
-        """Restore the weights at the end of a block."""
-        now = [(weight, weight.detach().clone()) for weight, _ in self._weights]
-        try:
-            yield
-        finally:
-            _write(now)
-
     @contextmanager
     def _as_before(self) -> Iterator[None]:
         memo = dict(self._memo)
         now = [dict(attributes) for attributes, _ in self._before]
-        self.restore_weights()
+        self.weights.restore()
         try:
             for attributes, before in self._before:
                 _set(attributes, _copies(before, memo), before)
@@ -211,22 +199,6 @@ def _is_own(module: nn.Module) -> bool:
         or "forward" in vars(module)
         or any(vars(module).get(name) for name in _HOOKS)
     )
-
-
-def _is_sharded(layer: nn.Module) -> bool:
-    """Whether an engine puts parameters together in the calls of its own modules alone."""
-    return any(
-        type(module).__module__.startswith("torch.distributed")
-        or any(type(p) not in _PLAIN for p in module.parameters(recurse=False))
-        for _, module in modules_of(layer)
-    )
-
-
-def _write(values: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """Write the values of weights where they differ, uncounted: a graph waits for these weights."""
-    for weight, value in values:
-        if not torch.equal(weight, value):
-            weight.data.copy_(value)
 
 
 def _copies(attributes: dict[str, Any], memo: dict[int, Any]) -> dict[str, Any]:

@@ -278,8 +278,7 @@ def _compared(
                 first.check_finite(run)
             exact = first.compare(run, pytree.tree_leaves(y))
     except BaseException:
-        first.restore_buffers()
-        first.loops.restore_weights()
+        first.before.restore()
         raise
     if checked or not exact:
         _log.info(

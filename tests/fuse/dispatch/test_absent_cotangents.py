@@ -151,25 +151,61 @@ def test_in_a_recurrence(delays: int, reads: str) -> None:
     torch.testing.assert_close(found, expected, equal_nan=True)
 
 
-def test_rings_take_an_absent_cotangent_for_zero() -> None:
-    class Ring(snn.Neuron):
-        states = ("one", "two")
+# Slopes that are infinite at silence, and finite elsewhere.
+SLOPES: dict[str, Callable[[Any], Any]] = {
+    "root": torch.sqrt,
+    "power": lambda v: v**0.5,
+    "logarithm": lambda v: torch.log(v + 1e-300),
+    "quotient": lambda v: torch.where(v == 0, 0.0, v * v) / v.abs(),
+}
 
-        def __init__(self) -> None:
-            super().__init__(3)
 
-        @staticmethod
-        def step(x: Tensor, one: Tensor, two: Tensor) -> Any:
-            return x, two, one + x
+class Ring(snn.Neuron):
+    """Rings of some sizes, in which states go round, past one such slope in each."""
 
-    program = cases.trace_layer(Ring(), 2, torch.float64)
+    states = ("a", "b", "c", "d", "e")
+
+    def __init__(self, size: int, slope: Callable[[Any], Any]) -> None:
+        super().__init__(3)
+        self.weight("w", 0.5)
+        self.option("size", size)
+        self.option("slope", slope)
+
+    @staticmethod
+    def step(
+        x: Any, a: Any, b: Any, c: Any, d: Any, e: Any, *, w: Any, size: int, slope: Any
+    ) -> Any:
+        v = slope(x * x)
+        if size == 5:  # of two, and of three
+            return x, b * w, a + v, d * w, e, c + v
+        return (x, b * w, a + v, c, d, e) if size == 2 else (x, b * w, c, a + v, d, e)
+
+
+@pytest.mark.parametrize("slope", SLOPES)
+@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize("run", ["cpu", "operators"])
+def test_in_rings_they_come_and_go(run: str, size: int, slope: str) -> None:
+    for read in "ac" if size == 5 else "a":
+        for steps in range(1, 9):
+            x = cases.sequence(steps, 2, 3)
+            x[steps % 2 :: 2] = 0
+            layer = Ring(size, SLOPES[slope]).double()
+            loss = lambda y, m: getattr(m, read).sum()  # noqa: B023, E731
+            expected = gradients(layer, x, plain, loss)
+            found = gradients(layer, x, RUNS[run], loss)
+            for name, grad in expected.items():
+                assert (grad is None) == (found[name] is None), (read, steps, name)
+                torch.testing.assert_close(found[name], grad, equal_nan=True)
+
+
+def test_presences_in_a_ring_go_round() -> None:
+    program = cases.trace_layer(Ring(5, torch.sqrt), 2, torch.float64)
     plan = Plan(program, "cpu", -1, (), True, program.inputs, ())
-    part = plan.without(frozenset({"output", "next_two"}))
-    assert part.presence["g_one"] == (True,)
-    assert part.presence["g_output"] == (False,)
-    expected = gradients(Ring(), sequence(), plain, lambda y, m: m.one.sum())
-    found = gradients(Ring(), sequence(), fused("cpu"), lambda y, m: m.one.sum())
-    torch.testing.assert_close(found, expected)
+    part = plan.without(frozenset(plan.results) - {"next_a", "next_c"})
+    assert part.presences.period == 6
+    assert part.presence["g_b"] == (False, True) * 3
+    assert part.presence["g_d"] == (False, True, False) * 2
+    assert plan.without(frozenset(plan.results) - {"output"}).presences.period == 1
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
@@ -185,11 +221,13 @@ def test_short_sequences_end_before_a_cotangent_comes(steps: int) -> None:
             torch.testing.assert_close(found[name], grad, equal_nan=True)
 
 
-def test_every_printer_spells_when_a_cotangent_is_present() -> None:
-    program = cases.trace_layer(Monitored(), 2, torch.float64)
+@pytest.mark.parametrize(
+    ("layer", "present"), [(Monitored(), "output next_mem"), (Ring(3, torch.sqrt), "next_a")]
+)
+def test_every_printer_spells_when_a_cotangent_is_present(layer: Any, present: str) -> None:
+    program = cases.trace_layer(layer, 2, torch.float64)
     plan = Plan(program, "cpu", -1, program.states, True, program.inputs, program.params)
-    absent = {name for name in plan.results if name not in ("output", "next_mem")}
-    part = plan.without(frozenset(absent))
+    part = plan.without(frozenset(plan.results) - {*present.split()})
     assert part.flags
     assert not plan.flags
     assert "steps - 1" in backward_source(part)

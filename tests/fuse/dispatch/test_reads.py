@@ -23,7 +23,8 @@ from tracetorch import fuse, snn
 from tracetorch.fuse.dispatch import backends
 
 SOURCE = """
-import enum, fractions, functools, math, os, random, time, types
+import collections, enum, fractions, functools, math, os, random, time, types
+from typing import ClassVar, NamedTuple
 from dataclasses import dataclass
 import numpy as np
 import torch
@@ -134,6 +135,86 @@ COMPILED: dict[str, Row] = {
         "@dataclass(frozen=True)\nclass C: k: float\ngiven = C(2.0)",
         "object.__setattr__(given, 'k', 3.0)",
     ),
+    "an enumeration": ("E.A.value", "class E(enum.Enum): A = 2.0", "E.A._value_ = 3.0"),
+    "a member as an option": (
+        "2 if o is E.A else o.value",
+        "class E(enum.Enum): A = 2.0; B = 5.0\ngiven = E.B",
+        "layer.o = E.A",
+    ),
+    "its value": ("o.value", "class E(enum.Enum): A = 2.0\ngiven = E.A", "given._value_ = 3.0"),
+    "its attribute": (
+        "o.gain * len(o.name)",
+        "class E(enum.Enum):\n    A = 2.0\n    def __init__(self, v): self.gain = 2 * v\n"
+        "given = E.A",
+        "given.gain = 3.0",
+    ),
+    "its method": (
+        "o.gain()",
+        "class E(enum.Enum):\n    A = (2.0, 1)\n    def gain(self): return self.value[0]\n"
+        "given = E.A",
+        "given.gain = lambda: 3.0",
+    ),
+    "a member that is a number": (
+        "o * x + (o == E.A)",
+        "class E(enum.IntEnum): A = 2; B = 3\ngiven = E.A",
+        "layer.o = E.B",
+    ),
+    "flags": (
+        "2 if o & E.B else 3",
+        "class E(enum.Flag): A = 1; B = 2\ngiven = E.A | E.B",
+        "layer.o = E.A",
+    ),
+    "a named tuple": (
+        "o.k * o[1] + len(o)",
+        "class C(NamedTuple):\n    k: float\n    n: int = 2\ngiven = C(2.0)",
+        "C.k = property(lambda self: 7.0)",
+    ),
+    "another named tuple": (
+        "o.k * o.twice()",
+        "class C(collections.namedtuple('C', 'k')):\n    def twice(self): return 2 * self.k\n"
+        "given = C(2.0)",
+        "given.twice = lambda: 7.0",
+    ),
+    "a frozen dataclass of slots": (
+        "o.k * o.n[1] + o.G",
+        "@dataclass(frozen=True, slots=True)\nclass C:\n    k: float\n    n: tuple = (1, 2)\n"
+        "    G: ClassVar[float] = 3.0\ngiven = C(2.0)",
+        "object.__setattr__(given, 'k', 3.0)",
+    ),
+    "a field that hides a number": (
+        "o.G",
+        "@dataclass(frozen=True)\nclass C:\n    k: float\n    G = 2.0\ngiven = C(2.0)",
+        "vars(given)['G'] = 5.0",
+    ),
+    "the class of an option": (
+        "o.f()",
+        "@dataclass(frozen=True)\nclass C:\n    k: float\n    def f(self): return self.k\n"
+        "class D(C):\n    def f(self): return 3 * self.k\ngiven = C(2.0)",
+        "object.__setattr__(given, '__class__', D)",
+    ),
+    "the bases of a class": (
+        "D.G",
+        "class A: pass\nclass B(A): G = 2.0\nclass C(A): G = 3.0\nclass D(B): pass",
+        "D.__bases__ = (C,)",
+    ),
+    "the bases of a base": (
+        "o.f()",
+        "class A: pass\nclass B(A):\n    def f(self): return 2.0\nclass C(A):\n"
+        "    def f(self): return 3.0\nclass E(B): pass\n@dataclass(frozen=True)\n"
+        "class D(E): k: float\ngiven = D(2.0)",
+        "E.__bases__ = (C,)",
+    ),
+    "the class of a module": (
+        "m.G",
+        "class M(types.ModuleType):\n    G = property(lambda c: 3.0)\n"
+        "m = types.ModuleType('m'); m.G = 2.0",
+        "m.__class__ = M",
+    ),
+    "one object of a kind": (
+        "2 if x.dtype is torch.float32 and mem is not None and (o is None) is False else 3",
+        "",
+        "",
+    ),
     "a derivative": (
         "o.derivative(x) + S(2.0).derivative(x)",
         "S = functional.boxcar_surrogate; given = S(2.0)",
@@ -234,9 +315,40 @@ EAGER: dict[str, tuple[Row, str]] = {
         ),
         r"reads o \(C\)",
     ),
-    "an enumeration": (
-        ("E.A.value", "class E(enum.Enum): A = 2.0", "E.A._value_ = 3.0"),
-        r"reads E\.A",
+    "a member that holds a list": (
+        ("o.value[0]", "class E(enum.Enum): A = [2.0]\ngiven = E.A", "given.value[0] = 3.0"),
+        r"reads o\.value \(list\).*Give it as one",
+    ),
+    "a member's property": (
+        (
+            "o.value",
+            "v = [2.0]\nclass E(enum.Enum):\n    A = 1\n    value = property(lambda s: v[0])\n"
+            "given = E.A",
+            "v[0] = 3.0",
+        ),
+        r"reads value of a value",
+    ),
+    "a member that is text with an operator of its own": (
+        (
+            "o * 1.0",
+            "G = 2.0\nclass E(str, enum.Enum):\n    A = 'a'\n"
+            "    def __mul__(self, other): return G\ngiven = E.A",
+            "G = 3.0",
+        ),
+        r"reads E\.__mul__",
+    ),
+    "a named tuple that holds a list": (
+        ("o.k[0]", "given = collections.namedtuple('C', 'k')([2.0])", "given.k[0] = 3.0"),
+        r"reads o\.k \(list\)",
+    ),
+    "a slot that is no field": (
+        (
+            "o.k",
+            "@dataclass(frozen=True)\nclass C:\n    __slots__ = ('k',)\ngiven = C()\n"
+            "object.__setattr__(given, 'k', 2.0)",
+            "object.__setattr__(given, 'k', 3.0)",
+        ),
+        r"reads k of a value|reads o \(C\)",
     ),
     "a tensor": (("T", "T = torch.tensor(2.0)", "T.fill_(3.0)"), r"reads T \(Tensor\)"),
     "a tensor in a closure": (
@@ -327,7 +439,22 @@ EAGER: dict[str, tuple[Row, str]] = {
     "a size given": (("2 if x.shape == (128, 9) else 3", "", ""), r"reads the size"),
     "a size as text": (("2 if f'{x.shape[0]}' == '1' else 3", "", ""), r"reads the size"),
     "a loop over a size": (("sum(0.5 ** i for i in range(x.shape[0]))", "", ""), r"reads the size"),
-    "sizes in another order": (("2 if torch.zeros(x.shape[::-1]) is x else 3", "", ""), "the size"),
+    "sizes in another order": (
+        ("2 if torch.zeros(x.shape[::-1]).dtype == x.dtype else 3", "", ""),
+        "the size",
+    ),
+    "one shape": (("2 if x.shape is x.shape else 3", "", ""), "compares by is"),
+    "one size": (("2 if x.shape[0] is mem.shape[0] else 3", "", ""), "compares by is"),
+    "one number": (("2 if x.shape[0] is G else 3", "G = 2", "G = 1"), "compares by is"),
+    "one size or nothing": (
+        ("2 if x.shape[0] is (mem.shape[0] or None) else 3", "", ""),
+        "compares by is",
+    ),
+    "one size or a dtype": (
+        ("2 if x.shape[0] is (mem.shape[0] or torch.int32) else 3", "", ""),
+        "compares by is",
+    ),
+    "one tensor": (("2 if x.contiguous() is x else 3", "", ""), "compares by is"),
     "the size of a transpose": (("2 if x.T.shape == x.shape else 3", "", ""), "reads the size"),
     "how many rows": (("2 if len(x.unbind(0)) > 100 else 3", "", ""), r"reads the size"),
     "how many parts": (("2 if len(x.split(2)) > 50 else 3", "", ""), r"reads the size"),

@@ -77,16 +77,16 @@ def test_a_quotient_reaches_its_ends() -> None:
 def test_states_grow_until_nothing_grows_any_more() -> None:
     step = Interval(-7, 93)
 
-    def kept(states: dict[str, Interval]) -> tuple[str, dict[str, Interval]]:
+    def kept(states: dict[str, Interval], last: bool) -> tuple[str, dict[str, Interval]]:
         return "found", {"count": step}
 
-    def counted(states: dict[str, Interval]) -> tuple[Interval, dict[str, Interval]]:
+    def counted(states: dict[str, Interval], last: bool) -> tuple[Interval, dict[str, Interval]]:
         grown = Interval(states["count"].low + step.low, states["count"].high + step.high)
         return grown, {"count": grown}
 
     assert invariant({"count": Interval(0, 0)}, kept) == ("found", {"count": hull(step, step)})
     half = Interval(-0.5, 1.5, step=-1)
-    found = invariant({"count": half}, lambda states: ("found", {"count": half}))[1]["count"]
+    found = invariant({"count": half}, lambda states, last: ("found", {"count": half}))[1]["count"]
     assert (found.low, found.high) == (-0.5, 1.5)
     assert _widened(Interval(0, 0), replace(half, step=0)).high >= 1.5  # what grows does not shrink
     grown, states = invariant({"count": Interval(0, 0)}, counted)

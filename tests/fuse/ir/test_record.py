@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import tracetorch as tt
 from tests import cases
 from tests.fuse.cases import ends, fused
 from tracetorch import fuse, snn
@@ -16,14 +18,14 @@ from tracetorch import fuse, snn
 Body = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def neuron(body: Body) -> snn.Neuron:
+def neuron(body: Body, dim: int = -1) -> snn.Neuron:
     """Return a neuron whose new membrane is a function of input, membrane and a parameter."""
 
     class Recorded(snn.Neuron):
         states = ("mem",)
 
         def __init__(self) -> None:
-            super().__init__(3)
+            super().__init__(3, dim)
             self.decay("beta", 0.8)
             self.weight("scale", 0.5)
 
@@ -37,8 +39,9 @@ def neuron(body: Body) -> snn.Neuron:
     return layer
 
 
-def agrees(body: Body) -> None:
-    layer, x = neuron(body), cases.sequence(5, 2, 3, dtype=torch.float32)
+def agrees(body: Body, dim: int = -1) -> None:
+    layer = neuron(body, dim)
+    x = cases.sequence(5, *([2, 3] if dim else [3, 2]), dtype=torch.float32)
     assert fuse.unsupported_reason("cpu", layer, x) is None
     for found, expected in zip(
         ends(layer, x, fused("cpu"), live=True),
@@ -210,15 +213,141 @@ def test_what_writes_to_an_argument() -> None:
     )
 
 
+# One number for each of three neurons, computed of numbers alone.
+CONSTANTS: dict[str, Body] = {
+    "tensor": lambda x, mem, scale: mem + x * torch.tensor([1.0, 2.0, 3.0]),
+    "tensor of integers": lambda x, mem, scale: mem + x * torch.tensor([[1, 2, 3]]),
+    "of the input": lambda x, mem, scale: mem + x * x.new_tensor([1.0, 2.0, 3.0]) * scale,
+    "with its dtype": lambda x, mem, scale: (
+        mem + x * torch.tensor([0.1, 0.2, 0.3], dtype=x.dtype, device=x.device)
+    ),
+    "arange": lambda x, mem, scale: mem * 0.9 ** torch.arange(3) + x / (1 + torch.arange(3)),
+    "linspace": lambda x, mem, scale: mem + x * torch.linspace(0.5, 0.9, 3).exp(),
+    "full": lambda x, mem, scale: mem + x * torch.full((3,), 0.3) + x.new_full((1, 3), 0.3),
+    "conditions": lambda x, mem, scale: torch.where(torch.arange(3) != 1, mem, x + mem),
+    "comparison": lambda x, mem, scale: torch.where(x > torch.tensor([0.1, 0.2, 0.3]), mem, x),
+    "their mean": lambda x, mem, scale: mem + x * (torch.arange(3.0) - torch.arange(3.0).mean()),
+    "one of them": lambda x, mem, scale: mem + x * float(torch.tensor([1.0, 2.0])[1]),
+    "changed in place": lambda x, mem, scale: mem + x * torch.zeros(3).add_(2.0),
+    "an exponent": lambda x, mem, scale: mem + (1 + x.abs()) ** torch.tensor([1.0, 2.0, 3.0]),
+}
+NOT_OF_NEURONS: dict[str, tuple[Body, str]] = {
+    "of samples": (
+        lambda x, mem, scale: mem + x * torch.tensor([[1.0], [2.0]]),
+        "makes a tensor that has shape [2, 1]",
+    ),
+    "of another number": (lambda x, mem, scale: mem + x * torch.arange(4), "has shape [4]"),
+    "of several dimensions": (
+        lambda x, mem, scale: (mem + x * torch.arange(3).reshape(1, 1, 3))[0],
+        "of 3 dimensions, more than its input",
+    ),
+    "too fine": (
+        lambda x, mem, scale: torch.where(x > torch.tensor([0.1] * 3, dtype=torch.float64), x, mem),
+        "whose numbers torch.float32 does not hold: write dtype=x.dtype",
+    ),
+    "on another device": (
+        lambda x, mem, scale: mem + x * torch.arange(3, device="meta"),
+        "makes a tensor on meta, but its input is on cpu",
+    ),
+    "changed by an argument": (
+        lambda x, mem, scale: mem + x * torch.zeros(3).add_(scale),
+        "changes numbers that it makes in place, by aten.add_",
+    ),
+}
+STACKS: dict[str, Body] = {
+    "amax": lambda x, mem, scale: torch.stack([x, mem]).amax(0),
+    "amin": lambda x, mem, scale: torch.amin(torch.stack([x, mem, x * mem], -1), (-1,)),
+    "max": lambda x, mem, scale: torch.stack([x, mem, 0 * x]).max(0).values,
+    "min": lambda x, mem, scale: torch.min(torch.stack([x, mem, 0 * x], dim=1), dim=1)[0],
+    "sum": lambda x, mem, scale: torch.stack([x, mem, scale * x, x * mem]).sum(dim=0),
+    "sum of the last": lambda x, mem, scale: torch.stack([x, mem, scale * x, x * mem], -1).sum(-1),
+    "mean": lambda x, mem, scale: torch.stack((x, mem, scale * x), 1).mean(1),
+    "equal ones": lambda x, mem, scale: torch.stack([mem, mem.clone(), x - x, x]).amax(0),
+}
+
+
+@pytest.mark.parametrize("name", [*CONSTANTS, *STACKS])
+def test_numbers_of_neurons_and_reduced_stacks_compute_what_pytorch_does(name: str) -> None:
+    layer = neuron({**CONSTANTS, **STACKS}[name])
+    x = cases.sequence(5, 2, 3, dtype=torch.float32)
+    values, gradients = ends(layer, x, cases.stepped, live=True)
+    found, found_gradients = ends(layer, x, fused("cpu"), live=True)
+    assert all(torch.equal(found[key], value) for key, value in values.items())
+    torch.testing.assert_close(found_gradients, gradients)
+    with torch.no_grad():
+        steps = [tt.unroll(layer, x, from_rest=True, by=by) for by in ("step", "layer")]
+    assert layer._single_steps.kept[0].runs
+    assert torch.equal(*steps)
+
+
 @pytest.mark.parametrize(
-    "numbers", [lambda x: torch.tensor([1.0, 2.0, 3.0]), lambda x: torch.arange(3).to(x.dtype)]
+    "way", ["fed back", "twice", pytest.param("compiled", marks=pytest.mark.slow)]
 )
-def test_several_numbers_are_to_be_declared(numbers: Callable[[Tensor], Tensor]) -> None:
-    refused(lambda x, mem, scale: mem + x * numbers(x), "Declare it with self.weight(name, numbers")
+def test_numbers_of_neurons_in_other_loops(way: str) -> None:
+    torch.manual_seed(0)
+    layer = neuron(CONSTANTS["tensor"])
+    model = snn.Recurrent(layer, nn.Linear(3, 3, bias=False)) if way == "fed back" else layer
+    model, x = model.double(), cases.sequence(5, 2, 3).requires_grad_()
+
+    def run(x: Tensor) -> Tensor:
+        return tt.unroll(model, x, from_rest=True)
+
+    def results(run: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        y = run(x)
+        inputs = [x, *model.parameters()]
+        graph = way == "twice"
+        unused: Any = {"allow_unused": True, "materialize_grads": True}
+        found = torch.autograd.grad(y.square().sum(), inputs, create_graph=graph, **unused)
+        if graph:
+            found += torch.autograd.grad(found[0].square().sum(), inputs, **unused)
+        return [y, *found]
+
+    found = results(torch.compile(run, backend="aot_eager") if way == "compiled" else run)
+    with fuse.backend("eager"):
+        expected = results(run)
+    torch.testing.assert_close(found, expected)
 
 
-def test_joined_tensors_name_what_joins_by_value() -> None:
-    refused(lambda x, mem, scale: torch.stack([x, mem]).amax(0), "Use torch.maximum")
+def test_a_page_names_what_it_lacks(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"several numbers; declare them with self\.weight"):
+        tt.plot.save_playground(neuron(CONSTANTS["tensor"]), tmp_path / "page.html")
+
+
+@pytest.mark.parametrize("name", NOT_OF_NEURONS)
+def test_numbers_that_are_not_of_neurons_are_refused(name: str) -> None:
+    refused(*NOT_OF_NEURONS[name])
+
+
+def test_numbers_of_neurons_at_another_dimension_are_refused() -> None:
+    layer = neuron(CONSTANTS["tensor"], dim=0)
+    x = cases.sequence(5, 3, 3, dtype=torch.float32)  # where they fit by chance
+    assert "has shape [3]" in str(fuse.unsupported_reason("cpu", layer, x))
+    agrees(lambda x, mem, scale: mem + x * torch.tensor([[1.0], [2.0], [3.0]]), dim=0)
+
+
+def _changed_part(x: Tensor, mem: Tensor, scale: Tensor) -> Tensor:
+    part = mem * 1.0
+    stack = torch.stack([x, part])
+    part += 1.0
+    return stack.amax(0) + part
+
+
+def test_a_stack_holds_copies() -> None:
+    agrees(_changed_part)
+    refused(lambda x, mem, scale: torch.stack([x, mem]).add_(1.0).amax(0), "is a reduction")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda x, mem, scale: torch.stack([x, mem]).amax(1),
+        lambda x, mem, scale: torch.stack([x, mem]).prod(0),
+        lambda x, mem, scale: torch.stack([x] * 5).sum(0),
+        lambda x, mem, scale: torch.stack([x, scale]).amax(0),
+    ],
+)
+def test_joined_tensors_name_what_joins_by_value(body: Body) -> None:
+    refused(body, "Use torch.maximum")
 
 
 def _result(x: Tensor, mem: Tensor, scale: Tensor) -> Tensor:

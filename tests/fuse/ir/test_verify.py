@@ -146,6 +146,10 @@ BROKEN: dict[str, Write] = {
         "mul", k.op("gt", _now(k, x, t), 0.0), _now(k, x, t)
     ),
     "no bessel of float32": lambda k, x, y, t: k.op("bessel", _now(k, x, t)),
+    "a remainder is of a number that is not negative": lambda k, x, y, t: k.op(
+        "rem", k.op("sub", t, 1), 2
+    ),
+    "by one above 0": lambda k, x, y, t: k.op("rem", t, 0),
     "fma takes 3 operands": lambda k, x, y, t: k.op("fma", 1.0, _now(k, x, t)),
     "of another type than its operation": lambda k, x, y, t: k.append(
         Operation(Value("v", Dtype.FLOAT32), "neg", (_now(k, x, t),))

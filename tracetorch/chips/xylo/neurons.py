@@ -13,7 +13,7 @@ from tracetorch.chips.chip import Chip
 from tracetorch.core.checks import check_count
 from tracetorch.integers.fixed_point import shift_right
 from tracetorch.integers.leaky_integrator import integer_weight
-from tracetorch.integers.loading import WholeParameters
+from tracetorch.integers.loading import KnownSettings, Settings, WholeParameters
 from tracetorch.integers.rounding import clamped, round, straight_through  # noqa: A004
 from tracetorch.integers.width import check_between, limits, saturate
 from tracetorch.snn.neuron import Neuron
@@ -80,7 +80,7 @@ def _fire(mem: Tensor, threshold: Tensor, spike: SpikeFunction, most: int) -> tu
     return fired, saturate(mem - fired * threshold, STATE_BITS)
 
 
-class _XyloNeuron(WholeParameters):
+class _XyloNeuron(KnownSettings, WholeParameters):
     """Base of the two neurons: what both have."""
 
     def __init__(
@@ -107,6 +107,10 @@ class _XyloNeuron(WholeParameters):
             integer_weight(self, "bias", bias, LOW, HIGH)
         self.option("max_spikes", most, check=check_count)
         self.option("spike", surrogate)
+
+    def settings(self) -> Settings:
+        """Return which chip the numbers are for, and how many spikes a step gives at most."""
+        return {"version": (self.version, (1, 2)), "max_spikes": (self.max_spikes, range(1, 2**31))}
 
 
 class LIF(_XyloNeuron):

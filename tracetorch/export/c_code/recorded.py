@@ -19,9 +19,8 @@ from tracetorch.export.c_code.arrangement import living
 from tracetorch.export.c_code.read_program import ExportedStep, read_step
 from tracetorch.export.c_code.stages import StepProgram
 from tracetorch.export.c_code.widths import Widths, found_widths
-from tracetorch.fuse.ir.intervals import Interval
+from tracetorch.fuse.ir.intervals import Interval, interval_of
 from tracetorch.integers.border import Quantize
-from tracetorch.integers.ranges import interval_of
 from tracetorch.unrolling.inputs import Inputs
 
 
@@ -72,7 +71,7 @@ def record_step(model: nn.Module, inputs: Inputs, integer: bool) -> RecordedStep
             "that holds integers. Give model.float() and sample.float(), or dtype='int'."
         )
     ranges: dict[str, Interval] = {}
-    widths = Widths({}, {})
+    widths = Widths({}, {}, torch.float32)
     if integer:
         with _naming_quantize(model):
             ranges = {name: _range_of(name, values) for name, values in named.items()}

@@ -115,9 +115,7 @@ def model_source(
     """
     inputs, outputs = ports_of(program.inputs, names), ports_of(program.outputs, names)
     arguments = step_arguments(inputs, outputs)
-    printers = [
-        stage_printer(stage, names, events, widths, program.double) for stage in program.stages
-    ]
+    printers = [stage_printer(stage, names, events, widths) for stage in program.stages]
     bodies = [printer.text() for printer in printers]
     functions: list[str] = []
     calls: list[str] = []
@@ -211,20 +209,13 @@ def _resets(program: StepProgram, names: Names) -> tuple[list[str], dict[Array, 
 
 
 def stage_printer(
-    stage: Stage,
-    names: Names,
-    events: Collection[Array],
-    widths: Widths | None = None,
-    double: bool = False,
+    stage: Stage, names: Names, events: Collection[Array], widths: Widths | None = None
 ) -> StagePrinter:
-    """Return the printer of a stage; the tables of products are added to ``names``.
-
-    ``double`` says whether the arithmetic of an integer program was float64.
-    """
+    """Return the printer of a stage; the tables of products are added to ``names``."""
     if isinstance(stage, Pointwise) and widths is None:
         return StagePrinter(names, stage, verify(StageKernel(stage).kernel()))
     if isinstance(stage, Pointwise) and widths is not None:
-        kernel = integer_kernel(stage, widths, double)
+        kernel = integer_kernel(stage, widths)
         return StagePrinter(names, stage, kernel, c_integer_target())
     if isinstance(stage, Product):
         by_event = stage.source.array in events

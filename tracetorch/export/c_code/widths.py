@@ -38,8 +38,10 @@ from tracetorch.fuse.ir.intervals import (
     Bounds,
     Interval,
     bounds,
+    check_reach,
     constant,
     hull,
+    interval_of,
     invariant,
     weighted_sums,
 )
@@ -49,10 +51,17 @@ from tracetorch.integers.width import stored_bits
 
 @dataclass(frozen=True)
 class Widths:
-    """Ranges of the arrays of an integer program."""
+    """Intervals of the arrays of an integer program, over any number of steps, and of their lines.
 
-    ranges: Mapping[Array, Interval]  # of each array
-    points: Mapping[Array, int]  # bits behind the binary point of each table that has any
+    Args:
+        ranges: of each array.
+        points: bits behind the binary point of each table that has any.
+        dtype: of the arithmetic that was traced.
+    """
+
+    ranges: Mapping[Array, Interval]
+    points: Mapping[Array, int]
+    dtype: torch.dtype
 
     def type_of(self, array: Array) -> str:
         """Return the narrowest C type that holds an array."""
@@ -63,9 +72,25 @@ class Widths:
         low, high = float(np.min(found.low)) * scale, float(np.max(found.high)) * scale
         return f"int{stored_bits(low, high)}_t"
 
+    def lines(self, stage: Pointwise) -> Bounds:
+        """Return the interval of every line of a stage."""
+        inputs = {name: self.ranges[view.array] for name, view in stage.reads.items()}
+        try:
+            return bounds(stage.graph, inputs, self.dtype)
+        except ValueError as error:
+            raise ValueError(f"{stage.path}: {error}") from None
+
 
 def found_widths(program: StepProgram, inputs: Mapping[str, Interval]) -> Widths:
-    """Return the ranges of all arrays, over any number of steps."""
+    """Return the intervals of all arrays of a program of one step, over any number of steps.
+
+    Args:
+        program: of a traced model; for the modules themselves, ``tt.integers.ranges.ranges_of``.
+        inputs: the intervals of its inputs, by name.
+
+    Raises:
+        ValueError: a number may be rounded, or is no integer and no constant with a binary point.
+    """
     dtype = torch.float64 if program.double else torch.float32
     start = {array: inputs[name] for name, array in program.inputs.items()}
     starts = {
@@ -77,105 +102,77 @@ def found_widths(program: StepProgram, inputs: Mapping[str, Interval]) -> Widths
             if table not in start:
                 start[table] = _numbers(table.values, f"{stage.path} has the constant", -31)
     points = {a: int(-np.min(r.step)) for a, r in start.items() if np.min(r.step) < 0}
-    _, states = invariant(starts, lambda s: _ranges(program, {**start, **s}, dtype, check=False))
-    for name, array in program.states.items():
-        if states[array].magnitude > MOST_EXACT[dtype]:
-            raise ValueError(
-                f"the state {name} can grow beyond {MOST_EXACT[dtype]:.0f}, up to where the float "
-                "that the model computes with holds every integer: saturate it, "
-                "tt.integers.saturate."
-            )
-    known, _ = _ranges(program, {**start, **states}, dtype, check=True)
-    return Widths({**known, **states}, points)
+
+    def step(
+        states: Mapping[Array, Interval], last: bool
+    ) -> tuple[dict[Array, Interval], dict[Array, Interval]]:
+        """Return the ranges of what one step computes, and those that the states get."""
+        for name, array in program.states.items() if last else ():
+            if states[array].magnitude > MOST_EXACT[dtype]:
+                raise ValueError(
+                    f"the state {name} can grow beyond {MOST_EXACT[dtype]:.0f}, up to where the "
+                    "float that the model computes with holds every integer: saturate it, "
+                    "tt.integers.saturate."
+                )
+        known, ends = {**start, **states}, dict[Array, Interval]()
+        for stage in program.stages:
+            results, fault = _computed(stage, Widths(known, points, dtype), last)
+            broken = [a for a, each in results if not a.boolean and np.min(each.step) < 0]
+            if last and (broken or fault):
+                raise ValueError(
+                    f"{stage.path} is not exact in integers: "
+                    f"{fault or 'it computes what is no integer'}. Quantise the model, "
+                    "tt.quantize, give fewer bits, smaller inputs, or x.double() and "
+                    "model.double(); or export with dtype='float32'."
+                )
+            for array, found in results:
+                into = ends if array.role is Role.STATE else known
+                into[array] = hull(into[array], found) if array in into else found
+        return known, ends
+
+    return Widths(invariant(starts, step)[0], points, dtype)
 
 
-def _numbers(values: Tensor, what: str, least: int) -> Interval:
-    """Return the range of constants that are multiples of ``2^least``."""
-    steps = {
-        each: float(np.min(constant(each).step)) for each in {*values.double().flatten().tolist()}
-    }
-    for number, step in steps.items():
-        if step < least:
-            raise ValueError(
-                f"{what} {number:g}, which is no integer and no multiple of 2^{least}. Quantise "
-                "the model, or export it with dtype='float32'."
-            )
-    return Interval(min(steps), max(steps), min(0.0, *steps.values()))
+def _numbers(values: Tensor, what: str, finest: int) -> Interval:
+    """Return the range of constants that are multiples of ``2^finest``."""
+    found = interval_of(values, finest)
+    if found.step == -np.inf:
+        wrong = next(n for n in values.flatten().tolist() if constant(n).step < finest)
+        raise ValueError(
+            f"{what} {wrong:g}, which is no integer and no multiple of 2^{finest}. Quantise the "
+            "model, or export it with dtype='float32'."
+        )
+    return found
 
 
-def _ranges(
-    program: StepProgram, known: dict[Array, Interval], dtype: torch.dtype, check: bool
-) -> tuple[dict[Array, Interval], dict[Array, Interval]]:
-    """Return the ranges of what one step computes, and those that the states get."""
-    known, ends = dict(known), dict[Array, Interval]()
-    for stage in program.stages:
-        for array, found in _computed(stage, known, dtype, check):
-            into = ends if array.role is Role.STATE else known
-            into[array] = hull(into[array], found) if array in into else found
-    return known, ends
-
-
-def _computed(
-    stage: Stage, known: Mapping[Array, Interval], dtype: torch.dtype, check: bool
-) -> list[tuple[Array, Interval]]:
-    """Return the range of each array that a stage writes to."""
+def _computed(stage: Stage, known: Widths, check: bool) -> tuple[list[tuple[Array, Interval]], str]:
+    """Return the range of each array that a stage writes to, and what need not be exact."""
     if isinstance(stage, Pointwise):
-        found = bounds_of(stage, known, dtype)
-        results = [(stage.writes[name].array, found.outputs[name]) for name in stage.writes]
-        broken = [a for a, each in results if not a.boolean and float(np.min(each.step)) < 0]
-        if check and (broken or not found.exact):
-            raise ValueError(
-                f"{stage.path} is not exact in integers: "
-                f"{found.fault or 'it computes what is no integer'}. Quantise the model, "
-                "tt.quantize, give fewer bits, smaller inputs, or x.double() and model.double(); "
-                "or export with dtype='float32'."
-            )
-        return results
-    source = known[stage.source.array]
+        lines = known.lines(stage)
+        return [(view.array, lines.outputs[n]) for n, view in stage.writes.items()], lines.fault
+    source, rows, bias = known.ranges[stage.source.array], torch.ones(1, 1), None
     if isinstance(stage, Product):
-        return [(stage.target.array, _product_range(stage, source, dtype, check))]
-    terms = 1
-    if isinstance(stage, Sum):
-        terms = math.prod(stage.source.shape[len(stage.source.shape) - stage.dims :])
+        rows, bias = stage.weight.flatten(1), stage.bias
+        if any(not torch.equal(each, each.round()) for each in (rows, bias) if each is not None):
+            raise ValueError(
+                f"{stage.path} has weights that are no integers. Quantise the model, tt.quantize, "
+                "or export it with dtype='float32'."
+            )
+    elif isinstance(stage, Sum):
+        rows = torch.ones(1, math.prod(stage.source.shape[len(stage.source.shape) - stage.dims :]))
     elif isinstance(stage, Pool) and not stage.maximum:
-        terms = math.prod(stage.kernel)
-    if isinstance(stage, (Pool, Sum)) and terms > 1 and stage.divisor != 1:
+        rows = torch.ones(1, math.prod(stage.kernel))
+    if isinstance(stage, Pool | Sum) and rows.numel() > 1 and stage.divisor != 1:
         raise ValueError(
             f"{stage.path} averages, and an average is no integer. Sum, tt.integers.SumPool2d for "
             "a pool, or export with dtype='float32'."
         )
-    if terms == 1:
-        return [(stage.target.array, source)]
-    low, high = np.minimum(source.low, 0.0) * terms, np.maximum(source.high, 0.0) * terms
-    return [(stage.target.array, Interval(low, high, source.step, source.exact))]
-
-
-def bounds_of(stage: Pointwise, known: Mapping[Array, Interval], dtype: torch.dtype) -> Bounds:
-    """Return the range of every line of a stage."""
-    inputs = {name: known[view.array] for name, view in stage.reads.items()}
-    try:
-        return bounds(stage.graph, inputs, dtype)
-    except ValueError as error:
-        raise ValueError(f"{stage.path}: {error}") from None
-
-
-def _product_range(stage: Product, source: Interval, dtype: torch.dtype, check: bool) -> Interval:
-    """Return the range of a product's sums, those on the way included."""
-    bias = torch.zeros(len(stage.weight)) if stage.bias is None else stage.bias
-    rows = torch.cat([stage.weight.flatten(1), bias[:, None]], 1).double()
-    if not torch.equal(rows, rows.round()):
-        raise ValueError(
-            f"{stage.path} has weights that are no integers. Quantise the model, tt.quantize, "
-            "or export it with dtype='float32'."
-        )
-    found, reached = weighted_sums(rows[:, :-1], rows[:, -1], source)
-    most = MOST_EXACT[dtype]
-    if check and (reached > most or float(np.min(source.step)) < 0):
-        raise ValueError(
-            f"{stage.path} can reach {reached:.0f}, and the float that the model computes with "
-            f"holds every integer up to {most:.0f} only. Give x.double() and model.double()."
-        )
-    return found
+    if rows.numel() == 1 and not isinstance(stage, Product):
+        return [(stage.target.array, source)], ""
+    sums, reached = weighted_sums(rows, bias, source)
+    if check:
+        check_reach(stage.path, reached, known.dtype)
+    return [(stage.target.array, sums)], ""
 
 
 # Arithmetic
@@ -200,9 +197,8 @@ class IntegerLines(ABC):
 
     values: dict[str, Any]
 
-    def __init__(self, stage: Pointwise, widths: Widths, double: bool) -> None:
-        self.stage, self.widths = stage, widths
-        self.table = bounds_of(stage, widths.ranges, torch.float64 if double else torch.float32)
+    def __init__(self, stage: Pointwise, widths: Widths) -> None:
+        self.stage, self.widths, self.table = stage, widths, widths.lines(stage)
 
     @abstractmethod
     def truth(self, op: str, *args: Any) -> Any:
@@ -355,9 +351,9 @@ class _IntegerKernel(IntegerLines, StageKernel):
 
     dtype = Dtype.INT32
 
-    def __init__(self, stage: Pointwise, widths: Widths, double: bool) -> None:
+    def __init__(self, stage: Pointwise, widths: Widths) -> None:
         StageKernel.__init__(self, stage)
-        IntegerLines.__init__(self, stage, widths, double)
+        IntegerLines.__init__(self, stage, widths)
 
     def buffer_dtype(self, array: Array) -> Dtype:
         """Return the narrowest type that holds an array."""
@@ -380,6 +376,6 @@ class _IntegerKernel(IntegerLines, StageKernel):
         return self.k.op(op, *numbers, dtype=Dtype.INT64 if wide else Dtype.INT32)
 
 
-def integer_kernel(stage: Pointwise, widths: Widths, double: bool) -> Kernel:
+def integer_kernel(stage: Pointwise, widths: Widths) -> Kernel:
     """Return a pointwise stage as a kernel over its places, in integers."""
-    return _IntegerKernel(stage, widths, double).kernel()
+    return _IntegerKernel(stage, widths).kernel()

@@ -89,13 +89,14 @@ class _Maker:
 
     def __init__(self, widths: Widths, lanes: int) -> None:
         self.ranges, self.points = dict(widths.ranges), dict(widths.points)
+        self.dtype = widths.dtype
         self.lanes = lanes
         self.sums: dict[Array, Tensor | None] = {}
 
     @property
     def widths(self) -> Widths:
         """Ranges, those of new arrays included."""
-        return Widths(self.ranges, self.points)
+        return Widths(self.ranges, self.points, self.dtype)
 
     def new(
         self, like: Array, size: int, role: Role = Role.WORK, values: Tensor | None = None

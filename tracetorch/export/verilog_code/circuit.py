@@ -85,7 +85,7 @@ class _Lines(IntegerLines):
     """Append the lines of a stage as wires."""
 
     def __init__(self, stage: Pointwise, widths: Widths, double: bool) -> None:
-        super().__init__(stage, widths, double)
+        super().__init__(stage, widths)
         self.w, self.values = Wires(RULES), {}
         self.powers: dict[str, tuple[int, ...]] = {}
 

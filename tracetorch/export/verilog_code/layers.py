@@ -300,9 +300,15 @@ class _Weights:
         word, low = self.word, lane * self.word.bits
         name = f"weight_{lane}"
         lines = [f"wire [{word.bits - 1}:0] {name} = weight[{low + word.bits - 1}:{low}];"]
-        if value == Word(1, signed=False):  # a spike: its weight itself
+        spike = value == Word(1, signed=False)  # it adds its weight itself
+        both = bits if spike else min(word.bits + value.bits + 1, bits)
+        # sums are right modulo their width: what is wider is cut
+        for each, of in {name: word, **({} if spike else {"event_value": value})}.items():
+            if of.bits > both:
+                rest = f"{each}[{of.bits - 1}:{both}]"
+                lines.append(f"wire unused_{each}_{lane} = &{{1'b0, {rest}}};")
+        if spike:
             return lines, extended(name, word, bits)
-        both = word.bits + value.bits + 1
         lines += [
             f"wire signed [{both - 1}:0] factor_{lane} = {extended(name, word, both)};",
             f"wire signed [{both - 1}:0] times_{lane} = {extended('event_value', value, both)};",

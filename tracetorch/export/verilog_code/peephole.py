@@ -184,23 +184,11 @@ def _multiply_constants(w: Wires, args: Args, _: int) -> Wire | None:
         return None
     if b.k in (0, 1):
         return w.const(0) if b.k == 0 else a
-    if b.k == -1:
-        return w.negative(a)
-    place = (b.k & -b.k).bit_length() - 1  # 12 = 3 * 2^2
-    if place:
-        return w.make("shl", w.make("mul", a, b.k >> place), k=place)
-    if a.op == "mul" and a.args[1].op == "const":
-        return w.make("mul", a.args[0], a.args[1].k * b.k)
-    return None
-
-
-def _multiply_shifted(w: Wires, args: Args, _: int) -> Wire | None:
-    for a, b in (args, args[::-1]):
-        if a.op == "shl":  # (x 2^k) y = (x y) 2^k
-            return w.make("shl", w.make("mul", a.args[0], b), k=a.k)
-        if a.op == "sub" and _is(a.args[0], 0):  # (0 - x) y = 0 - x y
-            return w.negative(w.make("mul", a.args[1], b))
-    return None
+    place = _power(abs(b.k))
+    if place is None:
+        return None  # shifts and sums are for synthesis to find
+    shifted = w.make("shl", a, k=place)
+    return shifted if b.k > 0 else w.negative(shifted)
 
 
 def _multiply_truth(w: Wires, args: Args, _: int) -> Wire | None:
@@ -217,6 +205,8 @@ def _multiply_choice(w: Wires, args: Args, _: int) -> Wire | None:
         if _simple_factor(b):
             if b.op == "const":
                 return None  # another rule's
+            if b.op == "shl":
+                return w.make("shl", w.make("mul", a, b.args[0]), k=b.k)
             condition, one, other = b.args
             return w.make("mux", condition, w.make("mul", a, one), w.make("mul", a, other))
     return None
@@ -504,7 +494,7 @@ def _xor(w: Wires, args: Args, _: int) -> Wire | None:
 RULES: dict[str, Sequence[Rule]] = {
     "add": (_add_constants, _add_negative, _add_parts, _add_carry, _add_product),
     "sub": (_subtract_simple, _subtract_high, _subtract_cut),
-    "mul": (_multiply_constants, _multiply_shifted, _multiply_truth, _multiply_choice),
+    "mul": (_multiply_constants, _multiply_truth, _multiply_choice),
     "shl": (_shift_left,),
     "shr": (_shift_right,),
     "cut": (_cut_simple,),

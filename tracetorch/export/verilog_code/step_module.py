@@ -61,6 +61,8 @@ class _Printer:
                 continue
             self.names[wire.number], self.words[wire.number] = f"n{wire.number}", wire.word
             kind = _declared(wire.word)
+            if wire.op == "mul":
+                body += self.factors(wire)
             body.append(
                 f"  wire {kind}n{wire.number} = {self.expression(wire)};"
                 f" // {wire.low} .. {wire.high}"
@@ -127,10 +129,23 @@ class _Printer:
                 return f"~{_bracketed(self.extended(args[1], bits))}"
             one, other = (self.extended(arg, bits) for arg in args)
             return f"{one} {_SYMBOLS[wire.op]} {other}"
-        if wire.op == "mul":  # by the signs, of which synthesis makes a smaller multiplier
-            one, other = (f"$signed({self.extended(arg, bits)})" for arg in args)
-            return f"{one} * {other}"
+        if wire.op == "mul":
+            return f"n{wire.number}_x * n{wire.number}_y"
         return _PRINTED[wire.op](self, bits, args, k)
+
+    def factors(self, wire: Wire) -> list[str]:
+        """Return the declarations of both factors of a product, as wide as it is.
+
+        With signs, of which synthesis makes a smaller multiplier; with names, by which a proof
+        finds them.
+        """
+        bits = wire.word.bits
+        signed = any(arg.low < 0 for arg in wire.args)
+        return [
+            f"  wire {_declared(Word(bits, signed))}n{wire.number}_{letter} = "
+            f"{self.extended(arg, bits)};"
+            for letter, arg in zip("xy", wire.args, strict=True)
+        ]
 
     def mux(self, bits: int, args: tuple[Wire, ...], _: int) -> str:
         """Return a choice."""

@@ -56,6 +56,7 @@ _BINARY = {
     "sub": ("sub", "fsub"),
     "mul": ("mul", "fmul"),
     "div": ("", "fdiv"),
+    "rem": ("urem", ""),
     **{op: (op, "") for op in ("and", "or", "xor")},
 }
 _COMPARE = {

@@ -114,6 +114,7 @@ _C = {
 
 _BRACES = {"empty": ";", "assignment": "{} = {};", "end": "}"}
 _INTEGERS = {op: _INFIX[op] for op in ("add", "sub", "mul", "gt", "ge", "lt", "le", "eq", "ne")}
+_INTEGERS["rem"] = "{} % {}"  # of numbers that are not negative, on which all languages agree
 
 
 def triton_target(dtype: torch.dtype) -> Target:

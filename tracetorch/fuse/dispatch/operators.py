@@ -105,12 +105,14 @@ def _backward_fake(
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
     ctx.key, xs, states, params = inputs
     ctx.order = layout_of(xs[0], plan_of(ctx.key).dim).order
+    steps = xs[0].shape[0]
+    ctx.steps = steps if type(steps) is int else None  # a compiler's symbol is not compared
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*xs, *states, *params, output[-1])
 
 
 def _gradient(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
-    plan = plan_of(ctx.key).given(grads[:-1])
+    plan = plan_of(ctx.key).given(grads[:-1], ctx.steps)
     given, _, checkpoints, incoming = _backward_inputs(ctx, plan, grads[:-1])
     computed = torch.ops.tracetorch.backward(plan.key, *given, checkpoints, incoming)
     return None, *_split(plan, _wanted_gradients(plan, computed))

@@ -55,14 +55,16 @@ def program_of(
     constants = {name: value for name, value in kwargs.items() if not isinstance(value, Tensor)}
     params = tuple([name for name in kwargs if name not in constants])
     for name in params:
-        _check_parameter(cell, name, kwargs[name], ndim, dtype)
+        _check_parameter(cell, f"its argument {name!r}", kwargs[name], ndim, dtype)
     reads, options = cell.reads, cell.options
     if constants.keys() != options.keys() or any(constants[n] is not options[n] for n in options):
         reads = Reads(cell.step, constants)
     if reads.beyond is not None:
         what = "numbers and plain functions that its code names"
         advice = "Declare what else it needs: self.option(...)"
-        if reads.beyond.startswith(tuple([f"reads {name} (" for name in constants])):
+        if reads.beyond.startswith(
+            tuple([f"reads {name}{end}" for name in constants for end in " ."])
+        ):
             what = "numbers, words, flags and functions as options"
             advice = "Give it as one of these"
         raise Unfusable(
@@ -82,10 +84,12 @@ def program_of(
         _programs[key] = result
     if isinstance(result, str):
         raise Unfusable(result)
+    for number in result.constants.values():
+        _check_parameter(cell, "its step makes a tensor that", number, ndim, dtype)
     return result
 
 
-def _check_parameter(cell: Cell, name: str, value: Tensor, ndim: int, dtype: torch.dtype) -> None:
+def _check_parameter(cell: Cell, what: str, value: Tensor, ndim: int, dtype: torch.dtype) -> None:
     """Raise unless a tensor has one value for the layer, or one per neuron at ``dim``."""
     place = cell.dim_from_end(ndim)
     fits = value.ndim <= ndim and value.dtype == dtype
@@ -93,7 +97,7 @@ def _check_parameter(cell: Cell, name: str, value: Tensor, ndim: int, dtype: tor
         fits = fits and (size == 1 or (dim == place and size == cell.num_neurons))
     if not fits:
         raise Unfusable(
-            f"its argument {name!r} has shape {list(value.shape)} and {value.dtype}; kernels take "
+            f"{what} has shape {list(value.shape)} and {value.dtype}; kernels take "
             f"one value for the layer or one per neuron, in {dtype}"
         )
 
@@ -177,7 +181,7 @@ def _compiled_in(layer: StepLayer, kwargs: dict[str, Any]) -> tuple[object, ...]
     for name, value in kwargs.items():
         if name in surrogates:
             parts = [getattr(value, name) for name in type(value).__dataclass_fields__]
-        elif value is None or isinstance(value, (bool, int, float, str)):
+        elif value is None or type(value) in (bool, int, float, str):
             parts = [value]
         elif not isinstance(value, Tensor):
             return None
@@ -277,7 +281,7 @@ def _constant_key(
     with torch.no_grad():  # of values, where the compiler has but shapes
         kwargs = layer.step_kwargs(ndim, dtype)
     plan = _plan(layer.cell, ndim, dtype, torch.device(device), record, needs, kwargs)
-    return None if plan is None else register(plan)
+    return None if plan is None or plan.program.constants else register(plan)
 
 
 _registered: dict[str, Plan] = {}

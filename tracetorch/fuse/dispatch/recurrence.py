@@ -68,7 +68,7 @@ def run_recurrence(
     # a product by events skips zeros, which an infinite weight would make NaN
     if plan is None or not weight.detach().sum().isfinite():
         return None
-    params = [kwargs[name] for name in plan.program.params]
+    params = plan.program.tensors(kwargs)
     if plan.has_backward:
         output, last, *ends = _Recurrence.apply(  # type: ignore[no-untyped-call]
             plan, x, first, weight, bias, *active, *params

@@ -49,6 +49,7 @@ def differentiable_gradients(
         again, rest = tensors[: len(given.inputs)], tensors[len(given.inputs) :]
         starts = dict(zip(program.states, rest, strict=False))
         replaced = dict(zip(program.params, rest[len(starts) :], strict=True))
+        replaced = {n: value for n, value in replaced.items() if n not in program.constants}
         output, ends, records = eager.run(
             call.cell,
             again,

@@ -55,8 +55,7 @@ def run_sequence(
     else:
         plan = plan_for(cell, inputs, active, kwargs, record)
         if plan is not None:
-            parameters = list(map(kwargs.__getitem__, plan.program.params))
-            given = Operands(inputs, active, parameters)
+            given = Operands(inputs, active, plan.program.tensors(kwargs))
             results = operators.run(plan, Call(cell, kwargs), given)
     if results is None:
         return eager.run(cell, inputs, states, kwargs, record)

@@ -319,9 +319,9 @@ class CompiledStep(Specialisation):
     def _constrain_parameters(self, layer: StepLayer) -> None:
         """Constrain the parameters, and note the raw values that they follow from."""
         kwargs = layer.step_kwargs(len(self.shape), self.dtype)
-        for place, name in zip(self.packed, self.program.params, strict=False):
+        for place, value in zip(self.packed, self.program.tensors(kwargs), strict=False):
             # not .numpy(): FSDP could not free the memory between two passes
-            place[...] = np.from_dlpack(kwargs[name].detach()).reshape(-1, 1)
+            place[...] = np.from_dlpack(value.detach()).reshape(-1, 1)
         raw_values: list[tuple[str, int, int, bytes, Any]] = []
         for name in self.cell.raw_names:
             # the copy of a negative view has another address: it is constrained at every step

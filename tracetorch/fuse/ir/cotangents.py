@@ -10,12 +10,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from tracetorch.fuse.ir.graph import Builder, Graph, Line, Value
 
 Presence: TypeAlias = tuple[bool, ...]
-"""Whether it is there at the last step, the one before it, ...; the last entry goes on."""
+"""Whether it is there at the last step, the one before it, ...; the last ``period`` go round."""
+
+
+class Presences(NamedTuple):
+    """The presence of each cotangent, all equally long, and how many of the last entries go round.
+
+    In a ring of states they come and go for ever; elsewhere the last one alone goes on.
+    """
+
+    of: dict[str, Presence]
+    period: int
+
 
 # of zeros they make zeros, whatever else is infinite
 _LINEAR = ("add", "sub", "neg", "where")
@@ -25,7 +36,7 @@ def presences(
     graph: Graph,
     last: Mapping[str, bool],
     before: Callable[[Mapping[str, bool], Callable[[str], bool]], Mapping[str, bool]],
-) -> dict[str, Presence]:
+) -> Presences:
     """Return the presence of each cotangent.
 
     Args:
@@ -41,10 +52,8 @@ def presences(
         found.append(now)
         there = {name for name, is_there in now.items() if is_there}
         now = dict(before(now, lambda end: bool(reading(graph.outputs[end]) & there)))  # noqa: B023
-    # in a ring of states they go round: then one that ever comes is taken for present
-    start = found.index(now)
-    rest = {name: any(each[name] for each in found[start:]) for name in now}
-    return {name: (*(each[name] for each in found[:start]), rest[name]) for name in now}
+    of = {name: tuple([each[name] for each in found]) for name in now}
+    return Presences(of, len(found) - found.index(now))
 
 
 def readers(graph: Graph, names: Collection[str]) -> Callable[[Value], frozenset[str]]:

@@ -56,6 +56,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "sub": np.subtract,
     "mul": np.multiply,
     "div": np.divide,
+    "rem": np.remainder,
     "neg": np.negative,
     "gt": np.greater,
     "ge": np.greater_equal,

@@ -124,8 +124,10 @@ def with_zero(x: Interval) -> Interval:
     return replace(x, low=np.minimum(x.low, 0.0), high=np.maximum(x.high, 0.0))
 
 
-def weighted_sums(rows: Tensor, bias: Tensor | None, source: Interval) -> tuple[Interval, float]:
-    """Return the interval of sums of weights times values, and how far they go on the way.
+def weighted_sums(rows: Tensor, bias: Tensor | None, source: Interval) -> tuple[Interval, Interval]:
+    """Return the interval of sums of weights times values, and that of all on the way to them.
+
+    The second is that of a register in which they are added up, in whatever order.
 
     Args:
         rows: weights ``[outputs, ...]``, integers; a value that is left out, as in a padding, is 0.
@@ -139,19 +141,53 @@ def weighted_sums(rows: Tensor, bias: Tensor | None, source: Interval) -> tuple[
     ends = [torch.where(rows == 0, 0.0, rows * end) for end in (low, high)]
     least = torch.minimum(*ends).clamp(max=0).sum(1)
     largest = torch.maximum(*ends).clamp(min=0).sum(1)
-    # in whatever order they are added, and the bias first or last
+    # the bias first or last
     lowest, highest = least + added.clamp(max=0), largest + added.clamp(min=0)
-    reached = max(-float(lowest.min()), float(highest.max()))
-    return Interval(float((least + added).min()), float((largest + added).max()), 0.0), reached
+    step = min(0.0, float(np.min(source.step)))
+    return (
+        Interval(float((least + added).min()), float((largest + added).max()), step),
+        Interval(float(lowest.min()), float(highest.max()), step),
+    )
+
+
+def check_reach(place: str, reached: Interval, dtype: torch.dtype) -> None:
+    """Raise ``ValueError``, with the name of a place, where integers of a range may be rounded."""
+    magnitude, most = reached.magnitude, MOST_EXACT[dtype]
+    if not np.isneginf(reached.step) and not magnitude <= most:
+        raise ValueError(
+            f"{place} can reach {magnitude:.0f}, and {dtype} holds every integer up to {most:.0f} "
+            "only. Give x.double(), and model.double()."
+        )
+
+
+def _steps(values: NDArray[Any] | float) -> NDArray[Any]:
+    """Return of each number the largest power of two that it is a multiple of."""
+    mantissa, exponent = np.frexp(values)
+    with np.errstate(invalid="ignore"):
+        whole = np.asarray(np.abs(mantissa) * 2.0**53).astype(np.int64)
+    steps = np.log2(np.maximum(whole & -whole, 1)) + exponent - 53
+    found: NDArray[Any] = np.where(np.isfinite(values), steps, -np.inf)
+    return np.where(np.equal(values, 0), np.inf, found)
 
 
 def constant(value: float) -> Interval:
     """Return the interval of one number."""
-    if value == 0 or not np.isfinite(value):
-        return Interval(value, value, np.inf if value == 0 else -np.inf)
-    numerator, denominator = float(value).as_integer_ratio()
-    odd = (numerator & -numerator).bit_length() - 1
-    return Interval(value, value, float(odd - (denominator.bit_length() - 1)))
+    return Interval(value, value, float(_steps(value)))
+
+
+def interval_of(values: Tensor, finest: float = 0.0) -> Interval:
+    """Return the range of a tensor's values: integers, multiples of ``2^finest``, or any numbers.
+
+    Args:
+        values: where one is infinite or NaN, the range has no ends.
+        finest: the power of two below which numbers are any.
+    """
+    numbers = values.detach().double().numpy(force=True)
+    if not np.isfinite(numbers).all():
+        return Interval(-np.inf, np.inf, -np.inf)
+    step = min(0.0, float(_steps(numbers).min()))
+    step = step if step >= finest else -np.inf
+    return Interval(float(numbers.min()), float(numbers.max()), step)
 
 
 Rule: TypeAlias = Callable[..., Interval]
@@ -392,18 +428,19 @@ def bounds(graph: Graph, inputs: Mapping[str, Interval], dtype: torch.dtype) -> 
 
 def invariant(
     starts: Mapping[Key, Interval],
-    step: Callable[[dict[Key, Interval]], tuple[Found, Mapping[Key, Interval]]],
+    step: Callable[[dict[Key, Interval], bool], tuple[Found, Mapping[Key, Interval]]],
 ) -> tuple[Found, dict[Key, Interval]]:
     """Return what a step computes, and its states, that hold over any number of steps.
 
     Args:
         starts: the intervals that the states start from.
-        step: of the states' intervals; what it computes, and the states' next ones.
+        step: of the states' intervals; what it computes, and the states' next ones. The second
+            argument says that they are the last, for which it may raise.
     """
     states = dict(starts)
 
-    def advanced() -> tuple[Found, dict[Key, Interval]]:
-        found, ends = step(states)
+    def advanced(last: bool = False) -> tuple[Found, dict[Key, Interval]]:
+        found, ends = step(states, last)
         # by induction: where states are exact, are the next ones?
         return found, {n: replace(hull(s, ends[n]), exact=True) for n, s in starts.items()}
 
@@ -418,7 +455,7 @@ def invariant(
     # what was widened too far comes back: the image of what holds everything does, too
     for _ in range(_ROUNDS):
         states = advanced()[1]
-    return advanced()[0], states
+    return advanced(last=True)[0], states
 
 
 def _same(x: Interval, y: Interval) -> bool:

@@ -7,7 +7,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
-from tracetorch.fuse.ir.cotangents import Presence, presences, readers, without_absent
+from tracetorch.fuse.ir.cotangents import (
+    Presence,
+    Presences,
+    presences,
+    readers,
+    without_absent,
+)
 from tracetorch.fuse.ir.graph import Graph
 from tracetorch.fuse.ir.trace import Program
 
@@ -80,9 +86,14 @@ class Plan:
             self.parts[key] = replace(part, differentiated=names, trained=trained)
         return self.parts[key] if absent else self
 
-    @cached_property
+    @property
     def presence(self) -> dict[str, Presence]:
         """Presence of each cotangent, by its name in the graph."""
+        return self.presences.of
+
+    @cached_property
+    def presences(self) -> Presences:
+        """The same, and how it goes on."""
         program, graph = self.program, self.program.graph
         names = {f"g_{name.removeprefix('next_')}": name for name in program.smooth}
         reading = readers(graph, names)

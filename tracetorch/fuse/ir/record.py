@@ -33,10 +33,7 @@ _READS_VALUES = (
     "cannot do. Use torch.where"
 )
 _UNDECLARED = "its step reads a tensor that no decay, threshold, weight or option declares"
-_SEVERAL = (
-    "its step makes a tensor of several numbers. Declare it with self.weight(name, numbers, "
-    "learnable=False), and it is one number of each neuron"
-)
+_SEVERAL = ("arange", "linspace", "logspace", "eye")
 _JOINS = "joins tensors in a dimension of its own. Use torch.maximum, torch.minimum or a sum"
 _NOT_POINTWISE = "is not pointwise"
 # views that move nothing where they keep the shape
@@ -163,6 +160,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         along = torch.arange(side, device="cpu")
         self.everywhere = torch.stack(torch.meshgrid([along] * ndim, indexing="ij"))
         self.joined: dict[tuple[int, ...], tuple[object, Tensor | None]] = {}
+        # Tensors of several numbers that the step makes of numbers alone, by identity, with the
+        # device that they pretend to be on; and those that its values are computed with, by name.
+        self.made: dict[int, tuple[Tensor, torch.device]] = {}
+        self.constants: dict[str, Tensor] = {}
 
     def input(self, name: str, like: Tensor | None = None) -> Tensor:
         """Return a tensor that represents the input ``name``, one value in each lane.
@@ -252,17 +253,23 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _recorded(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         # Operations of other libraries keep their namespace, and so never have a rule.
         operation = func._schema.name.removeprefix("aten::").removeprefix("prims::")
-        if operation in ("_local_scalar_dense", "is_nonzero", "equal"):
-            raise Unfusable(f"its step cannot be traced: {_READS_VALUES}")
-        if operation in ("arange", "linspace"):
-            raise Unfusable(_SEVERAL)
-        if operation in _BY_VALUES:
-            raise Unfusable(f"its step chooses values by {func}. Use torch.where")
         # Run the operation on samples, which are on the CPU whatever the device of the lanes.
+        device = kwargs.get("device")
         if "device" in kwargs:
             kwargs = {**kwargs, "device": torch.device("cpu")}
+        leaves = pytree.tree_leaves((args, kwargs))
+        known = [self.made[id(v)][1] for v in leaves if id(v) in self.made]
+        has_lanes = any(isinstance(v, _Lane) for v in leaves)
+        if known and not has_lanes:
+            return self._made(func(*args, **kwargs), device or known[0])
+        if operation in ("_local_scalar_dense", "is_nonzero", "equal"):
+            raise Unfusable(f"its step cannot be traced: {_READS_VALUES}")
+        if operation in _BY_VALUES:
+            raise Unfusable(f"its step chooses values by {func}. Use torch.where")
         if func._schema.is_mutable:
             return self._in_place(func, operation, args, kwargs)
+        if known:
+            args, kwargs = pytree.tree_map(self._lane_of_made, (args, kwargs))
         made = func(*pytree.tree_map(_sample_of, args), **pytree.tree_map(_sample_of, kwargs))
         lanes = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, _Lane)]
         # The first unsupported operation is the reason for all that is computed from its result.
@@ -272,8 +279,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if operation in _LITERALS and not isinstance(args[0], _Lane):
             # torch.tensor(2.0) in the step: the number is compiled in.
             if made.numel() != 1:
-                raise Unfusable(_SEVERAL)
+                return self._made(made, torch.device("cpu"))
             return self._lane(made, _literal(made), None)
+        if operation in _SEVERAL and self.decomposing:
+            raise Unfusable(READS_SIZES)
+        if operation in _SEVERAL or (operation in (*_FILLED, *_CONSTANTS) and self._is_own(made)):
+            return self._made(made, device or (self.device if lanes else torch.device("cpu")))
         if lanes and isinstance(args[0], _Lane) and _is_view(func, operation):
             return self._view(func, operation, made, args, kwargs)
         if operation in _NO_VIEWS:
@@ -298,6 +309,52 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if operation in _FILLED and made.dtype not in (self.dtype, torch.bool):
             return self._lane(made, _literal(made.flatten()[:1]), place)
         return self._lowered(func, operation, made, place, args, kwargs)
+
+    def _is_own(self, made: Tensor) -> bool:
+        """Whether a tensor has sizes of its own, and not those of samples."""
+        return made.numel() > 1 and not set(made.shape) <= {1, len(self.sample)}
+
+    def _made(self, result: Any, device: torch.device) -> Any:
+        """Return what is made of numbers alone, as it is: the step goes on computing with it."""
+        for each in pytree.tree_leaves(result):
+            if isinstance(each, Tensor):
+                self.made[id(each)] = each, device
+        return result
+
+    def _lane_of_made(self, value: Any) -> Any:
+        """Return a lane for what is made of numbers alone: one number, or one of each neuron."""
+        if id(value) not in self.made:
+            return value
+        made, device = self.made[id(value)]
+        if made.ndim == 0:
+            return self._lane(made, _literal(made), None)
+        if device.type != self.device.type:
+            raise Unfusable(
+                f"its step makes a tensor on {device}, but its input is on {self.device}"
+            )
+        number, missing = made.to(self.dtype), self.sample.ndim - made.ndim
+        if missing < 0:
+            raise Unfusable(
+                f"its step makes a tensor of {made.ndim} dimensions, more than its input has"
+            )
+        if made.is_floating_point() and bool((number != made).logical_and(made == made).any()):
+            raise Unfusable(
+                f"its step makes a tensor of {made.dtype}, whose numbers {self.dtype} does not "
+                "hold: write dtype=x.dtype"
+            )
+        found = (
+            n for n, v in self.constants.items() if v.shape == number.shape and v.equal(number)
+        )
+        name = next(found, str(len(self.constants)))  # a name that no argument has
+        self.constants[name] = number
+        sizes = [1 if size == 1 else len(self.sample) for size in made.shape]
+        place = torch.full((self.sample.ndim, *sizes), -1)
+        for dim, size in enumerate(sizes):
+            if size > 1:
+                place[dim + missing] = torch.arange(size).reshape(-1, *[1] * (made.ndim - dim - 1))
+        read: Value = f"p_{name}"
+        read = self.builder.emit("ne", read, 0.0) if made.dtype is torch.bool else read
+        return self._lane(torch.ones(sizes, dtype=made.dtype), read, place)
 
     def _lane(self, made: Tensor, value: Value, place: Tensor | None) -> _Lane:
         return _Lane(made, _Memory(value, made.numel()), place, self.device)
@@ -413,6 +470,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not operation.endswith("_") or "out" in kwargs:
             raise Unfusable(f"its step writes into an argument of {func}, which kernels lack")
         changed = args[0]
+        if id(changed) in self.made:
+            raise Unfusable(f"its step changes numbers that it makes in place, by {func}")
         # A change of an input would be seen outside; one of a temporary is a new value.
         if not isinstance(changed, _Lane) or changed.memory.is_input:
             raise Unfusable(f"its step changes an argument in place, by {func}")

@@ -199,12 +199,23 @@ class _Writer:
         k = self.k
         found: dict[str, Operand] = {}
         for name, when in self.plan.flags.items():
-            changes = [i for i in range(1, len(when)) if when[i] != when[i - 1]]
-            each = [k.op("lt", index, k.op("sub", self.size["steps"], i)) for i in changes]
-            if when[0]:
-                each[0] = k.op("not", each[0])
-            found[name] = functools.reduce(functools.partial(k.op, "xor"), each)
+            period = self.plan.presences.period
+            start = len(when) - period  # where they begin to go round
+            behind = k.op("sub", k.op("sub", self.size["steps"], 1), index)
+            each = [k.op("eq", behind, i) for i in range(start) if when[i]]
+            turns = [i for i in range(period) if when[start + i]]
+            if turns:
+                turning = k.op("ge", behind, start)
+                if period > 1:
+                    turn = k.op("rem", k.op("add", behind, -start % period), period)
+                    now = [k.op("eq", turn, i) for i in turns]
+                    turning = k.op("and", turning, functools.reduce(self._either, now))
+                each.append(turning)
+            found[name] = functools.reduce(self._either, each)
         return found
+
+    def _either(self, one: Value, other: Value) -> Value:
+        return self.k.op("or", one, other)
 
     def add_sums(self, sums: Buffer, totals: Mapping[str, Operand]) -> None:
         """Add the sums of a segment to those of all, which are of float64.

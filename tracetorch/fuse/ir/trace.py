@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from tracetorch.cell import Cell, StepDefinition
-from tracetorch.core.torch_private import global_modes_off
+from tracetorch.core.torch_private import functions_on, global_modes_off
 from tracetorch.fuse.ir.graph import Graph, Unfusable
 from tracetorch.fuse.ir.record import Recorder
 from tracetorch.fuse.ir.sizes import READS_SIZES
+from tracetorch.fuse.ir.stacked import Stacked
 from tracetorch.fuse.step_results import check_step_results
 
 
@@ -34,7 +35,7 @@ class Program:
         g_output     cotangent of output            output        output
 
     ``layer`` is the name of the class, ``states`` are the active ones, ``params`` the tensors
-    among the step kwargs.
+    among the step kwargs, and the constants.
     """
 
     layer: str
@@ -47,13 +48,20 @@ class Program:
     """Those of ``"output"`` and ``"next_<state>"`` that have a gradient."""
     reached: frozenset[str]
     """Those of the inputs, ``"s_<state>"`` and ``"p_<param>"`` that they depend on, by autograd."""
+    constants: Mapping[str, Tensor]
+    """Those of ``params`` that the step makes of numbers alone, one for each neuron."""
 
     @cached_property
     def key(self) -> str:
         """Hash, equal for programs that compute the same."""
         ends = f"{sorted(self.smooth)}{sorted(self.reached)}"
-        text = f"{self.inputs}{self.states}{self.params}{self.dtype}{self.graph}{ends}"
+        made = [(number.shape, number.tolist()) for number in self.constants.values()]
+        text = f"{self.inputs}{self.states}{self.params}{self.dtype}{self.graph}{ends}{made}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def tensors(self, kwargs: Mapping[str, Any]) -> list[Tensor]:
+        """Return the parameters, those among the step kwargs and the constants."""
+        return [{**kwargs, **self.constants}[name] for name in self.params]
 
     @cached_property
     def forward(self) -> Graph:
@@ -152,6 +160,8 @@ def _trace(
             like = {f"p_{name}": arguments[name] for name in params}
             inputs = {n: recorder.input(n, like.get(n)).requires_grad_() for n in names}
             modes.enter_context(recorder)
+            modes.enter_context(functions_on(True))
+            modes.enter_context(Stacked(recorder.sizes))
             # Forward: inactive states are None, as in an eager step.
             stepped = cell.step(
                 *(inputs[name] for name in entered),
@@ -172,7 +182,8 @@ def _trace(
                 seed = _CotangentSeed.apply(cotangents, *smooth.values())  # type: ignore[no-untyped-call]
                 found = torch.autograd.grad(seed, list(inputs.values()), allow_unused=True)
             gradients = {f"d_{name}": d for name, d in zip(names, found, strict=True)}
-            results = {**ends, **gradients}
+            made = {name: number.to(device) for name, number in recorder.constants.items()}
+            results = {**ends, **gradients, **dict.fromkeys([f"d_p_{name}" for name in made])}
     except Unfusable:
         raise
     except Exception as failure:
@@ -183,7 +194,10 @@ def _trace(
     reached = frozenset(name for name in names if results[f"d_{name}"] is not None)
     graph = recorder.graph(results)
     ends_with_gradient = frozenset(smooth)
-    return Program(cell.name, entered, active, params, dtype, graph, ends_with_gradient, reached)
+    params = (*params, *made)
+    return Program(
+        cell.name, entered, active, params, dtype, graph, ends_with_gradient, reached, made
+    )
 
 
 def input_names(cell: Cell | StepDefinition) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from typing import NoReturn, TypeAlias
 from tracetorch.fuse.ir import kernel as ir
 from tracetorch.fuse.ir.graph import ARITY, COMPARISONS, LOGIC
 
-INTEGER = frozenset({"add", "sub", "mul", "min"})
+INTEGER = frozenset({"add", "sub", "mul", "min", "rem"})
 
 # A number and how often each value is added to it.
 _Sum: TypeAlias = "tuple[int, tuple[tuple[ir.Value, int], ...]]"
@@ -307,7 +307,11 @@ class _Verifier:
             "sub": (low - most, high - least),
             "mul": (min(products), max(products)),
             "min": (min(low, least), min(high, most)),
+            "rem": (0, most - 1),
         }
+        # languages differ in the remainder of a negative number
+        if each.op == "rem" and not (self.positive(first) and least > 0):
+            self.fail("a remainder is of a number that is not negative, by one above 0", each)
         self.fit(*ends[each.op], each)
         self.ranges[value] = ends[each.op]
         if each.op == "add":
