@@ -19,7 +19,10 @@ SOURCES = sorted(
 )
 PAGES = sorted(
     path
-    for pattern in ("*.md", "docs/**/*.md", "examples/*.md", ".github/**/*.md", ".github/**/*.yml")
+    for pattern in (
+        *("*.md", "docs/**/*.md", "examples/*.md", ".github/**/*.md", ".github/**/*.yml"),
+        "tracetorch/diagnosis/findings.txt",
+    )
     for path in ROOT.glob(pattern)
 )
 

@@ -199,6 +199,18 @@ def one_hot(classes: Tensor) -> Tensor:
     return F.one_hot(classes, CLASSES).float()
 
 
+def by_hand(y: Tensor, classes: Tensor, least: float = 0.0) -> Tensor:
+    """Return the probabilities of the right classes."""
+    return y.mean(0).softmax(-1).gather(1, classes[:, None])[:, 0] + least
+
+
+def shifted(mean: float, features: Any = 2) -> Tensor:
+    """Return inputs of which some features have a mean and a deviation of 0.5."""
+    data = x()
+    data[..., features] = mean + 0.5 * data[..., features].sub(0.5) * math.sqrt(12)
+    return data
+
+
 def squashed(name: str) -> Any:
     """Return a cross entropy with an activation before its own softmax."""
     options = {"dim": -1} if name == "softmax" else {}
@@ -335,6 +347,30 @@ FAULTS: list[tuple[Any, Any, Any, str, str, str, Any, str]] = [
     (dense, x(), lambda y, t: -tt.loss.rate_mse(y, t), "loss-raised", "", "error", (-1, 0), ""),
     (dense, x(), lambda y, t: F.nll_loss(y.mean(0), t), "no-log-probabilities", "", "error",
      (2, 9), "sum up to"),
+    *((dense, x(), loss, "loss-raised", "", "error", (-6, 0.3), "in each of the 16 samples")
+      for loss in (
+          lambda y, t: by_hand(y, t).log().mean(),
+          lambda y, t: by_hand(y, t, 1e-8).log().mean() + 1e-3 * y.square().mean(),
+          lambda y, t: by_hand(y, t).mean(),
+          lambda y, t: (one_hot(t) * y.log_softmax(-1)).sum(-1).mean(),
+          lambda y, t: (y.mean(0).gather(1, t[:, None]) - y.mean(0)).mean(),
+          lambda y, t: (by_hand(y, t).log() * (1.0 + t)).mean())),  # weights of classes
+    (dense, x(), lambda y, t: -by_hand(y, t, 1e-8).log().mean(), "log-of-softmax", "", "note",
+     (0.2, 0.3), "a softmax; the least that it is given is 0.2"),
+    (dense, x(), lambda y, t: F.nll_loss((y.mean(0).softmax(-1) + 1e-8).log(), t),
+     "log-of-softmax", "", "note", (0.2, 0.3), ""),
+    (dense, x(), lambda y, t: -y.mean(0).sigmoid().clamp(1e-8).log()[:, 0].mean(),
+     "log-of-softmax", "", "note", (0.4, 0.6), "a sigmoid"),
+    (lambda: larger(500), x(), lambda y, t: -by_hand(y, t, 1e-8).log().mean(), "log-of-softmax",
+     "", "warning", (9e-9, 1.1e-8), "1e-08"),
+    (dense, x(), lambda y, t: F.cross_entropy(y.mean(0).softmax(-1) + 1e-8, t),
+     "activation-before-loss", "", "error", (1, 2), "a softmax"),
+    (dense, x(), lambda y, t: F.cross_entropy(y.mean(0).softmax(-1).clamp(min=1e-8), t),
+     "activation-before-loss", "", "error", (1, 2), "a softmax"),
+    (dense, shifted(9.8), mean, "input-offset", "", "warning", (9.5, 10.1),
+     "Feature 2 of x has mean 9.79, deviation 0.51"),
+    (dense, shifted(-40.0, slice(3, 5)), mean, "input-offset", "", "warning", (-41, -39),
+     "2 of 20 features are so far off."),
     (dense, x(), lambda y, t: mean(y, 0 * t + 2), "one-class", "", "warning", 2, "All 16 targets"),
     (dense, x(), lambda y, t: F.cross_entropy(y.mean(0), one_hot(0 * t + 1)), "one-class", "",
      "warning", 1, "of the class 1"),
@@ -396,6 +432,29 @@ ABSENT: list[tuple[Any, Any, Any, str]] = [
         lambda y, t: (F.cross_entropy(y[-1], t, reduction="none") * (-1.0 - t)).mean(),
         "loss-raised",
     ),
+    *(
+        (dense, x(), loss, "loss-raised")
+        for loss in (
+            lambda y, t: -by_hand(y, t).log().mean(),
+            lambda y, t: 1 - by_hand(y, t).mean(),
+            lambda y, t: (by_hand(y, t).log() * (1.0 + torch.arange(B))).mean(),  # advantages
+            lambda y, t: (by_hand(y, t).log() * (-1.0) ** torch.arange(B)).mean(),
+            lambda y, t: by_hand(y, 0 * t).log().mean(),
+            lambda y, t: tt.loss.first_spike_mse(y, t),
+            lambda y, t: tt.loss.temporal_cross_entropy(y, t),
+        )
+    ),
+    (dense, x(), lambda y, t: -y.mean(0).log_softmax(-1)[:, 0].mean(), "log-of-softmax"),
+    (dense, x(), lambda y, t: -(y.mean(0).square() + 1).log().mean(), "log-of-softmax"),
+    (
+        dense,
+        x(),
+        lambda y, t: F.cross_entropy(y.mean(0).softmax(-1) + y[-1], t),
+        "activation-before-loss",
+    ),  # a skip connection
+    (dense, shifted(2.9), mean, "input-offset"),
+    (dense, 12 * x(), mean, "input-offset"),  # it varies as much
+    (conv, images() + 2, mean, "input-offset"),
     (dense, x(), lambda y, t: F.cross_entropy(y.mean(0)[:7], 0 * t[:7]), "one-class"),
     (dense, x(), lambda y, t: mean(y.clamp(-9, 9), t), "relu-on-logits"),
     (lambda: scaled(dense(), 0.0), x(), mean, "equal-neurons"),  # an input that does not vary
@@ -462,8 +521,58 @@ def another(model: Any) -> Any:
     return torch.optim.Adam(dense().parameters(), lr=2e-3)
 
 
+class Lion(torch.optim.Optimizer):
+    """Optimizer that PyTorch does not have: a sign of a mean of gradients."""
+
+    def __init__(self, parameters: Any, lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    mean = self.state[p].setdefault("mean", torch.zeros_like(p))
+                    p.sub_((0.9 * mean + 0.1 * p.grad).sign(), alpha=group["lr"])
+                    mean.lerp_(p.grad, 0.01)
+
+
+class Shrinking(torch.optim.Optimizer):
+    """Optimizer without a rate, whose step takes a tenth off every weight."""
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.mul_(0.9)
+
+
+def finished(model: Any, kind: str) -> Any:
+    """Return an optimizer of relative rates, whose schedule has been stepped to its end."""
+    optimizer = relative(model)
+    schedulers, options = torch.optim.lr_scheduler, {"gamma": 0.5}
+    if kind == "OneCycleLR":
+        options = {"max_lr": [g["lr"] for g in optimizer.param_groups], "total_steps": 20}  # type: ignore[dict-item]
+    if kind == "ConstantLR":
+        options = {"factor": 1.0}
+    scheduler = getattr(schedulers, kind)(optimizer, **options)
+    for _ in range(19):
+        mean(tt.unroll(model, x()), target()).backward()
+        optimizer.step()
+        scheduler.step()
+        tt.zero_states(model)
+    return optimizer
+
+
+def unstepped(model: Any) -> Any:
+    """Return an optimizer at the begin of a warm-up."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1e-7)
+    return optimizer
+
+
 ADAMW, SGD = torch.optim.AdamW, torch.optim.SGD
-SMALL, ONE = 2e-3 / 70, "of one weight is at least 0.5, and larger than it is: 0.linear.weight."
+SMALL, ONE = 2e-3 / 70, "changes one weight by more than it is: 0.linear.weight."
 # the model, its optimizer; the finding, where, how severe, a value or its range, and its words
 OPTIMIZERS: list[tuple[Any, Any, str, str, str, Any, str]] = [
     (HiddenList, adam(), "not-in-optimizer", "parts.0.weight", "warning", 7, ""),
@@ -480,9 +589,9 @@ OPTIMIZERS: list[tuple[Any, Any, str, str, str, Any, str]] = [
         (0.7 * SMALL, 1.3 * SMALL),
         "",
     ),
-    (dense, adam(0.5), "large-steps", "0.weight", "warning", 0.5, "0.weight, 2.weight"),
-    (delayed, adam(1.0), "large-steps", "0.linear.weight", "warning", 1.0, ONE),
-    (lambda: delayed(True), adam(1.0), "large-steps", "0.linear.weight", "warning", 1.0, ONE),
+    (dense, adam(0.5), "large-steps", "2.weight", "warning", (4, 6), "2.weight, 0.weight"),
+    (delayed, adam(1.0), "large-steps", "0.linear.weight", "warning", (7, 8), ONE),
+    (lambda: delayed(True), adam(1.0), "large-steps", "0.linear.weight", "warning", (7, 8), ONE),
     (
         dense,
         adam(1e4, SGD),
@@ -501,6 +610,34 @@ OPTIMIZERS: list[tuple[Any, Any, str, str, str, Any, str]] = [
         (1e-8, 1e-7),
         "at the rate 1e-06",
     ),
+    *(
+        (dense, adam(lr, kind), "large-steps", "2.weight", "warning", (1, 1e5), kind.__name__)
+        for lr, kind in (
+            (5.0, torch.optim.Adagrad),
+            (0.1, torch.optim.RMSprop),
+            (1e4, torch.optim.Adadelta),
+            (1.0, Lion),
+            (50.0, torch.optim.RAdam),
+        )
+    ),
+    *(
+        (dense, adam(1e-9, kind), "small-steps", "2.weight", "warning", (1e-16, 1e-6), "no weight")
+        for kind in (torch.optim.Adagrad, torch.optim.RMSprop, torch.optim.Adadelta, Lion, ADAMW)
+    ),
+    (heavy, adam(2e-4, Lion), "small-steps", "0.weight", "warning", (1e-6, 1e-5), "as large"),
+    *(
+        (
+            heavy,
+            lambda m, k=kind: finished(m, k),
+            "small-steps",
+            "0.weight",
+            "warning",
+            (1e-8, 1e-3),
+            "has ended.",
+        )
+        for kind in ("OneCycleLR", "ExponentialLR")
+    ),
+    (dense, unstepped, "small-steps", "0.weight", "warning", 1e-9, "or its warm-up begins."),
     (
         dense,
         lambda m: torch.optim.Adam(m.parameters(), maximize=True),
@@ -549,6 +686,17 @@ FITTING: list[tuple[str, Any, Any]] = [
     ),
     ("small-steps", dense, lambda m: torch.optim.SGD(m.parameters(), lr=1e-6, momentum=0.999)),
     ("loss-raised", dense, adam()),
+    *(
+        (name, dense, adam(lr, kind))
+        for name in ("large-steps", "small-steps")
+        for lr, kind in (
+            *((1e-2, torch.optim.Adagrad), (1e-2, torch.optim.RMSprop), (1e-4, Lion)),
+            *((1.0, torch.optim.Adadelta), (1e-3, torch.optim.RAdam), (1e-3, torch.optim.NAdam)),
+            (1.0, torch.optim.LBFGS),  # takes a closure
+        )
+    ),
+    ("small-steps", dense, lambda m: finished(m, "ConstantLR")),
+    ("large-steps", dense, lambda m: Shrinking(m.parameters(), {})),
 ]
 
 
@@ -594,6 +742,29 @@ def test_dead_neurons_fire_by_their_advice_from_the_distance_of_either_threshold
         model[0].bias.mul_(factor)
     again = diagnose(model)
     assert again.layers[0].dead == 0
+
+
+def test_an_ended_schedule_does_not_advise_what_was_done() -> None:
+    model = heavy()
+    finding = found(
+        diagnose(model, optimizer=finished(model, "OneCycleLR")),
+        "small-steps",
+        "0.weight",
+        "warning",
+    )
+    assert "param_groups" not in finding.advice
+    assert "make a new optimizer and a new schedule" in finding.advice
+
+
+def test_what_is_calibrated_is_not_advised_to_be() -> None:
+    """A sine that is the same for all samples never goes far beyond its deviation."""
+    model, data = dense()[:2], torch.sin(torch.linspace(0, 12, 60))[:, None, None].repeat(1, B, N)
+    call = "tt.init.calibrate_(model, x) does it for all layers."
+    for deviation, named in ((0.3, True), (0.5, False)):
+        tt.init.calibrate_(model, data, target=deviation)
+        d = tt.diagnose(model, (data,), lambda y: y.square().mean())
+        finding = found(d, "dead-neurons", "1", "error")
+        assert (call in finding.advice) == named
 
 
 # Memory

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import math
 import re
@@ -11,8 +10,9 @@ import pytest
 import torch
 
 from tests.cases import LAYERS, SURROGATES
-from tests.docs.pages import DOCS, ROOT
+from tests.docs.pages import DOCS
 from tracetorch import functional, snn
+from tracetorch.diagnosis import finding
 
 NOT_LEARNING = (DOCS / "use/not_learning.md").read_text()
 TWELVE_LAYERS = (DOCS / "understand/twelve_layers.md").read_text()
@@ -21,23 +21,8 @@ TWELVE_LAYERS = (DOCS / "understand/twelve_layers.md").read_text()
 def findings() -> dict[str, set[str]]:
     """Collect the names of the findings that the diagnosis makes, each with its severities."""
     names: dict[str, set[str]] = {}
-    for path in (ROOT / "tracetorch/diagnosis").glob("*.py"):
-        assigned: dict[str, ast.expr] = {}
-        nodes = ast.walk(ast.parse(path.read_text()))
-        for node in sorted(nodes, key=lambda node: getattr(node, "lineno", 0)):
-            if isinstance(node, ast.AnnAssign) and node.value is not None:
-                assigned[ast.unparse(node.target)] = node.value
-            elif isinstance(node, ast.Assign):
-                assigned[ast.unparse(node.targets[0])] = node.value
-            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "measured":
-                severity, name = node.args[:2]
-                assert isinstance(name, ast.Constant), "a name that this test cannot read"
-                severities = {
-                    each.value
-                    for each in ast.walk(assigned.get(ast.unparse(severity), severity))
-                    if isinstance(each, ast.Constant) and isinstance(each.value, str)
-                }
-                names.setdefault(str(name.value), set()).update(severities)
+    for row, (severities, _) in finding.ROWS.items():
+        names.setdefault(row.partition("/")[0], set()).update(severities)
     return names
 
 

@@ -13,6 +13,7 @@ from tracetorch import encode
 inf, nan = float("inf"), float("nan")
 ONE, ZEROS = torch.ones(1), torch.zeros(3, 2)
 GOOD: dict[str, Any] = {"x": [0], "y": [0], "t": [0], "p": [0]}
+T_IN_US = np.array([5], "timedelta64[us]")
 NONE = np.zeros(0, [(name, int) for name in "xytp"])
 
 
@@ -78,6 +79,10 @@ def frames(events: Any = None, size: tuple[int, int] = (3, 5), **options: Any) -
     frames({**{n: [0, 0] for n in "xyt"}, "p": [-1, 0]}, bins=1) -> ValueError: got \[-1, 0\]
     frames(bins=1, start=5) -> ValueError: stop after it starts, got start=5 and stop=0
     frames(bins=1, start=5, stop=5) -> ValueError: got start=5 and stop=5
+    frames({"t": T_IN_US}, bins=1) -> TypeError: t of an event must.*timedelta64\[us\]\. Divide
+    frames({"t": T_IN_US + np.datetime64(0, "s")}, bins=1) -> TypeError: got datetime64\[us\]
+    frames(window=np.timedelta64(5, "us")) -> TypeError: window must be a number, got timed
+    frames(bins=1, stop=T_IN_US[0]) -> TypeError: stop must be a number, got timedelta64
     frames(NONE, bins=1, start=0) -> ValueError: no events: give start= and stop=
     """
 )

@@ -66,7 +66,7 @@ def test_cycles_are_those_of_the_formula(name: str, tmp_path: Path) -> None:
     alone = pytree.tree_map(lambda x: x[:, :1], sample)
     report = tt.export.verilog(model, tmp_path, alone, lanes=2)
     recorded = record_step(model, parse_inputs(alone, None, 0, True), True)
-    layers = network(arranged(recorded.program, recorded.widths, 2), False, ()).layers
+    layers = network(arranged(recorded.program, recorded.widths, 2), ()).layers
     each = [layer.event_cycles for layer in layers if layer.source is not None]
     stages, steps = recorded.program.stages, len(recorded.steps)
     step = recorded.step
@@ -123,7 +123,9 @@ def test_report_names_memories_and_cycles(tmp_path: Path) -> None:
     assert report.cycles({"x": 3}) == report.fixed_cycles + 6
     assert "power        not estimated" in str(report)
     assert (tmp_path / "report.txt").read_text() == str(report)
-    assert {*report.files} == {each.name for each in tmp_path.iterdir()}
+    assert {*report.files} == {
+        str(each.relative_to(tmp_path)) for each in tmp_path.rglob("*") if each.is_file()
+    }
     with pytest.raises(ValueError, match=r"events are of \['x', .*\], got 'z'"):
         report.cycles({"z": 1})
 

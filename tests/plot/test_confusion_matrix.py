@@ -33,7 +33,8 @@ def test_rows_are_true_classes_and_columns_predicted_ones(scores: bool) -> None:
 
 
 def test_arrays_and_lists_are_taken_and_classes_have_names_or_a_number() -> None:
-    for found in (FOUND.numpy(), FOUND.tolist(), torch.eye(3)[FOUND].numpy()):
+    hot = torch.eye(3)[FOUND]
+    for found in (FOUND.numpy(), FOUND.tolist(), hot.numpy(), hot.bool(), hot.bool().tolist()):
         ax = plot.confusion_matrix(found, TRUE.numpy(), classes=np.int64(3), share=False)
         assert shown(ax).tolist() == COUNTS
     ax = plot.confusion_matrix(FOUND, TRUE, classes=["ant", "bee", "cat", "dog"], title="who")
@@ -48,8 +49,8 @@ def test_arrays_and_lists_are_taken_and_classes_have_names_or_a_number() -> None
 
 
 def test_samples_without_a_prediction_have_a_column_of_their_own() -> None:
-    """``accuracy`` says of silent samples that they are undecided: they are in no class here."""
-    scores = torch.tensor([[0.0, 0.0], [0.2, 0.1], [0.5, 0.5], [0.1, 0.3]])
+    """``accuracy`` says of silent samples, and of NaN, that they are undecided: of no class."""
+    scores = torch.tensor([[0.0, 0.0], [0.2, 0.1], [torch.nan, 0.5], [0.1, 0.3]])
     true = torch.tensor([0, 0, 1, 1])
     ax = plot.confusion_matrix(scores, true, share=False)
     assert shown(ax).tolist() == [[1, 0, 1], [0, 1, 1]]
@@ -58,3 +59,10 @@ def test_samples_without_a_prediction_have_a_column_of_their_own() -> None:
     assert shown(plot.confusion_matrix(scores, true)).tolist() == [[50, 0, 50], [0, 50, 50]]
     right = shown(ax)[:, :2].trace() / 4
     assert right == tt.metrics.accuracy(scores[None], true)
+
+
+def test_two_classes_may_be_booleans() -> None:
+    found, true = torch.tensor([True, False, True]), np.array([True, True, False])
+    assert shown(plot.confusion_matrix(found, true, share=False)).tolist() == [[0, 1], [1, 1]]
+    ax = plot.confusion_matrix(torch.zeros(3, 2, dtype=torch.bool), true, share=False)
+    assert shown(ax).tolist() == [[0, 0, 1], [0, 0, 2]]  # all equal: none

@@ -59,7 +59,6 @@ VALUES: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
     ("confusion_matrix", (FOUND, TRUE[:3]), {}, r"got \[6\] and \[3\]"),
     ("confusion_matrix", (FOUND[:0], TRUE[:0]), {}, "of some samples"),
     ("confusion_matrix", (uniform(5, 6, 3), TRUE), {}, r"over time \[T, N, C\]: tt\.decode\.rate"),
-    ("confusion_matrix", (NAN, TRUE), {}, "a score is NaN"),
     ("distributions", ([MEM], "t"), {"bandwidths": [0.1, 0.1]}, "argument 2 is longer"),
     ("distributions", ([uniform(2)], "t"), {"bandwidths": [0.0]}, "bandwidth must be positive"),
     ("distributions", ([torch.tensor([1.0, math.nan])], "t"), {}, "layer 0 must hold finite value"),

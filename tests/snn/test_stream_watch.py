@@ -16,6 +16,7 @@ from tracetorch.snn import neuron, stream_watch
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_watch, "_graph_reported", False)
     monkeypatch.setattr("tracetorch.snn.neuron.LOOK_EVERY", 5)
+    monkeypatch.setattr("tracetorch.unrolling.stream.LOOK_EVERY", 5)
     for module in (stream_watch, neuron):
         monkeypatch.setattr(module, "LONGEST_GRAPH", 20)
 
@@ -51,6 +52,24 @@ def test_sequences_of_a_stream_log_nan_again_once_it_was_zeroed(caplog):
             tt.unroll(net, x * torch.nan)
         tt.zero_states(net)
     assert caplog.text.count("1.mem is NaN") == len(caplog.records) == 2
+
+
+def test_a_held_stream_logs_nan_until_it_is_zeroed(caplog: pytest.LogCaptureFixture) -> None:
+    net, x = network().eval(), torch.ones(4, 1, 3)
+    streams = [tt.Stream(net) for _ in range(2)]
+    with torch.no_grad():
+        for stream in streams:
+            run(stream, 20)  # type: ignore[arg-type]
+        assert caplog.text == ""
+        for count in (1, 2):
+            run(streams[0], 20, torch.nan)  # type: ignore[arg-type]
+            assert caplog.text.count("1.mem is NaN, and stays so until zero_states()") == count
+            streams[0].zero_states()
+        run(streams[0], 20)  # type: ignore[arg-type]
+        for _ in range(2):
+            streams[1].unroll(x * torch.nan)
+        streams[1].unroll(x)
+    assert caplog.text.count("1.mem is NaN") == len(caplog.records) == 3
 
 
 def test_a_graph_without_an_end_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -93,16 +93,19 @@ def atomic_replace_all(paths: Sequence[str | os.PathLike[str]]) -> Iterator[list
 
 
 def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
-    """Write files of ASCII into a folder, which is made if it is not there: all, or none."""
-    made = not folder.exists()
-    folder.mkdir(exist_ok=True)
+    """Write files of ASCII into a folder, or one in it, which are made as needed: all, or none."""
+    folders = [folder, *dict.fromkeys((folder / name).parent for name in texts)]
+    made = [each for each in folders if not each.exists()]
+    for each in made:
+        each.mkdir(exist_ok=True)
     try:
         with atomic_replace_all([folder / name for name in texts]) as unfinished:
             for file, text in zip(unfinished, texts.values(), strict=True):
                 file.write_text(text, encoding="ascii")
     except OSError:
-        if made and not any(folder.iterdir()):
-            folder.rmdir()
+        for each in reversed(made):
+            if each.exists() and not any(each.iterdir()):
+                each.rmdir()
         raise
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tracetorch.diagnosis.evidence import Evidence, LayerEvidence
-from tracetorch.diagnosis.finding import Finding, Severity, finder, measured
+from tracetorch.diagnosis.finding import Finding, finder, measured
 from tracetorch.init.membranes import neurons_last
 from tracetorch.init.response import decay_names
 from tracetorch.metrics.activity import SATURATED
@@ -32,21 +33,20 @@ _FEW_NEURONS = 8  # with fewer, as of classes, one at each end may be the answer
 def uncalled(evidence: Evidence) -> Iterator[Finding]:
     """Find neuron layers that are not called."""
     for path in evidence.uncalled:
-        yield measured("warning", "layer-not-called", path, 0.0)(
-            "The layer was not called at the first step.",
-            "It takes no part in what the model computes, and is not trained.",
-            "Call it in forward, or take it out of the model.",
-        )
+        yield measured("layer-not-called", path, 0.0)
+
+
+def _seen(evidence: Evidence) -> Iterator[tuple[LayerEvidence, Tensor, Tensor]]:
+    """Yield layers that fire, with counts, but for those whose input is the finding itself."""
+    for layer in evidence.layers:
+        if layer.counts is not None and torch.isfinite(layer.input).all():
+            yield layer, *layer.counts
 
 
 @finder
 def unfit_activity(evidence: Evidence) -> Iterator[Finding]:
     """Find dead and saturated neurons, both, and membranes out of reach."""
-    for layer in evidence.layers:
-        # Where the input is not finite, that is the finding; the activity follows from it.
-        if layer.counts is None or not torch.isfinite(layer.input).all():
-            continue
-        fired, total = layer.counts
+    for layer, fired, total in _seen(evidence):
         yield from _dead_or_saturated(evidence, layer, fired / total)
         yield from _out_of_reach(evidence, layer)
         yield from _far_membranes(evidence, layer)
@@ -60,46 +60,28 @@ def _dead_or_saturated(
     # with few steps any neuron may fire at every step
     never = float(dead.double().mean())
     always = float(saturated.double().mean()) if steps >= _FEW_STEPS else 0.0
+    names = decay_names(layer.module)
+    decays = [each.format(names[0]) if names else "" for each in (_SLOWER, _FASTER)]
+    silent, often = int(dead.sum()), int(saturated.sum())
+    of: dict[str, Any] = {"total": len(rates), "for_all": _for_all(evidence), "often": often}
+    of |= {"steps": steps, "batch": batch, "saturated": 100 * SATURATED, "count": silent}
+    verb = {1: "fires"}
     if never >= _MOST:
         distance, advice = _distance_of_dead(layer, dead)
         # A few dead neurons are common; a layer of them blocks everything behind it.
-        severity: Severity = (
-            "error" if never == 1 else "warning" if never >= _NEARLY_ALL else "note"
-        )
-        yield measured(severity, "dead-neurons", layer.path, never)(
-            f"{int(dead.sum())} of {len(rates)} neurons never {_fire(dead)}, in {steps} steps of "
-            f"{batch} samples.{distance}",
-            "Nothing passes this layer in the forward pass."
-            if never == 1
-            else "They contribute nothing to the output, and the weights behind them get no "
-            "gradient.",
-            f"{advice}{_for_all(evidence)} Or lower its threshold{_decays(layer, _SLOWER)}. A "
-            "batch norm before the layer keeps its input in a useful range.",
-        )
+        severity = "error" if never == 1 else "warning" if never >= _NEARLY_ALL else "note"
+        of |= {"distance": distance, "advice": advice, "slower": decays[0]}
+        row, fire = "dead-neurons" + "/all" * (never == 1), verb.get(silent, "fire")
+        yield measured(row, layer.path, never, severity, fire=fire, **of)
     if always >= _MOST:
-        severity = "error" if always == 1 else "warning"
-        yield measured(severity, "saturated-neurons", layer.path, always)(
-            f"{int(saturated.sum())} of {len(rates)} neurons {_fire(saturated)} at "
-            f"{100 * SATURATED:.0f} % of the steps or more; the layer's mean rate is "
-            f"{100 * float(rates.mean()):.3g} %.",
-            "A neuron that always fires carries no more information than one that never does.",
-            f"Scale down the weights before it, or its input.{_for_all(evidence)} Or raise its "
-            f"threshold{_decays(layer, _FASTER)}. "
-            "tt.loss.rate_bounds keeps rates in a range while it learns.",
-        )
+        severity, fire = "error" if always == 1 else "warning", verb.get(often, "fire")
+        of |= {"rate": 100 * float(rates.mean()), "faster": decays[1]}
+        yield measured("saturated-neurons", layer.path, always, severity, fire=fire, **of)
     # what one sample does not change may differ between two
     if min(never, always) >= _MANY and len(rates) >= _FEW_NEURONS and batch > 1:
-        between = len(rates) - int(dead.sum()) - int(saturated.sum())
-        yield measured("warning", "dead-and-saturated", layer.path, min(never, always))(
-            f"{int(dead.sum())} of {len(rates)} neurons never fire, and {int(saturated.sum())} "
-            f"fire at {100 * SATURATED:.0f} % of the steps or more: {between} "
-            f"{'is' if between == 1 else 'are'} between.",
-            "Only those between tell one input from another; the others are constants.",
-            "One factor for the layer helps one side and harms the other: the weights or biases "
-            "before it differ too much from neuron to neuron. Draw them anew, smaller."
-            f"{_for_all(evidence)} A batch norm before the layer does too. If training has brought "
-            "it here, lower the learning rate.",
-        )
+        rest = len(rates) - silent - often
+        between = f"{rest} {'is' if rest == 1 else 'are'}"
+        yield measured("dead-and-saturated", layer.path, min(never, always), between=between, **of)
 
 
 def _distance_of_dead(layer: LayerEvidence, dead: Tensor) -> tuple[str, str]:
@@ -144,12 +126,6 @@ def _peaks(layer: LayerEvidence) -> Tensor | None:
     return torch.stack(peaks).amax(0) if peaks else None
 
 
-def _decays(layer: LayerEvidence, advice: str) -> str:
-    """Return an advice on the decays of a layer, nothing for one that declares none."""
-    names = decay_names(layer.module)
-    return advice.format(names[0]) if names else ""
-
-
 def _far_membranes(evidence: Evidence, layer: LayerEvidence) -> Iterator[Finding]:
     """Find membranes that are far above and below their thresholds."""
     ratios = [
@@ -158,13 +134,7 @@ def _far_membranes(evidence: Evidence, layer: LayerEvidence) -> Iterator[Finding
         for u, threshold in _levels(layer)
     ]
     if ratios and min(ratios) > _FAR:
-        yield measured("warning", "far-from-threshold", layer.path, min(ratios))(
-            f"The membranes are {min(ratios):.3g} thresholds away from their threshold, by the "
-            "root mean square.",
-            "Whether a neuron fires is settled long before a step of training can change it, and "
-            "the surrogate has hardly a slope there.",
-            f"Scale down the weights before it, or its input.{_for_all(evidence)}",
-        )
+        yield measured("far-from-threshold", layer.path, min(ratios), for_all=_for_all(evidence))
 
 
 def _for_all(evidence: Evidence) -> str:
@@ -173,46 +143,27 @@ def _for_all(evidence: Evidence) -> str:
     return "" if call is None else f" {call} does it for all layers."
 
 
-def _fire(neurons: Tensor) -> str:
-    """Return the verb for the neurons that are marked."""
-    return "fires" if int(neurons.sum()) == 1 else "fire"
-
-
 def _out_of_reach(evidence: Evidence, layer: LayerEvidence) -> Iterator[Finding]:
     mask, spike_inputs, share = layer.mask, layer.spike_inputs, layer.reach
     if spike_inputs is None or share is None or share >= _RARE:
         return
     if not spike_inputs.above:
-        names = " and ".join(spike_functions(layer.module))
-        yield measured("error", "spike-not-called", layer.path, 0.0)(
-            f"The step of {type(layer.module).__name__} calls no spike function: it receives "
-            f"{names} and leaves it out, and autograd finds no way from the output back.",
-            "A comparison, mem > theta, has no gradient: none passes back through this layer, and "
-            "what lies before it does not learn by it.",
-            f"Write {spike_functions(layer.module)[0]}(mem - theta) in step: the same spikes, with "
-            "a surrogate gradient.",
-        )
+        kind, names = type(layer.module).__name__, spike_functions(layer.module)
+        of = {"kind": kind, "names": " and ".join(names), "first": names[0]}
+        yield measured("spike-not-called", layer.path, 0.0, **of)
         return
     real = (u if mask is None else u[mask] for u in spike_inputs.above.values())
     distance = min(float(u.abs().median()) for u in real)
-    surrogates = sorted({repr(getattr(layer.module, name)) for name in spike_inputs.above})
-    yield measured("error" if share == 0 else "warning", "out-of-reach", layer.path, share)(
-        f"{100 * share:.3g} % of the membranes are where the derivative of "
-        f"{' and '.join(surrogates)} is at least a tenth of its peak; their median distance to the "
-        f"threshold is {distance:.3g}.",
-        "Elsewhere the surrogate's derivative is nearly zero: hardly any gradient passes through "
-        "this layer.",
-        "Use a wider surrogate (atan_surrogate(2.0), or a smaller slope or larger width), or scale "
-        f"the weights before it so that membranes come near the threshold.{_for_all(evidence)}",
-    )
+    surrogates = " and ".join(sorted({repr(getattr(layer.module, n)) for n in spike_inputs.above}))
+    of = {"names": surrogates, "for_all": _for_all(evidence)}
+    severity = "error" if share == 0 else "warning"
+    yield measured("out-of-reach", layer.path, share, severity, distance=distance, **of)
 
 
 @finder
 def equal_neurons(evidence: Evidence) -> Iterator[Finding]:
     """Find neurons that have the input and the spikes of another one."""
-    for layer in evidence.layers:
-        if layer.counts is None or not torch.isfinite(layer.input).all():
-            continue
+    for layer, *_ in _seen(evidence):
         columns = []
         for values in (layer.input, layer.output):
             seen = neurons_last(values, layer.module).flatten(0, -2)
@@ -223,14 +174,8 @@ def equal_neurons(evidence: Evidence) -> Iterator[Finding]:
         equal = (counts[kind] > 1) & (columns[0] != columns[0][:, :1]).any(1)
         share = float(equal.double().mean())
         if share >= _MOST:
-            yield measured("warning", "equal-neurons", layer.path, share)(
-                f"{int(equal.sum())} of {len(equal)} neurons have the input and the spikes of "
-                "another one, at every step of every sample.",
-                "The layer is as wide as it has different neurons. Where the weights behind them "
-                "are equal too, so are their gradients, and they stay equal.",
-                "Draw the weights before it at random, as PyTorch does: constants give every "
-                "neuron the same input. tt.init.fluctuation_(model) draws them all.",
-            )
+            count = int(equal.sum())
+            yield measured("equal-neurons", layer.path, share, count=count, total=len(equal))
 
 
 @finder
@@ -243,10 +188,4 @@ def equal_outputs(evidence: Evidence) -> Iterator[Finding]:
     # Exactly equal: outputs that differ by rounding still carry the input.
     floating = [y for y in evidence.outputs if y.is_floating_point() and y.ndim > 1]
     if floating and all(bool((y == y[:, :1]).all()) for y in floating):
-        yield measured("error", "output-ignores-input", "", 0.0)(
-            f"All {evidence.inputs.batch} samples have the same output at every step, though their "
-            "inputs differ.",
-            "The differences between samples are lost on the way; the best that can be learned is "
-            "an average answer.",
-            "Find the layer where it stops: the first whose neurons are all dead or saturated.",
-        )
+        yield measured("output-ignores-input", "", 0.0, batch=evidence.inputs.batch)

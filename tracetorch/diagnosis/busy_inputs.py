@@ -19,13 +19,6 @@ def busy_inputs(evidence: Evidence) -> Iterator[Finding]:
             for product in products
             if product.density is not None and 0 < product.crossover < product.density <= _NUMBERS
         ]
-        if not busy:
-            continue
-        density, crossover = max(busy)
-        yield measured("note", "too-busy-for-events", path, density)(
-            f"{100 * density:.3g} % of its inputs are not 0; below {100 * crossover:.3g} % the "
-            "layer would be computed with them alone, in less time.",
-            "Learning is the same, only slower: the dense product multiplies the zeros too.",
-            "Hold down the rates of the layer before it while it learns, with tt.loss.rate_bounds "
-            "or spike_l1. The sure gain is in the first layer, whose input is sparse by itself.",
-        )
+        if busy:
+            density, crossover = max(busy)
+            yield measured("too-busy-for-events", path, density, crossover=100 * crossover)

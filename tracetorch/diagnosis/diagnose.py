@@ -21,8 +21,10 @@ from tracetorch.diagnosis import (
     halflives,
     objective,
     online_gradients,
+    optimizers,
     parameters,
 )
+from tracetorch.diagnosis.criteria import BINARY, CLASSIFIES, class_pull
 from tracetorch.diagnosis.evidence import LayerEvidence, Loss, gather, norm_by_step
 from tracetorch.diagnosis.finding import SEVERITIES, findings
 from tracetorch.diagnosis.report import Diagnosis, LayerFigures
@@ -37,7 +39,7 @@ from tracetorch.unrolling.inputs import Inputs, parse_inputs, tensors_by_name
 
 # In the order of cause and effect, which the sort by severity keeps among equals
 _CAUSES = (
-    *(data, objective, parameters, activity, gradients, halflives, online_gradients),
+    *(data, objective, parameters, optimizers, activity, gradients, halflives, online_gradients),
     busy_inputs,
 )
 
@@ -56,19 +58,10 @@ def diagnose(
 ) -> Diagnosis:
     """Diagnose why a model does not learn, from one forward and backward pass.
 
-    It looks for inputs that are zero, not finite, of a wild scale or of a dtype that the model does
-    not take; a loss that is not finite or has no gradient, is raised in place of lowered, is given
-    what is no logit, is worse than a guess, has targets of one class, or reads what ``mask`` says
-    is padding, and where the first value that is not finite appears; outputs that are the same for
-    all samples; neurons that are dead or saturated, or a layer of both, and how far the dead ones
-    are from firing; membranes beyond the surrogate's reach, by its own derivative, or far from all
-    thresholds; neurons that are equal to each other; norms and dropout in evaluation mode;
-    gradients that vanish or explode over layers or over time; half-lives too short for the
-    sequence, or averages too slow for it; states carried over from an earlier batch, or zeroed
-    between steps; parameters that the loss does not depend on, that are frozen, or that the
-    optimizer does not have, or moves by too little or too much a step; layers whose input is too
-    busy for their product to be computed with events. With ``online``, also parameters that a rule
-    of :func:`tracetorch.online` would move elsewhere, or why it cannot run the model.
+    The findings are of the data, the loss, the parameters and what an optimizer does to them,
+    activity, gradients and memory; the page *My network does not learn* shows each. With ``online``
+    there are also parameters that a rule of :func:`tracetorch.online` would move elsewhere, or why
+    it cannot run the model.
 
     The model is run from rest, in its current mode, training mode included. Parameters, gradients,
     states, buffers, modes and the random state are restored afterwards.
@@ -79,7 +72,8 @@ def diagnose(
             as the target.
         loss: ``loss(y, *rest)``, a scalar tensor, where ``y`` is the output over time,
             ``[T, B, ...]``, and ``rest`` is what follows the input in ``batch``.
-        optimizer: an optimizer whose parameters and settings are to be checked.
+        optimizer: an optimizer whose parameters, settings and steps are to be checked; the steps
+            are made by a copy, and not of one that takes a closure.
         mask: ``[T, B]``, true where a step is real, to leave padding out of rates, reach and
             membranes, and to know where each sequence ends; the loss takes its own, from ``batch``,
             and one that reads padding all the same is a finding.
@@ -135,6 +129,8 @@ def diagnose(
     inputs, x, dtypes = _castable(model, inputs, x, by)
     evidence = gather(model, inputs, x, value, mask=mask, steps=steps, by=by)
     evidence.dtypes = dtypes
+    if all(each.function not in (*CLASSIFIES, BINARY) for each in evidence.criteria):
+        evidence.pull = class_pull(value, evidence.outputs, rest)
     evidence.stream, evidence.optimizer, evidence.rule = stream, optimizer, online
     if online is not None:
         learner = OnlineLearner(model, online)
@@ -188,14 +184,5 @@ def _castable(
 
 def _figures(layer: LayerEvidence) -> LayerFigures:
     rate, dead, saturated = (None,) * 3 if layer.counts is None else firing_shares(*layer.counts)
-    return LayerFigures(
-        path=layer.path,
-        kind=type(layer.module).__name__,
-        rate=rate,
-        dead=dead,
-        saturated=saturated,
-        reach=layer.reach,
-        gradient=layer.gradient_norm,
-        gradient_by_step=norm_by_step(layer.gradient),
-        halflives=layer.halflives,
-    )
+    measured = (layer.reach, layer.gradient_norm, norm_by_step(layer.gradient), layer.halflives)
+    return LayerFigures(layer.path, type(layer.module).__name__, rate, dead, saturated, *measured)

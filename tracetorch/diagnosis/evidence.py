@@ -18,7 +18,14 @@ from tracetorch.core.hooks import PreHook, forward_hooks
 from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import pytree
 from tracetorch.core.walk import join_path, modules_of, named_modules, named_parameters
-from tracetorch.diagnosis.criteria import BINARY, CLASSIFIES, Criteria, Criterion, last_activation
+from tracetorch.diagnosis.criteria import (
+    BINARY,
+    CLASSIFIES,
+    LOGARITHMS,
+    Criteria,
+    Criterion,
+    last_activation,
+)
 from tracetorch.diagnosis.reach import SpikeInputs, spike_inputs
 from tracetorch.events import Product, observed_products
 from tracetorch.init.calibrate import scale_for_batch
@@ -40,6 +47,7 @@ from tracetorch.unrolling import unroll
 from tracetorch.unrolling.inputs import Inputs, call
 
 Loss = Callable[..., Tensor]
+_SCALED = 0.25  # of a weight: calibrate_ on another batch changes it by less
 
 
 @dataclass
@@ -124,15 +132,25 @@ class Evidence:
     cosines: dict[str, float] = field(default_factory=dict)  # of its gradients to the true ones
     dropped: Sequence[DroppedPath] = ()  # by the rule
     refusal: ValueError | None = None  # why the rule cannot run the model
+    pull: Tensor | None = None  # [classes, samples], by criteria.class_pull
 
     @cached_property
     def calibration(self) -> str | None:
-        """The call that brings the membranes of all layers near their thresholds, if it runs."""
+        """The call that brings the membranes of all layers near their thresholds, if it runs.
+
+        Not where it has run: once more it scales by about 1.
+        """
         steps = self.inputs.steps if self.inputs.static else None
+        weights = [p for name, p in self.parameters.items() if not name.endswith("bias")]
+        before = [p.detach().clone() for p in weights]
         try:
             with restored(self.model), torch.inference_mode(False):
                 scale_for_batch(self.model, self.inputs.tensors, steps=steps, mask=self.mask)
+                pairs = zip(weights, before, strict=True)
+                changes = [float((p.detach() - q).norm()) for p, q in pairs]
         except (ValueError, TypeError, RuntimeError, IndexError):
+            return None
+        if all(c <= _SCALED * float(q.norm()) for c, q in zip(changes, before, strict=True)):
             return None
         given = ", steps=steps" * self.inputs.static + ", mask=mask" * (self.mask is not None)
         return f"tt.init.calibrate_(model, x{given})"
@@ -239,13 +257,14 @@ def _activations(
     layers: Sequence[tuple[str, SequenceLayer]],
     sources: dict[str, Sequence[Tensor]],
 ) -> dict[int, str]:
-    """Name the activation before each loss that takes logits, that before a readout too."""
+    """Name the activation before each logarithm or loss of logits, that before a readout too."""
     found: dict[int, str] = {}
     for criterion in criteria:
-        if criterion.function not in (CLASSIFIES[0], BINARY):
+        if criterion.function not in (CLASSIFIES[0], BINARY, *LOGARITHMS):
             continue
         name = last_activation(criterion.input)
-        if name is None and layers and not spike_functions(layers[-1][1]):
+        logits = criterion.function not in LOGARITHMS
+        if name is None and logits and layers and not spike_functions(layers[-1][1]):
             inputs = sources.get(join_path(layers[-1][0], "input"), ())
             name = next((each for each in map(last_activation, inputs) if each), None)
         if name is not None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
 from types import ModuleType
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from tracetorch.diagnosis.evidence import Evidence
 
@@ -15,6 +16,18 @@ Severity: TypeAlias = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 _WIDTH = 96
+
+# Rows of a finding, and behind a slash of a variant: its severities, and the texts as they are
+# printed, with fields.
+_ROW = re.compile(
+    r"^(\S+), (.*)\n  figure  ((?:.|\n )*)\n  means   ((?:.|\n )*)\n  try     ((?:.|\n )*)$", re.M
+)
+ROWS: dict[str, tuple[list[Any], list[str]]] = {
+    row: (severities.split(), [re.sub(r"\n +", " ", text) for text in texts])
+    for row, severities, *texts in _ROW.findall(
+        (Path(__file__).parent / "findings.txt").read_text()
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -72,9 +85,13 @@ def findings(module: ModuleType, evidence: Evidence) -> list[Finding]:
     return [finding for find in _FINDERS[module.__name__] for finding in find(evidence)]
 
 
-def measured(severity: Severity, name: str, layer: str, value: float) -> partial[Finding]:
-    """Begin a finding; what is returned takes the figure in words, the meaning and the advice."""
-    return partial(Finding, severity, name, layer, float(value))
+def measured(row: str, layer: str, value: float, severity: Any = None, **fields: Any) -> Finding:
+    """Return the finding of a row of the texts, whose fields these and ``value`` are."""
+    severities, texts = ROWS[row]
+    if severity is None:
+        (severity,) = severities
+    words = (text.format(value=value, percent=100 * value, **fields) for text in texts)
+    return Finding(severity, row.partition("/")[0], layer, float(value), *words)
 
 
 def join_first(names: Sequence[str]) -> str:

@@ -35,20 +35,8 @@ def padding_in_loss(evidence: Evidence) -> Iterator[Finding]:
         padded += float(squares[~mask.to(squares.device)].sum())
     if padded == 0:
         return
-    share = padded / whole
-    alone = padded == whole
-    yield measured("error" if alone else "warning", "padding-in-loss", "", share)(
-        f"{100 * share:.3g} % of the squared gradient of the loss is at outputs in the padding.",
-        "The loss reads steps that are no data"
-        + (
-            ", and nothing else: what is learned is the padding."
-            if alone
-            else ": a short sequence is judged by what the network does after its end."
-        ),
-        "Give the loss or the decoder the mask, true where a step is real: "
-        "tt.loss.membrane_cross_entropy(y, target, mask=mask), tt.decode.last(y, mask=mask) "
-        "instead of y[-1]. A mask that is true at padding is inverted: give ~mask.",
-    )
+    row = "padding-in-loss/alone" if padded == whole else "padding-in-loss"
+    yield measured(row, "", padded / whole)
 
 
 @finder
@@ -59,14 +47,8 @@ def gradient_not_finite(evidence: Evidence) -> Iterator[Finding]:
     values = [evidence.loss, *(t for s in evidence.layers for t in (s.input, s.output))]
     # Otherwise the gradient is a consequence of values that other findings report.
     if bad and all(bool(torch.isfinite(t).all()) for t in values):
-        yield measured("error", "gradient-not-finite", bad[-1], len(bad))(
-            f"The gradients of {len(bad)} of {len(found)} parameters are NaN or infinite, "
-            f"{join_first(bad)}, though the loss is finite.",
-            "One step of the optimizer makes them NaN.",
-            "A square root, a norm or a logarithm at zero has no slope: add an epsilon under "
-            "it. A surrogate with a high peak in a long sequence overflows: widen it, or use "
-            "detach_reset=True. torch.autograd.detect_anomaly() names the operation.",
-        )
+        of = {"count": len(bad), "total": len(found), "names": join_first(bad)}
+        yield measured("gradient-not-finite", bad[-1], len(bad), **of)
 
 
 def _finite(evidence: Evidence) -> bool:
@@ -86,10 +68,10 @@ def over_layers(evidence: Evidence) -> Iterator[Finding]:
     if high == 0:
         return
     ratio = low / high
-    norms_at = (
-        f"The gradient's norm is {low:.2g} at {_path(first)} and {high:.2g} at {_path(last)}, "
-        f"{ratio:.1g}"
-    )
+    of = {
+        "norms": f"The gradient's norm is {low:.2g} at {_path(first)} and {high:.2g} at "
+        f"{_path(last)}, {ratio:.1g}"
+    }
     if ratio < _DEPTH:
         weakest = min(norms, key=lambda pair: pair[1])[0]
         # relative to the layer after it
@@ -98,20 +80,11 @@ def over_layers(evidence: Evidence) -> Iterator[Finding]:
         if low == 0:
             cause = "a layer on the way passes nothing back, see its other findings"
         call = evidence.calibration
-        calibration = "" if call is None else f" ({call} does it for all layers)"
-        yield measured("warning", "vanishing-gradient", first.path, ratio)(
-            f"{norms_at} of it; {cause}.",
-            "The first layers stay near their initial values, and the last ones learn from noise.",
-            f"Begin at {_path(weakest)}: bring its membranes nearer to the threshold{calibration}, "
-            "use a wider surrogate, skip connections, or a normalisation between layers.",
-        )
+        of |= {"cause": cause, "weakest": _path(weakest)}
+        of["calibration"] = "" if call is None else f" ({call} does it for all layers)"
+        yield measured("vanishing-gradient", first.path, ratio, **of)
     elif ratio > 1 / _DEPTH:
-        yield measured("warning", "exploding-gradient", first.path, ratio)(
-            f"{norms_at} times as much.",
-            "One step changes the first layers greatly and the last ones hardly at all.",
-            "Scale down the weights between them, or use a surrogate with a lower peak; clip with "
-            "torch.nn.utils.clip_grad_norm_.",
-        )
+        yield measured("exploding-gradient/over-layers", first.path, ratio, **of)
 
 
 @finder
@@ -126,15 +99,7 @@ def exploding(evidence: Evidence) -> Iterator[Finding]:
     weights = math.sqrt(sum(float(p.detach().double().square().sum()) for p, _ in pairs))
     elasticity = gradient * weights / loss
     if elasticity > _ELASTICITY and gradient > _NORM:
-        yield measured("warning", "exploding-gradient", "", gradient)(
-            f"The gradient of all parameters has the norm {gradient:.3g}: to change them by "
-            f"1 % along it would change the loss by {elasticity:.2g} %.",
-            "The loss is far from linear over such a step: the gradient is valid only very near "
-            "the parameters, and a step of usual size may raise the loss.",
-            "Clip with torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0), scale down "
-            "recurrent weights, use a surrogate with a lower peak, or cut long sequences with "
-            "detach_states().",
-        )
+        yield measured("exploding-gradient", "", gradient, elasticity=elasticity)
 
 
 @finder
@@ -148,14 +113,8 @@ def exploding_over_time(evidence: Evidence) -> Iterator[Finding]:
         late = float(steps[steps > 0][-(len(steps) // 10) :].max())
         highest, step = (float(v) for v in steps.max(0))
         if highest / late > _TIME and step < len(steps) / 2:
-            yield measured("warning", "exploding-through-time", layer.path, highest / late)(
-                f"The gradient's norm is {late:.2g} in the last steps and {highest:.2g} at step "
-                f"{int(step)}: it grows {highest / late:.1g} fold on its way back.",
-                "The first steps dominate the gradient and make it as large as they are.",
-                "Scale down recurrent weights (rec_weight, or the connection of a snn.Recurrent), "
-                "use detach_reset=True or a surrogate with a lower peak, or cut the sequence with "
-                "detach_states().",
-            )
+            of = {"late": late, "highest": highest, "step": int(step)}
+            yield measured("exploding-through-time", layer.path, highest / late, **of)
 
 
 def _path(layer: LayerEvidence) -> str:

@@ -33,18 +33,8 @@ def short_states(evidence: Evidence) -> Iterator[Finding]:
     gradient = "" if back is None else f" The gradient falls to a thousandth {back} steps back."
     # It is a fault only where the loss depends on what the layers have forgotten.
     forgets = at_the_end and (back is None or back < T / 2)
-    yield measured("warning" if forgets else "note", "short-memory", path, longest)(
-        f"The longest half-life of all layers is {longest:.3g} steps, the sequence has {T}."
-        f"{gradient if at_the_end else ''}",
-        "The loss depends on the last steps, when the first half of the sequence has been "
-        "forgotten: it can be neither used nor learned from."
-        if forgets
-        else "Each output depends on the last few steps only. That is enough where the loss reads "
-        "all outputs and the order of steps does not matter; it is not where it does.",
-        f"Start from half-lives up to the sequence's length: beta="
-        f"tt.functional.halflife_to_decay({T / 4:.3g}), or a tensor of several timescales, one per "
-        "neuron. Recurrence or a coarser time step help too.",
-    )
+    of = {"T": T, "gradient": gradient if at_the_end else "", "life": T / 4}
+    yield measured("short-memory/forgets" if forgets else "short-memory", path, longest, **of)
 
 
 def _reads_the_end(evidence: Evidence) -> bool:
@@ -91,12 +81,5 @@ def slow_average(evidence: Evidence) -> Iterator[Finding]:
     for path, name, decay in decays:
         life = float(halflife_of(decay).median())
         if life > _TOO_SLOW * T:
-            reached = 100 * (1 - 0.5 ** (T / life))
-            yield measured("warning", "slow-average", path, life)(
-                f"Half of its decays {name} have a half-life above {life:.3g} steps; the sequence "
-                f"has {T}, in which such an average reaches {reached:.2g} % of its input.",
-                "Its input is scaled by 1 - decay: the trace stays near zero to the end, and so "
-                "does the gradient through it.",
-                f"Start from half-lives around the sequence's length: {name}="
-                f"tt.functional.halflife_to_decay({max(1.0, T / 4):.3g}).",
-            )
+            of = {"name": name, "T": T, "reached": 100 * (1 - 0.5 ** (T / life))}
+            yield measured("slow-average", path, life, life=max(1.0, T / 4), **of)

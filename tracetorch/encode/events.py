@@ -58,7 +58,7 @@ def events_to_frames(
 
     Raises:
         TypeError: ``events`` is neither a structured array nor a mapping, a count not an integer,
-            or a time not a number.
+            or a time not a number, of ``timedelta64`` say.
         ValueError: a column is missing or of another length, ``size`` is no pair, an event lies
             off the sensor, a polarity is unknown, a time is not finite, not exactly one of ``bins``
             and ``window`` is given, ``window`` makes 2^31 frames or more, or there are no events
@@ -77,6 +77,9 @@ def events_to_frames(
     """
     if (bins is None) == (window is None):
         raise ValueError(f"give either bins or window, got bins={bins} and window={window}.")
+    for name, time in (("window", window), ("start", start), ("stop", stop)):
+        if isinstance(time, np.generic):
+            _refuse_durations(name, time.dtype)
     if window is not None:
         check_positive("window", window)
     if polarities not in (1, 2):
@@ -118,6 +121,7 @@ def _read_columns(
         lengths = {name: list(column.shape) for name, column in columns.items()}
         raise ValueError(f"columns of events must have one length, got the shapes {lengths}.")
     for name, column in columns.items():
+        _refuse_durations(f"{name} of an event", column.dtype)
         integer = name != "t" or column.dtype.kind in "iub"
         wrong = column != column
         if column.dtype.kind == "f":
@@ -142,6 +146,14 @@ def _read_columns(
             "they are ignored."
         )
     return columns["x"], columns.get("y", zeros), columns["t"], (p > 0).astype(np.int64)
+
+
+def _refuse_durations(name: str, dtype: np.dtype[Any]) -> None:
+    if dtype.kind in "mM":
+        raise TypeError(
+            f"{name} must be a number, got {dtype}. Divide durations by their unit, as in "
+            't / np.timedelta64(1, "us"), and give window, start and stop in it.'
+        )
 
 
 def _assign_frames(

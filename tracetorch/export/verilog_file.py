@@ -19,6 +19,7 @@ from tracetorch.export.c_code.recorded import RecordedStep, record_step
 from tracetorch.export.verilog_code.arrangement import arranged
 from tracetorch.export.verilog_code.files import makefile, recorded_files, testbench
 from tracetorch.export.verilog_code.network import network
+from tracetorch.export.verilog_code.proof import PROVE_SCRIPT, proof_files
 from tracetorch.export.verilog_code.report import VerilogReport
 from tracetorch.snn.module import zero_states
 from tracetorch.unrolling.inputs import Inputs, call, parse_inputs
@@ -99,12 +100,16 @@ def _files(model: nn.Module, inputs: Inputs, lanes: int) -> tuple[dict[str, str]
     """Return the text of every file, and the report."""
     recorded = record_step(model, inputs, True)
     arrangement = arranged(recorded.program, recorded.widths, lanes)
-    made = network(arrangement, recorded.program.double, recorded.notes)
+    made = network(arrangement, recorded.notes)
     files = {f"{name}.v": text for name, text in made.modules.items()}
     files |= {f"{each.name}.hex": each.text for each in made.tables}
     files |= recorded_files(made, recorded.named, _answers(recorded))
     files["testbench.v"] = testbench(made, recorded.inputs.batch, recorded.inputs.steps)
-    files["Makefile"] = makefile([*made.modules], "")
+    files["Makefile"] = makefile([*made.modules])
+    files["proof/prove.sh"] = PROVE_SCRIPT
+    for name, (stage, circuit) in made.steps.items():
+        given = circuit, stage, arrangement.widths, arrangement.program
+        files |= {f"proof/{file}": text for file, text in proof_files(name, *given).items()}
     events: dict[str, int] = {}
     for layer in made.layers:
         if layer.source is not None:

@@ -33,9 +33,9 @@ class MSResNet(TTModule):
     those of shortcuts sees spikes of 0 and 1 alone. Norms start at the threshold, 0.5, the last of
     a block at 0.
 
-    The 104 has the stem and the shortcuts of the others, and the number of parameters that is
-    printed of it; the authors' code has three 3 x 3 convolutions in its stem, and means over 2 x 2
-    before its shortcuts.
+    The 104 has the stem and the shortcuts of the others, and so the 77.28 million parameters that
+    are printed of it. The authors' code has three 3 x 3 convolutions in its stem, which makes 77.35
+    million, means over 2 x 2 before its shortcuts, and a dropout of 0.2 before its last layer.
 
     Args:
         depth: 18, 34 or 104, all of blocks of two 3 x 3 convolutions.

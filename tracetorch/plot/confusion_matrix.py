@@ -32,9 +32,9 @@ def confusion_matrix(
 ) -> Axes:
     """Draw a confusion matrix: a row for each class, a column for each class that was predicted.
 
-    Samples with equal scores for all classes, such as those without any spike, have no prediction,
-    as for :func:`tt.metrics.accuracy <tracetorch.metrics.accuracy>`: they are in a further column,
-    "none", where there are any.
+    Samples with equal scores for all classes, such as those without any spike, or with NaN among
+    them, have no prediction, as for :func:`tt.metrics.accuracy <tracetorch.metrics.accuracy>`: they
+    are in a further column, "none", where there are any.
 
     Args:
         predicted: classes that were predicted, integers ``[N]``, or scores ``[N, C]``, the largest
@@ -87,11 +87,10 @@ def _counted(
     shapes = f"{list(scores.shape)} and {list(labels.shape)}"
     size, undecided = None, torch.zeros(scores.shape[:1], dtype=torch.bool)
     if scores.ndim == 2:
-        if bool(scores.isnan().any()):
-            raise ValueError("confusion_matrix: a score is NaN, which has no class.")
         size = scores.shape[1]
-        # argmax of equal scores is class 0
-        undecided = (scores == scores[:, :1]).all(1)
+        scores = scores.byte() if scores.dtype == torch.bool else scores
+        # argmax of equal scores is class 0, and that of NaN where it is first
+        undecided = (scores == scores[:, :1]).all(1) | scores.isnan().any(1)
         scores = scores.argmax(1)
     if scores.ndim != 1 or scores.shape != labels.shape or not len(scores):
         raise ValueError(

@@ -15,6 +15,11 @@ from tracetorch.snn.sequence_layer import SequenceLayer
 LOOK_EVERY = 100  # single steps: a look takes microseconds, a step tens of them
 LONGEST_GRAPH = 1000  # steps
 
+_IN_STREAM = (
+    "%s is NaN, and stays so until zero_states(). A neuron's spike is 0 there, so that what "
+    "follows looks finite. Look at each input: if not x.isfinite().all(), use the last good one."
+)
+
 _log = logging.getLogger("tracetorch")
 _graph_reported = False
 
@@ -36,13 +41,20 @@ def look_for_nan(layer: SequenceLayer) -> None:
     name = layer.states[0]
     if _is_nan(layer.__dict__[name]):
         layer.__dict__["_nan_reported"] = "stream"
-        _log.warning(
-            "%s of %s is NaN, and stays so until zero_states(). A neuron's spike is 0 there, so "
-            "that what follows looks finite. Look at each input: if not x.isfinite().all(), use "
-            "the last good one.",
-            name,
-            layer._label(),
-        )
+        _log.warning(_IN_STREAM, f"{name} of {layer._label()}")
+
+
+def look_for_nan_in_stream(run: Pass, model: nn.Module) -> bool:
+    """Log that the first of the states that a stream holds is at NaN, and return whether it is."""
+    for entry in run.entries.values():
+        layer = entry.module
+        if not isinstance(layer, SequenceLayer) or not layer.states:
+            continue
+        if _is_nan(entry.states[layer.states[0]]):
+            path = next((path for path, module in named_modules(model) if module is layer), "")
+            _log.warning(_IN_STREAM, join_path(path, layer.states[0]))
+            return True
+    return False
 
 
 def report_graph(layer: SequenceLayer) -> None:

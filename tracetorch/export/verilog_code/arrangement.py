@@ -31,8 +31,7 @@ from tracetorch.export.verilog_code.words import word_of
 class Arrangement:
     """Stages of a step in turn, and the memories that they walk over."""
 
-    stages: tuple[Stage, ...]
-    inputs: Mapping[str, Array]
+    program: StepProgram  # with these stages
     outputs: Mapping[str, View]  # where each output lies when all stages are done
     stores: Mapping[Array, Store]
     sums: Mapping[Array, Tensor | None]  # what products add to, and what it starts from
@@ -64,8 +63,7 @@ def arranged(program: StepProgram, widths: Widths, lanes: int) -> Arrangement:
     states = {a: _integers(a, widths) for a in program.states.values() if a in used}
     tables = {a: _integers(a, maker.widths) for a in used if a.role is Role.TABLE}
     return Arrangement(
-        tuple(kept),
-        program.inputs,
+        replace(program, stages=kept),
         ends,
         stores,
         maker.sums,

@@ -146,9 +146,12 @@ route_ecp5: network_ecp5.json
 \tnextpnr-ecp5 $(ECP5) --json $< --textcfg network.config -q -l route.log
 \t@grep -E "(TRELLIS_|DP16|MULT18).*%|Max frequency for clock" route.log
 
-{prove}
+prove: $(SOURCES)
+	sh proof/prove.sh
+
 clean:
-\trm -rf verilated netlist_* cells_*.txt layers_*.txt *.vvp *.log *.json *.asc *.config
+\trm -rf verilated netlist_* proof/build cells_*.txt layers_*.txt *.vvp *.log *.json *.asc \\
+\t  *.config
 
 .PHONY: sim verilated lint synth layers netlist netlist_verilated route route_ice40 route_ecp5 \\
 \tprove clean
@@ -222,6 +225,6 @@ def testbench(network: Network, streams: int, steps: int) -> str:
     )
 
 
-def makefile(modules: Sequence[str], prove: str) -> str:
+def makefile(modules: Sequence[str]) -> str:
     """Return the Makefile."""
-    return MAKEFILE.format(sources=" ".join(f"{name}.v" for name in modules), prove=prove)
+    return MAKEFILE.format(sources=" ".join(f"{name}.v" for name in modules))

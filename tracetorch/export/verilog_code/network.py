@@ -24,6 +24,7 @@ from tracetorch.export.verilog_code.layers import (
 from tracetorch.export.verilog_code.loops import number
 from tracetorch.export.verilog_code.memories import MEMORY, Store, Table, address_bits, table
 from tracetorch.export.verilog_code.step_module import step_module, step_text
+from tracetorch.export.verilog_code.words import whole_ends
 
 
 @dataclass(frozen=True)
@@ -54,22 +55,23 @@ class Network:
     tables: tuple[Table, ...]
 
 
-def network(arrangement: Arrangement, double: bool, notes: Sequence[str]) -> Network:
+def network(arrangement: Arrangement, notes: Sequence[str]) -> Network:
     """Return a network as Verilog."""
     stores = arrangement.stores
     steps: dict[str, tuple[Pointwise, Circuit]] = {}
-    names: dict[str, str] = {}  # of the modules of steps, by their text
+    names: dict[tuple[object, ...], str] = {}  # of the modules of steps, by text and ranges
     layers: list[Layer] = []
     labels = identifiers(
-        [f"{i}_{each.path}" for i, each in enumerate(arrangement.stages)], "layer_"
+        [f"{i}_{each.path}" for i, each in enumerate(arrangement.program.stages)], "layer_"
     )
-    for name, stage in zip(labels, arrangement.stages, strict=True):
+    for name, stage in zip(labels, arrangement.program.stages, strict=True):
         if isinstance(stage, Pointwise):
-            circuit = step_circuit(stage, arrangement.widths, double)
-            text = step_text(circuit)
-            step = names.setdefault(text, f"step_{len(names)}")
-            steps.setdefault(step, (stage, circuit))
+            circuit = step_circuit(stage, arrangement.widths, False)
             views = {**stage.reads, **stage.writes}
+            ends = tuple(whole_ends(arrangement.widths.ranges[v.array]) for v in views.values())
+            # what is proved of a step is proved of all that read the same ranges
+            step = names.setdefault((step_text(circuit), ends), f"step_{len(names)}")
+            steps.setdefault(step, (stage, circuit))
             known = {key: stores[view.array] for key, view in views.items()}
             layers.append(pointwise_layer(name, stage, known, step, circuit.port_names))
             continue
@@ -86,7 +88,7 @@ def network(arrangement: Arrangement, double: bool, notes: Sequence[str]) -> Net
             for n, (label, (array, size)) in zip(identifiers(list(ends)), ends.items(), strict=True)
         )
         for ends in (
-            {label: (a, a.size) for label, a in arrangement.inputs.items()},
+            {label: (a, a.size) for label, a in arrangement.program.inputs.items()},
             {label: (v.array, v.size) for label, v in arrangement.outputs.items()},
         )
     )

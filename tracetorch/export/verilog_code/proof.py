@@ -2,16 +2,19 @@
 
 Three kinds of questions, each in a file of its own; z3's answer ``unsat`` is: no counterexample.
 
-- *Equal*: for everything that a step may read within the proved ranges, an output of the Verilog, as
-  yosys reads it, is that of the graph (``smt``).
+- *Equal*: for everything that a step may read within the proved ranges, an output of the Verilog,
+  as yosys reads it, is that of the graph (``smt``).
 - *Closed*: the next states lie within the ranges of the states again, and the states start inside.
   So the first statement holds in every step.
+- *Lines*: what a line of the graph and a wire of the circuit have in common, such as a state before
+  it fires, is proved first, and then cut out of both: any number of its range in its place.
 - *Products*: multipliers are slow to compare, and so are cut out first. A product ``x y`` of
   the circuit and products ``a b`` of the graph get any values with ``x y = sum of 2^k a b``.
-  That it does follows from ``x = sum of 2^k a`` and ``y = b``, a question for each, and from the law
-  of distribution, one too; that the wire is the product of its factors is another.
+  That it does follows from ``x = sum of 2^k a`` and ``y = b``, a question for each, and from the
+  law of distribution, one too; that the wire is the product of its factors is another.
 
-Which products belong together is found on samples, and is only a guess: z3 has the last word.
+Which lines and products belong together is found on samples, and is only a guess: z3 has the last
+word.
 """
 
 from __future__ import annotations
@@ -32,15 +35,18 @@ from tracetorch.export.verilog_code.smt import (
     StepFormula,
     Term,
     Truth,
+    inside,
     literal,
     resized,
     signed_bits,
+    within,
 )
 from tracetorch.export.verilog_code.wires import Wire, evaluated
 from tracetorch.export.verilog_code.words import Word, whole_ends
 
 _SAMPLES = 64
 _LARGEST_SHIFT = 40
+_LEAST_BITS = 4  # of a line that is cut out
 
 PROVE_SCRIPT = """\
 #!/bin/sh
@@ -57,11 +63,10 @@ for script in *.ys; do
     yosys -q "$script" || { echo "FAILED  $script: yosys cannot read it"; exit 1; }
 done
 for question in *.smt2; do
-    case "$question" in
-    *.whole.*) model=build/${question%%.*}.whole.smt2 ;;
-    *.cut.*) model=build/${question%%.*}.cut.smt2 ;;
-    *) model=/dev/null ;;
-    esac
+    name=${question%%.*}
+    rest=${question#*.}
+    model=build/$name.${rest%%.*}.smt2
+    [ -f "$model" ] || model=/dev/null
     answer=$(cat "$model" "$question" | z3 -in -T:${PROVE_SECONDS:-600} 2>&1)
     proofs=$((proofs + 1))
     if [ "$answer" = unsat ]; then
@@ -83,6 +88,14 @@ class _Relation:
     wire: Wire
     swapped: bool  # whether its second factor is the one that is a sum
     terms: Sequence[tuple[Product, bool, int]]  # product, swapped, k
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Guess that a wire of the circuit is a line of the graph."""
+
+    wire: Wire
+    term: Term
 
 
 def proof_files(
@@ -125,18 +138,22 @@ class _Proofs:
         }
         self.formula = StepFormula(stage, self.reads, single=not program.double)
         self.relations = list(self._relations())
+        self.cuts = list(self._cuts())
 
     def files(self) -> dict[str, str]:
         """Return the files."""
-        cuts = " ".join(f"w:n{each.wire.number}" for each in self.relations)
+        products = " ".join(f"w:n{each.wire.number}" for each in self.relations)
         script = [
             f"read_verilog ../{self.name}.v",
             f"hierarchy -check -top {self.name}",
             "proc",
             f"write_smt2 -wires build/{self.name}.whole.smt2",
-            *([f"cutpoint {cuts}"] if cuts else []),
-            f"write_smt2 -wires build/{self.name}.cut.smt2",
+            *([f"cutpoint {products}"] if products else []),
+            f"write_smt2 -wires build/{self.name}.cut0.smt2",
         ]
+        for place, cut in enumerate(self.cuts, 1):
+            script.append(f"cutpoint w:n{cut.wire.number}")
+            script.append(f"write_smt2 -wires build/{self.name}.cut{place}.smt2")
         files = {f"{self.name}.ys": "\n".join(script) + "\n"}
         for kind, label, what, text in self.questions():
             lines = [f"; {self.name}: {what}", text, "(check-sat)", ""]
@@ -153,10 +170,9 @@ class _Proofs:
                 f"n{number} is a product",
                 self.is_product(relation),
             )
-            yield (
-                *("cut", f"n{number}_factors", f"the factors of n{number} are those of the graph"),
-                self.factors(relation),
-            )
+            what = f"the factors of n{number} are those of the graph"
+            cuts = self.before(number)
+            yield f"cut{len(cuts)}", f"n{number}_factors", what, self.factors(relation, cuts)
             ends = [(a.low, a.high) for a in relation.wire.args]
             what = f"a product of such factors is in the range of n{number}"
             yield "plain", f"n{number}_range", what, _range(*ends, _product_ends(relation.wire))
@@ -165,8 +181,13 @@ class _Proofs:
         ):
             if k:
                 yield "plain", f"law_{k}", "a product of a sum is a sum of products", _law(k)
+        for place, cut in enumerate(self.cuts):
+            number = cut.wire.number
+            what = f"n{number} is a line of the graph"
+            yield f"cut{place}", f"n{number}_line", what, self.line(cut, self.cuts[:place])
         for name in self.stage.writes:
-            yield "cut", f"{name}_equal", f"{name} is that of the graph", self.equal(name)
+            what = f"{name} is that of the graph"
+            yield f"cut{len(self.cuts)}", f"{name}_equal", what, self.equal(name)
         for name, (state, array) in next_states(self.program, self.stage).items():
             yield "plain", f"{name}_closed", f"{state} stays in its range", self.closed(name, array)
             yield "plain", f"{name}_start", f"{state} starts in its range", self.starts(array)
@@ -194,7 +215,7 @@ class _Proofs:
                 part = f"((_ extract {bits - 1} 0) {value.text})"
                 lines.append(f"(define-fun {read.text} () {kind} {part})")
                 lines.append(f"(assert (= {value.text} {resized(_term(read), value.bits)}))")
-            lines += _within(_term(read), read.low, read.high) if not read.truth else []
+            lines += within(_term(read)) if not read.truth else []
             if read.powers:
                 some = " ".join(f"(= {read.text} {literal(1 << k, bits)})" for k in read.powers)
                 lines.append(f"(assert (or {some}))")
@@ -208,14 +229,32 @@ class _Proofs:
         ends = 1 << word.bits
         return Term(f"((_ {extend} 1) {text})", -ends, ends - 1, None)
 
-    def with_products(self) -> str:
-        """Return the definitions of the graph, whose products that are related are free."""
-        free = [product for each in self.relations for product, _, _ in each.terms]
-        return self.formula.text(free)
+    def before(self, number: int) -> list[_Cut]:
+        """Return the cuts at wires before one."""
+        return [each for each in self.cuts if each.wire.number < number]
 
-    def related(self, relations: Sequence[_Relation]) -> str:
-        """Return what is known of the products of the circuit."""
-        lines = []
+    def graph(self, cuts: Sequence[_Cut]) -> str:
+        """Return the definitions of the graph; products that are related are free, and cuts."""
+        free = [product for each in self.relations for product, _, _ in each.terms]
+        return self.formula.text(free, [each.term for each in cuts])
+
+    def is_line(self, cut: _Cut) -> str:
+        """Return that a wire is a line of the graph."""
+        word = cut.wire.word
+        extend = "sign_extend" if word.signed else "zero_extend"
+        bits = max(word.bits + 1, cut.term.bits)
+        wire = self.module(f"n{cut.wire.number}", word.bits)
+        return f"(= ((_ {extend} {bits - word.bits}) {wire}) {resized(cut.term, bits)})"
+
+    def line(self, cut: _Cut, before: Sequence[_Cut]) -> str:
+        """Ask whether a wire is a line of the graph."""
+        known = [each for each in self.relations if each.wire.number < cut.wire.number]
+        parts = [self.preamble(True), self.graph(before), self.related(known, before)]
+        return "\n".join([*parts, f"(assert (not {self.is_line(cut)}))"])
+
+    def related(self, relations: Sequence[_Relation], cuts: Sequence[_Cut]) -> str:
+        """Return what is known of the products of the circuit, and of what is cut."""
+        lines = [f"(assert {self.is_line(each)})" for each in cuts]
         for relation in relations:
             bits = relation.wire.word.bits
             total = _sum([(product.result, k) for product, _, k in relation.terms], bits)
@@ -245,7 +284,7 @@ class _Proofs:
         lines = [f"(declare-const s |{self.name}_s|)"]
         return "\n".join([*lines, f"(assert (distinct {wire} (bvmul {one} {other})))"])
 
-    def factors(self, relation: _Relation) -> str:
+    def factors(self, relation: _Relation, cuts: Sequence[_Cut]) -> str:
         """Ask whether factors are those of the graph: one a sum, the other the same for all."""
         number, bits = relation.wire.number, relation.wire.word.bits
         one, other = (self.module(f"n{number}{end}", bits) for end in ("_x", "_y"))
@@ -265,8 +304,8 @@ class _Proofs:
         return "\n".join(
             [
                 self.preamble(True),
-                self.with_products(),
-                self.related(before),
+                self.graph(cuts),
+                self.related(before, cuts),
                 f"(assert (not (and (= {one} {total}) {' '.join([*same, *ranges])})))",
             ]
         )
@@ -282,7 +321,8 @@ class _Proofs:
             bits = max(port_term.bits + k, found.bits)
             value = f"(bvshl {resized(port_term, bits)} {literal(k, bits)})"
             same = f"(= {value} {resized(found, bits)})"
-        parts = [self.preamble(True), self.with_products(), self.related(self.relations)]
+        parts = [self.preamble(True), self.graph(self.cuts)]
+        parts.append(self.related(self.relations, self.cuts))
         return "\n".join([*parts, f"(assert (not {same}))"])
 
     def closed(self, name: str, array: Array) -> str:
@@ -291,9 +331,9 @@ class _Proofs:
         if isinstance(found, Truth):
             return "(assert false)"
         low, high = (end << found.point for end in _ends(self.widths, array))
-        inside = " ".join(_inside(found, low, high))
+        ends = " ".join(inside(found, low, high))
         free = self.formula.text(self.formula.products)
-        return "\n".join([self.preamble(False), free, f"(assert (not (and true {inside})))"])
+        return "\n".join([self.preamble(False), free, f"(assert (not (and {ends})))"])
 
     def starts(self, array: Array) -> str:
         """Ask whether what a state starts from is within its range."""
@@ -315,6 +355,32 @@ class _Proofs:
                 if terms:
                     yield _Relation(wire, swapped, terms)
                     break
+
+    def _cuts(self) -> Iterator[_Cut]:
+        """Yield lines that are choices, such as what saturates, and the wires that they may be.
+
+        Of equal wires, and of equal lines, the last ones: nothing behind them needs another.
+        """
+        wires = [wire for wire in self.circuit.wires if wire.op in ("mux", "part", "add", "sub")]
+        values = evaluated({str(wire.number): wire for wire in wires}, self.samples)
+        found: dict[int, _Cut] = {}
+        for line in self.stage.graph.lines:
+            term = self.formula.values.get(line.name)  # none of a quotient on its way
+            if line.op not in ("min", "max", "where") or not isinstance(term, Term):
+                continue
+            if term.point or term.divisor or term.bits < _LEAST_BITS or term.text[0] != "g":
+                continue
+            for wire in reversed(wires):
+                as_wide = signed_bits(wire.low, wire.high) == term.bits
+                if as_wide and _same(values[str(wire.number)], term.samples):
+                    found.pop(wire.number, None)
+                    found[wire.number] = _Cut(wire, term)
+                    break
+        last = -1
+        for number, cut in found.items():  # in the order of the lines
+            if number > last:
+                yield cut
+                last = number
 
     def _terms(self, one: Samples, other: Samples) -> Sequence[tuple[Product, bool, int]]:
         """Return products of the graph with a factor in common, whose other factors sum to one."""
@@ -372,16 +438,6 @@ def _read(
 
 def _term(read: Read) -> Term:
     return Term(read.text, read.low, read.high, read.samples)
-
-
-def _inside(term: Term, low: int, high: int) -> list[str]:
-    bits = max(term.bits, signed_bits(low, high))
-    value = resized(term, bits)
-    return [f"(bvsle {literal(low, bits)} {value})", f"(bvsle {value} {literal(high, bits)})"]
-
-
-def _within(term: Term, low: int, high: int) -> list[str]:
-    return [f"(assert {each})" for each in _inside(term, low, high)]
 
 
 def _sum(terms: Sequence[tuple[Term, int]], bits: int) -> str:

@@ -64,10 +64,7 @@ class Product:
     def free(self) -> str:
         """Return what holds of it: its range, and its sign by those of its factors."""
         result, zero = self.result, literal(0, self.result.bits)
-        facts = [
-            f"(bvsle {literal(result.low, result.bits)} {result.text})",
-            f"(bvsle {result.text} {literal(result.high, result.bits)})",
-        ]
+        facts = []
         for first in ("bvsle", "bvsge"):
             for second in ("bvsle", "bvsge"):
                 sign = "bvsge" if first == second else "bvsle"
@@ -76,7 +73,18 @@ class Product:
                     f"({second} {self.other.text} {literal(0, self.other.bits)})) "
                     f"({sign} {result.text} {zero}))"
                 )
-        return "\n".join(f"(assert {fact})" for fact in facts)
+        return "\n".join([*within(result), *(f"(assert {fact})" for fact in facts)])
+
+
+@dataclass(frozen=True)
+class _Definition:
+    """Definition of a number."""
+
+    term: Term
+    expression: str
+
+    def __str__(self) -> str:
+        return f"(define-fun {self.term.text} () (_ BitVec {self.term.bits}) {self.expression})"
 
 
 @dataclass(frozen=True)
@@ -112,10 +120,11 @@ class StepFormula:
 
     def __init__(self, stage: Pointwise, reads: Mapping[str, Read], single: bool) -> None:
         self.stage, self.single = stage, single
-        self.entries: list[str | Product] = []
+        self.entries: list[str | _Definition | Product] = []
         self.products: list[Product] = []
         self.values: dict[str, Term | Truth] = {}
         self.powers: dict[str, Sequence[int]] = {}
+        self.quotients: dict[str, _Quotient] = {}
         self._known: dict[tuple[str, str], Term] = {}
         for name, read in reads.items():
             if read.truth:
@@ -125,26 +134,35 @@ class StepFormula:
             self.values[name] = self.defined(read.text, term)
             self.powers[self.values[name].text] = read.powers
         for line in stage.graph.lines:
+            bounded = self.bounded_quotient(line)
+            if bounded is not None:
+                self.quotients[line.name] = bounded
+                continue
             self.values[line.name] = self.line(line)
         outputs = {name: stage.graph.outputs[name] for name in stage.writes}
         self.outputs = {name: self.value(each) for name, each in outputs.items()}
 
-    def text(self, free: Collection[Product] = ()) -> str:
-        """Return the definitions; products among ``free`` are any numbers within their range."""
-        chosen = {id(each) for each in free}
-        return "\n".join(
-            each
-            if isinstance(each, str)
-            else f"(declare-const {each.result.text} (_ BitVec {each.result.bits}))\n"
-            + (each.free() if id(each) in chosen else each.exact())
-            for each in self.entries
-        )
+    def text(self, free: Collection[Product] = (), cut: Collection[Term] = ()) -> str:
+        """Return the definitions; what is free or cut is any number within its range."""
+        chosen, names = {id(each) for each in free}, {term.text for term in cut}
+        lines = []
+        for each in self.entries:
+            if isinstance(each, Product):
+                lines.append(declared(each.result))
+                lines.append(each.free() if id(each) in chosen else each.exact())
+            elif isinstance(each, _Definition) and each.term.text in names:
+                lines += [declared(each.term), *within(each.term)]
+            else:
+                lines.append(str(each))
+        return "\n".join(lines)
 
     # Values
 
     def value(self, value: Value) -> Term | Truth:
         """Return what stands for a value of the graph."""
         if isinstance(value, str):
+            if value not in self.values:
+                self.values[value] = self.bounded(self.quotients[value])
             return self.values[value]
         if isinstance(value, bool):
             return Truth(str(value).lower(), np.array([value], dtype=object))
@@ -156,9 +174,9 @@ class StepFormula:
         """Append the definition of a number, of which ``expression`` has the bits."""
         if like.low == like.high:
             return constant(like.low, like.point)
-        name = f"g{len(self.entries)}"
-        self.entries.append(f"(define-fun {name} () (_ BitVec {like.bits}) {expression})")
-        return replace(like, text=name)
+        term = replace(like, text=f"g{len(self.entries)}")
+        self.entries.append(_Definition(term, expression))
+        return term
 
     def truth(self, expression: str, samples: Samples) -> Truth:
         """Append the definition of a truth value."""
@@ -298,10 +316,57 @@ class StepFormula:
         wrong = self.truth(f"(and {tie.text} {odd.text})", tie.samples & odd.samples)
         return self.chosen(wrong, self.summed("add", [up, constant(-1)], _NO_LINE), up)
 
+    def bounded_quotient(self, line: Line) -> _Quotient | None:
+        """Return a quotient rounded down, or its larger or smaller one of a number, as one."""
+        names = [arg for arg in line.args if isinstance(arg, str)]
+        if line.op == "floor" and names:
+            term = self.value(names[0])
+            if isinstance(term, Term) and term.divisor is not None and term.divisor.low > 0:
+                by = term.divisor
+                return _Quotient(term, by, term.low // by.low, term.high // by.low)
+        if line.op not in ("min", "max") or len(names) != 1 or names[0] not in self.quotients:
+            return None
+        quotient = self.quotients[names[0]]
+        bound = next(arg for arg in line.args if not isinstance(arg, str))
+        if bound != int(bound):
+            return None
+        if line.op == "max":
+            found = replace(quotient, low=max(quotient.low, int(bound)))
+        else:
+            found = replace(quotient, high=min(quotient.high, int(bound)))
+        return found if found.low <= found.high else None
+
+    def bounded(self, quotient: _Quotient) -> Term:
+        """Append a quotient within bounds: the largest one that fits, where there are few."""
+        value, by, low, high = quotient.value, quotient.by, quotient.low, quotient.high
+        power = by.low == by.high and by.low & (by.low - 1) == 0
+        if power or low >= high or high - low > _MOST_QUOTIENTS:
+            found = self.quotient("floor", value, by)
+            for op, end in (("max", low), ("min", high)):
+                found = self.summed(op, [found, constant(end)], _NO_LINE)
+            return found
+        samples = np.clip(value.samples // by.samples, low, high)
+        dividend, found = replace(value, divisor=None), constant(low)
+        for number in range(low + 1, high + 1):
+            multiple = by
+            for place in reversed(range(max(number.bit_length() - 1, 0))):
+                multiple = self.plain_shift(multiple, 1)
+                if number >> place & 1:
+                    multiple = self.summed("add", [multiple, by], _NO_LINE)
+            fits = self.compared("ge", [dividend, multiple])
+            found = self.chosen(fits, constant(number), found)
+        return replace(found, samples=samples)
+
+    def plain_shift(self, term: Term, k: int) -> Term:
+        """Append a number times ``2^k``."""
+        return replace(self.shifted(term, k), point=term.point)
+
     def quotient(self, op: str, value: Term, by: Term) -> Term:
         """Append a quotient, rounded down or towards zero, by way of one that is not negative."""
         if op not in ("floor", "trunc") or by.low <= 0:
             raise ValueError(f"{self.stage.path} computes with a quotient that is not rounded.")
+        if by.low == by.high and (by.low & (by.low - 1)) == 0:
+            return self.rounded(op, replace(value, divisor=None, point=by.low.bit_length() - 1))
 
         def flip(term: Term) -> Term:  # rounded down, the quotient of -1 - x is -1 less that of x
             down = op == "floor"
@@ -365,6 +430,17 @@ class StepFormula:
         return result
 
 
+@dataclass(frozen=True)
+class _Quotient:
+    """Quotient rounded down, and not below or above bounds."""
+
+    value: Term
+    by: Term
+    low: int
+    high: int
+
+
+_MOST_QUOTIENTS = 64  # that are compared one by one
 _NO_LINE = Line("", "", ())
 _LOGIC: Mapping[str, tuple[str, Callable[..., Samples]]] = {
     "and": ("and", np.logical_and),
@@ -390,6 +466,23 @@ def signed_bits(low: int, high: int) -> int:
 def literal(value: int, bits: int) -> str:
     """Return a bit vector of a number, modulo ``2^bits``."""
     return f"(_ bv{value % (1 << bits)} {bits})"
+
+
+def declared(term: Term) -> str:
+    """Return the declaration of a number."""
+    return f"(declare-const {term.text} (_ BitVec {term.bits}))"
+
+
+def inside(term: Term, low: int, high: int) -> list[str]:
+    """Return that a number lies in a range."""
+    bits = max(term.bits, signed_bits(low, high))
+    value = resized(term, bits)
+    return [f"(bvsle {literal(low, bits)} {value})", f"(bvsle {value} {literal(high, bits)})"]
+
+
+def within(term: Term) -> list[str]:
+    """Return what asserts that a number lies in its range."""
+    return [f"(assert {each})" for each in inside(term, term.low, term.high)]
 
 
 def constant(value: int, point: int = 0) -> Term:

@@ -203,12 +203,12 @@ class _Writer:
             start = len(when) - period  # where they begin to go round
             behind = k.op("sub", k.op("sub", self.size["steps"], 1), index)
             each = [k.op("eq", behind, i) for i in range(start) if when[i]]
-            turns = [i for i in range(period) if when[start + i]]
-            if turns:
+            residues = [i for i in range(period) if when[start + i]]
+            if residues:
                 turning = k.op("ge", behind, start)
                 if period > 1:
-                    turn = k.op("rem", k.op("add", behind, -start % period), period)
-                    now = [k.op("eq", turn, i) for i in turns]
+                    residue = k.op("rem", k.op("add", behind, -start % period), period)
+                    now = [k.op("eq", residue, i) for i in residues]
                     turning = k.op("and", turning, functools.reduce(self._either, now))
                 each.append(turning)
             found[name] = functools.reduce(self._either, each)
