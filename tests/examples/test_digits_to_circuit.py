@@ -13,7 +13,7 @@ import torch
 from examples import digits_to_circuit as example
 
 PAGE = (Path(__file__).parents[2] / "docs/use/circuit.md").read_text()
-TOOLS = ("make", "cc", "iverilog", "verilator", "yosys", "nextpnr-ice40", "nextpnr-ecp5")
+TOOLS = ("make", "cc", "iverilog", "verilator", "yosys", "z3", "nextpnr-ice40", "nextpnr-ecp5")
 MISSING = example.missing(TOOLS)
 needs_tools = pytest.mark.skipif(bool(MISSING), reason=f"no {', '.join(MISSING)} on this machine")
 needs_iverilog = pytest.mark.skipif(shutil.which("iverilog") is None, reason="there is no iverilog")
@@ -151,7 +151,8 @@ def test_the_page_says_what_was_recorded() -> None:
         assert found["seconds"] < 600
     small = row["parts"]["iCE40 UP5K"]
     for text in (
-        f"in {small['cells']:.0f} logic cells",
+        f"in {small['cells']:,.0f} logic cells",
+        f"{row['proofs']} questions",
         f"{row['accuracy']:.1%}".replace("%", " %"),
         f"`{row['formula'].replace('1 (LeakyIntegrator)', 'h')}`",
         f"{row['date']}, `{row['command']}`",
@@ -180,3 +181,4 @@ def test_a_small_run_is_equal_in_every_form(tmp_path, capsys) -> None:
         assert found["MHz"] > 5
         assert found["images_per_second"] > 100
     assert sum(row["layers"].values()) > 100
+    assert row["proofs"] > 8
