@@ -153,6 +153,8 @@ def test_the_page_says_what_was_recorded() -> None:
     for text in (
         f"in {small['cells']:,.0f} logic cells",
         f"{row['proofs']} questions",
+        f"{row['cycles_per_step']:,.0f} on average",
+        f"some {small['images_per_second'] / 1000:.1f} thousand digits in a second",
         f"{row['accuracy']:.1%}".replace("%", " %"),
         f"`{row['formula'].replace('1 (LeakyIntegrator)', 'h')}`",
         f"{row['date']}, `{row['command']}`",
