@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from tests.fuse.codegen.test_c_kernel import CC
-from tests.fuzz import networks, steps
+from tests.fuzz import circuits, networks, steps
 from tests.fuzz.draw import source
 
 
@@ -27,10 +27,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     end, seed, differ, refused = time.monotonic() + options.seconds, options.seed, 0, 0
     with tempfile.TemporaryDirectory() as folder:
         while True:
-            for kind in ("step", "network"):
+            # every tenth as a circuit, which takes processes too
+            kinds = ["step", "network", *["circuit"] * (circuits.CAN_RUN and seed % 10 == 0)]
+            for kind in kinds:
                 try:
                     if kind == "network":
                         reason = networks.check(seed)
+                    elif kind == "circuit":
+                        reason = circuits.check(seed, Path(folder) / f"circuit_{seed}")
                     else:
                         # every tenth in C and in JavaScript, which take a process each
                         in_c = CC is not None and seed % 10 == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tracetorch import chips, integers, snn
+
+CAN_RUN = shutil.which("iverilog") is not None and shutil.which("verilator") is not None
 
 
 class _Added(nn.Module):
@@ -28,10 +31,10 @@ class _Added(nn.Module):
 def neuron(draw: random.Random, size: int, dim: int = -1) -> snn.Neuron:
     """Draw an integer neuron."""
     if draw.random() < 0.15 and dim == -1:
-        dash = {"dash_mem": draw.randint(1, 5), "dash_syn": draw.randint(1, 5)}
+        dash: dict[str, Any] = {"dash_mem": draw.randint(1, 5), "dash_syn": draw.randint(1, 5)}
         return chips.xylo.LIF(size, pos_threshold=draw.randint(20, 200), **dash)
     shift = draw.random() < 0.5
-    rounding = draw.choice(["floor", "trunc", "nearest"] + ["at_least_one"] * shift)
+    rounding: Any = draw.choice(["floor", "trunc", "nearest"] + ["at_least_one"] * shift)
     bits = draw.randint(2, 8)
     decay = integers.Shift(rounding) if shift else integers.Multiplier(bits, rounding)
     most = 6 if shift else 2**bits
@@ -122,7 +125,7 @@ def drawn(seed: int) -> tuple[nn.Module, Tensor, int]:
     draw = random.Random(seed)
     torch.manual_seed(seed)
     lanes = draw.choice([1, 1, 2, 4, 8])
-    shape = (draw.randint(1, 2), draw.randint(4, 7), draw.randint(4, 7))
+    shape: tuple[int, ...] = (draw.randint(1, 2), draw.randint(4, 7), draw.randint(4, 7))
     flat = draw.random() < 0.6
     shape = shape if not flat else (draw.randint(1, 9),)
     low, high = draw.choice([(0, 1), (-1, 1), (0, 3), (-9, 7)])

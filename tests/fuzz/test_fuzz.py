@@ -12,7 +12,7 @@ import torch
 
 from tests.fuse.codegen.test_c_kernel import CC
 from tests.fuzz import __main__ as command
-from tests.fuzz import networks, steps
+from tests.fuzz import circuits, networks, steps
 from tests.fuzz.draw import source
 
 FIRST = int(os.environ.get("TRACETORCH_FUZZ_SEED", "0"))
@@ -40,6 +40,12 @@ def test_random_steps_in_javascript() -> None:
 @pytest.mark.parametrize("seed", range(FIRST, FIRST + 16))
 def test_random_network(seed: int) -> None:
     assert networks.check(seed) is None
+
+
+@pytest.mark.skipif(not circuits.CAN_RUN, reason="needs iverilog and verilator")
+@pytest.mark.parametrize("seed", range(FIRST, FIRST + 6))
+def test_random_network_as_a_circuit(seed: int, tmp_path: Path) -> None:
+    assert circuits.check(seed, tmp_path) is None
 
 
 def test_all_that_is_drawn_is_drawn() -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import random
 import shutil
-from dataclasses import dataclass, replace
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +15,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tracetorch import chips, integers, snn
 from tracetorch.export.c_code.arrangement import living
 from tracetorch.export.c_code.read_program import read_step
 from tracetorch.export.c_code.stages import Copy, Pointwise, Role, StepProgram, View
 from tracetorch.export.c_code.widths import Widths, found_widths
 from tracetorch.export.verilog_code.circuit import Circuit, step_circuit
+from tracetorch.export.verilog_code.proof import PROVE_SCRIPT, proof_files
+from tracetorch.export.verilog_code.step_module import step_module
 from tracetorch.fuse.ir.intervals import Interval
 
 
@@ -23,6 +30,46 @@ def needs(*tools: str) -> Any:
     """Return the mark of a test that runs tools, skipped where one is missing."""
     missing = [tool for tool in tools if shutil.which(tool) is None]
     return pytest.mark.skipif(bool(missing), reason=f"no {', '.join(missing)} on this machine")
+
+
+LEAKS = [
+    *(integers.Multiplier(8, rounding) for rounding in ("trunc", "floor", "nearest")),
+    *(integers.Shift(rounding) for rounding in ("floor", "trunc", "nearest", "at_least_one")),
+]
+PARTS: dict[str, dict[str, Any]] = {
+    "": {},
+    "S": {"alpha": (200, 3)},
+    "R": {"gamma": (220, 2), "rec_weight": 3, "bias": -5},
+    "RS": {"alpha": (200, 3), "gamma": (220, 2), "rec_weight": 3, "bias": 7},
+}
+ENDS: dict[str, dict[str, Any]] = {
+    "Readout": {},
+    "LIF": {"pos_threshold": 100},
+    "BLIF": {"pos_threshold": 100, "neg_threshold": 80, "pos_scale": 2, "neg_scale": 3},
+}
+_SPREAD = torch.tensor([-1.0, 0.0, 1.0])
+
+
+def leaky(leak: Any, parts: str = "", ends: str = "LIF", **more: Any) -> nn.Module:
+    """Return a leaky integrator of three neurons, each with decays of its own."""
+    shifts = isinstance(leak, integers.Shift)
+    given = {**PARTS[parts], **ENDS[ends], "beta": (230, 4), **more}
+    decays = {name: given[name][shifts] for name in ("alpha", "beta", "gamma") if name in given}
+    given.update({name: decay + _SPREAD for name, decay in decays.items()})
+    return integers.LeakyIntegrator(3, decay=leak, **given)
+
+
+def xylo(**more: Any) -> nn.Module:
+    """Return neurons of Xylo, each with parameters of its own."""
+    shifts = {"dash_mem": 4 + _SPREAD, "dash_syn": torch.tensor([3.0, 1.0, 7.0])}
+    thresholds = torch.tensor([100.0, 1000.0, 30.0])
+    return chips.xylo.LIF(3, **{**shifts, "pos_threshold": thresholds, **more})
+
+
+def loihi() -> nn.Module:
+    """Return neurons of Loihi, each with parameters of its own."""
+    decays = torch.tensor([1.0, 4095.0, 100.0])
+    return chips.loihi.LIF(3, du=decays, dv=decays.flip(0), pos_threshold=50 + _SPREAD, bias=3)
 
 
 @dataclass(frozen=True)
@@ -49,12 +96,12 @@ def step_of(layer: nn.Module, *, span: tuple[int, int] = (-100, 100), double: bo
     widths = found_widths(program, inputs)
     (stage,) = (each for each in program.stages if isinstance(each, Pointwise))
     circuit = step_circuit(stage, widths, program.double)
-    return Step(layer, replace(program), widths, stage, circuit, inputs)
+    return Step(layer, program, widths, stage, circuit, inputs)
 
 
 def drawn(step: Step, count: int, seed: int = 0) -> dict[str, Tensor]:
     """Draw values of inputs and states, extremes among them, ``[count, 3]``."""
-    random = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     dtype = torch.float64 if step.program.double else torch.float32
     values: dict[str, Tensor] = {}
     for name, array in step.program.ends.items():
@@ -62,12 +109,12 @@ def drawn(step: Step, count: int, seed: int = 0) -> dict[str, Tensor]:
             continue
         found = step.widths.ranges[array]
         low, high = int(np.min(found.low)), int(np.max(found.high))
-        drawn = random.integers(low, high, (count, 3), endpoint=True)
-        small = np.clip(random.integers(-300, 300, (count, 3)), low, high)
-        ends = random.choice([low, min(low + 1, high), max(high - 1, low), high], (count, 3))
+        drawn = generator.integers(low, high, (count, 3), endpoint=True)
+        small = np.clip(generator.integers(-300, 300, (count, 3)), low, high)
+        ends = generator.choice([low, min(low + 1, high), max(high - 1, low), high], (count, 3))
         near = [v for v in (-1, 0, 1) if low <= v <= high] or [low]
-        zero = random.choice(near, (count, 3))
-        chosen = random.integers(0, 5, (count, 3))
+        zero = generator.choice(near, (count, 3))
+        chosen = generator.integers(0, 5, (count, 3))
         picked = np.choose(chosen, [drawn, drawn, small, ends, zero])
         values[name] = torch.tensor(picked, dtype=torch.bool if array.boolean else dtype)
     return values
@@ -117,3 +164,131 @@ def expected_ports(step: Step, values: dict[str, Tensor]) -> dict[str, np.ndarra
         result = results[names[id(view.array)]]
         found[name] = result.double().numpy().astype(np.int64).flatten()
     return found
+
+
+# Random steps of integers
+
+_UNARY = (
+    *("{a}.abs()", "-{a}", "{a}.clamp(-20, 35)", "torch.relu({a})", "torch.sign({a})"),
+    *("integers.shift_right({a}, 2, 'nearest')", "integers.shift_right({a}, 3, 'at_least_one')"),
+    *("torch.trunc({a} * 2**-3)", "torch.round({a} * 0.25)", "torch.ceil({a} / 8)"),
+    *("integers.wrap({a}, 6)", "integers.saturate({a}, 7)", "integers.wrap({a}, 5, signed=False)"),
+    *("integers.multiply({a}, -37, 5, 'trunc')", "integers.multiply({a}, 13, 4, 'nearest')"),
+    *("3 * {a} - 40", "torch.floor(({a} + 0.5) * 2**-2)", "torch.floor({a}.abs() / 7)"),
+)
+_BINARY = (
+    *("{a} + {b}", "{a} - {b}", "torch.maximum({a}, {b})", "torch.minimum({a}, {b} + 3)"),
+    *("torch.where({a} > {b}, {a}, {b} - 3)", "{a}.masked_fill({b} > 1, 5.0)"),
+    *("({a} >= {b}).to(x.dtype) * 5 + {a}", "{a} * (1 - ({b} == 4).to(x.dtype))"),
+    *("{a} * {b}.clamp(-9, 3)", "integers.multiply({a}, {b}.clamp(-90, 90), 4, 'floor')"),
+    "torch.where(({a} > 2) & ~({b} < 0) | ({a} != {b}), 1.0, {a})",
+    "torch.floor({a} / {b}.abs().clamp(min=1)).clamp(0, 5)",
+    "torch.trunc({a} / {b}.clamp(2, 9))",
+    "integers.shift_right({a}, {b}.clamp(0, 7), 'trunc')",
+    "integers.shift_right({a}, {b}.clamp(0, 31), 'at_least_one')",
+    "torch.add({a}, {b}, alpha=-3)",
+)
+_TEMPLATE = """
+class RandomStep(snn.Neuron):
+    states = ("mem", "trace")
+
+    @staticmethod
+    def step(x, mem, trace):
+{body}
+        mem = integers.saturate({last} + mem, {bits})
+        trace = integers.wrap({before} + x, {bits})
+        return ({last} > 3).to(x.dtype), mem, trace
+"""
+
+
+def random_step(seed: int) -> nn.Module:
+    """Return a neuron of two states whose step is six random operations on integers."""
+    draw = random.Random(seed)
+    names, body = ["x", "mem", "trace"], []
+    for number in range(6):
+        a, b = draw.choice(names), draw.choice(names[-4:])
+        line = draw.choice(draw.choice((_UNARY, _BINARY))).format(a=a, b=b)
+        body.append(f"        v{number} = integers.saturate({line}, 13)")
+        names.append(f"v{number}")
+    source = _TEMPLATE.format(
+        body="\n".join(body), last="v5", before=draw.choice(names), bits=draw.choice((5, 9, 12))
+    )
+    known: dict[str, Any] = {"torch": torch, "snn": snn, "integers": integers}
+    exec(compile(source, f"<step {seed}>", "exec"), {**known, "__name__": __name__}, known)
+    layer: nn.Module = known.pop("RandomStep")(3)
+    return layer
+
+
+# Tools
+
+
+def simulated(step: Step, reads: dict[str, Any], folder: Path, text: str | None = None) -> Any:
+    """Return what iverilog makes of values of the ports, by the names of the stage."""
+    circuit = step.circuit
+    count = len(next(iter(reads.values())))
+    wide = sum(word.bits for word in circuit.reads.values())
+    lines = []
+    for row in range(count):
+        value = 0
+        for name, word in circuit.reads.items():
+            value = value << word.bits | int(reads[name][row]) % (1 << word.bits)
+        lines.append(f"{value:x}")
+    (folder / "in.hex").write_text("\n".join(lines) + "\n")
+    (folder / "step.v").write_text(step_module("step", circuit) if text is None else text)
+    ports = circuit.port_names
+    ends = {name: word.bits for name, word in circuit.writes.items()}
+    declared = "".join(f"  wire [{bits - 1}:0] {ports[n]};\n" for n, bits in ends.items())
+    given = "".join(
+        f"  wire [{word.bits - 1}:0] {ports[n]};\n" for n, word in circuit.reads.items()
+    )
+    bench = (
+        f"module bench;\n  reg [{wide - 1}:0] rows [0:{count - 1}];\n  reg [{wide - 1}:0] row;\n"
+        f"{given}{declared}  assign {{{', '.join(ports[n] for n in circuit.reads)}}} = row;\n"
+        f"  step dut ({', '.join(f'.{p}({p})' for p in ports.values())});\n  integer i;\n"
+        f'  initial begin\n    $readmemh("in.hex", rows);\n    for (i = 0; i < {count}; i = i + 1)'
+        f" begin\n      row = rows[i]; #1;\n"
+        f'      $display("{" ".join(["%b"] * len(ends))}", {", ".join(ports[n] for n in ends)});\n'
+        "    end\n  end\nendmodule\n"
+    )
+    (folder / "bench.v").write_text(bench)
+    run(["iverilog", "-g2005", "-Wall", "-o", "sim", "bench.v", "step.v"], folder)
+    rows = [line.split() for line in run(["vvp", "-n", "sim"], folder).splitlines()]
+    assert len(rows) == count
+    found = {}
+    for place, (name, word) in enumerate(circuit.writes.items()):
+        values = [int(row[place], 2) for row in rows]
+        if word.signed:
+            values = [v - (1 << word.bits) if v >> (word.bits - 1) else v for v in values]
+        found[name] = np.array(values)
+    return found
+
+
+def run(command: list[str], folder: Path) -> str:
+    """Return what a tool prints; assert that it succeeds and warns of nothing."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    # a preprocessor that its package misplaces: without it nothing is lost here
+    said = [line for line in (done.stdout + done.stderr).splitlines() if "ivlpp" not in line]
+    assert done.returncode == 0, "\n".join(said)
+    assert not [line for line in said if "arning" in line], "\n".join(said)
+    return done.stdout
+
+
+def proved(step: Step, folder: Path, text: str | None = None, seconds: int = 60) -> list[str]:
+    """Write a step and its proofs, prove them, and return the lines of those that failed."""
+    proof = folder / "proof"
+    proof.mkdir(exist_ok=True)
+    (folder / "step.v").write_text(step_module("step", step.circuit) if text is None else text)
+    files = proof_files("step", step.circuit, step.stage, step.widths, step.program)
+    for name, each in {**files, "prove.sh": PROVE_SCRIPT}.items():
+        (proof / name).write_text(each)
+    done = subprocess.run(
+        ["sh", "prove.sh"],
+        cwd=proof,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PROVE_SECONDS": str(seconds)},
+    )
+    lines = done.stdout.splitlines()
+    failed = [line for line in lines if line.startswith("FAILED")]
+    assert (done.returncode == 0) == (not failed and bool(lines)), done.stdout + done.stderr
+    return failed

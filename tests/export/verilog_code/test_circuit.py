@@ -1,42 +1,48 @@
-"""Circuits of integer steps equal PyTorch in every bit."""
+"""Circuits of integer steps equal PyTorch in every bit, and are small."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
-from tests.export.verilog_code.steps import drawn, expected_ports, port_values, step_of
-from tracetorch import chips, integers
+from tests.export.verilog_code.steps import (
+    ENDS,
+    LEAKS,
+    PARTS,
+    drawn,
+    expected_ports,
+    leaky,
+    loihi,
+    port_values,
+    random_step,
+    step_of,
+    xylo,
+)
+from tracetorch import integers, snn
+from tracetorch.export.verilog_code.words import Word, word_of
+from tracetorch.fuse.ir.intervals import Interval
 
-LEAKS = [
-    *(integers.Multiplier(8, rounding) for rounding in ("trunc", "floor", "nearest")),
-    *(integers.Shift(rounding) for rounding in ("floor", "trunc", "nearest", "at_least_one")),
-]
-PARTS: dict[str, dict[str, Any]] = {
-    "": {},
-    "S": {"alpha": (200, 3)},
-    "R": {"gamma": (220, 2), "rec_weight": 3, "bias": -5},
-    "RS": {"alpha": (200, 3), "gamma": (220, 2), "rec_weight": 3, "bias": 7},
+CASES: dict[str, Callable[[], nn.Module]] = {
+    **{str(leak): lambda leak=leak: leaky(leak) for leak in LEAKS},
+    "synapse, recurrence, two thresholds": lambda: leaky(LEAKS[0], "RS", "BLIF"),
+    "wraps": lambda: leaky(LEAKS[0], "S", "BLIF", overflow="wrap", state_bits=10),
+    "reset to zero": lambda: leaky(LEAKS[3], reset="zero"),
+    "averages": lambda: leaky(LEAKS[2], "RS", beta_ema=True, alpha_ema=True, gamma_ema=True),
+    "one decay for all": lambda: integers.LeakyIntegrator(3, beta=230, pos_threshold=100),
+    "a fraction": lambda: leaky(LEAKS[6], "R", rec_weight=21, rec_weight_fraction=4),
+    "Xylo": xylo,
+    "Xylo, version 1": lambda: xylo(version=1, max_spikes=1),
+    "Xylo, a bias": lambda: xylo(bias=-300),
+    "Loihi": loihi,
 }
-ENDS: dict[str, dict[str, Any]] = {
-    "readout": {},
-    "LIF": {"pos_threshold": 100},
-    "BLIF": {"pos_threshold": 100, "neg_threshold": 80, "pos_scale": 2, "neg_scale": 3},
-}
-
-
-def leaky(leak: Any, parts: str = "", ends: str = "LIF", **more: Any) -> nn.Module:
-    """Return a leaky integrator of three neurons, each with parameters of its own."""
-    shifts = isinstance(leak, integers.Shift)
-    given = {**PARTS[parts], **ENDS[ends], "beta": (230, 4), **more}
-    decays = {name: given[name][shifts] for name in ("alpha", "beta", "gamma") if name in given}
-    spread = torch.tensor([-1.0, 0.0, 1.0])
-    given.update({name: decay + spread for name, decay in decays.items()})
-    return integers.LeakyIntegrator(3, decay=leak, **given)
+SPANS = {"wraps": (-3000, 3000), "Loihi": (-30000, 30000), "Xylo": (-3000, 3000)}
 
 
 def check(layer: nn.Module, count: int = 2000, **how: Any) -> None:
@@ -46,15 +52,113 @@ def check(layer: nn.Module, count: int = 2000, **how: Any) -> None:
     found = step.circuit.evaluate(port_values(step, values))
     for name, wanted in expected_ports(step, values).items():
         np.testing.assert_array_equal(np.broadcast_to(found[name], wanted.shape), wanted, name)
+    for wire in step.circuit.wires:
+        assert wire.low <= wire.high
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_a_circuit_equals_pytorch(case: str) -> None:
+    check(CASES[case](), span=SPANS.get(case, (-100, 100)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overflow", ["saturate", "wrap"])
+@pytest.mark.parametrize("reset", ["subtract", "zero", "none"])
 @pytest.mark.parametrize("leak", LEAKS, ids=str)
 @pytest.mark.parametrize("ends", ENDS)
 @pytest.mark.parametrize("parts", PARTS)
-def test_leaky_integrators(parts: str, ends: str, leak: Any) -> None:
-    check(leaky(leak, parts, ends))
+def test_every_leaky_integrator(
+    parts: str, ends: str, leak: Any, reset: Any, overflow: Any
+) -> None:
+    check(leaky(leak, parts, ends, reset=reset, overflow=overflow), span=(-9000, 9000))
 
 
-@pytest.mark.parametrize("layer", [chips.xylo.LIF(3), chips.loihi.LIF(3)], ids=["xylo", "loihi"])
-def test_chips(layer: nn.Module) -> None:
-    check(layer)
+@pytest.mark.parametrize("seed", range(8))
+def test_random_steps(seed: int) -> None:
+    check(random_step(seed), double=True)
+
+
+@pytest.mark.slow
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(8, 10**6))
+def test_any_random_step(seed: int) -> None:
+    check(random_step(seed), double=True)
+
+
+def test_a_chain_of_choices_becomes_a_barrel_shift() -> None:
+    """A shift that is a state has no multiplier: a choice for each bit of it."""
+
+    class Shifting(snn.Neuron):
+        states = ("by",)
+
+        @staticmethod
+        def step(x: torch.Tensor, by: torch.Tensor) -> Any:
+            by = integers.wrap(by + 1, 5, signed=False)
+            return integers.shift_right(x, by, "trunc"), by
+
+    layer = Shifting(3)
+    check(layer, double=True, span=(-4000, 4000))
+    ops = [wire.op for wire in step_of(layer, double=True).circuit.wires]
+    assert "mul" not in ops
+    assert ops.count("mux") < 20
+
+
+@pytest.mark.parametrize("leak", [leak for leak in LEAKS if isinstance(leak, integers.Multiplier)])
+def test_a_decay_by_a_multiplier_has_one(leak: Any) -> None:
+    ops = [wire.op for wire in step_of(leaky(leak)).circuit.wires]
+    assert ops.count("mul") == 1
+
+
+def test_wrapping_takes_the_low_bits() -> None:
+    class Wrapping(snn.Neuron):
+        states = ("sum",)
+
+        @staticmethod
+        def step(x: torch.Tensor, sum: torch.Tensor) -> Any:  # noqa: A002
+            sum = integers.wrap(sum + x, 8)  # noqa: A001
+            return sum, sum
+
+    circuit = step_of(Wrapping(3)).circuit
+    assert [wire.op for wire in circuit.wires] == ["read", "read", "add", "part"]
+    assert str(circuit).splitlines()[3] == "n3 = part(n2, 8)"
+
+
+def test_what_is_no_integer_arithmetic_is_refused() -> None:
+    class Halves(snn.Neuron):
+        states = ("mem",)
+
+        @staticmethod
+        def step(x: torch.Tensor, mem: torch.Tensor) -> Any:
+            mem = integers.saturate(torch.floor(torch.fmod(x, 3.0)) + mem, 8)
+            return mem, mem
+
+    with pytest.raises(ValueError, match="no rule of interval arithmetic"):
+        step_of(Halves(3))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "point", "word"),
+    [
+        (0, 0, 0, Word(1, False)),
+        (0, 1, 0, Word(1, False)),
+        (0, 255, 0, Word(8, False)),
+        (-1, 0, 0, Word(1, True)),
+        (-128, 127, 0, Word(8, True)),
+        (-128, 128, 0, Word(9, True)),
+        (-5, -3, 0, Word(4, True)),
+        (0, 0.75, 2, Word(2, False)),
+    ],
+)
+def test_words(low: float, high: float, point: int, word: Word) -> None:
+    assert word_of(Interval(low, high), point) == word
+    assert word.low <= low * 2**point
+    assert high * 2**point <= word.high
+
+
+def test_a_truth_value_takes_one_bit() -> None:
+    assert word_of(Interval(1, 1), boolean=True) == Word(1, False)
+
+
+def test_what_grows_forever_has_no_word() -> None:
+    with pytest.raises(ValueError, match="give what is saturated"):
+        word_of(Interval(0, np.inf))

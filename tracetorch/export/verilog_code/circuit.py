@@ -62,18 +62,17 @@ class Circuit:
         return "\n".join([*map(str, self.wires), *ends])
 
 
-def step_circuit(stage: Pointwise, widths: Widths, double: bool) -> Circuit:
+def step_circuit(stage: Pointwise, widths: Widths) -> Circuit:
     """Return the circuit of a pointwise stage.
 
     Args:
         stage: of a program of integers.
         widths: the ranges of its arrays.
-        double: whether the arithmetic of the model is float64.
 
     Raises:
         ValueError: it computes what is no integer arithmetic.
     """
-    return _Lines(stage, widths, double).circuit()
+    return _Lines(stage, widths).circuit()
 
 
 def word_of_array(array: Array, widths: Widths) -> Word:
@@ -84,7 +83,7 @@ def word_of_array(array: Array, widths: Widths) -> Word:
 class _Lines(IntegerLines):
     """Append the lines of a stage as wires."""
 
-    def __init__(self, stage: Pointwise, widths: Widths, double: bool) -> None:
+    def __init__(self, stage: Pointwise, widths: Widths) -> None:
         super().__init__(stage, widths)
         self.w, self.values = Wires(RULES), {}
         self.powers: dict[str, tuple[int, ...]] = {}
@@ -126,6 +125,13 @@ class _Lines(IntegerLines):
             condition = self.operand(line.args[0]).value
             if not isinstance(condition, Wire):
                 return self.operand(line.args[1 if condition else 2])
+        if line.op == "div":
+            by = self.operand(line.args[1])
+            if not isinstance(by.value, Wire) and math.frexp(by.value)[0] == 0.5:  # a power of two
+                value, k = self._whole(self.operand(line.args[0])), math.frexp(by.value)[1] - 1
+                point = value.point + k - by.point
+                if point >= 0:
+                    return replace(value, point=point)
         number = super().line(line)
         if number.divisor is None and isinstance(number.value, Wire) and np.all(span.exact):
             return replace(number, value=self._narrowed(number.value, span, number.point))

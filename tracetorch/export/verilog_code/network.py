@@ -8,21 +8,15 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tracetorch.export.c_code.files import comment, identifiers
-from tracetorch.export.c_code.stages import Copy, Pointwise, Product
+from tracetorch.export.c_code.stages import Copy, Pointwise, Product, View
 from tracetorch.export.verilog_code.arrangement import Arrangement
 from tracetorch.export.verilog_code.circuit import Circuit, step_circuit
-from tracetorch.export.verilog_code.layers import (
-    Layer,
-    clear_layer,
-    copy_layer,
-    module,
-    output_layer,
-    pointwise_layer,
-    product_layer,
-    reduce_layer,
-)
+from tracetorch.export.verilog_code.layer import Layer, module
+from tracetorch.export.verilog_code.layers import clear_layer, output_layer, pointwise_layer
 from tracetorch.export.verilog_code.loops import number
 from tracetorch.export.verilog_code.memories import MEMORY, Store, Table, address_bits, table
+from tracetorch.export.verilog_code.moves import copy_layer, reduce_layer
+from tracetorch.export.verilog_code.products import product_layer
 from tracetorch.export.verilog_code.step_module import step_module, step_text
 from tracetorch.export.verilog_code.words import whole_ends
 
@@ -57,23 +51,13 @@ class Network:
 
 def network(arrangement: Arrangement, notes: Sequence[str]) -> Network:
     """Return a network as Verilog."""
-    stores = arrangement.stores
-    steps: dict[str, tuple[Pointwise, Circuit]] = {}
-    names: dict[tuple[object, ...], str] = {}  # of the modules of steps, by text and ranges
+    stores, stages = arrangement.stores, arrangement.program.stages
+    steps = _Steps(arrangement)
     layers: list[Layer] = []
-    labels = identifiers(
-        [f"{i}_{each.path}" for i, each in enumerate(arrangement.program.stages)], "layer_"
-    )
-    for name, stage in zip(labels, arrangement.program.stages, strict=True):
+    labels = identifiers([f"{i}_{each.path}" for i, each in enumerate(stages)], "layer_")
+    for name, stage in zip(labels, stages, strict=True):
         if isinstance(stage, Pointwise):
-            circuit = step_circuit(stage, arrangement.widths, False)
-            views = {**stage.reads, **stage.writes}
-            ends = tuple(whole_ends(arrangement.widths.ranges[v.array]) for v in views.values())
-            # what is proved of a step is proved of all that read the same ranges
-            step = names.setdefault((step_text(circuit), ends), f"step_{len(names)}")
-            steps.setdefault(step, (stage, circuit))
-            known = {key: stores[view.array] for key, view in views.items()}
-            layers.append(pointwise_layer(name, stage, known, step, circuit.port_names))
+            layers.append(steps.layer(name, stage))
             continue
         source, target = stores[stage.source.array], stores[stage.target.array]
         if isinstance(stage, Product):
@@ -82,15 +66,13 @@ def network(arrangement: Arrangement, notes: Sequence[str]) -> Network:
             layers.append(copy_layer(name, stage, source, target))
         else:
             layers.append(reduce_layer(name, stage, source, target))
+    views = {label: View(a, (a.size,), (1,)) for label, a in arrangement.program.inputs.items()}
     inputs, outputs = (
         tuple(
-            End(n, label, size, stores[array])
-            for n, (label, (array, size)) in zip(identifiers(list(ends)), ends.items(), strict=True)
+            End(name, label, view.size, stores[view.array])
+            for name, (label, view) in zip(identifiers(list(ends)), ends.items(), strict=True)
         )
-        for ends in (
-            {label: (a, a.size) for label, a in arrangement.program.inputs.items()},
-            {label: (v.array, v.size) for label, v in arrangement.outputs.items()},
-        )
+        for ends in (views, arrangement.outputs)
     )
     for end, view in zip(outputs, arrangement.outputs.values(), strict=True):
         layers.append(output_layer(f"output_{end.name}", end.store, view))
@@ -99,26 +81,47 @@ def network(arrangement: Arrangement, notes: Sequence[str]) -> Network:
     once = {stores[a]: values for a, values in arrangement.states.items()}
     layers.append(clear_layer("clear", often, once))
     constants = {
-        stores[a]: table(stores[a].name, v, stores[a].word.bits, lanes=stores[a].lanes)
-        for a, v in arrangement.tables.items()
+        stores[a]: table(stores[a].name, values, stores[a].word.bits, stores[a].lanes)
+        for a, values in arrangement.tables.items()
     }
     tables = [*constants.values(), *(one for each in layers for one in each.tables)]
     modules = {"network": _top(layers, inputs, outputs, list(stores.values()), constants)}
     modules["tt_memory"] = MEMORY
-    modules |= {name: step_module(name, circuit) for name, (_, circuit) in steps.items()}
+    modules |= {name: step_module(name, circuit) for name, (_, circuit) in steps.found.items()}
     for each in layers:
         modules |= {each.name: each.text, **each.parts}
     modules |= {each.name: each.module for each in tables}
     head = "".join(f"// {comment(note)}\n" for note in notes)
     return Network(
         {name: f"{head}{text}" for name, text in modules.items()},
-        steps,
+        steps.found,
         tuple(layers),
         inputs,
         outputs,
         tuple(s for s in stores.values() if s not in constants),
         tuple(tables),
     )
+
+
+class _Steps:
+    """Modules of steps: equal ones are written once."""
+
+    def __init__(self, arrangement: Arrangement) -> None:
+        self.widths, self.stores = arrangement.widths, arrangement.stores
+        self.names: dict[tuple[object, ...], str] = {}
+        self.found: dict[str, tuple[Pointwise, Circuit]] = {}
+
+    def layer(self, name: str, stage: Pointwise) -> Layer:
+        """Return the layer of a stage."""
+        circuit = step_circuit(stage, self.widths)
+        views = {**stage.reads, **stage.writes}
+        # what is proved of a step is proved of all that read the same ranges
+        ends = [whole_ends(self.widths.ranges[view.array]) for view in views.values()]
+        key = (step_text(circuit), *ends, *circuit.powers.items())
+        step = self.names.setdefault(key, f"step_{len(self.names)}")
+        self.found.setdefault(step, (stage, circuit))
+        known = {each: self.stores[view.array] for each, view in views.items()}
+        return pointwise_layer(name, stage, known, step, circuit.port_names)
 
 
 def _top(
@@ -141,32 +144,8 @@ def _top(
         ports.append(f"output wire [{end.store.word.bits - 1}:0] {end.name}_value")
     count = len(layers)
     bits = address_bits(count + 1)
-    idle, clear = number(bits, count), number(bits, count - 1)
-    body = [
-        "// Which layer works; the last number is that of none.",
-        *(f"reg [{bits - 1}:0] turn;", "reg start;", "reg all;"),
-        f"wire [{count - 1}:0] finished;",
-        f"assign ready = turn == {idle} && !step;",
-        f"assign done = finished[{count - 1}] && !all;",
-        "always @(posedge clk)",
-        "    if (reset) begin",
-        f"        turn <= {clear};",
-        "        start <= 1'b1;",
-        "        all <= 1'b1;",
-        "    end else begin",
-        "        start <= 1'b0;",
-        f"        if (turn == {idle}) begin",
-        "            if (step) begin",
-        f"                turn <= {number(bits, 0)};",
-        "                start <= 1'b1;",
-        "            end",
-        "        end else if (|finished) begin",
-        f"            turn <= turn + {number(bits, 1)};",
-        f"            start <= turn != {clear};",
-        "            all <= 1'b0;",
-        "        end",
-        "    end",
-    ]
+    idle = number(bits, count)
+    body = _control(count, bits)
     body += [f"wire [{store.width - 1}:0] data_{store.name};" for store in stores]
     for i, each in enumerate(layers):
         given = [f".clk(clk), .reset(reset), .start(start && turn == {number(bits, i)})"]
@@ -191,6 +170,36 @@ def _top(
     for store in stores:
         body += _memory(store, layers, inputs, bits, idle, constants.get(store))
     return module("network", "The network: events in, step, events out, done", ports, body)
+
+
+def _control(count: int, bits: int) -> list[str]:
+    """Return the lines that run so many layers in turn, the last one alone after a reset."""
+    idle, clear = number(bits, count), number(bits, count - 1)
+    return [
+        "// Which layer works; the last number is that of none.",
+        *(f"reg [{bits - 1}:0] turn;", "reg start;", "reg all;"),
+        f"wire [{count - 1}:0] finished;",
+        f"assign ready = turn == {idle} && !step;",
+        f"assign done = finished[{count - 1}] && !all;",
+        "always @(posedge clk)",
+        "    if (reset) begin",
+        f"        turn <= {clear};",
+        "        start <= 1'b1;",
+        "        all <= 1'b1;",
+        "    end else begin",
+        "        start <= 1'b0;",
+        f"        if (turn == {idle}) begin",
+        "            if (step) begin",
+        f"                turn <= {number(bits, 0)};",
+        "                start <= 1'b1;",
+        "            end",
+        "        end else if (|finished) begin",
+        f"            turn <= turn + {number(bits, 1)};",
+        f"            start <= turn != {clear};",
+        "            all <= 1'b0;",
+        "        end",
+        "    end",
+    ]
 
 
 def _memory(

@@ -29,6 +29,7 @@ from tracetorch.export.c_code.stages import Array, Copy, Pointwise, StepProgram
 from tracetorch.export.c_code.widths import Widths
 from tracetorch.export.verilog_code.circuit import Circuit
 from tracetorch.export.verilog_code.smt import (
+    Case,
     Product,
     Read,
     Samples,
@@ -92,10 +93,10 @@ class _Relation:
 
 @dataclass(frozen=True)
 class _Cut:
-    """Guess that a wire of the circuit is a line of the graph."""
+    """Guess that a wire of the circuit is each of some lines of the graph."""
 
     wire: Wire
-    term: Term
+    terms: Sequence[Term]
 
 
 def proof_files(
@@ -183,11 +184,17 @@ class _Proofs:
                 yield "plain", f"law_{k}", "a product of a sum is a sum of products", _law(k)
         for place, cut in enumerate(self.cuts):
             number = cut.wire.number
-            what = f"n{number} is a line of the graph"
-            yield f"cut{place}", f"n{number}_line", what, self.line(cut, self.cuts[:place])
+            what, before = f"n{number} is a line of the graph", self.cuts[:place]
+            for term in cut.terms:
+                for case in self.cases(before, term):
+                    label = f"n{number}_{term.text}{_label(case)}"
+                    text = self.line(cut.wire, term, before, case)
+                    yield f"cut{place}", label, what + _words(case), text
         for name in self.stage.writes:
             what = f"{name} is that of the graph"
-            yield f"cut{len(self.cuts)}", f"{name}_equal", what, self.equal(name)
+            for case in self.cases(self.cuts, None):
+                kind, label = f"cut{len(self.cuts)}", f"{name}_equal{_label(case)}"
+                yield kind, label, what + _words(case), self.equal(name, case)
         for name, (state, array) in next_states(self.program, self.stage).items():
             yield "plain", f"{name}_closed", f"{state} stays in its range", self.closed(name, array)
             yield "plain", f"{name}_start", f"{state} starts in its range", self.starts(array)
@@ -233,28 +240,28 @@ class _Proofs:
         """Return the cuts at wires before one."""
         return [each for each in self.cuts if each.wire.number < number]
 
-    def graph(self, cuts: Sequence[_Cut]) -> str:
+    def graph(self, cuts: Sequence[_Cut], case: Case | None = None) -> str:
         """Return the definitions of the graph; products that are related are free, and cuts."""
         free = [product for each in self.relations for product, _, _ in each.terms]
-        return self.formula.text(free, [each.term for each in cuts])
+        return self.formula.text(free, [term for each in cuts for term in each.terms], case)
 
-    def is_line(self, cut: _Cut) -> str:
+    def is_line(self, wire: Wire, term: Term) -> str:
         """Return that a wire is a line of the graph."""
-        word = cut.wire.word
+        word = wire.word
         extend = "sign_extend" if word.signed else "zero_extend"
-        bits = max(word.bits + 1, cut.term.bits)
-        wire = self.module(f"n{cut.wire.number}", word.bits)
-        return f"(= ((_ {extend} {bits - word.bits}) {wire}) {resized(cut.term, bits)})"
+        bits = max(word.bits + 1, term.bits)
+        value = self.module(f"n{wire.number}", word.bits)
+        return f"(= ((_ {extend} {bits - word.bits}) {value}) {resized(term, bits)})"
 
-    def line(self, cut: _Cut, before: Sequence[_Cut]) -> str:
+    def line(self, wire: Wire, term: Term, before: Sequence[_Cut], case: Case | None) -> str:
         """Ask whether a wire is a line of the graph."""
-        known = [each for each in self.relations if each.wire.number < cut.wire.number]
-        parts = [self.preamble(True), self.graph(before), self.related(known, before)]
-        return "\n".join([*parts, f"(assert (not {self.is_line(cut)}))"])
+        known = [each for each in self.relations if each.wire.number < wire.number]
+        parts = [self.preamble(True), self.graph(before, case), self.related(known, before)]
+        return "\n".join([*parts, f"(assert (not {self.is_line(wire, term)}))"])
 
     def related(self, relations: Sequence[_Relation], cuts: Sequence[_Cut]) -> str:
         """Return what is known of the products of the circuit, and of what is cut."""
-        lines = [f"(assert {self.is_line(each)})" for each in cuts]
+        lines = [f"(assert {self.is_line(c.wire, term)})" for c in cuts for term in c.terms]
         for relation in relations:
             bits = relation.wire.word.bits
             total = _sum([(product.result, k) for product, _, k in relation.terms], bits)
@@ -310,7 +317,7 @@ class _Proofs:
             ]
         )
 
-    def equal(self, name: str) -> str:
+    def equal(self, name: str, case: Case | None) -> str:
         """Ask whether an output is that of the graph."""
         word, found = self.circuit.writes[name], self.formula.outputs[name]
         if isinstance(found, Truth):
@@ -321,9 +328,17 @@ class _Proofs:
             bits = max(port_term.bits + k, found.bits)
             value = f"(bvshl {resized(port_term, bits)} {literal(k, bits)})"
             same = f"(= {value} {resized(found, bits)})"
-        parts = [self.preamble(True), self.graph(self.cuts)]
+        parts = [self.preamble(True), self.graph(self.cuts, case)]
         parts.append(self.related(self.relations, self.cuts))
         return "\n".join([*parts, f"(assert (not {same}))"])
+
+    def cases(self, cuts: Sequence[_Cut], until: Term | None) -> Sequence[Case | None]:
+        """Return each value of a quotient between the last cut and a line: one question is slow."""
+        after = max((term.number for cut in cuts for term in cut.terms), default=-1)
+        for few in self.formula.few:
+            if after < few.term.number and (until is None or few.term.number <= until.number):
+                return [Case(few, value) for value in range(few.term.low, few.term.high + 1)]
+        return [None]
 
     def closed(self, name: str, array: Array) -> str:
         """Ask whether a state's next value is within the range of the state."""
@@ -357,30 +372,37 @@ class _Proofs:
                     break
 
     def _cuts(self) -> Iterator[_Cut]:
-        """Yield lines that are choices, such as what saturates, and the wires that they may be.
-
-        Of equal wires, and of equal lines, the last ones: nothing behind them needs another.
-        """
+        """Yield lines that are choices, such as what saturates, and the wires that they may be."""
         wires = [wire for wire in self.circuit.wires if wire.op in ("mux", "part", "add", "sub")]
         values = evaluated({str(wire.number): wire for wire in wires}, self.samples)
-        found: dict[int, _Cut] = {}
+        found: dict[int, dict[str, Term]] = {}
         for line in self.stage.graph.lines:
             term = self.formula.values.get(line.name)  # none of a quotient on its way
             if line.op not in ("min", "max", "where") or not isinstance(term, Term):
                 continue
-            if term.point or term.divisor or term.bits < _LEAST_BITS or term.text[0] != "g":
+            if term.point or term.divisor or term.bits < _LEAST_BITS or term.number < 0:
                 continue
             for wire in reversed(wires):
                 as_wide = signed_bits(wire.low, wire.high) == term.bits
                 if as_wide and _same(values[str(wire.number)], term.samples):
-                    found.pop(wire.number, None)
-                    found[wire.number] = _Cut(wire, term)
+                    found.setdefault(wire.number, {})[line.name] = term
                     break
-        last = -1
-        for number, cut in found.items():  # in the order of the lines
-            if number > last:
-                yield cut
-                last = number
+        by_number, last = {wire.number: wire for wire in wires}, -1
+        for number, terms in sorted(found.items()):
+            terms = self._seen(terms)
+            # in the order of the graph too, so that each line depends on none that is cut later
+            if terms and min(term.number for term in terms) > last:
+                yield _Cut(by_number[number], terms)
+                last = max(term.number for term in terms)
+
+    def _seen(self, lines: Mapping[str, Term]) -> Sequence[Term]:
+        """Return of equal lines those that others read."""
+        graph = self.stage.graph
+        seen = {value for value in graph.outputs.values() if isinstance(value, str)}
+        for line in graph.lines:
+            if line.name not in lines:
+                seen.update(arg for arg in line.args if isinstance(arg, str))
+        return list({term.text: term for name, term in lines.items() if name in seen}.values())
 
     def _terms(self, one: Samples, other: Samples) -> Sequence[tuple[Product, bool, int]]:
         """Return products of the graph with a factor in common, whose other factors sum to one."""
@@ -399,6 +421,14 @@ class _Proofs:
                     if _same(a * 2**k + b, one):
                         return [(high, high_swap, k), (low, low_swap, 0)]
         return []
+
+
+def _label(case: Case | None) -> str:
+    return "" if case is None else f"_{case.value}"
+
+
+def _words(case: Case | None) -> str:
+    return "" if case is None else f" where a quotient is {case.value}"
 
 
 def _same(one: Samples, other: Samples) -> bool:

@@ -36,6 +36,11 @@ class Term:
         """Width of the bit vector, which has a sign."""
         return signed_bits(self.low, self.high)
 
+    @property
+    def number(self) -> int:
+        """Its place among the definitions, -1 for what has none."""
+        return int(self.text[1:]) if self.text.startswith("g") else -1
+
 
 @dataclass(frozen=True)
 class Truth:
@@ -88,6 +93,33 @@ class _Definition:
 
 
 @dataclass(frozen=True)
+class FewQuotients:
+    """Quotient that has few values: for each but the least, whether so many divisors fit."""
+
+    term: Term
+    fitting: tuple[Truth, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One value of a quotient."""
+
+    few: FewQuotients
+    value: int
+
+    def text(self) -> list[str]:
+        """Return what defines the quotient, and when it has this value."""
+        place, term = self.value - self.few.term.low, self.few.term
+        number = literal(self.value, term.bits)
+        lines = [f"(define-fun {term.text} () (_ BitVec {term.bits}) {number})"]
+        if place > 0:
+            lines.append(f"(assert {self.few.fitting[place - 1].text})")
+        if place < len(self.few.fitting):
+            lines.append(f"(assert (not {self.few.fitting[place].text}))")
+        return lines
+
+
+@dataclass(frozen=True)
 class Read:
     """What a step reads: a formula for it, its range, and some values.
 
@@ -125,6 +157,7 @@ class StepFormula:
         self.values: dict[str, Term | Truth] = {}
         self.powers: dict[str, Sequence[int]] = {}
         self.quotients: dict[str, _Quotient] = {}
+        self.few: list[FewQuotients] = []
         self._known: dict[tuple[str, str], Term] = {}
         for name, read in reads.items():
             if read.truth:
@@ -142,7 +175,12 @@ class StepFormula:
         outputs = {name: stage.graph.outputs[name] for name in stage.writes}
         self.outputs = {name: self.value(each) for name, each in outputs.items()}
 
-    def text(self, free: Collection[Product] = (), cut: Collection[Term] = ()) -> str:
+    def text(
+        self,
+        free: Collection[Product] = (),
+        cut: Collection[Term] = (),
+        case: Case | None = None,
+    ) -> str:
         """Return the definitions; what is free or cut is any number within its range."""
         chosen, names = {id(each) for each in free}, {term.text for term in cut}
         lines = []
@@ -152,6 +190,8 @@ class StepFormula:
                 lines.append(each.free() if id(each) in chosen else each.exact())
             elif isinstance(each, _Definition) and each.term.text in names:
                 lines += [declared(each.term), *within(each.term)]
+            elif isinstance(each, _Definition) and case and each.term.text == case.few.term.text:
+                lines += case.text()
             else:
                 lines.append(str(each))
         return "\n".join(lines)
@@ -223,6 +263,11 @@ class StepFormula:
         if op in ("floor", "ceil", "trunc", "round"):
             return self.rounded(op, terms[0])
         if op == "div":
+            by = terms[1]
+            if by.low == by.high > 0 and by.low & (by.low - 1) == 0 and terms[0].divisor is None:
+                point = terms[0].point + by.low.bit_length() - 1 - by.point
+                if point >= 0:
+                    return replace(terms[0], point=point)
             value, divisor = self.aligned(terms)
             return replace(value, point=0, divisor=replace(divisor, point=0))
         if op == "fma":
@@ -346,7 +391,7 @@ class StepFormula:
                 found = self.summed(op, [found, constant(end)], _NO_LINE)
             return found
         samples = np.clip(value.samples // by.samples, low, high)
-        dividend, found = replace(value, divisor=None), constant(low)
+        dividend, found, fitting = replace(value, divisor=None), constant(low), []
         for number in range(low + 1, high + 1):
             multiple = by
             for place in reversed(range(max(number.bit_length() - 1, 0))):
@@ -354,8 +399,11 @@ class StepFormula:
                 if number >> place & 1:
                     multiple = self.summed("add", [multiple, by], _NO_LINE)
             fits = self.compared("ge", [dividend, multiple])
+            fitting.append(fits)
             found = self.chosen(fits, constant(number), found)
-        return replace(found, samples=samples)
+        found = replace(found, samples=samples)
+        self.few.append(FewQuotients(found, tuple(fitting)))
+        return found
 
     def plain_shift(self, term: Term, k: int) -> Term:
         """Append a number times ``2^k``."""
