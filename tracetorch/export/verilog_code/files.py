@@ -124,7 +124,7 @@ layers_$(FAMILY).txt: $(SOURCES)
 \t  tee -q -o $@ stat -top network"
 
 netlist: network_$(FAMILY).json testbench.v
-\tiverilog -g2005 -o netlist.vvp $(NETLIST)
+\tiverilog -g2005 -DNO_ICE40_DEFAULT_ASSIGNMENTS -o netlist.vvp $(NETLIST)
 \tvvp -n netlist.vvp | tee netlist.log
 \t@grep -q "^equal" netlist.log
 
