@@ -87,17 +87,21 @@ def linear(draw: random.Random, inputs: int, outputs: int) -> nn.Module:
     return filled
 
 
-def convolution(draw: random.Random, inputs: int, outputs: int) -> nn.Module:
-    """Draw a convolution of integers."""
-    groups = draw.choice([1, 1, inputs])
-    kernel = (draw.randint(1, 2), draw.randint(1, 3))
+def convolution(draw: random.Random, x: Tensor, outputs: int) -> nn.Module:
+    """Draw a convolution of integers over an image."""
+    inputs, least = x.shape[1], min(x.shape[2:])
+    groups, padding = draw.choice([1, 1, inputs]), draw.randint(0, 2)
+    kernel = (draw.randint(1, 3), draw.randint(1, 3))
+    dilation = draw.randint(1, 2)
+    if dilation * (max(kernel) - 1) >= least + 2 * padding:
+        kernel = (1, 1)
     made = integers.Conv2d(
         inputs,
         outputs * groups,
         kernel,
         stride=draw.randint(1, 2),
-        padding=draw.randint(1, 2),
-        dilation=draw.randint(1, 2),
+        padding=padding,
+        dilation=dilation,
         groups=groups,
         bias=draw.random() < 0.5,
     )
@@ -109,7 +113,7 @@ def image(draw: random.Random, x: Tensor) -> list[nn.Module]:
     """Draw layers over an image, up to a flat one."""
     layers: list[nn.Module] = []
     for _ in range(draw.randint(1, 2)):
-        layers.append(convolution(draw, x.shape[1], draw.randint(1, 3)))
+        layers.append(convolution(draw, x, draw.randint(1, 3)))
         x = layers[-1](x)
         layers.append(neuron(draw, x.shape[1], -3))
         if draw.random() < 0.5 and min(x.shape[2:]) >= 2:

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,14 @@ def loihi() -> nn.Module:
     """Return neurons of Loihi, each with parameters of its own."""
     decays = torch.tensor([1.0, 4095.0, 100.0])
     return chips.loihi.LIF(3, du=decays, dv=decays.flip(0), pos_threshold=50 + _SPREAD, bias=3)
+
+
+def few(cases: Iterable[Any], *fast: Any) -> list[Any]:
+    """Return cases as parameters of a test, slow ones but for some."""
+    return [
+        pytest.param(case, marks=() if case in fast else pytest.mark.slow, id=str(case))
+        for case in cases
+    ]
 
 
 @dataclass(frozen=True)
@@ -263,13 +272,13 @@ def simulated(step: Step, reads: dict[str, Any], folder: Path, text: str | None 
     return found
 
 
-def run(command: list[str], folder: Path) -> str:
-    """Return what a tool prints; assert that it succeeds and warns of nothing."""
+def run(command: list[str], folder: Path, quiet: bool = True) -> str:
+    """Return what a tool prints; assert that it succeeds, and if ``quiet`` warns of nothing."""
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     # a preprocessor that its package misplaces: without it nothing is lost here
     said = [line for line in (done.stdout + done.stderr).splitlines() if "ivlpp" not in line]
     assert done.returncode == 0, "\n".join(said)
-    assert not [line for line in said if "arning" in line], "\n".join(said)
+    assert not (quiet and [line for line in said if "arning" in line]), "\n".join(said)
     return done.stdout
 
 

@@ -199,6 +199,15 @@ def _multiply_truth(w: Wires, args: Args, _: int) -> Wire | None:
     return None
 
 
+def _multiply_sign(w: Wires, args: Args, _: int) -> Wire | None:
+    # times -1, 0 or 1 is a choice, too
+    for a, b in (args, args[::-1]):
+        if b.low >= -1 and b.high <= 1 and b.op != "const":
+            rest = w.make("mux", w.make("low", b, k=1), a, 0) if b.high == 1 else w.const(0)
+            return w.make("mux", w.make("lt", b, 0), w.negative(a), rest)
+    return None
+
+
 def _multiply_choice(w: Wires, args: Args, _: int) -> Wire | None:
     # times a choice of powers of two, or of 0 and -1, is a choice of shifts
     for a, b in (args, args[::-1]):
@@ -494,7 +503,7 @@ def _xor(w: Wires, args: Args, _: int) -> Wire | None:
 RULES: dict[str, Sequence[Rule]] = {
     "add": (_add_constants, _add_negative, _add_parts, _add_carry, _add_product),
     "sub": (_subtract_simple, _subtract_high, _subtract_cut),
-    "mul": (_multiply_constants, _multiply_truth, _multiply_choice),
+    "mul": (_multiply_constants, _multiply_truth, _multiply_sign, _multiply_choice),
     "shl": (_shift_left,),
     "shr": (_shift_right,),
     "cut": (_cut_simple,),

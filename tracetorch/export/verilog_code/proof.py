@@ -246,12 +246,14 @@ class _Proofs:
         return self.formula.text(free, [term for each in cuts for term in each.terms], case)
 
     def is_line(self, wire: Wire, term: Term) -> str:
-        """Return that a wire is a line of the graph."""
+        """Return that a wire is a line of the graph, and in its range."""
         word = wire.word
         extend = "sign_extend" if word.signed else "zero_extend"
         bits = max(word.bits + 1, term.bits)
         value = self.module(f"n{wire.number}", word.bits)
-        return f"(= ((_ {extend} {bits - word.bits}) {value}) {resized(term, bits)})"
+        value = f"((_ {extend} {bits - word.bits}) {value})"
+        ends = (f"(bvsle {literal(wire.low, bits)} {value})", literal(wire.high, bits))
+        return f"(and (= {value} {resized(term, bits)}) {ends[0]} (bvsle {value} {ends[1]}))"
 
     def line(self, wire: Wire, term: Term, before: Sequence[_Cut], case: Case | None) -> str:
         """Ask whether a wire is a line of the graph."""
@@ -378,7 +380,8 @@ class _Proofs:
         found: dict[int, dict[str, Term]] = {}
         for line in self.stage.graph.lines:
             term = self.formula.values.get(line.name)  # none of a quotient on its way
-            if line.op not in ("min", "max", "where") or not isinstance(term, Term):
+            # of a range that is cut off at both ends, the second line
+            if line.op not in ("min", "where") or not isinstance(term, Term):
                 continue
             if term.point or term.divisor or term.bits < _LEAST_BITS or term.number < 0:
                 continue

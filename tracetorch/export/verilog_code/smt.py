@@ -446,9 +446,12 @@ class StepFormula:
             if other.low == other.high and other.low in (0, -1):
                 found = self.negative(one) if other.low else constant(0)
                 return replace(found, point=one.point + other.point)
-            if other.low >= 0 and other.high <= 1:
-                is_one = self.compared("eq", [replace(other, point=0), constant(1)])
-                found = self.chosen(is_one, replace(one, point=0), constant(0))
+            if other.low >= -1 and other.high <= 1:
+                found = constant(0)
+                for value, times in ((1, one), (-1, self.negative(one))):
+                    same = self.compared("eq", [replace(other, point=0), constant(value)])
+                    if other.low <= value <= other.high:
+                        found = self.chosen(same, replace(times, point=0), found)
                 return replace(found, point=one.point + other.point)
             if len(self.powers.get(other.text, ())) > 1:
                 return self.product_by_power(one, other)
