@@ -104,7 +104,7 @@ def step_of(layer: nn.Module, *, span: tuple[int, int] = (-100, 100), double: bo
     inputs = {name: Interval(*span) for name in program.inputs}
     widths = found_widths(program, inputs)
     (stage,) = (each for each in program.stages if isinstance(each, Pointwise))
-    circuit = step_circuit(stage, widths, program.double)
+    circuit = step_circuit(stage, widths)
     return Step(layer, program, widths, stage, circuit, inputs)
 
 

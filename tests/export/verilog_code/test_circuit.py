@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from tracetorch.export.verilog_code.words import Word, word_of
 from tracetorch.fuse.ir.intervals import Interval
 
 CASES: dict[str, Callable[[], nn.Module]] = {
-    **{str(leak): lambda leak=leak: leaky(leak) for leak in LEAKS},
+    **{str(leak): partial(leaky, leak) for leak in LEAKS},
     "synapse, recurrence, two thresholds": lambda: leaky(LEAKS[0], "RS", "BLIF"),
     "wraps": lambda: leaky(LEAKS[0], "S", "BLIF", overflow="wrap", state_bits=10),
     "reset to zero": lambda: leaky(LEAKS[3], reset="zero"),

@@ -107,11 +107,11 @@ class _Lines(IntegerLines):
         }
         ends = _simple(ends)
         read = {wire.name: wire for wire in needed(list(ends.values())) if wire.op == "read"}
-        words = [
+        reads, writes = (
             {name: word_of_array(view.array, widths) for name, view in views.items()}
             for views in (stage.reads, stage.writes)
-        ]
-        return Circuit(stage.path, *words, _port_names(stage), read, ends, self.powers)
+        )
+        return Circuit(stage.path, reads, writes, _port_names(stage), read, ends, self.powers)
 
     # Lines
 
@@ -128,10 +128,10 @@ class _Lines(IntegerLines):
         if line.op == "div":
             by = self.operand(line.args[1])
             if not isinstance(by.value, Wire) and math.frexp(by.value)[0] == 0.5:  # a power of two
-                value, k = self._whole(self.operand(line.args[0])), math.frexp(by.value)[1] - 1
-                point = value.point + k - by.point
+                of = self._whole(self.operand(line.args[0]))
+                point = of.point + math.frexp(by.value)[1] - 1 - by.point
                 if point >= 0:
-                    return replace(value, point=point)
+                    return replace(of, point=point)
         number = super().line(line)
         if number.divisor is None and isinstance(number.value, Wire) and np.all(span.exact):
             return replace(number, value=self._narrowed(number.value, span, number.point))
@@ -270,7 +270,7 @@ def _simple(ends: Mapping[str, Wire]) -> dict[str, Wire]:
             found = w.make("cut", args[0], k=wire.k)
             found = _cut(w, found.args[0], found.k) if found.op == "cut" else found
         elif wire.op == "quotient":
-            found = _restoring(w, *args, wire.k)
+            found = _restoring(w, args[0], args[1], wire.k)
         else:
             found = w.make(wire.op, *args, k=wire.k)
         made[wire.number] = w.narrow(found, wire.low, wire.high)

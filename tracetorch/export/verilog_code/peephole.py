@@ -1,7 +1,7 @@
 """Rules that make a smaller circuit of a wire: each returns an equal wire, or ``None``.
 
 A rule may use what is proved of the ranges of its operands; what it returns is equal for every
-value in these ranges. Constants are folded, and what a range decides, before a rule is tried.
+value in these ranges. Constants are folded, and what a range decides, before any rule.
 """
 
 from __future__ import annotations

@@ -47,6 +47,13 @@ from tracetorch.export.verilog_code.words import Word, whole_ends
 
 _SAMPLES = 64
 _LARGEST_SHIFT = 40
+# Operations whose lines are cut out, with those of the wires that they may be.
+_CUT = {
+    "add": ("add", "sub"),
+    "min": ("add", "mux", "part", "sub"),
+    "trunc": ("add", "mux"),
+    "where": ("add", "mux", "sub"),
+}
 _LEAST_BITS = 4  # of a line that is cut out
 
 PROVE_SCRIPT = """\
@@ -176,7 +183,8 @@ class _Proofs:
             yield f"cut{len(cuts)}", f"n{number}_factors", what, self.factors(relation, cuts)
             ends = [(a.low, a.high) for a in relation.wire.args]
             what = f"a product of such factors is in the range of n{number}"
-            yield "plain", f"n{number}_range", what, _range(*ends, _product_ends(relation.wire))
+            text = _range(ends[0], ends[1], _product_ends(relation.wire))
+            yield "plain", f"n{number}_range", what, text
         for k in sorted(
             {t[2] for each in self.relations if len(each.terms) > 1 for t in each.terms}
         ):
@@ -381,22 +389,26 @@ class _Proofs:
         for line in self.stage.graph.lines:
             term = self.formula.values.get(line.name)  # none of a quotient on its way
             # of a range that is cut off at both ends, the second line
-            if line.op not in ("min", "where") or not isinstance(term, Term):
+            if line.op not in _CUT or not isinstance(term, Term):
                 continue
             if term.point or term.divisor or term.bits < _LEAST_BITS or term.number < 0:
                 continue
             for wire in reversed(wires):
                 as_wide = signed_bits(wire.low, wire.high) == term.bits
-                if as_wide and _same(values[str(wire.number)], term.samples):
+                if (
+                    as_wide
+                    and wire.op in _CUT[line.op]
+                    and _same(values[str(wire.number)], term.samples)
+                ):
                     found.setdefault(wire.number, {})[line.name] = term
                     break
         by_number, last = {wire.number: wire for wire in wires}, -1
         for number, terms in sorted(found.items()):
-            terms = self._seen(terms)
+            seen = self._seen(terms)
             # in the order of the graph too, so that each line depends on none that is cut later
-            if terms and min(term.number for term in terms) > last:
-                yield _Cut(by_number[number], terms)
-                last = max(term.number for term in terms)
+            if seen and min(term.number for term in seen) > last:
+                yield _Cut(by_number[number], seen)
+                last = max(term.number for term in seen)
 
     def _seen(self, lines: Mapping[str, Term]) -> Sequence[Term]:
         """Return of equal lines those that others read."""
@@ -497,8 +509,8 @@ def _range(one: tuple[int, int], other: tuple[int, int], product: tuple[int, int
     lines = ["(declare-const x Int)(declare-const y Int)"]
     for name, (low, high) in (("x", one), ("y", other)):
         lines.append(f"(assert (and (<= {_int(low)} {name}) (<= {name} {_int(high)})))")
-    low, high = map(_int, product)
-    return "\n".join([*lines, f"(assert (not (and (<= {low} (* x y)) (<= (* x y) {high}))))"])
+    least, most = map(_int, product)
+    return "\n".join([*lines, f"(assert (not (and (<= {least} (* x y)) (<= (* x y) {most}))))"])
 
 
 def _int(value: int) -> str:

@@ -20,12 +20,12 @@ class Word:
     @property
     def low(self) -> int:
         """The least integer that it holds."""
-        return -(2 ** (self.bits - 1)) if self.signed else 0
+        return -(1 << (self.bits - 1)) if self.signed else 0
 
     @property
     def high(self) -> int:
         """The largest integer that it holds."""
-        return self.low + 2**self.bits - 1
+        return self.low + (1 << self.bits) - 1
 
 
 def word_between(low: int, high: int) -> Word:
