@@ -81,13 +81,16 @@ _COMPARED = """\
                 end"""
 MAKEFILE = """\
 # make sim: play the recorded input, and compare; make verilated: the same, faster
-# make lint, make synth (cells), make netlist (play it after synthesis), make route (clock)
+# make lint, make synth (cells), make layers (cells of each module), make route (clock)
+# make netlist: play it after synthesis; make netlist_verilated: the same, faster
 # make prove: every step equals its graph, for all states and inputs
+# FAMILY=ecp5 for a Lattice ECP5
 SOURCES = {sources}
 FAMILY ?= ice40
 ICE40 ?= --up5k --package sg48
 ECP5 ?= --25k --package CABGA381
 LIBRARY ?= /usr/share/yosys
+NETLIST = testbench.v netlist_$(FAMILY).v $(LIBRARY)/$(FAMILY)/cells_sim.v
 
 sim: sim.vvp
 \tvvp -n sim.vvp | tee sim.log
@@ -106,35 +109,52 @@ verilated/Vtestbench: testbench.v $(SOURCES)
 lint: $(SOURCES)
 \tverilator --lint-only -Wall --top-module network $(SOURCES)
 
-synth: network.json
+synth: network_$(FAMILY).json
+\t@cat cells_$(FAMILY).txt
 
-network.json: $(SOURCES)
+network_$(FAMILY).json: $(SOURCES)
 \tyosys -q -l synth.log -p "read_verilog $(SOURCES); synth_$(FAMILY) -top network -json $@; \\
-\t  write_verilog -noattr netlist.v; tee -o cells.txt stat"
-\t@cat cells.txt
+\t  write_verilog -noattr netlist_$(FAMILY).v; tee -q -o cells_$(FAMILY).txt stat"
 
-netlist: network.json testbench.v
-\tiverilog -g2005 -o netlist.vvp testbench.v netlist.v $(LIBRARY)/$(FAMILY)/cells_sim.v
+layers: layers_$(FAMILY).txt
+\t@cat $<
+
+layers_$(FAMILY).txt: $(SOURCES)
+\tyosys -q -l layers.log -p "read_verilog $(SOURCES); synth_$(FAMILY) -noflatten -top network; \\
+\t  tee -q -o $@ stat -top network"
+
+netlist: network_$(FAMILY).json testbench.v
+\tiverilog -g2005 -DNO_ICE40_DEFAULT_ASSIGNMENTS -o netlist.vvp $(NETLIST)
 \tvvp -n netlist.vvp | tee netlist.log
 \t@grep -q "^equal" netlist.log
 
+netlist_verilated: netlist_$(FAMILY)/Vtestbench
+\t$< | tee netlist.log
+\t@grep -q "^equal" netlist.log
+
+netlist_$(FAMILY)/Vtestbench: network_$(FAMILY).json testbench.v
+\tverilator --binary -O3 -Wno-fatal -Wno-lint -DNO_ICE40_DEFAULT_ASSIGNMENTS \\
+\t  --Mdir netlist_$(FAMILY) --top-module testbench $(NETLIST)
+
 route: route_$(FAMILY)
 
-route_ice40: network.json
+route_ice40: network_ice40.json
 \tnextpnr-ice40 $(ICE40) --json $< --asc network.asc -q -l route.log
-\t@grep -E "ICESTORM_|Max frequency" route.log
+\t@grep -E "ICESTORM_.*%|Max frequency for clock" route.log
 
-route_ecp5: network.json
+route_ecp5: network_ecp5.json
 \tnextpnr-ecp5 $(ECP5) --json $< --textcfg network.config -q -l route.log
-\t@grep -E "TRELLIS_|DP16|Max frequency" route.log
+\t@grep -E "(TRELLIS_|DP16|MULT18).*%|Max frequency for clock" route.log
 
 prove: $(SOURCES)
 	sh proof/prove.sh
 
 clean:
-\trm -rf verilated proof/build *.vvp *.log *.json *.asc *.config netlist.v cells.txt
+\trm -rf verilated netlist_* proof/build cells_*.txt layers_*.txt *.vvp *.log *.json *.asc \\
+\t  *.config
 
-.PHONY: sim verilated lint synth netlist route route_ice40 route_ecp5 prove clean
+.PHONY: sim verilated lint synth layers netlist netlist_verilated route route_ice40 route_ecp5 \\
+\tprove clean
 """
 
 
