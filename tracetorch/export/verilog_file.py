@@ -17,7 +17,7 @@ from tracetorch.core.torch_private import one_trace_at_a_time
 from tracetorch.export.c_code.read_program import named_leaves
 from tracetorch.export.c_code.recorded import RecordedStep, record_step
 from tracetorch.export.verilog_code.arrangement import arranged
-from tracetorch.export.verilog_code.files import makefile, recorded_files, testbench
+from tracetorch.export.verilog_code.files import bench_module, makefile, recorded_files
 from tracetorch.export.verilog_code.network import network
 from tracetorch.export.verilog_code.proof import PROVE_SCRIPT, proof_files
 from tracetorch.export.verilog_code.report import VerilogReport
@@ -82,7 +82,7 @@ def verilog(
         ...     "network.v" in os.listdir(folder)
         True
         >>> report.formula
-        ''
+        '22 + 3*[x]'
     """
     check_module(model)
     if check_integer("lanes", lanes) not in {2**n for n in range(_MOST_LANES.bit_length())}:
@@ -104,7 +104,7 @@ def _files(model: nn.Module, inputs: Inputs, lanes: int) -> tuple[dict[str, str]
     files = {f"{name}.v": text for name, text in made.modules.items()}
     files |= {f"{each.name}.hex": each.text for each in made.tables}
     files |= recorded_files(made, recorded.named, _answers(recorded))
-    files["testbench.v"] = testbench(made, recorded.inputs.batch, recorded.inputs.steps)
+    files["testbench.v"] = bench_module(made, recorded.inputs.batch, recorded.inputs.steps)
     files["Makefile"] = makefile([*made.modules])
     files["proof/prove.sh"] = PROVE_SCRIPT
     for name, (stage, circuit) in made.steps.items():
@@ -122,6 +122,11 @@ def _files(model: nn.Module, inputs: Inputs, lanes: int) -> tuple[dict[str, str]
         sum(each.bits for each in made.tables),
         sum(layer.cycles for layer in made.layers),
         events,
+        made.layers[-1].cycles,
+        {
+            end.name: f"{'' if end.store.word.signed else 'u'}int{end.store.word.bits}"
+            for end in (*made.inputs, *made.outputs)
+        },
         recorded.input_range,
     )
     files["report.txt"] = str(report).encode("ascii", "replace").decode()

@@ -186,7 +186,7 @@ def recorded_files(
     return files
 
 
-def testbench(network: Network, streams: int, steps: int) -> str:
+def bench_module(network: Network, streams: int, steps: int) -> str:
     """Return the testbench: it plays streams of so many steps."""
     declarations, ports, loads, given, silent, collected, compared = ([] for _ in range(7))
     for end in (*network.inputs, *network.outputs):

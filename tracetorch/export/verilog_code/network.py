@@ -141,7 +141,8 @@ def _top(
     for end in outputs:
         ports += [f"output wire {end.name}_valid", f"input wire {end.name}_ready"]
         ports.append(f"output wire [{end.address - 1}:0] {end.name}_address")
-        ports.append(f"output wire [{end.store.word.bits - 1}:0] {end.name}_value")
+        sign = "signed " * end.store.word.signed
+        ports.append(f"output wire {sign}[{end.store.word.bits - 1}:0] {end.name}_value")
     count = len(layers)
     bits = address_bits(count + 1)
     idle = number(bits, count)

@@ -19,14 +19,17 @@ class VerilogReport:
         table_bits: size of all tables of constants, weights among them.
         fixed_cycles: cycles of a step without any spike, from ``step`` to ``done``.
         event_cycles: cycles that each spike adds, by who fired.
+        reset_cycles: cycles from the end of a reset until the network is ready.
+        ports: words of each ``value``: ``"int8"`` of 8 bits in two's complement, ``"uint1"``, by
+            the name of the input or output.
         input_range: least and largest value of each input for which widths are proved, by name.
 
     Example:
-        >>> report = VerilogReport((), 1, {}, 0, 20, {"x": 3, "1": 2}, {})
+        >>> report = VerilogReport((), 1, {}, 0, 20, {"x": 3, "1": 2}, 7, {}, {})
         >>> report.cycles({"x": 4, "1": 1})
         34
         >>> report.formula
-        '20 + 3 x + 2 1'
+        '20 + 3*[x] + 2*[1]'
     """
 
     files: tuple[str, ...]
@@ -35,6 +38,8 @@ class VerilogReport:
     table_bits: int
     fixed_cycles: int
     event_cycles: Mapping[str, int]
+    reset_cycles: int
+    ports: Mapping[str, str]
     input_range: Mapping[str, tuple[float, float]]
 
     def cycles(self, events: Mapping[str, int]) -> int:
@@ -48,7 +53,7 @@ class VerilogReport:
     def formula(self) -> str:
         """The cycles of a step, in terms of how many values of each source are not zero."""
         terms = [str(self.fixed_cycles)]
-        terms += [f"{each} {name}" for name, each in self.event_cycles.items()]
+        terms += [f"{each}*[{name}]" for name, each in self.event_cycles.items()]
         return " + ".join(terms)
 
     def __str__(self) -> str:
@@ -58,11 +63,12 @@ class VerilogReport:
         lines = [
             f"lanes        {self.lanes}",
             f"inputs       {ranges}",
+            "values       " + ", ".join(f"{name} {word}" for name, word in self.ports.items()),
             f"memories     {sum(self.memory_bits.values())} bits: "
             + ", ".join(f"{name} {bits}" for name, bits in self.memory_bits.items()),
             f"tables       {self.table_bits} bits of constants",
-            f"cycles       {self.formula} from step to done, if outputs are taken at once; a name "
-            "stands for how many of its values are not zero",
+            f"cycles       {self.formula} from step to done, if outputs are taken at once; [name] "
+            f"is how many of its values are not zero; {self.reset_cycles} after a reset",
             "cells        make synth",
             "clock        make route",
             "power        not estimated: no tool here knows it",
