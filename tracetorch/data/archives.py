@@ -69,8 +69,8 @@ def fetch(archive: Archive, folder: Path) -> None:
             with urlopen(archive.url, timeout=TIMEOUT) as source, download.open("wb") as target:
                 shutil.copyfileobj(source, target)
         except OSError as error:
-            if error.errno in DISK_ERRORS:
-                raise
+            if error.errno in DISK_ERRORS:  # of a write, which does not name its file
+                raise OSError(error.errno, error.strerror, str(folder)) from error
             raise ConnectionError(
                 f"{archive.url} cannot be downloaded: {error}. Fetch it by other means and unpack "
                 f"it into {folder}."
