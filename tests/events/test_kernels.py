@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from tests.events.cases import events, results
 from tests.fuse.kernels import lesser_machine
-from tracetorch.events import compiled
-from tracetorch.fuse.runtime import machine_code, threefry
+from tracetorch.fuse.runtime import machine_code, threefry, written_kernels
 
 
 def linear() -> tuple[nn.Module, Tensor]:
@@ -27,7 +26,7 @@ def compile_for_less(folder: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setenv("TRACETORCH_CACHE", str(folder))
     patch.setattr(machine_code, "this_machine", lesser_machine)
     patch.setattr(machine_code, "_kernels", {})
-    for module in (compiled, threefry):
+    for module in (written_kernels, threefry):
         patch.setattr(module, "_kernel", functools.cache(module._kernel.__wrapped__))
 
 

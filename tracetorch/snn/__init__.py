@@ -22,6 +22,7 @@ from tracetorch.snn.readout import Readout, RReadout, SReadout, SRReadout
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.residual import SEWBlock
 from tracetorch.snn.sequence_layer import SequenceLayer
+from tracetorch.snn.sparse_linear import SparseLinear
 from tracetorch.snn.spiking import BLIF, BRLIF, BSLIF, BSRLIF, LIF, RLIF, SLIF, SRLIF
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "SRReadout",
     "SReadout",
     "SequenceLayer",
+    "SparseLinear",
     "SpikeFunction",
     "TTModule",
     "Threshold",
