@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,10 +19,10 @@ from tracetorch.core.checks import check_count, check_flag, check_integer, check
 from tracetorch.core.double_backward import explain_double_backward
 from tracetorch.core.hooks import hooked_weights
 from tracetorch.core.torch_private import is_readable, version_of
-from tracetorch.snn.connectivity import connectivity, plain_class
 from tracetorch.snn.passes import current_pass
 from tracetorch.snn.restarts import Restarts
 from tracetorch.snn.sequence_layer import SequenceLayer
+from tracetorch.snn.sparse import sources
 from tracetorch.snn.sparse.plan import Plan, check_range, sorted_by_source
 from tracetorch.snn.sparse.product import Wiring, product
 
@@ -159,7 +158,6 @@ class SparseLinear(SequenceLayer):
         """Make weight and bias, as given or drawn."""
         count, targets = edges.shape[1], edges[1]
         degrees = torch.bincount(targets, minlength=self.out_features)
-        # of those that have an edge
         bounds = degrees.clamp(min=1).to(torch.get_default_dtype()).rsqrt_()
         if group is not None:
             given = isinstance(weight, Tensor) and weight.ndim == 1
@@ -174,8 +172,7 @@ class SparseLinear(SequenceLayer):
             if group is None:
                 scale = bounds.index_select(0, targets)
             else:  # of the groups, one for all: that of the mean number of edges
-                mean = edges.shape[1] / max(1, int((degrees > 0).sum()))
-                scale = bounds.new_full((count,), 1 / math.sqrt(max(1.0, mean)))
+                scale = bounds.new_full((count,), _mean_bound(degrees))
             values.mul_(scale.to(values.device))
         self.register_parameter("weight", nn.Parameter(values))
         start = None
@@ -183,6 +180,95 @@ class SparseLinear(SequenceLayer):
             start = torch.empty(self.out_features).uniform_(-1, 1).to(values.device, values.dtype)
             start.mul_(torch.where(degrees > 0, bounds, 0.0).to(start.device))
         self.register_parameter("bias", None if start is None else nn.Parameter(start))
+
+    @classmethod
+    def from_matrix(cls, matrix: Any, **options: Any) -> SparseLinear:
+        """Make a layer of a sparse matrix ``[out, in]``, which is shaped as ``nn.Linear.weight``.
+
+        Args:
+            matrix: of PyTorch (``torch.sparse_coo``, ``sparse_csr``, ``sparse_csc``), or of SciPy.
+                Edges and weights are in the order of its entries: one by columns is read fastest.
+                Entries that are there twice stay two edges, and zeros that are stored stay edges.
+            **options: ``bias``, ``delay``, ``signs`` of the constructor.
+
+        Raises:
+            TypeError: it is no sparse matrix, or an option is one that it says itself.
+            ValueError: it is no matrix, or as the constructor.
+
+        Example:
+            >>> matrix = torch.tensor([[0.0, 2.0], [3.0, 0.0]]).to_sparse_csc()
+            >>> layer = SparseLinear.from_matrix(matrix, bias=False)
+            >>> layer.edges.tolist(), layer.weight.tolist()
+            ([[0, 1], [1, 0]], [3.0, 2.0])
+        """
+        named = sources.options_without(options, "edges", "weight", "group")
+        return cls(*sources.from_matrix(matrix), **named)
+
+    @classmethod
+    def from_table(
+        cls,
+        table: Any,
+        in_features: int,
+        out_features: int,
+        *,
+        source: str = "source",
+        target: str = "target",
+        weight: str | None = None,
+        delay: str | None = None,
+        **options: Any,
+    ) -> SparseLinear:
+        """Make a layer of a table of edges, a pandas ``DataFrame`` say, with a row for each.
+
+        Args:
+            table: of columns, each an array of one value per edge.
+            in_features: number of sources.
+            out_features: number of targets.
+            source: name of the column of sources, integers from 0 on.
+            target: name of the column of targets.
+            weight: name of that of weights; ``None`` draws them.
+            delay: name of that of delays, integers; ``None``: no delay.
+            **options: ``bias``, ``signs``, ``group`` of the constructor.
+
+        Raises:
+            TypeError: a column is not of numbers, or of integers.
+            ValueError: there is no such column, or as the constructor.
+
+        Example:
+            >>> table = {"pre": np.array([0, 0]), "post": np.array([1, 2]), "w": np.array([3, 4])}
+            >>> SparseLinear.from_table(table, 1, 3, source="pre", target="post", weight="w")
+            SparseLinear(1, out_features=3, edges=Tensor[2, 2], weight=Tensor[2])
+        """
+        edges, values = sources.from_table(table, source, target, weight)
+        steps = None if delay is None else sources.column(table, delay)
+        return cls(in_features, out_features, edges, values, delay=steps, **options)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Module, *, delay: Tensor | int | None = None) -> SparseLinear:
+        """Make a layer of an ``nn.Linear``: of the mask of :func:`connect`, or of what is not 0.
+
+        Its signs and its bias are kept, as copies. Edges are sorted by source.
+
+        Args:
+            linear: the layer, which stays as it is.
+            delay: as that of the constructor.
+
+        Raises:
+            TypeError: it is no ``nn.Linear``.
+
+        Example:
+            >>> linear = connect(nn.Linear(4, 3), mask=torch.eye(3, 4) > 0)
+            >>> SparseLinear.from_linear(linear).edges.tolist()
+            [[0, 1, 2], [0, 1, 2]]
+        """
+        given, signs = sources.from_linear(linear)
+        bias = cast(nn.Linear, linear).bias
+        if signs is not None:  # of each edge, which is the same however many there are
+            signs = signs[given.edges[0]].unsqueeze(0)
+        layer = cls(*given, delay=delay, bias=bias is not None, signs=signs)
+        if layer.bias is not None:
+            with torch.no_grad():
+                layer.bias.copy_(bias)
+        return layer
 
     # What there is
 
@@ -234,6 +320,11 @@ class SparseLinear(SequenceLayer):
             # signs * |weight|, whose derivative is 1 or -1 at zero too
             weight = weight * torch.where(weight < 0, -signs, signs)
         return weight
+
+    def default_rms(self) -> float:
+        """Return the root mean square of the weights that the constructor draws."""
+        degrees = torch.bincount(self.edges[1], minlength=self.out_features)
+        return _mean_bound(degrees) / math.sqrt(3)
 
     def hold_weight(self, dtype: torch.dtype) -> None:
         """Compute the weights of the edges once for all steps of the pass that runs."""
@@ -415,6 +506,11 @@ def _checked_weight(weight: Tensor, count: int) -> Tensor:
             f"{list(weight.shape)}."
         )
     return weight.detach().expand(count).clone(memory_format=torch.contiguous_format)
+
+
+def _mean_bound(degrees: Tensor) -> float:
+    """Return the root mean square, over edges, of one over the root of the edges to its target."""
+    return math.sqrt(int((degrees > 0).sum()) / max(1, int(degrees.sum())))
 
 
 def _checked_delay(delay: object, edges: Tensor) -> tuple[Tensor | None, int]:
