@@ -18,7 +18,7 @@ from tracetorch.cell import StateKind
 from tracetorch.core.checks import check_count, check_flag, check_integer, check_number
 from tracetorch.core.double_backward import explain_double_backward
 from tracetorch.core.hooks import hooked_weights
-from tracetorch.core.torch_private import is_readable, version_of
+from tracetorch.core.torch_private import is_readable, is_tracing, version_of
 from tracetorch.snn.passes import current_pass
 from tracetorch.snn.restarts import Restarts
 from tracetorch.snn.sequence_layer import SequenceLayer
@@ -287,7 +287,9 @@ class SparseLinear(SequenceLayer):
         edges, delay = self.edges, self.delay
         key = (edges, version_of(edges), delay, None if delay is None else version_of(delay))
         known = self.__dict__.get("_known_plan")
-        if known is None or any(a is not b and a != b for a, b in zip(known[0], key, strict=True)):
+        # nobody counts what is written to tensors of inference mode
+        unknown = key[1] is None or (delay is not None and key[3] is None)
+        if known is None or unknown or not all(map(_is_same, known[0], key)):
             problem = check_range(edges, self.in_features, self.out_features)
             delays = delay if delay is not None and delay.ndim else None
             problem = problem or _delay_problem(delay, self.max_delay)
@@ -358,6 +360,11 @@ class SparseLinear(SequenceLayer):
 
     # Running
 
+    def _check_states_current(self) -> None:
+        """Raise where a step would run on states of another trace; without states on none."""
+        if self.max_delay:
+            super()._check_states_current()
+
     def _check_features(self, x: Tensor, sequence: bool) -> None:
         """Raise where an input does not have the features of the layer."""
         if x.ndim > sequence and x.shape[-1] != self.in_features:
@@ -411,12 +418,13 @@ class SparseLinear(SequenceLayer):
             reach, rows = self.max_delay, window
         else:  # rows alike, those of steps and those of samples
             delay = None
-        shape = (len(rows), -1) if reach else (-1, 1)
         sizes = self.in_features, self.out_features
         wiring = Wiring(self.edges, delay, reach, *sizes, lambda: self.plan)
-        flat = rows.reshape(*shape, sizes[0]) if rows.numel() else rows.new_empty(0, 1, sizes[0])
-        y = product(wiring, flat, self.edge_weight(dtype))
-        y = y.view(*x.shape[:-1], self.out_features)
+        if reach and rows.ndim > 2:
+            rows = rows.flatten(1, -2)
+        else:
+            rows = (rows if reach else rows.flatten(0, -2)).unsqueeze(1)
+        y = product(wiring, rows, self.edge_weight(dtype)).view(*x.shape[:-1], self.out_features)
         bias = self.bias
         return (y if bias is None else y + bias.to(dtype)), window
 
@@ -426,6 +434,8 @@ class SparseLinear(SequenceLayer):
             return y.to(dtype)
         # a copy, for a view would keep the whole window in memory; time first in it, as it is read
         past = window[steps:].clone(memory_format=torch.contiguous_format).movedim(0, -1)
+        if torch.compiler.is_compiling() or is_tracing():
+            past = past.contiguous()  # as zeros are: a program has its states in one layout
         output, self.past = explain_double_backward([y, past])
         return output.to(dtype)
 
@@ -506,6 +516,10 @@ def _checked_weight(weight: Tensor, count: int) -> Tensor:
             f"{list(weight.shape)}."
         )
     return weight.detach().expand(count).clone(memory_format=torch.contiguous_format)
+
+
+def _is_same(one: object, other: object) -> bool:
+    return one is other or (isinstance(one, int) and one == other)
 
 
 def _mean_bound(degrees: Tensor) -> float:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tracetorch.core.torch_private import observed_by
+from tracetorch.core.torch_private import has_values, is_tracing, observed_by
 from tracetorch.fuse import requested_backend
 from tracetorch.fuse.runtime.allocation import large_empty
 from tracetorch.fuse.runtime.machine_code import unavailable_reason
@@ -74,7 +74,9 @@ def _by_weight(wiring: Wiring, window: Tensor, grads: Tensor) -> Tensor:
 
 
 def _is_observed(*tensors: Tensor) -> bool:
-    return torch.compiler.is_compiling() or observed_by(tensors) is not None
+    if torch.compiler.is_compiling() or observed_by(tensors) is not None:
+        return True
+    return not all(map(has_values, tensors))  # those of is_grads_batched have none
 
 
 class _Forward(torch.autograd.Function):
@@ -243,8 +245,11 @@ class _Chunk(NamedTuple):
 
 def _chunks(wiring: Wiring, steps: int, samples: int) -> Iterator[_Chunk]:
     edges, delays = wiring.edges, wiring.delays
-    size = max(1, _VALUES // max(1, steps * samples))
-    for start in range(0, edges.shape[1], size):
+    count = edges.shape[1]
+    # a program is one whatever the batch is
+    is_program = torch.compiler.is_compiling() or is_tracing()
+    size = count if is_program else max(1, _VALUES // max(1, steps * samples))
+    for start in range(0, count, max(1, size)):
         some = slice(start, start + size)
         times = None
         if delays is not None:
@@ -254,7 +259,7 @@ def _chunks(wiring: Wiring, steps: int, samples: int) -> Iterator[_Chunk]:
 
 
 def _plain_forward(wiring: Wiring, window: Tensor, weight: Tensor) -> Tensor:
-    steps, samples = len(window) - wiring.reach, window.shape[1]
+    steps, samples = window.shape[0] - wiring.reach, window.shape[1]
     y = window.new_zeros(steps, samples, wiring.outputs)
     for chunk in _chunks(wiring, steps, samples):
         inputs = chunk.inputs(window)
