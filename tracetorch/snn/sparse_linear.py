@@ -157,7 +157,7 @@ class SparseLinear(SequenceLayer):
     ) -> None:
         """Make weight and bias, as given or drawn."""
         count, targets = edges.shape[1], edges[1]
-        degrees = torch.bincount(targets, minlength=self.out_features)
+        degrees = _counts(targets, self.out_features)
         bounds = degrees.clamp(min=1).to(torch.get_default_dtype()).rsqrt_()
         if group is not None:
             given = isinstance(weight, Tensor) and weight.ndim == 1
@@ -325,7 +325,7 @@ class SparseLinear(SequenceLayer):
 
     def default_rms(self) -> float:
         """Return the root mean square of the weights that the constructor draws."""
-        degrees = torch.bincount(self.edges[1], minlength=self.out_features)
+        degrees = _counts(self.edges[1], self.out_features)
         return _mean_bound(degrees) / math.sqrt(3)
 
     def hold_weight(self, dtype: torch.dtype) -> None:
@@ -520,6 +520,13 @@ def _checked_weight(weight: Tensor, count: int) -> Tensor:
 
 def _is_same(one: object, other: object) -> bool:
     return one is other or (isinstance(one, int) and one == other)
+
+
+def _counts(targets: Tensor, outputs: int) -> Tensor:
+    """Return the number of edges to each target; without values none is known."""
+    if targets.is_meta:
+        return targets.new_zeros(outputs)
+    return torch.bincount(targets, minlength=outputs)
 
 
 def _mean_bound(degrees: Tensor) -> float:
