@@ -23,7 +23,7 @@ from tracetorch.snn.passes import current_pass
 from tracetorch.snn.restarts import Restarts
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.sparse import sources
-from tracetorch.snn.sparse.plan import Plan, check_range, sorted_by_source
+from tracetorch.snn.sparse.edge_plan import EdgePlan, check_range, sorted_by_source
 from tracetorch.snn.sparse.product import Wiring, product
 
 _MOST = 2**31  # an index has 32 bits
@@ -196,10 +196,10 @@ class SparseLinear(SequenceLayer):
             ValueError: it is no matrix, or as the constructor.
 
         Example:
-            >>> matrix = torch.tensor([[0.0, 2.0], [3.0, 0.0]]).to_sparse_csc()
+            >>> matrix = torch.tensor([[0.0, 2.0], [3.0, 0.0]]).to_sparse()
             >>> layer = SparseLinear.from_matrix(matrix, bias=False)
             >>> layer.edges.tolist(), layer.weight.tolist()
-            ([[0, 1], [1, 0]], [3.0, 2.0])
+            ([[1, 0], [0, 1]], [2.0, 3.0])
         """
         named = sources.options_without(options, "edges", "weight", "group")
         return cls(*sources.from_matrix(matrix), **named)
@@ -234,7 +234,8 @@ class SparseLinear(SequenceLayer):
             ValueError: there is no such column, or as the constructor.
 
         Example:
-            >>> table = {"pre": np.array([0, 0]), "post": np.array([1, 2]), "w": np.array([3, 4])}
+            >>> columns = torch.tensor([[0, 0], [1, 2], [3, 4]])
+            >>> table = dict(zip(("pre", "post", "w"), columns))
             >>> SparseLinear.from_table(table, 1, 3, source="pre", target="post", weight="w")
             SparseLinear(1, out_features=3, edges=Tensor[2, 2], weight=Tensor[2])
         """
@@ -278,7 +279,7 @@ class SparseLinear(SequenceLayer):
         return self.states if self.max_delay else ()
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> EdgePlan:
         """The edges sorted by source, checked: what a product by events reads.
 
         Raises:
@@ -297,7 +298,7 @@ class SparseLinear(SequenceLayer):
                 raise ValueError(f"{self._label()} cannot run: {problem}.")
             known = key, sorted_by_source(edges, delays, self.in_features)
             self.__dict__["_known_plan"] = known
-        plan: Plan = known[1]
+        plan: EdgePlan = known[1]
         return plan
 
     def edge_weight(self, dtype: torch.dtype | None = None) -> Tensor:
@@ -565,7 +566,9 @@ def _delay_problem(delay: Tensor | None, largest: int) -> str | None:
         return f"it was built with delay={largest}, and has {high} now. Build another layer"
     if low < 0 or high > largest:
         bad = low if low < 0 else high
-        return f"its delays lie between 0 and {largest}, the largest that it was built with, got {bad}"
+        return (
+            f"its delays lie between 0 and {largest}, the largest that it was built with, got {bad}"
+        )
     return None
 
 
@@ -583,7 +586,7 @@ def _group_problem(group: Tensor, count: int) -> str | None:
     if group.numel() == 0:
         return None
     low, high = (int(found) for found in torch.aminmax(group))
-    if 0 <= low and high < count:
+    if low >= 0 and high < count:
         return None
     return f"group must be 0 to {count - 1}, one below the number of weights, got {low} to {high}"
 

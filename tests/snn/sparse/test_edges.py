@@ -38,14 +38,16 @@ def is_sorted(edges: Tensor) -> bool:
 def test_edges_follow_their_generator(name: str) -> None:
     build = BUILDERS[name]
     first = build(generator=seeded())
-    assert first.dtype == torch.int64 and is_sorted(first)
+    assert first.dtype == torch.int64
+    assert is_sorted(first)
     assert torch.equal(first, build(generator=seeded()))
     assert not torch.equal(first, build(generator=seeded(1)))
     torch.manual_seed(0)
     assert torch.equal(first, build())  # PyTorch's own generator where there is none
     assert bool((first[0] == first[1]).any())
     others = build(generator=seeded(), self_connections=False)
-    assert not bool((others[0] == others[1]).any()) and is_sorted(others)
+    assert not bool((others[0] == others[1]).any())
+    assert is_sorted(others)
 
 
 def test_each_edge_is_as_frequent_as_it_should_be() -> None:
@@ -59,18 +61,25 @@ def test_each_edge_is_as_frequent_as_it_should_be() -> None:
     # those of two edges are independent: the variance of the number of edges says so
     drawn = [snn.random_edges(50, 50, 0.02, generator=seeded(n)).shape[1] for n in range(2000)]
     found = torch.tensor(drawn, dtype=torch.float64)
-    assert abs(float(found.mean()) - 50) < 0.7 and abs(float(found.var()) / 49 - 1) < 0.15
+    assert abs(float(found.mean()) - 50) < 0.7
+    assert abs(float(found.var()) / 49 - 1) < 0.15
     assert snn.random_edges(3, 4, 0.0).shape == (2, 0)
-    assert snn.random_edges(3, 4, 1.0).tolist() == [[0] * 3 + [1] * 3 + [2] * 3 + [3] * 3, [0, 1, 2] * 4]
+    assert snn.random_edges(3, 4, 1.0).tolist() == [
+        [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3,
+        [0, 1, 2] * 4,
+    ]
     # far more pairs than a mask could hold
     edges = snn.random_edges(10_000_000, 10_000_000, 1e-10, generator=seeded())
-    assert 9_500 < edges.shape[1] < 10_500 and int(edges.max()) > 9_000_000 and is_sorted(edges)
+    assert 9_500 < edges.shape[1] < 10_500
+    assert int(edges.max()) > 9_000_000
+    assert is_sorted(edges)
 
 
 def test_large_draws_are_cut_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tracetorch.snn.sparse.edges._DRAWN", 100)
     edges = snn.random_edges(100, 100, 0.2, generator=seeded())
-    assert abs(edges.shape[1] - 2000) < 4 * 40 and is_sorted(edges)
+    assert abs(edges.shape[1] - 2000) < 4 * 40
+    assert is_sorted(edges)
     monkeypatch.setattr("tracetorch.snn.sparse.edges._PAIRS", 50)
     found = snn.distance_edges(LINE, LINE, torch.ones_like, radius=0.2)
     mask = torch.cdist(LINE, LINE) <= 0.2
@@ -84,7 +93,8 @@ def test_every_set_of_inputs_is_as_likely(degree: int, self_connections: bool) -
     edges = snn.in_degree_edges(
         inputs, inputs, degree, self_connections=self_connections, generator=seeded()
     )
-    assert edges[1].bincount(minlength=inputs).tolist() == [degree] * inputs and is_sorted(edges)
+    assert edges[1].bincount(minlength=inputs).tolist() == [degree] * inputs
+    assert is_sorted(edges)
     outputs = 6000
     edges = snn.in_degree_edges(outputs, 5, 2, generator=seeded())
     chosen = torch.zeros(outputs, 5).index_put((edges[1], edges[0]), torch.ones(()))

@@ -15,7 +15,7 @@ _COLUMNS = {torch.sparse_csr, torch.sparse_csc}
 
 
 class Given(NamedTuple):
-    """What a sparse layer is made of."""
+    """Sizes, edges and weights of a sparse layer."""
 
     in_features: int
     out_features: int
@@ -61,7 +61,9 @@ def from_matrix(matrix: Any) -> Given:
     return Given(int(shape[1]), int(shape[0]), edges, weight)
 
 
-def from_table(table: Any, source: str, target: str, weight: str | None) -> tuple[Tensor, Tensor | None]:
+def from_table(
+    table: Any, source: str, target: str, weight: str | None
+) -> tuple[Tensor, Tensor | None]:
     """Return edges and weights from columns of a table, a pandas ``DataFrame`` say."""
     edges = torch.stack([column(table, source), column(table, target)])
     return edges, None if weight is None else _floats(_values(table, weight))

@@ -1,4 +1,4 @@
-"""``Plan``: the edges of a sparse layer by source, as products by events read them."""
+"""``EdgePlan``: the edges of a sparse layer by source, as products by events read them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-class Plan(NamedTuple):
+class EdgePlan(NamedTuple):
     """Edges sorted by source; those of one source stay in the order in which they were given.
 
     ``starts[source]`` is where the edges of a source begin in the other lists, and
@@ -27,7 +27,7 @@ class Plan(NamedTuple):
     """Whether they were given so, and ``order`` counts up."""
 
 
-def sorted_by_source(edges: Tensor, delays: Tensor | None, inputs: int) -> Plan:
+def sorted_by_source(edges: Tensor, delays: Tensor | None, inputs: int) -> EdgePlan:
     """Return the plan of edges ``[2, E]`` that are in range.
 
     Args:
@@ -41,10 +41,10 @@ def sorted_by_source(edges: Tensor, delays: Tensor | None, inputs: int) -> Plan:
     short = torch.int32
     if bool((sources[1:] >= sources[:-1]).all()):
         order = torch.arange(edges.shape[1], dtype=short, device=edges.device)
-        return Plan(order, starts, targets.to(short).contiguous(), _short(delays), True)
+        return EdgePlan(order, starts, targets.to(short).contiguous(), _short(delays), True)
     order = sources.argsort(stable=True).to(short)
     by_source = targets.index_select(0, order).to(short)
-    return Plan(order, starts, by_source, _short(delays, order), False)
+    return EdgePlan(order, starts, by_source, _short(delays, order), False)
 
 
 def _short(delays: Tensor | None, order: Tensor | None = None) -> Tensor | None:
