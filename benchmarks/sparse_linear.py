@@ -111,7 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="tiny sizes: a smoke test")
     parser.add_argument("--plot", help="file of a plot of the growth")
     options = parser.parse_args(arguments)
-    edges, spikes, neurons = EDGES, SPIKES, NEURONS
+    edges: Sequence[int] = EDGES
+    spikes: Sequence[int] = SPIKES
+    neurons = NEURONS
     if options.quick:
         edges, spikes, neurons = (1_000, 2_000), (3, 6), 1_000
     build(neurons, edges[-1])

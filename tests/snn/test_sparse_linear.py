@@ -1,7 +1,7 @@
 import copy
 import io
 import pickle
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -92,10 +92,10 @@ class Dense:
 
     def step(self, x: Tensor, restarts: Tensor | None = None) -> Tensor:
         if restarts is not None:
-            self.history = [torch.where(restarts[:, None], 0.0, each) for each in self.history]
+            self.history = [each.where(~restarts[:, None], 0.0) for each in self.history]
         self.history = [x, *self.history][: len(self.weights)]
         pairs = zip(self.history, self.weights, strict=False)
-        y = sum((each @ weight.t() for each, weight in pairs), torch.zeros((), dtype=x.dtype))
+        y = sum((each @ weight.t() for each, weight in pairs), x.new_zeros(()))
         return y if self.bias is None else y + self.bias
 
 
@@ -143,10 +143,8 @@ def test_equal_to_the_dense_layer(delay: str, signs: bool, group: bool) -> None:
 @pytest.mark.parametrize("delay", DELAYS)
 def test_recurrence_is_equal_to_the_dense_one(delay: str, signs: bool, group: bool) -> None:
     connection = sparse(N, N, 20_000, delay=delay, signs=signs, group=group)
-    neuron = snn.LIF(N, beta=0.8).double()
+    neuron = snn.LIF(N, beta=0.8, pos_threshold=2.0).double()
     model = snn.Recurrent(neuron, connection)
-    with torch.no_grad():
-        neuron.pos_threshold = 2.0
     x = (2 * spikes(8, 2, N, density=0.5)).requires_grad_()
     dense, output, expected = Dense(connection), torch.zeros_like(x[0]), []
     for each in x:
@@ -218,8 +216,8 @@ def test_operations_of_pytorch_compute_the_same(
     monkeypatch.setattr("tracetorch.snn.sparse.product._VALUES", 500)  # several chunks
     with tt.fuse.backend("eager"):
         y = tt.unroll(layer, x, from_rest=True)
-        close_nan = {"rtol": 1e-12, "atol": 1e-12, "equal_nan": True}
-        torch.testing.assert_close([y, *gradients(y, layer.weight)], found, **close_nan)
+        again = [y, *gradients(y, layer.weight)]
+        torch.testing.assert_close(again, found, rtol=1e-12, atol=1e-12, equal_nan=True)
         clean = sparse(delay=delay)
         eager = tt.unroll(clean, x, from_rest=True)
         expected = gradients(eager, x, *clean.parameters())
@@ -434,7 +432,8 @@ def test_made_of_matrices_tables_and_layers() -> None:
     table["steps"] = np.arange(len(table)) % 4
     delayed = snn.SparseLinear.from_table(table, IN, OUT, delay="steps", bias=False, **names)
     assert delayed.delay.tolist() == table["steps"].tolist()
-    twice = torch.sparse_coo_tensor([[0, 0], [1, 1]], [2, 3], (2, 2), check_invariants=True)
+    places = torch.tensor([[0, 0], [1, 1]])
+    twice = torch.sparse_coo_tensor(places, torch.tensor([2, 3]), (2, 2), check_invariants=True)
     assert snn.SparseLinear.from_matrix(twice).weight.tolist() == [2, 3]
 
 
@@ -577,7 +576,7 @@ def test_memory_without_values_is_not_read() -> None:
 # Rooms
 
 
-def network(**options: Any) -> nn.Sequential:
+def network(**options: Any) -> Any:
     torch.manual_seed(0)
     hidden = sparse(IN, IN, 200, **options).float()
     return nn.Sequential(
@@ -655,7 +654,7 @@ def test_diagnosis_metrics_and_graphs() -> None:
 
 def test_rules_that_need_a_matrix_refuse() -> None:
     with pytest.raises(TypeError, match="a SparseLinear has a list of edges"):
-        tt.online_learning.STDP(sparse())
+        tt.online_learning.STDP(cast(Any, sparse()))
     net = network()
     learner = tt.online(net, "exact")
     with pytest.raises(ValueError, match=r"0\.weight -> states of 1: no trace of earlier steps"):

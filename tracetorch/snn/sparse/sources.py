@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -106,7 +106,7 @@ def from_linear(linear: nn.Module) -> tuple[Given, Tensor | None]:
         raise TypeError(
             f"from_linear takes an nn.Linear, plain or connected, got {type(linear).__name__}."
         )
-    weight, rule = linear.weight.detach(), connectivity(linear)
+    weight, rule = cast(Tensor, linear.weight).detach(), connectivity(linear)
     mask = weight != 0 if rule is None or rule.mask is None else rule.mask
     edges = mask.t().nonzero().t()
     signs = None if rule is None or rule.signs is None else rule.signs.flatten()
