@@ -128,7 +128,7 @@ def distance_edges(
         inputs: positions of those before it, ``[inputs, D]``.
         kernel: a function of distances ``[n]``, in the unit of the positions, that returns
             probabilities in [0, 1]: ``lambda d: torch.exp(-d / 0.2)``.
-        radius: the length above which there is no edge.
+        radius: positive; no edge is longer.
         self_connections: ``False``: none from a neuron to itself, in a recurrent connection.
         generator: source of the random numbers; PyTorch's own where it is ``None``.
 
