@@ -248,9 +248,11 @@ class _Chunk(NamedTuple):
 def _chunks(wiring: Wiring, steps: int, samples: int) -> Iterator[_Chunk]:
     edges, delays = wiring.edges, wiring.delays
     count = edges.shape[1]
-    # a program is one whatever the batch is
-    is_program = torch.compiler.is_compiling() or is_tracing()
-    size = count if is_program else max(1, _VALUES // max(1, steps * samples))
+    if torch.compiler.is_compiling() or is_tracing():
+        # a program is one whatever the batch is, and ONNX has indices of 64 bits alone
+        size, edges = count, edges.long()
+    else:
+        size = max(1, _VALUES // max(1, steps * samples))
     for start in range(0, count, max(1, size)):
         some = slice(start, start + size)
         times = None
