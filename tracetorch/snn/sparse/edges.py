@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.core.checks import check_integer, check_positive, check_share
-from tracetorch.snn.masks import check_positions, check_sizes
+from tracetorch.snn.masks import check_positions, check_sizes, checked_probabilities
 
 _DRAWN = 1 << 22  # numbers at a time
 _PAIRS = 1 << 22  # pairs of neighbours at a time
@@ -150,14 +150,20 @@ def distance_edges(
     radius = check_positive("radius", radius)
     if not bool(outputs.isfinite().all() and inputs.isfinite().all()):
         raise ValueError("positions must be finite, got infinite values or NaN.")
+    inputs, outputs = inputs.detach(), outputs.detach()
     found = [torch.zeros(2, 0, dtype=torch.int64, device=inputs.device)]
-    for sources, targets in _near_pairs(inputs.detach(), outputs.detach(), radius):
-        length = (inputs[sources] - outputs[targets]).square().sum(1).sqrt()
-        near = length <= radius
+    for sources, targets in _near_pairs(inputs, outputs, radius):
+        squares = torch.zeros((), dtype=inputs.dtype, device=inputs.device)
+        for of_input, of_output in zip(inputs.unbind(1), outputs.unbind(1), strict=True):
+            along = of_input.index_select(0, sources).sub_(of_output.index_select(0, targets))
+            squares = squares + along.square_()
+        length = squares.sqrt()
+        is_near = length <= radius
         if not self_connections:
-            near &= sources != targets
-        sources, targets = sources[near], targets[near]
-        probability = _probabilities(kernel, length[near])
+            is_near &= sources != targets
+        near = is_near.nonzero().squeeze(1)
+        sources, targets = sources.index_select(0, near), targets.index_select(0, near)
+        probability = checked_probabilities(kernel, length.index_select(0, near))
         device = None if generator is None else generator.device
         drawn = torch.rand(len(sources), generator=generator, device=device)
         there = drawn.to(probability.device) < probability
@@ -276,20 +282,6 @@ def _by_source(edges: Tensor) -> Tensor:
     return edges.index_select(1, edges[0].argsort(stable=True))
 
 
-def _probabilities(kernel: Callable[[Tensor], Tensor], length: Tensor) -> Tensor:
-    probability = kernel(length)
-    if not isinstance(probability, Tensor) or probability.shape != length.shape:
-        raise ValueError(
-            f"kernel must return a probability for each distance, {list(length.shape)}."
-        )
-    if not bool(((probability >= 0) & (probability <= 1)).all()):
-        raise ValueError(
-            "kernel must return probabilities in [0, 1], got values from "
-            f"{probability.min().item():.3g} to {probability.max().item():.3g}. Clamp them."
-        )
-    return probability
-
-
 def _near_pairs(inputs: Tensor, outputs: Tensor, radius: float) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield pairs of a source and a target in cells of a grid that touch, each pair once."""
     inputs, outputs = inputs[:, :_GRID], outputs[:, :_GRID]
@@ -325,5 +317,6 @@ def _near_pairs(inputs: Tensor, outputs: Tensor, radius: float) -> Iterator[tupl
             offset = (first[some] - (total[some] - many[some] - before)).repeat_interleave(
                 many[some]
             )
-            yield pairs, targets[torch.arange(len(pairs), device=inputs.device) + offset]
+            places = torch.arange(len(pairs), device=inputs.device).add_(offset)
+            yield pairs, targets.index_select(0, places)
             start = stop
