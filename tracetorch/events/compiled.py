@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -10,12 +9,11 @@ from torch import Tensor
 
 from tracetorch.events import conv_kernels, kernels
 from tracetorch.events.kernels import LANES
-from tracetorch.fuse.codegen.llvm_tasks import TaskWriter
-from tracetorch.fuse.runtime.allocation import address
-from tracetorch.fuse.runtime.machine_code import TaskKernel, compiled
-from tracetorch.fuse.runtime.threads import run_tasks
+from tracetorch.fuse.runtime.written_kernels import run_written, shared_out
 
-# One letter for each argument: i an integer, r reals, l integers, n short and h shorter ones.
+__all__ = ["first_sums", "full_vectors", "run", "shared_out"]
+
+# The letters of the arguments.
 _ARGUMENTS = {
     "scan": "iiirhll",
     "fill": "iiirhlnri",
@@ -25,8 +23,6 @@ _ARGUMENTS = {
     "conv_forward": "i" * 16 + "lnrrrr",
     "conv_backward": "i" * 20 + "lnrrr",
 }
-_DTYPES = {"l": torch.int64, "n": torch.int32, "h": torch.uint16}
-_TASKS_PER_THREAD = 4
 
 
 def run(
@@ -42,33 +38,8 @@ def run(
     Tensors are contiguous; ``work`` counts operations on one value in all tasks, and ``scratch``
     the bytes of each array of scratch.
     """
-    values = [
-        argument if isinstance(argument, int) else address(argument, _DTYPES.get(letter, dtype))
-        for letter, argument in zip(_ARGUMENTS[name], arguments, strict=True)
-    ]
-    # one piece of scratch, in which each array begins with a cache line
-    sizes = [-(-size // 64) * 64 for size in scratch]
-    values += [sum(sizes[:place]) for place in range(len(sizes))]
-    whole = (sum(sizes),) if sizes else ()
-    run_tasks(_kernel(name, dtype), values, tasks, work=work, scratch=whole)
-
-
-@functools.cache
-def _kernel(name: str, dtype: torch.dtype) -> TaskKernel:
-    module = conv_kernels if name.startswith("conv_") else kernels
-    k = TaskWriter(name)
-    getattr(module, name)(k, "float" if dtype == torch.float32 else "double")
-    return compiled(k.text(), name)
-
-
-def shared_out(count: int, least: int) -> tuple[int, int]:
-    """Return how many rows or columns are a task, at least ``least``, and how many tasks there are.
-
-    Several for each thread, so that all end together, and few, so that each reads what it shares
-    with the others seldom. For kernels whose result does not depend on it.
-    """
-    per_task = max(least, -(-count // (_TASKS_PER_THREAD * torch.get_num_threads())))
-    return per_task, -(-count // per_task)
+    write = getattr(conv_kernels if name.startswith("conv_") else kernels, name)
+    run_written(write, _ARGUMENTS[name], dtype, tasks, *arguments, work=work, scratch=scratch)
 
 
 def full_vectors(matrix: Tensor) -> Tensor:

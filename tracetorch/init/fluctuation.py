@@ -21,6 +21,7 @@ from tracetorch.snn.connectivity import connectivity
 from tracetorch.snn.delay import SynapticDelays
 from tracetorch.snn.delay.base import DelayingLayer
 from tracetorch.snn.delay.taps import taps
+from tracetorch.snn.sparse_linear import SparseLinear
 from tracetorch.unrolling.inputs import parse_inputs
 
 
@@ -220,6 +221,11 @@ def _product(
     Only connections that are there, of a layer of ``tt.snn.connect``, are drawn and counted.
     """
     weight = weight_of(module)
+    if isinstance(module, SparseLinear):
+        raise ValueError(
+            f"{aim.path!r} is driven by a SparseLinear, whose weights are a list of edges: "
+            "fluctuation_ draws matrices. Use calibrate_ with a batch, which scales what is there."
+        )
     rows = weight.detach().flatten(1)
     noise = torch.empty_like(rows).normal_(generator=generator).double()
     squares = torch.ones_like(noise) if delays is None else _squares(aim.response, delays)

@@ -23,12 +23,13 @@ from tracetorch.snn.model_graph import ModelGraph, Node, is_layer, read_model
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.sequence_layer import SequenceLayer
+from tracetorch.snn.sparse_linear import SparseLinear
 from tracetorch.unrolling import unroll
 from tracetorch.unrolling.inputs import Inputs
 
 Ends: TypeAlias = Callable[[Node], bool]
 
-_PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, SparseLinear)
 # of the variance comes from a recurrent connection: 1 - alpha in Rossbroich, Gygax and Zenke (2022)
 RECURRENT = 0.1
 
@@ -242,6 +243,11 @@ def _check(stage: Stage) -> None:
             "layers and convolutions can be initialised."
         )
     title = f"{stage.source_path!r}, before {path!r},"
+    if isinstance(stage.source, SparseLinear) and stage.source.group is not None:
+        raise ValueError(
+            f"{title} has weights that edges share (group=): a neuron has no scale of its own. Set "
+            "them yourself, or initialise a layer without groups and take their means."
+        )
     for module in (stage.source,) if connection is None else (stage.source, connection):
         check_own_weight(title, module)
         strided = [
@@ -329,6 +335,8 @@ def weight_of(module: nn.Module) -> Tensor:
 
 def outputs_of(module: nn.Module) -> int:
     """Return the number of outputs of an affine layer, those of a convolution its channels."""
+    if isinstance(module, SparseLinear):
+        return module.out_features
     return module.num_features if isinstance(module, BatchNormBase) else len(raw_weight(module))
 
 
@@ -336,8 +344,12 @@ def scale_rows(module: nn.Module, factors: Tensor | float) -> None:
     """Multiply the weights of each output, and its bias: by factors of their own, or by one."""
     with torch.no_grad():
         weight = weight_of(module)
-        factors = torch.as_tensor(factors).to(weight).expand(outputs_of(module))
-        behind = 0 if isinstance(module, BatchNormBase) else weight.ndim - 1
-        weight.mul_(factors.view(-1, *[1] * behind))
+        factors = torch.as_tensor(factors).to(weight)
+        if isinstance(module, SparseLinear):
+            # groups, of connections, are scaled by one number alone
+            weight.mul_(factors.index_select(0, module.edges[1]) if factors.ndim else factors)
+        else:
+            behind = 0 if isinstance(module, BatchNormBase) else weight.ndim - 1
+            weight.mul_(factors.expand(outputs_of(module)).view(-1, *[1] * behind))
         if isinstance(module.bias, Tensor):
             module.bias.mul_(factors.to(module.bias))

@@ -17,6 +17,7 @@ from tracetorch.integers.layers import Product as IntegerProduct
 from tracetorch.metrics.operations import SynapticOperations
 from tracetorch.metrics.size import WEIGHTED
 from tracetorch.snn.delay import SynapticDelays
+from tracetorch.snn.sparse_linear import SparseLinear
 
 _CONVOLUTIONS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}  # by the dimensions of the weight
 
@@ -27,6 +28,13 @@ def call_operations(layer: Any, x: Tensor, share: float) -> SynapticOperations:
     ``x`` is zero where it is padding, and ``share`` of it is none.
     """
     taps = 1
+    if isinstance(layer, SparseLinear):
+        # each nonzero input is multiplied by every nonzero weight of its edges
+        present = (layer.edge_weight() != 0).to(torch.float64)
+        edges = present.new_zeros(layer.in_features).index_add(0, layer.edges[0], present)
+        nonzero = (x != 0).reshape(len(x), -1, x.shape[-1]).sum(1, dtype=torch.float64)
+        effective, dense = nonzero @ edges, x.numel() / layer.in_features * len(present)
+        return _by_kind(x, effective, share * dense)
     if isinstance(layer, SynapticDelays):
         # An input is multiplied now and at the steps to come, where the interpolation is not zero.
         kernel = layer.kernel(layer.delay)
@@ -49,11 +57,16 @@ def call_operations(layer: Any, x: Tensor, share: float) -> SynapticOperations:
 
         x = x if x.ndim > weight.ndim else x.unsqueeze(1)  # with a batch
         effective, dense = convolution_products(x, weight, convolve)
+    return _by_kind(x, effective, share * dense * taps)
+
+
+def _by_kind(x: Tensor, effective: Tensor, dense: float) -> SynapticOperations:
+    """Return operations of each step as MACs or ACs."""
     # NeuroBench decides by step: one real value makes every operation of the step a MAC.
     dims = tuple(range(1, x.ndim))
     spiking = ((x == 0) | (x.abs() == 1)).all(dims) if dims else x == 0
     macs, acs = float(effective[~spiking].sum()), float(effective[spiking].sum())
-    return SynapticOperations(macs, acs, share * dense * taps)
+    return SynapticOperations(macs, acs, dense)
 
 
 def convolution_products(
@@ -81,7 +94,9 @@ def counted_by_call(module: nn.Module, *, masked: bool) -> bool:
     Those of a ``forward`` of another class than PyTorch's are counted as they run, except where a
     mask must be followed.
     """
-    if isinstance(module, SynapticDelays) or (masked and isinstance(module, WEIGHTED)):
+    if isinstance(module, SynapticDelays | SparseLinear) or (
+        masked and isinstance(module, WEIGHTED)
+    ):
         return True
     base: Any = next((base for base in WEIGHTED if isinstance(module, base)), None)
     if base is None or "forward" in vars(module):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from tracetorch.core.checks import check_module
 from tracetorch.core.walk import named_modules, named_parameters
+from tracetorch.snn.sparse_linear import SparseLinear
 
 # Layers whose connections NeuroBench counts: by the weight, in recurrent layers by all parameters.
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -54,6 +55,8 @@ def footprint(model: nn.Module) -> int:
 def connection_sparsity(model: nn.Module) -> float:
     """Return the share of zero weights in linear, convolutional and PyTorch's recurrent layers.
 
+    Where a sparse layer has no edge the weight is zero.
+
     Args:
         model: any ``nn.Module``.
 
@@ -71,9 +74,13 @@ def connection_sparsity(model: nn.Module) -> float:
     """
     check_module(model)
     weights: list[Tensor] = []
+    absent = 0
     for _, module in named_modules(model):
         if isinstance(module, WEIGHTED):
             weights.append(module.weight)  # NeuroBench leaves biases out
+        elif isinstance(module, SparseLinear):
+            weights.append(module.edge_weight())
+            absent += max(0, module.in_features * module.out_features - module.edges.shape[1])
         elif isinstance(module, _RECURRENT):
             weights.extend(module.parameters())
     if not weights:
@@ -81,5 +88,5 @@ def connection_sparsity(model: nn.Module) -> float:
             f"{type(model).__name__} has no connections: no linear, convolutional or recurrent "
             "layer of PyTorch's."
         )
-    zeros = sum(int(torch.count_nonzero(w == 0)) for w in weights)
-    return zeros / sum(w.numel() for w in weights)
+    zeros = absent + sum(int(torch.count_nonzero(w == 0)) for w in weights)
+    return zeros / (absent + sum(w.numel() for w in weights))

@@ -30,6 +30,7 @@ from tracetorch.snn import (
     LockedDropout,
     Neuron,
     Recurrent,
+    SparseLinear,
 )
 from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.neuron import beside_step
@@ -160,6 +161,16 @@ def _linear(m: nn.Linear, shape: Shape, options: WriteOptions) -> Node:
     return Node("Affine", {"weight": to_array(m.weight), "bias": to_array(m.bias)})
 
 
+def _sparse(m: SparseLinear, shape: Shape, options: WriteOptions) -> Node:
+    try:
+        weight = to_array(m.dense_weight())
+    except ValueError as error:
+        raise ValueError(f"has no dense form, as NIR needs: {error}") from None
+    if m.bias is None:
+        return Node("Linear", {"weight": weight})
+    return Node("Affine", {"weight": weight, "bias": to_array(m.bias)})
+
+
 def _delay(m: Delay, shape: Shape, options: WriteOptions) -> Node:
     delay = m.delay.detach().to("cpu", torch.float64)
     if m.sigma > 0 or not torch.equal(delay, delay.round()):
@@ -240,6 +251,7 @@ _RULES: Mapping[type[nn.Module], Callable[[Any, Shape, WriteOptions], Node]] = {
     nn.Conv2d: _conv,
     nn.Flatten: lambda m, shape, options: flatten_node(m.start_dim, m.end_dim, shape),
     nn.Linear: _linear,
+    SparseLinear: _sparse,
     Delay: _delay,
     # what the nodes of a graph were read into
     Membrane: Membrane.node,

@@ -26,6 +26,7 @@ from tracetorch.snn.connectivity import write_weight
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.passes import in_one_commit
 from tracetorch.snn.sequence_layer import ARITHMETIC_DTYPE
+from tracetorch.snn.sparse_linear import SparseLinear
 
 Reward: TypeAlias = float | Tensor
 
@@ -117,6 +118,11 @@ class STDP(TTModule):
         super().__init__()
         if isinstance(connection, nn.Module):
             check_own_weight(connection)
+        if isinstance(connection, SparseLinear):
+            raise TypeError(
+                "the changes of STDP are a matrix [outputs, inputs], and a SparseLinear has a list "
+                f"of edges, got {connection!r}. Use an nn.Linear with the mask of tt.snn.connect."
+            )
         if not isinstance(connection, nn.Module) or not is_linear_map(connection):
             raise TypeError(
                 "connection must be an nn.Linear, or an nn.Conv2d with groups=1 and a padding of "

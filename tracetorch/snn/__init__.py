@@ -22,6 +22,13 @@ from tracetorch.snn.readout import Readout, RReadout, SReadout, SRReadout
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.residual import SEWBlock
 from tracetorch.snn.sequence_layer import SequenceLayer
+from tracetorch.snn.sparse.edges import (
+    distance_edges,
+    in_degree_edges,
+    population_edges,
+    random_edges,
+)
+from tracetorch.snn.sparse_linear import SparseLinear
 from tracetorch.snn.spiking import BLIF, BRLIF, BSLIF, BSRLIF, LIF, RLIF, SLIF, SRLIF
 
 __all__ = [
@@ -49,14 +56,19 @@ __all__ = [
     "SRReadout",
     "SReadout",
     "SequenceLayer",
+    "SparseLinear",
     "SpikeFunction",
     "TTModule",
     "Threshold",
     "Weight",
     "connect",
     "disconnect",
+    "distance_edges",
     "distance_mask",
+    "in_degree_edges",
     "in_degree_mask",
+    "population_edges",
+    "random_edges",
     "random_mask",
 ]
 

@@ -39,7 +39,7 @@ def random_mask(
         >>> mask.shape, round(mask.float().mean().item(), 2)
         (torch.Size([200, 100]), 0.1)
     """
-    sizes = _checked_sizes(outputs, inputs, self_connections)
+    sizes = check_sizes(outputs, inputs, self_connections)
     probability = check_share("probability", probability)
     return _without_self(_uniform(sizes, generator) < probability, self_connections)
 
@@ -72,7 +72,7 @@ def in_degree_mask(
         >>> in_degree_mask(3, 100, 10).sum(1).tolist()
         [10, 10, 10]
     """
-    sizes = _checked_sizes(outputs, inputs, self_connections)
+    sizes = check_sizes(outputs, inputs, self_connections)
     most = inputs - (not self_connections)
     if not 0 <= check_integer("degree", degree) <= most:
         raise ValueError(f"degree must be 0 to {most}, the number of inputs, got {degree}.")
@@ -114,31 +114,46 @@ def distance_mask(
         >>> distance_mask(line, line, lambda d: (d <= 1).float()).int().tolist()
         [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1]]
     """
+    check_positions(outputs, inputs, kernel)
+    sizes = check_sizes(len(outputs), len(inputs), self_connections)
+    probability = checked_probabilities(kernel, torch.cdist(outputs, inputs))
+    drawn = _uniform(sizes, generator).to(probability.device)
+    return _without_self(drawn < probability, self_connections)
+
+
+def check_positions(outputs: object, inputs: object, kernel: object) -> None:
+    """Raise unless these are positions ``[n, D]`` of floats, and a function of distances."""
     for name, places in (("outputs", outputs), ("inputs", inputs)):
         if not isinstance(places, Tensor) or not places.is_floating_point():
             got = places.dtype if isinstance(places, Tensor) else type(places).__name__
             raise TypeError(f"{name} must be positions, a tensor of floats, got {got}.")
-    if outputs.ndim != 2 or inputs.ndim != 2 or outputs.shape[1] != inputs.shape[1]:
+    shapes = [list(each.shape) for each in (outputs, inputs) if isinstance(each, Tensor)]
+    if [len(shape) for shape in shapes] != [2, 2] or shapes[0][1] != shapes[1][1]:
         raise ValueError(
             "outputs and inputs must be positions [outputs, D] and [inputs, D], got "
-            f"{list(outputs.shape)} and {list(inputs.shape)}. On a line D is 1."
+            f"{shapes[0]} and {shapes[1]}. On a line D is 1."
         )
-    sizes = _checked_sizes(len(outputs), len(inputs), self_connections)
     if not callable(kernel):
         raise TypeError(f"kernel must be a function of distances, got {kernel!r}.")
-    probability = kernel(torch.cdist(outputs, inputs))
-    if not isinstance(probability, Tensor) or tuple(probability.shape) != sizes:
-        raise ValueError(f"kernel must return a probability for each distance, {list(sizes)}.")
+
+
+def checked_probabilities(kernel: Callable[[Tensor], Tensor], distances: Tensor) -> Tensor:
+    """Return what a kernel makes of distances, if that is a probability for each."""
+    probability = kernel(distances)
+    if not isinstance(probability, Tensor) or probability.shape != distances.shape:
+        raise ValueError(
+            f"kernel must return a probability for each distance, {list(distances.shape)}."
+        )
     if not bool(((probability >= 0) & (probability <= 1)).all()):
         raise ValueError(
             "kernel must return probabilities in [0, 1], got values from "
             f"{probability.min().item():.3g} to {probability.max().item():.3g}. Clamp them."
         )
-    drawn = _uniform(sizes, generator).to(probability.device)
-    return _without_self(drawn < probability, self_connections)
+    return probability
 
 
-def _checked_sizes(outputs: int, inputs: int, self_connections: bool) -> tuple[int, int]:
+def check_sizes(outputs: int, inputs: int, self_connections: bool) -> tuple[int, int]:
+    """Return the sizes of a connection, checked."""
     check_count("outputs", outputs)
     check_count("inputs", inputs)
     if not check_flag("self_connections", self_connections) and outputs != inputs:

@@ -279,7 +279,7 @@ class TTModule(nn.Module):
         states = states_of(self, "move it") if self.active_states else {}
         moved: dict[str, Tensor | None] = {}
         for attribute in self._state_attributes:
-            state = states[attribute]
+            state = states.get(attribute)
             if state is None or is_leaked_tracer(state):
                 continue
             with _EmptyLikeDetector() as detector:

@@ -13,6 +13,7 @@ from tracetorch.core.checks import check_flag, check_module, check_nonnegative
 from tracetorch.core.walk import named_modules
 from tracetorch.snn.relative_scale import NORMS, relative_scales
 from tracetorch.snn.sequence_layer import SequenceLayer
+from tracetorch.snn.sparse_linear import SparseLinear
 
 # as declared, or under torch.nn.utils.parametrize
 _RAW = re.compile(r"(parametrizations\.)?raw_[^.]*(\.original\d*)?")
@@ -147,11 +148,15 @@ def _kinds(model: nn.Module, decay_biases: bool) -> dict[int, tuple[nn.Parameter
         if isinstance(module, SequenceLayer)
         for p in _parameters_of(module)
     }
+    sparse = [module for module in modules if isinstance(module, SparseLinear)]
+    of_edges = {id(p) for m in sparse for name, p in m.named_parameters() if name != "bias"}
     of_norms = {id(p) for m in modules if isinstance(m, NORMS) for p in m.parameters(recurse=False)}
 
     def kind(p: nn.Parameter) -> str:
         if id(p) in of_neurons:
             return "neurons"
+        if id(p) in of_edges:
+            return "weights"
         undecayed = not decay_biases and (p.ndim <= 1 or id(p) in of_norms)
         return "biases and norms" if undecayed else "weights"
 

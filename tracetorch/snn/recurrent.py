@@ -27,6 +27,7 @@ from tracetorch.snn.memory import checked_shape
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.passes import current_pass, in_one_commit, states_of
 from tracetorch.snn.sequence_layer import SequenceLayer
+from tracetorch.snn.sparse_linear import SparseLinear
 
 
 class Recurrent(SequenceLayer):
@@ -261,6 +262,8 @@ class Recurrent(SequenceLayer):
         for module in self.modules():
             if isinstance(module, SynapticDelays):
                 module.hold_kernel(dtype)
+            elif isinstance(module, SparseLinear):
+                module.hold_weight(dtype)
         outputs: list[Tensor] = []
         for step in x.unbind(0):
             outputs.append(self._step(step))
@@ -279,11 +282,13 @@ _LINEAR_FORWARD = nn.Linear.forward
 def _last_of(module: nn.Module) -> SequenceLayer | None:
     """Return the neuron layer whose output is that of a chain, if it keeps the shape of its input.
 
-    Linear layers with delays are no such layers: they may give more or less than they are given.
+    Linear layers with delays, or of edges, are no such layers: they may give more or less than they
+    are given.
     """
     while type(module) is nn.Sequential and len(module):
         module = module[-1]
-    is_last = isinstance(module, SequenceLayer) and not isinstance(module, SynapticDelays)
+    linear = isinstance(module, SynapticDelays | SparseLinear)
+    is_last = isinstance(module, SequenceLayer) and not linear
     return module if is_last else None  # type: ignore[return-value]
 
 

@@ -14,6 +14,7 @@ from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.snn.connectivity import RAW_WEIGHT, Connectivity, connectivity, raw_weight
 from tracetorch.snn.sequence_layer import SequenceLayer
+from tracetorch.snn.sparse_linear import SparseLinear
 
 _LEAST = 0.1
 NORMS = (BatchNormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -22,14 +23,14 @@ NORMS = (BatchNormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 def relative_scales(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, float]]:
     """Yield path, parameter and ratio of its RMS to the RMS of PyTorch's default start.
 
-    Weights are parameters of rank 2 and more. A bias, a parameter of rank 1 beside a ``weight``,
-    has the ratio of that weight, for both add up in the same unit. The ratio of a weight of zeros
-    is 1, that of a weight that is not finite is not finite; else it is at least 0.1, so that a
-    weight that starts near zero learns. A parameter that several modules share is found once, under
-    its first path, with the lowest of the ratios that it has in each. Of a layer of
-    ``tt.snn.connect`` only the connections that are there count, and their number. Left out are
-    norms, the parameters of neurons and delays, and what PyTorch parametrizes otherwise, whose
-    originals are in another unit than the weight.
+    Weights are parameters of rank 2 and more, and those of edges. A bias, a parameter of rank 1
+    beside a ``weight``, has the ratio of that weight, for both add up in the same unit. The ratio
+    of a weight of zeros is 1, that of a weight that is not finite is not finite; else it is at
+    least 0.1, so that a weight that starts near zero learns. A parameter that several modules share
+    is found once, under its first path, with the lowest of the ratios that it has in each. Of a
+    layer of ``tt.snn.connect`` only the connections that are there count, and their number. Left
+    out are norms, the parameters of neurons and delays, and what PyTorch parametrizes otherwise,
+    whose originals are in another unit than the weight.
 
     Raises:
         ValueError: a weight is lazy or on the meta device.
@@ -49,7 +50,7 @@ def relative_scales(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, float
         ratios = {
             name: _ratio(join_path(path, names[name]), module, name, p, rule)
             for name, p in own.items()
-            if is_lazy(p) or p.ndim > 1
+            if is_lazy(p) or p.ndim > 1 or (name == "weight" and isinstance(module, SparseLinear))
         }
         for name, p in own.items():
             # nn.RNN and its like call theirs bias_ih_l0, beside weight_ih_l0
@@ -78,6 +79,8 @@ def default_rms(module: nn.Module, name: str, weight: Tensor) -> float:
         return 1 / math.sqrt(3 * module.hidden_size)
     if isinstance(module, nn.MultiheadAttention) and name.endswith("proj_weight"):
         return math.sqrt(2 / sum(weight.shape))  # Xavier's
+    if isinstance(module, SparseLinear):
+        return module.default_rms()
     fan_in = weight[0].numel()  # of a bilinear layer PyTorch takes the first factor alone
     return 1 / math.sqrt(3 * (module.in1_features if isinstance(module, nn.Bilinear) else fan_in))
 

@@ -98,6 +98,7 @@ _SCRIPT_LEAF = (
 _NOTES = (
     *("_graph_steps", "_looks_like_sequence", "_memory_notes", "_nan_reported", "_steps_run"),
     *("_zeroed_in_backward", "_zeroed_in_trace", "_sigma", "_known_sigma", "step_kwargs"),
+    "_known_plan",
     WRITTEN,
 )
 _UNDECLARED = frozenset({"training", "_backward_hooks", "_forward_hooks", "_forward_pre_hooks"})
