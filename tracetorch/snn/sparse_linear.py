@@ -27,8 +27,6 @@ from tracetorch.snn.sparse.edge_plan import EdgePlan, check_range, sorted_by_sou
 from tracetorch.snn.sparse.product import Wiring, product
 
 _MOST = 2**31  # an index has 32 bits
-
-_MOST = 2**31  # an index has 32 bits
 _MOST_DENSE = 2**24  # values of a dense weight that is made
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _SIGNS = "signs must be 1 (excitatory) or -1 (inhibitory)"
