@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from itertools import pairwise, zip_longest
 from typing import Any, TypeAlias
 
 import torch
@@ -35,6 +36,7 @@ from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.states import ExtraStates
 from tracetorch.unrolling.agreement import is_close
 from tracetorch.unrolling.inputs import Inputs
+from tracetorch.unrolling.segment_length import MEASURED, SavedBytes, fitting_length, parse_bound
 
 _MOST_MOVED = 0.01  # share of values that rounding may move where sums have no fixed order
 
@@ -43,7 +45,7 @@ Run: TypeAlias = Callable[..., tuple[Any, dict[str, Tensor], Pass]]
 
 @exclude_from_compile
 def in_segments(
-    run: Run, model: nn.Module, inputs: Inputs, segment: int, whole: Pass
+    run: Run, model: nn.Module, inputs: Inputs, segment: int | str, whole: Pass, by: str
 ) -> tuple[Any, dict[str, Tensor]]:
     """Return outputs and trajectories of all steps, from runs of at most ``segment`` steps.
 
@@ -54,14 +56,18 @@ def in_segments(
         run: runs some steps in a pass of their own: outputs, trajectories, and the pass.
         model: the model.
         inputs: the inputs of all steps.
-        segment: steps of a segment.
+        segment: steps of a segment, ``"auto"`` or a memory bound.
         whole: the pass of all steps, which those of the segments read from and commit to.
+        by: ``"layer"`` or ``"step"``.
 
     Raises:
-        TypeError: ``segment`` is not an integer, or an output is not a tensor.
-        ValueError: ``segment`` is not positive, or the model cannot be called in a backward pass.
+        TypeError: ``segment`` is no integer and no string, or an output is not a tensor.
+        ValueError: ``segment`` is not positive, not understood, or less than a segment needs; or
+            the model cannot be called in a backward pass.
     """
-    segment = check_count("segment", segment)
+    automatic = isinstance(segment, str)
+    bound = parse_bound(segment, model, by) if automatic else 0.0
+    length = MEASURED if automatic else check_count("segment", segment)
     modules = [module for _, module in modules_of(model)]
     if any(isinstance(module, ExtraStates) for module in modules):
         raise ValueError(
@@ -79,13 +85,22 @@ def in_segments(
             "segment= does not work in torch.func transforms, which cannot run a segment again. "
             "Leave it out there."
         )
-    *parts, last = inputs.split(segment)
-    starts = range(0, inputs.steps, segment)
-    replays = [_Replay(modules, start, start + segment) for start in starts[:-1]]
-    results = [
-        _checkpointed(run, part, each, whole) for part, each in zip(parts, replays, strict=True)
+    results, rest, begun = [], [inputs], 0
+    if automatic:
+        begun = min(MEASURED, inputs.steps)
+        first, *rest = inputs.split([begun, inputs.steps - begun])
+        known = (*model.parameters(), *model.buffers(), *pytree.tree_leaves(inputs.tensors))
+        saved = SavedBytes(known, by)
+        with saved:
+            results.append(_within(run, first, whole))
+        length = fitting_length(segment, bound, inputs, saved.total, results[0], whole)
+    stops = [*range(begun, inputs.steps, length), inputs.steps]
+    parts = [p for each in rest for p in each.split([b - a for a, b in pairwise(stops)])]
+    replays = [_Replay(modules, start, stop) for start, stop in pairwise(stops[:-1])]
+    results += [
+        _within(run, part, whole) if each is None else _checkpointed(run, part, each, whole)
+        for part, each in zip_longest(parts, replays)
     ]
-    results.append(_within(run, last, whole))
     leaves, specs = zip(*map(pytree.tree_flatten, results), strict=True)
     joined = [torch.cat(parts) for parts in zip(*leaves, strict=True)]
     for each in replays:
