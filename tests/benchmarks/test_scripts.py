@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import online_digits, online_memory, quantised_accuracy
+from benchmarks import long_sequence, online_digits, online_memory, quantised_accuracy
 
 
 @pytest.mark.slow
@@ -41,3 +41,13 @@ def test_a_line_is_printed_for_each_target(capsys):
     sizes = [int(row[5].replace(",", "")) for row in cells]
     assert all(3 * size < 2 * sizes[0] for size in sizes[1:])
     assert all(float(row[3].split(" ")[0]) > 30 for row in cells)  # of 9 classes
+
+
+def test_a_line_is_printed_for_each_segment(capsys, monkeypatch):
+    monkeypatch.setattr(long_sequence, "T", 64)
+    monkeypatch.setattr(long_sequence, "SEGMENTS", (None, "auto"))
+    monkeypatch.setattr(long_sequence, "memories", lambda threads: [2, 1])
+    long_sequence.main(["--rounds", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:12] for line in lines[4:]] == ["| None | 0.0", "| auto | 0.0"]
+    assert "1/2.0" in lines[-1]

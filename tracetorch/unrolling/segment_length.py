@@ -30,7 +30,10 @@ from tracetorch.unrolling.inputs import Inputs
 
 MEASURED = 4  # steps; the comparison with a run by step takes three
 _PER_ROOT = 4  # steps of a segment by the square root of all: a sixteenth of 16,384 needs 512
-_NODE = 1024  # bytes of a node of the graph, and of a tensor that it saves
+# bytes of nodes of the graph by step, for each tensor that they save: half of them, for the sum is
+# doubled, and backward makes no others
+_NODE = 650
+_LEAST = 8e6  # bytes of a segment, if there are as many: a shorter one takes longer than it saves
 _UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9}
 
 _log = logging.getLogger("tracetorch")
@@ -132,8 +135,8 @@ def choose_length(
 ) -> int:
     """Return the number of steps of a segment: within a bound as many as fit.
 
-    For ``"auto"`` that is four times the square root of ``steps``, or, where such a segment needs
-    more than half of the free memory, as many as fit there.
+    For ``"auto"`` that is four times the square root of ``steps``, or more, as long as they keep
+    8 MB; or, where those need more than half of the free memory, as many as fit there.
 
     Args:
         segment: what the user gave.
@@ -162,7 +165,8 @@ def choose_length(
         )
     length = least + max(0, fitting - 1)
     if auto:
-        length = min(length, max(least, math.ceil(_PER_ROOT * math.sqrt(steps))), steps)
+        wanted = max(_PER_ROOT * math.sqrt(steps), _LEAST / kept if kept else steps)
+        length = min(length, max(least, math.ceil(wanted)))
     _log.info(
         "tt.unroll: %d steps in segments of %d, about %.3g MB.", steps, length, needed(length) / 1e6
     )

@@ -119,9 +119,9 @@ def unroll(
             that of ``segment`` steps and of ``T / segment`` states, for one more forward pass. A
             batch norm takes its statistics over a segment. Buffers are what they were when a
             segment runs again. One that computes something else then raises a ``RuntimeError`` in
-            ``backward``. ``"auto"``: about ``4 * sqrt(T)`` steps, fewer where those need more than
-            half of the free memory. A memory bound, ``"512MB"``: as many as fit in it. Both count
-            what the first four steps keep.
+            ``backward``. ``"auto"``: ``4 * sqrt(T)`` steps, or more up to 8 MB, fewer where those
+            need more than half of the free memory. A memory bound, ``"512MB"``: as many as fit in
+            it. Both count what the first four steps keep.
         from_rest: start from initial states and leave none behind: for evaluation, say. The states
             that the model holds are not touched, so that several threads may run one model.
         reset: ``[T, B]`` booleans, true where a sample starts anew **before** that step, as
