@@ -24,7 +24,7 @@ def net(*more: nn.Module, N: int = 8) -> Any:
     return nn.Sequential(*layers).double()
 
 
-def lengths(caplog: pytest.LogCaptureFixture) -> list[int]:
+def lengths(caplog: Any) -> list[int]:
     """Return the lengths of segments that were logged."""
     return [r.args[1] for r in caplog.records if "in segments of" in r.msg]
 

@@ -80,7 +80,7 @@ class Inputs:
     def split(self, counts: Sequence[int]) -> list[Inputs]:
         """Split into parts of so many steps each; none of a part without steps."""
         counts = [count for count in counts if count]
-        resets = [None] * len(counts) if self.reset is None else self.reset.split(counts)
+        resets = [None] * len(counts) if self.reset is None else torch.split(self.reset, counts)
         if self.static:
             pairs = zip(counts, resets, strict=True)
             return [replace(self, steps=count, reset=reset) for count, reset in pairs]

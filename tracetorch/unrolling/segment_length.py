@@ -77,20 +77,17 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
 
     def __init__(self, known: Iterable[Tensor], by: str) -> None:
         super().__init__(self._pack, unchanged)
-        self.found = {_address(x): 0 for x in known}
+        self.seen = {_address(x) for x in known}
         self.node = _NODE if by == "step" else 0
-        self.nodes = 0
+        self.total = 0
 
     def _pack(self, x: Tensor) -> tuple[Tensor, int]:
-        plain = x.layout is torch.strided
-        self.found.setdefault(_address(x), x.untyped_storage().nbytes() if plain else x.nbytes)
-        self.nodes += self.node
+        self.total += self.node
+        if _address(x) not in self.seen:
+            self.seen.add(_address(x))
+            plain = x.layout is torch.strided
+            self.total += x.untyped_storage().nbytes() if plain else x.nbytes
         return with_version(x)
-
-    @property
-    def total(self) -> int:
-        """The bytes, so far."""
-        return sum(self.found.values()) + self.nodes
 
 
 def _address(x: Tensor) -> int:
@@ -100,34 +97,25 @@ def _address(x: Tensor) -> int:
 def fitting_length(
     segment: str, bound: float, inputs: Inputs, saved: int, results: Any, whole: Pass
 ) -> int:
-    """Return the number of steps of a segment, by what the first steps took.
-
-    Args:
-        segment: what the user gave.
-        bound: the most bytes that all may take; infinite for ``"auto"``.
-        inputs: of all steps.
-        saved: bytes that autograd saved of the first steps.
-        results: outputs and trajectories of the first steps.
-        whole: the pass of all steps, with the states behind the first ones.
+    """Return the number of steps of a segment, by what the first steps saved, gave and left.
 
     Raises:
         ValueError: the bound is too small for any number of steps.
     """
     steps, given = min(MEASURED, inputs.steps), pytree.tree_leaves(inputs.tensors)
-    states = sum(
-        state.nbytes
-        for entry in whole.entries.values()
-        for state in entry.states.values()
-        if isinstance(state, Tensor)
-    )
-    ends = sum(y.nbytes for y in pytree.tree_leaves(results)) / steps
-    kept = saved / steps
+    all_states = (entry.states.values() for entry in whole.entries.values())
+    states = sum(s.nbytes for each in all_states for s in each if isinstance(s, Tensor))
+    kept, ends = (each / steps for each in (saved, _bytes(pytree.tree_leaves(results))))
     if torch.is_grad_enabled() and not inputs.static:
-        ends += sum(x.nbytes for x in given if x.requires_grad) / inputs.steps
+        ends += _bytes([x for x in given if x.requires_grad]) / inputs.steps
     if not saved:  # there is no graph
         kept, states = states + ends, 0
     free = free_bytes(given[0].device)
     return choose_length(segment, bound, inputs.steps, kept, ends, states, free)
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(x.nbytes for x in tensors)
 
 
 def choose_length(
@@ -136,16 +124,8 @@ def choose_length(
     """Return the number of steps of a segment: within a bound as many as fit.
 
     For ``"auto"`` that is four times the square root of ``steps``, or more, as long as they keep
-    8 MB; or, where those need more than half of the free memory, as many as fit there.
-
-    Args:
-        segment: what the user gave.
-        bound: the most bytes that all may take; infinite for ``"auto"``.
-        steps: of the sequence.
-        kept: bytes that the graph of a step keeps.
-        ends: bytes of a step's outputs, and of its inputs that want gradients.
-        states: bytes of all states.
-        free: bytes of free memory.
+    8 MB; or, where those need more than half of the free memory, as many as fit there. ``kept`` and
+    ``ends`` are bytes of a step: of its graph; of outputs, and of inputs that want gradients.
 
     Raises:
         ValueError: the bound is too small for any number of steps.

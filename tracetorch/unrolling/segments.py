@@ -65,28 +65,12 @@ def in_segments(
         ValueError: ``segment`` is not positive, not understood, or less than a segment needs; or
             the model cannot be called in a backward pass.
     """
-    automatic = isinstance(segment, str)
-    bound = parse_bound(segment, model, by) if automatic else 0.0
-    length = MEASURED if automatic else check_count("segment", segment)
+    bound = parse_bound(segment, model, by) if isinstance(segment, str) else 0.0
+    length = MEASURED if isinstance(segment, str) else check_count("segment", segment)
     modules = [module for _, module in modules_of(model)]
-    if any(isinstance(module, ExtraStates) for module in modules):
-        raise ValueError(
-            "segment= runs a segment again inside backward(), which an online learner does not "
-            "allow: its traces go on from step to step. It keeps no graph of earlier steps, so "
-            "leave segment= out."
-        )
-    if any(isinstance(module, DistributedDataParallel) for module in modules):
-        raise ValueError(
-            "segment= calls the model again inside backward(), which DistributedDataParallel does "
-            "not allow. Wrap a module whose forward unrolls in segments, and call that."
-        )
-    if torch.is_grad_enabled() and functorch_active():
-        raise ValueError(
-            "segment= does not work in torch.func transforms, which cannot run a segment again. "
-            "Leave it out there."
-        )
+    _check_repeatable(modules)
     results, rest, begun = [], [inputs], 0
-    if automatic:
+    if isinstance(segment, str):
         begun = min(MEASURED, inputs.steps)
         first, *rest = inputs.split([begun, inputs.steps - begun])
         known = (*model.parameters(), *model.buffers(), *pytree.tree_leaves(inputs.tensors))
@@ -107,6 +91,26 @@ def in_segments(
         each.expect(joined)
     y: tuple[Any, dict[str, Tensor]] = pytree.tree_unflatten(joined, specs[0])
     return y
+
+
+def _check_repeatable(modules: Sequence[nn.Module]) -> None:
+    """Raise where a segment cannot run again inside ``backward``."""
+    if any(isinstance(module, ExtraStates) for module in modules):
+        raise ValueError(
+            "segment= runs a segment again inside backward(), which an online learner does not "
+            "allow: its traces go on from step to step. It keeps no graph of earlier steps, so "
+            "leave segment= out."
+        )
+    if any(isinstance(module, DistributedDataParallel) for module in modules):
+        raise ValueError(
+            "segment= calls the model again inside backward(), which DistributedDataParallel does "
+            "not allow. Wrap a module whose forward unrolls in segments, and call that."
+        )
+    if torch.is_grad_enabled() and functorch_active():
+        raise ValueError(
+            "segment= does not work in torch.func transforms, which cannot run a segment again. "
+            "Leave it out there."
+        )
 
 
 def _within(run: Run, part: Inputs, whole: Pass) -> Any:
