@@ -78,12 +78,12 @@ def run(name: str, segment: Any, by: By) -> tuple[list[Tensor], list[Tensor]]:
     [
         ("auto", math.inf, 16384, KB, 0, math.inf, 512),  # four times the square root
         ("auto", math.inf, 10, KB, 0, math.inf, 10),  # not more than there are
-        ("auto", math.inf, 10000, KB, KB, 700 * KB, 136),  # 272 + 4 KB, and states of 74
-        ("auto", math.inf, 10000, KB, KB, 0, 71),  # where memory is least
-        ("auto", math.inf, 10000, KB, 200 * KB, math.inf, 1000),  # so also above the square root
+        ("auto", math.inf, 10000, KB, KB, 900 * KB, 121),  # 363 + 4 KB, and states of 83
+        ("auto", math.inf, 10000, KB, KB, 0, 58),  # where memory is least
+        ("auto", math.inf, 10000, KB, 200 * KB, math.inf, 817),  # so also above the square root
         ("auto", math.inf, 10000, 100, 0, math.inf, 600),  # not below 60 KB
         ("auto", math.inf, 10000, 0, 0, 0, 10000),
-        ("1MB", 1e6, 10000, KB, 0, 0, 498),  # as many as fit, whatever is free
+        ("1MB", 1e6, 10000, KB, 0, 0, 332),  # as many as fit, whatever is free
         ("1GB", 1e9, 10000, KB, KB, 0, 10000),
     ],
 )
@@ -103,7 +103,7 @@ def test_length(
 
 
 def test_bound_is_kept_and_used(caplog: Any) -> None:
-    """What is saved at once, in a segment, is within a bound, and half of it or more."""
+    """What is saved at once, in a segment, is a third of a bound or more."""
     model, x = net(N=64), sequence(2000, 4, 3)
     for bound in (1000, 2000, 4000):
         saved = segment_length.SavedBytes([x, *model.parameters()], "layer")
@@ -112,7 +112,7 @@ def test_bound_is_kept_and_used(caplog: Any) -> None:
         with saved:
             tt.unroll(model, x[:length], from_rest=True)
         states = 2000 / length * 4 * 66 * 8
-        assert 0.3 * bound < (saved.total + states + 2000 * 4 * 2 * 8) / KB < bound
+        assert 0.25 * bound < (saved.total + states + 2000 * 4 * 2 * 8) / KB < bound
     assert len({*lengths(caplog)}) == 3
 
 
@@ -121,7 +121,7 @@ def test_bound_below_what_is_needed_changes_no_state(by: By) -> None:
     model, x = net(), sequence(T, 2, 3)
     tt.unroll(model, x)
     before = tt.get_states(model)
-    message = r'segment="?\'?1KB\'? is less than the 0\.\d+ MB that these 40 steps need in segments'
+    message = r'segment="?\'?1KB\'? is less than the \d\.\d+ MB that these 40 steps need in segments'
     for given in (x, x[:4]):
         with pytest.raises(ValueError, match=message.replace("40", str(len(given)))):
             tt.unroll(model, given, by=by, segment="1KB")
@@ -162,9 +162,9 @@ def test_without_a_graph_a_step_is_estimated(mode: Any, options: Any, caplog: An
             y = tt.unroll(model, x, segment=segment, from_rest=True, **options)
             assert torch.equal(y, expected)
     auto, bound = lengths(caplog)
-    # doubles: ten states and two outputs of two samples, twice; outputs of all steps, twice
+    # doubles: ten states and two outputs of two samples, three times; all outputs, twice
     assert auto == math.ceil(4 * math.sqrt(T))
-    assert bound == (8000 - 2 * T * 32 - 4 * 192) // (2 * 192)
+    assert bound == (8000 - 2 * T * 32 - 4 * 192) // (3 * 192)
 
 
 def test_static_inputs_and_few_steps(caplog: Any) -> None:

@@ -1,10 +1,11 @@
 """Choose how many steps a segment has: ``segment="auto"``, or a memory bound, ``segment="512MB"``.
 
 The first steps run as a part of their own, whose graph is kept, and what autograd saves of them is
-counted. The rest is in proportion: a segment needs twice what its steps save, for backward computes
-about as much again; outputs, and gradients of inputs, are held twice for all steps, in parts and
-joined; and every segment keeps the states at its start. Without a graph, what a step computes is
-estimated by the sizes of states and outputs.
+counted. The rest is in proportion: a segment needs three times what its steps save, for backward
+computes about as much again, and an allocator does not give all back; outputs, and gradients of
+inputs, are held twice for all steps, in parts and joined; every segment keeps the states at its
+start, and by step all nodes of the graph stay. Without a graph, what a step computes is estimated
+by the sizes of states and outputs.
 """
 
 from __future__ import annotations
@@ -30,9 +31,7 @@ from tracetorch.unrolling.inputs import Inputs
 
 MEASURED = 4  # steps; the comparison with a run by step takes three
 _PER_ROOT = 4  # steps of a segment by the square root of all: a sixteenth of 16,384 needs 512
-# bytes of nodes of the graph by step, for each tensor that they save: half of them, for the sum is
-# doubled, and backward makes no others
-_NODE = 650
+_NODE = 1500  # bytes of the nodes of a graph by step, for each tensor that they save
 _LEAST = 8e6  # bytes of a segment, if there are as many: a shorter one takes longer than it saves
 _UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9}
 
@@ -72,17 +71,17 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
 
     Args:
         known: tensors that are there anyway, and not counted.
-        by: ``"layer"`` or ``"step"``; by step nodes of the graph are counted too.
+        by: ``"layer"`` or ``"step"``; by step ``nodes`` counts bytes of nodes of the graph.
     """
 
     def __init__(self, known: Iterable[Tensor], by: str) -> None:
         super().__init__(self._pack, unchanged)
         self.seen = {_address(x) for x in known}
         self.node = _NODE if by == "step" else 0
-        self.total = 0
+        self.total = self.nodes = 0
 
     def _pack(self, x: Tensor) -> tuple[Tensor, int]:
-        self.total += self.node
+        self.nodes += self.node
         if _address(x) not in self.seen:
             self.seen.add(_address(x))
             plain = x.layout is torch.strided
@@ -91,11 +90,11 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
 
 
 def _address(x: Tensor) -> int:
-    return x.untyped_storage().data_ptr() if x.layout is torch.strided else id(x)
+    return x.untyped_storage()._cdata if x.layout is torch.strided else id(x)
 
 
 def fitting_length(
-    segment: str, bound: float, inputs: Inputs, saved: int, results: Any, whole: Pass
+    segment: str, bound: float, inputs: Inputs, saved: SavedBytes, results: Any, whole: Pass
 ) -> int:
     """Return the number of steps of a segment, by what the first steps saved, gave and left.
 
@@ -105,10 +104,11 @@ def fitting_length(
     steps, given = min(MEASURED, inputs.steps), pytree.tree_leaves(inputs.tensors)
     all_states = (entry.states.values() for entry in whole.entries.values())
     states = sum(s.nbytes for each in all_states for s in each if isinstance(s, Tensor))
-    kept, ends = (each / steps for each in (saved, _bytes(pytree.tree_leaves(results))))
+    outputs = _bytes(pytree.tree_leaves(results))
+    kept, ends = (saved.total + saved.nodes) / steps, (outputs + saved.nodes / 2) / steps
     if torch.is_grad_enabled() and not inputs.static:
         ends += _bytes([x for x in given if x.requires_grad]) / inputs.steps
-    if not saved:  # there is no graph
+    if not kept:  # there is no graph
         kept, states = states + ends, 0
     free = free_bytes(given[0].device)
     return choose_length(segment, bound, inputs.steps, kept, ends, states, free)
@@ -132,10 +132,10 @@ def choose_length(
     """
 
     def needed(length: int) -> float:
-        return 2 * (length * kept + steps * ends) + MEASURED * kept + steps / length * states
+        return (3 * length + MEASURED) * kept + 2 * steps * ends + steps / length * states
 
     # from here on `needed` grows
-    least = min(steps, max(1, math.ceil(math.sqrt(steps * states / (2 * kept or 1)))))
+    least = min(steps, max(1, math.ceil(math.sqrt(steps * states / (3 * kept or 1)))))
     auto = math.isinf(bound)
     fitting = bisect_right(range(least, steps + 1), free / 2 if auto else bound, key=needed)
     if not (fitting or auto):

@@ -9,8 +9,8 @@ is not restored: outputs and states are compared with those of the first run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from itertools import pairwise, zip_longest
 from typing import Any, TypeAlias
@@ -77,7 +77,7 @@ def in_segments(
         saved = SavedBytes(known, by)
         with saved:
             results.append(_within(run, first, whole))
-        length = fitting_length(segment, bound, inputs, saved.total, results[0], whole)
+        length = fitting_length(segment, bound, inputs, saved, results[0], whole)
     stops = [*range(begun, inputs.steps, length), inputs.steps]
     parts = [p for each in rest for p in each.split([b - a for a, b in pairwise(stops)])]
     replays = [_Replay(modules, start, stop) for start, stop in pairwise(stops[:-1])]
@@ -140,7 +140,8 @@ def _checkpointed(run: Run, part: Inputs, replay: _Replay, whole: Pass) -> Any:
         return (y, trajectories), ends
 
     # to the end, not to the last tensor that backward needs: the outputs are compared
-    with replay.first_run(), set_checkpoint_early_stop(False):
+    replay.begin()
+    with set_checkpoint_early_stop(False):
         result, ends = checkpoint(
             steps, *leaves, use_reentrant=False, context_fn=lambda: (nullcontext(), replay)
         )
@@ -189,20 +190,18 @@ class _Replay:
         # backward on a GPU runs in a thread of autograd's own, which sees no request of this one
         self.backend_name, self.mode_name = requested_backend(), requested_mode()
 
-    @contextmanager
-    def first_run(self) -> Iterator[None]:
+    def begin(self) -> None:
         """Note what the modules are before the segment runs for the first time."""
-        watched: list[Tensor] = []
+        self.watched: list[Tensor] = []
         for module in self.modules:
-            watched += module.parameters(recurse=False)
+            self.watched += module.parameters(recurse=False)
             if isinstance(module, SequenceLayer):  # frozen parameters
-                watched += module.buffers(recurse=False)
-        self.watched, self.versions = watched, versions_of(watched)
-        self.kinds = [(each.dtype, each.device) for each in watched]
-        self.learned = [each.requires_grad for each in watched]
+                self.watched += module.buffers(recurse=False)
+        self.versions = versions_of(self.watched)
+        self.kinds = [(each.dtype, each.device) for each in self.watched]
+        self.learned = [each.requires_grad for each in self.watched]
         if torch.is_grad_enabled():  # else nothing will run again
             self.then = [_tensors_of(module, copied=True) for module in self.modules]
-        yield
 
     def expect(self, outputs: Sequence[Tensor]) -> None:
         """Note the outputs of all segments, of which it compares its own."""
