@@ -6,6 +6,7 @@ import ctypes
 import gc
 import resource
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,17 @@ def peak_of(adapter: Adapter, case: Case) -> dict[str, Any]:
     warm = getattr(task, "warm", None)
     if warm is not None:
         warm()
+    growth = growth_of(task.run)
+    return {"bytes": growth, "inputs": growth / (4 * case.elements), "density": task.density()}
+
+
+def growth_of(run: Callable[[], object]) -> int:
+    """Return by how many bytes a run grows the peak memory of the process."""
     gc.collect()
     _trim()  # free memory that the run would use again without growth
     before = resident()
-    task.run()
-    growth = _peak() - before
-    return {"bytes": growth, "inputs": growth / (4 * case.elements), "density": task.density()}
+    run()
+    return _peak() - before
 
 
 def _trim() -> None:

@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import online_digits, online_memory, quantised_accuracy, sparse_linear
+from benchmarks import (
+    long_sequence,
+    online_digits,
+    online_memory,
+    quantised_accuracy,
+    sparse_linear,
+)
 
 
 @pytest.mark.slow
@@ -53,3 +59,13 @@ def test_sparse_layers_are_measured(capsys: pytest.CaptureFixture[str], tmp_path
     assert found.count("weights' gradient") == 4
     assert "bytes an edge" in found
     assert (tmp_path / "growth.png").stat().st_size > 1000
+
+
+def test_a_line_is_printed_for_each_segment(capsys, monkeypatch):
+    monkeypatch.setattr(long_sequence, "T", 64)
+    monkeypatch.setattr(long_sequence, "SEGMENTS", (None, "auto"))
+    monkeypatch.setattr(long_sequence, "memories", lambda threads: [2, 1])
+    long_sequence.main(["--rounds", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:12] for line in lines[4:]] == ["| None | 0.0", "| auto | 0.0"]
+    assert "1/2.0" in lines[-1]

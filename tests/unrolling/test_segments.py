@@ -15,25 +15,7 @@ import tracetorch as tt
 from tests.cases import LAYERS, layer, sequence, weighted_sum
 from tests.unrolling.models import MODELS, By, Whole, dyadic, made
 from tracetorch import fuse, snn
-
-
-class SavedBytes:
-    """Count the bytes that autograd saves, without those of the model and the input."""
-
-    def __init__(self, *known: Tensor) -> None:
-        self.known = {t.untyped_storage().data_ptr() for t in known}
-        self.held: dict[int, int] = {}
-        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, lambda tensor: tensor)
-
-    def pack(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self.known:
-            self.held[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    @property
-    def total(self) -> int:
-        return sum(self.held.values())
+from tracetorch.unrolling.segment_length import SavedBytes
 
 
 @pytest.mark.parametrize("by", ["layer", "step"])
@@ -110,8 +92,8 @@ def test_memory_is_that_of_the_checkpoints_and_of_one_segment(by: By) -> None:
     totals = {}
     for cut in (None, segment):
         tt.zero_states(net)
-        saved = SavedBytes(x, *net.parameters())
-        with saved.hooks:
+        saved = SavedBytes([x, *net.parameters()], "layer")
+        with saved:
             y = tt.unroll(net, x, by=by, segment=cut)
         totals[cut] = saved.total
         y.sum().backward()

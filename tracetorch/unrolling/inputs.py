@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -77,15 +77,15 @@ class Inputs:
             for step in zip(*(x.unbind(0) for x in self.tensors.values()), strict=True):
                 yield dict(zip(names, step, strict=True))
 
-    def split(self, steps: int) -> list[Inputs]:
-        """Split into parts of so many steps, the last one shorter where they do not divide."""
-        counts = [min(steps, self.steps - start) for start in range(0, self.steps, steps)]
-        resets = [None] * len(counts) if self.reset is None else torch.split(self.reset, steps)
+    def split(self, counts: Sequence[int]) -> list[Inputs]:
+        """Split into parts of so many steps each; none of a part without steps."""
+        counts = [count for count in counts if count]
+        resets = [None] * len(counts) if self.reset is None else torch.split(self.reset, counts)
         if self.static:
             pairs = zip(counts, resets, strict=True)
             return [replace(self, steps=count, reset=reset) for count, reset in pairs]
         # Not slices: the gradient of each would be as long as the whole sequence.
-        parts = {id(x): x.split(steps) for x in pytree.tree_leaves(self.tensors)}
+        parts = {id(x): x.split(counts) for x in pytree.tree_leaves(self.tensors)}
         return [
             replace(
                 self,

@@ -9,9 +9,10 @@ is not restored: outputs and states are compared with those of the first run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
+from itertools import pairwise, zip_longest
 from typing import Any, TypeAlias
 
 import torch
@@ -35,6 +36,7 @@ from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.states import ExtraStates
 from tracetorch.unrolling.agreement import is_close
 from tracetorch.unrolling.inputs import Inputs
+from tracetorch.unrolling.segment_length import MEASURED, SavedBytes, fitting_length, parse_bound
 
 _MOST_MOVED = 0.01  # share of values that rounding may move where sums have no fixed order
 
@@ -43,7 +45,7 @@ Run: TypeAlias = Callable[..., tuple[Any, dict[str, Tensor], Pass]]
 
 @exclude_from_compile
 def in_segments(
-    run: Run, model: nn.Module, inputs: Inputs, segment: int, whole: Pass
+    run: Run, model: nn.Module, inputs: Inputs, segment: int | str, whole: Pass, by: str
 ) -> tuple[Any, dict[str, Tensor]]:
     """Return outputs and trajectories of all steps, from runs of at most ``segment`` steps.
 
@@ -54,15 +56,45 @@ def in_segments(
         run: runs some steps in a pass of their own: outputs, trajectories, and the pass.
         model: the model.
         inputs: the inputs of all steps.
-        segment: steps of a segment.
+        segment: steps of a segment, ``"auto"`` or a memory bound.
         whole: the pass of all steps, which those of the segments read from and commit to.
+        by: ``"layer"`` or ``"step"``.
 
     Raises:
-        TypeError: ``segment`` is not an integer, or an output is not a tensor.
-        ValueError: ``segment`` is not positive, or the model cannot be called in a backward pass.
+        TypeError: ``segment`` is no integer and no string, or an output is not a tensor.
+        ValueError: ``segment`` is not positive, not understood, or less than a segment needs; or
+            the model cannot be called in a backward pass.
     """
-    segment = check_count("segment", segment)
+    bound = parse_bound(segment, model, by) if isinstance(segment, str) else 0.0
+    length = MEASURED if isinstance(segment, str) else check_count("segment", segment)
     modules = [module for _, module in modules_of(model)]
+    _check_repeatable(modules)
+    results, rest, begun = [], [inputs], 0
+    if isinstance(segment, str):
+        begun = min(MEASURED, inputs.steps)
+        first, *rest = inputs.split([begun, inputs.steps - begun])
+        known = (*model.parameters(), *model.buffers(), *pytree.tree_leaves(inputs.tensors))
+        saved = SavedBytes(known, by)
+        with saved:
+            results.append(_within(run, first, whole))
+        length = fitting_length(segment, bound, inputs, saved, results[0], whole)
+    stops = [*range(begun, inputs.steps, length), inputs.steps]
+    parts = [p for each in rest for p in each.split([b - a for a, b in pairwise(stops)])]
+    replays = [_Replay(modules, start, stop) for start, stop in pairwise(stops[:-1])]
+    results += [
+        _within(run, part, whole) if each is None else _checkpointed(run, part, each, whole)
+        for part, each in zip_longest(parts, replays)
+    ]
+    leaves, specs = zip(*map(pytree.tree_flatten, results), strict=True)
+    joined = [torch.cat(parts) for parts in zip(*leaves, strict=True)]
+    for each in replays:
+        each.expect(joined)
+    y: tuple[Any, dict[str, Tensor]] = pytree.tree_unflatten(joined, specs[0])
+    return y
+
+
+def _check_repeatable(modules: Sequence[nn.Module]) -> None:
+    """Raise where a segment cannot run again inside ``backward``."""
     if any(isinstance(module, ExtraStates) for module in modules):
         raise ValueError(
             "segment= runs a segment again inside backward(), which an online learner does not "
@@ -79,19 +111,6 @@ def in_segments(
             "segment= does not work in torch.func transforms, which cannot run a segment again. "
             "Leave it out there."
         )
-    *parts, last = inputs.split(segment)
-    starts = range(0, inputs.steps, segment)
-    replays = [_Replay(modules, start, start + segment) for start in starts[:-1]]
-    results = [
-        _checkpointed(run, part, each, whole) for part, each in zip(parts, replays, strict=True)
-    ]
-    results.append(_within(run, last, whole))
-    leaves, specs = zip(*map(pytree.tree_flatten, results), strict=True)
-    joined = [torch.cat(parts) for parts in zip(*leaves, strict=True)]
-    for each in replays:
-        each.expect(joined)
-    y: tuple[Any, dict[str, Tensor]] = pytree.tree_unflatten(joined, specs[0])
-    return y
 
 
 def _within(run: Run, part: Inputs, whole: Pass) -> Any:
@@ -121,7 +140,8 @@ def _checkpointed(run: Run, part: Inputs, replay: _Replay, whole: Pass) -> Any:
         return (y, trajectories), ends
 
     # to the end, not to the last tensor that backward needs: the outputs are compared
-    with replay.first_run(), set_checkpoint_early_stop(False):
+    replay.begin()
+    with set_checkpoint_early_stop(False):
         result, ends = checkpoint(
             steps, *leaves, use_reentrant=False, context_fn=lambda: (nullcontext(), replay)
         )
@@ -170,20 +190,18 @@ class _Replay:
         # backward on a GPU runs in a thread of autograd's own, which sees no request of this one
         self.backend_name, self.mode_name = requested_backend(), requested_mode()
 
-    @contextmanager
-    def first_run(self) -> Iterator[None]:
+    def begin(self) -> None:
         """Note what the modules are before the segment runs for the first time."""
-        watched: list[Tensor] = []
+        self.watched: list[Tensor] = []
         for module in self.modules:
-            watched += module.parameters(recurse=False)
+            self.watched += module.parameters(recurse=False)
             if isinstance(module, SequenceLayer):  # frozen parameters
-                watched += module.buffers(recurse=False)
-        self.watched, self.versions = watched, versions_of(watched)
-        self.kinds = [(each.dtype, each.device) for each in watched]
-        self.learned = [each.requires_grad for each in watched]
+                self.watched += module.buffers(recurse=False)
+        self.versions = versions_of(self.watched)
+        self.kinds = [(each.dtype, each.device) for each in self.watched]
+        self.learned = [each.requires_grad for each in self.watched]
         if torch.is_grad_enabled():  # else nothing will run again
             self.then = [_tensors_of(module, copied=True) for module in self.modules]
-        yield
 
     def expect(self, outputs: Sequence[Tensor]) -> None:
         """Note the outputs of all segments, of which it compares its own."""

@@ -46,7 +46,7 @@ def unroll(
     batched: bool = True,
     record: None = None,
     check: bool | int = False,
-    segment: int | None = None,
+    segment: int | str | None = None,
     from_rest: bool = False,
     reset: Tensor | None = None,
 ) -> Any: ...
@@ -63,7 +63,7 @@ def unroll(
     batched: bool = True,
     record: Sequence[str] | str,
     check: bool | int = False,
-    segment: int | None = None,
+    segment: int | str | None = None,
     from_rest: bool = False,
     reset: Tensor | None = None,
 ) -> tuple[Any, dict[str, Tensor]]: ...
@@ -79,7 +79,7 @@ def unroll(
     batched: bool = True,
     record: Sequence[str] | str | None = None,
     check: bool | int = False,
-    segment: int | None = None,
+    segment: int | str | None = None,
     from_rest: bool = False,
     reset: Tensor | None = None,
 ) -> Any:
@@ -119,7 +119,9 @@ def unroll(
             that of ``segment`` steps and of ``T / segment`` states, for one more forward pass. A
             batch norm takes its statistics over a segment. Buffers are what they were when a
             segment runs again. One that computes something else then raises a ``RuntimeError`` in
-            ``backward``.
+            ``backward``. ``"auto"``: ``4 * sqrt(T)`` steps, or more up to 8 MB, fewer where those
+            need more than half of the free memory. A memory bound, ``"512MB"``: as many as fit in
+            it. Both count what the first four steps keep.
         from_rest: start from initial states and leave none behind: for evaluation, say. The states
             that the model holds are not touched, so that several threads may run one model.
         reset: ``[T, B]`` booleans, true where a sample starts anew **before** that step, as
@@ -167,7 +169,7 @@ def unroll(
         else:
             run = Pass(from_rest=from_rest)
             part = partial(_run, model, by=by, record=record, checked=checked, from_rest=False)
-            y, trajectories = in_segments(part, model, inputs, segment, run)
+            y, trajectories = in_segments(part, model, inputs, segment, run, by)
         if time_dim != 0 or not batched:
             place = partial(_place_time, time_dim=time_dim, batched=batched)
             y, trajectories = pytree.tree_map(place, (y, trajectories))
