@@ -16,17 +16,7 @@ from tracetorch.core.torch_private import is_readable
 
 
 def check_sequence(name: str, x: Tensor, *, batched: bool = False) -> None:
-    """Check that ``x`` is a real tensor over time, ``[T, ...]``.
-
-    Args:
-        name: the argument's name, for messages.
-        x: a tensor ``[T, ...]``.
-        batched: also require a batch dimension, ``[T, B, ...]``.
-
-    Raises:
-        TypeError: ``x`` is not a tensor, or is complex.
-        ValueError: ``x`` lacks a dimension, or has no step.
-    """
+    """Check that ``x`` is a real tensor over time, ``[T, ...]``."""
     if not isinstance(x, Tensor) or x.is_complex():
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(
@@ -42,15 +32,7 @@ def check_sequence(name: str, x: Tensor, *, batched: bool = False) -> None:
 def check_mask(mask: Tensor | None, name: str, x: Tensor) -> None:
     """Check that ``mask`` is a boolean ``[T, B]`` that fits ``x``, with a real step per sequence.
 
-    Args:
-        mask: ``[T, B]`` booleans, true where a step is real; ``None``: all steps are real. One that
-            is inverted looks as padding in front does, so that only an empty sequence shows it.
-        name: the name of ``x``, for messages.
-        x: a tensor ``[T, B, ...]``.
-
-    Raises:
-        TypeError: ``mask`` is not a tensor of booleans.
-        ValueError: its shape differs from that of ``x``, or a sequence has no real step.
+    One that is inverted looks as padding in front does: only an empty sequence shows it.
     """
     if mask is None:
         return

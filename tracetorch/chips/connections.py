@@ -44,12 +44,7 @@ def exceeded(
 ) -> list[str]:
     """Return which limits of a chip the neurons and connections of a model exceed.
 
-    Args:
-        chip: its limits.
-        model: nothing of it changes.
-        x: one step of a sample, ``[1, ...]``.
-        labels: how messages name its neurons, by path; others by their path.
-        passing: classes of neurons that are none of their own, but hand on spikes.
+    ``labels`` names neurons in messages, by path; those of the classes ``passing`` hand on spikes.
     """
     inputs, *neurons = populations(model, x, passing)
     counts = (

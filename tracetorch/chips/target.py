@@ -212,13 +212,7 @@ class Target:
         return []
 
     def misfits(self, model: nn.Module, x: Tensor, labels: Mapping[str, str]) -> list[str]:
-        """Return which limits of the chip an integer model exceeds.
-
-        Args:
-            model: it.
-            x: inputs.
-            labels: how messages name its neurons, by path.
-        """
+        """Return which limits of the chip an integer model exceeds."""
         return []
 
 
@@ -323,22 +317,12 @@ _TARGETS: dict[Chip, type[ChipTarget]] = {}
 
 
 def register(chip: Chip, target: type[ChipTarget]) -> None:
-    """Make ``tt.quantize`` know a chip.
-
-    Args:
-        chip: its limits.
-        target: called with ``chip`` and the width of weights.
-    """
+    """Make ``tt.quantize`` know a chip."""
     _TARGETS[chip] = target
 
 
 def target_of(chip: object, weight_bits: int) -> ChipTarget:
-    """Return the target of a chip that is known.
-
-    Raises:
-        TypeError: ``chip`` is none.
-        ValueError: it is not known, or has no weights of so many bits.
-    """
+    """Return the target of a chip that is known."""
     if not isinstance(chip, Chip):
         raise TypeError(f"chip must be a tt.chips.Chip or None, got {chip!r}.")
     if chip not in _TARGETS:

@@ -57,13 +57,7 @@ class Wired(TTModule):
 
 
 def build(network: Network, rules: Rules, times: Times) -> tuple[nn.Module, dict[Node, str]]:
-    """Return the spiking model of a network, in float64, and the paths of its neurons.
-
-    Args:
-        network: of a model.
-        rules: of its activations.
-        times: of the conversion.
-    """
+    """Return the spiking model of a network, in float64, and the paths of its neurons."""
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     wiring: list[tuple[str, tuple[int, ...]]] = []
     places = [0]  # in the wiring, of the value of each node

@@ -128,13 +128,7 @@ class IntegrateAndFire(Neuron):
 
 
 class TimedBias(Neuron):
-    """Bias for some steps alone: ``x + bias`` until ``steps`` are over, then ``x``.
-
-    Args:
-        num_neurons: size of the neuron dimension.
-        steps: how many steps.
-        dim: the neuron dimension.
-    """
+    """Bias for some steps alone: ``x + bias`` until ``steps`` are over, then ``x``."""
 
     states: ClassVar[tuple[str, ...]] = ("left",)
 

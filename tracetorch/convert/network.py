@@ -167,11 +167,6 @@ def ann(node: Node, inputs: list[Tensor]) -> Tensor:
 def read_network(model: nn.Module, batch: Tensor, activations: Activations) -> Network:
     """Return the network of a model as it is in evaluation, its numbers in float64.
 
-    Args:
-        model: nothing of it changes.
-        batch: an input.
-        activations: clip and levels of the user's own modules, by class.
-
     Raises:
         ValueError: the model is no graph, something in it cannot be converted, or it computes
             something else than what was read.
@@ -203,12 +198,7 @@ def _refused(place: str) -> ValueError:
 
 
 class _Reader:
-    """Make nodes of a model's graph, one after another.
-
-    Args:
-        graph: of the model.
-        activations: clip and levels of modules, by class.
-    """
+    """Make nodes of a model's graph, one after another."""
 
     def __init__(self, graph: model_graph.ModelGraph, activations: Activations) -> None:
         self.graph, self.activations = graph, activations

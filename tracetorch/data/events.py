@@ -131,11 +131,7 @@ class Frames(Dataset[tuple[Tensor, Tensor]]):
 def structured_events(
     path: Path, sensor_size: tuple[int, int, int], t: Column, **columns: Column
 ) -> Events:
-    """Build the events of a recording: ``t`` in microseconds, to whole ones, others in int16.
-
-    Raises:
-        ValueError: a value is NaN or no integer, a place off the sensor, or a polarity unknown.
-    """
+    """Build the events of a recording: ``t`` in microseconds, to whole ones, others in int16."""
     sizes = {"x": sensor_size[0], "y": sensor_size[1], "p": 2}
     # int64: recordings of an hour overflow 32 bits of microseconds
     events = np.empty(len(t), [("t", np.int64), *((name, np.int16) for name in columns)])

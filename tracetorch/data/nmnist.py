@@ -68,9 +68,6 @@ class NMNIST(EventFiles):
         The bytes are x; y; the polarity as the highest bit, then the time in microseconds as 23
         bits, big-endian. Where y is 240 there is no event: 2^13 microseconds are added to all times
         from there on.
-
-        Raises:
-            ValueError: the file is damaged.
         """
         content = np.fromfile(check_regular_file(path, "a recording"), np.uint8)
         if len(content) % 5:

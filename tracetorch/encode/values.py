@@ -21,11 +21,7 @@ def check_values(name: str, x: Tensor) -> None:
 
 
 def check_range(name: str, x: Tensor, low: float, high: float) -> Tensor:
-    """Check that ``x`` lies in [low, high] up to rounding, and return it clamped to the range.
-
-    Raises:
-        ValueError: a value lies outside by more than rounding, or is NaN.
-    """
+    """Check that ``x`` lies in [low, high] up to rounding, and return it clamped to the range."""
     if not is_readable(x):
         return x.clamp(low, high)
     slack = 4 * torch.finfo(x.dtype).eps

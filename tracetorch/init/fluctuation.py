@@ -125,13 +125,7 @@ class _Aim(NamedTuple):
 
 
 def _draw(stage: Stage, generator: torch.Generator | None, resting: _Aim) -> float:
-    """Draw what drives one layer of neurons; return the rate that the next one receives.
-
-    Args:
-        stage: the layer, and what drives it.
-        generator: of the weights.
-        resting: the moments of all together, with the response that knows no delay.
-    """
+    """Draw what drives one layer of neurons; return the rate that the next one receives."""
     _, response, rate, target, mean = resting
     fired = simulated_rate(stage.neuron, response, target, mean)
     following = rate if fired is None else max(fired, LEAST_RATE)

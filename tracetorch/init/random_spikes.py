@@ -26,11 +26,7 @@ _FAILURES = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, As
 
 
 def find_shape(model: nn.Module, shape: Sequence[int] | None) -> tuple[int, ...]:
-    """Return the shape of one sample that a model runs on: the one given, or a guess by its layers.
-
-    Raises:
-        ValueError: it does not run on that, or on none that was tried.
-    """
+    """Return the shape of one sample for a model: the one given, or a guess by its layers."""
     if shape is not None and (not isinstance(shape, Sequence) or isinstance(shape, str)):
         raise TypeError(f"shape must be a tuple of integers, got {shape!r}.")
     few = _shapes(model)[: 4 * len(_PLACES)]

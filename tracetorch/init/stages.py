@@ -80,13 +80,7 @@ class Calls(NamedTuple):
 
 
 def follow_calls(model: nn.Module, inputs: Inputs) -> Calls:
-    """Pair every neuron layer with the last affine layer that drives it; one without is left out.
-
-    Raises:
-        ValueError: there is no such pair; an affine layer drives several neuron layers, has another
-            number of outputs, no values yet, or a parametrization; two share a parameter; or a
-            recurrent connection is not a linear layer or a convolution.
-    """
+    """Pair every neuron layer with the last affine layer that drives it; leave out one without."""
     by: Literal["layer", "step"] = "step"
     few = inputs.first(2)
     with restored(model), torch.no_grad(), suppress(ValueError):
@@ -171,10 +165,7 @@ def read_step(model: nn.Module, inputs: Inputs, own: Collection[str]) -> ModelGr
 def driven_modules(graph: ModelGraph, own: Collection[str], ends: Ends) -> dict[str, list[str]]:
     """Return the paths of the modules that each source drives, by its path; only those called.
 
-    Args:
-        graph: of a model.
-        own: paths of the sources.
-        ends: whether a way that began at a source ends at a node.
+    ``ends`` says whether a way that began at a source ends at a node.
     """
     driven: dict[str, list[str]] = {}
     for source in graph.nodes:

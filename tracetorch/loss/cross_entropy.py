@@ -27,12 +27,6 @@ def sample_cross_entropy(
 ) -> tuple[Tensor, Tensor | None]:
     """Compute the cross entropy ``[B]`` of logits ``[B, C, ...]``, averaged over ``...``.
 
-    Args:
-        logits: ``[B, C, ...]``.
-        target: classes or probabilities of classes.
-        weight: weight of each class, ``[C]``.
-        label_smoothing: share of the target that is spread over all classes.
-
     Returns:
         The losses, and what ``"mean"`` divides their sum by in place of their number, as PyTorch
         does: the weights of the target's classes, ``[B]``; ``None`` without any.

@@ -12,10 +12,7 @@ Reduction: TypeAlias = Literal["mean", "sum", "none"]
 def reduce_batch(per_sample: Tensor, reduction: Reduction, weights: Tensor | None = None) -> Tensor:
     """Reduce the losses of the samples, ``[B]``: take their mean, their sum, or leave them.
 
-    Args:
-        per_sample: the losses, weighted already where they are.
-        reduction: of the batch.
-        weights: ``[B]``, what the mean divides the sum by in place of their number.
+    ``weights`` ``[B]`` is what the mean divides the sum by in place of their number.
     """
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}.")

@@ -11,12 +11,7 @@ _ROUNDING = 1e-2  # of probabilities that bfloat16 has rounded
 
 
 def holds_class_indices(target: Tensor, shape: torch.Size) -> bool:
-    """Whether ``target`` holds indices of classes, dimension 1 of ``shape`` ``[B, C, ...]``.
-
-    Raises:
-        TypeError: ``target`` is not a tensor.
-        ValueError: its shape is neither that of class indices, ``[B, ...]``, nor ``shape``.
-    """
+    """Whether ``target`` holds indices of classes, dimension 1 of ``shape`` ``[B, C, ...]``."""
     if not isinstance(target, Tensor):
         raise TypeError(f"target must be a tensor, got {type(target).__name__}.")
     is_integer = not target.is_floating_point() and target.dtype != torch.bool
@@ -42,13 +37,7 @@ def check_classes(target: Tensor, classes: int) -> None:
 
 
 def check_probabilities(name: str, values: Tensor, otherwise: str) -> None:
-    """Raise ``ValueError`` for a value outside [0, 1] by more than rounding; NaN passes.
-
-    Args:
-        name: of what is checked, for the message.
-        values: the probabilities.
-        otherwise: what to do with other values, for the message.
-    """
+    """Raise ``ValueError`` for a value outside [0, 1] by more than rounding; NaN passes."""
     if not is_readable(values):
         return
     outside = values[(values < -_ROUNDING) | (values > 1 + _ROUNDING)]
@@ -61,14 +50,7 @@ def check_probabilities(name: str, values: Tensor, otherwise: str) -> None:
 def target_values(
     target: Tensor, value: Tensor, correct: float | Tensor, incorrect: float | Tensor
 ) -> Tensor:
-    """Return the target of each element of ``value`` ``[B, C, ...]``, in its dtype.
-
-    Args:
-        target: the target values, or class indices ``[B, ...]``.
-        value: the decoded output.
-        correct: target value of the class that ``target`` names.
-        incorrect: target value of the other classes.
-    """
+    """Return the target of each element of ``value`` ``[B, C, ...]``, in its dtype."""
     if not holds_class_indices(target, value.shape):
         return target.to(value.dtype)
     check_classes(target, value.shape[1])

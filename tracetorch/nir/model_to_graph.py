@@ -57,13 +57,7 @@ def _shape(node: models.Node) -> Shape:
 
 
 class _Writer:
-    """Add a node to a NIR graph for each of a model's.
-
-    Args:
-        read: the model.
-        options: of the conversion.
-        reserved: names that Outputs will need.
-    """
+    """Add a node to a NIR graph for each of a model's."""
 
     def __init__(
         self, read: models.ModelGraph, options: WriteOptions, reserved: Collection[str]

@@ -36,11 +36,7 @@ _DIMENSIONS = {
 def modules_of(
     nodes: dict[str, Node], wiring: Wiring, clock: Clock, reset: Reset
 ) -> dict[str, nn.Module]:
-    """Return the module that computes each node, and note the shapes of their outputs.
-
-    Raises:
-        ValueError: a node has no module, or does not fit the shape that it is given.
-    """
+    """Return the module that computes each node, and note the shapes of their outputs."""
     modules: dict[str, nn.Module] = {}
     for name in wiring.order:
         node, sources = nodes[name], wiring.now[name]

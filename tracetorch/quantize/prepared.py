@@ -163,11 +163,7 @@ class Observation(NamedTuple):
 
 @torch.no_grad()
 def observed(model: nn.Module, x: Tensor, plan: Plan) -> Observation:
-    """Run integers, prepared or converted, over a sample, and prove that all are exact.
-
-    Raises:
-        ValueError: a number can leave the exact range. The message names the layer.
-    """
+    """Run integers, prepared or converted, over a sample, and prove that all are exact."""
     found = {layer.neurons_label: neurons_of(model, layer) for layer in plan.layers}
     neurons = {name: neuron for name, neuron in found.items() if neuron is not None}
     shares: dict[str, list[float]] = {name: [] for name in neurons}

@@ -39,15 +39,7 @@ Chain: TypeAlias = list[Call | Join]
 
 
 def read_chain(model: nn.Module, x: Tensor) -> Chain:
-    """Return the modules that a call of a model runs, in order, and where branches are added.
-
-    Args:
-        model: nothing of it changes.
-        x: a sequence, of which the first steps are run.
-
-    Raises:
-        ValueError: the model is no chain of modules and branches.
-    """
+    """Return the modules that a call of a model runs, in order, and where branches are added."""
     check_plain_weights(model)
 
     def is_leaf(module: nn.Module) -> bool:
@@ -78,11 +70,7 @@ def _check_same(model: nn.Module, graph: ModelGraph, x: Tensor) -> None:
 
 
 class _Graph:
-    """Graph of a model, cut into a chain and branches.
-
-    Args:
-        graph: of the model.
-    """
+    """Graph of a model, cut into a chain and branches."""
 
     def __init__(self, graph: ModelGraph) -> None:
         self.graph = graph
@@ -93,11 +81,7 @@ class _Graph:
             self.trunks[node] = [*(each[0] for each in pairs if len(set(each)) == 1), node]
 
     def chain(self) -> Chain:
-        """Return the chain from the input to the output.
-
-        Raises:
-            ValueError: the graph is none.
-        """
+        """Return the chain from the input to the output."""
         start, *calls = self.graph.nodes
         layers = [node for node in calls if _module_of(node) is not None]
         for node in calls:

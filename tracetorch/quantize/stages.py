@@ -41,11 +41,7 @@ def stages_in(parts: Parts) -> list[Stage]:
 
 
 def parts_of(chain: Chain) -> Parts:
-    """Cut a chain into stages and what stands between them.
-
-    Raises:
-        ValueError: a module has no integer form, or no place where it stands.
-    """
+    """Cut a chain into stages and what stands between them."""
     _check_untied(calls_in(chain))
     parts = _Cutter().cut(chain)
     stages = stages_in(parts)

@@ -63,11 +63,7 @@ class Connectivity(nn.Module):
         return weight
 
     def nearest(self, weight: Tensor) -> Tensor:
-        """Return the nearest weight that fits: zero where there is no connection, or by the sign.
-
-        Args:
-            weight: of the weight's shape.
-        """
+        """Return the nearest weight that fits: zero where there is no connection, or by sign."""
         if self.signs is not None:
             signs = self.signs.to(weight.dtype)
             weight = torch.where(weight * signs < 0, 0.0, weight)
@@ -124,11 +120,6 @@ def raw_weight(module: nn.Module) -> Tensor:
 
 @torch.no_grad()
 def write_weight(module: nn.Module, weight: Tensor) -> None:
-    """Write the weight of a layer in place; of a connected one the nearest that fits.
-
-    Args:
-        module: a layer whose weight is a parameter, or connected.
-        weight: its values.
-    """
+    """Write the weight of a layer in place; of a connected one the nearest that fits."""
     rule = connectivity(module)
     raw_weight(module).copy_(weight if rule is None else rule.nearest(weight))

@@ -84,13 +84,7 @@ class Declarations(Opaque):
             self.arguments[name] = tuple(found)
 
     def note_assigned(self, kind: type, name: str, value: object) -> None:
-        """Let the call say what a parameter or an option is now, if one argument is its value.
-
-        Args:
-            kind: the class of the layer, whose constructor knows the defaults.
-            name: of the parameter or the option.
-            value: that it has now.
-        """
+        """Let the call say what a parameter or an option is now, if one argument is its value."""
         arguments = self.arguments.get(name, ())
         if len(arguments) == 1:  # copies of the layer share the dict
             named = {**self.call.named, arguments[0]: written(value)}

@@ -134,12 +134,7 @@ class ModelGraph:
         return found
 
     def chain(self) -> list[Node]:
-        """Return the calls of a model that is a chain of modules, in order.
-
-        Raises:
-            ValueError: something is computed between modules, or is not given what the one before
-                returned.
-        """
+        """Return the calls of a model that is a chain of modules, in order."""
         before, *calls = self.nodes
         for node in calls:
             if node.module is None or node.args != (before,) or node.kwargs:
@@ -275,13 +270,7 @@ def check_plain_weights(model: nn.Module) -> None:
 
 
 class _Watch(TorchFunctionMode):
-    """Make nodes of what one thread calls.
-
-    Args:
-        modules: of the model, by path.
-        is_leaf: whether one is a node.
-        strict: raise where a graph does not tell what a forward does.
-    """
+    """Make nodes of what one thread calls."""
 
     def __init__(self, modules: dict[str, nn.Module], is_leaf: IsLeaf, strict: bool) -> None:
         super().__init__()

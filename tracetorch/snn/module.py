@@ -149,11 +149,7 @@ class TTModule(nn.Module):
         return layer_label(self, path_on_stack(self))
 
     def _refuse_stale_states(self) -> None:
-        """Raise where a trace would freeze a state, or a backward pass runs a step again.
-
-        Raises:
-            RuntimeError: it would; the states were zeroed or set elsewhere.
-        """
+        """Raise where a trace would freeze a state, or a backward pass runs a step again."""
         if not self._zeroed_in_trace and is_tracing():
             if torch.compiler.is_dynamo_compiling():
                 graph_break(_FROZEN_STATE)  # old versions swallow what is raised
@@ -171,11 +167,7 @@ class TTModule(nn.Module):
             )
 
     def _check_states_current(self) -> None:
-        """Raise where a step would run on states of another trace or backward pass.
-
-        Raises:
-            RuntimeError: as :meth:`_refuse_stale_states`.
-        """
+        """Raise where a step would run on states of another trace or backward pass."""
         run = current_pass()
         if run is None or not (torch.compiler.is_compiling() or run.is_current()):
             self._refuse_stale_states()
@@ -218,12 +210,7 @@ class TTModule(nn.Module):
         return run is not None and where is not None and run.has_restarted(self, where)
 
     def _check_reset(self, path: str, where: Tensor) -> None:
-        """Raise where ``zero_states(where=...)`` would fail on this very module.
-
-        Args:
-            path: path of the module in the model, for the message.
-            where: the mask.
-        """
+        """Raise where ``zero_states(where=...)`` would fail on this very module."""
         parameters = inspect.signature(self.zero_states).parameters.values()
         if not any(p.name == "where" or p.kind is p.VAR_KEYWORD for p in parameters):
             raise TypeError(
@@ -408,17 +395,7 @@ def keeps_states(module: object) -> TypeGuard[TTModule]:
 
 
 def detached_state(module: TTModule, name: str, state: Tensor, path: str = "") -> Tensor:
-    """Copy a live state, detached.
-
-    Args:
-        module: whose state it is.
-        name: of the state.
-        state: the state.
-        path: path of the module, for the message.
-
-    Raises:
-        ValueError: the state is a leaked tracer of a trace or a transform that is over.
-    """
+    """Copy a live state, detached."""
     if is_leaked_tracer(state):
         raise ValueError(leaked_message(layer_label(module, path), name))
     return state.detach().clone()
@@ -504,16 +481,7 @@ _compiled = _CompiledTraversal()  # while a program is traced; it never runs in 
 
 
 def traverse(root: nn.Module, action: Action, where: Tensor | None = None) -> None:
-    """Call ``action`` of every stateful module below ``root``, each once.
-
-    Args:
-        root: any module; its own override, if it has one, is what calls this.
-        action: name of the method.
-        where: mask over the batch, for ``zero_states``.
-
-    Raises:
-        TypeError, ValueError: the mask does not fit; nothing has been changed then.
-    """
+    """Call ``action`` of every stateful module below ``root``, each once."""
     compiling = torch.compiler.is_dynamo_compiling()
     current: _Traversal = _compiled if compiling else _eager
     if current.awaited is root and current.action == action and current.where is where:

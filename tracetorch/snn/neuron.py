@@ -479,15 +479,7 @@ def _working(
 def _restarting(
     layer: Neuron, cell: Cell, x: Tensor, dtype: torch.dtype, reset: Tensor
 ) -> tuple[Cell, Tensor, dict[str, Tensor]]:
-    """Return the cell that restarts samples, its further input and its further parameters.
-
-    Args:
-        layer: the layer.
-        cell: what it is.
-        x: its inputs ``[T, B, ...]``.
-        dtype: of the arithmetic.
-        reset: ``[T, B]`` booleans.
-    """
+    """Return the cell that restarts samples, its further input and its further parameters."""
     where = reset.to(x.device, dtype).reshape(*reset.shape, *[1] * (x.ndim - 2)).expand(x.shape)
     trailing = -layer.dim - 1 if layer.dim < 0 else x.ndim - layer.dim - 2
     starts: dict[str, Tensor] = {}

@@ -17,9 +17,6 @@ def norm_affine(norm: Any) -> tuple[Tensor, Tensor] | None:
     """Return the factor and the summand per channel of a batch norm in evaluation, in float64.
 
     ``None`` where it has no running statistics, and takes those of each batch.
-
-    Args:
-        norm: a batch norm of PyTorch.
     """
     if norm.running_mean is None or norm.running_var is None:
         return None
@@ -34,13 +31,7 @@ def norm_affine(norm: Any) -> tuple[Tensor, Tensor] | None:
 
 @torch.no_grad()
 def scale_product(product: WeightedLayer, scale: Tensor, shift: Tensor) -> None:
-    """Multiply and shift the outputs of a product, in place: what a norm behind it computes.
-
-    Args:
-        product: what changes.
-        scale: factor of each output, in float64.
-        shift: what is added to each.
-    """
+    """Multiply and shift the outputs of a product, in place: what a norm behind it computes."""
     if product.bias is not None:
         shift = shift + product.bias.double() * scale
     values = product.weight

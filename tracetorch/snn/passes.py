@@ -111,15 +111,7 @@ def current_pass() -> Pass | None:
 
 
 def states_of(module: Stateful, action: str = "use its states") -> dict[str, Any]:
-    """Return the states of a module by attribute: those of the pass, else those on the module.
-
-    Args:
-        module: a layer, or a module with a memory.
-        action: what is done with them, for the message of a pass by layer that refuses it.
-
-    Raises:
-        ValueError: time is folded into the batch, and the module is not what runs.
-    """
+    """Return the states of a module by attribute: those of the pass, else those on the module."""
     run = ambient.current
     return module.__dict__ if run is None else run.states_of(module, action)
 
@@ -186,11 +178,7 @@ class Pass:
     # States
 
     def states_of(self, module: Stateful, action: str = "use its states") -> dict[str, Any]:
-        """Return the states of a module by attribute, to read and to write.
-
-        Raises:
-            ValueError: time is folded into the batch, and the module is not what runs.
-        """
+        """Return the states of a module by attribute, to read and to write."""
         if self.folded:
             if self.running is None:
                 raise ValueError(
@@ -244,10 +232,6 @@ class Pass:
         """Whether a module that the layer that runs restarts has run all of its steps before.
 
         A module that computes an input of the layer, a ``Noise``, has then started anew itself.
-
-        Args:
-            module: the module.
-            where: the mask by which it is to be restarted.
         """
         if self.running is None or self.reset is None or self.reset.now is not where:
             return False
@@ -291,11 +275,7 @@ class Pass:
         del olds
 
     def check_outlives_transforms(self) -> None:
-        """Raise where states belong to a ``vmap``, which is over when the modules are called next.
-
-        Raises:
-            ValueError: they do.
-        """
+        """Raise where states belong to a ``vmap``, over when the modules are called next."""
         if not functorch_active() or self.parent is not None:
             return
         for entry in self.entries.values():
@@ -312,18 +292,7 @@ class Pass:
     def __call__(
         self, layer: Layer, x: Tensor, given: tuple[Tensor, ...], named: dict[str, Tensor]
     ) -> Tensor:
-        """Run a layer: one step, or, by layer, all the steps that ``x`` ``[T * B, ...]`` holds.
-
-        Args:
-            layer: the layer.
-            x: its input.
-            given: further inputs by position.
-            named: further inputs by name.
-
-        Raises:
-            ValueError: by layer, the layer was called before, or dimension 0 does not hold ``T``
-                steps.
-        """
+        """Run a layer: one step, or, by layer, all the steps that ``x`` ``[T * B, ...]`` holds."""
         several = given or named or len(layer.inputs) > 1
         if not self.folded or self.running is not None:
             further = layer._all_further(x, given, named) if several else ()

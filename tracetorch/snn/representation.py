@@ -58,13 +58,7 @@ def written(value: object) -> str:
 
 
 def is_default(kind: type, name: str, value: object) -> bool:
-    """Whether a value is what an argument of the constructor is where nobody gives it.
-
-    Args:
-        kind: the class.
-        name: of the argument.
-        value: to compare.
-    """
+    """Whether a value is what an argument of the constructor is where nobody gives it."""
     parameter = inspect.signature(kind.__init__).parameters.get(name)  # type: ignore[misc]
     return parameter is not None and _equal(value, parameter.default)
 

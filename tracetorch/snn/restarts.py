@@ -20,11 +20,7 @@ from tracetorch.core.walk import Opaque
 
 
 class Restarts(Opaque):
-    """A checked mask of where samples start anew before a step, read once for a pass.
-
-    Args:
-        mask: ``[T, B]`` booleans.
-    """
+    """A checked mask of where samples start anew before a step, read once for a pass."""
 
     def __init__(self, mask: Tensor) -> None:
         self.mask = mask
@@ -49,15 +45,7 @@ class Restarts(Opaque):
 def run_between_restarts(
     layer: Any, x: Tensor, record: tuple[str, ...], reset: Restarts, further: tuple[Tensor, ...]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Run a sequence of a layer in parts, between which samples start anew.
-
-    Args:
-        layer: the layer.
-        x: its inputs ``[T, ...]``.
-        record: names of states whose trajectories are wanted.
-        reset: where.
-        further: the inputs after ``x``.
-    """
+    """Run a sequence of a layer in parts, between which samples start anew."""
     layer._check_has_batch("one step of its input", x.shape[1:])
     restarts = reset.steps
     starts = [0, *(t for t in range(1, len(x)) if restarts[t])]

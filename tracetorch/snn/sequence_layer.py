@@ -484,14 +484,7 @@ class SequenceLayer(TTModule):
         tail: int = 0,
         label: Callable[[], str] | None = None,
     ) -> None:
-        """Raise where dimension 0 of one step holds neurons, and a mask looks for the batch there.
-
-        Args:
-            what: has that shape.
-            shape: of one step, and ``tail`` dimensions behind it.
-            tail: number of those.
-            label: returns that of the layer, for the message.
-        """
+        """Raise where dimension 0 of a step holds neurons, and a mask seeks the batch there."""
         if not self._batch_leads and self.dim in (0, tail - len(shape)):
             raise ValueError(
                 f"{(label or self._label)()} has its neurons at dimension 0, where the mask looks "
@@ -503,9 +496,7 @@ class SequenceLayer(TTModule):
     def _check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
         """Return the dtype of the arithmetic; raise where ``x`` does not fit the layer.
 
-        Args:
-            x: the input of one step.
-            sequence: ``x`` has time in front, ``[T, ...]``.
+        In a ``sequence``, ``x`` has time in front, ``[T, ...]``.
         """
         self._check_states_current()
         if not isinstance(x, Tensor):
@@ -554,10 +545,7 @@ class SequenceLayer(TTModule):
     ) -> list[Tensor | None]:
         """Return the states as ``step`` receives them: live ones checked, missing ones initial.
 
-        Args:
-            x: the input, checked.
-            dtype: of the arithmetic.
-            sequence: ``x`` has time in front, ``[T, ...]``.
+        In a ``sequence``, ``x`` has time in front, ``[T, ...]``.
         """
         shape = x.shape[1:] if sequence else x.shape
         state_shape = self._state_shape(shape)
@@ -620,11 +608,7 @@ class SequenceLayer(TTModule):
         return value.to(device, dtype).expand(shape).clone(memory_format=torch.contiguous_format)
 
     def _check_record(self, record: Iterable[str]) -> None:
-        """Raise where a trajectory of a state is wanted that the layer does not have.
-
-        Args:
-            record: names.
-        """
+        """Raise where a trajectory of a state is wanted that the layer does not have."""
         active = self.active_states
         for name in record:
             if name not in active:
@@ -658,13 +642,7 @@ class SequenceLayer(TTModule):
     # Reading and assigning
 
     def _constrained(self, name: str, raw: Tensor) -> Tensor:
-        """Return the value of a parameter that follows from a raw one.
-
-        Args:
-            name: the parameter.
-            raw: what to constrain, as ``raw_<name>``.
-
-        """
+        """Return the value of a parameter that follows from a raw one."""
         constraint = self._declared.constraints[name]
         if constraint.above is None:
             return constraint.value(raw)
@@ -699,9 +677,6 @@ class SequenceLayer(TTModule):
         """Let ``replacement(ndim, dtype)`` give the step kwargs within a block.
 
         An export makes the parameters constants of a program in this way.
-
-        Args:
-            replacement: called instead of :meth:`step_kwargs`.
         """
         attributes = vars(self)
         previous = attributes.get("step_kwargs")  # overrides may nest

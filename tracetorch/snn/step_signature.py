@@ -14,11 +14,7 @@ _checked: WeakKeyDictionary[type, tuple[object, ...]] = WeakKeyDictionary()
 
 
 def check_signature(layer: SequenceLayer) -> None:
-    """Raise where ``step`` takes inputs or states by other names or in another order.
-
-    Args:
-        layer: a neuron, whose class is looked at once.
-    """
+    """Raise where ``step`` takes inputs or states by other names or in another order."""
     kind: Any = type(layer)
     step = getattr(kind, "step", None)
     declared = (step, getattr(step, "__code__", None), kind.states, kind.inputs)
@@ -28,13 +24,7 @@ def check_signature(layer: SequenceLayer) -> None:
 
 
 def check_named(layer: SequenceLayer, step: object, declared: Collection[str]) -> None:
-    """Raise where ``step`` takes other parameters and options, by name, than are declared.
-
-    Args:
-        layer: a neuron, its declarations complete.
-        step: its step.
-        declared: the names of its parameters and options.
-    """
+    """Raise where ``step`` takes other parameters and options, by name, than are declared."""
     if type(layer).step_kwargs is not SequenceLayer.step_kwargs:
         return  # it passes what it likes
     try:

@@ -85,11 +85,6 @@ def check_assigned(layer: object, name: str, own: Collection[str]) -> None:
 
     A class of the user's may have attributes of any name.
 
-    Args:
-        layer: a layer.
-        name: the attribute, not one of ``own``.
-        own: the parameters and options that the layer has.
-
     Example:
         >>> check_assigned(LIF(1), "threshold", ("beta", "pos_threshold"))
         Traceback (most recent call last):
