@@ -45,29 +45,20 @@ class ConstraintGradient(NamedTuple):
 
 @dataclass(frozen=True)
 class Constraint:
-    """The constraint of a parameter, ``value = constraint(raw)``, with inverse and gradient.
+    """The constraint of a parameter, ``value = constraint(raw)``, with inverse and gradient."""
 
-    Args:
-        name: its name, for messages and files.
-        value: the function ``raw -> value``.
-        inverse: the function ``value -> raw``; ``None``: what is in range is its own raw value.
-        gradient: PyTorch's own backward of ``value``; ``None``: autograd must find it.
-        low, high: what a given value lies between, strictly.
-        range: the same in words, after "must".
-        nearest: how far from an end an element of a tensor becomes that touches it; ``None``: none
-            may.
-        above: another parameter, which the value lies above and ``value`` takes too.
-    """
-
-    name: str
-    value: Callable[..., Tensor]
+    name: str  # for messages and files
+    value: Callable[..., Tensor]  # the function raw -> value
+    # the function value -> raw; None: what is in range is its own raw value
     inverse: Callable[[Tensor], Tensor] | None = None
+    # PyTorch's own backward of value; None: autograd must find it
     gradient: ConstraintGradient | None = None
-    low: float = -math.inf
+    low: float = -math.inf  # low and high: what a given value lies between, strictly
     high: float = math.inf
-    range: str = "be finite"
+    range: str = "be finite"  # the same in words, after "must"
+    # how far from an end an element of a tensor becomes that touches it; None: none may
     nearest: float | None = None
-    above: str | None = None
+    above: str | None = None  # another parameter, which the value lies above and value takes too
 
     def __call__(self, raw: Tensor, *other: Tensor) -> Tensor:
         """Return the value of a parameter; ``other`` is that of the one that it lies above."""
@@ -76,19 +67,13 @@ class Constraint:
 
 @dataclass(frozen=True)
 class StateKind:
-    """Describe the states of a layer: dtype, shape, and whether they may have a gradient.
+    """Describe the states of a layer: dtype, shape, and whether they may have a gradient."""
 
-    Args:
-        dtype: their dtype; that of the arithmetic if ``None``.
-        tail: sizes of the dimensions that they have behind those of one step.
-        per_sample: they have one value per sample, and size 1 in all dimensions but the batch's.
-        learned: they may follow from what is learned, unlike a mask or a counter.
-    """
-
-    dtype: torch.dtype | None = None
-    tail: tuple[int, ...] = ()
+    dtype: torch.dtype | None = None  # their dtype; that of the arithmetic if None
+    tail: tuple[int, ...] = ()  # sizes of the dimensions that they have behind those of one step
+    # they have one value per sample, and size 1 in all dimensions but the batch's
     per_sample: bool = False
-    learned: bool = True
+    learned: bool = True  # they may follow from what is learned, unlike a mask or a counter
 
 
 class ConstructorCall(NamedTuple):
@@ -173,50 +158,32 @@ class Cell(Opaque):
     or a module) drops the layer's cell; then :meth:`is_current` is all that a call asks. What is
     written past ``__setattr__``, into ``vars(layer)``, is not seen.
 
-    Args:
-        kind: the class of the layer.
-        name: its name.
-        call: the constructor call that made the layer.
-        arguments: of parameters and options the arguments of that call that are their values.
-        step: the function, pure and pointwise.
-        inputs: names of the inputs in the order in which ``step`` takes them, all of one shape.
-        states: names of the states in the order in which ``step`` takes and returns them.
-        active: those that this neuron has; ``step`` is given ``None`` for the others.
-        num_neurons: size of the neuron dimension.
-        dim: the neuron dimension of the tensor of one step.
-        constraints: of every parameter its constraint, by name.
-        options: of every option its value, by name.
-        buffers: names of the layer's buffers, among them initial values of states.
-        starts: active states that may start from other values than zero.
-        runs_by_step: whether every step must run through the layer, whose own methods see each.
-        definition: methods and properties of the class that all this was read from.
-        own: methods that the instance has in their place, by name.
-        has_plain_states: whether states are shaped like the input, in the arithmetic's dtype.
-
     Example:
         >>> cell = LIF(3, beta=0.5).cell
         >>> str(cell.call), cell.active, tuple(cell.constraints)
         ('LIF(3, beta=0.5)', ('mem',), ('beta', 'pos_threshold'))
     """
 
-    kind: type[Any]
+    kind: type[Any]  # the class of the layer
     name: str
-    call: ConstructorCall
+    call: ConstructorCall  # that made the layer
+    # of parameters and options the arguments of that call that are their values
     arguments: Mapping[str, tuple[str, ...]]
-    step: Callable[..., tuple[Any, ...]]
+    step: Callable[..., tuple[Any, ...]]  # the function, pure and pointwise
+    # names of the inputs in the order in which step takes them, all of one shape
     inputs: tuple[str, ...]
-    states: tuple[str, ...]
-    active: tuple[str, ...]
-    num_neurons: int
-    dim: int
-    constraints: Mapping[str, Constraint]
-    options: Mapping[str, object]
-    buffers: tuple[str, ...]
-    starts: frozenset[str]
-    runs_by_step: bool
-    definition: tuple[Any, ...]
-    own: Mapping[str, object]
-    has_plain_states: bool
+    states: tuple[str, ...]  # names of the states in the order in which step takes and returns them
+    active: tuple[str, ...]  # those that this neuron has; step is given None for the others
+    num_neurons: int  # size of the neuron dimension
+    dim: int  # the neuron dimension of the tensor of one step
+    constraints: Mapping[str, Constraint]  # of every parameter its constraint, by name
+    options: Mapping[str, object]  # of every option its value, by name
+    buffers: tuple[str, ...]  # names of the layer's buffers, among them initial values of states
+    starts: frozenset[str]  # active states that may start from other values than zero
+    runs_by_step: bool  # whether every step must run through the layer, whose own methods see each
+    definition: tuple[Any, ...]  # methods and properties of the class that all this was read from
+    own: Mapping[str, object]  # methods that the instance has in their place, by name
+    has_plain_states: bool  # whether states are shaped like the input, in the arithmetic's dtype
     is_comparable: bool = field(init=False, repr=False)
     """Whether nothing that the step, options and constraints read changes unseen."""
     reads: Reads = field(init=False, repr=False)

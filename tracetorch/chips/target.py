@@ -30,32 +30,22 @@ FloatProduct = nn.Linear | nn.Conv1d | nn.Conv2d
 
 @dataclass
 class Stage:
-    """A product, modules without weights, and neurons of a float network.
+    """A product, modules without weights, and neurons of a float network."""
 
-    Args:
-        path: of the product in the user's model.
-        product: a copy, batch norm folded; that inside of ``delays``, where there are some.
-        between: modules between the product and its neurons, with their paths.
-        neuron_path: of the neurons, or of the ``Recurrent`` that holds them.
-        neuron: a copy; ``None`` where the model ends with the product.
-        connection: of a ``Recurrent``, a copy.
-        delays: the layer that delays the product's inputs, synapse by synapse.
-        connection_delays: that of the connection's.
-        aligned: whether each neuron has an output of the product, and of the connection, for
-            itself: their dimensions are the same.
-        last: whether the network's outputs are those of this stage.
-    """
-
-    path: str
-    product: FloatProduct
+    path: str  # of the product in the user's model
+    product: FloatProduct  # a copy, batch norm folded; that inside of delays, where there are some
+    # modules between the product and its neurons, with their paths
     between: list[tuple[str, nn.Module]] = field(default_factory=list)
-    neuron_path: str = ""
-    neuron: LeakyIntegrator | None = None
-    connection: FloatProduct | None = None
+    neuron_path: str = ""  # of the neurons, or of the Recurrent that holds them
+    neuron: LeakyIntegrator | None = None  # a copy; None where the model ends with the product
+    connection: FloatProduct | None = None  # of a Recurrent, a copy
+    # the layer that delays the product's inputs, synapse by synapse
     delays: SynapticDelays | None = None
-    connection_delays: SynapticDelays | None = None
+    connection_delays: SynapticDelays | None = None  # that of the connection's
+    # whether each neuron has an output of the product, and of the connection, for itself: their
+    # dimensions are the same
     aligned: bool = True
-    last: bool = False
+    last: bool = False  # whether the network's outputs are those of this stage
 
     @property
     def layer(self) -> LeakyIntegrator:
@@ -126,36 +116,23 @@ class LearnedIntegers(nn.Module):
 
 @dataclass(frozen=True)
 class IntegerNeuron:
-    """Recipe of the neurons of a stage.
+    """Recipe of the neurons of a stage."""
 
-    Args:
-        kind: called with the parameters by name.
-        constants: parameters that do not learn.
-        learned: the floats of the model that others follow from, and how.
-        output_scale: what one integer of the output stands for.
-        output_largest: the largest integer of the output.
-    """
-
-    kind: Callable[..., Neuron]
-    constants: Mapping[str, Any]
+    kind: Callable[..., Neuron]  # called with the parameters by name
+    constants: Mapping[str, Any]  # parameters that do not learn
+    # the floats of the model that others follow from, and how
     learned: Mapping[str, tuple[Tensor, LearnedIntegers]]
-    output_scale: Tensor
-    output_largest: int
+    output_scale: Tensor  # what one integer of the output stands for
+    output_largest: int  # the largest integer of the output
 
 
 @dataclass(frozen=True)
 class Target:
-    """Base of targets, a processor or a chip: widths, neurons and limits.
+    """Base of targets, a processor or a chip: widths, neurons and limits."""
 
-    Args:
-        chip: its limits; ``None`` for a processor.
-        weight_bits: width of weights.
-        state_bits: width of what arrives at neurons, and of thresholds.
-    """
-
-    chip: Chip | None
-    weight_bits: int
-    state_bits: int = 16
+    chip: Chip | None  # its limits; None for a processor
+    weight_bits: int  # width of weights
+    state_bits: int = 16  # width of what arrives at neurons, and of thresholds
 
     # the largest shift of a product, and the bits that its sums may take
     most_shift: ClassVar[int] = 15

@@ -52,37 +52,24 @@ _PLACES = (0.05, 0.45, 0.55, 0.95)
 
 @dataclass(frozen=True)
 class Activation:
-    """A ReLU: ``min(max(x, 0), clip)``, rounded to levels if it has some.
+    """A ReLU: ``min(max(x, 0), clip)``, rounded to levels if it has some."""
 
-    Args:
-        clip: the largest value; ``None`` for none.
-        levels: steps between 0 and the clip; ``None`` where it is not rounded.
-    """
-
-    clip: float | None = None
-    levels: int | None = None
+    clip: float | None = None  # the largest value; None for none
+    levels: int | None = None  # steps between 0 and the clip; None where it is not rounded
 
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """Value of a network, computed from others; each is equal to itself alone.
+    """Value of a network, computed from others; each is equal to itself alone."""
 
-    Args:
-        name: in the user's model, for messages and reports.
-        kind: ``"input"``; ``"linear"``, a product or a pool that is linear; ``"max"``, a pool;
-            ``"cat"``; ``"sum"``; or ``"activation"``.
-        inputs: places of the values it is computed from.
-        shape: of the value, of a batch.
-        module: what computes it; of an input and a sum ``None``.
-        activation: of that kind.
-    """
-
-    name: str
+    name: str  # in the user's model, for messages and reports
+    # "input"; "linear", a product or a pool that is linear; "max", a pool; "cat"; "sum"; or
+    # "activation"
     kind: Kind
-    inputs: tuple[int, ...]
-    shape: torch.Size
-    module: nn.Module | None = None
-    activation: Activation | None = None
+    inputs: tuple[int, ...]  # places of the values it is computed from
+    shape: torch.Size  # of the value, of a batch
+    module: nn.Module | None = None  # what computes it; of an input and a sum None
+    activation: Activation | None = None  # of that kind
 
 
 Compute = Callable[[Node, list[Tensor]], Tensor]

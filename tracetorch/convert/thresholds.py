@@ -21,19 +21,12 @@ _FEW = 32
 
 @dataclass(frozen=True)
 class Times:
-    """Steps and spikes of a conversion.
+    """Steps and spikes of a conversion."""
 
-    Args:
-        steps: in which the input is there.
-        quiet: steps behind them, without an input.
-        burst: the most spikes of a neuron in a step.
-        signed: neurons take back spikes.
-    """
-
-    steps: int
-    quiet: int
-    burst: int
-    signed: bool
+    steps: int  # in which the input is there
+    quiet: int  # steps behind them, without an input
+    burst: int  # the most spikes of a neuron in a step
+    signed: bool  # neurons take back spikes
 
 
 @dataclass(frozen=True)
@@ -42,24 +35,15 @@ class Rule:
 
     Those of channels have a dimension of size 1 for each one behind, so that they broadcast over
     the values of the activation.
-
-    Args:
-        threshold: and size of a spike.
-        clip: largest rate.
-        levels: of the activation; ``None`` where it has none.
-        limit: the most spikes in total; ``None`` where nothing limits them.
-        excess: largest difference between the activation and the ReLU with this clip.
-        reach: largest value of the activation: its own clip, or the largest on the batch.
-        suffices: whether the steps and bursts are enough for all levels.
     """
 
-    threshold: Tensor
-    clip: Tensor
-    levels: int | None
-    limit: int | None
-    excess: Tensor
-    reach: Tensor
-    suffices: bool
+    threshold: Tensor  # and size of a spike
+    clip: Tensor  # largest rate
+    levels: int | None  # of the activation; None where it has none
+    limit: int | None  # the most spikes in total; None where nothing limits them
+    excess: Tensor  # largest difference between the activation and the ReLU with this clip
+    reach: Tensor  # largest value of the activation: its own clip, or the largest on the batch
+    suffices: bool  # whether the steps and bursts are enough for all levels
 
 
 Rules = Mapping[Node, Rule]
@@ -135,16 +119,12 @@ def _clips(value: Tensor, percentile: float, by_channel: bool) -> Tensor:
 
 
 class Bound(NamedTuple):
-    """Bound of a layer's rates, neuron by neuron.
+    """Bound of a layer's rates, neuron by neuron."""
 
-    Args:
-        charge: how far the sum of the outputs is at most from that of the clipped network's, after
-            any number of steps.
-        distance: how far the clipped network's value is at most from the model's.
-    """
-
+    # how far the sum of the outputs is at most from that of the clipped network's, after any number
+    # of steps
     charge: Tensor
-    distance: Tensor
+    distance: Tensor  # how far the clipped network's value is at most from the model's
 
 
 def bounds_of(network: Network, sample: Tensor, rules: Rules, times: Times) -> dict[Node, Bound]:
@@ -193,17 +173,11 @@ _INHERITED = "what it receives is not"
 
 
 class Ready(NamedTuple):
-    """Step after which a value is complete.
+    """Step after which a value is complete."""
 
-    Args:
-        step: the number of steps; infinite where none is enough.
-        constant: it is the same at every step of the input.
-        reason: why it may never be; empty where it is complete at last.
-    """
-
-    step: float
-    constant: bool
-    reason: str
+    step: float  # the number of steps; infinite where none is enough
+    constant: bool  # it is the same at every step of the input
+    reason: str  # why it may never be; empty where it is complete at last
 
 
 def ready_of(network: Network, rules: Rules, times: Times) -> dict[Node, Ready]:

@@ -22,16 +22,13 @@ class SharedDescriptions:
     """Decorator that adds to a docstring what it does not say itself, so that ``help`` shows it.
 
     What a docstring says stands, and its arguments come in the order of the signature.
-
-    Args:
-        args: descriptions by name of an argument, or by a pattern, ``"*_rank"``: arguments of one
-            pattern are described together.
-        shape: the section ``Shape:``, for those that have none of their own.
-        raises: descriptions by name of an exception, added to those that a docstring has.
     """
 
+    # descriptions by name of an argument, or by a pattern, "*_rank": arguments of one pattern are
+    # described together
     args: Mapping[str, str]
-    shape: str = ""
+    shape: str = ""  # the section Shape:, for those that have none of their own
+    # descriptions by name of an exception, added to those that a docstring has
     raises: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, documented: T) -> T:

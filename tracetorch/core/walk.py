@@ -94,16 +94,11 @@ def _is_opaque(kind: Any) -> bool:
 
 
 class Walk(NamedTuple):
-    """All that can be reached from a root, each once, with its dotted path.
+    """All that can be reached from a root, each once, with its dotted path."""
 
-    Args:
-        modules: the modules, the root first.
-        owners: containers and plain objects on the way.
-        tensors: tensors held by any of them, neither parameters nor buffers, once for each place.
-    """
-
-    modules: list[tuple[str, nn.Module]]
-    owners: list[tuple[str, object]]
+    modules: list[tuple[str, nn.Module]]  # the modules, the root first
+    owners: list[tuple[str, object]]  # containers and plain objects on the way
+    # tensors held by any of them, neither parameters nor buffers, once for each place
     tensors: list[tuple[str, torch.Tensor]]
 
 

@@ -17,19 +17,12 @@ TIMEOUT = 60.0  # seconds without a byte, after which a server is taken to be go
 
 @dataclass(frozen=True)
 class Archive:
-    """A downloadable archive with one part of a data set.
+    """A downloadable archive with one part of a data set."""
 
-    Args:
-        url: address of the archive.
-        md5: its checksum, as the publisher or Tonic gives it.
-        entry: name of the file or folder that unpacking creates.
-        kind: ``"zip"`` or ``"tar"``.
-    """
-
-    url: str
-    md5: str
-    entry: str
-    kind: str = "zip"
+    url: str  # address of the archive
+    md5: str  # its checksum, as the publisher or Tonic gives it
+    entry: str  # name of the file or folder that unpacking creates
+    kind: str = "zip"  # "zip" or "tar"
 
 
 def find(archive: Archive, folder: Path, *, name: str, download: bool) -> Path:

@@ -107,21 +107,13 @@ def fluctuation_(
 
 
 class _Aim(NamedTuple):
-    """Moments that a layer or a connection shall give the membranes behind it.
+    """Moments that a layer or a connection shall give the membranes behind it."""
 
-    Args:
-        path: of the neuron layer, for messages.
-        response: of its membranes to what is drawn.
-        rate: of the spikes that arrive.
-        target: deviation of the membranes.
-        mean: their mean.
-    """
-
-    path: str
-    response: ImpulseResponse
-    rate: float
-    target: float
-    mean: float
+    path: str  # of the neuron layer, for messages
+    response: ImpulseResponse  # of its membranes to what is drawn
+    rate: float  # of the spikes that arrive
+    target: float  # deviation of the membranes
+    mean: float  # their mean
 
 
 def _draw(stage: Stage, generator: torch.Generator | None, resting: _Aim) -> float:

@@ -39,62 +39,37 @@ class Membranes(NamedTuple):
 
 @dataclass(frozen=True)
 class Trial:
-    """A batch that a model is run on, and the moments that its membranes shall have there.
-
-    Args:
-        model: the model.
-        x: the batch, as ``unroll`` takes it.
-        steps: as in ``unroll``.
-        calls: how it runs, and its calls in one step.
-        responses: those of the neuron layers, by path.
-        target: deviation that the membranes shall have.
-        mean: mean that they shall have.
-        mask: real steps ``[T, B]``, in front of each sequence; ``None``: all are.
-        start: first step that is measured; above 0 the moments are those of a run without an end.
-        drawn: whether the weights were drawn for the target: layers that hold it, but for
-            scatter, are left alone.
-    """
+    """A batch that a model is run on, and the moments that its membranes shall have there."""
 
     model: nn.Module
-    x: Any
-    steps: int | None
-    calls: Calls
-    responses: dict[str, ImpulseResponse]
-    target: float
-    mean: float
-    mask: Tensor | None = None
+    x: Any  # the batch, as unroll takes it
+    steps: int | None  # as in unroll
+    calls: Calls  # how it runs, and its calls in one step
+    responses: dict[str, ImpulseResponse]  # those of the neuron layers, by path
+    target: float  # deviation that the membranes shall have
+    mean: float  # mean that they shall have
+    mask: Tensor | None = None  # real steps [T, B], in front of each sequence; None: all are
+    # first step that is measured; above 0 the moments are those of a run without an end
     start: int = 0
+    # whether the weights were drawn for the target: layers that hold it, but for scatter, are left
+    # alone
     drawn: bool = False
 
 
 class Moments(NamedTuple):
-    """Moments of the membranes of one layer, in distances, ``[num_neurons]`` each.
+    """Moments of the membranes of one layer, in distances, ``[num_neurons]`` each."""
 
-    Args:
-        means: of each membrane.
-        deviations: of each.
-        own_means: of what the source makes of them, without a recurrent connection.
-        own_deviations: of the same.
-        steady: the same without what the mean adds while it rises from rest.
-        fed_back: deviation of what a recurrent connection makes of them; 0 without one.
-        covariance: of the two parts.
-        gain: the mean for a constant input of 1.
-        rate: share of the steps in which the neurons of a recurrence spike.
-        highest: of each membrane.
-        error: relative standard error of the variance of all, over the samples.
-    """
-
-    means: Tensor
-    deviations: Tensor
-    own_means: Tensor
-    own_deviations: Tensor
-    steady: Tensor
-    fed_back: Tensor
-    covariance: Tensor
-    gain: Tensor
-    rate: float
-    highest: Tensor
-    error: float
+    means: Tensor  # of each membrane
+    deviations: Tensor  # of each
+    own_means: Tensor  # of what the source makes of them, without a recurrent connection
+    own_deviations: Tensor  # of the same
+    steady: Tensor  # the same without what the mean adds while it rises from rest
+    fed_back: Tensor  # deviation of what a recurrent connection makes of them; 0 without one
+    covariance: Tensor  # of the two parts
+    gain: Tensor  # the mean for a constant input of 1
+    rate: float  # share of the steps in which the neurons of a recurrence spike
+    highest: Tensor  # of each membrane
+    error: float  # relative standard error of the variance of all, over the samples
 
     @property
     def driven(self) -> Tensor:

@@ -72,19 +72,12 @@ def _scale_stage(trial: Trial, stage: Stage) -> Membranes:
 
 
 class _Answer(NamedTuple):
-    """Sensitivity of the membranes of a layer to the scale and the bias of its source.
+    """Sensitivity of the membranes of a layer to the scale and the bias of its source."""
 
-    Args:
-        past: deviation of what reaches each past the source, as a shortcut does.
-        power: of the scale, in the rest of the deviation: 1 where it is passed on as it is.
-        growth: change of each mean for twice the scale.
-        slope: change of each mean for a bias, relative to one that is added last.
-    """
-
-    past: Tensor
-    power: float
-    growth: Tensor
-    slope: Tensor
+    past: Tensor  # deviation of what reaches each past the source, as a shortcut does
+    power: float  # of the scale, in the rest of the deviation: 1 where it is passed on as it is
+    growth: Tensor  # change of each mean for twice the scale
+    slope: Tensor  # change of each mean for a bias, relative to one that is added last
 
 
 def _scale(trial: Trial, stage: Stage, group: list[nn.Module]) -> tuple[float, Membranes]:

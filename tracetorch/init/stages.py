@@ -35,48 +35,31 @@ RECURRENT = 0.1
 
 
 class Stage(NamedTuple):
-    """A neuron layer and what drives it.
+    """A neuron layer and what drives it."""
 
-    Args:
-        path: path of the neuron layer.
-        neuron: the layer.
-        source_path: path of the affine layer before it.
-        source: a linear layer, a convolution, or a batch norm with a weight; its outputs, or
-            channels, are the neurons.
-        connection: the linear layer or convolution that feeds its output back, or ``None``.
-        delays: the layer whose product the source is, or ``None``.
-        connection_delays: the layer whose product the connection is, or ``None``.
-        delaying: all layers with delays between the neurons before and these, by path.
-        behind: those of them between the source and these neurons.
-        loop: path of the :class:`~tracetorch.snn.Recurrent` that the layer is in, or ``None``.
-        drivers: all affine layers that drive the neurons, the source too.
-        between: what is called between the source and the neurons, as messages name it.
-    """
-
-    path: str
+    path: str  # of the neuron layer
     neuron: Neuron
-    source_path: str
+    source_path: str  # of the affine layer before it
+    # a linear layer, a convolution, or a batch norm with a weight; its outputs, or channels, are
+    # the neurons
     source: nn.Module
+    # the linear layer or convolution that feeds its output back, or None
     connection: nn.Module | None
-    delays: SynapticDelays | None
-    connection_delays: SynapticDelays | None
+    delays: SynapticDelays | None  # the layer whose product the source is, or None
+    connection_delays: SynapticDelays | None  # the layer whose product the connection is, or None
+    # all layers with delays between the neurons before and these, by path
     delaying: dict[str, DelayingLayer]
-    behind: dict[str, DelayingLayer]
-    loop: str | None
-    drivers: list[nn.Module]
-    between: list[str]
+    behind: dict[str, DelayingLayer]  # those of them between the source and these neurons
+    loop: str | None  # path of the Recurrent that the layer is in, or None
+    drivers: list[nn.Module]  # all affine layers that drive the neurons, the source too
+    between: list[str]  # what is called between the source and the neurons, as messages name it
 
 
 class Calls(NamedTuple):
-    """Calls of one step of a model.
+    """Calls of one step of a model."""
 
-    Args:
-        by: how the model runs.
-        stages: the neuron layers with what drives them, in the order of the calls.
-    """
-
-    by: Literal["layer", "step"]
-    stages: list[Stage]
+    by: Literal["layer", "step"]  # how the model runs
+    stages: list[Stage]  # the neuron layers with what drives them, in the order of the calls
 
 
 def follow_calls(model: nn.Module, inputs: Inputs) -> Calls:

@@ -9,15 +9,10 @@ from torch import Tensor
 
 
 class Sums(NamedTuple):
-    """Sums that the weights of each output shall have, ``[outputs]`` each.
+    """Sums that the weights of each output shall have, ``[outputs]`` each."""
 
-    Args:
-        weights: of the weights.
-        squares: of their squares, each times a factor of its own.
-    """
-
-    weights: Tensor
-    squares: Tensor
+    weights: Tensor  # of the weights
+    squares: Tensor  # of their squares, each times a factor of its own
 
 
 def with_sums(noise: Tensor, factors: Tensor, present: Tensor, wanted: Sums) -> Tensor | None:

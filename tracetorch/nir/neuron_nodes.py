@@ -74,19 +74,12 @@ def neuron_graph(layer: Neuron, shape: Shape, clock: Clock) -> Node | NodeGraph:
 
 @dataclass
 class _State:
-    """A state: the value that its node has, and what becomes of that until the next step.
+    """A state: the value that its node has, and what becomes of that until the next step."""
 
-    Args:
-        value: of the node.
-        after: added to it for the next step.
-        spike: the one that resets it to zero and a constant; ``None``: none does.
-        v_reset: that constant.
-    """
-
-    value: Signal
-    after: list[tuple[Array, Signal]] = field(default_factory=list)
-    spike: Spike | None = None
-    v_reset: Array | float = 0.0
+    value: Signal  # of the node
+    after: list[tuple[Array, Signal]] = field(default_factory=list)  # added to it for the next step
+    spike: Spike | None = None  # the one that resets it to zero and a constant; None: none does
+    v_reset: Array | float = 0.0  # that constant
 
 
 class _Flattener:

@@ -25,49 +25,31 @@ from tracetorch.snn.neuron import Neuron
 
 @dataclass
 class Layer:
-    """A product of a prepared model, and the neurons behind it.
+    """A product of a prepared model, and the neurons behind it."""
 
-    Args:
-        label: path of the product in the user's model.
-        path: of the product in the prepared one.
-        unit: what one integer of what it feeds stands for.
-        neurons_label: path of the neurons in the user's model; empty where there are none.
-        neurons: path of the neurons, or of the ``Recurrent`` of them.
-        spikes: whether the neurons have a threshold.
-        depth: how many products are before it.
-        names: of parameters in the user's model, by path and name in the prepared one.
-        clipped: of those that do not learn, the share that is beyond an end of its range.
-    """
-
-    label: str
-    path: str
-    unit: Tensor
-    neurons_label: str = ""
-    neurons: str = ""
-    spikes: bool = False
-    depth: int = 0
+    label: str  # path of the product in the user's model
+    path: str  # of the product in the prepared one
+    unit: Tensor  # what one integer of what it feeds stands for
+    neurons_label: str = ""  # path of the neurons in the user's model; empty where there are none
+    neurons: str = ""  # path of the neurons, or of the Recurrent of them
+    spikes: bool = False  # whether the neurons have a threshold
+    depth: int = 0  # how many products are before it
+    # of parameters in the user's model, by path and name in the prepared one
     names: dict[tuple[str, str], str] = field(default_factory=dict)
+    # of those that do not learn, the share that is beyond an end of its range
     clipped: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
 class Plan(Opaque):
-    """Plan of a conversion: target, sample, and the float model's outputs over it.
+    """Plan of a conversion: target, sample, and the float model's outputs over it."""
 
-    Args:
-        target: what it was prepared for.
-        sample: the inputs on which its scales were found.
-        output: of the float model over the sample.
-        signs: of the outputs of its neurons, by their path in it.
-        layers: in order.
-        differences: in what the prepared model differs from the float one, beside rounding.
-    """
-
-    target: Target
-    sample: Tensor
-    output: Tensor
-    signs: dict[str, Tensor]
-    layers: list[Layer] = field(default_factory=list)
+    target: Target  # what it was prepared for
+    sample: Tensor  # the inputs on which its scales were found
+    output: Tensor  # of the float model over the sample
+    signs: dict[str, Tensor]  # of the outputs of its neurons, by their path in it
+    layers: list[Layer] = field(default_factory=list)  # in order
+    # in what the prepared model differs from the float one, beside rounding
     differences: list[str] = field(default_factory=list)
 
 

@@ -16,25 +16,15 @@ _UNEQUAL = 16.0  # channels that are weaker than the strongest by more are round
 
 @dataclass(frozen=True)
 class Feed:
-    """A product that feeds neurons, for the choice of its scale.
+    """A product that feeds neurons, for the choice of its scale."""
 
-    Args:
-        product: of the float model.
-        scale: what one integer of its input stands for.
-        largest: the largest integer of its input.
-        gain: by what its weights are multiplied, one number or one per output.
-        divisor: of the average pools between it and the neurons.
-        inner: whether it connects hidden neurons.
-        growth: how much more sums of windows may be.
-    """
-
-    product: FloatProduct
-    scale: Tensor
-    largest: int
-    gain: Tensor
-    divisor: float
-    inner: bool
-    growth: float = 1.0
+    product: FloatProduct  # of the float model
+    scale: Tensor  # what one integer of its input stands for
+    largest: int  # the largest integer of its input
+    gain: Tensor  # by what its weights are multiplied, one number or one per output
+    divisor: float  # of the average pools between it and the neurons
+    inner: bool  # whether it connects hidden neurons
+    growth: float = 1.0  # how much more sums of windows may be
 
 
 @torch.no_grad()

@@ -53,13 +53,10 @@ def parts_of(chain: Chain) -> Parts:
 
 @dataclass
 class _Cutter:
-    """Cut chains into stages.
+    """Cut chains into stages."""
 
-    Args:
-        values: what the last module returned: ``"narrow"`` integers, spikes or inputs; ``"sums"``
-            of a product whose neurons are yet to come; or the ``"wide"`` states of a readout.
-    """
-
+    # what the last module returned: "narrow" integers, spikes or inputs; "sums" of a product whose
+    # neurons are yet to come; or the "wide" states of a readout
     values: str = "narrow"
 
     def cut(self, chain: Chain) -> Parts:

@@ -67,30 +67,20 @@ def is_layer(module: nn.Module) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """Value of a model: an input, what a module returned, or what a function did.
+    """Value of a model: an input, what a module returned, or what a function did."""
 
-    Args:
-        index: place among the nodes of the graph.
-        name: unique among them: of an input that of the argument, of a module its path, of a
-            function its name.
-        path: of the module; of a function that of the module whose ``forward`` calls it.
-        place: how messages name it: ``fc1 (Linear)``, ``add() in the model's forward``.
-        module: what was called; ``None`` of an input and a function.
-        function: what was called between modules, ``torch.relu`` say.
-        args: positional arguments; a value of the graph in them, at any depth, is its node.
-        kwargs: arguments by name.
-        shape: of the value; ``None`` where it is no tensor, but a tuple of them, say.
-    """
-
-    index: int
+    index: int  # place among the nodes of the graph
+    # unique among them: of an input that of the argument, of a module its path, of a function its
+    # name
     name: str
-    path: str
-    place: str
-    module: nn.Module | None
-    function: Callable[..., Any] | None
+    path: str  # of the module; of a function that of the module whose forward calls it
+    place: str  # how messages name it: fc1 (Linear), add() in the model's forward
+    module: nn.Module | None  # what was called; None of an input and a function
+    function: Callable[..., Any] | None  # what was called between modules, torch.relu say
+    # positional arguments; a value of the graph in them, at any depth, is its node
     args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    shape: torch.Size | None
+    kwargs: dict[str, Any]  # arguments by name
+    shape: torch.Size | None  # of the value; None where it is no tensor, but a tuple of them, say
 
     @property
     def inputs(self) -> list[Node]:
@@ -109,15 +99,10 @@ class Node:
 
 @dataclass(frozen=True, eq=False)
 class ModelGraph:
-    """Calls of one step of a model, in order.
+    """Calls of one step of a model, in order."""
 
-    Args:
-        nodes: inputs first, then calls in their order.
-        output: what the model returned, each tensor in it as its node.
-    """
-
-    nodes: tuple[Node, ...]
-    output: Any
+    nodes: tuple[Node, ...]  # inputs first, then calls in their order
+    output: Any  # what the model returned, each tensor in it as its node
 
     @property
     def inputs(self) -> list[Node]:
