@@ -16,31 +16,11 @@ from tracetorch.unrolling.stream import Stream
 
 # Rooms behind the neuron are loaded when they are first named: importing tracetorch stays light.
 _LATE_PACKAGES: tuple[str, ...] = (
-    "chips",
-    "convert",
-    "data",
-    "diagnosis",
-    "encode",
-    "export",
-    "hub",
-    "init",
-    "integers",
-    "metrics",
-    "models",
-    "neurons",
-    "nir",
-    "online_learning",
-    "plot",
-    "probe",
-    "quantize",
-    "zoo",
+    *("chips", "convert", "data", "diagnosis", "encode", "export", "hub", "init", "integers"),
+    *("metrics", "models", "neurons", "nir", "online_learning", "plot", "probe", "quantize", "zoo"),
 )
 # and the room that each is in
-_LATE_FUNCTIONS = {
-    "STDP": "online_learning",
-    "diagnose": "diagnosis",
-    "online": "online_learning",
-}
+_LATE_FUNCTIONS = {"STDP": "online_learning", "diagnose": "diagnosis", "online": "online_learning"}
 
 if TYPE_CHECKING:
     from tracetorch import (

@@ -65,11 +65,7 @@ def clear_cache() -> str:
 
 
 def kernels(name: str) -> str:
-    """Return the kernels of a layer of ``snn`` or ``neurons`` as text: forward, backward, one step.
-
-    Raises:
-        ValueError: there is no such neuron.
-    """
+    """Return the kernels of a layer of ``snn`` or ``neurons``, as text: forward, backward, step."""
     kind = getattr(snn, name, getattr(neurons, name, None))
     if not (isinstance(kind, type) and issubclass(kind, snn.Neuron) and kind is not snn.Neuron):
         raise ValueError(f"there is no neuron {name!r} in tracetorch.snn or tracetorch.neurons.")

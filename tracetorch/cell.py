@@ -157,11 +157,6 @@ class Cell(Opaque):
     Whoever writes something declared (size, dimension, an option, a constraint, a method, a buffer
     or a module) drops the layer's cell; then :meth:`is_current` is all that a call asks. What is
     written past ``__setattr__``, into ``vars(layer)``, is not seen.
-
-    Example:
-        >>> cell = LIF(3, beta=0.5).cell
-        >>> str(cell.call), cell.active, tuple(cell.constraints)
-        ('LIF(3, beta=0.5)', ('mem',), ('beta', 'pos_threshold'))
     """
 
     kind: type[Any]  # the class of the layer

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.checkpoint.header import CHECKSUM_KEY, HEADER_KEY, STATE_PREFIX, Header, checksum
-from tracetorch.checkpoint.training import TRAINING_PREFIX, decoded
+from tracetorch.checkpoint.training import TRAINING_PREFIX, decode
 from tracetorch.core.files import check_regular_file
 
 # The first bytes of what torch.save writes, today and before PyTorch 1.6
@@ -55,7 +55,8 @@ def read(path: str | os.PathLike[str]) -> CheckpointFile:
         )
     try:
         header = Header.loads(text)
-        training = {} if header.training is None else decoded(header.training, tensors)
+        coded = {} if header.training is None else header.training["values"]
+        training = {name: decode(value, tensors) for name, value in coded.items()}
         states = {name: tensors[STATE_PREFIX + name] for name in header.states or ()}
         others = (STATE_PREFIX, TRAINING_PREFIX)
         kept = {name: t for name, t in tensors.items() if not name.startswith(others)}

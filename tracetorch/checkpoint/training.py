@@ -60,11 +60,6 @@ def encoded(
     return header, tensors
 
 
-def decoded(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the values of :func:`encoded` by name; they share no memory with ``tensors``."""
-    return {name: _decode(value, tensors) for name, value in header["values"].items()}
-
-
 def optimized_names(model: nn.Module, part: Stateful) -> list[list[str]] | None:
     """List the paths of an optimizer's parameters by group; ``None`` for what is no optimizer.
 
@@ -141,14 +136,15 @@ def _encode(value: object, where: str, tensors: dict[str, Tensor]) -> object:
     )
 
 
-def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Return what :func:`encoded` has made a value of; it shares no memory with ``tensors``."""
     if not isinstance(value, dict):
         return value
     ((kind, content),) = value.items()
     if kind == "tensor":
         return tensors[content].clone()
     if kind in ("dict", "counter"):
-        pairs = {key: _decode(v, tensors) for key, v in content}
+        pairs = {key: decode(v, tensors) for key, v in content}
         return Counter(pairs) if kind == "counter" else pairs
-    items = [_decode(v, tensors) for v in content]
+    items = [decode(v, tensors) for v in content]
     return {"list": list, "tuple": tuple}[kind](items)

@@ -87,11 +87,7 @@ def populations(
 
 
 class _Counter:
-    """Run modules with numbers of connections.
-
-    Args:
-        passing: classes of neurons that hand on what they are given.
-    """
+    """Run modules with numbers of connections."""
 
     def __init__(self, passing: tuple[type[nn.Module], ...]) -> None:
         self.passing = (*passing, Delay, Quantize, nn.Hardtanh)

@@ -16,20 +16,12 @@ from tracetorch.snn.module import TTModule
 
 
 class Wired(TTModule):
-    """Modules, each given the sum of some values before it, or if it joins them all of them.
+    """Modules, each given the sum of some values before it, or if it joins them all of them."""
 
-    Args:
-        wiring: for each value behind the input the name of what computes it, empty for a sum
-            alone, and the places of what that is given.
-        parts: the modules, by name.
-        output: place of the output.
-
-    Shape:
-        One time step ``[B, ...]``.
-    """
-
+    # for each value behind the input the name of what computes it, empty for a sum alone, and the
+    # places of what that is given
     wiring: tuple[tuple[str, tuple[int, ...]], ...]
-    output: int
+    output: int  # its place
 
     def __init__(
         self,

@@ -77,12 +77,7 @@ Compute = Callable[[Node, list[Tensor]], Tensor]
 
 @dataclass(frozen=True)
 class Network:
-    """Nodes in the order of their computation, and the place of the output among them.
-
-    Args:
-        nodes: the first is the input.
-        output: place of the output.
-    """
+    """Nodes in the order of their computation, the input first, and the place of the output."""
 
     nodes: tuple[Node, ...]
     output: int
@@ -90,9 +85,7 @@ class Network:
     def run(self, x: Tensor, compute: Compute) -> Tensor:
         """Return the output for an input; values that are no longer needed are dropped.
 
-        Args:
-            x: value of the input.
-            compute: returns the value of any other node from those of its inputs; not of a sum.
+        ``compute`` returns the value of any other node but a sum from those of its inputs.
         """
         remaining = Counter(source for node in self.nodes for source in node.inputs)
         remaining[self.output] += 1
@@ -152,12 +145,7 @@ def ann(node: Node, inputs: list[Tensor]) -> Tensor:
 
 
 def read_network(model: nn.Module, batch: Tensor, activations: Activations) -> Network:
-    """Return the network of a model as it is in evaluation, its numbers in float64.
-
-    Raises:
-        ValueError: the model is no graph, something in it cannot be converted, or it computes
-            something else than what was read.
-    """
+    """Return the network of a model as it is in evaluation, its numbers in float64."""
     check_plain_weights(model)
     kinds: tuple[type[Any], ...] = (QuantizedReLU, *activations)
     double = copy.deepcopy(model).eval().double()

@@ -54,13 +54,8 @@ def rules_of(
 ) -> dict[Node, Rule]:
     """Return the rule of every activation of a network.
 
-    Args:
-        network: of a model.
-        batch: on which the clips of activations that have none are found.
-        times: of the conversion.
-        percentile: of the activations on the batch, which is the clip.
-        by_channel: whether each channel that has 32 values on the batch or more has a clip of its
-            own; otherwise a layer has one.
+    Where an activation has no clip, it is the ``percentile`` of its values on the batch: those of a
+    layer, or ``by_channel`` of each channel that has 32 values or more.
     """
     found: dict[Node, Rule] = {}
     most = times.steps * times.burst

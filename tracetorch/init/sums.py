@@ -19,16 +19,8 @@ def with_sums(noise: Tensor, factors: Tensor, present: Tensor, wanted: Sums) -> 
     """Return ``center + scale * noise`` where a weight is present, with the sums that are wanted.
 
     The noise adds up to 0, so that the sum is that of center alone, and the equation of the squares
-    is quadratic in scale. An output without any input has weights of 0.
-
-    Args:
-        noise: ``[outputs, inputs]``.
-        factors: of the squares, of the same shape.
-        present: where there is a weight.
-        wanted: the sums.
-
-    Returns:
-        ``None`` where the sum of weights alone makes more squares than are wanted.
+    is quadratic in scale. An output without any input has weights of 0. ``None``: the sum of
+    weights alone makes more squares than are wanted.
     """
     noise, factors = noise * present, factors * present
     counts = present.sum(1, keepdim=True)
@@ -56,14 +48,7 @@ def with_sums_and_signs(noise: Tensor, factors: Tensor, wanted: Sums) -> Tensor 
 
     with E and I the sums of both parts and EE and II those of their squares: an equation that is
     quadratic in b. A row of one sign alone has the sum of squares, and what sum comes of it.
-
-    Args:
-        noise: ``[outputs, inputs]``, of the signs that weights shall have, 0 where there is none.
-        factors: of the squares, of the same shape.
-        wanted: the sums.
-
-    Returns:
-        ``None`` where no positive factors give the sums.
+    ``None``: no positive factors give the sums.
     """
     positive, negative = noise.clamp(min=0), (-noise).clamp(min=0)
     e, i = positive.sum(1), negative.sum(1)

@@ -17,11 +17,7 @@ from tracetorch.core.optional import require
 from tracetorch.metrics.accuracy import accuracy
 from tracetorch.metrics.activity import dead, firing_rate, saturated, sparsity
 from tracetorch.metrics.energy import Energy, EnergyAssumptions, energy
-from tracetorch.metrics.neurobench import (
-    activation_sparsity,
-    membrane_updates,
-    synaptic_operations,
-)
+from tracetorch.metrics.neurobench import activation_sparsity, membrane_updates, synaptic_operations
 from tracetorch.metrics.operations import SynapticOperations
 from tracetorch.metrics.profile import profile
 from tracetorch.metrics.size import connection_sparsity, footprint, parameter_count

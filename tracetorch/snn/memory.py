@@ -143,11 +143,6 @@ def attribute_of(name: str) -> str:
     return _PREFIX + name
 
 
-def attributes_of_copy(module: Any) -> dict[str, Any]:
-    """Return the attributes that a copy of a module with memory does not share with it."""
-    return {"_memories": dict(module._memories), "_memory_notes": Notes()}
-
-
 def declare(
     module: Any, name: str, shape: int | Sequence[int] | None, init: float | Tensor, learn: bool
 ) -> None:

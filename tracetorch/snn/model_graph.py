@@ -162,17 +162,10 @@ def read_model(
 ) -> ModelGraph:
     """Return the graph of one step of a model in evaluation, from rest; nothing of it changes.
 
-    Args:
-        model: any module.
-        *args: one step of its inputs, tensors or tuples of them.
-        is_leaf: whether a module is one node; all others are looked into.
-        strict: refuse what a graph does not tell: hooks, a branch that depends on data, what
-            ``forward`` keeps, reads or writes of the model's own, a memory that is no neuron's.
-        **kwargs: inputs by name.
-
-    Raises:
-        ValueError: the model is refused, or its output is none of its values. A model that cannot
-            run on these inputs raises what it raises.
+    A module for which ``is_leaf`` is true is one node; all others are looked into. With ``strict``
+    what a graph does not tell is refused: hooks, a branch that depends on data, what ``forward``
+    keeps, reads or writes of the model's own, a memory that is no neuron's. A model that cannot run
+    on these inputs raises what it raises.
     """
     modules = dict(named_modules(model))
     if strict:

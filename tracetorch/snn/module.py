@@ -258,7 +258,7 @@ class TTModule(nn.Module):
                 state = kept_for_child(detached_state(self, name, state))
             attributes[attribute] = state
         if self._memories:  # copies declare, and note, for themselves
-            attributes |= memory.attributes_of_copy(self)
+            attributes |= {"_memories": dict(self._memories), "_memory_notes": memory.Notes()}
         return attributes
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TTModule:

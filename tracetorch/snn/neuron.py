@@ -94,7 +94,6 @@ class Neuron(SequenceLayer):
         [[0.0, 1.0]]
         >>> layer.fatigue.tolist()
         [[0.0, 0.10000000149011612]]
-
     """
 
     reset_states: ClassVar[tuple[str, ...]]

@@ -211,7 +211,6 @@ class Weight:
     Example:
         >>> Weight(0.5, rank=0)
         Weight(value=0.5, rank=0, learnable=UNSET)
-
     """
 
     value: Value | Unset = UNSET
@@ -238,7 +237,6 @@ class Weight:
         Raises:
             TypeError: the value is neither a number nor a floating-point tensor.
             ValueError: the value is out of range, of another length or of a higher rank.
-
         """
         value = self.value
         if isinstance(value, Tensor):
@@ -300,7 +298,6 @@ class Decay(Weight):
     Example:
         >>> Decay(0.9, learnable=False)
         Decay(value=0.9, rank=UNSET, learnable=False, use_averaging=UNSET)
-
     """
 
     use_averaging: bool | Unset = UNSET
@@ -324,7 +321,6 @@ class Threshold(Weight):
     Example:
         >>> Threshold(0.5, rank=0)
         Threshold(value=0.5, rank=0, learnable=UNSET, surrogate=UNSET)
-
     """
 
     surrogate: SpikeFunction | Unset = UNSET

@@ -31,9 +31,6 @@ def relative_scales(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, float
     layer of ``tt.snn.connect`` only the connections that are there count, and their number. Left
     out are norms, the parameters of neurons and delays, and what PyTorch parametrizes otherwise,
     whose originals are in another unit than the weight.
-
-    Raises:
-        ValueError: a weight is lazy or on the meta device.
     """
     found: list[tuple[str, nn.Parameter, nn.Parameter]] = []  # each with the weight beside it
     lowest: dict[int, float] = {}

@@ -36,6 +36,7 @@ from tracetorch.snn.declarations import (
     assign,
     assigned_by_torch,
     completed,
+    constructor_call,
     load_bound,
     raw_of,
 )
@@ -67,8 +68,7 @@ from tracetorch.snn.parameters import (
     unbounded,
 )
 from tracetorch.snn.passes import WRITTEN, State, ambient, current_pass, in_one_commit, states_of
-from tracetorch.snn.representation import constructor_call
-from tracetorch.snn.restarts import Restarts, run_between_restarts
+from tracetorch.snn.restarts import run_between_restarts
 from tracetorch.snn.unknown_arguments import ASSIGNED, check_arguments, check_assigned
 
 StepKwargs = Callable[[int, torch.dtype], dict[str, Any]]
@@ -231,19 +231,13 @@ class SequenceLayer(TTModule):
             learnable: an ``nn.Parameter`` if true, a buffer if not.
             low: the least value that learning leads to, in (0, 1), or the least of those given or
                 loaded, if that is less; ``None`` for no bound.
-
         """
         default = Decay(DECAY.value, rank, learnable, DECAY.use_averaging)
         self._declare(name, completed(self, name, value, default), sigmoid)
         self._bound_decay(name, low)
 
     def gate(
-        self,
-        name: str,
-        value: DecaySetup = 0.5,
-        *,
-        rank: Rank = 1,
-        learnable: bool = True,
+        self, name: str, value: DecaySetup = 0.5, *, rank: Rank = 1, learnable: bool = True
     ) -> None:
         """Declare a parameter in (0, 1) that is no decay, ``sigmoid(raw_<name>)``.
 
@@ -254,7 +248,6 @@ class SequenceLayer(TTModule):
             value: a number, a tensor of rank 0 or 1, or a whole setup (a dict or a :class:`Decay`).
             rank: 0 for one value in the layer, 1 for one per neuron.
             learnable: an ``nn.Parameter`` if true, a buffer if not.
-
         """
         default = Decay(0.5, rank, learnable, DECAY.use_averaging)
         self._declare(name, completed(self, name, value, default), fraction)
@@ -282,7 +275,6 @@ class SequenceLayer(TTModule):
             spike: the argument of ``step`` that receives the spike function.
             negative: the threshold lies below zero, ``-softplus(raw_<name>)``; ``value`` is its
                 magnitude.
-
         """
         default = Threshold(
             THRESHOLD.value,
@@ -322,7 +314,6 @@ class SequenceLayer(TTModule):
 
         Raises:
             ValueError: the value is out of its bounds, or not finite.
-
         """
         default = Weight(WEIGHT.value, rank, learnable)
         is_bounded = (low, high, above) != (None, None, None)
@@ -363,7 +354,6 @@ class SequenceLayer(TTModule):
             >>> layer = Resting(2)
             >>> layer(torch.ones(1, 2)).tolist(), layer.v.tolist()
             ([[-65.0, -65.0]], [[-64.0, -64.0]])
-
         """
         if name not in type(self).states:
             raise ValueError(
@@ -478,11 +468,7 @@ class SequenceLayer(TTModule):
         self._check_has_batch(name, state.shape, len(self._state_kind.tail), label)
 
     def _check_has_batch(
-        self,
-        what: str,
-        shape: Sequence[int],
-        tail: int = 0,
-        label: Callable[[], str] | None = None,
+        self, what: str, shape: Sequence[int], tail: int = 0, label: Callable[[], str] | None = None
     ) -> None:
         """Raise where dimension 0 of a step holds neurons, and a mask seeks the batch there."""
         if not self._batch_leads and self.dim in (0, tail - len(shape)):
@@ -655,7 +641,6 @@ class SequenceLayer(TTModule):
         Args:
             ndim: number of dimensions of the tensor of one step.
             dtype: dtype of the arithmetic; raw parameters are cast to it before the constraint.
-
         """
         trailing = -self.dim - 1 if self.dim < 0 else ndim - self.dim - 1
         kwargs: dict[str, Any] = {}
@@ -765,9 +750,7 @@ class SequenceLayer(TTModule):
         self._declared.cell = None
         super().add_module(name, module)
 
-    def _raw_of(self, name: str, value: Any) -> Tensor:
-        """Return the raw tensor of a value, checked as a constructor checks it."""
-        return raw_of(self, name, value)
+    _raw_of = raw_of
 
     def __dir__(self) -> list[str]:
         """List the parameters by name too, and leave out the parts that the layer does not have."""
@@ -844,11 +827,7 @@ class SequenceLayer(TTModule):
             further.append(values[name] if name in values else getattr(self, name)(x))
         return tuple(further)
 
-    def _restarted(
-        self, x: Tensor, record: tuple[str, ...], reset: Restarts, further: tuple[Tensor, ...]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run a sequence in which samples start anew before some steps."""
-        return run_between_restarts(self, x, record, reset, further)
+    _restarted = run_between_restarts
 
     def forward_step(self, x: Tensor) -> Tensor:
         """Run one time step."""

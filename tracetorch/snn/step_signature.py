@@ -91,15 +91,11 @@ def _check(layer: SequenceLayer, kind: Any) -> None:
             "name them alike, in one order."
         )
     if taken != states:
+        static = inspect.getattr_static(kind, "step")
+        lacks = inspect.isfunction(static) and next(iter(inspect.signature(static).parameters), "")
         raise ValueError(
             f"{label}.states is {states}, but {label}.step takes {taken} after {inputs[-1]}. "
             "It receives the states by position: name them alike, in one order."
             + " Without a self it needs @staticmethod above it."
-            * _lacks_static(kind, inputs)
+            * (lacks in inputs)
         )
-
-
-def _lacks_static(kind: type, inputs: tuple[str, ...]) -> bool:
-    """Whether ``step`` takes the inputs first, and its class would give it the layer for them."""
-    step = inspect.getattr_static(kind, "step")
-    return inspect.isfunction(step) and next(iter(inspect.signature(step).parameters), "") in inputs

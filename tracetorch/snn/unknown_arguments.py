@@ -58,16 +58,7 @@ _NOTES = {
 
 
 def check_arguments(cls: type, kwargs: Mapping[str, object]) -> None:
-    """Raise ``TypeError`` for arguments that the constructor of ``cls`` does not have.
-
-    Example:
-        >>> check_arguments(LIF, {"threshold": 1.0})
-        Traceback (most recent call last):
-        ...
-        TypeError: LIF has no argument 'threshold'; here it is pos_threshold. It takes num_neurons,
-        beta, pos_threshold, dim, beta_rank, pos_threshold_rank, beta_ema, learn_beta,
-        learn_pos_threshold, surrogate_derivative, reset, detach_reset.
-    """
+    """Raise ``TypeError`` for arguments that the constructor of ``cls`` does not have."""
     # a decorator of __init__ may take more than what it wraps
     signature = inspect.signature(cls.__init__, follow_wrapped=False)  # type: ignore[misc]
     parameters = list(signature.parameters.values())[1:]
@@ -84,12 +75,6 @@ def check_assigned(layer: object, name: str, own: Collection[str]) -> None:
     """Raise ``AttributeError`` where an assignment to a layer of this package would do nothing.
 
     A class of the user's may have attributes of any name.
-
-    Example:
-        >>> check_assigned(LIF(1), "threshold", ("beta", "pos_threshold"))
-        Traceback (most recent call last):
-        ...
-        AttributeError: LIF has no attribute 'threshold' to assign; here it is pos_threshold.
     """
     kind = type(layer)
     names = [each for each in _ATTRIBUTES.get(name, _NAMES.get(name, ())) if each in own]

@@ -53,17 +53,12 @@ class IntegerRecipe(Recipe):
     """Settings of a training whose network becomes one of integers, for Xylo.
 
     Floats are trained first; then ``tt.quantize.prepare`` makes integers of them, through which
-    they are trained on; ``tt.quantize.convert`` keeps the integers.
-
-    Args:
-        epochs, lr, calibrate: of the training in floats, as in :class:`Recipe`.
-        batch_size, label_smoothing, weight_decay, seed: of both, as there.
-        integer_epochs: passes through the integers.
-        integer_lr: highest learning rate in these.
+    they are trained on; ``tt.quantize.convert`` keeps the integers. ``epochs``, ``lr`` and
+    ``calibrate`` are of the training in floats, all else of both.
     """
 
-    integer_epochs: int = 10
-    integer_lr: float = 8e-3
+    integer_epochs: int = 10  # passes through the integers
+    integer_lr: float = 8e-3  # highest learning rate in these
 
 
 @dataclass(frozen=True)
