@@ -30,30 +30,6 @@ def states_of_parts(parameters: Container[str]) -> tuple[str, ...]:
     return ("mem", *synapse, *recurrence)
 
 
-def setups_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of ``LeakyIntegrator`` that those of a wrapper mean, by their grammar.
-
-    ``beta``, ``beta_rank``, ``learn_beta`` and ``beta_ema`` are ``beta_setup``. A readout has no
-    ``beta_ema``: it averages. A threshold comes with its spike function.
-    """
-    alike = ("num_neurons", "dim", "reset", "detach_reset")
-    found = {name: arguments[name] for name in alike if name in arguments}
-    for name, value in arguments.items():
-        if f"learn_{name}" not in arguments:
-            continue
-        rank, learns = arguments[f"{name}_rank"], arguments[f"learn_{name}"]
-        if name in ("alpha", "beta", "gamma"):
-            setup: Weight = Decay(value, rank, learns, arguments.get(f"{name}_ema", True))
-        elif name in ("pos_threshold", "neg_threshold"):
-            own = f"{name[:4]}surrogate_derivative"
-            spike = arguments[own if own in arguments else "surrogate_derivative"]
-            setup = Threshold(value, rank, learns, spike)
-        else:
-            setup = Weight(value, rank, learns)
-        found[f"{name}_setup"] = setup
-    return found
-
-
 class LeakyIntegrator(Neuron):
     """The neuron that all twelve layers are: a leaky membrane and the parts you give it.
 
@@ -103,6 +79,7 @@ class LeakyIntegrator(Neuron):
         tensor([[0.5000, 0.5000, 1.5000]], grad_fn=<_IdentityNodeBackward>)
         >>> layer.syn is None
         True
+
     """
 
     states: ClassVar[tuple[str, ...]] = ("mem", "syn", "rec", "prev_output")
