@@ -22,6 +22,7 @@ from torch import Tensor
 
 from tracetorch.core.checks import check_count, check_flag, check_integer
 from tracetorch.core.docstrings import SharedDescriptions
+from tracetorch.core.torch_private import constant_in_compile
 from tracetorch.integers.loading import KnownSettings, Settings, off_range
 from tracetorch.integers.width import check_between, limits
 
@@ -71,7 +72,7 @@ def check_holds_integers(x: Tensor) -> None:
         raise TypeError(f"expected an input of float32 or float64, got {x.dtype}: x.float().")
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_in_compile
 def rounds_factors(device: str) -> bool:
     """Whether PyTorch may round the factors of products of float32 on a kind of device."""
     of: Any = torch.backends
