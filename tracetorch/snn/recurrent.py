@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from tracetorch.core.hooks import call_is_forward
 from tracetorch.core.walk import named_modules
-from tracetorch.fuse.dispatch.recurrence import run_recurrence
+from tracetorch.fuse.dispatch.recurrence import run_recurrence, run_sparse_recurrence
+from tracetorch.fuse.runtime.sparse_recurrence import chunks_of
 from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.delay import DelayedLinear, SynapticDelays
 from tracetorch.snn.memory import checked_shape
@@ -222,32 +223,44 @@ class Recurrent(SequenceLayer):
             or torch.is_autocast_enabled(x.device.type)
         ):
             return None
-        weight: Tensor = linear.weight
-        bias: Tensor | None = linear.bias
         dtype = self._check_input(x, sequence=True)
+        is_sparse = isinstance(linear, SparseLinear)
+        weight: Tensor = linear.edge_weight(dtype) if is_sparse else linear.weight
+        bias: Tensor | None = linear.bias
+        sizes = weight.shape if not is_sparse else (linear.out_features, linear.in_features)
         if (
             self.dim not in (-1, x.ndim - 2)
             or x.numel() == 0
-            or weight.shape != (self.num_neurons, self.num_neurons)
+            or sizes != (self.num_neurons, self.num_neurons)
             or any(tensor.dtype != dtype for tensor in (x, weight))
             or (bias is not None and bias.dtype != dtype)
             or any(t.device != x.device for t in (weight, bias) if t is not None)
         ):
             return None
         first = cast(Tensor, self._states_for(x, dtype, sequence=True)[0]).unsqueeze(0)
-        if isinstance(connection, DelayedLinear):
+        has_past = isinstance(connection, DelayedLinear | SparseLinear) and connection.max_delay
+        if has_past:
             connection._check_input(x, sequence=True)
             past = cast(Tensor, connection._states_for(x, dtype, sequence=True)[0])
             first = torch.cat([past.movedim(-1, 0), first])
+        if isinstance(connection, DelayedLinear):
             weight = connection.kernel_of(dtype)
         neuron._check_input(x, sequence=True)
         states = neuron._states_for(x, dtype, sequence=True)
         kwargs = neuron.step_kwargs(x.ndim - 1, dtype)
-        results = run_recurrence(neuron.cell, x, first, weight, bias, states, kwargs)
+        if isinstance(linear, SparseLinear):
+            size = x[0].numel() // self.num_neurons
+            chunks = chunks_of(self.num_neurons, size)
+            results = run_sparse_recurrence(
+                neuron.cell, x, first, (weight, bias), states, kwargs,
+                lambda: linear.edges_by_chunk(*chunks),
+            )
+        else:
+            results = run_recurrence(neuron.cell, x, first, weight, bias, states, kwargs)
         if results is None:
             return None
         output, last, ends = results
-        if isinstance(connection, DelayedLinear):
+        if has_past:
             before = output[:-1]
             is_long = len(before) >= connection.max_delay
             connection.keep_inputs(before if is_long else torch.cat([first, before]))
@@ -291,8 +304,10 @@ def _last_of(module: nn.Module) -> SequenceLayer | None:
     return module if is_last else None  # type: ignore[return-value]
 
 
-def _linear_of(connection: nn.Module) -> nn.Linear | None:
+def _linear_of(connection: nn.Module) -> nn.Linear | SparseLinear | None:
     """Return the layer of weight and bias, where a compiled loop computes what a call would."""
+    if isinstance(connection, SparseLinear):
+        return connection if connection.computes_as_its_class else None
     if isinstance(connection, DelayedLinear):
         return connection.linear if connection.computes_as_its_class else None
     if plain_class(connection) is not nn.Linear or nn.Linear.forward is not _LINEAR_FORWARD:

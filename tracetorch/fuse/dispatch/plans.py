@@ -222,18 +222,19 @@ def recurrent_plan_for(
     first: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    along_edges: Tensor | None = None,
 ) -> RecurrentPlan | None:
     """Return the plan that runs a cell over ``x`` with its output fed back through matrices.
 
-    The arguments are those of ``run_recurrence``; ``None``: it runs step by step, for there is no
-    kernel for the device or the step.
+    The arguments are those of ``run_recurrence``, and the weight of what is no matrix; ``None``: it
+    runs step by step, for there is no kernel for the device or the step.
 
     Raises:
         RuntimeError: the backend requested by name cannot.
     """
     if len(cell.inputs) > 1:
         return None  # the kernels feed the output back to the only input
-    needs = _gradient_needs(cell, (x,), (*states, first, weight, bias), kwargs)
+    needs = _gradient_needs(cell, (x,), (*states, first, weight, bias, along_edges), kwargs)
     # what goes back to the outputs goes through the gradient of the input, whoever wants that
     needs = needs._replace(differentiated=("x",) if needs.has_backward else ())
     kind = LearningPlan if needs.has_backward and weight.requires_grad else RecurrentPlan

@@ -56,6 +56,16 @@ class Program:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @cached_property
+    def is_binary(self) -> bool:
+        """Whether every output is 0 or 1, by the operation that makes it: a spike."""
+        output = self.graph.outputs["output"]
+        made = {line.name: line for line in self.graph.lines}
+        if not isinstance(output, str) or output not in made:
+            return output in (0.0, 1.0)
+        line = made[output]
+        return line.op == "float" or (line.op == "where" and {*line.args[1:]} <= {0.0, 1.0})
+
+    @cached_property
     def forward(self) -> Graph:
         """Graph of the output and the next states."""
         return self.graph.select(["output", *(f"next_{name}" for name in self.states)])
