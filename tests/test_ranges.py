@@ -30,7 +30,6 @@ WORDS = re.compile(
     r"\b(positive|negative|above|below|at least|at most|between|finite)\b|\bin [\[(]"
 )
 # words that are no range of the argument
-# words that are no range of the argument
 PROSE = re.compile(
     r"equations above|mV above|``\"uniform\"`` in \(0, 1\)|below zero|``[ab]`` in|just below it"
 )
@@ -68,10 +67,13 @@ WRITTEN: dict[tuple[str, str], tuple[Values, Values]] = {
     ("Delay", "delay"): ([0.0, 4.0], [-0.5, 4.5]),
     ("DelayedLinear", "delay"): ([0.0, 4.0], [-0.5, 4.5]),
     ("DelayedConv1d", "delay"): ([0.0, 4.0], [-0.5, 4.5]),
-    ("in_degree_mask", "degree"): ([0, 3], [-1, 4, 1.5]),
-    ("distance_mask", "kernel"): (
-        [torch.zeros_like, torch.ones_like],
-        [lambda d: 1 + d, torch.sum],
+    ("SparseLinear", "delay"): ([0, 4], [-1, 0.5]),
+    **dict.fromkeys(
+        [("in_degree_mask", "degree"), ("in_degree_edges", "degree")], ([0, 3], [-1, 4, 1.5])
+    ),
+    **dict.fromkeys(
+        [("distance_mask", "kernel"), ("distance_edges", "kernel")],
+        ([torch.zeros_like, torch.ones_like], [lambda d: 1 + d, torch.sum]),
     ),
 }
 # arguments that a call needs besides the one that is tried
@@ -84,6 +86,19 @@ OTHERS: dict[str, dict[str, Any]] = {
     "random_mask": {"outputs": 3, "inputs": 3},
     "in_degree_mask": {"outputs": 2, "inputs": 3},
     "distance_mask": {"outputs": torch.rand(3, 2), "inputs": torch.rand(4, 2)},
+    "random_edges": {"outputs": 3, "inputs": 3},
+    "in_degree_edges": {"outputs": 2, "inputs": 3},
+    "distance_edges": {
+        "outputs": torch.rand(3, 2),
+        "inputs": torch.rand(4, 2),
+        "kernel": torch.ones_like,
+        "radius": 2.0,
+    },
+    "SparseLinear": {
+        "in_features": 3,
+        "out_features": 2,
+        "edges": torch.zeros(2, 4, dtype=torch.long),
+    },
     **{name: {} for name in functional.__all__},
 }
 # a trace that never decays has the decay 1

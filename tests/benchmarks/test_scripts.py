@@ -1,8 +1,10 @@
 """Scripts of the benchmarks print what they measure."""
 
+from pathlib import Path
+
 import pytest
 
-from benchmarks import online_digits, online_memory, quantised_accuracy
+from benchmarks import online_digits, online_memory, quantised_accuracy, sparse_linear
 
 
 @pytest.mark.slow
@@ -41,3 +43,13 @@ def test_a_line_is_printed_for_each_target(capsys):
     sizes = [int(row[5].replace(",", "")) for row in cells]
     assert all(3 * size < 2 * sizes[0] for size in sizes[1:])
     assert all(float(row[3].split(" ")[0]) > 30 for row in cells)  # of 9 classes
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+def test_sparse_layers_are_measured(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    sparse_linear.main(["--quick", "--plot", str(tmp_path / "growth.png")])
+    found = capsys.readouterr().out
+    assert found.count("ms a training step") == 3
+    assert found.count("weights' gradient") == 4
+    assert "bytes an edge" in found
+    assert (tmp_path / "growth.png").stat().st_size > 1000

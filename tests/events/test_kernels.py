@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from tests.events.cases import events, results
 from tests.fuse.kernels import lesser_machine
 from tracetorch.fuse.runtime import machine_code, threefry, written_kernels
+from tracetorch.snn import SparseLinear
+from tracetorch.unrolling import unroll
 
 
 def linear() -> tuple[nn.Module, Tensor]:
@@ -41,6 +43,23 @@ def test_products_do_not_depend_on_the_processor(make, dtype, tmp_path, monkeypa
     assert any(path.suffix == ".o" for path in tmp_path.iterdir())
     assert len(found) == 4
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("delay", [None, torch.arange(900) % 4])
+def test_sums_over_edges_do_not_depend_on_the_processor(dtype, delay, tmp_path, monkeypatch):
+    edges = torch.stack([torch.arange(900) * 7 % 50, torch.arange(900) * 11 % 44])
+    layer = SparseLinear(50, 44, edges, delay=delay).to(dtype)
+    x = events(9, 3, 50, density=0.2, weighted=True).to(dtype).requires_grad_()
+
+    def found():
+        y = unroll(layer, x, from_rest=True)
+        return [y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])]
+
+    expected = found()
+    compile_for_less(tmp_path, monkeypatch)
+    torch.testing.assert_close(found(), expected, rtol=0, atol=0)
+    assert len([path for path in tmp_path.iterdir() if path.suffix == ".o"]) == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -94,7 +94,9 @@ def counted_by_call(module: nn.Module, *, masked: bool) -> bool:
     Those of a ``forward`` of another class than PyTorch's are counted as they run, except where a
     mask must be followed.
     """
-    if isinstance(module, SynapticDelays | SparseLinear) or (masked and isinstance(module, WEIGHTED)):
+    if isinstance(module, SynapticDelays | SparseLinear) or (
+        masked and isinstance(module, WEIGHTED)
+    ):
         return True
     base: Any = next((base for base in WEIGHTED if isinstance(module, base)), None)
     if base is None or "forward" in vars(module):

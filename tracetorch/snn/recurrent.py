@@ -252,7 +252,12 @@ class Recurrent(SequenceLayer):
             size = x[0].numel() // self.num_neurons
             chunks = chunks_of(self.num_neurons, size)
             results = run_sparse_recurrence(
-                neuron.cell, x, first, (weight, bias), states, kwargs,
+                neuron.cell,
+                x,
+                first,
+                (weight, bias),
+                states,
+                kwargs,
                 lambda: linear.edges_by_chunk(*chunks),
             )
         else:
@@ -295,7 +300,8 @@ _LINEAR_FORWARD = nn.Linear.forward
 def _last_of(module: nn.Module) -> SequenceLayer | None:
     """Return the neuron layer whose output is that of a chain, if it keeps the shape of its input.
 
-    Sparse linear layers and those with delays are no such layers: they may give more or less than they are given.
+    Linear layers with delays, or of edges, are no such layers: they may give more or less than they
+    are given.
     """
     while type(module) is nn.Sequential and len(module):
         module = module[-1]

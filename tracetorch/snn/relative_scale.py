@@ -23,14 +23,14 @@ NORMS = (BatchNormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 def relative_scales(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, float]]:
     """Yield path, parameter and ratio of its RMS to the RMS of PyTorch's default start.
 
-    Weights are parameters of rank 2 and more, and those of edges. A bias, a parameter of rank 1 beside a ``weight``,
-    has the ratio of that weight, for both add up in the same unit. The ratio of a weight of zeros
-    is 1, that of a weight that is not finite is not finite; else it is at least 0.1, so that a
-    weight that starts near zero learns. A parameter that several modules share is found once, under
-    its first path, with the lowest of the ratios that it has in each. Of a layer of
-    ``tt.snn.connect`` only the connections that are there count, and their number. Left out are
-    norms, the parameters of neurons and delays, and what PyTorch parametrizes otherwise, whose
-    originals are in another unit than the weight.
+    Weights are parameters of rank 2 and more, and those of edges. A bias, a parameter of rank 1
+    beside a ``weight``, has the ratio of that weight, for both add up in the same unit. The ratio
+    of a weight of zeros is 1, that of a weight that is not finite is not finite; else it is at
+    least 0.1, so that a weight that starts near zero learns. A parameter that several modules share
+    is found once, under its first path, with the lowest of the ratios that it has in each. Of a
+    layer of ``tt.snn.connect`` only the connections that are there count, and their number. Left
+    out are norms, the parameters of neurons and delays, and what PyTorch parametrizes otherwise,
+    whose originals are in another unit than the weight.
 
     Raises:
         ValueError: a weight is lazy or on the meta device.

@@ -26,7 +26,12 @@ from tracetorch.snn.passes import current_pass
 from tracetorch.snn.restarts import Restarts
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.sparse import sources
-from tracetorch.snn.sparse.plan import Plan, check_range, edges_by_chunk, sorted_by_source
+from tracetorch.snn.sparse.edge_plan import (
+    EdgePlan,
+    check_range,
+    edges_by_chunk,
+    sorted_by_source,
+)
 from tracetorch.snn.sparse.product import Wiring, product
 
 _MOST = 2**31  # an index has 32 bits
@@ -158,7 +163,7 @@ class SparseLinear(SequenceLayer):
     ) -> None:
         """Make weight and bias, as given or drawn."""
         count, targets = edges.shape[1], edges[1]
-        degrees = torch.bincount(targets, minlength=self.out_features)
+        degrees = _counts(targets, self.out_features)
         bounds = degrees.clamp(min=1).to(torch.get_default_dtype()).rsqrt_()
         if group is not None:
             given = isinstance(weight, Tensor) and weight.ndim == 1
@@ -197,10 +202,10 @@ class SparseLinear(SequenceLayer):
             ValueError: it is no matrix, or as the constructor.
 
         Example:
-            >>> matrix = torch.tensor([[0.0, 2.0], [3.0, 0.0]]).to_sparse_csc()
+            >>> matrix = torch.tensor([[0.0, 2.0], [3.0, 0.0]]).to_sparse()
             >>> layer = SparseLinear.from_matrix(matrix, bias=False)
             >>> layer.edges.tolist(), layer.weight.tolist()
-            ([[0, 1], [1, 0]], [3.0, 2.0])
+            ([[1, 0], [0, 1]], [2.0, 3.0])
         """
         named = sources.options_without(options, "edges", "weight", "group")
         return cls(*sources.from_matrix(matrix), **named)
@@ -235,7 +240,8 @@ class SparseLinear(SequenceLayer):
             ValueError: there is no such column, or as the constructor.
 
         Example:
-            >>> table = {"pre": np.array([0, 0]), "post": np.array([1, 2]), "w": np.array([3, 4])}
+            >>> columns = torch.tensor([[0, 0], [1, 2], [3, 4]])
+            >>> table = dict(zip(("pre", "post", "w"), columns))
             >>> SparseLinear.from_table(table, 1, 3, source="pre", target="post", weight="w")
             SparseLinear(1, out_features=3, edges=Tensor[2, 2], weight=Tensor[2])
         """
@@ -279,7 +285,7 @@ class SparseLinear(SequenceLayer):
         return self.states if self.max_delay else ()
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> EdgePlan:
         """The edges sorted by source, checked: what a product by events reads.
 
         Raises:
@@ -298,14 +304,14 @@ class SparseLinear(SequenceLayer):
                 raise ValueError(f"{self._label()} cannot run: {problem}.")
             known = key, sorted_by_source(edges, delays, self.in_features)
             self.__dict__["_known_plan"] = known
-        plan: Plan = known[1]
+        plan: EdgePlan = known[1]
         return plan
 
     def edges_by_chunk(self, chunks: int, per_chunk: int) -> Edges:
         """Return the edges sorted by source and then by chunk of targets, as a loop reads them."""
         plan = self.plan
         known = self.__dict__.get("_known_edges")
-        if known is None or known[0] is not plan or known[1].chunks != chunks:
+        if known is None or known[0] is not plan or known[1][4:6] != (chunks, per_chunk):
             found = edges_by_chunk(plan, self.delay, chunks, per_chunk)
             known = self.__dict__["_known_edges"] = plan, found
         edges: Edges = known[1]
@@ -351,7 +357,7 @@ class SparseLinear(SequenceLayer):
 
     def default_rms(self) -> float:
         """Return the root mean square of the weights that the constructor draws."""
-        degrees = torch.bincount(self.edges[1], minlength=self.out_features)
+        degrees = _counts(self.edges[1], self.out_features)
         return _mean_bound(degrees) / math.sqrt(3)
 
     def hold_weight(self, dtype: torch.dtype) -> None:
@@ -555,6 +561,13 @@ def _is_same(one: object, other: object) -> bool:
     return one is other or (isinstance(one, int) and one == other)
 
 
+def _counts(targets: Tensor, outputs: int) -> Tensor:
+    """Return the number of edges to each target; without values none is known."""
+    if targets.is_meta:
+        return targets.new_zeros(outputs)
+    return torch.bincount(targets, minlength=outputs)
+
+
 def _mean_bound(degrees: Tensor) -> float:
     """Return the root mean square, over edges, of one over the root of the edges to its target."""
     return math.sqrt(int((degrees > 0).sum()) / max(1, int(degrees.sum())))
@@ -591,7 +604,9 @@ def _delay_problem(delay: Tensor | None, largest: int) -> str | None:
         return f"it was built with delay={largest}, and has {high} now. Build another layer"
     if low < 0 or high > largest:
         bad = low if low < 0 else high
-        return f"its delays lie between 0 and {largest}, the largest that it was built with, got {bad}"
+        return (
+            f"its delays lie between 0 and {largest}, the largest that it was built with, got {bad}"
+        )
     return None
 
 
@@ -609,7 +624,7 @@ def _group_problem(group: Tensor, count: int) -> str | None:
     if group.numel() == 0:
         return None
     low, high = (int(found) for found in torch.aminmax(group))
-    if 0 <= low and high < count:
+    if low >= 0 and high < count:
         return None
     return f"group must be 0 to {count - 1}, one below the number of weights, got {low} to {high}"
 

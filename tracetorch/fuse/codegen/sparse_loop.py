@@ -224,7 +224,9 @@ def _forward(k: TaskWriter, real: str, delayed: bool) -> None:
                 with k.loop(begin, end) as time:
                     slot = time.index % loop["ring"]
                     fed = ring.at((where.sample * loop["ring"] + slot) * size + low)
-                    source = given + (time.index * given_step + where.sample * given_row + low) * item
+                    source = (
+                        given + (time.index * given_step + where.sample * given_row + low) * item
+                    )
                     target = loop.pointer(x).at((time.index - begin) * step)
                     _fill(loop, count, (fed, bias.at(low), target), (given, source))
                 more = {input_place: x, input_place + 1: step, output_place: out}
@@ -319,7 +321,9 @@ def _backward(k: TaskWriter, real: str, delayed: bool) -> None:
                 source = given + (time.index * given_step + where.sample * given_row + low) * item
                 tail = last_grads + (where.sample * size + low) * item
                 line = own.at(place)
-                _incoming(loop, count, line, (given, source), (last_grads, tail, time.index.equals(final)))
+                _incoming(
+                    loop, count, line, (given, source), (last_grads, tail, time.index.equals(final))
+                )
                 with loop.blocks(count) as (lane, left):
                     some = reached.at(place).some(lane, left, LANES).differs(0.0)
                     mask = k.convert("zext", k.convert("bitcast", some, "i16"), WORD)

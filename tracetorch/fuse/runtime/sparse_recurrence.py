@@ -35,8 +35,12 @@ from tracetorch.fuse.runtime.written_kernels import run_written
 
 _MOST_STEPS = 32  # of a window, so that what a tile is given stays in a core's cache
 _CHUNKS = 8  # of a sample, where there are few: enough to share out among threads
-_SEGMENT_VALUES = 1 << 24  # of what a segment computes again, if it may be longer than the root of T
-_PAIRS = 1 << 22  # edges and samples at a time, in the gradient of the outputs before the first step
+_SEGMENT_VALUES = (
+    1 << 24
+)  # of what a segment computes again, if it may be longer than the root of T
+_PAIRS = (
+    1 << 22
+)  # edges and samples at a time, in the gradient of the outputs before the first step
 
 
 class Edges(NamedTuple):
@@ -414,7 +418,9 @@ def backward(
             cotangents[i] = grad.reshape(size)
     last = None if g_last is None else g_last.reshape(size).contiguous()
     tiles = -(-loop.neurons // TILE)
-    sums = torch.zeros(loop.samples, tiles, max(1, len(loop.plan.trained)) * TILE, dtype=torch.float64)
+    sums = torch.zeros(
+        loop.samples, tiles, max(1, len(loop.plan.trained)) * TILE, dtype=torch.float64
+    )
     d_x = large_empty((loop.steps, *size), dtype) if wanted.x else None
     d_bias = torch.zeros(loop.neurons, dtype=dtype) if wanted.bias else None
     d_weight = large_empty((len(loop.weight),), dtype).zero_() if wanted.weight else None

@@ -1,4 +1,4 @@
-"""Run kernels that are written with a ``TaskWriter``, products with events, and no neuron's step."""
+"""Run kernels that are written with a ``TaskWriter`` by hand: ``run_written``."""
 
 from __future__ import annotations
 

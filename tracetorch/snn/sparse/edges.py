@@ -54,7 +54,10 @@ def random_edges(
     """
     check_sizes(outputs, inputs, self_connections)
     if inputs * outputs >= 2**53:
-        raise ValueError(f"{inputs} inputs have fewer than 2**53 pairs with outputs, got {outputs}.")
+        raise ValueError(
+            f"fewer than 2**53 pairs can be drawn from, got {inputs} inputs and {outputs} outputs. "
+            "Draw parts, and join them by torch.cat."
+        )
     places = _drawn_places(inputs * outputs, check_share("probability", probability), generator)
     sources = places // outputs
     edges = torch.stack([sources, places - sources * outputs])
@@ -125,7 +128,7 @@ def distance_edges(
         inputs: positions of those before it, ``[inputs, D]``.
         kernel: a function of distances ``[n]``, in the unit of the positions, that returns
             probabilities in [0, 1]: ``lambda d: torch.exp(-d / 0.2)``.
-        radius: the length above which there is no edge.
+        radius: positive; no edge is longer.
         self_connections: ``False``: none from a neuron to itself, in a recurrent connection.
         generator: source of the random numbers; PyTorch's own where it is ``None``.
 
@@ -287,9 +290,7 @@ def _probabilities(kernel: Callable[[Tensor], Tensor], length: Tensor) -> Tensor
     return probability
 
 
-def _near_pairs(
-    inputs: Tensor, outputs: Tensor, radius: float
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _near_pairs(inputs: Tensor, outputs: Tensor, radius: float) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield pairs of a source and a target in cells of a grid that touch, each pair once."""
     inputs, outputs = inputs[:, :_GRID], outputs[:, :_GRID]
     dims = inputs.shape[1]

@@ -105,8 +105,9 @@ def _sparse_by_weight(k: TaskWriter, real: str, delayed: bool) -> None:
 def _sparse_by_input(k: TaskWriter, real: str, delayed: bool) -> None:
     """Write the gradient of some times of a sample: all of them at once, by edge.
 
-    Weights are sorted as the edges are, for every one is read. The gradients of the outputs are copied to ``table``, in which those of one output at the steps
-    that these times reach are neighbours.
+    Weights are sorted as the edges are, for every one is read. The gradients of the outputs are
+    copied to ``table``, in which those of one output at the steps that these times reach are
+    neighbours.
     """
     steps, samples, reach, inputs, outputs = k.integers(5)
     grads, weight, window = k.array(real), k.array(real), k.array(real)

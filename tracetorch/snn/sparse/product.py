@@ -23,8 +23,8 @@ from tracetorch.fuse.runtime.allocation import large_empty
 from tracetorch.fuse.runtime.machine_code import unavailable_reason
 from tracetorch.fuse.runtime.written_kernels import run_written, shared_out
 from tracetorch.snn.sparse import kernels
+from tracetorch.snn.sparse.edge_plan import EdgePlan
 from tracetorch.snn.sparse.kernels import LANES
-from tracetorch.snn.sparse.plan import Plan
 
 _VALUES = 1 << 23  # of a chunk, where PyTorch's operations hold one for every edge and row
 _LEAST_STEPS = 8  # of a task, which reads ``reach`` more
@@ -32,7 +32,7 @@ _PLAIN = (torch.float32, torch.float64)
 
 
 class Wiring(NamedTuple):
-    """What a product is along: edges, their delays, and sizes."""
+    """Edges of a product, their delays, and how many inputs and outputs there are."""
 
     edges: Tensor
     """``[2, E]``, sources and targets."""
@@ -42,7 +42,7 @@ class Wiring(NamedTuple):
     """The largest delay."""
     inputs: int
     outputs: int
-    plan: Callable[[], Plan]
+    plan: Callable[[], EdgePlan]
     """Returns the edges by source."""
 
 
@@ -154,7 +154,9 @@ def _lists(wiring: Wiring) -> tuple[str, str, tuple[Tensor, ...]]:
     """Return the end of a kernel's name, the letters of its lists, and these."""
     plan = wiring.plan()
     lists = (plan.starts, plan.order, plan.targets)
-    return ("", "lnn", lists) if plan.delays is None else ("_delayed", "lnnn", (*lists, plan.delays))
+    return (
+        ("", "lnn", lists) if plan.delays is None else ("_delayed", "lnnn", (*lists, plan.delays))
+    )
 
 
 def _forward(wiring: Wiring, window: Tensor, weight: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ _COLUMNS = {torch.sparse_csr, torch.sparse_csc}
 
 
 class Given(NamedTuple):
-    """What a sparse layer is made of."""
+    """Sizes, edges and weights of a sparse layer."""
 
     in_features: int
     out_features: int
@@ -61,7 +61,9 @@ def from_matrix(matrix: Any) -> Given:
     return Given(int(shape[1]), int(shape[0]), edges, weight)
 
 
-def from_table(table: Any, source: str, target: str, weight: str | None) -> tuple[Tensor, Tensor | None]:
+def from_table(
+    table: Any, source: str, target: str, weight: str | None
+) -> tuple[Tensor, Tensor | None]:
     """Return edges and weights from columns of a table, a pandas ``DataFrame`` say."""
     edges = torch.stack([column(table, source), column(table, target)])
     return edges, None if weight is None else _floats(_values(table, weight))
@@ -104,7 +106,7 @@ def from_linear(linear: nn.Module) -> tuple[Given, Tensor | None]:
         raise TypeError(
             f"from_linear takes an nn.Linear, plain or connected, got {type(linear).__name__}."
         )
-    weight, rule = linear.weight.detach(), connectivity(linear)
+    weight, rule = cast(Tensor, linear.weight).detach(), connectivity(linear)
     mask = weight != 0 if rule is None or rule.mask is None else rule.mask
     edges = mask.t().nonzero().t()
     signs = None if rule is None or rule.signs is None else rule.signs.flatten()

@@ -1,4 +1,4 @@
-"""``Plan``: the edges of a sparse layer by source, as products by events read them."""
+"""``EdgePlan``: the edges of a sparse layer by source, as products by events read them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from tracetorch.fuse.runtime.sparse_recurrence import Edges
 
 
-class Plan(NamedTuple):
+class EdgePlan(NamedTuple):
     """Edges sorted by source; those of one source stay in the order in which they were given.
 
     ``starts[source]`` is where the edges of a source begin in the other lists, and
@@ -29,7 +29,7 @@ class Plan(NamedTuple):
     """Whether they were given so, and ``order`` counts up."""
 
 
-def sorted_by_source(edges: Tensor, delays: Tensor | None, inputs: int) -> Plan:
+def sorted_by_source(edges: Tensor, delays: Tensor | None, inputs: int) -> EdgePlan:
     """Return the plan of edges ``[2, E]`` that are in range.
 
     Args:
@@ -43,13 +43,13 @@ def sorted_by_source(edges: Tensor, delays: Tensor | None, inputs: int) -> Plan:
     short = torch.int32
     if bool((sources[1:] >= sources[:-1]).all()):
         order = torch.arange(edges.shape[1], dtype=short, device=edges.device)
-        return Plan(order, starts, targets.to(short).contiguous(), _short(delays), True)
+        return EdgePlan(order, starts, targets.to(short).contiguous(), _short(delays), True)
     order = sources.argsort(stable=True).to(short)
     by_source = targets.index_select(0, order).to(short)
-    return Plan(order, starts, by_source, _short(delays, order), False)
+    return EdgePlan(order, starts, by_source, _short(delays, order), False)
 
 
-def edges_by_chunk(plan: Plan, delay: Tensor | None, chunks: int, per_chunk: int) -> Edges:
+def edges_by_chunk(plan: EdgePlan, delay: Tensor | None, chunks: int, per_chunk: int) -> Edges:
     """Return the edges of each source sorted by the chunk of the target, as a loop reads them.
 
     Those to one target stay in their order, so that its sums do.
