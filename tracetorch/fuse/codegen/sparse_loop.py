@@ -1,4 +1,4 @@
-"""Run neurons in a loop along a list of edges, in LLVM IR: all steps, by events, on several threads.
+"""Run neurons in a loop along a list of edges, in LLVM IR: all steps, by events, on threads.
 
 A *window* is as many steps as pass before a spike reaches any neuron: within one no neuron knows of
 another. The neurons of a sample are *chunks* of as many lanes, and a task is a chunk in one window.
@@ -19,7 +19,7 @@ those of a source to a chunk begin at ``starts[source * chunks + chunk]``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -84,10 +84,10 @@ class _Loop:
     def _wait(self, done: Array, needed: Value) -> None:
         k = self.k
 
-        def goes_on(carried: list[Value]) -> Value:
+        def goes_on(carried: Sequence[Value]) -> Value:
             return k.value(f"load atomic i64, {done.pointer} acquire, align 8", WORD) < needed
 
-        with k.repeat(goes_on, k.literal(0, WORD)) as spin:  # type: ignore[arg-type]
+        with k.repeat(goes_on, k.literal(0, WORD)) as spin:
             (count,) = spin.carried
             yields = (count % _SPINS).equals(_SPINS - 1) & self.size["wait"].differs(0)
             with k.when(yields):
@@ -200,6 +200,7 @@ def _forward(k: TaskWriter, real: str, delayed: bool) -> None:
     delays = k.array("i32") if delayed else None
     ring, bias = k.array(real), k.array(real)
     given, given_step, given_row = k.integers(3)
+    incoming = _Incoming(k, real)
     kept, dense, output_place, input_place = k.integers(4)
     bits = k.array("i16")
     neurons = Kernel(loop)
@@ -229,6 +230,8 @@ def _forward(k: TaskWriter, real: str, delayed: bool) -> None:
                     )
                     target = loop.pointer(x).at((time.index - begin) * step)
                     _fill(loop, count, (fed, bias.at(low), target), (given, source))
+                    row = time.index * loop["samples"] + where.sample
+                    incoming.add(row, low, count, target)
                 more = {input_place: x, input_place + 1: step, output_place: out}
                 steps = end - begin
                 neurons.call((low, count), (where.sample, window.index), stride, steps, more)  # type: ignore[arg-type]
@@ -240,6 +243,44 @@ def _forward(k: TaskWriter, real: str, delayed: bool) -> None:
                         fired = line.some(lane, left, LANES).differs(0.0)
                         mask = k.convert("zext", k.convert("bitcast", fired, "i16"), WORD)
                         bits[place + lane // LANES] = mask
+
+
+class _Incoming:
+    """Events from outside: those of a step and a sample, in the order of the neurons."""
+
+    def __init__(self, k: TaskWriter, real: str) -> None:
+        self.k, self.exists = k, k.integer()
+        self.starts, self.neurons, self.values = k.array(WORD), k.array("i32"), k.array(real)
+
+    def add(self, row: Value, low: Value, count: Value, target: Array) -> None:
+        """Add those of a row that reach a tile to what its neurons are given."""
+        k = self.k
+        with k.when(self.exists.differs(0)):
+            first, end = self.starts[row], self.starts[row + 1]
+            # the first one that is not before the tile
+            with k.repeat(lambda c: c[0] < c[1], first, end) as search:
+                low_end, high_end = search.carried
+                middle = (low_end + high_end) // 2
+                before = self.neurons[middle] < low
+                search.next = (
+                    k.select(before, middle + 1, low_end),
+                    k.select(before, high_end, middle),
+                )
+            begin = search.carried[0]
+            last = low + count
+
+            def goes_on(carried: Sequence[Value]) -> Value:
+                inside = carried[0] < end
+                # behind the last one nothing is read
+                place = k.select(inside, carried[0], first)
+                found = k.choose(inside, lambda: [self.neurons[place]], lambda: [last])
+                return found[0] < last
+
+            with k.repeat(goes_on, begin) as each:
+                (place,) = each.carried
+                lane = self.neurons[place] - low
+                target[lane] = self.values[place] + target[lane]
+                each.next = (place + 1,)
 
 
 def _fill(
@@ -303,7 +344,7 @@ def _backward(k: TaskWriter, real: str, delayed: bool) -> None:
     loop = _Loop(k, real)
     delays = k.array("i32") if delayed else None
     grads = k.array(real)
-    given, given_step, given_row, last_grads, final = k.integers(5)
+    given, given_step, given_row = k.integers(3)
     grad_place, out_place = k.integers(2)
     reach, neurons = Kernel(loop), Kernel(loop)
     reach.begin()
@@ -319,11 +360,8 @@ def _backward(k: TaskWriter, real: str, delayed: bool) -> None:
             with k.loop(begin, end) as time:
                 place = (time.index - begin) * TILE
                 source = given + (time.index * given_step + where.sample * given_row + low) * item
-                tail = last_grads + (where.sample * size + low) * item
                 line = own.at(place)
-                _incoming(
-                    loop, count, line, (given, source), (last_grads, tail, time.index.equals(final))
-                )
+                _incoming(loop, count, line, (given, source))
                 with loop.blocks(count) as (lane, left):
                     some = reached.at(place).some(lane, left, LANES).differs(0.0)
                     mask = k.convert("zext", k.convert("bitcast", some, "i16"), WORD)
@@ -338,33 +376,17 @@ def _backward(k: TaskWriter, real: str, delayed: bool) -> None:
             neurons.call(tile, at, lanes, steps, more, private)  # type: ignore[arg-type]
 
 
-def _incoming(
-    loop: _Loop,
-    count: Value,
-    line: Array,
-    given: tuple[Value, Value],
-    tail: tuple[Value, Value, Value],
-) -> None:
+def _incoming(loop: _Loop, count: Value, line: Array, given: tuple[Value, Value]) -> None:
     """Write the gradient of a step's outputs that comes from outside."""
-    k, kind = loop.k, f"<{LANES} x {loop.real}>"
-    none = k.literal(0.0, kind)
-
-    def read(address: Value, lane: Value, left: Value) -> list[Value]:
-        return [loop.pointer(address).some(lane, left, LANES)]
-
+    k = loop.k
+    none = k.literal(0.0, f"<{LANES} x {loop.real}>")
     with loop.blocks(count) as (lane, left):
-        total = none
-        for condition, address in (
-            (given[0].differs(0), given[1]),
-            (tail[0].differs(0) & tail[2], tail[1]),
-        ):
-            (more,) = k.choose(
-                condition,
-                lambda a=address, n=lane, c=left: read(a, n, c),  # type: ignore[misc]
-                lambda: [none],
-            )
-            total = total + more
-        line.store_some(lane, left, total)
+
+        def read(lane: Value = lane, left: Value = left) -> list[Value]:
+            return [loop.pointer(given[1]).some(lane, left, LANES)]
+
+        (found,) = k.choose(given[0].differs(0), read, lambda: [none])
+        line.store_some(lane, left, found)
 
 
 def _gathered(

@@ -27,7 +27,7 @@ from tracetorch.fuse.dispatch.operators import incoming_gradients, no_second_gra
 from tracetorch.fuse.dispatch.plans import recurrent_plan_for
 from tracetorch.fuse.ir.plan import RecurrentPlan
 from tracetorch.fuse.runtime import recurrence, sparse_recurrence
-from tracetorch.fuse.runtime.sparse_recurrence import Edges, Kept, Loop, Wanted
+from tracetorch.fuse.runtime.sparse_recurrence import Edges, Kept, Loop, Sequences, Wanted
 
 
 def run_recurrence(
@@ -202,6 +202,33 @@ def _loop(
     return Loop(plan, edges, ordered.contiguous(), shift, values, shape[0], samples, neurons)
 
 
+def _given(sequence: Tensor | None) -> Sequences:
+    """Return what gives a part of a sequence ``[T, ...]``, as ``[steps, samples, neurons]``."""
+
+    def part(begin: int, end: int) -> Tensor | None:
+        if sequence is None:
+            return None
+        return sequence[begin:end].reshape(end - begin, -1, sequence.shape[-1])
+
+    return part
+
+
+def _outgoing(output: Tensor | None, last: Tensor | None, steps: int) -> Sequences:
+    """Return what gives the gradient of outputs, and of the last one once more."""
+    outputs = _given(output)
+
+    def part(begin: int, end: int) -> Tensor | None:
+        found = outputs(begin, end)
+        if last is None or end < steps:
+            return found
+        shape = (end - begin, last.numel() // last.shape[-1], last.shape[-1])
+        total = last.new_zeros(shape) if found is None else found.clone()
+        total[-1] += last.reshape(shape[1:])
+        return total
+
+    return part
+
+
 class _SparseRecurrence(torch.autograd.Function):
     """The loop along edges as one node of the graph, for all of time."""
 
@@ -222,7 +249,7 @@ class _SparseRecurrence(torch.autograd.Function):
         bits = sparse_recurrence.packed(loop, first.detach())
         output = sparse_recurrence.large_empty(x.shape, x.dtype)
         ends, checkpoints = sparse_recurrence.forward(
-            loop, x, bits, states, output=output, keep=plan.has_backward
+            loop, _given(x), bits, states, output=output, keep=plan.has_backward
         )
         results = [output, output[-1].clone(), *(end.reshape(x.shape[1:]) for end in ends.clone())]
         ctx.plan, ctx.edges = plan, edges
@@ -243,8 +270,10 @@ class _SparseRecurrence(torch.autograd.Function):
         reached = plan.given(grads, len(x)).reached
         _, _, *needs = ctx.needs_input_grad
         wanted = Wanted(*(need and "x" in reached for need in needs[:4]))
-        resolved = [grad if grad is None else grad.resolve_neg() for grad in grads]
-        found = sparse_recurrence.backward(loop, x, Kept(bits, checkpoints), resolved, wanted)
+        of_output, of_last, *of_ends = [g if g is None else g.resolve_neg() for g in grads]
+        back = (_outgoing(of_output, of_last, len(x)), of_ends)
+        kept = Kept(bits, checkpoints)
+        found = sparse_recurrence.backward(loop, _given(x), kept, back, wanted)
         shape = x.shape[1:]
         named = zip(plan.program.states, found.states, strict=True)
         first = found.first

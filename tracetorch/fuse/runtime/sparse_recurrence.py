@@ -11,9 +11,9 @@ import ctypes
 import functools
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -60,6 +60,24 @@ class Edges(NamedTuple):
     """The smallest delay."""
     most: int
     """The largest delay."""
+
+
+class Rows(NamedTuple):
+    """Events of some steps: those of a step and a sample follow each other, by neuron, each once.
+
+    Those of step ``t`` and sample ``b`` begin at ``starts[t * samples + b]``.
+    """
+
+    starts: Tensor
+    """``[steps * samples + 1]`` int64."""
+    neurons: Tensor
+    """``[n]`` int32."""
+    values: Tensor
+    """``[n]``."""
+
+
+Sequences: TypeAlias = "Callable[[int, int], Tensor | Rows | None]"
+"""Returns what there is from one step to another, ``[steps, samples, neurons]``; ``None``: zero."""
 
 
 def chunks_of(neurons: int, samples: int) -> tuple[int, int]:
@@ -292,18 +310,21 @@ def packed(loop: Loop, first: Tensor) -> Tensor:
     return bits
 
 
-def _strides(loop: Loop, given: Tensor | None, begin: int) -> tuple[Tensor | None, tuple[int, ...]]:
-    """Return the memory of a sequence, and the address of a step and its strides."""
-    if given is None:
+def _strides(given: Tensor | Rows | None) -> tuple[Tensor | None, tuple[int, ...]]:
+    """Return the memory of a sequence, and its address and the strides of steps and samples."""
+    if not isinstance(given, Tensor):
         return None, (0, 0, 0)
-    flat, step, row = strided(given, layout_of(given, -1))
-    return flat, (flat.data_ptr() + begin * step * flat.itemsize, step, row)
+    if not any(given.stride()):  # one value, as the gradient of a sum: a row stands for all
+        flat = given[0, 0].contiguous()
+        return flat, (flat.data_ptr(), 0, 0)
+    flat, step, row = strided(given, layout_of(given, -1)._replace(in_order=True))
+    return flat, (flat.data_ptr(), step, row)
 
 
 def _advance(
     loop: Loop,
     bits: Tensor,
-    given: Tensor | None,
+    given: Sequences,
     bounds: tuple[int, int],
     states: Tensor,
     *,
@@ -327,7 +348,10 @@ def _advance(
     windows = -(-(end - begin) // loop.window)
     sizes = _sizes(loop, end - begin, windows if edges.chunks == 1 else 1)
     ring = large_empty((loop.samples, edges.most + loop.window, loop.neurons), loop.dtype).zero_()
-    flat, place = _strides(loop, given, begin)
+    outside = given(begin, end)
+    flat, place = _strides(outside)
+    none = Rows(edges.starts[:0], edges.targets[:0], loop.weight[:0])
+    events = outside if isinstance(outside, Rows) else none
     wanted = 0 if output is None else output.data_ptr() + begin * loop.lanes * item
     keep = 0 if kept is None else kept.data_ptr()
     tile = loop.window * TILE * item
@@ -337,8 +361,8 @@ def _advance(
         sizes,
         bits[begin:],
         loop.weight,
-        "rriiiiiiii" + _BLOCK,
-        *(ring, loop.bias, *place, keep, wanted),
+        "rriiiilnriiiii" + _BLOCK,
+        *(ring, loop.bias, *place, int(isinstance(outside, Rows)), *events, keep, wanted),
         *(block.places["output"], block.places["input_x"], bits[begin:].data_ptr()),
         *block.arguments,
         scratch=(block.nbytes, tile, tile),
@@ -348,7 +372,7 @@ def _advance(
 
 def forward(
     loop: Loop,
-    given: Tensor | None,
+    given: Sequences,
     bits: Tensor,
     states: Sequence[Tensor],
     *,
@@ -359,7 +383,7 @@ def forward(
 
     Args:
         loop: the call.
-        given: what the neurons are given from outside ``[T, samples, neurons]``; ``None``: nothing.
+        given: what the neurons are given from outside.
         bits: those of :func:`packed`, in which the spikes are written.
         states: those before the first step.
         output: where the outputs are written, ``None``: nowhere.
@@ -370,7 +394,10 @@ def forward(
     for i, state in enumerate(states):
         now[0, i] = state.reshape(shape[2:])
     if not keep:
-        _advance(loop, bits, given, (0, loop.steps), now, output=output)
+        every = loop.steps if output is not None else max(loop.segment, _LONG)
+        for begin in range(0, loop.steps, every):
+            bounds = begin, min(begin + every, loop.steps)
+            _advance(loop, bits, given, bounds, now, output=output)
         return now[0], now[:0]
     checkpoints = large_empty((len(loop.segments), *shape[1:]), loop.dtype)
     for i, bounds in enumerate(loop.segments):
@@ -404,19 +431,18 @@ class Gradients(NamedTuple):
 
 def backward(
     loop: Loop,
-    given: Tensor | None,
+    given: Sequences,
     kept: Kept,
-    grads: Sequence[Tensor | None],
+    grads: tuple[Sequences, Sequence[Tensor | None]],
     wanted: Wanted,
 ) -> Gradients:
-    """Return the gradients; ``grads`` are those of outputs, last output and final states."""
-    g_output, g_last, *g_ends = grads
+    """Return the gradients; ``grads`` are those of outputs and of final states."""
+    g_output, g_ends = grads
     size, dtype, program = (loop.samples, loop.neurons), loop.dtype, loop.plan.program
     cotangents = torch.zeros(len(program.states), *size, dtype=dtype)
     for i, grad in enumerate(g_ends):
         if grad is not None:
             cotangents[i] = grad.reshape(size)
-    last = None if g_last is None else g_last.reshape(size).contiguous()
     tiles = -(-loop.neurons // TILE)
     sums = torch.zeros(
         loop.samples, tiles, max(1, len(loop.plan.trained)) * TILE, dtype=torch.float64
@@ -434,8 +460,7 @@ def backward(
         _advance(loop, kept.bits, given, (begin, end), states, kept=x)
         d_part = large_empty((steps + loop.taps, *size), dtype)
         d_part[steps:] = tail
-        of_end = last if end == loop.steps else None
-        _back(loop, (begin, end), (x, states), (g_output, of_end), (cotangents, d_part, sums))
+        _back(loop, steps, (x, states), g_output(begin, end), (cotangents, d_part, sums))
         if d_weight is not None:
             _add_by_weight(loop, kept.bits[begin:], d_part, d_weight, steps)
         if d_bias is not None:
@@ -453,14 +478,14 @@ def backward(
 
 def _back(
     loop: Loop,
-    bounds: tuple[int, int],
+    steps: int,
     past: tuple[Tensor, Tensor],
-    grads: tuple[Tensor | None, Tensor | None],
+    g_output: Tensor | Rows | None,
     results: tuple[Tensor, Tensor, Tensor],
 ) -> None:
     """Run the steps of a segment backward, from the last window to the first."""
-    plan, (begin, end), (x, states), (cotangents, d_x, sums) = loop.plan, bounds, past, results
-    item, steps = loop.dtype.itemsize, end - begin
+    plan, (x, states), (cotangents, d_x, sums) = loop.plan, past, results
+    item = loop.dtype.itemsize
     row = loop.window * loop.lanes * item
     inputs = _of_step(loop, x, row)
     before = {
@@ -476,8 +501,7 @@ def _back(
     memory["sums"] = _Memory(sums.data_ptr(), count * 8, sums[0].nbytes)
     kernel = _called(plan, "called backward", schedules.backward_kernel)
     block = _block(loop, kernel, memory)
-    flat, place = _strides(loop, grads[0], begin)
-    last = 0 if grads[1] is None else grads[1].data_ptr()
+    flat, place = _strides(g_output)
     private = scratch_values(kernel.own, (loop.window, loop.window, 1), kernel.printed.width)
     tile = loop.window * TILE * item
     _run(
@@ -486,8 +510,8 @@ def _back(
         _sizes(loop, steps, 1),
         loop.edges.starts[:0],
         loop.weight,
-        "riiiiiii" + 2 * _BLOCK,
-        *(d_x, *place, last, steps - 1, block.places["grad_output"], reach.places["output"]),
+        "riiiii" + 2 * _BLOCK,
+        *(d_x, *place, block.places["grad_output"], reach.places["output"]),
         *(*reach.arguments, *block.arguments),
         scratch=(reach.nbytes, block.nbytes, tile, tile, private * item),
     )
@@ -529,3 +553,28 @@ def _totals(loop: Loop, sums: Tensor) -> np.ndarray[Any, Any]:
     if left := neurons - whole * TILE:
         parts.append(total[whole, : count * left].view(count, left))
     return torch.cat(parts, 1).numpy()
+
+
+# Spikes
+
+
+def spikes_of(bits: Tensor, neurons: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the outputs of some neurons ``[steps, samples, k]``."""
+    words = bits.index_select(-1, neurons // 64)
+    return (words.bitwise_right_shift_(neurons % 64) & 1).to(dtype)
+
+
+def events_of(bits: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield rows and neurons of the spikes in ``[..., words]``, in order, some rows at a time."""
+    rows = bits.reshape(-1, bits.shape[-1]).numpy()
+    every = max(1, _WORDS // rows.shape[1])
+    for begin in range(0, len(rows), every):
+        part = rows[begin : begin + every].reshape(-1)
+        place = np.flatnonzero(part)
+        for some in range(0, len(place), _WORDS):
+            words = place[some : some + _WORDS]
+            each = np.unpackbits(part[words].view(np.uint8), bitorder="little").reshape(-1, 64)
+            which, bit = np.nonzero(each)
+            found = words[which]
+            row = torch.from_numpy(begin + found // rows.shape[1])
+            yield row, torch.from_numpy(found % rows.shape[1] * 64 + bit)
