@@ -350,7 +350,7 @@ def _backward(k: TaskWriter, real: str, delayed: bool) -> None:
     reach.begin()
     neurons.begin()
     own, reached, private = k.scratch(real), k.scratch(real), k.scratch(real)
-    item, size, lanes = 4 if real == "float" else 8, loop["size"], loop["size"] * loop["samples"]
+    item, lanes = 4 if real == "float" else 8, loop["size"] * loop["samples"]
     with loop.tasks() as where:
         window = loop["windows"] - 1 - where.turn
         begin, end = loop.bounds(window)

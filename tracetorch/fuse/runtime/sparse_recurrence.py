@@ -38,6 +38,8 @@ _CHUNKS = 8  # of a sample, where there are few: enough to share out among threa
 _SEGMENT_VALUES = (
     1 << 24
 )  # of what a segment computes again, if it may be longer than the root of T
+_WORDS = 1 << 20  # of spikes that are listed at once
+_LONG = 1 << 10  # steps whose events from outside are there at once, where nothing is kept
 _PAIRS = (
     1 << 22
 )  # edges and samples at a time, in the gradient of the outputs before the first step

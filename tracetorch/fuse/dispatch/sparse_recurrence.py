@@ -1,0 +1,378 @@
+"""Run a layer's ``step`` over a whole sequence with its output fed back along a list of edges.
+
+``snn.Recurrent`` with a plain ``snn.SparseLinear`` is one loop over time
+(``tracetorch/fuse/codegen/sparse_loop.py``) where the neurons spike: their outputs are 0 or 1 by
+the operation that makes them. What else there is runs step by step. Two calls share it: one takes
+and returns tensors with a value for every step and neuron, and one neither, where these would not
+fit into memory (:class:`Request`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tracetorch.cell import Cell
+from tracetorch.core.double_backward import saved_tensors
+from tracetorch.core.torch_private import observed_by
+from tracetorch.fuse.dispatch.operators import no_second_gradient
+from tracetorch.fuse.dispatch.plans import recurrent_plan_for
+from tracetorch.fuse.ir.plan import RecurrentPlan
+from tracetorch.fuse.runtime import sparse_recurrence
+from tracetorch.fuse.runtime.sparse_recurrence import (
+    Edges,
+    Gradients,
+    Kept,
+    Loop,
+    Sequences,
+    Wanted,
+    events_of,
+    spikes_of,
+)
+
+
+class Recurrence(NamedTuple):
+    """Neurons in a loop along edges, before the first step."""
+
+    cell: Cell
+    first: Tensor
+    """Outputs before the first step, as many as the largest delay and one, the oldest first."""
+    weight: Tensor
+    """Of each edge, in the order in which the layer has them."""
+    bias: Tensor | None
+    states: Sequence[Tensor | None]
+    """Those before the first step, as ``step`` takes them."""
+    kwargs: dict[str, Any]
+    """The step kwargs."""
+    edges: Callable[[], Edges]
+    """Returns the edges as the loop reads them."""
+
+    @property
+    def active(self) -> list[Tensor]:
+        """States that there are."""
+        return [state for state in self.states if state is not None]
+
+
+def _plan(loop: Recurrence, x: Tensor) -> RecurrentPlan | None:
+    """Return the plan of a call, of an input like ``x``; ``None``: it runs step by step."""
+    active, weight = loop.active, loop.weight
+    tensors = [value for value in loop.kwargs.values() if isinstance(value, Tensor)]
+    given = [weight] if loop.bias is None else [weight, loop.bias]
+    seen = observed_by((x, loop.first, *given, *active, *tensors))
+    if x.device.type != "cpu" or seen is not None:
+        return None
+    if any(state.shape != x.shape[1:] or state.dtype != x.dtype for state in active):
+        return None
+    needed = weight.detach(), loop.bias, weight
+    plan = recurrent_plan_for(loop.cell, x, active, loop.kwargs, loop.first, *needed)
+    if plan is None or not plan.program.is_binary:
+        return None
+    first = loop.first.detach()
+    if not bool(((first == 0) | (first == 1)).all()):
+        return None
+    # NaN comes back along edges, which the kernel skips where it is not let through
+    if plan.has_backward and not weight.detach().sum().isfinite():
+        return None
+    return plan
+
+
+def run_sparse_recurrence(
+    loop: Recurrence, x: Tensor
+) -> tuple[Tensor, Tensor, Sequence[Tensor]] | None:
+    """Return outputs, the last output and the final states.
+
+    ::
+
+        output[t] = step(x[t] + bias + sum over edges of  weight[e] * output[t - 1 - delay[e]])
+
+    Args:
+        loop: the neurons.
+        x: the inputs ``[T, ..., neurons]``, at least one step, in the dtype of the arithmetic.
+
+    Returns:
+        ``None`` where it must run step by step.
+
+    Raises:
+        RuntimeError: the backend requested by name cannot run the layer.
+    """
+    plan = _plan(loop, x)
+    if plan is None:
+        return None
+    params = [loop.kwargs[name] for name in plan.program.params]
+    output, last, *ends = _Tensors.apply(  # type: ignore[no-untyped-call]
+        plan, loop.edges(), x, loop.first, loop.weight, loop.bias, *loop.active, *params
+    )
+    return output, last, ends
+
+
+def _sizes(
+    plan: RecurrentPlan,
+    edges: Edges,
+    shape: Sequence[int],
+    connection: tuple[Tensor, Tensor | None],
+    params: Sequence[Tensor],
+) -> Loop:
+    """Return the call of a plan, for an input of a shape ``[T, ..., neurons]``."""
+    neurons = shape[-1]
+    samples = torch.Size(shape[1:]).numel() // neurons
+    weight, bias = connection
+    ordered = weight.detach()
+    ordered = ordered if edges.order is None else ordered.index_select(0, edges.order)
+    shift = ordered.new_zeros(neurons) if bias is None else bias.detach().contiguous()
+    values = [param.detach().contiguous() for param in params]
+    return Loop(plan, edges, ordered.contiguous(), shift, values, shape[0], samples, neurons)
+
+
+def _given(sequence: Tensor | None) -> Sequences:
+    """Return what gives a part of a sequence ``[T, ...]``, as ``[steps, samples, neurons]``."""
+
+    def part(begin: int, end: int) -> Tensor | None:
+        if sequence is None:
+            return None
+        return sequence[begin:end].reshape(end - begin, -1, sequence.shape[-1])
+
+    return part
+
+
+def _gradients(
+    plan: RecurrentPlan, reached: frozenset[str], found: Gradients, shape: torch.Size
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of first outputs, weight, bias, states and parameters."""
+    first = None if found.first is None else found.first.view(len(found.first), *shape)
+    named = zip(plan.program.states, found.states, strict=True)
+    return (
+        first,
+        found.weight,
+        found.bias,
+        *[grad.reshape(shape) if f"s_{name}" in reached else None for name, grad in named],
+        *[
+            found.params.get(name) if f"p_{name}" in reached else None
+            for name in plan.program.params
+        ],
+    )
+
+
+class _Tensors(torch.autograd.Function):
+    """The loop as one node of the graph, for all of time; inputs and outputs are tensors."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        plan: RecurrentPlan,
+        edges: Edges,
+        x: Tensor,
+        first: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:
+        count = len(plan.program.states)
+        states, params = tensors[:count], tensors[count:]
+        loop = _sizes(plan, edges, x.shape, (weight, bias), params)
+        bits = sparse_recurrence.packed(loop, first.detach())
+        output = sparse_recurrence.large_empty(x.shape, x.dtype)
+        ends, checkpoints = sparse_recurrence.forward(
+            loop, _given(x), bits, states, output=output, keep=plan.has_backward
+        )
+        results = [output, output[-1].clone(), *(end.reshape(x.shape[1:]) for end in ends.clone())]
+        ctx.plan, ctx.edges = plan, edges
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, bits, checkpoints, weight, bias, *params)
+        smooth = zip(results, plan.smooth_results, strict=True)
+        ctx.mark_non_differentiable(*(end for end, has_gradient in smooth if not has_gradient))
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        plan, edges = ctx.plan, ctx.edges
+        if torch.is_grad_enabled():
+            no_second_gradient(ctx, ())
+        x, bits, checkpoints, weight, bias, *params = saved_tensors(ctx)
+        loop = _sizes(plan, edges, x.shape, (weight, bias), params)
+        # nothing of the connection is reached where no input of a step is
+        reached = plan.given(grads, len(x)).reached
+        _, _, *needs = ctx.needs_input_grad
+        wanted = Wanted(*(need and "x" in reached for need in needs[:4]))
+        of_output, of_last, *of_ends = [g if g is None else g.resolve_neg() for g in grads]
+        back = (_outgoing(of_output, of_last, len(x)), of_ends)
+        kept = Kept(bits, checkpoints)
+        found = sparse_recurrence.backward(loop, _given(x), kept, back, wanted)
+        of_x = None if found.x is None else found.x.view(x.shape)
+        return None, None, of_x, *_gradients(plan, reached, found, x.shape[1:])
+
+
+def _outgoing(output: Tensor | None, last: Tensor | None, steps: int) -> Sequences:
+    """Return what gives the gradient of outputs, and of the last one once more."""
+    outputs = _given(output)
+
+    def part(begin: int, end: int) -> Tensor | None:
+        found = outputs(begin, end)
+        if last is None or end < steps:
+            return found  # type: ignore[return-value]
+        shape = (end - begin, last.numel() // last.shape[-1], last.shape[-1])
+        total = last.new_zeros(shape) if found is None else found.clone()  # type: ignore[union-attr]
+        total[-1] += last.reshape(shape[1:])
+        return total
+
+    return part
+
+
+# By events
+
+
+class Request(NamedTuple):
+    """What a run by events is to return; none of it has a value for every step and neuron."""
+
+    steps: int
+    samples: int
+    given: Sequences
+    """What comes from outside."""
+    neurons: Tensor
+    """Those whose outputs are wanted, ``[k]``."""
+    bins: int
+    """Steps of a bin in which spikes are counted; 0: nobody counts."""
+    lists: bool
+    """Whether the spikes are wanted as a list."""
+
+
+class Found(NamedTuple):
+    """What a run by events returns."""
+
+    outputs: Tensor
+    """``[T, samples, k]``."""
+    counts: Tensor
+    """``[bins, samples, neurons]``."""
+    last: Tensor
+    """The last outputs ``[n, samples, neurons]``, as many as there are and edges reach back to."""
+    ends: Sequence[Tensor]
+    """Final states."""
+    events: Tensor
+    """``[n, 3]``: step, sample, neuron."""
+
+
+def run_sparse_events(loop: Recurrence, request: Request) -> Found | None:
+    """Run neurons in a loop along edges, from events to what a request names.
+
+    Returns:
+        ``None`` where there is no loop that computes as the modules would.
+
+    Raises:
+        RuntimeError: the backend requested by name cannot run the layer.
+    """
+    shape = (request.steps, request.samples, loop.first.shape[-1])
+    # has a shape and no memory
+    x = loop.first.new_zeros(()).expand(shape)
+    plan = _plan(loop, x)
+    if plan is None:
+        return None
+    params = [loop.kwargs[name] for name in plan.program.params]
+    lists: list[Tensor] = []
+    outputs, counts, last, *ends = _Events.apply(  # type: ignore[no-untyped-call]
+        plan,
+        loop.edges(),
+        request,
+        lists,
+        *(loop.first, loop.weight, loop.bias, *loop.active, *params),
+    )
+    return Found(outputs, counts, last, ends, *lists)
+
+
+class _Events(torch.autograd.Function):
+    """The loop as one node of the graph; neither input nor output is as long as all neurons."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        plan: RecurrentPlan,
+        edges: Edges,
+        request: Request,
+        lists: list[Tensor],
+        first: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:
+        count = len(plan.program.states)
+        states, params = tensors[:count], tensors[count:]
+        shape = (request.steps, request.samples, first.shape[-1])
+        loop = _sizes(plan, edges, shape, (weight, bias), params)
+        bits = sparse_recurrence.packed(loop, first.detach())
+        ends, checkpoints = sparse_recurrence.forward(
+            loop, request.given, bits, states, output=None, keep=plan.has_backward
+        )
+        spikes = bits[loop.taps :]
+        counts, events = _counted(loop, request, spikes)
+        lists.append(events)
+        every = torch.arange(loop.neurons)
+        last = spikes_of(spikes[max(0, loop.steps - loop.taps) :], every, loop.dtype)
+        outputs = spikes_of(spikes, request.neurons, loop.dtype)
+        results = [outputs, counts, last, *ends.clone()]
+        ctx.plan, ctx.edges, ctx.request = plan, edges, request
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(bits, checkpoints, weight, bias, *params)
+        smooth = (*plan.smooth_results[:1] * 3, *plan.smooth_results[2:])
+        named = zip(results, smooth, strict=True)
+        ctx.mark_non_differentiable(*(end for end, has_gradient in named if not has_gradient))
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        plan, edges, request = ctx.plan, ctx.edges, ctx.request
+        if torch.is_grad_enabled():
+            no_second_gradient(ctx, ())
+        bits, checkpoints, weight, bias, *params = saved_tensors(ctx)
+        size = len(bias) if bias is not None else (len(edges.starts) - 1) // edges.chunks
+        shape = torch.Size((request.steps, request.samples, size))
+        loop = _sizes(plan, edges, shape, (weight, bias), params)
+        outputs, counts, last, *ends = [g if g is None else g.resolve_neg() for g in grads]
+        some = next((g for g in (outputs, counts, last) if g is not None), None)
+        reached = plan.given((some, some, *ends), request.steps).reached
+        _, _, _, _, *needs = ctx.needs_input_grad
+        wanted = Wanted(False, *(need and "x" in reached for need in needs[:3]))
+        back = (_requested(loop, request, (outputs, counts, last)), ends)
+        kept = Kept(bits, checkpoints)
+        found = sparse_recurrence.backward(loop, request.given, kept, back, wanted)
+        return None, None, None, None, *_gradients(plan, reached, found, shape[1:])
+
+
+def _counted(loop: Loop, request: Request, spikes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the spikes of each neuron in each bin, and the list of all of them, as wanted."""
+    bins = -(-loop.steps // request.bins) if request.bins else 0
+    counts = torch.zeros(bins * loop.lanes, dtype=loop.dtype)
+    lists = [torch.zeros(0, 3, dtype=torch.int64)]
+    if request.bins or request.lists:
+        for row, neuron in events_of(spikes):
+            step, sample = row // loop.samples, row % loop.samples
+            if request.bins:
+                place = (step // request.bins) * loop.lanes + sample * loop.neurons + neuron
+                counts.index_add_(0, place, counts.new_ones(()).expand(len(place)))
+            if request.lists:
+                lists.append(torch.stack([step, sample, neuron], 1))
+    return counts.view(bins, loop.samples, loop.neurons), torch.cat(lists)
+
+
+def _requested(
+    loop: Loop, request: Request, grads: tuple[Tensor | None, Tensor | None, Tensor | None]
+) -> Sequences:
+    """Return what gives the gradient of the outputs, from those of what was returned of them."""
+    of_outputs, of_counts, of_last = grads
+
+    def part(begin: int, end: int) -> Tensor | None:
+        if all(grad is None for grad in grads):
+            return None
+        total = torch.zeros(end - begin, loop.samples, loop.neurons, dtype=loop.dtype)
+        if of_counts is not None:
+            total += of_counts[torch.arange(begin, end) // request.bins]
+        if of_outputs is not None:
+            total.index_add_(2, request.neurons, of_outputs[begin:end])
+        if of_last is not None:
+            start = loop.steps - len(of_last)
+            low = max(begin, start)
+            if low < end:
+                total[low - begin :] += of_last[low - start : end - start]
+        return total
+
+    return part
