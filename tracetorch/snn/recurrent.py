@@ -29,7 +29,7 @@ from tracetorch.fuse.dispatch.sparse_recurrence import (
     run_sparse_events,
     run_sparse_recurrence,
 )
-from tracetorch.fuse.runtime.sparse_recurrence import Edges, Rows, chunks_of
+from tracetorch.fuse.runtime.sparse_recurrence import Edges, Part, chunks_of
 from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.delay import DelayedLinear, SynapticDelays
 from tracetorch.snn.event_inputs import EventSource, Span, rows_of
@@ -362,8 +362,8 @@ class Recurrent(SequenceLayer):
         bins = 0 if count_every is None else check_count("count_every", count_every)
         dtype = _dtype_of(self.connection)
 
-        def given(begin: int, end: int) -> Rows:
-            return rows_of(sources, Span(begin, end, *sizes[1:]), dtype)
+        def given(begin: int, end: int) -> Part:
+            return Part(rows=rows_of(sources, Span(begin, end, *sizes[1:]), dtype))
 
         request = Request(*sizes[:2], given, wanted, bins, check_flag("events", events))
         found = in_one_commit(self._run_events, request, dtype)

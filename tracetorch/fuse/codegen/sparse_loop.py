@@ -198,7 +198,7 @@ def _address(k: TaskWriter, array: Array) -> Value:
 def _forward(k: TaskWriter, real: str, delayed: bool) -> None:
     loop = _Loop(k, real)
     delays = k.array("i32") if delayed else None
-    ring, bias = k.array(real), k.array(real)
+    ring, bias = _Ring(loop, k.array(real), k.array("i16")), k.array(real)
     given, given_step, given_row = k.integers(3)
     incoming = _Incoming(k, real)
     kept, dense, output_place, input_place = k.integers(4)
@@ -223,13 +223,16 @@ def _forward(k: TaskWriter, real: str, delayed: bool) -> None:
                 out = k.select(wanted, dense + place, _address(k, own_output))
                 stride = k.select(wanted, lanes, TILE)
                 with k.loop(begin, end) as time:
-                    slot = time.index % loop["ring"]
-                    fed = ring.at((where.sample * loop["ring"] + slot) * size + low)
                     source = (
                         given + (time.index * given_step + where.sample * given_row + low) * item
                     )
                     target = loop.pointer(x).at((time.index - begin) * step)
-                    _fill(loop, count, (fed, bias.at(low), target), (given, source))
+                    ring.empty(
+                        (where.sample, time.index, low),
+                        count,
+                        (bias.at(low), target),
+                        (given, source),
+                    )
                     row = time.index * loop["samples"] + where.sample
                     incoming.add(row, low, count, target)
                 more = {input_place: x, input_place + 1: step, output_place: out}
@@ -283,52 +286,104 @@ class _Incoming:
                 each.next = (place + 1,)
 
 
-def _fill(
-    loop: _Loop, count: Value, memory: tuple[Array, Array, Array], given: tuple[Value, Value]
-) -> None:
-    """Write what a step of a tile is given, and clear what has come along edges."""
-    fed, bias, target = memory
-    with loop.blocks(count) as (lane, left):
-        total = fed.some(lane, left, LANES) + bias.some(lane, left, LANES)
+class _Ring:
+    """What comes along edges to the neurons of the steps to come, and marks of groups of lanes.
 
-        def with_given(lane: Value = lane, left: Value = left, total: Value = total) -> list[Value]:
-            return [loop.pointer(given[1]).some(lane, left, LANES) + total]
+    Where a group is not marked nothing has come, and its memory is 0.
+    """
 
-        (x,) = loop.k.choose(given[0].differs(0), with_given, lambda total=total: [total])  # type: ignore[misc]
+    def __init__(self, loop: _Loop, values: Array, marks: Array) -> None:
+        self.loop, self.values, self.marks = loop, values, marks
+
+    def row(self, sample: Value, step: Value) -> Value:
+        return sample * self.loop["ring"] + step % self.loop["ring"]
+
+    def add(self, row: Value, lane: Value, value: Value) -> None:
+        place = row * self.loop["size"] + lane
+        self.values[place] = self.values[place] + value
+        self.marks[row * self.loop["words"] + lane // 64] = 1
+
+    def empty(
+        self,
+        at: tuple[Value, Value, Value],
+        count: Value,
+        memory: tuple[Array, Array],
+        given: tuple[Value, Value],
+    ) -> None:
+        """Write what the neurons of a tile are given in a step, and clear what has come."""
+        k, (sample, step, low), (bias, target) = self.loop.k, at, memory
+        row = self.row(sample, step)
+        fed = self.values.at(row * self.loop["size"] + low)
+        marks = self.marks.at(row * self.loop["words"] + low // 64)
+        with k.loop(0, count, step=64) as group:
+            mark, end = marks.at(group.index // 64), k.least(group.index + 64, count)
+
+            def marked(
+                first: Value = group.index, end: Value = end, mark: Array = mark
+            ) -> list[Value]:
+                with k.loop(first, end, step=LANES) as block:
+                    self._write(block.index, end - block.index, fed, (bias, target), given)
+                mark[0] = 0
+                return []
+
+            def unmarked(first: Value = group.index, end: Value = end) -> list[Value]:
+                with k.loop(first, end, step=LANES) as block:
+                    self._write(block.index, end - block.index, None, (bias, target), given)
+                return []
+
+            k.choose(mark[0].differs(0), marked, unmarked)
+
+    def _write(
+        self,
+        lane: Value,
+        left: Value,
+        fed: Array | None,
+        memory: tuple[Array, Array],
+        given: tuple[Value, Value],
+    ) -> None:
+        k, (bias, target) = self.loop.k, memory
+        shift = bias.some(lane, left, LANES)
+        zeros = k.literal(0.0, shift.type)
+        total = (zeros if fed is None else fed.some(lane, left, LANES)) + shift
+        (x,) = k.choose(
+            given[0].differs(0),
+            lambda: [self.loop.pointer(given[1]).some(lane, left, LANES) + total],
+            lambda: [total],
+        )
         target.store_some(lane, left, x)
-        fed.store_some(lane, left, loop.k.literal(0.0, x.type))
+        if fed is not None:
+            fed.store_some(lane, left, zeros)
 
 
 def _deliver(
-    loop: _Loop, where: _Where, now: tuple[Value, Value], ring: Array, delays: Array | None
+    loop: _Loop, where: _Where, now: tuple[Value, Value], ring: _Ring, delays: Array | None
 ) -> None:
     """Add what comes along the edges of those that fired in the window before, or in history."""
     k, (window, begin), history = loop.k, now, loop["history"]
     last = begin + history
     first = k.select(window.equals(0), 0, last - loop["window"])
     length = loop["ring"]
-    mine = ring.at(where.sample * length * loop["size"])
     with k.loop(first, last) as row:
         after = row.index + 1 - history  # negative in history
 
         def deliver(row: Value = row.index, after: Value = after) -> list[Value]:
-            step = after + loop["delay"]
-            line = mine.at(step % length * loop["size"]) if delays is None else mine
             # what is not negative has the same remainder
             base = (after + length * (history + 1)) % length
+            if delays is None:
+                base = (base + loop["delay"]) % length
+            own = where.sample * length
             with loop.events(row, where.sample, 0, loop["words"]) as source:
                 edges = source * loop["chunks"] + where.chunk
                 with k.loop(loop.starts[edges], loop.starts[edges + 1]) as edge:
                     target, weight = loop.targets[edge.index], loop.weight[edge.index]
                     if delays is None:
-                        line[target] = line[target] + weight
+                        ring.add(own + base, target, weight)
                     else:
                         delay = delays[edge.index]
                         with k.when(after + delay >= begin):
                             place = base + delay
                             place = k.select(place < length, place, place - length)
-                            place = place * loop["size"] + target
-                            mine[place] = mine[place] + weight
+                            ring.add(own + place, target, weight)
             return []
 
         if delays is None:
@@ -345,6 +400,7 @@ def _backward(k: TaskWriter, real: str, delayed: bool) -> None:
     delays = k.array("i32") if delayed else None
     grads = k.array(real)
     given, given_step, given_row = k.integers(3)
+    incoming = _Incoming(k, real)
     grad_place, out_place = k.integers(2)
     reach, neurons = Kernel(loop), Kernel(loop)
     reach.begin()
@@ -361,7 +417,9 @@ def _backward(k: TaskWriter, real: str, delayed: bool) -> None:
                 place = (time.index - begin) * TILE
                 source = given + (time.index * given_step + where.sample * given_row + low) * item
                 line = own.at(place)
-                _incoming(loop, count, line, (given, source))
+                _copied(loop, count, line, (given, source))
+                row = time.index * loop["samples"] + where.sample
+                incoming.add(row, low, count, line)
                 with loop.blocks(count) as (lane, left):
                     some = reached.at(place).some(lane, left, LANES).differs(0.0)
                     mask = k.convert("zext", k.convert("bitcast", some, "i16"), WORD)
@@ -376,7 +434,7 @@ def _backward(k: TaskWriter, real: str, delayed: bool) -> None:
             neurons.call(tile, at, lanes, steps, more, private)  # type: ignore[arg-type]
 
 
-def _incoming(loop: _Loop, count: Value, line: Array, given: tuple[Value, Value]) -> None:
+def _copied(loop: _Loop, count: Value, line: Array, given: tuple[Value, Value]) -> None:
     """Write the gradient of a step's outputs that comes from outside."""
     k = loop.k
     none = k.literal(0.0, f"<{LANES} x {loop.real}>")

@@ -27,6 +27,8 @@ from tracetorch.fuse.runtime.sparse_recurrence import (
     Gradients,
     Kept,
     Loop,
+    Part,
+    Rows,
     Sequences,
     Wanted,
     events_of,
@@ -129,10 +131,10 @@ def _sizes(
 def _given(sequence: Tensor | None) -> Sequences:
     """Return what gives a part of a sequence ``[T, ...]``, as ``[steps, samples, neurons]``."""
 
-    def part(begin: int, end: int) -> Tensor | None:
+    def part(begin: int, end: int) -> Part:
         if sequence is None:
-            return None
-        return sequence[begin:end].reshape(end - begin, -1, sequence.shape[-1])
+            return Part()
+        return Part(sequence[begin:end].reshape(end - begin, -1, sequence.shape[-1]))
 
     return part
 
@@ -172,15 +174,14 @@ class _Tensors(torch.autograd.Function):
         count = len(plan.program.states)
         states, params = tensors[:count], tensors[count:]
         loop = _sizes(plan, edges, x.shape, (weight, bias), params)
-        bits = sparse_recurrence.packed(loop, first.detach())
         output = sparse_recurrence.large_empty(x.shape, x.dtype)
-        ends, checkpoints = sparse_recurrence.forward(
-            loop, _given(x), bits, states, output=output, keep=plan.has_backward
+        ends, kept = sparse_recurrence.forward(
+            loop, _given(x), first.detach(), states, output=output, keep=plan.has_backward
         )
         results = [output, output[-1].clone(), *(end.reshape(x.shape[1:]) for end in ends.clone())]
         ctx.plan, ctx.edges = plan, edges
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, bits, checkpoints, weight, bias, *params)
+        ctx.save_for_backward(x, *kept, weight, bias, *params)
         smooth = zip(results, plan.smooth_results, strict=True)
         ctx.mark_non_differentiable(*(end for end, has_gradient in smooth if not has_gradient))
         return tuple(results)
@@ -197,7 +198,8 @@ class _Tensors(torch.autograd.Function):
         _, _, *needs = ctx.needs_input_grad
         wanted = Wanted(*(need and "x" in reached for need in needs[:4]))
         of_output, of_last, *of_ends = [g if g is None else g.resolve_neg() for g in grads]
-        back = (_outgoing(of_output, of_last, len(x)), of_ends)
+        newest = None if of_last is None else of_last.unsqueeze(0)
+        back = (_outgoing(of_output, newest, len(x)), of_ends)
         kept = Kept(bits, checkpoints)
         found = sparse_recurrence.backward(loop, _given(x), kept, back, wanted)
         of_x = None if found.x is None else found.x.view(x.shape)
@@ -205,19 +207,30 @@ class _Tensors(torch.autograd.Function):
 
 
 def _outgoing(output: Tensor | None, last: Tensor | None, steps: int) -> Sequences:
-    """Return what gives the gradient of outputs, and of the last one once more."""
+    """Return what gives the gradient of outputs, and of the last ones ``[n, ...]`` once more."""
     outputs = _given(output)
 
-    def part(begin: int, end: int) -> Tensor | None:
+    def part(begin: int, end: int) -> Part:
         found = outputs(begin, end)
-        if last is None or end < steps:
-            return found  # type: ignore[return-value]
-        shape = (end - begin, last.numel() // last.shape[-1], last.shape[-1])
-        total = last.new_zeros(shape) if found is None else found.clone()  # type: ignore[union-attr]
-        total[-1] += last.reshape(shape[1:])
-        return total
+        return found if last is None else _with_last(found, last, (begin, end, steps))
 
     return part
+
+
+def _with_last(found: Part, last: Tensor, bounds: tuple[int, int, int]) -> Part:
+    """Add the gradient of the last of all steps to that of some."""
+    begin, end, steps = bounds
+    start = steps - len(last)
+    low = max(begin, start)
+    if low >= end:
+        return found
+    more = last.reshape(len(last), -1, last.shape[-1])
+    if found.values is None:
+        total = more.new_zeros(end - begin, *more.shape[1:])
+    else:
+        total = found.values.clone(memory_format=torch.contiguous_format)
+    total[low - begin :] += more[low - start : end - start]
+    return found._replace(values=total)
 
 
 # By events
@@ -299,20 +312,21 @@ class _Events(torch.autograd.Function):
         states, params = tensors[:count], tensors[count:]
         shape = (request.steps, request.samples, first.shape[-1])
         loop = _sizes(plan, edges, shape, (weight, bias), params)
-        bits = sparse_recurrence.packed(loop, first.detach())
-        ends, checkpoints = sparse_recurrence.forward(
-            loop, request.given, bits, states, output=None, keep=plan.has_backward
+        found = _Collected(loop, request)
+        ends, kept = sparse_recurrence.forward(
+            loop,
+            request.given,
+            first.detach(),
+            states,
+            output=None,
+            keep=plan.has_backward,
+            seen=found.add,
         )
-        spikes = bits[loop.taps :]
-        counts, events = _counted(loop, request, spikes)
-        lists.append(events)
-        every = torch.arange(loop.neurons)
-        last = spikes_of(spikes[max(0, loop.steps - loop.taps) :], every, loop.dtype)
-        outputs = spikes_of(spikes, request.neurons, loop.dtype)
-        results = [outputs, counts, last, *ends.clone()]
+        lists.append(torch.cat(found.events))
+        results = [torch.cat(found.outputs), found.counts, found.last, *ends.clone()]
         ctx.plan, ctx.edges, ctx.request = plan, edges, request
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(bits, checkpoints, weight, bias, *params)
+        ctx.save_for_backward(*kept, weight, bias, *params)
         smooth = (*plan.smooth_results[:1] * 3, *plan.smooth_results[2:])
         named = zip(results, smooth, strict=True)
         ctx.mark_non_differentiable(*(end for end, has_gradient in named if not has_gradient))
@@ -338,20 +352,37 @@ class _Events(torch.autograd.Function):
         return None, None, None, None, *_gradients(plan, reached, found, shape[1:])
 
 
-def _counted(loop: Loop, request: Request, spikes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the spikes of each neuron in each bin, and the list of all of them, as wanted."""
-    bins = -(-loop.steps // request.bins) if request.bins else 0
-    counts = torch.zeros(bins * loop.lanes, dtype=loop.dtype)
-    lists = [torch.zeros(0, 3, dtype=torch.int64)]
-    if request.bins or request.lists:
-        for row, neuron in events_of(spikes):
-            step, sample = row // loop.samples, row % loop.samples
-            if request.bins:
-                place = (step // request.bins) * loop.lanes + sample * loop.neurons + neuron
-                counts.index_add_(0, place, counts.new_ones(()).expand(len(place)))
-            if request.lists:
-                lists.append(torch.stack([step, sample, neuron], 1))
-    return counts.view(bins, loop.samples, loop.neurons), torch.cat(lists)
+class _Collected:
+    """What is wanted of the spikes, as far as steps have run."""
+
+    def __init__(self, loop: Loop, request: Request) -> None:
+        bins = -(-loop.steps // request.bins) if request.bins else 0
+        self.loop, self.request = loop, request
+        self.counts = torch.zeros(bins, loop.samples, loop.neurons, dtype=loop.dtype)
+        self.outputs: list[Tensor] = []
+        self.events = [torch.zeros(0, 3, dtype=torch.int64)]
+        self._bits = torch.zeros(0, loop.samples, loop.words, dtype=torch.int64)
+
+    def add(self, begin: int, bits: Tensor) -> None:
+        """Take the spikes of some steps from ``begin`` on."""
+        loop, request = self.loop, self.request
+        self.outputs.append(spikes_of(bits, request.neurons, loop.dtype))
+        if request.bins or request.lists:
+            for row, neuron in events_of(bits):
+                step, sample = begin + row // loop.samples, row % loop.samples
+                if request.bins:
+                    place = (step // request.bins) * loop.lanes + sample * loop.neurons + neuron
+                    one = self.counts.new_ones(()).expand(len(place))
+                    self.counts.view(-1).index_add_(0, place, one)
+                if request.lists:
+                    self.events.append(torch.stack([step, sample, neuron], 1))
+        # a copy: the memory of the bits is used again
+        self._bits = torch.cat([self._bits, bits[-loop.taps :]])[-loop.taps :]
+
+    @property
+    def last(self) -> Tensor:
+        """The outputs of the last steps."""
+        return spikes_of(self._bits, torch.arange(self.loop.neurons), self.loop.dtype)
 
 
 def _requested(
@@ -359,20 +390,24 @@ def _requested(
 ) -> Sequences:
     """Return what gives the gradient of the outputs, from those of what was returned of them."""
     of_outputs, of_counts, of_last = grads
+    neurons, order = request.neurons.sort()
 
-    def part(begin: int, end: int) -> Tensor | None:
-        if all(grad is None for grad in grads):
-            return None
-        total = torch.zeros(end - begin, loop.samples, loop.neurons, dtype=loop.dtype)
+    def part(begin: int, end: int) -> Part:
+        steps = end - begin
+        found = Part()
         if of_counts is not None:
-            total += of_counts[torch.arange(begin, end) // request.bins]
+            bins = torch.arange(begin, end) // request.bins
+            if bins[0] == bins[-1]:  # one row for all steps
+                values = of_counts[int(bins[0])].expand(steps, -1, -1)
+            else:
+                values = of_counts[bins]
+            found = Part(values)
         if of_outputs is not None:
-            total.index_add_(2, request.neurons, of_outputs[begin:end])
-        if of_last is not None:
-            start = loop.steps - len(of_last)
-            low = max(begin, start)
-            if low < end:
-                total[low - begin :] += of_last[low - start : end - start]
-        return total
+            rows = steps * loop.samples
+            starts = torch.arange(rows + 1) * len(neurons)
+            every = neurons.int().repeat(rows)
+            values = of_outputs[begin:end].index_select(-1, order).reshape(-1)
+            found = found._replace(rows=Rows(starts, every, values))
+        return found if of_last is None else _with_last(found, of_last, (begin, end, loop.steps))
 
     return part

@@ -35,9 +35,7 @@ from tracetorch.fuse.runtime.written_kernels import run_written
 
 _MOST_STEPS = 32  # of a window, so that what a tile is given stays in a core's cache
 _CHUNKS = 8  # of a sample, where there are few: enough to share out among threads
-_SEGMENT_VALUES = (
-    1 << 24
-)  # of what a segment computes again, if it may be longer than the root of T
+_SEGMENT = 1 << 27  # bytes of what a segment of more steps than the root computes again
 _WORDS = 1 << 20  # of spikes that are listed at once
 _LONG = 1 << 10  # steps whose events from outside are there at once, where nothing is kept
 _PAIRS = (
@@ -78,8 +76,16 @@ class Rows(NamedTuple):
     """``[n]``."""
 
 
-Sequences: TypeAlias = "Callable[[int, int], Tensor | Rows | None]"
-"""Returns what there is from one step to another, ``[steps, samples, neurons]``; ``None``: zero."""
+class Part(NamedTuple):
+    """A sequence from one step to another: the sum of what there is."""
+
+    values: Tensor | None = None
+    """``[steps, samples, neurons]``."""
+    rows: Rows | None = None
+
+
+Sequences: TypeAlias = "Callable[[int, int], Part]"
+"""Returns a part of a sequence, from a step to before another."""
 
 
 def chunks_of(neurons: int, samples: int) -> tuple[int, int]:
@@ -140,22 +146,16 @@ class Loop:
         """Neurons of all samples."""
         return self.samples * self.neurons
 
-    @property
-    def segment(self) -> int:
-        """Steps from one checkpoint to the next: whole windows, about the root of all steps."""
-        few = _SEGMENT_VALUES // (max(1, len(self.plan.program.states) + 3) * self.lanes)
-        steps = max(self.taps, math.isqrt(self.steps), min(few, self.steps))
-        return min(-(-steps // self.window) * self.window, self.steps)
+    def segments(self, least: int = 1) -> list[tuple[int, int]]:
+        """Return the first step of each segment, and the one behind its last.
 
-    @property
-    def segments(self) -> list[tuple[int, int]]:
-        """First step of each segment, and the one behind its last."""
-        every = self.segment
+        A segment is of whole windows: the root of all steps, or more as long as there is memory.
+        """
+        states = len(self.plan.program.states) / self.window
+        few = int(_SEGMENT / ((states + 3) * self.lanes * self.dtype.itemsize))
+        every = max(self.taps, math.isqrt(self.steps), min(few, self.steps), least)
+        every = -(-every // self.window) * self.window
         return [(t, min(t + every, self.steps)) for t in range(0, self.steps, every)]
-
-    def empty_bits(self) -> Tensor:
-        """Return the spikes before the first step and of all steps, none yet."""
-        return torch.zeros(self.taps + self.steps, self.samples, self.words, dtype=torch.int64)
 
 
 # Kernels of neurons
@@ -303,24 +303,30 @@ class Kept(NamedTuple):
     """``[segments, states, samples, neurons]``."""
 
 
-def packed(loop: Loop, first: Tensor) -> Tensor:
-    """Return bits in which the outputs ``[taps, samples, neurons]`` before the first step are."""
-    bits = loop.empty_bits()
+def packed(loop: Loop, first: Tensor, steps: int) -> Tensor:
+    """Return bits of the outputs ``[taps, ...]`` before the first step, and of steps to come."""
+    bits = torch.zeros(loop.taps + steps, loop.samples, loop.words, dtype=torch.int64)
     rows = np.packbits(first.reshape(-1, loop.neurons).numpy() != 0, axis=1, bitorder="little")
     memory = bits[: loop.taps].view(-1, loop.words).numpy().view(np.uint8)
     memory[:, : rows.shape[1]] = rows
     return bits
 
 
-def _strides(given: Tensor | Rows | None) -> tuple[Tensor | None, tuple[int, ...]]:
-    """Return the memory of a sequence, and its address and the strides of steps and samples."""
-    if not isinstance(given, Tensor):
-        return None, (0, 0, 0)
-    if not any(given.stride()):  # one value, as the gradient of a sum: a row stands for all
-        flat = given[0, 0].contiguous()
-        return flat, (flat.data_ptr(), 0, 0)
-    flat, step, row = strided(given, layout_of(given, -1)._replace(in_order=True))
-    return flat, (flat.data_ptr(), step, row)
+def _outside(loop: Loop, part: Part) -> tuple[Tensor | None, tuple[int | Tensor, ...]]:
+    """Return memory to keep alive, and the arguments of a sequence: strides, and its events."""
+    none = Rows(loop.edges.starts[:0], loop.edges.targets[:0], loop.weight[:0])
+    events = (int(part.rows is not None), *(part.rows or none))
+    values = part.values
+    if values is None:
+        return None, (0, 0, 0, *events)
+    if not any(values.stride()):  # one value, as the gradient of a sum: a row stands for all
+        flat = values[0, 0].contiguous()
+        return flat, (flat.data_ptr(), 0, 0, *events)
+    flat, step, row = strided(values, layout_of(values, -1)._replace(in_order=True))
+    return flat, (flat.data_ptr(), step, row, *events)
+
+
+_OUTSIDE = "iiiilnr"  # letters of these
 
 
 def _advance(
@@ -333,7 +339,7 @@ def _advance(
     output: Tensor | None = None,
     kept: Tensor | None = None,
 ) -> None:
-    """Run the neurons over the steps of a segment.
+    """Run the neurons over the steps of a segment; ``bits`` begin with its history.
 
     ``states`` are ``[1, states, samples, neurons]``, which go on, or those before each window and
     behind the last one. ``kept`` is where what the neurons are given is written, all segment.
@@ -349,11 +355,10 @@ def _advance(
     edges, item = loop.edges, loop.dtype.itemsize
     windows = -(-(end - begin) // loop.window)
     sizes = _sizes(loop, end - begin, windows if edges.chunks == 1 else 1)
-    ring = large_empty((loop.samples, edges.most + loop.window, loop.neurons), loop.dtype).zero_()
-    outside = given(begin, end)
-    flat, place = _strides(outside)
-    none = Rows(edges.starts[:0], edges.targets[:0], loop.weight[:0])
-    events = outside if isinstance(outside, Rows) else none
+    length = edges.most + loop.window
+    ring = large_empty((loop.samples, length, loop.neurons), loop.dtype).zero_()
+    marks = torch.zeros(loop.samples * length * loop.words, dtype=torch.int16)
+    flat, outside = _outside(loop, given(begin, end))
     wanted = 0 if output is None else output.data_ptr() + begin * loop.lanes * item
     keep = 0 if kept is None else kept.data_ptr()
     tile = loop.window * TILE * item
@@ -361,51 +366,56 @@ def _advance(
         loop,
         "loop_forward",
         sizes,
-        bits[begin:],
+        bits,
         loop.weight,
-        "rriiiilnriiiii" + _BLOCK,
-        *(ring, loop.bias, *place, int(isinstance(outside, Rows)), *events, keep, wanted),
-        *(block.places["output"], block.places["input_x"], bits[begin:].data_ptr()),
+        "rir" + _OUTSIDE + "iiiii" + _BLOCK,
+        *(ring, marks.data_ptr(), loop.bias, *outside, keep, wanted),
+        *(block.places["output"], block.places["input_x"], bits.data_ptr()),
         *block.arguments,
         scratch=(block.nbytes, tile, tile),
     )
-    del flat
+    del flat, marks
 
 
 def forward(
     loop: Loop,
     given: Sequences,
-    bits: Tensor,
+    first: Tensor,
     states: Sequence[Tensor],
     *,
     output: Tensor | None,
     keep: bool,
-) -> tuple[Tensor, Tensor]:
-    """Run all steps; return the final states and the checkpoints.
+    seen: Callable[[int, Tensor], None] | None = None,
+) -> tuple[Tensor, Kept]:
+    """Run all steps; return the final states, and what the backward pass needs.
 
     Args:
         loop: the call.
         given: what the neurons are given from outside.
-        bits: those of :func:`packed`, in which the spikes are written.
+        first: the outputs before the first step.
         states: those before the first step.
         output: where the outputs are written, ``None``: nowhere.
         keep: whether there will be a backward pass.
+        seen: is called with the first of some steps and their spikes, in order, whatever is kept.
     """
     shape = (1, len(states), loop.samples, loop.neurons)
     now = large_empty(shape, loop.dtype)
     for i, state in enumerate(states):
         now[0, i] = state.reshape(shape[2:])
-    if not keep:
-        every = loop.steps if output is not None else max(loop.segment, _LONG)
-        for begin in range(0, loop.steps, every):
-            bounds = begin, min(begin + every, loop.steps)
-            _advance(loop, bits, given, bounds, now, output=output)
-        return now[0], now[:0]
-    checkpoints = large_empty((len(loop.segments), *shape[1:]), loop.dtype)
-    for i, bounds in enumerate(loop.segments):
-        checkpoints[i] = now[0]
-        _advance(loop, bits, given, bounds, now, output=output)
-    return now[0], checkpoints
+    segments, taps = loop.segments(1 if keep else _LONG), loop.taps
+    longest = max(end - begin for begin, end in segments)
+    bits = packed(loop, first, loop.steps if keep else longest)
+    checkpoints = large_empty((len(segments) * keep, *shape[1:]), loop.dtype)
+    for i, (begin, end) in enumerate(segments):
+        if keep:
+            checkpoints[i] = now[0]
+        elif i:  # the memory of the segment before
+            bits[:taps] = bits[longest : longest + taps].clone()
+        part = bits[begin:] if keep else bits
+        _advance(loop, part, given, (begin, end), now, output=output)
+        if seen is not None:
+            seen(begin, part[taps : taps + end - begin])
+    return now[0], Kept(bits, checkpoints)
 
 
 # Backward
@@ -453,13 +463,13 @@ def backward(
     d_bias = torch.zeros(loop.neurons, dtype=dtype) if wanted.bias else None
     d_weight = large_empty((len(loop.weight),), dtype).zero_() if wanted.weight else None
     tail = torch.zeros(loop.taps, *size, dtype=dtype)
-    for i, (begin, end) in reversed(list(enumerate(loop.segments))):
+    for i, (begin, end) in reversed(list(enumerate(loop.segments()))):
         steps = end - begin
         windows = -(-steps // loop.window)
         states = large_empty((windows + 1, *cotangents.shape), dtype)
         states[0] = kept.checkpoints[i]
         x = large_empty((steps, *size), dtype)
-        _advance(loop, kept.bits, given, (begin, end), states, kept=x)
+        _advance(loop, kept.bits[begin:], given, (begin, end), states, kept=x)
         d_part = large_empty((steps + loop.taps, *size), dtype)
         d_part[steps:] = tail
         _back(loop, steps, (x, states), g_output(begin, end), (cotangents, d_part, sums))
@@ -482,7 +492,7 @@ def _back(
     loop: Loop,
     steps: int,
     past: tuple[Tensor, Tensor],
-    g_output: Tensor | Rows | None,
+    g_output: Part,
     results: tuple[Tensor, Tensor, Tensor],
 ) -> None:
     """Run the steps of a segment backward, from the last window to the first."""
@@ -503,7 +513,7 @@ def _back(
     memory["sums"] = _Memory(sums.data_ptr(), count * 8, sums[0].nbytes)
     kernel = _called(plan, "called backward", schedules.backward_kernel)
     block = _block(loop, kernel, memory)
-    flat, place = _strides(g_output)
+    flat, outside = _outside(loop, g_output)
     private = scratch_values(kernel.own, (loop.window, loop.window, 1), kernel.printed.width)
     tile = loop.window * TILE * item
     _run(
@@ -512,8 +522,8 @@ def _back(
         _sizes(loop, steps, 1),
         loop.edges.starts[:0],
         loop.weight,
-        "riiiii" + 2 * _BLOCK,
-        *(d_x, *place, block.places["grad_output"], reach.places["output"]),
+        "r" + _OUTSIDE + "ii" + 2 * _BLOCK,
+        *(d_x, *outside, block.places["grad_output"], reach.places["output"]),
         *(*reach.arguments, *block.arguments),
         scratch=(reach.nbytes, block.nbytes, tile, tile, private * item),
     )
@@ -554,7 +564,7 @@ def _totals(loop: Loop, sums: Tensor) -> np.ndarray[Any, Any]:
     parts = [total[:whole].view(whole, count, TILE).transpose(0, 1).reshape(count, -1)]
     if left := neurons - whole * TILE:
         parts.append(total[whole, : count * left].view(count, left))
-    return torch.cat(parts, 1).numpy()
+    return torch.cat(parts, 1)[: len(loop.plan.trained)].numpy()
 
 
 # Spikes
