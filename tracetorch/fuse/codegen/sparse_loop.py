@@ -28,6 +28,7 @@ from tracetorch.fuse.codegen.llvm_writer import WORD, Array, Operand, Value
 
 TILE = 512  # lanes that a kernel of neurons is called for
 LANES = 16  # that are read at once
+GROUP = 64  # of a word of bits, and of a mark
 _SPINS = 1 << 8  # looks at a counter before another thread is let run
 # places in the block of a kernel of neurons: the geometry, and then the sizes of time
 _COLUMNS, _STRIDE, _ROWS, _GROUP, _TILE, _NEURONS, _INNER, _STEPS, _EVERY = range(
@@ -126,6 +127,21 @@ class _Loop:
         with self.k.loop(0, count, step=LANES) as block:
             yield block.index, count - block.index
 
+    def pack(self, line: Array, count: Value, words: Array) -> None:
+        """Write the bits of the spikes of a tile in a step."""
+        k = self.k
+        with k.loop(0, count, step=GROUP) as group:
+            first, left = group.index, count - group.index
+
+            def whole(first: Value = first) -> list[Value]:
+                return [line.vector(first, GROUP)]
+
+            def rest(first: Value = first, left: Value = left) -> list[Value]:
+                return [line.some(first, left, GROUP)]
+
+            (values,) = k.choose(left >= GROUP, whole, rest)
+            words[first // GROUP] = k.convert("bitcast", values.differs(0.0), WORD)
+
     def patch(
         self, block: Array, patches: tuple[Value, Array], place: tuple[Value, Value, Value]
     ) -> None:
@@ -202,7 +218,6 @@ def _forward(k: TaskWriter, real: str, delayed: bool) -> None:
     given, given_step, given_row = k.integers(3)
     incoming = _Incoming(k, real)
     kept, dense, output_place, input_place = k.integers(4)
-    bits = k.array("i16")
     neurons = Kernel(loop)
     neurons.begin()
     own_x, own_output = k.scratch(real), k.scratch(real)
@@ -241,11 +256,7 @@ def _forward(k: TaskWriter, real: str, delayed: bool) -> None:
                 with k.loop(begin, end) as time:
                     line = loop.pointer(out).at((time.index - begin) * stride)
                     row = (time.index + loop["history"]) * loop["samples"] + where.sample
-                    place = row * loop["words"] * 4 + low // LANES
-                    with loop.blocks(count) as (lane, left):
-                        fired = line.some(lane, left, LANES).differs(0.0)
-                        mask = k.convert("zext", k.convert("bitcast", fired, "i16"), WORD)
-                        bits[place + lane // LANES] = mask
+                    loop.pack(line, count, loop.words.at(row * loop["words"] + low // 64))
 
 
 class _Incoming:
@@ -315,44 +326,48 @@ class _Ring:
         row = self.row(sample, step)
         fed = self.values.at(row * self.loop["size"] + low)
         marks = self.marks.at(row * self.loop["words"] + low // 64)
-        with k.loop(0, count, step=64) as group:
-            mark, end = marks.at(group.index // 64), k.least(group.index + 64, count)
-
-            def marked(
-                first: Value = group.index, end: Value = end, mark: Array = mark
-            ) -> list[Value]:
-                with k.loop(first, end, step=LANES) as block:
-                    self._write(block.index, end - block.index, fed, (bias, target), given)
+        with k.loop(0, count, step=GROUP) as group:
+            mark, left = marks.at(group.index // GROUP), count - group.index
+            is_marked = mark[0].differs(0)
+            for lanes, condition in ((GROUP, left >= GROUP), (LANES, left < GROUP)):
+                with k.when(condition ^ is_marked & condition):
+                    self._write((group.index, left, lanes), None, (bias, target), given)
+                with k.when(condition & is_marked):
+                    self._write((group.index, left, lanes), fed, (bias, target), given)
+            with k.when(is_marked):
                 mark[0] = 0
-                return []
-
-            def unmarked(first: Value = group.index, end: Value = end) -> list[Value]:
-                with k.loop(first, end, step=LANES) as block:
-                    self._write(block.index, end - block.index, None, (bias, target), given)
-                return []
-
-            k.choose(mark[0].differs(0), marked, unmarked)
 
     def _write(
         self,
-        lane: Value,
-        left: Value,
+        some: tuple[Value, Value, int],
         fed: Array | None,
         memory: tuple[Array, Array],
         given: tuple[Value, Value],
     ) -> None:
-        k, (bias, target) = self.loop.k, memory
-        shift = bias.some(lane, left, LANES)
-        zeros = k.literal(0.0, shift.type)
-        total = (zeros if fed is None else fed.some(lane, left, LANES)) + shift
-        (x,) = k.choose(
-            given[0].differs(0),
-            lambda: [self.loop.pointer(given[1]).some(lane, left, LANES) + total],
-            lambda: [total],
-        )
-        target.store_some(lane, left, x)
-        if fed is not None:
-            fed.store_some(lane, left, zeros)
+        """Write a group of lanes: all of them at once, or some at a time."""
+        k, (first, left, lanes), (bias, target) = self.loop.k, some, memory
+
+        def read(array: Array, lane: Value, rest: Value) -> Value:
+            return array.vector(lane, lanes) if lanes == GROUP else array.some(lane, rest, lanes)
+
+        stop = first + (GROUP if lanes == GROUP else left)
+        with k.loop(first, stop, step=lanes) as block:
+            lane, rest = block.index, stop - block.index
+            shift = read(bias, lane, rest)
+            zeros = k.literal(0.0, shift.type)
+            total = (zeros if fed is None else read(fed, lane, rest)) + shift
+
+            def outside(
+                lane: Value = lane, rest: Value = rest, total: Value = total
+            ) -> list[Value]:
+                return [read(self.loop.pointer(given[1]), lane, rest) + total]
+
+            (x,) = k.choose(given[0].differs(0), outside, lambda total=total: [total])  # type: ignore[misc]
+            for array, value in ((target, x), (fed, zeros)):
+                if array is not None and lanes == GROUP:
+                    array.store(lane, value)
+                elif array is not None:
+                    array.store_some(lane, rest, value)
 
 
 def _deliver(

@@ -368,9 +368,9 @@ def _advance(
         sizes,
         bits,
         loop.weight,
-        "rir" + _OUTSIDE + "iiiii" + _BLOCK,
+        "rir" + _OUTSIDE + "iiii" + _BLOCK,
         *(ring, marks.data_ptr(), loop.bias, *outside, keep, wanted),
-        *(block.places["output"], block.places["input_x"], bits.data_ptr()),
+        *(block.places["output"], block.places["input_x"]),
         *block.arguments,
         scratch=(block.nbytes, tile, tile),
     )
