@@ -530,7 +530,7 @@ NAMES = {
     run(E(e), 5, neurons=n - 1) -> ValueError: neurons must be 0 to 29, got -1
     run(E(e), 5, neurons=[1]) -> TypeError: neurons must be integers .k., got .1.
     run(E(e), 5, events=1) -> TypeError: events must be True or False
-    linear(E(e), 5) -> ValueError: no compiled loop that runs by events.*a SparseLinear as conn
+    linear(E(e), 5) -> ValueError: no compiled loop that runs by events.*a SparseLinear of fin
     signed(E(e), 5) -> ValueError: no compiled loop that runs by events: that takes a neuron
     cut(1.0, 2.0) -> TypeError: compact_support: surrogate must be one of tt.functional.*got float
     cut(functional.atan_surrogate(), 0) -> ValueError: compact_support: width must be
@@ -542,7 +542,7 @@ def test_refused(call: str, error: str) -> None:
 def test_edited_layers_and_the_eager_backend_do_not_run_by_events() -> None:
     model = recurrent(30, 100)
     hook = model.connection.register_forward_hook(lambda *_: None)
-    with pytest.raises(ValueError, match="modules without hooks"):
+    with pytest.raises(ValueError, match="without hooks or edits"):
         model.run_events(snn.EventInput(EVENTS), 5)
     hook.remove()
     with tt.fuse.backend("eager"), pytest.raises(ValueError, match="no compiled loop"):
