@@ -19,9 +19,10 @@ those of a source to a chunk begin at ``starts[source * chunks + chunk]``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from tracetorch.fuse.codegen.llvm_tasks import HEADER, TaskWriter
 from tracetorch.fuse.codegen.llvm_writer import WORD, Array, Operand, Value
@@ -34,8 +35,10 @@ _SPINS = 1 << 8  # looks at a counter before another thread is let run
 _COLUMNS, _STRIDE, _ROWS, _GROUP, _TILE, _NEURONS, _INNER, _STEPS, _EVERY = range(
     HEADER, HEADER + 9
 )
-SIZES = ("total", "samples", "chunks", "per_chunk", "windows", "per_task", "steps", "window")
-SIZES += ("size", "ring", "history", "delay", "words", "wait")
+SIZES: tuple[str, ...] = (
+    *("total", "samples", "chunks", "per_chunk", "windows", "per_task", "steps", "window"),
+    *("size", "ring", "history", "delay", "words", "wait"),
+)
 _LINE = 8  # integers from the counter of a sample to that of the next
 
 
@@ -163,7 +166,7 @@ class _Loop:
             block[each.index] = template[each.index]
 
     def call(
-        self, function: Value, block: Array, scratch: Array | None, numbers: dict[int, Operand]
+        self, function: Value, block: Array, scratch: Array | None, numbers: Mapping[Any, Operand]
     ) -> None:
         """Call a kernel of neurons on a tile, whose lanes are all of its columns."""
         for place, number in numbers.items():
@@ -193,14 +196,19 @@ class Kernel:
         at: tuple[Value, Value],
         stride: Operand,
         steps: Value,
-        more: dict[int | Value, Operand],
+        more: Mapping[Any, Operand],
         scratch: Array | None = None,
     ) -> None:
         """Run over some steps of a tile; ``at`` are the sample and the window."""
         low, count = tile
         self.loop.patch(self.block, (self.count, self.patches), (low, *at))
-        numbers = {_COLUMNS: count, _STRIDE: stride, _TILE: count, _NEURONS: count}
-        numbers |= {_STEPS: steps, _EVERY: steps, **more}  # type: ignore[dict-item]
+        numbers: dict[Any, Operand] = {
+            _COLUMNS: count,
+            _STRIDE: stride,
+            _TILE: count,
+            _NEURONS: count,
+        }
+        numbers |= {_STEPS: steps, _EVERY: steps, **more}
         self.loop.call(self.function, self.block, scratch, numbers)
 
 
@@ -252,7 +260,7 @@ def _forward(k: TaskWriter, real: str, delayed: bool) -> None:
                     incoming.add(row, low, count, target)
                 more = {input_place: x, input_place + 1: step, output_place: out}
                 steps = end - begin
-                neurons.call((low, count), (where.sample, window.index), stride, steps, more)  # type: ignore[arg-type]
+                neurons.call((low, count), (where.sample, window.index), stride, steps, more)
                 with k.loop(begin, end) as time:
                     line = loop.pointer(out).at((time.index - begin) * stride)
                     row = (time.index + loop["history"]) * loop["samples"] + where.sample
@@ -427,7 +435,7 @@ def _backward(k: TaskWriter, real: str, delayed: bool) -> None:
         begin, end = loop.bounds(window)
         with loop.tiles(where) as (low, count):
             tile, at, steps = (low, count), (where.sample, window), end - begin
-            reach.call(tile, at, TILE, steps, {out_place: _address(k, reached)})  # type: ignore[dict-item]
+            reach.call(tile, at, TILE, steps, {out_place: _address(k, reached)})
             with k.loop(begin, end) as time:
                 place = (time.index - begin) * TILE
                 source = given + (time.index * given_step + where.sample * given_row + low) * item
@@ -446,7 +454,7 @@ def _backward(k: TaskWriter, real: str, delayed: bool) -> None:
                         line[which] = line[which] + total
                         bit.next = (rest & (rest - 1),)
             more = {grad_place: _address(k, own), grad_place + 1: k.literal(TILE, WORD)}
-            neurons.call(tile, at, lanes, steps, more, private)  # type: ignore[arg-type]
+            neurons.call(tile, at, lanes, steps, more, private)
 
 
 def _copied(loop: _Loop, count: Value, line: Array, given: tuple[Value, Value]) -> None:

@@ -22,6 +22,7 @@ from tracetorch.fuse.dispatch.operators import no_second_gradient
 from tracetorch.fuse.dispatch.plans import recurrent_plan_for
 from tracetorch.fuse.ir.plan import RecurrentPlan
 from tracetorch.fuse.runtime import sparse_recurrence
+from tracetorch.fuse.runtime.allocation import large_empty
 from tracetorch.fuse.runtime.sparse_recurrence import (
     Edges,
     Gradients,
@@ -174,7 +175,7 @@ class _Tensors(torch.autograd.Function):
         count = len(plan.program.states)
         states, params = tensors[:count], tensors[count:]
         loop = _sizes(plan, edges, x.shape, (weight, bias), params)
-        output = sparse_recurrence.large_empty(x.shape, x.dtype)
+        output = large_empty(x.shape, x.dtype)
         ends, kept = sparse_recurrence.forward(
             loop, _given(x), first.detach(), states, output=output, keep=plan.has_backward
         )
