@@ -41,7 +41,7 @@ from tracetorch.snn.sparse_linear import SparseLinear
 
 
 class EventRun(NamedTuple):
-    """What a run by events returns: see :meth:`Recurrent.run_events`."""
+    """Results of a run by events: see :meth:`Recurrent.run_events`."""
 
     outputs: Tensor | None
     """Outputs of the neurons that were named, ``[steps, batch, k]``."""

@@ -46,7 +46,7 @@ _LINE = 8  # integers from the counter of a sample to that of the next
 class _Where:
     """A task: a chunk of a sample, in some windows."""
 
-    turn: Value
+    number: Value
     sample: Value
     chunk: Value
     low: Value
@@ -76,12 +76,12 @@ class _Loop:
         with k.repeat(lambda c: c[0] < size["total"], self.added(self.counters)) as each:
             (ticket,) = each.carried
             chunks, samples = size["chunks"], size["samples"]
-            turn, rest = ticket // (chunks * samples), ticket % (chunks * samples)
+            number, rest = ticket // (chunks * samples), ticket % (chunks * samples)
             sample, chunk = rest // chunks, rest % chunks
             done = self.counters.at((sample + 1) * _LINE)
-            self._wait(done, turn * chunks)
+            self._wait(done, number * chunks)
             low = chunk * size["per_chunk"]
-            yield _Where(turn, sample, chunk, low, k.least(low + size["per_chunk"], size["size"]))
+            yield _Where(number, sample, chunk, low, k.least(low + size["per_chunk"], size["size"]))
             self.added(done)
             each.next = (self.added(self.counters),)
 
@@ -231,7 +231,7 @@ def _forward(k: TaskWriter, real: str, delayed: bool) -> None:
     own_x, own_output = k.scratch(real), k.scratch(real)
     item, size, lanes = 4 if real == "float" else 8, loop["size"], loop["size"] * loop["samples"]
     with loop.tasks() as where:
-        first = where.turn * loop["per_task"]
+        first = where.number * loop["per_task"]
         last = k.least(first + loop["per_task"], loop["windows"])
         with k.loop(first, last) as window:
             begin, end = loop.bounds(window.index)
@@ -431,7 +431,7 @@ def _backward(k: TaskWriter, real: str, delayed: bool) -> None:
     own, reached, private = k.scratch(real), k.scratch(real), k.scratch(real)
     item, lanes = 4 if real == "float" else 8, loop["size"] * loop["samples"]
     with loop.tasks() as where:
-        window = loop["windows"] - 1 - where.turn
+        window = loop["windows"] - 1 - where.number
         begin, end = loop.bounds(window)
         with loop.tiles(where) as (low, count):
             tile, at, steps = (low, count), (where.sample, window), end - begin

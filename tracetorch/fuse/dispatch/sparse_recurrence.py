@@ -238,12 +238,12 @@ def _with_last(found: Part, last: Tensor, bounds: tuple[int, int, int]) -> Part:
 
 
 class Request(NamedTuple):
-    """What a run by events is to return; none of it has a value for every step and neuron."""
+    """A run by events: its inputs and results, none with a value for every step and neuron."""
 
     steps: int
     samples: int
     given: Sequences
-    """What comes from outside."""
+    """Input from outside."""
     neurons: Tensor
     """Those whose outputs are wanted, ``[k]``."""
     bins: int
@@ -253,7 +253,7 @@ class Request(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a run by events returns."""
+    """Results of a run by events."""
 
     outputs: Tensor
     """``[T, samples, k]``."""
@@ -354,7 +354,7 @@ class _Events(torch.autograd.Function):
 
 
 class _Collected:
-    """What is wanted of the spikes, as far as steps have run."""
+    """Results of a request, as far as steps have run."""
 
     def __init__(self, loop: Loop, request: Request) -> None:
         bins = -(-loop.steps // request.bins) if request.bins else 0

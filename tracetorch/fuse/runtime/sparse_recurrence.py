@@ -183,7 +183,7 @@ def _called(plan: RecurrentPlan, name: str, build: Callable[[Any], Schedule]) ->
 
 
 class _Memory(NamedTuple):
-    """Where a kernel of neurons finds a buffer: an address, and bytes from one to the next."""
+    """Memory of a buffer of a kernel of neurons: an address, and bytes from one to the next."""
 
     start: int
     lane: int = 0
@@ -296,7 +296,7 @@ def _run(
 
 
 class Kept(NamedTuple):
-    """What a forward pass leaves for the backward pass."""
+    """Results of a forward pass that the backward pass reads."""
 
     bits: Tensor
     checkpoints: Tensor
