@@ -1,6 +1,8 @@
 import copy
+import gc
 import io
 import pickle
+import weakref
 from typing import Any, cast
 
 import numpy as np
@@ -381,6 +383,35 @@ def test_what_is_written_is_seen() -> None:
         tt.unroll(layer, x, from_rest=True)
 
 
+def test_what_does_not_fit_is_not_read() -> None:
+    layer = sparse(delay="each", ordered=True)
+    x = spikes(2, IN)
+    assert layer(x).shape == (2, OUT)
+    for name, value, message in (
+        ("weight", nn.Parameter(layer.weight[:3].detach()), "300 edges, and weights .* of shape"),
+        ("delay", layer.delay[:3], "300 edges have delays of shape"),
+        ("edges", layer.edges[:, :3], "3 edges have delays of shape"),
+        ("out_features", 3, "has the target 49, and there are 3"),
+    ):
+        layer.zero_states()
+        changed = copy.deepcopy(layer)
+        setattr(changed, name, value)
+        with pytest.raises(ValueError, match=message):
+            changed(x)
+
+
+def test_the_graph_of_a_state_does_not_keep_its_layer() -> None:
+    layer = sparse(delay="each")
+    layer(spikes(2, IN))
+    assert layer.past.requires_grad is False
+    y = layer(spikes(2, IN).requires_grad_())
+    assert layer.past.requires_grad
+    known = weakref.ref(layer)
+    del layer, y
+    gc.collect()
+    assert known() is None
+
+
 def test_the_plan_is_made_once_and_not_copied() -> None:
     layer = sparse(delay="each")
     plan = layer.plan
@@ -707,6 +738,10 @@ NAMES = {
     L(2, 3, e, signs=torch.ones(4)) -> ValueError: signs must have one value for each source, .2.
     L(2, 3, e, signs=[1, 1]) -> TypeError: signs must be a tensor of 1 and -1, got list
     L(2, 3, e[:, 1:], signs=torch.tensor([1, -1])) -> ValueError: as many edges as sources, 2
+    L(2, 3, e, delay=e[0].to("meta")) -> ValueError: delay has no values on the meta device
+    L(2, 3, e, signs=e[0].to("meta")) -> ValueError: signs has no values on the meta device
+    L(2, 3, e.to("meta"), signs=torch.ones(2)) -> ValueError: edges have no values on the meta dev
+    L(2, 3, e.to(torch.complex64)) -> TypeError: edges must be a tensor of integers, got torch.com
     L(2, 3, e, dim=1) -> TypeError: dim
     L(2, 3, e)(torch.ones(4, 5)) -> ValueError: takes 2 features in the last dimension, .* has 5
     L(2, 3, e)(torch.ones(4, 2).long()) -> TypeError: takes float16, bfloat16, float32 or float64

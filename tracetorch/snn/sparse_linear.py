@@ -19,7 +19,7 @@ from tracetorch.cell import StateKind
 from tracetorch.core.checks import check_count, check_flag, check_integer, check_number
 from tracetorch.core.double_backward import explain_double_backward
 from tracetorch.core.hooks import hooked_weights
-from tracetorch.core.torch_private import is_readable, is_tracing, version_of
+from tracetorch.core.torch_private import is_readable, is_tracing, unsafe_view, version_of
 from tracetorch.fuse.runtime.sparse_recurrence import Edges
 from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.passes import current_pass
@@ -36,6 +36,7 @@ from tracetorch.snn.sparse.product import Wiring, product
 
 _MOST = 2**31  # an index has 32 bits
 _MOST_DENSE = 2**24  # values of a dense weight that is made
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _SIGNS = "signs must be 1 (excitatory) or -1 (inhibitory)"
 
 
@@ -293,14 +294,17 @@ class SparseLinear(SequenceLayer):
             ValueError: what was written to ``edges`` or ``delay`` leads out of the layer.
         """
         edges, delay = self.edges, self.delay
-        key = (edges, version_of(edges), delay, None if delay is None else version_of(delay))
+        sizes = self.in_features, self.out_features
+        versions = version_of(edges), None if delay is None else version_of(delay)
+        key = (edges, delay, *versions, *sizes)
         known = self.__dict__.get("_known_plan")
         # nobody counts what is written to tensors of inference mode
-        unknown = key[1] is None or (delay is not None and key[3] is None)
+        unknown = versions[0] is None or (delay is not None and versions[1] is None)
         if known is None or unknown or not all(map(_is_same, known[0], key)):
-            problem = check_range(edges, self.in_features, self.out_features)
+            problem = check_range(edges, *sizes) or _delay_problem(delay, self.max_delay)
             delays = delay if delay is not None and delay.ndim else None
-            problem = problem or _delay_problem(delay, self.max_delay)
+            if delays is not None and delays.shape != edges.shape[1:]:
+                problem = f"{edges.shape[1]} edges have delays of shape {list(delays.shape)}"
             if problem is not None:
                 raise ValueError(f"{self._label()} cannot run: {problem}.")
             known = key, sorted_by_source(edges, delays, self.in_features)
@@ -452,12 +456,23 @@ class SparseLinear(SequenceLayer):
         else:  # rows alike, those of steps and those of samples
             delay = None
         sizes = self.in_features, self.out_features
-        wiring = Wiring(self.edges, delay, reach, *sizes, lambda: self.plan)
+        # checked now, and not held by the graph as a method would be, with the layer
+        has_plan = self.edges.is_cpu and is_readable(self.edges)
+        wiring = Wiring(self.edges, delay, reach, *sizes, self.plan if has_plan else None)
         if reach and rows.ndim > 2:
             rows = rows.flatten(1, -2)
         else:
             rows = (rows if reach else rows.flatten(0, -2)).unsqueeze(1)
-        y = product(wiring, rows, self.edge_weight(dtype)).view(*x.shape[:-1], self.out_features)
+        weight = self.edge_weight(dtype)
+        if weight.shape != self.edges.shape[1:]:
+            raise ValueError(
+                f"{self._label()} has {self.edges.shape[1]} edges, and weights for them of shape "
+                f"{list(weight.shape)}. Assign one for each, or build another layer."
+            )
+        y = product(wiring, rows, weight)
+        shape = (*x.shape[:-1], self.out_features)
+        # no view, which FSDP would lose the gradient of, if it were changed in place
+        y = unsafe_view(y, shape) if has_plan else y.view(shape)
         bias = self.bias
         return (y if bias is None else y + bias.to(dtype)), window
 
@@ -494,7 +509,7 @@ class SparseLinear(SequenceLayer):
                 return f"the file has {name}, and the layer was built without"
             if not isinstance(loaded, Tensor) or own is None or loaded.is_meta:
                 continue
-            if loaded.is_floating_point() or loaded.dtype == torch.bool:
+            if loaded.dtype not in _INTEGERS:
                 return f"{name} must be integers, got {loaded.dtype}"
             if loaded.shape != own.shape:
                 continue  # PyTorch says so
@@ -519,12 +534,19 @@ _CODE = _code_of(SparseLinear)
 
 
 def _checked_integers(name: str, values: object) -> Tensor:
-    if not isinstance(values, Tensor) or values.is_floating_point() or values.dtype == torch.bool:
-        got = values.dtype if isinstance(values, Tensor) else type(values).__name__
+    dtype = values.dtype if isinstance(values, Tensor) else None
+    if not isinstance(values, Tensor) or dtype not in _INTEGERS:
+        got = dtype or type(values).__name__
         raise TypeError(f"{name} must be a tensor of integers, got {got}. Convert it by .long().")
-    if values.is_complex():
-        raise TypeError(f"{name} must be a tensor of integers, got {values.dtype}.")
+    if name != "edges":
+        _check_has_values(name, values)
     return values.detach()
+
+
+def _check_has_values(name: str, values: Tensor) -> None:
+    """Raise where what a layer is built by cannot be read."""
+    if values.is_meta:
+        raise ValueError(f"{name} has no values on the meta device. Give it on the CPU.")
 
 
 def _checked_edges(edges: object, inputs: int, outputs: int) -> Tensor:
@@ -640,6 +662,7 @@ def _checked_signs(signs: object, edges: Tensor, inputs: int) -> Tensor:
     """Return a sign for each edge."""
     if not isinstance(signs, Tensor):
         raise TypeError(f"signs must be a tensor of 1 and -1, got {type(signs).__name__}.")
+    _check_has_values("signs", signs)
     count = edges.shape[1]
     if tuple(signs.shape) not in ((inputs,), (count,), (1, count)):
         raise ValueError(
@@ -650,6 +673,8 @@ def _checked_signs(signs: object, edges: Tensor, inputs: int) -> Tensor:
         raise ValueError(f"{_SIGNS}.")
     if signs.ndim == 2:
         return signs[0]
+    if edges.is_meta:
+        raise ValueError("edges have no values on the meta device: give signs of edges, [1, E].")
     by_source = signs if len(signs) == count != inputs else signs[edges[0]]
     if count == inputs and not torch.equal(by_source, signs):
         raise ValueError(
