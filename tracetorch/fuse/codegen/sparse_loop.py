@@ -30,6 +30,7 @@ from tracetorch.fuse.codegen.llvm_writer import WORD, Array, Operand, Value
 TILE = 512  # lanes that a kernel of neurons is called for
 LANES = 16  # that are read at once
 GROUP = 64  # of a word of bits, and of a mark
+_WORDS = 8  # of bits that are looked at together
 _SPINS = 1 << 8  # looks at a counter before another thread is let run
 # places in the block of a kernel of neurons: the geometry, and then the sizes of time
 _COLUMNS, _STRIDE, _ROWS, _GROUP, _TILE, _NEURONS, _INNER, _STEPS, _EVERY = range(
@@ -105,18 +106,23 @@ class _Loop:
         return begin, self.k.least(begin + self.size["window"], self.size["steps"])
 
     @contextmanager
-    def events(self, row: Value, sample: Value, first: Operand, last: Operand) -> Iterator[Value]:
+    def events(self, row: Value, sample: Value, first: Operand, last: Value) -> Iterator[Value]:
         """Run what is written inside for each source that fired, by words of bits."""
         k = self.k
         line = self.words.at((row * self.size["samples"] + sample) * self.size["words"])
         exact = Value(k, "true", "i1")
-        with (
-            k.loop(first, last) as word,
-            k.repeat(lambda carried: carried[0].differs(0), line[word.index]) as bit,
-        ):
-            (mask,) = bit.carried
-            yield word.index * 64 + k.intrinsic("llvm.cttz.i64", WORD, mask, exact)
-            bit.next = (mask & (mask - 1),)
+        with k.loop(first, last, step=_WORDS) as block:
+            # nearly all are 0
+            left = last - block.index
+            some = line.some(block.index, left, _WORDS).differs(0)
+            with (
+                k.when(k.convert("bitcast", some, f"i{_WORDS}").differs(0)),
+                k.loop(block.index, k.least(block.index + _WORDS, last)) as word,
+                k.repeat(lambda carried: carried[0].differs(0), line[word.index]) as bit,
+            ):
+                (mask,) = bit.carried
+                yield word.index * 64 + k.intrinsic("llvm.cttz.i64", WORD, mask, exact)
+                bit.next = (mask & (mask - 1),)
 
     @contextmanager
     def tiles(self, where: _Where) -> Iterator[tuple[Value, Value]]:
