@@ -10,6 +10,7 @@ from benchmarks import (
     online_memory,
     quantised_accuracy,
     sparse_linear,
+    sparse_recurrent,
 )
 
 
@@ -69,3 +70,14 @@ def test_a_line_is_printed_for_each_segment(capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert [line[:12] for line in lines[4:]] == ["| None | 0.0", "| auto | 0.0"]
     assert "1/2.0" in lines[-1]
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+def test_loops_along_edges_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    sparse_recurrent.main(["--quick"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["build:", "forward:", "gradient:"]
+    assert " 0 spikes" not in lines[1]
+    assert [line.split()[0] for line in lines[3:]] == ["SparseLinear", "nn.Linear", "torch.sparse"]
+    # the three compute one thing
+    assert len({line.split("training step, ")[1][:5] for line in lines[3:]}) == 1

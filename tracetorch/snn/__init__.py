@@ -12,6 +12,7 @@ from tracetorch.snn.batch_norm import BatchNormThroughTime
 from tracetorch.snn.connect import connect, disconnect
 from tracetorch.snn.delay import Delay, DelayedConv1d, DelayedLinear
 from tracetorch.snn.dropout import LockedDropout
+from tracetorch.snn.event_inputs import EventInput, PoissonInput
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.masks import distance_mask, in_degree_mask, random_mask
 from tracetorch.snn.module import TTModule
@@ -19,7 +20,7 @@ from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.noise import Noise
 from tracetorch.snn.parameters import Decay, SpikeFunction, Threshold, Weight
 from tracetorch.snn.readout import Readout, RReadout, SReadout, SRReadout
-from tracetorch.snn.recurrent import Recurrent
+from tracetorch.snn.recurrent import EventRun, Recurrent
 from tracetorch.snn.residual import SEWBlock
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.sparse.edges import (
@@ -45,10 +46,13 @@ __all__ = [
     "Delay",
     "DelayedConv1d",
     "DelayedLinear",
+    "EventInput",
+    "EventRun",
     "LeakyIntegrator",
     "LockedDropout",
     "Neuron",
     "Noise",
+    "PoissonInput",
     "RReadout",
     "Readout",
     "Recurrent",

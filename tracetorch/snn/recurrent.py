@@ -13,21 +13,42 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from types import FunctionType
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from tracetorch.core.checks import check_count, check_flag
 from tracetorch.core.hooks import call_is_forward
 from tracetorch.core.walk import named_modules
 from tracetorch.fuse.dispatch.recurrence import run_recurrence
+from tracetorch.fuse.dispatch.sparse_recurrence import (
+    Found,
+    Recurrence,
+    Request,
+    run_sparse_events,
+    run_sparse_recurrence,
+)
+from tracetorch.fuse.runtime.sparse_recurrence import Edges, Part, chunks_of
 from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.delay import DelayedLinear, SynapticDelays
+from tracetorch.snn.event_inputs import EventSource, Span, rows_of
 from tracetorch.snn.memory import checked_shape
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.passes import current_pass, in_one_commit, states_of
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.sparse_linear import SparseLinear
+
+
+class EventRun(NamedTuple):
+    """Results of a run by events: see :meth:`Recurrent.run_events`."""
+
+    outputs: Tensor | None
+    """Outputs of the neurons that were named, ``[steps, batch, k]``."""
+    counts: Tensor | None
+    """Spikes in each bin, ``[bins, batch, num_neurons]``."""
+    events: Tensor | None
+    """All spikes, ``[n, 3]``: step, sample, neuron."""
 
 
 class Recurrent(SequenceLayer):
@@ -40,7 +61,11 @@ class Recurrent(SequenceLayer):
     ``prev_output`` is a state, zero at the first step; it goes through the connection then too, so
     that a bias acts. Over time it runs step by step, for the connection needs one step's output to
     make the next one's input; with an ``nn.Linear`` or a :class:`DelayedLinear` as connection, in
-    one compiled loop that multiplies by events where spikes are few.
+    one compiled loop that multiplies by events where spikes are few; and with a
+    :class:`SparseLinear` as well, by events in both directions, where outputs are 0 or 1. Its
+    gradients visit the edges of those that fired, and of those within the ``support`` of their
+    surrogate: all edges in every step where it has none. :meth:`run_events` is for networks whose
+    inputs and outputs would not fit into memory as tensors.
 
     ``neuron`` may be a whole population, or several: any module that holds neuron layers, such as
     ``nn.Sequential(nn.Linear(8, 64), LIF(64), nn.Linear(64, 16), AdLIF(16))``. It runs step by step
@@ -201,14 +226,75 @@ class Recurrent(SequenceLayer):
 
     def _run_fused(self, x: Tensor) -> Tensor | None:
         """Run the sequence in one compiled loop; ``None`` where there is none that is as exact."""
-        neuron, connection = self.neuron, self.connection
-        if not isinstance(neuron, SequenceLayer):
+        loop = self._loop(x)
+        if loop is None:
             return None
-        # Only what is certain to compute what the modules would: each of them its own class's code.
+        neuron: Any = self.neuron
+        connection: Any = self.connection
+        if isinstance(connection, SparseLinear):
+            results = run_sparse_recurrence(loop, x)
+        else:
+            results = run_recurrence(
+                loop.cell, x, loop.first, loop.weight, loop.bias, loop.states, loop.kwargs
+            )
+        if results is None:
+            return None
+        output, last, ends = results
+        if len(loop.first) > 1:
+            before = output[:-1]
+            is_long = len(before) >= connection.max_delay
+            connection.keep_inputs(before if is_long else torch.cat([loop.first, before]))
+        self.prev_output = last
+        states_of(neuron).update(zip(neuron.cell.active, ends, strict=True))
+        return output
+
+    def _loop(self, x: Tensor) -> Recurrence | None:
+        """Return what a compiled loop over inputs like ``x`` reads; ``None``: there is none."""
+        neuron, connection = self.neuron, self.connection
+        linear = self._linear(x)
+        if linear is None:
+            return None
+        dtype = self._check_input(x, sequence=True)
+        is_sparse = isinstance(linear, SparseLinear)
+        weight = linear.edge_weight(dtype) if isinstance(linear, SparseLinear) else linear.weight
+        bias: Tensor | None = linear.bias
+        sizes = (linear.out_features, linear.in_features) if is_sparse else tuple(weight.shape)
         if (
-            torch.compiler.is_compiling()
+            self.dim not in (-1, x.ndim - 2)
+            or x.numel() == 0
+            or sizes != (self.num_neurons, self.num_neurons)
+            or any(tensor.dtype != dtype for tensor in (x, weight))
+            or (bias is not None and bias.dtype != dtype)
+            or any(t.device != x.device for t in (weight, bias) if t is not None)
+        ):
+            return None
+        first = cast(Tensor, self._states_for(x, dtype, sequence=True)[0]).unsqueeze(0)
+        if isinstance(connection, DelayedLinear | SparseLinear) and connection.max_delay:
+            connection._check_input(x, sequence=True)
+            past = cast(Tensor, connection._states_for(x, dtype, sequence=True)[0])
+            first = torch.cat([past.movedim(-1, 0), first])
+        if isinstance(connection, DelayedLinear):
+            weight = connection.kernel_of(dtype)
+        neuron._check_input(x, sequence=True)
+        states = neuron._states_for(x, dtype, sequence=True)
+        kwargs = neuron.step_kwargs(x.ndim - 1, dtype)
+        chunks = chunks_of(self.num_neurons, x[0].numel() // self.num_neurons)
+
+        def edges() -> Edges:
+            return cast(SparseLinear, linear).edges_by_chunk(*chunks)
+
+        return Recurrence(neuron.cell, first, weight, bias, states, kwargs, edges)
+
+    def _linear(self, x: Tensor) -> nn.Linear | SparseLinear | None:
+        """Return the layer of weight and bias, where a compiled loop computes what calls would.
+
+        Only what is certain to: each module runs its own class's code.
+        """
+        neuron, connection = self.neuron, self.connection
+        if (
+            not isinstance(neuron, SequenceLayer)
+            or torch.compiler.is_compiling()
             or type(self) is not Recurrent
-            or (linear := _linear_of(connection)) is None
             or not vars(self).keys().isdisjoint(_OWN)
             or _code_of(Recurrent) != _CODE
             or not call_is_forward(connection)
@@ -222,38 +308,96 @@ class Recurrent(SequenceLayer):
             or torch.is_autocast_enabled(x.device.type)
         ):
             return None
-        weight: Tensor = linear.weight
-        bias: Tensor | None = linear.bias
-        dtype = self._check_input(x, sequence=True)
-        if (
-            self.dim not in (-1, x.ndim - 2)
-            or x.numel() == 0
-            or weight.shape != (self.num_neurons, self.num_neurons)
-            or any(tensor.dtype != dtype for tensor in (x, weight))
-            or (bias is not None and bias.dtype != dtype)
-            or any(t.device != x.device for t in (weight, bias) if t is not None)
-        ):
-            return None
-        first = cast(Tensor, self._states_for(x, dtype, sequence=True)[0]).unsqueeze(0)
-        if isinstance(connection, DelayedLinear):
-            connection._check_input(x, sequence=True)
-            past = cast(Tensor, connection._states_for(x, dtype, sequence=True)[0])
-            first = torch.cat([past.movedim(-1, 0), first])
-            weight = connection.kernel_of(dtype)
-        neuron._check_input(x, sequence=True)
-        states = neuron._states_for(x, dtype, sequence=True)
-        kwargs = neuron.step_kwargs(x.ndim - 1, dtype)
-        results = run_recurrence(neuron.cell, x, first, weight, bias, states, kwargs)
-        if results is None:
-            return None
-        output, last, ends = results
-        if isinstance(connection, DelayedLinear):
-            before = output[:-1]
-            is_long = len(before) >= connection.max_delay
-            connection.keep_inputs(before if is_long else torch.cat([first, before]))
-        self.prev_output = last
-        states_of(neuron).update(zip(neuron.cell.active, ends, strict=True))
-        return output
+        return _linear_of(connection)
+
+    def run_events(
+        self,
+        inputs: EventSource | Sequence[EventSource],
+        steps: int,
+        *,
+        batch: int = 1,
+        neurons: Tensor | None = None,
+        count_every: int | None = None,
+        events: bool = False,
+    ) -> EventRun:
+        """Run from events to events, for networks too large for a tensor of all steps and neurons.
+
+        As ``tt.unroll(layer, x)`` with ``x`` zero but for the events: states go on and are left
+        behind as there, and outputs and counts are part of the graph. Only neurons that spike, in a
+        loop along a :class:`SparseLinear`, on the CPU; an ``nn.Linear`` behind the outputs of some
+        neurons or their counts reads out what they say. No gradient goes to the inputs.
+
+        Memory: a bit for every step and neuron, and, where there is a gradient, the states of about
+        as many steps as the root of all.
+
+        Args:
+            inputs: what arrives: an :class:`EventInput`, a :class:`PoissonInput`, or several.
+            steps: how many.
+            batch: samples.
+            neurons: whose outputs are wanted, integers ``[k]``.
+            count_every: count the spikes of every neuron in bins of so many steps, of which the
+                last one may be shorter; a rate is a count over the length of its bin.
+            events: whether all spikes are wanted as a list.
+
+        Returns:
+            ``outputs`` ``[steps, batch, k]``, ``counts`` ``[bins, batch, num_neurons]`` and
+            ``events`` ``[n, 3]``, the step, sample and neuron of each; ``None`` what nobody wants.
+
+        Raises:
+            TypeError: an argument is of the wrong type.
+            ValueError: an argument is out of range, an event lies outside of the run, or there is
+                no compiled loop for these modules.
+
+        Example:
+            >>> layer = Recurrent(LIF(3), SparseLinear(3, 3, torch.tensor([[0], [2]]), weight=2.0))
+            >>> layer.run_events(EventInput(torch.tensor([[0, 0, 0]]), 1.5), 4, events=True).events
+            tensor([[0, 0, 0],
+                    [1, 0, 2]])
+        """
+        sources = [inputs] if not isinstance(inputs, Sequence) else list(inputs)
+        sizes = check_count("steps", steps), check_count("batch", batch), self.num_neurons
+        for source in sources:
+            if not hasattr(source, "between"):
+                raise TypeError(
+                    f"inputs must be an EventInput, a PoissonInput or a list of them, got "
+                    f"{type(source).__name__}."
+                )
+            source.check(*sizes)
+        wanted = _checked_neurons(neurons, self.num_neurons)
+        bins = 0 if count_every is None else check_count("count_every", count_every)
+        dtype = _dtype_of(self.connection)
+
+        def given(begin: int, end: int) -> Part:
+            return Part(rows=rows_of(sources, Span(begin, end, *sizes[1:]), dtype))
+
+        request = Request(*sizes[:2], given, wanted, bins, check_flag("events", events))
+        found = in_one_commit(self._run_events, request, dtype)
+        return EventRun(
+            None if neurons is None else found.outputs,
+            None if count_every is None else found.counts,
+            found.events if events else None,
+        )
+
+    def _run_events(self, request: Request, dtype: torch.dtype) -> Found:
+        # a shape without memory
+        x = torch.zeros((), dtype=dtype).expand(request.steps, request.samples, self.num_neurons)
+        loop = self._loop(x) if isinstance(self.connection, SparseLinear) else None
+        found = None if loop is None else run_sparse_events(loop, request)
+        if loop is None or found is None:
+            raise ValueError(
+                f"{self._label()} has no compiled loop that runs by events: that takes a neuron "
+                "layer that gives 0 or 1, a SparseLinear of finite weights as connection, modules "
+                "without hooks or edits, float32 or float64 on the CPU, and llvmlite. Use "
+                "tt.unroll(layer, x)."
+            )
+        connection = cast(SparseLinear, self.connection)
+        last = torch.cat([loop.first, found.last])[-len(loop.first) :]
+        self.prev_output = last[-1]
+        if len(last) > 1:
+            connection.keep_inputs(last[:-1])
+        names = self.neuron.cell.active
+        states_of(self.neuron).update(zip(names, found.ends, strict=True))
+        return found
 
     def _run_stepped(self, x: Tensor) -> Tensor:
         """Run the sequence step by step."""
@@ -279,6 +423,25 @@ _CODE = _code_of(Recurrent)
 _LINEAR_FORWARD = nn.Linear.forward
 
 
+def _dtype_of(connection: nn.Module) -> torch.dtype:
+    """Return the dtype of the arithmetic of a run without a tensor as its input."""
+    weight = getattr(connection, "weight", None)
+    return weight.dtype if isinstance(weight, Tensor) else torch.get_default_dtype()
+
+
+def _checked_neurons(neurons: object, count: int) -> Tensor:
+    """Return the numbers of neurons that are there."""
+    if neurons is None:
+        return torch.zeros(0, dtype=torch.int64)
+    if not isinstance(neurons, Tensor) or neurons.is_floating_point() or neurons.ndim != 1:
+        raise TypeError(f"neurons must be integers [k], got {neurons!r}.")
+    wanted = neurons.detach().long().cpu()
+    if len(wanted) and not 0 <= int(wanted.min()) <= int(wanted.max()) < count:
+        bad = int(wanted.min()) if int(wanted.min()) < 0 else int(wanted.max())
+        raise ValueError(f"neurons must be 0 to {count - 1}, got {bad}.")
+    return wanted
+
+
 def _last_of(module: nn.Module) -> SequenceLayer | None:
     """Return the neuron layer whose output is that of a chain, if it keeps the shape of its input.
 
@@ -292,8 +455,10 @@ def _last_of(module: nn.Module) -> SequenceLayer | None:
     return module if is_last else None  # type: ignore[return-value]
 
 
-def _linear_of(connection: nn.Module) -> nn.Linear | None:
+def _linear_of(connection: nn.Module) -> nn.Linear | SparseLinear | None:
     """Return the layer of weight and bias, where a compiled loop computes what a call would."""
+    if isinstance(connection, SparseLinear):
+        return connection if connection.computes_as_its_class else None
     if isinstance(connection, DelayedLinear):
         return connection.linear if connection.computes_as_its_class else None
     if plain_class(connection) is not nn.Linear or nn.Linear.forward is not _LINEAR_FORWARD:

@@ -8,6 +8,7 @@ follow ``.to()``, and no kernel reads an index that nobody has checked.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
@@ -19,11 +20,18 @@ from tracetorch.core.checks import check_count, check_flag, check_integer, check
 from tracetorch.core.double_backward import explain_double_backward
 from tracetorch.core.hooks import hooked_weights
 from tracetorch.core.torch_private import is_readable, is_tracing, unsafe_view, version_of
+from tracetorch.fuse.runtime.sparse_recurrence import Edges
+from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.passes import current_pass
 from tracetorch.snn.restarts import Restarts
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.sparse import sources
-from tracetorch.snn.sparse.edge_plan import EdgePlan, check_range, sorted_by_source
+from tracetorch.snn.sparse.edge_plan import (
+    EdgePlan,
+    check_range,
+    edges_by_chunk,
+    sorted_by_source,
+)
 from tracetorch.snn.sparse.product import Wiring, product
 
 _MOST = 2**31  # an index has 32 bits
@@ -52,8 +60,9 @@ class SparseLinear(SequenceLayer):
     1 with signs. On the CPU time goes by events: an input that is 0 costs nothing, and adds
     nothing, even where its weight is infinite or NaN, and the gradient of a weight is computed
     where its source is not 0. The gradient of the input visits every edge, 16 rows at once, and is
-    left out where nobody wants it. Sums have one order, by time, source and place of the edge, so
-    results are the same for any number of threads. On other devices, under ``torch.func``, forward
+    left out where nobody wants it; in a :class:`Recurrent` along the edges it visits fewer. Sums
+    have one order, by time, source and place of the edge, so results are the same for any number of
+    threads. On other devices, under ``torch.func``, forward
     mode and ``torch.compile`` operations of PyTorch's compute the same but for rounding, in memory
     O(rows * edges) where they record a graph. Derivatives of any order are there.
 
@@ -303,6 +312,31 @@ class SparseLinear(SequenceLayer):
         plan: EdgePlan = known[1]
         return plan
 
+    def edges_by_chunk(self, chunks: int, per_chunk: int) -> Edges:
+        """Return the edges sorted by source and then by chunk of targets, as a loop reads them."""
+        plan = self.plan
+        known = self.__dict__.get("_known_edges")
+        if known is None or known[0] is not plan or known[1][4:6] != (chunks, per_chunk):
+            found = edges_by_chunk(plan, self.delay, chunks, per_chunk)
+            known = self.__dict__["_known_edges"] = plan, found
+        edges: Edges = known[1]
+        return edges
+
+    @property
+    def computes_as_its_class(self) -> bool:
+        """Whether a step is certain to be a sum along edges of the last inputs."""
+        return (
+            plain_class(self) is SparseLinear
+            and _code_of(SparseLinear) == _CODE
+            and vars(self).keys().isdisjoint(_OWN)
+            and not hooked_weights(self)
+        )
+
+    def keep_inputs(self, x: Tensor) -> None:
+        """Keep the last of some inputs ``[T, ...]``, at least ``max_delay`` of them."""
+        past = x[len(x) - self.max_delay :].movedim(0, -1)
+        self.past = past.clone(memory_format=torch.contiguous_format)
+
     def edge_weight(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return the weight of every edge ``[E]``, as it acts: of its group, with its sign.
 
@@ -456,7 +490,7 @@ class SparseLinear(SequenceLayer):
     # Keeping
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: v for name, v in super().__getstate__().items() if name != "_known_plan"}
+        return {name: v for name, v in super().__getstate__().items() if name not in _KNOWN}
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, metadata: Any, *arguments: Any
@@ -490,6 +524,13 @@ class SparseLinear(SequenceLayer):
             if problem is not None:
                 return problem
         return None
+
+
+_KNOWN = frozenset({"_known_plan", "_known_edges"})  # derived, in no copy
+# what a step calls, and a user may have set on a layer or patched in the class
+_OWN = ("forward_step", "_run", "_finish", "edge_weight", "_check_input", "_states_for")
+_code_of = operator.attrgetter(*_OWN)
+_CODE = _code_of(SparseLinear)
 
 
 def _checked_integers(name: str, values: object) -> Tensor:

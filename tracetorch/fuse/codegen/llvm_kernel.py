@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from tracetorch.fuse.codegen.llvm_functions import spread_source, vector_function
 from tracetorch.fuse.codegen.llvm_product import product_source
-from tracetorch.fuse.codegen.llvm_tasks import HEADER, serial_entry, task_entry
+from tracetorch.fuse.codegen.llvm_tasks import HEADER, called_entry, serial_entry, task_entry
 from tracetorch.fuse.codegen.llvm_writer import WORD, Array, Value, Writer
 from tracetorch.fuse.ir import kernel as ir
 from tracetorch.fuse.ir.kernel import PRIVATE, STRIDED, Dtype, Role, operands, statements
@@ -137,7 +137,12 @@ class Printed:
 
 
 def print_kernel(
-    kernel: ir.Kernel, processor: Processor, *, serial: bool = False, bypass: bool = False
+    kernel: ir.Kernel,
+    processor: Processor,
+    *,
+    serial: bool = False,
+    called: bool = False,
+    bypass: bool = False,
 ) -> Printed:
     """Print a kernel as a module.
 
@@ -145,11 +150,12 @@ def print_kernel(
         kernel: a verified kernel.
         processor: for which vectors are sized; it must not be smaller than the one that compiles.
         serial: make a function that runs all lanes as one task, instead of one that threads share.
+        called: make one of a block, scratch and the number of a task, for another kernel to call.
         bypass: write the sequences of :data:`UNREAD` past the caches, which so neither read the
             memory first nor lose what they hold. Memory and rows must be multiples of
             :data:`ALIGNMENT` then. The next atomic operation of a thread orders these stores.
     """
-    return _Printer(kernel, processor, serial, bypass).run()
+    return _Printer(kernel, processor, serial, called, bypass).run()
 
 
 def is_strided(buffer: ir.Buffer) -> bool:
@@ -162,6 +168,7 @@ class _Printer:
     kernel: ir.Kernel
     processor: Processor
     serial: bool
+    called: bool
     bypass: bool
     functions: dict[str, list[str]] = field(default_factory=dict)
     declared: set[str] = field(default_factory=set)
@@ -183,9 +190,13 @@ class _Printer:
         self.places = {name: HEADER + i for i, name in enumerate(names)}
         task = _Task(self, self.wide)
         task.write()
-        entry = serial_entry if self.serial else task_entry
         has_scratch = any(buffer.role in PRIVATE for buffer in kernel.buffers)
-        lines = [f"; {kernel.title}", *entry(kernel.name, len(names), has_scratch)]
+        if self.called:
+            entry = called_entry(kernel.name)
+        else:
+            write = serial_entry if self.serial else task_entry
+            entry = write(kernel.name, len(names), has_scratch)
+        lines = [f"; {kernel.title}", *entry]
         lines += ["define internal void @task(ptr %a, ptr %scratch, i64 %task) {", "begin:"]
         lines += [*task.lines, "  ret void", "}"]
         for function in self.functions.values():

@@ -70,6 +70,16 @@ def serial_entry(name: str, arguments: int, scratch: bool) -> list[str]:
     return [*lines, "  ret void", "}"]
 
 
+def called_entry(name: str) -> list[str]:
+    """Return the lines of a function of a block, scratch and a task's number, for other kernels.
+
+    Those that call it by its address write its block, and give it scratch of their own.
+    """
+    lines = [f"define void @{name}(ptr %a, ptr %scratch, i64 %task) {{"]
+    lines += ["  call void @task(ptr %a, ptr %scratch, i64 %task)"]
+    return [*lines, "  ret void", "}"]
+
+
 class TaskWriter(Writer):
     """Write a kernel over tasks: the function of one task, ``number``.
 

@@ -180,7 +180,7 @@ def _compiled_in(layer: StepLayer, kwargs: dict[str, Any]) -> tuple[object, ...]
     numbers: list[object] = []
     for name, value in kwargs.items():
         if name in surrogates:
-            parts = [getattr(value, name) for name in type(value).__dataclass_fields__]
+            parts = _numbers_of(surrogates[name])
         elif value is None or type(value) in (bool, int, float, str):
             parts = [value]
         elif not isinstance(value, Tensor):
@@ -190,6 +190,18 @@ def _compiled_in(layer: StepLayer, kwargs: dict[str, Any]) -> tuple[object, ...]
         # in hexadecimal, because a float itself is no constant to the compiler
         numbers += [part.hex() if isinstance(part, float) else part for part in parts]
     return tuple(numbers)
+
+
+def _numbers_of(surrogate: Surrogate) -> list[object]:
+    """Return the arguments of a surrogate, and of one that is among them."""
+    parts: list[object] = []
+    for name in type(surrogate).__dataclass_fields__:
+        part = getattr(surrogate, name)
+        if isinstance(part, Surrogate):
+            parts += [type(part).__name__, *_numbers_of(part)]
+        else:
+            parts.append(part)
+    return parts
 
 
 def _plan(
@@ -226,18 +238,19 @@ def recurrent_plan_for(
     first: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    along_edges: Tensor | None = None,
 ) -> RecurrentPlan | None:
     """Return the plan that runs a cell over ``x`` with its output fed back through matrices.
 
-    The arguments are those of ``run_recurrence``; ``None``: it runs step by step, for there is no
-    kernel for the device or the step.
+    The arguments are those of ``run_recurrence``, and the weight of what is no matrix; ``None``: it
+    runs step by step, for there is no kernel for the device or the step.
 
     Raises:
         RuntimeError: the backend requested by name cannot.
     """
     if len(cell.inputs) > 1:
         return None  # the kernels feed the output back to the only input
-    needs = _gradient_needs(cell, (x,), (*states, first, weight, bias), kwargs)
+    needs = _gradient_needs(cell, (x,), (*states, first, weight, bias, along_edges), kwargs)
     # what goes back to the outputs goes through the gradient of the input, whoever wants that
     needs = needs._replace(differentiated=("x",) if needs.has_backward else ())
     kind = LearningPlan if needs.has_backward and weight.requires_grad else RecurrentPlan

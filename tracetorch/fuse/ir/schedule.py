@@ -352,6 +352,40 @@ def backward_kernel(plan: Plan) -> Kernel:
     return k.kernel()
 
 
+def reach_kernel(plan: Plan) -> Kernel:
+    """Return where a cotangent of the output reaches anything: 0 where it is multiplied by 0.
+
+    That is where a surrogate of compact support ends: what would come back to such an output along
+    edges need not be summed. A vector-Jacobian product is linear in its cotangents, so that of the
+    output is 1 here, and those of the states are 0.
+    """
+    program = plan.program
+    names = [f"d_{n}" for n in (*program.inputs, *(f"s_{s}" for s in program.states))]
+    names += [f"d_p_{n}" for n in plan.trained]
+    graph = program.graph.select([*names, *(f"next_{n}" for n in program.states)])
+    w = _Writer("reach", "reach of the output's cotangent", plan, [graph], *_TIME)
+    k = w.k
+    inputs = w.sequences(Role.INPUT, program.inputs)
+    w.declare_constants()
+    starts = w.each(Role.START, program.states, LANES)
+    output = w.sequences(Role.OUTPUT, [""])[""]
+    cotangents: dict[str, Operand] = {f"g_{name}": 0.0 for name in ("output", *program.states)}
+    cotangents["g_output"] = 1.0
+    with k.lanes():
+        env = w.numbers() | w.parameters() | cotangents
+        states: dict[str, Operand] = {
+            f"s_{name}": k.load(b, (LANE,), f"start_{name}") for name, b in starts.items()
+        }
+        with k.loop("t", 0, w.size["steps"], states) as walk:
+            now = w.load(inputs, graph, walk.index)
+            results = w.compute(graph, {**env, **now, **walk.carried})
+            reached = [k.op("ne", results[name], 0.0) for name in names]
+            some = functools.reduce(functools.partial(k.op, "or"), reached)
+            k.store(output, (walk.index, LANE), k.op("float", some))
+            walk.next |= {f"s_{name}": results[f"next_{name}"] for name in program.states}
+    return k.kernel()
+
+
 # One step
 
 

@@ -64,6 +64,24 @@ class Program:
         return [{**kwargs, **self.constants}[name] for name in self.params]
 
     @cached_property
+    def is_binary(self) -> bool:
+        """Whether every output is 0 or 1, by the operation that makes it: a spike."""
+        made = {line.name: line for line in self.graph.lines}
+
+        def is_spike(value: object) -> bool:
+            if not isinstance(value, str):
+                return value in (0.0, 1.0)
+            line = made.get(value)
+            if line is None or line.op == "float":
+                return line is not None
+            if line.op == "sub":  # no spike
+                return line.args[0] == 1.0 and is_spike(line.args[1])
+            values = line.args[1:] if line.op == "where" else line.args
+            return line.op in ("where", "mul", "max", "min") and all(map(is_spike, values))
+
+        return is_spike(self.graph.outputs["output"])
+
+    @cached_property
     def forward(self) -> Graph:
         """Graph of the output and the next states."""
         return self.graph.select(["output", *(f"next_{name}" for name in self.states)])

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tracetorch.fuse.runtime.sparse_recurrence import Edges
+
 
 class EdgePlan(NamedTuple):
     """Edges sorted by source; those of one source stay in the order in which they were given.
@@ -45,6 +47,37 @@ def sorted_by_source(edges: Tensor, delays: Tensor | None, inputs: int) -> EdgeP
     order = sources.argsort(stable=True).to(short)
     by_source = targets.index_select(0, order).to(short)
     return EdgePlan(order, starts, by_source, _short(delays, order), False)
+
+
+def edges_by_chunk(plan: EdgePlan, delay: Tensor | None, chunks: int, per_chunk: int) -> Edges:
+    """Return the edges of each source sorted by the chunk of the target, as a loop reads them.
+
+    Those to one target stay in their order, so that its sums do.
+
+    Args:
+        plan: the edges by source.
+        delay: of all edges, or of each; ``None``: no delay.
+        chunks: how many there are.
+        per_chunk: targets of one.
+    """
+    least = most = 0
+    if delay is not None and delay.numel():
+        least, most = (int(found) for found in torch.aminmax(delay))
+    order = None if plan.is_sorted else plan.order
+    starts, targets, delays = plan.starts, plan.targets, plan.delays
+    if chunks > 1:
+        sources = torch.repeat_interleave(torch.arange(len(starts) - 1), starts.diff())
+        keys = sources.mul_(chunks).add_(targets // per_chunk)
+        counts = torch.bincount(keys, minlength=(len(starts) - 1) * chunks)
+        starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        if not bool((keys[1:] >= keys[:-1]).all()):
+            place = keys.argsort(stable=True)
+            targets = targets.index_select(0, place)
+            delays = None if delays is None else delays.index_select(0, place)
+            order = plan.order.index_select(0, place)
+    if least == most:
+        delays = None
+    return Edges(starts, targets, delays, order, chunks, per_chunk, least, most)
 
 
 def _short(delays: Tensor | None, order: Tensor | None = None) -> Tensor | None:

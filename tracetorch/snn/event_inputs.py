@@ -1,0 +1,216 @@
+"""Inputs of a network by events: a list of them, and Poisson groups drawn from counters.
+
+What a network of 10**5 neurons is given in 10**4 steps does not fit into memory as a tensor. A
+source says what arrives between two steps, for some steps at a time: in the backward
+pass again, so that nothing is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from tracetorch.core.checks import check_integer, check_number
+from tracetorch.fuse.runtime.sparse_recurrence import Rows
+from tracetorch.fuse.runtime.threefry import compiled_uniforms
+
+_VALUES = 1 << 22  # random numbers at a time
+_MOST_SEED = 2**31
+
+
+class Span(NamedTuple):
+    """Some steps of a run: those from ``begin`` to before ``end``, and its sizes."""
+
+    begin: int
+    end: int
+    samples: int
+    neurons: int
+
+
+class EventSource(Protocol):
+    """Input of a run by events: values that arrive at neurons."""
+
+    def check(self, steps: int, samples: int, neurons: int) -> None:
+        """Raise ``ValueError`` where it does not fit a run."""
+
+    def between(self, span: Span, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the places ``((t - begin) * samples + b) * neurons + n`` of events, and values."""
+
+
+class EventInput:
+    """Input by a list of events: a value arrives at a neuron in a step. Several add up.
+
+    Args:
+        events: integers ``[n, 3]``, the step, the sample and the neuron of each, in any order; or a
+            list with a tensor for each step, of samples and neurons ``[n, 2]``.
+        values: what arrives, ``[n]`` in the order of the events, or one number for all.
+
+    Raises:
+        TypeError: events are not integers, or values not floats.
+        ValueError: a shape is another one, or an index negative.
+
+    Example:
+        >>> EventInput(torch.tensor([[0, 0, 3], [5, 0, 1]]), values=0.5)
+        EventInput(2 events)
+    """
+
+    def __init__(self, events: Tensor | Sequence[Tensor], values: Tensor | float = 1.0) -> None:
+        listed = events if isinstance(events, Tensor) else _by_step(events)
+        if listed.is_floating_point() or listed.is_complex() or listed.dtype == torch.bool:
+            raise TypeError(f"events must be integers, got {listed.dtype}. Convert them: .long().")
+        if listed.ndim != 2 or listed.shape[1] != 3:
+            raise ValueError(
+                "events must be [n, 3], step, sample and neuron in a row, got shape "
+                f"{list(listed.shape)}."
+            )
+        if isinstance(values, Tensor):
+            if not values.is_floating_point():
+                raise TypeError(f"values must be floats, got {values.dtype}. Convert: .float().")
+            if values.requires_grad:
+                raise ValueError("no gradient goes back to values: give values.detach().")
+            if values.shape not in ((), (len(listed),)):
+                raise ValueError(
+                    f"values must be one number, or [{len(listed)}], one for each event, got shape "
+                    f"{list(values.shape)}."
+                )
+        else:
+            values = torch.tensor(check_number("values", values), dtype=torch.float64)
+        if len(listed) and int(listed.min()) < 0:
+            raise ValueError(f"steps, samples and neurons begin with 0, got {int(listed.min())}.")
+        listed = listed.detach().long().cpu()
+        order = listed[:, 0].argsort(stable=True)
+        self.events = listed[order]
+        self.values = values.detach().cpu().expand(len(order))[order]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.events)} events)"
+
+    def check(self, steps: int, samples: int, neurons: int) -> None:
+        """Raise ``ValueError`` where an event lies outside of a run."""
+        if not len(self.events):
+            return
+        most = self.events.amax(0).tolist()
+        for name, found, size in zip(
+            ("step", "sample", "neuron"), most, (steps, samples, neurons), strict=True
+        ):
+            if found >= size:
+                raise ValueError(
+                    f"an event has the {name} {found}, and the run has {size}, 0 to {size - 1}."
+                )
+
+    def between(self, span: Span, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return places and values of the events between two steps."""
+        bounds = torch.tensor([span.begin, span.end])
+        first, last = torch.searchsorted(self.events[:, 0].contiguous(), bounds).tolist()
+        step, sample, neuron = self.events[first:last].unbind(1)
+        places = ((step - span.begin) * span.samples + sample) * span.neurons + neuron
+        return places, self.values[first:last].to(dtype)
+
+
+def _by_step(events: Sequence[Tensor]) -> Tensor:
+    """Return lists of samples and neurons, one for each step, as one list of events."""
+    rows = [torch.zeros(0, 3, dtype=torch.int64)]
+    for step, each in enumerate(events):
+        if not isinstance(each, Tensor) or each.ndim != 2 or each.shape[1] != 2:
+            got = list(each.shape) if isinstance(each, Tensor) else type(each).__name__
+            raise ValueError(
+                f"events of step {step} must be [n, 2], sample and neuron in a row, got {got}."
+            )
+        rows.append(torch.cat([each.new_full((len(each), 1), step), each], 1))
+    return torch.cat(rows)
+
+
+class PoissonInput:
+    """Input by Poisson groups: in every step a value arrives at each neuron with a probability.
+
+    Numbers come from a counter: whether there is an event depends on the seed, the step, the sample
+    and the place in ``neurons`` alone. So a run has the same events each time, for any number of
+    threads, and the backward pass draws them again instead of keeping them. A run that goes on from
+    another one takes another seed.
+
+    Args:
+        neurons: at which events arrive, integers ``[k]``.
+        probability: of an event in a step, in [0, 1]: a rate of 150 Hz at steps of 0.1 ms is 0.015.
+            One number, or ``[k]``.
+        value: what arrives, one number.
+        seed: of the numbers, 0 to 2**31 - 1.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> PoissonInput(torch.arange(21), 0.015, value=0.3, seed=1)
+        PoissonInput(21 neurons)
+    """
+
+    def __init__(
+        self, neurons: Tensor, probability: Tensor | float, *, value: float = 1.0, seed: int = 0
+    ) -> None:
+        if not isinstance(neurons, Tensor) or neurons.dtype.is_floating_point:
+            got = neurons.dtype if isinstance(neurons, Tensor) else type(neurons).__name__
+            raise TypeError(f"neurons must be a tensor of integers, got {got}.")
+        if neurons.ndim != 1 or (len(neurons) and int(neurons.min()) < 0):
+            raise ValueError(
+                f"neurons must be [k], from 0 on, got shape {list(neurons.shape)}, the least "
+                f"{int(neurons.min()) if neurons.numel() else 'of none'}."
+            )
+        share = torch.as_tensor(probability, dtype=torch.float64).detach().cpu()
+        if share.shape not in ((), (len(neurons),)):
+            raise ValueError(
+                f"probability must be one number, or [{len(neurons)}], got {list(share.shape)}."
+            )
+        if not bool(((share >= 0) & (share <= 1)).all()):
+            raise ValueError("probability must be in [0, 1]: a rate times the length of a step.")
+        self.neurons = neurons.detach().long().cpu()
+        self.probability = share.expand(len(neurons))
+        self.value = check_number("value", value)
+        self.seed = check_integer("seed", seed)
+        if not 0 <= self.seed < _MOST_SEED:
+            raise ValueError(f"seed must be 0 to 2**31 - 1, got {seed}.")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.neurons)} neurons)"
+
+    def check(self, steps: int, samples: int, neurons: int) -> None:
+        """Raise ``ValueError`` where a neuron is not in a run."""
+        if len(self.neurons) and int(self.neurons.max()) >= neurons:
+            raise ValueError(
+                f"a Poisson group has the neuron {int(self.neurons.max())}, and the run has "
+                f"{neurons}, 0 to {neurons - 1}."
+            )
+
+    def between(self, span: Span, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Draw the events between two steps; return places and values."""
+        lanes = span.samples * len(self.neurons)
+        every = max(1, _VALUES // max(1, lanes))
+        found = [torch.zeros(0, dtype=torch.int64)]
+        for begin in range(span.begin, span.end, every):
+            steps = min(every, span.end - begin)
+            # the higher word of the counter is the seed
+            position = torch.full((lanes,), (self.seed << 32) + begin, dtype=torch.int64)
+            drawn, _ = compiled_uniforms(position, steps, torch.float32)
+            there = drawn.view(steps, span.samples, -1) < self.probability
+            step, sample, which = there.nonzero().unbind(1)
+            step += begin - span.begin
+            places = (step * span.samples + sample) * span.neurons + self.neurons[which]
+            found.append(places)
+        places = torch.cat(found)
+        return places, torch.full((len(places),), self.value, dtype=dtype)
+
+
+def rows_of(sources: Sequence[EventSource], span: Span, dtype: torch.dtype) -> Rows:
+    """Return the events of some steps from all sources, those of one place added up."""
+    parts = [source.between(span, dtype) for source in sources]
+    places = torch.cat([torch.zeros(0, dtype=torch.int64), *(part[0] for part in parts)])
+    values = torch.cat([torch.zeros(0, dtype=dtype), *(part[1] for part in parts)])
+    order = places.argsort(stable=True)
+    each, where = torch.unique_consecutive(places[order], return_inverse=True)
+    total = torch.zeros(len(each), dtype=dtype).index_add_(0, where, values[order])
+    rows = (span.end - span.begin) * span.samples
+    counts = torch.bincount(each // span.neurons, minlength=rows)
+    starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return Rows(starts, (each % span.neurons).int(), total)
