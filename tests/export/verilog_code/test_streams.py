@@ -105,11 +105,10 @@ class Streams:
         modules = []
         for number, stage in enumerate(self.program.stages):
             if isinstance(stage, Copy):
-                assert stage.places is None
-                source, into = stage.source, self.written(stage.target.array, body)
-                places = zip(
-                    source.places().flatten(), stage.target.places().flatten(), strict=True
-                )
+                into = self.written(stage.target.array, body)
+                chosen = stage.source.places() if stage.places is None else stage.places.values
+                source, target = stage.source, stage.target.places().flatten()
+                places = zip(chosen.flatten().tolist(), target.tolist(), strict=True)
                 for one, other in places:
                     value = self.value(source.array, int(one), self.word(stage.target.array))
                     body.append(
@@ -191,9 +190,9 @@ class Streams:
 
     def packed(self, array: Array, values: Tensor) -> Any:
         """Return values as bits ``[T, size * bits]``, the last value first, its highest bit too."""
-        rows = values.flatten(1).numpy().astype(np.int64)[:, ::-1]
-        shifts = np.arange(self.bits(array))[::-1]
-        return ((rows[:, :, None] >> shifts) & 1).astype(np.uint8).reshape(len(rows), -1)
+        rows = values.flatten(1).numpy().astype(">i8")[:, ::-1].copy()
+        bits = np.unpackbits(rows.view(np.uint8).reshape(*rows.shape, 8), axis=2)
+        return bits[:, :, 64 - self.bits(array) :].reshape(len(rows), -1)
 
 
 def _hex(bits: Any) -> bytes:

@@ -100,7 +100,7 @@ class FewQuotients:
 
 @dataclass(frozen=True)
 class Case:
-    """One value of a quotient."""
+    """Case of a quotient: one value."""
 
     few: FewQuotients
     value: int
@@ -119,7 +119,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Read:
-    """What a step reads: a formula for it, its range, and some values.
+    """Number that a step reads: a formula for it, its range, and some values.
 
     Args:
         text: a bit vector with a sign, as wide as its range needs; a truth value if ``truth``.
