@@ -261,7 +261,7 @@ class _Proofs:
 
     def questions(self) -> Iterator[_Question]:
         """Yield the questions: of every cut, in the order of the wires, then of every output."""
-        for cut in sorted([*self.relations, *self.cuts], key=lambda each: each.wire.number):
+        for cut in self.before():
             if isinstance(cut, _Relation):
                 yield from self.product_questions(cut)
                 continue
@@ -340,7 +340,7 @@ class _Proofs:
 
     def before(self, number: float = math.inf) -> list[_Cut | _Relation]:
         """Return what is cut out at wires before one."""
-        every = [*self.relations, *self.cuts]
+        every: list[_Cut | _Relation] = [*self.relations, *self.cuts]
         before = [each for each in every if each.wire.number < number]
         return sorted(before, key=lambda each: each.wire.number)
 
