@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.export.verilog_code.networks import (
     network_and_sample,
     spiking,
 )
+from tests.export.verilog_code.steps import few
 from tracetorch import integers
 from tracetorch.core.torch_private import pytree
 from tracetorch.export.c_code.costs import step_costs
@@ -93,6 +95,26 @@ def test_netlist_equals_pytorch_after_synthesis(name: str, family: str, tmp_path
     assert _EQUAL.search(make(tmp_path, "netlist"))
 
 
+@needs_yosys
+@pytest.mark.skipif(shutil.which("z3") is None, reason="needs z3")
+@pytest.mark.parametrize("name", few(NETWORKS, "one"))
+def test_every_step_of_a_network_is_proved(name: str, tmp_path: Path) -> None:
+    exported(name, tmp_path)
+    printed = make(tmp_path, "prove")
+    assert "proved  step_0: w_" in printed
+    assert "FAILED" not in printed
+
+
+@needs_yosys
+@pytest.mark.skipif(shutil.which("z3") is None, reason="needs z3")
+def test_a_network_without_a_step_has_nothing_to_prove(tmp_path: Path) -> None:
+    tt.export.verilog(nn.MaxPool1d(2), tmp_path, torch.ones(3, 1, 2, 4))
+    assert "no step to prove" in make(tmp_path, "prove")
+    (tmp_path / "step_0.v").touch()  # of which no question is left
+    with pytest.raises(AssertionError, match="make prove"):
+        make(tmp_path, "prove")
+
+
 @needs_iverilog
 def test_testbench_finds_a_fault(tmp_path: Path) -> None:
     """A weight of another value, and an answer of another value, are told."""
@@ -130,6 +152,17 @@ def test_report_names_memories_and_cycles(tmp_path: Path) -> None:
         report.cycles({"z": 1})
 
 
+class Total(nn.Module):
+    """A sum over the batch too."""
+
+    def __init__(self, dim: int | None = None) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum(self.dim)
+
+
 @pytest.mark.parametrize(
     ("model", "sample", "message"),
     [
@@ -138,6 +171,12 @@ def test_report_names_memories_and_cycles(tmp_path: Path) -> None:
         (spiking(2), torch.full((3, 1, 2), 0.5), "holds what is no integer"),
         (nn.Softmax(-1), torch.ones(3, 1, 2), "there is no _?softmax"),
         (spiking(2), torch.ones(3, 0, 2), "its batch is 0"),
+        (
+            Total(),
+            torch.ones(3, 1, 2),
+            r"y has shape \[\] for a batch of 1: a circuit computes one",
+        ),
+        (Total(0), torch.ones(3, 2, 4), r"y has shape \[4\] for a batch of 2"),
     ],
 )
 def test_refused(model: nn.Module, sample: Tensor, message: str, tmp_path: Path) -> None:

@@ -140,4 +140,11 @@ def _answers(recorded: RecordedStep) -> Mapping[str, Tensor]:
         zero_states(model)
         for x in recorded.inputs.each_step():
             found.append(dict(named_leaves("y", call(model, x))))
-    return {name: torch.stack([step[name] for step in found]) for name in found[0]}
+    answers = {name: torch.stack([step[name] for step in found]) for name in found[0]}
+    for name, y in answers.items():
+        if y.shape[1:2] != (recorded.inputs.batch,):
+            raise ValueError(
+                f"{name} has shape {list(y.shape[1:])} for a batch of {recorded.inputs.batch}: a "
+                "circuit computes one stream. Give an output the batch first, and sum over others."
+            )
+    return answers

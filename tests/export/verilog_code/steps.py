@@ -298,6 +298,6 @@ def proved(step: Step, folder: Path, text: str | None = None, seconds: int = 60)
         env={**os.environ, "PROVE_SECONDS": str(seconds)},
     )
     lines = done.stdout.splitlines()
-    failed = [line for line in lines if line.startswith("FAILED")]
+    failed = [line for line in lines if line.startswith(("FAILED", "OPEN"))]
     assert (done.returncode == 0) == (not failed and bool(lines)), done.stdout + done.stderr
     return failed

@@ -74,7 +74,7 @@ def test_every_leaky_integrator(
     check(leaky(leak, parts, ends, reset=reset, overflow=overflow), span=(-9000, 9000))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, 1, 2, 18])  # & and | are of step 18 alone
 def test_random_steps(seed: int) -> None:
     check(random_step(seed), double=True)
 

@@ -274,7 +274,8 @@ def operation_of(node: Node) -> str:
     schema = getattr(node.target, "_schema", None)
     if schema is None:
         return str(getattr(node.target, "__name__", node.target))
-    return str(schema.name).removeprefix("aten::")
+    name = str(schema.name).removeprefix("aten::")
+    return f"bitwise_{name.strip('_')}" if name in ("__and__", "__or__", "__xor__") else name
 
 
 def path_of(node: Node) -> str:

@@ -13,18 +13,22 @@ Three kinds of questions, each in a file of its own; z3's answer ``unsat`` is: n
   That it does follows from ``x = sum of 2^k a`` and ``y = b``, a question for each, and from the
   law of distribution, one too; that the wire is the product of its factors is another.
 
-Which lines and products belong together is found on samples, and is only a guess: z3 has the last
-word.
+Which lines and products belong together is found on samples, and is only a guess; and with a cut a
+question asks for more than is needed. So what z3 does not prove with cuts the script asks again
+with fewer; a cut of which that is not proved at all is no longer made. Only of a question without
+any cut a counterexample is one, and is printed.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from tracetorch.export.c_code.files import comment
 from tracetorch.export.c_code.stages import Array, Copy, Pointwise, StepProgram
 from tracetorch.export.c_code.widths import Widths
 from tracetorch.export.verilog_code.circuit import Circuit
@@ -36,6 +40,7 @@ from tracetorch.export.verilog_code.smt import (
     StepFormula,
     Term,
     Truth,
+    if_cut,
     inside,
     literal,
     resized,
@@ -56,37 +61,111 @@ _CUT = {
 }
 _LEAST_BITS = 4  # of a line that is cut out
 
-PROVE_SCRIPT = """\
-#!/bin/sh
+PROVE_SCRIPT = r"""#!/bin/sh
 # Prove that each step of Verilog is the step of the model: a line for each proof.
-# Needs yosys and z3. The exit status is 0 only if z3 finds no counterexample anywhere.
+# Needs yosys and z3. The exit status is 0 only if everything is proved.
+# A question cuts out what was proved before. What is not proved so is asked again with fewer cuts;
+# a cut that is not proved is not made, and only without cuts an answer is a counterexample.
 cd "$(dirname "$0")" || exit 1
 for tool in yosys z3; do
     command -v "$tool" > /dev/null || { echo "prove: there is no $tool on this machine"; exit 1; }
 done
 mkdir -p build || exit 1
+seconds=${PROVE_SECONDS:-600}
 status=0
 proofs=0
-for script in *.ys; do
-    yosys -q "$script" || { echo "FAILED  $script: yosys cannot read it"; exit 1; }
-done
-for question in *.smt2; do
-    name=${question%%.*}
-    rest=${question#*.}
-    model=build/$name.${rest%%.*}.smt2
-    [ -f "$model" ] || model=/dev/null
-    answer=$(cat "$model" "$question" | z3 -in -T:${PROVE_SECONDS:-600} 2>&1)
-    proofs=$((proofs + 1))
-    if [ "$answer" = unsat ]; then
-        echo "proved  $(sed -n 's/^; //p;q' "$question")"
-    else
-        echo "FAILED  $(sed -n 's/^; //p;q' "$question"): z3 says $answer, see proof/$question"
-        status=1
+step=
+built=
+
+# Print what the question says of itself.
+says() {
+    sed -n "s/^; $1: *//p;/^[^;]/q" "$question"
+}
+
+# Put the question with $cuts to z3, and its lines with a mark too; after it in build/question.smt2.
+ask() {
+    edit=
+    points=
+    for cut in $cuts; do
+        edit="$edit;s/^;=$cut //;/^;!$cut /d"
+        points="$points w:n$cut"
+    done
+    : > build/question.smt2
+    if [ -n "$module" ]; then
+        if [ "$built" != "$module$points" ]; then
+            yosys -q -p "read_verilog ../$module.v; hierarchy -check -top $module; proc
+                ${points:+cutpoint$points}
+                write_smt2 -wires build/module.smt2" < /dev/null ||
+                { echo "FAILED  $module: yosys cannot read it"; exit 1; }
+            built="$module$points"
+        fi
+        cat build/module.smt2 > build/question.smt2
     fi
+    sed "$edit;s/^;![^ ]* //;s/^;$1 //" "$question" >> build/question.smt2
+    answer=$(z3 -T:"$seconds" build/question.smt2 2>&1)
+}
+
+set -- *.smt2
+if [ ! -e "$1" ] && [ ! -e ../step_0.v ]; then
+    echo "prove: there is no neuron, and so no step to prove"
+    exit 0
+fi
+for question in "$@"; do
+    [ "${question%%.*}" = "$step" ] || dropped=" "
+    step=${question%%.*}
+    module=$(says module)
+    lemma=$(says lemma)
+    what=$(says proof)
+    case "$dropped" in *" $lemma "*) continue ;; esac
+    cuts=
+    for cut in $(says cuts); do
+        case "$dropped" in *" $cut "*) ;; *) cuts="$cuts $cut" ;; esac
+    done
+    ask -
+    while [ -n "$cuts" ]; do
+        case "$answer" in
+            sat) cuts=${cuts% *} ;;
+            timeout | unknown) [ -z "$lemma" ] || break; cuts= ;;
+            *) break ;;
+        esac
+        ask -
+    done
+    proofs=$((proofs + 1))
+    case "$answer" in
+        unsat) echo "proved  $what" ;;
+        sat | timeout | unknown)
+            if [ -n "$lemma" ]; then
+                dropped="$dropped$lemma "
+                echo "left    $what: z3 says $answer, so the proofs do without"
+            elif [ "$answer" = sat ]; then
+                echo "FAILED  $what: z3 has a counterexample, see proof/$question"
+                ask "?"
+                echo "$answer" | sed "1d;s/(- \([0-9]*\))/-\1/" | sed "N;s/\n/ = /;s/^/        /"
+                status=1
+            else
+                echo "OPEN    $what: z3 says $answer, see proof/$question and set PROVE_SECONDS"
+                status=1
+            fi ;;
+        *)
+            echo "FAILED  $what: z3 says $answer, see proof/$question"
+            status=1 ;;
+    esac
 done
 [ "$proofs" -gt 0 ] || status=1
 exit $status
 """
+
+
+@dataclass(frozen=True)
+class _Question:
+    """Question to z3, which answers ``unsat`` if what it is about is proved."""
+
+    label: str
+    what: str  # in words
+    text: str
+    cuts: str = ""  # names of what it can do without knowing more of
+    lemma: str = ""  # name of the cut that is made if it is proved
+    shown: Sequence[str] = ()  # what prints a counterexample
 
 
 @dataclass(frozen=True)
@@ -97,6 +176,16 @@ class _Relation:
     swapped: bool  # whether its second factor is the one that is a sum
     terms: Sequence[tuple[Product, bool, int]]  # product, swapped, k
 
+    @property
+    def name(self) -> str:
+        """Its name in questions."""
+        return str(self.wire.number)
+
+    @property
+    def results(self) -> Sequence[Term]:
+        """Numbers of the graph that it cuts out."""
+        return [product.term for product, _, _ in self.terms]
+
 
 @dataclass(frozen=True)
 class _Cut:
@@ -104,6 +193,16 @@ class _Cut:
 
     wire: Wire
     terms: Sequence[Term]
+
+    @property
+    def name(self) -> str:
+        """Its name in questions."""
+        return str(self.wire.number)
+
+    @property
+    def results(self) -> Sequence[Term]:
+        """Numbers of the graph that it cuts out."""
+        return self.terms
 
 
 def proof_files(
@@ -149,63 +248,58 @@ class _Proofs:
         self.cuts = list(self._cuts())
 
     def files(self) -> dict[str, str]:
-        """Return the files."""
-        products = " ".join(f"w:n{each.wire.number}" for each in self.relations)
-        script = [
-            f"read_verilog ../{self.name}.v",
-            f"hierarchy -check -top {self.name}",
-            "proc",
-            f"write_smt2 -wires build/{self.name}.whole.smt2",
-            *([f"cutpoint {products}"] if products else []),
-            f"write_smt2 -wires build/{self.name}.cut0.smt2",
-        ]
-        for place, cut in enumerate(self.cuts, 1):
-            script.append(f"cutpoint w:n{cut.wire.number}")
-            script.append(f"write_smt2 -wires build/{self.name}.cut{place}.smt2")
-        files = {f"{self.name}.ys": "\n".join(script) + "\n"}
-        for kind, label, what, text in self.questions():
-            lines = [f"; {self.name}: {what}", text, "(check-sat)", ""]
-            files[f"{self.name}.{kind}.{label}.smt2"] = "\n".join(lines)
+        """Return the files: a question each, in order."""
+        files = {}
+        for place, each in enumerate(self.questions()):
+            lines = [f"; proof: {comment(f'{self.name}: {each.what}')}"]
+            lines += [f"; module: {self.name}"] * ("|" in each.text)
+            lines += [f"; lemma: {each.lemma}"] * bool(each.lemma)
+            lines += [f"; cuts: {each.cuts}"] * bool(each.cuts)
+            lines += [each.text, "(check-sat)", *(f";? {line}" for line in each.shown), ""]
+            files[f"{self.name}.{place:04}.{each.label}.smt2"] = "\n".join(lines)
         return files
 
-    def questions(self) -> Iterator[tuple[str, str, str, str]]:
-        """Yield kind, label and words of each question, and its text."""
-        for relation in self.relations:
-            number = relation.wire.number
-            yield (
-                "whole",
-                f"n{number}_product",
-                f"n{number} is a product",
-                self.is_product(relation),
-            )
-            what = f"the factors of n{number} are those of the graph"
-            cuts = self.before(number)
-            yield f"cut{len(cuts)}", f"n{number}_factors", what, self.factors(relation, cuts)
-            ends = [(a.low, a.high) for a in relation.wire.args]
-            what = f"a product of such factors is in the range of n{number}"
-            text = _range(ends[0], ends[1], _product_ends(relation.wire))
-            yield "plain", f"n{number}_range", what, text
-        for k in sorted(
-            {t[2] for each in self.relations if len(each.terms) > 1 for t in each.terms}
-        ):
-            if k:
-                yield "plain", f"law_{k}", "a product of a sum is a sum of products", _law(k)
-        for place, cut in enumerate(self.cuts):
-            number = cut.wire.number
-            what, before = f"n{number} is a line of the graph", self.cuts[:place]
+    def questions(self) -> Iterator[_Question]:
+        """Yield the questions: of every cut, in the order of the wires, then of every output."""
+        for cut in self.before():
+            if isinstance(cut, _Relation):
+                yield from self.product_questions(cut)
+                continue
+            before, name = self.before(cut.wire.number), f"n{cut.wire.number}"
             for term in cut.terms:
                 for case in self.cases(before, term):
-                    label = f"n{number}_{term.text}{_label(case)}"
-                    text = self.line(cut.wire, term, before, case)
-                    yield f"cut{place}", label, what + _words(case), text
+                    text = f"{self.known(before, case)}\n{_unless(self.is_line(cut.wire, term))}"
+                    what = f"{name} is a line of the graph{_words(case)}"
+                    label = f"{name}_{term.text}{_label(case)}"
+                    yield _Question(label, what, text, _names(before), cut.name)
+        every = self.before()
         for name in self.stage.writes:
-            what = f"{name} is that of the graph"
-            for case in self.cases(self.cuts, None):
-                kind, label = f"cut{len(self.cuts)}", f"{name}_equal{_label(case)}"
-                yield kind, label, what + _words(case), self.equal(name, case)
+            same, shown = self.equal(name)
+            for case in self.cases(every, None):
+                what = f"{self.label(name)} is that of the graph{_words(case)}"
+                text = f"{self.known(every, case)}\n{_unless(same)}"
+                label = f"{name}_equal{_label(case)}"
+                yield _Question(label, what, text, _names(every), shown=shown)
         for name, (state, array) in next_states(self.program, self.stage).items():
-            yield "plain", f"{name}_closed", f"{state} stays in its range", self.closed(name, array)
-            yield "plain", f"{name}_start", f"{state} starts in its range", self.starts(array)
+            yield self.closed(name, state, array)
+            what, text = f"{state} starts in its range", self.starts(array)
+            yield _Question(f"{name}_start", what, text)
+
+    def product_questions(self, relation: _Relation) -> Iterator[_Question]:
+        """Yield what has to hold for a product of the circuit to be products of the graph."""
+        name, wire = f"n{relation.wire.number}", relation.wire
+        before, of = self.before(wire.number), relation.name
+        text = self.is_product(relation)
+        yield _Question(f"{name}_product", f"{name} is a product", text, lemma=of)
+        what, text = f"the factors of {name} are those of the graph", self.factors(relation)
+        yield _Question(f"{name}_factors", what, text, _names(before), of)
+        ends = [(arg.low, arg.high) for arg in wire.args]
+        what = f"a product of such factors is in the range of {name}"
+        text = _range(ends[0], ends[1], _product_ends(wire))
+        yield _Question(f"{name}_range", what, text, lemma=of)
+        if len(relation.terms) > 1:
+            what = "a product of a sum is a sum of products"
+            yield _Question(f"{name}_law", what, _law(relation.terms[0][2]), lemma=of)
 
     # Texts
 
@@ -244,14 +338,31 @@ class _Proofs:
         ends = 1 << word.bits
         return Term(f"((_ {extend} 1) {text})", -ends, ends - 1, None)
 
-    def before(self, number: int) -> list[_Cut]:
-        """Return the cuts at wires before one."""
-        return [each for each in self.cuts if each.wire.number < number]
+    def before(self, number: float = math.inf) -> list[_Cut | _Relation]:
+        """Return what is cut out at wires before one."""
+        every: list[_Cut | _Relation] = [*self.relations, *self.cuts]
+        before = [each for each in every if each.wire.number < number]
+        return sorted(before, key=lambda each: each.wire.number)
 
-    def graph(self, cuts: Sequence[_Cut], case: Case | None = None) -> str:
-        """Return the definitions of the graph; products that are related are free, and cuts."""
-        free = [product for each in self.relations for product, _, _ in each.terms]
-        return self.formula.text(free, [term for each in cuts for term in each.terms], case)
+    def known(self, cuts: Sequence[_Cut | _Relation], case: Case | None = None) -> str:
+        """Return what is read, the definitions of the graph, and what is known of cuts."""
+        names: dict[str, str] = {}
+        for each in cuts:
+            for term in each.results:
+                names.setdefault(term.text, each.name)
+        parts = [self.preamble(True), self.formula.text(names, case)]
+        for each in cuts:
+            parts += [if_cut(each.name, f"(assert {fact})") for fact in self.facts(each)]
+        return "\n".join(parts)
+
+    def facts(self, cut: _Cut | _Relation) -> list[str]:
+        """Return what is proved of a wire that is cut out."""
+        if isinstance(cut, _Cut):
+            return [self.is_line(cut.wire, term) for term in cut.terms]
+        wire, bits = cut.wire, cut.wire.word.bits
+        total = _sum([(product.term, k) for product, _, k in cut.terms], bits)
+        same = f"(= {self.module(f'n{wire.number}', bits)} {total})"
+        return [same, *self.between(wire, "", *_product_ends(wire))]
 
     def is_line(self, wire: Wire, term: Term) -> str:
         """Return that a wire is a line of the graph, and in its range."""
@@ -262,23 +373,6 @@ class _Proofs:
         value = f"((_ {extend} {bits - word.bits}) {value})"
         ends = (f"(bvsle {literal(wire.low, bits)} {value})", literal(wire.high, bits))
         return f"(and (= {value} {resized(term, bits)}) {ends[0]} (bvsle {value} {ends[1]}))"
-
-    def line(self, wire: Wire, term: Term, before: Sequence[_Cut], case: Case | None) -> str:
-        """Ask whether a wire is a line of the graph."""
-        known = [each for each in self.relations if each.wire.number < wire.number]
-        parts = [self.preamble(True), self.graph(before, case), self.related(known, before)]
-        return "\n".join([*parts, f"(assert (not {self.is_line(wire, term)}))"])
-
-    def related(self, relations: Sequence[_Relation], cuts: Sequence[_Cut]) -> str:
-        """Return what is known of the products of the circuit, and of what is cut."""
-        lines = [f"(assert {self.is_line(c.wire, term)})" for c in cuts for term in c.terms]
-        for relation in relations:
-            bits = relation.wire.word.bits
-            total = _sum([(product.result, k) for product, _, k in relation.terms], bits)
-            lines.append(f"(assert (= {self.module(f'n{relation.wire.number}', bits)} {total}))")
-            wire, ends = relation.wire, _product_ends(relation.wire)
-            lines += [f"(assert {each})" for each in self.between(wire, "", *ends)]
-        return "\n".join(lines)
 
     def between(self, wire: Wire, end: str, low: int, high: int) -> list[str]:
         """Return that a product of the circuit, or a factor of it, lies in a range.
@@ -301,7 +395,7 @@ class _Proofs:
         lines = [f"(declare-const s |{self.name}_s|)"]
         return "\n".join([*lines, f"(assert (distinct {wire} (bvmul {one} {other})))"])
 
-    def factors(self, relation: _Relation, cuts: Sequence[_Cut]) -> str:
+    def factors(self, relation: _Relation) -> str:
         """Ask whether factors are those of the graph: one a sum, the other the same for all."""
         number, bits = relation.wire.number, relation.wire.word.bits
         one, other = (self.module(f"n{number}{end}", bits) for end in ("_x", "_y"))
@@ -311,54 +405,68 @@ class _Proofs:
             ((p.other, p.one) if swap else (p.one, p.other), k) for p, swap, k in relation.terms
         ]
         total = _sum([(a, k) for (a, _), k in pairs], bits)
-        same = [f"(= {other} {resized(b, bits)})" for (_, b), _ in pairs]
-        ranges = [
-            each
-            for end, arg in zip("xy", relation.wire.args, strict=True)
-            for each in self.between(relation.wire, end, arg.low, arg.high)
-        ]
-        before = [each for each in self.relations if each.wire.number < number]
-        return "\n".join(
-            [
-                self.preamble(True),
-                self.graph(cuts),
-                self.related(before, cuts),
-                f"(assert (not (and (= {one} {total}) {' '.join([*same, *ranges])})))",
-            ]
-        )
+        facts = [f"(= {one} {total})", *(f"(= {other} {resized(b, bits)})" for (_, b), _ in pairs)]
+        for end, arg in zip("xy", relation.wire.args, strict=True):
+            facts += self.between(relation.wire, end, arg.low, arg.high)
+        return f"{self.known(self.before(number))}\n{_unless(*facts)}"
 
-    def equal(self, name: str, case: Case | None) -> str:
-        """Ask whether an output is that of the graph."""
+    def equal(self, name: str) -> tuple[str, list[str]]:
+        """Return that an output is that of the graph, and what prints a counterexample."""
         word, found = self.circuit.writes[name], self.formula.outputs[name]
+        port = self.port(name, word)
         if isinstance(found, Truth):
-            port = self.module(self.circuit.port_names[name], 1)
-            same = f"(= {port} (ite {found.text} #b1 #b0))"
+            text, wanted = port.text, f"(ite {found.text} 1 0)"
+            same = f"(= {text} (ite {found.text} {literal(1, port.bits)} {literal(0, port.bits)}))"
         else:
-            port_term, k = self.port(name, word), found.point
-            bits = max(port_term.bits + k, found.bits)
-            value = f"(bvshl {resized(port_term, bits)} {literal(k, bits)})"
+            k = found.point
+            bits = max(port.bits + k, found.bits)
+            value = f"(bvshl {resized(port, bits)} {literal(k, bits)})"
             same = f"(= {value} {resized(found, bits)})"
-        parts = [self.preamble(True), self.graph(self.cuts, case)]
-        parts.append(self.related(self.relations, self.cuts))
-        return "\n".join([*parts, f"(assert (not {same}))"])
+            wanted = f"(div {_integer(found)} {1 << k})"
+        label = self.label(name)
+        shown = {f"{label} of the circuit": _integer(port), f"{label} of the graph": wanted}
+        return same, self.shown(shown)
 
-    def cases(self, cuts: Sequence[_Cut], until: Term | None) -> Sequence[Case | None]:
+    def label(self, name: str) -> str:
+        """Return words for what is read or written."""
+        port, view = self.circuit.port_names[name], {**self.stage.reads, **self.stage.writes}[name]
+        ends = {array: end for end, array in self.program.ends.items()}
+        state = next_states(self.program, self.stage).get(name)
+        known = f"the next {state[0]}" if state else ends.get(view.array, view.array.label)
+        return f"{port} ({known})" if known else port
+
+    def shown(self, more: Mapping[str, str]) -> list[str]:
+        """Return what prints, of a counterexample, what is read and more numbers."""
+        values = {
+            self.label(name): read.text if read.truth else _integer(_term(read))
+            for name, read in self.reads.items()
+        }
+        pairs = [
+            (f'(echo "{comment(each)}")', f"(eval {text})")
+            for each, text in (values | more).items()
+        ]
+        return [line for pair in pairs for line in pair]
+
+    def cases(self, cuts: Sequence[_Cut | _Relation], until: Term | None) -> Sequence[Case | None]:
         """Return each value of a quotient between the last cut and a line: one question is slow."""
-        after = max((term.number for cut in cuts for term in cut.terms), default=-1)
+        terms = [term for cut in cuts if isinstance(cut, _Cut) for term in cut.terms]
+        after = max((term.number for term in terms), default=-1)
         for few in self.formula.few:
             if after < few.term.number and (until is None or few.term.number <= until.number):
                 return [Case(few, value) for value in range(few.term.low, few.term.high + 1)]
         return [None]
 
-    def closed(self, name: str, array: Array) -> str:
+    def closed(self, name: str, state: str, array: Array) -> _Question:
         """Ask whether a state's next value is within the range of the state."""
-        found = self.formula.outputs[name]
+        found, what = self.formula.outputs[name], f"{state} stays in its range"
         if isinstance(found, Truth):
-            return "(assert false)"
+            return _Question(f"{name}_closed", what, "(assert false)")
         low, high = (end << found.point for end in _ends(self.widths, array))
-        ends = " ".join(inside(found, low, high))
-        free = self.formula.text(self.formula.products)
-        return "\n".join([self.preamble(False), free, f"(assert (not (and {ends})))"])
+        free = {product.term.text: "products" for product in self.formula.products}
+        parts = [self.preamble(False), self.formula.text(free)]
+        text = "\n".join([*parts, _unless(*inside(found, low, high))])
+        shown = self.shown({f"{state} after it": f"(div {_integer(found)} {1 << found.point})"})
+        return _Question(f"{name}_closed", what, text, "products" if free else "", shown=shown)
 
     def starts(self, array: Array) -> str:
         """Ask whether what a state starts from is within its range."""
@@ -436,6 +544,21 @@ class _Proofs:
                     if _same(a * 2**k + b, one):
                         return [(high, high_swap, k), (low, low_swap, 0)]
         return []
+
+
+def _names(cuts: Sequence[_Cut | _Relation]) -> str:
+    return " ".join(each.name for each in cuts)
+
+
+def _unless(*facts: str) -> str:
+    """Ask for what does not have all of some properties."""
+    return f"(assert (not (and {' '.join(facts)})))"
+
+
+def _integer(term: Term) -> str:
+    """Return a bit vector as a number with a sign."""
+    sign = f"(bvslt {term.text} {literal(0, term.bits)})"
+    return f"(- (bv2int {term.text}) (ite {sign} {1 << term.bits} 0))"
 
 
 def _label(case: Case | None) -> str:

@@ -8,7 +8,7 @@ multipliers: what is proved then holds for whatever a product is, and for the pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -56,19 +56,17 @@ class Product:
 
     one: Term
     other: Term
-    result: Term
+    term: Term
 
     def exact(self) -> str:
-        """Return what defines it."""
-        bits = self.result.bits
-        return (
-            f"(assert (= {self.result.text} (bvmul {resized(self.one, bits)} "
-            f"{resized(self.other, bits)})))"
-        )
+        """Return its definition."""
+        bits = self.term.bits
+        factors = f"{resized(self.one, bits)} {resized(self.other, bits)}"
+        return str(_Definition(self.term, f"(bvmul {factors})"))
 
-    def free(self) -> str:
-        """Return what holds of it: its range, and its sign by those of its factors."""
-        result, zero = self.result, literal(0, self.result.bits)
+    def free(self) -> list[str]:
+        """Return what declares it, and what holds of it: its range, its sign by its factors'."""
+        result, zero = self.term, literal(0, self.term.bits)
         conditions = []
         for first in ("bvsle", "bvsge"):
             for second in ("bvsle", "bvsge"):
@@ -78,7 +76,7 @@ class Product:
                     f"({second} {self.other.text} {literal(0, self.other.bits)})) "
                     f"({sign} {result.text} {zero}))"
                 )
-        return "\n".join([*within(result), *(f"(assert {each})" for each in conditions)])
+        return [declared(result), *within(result), *(f"(assert {each})" for each in conditions)]
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ class FewQuotients:
 
 @dataclass(frozen=True)
 class Case:
-    """Value of a quotient among several."""
+    """Case of a quotient: one value."""
 
     few: FewQuotients
     value: int
@@ -121,7 +119,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Read:
-    """Input of a step: a formula for it, its range, and some values.
+    """Number that a step reads: a formula for it, its range, and some values.
 
     Args:
         text: a bit vector with a sign, as wide as its range needs; a truth value if ``truth``.
@@ -175,25 +173,27 @@ class StepFormula:
         outputs = {name: stage.graph.outputs[name] for name in stage.writes}
         self.outputs = {name: self.value(each) for name, each in outputs.items()}
 
-    def text(
-        self,
-        free: Collection[Product] = (),
-        cut: Collection[Term] = (),
-        case: Case | None = None,
-    ) -> str:
-        """Return the definitions; what is free or cut is any number within its range."""
-        chosen, names = {id(each) for each in free}, {term.text for term in cut}
+    def text(self, cuts: Mapping[str, str], case: Case | None = None) -> str:
+        """Return the definitions.
+
+        Args:
+            cuts: of the numbers that may be cut out, names by which the line of the definition, and
+                those for any number within its range, are marked (``if_cut``, ``if_whole``).
+            case: of a quotient.
+        """
         lines = []
         for each in self.entries:
-            if isinstance(each, Product):
-                lines.append(declared(each.result))
-                lines.append(each.free() if id(each) in chosen else each.exact())
-            elif isinstance(each, _Definition) and each.term.text in names:
-                lines += [declared(each.term), *within(each.term)]
-            elif isinstance(each, _Definition) and case and each.term.text == case.few.term.text:
+            term = None if isinstance(each, str) else each.term
+            if term and case and term.text == case.few.term.text:
                 lines += case.text()
+            elif term and term.text in cuts:
+                name = cuts[term.text]
+                free = [declared(term), *within(term)]
+                free = each.free() if isinstance(each, Product) else free
+                whole = each.exact() if isinstance(each, Product) else str(each)
+                lines += [if_whole(name, whole), *(if_cut(name, line) for line in free)]
             else:
-                lines.append(str(each))
+                lines.append(each.exact() if isinstance(each, Product) else str(each))
         return "\n".join(lines)
 
     # Values
@@ -475,10 +475,10 @@ class StepFormula:
         ends = [x * y for x in (a.low, a.high) for y in (b.low, b.high)]
         name = f"g{len(self.entries)}"
         samples = a.samples * b.samples
-        result = Term(name, min(ends), max(ends), samples, a.point + b.point)
-        self.products.append(Product(a, b, result))
+        term = Term(name, min(ends), max(ends), samples, a.point + b.point)
+        self.products.append(Product(a, b, term))
         self.entries.append(self.products[-1])
-        return result
+        return term
 
 
 @dataclass(frozen=True)
@@ -507,6 +507,16 @@ _COMPARED: Mapping[str, tuple[str, Callable[..., Samples]]] = {
     "eq": ("(= {})", lambda a, b: a == b),
     "ne": ("(distinct {})", lambda a, b: a != b),
 }
+
+
+def if_cut(name: str, line: str) -> str:
+    """Return a line of a question that holds where what has this name is cut out."""
+    return f";={name} {line}"
+
+
+def if_whole(name: str, line: str) -> str:
+    """Return a line of a question that holds where what has this name is not cut out."""
+    return f";!{name} {line}"
 
 
 def signed_bits(low: int, high: int) -> int:
