@@ -73,7 +73,7 @@ class Both(nn.Module):
 
     def __init__(self, neurons: int) -> None:
         super().__init__()
-        shifts = {"dash_mem": 3, "dash_syn": 2, "dash_syn2": 5}
+        shifts: dict[str, Any] = {"dash_mem": 3, "dash_syn": 2, "dash_syn2": 5}
         self.neuron = chips.xylo.TwoSynapseLIF(neurons, pos_threshold=300, **shifts)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class Streams:
             assert isinstance(stage, Pointwise)
             circuit = step_circuit(stage, self.widths)
             modules.append(step_module(f"step_{number}", circuit))
-            into = {name: self.written(view.array, body) for name, view in stage.writes.items()}
+            ends_of = {name: self.written(view.array, body) for name, view in stage.writes.items()}
             reads = {name: view.places().flatten() for name, view in stage.reads.items()}
             writes = {name: view.places().flatten() for name, view in stage.writes.items()}
             for lane in range(len(next(iter(writes.values())))):
@@ -127,7 +127,7 @@ class Streams:
                     text = self.value(view.array, int(reads[name][lane]), circuit.reads[name])
                     ports.append(f".{circuit.port_names[name]}({text})")
                 for name, view in stage.writes.items():
-                    text = self.part(view.array, int(writes[name][lane]), into[name])
+                    text = self.part(view.array, int(writes[name][lane]), ends_of[name])
                     ports.append(f".{circuit.port_names[name]}({text})")
                 body.append(f"  step_{number} dut_{number}_{lane} ({', '.join(ports)});")
         wide = (self.x, self.y)

@@ -352,10 +352,11 @@ class _Proofs:
                 names.setdefault(term.text, each.name)
         parts = [self.preamble(True), self.formula.text(names, case)]
         for each in cuts:
-            parts += [if_cut(each.name, f"(assert {fact})") for fact in self.facts(each)]
+            found = self.statements(each)
+            parts += [if_cut(each.name, f"(assert {one})") for one in found]
         return "\n".join(parts)
 
-    def facts(self, cut: _Cut | _Relation) -> list[str]:
+    def statements(self, cut: _Cut | _Relation) -> list[str]:
         """Return what is proved of a wire that is cut out."""
         if isinstance(cut, _Cut):
             return [self.is_line(cut.wire, term) for term in cut.terms]
@@ -405,10 +406,13 @@ class _Proofs:
             ((p.other, p.one) if swap else (p.one, p.other), k) for p, swap, k in relation.terms
         ]
         total = _sum([(a, k) for (a, _), k in pairs], bits)
-        facts = [f"(= {one} {total})", *(f"(= {other} {resized(b, bits)})" for (_, b), _ in pairs)]
+        statements = [
+            f"(= {one} {total})",
+            *(f"(= {other} {resized(b, bits)})" for (_, b), _ in pairs),
+        ]
         for end, arg in zip("xy", relation.wire.args, strict=True):
-            facts += self.between(relation.wire, end, arg.low, arg.high)
-        return f"{self.known(self.before(number))}\n{_unless(*facts)}"
+            statements += self.between(relation.wire, end, arg.low, arg.high)
+        return f"{self.known(self.before(number))}\n{_unless(*statements)}"
 
     def equal(self, name: str) -> tuple[str, list[str]]:
         """Return that an output is that of the graph, and what prints a counterexample."""
@@ -443,7 +447,7 @@ class _Proofs:
         }
         pairs = [
             (f'(echo "{comment(each)}")', f"(eval {text})")
-            for each, text in (values | more).items()
+            for each, text in {**values, **more}.items()
         ]
         return [line for pair in pairs for line in pair]
 
@@ -550,9 +554,9 @@ def _names(cuts: Sequence[_Cut | _Relation]) -> str:
     return " ".join(each.name for each in cuts)
 
 
-def _unless(*facts: str) -> str:
+def _unless(*statements: str) -> str:
     """Ask for what does not have all of some properties."""
-    return f"(assert (not (and {' '.join(facts)})))"
+    return f"(assert (not (and {' '.join(statements)})))"
 
 
 def _integer(term: Term) -> str:
