@@ -132,7 +132,10 @@ def test_integer_neurons_and_clamps_equal_pytorch(dtype: torch.dtype, tmp_path: 
 
 def delayed() -> nn.Module:
     first, second = snn.Delay(3, max_delay=4, sigma=0.7), snn.Delay(3, max_delay=2)
-    return nn.Sequential(first, snn.DelayedLinear(3, 3, max_delay=3), second)
+    edges = torch.tensor([[0, 2, 0, 1, 2], [1, 0, 1, 0, 2]])  # one of them twice
+    sparse = snn.SparseLinear(3, 3, edges, delay=torch.tensor([0, 2, 1, 1, 0]))
+    grouped = snn.SparseLinear(3, 3, edges, group=edges[1], signs=torch.tensor([1, -1, 1]))
+    return nn.Sequential(first, snn.DelayedLinear(3, 3, max_delay=3), sparse, grouped, second)
 
 
 def test_unregistered_layers_and_user_defined_neurons(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 import copy
+import gc
 import io
 import pickle
+import weakref
 from typing import Any, cast
 
 import numpy as np
@@ -379,6 +381,35 @@ def test_what_is_written_is_seen() -> None:
     layer.delay[0] = 9
     with pytest.raises(ValueError, match="delays lie between 0 and 4"):
         tt.unroll(layer, x, from_rest=True)
+
+
+def test_what_does_not_fit_is_not_read() -> None:
+    layer = sparse(delay="each", ordered=True)
+    x = spikes(2, IN)
+    assert layer(x).shape == (2, OUT)
+    for name, value, message in (
+        ("weight", nn.Parameter(layer.weight[:3].detach()), "300 edges, and weights .* of shape"),
+        ("delay", layer.delay[:3], "300 edges have delays of shape"),
+        ("edges", layer.edges[:, :3], "3 edges have delays of shape"),
+        ("out_features", 3, "has the target 49, and there are 3"),
+    ):
+        layer.zero_states()
+        changed = copy.deepcopy(layer)
+        setattr(changed, name, value)
+        with pytest.raises(ValueError, match=message):
+            changed(x)
+
+
+def test_the_graph_of_a_state_does_not_keep_its_layer() -> None:
+    layer = sparse(delay="each")
+    layer(spikes(2, IN))
+    assert layer.past.requires_grad is False
+    y = layer(spikes(2, IN).requires_grad_())
+    assert layer.past.requires_grad
+    known = weakref.ref(layer)
+    del layer, y
+    gc.collect()
+    assert known() is None
 
 
 def test_the_plan_is_made_once_and_not_copied() -> None:

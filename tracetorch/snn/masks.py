@@ -116,14 +116,7 @@ def distance_mask(
     """
     check_positions(outputs, inputs, kernel)
     sizes = check_sizes(len(outputs), len(inputs), self_connections)
-    probability = kernel(torch.cdist(outputs, inputs))
-    if not isinstance(probability, Tensor) or tuple(probability.shape) != sizes:
-        raise ValueError(f"kernel must return a probability for each distance, {list(sizes)}.")
-    if not bool(((probability >= 0) & (probability <= 1)).all()):
-        raise ValueError(
-            "kernel must return probabilities in [0, 1], got values from "
-            f"{probability.min().item():.3g} to {probability.max().item():.3g}. Clamp them."
-        )
+    probability = checked_probabilities(kernel, torch.cdist(outputs, inputs))
     drawn = _uniform(sizes, generator).to(probability.device)
     return _without_self(drawn < probability, self_connections)
 
@@ -142,6 +135,21 @@ def check_positions(outputs: object, inputs: object, kernel: object) -> None:
         )
     if not callable(kernel):
         raise TypeError(f"kernel must be a function of distances, got {kernel!r}.")
+
+
+def checked_probabilities(kernel: Callable[[Tensor], Tensor], distances: Tensor) -> Tensor:
+    """Return what a kernel makes of distances, if that is a probability for each."""
+    probability = kernel(distances)
+    if not isinstance(probability, Tensor) or probability.shape != distances.shape:
+        raise ValueError(
+            f"kernel must return a probability for each distance, {list(distances.shape)}."
+        )
+    if not bool(((probability >= 0) & (probability <= 1)).all()):
+        raise ValueError(
+            "kernel must return probabilities in [0, 1], got values from "
+            f"{probability.min().item():.3g} to {probability.max().item():.3g}. Clamp them."
+        )
+    return probability
 
 
 def check_sizes(outputs: int, inputs: int, self_connections: bool) -> tuple[int, int]:

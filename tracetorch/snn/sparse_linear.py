@@ -19,7 +19,7 @@ from tracetorch.cell import StateKind
 from tracetorch.core.checks import check_count, check_flag, check_integer, check_number
 from tracetorch.core.double_backward import explain_double_backward
 from tracetorch.core.hooks import hooked_weights
-from tracetorch.core.torch_private import is_readable, is_tracing, version_of
+from tracetorch.core.torch_private import is_readable, is_tracing, unsafe_view, version_of
 from tracetorch.fuse.runtime.sparse_recurrence import Edges
 from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.passes import current_pass
@@ -292,14 +292,17 @@ class SparseLinear(SequenceLayer):
             ValueError: what was written to ``edges`` or ``delay`` leads out of the layer.
         """
         edges, delay = self.edges, self.delay
-        key = (edges, version_of(edges), delay, None if delay is None else version_of(delay))
+        sizes = self.in_features, self.out_features
+        versions = version_of(edges), None if delay is None else version_of(delay)
+        key = (edges, delay, *versions, *sizes)
         known = self.__dict__.get("_known_plan")
         # nobody counts what is written to tensors of inference mode
-        unknown = key[1] is None or (delay is not None and key[3] is None)
+        unknown = versions[0] is None or (delay is not None and versions[1] is None)
         if known is None or unknown or not all(map(_is_same, known[0], key)):
-            problem = check_range(edges, self.in_features, self.out_features)
+            problem = check_range(edges, *sizes) or _delay_problem(delay, self.max_delay)
             delays = delay if delay is not None and delay.ndim else None
-            problem = problem or _delay_problem(delay, self.max_delay)
+            if delays is not None and delays.shape != edges.shape[1:]:
+                problem = f"{edges.shape[1]} edges have delays of shape {list(delays.shape)}"
             if problem is not None:
                 raise ValueError(f"{self._label()} cannot run: {problem}.")
             known = key, sorted_by_source(edges, delays, self.in_features)
@@ -451,12 +454,23 @@ class SparseLinear(SequenceLayer):
         else:  # rows alike, those of steps and those of samples
             delay = None
         sizes = self.in_features, self.out_features
-        wiring = Wiring(self.edges, delay, reach, *sizes, lambda: self.plan)
+        # checked now, and not held by the graph as a method would be, with the layer
+        has_plan = self.edges.is_cpu and is_readable(self.edges)
+        wiring = Wiring(self.edges, delay, reach, *sizes, self.plan if has_plan else None)
         if reach and rows.ndim > 2:
             rows = rows.flatten(1, -2)
         else:
             rows = (rows if reach else rows.flatten(0, -2)).unsqueeze(1)
-        y = product(wiring, rows, self.edge_weight(dtype)).view(*x.shape[:-1], self.out_features)
+        weight = self.edge_weight(dtype)
+        if weight.shape != self.edges.shape[1:]:
+            raise ValueError(
+                f"{self._label()} has {self.edges.shape[1]} edges, and weights for them of shape "
+                f"{list(weight.shape)}. Assign one for each, or build another layer."
+            )
+        y = product(wiring, rows, weight)
+        shape = (*x.shape[:-1], self.out_features)
+        # no view, which FSDP would lose the gradient of, if it were changed in place
+        y = unsafe_view(y, shape) if has_plan else y.view(shape)
         bias = self.bias
         return (y if bias is None else y + bias.to(dtype)), window
 

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from tracetorch.core.checks import check_integer, check_positive, check_share
-from tracetorch.snn.masks import check_positions, check_sizes
+from tracetorch.snn.masks import check_positions, check_sizes, checked_probabilities
 
 _DRAWN = 1 << 22  # numbers at a time
-_PAIRS = 1 << 22  # pairs of neighbours at a time
+_PAIRS = 1 << 18  # pairs of neighbours at a time, which stay in cache
 _GRID = 3  # dimensions of the grid in which neighbours are found
+_FINER = 2  # cells along a radius: finer ones hold fewer pairs that are too far
 
 
 def random_edges(
@@ -106,7 +107,8 @@ def in_degree_edges(
     targets = torch.arange(outputs, device=chosen.device).unsqueeze(1)
     if not self_connections:  # the inputs are numbered without the output itself
         chosen += chosen >= targets
-    return _by_source(torch.stack([chosen.flatten(), targets.expand_as(chosen).flatten()]))
+    edges = torch.stack([chosen.flatten(), targets.expand_as(chosen).flatten()])
+    return _by_source(edges, outputs)
 
 
 def distance_edges(
@@ -150,21 +152,25 @@ def distance_edges(
     radius = check_positive("radius", radius)
     if not bool(outputs.isfinite().all() and inputs.isfinite().all()):
         raise ValueError("positions must be finite, got infinite values or NaN.")
+    inputs, outputs = inputs.detach(), outputs.detach()
     found = [torch.zeros(2, 0, dtype=torch.int64, device=inputs.device)]
-    for sources, targets in _near_pairs(inputs.detach(), outputs.detach(), radius):
-        length = (inputs[sources] - outputs[targets]).square().sum(1).sqrt()
-        near = length <= radius
+    for sources, targets in _near_pairs(inputs, outputs, radius):
+        squares = torch.zeros((), dtype=inputs.dtype, device=inputs.device)
+        for of_input, of_output in zip(inputs.unbind(1), outputs.unbind(1), strict=True):
+            along = of_input.index_select(0, sources).sub_(of_output.index_select(0, targets))
+            squares = squares + along.square_()
+        length = squares.sqrt()
+        is_near = length <= radius
         if not self_connections:
-            near &= sources != targets
-        sources, targets = sources[near], targets[near]
-        probability = _probabilities(kernel, length[near])
+            is_near &= sources != targets
+        near = is_near.nonzero().squeeze(1)
+        sources, targets = sources.index_select(0, near), targets.index_select(0, near)
+        probability = checked_probabilities(kernel, length.index_select(0, near))
         device = None if generator is None else generator.device
         drawn = torch.rand(len(sources), generator=generator, device=device)
         there = drawn.to(probability.device) < probability
         found.append(torch.stack([sources[there], targets[there]]))
-    edges = torch.cat(found, 1)
-    by_target = edges[:, edges[1].argsort(stable=True)]
-    return _by_source(by_target)
+    return _by_source(torch.cat(found, 1), len(outputs))
 
 
 def population_edges(
@@ -214,7 +220,7 @@ def population_edges(
             part = random_edges(to_size, from_size, values[i][j], generator=generator)
             part += part.new_tensor([[starts[0][j]], [starts[1][i]]])
             parts.append(part)
-    edges = _by_source(torch.cat(parts, 1))
+    edges = _by_source(torch.cat(parts, 1), sum(outputs))
     return edges if self_connections else edges[:, edges[0] != edges[1]]
 
 
@@ -272,58 +278,57 @@ def _others(chosen: Tensor, size: int) -> Tensor:
     return numbers + torch.searchsorted(below, numbers, right=True)
 
 
-def _by_source(edges: Tensor) -> Tensor:
-    return edges.index_select(1, edges[0].argsort(stable=True))
-
-
-def _probabilities(kernel: Callable[[Tensor], Tensor], length: Tensor) -> Tensor:
-    probability = kernel(length)
-    if not isinstance(probability, Tensor) or probability.shape != length.shape:
-        raise ValueError(
-            f"kernel must return a probability for each distance, {list(length.shape)}."
-        )
-    if not bool(((probability >= 0) & (probability <= 1)).all()):
-        raise ValueError(
-            "kernel must return probabilities in [0, 1], got values from "
-            f"{probability.min().item():.3g} to {probability.max().item():.3g}. Clamp them."
-        )
-    return probability
+def _by_source(edges: Tensor, outputs: int) -> Tensor:
+    """Sort edges, none of which is there twice, by source and then target."""
+    places = edges[0] * outputs + edges[1]
+    if places.is_cpu:  # NumPy sorts integers by vector instructions
+        places.numpy().sort()
+    else:
+        places = places.sort().values
+    sources = places // outputs
+    return torch.stack([sources, places - sources * outputs])
 
 
 def _near_pairs(inputs: Tensor, outputs: Tensor, radius: float) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield pairs of a source and a target in cells of a grid that touch, each pair once."""
+    """Yield pairs of a source and a target in cells of a grid that are near, each pair once."""
     inputs, outputs = inputs[:, :_GRID], outputs[:, :_GRID]
     dims = inputs.shape[1]
     low = torch.minimum(inputs.amin(0), outputs.amin(0)).double()
     span = torch.maximum(inputs.amax(0), outputs.amax(0)).double() - low
     # no more cells than neurons, for cells are numbered; a larger one holds more pairs
     most = max(1, math.floor((len(inputs) + len(outputs)) ** (1 / dims)))
-    width = torch.clamp(span / most, min=radius * (1 + 1e-9))
-    counts = (span / width).floor().long() + 3  # with one more at each end
+    width = torch.clamp(span / most, min=radius * (1 + 1e-9) / _FINER)
+    counts = (span / width).floor().long() + 1 + 2 * _FINER  # with empty ones at both ends
     strides = torch.cat([counts.new_ones(1), counts[:-1].cumprod(0)])
 
     def cells(places: Tensor) -> Tensor:
         at = ((places.double() - low) / width).floor().long().clamp_(min=0)
-        return (torch.minimum(at, counts - 3) + 1) @ strides
+        return (torch.minimum(at, counts - 1 - 2 * _FINER) + _FINER) @ strides
 
-    cell_of = cells(inputs)
+    # neighbours in memory are neighbours in space
+    cell_of, sources = cells(inputs).sort(stable=True)
     target_cells, targets = cells(outputs).sort(stable=True)
-    number = int(counts.prod())
-    ends = torch.bincount(target_cells, minlength=number).cumsum(0)
+    ends = torch.bincount(target_cells, minlength=int(counts.prod())).cumsum(0)
     begins = torch.cat([ends.new_zeros(1), ends[:-1]])
-    for step in itertools.product((-1, 0, 1), repeat=dims):
-        there = cell_of + int(strides @ strides.new_tensor(step))
-        first, many = begins[there], ends[there] - begins[there]
-        total = many.cumsum(0)
-        start = 0
-        while start < len(inputs):
-            before = int(total[start - 1]) if start else 0
-            stop = max(start + 1, int(torch.searchsorted(total, before + _PAIRS)))
-            some = slice(start, stop)
-            sources = torch.arange(start, min(stop, len(inputs)), device=inputs.device)
-            pairs = sources.repeat_interleave(many[some])
-            offset = (first[some] - (total[some] - many[some] - before)).repeat_interleave(
-                many[some]
-            )
-            yield pairs, targets[torch.arange(len(pairs), device=inputs.device) + offset]
-            start = stop
+    # cells along the first dimension are one run
+    for step in itertools.product(range(-_FINER, _FINER + 1), repeat=dims - 1):
+        row = cell_of + int(strides[1:] @ strides.new_tensor(step))
+        yield from _pairs(sources, targets, begins[row - _FINER], ends[row + _FINER])
+
+
+def _pairs(
+    sources: Tensor, targets: Tensor, begins: Tensor, ends: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield each source with its run of targets, some sources at a time."""
+    many = ends - begins
+    total = many.cumsum(0)
+    start = 0
+    while start < len(sources):
+        before = int(total[start - 1]) if start else 0
+        stop = max(start + 1, int(torch.searchsorted(total, before + _PAIRS)))
+        some = slice(start, stop)
+        here = many[some]
+        offset = (begins[some] - (total[some] - here - before)).repeat_interleave(here)
+        places = torch.arange(len(offset), device=targets.device).add_(offset)
+        yield sources[some].repeat_interleave(here), targets.index_select(0, places)
+        start = stop

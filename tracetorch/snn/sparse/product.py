@@ -11,7 +11,7 @@ those, and no node. What is 0 adds nothing, whatever the weight is, by either ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +27,8 @@ from tracetorch.snn.sparse.edge_plan import EdgePlan
 from tracetorch.snn.sparse.kernels import LANES
 
 _VALUES = 1 << 23  # of a chunk, where PyTorch's operations hold one for every edge and row
-_LEAST_STEPS = 8  # of a task, which reads ``reach`` more
+_LEAST_STEPS = 8  # of a task with delays, which reads ``reach`` more
+_TASKS_PER_THREAD = 4
 _PLAIN = (torch.float32, torch.float64)
 
 
@@ -42,8 +43,8 @@ class Wiring(NamedTuple):
     """The largest delay."""
     inputs: int
     outputs: int
-    plan: Callable[[], EdgePlan]
-    """Returns the edges by source."""
+    plan: EdgePlan | None
+    """The edges by source; ``None`` where no kernel may run."""
 
 
 def product(wiring: Wiring, window: Tensor, weight: Tensor) -> Tensor:
@@ -102,8 +103,10 @@ class _ByInput(torch.autograd.Function):
     def forward(ctx: Any, wiring: Wiring, grads: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(grads, weight)
         ctx.wiring = wiring
-        has_kernel = _has_kernel(grads, weight)
-        return (_kernel_by_input if has_kernel else _plain_by_input)(wiring, grads, weight)
+        plan = _kernel_plan(wiring, grads, weight)
+        if plan is None:
+            return _plain_by_input(wiring, grads, weight)
+        return _kernel_by_input(wiring, plan, grads, weight)
 
     @staticmethod
     def backward(ctx: Any, window: Tensor) -> tuple[Tensor | None, ...]:
@@ -121,8 +124,10 @@ class _ByWeight(torch.autograd.Function):
     def forward(ctx: Any, wiring: Wiring, window: Tensor, grads: Tensor) -> Tensor:
         ctx.save_for_backward(window, grads)
         ctx.wiring = wiring
-        has_kernel = _has_kernel(window, grads)
-        return (_kernel_by_weight if has_kernel else _plain_by_weight)(wiring, window, grads)
+        plan = _kernel_plan(wiring, window, grads)
+        if plan is None:
+            return _plain_by_weight(wiring, window, grads)
+        return _kernel_by_weight(wiring, plan, window, grads)
 
     @staticmethod
     def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
@@ -138,9 +143,10 @@ class _ByWeight(torch.autograd.Function):
 # By kernels
 
 
-def _has_kernel(*tensors: Tensor) -> bool:
+def _kernel_plan(wiring: Wiring, *tensors: Tensor) -> EdgePlan | None:
+    """Return what a kernel reads; ``None`` where there is none for these tensors."""
     dtype = tensors[0].dtype
-    return (
+    has_kernel = (
         not torch.compiler.is_compiling()
         and all(t.is_cpu and t.dtype == dtype and t.layout == torch.strided for t in tensors)
         and dtype in _PLAIN
@@ -148,11 +154,11 @@ def _has_kernel(*tensors: Tensor) -> bool:
         and requested_backend() != "eager"
         and unavailable_reason() is None
     )
+    return wiring.plan if has_kernel else None
 
 
-def _lists(wiring: Wiring) -> tuple[str, str, tuple[Tensor, ...]]:
+def _lists(plan: EdgePlan) -> tuple[str, str, tuple[Tensor, ...]]:
     """Return the end of a kernel's name, the letters of its lists, and these."""
-    plan = wiring.plan()
     lists = (plan.starts, plan.order, plan.targets)
     return (
         ("", "lnn", lists) if plan.delays is None else ("_delayed", "lnnn", (*lists, plan.delays))
@@ -160,15 +166,18 @@ def _lists(wiring: Wiring) -> tuple[str, str, tuple[Tensor, ...]]:
 
 
 def _forward(wiring: Wiring, window: Tensor, weight: Tensor) -> Tensor:
-    if not _has_kernel(window, weight):
+    plan = _kernel_plan(wiring, window, weight)
+    if plan is None:
         return _plain_forward(wiring, window, weight)
     window, weight = window.contiguous(), weight.contiguous()
     samples, reach = window.shape[1], wiring.reach
     steps = len(window) - reach
     y = large_empty((steps, samples, wiring.outputs), window.dtype).zero_()
-    least = max(_LEAST_STEPS, reach) if reach else 1
-    per_task, blocks = shared_out(steps, min(least, max(steps, 1)))
-    name, letters, lists = _lists(wiring)
+    # samples are tasks first, for each block of steps reads those before it too
+    blocks = -(-_TASKS_PER_THREAD * torch.get_num_threads() // samples) if samples else 1
+    per_task = max(-(-steps // blocks), _LEAST_STEPS if reach else 1, reach)
+    blocks = -(-steps // per_task)
+    name, letters, lists = _lists(plan)
     run_written(
         getattr(kernels, f"sparse_forward{name}"),
         "iiiiiirrr" + letters,
@@ -181,12 +190,12 @@ def _forward(wiring: Wiring, window: Tensor, weight: Tensor) -> Tensor:
     return y
 
 
-def _kernel_by_weight(wiring: Wiring, window: Tensor, grads: Tensor) -> Tensor:
+def _kernel_by_weight(wiring: Wiring, plan: EdgePlan, window: Tensor, grads: Tensor) -> Tensor:
     window, grads = window.contiguous(), grads.contiguous()
     steps, samples, _ = grads.shape
     total = large_empty((wiring.edges.shape[1],), window.dtype).zero_()
     per_task, tasks = shared_out(-(-wiring.inputs // LANES), 1)
-    name, letters, lists = _lists(wiring)
+    name, letters, lists = _lists(plan)
     run_written(
         getattr(kernels, f"sparse_by_weight{name}"),
         "iiiiiirrr" + letters,
@@ -199,14 +208,14 @@ def _kernel_by_weight(wiring: Wiring, window: Tensor, grads: Tensor) -> Tensor:
     return total
 
 
-def _kernel_by_input(wiring: Wiring, grads: Tensor, weight: Tensor) -> Tensor:
-    grads, weight, plan = grads.contiguous(), weight.contiguous(), wiring.plan()
+def _kernel_by_input(wiring: Wiring, plan: EdgePlan, grads: Tensor, weight: Tensor) -> Tensor:
+    grads, weight = grads.contiguous(), weight.contiguous()
     if not plan.is_sorted:
         weight = weight.index_select(0, plan.order)
     steps, samples, outputs = grads.shape
     length = steps + wiring.reach
     window = large_empty((length, samples, wiring.inputs), grads.dtype)
-    name, letters, (starts, _, *lists) = _lists(wiring)
+    name, letters, (starts, _, *lists) = _lists(plan)
     size = grads.dtype.itemsize
     run_written(
         getattr(kernels, f"sparse_by_input{name}"),
@@ -248,9 +257,11 @@ class _Chunk(NamedTuple):
 def _chunks(wiring: Wiring, steps: int, samples: int) -> Iterator[_Chunk]:
     edges, delays = wiring.edges, wiring.delays
     count = edges.shape[1]
-    # a program is one whatever the batch is
-    is_program = torch.compiler.is_compiling() or is_tracing()
-    size = count if is_program else max(1, _VALUES // max(1, steps * samples))
+    if torch.compiler.is_compiling() or is_tracing():
+        # a program is one whatever the batch is, and ONNX has indices of 64 bits alone
+        size, edges = count, edges.long()
+    else:
+        size = max(1, _VALUES // max(1, steps * samples))
     for start in range(0, count, max(1, size)):
         some = slice(start, start + size)
         times = None
