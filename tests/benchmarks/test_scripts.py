@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import online_digits, online_memory, quantised_accuracy, sparse_linear
+from benchmarks import (
+    online_digits,
+    online_memory,
+    quantised_accuracy,
+    sparse_linear,
+    sparse_recurrent,
+)
 
 
 @pytest.mark.slow
@@ -53,3 +59,14 @@ def test_sparse_layers_are_measured(capsys: pytest.CaptureFixture[str], tmp_path
     assert found.count("weights' gradient") == 4
     assert "bytes an edge" in found
     assert (tmp_path / "growth.png").stat().st_size > 1000
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+def test_loops_along_edges_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    sparse_recurrent.main(["--quick"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["build:", "forward:", "gradient:"]
+    assert " 0 spikes" not in lines[1]
+    assert [line.split()[0] for line in lines[3:]] == ["SparseLinear", "nn.Linear", "torch.sparse"]
+    # the three compute one thing
+    assert len({line.split("training step, ")[1][:5] for line in lines[3:]}) == 1

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from tests.cases import SURROGATES
-from tracetorch import functional
+from tracetorch import functional, snn, unroll
 from tracetorch.functional import Surrogate, surrogates
 
 IDS = [type(surrogate).__name__ for surrogate in SURROGATES]
@@ -160,3 +160,36 @@ def test_the_list_of_all_has_every_public_surrogate_at_its_defaults() -> None:
     public = [getattr(functional, name) for name in functional.__all__ if "_surrogate" in name]
     assert {kind() for kind in public} == set(surrogates.SURROGATES)
     assert len(surrogates.SURROGATES) == len(public)
+
+
+def test_supports_are_where_derivatives_end() -> None:
+    ends = {type(each).__name__: each.support for each in surrogates.SURROGATES}
+    assert {name: end for name, end in ends.items() if end is not None} == {
+        "triangular_surrogate": 1.0,
+        "boxcar_surrogate": 0.5,
+    }
+    for other in surrogates.SURROGATES:
+        cut = functional.compact_support(other, 0.75)
+        assert cut.support == min(0.75, other.support or 1.0)
+        u = torch.tensor([-2.0, -0.76, -0.3, 0.0, 0.74, 0.75, 3.0]).requires_grad_()
+        spikes = cut(u)
+        assert torch.equal(spikes, other(u))
+        (found,) = torch.autograd.grad(spikes.sum(), u)
+        assert torch.equal(found, torch.where(u.abs() < 0.75, other.derivative(u), 0.0))
+        assert bool((found[u.detach().abs() >= cut.support] == 0).all())
+        assert pickle.loads(pickle.dumps(cut)) == cut == eval(repr(cut), vars(functional))
+
+
+def test_compact_support_compiles_in_a_layer() -> None:
+    torch.compiler.reset()
+    for surrogate in (functional.atan_surrogate(), functional.sigmoid_surrogate(2.0)):
+        layer = snn.LIF(3, surrogate_derivative=functional.compact_support(surrogate, 0.5))
+        x = torch.rand(5, 2, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        run = torch.compile(
+            lambda x, layer=layer: unroll(layer, x, from_rest=True), backend="eager"
+        )
+        grads = [
+            torch.autograd.grad(f.sum(), x)[0] for f in (run(x), unroll(layer, x, from_rest=True))
+        ]
+        assert torch.equal(*grads)
+    torch.compiler.reset()

@@ -101,6 +101,11 @@ class Surrogate:
         """Return the surrogate derivative at ``u``, used in place of the Heaviside's."""
         raise NotImplementedError(f"{type(self).__name__} must define derivative(u).")
 
+    @property
+    def support(self) -> float | None:
+        """Where the derivative ends: it is 0 where ``|u|`` is larger. ``None``: nowhere."""
+        return None
+
     def __call__(self, u: Tensor) -> Tensor:
         """Return 1 where ``u > 0``, else 0, in the dtype of ``u``."""
         function = _Heaviside if torch.compiler.is_compiling() else _ForwardModeHeaviside
@@ -199,6 +204,11 @@ class triangular_surrogate(Surrogate):
         """Return ``max(0, 1 - |u| / w) / w``."""
         return torch.clamp(1 - u.abs() / self.width, min=0.0) / self.width
 
+    @property
+    def support(self) -> float:
+        """``w``."""
+        return self.width
+
 
 @dataclass(frozen=True)
 class boxcar_surrogate(Surrogate):
@@ -220,6 +230,11 @@ class boxcar_surrogate(Surrogate):
     def derivative(self, u: Tensor) -> Tensor:
         """Return ``1 / w`` where ``|u| < w / 2``, else 0."""
         return (u.abs() < self.width / 2).to(u.dtype) / self.width
+
+    @property
+    def support(self) -> float:
+        """``w / 2``."""
+        return self.width / 2
 
 
 @dataclass(frozen=True)
@@ -260,6 +275,45 @@ class straight_through_surrogate(Surrogate):
     def derivative(self, u: Tensor) -> Tensor:
         """Return 1 in the shape of ``u``."""
         return torch.ones_like(u)
+
+
+@dataclass(frozen=True)
+class compact_support(Surrogate):
+    """Another surrogate with compact support: its derivative where ``|u| < w``, else 0.
+
+    In a loop along a :class:`SparseLinear` a gradient costs what edges it visits: those of neurons
+    that fired, and of those within the support.
+
+    Args:
+        surrogate: the other one.
+        width: ``w``, positive, where it ends.
+
+    Example:
+        >>> spike = compact_support(atan_surrogate(2.0), width=0.5)
+        >>> spike.derivative(torch.tensor([0.0, 0.4, 0.5])), spike.support
+        (tensor([1.0000, 0.3877, 0.0000]), 0.5)
+    """
+
+    surrogate: Surrogate
+    width: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.surrogate, Surrogate):
+            raise TypeError(
+                "compact_support: surrogate must be one of tt.functional, as atan_surrogate(), or "
+                f"a subclass of Surrogate, got {type(self.surrogate).__name__}."
+            )
+        check_positive("compact_support: width", self.width)
+
+    def derivative(self, u: Tensor) -> Tensor:
+        """Return the other derivative where ``|u| < w``, else 0."""
+        return torch.where(u.abs() < self.width, self.surrogate.derivative(u), 0.0)
+
+    @property
+    def support(self) -> float:
+        """``w``, or where the other one ends, if that is nearer."""
+        other = self.surrogate.support
+        return self.width if other is None else min(self.width, other)
 
 
 # at their defaults, in the order in which pages and plots show them

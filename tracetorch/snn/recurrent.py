@@ -381,8 +381,8 @@ class Recurrent(SequenceLayer):
         if loop is None or found is None:
             raise ValueError(
                 f"{self._label()} has no compiled loop that runs by events: that takes a neuron "
-                "layer that gives 0 or 1, a SparseLinear as connection, modules without hooks or "
-                "edits, float32 or float64 on the CPU, and llvmlite. Use tt.unroll(layer, x)."
+                "layer that gives 0 or 1, a SparseLinear of finite weights as connection, modules "
+                "without hooks or edits, float32 or float64 on the CPU, and llvmlite. Use tt.unroll(layer, x)."
             )
         last = torch.cat([loop.first, found.last])[-len(loop.first) :]
         self.prev_output = last[-1]

@@ -51,7 +51,7 @@ class _Where:
 
 
 class _Loop:
-    """What the kernels of both directions share: their sizes, tasks, edges and bits."""
+    """Sizes, tasks, edges and bits, as the kernels of both directions read them."""
 
     def __init__(self, k: TaskWriter, real: str) -> None:
         self.k, self.real = k, real
@@ -298,7 +298,7 @@ class _Incoming:
 
 
 class _Ring:
-    """What comes along edges to the neurons of the steps to come, and marks of groups of lanes.
+    """Sums along edges for the neurons of the steps to come, and marks of groups of lanes.
 
     Where a group is not marked nothing has come, and its memory is 0.
     """

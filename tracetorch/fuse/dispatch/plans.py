@@ -176,7 +176,7 @@ def _compiled_in(layer: StepLayer, kwargs: dict[str, Any]) -> tuple[object, ...]
     numbers: list[object] = []
     for name, value in kwargs.items():
         if name in surrogates:
-            parts = [getattr(value, name) for name in type(value).__dataclass_fields__]
+            parts = _numbers_of(surrogates[name])
         elif value is None or isinstance(value, (bool, int, float, str)):
             parts = [value]
         elif not isinstance(value, Tensor):
@@ -186,6 +186,18 @@ def _compiled_in(layer: StepLayer, kwargs: dict[str, Any]) -> tuple[object, ...]
         # in hexadecimal, because a float itself is no constant to the compiler
         numbers += [part.hex() if isinstance(part, float) else part for part in parts]
     return tuple(numbers)
+
+
+def _numbers_of(surrogate: Surrogate) -> list[object]:
+    """Return the arguments of a surrogate, and of one that is among them."""
+    parts: list[object] = []
+    for name in type(surrogate).__dataclass_fields__:
+        part = getattr(surrogate, name)
+        if isinstance(part, Surrogate):
+            parts += [type(part).__name__, *_numbers_of(part)]
+        else:
+            parts.append(part)
+    return parts
 
 
 def _plan(

@@ -1,0 +1,559 @@
+"""A loop along a list of edges: one compiled loop, by events, beside the dense and the stepped."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests.refusals import check, refusals, unchanged
+from tests.snn.test_sparse_linear import DELAYS, Dense, close, drawn_edges, gradients, seeded
+from tracetorch import functional, snn
+from tracetorch.fuse.codegen import sparse_loop
+from tracetorch.fuse.runtime import sparse_recurrence, written_kernels
+
+N = 2000
+SURROGATES = {
+    "triangle": functional.triangular_surrogate(0.5),
+    "box": functional.boxcar_surrogate(0.5),
+    "cut": functional.compact_support(functional.atan_surrogate(), 0.3),
+    "atan": functional.atan_surrogate(),
+    "straight": functional.straight_through_surrogate(),
+}
+
+
+def delays(kind: str, count: int) -> Tensor | int | None:
+    if kind == "far":  # each at least two steps, so that windows are longer than one
+        return torch.randint(2, 9, (count,), generator=seeded(3))
+    each = torch.randint(5, (count,), generator=seeded(3))
+    return {"none": None, "one": 3, "each": each}[kind]
+
+
+def recurrent(
+    neurons: int = 600,
+    count: int = 12_000,
+    *,
+    delay: str = "none",
+    scale: float = 3.0,
+    **options: Any,
+) -> Any:
+    torch.manual_seed(1)
+    edges = drawn_edges(neurons, neurons, count)
+    connection = snn.SparseLinear(neurons, neurons, edges, delay=delays(delay, count))
+    neuron = snn.LIF(neurons, beta=torch.rand(neurons) * 0.8 + 0.1, **options)
+    with torch.no_grad():
+        connection.weight.mul_(scale)
+    return snn.Recurrent(neuron, connection).double()
+
+
+def given(steps: int, samples: int, neurons: int, seed: int = 2) -> Tensor:
+    return torch.randn(steps, samples, neurons, generator=seeded(seed), dtype=torch.float64)
+
+
+@pytest.fixture
+def loops(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the kernels of the loop that have run."""
+    found: list[str] = []
+    run = written_kernels.run_written
+
+    def noted(write: Any, *args: Any, **kwargs: Any) -> None:
+        found.append(write.__name__)
+        run(write, *args, **kwargs)
+
+    monkeypatch.setattr(sparse_recurrence, "run_written", noted)
+    return found
+
+
+def states_of(model: Any) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in tt.get_states(model).items()}
+
+
+# Beside the dense network, and beside steps
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES)
+@pytest.mark.parametrize("reset", ["subtract", "zero", "none"])
+def test_equal_to_the_dense_network(loops: list[str], surrogate: str, reset: str) -> None:
+    delay = DELAYS[list(SURROGATES).index(surrogate) % 3]
+    model = recurrent(
+        N, 20_000, delay=delay, reset=reset, surrogate_derivative=SURROGATES[surrogate]
+    )
+    x = given(9, 2, N).requires_grad_()
+    dense, output, expected = Dense(model.connection), torch.zeros_like(x[0]), []
+    for each in x:
+        output = model.neuron(each + dense.step(output))
+        expected.append(output)
+    mem = model.neuron.mem
+    parameters = [x, *model.parameters()]
+    weights = torch.linspace(-1, 1, N, dtype=torch.float64)
+    wanted = gradients(torch.stack([*expected, mem * weights]), *parameters)
+    tt.zero_states(model)
+    y = tt.unroll(model, x)
+    assert 0.02 < float(y.detach().mean()) < 0.5
+    close(y, torch.stack(expected))
+    close(model.neuron.mem, mem)
+    found = gradients(torch.cat([y, (model.neuron.mem * weights)[None]]), *parameters)
+    scales = [max(1.0, float(each.abs().max())) for each in wanted]
+    close(
+        [g / s for g, s in zip(found, scales, strict=True)],
+        [g / s for g, s in zip(wanted, scales, strict=True)],
+    )
+    end = "" if delay != "each" else "_delayed"
+    assert {f"loop_forward{end}", f"loop_backward{end}", f"loop_by_weight{end}"} <= {*loops}
+
+
+@pytest.mark.parametrize("samples", [1, 3, 9])
+@pytest.mark.parametrize("delay", [*DELAYS, "far"])
+def test_bitwise_equal_to_steps_and_cut_anywhere(
+    loops: list[str], delay: str, samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # several segments, whose histories overlap where delays are longer
+    monkeypatch.setattr(sparse_recurrence, "_SEGMENT", 0)
+    model = recurrent(1300 if samples < 9 else 130, 9_000, delay=delay)
+    x = given(31, samples, model.num_neurons).requires_grad_()
+    results = {}
+    for way in ("loop", "step", "cut"):
+        tt.zero_states(model)
+        del loops[:]
+        if way == "cut":
+            parts = [tt.unroll(model, part) for part in x.split([1, 2, 20, 8])]
+            y = torch.cat(parts)
+        else:
+            y = tt.unroll(model, x, by="layer" if way == "loop" else "step")
+        assert bool(loops) == (way != "step")
+        results[way] = y, states_of(model), gradients(y, x, *model.parameters())
+    y, states, wanted = results["step"]
+    assert y.detach().mean() > 0.02
+    for way in ("loop", "cut"):
+        assert torch.equal(results[way][0], y)
+        torch.testing.assert_close(results[way][1], states, rtol=0, atol=0)
+        scales = [float(each.abs().max()) for each in wanted]
+        for found, each, scale in zip(results[way][2], wanted, scales, strict=True):
+            close(found / scale, each / scale)
+
+
+@pytest.mark.parametrize("delay", ["one", "each", "far"])
+def test_no_number_of_threads_changes_a_bit(delay: str) -> None:
+    model = recurrent(2100, 20_000, delay=delay)
+    x = given(20, 1, 2100)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            tt.zero_states(model)
+            y = tt.unroll(model, x)
+            results.append([y, *gradients(y, *model.parameters())])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("build", "compiled"),
+    [
+        (lambda n: snn.LIF(n), True),
+        (lambda n: snn.SLIF(n), True),
+        (lambda n: tt.neurons.RefractoryLIF(n), True),
+        (lambda n: tt.neurons.ALIF(n), True),
+        (lambda n: snn.BLIF(n), False),
+        (lambda n: snn.Readout(n), False),
+    ],
+    ids=["LIF", "SLIF", "RefractoryLIF", "ALIF", "BLIF", "Readout"],
+)
+def test_neurons_whose_output_is_no_spike_run_by_step(
+    loops: list[str], build: Any, compiled: bool
+) -> None:
+    model = recurrent(60, 400, delay="each")
+    model = snn.Recurrent(build(60), model.connection).double()
+    x = 2 * given(12, 3, 60).requires_grad_()
+    found = []
+    for by in ("layer", "step"):
+        tt.zero_states(model)
+        y = tt.unroll(model, x, by=by)
+        found.append([y, *gradients(y, *model.parameters())])
+    close(*found)
+    assert bool(loops) == compiled
+
+
+def test_restarts_segments_and_a_record() -> None:
+    model = recurrent(200, 2_000, delay="each")
+    x = given(14, 3, 200)
+    reset = torch.rand(14, 3, generator=seeded()) < 0.2
+    wanted = tt.unroll(model, x, reset=reset, by="step", from_rest=True)
+    close(tt.unroll(model, x, reset=reset, from_rest=True), wanted)
+    y, seen = tt.unroll(model, x, record=["neuron.mem", "prev_output"], from_rest=True)
+    again, same = tt.unroll(
+        model, x, record=["neuron.mem", "prev_output"], by="step", from_rest=True
+    )
+    close((y, seen), (again, same))
+    whole = gradients(tt.unroll(model, x, from_rest=True), *model.parameters())
+    close(gradients(tt.unroll(model, x, segment=5, from_rest=True), *model.parameters()), whole)
+
+
+def test_frozen_weights_and_learned_first_outputs(loops: list[str]) -> None:
+    model = recurrent(130, 900, delay="far")
+    x = given(6, 2, 130)
+    first = [
+        (torch.rand(shape, generator=seeded()) < 0.3).double() for shape in ((2, 130), (2, 130, 8))
+    ]
+    found = []
+    for by in ("layer", "step"):
+        tt.zero_states(model)
+        model.prev_output, model.connection.past = (each.clone().requires_grad_() for each in first)
+        leaves = model.prev_output, model.connection.past
+        y = tt.unroll(model, x, by=by)
+        found.append(gradients(y, *leaves, *model.parameters()))
+    close(*found)
+    assert "loop_backward_delayed" in loops
+    del loops[:]
+    model.connection.requires_grad_(False)
+    tt.zero_states(model)
+    tt.unroll(model, x).sum().backward()
+    assert "loop_by_weight_delayed" not in loops
+    assert model.connection.weight.grad is None
+    assert model.neuron.raw_beta.grad is not None
+    # an output that is no spike cannot be a bit
+    model.prev_output = torch.full((2, 130), 0.5, dtype=torch.float64)
+    model.connection.past = first[1].clone()
+    del loops[:]
+    tt.unroll(model, x)
+    assert not loops
+
+
+@pytest.mark.parametrize(("bias", "rate"), [(-50.0, 0), (50.0, 1)], ids=["nobody", "everybody"])
+def test_nobody_fires_and_everybody_does(bias: float, rate: int) -> None:
+    model = recurrent(700, 9_000, delay="one", scale=0.01)
+    with torch.no_grad():
+        model.connection.bias.fill_(bias)
+    found = []
+    for by in ("layer", "step"):
+        tt.zero_states(model)
+        y = tt.unroll(model, given(11, 2, 700), by=by)
+        assert bool((y == rate).all())
+        found.append(gradients(y, *model.parameters()))
+    close(*found)
+    tt.zero_states(model)
+    nothing = snn.EventInput(torch.zeros(0, 3, dtype=torch.long))
+    run = model.run_events(nothing, 11, count_every=4, events=True)
+    assert len(run.events) == rate * 11 * 700
+    assert run.counts.flatten().unique().tolist() == ([3.0, 4.0] if rate else [0.0])
+
+
+def test_edges_are_visited_where_something_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sums of other edges are not taken: their weights may be anything to a gradient."""
+    edges = torch.tensor([[0, 1, 2], [3, 3, 3]])
+    run = sparse_recurrence.backward
+    for surrogate, visited in (("triangle", 2), ("atan", 3)):
+        connection = snn.SparseLinear(4, 4, edges, weight=1.0, bias=False)
+        neuron = snn.LIF(4, surrogate_derivative=SURROGATES[surrogate])
+        model = snn.Recurrent(neuron, connection)
+        x = torch.zeros(3, 1, 4)
+        x[0, 0] = torch.tensor([1.2, 0.95, -5.0, 0.0])  # fires, is near, is far
+        x.requires_grad_()
+
+        def broken(loop: Any, *args: Any, visited: int = visited) -> Any:
+            loop.weight[visited:] = float("nan")
+            return run(loop, *args)
+
+        tt.unroll(model, x)[1, 0, 3].backward(retain_graph=True)
+        wanted = x.grad
+        assert wanted is not None
+        assert bool(wanted[0, 0, 1] != 0)
+        assert torch.equal(wanted[0, 0, 2] != 0, torch.tensor(visited == 3))
+        gradient = connection.weight.grad
+        assert gradient is not None
+        assert (gradient != 0).tolist() == [True, False, False]
+        tt.zero_states(model)
+        monkeypatch.setattr(sparse_recurrence, "backward", broken)
+        found = tt.unroll(model, x)[1, 0, 3]
+        (again,) = torch.autograd.grad(found, x)
+        assert torch.equal(again, wanted)
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_run_as_steps_do(value: float) -> None:
+    model = recurrent(50, 300)
+    with torch.no_grad():
+        model.connection.weight[7] = value
+    x = given(6, 2, 50)
+    found = []
+    for by in ("layer", "step"):
+        tt.zero_states(model)
+        y = tt.unroll(model, x, by=by)
+        found.append([y, *gradients(y, *model.parameters())])
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10, equal_nan=True)
+
+
+def test_changes_are_seen() -> None:
+    model = recurrent(80, 500, delay="each")
+    x = given(9, 2, 80)
+
+    def both() -> list[Tensor]:
+        return [tt.unroll(model, x, by=by, from_rest=True) for by in ("layer", "step")]
+
+    before = both()[0]
+    with torch.no_grad():
+        model.connection.weight.mul_(-2)
+    assert torch.equal(*both())
+    assert not torch.equal(before, both()[0])
+    before = both()[0]
+    model.connection.delay.copy_(model.connection.delay.flip(0))
+    assert torch.equal(*both())
+    assert not torch.equal(before, both()[0])
+    before = both()[0]
+    model.connection.edges[1] = model.connection.edges[1].flip(0)
+    assert torch.equal(*both())
+    assert not torch.equal(before, both()[0])
+    hook = model.connection.register_forward_hook(lambda *_: torch.zeros(2, 80).double())
+    assert torch.equal(*both())
+    hook.remove()
+    model.connection.forward_step = lambda x: x * 0  # an edit of the instance
+    assert torch.equal(*both())
+
+
+FAULTS = {
+    "nothing": lambda e: e,
+    "delays": lambda e: e._replace(delays=e.delays.roll(1)),
+    "windows": lambda e: e._replace(least=e.least + 1),
+    "targets": lambda e: e._replace(targets=e.targets.roll(1)),
+    "weights": lambda e: e._replace(order=e.order.roll(1)),
+    "sources": lambda e: e._replace(starts=torch.cat([e.starts[:1], e.starts[:-1]])),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_faults_are_seen(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the tests above compare tells a loop along other edges from the right one."""
+    model = recurrent(300, 3_000, delay="far")
+    x = given(30, 1, 300)
+    wanted = tt.unroll(model, x, by="step", from_rest=True)
+    make = snn.SparseLinear.edges_by_chunk
+    planted = FAULTS[fault]
+    monkeypatch.setattr(
+        snn.SparseLinear, "edges_by_chunk", lambda layer, *sizes: planted(make(layer, *sizes))
+    )
+    found = tt.unroll(model, x, from_rest=True)
+    assert torch.equal(found, wanted) == (fault == "nothing")
+
+
+# From events to events
+
+
+def as_tensor(events: Tensor, values: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    order = events[:, 0].argsort(stable=True)
+    place = tuple(events[order].t())
+    return torch.zeros(shape, dtype=torch.float64).index_put(place, values[order], accumulate=True)
+
+
+def drawn_events(count: int, shape: tuple[int, int, int]) -> Tensor:
+    return torch.stack(
+        [torch.randint(n, (count,), generator=seeded(i)) for i, n in enumerate(shape)], 1
+    )
+
+
+@pytest.mark.parametrize("shape", [(30, 1, 700), (25, 9, 100), (3, 2, 600), (1, 1, 64)])
+@pytest.mark.parametrize("delay", [*DELAYS, "far"])
+def test_events_give_what_a_tensor_does(
+    delay: str, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sparse_recurrence, "_SEGMENT", 0)
+    monkeypatch.setattr(sparse_recurrence, "_LONG", 7)
+    steps, samples, neurons = shape
+    events, values = drawn_events(3000, shape), torch.rand(3000, generator=seeded()).double()
+    chosen = torch.randint(neurons, (17,), generator=seeded(5))
+    x = as_tensor(events, values, shape)
+    lists = [part[:, 1:] for part in events.split(1)]
+    assert len(lists) == 3000
+    model, other = recurrent(neurons, 4_000, delay=delay), recurrent(neurons, 4_000, delay=delay)
+    losses = [torch.zeros(()).double(), torch.zeros(()).double()]
+    for _ in range(2):  # the second goes on from the first
+        run = model.run_events(
+            snn.EventInput(events, values),
+            steps,
+            batch=samples,
+            neurons=chosen,
+            count_every=7,
+            events=True,
+        )
+        y = tt.unroll(other, x)
+        counts = torch.stack([part.sum(0) for part in y.split(7)])
+        assert torch.equal(run.outputs, y[..., chosen])
+        assert torch.equal(run.counts, counts)
+        assert torch.equal(run.events, y.nonzero())
+        weights = [
+            torch.linspace(-1, 1, t.numel()).double().view(t.shape) for t in (run.outputs, counts)
+        ]
+        for i, pair in enumerate(((run.outputs, run.counts), (y[..., chosen], counts))):
+            losses[i] = losses[i] + sum((a * b).sum() for a, b in zip(pair, weights, strict=True))
+    torch.testing.assert_close(states_of(model), states_of(other), rtol=0, atol=0)
+    for i, each in enumerate((model, other)):
+        losses[i] = losses[i] + each.neuron.mem.sum() + each.prev_output.mean()
+        losses[i].backward()
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        scale = two.grad.abs().max().clamp(min=1e-300)
+        close(one.grad / scale, two.grad / scale)
+    tt.zero_states(model)
+    with torch.no_grad():  # in parts whose memory is used again
+        again = model.run_events(snn.EventInput(events, values), steps, batch=samples, events=True)
+    tt.zero_states(other)
+    assert torch.equal(again.events, tt.unroll(other, x).nonzero())
+    assert again.outputs is None
+    assert again.counts is None
+
+
+def test_sources_add_up_and_lists_of_steps_are_events() -> None:
+    model = recurrent(50, 300)
+    lists = [torch.tensor([[0, 3], [0, 4]]), torch.zeros(0, 2).long(), torch.tensor([[0, 3]])]
+    table = torch.tensor([[2, 0, 3], [0, 0, 3], [0, 0, 4]])
+    assert torch.equal(snn.EventInput(lists).events, snn.EventInput(table).events)
+    both = [snn.EventInput(table, 1.5), snn.EventInput(table, 0.5)]
+    run = model.run_events(both, 4, events=True)
+    tt.zero_states(model)
+    assert torch.equal(
+        run.events, model.run_events(snn.EventInput(lists, 2.0), 4, events=True).events
+    )
+    tt.zero_states(model)
+    assert torch.equal(
+        run.events, model.run_events(snn.EventInput(table, 2.0), 4, events=True).events
+    )
+
+
+def test_poisson_groups_come_from_a_counter() -> None:
+    group = snn.PoissonInput(
+        torch.tensor([3, 1, 70]), torch.tensor([0.2, 1.0, 0.0]), value=2.0, seed=7
+    )
+    span = snn.event_inputs.Span(0, 4000, 2, 80)
+    places, values = group.between(span, torch.float64)
+    step, sample, neuron = places // 160, places // 80 % 2, places % 80
+    assert values.unique().tolist() == [2.0]
+    assert (neuron == 1).sum() == 8000
+    assert not bool((neuron == 70).any())
+    there = torch.zeros(2, 4000)
+    there[sample[neuron == 3], step[neuron == 3]] = 1
+    assert bool(((there.mean(1) - 0.2).abs() < 0.03).all())
+    assert bool((there[0] != there[1]).any())
+    assert abs(float((there[:, 1:] * there[:, :-1]).mean()) - 0.04) < 0.01  # no memory
+    # any part is the part of the whole, and another seed is another draw
+    part, _ = group.between(span._replace(begin=1000, end=1500), torch.float32)
+    assert torch.equal(part + 160_000, places[(step >= 1000) & (step < 1500)])
+    other = snn.PoissonInput(group.neurons, group.probability, seed=8)
+    assert not torch.equal(other.between(span, torch.float64)[0], places)
+    model = recurrent(80, 300, delay="one")
+    listed = torch.stack([step, sample, neuron], 1)[step < 50]
+    runs = []
+    for source in (group, snn.EventInput(listed, 2.0)):
+        tt.zero_states(model)
+        run = model.run_events(source, 50, batch=2, count_every=50)
+        runs.append([run.counts, *gradients(run.counts, *model.parameters())])
+    torch.testing.assert_close(*runs, rtol=0, atol=0)
+
+
+def test_memory_is_that_of_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is made that has a value for every step and neuron."""
+    monkeypatch.setattr(sparse_recurrence, "_SEGMENT", 0)
+    steps, neurons = 3000, 4096
+    model = recurrent(neurons, 9_000, delay="one", surrogate_derivative=SURROGATES["triangle"])
+    largest = 0
+    for name in ("large_empty", "packed"):
+        make = getattr(sparse_recurrence, name)
+
+        def noted(*args: Any, make: Any = make, **kwargs: Any) -> Tensor:
+            nonlocal largest
+            made: Tensor = make(*args, **kwargs)
+            largest = max(largest, made.nbytes)
+            return made
+
+        monkeypatch.setattr(sparse_recurrence, name, noted)
+    run = model.run_events(
+        snn.PoissonInput(torch.arange(neurons), 0.01, value=3.0), steps, count_every=steps
+    )
+    run.counts.square().mean().backward()
+    assert model.connection.weight.grad.count_nonzero() > 0
+    assert largest < steps * neurons * 8 / 20
+
+
+def test_a_run_that_fails_changes_nothing() -> None:
+    model = recurrent(30, 100, delay="one")
+    model.run_events(snn.EventInput(torch.tensor([[0, 0, 1]]), 3.0), 5)
+    with unchanged(model), pytest.raises(ValueError, match="an event has the step 9"):
+        model.run_events(snn.EventInput(torch.tensor([[9, 0, 1]])), 5)
+    with unchanged(model), pytest.raises(ValueError, match=r"state.* of shape \[1, "):
+        model.run_events(snn.EventInput(torch.tensor([[0, 1, 1]])), 5, batch=2)
+
+
+EVENTS = torch.tensor([[0, 0, 1], [4, 0, 2]])
+NAMES = {
+    "torch": torch,
+    "functional": functional,
+    "E": snn.EventInput,
+    "P": snn.PoissonInput,
+    "e": EVENTS,
+    "n": torch.arange(3),
+    "cut": functional.compact_support,
+    "run": recurrent(30, 100).run_events,
+    "linear": snn.Recurrent(snn.LIF(3), nn.Linear(3, 3)).run_events,
+    "signed": snn.Recurrent(
+        snn.BLIF(3), snn.SparseLinear(3, 3, torch.zeros(2, 0).long())
+    ).run_events,
+}
+
+
+@refusals("""
+    E(e.float()) -> TypeError: events must be integers, got torch.float32
+    E(e[0]) -> ValueError: events must be .n, 3.*got shape .3.
+    E(-e) -> ValueError: begin with 0, got -4
+    E([e]) -> ValueError: events of step 0 must be .n, 2., sample and neuron in a row, got .2, 3.
+    E([1]) -> ValueError: events of step 0 must be .n, 2.*got int
+    E(e, torch.ones(3)) -> ValueError: values must be one number, or .2., one for each event
+    E(e, torch.ones(2).long()) -> TypeError: values must be floats, got torch.int64
+    E(e, torch.ones(2).requires_grad_()) -> ValueError: no gradient goes back to values
+    E(e, "x") -> TypeError: values must be a number
+    P([1], 0.1) -> TypeError: neurons must be a tensor of integers, got list
+    P(n.float(), 0.1) -> TypeError: neurons must be a tensor of integers, got torch.float32
+    P(n - 1, 0.1) -> ValueError: neurons must be .k., from 0 on, got shape .3., the least -1
+    P(n, 1.5) -> ValueError: probability must be in .0, 1.: a rate times the length of a step
+    P(n, torch.ones(2)) -> ValueError: probability must be one number, or .3., got .2.
+    P(n, 0.5, seed=-1) -> ValueError: seed must be 0 to 2..31 - 1, got -1
+    P(n, 0.5, seed=0.5) -> TypeError: seed must be an integer
+    run(e, 5) -> TypeError: inputs must be an EventInput, a PoissonInput or a list .* got Tensor
+    run(E(e), 4) -> ValueError: an event has the step 4, and the run has 4, 0 to 3
+    run(E(e + torch.tensor([0, 1, 0])), 5) -> ValueError: has the sample 1, and the run has 1
+    run(E(e * 15), 99) -> ValueError: an event has the neuron 30, and the run has 30, 0 to 29
+    run(P(n + 30, 0.1), 9) -> ValueError: a Poisson group has the neuron 32, and the run has 30
+    run(E(e), 0) -> ValueError: steps must be at least 1
+    run(E(e), 5, batch=0) -> ValueError: batch must be at least 1
+    run(E(e), 5, count_every=0) -> ValueError: count_every must be at least 1
+    run(E(e), 5, neurons=n + 28) -> ValueError: neurons must be 0 to 29, got 30
+    run(E(e), 5, neurons=n - 1) -> ValueError: neurons must be 0 to 29, got -1
+    run(E(e), 5, neurons=[1]) -> TypeError: neurons must be integers .k., got .1.
+    run(E(e), 5, events=1) -> TypeError: events must be True or False
+    linear(E(e), 5) -> ValueError: no compiled loop that runs by events.*a SparseLinear of fin
+    signed(E(e), 5) -> ValueError: no compiled loop that runs by events: that takes a neuron
+    cut(1.0, 2.0) -> TypeError: compact_support: surrogate must be one of tt.functional.*got float
+    cut(functional.atan_surrogate(), 0) -> ValueError: compact_support: width must be
+""")
+def test_refused(call: str, error: str) -> None:
+    check(call, error, NAMES)
+
+
+def test_edited_layers_and_the_eager_backend_do_not_run_by_events() -> None:
+    model = recurrent(30, 100)
+    hook = model.connection.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="without hooks or edits"):
+        model.run_events(snn.EventInput(EVENTS), 5)
+    hook.remove()
+    with tt.fuse.backend("eager"), pytest.raises(ValueError, match="no compiled loop"):
+        model.run_events(snn.EventInput(EVENTS), 5)
+    assert model.run_events(snn.EventInput(EVENTS), 5) == (None, None, None)
+
+
+def test_tiles_and_groups_divide_each_other() -> None:
+    assert sparse_loop.TILE % sparse_loop.GROUP == 0 == sparse_loop.GROUP % sparse_loop.LANES
+    for neurons in (1, 64, 512, 513, 5_000, 138_639):
+        for samples in (1, 2, 7, 8, 100):
+            chunks, per_chunk = sparse_recurrence.chunks_of(neurons, samples)
+            assert per_chunk % sparse_loop.TILE == 0
+            assert (chunks - 1) * per_chunk < neurons <= chunks * per_chunk
