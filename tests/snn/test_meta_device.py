@@ -14,6 +14,7 @@ from tests.cases import LAYERS, NEURONS, sequence
 from tracetorch import neurons, snn
 
 T, B, N = 5, 2, 4
+EDGES = torch.tensor([[0, 2, 1, 2, 3], [1, 0, 2, 0, 3]])
 
 
 def recurrent(neuron: str, connection: Callable[[], nn.Module]) -> snn.Recurrent:
@@ -37,6 +38,9 @@ MAKERS: dict[str, Callable[[], nn.Module]] = {
     "Delay, wide": partial(snn.Delay, N, max_delay=3, sigma=0.5),
     "DelayedLinear": partial(snn.DelayedLinear, N, N, max_delay=3),
     "DelayedConv1d": partial(snn.DelayedConv1d, N, N, 3, max_delay=3),
+    "SparseLinear": partial(snn.SparseLinear, N, N, EDGES, signs=EDGES[0].new_ones(N)),
+    "SparseLinear, delayed": partial(snn.SparseLinear, N, N, EDGES, delay=EDGES[1], group=EDGES[0]),
+    "SparseLinear, made there": lambda: snn.SparseLinear(N, N, torch.ones(2, 3).long(), delay=2),
     "LockedDropout": partial(snn.LockedDropout, N),
     "Noise": partial(snn.Noise, N, seed=3),
     "Noise, uniform": partial(snn.Noise, N, seed=2**40, distribution="uniform"),

@@ -738,6 +738,10 @@ NAMES = {
     L(2, 3, e, signs=torch.ones(4)) -> ValueError: signs must have one value for each source, .2.
     L(2, 3, e, signs=[1, 1]) -> TypeError: signs must be a tensor of 1 and -1, got list
     L(2, 3, e[:, 1:], signs=torch.tensor([1, -1])) -> ValueError: as many edges as sources, 2
+    L(2, 3, e, delay=e[0].to("meta")) -> ValueError: delay has no values on the meta device
+    L(2, 3, e, signs=e[0].to("meta")) -> ValueError: signs has no values on the meta device
+    L(2, 3, e.to("meta"), signs=torch.ones(2)) -> ValueError: edges have no values on the meta dev
+    L(2, 3, e.to(torch.complex64)) -> TypeError: edges must be a tensor of integers, got torch.com
     L(2, 3, e, dim=1) -> TypeError: dim
     L(2, 3, e)(torch.ones(4, 5)) -> ValueError: takes 2 features in the last dimension, .* has 5
     L(2, 3, e)(torch.ones(4, 2).long()) -> TypeError: takes float16, bfloat16, float32 or float64

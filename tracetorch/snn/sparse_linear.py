@@ -36,6 +36,7 @@ from tracetorch.snn.sparse.product import Wiring, product
 
 _MOST = 2**31  # an index has 32 bits
 _MOST_DENSE = 2**24  # values of a dense weight that is made
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _SIGNS = "signs must be 1 (excitatory) or -1 (inhibitory)"
 
 
@@ -507,7 +508,7 @@ class SparseLinear(SequenceLayer):
                 return f"the file has {name}, and the layer was built without"
             if not isinstance(loaded, Tensor) or own is None or loaded.is_meta:
                 continue
-            if loaded.is_floating_point() or loaded.dtype == torch.bool:
+            if loaded.dtype not in _INTEGERS:
                 return f"{name} must be integers, got {loaded.dtype}"
             if loaded.shape != own.shape:
                 continue  # PyTorch says so
@@ -532,12 +533,19 @@ _CODE = _code_of(SparseLinear)
 
 
 def _checked_integers(name: str, values: object) -> Tensor:
-    if not isinstance(values, Tensor) or values.is_floating_point() or values.dtype == torch.bool:
-        got = values.dtype if isinstance(values, Tensor) else type(values).__name__
+    dtype = values.dtype if isinstance(values, Tensor) else None
+    if not isinstance(values, Tensor) or dtype not in _INTEGERS:
+        got = dtype or type(values).__name__
         raise TypeError(f"{name} must be a tensor of integers, got {got}. Convert it by .long().")
-    if values.is_complex():
-        raise TypeError(f"{name} must be a tensor of integers, got {values.dtype}.")
+    if name != "edges":
+        _check_has_values(name, values)
     return values.detach()
+
+
+def _check_has_values(name: str, values: Tensor) -> None:
+    """Raise where what a layer is built by cannot be read."""
+    if values.is_meta:
+        raise ValueError(f"{name} has no values on the meta device. Give it on the CPU.")
 
 
 def _checked_edges(edges: object, inputs: int, outputs: int) -> Tensor:
@@ -653,6 +661,7 @@ def _checked_signs(signs: object, edges: Tensor, inputs: int) -> Tensor:
     """Return a sign for each edge."""
     if not isinstance(signs, Tensor):
         raise TypeError(f"signs must be a tensor of 1 and -1, got {type(signs).__name__}.")
+    _check_has_values("signs", signs)
     count = edges.shape[1]
     if tuple(signs.shape) not in ((inputs,), (count,), (1, count)):
         raise ValueError(
@@ -663,6 +672,8 @@ def _checked_signs(signs: object, edges: Tensor, inputs: int) -> Tensor:
         raise ValueError(f"{_SIGNS}.")
     if signs.ndim == 2:
         return signs[0]
+    if edges.is_meta:
+        raise ValueError("edges have no values on the meta device: give signs of edges, [1, E].")
     by_source = signs if len(signs) == count != inputs else signs[edges[0]]
     if count == inputs and not torch.equal(by_source, signs):
         raise ValueError(
