@@ -247,6 +247,46 @@ def gradient_norm(
     return float(grad.norm())
 
 
+def growth(graph: Graph, options: argparse.Namespace) -> Row:
+    """Time 100 ms and their gradient as edges grow, and as spikes do.
+
+    Weights are 0, so that how many neurons fire depends on how many are driven alone.
+    """
+    quiet = graph._replace(synapses=torch.zeros_like(graph.synapses))
+    driven = graph.neurons // 40
+    found: dict[str, list[list[float]]] = {"growth_edges": [], "growth_spikes": []}
+    chance = torch.rand(graph.edges.shape[1], generator=torch.Generator().manual_seed(0))
+    for share in options.shares:
+        kept = chance < share
+        net = network(quiet._replace(edges=graph.edges[:, kept], synapses=quiet.synapses[kept]))
+        _, *times = _timed(net, driven, options)
+        found["growth_edges"].append([int(kept.sum()), *times])
+    net = network(quiet)
+    for share in options.shares:
+        found["growth_spikes"].append(_timed(net, max(1, round(share * driven)), options))
+    for name, rows in found.items():
+        print(f"  {name}: " + ", ".join(f"{n:,.0f} {a:.3f} + {b:.3f} s" for n, a, b in rows))
+    return dict(found)
+
+
+def _timed(net: snn.Recurrent, driven: int, options: argparse.Namespace) -> list[float]:
+    """Return spikes, and the least seconds of a run and of its gradient."""
+    source = snn.PoissonInput(torch.arange(driven), 0.1, value=KICK)
+    times = []
+    for _ in range(options.repeats + 1):
+        tt.zero_states(net)
+        net.zero_grad(set_to_none=True)
+        start = time.perf_counter()
+        steps = steps_of(max(options.lengths))
+        spikes = net.run_events(source, steps, count_every=steps).counts
+        assert spikes is not None
+        middle = time.perf_counter()
+        spikes.mean().backward()
+        times.append((middle - start, time.perf_counter() - middle))
+    # the first one compiles
+    return [float(spikes.detach().sum()), *(min(each) for each in zip(*times[1:], strict=True))]
+
+
 # Learning
 
 
@@ -357,6 +397,7 @@ def parser() -> common.Options:
     add("--cut", type=rate, default=0.025, metavar="S", help="seconds of a gradient (%(default)s)")
     add("--trials", type=count, default=10, metavar="N", help="that measure what is learned")
     options.set_defaults(learn_seconds=0.05, lengths=(0.01, 0.02, 0.04, 0.06, 0.08, 0.1))
+    options.set_defaults(shares=(0.25, 0.5, 0.75, 1.0), repeats=3)
     return options
 
 
@@ -365,7 +406,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse(arguments)
     if options.quick:
         options.neurons, options.seconds, options.trials = min(options.neurons, 1000), 0.05, 1
-        options.lengths = (0.01, 0.02)
+        options.lengths, options.shares, options.repeats = (0.01, 0.02), (0.5, 1.0), 1
     torch.set_num_threads(options.threads)
     try:
         require("matplotlib", extra="examples", by=f"examples.{TASK}")
@@ -417,6 +458,7 @@ def experiments(options: argparse.Namespace, seed: int) -> tuple[Row, Figure]:
     }
     row |= silencing(graph, inputs[0], others, options, seed)
     row |= gradients(graph, net, inputs[0], others, options, seed)
+    row |= growth(graph, options)
     row |= learning(graph, net, inputs, options, seed)
     row |= {
         "load": os.getloadavg()[0],
