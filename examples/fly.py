@@ -270,19 +270,19 @@ def growth(graph: Graph, options: argparse.Namespace) -> Row:
 
 
 def _timed(net: snn.Recurrent, driven: int, options: argparse.Namespace) -> list[float]:
-    """Return spikes, and the least seconds of a run and of its gradient."""
+    """Return spikes, and the least seconds of CPU of a run and of its gradient."""
     source = snn.PoissonInput(torch.arange(driven), 0.1, value=KICK)
     times = []
     for _ in range(options.repeats + 1):
         tt.zero_states(net)
         net.zero_grad(set_to_none=True)
-        start = time.perf_counter()
+        start = time.process_time()
         steps = steps_of(max(options.lengths))
         spikes = net.run_events(source, steps, count_every=steps).counts
         assert spikes is not None
-        middle = time.perf_counter()
+        middle = time.process_time()
         spikes.mean().backward()
-        times.append((middle - start, time.perf_counter() - middle))
+        times.append((middle - start, time.process_time() - middle))
     # the first one compiles
     return [float(spikes.detach().sum()), *(min(each) for each in zip(*times[1:], strict=True))]
 
@@ -386,7 +386,7 @@ def most_used(graph: Graph, rates: Tensor, number: int) -> Tensor:
 def parser() -> common.Options:
     """Return the parser of the command line."""
     options = common.Options(
-        f"examples.{TASK}", __doc__ or "", epochs=30, lr=0.1, unit="optimizer steps"
+        f"examples.{TASK}", __doc__ or "", epochs=15, lr=0.1, unit="optimizer steps"
     )
     add = options.add_argument
     add("--neurons", type=count, default=NEURONS, metavar="N", help="of the graph (%(default)s)")
@@ -396,14 +396,18 @@ def parser() -> common.Options:
     add("--clip", type=rate, default=1.0, metavar="X", help="largest gradient (%(default)s)")
     add("--cut", type=rate, default=0.025, metavar="S", help="seconds of a gradient (%(default)s)")
     add("--trials", type=count, default=10, metavar="N", help="that measure what is learned")
+    add("--table", action="store_true", help="print the table of the recorded rows, and end")
     options.set_defaults(learn_seconds=0.05, lengths=(0.01, 0.02, 0.04, 0.06, 0.08, 0.1))
-    options.set_defaults(shares=(0.25, 0.5, 0.75, 1.0), repeats=3)
+    options.set_defaults(shares=(0.25, 0.5, 0.75, 1.0), repeats=2)
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line: ``python -m examples.fly --help``."""
     options = parser().parse(arguments)
+    if options.table:
+        print(table(read(RESULTS)))
+        return 0
     if options.quick:
         options.neurons, options.seconds, options.trials = min(options.neurons, 1000), 0.05, 1
         options.lengths, options.shares, options.repeats = (0.01, 0.02), (0.5, 1.0), 1
@@ -423,6 +427,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def experiments(options: argparse.Namespace, seed: int) -> tuple[Row, Figure]:
     """Run all experiments on one graph; return what they measured, and a picture."""
+    load = os.getloadavg()[0]
     start = time.perf_counter()
     graph = read_tables(options.tables) if options.tables else draw_graph(options.neurons, seed)
     made = time.perf_counter() - start
@@ -434,9 +439,9 @@ def experiments(options: argparse.Namespace, seed: int) -> tuple[Row, Figure]:
     print(f"{graph.neurons:,} neurons, {edges:,} connections: built in {built:.1f} s")
     inputs = inputs_of(graph)
     activate(net, inputs[0], 0.002, seed)  # compiles
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     events = activate(net, inputs[0], options.seconds, seed)
-    ran = time.perf_counter() - start
+    ran, cpu = time.perf_counter() - start, time.process_time() - cpu
     rates = rates_of(events, graph.neurons, options.seconds)
     others = responding(rates, inputs[0])
     print(
@@ -452,6 +457,7 @@ def experiments(options: argparse.Namespace, seed: int) -> tuple[Row, Figure]:
         "graph_seconds": made,
         "build_seconds": built,
         "run_seconds": ran,
+        "run_cpu_seconds": cpu,
         "run_peak_bytes": peak(),
         "spikes": len(events),
         "responding": len(others),
@@ -461,7 +467,8 @@ def experiments(options: argparse.Namespace, seed: int) -> tuple[Row, Figure]:
     row |= growth(graph, options)
     row |= learning(graph, net, inputs, options, seed)
     row |= {
-        "load": os.getloadavg()[0],
+        # before, as the run adds to it
+        "load": load,
         "threads": options.threads,
         "date": f"{date.today()}",
         "command": options.command,
@@ -492,10 +499,10 @@ def gradients(
 ) -> Row:
     """Measure the gradient of all weights: its time over 100 ms, and its norm as time grows."""
     readout = others[:100]
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     longest = max(options.lengths)
     gradient_norm(net, activated, readout, longest, seed)
-    took = time.perf_counter() - start
+    took, cpu = time.perf_counter() - start, time.process_time() - cpu
     length, most = f"{1000 * longest:g} ms", f"{peak() / 1e9:.2f} GB"
     print(f"the gradient of all weights over {length}: {took:.2f} s, {most} at the peak")
     norms = {}
@@ -508,6 +515,7 @@ def gradients(
         print(f"  norms, {name}: {' '.join(f'{norm:.1e}' for norm in norms[name])}")
     return {
         "gradient_seconds": took,
+        "gradient_cpu_seconds": cpu,
         "gradient_peak_bytes": peak(),
         "lengths": options.lengths,
         # JSON has no infinity
@@ -598,6 +606,25 @@ def read(folder: Path) -> list[Row]:
     """Return the rows of a folder."""
     path = folder / f"{TASK}.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return the recorded times and memories, a line for each row."""
+    if any(row["seconds"] != 1 or max(row["lengths"]) != 0.1 for row in rows):
+        raise ValueError("the table is of runs of 1 s, and of gradients over 100 ms.")
+    lines = [
+        "| connections | build | 1 s: time | CPU | peak | spikes | gradient, 100 ms: time | CPU | peak |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['connections']:,} | {row['build_seconds']:.1f} s "
+            f"| {row['run_seconds']:.1f} s | {row['run_cpu_seconds']:.1f} s "
+            f"| {row['run_peak_bytes'] / 1e9:.2f} GB | {row['spikes']:,} "
+            f"| {row['gradient_seconds']:.1f} s | {row['gradient_cpu_seconds']:.1f} s "
+            f"| {row['gradient_peak_bytes'] / 1e9:.2f} GB |"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
