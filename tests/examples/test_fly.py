@@ -87,7 +87,7 @@ def test_spikes_are_those_of_the_published_equations() -> None:
 def test_gradients_by_events_are_those_by_step(detach_reset: bool) -> None:
     graph = fly.draw_graph(200)
     net = fly.network(graph, detach_reset=detach_reset).double()
-    weight = net.connection.weight
+    weight = fly.weight_of(net)
     first, _ = fly.inputs_of(graph)
     source = fly.stimulus(first, seed=5)
     places, values = source.between(snn.event_inputs.Span(0, 300, 1, 200), torch.float64)
@@ -111,7 +111,7 @@ def test_a_gradient_does_not_cross_a_cut() -> None:
     for cut in (0.02, 0.0001):
         net.zero_grad(set_to_none=True)
         fly.counts(net, first, 0, 0.02, cut).sum().backward()
-        grad = net.connection.weight.grad
+        grad = fly.weight_of(net).grad
         norms.append(0.0 if grad is None else float(grad.norm()))
     # what arrives in a step is asked for in the next one
     assert norms[0] > 0
@@ -144,7 +144,7 @@ def test_two_inputs_are_told_apart_and_no_weight_changes_its_sign(graph: fly.Gra
     found = fly.learning(graph, net, inputs, options("--epochs", "12"), 0)
     assert found["accuracy_after"] >= 5 / 6
     assert found["losses"][-1] < 0.5 * found["losses"][0]
-    weight = net.connection.weight.detach()
+    weight = fly.weight_of(net).detach()
     assert torch.equal(weight.sign(), graph.synapses.sign())
     assert 0 < int((weight != graph.synapses).sum()) <= found["learnt_weights"] == 4000
 
