@@ -510,8 +510,12 @@ def gradients(
     longest = max(options.lengths)
     gradient_norm(net, activated, readout, longest, seed)
     took, cpu = time.perf_counter() - start, time.process_time() - cpu
-    length, most = f"{1000 * longest:g} ms", f"{peak() / 1e9:.2f} GB"
-    print(f"the gradient of all weights over {length}: {took:.2f} s, {most} at the peak")
+    # before float64 takes more
+    most = peak()
+    length, gigabytes = f"{1000 * longest:g} ms", most / 1e9
+    print(
+        f"the gradient of all weights over {length}: {took:.2f} s, {gigabytes:.2f} GB at the peak"
+    )
     norms = {}
     for name, setting in SETTINGS.items():
         # norms leave the range of float32
@@ -523,7 +527,7 @@ def gradients(
     return {
         "gradient_seconds": took,
         "gradient_cpu_seconds": cpu,
-        "gradient_peak_bytes": peak(),
+        "gradient_peak_bytes": most,
         "lengths": options.lengths,
         # JSON has no infinity
         "norms": {name: [f"{norm:.4g}" for norm in each] for name, each in norms.items()},
