@@ -99,7 +99,9 @@ OTHERS: dict[str, dict[str, Any]] = {
         "out_features": 2,
         "edges": torch.zeros(2, 4, dtype=torch.long),
     },
+    "PoissonInput": {"neurons": torch.arange(3), "probability": 0.5},
     **{name: {} for name in functional.__all__},
+    "compact_support": {"surrogate": functional.atan_surrogate()},
 }
 # a trace that never decays has the decay 1
 INFINITE_ENDS = {("halflife_to_decay", "num_steps"), ("time_constant_to_decay", "tau")}

@@ -27,7 +27,8 @@ def delays(kind: str, count: int) -> Tensor | int | None:
     if kind == "far":  # each at least two steps, so that windows are longer than one
         return torch.randint(2, 9, (count,), generator=seeded(3))
     each = torch.randint(5, (count,), generator=seeded(3))
-    return {"none": None, "one": 3, "each": each}[kind]
+    found: dict[str, Tensor | int | None] = {"none": None, "one": 3, "each": each}
+    return found[kind]
 
 
 def recurrent(

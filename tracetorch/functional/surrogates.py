@@ -103,7 +103,7 @@ class Surrogate:
 
     @property
     def support(self) -> float | None:
-        """Where the derivative ends: it is 0 where ``|u|`` is larger. ``None``: nowhere."""
+        """End of the derivative, which is 0 where ``|u|`` is larger. ``None``: it has none."""
         return None
 
     def __call__(self, u: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Inputs of a network by events: a list of them, and Poisson groups drawn from counters.
 
 What a network of 10**5 neurons is given in 10**4 steps does not fit into memory as a tensor. A
-source says what arrives between two steps, and is asked for some steps at a time: in the backward
+source says what arrives between two steps, for some steps at a time: in the backward
 pass again, so that nothing is kept.
 """
 
@@ -31,7 +31,7 @@ class Span(NamedTuple):
 
 
 class EventSource(Protocol):
-    """What arrives at the neurons of a run by events."""
+    """Input of a run by events: values that arrive at neurons."""
 
     def check(self, steps: int, samples: int, neurons: int) -> None:
         """Raise ``ValueError`` where it does not fit a run."""

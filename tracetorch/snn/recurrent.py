@@ -41,7 +41,7 @@ from tracetorch.snn.sparse_linear import SparseLinear
 
 
 class EventRun(NamedTuple):
-    """What a run by events returns: see :meth:`Recurrent.run_events`."""
+    """Results of a run by events: see :meth:`Recurrent.run_events`."""
 
     outputs: Tensor | None
     """Outputs of the neurons that were named, ``[steps, batch, k]``."""
@@ -61,7 +61,11 @@ class Recurrent(SequenceLayer):
     ``prev_output`` is a state, zero at the first step; it goes through the connection then too, so
     that a bias acts. Over time it runs step by step, for the connection needs one step's output to
     make the next one's input; with an ``nn.Linear`` or a :class:`DelayedLinear` as connection, in
-    one compiled loop that multiplies by events where spikes are few.
+    one compiled loop that multiplies by events where spikes are few; and with a
+    :class:`SparseLinear` as well, by events in both directions, where outputs are 0 or 1. Its
+    gradients visit the edges of those that fired, and of those within the ``support`` of their
+    surrogate: all edges in every step where it has none. :meth:`run_events` is for networks whose
+    inputs and outputs would not fit into memory as tensors.
 
     ``neuron`` may be a whole population, or several: any module that holds neuron layers, such as
     ``nn.Sequential(nn.Linear(8, 64), LIF(64), nn.Linear(64, 16), AdLIF(16))``. It runs step by step
@@ -225,7 +229,8 @@ class Recurrent(SequenceLayer):
         loop = self._loop(x)
         if loop is None:
             return None
-        neuron, connection = self.neuron, self.connection
+        neuron: Any = self.neuron
+        connection: Any = self.connection
         if isinstance(connection, SparseLinear):
             results = run_sparse_recurrence(loop, x)
         else:
@@ -382,12 +387,14 @@ class Recurrent(SequenceLayer):
             raise ValueError(
                 f"{self._label()} has no compiled loop that runs by events: that takes a neuron "
                 "layer that gives 0 or 1, a SparseLinear of finite weights as connection, modules "
-                "without hooks or edits, float32 or float64 on the CPU, and llvmlite. Use tt.unroll(layer, x)."
+                "without hooks or edits, float32 or float64 on the CPU, and llvmlite. Use "
+                "tt.unroll(layer, x)."
             )
+        connection = cast(SparseLinear, self.connection)
         last = torch.cat([loop.first, found.last])[-len(loop.first) :]
         self.prev_output = last[-1]
         if len(last) > 1:
-            self.connection.keep_inputs(last[:-1])
+            connection.keep_inputs(last[:-1])
         names = self.neuron.cell.active
         states_of(self.neuron).update(zip(names, found.ends, strict=True))
         return found

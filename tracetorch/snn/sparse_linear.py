@@ -60,8 +60,9 @@ class SparseLinear(SequenceLayer):
     1 with signs. On the CPU time goes by events: an input that is 0 costs nothing, and adds
     nothing, even where its weight is infinite or NaN, and the gradient of a weight is computed
     where its source is not 0. The gradient of the input visits every edge, 16 rows at once, and is
-    left out where nobody wants it. Sums have one order, by time, source and place of the edge, so
-    results are the same for any number of threads. On other devices, under ``torch.func``, forward
+    left out where nobody wants it; in a :class:`Recurrent` along the edges it visits fewer. Sums
+    have one order, by time, source and place of the edge, so results are the same for any number of
+    threads. On other devices, under ``torch.func``, forward
     mode and ``torch.compile`` operations of PyTorch's compute the same but for rounding, in memory
     O(rows * edges) where they record a graph. Derivatives of any order are there.
 

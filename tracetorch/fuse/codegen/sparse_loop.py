@@ -19,9 +19,10 @@ those of a source to a chunk begin at ``starts[source * chunks + chunk]``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from tracetorch.fuse.codegen.llvm_tasks import HEADER, TaskWriter
 from tracetorch.fuse.codegen.llvm_writer import WORD, Array, Operand, Value
@@ -29,13 +30,16 @@ from tracetorch.fuse.codegen.llvm_writer import WORD, Array, Operand, Value
 TILE = 512  # lanes that a kernel of neurons is called for
 LANES = 16  # that are read at once
 GROUP = 64  # of a word of bits, and of a mark
+_WORDS = 8  # of bits that are looked at together
 _SPINS = 1 << 8  # looks at a counter before another thread is let run
 # places in the block of a kernel of neurons: the geometry, and then the sizes of time
 _COLUMNS, _STRIDE, _ROWS, _GROUP, _TILE, _NEURONS, _INNER, _STEPS, _EVERY = range(
     HEADER, HEADER + 9
 )
-SIZES = ("total", "samples", "chunks", "per_chunk", "windows", "per_task", "steps", "window")
-SIZES += ("size", "ring", "history", "delay", "words", "wait")
+SIZES: tuple[str, ...] = (
+    *("total", "samples", "chunks", "per_chunk", "windows", "per_task", "steps", "window"),
+    *("size", "ring", "history", "delay", "words", "wait"),
+)
 _LINE = 8  # integers from the counter of a sample to that of the next
 
 
@@ -43,7 +47,7 @@ _LINE = 8  # integers from the counter of a sample to that of the next
 class _Where:
     """A task: a chunk of a sample, in some windows."""
 
-    turn: Value
+    number: Value
     sample: Value
     chunk: Value
     low: Value
@@ -73,12 +77,12 @@ class _Loop:
         with k.repeat(lambda c: c[0] < size["total"], self.added(self.counters)) as each:
             (ticket,) = each.carried
             chunks, samples = size["chunks"], size["samples"]
-            turn, rest = ticket // (chunks * samples), ticket % (chunks * samples)
+            number, rest = ticket // (chunks * samples), ticket % (chunks * samples)
             sample, chunk = rest // chunks, rest % chunks
             done = self.counters.at((sample + 1) * _LINE)
-            self._wait(done, turn * chunks)
+            self._wait(done, number * chunks)
             low = chunk * size["per_chunk"]
-            yield _Where(turn, sample, chunk, low, k.least(low + size["per_chunk"], size["size"]))
+            yield _Where(number, sample, chunk, low, k.least(low + size["per_chunk"], size["size"]))
             self.added(done)
             each.next = (self.added(self.counters),)
 
@@ -102,18 +106,23 @@ class _Loop:
         return begin, self.k.least(begin + self.size["window"], self.size["steps"])
 
     @contextmanager
-    def events(self, row: Value, sample: Value, first: Operand, last: Operand) -> Iterator[Value]:
+    def events(self, row: Value, sample: Value, first: Operand, last: Value) -> Iterator[Value]:
         """Run what is written inside for each source that fired, by words of bits."""
         k = self.k
         line = self.words.at((row * self.size["samples"] + sample) * self.size["words"])
         exact = Value(k, "true", "i1")
-        with (
-            k.loop(first, last) as word,
-            k.repeat(lambda carried: carried[0].differs(0), line[word.index]) as bit,
-        ):
-            (mask,) = bit.carried
-            yield word.index * 64 + k.intrinsic("llvm.cttz.i64", WORD, mask, exact)
-            bit.next = (mask & (mask - 1),)
+        with k.loop(first, last, step=_WORDS) as block:
+            # nearly all are 0
+            left = last - block.index
+            some = line.some(block.index, left, _WORDS).differs(0)
+            with (
+                k.when(k.convert("bitcast", some, f"i{_WORDS}").differs(0)),
+                k.loop(block.index, k.least(block.index + _WORDS, last)) as word,
+                k.repeat(lambda carried: carried[0].differs(0), line[word.index]) as bit,
+            ):
+                (mask,) = bit.carried
+                yield word.index * 64 + k.intrinsic("llvm.cttz.i64", WORD, mask, exact)
+                bit.next = (mask & (mask - 1),)
 
     @contextmanager
     def tiles(self, where: _Where) -> Iterator[tuple[Value, Value]]:
@@ -163,7 +172,7 @@ class _Loop:
             block[each.index] = template[each.index]
 
     def call(
-        self, function: Value, block: Array, scratch: Array | None, numbers: dict[int, Operand]
+        self, function: Value, block: Array, scratch: Array | None, numbers: Mapping[Any, Operand]
     ) -> None:
         """Call a kernel of neurons on a tile, whose lanes are all of its columns."""
         for place, number in numbers.items():
@@ -193,14 +202,19 @@ class Kernel:
         at: tuple[Value, Value],
         stride: Operand,
         steps: Value,
-        more: dict[int | Value, Operand],
+        more: Mapping[Any, Operand],
         scratch: Array | None = None,
     ) -> None:
         """Run over some steps of a tile; ``at`` are the sample and the window."""
         low, count = tile
         self.loop.patch(self.block, (self.count, self.patches), (low, *at))
-        numbers = {_COLUMNS: count, _STRIDE: stride, _TILE: count, _NEURONS: count}
-        numbers |= {_STEPS: steps, _EVERY: steps, **more}  # type: ignore[dict-item]
+        numbers: dict[Any, Operand] = {
+            _COLUMNS: count,
+            _STRIDE: stride,
+            _TILE: count,
+            _NEURONS: count,
+        }
+        numbers |= {_STEPS: steps, _EVERY: steps, **more}
         self.loop.call(self.function, self.block, scratch, numbers)
 
 
@@ -223,7 +237,7 @@ def _forward(k: TaskWriter, real: str, delayed: bool) -> None:
     own_x, own_output = k.scratch(real), k.scratch(real)
     item, size, lanes = 4 if real == "float" else 8, loop["size"], loop["size"] * loop["samples"]
     with loop.tasks() as where:
-        first = where.turn * loop["per_task"]
+        first = where.number * loop["per_task"]
         last = k.least(first + loop["per_task"], loop["windows"])
         with k.loop(first, last) as window:
             begin, end = loop.bounds(window.index)
@@ -252,7 +266,7 @@ def _forward(k: TaskWriter, real: str, delayed: bool) -> None:
                     incoming.add(row, low, count, target)
                 more = {input_place: x, input_place + 1: step, output_place: out}
                 steps = end - begin
-                neurons.call((low, count), (where.sample, window.index), stride, steps, more)  # type: ignore[arg-type]
+                neurons.call((low, count), (where.sample, window.index), stride, steps, more)
                 with k.loop(begin, end) as time:
                     line = loop.pointer(out).at((time.index - begin) * stride)
                     row = (time.index + loop["history"]) * loop["samples"] + where.sample
@@ -423,11 +437,11 @@ def _backward(k: TaskWriter, real: str, delayed: bool) -> None:
     own, reached, private = k.scratch(real), k.scratch(real), k.scratch(real)
     item, lanes = 4 if real == "float" else 8, loop["size"] * loop["samples"]
     with loop.tasks() as where:
-        window = loop["windows"] - 1 - where.turn
+        window = loop["windows"] - 1 - where.number
         begin, end = loop.bounds(window)
         with loop.tiles(where) as (low, count):
             tile, at, steps = (low, count), (where.sample, window), end - begin
-            reach.call(tile, at, TILE, steps, {out_place: _address(k, reached)})  # type: ignore[dict-item]
+            reach.call(tile, at, TILE, steps, {out_place: _address(k, reached)})
             with k.loop(begin, end) as time:
                 place = (time.index - begin) * TILE
                 source = given + (time.index * given_step + where.sample * given_row + low) * item
@@ -446,7 +460,7 @@ def _backward(k: TaskWriter, real: str, delayed: bool) -> None:
                         line[which] = line[which] + total
                         bit.next = (rest & (rest - 1),)
             more = {grad_place: _address(k, own), grad_place + 1: k.literal(TILE, WORD)}
-            neurons.call(tile, at, lanes, steps, more, private)  # type: ignore[arg-type]
+            neurons.call(tile, at, lanes, steps, more, private)
 
 
 def _copied(loop: _Loop, count: Value, line: Array, given: tuple[Value, Value]) -> None:

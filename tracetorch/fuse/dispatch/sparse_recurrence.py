@@ -22,6 +22,7 @@ from tracetorch.fuse.dispatch.operators import no_second_gradient
 from tracetorch.fuse.dispatch.plans import recurrent_plan_for
 from tracetorch.fuse.ir.plan import RecurrentPlan
 from tracetorch.fuse.runtime import sparse_recurrence
+from tracetorch.fuse.runtime.allocation import large_empty
 from tracetorch.fuse.runtime.sparse_recurrence import (
     Edges,
     Gradients,
@@ -174,7 +175,7 @@ class _Tensors(torch.autograd.Function):
         count = len(plan.program.states)
         states, params = tensors[:count], tensors[count:]
         loop = _sizes(plan, edges, x.shape, (weight, bias), params)
-        output = sparse_recurrence.large_empty(x.shape, x.dtype)
+        output = large_empty(x.shape, x.dtype)
         ends, kept = sparse_recurrence.forward(
             loop, _given(x), first.detach(), states, output=output, keep=plan.has_backward
         )
@@ -237,12 +238,12 @@ def _with_last(found: Part, last: Tensor, bounds: tuple[int, int, int]) -> Part:
 
 
 class Request(NamedTuple):
-    """What a run by events is to return; none of it has a value for every step and neuron."""
+    """A run by events: its inputs and results, none with a value for every step and neuron."""
 
     steps: int
     samples: int
     given: Sequences
-    """What comes from outside."""
+    """Input from outside."""
     neurons: Tensor
     """Those whose outputs are wanted, ``[k]``."""
     bins: int
@@ -252,7 +253,7 @@ class Request(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a run by events returns."""
+    """Results of a run by events."""
 
     outputs: Tensor
     """``[T, samples, k]``."""
@@ -353,7 +354,7 @@ class _Events(torch.autograd.Function):
 
 
 class _Collected:
-    """What is wanted of the spikes, as far as steps have run."""
+    """Results of a request, as far as steps have run."""
 
     def __init__(self, loop: Loop, request: Request) -> None:
         bins = -(-loop.steps // request.bins) if request.bins else 0

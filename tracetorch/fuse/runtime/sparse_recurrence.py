@@ -37,7 +37,7 @@ _MOST_STEPS = 32  # of a window, so that what a tile is given stays in a core's 
 _CHUNKS = 8  # of a sample, where there are few: enough to share out among threads
 _SEGMENT = 1 << 27  # bytes of what a segment of more steps than the root computes again
 _WORDS = 1 << 20  # of spikes that are listed at once
-_LONG = 1 << 10  # steps whose events from outside are there at once, where nothing is kept
+_LONG = 1 << 12  # steps whose events from outside are there at once, where nothing is kept
 _PAIRS = (
     1 << 22
 )  # edges and samples at a time, in the gradient of the outputs before the first step
@@ -183,7 +183,7 @@ def _called(plan: RecurrentPlan, name: str, build: Callable[[Any], Schedule]) ->
 
 
 class _Memory(NamedTuple):
-    """Where a kernel of neurons finds a buffer: an address, and bytes from one to the next."""
+    """Memory of a buffer of a kernel of neurons: an address, and bytes from one to the next."""
 
     start: int
     lane: int = 0
@@ -296,7 +296,7 @@ def _run(
 
 
 class Kept(NamedTuple):
-    """What a forward pass leaves for the backward pass."""
+    """Results of a forward pass that the backward pass reads."""
 
     bits: Tensor
     checkpoints: Tensor
@@ -546,7 +546,9 @@ def _by_first(loop: Loop, d_x: Tensor) -> Tensor:
     sources = torch.repeat_interleave(torch.arange(loop.neurons), counts)
     total = torch.zeros(taps, loop.samples, loop.neurons, dtype=loop.dtype)
     for row in range(taps):
-        for some in torch.arange(len(sources)).split(max(1, _PAIRS // loop.samples)):
+        every = max(1, _PAIRS // loop.samples)
+        for begin in range(0, len(sources), every):
+            some = torch.arange(begin, min(begin + every, len(sources)))
             delay = edges.most if edges.delays is None else edges.delays[some].long()
             step = torch.as_tensor(row + 1 - taps + delay).expand(len(some))
             reached = step >= 0
