@@ -35,6 +35,11 @@ CASES: dict[str, tuple[Callable[[Any], nn.Module], Callable[[Any], nn.Module], i
     ),
     "language": (lambda page: page["Model"]("BLIF"), lambda s: s.Model("BLIF"), None),
     "cartpole": (lambda page: page["ActorCritic"](), lambda s: s.ActorCritic(forget=False), 4),
+    "fly": (
+        lambda page: page["network"](page["draw_graph"](200)),
+        lambda s: s.network(s.draw_graph(200)),
+        200,
+    ),
 }
 
 

@@ -1,0 +1,193 @@
+"""The network of a fly's size: its graph, its neurons beside a plain loop, and its experiments."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tracetorch as tt
+from examples import fly
+from tests.docs.pages import ROOT
+from tracetorch import snn
+
+PAGE = ROOT / "docs/tutorials/fly.md"
+
+
+def options(*more: str) -> argparse.Namespace:
+    return fly.parser().parse(["--learnt", "4000", "--trials", "3", *more])
+
+
+@pytest.fixture(scope="module")
+def graph() -> fly.Graph:
+    return fly.draw_graph(1000, seed=1)
+
+
+def test_a_drawn_graph_has_the_statistics_that_it_is_to_have(graph: fly.Graph) -> None:
+    sources, targets = graph.edges
+    key = sources * graph.neurons + targets
+    assert (key.diff() > 0).all()  # sorted by source, and none twice
+    assert (sources != targets).all()
+    degrees = sources.bincount(minlength=graph.neurons).float()
+    assert degrees.max() > 3 * degrees.mean()
+    synapses = graph.synapses.abs()
+    assert torch.equal(synapses, synapses.round())
+    assert float(synapses.mean()) == pytest.approx(fly.SYNAPSES / fly.CONNECTIONS, rel=0.05)
+    assert float((synapses >= 5).float().mean()) == pytest.approx(0.179, abs=0.01)
+    signs = [graph.synapses[sources == n].sign().unique() for n in range(graph.neurons)]
+    assert all(len(each) <= 1 for each in signs)
+    inhibits = torch.tensor([bool(len(each) and each[0] < 0) for each in signs])
+    assert float(inhibits.float().mean()) == pytest.approx(fly.INHIBITORY, abs=0.06)
+    again, other = fly.draw_graph(1000, seed=1), fly.draw_graph(1000, seed=2)
+    assert torch.equal(again.edges, graph.edges)
+    assert not torch.equal(other.synapses[:100], graph.synapses[:100])
+
+
+def plain_spikes(graph: fly.Graph, x: np.ndarray) -> list[list[int]]:
+    """Run the published equations in the order of Brian2's clock, with a queue of spikes."""
+    weight = np.zeros((graph.neurons, graph.neurons))
+    weight[tuple(graph.edges.numpy())] = 0.275 * graph.synapses.numpy()
+    leak, fade = math.exp(-0.1 / 20), math.exp(-0.1 / 5)
+    v, g = np.full(graph.neurons, -52.0), np.zeros(graph.neurons)
+    last = np.full(graph.neurons, -1000)
+    queue = deque([np.zeros(graph.neurons)] * 18)
+    found = []
+    for t, arriving in enumerate(x):
+        ready = t - last >= 22
+        moved = -52 + leak * (v + 52) + 5 / (20 - 5) * (leak - fade) * g
+        v, g = np.where(ready, moved, v), np.where(ready, fade * g, g)
+        fired = ready & (v > -45)
+        g = g + queue.popleft() + 0.275 * arriving
+        queue.append(fired @ weight)
+        v, g, last = np.where(fired, -52, v), np.where(fired, 0, g), np.where(fired, t, last)
+        found += [[t, 0, int(n)] for n in fired.nonzero()[0]]
+    return found
+
+
+def test_spikes_are_those_of_the_published_equations() -> None:
+    graph = fly.draw_graph(400)
+    net = fly.network(graph).double()
+    first, _ = fly.inputs_of(graph)
+    source = fly.stimulus(first, seed=5)
+    places, values = source.between(snn.event_inputs.Span(0, 1000, 1, 400), torch.float64)
+    x = torch.zeros(1000 * 400, dtype=torch.float64).index_add_(0, places, values)
+    expected = plain_spikes(graph, x.view(1000, 400).numpy())
+    with torch.no_grad():
+        assert net.run_events(source, 1000, events=True).events.tolist() == expected
+    assert len({n for _, _, n in expected} - set(first.tolist())) > 10
+
+
+@pytest.mark.parametrize("detach_reset", [False, True])
+def test_gradients_by_events_are_those_by_step(detach_reset: bool) -> None:
+    graph = fly.draw_graph(200)
+    net = fly.network(graph, detach_reset=detach_reset).double()
+    weight = fly.weight_of(net)
+    first, _ = fly.inputs_of(graph)
+    source = fly.stimulus(first, seed=5)
+    places, values = source.between(snn.event_inputs.Span(0, 300, 1, 200), torch.float64)
+    x = torch.zeros(300 * 200, dtype=torch.float64).index_add_(0, places, values)
+    toward = torch.randn(200, dtype=torch.float64)
+    tt.zero_states(net)
+    spikes = torch.stack([net(step) for step in x.view(300, 1, 200)]).sum(0)
+    (expected,) = torch.autograd.grad((spikes * toward).sum(), weight)
+    tt.zero_states(net)
+    found = net.run_events(source, 300, count_every=300).counts
+    (grad,) = torch.autograd.grad((found * toward).sum(), weight)
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(grad, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_gradient_does_not_cross_a_cut() -> None:
+    graph = fly.draw_graph(400)
+    net = fly.network(graph).double()
+    first, _ = fly.inputs_of(graph)
+    norms = []
+    for cut in (0.02, 0.0001):
+        net.zero_grad(set_to_none=True)
+        fly.counts(net, first, 0, 0.02, cut).sum().backward()
+        grad = fly.weight_of(net).grad
+        norms.append(0.0 if grad is None else float(grad.norm()))
+    # what arrives in a step is asked for in the next one
+    assert norms[0] > 0
+    assert norms[1] == 0
+
+
+def test_published_tables_are_read(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"Completeness_783\.csv is not in .*philshiu"):
+        fly.read_tables(tmp_path)
+    (tmp_path / "Completeness_783.csv").write_text(",Completed\n7205,True\n7206,True\n7207,True\n")
+    with pytest.raises(FileNotFoundError, match=r"Connectivity_783\.csv is not in"):
+        fly.read_tables(tmp_path)
+    names = "Presynaptic_ID,Presynaptic_Index,Postsynaptic_Index,Excitatory x Connectivity"
+    rows = ["7207,2,0,-4", "7205,0,2,3", "7205,0,1,11"]
+    (tmp_path / "Connectivity_783.csv").write_text("\n".join([names, *rows, ""]))
+    found = fly.read_tables(tmp_path)
+    assert found.neurons == 3
+    assert found.edges.tolist() == [[0, 0, 2], [1, 2, 0]]
+    assert found.synapses.tolist() == [11, 3, -4]
+    quiet = fly.silenced(found, torch.tensor([0]))
+    assert quiet.synapses.tolist() == [0, 0, -4]
+    assert found.synapses.tolist() == [11, 3, -4]
+    assert fly.main(["--tables", str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == 1
+
+
+def test_two_inputs_are_told_apart_and_no_weight_changes_its_sign(graph: fly.Graph) -> None:
+    net = fly.network(graph)
+    inputs = fly.inputs_of(graph)
+    assert not set(inputs[0].tolist()) & set(inputs[1].tolist())
+    found = fly.learning(graph, net, inputs, options("--epochs", "12"), 0)
+    assert found["accuracy_after"] >= 5 / 6
+    assert found["losses"][-1] < 0.5 * found["losses"][0]
+    weight = fly.weight_of(net).detach()
+    assert torch.equal(weight.sign(), graph.synapses.sign())
+    assert 0 < int((weight != graph.synapses).sum()) <= found["learnt_weights"] == 4000
+
+
+def test_a_quick_run_writes_a_row_and_a_figure(tmp_path: Path, capsys) -> None:
+    assert fly.main(["--quick", "--neurons", "400", "--out", str(tmp_path)]) == 0
+    assert "respond" in capsys.readouterr().out
+    (row,) = fly.read(tmp_path)
+    assert (row["neurons"], row["seed"], row["tables"]) == (400, 0, False)
+    assert row["spikes"] > 0
+    assert set(row["norms"]) == set(fly.SETTINGS)
+    assert [len(each) for each in row["growth_edges"]] == [3, 3]
+    assert (tmp_path / "fly-400-seed0.png").stat().st_size > 10_000
+    fly.write({**row, "spikes": 7}, tmp_path)
+    assert [each["spikes"] for each in fly.read(tmp_path)] == [7]
+
+
+def test_the_page_shows_the_recorded_row(capsys) -> None:
+    assert fly.main(["--table"]) == 0
+    text = PAGE.read_text()
+    assert f"<!-- fly -->\n{capsys.readouterr().out.strip()}\n<!-- /fly -->" in text
+    (row,) = fly.read(fly.RESULTS)
+    shown: dict[str, Any] = {}
+    (cell,) = (part for part in text.split("```{code-cell}") if "GROWTH_EDGES =" in part)
+    exec(cell.partition("\nfigure")[0].partition("\n\n")[2], shown)
+    assert shown["GROWTH_EDGES"] == [
+        [n, round(a, 3), round(b, 3)] for n, a, b in row["growth_edges"]
+    ]
+    assert shown["GROWTH_SPIKES"] == [
+        [n, round(a, 3), round(b, 3)] for n, a, b in row["growth_spikes"]
+    ]
+
+
+@pytest.mark.slow
+def test_the_whole_network_runs_and_has_a_gradient() -> None:
+    graph = fly.draw_graph()
+    assert graph.edges.shape[1] == pytest.approx(fly.CONNECTIONS, rel=0.01)
+    assert float(graph.synapses.abs().sum()) == pytest.approx(fly.SYNAPSES, rel=0.03)
+    assert 6_000 < int(graph.edges[0].bincount().max()) < 14_000
+    net = fly.network(graph)
+    first, _ = fly.inputs_of(graph)
+    events = fly.activate(net, first, 0.1, 0)
+    rates = fly.rates_of(events, graph.neurons, 0.1)
+    others = fly.responding(rates, first)
+    assert 100 < len(others) < graph.neurons / 10
+    assert 0 < fly.gradient_norm(net, first, others[:100], 0.05, 0) < 1
