@@ -61,10 +61,10 @@ class KnownSettings(CheckedLoading):
     hold alone.
     """
 
+    # the number of settings that every file has: a layer that needs none loads files without
     required: ClassVar[int] = 0
-    """How many of the settings every file has: a layer that needs none loads files without."""
+    # the settings that are loaded; all others must be those of the layer
     taken: ClassVar[tuple[str, ...]] = ()
-    """The settings that are loaded. All others must be those of the layer."""
 
     def settings(self) -> Settings:
         """Return what the tensors of ``state_dict`` mean."""
