@@ -41,7 +41,15 @@ from tracetorch.snn.sparse_linear import SparseLinear
 
 
 class EventRun(NamedTuple):
-    """Results of a run by events: see :meth:`Recurrent.run_events`."""
+    """Results of a run by events: see :meth:`Recurrent.run_events`.
+
+    Example:
+        >>> edges = torch.tensor([[0], [1]])
+        >>> layer = Recurrent(LIF(2), SparseLinear(2, 2, edges, weight=2.0, bias=False))
+        >>> run = layer.run_events(EventInput(torch.tensor([[0, 0, 0]]), 1.5), 3, count_every=3)
+        >>> run.counts.tolist(), run.events
+        ([[[1.0, 1.0]]], None)
+    """
 
     outputs: Tensor | None
     """Outputs of the neurons that were named, ``[steps, batch, k]``."""
@@ -349,7 +357,8 @@ class Recurrent(SequenceLayer):
                 no compiled loop for these modules.
 
         Example:
-            >>> layer = Recurrent(LIF(3), SparseLinear(3, 3, torch.tensor([[0], [2]]), weight=2.0))
+            >>> edges = torch.tensor([[0], [2]])
+            >>> layer = Recurrent(LIF(3), SparseLinear(3, 3, edges, weight=2.0, bias=False))
             >>> layer.run_events(EventInput(torch.tensor([[0, 0, 0]]), 1.5), 4, events=True).events
             tensor([[0, 0, 0],
                     [1, 0, 2]])
