@@ -281,7 +281,7 @@ class straight_through_surrogate(Surrogate):
 class compact_support(Surrogate):
     """Another surrogate with compact support: its derivative where ``|u| < w``, else 0.
 
-    In a loop along a :class:`SparseLinear` a gradient costs what edges it visits: those of neurons
+    In a loop along a ``snn.SparseLinear`` a gradient costs what edges it visits: those of neurons
     that fired, and of those within the support.
 
     Args:

@@ -288,7 +288,7 @@ class SparseLinear(SequenceLayer):
 
     @property
     def plan(self) -> EdgePlan:
-        """The edges sorted by source, checked: what a product by events reads.
+        """The edges sorted by source and checked, as a product by events reads them.
 
         Raises:
             ValueError: what was written to ``edges`` or ``delay`` leads out of the layer.
