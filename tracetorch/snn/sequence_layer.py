@@ -36,7 +36,6 @@ from tracetorch.snn.declarations import (
     assign,
     assigned_by_torch,
     completed,
-    constructor_call,
     load_bound,
     raw_of,
 )
@@ -68,6 +67,7 @@ from tracetorch.snn.parameters import (
     unbounded,
 )
 from tracetorch.snn.passes import WRITTEN, State, ambient, current_pass, in_one_commit, states_of
+from tracetorch.snn.representation import constructor_call
 from tracetorch.snn.restarts import run_between_restarts
 from tracetorch.snn.unknown_arguments import ASSIGNED, check_arguments, check_assigned
 
