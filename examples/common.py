@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -205,11 +205,14 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
         unfinished.write_text("".join(json.dumps(each) + "\n" for each in rows))
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read the lines of a file of JSON; none where there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
 def read(path: Path) -> list[Row]:
     """Read the rows of a file of results; none where there is no file."""
-    if not path.is_file():
-        return []
-    return [Row(**json.loads(line)) for line in path.read_text().splitlines()]
+    return [Row(**line) for line in read_lines(path)]
 
 
 def _key(row: Row) -> tuple[str, str, int]:

@@ -530,8 +530,7 @@ def write(rows: Sequence[Row], options: argparse.Namespace) -> None:
 
 def read(folder: Path) -> list[Row]:
     """Return the rows of a folder."""
-    path = folder / f"{TASK}.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return common.read_lines(folder / f"{TASK}.jsonl")
 
 
 def missing(tools: Sequence[str]) -> list[str]:

@@ -13,7 +13,6 @@ are measured over time, and weights are learned so that the network tells two in
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -615,8 +614,7 @@ def write(row: Row, folder: Path) -> None:
 
 def read(folder: Path) -> list[Row]:
     """Return the rows of a folder."""
-    path = folder / f"{TASK}.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return common.read_lines(folder / f"{TASK}.jsonl")
 
 
 def table(rows: Sequence[Row]) -> str:
