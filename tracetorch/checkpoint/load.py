@@ -28,10 +28,9 @@ from tracetorch.checkpoint.tensors import (
 )
 from tracetorch.checkpoint.training import Stateful, check_part, random_state, set_random_state
 from tracetorch.checkpoint.wrappers import file_rename, plain, renamed, unwrapped
-from tracetorch.core.checks import check_flag, check_module, check_unsharded
+from tracetorch.core.checks import RefusedError, check_flag, check_module, check_unsharded
 from tracetorch.core.snapshot import restored_on_error
 from tracetorch.core.walk import join_path
-from tracetorch.integers.loading import RefusedError
 from tracetorch.snn.parameters import is_decay
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.states import named_neurons, set_states

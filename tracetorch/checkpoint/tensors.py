@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from tracetorch.checkpoint.wrappers import plain
 from tracetorch.core.walk import hidden_modules, join_path
-from tracetorch.integers.loading import KnownSettings
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -48,7 +47,8 @@ def optional_names(model: nn.Module) -> list[str]:
         plain(join_path(path, "_extra_state"))
         for root, module in [("", model), *hidden_modules(model)]
         for path, layer in module.named_modules(prefix=root, remove_duplicate=False)
-        if isinstance(layer, KnownSettings) and not layer.required
+        # a mark: the class is of tt.integers, which most models do without
+        if getattr(layer, "optional_extra_state", False)
     ]
 
 

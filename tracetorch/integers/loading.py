@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
+from tracetorch.core.checks import RefusedError
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import Clamp
 
@@ -22,14 +23,6 @@ Settings: TypeAlias = Mapping[str, tuple[Any, Sequence[Any]]]
 """By name a setting of a layer, and all that it can be: a range of integers, or a tuple."""
 
 _EXTRA = "_extra_state"
-
-
-class RefusedError(RuntimeError, ValueError):
-    """A ``state_dict`` holds what a layer cannot have: PyTorch's class of such errors, and ours."""
-
-    def __init__(self, model: nn.Module, found: list[str]) -> None:
-        reasons = "\n\t".join(found)
-        super().__init__(f"Error(s) in loading state_dict for {type(model).__name__}:\n\t{reasons}")
 
 
 class CheckedLoading(nn.Module):
@@ -65,6 +58,11 @@ class KnownSettings(CheckedLoading):
     required: ClassVar[int] = 0
     # the settings that are loaded; all others must be those of the layer
     taken: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def optional_extra_state(self) -> bool:
+        """Whether files of earlier versions lack the settings."""
+        return not self.required
 
     def settings(self) -> Settings:
         """Return what the tensors of ``state_dict`` mean."""
@@ -114,7 +112,7 @@ class KnownSettings(CheckedLoading):
         yield from super().objections(given)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
-        if not self.required:
+        if self.optional_extra_state:
             state_dict.setdefault(f"{prefix}{_EXTRA}", self.get_extra_state())
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
