@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shlex
 import shutil
@@ -230,7 +231,10 @@ def make(folder: Path, target: str, family: str = "ice40") -> str:
         RuntimeError: it failed; the message ends with what it printed.
     """
     command = ["make", target, f"FAMILY={family}"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    # a make that started this program hands its flags down, and would print folders between lines
+    flags = ("MAKE", "MFLAGS")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(flags)}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{shlex.join(command)}: {(done.stdout + done.stderr)[-2000:]}")
     return done.stdout
