@@ -67,8 +67,8 @@ def prepare(
     Raises:
         TypeError: an argument is of another kind.
         ValueError: an argument is out of range, a layer has no integer form, a number can leave the
-            exact range, or the model computes more than its modules do. The message names the
-            layer, and what is allowed.
+            exact range, a decay is so slow that it rounds to 1, or the model computes more than
+            its modules do. The message names the layer, and what is allowed.
 
     Example:
         >>> import tracetorch as tt

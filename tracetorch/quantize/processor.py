@@ -55,7 +55,10 @@ class Processor(Target):
         layer = stage.layer
         one = 2.0**_DECAY_BITS
         decays = ("alpha", "beta", "gamma")
-        forms = {name: LearnedIntegers(sigmoid, one, 0, one) for name in decays}
+        for name in decays:
+            _check_decay(stage, name, one)
+        # at most the last one below 1: training cannot make a state that never forgets
+        forms = {name: LearnedIntegers(sigmoid, one, 0, one - 1) for name in decays}
         forms["pos_threshold"] = LearnedIntegers(softplus, 1 / unit, 1, self.limit)
         forms["neg_threshold"] = LearnedIntegers(negative_softplus, -1 / unit, 1, self.limit)
         most = 2.0**23
@@ -118,6 +121,20 @@ class Processor(Target):
             for name in ("pos", "neg")
         }
         return {}, forms, scale, high
+
+
+def _check_decay(stage: Stage, name: str, one: float) -> None:
+    """Refuse a decay that would be rounded to 1, with which a state forgets nothing.
+
+    An average of it would take in nothing either.
+    """
+    decay = getattr(stage.layer, name)
+    slowest = 0.0 if decay is None else float(decay.detach().max())
+    if slowest * one >= one - 0.5:
+        raise ValueError(
+            f"{stage.neuron_path}: {name}={slowest:.7g} becomes 1 in integers of {_DECAY_BITS} "
+            f"bits, with which nothing is forgotten. Give a decay below {1 - 0.5 / one:.6f}."
+        )
 
 
 def _sizes(layer: LeakyIntegrator) -> Tensor:
