@@ -17,6 +17,7 @@ def field(name: str, page: str) -> str:
 
 def test_the_citation_is_of_this_version() -> None:
     assert field("version", "CITATION.cff") == tt.__version__
+    assert f"version = {{{tt.__version__}}}" in (ROOT / "docs/faq.md").read_text()
     assert field("license", "CITATION.cff") == field("license", "pyproject.toml")
     assert field("repository-code", "CITATION.cff") == field("Source", "pyproject.toml")
     assert field("url", "CITATION.cff") == field("Documentation", "pyproject.toml")

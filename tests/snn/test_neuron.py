@@ -198,6 +198,16 @@ def test_error_says_what_brings_a_spike_function_and_what_makes_a_step_static() 
     with pytest.raises(ValueError, match=r"Without a self it needs @staticmethod above it"):
         Bound(2)(torch.ones(1, 2))
 
+    class TwoInputs(snn.Neuron):
+        states = ("mem",)
+
+        @staticmethod
+        def step(x: Tensor, current: Tensor, mem: Tensor) -> Any:
+            return mem, mem + x + current
+
+    with pytest.raises(ValueError, match=r"Is current an input\? .* inputs = \('x', 'current'\)"):
+        TwoInputs(2)(torch.ones(1, 2), torch.ones(1, 2))
+
 
 def test_states_share_no_memory_with_output_or_input() -> None:
     neurons = ReturningResults(lambda x, mem, slow: (mem + x, x, x))

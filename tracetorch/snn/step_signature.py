@@ -93,9 +93,15 @@ def _check(layer: SequenceLayer, kind: Any) -> None:
     if taken != states:
         static = inspect.getattr_static(kind, "step")
         lacks = inspect.isfunction(static) and next(iter(inspect.signature(static).parameters), "")
+        behind = names[first:]
+        begin = next(
+            (at for at in range(1, len(behind)) if behind[at:][: len(states)] == [*states]), 0
+        )
         raise ValueError(
             f"{label}.states is {states}, but {label}.step takes {taken} after {inputs[-1]}. "
             "It receives the states by position: name them alike, in one order."
             + " Without a self it needs @staticmethod above it."
             * (lacks in inputs)
+            + f" Is {' and '.join(behind[:begin])} an input? Then write inputs = "
+            f"{(*inputs, *behind[:begin])} in the class." * bool(begin)
         )
