@@ -217,15 +217,17 @@ def _plan(
     backend = select_backend(device)
     if backend is None:
         return None
-    reason = backend.unavailable_reason(device)
+    reason, label = backend.unavailable_reason(device), None
     if reason is None:
         try:
             program = program_of(cell, ndim, dtype, kwargs, device)
-            reason = backend.unsupported_reason(program)
+            reason = backend.unsupported_reason(program, device)
+            if device in program.refused:  # all layers of the program, reported once
+                label = program.layer
         except Unfusable as unfusable:
             reason = str(unfusable)
     if reason is not None:
-        report_fallback(str(cell.call), backend.name, reason)
+        report_fallback(label or str(cell.call), backend.name, reason)
         return None
     return plan_for_needs(program, backend, cell.dim_from_end(ndim), record, needs, kind)
 

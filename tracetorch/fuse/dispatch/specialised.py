@@ -26,7 +26,6 @@ from tracetorch.fuse.codegen.llvm_tasks import HEADER
 from tracetorch.fuse.dispatch import operators
 from tracetorch.fuse.dispatch.backends import backend, select_backend
 from tracetorch.fuse.dispatch.plans import Needs, plan_for_needs, program_of
-from tracetorch.fuse.dispatch.second_derivative import Call
 from tracetorch.fuse.ir.graph import Unfusable
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.ir.schedule import step_kernel
@@ -83,7 +82,7 @@ class Specialisation(abc.ABC):
                 kwargs = layer.step_kwargs(len(self.shape), self.dtype)
             try:
                 self.program = program_of(cell, len(self.shape), self.dtype, kwargs, self.device)
-                self.runs = self.backend.unsupported_reason(self.program) is None
+                self.runs = self.backend.unsupported_reason(self.program, self.device) is None
             except Unfusable:
                 self.runs = False
         self.runs = self.runs and self.prepare(x, kwargs)
@@ -191,19 +190,17 @@ class PreparedSequence(Specialisation):
         self.dim = self.cell.dim_from_end(x.ndim - 1)
         self.layout = layout_of(x.new_empty(x.shape), self.dim)
         constrained = [
-            operators.Constrained(each.value, each.gradient, kwargs[name].shape)
+            operators.Constrained(each.value, each.gradient)
             for name, each in constraints.items()
             if each.gradient is not None
         ]
         self.constrained = tuple(constrained)
-        # flags and spike functions: the same as long as the cell is
-        self.call = Call(self.cell, {n: v for n, v in kwargs.items() if n not in constraints})
         return self.program.params == tuple(constraints) and len(constrained) == len(constraints)
 
     def run(self, layer: StepLayer, x: Tensor, states: States) -> Result | None:
         """Return outputs and final states, part of the graph where one is built."""
         starts = self.starts(layer, states)
-        if starts is None:
+        if starts is None or self.device in self.program.refused:
             return None
         with_graph = torch.is_grad_enabled()
         # what needs a gradient: the input, a state, each parameter
@@ -238,7 +235,7 @@ class PreparedSequence(Specialisation):
             self.plans[found] = plan
         layout = self.layout if x.is_contiguous() else layout_of(x, self.dim)
         given = Operands((x,), starts, raws)
-        results = operators.run_raw(plan, self.call, layout, self.constrained, given)
+        results = operators.run_raw(plan, layout, self.constrained, given)
         return results[0], dict(zip(self.cell.active, results[1:], strict=True))
 
 

@@ -30,6 +30,8 @@ class Backend(abc.ABC):
     """By which it is requested."""
     tile: ClassVar[int]
     """Lanes whose recomputed states are held at a time in a backward pass."""
+    tried: bool = False
+    """Whether its kernels are tried on a sample before they are believed."""
 
     @abc.abstractmethod
     def uninstalled_reason(self) -> str | None:
@@ -53,9 +55,9 @@ class Backend(abc.ABC):
                 return reason
         return self.uninstalled_reason()
 
-    def unsupported_reason(self, program: Program) -> str | None:
-        """Return why it has no kernel for a program, or ``None``."""
-        return None
+    def unsupported_reason(self, program: Program, device: torch.device) -> str | None:
+        """Return why it has no kernel for a program on a device, or ``None``."""
+        return program.refused.get(device)
 
     @abc.abstractmethod
     def forward(self, plan: Plan, layout: Layout, given: Operands) -> list[Tensor]:

@@ -100,6 +100,7 @@ class TritonBackend(Backend):
 
     name = "triton"
     tile = 8 * TILE  # a GPU walks all lanes at once, and has less memory for the past of each
+    tried = True
 
     def device_type(self) -> str:
         """Return ``"cuda"``, or ``"cpu"`` where the kernels are interpreted."""
@@ -121,11 +122,11 @@ class TritonBackend(Backend):
             return f"Triton cannot be imported: {failure}"
         return None
 
-    def unsupported_reason(self, program: Program) -> str | None:
-        """Return which operation of a program Triton kernels lack, as a reason, or ``None``."""
+    def unsupported_reason(self, program: Program, device: torch.device) -> str | None:
+        """Return which operation Triton kernels lack, or how one has failed, or ``None``."""
         operation = unknown(program.graph)
         if operation is None:
-            return None
+            return super().unsupported_reason(program, device)
         return f"its step uses {operation}, which Triton kernels lack"
 
     def forward(self, plan: Plan, layout: Layout, given: Operands) -> list[Tensor]:
