@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tracetorch.cell import ConstraintGradient
 from tracetorch.core.double_backward import saved_tensors
-from tracetorch.core.torch_private import has_values, observed_by
+from tracetorch.core.torch_private import global_modes_off, has_values, observed_by
 from tracetorch.fuse.dispatch.backends import backend_named, report_fallback
 from tracetorch.fuse.dispatch.plans import plan_of, register
 from tracetorch.fuse.ir.plan import Plan
@@ -231,7 +231,8 @@ def _run_backward(
     backend = backend_named(plan.backend)
     if not backend.tried or _is_believed(plan, layout, given, backward=True):
         return backend.backward(plan, layout, given, checkpoints, grads)
-    return eager.plan_gradients(plan, given, grads)
+    with global_modes_off():
+        return eager.plan_gradients(plan, given, grads)
 
 
 # On plain tensors

@@ -1,10 +1,10 @@
 """Run a kernel on a small sample before it is believed, beside the eager step.
 
 The first time a kernel runs on a device, it runs on a few lanes and steps, with the parameters of
-the call: results, and the gradients of all that a call may need, are those of the eager step. What
-does not compile, launch or agree is refused there. Some inputs are such that membranes meet their
-thresholds exactly, where one last place is a spike, and some are NaN or infinite. The sample is
-waited for, so that an error of the device shows here, and not somewhere behind the call.
+the call: its results are those of the eager step, or its gradients. What does not compile, launch
+or agree is refused there. Some inputs are those next to which, by one last place, a neuron spikes
+or not, and some are NaN or infinite. The sample is waited for, so that an error of the device shows
+here, and not somewhere behind the call.
 
 A kernel that never returns cannot be found so, nor one that is wrong in long sequences alone.
 """
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from tracetorch.core.torch_private import global_modes_off
 from tracetorch.core.version import __version__
+from tracetorch.fuse.ir.graph import COMPARISONS, LOGIC
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.runtime import eager
 from tracetorch.fuse.runtime.backend import Backend, Operands
@@ -34,6 +35,8 @@ _NEURONS, _LANES = 43, 129  # awkward: the last block of lanes is never full
 # Of the largest value: exp and its like differ from PyTorch's in the last place, and a step that is
 # stiff makes more of it; a sum over lanes has another order. Spikes differ by much more, or not.
 _EPSILONS = 1024
+# Operations that have one right result, which PyTorch and a kernel must both give.
+_EXACT = {"add", "sub", "mul", "neg", "abs", "max", "min", "where", "float", *COMPARISONS, *LOGIC}
 
 
 def is_wanted(backend: Backend) -> bool:
@@ -76,6 +79,7 @@ def failure_of(backend: Backend, plan: Plan, given: Operands, *, backward: bool)
             if backward:
                 found = _compare_gradients(backend, plan, sample)
             else:
+                _meet_thresholds(plan, sample)
                 found = _compare_results(backend, plan, sample)
                 found = found or _compare_results(backend, plan, _with_nan(sample))
         except torch.OutOfMemoryError:
@@ -135,7 +139,35 @@ def _sample_of(plan: Plan, given: Operands) -> Operands:
         moved = eager.run_plan(plan, sample)[1 : 1 + len(rest)]
     chosen = torch.rand(sizes, generator=generator, device="cpu") < 0.5
     states = [torch.where(chosen.to(x.device), *pair) for pair in zip(rest, moved, strict=True)]
-    return sample._replace(inputs=[random(e, steps, *sizes) for e in given.inputs], states=states)
+    inputs = [random(each, steps, *sizes) for each in given.inputs]
+    return sample._replace(inputs=inputs, states=states)
+
+
+def _meet_thresholds(plan: Plan, sample: Operands) -> None:
+    """Write inputs into the first step next to which, by one last place, a neuron spikes or not.
+
+    Not where a step has operations, such as exp, that may differ from PyTorch's by that place.
+    """
+    if not {line.op for line in plan.program.forward.lines} <= _EXACT:
+        return
+
+    def outputs(x: Tensor) -> Tensor:
+        inputs = [x.unsqueeze(0), *(each[:1] for each in sample.inputs[1:])]
+        return eager.run_plan(plan, sample._replace(inputs=inputs))[0][0]
+
+    x = sample.inputs[0]
+    with torch.no_grad():
+        high = torch.full_like(x[0], 16 * float(x.abs().max()))
+        low = -high
+        least, most = outputs(low), outputs(high)
+        middle, found = (least + most) / 2, least < most
+        for _ in range(12 - round(math.log2(torch.finfo(x.dtype).eps))):  # until neighbours
+            between = (low + high) / 2
+            above = outputs(between) > middle
+            low, high = torch.where(above, low, between), torch.where(above, between, high)
+        places = torch.arange(found.numel(), device=x.device).view(found.shape) % 3
+        x[0] = torch.where(found & (places == 0), low, x[0])
+        x[0] = torch.where(found & (places == 1), high, x[0])
 
 
 def _with_nan(sample: Operands) -> Operands:
