@@ -25,6 +25,7 @@ from tracetorch.fuse.ir.graph import Graph, Line
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel
 from tracetorch.fuse.runtime.gpu import TritonBackend
+from tracetorch.fuse.runtime.threefry import uniforms
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -183,6 +184,17 @@ class TestParity:
             # its roots of float64 are not those of PyTorch, to the last place
             roots = {"sqrt", "rsqrt"} if dtype == torch.float64 else set()
             test_lower.check(test_lower.FUNCTIONS, results, dtype, test_lower.ROUNDED | roots)
+
+    @pytest.mark.parametrize("start", [0, 2**32 - 2, 2**62 - 1])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_random_numbers(self, dtype: torch.dtype, start: int) -> None:
+        """As on the CPU, ``tests/fuse/runtime/test_threefry.py``."""
+        for shape in ((), (3, 5), (2, 3, 43)):
+            lanes = torch.arange(torch.Size(shape).numel(), device=DEVICE)
+            position = (start - lanes.remainder(3)).clamp(min=0).reshape(shape)
+            found = TritonBackend().uniforms(position, 7, dtype)
+            assert all(map(torch.equal, found, uniforms(position, 7, dtype)))
+            assert found[0].shape == (7, *shape)
 
     def test_strided_inputs(self) -> None:
         wide = cases.sequence(9, 4, 7, dtype=torch.float32)

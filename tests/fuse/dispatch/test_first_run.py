@@ -18,12 +18,13 @@ from tests.fuse.cases import CONFIGURATIONS, agree, ends, fused, make, name_of
 from tests.snn import test_inputs
 from tracetorch import fuse, snn
 from tracetorch.core.torch_private import TorchDispatchMode
-from tracetorch.fuse.dispatch import backends, plans
+from tracetorch.fuse.dispatch import backends, plans, uniforms
 from tracetorch.fuse.dispatch.backends import backend_named
 from tracetorch.fuse.runtime import first_run
 from tracetorch.fuse.runtime.backend import Operands
 from tracetorch.fuse.runtime.cpu import CpuBackend
 from tracetorch.fuse.runtime.gpu import TritonBackend
+from tracetorch.fuse.runtime.threefry import compiled_uniforms
 
 FORWARD, BACKWARD = CpuBackend.forward, CpuBackend.backward
 
@@ -231,6 +232,22 @@ def test_a_graph_of_kernels_that_is_recorded_is_not_waited_for(
     monkeypatch.setattr(first_run, "is_capturing", lambda device: False)
     layer.forward_sequence(x)
     assert trials == [False]
+
+
+def test_random_numbers_too(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = snn.Noise(5, seed=0)(torch.ones(2, 5))
+    for name in ("right", "wrong", "wrong"):
+        if name == "wrong":
+            wrong = staticmethod(lambda *given: compiled_uniforms(*given)[::-1])
+            monkeypatch.setattr(CpuBackend, "uniforms", wrong)
+            uniforms._failures.clear()
+            backends._reported.clear()
+        assert torch.equal(snn.Noise(5, seed=0)(torch.ones(2, 5)), expected)
+    uniforms._failures.clear()
+    says = "Noise runs step by step in plain PyTorch: the cpu kernel of random numbers in torch.f"
+    assert [each.startswith(says) for each in warnings_of(caplog)] == [True, True]
 
 
 # Once, and without a trace

@@ -229,10 +229,16 @@ def _run_backward(
 ) -> list[Tensor]:
     """Return the gradients of inputs, states, parameters; an empty tensor for one not needed."""
     backend = backend_named(plan.backend)
-    if not backend.tried or _is_believed(plan, layout, given, backward=True):
-        return backend.backward(plan, layout, given, checkpoints, grads)
-    with global_modes_off():
-        return eager.plan_gradients(plan, given, grads)
+    try:
+        if not backend.tried or _is_believed(plan, layout, given, backward=True):
+            return backend.backward(plan, layout, given, checkpoints, grads)
+        with global_modes_off():
+            return eager.plan_gradients(plan, given, grads)
+    except torch.OutOfMemoryError as error:
+        raise torch.OutOfMemoryError(
+            f"in the backward pass of {plan.program.layer}, of {len(given.inputs[0])} steps: "
+            f"{error} tt.unroll(model, x, segment='auto') keeps less between forward and backward."
+        ) from error
 
 
 # On plain tensors

@@ -19,6 +19,7 @@ from tracetorch.core.reads import Reads, global_functions
 from tracetorch.core.torch_private import constant_in_compile
 from tracetorch.functional.surrogates import Surrogate
 from tracetorch.fuse.dispatch.backends import (
+    backend_named,
     report_fallback,
     requested_backend,
     select_backend,
@@ -296,7 +297,10 @@ def _constant_key(
     with torch.no_grad():  # of values, where the compiler has but shapes
         kwargs = layer.step_kwargs(ndim, dtype)
     plan = _plan(layer.cell, ndim, dtype, torch.device(device), record, needs, kwargs)
-    return None if plan is None or plan.program.constants else register(plan)
+    if plan is None or plan.program.constants:
+        return None
+    backend_named(plan.backend).prepare(plan, torch.device(device))
+    return register(plan)
 
 
 _registered: dict[str, Plan] = {}

@@ -59,6 +59,9 @@ class Backend(abc.ABC):
         """Return why it has no kernel for a program on a device, or ``None``."""
         return program.refused.get(device)
 
+    def prepare(self, plan: Plan, device: torch.device) -> None:  # noqa: B027 (most have nothing)
+        """Make what all runs of a plan share on a device."""
+
     @abc.abstractmethod
     def forward(self, plan: Plan, layout: Layout, given: Operands) -> list[Tensor]:
         """Return outputs, final states, trajectories, and checkpoints for the backward pass."""
@@ -76,3 +79,7 @@ class Backend(abc.ABC):
 
         ``checkpoints`` are what the forward pass has stored; ``grads`` those of its results.
         """
+
+    @abc.abstractmethod
+    def uniforms(self, position: Tensor, steps: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return random numbers from a counter: what ``threefry.uniforms`` does, by a kernel."""

@@ -15,7 +15,7 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -72,16 +72,35 @@ def failure_of(backend: Backend, plan: Plan, given: Operands, *, backward: bool)
         RuntimeError: the kernel has left a device that cannot be used any more.
         torch.OutOfMemoryError: there is no memory for the sample.
     """
-    device = given.inputs[0].device
+
+    def compare() -> str | None:
+        if backward:
+            return _compare_gradients(backend, plan, sample)
+        _meet_thresholds(plan, sample)
+        found = _compare_results(backend, plan, sample)
+        return found or _compare_results(backend, plan, _with_nan(sample))
+
     with global_modes_off():
         sample = _sample_of(plan, given)
+    name = f"{'backward' if backward else 'forward'} of program {plan.program.key}"
+    return failure_in(compare, f"the {backend.name} kernel {name}", given.inputs[0].device)
+
+
+def failure_in(compare: Callable[[], str | None], what: str, device: torch.device) -> str | None:
+    """Return how a kernel fails in a comparison, as a reason, or ``None``.
+
+    Args:
+        compare: runs it, and says what is wrong, or ``None``.
+        what: what it is called.
+        device: where it runs.
+
+    Raises:
+        RuntimeError, torch.OutOfMemoryError: as :func:`failure_of`.
+    """
+    with global_modes_off():
         try:
-            if backward:
-                found = _compare_gradients(backend, plan, sample)
-            else:
-                _meet_thresholds(plan, sample)
-                found = _compare_results(backend, plan, sample)
-                found = found or _compare_results(backend, plan, _with_nan(sample))
+            found = compare()
+            _wait_for(device)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -90,17 +109,14 @@ def failure_of(backend: Backend, plan: Plan, given: Operands, *, backward: bool)
                 _wait_for(device)
             except Exception as lost:
                 raise RuntimeError(
-                    f"the {backend.name} kernel of {plan.program.layer} has left {device} unusable "
-                    f"for this process, {lost}. Start again under tt.fuse.backend('eager'), and "
-                    f"please report it, with program {plan.program.key} and {_versions(device)}."
+                    f"{what} has left {device} unusable for this process, {lost}. Start again "
+                    f"under tt.fuse.backend('eager'), and please report it ({_versions(device)})."
                 ) from error
     if found is None:
         return None
-    name = "backward" if backward else "forward"
     return (
-        f"the {backend.name} kernel {name} of program {plan.program.key} on {device} {found} "
-        f"({_versions(device)}). Please report this line, and the layer's step, at "
-        "https://github.com/Yegor-men/tracetorch/issues"
+        f"{what} on {device} {found} ({_versions(device)}). Please report this line, and the "
+        "layer's step, at https://github.com/Yegor-men/tracetorch/issues"
     )
 
 
@@ -186,7 +202,6 @@ def _compare_results(backend: Backend, plan: Plan, sample: Operands) -> str | No
     with torch.no_grad():
         expected = eager.run_plan(plan, sample)
     found = backend.forward(plan, layout_of(sample.inputs[0], plan.dim), sample)[:-1]
-    _wait_for(sample.inputs[0].device)
     return _difference(plan.results, found, expected)
 
 
@@ -205,7 +220,6 @@ def _compare_gradients(backend: Backend, plan: Plan, sample: Operands) -> str | 
         torch.zeros_like(r) if g is None else g for r, g in zip(results, grads, strict=True)
     ]
     found = backend.backward(plan, layout, sample, checkpoints, incoming)
-    _wait_for(x.device)
     expected = eager.plan_gradients(plan, sample, grads)
     names = (*program.inputs, *program.states, *program.params)
     computed = [i for i, value in enumerate(expected) if value.numel()]
