@@ -174,7 +174,7 @@ def unroll(
             place = partial(_place_time, time_dim=time_dim, batched=batched)
             y, trajectories = pytree.tree_map(place, (y, trajectories))
     except Exception as error:
-        _explain_memory(error, model, inputs, segment)
+        _explain_allocation(error, model, inputs, segment)
         _explain_dtype(error, model, inputs)
         _explain_shape(error, x, inputs, batched)
         raise
@@ -430,7 +430,7 @@ def _explain_dtype(error: BaseException, model: nn.Module, inputs: Inputs) -> No
             ) from error
 
 
-def _explain_memory(
+def _explain_allocation(
     error: BaseException, model: nn.Module, inputs: Inputs, segment: int | str | None
 ) -> None:
     """Raise an error that names the layer and ``segment=``, where there is no memory left.
