@@ -1,7 +1,4 @@
-"""By which road layers run on a GPU: one kernel for all time steps, or launches for each.
-
-A fake GPU: tensors of the CPU, and kernels that fill their results with zeros and are counted.
-"""
+"""By which road layers run on a GPU: one kernel for all time steps, or launches for each."""
 
 from __future__ import annotations
 
@@ -14,32 +11,9 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests import cases
+from tests.fuse.fake_gpu import Launch
 from tests.snn import test_inputs
 from tracetorch import events, fuse, snn
-from tracetorch.fuse.dispatch.backends import backend_named
-from tracetorch.fuse.runtime import gpu
-
-RESULTS = ("at_output", "at_end", "at_record", "at_checkpoints", "at_grad_input", "at_grad_start")
-
-
-@pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return the names of the kernels that the fake GPU has run."""
-    names: list[str] = []
-
-    def launch(kernel: str, lanes: int, device: torch.device, arguments: dict[str, Any]) -> None:
-        names.append(kernel)
-        for name, value in arguments.items():
-            if name.startswith((*RESULTS, "at_one", "at_other")):
-                value.fill_(0.5 if kernel == "uniforms" else 0.0)
-
-    monkeypatch.setattr(gpu, "launch", launch)
-    monkeypatch.setattr(gpu, "_kernel", lambda plan, name: name)
-    monkeypatch.setattr(gpu, "_uniforms", lambda real: "uniforms")
-    monkeypatch.setattr(gpu.TritonBackend, "device_type", lambda backend: "cpu")
-    monkeypatch.setattr(gpu.TritonBackend, "uninstalled_reason", lambda backend: None)
-    monkeypatch.setattr(backend_named("triton"), "tried", False)
-    return names
 
 
 class Noisy(snn.Neuron):
@@ -111,7 +85,7 @@ MANY: dict[str, tuple[Callable[[], nn.Module], Callable[[int], dict[str, Any]]]]
 }
 
 
-def profile(model: nn.Module, steps: int, named: dict[str, Any], launched: list[str]) -> int:
+def profile(model: nn.Module, steps: int, named: dict[str, Any], launched: list[Launch]) -> int:
     """Return how many operations a call launches, with its backward pass, when it is known."""
     x = torch.randn(steps, 2, 3, requires_grad=True)
 
@@ -129,35 +103,39 @@ def profile(model: nn.Module, steps: int, named: dict[str, Any], launched: list[
     return sum(each.count for each in seen.key_averages() if each.key.startswith("aten::"))
 
 
+def names(launched: list[Launch]) -> list[str]:
+    return [each.kernel for each in launched]
+
+
 @pytest.mark.parametrize("name", [*cases.LAYERS, *cases.NEURONS])
-def test_every_neuron_is_one_kernel(name: str, launched: list[str]) -> None:
+def test_every_neuron_is_one_kernel(name: str, launched: list[Launch]) -> None:
     model = nn.Sequential(cases.layer(name, 3))
     few, more = (profile(model, steps, {}, launched) for steps in (6, 12))
-    assert launched == ["forward", "backward"]
+    assert names(launched) == ["forward", "backward"]
     assert few == more
 
 
-def test_several_inputs_are_one_kernel(launched: list[str]) -> None:
+def test_several_inputs_are_one_kernel(launched: list[Launch]) -> None:
     for steps in (6, 12):
         x, modulator, current = test_inputs.inputs_of((2, 3), torch.float32)
         layer = test_inputs.made()
         launched.clear()
         with fuse.backend("triton"):
             layer.forward_sequence(x, further=(modulator.expand(x.shape), current))
-        assert launched == ["forward"], steps
+        assert names(launched) == ["forward"], steps
 
 
 @pytest.mark.parametrize("name", ONE)
-def test_one_kernel(name: str, launched: list[str]) -> None:
+def test_one_kernel(name: str, launched: list[Launch]) -> None:
     make, named, kernels = ONE[name]
     model = make()
     few, more = (profile(model, steps, named(steps), launched) for steps in (6, 12))
-    assert launched == kernels
+    assert names(launched) == kernels
     assert few == more
 
 
 @pytest.mark.parametrize("name", MANY)
-def test_launches_for_every_step(name: str, launched: list[str]) -> None:
+def test_launches_for_every_step(name: str, launched: list[Launch]) -> None:
     make, named = MANY[name]
     model = make()
     few, more, most = (profile(model, steps, named(steps), launched) for steps in (6, 12, 18))

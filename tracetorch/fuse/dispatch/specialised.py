@@ -64,7 +64,8 @@ class Specialisation(abc.ABC):
     def __init__(self, layer: StepLayer, key: Key, x: Tensor, *, time: bool) -> None:
         self.key, self.cell, self.dtype, self.device = key, key[0], x.dtype, x.device
         self.shape = x.shape[time:]  # of one step
-        # a state of zeros that every call reads, unless it is large
+        # a state of zeros that every call reads, unless it is large, or on a GPU, where another
+        # stream could read it before it is filled, and a CUDA graph would fill it when it runs
         self.rest: Tensor | None = None
         backend, cell = select_backend(x.device), self.cell
         self.runs = (
@@ -98,15 +99,16 @@ class Specialisation(abc.ABC):
     def starts(self, layer: StepLayer, states: States) -> list[Tensor] | None:
         """Return the states before the first step; ``None`` where one does not fit."""
         found: list[Tensor] = []
+        rest = self.rest
         for name in self.cell.active:
             state = states[name]
             if state is None:
                 if name not in self.cell.starts:
-                    rest = self.rest
                     if rest is None:
                         with torch.inference_mode(False):  # a later call may be part of a graph
                             rest = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
-                        self.rest = rest if rest.numel() <= _SMALL else None
+                        if rest.is_cpu and rest.numel() <= _SMALL:
+                            self.rest = rest
                     found.append(rest)
                     continue
                 state = layer.initial_state(name, self.shape, self.dtype, self.device)

@@ -56,7 +56,10 @@ def is_wanted(backend: Backend) -> bool:
 
 def is_capturing(device: torch.device) -> bool:
     """Whether a CUDA graph is recorded, so that nothing can be waited for."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()
 
 
 def failure_of(backend: Backend, plan: Plan, given: Operands, *, backward: bool) -> str | None:

@@ -23,6 +23,7 @@ from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel
 from tracetorch.fuse.ir.trace import Program
 from tracetorch.fuse.ir.verify import verify
 from tracetorch.fuse.runtime import threefry
+from tracetorch.fuse.runtime.allocation import wrong_memory
 from tracetorch.fuse.runtime.backend import Backend, Operands
 from tracetorch.fuse.runtime.kernel_cache import module_of
 from tracetorch.fuse.runtime.layout import Layout, allocate_results, strided
@@ -48,6 +49,9 @@ def _launch(plan: Plan, name: str, layout: Layout, device: torch.device, argumen
 def launch(kernel: Any, lanes: int, device: torch.device, arguments: Any) -> None:
     """Run a kernel on so many lanes, on the stream of the device that is current."""
     grid = (-(-lanes // BLOCK),)
+    for value in arguments.values():  # the memory of another GPU would end the process
+        if isinstance(value, Tensor) and value.device != device:
+            raise wrong_memory(value, value.dtype, device)
     options = {"BLOCK": BLOCK, "num_warps": _WARPS, "enable_fp_fusion": False}
     if device.type == "cpu":
         with np.errstate(all="ignore"):
