@@ -41,6 +41,9 @@ def restarts(steps: int) -> dict[str, Any]:
     return {"reset": torch.arange(2 * steps).reshape(steps, 2) % 2 == 0}
 
 
+EDGES = torch.tensor([[0, 1, 2], [1, 2, 0]])
+
+
 def layers(*modules: nn.Module) -> Callable[[], nn.Module]:
     return lambda: nn.Sequential(*modules, nn.Linear(3, 3))
 
@@ -61,6 +64,7 @@ ONE: dict[str, tuple[Callable[[], nn.Module], Callable[[int], dict[str, Any]], l
     ),
     "delays": (layers(snn.Delay(3, max_delay=4)), lambda steps: {}, []),
     "delays of a linear": (layers(snn.DelayedLinear(3, 3, max_delay=4)), lambda steps: {}, []),
+    "edges": (layers(snn.SparseLinear(3, 3, EDGES, delay=2)), lambda steps: {}, []),
     "dropout": (layers(snn.LockedDropout(3, p=0.5)), lambda steps: {}, []),
     "a norm in evaluation": (
         lambda: layers(snn.BatchNormThroughTime(3, steps=4))().eval(),
@@ -81,6 +85,7 @@ MANY: dict[str, tuple[Callable[[], nn.Module], Callable[[int], dict[str, Any]]]]
         lambda steps: {},
     ),
     "restarts of a delay": (layers(snn.Delay(3, max_delay=4)), restarts),
+    "restarts of dropout": (layers(snn.LockedDropout(3, p=0.5)), restarts),
     "restarts of noise": (layers(Noisy()), restarts),
 }
 
