@@ -63,42 +63,31 @@ def is_capturing(device: torch.device) -> bool:
 
 
 def failure_of(backend: Backend, plan: Plan, given: Operands, *, backward: bool) -> str | None:
-    """Return how a kernel of a plan fails on a sample of a call, as a reason, or ``None``.
+    """Return how a kernel of a plan fails on a sample of a call, as a reason, or ``None``."""
 
-    Args:
-        backend: whose kernel.
-        plan: the plan; of a backward pass the one without absent cotangents.
-        given: what the call is given, from which the sample is made.
-        backward: whether it is the backward kernel.
-
-    Raises:
-        RuntimeError: the kernel has left a device that cannot be used any more.
-        torch.OutOfMemoryError: there is no memory for the sample.
-    """
-
-    def compare() -> str | None:
+    def difference(sample: Operands) -> str | None:
         if backward:
             return _compare_gradients(backend, plan, sample)
         _meet_thresholds(plan, sample)
         found = _compare_results(backend, plan, sample)
         return found or _compare_results(backend, plan, _with_nan(sample))
 
+    def compare() -> str | None:
+        # in one sample a sum may cancel, or a membrane lie where exp in its last place decides
+        return difference(samples[0]) and difference(samples[1])
+
     with global_modes_off():
-        sample = _sample_of(plan, given)
+        samples = [_sample_of(plan, given, seed) for seed in range(2)]
     name = f"{'backward' if backward else 'forward'} of program {plan.program.key}"
     return failure_in(compare, f"the {backend.name} kernel {name}", given.inputs[0].device)
 
 
 def failure_in(compare: Callable[[], str | None], what: str, device: torch.device) -> str | None:
-    """Return how a kernel fails in a comparison, as a reason, or ``None``.
-
-    Args:
-        compare: runs it, and says what is wrong, or ``None``.
-        what: what it is called.
-        device: where it runs.
+    """Return how a kernel fails in a comparison, which says what is wrong, or ``None``.
 
     Raises:
-        RuntimeError, torch.OutOfMemoryError: as :func:`failure_of`.
+        RuntimeError: it has left a device that cannot be used any more.
+        torch.OutOfMemoryError: there is no memory for the sample.
     """
     with global_modes_off():
         try:
@@ -123,19 +112,20 @@ def failure_in(compare: Callable[[], str | None], what: str, device: torch.devic
     )
 
 
-def _sample_of(plan: Plan, given: Operands) -> Operands:
-    """Return a sample of a call: its parameters, its states and more, and inputs of its size."""
-    x, generator = given.inputs[0], torch.Generator("cpu").manual_seed(0)
-    steps, ndim, place = min(len(x), _STEPS), x.ndim - 1, x.ndim - 1 + plan.dim
+def _sample_of(plan: Plan, given: Operands, seed: int) -> Operands:
+    """Return a sample of a call: its parameters and states, and inputs of its size."""
+    x, generator = given.inputs[0], torch.Generator("cpu").manual_seed(seed)
+    ndim, place = x.ndim - 1, x.ndim - 1 + plan.dim
     neurons = min(x.shape[1 + place], _NEURONS if ndim > 1 else _LANES)
     sizes = [1] * ndim
     sizes[place] = neurons
-    if place < ndim - 1:
-        sizes[-1] = 3
+    inner = 3 if 0 < place < ndim - 1 else 1  # lanes of a neuron that lie together
     if ndim > 1:  # more than one block of lanes
-        sizes[0 if place else -1] = _LANES // (neurons * (3 if 0 < place < ndim - 1 else 1)) + 1
+        sizes[-1] *= inner
+        sizes[0 if place else -1] = _LANES // (neurons * inner) + 1
+    shape = (min(len(x), _STEPS), *sizes)
 
-    def random(like: Tensor, *shape: int) -> Tensor:
+    def random(like: Tensor) -> Tensor:
         """Return multiples of a power of two that sums and products keep exact, half of them 0."""
         peak = float(like[:_STEPS].detach().abs().max())
         size = math.frexp(peak if 0 < peak < math.inf else 1.0)[1] - 3
@@ -143,23 +133,14 @@ def _sample_of(plan: Plan, given: Operands) -> Operands:
         values *= torch.randint(0, 2, shape, generator=generator, device="cpu")
         return (values * 2.0**size).to(like)
 
-    def of_neurons(value: Tensor) -> Tensor:
-        return value.detach().reshape(-1)[: neurons if value.numel() > 1 else 1].clone()
-
-    inputs = [random(each, steps, *sizes) for each in given.inputs]
     corner = tuple([slice(neurons if dim == place else 1) for dim in range(ndim)])
-    rest = [
-        torch.nan_to_num(state.detach()[corner], 0.0, 0.0, 0.0).expand(sizes).clone()
-        for state in given.states
-    ]
-    sample = Operands(inputs, rest, [of_neurons(param) for param in given.params])
-    # half of the lanes go on from where the eager step has led: other values are none it may meet
-    with torch.no_grad():
-        moved = eager.run_plan(plan, sample)[1 : 1 + len(rest)]
-    chosen = torch.rand(sizes, generator=generator, device="cpu") < 0.5
-    states = [torch.where(chosen.to(x.device), *pair) for pair in zip(rest, moved, strict=True)]
-    inputs = [random(each, steps, *sizes) for each in given.inputs]
-    return sample._replace(inputs=inputs, states=states)
+    states = [state.detach()[corner].nan_to_num(0, 0, 0) for state in given.states]
+    params = [param.detach().reshape(-1) for param in given.params]
+    return Operands(
+        [random(each) for each in given.inputs],
+        [state.expand(sizes).clone() for state in states],
+        [param[: neurons if param.numel() > 1 else 1].clone() for param in params],
+    )
 
 
 def _meet_thresholds(plan: Plan, sample: Operands) -> None:
@@ -196,7 +177,7 @@ def _with_nan(sample: Operands) -> Operands:
         for each in group:
             flat = each.view(-1)
             for start, value in enumerate((math.nan, math.inf, -math.inf)):
-                flat[start::17] = value
+                flat[start::61] = value
     return spoiled
 
 
