@@ -107,6 +107,11 @@ BatchNormBase = nn.modules.batchnorm._NormBase
 """Base class of batch and instance norms, lazy and synchronised ones too."""
 
 
+_excluded_keys: Callable[[], Any] = torch._C._dispatch_tls_local_exclude_set
+_AUTOGRAD = torch._C.DispatchKey.AutogradOther
+_OUTSIDE = (torch._C._dispatch_tls_local_include_set(), _excluded_keys())
+
+
 def functions_on(on: bool) -> Any:
     """Return a context in which modes of functions run, or do not, whatever is around it."""
     private: Any = torch._C
@@ -118,13 +123,15 @@ def global_modes_off() -> Iterator[None]:
     """Run a block as outside of all modes: what it finds is remembered, and holds without them.
 
     Modes of dispatch and of functions, a default device among them, ``torch.func`` transforms,
-    autocast, inference mode, disabled gradients, hooks on saved tensors, and the search for
-    anomalies, which is one switch for all threads and so is touched only where it is on.
+    autocast, inference mode, disabled gradients, hooks on saved tensors, an operator of ours, and
+    the search for anomalies, one switch for all threads and so touched only where it is on.
     """
     with ExitStack() as stack:
         stack.enter_context(functions_on(False))
         stack.enter_context(temporarily_clear_interpreter_stack())
         stack.enter_context(_disable_current_modes())
+        if _excluded_keys().has(_AUTOGRAD):  # inside of an operator there is no graph
+            stack.enter_context(torch._C._ForceDispatchKeyGuard(*_OUTSIDE))
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))

@@ -24,9 +24,8 @@ from torch import Tensor
 
 from tracetorch.cell import StateKind
 from tracetorch.core.checks import check_integer
-from tracetorch.core.torch_private import dispatch_modes, has_values
-from tracetorch.fuse.dispatch.backends import requested_backend, unavailable_reason
-from tracetorch.fuse.runtime.threefry import compiled_uniforms, threefry, uniforms
+from tracetorch.fuse.dispatch.uniforms import draw_uniforms
+from tracetorch.fuse.runtime.threefry import threefry
 from tracetorch.snn.sequence_layer import SequenceLayer
 
 Distribution = Literal["normal", "uniform"]
@@ -163,16 +162,8 @@ class Noise(SequenceLayer):
     def _draw(self, position: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
         """Return the numbers of some steps, the first at ``position``."""
         self._check_distribution()
-        compiled = (
-            position.is_cpu
-            and not torch.compiler.is_compiling()
-            and not dispatch_modes()
-            and has_values(position)
-            and requested_backend() != "eager"
-            and unavailable_reason("cpu", position.device) is None
-        )
         with torch.no_grad():
-            one, other = (compiled_uniforms if compiled else uniforms)(position, steps, dtype)
+            one, other = draw_uniforms(position, steps, dtype)
             if self.distribution == "uniform":
                 return one
             # Box and Muller: a radius and an angle

@@ -19,7 +19,7 @@ from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.torch_private import observed_by, pytree
 from tracetorch.core.walk import modules_of
 from tracetorch.events.passes import EventProducts
-from tracetorch.snn.module import TTModule, keeps_states, zero_states
+from tracetorch.snn.module import TTModule, keeps_states, layer_label, zero_states
 from tracetorch.snn.passes import Pass, ambient
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.restarts import Restarts
@@ -174,6 +174,7 @@ def unroll(
             place = partial(_place_time, time_dim=time_dim, batched=batched)
             y, trajectories = pytree.tree_map(place, (y, trajectories))
     except Exception as error:
+        _explain_allocation(error, model, inputs, segment)
         _explain_dtype(error, model, inputs)
         _explain_shape(error, x, inputs, batched)
         raise
@@ -427,6 +428,32 @@ def _explain_dtype(error: BaseException, model: nn.Module, inputs: Inputs) -> No
                 f"{name} is {x.dtype}, the model's parameters are {wanted}, and the model failed: "
                 f"{message}. Convert it: {name}.to({wanted}){bytes_}."
             ) from error
+
+
+def _explain_allocation(
+    error: BaseException, model: nn.Module, inputs: Inputs, segment: int | str | None
+) -> None:
+    """Raise an error that names the layer and ``segment=``, where there is no memory left.
+
+    Raises:
+        torch.OutOfMemoryError: so it is.
+    """
+    if not isinstance(error, torch.OutOfMemoryError):
+        return
+    paths = {id(module): path for path, module in modules_of(model)}
+    inside, trace = "the model", error.__traceback__
+    while trace is not None:  # the innermost module whose code was running
+        module = trace.tb_frame.f_locals.get("self")
+        if paths.get(id(module)):
+            inside = layer_label(module, paths[id(module)]).rstrip(",")
+        trace = trace.tb_next
+    advice = f"A shorter segment than {segment!r} takes less memory."
+    if segment is None:
+        advice = "segment='auto' takes less memory: backward() then computes most steps again."
+    raise torch.OutOfMemoryError(
+        f"in {inside}, tt.unroll of {inputs.steps} steps of a batch of {inputs.batch}: {error} "
+        f"{advice} States are as before."
+    ) from error
 
 
 def _complains_of(message: str, dtype: torch.dtype, wanted: torch.dtype | None, only: bool) -> bool:

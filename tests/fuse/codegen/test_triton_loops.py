@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,12 +20,14 @@ from tests.fuse.ir import test_lower
 from tests.snn import test_inputs
 from tracetorch import functional, fuse, snn
 from tracetorch.fuse.codegen.triton_loops import triton_source, unknown
-from tracetorch.fuse.dispatch import plans
+from tracetorch.fuse.dispatch import backends, plans
 from tracetorch.fuse.ir import plan as ir_plan
 from tracetorch.fuse.ir.graph import Graph, Line
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel
+from tracetorch.fuse.runtime import gpu
 from tracetorch.fuse.runtime.gpu import TritonBackend
+from tracetorch.fuse.runtime.threefry import uniforms
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -184,6 +187,17 @@ class TestParity:
             roots = {"sqrt", "rsqrt"} if dtype == torch.float64 else set()
             test_lower.check(test_lower.FUNCTIONS, results, dtype, test_lower.ROUNDED | roots)
 
+    @pytest.mark.parametrize("start", [0, 2**32 - 2, 2**62 - 1])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_random_numbers(self, dtype: torch.dtype, start: int) -> None:
+        """As on the CPU, ``tests/fuse/runtime/test_threefry.py``."""
+        for shape in ((), (3, 5), (2, 3, 43)):
+            lanes = torch.arange(torch.Size(shape).numel(), device=DEVICE)
+            position = (start - lanes.remainder(3)).clamp(min=0).reshape(shape)
+            found = TritonBackend().uniforms(position, 7, dtype)
+            assert all(map(torch.equal, found, uniforms(position, 7, dtype)))
+            assert found[0].shape == (7, *shape)
+
     def test_strided_inputs(self) -> None:
         wide = cases.sequence(9, 4, 7, dtype=torch.float32)
         agree(cases.layer("SLIF", 7), wide[:, ::2])
@@ -242,6 +256,56 @@ class TestParity:
     def test_sums_over_many_steps(self) -> None:
         x = cases.sequence(300, 2, 3, dtype=torch.float64)
         agree(cases.layer("SReadout", 3), x, ("mem",))
+
+
+# Faults planted in the source of a kernel, as tests/fuse/dispatch/test_first_run.py does on the CPU
+
+FAULTS = {
+    "compile": (r"(    zero = )", r"    tl.no_such_function(lane)\n\1", "forward .* fails with "),
+    "tie": (
+        r"(v_\w+) > zero",
+        r"\1 >= zero",
+        "forward .* gives 1 for 0 of the eager step in output",
+    ),
+    "state": (r"(at_end_mem \+ lane, )", r"\1 1.001 * ", "forward .* in next_mem"),
+    "nan": (
+        r"(at_end_mem \+ lane, )(\w+)",
+        r"\1 tl.where(\2 == \2, \2, zero)",
+        "forward .* gives 0 for nan",
+    ),
+    "gradient": (r"(at_grad_start_mem \+ lane, )", r"\1 1.001 * ", "backward .* gradient of mem"),
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(REASON is not None, reason=str(REASON))
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_kernel_with_a_fault_is_not_used(
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pattern, planted, says = FAULTS[name]
+    layer, x = cases.layer("LIF", 7).to(DEVICE), cases.sequence(9, 2, 7).float().to(DEVICE)
+    with fuse.backend("eager"):
+        expected = ends(layer, x, lambda layer, x: layer.forward_sequence(x)[0], live=True)
+    changed: list[int] = []
+
+    def source(kernel: Any) -> str:
+        text, count = re.subn(pattern, planted, triton_source(kernel))
+        changed.append(count)
+        return text
+
+    monkeypatch.setattr(gpu, "triton_source", source)
+    monkeypatch.setattr(plans, "_programs", {})
+    monkeypatch.setattr(backends, "_reported", set())
+    monkeypatch.setattr(backends, "_BY_DEVICE", {DEVICE: "triton"})
+    plans.plan_for_needs.cache_clear()
+    for _ in range(2):
+        found = ends(layer, x, lambda layer, x: layer.forward_sequence(x)[0], live=True)
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    plans.plan_for_needs.cache_clear()
+    assert any(changed)
+    (record,) = caplog.records
+    assert re.search(rf"LIF runs step by step .* kernel {says}", record.getMessage())
 
 
 # Without Triton

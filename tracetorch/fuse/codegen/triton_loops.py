@@ -69,8 +69,9 @@ class _Printer(Emitter):
     def print(self) -> str:
         kernel = self.kernel
         self.lines(*_MODULE.format(title=kernel.title.capitalize()).splitlines())
-        # Not compiled again for lengths that are 1 or a multiple of 16.
-        sizes = ", ".join(f'"{size.name}"' for size in kernel.sizes)
+        # Not compiled again for numbers that are 1 or a multiple of 16: one kernel for all shapes,
+        # so that the one which was tried on a sample is the one that runs.
+        sizes = ", ".join(f'"{n}"' for n in arguments(kernel) if not n.startswith("at_"))
         self.line(f"@triton.jit(do_not_specialize=[{sizes}])")
         with self.indent(f"def {kernel.name}("):
             self.lines(*(f"{name}," for name in arguments(kernel)), "BLOCK: tl.constexpr,")

@@ -10,6 +10,7 @@ import torch
 
 from tracetorch.core.requests import Request, Requests
 from tracetorch.fuse.runtime.backend import Backend
+from tracetorch.fuse.runtime.first_run import is_wanted
 
 # each imported at the first call
 _BACKENDS = {"cpu": ("cpu", "CpuBackend"), "triton": ("gpu", "TritonBackend")}
@@ -76,6 +77,7 @@ def backend_named(name: str) -> Backend:
     """
     module, kind = _BACKENDS[name]
     found: Backend = getattr(importlib.import_module(f"tracetorch.fuse.runtime.{module}"), kind)()
+    found.tried = is_wanted(found)
     return found
 
 

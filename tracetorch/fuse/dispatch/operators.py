@@ -16,11 +16,11 @@ from torch import Tensor
 
 from tracetorch.cell import ConstraintGradient
 from tracetorch.core.double_backward import saved_tensors
-from tracetorch.core.torch_private import has_values, observed_by
-from tracetorch.fuse.dispatch.backends import backend_named
+from tracetorch.core.torch_private import global_modes_off, has_values, observed_by
+from tracetorch.fuse.dispatch.backends import backend_named, report_fallback
 from tracetorch.fuse.dispatch.plans import plan_of, register
-from tracetorch.fuse.dispatch.second_derivative import Call, differentiable_gradients
 from tracetorch.fuse.ir.plan import Plan
+from tracetorch.fuse.runtime import eager, first_run
 from tracetorch.fuse.runtime.backend import Operands
 from tracetorch.fuse.runtime.layout import Layout, allocate_results, layout_of
 
@@ -44,7 +44,7 @@ def _forward(
 ) -> list[Tensor]:
     plan = plan_of(key)
     layout = layout_of(inputs[0], plan.dim)
-    return backend_named(plan.backend).forward(plan, layout, Operands(inputs, states, params))
+    return _run_forward(plan, layout, Operands(inputs, states, params))
 
 
 @torch.library.register_fake("tracetorch::forward", lib=_library)  # type: ignore[untyped-decorator]
@@ -69,9 +69,8 @@ def _backward(
     grads: list[Tensor],
 ) -> list[Tensor]:
     plan = plan_of(key)
-    run, layout = backend_named(plan.backend).backward, layout_of(inputs[0], plan.dim)
-    given = Operands(inputs, states, params)
-    results = run(plan, layout, given, checkpoints, grads)
+    layout, given = layout_of(inputs[0], plan.dim), Operands(inputs, states, params)
+    results = _run_backward(plan, layout, given, checkpoints, grads)
     # an operator may not return one tensor twice, as the runtimes do where there is no gradient
     return [result if result.numel() else result.clone() for result in results]
 
@@ -191,15 +190,65 @@ torch.library.register_autograd(
 torch.library.register_autograd("tracetorch::backward", no_second_gradient, lib=_library)
 
 
+# Kernels, and eager steps where one has failed
+
+_NO_SECOND = "compiled steps have no second derivative, which create_graph=True needs"
+
+
+def _is_believed(plan: Plan, layout: Layout, given: Operands, *, backward: bool) -> bool:
+    """Whether a kernel is to run; tried the first time that it runs on the device."""
+    backend, device = backend_named(plan.backend), given.inputs[0].device
+    if device in plan.program.refused:
+        return False
+    if (backward, device) in plan.tried or not layout.lanes or first_run.is_capturing(device):
+        return True
+    reason = first_run.failure_of(backend, plan, given, backward=backward)
+    if reason is None:
+        plan.tried.add((backward, device))
+        return True
+    plan.program.refused[device] = reason
+    report_fallback(plan.program.layer, plan.backend, reason)
+    return False
+
+
+def _run_forward(plan: Plan, layout: Layout, given: Operands) -> list[Tensor]:
+    """Return outputs, final states, trajectories and checkpoints."""
+    backend = backend_named(plan.backend)
+    if not backend.tried or _is_believed(plan, layout, given, backward=False):
+        return backend.forward(plan, layout, given)
+    output, ends, records, checkpoints = allocate_results(plan, layout, given.inputs[0])
+    results = [output, *ends, *records]
+    with torch.no_grad():
+        for result, value in zip(results, eager.run_plan(plan, given), strict=True):
+            result.copy_(value)
+    return [*results, checkpoints]
+
+
+def _run_backward(
+    plan: Plan, layout: Layout, given: Operands, checkpoints: Tensor, grads: list[Tensor]
+) -> list[Tensor]:
+    """Return the gradients of inputs, states, parameters; an empty tensor for one not needed."""
+    backend = backend_named(plan.backend)
+    try:
+        if not backend.tried or _is_believed(plan, layout, given, backward=True):
+            return backend.backward(plan, layout, given, checkpoints, grads)
+        with global_modes_off():
+            return eager.plan_gradients(plan, given, grads)
+    except torch.OutOfMemoryError as error:
+        raise torch.OutOfMemoryError(
+            f"in the backward pass of {plan.program.layer}, of {len(given.inputs[0])} steps: "
+            f"{error} tt.unroll(model, x, segment='auto') keeps less between forward and backward."
+        ) from error
+
+
 # On plain tensors
 
 
 class Constrained(NamedTuple):
-    """The constraint of a parameter, its gradient, and the shape in which ``step`` takes it."""
+    """The constraint of a parameter, and its gradient."""
 
     constraint: Callable[[Tensor], Tensor]
     gradient: ConstraintGradient
-    shape: torch.Size
 
 
 def _same(value: Tensor) -> Tensor:
@@ -213,7 +262,7 @@ def _same_gradient(grad: Tensor, raw: Tensor, value: Tensor) -> Tensor:
 _SAME = ConstraintGradient(_same_gradient, reads_raw=False)
 
 
-def run(plan: Plan, call: Call, given: Operands) -> Sequence[Tensor]:
+def run(plan: Plan, given: Operands) -> Sequence[Tensor]:
     """Return outputs, final states and trajectories, part of the graph where the plan has one."""
     # wrappers, dispatch modes and lazily negated tensors must see an operator
     if observed_by((*given.inputs, *given.states, *given.params)) is not None:
@@ -222,13 +271,12 @@ def run(plan: Plan, call: Call, given: Operands) -> Sequence[Tensor]:
             end if smooth else end.detach()
             for end, smooth in zip(results, plan.smooth_results, strict=True)
         ]
-    constrained = tuple([Constrained(_same, _SAME, param.shape) for param in given.params])
-    return run_raw(plan, call, layout_of(given.inputs[0], plan.dim), constrained, given)
+    constrained = tuple([Constrained(_same, _SAME)] * len(given.params))
+    return run_raw(plan, layout_of(given.inputs[0], plan.dim), constrained, given)
 
 
 def run_raw(
     plan: Plan,
-    call: Call,
     layout: Layout,
     constrained: tuple[Constrained, ...],
     given: Operands,
@@ -236,9 +284,9 @@ def run_raw(
     """Return what :func:`run` does, from plain tensors and what parameters are constrained from."""
     if plan.has_backward:
         tensors = (*given.inputs, *given.states, *given.params)
-        return _FusedLayer.apply(plan, call, layout, constrained, *tensors)  # type: ignore[no-untyped-call, no-any-return]
+        return _FusedLayer.apply(plan, layout, constrained, *tensors)  # type: ignore[no-untyped-call, no-any-return]
     values = Operands(given.inputs, given.states, _constrain(plan, constrained, given.params))
-    return backend_named(plan.backend).forward(plan, layout, values)[:-1]
+    return _run_forward(plan, layout, values)[:-1]
 
 
 def _constrain(
@@ -263,7 +311,6 @@ class _FusedLayer(torch.autograd.Function):
     def forward(
         ctx: Any,
         plan: Plan,
-        call: Call,
         layout: Layout,
         constrained: tuple[Constrained, ...],
         *tensors: Tensor,
@@ -273,8 +320,8 @@ class _FusedLayer(torch.autograd.Function):
         inputs, states, raws = tensors[:first], tensors[first:second], tensors[second:]
         values = _constrain(plan, constrained, raws)
         given = Operands(inputs, states, values)
-        *results, checkpoints = backend_named(plan.backend).forward(plan, layout, given)
-        ctx.plan, ctx.call, ctx.order, ctx.constrained = plan, call, layout.order, constrained
+        *results, checkpoints = _run_forward(plan, layout, given)
+        ctx.plan, ctx.order, ctx.constrained = plan, layout.order, constrained
         ctx.steps = len(inputs[0])
         ctx.set_materialize_grads(False)
         # only what is read is saved: a parameter that is not may change before the backward pass
@@ -305,17 +352,16 @@ class _FusedLayer(torch.autograd.Function):
                     "a parameter of a neuron layer was changed in place between the forward and "
                     "the backward pass, which is to be differentiated itself."
                 )
-            shaped = [v.reshape(c.shape) for v, c in zip(values, constrained, strict=True)]
-            given = Operands(inputs, states, shaped)
-            computed = differentiable_gradients(ctx.call, plan, given, grads)
+            given = Operands(inputs, states, values)
+            report_fallback(plan.program.layer, plan.backend, _NO_SECOND)
+            computed = eager.gradients(plan, given, grads, create_graph=True)
         else:
             resolved = [grad if grad is None else grad.resolve_neg() for grad in grads]
             plan = plan.given(grads, ctx.steps)
             given, layout, checkpoints, incoming = _backward_inputs(ctx, plan, resolved)
             values, raws = given.params[:count], _read_raws(ctx, given.params[count:])
             given = given._replace(params=values)
-            backend = backend_named(plan.backend)
-            gradients = backend.backward(plan, layout, given, checkpoints, incoming)
+            gradients = _run_backward(plan, layout, given, checkpoints, incoming)
             computed = _wanted_gradients(plan, gradients)
         of_inputs, of_states, of_values = _split(plan, computed)
         of_raws: list[Tensor | None] = []
@@ -327,4 +373,4 @@ class _FusedLayer(torch.autograd.Function):
                 else:
                     grad = each.gradient.function(grad, raw.to(value.dtype), value).to(raw.dtype)
             of_raws.append(grad)
-        return None, None, None, None, *of_inputs, *of_states, *of_raws
+        return None, None, None, *of_inputs, *of_states, *of_raws

@@ -19,6 +19,7 @@ from tracetorch.core.reads import Reads, global_functions
 from tracetorch.core.torch_private import constant_in_compile
 from tracetorch.functional.surrogates import Surrogate
 from tracetorch.fuse.dispatch.backends import (
+    backend_named,
     report_fallback,
     requested_backend,
     select_backend,
@@ -217,15 +218,17 @@ def _plan(
     backend = select_backend(device)
     if backend is None:
         return None
-    reason = backend.unavailable_reason(device)
+    reason, label = backend.unavailable_reason(device), None
     if reason is None:
         try:
             program = program_of(cell, ndim, dtype, kwargs, device)
-            reason = backend.unsupported_reason(program)
+            reason = backend.unsupported_reason(program, device)
+            if device in program.refused:  # all layers of the program, reported once
+                label = program.layer
         except Unfusable as unfusable:
             reason = str(unfusable)
     if reason is not None:
-        report_fallback(str(cell.call), backend.name, reason)
+        report_fallback(label or str(cell.call), backend.name, reason)
         return None
     return plan_for_needs(program, backend, cell.dim_from_end(ndim), record, needs, kind)
 
@@ -294,7 +297,10 @@ def _constant_key(
     with torch.no_grad():  # of values, where the compiler has but shapes
         kwargs = layer.step_kwargs(ndim, dtype)
     plan = _plan(layer.cell, ndim, dtype, torch.device(device), record, needs, kwargs)
-    return None if plan is None or plan.program.constants else register(plan)
+    if plan is None or plan.program.constants:
+        return None
+    backend_named(plan.backend).prepare(plan, torch.device(device))
+    return register(plan)
 
 
 _registered: dict[str, Plan] = {}

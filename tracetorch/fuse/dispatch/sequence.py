@@ -16,7 +16,6 @@ from tracetorch.fuse.dispatch.plans import (
     plan_key,
     program_of,
 )
-from tracetorch.fuse.dispatch.second_derivative import Call
 from tracetorch.fuse.ir.graph import Unfusable
 from tracetorch.fuse.runtime import eager
 from tracetorch.fuse.runtime.backend import Operands
@@ -56,7 +55,7 @@ def run_sequence(
         plan = plan_for(cell, inputs, active, kwargs, record)
         if plan is not None:
             given = Operands(inputs, active, plan.program.tensors(kwargs))
-            results = operators.run(plan, Call(cell, kwargs), given)
+            results = operators.run(plan, given)
     if results is None:
         return eager.run(cell, inputs, states, kwargs, record)
     last = 1 + len(active)
@@ -99,4 +98,4 @@ def unsupported_reason(name: str, layer: object, x: Tensor) -> str | None:
         program = program_of(layer.cell, x.ndim - 1, dtype, kwargs, x.device)
     except Unfusable as unfusable:
         return str(unfusable)
-    return backend.unsupported_reason(program)
+    return backend.unsupported_reason(program, x.device)

@@ -26,7 +26,6 @@ from tracetorch.fuse.codegen.llvm_tasks import HEADER
 from tracetorch.fuse.dispatch import operators
 from tracetorch.fuse.dispatch.backends import backend, select_backend
 from tracetorch.fuse.dispatch.plans import Needs, plan_for_needs, program_of
-from tracetorch.fuse.dispatch.second_derivative import Call
 from tracetorch.fuse.ir.graph import Unfusable
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.ir.schedule import step_kernel
@@ -65,7 +64,8 @@ class Specialisation(abc.ABC):
     def __init__(self, layer: StepLayer, key: Key, x: Tensor, *, time: bool) -> None:
         self.key, self.cell, self.dtype, self.device = key, key[0], x.dtype, x.device
         self.shape = x.shape[time:]  # of one step
-        # a state of zeros that every call reads, unless it is large
+        # a state of zeros that every call reads, unless it is large, or on a GPU, where another
+        # stream could read it before it is filled, and a CUDA graph would fill it when it runs
         self.rest: Tensor | None = None
         backend, cell = select_backend(x.device), self.cell
         self.runs = (
@@ -83,7 +83,7 @@ class Specialisation(abc.ABC):
                 kwargs = layer.step_kwargs(len(self.shape), self.dtype)
             try:
                 self.program = program_of(cell, len(self.shape), self.dtype, kwargs, self.device)
-                self.runs = self.backend.unsupported_reason(self.program) is None
+                self.runs = self.backend.unsupported_reason(self.program, self.device) is None
             except Unfusable:
                 self.runs = False
         self.runs = self.runs and self.prepare(x, kwargs)
@@ -99,15 +99,16 @@ class Specialisation(abc.ABC):
     def starts(self, layer: StepLayer, states: States) -> list[Tensor] | None:
         """Return the states before the first step; ``None`` where one does not fit."""
         found: list[Tensor] = []
+        rest = self.rest
         for name in self.cell.active:
             state = states[name]
             if state is None:
                 if name not in self.cell.starts:
-                    rest = self.rest
                     if rest is None:
                         with torch.inference_mode(False):  # a later call may be part of a graph
                             rest = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
-                        self.rest = rest if rest.numel() <= _SMALL else None
+                        if rest.is_cpu and rest.numel() <= _SMALL:
+                            self.rest = rest
                     found.append(rest)
                     continue
                 state = layer.initial_state(name, self.shape, self.dtype, self.device)
@@ -191,19 +192,17 @@ class PreparedSequence(Specialisation):
         self.dim = self.cell.dim_from_end(x.ndim - 1)
         self.layout = layout_of(x.new_empty(x.shape), self.dim)
         constrained = [
-            operators.Constrained(each.value, each.gradient, kwargs[name].shape)
+            operators.Constrained(each.value, each.gradient)
             for name, each in constraints.items()
             if each.gradient is not None
         ]
         self.constrained = tuple(constrained)
-        # flags and spike functions: the same as long as the cell is
-        self.call = Call(self.cell, {n: v for n, v in kwargs.items() if n not in constraints})
         return self.program.params == tuple(constraints) and len(constrained) == len(constraints)
 
     def run(self, layer: StepLayer, x: Tensor, states: States) -> Result | None:
         """Return outputs and final states, part of the graph where one is built."""
         starts = self.starts(layer, states)
-        if starts is None:
+        if starts is None or self.device in self.program.refused:
             return None
         with_graph = torch.is_grad_enabled()
         # what needs a gradient: the input, a state, each parameter
@@ -238,7 +237,7 @@ class PreparedSequence(Specialisation):
             self.plans[found] = plan
         layout = self.layout if x.is_contiguous() else layout_of(x, self.dim)
         given = Operands((x,), starts, raws)
-        results = operators.run_raw(plan, self.call, layout, self.constrained, given)
+        results = operators.run_raw(plan, layout, self.constrained, given)
         return results[0], dict(zip(self.cell.active, results[1:], strict=True))
 
 

@@ -37,6 +37,7 @@ class Plan:
         differentiated, trained: the inputs and parameters whose gradients it computes.
         tile: lanes whose recomputed states the backend holds at a time.
         kernels: what the runtime has compiled of it, by a key of its own; freed with the plan.
+        tried: kernels that are believed: whether it is the backward one, and the device.
         absent: those of :attr:`results` to which no cotangent comes back.
         whole: the plan to which all do; its forward pass is also that of this one.
         parts: the plans whose whole this one is, by what is absent.
@@ -52,6 +53,7 @@ class Plan:
     trained: tuple[str, ...]
     tile: int = TILE
     kernels: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+    tried: set[tuple[bool, Any]] = field(default_factory=set, repr=False)
     absent: frozenset[str] = frozenset()
     whole: Plan | None = None
     parts: dict[Hashable, Plan] = field(default_factory=dict, repr=False)
@@ -79,7 +81,9 @@ class Plan:
         """Return the plan of a backward pass to which these cotangents do not come back."""
         key = absent if steps is None else (absent, steps)
         if absent and key not in self.parts:
-            part = replace(self, kernels={}, absent=absent, whole=self, parts={}, steps=steps)
+            part = replace(
+                self, kernels={}, tried=set(), absent=absent, whole=self, parts={}, steps=steps
+            )
             # what nothing comes back to has no gradient, as in autograd
             names = tuple([n for n in self.differentiated if n in part.reached])
             trained = tuple([n for n in self.trained if f"p_{n}" in part.reached])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -50,6 +50,12 @@ class Program:
     """Those of the inputs, ``"s_<state>"`` and ``"p_<param>"`` that they depend on, by autograd."""
     constants: Mapping[str, Tensor]
     """Those of ``params`` that the step makes of numbers alone, one for each neuron."""
+    definition: StepDefinition
+    """The step that was traced, to run it eagerly."""
+    options: Mapping[str, Any]
+    """Its arguments that are no tensors."""
+    refused: dict[torch.device, str] = field(default_factory=dict)
+    """Devices on which a kernel of it has failed when it was tried, and how."""
 
     @cached_property
     def key(self) -> str:
@@ -213,8 +219,19 @@ def _trace(
     graph = recorder.graph(results)
     ends_with_gradient = frozenset(smooth)
     params = (*params, *made)
+    definition = StepDefinition(cell.name, cell.step, cell.inputs, cell.states, active)
     return Program(
-        cell.name, entered, active, params, dtype, graph, ends_with_gradient, reached, made
+        cell.name,
+        entered,
+        active,
+        params,
+        dtype,
+        graph,
+        ends_with_gradient,
+        reached,
+        made,
+        definition,
+        constants,
     )
 
 

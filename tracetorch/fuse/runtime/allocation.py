@@ -111,10 +111,12 @@ def address(tensor: Tensor, dtype: torch.dtype) -> int:
     return tensor.data_ptr()
 
 
-def wrong_memory(tensor: Tensor, dtype: torch.dtype) -> TypeError:
+def wrong_memory(
+    tensor: Tensor, dtype: torch.dtype, device: torch.device | str = "the CPU"
+) -> TypeError:
     """Return the error for a tensor that a kernel cannot read as values of ``dtype``."""
     return TypeError(
-        f"a kernel takes tensors of {dtype} on the CPU, got one of {tensor.dtype} on "
+        f"a kernel takes tensors of {dtype} on {device}, got one of {tensor.dtype} on "
         f"{tensor.device}. Convert it with .to(...); a model is moved before its forward pass, not "
         "between that and backward()."
     )

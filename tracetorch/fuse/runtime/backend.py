@@ -30,6 +30,8 @@ class Backend(abc.ABC):
     """By which it is requested."""
     tile: ClassVar[int]
     """Lanes whose recomputed states are held at a time in a backward pass."""
+    tried: bool = False
+    """Whether its kernels are tried on a sample before they are believed."""
 
     @abc.abstractmethod
     def uninstalled_reason(self) -> str | None:
@@ -53,9 +55,12 @@ class Backend(abc.ABC):
                 return reason
         return self.uninstalled_reason()
 
-    def unsupported_reason(self, program: Program) -> str | None:
-        """Return why it has no kernel for a program, or ``None``."""
-        return None
+    def unsupported_reason(self, program: Program, device: torch.device) -> str | None:
+        """Return why it has no kernel for a program on a device, or ``None``."""
+        return program.refused.get(device)
+
+    def prepare(self, plan: Plan, device: torch.device) -> None:  # noqa: B027 (most have nothing)
+        """Make what all runs of a plan share on a device."""
 
     @abc.abstractmethod
     def forward(self, plan: Plan, layout: Layout, given: Operands) -> list[Tensor]:
@@ -74,3 +79,7 @@ class Backend(abc.ABC):
 
         ``checkpoints`` are what the forward pass has stored; ``grads`` those of its results.
         """
+
+    @abc.abstractmethod
+    def uniforms(self, position: Tensor, steps: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return random numbers from a counter: what ``threefry.uniforms`` does, by a kernel."""

@@ -29,6 +29,7 @@ from tracetorch.fuse.runtime.machine_code import (
     unavailable_reason,
 )
 from tracetorch.fuse.runtime.threads import run_tasks
+from tracetorch.fuse.runtime.threefry import compiled_uniforms
 
 PlanT = TypeVar("PlanT", bound=Plan)
 
@@ -264,6 +265,8 @@ def _forward_of(plan: Plan, layout: Layout, steps: int, bypass: bool) -> _Forwar
 
 class CpuBackend(Backend):
     """Kernels for the CPU."""
+
+    uniforms = staticmethod(compiled_uniforms)
 
     name = "cpu"
     tile = TILE

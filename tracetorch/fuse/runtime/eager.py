@@ -1,7 +1,8 @@
 """Run a step in a plain loop over time: the reference for every kernel, and the fallback.
 
 Faster than calling the layer ``T`` times, because parameters are constrained and states checked
-once for the whole sequence.
+once for the whole sequence. A program runs from the operands of its kernels too, and so needs no
+layer: where a kernel has failed, and for a gradient of the gradient.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from tracetorch.cell import Cell, StepDefinition
 from tracetorch.core.double_backward import explain_double_backward
+from tracetorch.fuse.ir.plan import Plan
+from tracetorch.fuse.runtime.backend import Operands
 from tracetorch.fuse.step_results import check_step_results
 
 
@@ -38,3 +41,66 @@ def run(
     stacked = [torch.stack(outputs), *(torch.stack(t) for t in trajectories.values())]
     output, *results = explain_double_backward([*stacked, *active.values()])
     return output, results[len(record) :], results[: len(record)]
+
+
+def run_plan(plan: Plan, given: Operands) -> list[Tensor]:
+    """Return what a plan's forward kernel computes: outputs, final states and trajectories."""
+    program, ndim = plan.program, given.inputs[0].ndim - 1
+    shape = [1] * ndim
+    shape[plan.dim] = -1
+    kwargs = dict(program.options)
+    for name, value in zip(program.params, given.params, strict=True):
+        if name not in program.constants:  # which the step makes itself
+            kwargs[name] = value.reshape(shape if value.numel() > 1 else ())
+    active = dict(zip(program.states, given.states, strict=True))
+    states = [active.get(name) for name in program.definition.states]
+    output, ends, records = run(program.definition, given.inputs, states, kwargs, plan.record)
+    return [output, *ends, *records]
+
+
+def plan_gradients(plan: Plan, given: Operands, grads: Sequence[Tensor | None]) -> list[Tensor]:
+    """Return what a plan's backward kernel computes; an empty tensor for one not needed."""
+    program = plan.program
+    states = [name for name in program.states if f"s_{name}" in plan.reached]
+    wanted = {*plan.differentiated, *plan.trained, *states}
+    names = (*program.inputs, *program.states, *program.params)
+    leaves = [
+        [each.detach().requires_grad_(name in wanted) for name, each in zip(*of, strict=True)]
+        for of in zip((program.inputs, program.states, program.params), given, strict=True)
+    ]
+    tensors = [each for group in leaves for each in group]
+    found = gradients(plan, Operands(*leaves), grads)
+    return [
+        x.new_zeros(x.shape if name in wanted else 0) if grad is None else grad
+        for name, grad, x in zip(names, found, tensors, strict=True)
+    ]
+
+
+def gradients(
+    plan: Plan, given: Operands, grads: Sequence[Tensor | None], *, create_graph: bool = False
+) -> list[Tensor | None]:
+    """Return the gradients of those inputs, states and parameters that require one.
+
+    Args:
+        plan: of the step.
+        given: inputs, states and parameters.
+        grads: those of the results; ``None`` for one that is absent.
+        create_graph: whether they are part of a graph of their own.
+    """
+    with torch.enable_grad():
+        # Views: where one of the inputs is computed from another, the path between them is not
+        # this sequence's to differentiate.
+        tensors = [each.view_as(each) for group in given for each in group]
+        parts = iter(tensors)
+        again = Operands(*[[next(parts) for _ in group] for group in given])
+        ends = zip(run_plan(plan, again), grads, strict=True)
+        pairs = [(end, grad) for end, grad in ends if grad is not None and end.requires_grad]
+        wanted = [tensor for tensor in tensors if tensor.requires_grad]
+        found: Sequence[Tensor | None] = [None] * len(wanted)
+        if pairs and wanted:
+            results, cotangents = zip(*pairs, strict=True)
+            found = torch.autograd.grad(
+                results, wanted, cotangents, create_graph=create_graph, allow_unused=True
+            )
+    each = iter(found)
+    return [next(each) if tensor.requires_grad else None for tensor in tensors]

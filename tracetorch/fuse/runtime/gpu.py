@@ -16,11 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tracetorch.core.torch_private import global_modes_off
 from tracetorch.fuse.codegen.triton_loops import triton_source, unknown
 from tracetorch.fuse.ir.plan import TILE, Plan
 from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel
 from tracetorch.fuse.ir.trace import Program
 from tracetorch.fuse.ir.verify import verify
+from tracetorch.fuse.runtime import threefry
+from tracetorch.fuse.runtime.allocation import wrong_memory
 from tracetorch.fuse.runtime.backend import Backend, Operands
 from tracetorch.fuse.runtime.kernel_cache import module_of
 from tracetorch.fuse.runtime.layout import Layout, allocate_results, strided
@@ -40,8 +43,15 @@ def _kernel(plan: Plan, name: str) -> Any:
 
 def _launch(plan: Plan, name: str, layout: Layout, device: torch.device, arguments: Any) -> None:
     """Run a kernel; contraction is off, recomputed spikes are to be those of the forward pass."""
-    kernel = _kernel(plan, name)
-    grid = (-(-layout.lanes // BLOCK),)
+    launch(_kernel(plan, name), layout.lanes, device, arguments)
+
+
+def launch(kernel: Any, lanes: int, device: torch.device, arguments: Any) -> None:
+    """Run a kernel on so many lanes, on the stream of the device that is current."""
+    grid = (-(-lanes // BLOCK),)
+    for value in arguments.values():  # the memory of another GPU would end the process
+        if isinstance(value, Tensor) and value.device != device:
+            raise wrong_memory(value, value.dtype, device)
     options = {"BLOCK": BLOCK, "num_warps": _WARPS, "enable_fp_fusion": False}
     if device.type == "cpu":
         with np.errstate(all="ignore"):
@@ -49,6 +59,17 @@ def _launch(plan: Plan, name: str, layout: Layout, device: torch.device, argumen
         return
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         kernel[grid](**arguments, **options)
+
+
+@functools.cache
+def literals(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return numbers on a device, for as arguments those of float64 would be truncated.
+
+    They are copied once, for a copy waits for the device, and kept for good: memory that is freed
+    on one stream could be given away while a kernel on another still reads it.
+    """
+    with global_modes_off():
+        return torch.tensor(numbers, dtype=dtype, device=device)
 
 
 def _flat(tensor: Tensor) -> Tensor:
@@ -59,11 +80,6 @@ def _inputs(plan: Plan, layout: Layout, given: Operands, every: int) -> dict[str
     """Return the arguments that both kernels take."""
     x = given.inputs[0]
     steps = x.shape[0]
-    # The numbers are copied to the device, for as arguments those of float64 would be truncated;
-    # and kept beside the kernels, for a copy at each launch would wait for the device.
-    if x.device not in plan.kernels:
-        numbers = torch.tensor(plan.literals, dtype=plan.program.dtype, device=x.device)
-        plan.kernels[x.device] = numbers
     arguments: dict[str, Any] = {
         "steps": steps,
         "every": every,
@@ -71,7 +87,7 @@ def _inputs(plan: Plan, layout: Layout, given: Operands, every: int) -> dict[str
         "lanes": layout.lanes,
         "width": layout.neurons * layout.inner,
         "inner": layout.inner,
-        "at_literals": plan.kernels[x.device],
+        "at_literals": literals(plan.literals, plan.program.dtype, x.device),
     }
     for name, each in zip(plan.program.inputs, given.inputs, strict=True):
         arguments |= _sequence(f"input_{name}", each, layout)
@@ -100,6 +116,7 @@ class TritonBackend(Backend):
 
     name = "triton"
     tile = 8 * TILE  # a GPU walks all lanes at once, and has less memory for the past of each
+    tried = True
 
     def device_type(self) -> str:
         """Return ``"cuda"``, or ``"cpu"`` where the kernels are interpreted."""
@@ -121,12 +138,19 @@ class TritonBackend(Backend):
             return f"Triton cannot be imported: {failure}"
         return None
 
-    def unsupported_reason(self, program: Program) -> str | None:
-        """Return which operation of a program Triton kernels lack, as a reason, or ``None``."""
+    def unsupported_reason(self, program: Program, device: torch.device) -> str | None:
+        """Return which operation Triton kernels lack, or how one has failed, or ``None``."""
         operation = unknown(program.graph)
         if operation is None:
-            return None
+            return super().unsupported_reason(program, device)
         return f"its step uses {operation}, which Triton kernels lack"
+
+    def prepare(self, plan: Plan, device: torch.device) -> None:
+        """Copy the numbers of a plan to a device.
+
+        Before a compiled program runs: what its first runs allocate belongs to its CUDA graph.
+        """
+        literals(plan.literals, plan.program.dtype, device)
 
     def forward(self, plan: Plan, layout: Layout, given: Operands) -> list[Tensor]:
         """Run the forward kernel: as :meth:`.Backend.forward`."""
@@ -204,6 +228,26 @@ class TritonBackend(Backend):
             d_params[name] = value.to(dtype).reshape(like.shape)
         of_inputs = [d_inputs.get(name, nothing) for name in program.inputs]
         return [*of_inputs, *d_states.values(), *d_params.values()]
+
+    def uniforms(self, position: Tensor, steps: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return random numbers from a counter: as :meth:`.Backend.uniforms`."""
+        shape, device = (steps, *position.shape), position.device
+        one, other = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
+        arguments = {
+            "at_position": position.contiguous(),
+            "at_one": one,
+            "at_other": other,
+            "lanes": position.numel(),
+            "values": one.numel(),
+        }
+        if one.numel():
+            launch(_uniforms(str(dtype).removeprefix("torch.")), one.numel(), device, arguments)
+        return one, other
+
+
+@functools.cache
+def _uniforms(real: str) -> Any:
+    return module_of(threefry.triton_source(real), "triton_uniforms").uniforms
 
 
 def _is_interpreted() -> bool:

@@ -1,4 +1,4 @@
-"""Generate random numbers from a counter with Threefry-2x32: in PyTorch, and compiled for the CPU.
+"""Generate random numbers from a counter with Threefry-2x32: in PyTorch, and for CPU and GPU.
 
 A number depends on a key and a counter alone, not on how many were drawn before, so that every
 device and every order of drawing gives the same. All is done in integers: equal to the bit.
@@ -117,6 +117,32 @@ def _write(k: TaskWriter, real: str) -> None:
         for out, word in ((one, a), (other, b)):
             uniform = (k.convert("sitofp", word >> 9, vector) + 0.5) * 2.0**-23
             out.store_some(step.index * lanes + lane, left, uniform)
+
+
+def triton_source(real: str) -> str:
+    """Return the module of a Triton kernel that fills two sequences: a value in each lane."""
+    lines = [
+        "import triton",
+        "import triton.language as tl",
+        '@triton.jit(do_not_specialize=["lanes", "values"])',
+        "def uniforms(at_position, at_one, at_other, lanes, values, BLOCK: tl.constexpr):",
+        "    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)",
+        "    inside = place < values",
+        "    lane = place % lanes",
+        "    counter = tl.load(at_position + lane, mask=inside, other=0) + place // lanes",
+        "    k0, k1 = lane.to(tl.uint32), (lane >> 32).to(tl.uint32)",
+        f"    k2 = k0 ^ k1 ^ {_PARITY}",
+        "    a, b = counter.to(tl.uint32) + k0, (counter >> 32).to(tl.uint32) + k1",
+    ]
+    for rounds in range(_ROUNDS // 4):
+        for bits in _ROTATIONS[rounds % 2]:
+            lines += ["    a = a + b", f"    b = ((b << {bits}) | (b >> {32 - bits})) ^ a"]
+        first, second = (rounds + 1) % 3, (rounds + 2) % 3
+        lines += [f"    a = a + k{first}", f"    b = b + k{second} + {rounds + 1}"]
+    for name, word in (("one", "a"), ("other", "b")):
+        uniform = f"(({word} >> 9).to(tl.{real}) + 0.5) * {2.0**-23!r}"
+        lines.append(f"    tl.store(at_{name} + place, {uniform}, mask=inside)")
+    return "\n".join([*lines, ""])
 
 
 def _words(k: TaskWriter, value: Value, kind: str) -> list[Value]:

@@ -1,0 +1,147 @@
+"""By which road layers run on a GPU: one kernel for all time steps, or launches for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tests import cases
+from tests.fuse.fake_gpu import Launch
+from tests.snn import test_inputs
+from tracetorch import events, fuse, snn
+
+
+class Noisy(snn.Neuron):
+    """A neuron with noise."""
+
+    inputs = ("x", "noise")
+    states = ("mem",)
+
+    def __init__(self) -> None:
+        super().__init__(3)
+        self.noise = snn.Noise(3, seed=0)
+        self.decay("beta", 0.9)
+        self.threshold("base", 1.0)
+
+    @staticmethod
+    def step(
+        x: Tensor, noise: Tensor, mem: Tensor, *, beta: Tensor, base: Tensor, spike: Any
+    ) -> Any:
+        mem = beta * mem + x + noise
+        fired = spike(mem - base)
+        return fired, mem - fired * base
+
+
+def restarts(steps: int) -> dict[str, Any]:
+    return {"reset": torch.arange(2 * steps).reshape(steps, 2) % 2 == 0}
+
+
+EDGES = torch.tensor([[0, 1, 2], [1, 2, 0]])
+
+
+def layers(*modules: nn.Module) -> Callable[[], nn.Module]:
+    return lambda: nn.Sequential(*modules, nn.Linear(3, 3))
+
+
+# What a model is, how it is called, and the kernels for all steps
+ONE: dict[str, tuple[Callable[[], nn.Module], Callable[[int], dict[str, Any]], list[str]]] = {
+    "record": (
+        layers(snn.LIF(3)),
+        lambda steps: {"record": ["0.mem", "0.output"]},
+        ["forward", "backward"],
+    ),
+    "restarts": (layers(snn.SLIF(3)), restarts, ["forward", "backward"]),
+    "noise": (layers(Noisy()), lambda steps: {}, ["uniforms", "forward", "backward"]),
+    "segments": (
+        layers(snn.LIF(3)),
+        lambda steps: {"segment": steps // 2},
+        ["forward", "forward", "backward", "forward", "backward"],
+    ),
+    "delays": (layers(snn.Delay(3, max_delay=4)), lambda steps: {}, []),
+    "delays of a linear": (layers(snn.DelayedLinear(3, 3, max_delay=4)), lambda steps: {}, []),
+    "edges": (layers(snn.SparseLinear(3, 3, EDGES, delay=2)), lambda steps: {}, []),
+    "dropout": (layers(snn.LockedDropout(3, p=0.5)), lambda steps: {}, []),
+    "a norm in evaluation": (
+        lambda: layers(snn.BatchNormThroughTime(3, steps=4))().eval(),
+        lambda steps: {},
+        [],
+    ),
+}
+
+# What is launched again for every step
+MANY: dict[str, tuple[Callable[[], nn.Module], Callable[[int], dict[str, Any]]]] = {
+    'by="step"': (layers(snn.LIF(3)), lambda steps: {"by": "step"}),
+    "Recurrent around other modules": (
+        layers(snn.Recurrent(nn.Sequential(nn.Linear(3, 3), snn.LIF(3)), nn.Tanh(), 3)),
+        lambda steps: {},
+    ),
+    "a norm through time in training": (
+        layers(snn.BatchNormThroughTime(3, steps=4)),
+        lambda steps: {},
+    ),
+    "restarts of a delay": (layers(snn.Delay(3, max_delay=4)), restarts),
+    "restarts of dropout": (layers(snn.LockedDropout(3, p=0.5)), restarts),
+    "restarts of noise": (layers(Noisy()), restarts),
+}
+
+
+def profile(model: nn.Module, steps: int, named: dict[str, Any], launched: list[Launch]) -> int:
+    """Return how many operations a call launches, with its backward pass, when it is known."""
+    x = torch.randn(steps, 2, 3, requires_grad=True)
+
+    def run() -> None:
+        tt.zero_states(model)
+        with fuse.backend("triton"), events.mode("never"):
+            y = tt.unroll(model, x, **named)
+            outputs = y[0] if isinstance(y, tuple) else y
+            outputs.sum().backward()
+
+    run()
+    launched.clear()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        run()
+    return sum(each.count for each in seen.key_averages() if each.key.startswith("aten::"))
+
+
+def names(launched: list[Launch]) -> list[str]:
+    return [each.kernel for each in launched]
+
+
+@pytest.mark.parametrize("name", [*cases.LAYERS, *cases.NEURONS])
+def test_every_neuron_is_one_kernel(name: str, launched: list[Launch]) -> None:
+    model = nn.Sequential(cases.layer(name, 3))
+    few, more = (profile(model, steps, {}, launched) for steps in (6, 12))
+    assert names(launched) == ["forward", "backward"]
+    assert few == more
+
+
+def test_several_inputs_are_one_kernel(launched: list[Launch]) -> None:
+    for steps in (6, 12):
+        x, modulator, current = test_inputs.inputs_of((2, 3), torch.float32)
+        layer = test_inputs.made()
+        launched.clear()
+        with fuse.backend("triton"):
+            layer.forward_sequence(x, further=(modulator.expand(x.shape), current))
+        assert names(launched) == ["forward"], steps
+
+
+@pytest.mark.parametrize("name", ONE)
+def test_one_kernel(name: str, launched: list[Launch]) -> None:
+    make, named, kernels = ONE[name]
+    model = make()
+    few, more = (profile(model, steps, named(steps), launched) for steps in (6, 12))
+    assert names(launched) == kernels
+    assert few == more
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_launches_for_every_step(name: str, launched: list[Launch]) -> None:
+    make, named = MANY[name]
+    model = make()
+    few, more, most = (profile(model, steps, named(steps), launched) for steps in (6, 12, 18))
+    assert most - more == more - few > 0
