@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracetorch.fuse.codegen.triton_loops import triton_source, unknown
+from tracetorch.fuse.codegen.triton_loops import BLOCK, compile_options, triton_source, unknown
 from tracetorch.fuse.ir.plan import TILE, Plan
 from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel
 from tracetorch.fuse.ir.trace import Program
@@ -24,9 +24,6 @@ from tracetorch.fuse.ir.verify import verify
 from tracetorch.fuse.runtime.backend import Backend, Operands
 from tracetorch.fuse.runtime.kernel_cache import module_of
 from tracetorch.fuse.runtime.layout import Layout, allocate_results, strided
-
-BLOCK = 128  # lanes of a program: one for each of its threads
-_WARPS = 4
 
 
 def _kernel(plan: Plan, name: str) -> Any:
@@ -39,16 +36,21 @@ def _kernel(plan: Plan, name: str) -> Any:
 
 
 def _launch(plan: Plan, name: str, layout: Layout, device: torch.device, arguments: Any) -> None:
-    """Run a kernel; contraction is off, recomputed spikes are to be those of the forward pass."""
+    """Run a kernel."""
     kernel = _kernel(plan, name)
     grid = (-(-layout.lanes // BLOCK),)
-    options = {"BLOCK": BLOCK, "num_warps": _WARPS, "enable_fp_fusion": False}
+    options = compile_options(_language(device))
     if device.type == "cpu":
         with np.errstate(all="ignore"):
             kernel[grid](**arguments, **options)
         return
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         kernel[grid](**arguments, **options)
+
+
+def _language(device: torch.device) -> str:
+    """Return the name of what Triton compiles to for a device, ``"cpu"`` where it interprets."""
+    return "hip" if device.type == "cuda" and torch.version.hip else device.type
 
 
 def _flat(tensor: Tensor) -> Tensor:
