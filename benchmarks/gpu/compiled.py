@@ -80,6 +80,8 @@ class Compiled:
     """Number of operations in float64 that a kernel in float32 does not ask for."""
     assembly: str = field(repr=False)
     """Text of the kernel in the assembly language of the target's compiler."""
+    source: str = field(repr=False)
+    """As printed for Triton."""
     kernel: Kernel = field(repr=False)
     binary: bytes = field(repr=False)
 
@@ -91,12 +93,20 @@ class Compiled:
         return _over_time(_loops(self.binary, _depth(self.kernel.body)), self.kernel)
 
     @property
+    def spilled_in_loops(self) -> int:
+        """Number of loads and stores of registers in the loops over time; of AMD's anywhere."""
+        if not self.spilled:
+            return 0
+        code = [each for loop, _ in self.loops for each in loop]
+        return sum(bool(re.search(r"\b(?:STL|LDL)\b", each)) for each in code) if code else 1
+
+    @property
     def instructions(self) -> float:
         """Number of instructions of a warp in a step, over all loops over time."""
         return sum(len(loop) / steps for loop, steps in self.loops)
 
 
-def compiled(kernel: Kernel, target: str, *, specialised: bool = True) -> Compiled:
+def compiled(kernel: Kernel, target: str, *, specialised: bool = True, **options: Any) -> Compiled:
     """Compile a kernel as a launch does, and return what is known of the result.
 
     Args:
@@ -104,33 +114,37 @@ def compiled(kernel: Kernel, target: str, *, specialised: bool = True) -> Compil
         target: one of :data:`TARGETS`.
         specialised: for a dense layer of ``[T, B, N]`` with ``N`` a multiple of 16, as Triton
             compiles it then; ``False``: for any shape, of sizes in 64 bits.
+        options: of Triton, in place of those of a launch.
 
     Raises:
         triton.CompilationError: it does not compile.
     """
-    return _compiled(kernel, target, specialised)
+    known = {**compile_options(TARGETS[target][0]), **options}
+    del known["BLOCK"]
+    return _compiled(kernel, triton_source(kernel), target, specialised, tuple(known.items()))
 
 
 @functools.lru_cache(maxsize=1024)
-def _compiled(kernel: Kernel, target: str, specialised: bool) -> Compiled:
+def _compiled(
+    kernel: Kernel, source: str, target: str, specialised: bool, options: tuple[Any, ...]
+) -> Compiled:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     backend, arch, warp = TARGETS[target]
-    source = triton_source(kernel)
     function = getattr(module_of(source, f"triton_{kernel.name}"), kernel.name)
     signature, constants, attributes = _signature(kernel, specialised)
     made: Any = triton.compile(
         ASTSource(function, signature, constants, attributes),
         target=GPUTarget(backend, arch, warp),
-        options={n: v for n, v in compile_options(backend).items() if n != "BLOCK"},
+        options=dict(options),
     )
     text = made.asm["ptx" if backend == "cuda" else "amdgcn"]
     if backend == "cuda":
         # without what is for debuggers
         text = re.split(r"^\s*\.(?:section\s+\.debug|file\s)", text, flags=re.M)[0]
-        registers, spilled, local = _by_assembler(text, target)
+        registers, spilled, local = _by_assembler(text, target, dict(options))
     else:
         found = {name: int(v) for name, v in re.findall(r"\.(\w+):\s+(\d+)\s", text)}
         registers, local = found["vgpr_count"], found["private_segment_fixed_size"]
@@ -144,6 +158,7 @@ def _compiled(kernel: Kernel, target: str, specialised: bool) -> Compiled:
         flushed=len(_FLUSH.findall(text)),
         widened=_widened(made.asm["ttir"], kernel),
         assembly=text,
+        source=source,
         kernel=kernel,
         binary=made.asm["cubin" if backend == "cuda" else "hsaco"],
     )
@@ -216,11 +231,12 @@ def _tools() -> Path:
     return Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
-def _by_assembler(text: str, target: str) -> tuple[int, int, int]:
+def _by_assembler(text: str, target: str, options: dict[str, Any]) -> tuple[int, int, int]:
     """Return registers, bytes that are spilled, and bytes of local memory."""
     arch = target + ("a" if int(target.removeprefix("sm_")) >= 90 else "")
     # as Triton calls it
-    command = ["-v", "--fmad=false", "--regAllocOptLevel=2", f"--gpu-name={arch}"]
+    command = ["-v", "--regAllocOptLevel=2", f"--gpu-name={arch}"]
+    command += [] if options["enable_fp_fusion"] else ["--fmad=false"]
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(text)
         file.flush()

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import importlib.util
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ from tracetorch.fuse.ir.verify import verify
 from tracetorch.fuse.runtime.backend import Backend, Operands
 from tracetorch.fuse.runtime.kernel_cache import module_of
 from tracetorch.fuse.runtime.layout import Layout, allocate_results, strided
+
+LEAST = (3, 4)  # the oldest release of Triton whose kernels are tested
 
 
 def _kernel(plan: Plan, name: str) -> Any:
@@ -110,18 +113,17 @@ class TritonBackend(Backend):
     @functools.cache  # noqa: B019 (there is one object)
     def uninstalled_reason(self) -> str | None:
         """Return why Triton has no device on this machine, or ``None``."""
+        on_gpu = not _is_interpreted() and torch.cuda.is_available()
         if importlib.util.find_spec("triton") is None:
+            if on_gpu:
+                return "there is a GPU, but Triton is not installed: pip install triton"
             return "Triton is not installed; it comes with PyTorch for CUDA and ROCm"
         if not _is_interpreted():
-            if not torch.cuda.is_available():
+            if not on_gpu:
                 return "there is no GPU"
             if torch.version.hip is None and torch.cuda.get_device_capability() < (7, 0):
                 return "the GPU is older than Triton supports"
-        try:
-            import triton  # noqa: F401
-        except Exception as failure:
-            return f"Triton cannot be imported: {failure}"
-        return None
+        return _reason_of_triton()
 
     def unsupported_reason(self, program: Program) -> str | None:
         """Return which operation of a program Triton kernels lack, as a reason, or ``None``."""
@@ -206,6 +208,22 @@ class TritonBackend(Backend):
             d_params[name] = value.to(dtype).reshape(like.shape)
         of_inputs = [d_inputs.get(name, nothing) for name in program.inputs]
         return [*of_inputs, *d_states.values(), *d_params.values()]
+
+
+def _reason_of_triton() -> str | None:
+    """Return why what is imported as Triton cannot be used, or ``None``."""
+    try:
+        import triton
+    except Exception as failure:
+        return f"Triton cannot be imported: {failure}"
+    found = str(getattr(triton, "__version__", None))
+    numbers = re.match(r"(\d+)\.(\d+)", found)
+    if numbers is None:
+        return f"what is imported as triton is not Triton: {triton}"
+    if tuple(map(int, numbers.groups())) < LEAST:
+        least = ".".join(map(str, LEAST))
+        return f"Triton {found} is too old, the kernels need {least}: pip install --upgrade triton"
+    return None
 
 
 def _is_interpreted() -> bool:
