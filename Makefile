@@ -88,7 +88,7 @@ $(VENV)/.test: $(VENV)/.made pyproject.toml
 
 $(VENV)/.triton: $(VENV)/.test
 	rm -rf $(VENV)/triton
-	$(BIN)/python -c 'import triton' 2> /dev/null || $(BIN)/python $(PIP) --no-deps --target $(VENV)/triton 'triton>=3.4'
+	$(BIN)/python -c 'import triton' 2> /dev/null || $(BIN)/python $(PIP) --no-deps --target $(VENV)/triton 'triton>=3.6'
 	@touch $@
 
 $(VENV)/.made:

@@ -52,7 +52,7 @@ _POINTERS = {Dtype.FLOAT32: "*fp32", Dtype.FLOAT64: "*fp64"}
 # A multiplication and an addition in one instruction, or in a call of a function that is one.
 _FUSED = re.compile(r"^\s*(?:@\S+\s+)?(?:fma|mad)\.r\w\S*\.f(?:32|64)\b", re.M)
 _FUSED_AMD = re.compile(r"\bv_(?:pk_)?(?:fma|fmac|fmaak|fmamk|mad|mac)_f(?:32|64)")
-_FUSED_CALL = re.compile(r"\bcall .*@llvm\.(?:nvvm\.)?fma\.")
+_FUSED_CALL = re.compile(r"\bcall .*@llvm\.(?:nvvm\.)?fma\.(?:v(\d+))?")
 _MAY_FUSE = re.compile(r"\bf(?:add|sub|mul|neg|div) (?:\w+ )*(?:contract|fast)\b|@llvm\.fmuladd\.")
 # Lines whose instructions are many on AMD: divisions, roots, places of lanes.
 _FUNCTION = re.compile(r"tl\.fma|tl\.\w+_rn|tl\.sqrt|/")
@@ -186,7 +186,8 @@ def _contracted(text: str, before: str, source: str, backend: str) -> int:
     """
     may = len(_MAY_FUSE.findall(before))
     if backend == "cuda":
-        return may + max(0, len(_FUSED.findall(text)) - len(_FUSED_CALL.findall(before)))
+        called = sum(int(width or 1) for width in _FUSED_CALL.findall(before))
+        return may + max(0, len(_FUSED.findall(text)) - called)
     # AMD's functions are of the same instructions, and said to be of the lines around them
     if "libdevice." in source.partition("@triton")[2]:
         return 0

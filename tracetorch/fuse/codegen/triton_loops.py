@@ -8,7 +8,6 @@ strides of time and of rows.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -30,24 +29,20 @@ from triton.language.extra import libdevice
 '''
 
 
+LEAST = (3, 6)  # release of Triton: the first that can be told to keep the smallest numbers
 BLOCK = 128  # lanes of a program: one for each of its threads
 _WARPS = 4
 
 
-@functools.cache
 def compile_options(backend: str) -> dict[str, Any]:
-    """Return the options of a launch, and of a compilation, for Triton's ``"cuda"`` or ``"hip"``.
+    """Return the options of a launch on Triton's ``"cuda"`` or ``"hip"``, or of an interpreted one.
 
     Contraction is off, for the spikes that backward computes again are to be those of the forward
-    pass; and functions keep the numbers that are too small to be normal, as PyTorch does.
+    pass; and divisions and functions keep numbers too small to be normal, as PyTorch does.
     """
     options: dict[str, Any] = {"BLOCK": BLOCK, "num_warps": _WARPS, "enable_fp_fusion": False}
     if backend == "cuda":
-        from triton.backends.nvidia.compiler import CUDAOptions
-
-        # an older Triton has no such option, and flushes in functions
-        if "enable_reflect_ftz" in CUDAOptions.__dataclass_fields__:
-            options["enable_reflect_ftz"] = False
+        options["enable_reflect_ftz"] = False
     return options
 
 

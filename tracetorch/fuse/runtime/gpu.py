@@ -17,7 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracetorch.fuse.codegen.triton_loops import BLOCK, compile_options, triton_source, unknown
+from tracetorch.fuse.codegen.triton_loops import (
+    BLOCK,
+    LEAST,
+    compile_options,
+    triton_source,
+    unknown,
+)
 from tracetorch.fuse.ir.plan import TILE, Plan
 from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel
 from tracetorch.fuse.ir.trace import Program
@@ -25,8 +31,6 @@ from tracetorch.fuse.ir.verify import verify
 from tracetorch.fuse.runtime.backend import Backend, Operands
 from tracetorch.fuse.runtime.kernel_cache import module_of
 from tracetorch.fuse.runtime.layout import Layout, allocate_results, strided
-
-LEAST = (3, 4)  # the oldest release of Triton whose kernels are tested
 
 
 def _kernel(plan: Plan, name: str) -> Any:
