@@ -1,1 +1,1 @@
-"""What is known of kernels for GPUs without one: what compilers make of them."""
+"""Figures of kernels for GPUs that are not there: what compilers make of them."""

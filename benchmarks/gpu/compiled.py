@@ -62,7 +62,7 @@ _DOUBLE = re.compile(r"\b(?:arith|math)\.(?!constant)\w+ .*f64")
 
 @dataclass(frozen=True)
 class Compiled:
-    """What a compiler made of a kernel for a target."""
+    """Figures of a kernel that was compiled for a target."""
 
     registers: int
     """Of a thread, 32 bits each."""
@@ -168,11 +168,11 @@ def _widened(text: str, kernel: Kernel) -> int:
     """Return the number of operations in float64 that a kernel in float32 does not ask for."""
     if kernel.dtype is not Dtype.FLOAT32:
         return 0
-    asked = 0
+    wanted = 0
     for each in statements(without_dead_lines(kernel).body):
-        asked += isinstance(each, Operation) and each.result.dtype is Dtype.FLOAT64
-        asked += isinstance(each, Store) and each.buffer.role is Role.SUMS
-    return len(_DOUBLE.findall(text)) - asked
+        wanted += isinstance(each, Operation) and each.result.dtype is Dtype.FLOAT64
+        wanted += isinstance(each, Store) and each.buffer.role is Role.SUMS
+    return len(_DOUBLE.findall(text)) - wanted
 
 
 def _contracted(text: str, before: str, source: str, backend: str) -> int:
@@ -188,7 +188,7 @@ def _contracted(text: str, before: str, source: str, backend: str) -> int:
     if backend == "cuda":
         called = sum(int(width or 1) for width in _FUSED_CALL.findall(before))
         return may + max(0, len(_FUSED.findall(text)) - called)
-    # AMD's functions are of the same instructions, and said to be of the lines around them
+    # AMD's functions are of the same instructions, and attributed to the lines around them
     if "libdevice." in source.partition("@triton")[2]:
         return 0
     written, now = source.splitlines(), ""
@@ -252,11 +252,11 @@ def _by_assembler(text: str, target: str, options: dict[str, Any]) -> tuple[int,
                 break
     if done.returncode != 0:
         raise RuntimeError(f"the assembler refuses a kernel for {target}: {done.stderr}")
-    said = done.stderr
+    report = done.stderr
     local, stores, loads = _numbers(
-        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", said
+        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report
     )
-    (registers,) = _numbers(r"Used (\d+) registers", said)
+    (registers,) = _numbers(r"Used (\d+) registers", report)
     return registers, stores + loads, local
 
 

@@ -29,7 +29,7 @@ from triton.language.extra import libdevice
 '''
 
 
-LEAST = (3, 6)  # release of Triton: the first that can be told to keep the smallest numbers
+LEAST = (3, 6)  # release of Triton: the first with an option to keep the smallest numbers
 BLOCK = 128  # lanes of a program: one for each of its threads
 _WARPS = 4
 
