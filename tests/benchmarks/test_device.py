@@ -141,7 +141,7 @@ def test_what_differs_from_the_cpu_fails(plant, reason, kind, monkeypatch, card)
         unsupported_reason = staticmethod(lambda case: None)
 
         @staticmethod
-        def prepare(case: Case) -> TorchTask:
+        def prepare(case: Case):
             made.append(ours.prepare(case))
             if len(made) == 2:  # the first is the reference
                 plant(made[1])

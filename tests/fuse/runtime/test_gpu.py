@@ -15,7 +15,7 @@ import torch
 
 from tests import cases
 from tracetorch import fuse
-from tracetorch.fuse.codegen.triton_loops import LEAST
+from tracetorch.fuse.codegen.triton_loops import BLOCK, LEAST
 from tracetorch.fuse.dispatch import backends
 from tracetorch.fuse.runtime import gpu
 
@@ -37,12 +37,12 @@ def test_kernels_are_launched_without_contraction(
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.version, "hip", hip)
     plan: Any = SimpleNamespace(kernels={"forward": Kernel()})
-    lanes: Any = SimpleNamespace(lanes=2 * gpu.BLOCK + 1)
+    lanes: Any = SimpleNamespace(lanes=2 * BLOCK + 1)
     gpu._launch(plan, "forward", lanes, torch.device(device), {"steps": 7})
     ((grid, options),) = launches
     assert grid == (3,)
     assert options["steps"] == 7
-    assert options["BLOCK"] == gpu.BLOCK
+    assert options["BLOCK"] == BLOCK
     assert options["enable_fp_fusion"] is False
     # of NVIDIA's alone: AMD's compiler does not know the word
     assert options.get("enable_reflect_ftz") is flushes
