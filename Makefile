@@ -38,7 +38,7 @@ tests: $(VENV)/.test
 # A test of the first file sets TRITON_INTERPRET for the process in which it runs the kernels.
 triton: $(VENV)/.test $(VENV)/.triton
 	PYTHONPATH=$(VENV)/triton $(PYTEST) -m "not slow and not gpu" tests/fuse/codegen/test_triton_loops.py
-	PYTHONPATH=$(VENV)/triton $(PARALLEL) -m "not slow and not gpu" tests/fuse/codegen/test_triton_compiled.py
+	PYTHONPATH=$(VENV)/triton $(PARALLEL) -m "not slow and not gpu" tests/fuse/codegen/test_triton_compiled.py tests/benchmarks/test_gpu.py
 
 # gpu: on a machine with a card, the tests that want one, then the benchmarks beside the peers that are
 # installed: about ten minutes. Their table goes into benchmarks/results/cuda.

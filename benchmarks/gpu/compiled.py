@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tracetorch.fuse.codegen.triton_loops import (
     BLOCK,
@@ -106,14 +106,17 @@ class Compiled:
         return sum(len(loop) / steps for loop, steps in self.loops)
 
 
-def compiled(kernel: Kernel, target: str, *, specialised: bool = True, **options: Any) -> Compiled:
+Shape = Literal["dense", "one", "any"]
+
+
+def compiled(kernel: Kernel, target: str, *, shape: Shape = "dense", **options: Any) -> Compiled:
     """Compile a kernel as a launch does, and return what is known of the result.
 
     Args:
         kernel: the kernel.
         target: one of :data:`TARGETS`.
-        specialised: for a dense layer of ``[T, B, N]`` with ``N`` a multiple of 16, as Triton
-            compiles it then; ``False``: for any shape, of sizes in 64 bits.
+        shape: for which Triton compiles it: ``"dense"``, ``[T, B, N]`` with ``N`` a multiple of
+            16; ``"one"``, a single neuron; ``"any"``, of sizes in 64 bits.
         options: of Triton, in place of those of a launch.
 
     Raises:
@@ -121,12 +124,12 @@ def compiled(kernel: Kernel, target: str, *, specialised: bool = True, **options
     """
     known = {**compile_options(TARGETS[target][0]), **options}
     del known["BLOCK"]
-    return _compiled(kernel, triton_source(kernel), target, specialised, tuple(known.items()))
+    return _compiled(kernel, triton_source(kernel), target, shape, tuple(known.items()))
 
 
 @functools.lru_cache(maxsize=1024)
 def _compiled(
-    kernel: Kernel, source: str, target: str, specialised: bool, options: tuple[Any, ...]
+    kernel: Kernel, source: str, target: str, shape: Shape, options: tuple[Any, ...]
 ) -> Compiled:
     import triton
     from triton.backends.compiler import GPUTarget
@@ -134,7 +137,7 @@ def _compiled(
 
     backend, arch, warp = TARGETS[target]
     function = getattr(module_of(source, f"triton_{kernel.name}"), kernel.name)
-    signature, constants, attributes = _signature(kernel, specialised)
+    signature, constants, attributes = _signature(kernel, shape)
     made: Any = triton.compile(
         ASTSource(function, signature, constants, attributes),
         target=GPUTarget(backend, arch, warp),
@@ -201,7 +204,7 @@ def _contracted(text: str, before: str, source: str, backend: str) -> int:
 
 
 def _signature(
-    kernel: Kernel, specialised: bool
+    kernel: Kernel, shape: Shape
 ) -> tuple[dict[str, str], dict[str, Any], dict[Any, Any]]:
     """Return types, constants and divisibilities of a kernel's arguments."""
     buffers = {f"at_{buffer.label}": buffer for buffer in kernel.buffers}
@@ -212,11 +215,13 @@ def _signature(
     for position, name in enumerate(arguments(kernel)):
         if name in buffers:
             signature[name] = _POINTERS[buffers[name].dtype]
-        elif specialised and (name == "inner" or name.startswith("stride_")):
+        elif name not in sizes and (
+            shape == "one" or (shape == "dense" and name.startswith(("inner", "stride_")))
+        ):
             signature[name], constants[name] = "constexpr", 1
         else:
-            signature[name] = "i32" if specialised else "i64"
-        if specialised and name not in constants and name not in sizes:
+            signature[name] = "i64" if shape == "any" else "i32"
+        if shape != "any" and name not in constants and name not in sizes:
             attributes[(position,)] = [["tt.divisibility", 16]]
     signature["BLOCK"] = "constexpr"
     return signature, constants, attributes
