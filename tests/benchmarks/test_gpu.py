@@ -43,7 +43,7 @@ def test_a_table_takes_the_place_of_the_last_one(tmp_path):
         write(text, page)
         assert page.read_text() == f"above\n\n{BEGIN}\n\n{text}\n\n{END}\n\nbelow\n"
     page.write_text("nothing")
-    with pytest.raises(ValueError, match="page.md has 0 places for the table"):
+    with pytest.raises(ValueError, match=r"page\.md has 0 places for the table"):
         write("", page)
 
 
