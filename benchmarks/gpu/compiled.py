@@ -151,7 +151,8 @@ def _compiled(
     else:
         found = {name: int(v) for name, v in re.findall(r"\.(\w+):\s+(\d+)\s", text)}
         registers, local = found["vgpr_count"], found["private_segment_fixed_size"]
-        spilled = 4 * (found["vgpr_spill_count"] + found["sgpr_spill_count"])
+        # scalar registers wait in lanes of vector registers
+        spilled = 4 * found["vgpr_spill_count"]
     return Compiled(
         registers=registers,
         spilled=spilled,
