@@ -87,8 +87,7 @@ class Worker:
         self.wait = None if self.device.name == "cpu" else self.device.wait
         self.task: Task | None = None
         self.slow = False
-        with self.device.building():
-            self.chill = product()
+        self.chill: Callable[[], None] | None = None
 
     def prepare(self, case: dict[str, Any]) -> dict[str, Any]:
         """Build a case and run it until it is warm."""
@@ -97,6 +96,9 @@ class Worker:
         if reason is not None:
             return {"unsupported": reason}
         _limit_threads(built.threads)
+        if self.chill is None:
+            with self.device.building():
+                self.chill = product()
         if built.peak:
             with self.device.building():
                 return peak_of(self.adapter, built, self.device.growth)
@@ -149,7 +151,10 @@ class Worker:
         return {}
 
     def version(self) -> dict[str, Any]:
-        """Return the installed version."""
+        """Return the installed version; ``failed`` has the reason where it has no such device."""
+        reason = self.device.missing_reason()
+        if reason is not None:
+            return {"failed": reason}
         return {"version": self.adapter.version(), "device": self.device.description()}
 
 

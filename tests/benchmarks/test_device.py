@@ -15,7 +15,7 @@ import torch
 pytest.importorskip("matplotlib")
 
 from benchmarks import device as devices
-from benchmarks.__main__ import main
+from benchmarks.__main__ import chosen_libraries, main
 from benchmarks.adapters import ours
 from benchmarks.agreement import EXACT
 from benchmarks.cases import ON_GPU, Case, all_cases, quick
@@ -39,6 +39,7 @@ def test_a_missing_gpu_is_named(monkeypatch, capsys):
     assert [main(["--device", "cuda"]), devices.main(["cuda"])] == [2, 2]
     lines = capsys.readouterr().out.splitlines()
     assert [bool(re.match(NO_GPU, line)) for line in lines] == [True, True]
+    assert re.match(NO_GPU, Worker(ours, Device("cuda")).version()["failed"])
     with pytest.raises(SystemExit) as raised:
         parse(["--device", "mps"])
     assert raised.value.code == 2
@@ -185,3 +186,8 @@ def test_the_rows_of_a_gpu_and_what_is_left_when_the_time_is_up(tmp_path, capsys
     kinds = {case.kind for case in all_cases() if case.name in left}
     assert kinds >= set(ON_GPU)
     assert not kinds & {"growth", "accuracy", "events", "stream"}
+
+
+def test_libraries_without_a_gpu_are_left_out_of_a_run_on_one():
+    names = {library.name for library in chosen_libraries(parse(["--device", "cuda"]))}
+    assert names == {each.name for each in chosen_libraries(parse([]))} - {"spyx", "0.9.2"}
