@@ -20,9 +20,12 @@ def test_the_page_has_a_row_for_every_neuron():
 
 def test_rows_are_what_the_command_writes():
     triton = pytest.importorskip("triton", reason="Triton is not installed")
-    if f"Compiled by Triton {triton.__version__} for" not in PAGE.read_text():
-        pytest.skip("the page is by another release of Triton")
-    assert f"| LIF | {ROWS['LIF']} |" in table(["sm_80", "sm_90"], ["LIF"])
+    (row,) = re.findall(r"^\| LIF \| (.*) \|$", table(["sm_80", "sm_90"], ["LIF"]), flags=re.M)
+    if f"Compiled by Triton {triton.__version__} for" in PAGE.read_text():
+        assert row == ROWS["LIF"]
+    # another release compiles a little better or worse
+    found, expected = (list(map(int, re.findall(r"\d+", each))) for each in (row, ROWS["LIF"]))
+    assert found == pytest.approx(expected, rel=0.5)
 
 
 def test_pages_say_that_nothing_ran_on_a_gpu_until_there_are_results_of_one():
