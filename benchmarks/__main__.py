@@ -8,8 +8,10 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
-from benchmarks.cases import Case, all_cases, quick
+from benchmarks.cases import ON_GPU, Case, all_cases, quick
+from benchmarks.device import Device
 from benchmarks.figure import draw
 from benchmarks.libraries import LIBRARIES, Library
 from benchmarks.machine import machine
@@ -27,9 +29,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: of the command line; those of the process where ``None``.
 
     Returns:
-        The exit code: 0, 1 where traceTorch failed on a case, 2 for arguments that fit nothing.
+        The exit code: 0, 1 where traceTorch failed on a case or differs from the CPU, 2 for
+        arguments that fit nothing, and where there is no such device.
     """
     options = parse(arguments)
+    missing = Device(options.device or "cpu").missing_reason()
+    if missing is not None:
+        print(missing)
+        return 2
     if options.again and not (options.out / "results.json").is_file():
         print(f"there are no results in {options.out} to put the cases into")
         return 2
@@ -38,11 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("no case has such a name; there are:", *(c.name for c in all_cases()), sep="\n  ")
         return 2
     rounds = options.rounds or (1 if options.quick else 5)
-    run = Run(machine(), {"rounds": rounds, "quick": options.quick}, cases=cases)
+    run = Run(machine(), {"rounds": rounds, "quick": options.quick, "left": []}, cases=cases)
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
-        processes = start(chosen_libraries(options), run, stack)
-        for case in cases:
+        processes = start(chosen_libraries(options), run, stack, options.device)
+        for case in [*cases]:
+            if time.perf_counter() - started > 60 * options.minutes:
+                run.settings["left"].append(case.name)
+                cases.remove(case)
+                continue
             # a quick run needs one measurement per case, not a steady number
             found = run_case(case, processes, rounds, 0.0 if options.quick else 0.12)
             run.results[case.name] = found
@@ -54,16 +65,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 text += "" if cold is None else f" hot, {amount(case, cold)} cold"
                 density = answer.get("density")
                 spikes = "" if density is None else f"   (spikes {density:.3f})"
-                print(f"    {name:22} {text}{spikes}", flush=True)
+                print(f"    {name:22} {text}{spikes}{agreed(answer)}", flush=True)
     run.settings["took"] = round(time.perf_counter() - started)
     write(run, options)
     ours = [run.results[case.name].get("tracetorch", {"failed": "absent"}) for case in cases]
     return 1 if any("failed" in answer for answer in ours) else 0
 
 
+def agreed(answer: dict[str, Any]) -> str:
+    """Tell how a case on a device agrees with the CPU, where it was compared."""
+    found = answer.get("agreement")
+    if not found:
+        return ""
+    gradient = f", gradients to {found['gradient']:.1e}" if "gradient" in found else ""
+    return f"   (as on the CPU: {found['equal']:.2%} of spikes{gradient})"
+
+
 def chosen_cases(options: argparse.Namespace) -> list[Case]:
     """Select the cases that the options name, on small shapes with ``--quick``."""
     cases = all_cases()
+    if options.device and not options.cases:
+        cases = [case for case in cases if case.kind in ON_GPU]
     if options.cases:
         cases = [case for case in cases if any(word in case.name for word in options.cases)]
     return [quick(case) for case in cases] if options.quick else cases
@@ -77,13 +99,17 @@ def chosen_libraries(options: argparse.Namespace) -> list[Library]:
             wanted = library.name in options.peers
         else:
             wanted = not library.opt_in or options.compiled
-        if wanted or library.name == "tracetorch":
+        there = (options.device or "cpu") in library.devices
+        if (wanted and there) or library.name == "tracetorch":
             found.append(library)
     return found
 
 
 def start(
-    libraries: Sequence[Library], run: Run, stack: contextlib.ExitStack
+    libraries: Sequence[Library],
+    run: Run,
+    stack: contextlib.ExitStack,
+    device: str | None = None,
 ) -> dict[str, Process]:
     """Start a worker per library; the reasons of those that cannot run go to ``run.absent``."""
     processes: dict[str, Process] = {}
@@ -92,7 +118,8 @@ def start(
         if not library.python.exists():
             reason = "it is not installed; make bench-peers"
         else:
-            process = stack.enter_context(Process(library))
+            process = Process(library, device or "cpu", compares=device is not None)
+            stack.enter_context(process)
             answer = process.version()
             reason = answer.get("failed", "")
         if reason:
@@ -101,12 +128,15 @@ def start(
         else:
             processes[library.name] = process
             run.versions[library.name] = answer["version"]
+            if answer["device"]:
+                run.machine["device"] = answer["device"]
     return processes
 
 
 def write(run: Run, options: argparse.Namespace) -> None:
     """Write table, JSON and plot into the folder of results."""
-    out = options.out or (PARTIAL if options.quick or options.cases else RESULTS)
+    whole = RESULTS / options.device if options.device else RESULTS
+    out = options.out or (PARTIAL if options.quick or options.cases else whole)
     out.mkdir(parents=True, exist_ok=True)
     if options.again:
         run = Run.from_json(json.loads((out / "results.json").read_text())).with_rows_of(run)

@@ -13,6 +13,11 @@ Kind = Literal[
 Pass = Literal["forward", "train"]
 
 PUBLISHED: tuple[Kind, ...] = ("sew", "spikformer", "sew memory", "spikformer memory")
+# Rows of a run on a GPU, which should end in ten minutes. No product there chooses events.
+ON_GPU: tuple[Kind, ...] = (
+    "shd", "recurrent", "recurrent delays", "static", "conv", "linear", "lif", "bsrlif", "alif",
+    "seadlif", "memory", *PUBLISHED,
+)  # fmt: skip
 NETWORKS: tuple[Kind, ...] = (
     "shd", "delays", "static", "events", "dvs", "maps", "conv", "linear", *PUBLISHED,
 )  # fmt: skip

@@ -14,7 +14,8 @@ class Library:
     """A library that is measured: a column of the table.
 
     ``venv`` is the virtual environment it is installed in, ours where empty; ``differs`` says what
-    is not like for like; a library with ``opt_in`` runs only on request.
+    is not like for like; a library with ``opt_in`` runs only on request; ``devices`` are those that
+    it runs on.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Library:
     venv: str = ""
     differs: str = ""
     opt_in: bool = False
+    devices: tuple[str, ...] = ("cpu", "cuda")
 
     @property
     def python(self) -> Path:
@@ -36,7 +38,8 @@ LIBRARIES = (
         "spikingjelly",
         "spikingjelly",
         ".venv-peers",
-        "multi-step, its torch backend; one decay per layer learns, the threshold does not; "
+        "multi-step, its torch backend, on a GPU the kernels that it selects; one decay per layer "
+        "learns, the threshold does not; "
         "its LinearRecurrentContainer multiplies the input too; delays are "
         "a convolution in plain PyTorch",
     ),
@@ -72,8 +75,15 @@ LIBRARIES = (
         "spyx",
         ".venv-spyx",
         "JAX, jitted; per-neuron decay learns, the threshold does not; resets one step later",
+        devices=("cpu",),
     ),
-    Library("0.9.2", "previous", ".venv-0.9.2", "per-neuron decay and threshold learn; stepped"),
+    Library(
+        "0.9.2",
+        "previous",
+        ".venv-0.9.2",
+        "per-neuron decay and threshold learn; stepped",
+        devices=("cpu",),
+    ),
     Library("relu", "relu", differs="ReLU in place of the neurons, time as a part of the batch"),
     Library("floor", "floor", differs="the products alone, dense; copy_ of the bytes of a layer"),
 )

@@ -18,21 +18,28 @@ _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
 
-def peak_of(adapter: Adapter, case: Case) -> dict[str, Any]:
+def peak_of(
+    adapter: Adapter, case: Case, growth: Callable[[Callable[[], object]], int]
+) -> dict[str, Any]:
     """Measure the growth of peak memory in bytes, and in units of one input.
 
     The process must be fresh: a library that keeps the memory of a run for the next one is charged
     for it. A first run on three steps loads libraries and compiles kernels; a library that compiles
     for each length is warmed up on the full length too. Input and incoming gradient exist before
     the run, the gradient of the input does not.
+
+    Args:
+        adapter: of the library.
+        case: what to run.
+        growth: returns by how many bytes a run grows the peak memory.
     """
     adapter.prepare(replace(case, T=3)).run()
     task: Any = adapter.prepare(case)
     warm = getattr(task, "warm", None)
     if warm is not None:
         warm()
-    growth = growth_of(task.run)
-    return {"bytes": growth, "inputs": growth / (4 * case.elements), "density": task.density()}
+    grown = growth(task.run)
+    return {"bytes": grown, "inputs": grown / (4 * case.elements), "density": task.density()}
 
 
 def growth_of(run: Callable[[], object]) -> int:

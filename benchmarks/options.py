@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import device
 from benchmarks.libraries import NAMES, ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -36,6 +37,18 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help=f"only these beside tracetorch, none where empty: {', '.join(NAMES[1:])}",
     )
     parser.add_argument(
+        "--device",
+        choices=device.NAMES,
+        help="run the rows for a GPU there, each compared with the same on the CPU; ends with 2 "
+        "where there is none (the CPU without this option, and all rows)",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=float("inf"),
+        help="begin no case after so many; the table names those that are left",
+    )
+    parser.add_argument(
         "--compiled",
         action="store_true",
         help="SpikingJelly under torch.compile too, which takes minutes a shape",
@@ -43,7 +56,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--out",
         type=Path,
-        help="folder of the results (benchmarks/results; runs/benchmarks with --quick or --cases)",
+        help="folder of the results (benchmarks/results, and the device if there is one; "
+        "runs/benchmarks with --quick or --cases)",
     )
     parser.add_argument(
         "--again",

@@ -19,14 +19,20 @@ class Process:
 
     Args:
         library: whose interpreter and adapter to start.
+        device: where its tensors are.
+        compares: whether ours is compared with the same on the CPU.
         threads: size of the thread pools of numerical libraries.
     """
 
-    def __init__(self, library: Library, threads: int = 2) -> None:
-        self.library = library
+    def __init__(
+        self, library: Library, device: str = "cpu", *, compares: bool = False, threads: int = 2
+    ) -> None:
+        self.library, self.device = library, device
+        arguments = [library.adapter, device]
+        arguments += ["compares"] if compares and library.name == "tracetorch" else []
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the worker)
         self.worker = subprocess.Popen(
-            [str(library.python), "-W", "ignore", "-m", "benchmarks.worker", library.adapter],
+            [str(library.python), "-W", "ignore", "-m", "benchmarks.worker", *arguments],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)},
             stdin=subprocess.PIPE,

@@ -66,7 +66,7 @@ def _each_fresh(case: Case, processes: Mapping[str, Process]) -> dict[str, dict[
     for name, process in processes.items():
         if case.only and name not in case.only:
             continue
-        with Process(process.library) as fresh:
+        with Process(process.library, process.device) as fresh:
             answer = fresh.prepare(case)
         if "unsupported" not in answer:
             found[name] = answer

@@ -18,6 +18,7 @@ def table(run: Run) -> str:
     lines = [
         "# Benchmarks",
         "",
+        f"{m['device'] + '; ' if 'device' in m else ''}"
         f"{m['processor']}, {m['cores']} cores, {m['memory']}, {m['system']}, "
         f"Python {m['python']}; {m['date']}. Medians of {run.settings['rounds']} rounds in which "
         "the libraries take turns, each in a process of its own; 2 threads, 1 in streaming. "
@@ -43,6 +44,7 @@ def table(run: Run) -> str:
         *_rows(run, names, run.cases, cold=False),
         "",
         *_growth(run),
+        *_agreement(run),
         "| library | version | like for like |",
         "|---|---|---|",
     ]
@@ -53,6 +55,8 @@ def table(run: Run) -> str:
         named = "; ".join(run.settings["again"])
         lines.append(f"\nMeasured again in a run of their own, after the others: {named}.")
     lines += [f"\n{name} is left out: {reason}." for name, reason in run.absent.items()]
+    if run.settings.get("left"):
+        lines.append(f"\nNot measured, for the time was up: {'; '.join(run.settings['left'])}.")
     lines += [
         "",
         "The share of spikes is that of the first layer of neurons. The conv network of the peers "
@@ -90,6 +94,25 @@ def _row(run: Run, case: Case, names: list[str], cold: bool) -> str:
         else:
             cells.append(f"{amount(case, value)} ({three_digits(ratio)}x)")
     return f"| {case.name} | {spikes} | " + " | ".join(cells) + " |"
+
+
+def _agreement(run: Run) -> list[str]:
+    """List how each case on a device agrees with the same on the CPU, where it was compared."""
+    rows = []
+    for case in run.cases:
+        found = run.results.get(case.name, {}).get("tracetorch", {}).get("agreement")
+        if found:
+            gradient = f"{found['gradient']:.1e}" if "gradient" in found else ""
+            rows.append(f"| {case.name} | {found['equal']:.4%} | {gradient} |")
+    if not rows:
+        return []
+    head = ["| as on the CPU | equal spikes | largest difference of a gradient |", "|---|---|---|"]
+    text = (
+        "Ours on this device beside ours on the CPU, with the same weights and inputs. Of a layer "
+        "alone all spikes are to be equal, and gradients to 1e-5 of the largest; sums of products "
+        "have another order on another device, so that behind them a spike may move."
+    )
+    return [text, "", *head, *rows, ""]
 
 
 def _growth(run: Run) -> list[str]:

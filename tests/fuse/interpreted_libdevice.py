@@ -24,16 +24,13 @@ def _function(compute: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-abs = _function(np.abs)  # noqa: A001
 atan = _function(np.arctan)
 atan2 = _function(np.arctan2)
-ceil = _function(np.ceil)
 cos = _function(np.cos)
 cosh = _function(np.cosh)
 erf = _function(np.vectorize(math.erf))
 exp = _function(np.exp)
 expm1 = _function(np.expm1)
-floor = _function(np.floor)
 log = _function(np.log)
 log1p = _function(np.log1p)
 log2 = _function(np.log2)
@@ -56,4 +53,3 @@ fmod = _function(np.fmod)
 hypot = _function(np.hypot)
 log10 = _function(np.log10)
 nextafter = _function(np.nextafter)
-# NumPy has none, and Python's raises an error where the result is infinite

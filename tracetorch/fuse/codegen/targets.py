@@ -37,7 +37,6 @@ _BINARY = ("copysign", "fmod", "hypot", "nextafter")
 # the second one is returned, as by the processor's vector instructions.
 _TRITON = {
     **_INFIX,
-    "abs": "libdevice.abs({})",
     "max": "tl.where(({0} > {1}) | ({0} != {0}), {0}, {1})",
     "min": "tl.where(({0} < {1}) | ({0} != {0}), {0}, {1})",
     "fma": "tl.fma({}, {}, {})",
@@ -50,7 +49,8 @@ _TRITON = {
     **{op: f"libdevice.{op}({{}})" for op in _INVERSE},
     **{op: f"libdevice.{op}({{}})" for op in ("erf", "erfc", *_UNARY)},
     **{op: f"libdevice.{op}({{}}, {{}})" for op in ("atan2", "pow", *_BINARY)},
-    "sqrt": "tl.sqrt({})",
+    # libdevice's may take the smallest numbers for zero
+    **{op: f"tl.{op}({{}})" for op in ("abs", "floor", "ceil", "sqrt")},
 }
 
 # Triton's own division and square root of float32 are approximations.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -26,6 +27,23 @@ from triton.language.extra import libdevice
 
 
 '''
+
+
+LEAST = (3, 6)  # release of Triton: the first with an option to keep the smallest numbers
+BLOCK = 128  # lanes of a program: one for each of its threads
+_WARPS = 4
+
+
+def compile_options(backend: str) -> dict[str, Any]:
+    """Return the options of a launch on Triton's ``"cuda"`` or ``"hip"``, or of an interpreted one.
+
+    Contraction is off, for the spikes that backward computes again are to be those of the forward
+    pass; and divisions and functions keep numbers too small to be normal, as PyTorch does.
+    """
+    options: dict[str, Any] = {"BLOCK": BLOCK, "num_warps": _WARPS, "enable_fp_fusion": False}
+    if backend == "cuda":
+        options["enable_reflect_ftz"] = False
+    return options
 
 
 def unknown(graph: Graph) -> str | None:

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import importlib.util
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,13 @@ import torch
 from torch import Tensor
 
 from tracetorch.core.torch_private import global_modes_off
-from tracetorch.fuse.codegen.triton_loops import triton_source, unknown
+from tracetorch.fuse.codegen.triton_loops import (
+    BLOCK,
+    LEAST,
+    compile_options,
+    triton_source,
+    unknown,
+)
 from tracetorch.fuse.ir.plan import TILE, Plan
 from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel
 from tracetorch.fuse.ir.trace import Program
@@ -27,9 +34,6 @@ from tracetorch.fuse.runtime.allocation import wrong_memory
 from tracetorch.fuse.runtime.backend import Backend, Operands
 from tracetorch.fuse.runtime.kernel_cache import module_of
 from tracetorch.fuse.runtime.layout import Layout, allocate_results, strided
-
-BLOCK = 128  # lanes of a program: one for each of its threads
-_WARPS = 4
 
 
 def _kernel(plan: Plan, name: str) -> Any:
@@ -42,7 +46,7 @@ def _kernel(plan: Plan, name: str) -> Any:
 
 
 def _launch(plan: Plan, name: str, layout: Layout, device: torch.device, arguments: Any) -> None:
-    """Run a kernel; contraction is off, recomputed spikes are to be those of the forward pass."""
+    """Run a kernel of a plan."""
     launch(_kernel(plan, name), layout.lanes, device, arguments)
 
 
@@ -52,7 +56,7 @@ def launch(kernel: Any, lanes: int, device: torch.device, arguments: Any) -> Non
     for value in arguments.values():  # the memory of another GPU would end the process
         if isinstance(value, Tensor) and value.device != device:
             raise wrong_memory(value, value.dtype, device)
-    options = {"BLOCK": BLOCK, "num_warps": _WARPS, "enable_fp_fusion": False}
+    options = compile_options(_language(device))
     if device.type == "cpu":
         with np.errstate(all="ignore"):
             kernel[grid](**arguments, **options)
@@ -70,6 +74,11 @@ def literals(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.devic
     """
     with global_modes_off():
         return torch.tensor(numbers, dtype=dtype, device=device)
+
+
+def _language(device: torch.device) -> str:
+    """Return the name of what Triton compiles to for a device, ``"cpu"`` where it interprets."""
+    return "hip" if device.type == "cuda" and torch.version.hip else device.type
 
 
 def _flat(tensor: Tensor) -> Tensor:
@@ -125,18 +134,17 @@ class TritonBackend(Backend):
     @functools.cache  # noqa: B019 (there is one object)
     def uninstalled_reason(self) -> str | None:
         """Return why Triton has no device on this machine, or ``None``."""
+        on_gpu = not _is_interpreted() and torch.cuda.is_available()
         if importlib.util.find_spec("triton") is None:
+            if on_gpu:
+                return "there is a GPU, but Triton is not installed: pip install triton"
             return "Triton is not installed; it comes with PyTorch for CUDA and ROCm"
         if not _is_interpreted():
-            if not torch.cuda.is_available():
+            if not on_gpu:
                 return "there is no GPU"
             if torch.version.hip is None and torch.cuda.get_device_capability() < (7, 0):
                 return "the GPU is older than Triton supports"
-        try:
-            import triton  # noqa: F401
-        except Exception as failure:
-            return f"Triton cannot be imported: {failure}"
-        return None
+        return _reason_of_triton()
 
     def unsupported_reason(self, program: Program, device: torch.device) -> str | None:
         """Return which operation Triton kernels lack, or how one has failed, or ``None``."""
@@ -248,6 +256,22 @@ class TritonBackend(Backend):
 @functools.cache
 def _uniforms(real: str) -> Any:
     return module_of(threefry.triton_source(real), "triton_uniforms").uniforms
+
+
+def _reason_of_triton() -> str | None:
+    """Return why what is imported as Triton cannot be used, or ``None``."""
+    try:
+        import triton
+    except Exception as failure:
+        return f"Triton cannot be imported: {failure}"
+    found = str(getattr(triton, "__version__", None))
+    numbers = re.match(r"(\d+)\.(\d+)", found)
+    if numbers is None:
+        return f"what is imported as triton is not Triton: {triton}"
+    if tuple(map(int, numbers.groups())) < LEAST:
+        least = ".".join(map(str, LEAST))
+        return f"Triton {found} is too old, the kernels need {least}: pip install --upgrade triton"
+    return None
 
 
 def _is_interpreted() -> bool:

@@ -1,0 +1,193 @@
+"""Benchmarks on a device: one that is missing, one that stands for a GPU, and the CPU itself."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("matplotlib")
+
+from benchmarks import device as devices
+from benchmarks.__main__ import chosen_libraries, main
+from benchmarks.adapters import ours
+from benchmarks.agreement import EXACT
+from benchmarks.cases import ON_GPU, Case, all_cases, quick
+from benchmarks.device import Device
+from benchmarks.options import parse
+from benchmarks.torch_task import TorchTask
+from benchmarks.worker import Worker
+
+ROOT = Path(__file__).parents[2]
+NO_GPU = (
+    r"there is no GPU that PyTorch \S+ can use, which is for [^.]+\. Run this on a machine with"
+)
+LIF = quick(next(case for case in all_cases() if case.kind == "lif" and case.way == "train"))
+
+
+# Without a card
+
+
+def test_a_missing_gpu_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert [main(["--device", "cuda"]), devices.main(["cuda"])] == [2, 2]
+    lines = capsys.readouterr().out.splitlines()
+    assert [bool(re.match(NO_GPU, line)) for line in lines] == [True, True]
+    assert re.match(NO_GPU, Worker(ours, Device("cuda")).version()["failed"])
+    with pytest.raises(SystemExit) as raised:
+        parse(["--device", "mps"])
+    assert raised.value.code == 2
+    assert "invalid choice: 'mps'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("cuda", "hip", "which"),
+    [(None, None, "the CPU alone"), ("12.8", None, "12.8"), (None, "6", "6")],
+)
+def test_the_reason_names_what_pytorch_is_built_for(cuda, hip, which, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert f"which is for {which}. Run this on" in Device("cuda").missing_reason()
+    assert Device("cpu").missing_reason() is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is missing")
+def test_make_gpu_ends_with_2_without_one(tmp_path):
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    for made in (".made", ".bench", ".test"):
+        (tmp_path / made).touch()
+    done = subprocess.run(
+        ["make", "gpu", f"VENV={tmp_path}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stdout.startswith("there is no GPU that PyTorch ")
+    assert "pytest" not in done.stdout
+
+
+# With one that stands for a GPU
+
+
+class Fake:
+    """Count what is wanted of ``torch.cuda``."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __getattr__(self, name):
+        def call(*_):
+            self.calls.append(name)
+            return {"is_available": True, "memory_allocated": 100, "max_memory_allocated": 740}.get(
+                name, "a card"
+            )
+
+        return call
+
+
+@pytest.fixture
+def card(monkeypatch):
+    fake = Fake()
+    monkeypatch.setattr(devices, "_cuda", lambda: fake)
+    # its tensors are on the CPU
+    monkeypatch.setattr(Device, "building", lambda self: torch.device("cpu"))
+    return fake
+
+
+def test_runs_on_a_gpu_are_waited_for(card):
+    worker = Worker(ours, Device("cuda"), compares=True)
+    answer = worker.prepare(asdict(LIF))
+    assert "failed" not in answer
+    assert answer["agreement"] == {"equal": 1.0, "gradient": 0.0}
+    card.calls.clear()
+    ran = []
+    worker.task = SimpleNamespace(run=lambda: ran.append(len(card.calls)))
+    worker.measure(0.0)
+    # one before each run that is timed, and one at its end
+    assert card.calls == ["synchronize"] * 4
+    assert ran == [0, 1, 3]
+    assert worker.version()["device"].startswith("a card, ")
+
+
+def test_peak_memory_of_a_gpu_is_that_of_its_allocator(card):
+    memory = quick(next(case for case in all_cases() if case.kind == "memory"))
+    answer = Worker(ours, Device("cuda")).prepare(asdict(memory))
+    assert answer["bytes"] == 640
+    wanted = ["synchronize", "reset_peak_memory_stats", "memory_allocated"]
+    assert card.calls == [*wanted, "synchronize", "max_memory_allocated"]
+
+
+@pytest.mark.parametrize("kind", EXACT)
+@pytest.mark.parametrize(
+    ("plant", "reason"),
+    [
+        (lambda task: task.x.data.add_(0.4), r"\d\d\.\d\d% of its spikes are those of the CPU"),
+        (lambda task: task.draw(task.x) or task.grad.mul_(1.0001), "gradients to 1.0e-04"),
+    ],
+)
+def test_what_differs_from_the_cpu_fails(plant, reason, kind, monkeypatch, card):
+    case = quick(next(c for c in all_cases() if c.kind == kind and c.way == "train"))
+    made = []
+
+    class Adapter(SimpleNamespace):
+        unsupported_reason = staticmethod(lambda case: None)
+
+        @staticmethod
+        def prepare(case: Case):
+            made.append(ours.prepare(case))
+            if len(made) == 2:  # the first is the reference
+                plant(made[1])
+            return made[-1]
+
+    answer = Worker(Adapter(), Device("cuda"), compares=True).prepare(asdict(case))
+    assert re.search(reason, answer["failed"])
+
+
+@pytest.mark.parametrize("kind", ON_GPU)
+def test_all_of_a_case_is_on_its_device(kind):
+    case = quick(next(case for case in all_cases() if case.kind == kind))
+    with torch.device("meta"):
+        task = ours.prepare(case)
+    assert isinstance(task, TorchTask)
+    assert {each.device.type for each in (task.x, *task.learnable)} == {"meta"}
+    if isinstance(task.model, torch.nn.Module):
+        assert {each.device.type for each in task.model.buffers()} <= {"meta"}
+
+
+# The whole of it, with the CPU for a GPU
+
+
+def test_a_run_with_a_device_compares_ours_with_the_cpu(tmp_path, capsys):
+    run = ["--device", "cpu", "--quick", "--peers", "--out", str(tmp_path)]
+    assert (
+        main([*run, "--cases", "LIF N=128, train", "784-256-256-10, same input each step, train"])
+        == 0
+    )
+    assert "(as on the CPU: 100.00% of spikes, gradients to 0.0e+00)" in capsys.readouterr().out
+    text = (tmp_path / "table.md").read_text()
+    assert "| LIF N=128, train | 100.0000% | 0.0e+00 |" in text
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert all(found["tracetorch"]["agreement"]["equal"] == 1.0 for found in results.values())
+
+
+def test_the_rows_of_a_gpu_and_what_is_left_when_the_time_is_up(tmp_path, capsys):
+    assert main(["--device", "cpu", "--minutes", "0", "--peers", "--out", str(tmp_path)]) == 0
+    text = (tmp_path / "table.md").read_text()
+    (left,) = [line for line in text.splitlines() if line.startswith("Not measured, for the time")]
+    kinds = {case.kind for case in all_cases() if case.name in left}
+    assert kinds >= set(ON_GPU)
+    assert not kinds & {"growth", "accuracy", "events", "stream"}
+
+
+def test_libraries_without_a_gpu_are_left_out_of_a_run_on_one():
+    names = {library.name for library in chosen_libraries(parse(["--device", "cuda"]))}
+    assert names == {each.name for each in chosen_libraries(parse([]))} - {"spyx", "0.9.2"}

@@ -1,0 +1,189 @@
+"""Compile Triton's kernels for GPUs that are not there."""
+
+from __future__ import annotations
+
+import random
+import re
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from benchmarks.gpu.compiled import TARGETS, Compiled, compiled
+from tests import cases
+from tests.fuse.kernels import kernel_of_graph
+from tests.fuzz.draw import SEEDS, random_neuron
+from tracetorch import fuse, snn
+from tracetorch.fuse.codegen import targets
+from tracetorch.fuse.codegen.targets import triton_target
+from tracetorch.fuse.codegen.triton_loops import arguments, compile_options
+from tracetorch.fuse.ir.graph import ARITY, BOOLEAN, LOGIC, Graph, Line, Unfusable
+from tracetorch.fuse.ir.kernel import Kernel
+from tracetorch.fuse.ir.plan import Plan
+from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel
+from tracetorch.fuse.ir.verify import verify
+from tracetorch.fuse.runtime import gpu
+
+NEURONS = (*cases.LAYERS, *cases.NEURONS)
+DTYPES = (torch.float32, torch.float64)
+
+
+def kernels(layer: snn.Neuron, dtype: torch.dtype, read: float = 1.0) -> list[Kernel]:
+    """Return the kernels of a layer that learns; of its states a share is recorded."""
+    program = cases.trace_layer(layer.to(dtype), 2, dtype)
+    record = tuple(random.Random(0).sample(program.states, int(read * len(program.states))))
+    plan = Plan(
+        program, "triton", -1, record, True, program.inputs, program.params, gpu.TritonBackend.tile
+    )
+    return [verify(forward_kernel(plan)), verify(backward_kernel(plan))]
+
+
+def random_steps(count: int) -> list[int]:
+    """Return the seeds of the first random steps that become kernels."""
+    found: list[int] = []
+    for seed in SEEDS:
+        try:
+            cases.trace_layer(random_neuron(seed, monitors=True), 2, torch.float32)
+        except Unfusable:
+            continue
+        found.append(seed)
+    return found[:count]
+
+
+def layer_of(name: str | int) -> snn.Neuron:
+    made: snn.Neuron = (
+        random_neuron(name, monitors=True) if isinstance(name, int) else cases.layer(name, 3)
+    )
+    return made
+
+
+def is_as_written(found: Compiled, kernel: Kernel) -> None:
+    """Assert that a kernel fits into registers, and computes what the step says."""
+    # for the largest angles these call another function, which has an array
+    angles = re.search(r"libdevice\.(?:sin|cos|tan)\(", found.source) is not None
+    assert found.local <= found.spilled + 64 * angles, found
+    # a register that waits for the end of the kernel in memory costs no step anything
+    assert found.spilled <= 16 if angles else found.spilled_in_loops == 0, found
+    assert found.shared == 0, found
+    assert 0 < found.registers <= 255, found
+    assert (found.contracted, found.flushed, found.widened) == (0, 0, 0), found
+
+
+def combinations() -> list[Any]:
+    """Return every step for every target and dtype: of each step one combination is fast."""
+    found = []
+    every = [(target, dtype) for target in TARGETS for dtype in DTYPES]
+    fast = [(target, dtype) for target in ("sm_80", "sm_90") for dtype in DTYPES]
+    for place, name in enumerate((*NEURONS, *random_steps(20))):
+        for each in every:
+            marks = [] if each == fast[place % 4] else [pytest.mark.slow]
+            text = f"{name}-{each[0]}-{str(each[1]).removeprefix('torch.')}"
+            found.append(pytest.param(name, *each, marks=marks, id=text))
+    return found
+
+
+@pytest.mark.parametrize(("name", "target", "dtype"), combinations())
+def test_kernels_compile_as_they_are_written(
+    name: str | int, target: str, dtype: torch.dtype
+) -> None:
+    for kernel in kernels(layer_of(name), dtype, 0.5):
+        is_as_written(compiled(kernel, target), kernel)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16, torch.float16])
+def test_a_launch_passes_what_was_compiled(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inputs in half precision are cast before the kernel, whose arithmetic is float32."""
+    launches = []
+
+    class Launched:
+        def __init__(self, kernel: Kernel) -> None:
+            self.kernel = kernel
+
+        def __getitem__(self, grid: Any) -> Any:
+            return lambda **passed: launches.append((self.kernel, passed))
+
+    def kernel_of(plan: Plan, name: str) -> Launched:
+        return Launched(verify((backward_kernel if name == "backward" else forward_kernel)(plan)))
+
+    monkeypatch.setattr(gpu, "_is_interpreted", lambda: True)
+    monkeypatch.setattr(gpu, "_kernel", kernel_of)
+    layer = cases.layer("BSRLIF", 3).to(dtype)
+    x = cases.sequence(5, 2, 3, dtype=dtype).requires_grad_()
+    with fuse.backend("triton"):
+        y, _ = layer.forward_sequence(x)
+    assert y.dtype == dtype
+    y.backward(torch.ones_like(y))
+    assert [kernel.name for kernel, _ in launches] == ["forward", "backward"]
+    arithmetic = torch.promote_types(dtype, torch.float32)
+    for kernel, passed in launches:
+        options = compile_options("cpu")
+        assert passed.keys() - options.keys() == {*arguments(kernel)}
+        assert f"torch.{kernel.dtype.value}" == str(arithmetic)
+        for buffer in kernel.buffers:
+            given = passed[f"at_{buffer.label}"]
+            assert str(given.dtype) == f"torch.{buffer.dtype.value}", buffer
+            assert given.is_contiguous(), buffer
+
+
+@pytest.mark.parametrize("target", ["sm_80", pytest.param("gfx942", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("shape", ["one", "any"])
+def test_other_shapes_compile(shape: Any, target: str) -> None:
+    for kernel in kernels(cases.layer("LIF", 3), torch.float32):
+        is_as_written(compiled(kernel, target, shape=shape), kernel)
+
+
+@pytest.mark.parametrize("target", ["sm_80", pytest.param("gfx942", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_operation_compiles(target: str, dtype: torch.dtype) -> None:
+    truths = [Line("b0", "gt", ("x", "y")), Line("b1", "lt", ("y", "z"))]
+    lines, results = list(truths), {}
+    for op in triton_target(dtype).expressions:
+        if op in ("float", "where"):
+            made = Line(f"v_{op}", op, ("b0", "x", "y")[: 3 if op == "where" else 1])
+        elif op in BOOLEAN:
+            operands = ("b0", "b1")[: 1 if op == "not" else 2] if op in LOGIC else ("x", "y")
+            lines.append(Line(f"b_{op}", op, operands))
+            made = Line(f"v_{op}", "float", (f"b_{op}",))
+        elif op in ARITY:
+            made = Line(f"v_{op}", op, ("x", "y", "z")[: ARITY[op]])
+        else:
+            assert op == "double"
+            continue
+        lines.append(made)
+        results[op] = made.name
+    kernel = kernel_of_graph(Graph(tuple(lines), results), dtype)
+    found = compiled(kernel, target)
+    assert (found.contracted, found.flushed, found.widened, found.shared) == (0, 0, 0, 0), found
+
+
+# Faults that are planted
+
+
+def backward(name: str) -> Kernel:
+    return kernels(cases.layer(name, 3), torch.float32)[1]
+
+
+def test_contraction_is_seen() -> None:
+    assert compiled(backward("LIF"), "sm_80", enable_fp_fusion=True).contracted > 0
+
+
+def test_registers_in_memory_are_seen() -> None:
+    assert compiled(backward("BSRLIF"), "sm_80", maxnreg=24).spilled_in_loops > 0
+
+
+@pytest.mark.parametrize(
+    ("product", "fault", "options"),
+    [
+        ("libdevice.abs({})", "flushed", {"enable_reflect_ftz": True}),
+        ("({0}.to(tl.float64) * {1}).to(tl.float32)", "widened", {}),
+    ],
+)
+def test_other_arithmetic_is_seen(
+    product: str, fault: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(targets._TRITON_FLOAT32, "mul", product)
+    assert getattr(compiled(backward("LIF"), "sm_80", **options), fault) > 0
