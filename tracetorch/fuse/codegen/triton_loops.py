@@ -35,7 +35,7 @@ def unknown(graph: Graph) -> str | None:
 
 def triton_source(kernel: Kernel) -> str:
     """Return the module of a kernel, whose arguments are those of :func:`arguments`."""
-    return _Printer(kernel).print()
+    return TritonPrinter(kernel).print()
 
 
 def arguments(kernel: Kernel) -> list[str]:
@@ -59,7 +59,12 @@ def _is_strided(buffer: Buffer) -> bool:
     return buffer.role in STRIDED and len(buffer.shape) > 1
 
 
-class _Printer(Emitter):
+class TritonPrinter(Emitter):
+    """Print a kernel whose lanes are a block in registers; a child may give it another shape."""
+
+    block = ("BLOCK",)
+    """Names of the sizes of a block of lanes, arguments behind all others."""
+
     def __init__(self, kernel: Kernel) -> None:
         real = kernel.dtype.value
         super().__init__(kernel, triton_target(getattr(torch, real)))
@@ -67,28 +72,21 @@ class _Printer(Emitter):
         self.mask = "inside"
 
     def print(self) -> str:
+        """Return the module of the kernel."""
         kernel = self.kernel
         self.lines(*_MODULE.format(title=kernel.title.capitalize()).splitlines())
         # Not compiled again for lengths that are 1 or a multiple of 16.
         sizes = ", ".join(f'"{size.name}"' for size in kernel.sizes)
         self.line(f"@triton.jit(do_not_specialize=[{sizes}])")
         with self.indent(f"def {kernel.name}("):
-            self.lines(*(f"{name}," for name in arguments(kernel)), "BLOCK: tl.constexpr,")
+            self.lines(*(f"{name}," for name in self.arguments()))
+            self.lines(*(f"{size}: tl.constexpr," for size in self.block))
         with self.indent("):"):
             # int64, as offsets into a sequence may need it. A lane is row * width + column.
-            self.lines(
-                "lane = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)",
-                "inside = lane < lanes",
-                "row = lane // width",
-                "column = lane % width",
-                "neuron = column // inner",
-            )
+            self.lines(*self.places())
             # Blocks of literals: an operation on blocks alone keeps the dtype of the arithmetic.
-            self.lines(
-                f"zero = tl.full((BLOCK,), 0.0, {self.real})",
-                f"one = tl.full((BLOCK,), 1.0, {self.real})",
-                "true = one > zero",
-            )
+            self.lines(f"zero = {self.full('0.0')}", f"one = {self.full('1.0')}")
+            self.line("true = one > zero")
             # Loop variables take the dtype of the first bound; an int64 one keeps offsets from
             # overflowing.
             self.line("first = tl.full((), 0, tl.int64)")
@@ -98,10 +96,30 @@ class _Printer(Emitter):
             self.body(kernel.body)
         return self.source()
 
+    def arguments(self) -> list[str]:
+        """Return the names of the arguments but the sizes of a block."""
+        return arguments(self.kernel)
+
+    def places(self) -> tuple[str, ...]:
+        """Return the lines that say where the lanes of a program lie."""
+        return (
+            "lane = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)",
+            "inside = lane < lanes",
+            "row = lane // width",
+            "column = lane % width",
+            "neuron = column // inner",
+        )
+
+    def full(self, value: str) -> str:
+        """Return the expression of a block of one value."""
+        return f"tl.full(({', '.join(self.block)},), {value}, {self.real})"
+
     def declare(self, value: Value, spelled: str) -> None:
+        """Append the line that gives a new name a value."""
         self.line(f"{self.spell(value)} = {spelled}")
 
     def place(self, buffer: Buffer, index: Sequence[Index]) -> str:
+        """Return the expression of a place in memory."""
         label, inner = buffer.label, [i for i in index if not isinstance(i, Axis)]
         if Axis.NEURON in index:
             stride = f" * stride_{label}" if buffer.role is Role.PARAMETER else ""
@@ -115,16 +133,19 @@ class _Printer(Emitter):
         return f"at_{label} + {f'{total} * lanes + ' if total else ''}lane"
 
     def load(self, buffer: Buffer, index: Sequence[Index]) -> str:
+        """Return the expression of a value in memory."""
         if buffer.role is Role.LITERALS:
             (number,) = index
-            return f"tl.full((BLOCK,), tl.load(at_literals + {number}), {self.real})"
+            return self.full(f"tl.load(at_literals + {number})")
         return f"tl.load({self.place(buffer, index)}, mask={self.mask}, other=0.0)"
 
     def store(self, buffer: Buffer, index: Sequence[Index], value: str) -> None:
+        """Append the line that writes to memory."""
         self.line(f"tl.store({self.place(buffer, index)}, {value}, mask={self.mask})")
 
     @contextmanager
     def loop(self, each: Loop) -> Iterator[None]:
+        """Open a loop over an index."""
         index, stop = self.spell(each.index), self.spell(each.stop)
         start = "first" if each.start == 0 else self.spell(each.start)
         if not each.reverse:
@@ -144,5 +165,6 @@ class _Printer(Emitter):
         self.mask = outer
 
     def barrier(self) -> None:
+        """Append a barrier."""
         # A value in scratch may be read by another thread than the one that wrote it.
         self.line("tl.debug_barrier()")

@@ -1,0 +1,118 @@
+"""Print a linear recurrence for Triton: a program walks a few rows of neurons through time.
+
+A block is ``ROWS`` rows of ``COLUMNS`` neurons, both powers of two and masked. What a schedule
+keeps in scratch, states and sums, is in registers here. A product reads its source from memory, in
+parts of ``DEPTH`` columns, for no block can be cut in registers, and the matrix from the nearest
+cache that holds it. With one matrix its result stays in registers as well: what is loaded of a
+target is then what was last written to it. Products are in full precision, never in TF32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tracetorch.fuse.codegen.triton_loops import TritonPrinter, arguments
+from tracetorch.fuse.ir import kernel as ir
+from tracetorch.fuse.ir.kernel import Axis, Buffer, Index, Role
+
+
+def recurrence_source(kernel: ir.Kernel, *, one_matrix: bool) -> str:
+    """Return the module of a kernel with products, whose arguments are :func:`loop_arguments`.
+
+    Args:
+        kernel: the kernel.
+        one_matrix: print what is right for one matrix alone, and faster.
+    """
+    return _Printer(kernel, one_matrix).print()
+
+
+def loop_arguments(kernel: ir.Kernel) -> list[str]:
+    """Return the names of a kernel's arguments, in order: no scratch, which is in registers."""
+    return [name for name in arguments(kernel) if not name.startswith("at_scratch")]
+
+
+class _Printer(TritonPrinter):
+    block = ("ROWS", "COLUMNS", "DEPTH")
+
+    def __init__(self, kernel: ir.Kernel, one_matrix: bool) -> None:
+        super().__init__(kernel)
+        found = list(ir.statements(self.kernel.body))
+        read = {each.buffer for each in found if isinstance(each, ir.Load)}
+        targets = {each.target: None for each in found if isinstance(each, ir.Product)}
+        self.one_matrix = one_matrix
+        self.held = [each for each in targets if one_matrix and each in read]
+
+    def arguments(self) -> list[str]:
+        return loop_arguments(self.kernel)
+
+    def places(self) -> tuple[str, ...]:
+        return (
+            "row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]",
+            "is_row = row < lanes // width",
+            "column = tl.broadcast_to(tl.arange(0, COLUMNS)[None, :], (ROWS, COLUMNS))",
+            "neuron = column",
+            "inside = is_row & (column < width)",
+            # behind the last one where there is none, as a condition masks lanes by their number
+            "lane = tl.where(inside, row * width + column, lanes)",
+            *(f"held_{each.label} = {self.full('0.0')}" for each in self.held),
+        )
+
+    def full(self, value: str) -> str:
+        return f"tl.full((ROWS, COLUMNS), {value}, {self.real})"
+
+    def load(self, buffer: Buffer, index: Sequence[Index]) -> str:
+        if buffer.role is Role.SCRATCH:
+            return f"{buffer.label}_{index[0]}"
+        return f"held_{buffer.label}" if buffer in self.held else super().load(buffer, index)
+
+    def store(self, buffer: Buffer, index: Sequence[Index], value: str) -> None:
+        if buffer.role is Role.SCRATCH:
+            self.line(f"{buffer.label}_{index[0]} = {value}")
+            return
+        super().store(buffer, index, value)
+        if buffer in self.held:
+            self.line(f"held_{buffer.label} = {value}")
+
+    def product(self, each: ir.Product) -> None:
+        """Append the products of one step with its matrices, behind a barrier.
+
+        Other threads read what one has written, also where there is no matrix left.
+        """
+        first, count = self.spell(each.first), self.spell(each.count)
+        target, begin = each.target, each.target_index[0]
+        self.barrier()
+        if self.one_matrix:
+            with self.indent(f"if {count} > 0:"):
+                self._multiply(each, first, "zero")
+                if target in self.held:
+                    self.line(f"held_{target.label} = total")
+                else:
+                    super().store(target, each.target_index, "total")
+            return
+        with self.indent(f"for tap in range(first, {count}):"):
+            place = ir.Value("place", ir.Dtype.INT64)
+            number = f"({first} + tap)"
+            self.declare(place, f"{self.spell(begin)} {'-' if each.reverse else '+'} tap")
+            # the product with the last matrix is the first that its target is given
+            mask = f"lane < tl.where({number} < taps - 1, lanes, 0)"
+            at = self.place(target, (place, Axis.LANE))
+            self._multiply(each, number, f"tl.load({at}, mask={mask}, other=0.0)")
+            super().store(target, (place, Axis.LANE), "total")
+        self.barrier()
+
+    def _multiply(self, each: ir.Product, number: str, begin: str) -> None:
+        """Append the lines of ``total``, the product of one step with one matrix."""
+        source, step = each.source.label, self.spell(each.source_index[0])
+        self.line(f"total = {begin}")
+        with self.indent("for depth in range(0, width, DEPTH):"):
+            self.lines(
+                "inner_row = depth + tl.arange(0, DEPTH)",
+                "has_row = inner_row < width",
+                f"at = at_{source} + {step} * lanes + row * width + inner_row[None, :]",
+                "values = tl.load(at, mask=is_row & has_row[None, :], other=0.0)",
+                f"at = at_{each.matrix.label} + ({number} * width + inner_row[:, None]) * width",
+                "mask = has_row[:, None] & (tl.arange(0, COLUMNS)[None, :] < width)",
+                "factors = tl.load(at + tl.arange(0, COLUMNS)[None, :], mask=mask, other=0.0)",
+                'total = tl.dot(values, factors, total, input_precision="ieee", '
+                f"out_dtype={self.real})",
+            )

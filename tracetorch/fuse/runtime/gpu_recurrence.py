@@ -1,0 +1,135 @@
+"""Run the printed time loops of a linear recurrence on a GPU: one launch for all of time.
+
+A program walks a few rows through all steps, so that no two of them wait for each other. Under
+``TRITON_INTERPRET=1`` they run on tensors of the CPU, slowly, to be tested.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tracetorch.fuse.codegen.triton_recurrence import recurrence_source
+from tracetorch.fuse.ir.kernel import STRIDED, Kernel, Role
+from tracetorch.fuse.ir.schedule import recurrent_backward_kernel, recurrent_forward_kernel
+from tracetorch.fuse.ir.verify import verify
+from tracetorch.fuse.runtime.kernel_cache import module_of
+from tracetorch.fuse.runtime.recurrence import Buffers, Loop, Shape
+
+LARGEST = 256  # neurons whose states and sums fit into the registers of a program
+_MOST_ROWS = 16  # of a program: enough to read the matrix seldom
+_DEPTH = 32  # rows of the matrix that are multiplied at a time
+
+
+class Tile(NamedTuple):
+    """The block of a program, in the names of its kernel's arguments, and its warps."""
+
+    ROWS: int
+    COLUMNS: int
+    DEPTH: int
+    num_warps: int
+
+
+def tile_of(rows: int, neurons: int, processors: int) -> Tile:
+    """Return the block for so many rows: few of them where processors would have nothing to do."""
+    columns = max(16, _power(neurons))
+    count = min(_MOST_ROWS, _power(-(-rows // processors)))
+    return Tile(count, columns, min(_DEPTH, columns), 4 if count * columns <= 1024 else 8)
+
+
+def _power(number: int) -> int:
+    """Return the smallest power of two that is not less than a number."""
+    return 1 << (number - 1).bit_length()
+
+
+@functools.cache
+def _processors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+class TritonLoop(Loop):
+    """Those in Triton, a program for up to sixteen rows."""
+
+    @staticmethod
+    def unsupported_reason(neurons: int) -> str | None:
+        """Return why so many neurons run step by step, or ``None``."""
+        if neurons <= LARGEST:
+            return None
+        return f"one kernel for all steps takes up to {LARGEST} neurons, it has {neurons}"
+
+    def interval(self, rows: int, neurons: int) -> int:
+        """Return that of the layers that are not recurrent."""
+        return self.plan.checkpoint_interval
+
+    def sums(self, shape: Shape, like: Tensor) -> Tensor:
+        """Return those of each lane, which take no atomics."""
+        size = (len(self.plan.trained), shape.rows, shape.neurons)
+        return like.new_zeros(size, dtype=torch.float64)
+
+    def totals(self, sums: Tensor) -> Any:
+        """Return the sums over rows."""
+        return sums.sum(1)
+
+    def run(self, backward: bool, shape: Shape, matrices: Tensor, buffers: Buffers) -> None:
+        """Launch a kernel; contraction is off but in products, as in all others."""
+        device, plan = matrices.device, self.plan
+        schedule, kernel = self._kernel(backward, shape.taps == 1)
+        if device not in plan.kernels:
+            numbers = torch.tensor(plan.literals, dtype=plan.program.dtype, device=device)
+            plan.kernels[device] = numbers
+        past = shape.every * max(1, len(plan.recomputed)) * shape.lanes if backward else 0
+        buffers = buffers | {
+            Role.LITERALS: (plan.kernels[device],),
+            Role.MATRIX: (matrices.contiguous(),),
+            Role.PAST: (matrices.new_empty(past),),
+        }
+        arguments = _arguments(schedule, shape, buffers)
+        tile = tile_of(shape.rows, shape.neurons, _processors(device))
+        grid = (-(-shape.rows // tile.ROWS),)
+        on_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+        with on_device, np.errstate(all="ignore"):
+            kernel[grid](**arguments, **tile._asdict(), enable_fp_fusion=False)
+
+    def _kernel(self, backward: bool, one_matrix: bool) -> tuple[Kernel, Any]:
+        key = ("recurrence", backward, one_matrix)
+        if key not in self.plan.kernels:
+            build = recurrent_backward_kernel if backward else recurrent_forward_kernel
+            schedule = verify(build(self.plan))
+            source = recurrence_source(schedule, one_matrix=one_matrix)
+            name = f"triton_recurrent_{schedule.name}"
+            self.plan.kernels[key] = schedule, getattr(module_of(source, name), schedule.name)
+        found: tuple[Kernel, Any] = self.plan.kernels[key]
+        return found
+
+
+def _arguments(kernel: Kernel, shape: Shape, buffers: Buffers) -> dict[str, Any]:
+    """Return the arguments by name.
+
+    Raises:
+        TypeError: a tensor is of another dtype than the kernel reads.
+    """
+    sizes = zip([size.name for size in kernel.sizes], shape.sizes, strict=True)
+    found: dict[str, Any] = {"lanes": shape.lanes, "width": shape.neurons, "inner": 1, **dict(sizes)}
+    given = {role: iter(each) for role, each in buffers.items()}
+    for buffer in kernel.buffers:
+        if buffer.role is Role.SCRATCH:
+            continue
+        each, label = next(given[buffer.role]), buffer.label
+        tensor = each[0] if buffer.role in STRIDED else each
+        if str(tensor.dtype) != f"torch.{buffer.dtype.value}":
+            raise TypeError(
+                f"the {buffer} of a kernel must be {buffer.dtype.value}, got {tensor.dtype}."
+            )
+        found[f"at_{label}"] = tensor.detach().view(-1)
+        if buffer.role in STRIDED:
+            found |= {f"step_{label}": each[1], f"row_{label}": each[2]}
+        elif buffer.role is Role.PARAMETER:
+            found[f"stride_{label}"] = int(tensor.numel() > 1)
+    return found
