@@ -36,7 +36,7 @@ tests: $(VENV)/.test
 # PyTorch for the CPU it is kept out of the environment, where PyTorch would take it for a GPU's.
 # A test of that file sets TRITON_INTERPRET for the process in which it runs the kernels.
 triton: $(VENV)/.test $(VENV)/.triton
-	PYTHONPATH=$(VENV)/triton $(PYTEST) -m "not slow and not gpu" tests/fuse/codegen/test_triton_loops.py
+	PYTHONPATH=$(VENV)/triton $(PYTEST) -m "not slow and not gpu" tests/fuse/codegen/test_triton_*.py
 
 # tools: the recipes of docs/use/with_other_tools.md beside TensorBoard, Trainer, Opacus and the others,
 # which want an environment of their own (3 GB).

@@ -287,12 +287,12 @@ def everything_graph() -> Graph:
 # Under Triton's interpreter, which is on or off for a whole process
 
 
-def interpret(marked: str) -> None:
-    """Run the tests of this file that ``marked`` selects in a process with the interpreter on."""
+def interpret(marked: str, file: str = __file__) -> None:
+    """Run the tests of a file that ``marked`` selects in a process with the interpreter on."""
     pytest.importorskip("triton", reason="Triton is not installed")
     command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "-p", "no:cacheprovider"]
     ran = subprocess.run(
-        [*command, "-m", marked, __file__],
+        [*command, "-m", marked, file],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         cwd=Path(__file__).parents[3],
         capture_output=True,

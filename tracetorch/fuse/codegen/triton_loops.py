@@ -48,14 +48,15 @@ def arguments(kernel: Kernel) -> list[str]:
     names = ["lanes", "width", "inner", *(size.name for size in kernel.sizes)]
     for buffer in kernel.buffers:
         names.append(f"at_{buffer.label}")
-        if _is_strided(buffer):
+        if is_strided(buffer):
             names += [f"step_{buffer.label}", f"row_{buffer.label}"]
         if buffer.role is Role.PARAMETER:
             names.append(f"stride_{buffer.label}")
     return names
 
 
-def _is_strided(buffer: Buffer) -> bool:
+def is_strided(buffer: Buffer) -> bool:
+    """Whether the strides of a buffer are arguments."""
     return buffer.role in STRIDED and len(buffer.shape) > 1
 
 
@@ -91,7 +92,7 @@ class TritonPrinter(Emitter):
             # overflowing.
             self.line("first = tl.full((), 0, tl.int64)")
             for buffer in kernel.buffers:
-                if _is_strided(buffer):
+                if is_strided(buffer):
                     self.line(f"lane_{buffer.label} = row * row_{buffer.label} + column")
             self.body(kernel.body)
         return self.source()
@@ -114,6 +115,10 @@ class TritonPrinter(Emitter):
         """Return the expression of a block of one value."""
         return f"tl.full(({', '.join(self.block)},), {value}, {self.real})"
 
+    def masked(self, condition: str) -> str:
+        """Return the expression of a mask that holds no lane where a condition does not hold."""
+        return f"lane < tl.where({condition}, lanes, 0)"
+
     def declare(self, value: Value, spelled: str) -> None:
         """Append the line that gives a new name a value."""
         self.line(f"{self.spell(value)} = {spelled}")
@@ -124,7 +129,7 @@ class TritonPrinter(Emitter):
         if Axis.NEURON in index:
             stride = f" * stride_{label}" if buffer.role is Role.PARAMETER else ""
             return f"at_{label} + neuron{stride}"
-        if _is_strided(buffer):
+        if is_strided(buffer):
             return f"at_{label} + {self.spell(inner[0])} * step_{label} + lane_{label}"
         total = ""
         for position, each in enumerate(inner):
@@ -160,7 +165,7 @@ class TritonPrinter(Emitter):
     def condition(self, condition: str) -> Iterator[None]:
         """Open no block: a mask that holds no lane instead of a branch."""
         outer, self.mask = self.mask, f"inside_{condition}"
-        self.line(f"{self.mask} = lane < tl.where({condition}, lanes, 0)")
+        self.line(f"{self.mask} = {self.masked(condition)}")
         yield
         self.mask = outer
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tracetorch.fuse.codegen.triton_loops import TritonPrinter, arguments
+from tracetorch.fuse.codegen.triton_loops import TritonPrinter, arguments, is_strided
 from tracetorch.fuse.ir import kernel as ir
 from tracetorch.fuse.ir.kernel import Axis, Buffer, Index, Role
 
@@ -40,22 +40,37 @@ class _Printer(TritonPrinter):
         read = {each.buffer for each in found if isinstance(each, ir.Load)}
         targets = {each.target: None for each in found if isinstance(each, ir.Product)}
         self.one_matrix = one_matrix
+        self.factors: object = None  # of the product that was printed last
         self.held = [each for each in targets if one_matrix and each in read]
 
     def arguments(self) -> list[str]:
         return loop_arguments(self.kernel)
 
     def places(self) -> tuple[str, ...]:
+        """Return the lines that say where the lanes of a program lie.
+
+        Pointers are moved to its first row, so that a place in a block takes 32 bits, and the lanes
+        of a row are seen to lie together.
+        """
+        moved: list[str] = []
+        for buffer in self.kernel.buffers:
+            if ir.Extent.LANES in buffer.shape and buffer.role is not Role.SCRATCH:
+                width = f"row_{buffer.label}" if is_strided(buffer) else "width"
+                moved.append(f"at_{buffer.label} += before * {width}")
         return (
-            "row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]",
-            "is_row = row < lanes // width",
+            "before = tl.program_id(0).to(tl.int64) * ROWS",
+            *moved,
+            "row = tl.arange(0, ROWS)[:, None]",
+            "is_row = row < lanes // width - before",
             "column = tl.broadcast_to(tl.arange(0, COLUMNS)[None, :], (ROWS, COLUMNS))",
             "neuron = column",
+            "lane = row * width + column",
             "inside = is_row & (column < width)",
-            # behind the last one where there is none, as a condition masks lanes by their number
-            "lane = tl.where(inside, row * width + column, lanes)",
             *(f"held_{each.label} = {self.full('0.0')}" for each in self.held),
         )
+
+    def masked(self, condition: str) -> str:
+        return f"is_row & (column < tl.where({condition}, width, 0))"
 
     def full(self, value: str) -> str:
         return f"tl.full((ROWS, COLUMNS), {value}, {self.real})"
@@ -80,21 +95,28 @@ class _Printer(TritonPrinter):
         """
         first, count = self.spell(each.first), self.spell(each.count)
         target, begin = each.target, each.target_index[0]
-        self.barrier()
         if self.one_matrix:
-            with self.indent(f"if {count} > 0:"):
-                self._multiply(each, first, "zero")
-                if target in self.held:
-                    self.line(f"held_{target.label} = total")
-                else:
+            # of one step with one matrix there is one product, whatever its targets
+            factors = (each.source, each.source_index)
+            if factors != self.factors:
+                self.factors = factors
+                self.barrier()
+                self._multiply(each, "0", "zero")
+            if target in self.held:
+                # once more than it is read
+                self.line(f"held_{target.label} = total")
+            else:
+                self.line(f"is_any = {count} > 0")
+                with self.condition("is_any"):
                     super().store(target, each.target_index, "total")
             return
+        self.barrier()
         with self.indent(f"for tap in range(first, {count}):"):
             place = ir.Value("place", ir.Dtype.INT64)
             number = f"({first} + tap)"
             self.declare(place, f"{self.spell(begin)} {'-' if each.reverse else '+'} tap")
             # the product with the last matrix is the first that its target is given
-            mask = f"lane < tl.where({number} < taps - 1, lanes, 0)"
+            mask = self.masked(f"{number} < taps - 1")
             at = self.place(target, (place, Axis.LANE))
             self._multiply(each, number, f"tl.load({at}, mask={mask}, other=0.0)")
             super().store(target, (place, Axis.LANE), "total")

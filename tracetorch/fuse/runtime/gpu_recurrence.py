@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tracetorch.fuse.codegen.triton_recurrence import recurrence_source
 from tracetorch.fuse.ir.kernel import STRIDED, Kernel, Role
+from tracetorch.fuse.ir.plan import RecurrentPlan
 from tracetorch.fuse.ir.schedule import recurrent_backward_kernel, recurrent_forward_kernel
 from tracetorch.fuse.ir.verify import verify
 from tracetorch.fuse.runtime.kernel_cache import module_of
@@ -23,7 +24,10 @@ from tracetorch.fuse.runtime.recurrence import Buffers, Loop, Shape
 
 LARGEST = 256  # neurons whose states and sums fit into the registers of a program
 _MOST_ROWS = 16  # of a program: enough to read the matrix seldom
-_DEPTH = 32  # rows of the matrix that are multiplied at a time
+_DEPTH = 16  # rows of the matrix that are multiplied at a time, the fewest that Triton takes
+_MOST_WARPS = 8  # with up to 255 registers for a thread
+_MOST_LANES = 4  # of a thread
+_HELD = 16  # values of float32 that a thread holds for each of its lanes, if they are so many
 
 
 class Tile(NamedTuple):
@@ -33,13 +37,28 @@ class Tile(NamedTuple):
     COLUMNS: int
     DEPTH: int
     num_warps: int
+    num_stages: int = 2  # parts of the matrix on their way: a third one takes registers
 
 
-def tile_of(rows: int, neurons: int, processors: int) -> Tile:
-    """Return the block for so many rows: few of them where processors would have nothing to do."""
-    columns = max(16, _power(neurons))
-    count = min(_MOST_ROWS, _power(-(-rows // processors)))
-    return Tile(count, columns, min(_DEPTH, columns), 4 if count * columns <= 1024 else 8)
+def tile_of(plan: RecurrentPlan, rows: int, neurons: int, processors: int) -> Tile:
+    """Return the block for so many rows.
+
+    It has no more lanes than registers hold, and no more rows than leave a program for each
+    processor: the time of a step grows with the rows of a program.
+    """
+    columns = max(_DEPTH, _power(neurons))
+    program = plan.program
+    # parameters and the sums of their gradients, states and their cotangents
+    held = 2 * (len(program.params) + len(program.states))
+    if program.dtype is torch.float64:
+        held *= 4  # of two registers, and so are what is computed from them
+    if neurons % 16:
+        held *= 2  # lanes that are not aligned have an address each
+    lanes = max(1, _MOST_LANES * _HELD // max(_HELD, _power(held)))
+    most = max(1, 32 * _MOST_WARPS * lanes // columns)
+    count = min(_MOST_ROWS, most, _power(-(-rows // processors)))
+    threads = max(count * columns // lanes, min(128, count * columns), 32)
+    return Tile(count, columns, _DEPTH, min(_MOST_WARPS, threads // 32))
 
 
 def _power(number: int) -> int:
@@ -91,7 +110,7 @@ class TritonLoop(Loop):
             Role.PAST: (matrices.new_empty(past),),
         }
         arguments = _arguments(schedule, shape, buffers)
-        tile = tile_of(shape.rows, shape.neurons, _processors(device))
+        tile = tile_of(plan, shape.rows, shape.neurons, _processors(device))
         grid = (-(-shape.rows // tile.ROWS),)
         on_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
         with on_device, np.errstate(all="ignore"):
@@ -116,7 +135,12 @@ def _arguments(kernel: Kernel, shape: Shape, buffers: Buffers) -> dict[str, Any]
         TypeError: a tensor is of another dtype than the kernel reads.
     """
     sizes = zip([size.name for size in kernel.sizes], shape.sizes, strict=True)
-    found: dict[str, Any] = {"lanes": shape.lanes, "width": shape.neurons, "inner": 1, **dict(sizes)}
+    found: dict[str, Any] = {
+        "lanes": shape.lanes,
+        "width": shape.neurons,
+        "inner": 1,
+        **dict(sizes),
+    }
     given = {role: iter(each) for role, each in buffers.items()}
     for buffer in kernel.buffers:
         if buffer.role is Role.SCRATCH:
