@@ -205,8 +205,8 @@ def test_blocks(name: str, neurons: int, dtype: torch.dtype) -> None:
         tile = tile_of(plan, rows, neurons, 108)
         assert neurons <= tile.COLUMNS < max(17, 2 * neurons)
         assert 1 <= tile.ROWS <= 16
-        assert tile.ROWS == 1 or (tile.ROWS // 2) * 108 < rows
-        assert tile.ROWS * tile.COLUMNS <= 4 * 32 * tile.num_warps
+        assert tile.ROWS == 1 or rows > (tile.ROWS // 2) * 108
+        assert 4 * 32 * tile.num_warps >= tile.ROWS * tile.COLUMNS
         assert tile.num_warps in (1, 2, 4, 8)
 
 

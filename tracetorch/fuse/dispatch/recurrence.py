@@ -2,14 +2,14 @@
 
 Recurrence. ``snn.Recurrent`` with an exact ``nn.Linear`` or ``snn.DelayedLinear`` is one loop over
 time too (``tracetorch/fuse/ir/schedule.py``), on a GPU for up to 256 neurons. Neurons of a sample
-are coupled, samples are not: a task is eight samples on the CPU, up to sixteen on a GPU. The output
-of each step is multiplied by one matrix for each delay, on the CPU with its events, or densely
-where more than 0.4 of four rows are not zero; backward does the same with the cotangents. What is kept for backward is the sum that the step was given, in place of the input:
-states and outputs are computed again from it, step by step without a product, and the weight's
-gradient is one product over all of time for each matrix. Hooks, overrides, parametrizations,
-autocast, half precision, transforms, ``torch.compile``, a record of the neuron inside, or a weight
-that is not finite (on the CPU: a skipped ``0 * inf`` would hide the NaN): then the modules are called step by
-step.
+are coupled, samples are not: a task is eight samples, on a GPU up to sixteen. The output of each
+step is multiplied by one matrix for each delay, on the CPU with its events, or densely where more
+than 0.4 of four rows are not zero; backward does the same with the cotangents. What is kept for
+backward is the sum that the step was given, in place of the input: states and outputs are computed
+again from it, step by step without a product, and the weight's gradient is one product over all of
+time for each matrix. Hooks, overrides, parametrizations, autocast, half precision, transforms,
+``torch.compile``, a record of the neuron inside, or on the CPU a weight that is not finite (a
+skipped ``0 * inf`` would hide the NaN): then the modules are called step by step.
 """
 
 from __future__ import annotations
