@@ -41,7 +41,7 @@ class _Printer(TritonPrinter):
         targets = {each.target: None for each in found if isinstance(each, ir.Product)}
         self.one_matrix = one_matrix
         self.factors: object = None  # of the product that was printed last
-        self.held = [each for each in targets if one_matrix and each in read]
+        self.in_registers = [each for each in targets if one_matrix and each in read]
 
     def arguments(self) -> list[str]:
         return loop_arguments(self.kernel)
@@ -66,7 +66,7 @@ class _Printer(TritonPrinter):
             "neuron = column",
             "lane = row * width + column",
             "inside = is_row & (column < width)",
-            *(f"held_{each.label} = {self.full('0.0')}" for each in self.held),
+            *(f"latest_{each.label} = {self.full('0.0')}" for each in self.in_registers),
         )
 
     def masked(self, condition: str) -> str:
@@ -78,15 +78,17 @@ class _Printer(TritonPrinter):
     def load(self, buffer: Buffer, index: Sequence[Index]) -> str:
         if buffer.role is Role.SCRATCH:
             return f"{buffer.label}_{index[0]}"
-        return f"held_{buffer.label}" if buffer in self.held else super().load(buffer, index)
+        return (
+            f"latest_{buffer.label}" if buffer in self.in_registers else super().load(buffer, index)
+        )
 
     def store(self, buffer: Buffer, index: Sequence[Index], value: str) -> None:
         if buffer.role is Role.SCRATCH:
             self.line(f"{buffer.label}_{index[0]} = {value}")
             return
         super().store(buffer, index, value)
-        if buffer in self.held:
-            self.line(f"held_{buffer.label} = {value}")
+        if buffer in self.in_registers:
+            self.line(f"latest_{buffer.label} = {value}")
 
     def product(self, each: ir.Product) -> None:
         """Append the products of one step with its matrices, behind a barrier.
@@ -102,9 +104,9 @@ class _Printer(TritonPrinter):
                 self.factors = factors
                 self.barrier()
                 self._multiply(each, "0", "zero")
-            if target in self.held:
+            if target in self.in_registers:
                 # once more than it is read
-                self.line(f"held_{target.label} = total")
+                self.line(f"latest_{target.label} = total")
             else:
                 self.line(f"is_any = {count} > 0")
                 with self.condition("is_any"):

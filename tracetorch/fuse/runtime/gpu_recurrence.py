@@ -27,7 +27,7 @@ _MOST_ROWS = 16  # of a program: enough to read the matrix seldom
 _DEPTH = 16  # rows of the matrix that are multiplied at a time, the fewest that Triton takes
 _MOST_WARPS = 8  # with up to 255 registers for a thread
 _MOST_LANES = 4  # of a thread
-_HELD = 16  # values of float32 that a thread holds for each of its lanes, if they are so many
+_VALUES = 16  # values of float32 that a thread holds for each of its lanes, if they are so many
 
 
 class Tile(NamedTuple):
@@ -49,12 +49,12 @@ def tile_of(plan: RecurrentPlan, rows: int, neurons: int, processors: int) -> Ti
     columns = max(_DEPTH, _power(neurons))
     program = plan.program
     # parameters and the sums of their gradients, states and their cotangents
-    held = 2 * (len(program.params) + len(program.states))
+    values = 2 * (len(program.params) + len(program.states))
     if program.dtype is torch.float64:
-        held *= 4  # of two registers, and so are what is computed from them
+        values *= 4  # of two registers, and so are what is computed from them
     if neurons % 16:
-        held *= 2  # lanes that are not aligned have an address each
-    lanes = max(1, _MOST_LANES * _HELD // max(_HELD, _power(held)))
+        values *= 2  # lanes that are not aligned have an address each
+    lanes = max(1, _MOST_LANES * _VALUES // max(_VALUES, _power(values)))
     most = max(1, 32 * _MOST_WARPS * lanes // columns)
     count = min(_MOST_ROWS, most, _power(-(-rows // processors)))
     threads = max(count * columns // lanes, min(128, count * columns), 32)
