@@ -16,7 +16,25 @@ import torch
 from tracetorch.fuse.codegen.emitter import Emitter
 from tracetorch.fuse.codegen.targets import triton_target
 from tracetorch.fuse.ir.graph import Graph
-from tracetorch.fuse.ir.kernel import STRIDED, Axis, Buffer, Index, Kernel, Loop, Role, Value
+from tracetorch.fuse.ir.kernel import (
+    STRIDED,
+    Axis,
+    Barrier,
+    Buffer,
+    Index,
+    Kernel,
+    Load,
+    Loop,
+    Product,
+    Role,
+    Store,
+    Value,
+    statements,
+)
+
+# Steps that are on their way while one is computed, and that one: a step waits for memory longer
+# than it computes, and its loads do not depend on the one before.
+_STAGES = 4
 
 _MODULE = '''"""{title}, printed by tracetorch.fuse."""
 
@@ -53,6 +71,16 @@ def arguments(kernel: Kernel) -> list[str]:
         if buffer.role is Role.PARAMETER:
             names.append(f"stride_{buffer.label}")
     return names
+
+
+def _loads_ahead(loop: Loop) -> bool:
+    """Whether what a loop loads may be loaded turns before: nothing in it writes there."""
+    inner = list(statements(loop.body))
+    if any(isinstance(each, (Loop, Barrier, Product)) for each in inner):
+        return False
+    stored = {each.buffer for each in inner if isinstance(each, Store)}
+    loaded = {each.buffer for each in inner if isinstance(each, Load) and Axis.LANE in each.index}
+    return bool(loaded) and not loaded & stored
 
 
 def is_strided(buffer: Buffer) -> bool:
@@ -153,11 +181,15 @@ class TritonPrinter(Emitter):
         """Open a loop over an index."""
         index, stop = self.spell(each.index), self.spell(each.stop)
         start = "first" if each.start == 0 else self.spell(each.start)
+        bounds = f"first, {stop} - {start}" if each.reverse else f"{start}, {stop}"
+        counter = f"range({bounds})"
+        if _loads_ahead(each):
+            counter = f"tl.range({bounds}, num_stages={_STAGES})"
         if not each.reverse:
-            with self.indent(f"for {index} in range({start}, {stop}):"):
+            with self.indent(f"for {index} in {counter}:"):
                 yield
             return
-        with self.indent(f"for after_{index} in range(first, {stop} - {start}):"):
+        with self.indent(f"for after_{index} in {counter}:"):
             self.line(f"{index} = {stop} - 1 - after_{index}")
             yield
 

@@ -100,21 +100,22 @@ class TritonLoop(Loop):
         """Launch a kernel; contraction is off but in products, as in all others."""
         device, plan = matrices.device, self.plan
         schedule, kernel = self._kernel(backward, shape.taps == 1)
-        if device not in plan.kernels:
+        if ("literals", device) not in plan.kernels:
             numbers = torch.tensor(plan.literals, dtype=plan.program.dtype, device=device)
-            plan.kernels[device] = numbers
+            plan.kernels["literals", device] = numbers
         past = shape.every * max(1, len(plan.recomputed)) * shape.lanes if backward else 0
         buffers = buffers | {
-            Role.LITERALS: (plan.kernels[device],),
+            Role.LITERALS: (plan.kernels["literals", device],),
             Role.MATRIX: (matrices.contiguous(),),
             Role.PAST: (matrices.new_empty(past),),
         }
         arguments = _arguments(schedule, shape, buffers)
         tile = tile_of(plan, shape.rows, shape.neurons, _processors(device))
         grid = (-(-shape.rows // tile.ROWS),)
+        options = {**tile._asdict(), "enable_fp_fusion": False}
         on_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
         with on_device, np.errstate(all="ignore"):
-            kernel[grid](**arguments, **tile._asdict(), enable_fp_fusion=False)
+            kernel[grid](**arguments, **options)
 
     def _kernel(self, backward: bool, one_matrix: bool) -> tuple[Kernel, Any]:
         key = ("recurrence", backward, one_matrix)
@@ -132,8 +133,9 @@ def _arguments(kernel: Kernel, shape: Shape, buffers: Buffers) -> dict[str, Any]
     """Return the arguments by name.
 
     Raises:
-        TypeError: a tensor is of another dtype than the kernel reads.
+        TypeError: a tensor is of another dtype or device than the kernel reads.
     """
+    device = buffers[Role.LITERALS][0].device
     sizes = zip([size.name for size in kernel.sizes], shape.sizes, strict=True)
     found: dict[str, Any] = {
         "lanes": shape.lanes,
@@ -147,9 +149,10 @@ def _arguments(kernel: Kernel, shape: Shape, buffers: Buffers) -> dict[str, Any]
             continue
         each, label = next(given[buffer.role]), buffer.label
         tensor = each[0] if buffer.role in STRIDED else each
-        if str(tensor.dtype) != f"torch.{buffer.dtype.value}":
+        if str(tensor.dtype) != f"torch.{buffer.dtype.value}" or tensor.device != device:
             raise TypeError(
-                f"the {buffer} of a kernel must be {buffer.dtype.value}, got {tensor.dtype}."
+                f"the {buffer} of a kernel must be {buffer.dtype.value} on {device}, got one of "
+                f"{tensor.dtype} on {tensor.device}. Move model and input with .to(...)."
             )
         found[f"at_{label}"] = tensor.detach().view(-1)
         if buffer.role in STRIDED:
