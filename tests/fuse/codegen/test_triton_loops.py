@@ -83,10 +83,10 @@ def everything(dim: int = -1) -> snn.Neuron:
 
 @pytest.fixture
 def short_segments(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Make checkpoint intervals two or three steps long."""
+    """Make checkpoint intervals one to three steps long."""
     plans.plan_for_needs.cache_clear()
     monkeypatch.setattr(plans, "_registered", {})
-    monkeypatch.setattr(ir_plan, "SCRATCH", 3 * TritonBackend.tile)
+    monkeypatch.setattr(ir_plan, "SCRATCH", 6 * TritonBackend.tile)
     yield
     plans.plan_for_needs.cache_clear()
 

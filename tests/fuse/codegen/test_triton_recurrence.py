@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
+import subprocess
 from typing import Any
 
 import pytest
@@ -20,7 +23,13 @@ from tracetorch.fuse.ir.kernel import Dtype, KernelBuilder, Role
 from tracetorch.fuse.ir.plan import LearningPlan
 from tracetorch.fuse.ir.schedule import recurrent_backward_kernel, recurrent_forward_kernel
 from tracetorch.fuse.runtime import gpu_recurrence
-from tracetorch.fuse.runtime.gpu_recurrence import LARGEST, TritonLoop, tile_of
+from tracetorch.fuse.runtime.gpu_recurrence import (
+    LARGEST,
+    TritonLoop,
+    compile_options,
+    tile_of,
+)
+from tracetorch.fuse.runtime.kernel_cache import module_of
 from tracetorch.fuse.runtime.recurrence import Shape
 
 F32, F64 = torch.float32, torch.float64
@@ -220,6 +229,76 @@ def test_memory_of_another_dtype_is_refused() -> None:
         TypeError, match=r"literals of a kernel must be float32 on cpu, got one of torch.float64"
     ):
         gpu_recurrence._arguments(k.kernel(), Shape(1, 1, 1, 1, 1), wrong)
+
+
+# Compiled for cards that are not there
+
+
+def compiled(name: str, neurons: int, target: int, dtype: torch.dtype, one: bool) -> dict[str, Any]:
+    """Return registers, bytes that are spilled, and shared memory of both kernels, by name."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from triton import compiler
+    from triton.backends.compiler import GPUTarget
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    plan, found = plan_of(name, dtype), {}
+    tile = tile_of(plan, 5000, neurons, 108)._asdict()
+    block = {size: tile.pop(size) for size in ("ROWS", "COLUMNS", "DEPTH")}
+    for kernel in (recurrent_forward_kernel(plan), recurrent_backward_kernel(plan)):
+        source = recurrence_source(kernel, one_matrix=one)
+        function = getattr(module_of(source, f"triton_recurrent_{kernel.name}"), kernel.name)
+        constants, aligned = {"inner": 1, **block}, {}
+        signature = dict.fromkeys(loop_arguments(kernel), "i32")
+        signature |= dict.fromkeys(constants, "constexpr")
+        for i, argument in enumerate(loop_arguments(kernel)):
+            if argument.startswith("at_"):
+                (dtype_of,) = [b.dtype for b in kernel.buffers if b.label == argument[3:]]
+                signature[argument] = {Dtype.FLOAT32: "*fp32", Dtype.FLOAT64: "*fp64"}[dtype_of]
+            # as of tensors whose rows are a multiple of 16
+            if argument.startswith(("at_", "step_", "row_", "lanes", "width")):
+                aligned[(i,)] = [["tt.divisibility", 1 if neurons % 16 else 16]]
+        made: Any = compiler.compile(
+            compiler.ASTSource(function, signature, constants, aligned),
+            target=GPUTarget("cuda", target, 32),
+            options={**tile, **compile_options("cuda")},
+        )
+        card = f"sm_{target}{'a' * (target >= 90)}"
+        command = [get_ptxas(target).path, "-v", "--fmad=false", f"-arch={card}", "-"]
+        run = subprocess.run(
+            [*command, "-o", os.devnull], input=made.asm["ptx"], capture_output=True, text=True
+        )
+        numbers = re.search(r"(\d+) bytes spill stores.*?Used (\d+) registers", run.stderr, re.S)
+        assert numbers is not None, run.stderr
+        found[kernel.name] = (int(numbers[2]), int(numbers[1]), made.metadata.shared)
+    return found
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+@pytest.mark.parametrize("one_matrix", [True, pytest.param(False, marks=SLOW)])
+@pytest.mark.parametrize(
+    ("name", "neurons", "dtype"),
+    [
+        ("BLIF", 128, F32),
+        *(
+            pytest.param(*case, marks=SLOW)
+            for case in [
+                *(("LIF", 256, F32), ("BSRLIF", 128, F32), ("BSRLIF", 256, F32)),
+                *(("AdEx", 128, F32), ("BSRLIF", 100, F32), ("BLIF", 128, F64)),
+            ]
+        ),
+    ],
+)
+@pytest.mark.parametrize("target", [80, 90])
+def test_registers(
+    name: str, neurons: int, dtype: torch.dtype, one_matrix: bool, target: int
+) -> None:
+    for registers, spilled, shared in compiled(name, neurons, target, dtype, one_matrix).values():
+        assert spilled == 0
+        assert registers <= 255
+        assert shared <= 40 * 1024
 
 
 @pytest.mark.skipif(INTERPRETED, reason="runs inside the interpreter already")

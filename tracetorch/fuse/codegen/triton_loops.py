@@ -34,7 +34,7 @@ from tracetorch.fuse.ir.kernel import (
 
 # Steps that are on their way while one is computed, and that one: a step waits for memory longer
 # than it computes, and its loads do not depend on the one before.
-_STAGES = 4
+STAGES = 4
 
 _MODULE = '''"""{title}, printed by tracetorch.fuse."""
 
@@ -73,7 +73,7 @@ def arguments(kernel: Kernel) -> list[str]:
     return names
 
 
-def _loads_ahead(loop: Loop) -> bool:
+def loads_ahead(loop: Loop) -> bool:
     """Whether what a loop loads may be loaded turns before: nothing in it writes there."""
     inner = list(statements(loop.body))
     if any(isinstance(each, (Loop, Barrier, Product)) for each in inner):
@@ -183,8 +183,8 @@ class TritonPrinter(Emitter):
         start = "first" if each.start == 0 else self.spell(each.start)
         bounds = f"first, {stop} - {start}" if each.reverse else f"{start}, {stop}"
         counter = f"range({bounds})"
-        if _loads_ahead(each):
-            counter = f"tl.range({bounds}, num_stages={_STAGES})"
+        if loads_ahead(each):
+            counter = f"tl.range({bounds}, num_stages={STAGES})"
         if not each.reverse:
             with self.indent(f"for {index} in {counter}:"):
                 yield

@@ -27,7 +27,7 @@ _MOST_ROWS = 16  # of a program: enough to read the matrix seldom
 _DEPTH = 16  # rows of the matrix that are multiplied at a time, the fewest that Triton takes
 _MOST_WARPS = 8  # with up to 255 registers for a thread
 _MOST_LANES = 4  # of a thread
-_VALUES = 16  # values of float32 that a thread holds for each of its lanes, if they are so many
+_VALUES = 8  # of float32 that a thread has in registers for each of its lanes, if they are so many
 
 
 class Tile(NamedTuple):
@@ -66,6 +66,22 @@ def _power(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
+def compile_options(backend: str) -> dict[str, Any]:
+    """Return the options of a launch on Triton's ``"cuda"`` or ``"hip"``, or of an interpreted one.
+
+    Contraction is off but in products; functions keep numbers too small to be normal, as PyTorch
+    does; and a thread takes all registers rather than put some into memory.
+    """
+    options: dict[str, Any] = {"enable_fp_fusion": False}
+    if backend == "cuda":
+        options |= {"enable_reflect_ftz": False, "maxnreg": 255}
+    return options
+
+
+def _language(device: torch.device) -> str:
+    return "hip" if device.type == "cuda" and torch.version.hip else device.type
+
+
 @functools.cache
 def _processors(device: torch.device) -> int:
     if device.type != "cuda":
@@ -97,7 +113,7 @@ class TritonLoop(Loop):
         return sums.sum(1)
 
     def run(self, backward: bool, shape: Shape, matrices: Tensor, buffers: Buffers) -> None:
-        """Launch a kernel; contraction is off but in products, as in all others."""
+        """Launch a kernel."""
         device, plan = matrices.device, self.plan
         schedule, kernel = self._kernel(backward, shape.taps == 1)
         if ("literals", device) not in plan.kernels:
@@ -112,7 +128,7 @@ class TritonLoop(Loop):
         arguments = _arguments(schedule, shape, buffers)
         tile = tile_of(plan, shape.rows, shape.neurons, _processors(device))
         grid = (-(-shape.rows // tile.ROWS),)
-        options = {**tile._asdict(), "enable_fp_fusion": False}
+        options = {**tile._asdict(), **compile_options(_language(device))}
         on_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
         with on_device, np.errstate(all="ignore"):
             kernel[grid](**arguments, **options)

@@ -1,0 +1,1 @@
+"""Figures of kernels for GPUs that are not there: what compilers make of them."""
