@@ -169,9 +169,9 @@ def seconds(found: Counts, lanes: int, every: int, card: Card, block: int) -> fl
     again = [n for n in found.moved if found.moved[n] > 1.5 * found.distinct[n] or n == "past"]
     each = [min(found.distinct[n], 4 * every if n != "past" else math.inf) for n in again]
     window = sum(each) * min(lanes, at_once)
-    memory = sum(found.distinct[n] if window <= card.cached else m for n, m in found.moved.items())
+    memory: float = moved
     if window <= card.cached:
-        memory -= found.distinct["past"]
+        memory = distinct - found.distinct["past"]
     latency = MEMORY
     if distinct * lanes <= card.cached:  # all of it was in the cache, and stays there
         memory, latency = 0.0, CACHE

@@ -30,7 +30,7 @@ from tracetorch.fuse.runtime.gpu_recurrence import (
     tile_of,
 )
 from tracetorch.fuse.runtime.kernel_cache import module_of
-from tracetorch.fuse.runtime.recurrence import Shape
+from tracetorch.fuse.runtime.recurrence import Buffers, Shape
 
 F32, F64 = torch.float32, torch.float64
 SHAPES: list[tuple[tuple[int, ...], int, torch.dtype]] = [
@@ -224,7 +224,7 @@ def test_memory_of_another_dtype_is_refused() -> None:
     for name in ("steps", "every", "segments", "taps"):
         k.size(name)
     k.buffer(Role.LITERALS, "", (1,))
-    wrong = {Role.LITERALS: (torch.zeros(1, dtype=F64),)}
+    wrong: Buffers = {Role.LITERALS: (torch.zeros(1, dtype=F64),)}
     with pytest.raises(
         TypeError, match=r"literals of a kernel must be float32 on cpu, got one of torch.float64"
     ):

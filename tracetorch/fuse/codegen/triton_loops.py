@@ -91,7 +91,7 @@ def is_strided(buffer: Buffer) -> bool:
 class TritonPrinter(Emitter):
     """Print a kernel whose lanes are a block in registers; a child may give it another shape."""
 
-    block = ("BLOCK",)
+    block: tuple[str, ...] = ("BLOCK",)
     """Names of the sizes of a block of lanes, arguments behind all others."""
 
     def __init__(self, kernel: Kernel) -> None:
@@ -104,8 +104,7 @@ class TritonPrinter(Emitter):
         """Return the module of the kernel."""
         kernel = self.kernel
         self.lines(*_MODULE.format(title=kernel.title.capitalize()).splitlines())
-        # Not compiled again for lengths that are 1 or a multiple of 16.
-        sizes = ", ".join(f'"{size.name}"' for size in kernel.sizes)
+        sizes = ", ".join(f'"{name}"' for name in self.unspecialised())
         self.line(f"@triton.jit(do_not_specialize=[{sizes}])")
         with self.indent(f"def {kernel.name}("):
             self.lines(*(f"{name}," for name in self.arguments()))
@@ -121,13 +120,18 @@ class TritonPrinter(Emitter):
             self.line("first = tl.full((), 0, tl.int64)")
             for buffer in kernel.buffers:
                 if is_strided(buffer):
-                    self.line(f"lane_{buffer.label} = row * row_{buffer.label} + column")
+                    at = f"row.to(tl.int64) * row_{buffer.label}"
+                    self.line(f"lane_{buffer.label} = {at} + column")
             self.body(kernel.body)
         return self.source()
 
     def arguments(self) -> list[str]:
         """Return the names of the arguments but the sizes of a block."""
         return arguments(self.kernel)
+
+    def unspecialised(self) -> list[str]:
+        """Return the numbers for which nothing is compiled again: 1, or a multiple of 16."""
+        return [size.name for size in self.kernel.sizes]
 
     def places(self) -> tuple[str, ...]:
         """Return the lines that say where the lanes of a program lie."""

@@ -44,7 +44,12 @@ class _Printer(TritonPrinter):
         self.in_registers = [each for each in targets if one_matrix and each in read]
 
     def arguments(self) -> list[str]:
+        """Return the names of the arguments but the sizes of a block."""
         return loop_arguments(self.kernel)
+
+    def unspecialised(self) -> list[str]:
+        """Return those that say nothing of how lanes are aligned, which saves addresses."""
+        return [size.name for size in self.kernel.sizes]
 
     def places(self) -> tuple[str, ...]:
         """Return the lines that say where the lanes of a program lie.
@@ -70,19 +75,23 @@ class _Printer(TritonPrinter):
         )
 
     def masked(self, condition: str) -> str:
+        """Return the expression of a mask that holds no lane where a condition does not hold."""
         return f"is_row & (column < tl.where({condition}, width, 0))"
 
     def full(self, value: str) -> str:
+        """Return the expression of a block of one value."""
         return f"tl.full((ROWS, COLUMNS), {value}, {self.real})"
 
     def load(self, buffer: Buffer, index: Sequence[Index]) -> str:
+        """Return the expression of a value in memory, or in registers."""
         if buffer.role is Role.SCRATCH:
             return f"{buffer.label}_{index[0]}"
-        return (
-            f"latest_{buffer.label}" if buffer in self.in_registers else super().load(buffer, index)
-        )
+        if buffer in self.in_registers:
+            return f"latest_{buffer.label}"
+        return super().load(buffer, index)
 
     def store(self, buffer: Buffer, index: Sequence[Index], value: str) -> None:
+        """Append the lines that write to memory, or to registers."""
         if buffer.role is Role.SCRATCH:
             self.line(f"{buffer.label}_{index[0]} = {value}")
             return
@@ -96,7 +105,7 @@ class _Printer(TritonPrinter):
         Other threads read what one has written, also where there is no matrix left.
         """
         first, count = self.spell(each.first), self.spell(each.count)
-        target, begin = each.target, each.target_index[0]
+        target, begin = each.target, self._step(each.target_index)
         if self.one_matrix:
             # of one step with one matrix there is one product, whatever its targets
             factors = (each.source, each.source_index)
@@ -116,7 +125,7 @@ class _Printer(TritonPrinter):
         with self.indent(f"for tap in range(first, {count}):"):
             place = ir.Value("place", ir.Dtype.INT64)
             number = f"({first} + tap)"
-            self.declare(place, f"{self.spell(begin)} {'-' if each.reverse else '+'} tap")
+            self.declare(place, f"{begin} {'-' if each.reverse else '+'} tap")
             # the product with the last matrix is the first that its target is given
             mask = self.masked(f"{number} < taps - 1")
             at = self.place(target, (place, Axis.LANE))
@@ -124,9 +133,14 @@ class _Printer(TritonPrinter):
             super().store(target, (place, Axis.LANE), "total")
         self.barrier()
 
+    def _step(self, index: Sequence[Index]) -> str:
+        """Return the spelling of the step at which a place in a sequence lies."""
+        (step,) = [each for each in index if not isinstance(each, Axis)]
+        return self.spell(step)
+
     def _multiply(self, each: ir.Product, number: str, begin: str) -> None:
         """Append the lines of ``total``, the product of one step with one matrix."""
-        source, step = each.source.label, self.spell(each.source_index[0])
+        source, step = each.source.label, self._step(each.source_index)
         self.line(f"total = {begin}")
         with self.indent("for depth in range(0, width, DEPTH):"):
             self.lines(

@@ -52,8 +52,6 @@ def tile_of(plan: RecurrentPlan, rows: int, neurons: int, processors: int) -> Ti
     values = 2 * (len(program.params) + len(program.states))
     if program.dtype is torch.float64:
         values *= 4  # of two registers, and so are what is computed from them
-    if neurons % 16:
-        values *= 2  # lanes that are not aligned have an address each
     lanes = max(1, _MOST_LANES * _VALUES // max(_VALUES, _power(values)))
     most = max(1, 32 * _MOST_WARPS * lanes // columns)
     count = min(_MOST_ROWS, most, _power(-(-rows // processors)))
