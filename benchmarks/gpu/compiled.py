@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tracetorch.fuse.codegen.triton_loops import (
     BLOCK,
@@ -106,17 +106,14 @@ class Compiled:
         return sum(len(loop) / steps for loop, steps in self.loops)
 
 
-Shape = Literal["dense", "one", "any"]
-
-
-def compiled(kernel: Kernel, target: str, *, shape: Shape = "dense", **options: Any) -> Compiled:
+def compiled(kernel: Kernel, target: str, *, large: bool = False, **options: Any) -> Compiled:
     """Compile a kernel as a launch does, and return what is known of the result.
 
     Args:
         kernel: the kernel.
         target: one of :data:`TARGETS`.
-        shape: for which Triton compiles it: ``"dense"``, ``[T, B, N]`` with ``N`` a multiple of
-            16; ``"one"``, a single neuron; ``"any"``, of sizes in 64 bits.
+        large: whether sizes take 64 bits, and memory begins anywhere; else they take 32, and it
+            begins at a multiple of 16 bytes, as PyTorch's does.
         options: of Triton, in place of those of a launch.
 
     Raises:
@@ -124,12 +121,12 @@ def compiled(kernel: Kernel, target: str, *, shape: Shape = "dense", **options: 
     """
     known = {**compile_options(TARGETS[target][0]), **options}
     del known["BLOCK"]
-    return _compiled(kernel, triton_source(kernel), target, shape, tuple(known.items()))
+    return _compiled(kernel, triton_source(kernel), target, large, tuple(known.items()))
 
 
 @functools.lru_cache(maxsize=1024)
 def _compiled(
-    kernel: Kernel, source: str, target: str, shape: Shape, options: tuple[Any, ...]
+    kernel: Kernel, source: str, target: str, large: bool, options: tuple[Any, ...]
 ) -> Compiled:
     import triton
     from triton.backends.compiler import GPUTarget
@@ -137,7 +134,7 @@ def _compiled(
 
     backend, arch, warp = TARGETS[target]
     function = getattr(module_of(source, f"triton_{kernel.name}"), kernel.name)
-    signature, constants, attributes = _signature(kernel, shape)
+    signature, constants, attributes = _signature(kernel, large)
     made: Any = triton.compile(
         ASTSource(function, signature, constants, attributes),
         target=GPUTarget(backend, arch, warp),
@@ -205,27 +202,20 @@ def _contracted(text: str, before: str, source: str, backend: str) -> int:
 
 
 def _signature(
-    kernel: Kernel, shape: Shape
+    kernel: Kernel, large: bool
 ) -> tuple[dict[str, str], dict[str, Any], dict[Any, Any]]:
     """Return types, constants and divisibilities of a kernel's arguments."""
     buffers = {f"at_{buffer.label}": buffer for buffer in kernel.buffers}
-    sizes = {size.name for size in kernel.sizes}
     signature: dict[str, str] = {}
-    constants: dict[str, Any] = {"BLOCK": BLOCK}
     attributes: dict[Any, Any] = {}
     for position, name in enumerate(arguments(kernel)):
+        # numbers are not specialised: one kernel for all shapes
+        signature[name] = "i64" if large else "i32"
         if name in buffers:
             signature[name] = _POINTERS[buffers[name].dtype]
-        elif name not in sizes and (
-            shape == "one" or (shape == "dense" and name.startswith(("inner", "stride_")))
-        ):
-            signature[name], constants[name] = "constexpr", 1
-        else:
-            signature[name] = "i64" if shape == "any" else "i32"
-        if shape != "any" and name not in constants and name not in sizes:
-            attributes[(position,)] = [["tt.divisibility", 16]]
-    signature["BLOCK"] = "constexpr"
-    return signature, constants, attributes
+            if not large:
+                attributes[(position,)] = [["tt.divisibility", 16]]
+    return signature | {"BLOCK": "constexpr"}, {"BLOCK": BLOCK}, attributes
 
 
 # NVIDIA's assembler and disassembler

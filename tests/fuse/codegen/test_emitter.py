@@ -10,8 +10,7 @@ from tests.fuse.codegen.test_triton_loops import everything
 from tracetorch.fuse.codegen.c_kernel import CPrinter, c_source
 from tracetorch.fuse.codegen.emitter import Target
 from tracetorch.fuse.codegen.targets import c_target, javascript_target, triton_target
-from tracetorch.fuse.codegen.triton_loops import _Printer as TritonPrinter
-from tracetorch.fuse.codegen.triton_loops import triton_source
+from tracetorch.fuse.codegen.triton_loops import TritonPrinter, triton_source
 from tracetorch.fuse.ir.graph import Graph, Line
 from tracetorch.fuse.ir.kernel import Axis, Dtype, Extent, Kernel, KernelBuilder, Product, Role
 

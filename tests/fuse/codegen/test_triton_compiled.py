@@ -130,10 +130,9 @@ def test_a_launch_passes_what_was_compiled(
 
 
 @pytest.mark.parametrize("target", ["sm_80", pytest.param("gfx942", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("shape", ["one", "any"])
-def test_other_shapes_compile(shape: Any, target: str) -> None:
+def test_sizes_of_64_bits_compile(target: str) -> None:
     for kernel in kernels(cases.layer("LIF", 3), torch.float32):
-        is_as_written(compiled(kernel, target, shape=shape), kernel)
+        is_as_written(compiled(kernel, target, large=True), kernel)
 
 
 @pytest.mark.parametrize("target", ["sm_80", pytest.param("gfx942", marks=pytest.mark.slow)])

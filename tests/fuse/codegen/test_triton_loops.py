@@ -86,10 +86,10 @@ def everything(dim: int = -1) -> snn.Neuron:
 
 @pytest.fixture
 def short_segments(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Make checkpoint intervals two or three steps long."""
+    """Make checkpoint intervals one to three steps long."""
     plans.plan_for_needs.cache_clear()
     monkeypatch.setattr(plans, "_registered", {})
-    monkeypatch.setattr(ir_plan, "SCRATCH", 3 * TritonBackend.tile)
+    monkeypatch.setattr(ir_plan, "SCRATCH", 6 * TritonBackend.tile)
     yield
     plans.plan_for_needs.cache_clear()
 
@@ -351,12 +351,12 @@ def everything_graph() -> Graph:
 # Under Triton's interpreter, which is on or off for a whole process
 
 
-def interpret(marked: str) -> None:
-    """Run the tests of this file that ``marked`` selects in a process with the interpreter on."""
+def interpret(marked: str, file: str = __file__) -> None:
+    """Run the tests of a file that ``marked`` selects in a process with the interpreter on."""
     pytest.importorskip("triton", reason="Triton is not installed")
     command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "-p", "no:cacheprovider"]
     ran = subprocess.run(
-        [*command, "-m", marked, __file__],
+        [*command, "-m", marked, file],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         cwd=Path(__file__).parents[3],
         capture_output=True,

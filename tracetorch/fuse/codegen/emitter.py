@@ -139,6 +139,10 @@ class Emitter(ABC):
     def barrier(self) -> None:  # noqa: B027 (one lane, or a block of them, needs none)
         """Append a barrier, where lanes run apart."""
 
+    def product(self, each: ir.Product) -> None:
+        """Append a product; by default the language has none."""
+        raise NotImplementedError(f"{type(self).__name__} prints no {type(each).__name__}")
+
     # Statements
 
     def body(self, body: Sequence[ir.Statement]) -> None:
@@ -165,7 +169,7 @@ class Emitter(ABC):
             elif isinstance(each, ir.Barrier):
                 self.barrier()
             else:
-                raise NotImplementedError(f"{type(self).__name__} prints no {type(each).__name__}")
+                self.product(each)
 
     def walk(self, each: ir.Loop) -> None:
         """Append a loop: its variables before it, their next values at its end."""

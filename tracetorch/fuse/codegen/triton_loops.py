@@ -17,7 +17,25 @@ import torch
 from tracetorch.fuse.codegen.emitter import Emitter
 from tracetorch.fuse.codegen.targets import triton_target
 from tracetorch.fuse.ir.graph import Graph
-from tracetorch.fuse.ir.kernel import STRIDED, Axis, Buffer, Index, Kernel, Loop, Role, Value
+from tracetorch.fuse.ir.kernel import (
+    STRIDED,
+    Axis,
+    Barrier,
+    Buffer,
+    Index,
+    Kernel,
+    Load,
+    Loop,
+    Product,
+    Role,
+    Store,
+    Value,
+    statements,
+)
+
+# Steps that are on their way while one is computed, and that one: a step waits for memory longer
+# than it computes, and its loads do not depend on the one before.
+STAGES = 4
 
 _MODULE = '''"""{title}, printed by tracetorch.fuse."""
 
@@ -34,16 +52,24 @@ BLOCK = 128  # lanes of a program: one for each of its threads
 _WARPS = 4
 
 
-def compile_options(backend: str) -> dict[str, Any]:
-    """Return the options of a launch on Triton's ``"cuda"`` or ``"hip"``, or of an interpreted one.
+def exact_options(backend: str) -> dict[str, Any]:
+    """Return the options with which a kernel rounds as the step does.
 
     Contraction is off, for the spikes that backward computes again are to be those of the forward
     pass; and divisions and functions keep numbers too small to be normal, as PyTorch does.
+
+    Args:
+        backend: Triton's ``"cuda"`` or ``"hip"``, or ``"cpu"`` where it interprets.
     """
-    options: dict[str, Any] = {"BLOCK": BLOCK, "num_warps": _WARPS, "enable_fp_fusion": False}
+    options: dict[str, Any] = {"enable_fp_fusion": False}
     if backend == "cuda":
         options["enable_reflect_ftz"] = False
     return options
+
+
+def compile_options(backend: str) -> dict[str, Any]:
+    """Return the options of a launch, as :func:`exact_options`."""
+    return {"BLOCK": BLOCK, "num_warps": _WARPS, **exact_options(backend)}
 
 
 def unknown(graph: Graph) -> str | None:
@@ -53,7 +79,7 @@ def unknown(graph: Graph) -> str | None:
 
 def triton_source(kernel: Kernel) -> str:
     """Return the module of a kernel, whose arguments are those of :func:`arguments`."""
-    return _Printer(kernel).print()
+    return TritonPrinter(kernel).print()
 
 
 def arguments(kernel: Kernel) -> list[str]:
@@ -66,18 +92,34 @@ def arguments(kernel: Kernel) -> list[str]:
     names = ["lanes", "width", "inner", *(size.name for size in kernel.sizes)]
     for buffer in kernel.buffers:
         names.append(f"at_{buffer.label}")
-        if _is_strided(buffer):
+        if is_strided(buffer):
             names += [f"step_{buffer.label}", f"row_{buffer.label}"]
         if buffer.role is Role.PARAMETER:
             names.append(f"stride_{buffer.label}")
     return names
 
 
-def _is_strided(buffer: Buffer) -> bool:
+def loads_ahead(loop: Loop) -> bool:
+    """Whether what a loop loads may be loaded turns before: nothing in it writes there."""
+    inner = list(statements(loop.body))
+    if any(isinstance(each, (Loop, Barrier, Product)) for each in inner):
+        return False
+    stored = {each.buffer for each in inner if isinstance(each, Store)}
+    loaded = {each.buffer for each in inner if isinstance(each, Load) and Axis.LANE in each.index}
+    return bool(loaded) and not loaded & stored
+
+
+def is_strided(buffer: Buffer) -> bool:
+    """Whether the strides of a buffer are arguments."""
     return buffer.role in STRIDED and len(buffer.shape) > 1
 
 
-class _Printer(Emitter):
+class TritonPrinter(Emitter):
+    """Print a kernel whose lanes are a block in registers; a child may give it another shape."""
+
+    block: tuple[str, ...] = ("BLOCK",)
+    """Names of the sizes of a block of lanes, arguments behind all others."""
+
     def __init__(self, kernel: Kernel) -> None:
         real = kernel.dtype.value
         super().__init__(kernel, triton_target(getattr(torch, real)))
@@ -85,47 +127,71 @@ class _Printer(Emitter):
         self.mask = "inside"
 
     def print(self) -> str:
+        """Return the module of the kernel."""
         kernel = self.kernel
         self.lines(*_MODULE.format(title=kernel.title.capitalize()).splitlines())
-        # Not compiled again for numbers that are 1 or a multiple of 16: one kernel for all shapes,
-        # so that the one which was tried on a sample is the one that runs.
-        sizes = ", ".join(f'"{n}"' for n in arguments(kernel) if not n.startswith("at_"))
+        sizes = ", ".join(f'"{name}"' for name in self.unspecialised())
         self.line(f"@triton.jit(do_not_specialize=[{sizes}])")
         with self.indent(f"def {kernel.name}("):
-            self.lines(*(f"{name}," for name in arguments(kernel)), "BLOCK: tl.constexpr,")
+            self.lines(*(f"{name}," for name in self.arguments()))
+            self.lines(*(f"{size}: tl.constexpr," for size in self.block))
         with self.indent("):"):
             # int64, as offsets into a sequence may need it. A lane is row * width + column.
-            self.lines(
-                "lane = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)",
-                "inside = lane < lanes",
-                "row = lane // width",
-                "column = lane % width",
-                "neuron = column // inner",
-            )
+            self.lines(*self.places())
             # Blocks of literals: an operation on blocks alone keeps the dtype of the arithmetic.
-            self.lines(
-                f"zero = tl.full((BLOCK,), 0.0, {self.real})",
-                f"one = tl.full((BLOCK,), 1.0, {self.real})",
-                "true = one > zero",
-            )
+            self.lines(f"zero = {self.full('0.0')}", f"one = {self.full('1.0')}")
+            self.line("true = one > zero")
             # Loop variables take the dtype of the first bound; an int64 one keeps offsets from
             # overflowing.
             self.line("first = tl.full((), 0, tl.int64)")
             for buffer in kernel.buffers:
-                if _is_strided(buffer):
-                    self.line(f"lane_{buffer.label} = row * row_{buffer.label} + column")
+                if is_strided(buffer):
+                    at = f"row.to(tl.int64) * row_{buffer.label}"
+                    self.line(f"lane_{buffer.label} = {at} + column")
             self.body(kernel.body)
         return self.source()
 
+    def arguments(self) -> list[str]:
+        """Return the names of the arguments but the sizes of a block."""
+        return arguments(self.kernel)
+
+    def unspecialised(self) -> list[str]:
+        """Return the numbers for which nothing is compiled again: 1, or a multiple of 16.
+
+        All: one kernel for all shapes, so that the one which was tried on a sample is the one that
+        runs.
+        """
+        return [name for name in arguments(self.kernel) if not name.startswith("at_")]
+
+    def places(self) -> tuple[str, ...]:
+        """Return the lines that say where the lanes of a program lie."""
+        return (
+            "lane = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)",
+            "inside = lane < lanes",
+            "row = lane // width",
+            "column = lane % width",
+            "neuron = column // inner",
+        )
+
+    def full(self, value: str) -> str:
+        """Return the expression of a block of one value."""
+        return f"tl.full(({', '.join(self.block)},), {value}, {self.real})"
+
+    def masked(self, condition: str) -> str:
+        """Return the expression of a mask that holds no lane where a condition does not hold."""
+        return f"lane < tl.where({condition}, lanes, 0)"
+
     def declare(self, value: Value, spelled: str) -> None:
+        """Append the line that gives a new name a value."""
         self.line(f"{self.spell(value)} = {spelled}")
 
     def place(self, buffer: Buffer, index: Sequence[Index]) -> str:
+        """Return the expression of a place in memory."""
         label, inner = buffer.label, [i for i in index if not isinstance(i, Axis)]
         if Axis.NEURON in index:
             stride = f" * stride_{label}" if buffer.role is Role.PARAMETER else ""
             return f"at_{label} + neuron{stride}"
-        if _is_strided(buffer):
+        if is_strided(buffer):
             return f"at_{label} + {self.spell(inner[0])} * step_{label} + lane_{label}"
         total = ""
         for position, each in enumerate(inner):
@@ -134,23 +200,30 @@ class _Printer(Emitter):
         return f"at_{label} + {f'{total} * lanes + ' if total else ''}lane"
 
     def load(self, buffer: Buffer, index: Sequence[Index]) -> str:
+        """Return the expression of a value in memory."""
         if buffer.role is Role.LITERALS:
             (number,) = index
-            return f"tl.full((BLOCK,), tl.load(at_literals + {number}), {self.real})"
+            return self.full(f"tl.load(at_literals + {number})")
         return f"tl.load({self.place(buffer, index)}, mask={self.mask}, other=0.0)"
 
     def store(self, buffer: Buffer, index: Sequence[Index], value: str) -> None:
+        """Append the line that writes to memory."""
         self.line(f"tl.store({self.place(buffer, index)}, {value}, mask={self.mask})")
 
     @contextmanager
     def loop(self, each: Loop) -> Iterator[None]:
+        """Open a loop over an index."""
         index, stop = self.spell(each.index), self.spell(each.stop)
         start = "first" if each.start == 0 else self.spell(each.start)
+        bounds = f"first, {stop} - {start}" if each.reverse else f"{start}, {stop}"
+        counter = f"range({bounds})"
+        if loads_ahead(each):
+            counter = f"tl.range({bounds}, num_stages={STAGES})"
         if not each.reverse:
-            with self.indent(f"for {index} in range({start}, {stop}):"):
+            with self.indent(f"for {index} in {counter}:"):
                 yield
             return
-        with self.indent(f"for after_{index} in range(first, {stop} - {start}):"):
+        with self.indent(f"for after_{index} in {counter}:"):
             self.line(f"{index} = {stop} - 1 - after_{index}")
             yield
 
@@ -158,10 +231,11 @@ class _Printer(Emitter):
     def condition(self, condition: str) -> Iterator[None]:
         """Open no block: a mask that holds no lane instead of a branch."""
         outer, self.mask = self.mask, f"inside_{condition}"
-        self.line(f"{self.mask} = lane < tl.where({condition}, lanes, 0)")
+        self.line(f"{self.mask} = {self.masked(condition)}")
         yield
         self.mask = outer
 
     def barrier(self) -> None:
+        """Append a barrier."""
         # A value in scratch may be read by another thread than the one that wrote it.
         self.line("tl.debug_barrier()")

@@ -119,6 +119,11 @@ def report_fallback(layer: str, name: str, reason: str) -> None:
             f"the {name} backend cannot run {layer}: {reason}. "
             "tt.fuse.backend('auto') runs it eagerly."
         )
+    log_fallback(layer, reason)
+
+
+def log_fallback(layer: str, reason: str) -> None:
+    """Log once that a layer runs step by step, and why."""
     if (layer, reason) not in _reported:
         _reported.add((layer, reason))
         _log.warning("%s runs step by step in plain PyTorch: %s.", layer, reason)

@@ -258,7 +258,7 @@ def recurrent_plan_for(
     needs = needs._replace(differentiated=("x",) if needs.has_backward else ())
     kind = LearningPlan if needs.has_backward and weight.requires_grad else RecurrentPlan
     plan = _plan(cell, x.ndim - 1, x.dtype, x.device, (), needs, kwargs, kind)
-    if not isinstance(plan, RecurrentPlan) or plan.backend != "cpu":
+    if not isinstance(plan, RecurrentPlan):
         return None
     return plan if bool(plan.differentiated) == needs.has_backward else None
 

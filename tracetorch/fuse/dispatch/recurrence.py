@@ -1,15 +1,15 @@
 """Run a layer's ``step`` over a whole sequence with its output fed back through a matrix.
 
 Recurrence. ``snn.Recurrent`` with an exact ``nn.Linear`` or ``snn.DelayedLinear`` is one loop over
-time too (``tracetorch/fuse/ir/schedule.py``). Neurons of a sample are coupled, samples are not:
-a task is eight samples. The output of each step is multiplied by one matrix for each delay, with
-its events, or densely where more than 0.4 of four rows are not zero; backward does the same with
-the cotangents. What is kept for backward is the sum that the step was given, in place of the input:
-states and outputs are computed again from it, step by step without a product, and the weight's
-gradient is one product over all of time for each matrix. Hooks, overrides, parametrizations,
-autocast, half precision, transforms, ``torch.compile``, a record of the neuron inside, or a weight
-that is not finite (a skipped ``0 * inf`` would hide the NaN): then the modules are called step by
-step.
+time too (``tracetorch/fuse/ir/schedule.py``), on a GPU for up to 256 neurons. Neurons of a sample
+are coupled, samples are not: a task is eight samples, on a GPU up to sixteen. The output of each
+step is multiplied by one matrix for each delay, on the CPU with its events, or densely where more
+than 0.4 of four rows are not zero; backward does the same with the cotangents. What is kept for
+backward is the sum that the step was given, in place of the input: states and outputs are computed
+again from it, step by step without a product, and the weight's gradient is one product over all of
+time for each matrix. Hooks, overrides, parametrizations, autocast, half precision, transforms,
+``torch.compile``, a record of the neuron inside, or on the CPU a weight that is not finite (a
+skipped ``0 * inf`` would hide the NaN): then the modules are called step by step.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ from torch import Tensor
 from tracetorch.cell import Cell
 from tracetorch.core.double_backward import saved_tensors
 from tracetorch.core.torch_private import observed_by
+from tracetorch.fuse.dispatch.backends import log_fallback
 from tracetorch.fuse.dispatch.operators import incoming_gradients, no_second_gradient
 from tracetorch.fuse.dispatch.plans import recurrent_plan_for
 from tracetorch.fuse.ir.plan import RecurrentPlan
 from tracetorch.fuse.runtime import recurrence
+from tracetorch.fuse.runtime.recurrence import Loop
 
 
 def run_recurrence(
@@ -65,8 +67,15 @@ def run_recurrence(
     if observed_by((x, first, *connection, *active, *tensors)) is not None:
         return None
     plan = recurrent_plan_for(cell, x, active, kwargs, first, weight, bias)
+    if plan is None:
+        return None
+    kind = _loop_of(plan)
+    reason = kind.unsupported_reason(x.shape[-1])
+    if reason is not None:
+        log_fallback(f"Recurrent({cell.name}, ...)", reason)
+        return None
     # a product by events skips zeros, which an infinite weight would make NaN
-    if plan is None or not weight.detach().sum().isfinite():
+    if kind is recurrence.CpuLoop and not weight.detach().sum().isfinite():
         return None
     params = plan.program.tensors(kwargs)
     if plan.has_backward:
@@ -74,9 +83,18 @@ def run_recurrence(
             plan, x, first, weight, bias, *active, *params
         )
     else:
-        results, _ = recurrence.forward(plan, x, first, weight, bias, active, params)
+        results, _ = recurrence.forward(kind(plan), x, first, weight, bias, active, params)
         output, last, *ends = results
     return output, last, ends
+
+
+def _loop_of(plan: RecurrentPlan) -> type[Loop]:
+    """Return the loops of the backend of a plan, imported at the first call."""
+    if plan.backend == "cpu":
+        return recurrence.CpuLoop
+    from tracetorch.fuse.runtime.gpu_recurrence import TritonLoop
+
+    return TritonLoop
 
 
 class _Recurrence(torch.autograd.Function):
@@ -94,7 +112,8 @@ class _Recurrence(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         count = len(plan.program.states)
         states, params = tensors[:count], tensors[count:]
-        results, kept = recurrence.forward(plan, x, first, weight, bias, states, params)
+        loop = _loop_of(plan)(plan)
+        results, kept = recurrence.forward(loop, x, first, weight, bias, states, params)
         ctx.plan = plan
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*kept, first, weight, *tensors)
@@ -114,7 +133,7 @@ class _Recurrence(torch.autograd.Function):
         resolved = [grad if grad is None else grad.resolve_neg() for grad in grads]
         incoming = incoming_gradients(x, resolved, 1 + count)
         d_x, d_first, d_weight, d_states, d_params = recurrence.backward(
-            plan, x, checkpoints, first, weight, states, params, incoming
+            _loop_of(plan)(plan), x, checkpoints, first, weight, states, params, incoming
         )
         _, wants_x, wants_first, _, wants_bias, *_ = ctx.needs_input_grad
         # nothing of the connection is reached where no input of a step is

@@ -71,7 +71,7 @@ def _plan(loop: Recurrence, x: Tensor) -> RecurrentPlan | None:
         return None
     needed = weight.detach(), loop.bias, weight
     plan = recurrent_plan_for(loop.cell, x, active, loop.kwargs, loop.first, *needed)
-    if plan is None or not plan.program.is_binary:
+    if plan is None or plan.backend != "cpu" or not plan.program.is_binary:
         return None
     first = loop.first.detach()
     if not bool(((first == 0) | (first == 1)).all()):

@@ -176,7 +176,10 @@ class Plan:
     @cached_property
     def checkpoint_interval(self) -> int:
         """Number of steps from one checkpoint to the next; states in between are recomputed."""
-        return max(1, SCRATCH // (self.tile * max(1, len(self.recomputed))))
+        values = len(self.recomputed)
+        if self.backend == "triton":  # one cache for all lanes, of the inputs that are read again
+            values += len(self.program.inputs)
+        return max(1, SCRATCH // (self.tile * max(1, values)))
 
     def checkpoints(self, steps: int) -> int:
         """Return the number of checkpoints that a forward pass over ``steps`` steps stores."""

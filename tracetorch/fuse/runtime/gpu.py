@@ -56,7 +56,7 @@ def launch(kernel: Any, lanes: int, device: torch.device, arguments: Any) -> Non
     for value in arguments.values():  # the memory of another GPU would end the process
         if isinstance(value, Tensor) and value.device != device:
             raise wrong_memory(value, value.dtype, device)
-    options = compile_options(_language(device))
+    options = compile_options(language_of(device))
     if device.type == "cpu":
         with np.errstate(all="ignore"):
             kernel[grid](**arguments, **options)
@@ -76,7 +76,7 @@ def literals(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.devic
         return torch.tensor(numbers, dtype=dtype, device=device)
 
 
-def _language(device: torch.device) -> str:
+def language_of(device: torch.device) -> str:
     """Return the name of what Triton compiles to for a device, ``"cpu"`` where it interprets."""
     return "hip" if device.type == "cuda" and torch.version.hip else device.type
 

@@ -1,7 +1,8 @@
-"""Run the printed time loops of a linear recurrence on the CPU: memory and threads around them."""
+"""Run the printed time loops of a linear recurrence: the memory around them, the CPU's threads."""
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,15 +14,15 @@ from tracetorch.fuse.ir.kernel import Role
 from tracetorch.fuse.ir.plan import SCRATCH, RecurrentPlan
 from tracetorch.fuse.ir.schedule import recurrent_backward_kernel, recurrent_forward_kernel
 from tracetorch.fuse.runtime.allocation import large_empty
-from tracetorch.fuse.runtime.cpu import Kernel, kernel_of, parameter_gradients
+from tracetorch.fuse.runtime.cpu import kernel_of, parameter_gradients
 from tracetorch.fuse.runtime.layout import layout_of, strided
 from tracetorch.fuse.runtime.threads import run_tasks
 
 _ROWS = 8  # of a task: enough to read the matrix seldom, few enough to share out a small batch
 
 
-class _Shape(NamedTuple):
-    """Sizes of one call: ``per_task`` rows of neurons are walked through time together.
+class Shape(NamedTuple):
+    """Sizes of one call: rows of neurons, each walked through time.
 
     ``every`` steps lie between two checkpoints; there is one of ``taps`` matrices for each delay.
     """
@@ -30,16 +31,12 @@ class _Shape(NamedTuple):
     every: int
     neurons: int
     rows: int
-    per_task: int
     taps: int
 
     @property
     def lanes(self) -> int:
+        """Neurons of all rows."""
         return self.rows * self.neurons
-
-    @property
-    def tasks(self) -> int:
-        return -(-self.rows // self.per_task)
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
@@ -47,12 +44,76 @@ class _Shape(NamedTuple):
         return self.steps, self.every, (self.steps - 1) // self.every + 1, self.taps
 
 
-def _shape(plan: RecurrentPlan, like: Tensor, taps: int) -> _Shape:
-    steps, neurons = len(like), like.shape[-1]
-    rows = like[0].numel() // neurons
-    per_task = min(_ROWS, rows)
-    every = max(1, SCRATCH // (per_task * neurons * max(1, len(plan.recomputed))))
-    return _Shape(steps, min(every, steps), neurons, rows, per_task, taps)
+Buffers = dict[Role, Sequence[Any]]
+
+
+class Loop(abc.ABC):
+    """The printed loops of a plan in the language of a device: a child is final."""
+
+    def __init__(self, plan: RecurrentPlan) -> None:
+        self.plan = plan
+
+    def shape(self, like: Tensor, taps: int) -> Shape:
+        """Return the sizes of a call with such an input."""
+        steps, neurons = len(like), like.shape[-1]
+        rows = like[0].numel() // neurons
+        return Shape(steps, min(self.interval(rows, neurons), steps), neurons, rows, taps)
+
+    @staticmethod
+    def unsupported_reason(neurons: int) -> str | None:
+        """Return why so many neurons run step by step, or ``None``."""
+        return None
+
+    @abc.abstractmethod
+    def interval(self, rows: int, neurons: int) -> int:
+        """Return the steps from one checkpoint to the next."""
+
+    @abc.abstractmethod
+    def sums(self, shape: Shape, like: Tensor) -> Tensor:
+        """Return zeros for the sums of gradients: float64, which sums over time and batch need."""
+
+    @abc.abstractmethod
+    def totals(self, sums: Tensor) -> Any:
+        """Return the sums ``[trained, neurons]`` over what the tasks have added up."""
+
+    @abc.abstractmethod
+    def run(self, backward: bool, shape: Shape, matrices: Tensor, buffers: Buffers) -> None:
+        """Run one of the two loops with matrices ``[taps, N, N]`` on its other buffers."""
+
+
+class CpuLoop(Loop):
+    """Those in LLVM IR, a task for eight rows."""
+
+    def interval(self, rows: int, neurons: int) -> int:
+        """Return as many steps as a core's cache holds the states of."""
+        kept = max(1, len(self.plan.recomputed))
+        return max(1, SCRATCH // (min(_ROWS, rows) * neurons * kept))
+
+    def sums(self, shape: Shape, like: Tensor) -> Tensor:
+        """Return those of each task."""
+        size = (-(-shape.rows // _ROWS), len(self.plan.trained), shape.neurons)
+        return torch.zeros(size, dtype=torch.float64, device="cpu")
+
+    def totals(self, sums: Tensor) -> Any:
+        """Return the sums over tasks."""
+        return sums.numpy().sum(0)
+
+    def run(self, backward: bool, shape: Shape, matrices: Tensor, buffers: Buffers) -> None:
+        """Run a loop on threads."""
+        build = recurrent_backward_kernel if backward else recurrent_forward_kernel
+        kernel, neurons, lanes = kernel_of(self.plan, backward, build), shape.neurons, shape.lanes
+        per_task = min(_ROWS, shape.rows)
+        buffers |= {
+            Role.LITERALS: (kernel.literals,),
+            Role.MATRIX: (_panels(matrices, kernel.printed.panel),),
+        }
+        geometry = (neurons, lanes, shape.rows, per_task, neurons, neurons, 1)
+        arguments = kernel.arguments(geometry, shape.sizes, buffers)
+        # a product costs each lane about as much as half a line for each neuron
+        work = shape.steps * lanes * (4 + kernel.lines + shape.taps * neurons // 2)
+        scratch = kernel.scratch(shape.sizes, per_task * neurons)
+        tasks = -(-shape.rows // per_task)
+        run_tasks(kernel.tasks, arguments, tasks, work=work, scratch=scratch)
 
 
 def _by_delay(weight: Tensor) -> Tensor:
@@ -72,22 +133,17 @@ def _panels(matrices: Tensor, panel: int) -> Tensor:
     return panels
 
 
-def _run(kernel: Kernel, shape: _Shape, buffers: dict[Role, Sequence[Any]]) -> None:
-    """Run a kernel on its buffers."""
-    neurons, lanes = shape.neurons, shape.lanes
-    geometry = (neurons, lanes, shape.rows, shape.per_task, neurons, neurons, 1)
-    arguments = kernel.arguments(geometry, shape.sizes, buffers)
-    # a product costs each lane about as much as half a line for each neuron
-    work = shape.steps * lanes * (4 + kernel.lines + shape.taps * neurons // 2)
-    scratch = kernel.scratch(shape.sizes, shape.per_task * neurons)
-    run_tasks(kernel.tasks, arguments, shape.tasks, work=work, scratch=scratch)
+def _new(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Return memory for a sequence, which may be large."""
+    is_cpu = like.device.type == "cpu"
+    return large_empty(shape, like.dtype) if is_cpu else like.new_empty(shape)
 
 
 # Forward
 
 
 def forward(
-    plan: RecurrentPlan,
+    loop: Loop,
     given: Tensor,
     first: Tensor,
     weight: Tensor,
@@ -99,44 +155,36 @@ def forward(
 
     That is the sum that the step is given, for every step, and the checkpoints of the states.
     """
-    dtype, neurons, steps = plan.program.dtype, given.shape[-1], given.shape[0]
-    shape = _shape(plan, given, len(first))
+    plan, neurons, steps = loop.plan, given.shape[-1], given.shape[0]
+    shape = loop.shape(given, len(first))
     layout = layout_of(given, -1)
     if not layout.in_order:  # rows of neurons must lie together
         given = given.contiguous()
         layout = layout_of(given, -1)
-    output = large_empty(given.shape, dtype)
+    output = _new(given.shape, given)
     # one step is enough where neither a later step nor the backward pass reads it
     is_sequence = plan.has_backward or shape.taps > 1
-    x = large_empty(given.shape if is_sequence else given.shape[1:], dtype)
-    last = torch.empty(given.shape[1:], dtype=dtype, device="cpu")
+    x = _new(given.shape if is_sequence else given.shape[1:], given)
+    last = given.new_empty(given.shape[1:])
     ends = [torch.empty_like(last) for _ in states]
     kept = len(plan.recomputed) if plan.has_backward else 0
-    size = (steps - 1) // shape.every * kept * shape.lanes
-    checkpoints = torch.empty(size, dtype=dtype, device="cpu")
+    checkpoints = given.new_empty((steps - 1) // shape.every * kept * shape.lanes)
     if not kept:
         shape = shape._replace(every=steps)
-    kernel = kernel_of(plan, False, recurrent_forward_kernel)
-    shift = (given.new_zeros(neurons) if bias is None else bias).contiguous()
-    matrix = _panels(_by_delay(weight).transpose(1, 2), kernel.printed.panel)
-    params = [param.contiguous() for param in params]
-    starts = [state.contiguous() for state in states]
-    first = first.contiguous()
-    buffers: dict[Role, Sequence[Any]] = {
+    shift = given.new_zeros(neurons) if bias is None else bias
+    buffers: Buffers = {
         Role.INPUT: [strided(given, layout)],
-        Role.PARAMETER: params,
-        Role.LITERALS: (kernel.literals,),
-        Role.MATRIX: (matrix,),
-        Role.BIAS: (shift,),
+        Role.PARAMETER: [param.contiguous() for param in params],
+        Role.BIAS: (shift.contiguous(),),
         Role.DRIVE: [(x, shape.lanes if is_sequence else 0, neurons)],
-        Role.FIRST_OUTPUT: (first,),
+        Role.FIRST_OUTPUT: (first.contiguous(),),
         Role.OUTPUT: (output,),
         Role.LAST_OUTPUT: (last,),
-        Role.START: starts,
+        Role.START: [state.contiguous() for state in states],
         Role.END: ends,
         Role.CHECKPOINTS: (checkpoints,),
     }
-    _run(kernel, shape, buffers)
+    loop.run(False, shape, _by_delay(weight).transpose(1, 2), buffers)
     return [output, last, *ends], [x, checkpoints]
 
 
@@ -144,7 +192,7 @@ def forward(
 
 
 def backward(
-    plan: RecurrentPlan,
+    loop: Loop,
     x: Tensor,
     checkpoints: Tensor,
     first: Tensor,
@@ -157,30 +205,24 @@ def backward(
 
     ``x`` and ``checkpoints`` are what forward returned, ``grads`` those of its results.
     """
-    program, dtype, neurons = plan.program, plan.program.dtype, x.shape[-1]
-    shape = _shape(plan, x, len(first))
+    plan, neurons = loop.plan, x.shape[-1]
+    shape = loop.shape(x, len(first))
     g_output, g_last, *g_ends = grads
     layout = layout_of(x, -1)
-    d_x = large_empty(x.shape, dtype)
-    output = large_empty(x.shape if plan.needs_weight_gradient else (0,), dtype)
-    d_first = torch.empty(first.shape, dtype=dtype, device="cpu")
-    d_starts = [torch.empty(x.shape[1:], dtype=dtype, device="cpu") for _ in states]
-    # in float64: a parameter's gradient sums over time and batch
-    sums = torch.zeros((shape.tasks, len(plan.trained), neurons), dtype=torch.float64, device="cpu")
-    starts = dict(zip(program.states, states, strict=True))
-    kernel = kernel_of(plan, True, recurrent_backward_kernel)
-    matrix = _panels(_by_delay(weight), kernel.printed.panel)
+    d_x = _new(x.shape, x)
+    output = _new(x.shape if plan.needs_weight_gradient else (0,), x)
+    d_first = x.new_empty(first.shape)
+    d_starts = [x.new_empty(x.shape[1:]) for _ in states]
+    sums = loop.sums(shape, x)
+    starts = dict(zip(plan.program.states, states, strict=True))
     params = [param.contiguous() for param in params]
-    before = [starts[name].contiguous() for name in plan.recomputed]
     after = [g_last.contiguous(), *(grad.contiguous() for grad in g_ends)]
     x = x.contiguous()
-    buffers: dict[Role, Sequence[Any]] = {
+    buffers: Buffers = {
         Role.INPUT: [(x, shape.lanes, neurons)],
         Role.PARAMETER: params,
-        Role.LITERALS: (kernel.literals,),
-        Role.MATRIX: (matrix,),
         Role.CHECKPOINTS: (checkpoints,),
-        Role.START: before,
+        Role.START: [starts[name].contiguous() for name in plan.recomputed],
         Role.GRAD_OUTPUT: [strided(g_output, layout)],
         Role.GRAD_LAST_OUTPUT: after[:1],
         Role.GRAD_END: after[1:],
@@ -190,9 +232,9 @@ def backward(
         Role.GRAD_START: d_starts,
         Role.SUMS: (sums,),
     }
-    _run(kernel, shape, buffers)
+    loop.run(True, shape, _by_delay(weight), buffers)
     with np.errstate(all="ignore"):  # gradients that are not finite are the user's to find
-        d_params = parameter_gradients(plan, params, sums.numpy().sum(0))
+        d_params = parameter_gradients(plan, params, loop.totals(sums))
     d_weight = _weight_gradient(d_x, output, first, weight) if plan.needs_weight_gradient else None
     return d_x, d_first, d_weight, d_starts, d_params
 
@@ -204,7 +246,7 @@ def _weight_gradient(d_x: Tensor, output: Tensor, first: Tensor, weight: Tensor)
     """
     neurons, taps = d_x.shape[-1], len(first)
     # in memory as the weight of a linear layer with delays, and that of one matrix as it is
-    total = torch.empty(taps, neurons, neurons, dtype=d_x.dtype, device="cpu")
+    total = d_x.new_empty(taps, neurons, neurons)
     total = total.permute(2, 1, 0) if taps > 1 else total.permute(1, 2, 0)
 
     def rows(tensor: Tensor) -> Tensor:

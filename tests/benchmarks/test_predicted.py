@@ -1,0 +1,58 @@
+import pytest
+
+from benchmarks.gpu import predicted
+from benchmarks.gpu.predicted import (
+    BEGIN,
+    CARDS,
+    END,
+    Counts,
+    counts,
+    moved_table,
+    seconds,
+    time_table,
+)
+from tracetorch.fuse.ir.kernel import Axis, Dtype, Extent, KernelBuilder, Role, Size
+
+LANE, LANES = Axis.LANE, Extent.LANES
+
+
+def test_counts_of_a_kernel() -> None:
+    k = KernelBuilder("forward", "sums", Dtype.FLOAT32)
+    steps = k.size("steps")
+    x = k.buffer(Role.INPUT, "x", (Size(steps), LANES))
+    y = k.buffer(Role.OUTPUT, "", (Size(steps), LANES))
+    end = k.buffer(Role.END, "mem", (LANES,))
+    with k.lanes():
+        with k.loop("t", 0, steps, {"mem": 0.0}) as walk:
+            given = k.load(x, (walk.index, LANE), "x")
+            quotient = k.op("div", given, walk.carried["mem"])
+            walk.next["mem"] = k.op("add", quotient, given)
+            k.store(y, (walk.index, LANE), quotient)
+        k.store(end, (LANE,), walk.results["mem"])
+    found = counts(k.kernel(), 100, 100)
+    assert found.moved == found.distinct == {"input_x": 400, "output": 400, "end_mem": 4}
+    assert found.operations == 100 * (10 + 1)
+    assert found.walks == [(100, 44.0, True)]
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
+def test_the_slowest_of_four(card: predicted.Card) -> None:
+    def made(moved: float, operations: float, chain: float, is_ahead: bool = True) -> Counts:
+        found = Counts(operations=operations, walks=[(100, chain, is_ahead)])
+        found.moved["x"] = found.distinct["x"] = int(moved)
+        return found
+
+    lanes, rest = 1 << 20, (16, card, 128)
+    memory = seconds(made(40_000, 10, 1), lanes, *rest)
+    assert memory == pytest.approx(40_000 * lanes / card.memory)
+    issued = seconds(made(4, 1e6, 1), lanes, *rest)
+    assert issued == pytest.approx(1e6 * lanes / (card.processors * 128 * card.clock))
+    # few lanes: a chain, or the wait for the cache that is 200 cycles away
+    assert seconds(made(4, 1, 1000), 128, *rest) == pytest.approx(100 * 1040 / card.clock)
+    assert seconds(made(4, 1, 40, False), 128, *rest) == pytest.approx(100 * 240 / card.clock)
+
+
+def test_the_page_has_the_tables() -> None:
+    text = predicted.PAGE.read_text()
+    between = text.partition(BEGIN)[2].partition(END)[0].strip()
+    assert between == "\n".join([*moved_table(), "", *time_table()])
