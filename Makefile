@@ -158,6 +158,8 @@ bench-peers: $(VENV)/.bench
 	.venv-peers/bin/python $(PIP) -c $(SAME) torch $(PEERS)
 	$(PYTHON) -m venv .venv-spyx
 	.venv-spyx/bin/python $(PIP) 'spyx>=1.0,<2'
+	$(PYTHON) -m venv .venv-brian2
+	.venv-brian2/bin/python $(PIP) 'brian2>=2.9,<3' 'numpy<2.4'
 	$(PYTHON) -m venv .venv-0.9.2
 	.venv-0.9.2/bin/python $(PIP) -c $(SAME) torch numpy matplotlib
 	.venv-0.9.2/bin/python $(PIP) --no-deps 'tracetorch==0.9.2' || rm -rf .venv-0.9.2

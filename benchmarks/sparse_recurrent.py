@@ -1,86 +1,47 @@
 """Measure a loop along a list of edges: ``python -m benchmarks.sparse_recurrent``.
 
-A network of the size of a fly's brain, of random edges with its statistics, and neurons with the
-constants of Shiu et al., "A Drosophila computational brain model reveals sensorimotor processing",
-Nature 634 (2024): the time and memory of a second of it, and of the gradient of all weights over a
-tenth of one. Then a training step of a smaller network, beside a dense one and ``torch.sparse``.
-The load of the machine is printed beside each row: threads wait for each other.
+The network of the size of a fly's brain of ``examples/fly.py``: the time and memory of a second of
+it, beside Brian2's C++ on the same graph and input where ``make bench-peers`` has installed it, and
+of the gradient of all weights over a tenth of one. Then a training step of a smaller network,
+beside a dense one and ``torch.sparse``. ``--plot FILE`` draws how the fly's times grow. The load of
+the machine is printed beside each row: threads wait for each other.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
+import json
 import os
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
+from benchmarks.libraries import ROOT
 from benchmarks.memory import resident
+from examples import fly
 from tracetorch import functional, snn
 
-NEURONS = 138_639
-EDGES = 15_100_000
-MOST = 9_600  # edges of a source
-DRIVEN = 110  # neurons at 150 Hz: some 17,000 spikes a second in all
-DT = 0.1  # ms
-PER_EDGE = 0.275  # mV of a synapse; an edge has five of them on average
-THRESHOLD = 7.0  # mV above rest
+BRIAN2 = ROOT / ".venv-brian2" / "bin" / "python"
 
 
-class FlyNeuron(snn.Neuron):
-    """LIF with an exponential synapse; while it is refractory both stand still."""
-
-    states = ("g", "v", "wait")
-
-    def __init__(self, num_neurons: int, spike: functional.Surrogate) -> None:
-        super().__init__(num_neurons)
-        self.option("spike", spike)
-
-    @staticmethod
-    def step(x: Tensor, g: Tensor, v: Tensor, wait: Tensor, *, spike: Any) -> tuple[Tensor, ...]:
-        """Return spikes and states, in mV above rest; ``wait`` are the steps that are left."""
-        of_g, of_v = math.exp(-DT / 5), math.exp(-DT / 20)
-        free = (wait <= 0).to(x.dtype)
-        v = torch.where(wait <= 0, of_v * v + 5 / (5 - 20) * (of_g - of_v) * g, v)
-        g = torch.where(wait <= 0, of_g * g, g) + x
-        s = spike(v - THRESHOLD) * free
-        fired = s.detach() > 0
-        v, g = v * (1 - s), g * (1 - s)
-        return s, g, v, torch.where(fired, round(2.2 / DT), wait - 1)
-
-
-def drawn_edges(neurons: int, edges: int, most: int) -> tuple[Tensor, Tensor]:
-    """Draw edges by source and target, out-degrees log-normal, and the sign of each source."""
-    generator = torch.Generator().manual_seed(0)
-    degrees = torch.randn(neurons, generator=generator).mul_(1.1).exp_()
-    degrees = (degrees * (edges / float(degrees.sum()))).round_().clamp_(max=most).long()
-    keys = torch.repeat_interleave(torch.arange(neurons), degrees).mul_(neurons)
-    keys += torch.randint(neurons, keys.shape, generator=generator)
-    keys = keys.sort().values
-    signs = torch.where(torch.rand(neurons, generator=generator) < 0.7, 1.0, -1.0)
-    return torch.stack([keys // neurons, keys % neurons]), signs
-
-
-def fly(neurons: int, edges: int, most: int) -> snn.Recurrent:
+def build(graph: fly.Graph) -> snn.Recurrent:
     """Build the network, and print how long that takes from its edges on."""
-    drawn, signs = drawn_edges(neurons, edges, most)
-    generator = torch.Generator().manual_seed(1)
-    count = drawn.shape[1]
-    synapses = torch.empty(count).exponential_(0.2, generator=generator).ceil_()
-    weight = signs[drawn[0]].mul_(synapses).mul_(PER_EDGE)
     start = time.perf_counter()
-    connection = snn.SparseLinear(
-        neurons, neurons, drawn, weight=weight, delay=round(1.8 / DT) - 1, bias=False
-    )
-    connection.plan  # noqa: B018 (made at the first call)
+    model = fly.network(graph)
+    cast(snn.SparseLinear, model.connection).plan  # noqa: B018 (made at the first call)
     took = time.perf_counter() - start
-    print(f"build: {count:,} edges in {took:.2f} s{_load()}")
-    return snn.Recurrent(FlyNeuron(neurons, functional.triangular_surrogate(0.5)), connection)
+    print(f"build: {graph.edges.shape[1]:,} edges in {took:.2f} s{_load()}")
+    return model
 
 
 def _seconds() -> Callable[[], str]:
@@ -98,9 +59,8 @@ def _load() -> str:
     return f" (load {os.getloadavg()[0]:.1f}, {torch.get_num_threads()} threads)"
 
 
-def measure(model: snn.Recurrent, steps: int, short: int, driven: int) -> None:
-    """Print the time of a run, and of the gradient of all weights over a shorter one."""
-    source = snn.PoissonInput(torch.arange(driven), 150e-3 * DT, value=250 * PER_EDGE)
+def forward(model: snn.Recurrent, source: snn.PoissonInput, steps: int) -> None:
+    """Print the time of a run."""
     with torch.no_grad():
         model.run_events(source, 10)
     for _ in range(2):
@@ -114,15 +74,66 @@ def measure(model: snn.Recurrent, steps: int, short: int, driven: int) -> None:
         f"forward: {steps:,} steps in {spent}, {len(run.events):,} spikes, "
         f"{resident() / 1e6:,.0f} MB{_load()}"
     )
+
+
+def gradient(model: snn.Recurrent, source: snn.PoissonInput, steps: int) -> None:
+    """Print the time of a run and of the gradient of all weights."""
     for _ in range(2):
         model.zero_states()
         model.zero_grad()
         took = _seconds()
-        run = model.run_events(source, short, count_every=short)
+        run = model.run_events(source, steps, count_every=steps)
         assert run.counts is not None
         run.counts.square().mean().backward()
         spent = took()
-    print(f"gradient: {short:,} steps in {spent}, {resident() / 1e6:,.0f} MB{_load()}")
+    print(f"gradient: {steps:,} steps in {spent}, {resident() / 1e6:,.0f} MB{_load()}")
+
+
+def brian2(graph: fly.Graph, source: snn.PoissonInput, steps: int, python: Path) -> None:
+    """Print the time of the same run in Brian2, by C++ on one thread and on as many as ours."""
+    places, _ = source.between(snn.event_inputs.Span(0, steps, 1, graph.neurons), torch.float32)
+    arrays: dict[str, Any] = {
+        "neurons": graph.neurons,
+        "steps": steps,
+        "kick": fly.SYNAPSE * fly.KICK,
+        "edges": graph.edges.numpy(),
+        "weight": fly.SYNAPSE * graph.synapses.numpy(),
+        "events": torch.stack([places // graph.neurons, places % graph.neurons], 1).numpy(),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez(f"{folder}/fly.npz", **arrays)
+        for threads in sorted({1, torch.get_num_threads()}):
+            words = [str(python), "-W", "ignore", "-m", "benchmarks.brian2_fly"]
+            words += [f"{folder}/fly.npz", "--threads", str(threads)]
+            load = os.getloadavg()[0]
+            done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+            if done.returncode:
+                print(f"Brian2: failed: {done.stderr.strip().splitlines()[-1]}")
+                return
+            found = json.loads(done.stdout.splitlines()[-1])
+            print(
+                f"Brian2 {found['version']}: {steps:,} steps in {found['seconds']:.2f} s, "
+                f"{found['spikes']:,} spikes, written and compiled in {found['built']:.0f} s "
+                f"(load {load:.1f}, {threads} threads)"
+            )
+
+
+def growth(graph: fly.Graph, path: Path, shares: Sequence[float]) -> None:
+    """Draw the seconds of CPU of 100 ms and of their gradient, as edges and spikes grow."""
+    import matplotlib.pyplot as plt
+
+    options = argparse.Namespace(shares=shares, lengths=(0.1,), repeats=2)
+    rows = fly.growth(graph, options)
+    figure, axes = plt.subplots(1, 2, figsize=(7.2, 2.8), layout="constrained")
+    for ax, (name, found) in zip(axes, rows.items(), strict=True):
+        counts, *times = zip(*found, strict=True)
+        for label, seconds in zip(("run", "gradient"), times, strict=True):
+            ax.plot(counts, seconds, "o-", label=label)
+        ax.set(xlabel=name.partition("_")[2], ylabel="seconds of CPU", xlim=(0, None))
+        ax.set_ylim(0, None)
+    axes[0].legend()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
 
 
 class _Matrix(nn.Module):
@@ -186,11 +197,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny sizes: a smoke test")
     parser.add_argument("--only", choices=("fly", "peers"), help="leave the other out")
+    parser.add_argument("--plot", type=Path, help="file of a plot of the fly's growth")
+    parser.add_argument("--brian2", type=Path, default=BRIAN2, help="the Python of Brian2")
     options = parser.parse_args(arguments)
     quick = options.quick
     if options.only != "peers":
-        model = fly(*((600, 12_000, 100) if quick else (NEURONS, EDGES, MOST)))
-        measure(model, *((60, 40) if quick else (10_000, 1_000)), 300 if quick else DRIVEN)
+        graph = fly.draw_graph(600 if quick else fly.NEURONS)
+        steps, short = (300, 100) if quick else (10_000, 1_000)
+        # some 17,000 spikes a second in all
+        source = fly.stimulus(fly.inputs_of(graph)[0], seed=0)
+        model = build(graph)
+        forward(model, source, steps)
+        python = options.brian2 if options.brian2.exists() else Path(sys.executable)
+        if options.brian2.exists() or find_spec("brian2") is not None:
+            brian2(graph, source, steps, python)
+        else:
+            print("Brian2: not installed, see make bench-peers")
+        gradient(model, source, short)
+        if options.plot:
+            growth(graph, options.plot, (0.5, 1.0) if quick else (0.25, 0.5, 0.75, 1.0))
     if options.only != "fly":
         peers(*((200, 0.05, 5, 2, 1) if quick else (10_000, 0.01, 100, 16, 2)))
 

@@ -58,19 +58,31 @@ class Options(argparse.ArgumentParser):
         module: the script's ``__spec__.name`` as it is run, ``examples.vowels``.
         description: text of the help.
         epochs: default of ``--epochs``.
-        lr: highest learning rate.
+        lr: highest learning rate; a script without one has no such option.
         unit: what ``--epochs`` counts.
     """
 
     def __init__(
-        self, module: str, description: str, epochs: int, lr: float, unit: str = "passes"
+        self,
+        module: str,
+        description: str,
+        epochs: int,
+        lr: float | None = None,
+        unit: str = "passes",
     ) -> None:
         super().__init__(f"python -m {module}", description=description)
         task = module.rpartition(".")[2]
         add = self.add_argument
         add("--seeds", type=seed_number, nargs="+", default=[0], metavar="N", help="one run each")
         add("--epochs", type=count, default=epochs, metavar="N", help=f"{unit} (%(default)s)")
-        add("--lr", type=rate, default=lr, metavar="X", help="highest learning rate (%(default)s)")
+        if lr is not None:
+            add(
+                "--lr",
+                type=rate,
+                default=lr,
+                metavar="X",
+                help="highest learning rate (%(default)s)",
+            )
         add("--threads", type=count, default=1, metavar="N", help="CPU threads (%(default)s)")
         add("--quick", action="store_true", help="a run of seconds, as a smoke test")
         add(

@@ -68,7 +68,7 @@ class FlyNeuron(snn.Neuron):
 
     The order within a step, and the exact solution between steps, are those of Brian2: the states
     move on, neurons above the threshold fire, inputs arrive, and a spike resets what has arrived
-    too. While a neuron is refractory its states rest, and inputs add up.
+    too. While a neuron is refractory its states rest, and what arrives is lost.
     """
 
     states: ClassVar[tuple[str, ...]] = ("membrane", "synapse", "wait")
@@ -102,7 +102,7 @@ class FlyNeuron(snn.Neuron):
         fired = ready * spike(membrane - theta)
         reset = fired.detach() if detach_reset else fired
         kept = 1 - reset
-        return fired, kept * membrane, kept * (synapse + SYNAPSE * x), wait + period * reset
+        return fired, kept * membrane, kept * (synapse + SYNAPSE * ready * x), wait + period * reset
 
 
 class Graph(NamedTuple):
@@ -232,6 +232,15 @@ def responding(rates: Tensor, activated: Tensor) -> Tensor:
     """Return the neurons that fire and are not activated themselves, the most active first."""
     others = rates.index_fill(0, activated, 0.0)
     return others.argsort(descending=True)[: int((others > 0).sum())]
+
+
+def check_responding(others: Tensor, graph: Graph) -> None:
+    """Refuse what the experiments cannot be made with."""
+    if len(others) < 2:
+        raise ValueError(
+            f"{len(others)} of {graph.neurons} neurons respond to those that are activated, and "
+            "the experiments take two or more. Take more --neurons, 300 say, or more --seconds"
+        )
 
 
 def gradient_norm(
@@ -423,9 +432,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for seed in options.seeds:
             row, figure = experiments(options, seed)
             options.out.mkdir(parents=True, exist_ok=True)
-            figure.savefig(options.out / f"{TASK}-{row['neurons']}-seed{seed}.png")
+            path = options.out / f"{TASK}-{row['neurons']}-seed{seed}.png"
+            figure.savefig(path)
             write(row, RESULTS if options.record else options.out)
-    except (FileNotFoundError, ModuleNotFoundError) as error:
+            print(path, flush=True)
+    except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -450,6 +461,7 @@ def experiments(options: argparse.Namespace, seed: int) -> tuple[Row, Figure]:
     ran, cpu = time.perf_counter() - start, time.process_time() - cpu
     rates = rates_of(events, graph.neurons, options.seconds)
     others = responding(rates, inputs[0])
+    check_responding(others, graph)
     print(
         f"{len(events) / options.seconds:,.0f} spikes a second, {len(others):,} neurons respond; "
         f"{options.seconds:g} s took {ran:.2f} s, the process {peak() / 1e9:.2f} GB at its peak"
@@ -552,6 +564,7 @@ def learning(
     for neurons in inputs:
         rates += rates_of(activate(net, neurons, 0.1, seed), graph.neurons, 0.1)
     others = responding(rates, torch.cat(list(inputs)))
+    check_responding(others, graph)
     generator = torch.Generator().manual_seed(seed)
     chosen = others[:200][torch.randperm(len(others[:200]), generator=generator)][:40]
     places = most_used(graph, rates, options.learnt)

@@ -1,5 +1,8 @@
 """Scripts of the benchmarks print what they measure."""
 
+import re
+import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -73,11 +76,30 @@ def test_a_line_is_printed_for_each_segment(capsys, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
-def test_loops_along_edges_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    sparse_recurrent.main(["--quick"])
+def test_loops_along_edges_are_measured(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sparse_recurrent, "find_spec", lambda name: None)
+    plot = tmp_path / "growth.png"
+    sparse_recurrent.main(["--quick", "--plot", str(plot), "--brian2", str(tmp_path / "none")])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[:3]] == ["build:", "forward:", "gradient:"]
+    firsts = ["build:", "forward:", "Brian2:", "gradient:", "growth_edges:", "growth_spikes:"]
+    assert [line.split()[0] for line in lines[:6]] == firsts
     assert " 0 spikes" not in lines[1]
-    assert [line.split()[0] for line in lines[3:]] == ["SparseLinear", "nn.Linear", "torch.sparse"]
+    assert lines[2] == "Brian2: not installed, see make bench-peers"
+    assert plot.stat().st_size > 1000
+    assert [line.split()[0] for line in lines[6:]] == ["SparseLinear", "nn.Linear", "torch.sparse"]
     # the three compute one thing
-    assert len({line.split("training step, ")[1][:5] for line in lines[3:]}) == 1
+    assert len({line.split("training step, ")[1][:5] for line in lines[6:]}) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="a compiler of C++ is not installed")
+def test_brian2_fires_as_many_spikes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    if find_spec("brian2") is None:
+        pytest.skip("Brian2 is not installed; the extra 'test-peers' brings it")
+    sparse_recurrent.main(["--quick", "--only", "fly", "--brian2", str(tmp_path / "none")])
+    _, ours, *theirs, _ = capsys.readouterr().out.splitlines()
+    (count,) = re.findall(r"[1-9][\d,]* spikes", ours)
+    assert theirs
+    assert all(line.startswith("Brian2 2") and count in line for line in theirs)

@@ -140,28 +140,61 @@ def test_equal_to_the_dense_layer(delay: str, signs: bool, group: bool) -> None:
         close(gradients(y, *parameters), wanted)
 
 
+def compare_with_dense_recurrence(model: Any, x: Tensor, *ways: dict[str, Any]) -> None:
+    """Outputs, states and all gradients, with restarts within the sequence and without."""
+    neuron, parameters = model.neuron, [x, *model.parameters()]
+    for share in (0.0, 0.1):
+        reset = torch.rand(x.shape[:2], generator=seeded()) < share
+        tt.zero_states(model)
+        dense, output, expected = Dense(model.connection), torch.zeros_like(x[0]), []
+        for each, now in zip(x, reset, strict=True):
+            output = output.where(~now[:, None], 0.0)
+            neuron.zero_states(where=now)
+            output = neuron(each + dense.step(output, now))
+            expected.append(output)
+        mem = neuron.mem
+        assert 0.02 < float(torch.stack(expected).detach().mean()) < 0.5
+        wanted = gradients(torch.stack(expected), *parameters)
+        for options in ways:
+            tt.zero_states(model)
+            y = tt.unroll(model, x, reset=reset if share else None, **options)
+            close(y, torch.stack(expected))
+            close(neuron.mem, mem)
+            close(gradients(y, *parameters), wanted)
+
+
 @pytest.mark.parametrize("group", [False, True], ids=["own", "group"])
 @pytest.mark.parametrize("signs", [False, True], ids=["free", "signs"])
 @pytest.mark.parametrize("delay", DELAYS)
 def test_recurrence_is_equal_to_the_dense_one(delay: str, signs: bool, group: bool) -> None:
     connection = sparse(N, N, 20_000, delay=delay, signs=signs, group=group)
-    neuron = snn.LIF(N, beta=0.8, pos_threshold=2.0).double()
-    model = snn.Recurrent(neuron, connection)
+    model = snn.Recurrent(snn.LIF(N, beta=0.8, pos_threshold=2.0).double(), connection)
     x = (2 * spikes(8, 2, N, density=0.5)).requires_grad_()
-    dense, output, expected = Dense(connection), torch.zeros_like(x[0]), []
-    for each in x:
-        output = neuron(each + dense.step(output))
-        expected.append(output)
-    mem = neuron.mem
-    assert 0.02 < float(torch.stack(expected).detach().mean()) < 0.5
-    parameters = [x, *model.parameters()]
-    wanted = gradients(torch.stack(expected), *parameters)
-    for options in ({}, {"by": "step"}, {"segment": 3}):
-        tt.zero_states(model)
-        y = tt.unroll(model, x, **options)
-        close(y, torch.stack(expected))
-        close(neuron.mem, mem)
-        close(gradients(y, *parameters), wanted)
+    compare_with_dense_recurrence(model, x, {}, {"by": "step"}, {"segment": 3})
+
+
+GRAPHS = {
+    "one edge many times": torch.tensor([[3], [5]]).expand(2, 900),
+    "self-loops": torch.arange(200).expand(2, 200),
+    "empty rows": drawn_edges(200, 200, 500) // 20 * 20,
+    "one source": torch.stack([torch.full((200,), 7), torch.arange(200)]),
+    "one target": torch.stack([torch.arange(200), torch.full((200,), 7)]),
+    "no edge": torch.zeros(2, 0, dtype=torch.long),
+}
+
+
+@pytest.mark.parametrize("delay", DELAYS)
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_odd_graphs_are_right(graph: str, delay: str) -> None:
+    edges = GRAPHS[graph]
+    count = edges.shape[1]
+    each = torch.randint(5, (count,), generator=seeded())
+    weight = torch.randn(count, generator=seeded())
+    kinds: dict[str, Tensor | int | None] = {"none": None, "one": 3, "each": each}
+    connection = snn.SparseLinear(200, 200, edges, weight=weight, delay=kinds[delay]).double()
+    model = snn.Recurrent(snn.LIF(200, beta=0.8, pos_threshold=2.0).double(), connection)
+    x = (2 * spikes(8, 2, 200, density=0.5)).requires_grad_()
+    compare_with_dense_recurrence(model, x, {}, {"by": "step"})
 
 
 # One result by every road
