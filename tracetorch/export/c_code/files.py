@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -12,6 +12,7 @@ from tracetorch.export.c_code.printer import SIZES, Names, float_literal, pool_n
 from tracetorch.export.c_code.stages import Array, StepProgram
 
 _PER_LINE = 12
+_EXACT = frozenset({"", "fabsf", "floorf", "ceilf", "truncf", "rintf", "sqrtf", "fmaf", "copysignf"})
 _FROM_MATH = re.compile(r"\b(?!continue|return|sizeof)([a-z]+[0-9]*f)\(|INFINITY|NAN")
 
 MAKEFILE = """\
@@ -34,6 +35,16 @@ clean:
 \trm -f main model.o
 
 .PHONY: run size clean
+"""
+TEST = """
+# make test: learn from the signals in learned.h, and compare the weights with those of Python
+check: test.c model.c model.h sample.h learned.h
+\t$(CC) $(STRICT) $(CFLAGS) test.c model.c -o check -lm
+
+test: check
+\t./check
+
+.PHONY: test
 """
 
 _HEADER = """\
@@ -73,12 +84,52 @@ void tt_reset(tt_stream *s);
 
 /* Run one time step. Inputs and outputs do not overlap. */
 {step};
-
+{learn}
 #ifdef __cplusplus
 }}
 #endif
 
 #endif
+"""
+_CHECK = """\
+/* Learn from the recorded signals, and compare the weights with those that Python learns. */
+#include <math.h>
+#include <stdio.h>
+
+#include "learned.h"
+#include "sample.h"
+
+static tt_stream stream;
+
+/* Largest difference; one that is no number is infinite. */
+static double apart(const float *found, const float *expected, int32_t size) {{
+    double most = 0.0;
+    for (int32_t i = 0; i < size; i++) {{
+        const double d = fabs((double)found[i] - (double)expected[i]);
+        if (!(d <= most)) {{
+            most = d <= most || d > most ? d : INFINITY;
+        }}
+    }}
+    return most;
+}}
+
+int main(void) {{
+{outputs}
+    double most = 0.0;
+    tt_init(&stream);
+    for (int32_t t = 0; t < TT_LEARNED_STEPS; t++) {{
+        tt_step(&stream, {given});
+        tt_learn({signals});
+    }}
+{compared}
+    printf("%d steps of learning, weights at most %.9g apart\\n", (int)TT_LEARNED_STEPS, most);
+    return most <= {tolerance} ? 0 : 1;
+}}
+"""
+_LEARN = """
+/* Learn from the last time step: call it once behind tt_step, or not at all.
+{notes} */
+{learn};
 """
 _MAIN = """\
 /* Stream the recorded input through the network, and print what it answers. */
@@ -155,32 +206,47 @@ def ports_of(arrays: Mapping[str, Array], names: Names) -> list[Port]:
     ]
 
 
-def header(program: StepProgram, names: Names, notes: Sequence[str]) -> str:
-    """Return ``model.h``."""
+def header(
+    program: StepProgram, names: Names, notes: Sequence[str], learning: Sequence[str] = ()
+) -> str:
+    """Return ``model.h``; ``learning`` says what ``tt_learn`` does, if there is one."""
     inputs, outputs = ports_of(program.inputs, names), ports_of(program.outputs, names)
+    signals = ports_of(program.signals, names)
     sizes = [
         f"#define {port.macro} {port.size} /* {comment(port.label)} */"
-        for port in (*inputs, *outputs)
+        for port in (*inputs, *outputs, *signals)
     ]
     members = [
-        f"    {state.kind} {state.name}[{state.size}]; /* {comment(state.label)} */"
-        for state in ports_of(program.states, names)
+        f"    {state.kind} {state.name}[{state.size}]; /* {what}{comment(state.label)} */"
+        for what, arrays in (("", program.states), ("learned: ", program.learned), ("", program.traces))
+        for state in ports_of(arrays, names)
     ]
     members += [
         f"    {kind} {pool_name(kind)}[{size}]; /* within one step */"
         for kind, size in names.memory.sizes.items()
     ]
+    learn = ""
+    if program.learned:
+        members.append("    uint8_t learning; /* what the last step has left to do */")
+        lines = "\n".join(f" * {line}" for line in learning)
+        learn = _LEARN.format(notes=lines, learn=learn_head(signals))
     return _HEADER.format(
         notes="".join(f" * {comment(note)}\n" for note in notes),
         sizes="\n".join(sizes),
         members="\n".join(members or ["    bool unused;"]),  # a struct needs a member
         step=step_head(inputs, outputs),
+        learn=learn,
     )
 
 
 def step_head(inputs: Sequence[Port], outputs: Sequence[Port]) -> str:
     """Return the declaration of ``tt_step``."""
     return f"void tt_step({', '.join(step_arguments(inputs, outputs).values())})"
+
+
+def learn_head(signals: Sequence[Port]) -> str:
+    """Return the declaration of ``tt_learn``."""
+    return f"void tt_learn({', '.join(step_arguments(signals, ()).values())})"
 
 
 def step_arguments(inputs: Sequence[Port], outputs: Sequence[Port]) -> dict[str, str]:
@@ -222,17 +288,38 @@ def _spelled(kind: str, number: float | int | bool) -> str:
 def sample_header(ports: Sequence[Port], sequences: Sequence[Tensor]) -> str:
     """Return ``sample.h``: the first stream of the sample as tables."""
     lines = [f"#define TT_SAMPLE_STEPS {len(sequences[0])}", ""]
+    lines += _sequences(ports, sequences, "TT_SAMPLE_STEPS")
+    return _guarded("TT_SAMPLE_H", "The recorded input.", lines)
+
+
+def _sequences(ports: Sequence[Port], sequences: Iterable[Tensor], steps: str) -> list[str]:
+    """Return the lines of tables with a row for each step."""
+    lines: list[str] = []
     for port, sequence in zip(ports, sequences, strict=True):
-        values = sequence.flatten(1)
         rows = []
-        for step in values.tolist():
+        for step in sequence.flatten(1).tolist():
             spelled = ", ".join(_spelled(port.kind, number) for number in step)
             rows.append(f"    {{{spelled}}},")
-        first = f"static const {port.kind} tt_sample_{port.name}[TT_SAMPLE_STEPS][{port.macro}]"
+        first = f"static const {port.kind} tt_sample_{port.name}[{steps}][{port.macro}]"
         lines += [f"{first} = {{", *rows, "};", ""]
-    head = ["/* The recorded input. */", "#ifndef TT_SAMPLE_H", "#define TT_SAMPLE_H", ""]
+    return lines
+
+
+def _guarded(macro: str, what: str, lines: Sequence[str]) -> str:
+    head = [f"/* {what} */", f"#ifndef {macro}", f"#define {macro}", ""]
     head += [*math_include("\n".join(lines)), '#include "model.h"', ""]
     return "\n".join([*head, *lines, "#endif", ""])
+
+
+def learned_header(program: StepProgram, names: Names, learning: LearningRecord) -> str:
+    """Return ``learned.h``: signals of the sample's first steps, and the weights behind them."""
+    lines = [f"#define TT_LEARNED_STEPS {learning.steps}", ""]
+    signals = learning.signals.values()
+    lines += _sequences(ports_of(program.signals, names), signals, "TT_LEARNED_STEPS")
+    for port in ports_of(program.learned, names):
+        text, _ = table(f"tt_{port.name}", port.kind, learning.weights[port.label], False)
+        lines.append(text)
+    return _guarded("TT_LEARNED_H", "Signals, and what Python learns from them.", lines)
 
 
 def math_include(text: str) -> list[str]:
@@ -254,5 +341,29 @@ def main_source(inputs: Sequence[Port], outputs: Sequence[Port]) -> str:
             f"            printf({how}{port.name}[i]);",
             "        }",
         ]
-    outs = [f"    static {port.kind} {port.name}[{port.macro}];" for port in outputs]
+    outs = _declared(outputs)
     return _MAIN.format(outputs="\n".join(outs), given=given, prints="\n".join(prints))
+
+
+def _declared(outputs: Sequence[Port]) -> list[str]:
+    return [f"    static {port.kind} {port.name}[{port.macro}];" for port in outputs]
+
+
+def check_source(source: Source, learned: Sequence[Port], learning: LearningRecord) -> str:
+    """Return ``test.c``: learn from the recorded signals, and compare the weights."""
+    given = [f"tt_sample_{port.name}[t]" for port in source.inputs]
+    given += [port.name for port in source.outputs]
+    signals = ["&stream", *(f"tt_sample_{port.name}[t]" for port in source.signals)]
+    compared = [
+        f"    most = fmax(most, apart(stream.{port.name}, tt_{port.name}, {port.size}));"
+        for port in learned
+    ]
+    # functions of another math.h round otherwise, and a membrane near its threshold tells
+    inexact = set(_FROM_MATH.findall(source.text)) - _EXACT
+    return _CHECK.format(
+        outputs="\n".join(_declared(source.outputs)),
+        given=", ".join(given),
+        signals=", ".join(signals),
+        compared="\n".join(compared),
+        tolerance="1e-4" if inexact else "0.0",
+    )

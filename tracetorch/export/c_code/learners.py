@@ -68,6 +68,16 @@ class GradientTrial:
         """Return the traces."""
         return self.learner.extra_states()
 
+    def notes(self) -> tuple[str, ...]:
+        """Return lines for whoever calls ``tt_learn``."""
+        rates = ", ".join(f"{n}: {rate:g}" for n, rate in self.rates.items() if n in self.learned)
+        return (
+            "What it takes is the gradient of the loss by each output of that step. By the rule",
+            f"{self.learner.rule} and plain SGD it moves the weights, at rates of",
+            f"{rates}.",
+            "Traces go on in every step, whether it is called or not.",
+        )
+
     def renew(self) -> None:
         """Give states and traces memory of their own."""
         set_states(self.learner, get_states(self.learner))
@@ -111,6 +121,13 @@ class PlasticTrial:
             for name, value in get_states(rule, detach=False).items()
         }
 
+    def notes(self) -> tuple[str, ...]:
+        """Return lines for whoever calls ``tt_learn``."""
+        moved = "Weights move by the timing of the spikes of that step (STDP)"
+        if self.signals:
+            moved += ", and by the reward"
+        return (f"{moved}.", "A step without it moves no trace of the rule.")
+
     def renew(self) -> None:
         """Give states and traces memory of their own."""
         for each in (self.model, *self.rules.values()):
@@ -121,7 +138,7 @@ Trial: TypeAlias = GradientTrial | PlasticTrial
 
 
 def trial_of(
-    model: nn.Module, learner: Any, optimizer: Any, x: Any, outputs: Mapping[str, Tensor]
+    model: nn.Module, learner: Any, optimizer: Any, x: Any
 ) -> Trial:
     """Check a learner, and return a trial of copies in eval mode.
 
@@ -130,14 +147,13 @@ def trial_of(
         learner: an online learner of it, or one or several rules of STDP.
         optimizer: plain SGD of the parameters that learn, for an online learner.
         x: an input of one step.
-        outputs: the form of the outputs of a step, by name.
 
     Raises:
         TypeError: ``learner`` or ``optimizer`` is none.
         ValueError: they do not belong to the model, or are not plain.
     """
     if isinstance(learner, OnlineLearner):
-        return _gradient_trial(model, learner, optimizer, outputs)
+        return _gradient_trial(model, learner, optimizer, x)
     rules = learner if isinstance(learner, (tuple, list)) and learner else [learner]
     if not all(isinstance(rule, STDP) for rule in rules):
         raise TypeError(
@@ -150,7 +166,7 @@ def trial_of(
 
 
 def _gradient_trial(
-    model: nn.Module, learner: OnlineLearner, optimizer: Any, outputs: Mapping[str, Tensor]
+    model: nn.Module, learner: OnlineLearner, optimizer: Any, x: Any
 ) -> GradientTrial:
     if learner.model is not model:
         raise ValueError("learner is one of another model: give tt.online(model, rule) of this one.")
@@ -178,12 +194,13 @@ def _gradient_trial(
                     "does not have. Make it of model.parameters()."
                 )
             rates[names[id(parameter)]] = float(group["lr"])
-    copied = copy.deepcopy(learner)
-    copied.eval()
+    copied = copy.deepcopy(learner).cpu().eval()
+    with torch.no_grad():
+        outputs = named_leaves("y", call(copied.model, x))
     copied.zero_states()
     parameters = named_parameters(copied.model)
     learned: dict[str, Tensor] = {n: parameters[n] for n in rates if parameters[n].requires_grad}
-    signals = {f"signal{n.removeprefix('y')}": torch.zeros_like(v) for n, v in outputs.items()}
+    signals = {f"signal{n.removeprefix('y')}": torch.zeros_like(v) for n, v in outputs}
     return GradientTrial(copied, learned, rates, signals)
 
 
@@ -210,9 +227,8 @@ def _plastic_trial(model: nn.Module, rules: Sequence[STDP], x: Any) -> PlasticTr
         by_path[path] = rule
     # the two are copied together: a rule goes on with the copy's connection
     copied, own = copy.deepcopy((model, by_path))
-    copied.eval()
     for each in (copied, *own.values()):
-        set_states(each, {})
+        set_states(each.cpu().eval(), {})
     for rule in own.values():
         rule._potentiation = rule._depression = None
     neurons = _layers_behind(copied, own, x)

@@ -50,6 +50,8 @@ class LearningRecord:
     program: StepProgram
     signals: dict[str, Tensor]  # ``[T, ...]``, of each step of the sample, by name
     weights: dict[str, Tensor]  # after these steps, by name
+    steps: int  # their number
+    notes: tuple[str, ...]  # lines for whoever calls it
 
 
 def record_learning(trial: Trial, steps: Sequence[Any], start: Mapping[str, Tensor]) -> LearningRecord:
@@ -72,7 +74,8 @@ def record_learning(trial: Trial, steps: Sequence[Any], start: Mapping[str, Tens
         _compare(tape, copy.deepcopy(trial), steps, signals, start, first)
         with OrderedSums():
             weights = _learned(trial, steps, signals)
-    return LearningRecord(living(program), signals, {n: weights[n] for n in program.learned})
+    learned = {name: weights[name] for name in program.learned}
+    return LearningRecord(living(program), signals, learned, len(steps), trial.notes())
 
 
 @dataclass(frozen=True)

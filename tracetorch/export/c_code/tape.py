@@ -37,6 +37,7 @@ class Tape(TorchDispatchMode):
         self.root = nn.Module()
         self._kept: list[Any] = []  # memory that is never used again while the tape runs
         self._nodes: dict[_Place, Node] = {}
+        self._made: dict[tuple[object, ...], Node] = {}  # by operation and arguments
         self._stale: set[int] = set()  # memory that was written: only the writer's view is known
         for number, value in enumerate(inputs.values()):
             self._note(self.graph.placeholder(f"input_{number}"), value)
@@ -57,7 +58,7 @@ class Tape(TorchDispatchMode):
             self._written(func, name, spelled, made)
         elif isinstance(made, Tensor):
             if _place(made) not in self._nodes:
-                self._note(self.graph.call_function(func, *spelled), made)
+                self._note(self._computed(func, spelled), made)
         elif any(isinstance(each, Tensor) for each in pytree.tree_leaves(made)):
             whole = self.graph.call_function(func, *spelled)
             whole.meta[VALUE] = made
@@ -65,6 +66,13 @@ class Tape(TorchDispatchMode):
                 if isinstance(part, Tensor):
                     self._note(self.graph.call_function(operator.getitem, (whole, place)), part)
         return made
+
+    def _computed(self, func: Any, spelled: Any) -> Node:
+        """Return the node of an operation: the derivatives of a step compute it once more."""
+        key = (func, *((type(each), repr(each)) for each in pytree.tree_leaves(spelled)))
+        if key not in self._made or torch.Tag.nondeterministic_seeded in func.tags:
+            self._made[key] = self.graph.call_function(func, *spelled)
+        return self._made[key]
 
     def _written(self, func: Any, name: str, spelled: Any, made: Any) -> None:
         """Record a write in place as a new value, which is at that place from here on."""
