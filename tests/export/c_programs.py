@@ -44,7 +44,19 @@ void run(tt_stream *s, int64_t steps, const {x} *x, {y} *y, unsigned char *seen)
     }}
 }}
 """
-_STATE = re.compile(r"^    (\w+) (state_\w+)\[(\d+)\]; /\* (.*) \*/$", re.MULTILINE)
+_LEARN = """
+void learn(tt_stream *s, int64_t steps, const float *x, float *y, const float *signal);
+void learn(tt_stream *s, int64_t steps, const float *x, float *y, const float *signal) {{
+    for (int64_t t = 0; t < steps; t++) {{
+        tt_step(s, x + t * TT_X_SIZE, y + t * TT_Y_SIZE);
+        (void)signal;
+        tt_learn({arguments});
+    }}
+}}
+"""
+_STATE = re.compile(
+    r"^    (\w+) ((?:state|learned|trace)_\w+)\[(\d+)\]; /\* (.*) \*/$", re.MULTILINE
+)
 NUMPY = {"float": np.float32, "bool": np.bool_} | {
     f"int{bits}_t": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)
 }
@@ -86,6 +98,10 @@ class CNetwork:
         fields = _STATE.findall(text)
         offsets = ", ".join(f"offsetof(tt_stream, {field})" for _, field, _, _ in fields)
         run = _RUN.format(x=types["x"], y=types["y"], offsets=offsets or "0")
+        if "tt_learn" in text:
+            name = "SIGNAL" if "TT_SIGNAL_SIZE" in text else "REWARD"
+            signal = f", signal + t * TT_{name}_SIZE" if f"TT_{name}_SIZE" in text else ""
+            run += _LEARN.format(arguments=f"s{signal}")
         (folder / "run.c").write_text(run)
         command = [compiler, *STRICT, *flags, "-shared", "-fPIC", "run.c", "model.c", "-lm"]
         checked([*command, "-o", "run.so"], folder)
@@ -118,6 +134,18 @@ class CNetwork:
         seen = np.zeros(len(x), self.states)
         y = self._run(x, seen)
         return y, {name: torch.from_numpy(seen[name].copy()) for name in self.states.names or ()}
+
+    def learn(self, x: Tensor, signals: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Step and learn; return the outputs, and what the stream then holds, by its label."""
+        given, told = (np.ascontiguousarray(each.flatten(1).numpy()) for each in (x, signals))
+        got = np.zeros((len(given), self.size), np.float32)
+        pointers = [_pointer(self.stream), ctypes.c_int64(len(given))]
+        self.library.learn(*pointers, *map(_pointer, (given, got, told)))
+        held = self.stream.view(self.states)[0]
+        names = {name: name.removeprefix("learned: ") for name in self.states.names or ()}
+        return torch.from_numpy(got), {
+            label: torch.from_numpy(held[name].copy()) for name, label in names.items()
+        }
 
     def _run(self, x: Tensor, seen: Any) -> Tensor:
         given = np.ascontiguousarray(x.flatten(1).numpy().astype(self.kinds[0]))

@@ -37,7 +37,7 @@ class Tape(TorchDispatchMode):
         self.root = nn.Module()
         self._kept: list[Any] = []  # memory that is never used again while the tape runs
         self._nodes: dict[_Place, Node] = {}
-        self._made: dict[tuple[object, ...], Node] = {}  # by operation and arguments
+        self._made: dict[tuple[Any, str], Node] = {}  # by operation and arguments
         self._stale: set[int] = set()  # memory that was written: only the writer's view is known
         for number, value in enumerate(inputs.values()):
             self._note(self.graph.placeholder(f"input_{number}"), value)
@@ -69,7 +69,7 @@ class Tape(TorchDispatchMode):
 
     def _computed(self, func: Any, spelled: Any) -> Node:
         """Return the node of an operation: the derivatives of a step compute it once more."""
-        key = (func, *((type(each), repr(each)) for each in pytree.tree_leaves(spelled)))
+        key = func, repr(spelled)
         if key not in self._made or torch.Tag.nondeterministic_seeded in func.tags:
             self._made[key] = self.graph.call_function(func, *spelled)
         return self._made[key]
