@@ -43,11 +43,15 @@ def divided(
         late: the placeholders of traces and signals, which the step itself does not read.
     """
     _push_slices(graph, {node for phase in Phase for node in ends[phase]})
+    cones = {phase: ancestors(ends[phase]) for phase in Phase}
+    # a matrix that learning alone needs is not kept until then: weights are still what they were
+    alone = cones[Phase.LEARN] - cones[Phase.STEP] - cones[Phase.ADVANCE]
     waits = dict.fromkeys(late, True)
     for node in graph.nodes:
-        if node not in waits:
-            waits[node] = any(waits[each] for each in node.all_input_nodes) or _expands(node)
-    cones = {phase: ancestors(ends[phase]) for phase in Phase}
+        if node not in waits and node.op == "call_function":
+            needs = any(waits[each] for each in node.all_input_nodes)
+            waits[node] = needs or _expands(node) or (node in alone and _is_matrix(node))
+        waits.setdefault(node, False)
     if any(node in cones[Phase.STEP] for node in late):
         raise ValueError("the output or a state of this learner's step depends on its traces.")
     kept = {n for phase in (Phase.LEARN, Phase.ADVANCE) for n in cones[phase] if not waits[n]}
@@ -95,6 +99,11 @@ def _distinct(value: Tensor) -> int:
     """Return the number of values in memory: what is repeated counts once."""
     sizes = zip(value.shape, value.stride(), strict=True)
     return torch.Size([size for size, stride in sizes if stride]).numel()
+
+
+def _is_matrix(node: Node) -> bool:
+    value = node.meta[VALUE]
+    return isinstance(value, Tensor) and len(places_of(value.shape)) > 1
 
 
 def _loops(node: Node) -> bool:
