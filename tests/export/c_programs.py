@@ -25,6 +25,11 @@ COMPILERS = [
     for name in ("gcc", "clang")
 ]
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+CORTEX_M4 = ("-mcpu=cortex-m4", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16")
+needs_cortex = pytest.mark.skipif(
+    shutil.which("arm-none-eabi-gcc") is None or shutil.which("qemu-arm") is None,
+    reason="needs apt-get install gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-user",
+)
 _AT_ONCE = 10_000  # steps that one eager step on a batch checks
 STRICT = ("-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-ffp-contract=off")
 _RUN = """\
@@ -141,11 +146,17 @@ class CNetwork:
         got = np.zeros((len(given), self.size), np.float32)
         pointers = [_pointer(self.stream), ctypes.c_int64(len(given))]
         self.library.learn(*pointers, *map(_pointer, (given, got, told)))
+        return torch.from_numpy(got), self.held()
+
+    def held(self) -> dict[str, Tensor]:
+        """Return what the stream holds now, states, weights and traces, by label."""
         held = self.stream.view(self.states)[0]
         names = {name: name.removeprefix("learned: ") for name in self.states.names or ()}
-        return torch.from_numpy(got), {
-            label: torch.from_numpy(held[name].copy()) for name, label in names.items()
-        }
+        return {label: torch.from_numpy(held[n].copy()) for n, label in names.items()}
+
+    def learn_from(self, signal: Tensor) -> None:
+        """Learn from the last step."""
+        self.library.tt_learn(_pointer(self.stream), ctypes.c_void_p(signal.data_ptr()))
 
     def _run(self, x: Tensor, seen: Any) -> Tensor:
         given = np.ascontiguousarray(x.flatten(1).numpy().astype(self.kinds[0]))

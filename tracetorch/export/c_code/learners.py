@@ -31,6 +31,12 @@ class GradientTrial:
     signals: dict[str, Tensor]  # the form of those that a step takes: a gradient of each output
 
     phase: ClassVar[Phase] = Phase.ADVANCE  # in which traces move on
+
+    @property
+    def model(self) -> nn.Module:
+        """The copy of the model."""
+        return self.learner.model
+
     silent: ClassVar[str] = "no parameter of the optimizer has a gradient in a step of the learner."
 
     def step(self, x: Any, signals: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor | None]]:
@@ -177,6 +183,13 @@ def _gradient_trial(
         )
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.SGD, got {type(optimizer).__name__}.")
+    for path, module in named_modules(model):
+        if isinstance(module, nn.Conv2d) and module.weight.requires_grad:
+            raise ValueError(
+                f"{path} ({type(module).__name__}) has places that share a weight, each with a trace "
+                "of its own: in C an nn.Linear learns. Freeze it, requires_grad_(False), before the "
+                "learner is made."
+            )
     names = {id(parameter): name for name, parameter in named_parameters(model).items()}
     rates: dict[str, float] = {}
     for group in optimizer.param_groups:

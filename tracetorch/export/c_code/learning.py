@@ -114,7 +114,8 @@ def _record(trial: Trial, steps: Sequence[Any]) -> _Taped:
     places = [(kind, name) for kind, each in given.items() for name in each]
     known_rules = frozenset(LEARNING_RULES)
     with Tape({f"{kind} {name}": given[kind][name] for kind, name in places}, known_rules) as tape:
-        y, new = trial.step(x, given["signal"])
+        with tape.within(trial.model):
+            y, new = trial.step(x, given["signal"])
     results: dict[tuple[Phase, str, str], Node] = {}
     for name, value in named_leaves("y", y):
         results[Phase.STEP, "y", name] = tape.node(value)

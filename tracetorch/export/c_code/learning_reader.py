@@ -87,8 +87,19 @@ def _summed(reader: Reader, node: Node, made: Tensor) -> None:
     )
 
 
+def _convolution(reader: Reader, node: Node, made: Tensor) -> None:
+    """Append a convolution, which PyTorch calls by another name where it records gradients."""
+    *args, transposed, _, groups = node.args
+    if transposed:
+        raise refused(node, "it is transposed")
+    node.args = (*args, groups)
+    RULES["conv2d"](reader, node, made)
+
+
 LEARNING_RULES: dict[str, Rule] = {
     **RULES,
+    "convolution": _convolution,
+    "max_pool2d_with_indices": lambda reader, node, made: RULES["max_pool2d"](reader, node, made[0]),
     **dict.fromkeys(("mm", "addmm", "bmm"), _matrices),
     **dict.fromkeys(("sum", "mean"), _summed),
 }

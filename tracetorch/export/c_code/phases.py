@@ -113,10 +113,10 @@ def _loops(node: Node) -> bool:
 
 
 def _expands(node: Node) -> bool:
-    """Whether a result has more values than any of its operands."""
+    """Whether a result is a matrix that has more values than any of its operands."""
     values = [each.meta[VALUE] for each in node.all_input_nodes]
-    sizes = [_distinct(each) for each in values if isinstance(each, Tensor) and each.ndim]
-    return _loops(node) and bool(sizes) and node.meta[VALUE].numel() > max(sizes)
+    sizes = [_distinct(each) for each in values if isinstance(each, Tensor)]
+    return _loops(node) and _is_matrix(node) and node.meta[VALUE].numel() > max(sizes, default=0)
 
 
 def is_outer(node: Node) -> bool:
@@ -210,7 +210,7 @@ def _pushed(graph: Graph, node: Node, made: Node, views: list[Node]) -> list[Nod
     with graph.inserting_before(node):
         args, kwargs = pytree.tree_map_only(Node, ends.__getitem__, (made.args, made.kwargs))
         moved = graph.call_function(made.target, args, kwargs)  # type: ignore[arg-type]
-    moved.meta[VALUE] = node.meta[VALUE]
+    moved.meta = {**made.meta, VALUE: node.meta[VALUE]}
     node.replace_all_uses_with(moved)
     graph.erase_node(node)
     return [each for each in ends.values()]

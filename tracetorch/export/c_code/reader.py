@@ -289,7 +289,8 @@ def path_of(node: Node) -> str:
     path, kind = list(stack.values())[-1] if stack else ("", "")
     kind = kind if isinstance(kind, str) else kind.__name__
     inner = path.partition("@")[0].removeprefix("model").removeprefix(".")
-    return f"{inner or 'the model'} ({kind.rpartition('.')[2]})"
+    name = inner or "the model"
+    return f"{name} ({kind.rpartition('.')[2]})" if kind else name
 
 
 def refused(node: Node, reason: str = "") -> ValueError:

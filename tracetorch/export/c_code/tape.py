@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
+from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.torch_private import TorchDispatchMode, pytree
+from tracetorch.core.walk import named_modules
 from tracetorch.fuse.ir.decompose import decomposition
 from tracetorch.fuse.ir.lower import has_rule
 
@@ -38,6 +41,7 @@ class Tape(TorchDispatchMode):
         self._kept: list[Any] = []  # memory that is never used again while the tape runs
         self._nodes: dict[_Place, Node] = {}
         self._made: dict[tuple[Any, str], Node] = {}  # by operation and arguments
+        self._stack: list[nn.Module] = []
         self._stale: set[int] = set()  # memory that was written: only the writer's view is known
         for number, value in enumerate(inputs.values()):
             self._note(self.graph.placeholder(f"input_{number}"), value)
@@ -84,7 +88,27 @@ class Tape(TorchDispatchMode):
         self._stale.add(memory)
         self._note(self.graph.call_function(new, *spelled), made)
 
+    def within(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Note of each operation in a block the module of a model that was called for it."""
+
+        def enter(module: Any, args: Any, kwargs: Any) -> None:
+            self._stack.append(module)
+
+        def leave(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+            self._stack.pop()
+
+        self._paths = {id(module): path for path, module in reversed(named_modules(model))}
+        every = [module for _, module in named_modules(model)]
+        return forward_hooks(
+            earliest=[(module, enter) for module in every],
+            after=[(module, leave) for module in every],
+        )
+
     def _note(self, node: Node, value: Tensor) -> None:
+        if self._stack:
+            module = self._stack[-1]
+            stack = {"": (self._paths[id(module)], type(module).__name__)}
+            node.meta.setdefault("nn_module_stack", stack)
         node.meta[VALUE] = value
         self._kept.append(value)
         self._nodes[_place(value)] = node
