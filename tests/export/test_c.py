@@ -1224,6 +1224,7 @@ def test_the_model_is_unchanged(tmp_path: Path) -> None:
 
 # Another processor
 
+
 @needs_cortex
 @pytest.mark.parametrize(
     "kind",

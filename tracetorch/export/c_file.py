@@ -19,16 +19,14 @@ from tracetorch.export.c_code.costs import memory_accesses, step_costs
 from tracetorch.export.c_code.event_sources import event_arrays
 from tracetorch.export.c_code.files import (
     MAKEFILE,
-    TEST,
-    check_source,
     header,
-    learned_header,
     main_source,
     ports_of,
     sample_header,
 )
 from tracetorch.export.c_code.learners import trial_of
 from tracetorch.export.c_code.learning import LearningRecord, record_learning
+from tracetorch.export.c_code.learning_files import TEST, check_source, learned_header
 from tracetorch.export.c_code.printer import SIZES, Names, c_words
 from tracetorch.export.c_code.read_program import holds_spikes
 from tracetorch.export.c_code.recorded import RecordedStep, record_step
@@ -78,6 +76,18 @@ def c(
     (``input_range`` of the report). A first ``tt.integers.Quantize`` is left to the caller, who
     gives what it would return; it may stand first in an ``nn.Sequential`` that stands first.
 
+    With a ``learner`` the stream learns as well, by the rule of the library::
+
+        tt_learn(&stream, signal);           behind a step: move the weights
+
+    For :func:`tt.online <tracetorch.online>` a ``signal`` is the gradient of the loss by an output
+    of that step, and weights move by plain SGD with the rates of ``optimizer``; for
+    :class:`tt.STDP <tracetorch.STDP>` it is the reward, if the rule waits for one. Weights lie in
+    the stream then, with the traces; ``tt_reset`` keeps them. What the library computes in one step
+    is recorded and written, the backward pass too, so the weights are the library's bit for bit, in
+    the order of sums that C has. ``make test`` learns from signals drawn for the first 100 steps of
+    the sample, and compares the weights. What ``optimizer`` does not hold is constant.
+
     Args:
         model: any module whose call is one time step; it is unchanged afterwards.
         folder: made if it is not there; files of these names are replaced, and none where an
@@ -85,6 +95,10 @@ def c(
         sample: a recorded input ``[T, B, ...]``: a tensor, or a tuple or a dict of them. Its first
             stream is written; costs are means over the first 100 steps of that.
         dtype: ``"float32"`` (default) or ``"int"``.
+        learner: ``tt.online(model, rule)`` of any rule, a ``tt.STDP`` of an ``nn.Linear`` in the
+            model, or several; it is unchanged, and the stream starts from rest, without traces.
+        optimizer: a ``torch.optim.SGD`` of what is to learn, without momentum or decay of weights;
+            for ``tt.online`` alone.
 
     Shape:
         ``sample`` ``[T, B, ...]``; in C one stream, ``x`` and ``y`` flat in PyTorch's order.
@@ -93,9 +107,12 @@ def c(
         What the network needs: :class:`tt.export.CReport`.
 
     Raises:
-        TypeError: ``model`` is no module, or ``sample`` holds anything but tensors.
+        TypeError: ``model`` is no module, ``sample`` holds anything but tensors, or ``learner`` or
+            ``optimizer`` is none.
         ValueError: as :func:`tt.export.step`; or an operation has no C, which is named with the
-            path of its module; with ``"int"``, what is no integer or may overflow.
+            path of its module; with ``"int"``, what is no integer or may overflow, or a learner;
+            the learner or the optimizer is of another model; the optimizer is more than plain SGD;
+            a convolution learns; or nothing does.
         OSError: the files cannot be written; those that there are stay as they are.
 
     Example:

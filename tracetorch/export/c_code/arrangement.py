@@ -79,9 +79,9 @@ def _may_replace(stages: list[Stage], copy: Copy) -> bool:
     for i, each in enumerate(stages[at[0] :], at[0]):
         for view in reads_of(each):
             # what is of the caller is there in its own phase alone
-            if view.array is source.array and each.phase is not copy.phase:
-                if target.role is Role.OUTPUT:
-                    return False
+            elsewhere = view.array is source.array and each.phase is not copy.phase
+            if elsewhere and target.role is Role.OUTPUT:
+                return False
             if view.array is not target:
                 continue
             # a loop may read each place of a state before it writes that very place

@@ -12,8 +12,7 @@ from tracetorch.export.c_code.printer import SIZES, Names, float_literal, pool_n
 from tracetorch.export.c_code.stages import Array, StepProgram
 
 _PER_LINE = 12
-_EXACT = frozenset({"", "fabsf", "floorf", "ceilf", "truncf", "rintf", "sqrtf", "fmaf", "copysignf"})
-_FROM_MATH = re.compile(r"\b(?!continue|return|sizeof)([a-z]+[0-9]*f)\(|INFINITY|NAN")
+FROM_MATH = re.compile(r"\b(?!continue|return|sizeof)([a-z]+[0-9]*f)\(|INFINITY|NAN")
 
 MAKEFILE = """\
 # make run: stream sample.h through the network; make size: bytes of code, tables and RAM
@@ -36,17 +35,6 @@ clean:
 
 .PHONY: run size clean
 """
-TEST = """
-# make test: learn from the signals in learned.h, and compare the weights with those of Python
-check: test.c model.c model.h sample.h learned.h
-\t$(CC) $(STRICT) $(CFLAGS) test.c model.c -o check -lm
-
-test: check
-\t./check
-
-.PHONY: test
-"""
-
 _HEADER = """\
 /* One time step of a spiking network, written by traceTorch.
 {notes} */
@@ -90,41 +78,6 @@ void tt_reset(tt_stream *s);
 #endif
 
 #endif
-"""
-_CHECK = """\
-/* Learn from the recorded signals, and compare the weights with those that Python learns. */
-#include <math.h>
-#include <stdio.h>
-
-#include "learned.h"
-#include "sample.h"
-
-static tt_stream stream;
-
-/* Largest difference; one that is no number is infinite. */
-static double apart(const float *found, const float *expected, int32_t size) {{
-    double most = 0.0;
-    for (int32_t i = 0; i < size; i++) {{
-        const double d = fabs((double)found[i] - (double)expected[i]);
-        if (!(d <= most)) {{
-            most = d <= most || d > most ? d : INFINITY;
-        }}
-    }}
-    return most;
-}}
-
-int main(void) {{
-{outputs}
-    double most = 0.0;
-    tt_init(&stream);
-    for (int32_t t = 0; t < TT_LEARNED_STEPS; t++) {{
-        tt_step(&stream, {given});
-        tt_learn({signals});
-    }}
-{compared}
-    printf("%d steps of learning, weights at most %.9g apart\\n", (int)TT_LEARNED_STEPS, most);
-    return most <= {tolerance} ? 0 : 1;
-}}
 """
 _LEARN = """
 /* Learn from the last time step: call it once behind tt_step, or not at all.
@@ -216,9 +169,10 @@ def header(
         f"#define {port.macro} {port.size} /* {comment(port.label)} */"
         for port in (*inputs, *outputs, *signals)
     ]
+    kept = ("", program.states), ("learned: ", program.learned), ("", program.traces)
     members = [
         f"    {state.kind} {state.name}[{state.size}]; /* {what}{comment(state.label)} */"
-        for what, arrays in (("", program.states), ("learned: ", program.learned), ("", program.traces))
+        for what, arrays in kept
         for state in ports_of(arrays, names)
     ]
     members += [
@@ -288,11 +242,11 @@ def _spelled(kind: str, number: float | int | bool) -> str:
 def sample_header(ports: Sequence[Port], sequences: Sequence[Tensor]) -> str:
     """Return ``sample.h``: the first stream of the sample as tables."""
     lines = [f"#define TT_SAMPLE_STEPS {len(sequences[0])}", ""]
-    lines += _sequences(ports, sequences, "TT_SAMPLE_STEPS")
-    return _guarded("TT_SAMPLE_H", "The recorded input.", lines)
+    lines += sequence_tables(ports, sequences, "TT_SAMPLE_STEPS")
+    return guarded("TT_SAMPLE_H", "The recorded input.", lines)
 
 
-def _sequences(ports: Sequence[Port], sequences: Iterable[Tensor], steps: str) -> list[str]:
+def sequence_tables(ports: Sequence[Port], sequences: Iterable[Tensor], steps: str) -> list[str]:
     """Return the lines of tables with a row for each step."""
     lines: list[str] = []
     for port, sequence in zip(ports, sequences, strict=True):
@@ -305,26 +259,16 @@ def _sequences(ports: Sequence[Port], sequences: Iterable[Tensor], steps: str) -
     return lines
 
 
-def _guarded(macro: str, what: str, lines: Sequence[str]) -> str:
+def guarded(macro: str, what: str, lines: Sequence[str]) -> str:
+    """Return the text of a header of tables, which begins with what it holds."""
     head = [f"/* {what} */", f"#ifndef {macro}", f"#define {macro}", ""]
     head += [*math_include("\n".join(lines)), '#include "model.h"', ""]
     return "\n".join([*head, *lines, "#endif", ""])
 
 
-def learned_header(program: StepProgram, names: Names, learning: LearningRecord) -> str:
-    """Return ``learned.h``: signals of the sample's first steps, and the weights behind them."""
-    lines = [f"#define TT_LEARNED_STEPS {learning.steps}", ""]
-    signals = learning.signals.values()
-    lines += _sequences(ports_of(program.signals, names), signals, "TT_LEARNED_STEPS")
-    for port in ports_of(program.learned, names):
-        text, _ = table(f"tt_{port.name}", port.kind, learning.weights[port.label], False)
-        lines.append(text)
-    return _guarded("TT_LEARNED_H", "Signals, and what Python learns from them.", lines)
-
-
 def math_include(text: str) -> list[str]:
     """Return the lines that include ``math.h``, where a text takes anything from it."""
-    return ["#include <math.h>", ""] if _FROM_MATH.search(text) else []
+    return ["#include <math.h>", ""] if FROM_MATH.search(text) else []
 
 
 def main_source(inputs: Sequence[Port], outputs: Sequence[Port]) -> str:
@@ -341,29 +285,10 @@ def main_source(inputs: Sequence[Port], outputs: Sequence[Port]) -> str:
             f"            printf({how}{port.name}[i]);",
             "        }",
         ]
-    outs = _declared(outputs)
+    outs = declared(outputs)
     return _MAIN.format(outputs="\n".join(outs), given=given, prints="\n".join(prints))
 
 
-def _declared(outputs: Sequence[Port]) -> list[str]:
+def declared(outputs: Sequence[Port]) -> list[str]:
+    """Return the lines that declare memory for outputs."""
     return [f"    static {port.kind} {port.name}[{port.macro}];" for port in outputs]
-
-
-def check_source(source: Source, learned: Sequence[Port], learning: LearningRecord) -> str:
-    """Return ``test.c``: learn from the recorded signals, and compare the weights."""
-    given = [f"tt_sample_{port.name}[t]" for port in source.inputs]
-    given += [port.name for port in source.outputs]
-    signals = ["&stream", *(f"tt_sample_{port.name}[t]" for port in source.signals)]
-    compared = [
-        f"    most = fmax(most, apart(stream.{port.name}, tt_{port.name}, {port.size}));"
-        for port in learned
-    ]
-    # functions of another math.h round otherwise, and a membrane near its threshold tells
-    inexact = set(_FROM_MATH.findall(source.text)) - _EXACT
-    return _CHECK.format(
-        outputs="\n".join(_declared(source.outputs)),
-        given=", ".join(given),
-        signals=", ".join(signals),
-        compared="\n".join(compared),
-        tolerance="1e-4" if inexact else "0.0",
-    )

@@ -143,9 +143,7 @@ class PlasticTrial:
 Trial: TypeAlias = GradientTrial | PlasticTrial
 
 
-def trial_of(
-    model: nn.Module, learner: Any, optimizer: Any, x: Any
-) -> Trial:
+def trial_of(model: nn.Module, learner: Any, optimizer: Any, x: Any) -> Trial:
     """Check a learner, and return a trial of copies in eval mode.
 
     Args:
@@ -175,7 +173,7 @@ def _gradient_trial(
     model: nn.Module, learner: OnlineLearner, optimizer: Any, x: Any
 ) -> GradientTrial:
     if learner.model is not model:
-        raise ValueError("learner is one of another model: give tt.online(model, rule) of this one.")
+        raise ValueError("learner is one of another model: give tt.online(model, rule).")
     if optimizer is None:
         raise ValueError(
             "an online learner gives gradients, and C moves the weights by plain SGD: give "
@@ -186,9 +184,8 @@ def _gradient_trial(
     for path, module in named_modules(model):
         if isinstance(module, nn.Conv2d) and module.weight.requires_grad:
             raise ValueError(
-                f"{path} ({type(module).__name__}) has places that share a weight, each with a trace "
-                "of its own: in C an nn.Linear learns. Freeze it, requires_grad_(False), before the "
-                "learner is made."
+                f"{path} ({type(module).__name__}) has places that share a weight, each with a "
+                "trace of its own: in C an nn.Linear learns. Freeze it, requires_grad_(False)."
             )
     names = {id(parameter): name for name, parameter in named_parameters(model).items()}
     rates: dict[str, float] = {}
@@ -222,8 +219,8 @@ def _plastic_trial(model: nn.Module, rules: Sequence[STDP], x: Any) -> PlasticTr
     for path, module in named_modules(model):
         if isinstance(module, STDP):
             raise ValueError(
-                f"{path} (STDP) is a part of the model, whose step would call it in C as well. Keep "
-                "rules beside the model, and give them as learner."
+                f"{path} (STDP) is a part of the model. Keep rules beside it, and give them as "
+                "learner: forward calls none."
             )
     by_path: dict[str, STDP] = {}
     for rule in rules:
@@ -251,9 +248,7 @@ def _plastic_trial(model: nn.Module, rules: Sequence[STDP], x: Any) -> PlasticTr
         weight = raw_weight(rule.connection)
         learned[names.get(id(weight), f"{path}.weight")] = weight
     waits = any(rule.tau_eligibility is not None for rule in own.values())
-    return PlasticTrial(
-        copied, own, neurons, learned, {"reward": torch.zeros(1)} if waits else {}
-    )
+    return PlasticTrial(copied, own, neurons, learned, {"reward": torch.zeros(1)} if waits else {})
 
 
 def _layers_behind(model: nn.Module, rules: Mapping[str, STDP], x: Any) -> dict[str, str]:

@@ -54,7 +54,9 @@ class LearningRecord:
     notes: tuple[str, ...]  # lines for whoever calls it
 
 
-def record_learning(trial: Trial, steps: Sequence[Any], start: Mapping[str, Tensor]) -> LearningRecord:
+def record_learning(
+    trial: Trial, steps: Sequence[Any], start: Mapping[str, Tensor]
+) -> LearningRecord:
     """Read one step of a learner, and let it learn from signals that are drawn.
 
     Args:
@@ -72,7 +74,7 @@ def record_learning(trial: Trial, steps: Sequence[Any], start: Mapping[str, Tens
         kinds = enumerate(tape.given["signal"].items())
         signals = {name: _drawn(len(steps), s.shape, number) for number, (name, s) in kinds}
         _compare(tape, copy.deepcopy(trial), steps, signals, start, first)
-        with OrderedSums():
+        with OrderedSums():  # type: ignore[no-untyped-call]
             weights = _learned(trial, steps, signals)
     learned = {name: weights[name] for name in program.learned}
     return LearningRecord(living(program), signals, learned, len(steps), trial.notes())
@@ -112,17 +114,16 @@ def _record(trial: Trial, steps: Sequence[Any]) -> _Taped:
         "signal": {n: torch.randn_like(s) for n, s in trial.signals.items()},
     }
     places = [(kind, name) for kind, each in given.items() for name in each]
-    known_rules = frozenset(LEARNING_RULES)
-    with Tape({f"{kind} {name}": given[kind][name] for kind, name in places}, known_rules) as tape:
-        with tape.within(trial.model):
-            y, new = trial.step(x, given["signal"])
+    inputs = {f"{kind} {name}": given[kind][name] for kind, name in places}
+    with Tape(inputs, frozenset(LEARNING_RULES)) as tape, tape.within(trial.model):
+        y, new = trial.step(x, given["signal"])
     results: dict[tuple[Phase, str, str], Node] = {}
     for name, value in named_leaves("y", y):
         results[Phase.STEP, "y", name] = tape.node(value)
     for name, value in trial.states().items():
         results[Phase.STEP, "state", name] = tape.node(value)
     for name in given["learned"]:
-        results[Phase.LEARN, "learned", name] = tape.node(new[name])  # type: ignore[arg-type]
+        results[Phase.LEARN, "learned", name] = tape.node(new[name])
     for name, value in trial.traces().items():
         results[trial.phase, "trace", name] = tape.node(value)
     placeholders = dict(zip(places, tape.graph.find_nodes(op="placeholder"), strict=True))
@@ -150,9 +151,7 @@ def _living(
         needed |= more
 
 
-def _read(
-    tape: _Taped, start: Mapping[str, Tensor], weights: Mapping[str, Tensor]
-) -> StepProgram:
+def _read(tape: _Taped, start: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> StepProgram:
     """Return the step on a tape as stages in phases."""
     reader = LearningReader(tape.module)
     step = StepProgram({}, {}, {}, reader.stages)
@@ -182,11 +181,11 @@ def _read(
         reader.run(*values)
     reader.finish()
     if torch.float64 in reader.dtypes:
-        raise ValueError("the learner computes in float64; C learns in float32: give model.float().")
+        raise ValueError("the learner computes in float64, and C learns in float32: model.float().")
     (output,) = tape.module.graph.find_nodes(op="output")
     copies: list[Copy] = []
-    for (phase, kind, name), node in zip(tape.ends, output.args[0], strict=True):  # type: ignore[arg-type]
-        view = reader.view(node)  # type: ignore[arg-type]
+    for (phase, kind, name), node in zip(tape.ends, output.args[0], strict=True):
+        view = reader.view(node)
         if kind == "y":
             step.outputs[name] = Array(Role.OUTPUT, name, view.size, view.array.boolean)
         into = step.outputs[name] if kind == "y" else groups[kind][name]
@@ -209,8 +208,8 @@ def _kept(step: StepProgram, stages: Sequence[Stage]) -> list[Stage]:
         for array in sorted(read, key=lambda a: a.label):
             if array not in places:
                 places[array] = Array(Role.WORK, array.label, array.size, array.boolean)
-                views = [View(a, (a.size,), (1,)) for a in (array, places[array])]
-                first.append(Copy(f"{array.label} of this step", *views))
+                old, new = (View(a, (a.size,), (1,)) for a in (array, places[array]))
+                first.append(Copy(f"{array.label} of this step", old, new))
             each = moved(each, array, places[array])
         changed.append(each)
     return first + changed
@@ -221,7 +220,14 @@ def _drawn(steps: int, shape: torch.Size, number: int) -> Tensor:
     return torch.randn(steps, *shape, generator=torch.Generator().manual_seed(number))
 
 
-def _compare(tape: _Taped, trial: Trial, steps: Sequence[Any], signals: Mapping[str, Tensor], start: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+def _compare(
+    tape: _Taped,
+    trial: Trial,
+    steps: Sequence[Any],
+    signals: Mapping[str, Tensor],
+    start: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+) -> None:
     """Raise where the recorded step is another one than the learner takes, from rest."""
     now = {kind: dict(values) for kind, values in tape.given.items()}
     now["state"] = {name: start[name].detach() for name in now["state"]}
@@ -247,7 +253,9 @@ def _compare(tape: _Taped, trial: Trial, steps: Sequence[Any], signals: Mapping[
                     )
 
 
-def _learned(trial: Trial, steps: Sequence[Any], signals: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _learned(
+    trial: Trial, steps: Sequence[Any], signals: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """Return the weights after learning in every step, from rest."""
     for t, x in enumerate(steps):
         _, new = trial.step(x, {name: each[t] for name, each in signals.items()})

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
@@ -50,7 +48,7 @@ def _matrices(reader: Reader, node: Node, made: Tensor) -> None:
     if name != "bmm" and all(isinstance(n, Node) and n.name in reader.constants for n in chosen):
         RULES[name](reader, node, made)
         return
-    if node.kwargs or name == "bmm" and made.shape[0] != 1 and not is_outer(node):
+    if node.kwargs or (name == "bmm" and made.shape[0] != 1 and not is_outer(node)):
         raise refused(node, "its matrices are many, or have a factor: batches of rows")
     if is_outer(node):
 
@@ -96,10 +94,15 @@ def _convolution(reader: Reader, node: Node, made: Tensor) -> None:
     RULES["conv2d"](reader, node, made)
 
 
+def _pool(reader: Reader, node: Node, made: tuple[Tensor, ...]) -> None:
+    """Append a pool, which PyTorch asks for the places of its maxima where it records gradients."""
+    RULES["max_pool2d"](reader, node, made[0])
+
+
 LEARNING_RULES: dict[str, Rule] = {
     **RULES,
     "convolution": _convolution,
-    "max_pool2d_with_indices": lambda reader, node, made: RULES["max_pool2d"](reader, node, made[0]),
+    "max_pool2d_with_indices": _pool,
     **dict.fromkeys(("mm", "addmm", "bmm"), _matrices),
     **dict.fromkeys(("sum", "mean"), _summed),
 }

@@ -11,7 +11,7 @@ from torch import Tensor
 from tracetorch.core.torch_private import TorchDispatchMode
 
 
-class OrderedSums(TorchDispatchMode):
+class OrderedSums(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Compute products of matrices, sums and means term by term in ascending order, in a block.
 
     PyTorch adds in an order that depends on the processor. With this one, what a block computes of
@@ -42,7 +42,9 @@ def _summed(x: Tensor, dims: Any, keeps: bool, is_mean: bool) -> Tensor:
     terms = x.permute(*sorted(chosen), *kept).reshape(-1, *(x.shape[d] for d in kept))
     total = _accumulated(torch.zeros_like(terms[0]), terms) if len(terms) else terms.sum(0)
     total = total / len(terms) if is_mean else total
-    return total.reshape([1 if d in chosen else n for d, n in enumerate(x.shape)]) if keeps else total
+    return (
+        total.reshape([1 if d in chosen else n for d, n in enumerate(x.shape)]) if keeps else total
+    )
 
 
 def _accumulated(start: Tensor, terms: Tensor) -> Tensor:

@@ -22,7 +22,6 @@ from tracetorch.export.c_code.stages import Phase
 from tracetorch.export.c_code.tape import VALUE
 from tracetorch.fuse.ir.lower import has_rule
 
-
 _PHASE = "phase"  # the key of a node's phase in its ``meta``
 
 
@@ -213,4 +212,4 @@ def _pushed(graph: Graph, node: Node, made: Node, views: list[Node]) -> list[Nod
     moved.meta = {**made.meta, VALUE: node.meta[VALUE]}
     node.replace_all_uses_with(moved)
     graph.erase_node(node)
-    return [each for each in ends.values()]
+    return list(ends.values())

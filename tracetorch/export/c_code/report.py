@@ -71,14 +71,11 @@ class CReport:
         ranges = ", ".join(
             f"{n} {low:.0f} to {high:.0f}" for n, (low, high) in self.input_range.items()
         )
+        learning = f"{self.learned_bytes} bytes of weights, {self.trace_bytes} of traces"
         lines = [
             f"flash        {self.flash_bytes} bytes of tables, and the code (make size)",
             f"RAM          {self.ram_bytes} bytes for each stream",
-            *(
-                [f"learning     {self.learned_bytes} bytes of weights, {self.trace_bytes} of traces"]
-                if self.learned_bytes
-                else []
-            ),
+            *([f"learning     {learning}"] if self.learned_bytes else []),
             f"stack        at most {self.stack_bytes} bytes, without math.h",
             f"operations   {self.operations.effective:.1f} of {self.operations.dense:.0f} products "
             f"per step ({self.operations.effective_acs:.1f} of them additions alone), "

@@ -220,7 +220,9 @@ def _filled(name: str, size: int, value: str) -> str:
 
 def _phase(calls: Sequence[str], condition: str) -> list[str]:
     """Return the lines that do the stages of a phase under a condition."""
-    return [f"    if ({condition}) {{", *(f"    {each}" for each in calls), "    }"] if calls else []
+    return (
+        [f"    if ({condition}) {{", *(f"    {each}" for each in calls), "    }"] if calls else []
+    )
 
 
 def _called(calls: Sequence[str], arguments: Iterable[str]) -> list[str]:

@@ -230,7 +230,7 @@ class StepProgram:
     stages: list[Stage] = field(default_factory=list)
     # whether the arithmetic that was traced is float64
     double: bool = False
-    # of a learner, by name: what it is told, the weights that it changes, and its traces
+    # of a learner, by name: what it learns from, the weights that it changes, and its traces
     signals: dict[str, Array] = field(default_factory=dict)
     learned: dict[str, Array] = field(default_factory=dict)
     traces: dict[str, Array] = field(default_factory=dict)

@@ -21,7 +21,7 @@ VALUE = "value"  # the key under which a node's ``meta`` holds what it computed 
 _Place: TypeAlias = tuple[object, ...]
 
 
-class Tape(TorchDispatchMode):
+class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Record operations on tensors, each known by its place in memory, until it is left.
 
     A value is one by the memory that it lies in, for what autograd has saved comes back as another
@@ -34,7 +34,7 @@ class Tape(TorchDispatchMode):
     """
 
     def __init__(self, inputs: Mapping[str, Tensor], known: frozenset[str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._known = known
         self.graph = Graph()
         self.root = nn.Module()
@@ -80,9 +80,13 @@ class Tape(TorchDispatchMode):
 
     def _written(self, func: Any, name: str, spelled: Any, made: Any) -> None:
         """Record a write in place as a new value, which is at that place from here on."""
-        new = getattr(getattr(torch.ops.aten, name.removesuffix("_"), None), func._overloadname, None)
+        plain = getattr(torch.ops.aten, name.removesuffix("_"), None)
+        new = getattr(plain, func._overloadname, None)
         if new is None or not name.endswith("_") or not isinstance(made, Tensor):
-            raise ValueError(f"a step of the learner calls {func}, which writes where C has no rule.")
+            raise ValueError(
+                f"a step of the learner calls {func}, which writes in place where C has no rule. "
+                "Freeze what it belongs to, or learn on the host."
+            )
         memory = made.untyped_storage().data_ptr()
         self._nodes = {place: n for place, n in self._nodes.items() if place[0] != memory}
         self._stale.add(memory)
