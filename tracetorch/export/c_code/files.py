@@ -182,7 +182,7 @@ def header(
     learn = ""
     if program.learned:
         members.append("    uint8_t learning; /* what the last step has left to do */")
-        lines = "\n".join(f" * {line}" for line in learning)
+        lines = "\n".join(f" * {comment(line)}" for line in learning)
         learn = _LEARN.format(notes=lines, learn=learn_head(signals))
     return _HEADER.format(
         notes="".join(f" * {comment(note)}\n" for note in notes),

@@ -42,7 +42,7 @@ class GradientTrial:
     def step(self, x: Any, signals: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor | None]]:
         """Run a step, and return the output and the next value of each parameter."""
         y = call(self.learner, x)
-        ends = [leaf for _, leaf in named_leaves("y", y)]
+        ends = [leaf for _, leaf in named_leaves("y", y) if leaf.is_floating_point()]
         pairs = [(e, s) for e, s in zip(ends, signals.values(), strict=True) if e.requires_grad]
         found: Sequence[Tensor | None] = [None] * len(self.learned)
         if pairs and self.learned:
@@ -76,12 +76,11 @@ class GradientTrial:
 
     def notes(self) -> tuple[str, ...]:
         """Return lines for whoever calls ``tt_learn``."""
-        rates = ", ".join(f"{n}: {rate:g}" for n, rate in self.rates.items() if n in self.learned)
         return (
-            "What it takes is the gradient of the loss by each output of that step. By the rule",
-            f"{self.learner.rule} and plain SGD it moves the weights, at rates of",
-            f"{rates}.",
+            "What it takes is the gradient of the loss by each output of that step.",
             "Traces go on in every step, whether it is called or not.",
+            f"Weights move by the rule {self.learner.rule} and plain SGD, at rates of",
+            *(f"    {self.rates[name]:g}: {name}" for name in self.learned),
         )
 
     def renew(self) -> None:
@@ -210,7 +209,8 @@ def _gradient_trial(
     copied.zero_states()
     parameters = named_parameters(copied.model)
     learned: dict[str, Tensor] = {n: parameters[n] for n in rates if parameters[n].requires_grad}
-    signals = {f"signal{n.removeprefix('y')}": torch.zeros_like(v) for n, v in outputs}
+    floats = [(name, leaf) for name, leaf in outputs if leaf.is_floating_point()]
+    signals = {f"signal{n.removeprefix('y')}": torch.zeros_like(v) for n, v in floats}
     return GradientTrial(copied, learned, rates, signals)
 
 

@@ -49,7 +49,7 @@ def _matrices(reader: Reader, node: Node, made: Tensor) -> None:
         RULES[name](reader, node, made)
         return
     if node.kwargs or (name == "bmm" and made.shape[0] != 1 and not is_outer(node)):
-        raise refused(node, "its matrices are many, or have a factor: batches of rows")
+        raise refused(node, "it sums over several rows of one step, or has a factor")
     if is_outer(node):
 
         def emit(operand: Callable[[Any], Value], builder: Builder) -> Value:

@@ -94,7 +94,7 @@ class View:
 
 
 class Phase(enum.Enum):
-    """When a stage runs, in the order of one step and what belongs to it."""
+    """Time at which a stage runs, in the order of one step and what belongs to it."""
 
     STEP = "step"
     LEARN = "learn"
