@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -29,6 +29,8 @@ class GradientTrial:
     learned: dict[str, Tensor]  # the parameters that change, by name
     rates: dict[str, float]  # of each
     signals: dict[str, Tensor]  # the form of those that a step takes: a gradient of each output
+    # modules whose outputs a step returns too, by name, as ``(y, outputs)``
+    shown: dict[str, nn.Module] = field(default_factory=dict)
 
     phase: ClassVar[Phase] = Phase.ADVANCE  # in which traces move on
 
@@ -41,7 +43,9 @@ class GradientTrial:
 
     def step(self, x: Any, signals: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor | None]]:
         """Run a step, and return the output and the next value of each parameter."""
-        y = call(self.learner, x)
+        seen: dict[str, Tensor] = {}
+        with forward_hooks(after=[(module, _noting(seen, n)) for n, module in self.shown.items()]):
+            y = call(self.learner, x)
         ends = [leaf for _, leaf in named_leaves("y", y) if leaf.is_floating_point()]
         pairs = [(e, s) for e, s in zip(ends, signals.values(), strict=True) if e.requires_grad]
         found: Sequence[Tensor | None] = [None] * len(self.learned)
@@ -57,7 +61,7 @@ class GradientTrial:
                 new[name] = (
                     None if gradient is None else torch.add(parameter, gradient, alpha=-rate)
                 )
-        return y, new
+        return ((y, seen) if self.shown else y), new
 
     @torch.no_grad()
     def apply(self, new: Mapping[str, Tensor | None]) -> None:
@@ -276,17 +280,24 @@ def _watched(
     model: nn.Module, x: Any, paths: Sequence[str]
 ) -> tuple[Any, dict[str, tuple[Tensor, Tensor]]]:
     """Run a step; return the output, and input and output of some modules in order of calls."""
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    inputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
     modules = dict(named_modules(model))
-
-    def noting(path: str) -> Any:
-        def note(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
-            if path in seen:
-                raise ValueError(f"{path} is called twice in a step, which STDP in C cannot tell.")
-            seen[path] = args[0], output
-
-        return note
-
-    with forward_hooks(after=[(modules[path], noting(path)) for path in paths]):
+    with forward_hooks(after=[(modules[path], _noting(outputs, path, inputs)) for path in paths]):
         y = call(model, x)
-    return y, seen
+    return y, {path: (inputs[path], output) for path, output in outputs.items()}
+
+
+def _noting(
+    outputs: dict[str, Tensor], name: str, inputs: dict[str, Tensor] | None = None
+) -> Callable[..., None]:
+    """Return a hook that notes what a module gives, and its input if asked for."""
+
+    def note(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+        if name in outputs:
+            raise ValueError(f"{name} is called twice in a step, which a learner in C cannot tell.")
+        outputs[name] = output
+        if inputs is not None:
+            inputs[name] = args[0]
+
+    return note
