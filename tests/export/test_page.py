@@ -331,10 +331,10 @@ def learned(model: Any, optimizer: Any, lessons: list[tuple[Tensor, int]], steps
 
 def test_a_network_learns_ten_drawings_live(opened: Open) -> None:
     torch.manual_seed(0)
-    hidden, last = nn.Linear(400, 30), nn.Linear(30, 10)
-    neurons = snn.LIF(30, beta=0.8, pos_threshold=0.3)
+    hidden, last = nn.Linear(400, 60), nn.Linear(60, 10)
+    neurons = snn.LIF(60, beta=0.8, pos_threshold=0.3)
     model = nn.Sequential(nn.Flatten(), hidden, neurons, last, snn.Readout(10, beta_rank=0))
-    images, steps = shapes(), 5
+    images, steps = shapes(), 8
     weights = [hidden.weight, last.weight, last.bias]
     given = {"learner": tt.online(model, "eprop"), "optimizer": torch.optim.SGD(weights, 0.3)}
     page = opened(model, images, steps=steps, **given)
@@ -345,7 +345,7 @@ def test_a_network_learns_ten_drawings_live(opened: Open) -> None:
         press(page, str(k + 1))
         page.get_by_role("button", name=f"teach {k}", exact=True).click()
         read(page)
-        if k < 3:
+        if k < 2:
             lessons.append((image, k))
             taught += 10 * lessons
             after = read(page)["learned"]
