@@ -317,7 +317,7 @@ def shapes() -> Tensor:
 def learned(model: Any, optimizer: Any, lessons: list[tuple[Tensor, int]], steps: int) -> None:
     """Learn as the page does, by the library."""
     learner = tt.online(model, "eprop")
-    with tt.fuse.backend("eager"), OrderedSums():  # type: ignore[no-untyped-call]
+    with tt.fuse.backend("eager"), OrderedSums():
         for image, k in lessons:
             learner.zero_states()
             for _ in range(steps):
