@@ -28,6 +28,22 @@ from tracetorch.online_learning import PairRule, TripletRule
 pytestmark = needs_compiler
 
 
+class Late(snn.Neuron):
+    """A neuron that answers what was there before: its first step knows no weight."""
+
+    states = ("mem",)
+
+    def __init__(self, num_neurons: int, dim: int = -1):
+        super().__init__(num_neurons, dim)
+        self.decay("beta", 0.8)
+        self.threshold("base", 0.4)
+
+    @staticmethod
+    def step(x, mem, *, beta, base, spike):
+        fired = spike(mem - base)
+        return fired, beta * mem + x - fired * base
+
+
 def network(kind: str, hidden: int = 7) -> Any:
     torch.manual_seed(0)
     first, last = nn.Linear(5, hidden), nn.Linear(hidden, 3)
@@ -37,6 +53,7 @@ def network(kind: str, hidden: int = 7) -> Any:
         "SLIF": lambda: snn.SLIF(hidden, pos_threshold=0.4),
         "AdLIF": lambda: tt.neurons.AdLIF(hidden, pos_threshold=0.4),
         "own": lambda: Adaptive(hidden),
+        "late": lambda: Late(hidden),
         "recurrent": lambda: snn.Recurrent(
             snn.LIF(hidden, pos_threshold=0.4), nn.Linear(hidden, hidden)
         ),
@@ -98,7 +115,7 @@ def check(
     return net
 
 
-@pytest.mark.parametrize("kind", ["LIF", "RLIF", "SLIF", "AdLIF", "own", "recurrent"])
+@pytest.mark.parametrize("kind", ["LIF", "RLIF", "SLIF", "AdLIF", "own", "late", "recurrent"])
 @pytest.mark.parametrize("rule", ["eprop", "ottt"])
 def test_weights_are_those_of_the_library(rule: str, kind: str, tmp_path: Path) -> None:
     check(network(kind), rule, tmp_path, 50)
@@ -382,6 +399,48 @@ class Numbers(nn.Module):
         return Scaled.apply(x) if torch.is_grad_enabled() else x.clone()
 
 
+class Rows(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Unflatten(1, (5, 1)), nn.Linear(1, 3), snn.LIF(3))
+
+
+class Written(nn.Sequential):
+    """A write in place, through another view than the one that is read."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        twice = x.clone()
+        twice.view(-1).mul_(2.0)
+        y: Tensor = super().forward(twice)
+        return y
+
+
+class Filled(nn.Sequential):
+    """A write of PyTorch into memory that is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        twice = torch.empty_like(x)
+        with torch.no_grad():
+            torch.mul(x, 2.0, out=twice)
+        y: Tensor = super().forward(twice)
+        return y
+
+
+class Twice(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self[1](self[0](x) + self[0](x))
+        return y
+
+
+class WithRule(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(5, 3), snn.LIF(3))
+        self.rule = tt.STDP(self[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self[1](self[0](x))
+        return y
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -439,6 +498,20 @@ def test_refused(arguments: Any, error: Any, message: str, tmp_path: Path) -> No
             online,
             r"3 \(Conv1d\) cannot be written in C: its weight changes",
         ),
+        (Rows(), online, r"sums over several rows of one step"),
+        (Written(nn.Linear(5, 3), snn.LIF(3)), online, "memory that was written in place"),
+        (Filled(nn.Linear(5, 3), snn.LIF(3)), online, r"calls aten\.mul\.out, which writes"),
+        (
+            nn.Sequential(nn.Unflatten(1, (5, 1)), nn.ConvTranspose1d(5, 2, 1), snn.LIF(2, dim=1)),
+            lambda m: online(m) if m[1].requires_grad_(False) else {},
+            "it is transposed|ConvTranspose1d",
+        ),
+        (
+            Twice(nn.Linear(5, 3), snn.LIF(3)),
+            lambda m: {"learner": tt.STDP(m[0])},
+            "0 is called twice",
+        ),
+        (WithRule(), lambda m: {"learner": m.rule}, r"rule \(STDP\) is a part of the model"),
         (Convolutional(), lambda m: {"learner": tt.STDP(m[1])}, r"1 \(Conv2d\) has places"),
         (
             nn.Sequential(nn.Linear(5, 3), nn.Linear(3, 4), snn.LIF(4)),

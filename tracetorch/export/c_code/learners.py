@@ -291,7 +291,7 @@ def _watched(
 def _noting(
     outputs: dict[str, Tensor], name: str, inputs: dict[str, Tensor] | None = None
 ) -> Callable[..., None]:
-    """Return a hook that notes what a module gives, and its input if asked for."""
+    """Return a hook that notes what a module gives, and its input where there is a dict for it."""
 
     def note(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
         if name in outputs:

@@ -40,7 +40,7 @@ from tracetorch.export.c_code.tape import Tape
 from tracetorch.fuse import backend
 
 _COMPARED = 4  # steps of the learner with which the recorded one is compared
-_WARM = 20  # steps after which every trace is there, or some come and go
+_WARM = 20  # steps after which every trace is there: one more with every layer
 
 
 @dataclass(frozen=True)
@@ -96,16 +96,14 @@ class _Taped:
 def _record(trial: Trial, steps: Sequence[Any]) -> _Taped:
     """Run the learner until every trace is there, and one step more on a tape."""
     known: set[str] | None = None
-    for number, x in enumerate(itertools.cycle(steps)):
+    for x in itertools.islice(itertools.cycle(steps), _WARM):
         _, new = trial.step(x, trial.signals)
-        # a parameter without a gradient never changes
-        trial.learned = {name: w for name, w in trial.learned.items() if new[name] is not None}
         found = {*trial.traces(), *trial.states()}
         if found == known:
             break
-        if number == _WARM:
-            raise ValueError("the traces of the learner are others at every step, so C has none.")
         known = found
+    # a parameter without a gradient, when every trace is there, never changes
+    trial.learned = {name: w for name, w in trial.learned.items() if new[name] is not None}
     if not trial.learned:
         raise ValueError(f"nothing learns: {trial.silent}")
     trial.renew()  # states and traces lie each in memory of its own
@@ -184,8 +182,6 @@ def _read(tape: _Taped, start: Mapping[str, Tensor], weights: Mapping[str, Tenso
     with torch.no_grad():
         reader.run(*values)
     reader.finish()
-    if torch.float64 in reader.dtypes:
-        raise ValueError("the learner computes in float64, and C learns in float32: model.float().")
     (output,) = tape.module.graph.find_nodes(op="output")
     copies: list[Copy] = []
     for (phase, kind, name), node in zip(tape.ends, output.args[0], strict=True):

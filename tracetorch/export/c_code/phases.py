@@ -51,8 +51,6 @@ def divided(
             needs = any(waits[each] for each in node.all_input_nodes)
             waits[node] = needs or _expands(node) or (node in alone and _is_matrix(node))
         waits.setdefault(node, False)
-    if any(node in cones[Phase.STEP] for node in late):
-        raise ValueError("the output or a state of this learner's step depends on its traces.")
     kept = {n for phase in (Phase.LEARN, Phase.ADVANCE) for n in cones[phase] if not waits[n]}
     new = Graph()
     constants = [node for node in graph.nodes if node.op == "get_attr"]
