@@ -433,8 +433,8 @@ class Twice(nn.Sequential):
 
 class WithRule(nn.Sequential):
     def __init__(self) -> None:
-        super().__init__(nn.Linear(5, 3), snn.LIF(3))
-        self.rule = tt.STDP(self[0])
+        super().__init__(first := nn.Linear(5, 3), snn.LIF(3))
+        self.rule = tt.STDP(first)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self[1](self[0](x))

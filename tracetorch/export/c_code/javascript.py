@@ -7,7 +7,7 @@ arithmetic is rounded to float32, so the numbers are those of C, too.
 from __future__ import annotations
 
 import base64
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -95,12 +95,12 @@ def javascript_step(
         name: encoded(array.values, names.types[array]) for array, name in names.tables.items()
     }
 
-    def named(held: Iterable[Array]) -> list[str]:
+    def named(stored: Collection[Array]) -> list[str]:
         """Return the names of arrays, and note what they start from."""
-        for array in held:
+        for array in stored:
             if bool((array.values != 0).any()):
                 values[names.fields[array]] = encoded(array.values, names.types[array])
-        return [names.fields[array] for array in held]
+        return [names.fields[array] for array in stored]
 
     states = named([*program.states.values(), *program.traces.values()])
     learned = dict(zip(program.learned, named(program.learned.values()), strict=True))
