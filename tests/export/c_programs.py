@@ -25,6 +25,11 @@ COMPILERS = [
     for name in ("gcc", "clang")
 ]
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+CORTEX_M4 = ("-mcpu=cortex-m4", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16")
+needs_cortex = pytest.mark.skipif(
+    shutil.which("arm-none-eabi-gcc") is None or shutil.which("qemu-arm") is None,
+    reason="needs apt-get install gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-user",
+)
 _AT_ONCE = 10_000  # steps that one eager step on a batch checks
 STRICT = ("-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-ffp-contract=off")
 _RUN = """\
@@ -44,7 +49,19 @@ void run(tt_stream *s, int64_t steps, const {x} *x, {y} *y, unsigned char *seen)
     }}
 }}
 """
-_STATE = re.compile(r"^    (\w+) (state_\w+)\[(\d+)\]; /\* (.*) \*/$", re.MULTILINE)
+_LEARN = """
+void learn(tt_stream *s, int64_t steps, const float *x, float *y, const float *signal);
+void learn(tt_stream *s, int64_t steps, const float *x, float *y, const float *signal) {{
+    for (int64_t t = 0; t < steps; t++) {{
+        tt_step(s, x + t * TT_X_SIZE, y + t * TT_Y_SIZE);
+        (void)signal;
+        tt_learn({arguments});
+    }}
+}}
+"""
+_STATE = re.compile(
+    r"^    (\w+) ((?:state|learned|trace)_\w+)\[(\d+)\]; /\* (.*) \*/$", re.MULTILINE
+)
 NUMPY = {"float": np.float32, "bool": np.bool_} | {
     f"int{bits}_t": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)
 }
@@ -86,6 +103,10 @@ class CNetwork:
         fields = _STATE.findall(text)
         offsets = ", ".join(f"offsetof(tt_stream, {field})" for _, field, _, _ in fields)
         run = _RUN.format(x=types["x"], y=types["y"], offsets=offsets or "0")
+        if "tt_learn" in text:
+            name = "SIGNAL" if "TT_SIGNAL_SIZE" in text else "REWARD"
+            signal = f", signal + t * TT_{name}_SIZE" if f"TT_{name}_SIZE" in text else ""
+            run += _LEARN.format(arguments=f"s{signal}")
         (folder / "run.c").write_text(run)
         command = [compiler, *STRICT, *flags, "-shared", "-fPIC", "run.c", "model.c", "-lm"]
         checked([*command, "-o", "run.so"], folder)
@@ -118,6 +139,24 @@ class CNetwork:
         seen = np.zeros(len(x), self.states)
         y = self._run(x, seen)
         return y, {name: torch.from_numpy(seen[name].copy()) for name in self.states.names or ()}
+
+    def learn(self, x: Tensor, signals: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Step and learn; return the outputs, and what the stream then holds, by its label."""
+        given, told = (np.ascontiguousarray(each.flatten(1).numpy()) for each in (x, signals))
+        got = np.zeros((len(given), self.size), np.float32)
+        pointers = [_pointer(self.stream), ctypes.c_int64(len(given))]
+        self.library.learn(*pointers, *map(_pointer, (given, got, told)))
+        return torch.from_numpy(got), self.held()
+
+    def held(self) -> dict[str, Tensor]:
+        """Return what the stream holds now, states, weights and traces, by label."""
+        held = self.stream.view(self.states)[0]
+        names = {name: name.removeprefix("learned: ") for name in self.states.names or ()}
+        return {label: torch.from_numpy(held[n].copy()) for n, label in names.items()}
+
+    def learn_from(self, signal: Tensor) -> None:
+        """Learn from the last step."""
+        self.library.tt_learn(_pointer(self.stream), ctypes.c_void_p(signal.data_ptr()))
 
     def _run(self, x: Tensor, seen: Any) -> Tensor:
         given = np.ascontiguousarray(x.flatten(1).numpy().astype(self.kinds[0]))

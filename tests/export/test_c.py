@@ -22,11 +22,13 @@ import tracetorch as tt
 from tests import cases
 from tests.export.c_programs import (
     COMPILERS,
+    CORTEX_M4,
     STRICT,
     CNetwork,
     check_every_step,
     checked,
     needs_compiler,
+    needs_cortex,
     stepped,
 )
 from tests.quantize.networks import case
@@ -1222,13 +1224,8 @@ def test_the_model_is_unchanged(tmp_path: Path) -> None:
 
 # Another processor
 
-CORTEX_M4 = ("-mcpu=cortex-m4", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16")
 
-
-@pytest.mark.skipif(
-    shutil.which("arm-none-eabi-gcc") is None or shutil.which("qemu-arm") is None,
-    reason="needs apt-get install gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-user",
-)
+@needs_cortex
 @pytest.mark.parametrize(
     "kind",
     [pytest.param(k, marks=pytest.mark.slow) for k in ("Izhikevich", "AdEx", "convolutional")]

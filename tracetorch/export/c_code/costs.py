@@ -103,7 +103,7 @@ def memory_accesses(
             total += stage.target.size * (math.prod(stage.kernel) + 1)
         elif isinstance(stage, Sum):
             total += stage.source.size + stage.target.size
-        else:
+        elif isinstance(stage, Product):
             total += stage.target.size * (1 if stage.bias is None else 2)
             # beside a weight its place, and of each row where it begins and ends
             places = int(stage.node in sparse)

@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 
-from tracetorch.export.c_code.stages import Array, Pointwise, Product, Role, Stage, StepProgram
+from tracetorch.export.c_code.stages import (
+    Array,
+    Contraction,
+    Pointwise,
+    Product,
+    Role,
+    Stage,
+    StepProgram,
+)
 from tracetorch.fuse.ir.graph import Graph, Value
 
 _ANY = frozenset({"mul", "and"})  # zero where one operand is
@@ -46,7 +54,7 @@ def _written(stage: Stage, found: Collection[Array]) -> Iterator[tuple[Array, bo
         results = _sparse_outputs(stage.graph, known)
         yield from ((view.array, results[name]) for name, view in stage.writes.items())
     else:
-        spikes = not isinstance(stage, Product) and stage.source.array in found
+        spikes = not isinstance(stage, (Product, Contraction)) and stage.source.array in found
         yield stage.target.array, spikes
 
 

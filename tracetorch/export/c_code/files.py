@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from tracetorch.export.c_code.printer import SIZES, Names, float_literal, pool_n
 from tracetorch.export.c_code.stages import Array, StepProgram
 
 _PER_LINE = 12
-_FROM_MATH = re.compile(r"\b(?!continue|return|sizeof)([a-z]+[0-9]*f)\(|INFINITY|NAN")
+FROM_MATH = re.compile(r"\b(?!continue|return|sizeof)([a-z]+[0-9]*f)\(|INFINITY|NAN")
 
 MAKEFILE = """\
 # make run: stream sample.h through the network; make size: bytes of code, tables and RAM
@@ -35,7 +35,6 @@ clean:
 
 .PHONY: run size clean
 """
-
 _HEADER = """\
 /* One time step of a spiking network, written by traceTorch.
 {notes} */
@@ -73,12 +72,17 @@ void tt_reset(tt_stream *s);
 
 /* Run one time step. Inputs and outputs do not overlap. */
 {step};
-
+{learn}
 #ifdef __cplusplus
 }}
 #endif
 
 #endif
+"""
+_LEARN = """
+/* Learn from the last time step: call it once behind tt_step, or not at all.
+{notes} */
+{learn};
 """
 _MAIN = """\
 /* Stream the recorded input through the network, and print what it answers. */
@@ -155,32 +159,48 @@ def ports_of(arrays: Mapping[str, Array], names: Names) -> list[Port]:
     ]
 
 
-def header(program: StepProgram, names: Names, notes: Sequence[str]) -> str:
-    """Return ``model.h``."""
+def header(
+    program: StepProgram, names: Names, notes: Sequence[str], learning: Sequence[str] = ()
+) -> str:
+    """Return ``model.h``; ``learning`` says what ``tt_learn`` does, if there is one."""
     inputs, outputs = ports_of(program.inputs, names), ports_of(program.outputs, names)
+    signals = ports_of(program.signals, names)
     sizes = [
         f"#define {port.macro} {port.size} /* {comment(port.label)} */"
-        for port in (*inputs, *outputs)
+        for port in (*inputs, *outputs, *signals)
     ]
+    kept = ("", program.states), ("learned: ", program.learned), ("", program.traces)
     members = [
-        f"    {state.kind} {state.name}[{state.size}]; /* {comment(state.label)} */"
-        for state in ports_of(program.states, names)
+        f"    {state.kind} {state.name}[{state.size}]; /* {what}{comment(state.label)} */"
+        for what, arrays in kept
+        for state in ports_of(arrays, names)
     ]
     members += [
         f"    {kind} {pool_name(kind)}[{size}]; /* within one step */"
         for kind, size in names.memory.sizes.items()
     ]
+    learn = ""
+    if program.learned:
+        members.append("    uint8_t learning; /* what the last step has left to do */")
+        lines = "\n".join(f" * {comment(line)}" for line in learning)
+        learn = _LEARN.format(notes=lines, learn=learn_head(signals))
     return _HEADER.format(
         notes="".join(f" * {comment(note)}\n" for note in notes),
         sizes="\n".join(sizes),
         members="\n".join(members or ["    bool unused;"]),  # a struct needs a member
         step=step_head(inputs, outputs),
+        learn=learn,
     )
 
 
 def step_head(inputs: Sequence[Port], outputs: Sequence[Port]) -> str:
     """Return the declaration of ``tt_step``."""
     return f"void tt_step({', '.join(step_arguments(inputs, outputs).values())})"
+
+
+def learn_head(signals: Sequence[Port]) -> str:
+    """Return the declaration of ``tt_learn``."""
+    return f"void tt_learn({', '.join(step_arguments(signals, ()).values())})"
 
 
 def step_arguments(inputs: Sequence[Port], outputs: Sequence[Port]) -> dict[str, str]:
@@ -222,22 +242,33 @@ def _spelled(kind: str, number: float | int | bool) -> str:
 def sample_header(ports: Sequence[Port], sequences: Sequence[Tensor]) -> str:
     """Return ``sample.h``: the first stream of the sample as tables."""
     lines = [f"#define TT_SAMPLE_STEPS {len(sequences[0])}", ""]
+    lines += sequence_tables(ports, sequences, "TT_SAMPLE_STEPS")
+    return guarded("TT_SAMPLE_H", "The recorded input.", lines)
+
+
+def sequence_tables(ports: Sequence[Port], sequences: Iterable[Tensor], steps: str) -> list[str]:
+    """Return the lines of tables with a row for each step."""
+    lines: list[str] = []
     for port, sequence in zip(ports, sequences, strict=True):
-        values = sequence.flatten(1)
         rows = []
-        for step in values.tolist():
+        for step in sequence.flatten(1).tolist():
             spelled = ", ".join(_spelled(port.kind, number) for number in step)
             rows.append(f"    {{{spelled}}},")
-        first = f"static const {port.kind} tt_sample_{port.name}[TT_SAMPLE_STEPS][{port.macro}]"
+        first = f"static const {port.kind} tt_sample_{port.name}[{steps}][{port.macro}]"
         lines += [f"{first} = {{", *rows, "};", ""]
-    head = ["/* The recorded input. */", "#ifndef TT_SAMPLE_H", "#define TT_SAMPLE_H", ""]
+    return lines
+
+
+def guarded(macro: str, what: str, lines: Sequence[str]) -> str:
+    """Return the text of a header of tables, which begins with what it holds."""
+    head = [f"/* {what} */", f"#ifndef {macro}", f"#define {macro}", ""]
     head += [*math_include("\n".join(lines)), '#include "model.h"', ""]
     return "\n".join([*head, *lines, "#endif", ""])
 
 
 def math_include(text: str) -> list[str]:
     """Return the lines that include ``math.h``, where a text takes anything from it."""
-    return ["#include <math.h>", ""] if _FROM_MATH.search(text) else []
+    return ["#include <math.h>", ""] if FROM_MATH.search(text) else []
 
 
 def main_source(inputs: Sequence[Port], outputs: Sequence[Port]) -> str:
@@ -254,5 +285,10 @@ def main_source(inputs: Sequence[Port], outputs: Sequence[Port]) -> str:
             f"            printf({how}{port.name}[i]);",
             "        }",
         ]
-    outs = [f"    static {port.kind} {port.name}[{port.macro}];" for port in outputs]
+    outs = declared(outputs)
     return _MAIN.format(outputs="\n".join(outs), given=given, prints="\n".join(prints))
+
+
+def declared(outputs: Sequence[Port]) -> list[str]:
+    """Return the lines that declare memory for outputs."""
+    return [f"    static {port.kind} {port.name}[{port.macro}];" for port in outputs]

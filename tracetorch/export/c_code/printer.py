@@ -19,6 +19,7 @@ import numpy as np
 from tracetorch.export.c_code.arrangement import Memory
 from tracetorch.export.c_code.stages import (
     Array,
+    Contraction,
     Copy,
     Pointwise,
     Pool,
@@ -236,6 +237,8 @@ class StagePrinter(CPrinter):
             self._pool(stage)
         elif isinstance(stage, Sum):
             self._sum(stage)
+        elif isinstance(stage, Contraction):
+            self._contraction(stage)
         return self.source()
 
     def counting(
@@ -308,6 +311,17 @@ class StagePrinter(CPrinter):
                 total = self.words.quotient.format("sum", self.words.literal(stage.divisor))
             total = self.cast(self.names.types[stage.target.array], f"({total})")
             self.line(f"{self.at(stage.target, indices[:kept])} = {total};")
+
+    def _contraction(self, stage: Contraction) -> None:
+        with self.loops(stage.target.shape, ["o", "p"]):
+            o, p = _named(stage.target, ["o", "p"])
+            begin = self.zero("float") if stage.start is None else self.at(stage.start, [o, p])
+            self.variable("float", "sum", begin)
+            with self.loops(stage.source.shape[1:], ["c"]):
+                c = _named(stage.source, [o, "c"])[1]
+                factors = self.at(stage.source, [o, c]), self.at(stage.factor, [c, p])
+                self.line(self.words.add.format("sum", self.words.times.format(*factors)))
+            self.line(f"{self.at(stage.target, [o, p])} = sum;")
 
     def _pool(self, stage: Pool) -> None:
         kind = accumulator(self.names.types[stage.target.array])

@@ -17,7 +17,7 @@ from tracetorch.core.walk import named_modules
 from tracetorch.export.c_code.operations import RULES
 from tracetorch.export.c_code.reader import FLOATS, Reader
 from tracetorch.export.c_code.stages import Array, Copy, Role, StepProgram, View
-from tracetorch.export.run_program import run_step
+from tracetorch.export.run_program import constants_of, run_step
 from tracetorch.export.step import decomposed, export_step
 from tracetorch.snn.noise import Noise
 
@@ -69,7 +69,7 @@ def read_step(
 
 def read_program(program: ExportedProgram, x: Any, states: Mapping[str, Tensor]) -> StepProgram:
     """Return one time step of a program, on an input and states of a batch of one, as stages."""
-    reader = Reader(program, RULES)
+    reader = Reader(program.graph_module, constants_of(program), RULES)
     signature, spec = program.graph_signature, program.call_spec
     arguments, _ = pytree.tree_unflatten(list(signature.user_inputs), spec.in_spec)
     given, given_states = arguments

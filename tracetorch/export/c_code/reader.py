@@ -7,14 +7,13 @@ with which a step is compiled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.export import ExportedProgram
-from torch.fx import Interpreter, Node
+from torch.fx import GraphModule, Interpreter, Node
 
 from tracetorch.core.torch_private import pytree
 from tracetorch.export.c_code.stages import (
@@ -24,7 +23,6 @@ from tracetorch.export.c_code.stages import (
     Stage,
     View,
 )
-from tracetorch.export.run_program import constants_of
 from tracetorch.fuse.ir.graph import Builder, Graph, Unfusable, Value
 from tracetorch.fuse.ir.lower import lower
 
@@ -56,13 +54,15 @@ class _Group:
 class Reader(Interpreter):
     """Run a program and read its operations as stages."""
 
-    def __init__(self, program: ExportedProgram, rules: Mapping[str, Rule]) -> None:
-        super().__init__(program.graph_module, garbage_collect_values=False)
+    def __init__(
+        self, module: GraphModule, constants: Iterable[str], rules: Mapping[str, Rule]
+    ) -> None:
+        super().__init__(module, garbage_collect_values=False)
         # an error of ours is whole
         self.extra_traceback = False
         self.rules = rules
         self.views: dict[str, View] = {}  # of every value that is not constant, by node
-        self.constants = set(constants_of(program))
+        self.constants = set(constants)
         self.stages: list[Stage] = []
         self.group: _Group | None = None
         self.tables: dict[tuple[Any, ...], Array] = {}
@@ -204,15 +204,15 @@ class Reader(Interpreter):
             text = "" if plain else f"there is no {reason} in C or JavaScript"
             raise refused(node, text) from None
         group.values[node.name] = value
-        group.nodes[node.name] = target
+        group.nodes[node.name] = target.squeezed()
         group.arrays[target.array] = node.name
         self.views[node.name] = target
 
     def open(self, node: Node, shape: tuple[int, ...]) -> _Group:
         """Return the open group, or a new one where it has other places or another module."""
-        if self.group is None or self.group.shape != shape:
+        if self.group is None or self.group.shape != places_of(shape):
             self.close()
-            self.group = _Group(path_of(node), shape)
+            self.group = _Group(path_of(node), places_of(shape))
         return self.group
 
     def operand(self, node: Node, each: Node | Tensor, shape: tuple[int, ...]) -> Value:
@@ -242,7 +242,7 @@ class Reader(Interpreter):
                 return group.values[inner]
             self.close()
             group = self.open(node, shape)
-        view = view.broadcast(shape)
+        view = view.broadcast(shape).squeezed()
         for name, other in group.reads.items():
             if other == view:
                 return name
@@ -269,6 +269,11 @@ class Reader(Interpreter):
         self.views[node.name] = target
 
 
+def places_of(shape: Iterable[int]) -> tuple[int, ...]:
+    """Return a shape without dimensions of size 1, along which a loop does not move."""
+    return tuple(size for size in shape if size != 1)
+
+
 def operation_of(node: Node) -> str:
     """Return the name of an operation, without namespace if it is PyTorch's own."""
     schema = getattr(node.target, "_schema", None)
@@ -284,7 +289,8 @@ def path_of(node: Node) -> str:
     path, kind = list(stack.values())[-1] if stack else ("", "")
     kind = kind if isinstance(kind, str) else kind.__name__
     inner = path.partition("@")[0].removeprefix("model").removeprefix(".")
-    return f"{inner or 'the model'} ({kind.rpartition('.')[2]})"
+    name = inner or "the model"
+    return f"{name} ({kind.rpartition('.')[2]})" if kind else name
 
 
 def refused(node: Node, reason: str = "") -> ValueError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from tracetorch.export.c_code.files import (
     Port,
     comment,
     identifiers,
+    learn_head,
     math_include,
     ports_of,
     step_arguments,
@@ -38,6 +39,7 @@ from tracetorch.export.c_code.stage_kernel import StageKernel
 from tracetorch.export.c_code.stages import (
     Array,
     Copy,
+    Phase,
     Pointwise,
     Product,
     Role,
@@ -63,6 +65,10 @@ static int32_t tt_nibble(const uint8_t *table, int32_t at) {
     return bits < 8 ? bits : bits - 16;
 }
 """
+_LEARNING = """\
+/* What the last step has left to do: to learn from it once, then to move the traces on. */
+enum { TT_NOTHING, TT_STEPPED, TT_LEARNED };
+"""
 _HEAD = """\
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
@@ -81,6 +87,7 @@ class Source:
     text: str  # it
     inputs: list[Port]  # those of ``tt_step``
     outputs: list[Port]  # those of ``tt_step``
+    signals: list[Port]  # those of ``tt_learn``
     table_bytes: int  # size of its constant tables
     struct_bytes: int  # size of the struct of a stream
     stack_bytes: int  # bound of what ``tt_step`` takes from the stack
@@ -90,7 +97,10 @@ class Source:
 def names_of(program: StepProgram, words: Words, widths: Widths | None = None) -> Names:
     """Name the arrays of a planned program, and give each its type and its place."""
     fields: dict[Array, str] = {}
-    for arrays, prefix in (({**program.inputs, **program.outputs}, ""), (program.states, "state_")):
+    given = {**program.inputs, **program.outputs, **program.signals}
+    groups = {"": given, "state_": program.states, "learned_": program.learned}
+    groups["trace_"] = {n.removeprefix("trace:"): array for n, array in program.traces.items()}
+    for prefix, arrays in groups.items():
         for array, name in zip(arrays.values(), identifiers(list(arrays), prefix), strict=True):
             fields[array] = name
     views = [v for stage in program.stages for v in (*reads_of(stage), *writes_of(stage))]
@@ -114,11 +124,12 @@ def model_source(
     ``events`` are the arrays whose zeros are skipped.
     """
     inputs, outputs = ports_of(program.inputs, names), ports_of(program.outputs, names)
-    arguments = step_arguments(inputs, outputs)
+    signals = ports_of(program.signals, names)
+    arguments = step_arguments([*inputs, *signals], outputs)
     printers = [stage_printer(stage, names, events, widths) for stage in program.stages]
     bodies = [printer.text() for printer in printers]
     functions: list[str] = []
-    calls: list[str] = []
+    calls: dict[Phase, list[str]] = {phase: [] for phase in Phase}
     for number, (stage, body) in enumerate(zip(program.stages, bodies, strict=True)):
         used = [name for name in arguments if contains_word(body, name)]
         parameters = ", ".join(arguments[name] for name in used)
@@ -128,10 +139,12 @@ def model_source(
             body + "}",
             "",
         ]
-        calls.append(f"    tt_stage_{number}({', '.join(used)});")
-    resets, starts = _resets(program, names)
+        calls[stage.phase].append(f"    tt_stage_{number}({', '.join(used)});")
+    starts: dict[Array, str] = {}
+    weights = _resets(program.learned, names, starts)
+    resets = _resets({**program.states, **program.traces}, names, starts)
     tables, size = _tables({**names.tables, **starts}, names, widths)
-    code, called = "\n".join(functions), "\n".join(calls)
+    code = "\n".join(functions)
     pools = names.memory.sizes
     lines = [
         *math_include("\n".join([code, *tables])),
@@ -139,30 +152,42 @@ def model_source(
         "",
         _HEAD,
         *tables,
+        *([_LEARNING] if program.learned else []),
         *([_NIBBLE] if names.packed.intersection(names.tables) else []),
         code,
         "void tt_reset(tt_stream *s) {",
         *(resets or ["    (void)s;"]),
+        *(["    s->learning = TT_NOTHING;"] if program.learned else []),
         "}",
         "",
         "void tt_init(tt_stream *s) {",
         *(_filled(f"s->{pool_name(kind)}", count, _zero(kind)) for kind, count in pools.items()),
+        *weights,
         "    tt_reset(s);",
         "}",
         "",
         f"{step_head(inputs, outputs)} {{",
-        *calls,
-        *(f"    (void){name};" for name in arguments if not contains_word(called, name)),
+        *_phase(calls[Phase.ADVANCE], "s->learning != TT_NOTHING"),
+        *_called(calls[Phase.STEP], step_arguments(inputs, outputs)),
+        *(["    s->learning = TT_STEPPED;"] if program.learned else []),
         "}",
     ]
-    members = [(names.types[array], array.size) for array in program.states.values()]
+    if program.learned:
+        lines += ["", f"{learn_head(signals)} {{", "    if (s->learning != TT_STEPPED) {"]
+        lines += ["        return;", "    }"]
+        lines += _called(calls[Phase.LEARN], step_arguments(signals, ()))
+        lines += ["    s->learning = TT_LEARNED;", "}"]
+    kept = {**program.states, **program.learned, **program.traces}
+    members = [(names.types[array], array.size) for array in kept.values()]
+    flag = [("uint8_t", 1)] if program.learned else []
     deepest = max((len(_DECLARATION.findall(body)) for body in bodies), default=0)
     return Source(
         "\n".join(lines) + "\n",
         inputs,
         outputs,
+        signals,
         size,
-        struct_bytes([*members, *pools.items()]),
+        struct_bytes([*members, *pools.items(), *flag]),
         # tt_step, one stage, and the reader of packed weights
         3 * _FRAME + _SCALAR * (deepest + len(inputs) + len(outputs)),
         frozenset(each.product_stage.node for each in printers if isinstance(each, SparsePrinter)),
@@ -193,11 +218,23 @@ def _filled(name: str, size: int, value: str) -> str:
     return f"    for (int32_t i = 0; i < {size}; i++) {{\n        {name}[i] = {value};\n    }}"
 
 
-def _resets(program: StepProgram, names: Names) -> tuple[list[str], dict[Array, str]]:
-    """Return the lines that give every state what it starts from, and the tables they read."""
+def _phase(calls: Sequence[str], condition: str) -> list[str]:
+    """Return the lines that do the stages of a phase under a condition."""
+    return (
+        [f"    if ({condition}) {{", *(f"    {each}" for each in calls), "    }"] if calls else []
+    )
+
+
+def _called(calls: Sequence[str], arguments: Iterable[str]) -> list[str]:
+    """Return the lines that do the stages of a function; what none takes is named as unused."""
+    text = "\n".join(calls)
+    return [*calls, *(f"    (void){name};" for name in arguments if not contains_word(text, name))]
+
+
+def _resets(arrays: Mapping[str, Array], names: Names, starts: dict[Array, str]) -> list[str]:
+    """Return the lines that give arrays what they start from, and add the tables they read."""
     lines: list[str] = []
-    starts: dict[Array, str] = {}
-    for state in program.states.values():
+    for state in arrays.values():
         value = _zero(names.types[state])
         if bool((state.values != 0).any()):
             start = Array(Role.TABLE, "", state.size, state.boolean, state.values)
@@ -205,7 +242,7 @@ def _resets(program: StepProgram, names: Names) -> tuple[list[str], dict[Array, 
             starts[start] = f"tt_start_{len(starts)}"
             value = f"{starts[start]}[i]"
         lines.append(_filled(f"s->{names.fields[state]}", state.size, value))
-    return lines, starts
+    return lines
 
 
 def stage_printer(

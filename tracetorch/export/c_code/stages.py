@@ -77,6 +77,12 @@ class View:
         mine, theirs = ([pair for pair in each if pair[0] > 1] for each in pairs)
         return mine == theirs and self.offset == other.offset
 
+    def squeezed(self) -> View:
+        """Return the view without dimensions of size 1."""
+        pairs = [p for p in zip(self.shape, self.strides, strict=True) if p[0] != 1]
+        shape, strides = tuple(size for size, _ in pairs), tuple(stride for _, stride in pairs)
+        return replace(self, shape=shape, strides=strides)
+
     def broadcast(self, shape: tuple[int, ...]) -> View:
         """Return the view that repeats what has size 1, or is missing, over ``shape``."""
         lacking = len(shape) - len(self.shape)
@@ -87,14 +93,24 @@ class View:
         return View(self.array, shape, strides, self.offset)
 
 
-# Every stage has the path of the module that it belongs to.
+class Phase(enum.Enum):
+    """Time at which a stage runs, in the order of one step and what belongs to it."""
+
+    STEP = "step"
+    LEARN = "learn"
+    ADVANCE = "advance"  # moves traces on, at the beginning of the next step
 
 
 @dataclass(frozen=True, eq=False)
-class Pointwise:
+class _Stage:
+    path: str  # of the module that it belongs to
+    phase: Phase = field(default=Phase.STEP, kw_only=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Pointwise(_Stage):
     """Compute a graph at every place of ``shape``; its inputs and outputs are where views say."""
 
-    path: str
     shape: tuple[int, ...]
     reads: Mapping[str, View]
     graph: Graph
@@ -102,14 +118,13 @@ class Pointwise:
 
 
 @dataclass(frozen=True, eq=False)
-class Product:
+class Product(_Stage):
     """Multiply by a matrix of weights, or convolve.
 
     A linear product is the convolution of one row, with kernels of one value. Settings of two
     numbers are of height and width.
     """
 
-    path: str
     source: View  # [C, H, W]
     target: View  # [O, P, Q]
     weight: Tensor  # [O, C / groups, kh, kw]
@@ -122,10 +137,19 @@ class Product:
 
 
 @dataclass(frozen=True, eq=False)
-class Pool:
+class Contraction(_Stage):
+    """Multiply two matrices that both change, and add them to what the sums begin with."""
+
+    source: View  # [rows, terms]
+    factor: View  # [terms, columns]
+    target: View  # [rows, columns]
+    start: View | None = None  # [rows, columns]
+
+
+@dataclass(frozen=True, eq=False)
+class Pool(_Stage):
     """Take the maximum, the average or the sum of windows, from ``[C, H, W]`` to ``[C, P, Q]``."""
 
-    path: str
     source: View
     target: View
     maximum: bool
@@ -138,35 +162,37 @@ class Pool:
 
 
 @dataclass(frozen=True, eq=False)
-class Copy:
+class Copy(_Stage):
     """Copy a view to another of the same number of elements; from chosen places, if ``places``."""
 
-    path: str
     source: View
     target: View
     places: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class Sum:
+class Sum(_Stage):
     """Sum the last ``dims`` dimensions of a view in the order of their places, and divide."""
 
-    path: str
     source: View  # the kept dimensions, then the summed ones
     target: View
     dims: int
     divisor: int = 1
 
 
-Stage: TypeAlias = "Pointwise | Product | Pool | Copy | Sum"
+Stage: TypeAlias = "Pointwise | Product | Contraction | Pool | Copy | Sum"
 
 
 def reads_of(stage: Stage) -> Iterator[View]:
     """Yield what a stage reads."""
     if isinstance(stage, Pointwise):
         yield from stage.reads.values()
-    else:
-        yield stage.source
+        return
+    yield stage.source
+    if isinstance(stage, Contraction):
+        yield stage.factor
+        if stage.start is not None:
+            yield stage.start
 
 
 def writes_of(stage: Stage) -> Iterator[View]:
@@ -187,6 +213,9 @@ def moved(stage: Stage, old: Array, new: Array) -> Stage:
         reads = {name: view(each) for name, each in stage.reads.items()}
         writes = {name: view(each) for name, each in stage.writes.items()}
         return replace(stage, reads=reads, writes=writes)
+    if isinstance(stage, Contraction):
+        start = None if stage.start is None else view(stage.start)
+        stage = replace(stage, factor=view(stage.factor), start=start)
     return replace(stage, source=view(stage.source), target=view(stage.target))
 
 
@@ -201,6 +230,10 @@ class StepProgram:
     stages: list[Stage] = field(default_factory=list)
     # whether the arithmetic that was traced is float64
     double: bool = False
+    # of a learner, by name: what it learns from, the weights that it changes, and its traces
+    signals: dict[str, Array] = field(default_factory=dict)
+    learned: dict[str, Array] = field(default_factory=dict)
+    traces: dict[str, Array] = field(default_factory=dict)
 
     @property
     def ends(self) -> dict[str, Array]:

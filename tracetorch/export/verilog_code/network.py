@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tracetorch.export.c_code.files import comment, identifiers
-from tracetorch.export.c_code.stages import Copy, Pointwise, Product, View
+from tracetorch.export.c_code.stages import Copy, Pointwise, Pool, Product, Sum, View
 from tracetorch.export.verilog_code.arrangement import Arrangement
 from tracetorch.export.verilog_code.circuit import Circuit, step_circuit
 from tracetorch.export.verilog_code.layer import Layer, module
@@ -64,7 +64,7 @@ def network(arrangement: Arrangement, notes: Sequence[str]) -> Network:
             layers.append(product_layer(name, stage, source, target))
         elif isinstance(stage, Copy):
             layers.append(copy_layer(name, stage, source, target))
-        else:
+        elif isinstance(stage, (Pool, Sum)):
             layers.append(reduce_layer(name, stage, source, target))
     views = {label: View(a, (a.size,), (1,)) for label, a in arrangement.program.inputs.items()}
     inputs, outputs = (

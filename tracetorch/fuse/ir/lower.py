@@ -263,6 +263,11 @@ _RULES |= {
 }
 
 
+def has_rule(operation: str) -> bool:
+    """Whether there is a rule for an operation, by its name without namespace."""
+    return operation == "_to_copy" or operation in _RULES
+
+
 def lower(b: Builder, operation: str, boolean: bool, args: tuple[Any, ...], kwargs: Any) -> Value:
     """Lower one PyTorch operation and return its value.
 

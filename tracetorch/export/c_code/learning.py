@@ -1,0 +1,270 @@
+"""Record one step of a learner of ``tt.online`` or ``tt.STDP`` for a program in C.
+
+The learner itself runs one step of one sample on a tape, which has all that PyTorch computes there:
+the step of the model, the traces, the backward pass from a signal, and the update. So no rule is
+written a second time. By then every trace is there, and what was recorded is compared with the
+learner on other steps, from rest.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from tracetorch.core.torch_private import global_modes_off, pytree
+from tracetorch.export.c_code.arrangement import living
+from tracetorch.export.c_code.learners import Trial
+from tracetorch.export.c_code.learning_reader import LEARNING_RULES, LearningReader
+from tracetorch.export.c_code.ordered import OrderedSums
+from tracetorch.export.c_code.phases import ancestors, divided
+from tracetorch.export.c_code.read_program import named_leaves
+from tracetorch.export.c_code.stages import (
+    Array,
+    Copy,
+    Phase,
+    Role,
+    Stage,
+    StepProgram,
+    View,
+    moved,
+    reads_of,
+)
+from tracetorch.export.c_code.tape import Tape
+from tracetorch.fuse import backend
+
+_COMPARED = 4  # steps of the learner with which the recorded one is compared
+_WARM = 20  # steps after which every trace is there: one more with every layer
+
+
+@dataclass(frozen=True)
+class LearningRecord:
+    """Step of a learner as stages in phases, and what it learns from drawn signals."""
+
+    program: StepProgram
+    signals: dict[str, Tensor]  # ``[T, ...]``, of each step of the sample, by name
+    weights: dict[str, Tensor]  # after these steps, by name
+    steps: int  # their number
+    notes: tuple[str, ...]  # lines for whoever calls it
+
+
+def record_learning(
+    trial: Trial, steps: Sequence[Any], start: Mapping[str, Tensor]
+) -> LearningRecord:
+    """Read one step of a learner, and let it learn from signals that are drawn.
+
+    Args:
+        trial: copies of a model and its learner.
+        steps: inputs of one sample.
+        start: the states of the model at rest, by name.
+
+    Raises:
+        ValueError: the step has no C, or is another one than the learner takes.
+    """
+    first = {name: weight.detach().clone() for name, weight in trial.learned.items()}
+    with global_modes_off(), backend("eager"):
+        tape = _record(copy.deepcopy(trial), steps)
+        program = _read(tape, start, first)
+        trial.learned = {name: trial.learned[name] for name in program.learned}
+        signals = {
+            name: _drawn(max(len(steps), _COMPARED), form.shape, number)
+            for number, (name, form) in enumerate(tape.given["signal"].items())
+        }
+        _compare(tape, copy.deepcopy(trial), steps, signals, {**start, **first})
+        with OrderedSums():  # type: ignore[no-untyped-call]
+            count = _learn(trial, steps, signals)
+    signals = {name: each[:count] for name, each in signals.items()}
+    weights = {name: weight.detach().clone() for name, weight in trial.learned.items()}
+    return LearningRecord(living(program), signals, weights, count, trial.notes())
+
+
+@dataclass(frozen=True)
+class _Taped:
+    """Step of a learner on a tape: a module of what is given, by kind and name, in their order."""
+
+    module: GraphModule
+    given: dict[str, dict[str, Tensor]]  # "x", "state", "learned", "trace", "signal"
+    ends: list[tuple[Phase, str, str]]  # phase, kind and name of each result
+
+
+def _record(trial: Trial, steps: Sequence[Any]) -> _Taped:
+    """Run the learner until every trace is there, and one step more on a tape."""
+    known: set[str] | None = None
+    for x in itertools.islice(itertools.cycle(steps), _WARM):
+        _, new = trial.step(x, trial.signals)
+        found = {*trial.traces(), *trial.states()}
+        if found == known:
+            break
+        known = found
+    # a parameter without a gradient, when every trace is there, never changes
+    trial.learned = {name: w for name, w in trial.learned.items() if new[name] is not None}
+    if not trial.learned:
+        raise ValueError(f"nothing learns: {trial.silent}")
+    trial.renew()  # states and traces lie each in memory of its own
+    x = pytree.tree_map(lambda each: each.detach().clone(), steps[0])
+    given = {
+        "x": dict(named_leaves("x", x)),
+        "state": trial.states(),
+        "learned": dict(trial.learned),
+        "trace": trial.traces(),
+        "signal": {n: torch.randn_like(s) for n, s in trial.signals.items()},
+    }
+    places = [(kind, name) for kind, each in given.items() for name in each]
+    inputs = {f"{kind} {name}": given[kind][name] for kind, name in places}
+    with Tape(inputs, frozenset(LEARNING_RULES)) as tape, tape.within(trial.model):
+        y, new = trial.step(x, given["signal"])
+    results: dict[tuple[Phase, str, str], Node] = {}
+    for name, value in named_leaves("y", y):
+        results[Phase.STEP, "y", name] = tape.node(value)
+    for name, value in trial.states().items():
+        results[Phase.STEP, "state", name] = tape.node(value)
+    for name in given["learned"]:
+        results[Phase.LEARN, "learned", name] = tape.node(new[name])
+    for name, value in trial.traces().items():
+        results[trial.phase, "trace", name] = tape.node(value)
+    placeholders = dict(zip(places, tape.graph.find_nodes(op="placeholder"), strict=True))
+    results = _living(results, placeholders)
+    traces = {name for _, kind, name in results if kind == "trace"}
+    given["trace"] = {name: t for name, t in given["trace"].items() if name in traces}
+    kept = {place: n for place, n in placeholders.items() if place[1] in given[place[0]]}
+    late = [node for (kind, _), node in kept.items() if kind in ("trace", "signal")]
+    ends = {phase: [n for end, n in results.items() if end[0] is phase] for phase in Phase}
+    graph = divided(tape.graph, list(kept.values()), ends, late)
+    in_order = [end for phase in Phase for end in results if end[0] is phase]
+    return _Taped(GraphModule(tape.root, graph), given, in_order)
+
+
+def _living(
+    results: dict[tuple[Phase, str, str], Node], placeholders: Mapping[tuple[str, str], Node]
+) -> dict[tuple[Phase, str, str], Node]:
+    """Return results without the traces that no weight ever learns from."""
+    needed = {end for end in results if end[1] != "trace"}
+    while True:
+        reached = ancestors(results[end] for end in needed)
+        more = {end for end in results if placeholders.get(end[1:]) in reached} - needed
+        if not more:
+            return {end: node for end, node in results.items() if end in needed}
+        needed |= more
+
+
+def _read(tape: _Taped, start: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> StepProgram:
+    """Return the step on a tape as stages in phases."""
+    reader = LearningReader(tape.module)
+    step = StepProgram({}, {}, {}, reader.stages)
+    groups = {
+        "x": step.inputs,
+        "state": step.states,
+        "learned": step.learned,
+        "trace": step.traces,
+        "signal": step.signals,
+    }
+    placeholders = iter(tape.module.graph.find_nodes(op="placeholder"))
+    values: list[Tensor] = []
+    for kind, named in tape.given.items():
+        for name, value in named.items():
+            value = value.detach()
+            role = Role.INPUT if kind in ("x", "signal") else Role.STATE
+            known = {"state": start, "learned": weights}.get(kind)
+            initial = torch.zeros_like(value) if known is None else known[name].detach()
+            array = Array(
+                role, name, value.numel(), value.dtype is torch.bool, initial.flatten().clone()
+            )
+            groups[kind][name] = array
+            view = View(array, tuple(value.shape), tuple(value.stride()))
+            reader.views[next(placeholders).name] = view
+            values.append(value)
+    with torch.no_grad():
+        reader.run(*values)
+    reader.finish()
+    (output,) = tape.module.graph.find_nodes(op="output")
+    copies: list[Copy] = []
+    for (phase, kind, name), node in zip(tape.ends, output.args[0], strict=True):
+        view = reader.view(node)
+        if kind == "y":
+            step.outputs[name] = Array(Role.OUTPUT, name, view.size, view.array.boolean)
+        into = step.outputs[name] if kind == "y" else groups[kind][name]
+        target = View(into, view.shape, tuple(torch.empty(view.shape).stride()))
+        copies.append(Copy(name, view, target, phase=phase))
+    stages = [*step.stages, *copies]
+    step.stages = sorted(_kept(step, stages), key=lambda each: [*Phase].index(each.phase))
+    return step
+
+
+def _kept(step: StepProgram, stages: Sequence[Stage]) -> list[Stage]:
+    """Keep what later phases read and will then be gone, the input say, in work memory."""
+    gone = {Phase.LEARN: {*step.inputs.values(), *step.states.values()}}
+    gone[Phase.ADVANCE] = gone[Phase.LEARN] | {*step.learned.values()}
+    first: list[Stage] = []
+    places: dict[Array, Array] = {}
+    changed: list[Stage] = []
+    for each in stages:
+        read = {view.array for view in reads_of(each)} & gone.get(each.phase, set())
+        for array in sorted(read, key=lambda a: a.label):
+            if array not in places:
+                places[array] = Array(Role.WORK, array.label, array.size, array.boolean)
+                old, new = (View(a, (a.size,), (1,)) for a in (array, places[array]))
+                first.append(Copy(f"{array.label} of this step", old, new))
+            each = moved(each, array, places[array])
+        changed.append(each)
+    return first + changed
+
+
+def _drawn(steps: int, shape: torch.Size, number: int) -> Tensor:
+    """Return signals of so many steps: normal, and the same every time."""
+    return torch.randn(steps, *shape, generator=torch.Generator().manual_seed(number))
+
+
+def _compare(
+    tape: _Taped,
+    trial: Trial,
+    steps: Sequence[Any],
+    signals: Mapping[str, Tensor],
+    first: Mapping[str, Tensor],
+) -> None:
+    """Raise where the recorded step is another one than the learner takes, from rest.
+
+    ``first`` are the states and weights before it, by name.
+    """
+    now = {kind: dict(values) for kind, values in tape.given.items()}
+    now["trace"] = {name: torch.zeros_like(value) for name, value in now["trace"].items()}
+    for kind in ("state", "learned"):
+        now[kind] = {name: first[name].detach() for name in now[kind]}
+    for t, x in enumerate(itertools.islice(itertools.cycle(steps), _COMPARED)):
+        now["x"] = dict(named_leaves("x", x))
+        now["signal"] = {name: signals[name][t] for name in now["signal"]}
+        with torch.no_grad():
+            made = tape.module(*(v for each in now.values() for v in each.values()))
+        _, new = trial.step(x, now["signal"])
+        trial.apply(new)
+        for (_, kind, name), value in zip(tape.ends, made, strict=True):
+            if kind != "y":
+                now[kind][name] = value
+        expected = {**trial.states(), **trial.learned}
+        for name, value in {**now["state"], **now["learned"]}.items():
+            # however small a step is, it is compared with itself
+            moved = float((expected[name] - first[name]).detach().abs().max())
+            if not torch.allclose(value, expected[name], 1e-6, 1e-3 * moved):
+                raise ValueError(
+                    f"{name} is another one after a step of the learner than after the step that "
+                    "was recorded of it: forward or backward branches on values, or something "
+                    "beside states remembers. Only what tensors compute is written in C."
+                )
+
+
+def _learn(trial: Trial, steps: Sequence[Any], signals: Mapping[str, Tensor]) -> int:
+    """Learn in every step, from rest, until the learner refuses one, for it has diverged."""
+    for t, x in enumerate(steps):
+        try:
+            _, new = trial.step(x, {name: each[t] for name, each in signals.items()})
+        except ValueError:
+            if not t:
+                raise
+            return t
+        trial.apply(new)
+    return len(steps)
