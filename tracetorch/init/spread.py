@@ -158,7 +158,7 @@ def _start(neuron: Neuron) -> Tensor | None:
     """Return the raw decay that the constructor starts from by itself; ``None``: not known."""
     try:
         with torch.random.fork_rng([]), torch.device("cpu"):
-            fresh = type(neuron)(neuron.num_neurons)  # type: ignore[call-arg]
+            fresh = type(neuron)(neuron.num_neurons)
             raw: Tensor = getattr(fresh, f"raw_{_MEMBRANE}").detach()
     except Exception:  # of a constructor that wants more
         return None
