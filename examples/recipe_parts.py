@@ -49,9 +49,9 @@ class Task(NamedTuple):
 
 
 TASKS = {
-    "row_digits": Task(row_digits, row_digits.logits, 28, 10, 128, 50, 5),
     "vowels": Task(vowels, vowels.logits, 12, 9, 64, 30, 30),
     "words": Task(words, vowels.logits, 40, 10, 64, 50, 10),
+    "row_digits": Task(row_digits, row_digits.logits, 28, 10, 128, 50, 5),
 }
 NEURONS = ("LIF", "SEAdLIF")
 
@@ -70,10 +70,8 @@ PARTS = {
     "calibration": Parts(1e-2, spread=False, norm=False),
     "calibration, spread": Parts(1e-2, norm=False),
     "calibration, spread, 3e-2": Parts(3e-2, norm=False),
-    "calibration, norm": Parts(1e-2, spread=False),
     "calibration, spread, norm": Parts(1e-2),
     "spread, norm, 3e-2": Parts(3e-2, calibrated=False),
-    "calibration, norm, 3e-2": Parts(3e-2, spread=False),
     "all: calibration, spread, norm, 3e-2": Parts(3e-2),
 }
 GRU_RATES = (5e-3, 1e-2, 2e-2)
@@ -189,7 +187,7 @@ def _prepared(model: nn.Module, parts: Parts, x: Tensor, mask: Tensor, total: in
     if spiking and parts.spread:
         tt.init.spread_(model, int(mask.sum(0).max()))
     if spiking and parts.calibrated:
-        tt.init.calibrate_(model, x, mask=mask)
+        tt.init.calibrate_(model, x, target=1.0, mask=mask)
     relative = spiking and parts.calibrated
     groups = tt.param_groups(model, weight_decay=0.01, lr=parts.lr, relative=relative)
     optimizer = torch.optim.AdamW(groups)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ import tracetorch as tt
 from tests.cases import Net
 from tests.refusals import check, refusals, unchanged
 from tracetorch import snn
-from tracetorch.init import calibrate_, spread_
+from tracetorch.init import calibrate_, impulse_response, spread_
+from tracetorch.init.response import to_first_spike
 
 T, B, F, N = 12, 16, 6, 10
 x = torch.rand(T, B, F, generator=torch.Generator().manual_seed(0))
@@ -213,6 +215,62 @@ def test_a_model_is_prepared_once_and_learns(name: str, capsys: pytest.CaptureFi
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [("LIF", 1, 1), ("SRLIF", 1, 1), ("AdLIF", 1, 1), ("EIF", 0.2, 0.5), ("Izhikevich", 0.1, 0.3)],
+)
+def test_the_distance_is_that_of_the_first_spike(name: str, low: float, high: float) -> None:
+    """A pulse a little larger makes the neuron fire, one a little smaller does not."""
+    kind = getattr(snn, name, None) or getattr(tt.neurons, name)
+    response = impulse_response(kind(2))
+    found = to_first_spike(kind(2), response, None)
+    share = found.distance / response.distance
+    assert low <= float(share.min()) <= float(share.max()) <= high
+    largest, at = response.kernel.abs().max(0)
+    pulse = found.distance / largest * response.kernel.gather(0, at[None])[0].sign()
+    for factor, fires in ((0.97, False), (1.03, True)):
+        layer, x = kind(2).double(), torch.zeros(500, 1, 2, dtype=torch.float64)
+        tt.unroll(layer, x)  # to rest
+        x[0] = factor * pulse
+        assert bool(tt.unroll(layer, x).any()) is fires
+
+
+def test_delays_learn_ten_times_as_quickly() -> None:
+    model = nn.Sequential(snn.DelayedLinear(F, N, max_delay=3), snn.LIF(N))
+    optimizer, _ = tt.recipe(model, x, 10)
+    rates = {group["name"]: group["max_lr"] for group in optimizer.param_groups}
+    assert rates["delays"] == pytest.approx(0.1)
+    assert rates["neurons"] == pytest.approx(0.01)
+
+
+def test_a_training_goes_on_where_it_was_saved(tmp_path: Path) -> None:
+    def prepared() -> tuple[Any, ...]:
+        torch.manual_seed(0)
+        model = network(snn.LIF(N), norm=True)
+        return model, *tt.recipe(model, x, 8)
+
+    def train(model: Any, optimizer: Any, schedule: Any, steps: int) -> None:
+        for _ in range(steps):
+            loss = tt.loss.membrane_cross_entropy(
+                tt.unroll(model, x, from_rest=True), torch.arange(B) % 3
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+
+    whole = prepared()
+    train(*whole, 8)
+    first = prepared()
+    train(*first, 4)
+    tt.save(first[0], tmp_path / "half", optimizer=first[1], scheduler=first[2])
+    second = prepared()
+    tt.load(tmp_path / "half", second[0], optimizer=second[1], scheduler=second[2])
+    train(*second, 4)
+    wanted = values(whole[0])
+    assert all(torch.equal(value, wanted[key]) for key, value in values(second[0]).items())
+
+
 def test_it_is_the_lines_that_it_stands_for() -> None:
     model = network(snn.LIF(N), norm=True)
     by_hand = copy.deepcopy(model)
@@ -220,7 +278,7 @@ def test_it_is_the_lines_that_it_stands_for() -> None:
     optimizer, schedule = tt.recipe(model, x, 20, lr=0.02)
     torch.manual_seed(1)
     spread_(by_hand, T)
-    calibrate_(by_hand, x)
+    calibrate_(by_hand, x, target=1.0)
     groups = tt.param_groups(by_hand, weight_decay=0.01, lr=0.02, relative=True)
     wanted = torch.optim.AdamW(groups)
     rates = [group["lr"] for group in groups]

@@ -79,12 +79,12 @@ def _lag(x: Tensor, y: Tensor) -> tuple[int, float, float] | None:
     order = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(0))
     one, other = x[:, order], y[:, order]
     others = [_correlations(one, other.roll(k, 1)).square().sum((1, 2)) for k in (1, 2, 3)]
-    chance = max(float(each.max()) for each in others)
+    unrelated = max(float(each.max()) for each in others)
     if (
         lag < _LEAST
         or float(after[0]) > _NOW * float(after[lag])
         or float(before.max()) > _LEADS * highest
-        or float(after[lag]) < _CLEAR * chance
+        or float(after[lag]) < _CLEAR * unrelated
     ):
         return None
     there, now = (float(correlations[at].abs().max()) for at in (lag, 0))

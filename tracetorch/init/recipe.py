@@ -16,18 +16,21 @@ from tracetorch.core.checks import (
 )
 from tracetorch.core.snapshot import restored_on_error
 from tracetorch.core.torch_private import BatchNormBase
-from tracetorch.core.walk import join_path
+from tracetorch.core.walk import join_path, named_modules
 from tracetorch.init.calibrate import trial_on, warn_of_scales
 from tracetorch.init.membranes import Trial, root_mean_square
-from tracetorch.init.scaling import held, scale_all
+from tracetorch.init.response import to_first_spike
+from tracetorch.init.scaling import reached_already, scale_all
 from tracetorch.init.spread import Spread, describe_halflives, plan_spread, spread_written
 from tracetorch.init.stages import weight_of
+from tracetorch.snn.delay.base import DelayingLayer
 from tracetorch.snn.param_groups import param_groups
 from tracetorch.snn.spike_functions import spike_functions
 from tracetorch.unrolling.inputs import parse_inputs
 
-_TARGET = 0.5  # the default of calibrate_
+_TARGET = 1.0  # nearer to the threshold than calibrate_ by default: layers fire from the start
 _DECAY = 0.01  # of weights
+_QUICK = 10.0  # times the rate, for delays
 _RATE, _RATE_BEHIND_NORMS = 1e-2, 3e-2
 
 
@@ -45,12 +48,14 @@ def recipe(
     One line for the usual training::
 
         tt.init.spread_(model, T)            # half-lives that were left at their default
-        tt.init.calibrate_(model, batch, mask=mask, steps=steps)
+        tt.init.calibrate_(model, batch, target=1.0, mask=mask, steps=steps)
         groups = tt.param_groups(model, weight_decay=0.01, lr=lr, relative=True)
         optimizer = torch.optim.AdamW(groups)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates_of_groups, total_steps)
 
-    ``T`` is the number of steps of the batch, of the longest sequence where there is a mask. What
+    ``T`` is the number of steps of the batch, of the longest sequence where there is a mask. The
+    target is measured to where a neuron fires: of a voltage that runs away to its peak, as that of
+    ``EIF``, that is far below its threshold. Delays learn at ten times the rate, ``"delays"``. What
     was done is printed, a line for each neuron layer: its half-lives, the weight before it with the
     factor that calibration found, and the highest rate at which that weight learns.
 
@@ -93,20 +98,23 @@ def recipe(
     if lr is not None:
         lr = check_positive("lr", lr)
     inputs = parse_inputs(batch, steps, 0, True)
-    # what the mask is not is said by calibrate_
+    # a mask of another kind is refused by trial_on
     real = mask.sum(0) if isinstance(mask, Tensor) and mask.ndim == 2 else None
     longest = inputs.steps if real is None or not real.numel() else int(real.max())
     spread = plan_spread(model, max(1, longest), None)
     with spread_written(spread):
         trial = trial_on(model, inputs, _TARGET, 0.0, steps=steps, mask=mask)
+        for stage in trial.calls.stages:
+            response = trial.responses[stage.path]
+            trial.responses[stage.path] = to_first_spike(stage.neuron, response, stage.path)
         before = _sizes(trial)
         with restored_on_error(model.parameters()):
-            reached = held(trial)
+            reached = reached_already(trial)
             calibrated = reached is None
             if reached is None:
                 reached = scale_all(trial)
             rate, reason = _rate(trial, spread) if lr is None else (lr, "as given")
-            groups = param_groups(model, _DECAY, lr=rate, relative=True)
+            groups = _quick_delays(model, param_groups(model, _DECAY, lr=rate, relative=True))
             optimizer = torch.optim.AdamW(groups)
             rates = [group["lr"] for group in groups]
             scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps)
@@ -117,6 +125,20 @@ def recipe(
     if calibrated:
         warn_of_scales(trial, reached, inputs.steps)
     return optimizer, scheduler
+
+
+def _quick_delays(model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Give delays, which move by whole steps, ten times the rate of neurons."""
+    modules = [module for _, module in named_modules(model) if isinstance(module, DelayingLayer)]
+    delays = {id(m.raw_delay): m.raw_delay for m in modules if m.raw_delay.requires_grad}
+    found: list[dict[str, Any]] = []
+    for group in groups:
+        rest = [p for p in group["params"] if id(p) not in delays]
+        quick = [p for p in group["params"] if id(p) in delays]
+        found += [{**group, "params": rest}] if rest else []
+        if quick:
+            found.append({**group, "name": "delays", "params": quick, "lr": _QUICK * group["lr"]})
+    return found
 
 
 def _sizes(trial: Trial) -> dict[str, float]:

@@ -56,7 +56,7 @@ def scale_all(trial: Trial) -> dict[str, Membranes]:
     )
 
 
-def held(trial: Trial) -> dict[str, Membranes] | None:
+def reached_already(trial: Trial) -> dict[str, Membranes] | None:
     """Return what the membranes have, where all layers hold the target already; else ``None``."""
     seen = measure(trial, trial.calls.stages)
     for stage in trial.calls.stages:

@@ -21,7 +21,7 @@ _MEMBRANE = "beta"  # the decay of the membrane, in every neuron that has one
 
 
 class Spread(NamedTuple):
-    """What ``spread_`` does to a neuron layer: the half-lives it gives, or why it gives none."""
+    """New half-lives of a neuron layer, or the reason why there are none."""
 
     path: str
     neuron: Neuron
