@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -225,28 +226,28 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         found.setdefault((row["network"], row["part"]), {}).setdefault(row["task"], []).append(row)
 
-    def mean(network: str, part: str, task: str, score: str) -> float:
-        return statistics.mean(row[score] for row in found[network, part][task])
+    def scores(network: str, part: str, task: str, score: str) -> list[float]:
+        return [row[score] for row in found.get((network, part), {}).get(task, [])]
 
+    def validated(task: str, rate: float) -> float:
+        return statistics.mean(scores("GRU", f"{rate:g}", task, "validation") or [0.0])
+
+    best = {task: f"{max(GRU_RATES, key=partial(validated, task)):g}" for task in TASKS}
     lines = [
-        "| network | parts | digits: validation | test | vowels: validation | test "
-        "| words: validation | test | silent |",
+        "| network | parts | vowels: validation | test | words: validation | test "
+        "| digits: validation | test | silent |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    best = {
-        task: max(GRU_RATES, key=lambda rate: mean("GRU", f"{rate:g}", task, "validation"))
-        for task in TASKS
-    }
     for network, part in [*((n, p) for n in NEURONS for p in PARTS), ("GRU", "")]:
-        chosen = {task: part or f"{best[task]:g}" for task in TASKS}
-        cells = [
-            common.percent([row[score] for row in found[network, chosen[task]][task]])
-            for task in TASKS
-            for score in ("validation", "accuracy")
-        ]
-        silent = "" if not part else f"{100 * mean(network, part, 'words', 'silent'):.0f} %"
-        shown = part or f"the best of three rates: {', '.join(f'{best[t]:g}' for t in TASKS)}"
-        lines.append(f"| {network} | {shown} | {' | '.join(cells)} | {silent} |")
+        cells = []
+        for task in TASKS:
+            for score in ("validation", "accuracy"):
+                values = scores(network, part or best[task], task, score)
+                cells.append(common.percent(values) if values else "")
+        silent = scores(network, part, "words", "silent")
+        cells.append(f"{100 * statistics.mean(silent):.0f} %" if silent else "")
+        shown = part or f"the best of three rates, {', '.join(best.values())}"
+        lines.append(f"| {network} | {shown} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -50,7 +50,7 @@ class Wide(Own):
 
 
 def assigned() -> nn.Module:
-    layer = snn.LIF(N)
+    layer: Any = snn.LIF(N)
     layer.beta = 0.8
     return layer
 
@@ -62,13 +62,13 @@ def learned() -> nn.Module:
     return layer
 
 
-def network(neuron: nn.Module, norm: bool = False, width: int = N) -> nn.Sequential:
+def network(neuron: nn.Module, norm: bool = False, width: int = N) -> Any:
     torch.manual_seed(0)
     norms = [nn.BatchNorm1d(width)] if norm else []
     return nn.Sequential(nn.Linear(F, width), *norms, neuron, nn.Linear(width, 3), snn.Readout(3))
 
 
-def image_network() -> nn.Sequential:
+def image_network() -> Any:
     return nn.Sequential(
         nn.Conv2d(2, N, 3), snn.LIF(N, dim=-3), nn.Flatten(), nn.Linear(36 * N, 3), snn.Readout(3)
     )
@@ -136,7 +136,7 @@ def test_what_is_left_and_why(name: str, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_layers_draw_their_order_one_after_the_other_from_the_generator() -> None:
-    models = [
+    models: list[Any] = [
         nn.Sequential(nn.Linear(F, N), snn.LIF(N), nn.Linear(N, N), snn.LIF(N)) for _ in range(3)
     ]
     for model, seed in zip(models, (1, 1, 2), strict=True):
@@ -164,7 +164,7 @@ def test_a_shared_decay_and_channels_and_files(tmp_path: Any) -> None:
 TRAINED: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, Any]]] = {
     "plain": (lambda: network(snn.LIF(N)), x, {}),
     "norm": (lambda: network(snn.LIF(N), norm=True), x, {}),
-    "loop": (lambda: network(SPREAD["in a loop"]()), x, {}),  # type: ignore[arg-type]
+    "loop": (lambda: network(SPREAD["in a loop"]()), x, {}),
     "delays": (
         lambda: nn.Sequential(
             snn.DelayedLinear(F, N, max_delay=3), snn.LIF(N), nn.Linear(N, 3), snn.Readout(3)
@@ -244,7 +244,7 @@ def test_delays_learn_ten_times_as_quickly() -> None:
 
 
 def test_a_training_goes_on_where_it_was_saved(tmp_path: Path) -> None:
-    def prepared() -> tuple[Any, ...]:
+    def prepared() -> tuple[Any, Any, Any]:
         torch.manual_seed(0)
         model = network(snn.LIF(N), norm=True)
         return model, *tt.recipe(model, x, 8)
