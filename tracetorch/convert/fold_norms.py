@@ -11,10 +11,10 @@ from torch import nn
 from tracetorch.core.checks import check_has_values, check_module, check_unsharded
 from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.core.walk import named_modules
-from tracetorch.snn.connectivity import connectivity, plain_class
+from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.delay import SynapticDelays
 from tracetorch.snn.model_graph import Node, check_plain_weights, read_model
-from tracetorch.snn.norm_folding import WeightedLayer, norm_affine, scale_product
+from tracetorch.snn.norm_folding import WeightedLayer, fold_into
 from tracetorch.unrolling.inputs import parse_inputs
 
 _PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -82,7 +82,7 @@ def fold_norms(model: nn.Module, x: Any, *, steps: int | None = None) -> nn.Modu
         alone = graph.users[before] == [node] and graph.output is not before
         if product is None or not alone or calls[id(before.module)] > 1:
             continue
-        if any(shared[id(p)] > 1 for p in product.parameters()) or not _fold(node.module, product):
+        if any(shared[id(p)] > 1 for p in product.parameters()) or fold_into(product, node.module):
             continue
         owner, _, name = node.path.rpartition(".")
         setattr(folded.get_submodule(owner), name, nn.Identity())
@@ -99,14 +99,3 @@ def _product(node: Node) -> WeightedLayer | None:
     outputs_dim = -1 if isinstance(module, nn.Linear) else 1 - len(node.shape or ())
     is_second = outputs_dim % len(node.shape or (1,)) == 1
     return cast(WeightedLayer, module) if is_second else None
-
-
-def _fold(norm: Any, product: WeightedLayer) -> bool:
-    """Fold a norm, and return whether it could be."""
-    affine, rule = norm_affine(norm), connectivity(product)
-    if affine is None:
-        return False
-    if rule is not None and rule.signs is not None and bool((affine[0] < 0).any()):
-        return False
-    scale_product(product, *affine)
-    return True
