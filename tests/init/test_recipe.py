@@ -235,6 +235,17 @@ def test_the_distance_is_that_of_the_first_spike(name: str, low: float, high: fl
         assert bool(tt.unroll(layer, x).any()) is fires
 
 
+def test_a_norm_before_neurons_that_do_not_forget_keeps_its_weight(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = network(tt.neurons.TCLIF(N), norm=True)
+    tt.recipe(model, x, 10)
+    assert torch.equal(model[1].weight, torch.ones(N))
+    said = capsys.readouterr().out
+    assert "batch norms before all that spike" in said
+    assert "1.weight as it is: the neurons do not forget" in said
+
+
 def test_delays_learn_ten_times_as_quickly() -> None:
     model = nn.Sequential(snn.DelayedLinear(F, N, max_delay=3), snn.LIF(N))
     optimizer, _ = tt.recipe(model, x, 10)

@@ -15,7 +15,7 @@ from tracetorch.core.snapshot import restored, restored_on_error
 from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.core.walk import join_path
 from tracetorch.init.membranes import Membranes, Trial, measure, neurons_last
-from tracetorch.init.response import decay_names, response_of
+from tracetorch.init.response import EndlessResponseError, decay_names, response_of
 from tracetorch.init.scaling import scale_all
 from tracetorch.init.stages import check_moments, follow_calls, weight_of
 from tracetorch.ragged import check_mask, filled, real_steps_first
@@ -126,8 +126,12 @@ def trial_on(
     *,
     steps: int | None,
     mask: Tensor | None,
+    norms_as_they_are: bool = False,
 ) -> Trial:
-    """Follow a model on a batch; ``calibrate_`` scales it so that it has a target there."""
+    """Follow a model on a batch; ``calibrate_`` scales it so that it has a target there.
+
+    With ``norms_as_they_are`` a batch norm is left whose neurons' response does not end.
+    """
     if not inputs.batch:
         raise ValueError("x has no sample: its batch is 0, and there is nothing to measure.")
     if mask is not None:
@@ -139,8 +143,17 @@ def trial_on(
             inputs = replace(inputs, tensors=moved)
         mask = real
     calls = follow_calls(model, inputs)
-    responses = {stage.path: response_of(stage.neuron, stage.path) for stage in calls.stages}
-    return Trial(model, inputs.tensors, steps, calls, responses, target, mean, mask)
+    responses = {}
+    for stage in calls.stages:
+        try:
+            responses[stage.path] = response_of(stage.neuron, stage.path)
+        except EndlessResponseError:
+            if not norms_as_they_are or not isinstance(stage.source, BatchNormBase):
+                raise
+    left = [stage for stage in calls.stages if stage.path not in responses]
+    calls = calls._replace(stages=[s for s in calls.stages if s.path in responses])
+    trial = Trial(model, inputs.tensors, steps, calls, responses, target, mean, mask)
+    return replace(trial, left=left)
 
 
 def warn_of_scales(trial: Trial, reached: dict[str, Membranes], steps: int) -> None:

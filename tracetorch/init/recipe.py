@@ -59,10 +59,11 @@ def recipe(
     was done is printed, a line for each neuron layer: its half-lives, the weight before it with the
     factor that calibration found, and the highest rate at which that weight learns.
 
-    A second call changes nothing that the first did: half-lives that are spread are no longer at
-    their default, and membranes that hold the target are left alone. To go on with a training, call
-    it as before, then load model, optimizer and scheduler with ``tt.load``: a network that has
-    learned would be calibrated anew.
+    A batch norm before neurons whose response to a pulse does not end, ``TCLIF`` or ``IF``, keeps
+    its weight. A second call changes nothing that the first did: half-lives that are spread are no
+    longer at their default, and membranes that hold the target are left alone. To go on with a
+    training, call it as before, then load model, optimizer and scheduler with ``tt.load``: a
+    network that has learned would be calibrated anew.
 
     Args:
         model: any module that :func:`tracetorch.unroll` runs, in the mode that it trains in.
@@ -103,7 +104,9 @@ def recipe(
     longest = inputs.steps if real is None or not real.numel() else int(real.max())
     spread = plan_spread(model, max(1, longest), None)
     with spread_written(spread):
-        trial = trial_on(model, inputs, _TARGET, 0.0, steps=steps, mask=mask)
+        trial = trial_on(
+            model, inputs, _TARGET, 0.0, steps=steps, mask=mask, norms_as_they_are=True
+        )
         for stage in trial.calls.stages:
             response = trial.responses[stage.path]
             trial.responses[stage.path] = to_first_spike(stage.neuron, response, stage.path)
@@ -151,7 +154,8 @@ def _sizes(trial: Trial) -> dict[str, float]:
 
 def _rate(trial: Trial, spread: list[Spread]) -> tuple[float, str]:
     """Return the learning rate of a model, and why it is that."""
-    behind = {s.path for s in trial.calls.stages if isinstance(s.source, BatchNormBase)}
+    stages = [*trial.calls.stages, *trial.left]
+    behind = {stage.path for stage in stages if isinstance(stage.source, BatchNormBase)}
     firing = [each.path for each in spread if spike_functions(each.neuron)]
     bare = [path for path in firing if path not in behind]
     if bare or not firing:
@@ -164,6 +168,7 @@ def _lines(
 ) -> list[str]:
     """Return a line for each neuron layer, in columns: what was done to it."""
     sources = {stage.path: stage for stage in trial.calls.stages}
+    left = {stage.path: stage.source_path for stage in trial.left}
     rows = []
     for path, neuron, halflives, reason in spread:
         halflife = describe_halflives(neuron)
@@ -174,6 +179,8 @@ def _lines(
             found = [rate for name, rate in rates.items() if name.startswith(f"{weight} x ")]
             rate = f", at {found[0]:.3g}" if found else ""
             row.append(f"{weight} x {factors[path]:.3g}{rate}")
+        elif path in left:
+            row.append(f"{left[path]}.weight as it is: the neurons do not forget")
         else:
             row.append("no weight before it")
         rows.append(row)

@@ -32,6 +32,10 @@ _LINEAR = 0.98  # of the pulse that reaches the threshold: of a linear membrane 
 _HALVED_TO_SPIKE = 10
 
 
+class EndlessResponseError(ValueError):
+    """A layer whose response to an impulse does not end."""
+
+
 class ImpulseResponse(NamedTuple):
     """The response of the membranes of a layer to a small impulse.
 
@@ -138,7 +142,7 @@ def response_of(layer: Neuron, path: str | None) -> ImpulseResponse:
             if len(changes) >= _MOST_STEPS:
                 names = decay_names(layer)
                 way = f"a faster decay {names[0]}" if names else "a leak: it has no decay"
-                raise ValueError(
+                raise EndlessResponseError(
                     f"the response of {label} to an impulse has not ended after {_MOST_STEPS} "
                     f"steps: it does not forget. Give it {way}; behind a norm, nn.BatchNorm1d or "
                     "nn.BatchNorm2d, it needs no calibration."
