@@ -20,7 +20,12 @@ _LATE_PACKAGES: tuple[str, ...] = (
     *("metrics", "models", "neurons", "nir", "online_learning", "plot", "probe", "quantize", "zoo"),
 )
 # and the room that each is in
-_LATE_FUNCTIONS = {"STDP": "online_learning", "diagnose": "diagnosis", "online": "online_learning"}
+_LATE_FUNCTIONS = {
+    "STDP": "online_learning",
+    "diagnose": "diagnosis",
+    "online": "online_learning",
+    "recipe": "init",
+}
 
 if TYPE_CHECKING:
     from tracetorch import (
@@ -44,6 +49,7 @@ if TYPE_CHECKING:
         zoo,
     )
     from tracetorch.diagnosis import diagnose
+    from tracetorch.init import recipe
     from tracetorch.online_learning import STDP, online
 
 __all__ = [
@@ -79,6 +85,7 @@ __all__ = [
     "plot",
     "probe",
     "quantize",
+    "recipe",
     "save",
     "set_states",
     "snn",

@@ -467,6 +467,75 @@ def test_a_consequence_or_no_fault_has_none(make: Any, data: Any, loss: Any, nam
     assert not diagnose(make(), data, loss).named(name)
 
 
+def smooth(x: Tensor, steps: float = 5.0) -> Tensor:
+    kernel = torch.exp(-torch.arange(len(x)) / steps)
+    spectrum = torch.fft.rfft(kernel, 2 * len(x))[:, None, None]
+    return torch.fft.irfft(torch.fft.rfft(x, 2 * len(x), dim=0) * spectrum, dim=0)[: len(x)]
+
+
+noise = torch.randn(100, B, N, generator=torch.Generator().manual_seed(1))
+other = torch.randn(100, B, 2, generator=torch.Generator().manual_seed(2))
+waves = torch.sin((torch.arange(100)[:, None] + torch.arange(B) * 3)[..., None] * torch.pi / 10)
+few = (torch.rand(100, B, N, generator=torch.Generator().manual_seed(3)) < 0.1).float()
+pairs = noise[..., :2] + noise[..., 2:4]
+# the input, the target, and the lag that is found; 0: none
+LAGS: dict[str, tuple[Tensor, Tensor, int]] = {
+    "a lag of 6": (noise, pairs.roll(6, 0), 6),
+    "and noise": (noise, pairs.roll(6, 0) + 3 * other, 6),
+    "of one target": (noise, pairs[..., 0].roll(6, 0), 6),
+    "of 40": (noise, pairs.roll(40, 0), 40),
+    "of spikes": (few, (few[..., :3].roll(4, 0).sum(-1) > 0).float(), 4),
+    "of a smooth signal": (smooth(noise, 3.0), smooth(pairs, 3.0).roll(6, 0), 6),
+    "of a rhythm": (waves, waves.roll(6, 0), 6),
+    "of one sequence": (noise[:, :1], pairs[:, :1].roll(6, 0), 6),
+    "none": (noise, pairs, 0),
+    "of 1": (noise, pairs.roll(1, 0), 0),
+    "a target that is ahead": (noise, pairs.roll(-6, 0), 0),
+    "ahead in a smooth signal": (smooth(noise), smooth(pairs).roll(-6, 0), 0),
+    "a filter": (noise, smooth(pairs), 0),
+    "no matter where smooth": (smooth(noise, 20.0), smooth(pairs, 20.0).roll(2, 0), 0),
+    "another signal": (noise, other, 0),
+    "another smooth signal": (smooth(noise), smooth(other), 0),
+    "another sequence": (noise[:, :1], other[:, :1], 0),
+    "labels": (noise, other[0, :, 0], 0),
+    "a constant": (noise, torch.ones(100, B, 2), 0),
+    "few steps": (noise[:12], pairs.roll(4, 0)[:12], 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAGS)
+def test_a_target_that_lags_is_found_and_delays_are_enough(name: str) -> None:
+    data, target, lag = LAGS[name]
+    inputs = data.shape[-1]
+
+    def loss(y: Tensor, target: Tensor) -> Tensor:
+        return y.square().mean() + 0 * target.sum()
+
+    plain = nn.Sequential(nn.Linear(inputs, 8), snn.LIF(8), nn.Linear(8, 2), snn.Readout(2))
+    found = tt.diagnose(plain, (data, target), loss).named("target-lags")
+    assert [round(each.value) for each in found] == ([lag] if lag else [])
+    if lag:
+        first = snn.DelayedLinear(inputs, 8, max_delay=lag)
+        delayed = nn.Sequential(first, *list(plain)[1:])
+        assert not tt.diagnose(delayed, (data, target), loss).named("target-lags")
+
+
+def test_padding_says_nothing_of_lags_and_the_severity_is_that_of_what_is_left() -> None:
+    mask = torch.arange(100)[:, None] < torch.arange(B) + 60
+    data, target = noise.clone(), pairs.roll(6, 0)
+    data[~mask], target[~mask] = 9.0, 9.0 * (torch.arange(40 * B)[: int((~mask).sum()), None] % 2)
+
+    def loss(y: Tensor, target: Tensor) -> Tensor:
+        return ((y[..., :2] - target) * mask[..., None]).square().mean()
+
+    (found,) = tt.diagnose(dense(), (data, target), loss, mask=mask).named("target-lags")
+    assert (round(found.value), found.severity) == (6, "warning")
+    assert "max_delay=12" in found.advice
+    both = target + 0.6 * noise[..., :2] * mask[..., None]
+    (found,) = tt.diagnose(dense(), (data, both), loss, mask=mask).named("target-lags")
+    assert found.severity == "note"
+
+
 def test_the_cause_stands_first_and_advice_fits() -> None:
     for data, name in ((torch.zeros(10, B, N), "input-zero"), (spoiled(), "input-not-finite")):
         assert diagnose(dense(), data)[0].name == name

@@ -1,4 +1,4 @@
-"""The scripts of converted digits and of published networks run; pages show their rows."""
+"""Scripts with rows of columns of their own run; pages show their rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from examples import converted_digits, published_networks
+from examples import converted_digits, published_networks, recipe_parts
 
 PAGES = Path(__file__).parents[2] / "docs/use"
 
@@ -26,7 +26,7 @@ def test_a_quick_run_converts_both_networks(tmp_path, capsys) -> None:
     assert (tmp_path / "converted_digits.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("script", [converted_digits, published_networks])
+@pytest.mark.parametrize("script", [converted_digits, published_networks, recipe_parts])
 def test_a_row_takes_the_place_of_one_of_the_same_run(script: Any, tmp_path: Path) -> None:
     for seed, share in ((0, 0.5), (1, 0.7), (0, 0.9)):
         script.write({"network": "a", "seed": seed, "accuracy": share}, tmp_path)
@@ -34,7 +34,8 @@ def test_a_row_takes_the_place_of_one_of_the_same_run(script: Any, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("script", "page"), [(converted_digits, "convert"), (published_networks, "models")]
+    ("script", "page"),
+    [(converted_digits, "convert"), (published_networks, "models"), (recipe_parts, "recipe")],
 )
 def test_the_page_shows_the_recorded_rows(script, page, capsys) -> None:
     assert script.main(["--table"]) == 0
@@ -53,6 +54,21 @@ def test_a_quick_run_measures_a_published_network(tmp_path, capsys) -> None:
     assert row["macs"] + row["acs"] < row["dense"]
     recorded = published_networks.read(published_networks.RESULTS)
     assert {row["network"] for row in recorded} <= set(published_networks.NETWORKS)
+
+
+def test_a_quick_run_measures_parts_of_the_recipe_once(tmp_path, monkeypatch, capsys) -> None:
+    found = [("LIF", "all: calibration, spread, norm, 3e-2"), ("LIF", "none"), ("GRU", "0.01")]
+    assert set(found) < set(recipe_parts.runs())
+    monkeypatch.setattr(recipe_parts, "runs", lambda: found)
+    arguments = ["--quick", "--tasks", "vowels", "--seeds", "3", "--out", str(tmp_path)]
+    assert recipe_parts.main(arguments) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert recipe_parts.read(tmp_path) == rows
+    assert [(row["network"], row["part"]) for row in rows] == found
+    assert [row["parameters"] for row in rows] == [6098, 5842, 15561]
+    assert all(0 <= row[score] <= 1 for row in rows for score in ("accuracy", "validation"))
+    assert recipe_parts.main(arguments) == 0
+    assert not capsys.readouterr().out
 
 
 def test_the_page_of_conversion_says_what_was_recorded_and_certified() -> None:

@@ -18,7 +18,7 @@ WEIGHT = torch.tensor([0.2, 3.0, 0.0, 1.5], dtype=torch.float64)
 LOGITS: list[tuple[Callable[..., Tensor], Callable[[Tensor], Tensor]]] = [
     (loss.rate_cross_entropy, decode.rate),
     (loss.count_cross_entropy, decode.count),
-    (loss.membrane_cross_entropy, decode.maximum),
+    (loss.membrane_cross_entropy, decode.rate),
     (loss.first_spike_cross_entropy, lambda x: -decode.first_spike(x)),
 ]
 SMOOTH: dict[str, Any] = {"label_smoothing": 0.3}

@@ -199,8 +199,8 @@ def test_cross_entropies_equal_those_of_pytorch_on_decoded_outputs() -> None:
     for value, logits in (
         (loss.rate_cross_entropy(x, target, scale=4.0), 4 * x.mean(0)),
         (loss.count_cross_entropy(x, target), x.sum(0)),
-        (loss.membrane_cross_entropy(mem, target), mem.max(0).values),
-        (loss.membrane_cross_entropy(mem, target, over="mean"), mem.mean(0)),
+        (loss.membrane_cross_entropy(mem, target), mem.mean(0)),
+        (loss.membrane_cross_entropy(mem, target, over="maximum"), mem.max(0).values),
         (loss.membrane_cross_entropy(mem, target, over="last"), mem[-1]),
         (loss.first_spike_cross_entropy(x, target, tau=2.0), -time / 2),
     ):

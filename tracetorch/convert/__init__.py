@@ -1,4 +1,4 @@
-"""Convert a trained network of ReLUs to integrate-and-fire neurons, with a certificate.
+"""Convert a trained network: fold batch norms, or make ReLUs integrate-and-fire neurons, certified.
 
 A ReLU becomes neurons whose rates stand for its values. The input is the same at every step; a
 neuron adds up what it receives, starts at half a threshold, and each spike takes a threshold off.
@@ -28,9 +28,18 @@ arrives: ``ceil(L / burst) - 1`` for each layer behind the first. Nothing else i
 times of spikes, nor the signs of weights.
 """
 
+from tracetorch.convert.fold_norms import fold_norms
 from tracetorch.convert.from_ann import Converted, from_ann
 from tracetorch.convert.integrate_and_fire import IntegrateAndFire
 from tracetorch.convert.quantized_relu import QuantizedReLU
 from tracetorch.convert.report import LayerReport, Report
 
-__all__ = ["Converted", "IntegrateAndFire", "LayerReport", "QuantizedReLU", "Report", "from_ann"]
+__all__ = [
+    "Converted",
+    "IntegrateAndFire",
+    "LayerReport",
+    "QuantizedReLU",
+    "Report",
+    "fold_norms",
+    "from_ann",
+]

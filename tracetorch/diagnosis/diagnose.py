@@ -19,6 +19,7 @@ from tracetorch.diagnosis import (
     data,
     gradients,
     halflives,
+    lags,
     objective,
     online_gradients,
     optimizers,
@@ -39,7 +40,8 @@ from tracetorch.unrolling.inputs import Inputs, parse_inputs, tensors_by_name
 
 # In the order of cause and effect, which the sort by severity keeps among equals
 _CAUSES = (
-    *(data, objective, parameters, optimizers, activity, gradients, halflives, online_gradients),
+    *(data, objective, parameters, optimizers, activity, gradients, halflives, lags),
+    online_gradients,
     busy_inputs,
 )
 
@@ -132,6 +134,7 @@ def diagnose(
     if all(each.function not in (*CLASSIFIES, BINARY) for each in evidence.criteria):
         evidence.pull = class_pull(value, evidence.outputs, rest)
     evidence.stream, evidence.optimizer, evidence.rule = stream, optimizer, online
+    evidence.targets = [each for each in rest if isinstance(each, Tensor)]
     if online is not None:
         learner = OnlineLearner(model, online)
         try:

@@ -132,6 +132,7 @@ class Evidence:
     cosines: dict[str, float] = field(default_factory=dict)  # of its gradients to the true ones
     dropped: Sequence[DroppedPath] = ()  # by the rule
     refusal: ValueError | None = None  # why the rule cannot run the model
+    targets: Sequence[Tensor] = ()  # what the loss is given beside the output
     pull: Tensor | None = None  # [classes, samples], by criteria.class_pull
 
     @cached_property

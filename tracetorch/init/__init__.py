@@ -17,7 +17,9 @@ from tracetorch.init.calibrate import calibrate_
 from tracetorch.init.fluctuation import fluctuation_
 from tracetorch.init.identity import identity_
 from tracetorch.init.membranes import Membranes
+from tracetorch.init.recipe import recipe
 from tracetorch.init.response import ImpulseResponse, impulse_response
+from tracetorch.init.spread import spread_
 from tracetorch.init.threshold_norm import tdbn_
 
 __all__ = [
@@ -27,5 +29,7 @@ __all__ = [
     "fluctuation_",
     "identity_",
     "impulse_response",
+    "recipe",
+    "spread_",
     "tdbn_",
 ]

@@ -15,14 +15,14 @@ from tracetorch.core.snapshot import restored, restored_on_error
 from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.core.walk import join_path
 from tracetorch.init.membranes import Membranes, Trial, measure, neurons_last
-from tracetorch.init.response import decay_names, response_of
+from tracetorch.init.response import EndlessResponseError, decay_names, response_of
 from tracetorch.init.scaling import scale_all
 from tracetorch.init.stages import check_moments, follow_calls, weight_of
 from tracetorch.ragged import check_mask, filled, real_steps_first
 from tracetorch.snn.relative_scale import default_rms
 from tracetorch.snn.spike_functions import spike_functions
 from tracetorch.unrolling import unroll
-from tracetorch.unrolling.inputs import parse_inputs
+from tracetorch.unrolling.inputs import Inputs, parse_inputs
 
 _log = logging.getLogger("tracetorch")
 
@@ -94,8 +94,7 @@ def calibrate_(
     reached, trial, length = scale_for_batch(
         model, x, target=target, mean=mean, steps=steps, mask=mask
     )
-    _report_large_weights(trial, length)
-    _report_silent_neurons(trial, reached)
+    warn_of_scales(trial, reached, length)
     return reached
 
 
@@ -112,8 +111,27 @@ def scale_for_batch(
     check_module(model)
     check_unsharded(model, "tt.init")
     check_has_values(model)
-    target, mean = check_moments(target, mean)
     inputs = parse_inputs(x, steps, 0, True)
+    trial = trial_on(model, inputs, *check_moments(target, mean), steps=steps, mask=mask)
+    with restored_on_error(model.parameters()):
+        reached = scale_all(trial)
+    return reached, trial, inputs.steps
+
+
+def trial_on(
+    model: nn.Module,
+    inputs: Inputs,
+    target: float,
+    mean: float,
+    *,
+    steps: int | None,
+    mask: Tensor | None,
+    norms_as_they_are: bool = False,
+) -> Trial:
+    """Follow a model on a batch; ``calibrate_`` scales it so that it has a target there.
+
+    With ``norms_as_they_are`` a batch norm is left whose neurons' response does not end.
+    """
     if not inputs.batch:
         raise ValueError("x has no sample: its batch is 0, and there is nothing to measure.")
     if mask is not None:
@@ -125,11 +143,23 @@ def scale_for_batch(
             inputs = replace(inputs, tensors=moved)
         mask = real
     calls = follow_calls(model, inputs)
-    responses = {stage.path: response_of(stage.neuron, stage.path) for stage in calls.stages}
+    responses = {}
+    for stage in calls.stages:
+        try:
+            responses[stage.path] = response_of(stage.neuron, stage.path)
+        except EndlessResponseError:
+            if not norms_as_they_are or not isinstance(stage.source, BatchNormBase):
+                raise
+    left = [stage for stage in calls.stages if stage.path not in responses]
+    calls = calls._replace(stages=[s for s in calls.stages if s.path in responses])
     trial = Trial(model, inputs.tensors, steps, calls, responses, target, mean, mask)
-    with restored_on_error(model.parameters()):
-        reached = scale_all(trial)
-    return reached, trial, inputs.steps
+    return replace(trial, left=left)
+
+
+def warn_of_scales(trial: Trial, reached: dict[str, Membranes], steps: int) -> None:
+    """Log the warnings of ``calibrate_``, of what it has reached."""
+    _report_large_weights(trial, steps)
+    _report_silent_neurons(trial, reached)
 
 
 def _report_large_weights(trial: Trial, steps: int) -> None:

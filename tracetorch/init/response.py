@@ -28,6 +28,12 @@ _MOST_SIMULATED = 500  # steps of it
 _MEANS = {"normal": 0.0, "uniform": 0.5}  # of the distributions of a Noise
 _DOUBLED = 40  # an impulse that brings a membrane to its threshold, from a small one
 _HALVED = 50  # and the interval that it lies in
+_LINEAR = 0.98  # of the pulse that reaches the threshold: of a linear membrane it does not
+_HALVED_TO_SPIKE = 10
+
+
+class EndlessResponseError(ValueError):
+    """A layer whose response to an impulse does not end."""
 
 
 class ImpulseResponse(NamedTuple):
@@ -136,7 +142,7 @@ def response_of(layer: Neuron, path: str | None) -> ImpulseResponse:
             if len(changes) >= _MOST_STEPS:
                 names = decay_names(layer)
                 way = f"a faster decay {names[0]}" if names else "a leak: it has no decay"
-                raise ValueError(
+                raise EndlessResponseError(
                     f"the response of {label} to an impulse has not ended after {_MOST_STEPS} "
                     f"steps: it does not forget. Give it {way}; behind a norm, nn.BatchNorm1d or "
                     "nn.BatchNorm2d, it needs no calibration."
@@ -155,6 +161,37 @@ def distance_to_threshold(layer: Neuron, path: str | None = None) -> Tensor:
     """
     with torch.no_grad():
         return _FreeNeuron(layer, path).rest()[1]
+
+
+def to_first_spike(layer: Neuron, response: ImpulseResponse, path: str | None) -> ImpulseResponse:
+    """Return a response whose distance is what the least pulse that makes a neuron fire adds.
+
+    Of a neuron that is linear below its threshold it is the same. A voltage that runs away to its
+    peak from far below is brought to where it does.
+    """
+    free = _FreeNeuron(layer, path)
+    if free.noise or not free.spikes:
+        return response
+    with torch.no_grad():
+        rest, distance = free.rest()
+        largest, peak = response.kernel.abs().max(0)
+        pulse = response.kernel.gather(0, peak[None])[0].sign() * distance / largest
+
+        def fires(share: Tensor) -> Tensor:
+            states, fired = rest, torch.zeros_like(distance, dtype=torch.bool)
+            for number in range(min(len(response.kernel), _MOST_SIMULATED)):
+                membrane, states = free.step(share * pulse * (number == 0), states)
+                fired |= membrane >= 0
+            return fired
+
+        below, above = torch.zeros_like(distance), torch.ones_like(distance)
+        if not bool(fires(_LINEAR * above).any()):
+            return response
+        for _ in range(_HALVED_TO_SPIKE):
+            middle = (below + above) / 2
+            high = fires(middle)
+            below, above = torch.where(high, below, middle), torch.where(high, middle, above)
+    return response._replace(distance=above * distance)
 
 
 def simulated_rate(

@@ -56,6 +56,16 @@ def scale_all(trial: Trial) -> dict[str, Membranes]:
     )
 
 
+def reached_already(trial: Trial) -> dict[str, Membranes] | None:
+    """Return what the membranes have, where all layers hold the target already; else ``None``."""
+    seen = measure(trial, trial.calls.stages)
+    for stage in trial.calls.stages:
+        moments = seen[stage.path]
+        if not moments.usable or max(_misses(trial, stage, moments)) > _FIXED:
+            return None
+    return {path: moments.summary for path, moments in seen.items()}
+
+
 def _scale_stage(trial: Trial, stage: Stage) -> Membranes:
     """Scale the last layer before the neurons alone, then, if that fails, all that add up there."""
     size = outputs_of(stage.source)

@@ -127,20 +127,22 @@ def membrane_cross_entropy(
     mem: Tensor,
     target: Tensor,
     *,
-    over: Literal["maximum", "mean", "last"] = "maximum",
+    over: Literal["mean", "maximum", "last"] = "mean",
     mask: Tensor | None = None,
     weight: Tensor | None = None,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Compute the cross entropy with a membrane's maximum, mean or last value as logits.
+    """Compute the cross entropy with a membrane's mean, maximum or last value as logits.
 
     ::
 
-        loss = -log softmax(max_t mem[t])[target]
+        loss = -log softmax(mean_t mem[t])[target]
 
     Args:
-        over: the value taken over time: ``"maximum"``, ``"mean"`` or ``"last"``.
+        over: the value taken over time: ``"mean"``, ``"maximum"`` or ``"last"``. A mean sends a
+            gradient to every step, and is decided by all of them; a maximum by one step of each
+            class.
 
     Shape:
         ``mem`` ``[T, B, C, ...]``; ``target`` ``[B, ...]`` or ``[B, C, ...]``; a scalar, or ``[B]``
@@ -151,15 +153,17 @@ def membrane_cross_entropy(
 
     Example:
         >>> mem = torch.tensor([[[0.0, 0.5]], [[2.0, 1.0]], [[1.0, 1.0]]])
-        >>> membrane_cross_entropy(mem, torch.tensor([0]))  # log(1 + exp(1 - 2))
+        >>> membrane_cross_entropy(mem, torch.tensor([0]), over="maximum")  # log(1 + exp(1 - 2))
         tensor(0.3133)
+        >>> membrane_cross_entropy(mem, torch.tensor([0]))  # log(1 + exp(5 / 6 - 1))
+        tensor(0.6133)
 
     Reference:
         B. Cramer et al., "The Heidelberg spiking data sets for the systematic evaluation of
         spiking neural networks", IEEE TNNLS 33 (2022): max over time and last step.
     """
     if over not in _DECODERS:
-        raise ValueError(f"over must be 'maximum', 'mean' or 'last', got {over!r}.")
+        raise ValueError(f"over must be 'mean', 'maximum' or 'last', got {over!r}.")
     logits = _DECODERS[over](mem, mask=mask)
     losses, weights = sample_cross_entropy(logits, target, weight, label_smoothing)
     return reduce_batch(losses, reduction, weights)

@@ -18,7 +18,7 @@ from tracetorch.snn.dropout import LockedDropout
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.model_graph import label
 from tracetorch.snn.neuron import beside_step, starts_from_zero
-from tracetorch.snn.norm_folding import norm_affine, scale_product
+from tracetorch.snn.norm_folding import fold_into
 from tracetorch.snn.recurrent import Recurrent
 
 _PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, DelayedLinear, DelayedConv1d)
@@ -278,14 +278,4 @@ def _fold(norm: Any, stage: Stage | None, shapes: dict[str, torch.Size]) -> str 
             f"normalises dimension 1 of {list(shape)}, and the outputs of {stage.path} are "
             "another: it cannot be folded."
         )
-    affine = norm_affine(norm)
-    if affine is None:
-        return "has no running statistics to fold. It needs track_running_stats=True."
-    rule = connectivity(stage.product)
-    if rule is not None and rule.signs is not None and bool((affine[0] < 0).any()):
-        return (
-            "has a negative weight, which turns the signs around that the product before it was "
-            "given (tt.snn.connect). Make it positive, or leave signs out."
-        )
-    scale_product(stage.product, *affine)
-    return None
+    return fold_into(stage.product, norm)

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from tracetorch.snn.connectivity import write_weight
+from tracetorch.snn.connectivity import connectivity, write_weight
 
 # nn.Linear, nn.Conv1d, nn.Conv2d and nn.Conv3d: a weight with the outputs first, and a bias or none
 WeightedLayer: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -37,3 +37,17 @@ def scale_product(product: WeightedLayer, scale: Tensor, shift: Tensor) -> None:
     values = product.weight
     write_weight(product, values.double() * scale.reshape(-1, *[1] * (values.ndim - 1)))
     product.bias = nn.Parameter(shift.to(values.dtype))
+
+
+def fold_into(product: WeightedLayer, norm: Any) -> str | None:
+    """Fold a norm into the product before it, in place, or return why it cannot be."""
+    affine, rule = norm_affine(norm), connectivity(product)
+    if affine is None:
+        return "has no running statistics to fold. It needs track_running_stats=True."
+    if rule is not None and rule.signs is not None and bool((affine[0] < 0).any()):
+        return (
+            "has a negative weight, which turns the signs around that the product before it was "
+            "given (tt.snn.connect). Make it positive, or leave signs out."
+        )
+    scale_product(product, *affine)
+    return None

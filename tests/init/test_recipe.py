@@ -1,0 +1,343 @@
+"""Test ``tt.recipe`` and ``spread_``: what is spread and what is left, twice, and refusals."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+import tracetorch as tt
+from tests.cases import Net
+from tests.refusals import check, refusals, unchanged
+from tracetorch import snn
+from tracetorch.init import calibrate_, impulse_response, spread_
+from tracetorch.init.response import to_first_spike
+
+T, B, F, N = 12, 16, 6, 10
+x = torch.rand(T, B, F, generator=torch.Generator().manual_seed(0))
+images = torch.rand(T, B, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Own(snn.Neuron):
+    """A neuron whose decay has no argument of its name."""
+
+    states = ("mem",)
+
+    def __init__(self, num_neurons: int, tau: float = 10.0) -> None:
+        super().__init__(num_neurons)
+        self.decay("beta", float(torch.tensor(-1 / tau).exp()))
+        self.threshold("base", 1.0)
+
+    @staticmethod
+    def step(x: Tensor, mem: Tensor, *, beta: Any, base: Any, spike: Any) -> Any:
+        mem = beta * mem + x
+        fired = spike(mem - base)
+        return fired, mem - fired * base
+
+
+class Wide(Own):
+    """Its constructor wants more than a number of neurons."""
+
+    def __init__(self, num_neurons: int, width: int) -> None:
+        super().__init__(num_neurons)
+        self.width = width
+
+
+def assigned() -> nn.Module:
+    layer: Any = snn.LIF(N)
+    layer.beta = 0.8
+    return layer
+
+
+def learned() -> nn.Module:
+    layer = snn.LIF(N)
+    with torch.no_grad():
+        layer.raw_beta[3] += 1e-6
+    return layer
+
+
+def network(neuron: nn.Module, norm: bool = False, width: int = N) -> Any:
+    torch.manual_seed(0)
+    norms = [nn.BatchNorm1d(width)] if norm else []
+    return nn.Sequential(nn.Linear(F, width), *norms, neuron, nn.Linear(width, 3), snn.Readout(3))
+
+
+def image_network() -> Any:
+    return nn.Sequential(
+        nn.Conv2d(2, N, 3), snn.LIF(N, dim=-3), nn.Flatten(), nn.Linear(36 * N, 3), snn.Readout(3)
+    )
+
+
+def values(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+SPREAD: dict[str, Callable[[], nn.Module]] = {
+    "LIF": lambda: snn.LIF(N),
+    "the default, given": lambda: snn.LIF(N, beta=0.9),
+    "fixed": lambda: snn.LIF(N, learn_beta=False),
+    "an integrator": lambda: snn.LeakyIntegrator(N, pos_threshold_setup={}),
+    "own neuron": lambda: Own(N),
+    "a setup without a value": lambda: tt.neurons.SEAdLIF(N, beta={"learnable": False}),
+    "in double precision": lambda: snn.LIF(N).double().float().double(),
+    "in a loop": lambda: snn.Recurrent(snn.SLIF(N), nn.Linear(N, N)),
+    "every neuron of its own": lambda: Net(lambda m, x: m.a(x), a=tt.neurons.AdEx(N)),
+}
+LEFT: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "given": (lambda: snn.LIF(N, beta=0.5), "given, or learned"),
+    "given as a tensor": (lambda: snn.LIF(N, beta=torch.full((N,), 0.9)), "given"),
+    "assigned": (assigned, "given, or learned"),
+    "given by a setup": (
+        lambda: snn.LeakyIntegrator(N, beta_setup={"value": 0.5}, pos_threshold_setup={}),
+        "given, or learned",
+    ),
+    "given by another name": (lambda: Own(N, tau=20.0), "given, or learned"),
+    "learned": (learned, "given, or learned"),
+    "one for all": (lambda: snn.LIF(N, beta_rank=0), "one for the layer; beta_rank=1 gives"),
+    "one neuron": (lambda: snn.LIF(1), "one neuron"),
+    "no membrane decay": (lambda: tt.neurons.BRF(N), "no decay beta"),
+    "no spikes": (lambda: snn.SReadout(N), "does not spike"),
+    "more arguments": (lambda: Wide(N, 3), "not known whether it was given"),
+}
+
+
+@pytest.mark.parametrize("name", SPREAD)
+def test_defaults_are_spread_over_the_steps_once(name: str) -> None:
+    model = nn.Sequential(nn.Linear(F, N), SPREAD[name]())
+    layer = next(m for m in model.modules() if isinstance(m, snn.Neuron))
+    (found,) = spread_(model, T).values()
+    halflives = tt.functional.decay_to_halflife(layer.beta.detach())
+    wanted = torch.logspace(0, torch.tensor(float(T)).log2().item(), N, base=2)
+    torch.testing.assert_close(halflives.sort().values.float(), wanted, rtol=1e-4, atol=0)
+    assert found == pytest.approx((1, T))
+    before = values(model)
+    assert spread_(model, 2 * T) == {}
+    assert all(torch.equal(value, before[key]) for key, value in values(model).items())
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_what_is_left_and_why(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    made, reason = LEFT[name]
+    layer: Any = made()
+    model = network(layer, width=layer.num_neurons)
+    before = {key: value for key, value in values(model).items() if "beta" in key}
+    assert spread_(model, T) == {}
+    tt.recipe(model, x, 10)
+    after = values(model)
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    (line,) = [row for row in capsys.readouterr().out.splitlines() if row.startswith("1 ")]
+    assert f"left: {reason}" in line
+
+
+def test_layers_draw_their_order_one_after_the_other_from_the_generator() -> None:
+    models: list[Any] = [
+        nn.Sequential(nn.Linear(F, N), snn.LIF(N), nn.Linear(N, N), snn.LIF(N)) for _ in range(3)
+    ]
+    for model, seed in zip(models, (1, 1, 2), strict=True):
+        assert list(spread_(model, T, generator=torch.Generator().manual_seed(seed))) == ["1", "3"]
+    one, other, third = ([model[at].beta for at in (1, 3)] for model in models)
+    assert all(map(torch.equal, one, other))
+    assert not torch.equal(one[0], one[1])
+    assert not torch.equal(one[0], third[0])
+
+
+def test_a_shared_decay_and_channels_and_files(tmp_path: Any) -> None:
+    model: Any = nn.Sequential(nn.Linear(F, N), snn.LIF(N), nn.Linear(N, N), snn.LIF(N))
+    model[3].raw_beta = model[1].raw_beta
+    assert list(spread_(model, T)) == ["1"]
+    conv = image_network()
+    assert list(spread_(conv, T)) == ["1"]
+    assert conv[1].beta.unique().numel() == N
+    tt.save(conv, tmp_path / "file.safetensors")
+    other = image_network()
+    tt.load(tmp_path / "file.safetensors", other)
+    assert torch.equal(other[1].beta, conv[1].beta)
+    assert spread_(other, T) == {}
+
+
+TRAINED: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, Any]]] = {
+    "plain": (lambda: network(snn.LIF(N)), x, {}),
+    "norm": (lambda: network(snn.LIF(N), norm=True), x, {}),
+    "loop": (lambda: network(SPREAD["in a loop"]()), x, {}),
+    "delays": (
+        lambda: nn.Sequential(
+            snn.DelayedLinear(F, N, max_delay=3), snn.LIF(N), nn.Linear(N, 3), snn.Readout(3)
+        ),
+        x,
+        {},
+    ),
+    "convolution": (image_network, images, {}),
+    "ragged": (
+        lambda: network(snn.LIF(N)),
+        x,
+        {"mask": torch.arange(T)[:, None] < torch.arange(B) % (T - 4) + 2},
+    ),
+    "static": (lambda: network(snn.LIF(N)), x[0], {"steps": T}),
+    "one step": (lambda: network(snn.LIF(N)), x[:1], {}),
+    "adaptive": (lambda: network(tt.neurons.SEAdLIF(N), norm=True), x, {}),
+}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_model_is_prepared_once_and_learns(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    build, batch, options = TRAINED[name]
+    torch.manual_seed(0)
+    model = build()
+    tt.recipe(model, batch, 20, **options)
+    first, before = capsys.readouterr().out, values(model)
+    optimizer, schedule = tt.recipe(model, batch, 20, **options)
+    again = capsys.readouterr().out
+    assert all(torch.equal(value, before[key]) for key, value in values(model).items())
+    longest = 9 if name == "ragged" else T
+    assert (f"1 to {longest} steps, spread" in first) is (name != "one step")
+    assert "spread" not in again
+    lr = 3e-2 if name in ("norm", "adaptive") else 1e-2
+    assert f"up to {lr:g}, " in first
+    highest = [group["max_lr"] for group in optimizer.param_groups if group["name"] == "neurons"]
+    assert highest == [pytest.approx(lr)]
+    y = torch.arange(B) % 3
+    losses = []
+    for _ in range(20):
+        out = tt.unroll(model, batch, steps=options.get("steps"), from_rest=True)
+        mask = options.get("mask")
+        loss = tt.loss.membrane_cross_entropy(out, y, over="mean", mask=mask)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [("LIF", 1, 1), ("SRLIF", 1, 1), ("AdLIF", 1, 1), ("EIF", 0.2, 0.5), ("Izhikevich", 0.1, 0.3)],
+)
+def test_the_distance_is_that_of_the_first_spike(name: str, low: float, high: float) -> None:
+    """A pulse a little larger makes the neuron fire, one a little smaller does not."""
+    kind = getattr(snn, name, None) or getattr(tt.neurons, name)
+    response = impulse_response(kind(2))
+    found = to_first_spike(kind(2), response, None)
+    share = found.distance / response.distance
+    assert low <= float(share.min()) <= float(share.max()) <= high
+    largest, at = response.kernel.abs().max(0)
+    pulse = found.distance / largest * response.kernel.gather(0, at[None])[0].sign()
+    for factor, fires in ((0.97, False), (1.03, True)):
+        layer, x = kind(2).double(), torch.zeros(500, 1, 2, dtype=torch.float64)
+        tt.unroll(layer, x)  # to rest
+        x[0] = factor * pulse
+        assert bool(tt.unroll(layer, x).any()) is fires
+
+
+def test_a_norm_before_neurons_that_do_not_forget_keeps_its_weight(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = network(tt.neurons.TCLIF(N), norm=True)
+    tt.recipe(model, x, 10)
+    assert torch.equal(model[1].weight, torch.ones(N))
+    said = capsys.readouterr().out
+    assert "batch norms before all that spike" in said
+    assert "1.weight as it is: the neurons do not forget" in said
+
+
+def test_delays_learn_ten_times_as_quickly() -> None:
+    model = nn.Sequential(snn.DelayedLinear(F, N, max_delay=3), snn.LIF(N))
+    optimizer, _ = tt.recipe(model, x, 10)
+    rates = {group["name"]: group["max_lr"] for group in optimizer.param_groups}
+    assert rates["delays"] == pytest.approx(0.1)
+    assert rates["neurons"] == pytest.approx(0.01)
+
+
+def test_a_training_goes_on_where_it_was_saved(tmp_path: Path) -> None:
+    def prepared() -> tuple[Any, Any, Any]:
+        torch.manual_seed(0)
+        model = network(snn.LIF(N), norm=True)
+        return model, *tt.recipe(model, x, 8)
+
+    def train(model: Any, optimizer: Any, schedule: Any, steps: int) -> None:
+        for _ in range(steps):
+            loss = tt.loss.membrane_cross_entropy(
+                tt.unroll(model, x, from_rest=True), torch.arange(B) % 3
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+
+    whole = prepared()
+    train(*whole, 8)
+    first = prepared()
+    train(*first, 4)
+    tt.save(first[0], tmp_path / "half", optimizer=first[1], scheduler=first[2])
+    second = prepared()
+    tt.load(tmp_path / "half", second[0], optimizer=second[1], scheduler=second[2])
+    train(*second, 4)
+    wanted = values(whole[0])
+    assert all(torch.equal(value, wanted[key]) for key, value in values(second[0]).items())
+
+
+def test_it_is_the_lines_that_it_stands_for() -> None:
+    model = network(snn.LIF(N), norm=True)
+    by_hand = copy.deepcopy(model)
+    torch.manual_seed(1)
+    optimizer, schedule = tt.recipe(model, x, 20, lr=0.02)
+    torch.manual_seed(1)
+    spread_(by_hand, T)
+    calibrate_(by_hand, x, target=1.0)
+    groups = tt.param_groups(by_hand, weight_decay=0.01, lr=0.02, relative=True)
+    wanted = torch.optim.AdamW(groups)
+    rates = [group["lr"] for group in groups]
+    cycle = torch.optim.lr_scheduler.OneCycleLR(wanted, rates, 20)
+    after = values(by_hand)
+    assert all(torch.equal(value, after[key]) for key, value in values(model).items())
+    for one, other in zip(optimizer.param_groups, wanted.param_groups, strict=True):
+        assert {k: v for k, v in one.items() if k != "params"} == {
+            k: v for k, v in other.items() if k != "params"
+        }
+    found, expected = schedule.state_dict(), cycle.state_dict()
+    assert {k: v for k, v in found.items() if k != "_anneal_func"} == {
+        k: v for k, v in expected.items() if k != "_anneal_func"
+    }
+
+
+@refusals("""
+    tt.recipe(3, x, 10) -> TypeError: expected an nn.Module
+    tt.recipe(network(snn.LIF(N)), x, 0) -> ValueError: total_steps must be
+    tt.recipe(network(snn.LIF(N)), x, 10, lr=0.0) -> ValueError: lr must be
+    tt.recipe(network(snn.LIF(N)), x[0, 0], 10) -> ValueError: x needs time and a batch
+    tt.recipe(network(snn.LIF(N)), x, 10, mask=x[..., 0]) -> TypeError: mask must be a tensor
+    tt.recipe(network(snn.LIF(N)), x, 10, mask=x[:, :, 0] > 2) -> ValueError: has no real step
+    spread_(network(snn.LIF(N)), 0) -> ValueError: steps must be
+    spread_(network(snn.LIF(N)), 2.5) -> TypeError: steps must be
+""")
+def test_errors_of_arguments(call: str, error: str) -> None:
+    check(call, error, globals())
+
+
+def pruned() -> nn.Module:
+    """Return a layer whose decay is at its default, and computed before every call."""
+    return prune.custom_from_mask(snn.LIF(N), "raw_beta", torch.ones(N))
+
+
+@pytest.mark.parametrize(
+    ("second", "error"),
+    [
+        (lambda: [nn.LayerNorm(N), snn.LIF(N)], "'4' does not reach .* 3 .LayerNorm"),
+        (lambda: [tt.neurons.TCLIF(N)], "'3', TCLIF.* does not forget"),
+        (lambda: [pruned()], "computes raw_beta before every call"),
+    ],
+)
+def test_a_layer_that_cannot_be_calibrated_is_refused_and_nothing_is_changed(
+    second: Callable[[], list[nn.Module]], error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = nn.Sequential(nn.Linear(F, N), snn.LIF(N), nn.Linear(N, N), *second())
+    with unchanged(model), pytest.raises(ValueError, match=error):
+        tt.recipe(model, x, 10)
+    assert repr(model[1]) == f"LIF({N})"
+    assert not capsys.readouterr().out

@@ -1,0 +1,191 @@
+"""Prepare a model for its training, its optimizer and its schedule: ``recipe``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch.core.checks import (
+    check_count,
+    check_has_values,
+    check_module,
+    check_positive,
+    check_unsharded,
+)
+from tracetorch.core.snapshot import restored_on_error
+from tracetorch.core.torch_private import BatchNormBase
+from tracetorch.core.walk import join_path, named_modules
+from tracetorch.init.calibrate import trial_on, warn_of_scales
+from tracetorch.init.membranes import Trial, root_mean_square
+from tracetorch.init.response import to_first_spike
+from tracetorch.init.scaling import reached_already, scale_all
+from tracetorch.init.spread import Spread, describe_halflives, plan_spread, spread_written
+from tracetorch.init.stages import weight_of
+from tracetorch.snn.delay.base import DelayingLayer
+from tracetorch.snn.param_groups import param_groups
+from tracetorch.snn.spike_functions import spike_functions
+from tracetorch.unrolling.inputs import parse_inputs
+
+_TARGET = 1.0  # nearer to the threshold than calibrate_ by default: layers fire from the start
+_DECAY = 0.01  # of weights
+_QUICK = 10.0  # times the rate, for delays
+_RATE, _RATE_BEHIND_NORMS = 1e-2, 3e-2
+
+
+def recipe(
+    model: nn.Module,
+    batch: Any,
+    total_steps: int,
+    *,
+    lr: float | None = None,
+    mask: Tensor | None = None,
+    steps: int | None = None,
+) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.OneCycleLR]:
+    """Prepare a model to be trained: a start from which it learns, an optimizer, a schedule.
+
+    One line for the usual training::
+
+        tt.init.spread_(model, T)            # half-lives that were left at their default
+        tt.init.calibrate_(model, batch, target=1.0, mask=mask, steps=steps)
+        groups = tt.param_groups(model, weight_decay=0.01, lr=lr, relative=True)
+        optimizer = torch.optim.AdamW(groups)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates_of_groups, total_steps)
+
+    ``T`` is the number of steps of the batch, of the longest sequence where there is a mask. The
+    target is measured to where a neuron fires: of a voltage that runs away to its peak, as that of
+    ``EIF``, that is far below its threshold. Delays learn at ten times the rate, ``"delays"``. What
+    was done is printed, a line for each neuron layer: its half-lives, the weight before it with the
+    factor that calibration found, and the highest rate at which that weight learns.
+
+    A batch norm before neurons whose response to a pulse does not end, ``TCLIF`` or ``IF``, keeps
+    its weight. A second call changes nothing that the first did: half-lives that are spread are no
+    longer at their default, and membranes that hold the target are left alone. To go on with a
+    training, call it as before, then load model, optimizer and scheduler with ``tt.load``: a
+    network that has learned would be calibrated anew.
+
+    Args:
+        model: any module that :func:`tracetorch.unroll` runs, in the mode that it trains in.
+        batch: a batch of training data, as ``unroll`` takes it: ``[T, B, ...]``. Of a stream give
+            pieces as long as what is to be remembered.
+        total_steps: how often ``optimizer.step()`` will run, and ``scheduler.step()`` after it.
+        lr: the highest learning rate; ``None``: 3e-2 where a batch norm is the last layer before
+            each layer of neurons that spike, else 1e-2.
+        mask: ``[T, B]`` booleans, true where a step is real; ``None``: all are.
+        steps: as in ``unroll``, for a batch without time.
+
+    Returns:
+        An ``AdamW`` with a rate for each weight, and the ``OneCycleLR`` that leads it.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument is out of range, or as :func:`tt.init.calibrate_
+            <tracetorch.init.calibrate_>`, for a layer that it cannot calibrate. The model is as
+            before then.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(20, 50), LIF(50), nn.Linear(50, 4), Readout(4))
+        >>> x = (torch.rand(30, 8, 20) < 0.1).float()
+        >>> optimizer, scheduler = recipe(model, x, total_steps=100)  # doctest: +ELLIPSIS
+        recipe: AdamW, one cycle of 100 steps up to 0.01, no batch norm before 1
+        1  LIF      1 to 30 steps, spread             0.weight x ..., at ...
+        3  Readout  6.58 steps, left: does not spike  2.weight x ..., at ...
+    """
+    check_module(model)
+    check_unsharded(model, "tt.recipe")
+    check_has_values(model)
+    total_steps = check_count("total_steps", total_steps)
+    if lr is not None:
+        lr = check_positive("lr", lr)
+    inputs = parse_inputs(batch, steps, 0, True)
+    # a mask of another kind is refused by trial_on
+    real = mask.sum(0) if isinstance(mask, Tensor) and mask.ndim == 2 else None
+    longest = inputs.steps if real is None or not real.numel() else int(real.max())
+    spread = plan_spread(model, max(1, longest), None)
+    with spread_written(spread):
+        trial = trial_on(
+            model, inputs, _TARGET, 0.0, steps=steps, mask=mask, norms_as_they_are=True
+        )
+        for stage in trial.calls.stages:
+            response = trial.responses[stage.path]
+            trial.responses[stage.path] = to_first_spike(stage.neuron, response, stage.path)
+        before = _sizes(trial)
+        with restored_on_error(model.parameters()):
+            reached = reached_already(trial)
+            calibrated = reached is None
+            if reached is None:
+                reached = scale_all(trial)
+            rate, reason = _rate(trial, spread) if lr is None else (lr, "as given")
+            groups = _quick_delays(model, param_groups(model, _DECAY, lr=rate, relative=True))
+            optimizer = torch.optim.AdamW(groups)
+            rates = [group["lr"] for group in groups]
+            scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps)
+    print(f"recipe: AdamW, one cycle of {total_steps:,} steps up to {rate:g}, {reason}")
+    factors = {path: size / before[path] for path, size in _sizes(trial).items()}
+    named = {group["name"]: rate for group, rate in zip(groups, rates, strict=True)}
+    print(*_lines(trial, spread, factors, named), sep="\n")
+    if calibrated:
+        warn_of_scales(trial, reached, inputs.steps)
+    return optimizer, scheduler
+
+
+def _quick_delays(model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Give delays, which move by whole steps, ten times the rate of neurons."""
+    modules = [module for _, module in named_modules(model) if isinstance(module, DelayingLayer)]
+    delays = {id(m.raw_delay): m.raw_delay for m in modules if m.raw_delay.requires_grad}
+    found: list[dict[str, Any]] = []
+    for group in groups:
+        rest = [p for p in group["params"] if id(p) not in delays]
+        quick = [p for p in group["params"] if id(p) in delays]
+        found += [{**group, "params": rest}] if rest else []
+        if quick:
+            found.append({**group, "name": "delays", "params": quick, "lr": _QUICK * group["lr"]})
+    return found
+
+
+def _sizes(trial: Trial) -> dict[str, float]:
+    """Return the root mean square of the weight before each layer, by its path."""
+    return {
+        stage.path: root_mean_square(weight_of(stage.source).detach().double())
+        for stage in trial.calls.stages
+    }
+
+
+def _rate(trial: Trial, spread: list[Spread]) -> tuple[float, str]:
+    """Return the learning rate of a model, and why it is that."""
+    stages = [*trial.calls.stages, *trial.left]
+    behind = {stage.path for stage in stages if isinstance(stage.source, BatchNormBase)}
+    firing = [each.path for each in spread if spike_functions(each.neuron)]
+    bare = [path for path in firing if path not in behind]
+    if bare or not firing:
+        return _RATE, f"no batch norm before {', '.join(bare)}" if bare else "nothing spikes"
+    return _RATE_BEHIND_NORMS, "batch norms before all that spike"
+
+
+def _lines(
+    trial: Trial, spread: list[Spread], factors: dict[str, float], rates: dict[str, float]
+) -> list[str]:
+    """Return a line for each neuron layer, in columns: what was done to it."""
+    sources = {stage.path: stage for stage in trial.calls.stages}
+    left = {stage.path: stage.source_path for stage in trial.left}
+    rows = []
+    for path, neuron, halflives, reason in spread:
+        halflife = describe_halflives(neuron)
+        parts = [halflife, "spread" if halflives is not None else reason]
+        row = [path, type(neuron).__name__, ", ".join(part for part in parts if part)]
+        if path in sources:
+            weight = join_path(sources[path].source_path, "weight")
+            found = [rate for name, rate in rates.items() if name.startswith(f"{weight} x ")]
+            rate = f", at {found[0]:.3g}" if found else ""
+            row.append(f"{weight} x {factors[path]:.3g}{rate}")
+        elif path in left:
+            row.append(f"{left[path]}.weight as it is: the neurons do not forget")
+        else:
+            row.append("no weight before it")
+        rows.append(row)
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
