@@ -77,7 +77,7 @@ class Product:
 
     @property
     def free(self) -> list[str]:
-        """What declares it, and what holds of it: its range, and its sign by those of its factors."""
+        """Declaration and conditions: its range, and its sign by those of its factors."""
         result, zero = self.term, literal(0, self.term.bits)
         conditions = []
         for first in ("bvsle", "bvsge"):
