@@ -11,19 +11,18 @@ spikes and writes spikes, as one on a microcontroller would. Needs a C compiler,
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy
 from torch.utils.data import TensorDataset
 
 import tracetorch as tt
+from examples.compiled_digits import outputs_of_c
 from tracetorch import chips, snn
 from tracetorch.chips.xylo import XYLO_2
 from tracetorch.quantize import Report
@@ -36,26 +35,6 @@ INPUTS, HIDDEN, OUTPUTS = 16, 16, 8
 
 STEPS = 20
 """Time steps for which a digit is shown."""
-
-PROGRAM = """\
-#include <stdio.h>
-
-#include "model.h"
-
-int main(void) {
-    static tt_stream stream;
-    int8_t x[TT_X_SIZE], y[TT_Y_SIZE];
-    tt_init(&stream);
-    for (long t = 1; fread(x, 1, sizeof x, stdin) == sizeof x; t++) {
-        tt_step(&stream, x, y);
-        fwrite(y, 1, sizeof y, stdout);
-        if (t % STEPS == 0) {
-            tt_reset(&stream); /* the next step is the first of the next digit */
-        }
-    }
-    return 0;
-}
-"""
 
 
 def spikes_of(data: TensorDataset) -> Samples:
@@ -133,26 +112,6 @@ def fired_by_chip(model: nn.Module, x: Tensor) -> Tensor:
     return spikes
 
 
-def fired_by_c(model: nn.Module, x: Tensor, folder: Path) -> Tensor:
-    """Return the output spikes of the model as a program in C.
-
-    Args:
-        model: the integers.
-        x: spikes ``[T, N, 16]``.
-        folder: for the sources and the program.
-    """
-    tt.export.c(model, folder, x, dtype="int")
-    (folder / "digits.c").write_text(PROGRAM)
-    strict = ("-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", f"-DSTEPS={STEPS}")
-    subprocess.run(["cc", *strict, "digits.c", "model.c", "-o", "digits"], cwd=folder, check=True)
-    given = x.transpose(0, 1).numpy().astype(np.int8)  # digit by digit
-    done = subprocess.run(
-        [(folder / "digits").absolute()], input=given.tobytes(), capture_output=True, check=True
-    )
-    spikes = np.frombuffer(done.stdout, np.int8).astype(np.float32)
-    return torch.from_numpy(spikes).view(x.shape[1], STEPS, -1).transpose(0, 1)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train, quantise, export and compare; return 1 where a spike differs.
 
@@ -177,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     spikes = fired(model, x)
     by_chip = torch.equal(fired_by_chip(model, x), spikes)
-    by_c = torch.equal(fired_by_c(model, x, options.out / "c"), spikes)
+    by_c = torch.equal(outputs_of_c(model, x, options.out / "c", 8), spikes)
     print(f"{int(spikes.sum()):,} spikes; equal by the chip's arrays: {by_chip}, by C: {by_c}")
     return 0 if by_chip and by_c and not report.misfits else 1
 

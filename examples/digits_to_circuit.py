@@ -28,13 +28,13 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy, pad
 
 import tracetorch as tt
 from examples import common
+from examples.compiled_digits import outputs_of_c
 from tracetorch import snn
 from tracetorch.core.files import atomic_replace
 
@@ -63,26 +63,6 @@ USED = {
 }
 """What the router prints of each: the last line holds."""
 
-PROGRAM = """\
-#include <stdio.h>
-
-#include "model.h"
-
-int main(void) {
-    static tt_stream stream;
-    int8_t x[TT_X_SIZE];
-    int16_t y[TT_Y_SIZE];
-    tt_init(&stream);
-    for (long t = 1; fread(x, 1, sizeof x, stdin) == sizeof x; t++) {
-        tt_step(&stream, x, y);
-        fwrite(y, 1, sizeof y, stdout);
-        if (t % STEPS == 0) {
-            tt_reset(&stream); /* the next step is the first of the next digit */
-        }
-    }
-    return 0;
-}
-"""
 DUMP = """\
 module dump;
     initial begin
@@ -197,26 +177,6 @@ def answers(model: nn.Module, x: Tensor) -> Tensor:
 def right(y: Tensor, classes: Tensor) -> float:
     """Return the share of digits whose own membrane is the largest after the last step."""
     return float((y[-1].argmax(-1) == classes).double().mean())
-
-
-def answers_of_c(model: nn.Module, x: Tensor, folder: Path) -> Tensor:
-    """Return the membranes that the model computes as a program in C.
-
-    Args:
-        model: the integers.
-        x: spikes ``[T, N, 144]``.
-        folder: for the sources and the program.
-    """
-    tt.export.c(model, folder, x, dtype="int")
-    (folder / "digits.c").write_text(PROGRAM)
-    strict = ("-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", f"-DSTEPS={STEPS}")
-    subprocess.run(["cc", *strict, "digits.c", "model.c", "-o", "digits"], cwd=folder, check=True)
-    given = x.transpose(0, 1).contiguous().numpy().astype(np.int8)  # digit by digit
-    done = subprocess.run(
-        [(folder / "digits").absolute()], input=given.tobytes(), capture_output=True, check=True
-    )
-    y = np.frombuffer(done.stdout, np.int16).astype(np.float32)
-    return torch.from_numpy(y).view(x.shape[1], STEPS, -1).transpose(0, 1)
 
 
 def make(folder: Path, target: str, family: str = "ice40") -> str:
@@ -346,7 +306,7 @@ def whole(digits: tt.data.Digits, options: argparse.Namespace) -> Row:
     print(
         f"{row['floats']:.1%} of {len(classes)} right in floats, {row['accuracy']:.1%} in integers"
     )
-    if not torch.equal(answers_of_c(model, x, options.out / "c"), y):
+    if not torch.equal(outputs_of_c(model, x, options.out / "c", 16), y):
         raise RuntimeError("C answers otherwise than the model.")
     folder = options.out / "verilog"
     row |= measured(model, (images, classes), folder, options.lanes, list(PARTS))

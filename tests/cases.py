@@ -2,7 +2,7 @@
 
 import io
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -14,14 +14,20 @@ from tracetorch import functional, neurons, snn
 from tracetorch.fuse.dispatch.plans import program_of
 from tracetorch.fuse.ir.trace import Program
 
+
+def few(cases: Iterable[Any], *fast: Any) -> list[Any]:
+    """Return cases as parameters of a test, slow ones but for some."""
+    return [
+        pytest.param(case, marks=() if case in fast else pytest.mark.slow, id=str(case))
+        for case in cases
+    ]
+
+
 SPIKING = ("LIF", "BLIF", "SLIF", "RLIF", "BSLIF", "BRLIF", "SRLIF", "BSRLIF")
 READOUTS = ("Readout", "SReadout", "RReadout", "SRReadout")
 LAYERS = SPIKING + READOUTS
 # For tests whose cost is a compilation for each layer: the fast ones take three.
-FEW_LAYERS = [
-    pytest.param(name, marks=[pytest.mark.slow] * (name not in ("LIF", "BSRLIF", "SRReadout")))
-    for name in LAYERS
-]
+FEW_LAYERS = few(LAYERS, "LIF", "BSRLIF", "SRReadout")
 
 # The neurons of the room of that name, each with the scale of an input that makes it fire.
 NEURONS = {

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
+from tests.cases import few
 from tests.quantize.networks import case
 from tracetorch import chips, integers, snn
 
@@ -67,7 +68,7 @@ def test_c_skips_silent_inputs_behind_the_border_of_a_chip(tmp_path: Path) -> No
     assert "0 (Linear)" in report.events
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", few(NETWORKS, "Xylo 2 1"))
 def test_onnx_runtime_computes_a_quantised_network(name: str, tmp_path: Path) -> None:
     network, x, arguments = case(name)
     model, _ = tt.quantize.convert(tt.quantize.prepare(network.eval(), x, **arguments))

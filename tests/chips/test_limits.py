@@ -176,7 +176,7 @@ def test_what_fits_xylo_exactly_is_configured() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_more_spikes_than_a_channel_takes_are_clipped_as_by_the_chip(version: int) -> None:
     unlike, made = 0, []
     for seed in (0, 1, 3):

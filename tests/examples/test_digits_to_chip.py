@@ -27,7 +27,7 @@ def test_patterns_are_learned_in_integers_that_chip_and_c_fire(tmp_path: Path) -
     spikes = example.fired(model, x)
     assert spikes.sum() > 2 * len(classes)
     assert torch.equal(example.fired_by_chip(model, x), spikes)
-    assert torch.equal(example.fired_by_c(model, x, tmp_path / "c"), spikes)
+    assert torch.equal(example.outputs_of_c(model, x, tmp_path / "c", 8), spikes)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tests.cases import PLACES, configurations, examples, layer, sequence, vary
+from tests.cases import PLACES, configurations, examples, few, layer, sequence, vary
 from tests.export.models import (
     Adaptive,
     Folded,
@@ -122,7 +122,7 @@ def integer_neurons() -> list[nn.Module]:
     ]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", few([torch.float32, torch.float64], torch.float32))
 def test_integer_neurons_and_clamps_equal_pytorch(dtype: torch.dtype, tmp_path: Path) -> None:
     model = Parallel([*integer_neurons(), Clamps(3)]).to(dtype)
     x = torch.randint(-60, 90, (40, 3, 3), generator=torch.Generator().manual_seed(0)).to(dtype)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
+from tests.cases import few
 from tests.export.verilog_code.networks import (
     NETWORKS,
     integer_linear,
@@ -22,7 +23,6 @@ from tests.export.verilog_code.networks import (
     network_and_sample,
     spiking,
 )
-from tests.export.verilog_code.steps import few
 from tracetorch import integers
 from tracetorch.core.torch_private import pytree
 from tracetorch.export.c_code.costs import step_costs

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
+from tests.cases import few
 from tests.chips import reference
 from tests.chips.test_xylo import simulated
 from tests.quantize.networks import Residual, on_chip, spikes, widened
@@ -21,9 +22,7 @@ from tracetorch.chips import loihi, xylo
 from tracetorch.chips.target import ChipTarget, IntegerNeuron, Stage, register
 
 
-@pytest.mark.parametrize(
-    "seed", [0, 1, 3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4, 5, 6, 7))]
-)
+@pytest.mark.parametrize("seed", few(range(8), 3))
 @pytest.mark.parametrize("version", [1, 2])
 def test_xylo_equals_its_network_and_the_simulator(version: int, seed: int) -> None:
     """After a step of training too."""

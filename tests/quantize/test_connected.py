@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tests.cases import weighted_sum
+from tests.cases import few, weighted_sum
 from tests.export.c_programs import CNetwork, needs_compiler
 from tests.quantize.networks import case
 from tracetorch import quantize, snn
@@ -95,7 +95,7 @@ def test_what_does_not_learn_stays_so_and_copies_go_their_own_way() -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["connected", "residual", "unlike branches"])
+@pytest.mark.parametrize("name", few(["connected", "residual", "unlike branches"], "connected"))
 def test_c_is_what_training_ran_through(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,12 +72,7 @@ _WRITES = ("DELETE_ATTR", "DELETE_GLOBAL", "STORE_ATTR", "STORE_DEREF", "STORE_G
 
 
 class Reads:
-    """Everything that a function, with some constants, reads besides its arguments.
-
-    Args:
-        function: a step, or another callable.
-        constants: what it is given by name besides tensors: numbers, spike functions.
-    """
+    """Everything that a function, with some constants, reads besides its arguments."""
 
     key: tuple[Hashable, ...]
     """Equal for what computes the same, where ``beyond`` is ``None``."""

@@ -18,14 +18,7 @@ def run_step(
     states: Mapping[str, Tensor],
     interpreter: Interpreter | None = None,
 ) -> tuple[Any, dict[str, Tensor]]:
-    """Return output and next states of a step.
-
-    Args:
-        program: made by ``tt.export.step``.
-        x: an input of one step.
-        states: every state, in the order of the program.
-        interpreter: what runs the program's graph.
-    """
+    """Return output and next states of a step."""
     interpreter = interpreter or Interpreter(program.graph_module)
     constants, given = constants_of(program), iter(pytree.tree_leaves((x, dict(states))))
     names = [node.name for node in program.graph.nodes if node.op == "placeholder"]

@@ -14,11 +14,7 @@ from tracetorch.core.torch_private import is_alias
 def check_step_results(
     cell: Cell | StepDefinition, inputs: Sequence[Tensor], results: tuple[Tensor | None, ...]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the output, and the active states by name.
-
-    Raises:
-        ValueError: ``step`` returned another number of results, or another shape or dtype.
-    """
+    """Return the output, and the active states by name."""
     step = f"{cell.name}.step"
     names, x = cell.states, inputs[0]
     if not isinstance(results, tuple) or len(results) != 1 + len(names):

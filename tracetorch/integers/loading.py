@@ -29,11 +29,7 @@ class CheckedLoading(nn.Module):
     """Base of layers that look at what they are to load; where they object, nothing is loaded."""
 
     def objections(self, given: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
-        """Yield the name of each tensor that the layer cannot have, and why.
-
-        Args:
-            given: the layer's own tensors in a ``state_dict``, by name.
-        """
+        """Yield the name of each tensor that the layer cannot have, and why."""
         for name, own in {**self._parameters, **self._buffers}.items():
             if own is None or name not in given or given[name].shape == own.shape:
                 continue

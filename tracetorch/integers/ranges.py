@@ -109,16 +109,7 @@ def ranges_of(model: nn.Module, x: Tensor) -> Ranges:
 
 
 class StepRanges:
-    """Graph of a layer's step, the intervals of its parameters, and what its states start from.
-
-    Args:
-        layer: a neuron layer.
-        ndim: number of dimensions of the tensor of one step.
-        dtype: of the arithmetic.
-
-    Raises:
-        ValueError: the step cannot be traced.
-    """
+    """Graph of a layer's step, the intervals of its parameters, and what its states start from."""
 
     def __init__(self, layer: Neuron, ndim: int, dtype: torch.dtype) -> None:
         self.cell, self.dtype = layer.cell, dtype
@@ -152,12 +143,7 @@ def is_node(module: nn.Module) -> bool:
 
 
 class _Model:
-    """Graphs of a model: its own, and by path those inside of every ``Recurrent``.
-
-    Args:
-        model: any module.
-        x: one step.
-    """
+    """Graphs of a model: its own, and by path those inside of every ``Recurrent``."""
 
     def __init__(self, model: nn.Module, x: Tensor) -> None:
         self.dtype = ARITHMETIC_DTYPE[x.dtype]

@@ -56,11 +56,7 @@ _ONE: Key = ("one", 0)
 
 
 def neuron_graph(layer: Neuron, shape: Shape, clock: Clock) -> Node | NodeGraph:
-    """Return the node or the graph that computes ``layer`` for samples of ``shape``.
-
-    Raises:
-        ValueError: NIR has none; the message continues one that names the layer.
-    """
+    """Return the node or the graph that computes ``layer`` for samples of ``shape``."""
     step = symbolic_step(layer, shape)
     for apart in (False, True):
         graph = _Writer(step, shape, clock, apart).written()
@@ -83,12 +79,7 @@ class _State:
 
 
 class _Flattener:
-    """Expand values to sums of what they are made of.
-
-    Args:
-        shape: of a sample.
-        owners: the states whose nodes have a value, by its identity: a sum ends there.
-    """
+    """Expand values to sums of what they are made of."""
 
     def __init__(self, shape: Shape, owners: dict[int, str]) -> None:
         self.shape, self.owners = shape, owners

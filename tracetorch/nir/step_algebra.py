@@ -29,11 +29,7 @@ INPUT = "x"
 
 
 class Signal:
-    """Stand in for a tensor of a step that changes with time.
-
-    Args:
-        shape: of a sample; factors broadcast to it.
-    """
+    """Stand in for a tensor of a step that changes with time."""
 
     __array_ufunc__ = None  # a NumPy number on the left asks us
     dtype = torch.float64

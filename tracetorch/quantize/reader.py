@@ -166,11 +166,7 @@ def run_by_step(
     neurons: Mapping[str, Neuron],
     see: Callable[[str, Neuron], None],
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Run a model over a sequence from rest, as in evaluation; nothing of it changes.
-
-    Returns:
-        The output, and the signs of the neurons' outputs by name.
-    """
+    """Run a model over a sequence from rest, as in evaluation; nothing of it changes."""
     signs: dict[str, list[Tensor]] = {name: [] for name in neurons}
 
     def keep_sign(name: str, layer: nn.Module, args: Any, output: Tensor) -> None:

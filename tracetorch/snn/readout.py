@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from tracetorch.snn.descriptions import describe_wrapper
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
-from tracetorch.snn.parameters import Decay, Rank, Value, Weight
+from tracetorch.snn.parameters import Rank, Value
+from tracetorch.snn.setups import setups
 
 
 @describe_wrapper
@@ -32,7 +33,7 @@ class Readout(LeakyIntegrator):
         beta_rank: Rank = 1,
         learn_beta: bool = True,
     ) -> None:
-        super().__init__(num_neurons, dim, beta_setup=Decay(beta, beta_rank, learn_beta, True))
+        super().__init__(num_neurons, dim, **setups(locals()))
 
 
 @describe_wrapper
@@ -63,12 +64,7 @@ class SReadout(LeakyIntegrator):
         learn_alpha: bool = True,
         learn_beta: bool = True,
     ) -> None:
-        super().__init__(
-            num_neurons,
-            dim,
-            alpha_setup=Decay(alpha, alpha_rank, learn_alpha, alpha_ema),
-            beta_setup=Decay(beta, beta_rank, learn_beta, True),
-        )
+        super().__init__(num_neurons, dim, **setups(locals()))
 
 
 @describe_wrapper
@@ -108,14 +104,7 @@ class RReadout(LeakyIntegrator):
         learn_rec_weight: bool = True,
         learn_bias: bool = True,
     ) -> None:
-        super().__init__(
-            num_neurons,
-            dim,
-            beta_setup=Decay(beta, beta_rank, learn_beta, True),
-            gamma_setup=Decay(gamma, gamma_rank, learn_gamma, gamma_ema),
-            rec_weight_setup=Weight(rec_weight, rec_weight_rank, learn_rec_weight),
-            bias_setup=Weight(bias, bias_rank, learn_bias),
-        )
+        super().__init__(num_neurons, dim, **setups(locals()))
 
 
 @describe_wrapper
@@ -160,12 +149,4 @@ class SRReadout(LeakyIntegrator):
         learn_rec_weight: bool = True,
         learn_bias: bool = True,
     ) -> None:
-        super().__init__(
-            num_neurons,
-            dim,
-            alpha_setup=Decay(alpha, alpha_rank, learn_alpha, alpha_ema),
-            beta_setup=Decay(beta, beta_rank, learn_beta, True),
-            gamma_setup=Decay(gamma, gamma_rank, learn_gamma, gamma_ema),
-            rec_weight_setup=Weight(rec_weight, rec_weight_rank, learn_rec_weight),
-            bias_setup=Weight(bias, bias_rank, learn_bias),
-        )
+        super().__init__(num_neurons, dim, **setups(locals()))

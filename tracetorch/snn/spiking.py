@@ -1,22 +1,15 @@
 """The eight spiking layers: an ``__init__`` each over ``LeakyIntegrator``.
 
-Wrappers are explicit, typed ``__init__``s and nothing else: positional use is part of the
-interface. One test holds the twelve signatures to one grammar.
+Wrappers are explicit, typed signatures and nothing else: positional use is part of the interface.
+Their names follow one grammar, which ``setups`` reads.
 """
 
 from __future__ import annotations
 
 from tracetorch.snn.descriptions import describe_wrapper
 from tracetorch.snn.leaky_integrator import LeakyIntegrator, Reset
-from tracetorch.snn.parameters import (
-    DEFAULT_SURROGATE,
-    Decay,
-    Rank,
-    SpikeFunction,
-    Threshold,
-    Value,
-    Weight,
-)
+from tracetorch.snn.parameters import DEFAULT_SURROGATE, Rank, SpikeFunction, Value
+from tracetorch.snn.setups import setups
 
 
 @describe_wrapper
@@ -50,16 +43,7 @@ class LIF(LeakyIntegrator):
         reset: Reset = "subtract",
         detach_reset: bool = False,
     ) -> None:
-        super().__init__(
-            num_neurons,
-            dim,
-            beta_setup=Decay(beta, beta_rank, learn_beta, beta_ema),
-            pos_threshold_setup=Threshold(
-                pos_threshold, pos_threshold_rank, learn_pos_threshold, surrogate_derivative
-            ),
-            reset=reset,
-            detach_reset=detach_reset,
-        )
+        super().__init__(num_neurons, dim, **setups(locals()))
 
 
 @describe_wrapper
@@ -109,21 +93,7 @@ class BLIF(LeakyIntegrator):
         reset: Reset = "subtract",
         detach_reset: bool = False,
     ) -> None:
-        super().__init__(
-            num_neurons,
-            dim,
-            beta_setup=Decay(beta, beta_rank, learn_beta, beta_ema),
-            pos_threshold_setup=Threshold(
-                pos_threshold, pos_threshold_rank, learn_pos_threshold, pos_surrogate_derivative
-            ),
-            neg_threshold_setup=Threshold(
-                neg_threshold, neg_threshold_rank, learn_neg_threshold, neg_surrogate_derivative
-            ),
-            pos_scale_setup=Weight(pos_scale, pos_scale_rank, learn_pos_scale),
-            neg_scale_setup=Weight(neg_scale, neg_scale_rank, learn_neg_scale),
-            reset=reset,
-            detach_reset=detach_reset,
-        )
+        super().__init__(num_neurons, dim, **setups(locals()))
 
 
 @describe_wrapper
@@ -164,17 +134,7 @@ class SLIF(LeakyIntegrator):
         reset: Reset = "subtract",
         detach_reset: bool = False,
     ) -> None:
-        super().__init__(
-            num_neurons,
-            dim,
-            alpha_setup=Decay(alpha, alpha_rank, learn_alpha, alpha_ema),
-            beta_setup=Decay(beta, beta_rank, learn_beta, beta_ema),
-            pos_threshold_setup=Threshold(
-                pos_threshold, pos_threshold_rank, learn_pos_threshold, surrogate_derivative
-            ),
-            reset=reset,
-            detach_reset=detach_reset,
-        )
+        super().__init__(num_neurons, dim, **setups(locals()))
 
 
 @describe_wrapper
@@ -222,19 +182,7 @@ class RLIF(LeakyIntegrator):
         reset: Reset = "subtract",
         detach_reset: bool = False,
     ) -> None:
-        super().__init__(
-            num_neurons,
-            dim,
-            beta_setup=Decay(beta, beta_rank, learn_beta, beta_ema),
-            gamma_setup=Decay(gamma, gamma_rank, learn_gamma, gamma_ema),
-            pos_threshold_setup=Threshold(
-                pos_threshold, pos_threshold_rank, learn_pos_threshold, surrogate_derivative
-            ),
-            rec_weight_setup=Weight(rec_weight, rec_weight_rank, learn_rec_weight),
-            bias_setup=Weight(bias, bias_rank, learn_bias),
-            reset=reset,
-            detach_reset=detach_reset,
-        )
+        super().__init__(num_neurons, dim, **setups(locals()))
 
 
 @describe_wrapper
@@ -287,22 +235,7 @@ class BSLIF(LeakyIntegrator):
         reset: Reset = "subtract",
         detach_reset: bool = False,
     ) -> None:
-        super().__init__(
-            num_neurons,
-            dim,
-            alpha_setup=Decay(alpha, alpha_rank, learn_alpha, alpha_ema),
-            beta_setup=Decay(beta, beta_rank, learn_beta, beta_ema),
-            pos_threshold_setup=Threshold(
-                pos_threshold, pos_threshold_rank, learn_pos_threshold, pos_surrogate_derivative
-            ),
-            neg_threshold_setup=Threshold(
-                neg_threshold, neg_threshold_rank, learn_neg_threshold, neg_surrogate_derivative
-            ),
-            pos_scale_setup=Weight(pos_scale, pos_scale_rank, learn_pos_scale),
-            neg_scale_setup=Weight(neg_scale, neg_scale_rank, learn_neg_scale),
-            reset=reset,
-            detach_reset=detach_reset,
-        )
+        super().__init__(num_neurons, dim, **setups(locals()))
 
 
 @describe_wrapper
@@ -362,24 +295,7 @@ class BRLIF(LeakyIntegrator):
         reset: Reset = "subtract",
         detach_reset: bool = False,
     ) -> None:
-        super().__init__(
-            num_neurons,
-            dim,
-            beta_setup=Decay(beta, beta_rank, learn_beta, beta_ema),
-            gamma_setup=Decay(gamma, gamma_rank, learn_gamma, gamma_ema),
-            pos_threshold_setup=Threshold(
-                pos_threshold, pos_threshold_rank, learn_pos_threshold, pos_surrogate_derivative
-            ),
-            neg_threshold_setup=Threshold(
-                neg_threshold, neg_threshold_rank, learn_neg_threshold, neg_surrogate_derivative
-            ),
-            pos_scale_setup=Weight(pos_scale, pos_scale_rank, learn_pos_scale),
-            neg_scale_setup=Weight(neg_scale, neg_scale_rank, learn_neg_scale),
-            rec_weight_setup=Weight(rec_weight, rec_weight_rank, learn_rec_weight),
-            bias_setup=Weight(bias, bias_rank, learn_bias),
-            reset=reset,
-            detach_reset=detach_reset,
-        )
+        super().__init__(num_neurons, dim, **setups(locals()))
 
 
 @describe_wrapper
@@ -430,20 +346,7 @@ class SRLIF(LeakyIntegrator):
         reset: Reset = "subtract",
         detach_reset: bool = False,
     ) -> None:
-        super().__init__(
-            num_neurons,
-            dim,
-            alpha_setup=Decay(alpha, alpha_rank, learn_alpha, alpha_ema),
-            beta_setup=Decay(beta, beta_rank, learn_beta, beta_ema),
-            gamma_setup=Decay(gamma, gamma_rank, learn_gamma, gamma_ema),
-            pos_threshold_setup=Threshold(
-                pos_threshold, pos_threshold_rank, learn_pos_threshold, surrogate_derivative
-            ),
-            rec_weight_setup=Weight(rec_weight, rec_weight_rank, learn_rec_weight),
-            bias_setup=Weight(bias, bias_rank, learn_bias),
-            reset=reset,
-            detach_reset=detach_reset,
-        )
+        super().__init__(num_neurons, dim, **setups(locals()))
 
 
 @describe_wrapper
@@ -510,22 +413,4 @@ class BSRLIF(LeakyIntegrator):
         reset: Reset = "subtract",
         detach_reset: bool = False,
     ) -> None:
-        super().__init__(
-            num_neurons,
-            dim,
-            alpha_setup=Decay(alpha, alpha_rank, learn_alpha, alpha_ema),
-            beta_setup=Decay(beta, beta_rank, learn_beta, beta_ema),
-            gamma_setup=Decay(gamma, gamma_rank, learn_gamma, gamma_ema),
-            pos_threshold_setup=Threshold(
-                pos_threshold, pos_threshold_rank, learn_pos_threshold, pos_surrogate_derivative
-            ),
-            neg_threshold_setup=Threshold(
-                neg_threshold, neg_threshold_rank, learn_neg_threshold, neg_surrogate_derivative
-            ),
-            pos_scale_setup=Weight(pos_scale, pos_scale_rank, learn_pos_scale),
-            neg_scale_setup=Weight(neg_scale, neg_scale_rank, learn_neg_scale),
-            rec_weight_setup=Weight(rec_weight, rec_weight_rank, learn_rec_weight),
-            bias_setup=Weight(bias, bias_rank, learn_bias),
-            reset=reset,
-            detach_reset=detach_reset,
-        )
+        super().__init__(num_neurons, dim, **setups(locals()))

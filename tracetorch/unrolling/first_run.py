@@ -59,13 +59,7 @@ _leaves: Callable[[Any], list[Any]] = pytree.tree_leaves
 
 
 class RecordingPass(Pass):
-    """A pass by layer that notes what layers were given and gave in the first steps.
-
-    Args:
-        kept: how many steps.
-        *arguments: as for :class:`Pass`.
-        **named: as for :class:`Pass`.
-    """
+    """A pass by layer that notes what layers were given and gave in the first steps."""
 
     def __init__(self, kept: int, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -177,11 +171,7 @@ def _taken(values: Tensor, rows: tuple[Tensor, Tensor] | None) -> Tensor:
 
 
 class Trust:
-    """Modes and orders of layers in which a model has been run by step too.
-
-    Args:
-        model: the model, which is not kept alive.
-    """
+    """Modes and orders of layers in which a model has been run by step too."""
 
     def __init__(self, model: nn.Module) -> None:
         key = id(model)
@@ -207,12 +197,7 @@ def trust_of(model: nn.Module) -> Trust:
 
 
 class _Noted:
-    """Buffers of modules, numbers in the attributes of plain ones, and weights, to put them back.
-
-    Args:
-        modules: with their paths.
-        weights: with their values.
-    """
+    """Buffers of modules, numbers in attributes of plain ones, and weights, to put them back."""
 
     def __init__(self, modules: Sequence[tuple[str, nn.Module]], weights: Values) -> None:
         self.weights = weights
@@ -239,13 +224,7 @@ class _Noted:
 
 
 class FirstRun:
-    """A first run of a model: its inputs and modules before the pass by layer, and the comparison.
-
-    Args:
-        model: the model.
-        inputs: of all steps.
-        steps: how many of them are compared.
-    """
+    """A first run of a model: what was before the pass by layer, and the comparison."""
 
     def __init__(self, model: nn.Module, inputs: Inputs, steps: int) -> None:
         self.model, self.steps = model, min(steps, inputs.steps)
@@ -284,15 +263,7 @@ class FirstRun:
                 vars(module).pop("forward", None)
 
     def compare(self, run: RecordingPass, outputs: Sequence[Any]) -> bool:
-        """Compare the pass by layer with the first steps; whether nothing was random.
-
-        Args:
-            run: the pass by layer.
-            outputs: its outputs, ``[T, B, ...]``.
-
-        Raises:
-            ValueError: they differ, or modules with a memory stand in two ``Recurrent``s.
-        """
+        """Compare the pass by layer with the first steps; whether nothing was random."""
         _check_not_shared(run)
         self._check_unchanged()
         expected = [y.detach()[: self.steps].clone() for y in outputs]
@@ -313,11 +284,7 @@ class FirstRun:
         return True
 
     def check_finite(self, run: RecordingPass) -> None:
-        """Raise where NaN comes in or is made: a spike of it is 0, and hides it.
-
-        Raises:
-            ValueError: the inputs, or the first module that gives NaN, are named.
-        """
+        """Raise where NaN comes in or is made: a spike of it is 0, and hides it."""
         paths = {id(module): path or "the model" for path, module in self.modules}
         place = "the input" if _has_nan(_leaves(self.inputs.tensors)) else None
         with torch.no_grad(), self.restored():
@@ -353,11 +320,7 @@ class FirstRun:
                         del attributes[name]
 
     def _check_unchanged(self) -> None:
-        """Raise where the forward has changed a layer, all of whose steps run with one value.
-
-        Raises:
-            ValueError: it has; the layer is named.
-        """
+        """Raise where the forward has changed a layer, all of whose steps run with one value."""
         for path, layer, (cell, raws) in self.layers:
             now, values = _definition(layer)
             same = all(
@@ -526,11 +489,7 @@ def _noted(module: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _check_not_shared(run: Pass) -> None:
-    """Raise where two ``Recurrent``s hold one module with states or buffers, out of order.
-
-    Raises:
-        ValueError: they do.
-    """
+    """Raise where two ``Recurrent``s hold one module with states or buffers, out of order."""
     owners: dict[int, Recurrent] = {}
     for entry in run.entries.values():
         layer = entry.module

@@ -124,13 +124,7 @@ def tensors_by_name(x: Any) -> dict[str, Any]:
 
 
 def parse_inputs(x: object, steps: int | None, time_dim: int, batched: bool) -> Inputs:
-    """Check ``x`` and return it as :class:`Inputs`; a missing batch is added.
-
-    Raises:
-        TypeError: ``x`` is not a tensor, a tuple or a dict of tensors, or ``steps`` or ``time_dim``
-            is not an integer.
-        ValueError: a tensor lacks a dimension, or the tensors differ in time steps or batch.
-    """
+    """Check ``x`` and return it as :class:`Inputs`; a missing batch is added."""
     if (
         type(x) is Tensor and steps is None and batched and type(time_dim) is int and time_dim == 0
     ):  # most often
@@ -177,18 +171,7 @@ def parse_inputs(x: object, steps: int | None, time_dim: int, batched: bool) -> 
 
 
 def with_reset(inputs: Inputs, reset: object, time_dim: int, batched: bool) -> Inputs:
-    """Return inputs with the steps before which samples start anew, checked, time first.
-
-    Args:
-        inputs: the inputs.
-        reset: ``[T, B]`` booleans, ``[B, T]`` where time is not first, ``[T]`` without a batch.
-        time_dim: where time is in the inputs.
-        batched: whether the inputs have a batch.
-
-    Raises:
-        TypeError: ``reset`` is not a tensor of booleans.
-        ValueError: it is of another shape.
-    """
+    """Return inputs with the steps before which samples start anew, checked, time first."""
     if not isinstance(reset, Tensor) or reset.dtype != torch.bool:
         got = reset.dtype if isinstance(reset, Tensor) else type(reset).__name__
         raise TypeError(

@@ -60,11 +60,7 @@ class SharedError(ValueError):
 
 
 class Loops:
-    """The layers of a model that hold a user's own code, and attributes and weights before a pass.
-
-    Args:
-        modules: of the model, with their paths.
-    """
+    """Layers of a model that hold a user's own code, and attributes and weights before a pass."""
 
     def __init__(self, modules: Sequence[tuple[str, nn.Module]]) -> None:
         looped = [m for _, m in modules if _is_looped(m) and not any(sharded_parts(m))]
@@ -93,15 +89,7 @@ class Loops:
         self._before = [(vars(module), _copies(vars(module), memo)) for module in plain]
 
     def prepare(self, run: Any) -> None:
-        """Find the layers that give alone, by step, what they gave in a pass by layer.
-
-        Args:
-            run: the pass, with records of it.
-
-        Raises:
-            ValueError: one gives something else, which is not random, or several remember
-                something that cannot be set back.
-        """
+        """Find the layers that give alone, by step, what they gave in a pass by layer."""
         self._run, remembering = run, list[Layer]()
         for layer in self.layers:
             calls = run.records.get(id(layer), [])

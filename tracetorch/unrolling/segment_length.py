@@ -39,11 +39,7 @@ _log = logging.getLogger("tracetorch")
 
 
 def parse_bound(segment: str, model: nn.Module, by: str) -> float:
-    """Return a memory bound in bytes, infinite for ``"auto"``.
-
-    Raises:
-        ValueError: the string is neither, or the model's results depend on the choice.
-    """
+    """Return a memory bound in bytes, infinite for ``"auto"``."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(KB|MB|GB)", segment)
     if match is None and segment != "auto":
         raise ValueError(
@@ -96,11 +92,7 @@ def _address(x: Tensor) -> int:
 def fitting_length(
     segment: str, bound: float, inputs: Inputs, saved: SavedBytes, results: Any, whole: Pass
 ) -> int:
-    """Return the number of steps of a segment, by what the first steps saved, gave and left.
-
-    Raises:
-        ValueError: the bound is too small for any number of steps.
-    """
+    """Return the number of steps of a segment, by what the first steps saved, gave and left."""
     steps, given = min(MEASURED, inputs.steps), pytree.tree_leaves(inputs.tensors)
     all_states = (entry.states.values() for entry in whole.entries.values())
     states = sum(s.nbytes for each in all_states for s in each if isinstance(s, Tensor))
@@ -126,9 +118,6 @@ def choose_length(
     For ``"auto"`` that is four times the square root of ``steps``, or more, as long as they keep
     8 MB; or, where those need more than half of the free memory, as many as fit there. ``kept`` and
     ``ends`` are bytes of a step: of its graph; of outputs, and of inputs that want gradients.
-
-    Raises:
-        ValueError: the bound is too small for any number of steps.
     """
 
     def needed(length: int) -> float:

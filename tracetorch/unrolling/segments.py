@@ -51,19 +51,6 @@ def in_segments(
 
     Of every segment but the last, which backward needs first, the graph keeps only the inputs and
     the states at its start.
-
-    Args:
-        run: runs some steps in a pass of their own: outputs, trajectories, and the pass.
-        model: the model.
-        inputs: the inputs of all steps.
-        segment: steps of a segment, ``"auto"`` or a memory bound.
-        whole: the pass of all steps, which those of the segments read from and commit to.
-        by: ``"layer"`` or ``"step"``.
-
-    Raises:
-        TypeError: ``segment`` is no integer and no string, or an output is not a tensor.
-        ValueError: ``segment`` is not positive, not understood, or less than a segment needs; or
-            the model cannot be called in a backward pass.
     """
     bound = parse_bound(segment, model, by) if isinstance(segment, str) else 0.0
     length = MEASURED if isinstance(segment, str) else check_count("segment", segment)
@@ -168,16 +155,6 @@ class _Replay:
     Parameters, also those that ``functional_call`` had put in, buffers and modes are in each
     segment what they were in the forward pass. What the segment computes is compared with its
     first run.
-
-    Args:
-        modules: all modules of the model.
-        start: the first step of the segment.
-        stop: the step after its last one.
-
-    Raises:
-        RuntimeError: a parameter, or a frozen one of a neuron layer, has been changed in
-            place, or moved, since the forward pass; or the segment computes something else than
-            then.
     """
 
     def __init__(self, modules: Sequence[nn.Module], start: int, stop: int) -> None:
@@ -208,11 +185,7 @@ class _Replay:
         self.expected = [(y.detach()[self.start : self.stop], version_of(y)) for y in outputs]
 
     def compare(self, outputs: Sequence[Tensor], states: Sequence[Tensor | None]) -> None:
-        """Compare what a run again gives with the outputs and states of the first run.
-
-        Raises:
-            RuntimeError: they differ.
-        """
+        """Compare what a run again gives with the outputs and states of the first run."""
         ends = [state for state in states if state is not None]
         if self.ends is None:  # this is the first run
             self.ends = [(end.detach(), version_of(end)) for end in ends]

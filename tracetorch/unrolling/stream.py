@@ -160,16 +160,7 @@ class Stream:
 
 
 def check_can_go_on(label: str, instead: str) -> None:
-    """Raise where a call of something that carries states may be repeated, or is not of one batch.
-
-    Args:
-        label: what is called.
-        instead: what to do in place of activation checkpointing.
-
-    Raises:
-        ValueError: it runs in a transform of ``torch.func``, or inside ``backward()``.
-        RuntimeError: it is being traced.
-    """
+    """Raise where a call of what carries states may be repeated, or is not of one batch."""
     if functorch_active():
         raise ValueError(
             f"{label} cannot run in torch.func transforms, vmap or grad say: what it carries is of "
@@ -209,14 +200,7 @@ class _StreamPass(Pass):
         return super()._meet(module, within)
 
     def check_known(self, *modules: Stateful) -> None:
-        """Raise where a module is no part of the model, so that no walk over it finds its states.
-
-        Args:
-            modules: those that are called.
-
-        Raises:
-            ValueError: one of them is.
-        """
+        """Raise where a module is no part of the model: no walk over it finds its states."""
         if not self.known.issuperset(map(id, modules)):
             self.known = {id(module) for _, module in named_modules(self.model)}
         for module in modules:

@@ -33,16 +33,6 @@ def _matches(path: str, pattern: str) -> bool:
 def select_names(wanted: Sequence[str] | str | None, names: Iterable[str], *, by: str) -> list[str]:
     """Select dotted ``names`` by their last parts, whole names or patterns, in their order.
 
-    Args:
-        wanted: last parts of names (``"mem"``), whole names, or patterns of them; ``None`` for
-            nothing.
-        names: what there is.
-        by: name of the argument, for messages.
-
-    Raises:
-        TypeError: ``wanted`` is not a sequence of strings.
-        ValueError: an entry matches nothing.
-
     Example:
         >>> select_names(["mem", "0.*"], ["0.mem", "0.syn", "1.mem", "1.syn"], by="record")
         ['0.mem', '0.syn', '1.mem']
@@ -70,10 +60,6 @@ class Recorder:
         wanted: state names, ``"input"``, ``"output"``, paths such as ``"cells.0.mem"`` or patterns
             of paths such as ``"cells.*.mem"``.
         layers: the neuron layers of the model, and its modules with memory, with their paths.
-
-    Raises:
-        TypeError: ``wanted`` is not a sequence of strings.
-        ValueError: an entry matches nothing.
     """
 
     def __init__(self, wanted: Sequence[str] | str, layers: Sequence[tuple[str, TTModule]]) -> None:
@@ -129,11 +115,7 @@ class Recorder:
         return y.clone() if (id(layer), "output") in self._path else y
 
     def after_step(self, within: nn.Module | None = None) -> None:
-        """Record states behind a step, when ``forward`` may have set them: all, or those inside.
-
-        Args:
-            within: the layer that has run a step of what is inside it.
-        """
+        """Record states behind a step, when ``forward`` may have set them: all, or those inside."""
         inside = None if within is None else {id(m) for _, m in modules_of(within)} - {id(within)}
         for module in self._stateful:
             if inside is None or id(module) in inside:
@@ -147,11 +129,7 @@ class Recorder:
         self._steps.setdefault(self._path[id(layer), name], []).append(value)
 
     def result(self, steps: int) -> dict[str, Tensor]:
-        """Return every trajectory by path, ``[T, ...]``.
-
-        Raises:
-            ValueError: a layer was not called once per step.
-        """
+        """Return every trajectory by path, ``[T, ...]``."""
         trajectories: dict[str, Tensor] = {}
         for path in self.paths:
             if path in self._whole:

@@ -320,13 +320,7 @@ def _call_folded(
     inputs: Inputs,
     split: tuple[Tensor, list[nn.Module], list[nn.Module]] | None = None,
 ) -> Any:
-    """Call the model once on all steps, folded into the batch, and unfold its outputs.
-
-    Args:
-        model: the model.
-        inputs: of all steps.
-        split: where every step sees one input, that, and the modules that may run once, and others.
-    """
+    """Call the model once on all steps, folded into the batch, and unfold its outputs."""
     T, B, x = inputs.steps, inputs.batch, inputs.tensors
     if split is not None and split[1]:
         y, prefix, rest = split
@@ -381,11 +375,7 @@ def _by_step(model: nn.Module, inputs: Inputs, run: Pass, reset: Restarts | None
 
 
 def _check_restarts(model: nn.Module) -> None:
-    """Raise where a module restarts in a way of its own, which no layer would see.
-
-    Raises:
-        ValueError: a module that is no layer has a ``zero_states`` of its own.
-    """
+    """Raise where a module restarts in a way of its own, which no layer would see."""
     for path, module in modules_of(model):
         if isinstance(module, TTModule) and not isinstance(module, SequenceLayer):
             function = getattr(module.zero_states, "__module__", None) or ""
@@ -411,11 +401,7 @@ _WORDS = {
 
 
 def _explain_dtype(error: BaseException, model: nn.Module, inputs: Inputs) -> None:
-    """Raise a better error where an input is of another dtype than the model's parameters.
-
-    Raises:
-        TypeError: so it is, and PyTorch complained of these two dtypes.
-    """
+    """Raise a better error where an input is of another dtype than the model's parameters."""
     if not isinstance(error, RuntimeError):
         return
     message = str(error).partition("\n")[0].rstrip(".")
@@ -466,11 +452,7 @@ def _complains_of(message: str, dtype: torch.dtype, wanted: torch.dtype | None, 
 
 
 def _explain_shape(error: BaseException, x: Any, inputs: Inputs, batched: bool) -> None:
-    """Raise a better error where a single sequence ``[T, F]`` seems to have been given.
-
-    Raises:
-        ValueError: ``x`` has two dimensions, and PyTorch did not like what the model made of it.
-    """
+    """Raise a better error where a single sequence ``[T, F]`` seems to have been given."""
     if not isinstance(error, (RuntimeError, ValueError, IndexError)) or not isinstance(x, Tensor):
         return
     if x.ndim == 2 and batched and not inputs.static:

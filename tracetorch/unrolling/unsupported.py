@@ -23,14 +23,7 @@ _PER_SAMPLE = {"opacus": (("AbstractGradSampleModule",), ("GradSampleModuleNoOp"
 
 
 def check_supported(modules: Iterable[tuple[str, nn.Module]]) -> None:
-    """Raise where a module cannot run by layer, whatever its values are.
-
-    Args:
-        modules: every module of the model with its path.
-
-    Raises:
-        ValueError: it cannot; the first module that is in the way is named.
-    """
+    """Raise where a module cannot run by layer, whatever its values are."""
     for path, module in modules:
         label = f"{path or 'the model'} ({type(module).__name__})"
         if isinstance(module, nn.RNNBase):

@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import subprocess
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,14 +70,6 @@ def loihi() -> nn.Module:
     """Return neurons of Loihi, each with parameters of its own."""
     decays = torch.tensor([1.0, 4095.0, 100.0])
     return chips.loihi.LIF(3, du=decays, dv=decays.flip(0), pos_threshold=50 + _SPREAD, bias=3)
-
-
-def few(cases: Iterable[Any], *fast: Any) -> list[Any]:
-    """Return cases as parameters of a test, slow ones but for some."""
-    return [
-        pytest.param(case, marks=() if case in fast else pytest.mark.slow, id=str(case))
-        for case in cases
-    ]
 
 
 @dataclass(frozen=True)

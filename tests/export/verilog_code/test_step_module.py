@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.cases import few
 from tests.export.verilog_code.steps import (
     Step,
     drawn,
     expected_ports,
-    few,
     leaky,
     needs,
     port_values,

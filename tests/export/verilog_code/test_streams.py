@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tracetorch as tt
+from tests.cases import few
 from tests.export.c_programs import CNetwork, check_every_step
 from tests.export.test_c import Beside
 from tests.export.verilog_code.networks import Counter
@@ -24,7 +25,6 @@ from tests.export.verilog_code.steps import (
     ENDS,
     LEAKS,
     PARTS,
-    few,
     leaky,
     loihi,
     needs,

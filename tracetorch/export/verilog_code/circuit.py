@@ -63,15 +63,7 @@ class Circuit:
 
 
 def step_circuit(stage: Pointwise, widths: Widths) -> Circuit:
-    """Return the circuit of a pointwise stage.
-
-    Args:
-        stage: of a program of integers.
-        widths: the ranges of its arrays.
-
-    Raises:
-        ValueError: it computes what is no integer arithmetic.
-    """
+    """Return the circuit of a pointwise stage."""
     return _Lines(stage, widths).circuit()
 
 

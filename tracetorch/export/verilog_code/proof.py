@@ -33,13 +33,13 @@ from tracetorch.export.c_code.stages import Array, Copy, Pointwise, StepProgram
 from tracetorch.export.c_code.widths import Widths
 from tracetorch.export.verilog_code.circuit import Circuit
 from tracetorch.export.verilog_code.smt import (
-    Case,
     Product,
     Read,
     Samples,
     StepFormula,
     Term,
     Truth,
+    defined,
     if_cut,
     inside,
     literal,
@@ -181,11 +181,6 @@ class _Relation:
         """Its name in questions."""
         return str(self.wire.number)
 
-    @property
-    def results(self) -> Sequence[Term]:
-        """Numbers of the graph that it cuts out."""
-        return [product.term for product, _, _ in self.terms]
-
 
 @dataclass(frozen=True)
 class _Cut:
@@ -198,11 +193,6 @@ class _Cut:
     def name(self) -> str:
         """Its name in questions."""
         return str(self.wire.number)
-
-    @property
-    def results(self) -> Sequence[Term]:
-        """Numbers of the graph that it cuts out."""
-        return self.terms
 
 
 def proof_files(
@@ -239,7 +229,7 @@ class _Proofs:
     ) -> None:
         self.name, self.circuit, self.stage = name, circuit, stage
         self.widths, self.program = widths, program
-        self.samples = _samples(circuit, stage, widths)
+        self.lines, self.samples = stage.graph.lines, _samples(circuit, stage, widths)
         self.reads = {
             each: _read(circuit, stage, widths, each, self.samples) for each in stage.reads
         }
@@ -267,19 +257,15 @@ class _Proofs:
                 continue
             before, name = self.before(cut.wire.number), f"n{cut.wire.number}"
             for term in cut.terms:
-                for case in self.cases(before, term):
-                    text = f"{self.known(before, case)}\n{_unless(self.is_line(cut.wire, term))}"
-                    what = f"{name} is a line of the graph{_words(case)}"
-                    label = f"{name}_{term.text}{_label(case)}"
-                    yield _Question(label, what, text, _names(before), cut.name)
+                text = f"{self.known(before)}\n{_unless(self.is_line(cut.wire, term))}"
+                what, label = f"{name} is a line of the graph", f"{name}_{term.text}"
+                yield _Question(label, what, text, _names(before), cut.name)
         every = self.before()
         for name in self.stage.writes:
             same, shown = self.equal(name)
-            for case in self.cases(every, None):
-                what = f"{self.label(name)} is that of the graph{_words(case)}"
-                text = f"{self.known(every, case)}\n{_unless(same)}"
-                label = f"{name}_equal{_label(case)}"
-                yield _Question(label, what, text, _names(every), shown=shown)
+            what, text = f"{self.label(name)} is that of the graph", self.known(every)
+            text = f"{text}\n{_unless(same)}"
+            yield _Question(f"{name}_equal", what, text, _names(every), shown=shown)
         for name, (state, array) in next_states(self.program, self.stage).items():
             yield self.closed(name, state, array)
             what, text = f"{state} starts in its range", self.starts(array)
@@ -331,12 +317,15 @@ class _Proofs:
         return "\n".join(lines)
 
     def port(self, name: str, word: Word) -> Term:
-        """Return the number of a port of the Verilog, in one bit more than it has."""
-        text = self.module(self.circuit.port_names[name], word.bits)
+        """Return the number of a port of the Verilog."""
+        return self.number(self.circuit.port_names[name], word)
+
+    def number(self, name: str, word: Word) -> Term:
+        """Return the number of a wire of the Verilog, in one bit more than it has."""
         extend = "sign_extend" if word.signed else "zero_extend"
         # a term as wide as this, whatever the range
         ends = 1 << word.bits
-        return Term(f"((_ {extend} 1) {text})", -ends, ends - 1, None)
+        return Term(f"((_ {extend} 1) {self.module(name, word.bits)})", -ends, ends - 1, None)
 
     def before(self, number: float = math.inf) -> list[_Cut | _Relation]:
         """Return what is cut out at wires before one."""
@@ -344,22 +333,29 @@ class _Proofs:
         before = [each for each in every if each.wire.number < number]
         return sorted(before, key=lambda each: each.wire.number)
 
-    def known(self, cuts: Sequence[_Cut | _Relation], case: Case | None = None) -> str:
+    def known(self, cuts: Sequence[_Cut | _Relation]) -> str:
         """Return what is read, the definitions of the graph, and what is known of cuts."""
-        names: dict[str, str] = {}
+        instead: dict[str, tuple[str, Sequence[str]]] = {}
         for each in cuts:
-            for term in each.results:
-                names.setdefault(term.text, each.name)
-        parts = [self.preamble(True), self.formula.text(names, case)]
+            for term, lines in self.replaced(each):
+                instead.setdefault(term.text, (each.name, lines))
+        parts = [self.preamble(True), self.formula.text(instead)]
         for each in cuts:
-            found = self.statements(each)
-            parts += [if_cut(each.name, f"(assert {one})") for one in found]
+            parts += [if_cut(each.name, f"(assert {one})") for one in self.statements(each)]
         return "\n".join(parts)
+
+    def replaced(self, cut: _Cut | _Relation) -> list[tuple[Term, Sequence[str]]]:
+        """Return what numbers of the graph are where a wire is cut out: that wire, or any."""
+        if isinstance(cut, _Relation):
+            return [(product.term, product.free) for product, _, _ in cut.terms]
+        number = self.number(f"n{cut.wire.number}", cut.wire.word)
+        return [(term, [defined(term, resized(number, term.bits))]) for term in cut.terms]
 
     def statements(self, cut: _Cut | _Relation) -> list[str]:
         """Return what is proved of a wire that is cut out."""
         if isinstance(cut, _Cut):
-            return [self.is_line(cut.wire, term) for term in cut.terms]
+            number = self.number(f"n{cut.wire.number}", cut.wire.word)
+            return inside(number, cut.wire.low, cut.wire.high)
         wire, bits = cut.wire, cut.wire.word.bits
         total = _sum([(product.term, k) for product, _, k in cut.terms], bits)
         same = f"(= {self.module(f'n{wire.number}', bits)} {total})"
@@ -367,13 +363,10 @@ class _Proofs:
 
     def is_line(self, wire: Wire, term: Term) -> str:
         """Return that a wire is a line of the graph, and in its range."""
-        word = wire.word
-        extend = "sign_extend" if word.signed else "zero_extend"
-        bits = max(word.bits + 1, term.bits)
-        value = self.module(f"n{wire.number}", word.bits)
-        value = f"((_ {extend} {bits - word.bits}) {value})"
-        ends = (f"(bvsle {literal(wire.low, bits)} {value})", literal(wire.high, bits))
-        return f"(and (= {value} {resized(term, bits)}) {ends[0]} (bvsle {value} {ends[1]}))"
+        number = self.number(f"n{wire.number}", wire.word)
+        bits = max(number.bits, term.bits)
+        same = f"(= {resized(number, bits)} {resized(term, bits)})"
+        return f"(and {same} {' '.join(inside(number, wire.low, wire.high))})"
 
     def between(self, wire: Wire, end: str, low: int, high: int) -> list[str]:
         """Return that a product of the circuit, or a factor of it, lies in a range.
@@ -451,22 +444,13 @@ class _Proofs:
         ]
         return [line for pair in pairs for line in pair]
 
-    def cases(self, cuts: Sequence[_Cut | _Relation], until: Term | None) -> Sequence[Case | None]:
-        """Return each value of a quotient between the last cut and a line: one question is slow."""
-        terms = [term for cut in cuts if isinstance(cut, _Cut) for term in cut.terms]
-        after = max((term.number for term in terms), default=-1)
-        for few in self.formula.few:
-            if after < few.term.number and (until is None or few.term.number <= until.number):
-                return [Case(few, value) for value in range(few.term.low, few.term.high + 1)]
-        return [None]
-
     def closed(self, name: str, state: str, array: Array) -> _Question:
         """Ask whether a state's next value is within the range of the state."""
         found, what = self.formula.outputs[name], f"{state} stays in its range"
         if isinstance(found, Truth):
             return _Question(f"{name}_closed", what, "(assert false)")
         low, high = (end << found.point for end in _ends(self.widths, array))
-        free = {product.term.text: "products" for product in self.formula.products}
+        free = {each.term.text: ("products", each.free) for each in self.formula.products}
         parts = [self.preamble(False), self.formula.text(free)]
         text = "\n".join([*parts, _unless(*inside(found, low, high))])
         shown = self.shown({f"{state} after it": f"(div {_integer(found)} {1 << found.point})"})
@@ -498,10 +482,11 @@ class _Proofs:
         wires = [wire for wire in self.circuit.wires if wire.op in ("mux", "part", "add", "sub")]
         values = evaluated({str(wire.number): wire for wire in wires}, self.samples)
         found: dict[int, dict[str, Term]] = {}
-        for line in self.stage.graph.lines:
-            term = self.formula.values.get(line.name)  # none of a quotient on its way
+        lines = [(line.name, line.op, self.formula.values[line.name]) for line in self.lines]
+        rests = [(name, "where", term) for name, term in self.formula.rests.items()]
+        for name, op, term in [*lines, *rests]:
             # of a range that is cut off at both ends, the second line
-            if line.op not in _CUT or not isinstance(term, Term):
+            if op not in _CUT or not isinstance(term, Term):
                 continue
             if term.point or term.divisor or term.bits < _LEAST_BITS or term.number < 0:
                 continue
@@ -509,10 +494,10 @@ class _Proofs:
                 as_wide = signed_bits(wire.low, wire.high) == term.bits
                 if (
                     as_wide
-                    and wire.op in _CUT[line.op]
+                    and wire.op in _CUT[op]
                     and _same(values[str(wire.number)], term.samples)
                 ):
-                    found.setdefault(wire.number, {})[line.name] = term
+                    found.setdefault(wire.number, {})[name] = term
                     break
         by_number, last = {wire.number: wire for wire in wires}, -1
         for number, terms in sorted(found.items()):
@@ -524,9 +509,9 @@ class _Proofs:
 
     def _seen(self, lines: Mapping[str, Term]) -> Sequence[Term]:
         """Return of equal lines those that others read."""
-        graph = self.stage.graph
-        seen = {value for value in graph.outputs.values() if isinstance(value, str)}
-        for line in graph.lines:
+        outputs = self.stage.graph.outputs.values()
+        seen = {*self.formula.rests, *(value for value in outputs if isinstance(value, str))}
+        for line in self.lines:
             if line.name not in lines:
                 seen.update(arg for arg in line.args if isinstance(arg, str))
         return list({term.text: term for name, term in lines.items() if name in seen}.values())
@@ -563,14 +548,6 @@ def _integer(term: Term) -> str:
     """Return a bit vector as a number with a sign."""
     sign = f"(bvslt {term.text} {literal(0, term.bits)})"
     return f"(- (bv2int {term.text}) (ite {sign} {1 << term.bits} 0))"
-
-
-def _label(case: Case | None) -> str:
-    return "" if case is None else f"_{case.value}"
-
-
-def _words(case: Case | None) -> str:
-    return "" if case is None else f" where a quotient is {case.value}"
 
 
 def _same(one: Samples, other: Samples) -> bool:

@@ -51,6 +51,16 @@ class Truth:
 
 
 @dataclass(frozen=True)
+class _Quotient:
+    """Quotient rounded down and held between bounds, not yet among the definitions."""
+
+    value: Term
+    by: Term
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
 class Product:
     """Product of two numbers."""
 
@@ -58,14 +68,16 @@ class Product:
     other: Term
     term: Term
 
-    def exact(self) -> str:
-        """Return its definition."""
+    @property
+    def whole(self) -> list[str]:
+        """Its definition."""
         bits = self.term.bits
         factors = f"{resized(self.one, bits)} {resized(self.other, bits)}"
-        return str(_Definition(self.term, f"(bvmul {factors})"))
+        return [defined(self.term, f"(bvmul {factors})")]
 
+    @property
     def free(self) -> list[str]:
-        """Return what declares it, and what holds of it: its range, its sign by its factors'."""
+        """Declaration and conditions: its range, and its sign by those of its factors."""
         result, zero = self.term, literal(0, self.term.bits)
         conditions = []
         for first in ("bvsle", "bvsge"):
@@ -76,45 +88,15 @@ class Product:
                     f"({second} {self.other.text} {literal(0, self.other.bits)})) "
                     f"({sign} {result.text} {zero}))"
                 )
-        return [declared(result), *within(result), *(f"(assert {each})" for each in conditions)]
+        return [*declared(result), *(f"(assert {each})" for each in conditions)]
 
 
 @dataclass(frozen=True)
-class _Definition:
-    """Definition of a number."""
+class _Entry:
+    """Lines that define a number, or a truth value."""
 
-    term: Term
-    expression: str
-
-    def __str__(self) -> str:
-        return f"(define-fun {self.term.text} () (_ BitVec {self.term.bits}) {self.expression})"
-
-
-@dataclass(frozen=True)
-class FewQuotients:
-    """Quotient that has few values: for each but the least, whether so many divisors fit."""
-
-    term: Term
-    fitting: tuple[Truth, ...]
-
-
-@dataclass(frozen=True)
-class Case:
-    """Case of a quotient: one value."""
-
-    few: FewQuotients
-    value: int
-
-    def text(self) -> list[str]:
-        """Return what defines the quotient, and when it has this value."""
-        place, term = self.value - self.few.term.low, self.few.term
-        number = literal(self.value, term.bits)
-        lines = [f"(define-fun {term.text} () (_ BitVec {term.bits}) {number})"]
-        if place > 0:
-            lines.append(f"(assert {self.few.fitting[place - 1].text})")
-        if place < len(self.few.fitting):
-            lines.append(f"(assert (not {self.few.fitting[place].text}))")
-        return lines
+    term: Term | Truth
+    whole: list[str]
 
 
 @dataclass(frozen=True)
@@ -150,12 +132,11 @@ class StepFormula:
 
     def __init__(self, stage: Pointwise, reads: Mapping[str, Read], single: bool) -> None:
         self.stage, self.single = stage, single
-        self.entries: list[str | _Definition | Product] = []
+        self.entries: list[_Entry | Product] = []
         self.products: list[Product] = []
-        self.values: dict[str, Term | Truth] = {}
+        self.values: dict[str, Term | Truth | _Quotient] = {}
         self.powers: dict[str, Sequence[int]] = {}
-        self.quotients: dict[str, _Quotient] = {}
-        self.few: list[FewQuotients] = []
+        self.rests: dict[str, Term] = {}  # of long divisions, bit by bit
         self._known: dict[tuple[str, str], Term] = {}
         for name, read in reads.items():
             if read.truth:
@@ -165,35 +146,24 @@ class StepFormula:
             self.values[name] = self.defined(read.text, term)
             self.powers[self.values[name].text] = read.powers
         for line in stage.graph.lines:
-            bounded = self.bounded_quotient(line)
-            if bounded is not None:
-                self.quotients[line.name] = bounded
-                continue
-            self.values[line.name] = self.line(line)
+            self.values[line.name] = self.bounded(line) or self.line(line)
         outputs = {name: stage.graph.outputs[name] for name in stage.writes}
         self.outputs = {name: self.value(each) for name, each in outputs.items()}
 
-    def text(self, cuts: Mapping[str, str], case: Case | None = None) -> str:
+    def text(self, cuts: Mapping[str, tuple[str, Sequence[str]]]) -> str:
         """Return the definitions.
 
-        Args:
-            cuts: of the numbers that may be cut out, names by which the line of the definition, and
-                those for any number within its range, are marked (``if_cut``, ``if_whole``).
-            case: of a quotient.
+        Of a number that may be cut out, ``cuts`` has the name of the cut and the lines in place of
+        its definition. Both are marked (``if_cut``, ``if_whole``).
         """
         lines = []
         for each in self.entries:
-            term = None if isinstance(each, str) else each.term
-            if term and case and term.text == case.few.term.text:
-                lines += case.text()
-            elif term and term.text in cuts:
-                name = cuts[term.text]
-                free = [declared(term), *within(term)]
-                free = each.free() if isinstance(each, Product) else free
-                whole = each.exact() if isinstance(each, Product) else str(each)
-                lines += [if_whole(name, whole), *(if_cut(name, line) for line in free)]
+            if each.term.text in cuts:
+                name, instead = cuts[each.term.text]
+                lines += [if_whole(name, line) for line in each.whole]
+                lines += [if_cut(name, line) for line in instead]
             else:
-                lines.append(each.exact() if isinstance(each, Product) else str(each))
+                lines += each.whole
         return "\n".join(lines)
 
     # Values
@@ -201,9 +171,9 @@ class StepFormula:
     def value(self, value: Value) -> Term | Truth:
         """Return what stands for a value of the graph."""
         if isinstance(value, str):
-            if value not in self.values:
-                self.values[value] = self.bounded(self.quotients[value])
-            return self.values[value]
+            if isinstance(found := self.values[value], _Quotient):
+                found = self.values[value] = self.divided(found)
+            return found
         if isinstance(value, bool):
             return Truth(str(value).lower(), np.array([value], dtype=object))
         number = float(np.float32(value)) if self.single else float(value)
@@ -215,14 +185,15 @@ class StepFormula:
         if like.low == like.high:
             return constant(like.low, like.point)
         term = replace(like, text=f"g{len(self.entries)}")
-        self.entries.append(_Definition(term, expression))
+        self.entries.append(_Entry(term, [defined(term, expression)]))
         return term
 
     def truth(self, expression: str, samples: Samples) -> Truth:
         """Append the definition of a truth value."""
         name = f"g{len(self.entries)}"
-        self.entries.append(f"(define-fun {name} () Bool {expression})")
-        return Truth(name, samples)
+        found = Truth(name, samples)
+        self.entries.append(_Entry(found, [f"(define-fun {name} () Bool {expression})"]))
+        return found
 
     def computed(
         self, op: str, args: Sequence[Term], low: int, high: int, samples: Samples, point: int
@@ -361,77 +332,60 @@ class StepFormula:
         wrong = self.truth(f"(and {tie.text} {odd.text})", tie.samples & odd.samples)
         return self.chosen(wrong, self.summed("add", [up, constant(-1)], _NO_LINE), up)
 
-    def bounded_quotient(self, line: Line) -> _Quotient | None:
-        """Return a quotient rounded down, or its larger or smaller one of a number, as one."""
-        names = [arg for arg in line.args if isinstance(arg, str)]
-        if line.op == "floor" and names:
-            term = self.value(names[0])
-            if isinstance(term, Term) and term.divisor is not None and term.divisor.low > 0:
-                by = term.divisor
-                return _Quotient(term, by, term.low // by.low, term.high // by.low)
-        if line.op not in ("min", "max") or len(names) != 1 or names[0] not in self.quotients:
-            return None
-        quotient = self.quotients[names[0]]
-        bound = next(arg for arg in line.args if not isinstance(arg, str))
-        if bound != int(bound):
-            return None
-        if line.op == "max":
-            found = replace(quotient, low=max(quotient.low, int(bound)))
-        else:
-            found = replace(quotient, high=min(quotient.high, int(bound)))
-        return found if found.low <= found.high else None
-
-    def bounded(self, quotient: _Quotient) -> Term:
-        """Append a quotient within bounds: the largest one that fits, where there are few."""
-        value, by, low, high = quotient.value, quotient.by, quotient.low, quotient.high
-        power = by.low == by.high and by.low & (by.low - 1) == 0
-        if power or low >= high or high - low > _MOST_QUOTIENTS:
-            found = self.quotient("floor", value, by)
-            for op, end in (("max", low), ("min", high)):
-                found = self.summed(op, [found, constant(end)], _NO_LINE)
-            return found
-        samples = np.clip(value.samples // by.samples, low, high)
-        dividend, found, fitting = replace(value, divisor=None), constant(low), []
-        for number in range(low + 1, high + 1):
-            multiple = by
-            for place in reversed(range(max(number.bit_length() - 1, 0))):
-                multiple = self.plain_shift(multiple, 1)
-                if number >> place & 1:
-                    multiple = self.summed("add", [multiple, by], _NO_LINE)
-            fits = self.compared("ge", [dividend, multiple])
-            fitting.append(fits)
-            found = self.chosen(fits, constant(number), found)
-        found = replace(found, samples=samples)
-        self.few.append(FewQuotients(found, tuple(fitting)))
-        return found
-
-    def plain_shift(self, term: Term, k: int) -> Term:
-        """Append a number times ``2^k``."""
-        return replace(self.shifted(term, k), point=term.point)
-
     def quotient(self, op: str, value: Term, by: Term) -> Term:
-        """Append a quotient, rounded down or towards zero, by way of one that is not negative."""
+        """Append a quotient, rounded down or towards zero."""
         if op not in ("floor", "trunc") or by.low <= 0:
             raise ValueError(f"{self.stage.path} computes with a quotient that is not rounded.")
+        value = replace(value, divisor=None)
         if by.low == by.high and (by.low & (by.low - 1)) == 0:
-            return self.rounded(op, replace(value, divisor=None, point=by.low.bit_length() - 1))
+            return self.rounded(op, replace(value, point=by.low.bit_length() - 1))
+        if op == "floor" or value.low >= 0:
+            return self.divided(_quotient(value, by))
+        negative = self.compared("lt", [value, constant(0)])
+        found = self.divided(_quotient(self.summed("abs", [value], _NO_LINE), by))
+        return self.chosen(negative, self.negative(found), found)
+
+    def bounded(self, line: Line) -> _Quotient | None:
+        """Return a quotient rounded down, or a bound of one, which then needs fewer bits."""
+        names = [arg for arg in line.args if isinstance(arg, str)]
+        found = self.values[names[0]] if len(names) == 1 else None
+        if line.op == "floor" and isinstance(found, Term) and found.divisor is not None:
+            by = found.divisor
+            simple = by.low <= 0 or (by.low == by.high and by.low & (by.low - 1) == 0)
+            return None if simple else _quotient(replace(found, divisor=None), by)
+        if line.op not in ("min", "max") or not isinstance(found, _Quotient):
+            return None
+        (bound,) = (float(arg) for arg in line.args if not isinstance(arg, str))
+        low = max(found.low, int(bound)) if line.op == "max" else found.low
+        high = min(found.high, int(bound)) if line.op == "min" else found.high
+        return replace(found, low=low, high=high) if bound.is_integer() and low <= high else None
+
+    def divided(self, quotient: _Quotient) -> Term:
+        """Append a long division: of ``k`` bits it is at most ``2^k - 1``."""
+        value, by = quotient.value, quotient.by
 
         def flip(term: Term) -> Term:  # rounded down, the quotient of -1 - x is -1 less that of x
-            down = op == "floor"
-            return (
-                self.summed("sub", [constant(-1), term], _NO_LINE) if down else self.negative(term)
-            )
+            return self.summed("sub", [constant(-1), term], _NO_LINE)
 
         negative = self.compared("lt", [value, constant(0)])
-        inner = self.chosen(negative, flip(value), value)
-        inner = self.narrowed(inner, 0, max(abs(value.low), value.high))
-        samples = inner.samples // by.samples
-        found = self.computed("bvudiv", [inner, by], 0, inner.high // by.low, samples, 0)
-        found = self.chosen(negative, flip(found), found)
-        if op == "floor":
-            return self.narrowed(found, value.low // by.low, value.high // by.low)
-        ends = [_towards_zero(e, d) for e in (value.low, value.high) for d in (by.low, by.high)]
-        return self.narrowed(found, min(ends), max(ends))
+        other, bits = constant(0), quotient.high.bit_length()
+        if quotient.low < 0:
+            other, bits = flip(value), max(bits, (-quotient.low - 1).bit_length())
+        rest = self.narrowed(self.chosen(negative, other, value), 0, max(other.high, value.high))
+        found = constant(0)
+        for place in reversed(range(bits)):
+            multiple = replace(self.shifted(by, place), point=0)
+            fits = self.compared("ge", [rest, multiple])
+            less = self.summed("sub", [rest, multiple], _NO_LINE)
+            rest = self.narrowed(self.chosen(fits, less, rest), 0, rest.high)
+            self.rests[rest.text] = rest
+            bit = self.chosen(fits, constant(1 << place), constant(0))
+            found = self.summed("add", [found, bit], _NO_LINE)
+        if quotient.low < 0:
+            found = self.chosen(negative, flip(found), found)
+        for op, end in (("max", quotient.low), ("min", quotient.high)):
+            found = self.summed(op, [found, constant(end)], _NO_LINE)
+        return found
 
     # Products
 
@@ -481,17 +435,11 @@ class StepFormula:
         return term
 
 
-@dataclass(frozen=True)
-class _Quotient:
-    """Quotient rounded down, and not below or above bounds."""
-
-    value: Term
-    by: Term
-    low: int
-    high: int
+def _quotient(value: Term, by: Term) -> _Quotient:
+    ends = [end // divisor for end in (value.low, value.high) for divisor in (by.low, by.high)]
+    return _Quotient(value, by, min(ends), max(ends))
 
 
-_MOST_QUOTIENTS = 64  # that are compared one by one
 _NO_LINE = Line("", "", ())
 _LOGIC: Mapping[str, tuple[str, Callable[..., Samples]]] = {
     "and": ("and", np.logical_and),
@@ -529,9 +477,14 @@ def literal(value: int, bits: int) -> str:
     return f"(_ bv{value % (1 << bits)} {bits})"
 
 
-def declared(term: Term) -> str:
-    """Return the declaration of a number."""
-    return f"(declare-const {term.text} (_ BitVec {term.bits}))"
+def defined(term: Term, expression: str) -> str:
+    """Return the definition of a number."""
+    return f"(define-fun {term.text} () (_ BitVec {term.bits}) {expression})"
+
+
+def declared(term: Term) -> list[str]:
+    """Return the declaration of any number of a range."""
+    return [f"(declare-const {term.text} (_ BitVec {term.bits}))", *within(term)]
 
 
 def inside(term: Term, low: int, high: int) -> list[str]:

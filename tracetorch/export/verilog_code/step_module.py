@@ -16,15 +16,7 @@ from tracetorch.export.verilog_code.words import Word, word_between
 
 
 def step_module(name: str, circuit: Circuit) -> str:
-    """Return the text of a module.
-
-    Args:
-        name: of the module.
-        circuit: what it computes.
-
-    Raises:
-        ValueError: the name is no identifier.
-    """
+    """Return the text of a module."""
     if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) is None:
         raise ValueError(f"{name!r} is no name of a module: give letters, digits and _.")
     return f"module {name} (\n{step_text(circuit)}endmodule\n"

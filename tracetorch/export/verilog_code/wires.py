@@ -118,13 +118,7 @@ Rule: TypeAlias = "Callable[[Wires, tuple[Wire, ...], int], Wire | None]"
 
 @dataclass
 class Wires:
-    """Append wires: equal operations are one wire, and rules make smaller ones of some.
-
-    Args:
-        rules: of each operation, tried in order; each returns an equal wire, or ``None``.
-        wires: those appended so far, in order.
-        known: the wire of each operation, by operation and operands.
-    """
+    """Append wires: equal operations are one wire, and rules make smaller ones of some."""
 
     rules: Mapping[str, Sequence[Rule]]
     wires: list[Wire] = field(default_factory=list)

@@ -41,12 +41,7 @@ class Target:
 
 
 class Emitter(ABC):
-    """Print a kernel: a child says how its language declares, loads, stores, and loops.
-
-    Args:
-        kernel: the kernel; what nothing reads is not printed.
-        target: the language.
-    """
+    """Print a kernel: a child says how its language declares, loads, stores, and loops."""
 
     def __init__(self, kernel: ir.Kernel, target: Target) -> None:
         self.kernel = without_dead_lines(kernel)
@@ -68,11 +63,7 @@ class Emitter(ABC):
 
     @contextmanager
     def indent(self, header: str | None = None) -> Iterator[None]:
-        """Indent the lines that are appended inside the ``with`` block.
-
-        Args:
-            header: line that opens the block, at the outer indentation; default none.
-        """
+        """Indent the lines that are appended inside the ``with`` block."""
         if header is not None:
             self.line(header)
         opened = len(self._lines)

@@ -166,14 +166,7 @@ LIBRARY = {
 
 
 def vector_function(op: str, real: str, width: int, name: str) -> tuple[list[str], set[str]]:
-    """Return the lines of a function on vectors, and the declarations that they need.
-
-    Args:
-        op: the operation.
-        real: ``"float"`` or ``"double"``.
-        width: lanes; 1 for a scalar.
-        name: of the function.
-    """
+    """Return the lines of a function on vectors, and the declarations that they need."""
     w, vector = Writer(), f"<{width} x {real}>"
     operands = [Value(w, f"%x{i}", vector) for i in range(LIBRARY[op])]
     if real == "float" and op in VECTOR_FUNCTIONS:

@@ -122,14 +122,7 @@ def _is_dense(values: Array, count: Value, narrow: int) -> Value:
 
 @dataclass(frozen=True)
 class _Sums:
-    """The sums of a panel, from the target and back to it.
-
-    Args:
-        size: of a row.
-        low: the first column.
-        overwrites: whether they begin with zero.
-        panel: columns.
-    """
+    """The sums of a panel, from the target and back to it."""
 
     size: Value
     low: Value

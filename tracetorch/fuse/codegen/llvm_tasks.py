@@ -59,11 +59,7 @@ def task_entry(name: str, arguments: int, scratch: bool) -> list[str]:
 
 
 def serial_entry(name: str, arguments: int, scratch: bool) -> list[str]:
-    """Return the lines of a function of the address of a block, which does one task of all lanes.
-
-    Raises:
-        ValueError: the kernel has scratch, which it does not get.
-    """
+    """Return the lines of a function of a block's address, which does one task of all lanes."""
     if scratch:
         raise ValueError(f"{name} needs scratch, which it does not get where it runs alone.")
     lines = [f"define void @{name}(ptr %a) {{", "  call void @task(ptr %a, ptr null, i64 0)"]
@@ -85,9 +81,6 @@ class TaskWriter(Writer):
 
     Arguments are declared in the order in which the caller gives them; scratch comes behind them,
     and then, as one more argument each, where in it an array begins.
-
-    Args:
-        name: of the kernel.
     """
 
     def __init__(self, name: str) -> None:

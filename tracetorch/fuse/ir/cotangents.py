@@ -74,10 +74,6 @@ def without_absent(
 ) -> tuple[Graph, dict[str, Presence]]:
     """Return a graph in which absent cotangents add nothing, and the inputs that say when.
 
-    Args:
-        graph: gradients of one step.
-        presence: of each cotangent, which is 0 where it is absent.
-
     Returns:
         A graph whose outputs are 0 where they are absent, and its further inputs: truth values,
         each with the presence that it stands for.

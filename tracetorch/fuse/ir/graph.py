@@ -92,13 +92,7 @@ class Graph:
 
 @dataclass
 class Builder:
-    """Append lines to a graph; the same operation on the same values gives one line.
-
-    Args:
-        lines: those appended so far, in order.
-        names: the name of each line, by operation and arguments.
-        booleans: the names of those lines that are booleans.
-    """
+    """Append lines to a graph; the same operation on the same values gives one line."""
 
     lines: list[Line] = field(default_factory=list)
     names: dict[tuple[object, ...], str] = field(default_factory=dict)

@@ -128,11 +128,6 @@ def weighted_sums(rows: Tensor, bias: Tensor | None, source: Interval) -> tuple[
     """Return the interval of sums of weights times values, and that of all on the way to them.
 
     The second is that of a register in which they are added up, in whatever order.
-
-    Args:
-        rows: weights ``[outputs, ...]``, integers; a value that is left out, as in a padding, is 0.
-        bias: of each output.
-        source: of the values.
     """
     rows = rows.detach().flatten(1).double()
     added = rows.new_zeros(len(rows)) if bias is None else bias.detach().double()

@@ -186,11 +186,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return lane
 
     def graph(self, results: Mapping[str, Tensor | None]) -> Graph:
-        """Return the graph that computes ``results``; ``None`` is zero.
-
-        Raises:
-            Unfusable: a result depends on an operation that a kernel cannot do.
-        """
+        """Return the graph that computes ``results``; ``None`` is zero."""
         outputs: dict[str, Value] = {}
         for name, result in results.items():
             if isinstance(result, Tensor) and not isinstance(result, _Lane):
@@ -360,11 +356,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return _Lane(made, _Memory(value, made.numel()), place, self.device)
 
     def _join(self, shape: torch.Size, places: list[Tensor | None]) -> Tensor | None:
-        """Return the coordinates of what is computed of values at some places.
-
-        Raises:
-            _Misplaced: they disagree.
-        """
+        """Return the coordinates of what is computed of values at some places."""
         different = {id(place): place for place in places if place is not None}
         if not different:
             return None

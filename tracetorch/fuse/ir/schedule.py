@@ -41,15 +41,7 @@ LANES, NEURONS = Extent.LANES, Extent.NEURONS
 
 
 class _Writer:
-    """Write the parts that the kernels of a plan share.
-
-    Args:
-        name: of the kernel.
-        title: what it does.
-        plan: the plan.
-        graphs: what it computes.
-        sizes: names of its sizes behind those of time.
-    """
+    """Write the parts that the kernels of a plan share."""
 
     def __init__(
         self, name: str, title: str, plan: Plan, graphs: Sequence[Graph], *sizes: str

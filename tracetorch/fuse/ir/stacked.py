@@ -21,11 +21,7 @@ _MOST_ADDED = 4
 
 
 class Stacked(TorchFunctionMode):
-    """Replace reductions over the dimension of a stack, while the mode is active.
-
-    Args:
-        sizes: those of the input, which a parameter may not have.
-    """
+    """Replace reductions over the dimension of a stack, while the mode is active."""
 
     def __init__(self, sizes: torch.Size) -> None:
         super().__init__()

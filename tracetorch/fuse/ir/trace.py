@@ -93,12 +93,7 @@ class Program:
         return self.graph.select(["output", *(f"next_{name}" for name in self.states)])
 
     def backward(self, inputs: Sequence[str], params: Sequence[str]) -> Graph:
-        """Return the graph of the gradients of the states, and of some inputs and parameters.
-
-        Args:
-            inputs: the inputs whose gradients are needed.
-            params: the parameters whose gradients are needed.
-        """
+        """Return the graph of the gradients of the states, and of some inputs and parameters."""
         names = [f"d_{name}" for name in inputs]
         names += [f"d_s_{name}" for name in self.states]
         return self.graph.select(names + [f"d_p_{name}" for name in params])

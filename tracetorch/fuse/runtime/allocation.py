@@ -101,11 +101,7 @@ def cache_size() -> int:
 
 
 def address(tensor: Tensor, dtype: torch.dtype) -> int:
-    """Return the address of what a kernel reads as values of ``dtype``.
-
-    Raises:
-        TypeError: the tensor has other values, or is not on the CPU.
-    """
+    """Return the address of what a kernel reads as values of ``dtype``."""
     if tensor.dtype is not dtype or not tensor.is_cpu:
         raise wrong_memory(tensor, dtype)
     return tensor.data_ptr()

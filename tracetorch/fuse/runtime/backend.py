@@ -42,11 +42,7 @@ class Backend(abc.ABC):
         """Return the type of the devices whose tensors its kernels read."""
 
     def unavailable_reason(self, device: torch.device | None = None) -> str | None:
-        """Return why it cannot run here, or ``None``.
-
-        Args:
-            device: of the input; without it, on this machine.
-        """
+        """Return why it cannot run here, or ``None``."""
         if device is not None:
             wanted = self.device_type()
             if device.type != wanted:

@@ -44,11 +44,7 @@ def folder() -> Path:
 
 
 def limit() -> float:
-    """Return the most bytes in the folder: ``TRACETORCH_CACHE_LIMIT`` in megabytes, or 512 MB.
-
-    Raises:
-        ValueError: it is set to anything but a number of at least 0; ``inf`` is one.
-    """
+    """Return the most bytes in the folder: ``TRACETORCH_CACHE_LIMIT`` in megabytes, or 512 MB."""
     configured = os.environ.get("TRACETORCH_CACHE_LIMIT") or "512"
     try:
         megabytes = float(configured)

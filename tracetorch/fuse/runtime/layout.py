@@ -67,11 +67,7 @@ class Layout(NamedTuple):
 
 
 def layout_of(x: Tensor, dim: int) -> Layout:
-    """Return the layout of ``x``, whose neurons are at ``dim``, counted from the end.
-
-    Raises:
-        ValueError: there are more steps than the verifier of kernels takes for possible.
-    """
+    """Return the layout of ``x``, whose neurons are at ``dim``, counted from the end."""
     if x.shape[0] > LARGEST:
         raise ValueError(
             f"a compiled time loop takes at most {LARGEST} steps, got {x.shape[0]}. Split the "

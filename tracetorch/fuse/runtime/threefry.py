@@ -30,10 +30,6 @@ _WIDTH = 16  # lanes that are computed at a time
 def threefry(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Return two words of 32 random bits for each key and counter.
 
-    Args:
-        key: two words of 32 bits, as int64.
-        counter: two words of 32 bits, as int64.
-
     Example:
         >>> zero = torch.tensor(0)
         >>> [hex(int(word)) for word in threefry((zero, zero), (zero, zero))]

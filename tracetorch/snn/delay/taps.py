@@ -21,11 +21,6 @@ def hat(distance: Tensor) -> Tensor:
 def taps(delay: Tensor, max_delay: int, sigma: float) -> Tensor:
     """Return the weights of all steps, ``[max_delay + 1, ...]``, the oldest first.
 
-    Args:
-        delay: in steps.
-        max_delay: the largest delay.
-        sigma: the width of a Gaussian, or 0 for linear interpolation.
-
     Example:
         >>> taps(torch.tensor([0.25, 2.0]), 2, 0.0)
         tensor([[0.0000, 1.0000],
