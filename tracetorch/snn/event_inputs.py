@@ -46,7 +46,8 @@ class EventInput:
     Args:
         events: integers ``[n, 3]``, the step, the sample and the neuron of each, in any order; or a
             list with a tensor for each step, of samples and neurons ``[n, 2]``.
-        values: what arrives, ``[n]`` in the order of the events, or one number for all.
+        values: what arrives, ``[n]`` in the order of the events, or one number for all. A gradient
+            goes back to a tensor that requires one.
 
     Raises:
         TypeError: events are not integers, or values not floats.
@@ -69,8 +70,6 @@ class EventInput:
         if isinstance(values, Tensor):
             if not values.is_floating_point():
                 raise TypeError(f"values must be floats, got {values.dtype}. Convert: .float().")
-            if values.requires_grad:
-                raise ValueError("no gradient goes back to values: give values.detach().")
             if values.shape not in ((), (len(listed),)):
                 raise ValueError(
                     f"values must be one number, or [{len(listed)}], one for each event, got shape "
@@ -83,7 +82,7 @@ class EventInput:
         listed = listed.detach().long().cpu()
         order = listed[:, 0].argsort(stable=True)
         self.events = listed[order]
-        self.values = values.detach().cpu().expand(len(order))[order]
+        self.values = values.cpu().expand(len(order))[order]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.events)} events)"

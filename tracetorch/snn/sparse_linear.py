@@ -20,7 +20,7 @@ from tracetorch.core.checks import check_count, check_flag, check_integer, check
 from tracetorch.core.double_backward import explain_double_backward
 from tracetorch.core.hooks import hooked_weights
 from tracetorch.core.torch_private import is_readable, is_tracing, unsafe_view, version_of
-from tracetorch.fuse.runtime.sparse_recurrence import Edges
+from tracetorch.fuse.runtime.sparse_recurrence import Edges, Layout
 from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.passes import current_pass
 from tracetorch.snn.restarts import Restarts
@@ -312,14 +312,14 @@ class SparseLinear(SequenceLayer):
         plan: EdgePlan = known[1]
         return plan
 
-    def edges_by_chunk(self, chunks: int, per_chunk: int) -> Edges:
+    def edges_by_chunk(self, layout: Layout) -> Edges:
         """Return the edges sorted by source and then by chunk of targets, as a loop reads them."""
-        plan = self.plan
+        plan, key = self.plan, (layout.sizes, layout.inner, layout.chunks)
         known = self.__dict__.get("_known_edges")
-        if known is None or known[0] is not plan or known[1][4:6] != (chunks, per_chunk):
-            found = edges_by_chunk(plan, self.delay, chunks, per_chunk)
-            known = self.__dict__["_known_edges"] = plan, found
-        edges: Edges = known[1]
+        if known is None or known[0] is not plan or known[1] != key:
+            known = plan, key, edges_by_chunk(plan, self.delay, layout)
+            self.__dict__["_known_edges"] = known
+        edges: Edges = known[2]
         return edges
 
     @property
