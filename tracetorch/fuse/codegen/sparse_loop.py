@@ -369,6 +369,8 @@ class _Ring:
 
     def __init__(self, loop: _Loop, values: Array, marks: Array) -> None:
         self.loop, self.values, self.marks = loop, values, marks
+        # with samples side by side something has come to nearly all
+        self.has_marks = loop.inner == 1
 
     def row(self, group: Value, step: Value) -> Value:
         return group * self.loop["ring"] + step % self.loop["ring"]
@@ -377,7 +379,8 @@ class _Ring:
         lane, inner = target * self.loop.inner, self.loop.inner
         place = row * self.loop["size"] + lane
         self.values.store(place, self.values.vector(place, inner) + value)
-        self.marks[row * self.loop["words"] + lane // BITS] = 1
+        if self.has_marks:
+            self.marks[row * self.loop["words"] + lane // BITS] = 1
 
     def empty(
         self,
@@ -392,7 +395,7 @@ class _Ring:
         marks = self.marks.at(row * self.loop["words"] + tile.low // BITS)
         with k.loop(0, tile.count, step=BITS) as block:
             mark, left = marks.at(block.index // BITS), tile.count - block.index
-            is_marked = mark[0].differs(0)
+            is_marked = mark[0].differs(0) if self.has_marks else k.literal(True, "i1")
             for lanes, condition in ((BITS, left >= BITS), (LANES, left < BITS)):
                 with k.when(condition ^ is_marked & condition):
                     self._write((block.index, left, lanes), None, (bias, target), given)

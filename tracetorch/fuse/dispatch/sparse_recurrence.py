@@ -34,6 +34,7 @@ from tracetorch.fuse.runtime.sparse_recurrence import (
     Rows,
     Sequences,
     Wanted,
+    all_spikes_of,
     events_of,
     spikes_of,
 )
@@ -120,27 +121,21 @@ def _run(
     plans: Sequence[RecurrentPlan],
     given: Tensor | None,
 ) -> tuple[list[Tensor], list[list[Tensor]]]:
-    """Return the results of a call, by sample and neuron, and the final states of each kind."""
-    first = layout.enter(loop.first.reshape(len(loop.first), layout.samples, -1))
-    tensors: list[Tensor] = []
-    for i, kind in enumerate(loop.kinds):
-        one, size = layout.of(i), layout.sizes[i]
-        tensors += [one.enter(state.reshape(layout.samples, size)) for state in kind.active]
+    """Return the results of a call, and the final states of each kind, as they are given."""
+    rows = len(loop.first), layout.samples, -1
+    tensors = [s.reshape(layout.samples, -1) for kind in loop.kinds for s in kind.active]
     for plan, kind in zip(plans, loop.kinds, strict=True):
         tensors += plan.program.tensors(kind.kwargs)
     node = _Node(tuple(plans), loop.edges(layout), layout, call)
-    results = _Loop.apply(node, given, first, loop.weight, loop.bias, *tensors)  # type: ignore[no-untyped-call]
-    found, left = list(results[: call.results]), iter(results[call.results :])
-    shape = loop.first.shape[1:-1]
-    ends = []
-    for i, kind in enumerate(loop.kinds):
-        each = [layout.of(i).leave(next(left)) for _ in kind.active]
-        ends.append([_shaped(end, (*shape, layout.sizes[i])) for end in each])
-    return found, ends
+    results = _Loop.apply(  # type: ignore[no-untyped-call]
+        node, given, loop.first.reshape(rows), loop.weight, loop.bias, *tensors
+    )
+    found, ends = list(results[: call.results]), iter(results[call.results :])
+    return found, [[_like(state, next(ends)) for state in kind.active] for kind in loop.kinds]
 
 
-def _shaped(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return tensor if tensor.shape == shape else unsafe_view(tensor, shape)
+def _like(given: Tensor, result: Tensor) -> Tensor:
+    return result if result.shape == given.shape else unsafe_view(result, given.shape)
 
 
 def run_sparse_recurrence(
@@ -166,15 +161,29 @@ def run_sparse_recurrence(
     if plans is None:
         return None
     layout = Layout.beside(loop.sizes, x[0, ..., 0].numel())
-    entered = layout.enter(x.reshape(len(x), layout.samples, -1))
-    results, ends = _run(loop, _Tensors(len(x)), layout, plans, entered)
-    output, last = (layout.leave(each) for each in results)
-    return _shaped(output, x.shape), _shaped(last, x.shape[1:]), ends
+    rows = x.reshape(len(x), layout.samples, -1)
+    (output, last), ends = _run(loop, _Tensors(len(x)), layout, plans, rows)
+    return _like(x, output), _like(x[0], last), ends
 
 
-def _sequence(values: Tensor | None) -> Sequences:
-    """Return what gives a part of a sequence ``[T, groups, lanes]``."""
-    return lambda begin, end: Part(None if values is None else values[begin:end])
+def _sequence(layout: Layout, values: Tensor | None, lanes: Tensor | None = None) -> Sequences:
+    """Return what gives a part of a sequence ``[T, samples, neurons]``, by lane.
+
+    ``lanes`` is memory for all of it.
+    """
+
+    def part(begin: int, end: int) -> Part:
+        if values is None:
+            return Part()
+        some, row = values[begin:end], (layout.groups, layout.lanes)
+        if layout.is_plain:
+            return Part(some)
+        if not any(some.stride()):
+            return Part(some[:, :1, :1].expand(-1, *row))
+        here = large_empty((end - begin, *row), some.dtype) if lanes is None else lanes[begin:end]
+        return Part(layout.enter(some, here))
+
+    return part
 
 
 class _Node(NamedTuple):
@@ -292,7 +301,7 @@ class _Loop(torch.autograd.Function):
 
 
 class _Tensors(NamedTuple):
-    """A call that takes and returns tensors of all steps, by lane."""
+    """A call that takes and returns tensors of all steps."""
 
     steps: int
     results = 2
@@ -302,31 +311,44 @@ class _Tensors(NamedTuple):
         self, loop: Loop, given: Tensor | None, first: Tensor, states: Sequence[Tensor], keep: bool
     ) -> tuple[list[Tensor], Tensor | None, list[Tensor], Kept]:
         """Return results, what is kept besides, final states, and what is kept."""
-        output = large_empty((self.steps, *loop.row), loop.dtype)
+        layout = loop.layout
+        output = large_empty((self.steps, layout.samples, sum(layout.sizes)), loop.dtype)
         # in the place of the input, so that no edge is visited again
-        drive = large_empty(output.shape, loop.dtype) if keep else None
-        where: dict[str, Tensor | None] = {"output": output, "drive": drive}
-        given_parts = _sequence(given)
-        ends, kept = sparse_recurrence.forward(loop, given_parts, first, states, keep=keep, **where)
+        drive = large_empty((self.steps, *loop.row), loop.dtype) if keep else None
+
+        def seen(begin: int, bits: Tensor) -> None:
+            if not layout.is_plain:
+                all_spikes_of(layout, bits, output[begin : begin + len(bits)])
+
+        ends, kept = sparse_recurrence.forward(
+            loop,
+            _sequence(layout, given, drive),
+            first,
+            states,
+            output=output if layout.is_plain else None,
+            drive=drive,
+            keep=keep,
+            seen=seen,
+        )
         return [output, output[-1].clone()], drive, ends, kept
 
     def back(self, loop: Loop, past: _Past, grads: _Grads, wanted: Wanted) -> _Back:
         """Return the gradient of the input, and the others."""
         (output, last), ends = grads
-        given = large_empty((self.steps, *loop.row), loop.dtype) if past.wants_given else None
+        layout = loop.layout
+        given = large_empty((self.steps, layout.samples, sum(layout.sizes)), loop.dtype)
 
         def seen(begin: int, part: Tensor) -> None:
-            if given is not None:
-                given[begin : begin + len(part)] = part
+            if past.wants_given:
+                layout.leave(part, given[begin : begin + len(part)])
 
-        newest = None if last is None else last.unsqueeze(0)
-        outgoing = _with_last(_sequence(output), newest, self.steps)
-        back = outgoing, ends
-        kept, drive = past.kept, past.drive
+        newest = None if last is None else layout.enter(last.unsqueeze(0))
+        outgoing = _with_last(_sequence(layout, output), newest, self.steps)
+        nothing, back = _sequence(layout, None), (outgoing, ends)
         found = sparse_recurrence.backward(
-            loop, _sequence(None), kept, back, wanted, drive=drive, seen=seen
+            loop, nothing, past.kept, back, wanted, drive=past.drive, seen=seen
         )
-        return given, found
+        return given if past.wants_given else None, found
 
 
 def _with_last(outputs: Sequences, last: Tensor | None, steps: int) -> Sequences:

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from tracetorch.fuse.codegen import sparse_loop
 from tracetorch.fuse.codegen.llvm_kernel import Printed, print_kernel
@@ -133,31 +132,41 @@ class Layout:
             rows += [(min(TILE, lanes - low), i) for low in range(0, lanes, TILE)]
         return torch.tensor(rows, dtype=torch.int64, device="cpu")
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether values lie as they are given."""
+        return self.inner == len(self.sizes) == 1
+
     def of(self, population: int) -> Layout:
         """Return the layout of a population by itself."""
         return Layout(self.sizes[population : population + 1], self.samples, self.inner)
 
-    def enter(self, values: Tensor) -> Tensor:
-        """Return values ``[..., samples, neurons]`` by lane, ``[..., groups, lanes]``."""
-        if len(self.sizes) > 1:
-            gaps = np.diff(self.begins) - self.sizes
-            parts = zip(values.split(self.sizes, -1), gaps.tolist(), strict=True)
-            values = torch.cat([pad(part, (0, gap)) for part, gap in parts], -1)
-        if self.inner == 1:
-            return values
-        if missing := self.groups * self.inner - self.samples:
-            values = pad(values, (0, 0, 0, missing))
-        return values.unflatten(-2, (self.groups, self.inner)).transpose(-1, -2).flatten(-2)
+    def enter(self, values: Tensor, lanes: Tensor | None = None) -> Tensor:
+        """Write values ``[..., samples, neurons]`` by lane, ``[..., groups, lanes]``."""
+        if lanes is None:
+            lanes = values.new_zeros(*values.shape[:-2], self.groups, self.lanes)
+        for lane, value in self._pairs(lanes, values):
+            lane.copy_(value)
+        return lanes
 
-    def leave(self, values: Tensor) -> Tensor:
-        """Return values ``[..., groups, lanes]`` by sample and neuron."""
-        if self.inner > 1:
-            apart = values.unflatten(-1, (self.slots, self.inner)).transpose(-1, -2)
-            values = apart.flatten(-3, -2)[..., : self.samples, :]
-        if len(self.sizes) > 1:
-            each = zip(self.begins, self.sizes, strict=False)
-            values = torch.cat([values.narrow(-1, *bounds) for bounds in each], -1)
-        return values.contiguous()
+    def leave(self, lanes: Tensor, values: Tensor | None = None) -> Tensor:
+        """Write values ``[..., groups, lanes]`` by sample and neuron."""
+        if values is None:
+            values = lanes.new_empty(*lanes.shape[:-2], self.samples, sum(self.sizes))
+        for lane, value in self._pairs(lanes, values):
+            value.copy_(lane)
+        return values
+
+    def _pairs(self, lanes: Tensor, values: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield parts of the memory by lane and by neuron that have the same values."""
+        apart = lanes.unflatten(-1, (self.slots, self.inner))
+        whole, rest = divmod(self.samples, self.inner)
+        for begin, part in zip(self.begins, values.split(self.sizes, -1), strict=False):
+            own = apart[..., begin : begin + part.shape[-1], :]
+            groups = part[..., : whole * self.inner, :].unflatten(-2, (whole, self.inner))
+            yield own[..., :whole, :, :], groups.transpose(-1, -2)
+            if rest:
+                yield own[..., whole, :, :rest], part[..., -rest:, :].transpose(-1, -2)
 
     def by_lane(self, values: Tensor) -> Tensor:
         """Return a value for each neuron ``[neurons]`` as one for each lane."""
@@ -455,7 +464,8 @@ def packed(loop: Loop, first: Tensor, steps: int) -> Tensor:
     """Return bits of the outputs ``[taps, ...]`` before the first step, and of steps to come."""
     layout = loop.layout
     bits = torch.zeros(loop.taps + steps, layout.groups, layout.words, dtype=torch.int64)
-    rows = np.packbits(first.reshape(-1, layout.lanes).numpy() != 0, axis=1, bitorder="little")
+    rows = layout.enter(first).view(-1, layout.lanes).numpy() != 0
+    rows = np.packbits(rows, axis=1, bitorder="little")
     memory = bits[: loop.taps].view(-1, layout.words).numpy().view(np.uint8)
     memory[:, : rows.shape[1]] = rows
     return bits
@@ -550,8 +560,8 @@ def forward(
     """
     now = torch.zeros(1, loop.states, *loop.row, dtype=loop.dtype)
     parts = _by_population(loop, now[0])
-    for part, state in zip(parts, states, strict=True):
-        part.copy_(state)
+    for (layout, part), state in zip(parts, states, strict=True):
+        layout.enter(state, part)
     segments, taps = loop.segments(1 if keep else _LONG), loop.taps
     longest = max(end - begin for begin, end in segments)
     bits = packed(loop, first, loop.steps if keep else longest)
@@ -567,13 +577,15 @@ def forward(
         _advance(loop, part, given(begin, end), now, steps, output=whole[0], kept=whole[1])
         if seen is not None:
             seen(begin, part[taps : taps + steps])
-    return [part.clone() for part in parts], Kept(bits, checkpoints)
+    return [layout.leave(part) for layout, part in parts], Kept(bits, checkpoints)
 
 
-def _by_population(loop: Loop, states: Tensor) -> list[Tensor]:
-    """Return the memory of the states of each population in turn, ``[groups, lanes]`` each."""
-    each = enumerate(loop.populations)
-    return [states[j, :, loop.span(i)] for i, one in each for j in range(len(one.states))]
+def _by_population(loop: Loop, states: Tensor) -> list[tuple[Layout, Tensor]]:
+    """Return the layout and the memory of the states of each population in turn."""
+    found = []
+    for i, each in enumerate(loop.populations):
+        found += [(each.layout, states[j, :, loop.span(i)]) for j in range(len(each.states))]
+    return found
 
 
 # Backward
@@ -625,9 +637,9 @@ def backward(
     layout, dtype = loop.layout, loop.dtype
     cotangents = torch.zeros(loop.states, *loop.row, dtype=dtype)
     ends = _by_population(loop, cotangents)
-    for end, grad in zip(ends, g_ends, strict=True):
+    for (one, end), grad in zip(ends, g_ends, strict=True):
         if grad is not None:
-            end.copy_(grad)
+            one.enter(grad, end)
     shape = (layout.groups, len(layout.kinds), _trained(loop) * TILE)
     sums = torch.zeros(shape, dtype=torch.float64)
     d_bias = torch.zeros(loop.row, dtype=dtype) if wanted.bias else None
@@ -663,7 +675,8 @@ def backward(
         totals = _totals(loop, sums)
         each = zip(loop.populations, totals, strict=True)
         d_params = [parameter_gradients(one.plan, one.params, total) for one, total in each]
-    return Gradients(d_first, d_weight, d_bias, ends, d_params)
+    of_states = [one.leave(end) for one, end in ends]
+    return Gradients(d_first, d_weight, d_bias, of_states, d_params)
 
 
 def _without_edges(loop: Loop) -> Loop:
@@ -745,7 +758,7 @@ def _by_first(loop: Loop, d_x: Tensor) -> Tensor:
             some, step = some[reached], step[reached]
             values = d_x[step, :, edges.targets[some].long()] * loop.weight[some].view(-1, 1, 1)
             total[row].index_add_(1, sources[some], values.transpose(0, 1))
-    return total.view(taps, *loop.row)
+    return layout.leave(total.view(taps, *loop.row))
 
 
 def _totals(loop: Loop, sums: Tensor) -> Iterator[np.ndarray[Any, Any]]:
@@ -769,6 +782,12 @@ def spikes_of(bits: Tensor, lanes: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the outputs of some lanes ``[steps, groups, k]``."""
     words = bits.index_select(-1, lanes // BITS)
     return (words.bitwise_right_shift_(lanes % BITS) & 1).to(dtype)
+
+
+def all_spikes_of(layout: Layout, bits: Tensor, outputs: Tensor) -> None:
+    """Write the outputs of all neurons ``[steps, samples, neurons]``."""
+    rows = np.unpackbits(bits.numpy().view(np.uint8), -1, layout.lanes, "little")
+    layout.leave(torch.from_numpy(rows), outputs)
 
 
 def events_of(bits: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
