@@ -58,9 +58,9 @@ def loops(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     run = written_kernels.run_written
 
-    def noted(write: Any, *args: Any, **kwargs: Any) -> None:
-        found.append(write.__name__)
-        run(write, *args, **kwargs)
+    def noted(write: Any, *args: Any, form: tuple[bool, int], **kwargs: Any) -> None:
+        found.append(write.__name__ + "_delayed" * form[0])
+        run(write, *args, form=form, **kwargs)
 
     monkeypatch.setattr(sparse_recurrence, "run_written", noted)
     return found
@@ -254,9 +254,9 @@ def test_edges_are_visited_where_something_passes(monkeypatch: pytest.MonkeyPatc
         x[0, 0] = torch.tensor([1.2, 0.95, -5.0, 0.0])  # fires, is near, is far
         x.requires_grad_()
 
-        def broken(loop: Any, *args: Any, visited: int = visited) -> Any:
+        def broken(loop: Any, *args: Any, visited: int = visited, **kwargs: Any) -> Any:
             loop.weight[visited:] = float("nan")
-            return run(loop, *args)
+            return run(loop, *args, **kwargs)
 
         tt.unroll(model, x)[1, 0, 3].backward(retain_graph=True)
         wanted = x.grad
@@ -334,7 +334,7 @@ def test_planted_faults_are_seen(fault: str, monkeypatch: pytest.MonkeyPatch) ->
     make = snn.SparseLinear.edges_by_chunk
     planted = FAULTS[fault]
     monkeypatch.setattr(
-        snn.SparseLinear, "edges_by_chunk", lambda layer, *sizes: planted(make(layer, *sizes))
+        snn.SparseLinear, "edges_by_chunk", lambda layer, layout: planted(make(layer, layout))
     )
     found = tt.unroll(model, x, from_rest=True)
     assert torch.equal(found, wanted) == (fault == "nothing")
@@ -510,7 +510,6 @@ NAMES = {
     E([1]) -> ValueError: events of step 0 must be .n, 2.*got int
     E(e, torch.ones(3)) -> ValueError: values must be one number, or .2., one for each event
     E(e, torch.ones(2).long()) -> TypeError: values must be floats, got torch.int64
-    E(e, torch.ones(2).requires_grad_()) -> ValueError: no gradient goes back to values
     E(e, "x") -> TypeError: values must be a number
     P([1], 0.1) -> TypeError: neurons must be a tensor of integers, got list
     P(n.float(), 0.1) -> TypeError: neurons must be a tensor of integers, got torch.float32
@@ -552,9 +551,19 @@ def test_edited_layers_and_the_eager_backend_do_not_run_by_events() -> None:
 
 
 def test_tiles_and_groups_divide_each_other() -> None:
-    assert sparse_loop.TILE % sparse_loop.GROUP == 0 == sparse_loop.GROUP % sparse_loop.LANES
+    assert sparse_loop.TILE % sparse_loop.BITS == 0 == sparse_loop.BITS % sparse_loop.LANES
     for neurons in (1, 64, 512, 513, 5_000, 138_639):
-        for samples in (1, 2, 7, 8, 100):
-            chunks, per_chunk = sparse_recurrence.chunks_of(neurons, samples)
-            assert per_chunk % sparse_loop.TILE == 0
-            assert (chunks - 1) * per_chunk < neurons <= chunks * per_chunk
+        for samples in (1, 2, 7, 8, 17, 100):
+            layout = sparse_recurrence.Layout.beside((neurons, 3), samples)
+            chunks, per_chunk = layout.chunks
+            assert per_chunk % sparse_loop.TILE == 0 == layout.begins[1] * layout.inner % 512
+            assert (chunks - 1) * per_chunk < layout.lanes <= chunks * per_chunk
+            assert 0 <= layout.groups * layout.inner - samples < layout.inner
+            bits = layout.valid & 2**64 - 1
+            left = samples - (layout.groups - 1) * layout.inner
+            assert all(
+                (bits >> i & 1) == (i % layout.inner < left) for i in range(sparse_loop.BITS)
+            )
+    assert [sparse_recurrence.Layout.beside((9,), n).inner for n in (1, 4, 5, 9, 17, 32)] == [
+        *(1, 1, 8, 16, 8, 16)
+    ]

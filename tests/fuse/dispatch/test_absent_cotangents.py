@@ -17,10 +17,12 @@ from tests.fuse.cases import fused
 from tracetorch import fuse, snn
 from tracetorch.fuse.codegen.javascript_loops import backward_source
 from tracetorch.fuse.codegen.triton_loops import triton_source
+from tracetorch.fuse.dispatch import sparse_recurrence as dispatched
 from tracetorch.fuse.dispatch.plans import plan_of
 from tracetorch.fuse.ir.plan import ABSENT, Plan
 from tracetorch.fuse.ir.schedule import backward_kernel
 from tracetorch.fuse.ir.verify import verify
+from tracetorch.fuse.runtime import sparse_recurrence
 
 
 class Monitored(snn.Neuron):
@@ -54,7 +56,7 @@ LOSSES: dict[str, Callable[[Tensor, Any], Tensor]] = {
     "read one step later": lambda y, m: m.late[1].sum(),
     "read two steps later": lambda y, m: m.later[1].sum() + m.mem.sum(),
     "the monitor alone": lambda y, m: m.rms[1].sum(),
-    "all": lambda y, m: (y + m.mem + m.rms + m.late + m.later)[:, 1].sum(),
+    "all": lambda y, m: (y[..., :3] + m.mem + m.rms + m.late + m.later)[:, 1].sum(),
 }
 
 
@@ -129,22 +131,53 @@ def test_trajectories(recorded: tuple[str, ...]) -> None:
     torch.testing.assert_close(*found, equal_nan=True)
 
 
-@pytest.mark.parametrize("reads", ["output", "state"])
-@pytest.mark.parametrize("delays", [0, 2])
-def test_in_a_recurrence(delays: int, reads: str) -> None:
+EDGES = torch.cartesian_prod(torch.arange(6), torch.arange(6)).t()
+CONNECTIONS: dict[str, Callable[[int], Any]] = {
+    "linear": lambda n: torch.nn.Linear(n, n),
+    "delays": lambda n: snn.DelayedLinear(n, n, max_delay=2),
+    "edges": lambda n: snn.SparseLinear(n, n, EDGES[:, (n > EDGES).all(0)]),
+    "edges of one delay": lambda n: snn.SparseLinear(n, n, EDGES[:, (n > EDGES).all(0)], delay=2),
+    "edges of delays": lambda n: snn.SparseLinear(
+        n, n, EDGES[:, (n > EDGES).all(0)], delay=torch.arange(n * n) % 3
+    ),
+}
+# what comes back to one population alone begins with what it reads
+IN_A_LOOP = {
+    **LOSSES,
+    "the other alone": lambda y, m: y.sum() * 0 if m.other is None else m.other.mem.sum(),
+    "the other, a step later": lambda y, m: (m.other or m).late[1].sum(),
+}
+
+
+@pytest.mark.parametrize("loss", IN_A_LOOP)
+@pytest.mark.parametrize("populations", [1, 2])
+@pytest.mark.parametrize("kind", CONNECTIONS)
+def test_in_a_recurrence(
+    kind: str, populations: int, loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loops: list[Any] = []
+    make = sparse_recurrence.Loop
+    monkeypatch.setattr(sparse_recurrence, "_SEGMENT", 0)
+    monkeypatch.setattr(
+        dispatched, "Loop", lambda *args: loops.append(args) or make(*args), raising=True
+    )
+
     def run(by_step: bool) -> dict[str, Tensor | None]:
         torch.manual_seed(0)
-        rec = tt.snn.DelayedLinear(3, 3, max_delay=delays) if delays else torch.nn.Linear(3, 3)
-        net = snn.Recurrent(Monitored(), rec).double()
+        rec, one = CONNECTIONS[kind](3 * populations), Monitored()
+        neurons = snn.Populations(a=one, b=Monitored()) if populations == 2 else one
+        object.__setattr__(one, "other", getattr(neurons, "b", None))
+        net = snn.Recurrent(neurons, rec).double()
         with torch.no_grad():
             for parameter in rec.parameters():
                 parameter.mul_(0.1)
-        x = sequence().requires_grad_()
+        x = torch.cat([sequence()] * populations, -1).requires_grad_()
         y = cases.stepped(net, x) if by_step else tt.unroll(net, x)
-        (y.sum() if reads == "output" else net.neuron.mem.sum()).backward()
+        IN_A_LOOP[loss](y, one).backward()
         return {"x": x.grad, **{n: p.grad for n, p in net.named_parameters()}}
 
     found, expected = run(False), run(True)
+    assert bool(loops) == kind.startswith("edges")
     assert {n for n, g in expected.items() if g is not None} == {
         n for n, g in found.items() if g is not None
     }
