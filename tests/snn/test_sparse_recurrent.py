@@ -340,6 +340,132 @@ def test_planted_faults_are_seen(fault: str, monkeypatch: pytest.MonkeyPatch) ->
     assert torch.equal(found, wanted) == (fault == "nothing")
 
 
+# Several populations
+
+
+class Apart(nn.Module):
+    """What a user writes for ``Populations``, and nothing knows of."""
+
+    def __init__(self, **layers: Any) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        sizes = [layer.num_neurons for layer in self.layers.values()]
+        parts = zip(self.layers.values(), x.split(sizes, -1), strict=True)
+        return torch.cat([layer(part) for layer, part in parts], -1)
+
+
+def populations(kind: Any, delay: str, **options: Any) -> Any:
+    """Three kinds of neurons, whose numbers are no multiples of anything, and their edges."""
+    torch.manual_seed(1)
+    sizes = 130, 70, 601
+    neurons = {
+        "e": snn.LIF(sizes[0], beta=torch.rand(sizes[0]) * 0.8 + 0.1, reset="zero"),
+        "i": tt.neurons.ALIF(sizes[1], surrogate_derivative=SURROGATES["triangle"]),
+        "r": tt.neurons.RefractoryLIF(sizes[2]),
+    }
+    table = [[0.02, 0.05, 0.01], [0.01, 0.0, 0.02], [0.03, 0.01, 0.02]]
+    edges = snn.population_edges(sizes, sizes, table, generator=seeded())
+    edges = edges[:, torch.randperm(edges.shape[1], generator=seeded())]
+    count, total = edges.shape[1], sum(sizes)
+    if "signs" in options:
+        options["signs"] = torch.where(torch.arange(total) < 700, 1, -1)
+    if "group" in options:
+        options["group"] = torch.randint(9, (count,), generator=seeded(7))
+    connection = snn.SparseLinear(total, total, edges, delay=delays(delay, count), **options)
+    with torch.no_grad():
+        connection.weight.mul_(4)
+    shape = None if kind is snn.Populations else total
+    return snn.Recurrent(kind(**neurons), connection, shape).double()
+
+
+ROADS: dict[str, Any] = {
+    "whole": {},
+    "segments": {"segment": 5},
+    "reset": {"reset": torch.rand(11, 6, generator=seeded()) < 0.2},
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"signs": None}, {"group": None}], ids=str)
+@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize("delay", [*DELAYS, "far"])
+def test_populations_are_one_loop_as_a_plain_loop_is(
+    loops: list[str], delay: str, road: str, options: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sparse_recurrence, "_SEGMENT", 0)
+    found = []
+    for kind in (snn.Populations, Apart):
+        model = populations(kind, delay, **options)
+        # samples side by side that fill no group
+        x = 2 * given(11, 6, model.num_neurons).requires_grad_()
+        by = "layer" if kind is snn.Populations else "step"
+        del loops[:]
+        y = tt.unroll(model, x, by=by, **ROADS[road])
+        assert bool(loops) == (by == "layer")
+        assert 0.05 < float(y.detach().mean()) < 0.5
+        ends = [end for _, end in sorted(tt.get_states(model).items())]
+        loss = sum(
+            (each * torch.linspace(-1, 1, each.numel()).double().view(each.shape)).sum()
+            for each in (y, *(end for end in ends if end.requires_grad))
+        )
+        grads = torch.autograd.grad(loss, [x, *model.parameters()])
+        found.append((y.detach(), [end.detach() for end in ends], grads))
+    (y, ends, grads), (wanted, wanted_ends, wanted_grads) = found
+    assert torch.equal(y, wanted)
+    torch.testing.assert_close(ends, wanted_ends, rtol=0, atol=0)
+    for one, two in zip(grads, wanted_grads, strict=True):
+        close(one / two.abs().max(), two / two.abs().max())
+
+
+def test_populations_by_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse_recurrence, "_SEGMENT", 0)
+    model, other = populations(snn.Populations, "each"), populations(Apart, "each")
+    shape = 15, 2, model.num_neurons
+    events, chosen = drawn_events(9_000, shape), torch.tensor([700, 3, 131, 3])
+    results = []
+    for way in (model, other):
+        values = (2 * torch.rand(9_000, generator=seeded()).double()).requires_grad_()
+        listed: Any = None
+        if way is model:
+            source = snn.EventInput(events, values)
+            run = way.run_events(source, 15, batch=2, neurons=chosen, count_every=4, events=True)
+            outputs, counts, listed = run
+        else:
+            y = tt.unroll(way, as_tensor(events, values, shape), by="step")
+            outputs, listed = y[..., chosen], y.nonzero()
+            counts = torch.stack([part.sum(0) for part in y.split(4)])
+        loss = (outputs * torch.arange(4)).sum() + counts[:, 1].square().mean()
+        ends = [v.detach() for _, v in sorted(tt.get_states(way).items())]
+        grads = torch.autograd.grad(loss + way.prev_output.sum(), [values, *way.parameters()])
+        results.append((outputs.detach(), counts.detach(), listed, ends, grads))
+    torch.testing.assert_close(results[0][:4], results[1][:4], rtol=0, atol=0)
+    for one, two in zip(results[0][4], results[1][4], strict=True):
+        close(one / two.abs().max(), two / two.abs().max())
+
+
+def test_edited_populations_run_by_step(loops: list[str]) -> None:
+    model = populations(snn.Populations, "one")
+    x = given(4, 1, model.num_neurons)
+    wanted = tt.unroll(model, x, from_rest=True)
+    assert loops
+    for undo in (
+        model.neuron.register_forward_hook(lambda *_: None).remove,
+        model.neuron.i.register_forward_hook(lambda *_: None).remove,
+    ):
+        del loops[:]
+        assert torch.equal(tt.unroll(model, x, from_rest=True), wanted)
+        assert not loops
+        undo()
+    model.neuron.forward = lambda x: 0 * x
+    assert not tt.unroll(model, x, from_rest=True).any()
+    model.connection = nn.Linear(801, 801).double()
+    del model.neuron.forward
+    del loops[:]
+    tt.unroll(model, x, from_rest=True)
+    assert not loops
+
+
 # From events to events
 
 
@@ -485,6 +611,16 @@ def test_a_run_that_fails_changes_nothing() -> None:
         model.run_events(snn.EventInput(torch.tensor([[0, 1, 1]])), 5, batch=2)
 
 
+class Two(snn.Neuron):
+    """Takes two inputs."""
+
+    inputs = ("x", "y")
+
+    @staticmethod
+    def step(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        return (x + y,)
+
+
 EVENTS = torch.tensor([[0, 0, 1], [4, 0, 2]])
 NAMES = {
     "torch": torch,
@@ -494,10 +630,17 @@ NAMES = {
     "e": EVENTS,
     "n": torch.arange(3),
     "cut": functional.compact_support,
+    "snn": snn,
+    "Pop": snn.Populations,
+    "Two": Two,
     "run": recurrent(30, 100).run_events,
     "linear": snn.Recurrent(snn.LIF(3), nn.Linear(3, 3)).run_events,
     "signed": snn.Recurrent(
         snn.BLIF(3), snn.SparseLinear(3, 3, torch.zeros(2, 0).long())
+    ).run_events,
+    "graded": snn.Recurrent(
+        snn.Populations(a=snn.LIF(3), b=snn.Readout(2)),
+        snn.SparseLinear(5, 5, torch.zeros(2, 0).long()),
     ).run_events,
 }
 
@@ -531,7 +674,16 @@ NAMES = {
     run(E(e), 5, neurons=[1]) -> TypeError: neurons must be integers .k., got .1.
     run(E(e), 5, events=1) -> TypeError: events must be True or False
     linear(E(e), 5) -> ValueError: no compiled loop that runs by events.*a SparseLinear of fin
-    signed(E(e), 5) -> ValueError: no compiled loop that runs by events: that takes a neuron
+    signed(E(e), 5) -> ValueError: no compiled loop that runs by events.*here is BLIF .an output w
+    graded(E(e), 5) -> ValueError: gives 0 or 1, and here is LIF or Readout .*or a graded one, is no
+    Pop() -> ValueError: Populations needs neuron layers
+    Pop(a=torch.nn.Linear(2, 2)) -> TypeError: a must be a neuron layer, got Linear
+    Pop(a=snn.SparseLinear(3, 3, e.t()[:2] * 0)) -> TypeError: a must be a neuron layer, got SparseL
+    Pop(a=snn.LIF(3, dim=-3)) -> ValueError: side by side in the last dimension, and a has its .*-3
+    Pop(forward=snn.LIF(3)) -> ValueError: a module has an attribute 'forward': take another name
+    Pop(a=snn.LIF(3), b=snn.LIF(4))(torch.ones(2, 6)) -> ValueError: of 3 . 4 neurons take 7 in the
+    Pop(a=snn.LIF(3))(3) -> TypeError: Populations takes a tensor, got int
+    Pop(a=Two(3)) -> ValueError: Populations has one input, and Two takes .x, y.
     cut(1.0, 2.0) -> TypeError: compact_support: surrogate must be one of tt.functional.*got float
     cut(functional.atan_surrogate(), 0) -> ValueError: compact_support: width must be
 """)

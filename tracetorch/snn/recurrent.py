@@ -415,11 +415,11 @@ class Recurrent(SequenceLayer):
         if loop is None or found is None:
             names = " or ".join(dict.fromkeys(type(layer).__name__ for layer in self._kinds()))
             raise ValueError(
-                f"{self._label()} has no compiled loop that runs {names} by events: that takes "
-                "neuron layers whose output is 0 or 1, without a sign and not graded, one or "
-                "snn.Populations, a SparseLinear of finite weights as connection, modules "
-                "without hooks or edits, float32 or float64 on the CPU, and llvmlite. Use "
-                "tt.unroll(layer, x)."
+                f"{self._label()} has no compiled loop that runs by events: that takes a neuron "
+                f"layer, or snn.Populations, that gives 0 or 1, and here is {names} (an output with "
+                "a sign, or a graded one, is no event), a SparseLinear of finite weights as "
+                "connection, modules without hooks or edits, float32 or float64 on the CPU, and "
+                "llvmlite. Use tt.unroll(layer, x)."
             )
         connection = cast(SparseLinear, self.connection)
         last = torch.cat([loop.first, found.last])[-len(loop.first) :]
