@@ -86,7 +86,9 @@ class Populations(TTModule):
     @property
     def computes_as_its_class(self) -> bool:
         """Whether a call is certain to run the layers side by side."""
-        return type(self) is Populations and call_is_forward(self) and _CODE is self.forward.__code__
+        return (
+            type(self) is Populations and call_is_forward(self) and _CODE is self.forward.__code__
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Run all populations."""

@@ -197,7 +197,9 @@ class _Loop:
 
     @property
     def zero(self) -> Value:
-        return self.k.literal(0.0, self.real if self.inner == 1 else f"<{self.inner} x {self.real}>")
+        return self.k.literal(
+            0.0, self.real if self.inner == 1 else f"<{self.inner} x {self.real}>"
+        )
 
     def spread(self, value: Value) -> Value:
         return value if self.inner == 1 else self.k.spread(value, self.inner)
