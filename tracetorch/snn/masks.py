@@ -22,7 +22,7 @@ describe_drawn = SharedDescriptions(
     },
     raises={
         "TypeError": "an argument is of the wrong type.",
-        "ValueError": "an argument is out of range or has another shape, a kernel returns something "
+        "ValueError": "an argument is out of range or of another shape, a kernel returns something "
         "else than a probability for each distance, or there are no self-connections to leave out.",
     },
 )

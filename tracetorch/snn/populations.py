@@ -1,4 +1,4 @@
-"""``Populations``: neurons of several kinds side by side, each in its part of the last dimension."""
+"""``Populations``: neurons of several kinds side by side in the last dimension."""
 
 from __future__ import annotations
 

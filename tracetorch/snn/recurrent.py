@@ -345,10 +345,10 @@ class Recurrent(SequenceLayer):
         """Run from events to events, for networks too large for a tensor of all steps and neurons.
 
         As ``tt.unroll(layer, x)`` with ``x`` zero but for the events: states go on and are left
-        behind as there, and outputs and counts are part of the graph. Only neurons whose output is 0
-        or 1, in a loop along a :class:`SparseLinear`, on the CPU; an ``nn.Linear`` behind the outputs
-        of some neurons or their counts reads out what they say. Gradients go to the values of an
-        :class:`EventInput` too.
+        behind as there, and outputs and counts are part of the graph. Only neurons whose output is
+        0 or 1, in a loop along a :class:`SparseLinear`, on the CPU; an ``nn.Linear`` behind the
+        outputs of some neurons or their counts reads out what they say. Gradients go to the values
+        of an :class:`EventInput` too.
 
         Memory: a bit for every step and neuron, and, where there is a gradient, the states of about
         as many steps as the root of all.
@@ -416,8 +416,8 @@ class Recurrent(SequenceLayer):
             names = " or ".join(dict.fromkeys(type(layer).__name__ for layer in self._kinds()))
             raise ValueError(
                 f"{self._label()} has no compiled loop that runs by events: that takes a neuron "
-                f"layer, or snn.Populations, that gives 0 or 1, and here is {names} (an output with "
-                "a sign, or a graded one, is no event), a SparseLinear of finite weights as "
+                f"layer, or snn.Populations, that gives 0 or 1, and here is {names} (an output "
+                "with a sign, or a graded one, is no event), a SparseLinear of finite weights as "
                 "connection, modules without hooks or edits, float32 or float64 on the CPU, and "
                 "llvmlite. Use tt.unroll(layer, x)."
             )

@@ -235,20 +235,6 @@ class _Node(NamedTuple):
         return [plan.given(each, steps, min(first, default=None)) for plan, each in found]
 
 
-class _Past(NamedTuple):
-    """What a backward pass begins with, besides gradients."""
-
-    kept: Kept
-    drive: Tensor | None
-    """The sum that each step was given."""
-    wants_given: bool
-    """Whether somebody wants the gradient of what is given from outside."""
-
-
-_Grads: TypeAlias = tuple[list[Tensor | None], list[Tensor | None]]  # of results, final states
-_Back: TypeAlias = tuple[Tensor | None, Gradients]  # of what is given from outside, and the others
-
-
 class _Loop(torch.autograd.Function):
     """The loop as one node of the graph, for all of time."""
 
@@ -265,11 +251,11 @@ class _Loop(torch.autograd.Function):
         states, params = node.split(tensors)
         loop = node.loop(node.plans, (weight, bias), params)
         keep = node.plans[0].has_backward
-        found, drive, ends, kept = node.call.run(loop, given, first.detach(), states, keep)
+        found, ends, kept = node.call.run(loop, given, (first.detach(), states), keep)
         results = [*found, *ends]
         ctx.node = node
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(drive, *kept, weight, bias, *params)
+        ctx.save_for_backward(*kept, weight, bias, *params)
         smooth = [any(plan.smooth_results[0] for plan in node.plans)] * len(found)
         for plan in node.plans:
             smooth += plan.smooth_results[2:]
@@ -282,7 +268,7 @@ class _Loop(torch.autograd.Function):
         node = ctx.node
         if torch.is_grad_enabled():
             no_second_gradient(ctx, ())
-        drive, bits, checkpoints, weight, bias, *params = saved_tensors(ctx)
+        bits, checkpoints, drive, weight, bias, *params = saved_tensors(ctx)
         plans = node.given(grads)
         loop = node.loop(plans, (weight, bias), params)
         # nothing of the connection is reached where no input of a step is
@@ -290,14 +276,19 @@ class _Loop(torch.autograd.Function):
         _, *needs = [need and reached for need in ctx.needs_input_grad[:5]]
         resolved = [g if g is None else g.resolve_neg() for g in grads]
         split = resolved[: node.call.results], resolved[node.call.results :]
-        past = _Past(Kept(bits, checkpoints), drive, needs[0])
-        of_given, found = node.call.back(loop, past, split, Wanted(*needs[1:]))
+        kept = Kept(bits, checkpoints, drive)
+        of_given, found = node.call.back(loop, kept, split, Wanted(*needs))
         ends, of_states, of_params = iter(found.states), [], []
         for plan, named in zip(plans, found.params, strict=True):
             names = plan.program.states
             of_states += [next(ends) if f"s_{name}" in plan.reached else None for name in names]
             of_params += [named.get(name) for name in plan.program.params]
         return None, of_given, *found[:3], *of_states, *of_params
+
+
+_Start: TypeAlias = tuple[Tensor, Sequence[Tensor]]  # first outputs and states
+_Ran: TypeAlias = tuple[list[Tensor], list[Tensor], Kept]  # results, final states
+_Grads: TypeAlias = tuple[list[Tensor | None], list[Tensor | None]]  # of these
 
 
 class _Tensors(NamedTuple):
@@ -307,10 +298,8 @@ class _Tensors(NamedTuple):
     results = 2
     """The output, and the last one by itself."""
 
-    def run(
-        self, loop: Loop, given: Tensor | None, first: Tensor, states: Sequence[Tensor], keep: bool
-    ) -> tuple[list[Tensor], Tensor | None, list[Tensor], Kept]:
-        """Return results, what is kept besides, final states, and what is kept."""
+    def run(self, loop: Loop, given: Tensor | None, start: _Start, keep: bool) -> _Ran:
+        """Run forward."""
         layout = loop.layout
         output = large_empty((self.steps, layout.samples, sum(layout.sizes)), loop.dtype)
         # in the place of the input, so that no edge is visited again
@@ -320,35 +309,29 @@ class _Tensors(NamedTuple):
             if not layout.is_plain:
                 all_spikes_of(layout, bits, output[begin : begin + len(bits)])
 
+        parts, dense = _sequence(layout, given, drive), output if layout.is_plain else None
         ends, kept = sparse_recurrence.forward(
-            loop,
-            _sequence(layout, given, drive),
-            first,
-            states,
-            output=output if layout.is_plain else None,
-            drive=drive,
-            keep=keep,
-            seen=seen,
+            loop, parts, *start, output=dense, drive=drive, keep=keep, seen=seen
         )
-        return [output, output[-1].clone()], drive, ends, kept
+        return [output, output[-1].clone()], ends, kept
 
-    def back(self, loop: Loop, past: _Past, grads: _Grads, wanted: Wanted) -> _Back:
+    def back(
+        self, loop: Loop, kept: Kept, grads: _Grads, wanted: Wanted
+    ) -> tuple[Tensor | None, Gradients]:
         """Return the gradient of the input, and the others."""
         (output, last), ends = grads
-        layout = loop.layout
-        given = large_empty((self.steps, layout.samples, sum(layout.sizes)), loop.dtype)
+        layout, d_x = loop.layout, None
+        if wanted.given:
+            d_x = large_empty((self.steps, layout.samples, sum(layout.sizes)), loop.dtype)
 
         def seen(begin: int, part: Tensor) -> None:
-            if past.wants_given:
-                layout.leave(part, given[begin : begin + len(part)])
+            if d_x is not None:
+                layout.leave(part, d_x[begin : begin + len(part)])
 
         newest = None if last is None else layout.enter(last.unsqueeze(0))
         outgoing = _with_last(_sequence(layout, output), newest, self.steps)
-        nothing, back = _sequence(layout, None), (outgoing, ends)
-        found = sparse_recurrence.backward(
-            loop, nothing, past.kept, back, wanted, drive=past.drive, seen=seen
-        )
-        return given if past.wants_given else None, found
+        nothing = _sequence(layout, None)
+        return d_x, sparse_recurrence.backward(loop, nothing, kept, (outgoing, ends), wanted, seen)
 
 
 def _with_last(outputs: Sequences, last: Tensor | None, steps: int) -> Sequences:
@@ -449,34 +432,32 @@ class _Events(NamedTuple):
 
         return part
 
-    def run(
-        self, loop: Loop, given: Tensor | None, first: Tensor, states: Sequence[Tensor], keep: bool
-    ) -> tuple[list[Tensor], Tensor | None, list[Tensor], Kept]:
-        """Return results, what is kept besides, final states, and what is kept."""
+    def run(self, loop: Loop, given: Tensor | None, start: _Start, keep: bool) -> _Ran:
+        """Run forward."""
         found, parts = _Collected(loop, self.request), self._given(loop)
-        ends, kept = sparse_recurrence.forward(
-            loop, parts, first, states, keep=keep, seen=found.add
-        )
+        ends, kept = sparse_recurrence.forward(loop, parts, *start, keep=keep, seen=found.add)
         self.lists.append(torch.cat(found.events))
         counts = loop.layout.leave(found.counts)
-        return [torch.cat(found.outputs), counts, found.last], None, ends, kept
+        return [torch.cat(found.outputs), counts, found.last], ends, kept
 
-    def back(self, loop: Loop, past: _Past, grads: _Grads, wanted: Wanted) -> _Back:
+    def back(
+        self, loop: Loop, kept: Kept, grads: _Grads, wanted: Wanted
+    ) -> tuple[Tensor | None, Gradients]:
         """Return the gradient of the values, and the others."""
         (outputs, counts, last), ends = grads
         step, sample, neuron = self.request.learned.unbind(1)
         lanes = loop.layout.places[neuron]
-        given = torch.zeros(len(step), dtype=loop.dtype)
+        d_values = torch.zeros(len(step), dtype=loop.dtype)
 
         def seen(begin: int, part: Tensor) -> None:
             some = (step >= begin) & (step < begin + len(part))
-            given[some] = part[step[some] - begin, sample[some], lanes[some]]
+            d_values[some] = part[step[some] - begin, sample[some], lanes[some]]
 
-        last = None if last is None else loop.layout.enter(last)
-        outgoing = _with_last(_requested(loop, self.request, outputs, counts), last, self.steps)
-        back, kept, parts = (outgoing, ends), past.kept, self._given(loop)
-        found = sparse_recurrence.backward(loop, parts, kept, back, wanted, seen=seen)
-        return given if past.wants_given else None, found
+        newest = None if last is None else loop.layout.enter(last)
+        outgoing = _with_last(_requested(loop, self.request, outputs, counts), newest, self.steps)
+        parts = self._given(loop)
+        found = sparse_recurrence.backward(loop, parts, kept, (outgoing, ends), wanted, seen)
+        return d_values if wanted.given else None, found
 
 
 class _Collected:

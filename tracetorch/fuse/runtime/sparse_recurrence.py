@@ -25,7 +25,7 @@ from torch import Tensor
 from tracetorch.fuse.codegen import sparse_loop
 from tracetorch.fuse.codegen.llvm_kernel import Printed, print_kernel
 from tracetorch.fuse.codegen.llvm_tasks import HEADER
-from tracetorch.fuse.codegen.sparse_loop import BITS, KERNEL, TILE
+from tracetorch.fuse.codegen.sparse_loop import BITS, TILE
 from tracetorch.fuse.ir import schedule as schedules
 from tracetorch.fuse.ir.kernel import Kernel as Schedule
 from tracetorch.fuse.ir.plan import Plan
@@ -121,7 +121,7 @@ class Layout:
     def places(self) -> Tensor:
         """The slot of each neuron."""
         each = zip(self.begins, self.sizes, strict=False)
-        return torch.cat([torch.arange(begin, begin + size) for begin, size in each])
+        return torch.cat([torch.arange(n, n + size, device="cpu") for n, size in each])
 
     @property
     def kinds(self) -> Tensor:
@@ -130,7 +130,7 @@ class Layout:
         for i, size in enumerate(self.sizes):
             lanes = size * self.inner
             rows += [(min(TILE, lanes - low), i) for low in range(0, lanes, TILE)]
-        return torch.tensor(rows, dtype=torch.int64, device="cpu")
+        return _integers(rows)
 
     @property
     def is_plain(self) -> bool:
@@ -185,7 +185,6 @@ class Edges(NamedTuple):
     """``[E]`` int32; ``None``: all have ``delay``."""
     order: Tensor | None
     """Place of each edge in the weights, ``[E]``; ``None``: its own."""
-    chunks: int
     least: int
     """The smallest delay."""
     most: int
@@ -382,14 +381,20 @@ def _table(
             template[at["input_x.step"]] = loop.lanes
         # those that are not here change with the thread, and the loop writes them itself
         patches = [[at[each], *place] for each, place in found.items() if each in at]
-        tables = [torch.tensor(each, dtype=torch.int64) for each in (template, patches)]
+        tables = [
+            torch.tensor(each, dtype=torch.int64, device="cpu") for each in (template, patches)
+        ]
         sizes = [(len(each), each.data_ptr()) for each in tables]
         rows.append([kernel.address, *sizes[0], *sizes[1], *(at.get(each, 0) for each in places)])
         alive += tables
         every = (loop.window, loop.window, 1)
         values = max(values, scratch_values(kernel.own, every, kernel.printed.width))
-    table = torch.tensor(rows, dtype=torch.int64).reshape(-1, KERNEL)
-    return _Table(table, int(table[:, 1].max()) * 8, values, alive)
+    largest = max(row[1] for row in rows)
+    return _Table(_integers(rows), largest * 8, values, alive)
+
+
+def _integers(values: Sequence[Any]) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64, device="cpu")
 
 
 def _of_step(loop: Loop, tensor: Tensor, window: int = 0) -> _Memory:
@@ -414,8 +419,8 @@ def _sizes(loop: Loop, steps: int, per_task: int, behind: int = 0) -> tuple[int,
     """Return the sizes of a call over some steps, in the order of ``sparse_loop.SIZES``."""
     edges, layout = loop.edges, loop.layout
     windows = -(-steps // loop.window)
-    total = -(-windows // per_task) * layout.groups * edges.chunks
-    first = (total, layout.groups, edges.chunks, layout.chunks[1], windows, per_task)
+    total = -(-windows // per_task) * layout.groups * layout.chunks[0]
+    first = (total, layout.groups, layout.chunks[0], layout.chunks[1], windows, per_task)
     more = (steps, loop.window, layout.lanes, edges.most + loop.window, loop.taps, edges.most)
     return *first, *more, layout.words, _yield(), layout.valid, behind
 
@@ -458,6 +463,8 @@ class Kept(NamedTuple):
     bits: Tensor
     checkpoints: Tensor
     """``[segments, states, groups, lanes]``."""
+    drive: Tensor | None
+    """The sum that each step was given, where there is memory for it."""
 
 
 def packed(loop: Loop, first: Tensor, steps: int) -> Tensor:
@@ -523,7 +530,7 @@ def _advance(
     _run(
         loop,
         sparse_loop.loop_forward,
-        _sizes(loop, steps, -(-steps // loop.window) if edges.chunks == 1 else 1),
+        _sizes(loop, steps, -(-steps // loop.window) if layout.chunks[0] == 1 else 1),
         bits,
         loop.weight,
         "rir" + _OUTSIDE + "iil",
@@ -577,7 +584,7 @@ def forward(
         _advance(loop, part, given(begin, end), now, steps, output=whole[0], kept=whole[1])
         if seen is not None:
             seen(begin, part[taps : taps + steps])
-    return [layout.leave(part) for layout, part in parts], Kept(bits, checkpoints)
+    return [layout.leave(part) for layout, part in parts], Kept(bits, checkpoints, drive)
 
 
 def _by_population(loop: Loop, states: Tensor) -> list[tuple[Layout, Tensor]]:
@@ -594,6 +601,7 @@ def _by_population(loop: Loop, states: Tensor) -> list[tuple[Layout, Tensor]]:
 class Wanted(NamedTuple):
     """The gradients that somebody wants, besides those of states and parameters."""
 
+    given: bool
     first: bool
     weight: bool
     bias: bool
@@ -617,8 +625,6 @@ def backward(
     kept: Kept,
     grads: tuple[Sequences, Sequence[Tensor | None]],
     wanted: Wanted,
-    *,
-    drive: Tensor | None = None,
     seen: Callable[[int, Tensor], None],
 ) -> Gradients:
     """Return the gradients.
@@ -629,7 +635,6 @@ def backward(
         kept: by the forward pass.
         grads: those of outputs, and of final states.
         wanted: the gradients to return.
-        drive: the sum that each step was given, where it is known.
         seen: is called with the first of some steps and the gradient of what they are given, from
             the last ones on.
     """
@@ -650,11 +655,11 @@ def backward(
         windows = -(-steps // loop.window)
         states = large_empty((windows + 1, *cotangents.shape), dtype)
         states[0] = kept.checkpoints[i]
-        if drive is None:
+        if kept.drive is None:
             x = large_empty((steps, *loop.row), dtype)
             _advance(loop, kept.bits[begin:], given(begin, end), states, steps, kept=x)
         else:
-            x = drive[begin:end]
+            x = kept.drive[begin:end]
             _advance(_without_edges(loop), kept.bits[begin:], Part(x), states, steps)
         d_part = large_empty((steps + loop.taps, *loop.row), dtype)
         d_part[steps:] = tail
@@ -744,7 +749,7 @@ def _add_by_weight(loop: Loop, bits: Tensor, d_x: Tensor, total: Tensor, steps: 
 def _by_first(loop: Loop, d_x: Tensor) -> Tensor:
     """Return the gradient of the outputs before the first step, along all edges."""
     edges, taps, layout = loop.edges, loop.taps, loop.layout
-    counts = edges.starts[:: edges.chunks].diff()
+    counts = edges.starts[:: layout.chunks[0]].diff()
     sources = torch.repeat_interleave(torch.arange(layout.slots), counts)
     d_x = d_x.view(taps, layout.groups, layout.slots, layout.inner)
     total = torch.zeros_like(d_x)

@@ -19,7 +19,7 @@ from tracetorch.snn.sequence_layer import SequenceLayer
 
 
 class PastLayer(SequenceLayer):
-    """Base of layers whose outputs are sums over the inputs of this step and the last ``max_delay``.
+    """Base of layers whose outputs are sums over this input and the last ``max_delay`` ones.
 
     The state ``past`` has the shape of one step and time behind it, the oldest input first. Past
     and inputs together are a window.

@@ -81,7 +81,7 @@ def edges_by_chunk(plan: EdgePlan, delay: Tensor | None, layout: Layout) -> Edge
             order = plan.order.index_select(0, place)
     if least == most:
         delays = None
-    return Edges(starts, targets, delays, order, chunks, least, most)
+    return Edges(starts, targets, delays, order, least, most)
 
 
 def _short(delays: Tensor | None, order: Tensor | None = None) -> Tensor | None:
