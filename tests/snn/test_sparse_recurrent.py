@@ -399,10 +399,10 @@ def test_populations_are_one_loop_as_a_plain_loop_is(
         model = populations(kind, delay, **options)
         # samples side by side that fill no group
         x = 2 * given(11, 6, model.num_neurons).requires_grad_()
-        by = "layer" if kind is snn.Populations else "step"
+        way: dict[str, Any] = {"by": "layer" if kind is snn.Populations else "step"}
         del loops[:]
-        y = tt.unroll(model, x, by=by, **ROADS[road])
-        assert bool(loops) == (by == "layer")
+        y = tt.unroll(model, x, **way, **ROADS[road])
+        assert bool(loops) == (kind is snn.Populations)
         assert 0.05 < float(y.detach().mean()) < 0.5
         ends = [end for _, end in sorted(tt.get_states(model).items())]
         loss = sum(

@@ -99,7 +99,7 @@ class Populations(TTModule):
                 f"populations of {' + '.join(map(str, self.sizes))} neurons take "
                 f"{self.num_neurons} in the last dimension, got shape {list(x.shape)}."
             )
-        parts = zip(self.layers, x.split(self.sizes, -1), strict=True)
+        parts = zip(self.layers, x.split_with_sizes(self.sizes, -1), strict=True)
         return torch.cat([layer(part) for layer, part in parts], -1)
 
 

@@ -247,7 +247,7 @@ class Recurrent(SequenceLayer):
             found = run_recurrence(
                 kind.cell, x, loop.first, loop.weight, loop.bias, kind.states, kind.kwargs
             )
-            results = None if found is None else (*found[:2], [found[2]])
+            results = None if found is None else (*found[:2], [list(found[2])])
         if results is None:
             return None
         output, last, ends = results
@@ -297,7 +297,8 @@ class Recurrent(SequenceLayer):
         if isinstance(connection, DelayedLinear):
             weight = connection.kernel_of(dtype)
         kinds = []
-        for layer, part in zip(layers, x.split([n.num_neurons for n in layers], -1), strict=True):
+        parts = x.split_with_sizes([layer.num_neurons for layer in layers], -1)
+        for layer, part in zip(layers, parts, strict=True):
             layer._check_input(part, sequence=True)
             states = layer._states_for(part, dtype, sequence=True)
             kinds.append(Kind(layer.cell, states, layer.step_kwargs(x.ndim - 1, dtype)))

@@ -17,7 +17,6 @@ from tests.fuse.cases import fused
 from tracetorch import fuse, snn
 from tracetorch.fuse.codegen.javascript_loops import backward_source
 from tracetorch.fuse.codegen.triton_loops import triton_source
-from tracetorch.fuse.dispatch import sparse_recurrence as dispatched
 from tracetorch.fuse.dispatch.plans import plan_of
 from tracetorch.fuse.ir.plan import ABSENT, Plan
 from tracetorch.fuse.ir.schedule import backward_kernel
@@ -156,11 +155,14 @@ def test_in_a_recurrence(
     kind: str, populations: int, loss: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loops: list[Any] = []
-    make = sparse_recurrence.Loop
+    run_written = sparse_recurrence.run_written
+
+    def noted(*args: Any, **kwargs: Any) -> None:
+        loops.append(args)
+        run_written(*args, **kwargs)
+
     monkeypatch.setattr(sparse_recurrence, "_SEGMENT", 0)
-    monkeypatch.setattr(
-        dispatched, "Loop", lambda *args: loops.append(args) or make(*args), raising=True
-    )
+    monkeypatch.setattr(sparse_recurrence, "run_written", noted)
 
     def run(by_step: bool) -> dict[str, Tensor | None]:
         torch.manual_seed(0)

@@ -25,7 +25,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from tracetorch.fuse.codegen.llvm_tasks import HEADER, TaskWriter
 from tracetorch.fuse.codegen.llvm_writer import WORD, Array, Operand, Value
@@ -58,7 +57,8 @@ class _Where:
     high: Value
 
 
-class _Tile(NamedTuple):
+@dataclass(frozen=True)
+class _Tile:
     """Lanes that a kernel is called for: the first, how many, and the kind of their neurons."""
 
     low: Value

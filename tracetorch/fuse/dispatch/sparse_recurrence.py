@@ -10,7 +10,8 @@ neuron, and one neither, where these would not fit into memory (:class:`Request`
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -291,11 +292,12 @@ _Ran: TypeAlias = tuple[list[Tensor], list[Tensor], Kept]  # results, final stat
 _Grads: TypeAlias = tuple[list[Tensor | None], list[Tensor | None]]  # of these
 
 
-class _Tensors(NamedTuple):
+@dataclass(frozen=True)
+class _Tensors:
     """A call that takes and returns tensors of all steps."""
 
     steps: int
-    results = 2
+    results: ClassVar[int] = 2
     """The output, and the last one by itself."""
 
     def run(self, loop: Loop, given: Tensor | None, start: _Start, keep: bool) -> _Ran:
@@ -413,12 +415,13 @@ def run_sparse_events(loop: Recurrence, request: Request, values: Tensor | None)
     return Found(outputs, counts, last, ends, *call.lists)
 
 
-class _Events(NamedTuple):
+@dataclass(frozen=True)
+class _Events:
     """A call whose input and output are not as long as all neurons; its rows are samples."""
 
     request: Request
     lists: list[Tensor]
-    results = 3
+    results: ClassVar[int] = 3
     """Outputs of some neurons, counts, and the last outputs of all."""
 
     @property

@@ -159,14 +159,14 @@ class Layout:
 
     def _pairs(self, lanes: Tensor, values: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield parts of the memory by lane and by neuron that have the same values."""
-        apart = lanes.unflatten(-1, (self.slots, self.inner))
-        whole, rest = divmod(self.samples, self.inner)
-        for begin, part in zip(self.begins, values.split(self.sizes, -1), strict=False):
+        apart = lanes.view(*lanes.shape[:-1], self.slots, self.inner)
+        samples, (whole, rest) = self.samples, divmod(self.samples, self.inner)
+        for begin, part in zip(self.begins, values.split_with_sizes(self.sizes, -1), strict=False):
             own = apart[..., begin : begin + part.shape[-1], :]
-            groups = part[..., : whole * self.inner, :].unflatten(-2, (whole, self.inner))
-            yield own[..., :whole, :, :], groups.transpose(-1, -2)
+            shape = (*part.shape[:-2], whole, self.inner, part.shape[-1])
+            yield own[..., :whole, :, :], part[..., : samples - rest, :].view(shape).mT
             if rest:
-                yield own[..., whole, :, :rest], part[..., -rest:, :].transpose(-1, -2)
+                yield own[..., whole, :, :rest], part[..., -rest:, :].mT
 
     def by_lane(self, values: Tensor) -> Tensor:
         """Return a value for each neuron ``[neurons]`` as one for each lane."""
@@ -642,9 +642,9 @@ def backward(
     layout, dtype = loop.layout, loop.dtype
     cotangents = torch.zeros(loop.states, *loop.row, dtype=dtype)
     ends = _by_population(loop, cotangents)
-    for (one, end), grad in zip(ends, g_ends, strict=True):
+    for (one, cotangent), grad in zip(ends, g_ends, strict=True):
         if grad is not None:
-            one.enter(grad, end)
+            one.enter(grad, cotangent)
     shape = (layout.groups, len(layout.kinds), _trained(loop) * TILE)
     sums = torch.zeros(shape, dtype=torch.float64)
     d_bias = torch.zeros(loop.row, dtype=dtype) if wanted.bias else None
@@ -680,7 +680,7 @@ def backward(
         totals = _totals(loop, sums)
         each = zip(loop.populations, totals, strict=True)
         d_params = [parameter_gradients(one.plan, one.params, total) for one, total in each]
-    of_states = [one.leave(end) for one, end in ends]
+    of_states = [one.leave(cotangent) for one, cotangent in ends]
     return Gradients(d_first, d_weight, d_bias, of_states, d_params)
 
 
