@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from tracetorch.core.hooks import call_is_forward
-from tracetorch.snn.delay import SynapticDelays
+from tracetorch.snn.delay.base import PastLayer
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.sequence_layer import SequenceLayer
-from tracetorch.snn.sparse_linear import SparseLinear
 
 
 class Populations(TTModule):
@@ -39,25 +38,22 @@ class Populations(TTModule):
             a name is taken, or the input has another number of neurons.
 
     Example:
-        >>> neurons = Populations(excitatory=LIF(3), inhibitory=SLIF(2))
+        >>> neurons = Populations(excitatory=LIF(3), inhibitory=LIF(2, pos_threshold=2.0))
         >>> neurons(torch.full((1, 5), 1.5)).tolist(), neurons.sizes
-        ([[1.0, 1.0, 1.0, 1.0, 1.0]], (3, 2))
+        ([[1.0, 1.0, 1.0, 0.0, 0.0]], (3, 2))
     """
+
+    dim = -1
 
     def __init__(self, **neurons: SequenceLayer) -> None:
         super().__init__()
         if not neurons:
             raise ValueError("Populations needs neuron layers: Populations(excitatory=LIF(80)).")
+        self.names = tuple(neurons)
         for name, layer in neurons.items():
-            if not isinstance(layer, SequenceLayer) or isinstance(
-                layer, SynapticDelays | SparseLinear
-            ):
+            if not isinstance(layer, SequenceLayer) or isinstance(layer, PastLayer):
                 raise TypeError(f"{name} must be a neuron layer, got {type(layer).__name__}.")
-            if isinstance(layer, Neuron) and len(layer._passed_inputs) > 1:
-                raise ValueError(
-                    f"Populations has one input, and {type(layer).__name__} takes "
-                    f"({', '.join(layer._passed_inputs)})."
-                )
+            check_one_input("Populations", layer)
             if layer.dim != -1:
                 raise ValueError(
                     f"populations are side by side in the last dimension, and {name} has its "
@@ -66,7 +62,6 @@ class Populations(TTModule):
             if hasattr(self, name):
                 raise ValueError(f"a module has an attribute {name!r}: take another name.")
             self.add_module(name, layer)
-        self.names = tuple(neurons)
 
     @property
     def layers(self) -> list[Any]:
@@ -86,9 +81,8 @@ class Populations(TTModule):
     @property
     def computes_as_its_class(self) -> bool:
         """Whether a call is certain to run the layers side by side."""
-        return (
-            type(self) is Populations and call_is_forward(self) and _CODE is self.forward.__code__
-        )
+        code = type(self).forward.__code__
+        return type(self) is Populations and call_is_forward(self) and code is _CODE
 
     def forward(self, x: Tensor) -> Tensor:
         """Run all populations."""
@@ -104,3 +98,13 @@ class Populations(TTModule):
 
 
 _CODE = Populations.forward.__code__
+
+
+def check_one_input(owner: str, neuron: object) -> None:
+    """Raise where a neuron takes several inputs, and what holds it has one."""
+    if isinstance(neuron, Neuron) and len(neuron._passed_inputs) > 1:
+        raise ValueError(
+            f"{owner} has one input, and {type(neuron).__name__} takes "
+            f"({', '.join(neuron._passed_inputs)}). Write the loop in a module of your own, "
+            "or let the neuron hold modules that compute the others."
+        )

@@ -37,7 +37,7 @@ from tracetorch.snn.event_inputs import EventInput, EventSource, Span, rows_of
 from tracetorch.snn.memory import checked_shape
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.passes import current_pass, in_one_commit, states_of
-from tracetorch.snn.populations import Populations
+from tracetorch.snn.populations import Populations, check_one_input
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.sparse_linear import SparseLinear
 
@@ -128,12 +128,7 @@ class Recurrent(SequenceLayer):
                 f"neuron must be a neuron layer, got {type(neuron).__name__}, or a module that "
                 "holds neuron layers."
             )
-        if isinstance(neuron, Neuron) and len(neuron._passed_inputs) > 1:
-            raise ValueError(
-                f"Recurrent has one input, and {type(neuron).__name__} takes "
-                f"({', '.join(neuron._passed_inputs)}). Write the loop in a module of your own, "
-                "or let the neuron hold modules that compute the others."
-            )
+        check_one_input("Recurrent", neuron)
         if not isinstance(connection, nn.Module):
             raise TypeError(f"connection must be an nn.Module, got {type(connection).__name__}.")
         sizes = None if shape is None else checked_shape("the output", shape)
@@ -147,7 +142,7 @@ class Recurrent(SequenceLayer):
         elif sizes is not None:
             super().__init__(sizes[0], -len(sizes))
         elif (last := _last_of(neuron)) is not None:
-            super().__init__(last.num_neurons, getattr(last, "dim", -1))
+            super().__init__(last.num_neurons, last.dim)
         else:
             raise ValueError(
                 f"the shape of the output of {type(neuron).__name__} is not known before its first "
@@ -483,7 +478,7 @@ def _checked_neurons(neurons: object, count: int) -> Tensor:
     return wanted
 
 
-def _last_of(module: nn.Module) -> SequenceLayer | None:
+def _last_of(module: nn.Module) -> Any:
     """Return the neuron layer whose output is that of a chain, if it keeps the shape of its input.
 
     Linear layers with delays, or of edges, are no such layers: they may give more or less than they
@@ -491,9 +486,8 @@ def _last_of(module: nn.Module) -> SequenceLayer | None:
     """
     while type(module) is nn.Sequential and len(module):
         module = module[-1]
-    linear = isinstance(module, SynapticDelays | SparseLinear)
-    is_last = isinstance(module, SequenceLayer) and not linear
-    return module if is_last or isinstance(module, Populations) else None  # type: ignore[return-value]
+    is_last = isinstance(module, SequenceLayer | Populations)
+    return module if is_last and not isinstance(module, SynapticDelays | SparseLinear) else None
 
 
 def _linear_of(connection: nn.Module) -> nn.Linear | SparseLinear | None:

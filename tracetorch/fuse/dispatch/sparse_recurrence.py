@@ -188,7 +188,7 @@ def _sequence(layout: Layout, values: Tensor | None, lanes: Tensor | None = None
 
 
 class _Node(NamedTuple):
-    """What a node of the graph knows besides tensors."""
+    """A node of the graph: all that is no tensor of it."""
 
     plans: tuple[RecurrentPlan, ...]
     edges: Edges

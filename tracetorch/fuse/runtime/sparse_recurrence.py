@@ -49,7 +49,7 @@ _PAIRS = (
 
 @dataclass(frozen=True)
 class Layout:
-    """Where neurons lie in memory: ``[..., samples, neurons]`` as ``[..., groups, lanes]``.
+    """Layout of neurons in memory: ``[..., samples, neurons]`` as ``[..., groups, lanes]``.
 
     ``inner`` samples are a group, side by side, and a row has a *slot* of as many lanes for each
     neuron. Neurons of each population begin with a tile.
