@@ -38,6 +38,7 @@ from tracetorch.fuse.runtime.written_kernels import run_written
 
 _MOST_STEPS = 32  # of a window, so that what a tile is given stays in a core's cache
 _CHUNKS = 8  # of a row, where there are few: enough to share out among threads
+_LEAST = 8  # tiles of a chunk where samples lie side by side: those of a source are read together
 _BESIDE = 16, 8  # samples that may lie side by side
 _SEGMENT = 1 << 27  # bytes of what a segment of more steps than the root computes again
 _WORDS = 1 << 20  # of spikes that are listed at once
@@ -113,7 +114,8 @@ class Layout:
         Not divided, the edges of a source are read by one thread, and threads wait for nobody.
         """
         tiles = -(-self.lanes // TILE)
-        count = 1 if self.groups >= _CHUNKS else min(tiles, -(-_CHUNKS // self.groups))
+        most = tiles if self.inner == 1 else max(1, tiles // _LEAST)
+        count = 1 if self.groups >= _CHUNKS else min(most, -(-_CHUNKS // self.groups))
         per_chunk = -(-tiles // count) * TILE
         return -(-self.lanes // per_chunk), per_chunk
 
@@ -354,14 +356,10 @@ def _table(
     memory: Callable[[Population], Mapping[str, _Memory]],
     places: tuple[str, str],
 ) -> _Table:
-    """Return the kernels of a direction.
+    """Return the kernels that ``build`` makes of plans, one for each population.
 
-    Args:
-        loop: the call.
-        name: of the kernels.
-        build: returns a kernel of a plan.
-        memory: returns that of a population's buffers but parameters.
-        places: names of what the loop writes into a block itself.
+    ``memory`` returns that of a population's buffers but parameters; ``places`` are names of what
+    the loop writes into a block itself.
     """
     rows, alive, values = [], [], 0
     for i, population in enumerate(loop.populations):
@@ -555,15 +553,9 @@ def forward(
 ) -> tuple[list[Tensor], Kept]:
     """Run all steps; return the final states, and what the backward pass needs.
 
-    Args:
-        loop: the call.
-        given: what the neurons are given from outside.
-        first: the outputs before the first step.
-        states: those before the first step, of each population in turn.
-        output: where the outputs are written, ``None``: nowhere.
-        drive: where the sum that each step is given is written, ``None``: nowhere.
-        keep: whether there will be a backward pass.
-        seen: is called with the first of some steps and their spikes, in order, whatever is kept.
+    ``states`` are those of each population in turn, and ``first`` the outputs, before the first
+    step. Outputs, and the sum that each step is given, are written where there is memory for them.
+    ``seen`` is called with the first of some steps and their spikes, in order.
     """
     now = torch.zeros(1, loop.states, *loop.row, dtype=loop.dtype)
     parts = _by_population(loop, now[0])
@@ -627,16 +619,10 @@ def backward(
     wanted: Wanted,
     seen: Callable[[int, Tensor], None],
 ) -> Gradients:
-    """Return the gradients.
+    """Return the gradients, from those of outputs and of final states.
 
-    Args:
-        loop: the call.
-        given: what the neurons were given from outside.
-        kept: by the forward pass.
-        grads: those of outputs, and of final states.
-        wanted: the gradients to return.
-        seen: is called with the first of some steps and the gradient of what they are given, from
-            the last ones on.
+    ``seen`` is called with the first of some steps and the gradient of what they are given, from
+    the last ones on.
     """
     g_output, g_ends = grads
     layout, dtype = loop.layout, loop.dtype
