@@ -444,6 +444,25 @@ def test_populations_by_events(monkeypatch: pytest.MonkeyPatch) -> None:
         close(one / two.abs().max(), two / two.abs().max())
 
 
+def test_values_of_events_are_learned_between_runs() -> None:
+    model = populations(snn.Populations, "none")
+    values = torch.full((9_000,), 0.3, requires_grad=True)  # float32, of a network of float64
+    events = drawn_events(9_000, (15, 1, model.num_neurons))
+    source = snn.EventInput(events, values)
+    optimizer = torch.optim.SGD([values], lr=2.0)
+    losses = []
+    for _ in range(4):
+        model.zero_states()
+        optimizer.zero_grad()
+        counts = model.run_events(source, 15, count_every=15).counts
+        loss = (counts.mean() - 4).square()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < losses[0]
+
+
 def test_edited_populations_run_by_step(loops: list[str]) -> None:
     model = populations(snn.Populations, "one")
     x = given(4, 1, model.num_neurons)

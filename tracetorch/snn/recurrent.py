@@ -387,8 +387,8 @@ class Recurrent(SequenceLayer):
         bins = 0 if count_every is None else check_count("count_every", count_every)
         dtype = _dtype_of(self.connection)
 
-        learned = [s for s in sources if isinstance(s, EventInput) and s.values.requires_grad]
-        values = torch.cat([s.values.to(dtype) for s in learned]) if learned else None
+        learned = [s for s in sources if isinstance(s, EventInput) and s.is_learned]
+        values = torch.cat([s.values().to(dtype) for s in learned]) if learned else None
         places = [torch.zeros(0, 3, dtype=torch.int64), *(s.events for s in learned)]
 
         def given(begin: int, end: int) -> Rows:

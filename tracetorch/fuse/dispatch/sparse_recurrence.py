@@ -45,10 +45,8 @@ class Kind(NamedTuple):
     """Neurons of one kind, before the first step."""
 
     cell: Cell
-    states: Sequence[Tensor | None]
-    """Those before the first step, as ``step`` takes them."""
-    kwargs: dict[str, Any]
-    """The step kwargs."""
+    states: Sequence[Tensor | None]  # those before the first step, as ``step`` takes them
+    kwargs: dict[str, Any]  # the step kwargs
 
     @property
     def active(self) -> list[Tensor]:
@@ -65,15 +63,12 @@ class Kind(NamedTuple):
 class Recurrence(NamedTuple):
     """Neurons in a loop along edges, before the first step."""
 
-    kinds: Sequence[Kind]
-    """Side by side, those of each follow each other."""
+    kinds: Sequence[Kind]  # side by side, those of each follow each other
     first: Tensor
     """Outputs before the first step, as many as the largest delay and one, the oldest first."""
-    weight: Tensor
-    """Of each edge, in the order in which the layer has them."""
+    weight: Tensor  # of each edge, in the order in which the layer has them
     bias: Tensor | None
-    edges: Callable[[Layout], Edges]
-    """Returns the edges as the loop reads them."""
+    edges: Callable[[Layout], Edges]  # returns the edges as the loop reads them
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -363,31 +358,23 @@ class Request(NamedTuple):
 
     steps: int
     samples: int
-    given: Callable[[int, int], Rows]
-    """Returns the input from outside between two steps, by neuron."""
+    given: Callable[[int, int], Rows]  # returns the input from outside between two steps, by neuron
     learned: Tensor
     """Step, sample and neuron of those events whose values have a gradient, ``[n, 3]``."""
-    neurons: Tensor
-    """Those whose outputs are wanted, ``[k]``."""
-    bins: int
-    """Steps of a bin in which spikes are counted; 0: nobody counts."""
-    lists: bool
-    """Whether the spikes are wanted as a list."""
+    neurons: Tensor  # those whose outputs are wanted, ``[k]``
+    bins: int  # steps of a bin in which spikes are counted; 0: nobody counts
+    lists: bool  # whether the spikes are wanted as a list
 
 
 class Found(NamedTuple):
     """Results of a run by events."""
 
-    outputs: Tensor
-    """``[T, samples, k]``."""
-    counts: Tensor
-    """``[bins, samples, neurons]``."""
+    outputs: Tensor  # ``[T, samples, k]``
+    counts: Tensor  # ``[bins, samples, neurons]``
     last: Tensor
     """The last outputs ``[n, samples, neurons]``, as many as there are and edges reach back to."""
-    ends: list[list[Tensor]]
-    """Final states of each kind."""
-    events: Tensor
-    """``[n, 3]``: step, sample, neuron."""
+    ends: list[list[Tensor]]  # final states of each kind
+    events: Tensor  # ``[n, 3]``: step, sample, neuron
 
 
 def run_sparse_events(loop: Recurrence, request: Request, values: Tensor | None) -> Found | None:

@@ -179,18 +179,12 @@ class Layout:
 class Edges(NamedTuple):
     """Edges sorted by source and then by the chunk of the target."""
 
-    starts: Tensor
-    """``[sources * chunks + 1]`` int64."""
-    targets: Tensor
-    """``[E]`` int32."""
-    delays: Tensor | None
-    """``[E]`` int32; ``None``: all have ``delay``."""
-    order: Tensor | None
-    """Place of each edge in the weights, ``[E]``; ``None``: its own."""
-    least: int
-    """The smallest delay."""
-    most: int
-    """The largest delay."""
+    starts: Tensor  # ``[sources * chunks + 1]`` int64
+    targets: Tensor  # ``[E]`` int32
+    delays: Tensor | None  # ``[E]`` int32; ``None``: all have ``delay``
+    order: Tensor | None  # place of each edge in the weights, ``[E]``; ``None``: its own
+    least: int  # the smallest delay
+    most: int  # the largest delay
 
 
 class Rows(NamedTuple):
@@ -199,19 +193,15 @@ class Rows(NamedTuple):
     Those of step ``t`` and group ``g`` begin at ``starts[t * groups + g]``.
     """
 
-    starts: Tensor
-    """``[steps * groups + 1]`` int64."""
-    lanes: Tensor
-    """``[n]`` int32."""
-    values: Tensor
-    """``[n]``."""
+    starts: Tensor  # ``[steps * groups + 1]`` int64
+    lanes: Tensor  # ``[n]`` int32
+    values: Tensor  # ``[n]``
 
 
 class Part(NamedTuple):
     """A sequence from one step to another: the sum of what there is."""
 
-    values: Tensor | None = None
-    """``[steps, groups, lanes]``."""
+    values: Tensor | None = None  # ``[steps, groups, lanes]``
     rows: Rows | None = None
 
 
@@ -342,10 +332,8 @@ class _Table(NamedTuple):
     """Kernels of all populations as the loop takes them; the tensors are kept alive."""
 
     rows: Tensor
-    nbytes: int
-    """Of the largest block."""
-    values: int
-    """Values of scratch of the one that has most."""
+    nbytes: int  # of the largest block
+    values: int  # values of scratch of the one that has most
     alive: list[Tensor]
 
 
@@ -459,10 +447,8 @@ class Kept(NamedTuple):
     """Results of a forward pass that the backward pass reads."""
 
     bits: Tensor
-    checkpoints: Tensor
-    """``[segments, states, groups, lanes]``."""
-    drive: Tensor | None
-    """The sum that each step was given, where there is memory for it."""
+    checkpoints: Tensor  # ``[segments, states, groups, lanes]``
+    drive: Tensor | None  # the sum that each step was given, where there is memory for it
 
 
 def packed(loop: Loop, first: Tensor, steps: int) -> Tensor:
@@ -605,10 +591,8 @@ class Gradients(NamedTuple):
     first: Tensor | None
     weight: Tensor | None
     bias: Tensor | None
-    states: list[Tensor]
-    """Of each population in turn."""
-    params: list[dict[str, Tensor]]
-    """Of each population, by name."""
+    states: list[Tensor]  # of each population in turn
+    params: list[dict[str, Tensor]]  # of each population, by name
 
 
 def backward(

@@ -17,16 +17,11 @@ class EdgePlan(NamedTuple):
     ``starts[source + 1]`` where they end.
     """
 
-    order: Tensor
-    """Place of each edge in the weights, ``[E]`` int32."""
-    starts: Tensor
-    """``[inputs + 1]`` int64."""
-    targets: Tensor
-    """``[E]`` int32."""
-    delays: Tensor | None
-    """Steps of each edge, ``[E]`` int32; ``None``: all edges have the same."""
-    is_sorted: bool
-    """Whether they were given so, and ``order`` counts up."""
+    order: Tensor  # place of each edge in the weights, ``[E]`` int32
+    starts: Tensor  # ``[inputs + 1]`` int64
+    targets: Tensor  # ``[E]`` int32
+    delays: Tensor | None  # steps of each edge, ``[E]`` int32; ``None``: all edges have the same
+    is_sorted: bool  # whether they were given so, and ``order`` counts up
 
 
 def sorted_by_source(edges: Tensor, delays: Tensor | None, inputs: int) -> EdgePlan:

@@ -36,16 +36,12 @@ _PLAIN = (torch.float32, torch.float64)
 class Wiring(NamedTuple):
     """Edges of a product, their delays, and how many inputs and outputs there are."""
 
-    edges: Tensor
-    """``[2, E]``, sources and targets."""
-    delays: Tensor | None
-    """``[E]``; ``None``: an edge leads to the same row, and ``reach`` is 0."""
-    reach: int
-    """The largest delay."""
+    edges: Tensor  # ``[2, E]``, sources and targets
+    delays: Tensor | None  # ``[E]``; ``None``: an edge leads to the same row, and ``reach`` is 0
+    reach: int  # the largest delay
     inputs: int
     outputs: int
-    plan: EdgePlan | None
-    """The edges by source; ``None`` where no kernel may run."""
+    plan: EdgePlan | None  # the edges by source; ``None`` where no kernel may run
 
 
 def product(wiring: Wiring, window: Tensor, weight: Tensor) -> Tensor:
