@@ -21,7 +21,7 @@ from tracetorch.fuse.dispatch.plans import plan_of
 from tracetorch.fuse.ir.plan import ABSENT, Plan
 from tracetorch.fuse.ir.schedule import backward_kernel
 from tracetorch.fuse.ir.verify import verify
-from tracetorch.fuse.runtime import sparse_recurrence
+from tracetorch.fuse.runtime import sparse_recurrence, written_kernels
 
 
 class Monitored(snn.Neuron):
@@ -155,7 +155,7 @@ def test_in_a_recurrence(
     kind: str, populations: int, loss: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loops: list[Any] = []
-    run_written = sparse_recurrence.run_written
+    run_written = written_kernels.run_written
 
     def noted(*args: Any, **kwargs: Any) -> None:
         loops.append(args)

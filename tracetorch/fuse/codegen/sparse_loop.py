@@ -400,43 +400,44 @@ class _Ring:
             is_marked = mark[0].differs(0) if self.has_marks else k.literal(True, "i1")
             for lanes, condition in ((BITS, left >= BITS), (LANES, left < BITS)):
                 with k.when(condition ^ is_marked & condition):
-                    self._write((block.index, left, lanes), None, (bias, target), given)
+                    _write(self.loop, (block.index, left, lanes), (target, bias, None), given)
                 with k.when(condition & is_marked):
-                    self._write((block.index, left, lanes), fed, (bias, target), given)
+                    _write(self.loop, (block.index, left, lanes), (target, bias, fed), given)
             with k.when(is_marked):
                 mark[0] = 0
 
-    def _write(
-        self,
-        some: tuple[Value, Value, int],
-        fed: Array | None,
-        memory: tuple[Array, Array],
-        given: tuple[Value, Array],
-    ) -> None:
-        """Write a run of lanes: all of them at once, or some at a time."""
-        k, (first, left, lanes), (bias, target) = self.loop.k, some, memory
 
-        def read(array: Array, lane: Value, rest: Value) -> Value:
-            return array.vector(lane, lanes) if lanes == BITS else array.some(lane, rest, lanes)
+def _write(
+    loop: _Loop,
+    some: tuple[Operand, Value, int],
+    memory: tuple[Array, Array | None, Array | None],
+    given: tuple[Value, Array],
+) -> None:
+    """Write a run of lanes: what is given, and what is in memory, of which the last is cleared.
 
-        stop = first + (BITS if lanes == BITS else left)
-        with k.loop(first, stop, step=lanes) as block:
-            lane, rest = block.index, stop - block.index
-            shift = read(bias, lane, rest)
-            zeros = k.literal(0.0, shift.type)
-            total = (zeros if fed is None else read(fed, lane, rest)) + shift
+    ``some`` are the first lane, how many are left, and how many are written at a time.
+    """
+    k, (first, left, lanes), (target, bias, fed) = loop.k, some, memory
 
-            def outside(
-                lane: Value = lane, rest: Value = rest, total: Value = total
-            ) -> list[Value]:
-                return [read(given[1], lane, rest) + total]
+    def read(array: Array, lane: Value, rest: Value) -> Value:
+        return array.vector(lane, lanes) if lanes == BITS else array.some(lane, rest, lanes)
 
-            (x,) = k.choose(given[0], outside, lambda total=total: [total])  # type: ignore[misc]
-            for array, value in ((target, x), (fed, zeros)):
-                if array is not None and lanes == BITS:
-                    array.store(lane, value)
-                elif array is not None:
-                    array.store_some(lane, rest, value)
+    stop = k.literal(first, WORD) + (BITS if lanes == BITS else left)
+    with k.loop(first, stop, step=lanes) as block:
+        lane, rest = block.index, stop - block.index
+        zeros = k.literal(0.0, f"<{lanes} x {loop.real}>")
+        total = zeros if fed is None else read(fed, lane, rest)
+        total = total if bias is None else total + read(bias, lane, rest)
+
+        def outside(lane: Value = lane, rest: Value = rest, total: Value = total) -> list[Value]:
+            return [read(given[1], lane, rest) + total]
+
+        (x,) = k.choose(given[0], outside, lambda total=total: [total])  # type: ignore[misc]
+        for array, value in ((target, x), (fed, zeros)):
+            if array is not None and lanes == BITS:
+                array.store(lane, value)
+            elif array is not None:
+                array.store_some(lane, rest, value)
 
 
 def _deliver(loop: _Loop, where: _Where, now: tuple[Value, Value], ring: _Ring) -> None:
@@ -497,7 +498,8 @@ def loop_backward(k: TaskWriter, real: str, delayed: bool, inner: int) -> None:
             with k.loop(begin, end) as time:
                 place = (time.index - begin) * TILE
                 line = own.at(place)
-                _copied(loop, tile.count, line, given.line(where, time.index, tile))
+                source = given.line(where, time.index, tile)
+                _write(loop, (0, tile.count, LANES), (line, None, None), source)
                 given.add(where, time.index, tile, line)
                 with loop.blocks(tile.count) as (lane, left):
                     some = reached.at(place).some(lane, left, LANES).differs(0.0)
@@ -510,18 +512,6 @@ def loop_backward(k: TaskWriter, real: str, delayed: bool, inner: int) -> None:
             written: dict[tuple[int, int], Operand] = {(0, 0): _address(k, own), (0, 1): TILE}
             to_end = loop["behind"] + loop["steps"] - begin
             neurons.call(tile, at, (loop.lanes, steps, to_end), written, private)
-
-
-def _copied(loop: _Loop, count: Value, line: Array, given: tuple[Value, Array]) -> None:
-    """Write the gradient of a step's outputs that comes from outside."""
-    none = loop.k.literal(0.0, f"<{LANES} x {loop.real}>")
-    with loop.blocks(count) as (lane, left):
-
-        def read(lane: Value = lane, left: Value = left) -> list[Value]:
-            return [given[1].some(lane, left, LANES)]
-
-        (found,) = loop.k.choose(given[0], read, lambda: [none])
-        line.store_some(lane, left, found)
 
 
 def _gathered(loop: _Loop, where: _Where, at: tuple[Value, Value], grads: Array) -> Value:

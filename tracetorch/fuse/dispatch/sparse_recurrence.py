@@ -79,10 +79,7 @@ class Recurrence(NamedTuple):
 def _plans(loop: Recurrence, x: Tensor, *learned: Tensor) -> list[RecurrentPlan] | None:
     """Return the plans of a call, of an input like ``x``; ``None``: it runs step by step.
 
-    Args:
-        loop: the neurons.
-        x: has the shape, dtype and device of the input.
-        *learned: what else a gradient may go to.
+    A gradient may go to what is ``learned`` too.
     """
     weight, kinds = loop.weight, loop.kinds
     given = [weight] if loop.bias is None else [weight, loop.bias]
@@ -143,12 +140,8 @@ def run_sparse_recurrence(
 
         output[t] = step(x[t] + bias + sum over edges of  weight[e] * output[t - 1 - delay[e]])
 
-    Args:
-        loop: the neurons.
-        x: the inputs ``[T, ..., neurons]``, at least one step, in the dtype of the arithmetic.
-
-    Returns:
-        ``None`` where it must run step by step.
+    The inputs ``x`` are ``[T, ..., neurons]``, at least one step, in the dtype of the arithmetic.
+    ``None``: it must run step by step.
 
     Raises:
         RuntimeError: the backend requested by name cannot run the layer.
@@ -380,13 +373,8 @@ class Found(NamedTuple):
 def run_sparse_events(loop: Recurrence, request: Request, values: Tensor | None) -> Found | None:
     """Run neurons in a loop along edges, from events to what a request names.
 
-    Args:
-        loop: the neurons.
-        request: what is given and wanted.
-        values: those of the events that have a gradient.
-
-    Returns:
-        ``None`` where there is no loop that computes as the modules would.
+    ``values`` are those of the events that have a gradient. ``None``: there is no loop that
+    computes as the modules would.
 
     Raises:
         RuntimeError: the backend requested by name cannot run the layer.
