@@ -125,7 +125,7 @@ class Layout:
         each = zip(self.begins, self.sizes, strict=False)
         return torch.cat([torch.arange(n, n + size, device="cpu") for n, size in each])
 
-    @property
+    @cached_property
     def kinds(self) -> Tensor:
         """The number of lanes of each tile, and the population that they are of."""
         rows = []
@@ -547,7 +547,9 @@ def forward(
     parts = _by_population(loop, now[0])
     for (layout, part), state in zip(parts, states, strict=True):
         layout.enter(state, part)
-    segments, taps = loop.segments(1 if keep else _LONG), loop.taps
+    # values of samples side by side are copied, so that few steps are there at once
+    least = 1 if keep or loop.layout.inner > 1 else _LONG
+    segments, taps = loop.segments(least), loop.taps
     longest = max(end - begin for begin, end in segments)
     bits = packed(loop, first, loop.steps if keep else longest)
     checkpoints = large_empty((len(segments) * keep, *now.shape[1:]), loop.dtype)
