@@ -11,7 +11,8 @@ from tests.refusals import check, refusals, unchanged
 from tests.snn.test_sparse_linear import DELAYS, Dense, close, drawn_edges, gradients, seeded
 from tracetorch import functional, snn
 from tracetorch.fuse.codegen import sparse_loop
-from tracetorch.fuse.runtime import sparse_recurrence, written_kernels
+from tracetorch.fuse.dispatch import sparse_recurrence as dispatched
+from tracetorch.fuse.runtime import allocation, sparse_recurrence, written_kernels
 
 N = 2000
 SURROGATES = {
@@ -52,11 +53,23 @@ def given(steps: int, samples: int, neurons: int, seed: int = 2) -> Tensor:
     return torch.randn(steps, samples, neurons, generator=seeded(seed), dtype=torch.float64)
 
 
+def poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let memory that the loop allocates be full of NaN."""
+    make = allocation.large_empty
+
+    def poisoned(*args: Any) -> Tensor:
+        return make(*args).fill_(torch.nan)
+
+    for module in (sparse_recurrence, dispatched):
+        monkeypatch.setattr(module, "large_empty", poisoned)
+
+
 @pytest.fixture
 def loops(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the kernels of the loop that have run."""
+    """Names of the kernels of the loop that have run; what nobody has written is NaN."""
     found: list[str] = []
     run = written_kernels.run_written
+    poison(monkeypatch)
 
     def noted(write: Any, *args: Any, form: tuple[bool, int], **kwargs: Any) -> None:
         found.append(write.__name__ + "_delayed" * form[0])
@@ -416,6 +429,25 @@ def test_populations_are_one_loop_as_a_plain_loop_is(
     torch.testing.assert_close(ends, wanted_ends, rtol=0, atol=0)
     for one, two in zip(grads, wanted_grads, strict=True):
         close(one / two.abs().max(), two / two.abs().max())
+
+
+def test_a_population_that_nothing_comes_back_to(loops: list[str]) -> None:
+    model, other = populations(snn.Populations, "none"), populations(Apart, "none")
+    events = drawn_events(900, (1, 1, model.num_neurons))
+    x = as_tensor(events, torch.full((900,), 3.0).double(), (1, 1, model.num_neurons))
+    found = []
+    for each in (model, other):
+        for _ in range(2):  # the first spikes arrive in the second step
+            if each is model:
+                each.run_events(snn.EventInput(events, 3.0), 1)
+            else:
+                each(x[0])
+        layers = each.neuron.layers
+        last = layers[1] if each is model else layers["i"]
+        found.append(torch.autograd.grad(last.mem.sum(), each.connection.weight)[0])
+    assert loops
+    assert bool(found[0].any())
+    close(*found)
 
 
 def test_values_of_events_are_learned_between_runs() -> None:

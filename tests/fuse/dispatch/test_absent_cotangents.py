@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import tracetorch as tt
 from tests import cases
 from tests.fuse.cases import fused
+from tests.snn.test_sparse_recurrent import poison
 from tracetorch import fuse, snn
 from tracetorch.fuse.codegen.javascript_loops import backward_source
 from tracetorch.fuse.codegen.triton_loops import triton_source
@@ -149,11 +150,12 @@ IN_A_LOOP = {
 
 
 @pytest.mark.parametrize("loss", IN_A_LOOP)
-@pytest.mark.parametrize("populations", [1, 2])
+@pytest.mark.parametrize(("populations", "steps"), [(1, 5), (2, 5), (2, 2)])
 @pytest.mark.parametrize("kind", CONNECTIONS)
 def test_in_a_recurrence(
-    kind: str, populations: int, loss: str, monkeypatch: pytest.MonkeyPatch
+    kind: str, populations: int, steps: int, loss: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    poison(monkeypatch)
     loops: list[Any] = []
     run_written = written_kernels.run_written
 
@@ -173,7 +175,7 @@ def test_in_a_recurrence(
         with torch.no_grad():
             for parameter in rec.parameters():
                 parameter.mul_(0.1)
-        x = torch.cat([sequence()] * populations, -1).requires_grad_()
+        x = torch.cat([sequence()[:steps]] * populations, -1).requires_grad_()
         y = cases.stepped(net, x) if by_step else tt.unroll(net, x)
         IN_A_LOOP[loss](y, one).backward()
         return {"x": x.grad, **{n: p.grad for n, p in net.named_parameters()}}

@@ -269,8 +269,8 @@ class _Loop(torch.autograd.Function):
         of_given, found = node.call.back(loop, kept, split, Wanted(*needs))
         ends, of_states, of_params = iter(found.states), [], []
         for plan, named in zip(plans, found.params, strict=True):
-            names = plan.program.states
-            of_states += [next(ends) if f"s_{name}" in plan.reached else None for name in names]
+            each = [(f"s_{name}" in plan.reached, next(ends)) for name in plan.program.states]
+            of_states += [end if is_reached else None for is_reached, end in each]
             of_params += [named.get(name) for name in plan.program.params]
         return None, of_given, *found[:3], *of_states, *of_params
 

@@ -635,6 +635,9 @@ def backward(
             _advance(_without_edges(loop), kept.bits[begin:], Part(x), states, steps)
         d_part = large_empty((steps + loop.taps, *loop.row), dtype)
         d_part[steps:] = tail
+        for j, population in enumerate(loop.populations):
+            if not population.plan.differentiated:  # nothing comes back to its input
+                d_part[:steps, :, loop.span(j)] = 0
         past = x, states, g_output(begin, end)
         _back(loop, (steps, loop.steps - end), past, (cotangents, d_part, sums))
         if d_weight is not None:
