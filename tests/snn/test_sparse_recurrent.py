@@ -147,10 +147,11 @@ def test_bitwise_equal_to_steps_and_cut_anywhere(
             close(found / scale, each / scale)
 
 
+@pytest.mark.parametrize("samples", [1, 12])
 @pytest.mark.parametrize("delay", ["one", "each", "far"])
-def test_no_number_of_threads_changes_a_bit(delay: str) -> None:
+def test_no_number_of_threads_changes_a_bit(delay: str, samples: int) -> None:
     model = recurrent(2100, 20_000, delay=delay)
-    x = given(20, 1, 2100)
+    x = given(20, samples, 2100)
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
@@ -234,6 +235,17 @@ def test_frozen_weights_and_learned_first_outputs(loops: list[str]) -> None:
     del loops[:]
     tt.unroll(model, x)
     assert not loops
+
+
+def test_a_second_derivative_and_a_batch_of_gradients_are_refused() -> None:
+    model = recurrent(50, 300)
+    x = given(4, 6, 50).requires_grad_()
+    y = tt.unroll(model, x)
+    with pytest.raises(RuntimeError, match="has no second derivative"):
+        torch.autograd.grad(y.sum(), x, create_graph=True, retain_graph=True)
+    several = torch.ones(3, *y.shape).double()
+    with pytest.raises(RuntimeError, match="takes one incoming gradient at a time"):
+        torch.autograd.grad(y, x, several, is_grads_batched=True)
 
 
 @pytest.mark.parametrize(("bias", "rate"), [(-50.0, 0), (50.0, 1)], ids=["nobody", "everybody"])

@@ -19,7 +19,7 @@ from torch import Tensor
 from tracetorch.cell import Cell
 from tracetorch.core.double_backward import saved_tensors
 from tracetorch.core.torch_private import observed_by, unsafe_view
-from tracetorch.fuse.dispatch.operators import no_second_gradient
+from tracetorch.fuse.dispatch.operators import incoming_gradients, no_second_gradient
 from tracetorch.fuse.dispatch.plans import recurrent_plan_for
 from tracetorch.fuse.ir.plan import Plan, RecurrentPlan
 from tracetorch.fuse.runtime import sparse_recurrence
@@ -263,7 +263,8 @@ class _Loop(torch.autograd.Function):
         # nothing of the connection is reached where no input of a step is
         reached = any("x" in plan.reached for plan in plans)
         _, *needs = [need and reached for need in ctx.needs_input_grad[:5]]
-        resolved = [g if g is None else g.resolve_neg() for g in grads]
+        there = iter(incoming_gradients(weight, [g for g in grads if g is not None], 0))
+        resolved = [None if g is None else next(there).resolve_neg() for g in grads]
         split = resolved[: node.call.results], resolved[node.call.results :]
         kept = Kept(bits, checkpoints, drive)
         of_given, found = node.call.back(loop, kept, split, Wanted(*needs))
