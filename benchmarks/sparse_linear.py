@@ -8,14 +8,14 @@ beside ``nn.Linear`` and ``torch.sparse``; and the time and memory of a layer of
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.memory import resident
+from benchmarks.sparse_recurrent import connections, shortest
 from tracetorch import snn
 
 NEURONS = 138_639  # of a fly's brain
@@ -38,23 +38,14 @@ def spikes_of(rows: int, neurons: int, count: int) -> Tensor:
     return torch.zeros(rows, neurons).scatter_(1, chosen, 1.0)
 
 
-def median(run: Callable[[], object], repeats: int = _REPEATS) -> float:
-    """Return the median of some times, in milliseconds; a first one is not counted."""
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        run()
-        times.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times[1:])
-
-
 def step_times(layer: snn.SparseLinear, x: Tensor) -> tuple[float, float]:
     """Return the milliseconds of the output, and of the gradient of all weights."""
     with torch.no_grad():
-        forward = median(lambda: layer(x))
+        forward = shortest(lambda: layer(x), _REPEATS)
     y = layer(x)
     seed = torch.ones_like(y)
-    backward = median(lambda: torch.autograd.grad(y, layer.weight, seed, retain_graph=True))
+    by_weight = lambda: torch.autograd.grad(y, layer.weight, seed, retain_graph=True)  # noqa: E731
+    backward = shortest(by_weight, _REPEATS)
     return forward, backward
 
 
@@ -76,20 +67,9 @@ def growth(neurons: int, edges: Sequence[int], spikes: Sequence[int]) -> dict[st
 
 def peers(neurons: int, share: float, rows: int, density: float) -> None:
     """Print the milliseconds of a training step beside a dense layer and ``torch.sparse``."""
-    layer = layer_of(neurons, int(share * neurons**2))
-    dense = nn.Linear(neurons, neurons, bias=False)
-    with torch.no_grad():
-        dense.weight.zero_()
-        dense.weight[layer.edges[1], layer.edges[0]] = layer.weight
-    matrix = dense.weight.detach().to_sparse_csr().requires_grad_()
     x = spikes_of(rows, neurons, max(1, int(density * neurons))).requires_grad_()
-    runs: dict[str, Callable[[], Tensor]] = {
-        "SparseLinear": lambda: layer(x),
-        "nn.Linear": lambda: dense(x),
-        "torch.sparse": lambda: (matrix @ x.t()).t(),
-    }
-    for name, run in runs.items():
-        took = median(lambda run=run: run().sum().backward(), 3)  # type: ignore[misc]
+    for name, layer in connections(neurons, share).items():
+        took = shortest(lambda layer=layer: layer(x).sum().backward(), 3)  # type: ignore[misc]
         print(f"{name:>14} {took:9.1f} ms a training step")
 
 

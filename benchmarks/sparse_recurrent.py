@@ -155,8 +155,8 @@ class _Matrix(nn.Module):
         return product.t()
 
 
-def peers(neurons: int, share: float, steps: int, samples: int, repeats: int) -> dict[str, float]:
-    """Print and return the milliseconds of a training step, beside other connections."""
+def connections(neurons: int, share: float) -> dict[str, nn.Module]:
+    """Return the same random connections in three layers."""
     generator = torch.Generator().manual_seed(0)
     edges = snn.random_edges(neurons, neurons, share, generator=generator)
     sparse = snn.SparseLinear(neurons, neurons, edges, bias=False)
@@ -164,11 +164,15 @@ def peers(neurons: int, share: float, steps: int, samples: int, repeats: int) ->
     with torch.no_grad():
         dense.weight.zero_()
         dense.weight[sparse.edges[1], sparse.edges[0]] = sparse.weight
-    matrix = dense.weight.detach().to_sparse_csr()
-    x = torch.rand(steps, samples, neurons, generator=generator).mul_(0.3)
-    connections = {"SparseLinear": sparse, "nn.Linear": dense, "torch.sparse": _Matrix(matrix)}
+    matrix = _Matrix(dense.weight.detach().to_sparse_csr())
+    return {"SparseLinear": sparse, "nn.Linear": dense, "torch.sparse": matrix}
+
+
+def peers(neurons: int, share: float, steps: int, samples: int, repeats: int) -> dict[str, float]:
+    """Print and return the milliseconds of a training step, beside other connections."""
+    x = torch.rand(steps, samples, neurons).mul_(0.3)
     found: dict[str, float] = {}
-    for name, connection in connections.items():
+    for name, connection in connections(neurons, share).items():
         spike = functional.triangular_surrogate(0.5)
         model = snn.Recurrent(snn.LIF(neurons, surrogate_derivative=spike), connection)
 
@@ -178,12 +182,13 @@ def peers(neurons: int, share: float, steps: int, samples: int, repeats: int) ->
             return float(y.detach().mean())
 
         density = run()
-        found[name] = _shortest(run, repeats)
+        found[name] = shortest(run, repeats)
         print(f"{name:>14} {found[name]:9.1f} ms a training step, {density:.3f} spike{_load()}")
     return found
 
 
-def _shortest(run: Callable[[], object], repeats: int) -> float:
+def shortest(run: Callable[[], object], repeats: int) -> float:
+    """Return the shortest of some times, in milliseconds."""
     times = []
     for _ in range(repeats):
         start = time.perf_counter()

@@ -11,7 +11,8 @@ from tests.refusals import check, refusals, unchanged
 from tests.snn.test_sparse_linear import DELAYS, Dense, close, drawn_edges, gradients, seeded
 from tracetorch import functional, snn
 from tracetorch.fuse.codegen import sparse_loop
-from tracetorch.fuse.runtime import sparse_recurrence, written_kernels
+from tracetorch.fuse.dispatch import sparse_recurrence as dispatched
+from tracetorch.fuse.runtime import allocation, sparse_recurrence, written_kernels
 
 N = 2000
 SURROGATES = {
@@ -52,15 +53,27 @@ def given(steps: int, samples: int, neurons: int, seed: int = 2) -> Tensor:
     return torch.randn(steps, samples, neurons, generator=seeded(seed), dtype=torch.float64)
 
 
+def poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let memory that the loop allocates be full of NaN."""
+    make = allocation.large_empty
+
+    def poisoned(*args: Any) -> Tensor:
+        return make(*args).fill_(torch.nan)
+
+    for module in (sparse_recurrence, dispatched):
+        monkeypatch.setattr(module, "large_empty", poisoned)
+
+
 @pytest.fixture
 def loops(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the kernels of the loop that have run."""
+    """Names of the kernels of the loop that have run; what nobody has written is NaN."""
     found: list[str] = []
     run = written_kernels.run_written
+    poison(monkeypatch)
 
-    def noted(write: Any, *args: Any, **kwargs: Any) -> None:
-        found.append(write.__name__)
-        run(write, *args, **kwargs)
+    def noted(write: Any, *args: Any, form: tuple[bool, int], **kwargs: Any) -> None:
+        found.append(write.__name__ + "_delayed" * form[0])
+        run(write, *args, form=form, **kwargs)
 
     monkeypatch.setattr(sparse_recurrence, "run_written", noted)
     return found
@@ -134,10 +147,11 @@ def test_bitwise_equal_to_steps_and_cut_anywhere(
             close(found / scale, each / scale)
 
 
+@pytest.mark.parametrize("samples", [1, 12])
 @pytest.mark.parametrize("delay", ["one", "each", "far"])
-def test_no_number_of_threads_changes_a_bit(delay: str) -> None:
+def test_no_number_of_threads_changes_a_bit(delay: str, samples: int) -> None:
     model = recurrent(2100, 20_000, delay=delay)
-    x = given(20, 1, 2100)
+    x = given(20, samples, 2100)
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
@@ -223,6 +237,17 @@ def test_frozen_weights_and_learned_first_outputs(loops: list[str]) -> None:
     assert not loops
 
 
+def test_a_second_derivative_and_a_batch_of_gradients_are_refused() -> None:
+    model = recurrent(50, 300)
+    x = given(4, 6, 50).requires_grad_()
+    y = tt.unroll(model, x)
+    with pytest.raises(RuntimeError, match="has no second derivative"):
+        torch.autograd.grad(y.sum(), x, create_graph=True, retain_graph=True)
+    several = torch.ones(3, *y.shape).double()
+    with pytest.raises(RuntimeError, match="takes one incoming gradient at a time"):
+        torch.autograd.grad(y, x, several, is_grads_batched=True)
+
+
 @pytest.mark.parametrize(("bias", "rate"), [(-50.0, 0), (50.0, 1)], ids=["nobody", "everybody"])
 def test_nobody_fires_and_everybody_does(bias: float, rate: int) -> None:
     model = recurrent(700, 9_000, delay="one", scale=0.01)
@@ -254,9 +279,9 @@ def test_edges_are_visited_where_something_passes(monkeypatch: pytest.MonkeyPatc
         x[0, 0] = torch.tensor([1.2, 0.95, -5.0, 0.0])  # fires, is near, is far
         x.requires_grad_()
 
-        def broken(loop: Any, *args: Any, visited: int = visited) -> Any:
+        def broken(loop: Any, *args: Any, visited: int = visited, **kwargs: Any) -> Any:
             loop.weight[visited:] = float("nan")
-            return run(loop, *args)
+            return run(loop, *args, **kwargs)
 
         tt.unroll(model, x)[1, 0, 3].backward(retain_graph=True)
         wanted = x.grad
@@ -334,10 +359,148 @@ def test_planted_faults_are_seen(fault: str, monkeypatch: pytest.MonkeyPatch) ->
     make = snn.SparseLinear.edges_by_chunk
     planted = FAULTS[fault]
     monkeypatch.setattr(
-        snn.SparseLinear, "edges_by_chunk", lambda layer, *sizes: planted(make(layer, *sizes))
+        snn.SparseLinear, "edges_by_chunk", lambda layer, layout: planted(make(layer, layout))
     )
     found = tt.unroll(model, x, from_rest=True)
     assert torch.equal(found, wanted) == (fault == "nothing")
+
+
+# Several populations
+
+
+class Apart(nn.Module):
+    """What a user writes for ``Populations``, and nothing knows of."""
+
+    def __init__(self, **layers: Any) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        sizes = [layer.num_neurons for layer in self.layers.values()]
+        parts = zip(self.layers.values(), x.split(sizes, -1), strict=True)
+        return torch.cat([layer(part) for layer, part in parts], -1)
+
+
+def populations(kind: Any, delay: str, **options: Any) -> Any:
+    """Three kinds of neurons, whose numbers are no multiples of anything, and their edges."""
+    torch.manual_seed(1)
+    sizes = 130, 70, 601
+    neurons = {
+        "e": snn.LIF(sizes[0], beta=torch.rand(sizes[0]) * 0.8 + 0.1, reset="zero"),
+        "i": tt.neurons.ALIF(sizes[1], surrogate_derivative=SURROGATES["triangle"]),
+        "r": tt.neurons.RefractoryLIF(sizes[2]),
+    }
+    table = [[0.02, 0.05, 0.01], [0.01, 0.0, 0.02], [0.03, 0.01, 0.02]]
+    edges = snn.population_edges(sizes, sizes, table, generator=seeded())
+    edges = edges[:, torch.randperm(edges.shape[1], generator=seeded())]
+    count, total = edges.shape[1], sum(sizes)
+    if "signs" in options:
+        options["signs"] = torch.where(torch.arange(total) < 700, 1, -1)
+    if "group" in options:
+        options["group"] = torch.randint(9, (count,), generator=seeded(7))
+    connection = snn.SparseLinear(total, total, edges, delay=delays(delay, count), **options)
+    with torch.no_grad():
+        connection.weight.mul_(4)
+    shape = None if kind is snn.Populations else total
+    return snn.Recurrent(kind(**neurons), connection, shape).double()
+
+
+ROADS: dict[str, Any] = {
+    "whole": {},
+    "segments": {"segment": 5},
+    "reset": {"reset": torch.rand(11, 6, generator=seeded()) < 0.2},
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"signs": None}, {"group": None}], ids=str)
+@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize("delay", [*DELAYS, "far"])
+def test_populations_are_one_loop_as_a_plain_loop_is(
+    loops: list[str], delay: str, road: str, options: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sparse_recurrence, "_SEGMENT", 0)
+    found = []
+    for kind in (snn.Populations, Apart):
+        model = populations(kind, delay, **options)
+        # samples side by side that fill no group
+        x = 2 * given(11, 6, model.num_neurons).requires_grad_()
+        way: dict[str, Any] = {"by": "layer" if kind is snn.Populations else "step"}
+        del loops[:]
+        y = tt.unroll(model, x, **way, **ROADS[road])
+        assert bool(loops) == (kind is snn.Populations)
+        assert 0.05 < float(y.detach().mean()) < 0.5
+        ends = [end for _, end in sorted(tt.get_states(model).items())]
+        loss = sum(
+            (each * torch.linspace(-1, 1, each.numel()).double().view(each.shape)).sum()
+            for each in (y, *(end for end in ends if end.requires_grad))
+        )
+        grads = torch.autograd.grad(loss, [x, *model.parameters()])
+        found.append((y.detach(), [end.detach() for end in ends], grads))
+    (y, ends, grads), (wanted, wanted_ends, wanted_grads) = found
+    assert torch.equal(y, wanted)
+    torch.testing.assert_close(ends, wanted_ends, rtol=0, atol=0)
+    for one, two in zip(grads, wanted_grads, strict=True):
+        close(one / two.abs().max(), two / two.abs().max())
+
+
+def test_a_population_that_nothing_comes_back_to(loops: list[str]) -> None:
+    model, other = populations(snn.Populations, "none"), populations(Apart, "none")
+    events = drawn_events(900, (1, 1, model.num_neurons))
+    x = as_tensor(events, torch.full((900,), 3.0).double(), (1, 1, model.num_neurons))
+    found = []
+    for each in (model, other):
+        for _ in range(2):  # the first spikes arrive in the second step
+            if each is model:
+                each.run_events(snn.EventInput(events, 3.0), 1)
+            else:
+                each(x[0])
+        layers = each.neuron.layers
+        last = layers[1] if each is model else layers["i"]
+        found.append(torch.autograd.grad(last.mem.sum(), each.connection.weight)[0])
+    assert loops
+    assert bool(found[0].any())
+    close(*found)
+
+
+def test_values_of_events_are_learned_between_runs() -> None:
+    model = populations(snn.Populations, "none")
+    values = torch.full((9_000,), 0.3, requires_grad=True)  # float32, of a network of float64
+    events = drawn_events(9_000, (15, 1, model.num_neurons))
+    source = snn.EventInput(events, values)
+    optimizer = torch.optim.SGD([values], lr=2.0)
+    losses = []
+    for _ in range(4):
+        model.zero_states()
+        optimizer.zero_grad()
+        counts = model.run_events(source, 15, count_every=15).counts
+        loss = (counts.mean() - 4).square()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < losses[0]
+
+
+def test_edited_populations_run_by_step(loops: list[str]) -> None:
+    model = populations(snn.Populations, "one")
+    x = given(4, 1, model.num_neurons)
+    wanted = tt.unroll(model, x, from_rest=True)
+    assert loops
+    for undo in (
+        model.neuron.register_forward_hook(lambda *_: None).remove,
+        model.neuron.i.register_forward_hook(lambda *_: None).remove,
+    ):
+        del loops[:]
+        assert torch.equal(tt.unroll(model, x, from_rest=True), wanted)
+        assert not loops
+        undo()
+    model.neuron.forward = lambda x: 0 * x
+    assert not tt.unroll(model, x, from_rest=True).any()
+    model.connection = nn.Linear(801, 801).double()
+    del model.neuron.forward
+    del loops[:]
+    tt.unroll(model, x, from_rest=True)
+    assert not loops
 
 
 # From events to events
@@ -355,7 +518,9 @@ def drawn_events(count: int, shape: tuple[int, int, int]) -> Tensor:
     )
 
 
-@pytest.mark.parametrize("shape", [(30, 1, 700), (25, 9, 100), (3, 2, 600), (1, 1, 64)])
+@pytest.mark.parametrize(
+    "shape", [(30, 1, 700), (25, 9, 100), (3, 2, 600), (1, 1, 64), (15, 2, 801)]
+)
 @pytest.mark.parametrize("delay", [*DELAYS, "far"])
 def test_events_give_what_a_tensor_does(
     delay: str, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
@@ -364,11 +529,15 @@ def test_events_give_what_a_tensor_does(
     monkeypatch.setattr(sparse_recurrence, "_LONG", 7)
     steps, samples, neurons = shape
     events, values = drawn_events(3000, shape), torch.rand(3000, generator=seeded()).double()
+    values.requires_grad_()
     chosen = torch.randint(neurons, (17,), generator=seeded(5))
     x = as_tensor(events, values, shape)
     lists = [part[:, 1:] for part in events.split(1)]
     assert len(lists) == 3000
-    model, other = recurrent(neurons, 4_000, delay=delay), recurrent(neurons, 4_000, delay=delay)
+    if neurons == 801:  # of three kinds
+        model, other = (populations(kind, delay) for kind in (snn.Populations, Apart))
+    else:
+        model, other = (recurrent(neurons, 4_000, delay=delay) for _ in range(2))
     losses = [torch.zeros(()).double(), torch.zeros(()).double()]
     for _ in range(2):  # the second goes on from the first
         run = model.run_events(
@@ -379,7 +548,7 @@ def test_events_give_what_a_tensor_does(
             count_every=7,
             events=True,
         )
-        y = tt.unroll(other, x)
+        y = tt.unroll(other, x, by="step" if neurons == 801 else "layer")
         counts = torch.stack([part.sum(0) for part in y.split(7)])
         assert torch.equal(run.outputs, y[..., chosen])
         assert torch.equal(run.counts, counts)
@@ -389,13 +558,15 @@ def test_events_give_what_a_tensor_does(
         ]
         for i, pair in enumerate(((run.outputs, run.counts), (y[..., chosen], counts))):
             losses[i] = losses[i] + sum((a * b).sum() for a, b in zip(pair, weights, strict=True))
-    torch.testing.assert_close(states_of(model), states_of(other), rtol=0, atol=0)
-    for i, each in enumerate((model, other)):
-        losses[i] = losses[i] + each.neuron.mem.sum() + each.prev_output.mean()
-        losses[i].backward()
-    for one, two in zip(model.parameters(), other.parameters(), strict=True):
-        scale = two.grad.abs().max().clamp(min=1e-300)
-        close(one.grad / scale, two.grad / scale)
+    ends = [list(states_of(each).values()) for each in (model, other)]
+    torch.testing.assert_close(*ends, rtol=0, atol=0)
+    found = []
+    for loss, each in zip(losses, (model, other), strict=True):
+        loss = loss + sum(s.sum() for s in tt.get_states(each).values() if s.requires_grad)
+        found.append(torch.autograd.grad(loss, [values, *each.parameters()], retain_graph=True))
+    for one, two in zip(*found, strict=True):
+        scale = two.abs().max().clamp(min=1e-300)
+        close(one / scale, two / scale)
     tt.zero_states(model)
     with torch.no_grad():  # in parts whose memory is used again
         again = model.run_events(snn.EventInput(events, values), steps, batch=samples, events=True)
@@ -485,6 +656,16 @@ def test_a_run_that_fails_changes_nothing() -> None:
         model.run_events(snn.EventInput(torch.tensor([[0, 1, 1]])), 5, batch=2)
 
 
+class Two(snn.Neuron):
+    """Takes two inputs."""
+
+    inputs = ("x", "y")
+
+    @staticmethod
+    def step(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        return (x + y,)
+
+
 EVENTS = torch.tensor([[0, 0, 1], [4, 0, 2]])
 NAMES = {
     "torch": torch,
@@ -494,10 +675,17 @@ NAMES = {
     "e": EVENTS,
     "n": torch.arange(3),
     "cut": functional.compact_support,
+    "snn": snn,
+    "Pop": snn.Populations,
+    "Two": Two,
     "run": recurrent(30, 100).run_events,
     "linear": snn.Recurrent(snn.LIF(3), nn.Linear(3, 3)).run_events,
     "signed": snn.Recurrent(
         snn.BLIF(3), snn.SparseLinear(3, 3, torch.zeros(2, 0).long())
+    ).run_events,
+    "graded": snn.Recurrent(
+        snn.Populations(a=snn.LIF(3), b=snn.Readout(2)),
+        snn.SparseLinear(5, 5, torch.zeros(2, 0).long()),
     ).run_events,
 }
 
@@ -510,7 +698,6 @@ NAMES = {
     E([1]) -> ValueError: events of step 0 must be .n, 2.*got int
     E(e, torch.ones(3)) -> ValueError: values must be one number, or .2., one for each event
     E(e, torch.ones(2).long()) -> TypeError: values must be floats, got torch.int64
-    E(e, torch.ones(2).requires_grad_()) -> ValueError: no gradient goes back to values
     E(e, "x") -> TypeError: values must be a number
     P([1], 0.1) -> TypeError: neurons must be a tensor of integers, got list
     P(n.float(), 0.1) -> TypeError: neurons must be a tensor of integers, got torch.float32
@@ -532,7 +719,16 @@ NAMES = {
     run(E(e), 5, neurons=[1]) -> TypeError: neurons must be integers .k., got .1.
     run(E(e), 5, events=1) -> TypeError: events must be True or False
     linear(E(e), 5) -> ValueError: no compiled loop that runs by events.*a SparseLinear of fin
-    signed(E(e), 5) -> ValueError: no compiled loop that runs by events: that takes a neuron
+    signed(E(e), 5) -> ValueError: no compiled loop that runs by events.*here is BLIF .an output w
+    graded(E(e), 5) -> ValueError: gives 0 or 1, and here is LIF or Readout .*or a graded one, is no
+    Pop() -> ValueError: Populations needs neuron layers
+    Pop(a=torch.nn.Linear(2, 2)) -> TypeError: a must be a neuron layer, got Linear
+    Pop(a=snn.SparseLinear(3, 3, e.t()[:2] * 0)) -> TypeError: a must be a neuron layer, got SparseL
+    Pop(a=snn.LIF(3, dim=-3)) -> ValueError: side by side in the last dimension, and a has its .*-3
+    Pop(forward=snn.LIF(3)) -> ValueError: a module has an attribute 'forward': take another name
+    Pop(a=snn.LIF(3), b=snn.LIF(4))(torch.ones(2, 6)) -> ValueError: of 3 . 4 neurons take 7 in the
+    Pop(a=snn.LIF(3))(3) -> TypeError: Populations takes a tensor, got int
+    Pop(a=Two(3)) -> ValueError: Populations has one input, and Two takes .x, y.
     cut(1.0, 2.0) -> TypeError: compact_support: surrogate must be one of tt.functional.*got float
     cut(functional.atan_surrogate(), 0) -> ValueError: compact_support: width must be
 """)
@@ -552,9 +748,19 @@ def test_edited_layers_and_the_eager_backend_do_not_run_by_events() -> None:
 
 
 def test_tiles_and_groups_divide_each_other() -> None:
-    assert sparse_loop.TILE % sparse_loop.GROUP == 0 == sparse_loop.GROUP % sparse_loop.LANES
+    assert sparse_loop.TILE % sparse_loop.BITS == 0 == sparse_loop.BITS % sparse_loop.LANES
     for neurons in (1, 64, 512, 513, 5_000, 138_639):
-        for samples in (1, 2, 7, 8, 100):
-            chunks, per_chunk = sparse_recurrence.chunks_of(neurons, samples)
-            assert per_chunk % sparse_loop.TILE == 0
-            assert (chunks - 1) * per_chunk < neurons <= chunks * per_chunk
+        for samples in (1, 2, 7, 8, 17, 100):
+            layout = sparse_recurrence.Layout.beside((neurons, 3), samples)
+            chunks, per_chunk = layout.chunks
+            assert per_chunk % sparse_loop.TILE == 0 == layout.begins[1] * layout.inner % 512
+            assert (chunks - 1) * per_chunk < layout.lanes <= chunks * per_chunk
+            assert 0 <= layout.groups * layout.inner - samples < layout.inner
+            bits = layout.valid & 2**64 - 1
+            left = samples - (layout.groups - 1) * layout.inner
+            assert all(
+                (bits >> i & 1) == (i % layout.inner < left) for i in range(sparse_loop.BITS)
+            )
+    assert [sparse_recurrence.Layout.beside((9,), n).inner for n in (1, 4, 5, 9, 17, 32)] == [
+        *(1, 1, 8, 16, 8, 16)
+    ]

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-_SECTIONS = ("Args", "Shape", "Raises", "Example", "Reference")
+_SECTIONS = ("Args", "Shape", "Returns", "Raises", "Example", "Reference")
 _HEADING = re.compile(rf"^(?=(?:{'|'.join(_SECTIONS)}):)", flags=re.MULTILINE)
 _ENTRY = re.compile(r"\n(?=    \S)")
 

@@ -19,6 +19,7 @@ from tracetorch.snn.module import TTModule
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.noise import Noise
 from tracetorch.snn.parameters import Decay, SpikeFunction, Threshold, Weight
+from tracetorch.snn.populations import Populations
 from tracetorch.snn.readout import Readout, RReadout, SReadout, SRReadout
 from tracetorch.snn.recurrent import EventRun, Recurrent
 from tracetorch.snn.residual import SEWBlock
@@ -53,6 +54,7 @@ __all__ = [
     "Neuron",
     "Noise",
     "PoissonInput",
+    "Populations",
     "RReadout",
     "Readout",
     "Recurrent",

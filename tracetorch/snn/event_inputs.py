@@ -46,7 +46,8 @@ class EventInput:
     Args:
         events: integers ``[n, 3]``, the step, the sample and the neuron of each, in any order; or a
             list with a tensor for each step, of samples and neurons ``[n, 2]``.
-        values: what arrives, ``[n]`` in the order of the events, or one number for all.
+        values: what arrives, ``[n]`` in the order of the events, or one number for all. A gradient
+            goes back to a tensor that requires one.
 
     Raises:
         TypeError: events are not integers, or values not floats.
@@ -69,8 +70,6 @@ class EventInput:
         if isinstance(values, Tensor):
             if not values.is_floating_point():
                 raise TypeError(f"values must be floats, got {values.dtype}. Convert: .float().")
-            if values.requires_grad:
-                raise ValueError("no gradient goes back to values: give values.detach().")
             if values.shape not in ((), (len(listed),)):
                 raise ValueError(
                     f"values must be one number, or [{len(listed)}], one for each event, got shape "
@@ -81,12 +80,21 @@ class EventInput:
         if len(listed) and int(listed.min()) < 0:
             raise ValueError(f"steps, samples and neurons begin with 0, got {int(listed.min())}.")
         listed = listed.detach().long().cpu()
-        order = listed[:, 0].argsort(stable=True)
-        self.events = listed[order]
-        self.values = values.detach().cpu().expand(len(order))[order]
+        self._order = listed[:, 0].argsort(stable=True)
+        self.events = listed[self._order]
+        self._given = values  # which may be learned between runs
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.events)} events)"
+
+    def values(self, first: int = 0, last: int | None = None) -> Tensor:
+        """Return the values of some events, in the order of ``events``."""
+        return self._given.cpu().expand(len(self._order))[self._order[first:last]]
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether a gradient goes back to the values."""
+        return self._given.requires_grad
 
     def check(self, steps: int, samples: int, neurons: int) -> None:
         """Raise ``ValueError`` where an event lies outside of a run."""
@@ -107,7 +115,7 @@ class EventInput:
         first, last = torch.searchsorted(self.events[:, 0].contiguous(), bounds).tolist()
         step, sample, neuron = self.events[first:last].unbind(1)
         places = ((step - span.begin) * span.samples + sample) * span.neurons + neuron
-        return places, self.values[first:last].to(dtype)
+        return places, self.values(first, last).to(dtype)
 
 
 def _by_step(events: Sequence[Tensor]) -> Tensor:

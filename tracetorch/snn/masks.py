@@ -8,8 +8,27 @@ import torch
 from torch import Tensor
 
 from tracetorch.core.checks import check_count, check_flag, check_integer, check_share
+from tracetorch.core.docstrings import SharedDescriptions
+
+# what masks and edges are drawn by; an edge has outputs and inputs as a mask has
+describe_drawn = SharedDescriptions(
+    {
+        "outputs": "number of neurons behind the connection.",
+        "inputs": "number before it.",
+        "probability": "of every connection by itself, in [0, 1].",
+        "degree": "number of inputs of each output, all different; at most as many as there are.",
+        "self_connections": "``False``: none from a neuron to itself, in a recurrent connection.",
+        "generator": "source of the random numbers; PyTorch's own where it is ``None``.",
+    },
+    raises={
+        "TypeError": "an argument is of the wrong type.",
+        "ValueError": "an argument is out of range or of another shape, a kernel returns something "
+        "else than a probability for each distance, or there are no self-connections to leave out.",
+    },
+)
 
 
+@describe_drawn
 def random_mask(
     outputs: int,
     inputs: int,
@@ -20,19 +39,8 @@ def random_mask(
 ) -> Tensor:
     """Draw a mask in which each connection is there with a fixed probability (Erdos-Renyi).
 
-    Args:
-        outputs: number of neurons behind the connection.
-        inputs: number before it.
-        probability: of every connection by itself, in [0, 1].
-        self_connections: ``False``: none from a neuron to itself, in a recurrent connection.
-        generator: source of the random numbers; PyTorch's own where it is ``None``.
-
     Returns:
         Booleans ``[outputs, inputs]``, for :func:`connect`.
-
-    Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: an argument is out of range, or there are no self-connections to leave out.
 
     Example:
         >>> mask = random_mask(200, 100, 0.1, generator=torch.Generator().manual_seed(0))
@@ -44,6 +52,7 @@ def random_mask(
     return _without_self(_uniform(sizes, generator) < probability, self_connections)
 
 
+@describe_drawn
 def in_degree_mask(
     outputs: int,
     inputs: int,
@@ -54,19 +63,8 @@ def in_degree_mask(
 ) -> Tensor:
     """Draw a mask in which every output has the same number of inputs (fixed in-degree).
 
-    Args:
-        outputs: number of neurons behind the connection.
-        inputs: number before it.
-        degree: number of inputs of each output, all different; at most as many as there are.
-        self_connections: ``False``: none from a neuron to itself, in a recurrent connection.
-        generator: source of the random numbers; PyTorch's own where it is ``None``.
-
     Returns:
         Booleans ``[outputs, inputs]``, for :func:`connect`.
-
-    Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: an argument is out of range, or there are no self-connections to leave out.
 
     Example:
         >>> in_degree_mask(3, 100, 10).sum(1).tolist()
@@ -83,6 +81,7 @@ def in_degree_mask(
     return torch.zeros(sizes, dtype=torch.bool, device=order.device).scatter_(1, chosen, True)
 
 
+@describe_drawn
 def distance_mask(
     outputs: Tensor,
     inputs: Tensor,
@@ -98,16 +97,9 @@ def distance_mask(
         inputs: positions of those before it, ``[inputs, D]``.
         kernel: a function of all distances, in the unit of the positions, that returns
             probabilities in [0, 1]: ``lambda d: torch.exp(-d / 0.2)``.
-        self_connections: ``False``: none from a neuron to itself, in a recurrent connection.
-        generator: source of the random numbers; PyTorch's own where it is ``None``.
 
     Returns:
         Booleans ``[outputs, inputs]``, for :func:`connect`.
-
-    Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: positions have other shapes, the kernel returns something else than a
-            probability for each distance, or there are no self-connections to leave out.
 
     Example:
         >>> line = torch.arange(4.0)[:, None]

@@ -24,18 +24,20 @@ from tracetorch.core.walk import named_modules
 from tracetorch.fuse.dispatch.recurrence import run_recurrence
 from tracetorch.fuse.dispatch.sparse_recurrence import (
     Found,
+    Kind,
     Recurrence,
     Request,
     run_sparse_events,
     run_sparse_recurrence,
 )
-from tracetorch.fuse.runtime.sparse_recurrence import Edges, Part, chunks_of
+from tracetorch.fuse.runtime.sparse_recurrence import Edges, Layout, Rows
 from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.delay import DelayedLinear, SynapticDelays
-from tracetorch.snn.event_inputs import EventSource, Span, rows_of
+from tracetorch.snn.event_inputs import EventInput, EventSource, Span, rows_of
 from tracetorch.snn.memory import checked_shape
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.passes import current_pass, in_one_commit, states_of
+from tracetorch.snn.populations import Populations, check_one_input
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.sparse_linear import SparseLinear
 
@@ -76,9 +78,9 @@ class Recurrent(SequenceLayer):
     :meth:`run_events` is for networks whose inputs and outputs would not fit into memory as
     tensors.
 
-    ``neuron`` may be a whole population, or several: any module that holds neuron layers, such as
-    ``nn.Sequential(nn.Linear(8, 64), LIF(64), nn.Linear(64, 16), AdLIF(16))``. It runs step by step
-    in any case.
+    ``neuron`` may be several populations: :class:`Populations`, whose neurons are side by side, in
+    the same compiled loop along a :class:`SparseLinear`; or any module that holds neuron layers, as
+    ``nn.Sequential(nn.Linear(8, 64), LIF(64), nn.Linear(64, 16), AdLIF(16))``, step by step.
 
     Args:
         neuron: any neuron layer, or any module of neuron layers.
@@ -127,12 +129,7 @@ class Recurrent(SequenceLayer):
                 f"neuron must be a neuron layer, got {type(neuron).__name__}, or a module that "
                 "holds neuron layers."
             )
-        if isinstance(neuron, Neuron) and len(neuron._passed_inputs) > 1:
-            raise ValueError(
-                f"Recurrent has one input, and {type(neuron).__name__} takes "
-                f"({', '.join(neuron._passed_inputs)}). Write the loop in a module of your own, "
-                "or let the neuron hold modules that compute the others."
-            )
+        check_one_input("Recurrent", neuron)
         if not isinstance(connection, nn.Module):
             raise TypeError(f"connection must be an nn.Module, got {type(connection).__name__}.")
         sizes = None if shape is None else checked_shape("the output", shape)
@@ -238,14 +235,15 @@ class Recurrent(SequenceLayer):
         loop = self._loop(x)
         if loop is None:
             return None
-        neuron: Any = self.neuron
         connection: Any = self.connection
         if isinstance(connection, SparseLinear):
             results = run_sparse_recurrence(loop, x)
         else:
-            results = run_recurrence(
-                loop.cell, x, loop.first, loop.weight, loop.bias, loop.states, loop.kwargs
+            kind = loop.kinds[0]
+            found = run_recurrence(
+                kind.cell, x, loop.first, loop.weight, loop.bias, kind.states, kind.kwargs
             )
+            results = None if found is None else (*found[:2], [list(found[2])])
         if results is None:
             return None
         output, last, ends = results
@@ -253,13 +251,22 @@ class Recurrent(SequenceLayer):
             before = output[:-1]
             is_long = len(before) >= connection.max_delay
             connection.keep_inputs(before if is_long else torch.cat([loop.first, before]))
-        self.prev_output = last
-        states_of(neuron).update(zip(neuron.cell.active, ends, strict=True))
+        self._keep(last, ends)
         return output
+
+    def _keep(self, last: Tensor, ends: Sequence[Sequence[Tensor]]) -> None:
+        """Set the states to those behind a run."""
+        self.prev_output = last
+        for layer, each in zip(self._kinds(), ends, strict=True):
+            states_of(layer).update(zip(layer.cell.active, each, strict=True))
+
+    def _kinds(self) -> list[Any]:
+        """Return the neuron layers that are side by side."""
+        return self.neuron.layers if isinstance(self.neuron, Populations) else [self.neuron]
 
     def _loop(self, x: Tensor) -> Recurrence | None:
         """Return what a compiled loop over inputs like ``x`` reads; ``None``: there is none."""
-        neuron, connection = self.neuron, self.connection
+        connection, layers = self.connection, self._kinds()
         linear = self._linear(x)
         if linear is None:
             return None
@@ -271,6 +278,7 @@ class Recurrent(SequenceLayer):
         if (
             self.dim not in (-1, x.ndim - 2)
             or x.numel() == 0
+            or x.shape[-1] != self.num_neurons
             or sizes != (self.num_neurons, self.num_neurons)
             or any(tensor.dtype != dtype for tensor in (x, weight))
             or (bias is not None and bias.dtype != dtype)
@@ -284,15 +292,17 @@ class Recurrent(SequenceLayer):
             first = torch.cat([past.movedim(-1, 0), first])
         if isinstance(connection, DelayedLinear):
             weight = connection.kernel_of(dtype)
-        neuron._check_input(x, sequence=True)
-        states = neuron._states_for(x, dtype, sequence=True)
-        kwargs = neuron.step_kwargs(x.ndim - 1, dtype)
-        chunks = chunks_of(self.num_neurons, x[0].numel() // self.num_neurons)
+        kinds = []
+        parts = x.split_with_sizes([layer.num_neurons for layer in layers], -1)
+        for layer, part in zip(layers, parts, strict=True):
+            layer._check_input(part, sequence=True)
+            states = layer._states_for(part, dtype, sequence=True)
+            kinds.append(Kind(layer.cell, states, layer.step_kwargs(x.ndim - 1, dtype)))
 
-        def edges() -> Edges:
-            return cast(SparseLinear, linear).edges_by_chunk(*chunks)
+        def edges(layout: Layout) -> Edges:
+            return cast(SparseLinear, linear).edges_by_chunk(layout)
 
-        return Recurrence(neuron.cell, first, weight, bias, states, kwargs, edges)
+        return Recurrence(kinds, first, weight, bias, edges)
 
     def _linear(self, x: Tensor) -> nn.Linear | SparseLinear | None:
         """Return the layer of weight and bias, where a compiled loop computes what calls would.
@@ -300,18 +310,18 @@ class Recurrent(SequenceLayer):
         Only what is certain to: each module runs its own class's code.
         """
         neuron, connection = self.neuron, self.connection
+        if isinstance(neuron, Populations):
+            is_plain = neuron.computes_as_its_class and isinstance(connection, SparseLinear)
+        else:
+            is_plain = isinstance(neuron, SequenceLayer)
         if (
-            not isinstance(neuron, SequenceLayer)
+            not is_plain
             or torch.compiler.is_compiling()
             or type(self) is not Recurrent
             or not vars(self).keys().isdisjoint(_OWN)
             or _code_of(Recurrent) != _CODE
             or not call_is_forward(connection)
-            or not call_is_forward(neuron)
-            or type(neuron).forward is not Neuron.forward
-            or not has_step(neuron)
-            or not isinstance(neuron.step, FunctionType)
-            or neuron.cell.runs_by_step
+            or not all(map(_runs_its_step, self._kinds()))
             or not isinstance(x, Tensor)
             or x.is_meta  # a device without autocast, and without kernels
             or torch.is_autocast_enabled(x.device.type)
@@ -332,9 +342,10 @@ class Recurrent(SequenceLayer):
         """Run from events to events, for networks too large for a tensor of all steps and neurons.
 
         As ``tt.unroll(layer, x)`` with ``x`` zero but for the events: states go on and are left
-        behind as there, and outputs and counts are part of the graph. Only neurons that spike, in a
-        loop along a :class:`SparseLinear`, on the CPU; an ``nn.Linear`` behind the outputs of some
-        neurons or their counts reads out what they say. No gradient goes to the inputs.
+        behind as there, and outputs and counts are part of the graph. Only neurons whose output is
+        0 or 1, in a loop along a :class:`SparseLinear`, on the CPU; an ``nn.Linear`` behind the
+        outputs of some neurons or their counts reads out what they say. Gradients go to the values
+        of an :class:`EventInput` too.
 
         Memory: a bit for every step and neuron, and, where there is a gradient, the states of about
         as many steps as the root of all.
@@ -377,36 +388,41 @@ class Recurrent(SequenceLayer):
         bins = 0 if count_every is None else check_count("count_every", count_every)
         dtype = _dtype_of(self.connection)
 
-        def given(begin: int, end: int) -> Part:
-            return Part(rows=rows_of(sources, Span(begin, end, *sizes[1:]), dtype))
+        learned = [s for s in sources if isinstance(s, EventInput) and s.is_learned]
+        values = torch.cat([s.values().to(dtype) for s in learned]) if learned else None
+        places = [torch.zeros(0, 3, dtype=torch.int64), *(s.events for s in learned)]
 
-        request = Request(*sizes[:2], given, wanted, bins, check_flag("events", events))
-        found = in_one_commit(self._run_events, request, dtype)
+        def given(begin: int, end: int) -> Rows:
+            return rows_of(sources, Span(begin, end, *sizes[1:]), dtype)
+
+        lists = check_flag("events", events)
+        request = Request(*sizes[:2], given, torch.cat(places), wanted, bins, lists)
+        found = in_one_commit(self._run_events, request, values, dtype)
         return EventRun(
             None if neurons is None else found.outputs,
             None if count_every is None else found.counts,
             found.events if events else None,
         )
 
-    def _run_events(self, request: Request, dtype: torch.dtype) -> Found:
+    def _run_events(self, request: Request, values: Tensor | None, dtype: torch.dtype) -> Found:
         # a shape without memory
         x = torch.zeros((), dtype=dtype).expand(request.steps, request.samples, self.num_neurons)
         loop = self._loop(x) if isinstance(self.connection, SparseLinear) else None
-        found = None if loop is None else run_sparse_events(loop, request)
+        found = None if loop is None else run_sparse_events(loop, request, values)
         if loop is None or found is None:
+            names = " or ".join(dict.fromkeys(type(layer).__name__ for layer in self._kinds()))
             raise ValueError(
                 f"{self._label()} has no compiled loop that runs by events: that takes a neuron "
-                "layer that gives 0 or 1, a SparseLinear of finite weights as connection, modules "
-                "without hooks or edits, float32 or float64 on the CPU, and llvmlite. Use "
-                "tt.unroll(layer, x)."
+                f"layer, or snn.Populations, that gives 0 or 1, and here is {names} (an output "
+                "with a sign, or a graded one, is no event), a SparseLinear of finite weights as "
+                "connection, modules without hooks or edits, float32 or float64 on the CPU, and "
+                "llvmlite. Use tt.unroll(layer, x)."
             )
         connection = cast(SparseLinear, self.connection)
         last = torch.cat([loop.first, found.last])[-len(loop.first) :]
-        self.prev_output = last[-1]
         if len(last) > 1:
             connection.keep_inputs(last[:-1])
-        names = self.neuron.cell.active
-        states_of(self.neuron).update(zip(names, found.ends, strict=True))
+        self._keep(last[-1], found.ends)
         return found
 
     def _run_stepped(self, x: Tensor) -> Tensor:
@@ -433,6 +449,17 @@ _CODE = _code_of(Recurrent)
 _LINEAR_FORWARD = nn.Linear.forward
 
 
+def _runs_its_step(neuron: Any) -> bool:
+    """Whether a call of a layer is certain to run the ``step`` of its class."""
+    return (
+        call_is_forward(neuron)
+        and type(neuron).forward is Neuron.forward
+        and has_step(neuron)
+        and isinstance(neuron.step, FunctionType)
+        and not neuron.cell.runs_by_step
+    )
+
+
 def _dtype_of(connection: nn.Module) -> torch.dtype:
     """Return the dtype of the arithmetic of a run without a tensor as its input."""
     weight = getattr(connection, "weight", None)
@@ -452,7 +479,7 @@ def _checked_neurons(neurons: object, count: int) -> Tensor:
     return wanted
 
 
-def _last_of(module: nn.Module) -> SequenceLayer | None:
+def _last_of(module: nn.Module) -> Any:
     """Return the neuron layer whose output is that of a chain, if it keeps the shape of its input.
 
     Linear layers with delays, or of edges, are no such layers: they may give more or less than they
@@ -460,9 +487,8 @@ def _last_of(module: nn.Module) -> SequenceLayer | None:
     """
     while type(module) is nn.Sequential and len(module):
         module = module[-1]
-    linear = isinstance(module, SynapticDelays | SparseLinear)
-    is_last = isinstance(module, SequenceLayer) and not linear
-    return module if is_last else None  # type: ignore[return-value]
+    is_last = isinstance(module, SequenceLayer | Populations)
+    return module if is_last and not isinstance(module, SynapticDelays | SparseLinear) else None
 
 
 def _linear_of(connection: nn.Module) -> nn.Linear | SparseLinear | None:

@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from tracetorch.cell import StateKind
 from tracetorch.core.checks import check_count, check_flag, check_integer, check_number
-from tracetorch.core.double_backward import explain_double_backward
 from tracetorch.core.hooks import hooked_weights
-from tracetorch.core.torch_private import is_readable, is_tracing, unsafe_view, version_of
-from tracetorch.fuse.runtime.sparse_recurrence import Edges
+from tracetorch.core.torch_private import is_readable, unsafe_view, version_of
+from tracetorch.fuse.runtime.sparse_recurrence import Edges, Layout
 from tracetorch.snn.connectivity import plain_class
+from tracetorch.snn.delay.base import PastLayer
 from tracetorch.snn.passes import current_pass
 from tracetorch.snn.restarts import Restarts
-from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.sparse import sources
 from tracetorch.snn.sparse.edge_plan import (
     EdgePlan,
@@ -47,7 +46,7 @@ class _Parameter:
         raise AttributeError("a parameter of each layer")
 
 
-class SparseLinear(SequenceLayer):
+class SparseLinear(PastLayer):
     """Linear layer along a list of edges (sparse connectivity, a connectome): memory O(edges).
 
     ::
@@ -112,18 +111,16 @@ class SparseLinear(SequenceLayer):
         [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
     """
 
-    states: ClassVar[tuple[str, ...]] = ("past",)
+    _time = 0
 
     in_features: int
     out_features: int
-    max_delay: int
     weight: nn.Parameter = cast(Any, _Parameter())  # type: ignore[assignment]
     bias: nn.Parameter | None
     edges: Tensor
     delay: Tensor | None
     signs: Tensor | None
     group: Tensor | None
-    past: Tensor | None
 
     def __init__(
         self,
@@ -312,14 +309,14 @@ class SparseLinear(SequenceLayer):
         plan: EdgePlan = known[1]
         return plan
 
-    def edges_by_chunk(self, chunks: int, per_chunk: int) -> Edges:
+    def edges_by_chunk(self, layout: Layout) -> Edges:
         """Return the edges sorted by source and then by chunk of targets, as a loop reads them."""
-        plan = self.plan
+        plan, key = self.plan, (layout.sizes, layout.inner, layout.chunks)
         known = self.__dict__.get("_known_edges")
-        if known is None or known[0] is not plan or known[1][4:6] != (chunks, per_chunk):
-            found = edges_by_chunk(plan, self.delay, chunks, per_chunk)
-            known = self.__dict__["_known_edges"] = plan, found
-        edges: Edges = known[1]
+        if known is None or known[0] is not plan or known[1] != key:
+            known = plan, key, edges_by_chunk(plan, self.delay, layout)
+            self.__dict__["_known_edges"] = known
+        edges: Edges = known[2]
         return edges
 
     @property
@@ -331,11 +328,6 @@ class SparseLinear(SequenceLayer):
             and vars(self).keys().isdisjoint(_OWN)
             and not hooked_weights(self)
         )
-
-    def keep_inputs(self, x: Tensor) -> None:
-        """Keep the last of some inputs ``[T, ...]``, at least ``max_delay`` of them."""
-        past = x[len(x) - self.max_delay :].movedim(0, -1)
-        self.past = past.clone(memory_format=torch.contiguous_format)
 
     def edge_weight(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return the weight of every edge ``[E]``, as it acts: of its group, with its sign.
@@ -411,26 +403,6 @@ class SparseLinear(SequenceLayer):
             )
         super()._check_features(x, sequence)
 
-    def forward_step(self, x: Tensor) -> Tensor:
-        """Run one time step."""
-        dtype = self._check_input(x)
-        y, window = self._run(x.unsqueeze(0), dtype)
-        return self._finish(y.squeeze(0), window, 1, x.dtype)
-
-    def forward_sequence(
-        self, x: Tensor, record: Sequence[str] = ()
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run all the steps of ``x`` ``[T, ...]`` as one product."""
-        dtype = self._check_input(x, sequence=True)
-        self._check_record(record)
-        y, window = self._run(x, dtype)
-        output = self._finish(y, window, len(x), x.dtype)
-        trajectories = {}
-        for name in record:  # the pasts before every step, and after the last
-            pasts = window.unfold(0, self.max_delay, 1)
-            trajectories[name] = pasts[1:].clone(memory_format=torch.contiguous_format)
-        return output, trajectories
-
     def _restarted(
         self, x: Tensor, record: tuple[str, ...], reset: Restarts, further: tuple[Tensor, ...]
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -440,7 +412,6 @@ class SparseLinear(SequenceLayer):
         return self.forward_sequence(x, record)
 
     def _run(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return the outputs of the steps of ``x``, and past and inputs in one, time first."""
         if hooked_weights(self):
             raise ValueError(
                 f"{self._label()} has a pruned weight, or a norm of torch.nn.utils. Leave edges "
@@ -475,17 +446,6 @@ class SparseLinear(SequenceLayer):
         y = unsafe_view(y, shape) if has_plan else y.view(shape)
         bias = self.bias
         return (y if bias is None else y + bias.to(dtype)), window
-
-    def _finish(self, y: Tensor, window: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
-        """Keep the last inputs, part of the graph, and return the output."""
-        if not self.max_delay:
-            return y.to(dtype)
-        # a copy, for a view would keep the whole window in memory; time first in it, as it is read
-        past = window[steps:].clone(memory_format=torch.contiguous_format).movedim(0, -1)
-        if torch.compiler.is_compiling() or is_tracing():
-            past = past.contiguous()  # as zeros are: a program has its states in one layout
-        output, self.past = explain_double_backward([y, past])
-        return output.to(dtype)
 
     # Keeping
 

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import tracetorch as tt
 from tests import cases
 from tests.fuse.cases import fused
+from tests.snn.test_sparse_recurrent import poison
 from tracetorch import fuse, snn
 from tracetorch.fuse.codegen.javascript_loops import backward_source
 from tracetorch.fuse.codegen.triton_loops import triton_source
@@ -21,6 +22,7 @@ from tracetorch.fuse.dispatch.plans import plan_of
 from tracetorch.fuse.ir.plan import ABSENT, Plan
 from tracetorch.fuse.ir.schedule import backward_kernel
 from tracetorch.fuse.ir.verify import verify
+from tracetorch.fuse.runtime import sparse_recurrence, written_kernels
 
 
 class Monitored(snn.Neuron):
@@ -54,7 +56,7 @@ LOSSES: dict[str, Callable[[Tensor, Any], Tensor]] = {
     "read one step later": lambda y, m: m.late[1].sum(),
     "read two steps later": lambda y, m: m.later[1].sum() + m.mem.sum(),
     "the monitor alone": lambda y, m: m.rms[1].sum(),
-    "all": lambda y, m: (y + m.mem + m.rms + m.late + m.later)[:, 1].sum(),
+    "all": lambda y, m: (y[..., :3] + m.mem + m.rms + m.late + m.later)[:, 1].sum(),
 }
 
 
@@ -129,22 +131,57 @@ def test_trajectories(recorded: tuple[str, ...]) -> None:
     torch.testing.assert_close(*found, equal_nan=True)
 
 
-@pytest.mark.parametrize("reads", ["output", "state"])
-@pytest.mark.parametrize("delays", [0, 2])
-def test_in_a_recurrence(delays: int, reads: str) -> None:
+EDGES = torch.cartesian_prod(torch.arange(6), torch.arange(6)).t()
+CONNECTIONS: dict[str, Callable[[int], Any]] = {
+    "linear": lambda n: torch.nn.Linear(n, n),
+    "delays": lambda n: snn.DelayedLinear(n, n, max_delay=2),
+    "edges": lambda n: snn.SparseLinear(n, n, EDGES[:, (n > EDGES).all(0)]),
+    "edges of one delay": lambda n: snn.SparseLinear(n, n, EDGES[:, (n > EDGES).all(0)], delay=2),
+    "edges of delays": lambda n: snn.SparseLinear(
+        n, n, EDGES[:, (n > EDGES).all(0)], delay=torch.arange(n * n) % 3
+    ),
+}
+# what comes back to one population alone begins with what it reads
+IN_A_LOOP = {
+    **LOSSES,
+    "the other alone": lambda y, m: y.sum() * 0 if m.other is None else m.other.mem.sum(),
+    "the other, a step later": lambda y, m: (m.other or m).late[1].sum(),
+}
+
+
+@pytest.mark.parametrize("loss", IN_A_LOOP)
+@pytest.mark.parametrize(("populations", "steps"), [(1, 5), (2, 5), (2, 2)])
+@pytest.mark.parametrize("kind", CONNECTIONS)
+def test_in_a_recurrence(
+    kind: str, populations: int, steps: int, loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch)
+    loops: list[Any] = []
+    run_written = written_kernels.run_written
+
+    def noted(*args: Any, **kwargs: Any) -> None:
+        loops.append(args)
+        run_written(*args, **kwargs)
+
+    monkeypatch.setattr(sparse_recurrence, "_SEGMENT", 0)
+    monkeypatch.setattr(sparse_recurrence, "run_written", noted)
+
     def run(by_step: bool) -> dict[str, Tensor | None]:
         torch.manual_seed(0)
-        rec = tt.snn.DelayedLinear(3, 3, max_delay=delays) if delays else torch.nn.Linear(3, 3)
-        net = snn.Recurrent(Monitored(), rec).double()
+        rec, one = CONNECTIONS[kind](3 * populations), Monitored()
+        neurons = snn.Populations(a=one, b=Monitored()) if populations == 2 else one
+        object.__setattr__(one, "other", getattr(neurons, "b", None))
+        net = snn.Recurrent(neurons, rec).double()
         with torch.no_grad():
             for parameter in rec.parameters():
                 parameter.mul_(0.1)
-        x = sequence().requires_grad_()
+        x = torch.cat([sequence()[:steps]] * populations, -1).requires_grad_()
         y = cases.stepped(net, x) if by_step else tt.unroll(net, x)
-        (y.sum() if reads == "output" else net.neuron.mem.sum()).backward()
+        IN_A_LOOP[loss](y, one).backward()
         return {"x": x.grad, **{n: p.grad for n, p in net.named_parameters()}}
 
     found, expected = run(False), run(True)
+    assert bool(loops) == kind.startswith("edges")
     assert {n for n, g in expected.items() if g is not None} == {
         n for n, g in found.items() if g is not None
     }

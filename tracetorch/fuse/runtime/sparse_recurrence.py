@@ -1,8 +1,9 @@
 """Run the loop of neurons along a list of edges on the CPU: segments, memory and kernels around it.
 
 Forward keeps the spikes of every step as bits, and the states before every segment. Backward
-computes a segment again from there: the states before each window, and what neurons were given.
-Nothing has a value for every step and neuron but what the caller gives or wants so.
+computes a segment again from there: the states before each window, and what neurons were given,
+unless the caller has that for every step. Nothing has a value for every step and neuron but what
+the caller gives or wants so.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import functools
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -22,10 +25,10 @@ from torch import Tensor
 from tracetorch.fuse.codegen import sparse_loop
 from tracetorch.fuse.codegen.llvm_kernel import Printed, print_kernel
 from tracetorch.fuse.codegen.llvm_tasks import HEADER
-from tracetorch.fuse.codegen.sparse_loop import TILE
+from tracetorch.fuse.codegen.sparse_loop import BITS, TILE
 from tracetorch.fuse.ir import schedule as schedules
 from tracetorch.fuse.ir.kernel import Kernel as Schedule
-from tracetorch.fuse.ir.plan import RecurrentPlan
+from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.ir.verify import verify
 from tracetorch.fuse.runtime.allocation import large_empty
 from tracetorch.fuse.runtime.cpu import own_buffers, parameter_gradients, scratch_values
@@ -34,7 +37,9 @@ from tracetorch.fuse.runtime.machine_code import compiled, this_machine
 from tracetorch.fuse.runtime.written_kernels import run_written
 
 _MOST_STEPS = 32  # of a window, so that what a tile is given stays in a core's cache
-_CHUNKS = 8  # of a sample, where there are few: enough to share out among threads
+_CHUNKS = 8  # of a row, where there are few: enough to share out among threads
+_LEAST = 8  # tiles of a chunk where samples lie side by side: those of a source are read together
+_BESIDE = 16, 8  # samples that may lie side by side
 _SEGMENT = 1 << 27  # bytes of what a segment of more steps than the root computes again
 _WORDS = 1 << 20  # of spikes that are listed at once
 _LONG = 1 << 12  # steps whose events from outside are there at once, where nothing is kept
@@ -43,44 +48,160 @@ _PAIRS = (
 )  # edges and samples at a time, in the gradient of the outputs before the first step
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Layout of neurons in memory: ``[..., samples, neurons]`` as ``[..., groups, lanes]``.
+
+    ``inner`` samples are a group, side by side, and a row has a *slot* of as many lanes for each
+    neuron. Neurons of each population begin with a tile.
+
+    Args:
+        sizes: neurons of each population.
+        samples: how many there are.
+        inner: how many lie side by side.
+    """
+
+    sizes: tuple[int, ...]
+    samples: int
+    inner: int = 1
+
+    @classmethod
+    def beside(cls, sizes: tuple[int, ...], samples: int) -> Layout:
+        """Return one that puts as many samples side by side as fill their groups."""
+        least = -(-samples // _BESIDE[-1]) * _BESIDE[-1]
+        inner = next((each for each in _BESIDE if least % each == 0), 1)
+        return cls(sizes, samples, inner if samples > _BESIDE[-1] // 2 else 1)
+
+    @cached_property
+    def begins(self) -> tuple[int, ...]:
+        """The first slot of each population, and the one behind the last of all."""
+        every = TILE // self.inner
+        rounded = [-(-size // every) * every for size in self.sizes[:-1]]
+        first = tuple(accumulate(rounded, initial=0))
+        return *first, first[-1] + self.sizes[-1]
+
+    @property
+    def slots(self) -> int:
+        """Slots of a row."""
+        return self.begins[-1]
+
+    @property
+    def lanes(self) -> int:
+        """Lanes of a row."""
+        return self.slots * self.inner
+
+    @property
+    def groups(self) -> int:
+        """Rows of a step."""
+        return -(-self.samples // self.inner)
+
+    @property
+    def words(self) -> int:
+        """Words of the bits of a row."""
+        return -(-self.lanes // BITS)
+
+    @property
+    def valid(self) -> int:
+        """Lanes of a word, as bits, that are of samples that there are, in the last group."""
+        some = (1 << self.samples - (self.groups - 1) * self.inner) - 1
+        whole = sum(some << first for first in range(0, BITS, self.inner))
+        return whole - (whole >> BITS - 1 << BITS)
+
+    @cached_property
+    def chunks(self) -> tuple[int, int]:
+        """Into how many chunks a row is divided, and how many lanes one has.
+
+        Not divided, the edges of a source are read by one thread, and threads wait for nobody.
+        """
+        tiles = -(-self.lanes // TILE)
+        most = tiles if self.inner == 1 else max(1, tiles // _LEAST)
+        count = 1 if self.groups >= _CHUNKS else min(most, -(-_CHUNKS // self.groups))
+        per_chunk = -(-tiles // count) * TILE
+        return -(-self.lanes // per_chunk), per_chunk
+
+    @cached_property
+    def places(self) -> Tensor:
+        """The slot of each neuron."""
+        each = zip(self.begins, self.sizes, strict=False)
+        return torch.cat([torch.arange(n, n + size, device="cpu") for n, size in each])
+
+    @cached_property
+    def kinds(self) -> Tensor:
+        """The number of lanes of each tile, and the population that they are of."""
+        rows = []
+        for i, size in enumerate(self.sizes):
+            lanes = size * self.inner
+            rows += [(min(TILE, lanes - low), i) for low in range(0, lanes, TILE)]
+        return _integers(rows)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether values lie as they are given."""
+        return self.inner == len(self.sizes) == 1
+
+    def of(self, population: int) -> Layout:
+        """Return the layout of a population by itself."""
+        return Layout(self.sizes[population : population + 1], self.samples, self.inner)
+
+    def enter(self, values: Tensor, lanes: Tensor | None = None) -> Tensor:
+        """Write values ``[..., samples, neurons]`` by lane, ``[..., groups, lanes]``."""
+        if lanes is None:
+            lanes = values.new_zeros(*values.shape[:-2], self.groups, self.lanes)
+        for lane, value in self._pairs(lanes, values):
+            lane.copy_(value)
+        return lanes
+
+    def leave(self, lanes: Tensor, values: Tensor | None = None) -> Tensor:
+        """Write values ``[..., groups, lanes]`` by sample and neuron."""
+        if values is None:
+            values = lanes.new_empty(*lanes.shape[:-2], self.samples, sum(self.sizes))
+        for lane, value in self._pairs(lanes, values):
+            value.copy_(lane)
+        return values
+
+    def _pairs(self, lanes: Tensor, values: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield parts of the memory by lane and by neuron that have the same values."""
+        apart = lanes.view(*lanes.shape[:-1], self.slots, self.inner)
+        samples, (whole, rest) = self.samples, divmod(self.samples, self.inner)
+        for begin, part in zip(self.begins, values.split_with_sizes(self.sizes, -1), strict=False):
+            own = apart[..., begin : begin + part.shape[-1], :]
+            shape = (*part.shape[:-2], whole, self.inner, part.shape[-1])
+            yield own[..., :whole, :, :], part[..., : samples - rest, :].view(shape).mT
+            if rest:
+                yield own[..., whole, :, :rest], part[..., -rest:, :].mT
+
+    def by_lane(self, values: Tensor) -> Tensor:
+        """Return a value for each neuron ``[neurons]`` as one for each lane."""
+        one = Layout(self.sizes, self.inner, self.inner)
+        return one.enter(values.reshape(1, -1).expand(self.inner, -1)).reshape(-1)
+
+
 class Edges(NamedTuple):
     """Edges sorted by source and then by the chunk of the target."""
 
-    starts: Tensor
-    """``[sources * chunks + 1]`` int64."""
-    targets: Tensor
-    """``[E]`` int32."""
-    delays: Tensor | None
-    """``[E]`` int32; ``None``: all have ``delay``."""
-    order: Tensor | None
-    """Place of each edge in the weights, ``[E]``; ``None``: its own."""
-    chunks: int
-    per_chunk: int
-    least: int
-    """The smallest delay."""
-    most: int
-    """The largest delay."""
+    starts: Tensor  # ``[sources * chunks + 1]`` int64
+    targets: Tensor  # ``[E]`` int32
+    delays: Tensor | None  # ``[E]`` int32; ``None``: all have ``delay``
+    order: Tensor | None  # place of each edge in the weights, ``[E]``; ``None``: its own
+    least: int  # the smallest delay
+    most: int  # the largest delay
 
 
 class Rows(NamedTuple):
-    """Events of some steps: those of a step and a sample follow each other, by neuron, each once.
+    """Events of some steps: those of a row follow each other, by lane, each once.
 
-    Those of step ``t`` and sample ``b`` begin at ``starts[t * samples + b]``.
+    Those of step ``t`` and group ``g`` begin at ``starts[t * groups + g]``.
     """
 
-    starts: Tensor
-    """``[steps * samples + 1]`` int64."""
-    neurons: Tensor
-    """``[n]`` int32."""
-    values: Tensor
-    """``[n]``."""
+    starts: Tensor  # ``[steps * groups + 1]`` int64
+    lanes: Tensor  # ``[n]`` int32
+    values: Tensor  # ``[n]``
 
 
 class Part(NamedTuple):
     """A sequence from one step to another: the sum of what there is."""
 
-    values: Tensor | None = None
-    """``[steps, samples, neurons]``."""
+    values: Tensor | None = None  # ``[steps, groups, lanes]``
     rows: Rows | None = None
 
 
@@ -88,15 +209,23 @@ Sequences: TypeAlias = "Callable[[int, int], Part]"
 """Returns a part of a sequence, from a step to before another."""
 
 
-def chunks_of(neurons: int, samples: int) -> tuple[int, int]:
-    """Return into how many chunks a sample is divided, and how many lanes one has.
+@dataclass(frozen=True)
+class Population:
+    """Neurons of one kind: the plan of their kernels, their layout, and their parameters."""
 
-    Not divided, the edges of a source are read by one thread, and threads wait for nobody.
-    """
-    tiles = -(-neurons // TILE)
-    count = 1 if samples >= _CHUNKS else min(tiles, -(-_CHUNKS // samples))
-    per_chunk = -(-tiles // count) * TILE
-    return -(-neurons // per_chunk), per_chunk
+    plan: Plan
+    layout: Layout
+    params: Sequence[Tensor]
+
+    @cached_property
+    def by_lane(self) -> list[Tensor]:
+        """Parameters, with a value for each lane where they have one for each neuron."""
+        return [self.layout.by_lane(p) if p.numel() > 1 else p for p in self.params]
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """Names of the states."""
+        return self.plan.program.states
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,27 +233,30 @@ class Loop:
     """Sizes of one call, and what all its kernels read.
 
     Args:
-        plan: of the neurons.
+        populations: kinds of neurons.
+        layout: where they lie.
         edges: as they are in memory.
         weight: of each edge, in their order.
-        bias: ``[neurons]``.
-        params: parameters of the neurons.
-        steps, samples, neurons: sizes.
+        bias: of each lane.
+        steps: how many.
     """
 
-    plan: RecurrentPlan
+    populations: Sequence[Population]
+    layout: Layout
     edges: Edges
     weight: Tensor
     bias: Tensor
-    params: Sequence[Tensor]
     steps: int
-    samples: int
-    neurons: int
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the arithmetic."""
-        return self.plan.program.dtype
+        return self.populations[0].plan.program.dtype
+
+    @property
+    def states(self) -> int:
+        """Most states of a population: as many have memory, of all lanes."""
+        return max(len(each.states) for each in self.populations)
 
     @property
     def taps(self) -> int:
@@ -137,25 +269,30 @@ class Loop:
         return max(1, min(self.edges.least + 1, _MOST_STEPS, self.steps))
 
     @property
-    def words(self) -> int:
-        """Words of 64 bits of the spikes of a sample in a step."""
-        return -(-self.neurons // 64)
+    def row(self) -> tuple[int, int]:
+        """Shape of a step."""
+        return self.layout.groups, self.layout.lanes
 
     @property
     def lanes(self) -> int:
-        """Neurons of all samples."""
-        return self.samples * self.neurons
+        """Lanes of a step."""
+        return math.prod(self.row)
 
     def segments(self, least: int = 1) -> list[tuple[int, int]]:
         """Return the first step of each segment, and the one behind its last.
 
         A segment is of whole windows: the root of all steps, or more as long as there is memory.
         """
-        states = len(self.plan.program.states) / self.window
+        states = self.states / self.window
         few = int(_SEGMENT / ((states + 3) * self.lanes * self.dtype.itemsize))
         every = max(self.taps, math.isqrt(self.steps), min(few, self.steps), least)
         every = -(-every // self.window) * self.window
         return [(t, min(t + every, self.steps)) for t in range(0, self.steps, every)]
+
+    def span(self, population: int) -> slice:
+        """Return the lanes of a population."""
+        inner, begin = self.layout.inner, self.layout.begins[population]
+        return slice(begin * inner, (begin + self.layout.sizes[population]) * inner)
 
 
 # Kernels of neurons
@@ -170,7 +307,7 @@ class _Called(NamedTuple):
     own: tuple[tuple[int, tuple[int, ...]], ...]
 
 
-def _called(plan: RecurrentPlan, name: str, build: Callable[[Any], Schedule]) -> _Called:
+def _called(plan: Plan, name: str, build: Callable[[Any], Schedule]) -> _Called:
     kernel: _Called | None = plan.kernels.get(name)
     if kernel is None:
         schedule = verify(build(plan))
@@ -191,53 +328,65 @@ class _Memory(NamedTuple):
     window: int = 0
 
 
-class _Block(NamedTuple):
-    """A block of a kernel of neurons as the loop takes it; the tensors are kept alive."""
+class _Table(NamedTuple):
+    """Kernels of all populations as the loop takes them; the tensors are kept alive."""
 
-    function: int
-    template: Tensor
-    patches: Tensor
-    places: Mapping[str, int]
-
-    @property
-    def arguments(self) -> tuple[int | Tensor, ...]:
-        return self.function, len(self.template), len(self.patches), self.template, self.patches
-
-    @property
-    def nbytes(self) -> int:
-        return self.template.nbytes
+    rows: Tensor
+    nbytes: int  # of the largest block
+    values: int  # values of scratch of the one that has most
+    alive: list[Tensor]
 
 
-_BLOCK = "iiill"  # letters of the arguments of one
+def _table(
+    loop: Loop,
+    name: str,
+    build: Callable[[Any], Schedule],
+    memory: Callable[[Population], Mapping[str, _Memory]],
+    places: tuple[str, str],
+) -> _Table:
+    """Return the kernels that ``build`` makes of plans, one for each population.
+
+    ``memory`` returns that of a population's buffers but parameters; ``places`` are names of what
+    the loop writes into a block itself.
+    """
+    rows, alive, values = [], [], 0
+    for i, population in enumerate(loop.populations):
+        kernel = _called(population.plan, name, build)
+        names = kernel.printed.arguments
+        at = {each: HEADER + place for place, each in enumerate(names)}
+        template = [0] * (HEADER + len(names))
+        for each in ("rows", "per_group", "inner", "segments"):
+            template[at[each]] = 1
+        found = {"literals": _Memory(kernel.literals.data_ptr()), **memory(population)}
+        low = loop.span(i).start
+        for each, value in zip(population.plan.program.params, population.by_lane, strict=True):
+            size = value.itemsize if value.numel() > 1 else 0
+            found[f"parameter_{each}"] = _Memory(value.data_ptr() - low * size, size)
+            template[at[f"parameter_{each}.size"]] = value.numel()
+        if "input_x" in found:
+            template[at["input_x.step"]] = loop.lanes
+        # those that are not here change with the thread, and the loop writes them itself
+        patches = [[at[each], *place] for each, place in found.items() if each in at]
+        tables = [
+            torch.tensor(each, dtype=torch.int64, device="cpu") for each in (template, patches)
+        ]
+        sizes = [(len(each), each.data_ptr()) for each in tables]
+        rows.append([kernel.address, *sizes[0], *sizes[1], *(at.get(each, 0) for each in places)])
+        alive += tables
+        every = (loop.window, loop.window, 1)
+        values = max(values, scratch_values(kernel.own, every, kernel.printed.width))
+    largest = max(row[1] for row in rows)
+    return _Table(_integers(rows), largest * 8, values, alive)
 
 
-def _block(loop: Loop, kernel: _Called, memory: Mapping[str, _Memory]) -> _Block:
-    """Return the block of a kernel; ``memory`` is that of its buffers but parameters."""
-    names = kernel.printed.arguments
-    places = {name: HEADER + i for i, name in enumerate(names)}
-    template = [0] * (HEADER + len(names))
-    for name in ("rows", "per_group", "inner", "segments"):
-        template[places[name]] = 1
-    found = {"literals": _Memory(kernel.literals.data_ptr()), **memory}
-    for name, value in zip(loop.plan.program.params, loop.params, strict=True):
-        found[f"parameter_{name}"] = _Memory(
-            value.data_ptr(), value.itemsize if value.numel() > 1 else 0
-        )
-        template[places[f"parameter_{name}.size"]] = value.numel()
-    # those that are not here change with the thread, and the loop writes them itself
-    patches = [[places[name], *each] for name, each in found.items() if name in places]
-    for name, step in (("input_x", loop.lanes),):
-        if name in found:
-            template[places[f"{name}.step"]] = step
-    table = torch.tensor(patches, dtype=torch.int64, device="cpu").reshape(-1, 5)
-    numbers = torch.tensor(template, dtype=torch.int64, device="cpu")
-    return _Block(kernel.address, numbers, table, places)
+def _integers(values: Sequence[Any]) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64, device="cpu")
 
 
 def _of_step(loop: Loop, tensor: Tensor, window: int = 0) -> _Memory:
     """Return the memory of a value for each neuron, ``window`` bytes apart."""
     item = loop.dtype.itemsize
-    return _Memory(tensor.data_ptr(), item, loop.neurons * item, window)
+    return _Memory(tensor.data_ptr(), item, loop.layout.lanes * item, window)
 
 
 @functools.cache
@@ -252,20 +401,19 @@ def _yield() -> int:
     return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
-def _sizes(loop: Loop, steps: int, per_task: int) -> tuple[int, ...]:
+def _sizes(loop: Loop, steps: int, per_task: int, behind: int = 0) -> tuple[int, ...]:
     """Return the sizes of a call over some steps, in the order of ``sparse_loop.SIZES``."""
-    edges = loop.edges
+    edges, layout = loop.edges, loop.layout
     windows = -(-steps // loop.window)
-    total = -(-windows // per_task) * loop.samples * edges.chunks
-    first = (total, loop.samples, edges.chunks, edges.per_chunk, windows, per_task)
-    ring = edges.most + loop.window
-    more = (steps, loop.window, loop.neurons, ring, loop.taps, edges.most, loop.words, _yield())
-    return *first, *more
+    total = -(-windows // per_task) * layout.groups * layout.chunks[0]
+    first = (total, layout.groups, layout.chunks[0], layout.chunks[1], windows, per_task)
+    more = (steps, loop.window, layout.lanes, edges.most + loop.window, loop.taps, edges.most)
+    return *first, *more, layout.words, _yield(), layout.valid, behind
 
 
 def _run(
     loop: Loop,
-    name: str,
+    write: Callable[..., None],
     sizes: tuple[int, ...],
     bits: Tensor,
     weight: Tensor,
@@ -275,20 +423,20 @@ def _run(
     scratch: Sequence[int] = (),
 ) -> None:
     """Run a kernel of the loop; ``bits`` begin with the history of the first step."""
-    edges = loop.edges
-    counters = torch.zeros((loop.samples + 1) * 8, dtype=torch.int64)
+    edges, layout = loop.edges, loop.layout
+    counters = torch.zeros((layout.groups + 1) * 8, dtype=torch.int64)
     delays = () if edges.delays is None else (edges.delays,)
-    write = getattr(sparse_loop, f"{name}{'_delayed' if delays else ''}")
     run_written(
         write,
-        "i" * len(sizes) + "lllnr" + "n" * len(delays) + letters,
+        "i" * len(sizes) + "llllnr" + "n" * len(delays) + letters,
         loop.dtype,
         tasks or torch.get_num_threads(),
         *sizes,
-        *(counters, bits, edges.starts, edges.targets, weight, *delays),
+        *(counters, bits, layout.kinds, edges.starts, edges.targets, weight, *delays),
         *arguments,
         work=len(bits) * loop.lanes * 16,
         scratch=scratch,
+        form=(bool(delays), layout.inner),
     )
 
 
@@ -299,15 +447,17 @@ class Kept(NamedTuple):
     """Results of a forward pass that the backward pass reads."""
 
     bits: Tensor
-    checkpoints: Tensor
-    """``[segments, states, samples, neurons]``."""
+    checkpoints: Tensor  # ``[segments, states, groups, lanes]``
+    drive: Tensor | None  # the sum that each step was given, where there is memory for it
 
 
 def packed(loop: Loop, first: Tensor, steps: int) -> Tensor:
     """Return bits of the outputs ``[taps, ...]`` before the first step, and of steps to come."""
-    bits = torch.zeros(loop.taps + steps, loop.samples, loop.words, dtype=torch.int64)
-    rows = np.packbits(first.reshape(-1, loop.neurons).numpy() != 0, axis=1, bitorder="little")
-    memory = bits[: loop.taps].view(-1, loop.words).numpy().view(np.uint8)
+    layout = loop.layout
+    bits = torch.zeros(loop.taps + steps, layout.groups, layout.words, dtype=torch.int64)
+    rows = layout.enter(first).view(-1, layout.lanes).numpy() != 0
+    rows = np.packbits(rows, axis=1, bitorder="little")
+    memory = bits[: loop.taps].view(-1, layout.words).numpy().view(np.uint8)
     memory[:, : rows.shape[1]] = rows
     return bits
 
@@ -332,49 +482,48 @@ _OUTSIDE = "iiiilnr"  # letters of these
 def _advance(
     loop: Loop,
     bits: Tensor,
-    given: Sequences,
-    bounds: tuple[int, int],
+    given: Part,
     states: Tensor,
+    steps: int,
     *,
     output: Tensor | None = None,
     kept: Tensor | None = None,
 ) -> None:
-    """Run the neurons over the steps of a segment; ``bits`` begin with its history.
+    """Run the neurons over some steps; ``bits`` begin with the history of these.
 
-    ``states`` are ``[1, states, samples, neurons]``, which go on, or those before each window and
-    behind the last one. ``kept`` is where what the neurons are given is written, all segment.
+    ``states`` are ``[1, states, groups, lanes]``, which go on, or those before each window and
+    behind the last one. ``kept`` is where what the neurons are given is written.
     """
-    program, (begin, end) = loop.plan.program, bounds
-    kernel = _called(loop.plan, "called forward", schedules.forward_kernel)
     window = states[0].nbytes if len(states) > 1 else 0
-    memory: dict[str, _Memory] = {}
-    for i, name in enumerate(program.states):
-        memory[f"start_{name}"] = _of_step(loop, states[0, i], window)
-        memory[f"end_{name}"] = _of_step(loop, states[-1 if not window else 1, i], window)
-    block = _block(loop, kernel, memory)
-    edges, item = loop.edges, loop.dtype.itemsize
-    windows = -(-(end - begin) // loop.window)
-    sizes = _sizes(loop, end - begin, windows if edges.chunks == 1 else 1)
+
+    def memory(population: Population) -> dict[str, _Memory]:
+        found: dict[str, _Memory] = {}
+        for i, name in enumerate(population.states):
+            found[f"start_{name}"] = _of_step(loop, states[0, i], window)
+            found[f"end_{name}"] = _of_step(loop, states[-1 if not window else 1, i], window)
+        return found
+
+    places = "input_x", "output"
+    table = _table(loop, "called forward", schedules.forward_kernel, memory, places)
+    edges, layout = loop.edges, loop.layout
     length = edges.most + loop.window
-    ring = large_empty((loop.samples, length, loop.neurons), loop.dtype).zero_()
-    marks = torch.zeros(loop.samples * length * loop.words, dtype=torch.int16)
-    flat, outside = _outside(loop, given(begin, end))
-    wanted = 0 if output is None else output.data_ptr() + begin * loop.lanes * item
-    keep = 0 if kept is None else kept.data_ptr()
-    tile = loop.window * TILE * item
+    ring = large_empty((layout.groups, length, layout.lanes), loop.dtype).zero_()
+    marks = torch.zeros(layout.groups * length * layout.words, dtype=torch.int16)
+    flat, outside = _outside(loop, given)
+    tile = loop.window * TILE * loop.dtype.itemsize
     _run(
         loop,
-        "loop_forward",
-        sizes,
+        sparse_loop.loop_forward,
+        _sizes(loop, steps, -(-steps // loop.window) if layout.chunks[0] == 1 else 1),
         bits,
         loop.weight,
-        "rir" + _OUTSIDE + "iiii" + _BLOCK,
-        *(ring, marks.data_ptr(), loop.bias, *outside, keep, wanted),
-        *(block.places["output"], block.places["input_x"]),
-        *block.arguments,
-        scratch=(block.nbytes, tile, tile),
+        "rir" + _OUTSIDE + "iil",
+        *(ring, marks.data_ptr(), loop.bias, *outside),
+        *(0 if each is None else each.data_ptr() for each in (kept, output)),
+        table.rows,
+        scratch=(table.nbytes, tile, tile),
     )
-    del flat, marks
+    del flat, marks, table
 
 
 def forward(
@@ -383,39 +532,47 @@ def forward(
     first: Tensor,
     states: Sequence[Tensor],
     *,
-    output: Tensor | None,
+    output: Tensor | None = None,
+    drive: Tensor | None = None,
     keep: bool,
     seen: Callable[[int, Tensor], None] | None = None,
-) -> tuple[Tensor, Kept]:
+) -> tuple[list[Tensor], Kept]:
     """Run all steps; return the final states, and what the backward pass needs.
 
-    Args:
-        loop: the call.
-        given: what the neurons are given from outside.
-        first: the outputs before the first step.
-        states: those before the first step.
-        output: where the outputs are written, ``None``: nowhere.
-        keep: whether there will be a backward pass.
-        seen: is called with the first of some steps and their spikes, in order, whatever is kept.
+    ``states`` are those of each population in turn, and ``first`` the outputs, before the first
+    step. Outputs, and the sum that each step is given, are written where there is memory for them.
+    ``seen`` is called with the first of some steps and their spikes, in order.
     """
-    shape = (1, len(states), loop.samples, loop.neurons)
-    now = large_empty(shape, loop.dtype)
-    for i, state in enumerate(states):
-        now[0, i] = state.reshape(shape[2:])
-    segments, taps = loop.segments(1 if keep else _LONG), loop.taps
+    now = torch.zeros(1, loop.states, *loop.row, dtype=loop.dtype)
+    parts = _by_population(loop, now[0])
+    for (layout, part), state in zip(parts, states, strict=True):
+        layout.enter(state, part)
+    # values of samples side by side are copied, so that few steps are there at once
+    least = 1 if keep or loop.layout.inner > 1 else _LONG
+    segments, taps = loop.segments(least), loop.taps
     longest = max(end - begin for begin, end in segments)
     bits = packed(loop, first, loop.steps if keep else longest)
-    checkpoints = large_empty((len(segments) * keep, *shape[1:]), loop.dtype)
+    checkpoints = large_empty((len(segments) * keep, *now.shape[1:]), loop.dtype)
     for i, (begin, end) in enumerate(segments):
         if keep:
             checkpoints[i] = now[0]
         elif i:  # the memory of the segment before
             bits[:taps] = bits[longest : longest + taps].clone()
         part = bits[begin:] if keep else bits
-        _advance(loop, part, given, (begin, end), now, output=output)
+        whole = [None if each is None else each[begin:end] for each in (output, drive)]
+        steps = end - begin
+        _advance(loop, part, given(begin, end), now, steps, output=whole[0], kept=whole[1])
         if seen is not None:
-            seen(begin, part[taps : taps + end - begin])
-    return now[0], Kept(bits, checkpoints)
+            seen(begin, part[taps : taps + steps])
+    return [layout.leave(part) for layout, part in parts], Kept(bits, checkpoints, drive)
+
+
+def _by_population(loop: Loop, states: Tensor) -> list[tuple[Layout, Tensor]]:
+    """Return the layout and the memory of the states of each population in turn."""
+    found = []
+    for i, each in enumerate(loop.populations):
+        found += [(each.layout, states[j, :, loop.span(i)]) for j in range(len(each.states))]
+    return found
 
 
 # Backward
@@ -424,7 +581,7 @@ def forward(
 class Wanted(NamedTuple):
     """The gradients that somebody wants, besides those of states and parameters."""
 
-    x: bool
+    given: bool
     first: bool
     weight: bool
     bias: bool
@@ -433,12 +590,11 @@ class Wanted(NamedTuple):
 class Gradients(NamedTuple):
     """Gradients of a backward pass; ``None``: nobody wants them."""
 
-    x: Tensor | None
     first: Tensor | None
     weight: Tensor | None
     bias: Tensor | None
-    states: Tensor
-    params: dict[str, Tensor]
+    states: list[Tensor]  # of each population in turn
+    params: list[dict[str, Tensor]]  # of each population, by name
 
 
 def backward(
@@ -447,139 +603,175 @@ def backward(
     kept: Kept,
     grads: tuple[Sequences, Sequence[Tensor | None]],
     wanted: Wanted,
+    seen: Callable[[int, Tensor], None],
 ) -> Gradients:
-    """Return the gradients; ``grads`` are those of outputs and of final states."""
+    """Return the gradients, from those of outputs and of final states.
+
+    ``seen`` is called with the first of some steps and the gradient of what they are given, from
+    the last ones on.
+    """
     g_output, g_ends = grads
-    size, dtype, program = (loop.samples, loop.neurons), loop.dtype, loop.plan.program
-    cotangents = torch.zeros(len(program.states), *size, dtype=dtype)
-    for i, grad in enumerate(g_ends):
+    layout, dtype = loop.layout, loop.dtype
+    cotangents = torch.zeros(loop.states, *loop.row, dtype=dtype)
+    ends = _by_population(loop, cotangents)
+    for (one, cotangent), grad in zip(ends, g_ends, strict=True):
         if grad is not None:
-            cotangents[i] = grad.reshape(size)
-    tiles = -(-loop.neurons // TILE)
-    sums = torch.zeros(
-        loop.samples, tiles, max(1, len(loop.plan.trained)) * TILE, dtype=torch.float64
-    )
-    d_x = large_empty((loop.steps, *size), dtype) if wanted.x else None
-    d_bias = torch.zeros(loop.neurons, dtype=dtype) if wanted.bias else None
+            one.enter(grad, cotangent)
+    shape = (layout.groups, len(layout.kinds), _trained(loop) * TILE)
+    sums = torch.zeros(shape, dtype=torch.float64)
+    d_bias = torch.zeros(loop.row, dtype=dtype) if wanted.bias else None
     d_weight = large_empty((len(loop.weight),), dtype).zero_() if wanted.weight else None
-    tail = torch.zeros(loop.taps, *size, dtype=dtype)
+    tail = torch.zeros(loop.taps, *loop.row, dtype=dtype)
     for i, (begin, end) in reversed(list(enumerate(loop.segments()))):
         steps = end - begin
         windows = -(-steps // loop.window)
         states = large_empty((windows + 1, *cotangents.shape), dtype)
         states[0] = kept.checkpoints[i]
-        x = large_empty((steps, *size), dtype)
-        _advance(loop, kept.bits[begin:], given, (begin, end), states, kept=x)
-        d_part = large_empty((steps + loop.taps, *size), dtype)
+        if kept.drive is None:
+            x = large_empty((steps, *loop.row), dtype)
+            _advance(loop, kept.bits[begin:], given(begin, end), states, steps, kept=x)
+        else:
+            x = kept.drive[begin:end]
+            _advance(_without_edges(loop), kept.bits[begin:], Part(x), states, steps)
+        d_part = large_empty((steps + loop.taps, *loop.row), dtype)
         d_part[steps:] = tail
-        _back(loop, steps, (x, states), g_output(begin, end), (cotangents, d_part, sums))
+        for j, population in enumerate(loop.populations):
+            if not population.plan.differentiated:  # nothing comes back to its input
+                d_part[:steps, :, loop.span(j)] = 0
+        past = x, states, g_output(begin, end)
+        _back(loop, (steps, loop.steps - end), past, (cotangents, d_part, sums))
         if d_weight is not None:
             _add_by_weight(loop, kept.bits[begin:], d_part, d_weight, steps)
         if d_bias is not None:
-            d_bias += d_part[:steps].sum((0, 1))
-        if d_x is not None:
-            d_x[begin:end] = d_part[:steps]
+            d_bias += d_part[:steps].sum(0)
+        seen(begin, d_part[:steps])
         tail = d_part[: loop.taps]
     d_first = _by_first(loop, tail) if wanted.first else None
     if d_weight is not None and loop.edges.order is not None:
         d_weight = torch.empty_like(d_weight).index_copy_(0, loop.edges.order.long(), d_weight)
+    if d_bias is not None:
+        d_bias = layout.leave(d_bias).sum(0)
     with np.errstate(all="ignore"):  # gradients that are not finite are the user's to find
-        d_params = parameter_gradients(loop.plan, loop.params, _totals(loop, sums))
-    return Gradients(d_x, d_first, d_weight, d_bias, cotangents, d_params)
+        totals = _totals(loop, sums)
+        each = zip(loop.populations, totals, strict=True)
+        d_params = [parameter_gradients(one.plan, one.params, total) for one, total in each]
+    of_states = [one.leave(cotangent) for one, cotangent in ends]
+    return Gradients(d_first, d_weight, d_bias, of_states, d_params)
+
+
+def _without_edges(loop: Loop) -> Loop:
+    """Return a call in which neurons are given what comes from outside alone."""
+    edges = loop.edges._replace(starts=torch.zeros_like(loop.edges.starts))
+    return replace(loop, edges=edges, bias=torch.zeros_like(loop.bias))
+
+
+def _trained(loop: Loop) -> int:
+    """Return the most parameters of a population that learn, at least one."""
+    return max(1, *(len(each.plan.trained) for each in loop.populations))
 
 
 def _back(
     loop: Loop,
-    steps: int,
-    past: tuple[Tensor, Tensor],
-    g_output: Part,
+    time: tuple[int, int],
+    past: tuple[Tensor, Tensor, Part],
     results: tuple[Tensor, Tensor, Tensor],
 ) -> None:
-    """Run the steps of a segment backward, from the last window to the first."""
-    plan, (x, states), (cotangents, d_x, sums) = loop.plan, past, results
-    item = loop.dtype.itemsize
+    """Run the steps of a segment backward, from the last window to the first.
+
+    ``time`` are its steps, and those behind it.
+    """
+    (x, states, g_output), (cotangents, d_x, sums) = past, results
+    item, count = loop.dtype.itemsize, _trained(loop)
     row = loop.window * loop.lanes * item
-    inputs = _of_step(loop, x, row)
-    before = {
-        f"start_{name}": _of_step(loop, states[0, i], states[0].nbytes)
-        for i, name in enumerate(plan.program.states)
-    }
-    memory = {"input_x": inputs, **before}
-    reach = _block(loop, _called(plan, "called reach", schedules.reach_kernel), memory)
-    for i, name in enumerate(plan.program.states):
-        memory[f"grad_end_{name}"] = memory[f"grad_start_{name}"] = _of_step(loop, cotangents[i])
-    count = max(1, len(plan.trained))
-    memory["grad_input_x"] = _of_step(loop, d_x, row)
-    memory["sums"] = _Memory(sums.data_ptr(), count * 8, sums[0].nbytes)
-    kernel = _called(plan, "called backward", schedules.backward_kernel)
-    block = _block(loop, kernel, memory)
+
+    def memory(population: Population) -> dict[str, _Memory]:
+        found = {"input_x": _of_step(loop, x, row), "grad_input_x": _of_step(loop, d_x, row)}
+        found["sums"] = _Memory(sums.data_ptr(), count * 8, sums[0].nbytes)
+        for i, name in enumerate(population.states):
+            found[f"start_{name}"] = _of_step(loop, states[0, i], states[0].nbytes)
+            cotangent = _of_step(loop, cotangents[i])
+            found[f"grad_end_{name}"] = found[f"grad_start_{name}"] = cotangent
+        return found
+
+    places = "grad_output", "output"
+    reach = _table(loop, "called reach", schedules.reach_kernel, memory, places)
+    table = _table(loop, "called backward", schedules.backward_kernel, memory, places)
     flat, outside = _outside(loop, g_output)
-    private = scratch_values(kernel.own, (loop.window, loop.window, 1), kernel.printed.width)
     tile = loop.window * TILE * item
     _run(
         loop,
-        "loop_backward",
-        _sizes(loop, steps, 1),
+        sparse_loop.loop_backward,
+        _sizes(loop, time[0], 1, time[1]),
         loop.edges.starts[:0],
         loop.weight,
-        "r" + _OUTSIDE + "ii" + 2 * _BLOCK,
-        *(d_x, *outside, block.places["grad_output"], reach.places["output"]),
-        *(*reach.arguments, *block.arguments),
-        scratch=(reach.nbytes, block.nbytes, tile, tile, private * item),
+        "r" + _OUTSIDE + "ll",
+        *(d_x, *outside, reach.rows, table.rows),
+        scratch=(reach.nbytes, table.nbytes, tile, tile, table.values * item),
     )
-    del flat
+    del flat, reach, table
 
 
 def _add_by_weight(loop: Loop, bits: Tensor, d_x: Tensor, total: Tensor, steps: int) -> None:
     """Add to the gradient of the weights what a segment gives, where sources fired."""
-    words = -(-loop.words // (4 * torch.get_num_threads()))
+    words = -(-loop.layout.words // (4 * torch.get_num_threads()))
     sizes = list(_sizes(loop, steps, 1))
-    sizes[sparse_loop.SIZES.index("per_chunk")] = words * 64
-    tasks = -(-loop.words // words)
-    _run(loop, "loop_by_weight", tuple(sizes), bits, total, "r", d_x, tasks=tasks)
+    sizes[sparse_loop.SIZES.index("per_chunk")] = words * BITS
+    tasks = -(-loop.layout.words // words)
+    write = sparse_loop.loop_by_weight
+    _run(loop, write, tuple(sizes), bits, total, "r", d_x, tasks=tasks)
 
 
 def _by_first(loop: Loop, d_x: Tensor) -> Tensor:
     """Return the gradient of the outputs before the first step, along all edges."""
-    edges, taps = loop.edges, loop.taps
-    counts = edges.starts[:: edges.chunks].diff()
-    sources = torch.repeat_interleave(torch.arange(loop.neurons), counts)
-    total = torch.zeros(taps, loop.samples, loop.neurons, dtype=loop.dtype)
+    edges, taps, layout = loop.edges, loop.taps, loop.layout
+    counts = edges.starts[:: layout.chunks[0]].diff()
+    sources = torch.repeat_interleave(torch.arange(layout.slots), counts)
+    d_x = d_x.view(taps, layout.groups, layout.slots, layout.inner)
+    total = torch.zeros_like(d_x)
     for row in range(taps):
-        every = max(1, _PAIRS // loop.samples)
+        every = max(1, _PAIRS // layout.samples)
         for begin in range(0, len(sources), every):
             some = torch.arange(begin, min(begin + every, len(sources)))
             delay = edges.most if edges.delays is None else edges.delays[some].long()
             step = torch.as_tensor(row + 1 - taps + delay).expand(len(some))
             reached = step >= 0
             some, step = some[reached], step[reached]
-            values = d_x[step, :, edges.targets[some].long()] * loop.weight[some].unsqueeze(1)
-            total[row].index_add_(1, sources[some], values.t())
-    return total
+            values = d_x[step, :, edges.targets[some].long()] * loop.weight[some].view(-1, 1, 1)
+            total[row].index_add_(1, sources[some], values.transpose(0, 1))
+    return layout.leave(total.view(taps, *loop.row))
 
 
-def _totals(loop: Loop, sums: Tensor) -> np.ndarray[Any, Any]:
-    """Return the sums of the gradients of parameters, ``[trained, neurons]``."""
-    count, neurons = max(1, len(loop.plan.trained)), loop.neurons
-    total = sums.sum(0)
-    whole = neurons // TILE
-    parts = [total[:whole].view(whole, count, TILE).transpose(0, 1).reshape(count, -1)]
-    if left := neurons - whole * TILE:
-        parts.append(total[whole, : count * left].view(count, left))
-    return torch.cat(parts, 1)[: len(loop.plan.trained)].numpy()
+def _totals(loop: Loop, sums: Tensor) -> Iterator[np.ndarray[Any, Any]]:
+    """Yield for each population the sums of the gradients of parameters, ``[trained, neurons]``."""
+    first = 0
+    for each in loop.populations:
+        count, layout = len(each.plan.trained), each.layout
+        # of a tile those of a parameter follow each other
+        parts = [sums.new_zeros(layout.groups, count, 0)]
+        for low in range(0, layout.lanes, TILE):
+            lanes = min(TILE, layout.lanes - low)
+            parts.append(sums[:, first, : count * lanes].reshape(layout.groups, count, lanes))
+            first += 1
+        yield layout.leave(torch.cat(parts, 2).transpose(0, 1)).sum(1).numpy()
 
 
 # Spikes
 
 
-def spikes_of(bits: Tensor, neurons: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the outputs of some neurons ``[steps, samples, k]``."""
-    words = bits.index_select(-1, neurons // 64)
-    return (words.bitwise_right_shift_(neurons % 64) & 1).to(dtype)
+def spikes_of(bits: Tensor, lanes: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the outputs of some lanes ``[steps, groups, k]``."""
+    words = bits.index_select(-1, lanes // BITS)
+    return (words.bitwise_right_shift_(lanes % BITS) & 1).to(dtype)
+
+
+def all_spikes_of(layout: Layout, bits: Tensor, outputs: Tensor) -> None:
+    """Write the outputs of all neurons ``[steps, samples, neurons]``."""
+    rows = np.unpackbits(bits.numpy().view(np.uint8), -1, layout.lanes, "little")
+    layout.leave(torch.from_numpy(rows), outputs)
 
 
 def events_of(bits: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield rows and neurons of the spikes in ``[..., words]``, in order, some rows at a time."""
+    """Yield rows and lanes of the spikes in ``[..., words]``, in order, some rows at a time."""
     rows = bits.reshape(-1, bits.shape[-1]).numpy()
     every = max(1, _WORDS // rows.shape[1])
     for begin in range(0, len(rows), every):

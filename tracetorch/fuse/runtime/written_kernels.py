@@ -18,19 +18,20 @@ _TASKS_PER_THREAD = 4
 
 
 def run_written(
-    write: Callable[[TaskWriter, str], None],
+    write: Callable[..., None],
     letters: str,
     dtype: torch.dtype,
     tasks: int,
     *arguments: int | Tensor,
     work: int,
     scratch: Sequence[int] = (),
+    form: tuple[int, ...] = (),
 ) -> None:
     """Run a kernel over all its tasks; it is compiled at the first call.
 
     Args:
-        write: a function of a module, whose name is the kernel's: it is called with the writer and
-            ``"float"`` or ``"double"``.
+        write: a function of a module, whose name is the kernel's: it is called with the writer,
+            ``"float"`` or ``"double"``, and ``form``.
         letters: one for each argument: i an integer, r reals, l integers, n short and h shorter
             ones.
         dtype: of the reals.
@@ -38,6 +39,7 @@ def run_written(
         *arguments: integers, and contiguous tensors.
         work: operations on one value in all tasks.
         scratch: bytes of each array of scratch.
+        form: which of the kernels that the function writes.
     """
     values = [
         argument if isinstance(argument, int) else address(argument, _DTYPES.get(letter, dtype))
@@ -47,13 +49,13 @@ def run_written(
     sizes = [-(-size // 64) * 64 for size in scratch]
     values += [sum(sizes[:place]) for place in range(len(sizes))]
     whole = (sum(sizes),) if sizes else ()
-    run_tasks(_kernel(write, dtype), values, tasks, work=work, scratch=whole)
+    run_tasks(_kernel(write, dtype, form), values, tasks, work=work, scratch=whole)
 
 
 @functools.cache
-def _kernel(write: Callable[[TaskWriter, str], None], dtype: torch.dtype) -> TaskKernel:
+def _kernel(write: Callable[..., None], dtype: torch.dtype, form: tuple[int, ...]) -> TaskKernel:
     k = TaskWriter(write.__name__)
-    write(k, "float" if dtype == torch.float32 else "double")
+    write(k, "float" if dtype == torch.float32 else "double", *form)
     return compiled(k.text(), write.__name__)
 
 

@@ -193,11 +193,6 @@ class DelayedLinear(SynapticDelays):
         # features last in memory: products with events read it by steps
         return torch.cat([past.movedim(-1, -2), x.movedim(0, -2)], -2).movedim(-2, -1)
 
-    def keep_inputs(self, x: Tensor) -> None:
-        """Keep the last of some inputs ``[T, ...]``, at least ``max_delay`` of them."""
-        past = x[len(x) - self.max_delay :].movedim(0, -1)
-        self.past = past.clone(memory_format=torch.contiguous_format)
-
     @property
     def computes_as_its_class(self) -> bool:
         """Whether a step is certain to be a sum over ``kernel_of`` and the last inputs."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tracetorch.fuse.runtime.sparse_recurrence import Edges
+from tracetorch.fuse.runtime.sparse_recurrence import Edges, Layout
 
 
 class EdgePlan(NamedTuple):
@@ -17,16 +17,11 @@ class EdgePlan(NamedTuple):
     ``starts[source + 1]`` where they end.
     """
 
-    order: Tensor
-    """Place of each edge in the weights, ``[E]`` int32."""
-    starts: Tensor
-    """``[inputs + 1]`` int64."""
-    targets: Tensor
-    """``[E]`` int32."""
-    delays: Tensor | None
-    """Steps of each edge, ``[E]`` int32; ``None``: all edges have the same."""
-    is_sorted: bool
-    """Whether they were given so, and ``order`` counts up."""
+    order: Tensor  # place of each edge in the weights, ``[E]`` int32
+    starts: Tensor  # ``[inputs + 1]`` int64
+    targets: Tensor  # ``[E]`` int32
+    delays: Tensor | None  # steps of each edge, ``[E]`` int32; ``None``: all edges have the same
+    is_sorted: bool  # whether they were given so, and ``order`` counts up
 
 
 def sorted_by_source(edges: Tensor, delays: Tensor | None, inputs: int) -> EdgePlan:
@@ -49,7 +44,7 @@ def sorted_by_source(edges: Tensor, delays: Tensor | None, inputs: int) -> EdgeP
     return EdgePlan(order, starts, by_source, _short(delays, order), False)
 
 
-def edges_by_chunk(plan: EdgePlan, delay: Tensor | None, chunks: int, per_chunk: int) -> Edges:
+def edges_by_chunk(plan: EdgePlan, delay: Tensor | None, layout: Layout) -> Edges:
     """Return the edges of each source sorted by the chunk of the target, as a loop reads them.
 
     Those to one target stay in their order, so that its sums do.
@@ -57,17 +52,21 @@ def edges_by_chunk(plan: EdgePlan, delay: Tensor | None, chunks: int, per_chunk:
     Args:
         plan: the edges by source.
         delay: of all edges, or of each; ``None``: no delay.
-        chunks: how many there are.
-        per_chunk: targets of one.
+        layout: where the neurons lie.
     """
     least = most = 0
     if delay is not None and delay.numel():
         least, most = (int(found) for found in torch.aminmax(delay))
     order = None if plan.is_sorted else plan.order
     starts, targets, delays = plan.starts, plan.targets, plan.delays
+    chunks, per_chunk = layout.chunks
+    if len(layout.sizes) > 1:
+        counts = starts.new_zeros(layout.slots).index_copy_(0, layout.places, starts.diff())
+        starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        targets = layout.places.int().index_select(0, targets)
     if chunks > 1:
         sources = torch.repeat_interleave(torch.arange(len(starts) - 1), starts.diff())
-        keys = sources.mul_(chunks).add_(targets // per_chunk)
+        keys = sources.mul_(chunks).add_(targets // (per_chunk // layout.inner))
         counts = torch.bincount(keys, minlength=(len(starts) - 1) * chunks)
         starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         if not bool((keys[1:] >= keys[:-1]).all()):
@@ -77,7 +76,7 @@ def edges_by_chunk(plan: EdgePlan, delay: Tensor | None, chunks: int, per_chunk:
             order = plan.order.index_select(0, place)
     if least == most:
         delays = None
-    return Edges(starts, targets, delays, order, chunks, per_chunk, least, most)
+    return Edges(starts, targets, delays, order, least, most)
 
 
 def _short(delays: Tensor | None, order: Tensor | None = None) -> Tensor | None:

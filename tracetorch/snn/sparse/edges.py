@@ -14,7 +14,12 @@ import torch
 from torch import Tensor
 
 from tracetorch.core.checks import check_integer, check_positive, check_share
-from tracetorch.snn.masks import check_positions, check_sizes, checked_probabilities
+from tracetorch.snn.masks import (
+    check_positions,
+    check_sizes,
+    checked_probabilities,
+    describe_drawn,
+)
 
 _DRAWN = 1 << 22  # numbers at a time
 _PAIRS = 1 << 18  # pairs of neighbours at a time, which stay in cache
@@ -22,6 +27,7 @@ _GRID = 3  # dimensions of the grid in which neighbours are found
 _FINER = 2  # cells along a radius: finer ones hold fewer pairs that are too far
 
 
+@describe_drawn
 def random_edges(
     outputs: int,
     inputs: int,
@@ -34,19 +40,8 @@ def random_edges(
 
     As :func:`random_mask`, but without a mask: the gaps from one edge to the next are drawn.
 
-    Args:
-        outputs: number of neurons behind the connection.
-        inputs: number before it.
-        probability: of every edge by itself, in [0, 1].
-        self_connections: ``False``: none from a neuron to itself, in a recurrent connection.
-        generator: source of the random numbers; PyTorch's own where it is ``None``.
-
     Returns:
         Integers ``[2, E]``, for :class:`SparseLinear`.
-
-    Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: an argument is out of range, or there are no self-connections to leave out.
 
     Example:
         >>> edges = random_edges(1000, 500, 0.02, generator=torch.Generator().manual_seed(0))
@@ -65,6 +60,7 @@ def random_edges(
     return edges if self_connections else edges[:, edges[0] != edges[1]]
 
 
+@describe_drawn
 def in_degree_edges(
     outputs: int,
     inputs: int,
@@ -77,19 +73,8 @@ def in_degree_edges(
 
     As :func:`in_degree_mask`, but without a mask.
 
-    Args:
-        outputs: number of neurons behind the connection.
-        inputs: number before it.
-        degree: number of inputs of each output, all different; at most as many as there are.
-        self_connections: ``False``: none from a neuron to itself, in a recurrent connection.
-        generator: source of the random numbers; PyTorch's own where it is ``None``.
-
     Returns:
         Integers ``[2, E]``, for :class:`SparseLinear`.
-
-    Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: an argument is out of range, or there are no self-connections to leave out.
 
     Example:
         >>> in_degree_edges(3, 100, 10)[1].bincount().tolist()
@@ -111,6 +96,7 @@ def in_degree_edges(
     return _by_source(edges, outputs)
 
 
+@describe_drawn
 def distance_edges(
     outputs: Tensor,
     inputs: Tensor,
@@ -131,16 +117,9 @@ def distance_edges(
         kernel: a function of distances ``[n]``, in the unit of the positions, that returns
             probabilities in [0, 1]: ``lambda d: torch.exp(-d / 0.2)``.
         radius: positive; no edge is longer.
-        self_connections: ``False``: none from a neuron to itself, in a recurrent connection.
-        generator: source of the random numbers; PyTorch's own where it is ``None``.
 
     Returns:
         Integers ``[2, E]``, for :class:`SparseLinear`.
-
-    Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: positions have other shapes or are not finite, the kernel returns something else
-            than a probability for each distance, or there are no self-connections to leave out.
 
     Example:
         >>> line = torch.arange(4.0)[:, None]
@@ -173,6 +152,7 @@ def distance_edges(
     return _by_source(torch.cat(found, 1), len(outputs))
 
 
+@describe_drawn
 def population_edges(
     outputs: Sequence[int],
     inputs: Sequence[int],
@@ -190,16 +170,9 @@ def population_edges(
         inputs: sizes of those before it.
         probability: ``probability[i][j]`` is that of an edge from population ``j`` to population
             ``i``.
-        self_connections: ``False``: none from a neuron to itself, in a recurrent connection.
-        generator: source of the random numbers; PyTorch's own where it is ``None``.
 
     Returns:
         Integers ``[2, E]``, for :class:`SparseLinear`.
-
-    Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: an argument is out of range, there is no probability for a pair, or there are no
-            self-connections to leave out.
 
     Example:
         >>> edges = population_edges([3, 2], [3, 2], [[0, 1], [1, 0]])

@@ -61,7 +61,7 @@ def _reached(
         yield step, targets[edge]
 
 
-def _sparse_forward(k: TaskWriter, real: str, delayed: bool) -> None:
+def sparse_forward(k: TaskWriter, real: str, delayed: bool) -> None:
     """Add to some steps of the outputs of a sample."""
     per_task, steps, samples, reach, inputs, outputs = k.integers(6)
     window, weight, y = k.array(real), k.array(real), k.array(real)
@@ -82,7 +82,7 @@ def _sparse_forward(k: TaskWriter, real: str, delayed: bool) -> None:
                     y[place] = y[place] + product
 
 
-def _sparse_by_weight(k: TaskWriter, real: str, delayed: bool) -> None:
+def sparse_by_weight(k: TaskWriter, real: str, delayed: bool) -> None:
     """Add to the gradient of the weights of some sources, where they are not 0."""
     per_task, steps, samples, reach, inputs, outputs = k.integers(6)
     window, grads, total = k.array(real), k.array(real), k.array(real)
@@ -102,7 +102,7 @@ def _sparse_by_weight(k: TaskWriter, real: str, delayed: bool) -> None:
                     total[place] = total[place] + value * row[target]
 
 
-def _sparse_by_input(k: TaskWriter, real: str, delayed: bool) -> None:
+def sparse_by_window(k: TaskWriter, real: str, delayed: bool) -> None:
     """Write the gradient of some times of a sample: all of them at once, by edge.
 
     Weights are sorted as the edges are, for every one is read. The gradients of the outputs are
@@ -111,7 +111,7 @@ def _sparse_by_input(k: TaskWriter, real: str, delayed: bool) -> None:
     """
     steps, samples, reach, inputs, outputs = k.integers(5)
     grads, weight, window = k.array(real), k.array(real), k.array(real)
-    starts, targets = k.array(WORD), k.array("i32")
+    starts, _, targets = k.array(WORD), k.array("i32"), k.array("i32")
     delays = k.array("i32") if delayed else None
     table, sums = k.scratch(real), k.scratch(real)
     sample, first = k.number % samples, k.number // samples * LANES
@@ -145,33 +145,3 @@ def _sparse_by_input(k: TaskWriter, real: str, delayed: bool) -> None:
         with k.loop(0, times) as lane:
             row = (first + lane.index) * samples + sample
             window[row * inputs + source.index] = sums[lane.index]
-
-
-def sparse_forward(k: TaskWriter, real: str) -> None:
-    """Add to some steps of the outputs of a sample, without delays."""
-    _sparse_forward(k, real, False)
-
-
-def sparse_forward_delayed(k: TaskWriter, real: str) -> None:
-    """Add to some steps of the outputs of a sample."""
-    _sparse_forward(k, real, True)
-
-
-def sparse_by_weight(k: TaskWriter, real: str) -> None:
-    """Add to the gradient of the weights of some sources, without delays."""
-    _sparse_by_weight(k, real, False)
-
-
-def sparse_by_weight_delayed(k: TaskWriter, real: str) -> None:
-    """Add to the gradient of the weights of some sources."""
-    _sparse_by_weight(k, real, True)
-
-
-def sparse_by_input(k: TaskWriter, real: str) -> None:
-    """Write the gradient of some times of a sample, without delays."""
-    _sparse_by_input(k, real, False)
-
-
-def sparse_by_input_delayed(k: TaskWriter, real: str) -> None:
-    """Write the gradient of some times of a sample."""
-    _sparse_by_input(k, real, True)

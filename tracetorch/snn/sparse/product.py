@@ -1,8 +1,9 @@
 """Multiply inputs by the weights of edges: ``product``, and its derivatives of any order.
 
 Let ``sum w[e] x[t, source] g[t + d, target]`` be over all edges. The output is its derivative by
-``g``, and the gradients of inputs and weights are those by ``x`` and ``w``. So each of the three
-nodes of the graph has the other two for its backward pass, and no derivative ends anywhere.
+``g``, and the gradients of inputs and weights are those by ``x`` and ``w``. So the backward pass of
+each of the three has the other two, one node of the graph is all of them, and no derivative ends
+anywhere.
 
 Kernels compute them where tensors are plain memory on the CPU, PyTorch's operations elsewhere.
 Whoever must see every operation (``torch.func``, forward mode, ``torch.compile``, an export) gets
@@ -11,7 +12,7 @@ those, and no node. What is 0 adds nothing, whatever the weight is, by either ro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -35,16 +36,12 @@ _PLAIN = (torch.float32, torch.float64)
 class Wiring(NamedTuple):
     """Edges of a product, their delays, and how many inputs and outputs there are."""
 
-    edges: Tensor
-    """``[2, E]``, sources and targets."""
-    delays: Tensor | None
-    """``[E]``; ``None``: an edge leads to the same row, and ``reach`` is 0."""
-    reach: int
-    """The largest delay."""
+    edges: Tensor  # ``[2, E]``, sources and targets
+    delays: Tensor | None  # ``[E]``; ``None``: an edge leads to the same row, and ``reach`` is 0
+    reach: int  # the largest delay
     inputs: int
     outputs: int
-    plan: EdgePlan | None
-    """The edges by source; ``None`` where no kernel may run."""
+    plan: EdgePlan | None  # the edges by source; ``None`` where no kernel may run
 
 
 def product(wiring: Wiring, window: Tensor, weight: Tensor) -> Tensor:
@@ -55,89 +52,41 @@ def product(wiring: Wiring, window: Tensor, weight: Tensor) -> Tensor:
         window: ``[reach + steps, samples, inputs]``.
         weight: ``[E]``, in the order of the edges and of the window's dtype.
     """
-    if _is_observed(window, weight):
-        return _forward(wiring, window, weight)
-    return _Forward.apply(wiring, window, weight)  # type: ignore[no-any-return, no-untyped-call]
+    return _derivative(_GRADS, wiring, window, weight)
 
 
-def _by_input(wiring: Wiring, grads: Tensor, weight: Tensor) -> Tensor:
-    """Return the gradient of the window."""
-    if _is_observed(grads, weight):
-        return _plain_by_input(wiring, grads, weight)
-    return _ByInput.apply(wiring, grads, weight)  # type: ignore[no-any-return, no-untyped-call]
+# what the sum is of, and so what a derivative of it is by
+_WINDOW, _WEIGHT, _GRADS = range(3)
 
 
-def _by_weight(wiring: Wiring, window: Tensor, grads: Tensor) -> Tensor:
-    """Return the gradient of the weights."""
-    if _is_observed(window, grads):
-        return _plain_by_weight(wiring, window, grads)
-    return _ByWeight.apply(wiring, window, grads)  # type: ignore[no-any-return, no-untyped-call]
+def _derivative(by: int, wiring: Wiring, *others: Tensor) -> Tensor:
+    """Return the derivative of the sum by one of the three, from the others in their order."""
+    observed = torch.compiler.is_compiling() or observed_by(others) is not None
+    if observed or not all(map(has_values, others)):  # those of is_grads_batched have none
+        return _PLAINLY[by](wiring, *others)
+    return _Derivative.apply(by, wiring, *others)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _is_observed(*tensors: Tensor) -> bool:
-    if torch.compiler.is_compiling() or observed_by(tensors) is not None:
-        return True
-    return not all(map(has_values, tensors))  # those of is_grads_batched have none
-
-
-class _Forward(torch.autograd.Function):
+class _Derivative(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, wiring: Wiring, window: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(window, weight)
-        ctx.wiring = wiring
-        return _forward(wiring, window, weight)
+    def forward(ctx: Any, by: int, wiring: Wiring, *others: Tensor) -> Tensor:
+        ctx.save_for_backward(*others)
+        ctx.by, ctx.wiring = by, wiring
+        plan = _kernel_plan(wiring, *others)
+        if plan is None:
+            return _PLAINLY[by](wiring, *others)
+        return _BY_KERNEL[by](wiring, plan, *(each.contiguous() for each in others))
 
     @staticmethod
     def backward(ctx: Any, grads: Tensor) -> tuple[Tensor | None, ...]:
-        window, weight = ctx.saved_tensors
-        _, by_window, by_weight = ctx.needs_input_grad
-        return (
-            None,
-            _by_input(ctx.wiring, grads, weight) if by_window else None,
-            _by_weight(ctx.wiring, window, grads) if by_weight else None,
-        )
-
-
-class _ByInput(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, wiring: Wiring, grads: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(grads, weight)
-        ctx.wiring = wiring
-        plan = _kernel_plan(wiring, grads, weight)
-        if plan is None:
-            return _plain_by_input(wiring, grads, weight)
-        return _kernel_by_input(wiring, plan, grads, weight)
-
-    @staticmethod
-    def backward(ctx: Any, window: Tensor) -> tuple[Tensor | None, ...]:
-        grads, weight = ctx.saved_tensors
-        _, by_grads, by_weight = ctx.needs_input_grad
-        return (
-            None,
-            product(ctx.wiring, window, weight) if by_grads else None,
-            _by_weight(ctx.wiring, window, grads) if by_weight else None,
-        )
-
-
-class _ByWeight(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, wiring: Wiring, window: Tensor, grads: Tensor) -> Tensor:
-        ctx.save_for_backward(window, grads)
-        ctx.wiring = wiring
-        plan = _kernel_plan(wiring, window, grads)
-        if plan is None:
-            return _plain_by_weight(wiring, window, grads)
-        return _kernel_by_weight(wiring, plan, window, grads)
-
-    @staticmethod
-    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
-        window, grads = ctx.saved_tensors
-        _, by_window, by_grads = ctx.needs_input_grad
-        return (
-            None,
-            _by_input(ctx.wiring, grads, weight) if by_window else None,
-            product(ctx.wiring, window, weight) if by_grads else None,
-        )
+        known = list(ctx.saved_tensors)
+        known.insert(ctx.by, grads)
+        found: list[Tensor | None] = [None, None]
+        wanted = iter(ctx.needs_input_grad[2:])
+        for one in sorted({_WINDOW, _WEIGHT, _GRADS} - {ctx.by}):
+            others = known[:one] + known[one + 1 :]
+            found.append(_derivative(one, ctx.wiring, *others) if next(wanted) else None)
+        return tuple(found)
 
 
 # By kernels
@@ -157,73 +106,60 @@ def _kernel_plan(wiring: Wiring, *tensors: Tensor) -> EdgePlan | None:
     return wiring.plan if has_kernel else None
 
 
-def _lists(plan: EdgePlan) -> tuple[str, str, tuple[Tensor, ...]]:
-    """Return the end of a kernel's name, the letters of its lists, and these."""
-    lists = (plan.starts, plan.order, plan.targets)
-    return (
-        ("", "lnn", lists) if plan.delays is None else ("_delayed", "lnnn", (*lists, plan.delays))
-    )
+def _run(
+    write: Callable[..., None],
+    plan: EdgePlan,
+    tasks: int,
+    sizes: tuple[int, ...],
+    *arrays: Tensor,
+    work: int,
+    scratch: tuple[int, ...] = (),
+) -> None:
+    """Run a kernel; the lists of edges come behind its sizes and arrays."""
+    delays = () if plan.delays is None else (plan.delays,)
+    letters = "i" * len(sizes) + "r" * len(arrays) + "lnn" + "n" * len(delays)
+    lists = (plan.starts, plan.order, plan.targets, *delays)
+    given = (*sizes, *arrays, *lists)
+    dtype, form = arrays[0].dtype, (bool(delays),)
+    run_written(write, letters, dtype, tasks, *given, work=work, scratch=scratch, form=form)
 
 
-def _forward(wiring: Wiring, window: Tensor, weight: Tensor) -> Tensor:
-    plan = _kernel_plan(wiring, window, weight)
-    if plan is None:
-        return _plain_forward(wiring, window, weight)
-    window, weight = window.contiguous(), weight.contiguous()
+def _kernel_forward(wiring: Wiring, plan: EdgePlan, window: Tensor, weight: Tensor) -> Tensor:
     samples, reach = window.shape[1], wiring.reach
     steps = len(window) - reach
     y = large_empty((steps, samples, wiring.outputs), window.dtype).zero_()
     # samples are tasks first, for each block of steps reads those before it too
     blocks = -(-_TASKS_PER_THREAD * torch.get_num_threads() // samples) if samples else 1
     per_task = max(-(-steps // blocks), _LEAST_STEPS if reach else 1, reach)
-    blocks = -(-steps // per_task)
-    name, letters, lists = _lists(plan)
-    run_written(
-        getattr(kernels, f"sparse_forward{name}"),
-        "iiiiiirrr" + letters,
-        window.dtype,
-        blocks * samples,
-        *(per_task, steps, samples, reach, wiring.inputs, wiring.outputs, window, weight, y),
-        *lists,
-        work=steps * samples * (wiring.inputs + len(weight) // 32),
-    )
+    tasks = -(-steps // per_task) * samples
+    sizes = per_task, steps, samples, reach, wiring.inputs, wiring.outputs
+    work = steps * samples * (wiring.inputs + len(weight) // 32)
+    _run(kernels.sparse_forward, plan, tasks, sizes, window, weight, y, work=work)
     return y
 
 
 def _kernel_by_weight(wiring: Wiring, plan: EdgePlan, window: Tensor, grads: Tensor) -> Tensor:
-    window, grads = window.contiguous(), grads.contiguous()
     steps, samples, _ = grads.shape
     total = large_empty((wiring.edges.shape[1],), window.dtype).zero_()
     per_task, tasks = shared_out(-(-wiring.inputs // LANES), 1)
-    name, letters, lists = _lists(plan)
-    run_written(
-        getattr(kernels, f"sparse_by_weight{name}"),
-        "iiiiiirrr" + letters,
-        window.dtype,
-        tasks,
-        *(per_task * LANES, steps, samples, wiring.reach, wiring.inputs, wiring.outputs),
-        *(window, grads, total, *lists),
-        work=len(window) * samples * (wiring.inputs + len(total) // 32),
-    )
+    sizes = per_task * LANES, steps, samples, wiring.reach, wiring.inputs, wiring.outputs
+    work = len(window) * samples * (wiring.inputs + len(total) // 32)
+    _run(kernels.sparse_by_weight, plan, tasks, sizes, window, grads, total, work=work)
     return total
 
 
-def _kernel_by_input(wiring: Wiring, plan: EdgePlan, grads: Tensor, weight: Tensor) -> Tensor:
-    grads, weight = grads.contiguous(), weight.contiguous()
+def _kernel_by_window(wiring: Wiring, plan: EdgePlan, weight: Tensor, grads: Tensor) -> Tensor:
     if not plan.is_sorted:
         weight = weight.index_select(0, plan.order)
     steps, samples, outputs = grads.shape
-    length = steps + wiring.reach
+    length, size = steps + wiring.reach, grads.dtype.itemsize
     window = large_empty((length, samples, wiring.inputs), grads.dtype)
-    name, letters, (starts, _, *lists) = _lists(plan)
-    size = grads.dtype.itemsize
-    run_written(
-        getattr(kernels, f"sparse_by_input{name}"),
-        "iiiiirrrl" + letters[2:],
-        grads.dtype,
+    _run(
+        kernels.sparse_by_window,
+        plan,
         -(-length // LANES) * samples,
-        *(steps, samples, wiring.reach, wiring.inputs, outputs, grads, weight, window),
-        *(starts, *lists),
+        (steps, samples, wiring.reach, wiring.inputs, outputs),
+        *(grads, weight, window),
         work=length * samples * len(weight),
         scratch=(outputs * (wiring.reach + LANES) * size, LANES * size),
     )
@@ -289,7 +225,7 @@ def _plain_by_weight(wiring: Wiring, window: Tensor, grads: Tensor) -> Tensor:
     return torch.cat(parts) if parts else window.new_zeros(0)
 
 
-def _plain_by_input(wiring: Wiring, grads: Tensor, weight: Tensor) -> Tensor:
+def _plain_by_window(wiring: Wiring, weight: Tensor, grads: Tensor) -> Tensor:
     steps, samples, _ = grads.shape
     window = grads.new_zeros(steps + wiring.reach, samples, wiring.inputs)
     for chunk in _chunks(wiring, steps, samples):
@@ -301,3 +237,10 @@ def _plain_by_input(wiring: Wiring, grads: Tensor, weight: Tensor) -> Tensor:
             places = (chunk.times.unsqueeze(1), every, chunk.sources.long())
             window = window.index_put(places, values, accumulate=True)
     return window
+
+
+_PLAINLY: tuple[Callable[..., Tensor], ...] = (_plain_by_window, _plain_by_weight, _plain_forward)
+_BY_KERNEL: tuple[Callable[..., Tensor], ...] = (
+    *(_kernel_by_window, _kernel_by_weight),
+    _kernel_forward,
+)
