@@ -61,11 +61,11 @@ def layer_of(name: str | int) -> snn.Neuron:
 
 def is_as_written(found: Compiled, kernel: Kernel) -> None:
     """Assert that a kernel fits into registers, and computes what the step says."""
-    # for the largest angles these call another function, which has an array
+    # for the largest angles these call another function, which has an array, and registers wait
     angles = re.search(r"libdevice\.(?:sin|cos|tan)\(", found.source) is not None
     assert found.local <= found.spilled + 64 * angles, found
     # a register that waits for the end of the kernel in memory costs no step anything
-    assert found.spilled <= 16 if angles else found.spilled_in_loops == 0, found
+    assert found.spilled <= 64 if angles else found.spilled_in_loops == 0, found
     assert found.shared == 0, found
     assert 0 < found.registers <= 255, found
     assert (found.contracted, found.flushed, found.widened) == (0, 0, 0), found
