@@ -11,8 +11,10 @@ arithmetic is bitwise that of the eager step; functions such as ``exp``, ``log``
 is the nearest number, and differs in the last place where PyTorch's own is not: in some of its
 releases with AVX-512, as do those of float64 under Triton's interpreter. Numbers that a
 step or a surrogate holds are arguments of its kernel or part of its key: an annealed slope can
-never run a stale one. What cannot be fused runs eagerly, and says why once. A kernel's gradient has
-no derivative of its own: where backward needs a graph, the sequence is run again by eager steps, on
+never run a stale one. What cannot be fused runs eagerly, and says why once; so does what a kernel
+for a GPU computes otherwise on a sample of its first call
+(``tracetorch/fuse/runtime/first_run.py``). A kernel's gradient has no derivative of its own: where
+backward needs a graph, the sequence is run again by eager steps, on
 views of its inputs, and that is differentiated.
 """
 
