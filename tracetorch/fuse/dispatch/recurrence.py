@@ -23,11 +23,12 @@ from torch import Tensor
 from tracetorch.cell import Cell
 from tracetorch.core.double_backward import saved_tensors
 from tracetorch.core.torch_private import observed_by
-from tracetorch.fuse.dispatch.backends import log_fallback
+from tracetorch.fuse.dispatch.backends import backend_named, log_fallback, report_fallback
 from tracetorch.fuse.dispatch.operators import incoming_gradients, no_second_gradient
 from tracetorch.fuse.dispatch.plans import recurrent_plan_for
+from tracetorch.fuse.dispatch.recurrence_trial import Tensors, failure_of
 from tracetorch.fuse.ir.plan import RecurrentPlan
-from tracetorch.fuse.runtime import recurrence
+from tracetorch.fuse.runtime import first_run, recurrence
 from tracetorch.fuse.runtime.recurrence import Loop
 
 
@@ -77,15 +78,35 @@ def run_recurrence(
     # a product by events skips zeros, which an infinite weight would make NaN
     if kind is recurrence.CpuLoop and not weight.detach().sum().isfinite():
         return None
-    params = plan.program.tensors(kwargs)
-    if plan.has_backward:
-        output, last, *ends = _Recurrence.apply(  # type: ignore[no-untyped-call]
-            plan, x, first, weight, bias, *active, *params
-        )
-    else:
-        results, _ = recurrence.forward(kind(plan), x, first, weight, bias, active, params)
-        output, last, *ends = results
+    given = Tensors(x, first, weight, bias, active, plan.program.tensors(kwargs))
+    if backend_named(plan.backend).tried and not _is_believed(plan, given):
+        return None
+    output, last, *ends = _run(plan, given)
     return output, last, ends
+
+
+def _run(plan: RecurrentPlan, given: Tensors) -> Sequence[Tensor]:
+    """Return outputs, the last output and final states, part of the graph where there is one."""
+    if plan.has_backward:
+        tensors = (*given[:4], *given.states, *given.params)
+        return _Recurrence.apply(plan, *tensors)  # type: ignore[no-untyped-call, no-any-return]
+    results, _ = recurrence.forward(_loop_of(plan)(plan), *given)
+    return results
+
+
+def _is_believed(plan: RecurrentPlan, given: Tensors) -> bool:
+    """Whether the kernels are to run; tried the first time that they do on the device."""
+    device = given.x.device
+    key = len(given.first) > 1, device  # several matrices are other kernels than one
+    if key in plan.tried or first_run.is_capturing(device):
+        return True
+    reason = failure_of(plan, _run, given)
+    if reason is None:
+        plan.tried.add(key)
+        return True
+    plan.program.refused[device] = reason
+    report_fallback(plan.program.layer, plan.backend, reason)
+    return False
 
 
 def _loop_of(plan: RecurrentPlan) -> type[Loop]:

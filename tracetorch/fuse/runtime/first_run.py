@@ -65,7 +65,7 @@ def is_capturing(device: torch.device) -> bool:
 def failure_of(backend: Backend, plan: Plan, given: Operands, *, backward: bool) -> str | None:
     """Return how a kernel of a plan fails on a sample of a call, as a reason, or ``None``."""
 
-    def difference(sample: Operands) -> str | None:
+    def found_in(sample: Operands) -> str | None:
         if backward:
             return _compare_gradients(backend, plan, sample)
         _meet_thresholds(plan, sample)
@@ -74,7 +74,7 @@ def failure_of(backend: Backend, plan: Plan, given: Operands, *, backward: bool)
 
     def compare() -> str | None:
         # in one sample a sum may cancel, or a membrane lie where exp in its last place decides
-        return difference(samples[0]) and difference(samples[1])
+        return found_in(samples[0]) and found_in(samples[1])
 
     with global_modes_off():
         samples = [_sample_of(plan, given, seed) for seed in range(2)]
@@ -125,22 +125,23 @@ def _sample_of(plan: Plan, given: Operands, seed: int) -> Operands:
         sizes[0 if place else -1] = _LANES // (neurons * inner) + 1
     shape = (min(len(x), _STEPS), *sizes)
 
-    def random(like: Tensor) -> Tensor:
-        """Return multiples of a power of two that sums and products keep exact, half of them 0."""
-        peak = float(like[:_STEPS].detach().abs().max())
-        size = math.frexp(peak if 0 < peak < math.inf else 1.0)[1] - 3
-        values = torch.randint(-8, 9, shape, generator=generator, device="cpu")
-        values *= torch.randint(0, 2, shape, generator=generator, device="cpu")
-        return (values * 2.0**size).to(like)
-
     corner = tuple([slice(neurons if dim == place else 1) for dim in range(ndim)])
     states = [state.detach()[corner].nan_to_num(0, 0, 0) for state in given.states]
     params = [param.detach().reshape(-1) for param in given.params]
     return Operands(
-        [random(each) for each in given.inputs],
+        [random_like(each, shape, generator) for each in given.inputs],
         [state.expand(sizes).clone() for state in states],
         [param[: neurons if param.numel() > 1 else 1].clone() for param in params],
     )
+
+
+def random_like(like: Tensor, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Return multiples of a power of two that sums and products keep exact, half of them 0."""
+    peak = float(like[:_STEPS].detach().abs().max())
+    size = math.frexp(peak if 0 < peak < math.inf else 1.0)[1] - 3
+    values = torch.randint(-8, 9, tuple(shape), generator=generator, device="cpu")
+    values *= torch.randint(0, 2, tuple(shape), generator=generator, device="cpu")
+    return (values * 2.0**size).to(like)
 
 
 def _meet_thresholds(plan: Plan, sample: Operands) -> None:
@@ -186,7 +187,7 @@ def _compare_results(backend: Backend, plan: Plan, sample: Operands) -> str | No
     with torch.no_grad():
         expected = eager.run_plan(plan, sample)
     found = backend.forward(plan, layout_of(sample.inputs[0], plan.dim), sample)[:-1]
-    return _difference(plan.results, found, expected)
+    return difference(plan.results, found, expected)
 
 
 def _compare_gradients(backend: Backend, plan: Plan, sample: Operands) -> str | None:
@@ -207,14 +208,14 @@ def _compare_gradients(backend: Backend, plan: Plan, sample: Operands) -> str | 
     expected = eager.plan_gradients(plan, sample, grads)
     names = (*program.inputs, *program.states, *program.params)
     computed = [i for i, value in enumerate(expected) if value.numel()]
-    return _difference(
+    return difference(
         [f"the gradient of {names[i]}" for i in computed],
         [found[i] for i in computed],
         [expected[i] for i in computed],
     )
 
 
-def _difference(
+def difference(
     names: Sequence[str], found: Sequence[Tensor], expected: Sequence[Tensor]
 ) -> str | None:
     """Say where values differ by more than rounding, and by how much."""
