@@ -14,6 +14,7 @@ skipped ``0 * inf`` would hide the NaN): then the modules are called step by ste
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from tracetorch.cell import Cell
 from tracetorch.core.double_backward import saved_tensors
 from tracetorch.core.torch_private import observed_by
+from tracetorch.fuse.dispatch import recurrent_trial
 from tracetorch.fuse.dispatch.backends import log_fallback
 from tracetorch.fuse.dispatch.operators import incoming_gradients, no_second_gradient
 from tracetorch.fuse.dispatch.plans import recurrent_plan_for
@@ -70,22 +72,37 @@ def run_recurrence(
     if plan is None:
         return None
     kind = _loop_of(plan)
-    reason = kind.unsupported_reason(x.shape[-1])
-    if reason is not None:
-        log_fallback(f"Recurrent({cell.name}, ...)", reason)
-        return None
-    # a product by events skips zeros, which an infinite weight would make NaN
-    if kind is recurrence.CpuLoop and not weight.detach().sum().isfinite():
-        return None
     params = plan.program.tensors(kwargs)
-    if plan.has_backward:
-        output, last, *ends = _Recurrence.apply(  # type: ignore[no-untyped-call]
-            plan, x, first, weight, bias, *active, *params
-        )
+    if kind is recurrence.CpuLoop:
+        # a product by events skips zeros, which an infinite weight would make NaN
+        if not weight.detach().sum().isfinite():
+            return None
     else:
-        results, _ = recurrence.forward(kind(plan), x, first, weight, bias, active, params)
-        output, last, *ends = results
+        given, run = (x, first, weight, bias), functools.partial(_run, plan, kind)
+        reason = kind.unsupported_reason(x.shape[-1])
+        reason = reason or recurrent_trial.failure(plan, cell, given, states, kwargs, run)
+        if reason is not None:
+            log_fallback(f"Recurrent({cell.name}, ...)", reason)
+            return None
+    output, last, *ends = _run(plan, kind, x, first, weight, bias, active, params)
     return output, last, ends
+
+
+def _run(
+    plan: RecurrentPlan,
+    kind: type[Loop],
+    x: Tensor,
+    first: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    states: Sequence[Tensor],
+    params: Sequence[Tensor],
+) -> Sequence[Tensor]:
+    """Return outputs, the last output and the final states, part of the graph if it has one."""
+    if plan.has_backward:
+        given = (x, first, weight, bias, *states, *params)
+        return _Recurrence.apply(plan, *given)  # type: ignore[no-untyped-call, no-any-return]
+    return recurrence.forward(kind(plan), x, first, weight, bias, states, params)[0]
 
 
 def _loop_of(plan: RecurrentPlan) -> type[Loop]:
