@@ -34,7 +34,7 @@ tests: $(VENV)/.test
 
 # Triton's kernels under its interpreter, on the CPU. PyTorch for a GPU brings its own Triton; beside
 # PyTorch for the CPU it is kept out of the environment, where PyTorch would take it for a GPU's.
-# A test of that file sets TRITON_INTERPRET for the process in which it runs the kernels.
+# A test of those files sets TRITON_INTERPRET for the process in which it runs the kernels.
 triton: $(VENV)/.test $(VENV)/.triton
 	PYTHONPATH=$(VENV)/triton $(PYTEST) -m "not slow and not gpu" tests/fuse/codegen/test_triton_*.py
 

@@ -212,10 +212,9 @@ class TestTrial:
         self, fault: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         change, which, message = FAULTS[fault]
-        original = gpu_recurrence.recurrence_source
 
         def source(kernel: Any, *, one_matrix: bool) -> str:
-            text = original(kernel, one_matrix=one_matrix)
+            text = recurrence_source(kernel, one_matrix=one_matrix)
             assert change[0] in text
             return text.replace(*change) if kernel.name == which else text
 

@@ -139,5 +139,5 @@ def _gradients(results: Results, leaves: Sequence[Tensor]) -> list[Tensor]:
 
 def _is_close(found: Tensor, expected: Tensor) -> bool:
     peak = float(expected.detach().abs().nan_to_num(0.0, 0.0, 0.0).max())
-    within = {"rtol": _TOLERANCE, "atol": _TOLERANCE * peak, "equal_nan": True}
-    return torch.allclose(found.detach(), expected.detach(), **within)
+    most = _TOLERANCE * peak
+    return torch.allclose(found, expected, rtol=_TOLERANCE, atol=most, equal_nan=True)
