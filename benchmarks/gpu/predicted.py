@@ -42,7 +42,7 @@ END = "<!-- end of what was predicted -->"
 
 
 class Card(NamedTuple):
-    """What a card does in a second, and how much it has."""
+    """Bandwidths, sizes and clock of a card."""
 
     name: str
     memory: float
@@ -82,7 +82,7 @@ _SIMPLE = {
 
 @dataclass
 class Counts:
-    """What a kernel does for one lane, in all of its steps.
+    """Bytes, operations and chains of a kernel, for one lane in all of its steps.
 
     ``moved`` are bytes by buffer, as often as they are read or written; ``distinct`` those of
     memory behind them. ``walks`` are the loops over time: steps, cycles of the longest chain of

@@ -18,7 +18,8 @@ from tests.fuse.codegen.test_triton_loops import DEVICE, INTERPRETED, interpret,
 from tests.snn.test_recurrent import by_step, dyadic, made, results
 from tracetorch import fuse, snn
 from tracetorch.fuse.codegen.triton_recurrence import loop_arguments, recurrence_source
-from tracetorch.fuse.dispatch import backends
+from tracetorch.fuse.dispatch import backends, plans
+from tracetorch.fuse.dispatch.backends import backend_named
 from tracetorch.fuse.ir.kernel import Dtype, KernelBuilder, Role
 from tracetorch.fuse.ir.plan import LearningPlan
 from tracetorch.fuse.ir.schedule import recurrent_backward_kernel, recurrent_forward_kernel
@@ -42,7 +43,8 @@ SHAPES: list[tuple[tuple[int, ...], int, torch.dtype]] = [
 
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """List the launches of recurrent kernels, on a device with few processors."""
+    """List the launches of recurrent kernels but those of trials, on few processors."""
+    monkeypatch.setattr(backend_named("triton"), "tried", False)
     found: list[str] = []
     run = TritonLoop.run
 
@@ -180,6 +182,48 @@ class TestAgainstSteps:
         model = snn.Recurrent(snn.LIF(3), snn.SparseLinear(3, 3, edges)).to(DEVICE)
         agree(model.double(), dyadic(5, 2, 3))
         assert launches == []
+
+
+# Tried on a sample, with faults planted
+
+
+FAULTS = {
+    "results": (("total = tl.dot", "total = 1.01 * tl.dot"), "forward", "of the eager step in "),
+    "gradients": (("total = tl.dot", "total = 1.01 * tl.dot"), "backward", "in gradient "),
+    "a spike": (("tl.where(v_b", "tl.where(false | v_b"), "forward", "fails with"),
+    "a launch": (("tl.debug_barrier()", "tl.no_such_thing()"), "backward", "fails with"),
+}
+
+
+class TestTrial:
+    pytestmark = on_gpu
+
+    @pytest.mark.parametrize("fault", FAULTS)
+    def test_a_wrong_kernel_is_refused(self, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        change, which, message = FAULTS[fault]
+
+        def source(kernel: Any, *, one_matrix: bool) -> str:
+            text = recurrence_source(kernel, one_matrix=one_matrix)
+            assert change[0] in text
+            return text.replace(*change) if kernel.name == which else text
+
+        monkeypatch.setattr(gpu_recurrence, "recurrence_source", source)
+        monkeypatch.setattr(plans, "_programs", {})
+        monkeypatch.setattr(backends, "_reported", set())
+        x = dyadic(9, 2, 3).to(DEVICE).requires_grad_()
+        with pytest.raises(RuntimeError, match=f"kernels of a recurrence of .* {message}"):
+            under("triton", tt.unroll)(made("LIF", 3).to(DEVICE), x)
+
+    @pytest.mark.parametrize("max_delay", [0, 3])
+    @pytest.mark.parametrize("name", ["LIF", "BSRLIF", "AdLIF", "EIF", "SRReadout"])
+    def test_a_right_kernel_runs(self, name: str, max_delay: int) -> None:
+        torch.manual_seed(0)
+        model = made(name, 17, F32, max_delay=max_delay)
+        with torch.no_grad():  # weights that are not dyadic
+            for p in model.connection.parameters():
+                p.copy_(torch.randn(p.shape))
+        x = cases.sequence(12, 3, 17, dtype=F32).requires_grad_()
+        under("triton", tt.unroll)(model.to(DEVICE), x.to(DEVICE)).sum().backward()
 
 
 # Without Triton

@@ -97,7 +97,8 @@ def _run(plan: RecurrentPlan, given: Tensors) -> Sequence[Tensor]:
 def _is_believed(plan: RecurrentPlan, given: Tensors) -> bool:
     """Whether the kernels are to run; tried the first time that they do on the device."""
     device = given.x.device
-    key = len(given.first) > 1, device  # several matrices are other kernels than one
+    # several matrices are other kernels than one, and so is each size
+    key = given.x.shape[-1], len(given.first) > 1, device
     if key in plan.tried or first_run.is_capturing(device):
         return True
     reason = failure_of(plan, _run, given)

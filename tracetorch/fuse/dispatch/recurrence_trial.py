@@ -1,12 +1,14 @@
 """Run the loops of a linear recurrence on a small sample before they are believed.
 
-As ``tracetorch/fuse/runtime/first_run.py``, but both directions at once: the kernels run over a few
-steps of a few samples, with the matrices of the call, and so do eager steps and plain products, in
-which autograd finds the gradients.
+As ``tracetorch/fuse/runtime/first_run.py``, but both directions at once: the kernels run over a
+segment of a few samples and the beginning of the next, and so do eager steps and plain products, in
+which autograd finds the gradients. The matrices are those of the call, rounded to few bits, so that
+sums over spikes are exact in any order, and no spike is another one because of the order.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -17,7 +19,8 @@ from tracetorch.fuse.ir.plan import RecurrentPlan
 from tracetorch.fuse.runtime import eager, first_run
 from tracetorch.fuse.runtime.backend import Operands
 
-_STEPS, _SAMPLES = 4, 3
+_SAMPLES = 3
+_BITS = 5  # of a weight
 
 
 class Tensors(NamedTuple):
@@ -66,12 +69,16 @@ def _sample_of(plan: RecurrentPlan, given: Tensors, seed: int) -> Tensors:
     def part(tensor: Tensor, *place: slice) -> Tensor:
         return tensor.detach()[place].clone().requires_grad_(learns and tensor.requires_grad)
 
-    taps = len(given.first)
-    x = part(given.x, slice(taps + _STEPS), *few)
+    x = part(given.x, slice(plan.checkpoint_interval + 2), *few)
     x.detach().copy_(first_run.random_like(given.x, x.shape, generator))
+    weight, bias = part(given.weight), None if given.bias is None else part(given.bias)
+    peak = float(weight.detach().abs().max())
+    step = 2.0 ** (math.frexp(peak if math.isfinite(peak) else 1.0)[1] - _BITS)
+    for each in (weight, bias):
+        if each is not None:
+            each.detach().nan_to_num_(0, 0, 0).div_(step).round_().mul_(step)
     return Tensors(
-        *(x, part(given.first, slice(None), *few), part(given.weight)),
-        *(None if given.bias is None else part(given.bias),),
+        *(x, part(given.first, slice(None), *few), weight, bias),
         [part(state, *few) for state in given.states],
         [part(param) for param in given.params],
     )

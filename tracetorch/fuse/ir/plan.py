@@ -54,7 +54,7 @@ class Plan:
     trained: tuple[str, ...]
     tile: int = TILE
     kernels: dict[Hashable, Any] = field(default_factory=dict, repr=False)
-    tried: set[tuple[bool, Any]] = field(default_factory=set, repr=False)
+    tried: set[tuple[Any, ...]] = field(default_factory=set, repr=False)
     absent: frozenset[str] = frozenset()
     whole: Plan | None = None
     parts: dict[Hashable, Plan] = field(default_factory=dict, repr=False)
