@@ -21,7 +21,7 @@ from tests.export.c_programs import (
     needs_cortex,
 )
 from tests.export.models import Adaptive
-from tracetorch import snn
+from tracetorch import integers, snn
 from tracetorch.export.c_code.ordered import OrderedSums
 from tracetorch.online_learning import PairRule, TripletRule
 
@@ -159,6 +159,29 @@ def test_parameters_of_neurons(tmp_path: Path) -> None:
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(held[name], parameter.detach().flatten(), rtol=1e-5, atol=1e-6)
     assert not torch.equal(model[1].raw_beta, copied[1].raw_beta)
+
+
+def test_a_norm_that_learns(tmp_path: Path) -> None:
+    """PyTorch computes it as a whole, C in parts: to rounding, which the check knows."""
+    model = nn.Sequential(network("LIF")[:2], norm := nn.BatchNorm1d(7), nn.Linear(7, 3)).eval()
+    nn.init.uniform_(norm.running_var, 0.5, 2.0)
+    nn.init.uniform_(norm.running_mean, -1.0, 1.0)
+    parameters = [*norm.parameters(), *weights_of(model)]
+    optimizer = torch.optim.SGD(parameters, 0.05)
+    x, _ = drawn(50)
+    tt.export.c(model, tmp_path, x, learner=tt.online(model, "eprop"), optimizer=optimizer)
+    assert "50 steps of learning" in checked(["make", "-s", "test"], tmp_path)
+
+
+@pytest.mark.parametrize("rule", [PairRule(), TripletRule()])
+def test_stdp_of_integer_neurons(rule: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    neurons = integers.LeakyIntegrator(6, beta=205, pos_threshold=2)
+    model = nn.Sequential(connection := nn.Linear(20, 6, bias=False), neurons)
+    nn.init.uniform_(connection.weight, 0, 1)
+    x = (torch.rand(100, 1, 20) < 0.3).float()
+    tt.export.c(model, tmp_path, x, learner=tt.STDP(connection, rule, bounds=(0, 1)))
+    assert "at most 0 apart" in checked(["make", "-s", "test"], tmp_path)
 
 
 def test_rates_are_those_of_the_groups(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from tracetorch.export.c_code.stages import (
     moved,
     reads_of,
 )
-from tracetorch.export.c_code.tape import Tape
+from tracetorch.export.c_code.tape import SIMPLER, Tape
 from tracetorch.fuse import backend
 
 _COMPARED = 4  # steps of the learner with which the recorded one is compared
@@ -51,6 +51,7 @@ class LearningRecord:
     signals: dict[str, Tensor]  # ``[T, ...]``, of each step of the sample, by name
     weights: dict[str, Tensor]  # after these steps, by name
     steps: int  # their number
+    exact: bool  # whether each operation that was recorded is one of PyTorch
     notes: tuple[str, ...]  # lines for whoever calls it
 
 
@@ -81,7 +82,8 @@ def record_learning(
             count = _learn(trial, steps, signals)
     signals = {name: each[:count] for name, each in signals.items()}
     weights = {name: weight.detach().clone() for name, weight in trial.learned.items()}
-    return LearningRecord(living(program), signals, weights, count, trial.notes())
+    exact = not any(node.meta.get(SIMPLER) for node in tape.module.graph.nodes)
+    return LearningRecord(living(program), signals, weights, count, exact, trial.notes())
 
 
 @dataclass(frozen=True)

@@ -97,5 +97,5 @@ def check_source(source: Source, learned: Sequence[Port], learning: LearningReco
         given=", ".join(given),
         signals=", ".join(signals),
         compared="\n".join(compared),
-        tolerance="1e-4" if inexact else "0.0",
+        tolerance="0.0" if learning.exact and not inexact else "1e-4",
     )

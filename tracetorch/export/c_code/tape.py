@@ -17,7 +17,9 @@ from tracetorch.core.walk import named_modules
 from tracetorch.fuse.ir.decompose import decomposition
 from tracetorch.fuse.ir.lower import has_rule
 
-VALUE = "value"  # the key under which a node's ``meta`` holds what it computed on the tape
+# keys of a node's ``meta``
+VALUE = "value"  # what it computed on the tape
+SIMPLER = "simpler"  # whether it is a part of an operation, which may round otherwise as a whole
 _Place: TypeAlias = tuple[object, ...]
 
 
@@ -42,6 +44,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._nodes: dict[_Place, Node] = {}
         self._made: dict[tuple[Any, str], Node] = {}  # by operation and arguments
         self._stack: list[nn.Module] = []
+        self._simpler = False
         self._stale: set[int] = set()  # memory that was written: only the writer's view is known
         for number, value in enumerate(inputs.values()):
             self._note(self.graph.placeholder(f"input_{number}"), value)
@@ -52,8 +55,12 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not func._schema.is_mutable and not has_rule(name) and name not in self._known:
             simpler = decomposition(func)
             if simpler is not None and not _is_view(func):
-                with self:
-                    return simpler(*args, **kwargs)
+                outer, self._simpler = self._simpler, True
+                try:
+                    with self:
+                        return simpler(*args, **kwargs)
+                finally:
+                    self._simpler = outer
         # before the operation, which may write into what it reads
         spelled = pytree.tree_map_only(Tensor, self.node, (args, kwargs))
         made = func(*args, **kwargs)
@@ -114,6 +121,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
             stack = {"": (self._paths[id(module)], type(module).__name__)}
             node.meta.setdefault("nn_module_stack", stack)
         node.meta[VALUE] = value
+        node.meta.setdefault(SIMPLER, self._simpler)
         self._kept.append(value)
         self._nodes[_place(value)] = node
 
