@@ -10,6 +10,7 @@ import torch
 
 import tracetorch as tt
 from examples import digits_to_chip as example
+from examples.compiled_digits import outputs_of_c
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 
@@ -27,7 +28,7 @@ def test_patterns_are_learned_in_integers_that_chip_and_c_fire(tmp_path: Path) -
     spikes = example.fired(model, x)
     assert spikes.sum() > 2 * len(classes)
     assert torch.equal(example.fired_by_chip(model, x), spikes)
-    assert torch.equal(example.outputs_of_c(model, x, tmp_path / "c", 8), spikes)
+    assert torch.equal(outputs_of_c(model, x, tmp_path / "c", 8), spikes)
 
 
 @pytest.mark.slow

@@ -70,7 +70,7 @@ def verilog(
         TypeError: ``model`` is no module, ``lanes`` no integer, or ``sample`` holds anything but
             tensors.
         ValueError: ``lanes`` is none of those; the model is refused as by :func:`tt.export.c` with
-            ``dtype="int"``; or a step divides.
+            ``dtype="int"``; or a step divides by what may not be positive, or does not round.
         OSError: the files cannot be written; those that there are stay as they are.
 
     Example:

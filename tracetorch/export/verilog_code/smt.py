@@ -143,8 +143,8 @@ class StepFormula:
                 self.values[name] = Truth(read.text, read.samples)
                 continue
             term = Term(read.text, read.low, read.high, read.samples, read.point)
-            self.values[name] = self.defined(read.text, term)
-            self.powers[self.values[name].text] = read.powers
+            self.values[name] = term = self.defined(read.text, term)
+            self.powers[term.text] = read.powers
         for line in stage.graph.lines:
             self.values[line.name] = self.bounded(line) or self.line(line)
         outputs = {name: stage.graph.outputs[name] for name in stage.writes}
