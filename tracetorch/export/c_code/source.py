@@ -166,17 +166,8 @@ def model_source(
         "    tt_reset(s);",
         "}",
         "",
-        f"{step_head(inputs, outputs)} {{",
-        *_phase(calls[Phase.ADVANCE], "s->learning != TT_NOTHING"),
-        *_called(calls[Phase.STEP], step_arguments(inputs, outputs)),
-        *(["    s->learning = TT_STEPPED;"] if program.learned else []),
-        "}",
+        *_step_functions(calls, inputs, outputs, signals, bool(program.learned)),
     ]
-    if program.learned:
-        lines += ["", f"{learn_head(signals)} {{", "    if (s->learning != TT_STEPPED) {"]
-        lines += ["        return;", "    }"]
-        lines += _called(calls[Phase.LEARN], step_arguments(signals, ()))
-        lines += ["    s->learning = TT_LEARNED;", "}"]
     kept = {**program.states, **program.learned, **program.traces}
     members = [(names.types[array], array.size) for array in kept.values()]
     flag = [("uint8_t", 1)] if program.learned else []
@@ -218,11 +209,28 @@ def _filled(name: str, size: int, value: str) -> str:
     return f"    for (int32_t i = 0; i < {size}; i++) {{\n        {name}[i] = {value};\n    }}"
 
 
-def _phase(calls: Sequence[str], condition: str) -> list[str]:
-    """Return the lines that do the stages of a phase under a condition."""
-    return (
-        [f"    if ({condition}) {{", *(f"    {each}" for each in calls), "    }"] if calls else []
-    )
+def _step_functions(
+    calls: Mapping[Phase, Sequence[str]],
+    inputs: Sequence[Port],
+    outputs: Sequence[Port],
+    signals: Sequence[Port],
+    learns: bool,
+) -> list[str]:
+    """Return the lines of ``tt_step``, and of ``tt_learn`` where something learns."""
+    before = [f"    {each}" for each in calls[Phase.ADVANCE]]
+    lines = [
+        f"{step_head(inputs, outputs)} {{",
+        *(["    if (s->learning != TT_NOTHING) {", *before, "    }"] if before else []),
+        *_called(calls[Phase.STEP], step_arguments(inputs, outputs)),
+        *(["    s->learning = TT_STEPPED;"] if learns else []),
+        "}",
+    ]
+    if learns:
+        lines += ["", f"{learn_head(signals)} {{", "    if (s->learning != TT_STEPPED) {"]
+        lines += ["        return;", "    }"]
+        lines += _called(calls[Phase.LEARN], step_arguments(signals, ()))
+        lines += ["    s->learning = TT_LEARNED;", "}"]
+    return lines
 
 
 def _called(calls: Sequence[str], arguments: Iterable[str]) -> list[str]:
