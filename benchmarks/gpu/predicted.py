@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.libraries import ROOT
 from tracetorch import neurons, snn
-from tracetorch.fuse.codegen.triton_loops import STAGES, loads_ahead
+from tracetorch.fuse.codegen.triton_loops import BLOCK, STAGES, loads_ahead
 from tracetorch.fuse.dispatch.plans import program_of
 from tracetorch.fuse.ir import kernel as ir
 from tracetorch.fuse.ir.plan import LearningPlan, Plan
@@ -30,7 +30,7 @@ from tracetorch.fuse.ir.schedule import (
     recurrent_backward_kernel,
     recurrent_forward_kernel,
 )
-from tracetorch.fuse.runtime.gpu import BLOCK, TritonBackend
+from tracetorch.fuse.runtime.gpu import TritonBackend
 from tracetorch.fuse.runtime.gpu_recurrence import Tile, tile_of
 
 PAGE = ROOT / "docs" / "use" / "gpu.md"

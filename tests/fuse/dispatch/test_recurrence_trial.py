@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests import cases
 from tracetorch import fuse, snn
-from tracetorch.fuse.dispatch import backends, plans, recurrence
+from tracetorch.fuse.dispatch import backends, plans, recurrence, recurrence_trial
 from tracetorch.fuse.dispatch.backends import backend_named
 from tracetorch.fuse.runtime import recurrence as runtime
 
@@ -24,7 +24,7 @@ FORWARD, BACKWARD = runtime.forward, runtime.backward
 def trials(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
     """Try kernels of the CPU, know none so far; list what the trials found."""
     found: list[str | None] = []
-    failure_of = recurrence.failure_of
+    failure_of = recurrence_trial.failure_of
 
     def noted(*given: Any) -> str | None:
         found.append(failure_of(*given))
@@ -78,7 +78,7 @@ def wrong_state(*given: Any) -> Any:
 
 def wrong_gradient(place: int) -> Callable[..., Any]:
     def planted(*given: Any) -> Any:
-        found = [*BACKWARD(*given)]
+        found: list[Any] = [*BACKWARD(*given)]
         found[place] = found[place] * 1.01
         return found
 
