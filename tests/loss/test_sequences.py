@@ -429,3 +429,13 @@ def test_losses_of_kernels_have_the_gradients_of_plain_loops(name: str) -> None:
     assert sum(bool(grad.any()) for grad in grads.values()) == len(grads)
     for n, grad in grads.items():
         torch.testing.assert_close(found_grads[n], grad, msg=n)
+
+
+@pytest.mark.parametrize(
+    "measure", [tt.loss.membrane_cross_entropy, tt.loss.rate_mse, tt.metrics.accuracy]
+)
+def test_a_batch_that_comes_first_is_told_where_time_goes(measure: Any) -> None:
+    y, target = torch.rand(32, 20, 2), torch.arange(32) % 2  # [B, T, C]
+    with pytest.raises(ValueError, match=r"\[B, T, \.\.\.\].* x\.movedim\(1, 0\)"):
+        measure(y, target)
+    measure(y.movedim(1, 0), target)

@@ -22,6 +22,8 @@ def holds_class_indices(target: Tensor, shape: torch.Size) -> bool:
         raise ValueError(
             f"target must be of shape {list(shape)}{classes} for this output, got "
             f"{target.dtype} of shape {list(target.shape)}."
+            + f" If these are the {len(target)} samples of a batch [B, T, ...], time must come "
+            "first: tt.unroll(model, x.movedim(1, 0))." * (is_integer and target.ndim == 1)
         )
     return False
 

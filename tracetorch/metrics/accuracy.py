@@ -59,6 +59,8 @@ def correct(x: Tensor, target: Tensor, *, by: By = "rate", mask: Tensor | None =
         raise ValueError(
             f"accuracy needs x [T, B, C] and target [B], got {list(x.shape)} and "
             f"{list(target.shape)}."
+            + " Time comes first: of a batch [B, T, ...] take x.movedim(1, 0)."
+            * (target.shape == x.shape[:1])
         )
     classes = scores.shape[1]
     if bool(((target < 0) | (target >= classes)).any()):

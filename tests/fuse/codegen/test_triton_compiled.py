@@ -66,7 +66,8 @@ def is_as_written(found: Compiled, kernel: Kernel) -> None:
     assert found.local <= found.spilled + 64 * angles, found
     # a register that waits for the end of the kernel in memory costs no step anything
     assert found.spilled <= 64 if angles else found.spilled_in_loops == 0, found
-    assert found.shared == 0, found
+    # what is loaded some steps ahead waits there: eight blocks fit into a processor's 192 KB
+    assert found.shared <= 24 * 1024, found
     assert 0 < found.registers <= 255, found
     assert (found.contracted, found.flushed, found.widened) == (0, 0, 0), found
 
