@@ -496,11 +496,67 @@ def test_edited_populations_run_by_step(loops: list[str]) -> None:
         undo()
     model.neuron.forward = lambda x: 0 * x
     assert not tt.unroll(model, x, from_rest=True).any()
-    model.connection = nn.Linear(801, 801).double()
     del model.neuron.forward
+    model.neuron.i = tt.neurons.ALIF(70)
+    model.neuron.r = model.neuron.e = snn.LIF(130)  # goes on from one part to the next
+    model.connection = snn.SparseLinear(330, 330, torch.tensor([[0], [1]])).double()
+    model.num_neurons = 330
+    x = given(4, 1, 330)
+    tt.zero_states(model)
+    steps = tt.unroll(model.double(), x, by="step")
+    tt.zero_states(model)
+    assert torch.equal(tt.unroll(model, x), steps)
+    model.connection = nn.Linear(330, 330).double()
     del loops[:]
     tt.unroll(model, x, from_rest=True)
     assert not loops
+
+
+def test_a_shape_that_does_not_fit_is_refused_as_in_a_step() -> None:
+    neurons = snn.Populations(a=snn.LIF(4), b=snn.LIF(2))
+    edges = snn.random_edges(6, 6, 0.5, generator=seeded())
+    model = snn.Recurrent(neurons, snn.SparseLinear(6, 6, edges), shape=6)
+    for by in ("step", "layer"):
+        with pytest.raises(ValueError, match=r"gives the input's shape \[2, 3, 6\], got \[2, 6\]"):
+            tt.unroll(model, torch.rand(5, 2, 3, 6), by=by)
+
+
+def written(name: str, model: Any, source: Any) -> None:
+    if name == "seed":
+        source.seed += 1
+    elif name == "probability":
+        source.probability.mul_(0.5)
+    elif name == "values":
+        source._given.mul_(0.5)
+    else:  # as load_state_dict does
+        getattr(model.connection, name).copy_(getattr(model.connection, name).flip(-1))
+
+
+@pytest.mark.parametrize("name", ["edges", "delay", "values", "probability", "seed"])
+@pytest.mark.parametrize("road", ["linear", "tensor", "events"])
+def test_writes_before_the_backward_pass(road: str, name: str) -> None:
+    if road != "events" and name not in ("edges", "delay"):
+        pytest.skip("an input by events alone has it")
+    edges = snn.random_edges(50, 50, 0.2, generator=seeded())
+    delay = torch.randint(3, edges.shape[1:], generator=seeded())
+    model = snn.Recurrent(snn.LIF(50), snn.SparseLinear(50, 50, edges, delay=delay)).double()
+    source: Any = snn.PoissonInput(torch.arange(50), torch.full((50,), 0.3).double(), seed=1)
+    if name == "values":
+        source = snn.EventInput(drawn_events(300, (9, 1, 50)), torch.rand(300))
+    if road == "events":
+        y = model.run_events(source, 9, count_every=2).counts
+    else:
+        y = tt.unroll(model if road == "tensor" else model.connection, given(9, 2, 50))
+    loss = (y * torch.rand(y.shape, generator=seeded())).sum()
+    weight = model.connection.weight
+    before = torch.autograd.grad(loss, weight, retain_graph=True)
+    with torch.no_grad():
+        written(name, model, source)
+    if name == "seed":
+        torch.testing.assert_close(torch.autograd.grad(loss, weight), before, rtol=0, atol=0)
+    else:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            torch.autograd.grad(loss, weight)
 
 
 # From events to events
@@ -726,6 +782,7 @@ NAMES = {
     Pop(a=snn.SparseLinear(3, 3, e.t()[:2] * 0)) -> TypeError: a must be a neuron layer, got SparseL
     Pop(a=snn.LIF(3, dim=-3)) -> ValueError: side by side in the last dimension, and a has its .*-3
     Pop(forward=snn.LIF(3)) -> ValueError: a module has an attribute 'forward': take another name
+    Pop(sizes=snn.LIF(3)) -> ValueError: a module has an attribute 'sizes': take another name
     Pop(a=snn.LIF(3), b=snn.LIF(4))(torch.ones(2, 6)) -> ValueError: of 3 . 4 neurons take 7 in the
     Pop(a=snn.LIF(3))(3) -> TypeError: Populations takes a tensor, got int
     Pop(a=Two(3)) -> ValueError: Populations has one input, and Two takes .x, y.

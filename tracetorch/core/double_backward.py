@@ -34,6 +34,15 @@ def saved_tensors(ctx: Any) -> Sequence[Any]:
         ) from freed
 
 
+def noticed(*tensors: Tensor | None) -> list[Tensor]:
+    """Return tensors that a node saves, so that its backward pass raises if they were written to.
+
+    For those that are no arguments of the node, and are read again then. Of tensors of inference
+    mode nobody counts writes, and no node can save them.
+    """
+    return [each for each in tensors if each is not None and not each.is_inference()]
+
+
 class _IdentityNode(torch.autograd.Function):
     """Identity whose backward pass notices that the graph behind it has been freed."""
 

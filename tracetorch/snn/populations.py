@@ -59,7 +59,7 @@ class Populations(TTModule):
                     f"populations are side by side in the last dimension, and {name} has its "
                     f"neurons at dim {layer.dim}. Build it with dim=-1."
                 )
-            if hasattr(self, name):
+            if hasattr(Populations, name) or name in vars(self):  # no property runs
                 raise ValueError(f"a module has an attribute {name!r}: take another name.")
             self.add_module(name, layer)
 
@@ -82,7 +82,9 @@ class Populations(TTModule):
     def computes_as_its_class(self) -> bool:
         """Whether a call is certain to run the layers side by side."""
         code = type(self).forward.__code__
-        return type(self) is Populations and call_is_forward(self) and code is _CODE
+        is_plain = type(self) is Populations and call_is_forward(self) and code is _CODE
+        # a layer that is there twice goes on from one part to the next
+        return is_plain and len(set(map(id, self.layers))) == len(self.names)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run all populations."""

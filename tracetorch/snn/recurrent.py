@@ -10,6 +10,7 @@ output.
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Sequence
 from types import FunctionType
@@ -33,7 +34,7 @@ from tracetorch.fuse.dispatch.sparse_recurrence import (
 from tracetorch.fuse.runtime.sparse_recurrence import Edges, Layout, Rows
 from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.delay import DelayedLinear, SynapticDelays
-from tracetorch.snn.event_inputs import EventInput, EventSource, Span, rows_of
+from tracetorch.snn.event_inputs import EventInput, EventSource, PoissonInput, Span, rows_of
 from tracetorch.snn.memory import checked_shape
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.passes import current_pass, in_one_commit, states_of
@@ -286,6 +287,8 @@ class Recurrent(SequenceLayer):
         ):
             return None
         first = cast(Tensor, self._states_for(x, dtype, sequence=True)[0]).unsqueeze(0)
+        if first.shape[1:] != x.shape[1:]:  # of shape=, which a step says does not fit
+            return None
         if isinstance(connection, DelayedLinear | SparseLinear) and connection.max_delay:
             connection._check_input(x, sequence=True)
             past = cast(Tensor, connection._states_for(x, dtype, sequence=True)[0])
@@ -375,7 +378,7 @@ class Recurrent(SequenceLayer):
             tensor([[0, 0, 0],
                     [1, 0, 2]])
         """
-        sources = [inputs] if not isinstance(inputs, Sequence) else list(inputs)
+        sources = list(inputs) if isinstance(inputs, Sequence) else [inputs]
         sizes = check_count("steps", steps), check_count("batch", batch), self.num_neurons
         for source in sources:
             if not hasattr(source, "between"):
@@ -384,6 +387,10 @@ class Recurrent(SequenceLayer):
                     f"{type(source).__name__}."
                 )
             source.check(*sizes)
+        # as they are now: the backward pass asks them again
+        ours = EventInput | PoissonInput
+        sources = [copy.copy(s) if isinstance(s, ours) else s for s in sources]
+        held = [value for s in sources if isinstance(s, ours) for value in vars(s).values()]
         wanted = _checked_neurons(neurons, self.num_neurons)
         bins = 0 if count_every is None else check_count("count_every", count_every)
         dtype = _dtype_of(self.connection)
@@ -396,7 +403,8 @@ class Recurrent(SequenceLayer):
             return rows_of(sources, Span(begin, end, *sizes[1:]), dtype)
 
         lists = check_flag("events", events)
-        request = Request(*sizes[:2], given, torch.cat(places), wanted, bins, lists)
+        read = [value.detach() for value in held if isinstance(value, Tensor)]
+        request = Request(*sizes[:2], given, read, torch.cat(places), wanted, bins, lists)
         found = in_one_commit(self._run_events, request, values, dtype)
         return EventRun(
             None if neurons is None else found.outputs,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.cell import Cell
-from tracetorch.core.double_backward import saved_tensors
+from tracetorch.core.double_backward import noticed, saved_tensors
 from tracetorch.core.torch_private import observed_by, unsafe_view
 from tracetorch.fuse.dispatch.operators import incoming_gradients, no_second_gradient
 from tracetorch.fuse.dispatch.plans import recurrent_plan_for
@@ -244,7 +244,8 @@ class _Loop(torch.autograd.Function):
         results = [*found, *ends]
         ctx.node = node
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*kept, weight, bias, *params)
+        read = noticed(node.edges.targets, node.edges.delays, *node.call.read)
+        ctx.save_for_backward(*kept, weight, bias, *params, *read)
         smooth = [any(plan.smooth_results[0] for plan in node.plans)] * len(found)
         for plan in node.plans:
             smooth += plan.smooth_results[2:]
@@ -288,6 +289,8 @@ class _Tensors:
     steps: int
     results: ClassVar[int] = 2
     """The output, and the last one by itself."""
+    read: ClassVar[Sequence[Tensor]] = ()
+    """What the backward pass reads once more."""
 
     def run(self, loop: Loop, given: Tensor | None, start: _Start, keep: bool) -> _Ran:
         """Run forward."""
@@ -353,6 +356,7 @@ class Request(NamedTuple):
     steps: int
     samples: int
     given: Callable[[int, int], Rows]  # returns the input from outside between two steps, by neuron
+    read: Sequence[Tensor]  # what that reads
     learned: Tensor
     """Step, sample and neuron of those events whose values have a gradient, ``[n, 3]``."""
     neurons: Tensor  # those whose outputs are wanted, ``[k]``
@@ -403,6 +407,10 @@ class _Events:
     @property
     def steps(self) -> int:
         return self.request.steps
+
+    @property
+    def read(self) -> Sequence[Tensor]:
+        return self.request.read
 
     def _given(self, loop: Loop) -> Sequences:
         def part(begin: int, end: int) -> Part:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tracetorch.core.double_backward import noticed
 from tracetorch.core.torch_private import has_values, is_tracing, observed_by
 from tracetorch.fuse import requested_backend
 from tracetorch.fuse.runtime.allocation import large_empty
@@ -70,7 +71,7 @@ def _derivative(by: int, wiring: Wiring, *others: Tensor) -> Tensor:
 class _Derivative(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, by: int, wiring: Wiring, *others: Tensor) -> Tensor:
-        ctx.save_for_backward(*others)
+        ctx.save_for_backward(*others, *noticed(wiring.edges, wiring.delays))
         ctx.by, ctx.wiring = by, wiring
         plan = _kernel_plan(wiring, *others)
         if plan is None:
@@ -79,7 +80,7 @@ class _Derivative(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grads: Tensor) -> tuple[Tensor | None, ...]:
-        known = list(ctx.saved_tensors)
+        known = list(ctx.saved_tensors[:2])
         known.insert(ctx.by, grads)
         found: list[Tensor | None] = [None, None]
         wanted = iter(ctx.needs_input_grad[2:])
