@@ -532,11 +532,12 @@ def written(name: str, model: Any, source: Any) -> None:
         getattr(model.connection, name).copy_(getattr(model.connection, name).flip(-1))
 
 
-@pytest.mark.parametrize("name", ["edges", "delay", "values", "probability", "seed"])
-@pytest.mark.parametrize("road", ["linear", "tensor", "events"])
+@pytest.mark.parametrize(
+    ("road", "name"),
+    [(road, name) for road in ("linear", "tensor", "events") for name in ("edges", "delay")]
+    + [("events", name) for name in ("values", "probability", "seed")],
+)
 def test_writes_before_the_backward_pass(road: str, name: str) -> None:
-    if road != "events" and name not in ("edges", "delay"):
-        pytest.skip("an input by events alone has it")
     edges = snn.random_edges(50, 50, 0.2, generator=seeded())
     delay = torch.randint(3, edges.shape[1:], generator=seeded())
     model = snn.Recurrent(snn.LIF(50), snn.SparseLinear(50, 50, edges, delay=delay)).double()
@@ -747,7 +748,8 @@ NAMES = {
 
 
 @refusals("""
-    E(e.float()) -> TypeError: events must be integers, got torch.float32
+    E(e.float()) -> TypeError: events must be a tensor of integers, got torch.float32. Convert it by
+    E([e[:, :2].char(), e[:, :2] > 0]) -> TypeError: events of step 1 must be a tensor of integers
     E(e[0]) -> ValueError: events must be .n, 3.*got shape .3.
     E(-e) -> ValueError: begin with 0, got -4
     E([e]) -> ValueError: events of step 0 must be .n, 2., sample and neuron in a row, got .2, 3.
@@ -756,6 +758,7 @@ NAMES = {
     E(e, torch.ones(2).long()) -> TypeError: values must be floats, got torch.int64
     E(e, "x") -> TypeError: values must be a number
     P([1], 0.1) -> TypeError: neurons must be a tensor of integers, got list
+    P(n > 0, 0.1) -> TypeError: got torch.bool. Those of a mask are mask.nonzero
     P(n.float(), 0.1) -> TypeError: neurons must be a tensor of integers, got torch.float32
     P(n - 1, 0.1) -> ValueError: neurons must be .k., from 0 on, got shape .3., the least -1
     P(n, 1.5) -> ValueError: probability must be in .0, 1.: a rate times the length of a step
@@ -772,7 +775,9 @@ NAMES = {
     run(E(e), 5, count_every=0) -> ValueError: count_every must be at least 1
     run(E(e), 5, neurons=n + 28) -> ValueError: neurons must be 0 to 29, got 30
     run(E(e), 5, neurons=n - 1) -> ValueError: neurons must be 0 to 29, got -1
-    run(E(e), 5, neurons=[1]) -> TypeError: neurons must be integers .k., got .1.
+    run(E(e), 5, neurons=[1]) -> TypeError: neurons must be a tensor of integers, got list
+    run(E(e), 5, neurons=n > 0) -> TypeError: neurons must be a tensor of integers, got torch.bool
+    run(E(e), 5, neurons=e) -> ValueError: neurons must be .k., got shape .2, 3.
     run(E(e), 5, events=1) -> TypeError: events must be True or False
     linear(E(e), 5) -> ValueError: no compiled loop that runs by events.*a SparseLinear of fin
     signed(E(e), 5) -> ValueError: no compiled loop that runs by events.*here is BLIF .an output w

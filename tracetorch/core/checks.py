@@ -8,10 +8,13 @@ import numbers
 import sys
 from collections.abc import Iterable, Iterator
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from tracetorch.core.walk import join_path, named_modules, named_parameters
+
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def check_flag(name: str, value: object) -> bool:
@@ -26,6 +29,18 @@ def check_integer(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an integer, got {value!r}.")
     return int(value)
+
+
+def check_integers(name: str, values: object) -> Tensor:
+    """Return a tensor of integers, detached; raise ``TypeError`` for others, and for a mask."""
+    dtype = values.dtype if isinstance(values, Tensor) else None
+    if not isinstance(values, Tensor) or dtype not in INTEGERS:
+        got = dtype or type(values).__name__
+        way = "Those of a mask are mask.nonzero().squeeze(1)."
+        if dtype is not torch.bool:
+            way = "Convert it by .long()."
+        raise TypeError(f"{name} must be a tensor of integers, got {got}. {way}")
+    return values.detach()
 
 
 def check_count(name: str, value: object) -> int:

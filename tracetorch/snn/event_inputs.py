@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from tracetorch.core.checks import check_integer, check_number
+from tracetorch.core.checks import check_integer, check_integers, check_number
 from tracetorch.fuse.runtime.sparse_recurrence import Rows
 from tracetorch.fuse.runtime.threefry import compiled_uniforms
 
@@ -60,8 +60,7 @@ class EventInput:
 
     def __init__(self, events: Tensor | Sequence[Tensor], values: Tensor | float = 1.0) -> None:
         listed = events if isinstance(events, Tensor) else _by_step(events)
-        if listed.is_floating_point() or listed.is_complex() or listed.dtype == torch.bool:
-            raise TypeError(f"events must be integers, got {listed.dtype}. Convert them: .long().")
+        listed = check_integers("events", listed).long().cpu()
         if listed.ndim != 2 or listed.shape[1] != 3:
             raise ValueError(
                 "events must be [n, 3], step, sample and neuron in a row, got shape "
@@ -79,7 +78,6 @@ class EventInput:
             values = torch.tensor(check_number("values", values), dtype=torch.float64)
         if len(listed) and int(listed.min()) < 0:
             raise ValueError(f"steps, samples and neurons begin with 0, got {int(listed.min())}.")
-        listed = listed.detach().long().cpu()
         self._order = listed[:, 0].argsort(stable=True)
         self.events = listed[self._order]
         self._given = values  # which may be learned between runs
@@ -127,7 +125,8 @@ def _by_step(events: Sequence[Tensor]) -> Tensor:
             raise ValueError(
                 f"events of step {step} must be [n, 2], sample and neuron in a row, got {got}."
             )
-        rows.append(torch.cat([each.new_full((len(each), 1), step), each], 1))
+        row = check_integers(f"events of step {step}", each).long()
+        rows.append(torch.cat([row.new_full((len(row), 1), step), row], 1))
     return torch.cat(rows)
 
 
@@ -158,9 +157,7 @@ class PoissonInput:
     def __init__(
         self, neurons: Tensor, probability: Tensor | float, *, value: float = 1.0, seed: int = 0
     ) -> None:
-        if not isinstance(neurons, Tensor) or neurons.dtype.is_floating_point:
-            got = neurons.dtype if isinstance(neurons, Tensor) else type(neurons).__name__
-            raise TypeError(f"neurons must be a tensor of integers, got {got}.")
+        neurons = check_integers("neurons", neurons).long().cpu()
         if neurons.ndim != 1 or (len(neurons) and int(neurons.min()) < 0):
             raise ValueError(
                 f"neurons must be [k], from 0 on, got shape {list(neurons.shape)}, the least "
@@ -173,7 +170,7 @@ class PoissonInput:
             )
         if not bool(((share >= 0) & (share <= 1)).all()):
             raise ValueError("probability must be in [0, 1]: a rate times the length of a step.")
-        self.neurons = neurons.detach().long().cpu()
+        self.neurons = neurons
         self.probability = share.expand(len(neurons))
         self.value = check_number("value", value)
         self.seed = check_integer("seed", seed)

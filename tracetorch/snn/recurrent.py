@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.checks import check_count, check_flag
+from tracetorch.core.checks import check_count, check_flag, check_integers
 from tracetorch.core.hooks import call_is_forward
 from tracetorch.core.walk import named_modules
 from tracetorch.fuse.dispatch.recurrence import run_recurrence
@@ -478,9 +478,9 @@ def _checked_neurons(neurons: object, count: int) -> Tensor:
     """Return the numbers of neurons that are there."""
     if neurons is None:
         return torch.zeros(0, dtype=torch.int64)
-    if not isinstance(neurons, Tensor) or neurons.is_floating_point() or neurons.ndim != 1:
-        raise TypeError(f"neurons must be integers [k], got {neurons!r}.")
-    wanted = neurons.detach().long().cpu()
+    wanted = check_integers("neurons", neurons).long().cpu()
+    if wanted.ndim != 1:
+        raise ValueError(f"neurons must be [k], got shape {list(wanted.shape)}.")
     if len(wanted) and not 0 <= int(wanted.min()) <= int(wanted.max()) < count:
         bad = int(wanted.min()) if int(wanted.min()) < 0 else int(wanted.max())
         raise ValueError(f"neurons must be 0 to {count - 1}, got {bad}.")

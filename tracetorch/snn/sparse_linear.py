@@ -16,7 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.cell import StateKind
-from tracetorch.core.checks import check_count, check_flag, check_integer, check_number
+from tracetorch.core.checks import (
+    INTEGERS,
+    check_count,
+    check_flag,
+    check_integer,
+    check_integers,
+    check_number,
+)
 from tracetorch.core.hooks import hooked_weights
 from tracetorch.core.torch_private import is_readable, unsafe_view, version_of
 from tracetorch.fuse.runtime.sparse_recurrence import Edges, Layout
@@ -35,7 +42,6 @@ from tracetorch.snn.sparse.product import Wiring, product
 
 _MOST = 2**31  # an index has 32 bits
 _MOST_DENSE = 2**24  # values of a dense weight that is made
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _SIGNS = "signs must be 1 (excitatory) or -1 (inhibitory)"
 
 
@@ -469,7 +475,7 @@ class SparseLinear(PastLayer):
                 return f"the file has {name}, and the layer was built without"
             if not isinstance(loaded, Tensor) or own is None or loaded.is_meta:
                 continue
-            if loaded.dtype not in _INTEGERS:
+            if loaded.dtype not in INTEGERS:
                 return f"{name} must be integers, got {loaded.dtype}"
             if loaded.shape != own.shape:
                 continue  # PyTorch says so
@@ -494,13 +500,9 @@ _CODE = _code_of(SparseLinear)
 
 
 def _checked_integers(name: str, values: object) -> Tensor:
-    dtype = values.dtype if isinstance(values, Tensor) else None
-    if not isinstance(values, Tensor) or dtype not in _INTEGERS:
-        got = dtype or type(values).__name__
-        raise TypeError(f"{name} must be a tensor of integers, got {got}. Convert it by .long().")
-    if name != "edges":
-        _check_has_values(name, values)
-    return values.detach()
+    checked = check_integers(name, values)
+    _check_has_values(name, checked)
+    return checked
 
 
 def _check_has_values(name: str, values: Tensor) -> None:
@@ -511,7 +513,7 @@ def _check_has_values(name: str, values: Tensor) -> None:
 
 def _checked_edges(edges: object, inputs: int, outputs: int) -> Tensor:
     """Return edges ``[2, E]`` that are in range."""
-    checked = _checked_integers("edges", edges)
+    checked = check_integers("edges", edges)
     if checked.ndim != 2 or len(checked) != 2:
         transposed = checked.ndim == 2 and checked.shape[1] == 2
         hint = " Transpose them: edges.t()." if transposed else ""
