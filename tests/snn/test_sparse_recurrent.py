@@ -549,11 +549,12 @@ def test_writes_before_the_backward_pass(road: str, name: str) -> None:
     else:
         y = tt.unroll(model if road == "tensor" else model.connection, given(9, 2, 50))
     loss = (y * torch.rand(y.shape, generator=seeded())).sum()
-    weight = model.connection.weight
+    weight: Any = model.connection.weight
     before = torch.autograd.grad(loss, weight, retain_graph=True)
     with torch.no_grad():
         written(name, model, source)
-    if name == "seed":
+    # the loop has copies of what it reads of a layer, and of a source's attributes
+    if name == "seed" or (road != "linear" and name in ("edges", "delay")):
         torch.testing.assert_close(torch.autograd.grad(loss, weight), before, rtol=0, atol=0)
     else:
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):

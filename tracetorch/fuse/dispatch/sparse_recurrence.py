@@ -244,8 +244,7 @@ class _Loop(torch.autograd.Function):
         results = [*found, *ends]
         ctx.node = node
         ctx.set_materialize_grads(False)
-        read = noticed(node.edges.targets, node.edges.delays, *node.call.read)
-        ctx.save_for_backward(*kept, weight, bias, *params, *read)
+        ctx.save_for_backward(*kept, weight, bias, *params, *noticed(*node.call.read))
         smooth = [any(plan.smooth_results[0] for plan in node.plans)] * len(found)
         for plan in node.plans:
             smooth += plan.smooth_results[2:]

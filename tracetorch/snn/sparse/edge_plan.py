@@ -14,7 +14,8 @@ class EdgePlan(NamedTuple):
     """Edges sorted by source; those of one source stay in the order in which they were given.
 
     ``starts[source]`` is where the edges of a source begin in the other lists, and
-    ``starts[source + 1]`` where they end.
+    ``starts[source + 1]`` where they end. All are copies, so that no kernel reads what was written
+    to a layer since they were checked.
     """
 
     order: Tensor  # place of each edge in the weights, ``[E]`` int32
@@ -38,7 +39,8 @@ def sorted_by_source(edges: Tensor, delays: Tensor | None, inputs: int) -> EdgeP
     short = torch.int32
     if bool((sources[1:] >= sources[:-1]).all()):
         order = torch.arange(edges.shape[1], dtype=short, device=edges.device)
-        return EdgePlan(order, starts, targets.to(short).contiguous(), _short(delays), True)
+        by_source = targets.to(short, copy=True).contiguous()
+        return EdgePlan(order, starts, by_source, _short(delays), True)
     order = sources.argsort(stable=True).to(short)
     by_source = targets.index_select(0, order).to(short)
     return EdgePlan(order, starts, by_source, _short(delays, order), False)
@@ -82,7 +84,7 @@ def edges_by_chunk(plan: EdgePlan, delay: Tensor | None, layout: Layout) -> Edge
 def _short(delays: Tensor | None, order: Tensor | None = None) -> Tensor | None:
     if delays is None:
         return None
-    ordered = delays if order is None else delays.index_select(0, order)
+    ordered = delays.clone() if order is None else delays.index_select(0, order)
     return ordered.to(torch.int32).contiguous()
 
 
