@@ -354,8 +354,8 @@ class Recurrent(SequenceLayer):
         as many steps as the root of all.
 
         Args:
-            inputs: what arrives: an :class:`EventInput`, a :class:`PoissonInput`, or several, as they
-                are now; writing to their tensors before the backward pass is an error there.
+            inputs: what arrives: an :class:`EventInput`, a :class:`PoissonInput`, or several, as
+                they are now; writing to their tensors before the backward pass is an error there.
             steps: how many.
             batch: samples.
             neurons: whose outputs are wanted, integers ``[k]``.
