@@ -388,10 +388,7 @@ class Recurrent(SequenceLayer):
                     f"{type(source).__name__}."
                 )
             source.check(*sizes)
-        # as they are now: the backward pass asks them again
-        ours = EventInput | PoissonInput
-        sources = [copy.copy(s) if isinstance(s, ours) else s for s in sources]
-        held = [value for s in sources if isinstance(s, ours) for value in vars(s).values()]
+        sources, read = _as_they_are(sources)
         wanted = _checked_neurons(neurons, self.num_neurons)
         bins = 0 if count_every is None else check_count("count_every", count_every)
         dtype = _dtype_of(self.connection)
@@ -404,7 +401,6 @@ class Recurrent(SequenceLayer):
             return rows_of(sources, Span(begin, end, *sizes[1:]), dtype)
 
         lists = check_flag("events", events)
-        read = [value.detach() for value in held if isinstance(value, Tensor)]
         request = Request(*sizes[:2], given, read, torch.cat(places), wanted, bins, lists)
         found = in_one_commit(self._run_events, request, values, dtype)
         return EventRun(
@@ -473,6 +469,14 @@ def _dtype_of(connection: nn.Module) -> torch.dtype:
     """Return the dtype of the arithmetic of a run without a tensor as its input."""
     weight = getattr(connection, "weight", None)
     return weight.dtype if isinstance(weight, Tensor) else torch.get_default_dtype()
+
+
+def _as_they_are(sources: Sequence[EventSource]) -> tuple[list[EventSource], list[Tensor]]:
+    """Return copies of sources, which the backward pass asks again, and the tensors of these."""
+    own = EventInput | PoissonInput
+    copies = [copy.copy(source) if isinstance(source, own) else source for source in sources]
+    values = [value for each in copies if isinstance(each, own) for value in vars(each).values()]
+    return copies, [value.detach() for value in values if isinstance(value, Tensor)]
 
 
 def _checked_neurons(neurons: object, count: int) -> Tensor:
