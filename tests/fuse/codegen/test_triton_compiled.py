@@ -19,6 +19,7 @@ from tracetorch import fuse, snn
 from tracetorch.fuse.codegen import targets
 from tracetorch.fuse.codegen.targets import triton_target
 from tracetorch.fuse.codegen.triton_loops import arguments, compile_options
+from tracetorch.fuse.dispatch.backends import backend_named
 from tracetorch.fuse.ir.graph import ARITY, BOOLEAN, LOGIC, Graph, Line, Unfusable
 from tracetorch.fuse.ir.kernel import Kernel
 from tracetorch.fuse.ir.plan import Plan
@@ -112,6 +113,7 @@ def test_a_launch_passes_what_was_compiled(
 
     monkeypatch.setattr(gpu, "_is_interpreted", lambda: True)
     monkeypatch.setattr(gpu, "_kernel", kernel_of)
+    monkeypatch.setattr(backend_named("triton"), "tried", False)
     layer = cases.layer("BSRLIF", 3).to(dtype)
     x = cases.sequence(5, 2, 3, dtype=dtype).requires_grad_()
     with fuse.backend("triton"):
