@@ -279,7 +279,10 @@ def test_memory_of_another_dtype_is_refused() -> None:
 
 
 def compiled(name: str, neurons: int, target: int, dtype: torch.dtype, one: bool) -> dict[str, Any]:
-    """Return registers, bytes that are spilled, and shared memory of both kernels, by name."""
+    """Return of both kernels, by name, what they take, and products of numbers of 32 bits.
+
+    That is registers, bytes that are spilled, and shared memory.
+    """
     pytest.importorskip("triton", reason="Triton is not installed")
     from triton import compiler
     from triton.backends.compiler import GPUTarget
@@ -313,7 +316,8 @@ def compiled(name: str, neurons: int, target: int, dtype: torch.dtype, one: bool
         )
         numbers = re.search(r"(\d+) bytes spill stores.*?Used (\d+) registers", run.stderr, re.S)
         assert numbers is not None, run.stderr
-        found[kernel.name] = (int(numbers[2]), int(numbers[1]), made.metadata.shared)
+        narrow = re.findall(r"arith\.muli .* : i32\b", made.asm["ttir"])
+        found[kernel.name] = int(numbers[2]), int(numbers[1]), made.metadata.shared, narrow
     return found
 
 
@@ -339,7 +343,10 @@ SLOW = pytest.mark.slow
 def test_registers(
     name: str, neurons: int, dtype: torch.dtype, one_matrix: bool, target: int
 ) -> None:
-    for registers, spilled, shared in compiled(name, neurons, target, dtype, one_matrix).values():
+    for registers, spilled, shared, narrow in compiled(
+        name, neurons, target, dtype, one_matrix
+    ).values():
+        assert narrow == []  # a step times the lanes of one goes beyond 2**31
         assert spilled == 0
         assert registers <= 255
         assert shared <= 40 * 1024

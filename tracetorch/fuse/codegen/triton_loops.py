@@ -197,6 +197,8 @@ class TritonPrinter(Emitter):
         for position, each in enumerate(inner):
             spelled = self.spell(each)
             total = f"({total} * {buffer.shape[position]} + {spelled})" if total else spelled
+        if all(isinstance(i, int) for i in inner) and total:  # of 32 bits, and so may lanes be
+            total = f"(first + {total})"
         return f"at_{label} + {f'{total} * lanes + ' if total else ''}lane"
 
     def load(self, buffer: Buffer, index: Sequence[Index]) -> str:
