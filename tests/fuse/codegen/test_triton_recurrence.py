@@ -189,7 +189,7 @@ class TestAgainstSteps:
 
 FAULTS = {
     "results": (("total = tl.dot", "total = 1.01 * tl.dot"), "forward", "of the eager step in "),
-    "gradients": (("total = tl.dot", "total = 1.01 * tl.dot"), "backward", "in gradient "),
+    "gradients": (("total = tl.dot", "total = 1.01 * tl.dot"), "backward", "in the gradient of "),
     "a spike": (("tl.where(v_b", "tl.where(false | v_b"), "forward", "fails with"),
     "a launch": (("tl.debug_barrier()", "tl.no_such_thing()"), "backward", "fails with"),
 }
@@ -211,7 +211,7 @@ class TestTrial:
         monkeypatch.setattr(plans, "_programs", {})
         monkeypatch.setattr(backends, "_reported", set())
         x = dyadic(9, 2, 3).to(DEVICE).requires_grad_()
-        with pytest.raises(RuntimeError, match=f"kernels of a recurrence of .* {message}"):
+        with pytest.raises(RuntimeError, match=f"kernel .* of a recurrence of .* {message}"):
             under("triton", tt.unroll)(made("LIF", 3).to(DEVICE), x)
 
     @pytest.mark.parametrize("max_delay", [0, 3])

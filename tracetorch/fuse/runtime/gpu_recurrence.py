@@ -91,6 +91,12 @@ class TritonLoop(Loop):
             return None
         return f"one kernel for all steps takes up to {LARGEST} neurons, it has {neurons}"
 
+    def variant(self, like: Tensor, taps: int) -> tuple[Any, ...]:
+        """Return the block, and what Triton looks at in numbers."""
+        shape = self.shape(like, taps)
+        tile = tile_of(self.plan, shape.rows, shape.neurons, _processors(like.device))
+        return taps > 1, shape.neurons, shape.lanes % 16, tile
+
     def interval(self, rows: int, neurons: int) -> int:
         """Return that of the layers that are not recurrent."""
         return self.plan.checkpoint_interval
