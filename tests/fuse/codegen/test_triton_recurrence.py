@@ -211,8 +211,10 @@ class TestTrial:
         monkeypatch.setattr(plans, "_programs", {})
         monkeypatch.setattr(backends, "_reported", set())
         x = dyadic(9, 2, 3).to(DEVICE).requires_grad_()
-        with pytest.raises(RuntimeError, match=f"kernel .* of a recurrence of .* {message}"):
-            under("triton", tt.unroll)(made("LIF", 3).to(DEVICE), x)
+        net = made("LIF", 3).to(DEVICE)
+        says = f"kernel {which} of a recurrence of .* {message}"
+        with fuse.backend("triton"), pytest.raises(RuntimeError, match=says):
+            tt.unroll(net, x).sum().backward()
 
     @pytest.mark.parametrize("max_delay", [0, 3])
     @pytest.mark.parametrize("name", ["LIF", "BSRLIF", "AdLIF", "EIF", "SRReadout"])

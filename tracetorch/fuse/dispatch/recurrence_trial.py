@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -170,8 +170,7 @@ def _compare_gradients(
     grads: Sequence[Tensor | None],
 ) -> str | None:
     """Compare what a backward kernel returns with autograd of eager steps."""
-    whole = plan.whole or plan
-    assert isinstance(whole, RecurrentPlan)
+    whole = cast(RecurrentPlan, plan.whole or plan)
     results, (x, checkpoints) = recurrence.forward(kind(whole), *sample)
     generator = torch.Generator("cpu").manual_seed(1)
     back = [
