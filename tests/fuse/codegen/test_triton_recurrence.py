@@ -271,7 +271,9 @@ def test_memory_of_another_dtype_is_refused() -> None:
         k.size(name)
     k.buffer(Role.LITERALS, "", (1,))
     wrong: Buffers = {Role.LITERALS: (torch.zeros(1, dtype=F64),)}
-    with pytest.raises(TypeError, match=r"of torch.float32 on cpu, got one of torch.float64 on cpu"):
+    with pytest.raises(
+        TypeError, match=r"of torch.float32 on cpu, got one of torch.float64 on cpu"
+    ):
         gpu_recurrence._arguments(k.kernel(), Shape(1, 1, 1, 1, 1), wrong)
 
 

@@ -101,12 +101,13 @@ def _sample_of(plan: RecurrentPlan, given: Tensors, seed: int) -> Tensors:
     weight = given.weight.detach()
     peak = float(weight.abs().max())
     step = 2.0 ** (math.frexp(peak if math.isfinite(peak) else 1.0)[1] - _BITS)
-    rounded = [
-        None if each is None else each.detach().nan_to_num(0, 0, 0).div(step).round().mul(step)
-        for each in (weight, given.bias)
-    ]
-    (first,) = copied([given.first])
-    return Tensors(x, first, *rounded, copied(given.states), copied(given.params))  # type: ignore[arg-type]
+
+    def rounded(tensor: Tensor) -> Tensor:
+        return tensor.detach().nan_to_num(0, 0, 0).div(step).round().mul(step)
+
+    bias = None if given.bias is None else rounded(given.bias)
+    states, params = copied(given.states), copied(given.params)
+    return Tensors(x, given.first.detach().clone(), rounded(weight), bias, states, params)
 
 
 def _steps(plan: RecurrentPlan, given: Tensors, *, is_sum: bool = False) -> list[Tensor]:
@@ -141,7 +142,8 @@ def gradients(
     ]
     with torch.enable_grad():
         rest = leaves[3 : 3 + count], leaves[3 + count :]
-        results = _steps(plan, Tensors(*leaves[:3], None, *rest), is_sum=True)
+        x, first, weight = leaves[:3]
+        results = _steps(plan, Tensors(x, first, weight, None, *rest), is_sum=True)
         pairs = [
             (end, grad)
             for end, grad in zip(results, grads, strict=True)
@@ -155,9 +157,11 @@ def gradients(
     by_leaf = {id(leaf): grad for leaf, grad in zip(needed, found, strict=True)}
     every = [torch.zeros_like(x) if (g := by_leaf.get(id(x))) is None else g for x in leaves]
     d_params = dict(zip(program.params, every[3 + count :], strict=True))
+    d_x, d_first, d_weight = every[:3]
     return recurrence.Gradients(
-        *every[:2],
-        every[2] if plan.needs_weight_gradient else None,
+        d_x,
+        d_first,
+        d_weight if plan.needs_weight_gradient else None,
         every[3 : 3 + count],
         {name: d_params[name] for name in plan.trained},
     )
