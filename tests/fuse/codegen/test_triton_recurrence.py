@@ -280,7 +280,9 @@ def test_memory_of_another_dtype_is_refused() -> None:
 # Compiled for cards that are not there
 
 
-def compiled(name: str, neurons: int, target: int, dtype: torch.dtype, one: bool) -> dict[str, Any]:
+def compiled(
+    name: str, neurons: int, target: int, dtype: torch.dtype, one: bool, rows: int
+) -> dict[str, Any]:
     """Return of both kernels, by name, what they take, and products of numbers of 32 bits.
 
     That is registers, bytes that are spilled, and shared memory.
@@ -291,7 +293,7 @@ def compiled(name: str, neurons: int, target: int, dtype: torch.dtype, one: bool
     from triton.backends.nvidia.compiler import get_ptxas
 
     plan, found = plan_of(name, dtype), {}
-    tile = tile_of(plan, 5000, neurons, 108)._asdict()
+    tile = tile_of(plan, rows, neurons, 108)._asdict()
     block = {size: tile.pop(size) for size in ("ROWS", "COLUMNS", "DEPTH")}
     for kernel in (recurrent_forward_kernel(plan), recurrent_backward_kernel(plan)):
         source = recurrence_source(kernel, one_matrix=one)
@@ -342,11 +344,12 @@ SLOW = pytest.mark.slow
     ],
 )
 @pytest.mark.parametrize("target", [80, 90])
+@pytest.mark.parametrize("rows", [32, 5000])
 def test_registers(
-    name: str, neurons: int, dtype: torch.dtype, one_matrix: bool, target: int
+    name: str, neurons: int, dtype: torch.dtype, one_matrix: bool, target: int, rows: int
 ) -> None:
     for registers, spilled, shared, narrow in compiled(
-        name, neurons, target, dtype, one_matrix
+        name, neurons, target, dtype, one_matrix, rows
     ).values():
         assert narrow == []  # a step times the lanes of one goes beyond 2**31
         assert spilled == 0
