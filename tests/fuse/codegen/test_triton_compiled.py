@@ -132,6 +132,15 @@ def test_a_launch_passes_what_was_compiled(
             assert given.is_contiguous(), buffer
 
 
+def test_one_kernel_serves_all_calls() -> None:
+    """Nothing is compiled for a number or an address, which a trial might not have seen."""
+    plan = Plan(
+        cases.trace_layer(cases.layer("LIF", 3), 2, torch.float32), "triton", -1, (), False, (), ()
+    )
+    made = gpu._kernel(plan, "forward")
+    assert all(each.do_not_specialize or each.is_constexpr for each in made.params)
+
+
 @pytest.mark.parametrize("target", ["sm_80", pytest.param("gfx942", marks=pytest.mark.slow)])
 def test_sizes_of_64_bits_compile(target: str) -> None:
     for kernel in kernels(cases.layer("LIF", 3), torch.float32):

@@ -156,12 +156,12 @@ class TritonPrinter(Emitter):
         return arguments(self.kernel)
 
     def unspecialised(self) -> list[str]:
-        """Return the numbers for which nothing is compiled again: 1, or a multiple of 16.
+        """Return the arguments for which nothing is compiled again, a multiple of 16 say.
 
-        All: one kernel for all shapes, so that the one which was tried on a sample is the one that
-        runs.
+        All: one kernel for all calls, so that the one which was tried on a sample is the one that
+        runs. It is not slower, for a thread has one lane.
         """
-        return [name for name in arguments(self.kernel) if not name.startswith("at_")]
+        return arguments(self.kernel)
 
     def places(self) -> tuple[str, ...]:
         """Return the lines that say where the lanes of a program lie."""
