@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import math
-import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from benchmarks.gpu.compiled import TARGETS, Compiled, compiled
-from benchmarks.libraries import ROOT
+from benchmarks.gpu.page import PAGE, write
 from tracetorch import neurons, snn
 from tracetorch.fuse.dispatch.plans import program_of
 from tracetorch.fuse.ir.kernel import Kernel
@@ -22,8 +20,7 @@ from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel
 from tracetorch.fuse.ir.verify import verify
 from tracetorch.fuse.runtime.gpu import TritonBackend
 
-PAGE = ROOT / "docs" / "use" / "gpu.md"
-BEGIN, END = "<!-- written by python -m benchmarks.gpu -->", "<!-- end -->"
+BEGIN = "<!-- written by python -m benchmarks.gpu -->"
 _NOT_NEURONS = ("Neuron", "LeakyIntegrator")
 
 
@@ -85,24 +82,6 @@ def _version() -> str:
     return str(triton.__version__)
 
 
-def write(text: str, page: Path) -> None:
-    """Put a table into a page, in the place of the last one.
-
-    Raises:
-        ValueError: the page has no place for it.
-    """
-    before = page.read_text()
-    after, count = re.subn(
-        f"{re.escape(BEGIN)}\n.*?{re.escape(END)}",
-        lambda _: f"{BEGIN}\n\n{text}\n\n{END}",
-        before,
-        flags=re.DOTALL,
-    )
-    if count != 1:
-        raise ValueError(f"{page} has {count} places for the table, there should be one: {BEGIN}.")
-    page.write_text(after)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compile, and write the table; return 2 where there is no Triton."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
@@ -115,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     text = table(options.targets, options.neurons)
     if options.neurons is None:
-        write(text, PAGE)
+        write(text, BEGIN)
         print(f"the table is in {PAGE}")
     else:
         print(text)

@@ -112,8 +112,7 @@ def compiled(kernel: Kernel, target: str, *, large: bool = False, **options: Any
     Args:
         kernel: the kernel.
         target: one of :data:`TARGETS`.
-        large: whether sizes take 64 bits, and memory begins anywhere; else they take 32, and it
-            begins at a multiple of 16 bytes, as PyTorch's does.
+        large: whether sizes take 64 bits; else they take 32.
         options: of Triton, in place of those of a launch.
 
     Raises:
@@ -134,9 +133,8 @@ def _compiled(
 
     backend, arch, warp = TARGETS[target]
     function = getattr(module_of(source, f"triton_{kernel.name}"), kernel.name)
-    signature, constants, attributes = _signature(kernel, large)
     made: Any = triton.compile(
-        ASTSource(function, signature, constants, attributes),
+        ASTSource(function, _signature(kernel, large), {"BLOCK": BLOCK}),
         target=GPUTarget(backend, arch, warp),
         options=dict(options),
     )
@@ -201,21 +199,14 @@ def _contracted(text: str, before: str, source: str, backend: str) -> int:
     return may
 
 
-def _signature(
-    kernel: Kernel, large: bool
-) -> tuple[dict[str, str], dict[str, Any], dict[Any, Any]]:
-    """Return types, constants and divisibilities of a kernel's arguments."""
+def _signature(kernel: Kernel, large: bool) -> dict[str, str]:
+    """Return types of a kernel's arguments, of which nothing else is known: as in a launch."""
     buffers = {f"at_{buffer.label}": buffer for buffer in kernel.buffers}
-    signature: dict[str, str] = {}
-    attributes: dict[Any, Any] = {}
-    for position, name in enumerate(arguments(kernel)):
-        # numbers are not specialised: one kernel for all shapes
-        signature[name] = "i64" if large else "i32"
-        if name in buffers:
-            signature[name] = _POINTERS[buffers[name].dtype]
-            if not large:
-                attributes[(position,)] = [["tt.divisibility", 16]]
-    return signature | {"BLOCK": "constexpr"}, {"BLOCK": BLOCK}, attributes
+    types = {
+        name: _POINTERS[buffers[name].dtype] if name in buffers else "i64" if large else "i32"
+        for name in arguments(kernel)
+    }
+    return types | {"BLOCK": "constexpr"}
 
 
 # NVIDIA's assembler and disassembler

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.libraries import ROOT
+from benchmarks.gpu.page import write
 from tracetorch import neurons, snn
 from tracetorch.fuse.codegen.triton_loops import BLOCK, STAGES, loads_ahead
 from tracetorch.fuse.dispatch.plans import program_of
@@ -33,9 +33,7 @@ from tracetorch.fuse.ir.schedule import (
 from tracetorch.fuse.runtime.gpu import TritonBackend
 from tracetorch.fuse.runtime.gpu_recurrence import Tile, tile_of
 
-PAGE = ROOT / "docs" / "use" / "gpu.md"
 BEGIN = "<!-- written by python -m benchmarks.gpu.predicted -->"
-END = "<!-- end of what was predicted -->"
 
 
 # Cards
@@ -342,10 +340,7 @@ def _amount(time: float) -> str:
 def main() -> int:
     """Write the tables into the page."""
     text = "\n".join([*moved_table(), "", *time_table()])
-    page = PAGE.read_text()
-    before, _, rest = page.partition(f"{BEGIN}\n")
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+    write(text, BEGIN)
     print(text)
     return 0
 

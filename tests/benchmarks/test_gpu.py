@@ -5,11 +5,12 @@ import re
 
 import pytest
 
-from benchmarks.gpu.__main__ import BEGIN, END, PAGE, layers, main, table, write
+from benchmarks.gpu.__main__ import BEGIN, layers, main, table
+from benchmarks.gpu.page import END, PAGE, between, write
 from benchmarks.libraries import ROOT
 from tests.cases import LAYERS, NEURONS
 
-ROWS = dict(re.findall(r"^\| (\w+) \| (\d.*) \|$", PAGE.read_text(), flags=re.M))
+ROWS = dict(re.findall(r"^\| (\w+) \| (\d.*) \|$", between(BEGIN), flags=re.M))
 
 
 def test_the_page_has_a_row_for_every_neuron():
@@ -41,13 +42,13 @@ def test_pages_say_that_nothing_ran_on_a_gpu_until_there_are_results_of_one():
 
 def test_a_table_takes_the_place_of_the_last_one(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(f"above\n\n{BEGIN}\n{END}\n\nbelow\n")
+    page.write_text(f"above\n\n{BEGIN}\n{END}\n\nother\n{END}\n")
     for text in ("| one |", r"| \1 two |"):
-        write(text, page)
-        assert page.read_text() == f"above\n\n{BEGIN}\n\n{text}\n\n{END}\n\nbelow\n"
+        write(text, BEGIN, page)
+        assert page.read_text() == f"above\n\n{BEGIN}\n\n{text}\n\n{END}\n\nother\n{END}\n"
     page.write_text("nothing")
     with pytest.raises(ValueError, match=r"page\.md has 0 places for the table"):
-        write("", page)
+        write("", BEGIN, page)
 
 
 def test_without_triton_it_says_how_to_install_it(monkeypatch, capsys):

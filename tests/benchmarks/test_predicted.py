@@ -1,10 +1,10 @@
 import pytest
 
 from benchmarks.gpu import predicted
+from benchmarks.gpu.page import between
 from benchmarks.gpu.predicted import (
     BEGIN,
     CARDS,
-    END,
     Counts,
     counts,
     moved_table,
@@ -53,6 +53,4 @@ def test_the_slowest_of_four(card: predicted.Card) -> None:
 
 
 def test_the_page_has_the_tables() -> None:
-    text = predicted.PAGE.read_text()
-    between = text.partition(BEGIN)[2].partition(END)[0].strip()
-    assert between == "\n".join([*moved_table(), "", *time_table()])
+    assert between(BEGIN) == "\n".join([*moved_table(), "", *time_table()])

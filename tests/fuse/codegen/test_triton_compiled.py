@@ -19,6 +19,7 @@ from tracetorch import fuse, snn
 from tracetorch.fuse.codegen import targets
 from tracetorch.fuse.codegen.targets import triton_target
 from tracetorch.fuse.codegen.triton_loops import arguments, compile_options
+from tracetorch.fuse.dispatch.backends import backend_named
 from tracetorch.fuse.ir.graph import ARITY, BOOLEAN, LOGIC, Graph, Line, Unfusable
 from tracetorch.fuse.ir.kernel import Kernel
 from tracetorch.fuse.ir.plan import Plan
@@ -112,6 +113,7 @@ def test_a_launch_passes_what_was_compiled(
 
     monkeypatch.setattr(gpu, "_is_interpreted", lambda: True)
     monkeypatch.setattr(gpu, "_kernel", kernel_of)
+    monkeypatch.setattr(backend_named("triton"), "tried", False)
     layer = cases.layer("BSRLIF", 3).to(dtype)
     x = cases.sequence(5, 2, 3, dtype=dtype).requires_grad_()
     with fuse.backend("triton"):
@@ -128,6 +130,15 @@ def test_a_launch_passes_what_was_compiled(
             given = passed[f"at_{buffer.label}"]
             assert str(given.dtype) == f"torch.{buffer.dtype.value}", buffer
             assert given.is_contiguous(), buffer
+
+
+def test_one_kernel_serves_all_calls() -> None:
+    """Nothing is compiled for a number or an address, which a trial might not have seen."""
+    plan = Plan(
+        cases.trace_layer(cases.layer("LIF", 3), 2, torch.float32), "triton", -1, (), False, (), ()
+    )
+    made = gpu._kernel(plan, "forward")
+    assert all(each.do_not_specialize or each.is_constexpr for each in made.params)
 
 
 @pytest.mark.parametrize("target", ["sm_80", pytest.param("gfx942", marks=pytest.mark.slow)])

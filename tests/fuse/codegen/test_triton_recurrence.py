@@ -189,7 +189,7 @@ class TestAgainstSteps:
 
 FAULTS = {
     "results": (("total = tl.dot", "total = 1.01 * tl.dot"), "forward", "of the eager step in "),
-    "gradients": (("total = tl.dot", "total = 1.01 * tl.dot"), "backward", "in gradient "),
+    "gradients": (("total = tl.dot", "total = 1.01 * tl.dot"), "backward", "in the gradient of "),
     "a spike": (("tl.where(v_b", "tl.where(false | v_b"), "forward", "fails with"),
     "a launch": (("tl.debug_barrier()", "tl.no_such_thing()"), "backward", "fails with"),
 }
@@ -211,8 +211,10 @@ class TestTrial:
         monkeypatch.setattr(plans, "_programs", {})
         monkeypatch.setattr(backends, "_reported", set())
         x = dyadic(9, 2, 3).to(DEVICE).requires_grad_()
-        with pytest.raises(RuntimeError, match=f"kernels of a recurrence of .* {message}"):
-            under("triton", tt.unroll)(made("LIF", 3).to(DEVICE), x)
+        net = made("LIF", 3).to(DEVICE)
+        says = f"kernel {which} of a recurrence of .* {message}"
+        with fuse.backend("triton"), pytest.raises(RuntimeError, match=says):
+            tt.unroll(net, x).sum().backward()
 
     @pytest.mark.parametrize("max_delay", [0, 3])
     @pytest.mark.parametrize("name", ["LIF", "BSRLIF", "AdLIF", "EIF", "SRReadout"])
@@ -270,7 +272,7 @@ def test_memory_of_another_dtype_is_refused() -> None:
     k.buffer(Role.LITERALS, "", (1,))
     wrong: Buffers = {Role.LITERALS: (torch.zeros(1, dtype=F64),)}
     with pytest.raises(
-        TypeError, match=r"literals of a kernel must be float32 on cpu, got one of torch.float64"
+        TypeError, match=r"of torch.float32 on cpu, got one of torch.float64 on cpu"
     ):
         gpu_recurrence._arguments(k.kernel(), Shape(1, 1, 1, 1, 1), wrong)
 
@@ -278,15 +280,20 @@ def test_memory_of_another_dtype_is_refused() -> None:
 # Compiled for cards that are not there
 
 
-def compiled(name: str, neurons: int, target: int, dtype: torch.dtype, one: bool) -> dict[str, Any]:
-    """Return registers, bytes that are spilled, and shared memory of both kernels, by name."""
+def compiled(
+    name: str, neurons: int, target: int, dtype: torch.dtype, one: bool, rows: int
+) -> dict[str, Any]:
+    """Return of both kernels, by name, what they take, and products of numbers of 32 bits.
+
+    That is registers, bytes that are spilled, and shared memory.
+    """
     pytest.importorskip("triton", reason="Triton is not installed")
     from triton import compiler
     from triton.backends.compiler import GPUTarget
     from triton.backends.nvidia.compiler import get_ptxas
 
     plan, found = plan_of(name, dtype), {}
-    tile = tile_of(plan, 5000, neurons, 108)._asdict()
+    tile = tile_of(plan, rows, neurons, 108)._asdict()
     block = {size: tile.pop(size) for size in ("ROWS", "COLUMNS", "DEPTH")}
     for kernel in (recurrent_forward_kernel(plan), recurrent_backward_kernel(plan)):
         source = recurrence_source(kernel, one_matrix=one)
@@ -313,7 +320,8 @@ def compiled(name: str, neurons: int, target: int, dtype: torch.dtype, one: bool
         )
         numbers = re.search(r"(\d+) bytes spill stores.*?Used (\d+) registers", run.stderr, re.S)
         assert numbers is not None, run.stderr
-        found[kernel.name] = (int(numbers[2]), int(numbers[1]), made.metadata.shared)
+        narrow = re.findall(r"arith\.muli .* : i32\b", made.asm["ttir"])
+        found[kernel.name] = int(numbers[2]), int(numbers[1]), made.metadata.shared, narrow
     return found
 
 
@@ -336,10 +344,14 @@ SLOW = pytest.mark.slow
     ],
 )
 @pytest.mark.parametrize("target", [80, 90])
+@pytest.mark.parametrize("rows", [32, 5000])
 def test_registers(
-    name: str, neurons: int, dtype: torch.dtype, one_matrix: bool, target: int
+    name: str, neurons: int, dtype: torch.dtype, one_matrix: bool, target: int, rows: int
 ) -> None:
-    for registers, spilled, shared in compiled(name, neurons, target, dtype, one_matrix).values():
+    for registers, spilled, shared, narrow in compiled(
+        name, neurons, target, dtype, one_matrix, rows
+    ).values():
+        assert narrow == []  # a step times the lanes of one goes beyond 2**31
         assert spilled == 0
         assert registers <= 255
         assert shared <= 40 * 1024

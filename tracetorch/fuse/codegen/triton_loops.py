@@ -156,12 +156,12 @@ class TritonPrinter(Emitter):
         return arguments(self.kernel)
 
     def unspecialised(self) -> list[str]:
-        """Return the numbers for which nothing is compiled again: 1, or a multiple of 16.
+        """Return the arguments for which nothing is compiled again, a multiple of 16 say.
 
-        All: one kernel for all shapes, so that the one which was tried on a sample is the one that
-        runs.
+        All: one kernel for all calls, so that the one which was tried on a sample is the one that
+        runs. It is not slower, for a thread has one lane.
         """
-        return [name for name in arguments(self.kernel) if not name.startswith("at_")]
+        return arguments(self.kernel)
 
     def places(self) -> tuple[str, ...]:
         """Return the lines that say where the lanes of a program lie."""
@@ -197,6 +197,8 @@ class TritonPrinter(Emitter):
         for position, each in enumerate(inner):
             spelled = self.spell(each)
             total = f"({total} * {buffer.shape[position]} + {spelled})" if total else spelled
+        if all(isinstance(i, int) for i in inner) and total:  # of 32 bits, and so may lanes be
+            total = f"(first + {total})"
         return f"at_{label} + {f'{total} * lanes + ' if total else ''}lane"
 
     def load(self, buffer: Buffer, index: Sequence[Index]) -> str:

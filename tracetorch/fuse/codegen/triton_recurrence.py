@@ -65,6 +65,11 @@ class _Printer(TritonPrinter):
         return (
             "before = tl.program_id(0).to(tl.int64) * ROWS",
             *moved,
+            # a step times lanes may need 64 bits
+            *(
+                f"{size.name} = tl.full((), 0, tl.int64) + {size.name}"
+                for size in self.kernel.sizes
+            ),
             "row = tl.arange(0, ROWS)[:, None]",
             "is_row = row < lanes // width - before",
             "column = tl.broadcast_to(tl.arange(0, COLUMNS)[None, :], (ROWS, COLUMNS))",

@@ -224,6 +224,14 @@ def _run_forward(plan: Plan, layout: Layout, given: Operands) -> list[Tensor]:
     return [*results, checkpoints]
 
 
+def no_memory(plan: Plan, steps: int, error: torch.OutOfMemoryError) -> torch.OutOfMemoryError:
+    """Return the error of a backward pass without memory, which says what needs less."""
+    return torch.OutOfMemoryError(
+        f"in the backward pass of {plan.program.layer}, of {steps} steps: "
+        f"{error} tt.unroll(model, x, segment='auto') keeps less between forward and backward."
+    )
+
+
 def _run_backward(
     plan: Plan, layout: Layout, given: Operands, checkpoints: Tensor, grads: list[Tensor]
 ) -> list[Tensor]:
@@ -235,10 +243,7 @@ def _run_backward(
         with global_modes_off():
             return eager.plan_gradients(plan, given, grads)
     except torch.OutOfMemoryError as error:
-        raise torch.OutOfMemoryError(
-            f"in the backward pass of {plan.program.layer}, of {len(given.inputs[0])} steps: "
-            f"{error} tt.unroll(model, x, segment='auto') keeps less between forward and backward."
-        ) from error
+        raise no_memory(plan, len(given.inputs[0]), error) from error
 
 
 # On plain tensors

@@ -22,14 +22,18 @@ from torch import Tensor
 
 from tracetorch.cell import Cell
 from tracetorch.core.double_backward import saved_tensors
-from tracetorch.core.torch_private import observed_by
+from tracetorch.core.torch_private import global_modes_off, observed_by
 from tracetorch.fuse.dispatch.backends import backend_named, log_fallback, report_fallback
-from tracetorch.fuse.dispatch.operators import incoming_gradients, no_second_gradient
+from tracetorch.fuse.dispatch.operators import (
+    incoming_gradients,
+    no_memory,
+    no_second_gradient,
+)
 from tracetorch.fuse.dispatch.plans import recurrent_plan_for
-from tracetorch.fuse.dispatch.recurrence_trial import Tensors, failure_of
+from tracetorch.fuse.dispatch.recurrence_trial import Tensors, failure_of, gradients
 from tracetorch.fuse.ir.plan import RecurrentPlan
 from tracetorch.fuse.runtime import first_run, recurrence
-from tracetorch.fuse.runtime.recurrence import Loop
+from tracetorch.fuse.runtime.recurrence import Gradients, Loop
 
 
 def run_recurrence(
@@ -94,20 +98,42 @@ def _run(plan: RecurrentPlan, given: Tensors) -> Sequence[Tensor]:
     return results
 
 
-def _is_believed(plan: RecurrentPlan, given: Tensors) -> bool:
-    """Whether the kernels are to run; tried the first time that they do on the device."""
-    device = given.x.device
-    # several matrices are other kernels than one, and so is each size
-    key = given.x.shape[-1], len(given.first) > 1, device
+def _is_believed(
+    plan: RecurrentPlan, given: Tensors, grads: Sequence[Tensor | None] | None = None
+) -> bool:
+    """Whether a kernel is to run; tried the first time that it does on the device.
+
+    ``grads`` are those of the results, in a backward pass.
+    """
+    device, kind = given.x.device, _loop_of(plan)
+    if device in plan.program.refused:
+        return False
+    key = grads is not None, kind(plan).variant(given.x, len(given.first)), device
     if key in plan.tried or first_run.is_capturing(device):
         return True
-    reason = failure_of(plan, _run, given)
+    reason = failure_of(plan, kind, given, grads)
     if reason is None:
         plan.tried.add(key)
         return True
     plan.program.refused[device] = reason
     report_fallback(plan.program.layer, plan.backend, reason)
     return False
+
+
+def _gradients(
+    plan: RecurrentPlan, given: Tensors, checkpoints: Tensor, grads: Sequence[Tensor | None]
+) -> Gradients:
+    """Return the gradients, by a kernel or by eager steps."""
+    x, count = given.x, len(given.states)
+    try:
+        if backend_named(plan.backend).tried and not _is_believed(plan, given, grads):
+            with global_modes_off():
+                return gradients(plan, given, grads)
+        rest = given.first, given.weight, given.states, given.params
+        incoming = incoming_gradients(x, grads, 1 + count)
+        return recurrence.backward(_loop_of(plan)(plan), x, checkpoints, *rest, incoming)
+    except torch.OutOfMemoryError as error:
+        raise no_memory(plan, len(x), error) from error
 
 
 def _loop_of(plan: RecurrentPlan) -> type[Loop]:
@@ -153,10 +179,8 @@ class _Recurrence(torch.autograd.Function):
         states, params = tensors[:count], tensors[count:]
         plan = plan.given(grads, len(x))
         resolved = [grad if grad is None else grad.resolve_neg() for grad in grads]
-        incoming = incoming_gradients(x, resolved, 1 + count)
-        d_x, d_first, d_weight, d_states, d_params = recurrence.backward(
-            _loop_of(plan)(plan), x, checkpoints, first, weight, states, params, incoming
-        )
+        given = Tensors(x, first, weight, None, states, params)
+        d_x, d_first, d_weight, d_states, d_params = _gradients(plan, given, checkpoints, resolved)
         _, wants_x, wants_first, _, wants_bias, *_ = ctx.needs_input_grad
         # nothing of the connection is reached where no input of a step is
         reached = "x" in plan.reached

@@ -1,30 +1,34 @@
-"""Run the loops of a linear recurrence on a small sample before they are believed.
+"""Run a loop of a linear recurrence on a small sample before it is believed, beside eager steps.
 
-As ``tracetorch/fuse/runtime/first_run.py``, but both directions at once: the kernels run over a
-segment of a few samples and the beginning of the next, and so do eager steps and plain products, in
-which autograd finds the gradients. The matrices are those of the call, rounded to few bits, so that
-sums over spikes are exact in any order, and no spike is another one because of the order.
+As ``tracetorch/fuse/runtime/first_run.py``: each kernel the first time that it runs on a device,
+over a segment and the beginning of the next. All samples of the call are there, for the block of a
+program follows from how many there are. The matrices are those of the call, rounded to few bits, so
+that sums over spikes are exact in any order, and no spike is another one because of the order.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from tracetorch.fuse.dispatch.operators import incoming_gradients
 from tracetorch.fuse.ir.plan import RecurrentPlan
-from tracetorch.fuse.runtime import eager, first_run
+from tracetorch.fuse.runtime import eager, first_run, recurrence
 from tracetorch.fuse.runtime.backend import Operands
 
-_SAMPLES = 3
 _BITS = 5  # of a weight
 
 
 class Tensors(NamedTuple):
-    """Tensors of a call: those of ``run_recurrence``, active states, and parameters in order."""
+    """Tensors of a call: those of ``run_recurrence``, active states, and parameters in order.
+
+    Of a backward pass ``x`` is what every step was given in all, and there is no bias.
+    """
 
     x: Tensor
     first: Tensor
@@ -34,85 +38,165 @@ class Tensors(NamedTuple):
     params: Sequence[Tensor]
 
 
-Run = Callable[[RecurrentPlan, Tensors], Sequence[Tensor]]
-
-
-def failure_of(plan: RecurrentPlan, run: Run, given: Tensors) -> str | None:
-    """Return how the kernels of a plan fail on a sample of a call, as a reason, or ``None``.
+def failure_of(
+    plan: RecurrentPlan,
+    kind: type[recurrence.Loop],
+    given: Tensors,
+    grads: Sequence[Tensor | None] | None = None,
+) -> str | None:
+    """Return how a kernel of a plan fails on a sample of a call, as a reason, or ``None``.
 
     Args:
         plan: of the loop.
-        run: runs the kernels; returns outputs, the last output and final states.
+        kind: the loops of its backend.
         given: of the call.
+        grads: of a backward pass, those of the results; ``None`` for one that is absent.
     """
-
-    def compare() -> str | None:
-        # in one sample a membrane may lie where the order of a sum decides
-        return difference(0) and difference(1)
 
     def difference(seed: int) -> str | None:
         sample = _sample_of(plan, given, seed)
-        found, expected = _with_gradients(plan, run, sample), _with_gradients(plan, _steps, sample)
-        names = [*plan.results, *(f"gradient {n}" for n in range(len(expected)))]
-        return first_run.difference(names[: len(expected)], found, expected)
+        if grads is not None:
+            return _compare_gradients(plan, kind, sample, grads)
+        found, _ = recurrence.forward(kind(plan), *sample)
+        with torch.no_grad():
+            return first_run.difference(plan.results, found, _steps(plan, sample))
 
-    name = f"the {plan.backend} kernels of a recurrence of program {plan.program.key}"
-    return first_run.failure_in(compare, name, given.x.device)
+    def compare() -> str | None:
+        # in one sample a membrane may lie where the order of a sum decides
+        with _full_precision():
+            return difference(0) and difference(1)
+
+    name = "forward" if grads is None else "backward"
+    what = f"the {plan.backend} kernel {name} of a recurrence of program {plan.program.key}"
+    return first_run.failure_in(compare, what, given.x.device)
+
+
+@contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
+    """Multiply without TF32, which differs from the kernels, that never do, by more than rounding.
+
+    For all threads, and so touched only where it is on.
+    """
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    if before in ("none", "ieee"):
+        yield
+        return
+    matmul.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 def _sample_of(plan: RecurrentPlan, given: Tensors, seed: int) -> Tensors:
-    """Return a sample: parts of the samples of a call, with other inputs."""
-    learns = plan.has_backward
-    few = (slice(_SAMPLES),) * (given.x.ndim - 2)
+    """Return a sample: the first steps of a call, with other inputs."""
+
+    def copied(tensors: Sequence[Tensor]) -> list[Tensor]:
+        return [each.detach().clone() for each in tensors]
+
     generator = torch.Generator("cpu").manual_seed(seed)
-
-    def part(tensor: Tensor, *place: slice) -> Tensor:
-        return tensor.detach()[place].clone().requires_grad_(learns and tensor.requires_grad)
-
-    x = part(given.x, slice(plan.checkpoint_interval + 2), *few)
-    x.detach().copy_(first_run.random_like(given.x, x.shape, generator))
-    weight, bias = part(given.weight), None if given.bias is None else part(given.bias)
-    peak = float(weight.detach().abs().max())
+    (x,) = copied([given.x[: plan.checkpoint_interval + 2]])
+    x.copy_(first_run.random_like(given.x, x.shape, generator))
+    weight = given.weight.detach()
+    peak = float(weight.abs().max())
     step = 2.0 ** (math.frexp(peak if math.isfinite(peak) else 1.0)[1] - _BITS)
-    for each in (weight, bias):
-        if each is not None:
-            each.detach().nan_to_num_(0, 0, 0).div_(step).round_().mul_(step)
-    return Tensors(
-        *(x, part(given.first, slice(None), *few), weight, bias),
-        [part(state, *few) for state in given.states],
-        [part(param) for param in given.params],
-    )
+
+    def rounded(tensor: Tensor) -> Tensor:
+        return tensor.detach().nan_to_num(0, 0, 0).div(step).round().mul(step)
+
+    bias = None if given.bias is None else rounded(given.bias)
+    states, params = copied(given.states), copied(given.params)
+    return Tensors(x, given.first.detach().clone(), rounded(weight), bias, states, params)
 
 
-def _steps(plan: RecurrentPlan, given: Tensors) -> Sequence[Tensor]:
-    """Return what the kernels return, by eager steps."""
+def _steps(plan: RecurrentPlan, given: Tensors, *, is_sum: bool = False) -> list[Tensor]:
+    """Return outputs, the last output and final states, by eager steps.
+
+    Where ``x`` is what every step was given in all, only the gradient goes along the connection.
+    """
     matrices = given.weight.unbind(-1) if given.weight.ndim == 3 else (given.weight,)
     outputs, states = list(given.first.unbind(0)), list(given.states)
     for x in given.x.unbind(0):
-        total = x if given.bias is None else x + given.bias
+        fed = x.new_zeros(()) if given.bias is None else given.bias
         for matrix, past in zip(matrices, outputs[-len(matrices) :], strict=True):
-            total = total + past @ matrix.T
+            fed = fed + past @ matrix.T
+        total = x + (fed - fed.detach() if is_sum else fed)
         step = Operands([total.unsqueeze(0)], states, given.params)
         output, *states = eager.run_plan(plan, step)
         outputs.append(output[0])
     return [torch.stack(outputs[len(given.first) :]), outputs[-1], *states]
 
 
-def _with_gradients(plan: RecurrentPlan, run: Run, sample: Tensors) -> list[Tensor]:
-    """Return the results of a run on a sample, and all gradients."""
-    results = run(plan, sample)
-    ends = [r for r, smooth in zip(results, plan.smooth_results, strict=True) if smooth]
-    ends = [end for end in ends if end.requires_grad]
-    wanted = [
-        each
-        for each in (*sample[:4], *sample.states, *sample.params)
-        if each is not None and each.requires_grad
+def gradients(
+    plan: RecurrentPlan, given: Tensors, grads: Sequence[Tensor | None]
+) -> recurrence.Gradients:
+    """Return what a backward kernel computes, by eager steps."""
+    program, count = plan.program, len(given.states)
+    names = (*program.states, *program.params)
+    wanted = {*plan.trained, *(n for n in program.states if f"s_{n}" in plan.reached)}
+    leaves = [each.detach().requires_grad_() for each in given[:3]]
+    leaves += [
+        each.detach().requires_grad_(name in wanted)
+        for name, each in zip(names, (*given.states, *given.params), strict=True)
     ]
-    if not ends or not wanted:
-        return [result.detach() for result in results]
+    with torch.enable_grad():
+        rest = leaves[3 : 3 + count], leaves[3 + count :]
+        x, first, weight = leaves[:3]
+        results = _steps(plan, Tensors(x, first, weight, None, *rest), is_sum=True)
+        pairs = [
+            (end, grad)
+            for end, grad in zip(results, grads, strict=True)
+            if grad is not None and end.requires_grad
+        ]
+        needed = [each for each in leaves if each.requires_grad]
+        found: Sequence[Tensor | None] = [None] * len(needed)
+        if pairs:
+            ends, back = zip(*pairs, strict=True)
+            found = torch.autograd.grad(ends, needed, back, allow_unused=True)
+    by_leaf = {id(leaf): grad for leaf, grad in zip(needed, found, strict=True)}
+    every = [torch.zeros_like(x) if (g := by_leaf.get(id(x))) is None else g for x in leaves]
+    d_params = dict(zip(program.params, every[3 + count :], strict=True))
+    d_x, d_first, d_weight = every[:3]
+    return recurrence.Gradients(
+        d_x,
+        d_first,
+        d_weight if plan.needs_weight_gradient else None,
+        every[3 : 3 + count],
+        {name: d_params[name] for name in plan.trained},
+    )
+
+
+def _compare_gradients(
+    plan: RecurrentPlan,
+    kind: type[recurrence.Loop],
+    sample: Tensors,
+    grads: Sequence[Tensor | None],
+) -> str | None:
+    """Compare what a backward kernel returns with autograd of eager steps."""
+    whole = cast(RecurrentPlan, plan.whole or plan)
+    results, (x, checkpoints) = recurrence.forward(kind(whole), *sample)
     generator = torch.Generator("cpu").manual_seed(1)
-    back = [torch.randn(e.shape, generator=generator, device="cpu").to(e) for e in ends]
-    found = torch.autograd.grad(ends, wanted, back, allow_unused=True)
-    pairs = zip(found, wanted, strict=True)
-    gradients = [torch.zeros_like(w) if grad is None else grad for grad, w in pairs]
-    return [*(result.detach() for result in results), *gradients]
+    back = [
+        None if grad is None else torch.randn(r.shape, generator=generator, device="cpu").to(r)
+        for r, grad in zip(results, grads, strict=True)
+    ]
+    kept = sample._replace(x=x, bias=None)
+    incoming = incoming_gradients(x, back, 1 + len(sample.states))
+    rest = sample.first, sample.weight, sample.states, sample.params, incoming
+    found = _named(plan, recurrence.backward(kind(plan), x, checkpoints, *rest))
+    expected = _named(plan, gradients(plan, kept, back))
+    names = [f"the gradient of {name}" for name in expected]
+    return first_run.difference(names, list(found.values()), list(expected.values()))
+
+
+def _named(plan: RecurrentPlan, given: recurrence.Gradients) -> dict[str, Tensor]:
+    """Return the gradients that there are, by name."""
+    found: dict[str, Tensor] = {}
+    if "x" in plan.reached:
+        found |= {"x": given.x, "the first outputs": given.first}
+        if given.weight is not None:
+            found["the weight"] = given.weight
+    states = zip(plan.program.states, given.states, strict=True)
+    found |= {name: grad for name, grad in states if f"s_{name}" in plan.reached}
+    return found | {name: given.params[name] for name in plan.trained}

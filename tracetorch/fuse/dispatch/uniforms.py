@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
@@ -12,6 +10,9 @@ from tracetorch.fuse.dispatch.backends import report_fallback, select_backend
 from tracetorch.fuse.runtime import first_run
 from tracetorch.fuse.runtime.backend import Backend
 from tracetorch.fuse.runtime.threefry import uniforms
+
+# of the kernels that were tried, by backend, device and dtype; None where one is right
+_failures: dict[tuple[str, torch.device, torch.dtype], str | None] = {}
 
 
 def draw_uniforms(position: Tensor, steps: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -25,15 +26,16 @@ def draw_uniforms(position: Tensor, steps: int, dtype: torch.dtype) -> tuple[Ten
         or backend.unavailable_reason(device) is not None
     ):
         return uniforms(position, steps, dtype)
-    if backend.tried and not first_run.is_capturing(device):
-        reason = _failure(backend, device, dtype)
-        if reason is not None:
-            report_fallback("Noise", backend.name, reason)
-            return uniforms(position, steps, dtype)
+    key = backend.name, device, dtype
+    if backend.tried and key not in _failures and not first_run.is_capturing(device):
+        _failures[key] = _failure(backend, device, dtype)
+    reason = _failures.get(key) if backend.tried else None
+    if reason is not None:
+        report_fallback("Noise", backend.name, reason)
+        return uniforms(position, steps, dtype)
     return backend.uniforms(position, steps, dtype)
 
 
-@functools.cache
 def _failure(backend: Backend, device: torch.device, dtype: torch.dtype) -> str | None:
     """Return how the kernel does not give the numbers that it must, to the bit, or ``None``."""
 

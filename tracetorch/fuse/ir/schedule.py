@@ -495,7 +495,9 @@ def recurrent_backward_kernel(plan: RecurrentPlan) -> Kernel:
         with k.loop("i", 0, taps) as walk:
             k.store(d_first, (walk.index, LANE), 0.0)
         final = k.op("sub", steps, 1)
+        k.append(Barrier())  # what follows takes the place of a zero, and is read again
         k.store(d_x, (final, LANE), k.load(g_last, (LANE,), "g_last"))
+        k.append(Barrier())
     with k.loop("segment", 0, w.size["segments"], reverse=True) as outer:
         begin, end = w.segment(outer.index)
         with k.lanes():

@@ -5,12 +5,11 @@ Under ``TRITON_INTERPRET=1`` they run on tensors of the CPU, slowly, to be teste
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,18 +50,28 @@ def _launch(plan: Plan, name: str, layout: Layout, device: torch.device, argumen
 
 
 def launch(kernel: Any, lanes: int, device: torch.device, arguments: Any) -> None:
-    """Run a kernel on so many lanes, on the stream of the device that is current."""
-    grid = (-(-lanes // BLOCK),)
+    """Run a kernel on so many lanes."""
+    launch_programs(kernel, -(-lanes // BLOCK), device, arguments, compile_options)
+
+
+def launch_programs(
+    kernel: Any,
+    count: int,
+    device: torch.device,
+    arguments: dict[str, Any],
+    options: Callable[[str], dict[str, Any]],
+) -> None:
+    """Run so many programs of a kernel, on the stream of the device that is current.
+
+    Options are those in a language of Triton.
+    """
     for value in arguments.values():  # the memory of another GPU would end the process
         if isinstance(value, Tensor) and value.device != device:
             raise wrong_memory(value, value.dtype, device)
-    options = compile_options(language_of(device))
-    if device.type == "cpu":
-        with np.errstate(all="ignore"):
-            kernel[grid](**arguments, **options)
-        return
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        kernel[grid](**arguments, **options)
+    chosen = options(language_of(device))
+    is_gpu = device.type == "cuda"
+    with torch.cuda.device(device) if is_gpu else np.errstate(all="ignore"):
+        kernel[(count,)](**arguments, **chosen)
 
 
 @functools.cache

@@ -6,11 +6,9 @@ A program walks a few rows through all steps, so that no two of them wait for ea
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +18,8 @@ from tracetorch.fuse.ir.kernel import STRIDED, Kernel, Role
 from tracetorch.fuse.ir.plan import RecurrentPlan
 from tracetorch.fuse.ir.schedule import recurrent_backward_kernel, recurrent_forward_kernel
 from tracetorch.fuse.ir.verify import verify
-from tracetorch.fuse.runtime.gpu import language_of, literals
+from tracetorch.fuse.runtime.allocation import wrong_memory
+from tracetorch.fuse.runtime.gpu import launch_programs, literals
 from tracetorch.fuse.runtime.kernel_cache import module_of
 from tracetorch.fuse.runtime.recurrence import Buffers, Loop, Shape
 
@@ -91,6 +90,12 @@ class TritonLoop(Loop):
             return None
         return f"one kernel for all steps takes up to {LARGEST} neurons, it has {neurons}"
 
+    def variant(self, like: Tensor, taps: int) -> tuple[Any, ...]:
+        """Return the block, and what Triton looks at in numbers."""
+        shape = self.shape(like, taps)
+        tile = tile_of(self.plan, shape.rows, shape.neurons, _processors(like.device))
+        return taps > 1, shape.neurons, shape.lanes % 16, tile
+
     def interval(self, rows: int, neurons: int) -> int:
         """Return that of the layers that are not recurrent."""
         return self.plan.checkpoint_interval
@@ -116,11 +121,9 @@ class TritonLoop(Loop):
         }
         arguments = _arguments(schedule, shape, buffers)
         tile = tile_of(plan, shape.rows, shape.neurons, _processors(device))
-        grid = (-(-shape.rows // tile.ROWS),)
-        options = {**tile._asdict(), **recurrence_options(language_of(device))}
-        on_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-        with on_device, np.errstate(all="ignore"):
-            kernel[grid](**arguments, **options)
+        count = -(-shape.rows // tile.ROWS)
+        arguments |= tile._asdict()
+        launch_programs(kernel, count, device, arguments, recurrence_options)
 
     def _kernel(self, backward: bool, one_matrix: bool) -> tuple[Kernel, Any]:
         key = ("recurrence", backward, one_matrix)
@@ -138,9 +141,8 @@ def _arguments(kernel: Kernel, shape: Shape, buffers: Buffers) -> dict[str, Any]
     """Return the arguments by name.
 
     Raises:
-        TypeError: a tensor is of another dtype or device than the kernel reads.
+        TypeError: a tensor is of another dtype than the kernel reads.
     """
-    device = buffers[Role.LITERALS][0].device
     sizes = zip([size.name for size in kernel.sizes], shape.sizes, strict=True)
     found: dict[str, Any] = {
         "lanes": shape.lanes,
@@ -154,11 +156,8 @@ def _arguments(kernel: Kernel, shape: Shape, buffers: Buffers) -> dict[str, Any]
             continue
         each, label = next(given[buffer.role]), buffer.label
         tensor = each[0] if buffer.role in STRIDED else each
-        if str(tensor.dtype) != f"torch.{buffer.dtype.value}" or tensor.device != device:
-            raise TypeError(
-                f"the {buffer} of a kernel must be {buffer.dtype.value} on {device}, got one of "
-                f"{tensor.dtype} on {tensor.device}. Move model and input with .to(...)."
-            )
+        if str(tensor.dtype) != f"torch.{buffer.dtype.value}":
+            raise wrong_memory(tensor, getattr(torch, buffer.dtype.value), tensor.device)
         found[f"at_{label}"] = tensor.detach().view(-1)
         if buffer.role in STRIDED:
             found |= {f"step_{label}": each[1], f"row_{label}": each[2]}

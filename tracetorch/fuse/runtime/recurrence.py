@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,6 +47,16 @@ class Shape(NamedTuple):
 Buffers = dict[Role, Sequence[Any]]
 
 
+class Gradients(NamedTuple):
+    """Those of input, first outputs, weight if it learns, states, and parameters by name."""
+
+    x: Tensor
+    first: Tensor
+    weight: Tensor | None
+    states: Sequence[Tensor]
+    params: dict[str, Tensor]
+
+
 class Loop(abc.ABC):
     """The printed loops of a plan in the language of a device: a child is final."""
 
@@ -63,6 +73,10 @@ class Loop(abc.ABC):
     def unsupported_reason(neurons: int) -> str | None:
         """Return why so many neurons run step by step, or ``None``."""
         return None
+
+    def variant(self, like: Tensor, taps: int) -> Hashable:
+        """Return what its kernels are compiled for, of a call with such an input."""
+        return taps > 1
 
     @abc.abstractmethod
     def interval(self, rows: int, neurons: int) -> int:
@@ -200,8 +214,8 @@ def backward(
     states: Sequence[Tensor],
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
-) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor], dict[str, Tensor]]:
-    """Return the gradients of input, first outputs, weight, states, and parameters by name.
+) -> Gradients:
+    """Return the gradients.
 
     ``x`` and ``checkpoints`` are what forward returned, ``grads`` those of its results.
     """
@@ -236,7 +250,7 @@ def backward(
     with np.errstate(all="ignore"):  # gradients that are not finite are the user's to find
         d_params = parameter_gradients(plan, params, loop.totals(sums))
     d_weight = _weight_gradient(d_x, output, first, weight) if plan.needs_weight_gradient else None
-    return d_x, d_first, d_weight, d_starts, d_params
+    return Gradients(d_x, d_first, d_weight, d_starts, d_params)
 
 
 def _weight_gradient(d_x: Tensor, output: Tensor, first: Tensor, weight: Tensor) -> Tensor:
