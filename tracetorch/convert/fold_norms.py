@@ -33,7 +33,7 @@ def fold_norms(model: nn.Module, x: Any, *, steps: int | None = None) -> nn.Modu
     convolution returns, also one with delays or of ``tt.snn.connect``, and nothing else reads that;
     ``nn.Identity`` stands in its place then. Any other norm is left: one behind a pooling or a sum,
     one per step (:class:`~tracetorch.snn.BatchNormThroughTime`), one without running statistics,
-    and one that would turn around a sign that a weight was given. Outputs are equal to rounding, so
+    one whose parameters, or those before it, ``forward`` reads too, and one that would turn around a sign that a weight was given. Outputs are equal to rounding, so
     that a spike may differ where a membrane is that near its threshold.
 
     ``tt.quantize`` and ``tt.nir`` fold by themselves; what ``tt.export`` writes computes a norm by
@@ -66,8 +66,10 @@ def fold_norms(model: nn.Module, x: Any, *, steps: int | None = None) -> nn.Modu
     check_has_values(model)
     check_plain_weights(model)
     step = next(parse_inputs(x, steps, 0, True).first(1).each_step())
-    folded = copy.deepcopy(model).eval()
+    folded = copy.deepcopy(model)
     modules = dict(named_modules(folded))
+    for module in modules.values():  # those in a list too
+        module.eval()
     if not any(isinstance(module, BatchNormBase) for module in modules.values()):
         raise ValueError(f"{type(model).__name__} has no batch norm: there is nothing to fold.")
     args = step if isinstance(step, tuple) else () if isinstance(step, dict) else (step,)
@@ -82,10 +84,13 @@ def fold_norms(model: nn.Module, x: Any, *, steps: int | None = None) -> nn.Modu
         alone = graph.users[before] == [node] and graph.output is not before
         if product is None or not alone or calls[id(before.module)] > 1:
             continue
+        of_both = [*product.parameters(), *node.module.parameters()]
+        if graph.read.intersection(map(id, of_both)):  # forward reads what would change
+            continue
         if any(shared[id(p)] > 1 for p in product.parameters()) or fold_into(product, node.module):
             continue
-        owner, _, name = node.path.rpartition(".")
-        setattr(folded.get_submodule(owner), name, nn.Identity())
+        # in every place that holds it: a list, an attribute, another name
+        node.module.__class__, node.module.__dict__ = nn.Identity, vars(nn.Identity())
     return folded
 
 
