@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -235,15 +236,51 @@ def test_the_distance_is_that_of_the_first_spike(name: str, low: float, high: fl
         assert bool(tt.unroll(layer, x).any()) is fires
 
 
+@pytest.mark.parametrize(
+    ("neuron", "line"),
+    [
+        (tt.neurons.TCLIF(N), "left: no decay beta "),
+        (snn.LIF(N, beta=1 - 1e-9), "inf steps, left: given"),  # 1 in float32
+    ],
+)
 def test_a_norm_before_neurons_that_do_not_forget_keeps_its_weight(
-    capsys: pytest.CaptureFixture[str],
+    neuron: nn.Module, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = network(tt.neurons.TCLIF(N), norm=True)
+    model = network(neuron, norm=True)
     tt.recipe(model, x, 10)
     assert torch.equal(model[1].weight, torch.ones(N))
     said = capsys.readouterr().out
+    assert line in said
     assert "batch norms before all that spike" in said
     assert "1.weight as it is: the neurons do not forget" in said
+
+
+def frozen() -> nn.Module:
+    model = network(snn.LIF(N))
+    model[0].weight.requires_grad_(False)
+    return cast(nn.Module, model)
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (lambda: network(snn.LIF(N), norm=True), r"1\.weight x 0\.\d+, at 0\.03"),
+        (frozen, r"0\.weight x [\d.]+, frozen"),
+        (
+            lambda: nn.Sequential(snn.connect(nn.Linear(F, N), mask=torch.ones(N, F) > 0), snn.LIF(N)),
+            r"0\.weight x [\d.]+, at 0\.0[1-9]",
+        ),
+        (
+            lambda: nn.Sequential(snn.DelayedLinear(F, N, max_delay=3), snn.LIF(N)),
+            r"0\.linear\.weight x [\d.]+, at 0\.0[1-9]",
+        ),
+    ],
+)
+def test_the_line_says_at_which_rate_the_weight_learns(
+    build: Callable[[], nn.Module], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tt.recipe(build(), x, 10)
+    assert re.search(said, capsys.readouterr().out)
 
 
 def test_delays_learn_ten_times_as_quickly() -> None:

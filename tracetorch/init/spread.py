@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tracetorch.core.checks import check_count, check_has_values, check_module, check_unsharded
 from tracetorch.core.snapshot import restored_on_error
 from tracetorch.core.walk import named_modules
-from tracetorch.functional import decay_to_halflife, halflife_to_decay
+from tracetorch.functional import halflife_to_decay
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.parameters import is_decay
 from tracetorch.snn.spike_functions import spike_functions
@@ -126,7 +126,8 @@ def describe_halflives(neuron: Neuron) -> str:
     constraint = neuron.constraints.get(_MEMBRANE)
     if constraint is None or not is_decay(constraint):
         return ""
-    values = decay_to_halflife(getattr(neuron, _MEMBRANE).detach().double())
+    # that of a decay of 1, to which a narrow dtype may have rounded, is infinite
+    values = getattr(neuron, _MEMBRANE).detach().double().log2().reciprocal().abs()
     low, high = (f"{float(each):.3g}" for each in (values.min(), values.max()))
     if low != high:
         return f"{low} to {high} steps"
