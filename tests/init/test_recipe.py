@@ -265,9 +265,12 @@ def frozen() -> nn.Module:
     ("build", "said"),
     [
         (lambda: network(snn.LIF(N), norm=True), r"1\.weight x 0\.\d+, at 0\.03"),
+        (lambda: network(snn.LIF(N), norm=True).eval(), r"1\.weight .*0\.03, in eval\(\): by its"),
         (frozen, r"0\.weight x [\d.]+, frozen"),
         (
-            lambda: nn.Sequential(snn.connect(nn.Linear(F, N), mask=torch.ones(N, F) > 0), snn.LIF(N)),
+            lambda: nn.Sequential(
+                snn.connect(nn.Linear(F, N), mask=torch.ones(N, F) > 0), snn.LIF(N)
+            ),
             r"0\.weight x [\d.]+, at 0\.0[1-9]",
         ),
         (

@@ -31,10 +31,11 @@ def fold_norms(model: nn.Module, x: Any, *, steps: int | None = None) -> nn.Modu
 
     A norm is folded, as it is in evaluation, where its input is what one linear layer or
     convolution returns, also one with delays or of ``tt.snn.connect``, and nothing else reads that;
-    ``nn.Identity`` stands in its place then. Any other norm is left: one behind a pooling or a sum,
-    one per step (:class:`~tracetorch.snn.BatchNormThroughTime`), one without running statistics,
-    one whose parameters, or those before it, ``forward`` reads too, and one that would turn around a sign that a weight was given. Outputs are equal to rounding, so
-    that a spike may differ where a membrane is that near its threshold.
+    it becomes an ``nn.Identity``. Any other norm is left: one behind a pooling or a sum, one per
+    step (:class:`~tracetorch.snn.BatchNormThroughTime`), one without running statistics, one that
+    would turn around a sign that a weight was given, and one where ``forward`` itself computes with
+    its parameters, or with those of the layer before it. Outputs are equal to rounding, so that a
+    spike may differ where a membrane is that near its threshold.
 
     ``tt.quantize`` and ``tt.nir`` fold by themselves; what ``tt.export`` writes computes a norm by
     itself, or nothing if it was folded before.

@@ -184,8 +184,12 @@ def _lines(
         row = [path, type(neuron).__name__, ", ".join(part for part in parts if part)]
         if path in sources:
             weight = join_path(sources[path].source_path, "weight")
-            rate = rates.get(id(weight_of(sources[path].source)), "frozen")
-            row.append(f"{weight} x {factors[path]:.3g}, {rate}")
+            source = sources[path].source
+            row.append(
+                f"{weight} x {factors[path]:.3g}, {rates.get(id(weight_of(source)), 'frozen')}"
+            )
+            if isinstance(source, BatchNormBase) and not source.training:
+                row[-1] += ", in eval(): by its running statistics"
         elif path in left:
             row.append(f"{left[path]}.weight as it is: the neurons do not forget")
         else:
