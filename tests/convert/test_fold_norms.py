@@ -113,6 +113,14 @@ def read_twice() -> nn.Module:
     return Net(forward, linear=nn.Linear(5, 10), norm=nn.BatchNorm1d(10), lif=snn.LIF(10))
 
 
+def returned_too() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = m.linear(x)
+        return m.norm(y), y
+
+    return Net(forward, linear=nn.Linear(5, 10), norm=nn.BatchNorm1d(10))
+
+
 def called_twice() -> nn.Module:
     def forward(m: Any, x: Tensor) -> Tensor:
         return m.lif(m.norm(m.linear(x)) + m.linear(x + 1))
@@ -144,6 +152,7 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], Tensor, int]] = {
         1,
     ),
     "its input is read twice": (read_twice, x, 1),
+    "its input is returned too": (returned_too, x, 1),
     "the product is called twice": (called_twice, x, 1),
     "the weight is another's too": (tied, x, 1),
     "forward reads the product": (lambda: read_too("linear"), x, 1),

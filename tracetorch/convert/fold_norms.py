@@ -9,7 +9,7 @@ from typing import Any, cast
 from torch import nn
 
 from tracetorch.core.checks import check_has_values, check_module, check_unsharded
-from tracetorch.core.torch_private import BatchNormBase
+from tracetorch.core.torch_private import BatchNormBase, pytree
 from tracetorch.core.walk import named_modules
 from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.delay import SynapticDelays
@@ -76,13 +76,14 @@ def fold_norms(model: nn.Module, x: Any, *, steps: int | None = None) -> nn.Modu
     args = step if isinstance(step, tuple) else () if isinstance(step, dict) else (step,)
     graph = read_model(folded, *args, **(step if isinstance(step, dict) else {}))
     calls = Counter(id(node.module) for node in graph.nodes if node.module is not None)
+    returned = pytree.tree_leaves(graph.output)
     shared = Counter(id(p) for m in modules.values() for p in m.parameters(recurse=False))
     for node in graph.nodes:
         if type(node.module) not in _NORMS or calls[id(node.module)] > 1:
             continue
         (before,) = node.inputs
         product = _product(before)
-        alone = graph.users[before] == [node] and graph.output is not before
+        alone = graph.users[before] == [node] and before not in returned
         if product is None or not alone or calls[id(before.module)] > 1:
             continue
         of_both = [*product.parameters(), *node.module.parameters()]
