@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import prune
+from torch.nn.utils import parametrize, prune
 
 import tracetorch as tt
 from tests.cases import Net
@@ -90,6 +90,12 @@ SPREAD: dict[str, Callable[[], nn.Module]] = {
     "in a loop": lambda: snn.Recurrent(snn.SLIF(N), nn.Linear(N, N)),
     "every neuron of its own": lambda: Net(lambda m, x: m.a(x), a=tt.neurons.AdEx(N)),
 }
+
+
+def parametrized() -> nn.Module:
+    return parametrize.register_parametrization(snn.LIF(N), "raw_beta", nn.Identity())
+
+
 LEFT: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "given": (lambda: snn.LIF(N, beta=0.5), "given, or learned"),
     "given as a tensor": (lambda: snn.LIF(N, beta=torch.full((N,), 0.9)), "given"),
@@ -101,6 +107,7 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "given by another name": (lambda: Own(N, tau=20.0), "given, or learned"),
     "learned": (learned, "given, or learned"),
     "one for all": (lambda: snn.LIF(N, beta_rank=0), "one for the layer; beta_rank=1 gives"),
+    "parametrized": (parametrized, "parametrized"),
     "one neuron": (lambda: snn.LIF(1), "one neuron"),
     "no membrane decay": (lambda: tt.neurons.BRF(N), "no decay beta"),
     "no spikes": (lambda: snn.SReadout(N), "does not spike"),

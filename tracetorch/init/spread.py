@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from tracetorch.core.checks import check_count, check_has_values, check_module, check_unsharded
 from tracetorch.core.snapshot import restored_on_error
@@ -44,9 +45,9 @@ def spread_(
     spread where its decay of the membrane, the parameter ``beta``, is in all neurons what the
     constructor starts from by itself. So a second call changes nothing, and neither what was given
     or assigned, nor what has learned, does. Left as they are as well: readouts and other layers
-    that do not spike, one decay for a whole layer (``beta_rank=0``), one neuron, a neuron without
-    ``beta``, and one whose class cannot be built from ``num_neurons`` alone, so that its start is
-    not known. What is fixed, with ``learn_beta=False``, is spread too.
+    that do not spike, one decay for a whole layer (``beta_rank=0``), one that PyTorch parametrizes,
+    one neuron, a neuron without ``beta``, and one whose class cannot be built from ``num_neurons``
+    alone, so that its start is not known. What is fixed, with ``learn_beta=False``, is spread too.
 
     Args:
         model: any module; neuron layers hidden in lists and plain objects are found too.
@@ -145,6 +146,8 @@ def _reason_against(neuron: Neuron, steps: int) -> str:
         return f"left: one for the layer; {_MEMBRANE}_rank=1 gives each neuron its own"
     if neuron.num_neurons == 1:
         return "left: one neuron"
+    if is_parametrized(neuron, f"raw_{_MEMBRANE}"):
+        return "left: parametrized"
     start = _start(neuron)
     if start is None:
         return "left: not known whether it was given"
