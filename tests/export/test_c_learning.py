@@ -314,7 +314,7 @@ def test_several_connections_by_stdp(tmp_path: Path) -> None:
 
 def test_two_connections_of_one_layer_by_stdp(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    loop = snn.Recurrent(snn.LIF(6, pos_threshold=0.2), nn.Linear(6, 6))
+    loop: Any = snn.Recurrent(snn.LIF(6, pos_threshold=0.2), nn.Linear(6, 6))
     model: Any = nn.Sequential(nn.Linear(20, 6, bias=False), loop)
     rules = [tt.STDP(each, bounds=(-1, 1)) for each in (model[0], loop.connection)]
     x = (torch.rand(60, 1, 20) < 0.3).float()

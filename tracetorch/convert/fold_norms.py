@@ -79,20 +79,21 @@ def fold_norms(model: nn.Module, x: Any, *, steps: int | None = None) -> nn.Modu
     returned = pytree.tree_leaves(graph.output)
     shared = Counter(id(p) for m in modules.values() for p in m.parameters(recurse=False))
     for node in graph.nodes:
-        if type(node.module) not in _NORMS or calls[id(node.module)] > 1:
+        norm = node.module
+        if norm is None or type(norm) not in _NORMS or calls[id(norm)] > 1:
             continue
         (before,) = node.inputs
         product = _product(before)
         alone = graph.users[before] == [node] and before not in returned
         if product is None or not alone or calls[id(before.module)] > 1:
             continue
-        of_both = [*product.parameters(), *node.module.parameters()]
-        if graph.read.intersection(map(id, of_both)):  # forward reads what would change
+        # forward itself reads what would change
+        if graph.read.intersection(map(id, [*product.parameters(), *norm.parameters()])):
             continue
-        if any(shared[id(p)] > 1 for p in product.parameters()) or fold_into(product, node.module):
+        if any(shared[id(p)] > 1 for p in product.parameters()) or fold_into(product, norm):
             continue
         # in every place that holds it: a list, an attribute, another name
-        node.module.__class__, node.module.__dict__ = nn.Identity, vars(nn.Identity())
+        norm.__class__, norm.__dict__ = nn.Identity, vars(nn.Identity())
     return folded
 
 
