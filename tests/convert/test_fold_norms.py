@@ -52,9 +52,24 @@ def convolutions(dimensions: int, bias: bool = True) -> nn.Sequential:
     )  # fmt: skip
 
 
+class Listed(nn.Module):
+    """Calls its layers by a plain list, and has them by another name as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = dense()
+        self.calls = list(self.net)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.calls:
+            x = layer(x)
+        return x
+
+
 FOLDED: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "linear layers": (dense, x),
     "without a weight": (lambda: dense(affine=False), x),
+    "in a list": (Listed, x),
     "without a bias": (lambda: dense(nn.Linear(5, 10, bias=False)), x),
     "delays": (lambda: dense(snn.DelayedLinear(5, 10, max_delay=3)), x),
     "a mask": (lambda: dense(snn.connect(nn.Linear(5, 10), mask=torch.rand(10, 5) < 0.5)), x),
@@ -98,11 +113,28 @@ def read_twice() -> nn.Module:
     return Net(forward, linear=nn.Linear(5, 10), norm=nn.BatchNorm1d(10), lif=snn.LIF(10))
 
 
+def returned_too() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = m.linear(x)
+        return m.norm(y), y
+
+    return Net(forward, linear=nn.Linear(5, 10), norm=nn.BatchNorm1d(10))
+
+
 def called_twice() -> nn.Module:
     def forward(m: Any, x: Tensor) -> Tensor:
         return m.lif(m.norm(m.linear(x)) + m.linear(x + 1))
 
     return Net(forward, linear=nn.Linear(5, 10), norm=nn.BatchNorm1d(10), lif=snn.LIF(10))
+
+
+def read_too(part: str) -> nn.Module:
+    """``forward`` computes with the bias of a product, or of a norm, as well."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.norm(m.linear(x)) + getattr(m, part).bias.mean()
+
+    return Net(forward, linear=nn.Linear(5, 10), norm=nn.BatchNorm1d(10))
 
 
 def tied() -> nn.Module:
@@ -120,8 +152,11 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], Tensor, int]] = {
         1,
     ),
     "its input is read twice": (read_twice, x, 1),
+    "its input is returned too": (returned_too, x, 1),
     "the product is called twice": (called_twice, x, 1),
     "the weight is another's too": (tied, x, 1),
+    "forward reads the product": (lambda: read_too("linear"), x, 1),
+    "forward reads the norm": (lambda: read_too("norm"), x, 1),
     "statistics of the batch": (lambda: dense(track_running_stats=False), x, 1),
     "another dimension": (
         lambda: nn.Sequential(nn.Linear(9, 7), nn.BatchNorm1d(2), snn.LIF(2, dim=-2)),

@@ -312,6 +312,17 @@ def test_several_connections_by_stdp(tmp_path: Path) -> None:
     assert "at most 0 apart" in checked(["make", "-s", "test"], tmp_path)
 
 
+def test_two_connections_of_one_layer_by_stdp(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    loop: Any = snn.Recurrent(snn.LIF(6, pos_threshold=0.2), nn.Linear(6, 6))
+    model: Any = nn.Sequential(nn.Linear(20, 6, bias=False), loop)
+    rules = [tt.STDP(each, bounds=(-1, 1)) for each in (model[0], loop.connection)]
+    x = (torch.rand(60, 1, 20) < 0.3).float()
+    report = tt.export.c(model, tmp_path, x, learner=rules)
+    assert report.learned_bytes == 4 * (20 * 6 + 6 * 6)
+    assert "at most 0 apart" in checked(["make", "-s", "test"], tmp_path)
+
+
 # The files
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import prune
+from torch.nn.utils import parametrize, prune
 
 import tracetorch as tt
 from tests.cases import Net
@@ -89,6 +90,12 @@ SPREAD: dict[str, Callable[[], nn.Module]] = {
     "in a loop": lambda: snn.Recurrent(snn.SLIF(N), nn.Linear(N, N)),
     "every neuron of its own": lambda: Net(lambda m, x: m.a(x), a=tt.neurons.AdEx(N)),
 }
+
+
+def parametrized() -> nn.Module:
+    return parametrize.register_parametrization(snn.LIF(N), "raw_beta", nn.Identity())
+
+
 LEFT: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "given": (lambda: snn.LIF(N, beta=0.5), "given, or learned"),
     "given as a tensor": (lambda: snn.LIF(N, beta=torch.full((N,), 0.9)), "given"),
@@ -100,6 +107,7 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "given by another name": (lambda: Own(N, tau=20.0), "given, or learned"),
     "learned": (learned, "given, or learned"),
     "one for all": (lambda: snn.LIF(N, beta_rank=0), "one for the layer; beta_rank=1 gives"),
+    "parametrized": (parametrized, "parametrized"),
     "one neuron": (lambda: snn.LIF(1), "one neuron"),
     "no membrane decay": (lambda: tt.neurons.BRF(N), "no decay beta"),
     "no spikes": (lambda: snn.SReadout(N), "does not spike"),
@@ -235,15 +243,54 @@ def test_the_distance_is_that_of_the_first_spike(name: str, low: float, high: fl
         assert bool(tt.unroll(layer, x).any()) is fires
 
 
+@pytest.mark.parametrize(
+    ("neuron", "line"),
+    [
+        (tt.neurons.TCLIF(N), "left: no decay beta "),
+        (snn.LIF(N, beta=1 - 1e-9), "inf steps, left: given"),  # 1 in float32
+    ],
+)
 def test_a_norm_before_neurons_that_do_not_forget_keeps_its_weight(
-    capsys: pytest.CaptureFixture[str],
+    neuron: nn.Module, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = network(tt.neurons.TCLIF(N), norm=True)
+    model = network(neuron, norm=True)
     tt.recipe(model, x, 10)
     assert torch.equal(model[1].weight, torch.ones(N))
     said = capsys.readouterr().out
+    assert line in said
     assert "batch norms before all that spike" in said
     assert "1.weight as it is: the neurons do not forget" in said
+
+
+def frozen() -> nn.Module:
+    model = network(snn.LIF(N))
+    model[0].weight.requires_grad_(False)
+    return cast(nn.Module, model)
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (lambda: network(snn.LIF(N), norm=True), r"1\.weight x 0\.\d+, at 0\.03"),
+        (lambda: network(snn.LIF(N), norm=True).eval(), r"1\.weight .*0\.03, in eval\(\): by its"),
+        (frozen, r"0\.weight x [\d.]+, frozen"),
+        (
+            lambda: nn.Sequential(
+                snn.connect(nn.Linear(F, N), mask=torch.ones(N, F) > 0), snn.LIF(N)
+            ),
+            r"0\.weight x [\d.]+, at 0\.0[1-9]",
+        ),
+        (
+            lambda: nn.Sequential(snn.DelayedLinear(F, N, max_delay=3), snn.LIF(N)),
+            r"0\.linear\.weight x [\d.]+, at 0\.0[1-9]",
+        ),
+    ],
+)
+def test_the_line_says_at_which_rate_the_weight_learns(
+    build: Callable[[], nn.Module], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tt.recipe(build(), x, 10)
+    assert re.search(said, capsys.readouterr().out)
 
 
 def test_delays_learn_ten_times_as_quickly() -> None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 from torch import nn
 
 from tracetorch.core.checks import check_has_values, check_module, check_unsharded
-from tracetorch.core.torch_private import BatchNormBase
+from tracetorch.core.torch_private import BatchNormBase, pytree
 from tracetorch.core.walk import named_modules
 from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.delay import SynapticDelays
@@ -31,10 +31,11 @@ def fold_norms(model: nn.Module, x: Any, *, steps: int | None = None) -> nn.Modu
 
     A norm is folded, as it is in evaluation, where its input is what one linear layer or
     convolution returns, also one with delays or of ``tt.snn.connect``, and nothing else reads that;
-    ``nn.Identity`` stands in its place then. Any other norm is left: one behind a pooling or a sum,
-    one per step (:class:`~tracetorch.snn.BatchNormThroughTime`), one without running statistics,
-    and one that would turn around a sign that a weight was given. Outputs are equal to rounding, so
-    that a spike may differ where a membrane is that near its threshold.
+    it becomes an ``nn.Identity``. Any other norm is left: one behind a pooling or a sum, one per
+    step (:class:`~tracetorch.snn.BatchNormThroughTime`), one without running statistics, one that
+    would turn around a sign that a weight was given, and one where ``forward`` itself computes with
+    its parameters, or with those of the layer before it. Outputs are equal to rounding, so that a
+    spike may differ where a membrane is that near its threshold.
 
     ``tt.quantize`` and ``tt.nir`` fold by themselves; what ``tt.export`` writes computes a norm by
     itself, or nothing if it was folded before.
@@ -66,26 +67,33 @@ def fold_norms(model: nn.Module, x: Any, *, steps: int | None = None) -> nn.Modu
     check_has_values(model)
     check_plain_weights(model)
     step = next(parse_inputs(x, steps, 0, True).first(1).each_step())
-    folded = copy.deepcopy(model).eval()
+    folded = copy.deepcopy(model)
     modules = dict(named_modules(folded))
+    for module in modules.values():  # those in a list too
+        module.eval()
     if not any(isinstance(module, BatchNormBase) for module in modules.values()):
         raise ValueError(f"{type(model).__name__} has no batch norm: there is nothing to fold.")
     args = step if isinstance(step, tuple) else () if isinstance(step, dict) else (step,)
     graph = read_model(folded, *args, **(step if isinstance(step, dict) else {}))
     calls = Counter(id(node.module) for node in graph.nodes if node.module is not None)
+    returned = pytree.tree_leaves(graph.output)
     shared = Counter(id(p) for m in modules.values() for p in m.parameters(recurse=False))
     for node in graph.nodes:
-        if type(node.module) not in _NORMS or calls[id(node.module)] > 1:
+        norm = node.module
+        if norm is None or type(norm) not in _NORMS or calls[id(norm)] > 1:
             continue
         (before,) = node.inputs
         product = _product(before)
-        alone = graph.users[before] == [node] and graph.output is not before
+        alone = graph.users[before] == [node] and before not in returned
         if product is None or not alone or calls[id(before.module)] > 1:
             continue
-        if any(shared[id(p)] > 1 for p in product.parameters()) or fold_into(product, node.module):
+        # forward itself reads what would change
+        if graph.read.intersection(map(id, [*product.parameters(), *norm.parameters()])):
             continue
-        owner, _, name = node.path.rpartition(".")
-        setattr(folded.get_submodule(owner), name, nn.Identity())
+        if any(shared[id(p)] > 1 for p in product.parameters()) or fold_into(product, norm):
+            continue
+        # in every place that holds it: a list, an attribute, another name
+        norm.__class__, norm.__dict__ = nn.Identity, vars(nn.Identity())
     return folded
 
 

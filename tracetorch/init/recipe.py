@@ -57,7 +57,7 @@ def recipe(
     target is measured to where a neuron fires: of a voltage that runs away to its peak, as that of
     ``EIF``, that is far below its threshold. Delays learn at ten times the rate, ``"delays"``. What
     was done is printed, a line for each neuron layer: its half-lives, the weight before it with the
-    factor that calibration found, and the highest rate at which that weight learns.
+    factor that calibration found, and the highest rate at which that weight learns, if it does.
 
     A batch norm before neurons whose response to a pulse does not end, ``TCLIF`` or ``IF``, keeps
     its weight. A second call changes nothing that the first did: half-lives that are spread are no
@@ -123,8 +123,13 @@ def recipe(
             scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps)
     print(f"recipe: AdamW, one cycle of {total_steps:,} steps up to {rate:g}, {reason}")
     factors = {path: size / before[path] for path, size in _sizes(trial).items()}
-    named = {group["name"]: rate for group, rate in zip(groups, rates, strict=True)}
-    print(*_lines(trial, spread, factors, named), sep="\n")
+    learn = {
+        id(parameter): f"at {group['max_lr']:.3g}"
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if parameter.requires_grad
+    }
+    print(*_lines(trial, spread, factors, learn), sep="\n")
     if calibrated:
         warn_of_scales(trial, reached, inputs.steps)
     return optimizer, scheduler
@@ -164,9 +169,12 @@ def _rate(trial: Trial, spread: list[Spread]) -> tuple[float, str]:
 
 
 def _lines(
-    trial: Trial, spread: list[Spread], factors: dict[str, float], rates: dict[str, float]
+    trial: Trial, spread: list[Spread], factors: dict[str, float], rates: dict[int, str]
 ) -> list[str]:
-    """Return a line for each neuron layer, in columns: what was done to it."""
+    """Return a line for each neuron layer, in columns: what was done to it.
+
+    ``rates`` says at which rate a parameter learns, by its identity.
+    """
     sources = {stage.path: stage for stage in trial.calls.stages}
     left = {stage.path: stage.source_path for stage in trial.left}
     rows = []
@@ -176,9 +184,12 @@ def _lines(
         row = [path, type(neuron).__name__, ", ".join(part for part in parts if part)]
         if path in sources:
             weight = join_path(sources[path].source_path, "weight")
-            found = [rate for name, rate in rates.items() if name.startswith(f"{weight} x ")]
-            rate = f", at {found[0]:.3g}" if found else ""
-            row.append(f"{weight} x {factors[path]:.3g}{rate}")
+            source = sources[path].source
+            row.append(
+                f"{weight} x {factors[path]:.3g}, {rates.get(id(weight_of(source)), 'frozen')}"
+            )
+            if isinstance(source, BatchNormBase) and not source.training:
+                row[-1] += ", in eval(): by its running statistics"
         elif path in left:
             row.append(f"{left[path]}.weight as it is: the neurons do not forget")
         else:

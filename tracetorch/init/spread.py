@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from tracetorch.core.checks import check_count, check_has_values, check_module, check_unsharded
 from tracetorch.core.snapshot import restored_on_error
 from tracetorch.core.walk import named_modules
-from tracetorch.functional import decay_to_halflife, halflife_to_decay
+from tracetorch.functional import halflife_to_decay
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.parameters import is_decay
 from tracetorch.snn.spike_functions import spike_functions
@@ -44,9 +45,9 @@ def spread_(
     spread where its decay of the membrane, the parameter ``beta``, is in all neurons what the
     constructor starts from by itself. So a second call changes nothing, and neither what was given
     or assigned, nor what has learned, does. Left as they are as well: readouts and other layers
-    that do not spike, one decay for a whole layer (``beta_rank=0``), one neuron, a neuron without
-    ``beta``, and one whose class cannot be built from ``num_neurons`` alone, so that its start is
-    not known. What is fixed, with ``learn_beta=False``, is spread too.
+    that do not spike, one decay for a whole layer (``beta_rank=0``), one that PyTorch parametrizes,
+    one neuron, a neuron without ``beta``, and one whose class cannot be built from ``num_neurons``
+    alone, so that its start is not known. What is fixed, with ``learn_beta=False``, is spread too.
 
     Args:
         model: any module; neuron layers hidden in lists and plain objects are found too.
@@ -126,7 +127,8 @@ def describe_halflives(neuron: Neuron) -> str:
     constraint = neuron.constraints.get(_MEMBRANE)
     if constraint is None or not is_decay(constraint):
         return ""
-    values = decay_to_halflife(getattr(neuron, _MEMBRANE).detach().double())
+    # that of a decay of 1, to which a narrow dtype may have rounded, is infinite
+    values = getattr(neuron, _MEMBRANE).detach().double().log2().reciprocal().abs()
     low, high = (f"{float(each):.3g}" for each in (values.min(), values.max()))
     if low != high:
         return f"{low} to {high} steps"
@@ -144,6 +146,8 @@ def _reason_against(neuron: Neuron, steps: int) -> str:
         return f"left: one for the layer; {_MEMBRANE}_rank=1 gives each neuron its own"
     if neuron.num_neurons == 1:
         return "left: one neuron"
+    if is_parametrized(neuron, f"raw_{_MEMBRANE}"):
+        return "left: parametrized"
     start = _start(neuron)
     if start is None:
         return "left: not known whether it was given"

@@ -103,6 +103,7 @@ class ModelGraph:
 
     nodes: tuple[Node, ...]  # inputs first, then calls in their order
     output: Any  # what the model returned, each tensor in it as its node
+    read: frozenset[int]  # identities of parameters that forward computes with by itself
 
     @property
     def inputs(self) -> list[Node]:
@@ -202,7 +203,7 @@ def read_model(
             "the model must return a tensor that it has computed of its input, or a tuple or dict "
             "of such tensors."
         )
-    return ModelGraph(tuple(watch.nodes), output)
+    return ModelGraph(tuple(watch.nodes), output, frozenset(watch.read))
 
 
 def _names(arguments: dict[str, Any]) -> list[str]:
@@ -255,6 +256,7 @@ class _Watch(TorchFunctionMode):
         self.modules, self.is_leaf, self.strict = modules, is_leaf, strict
         self.thread = threading.get_ident()
         self.nodes: list[Node] = []
+        self.read: set[int] = set()
         self.names: set[str] = {path for path, each in modules.items() if is_leaf(each)}
         # by identity the tensor, kept so that no other takes its place, its version and its node
         self.values: dict[int, tuple[Tensor, int, Node]] = {}
@@ -312,6 +314,8 @@ class _Watch(TorchFunctionMode):
         place = f"{name}() in the {whose}"
         given = pytree.tree_leaves((args, kwargs))
         known = [each for each in given if id(each) in self.values]
+        if not known and name not in _OF_THE_SHAPE:
+            self.read |= {id(each) for each in given if isinstance(each, nn.Parameter)}
         if not known or name in _OF_THE_SHAPE:
             return func(*args, **kwargs)
         args_with_nodes, kwargs_with_nodes = self.with_nodes((args, kwargs), place)

@@ -108,7 +108,9 @@ class PlasticTrial:
     @torch.no_grad()
     def step(self, x: Any, signals: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor | None]]:
         """Run a step and the rules; the weights have moved then."""
-        y, seen = _watched(self.model, x, [*self.rules, *self.neurons.values()])
+        # several connections may drive one layer
+        paths = dict.fromkeys([*self.rules, *self.neurons.values()])
+        y, seen = _watched(self.model, x, [*paths])
         for path, rule in self.rules.items():
             reward = signals.get("reward") if rule.tau_eligibility is not None else None
             rule(seen[path][0], seen[self.neurons[path]][1], reward)
