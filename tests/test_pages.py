@@ -13,7 +13,7 @@ OWN_ADDRESS = re.compile(
     r"raw\.githubusercontent\.com/Yegor-men/tracetorch)/main/([^\s)#\"'>]+)"
 )
 # Made by commands of the pages, not of this repository.
-OTHERS = frozenset({"build/docs", "runs/demo", "benchmarks/results/cuda"})
+OTHERS = frozenset({"build/docs", "runs/demo", "runs/fly", "benchmarks/results/cuda"})
 
 
 def missing_paths(text: str) -> list[str]:

@@ -251,6 +251,7 @@ NO_STEP: dict[str, Callable[[], Any]] = {
 NO_NEURON: dict[str, Callable[[], Any]] = {
     "SEWBlock": lambda: snn.SEWBlock(torch.nn.Sequential(torch.nn.Linear(2, 2), snn.LIF(2))),
     "TTModule": snn.TTModule,
+    "Populations": lambda: snn.Populations(e=snn.LIF(2), i=snn.LIF(2)),
     "Linear": lambda: torch.nn.Linear(2, 2),
 }
 

@@ -41,6 +41,7 @@ MAKERS: dict[str, Callable[[], nn.Module]] = {
     "SparseLinear": partial(snn.SparseLinear, N, N, EDGES, signs=EDGES[0].new_ones(N)),
     "SparseLinear, delayed": partial(snn.SparseLinear, N, N, EDGES, delay=EDGES[1], group=EDGES[0]),
     "SparseLinear, made there": lambda: snn.SparseLinear(N, N, torch.ones(2, 3).long(), delay=2),
+    "Populations": lambda: snn.Populations(e=snn.LIF(2), i=snn.SLIF(N - 2)),
     "LockedDropout": partial(snn.LockedDropout, N),
     "Noise": partial(snn.Noise, N, seed=3),
     "Noise, uniform": partial(snn.Noise, N, seed=2**40, distribution="uniform"),

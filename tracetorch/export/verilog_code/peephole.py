@@ -57,6 +57,17 @@ def _add_negative(w: Wires, args: Args, _: int) -> Wire | None:
     return None
 
 
+def _add_carry(w: Wires, args: Args, _: int) -> Wire | None:
+    # (v >> k) + bit k - 1 of v rounds to the nearest: (v + 2^(k - 1)) >> k, of one product v
+    for a, b in (args, args[::-1]):
+        if a.op == "shr" and b.op == "low" and b.k == 1:
+            (bit,) = b.args
+            inner, place = (bit.args[0], bit.k) if bit.op == "shr" else (bit, 0)
+            if a.args[0] is inner and place == a.k - 1:
+                return w.make("shr", w.make("add", inner, 1 << place), k=a.k)
+    return None
+
+
 def _add_product(w: Wires, args: Args, _: int) -> Wire | None:
     """Join the two parts of ``tt.integers.multiply``, that one multiplier may do both."""
     for whole, rest in (args, args[::-1]):
@@ -480,7 +491,7 @@ def _xor(w: Wires, args: Args, _: int) -> Wire | None:
 
 
 RULES: dict[str, Sequence[Rule]] = {
-    "add": (_add_constants, _add_negative, _add_product),
+    "add": (_add_constants, _add_negative, _add_carry, _add_product),
     "sub": (_subtract_simple, _subtract_high, _subtract_cut),
     "mul": (_multiply_constants, _multiply_truth, _multiply_sign, _multiply_choice),
     "shl": (_shift_left,),
@@ -499,6 +510,8 @@ RULES: dict[str, Sequence[Rule]] = {
 # For the last pass, behind which nobody looks for a shift any more.
 LAST_RULES = {
     **RULES,
+    # what joins these two again is left out
+    "add": tuple(rule for rule in RULES["add"] if rule is not _add_carry),
     "shr": (_shift_right, _shift_right_barrel),
     "cut": (_cut_simple, _cut_barrel),
 }
