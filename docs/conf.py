@@ -62,8 +62,8 @@ nitpick_ignore_regex = [
         r"(collections|contextlib|matplotlib|nir|numpy|os|pathlib|torch)\..*",
     ),
     ("py:class", r"Tensor|torchmetrics.*"),
-    ("py:class", r"tracetorch(\.\w+){2,}\.(Call|Edge\w*|Event(Dataset|Source)|InlinePage|Lay(er|out))"),
-    ("py:class", r"tracetorch(\.\w+){2,}\.(Places|Plan|Real|Restarts|Span|Stateful|Unset)"),
+    ("py:class", r"tracetorch(\.\w+){2,}\.(Call|Edge\w*|Event(Dataset|Source)|InlinePage|Layer)"),
+    ("py:class", r"tracetorch(\.\w+){2,}\.(Layout|Places|Plan|Real|Restarts|Span|Stateful|Unset)"),
     ("py:class", r"tracetorch\.cell\.(Cell|Constraint|StateKind|StepLayer)"),
     ("py:class", r"tracetorch\.fuse\.ir\.graph\.Line"),
 ]
