@@ -57,6 +57,15 @@ tools: .venv-tools/.done
 	.venv-tools/bin/python $(PIP) 'hypothesis>=6.100' 'pytest>=8.3' -e '.[test-tools]'
 	@touch $@
 
+# brian2: a network of the fly's kind beside Brian2, spike for spike, in an environment of its own.
+brian2: .venv-brian2/.done
+	.venv-brian2/bin/python -m pytest tests/examples/test_fly.py tests/benchmarks/test_scripts.py -k brian2
+
+.venv-brian2/.done: pyproject.toml
+	$(PYTHON) -m venv .venv-brian2
+	.venv-brian2/bin/python $(PIP) 'hypothesis>=6.100' 'pytest>=8.3' -e '.[plot,test-brian2]'
+	@touch $@
+
 # docs: build the pages into build/docs, with every code block executed; a warning fails the build.
 # Then look at each in Chromium, or report that there is none: links, pictures, width, light, dark.
 docs: $(VENV)/.docs
@@ -152,14 +161,12 @@ SAME := .venv-peers/torch.txt
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks $(ARGS)
 
-bench-peers: $(VENV)/.bench
+bench-peers: $(VENV)/.bench .venv-brian2/.done
 	$(PYTHON) -m venv .venv-peers
 	$(BIN)/python -c 'import torch; print("torch==" + torch.__version__.split("+")[0])' > $(SAME)
 	.venv-peers/bin/python $(PIP) -c $(SAME) torch $(PEERS)
 	$(PYTHON) -m venv .venv-spyx
 	.venv-spyx/bin/python $(PIP) 'spyx>=1.0,<2'
-	$(PYTHON) -m venv .venv-brian2
-	.venv-brian2/bin/python $(PIP) 'brian2>=2.9,<3' 'numpy<2.4'
 	$(PYTHON) -m venv .venv-0.9.2
 	.venv-0.9.2/bin/python $(PIP) -c $(SAME) torch numpy matplotlib
 	.venv-0.9.2/bin/python $(PIP) --no-deps 'tracetorch==0.9.2' || rm -rf .venv-0.9.2

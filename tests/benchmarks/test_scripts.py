@@ -97,7 +97,7 @@ def test_loops_along_edges_are_measured(
 @pytest.mark.skipif(not shutil.which("g++"), reason="a compiler of C++ is not installed")
 def test_brian2_fires_as_many_spikes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     if find_spec("brian2") is None:
-        pytest.skip("Brian2 is not installed; the extra 'test-peers' brings it")
+        pytest.skip("Brian2 is not installed; make brian2 brings it")
     sparse_recurrent.main(["--quick", "--only", "fly", "--brian2", str(tmp_path / "none")])
     _, ours, *theirs, _ = capsys.readouterr().out.splitlines()
     (count,) = re.findall(r"[1-9][\d,]* spikes", ours)

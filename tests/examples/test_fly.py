@@ -92,7 +92,7 @@ def test_spikes_are_those_of_brian2() -> None:
     exactly; Brian2 does so in volts around -52 mV, from formulas that SymPy writes, so states agree
     to rounding and not in each bit.
     """
-    brian2 = pytest.importorskip("brian2", reason="of the extra test-peers")
+    brian2 = pytest.importorskip("brian2", reason="of the extra test-brian2")
     brian2.prefs.codegen.target = "numpy"
     graph, steps = fly.draw_graph(5000), 1000
     net = fly.network(graph).double()
