@@ -192,6 +192,7 @@ def test_forked_workers_of_a_data_loader_run_kernels() -> None:
 
 def test_thread_may_outlive_the_main_thread() -> None:
     program = """
+import os
 import threading
 from tracetorch.fuse.runtime.threads import _on_threads
 
@@ -199,7 +200,8 @@ main = threading.main_thread()
 
 def work():
     main.join()
-    _on_threads(lambda: print("done"), 2)  # only here: no thread is started any more
+    # only here, where no thread is started any more; a print may be cut between word and line end
+    _on_threads(lambda: os.write(1, b"done\\n"), 2)
 
 threading.Thread(target=work).start()
 """
