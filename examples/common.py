@@ -98,6 +98,12 @@ class Options(argparse.ArgumentParser):
             help="where models, figures and rows go (%(default)s)",
         )
 
+    def add_table(self) -> None:
+        """Add ``--table``, of a script that prints what it has recorded."""
+        self.add_argument(
+            "--table", action="store_true", help="print the table of the recorded rows, and end"
+        )
+
     def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
         """Parse the options; ``options.command`` is the command line itself."""
         words = list(sys.argv[1:] if arguments is None else arguments)

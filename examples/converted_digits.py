@@ -61,9 +61,7 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line: ``python -m examples.converted_digits --help``."""
     options = common.Options(f"examples.{TASK}", __doc__ or "", epochs=4, lr=4e-3)
-    options.add_argument(
-        "--table", action="store_true", help="print the table of the recorded rows, and end"
-    )
+    options.add_table()
     parsed = options.parse(arguments)
     if parsed.table:
         print(table(read(RESULTS)))

@@ -411,7 +411,7 @@ def parser() -> common.Options:
     add("--clip", type=rate, default=1.0, metavar="X", help="largest gradient (%(default)s)")
     add("--cut", type=rate, default=0.025, metavar="S", help="seconds of a gradient (%(default)s)")
     add("--trials", type=count, default=10, metavar="N", help="that measure what is learned")
-    add("--table", action="store_true", help="print the table of the recorded rows, and end")
+    options.add_table()
     options.set_defaults(learn_seconds=0.05, lengths=(0.01, 0.02, 0.04, 0.06, 0.08, 0.1))
     options.set_defaults(shares=(0.25, 0.5, 0.75, 1.0), repeats=2)
     return options

@@ -273,7 +273,7 @@ def parser() -> common.Options:
     add("--steps", type=count, default=32, metavar="N", help="for each value (%(default)s)")
     add("--linear", action="store_true", help="read the values alone, no spikes")
     add("--validation", action="store_true", help="measure later stretches, to choose settings")
-    add("--table", action="store_true", help="print the table of the recorded rows, and end")
+    options.add_table()
     return options
 
 

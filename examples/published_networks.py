@@ -48,9 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument(
         "--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NAME"
     )
-    options.add_argument(
-        "--table", action="store_true", help="print the table of the recorded rows, and end"
-    )
+    options.add_table()
     parsed = options.parse(arguments)
     if parsed.table:
         print(table(read(RESULTS)))

@@ -96,9 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line: ``python -m examples.recipe_parts --help``."""
     options = common.Options(f"examples.{NAME}", __doc__ or "", epochs=0, lr=0.0)
     options.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    options.add_argument(
-        "--table", action="store_true", help="print the table of the recorded rows, and end"
-    )
+    options.add_table()
     parsed = options.parse(arguments)
     if parsed.table:
         print(table(read(RESULTS)))

@@ -170,11 +170,18 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 def check(
-    model: Any, x: Tensor, *, live: bool = False, exact: bool = True, tolerance: float = 1e-10
+    model: Any,
+    x: Tensor,
+    *,
+    live: bool = False,
+    exact: bool = True,
+    tolerance: float = 1e-10,
+    steps: Any = by_step,
+    loop: Any = tt.unroll,
 ) -> None:
     """Assert that the loop computes what steps compute: values, and gradients by name."""
-    values, grads = results(model, x, by_step, live)
-    fast, fast_grads = results(model, x, tt.unroll, live)
+    values, grads = results(model, x, steps, live)
+    fast, fast_grads = results(model, x, loop, live)
     assert fast.keys() == values.keys()
     for key, value in values.items():
         if exact:

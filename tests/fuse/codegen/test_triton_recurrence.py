@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests import cases
 from tests.fuse.codegen.test_triton_loops import DEVICE, INTERPRETED, interpret, on_gpu
-from tests.snn.test_recurrent import by_step, dyadic, made, results
+from tests.snn.test_recurrent import by_step, check, dyadic, made
 from tracetorch import fuse, snn
 from tracetorch.fuse.codegen.triton_recurrence import loop_arguments, recurrence_source
 from tracetorch.fuse.dispatch import backends, plans
@@ -67,19 +67,10 @@ def under(backend: str, run: Any) -> Any:
 
 def agree(model: Any, x: Tensor, *, live: bool = False, exact: bool = True) -> None:
     """Assert that the kernel computes what steps compute: values, and gradients by name."""
-    model, x = model.to(DEVICE), x.to(DEVICE)
-    values, grads = results(model, x, under("eager", by_step), live)
-    found, found_grads = results(model, x, under("triton", tt.unroll), live)
     tolerance = 1e-10 if x.dtype == F64 else 2e-5
-    assert found.keys() == values.keys()
-    for key, value in values.items():
-        if exact:
-            assert torch.equal(found[key], value), key
-        torch.testing.assert_close(found[key], value, rtol=tolerance, atol=tolerance)
-    assert found_grads.keys() == grads.keys()
-    for key, grad in grads.items():
-        error, scale = float((found_grads[key] - grad).abs().max()), float(grad.abs().max())
-        assert error <= tolerance * (scale + 1e-3), f"{key}: {error} of {scale}"
+    steps, loop = under("eager", by_step), under("triton", tt.unroll)
+    model, x = model.to(DEVICE), x.to(DEVICE)
+    check(model, x, live=live, exact=exact, tolerance=tolerance, steps=steps, loop=loop)
 
 
 class TestAgainstSteps:

@@ -8,7 +8,8 @@ avoids it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -195,20 +196,38 @@ torch.library.register_autograd("tracetorch::backward", no_second_gradient, lib=
 _NO_SECOND = "compiled steps have no second derivative, which create_graph=True needs"
 
 
-def _is_believed(plan: Plan, layout: Layout, given: Operands, *, backward: bool) -> bool:
-    """Whether a kernel is to run; tried the first time that it runs on the device."""
-    backend, device = backend_named(plan.backend), given.inputs[0].device
+def is_believed(
+    plan: Plan, device: torch.device, kernel: Hashable, failure: Callable[[], str | None]
+) -> bool:
+    """Whether a kernel of a plan is to run; tried the first time that it runs on the device.
+
+    Args:
+        plan: the plan.
+        device: where it runs.
+        kernel: which of them.
+        failure: tries it; returns how it fails, or ``None``.
+    """
     if device in plan.program.refused:
         return False
-    if (backward, device) in plan.tried or not layout.lanes or first_run.is_capturing(device):
+    key = kernel, device
+    if key in plan.tried or first_run.is_capturing(device):
         return True
-    reason = first_run.failure_of(backend, plan, given, backward=backward)
+    reason = failure()
     if reason is None:
-        plan.tried.add((backward, device))
+        plan.tried.add(key)
         return True
     plan.program.refused[device] = reason
     report_fallback(plan.program.layer, plan.backend, reason)
     return False
+
+
+def _is_believed(plan: Plan, layout: Layout, given: Operands, *, backward: bool) -> bool:
+    """Whether a kernel is to run; one that has nothing to do cannot be tried."""
+    backend, device = backend_named(plan.backend), given.inputs[0].device
+    if not layout.lanes and device not in plan.program.refused:
+        return True
+    fail = partial(first_run.failure_of, backend, plan, given, backward=backward)
+    return is_believed(plan, device, backward, fail)
 
 
 def _run_forward(plan: Plan, layout: Layout, given: Operands) -> list[Tensor]:

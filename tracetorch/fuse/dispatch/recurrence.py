@@ -15,6 +15,7 @@ skipped ``0 * inf`` would hide the NaN): then the modules are called step by ste
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,16 +24,17 @@ from torch import Tensor
 from tracetorch.cell import Cell
 from tracetorch.core.double_backward import saved_tensors
 from tracetorch.core.torch_private import global_modes_off, observed_by
-from tracetorch.fuse.dispatch.backends import backend_named, log_fallback, report_fallback
+from tracetorch.fuse.dispatch.backends import backend_named, log_fallback
 from tracetorch.fuse.dispatch.operators import (
     incoming_gradients,
+    is_believed,
     no_memory,
     no_second_gradient,
 )
 from tracetorch.fuse.dispatch.plans import recurrent_plan_for
 from tracetorch.fuse.dispatch.recurrence_trial import Tensors, failure_of, gradients
 from tracetorch.fuse.ir.plan import RecurrentPlan
-from tracetorch.fuse.runtime import first_run, recurrence
+from tracetorch.fuse.runtime import recurrence
 from tracetorch.fuse.runtime.recurrence import Gradients, Loop
 
 
@@ -105,19 +107,10 @@ def _is_believed(
 
     ``grads`` are those of the results, in a backward pass.
     """
-    device, kind = given.x.device, _loop_of(plan)
-    if device in plan.program.refused:
-        return False
-    key = grads is not None, kind(plan).variant(given.x, len(given.first)), device
-    if key in plan.tried or first_run.is_capturing(device):
-        return True
-    reason = failure_of(plan, kind, given, grads)
-    if reason is None:
-        plan.tried.add(key)
-        return True
-    plan.program.refused[device] = reason
-    report_fallback(plan.program.layer, plan.backend, reason)
-    return False
+    kind = _loop_of(plan)
+    kernel = grads is not None, kind(plan).variant(given.x, len(given.first))
+    fail = partial(failure_of, plan, kind, given, grads)
+    return is_believed(plan, given.x.device, kernel, fail)
 
 
 def _gradients(

@@ -144,18 +144,9 @@ def gradients(
         rest = leaves[3 : 3 + count], leaves[3 + count :]
         x, first, weight = leaves[:3]
         results = _steps(plan, Tensors(x, first, weight, None, *rest), is_sum=True)
-        pairs = [
-            (end, grad)
-            for end, grad in zip(results, grads, strict=True)
-            if grad is not None and end.requires_grad
-        ]
-        needed = [each for each in leaves if each.requires_grad]
-        found: Sequence[Tensor | None] = [None] * len(needed)
-        if pairs:
-            ends, back = zip(*pairs, strict=True)
-            found = torch.autograd.grad(ends, needed, back, allow_unused=True)
-    by_leaf = {id(leaf): grad for leaf, grad in zip(needed, found, strict=True)}
-    every = [torch.zeros_like(x) if (g := by_leaf.get(id(x))) is None else g for x in leaves]
+        found = eager.pull_back(results, grads, leaves)
+    pairs = zip(leaves, found, strict=True)
+    every = [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in pairs]
     d_params = dict(zip(program.params, every[3 + count :], strict=True))
     d_x, d_first, d_weight = every[:3]
     return recurrence.Gradients(

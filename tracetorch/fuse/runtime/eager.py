@@ -93,14 +93,32 @@ def gradients(
         tensors = [each.view_as(each) for group in given for each in group]
         parts = iter(tensors)
         again = Operands(*[[next(parts) for _ in group] for group in given])
-        ends = zip(run_plan(plan, again), grads, strict=True)
-        pairs = [(end, grad) for end, grad in ends if grad is not None and end.requires_grad]
-        wanted = [tensor for tensor in tensors if tensor.requires_grad]
-        found: Sequence[Tensor | None] = [None] * len(wanted)
-        if pairs and wanted:
-            results, cotangents = zip(*pairs, strict=True)
-            found = torch.autograd.grad(
-                results, wanted, cotangents, create_graph=create_graph, allow_unused=True
-            )
+        return pull_back(run_plan(plan, again), grads, tensors, create_graph=create_graph)
+
+
+def pull_back(
+    results: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    leaves: Sequence[Tensor],
+    *,
+    create_graph: bool = False,
+) -> list[Tensor | None]:
+    """Return the gradients of leaves, ``None`` for one that requires none, or that none reaches.
+
+    Args:
+        results: of a graph.
+        grads: theirs; ``None`` for one that is absent.
+        leaves: of the graph.
+        create_graph: whether the gradients are part of a graph of their own.
+    """
+    given = zip(results, grads, strict=True)
+    pairs = [(end, grad) for end, grad in given if grad is not None and end.requires_grad]
+    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+    found: Sequence[Tensor | None] = [None] * len(wanted)
+    if pairs and wanted:
+        ends, cotangents = zip(*pairs, strict=True)
+        found = torch.autograd.grad(
+            ends, wanted, cotangents, create_graph=create_graph, allow_unused=True
+        )
     each = iter(found)
-    return [next(each) if tensor.requires_grad else None for tensor in tensors]
+    return [next(each) if leaf.requires_grad else None for leaf in leaves]
