@@ -17,6 +17,10 @@ from tests.browser import Visits, launched
 # processes that tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+# A make that a test starts prints what it would by itself, also where make started the tests.
+for _name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+    os.environ.pop(_name, None)
+
 # A busy machine is no fault: no test fails for the time that one of its examples takes.
 settings.register_profile("all", deadline=None)
 settings.register_profile("fast", deadline=None, max_examples=33)
