@@ -14,6 +14,7 @@ from benchmarks import (
     quantised_accuracy,
     sparse_linear,
     sparse_recurrent,
+    training_step,
 )
 
 
@@ -63,6 +64,16 @@ def test_sparse_layers_are_measured(capsys: pytest.CaptureFixture[str], tmp_path
     assert found.count("weights' gradient") == 4
     assert "bytes an edge" in found
     assert (tmp_path / "growth.png").stat().st_size > 1000
+
+
+def test_training_steps_are_measured_beside_a_gru(capsys, monkeypatch):
+    monkeypatch.setattr(training_step, "SIZES", {"tiny": training_step.Size(4, 3, 5, 6, 2)})
+    training_step.main(["--rounds", "2"])
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("| tiny")]
+    *ratios, gru = [float(ms.split()[0]) for ms in line.split("|")[3:6]]
+    assert all(ms > 0 for ms in (*ratios, gru))
+    shown = [float(x) for x in re.findall(r"\(([0-9.]+)x\)", line)]
+    assert shown == pytest.approx([ms / gru for ms in ratios], abs=0.1)
 
 
 def test_a_line_is_printed_for_each_segment(capsys, monkeypatch):

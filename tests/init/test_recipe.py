@@ -338,7 +338,7 @@ def test_it_is_the_lines_that_it_stands_for() -> None:
     spread_(by_hand, T)
     calibrate_(by_hand, x, target=1.0)
     groups = tt.param_groups(by_hand, weight_decay=0.01, lr=0.02, relative=True)
-    wanted = torch.optim.AdamW(groups)
+    wanted = torch.optim.AdamW(groups, fused=True)
     rates = [group["lr"] for group in groups]
     cycle = torch.optim.lr_scheduler.OneCycleLR(wanted, rates, 20)
     after = values(by_hand)

@@ -50,7 +50,7 @@ def recipe(
         tt.init.spread_(model, T)            # half-lives that were left at their default
         tt.init.calibrate_(model, batch, target=1.0, mask=mask, steps=steps)
         groups = tt.param_groups(model, weight_decay=0.01, lr=lr, relative=True)
-        optimizer = torch.optim.AdamW(groups)
+        optimizer = torch.optim.AdamW(groups, fused=True)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates_of_groups, total_steps)
 
     ``T`` is the number of steps of the batch, of the longest sequence where there is a mask. The
@@ -118,7 +118,7 @@ def recipe(
                 reached = scale_all(trial)
             rate, reason = _rate(trial, spread) if lr is None else (lr, "as given")
             groups = _quick_delays(model, param_groups(model, _DECAY, lr=rate, relative=True))
-            optimizer = torch.optim.AdamW(groups)
+            optimizer = torch.optim.AdamW(groups, fused=True)
             rates = [group["lr"] for group in groups]
             scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps)
     print(f"recipe: AdamW, one cycle of {total_steps:,} steps up to {rate:g}, {reason}")
