@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeAlias
 
 from torch import Tensor, nn
 
@@ -15,7 +14,6 @@ from tracetorch.plot.playground_data import Sources
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.sequence_layer import SequenceLayer
 
-Samples: TypeAlias = tuple[Tensor, Tensor]
 TEMPLATES = Path(__file__).parent
 _SHARED = ("controls.css", "controls.js", "stimuli.js", "drawing.js", "playhead.js")
 _PARTS = {  # beside those that both pages share
@@ -33,8 +31,8 @@ def save_playground(
     *,
     title: str | None = None,
     neuron: int = 0,
-    data: Samples | Mapping[str, Samples] | None = None,
-    held_out: Samples | Mapping[str, Samples] | None = None,
+    data: tuple[Tensor, Tensor] | Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    held_out: tuple[Tensor, Tensor] | Mapping[str, tuple[Tensor, Tensor]] | None = None,
 ) -> None:
     """Write a neuron, or a small network, as one self-contained HTML page: no server, no network.
 
@@ -131,14 +129,11 @@ def _neurons(layers: object, neuron: int, sources: Sources) -> dict[str, object]
     return {"neurons": described, "tries": playground_data.described_tries(checked, units)}
 
 
-def _networks(layers: object) -> dict[str, nn.Sequential]:
+def _networks(layers: object) -> Mapping[str, nn.Sequential]:
     """Return networks by their names on the page; none where there are other layers."""
     named = layers if isinstance(layers, Mapping) else {"network": layers}
-    return {
-        name: each
-        for name, each in named.items()
-        if isinstance(name, str) and all(isinstance(one, nn.Sequential) for one in named.values())
-    }
+    found = all(isinstance(n, str) and isinstance(each, nn.Sequential) for n, each in named.items())
+    return named if found else {}
 
 
 def _network(
@@ -155,25 +150,21 @@ def _network(
         )
     if data is None and held_out is not None:
         raise ValueError("save_playground: held_out is measured beside data, got none. Give both.")
+    trains = data is not None
     described = [
-        {
-            "name": name,
-            "layers": network_data.describe_network(model, sources, trains=data is not None),
-        }
+        {"name": name, "layers": network_data.describe_network(model, sources, trains=trains)}
         for name, model in networks.items()
     ]
-    ends = {
-        each["name"]: (each["layers"][0]["inputs"], each["layers"][-1]["size"])
-        for each in described
-    }
-    first = next(iter(ends))
-    for name, each in ends.items():
-        if each != ends[first]:
+    first, *others = [
+        (e["name"], e["layers"][0]["inputs"], e["layers"][-1]["size"]) for e in described
+    ]
+    for name, *ends in others:
+        if ends != list(first[1:]):
             raise ValueError(
-                f"save_playground: network {name!r} has {each[0]} inputs and {each[1]} outputs, and "
-                f"{first!r} has {ends[first][0]} and {ends[first][1]}. Networks of a page take the "
-                "same data."
+                f"save_playground: network {name!r} has {ends[0]} inputs and {ends[1]} outputs, "
+                f"and {first[0]!r} {first[1]} and {first[2]}. Networks of one page take the same "
+                "data."
             )
-    sets = [] if data is None else network_data.describe_data(data, held_out, *ends[first])
-    tries = network_data.described_tries(networks, network_data.named_data(data) if sets else {})
+    sets = network_data.describe_data(data, held_out, *first[1:]) if trains else []
+    tries = network_data.described_tries(networks, network_data.named_data(data) if trains else {})
     return {"networks": described, "sets": sets, "tries": tries}

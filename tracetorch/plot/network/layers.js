@@ -114,7 +114,7 @@ const stepShown = () => hover?.step ?? head;
 function read(row, values) {
   const count = () => values.reduce((sum, each) => sum + each.reduce((all, value) => all + (value !== 0), 0), 0);
   const at = stepShown();
-  const hint = row.kind === "gradient" ? `${row.lines ? "" : "orange, "}below 0: more input here lowers the loss` : row.lines ? "" : SIGNS;
+  const hint = row.kind === "gradient" ? `${row.lines ? "below 0" : "orange"}: more input lowers the loss` : row.lines ? "" : SIGNS;
   if (hover?.row === row && !row.lines) row.out.textContent = `neuron ${hover.unit}, step ${hover.step}: ${brief(values[hover.unit][hover.step])}`;
   else if (at !== null && at < run.steps && row.lines) row.out.textContent = `step ${at}: ${values.map((each) => brief(each[at])).join(", ")}`;
   else if (at !== null && at < run.steps && row.kind === "spikes") row.out.textContent = `step ${at}: ${plural(values.filter((each) => each[at] !== 0).length, "spike")}`;

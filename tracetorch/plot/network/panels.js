@@ -6,9 +6,10 @@ const NEAR = 2; // thresholds on either side of the bump
 
 let area = null, map = null; // `map`: of each cell the class and how sure
 const plane = () => sets.length > 0 && features === 2 && set().form !== "sequences";
-function boundsOf({ form, numbers, steps }) {
+function boundsOf({ form, numbers, steps, held }) {
   if (form === "times") return [-0.5, steps - 0.5];
-  const most = Math.max(...numbers.map(Math.abs)) * 1.15 || 1;
+  const all = held?.form === form ? [...numbers, ...held.numbers] : numbers;
+  const most = all.reduce((found, each) => Math.max(found, Math.abs(each)), 0) * 1.15 || 1;
   return [-most, most];
 }
 const centre = (k) => area[0] + (k + 0.5) / CELLS * (area[1] - area[0]);

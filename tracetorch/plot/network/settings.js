@@ -10,7 +10,7 @@ const LIMITS = {
   width: [1, 64], depth: [1, 4], weights: [0, 2 ** 32 - 1], updates: [0, 20000],
   sample: [0, Infinity], period: [2, FREE_STEPS], pulse: [1, FREE_STEPS], seed: [0, 2 ** 32 - 1],
 };
-const HALFLIVES = [0.1, 1000], RATES = [1e-4, 0.3];
+const HALFLIVES = [0.1, 1000], RATES = [1e-4, 1];
 
 // `width`, `depth` and `halflives` are null, or absent, where they are those of the network as given
 const newSettings = () => ({
