@@ -10,7 +10,7 @@ are alike, the page makes more of them, or wider ones, of the same loops.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -168,18 +168,13 @@ def _spikes(
     return {"distances": given, "bump": bump}
 
 
-def described_tries(networks: Mapping[str, nn.Sequential], sets: Mapping[str, Any]) -> list[Any]:
-    """Return what there is to try as links, of the networks and data that the page has."""
+def network_tries(networks: Collection[str], sets: Collection[str]) -> list[Any]:
+    """Return what there is to try as links, of networks and data by their names."""
     return [
         {"name": name, "text": text, "fragment": urlencode(settings)}
         for name, text, settings in TRIES
         if settings["net"] in networks and settings["data"] in sets
     ]
-
-
-def named_data(data: object) -> Mapping[Any, Any]:
-    """Return data sets by their names: one has that of its argument."""
-    return data if isinstance(data, Mapping) else {"data": data}
 
 
 def describe_data(
@@ -189,8 +184,11 @@ def describe_data(
 
     What is held out has the same names.
     """
-    named = named_data(data)
-    others = {} if held_out is None else named_data(held_out)
+    named, others = (
+        each if isinstance(each, Mapping) else {"data": each} for each in (data, held_out)
+    )
+    if held_out is None:
+        others = {}
     unknown = [name for name in others if name not in named]
     if unknown:
         raise ValueError(

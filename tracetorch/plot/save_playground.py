@@ -8,9 +8,9 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_integer
-from tracetorch.plot import network_data, playground_data
 from tracetorch.plot.html_page import json_element, write_page
-from tracetorch.plot.playground_data import Sources
+from tracetorch.plot.network_data import describe_data, describe_network, network_tries
+from tracetorch.plot.playground_data import Sources, describe_neuron, described_tries
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.sequence_layer import SequenceLayer
 
@@ -121,12 +121,9 @@ def _neurons(layers: object, neuron: int, sources: Sources) -> dict[str, object]
                 f"equations that the page runs.{hint}"
             )
         checked[name] = layer
-    described = [
-        playground_data.describe_neuron(name, layer, neuron, sources)
-        for name, layer in checked.items()
-    ]
+    described = [describe_neuron(name, layer, neuron, sources) for name, layer in checked.items()]
     units = {each["label"]: each["unit"] for each in described}
-    return {"neurons": described, "tries": playground_data.described_tries(checked, units)}
+    return {"neurons": described, "tries": described_tries(checked, units)}
 
 
 def _networks(layers: object) -> Mapping[str, nn.Sequential]:
@@ -152,7 +149,7 @@ def _network(
         raise ValueError("save_playground: held_out is measured beside data, got none. Give both.")
     trains = data is not None
     described = [
-        {"name": name, "layers": network_data.describe_network(model, sources, trains=trains)}
+        {"name": name, "layers": describe_network(model, sources, trains=trains)}
         for name, model in networks.items()
     ]
     first, *others = [
@@ -165,6 +162,6 @@ def _network(
                 f"and {first[0]!r} {first[1]} and {first[2]}. Networks of one page take the same "
                 "data."
             )
-    sets = network_data.describe_data(data, held_out, *first[1:]) if trains else []
-    tries = network_data.described_tries(networks, network_data.named_data(data) if trains else {})
+    sets = describe_data(data, held_out, *first[1:]) if trains else []
+    tries = network_tries(networks, [each["name"] for each in sets])
     return {"networks": described, "sets": sets, "tries": tries}
