@@ -9,7 +9,8 @@ const SIGNS = "teal above 0, orange below";
 let rows = [], hover = null;
 function buildRows() {
   const { layers } = network, back = ROWS[settings.rows] === "gradient" && settings.source === "sample";
-  rows = [{ name: "input", kind: "input", values: () => run.x, size: features, colourOf: inputColour }];
+  const events = settings.source === "sample" && set().form === "times";
+  rows = [{ name: "input", kind: events ? "spikes" : "input", values: () => run.x, size: features, colourOf: inputColour }];
   layers.forEach((layer, k) => {
     const { name, title, size } = layer, values = () => run.layers[k].output, speaks = k >= layers.length - 2 && size === classes;
     const colourOf = speaks ? classColour : (unit) => colour[`c${[4, 5, 6, 7][unit % 4]}`];
@@ -30,7 +31,7 @@ function buildRows() {
     row.canvas = make("canvas", { role: "img" });
     row.out = make("output");
     row.element = make("div", { class: "row", "data-row": k }, row.canvas, make("p", {}, make("b", {}, row.name), row.out));
-    row.element.style.flexGrow = row.kind === "input" ? 0.8 : 1;
+    row.element.style.flexGrow = k ? 1 : 0.8;
     row.canvas.addEventListener("pointermove", (event) => {
       const b = box(row), frame = row.canvas.getBoundingClientRect();
       hover = { row, step: clamp(Math.floor((event.clientX - frame.left - b.x) / b.w * run.steps), 0, run.steps - 1),

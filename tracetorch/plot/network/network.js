@@ -112,7 +112,7 @@ function buildTraining() {
   const choices = [];
   if (sets.length > 1) choices.push(line("data", sets.map((each) => each.name), () => settings.set, (place) => {
     Object.assign(settings, { set: place, sample: 0 });
-    restart();
+    changed();
   }));
   byId("sets").replaceChildren(...choices);
   const rate = knob("rate", "rate of Adam", { ...logarithmic(...RATES), get: () => settings.rate, set: (given) => { settings.rate = given; }, legal: isLegal.rate });
