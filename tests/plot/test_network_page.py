@@ -201,9 +201,8 @@ SIZES: dict[str, dict[str, Any]] = {
 
 def built(seen: dict[str, Any]) -> nn.Sequential:
     """Run the Python that the page prints, and give the model the weights of the page."""
-    lines = seen["python"].partition("optimizer")[0]
-    scope = {"nn": nn, "tt": tt}
-    exec(lines, scope)
+    scope: dict[str, Any] = {"nn": nn, "tt": tt}
+    exec(seen["python"].partition("optimizer")[0], scope)
     model: nn.Sequential = scope["model"].double()
     state = {n: torch.tensor(v, dtype=torch.float64) for n, v in seen["tensors"].items()}
     for name, each in model.state_dict().items():
@@ -218,11 +217,11 @@ def built(seen: dict[str, Any]) -> nn.Sequential:
 @pytest.mark.parametrize("settings", SIZES.values(), ids=SIZES)
 def test_networks_of_any_size_train_as_their_python_does(opened: Open, settings: Any) -> None:
     page = opened(settings=settings)
-    model = built(read(page))
+    model, width = built(read(page)), settings.get("width", 24)
     assert len(model) == 2 * settings.get("depth", 1) + 2
-    assert model[0].out_features == settings.get("width", 24)
-    bound = float(model[-2].weight.detach().abs().max() * model[-2].in_features ** 0.5)
-    assert 0.5 < bound <= 1  # as nn.Linear draws
+    last = model.get_parameter(f"{len(model) - 2}.weight").detach()
+    assert last.shape == (2, width)
+    assert 0.5 < float(last.abs().max()) * width**0.5 <= 1  # as nn.Linear draws
     compare(page, model, *DATA[settings.get("data", "spirals")])
 
 
@@ -230,14 +229,13 @@ def test_the_printed_training_runs_and_is_that_of_the_page(opened: Open) -> None
     page = opened(settings={"net": "ALIF, adaptive", "width": 5, "rate": 0.02})
     seen = read(page)
     x, labels = DATA["spirals"]
-    scope = {"model": built(seen), "nn": nn, "tt": tt, "torch": torch, "updates": 3}
-    exec(
-        "optimizer" + seen["python"].partition("optimizer")[2],
-        {**scope, "x": x.double(), "labels": labels},
-    )
+    model = built(seen)
+    scope = {"model": model, "nn": nn, "tt": tt, "torch": torch, "x": x.double(), "labels": labels}
+    exec("optimizer" + seen["python"].partition("optimizer")[2], {**scope, "updates": 3})
     update(page, 3)
-    for name, each in scope["model"].named_parameters():
-        found = torch.tensor(read(page)["tensors"][name], dtype=torch.float64)
+    tensors = read(page)["tensors"]
+    for name, each in model.named_parameters():
+        found = torch.tensor(tensors[name], dtype=torch.float64)
         torch.testing.assert_close(found, each.detach().flatten(), rtol=1e-8, atol=1e-10, msg=name)
 
 

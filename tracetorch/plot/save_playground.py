@@ -126,11 +126,15 @@ def _neurons(layers: object, neuron: int, sources: Sources) -> dict[str, object]
     return {"neurons": described, "tries": described_tries(checked, units)}
 
 
-def _networks(layers: object) -> Mapping[str, nn.Sequential]:
+def _networks(layers: object) -> dict[str, nn.Sequential]:
     """Return networks by their names on the page; none where there are other layers."""
     named = layers if isinstance(layers, Mapping) else {"network": layers}
-    found = all(isinstance(n, str) and isinstance(each, nn.Sequential) for n, each in named.items())
-    return named if found else {}
+    networks = {
+        name: each
+        for name, each in named.items()
+        if isinstance(name, str) and isinstance(each, nn.Sequential)
+    }
+    return networks if len(networks) == len(named) else {}
 
 
 def _network(
@@ -148,20 +152,18 @@ def _network(
     if data is None and held_out is not None:
         raise ValueError("save_playground: held_out is measured beside data, got none. Give both.")
     trains = data is not None
-    described = [
-        {"name": name, "layers": describe_network(model, sources, trains=trains)}
-        for name, model in networks.items()
-    ]
-    first, *others = [
-        (e["name"], e["layers"][0]["inputs"], e["layers"][-1]["size"]) for e in described
-    ]
-    for name, *ends in others:
-        if ends != list(first[1:]):
+    described = {
+        name: describe_network(model, sources, trains=trains) for name, model in networks.items()
+    }
+    ends = [(name, each[0]["inputs"], each[-1]["size"]) for name, each in described.items()]
+    first, inputs, outputs = ends[0]
+    for name, *sizes in ends:
+        if sizes != [inputs, outputs]:
             raise ValueError(
-                f"save_playground: network {name!r} has {ends[0]} inputs and {ends[1]} outputs, "
-                f"and {first[0]!r} {first[1]} and {first[2]}. Networks of one page take the same "
-                "data."
+                f"save_playground: network {name!r} has {sizes[0]} inputs and {sizes[1]} outputs, "
+                f"and {first!r} {inputs} and {outputs}. Networks of one page take the same data."
             )
-    sets = describe_data(data, held_out, *first[1:]) if trains else []
+    sets = describe_data(data, held_out, inputs, outputs) if trains else []
     tries = network_tries(networks, [each["name"] for each in sets])
-    return {"networks": described, "sets": sets, "tries": tries}
+    listed = [{"name": name, "layers": each} for name, each in described.items()]
+    return {"networks": listed, "sets": sets, "tries": tries}
