@@ -415,21 +415,17 @@ def test_things_to_try_set_the_page_and_train(opened: Open) -> None:
 @pytest.mark.slow
 def test_things_to_try_show_what_they_say(opened: Open) -> None:
     page = opened()
-    seen = {}
-    for name, _, settings in TRIES:
-        seen[name] = go(page, **settings)
+    seen = {name: go(page, **settings) for name, _, settings in TRIES}
+    texts = {name: text for name, text, _ in TRIES}
 
-    def right(name: str) -> int:
-        return round(100 * seen[name]["right"])
+    def right(found: dict[str, Any]) -> str:
+        return f"{math.floor(100 * found['right'] + 0.5)} %"  # as the page rounds
 
-    assert right("it bends") == 100
-    assert [right(name) for name in ("no spikes, no bend", "two neurons", "deeper")] == [
-        57,
-        69,
-        100,
-    ]
+    for name in ("no spikes, no bend", "two neurons", "a short memory"):
+        assert f"{right(seen[name])} right" in texts[name]
+    assert right(seen["it bends"]) == right(seen["deeper"]) == "100 %"
     assert min(seen["no spikes, no bend"]["losses"][50:]) > 0.6
-    assert round(100 * go(page, updates=40)["right"]) == 77
+    assert f"has {right(go(page, updates=40))}." in texts["deeper"]
     held = [loss for _, loss, _ in seen["by heart"]["held"]]
     assert seen["by heart"]["loss"] < 0.05
     assert held[-1] > 1.5 * min(held)
@@ -437,9 +433,9 @@ def test_things_to_try_show_what_they_say(opened: Open) -> None:
     assert few["heldNow"][0] < 0.7 * held[-1]
     assert seen["too large a rate"]["loss"] == pytest.approx(math.log(2), abs=1e-3)
     assert go(page, rate=0.1, updates=50)["loss"] < 0.1
-    assert right("close in time") >= 95
-    assert right("a short memory") == 67
-    assert round(100 * go(page, data="delays", updates=200, **{"h.beta": 6})["right"]) == 92
+    assert seen["close in time"]["right"] > 0.95
+    longer = go(page, data="delays", updates=200, **{"h.beta": 6})
+    assert f"{right(longer)} with 6 steps" in texts["a short memory"]
     raw = torch.tensor(seen["a short memory"]["tensors"]["1.raw_beta"])
     assert raw.sigmoid().max() > 0.5 ** (1 / (3 * 0.2))
     spikes, fewer = (
