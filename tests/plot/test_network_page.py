@@ -374,6 +374,7 @@ def test_links_hold_all_settings_and_train_as_far(opened: Open) -> None:
     page.get_by_role("button", name="reset").click()
     wait_until(page, "readNetwork().updates === 0")
     assert {**read(page)["settings"], "set": 0} == start["settings"]
+    assert page.url.endswith("#data=delays")  # and loading it again brings nothing else back
     seen = go(page, input="noise", seed=5, pulse=3, **{"in.1": -0.5})
     assert seen["source"] == "noise"
     assert seen["layers"][1]["distances"]

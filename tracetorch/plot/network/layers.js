@@ -1,7 +1,7 @@
 // The input and every layer over time, one row of plots below the other. Colours of classes are for
 // nothing else: the outputs, and the spikes of the last hidden layer, by the class they speak for.
 const MOST_LINES = 8; // more units are an image
-const classColour = (k) => colour[`c${k % 8}`];
+const classColour = (k) => colour[`c${[0, 1, 3, 7, 6, 2, 4, 5][k % 8]}`];
 const inputColour = (k) => colour[`c${[6, 7, 3, 2][k % 4]}`];
 const signColour = (value) => value < 0 ? colour.c4 : colour.c5;
 const SIGNS = "teal above 0, orange below";
@@ -15,7 +15,8 @@ function buildRows() {
     const { name, title, size } = layer, values = () => run.layers[k].output, speaks = k >= layers.length - 2 && size === classes;
     const colourOf = speaks ? classColour : (unit) => colour[`c${[4, 5, 6, 7][unit % 4]}`];
     if (layer.kind === "linear") {
-      if (layers.length <= 4 || k >= layers.length - 2) rows.push({ name: `${name}: ${title}`, kind: "product", values, size, colourOf });
+      // of several hidden layers that are alike, what comes into each is left out
+      if (layers.length <= 4 || k >= layers.length - 2 || !isRegular(net())) rows.push({ name: `${name}: ${title}`, kind: "product", values, size, colourOf });
       return;
     }
     const place = layer.states.indexOf(layer.shown), record = () => run.layers[k].record.map((each) => each[place]);

@@ -189,15 +189,19 @@ function trainTo(updates) {
 function shown() { look(); update(); }
 byId("train").addEventListener("click", () => { if (training) { pause(); shown(); } else trainTo(null); });
 byId("once").addEventListener("click", () => { pause(); learn(); shown(); });
+function writeAddress() {
+  const text = fragment();
+  window.history.replaceState(null, "", text ? `#${text}` : location.pathname + location.search);
+}
 byId("reset").addEventListener("click", () => {
   settings = { ...newSettings(), set: settings.set };
   caption("");
+  writeAddress();
   begin();
 });
 byId("share").addEventListener("click", () => {
   settings.updates = history.length;
-  const text = fragment();
-  window.history.replaceState(null, "", text ? `#${text}` : location.pathname + location.search);
+  writeAddress();
   copy(location.href, history.length ? `Link copied. It trains ${plural(history.length, "update")} at the rate above.` : "Link copied.");
 });
 byId("copy").addEventListener("click", () => copy(byId("python").textContent, "Python copied."));
