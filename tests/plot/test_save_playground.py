@@ -163,6 +163,9 @@ def test_names_and_titles_are_escaped(tmp_path: Path) -> None:
     escaped = ("&lt;script&gt;", "\\u003cscript\\u003e", "onerror=")
     assert page.count("window.broken") == sum(page.count(f"{e}window.broken") for e in escaped)
     assert [each["label"] for each in neurons_of(page)] == [HOSTILE, "{{script}}"]
+    page = page_of({HOSTILE: fits(), "{{data}}": fits()}, tmp_path, data={HOSTILE: (X, LABELS)})
+    assert page.count("</script>") == 3
+    assert "<img" not in page
 
 
 class Random(Plain):
