@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +22,16 @@ from tracetorch import snn
 from tracetorch.plot.playground_data import FAMILY
 
 SAMPLES = 120
+FEW = 40  # samples, which a network learns by heart
+CHOICES: dict[str, Callable[[int], snn.Neuron]] = {
+    "LIF": snn.LIF,
+    "LIF without reset": partial(snn.LIF, reset="none"),
+    "SLIF, a synapse": snn.SLIF,
+    "BLIF, both signs": snn.BLIF,
+    "ALIF, adaptive": tt.neurons.ALIF,
+    "no spikes": snn.Readout,
+}
+"""Neurons of the hidden layers, by the name of their network."""
 
 
 def neurons() -> dict[str, snn.Neuron]:
@@ -36,24 +48,28 @@ def write(path: Path) -> None:
     tt.plot.save_playground(neurons(), path)
 
 
-def network() -> nn.Sequential:
-    """Make the network of the page: two inputs, 24 neurons, and a membrane for each class."""
+def network(neuron: Callable[[int], snn.Neuron] = snn.LIF) -> nn.Sequential:
+    """Make a network of the page: two inputs, 24 neurons, and a membrane for each class."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(2, 24), snn.LIF(24), nn.Linear(24, 2), snn.Readout(2))
+    return nn.Sequential(nn.Linear(2, 24), neuron(24), nn.Linear(24, 2), snn.Readout(2))
 
 
-def spirals(steps: int = 20) -> tuple[Tensor, Tensor]:
+def spirals(
+    samples: int = SAMPLES, noise: float = 0.0, seed: int = 0, steps: int = 20
+) -> tuple[Tensor, Tensor]:
     """Make points of two arms of a spiral, as currents ``[T, B, 2]``, and which arm they are of."""
-    labels = torch.arange(SAMPLES) % 2
-    along = torch.linspace(0.2, 1.0, SAMPLES)
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(samples) % 2
+    along = torch.linspace(0.2, 1.0, samples)
     angle = 2.2 * math.pi * along + math.pi * labels
     points = 1.5 * along[:, None] * torch.stack([angle.cos(), angle.sin()], 1)
-    return points.expand(steps, SAMPLES, 2), labels
+    points += noise * torch.randn(samples, 2, generator=generator)
+    return points.expand(steps, samples, 2), labels
 
 
-def delays(steps: int = 24) -> tuple[Tensor, Tensor]:
+def delays(seed: int = 0, steps: int = 24) -> tuple[Tensor, Tensor]:
     """Make pairs of spikes ``[T, B, 2]``, and whether they are at most three steps apart."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     first = torch.randint(0, steps - 4, (SAMPLES,), generator=generator)
     near = torch.arange(SAMPLES) % 2 == 0
     close = first + torch.randint(-3, 4, (SAMPLES,), generator=generator)
@@ -63,10 +79,17 @@ def delays(steps: int = 24) -> tuple[Tensor, Tensor]:
     return torch.nn.functional.one_hot(times, steps).permute(2, 0, 1).float(), labels
 
 
+def data(seed: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
+    """Make the data sets of the networks by their names; of another seed they are held out."""
+    noisy = {"spirals": spirals(noise=0.05, seed=seed), "delays": delays(seed)}
+    return noisy | {"few and noisy": spirals(FEW if seed == 0 else SAMPLES, 0.25, seed)}
+
+
 def write_network(path: Path) -> None:
-    """Write the page of the network."""
+    """Write the page of the networks."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    tt.plot.save_playground(network(), path, data={"spirals": spirals(), "delays": delays()})
+    networks = {name: network(neuron) for name, neuron in CHOICES.items()}
+    tt.plot.save_playground(networks, path, data=data(), held_out=data(seed=1))
 
 
 def main() -> None:

@@ -30,7 +30,8 @@ logger = logging.getLogger(__name__)
 DOCS = Path(__file__).resolve().parents[1]
 ROOT = DOCS.parent
 FOLDER = ROOT / "notebooks"
-PAGES = ("start", "understand/*", "tutorials/*", "course/*", "use/own_neuron")  # with a notebook
+# with a notebook
+PAGES = ("start", "understand/*", "tutorials/*", "course/[1-9]*", "use/own_neuron")
 COLAB = REPOSITORY.replace("github.com", "colab.research.google.com/github")
 
 # pip keeps the PyTorch that is there: a runtime's own fits its GPU, and another is gigabytes

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 import pytest
 import torch
@@ -14,9 +16,10 @@ import tracetorch as tt
 from examples import playground
 from tests.browser import Page, Visits, wait_for_frame, wait_until
 from tracetorch import snn
+from tracetorch.plot.network_data import TRIES
 
 Open = Callable[..., Page]
-DATA = {"spirals": playground.spirals, "delays": playground.delays}
+DATA, HELD_OUT = playground.data(), playground.data(seed=1)
 UPDATES = 20
 # Both compute in float64 and differ in the order of sums, by 1e-16 of a number; Adam divides by the
 # size of a gradient, which makes that 1e-13 of a loss. A spike that only one has would be 1e-3.
@@ -33,7 +36,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def opened(visits: Visits, place: Path) -> Open:
     def open_(path: Path = place, **options: Any) -> Page:
-        page = visits.open(path, **options)
+        settings = options.pop("settings", {})
+        page = visits.open(path, fragment=f"#{urlencode(settings)}" if settings else "", **options)
         page.wait_for_selector("body[data-ready='true']")
         return page
 
@@ -44,6 +48,14 @@ def read(page: Page) -> dict[str, Any]:
     wait_for_frame(page)
     values: dict[str, Any] = page.evaluate("readNetwork()")
     return values
+
+
+def go(page: Page, **settings: Any) -> dict[str, Any]:
+    """Go to settings, wait until the page is trained as far as they say, and read it."""
+    page.evaluate("(text) => { location.hash = text; }", urlencode(settings))
+    updates = settings.get("updates", 0)
+    wait_until(page, f"(r => r.updates === {updates} && !r.training)(readNetwork())")
+    return read(page)
 
 
 def update(page: Page, times: int) -> None:
@@ -86,7 +98,7 @@ def compare(page: Page, model: nn.Sequential, x: Tensor, labels: Tensor) -> None
 def test_training_is_that_of_pytorch(opened: Open, name: str) -> None:
     page = opened()
     page.get_by_label("data", exact=True).select_option(name)
-    compare(page, playground.network(), *DATA[name]())
+    compare(page, playground.network(), *DATA[name])
 
 
 def test_every_part_of_a_neuron_is_trained(opened: Open, tmp_path: Path) -> None:
@@ -161,8 +173,8 @@ def test_the_map_chooses_a_sample(opened: Open) -> None:
     page = opened()
     field = page.locator("#map")
     frame = field.bounding_box()
-    points, _ = playground.spirals(1)
-    most = float(points.abs().max()) * 1.15
+    points, _ = DATA["spirals"]
+    most = 1.15 * max(float(x.abs().max()) for x in (points, HELD_OUT["spirals"][0]))
     x, y = ((float(v) / most + 1) / 2 for v in points[0, 30])
     page.mouse.click(frame["x"] + x * frame["width"], frame["y"] + (1 - y) * frame["height"])
     seen = read(page)
@@ -172,3 +184,299 @@ def test_the_map_chooses_a_sample(opened: Open) -> None:
     page.keyboard.press("ArrowRight")
     assert read(page)["sample"] == 31
     assert field.get_attribute("aria-label").startswith("sample 31 of 120, class 1: the network")
+
+
+# Of another kind and size
+
+
+SIZES: dict[str, dict[str, Any]] = {
+    "wider": {"net": "LIF", "width": 7, "h.beta": 3},
+    "without reset, two layers": {"net": "LIF without reset", "width": 5, "depth": 2},
+    "a synapse, its half-lives": {"net": "SLIF, a synapse", "h.alpha": 2.5, "h.beta": 9},
+    "both signs, one neuron": {"net": "BLIF, both signs", "width": 1, "weights": 3},
+    "adaptive, three layers": {"net": "ALIF, adaptive", "width": 6, "depth": 3, "weights": 1},
+    "no spikes, few samples": {"net": "no spikes", "width": 9, "data": "few and noisy"},
+}
+
+
+def built(seen: dict[str, Any]) -> nn.Sequential:
+    """Run the Python that the page prints, and give the model the weights of the page."""
+    scope: dict[str, Any] = {"nn": nn, "tt": tt}
+    exec(seen["python"].partition("optimizer")[0], scope)
+    model: nn.Sequential = scope["model"].double()
+    state = {n: torch.tensor(v, dtype=torch.float64) for n, v in seen["tensors"].items()}
+    for name, each in model.state_dict().items():
+        if name in state:
+            new = state[name].reshape(each.shape)
+            if name.endswith(("raw_alpha", "raw_beta")):  # the same half-lives, by float32
+                torch.testing.assert_close(each, new, rtol=1e-5, atol=1e-5)
+            each.copy_(new)
+    return model
+
+
+@pytest.mark.parametrize("settings", SIZES.values(), ids=SIZES)
+def test_networks_of_any_size_train_as_their_python_does(opened: Open, settings: Any) -> None:
+    page = opened(settings=settings)
+    model, width = built(read(page)), settings.get("width", 24)
+    assert len(model) == 2 * settings.get("depth", 1) + 2
+    last = model.get_parameter(f"{len(model) - 2}.weight").detach()
+    assert last.shape == (2, width)
+    assert 0.5 < float(last.abs().max()) * width**0.5 <= 1  # as nn.Linear draws
+    compare(page, model, *DATA[settings.get("data", "spirals")])
+
+
+def test_the_printed_training_runs_and_is_that_of_the_page(opened: Open) -> None:
+    page = opened(settings={"net": "ALIF, adaptive", "width": 5, "rate": 0.02})
+    seen = read(page)
+    x, labels = DATA["spirals"]
+    model = built(seen)
+    scope = {"model": model, "nn": nn, "tt": tt, "torch": torch, "x": x.double(), "labels": labels}
+    exec("optimizer" + seen["python"].partition("optimizer")[2], {**scope, "updates": 3})
+    update(page, 3)
+    tensors = read(page)["tensors"]
+    for name, each in model.named_parameters():
+        found = torch.tensor(tensors[name], dtype=torch.float64)
+        torch.testing.assert_close(found, each.detach().flatten(), rtol=1e-8, atol=1e-10, msg=name)
+
+
+def test_held_out_samples_are_measured_and_not_learned(opened: Open) -> None:
+    page = opened(settings={"data": "few and noisy", "width": 8})
+    model = built(read(page))
+    update(page, 6)
+    seen = read(page)
+    x, labels = DATA["few and noisy"]
+    expected = []
+    for kept in (0, 5):
+        losses = trained(model, x.double(), labels, 5 if kept else 0)
+        assert losses == pytest.approx(seen["losses"][: len(losses)], rel=1e-9)
+        with torch.no_grad():
+            held, right = HELD_OUT["few and noisy"]
+            y = tt.unroll(model, held.double(), from_rest=True).mean(0)
+        share = float((y.argmax(1) == right).double().mean())
+        expected += [kept, nn.functional.cross_entropy(y, right).item(), share]
+    assert [each for row in seen["held"] for each in row] == pytest.approx(expected)
+    shown = page.locator("#progress").inner_text()
+    assert shown.endswith(
+        f"held out {seen['heldNow'][0]:.3f}, {100 * seen['heldNow'][1]:.0f} % right"
+    )
+
+
+@pytest.mark.parametrize("net", ["LIF", "BLIF, both signs"])
+def test_what_flows_back_and_the_distance_from_the_threshold_are_those_of_pytorch(
+    opened: Open, net: str
+) -> None:
+    page = opened(settings={"net": net, "depth": 2, "width": 6, "rows": "gradient", "sample": 7})
+    seen = read(page)
+    model, (x, labels) = built(seen), DATA["spirals"]
+    inputs: dict[int, Tensor] = {}
+    x = x[:, 7:8].double()
+    for place, layer in enumerate(model):
+        inputs[place] = x
+        if place % 2 == 1:
+            x.requires_grad_() if x.is_leaf else x.retain_grad()
+        x = tt.unroll(layer, x, from_rest=True)
+    nn.functional.cross_entropy(x.mean(0), labels[7:8]).backward()
+    surrogate = tt.functional.atan_surrogate(2.0)
+    for place in (1, 3):
+        gradient = inputs[place].grad
+        assert gradient is not None
+        assert gradient.any()
+        flow = torch.tensor(seen["layers"][place]["flow"], dtype=torch.float64).T[:, None]
+        torch.testing.assert_close(flow, gradient, rtol=1e-9, atol=1e-12)
+        far = torch.tensor(seen["layers"][place]["distances"], dtype=torch.float64).T
+        mem = torch.tensor(seen["layers"][place]["states"]["mem"], dtype=torch.float64).T
+        before = torch.cat([torch.zeros_like(mem[:1]), mem[:-1]])
+        beta = torch.sigmoid(torch.tensor(seen["tensors"][f"{place}.raw_beta"]).double())
+        moved = beta * before + inputs[place].detach()[:, 0]
+        expected = torch.maximum(moved - 1, -1 - moved) if net != "LIF" else moved - 1
+        torch.testing.assert_close(far, expected, rtol=1e-6, atol=1e-6)
+        assert torch.equal(far > 0, torch.tensor(seen["layers"][place]["output"]).T != 0)
+    page.get_by_label("play head").fill("9")
+    wait_for_frame(page)
+    us = torch.tensor([lane[9] for k in (1, 3) for lane in seen["layers"][k]["distances"]])
+    slopes = surrogate.derivative(us)
+    near = int((slopes >= 0.5 * surrogate.derivative(torch.zeros(()))).sum())
+    assert (
+        page.locator("#passing").inner_text() == f"Step 9: {near} of 12 neurons pass at least half."
+    )
+
+
+# Colours
+
+
+# of every canvas the share of its pixels that have a colour of the style
+COLOURS = """(name) => Object.fromEntries([...document.querySelectorAll('canvas')].map((canvas) => {
+  const probe = document.createElement('canvas').getContext('2d');
+  probe.fillStyle = getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+  probe.fillRect(0, 0, 1, 1);
+  const [r, g, b] = probe.getImageData(0, 0, 1, 1).data;
+  const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+  let count = 0;
+  for (let k = 0; k < data.length; k += 4) {
+    count += data[k] === r && data[k + 1] === g && data[k + 2] === b && data[k + 3] === 255;
+  }
+  const row = canvas.closest('.row');
+  return [row ? row.querySelector('b').textContent : canvas.id, count];
+}))"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colours_of_classes_are_the_same_in_all_panels_and_for_nothing_else(
+    opened: Open, scheme: str
+) -> None:
+    page = opened(color_scheme=scheme, settings={"depth": 2, "rows": "gradient", "updates": 20})
+    wait_until(page, "readNetwork().updates === 20 && !readNetwork().training")
+    read(page)
+    found = [page.evaluate(COLOURS, name) for name in ("c0", "c1")]
+    of_classes = {"map", "3: spikes", "4: Linear(24, 2)", "5: Readout(2), output"}
+    assert len(found[0]) == 3 + 1 + 2 * 3 + 2
+    for name in found[0]:
+        assert all(each[name] > 5 for each in found) == (name in of_classes), name
+        assert any(each[name] for each in found) == (name in of_classes), name
+    # the spikes of the last hidden layer are in the colour of the class that they raise most
+    seen = read(page)
+    weight = torch.tensor(seen["tensors"]["4.weight"]).reshape(2, 24)
+    spikes = torch.tensor(seen["layers"][3]["output"]).sum(1)
+    assert spikes.sum() > 20
+    shares = [float(spikes[weight.argmax(0) == k].sum() / spikes.sum()) for k in (0, 1)]
+    drawn = torch.tensor([each["3: spikes"] for each in found], dtype=torch.float64)
+    assert (drawn / drawn.sum()).tolist() == pytest.approx(shares, abs=0.05)
+
+
+# Links and things to try
+
+
+def test_links_hold_all_settings_and_train_as_far(opened: Open) -> None:
+    page = opened()
+    seen = go(
+        page,
+        net="ALIF, adaptive",
+        data="delays",
+        width=5,
+        depth=2,
+        weights=4,
+        rate=0.02,
+        sample=3,
+        updates=4,
+        rows="gradient",
+        **{"h.rho": 30},
+    )
+    page.evaluate("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
+    page.get_by_role("button", name="copy link").click()
+    wait_until(
+        page, "document.getElementById('note').textContent.startsWith('Link copied. It trains 4 ')"
+    )
+    link = page.evaluate("copied")
+    again = opened(settings=dict(parse_qsl(link.partition("#")[2])))
+    wait_until(again, "readNetwork().updates === 4 && !readNetwork().training")
+    assert read(again) == seen
+    start = read(opened())
+    page.get_by_role("button", name="reset").click()
+    wait_until(page, "readNetwork().updates === 0")
+    assert {**read(page)["settings"], "set": 0} == start["settings"]
+    assert page.url.endswith("#data=delays")  # and loading it again brings nothing else back
+    seen = go(page, input="noise", seed=5, pulse=3, **{"in.1": -0.5})
+    assert seen["source"] == "noise"
+    assert seen["layers"][1]["distances"]
+
+
+MALFORMED = """
+net=nobody net=LIF&net=LIF data=nothing width=0 width=65 width=2.5 depth=5 rate=-1 rate= h.gamma=3
+h.beta=-1 h.beta=1e9 updates=-1 updates=1e9 sample=120 sample=%20 in.7=1 in.0=1e9
+input=voice rows=all seed=x
+unknown=1 h.__proto__=1 __proto__=1 toString=1 %E0%A4%A <script>alert(1)</script>
+"""
+
+
+def test_malformed_links_are_ignored_with_a_note(opened: Open) -> None:
+    page = opened()
+    start = read(page)
+    for fragment in MALFORMED.split():
+        page.evaluate("document.getElementById('note').textContent = ''")
+        page.evaluate("(text) => { location.hash = text; }", fragment)
+        wait_until(page, "document.getElementById('note').textContent.includes('ignored')")
+        assert read(page) == start, fragment
+
+
+def test_things_to_try_set_the_page_and_train(opened: Open) -> None:
+    page = opened()
+    links = page.locator("#tries a")
+    assert links.all_inner_texts() == [name for name, *_ in TRIES]
+    for name, text, settings in TRIES:
+        page.get_by_role("link", name=name, exact=True).click()
+        seen = page.evaluate("readNetwork()")
+        assert page.locator("#caption").inner_text() == text
+        assert seen["training"]
+        assert page.locator("#train").inner_text() == "pause"
+        assert seen["settings"].items() >= {"width": settings.get("width")}.items()
+    page.get_by_role("button", name="pause", exact=True).first.click()
+    assert not read(page)["training"]
+
+
+@pytest.mark.slow
+def test_things_to_try_show_what_they_say(opened: Open) -> None:
+    page = opened()
+    seen = {name: go(page, **settings) for name, _, settings in TRIES}
+    texts = {name: text for name, text, _ in TRIES}
+
+    def right(found: dict[str, Any]) -> str:
+        return f"{math.floor(100 * found['right'] + 0.5)} %"  # as the page rounds
+
+    for name in ("no spikes, no bend", "two neurons", "a short memory"):
+        assert f"{right(seen[name])} right" in texts[name]
+    assert right(seen["it bends"]) == right(seen["deeper"]) == "100 %"
+    assert min(seen["no spikes, no bend"]["losses"][50:]) > 0.6
+    assert f"has {right(go(page, updates=40))}." in texts["deeper"]
+    held = [loss for _, loss, _ in seen["by heart"]["held"]]
+    assert seen["by heart"]["loss"] < 0.05
+    assert held[-1] > 1.5 * min(held)
+    few = go(page, data="few and noisy", width=4, updates=300)
+    assert few["heldNow"][0] < 0.7 * held[-1]
+    assert seen["too large a rate"]["loss"] == pytest.approx(math.log(2), abs=1e-3)
+    assert go(page, rate=0.1, updates=50)["loss"] < 0.1
+    assert seen["close in time"]["right"] > 0.95
+    longer = go(page, data="delays", updates=200, **{"h.beta": 6})
+    assert f"{right(longer)} with 6 steps" in texts["a short memory"]
+    raw = torch.tensor(seen["a short memory"]["tensors"]["1.raw_beta"])
+    assert raw.sigmoid().max() > 0.5 ** (1 / (3 * 0.2))
+    spikes, fewer = (
+        sum(map(sum, each["layers"][1]["output"]))
+        for each in (seen["no reset"], go(page, updates=100))
+    )
+    assert spikes > 1.3 * fewer
+    assert seen["no reset"]["right"] > 0.97
+    back = seen["what flows back"]["layers"][1]
+    flow, far = torch.tensor(back["flow"]).abs(), torch.tensor(back["distances"])
+    assert flow[far.abs() < 0.3].mean() > 2 * flow[far.abs() > 1].mean()
+
+
+# A phone
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_shows_and_touches_everything_without_sideways_scroll(
+    opened: Open, scheme: str
+) -> None:
+    page = opened(viewport={"width": 390, "height": 844}, has_touch=True, color_scheme=scheme)
+    seen = go(page, depth=4, width=3, rows="gradient", updates=3)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    heights = [each.bounding_box()["height"] for each in page.locator(".row canvas").all()]
+    assert len(heights) == 15
+    assert min(heights) > 70
+    field = page.locator("#map")
+    field.scroll_into_view_if_needed()
+    frame = field.bounding_box()
+    page.touchscreen.tap(frame["x"] + frame["width"] / 2, frame["y"] + 0.3 * frame["height"])
+    assert read(page)["sample"] != seen["sample"]
+    page.get_by_role("link", name="deeper").tap()
+    wait_until(page, "(r => r.updates === 40 && !r.training)(readNetwork())")
+    page.locator("details summary").tap()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    # a field of smaller text would make a phone zoom in, and whatever is touched is large enough
+    for each in page.locator("input[type=number]:visible, select:visible").all():
+        assert each.evaluate("(e) => getComputedStyle(e).fontSize") == "16px"
+    for each in page.locator("button:visible").all():
+        assert each.bounding_box()["height"] >= 32
+    order = ["#story", "#training", "#space", "#build", "#plots", "#stimulus", "#gradient"]
+    tops = [page.locator(name).bounding_box()["y"] for name in order]
+    assert tops == sorted(tops)

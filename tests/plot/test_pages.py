@@ -31,7 +31,7 @@ FOCUS = """() => { const e = document.activeElement; const style = getComputedSt
   return [e.tagName, (label || '').trim(), ring.outlineStyle]; }"""
 FOCUSABLE = (
     "button:visible:enabled, select:visible, input:visible:enabled, canvas[tabindex], "
-    "pre:visible, a[href]:visible"
+    "pre:visible, a[href]:visible, summary:visible"
 )
 
 

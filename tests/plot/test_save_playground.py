@@ -163,6 +163,9 @@ def test_names_and_titles_are_escaped(tmp_path: Path) -> None:
     escaped = ("&lt;script&gt;", "\\u003cscript\\u003e", "onerror=")
     assert page.count("window.broken") == sum(page.count(f"{e}window.broken") for e in escaped)
     assert [each["label"] for each in neurons_of(page)] == [HOSTILE, "{{script}}"]
+    page = page_of({HOSTILE: fits(), "{{data}}": fits()}, tmp_path, data={HOSTILE: (X, LABELS)})
+    assert page.count("</script>") == 3
+    assert "<img" not in page
 
 
 class Random(Plain):
@@ -219,6 +222,15 @@ class Method(Plain):
     fits(), data=(X / 0, LABELS) -> ValueError: finite floats \[T, B, 3\], got
     fits(), data=(X, LABELS[1:]) -> ValueError: integers \[6\] from 0 to 3, .* got
     fits(), data=(X, LABELS + 3) -> ValueError: integers \[6\] from 0 to 3, .* got
+    fits(), held_out=(X, LABELS) -> ValueError: held_out is measured beside data, got
+    fits(), data=(X, LABELS), held_out=X -> TypeError: held_out must be a pair
+    fits(), data=(X, LABELS), held_out=(X, LABELS + 3) -> ValueError: held_out 'data': la
+    fits(), data=(X, LABELS), held_out={"b": (X, LABELS)}
+        -> ValueError: held_out has 'b', and data have \['data'\]
+    snn.LIF(4), held_out=(X, LABELS) -> ValueError: data are for a network, .*LIF
+    {"a": fits(), "b": net(snn.LIF(4), torch.nn.Linear(4, 2))}
+        -> ValueError: network 'b' has 3 inputs and 2 outputs, and 'a' 3 and 4
+    {"a": fits(), "b": snn.LIF(4)} -> TypeError: mapping from names to them, .* 'a': Seq
     fits(), data=(X, LABELS + 0.5) -> ValueError: integers \[6\] from 0 to 3, .* got
     """
 )

@@ -38,6 +38,21 @@ class FiringLine:
         return value if self.call is None else value - self.sign * distances[self.call], *after
 
 
+@dataclass(frozen=True)
+class SpikeDistance:
+    """A step whose output is what a spike function is given: above 0 the neuron fires."""
+
+    step: Callable[..., tuple[Any, ...]]  # of the neuron
+    spikes: tuple[str, ...]  # names of its spike functions
+    call: int  # which of their calls
+
+    def __call__(self, *tensors: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Run one step; its states go on as those of the neuron do."""
+        _, distances = silent_step(self.step, self.spikes, tensors, kwargs)
+        _, *after = self.step(*tensors, **kwargs)
+        return distances[self.call], *after
+
+
 def spike_alone(cell: Cell) -> Cell:
     """Return the cell without states whose step is a spike function, ``spike``, alone."""
     return replace(cell, step=_spike, inputs=("x",), states=(), active=(), starts=frozenset())

@@ -1,24 +1,30 @@
-"""Describe a small network for its page: layers, their printed loops, and the data that it learns.
+"""Describe small networks for their page: layers, their printed loops, and the data they learn.
 
 Neurons run the loops that are printed of their steps, on raw parameters: a step constrains them
 first, so that the printed derivative is that of what PyTorch trains. Linear layers are their
 weights; the page multiplies them. Data of two features that are constant in time, or a spike each,
-lie in a plane, on which the page shows what the network says of every point.
+lie in a plane, on which the page shows what the network says of every point. Where hidden layers
+are alike, the page makes more of them, or wider ones, of the same loops.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import torch
 from torch import Tensor, nn
 
 from tracetorch.cell import Constraint
+from tracetorch.plot.firing_lines import SpikeDistance, silent_step, smallest_shape, spike_alone
 from tracetorch.plot.playground_data import (
     Sources,
     check_layer,
+    described_call,
     described_literals,
     is_spiking,
     page_plan,
@@ -26,10 +32,16 @@ from tracetorch.plot.playground_data import (
 )
 from tracetorch.snn.model_graph import read_model
 from tracetorch.snn.neuron import Neuron, has_step
+from tracetorch.snn.parameters import sigmoid
+from tracetorch.snn.spike_functions import spike_functions
 
 _NDIM = 2  # of the tensor of one step, [B, features]
 _ALLOWED = "nn.Linear and neuron layers with a step"
 _MOST_NUMBERS = 4_000_000  # of data in a page, some 20 bytes of text each
+TRIES: list[tuple[str, str, dict[str, Any]]] = json.loads(
+    (Path(__file__).parent / "network" / "tries.json").read_text("utf-8")
+)
+"""Things to try: the name of a link, what there is to see, and settings as in the address."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +120,7 @@ def _neuron(where: str, path: str, layer: Neuron, sources: Sources, trains: bool
     plan = page_plan(where, replace(cell, step=step), _NDIM, {**kwargs, **doubled})
     places = sources.add(plan) if trains else [sources.add_forward(plan)]
     shown = [name for name in cell.active if name != "prev_output"]
+    learns = trains and is_spiking(layer)
     return {
         "kind": "neuron",
         "name": path,
@@ -121,6 +134,10 @@ def _neuron(where: str, path: str, layer: Neuron, sources: Sources, trains: bool
         "forward": places[0],
         "backward": places[-1],
         "literals": described_literals(plan),
+        "call": described_call(cell, []),
+        # of which a half-life is the whole value
+        "decays": [name for name, each in constraints.items() if each == sigmoid],
+        **(_spikes(where, layer, step, {**kwargs, **doubled}, sources) if learns else {}),
         "tensors": [
             _tensor(f"raw_{name}" if name in constraints else name, raw[name])
             for name in plan.program.params
@@ -128,21 +145,74 @@ def _neuron(where: str, path: str, layer: Neuron, sources: Sources, trains: bool
     }
 
 
-def describe_data(data: object, inputs: int, classes: int) -> list[dict[str, Any]]:
-    """Return the data sets of a page, a pair or several by name, in their order."""
-    named = data if isinstance(data, Mapping) else {"data": data}
-    return [_samples(name, pair, inputs, classes) for name, pair in named.items()]
+def _spikes(
+    where: str, layer: Neuron, step: RawStep, kwargs: dict[str, Any], sources: Sources
+) -> dict[str, Any]:
+    """Print what a neuron's spike functions are given, and the derivative that stands in for them.
+
+    Of a distance: its loop, and its numbers.
+    """
+    cell, names = layer.cell, tuple(spike_functions(layer))
+    zeros = torch.zeros(smallest_shape(cell), dtype=torch.float64)
+    states = [zeros if name in cell.active else None for name in cell.states]
+    _, distances = silent_step(step, names, (zeros, *states), kwargs)
+    given = []
+    for call in range(len(distances)):
+        moved = replace(step, step=SpikeDistance(cell.step, names, call))
+        plan = page_plan(where, replace(cell, step=moved), _NDIM, kwargs)
+        given.append([sources.add_forward(plan), described_literals(plan)])
+    if not names or any(kwargs[name] != kwargs[names[0]] for name in names):
+        return {"distances": [], "bump": None}
+    plan = page_plan(where, spike_alone(cell), 1, {"spike": kwargs[names[0]]})
+    bump = [sources.add(plan)[1], described_literals(plan)]
+    return {"distances": given, "bump": bump}
 
 
-def _samples(name: Any, pair: Any, inputs: int, classes: int) -> dict[str, Any]:
+def network_tries(networks: Collection[str], sets: Collection[str]) -> list[Any]:
+    """Return what there is to try as links, of networks and data by their names."""
+    return [
+        {"name": name, "text": text, "fragment": urlencode(settings)}
+        for name, text, settings in TRIES
+        if settings["net"] in networks and settings["data"] in sets
+    ]
+
+
+def describe_data(
+    data: object, held_out: object, inputs: int, classes: int
+) -> list[dict[str, Any]]:
+    """Return the data sets of a page, a pair or several by name, in their order.
+
+    What is held out has the same names.
+    """
+    named, others = (
+        each if isinstance(each, Mapping) else {"data": each} for each in (data, held_out)
+    )
+    if held_out is None:
+        others = {}
+    unknown = [name for name in others if name not in named]
+    if unknown:
+        raise ValueError(
+            f"save_playground: held_out has {unknown[0]!r}, and data have {list(named)}. Give "
+            "both the same names."
+        )
+    found = []
+    for name, pair in named.items():
+        described = _samples("data", name, pair, inputs, classes)
+        if name in others:
+            described["held"] = _samples("held_out", name, others[name], inputs, classes)
+        found.append(described)
+    return found
+
+
+def _samples(argument: str, name: Any, pair: Any, inputs: int, classes: int) -> dict[str, Any]:
     is_pair = isinstance(pair, (tuple, list)) and len(pair) == 2
     if not isinstance(name, str) or not is_pair or not all(isinstance(t, Tensor) for t in pair):
         raise TypeError(
-            "save_playground: data must be a pair (x, labels) of tensors, or a mapping from names "
-            f"to pairs, got {name!r}: {type(pair).__name__}."
+            f"save_playground: {argument} must be a pair (x, labels) of tensors, or a mapping from "
+            f"names to pairs, got {name!r}: {type(pair).__name__}."
         )
     x, labels = (each.detach().cpu() for each in pair)
-    where = f"save_playground: data {name!r}:"
+    where = f"save_playground: {argument} {name!r}:"
     fits = x.ndim == 3 and x.shape[-1] == inputs and x.numel() and x.is_floating_point()
     if not (fits and x.isfinite().all()):
         raise ValueError(

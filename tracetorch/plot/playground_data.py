@@ -197,7 +197,7 @@ def describe_neuron(label: str, layer: Neuron, neuron: int, sources: Sources) ->
         "options": fixed,
         "choices": [described for _, described in choices],
         "variants": variants,
-        "call": _call(cell, [*changed, *cell.constraints]),
+        "call": described_call(cell, [*changed, *cell.constraints]),
     }
 
 
@@ -354,7 +354,7 @@ def _parameter(layer: Neuron, name: str, neuron: int) -> dict[str, Any]:
     }
 
 
-def _call(cell: Cell, changed: Collection[str]) -> dict[str, Any]:
+def described_call(cell: Cell, changed: Collection[str]) -> dict[str, Any]:
     """Return the call that makes the layer, without the arguments of what the page writes."""
     written = {argument for name in changed for argument in cell.arguments.get(name, ())}
     kept = [f"{name}={text}" for name, text in cell.call.named.items() if name not in written]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tracetorch.core.checks import check_integer
 from tracetorch.plot.html_page import json_element, write_page
-from tracetorch.plot.network_data import describe_data, describe_network
+from tracetorch.plot.network_data import describe_data, describe_network, network_tries
 from tracetorch.plot.playground_data import Sources, describe_neuron, described_tries
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.sequence_layer import SequenceLayer
@@ -18,17 +18,21 @@ TEMPLATES = Path(__file__).parent
 _SHARED = ("controls.css", "controls.js", "stimuli.js", "drawing.js", "playhead.js")
 _PARTS = {  # beside those that both pages share
     "playground": ("settings", "run", "rows", "panels", "knobs", "story"),
-    "network": ("engine",),
+    "network": ("engine", "settings", "builder", "layers", "panels", "story"),
 }
 
 
 def save_playground(
-    layers: SequenceLayer | Mapping[str, SequenceLayer] | nn.Sequential,
+    layers: SequenceLayer
+    | nn.Sequential
+    | Mapping[str, SequenceLayer]
+    | Mapping[str, nn.Sequential],
     path: str | Path,
     *,
     title: str | None = None,
     neuron: int = 0,
     data: tuple[Tensor, Tensor] | Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    held_out: tuple[Tensor, Tensor] | Mapping[str, tuple[Tensor, Tensor]] | None = None,
 ) -> None:
     """Write a neuron, or a small network, as one self-contained HTML page: no server, no network.
 
@@ -41,7 +45,10 @@ def save_playground(
 
     The page of a network shows what every layer does with an input, and with ``data`` it trains:
     backpropagation through time of the cross entropy of the outputs' means over time, by Adam, on
-    all samples at once, with the loss, and with a map of the plane where there are two features.
+    all samples at once, with the loss, also that of samples ``held_out``, with a map of the plane
+    where there are two features, and with what flows back to every neuron. Several networks are a
+    choice; hidden layers that are alike can be more, and wider, with weights that the page draws.
+    It writes the Python of network and training.
 
     What either computes is printed from ``step`` and from its derivative, as the kernels are, in
     float64.
@@ -49,11 +56,12 @@ def save_playground(
     Args:
         layers: a layer of any class with a ``step`` that can be compiled, or several by their names
             on the page; or a network, a ``Sequential`` of ``nn.Linear`` and such layers, of which
-            the page begins with the weights.
+            the page begins with the weights, or several by their names, for the same data.
         path: path of the file; an existing one is replaced only when all is written.
         title: title of the page; "Neuron playground" or "Network playground" by default.
         neuron: the neuron of the layer with whose parameters the sliders begin.
         data: what a network learns, inputs and labels, or several such pairs by their names.
+        held_out: pairs like those of ``data``, by the same names, that it does not learn.
 
     Shape:
         Inputs ``[T, B, features]``, labels ``[B]``, from 0 to the network's outputs less one.
@@ -74,12 +82,13 @@ def save_playground(
     """
     neuron = check_integer("save_playground: neuron", neuron)
     sources = Sources()
-    if isinstance(layers, nn.Sequential):
-        kind, texts = "network", _network(layers, data, neuron, sources)
-    elif data is not None:
+    networks = _networks(layers)
+    if networks:
+        kind, texts = "network", _network(networks, data, held_out, neuron, sources)
+    elif data is not None or held_out is not None:
         raise ValueError(
             f"save_playground: data are for a network, an nn.Sequential, got "
-            f"{type(layers).__name__}. Leave data out."
+            f"{type(layers).__name__}. Leave data and held_out out."
         )
     else:
         kind, texts = "playground", _neurons(layers, neuron, sources)
@@ -117,14 +126,44 @@ def _neurons(layers: object, neuron: int, sources: Sources) -> dict[str, object]
     return {"neurons": described, "tries": described_tries(checked, units)}
 
 
+def _networks(layers: object) -> dict[str, nn.Sequential]:
+    """Return networks by their names on the page; none where there are other layers."""
+    named = layers if isinstance(layers, Mapping) else {"network": layers}
+    networks = {
+        name: each
+        for name, each in named.items()
+        if isinstance(name, str) and isinstance(each, nn.Sequential)
+    }
+    return networks if len(networks) == len(named) else {}
+
+
 def _network(
-    model: nn.Sequential, data: object, neuron: int, sources: Sources
+    networks: Mapping[str, nn.Sequential],
+    data: object,
+    held_out: object,
+    neuron: int,
+    sources: Sources,
 ) -> dict[str, object]:
     if neuron:
         raise ValueError(
             f"save_playground: neuron is for a single layer, got {neuron} with a network. Leave it "
             "out, or give the layer."
         )
-    layers = describe_network(model, sources, trains=data is not None)
-    ends = layers[0]["inputs"], layers[-1]["size"]
-    return {"layers": layers, "sets": [] if data is None else describe_data(data, *ends)}
+    if data is None and held_out is not None:
+        raise ValueError("save_playground: held_out is measured beside data, got none. Give both.")
+    trains = data is not None
+    described = {
+        name: describe_network(model, sources, trains=trains) for name, model in networks.items()
+    }
+    ends = [(name, each[0]["inputs"], each[-1]["size"]) for name, each in described.items()]
+    first, inputs, outputs = ends[0]
+    for name, *sizes in ends:
+        if sizes != [inputs, outputs]:
+            raise ValueError(
+                f"save_playground: network {name!r} has {sizes[0]} inputs and {sizes[1]} outputs, "
+                f"and {first!r} {inputs} and {outputs}. Networks of one page take the same data."
+            )
+    sets = describe_data(data, held_out, inputs, outputs) if trains else []
+    tries = network_tries(networks, [each["name"] for each in sets])
+    listed = [{"name": name, "layers": each} for name, each in described.items()]
+    return {"networks": listed, "sets": sets, "tries": tries}

@@ -15,11 +15,13 @@ const at = (tensor, neuron) => tensor.values.length === 1 ? 0 : neuron; // one v
 
 function networkOf(described) {
   const numbers = (list) => list.map((n) => n === "inf" ? Infinity : n === "-inf" ? -Infinity : +n);
+  const printed = ([place, literals]) => ({ loop: loops[place], literals: numbers(literals) });
   const layers = described.map((layer) => ({
     ...layer,
     tensors: layer.tensors.map(tensorOf),
     literals: numbers(layer.literals ?? []),
     forward: loops[layer.forward], backward: loops[layer.backward],
+    distances: (layer.distances ?? []).map(printed), bump: layer.bump ? printed(layer.bump) : null,
   }));
   return { layers, learned: layers.flatMap(({ tensors }) => tensors.filter((each) => each.learned)), updates: 0 };
 }
@@ -95,6 +97,24 @@ function backwardPass(network, memory, x) {
       layer.tensors.forEach((each, p) => { each.gradient[at(each, n)] += slopes[p]; });
     }
   }
+}
+
+// How far each neuron is from its nearest threshold at every step, before its reset: above 0 it fires.
+function distancesOf(layer, steps, x) {
+  const all = given(layer), scratch = layer.states.map(() => new Float64Array(steps));
+  const far = ({ loop, literals }) => x.map((lane, n) => {
+    const found = new Float64Array(steps);
+    loop(literals, steps, lane, ...all[n], found, scratch);
+    return found;
+  });
+  return layer.distances.map(far).reduce((nearest, other) => nearest.map((lane, n) => lane.map((u, t) => Math.max(u, other[n][t]))));
+}
+
+// What stands in for the derivative of a spike, at these distances.
+function bumpAt({ bump: { loop, literals } }, distances) {
+  const count = distances.length, slopes = new Float64Array(count);
+  loop(literals, count, Float64Array.from(distances), [], [], [], new Float64Array(count).fill(1), [], slopes, [], []);
+  return slopes;
 }
 
 // What the network says of each sample: the mean of its outputs over time, as many as classes.

@@ -1,19 +1,8 @@
-const { title, layers: described, sets } = JSON.parse(byId("network").textContent);
-const FREE_STEPS = 100; // of an input that is no sample
-const CELLS = 24; // of the map in either direction
-const MOST_LINES = 8; // more units are an image
-const LIMITS = { amplitude: [-1e6, 1e6], period: [2, FREE_STEPS], width: [1, FREE_STEPS], seed: [0, 2 ** 32 - 1] };
-const classes = described.at(-1).size, features = described[0].inputs;
-const classColour = (k) => colour[`c${k % 8}`];
+// ---- the network, and what it says
 
-// ---- what the page is at
-
-const newSettings = () => ({
-  set: 0, sample: 0, rate: 0.01, source: sets.length ? "sample" : "pulses",
-  input: { amplitudes: new Array(Math.min(features, 4)).fill(1), period: 30, width: 10, seed: 1 },
-});
-let settings = newSettings(), network, history, memory, training = 0;
-const set = () => sets[settings.set];
+let network, history, memory, run, training = 0, target = null; // `target`: the update at which training ends
+let verdict = { said: [] }; // of all samples, without learning from them
+const HELD_EVERY = 5; // updates from one measurement of what is held out to the next
 
 // The samples of a data set as lanes, [sample][feature].
 function lanesFor({ form, numbers, labels, steps }) {
@@ -25,276 +14,152 @@ function lanesFor({ form, numbers, labels, steps }) {
   });
   return lanes;
 }
-for (const each of sets) each.lanes = lanesFor(each);
+for (const each of sets) for (const samples of [each, each.held]) if (samples) samples.lanes = lanesFor(samples);
 
 function restart() {
-  network = networkOf(described);
+  pause();
+  network = networkOf(chosenLayers());
   history = [];
-  memory = sets.length ? memoryOf(network, set().labels.length, set().steps, true) : null;
-  verdicts();
+  memory = null;
+  if (sets.length) memory = [set(), set().held].map((samples) => samples && memoryOf(network, samples.labels.length, samples.steps, samples === set()));
+  look();
 }
 
-// What the network says of all samples, without learning from them.
-let said = [], measured = null;
-function verdicts() {
-  if (!sets.length) return;
-  const outputs = forwardPass(network, memory, set().lanes);
-  measured = crossEntropy(outputs, set().labels, classes, memory.places.at(-1).gradient);
-  said = meansOf(outputs, classes).map(winner);
+// Loss and share right of samples, and what the network says of each.
+function measure(samples, places) {
+  const outputs = forwardPass(network, places, samples.lanes), slopes = lanesOf(outputs.length, samples.steps);
+  return { ...crossEntropy(outputs, samples.labels, classes, slopes), said: meansOf(outputs, classes).map(winner) };
+}
+const measureHeld = () => set().held ? measure(set().held, memory[1]) : null;
+
+function look() {
+  if (sets.length) verdict = { ...measure(set(), memory[0]), held: measureHeld() };
+  computeMap();
 }
 
 function learn() {
-  const found = trainOnce(network, memory, set().lanes, set().labels, settings.rate);
-  history.push(found);
+  const update = history.length, held = update % HELD_EVERY ? null : measureHeld();
+  const found = trainOnce(network, memory[0], set().lanes, set().labels, settings.rate);
+  history.push({ ...found, update, held });
   if (!Number.isFinite(found.loss)) { pause(); say("The loss is not finite. Reset, and take a lower rate."); }
 }
 
-// ---- the sample, or another input, through all layers
-
-let run;
+// The sample, or another input, through all layers; and for a sample what flows back to each neuron.
 function compute() {
-  const { source, sample, input } = settings, { amplitudes, ...rest } = input;
-  const steps = source === "sample" ? set().steps : FREE_STEPS;
-  const x = source === "sample" ? set().lanes.slice(sample * features, (sample + 1) * features)
+  const { source, sample, amplitudes, period, pulse, seed } = settings, isSample = source === "sample";
+  const steps = isSample ? set().steps : FREE_STEPS;
+  const x = isSample ? set().lanes.slice(sample * features, (sample + 1) * features)
     : Array.from({ length: features }, (_, k) => Float64Array.from(
-      inputOf({ kind: source, amplitude: amplitudes[k % amplitudes.length], ...rest, seed: rest.seed + k }, steps)));
-  const places = memoryOf(network, 1, steps, false);
-  forwardPass(network, places, x);
-  run = { steps, x, layers: network.layers.map((layer, k) => ({ layer, output: places.places[k].output, record: places.places[k].record })) };
-}
-
-// ---- the map: what the network says of every point of the plane
-
-let area = null, map = null; // `map`: of each cell the class and how sure
-const plane = () => sets.length > 0 && features === 2 && set().form !== "sequences";
-function boundsOf({ form, numbers, steps }) {
-  if (form === "times") return [-0.5, steps - 0.5];
-  const most = Math.max(...numbers.map(Math.abs)) * 1.15 || 1;
-  return [-most, most];
-}
-const centre = (k) => area[0] + (k + 0.5) / CELLS * (area[1] - area[0]);
-
-function computeMap() {
-  if (!plane()) return;
-  area = boundsOf(set());
-  const { form, steps } = set(), x = lanesOf(CELLS * 2, steps), cells = memoryOf(network, CELLS, steps, false);
-  map = [];
-  for (let row = 0; row < CELLS; row++) {
-    x.forEach((lane, k) => {
-      const value = centre(k % 2 ? row : k >> 1);
-      if (form === "values") lane.fill(value);
-      else { lane.fill(0); lane[clamp(Math.round(value), 0, steps - 1)] = 1; }
-    });
-    map.push(meansOf(forwardPass(network, cells, x), classes).map((scores) => [winner(scores), Math.max(...softmax(scores))]));
+      inputOf({ kind: source, amplitude: amplitudes[k % amplitudes.length], period, width: pulse, seed: seed + k }, steps)));
+  const memory = memoryOf(network, 1, steps, isSample), outputs = forwardPass(network, memory, x);
+  if (isSample) {
+    crossEntropy(outputs, [set().labels[sample]], classes, memory.places.at(-1).gradient);
+    backwardPass(network, memory, x);
   }
-}
-
-function drawMap() {
-  const { g, width, height } = fitted(byId("map")), { numbers, labels } = set();
-  const scale = (value) => (value - area[0]) / (area[1] - area[0]);
-  const edge = (k, size) => Math.round(k / CELLS * size); // whole pixels, so that cells do not overlap
-  map.forEach((row, j) => row.forEach(([best, share], i) => {
-    g.globalAlpha = 0.1 + 0.5 * clamp((share * classes - 1) / (classes - 1), 0, 1);
-    g.fillStyle = classColour(best);
-    const x = edge(i, width), y = edge(CELLS - j - 1, height);
-    g.fillRect(x, y, edge(i + 1, width) - x, edge(CELLS - j, height) - y);
-  }));
-  g.globalAlpha = 1;
-  labels.forEach((label, k) => {
-    const x = scale(numbers[2 * k]) * width, y = (1 - scale(numbers[2 * k + 1])) * height;
-    const chosen = settings.source === "sample" && k === settings.sample;
-    g.beginPath(); g.arc(x, y, chosen ? 6 : 3.5, 0, 7);
-    g.fillStyle = classColour(label); g.fill();
-    g.lineWidth = chosen ? 2.5 : 1; g.strokeStyle = chosen || said[k] !== label ? colour.ink : colour.panel; g.stroke();
-  });
-  g.font = FONT; g.fillStyle = colour.muted;
-  g.textAlign = "right"; g.textBaseline = "bottom";
-  const unit = set().form === "times" ? "spike of input" : "input";
-  g.fillText(`${unit} 0 →`, width - 4, height - 3);
-  g.textAlign = "left"; g.textBaseline = "top";
-  g.fillText(`↑ ${unit} 1`, 4, 4);
-}
-
-function drawLosses() {
-  const { g, width, height } = fitted(byId("losses")), b = { x: 34, y: 20, w: width - 80, h: height - 38 };
-  const losses = history.map(({ loss }) => loss), [low, high] = rounded(0, Math.max(ends([losses])[1], Math.log(classes)));
-  const Y = (value) => b.y + (high - value) / (high - low) * b.h, last = Math.max(losses.length - 1, 20);
-  const X = (k) => b.x + k / last * b.w;
-  drawValues(g, b, [low, high], Y);
-  drawScale(g, b, 0, last, X, "update");
-  g.lineWidth = 1.6;
-  g.strokeStyle = colour.c1;
-  drawLine(g, losses, X, Y);
-  g.strokeStyle = colour.c2;
-  drawLine(g, history.map(({ right }) => high * right), X, Y);
-  g.font = FONT; g.textBaseline = "middle"; g.textAlign = "left";
-  g.fillStyle = colour.c2;
-  for (const share of [0, 0.5, 1]) g.fillText(`${100 * share} %`, b.x + b.w + 5, clamp(Y(high * share), b.y + 4, b.y + b.h - 2));
-  g.textBaseline = "top"; g.textAlign = "right"; g.fillText("share right", width - 2, 2);
-  g.textAlign = "left"; g.fillStyle = colour.c1; g.fillText("loss", 4, 2);
-  const now = history.at(-1);
-  byId("losses").setAttribute("aria-label", `loss and share right over ${plural(history.length, "update")}${now ? `: from ${history[0].loss.toFixed(3)} and ${(100 * history[0].right).toFixed(0)} % to ${now.loss.toFixed(3)} and ${(100 * now.right).toFixed(0)} %` : ""}`);
-}
-
-// ---- the layers over time
-
-let rows = [], hover = null;
-function buildRows() {
-  const states = (layer) => layer.states.indexOf(layer.shown);
-  rows = [{ name: "input", kind: "input", values: () => run.x, size: features }];
-  described.forEach((layer, k) => {
-    const { name, title, size } = layer, values = () => run.layers[k].output;
-    if (layer.kind === "linear") rows.push({ name: `${name}: ${title}`, kind: "product", values, size });
-    else {
-      const place = states(layer), record = () => run.layers[k].record.map((each) => each[place]);
-      // the output of a layer that does not fire is its membrane
-      if (layer.spiking || layer.shown !== "mem") rows.push({ name: `${name}: ${title}, ${words(layer.shown)}`, kind: "state", values: record, size });
-      if (layer.spiking) rows.push({ name: `${name}: spikes`, kind: "spikes", values, size });
-      else rows.push({ name: `${name}: ${title}, output`, kind: "output", values, size });
-    }
-  });
-  rows.forEach((row, k) => {
-    row.last = k === rows.length - 1;
-    row.lines = row.size <= MOST_LINES && row.kind !== "spikes";
-    row.canvas = make("canvas", { role: "img" });
-    row.out = make("output");
-    row.element = make("div", { class: "row", "data-row": k }, row.canvas, make("p", {}, make("b", {}, row.name), row.out));
-    row.element.style.flexGrow = row.kind === "input" ? 0.8 : 1;
-    row.canvas.addEventListener("pointermove", (event) => {
-      const b = box(row), frame = row.canvas.getBoundingClientRect();
-      hover = { row, step: clamp(Math.floor((event.clientX - frame.left - b.x) / b.w * run.steps), 0, run.steps - 1),
-        unit: clamp(Math.floor((event.clientY - frame.top - b.y) / b.h * row.size), 0, row.size - 1) };
-      redraw();
-    });
-    row.canvas.addEventListener("pointerleave", () => { hover = null; redraw(); });
-  });
-  byId("rows").replaceChildren(...rows.map((row) => row.element));
-}
-
-function box(row) {
-  const x = narrow.matches ? 42 : 52, y = narrow.matches ? 17 : 21;
-  return { x, y, w: Math.max(1, row.canvas.clientWidth - x - RIGHT), h: Math.max(1, row.canvas.clientHeight - y - (row.last ? AXIS : 5)) };
-}
-
-function draw(row) {
-  const { g } = fitted(row.canvas), b = box(row), values = row.values(), steps = run.steps;
-  const X = (t) => b.x + (t + 0.5) / steps * b.w;
-  const paint = row.lines ? paintLines(g, b, row, values, X) : paintUnits(g, b, row, values);
-  if (head === null) paint();
-  else for (const [alpha, from, to] of [[1, 0, head / steps], [0.2, head / steps, 1]]) {
-    g.save();
-    g.beginPath(); g.rect(b.x + from * b.w, 0, (to - from) * b.w, b.y + b.h + 6); g.clip();
-    g.globalAlpha = alpha; paint();
-    g.restore();
-  }
-  if (row.last) drawScale(g, b, 0, steps - 1, X, "step");
-  const at = hover?.step ?? head;
-  if (at !== null && at < steps) drawUpright(g, b, X(at), colour.muted);
-  read(row, values);
-}
-
-function paintLines(g, b, row, values, X) {
-  const [low, high] = rounded(...ends(values)), Y = (value) => b.y + (high - value) / (high - low) * b.h;
-  drawValues(g, b, [low, high], Y);
-  return () => {
-    g.lineWidth = 1.6; g.lineJoin = "round";
-    g.font = FONT; g.textAlign = "left"; g.textBaseline = "middle";
-    values.forEach((each, k) => {
-      g.strokeStyle = g.fillStyle = row.last ? classColour(k) : colour[`c${(k + 4) % 8}`];
-      drawLine(g, each, X, Y);
-      if (row.size > 1 && Number.isFinite(each.at(-1))) g.fillText(String(k), b.x + b.w + 3, Y(each.at(-1)));
-    });
+  const before = (k) => k ? memory.places[k - 1] : { output: x, gradient: memory.input };
+  run = {
+    steps, x,
+    layers: network.layers.map((layer, k) => ({
+      layer, output: memory.places[k].output, record: memory.places[k].record, flow: before(k).gradient,
+      distances: layer.bump ? distancesOf(layer, steps, before(k).output) : null,
+    })),
   };
-}
-
-// One line of pixels for each unit: spikes as marks, other values by how large they are.
-function paintUnits(g, b, row, values) {
-  const most = Math.max(...ends(values).map(Math.abs)) || 1, wide = b.w / run.steps, high = b.h / row.size;
-  g.font = FONT; g.fillStyle = colour.muted; g.textAlign = "right"; g.textBaseline = "middle";
-  g.fillText("0", b.x - 6, b.y + Math.max(4, high / 2));
-  g.fillText(String(row.size - 1), b.x - 6, b.y + b.h - Math.max(4, high / 2));
-  g.strokeStyle = colour.line; g.strokeRect(b.x - 0.5, b.y - 0.5, b.w + 1, b.h + 1);
-  return () => {
-    const alpha = g.globalAlpha, spikes = row.kind === "spikes";
-    g.save();
-    values.forEach((each, k) => each.forEach((value, t) => {
-      if (value === 0 || !Number.isFinite(value)) return;
-      g.globalAlpha = alpha * (spikes ? 1 : Math.min(1, Math.abs(value) / most));
-      g.fillStyle = value < 0 ? colour.down : colour.accent;
-      const x = Math.round(b.x + t * wide), y = Math.round(b.y + k * high); // whole pixels do not overlap
-      if (spikes) g.fillRect(x, y, Math.max(1.5, 0.7 * wide), Math.max(1, 0.8 * high));
-      else g.fillRect(x, y, Math.round(b.x + (t + 1) * wide) - x, Math.round(b.y + (k + 1) * high) - y);
-    }));
-    g.restore();
-  };
-}
-
-function read(row, values) {
-  const count = () => values.reduce((sum, each) => sum + each.reduce((all, value) => all + (value !== 0), 0), 0);
-  const at = hover?.step ?? head;
-  if (hover?.row === row && !row.lines) row.out.textContent = `neuron ${hover.unit}, step ${hover.step}: ${brief(values[hover.unit][hover.step])}`;
-  else if (at !== null && at < run.steps && row.lines) row.out.textContent = `step ${at}: ${values.map((each) => brief(each[at])).join(", ")}`;
-  else if (at !== null && at < run.steps && row.kind === "spikes") row.out.textContent = `step ${at}: ${plural(values.filter((each) => each[at] !== 0).length, "spike")}`;
-  else row.out.textContent = row.kind === "spikes" ? plural(count(), "spike") : "";
-  row.canvas.setAttribute("aria-label", `${row.name} over ${plural(run.steps, "step")}. ${row.out.textContent}`);
 }
 
 // ---- controls
 
-const KINDS = [...(sets.length ? ["sample"] : []), "pulses", "constant", "noise"];
-let inputKnobs = [];
-function buildControls() {
-  controls = [];
-  if (sets.length > 1) {
-    byId("sets").replaceChildren(make("label", {}, "data"), select("data", sets.map((each) => each.name), () => settings.set, (place) => {
-      pause();
-      Object.assign(settings, { set: place, sample: 0 });
-      restart();
-      computeMap();
-    }));
+// A whole number of the settings; `changed` what follows from another.
+const whole = (name, get, changed = () => {}) => ({
+  get, set: (given) => { settings[name] = Math.round(given); changed(); }, integer: true, legal: (given) => isLegal.whole(name, given),
+});
+const changed = () => { restart(); buildRows(); };
+const line = (label, options, get, choose) => make("div", { class: "line" }, make("label", {}, label), select(label, options, get, choose));
+
+function buildNetwork() {
+  const knobs = [], regular = isRegular(net());
+  if (regular) {
+    knobs.push(knob("width", "neurons in a layer", { ...linear(...LIMITS.width, 1), ...whole("width", widthOf, changed) }));
+    knobs.push(knob("depth", "hidden layers", { ...linear(...LIMITS.depth, 1), ...whole("depth", depthOf, changed) }));
   }
-  const rate = knob("rate", "rate of Adam", { ...logarithmic(1e-4, 0.3), get: () => settings.rate, set: (given) => { settings.rate = given; }, legal: (given) => given > 0 && given <= 10 });
+  for (const name of decaysOf(net())) knobs.push(halflifeKnob(name));
+  if (regular) knobs.push(knob("weights", "weights drawn by seed", { ...linear(0, 20, 1), ...whole("weights", () => settings.weights, changed) }));
+  const chooser = networks.length < 2 ? [] : [line("network", networks.map((each) => each.name), () => settings.net, (place) => {
+    Object.assign(settings, { net: place, halflives: {}, ...(isRegular(networks[place]) ? {} : { width: null, depth: null, weights: 0 }) });
+    changed();
+    buildControls();
+  })];
+  byId("size").replaceChildren(...chooser, ...knobs.map((each) => each.element));
+  byId("build").hidden = chooser.length + knobs.length === 0;
+  controls.push(...knobs.map((each) => each.show));
+}
+
+// A field that holds a half-life is named so, with the decay per step and, after training, its range.
+function halflifeKnob(name) {
+  const raw = () => network.layers.slice(0, -1).flatMap(({ tensors }) => tensors.filter((each) => each.name === `raw_${name}`).flatMap(({ values }) => [...values]));
+  const start = halflifeOf(net().layers[1].tensors.find((each) => each.name === `raw_${name}`).values[0]);
+  const get = () => settings.halflives[name] ?? round(start);
+  return knob(`h.${name}`, `half-life of ${words(name)}`, {
+    ...logarithmic(...HALFLIVES), unit: "steps", get, legal: isLegal.halflife,
+    set: (given) => { settings.halflives[name] = given; changed(); },
+    note: () => {
+      const now = raw().map(halflifeOf), [low, high] = [Math.min(...now), Math.max(...now)];
+      return history.length && high - low > 0.01 ? `now ${round(low, 2)} to ${round(high, 2)}` : `decay ${round(0.5 ** (1 / get()))}`;
+    },
+  });
+}
+
+function buildTraining() {
+  const choices = [];
+  if (sets.length > 1) choices.push(line("data", sets.map((each) => each.name), () => settings.set, (place) => {
+    Object.assign(settings, { set: place, sample: 0 });
+    changed();
+  }));
+  byId("sets").replaceChildren(...choices);
+  const rate = knob("rate", "rate of Adam", { ...logarithmic(...RATES), get: () => settings.rate, set: (given) => { settings.rate = given; }, legal: isLegal.rate });
   byId("rate").replaceChildren(rate.element);
-  const kinds = select("input", KINDS, () => KINDS.indexOf(settings.source), (place) => { settings.source = KINDS[place]; head = null; });
-  const { input } = settings;
-  const integers = (name) => ({
-    get: () => settings.input[name], set: (given) => { settings.input[name] = Math.round(given); }, integer: true,
-    legal: (given) => Number.isInteger(given) && given >= LIMITS[name][0] && given <= LIMITS[name][1],
+  controls.push(rate.show);
+}
+
+function buildInput() {
+  const { amplitudes } = settings;
+  const amplitude = (k) => knob(`amplitude ${k}`, amplitudes.length === features ? `input ${k}` : `inputs ${k}, ${k + 4}, …`, {
+    ...linear(-3, 3, 0.02), get: () => settings.amplitudes[k], set: (given) => { settings.amplitudes[k] = given; }, legal: isLegal.amplitude,
   });
-  const amplitude = (k) => knob(`amplitude ${k}`, input.amplitudes.length === features ? `input ${k}` : `inputs ${k}, ${k + 4}, …`, {
-    ...linear(-3, 3, 0.02), get: () => settings.input.amplitudes[k], set: (given) => { settings.input.amplitudes[k] = given; },
-    legal: (given) => Math.abs(given) <= LIMITS.amplitude[1],
-  });
-  inputKnobs = [
-    ...input.amplitudes.map((_, k) => ["pulses constant noise", amplitude(k)]),
-    ["pulses", knob("period", "period", { ...linear(2, FREE_STEPS, 1), unit: "steps", ...integers("period") })],
-    ["pulses", knob("width", "width", { ...linear(1, 60, 1), unit: "steps", ...integers("width") })],
-    ["noise", knob("seed", "seed", { ...linear(0, 99, 1), ...integers("seed") })],
+  const knobs = [
+    ...amplitudes.map((_, k) => ["pulses constant noise", amplitude(k)]),
+    ["pulses", knob("period", "period", { ...linear(2, FREE_STEPS, 1), unit: "steps", ...whole("period", () => settings.period) })],
+    ["pulses", knob("pulse", "width", { ...linear(1, 60, 1), unit: "steps", ...whole("pulse", () => settings.pulse) })],
+    ["noise", knob("seed", "seed", { ...linear(0, 99, 1), ...whole("seed", () => settings.seed) })],
   ];
-  const which = sets.length ? knob("sample", "sample", {
+  if (sets.length) knobs.push(["sample", knob("sample", "sample", {
     at: (place) => Math.round(place * (set().labels.length - 1)), place: (shown) => shown / Math.max(1, set().labels.length - 1), integer: true,
     get: () => settings.sample, set: (given) => { settings.sample = given; },
     legal: (given) => Number.isInteger(given) && given >= 0 && given < set().labels.length,
-    note: () => `class ${set().labels[settings.sample]}, says ${said[settings.sample]}`,
-  }) : null;
-  if (which) inputKnobs.push(["sample", which]);
-  byId("input").replaceChildren(make("div", { class: "line" }, kinds), ...inputKnobs.map(([, each]) => each.element));
-  controls.push(rate.show, () => {
-    for (const [kinds, each] of inputKnobs) { each.element.hidden = !kinds.split(" ").includes(settings.source); each.show(); }
+    note: () => `class ${set().labels[settings.sample]}, says ${verdict.said[settings.sample]}`,
+  })]);
+  const kinds = select("input", KINDS, () => KINDS.indexOf(settings.source), (place) => { settings.source = KINDS[place]; head = null; buildRows(); });
+  byId("input").replaceChildren(make("div", { class: "line" }, kinds), ...knobs.map(([, each]) => each.element));
+  controls.push(() => {
+    for (const [kinds, each] of knobs) { each.element.hidden = !kinds.split(" ").includes(settings.source); each.show(); }
   });
 }
 
+function buildControls() {
+  controls = [];
+  buildNetwork();
+  if (sets.length) buildTraining();
+  buildInput();
+  byId("back").replaceChildren(check("show what flows back, beside the spikes", () => settings.rows === 1, (checked) => { settings.rows = +checked; buildRows(); }));
+}
+
 function choose(sample) {
+  const other = settings.source !== "sample";
   Object.assign(settings, { sample, source: "sample" });
+  if (other) buildRows();
   update();
 }
 
-byId("map").addEventListener("pointerdown", (event) => {
-  const frame = byId("map").getBoundingClientRect(), { numbers, labels } = set(), span = area[1] - area[0];
-  const x = area[0] + (event.clientX - frame.left) / frame.width * span, y = area[1] - (event.clientY - frame.top) / frame.height * span;
-  const far = labels.map((_, k) => Math.hypot(numbers[2 * k] - x, numbers[2 * k + 1] - y));
-  choose(far.indexOf(Math.min(...far)));
-});
+byId("map").addEventListener("pointerdown", chooseNearest);
 byId("map").addEventListener("keydown", (event) => {
   const move = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1 }[event.key], count = set().labels.length;
   if (event.ctrlKey || event.altKey || event.metaKey || move === undefined) return;
@@ -304,31 +169,54 @@ byId("map").addEventListener("keydown", (event) => {
 
 // ---- training: as many updates in a frame as it has time for
 
-function pause() { cancelAnimationFrame(training); training = 0; byId("train").textContent = "train"; }
-let frames = 0;
+function pause() { cancelAnimationFrame(training); training = 0; target = null; byId("train").textContent = "train"; }
+let looked = 0; // when the map may be computed again: it may take a quarter of the time
 function trainFrame() {
   training = requestAnimationFrame(trainFrame);
-  const end = performance.now() + 14;
-  do learn(); while (performance.now() < end && training);
-  if (frames++ % 6 === 0) { verdicts(); computeMap(); compute(); }
+  const start = performance.now();
+  while (training && performance.now() < start + 14 && history.length !== target) learn();
+  if (history.length === target) { pause(); shown(); return; }
+  const now = performance.now();
+  if (now > looked) { look(); compute(); looked = performance.now() + 3 * (performance.now() - now); }
   redraw();
 }
-function shown() { verdicts(); computeMap(); update(); }
-byId("train").addEventListener("click", () => {
-  if (training) { pause(); shown(); return; }
+function trainTo(updates) {
+  pause();
+  target = updates;
   byId("train").textContent = "pause";
   training = requestAnimationFrame(trainFrame);
-});
+}
+function shown() { look(); update(); }
+byId("train").addEventListener("click", () => { if (training) { pause(); shown(); } else trainTo(null); });
 byId("once").addEventListener("click", () => { pause(); learn(); shown(); });
+function writeAddress() {
+  const text = fragment();
+  window.history.replaceState(null, "", text ? `#${text}` : location.pathname + location.search);
+}
 byId("reset").addEventListener("click", () => {
-  pause();
-  const { set: place } = settings;
-  settings = { ...newSettings(), set: place };
-  playhead.stop();
+  settings = { ...newSettings(), set: settings.set };
+  caption("");
+  writeAddress();
+  begin();
+});
+byId("share").addEventListener("click", () => {
+  settings.updates = history.length;
+  writeAddress();
+  copy(location.href, history.length ? `Link copied. It trains ${plural(history.length, "update")} at the rate above.` : "Link copied.");
+});
+byId("copy").addEventListener("click", () => copy(byId("python").textContent, "Python copied."));
+
+// Begin as the settings say, and train as far.
+function begin() {
+  hover = null;
   restart();
   buildControls();
-  shown();
-});
+  buildRows();
+  compute();
+  playhead.stop();
+  redraw();
+  if (settings.updates) trainTo(settings.updates);
+}
 
 // ---- updating
 
@@ -337,14 +225,21 @@ const redraw = oncePerFrame(() => {
   rows.forEach(draw);
   if (sets.length) {
     drawLosses();
+    showKey();
     if (plane()) {
       drawMap();
-      byId("map").setAttribute("aria-label", `sample ${settings.sample} of ${set().labels.length}, class ${set().labels[settings.sample]}: the network says ${said[settings.sample]}`);
+      byId("map").setAttribute("aria-label", `sample ${settings.sample} of ${set().labels.length}, class ${set().labels[settings.sample]}: the network says ${verdict.said[settings.sample]}`);
     }
-    const now = measured && !training ? measured : history.at(-1);
-    byId("progress").textContent = now ? `${plural(history.length, "update")}: loss ${now.loss.toFixed(3)}, ${(100 * now.right).toFixed(0)} % right` : "";
+    const now = training && history.length ? { ...history.at(-1), held: verdict.held } : verdict, tell = ({ loss, right }) => `${loss.toFixed(3)}, ${(100 * right).toFixed(0)} % right`;
+    byId("progress").textContent = `${plural(history.length, "update")}: loss ${tell(now)}${now.held ? `; held out ${tell(now.held)}` : ""}`;
   }
+  const spiking = run.layers.some((each) => each.distances);
   byId("space").hidden = !plane();
+  byId("bump").hidden = byId("passing").hidden = !spiking;
+  byId("smooth").hidden = spiking;
+  if (spiking) drawBump();
+  byId("back").hidden = settings.source !== "sample";
+  byId("python").textContent = python(network.layers);
   for (const show of controls) show();
   playhead.show();
   document.body.dataset.ready = "true"; // tests wait for it
@@ -353,25 +248,30 @@ const redraw = oncePerFrame(() => {
 // ---- start
 
 // The numbers that are drawn, for the console.
-window.readNetwork = () => ({
-  updates: history.length, losses: history.map(({ loss }) => loss), right: measured?.right, training: training !== 0,
-  source: settings.source, sample: settings.sample, x: run.x.map((each) => [...each]),
-  layers: run.layers.map(({ layer, output, record }) => ({
-    output: output.map((each) => [...each]), states: Object.fromEntries((layer.states ?? []).map((name, k) => [name, record.map((lanes) => [...lanes[k]])])),
-  })),
-  tensors: Object.fromEntries(network.layers.flatMap(({ name, tensors }) => tensors.map((each) => [`${name}.${each.name}`, [...each.values]]))),
-});
+window.readNetwork = () => {
+  const lists = (lanes) => lanes.map((each) => [...each]);
+  return {
+    updates: history.length, losses: history.map(({ loss }) => loss), right: verdict.right, training: training !== 0,
+    held: history.flatMap(({ update, held }) => held ? [[update, held.loss, held.right]] : []), loss: verdict.loss, heldNow: verdict.held && [verdict.held.loss, verdict.held.right],
+    settings: { ...settings, updates: history.length }, source: settings.source, sample: settings.sample, x: lists(run.x),
+    layers: run.layers.map(({ layer, output, record, flow, distances }) => ({
+      output: lists(output), states: Object.fromEntries((layer.states ?? []).map((name, k) => [name, record.map((lanes) => [...lanes[k]])])),
+      flow: flow && lists(flow), distances: distances && lists(distances),
+    })),
+    tensors: Object.fromEntries(network.layers.flatMap(({ name, tensors }) => tensors.map((each) => [`${name}.${each.name}`, [...each.values]]))),
+    python: python(network.layers),
+  };
+};
 
 document.title = title;
 byId("title").textContent = title;
-byId("first").hidden = !sets.length;
+byId("first").hidden = byId("gradient").hidden = !sets.length;
 document.querySelector("main").classList.toggle("still", !sets.length);
-byId("layers").textContent = described.map((layer) => `${layer.name}: ${layer.title}`).join("\n");
 const playhead = buildPlayhead(() => run.steps, () => redraw());
-restart();
-computeMap();
-buildControls();
-buildRows();
-compute();
+const problem = load();
+buildTries();
+begin();
+if (problem) say(problem);
+window.addEventListener("hashchange", () => { const problem = load(); begin(); say(problem); });
 new ResizeObserver(() => redraw()).observe(byId("plots"));
 page.themes(() => { readColours(); redraw(); });

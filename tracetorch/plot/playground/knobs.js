@@ -7,11 +7,11 @@ function buildParams() {
     const range = param.kind === "decay" ? logarithmic(Math.min(...ends), Math.max(...ends))
       : param.kind === "fraction" ? linear(Math.min(0.001, original), Math.max(0.999, original), 0.001)
       : param.kind === "weight" ? linear(-scale, scale, scale / 300) : logarithmic(original / 20, original * 20);
-    return knob(param.name, words(param.name), {
+    return knob(param.name, param.kind === "decay" ? `half-life of ${words(param.name)}` : words(param.name), {
       ...range, unit: param.kind === "decay" ? "steps" : "", slope: true,
       legal: (shown) => isLegal(param, shown), get: () => shown(param),
       set: (given) => { changes().values[`${param.kind} ${param.name}`] = given; },
-      note: () => param.kind === "decay" ? String(round(value(param), 4))
+      note: () => param.kind === "decay" ? `decay ${round(value(param), 4)}`
         : param.kind === "negative" ? `at ${brief(value(param))}` : "",
     });
   });
