@@ -539,9 +539,9 @@ def test_padding_says_nothing_of_lags_and_the_severity_is_that_of_what_is_left()
     assert found.severity == "note"
 
 
-@pytest.mark.parametrize(("silent", "severity"), [(28, "warning"), (8, None)])
-def test_neurons_that_fell_silent_in_the_first_pass_are_warned_of(silent: int, severity) -> None:
-    model = biased(-50, silent)
+@pytest.mark.parametrize(("bias", "count", "severity"), [(-50, 30, "warning"), (0.5, 48, None)])
+def test_neurons_that_are_silent_after_the_first_pass_are_warned_of(bias, count, severity) -> None:
+    model = biased(bias, count)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     before = diagnose(model, optimizer=optimizer).named("dead-neurons")
     assert [f.severity for f in before] == (["note"] if severity else [])
