@@ -65,7 +65,7 @@ class Part(NamedTuple):
 
 
 class Data(NamedTuple):
-    """What is learnt, chosen by and measured on."""
+    """Parts of the recordings that share no step."""
 
     learnt: Part
     validation: Part
@@ -339,7 +339,7 @@ def table(rows: Sequence[common.Row]) -> str:
     ]
     kinds = ("bits per spike", "validation bits per spike", "training bits per spike")
     for label, name in shown:
-        bits = [common.spread(scores(name, kind)) for kind in kinds]
+        bits = [_bits(scores(name, kind)) for kind in kinds]
         first = found[name][0]
         fired = "firing rate" in first.scores
         spikes = f"{statistics.mean(scores(name, 'firing rate')):.2f}" if fired else ""
@@ -347,6 +347,11 @@ def table(rows: Sequence[common.Row]) -> str:
         cells = [label, *bits, spikes, f"{first.parameters:,}", f"{seconds:.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _bits(values: Sequence[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}"
 
 
 if __name__ == "__main__":

@@ -139,12 +139,12 @@ def test_the_table_shows_the_rate_that_validation_chooses() -> None:
     rows = [
         *(row("gru, lr 0.01", seed, 1.5, 0.5) for seed in (0, 1)),
         *(row("gru, lr 0.005", seed, 1.0 + seed / 10, 0.75) for seed in (0, 1)),
-        row("LIF", 0, 0.25, 0.125),
+        row("LIF", 0, 0.25, 0.13),
     ]
     *_, gru, lif = spike_trains.table(rows).splitlines()
     label = "GRU, 0.005 the best of three rates"
-    assert gru == f"| {label} | 1.05 ± 0.071 | 0.75 ± 0 | 2 ± 0 |  | 12,345 | 4 |"
-    assert lif == "| LIF | 0.25 | 0.125 | 2 |  | 12,345 | 4 |"
+    assert gru == f"| {label} | 1.05 ± 0.07 | 0.75 ± 0.00 | 2.00 ± 0.00 |  | 12,345 | 4 |"
+    assert lif == "| LIF | 0.25 | 0.13 | 2.00 |  | 12,345 | 4 |"
 
 
 def test_the_table_of_the_page_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
