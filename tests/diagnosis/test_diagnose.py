@@ -485,6 +485,8 @@ LAGS: dict[str, tuple[Tensor, Tensor, int]] = {
     "of one target": (noise, pairs[..., 0].roll(6, 0), 6),
     "of 40": (noise, pairs.roll(40, 0), 40),
     "of spikes": (few, (few[..., :3].roll(4, 0).sum(-1) > 0).float(), 4),
+    "of booleans": (few, few[..., :3].roll(4, 0).sum(-1) > 0, 4),
+    "of counts": (few, few[..., :3].roll(4, 0).long(), 4),
     "of a smooth signal": (smooth(noise, 3.0), smooth(pairs, 3.0).roll(6, 0), 6),
     "of a rhythm": (waves, waves.roll(6, 0), 6),
     "of one sequence": (noise[:, :1], pairs[:, :1].roll(6, 0), 6),
@@ -498,6 +500,7 @@ LAGS: dict[str, tuple[Tensor, Tensor, int]] = {
     "another smooth signal": (smooth(noise), smooth(other), 0),
     "another sequence": (noise[:, :1], other[:, :1], 0),
     "labels": (noise, other[0, :, 0], 0),
+    "a label of each step": (few, few[..., 0].roll(4, 0).long(), 0),
     "a constant": (noise, torch.ones(100, B, 2), 0),
     "few steps": (noise[:12], pairs.roll(4, 0)[:12], 0),
 }  # fmt: skip
@@ -534,6 +537,21 @@ def test_padding_says_nothing_of_lags_and_the_severity_is_that_of_what_is_left()
     both = target + 0.6 * noise[..., :2] * mask[..., None]
     (found,) = tt.diagnose(dense(), (data, both), loss, mask=mask).named("target-lags")
     assert found.severity == "note"
+
+
+@pytest.mark.parametrize(("bias", "count", "severity"), [(-50, 30, "warning"), (0.5, 48, None)])
+def test_neurons_that_are_silent_after_the_first_pass_are_warned_of(bias, count, severity) -> None:
+    model = biased(bias, count)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    before = diagnose(model, optimizer=optimizer).named("dead-neurons")
+    assert [f.severity for f in before] == (["note"] if severity else [])
+    for _ in range(2):
+        mean(tt.unroll(model, x(), from_rest=True), target()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    after = diagnose(model, optimizer=optimizer).named("dead-neurons")
+    assert [f.severity for f in after] == ([severity] if severity else [])
+    assert all(f.advice.startswith("Begin anew with a lower learning rate, or a") for f in after)
 
 
 def test_the_cause_stands_first_and_advice_fits() -> None:

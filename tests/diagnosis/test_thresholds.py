@@ -76,6 +76,14 @@ def near(count: int) -> Evidence:
     return evidence(layer(spike_inputs=inputs))
 
 
+def stepped() -> torch.optim.Optimizer:
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.Adam([weight])
+    weight.sum().backward()
+    optimizer.step()
+    return optimizer
+
+
 def sloped(gradient: float, weight: float, loss: float) -> Evidence:
     """Return a gradient and a weight as norms of two parameters each, 0.6 and 0.8 of it."""
     parts = {"a": 0.6, "b": 0.8}
@@ -123,6 +131,10 @@ TABLE: list[tuple[Any, str, Any, dict[Any, str | None]]] = [
         (-60.1, 0, 0, 0): "warning", (1e-9, -1e-3): None, (1e-9, -0.999e-3): "warning"}),
     (activity, "dead-neurons", lambda n: evidence(rates(*[0.0] * n, 0.5 if n < N else 0.0)), {
         49: None, 50: "note", 89: "note", 90: "warning", 99: "warning", 100: "error"}),
+    # after the first steps silence is no longer the start's
+    (activity, "dead-neurons", lambda n: evidence(
+        rates(*[0.0] * n, 0.5 if n < N else 0.0), optimizer=stepped()), {
+        49: None, 50: "warning", 99: "warning", 100: "error"}),
     (activity, "saturated-neurons", lambda n, r: evidence(rates(*[r] * n, 0.5 if n < N else r)), {
         (49, 0.9): None, (50, 0.9): "warning", (50, 0.89): None, (99, 0.9): "warning",
         (100, 0.9): "error", (100, 0.89): None}),

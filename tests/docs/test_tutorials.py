@@ -17,6 +17,7 @@ import tracetorch as tt
 from examples import networks
 from tests.data.files import write_heidelberg
 from tests.docs.pages import DOCS, ROOT, TUTORIALS, cells, definitions
+from tracetorch import snn
 
 # the network of the page and that of the script, and the shape of a step of its input
 CASES: dict[str, tuple[Callable[[Any], nn.Module], Callable[[Any], nn.Module], int | None]] = {
@@ -32,6 +33,11 @@ CASES: dict[str, tuple[Callable[[Any], nn.Module], Callable[[Any], nn.Module], i
         lambda page: page["Spiking"](40, 10, tt.neurons.SEAdLIF, delays=8),
         lambda s: networks.Spiking(40, 10, "SEAdLIF", width=64, delays=8),
         40,
+    ),
+    "spike_trains": (
+        lambda page: page["network"](snn.LIF, delays=14),
+        lambda s: s.spiking(snn.LIF, s.LAG),
+        10,
     ),
     "language": (lambda page: page["Model"]("BLIF"), lambda s: s.Model("BLIF"), None),
     "cartpole": (lambda page: page["ActorCritic"](), lambda s: s.ActorCritic(forget=False), 4),
@@ -109,3 +115,14 @@ def test_page_of_events_hears_what_the_script_hears() -> None:
     ours = page["frames"](learnt[:3], size)
     theirs = script.frames(learnt[:3], size)
     assert all(map(torch.equal, ours.sequences, theirs.sequences))
+
+
+@pytest.mark.skipif(find_spec("nitime") is None, reason="pip install --no-deps nitime")
+def test_page_of_spike_trains_reads_and_scores_as_the_script_does() -> None:
+    page, script = definitions("tutorials/spike_trains"), import_module("examples.spike_trains")
+    ours, theirs = page["recordings"](), script.recordings()
+    assert all(map(torch.equal, ours, theirs))
+    assert page["WARM_UP"] == script.WARM_UP
+    odds = theirs.x[..., :1] - 2
+    found = page["bits_per_spike"](odds, theirs.spikes)
+    assert found == pytest.approx(script.bits_per_spike(odds, theirs.spikes), rel=1e-4)

@@ -359,6 +359,9 @@ def test_each_seed_has_one_recorded_row(tmp_path, monkeypatch, capsys) -> None:
     vowels --baseline gru --delays 5 -> gru is no spiking network: leave out --delays
     vowels --baseline gru --recurrent -> gru is no spiking network: leave out --recurrent
     vowels --baseline gru --readout SReadout -> spiking network: leave out --readout
+    spike_trains --network gru --lr 1e-2 --delays 3 -> gru has no delays: leave out --delays
+    spike_trains --network gru -> gru needs --lr, for example 1e-2
+    spike_trains --network lnp --lr 1e-2 -> lnp has no learning rate: leave out --lr
     recipes nmnist --delays 3 -> --recurrent and --delays are for shd and ssc
     recipes --quick nmnist -> nmnist must be the first argument
     recipes -> required: task
@@ -397,7 +400,14 @@ def test_missing_package_is_an_error_of_one_line(tmp_path, monkeypatch, capsys) 
     assert error.count("\n") == 1
 
 
-HELP = [*SCRIPTS, "events", "recipes", "table", *(f"recipes {task}" for task in recipes.TASKS)]
+HELP = [
+    *SCRIPTS,
+    "events",
+    "spike_trains",
+    "recipes",
+    "table",
+    *(f"recipes {task}" for task in recipes.TASKS),
+]
 
 
 @pytest.mark.parametrize("command", HELP)

@@ -27,17 +27,18 @@ ROW = common.Row(
 )
 PAGE = (
     "before\n<!-- neurons -->\nold\n<!-- /neurons -->\n<!-- recipe -->\n<!-- /recipe -->\n"
-    "<!-- events -->\n<!-- /events -->\n<!-- results -->\n<!-- /results -->\nafter\n"
+    "<!-- events -->\n<!-- /events -->\n<!-- spike_trains -->\n<!-- /spike_trains -->\n"
+    "<!-- results -->\n<!-- /results -->\nafter\n"
 )
-TUTORIAL = "# Events\n<!-- events -->\n<!-- /events -->\nend\n"
 
 
 @pytest.fixture
 def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Write a page, and rows of its tasks, into a temporary folder."""
     monkeypatch.setattr(table, "README", tmp_path / "README.md")
-    monkeypatch.setattr(table, "TUTORIAL", tmp_path / "events.md")
-    (tmp_path / "events.md").write_text(TUTORIAL)
+    monkeypatch.setattr(table, "TUTORIALS", tmp_path)
+    for name in table.OF_TUTORIALS:
+        (tmp_path / f"{name}.md").write_text(f"# A\n<!-- {name} -->\n<!-- /{name} -->\nend\n")
     monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
     (tmp_path / "README.md").write_text(PAGE)
     for seed, accuracy in ((0, 0.90), (1, 0.94)):
@@ -86,15 +87,16 @@ def test_tables_are_made_of_the_recorded_rows(page, capsys) -> None:
     line = "| LIF delays 8 | 50.0 % | 120 | 9,876 |  | 12,345 | 4.0 |"
     assert text.count(line) == text.count("| LIF delays 8 |") == 1
     tutorial = (page.parent / "events.md").read_text()
-    assert tutorial.startswith("# Events\n<!-- events -->\n| network |")
+    assert tutorial.startswith("# A\n<!-- events -->\n| network |")
     assert tutorial.endswith(f"\n{line}\n<!-- /events -->\nend\n")
     assert table.main(["--check"]) == 0
-    (page.parent / "events.md").write_text(TUTORIAL)
+    (page.parent / "events.md").write_text(tutorial.replace(line, ""))
     assert table.main(["--check"]) == 1
-    printed = capsys.readouterr().err.splitlines()[1:]
-    assert printed == ["events.md is out of date: python -m examples.table"] * 2
-    files = [path.name for path in page.parent.iterdir() if path.is_file()]
-    assert sorted(files) == ["README.md", "events.md"]
+    printed = capsys.readouterr().err.splitlines()
+    names = ["README", *table.OF_TUTORIALS, "events"]
+    assert printed == [f"{name}.md is out of date: python -m examples.table" for name in names]
+    files = [path.stem for path in page.parent.iterdir() if path.is_file()]
+    assert sorted(files) == sorted(names[:-1])
 
 
 def test_page_without_markers_is_refused(page: Path) -> None:

@@ -18,7 +18,7 @@ from tracetorch.snn.spike_functions import spike_functions
 from tracetorch.unrolling.inputs import tensors_by_name
 
 _NEARLY_ALL = 0.9  # of the neurons: a warning; all of them: an error
-_MOST = 0.5  # of the neurons: a note
+_MOST = 0.5  # of the neurons: a note, and a warning where an optimizer has stepped
 _SLOWER = ", or begin with a slower decay ({} nearer to 1), which sums over more steps"
 _FASTER = "; begin with a faster decay ({} nearer to 0)"
 _MANY = 0.25  # of the neurons dead, and as many saturated: a warning
@@ -59,6 +59,8 @@ def _dead_or_saturated(
     dead, saturated = rates == 0, rates >= SATURATED
     # with few steps any neuron may fire at every step
     never = float(dead.double().mean())
+    # before the first step of an optimizer a neuron may yet come to fire
+    learnt = evidence.optimizer is not None and bool(evidence.optimizer.state)
     always = float(saturated.double().mean()) if steps >= _FEW_STEPS else 0.0
     names = decay_names(layer.module)
     decays = [each.format(names[0]) if names else "" for each in (_SLOWER, _FASTER)]
@@ -69,9 +71,11 @@ def _dead_or_saturated(
     if never >= _MOST:
         distance, advice = _distance_of_dead(layer, dead)
         # A few dead neurons are common; a layer of them blocks everything behind it.
-        severity = "error" if never == 1 else "warning" if never >= _NEARLY_ALL else "note"
+        many = learnt or never >= _NEARLY_ALL
+        severity = "error" if never == 1 else "warning" if many else "note"
         of |= {"distance": distance, "advice": advice, "slower": decays[0]}
-        row, fire = "dead-neurons" + "/all" * (never == 1), verb.get(silent, "fire")
+        kind = "/all" if never == 1 else "/learnt" if learnt else ""
+        row, fire = f"dead-neurons{kind}", verb.get(silent, "fire")
         yield measured(row, layer.path, never, severity, fire=fire, **of)
     if always >= _MOST:
         severity, fire = "error" if always == 1 else "warning", verb.get(often, "fire")

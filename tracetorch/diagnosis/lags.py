@@ -33,7 +33,7 @@ def lags(evidence: Evidence) -> Iterator[Finding]:
         return
     shape, delays = (inputs.steps, inputs.batch), _delays(evidence)
     for target in evidence.targets:
-        if target.ndim < 2 or target.shape[:2] != shape or not target.is_floating_point():
+        if target.ndim < 2 or target.shape[:2] != shape or not _is_signal(target):
             continue
         for x in pytree.tree_leaves(inputs.tensors):
             given = _varying(x, evidence.mask, _FEATURES)
@@ -44,6 +44,11 @@ def lags(evidence: Evidence) -> Iterator[Finding]:
                 of = {"there": there, "now": now, "longest": 2 * lag}
                 yield measured("target-lags", "", lag, severity, **of)
                 return
+
+
+def _is_signal(target: Tensor) -> bool:
+    """Return whether values over time are a signal, spikes or counts; no classes of each step."""
+    return target.is_floating_point() or target.dtype == torch.bool or target.ndim > 2
 
 
 def _delays(evidence: Evidence) -> int:

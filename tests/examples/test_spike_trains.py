@@ -1,0 +1,156 @@
+"""Spikes of a grasshopper's ear: how recordings are read, kept apart, scored and shown."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import tracetorch as tt
+from examples import common, spike_trains
+from tests.examples.test_table import ROW
+from tracetorch import snn
+
+REAL = pytest.mark.skipif(find_spec("nitime") is None, reason="pip install --no-deps nitime")
+OPTIONS = argparse.Namespace(quick=True)
+
+
+def fired(number: int) -> list[int]:
+    """Return the milliseconds of spikes: 7 after each loud one, and some that no sound explains."""
+    return sorted({*range(97 * number + 7, 10_000, 97), *range(30, 10_000, 61)})
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put recordings in the place of nitime's: loud where the time in ms is a multiple of 97."""
+    (tmp_path / "data").mkdir()
+    loud = np.where(np.arange(200_000) // 20 % 97 == 0, 0.2, 0.02)
+    lines = "\n".join(f"{50 * n}  {pressure}" for n, pressure in enumerate(loud))
+    for number in (1, 2):
+        times = 1000 * np.array(fired(number)) + 300
+        (tmp_path / f"data/grasshopper_stimulus{number}.txt").write_text(lines)
+        text = "# repetition number: 0\n" + "\n".join(map(str, times)) + "\n\n"
+        (tmp_path / f"data/grasshopper_spike_times{number}.txt").write_text(text)
+    package = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(spike_trains, "find_spec", lambda name: package)
+    return tmp_path
+
+
+def test_recordings_are_read_in_their_units_and_parts_share_no_step(folder: Path) -> None:
+    x, spikes = spike_trains.recordings()
+    assert (x.shape, spikes.shape) == ((10_000, 2, 10), (10_000, 2, 1))
+    assert float(x.mean()) == pytest.approx(0, abs=1e-4)
+    # 20 dB, in deviations of a level that is so in one of 97 steps
+    assert (x[0] - x[1]).flatten().tolist() == pytest.approx([9.8] * 20, rel=0.01)
+    for number in (1, 2):
+        assert spikes[:, number - 1, 0].nonzero().flatten().tolist() == fired(number)
+    data = spike_trains.load(OPTIONS)
+    assert [part.x.shape[1] for part in data] == [12, 4, 4]
+    sequences = torch.cat([part.spikes for part in data], 1)[..., 0].T
+    seconds = spikes[..., 0].T.reshape(20, 1000)
+    assert sorted(sequences.tolist()) == sorted(seconds.tolist())
+    assert torch.equal(data.test.x[:, 0], x[4000:5000, 0])
+
+
+def test_bits_per_spike_are_the_gain_over_the_mean_rate() -> None:
+    alternating = (torch.arange(100) % 2).float()[:, None, None]
+    certain = 50 * (2 * alternating - 1)
+    # a spike, and the step without one, are each a bit less surprising
+    assert spike_trains.bits_per_spike(certain, alternating) == pytest.approx(2.0)
+    generator = torch.Generator().manual_seed(0)
+    spikes = (torch.rand(50, 3, 1, generator=generator) < 0.2).float()
+    odds = torch.randn(50, 3, 1, generator=generator)
+    n, p = spikes.numpy().ravel(), 1 / (1 + np.exp(-odds.numpy().ravel().astype(float)))
+    gain = n * np.log2(p / n.mean()) + (1 - n) * np.log2((1 - p) / (1 - n.mean()))
+    assert spike_trains.bits_per_spike(odds, spikes) == pytest.approx(gain.sum() / n.sum())
+    constant = torch.full_like(odds, math.log(n.mean() / (1 - n.mean())))
+    assert spike_trains.bits_per_spike(constant, spikes) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_linear_model_is_at_its_optimum_and_looks_back_only() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1000, 2, spike_trains.SAMPLES, generator=generator)
+    odds = 2 * x[..., :1].roll(7, 0) - 2
+    spikes = (torch.rand(odds.shape, generator=generator) < odds.sigmoid()).float()
+    model, part = spike_trains.LNP(), spike_trains.Part(x, spikes)
+    model.fit(part, 10.0)
+    weights = model.filter.weight.view(spike_trains.SAMPLES, spike_trains.MEMORY)
+    assert int(weights.argmax()) == spike_trains.MEMORY - 1 - 7  # of the first sample
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(
+        model(x)[spike_trains.WARM_UP :], spikes[spike_trains.WARM_UP :], reduction="sum"
+    )
+    (loss + 5.0 * weights.square().sum()).backward()
+    assert all(float(p.grad.abs().max()) < 1e-2 for p in model.parameters() if p.grad is not None)
+    late = x.clone()
+    late[500:] = 0
+    assert torch.equal(model(late)[:500], model(x)[:500])
+
+
+@REAL
+def test_the_lag_of_the_ear_is_found_and_delays_are_as_long_as_advised() -> None:
+    learnt = spike_trains.load(OPTIONS).learnt
+    loss = torch.nn.functional.binary_cross_entropy_with_logits
+    for spikes in (learnt.spikes, learnt.spikes.bool()):
+
+        def counted(y: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            return loss(y, target.float())
+
+        found = tt.diagnose(spike_trains.spiking(snn.LIF), (learnt.x, spikes), counted)
+        (finding,) = found.named("target-lags")
+        assert finding.severity == "warning"
+        assert finding.figure.startswith("The target follows the input by about 7 steps")
+        assert f"max_delay={spike_trains.LAG})" in finding.advice
+
+
+@pytest.mark.parametrize(
+    "arguments", ["--network LIF --delays 3", "--network gru --lr 1e-2", "--network lnp"]
+)
+def test_a_quick_run_saves_a_model_and_a_figure(arguments, folder, tmp_path, capsys) -> None:
+    given = [*arguments.split(), "--quick", "--seeds", "3", "--out", str(tmp_path / "out")]
+    assert spike_trains.main(given) == 0
+    assert "seed 3: bits per spike" in capsys.readouterr().out
+    (row,) = common.read(tmp_path / "out/spike_trains.jsonl")
+    assert all(math.isfinite(score) for score in row.scores.values())
+    assert ("firing rate" in row.scores) == ("LIF" in arguments)
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) == 1
+    (figure,) = (tmp_path / "out").glob("*.png")
+    assert figure.stat().st_size > 10_000
+
+
+def test_without_the_files_it_says_what_to_install(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(spike_trains, "find_spec", lambda name: None)
+    assert spike_trains.main(["--out", str(tmp_path)]) == 1
+    assert "pip install --no-deps nitime" in capsys.readouterr().err
+
+
+def test_the_table_shows_the_rate_that_validation_chooses() -> None:
+    def row(configuration: str, seed: int, test: float, validation: float) -> common.Row:
+        names = ("bits per spike", "validation bits per spike", "training bits per spike")
+        scores = dict(zip(names, (test, validation, 2.0), strict=True))
+        return replace(ROW, configuration=configuration, seed=seed, scores=scores)
+
+    rows = [
+        *(row("gru, lr 0.01", seed, 1.5, 0.5) for seed in (0, 1)),
+        *(row("gru, lr 0.005", seed, 1.0 + seed / 10, 0.75) for seed in (0, 1)),
+        row("LIF", 0, 0.25, 0.13),
+    ]
+    *_, gru, lif = spike_trains.table(rows).splitlines()
+    label = "GRU, 0.005 the best of three rates"
+    assert gru == f"| {label} | 1.05 ± 0.07 | 0.75 ± 0.00 | 2.00 ± 0.00 |  | 12,345 | 4 |"
+    assert lif == "| LIF | 0.25 | 0.13 | 2.00 |  | 12,345 | 4 |"
+
+
+def test_the_table_of_the_page_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert spike_trains.main(["--table"]) == 0
+    page = Path(__file__).parents[2] / "docs/tutorials/spike_trains.md"
+    printed = capsys.readouterr().out
+    assert f"<!-- spike_trains -->\n{printed}<!-- /spike_trains -->" in page.read_text()
+    found = common.read(common.RESULTS / "spike_trains.jsonl")
+    assert {row.configuration.split(",")[0] for row in found} >= {"gru", "lnp", "LIF"}
