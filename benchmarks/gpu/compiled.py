@@ -17,12 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tracetorch.fuse.codegen.triton_loops import (
-    BLOCK,
-    arguments,
-    compile_options,
-    triton_source,
-)
+from tracetorch.fuse.codegen.triton_loops import BLOCK, arguments, compile_options, triton_source
 from tracetorch.fuse.ir.kernel import (
     Dtype,
     Kernel,

@@ -981,8 +981,7 @@ def test_both_compilers_and_their_sanitizers(
 
 
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.slow) for n in ("AdEx", "GLIF")] + ["BSRLIF"],
+    "name", [pytest.param(n, marks=pytest.mark.slow) for n in ("AdEx", "GLIF")] + ["BSRLIF"]
 )
 @pytest.mark.parametrize("compiler", COMPILERS)
 def test_optimisation_changes_nothing(
@@ -1090,16 +1089,7 @@ def test_the_stack_is_that_of_the_deepest_stage_wherever_it_stands(tmp_path: Pat
     assert deep_first.stack_bytes == deep_last.stack_bytes
 
 
-HOSTILE = (
-    "*/ int x; /*",
-    "int",
-    "ünïcode",
-    "auto",
-    "AUTO",
-    "_",
-    "%s%n",
-    "a" * 99,
-)
+HOSTILE = ("*/ int x; /*", "int", "ünïcode", "auto", "AUTO", "_", "%s%n", "a" * 99)
 
 
 class Named(nn.Module):

@@ -220,10 +220,7 @@ def _mismatches(
     model: nn.Module,
     strict: bool,
 ) -> list[str]:
-    """List in what a file does not fit a model: layers, names, tensors or settings of modules.
-
-    Of these the first kind that differs: the others may follow from it.
-    """
+    """List in what a file does not fit a model: of the first kind, others may follow from it."""
     if header is not None:
         layers = renamed(header.layers, rename), renamed(describe_layers(model))
         unlike = differences(*layers, strict)
@@ -253,10 +250,7 @@ def _mismatches(
 def _restored_on_failure(
     model: nn.Module, tensors: Mapping[str, Tensor], parts: Mapping[str, Stateful], rng: bool
 ) -> Iterator[None]:
-    """Give tensors of a model, parts and random numbers back what they were where the block fails.
-
-    Hooks of the user's modules, and states that do not fit, can still fail in the middle.
-    """
+    """Give all back what it was where the block fails: hooks and states can, in the middle."""
     constraints = {layer: dict(layer.constraints) for _, layer in named_neurons(model)}
     before = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
     numbers = random_state() if rng else None

@@ -13,10 +13,7 @@ from tracetorch.core.walk import hidden_modules, join_path
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the ``state_dict`` of a model and, by their paths, of its unregistered modules.
-
-    What wrappers add to the names is removed.
-    """
+    """Return the ``state_dict`` and unregistered modules' tensors, under names without wrappers."""
     named: dict[str, Tensor] = {}
     for path, module in [("", model), *hidden_modules(model)]:
         # The walk writes the position in a set in braces.
@@ -56,11 +53,7 @@ Constraints: TypeAlias = Mapping[str, Mapping[str, str]]
 
 
 def load_tensors(model: nn.Module, values: Mapping[str, Tensor], constraints: Constraints) -> None:
-    """Load values by the names of :func:`named_tensors`; other names are ignored.
-
-    ``constraints`` says, by the path of a layer and the name of a decay, which constraint it had
-    where the values come from.
-    """
+    """Load values by name, others are ignored; ``constraints`` are those of the file's decays."""
     for path, module in [("", model), *hidden_modules(model)]:
         prefix = f"{path}." if path else ""
         # load_state_dict, not copy_: modules may convert old values in their own hooks.

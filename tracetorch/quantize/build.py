@@ -40,10 +40,7 @@ def product_of(module: nn.Module, path: str = "") -> tuple[Product, str]:
 
 
 class _Names:
-    """Names of children by path: no two alike, and none that an attribute of ``Prepared`` has.
-
-    Dots become underscores; a name that is taken then gets one more behind it.
-    """
+    """Names of children by path: no two alike, and none that an attribute of ``Prepared`` has."""
 
     def __init__(self, parts: Parts) -> None:
         self.taken = {*dir(Prepared()), *Prepared.__annotations__, _BORDER}
@@ -253,10 +250,7 @@ def build(
 
 
 def integer_form(module: nn.Module) -> tuple[nn.Module, float, int]:
-    """Return a module without weights for integers, what it divides by, and how much it may grow.
-
-    An average is a sum, whose divisor goes into the scale; a delay is rounded to whole steps.
-    """
+    """Return a module without weights for integers, its divisor, and how much it may grow."""
     if not isinstance(module, nn.AvgPool1d | nn.AvgPool2d):
         copied = copy.deepcopy(module)
         if isinstance(copied, DelayingLayer):

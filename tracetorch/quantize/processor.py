@@ -124,10 +124,7 @@ class Processor(Target):
 
 
 def _check_decay(stage: Stage, name: str, one: float) -> None:
-    """Refuse a decay that would be rounded to 1, with which a state forgets nothing.
-
-    An average of it would take in nothing either.
-    """
+    """Refuse a decay that would be rounded to 1, with which a state forgets nothing."""
     decay = getattr(stage.layer, name)
     slowest = 0.0 if decay is None else float(decay.detach().max())
     if slowest * one >= one - 0.5:

@@ -62,10 +62,7 @@ def unit_and_shifts(
 
 
 def common_scale(one: Tensor, other: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """Return the scale of a sum of integers of two scales, and its integers in one of either.
-
-    Where one is no multiple of the other, both are multiples of a finer one, up to 16 times.
-    """
+    """Return the scale of a sum, and its integers in one of either; up to 16 times finer."""
     ratio = max(float(one), float(other)) / min(float(one), float(other))
     off = {k: round(abs(round(k * ratio) / (k * ratio) - 1), 3) for k in range(1, 17)}
     times = min(off, key=lambda k: off[k])

@@ -162,11 +162,7 @@ def test_functions_that_math_lacks(page: Any) -> None:
         "nextafter": torch.nextafter,
         "pow": torch.pow,
     }
-    unary: dict[str, Function] = {
-        "erf": torch.erf,
-        "erfc": torch.erfc,
-        "round": torch.round,
-    }
+    unary: dict[str, Function] = {"erf": torch.erf, "erfc": torch.erfc, "round": torch.round}
     operations = [*binary, *unary, "fma"]
     graph = Graph(tuple(Line("v0", op, ("x",)) for op in operations), {})
     calls = ", ".join(f"{op}: u.map((a, i) => {op}(a, v[i], z[i]))" for op in operations)

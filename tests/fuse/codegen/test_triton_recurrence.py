@@ -24,12 +24,7 @@ from tracetorch.fuse.ir.kernel import Dtype, KernelBuilder, Role
 from tracetorch.fuse.ir.plan import LearningPlan
 from tracetorch.fuse.ir.schedule import recurrent_backward_kernel, recurrent_forward_kernel
 from tracetorch.fuse.runtime import gpu_recurrence
-from tracetorch.fuse.runtime.gpu_recurrence import (
-    LARGEST,
-    TritonLoop,
-    recurrence_options,
-    tile_of,
-)
+from tracetorch.fuse.runtime.gpu_recurrence import LARGEST, TritonLoop, recurrence_options, tile_of
 from tracetorch.fuse.runtime.kernel_cache import module_of
 from tracetorch.fuse.runtime.recurrence import Buffers, Shape
 

@@ -219,10 +219,7 @@ def compiles(function: Function) -> bool:
 # Integrals and series that PyTorch computes by tables of their own; kernels have none. Near its
 # zeros the last places of ``digamma``, the gradient of ``lgamma``, are those of larger terms.
 SPECIAL = {"digamma", "igamma", "igammac", "lgamma", "mvlgamma", "polygamma"}
-REFUSED = {
-    "float_power": "its result is float64",
-    "rrelu": "it draws random numbers",
-}
+REFUSED = {"float_power": "its result is float64", "rrelu": "it draws random numbers"}
 
 
 def test_pointwise_operations_compile() -> None:

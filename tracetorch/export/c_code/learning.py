@@ -58,16 +58,7 @@ class LearningRecord:
 def record_learning(
     trial: Trial, steps: Sequence[Any], start: Mapping[str, Tensor]
 ) -> LearningRecord:
-    """Read one step of a learner, and let it learn from signals that are drawn.
-
-    Args:
-        trial: copies of a model and its learner.
-        steps: inputs of one sample.
-        start: the states of the model at rest, by name.
-
-    Raises:
-        ValueError: the step has no C, or is another one than the learner takes.
-    """
+    """Read one step of a learner, and let it learn from drawn signals over inputs of a sample."""
     first = {name: weight.detach().clone() for name, weight in trial.learned.items()}
     with global_modes_off(), backend("eager"):
         tape = _record(copy.deepcopy(trial), steps)
@@ -229,10 +220,7 @@ def _compare(
     signals: Mapping[str, Tensor],
     first: Mapping[str, Tensor],
 ) -> None:
-    """Raise where the recorded step is another one than the learner takes, from rest.
-
-    ``first`` are the states and weights before it, by name.
-    """
+    """Raise where the recorded step, from ``first`` at rest, differs from the learner's."""
     now = {kind: dict(values) for kind, values in tape.given.items()}
     now["trace"] = {name: torch.zeros_like(value) for name, value in now["trace"].items()}
     for kind in ("state", "learned"):

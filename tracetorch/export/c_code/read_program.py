@@ -34,11 +34,7 @@ class ExportedStep:
 def read_step(
     model: nn.Module, x: Any, record: Mapping[str, nn.Module] | None = None
 ) -> ExportedStep:
-    """Export one time step of a model, and read it as stages.
-
-    Most models consist of operations that have C without being decomposed. Only where one has
-    none, or writes in place, the program is decomposed, which takes as long as tracing does.
-    """
+    """Export one time step of a model, and read it as stages; decomposed only where it must be."""
     for path, module in named_modules(model):
         for name in (path, *module._parameters, *module._buffers):
             words = any(map(keyword.iskeyword, name.split(".")))

@@ -119,10 +119,7 @@ def names_of(program: StepProgram, words: Words, widths: Widths | None = None) -
 def model_source(
     program: StepProgram, names: Names, events: Collection[Array], widths: Widths | None
 ) -> Source:
-    """Return ``model.c`` of a planned program, in float32 without ``widths``.
-
-    ``events`` are the arrays whose zeros are skipped.
-    """
+    """Return ``model.c`` of a planned program, of ``widths`` or floats; ``events`` skip zeros."""
     inputs, outputs = ports_of(program.inputs, names), ports_of(program.outputs, names)
     signals = ports_of(program.signals, names)
     arguments = step_arguments([*inputs, *signals], outputs)

@@ -13,10 +13,7 @@ _LANE = (Axis.LANE,)
 
 
 class StageKernel:
-    """Builder of the kernel of a stage, whose buffers have the names of what it reads and writes.
-
-    ``values`` holds what was loaded and computed, by name.
-    """
+    """Builder of the kernel of a stage; ``values`` holds what was loaded and computed, by name."""
 
     dtype = Dtype.FLOAT32
 

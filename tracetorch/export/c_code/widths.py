@@ -82,15 +82,7 @@ class Widths:
 
 
 def found_widths(program: StepProgram, inputs: Mapping[str, Interval]) -> Widths:
-    """Return the intervals of all arrays of a program of one step, over any number of steps.
-
-    Args:
-        program: of a traced model; for the modules themselves, ``tt.integers.ranges.ranges_of``.
-        inputs: the intervals of its inputs, by name.
-
-    Raises:
-        ValueError: a number may be rounded, or is no integer and no constant with a binary point.
-    """
+    """Return the intervals of all arrays over any number of steps, of inputs' intervals by name."""
     dtype = torch.float64 if program.double else torch.float32
     start = {array: inputs[name] for name, array in program.inputs.items()}
     starts = {
@@ -190,10 +182,7 @@ class Number:
 
 
 class IntegerLines(ABC):
-    """Arithmetic of the lines of a pointwise stage in integers; a child appends the operations.
-
-    ``values`` holds what was loaded and computed, by name.
-    """
+    """Integer arithmetic of a pointwise stage's lines; a child appends the operations."""
 
     values: dict[str, Any]
 
@@ -206,10 +195,7 @@ class IntegerLines(ABC):
 
     @abstractmethod
     def op(self, op: str, *args: Any, like: Interval | None = None, point: int = 0) -> Any:
-        """Append an operation on integers, whose result is in ``like`` in units of ``2^-point``.
-
-        ``shift`` and ``quotient`` divide and round down, ``div`` towards zero.
-        """
+        """Append an operation; ``div`` rounds towards zero, ``shift`` and ``quotient`` down."""
 
     def loaded(self, value: Any, array: Array) -> Number:
         """Return a number that was loaded."""

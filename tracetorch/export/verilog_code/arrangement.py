@@ -41,11 +41,7 @@ class Arrangement:
 
 
 def arranged(program: StepProgram, widths: Widths, lanes: int) -> Arrangement:
-    """Arrange a program that is living.
-
-    Several lanes take the values of a word: what a step reads or writes in another order is copied
-    first, or after.
-    """
+    """Arrange a living program; what several lanes would read out of order is copied."""
     maker = _Maker(widths, lanes)
     stages = [part for each in planned(program).stages for part in maker.parts(each)]
     outputs: dict[Array, View] = {}

@@ -125,10 +125,7 @@ def follower(store: Store, view: View) -> Follower:
 def walk(
     loop: Loop, commits: Mapping[str, tuple[int, str]], reset: Sequence[str] = ()
 ) -> list[str]:
-    """Return the lines of a walk: a loop while ``busy``, and ``commit`` one cycle behind.
-
-    ``commits`` are registers that keep, for the cycle behind, what the loop has now.
-    """
+    """Return a loop while ``busy``, and ``commit`` a cycle behind, from registers ``commits``."""
     lines = ["reg busy;", "reg commit;"]
     lines += [f"reg [{bits - 1}:0] {name};" for name, (bits, _) in commits.items()]
     lines += loop.declarations()

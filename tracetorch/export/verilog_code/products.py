@@ -248,11 +248,7 @@ def _place_product(name: str, stage: Product, source: Store, target: Store) -> L
 def _hits(
     name: str, axis: int, stage: Product, over: Loop, loop: Loop, target: Store
 ) -> tuple[list[str], bool]:
-    """Return a table of where in the target an event and a weight meet, of rows or of columns.
-
-    It is a bit that says whether they do, and the part of the place. Where there is one row of
-    each, they always meet: the second result is true.
-    """
+    """Return a table of where an event and a weight meet, of rows or columns; true: always."""
     size, kernel = stage.source.shape[1 + axis], stage.weight.shape[2 + axis]
     stride, padding, dilation = stage.stride[axis], stage.padding[axis], stage.dilation[axis]
     results, apart = stage.target.shape[1 + axis], stage.target.strides[1 + axis]

@@ -202,15 +202,7 @@ class _Cut:
 def proof_files(
     name: str, circuit: Circuit, stage: Pointwise, widths: Widths, program: StepProgram
 ) -> dict[str, str]:
-    """Return the files of a folder ``proof`` for one step, by name, besides ``PROVE_SCRIPT``.
-
-    Args:
-        name: of the module, whose text is in ``../{name}.v``.
-        circuit: of the stage.
-        stage: of the program.
-        widths: the ranges of its arrays.
-        program: whose states the stage may write.
-    """
+    """Return the files of a folder ``proof`` for the step ``../{name}.v``, but ``PROVE_SCRIPT``."""
     return _Proofs(name, circuit, stage, widths, program).files()
 
 
@@ -373,10 +365,7 @@ class _Proofs:
         return f"(and {same} {' '.join(inside(number, wire.low, wire.high))})"
 
     def between(self, wire: Wire, end: str, low: int, high: int) -> list[str]:
-        """Return that a product of the circuit, or a factor of it, lies in a range.
-
-        As the numbers that their bits are: with a sign where a factor has one.
-        """
+        """Return that a product or factor of the circuit, a number of its sign, is in a range."""
         bits, least = wire.word.bits, min(arg.low for arg in wire.args)
         number = Word(bits, signed=least < 0)
         if not (number.low <= low and high <= number.high):

@@ -4,26 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tracetorch.export.verilog_code.layer import (
-    clocked,
-    lane_bits,
-    module,
-    picked,
-    word_address,
-)
+from tracetorch.export.verilog_code.layer import clocked, lane_bits, module, picked, word_address
 from tracetorch.export.verilog_code.loops import Loop, number
 from tracetorch.export.verilog_code.memories import Store
 
 
 def scanner(name: str, store: Store, loop: Loop, given: Sequence[str], more: str) -> str:
-    """Return the module that walks over the values of a memory, and offers those that are not zero.
+    """Return the module that offers the values of a memory that are not zero, in a loop's order.
 
-    Args:
-        name: of the module.
-        store: the memory.
-        loop: over its places, with ``place`` among its followers.
-        given: those followers that go out with an event.
-        more: the condition, in terms of ``ready`` and ``valid``, to go on to the next place.
+    Followers ``given`` go out with an event; ``more`` is the condition to go on to the next place.
     """
     bits = {**{n: f.bits for n, f in loop.followers.items()}}
     bits |= {n: width for n, (width, _) in loop.registers.items()}

@@ -126,11 +126,7 @@ class _Printer:
         return _PRINTED[wire.op](self, bits, args, k)
 
     def factors(self, wire: Wire) -> list[str]:
-        """Return the declarations of both factors of a product, as wide as it is.
-
-        With signs, of which synthesis makes a smaller multiplier; with names, by which a proof
-        finds them.
-        """
+        """Return both factors of a product, as wide as it: signed to be small, named for proofs."""
         bits = wire.word.bits
         signed = any(arg.low < 0 for arg in wire.args)
         return [

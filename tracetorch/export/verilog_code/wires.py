@@ -242,10 +242,7 @@ def needed(ends: Sequence[Wire]) -> Iterator[Wire]:
 
 
 def evaluated(ends: Mapping[str, Wire], reads: Mapping[str, Values]) -> dict[str, Values]:
-    """Return the values of wires, by name; those that are read are integers, or arrays of them.
-
-    Arrays of ``object`` hold integers of any size, those of ``int64`` what fits.
-    """
+    """Return the values of wires, by name, from integers or arrays (``object``: of any size)."""
     values: dict[int, Values] = {}
     for wire in needed(list(ends.values())):
         if wire.op in ("read", "const"):

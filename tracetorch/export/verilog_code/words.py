@@ -49,8 +49,5 @@ def whole_ends(interval: Interval, point: int = 0) -> tuple[int, int]:
 
 
 def word_of(interval: Interval, point: int = 0, boolean: bool = False) -> Word:
-    """Return the narrowest word for an interval, of which ``point`` bits are a fraction.
-
-    A truth value takes one bit, whatever its interval.
-    """
+    """Return the narrowest word for an interval with ``point`` bits of fraction; truth: one."""
     return Word(1, signed=False) if boolean else word_between(*whole_ends(interval, point))

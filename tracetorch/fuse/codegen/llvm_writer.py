@@ -186,10 +186,7 @@ class Array:
 
 @dataclass
 class Iteration:
-    """An iteration of a loop; after it, what ``carried`` were in the one that was not run.
-
-    The body sets ``next``, what the next iteration carries.
-    """
+    """Iteration of a loop, whose body sets ``next``; after it, what ``carried`` were at its end."""
 
     index: Value
     carried: tuple[Value, ...]

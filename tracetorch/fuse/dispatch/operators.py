@@ -142,13 +142,7 @@ def _split(plan: Plan, tensors: Sequence[T]) -> tuple[list[T], list[T], list[T]]
 
 
 def incoming_gradients(x: Tensor, grads: Sequence[Tensor | None], states: int) -> list[Tensor]:
-    """Return the gradients of outputs, so many final states, and trajectories.
-
-    Zeros stand for one that is absent: the plan says which are, and reads no more of them.
-
-    Raises:
-        RuntimeError: one has no values of its own.
-    """
+    """Return the gradients of all results, zeros for absent ones; refuse one without values."""
     found: list[Tensor] = []
     for index, grad in enumerate(grads):
         if grad is None:
@@ -199,14 +193,7 @@ _NO_SECOND = "compiled steps have no second derivative, which create_graph=True 
 def is_believed(
     plan: Plan, device: torch.device, kernel: Hashable, failure: Callable[[], str | None]
 ) -> bool:
-    """Whether a kernel of a plan is to run; tried the first time that it runs on the device.
-
-    Args:
-        plan: the plan.
-        device: where it runs.
-        kernel: which of them.
-        failure: tries it; returns how it fails, or ``None``.
-    """
+    """Whether a kernel of a plan is to run; ``failure`` tries it the first time on a device."""
     if device in plan.program.refused:
         return False
     key = kernel, device
@@ -300,10 +287,7 @@ def run(plan: Plan, given: Operands) -> Sequence[Tensor]:
 
 
 def run_raw(
-    plan: Plan,
-    layout: Layout,
-    constrained: tuple[Constrained, ...],
-    given: Operands,
+    plan: Plan, layout: Layout, constrained: tuple[Constrained, ...], given: Operands
 ) -> Sequence[Tensor]:
     """Return what :func:`run` does, from plain tensors and what parameters are constrained from."""
     if plan.has_backward:
@@ -333,11 +317,7 @@ class _FusedLayer(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        plan: Plan,
-        layout: Layout,
-        constrained: tuple[Constrained, ...],
-        *tensors: Tensor,
+        ctx: Any, plan: Plan, layout: Layout, constrained: tuple[Constrained, ...], *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         first = len(plan.program.inputs)
         second = first + len(plan.program.states)

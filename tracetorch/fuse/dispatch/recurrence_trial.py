@@ -44,14 +44,7 @@ def failure_of(
     given: Tensors,
     grads: Sequence[Tensor | None] | None = None,
 ) -> str | None:
-    """Return how a kernel of a plan fails on a sample of a call, as a reason, or ``None``.
-
-    Args:
-        plan: of the loop.
-        kind: the loops of its backend.
-        given: of the call.
-        grads: of a backward pass, those of the results; ``None`` for one that is absent.
-    """
+    """Return how a kernel of a plan fails on a sample, or ``None``; with ``grads``, backward."""
 
     def difference(seed: int) -> str | None:
         sample = _sample_of(plan, given, seed)
@@ -73,10 +66,7 @@ def failure_of(
 
 @contextlib.contextmanager
 def _full_precision() -> Iterator[None]:
-    """Multiply without TF32, which differs from the kernels, that never do, by more than rounding.
-
-    For all threads, and so touched only where it is on.
-    """
+    """Multiply without TF32, which kernels never use; for all threads, so only where it is on."""
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
     if before in ("none", "ieee"):
@@ -111,10 +101,7 @@ def _sample_of(plan: RecurrentPlan, given: Tensors, seed: int) -> Tensors:
 
 
 def _steps(plan: RecurrentPlan, given: Tensors, *, is_sum: bool = False) -> list[Tensor]:
-    """Return outputs, the last output and final states, by eager steps.
-
-    Where ``x`` is what every step was given in all, only the gradient goes along the connection.
-    """
+    """Return the results by eager steps; where ``is_sum``, ``x`` has the connection's part too."""
     matrices = given.weight.unbind(-1) if given.weight.ndim == 3 else (given.weight,)
     outputs, states = list(given.first.unbind(0)), list(given.states)
     for x in given.x.unbind(0):

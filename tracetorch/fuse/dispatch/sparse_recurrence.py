@@ -77,10 +77,7 @@ class Recurrence(NamedTuple):
 
 
 def _plans(loop: Recurrence, x: Tensor, *learned: Tensor) -> list[RecurrentPlan] | None:
-    """Return the plans of a call, of an input like ``x``; ``None``: it runs step by step.
-
-    A gradient may go to what is ``learned`` too.
-    """
+    """Return the plans of an input like ``x``, or ``None``; ``learned`` may need gradients too."""
     weight, kinds = loop.weight, loop.kinds
     given = [weight] if loop.bias is None else [weight, loop.bias]
     tensors = [tensor for kind in kinds for tensor in kind.tensors]
@@ -134,17 +131,13 @@ def _like(given: Tensor, result: Tensor) -> Tensor:
 def run_sparse_recurrence(
     loop: Recurrence, x: Tensor
 ) -> tuple[Tensor, Tensor, list[list[Tensor]]] | None:
-    """Return outputs, the last output and the final states of each kind.
+    """Return outputs, last output and final states of each kind, or ``None``: step by step.
 
     ::
 
         output[t] = step(x[t] + bias + sum over edges of  weight[e] * output[t - 1 - delay[e]])
 
     The inputs ``x`` are ``[T, ..., neurons]``, at least one step, in the dtype of the arithmetic.
-    ``None``: it must run step by step.
-
-    Raises:
-        RuntimeError: the backend requested by name cannot run the layer.
     """
     plans = _plans(loop, x)
     if plans is None:
@@ -156,10 +149,7 @@ def run_sparse_recurrence(
 
 
 def _sequence(layout: Layout, values: Tensor | None, lanes: Tensor | None = None) -> Sequences:
-    """Return what gives a part of a sequence ``[T, samples, neurons]``, by lane.
-
-    ``lanes`` is memory for all of it.
-    """
+    """Return what gives a part of a sequence ``[T, samples, neurons]``, by lane, in ``lanes``."""
 
     def part(begin: int, end: int) -> Part:
         if values is None:
@@ -375,14 +365,7 @@ class Found(NamedTuple):
 
 
 def run_sparse_events(loop: Recurrence, request: Request, values: Tensor | None) -> Found | None:
-    """Run neurons in a loop along edges, from events to what a request names.
-
-    ``values`` are those of the events that have a gradient. ``None``: there is no loop that
-    computes as the modules would.
-
-    Raises:
-        RuntimeError: the backend requested by name cannot run the layer.
-    """
+    """Run neurons in a loop from events, with ``values`` if they learn, to what is requested."""
     shape = (request.steps, request.samples, loop.first.shape[-1])
     # has a shape and no memory
     x = loop.first.new_zeros(()).expand(shape)

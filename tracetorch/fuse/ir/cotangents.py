@@ -19,10 +19,7 @@ Presence: TypeAlias = tuple[bool, ...]
 
 
 class Presences(NamedTuple):
-    """The presence of each cotangent, all equally long, and how many of the last entries go round.
-
-    In a ring of states they come and go for ever; elsewhere the last one alone goes on.
-    """
+    """Presence of each cotangent; the last ``ring`` entries, or the last one alone, go round."""
 
     of: dict[str, Presence]
     period: int
@@ -76,12 +73,7 @@ def _of(found: Mapping[Value, frozenset[str]], value: Value) -> frozenset[str]:
 def without_absent(
     graph: Graph, presence: Mapping[str, Presence]
 ) -> tuple[Graph, dict[str, Presence]]:
-    """Return a graph in which absent cotangents add nothing, and the inputs that say when.
-
-    Returns:
-        A graph whose outputs are 0 where they are absent, and its further inputs: truth values,
-        each with the presence that it stands for.
-    """
+    """Return a graph in which absent cotangents add nothing, and the inputs that say when."""
     pruned = _Pruning(graph, presence)
     for line in graph.lines:
         pruned.line(line)

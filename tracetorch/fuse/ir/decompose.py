@@ -178,12 +178,7 @@ _OWN |= {
 
 
 def decomposition(operation: Any) -> Callable[..., Any] | None:
-    """Return a function that computes an operation by simpler ones, or ``None``.
-
-    Args:
-        operation: overload of an operation, such as ``torch.ops.aten.gelu.default``; for one in
-            place the function returns the new value.
-    """
+    """Return a function that computes an operation by simpler ones, in place too, or ``None``."""
     name = operation._schema.name.removeprefix("aten::")
     if operation._schema.is_mutable:
         name = name.removesuffix("_")

@@ -56,10 +56,7 @@ class _Misplaced(Exception):  # noqa: N818 (a finding, caught here)
 
 
 class _Memory:
-    """Value of one memory, which all its views see: a change of one in place is one of all.
-
-    ``size`` is the number of its values, ``is_input`` whether the caller reads it as well.
-    """
+    """Value of one memory, which all its views see; ``is_input``: the caller reads it as well."""
 
     def __init__(self, value: Value, size: int, *, is_input: bool = False) -> None:
         self.value, self.size, self.is_input = value, size, is_input
@@ -138,14 +135,7 @@ class _Lane(Tensor):
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Record what is computed, forward and by autograd, while the mode is active.
-
-    Args:
-        ndim: number of dimensions of the tensor of one step.
-        dtype: dtype of the arithmetic.
-        device: device that the tensors pretend to be on; nothing runs there.
-        side: size of every dimension of the sample tensors.
-    """
+    """Record what is computed, forward and by autograd, on sample tensors of sizes ``side``."""
 
     def __init__(self, ndim: int, dtype: torch.dtype, device: torch.device, side: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -490,11 +480,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return changed
 
     def _unsupported(self, made: Any, func: Any, why: str, place: Tensor | None = None) -> Any:
-        """Return a result that no kernel can compute, its operation named ``?<reason>``.
-
-        Raises:
-            Unfusable: it is a part of an operation, which is to be named instead.
-        """
+        """Return a result that no kernel can compute, named ``?<reason>``; of a part, raise."""
         if self.decomposing:
             raise Unfusable(why)
         if torch.Tag.reduction in func.tags:

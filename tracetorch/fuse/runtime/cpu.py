@@ -59,11 +59,7 @@ class _Grid(NamedTuple):
 
 @functools.lru_cache(maxsize=512)
 def _grid(layout: Layout, *, grouped: bool) -> _Grid:
-    """Divide the lanes of a layout into tasks; narrow rows share a tile.
-
-    Grouped, a task does several rows, so that there are few partial sums; otherwise it does one,
-    whose states it holds in a core's nearest cache.
-    """
+    """Divide lanes into tasks. Grouped, of several rows: few sums; else of one, in a near cache."""
     width = layout.neurons * layout.inner
     tile = 2 * TILE if not grouped and layout.lanes >= 2 * TILE * _WIDE_TASKS else TILE
     # Narrow rows lie side by side in a tile, so that its vector operations have full width.
@@ -234,10 +230,7 @@ def _are_aligned(sequences: Sequence[Tensor], grid: _Grid) -> bool:
 
 
 class _Forward(NamedTuple):
-    """Numbers that all forward passes of a plan over one length and layout share.
-
-    Checkpoints have ``kept`` values.
-    """
+    """Numbers that all forward passes of a plan over one length and layout share."""
 
     grid: _Grid
     kernel: Kernel

@@ -103,14 +103,7 @@ def pull_back(
     *,
     create_graph: bool = False,
 ) -> list[Tensor | None]:
-    """Return the gradients of leaves, ``None`` for one that requires none, or that none reaches.
-
-    Args:
-        results: of a graph.
-        grads: theirs; ``None`` for one that is absent.
-        leaves: of the graph.
-        create_graph: whether the gradients are part of a graph of their own.
-    """
+    """Return the gradients of leaves, ``None`` for one that requires none, or that none reaches."""
     given = zip(results, grads, strict=True)
     pairs = [(end, grad) for end, grad in given if grad is not None and end.requires_grad]
     wanted = [leaf for leaf in leaves if leaf.requires_grad]

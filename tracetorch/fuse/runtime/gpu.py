@@ -61,10 +61,7 @@ def launch_programs(
     arguments: dict[str, Any],
     options: Callable[[str], dict[str, Any]],
 ) -> None:
-    """Run so many programs of a kernel, on the stream of the device that is current.
-
-    Options are those in a language of Triton.
-    """
+    """Run so many programs of a kernel, on the device's stream, with a language's options."""
     for value in arguments.values():  # the memory of another GPU would end the process
         if isinstance(value, Tensor) and value.device != device:
             raise wrong_memory(value, value.dtype, device)
