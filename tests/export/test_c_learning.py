@@ -22,7 +22,7 @@ from tests.export.c_programs import (
 )
 from tests.export.models import Adaptive
 from tracetorch import integers, snn
-from tracetorch.export.c_code.ordered import OrderedSums
+from tracetorch.export.c_code.learning import OrderedSums
 from tracetorch.online_learning import PairRule, TripletRule
 
 pytestmark = needs_compiler

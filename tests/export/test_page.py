@@ -31,8 +31,8 @@ from tests.export.test_c import (
 from tests.plot.test_save_html import HOSTILE
 from tracetorch import snn
 from tracetorch.demo.network import ConvSNN
-from tracetorch.export.c_code.ordered import OrderedSums
-from tracetorch.export.pen import measured_pen
+from tracetorch.export.c_code.learning import OrderedSums
+from tracetorch.export.page_file import measured_pen
 from tracetorch.snn.neuron import has_step
 
 MODULE = importlib.import_module("tracetorch.export.page_file")

@@ -21,13 +21,16 @@ from tracetorch.checkpoint.modules import differences as module_differences
 from tracetorch.checkpoint.read import read
 from tracetorch.checkpoint.tensors import (
     Constraints,
+    file_rename,
     load_tensors,
     named_tensors,
     optional_names,
+    plain,
+    renamed,
     shared_names,
+    unwrapped,
 )
 from tracetorch.checkpoint.training import Stateful, check_part, random_state, set_random_state
-from tracetorch.checkpoint.wrappers import file_rename, plain, renamed, unwrapped
 from tracetorch.core.checks import RefusedError, check_flag, check_module, check_unsharded
 from tracetorch.core.snapshot import restored_on_error
 from tracetorch.core.walk import join_path

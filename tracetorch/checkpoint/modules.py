@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from tracetorch.checkpoint.layers import only_one_has
-from tracetorch.checkpoint.wrappers import plain
+from tracetorch.checkpoint.tensors import plain
 from tracetorch.core.walk import hidden_modules
 from tracetorch.snn.dropout import LockedDropout
 from tracetorch.snn.sequence_layer import SequenceLayer

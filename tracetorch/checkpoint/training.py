@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tracetorch.checkpoint.wrappers import plain
+from tracetorch.checkpoint.tensors import plain
 from tracetorch.core.walk import named_parameters
 
 TRAINING_PREFIX = "training "  # no parameter has this name: Python names have no spaces

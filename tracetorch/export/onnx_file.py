@@ -14,10 +14,10 @@ from tracetorch.core.files import atomic_replace
 from tracetorch.core.optional import require
 from tracetorch.core.torch_private import one_trace_at_a_time, pytree
 from tracetorch.core.version import __version__
+from tracetorch.export.exported import ignore_own_warnings
 from tracetorch.export.interface import METADATA_KEY, Interface, Structure, name_leaves
 from tracetorch.export.step import export_step
 from tracetorch.export.tensor_spec import TensorSpec
-from tracetorch.export.trace_errors import ignore_own_warnings
 from tracetorch.unrolling.inputs import parse_inputs
 
 _CLAMPS = ("clamp.default", "clamp_.default", "clip.default", "clip_.default")

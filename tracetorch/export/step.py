@@ -16,7 +16,7 @@ from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import one_trace_at_a_time, pytree, version_of
 from tracetorch.core.walk import hidden_modules, join_path, named_modules
-from tracetorch.export.run_program import run_step
+from tracetorch.export.exported import explain_trace_errors, run_step
 from tracetorch.export.signature import (
     BATCHES,
     StepSignature,
@@ -24,7 +24,6 @@ from tracetorch.export.signature import (
     resized,
     step_signature,
 )
-from tracetorch.export.trace_errors import explain_trace_errors
 from tracetorch.snn.sequence_layer import SequenceLayer, transient_attributes_of
 from tracetorch.snn.states import get_states, named_holders, set_states
 from tracetorch.unrolling.inputs import call, parse_inputs

@@ -17,7 +17,7 @@ from tracetorch.core.walk import named_modules
 from tracetorch.export.c_code.operations import RULES
 from tracetorch.export.c_code.reader import FLOATS, Reader
 from tracetorch.export.c_code.stages import Array, Copy, Role, StepProgram, View
-from tracetorch.export.run_program import constants_of, run_step
+from tracetorch.export.exported import constants_of, run_step
 from tracetorch.export.step import decomposed, export_step
 from tracetorch.snn.noise import Noise
 

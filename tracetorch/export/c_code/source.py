@@ -35,7 +35,6 @@ from tracetorch.export.c_code.sparse import (
     sparse_weights,
     table_bits,
 )
-from tracetorch.export.c_code.stage_kernel import StageKernel
 from tracetorch.export.c_code.stages import (
     Array,
     Copy,
@@ -48,7 +47,7 @@ from tracetorch.export.c_code.stages import (
     reads_of,
     writes_of,
 )
-from tracetorch.export.c_code.widths import Widths, integer_kernel
+from tracetorch.export.c_code.widths import StageKernel, Widths, integer_kernel
 from tracetorch.fuse.codegen.c_kernel import contains_word
 from tracetorch.fuse.codegen.targets import c_integer_target
 from tracetorch.fuse.ir.verify import verify

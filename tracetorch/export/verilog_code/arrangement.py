@@ -23,8 +23,9 @@ from tracetorch.export.c_code.stages import (
     writes_of,
 )
 from tracetorch.export.c_code.widths import Widths
+from tracetorch.export.verilog_code.layer import in_order
 from tracetorch.export.verilog_code.memories import Store
-from tracetorch.export.verilog_code.words import word_of
+from tracetorch.export.verilog_code.wires import word_of
 
 
 @dataclass(frozen=True)
@@ -142,13 +143,13 @@ class _Maker:
                 )
             else:
                 array = self.new(view.array, len(flat))
-                target = View(array, view.shape, _rows(view.shape))
+                target = View(array, view.shape, in_order(view.shape))
                 before.append(Copy(stage.path, view, target))
-            reads[name] = View(array, view.shape, _rows(view.shape))
+            reads[name] = View(array, view.shape, in_order(view.shape))
         for name, view in stage.writes.items():
             if not view.whole and self.lanes > 1:
                 array = self.new(view.array, view.size)
-                writes[name] = View(array, view.shape, _rows(view.shape))
+                writes[name] = View(array, view.shape, in_order(view.shape))
                 after.append(Copy(stage.path, writes[name], view))
         return [*before, replace(stage, reads=reads, writes=writes), *after]
 
@@ -159,10 +160,6 @@ def _reads_result(copy: Copy, rest: list[Stage]) -> bool:
     written = {view.array for each in rest for view in writes_of(each)}
     whole = target.array.role is Role.OUTPUT and target.whole and copy.places is None
     return whole and source.role in (Role.WORK, Role.STATE) and source not in written
-
-
-def _rows(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(torch.empty(shape).stride())
 
 
 def _stores(

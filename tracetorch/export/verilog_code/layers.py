@@ -14,11 +14,11 @@ from tracetorch.export.verilog_code.layer import (
     follower,
     in_order,
     module,
+    scanner,
     walk,
 )
 from tracetorch.export.verilog_code.loops import Follower, Loop, number
 from tracetorch.export.verilog_code.memories import Store, Table, address_bits, table
-from tracetorch.export.verilog_code.scanner import scanner
 
 
 def pointwise_layer(

@@ -18,7 +18,7 @@ from tracetorch.export.verilog_code.memories import MEMORY, Store, Table, addres
 from tracetorch.export.verilog_code.moves import copy_layer, reduce_layer
 from tracetorch.export.verilog_code.products import product_layer
 from tracetorch.export.verilog_code.step_module import step_module, step_text
-from tracetorch.export.verilog_code.words import whole_ends
+from tracetorch.export.verilog_code.wires import whole_ends
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,13 @@ from tracetorch.export.verilog_code.layer import (
     lane_bits,
     module,
     picked,
+    scanner,
     word_address,
     write_one,
 )
 from tracetorch.export.verilog_code.loops import Follower, Loop, number
 from tracetorch.export.verilog_code.memories import Store, Table, address_bits, table
-from tracetorch.export.verilog_code.scanner import scanner
-from tracetorch.export.verilog_code.words import Word, word_between
+from tracetorch.export.verilog_code.wires import Word, word_between
 
 
 def is_row_product(stage: Product) -> bool:

@@ -48,8 +48,7 @@ from tracetorch.export.verilog_code.smt import (
     signed_bits,
     within,
 )
-from tracetorch.export.verilog_code.wires import Wire, evaluated
-from tracetorch.export.verilog_code.words import Word, whole_ends
+from tracetorch.export.verilog_code.wires import Wire, Word, evaluated, whole_ends
 
 _SAMPLES = 64
 _LARGEST_SHIFT = 40

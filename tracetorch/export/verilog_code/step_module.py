@@ -11,8 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from tracetorch.export.verilog_code.circuit import Circuit
-from tracetorch.export.verilog_code.wires import Wire
-from tracetorch.export.verilog_code.words import Word, word_between
+from tracetorch.export.verilog_code.wires import Wire, Word, word_between
 
 
 def step_module(name: str, circuit: Circuit) -> str:

@@ -17,7 +17,7 @@ import contextlib
 import inspect
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -26,7 +26,6 @@ from tracetorch.core.torch_private import COMPOSITE, TorchDispatchMode, make_wra
 from tracetorch.fuse.ir.decompose import decomposition
 from tracetorch.fuse.ir.graph import Builder, Graph, Unfusable, Value
 from tracetorch.fuse.ir.lower import lower
-from tracetorch.fuse.ir.sizes import READS_SIZES, symbolic_sizes
 
 _READS_VALUES = (
     "it reads the values of a tensor, for example to branch on them in Python, which a kernel "
@@ -49,6 +48,48 @@ _FILLED = ("scalar_tensor", "full", "ones", "zeros")
 # operations that round nothing, so that a result of a narrower dtype is the same number in ours
 _EXACT = ("abs", "clone", "maximum", "minimum", "neg", "where", *_FILLED)
 _BY_VALUES = ("index", "index_put_", "masked_scatter", "masked_select", "nonzero")
+
+
+READS_SIZES = "its step reads the size of its input"
+
+
+class _Node:
+    """A size as PyTorch's C++ passes it on."""
+
+    def is_int(self) -> bool:
+        return True
+
+    def maybe_as_int(self) -> None:
+        return None
+
+    def guard_int(self, *_: object) -> NoReturn:
+        raise Unfusable(READS_SIZES)
+
+
+class _Size(torch.SymInt):
+    """The size of one dimension."""
+
+    __class__ = property(lambda self: int)  # to ``isinstance``
+
+    def __eq__(self, other: object) -> bool:
+        return self.node is getattr(other, "node", None) or self.node.guard_int()
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def _read(self, *_: object) -> NoReturn:
+        raise Unfusable(READS_SIZES)
+
+
+for _name in (vars(int).keys() - vars(object).keys()) | {
+    *("__lt__", "__le__", "__gt__", "__ge__", "__hash__", "__repr__", "__format__")
+}:
+    setattr(_Size, _name, _Size._read)
+
+
+def symbolic_sizes(ndim: int) -> torch.Size:
+    """Return the sizes of a tensor, which equal themselves and nothing else."""
+    return torch.Size([_Size(_Node()) for _ in range(ndim)])  # type: ignore
 
 
 class _Misplaced(Exception):  # noqa: N818 (a finding, caught here)

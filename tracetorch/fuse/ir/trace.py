@@ -15,8 +15,7 @@ from torch import Tensor
 from tracetorch.cell import Cell, StepDefinition
 from tracetorch.core.torch_private import functions_on, global_modes_off
 from tracetorch.fuse.ir.graph import Graph, Unfusable
-from tracetorch.fuse.ir.record import Recorder
-from tracetorch.fuse.ir.sizes import READS_SIZES
+from tracetorch.fuse.ir.record import READS_SIZES, Recorder
 from tracetorch.fuse.ir.stacked import Stacked
 from tracetorch.fuse.step_results import check_step_results
 
