@@ -40,16 +40,13 @@ def explain_trace_errors(model: nn.Module, *kinds: type[RuntimeError]) -> Iterat
 
 
 def run_step(
-    program: ExportedProgram,
-    x: Any,
-    states: Mapping[str, Tensor],
-    interpreter: Interpreter | None = None,
+    program: ExportedProgram, x: Any, states: Mapping[str, Tensor], run: Interpreter | None = None
 ) -> tuple[Any, dict[str, Tensor]]:
     """Return output and next states of a step."""
-    interpreter = interpreter or Interpreter(program.graph_module)
+    run = run or Interpreter(program.graph_module)
     constants, given = constants_of(program), iter(pytree.tree_leaves((x, dict(states))))
     names = [node.name for node in program.graph.nodes if node.op == "placeholder"]
-    results = interpreter.run(*(constants[n] if n in constants else next(given) for n in names))
+    results = run.run(*(constants[n] if n in constants else next(given) for n in names))
     y, after = pytree.tree_unflatten(list(results), program.call_spec.out_spec)
     return y, after
 

@@ -145,7 +145,6 @@ def _top(
         ports.append(f"output wire {sign}[{end.store.word.bits - 1}:0] {end.name}_value")
     count = len(layers)
     bits = address_bits(count + 1)
-    idle = number(bits, count)
     body = _control(count, bits)
     body += [f"wire [{store.width - 1}:0] data_{store.name};" for store in stores]
     for i, each in enumerate(layers):
@@ -169,7 +168,7 @@ def _top(
         body += [f"{each.name} run_{i} (", *(f"    {g}," for g in given[:-1])]
         body += [f"    {given[-1]}", ");"]
     for store in stores:
-        body += _memory(store, layers, inputs, bits, idle, constants.get(store))
+        body += _memory(store, layers, inputs, bits, constants.get(store))
     return module("network", "The network: events in, step, events out, done", ports, body)
 
 
@@ -204,12 +203,7 @@ def _control(count: int, bits: int) -> list[str]:
 
 
 def _memory(
-    store: Store,
-    layers: list[Layer],
-    inputs: tuple[End, ...],
-    bits: int,
-    idle: str,
-    constant: Table | None,
+    store: Store, layers: list[Layer], inputs: tuple[End, ...], bits: int, constant: Table | None
 ) -> list[str]:
     """Return the lines of a memory: whose turn it is reads and writes it."""
     name = store.name
@@ -239,6 +233,7 @@ def _memory(
                 for k in range(lanes)
             ]  # fmt: skip
             lines.append(f"assign {end.name}_ready = ready;")
+            idle = number(bits, len(layers))
             given = {
                 "write": f"{{{', '.join(reversed(lane))}}}",
                 "to": to,

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tracetorch.export.verilog_code.wires import Rule, Wire, Wires
-
-Args = tuple[Wire, ...]
+from tracetorch.export.verilog_code.wires import Args, Rule, Wire, Wires
 
 
 def _power(value: int) -> int | None:

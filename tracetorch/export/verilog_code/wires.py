@@ -58,13 +58,16 @@ def word_of(interval: Interval, point: int = 0, boolean: bool = False) -> Word:
 Values: TypeAlias = Any  # an int, or an array of them
 
 
+Args: TypeAlias = "tuple[Wire, ...]"
+
+
 @dataclass(eq=False)
 class Wire:
     """Result of one operation; ``low`` and ``high`` may only come nearer while wires are made."""
 
     number: int
     op: str
-    args: tuple[Wire, ...]
+    args: Args
     k: int  # number of places of a shift or a part, the value of a constant
     name: str  # of what is read
     low: int
@@ -158,7 +161,7 @@ def _range(op: str, args: Sequence[Wire], k: int) -> tuple[int, int]:
     return min(ends), max(ends)
 
 
-Rule: TypeAlias = "Callable[[Wires, tuple[Wire, ...], int], Wire | None]"
+Rule: TypeAlias = "Callable[[Wires, Args, int], Wire | None]"
 
 
 @dataclass
@@ -207,14 +210,7 @@ class Wires:
         return self.const(wire.low) if wire.constant else wire
 
     def _kept(
-        self,
-        key: tuple[Any, ...],
-        op: str,
-        args: tuple[Wire, ...],
-        k: int,
-        name: str,
-        low: int,
-        high: int,
+        self, key: tuple[Any, ...], op: str, args: Args, k: int, name: str, low: int, high: int
     ) -> Wire:
         if key not in self.known:
             self.known[key] = Wire(len(self.wires), op, args, k, name, low, high)

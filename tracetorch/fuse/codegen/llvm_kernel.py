@@ -281,7 +281,7 @@ class _Function(Writer):
                 continue
             self.starts[buffer], self.strides[buffer] = memory.at(offset), stride
 
-    def extent(self, extent: int | ir.Size | ir.Extent) -> Value:
+    def extent(self, extent: ir.Dimension) -> Value:
         """Return a size of a dimension, without the number that may be added to it."""
         return self.integer(extent.value if isinstance(extent, ir.Size) else extent)  # type: ignore[arg-type]
 

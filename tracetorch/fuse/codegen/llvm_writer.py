@@ -113,6 +113,7 @@ class Value:
 
 
 Operand: TypeAlias = "Value | int | float"
+Branch: TypeAlias = "Callable[[], Sequence[Value]]"
 
 
 @dataclass(frozen=True)
@@ -297,12 +298,7 @@ class Writer:
         self.line(f"br label %{after}")
         self._label(after)
 
-    def choose(
-        self,
-        condition: Value,
-        first: Callable[[], Sequence[Value]],
-        second: Callable[[], Sequence[Value]],
-    ) -> list[Value]:
+    def choose(self, condition: Value, first: Branch, second: Branch) -> list[Value]:
         """Return the results of the branch that a condition chooses."""
         then, other, after = (self._fresh(name) for name in ("then", "else", "after"))
         self.line(f"br {condition}, label %{then}, label %{other}")

@@ -379,10 +379,7 @@ class _Ring:
             self.marks[row * self.loop["words"] + lane // BITS] = 1
 
     def empty(
-        self,
-        at: tuple[Value, Value, _Tile],
-        memory: tuple[Array, Array],
-        given: tuple[Value, Array],
+        self, at: tuple[Value, Value, _Tile], memory: tuple[Array, ...], given: tuple[Value, Array]
     ) -> None:
         """Write what the neurons of a tile are given in a step, and clear what has come."""
         k, (group, step, tile), (bias, target) = self.loop.k, at, memory

@@ -35,6 +35,7 @@ from tracetorch.fuse.dispatch.plans import recurrent_plan_for
 from tracetorch.fuse.dispatch.recurrence_trial import Tensors, failure_of, gradients
 from tracetorch.fuse.ir.plan import RecurrentPlan
 from tracetorch.fuse.runtime import recurrence
+from tracetorch.fuse.runtime.backend import Grads
 from tracetorch.fuse.runtime.recurrence import Gradients, Loop
 
 
@@ -88,9 +89,7 @@ def _run(plan: RecurrentPlan, given: Tensors) -> Sequence[Tensor]:
     return results
 
 
-def _is_believed(
-    plan: RecurrentPlan, given: Tensors, grads: Sequence[Tensor | None] | None = None
-) -> bool:
+def _is_believed(plan: RecurrentPlan, given: Tensors, grads: Grads | None = None) -> bool:
     """Whether a kernel is to run, with ``grads`` the backward one; tried the first time."""
     kind = _loop_of(plan)
     kernel = grads is not None, kind(plan).variant(given.x, len(given.first))
@@ -98,9 +97,7 @@ def _is_believed(
     return is_believed(plan, given.x.device, kernel, fail)
 
 
-def _gradients(
-    plan: RecurrentPlan, given: Tensors, checkpoints: Tensor, grads: Sequence[Tensor | None]
-) -> Gradients:
+def _gradients(plan: RecurrentPlan, given: Tensors, checkpoints: Tensor, grads: Grads) -> Gradients:
     """Return the gradients, by a kernel or by eager steps."""
     x, count = given.x, len(given.states)
     try:

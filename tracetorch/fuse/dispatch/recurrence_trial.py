@@ -19,7 +19,7 @@ from torch import Tensor
 from tracetorch.fuse.dispatch.operators import incoming_gradients
 from tracetorch.fuse.ir.plan import RecurrentPlan
 from tracetorch.fuse.runtime import eager, first_run, recurrence
-from tracetorch.fuse.runtime.backend import Operands
+from tracetorch.fuse.runtime.backend import Grads, Operands
 
 _BITS = 5  # of a weight
 
@@ -39,10 +39,7 @@ class Tensors(NamedTuple):
 
 
 def failure_of(
-    plan: RecurrentPlan,
-    kind: type[recurrence.Loop],
-    given: Tensors,
-    grads: Sequence[Tensor | None] | None = None,
+    plan: RecurrentPlan, kind: type[recurrence.Loop], given: Tensors, grads: Grads | None = None
 ) -> str | None:
     """Return how a kernel of a plan fails on a sample, or ``None``; with ``grads``, backward."""
 
@@ -115,9 +112,7 @@ def _steps(plan: RecurrentPlan, given: Tensors, *, is_sum: bool = False) -> list
     return [torch.stack(outputs[len(given.first) :]), outputs[-1], *states]
 
 
-def gradients(
-    plan: RecurrentPlan, given: Tensors, grads: Sequence[Tensor | None]
-) -> recurrence.Gradients:
+def gradients(plan: RecurrentPlan, given: Tensors, grads: Grads) -> recurrence.Gradients:
     """Return what a backward kernel computes, by eager steps."""
     program, count = plan.program, len(given.states)
     names = (*program.states, *program.params)
@@ -146,10 +141,7 @@ def gradients(
 
 
 def _compare_gradients(
-    plan: RecurrentPlan,
-    kind: type[recurrence.Loop],
-    sample: Tensors,
-    grads: Sequence[Tensor | None],
+    plan: RecurrentPlan, kind: type[recurrence.Loop], sample: Tensors, grads: Grads
 ) -> str | None:
     """Compare what a backward kernel returns with autograd of eager steps."""
     whole = cast(RecurrentPlan, plan.whole or plan)

@@ -24,6 +24,7 @@ from tracetorch.fuse.dispatch.plans import recurrent_plan_for
 from tracetorch.fuse.ir.plan import Plan, RecurrentPlan
 from tracetorch.fuse.runtime import sparse_recurrence
 from tracetorch.fuse.runtime.allocation import large_empty
+from tracetorch.fuse.runtime.backend import Grads
 from tracetorch.fuse.runtime.sparse_recurrence import (
     Edges,
     Gradients,
@@ -174,13 +175,10 @@ class _Node(NamedTuple):
     call: _Tensors | _Events
 
     def loop(
-        self,
-        plans: Sequence[Plan],
-        connection: tuple[Tensor, Tensor | None],
-        params: Sequence[Tensor],
+        self, plans: Sequence[Plan], weight: Tensor, bias: Tensor | None, params: Sequence[Tensor]
     ) -> Loop:
         """Return the call of some plans."""
-        edges, layout, (weight, bias) = self.edges, self.layout, connection
+        edges, layout = self.edges, self.layout
         ordered = weight.detach()
         ordered = ordered if edges.order is None else ordered.index_select(0, edges.order)
         shift = ordered.new_zeros(sum(layout.sizes)) if bias is None else bias.detach()
@@ -196,7 +194,7 @@ class _Node(NamedTuple):
         count = sum(len(plan.program.states) for plan in self.plans)
         return tensors[:count], tensors[count:]
 
-    def given(self, grads: Sequence[Tensor | None]) -> list[Plan]:
+    def given(self, grads: Grads) -> list[Plan]:
         """Return the plans of a backward pass, from the cotangents of the results."""
         *outputs, last = grads[: self.call.results]
         some = next((grad for grad in outputs if grad is not None), None)
@@ -228,7 +226,7 @@ class _Loop(torch.autograd.Function):
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
         states, params = node.split(tensors)
-        loop = node.loop(node.plans, (weight, bias), params)
+        loop = node.loop(node.plans, weight, bias, params)
         keep = node.plans[0].has_backward
         found, ends, kept = node.call.run(loop, given, (first.detach(), states), keep)
         results = [*found, *ends]
@@ -249,7 +247,7 @@ class _Loop(torch.autograd.Function):
             no_second_gradient(ctx, ())
         bits, checkpoints, drive, weight, bias, *params = saved_tensors(ctx)
         plans = node.given(grads)
-        loop = node.loop(plans, (weight, bias), params)
+        loop = node.loop(plans, weight, bias, params)
         # nothing of the connection is reached where no input of a step is
         reached = any("x" in plan.reached for plan in plans)
         _, *needs = [need and reached for need in ctx.needs_input_grad[:5]]

@@ -134,6 +134,9 @@ class Size:
         return f"{self.value}{f' {self.plus:+d}' if self.plus else ''}"
 
 
+Dimension: TypeAlias = "int | Size | Extent"
+
+
 @dataclass(frozen=True)
 class Buffer:
     """Memory given to a kernel, its last dimension contiguous; ``name`` is empty if it is alone."""
@@ -141,7 +144,7 @@ class Buffer:
     role: Role
     name: str
     dtype: Dtype
-    shape: tuple[int | Size | Extent, ...]
+    shape: tuple[Dimension, ...]
 
     def __str__(self) -> str:
         return f"{self.role.value} {self.name}".rstrip()
@@ -398,11 +401,7 @@ class KernelBuilder:
         return value
 
     def buffer(
-        self,
-        role: Role,
-        name: str,
-        shape: tuple[int | Size | Extent, ...],
-        dtype: Dtype | None = None,
+        self, role: Role, name: str, shape: tuple[Dimension, ...], dtype: Dtype | None = None
     ) -> Buffer:
         """Add memory, of the dtype of the arithmetic unless another is given."""
         buffer = Buffer(role, name, dtype or self.dtype, shape)

@@ -24,6 +24,7 @@ from tracetorch.fuse.ir.kernel import (
     Axis,
     Barrier,
     Buffer,
+    Dimension,
     Dtype,
     Extent,
     Kernel,
@@ -57,11 +58,7 @@ class _Writer:
     # Memory
 
     def each(
-        self,
-        role: Role,
-        names: Iterable[str],
-        *shape: int | Size | Extent,
-        dtype: Dtype | None = None,
+        self, role: Role, names: Iterable[str], *shape: Dimension, dtype: Dtype | None = None
     ) -> dict[str, Buffer]:
         """Declare a buffer for each name."""
         return {name: self.k.buffer(role, name, shape, dtype) for name in names}

@@ -308,12 +308,7 @@ class CpuBackend(Backend):
         return results
 
     def backward(
-        self,
-        plan: Plan,
-        layout: Layout,
-        given: Operands,
-        checkpoints: Tensor,
-        grads: Sequence[Tensor],
+        self, plan: Plan, layout: Layout, given: Operands, checkpoints: Tensor, grads: list[Tensor]
     ) -> list[Tensor]:
         """Run the backward kernel: as :meth:`.Backend.backward`."""
         inputs, states, params = given

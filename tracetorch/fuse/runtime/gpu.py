@@ -9,7 +9,7 @@ import functools
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -191,12 +191,7 @@ class TritonBackend(Backend):
         return [output, *ends.values(), *records.values(), checkpoints]
 
     def backward(
-        self,
-        plan: Plan,
-        layout: Layout,
-        given: Operands,
-        checkpoints: Tensor,
-        grads: Sequence[Tensor],
+        self, plan: Plan, layout: Layout, given: Operands, checkpoints: Tensor, grads: list[Tensor]
     ) -> list[Tensor]:
         """Run the backward kernel: as :meth:`.Backend.backward`."""
         inputs, states, params = given
