@@ -96,13 +96,10 @@ def save(
         )
     tensors |= training_tensors
     header = Header(
-        __version__,
-        renamed(describe_layers(model)),
-        shared,
-        None if current is None else list(current),
-        describe_modules(model),
+        __version__, renamed(describe_layers(model)), shared,
+        None if current is None else list(current), describe_modules(model),
         training if training["values"] else None,
-    ).dumps()
+    ).dumps()  # fmt: skip
     metadata = {HEADER_KEY: header, CHECKSUM_KEY: checksum(header, tensors)}
     with atomic_replace(path) as unfinished:
         save_safetensors(tensors, unfinished, metadata)

@@ -238,12 +238,9 @@ class _Builder:
             )
         feeds = self.feeds(stage, each)
         unit, shifts = unit_and_shifts(
-            feeds,
-            self.reach.get(stage.neuron_path, torch.zeros(1)),
-            target,
-            per_channel=each and target.per_channel and stage.spikes,
-            inner_shift=self.inner_shift,
-        )
+            feeds, self.reach.get(stage.neuron_path, torch.zeros(1)), target,
+            per_channel=each and target.per_channel and stage.spikes, inner_shift=self.inner_shift,
+        )  # fmt: skip
         self.inner_shifts += [s for s, feed in zip(shifts, feeds, strict=True) if feed.inner]
         made = [
             self.product(feed, delays, unit, shift)

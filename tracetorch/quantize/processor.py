@@ -82,18 +82,12 @@ class Processor(Target):
         kwargs = stage.settings
         spikes = [kwargs[name] for name in ("pos_spike", "neg_spike") if kwargs[name] is not None]
         kind = partial(
-            IntegerLeakyIntegrator,
-            layer.num_neurons,
-            layer.dim,
-            decay=Multiplier(_DECAY_BITS),
-            state_bits=self.state_bits,
-            reset=kwargs["reset"],
-            detach_reset=kwargs["detach_reset"],
+            IntegerLeakyIntegrator, layer.num_neurons, layer.dim, decay=Multiplier(_DECAY_BITS),
+            state_bits=self.state_bits, reset=kwargs["reset"], detach_reset=kwargs["detach_reset"],
             **{name: kwargs[name] for name in ("alpha_ema", "beta_ema", "gamma_ema")},
             **({"surrogate_derivative": spikes[0]} if spikes else {}),
-            unit=None if unit.ndim else float(1 / unit),
-            **options,
-        )
+            unit=None if unit.ndim else float(1 / unit), **options,
+        )  # fmt: skip
         return IntegerNeuron(kind, constants, learned, output_scale, largest)
 
     def _spikes(

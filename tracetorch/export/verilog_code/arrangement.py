@@ -60,14 +60,9 @@ def arranged(program: StepProgram, widths: Widths, lanes: int) -> Arrangement:
     states = {a: _integers(a, widths) for a in program.states.values() if a in used}
     tables = {a: _integers(a, maker.widths) for a in used if a.role is Role.TABLE}
     return Arrangement(
-        replace(program, stages=kept),
-        ends,
-        stores,
-        maker.sums,
-        {a: v if bool(v.any()) else None for a, v in states.items()},
-        tables,
-        maker.widths,
-    )
+        replace(program, stages=kept), ends, stores, maker.sums,
+        {a: v if bool(v.any()) else None for a, v in states.items()}, tables, maker.widths,
+    )  # fmt: skip
 
 
 def _whole(array: Array) -> View:

@@ -196,17 +196,11 @@ def bench_module(network: Network, streams: int, steps: int) -> str:
             collected.append(_COLLECTED.format(name=name, width=width, bits=bits))
             compared.append(_COMPARED.format(name=name))
     return _TESTBENCH.format(
-        declarations="\n".join(declarations),
-        ports="".join(f",\n        {port}" for port in ports),
-        collected="\n".join(collected),
-        loads="\n".join(loads),
-        silent="\n".join(silent),
-        given="\n".join(given),
-        compared="\n".join(compared),
-        streams=streams,
-        steps=steps,
+        declarations="\n".join(declarations), ports="".join(f",\n        {port}" for port in ports),
+        collected="\n".join(collected), loads="\n".join(loads), silent="\n".join(silent),
+        given="\n".join(given), compared="\n".join(compared), streams=streams, steps=steps,
         count=streams * steps,
-    )
+    )  # fmt: skip
 
 
 def makefile(modules: Sequence[str]) -> str:

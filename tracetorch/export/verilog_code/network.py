@@ -93,14 +93,9 @@ def network(arrangement: Arrangement, notes: Sequence[str]) -> Network:
     modules |= {each.name: each.module for each in tables}
     head = "".join(f"// {comment(note)}\n" for note in notes)
     return Network(
-        {name: f"{head}{text}" for name, text in modules.items()},
-        steps.found,
-        tuple(layers),
-        inputs,
-        outputs,
-        tuple(s for s in stores.values() if s not in constants),
-        tuple(tables),
-    )
+        {name: f"{head}{text}" for name, text in modules.items()}, steps.found, tuple(layers),
+        inputs, outputs, tuple(s for s in stores.values() if s not in constants), tuple(tables),
+    )  # fmt: skip
 
 
 class _Steps:

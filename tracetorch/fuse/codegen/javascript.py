@@ -171,18 +171,12 @@ def functions_source(graphs: Iterable[Graph]) -> str:
 # The spelling of a place in each kind of memory: k is the number of the state or parameter, t the
 # first index, i the second one.
 _PLACES = {
-    Role.INPUT: "x[{t}]",
-    Role.PARAMETER: "params[{k}]",
-    Role.LITERALS: "literals[{t}]",
-    Role.START: "start[{k}]",
-    Role.OUTPUT: "output[{t}]",
-    Role.RECORD: "record[{k}][{t}]",
-    Role.PAST: "past[{i}][{t}]",
-    Role.GRAD_OUTPUT: "dOutput[{t}]",
-    Role.GRAD_RECORD: "dRecord[{k}][{t}]",
-    Role.GRAD_INPUT: "dX[{t}]",
+    Role.INPUT: "x[{t}]", Role.PARAMETER: "params[{k}]", Role.LITERALS: "literals[{t}]",
+    Role.START: "start[{k}]", Role.OUTPUT: "output[{t}]", Role.RECORD: "record[{k}][{t}]",
+    Role.PAST: "past[{i}][{t}]", Role.GRAD_OUTPUT: "dOutput[{t}]",
+    Role.GRAD_RECORD: "dRecord[{k}][{t}]", Role.GRAD_INPUT: "dX[{t}]",
     Role.GRAD_START: "dStart[{k}]",
-}
+}  # fmt: skip
 
 
 def unknown(graph: Graph) -> str | None:

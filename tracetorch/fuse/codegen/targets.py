@@ -8,21 +8,10 @@ from tracetorch.fuse.codegen.emitter import Target
 
 # Operations that all targets spell alike.
 _INFIX = {
-    "add": "{} + {}",
-    "sub": "{} - {}",
-    "mul": "{} * {}",
-    "div": "{} / {}",
-    "neg": "-{}",
-    "gt": "{} > {}",
-    "ge": "{} >= {}",
-    "lt": "{} < {}",
-    "le": "{} <= {}",
-    "eq": "{} == {}",
-    "ne": "{} != {}",
-    "and": "{} & {}",
-    "or": "{} | {}",
-    "xor": "{} ^ {}",
-}
+    "add": "{} + {}", "sub": "{} - {}", "mul": "{} * {}", "div": "{} / {}", "neg": "-{}",
+    "gt": "{} > {}", "ge": "{} >= {}", "lt": "{} < {}", "le": "{} <= {}", "eq": "{} == {}",
+    "ne": "{} != {}", "and": "{} & {}", "or": "{} | {}", "xor": "{} ^ {}",
+}  # fmt: skip
 
 # Functions that C and CUDA's libdevice call alike.
 _UNARY = (

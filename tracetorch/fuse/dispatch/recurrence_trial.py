@@ -132,12 +132,9 @@ def gradients(plan: RecurrentPlan, given: Tensors, grads: Grads) -> recurrence.G
     d_params = dict(zip(program.params, every[3 + count :], strict=True))
     d_x, d_first, d_weight = every[:3]
     return recurrence.Gradients(
-        d_x,
-        d_first,
-        d_weight if plan.needs_weight_gradient else None,
-        every[3 : 3 + count],
+        d_x, d_first, d_weight if plan.needs_weight_gradient else None, every[3 : 3 + count],
         {name: d_params[name] for name in plan.trained},
-    )
+    )  # fmt: skip
 
 
 def _compare_gradients(

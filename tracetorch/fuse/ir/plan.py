@@ -83,15 +83,9 @@ class Plan:
         key = absent if steps is None is fed else (absent, steps, fed)
         if absent and key not in self.parts:
             part = replace(
-                self,
-                kernels={},
-                tried=set(),
-                absent=absent,
-                whole=self,
-                parts={},
-                steps=steps,
+                self, kernels={}, tried=set(), absent=absent, whole=self, parts={}, steps=steps,
                 fed=fed,
-            )
+            )  # fmt: skip
             # what nothing comes back to has no gradient, as in autograd
             names = tuple([n for n in self.differentiated if n in part.reached])
             trained = tuple([n for n in self.trained if f"p_{n}" in part.reached])

@@ -215,18 +215,9 @@ def _trace(
     params = (*params, *made)
     definition = StepDefinition(cell.name, cell.step, cell.inputs, cell.states, active)
     return Program(
-        cell.name,
-        entered,
-        active,
-        params,
-        dtype,
-        graph,
-        ends_with_gradient,
-        reached,
-        made,
-        definition,
-        constants,
-    )
+        cell.name, entered, active, params, dtype, graph, ends_with_gradient, reached, made,
+        definition, constants,
+    )  # fmt: skip
 
 
 def input_names(cell: Cell | StepDefinition) -> tuple[str, ...]:
