@@ -172,12 +172,8 @@ class _Question:
 
 
 @dataclass(frozen=True)
-class _Relation:
-    """Guess that a product of the circuit is a sum of products of the graph, each ``2^k`` times."""
-
+class _Guess:
     wire: Wire
-    swapped: bool  # whether its second factor is the one that is a sum
-    terms: Sequence[tuple[Product, bool, int]]  # product, swapped, k
 
     @property
     def name(self) -> str:
@@ -186,16 +182,18 @@ class _Relation:
 
 
 @dataclass(frozen=True)
-class _Cut:
+class _Relation(_Guess):
+    """Guess that a product of the circuit is a sum of products of the graph, each ``2^k`` times."""
+
+    swapped: bool  # whether its second factor is the one that is a sum
+    terms: Sequence[tuple[Product, bool, int]]  # product, swapped, k
+
+
+@dataclass(frozen=True)
+class _Cut(_Guess):
     """Guess that a wire of the circuit is each of some lines of the graph."""
 
-    wire: Wire
     terms: Sequence[Term]
-
-    @property
-    def name(self) -> str:
-        """Its name in questions."""
-        return str(self.wire.number)
 
 
 def proof_files(

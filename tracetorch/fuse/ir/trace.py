@@ -211,11 +211,10 @@ def _trace(
         raise Unfusable(f"its step cannot be traced: {first_line}") from failure
     reached = frozenset(name for name in names if results[f"d_{name}"] is not None)
     graph = recorder.graph(results)
-    ends_with_gradient = frozenset(smooth)
     params = (*params, *made)
     definition = StepDefinition(cell.name, cell.step, cell.inputs, cell.states, active)
     return Program(
-        cell.name, entered, active, params, dtype, graph, ends_with_gradient, reached, made,
+        cell.name, entered, active, params, dtype, graph, frozenset(smooth), reached, made,
         definition, constants,
     )  # fmt: skip
 

@@ -214,10 +214,6 @@ def _nothing(dtype: torch.dtype) -> Tensor:
     return torch.empty(0, dtype=dtype, device="cpu")
 
 
-def _forward_kernel(plan: Plan) -> Schedule:
-    return schedules.forward_kernel(plan, in_chunks=True)
-
-
 def _is_short(plan: Plan) -> bool:
     return len(plan.program.forward.lines) <= _SHORT
 
@@ -243,7 +239,8 @@ class _Forward(NamedTuple):
 @functools.lru_cache(maxsize=512)
 def _forward_of(plan: Plan, layout: Layout, steps: int, bypass: bool) -> _Forward:
     grid, kept = _grid(layout, grouped=False), plan.checkpoints(steps)
-    kernel = kernel_of(plan, False, _forward_kernel, bypass=bypass)
+    build = functools.partial(schedules.forward_kernel, in_chunks=True)
+    kernel = kernel_of(plan, False, build, bypass=bypass)
     # Without checkpoints the whole sequence is one segment.
     every = plan.checkpoint_interval if kept else max(1, steps)
     # Of a short step memory is the limit, which likes long runs of lanes; a long one likes to
