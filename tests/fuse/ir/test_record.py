@@ -241,8 +241,9 @@ NOT_OF_NEURONS: dict[str, tuple[Body, str]] = {
     "of another number": (lambda x, mem, scale: mem + x * torch.arange(4), "has shape [4]"),
     "of several dimensions": (lambda x, mem, scale: (mem + x * torch.arange(3).reshape(1, 1, 3))[0],
      "of 3 dimensions, more than its input"),
-    "too fine": (lambda x, mem, scale: torch.where(x > torch.tensor([0.1] * 3, dtype=torch.float64),
-     x, mem), "whose numbers torch.float32 does not hold: write dtype=x.dtype"),
+    "too fine": (
+     lambda x, mem, scale: torch.where(x > torch.tensor([0.1] * 3, dtype=torch.float64), x, mem),
+     "whose numbers torch.float32 does not hold: write dtype=x.dtype"),
     "on another device": (lambda x, mem, scale: mem + x * torch.arange(3, device="meta"),
      "makes a tensor on meta, but its input is on cpu"),
     "changed by an argument": (lambda x, mem, scale: mem + x * torch.zeros(3).add_(scale),

@@ -43,9 +43,7 @@ _BESIDE = 16, 8  # samples that may lie side by side
 _SEGMENT = 1 << 27  # bytes of what a segment of more steps than the root computes again
 _WORDS = 1 << 20  # of spikes that are listed at once
 _LONG = 1 << 12  # steps whose events from outside are there at once, where nothing is kept
-_PAIRS = (
-    1 << 22
-)  # edges and samples at a time, in the gradient of the outputs before the first step
+_PAIRS = 1 << 22  # edges and samples at a time, in the gradient of the outputs before the first
 
 
 @dataclass(frozen=True)
