@@ -36,12 +36,15 @@ def layers() -> dict[str, snn.Neuron]:
     return found
 
 
-def kernels(layer: snn.Neuron, dtype: torch.dtype = torch.float32) -> tuple[Kernel, Kernel]:
-    """Return the kernels of a layer that learns in a dense network."""
+def kernels(
+    layer: snn.Neuron, dtype: torch.dtype = torch.float32, recorded: float = 0.0
+) -> tuple[Kernel, Kernel]:
+    """Return the kernels of a layer that learns in a dense network, a share of states recorded."""
     layer = layer.to(dtype)
     program = program_of(layer.cell, 2, dtype, layer.step_kwargs(2, dtype))
+    record = program.states[: math.ceil(recorded * len(program.states))]
     gradients = (True, program.inputs, program.params)
-    plan = Plan(program, "triton", -1, (), *gradients, TritonBackend.tile)
+    plan = Plan(program, "triton", -1, record, *gradients, TritonBackend.tile)
     return verify(forward_kernel(plan)), verify(backward_kernel(plan))
 
 

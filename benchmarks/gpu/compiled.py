@@ -17,12 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tracetorch.fuse.codegen.triton_loops import (
-    BLOCK,
-    arguments,
-    compile_options,
-    triton_source,
-)
+from tracetorch.fuse.codegen.triton_loops import arguments, compile_options, triton_source
 from tracetorch.fuse.ir.kernel import (
     Dtype,
     Kernel,
@@ -57,6 +52,7 @@ _MAY_FUSE = re.compile(r"\bf(?:add|sub|mul|neg|div) (?:\w+ )*(?:contract|fast)\b
 # Lines whose instructions are many on AMD: divisions, roots, places of lanes.
 _FUNCTION = re.compile(r"tl\.fma|tl\.\w+_rn|tl\.sqrt|/")
 _FLUSH = re.compile(r"^(?!.*\.approx\.).*\.ftz\b.*$", re.M)
+_NARROW = re.compile(r"arith\.muli .* : i32\b")
 _DOUBLE = re.compile(r"\b(?:arith|math)\.(?!constant)\w+ .*f64")
 
 
@@ -78,6 +74,8 @@ class Compiled:
     """Number of instructions, but approximations in functions, that make tiny numbers zero."""
     widened: int
     """Number of operations in float64 that a kernel in float32 does not ask for."""
+    narrow: int
+    """Number of products of integers of 32 bits, which a place in a long sequence leaves."""
     assembly: str = field(repr=False)
     """Text of the kernel in the assembly language of the target's compiler."""
     source: str = field(repr=False)
@@ -119,22 +117,37 @@ def compiled(kernel: Kernel, target: str, *, large: bool = False, **options: Any
         triton.CompilationError: it does not compile.
     """
     known = {**compile_options(TARGETS[target][0]), **options}
-    del known["BLOCK"]
-    return _compiled(kernel, triton_source(kernel), target, large, tuple(known.items()))
+    constants = (("BLOCK", known.pop("BLOCK")),)
+    printed = (kernel, triton_source(kernel), tuple(arguments(kernel)))
+    return compiled_source(*printed, target, constants, tuple(known.items()), large=large)
 
 
 @functools.lru_cache(maxsize=1024)
-def _compiled(
-    kernel: Kernel, source: str, target: str, large: bool, options: tuple[Any, ...]
+def compiled_source(
+    kernel: Kernel,
+    source: str,
+    names: tuple[str, ...],
+    target: str,
+    constants: tuple[tuple[str, Any], ...],
+    options: tuple[Any, ...],
+    *,
+    large: bool = False,
+    aligned: int = 0,
 ) -> Compiled:
+    """Compile a printed kernel; of its arguments, by ``names``, all but some are ``aligned``."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     backend, arch, warp = TARGETS[target]
     function = getattr(module_of(source, f"triton_{kernel.name}"), kernel.name)
+    known = [
+        i for i, name in enumerate(names) if name not in ("steps", "every", "segments", "taps")
+    ]
+    divisible = {(i,): [["tt.divisibility", aligned]] for i in known} if aligned else None
+    types = _signature(kernel, names, large) | {name: "constexpr" for name, _ in constants}
     made: Any = triton.compile(
-        ASTSource(function, _signature(kernel, large), {"BLOCK": BLOCK}),
+        ASTSource(function, types, dict(constants), divisible),
         target=GPUTarget(backend, arch, warp),
         options=dict(options),
     )
@@ -156,6 +169,7 @@ def _compiled(
         contracted=_contracted(text, made.asm["llir"], source, backend),
         flushed=len(_FLUSH.findall(text)),
         widened=_widened(made.asm["ttir"], kernel),
+        narrow=len(_NARROW.findall(made.asm["ttir"])),
         assembly=text,
         source=source,
         kernel=kernel,
@@ -199,14 +213,13 @@ def _contracted(text: str, before: str, source: str, backend: str) -> int:
     return may
 
 
-def _signature(kernel: Kernel, large: bool) -> dict[str, str]:
+def _signature(kernel: Kernel, names: Sequence[str], large: bool) -> dict[str, str]:
     """Return types of a kernel's arguments, of which nothing else is known: as in a launch."""
     buffers = {f"at_{buffer.label}": buffer for buffer in kernel.buffers}
-    types = {
+    return {
         name: _POINTERS[buffers[name].dtype] if name in buffers else "i64" if large else "i32"
-        for name in arguments(kernel)
+        for name in names
     }
-    return types | {"BLOCK": "constexpr"}
 
 
 # NVIDIA's assembler and disassembler

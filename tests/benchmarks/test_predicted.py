@@ -2,15 +2,7 @@ import pytest
 
 from benchmarks.gpu import predicted
 from benchmarks.gpu.page import between
-from benchmarks.gpu.predicted import (
-    BEGIN,
-    CARDS,
-    Counts,
-    counts,
-    moved_table,
-    seconds,
-    time_table,
-)
+from benchmarks.gpu.predicted import BEGIN, CARDS, Counts, counts, moved_table, seconds, time_table
 from tracetorch.fuse.ir.kernel import Axis, Dtype, Extent, KernelBuilder, Role, Size
 
 LANE, LANES = Axis.LANE, Extent.LANES

@@ -19,8 +19,7 @@ from tracetorch.export import CReport
 
 COMPILERS = [
     pytest.param(
-        name,
-        marks=pytest.mark.skipif(shutil.which(name) is None, reason=f"needs {name}: apt-get"),
+        name, marks=pytest.mark.skipif(shutil.which(name) is None, reason=f"needs {name}: apt-get")
     )
     for name in ("gcc", "clang")
 ]

@@ -546,27 +546,20 @@ def integer_input(*shape: int, low: int = -100, high: int = 100) -> Tensor:
 Integer = integers.LeakyIntegrator
 NEURONS = {
     "threshold": lambda: Integer(5, pos_threshold=100),
-    "bipolar": lambda: Integer(
-        5, pos_threshold=100, neg_threshold=80, alpha=200, pos_scale=3, neg_scale=2
-    ),
-    "recurrent": lambda: Integer(
-        5, alpha=100, gamma=128, rec_weight=30, rec_weight_fraction=4, bias=3, pos_threshold=90
-    ),
+    "bipolar": lambda: Integer(5, pos_threshold=100, neg_threshold=80, alpha=200, pos_scale=3,
+     neg_scale=2),
+    "recurrent": lambda: Integer(5, alpha=100, gamma=128, rec_weight=30, rec_weight_fraction=4,
+     bias=3, pos_threshold=90),
     "shift": lambda: Integer(5, beta=4, decay=integers.Shift(), pos_threshold=100, reset="zero"),
     "wrap": lambda: Integer(5, overflow="wrap", pos_threshold=100, state_bits=10),
-    "each": lambda: Integer(
-        5,
-        beta=torch.tensor([200.0, 210, 220, 230, 240]),
-        pos_threshold=torch.tensor([90.0, 100, 110, 120, 130]),
-        unit=64.0,
-    ),
+    "each": lambda: Integer(5, beta=torch.tensor([200.0, 210, 220, 230, 240]),
+     pos_threshold=torch.tensor([90.0, 100, 110, 120, 130]), unit=64.0),
     "readout": lambda: Integer(5, beta_ema=True),
-    "shifts": lambda: Integer(
-        5, beta=torch.tensor([1.0, 2, 3, 4, 5]), decay=integers.Shift(), pos_threshold=60
-    ),
+    "shifts": lambda: Integer(5, beta=torch.tensor([1.0, 2, 3, 4, 5]), decay=integers.Shift(),
+     pos_threshold=60),
     "xylo": lambda: chips.xylo.LIF(5),
     "loihi": lambda: chips.loihi.LIF(5),
-}
+}  # fmt: skip
 
 
 SEVERAL = ("bipolar", "recurrent", "shifts", "wrap", "xylo", "loihi")
@@ -760,39 +753,24 @@ def test_a_border_is_left_to_the_caller(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "x", "message"),
     [
-        (
-            nn.Sequential(nn.Linear(5, 5), snn.LIF(5)),
-            torch.rand(5, 1, 5),
-            r"^Sequential is a network of floats. Quantise it first, with tt\.quantize\.prepare .* "
-            r"the sample's x holds what is no integer",
-        ),
-        (
-            nn.Linear(5, 5),
-            integer_input(5, 1, 5),
-            "^Linear is a network of floats.*has weights that are no integers",
-        ),
+        (nn.Sequential(nn.Linear(5, 5), snn.LIF(5)), torch.rand(5, 1, 5),
+         r"^Sequential is a network of floats. Quantise it first, with tt\.quantize\.prepare .* "
+         r"the sample's x holds what is no integer"),
+        (nn.Linear(5, 5), integer_input(5, 1, 5),
+         "^Linear is a network of floats.*has weights that are no integers"),
         (snn.LIF(5), integer_input(5, 1, 5), r"\(LIF\) is not exact in integers: .*rounded"),
-        (
-            snn.LIF(5, pos_threshold=torch.linspace(1e-5, 2e-5, 5)),
-            integer_input(5, 1, 5),
-            "has the constant 1e-05, which is no integer",
-        ),
+        (snn.LIF(5, pos_threshold=torch.linspace(1e-5, 2e-5, 5)), integer_input(5, 1, 5),
+         "has the constant 1e-05, which is no integer"),
         (Integer(5), torch.rand(5, 1, 5), "^the sample's x holds what is no integer"),
-        (
-            nn.Sequential(nn.Unflatten(1, (1, 5)), nn.AvgPool1d(5)),
-            integer_input(5, 1, 5),
-            "averages, and an average is no integer",
-        ),
+        (nn.Sequential(nn.Unflatten(1, (1, 5)), nn.AvgPool1d(5)), integer_input(5, 1, 5),
+         "averages, and an average is no integer"),
         (nn.Tanh(), integer_input(5, 1, 5), "tanh"),
         (Integer(5, state_bits=24), integer_input(5, 1, 5) * 10**6, "is not exact in integers"),
-        (
-            nn.AvgPool2d((1, 8), divisor_override=1),
-            torch.full((1, 1, 1, 1, 8), 2.0**22),
-            r"AvgPool2d\) can reach 33554432, and torch.float32 holds every integer up to 16777216",
-        ),
+        (nn.AvgPool2d((1, 8), divisor_override=1), torch.full((1, 1, 1, 1, 8), 2.0**22),
+         r"AvgPool2d\) can reach 33554432, and torch.float32 holds every integer up to 16777216"),
     ],
     ids=["floats", "weights", "decay", "decays", "sample", "average", "function", "range", "sum"],
-)
+)  # fmt: skip
 def test_what_is_no_integer_is_refused(
     model: nn.Module, x: Tensor, message: str, tmp_path: Path
 ) -> None:
@@ -981,8 +959,7 @@ def test_both_compilers_and_their_sanitizers(
 
 
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.slow) for n in ("AdEx", "GLIF")] + ["BSRLIF"],
+    "name", [pytest.param(n, marks=pytest.mark.slow) for n in ("AdEx", "GLIF")] + ["BSRLIF"]
 )
 @pytest.mark.parametrize("compiler", COMPILERS)
 def test_optimisation_changes_nothing(
@@ -1090,16 +1067,7 @@ def test_the_stack_is_that_of_the_deepest_stage_wherever_it_stands(tmp_path: Pat
     assert deep_first.stack_bytes == deep_last.stack_bytes
 
 
-HOSTILE = (
-    "*/ int x; /*",
-    "int",
-    "ünïcode",
-    "auto",
-    "AUTO",
-    "_",
-    "%s%n",
-    "a" * 99,
-)
+HOSTILE = ("*/ int x; /*", "int", "ünïcode", "auto", "AUTO", "_", "%s%n", "a" * 99)
 
 
 class Named(nn.Module):

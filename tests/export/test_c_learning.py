@@ -22,7 +22,7 @@ from tests.export.c_programs import (
 )
 from tests.export.models import Adaptive
 from tracetorch import integers, snn
-from tracetorch.export.c_code.ordered import OrderedSums
+from tracetorch.export.c_code.learning import OrderedSums
 from tracetorch.online_learning import PairRule, TripletRule
 
 pytestmark = needs_compiler
@@ -482,39 +482,24 @@ class WithRule(nn.Sequential):
         (lambda m: {"learner": tt.online(m)}, ValueError, r"optimizer=torch\.optim\.SGD"),
         (lambda m: {"learner": 3, "optimizer": sgd(m)}, TypeError, r"tt\.STDP or several, got int"),
         (lambda m: {**online(m), "optimizer": 0.1}, TypeError, r"torch\.optim\.SGD, got float"),
-        (
-            lambda m: {**online(m), "optimizer": torch.optim.Adam(m.parameters())},
-            ValueError,
-            "optimizer is Adam",
-        ),
-        (
-            lambda m: {**online(m), "optimizer": sgd(m, momentum=0.9)},
-            ValueError,
-            r"SGD with momentum=0\.9, and C has plain SGD",
-        ),
-        (
-            lambda m: {**online(m), "optimizer": sgd(m, weight_decay=0.1)},
-            ValueError,
-            r"weight_decay=0\.1",
-        ),
+        (lambda m: {**online(m), "optimizer": torch.optim.Adam(m.parameters())}, ValueError,
+         "optimizer is Adam"),
+        (lambda m: {**online(m), "optimizer": sgd(m, momentum=0.9)}, ValueError,
+         r"SGD with momentum=0\.9, and C has plain SGD"),
+        (lambda m: {**online(m), "optimizer": sgd(m, weight_decay=0.1)}, ValueError,
+         r"weight_decay=0\.1"),
         (lambda m: {**online(m), "optimizer": sgd(network("LIF"))}, ValueError, "does not have"),
         (lambda m: online(copy.deepcopy(m)), ValueError, "one of another model"),
         (lambda m: {**online(m), "dtype": "int"}, ValueError, "dtype='int' has no learner"),
-        (
-            lambda m: {"learner": tt.STDP(m[0]), "optimizer": sgd(m)},
-            ValueError,
-            "STDP moves the weights itself",
-        ),
+        (lambda m: {"learner": tt.STDP(m[0]), "optimizer": sgd(m)}, ValueError,
+         "STDP moves the weights itself"),
         (lambda m: {"learner": tt.STDP(nn.Linear(5, 7))}, ValueError, "no part of the model"),
         (lambda m: {"learner": [tt.STDP(m[0]), tt.STDP(m[0])]}, ValueError, "0 has two rules"),
         (lambda m: {"learner": []}, TypeError, "got list"),
-        (
-            lambda m: online(m.requires_grad_(False)),
-            ValueError,
-            "nothing learns: no parameter of the optimizer has a gradient",
-        ),
+        (lambda m: online(m.requires_grad_(False)), ValueError,
+         "nothing learns: no parameter of the optimizer has a gradient"),
     ],
-)
+)  # fmt: skip
 def test_refused(arguments: Any, error: Any, message: str, tmp_path: Path) -> None:
     model = network("LIF")
     with pytest.raises(error, match=message):
@@ -527,38 +512,25 @@ def test_refused(arguments: Any, error: Any, message: str, tmp_path: Path) -> No
     [
         (Convolutional(), online, r"1 \(Conv2d\) has places that share a weight"),
         (nn.Sequential(nn.Linear(5, 3), snn.LIF(3), Numbers()), online, "branches on values"),
-        (
-            nn.Sequential(nn.Linear(5, 3), snn.LIF(3), nn.Unflatten(1, (3, 1)), nn.Conv1d(3, 2, 1)),
-            online,
-            r"3 \(Conv1d\) cannot be written in C: its weight changes",
-        ),
+        (nn.Sequential(nn.Linear(5, 3), snn.LIF(3), nn.Unflatten(1, (3, 1)), nn.Conv1d(3, 2, 1)),
+         online, r"3 \(Conv1d\) cannot be written in C: its weight changes"),
         (Rows(), online, r"sums over several rows of one step"),
         (Written(nn.Linear(5, 3), snn.LIF(3)), online, "memory that was written in place"),
         (Filled(nn.Linear(5, 3), snn.LIF(3)), online, r"calls aten\.mul\.out, which writes"),
-        (
-            nn.Sequential(nn.Unflatten(1, (5, 1)), nn.ConvTranspose1d(5, 2, 1), snn.LIF(2, dim=1)),
-            lambda m: online(m) if m[1].requires_grad_(False) else {},
-            "it is transposed|ConvTranspose1d",
-        ),
-        (
-            Twice(nn.Linear(5, 3), snn.LIF(3)),
-            lambda m: {"learner": tt.STDP(m[0])},
-            "0 is called twice",
-        ),
+        (nn.Sequential(nn.Unflatten(1, (5, 1)), nn.ConvTranspose1d(5, 2, 1), snn.LIF(2, dim=1)),
+         lambda m: online(m) if m[1].requires_grad_(False) else {},
+         "it is transposed|ConvTranspose1d"),
+        (Twice(nn.Linear(5, 3), snn.LIF(3)), lambda m: {"learner": tt.STDP(m[0])},
+         "0 is called twice"),
         (WithRule(), lambda m: {"learner": m.rule}, r"rule \(STDP\) is a part of the model"),
         (Convolutional(), lambda m: {"learner": tt.STDP(m[1])}, r"1 \(Conv2d\) has places"),
-        (
-            nn.Sequential(nn.Linear(5, 3), nn.Linear(3, 4), snn.LIF(4)),
-            lambda m: {"learner": tt.STDP(m[0])},
-            r"0 \(Linear\) has 3 outputs, and the neuron layer that is called next is 2",
-        ),
-        (
-            nn.Sequential(nn.Linear(5, 3), snn.LIF(3), nn.Linear(3, 3)),
-            lambda m: {"learner": tt.STDP(m[2])},
-            "called next is none",
-        ),
+        (nn.Sequential(nn.Linear(5, 3), nn.Linear(3, 4), snn.LIF(4)),
+         lambda m: {"learner": tt.STDP(m[0])},
+         r"0 \(Linear\) has 3 outputs, and the neuron layer that is called next is 2"),
+        (nn.Sequential(nn.Linear(5, 3), snn.LIF(3), nn.Linear(3, 3)),
+         lambda m: {"learner": tt.STDP(m[2])}, "called next is none"),
     ],
-)
+)  # fmt: skip
 def test_models_that_do_not_learn_in_c(
     model: Any, arguments: Any, message: str, tmp_path: Path
 ) -> None:

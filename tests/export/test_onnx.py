@@ -371,23 +371,14 @@ def test_inputs_that_do_not_fit_are_refused_and_leave_the_states_unchanged(
     [
         ({"men": torch.zeros(2, 3)}, ValueError, "all states are needed.* Did you mean 'mem'"),
         ({"mem": torch.zeros(2, 3)}, ValueError, r"or none: \['mem', 'syn'\], got \['mem'\]"),
-        (
-            {"mem": torch.zeros(2, 3), "syn": torch.zeros(2, 4)},
-            ValueError,
-            r"the state 'syn' must have the shape \[batch, 3\].*got \[2, 4\]",
-        ),
-        (
-            {"mem": torch.zeros(2, 3), "syn": torch.zeros(4, 3)},
-            ValueError,
-            "the states differ in batch",
-        ),
-        (
-            {"mem": torch.zeros(2, 3), "syn": np.zeros((2, 3))},
-            TypeError,
-            "the state 'syn' must be float32, got float64",
-        ),
+        ({"mem": torch.zeros(2, 3), "syn": torch.zeros(2, 4)}, ValueError,
+         r"the state 'syn' must have the shape \[batch, 3\].*got \[2, 4\]"),
+        ({"mem": torch.zeros(2, 3), "syn": torch.zeros(4, 3)}, ValueError,
+         "the states differ in batch"),
+        ({"mem": torch.zeros(2, 3), "syn": np.zeros((2, 3))}, TypeError,
+         "the state 'syn' must be float32, got float64"),
     ],
-)
+)  # fmt: skip
 def test_states_that_do_not_fit_are_refused_and_change_nothing(
     lif: Path, states: Any, error: type[Exception], message: str
 ) -> None:

@@ -31,8 +31,8 @@ from tests.export.test_c import (
 from tests.plot.test_save_html import HOSTILE
 from tracetorch import snn
 from tracetorch.demo.network import ConvSNN
-from tracetorch.export.c_code.ordered import OrderedSums
-from tracetorch.export.pen import measured_pen
+from tracetorch.export.c_code.learning import OrderedSums
+from tracetorch.export.page_file import measured_pen
 from tracetorch.snn.neuron import has_step
 
 MODULE = importlib.import_module("tracetorch.export.page_file")
@@ -657,28 +657,13 @@ REFUSED: list[tuple[Any, Any, dict[str, Any], str]] = [
     (nn.Flatten(), IMAGES, {"decode": "sum"}, "'mean', 'last' or 'max', got 'sum'"),
     (nn.Flatten(), IMAGES, {"classes": ["a"]}, r"model's 16 outputs, got \['a'\]"),
     (nn.Identity(), IMAGES, {}, r"must be \[B, classes\].*got \[\[1, 4, 4\]\]"),
-    (
-        flat(Pair()),
-        IMAGES,
-        {},
-        r"has no page: its output must .* \[\[1, 2\], \[1, 16\]\]",
-    ),
+    (flat(Pair()), IMAGES, {}, r"has no page: its output must .* \[\[1, 2\], \[1, 16\]\]"),
     (flat(Sorted()), IMAGES, {}, r"has no page: 1 \(Sorted\) cannot be written .*sort"),
     (flat(Neighbour(16)), IMAGES, {}, r"1 \(Neighbour\): JavaScript has no nextafter of float32"),
     (flat(Branching()), IMAGES, {}, r"Sequential cannot be exported: .*[^.]\. Keep sizes and"),
-    (
-        flat(nn.GELU()),
-        IMAGES,
-        {},
-        r"1 \(GELU\) cannot be .*: there is no gelu in C or JavaScr",
-    ),
+    (flat(nn.GELU()), IMAGES, {}, r"1 \(GELU\) cannot be .*: there is no gelu in C or JavaScr"),
     (Loop(), IMAGES, {}, r"page: neurons \(LIF\) is called several times in a step: .* one time"),
-    (
-        flat(Wide()),
-        IMAGES,
-        {},
-        r"page: it computes in float64, and the page in float32\. Give",
-    ),
+    (flat(Wide()), IMAGES, {}, r"page: it computes in float64, and the page in float32\. Give"),
 ]
 
 

@@ -8,13 +8,7 @@ from torch import nn
 
 import tracetorch as tt
 from tests.cases import layer, sequence
-from tests.export.models import (
-    Hidden,
-    assert_equal,
-    made,
-    reference,
-    sample_of,
-)
+from tests.export.models import Hidden, assert_equal, made, reference, sample_of
 
 
 @pytest.mark.parametrize(

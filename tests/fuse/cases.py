@@ -15,11 +15,8 @@ from tracetorch import fuse, snn
 CONFIGURATIONS: list[tuple[str, dict[str, Any], tuple[int, ...]]] = [
     *((name, {}, (3, 7)) for name in cases.LAYERS),
     *(("LIF", {"surrogate_derivative": s}, (2, 7)) for s in cases.SURROGATES[1:]),
-    *(
-        ("BSRLIF", {"reset": reset, "detach_reset": cut}, (2, 5))
-        for reset in ("subtract", "zero", "none")
-        for cut in (False, True)
-    ),
+    *(("BSRLIF", {"reset": reset, "detach_reset": cut}, (2, 5))
+      for reset in ("subtract", "zero", "none") for cut in (False, True)),
     ("LIF", {"beta_rank": 0, "pos_threshold_rank": 0}, (3, 4)),
     ("LIF", {"learn_beta": False}, (1, 1)),
     ("LIF", {"learn_beta": False, "learn_pos_threshold": False}, (5, 3)),
@@ -39,12 +36,9 @@ CONFIGURATIONS: list[tuple[str, dict[str, Any], tuple[int, ...]]] = [
     ("BSLIF", {"dim": 0, "reset": "zero"}, (5, 2)),
     ("LeakyIntegrator", {"neg_threshold_setup": {}, "neg_scale_setup": {"value": 0.5}}, (2, 7)),
     ("LeakyIntegrator", {"pos_threshold_setup": {}, "bias_setup": {}, "reset": "none"}, (2, 6)),
-    (
-        "LeakyIntegrator",
-        {"gamma_setup": {}, "rec_weight_setup": {}, "neg_threshold_setup": {"rank": 0}},
-        (3, 5),
-    ),
-]
+    ("LeakyIntegrator",
+     {"gamma_setup": {}, "rec_weight_setup": {}, "neg_threshold_setup": {"rank": 0}}, (3, 5)),
+]  # fmt: skip
 
 
 def name_of(case: tuple[str, dict[str, Any], tuple[int, ...]]) -> str:

@@ -24,32 +24,12 @@ def _function(compute: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-atan = _function(np.arctan)
-atan2 = _function(np.arctan2)
-cos = _function(np.cos)
-cosh = _function(np.cosh)
-erf = _function(np.vectorize(math.erf))
-exp = _function(np.exp)
-expm1 = _function(np.expm1)
-log = _function(np.log)
-log1p = _function(np.log1p)
-log2 = _function(np.log2)
+_SAME = (
+    "copysign cos cosh exp exp2 expm1 fmod hypot log log10 log1p log2 nextafter rint sin sinh tan"
+)
+for name in (*_SAME.split(), "tanh", "trunc"):
+    globals()[name] = _function(getattr(np, name))
+for name in ("acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh"):
+    globals()[name] = _function(getattr(np, f"arc{name[1:]}"))
+erf, erfc = (_function(np.vectorize(each)) for each in (math.erf, math.erfc))
 pow = _function(np.power)  # noqa: A001
-rint = _function(np.rint)
-sin = _function(np.sin)
-sinh = _function(np.sinh)
-tan = _function(np.tan)
-tanh = _function(np.tanh)
-trunc = _function(np.trunc)
-acos = _function(np.arccos)
-acosh = _function(np.arccosh)
-asin = _function(np.arcsin)
-asinh = _function(np.arcsinh)
-atanh = _function(np.arctanh)
-copysign = _function(np.copysign)
-erfc = _function(np.vectorize(math.erfc))
-exp2 = _function(np.exp2)
-fmod = _function(np.fmod)
-hypot = _function(np.hypot)
-log10 = _function(np.log10)
-nextafter = _function(np.nextafter)

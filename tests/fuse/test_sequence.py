@@ -205,10 +205,7 @@ def test_unsupported_steps_and_bad_arguments(caplog: pytest.LogCaptureFixture) -
     assert "MixingNeuron(3)" in caplog.text
     assert "aten.sum.dim_IntList, which is a reduction" in caplog.text
     assert "sum" in str(fuse.unsupported_reason("cpu", MixingNeuron(3), x))
-    with (
-        fuse.backend("cpu"),
-        pytest.raises(RuntimeError, match="cannot run MixingNeuron"),
-    ):
+    with fuse.backend("cpu"), pytest.raises(RuntimeError, match="cannot run MixingNeuron"):
         MixingNeuron(3).forward_sequence(x)
     with fuse.backend("cpu"), pytest.raises(RuntimeError, match="branch on them in Python"):
         BranchingNeuron(3).forward_sequence(x)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tests import cases
-from tests.fuse.codegen import test_c_kernel, test_javascript_loops
+from tests.fuse.codegen import test_c_kernel, test_javascript
 from tests.fuzz.draw import random_neuron
 from tracetorch import fuse, snn
 from tracetorch.fuse.ir.plan import Plan
@@ -200,4 +200,4 @@ def check_javascript(seeds: Sequence[int]) -> None:
         for layer in layers
         if fuse.unsupported_reason("cpu", layer, torch.ones(2, 1, 5, dtype=torch.float64)) is None
     ]
-    test_javascript_loops.compare(Node(), compiled, exact=False)
+    test_javascript.compare(Node(), compiled, exact=False)

@@ -66,24 +66,15 @@ def shifted() -> integers.Linear:
 
 LAYERS: dict[str, snn.Neuron] = {
     "multiplier": integers.LeakyIntegrator(3, beta=torch.tensor([0.0, 200, 256]), pos_threshold=50),
-    "nearest": integers.LeakyIntegrator(
-        3, alpha=3000, beta=17, neg_threshold=9, decay=integers.Multiplier(12, "nearest")
-    ),
-    "shift, wrap": integers.LeakyIntegrator(
-        *(3,),
-        beta=torch.tensor([0.0, 3, 31]),
-        gamma=2,
-        rec_weight=-3,
-        bias=7,
-        pos_threshold=torch.tensor([9.0, 80, 127]),
-        decay=integers.Shift("trunc"),
-        state_bits=8,
-        overflow="wrap",
-    ),
+    "nearest": integers.LeakyIntegrator(3, alpha=3000, beta=17, neg_threshold=9,
+     decay=integers.Multiplier(12, "nearest")),
+    "shift, wrap": integers.LeakyIntegrator(*(3,), beta=torch.tensor([0.0, 3, 31]), gamma=2,
+     rec_weight=-3, bias=7, pos_threshold=torch.tensor([9.0, 80, 127]),
+     decay=integers.Shift("trunc"), state_bits=8, overflow="wrap"),
     "Xylo 1": chips.xylo.LIF(3, dash_mem=torch.tensor([0.0, 5, 15]), pos_threshold=90, version=1),
     "Xylo 2": chips.xylo.LIF(3, pos_threshold=torch.tensor([0.0, 1, 30000]), bias=-3000),
     "Loihi": chips.loihi.LIF(3, du=torch.tensor([0.0, 7, 4095]), dv=0, bias=2**19),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LAYERS)

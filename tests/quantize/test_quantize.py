@@ -15,18 +15,10 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests import cases
 from tests.cases import stepped, weighted_sum
-from tests.quantize.networks import (
-    CASES,
-    CHIPS,
-    FEW_CASES,
-    case,
-    convolutional,
-    spikes,
-    widened,
-)
+from tests.quantize.networks import CASES, CHIPS, FEW_CASES, case, convolutional, spikes, widened
 from tracetorch import integers, quantize, snn
+from tracetorch.quantize.build import common_scale
 from tracetorch.quantize.reader import read_chain
-from tracetorch.quantize.scales import common_scale
 from tracetorch.quantize.stages import parts_of, stages_in
 
 

@@ -63,10 +63,7 @@ class Header:
 
 
 def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """Compute a CRC-32 over the header and the name, dtype, shape and bytes of every tensor.
-
-    It detects damage; it is no protection against intent.
-    """
+    """Compute a CRC-32 over header and tensors: it detects damage, and protects from no intent."""
     total = zlib.crc32(text.encode())
     for name in sorted(tensors):
         # A contiguous tensor may still have strides that viewing it as bytes refuses: clone it.

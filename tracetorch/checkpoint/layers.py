@@ -57,10 +57,7 @@ def describe_layers(model: nn.Module) -> dict[str, LayerDescription]:
 def differences(
     file: Mapping[str, LayerDescription], model: Mapping[str, LayerDescription], strict: bool
 ) -> list[str]:
-    """List the differences between the layers of a file and of a model that change outputs.
-
-    With ``strict``, a layer that only one of them has is a difference too.
-    """
+    """List the differences between layers that change outputs, with ``strict`` of any layer."""
     found: list[str] = []
     for path in {**file, **model}:
         name = f"layer {path!r}" if path else "the layer"

@@ -21,13 +21,16 @@ from tracetorch.checkpoint.modules import differences as module_differences
 from tracetorch.checkpoint.read import read
 from tracetorch.checkpoint.tensors import (
     Constraints,
+    file_rename,
     load_tensors,
     named_tensors,
     optional_names,
+    plain,
+    renamed,
     shared_names,
+    unwrapped,
 )
 from tracetorch.checkpoint.training import Stateful, check_part, random_state, set_random_state
-from tracetorch.checkpoint.wrappers import file_rename, plain, renamed, unwrapped
 from tracetorch.core.checks import RefusedError, check_flag, check_module, check_unsharded
 from tracetorch.core.snapshot import restored_on_error
 from tracetorch.core.walk import join_path
@@ -220,10 +223,7 @@ def _mismatches(
     model: nn.Module,
     strict: bool,
 ) -> list[str]:
-    """List in what a file does not fit a model: layers, names, tensors or settings of modules.
-
-    Of these the first kind that differs: the others may follow from it.
-    """
+    """List in what a file does not fit a model: of the first kind, others may follow from it."""
     if header is not None:
         layers = renamed(header.layers, rename), renamed(describe_layers(model))
         unlike = differences(*layers, strict)
@@ -253,10 +253,7 @@ def _mismatches(
 def _restored_on_failure(
     model: nn.Module, tensors: Mapping[str, Tensor], parts: Mapping[str, Stateful], rng: bool
 ) -> Iterator[None]:
-    """Give tensors of a model, parts and random numbers back what they were where the block fails.
-
-    Hooks of the user's modules, and states that do not fit, can still fail in the middle.
-    """
+    """Give all back what it was where the block fails: hooks and states can, in the middle."""
     constraints = {layer: dict(layer.constraints) for _, layer in named_neurons(model)}
     before = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
     numbers = random_state() if rng else None

@@ -16,12 +16,13 @@ import torch
 from torch import nn
 
 from tracetorch.checkpoint.layers import only_one_has
-from tracetorch.checkpoint.wrappers import plain
+from tracetorch.checkpoint.tensors import plain
 from tracetorch.core.walk import hidden_modules
 from tracetorch.snn.dropout import LockedDropout
 from tracetorch.snn.sequence_layer import SequenceLayer
 
 ModuleDescription: TypeAlias = dict[str, str]
+Descriptions: TypeAlias = "Mapping[str, ModuleDescription]"
 
 # Modules that change no output in evaluation mode: a model may gain, lose or replace them.
 _NEUTRAL: tuple[type, ...] = (
@@ -78,10 +79,7 @@ def describe_modules(model: nn.Module) -> dict[str, ModuleDescription]:
 
 
 def differences(
-    file: Mapping[str, ModuleDescription],
-    model: Mapping[str, ModuleDescription],
-    strict: bool,
-    loaded: Set[str],
+    file: Descriptions, model: Descriptions, strict: bool, loaded: Set[str]
 ) -> list[str]:
     """List the modules that would compute something else with the values of the file.
 

@@ -10,9 +10,8 @@ from torch import nn
 from tracetorch.checkpoint.header import CHECKSUM_KEY, HEADER_KEY, STATE_PREFIX, Header, checksum
 from tracetorch.checkpoint.layers import describe_layers
 from tracetorch.checkpoint.modules import describe_modules
-from tracetorch.checkpoint.tensors import named_tensors, shared_names
+from tracetorch.checkpoint.tensors import named_tensors, renamed, shared_names, unwrapped
 from tracetorch.checkpoint.training import Stateful, encoded
-from tracetorch.checkpoint.wrappers import renamed, unwrapped
 from tracetorch.core.checks import check_flag, check_module, check_unsharded
 from tracetorch.core.files import atomic_replace, save_safetensors
 from tracetorch.core.version import __version__
@@ -97,13 +96,10 @@ def save(
         )
     tensors |= training_tensors
     header = Header(
-        __version__,
-        renamed(describe_layers(model)),
-        shared,
-        None if current is None else list(current),
-        describe_modules(model),
+        __version__, renamed(describe_layers(model)), shared,
+        None if current is None else list(current), describe_modules(model),
         training if training["values"] else None,
-    ).dumps()
+    ).dumps()  # fmt: skip
     metadata = {HEADER_KEY: header, CHECKSUM_KEY: checksum(header, tensors)}
     with atomic_replace(path) as unfinished:
         save_safetensors(tensors, unfinished, metadata)

@@ -3,20 +3,55 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
-from typing import TypeAlias
+from collections.abc import Callable, Collection, Mapping
+from typing import TypeAlias, TypeVar, cast
 
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from tracetorch.checkpoint.wrappers import plain
 from tracetorch.core.walk import hidden_modules, join_path
+
+V = TypeVar("V")
+
+_SEGMENTS = frozenset(("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"))
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside ``torch.compile`` and data parallel wrappers."""
+    while True:
+        if isinstance(model, (DistributedDataParallel, DataParallel)):
+            model = cast(nn.Module, model.module)
+        elif "_orig_mod" in model._modules:
+            model = cast(nn.Module, model._modules["_orig_mod"])
+        else:
+            return model
+
+
+def plain(name: str) -> str:
+    """Remove the segments that wrappers of submodules add to a name or path."""
+    return ".".join(part for part in name.split(".") if part not in _SEGMENTS)
+
+
+def renamed(values: Mapping[str, V], rename: Callable[[str], str] = plain) -> dict[str, V]:
+    """Map each new name to the value of the old one."""
+    return {rename(name): value for name, value in values.items()}
+
+
+def file_rename(file: Collection[str], model: Collection[str]) -> Callable[[str], str]:
+    """Return the function that removes what wrappers added to the names of a file."""
+
+    def in_data_parallel(name: str) -> str:
+        return plain(name).removeprefix("module").removeprefix(".")
+
+    # A model may call a part of its own "module": no wrapper added that.
+    saved = [plain(name).startswith("module.") for name in file]
+    wrapped = all(saved) and not any(name.startswith("module.") for name in model)
+    rename = in_data_parallel if wrapped else plain
+    return rename if len(set(map(rename, file))) == len(file) else str
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the ``state_dict`` of a model and, by their paths, of its unregistered modules.
-
-    What wrappers add to the names is removed.
-    """
+    """Return the ``state_dict`` and unregistered modules' tensors, under names without wrappers."""
     named: dict[str, Tensor] = {}
     for path, module in [("", model), *hidden_modules(model)]:
         # The walk writes the position in a set in braces.
@@ -56,11 +91,7 @@ Constraints: TypeAlias = Mapping[str, Mapping[str, str]]
 
 
 def load_tensors(model: nn.Module, values: Mapping[str, Tensor], constraints: Constraints) -> None:
-    """Load values by the names of :func:`named_tensors`; other names are ignored.
-
-    ``constraints`` says, by the path of a layer and the name of a decay, which constraint it had
-    where the values come from.
-    """
+    """Load values by name, others are ignored; ``constraints`` are those of the file's decays."""
     for path, module in [("", model), *hidden_modules(model)]:
         prefix = f"{path}." if path else ""
         # load_state_dict, not copy_: modules may convert old values in their own hooks.

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tracetorch.checkpoint.wrappers import plain
+from tracetorch.checkpoint.tensors import plain
 from tracetorch.core.walk import named_parameters
 
 TRAINING_PREFIX = "training "  # no parameter has this name: Python names have no spaces
@@ -61,11 +61,7 @@ def encoded(
 
 
 def optimized_names(model: nn.Module, part: Stateful) -> list[list[str]] | None:
-    """List the paths of an optimizer's parameters by group; ``None`` for what is no optimizer.
-
-    A ``state_dict`` numbers the parameters: without names, moments would go to whichever
-    parameter is in that place now.
-    """
+    """List an optimizer's parameters by group, by path: its ``state_dict`` only numbers them."""
     if not isinstance(part, torch.optim.Optimizer):
         return None
     names = {id(p): plain(name) for name, p in named_parameters(model).items()}
@@ -112,10 +108,7 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 
 def _encode(value: object, where: str, tensors: dict[str, Tensor]) -> object:
-    """Encode a value as JSON: numbers and text as they are, each container as its kind and items.
-
-    JSON has no tuples, and its keys are text: the state of an optimizer has numbers as keys.
-    """
+    """Encode as JSON each container as kind and items: JSON has no tuples, and text as keys."""
     if type(value) in _PLAIN:
         return value
     if isinstance(value, Tensor):

@@ -42,10 +42,7 @@ def exceeded(
     labels: Mapping[str, str],
     passing: tuple[type[nn.Module], ...],
 ) -> list[str]:
-    """Return which limits of a chip the neurons and connections of a model exceed.
-
-    ``labels`` names neurons in messages, by path; those of the classes ``passing`` hand on spikes.
-    """
+    """Return which limits of a chip a model exceeds; ``labels`` names neurons, by path."""
     inputs, *neurons = populations(model, x, passing)
     counts = (
         ("inputs", inputs.size, chip.inputs),

@@ -15,14 +15,10 @@ __all__ = ["first_sums", "full_vectors", "run", "shared_out"]
 
 # The letters of the arguments.
 _ARGUMENTS = {
-    "scan": "iiirhll",
-    "fill": "iiirhlnri",
-    "sort": "iiilnrilnr",
-    "forward": "iiiiilnrirrir",
-    "backward": "iiiiillnririr",
-    "conv_forward": "i" * 16 + "lnrrrr",
+    "scan": "iiirhll", "fill": "iiirhlnri", "sort": "iiilnrilnr", "forward": "iiiiilnrirrir",
+    "backward": "iiiiillnririr", "conv_forward": "i" * 16 + "lnrrrr",
     "conv_backward": "i" * 20 + "lnrrr",
-}
+}  # fmt: skip
 
 
 def run(

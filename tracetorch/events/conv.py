@@ -80,14 +80,8 @@ def _sizes(shape: tuple[int, ...], weight: tuple[int, ...], at: Window) -> tuple
     outputs = weight[0]
     lanes = -(-outputs // LANES) * LANES
     return (
-        *shape[1:],
-        *weight[2:],
-        *at.stride,
-        *at.padding,
-        *at.dilation,
-        *at.size,
-        *(outputs, lanes),
-    )
+        *shape[1:], *weight[2:], *at.stride, *at.padding, *at.dilation, *at.size, *(outputs, lanes),
+    )  # fmt: skip
 
 
 def _forward(
@@ -104,16 +98,11 @@ def _forward(
     most = inputs * height * width
     item = x.itemsize
     run(
-        "conv_forward",
-        x.dtype,
-        images,
-        *sizes,
-        events.weighted,
-        *events[1:],
+        "conv_forward", x.dtype, images, *sizes, events.weighted, *events[1:],
         *(table, first_sums(table, bias), y),
         work=y.numel() + len(events.indices) * lanes * extent[0] * extent[1],
         scratch=(places * lanes * item, 8 * (height * width + 2), 4 * most, item * most),
-    )
+    )  # fmt: skip
     return y.detach()
 
 
@@ -135,20 +124,11 @@ def _by_weight(
     tasks = -(-images // per_task)
     total = grad.new_zeros((tasks, inputs, *extent, lanes))
     run(
-        "conv_backward",
-        grad.dtype,
-        tasks,
-        per_task,
-        images,
-        *sizes,
-        events.weighted,
-        *padded,
-        *events[1:],
-        grad,
-        total,
+        "conv_backward", grad.dtype, tasks, per_task, images, *sizes, events.weighted, *padded,
+        *events[1:], grad, total,
         work=grad.numel() + len(events.indices) * lanes * extent[0] * extent[1],
         scratch=(padded[0] * padded[1] * lanes * grad.itemsize, 4 * height * width),
-    )
+    )  # fmt: skip
     summed = total[0]
     for part in total[1:]:
         summed += part

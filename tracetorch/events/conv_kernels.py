@@ -54,10 +54,7 @@ def _square(
 
 
 def conv_forward(k: TaskWriter, real: str) -> None:
-    """Write the output of an image: the bias, and rows of the table by event.
-
-    ``table`` is the weight as ``[kernel_height, kernel_width, inputs, lanes]``.
-    """
+    """Write an image's output: bias, and rows of ``table``, ``[kh, kw, in, lanes]``, by event."""
     size = _Sizes(*k.integers(15))
     weighted, starts = k.integer().differs(0), k.array(WORD)
     positions, values = k.array("i32"), k.array(real)
@@ -115,10 +112,7 @@ def _sort_by_position(
     ends: Array,
     lists: Lists,
 ) -> None:
-    """Sort the events of an image by position, each as the row of the table for column 0.
-
-    ``ends[position + 1]`` is then where the list of a position ends, and ``ends[0]`` is 0.
-    """
+    """Sort an image's events by position, as table rows; ``ends[p + 1]`` ends the list of p."""
     count = size.height * size.width
     begin, end = starts[0], starts[size.inputs]
     with k.loop(0, count + 2) as entry:

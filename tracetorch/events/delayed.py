@@ -56,11 +56,7 @@ def _by_weight(
 
 @lru_cache(maxsize=16)
 def _transforms(length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return the real Fourier transform ``[2 * frequencies, length]``, and its inverse.
-
-    Cosines are above sines. As products of matrices both leave frequencies in front, where the
-    products for each of them want them.
-    """
+    """Return the real Fourier transform, cosines above sines, and its inverse, as matrices."""
     frequencies = length // 2 + 1
     angle = torch.arange(frequencies, dtype=torch.float64).outer(torch.arange(length).double())
     angle *= 2 * math.pi / length

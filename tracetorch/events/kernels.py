@@ -24,10 +24,7 @@ _BLOCKS = (128, 64, 32, 16)  # columns whose sums are in registers at once: the 
 
 
 def scan(k: TaskWriter, real: str) -> None:
-    """Mark the events of some rows, 16 values to a mask, and count them; NaN is one.
-
-    ``weighted`` is set where a value is not 1: it is in a register here, and far away later.
-    """
+    """Mark and count events of rows, 16 to a mask, NaN too; ``weighted``: a value is not 1."""
     per_task, rows, columns = k.integers(3)
     x, masks, counts, weighted = k.array(real), k.array("i16"), k.array(WORD), k.array(WORD)
     per_row, rest = (columns + 15) // 16, columns % 16

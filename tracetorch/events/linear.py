@@ -22,11 +22,7 @@ def sum_rows(
     indices: Tensor,
     delays: tuple[int, int, int],
 ) -> None:
-    """Write an output ``[..., width]``: the bias, and rows of the transposed weights by event.
-
-    ``indices`` are the table's rows, one for each event; ``delays`` the steps of a sample, how many
-    more an output reads, and the indices of each.
-    """
+    """Write the bias, and rows of the transposed weights by event, at a sample's ``delays``."""
     width = table.shape[-1]
     rows = y.numel() // width
     per_task, tasks = shared_out(rows, _LEAST_ROWS)

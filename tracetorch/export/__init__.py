@@ -27,14 +27,6 @@ from tracetorch.export.verilog_code.report import VerilogReport
 from tracetorch.export.verilog_file import verilog
 
 __all__ = [
-    "CReport",
-    "OnnxStream",
-    "VerilogReport",
-    "c",
-    "initial_states",
-    "onnx",
-    "page",
-    "sequence",
-    "step",
-    "verilog",
-]
+    "CReport", "OnnxStream", "VerilogReport", "c", "initial_states", "onnx", "page", "sequence",
+    "step", "verilog",
+]  # fmt: skip

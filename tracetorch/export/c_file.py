@@ -17,13 +17,7 @@ from tracetorch.core.walk import join_path, named_modules
 from tracetorch.export.c_code.arrangement import planned
 from tracetorch.export.c_code.costs import memory_accesses, step_costs
 from tracetorch.export.c_code.event_sources import event_arrays
-from tracetorch.export.c_code.files import (
-    MAKEFILE,
-    header,
-    main_source,
-    ports_of,
-    sample_header,
-)
+from tracetorch.export.c_code.files import MAKEFILE, header, main_source, ports_of, sample_header
 from tracetorch.export.c_code.learners import trial_of
 from tracetorch.export.c_code.learning import LearningRecord, record_learning
 from tracetorch.export.c_code.learning_files import TEST, check_source, learned_header

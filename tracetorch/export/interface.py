@@ -76,10 +76,7 @@ class Interface:
 
 
 def next_state_name(state: str) -> str:
-    """Name the output that holds the next value of a state.
-
-    In an ONNX graph one name cannot be both an input and an output.
-    """
+    """Name the output of a state's next value: in ONNX it cannot have the input's name."""
     return f"{state}.next"
 
 

@@ -14,10 +14,10 @@ from tracetorch.core.files import atomic_replace
 from tracetorch.core.optional import require
 from tracetorch.core.torch_private import one_trace_at_a_time, pytree
 from tracetorch.core.version import __version__
+from tracetorch.export.exported import ignore_own_warnings
 from tracetorch.export.interface import METADATA_KEY, Interface, Structure, name_leaves
 from tracetorch.export.step import export_step
 from tracetorch.export.tensor_spec import TensorSpec
-from tracetorch.export.trace_errors import ignore_own_warnings
 from tracetorch.unrolling.inputs import parse_inputs
 
 _CLAMPS = ("clamp.default", "clamp_.default", "clip.default", "clip_.default")
@@ -67,12 +67,10 @@ def onnx(model: nn.Module, path: str | os.PathLike[str], sample: Any) -> None:
         # torch.onnx decomposes it itself, which takes as long as tracing does
         program, signature = export_step(model, sample, as_traced=True)
         interface = Interface(
-            _input_specs(model, sample),
-            signature.states,
+            _input_specs(model, sample), signature.states,
             {name: value.tolist() for name, value in signature.initial.items()},
-            _output_structure(program),
-            __version__,
-        )
+            _output_structure(program), __version__,
+        )  # fmt: skip
         names = [*interface.input_names(), *interface.output_names()]
         duplicates = sorted({name for name in names if names.count(name) > 1})
         if duplicates:
@@ -89,13 +87,9 @@ def onnx(model: nn.Module, path: str | os.PathLike[str], sample: Any) -> None:
         _unify_clamps(program)
         with ignore_own_warnings():
             converted: Any = torch.onnx.export(
-                program,
-                (),
-                dynamo=True,
-                verbose=False,
-                input_names=interface.input_names(),
+                program, (), dynamo=True, verbose=False, input_names=interface.input_names(),
                 output_names=interface.output_names(),
-            )
+            )  # fmt: skip
         converted.model.metadata_props[METADATA_KEY] = interface.dumps()
         converted.save(unfinished, external_data=False)
 

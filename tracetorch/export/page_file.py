@@ -23,7 +23,6 @@ from tracetorch.export.c_code.learning import record_learning
 from tracetorch.export.c_code.read_program import holds_spikes, named_leaves, read_step
 from tracetorch.export.c_code.source import names_of
 from tracetorch.export.c_code.stages import StepProgram
-from tracetorch.export.pen import measured_pen
 from tracetorch.online_learning import OnlineLearner
 from tracetorch.plot.html_page import check_title, html_page, json_element
 from tracetorch.snn.neuron import has_step
@@ -236,3 +235,52 @@ def _learning(
     copied = dict(named_modules(trial.model))
     trial.shown = {name: copied[paths[id(each)]] for name, each in layers.items()}
     return record_learning(trial, [images[:1]], start).program
+
+
+_MARKED = 0.25  # from this share of the ink on a pixel belongs to the drawing
+
+
+def measured_pen(images: Tensor) -> dict[str, float | list[float]]:
+    """Return how a drawing becomes an image like others: their medians, in pixels.
+
+    ``background`` is the median of the border, ``ink`` the extreme that is farthest from it.
+    ``extent`` is the longer side of the box around a drawing, ``centre`` the place ``[x, y]`` of
+    its centre of mass, and ``width`` that of its strokes: a stroke's area is its width times its
+    length, and its sides are twice as long as it.
+
+    Example:
+        >>> images = torch.zeros(1, 28, 28)
+        >>> images[0, 4:24, 12:15] = 1.0
+        >>> pen = measured_pen(images)
+        >>> pen["background"], pen["ink"], pen["extent"], pen["centre"], round(pen["width"], 1)
+        (0.0, 1.0, 20.0, [13.5, 14.0], 2.6)
+    """
+    sides = (images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1])
+    background = torch.cat([side.flatten() for side in sides]).median()
+    ends = torch.stack([images.min(), images.max()])
+    ink = ends[(ends - background).abs().argmax()]
+    if bool(ink == background):
+        raise ValueError(f"all values of the samples are {float(ink):g}: nothing is drawn on them.")
+    found: list[list[float]] = []
+    for marks in ((images.double() - background) / (ink - background)).clamp(0, 1):
+        mass = marks.sum()
+        rows, columns = (torch.nonzero((marks > _MARKED).any(dim))[:, 0] for dim in (1, 0))
+        if not len(rows):
+            continue
+        extent = max(int(each[-1] - each[0]) + 1 for each in (rows, columns))
+        y, x = (
+            float((marks.sum(dim) * (torch.arange(marks.shape[1 - dim]) + 0.5)).sum() / mass)
+            for dim in (1, 0)
+        )
+        padded = torch.nn.functional.pad(marks, (1, 1, 1, 1))
+        down, across = padded.diff(dim=0)[:, :-1], padded.diff(dim=1)[:-1]
+        edge = torch.hypot(down, across).sum()
+        found.append([extent, x, y, float(2 * mass / edge)])
+    extent, x, y, width = torch.tensor(found, dtype=torch.float64).median(0).values.tolist()
+    return {
+        "background": float(background),
+        "ink": float(ink),
+        "extent": extent,
+        "centre": [x, y],
+        "width": max(width, 1.0),
+    }

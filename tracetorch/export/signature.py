@@ -19,8 +19,8 @@ from tracetorch.core.torch_private import (
     pytree,
 )
 from tracetorch.core.walk import join_path, named_modules
+from tracetorch.export.exported import explain_trace_errors
 from tracetorch.export.tensor_spec import TensorSpec, initial_states
-from tracetorch.export.trace_errors import explain_trace_errors
 from tracetorch.snn.module import layer_label
 from tracetorch.snn.noise import Noise
 from tracetorch.snn.sequence_layer import SequenceLayer, StepKwargs

@@ -16,7 +16,7 @@ from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import one_trace_at_a_time, pytree, version_of
 from tracetorch.core.walk import hidden_modules, join_path, named_modules
-from tracetorch.export.run_program import run_step
+from tracetorch.export.exported import explain_trace_errors, run_step
 from tracetorch.export.signature import (
     BATCHES,
     StepSignature,
@@ -24,7 +24,6 @@ from tracetorch.export.signature import (
     resized,
     step_signature,
 )
-from tracetorch.export.trace_errors import explain_trace_errors
 from tracetorch.snn.sequence_layer import SequenceLayer, transient_attributes_of
 from tracetorch.snn.states import get_states, named_holders, set_states
 from tracetorch.unrolling.inputs import call, parse_inputs
@@ -156,11 +155,7 @@ def decomposed(program: ExportedProgram, model: nn.Module) -> ExportedProgram:
 
 
 def check_steps(
-    model: nn.Module,
-    program: ExportedProgram,
-    tensors: Any,
-    signature: StepSignature,
-    recorded: bool,
+    model: nn.Module, program: ExportedProgram, given: Any, signature: StepSignature, recorded: bool
 ) -> None:
     """Raise ``ValueError`` unless a program computes what the model does in two steps.
 
@@ -168,7 +163,7 @@ def check_steps(
     something to remember; the second begins at rest, where states are ``None``, which a program
     cannot express.
     """
-    leaves: list[Tensor] = pytree.tree_leaves(tensors)
+    leaves: list[Tensor] = pytree.tree_leaves(given)
     # Without values in the sample there is nothing to compare.
     if any(leaf.is_meta or not len(leaf) for leaf in leaves):
         return
@@ -182,8 +177,8 @@ def check_steps(
 
     initial = signature.initial_states(len(leaves[0]), leaves[0].device)
     random = {name: disturbed(state) for name, state in initial.items()}
-    first = pytree.tree_map(disturbed, tensors)
-    second = tensors if any(bool(leaf.any()) for leaf in leaves) else first
+    first = pytree.tree_map(disturbed, given)
+    second = given if any(bool(leaf.any()) for leaf in leaves) else first
     pairs: list[tuple[Any, Any]] = []
     draws = False
     with restored(model, tensors=False, training=False), torch.no_grad():
@@ -228,10 +223,7 @@ class ExplicitStep(nn.Module):
     """Pure function of inputs and states that runs one step of a model, to be traced."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        signature: StepSignature,
-        record: Mapping[str, nn.Module] | None = None,
+        self, model: nn.Module, signature: StepSignature, record: Mapping[str, nn.Module] | None
     ) -> None:
         super().__init__()
         self.model = model

@@ -18,12 +18,7 @@ backward needs a graph, the sequence is run again by eager steps, on
 views of its inputs, and that is differentiated.
 """
 
-from tracetorch.fuse.dispatch.backends import (
-    NAMES,
-    backend,
-    requested_backend,
-    unavailable_reason,
-)
+from tracetorch.fuse.dispatch.backends import NAMES, backend, requested_backend, unavailable_reason
 from tracetorch.fuse.dispatch.sequence import unsupported_reason
 
 __all__ = ["NAMES", "backend", "requested_backend", "unavailable_reason", "unsupported_reason"]

@@ -175,10 +175,7 @@ class LeakyIntegrator(KnownSettings, WholeParameters):
         return states_of_parts(self._declared.constraints)
 
     def settings(self) -> Settings:
-        """Return what the numbers mean: binary point and width, and how they decay and end.
-
-        A decay by a shift has no bits, 0.
-        """
+        """Return what the numbers mean: point, width, decay's bits (of a shift 0) and ends."""
         decay, flags = self.decay_by, (False, True)
         bits = decay.bits if isinstance(decay, Multiplier) else 0
         return {

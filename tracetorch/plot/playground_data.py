@@ -1,7 +1,7 @@
 """Describe neurons for the playground page: parameters, choices, and the Python that makes them.
 
 The playground has no equation of its own: every pass over time in it is printed from a traced step
-(``tracetorch/fuse/codegen/javascript_loops.py``), once for each value of the choices that change
+(``tracetorch/fuse/codegen/javascript.py``), once for each value of the choices that change
 the step (reset, surrogate), since the policy of the page forbids ``eval``. Passes of one text are
 written once. The Python line that makes a neuron uses an argument of the constructor where the
 layer has declared it as it is; other parameters and options are assigned. All inputs are in a
@@ -28,8 +28,12 @@ from tracetorch.cell import Cell
 from tracetorch.core.checks import check_has_values, check_unsharded
 from tracetorch.functional import decay_to_halflife
 from tracetorch.functional.surrogates import SURROGATES, Surrogate
-from tracetorch.fuse.codegen.javascript_functions import functions_source
-from tracetorch.fuse.codegen.javascript_loops import backward_source, forward_source, unknown
+from tracetorch.fuse.codegen.javascript import (
+    backward_source,
+    forward_source,
+    functions_source,
+    unknown,
+)
 from tracetorch.fuse.dispatch.plans import program_of
 from tracetorch.fuse.ir.graph import Graph, Unfusable
 from tracetorch.fuse.ir.plan import Plan

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import OrderedDict
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -14,19 +14,78 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tracetorch import integers
-from tracetorch.chips.target import IntegerNeuron, LearnedIntegers, Stage
+from tracetorch.chips.target import FloatProduct, IntegerNeuron, LearnedIntegers, Stage, Target
 from tracetorch.integers.border import Add, SumPool1d, SumPool2d
 from tracetorch.integers.delays import IntegerDelays
 from tracetorch.integers.layers import Product
 from tracetorch.quantize.prepared import Layer, Plan, Prepared
 from tracetorch.quantize.reader import Call, Join, flat
-from tracetorch.quantize.scales import Feed, common_scale, unit_and_shifts
 from tracetorch.quantize.stages import Parts
 from tracetorch.snn.connectivity import Connectivity, connectivity, raw_weight
 from tracetorch.snn.delay import SynapticDelays
 from tracetorch.snn.delay.base import DelayingLayer
 from tracetorch.snn.parameters import unbounded
 from tracetorch.snn.recurrent import Recurrent
+
+_RESERVE = 2.0  # of the range that the sample reaches
+_UNEQUAL = 16.0  # channels that are weaker than the strongest by more are rounded more coarsely
+
+
+@dataclass(frozen=True)
+class Feed:
+    """A product that feeds neurons, for the choice of its scale."""
+
+    product: FloatProduct  # of the float model
+    scale: Tensor  # what one integer of its input stands for
+    largest: int  # the largest integer of its input
+    gain: Tensor  # by what its weights are multiplied, one number or one per output
+    divisor: float  # of the average pools between it and the neurons
+    inner: bool  # whether it connects hidden neurons
+    growth: float = 1.0  # how much more sums of windows may be
+
+
+@torch.no_grad()
+def unit_and_shifts(
+    feeds: list[Feed], reach: Tensor, target: Target, *, per_channel: bool, inner_shift: int | None
+) -> tuple[Tensor, list[int]]:
+    """Return the unit of states that reach so far, and the shift of products that feed them."""
+    high = 2 ** (target.weight_bits - 1) - 1
+    reach = _RESERVE * (reach if per_channel else reach.max())
+    floor = reach / target.limit
+    finest = torch.zeros_like(floor)
+    shifts = []
+    for feed in feeds:
+        rows = feed.product.weight.abs().flatten(1)
+        step = rows.max(1).values * (feed.scale * feed.gain) / (high * feed.divisor)
+        step = step if per_channel else step.max()
+        ratio = step / floor
+        ratio = ratio[torch.isfinite(ratio) & (ratio > 0)]
+        shift = 0
+        if ratio.numel():
+            smallest, largest = float(ratio.min()), float(ratio.max())
+            shift = math.floor(math.log2(max(smallest, largest / _UNEQUAL)))
+        # the sum of all weights of an output, each times the largest input
+        fan = float((rows.sum(1) / rows.max(1).values.clamp(min=1e-30)).max())
+        most = math.log2(max(fan * high * feed.largest * len(feeds), 1.0))
+        # two bits are left of those that float32 holds; sums of windows may take one
+        spare = target.sum_bits - most - max(0.0, math.log2(feed.growth) - 1)
+        shift = max(0, min(shift, math.floor(spare), target.most_shift))
+        if feed.inner and inner_shift is not None:
+            shift = inner_shift
+        shifts.append(shift)
+        finest = torch.maximum(finest, step / 2.0**shift)
+    unit = torch.maximum(finest, floor)
+    return torch.where(unit > 0, unit, torch.ones_like(unit)), shifts
+
+
+def common_scale(one: Tensor, other: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """Return the scale of a sum, and its integers in one of either; up to 16 times finer."""
+    ratio = max(float(one), float(other)) / min(float(one), float(other))
+    off = {k: round(abs(round(k * ratio) / (k * ratio) - 1), 3) for k in range(1, 17)}
+    times = min(off, key=lambda k: off[k])
+    factors = times, round(times * ratio)
+    return torch.minimum(one, other) / times, factors if one <= other else factors[::-1]
+
 
 _BIAS = 2.0**23
 _BORDER = "input"  # the name of what makes integers of inputs
@@ -40,10 +99,7 @@ def product_of(module: nn.Module, path: str = "") -> tuple[Product, str]:
 
 
 class _Names:
-    """Names of children by path: no two alike, and none that an attribute of ``Prepared`` has.
-
-    Dots become underscores; a name that is taken then gets one more behind it.
-    """
+    """Names of children by path: no two alike, and none that an attribute of ``Prepared`` has."""
 
     def __init__(self, parts: Parts) -> None:
         self.taken = {*dir(Prepared()), *Prepared.__annotations__, _BORDER}
@@ -182,12 +238,9 @@ class _Builder:
             )
         feeds = self.feeds(stage, each)
         unit, shifts = unit_and_shifts(
-            feeds,
-            self.reach.get(stage.neuron_path, torch.zeros(1)),
-            target,
-            per_channel=each and target.per_channel and stage.spikes,
-            inner_shift=self.inner_shift,
-        )
+            feeds, self.reach.get(stage.neuron_path, torch.zeros(1)), target,
+            per_channel=each and target.per_channel and stage.spikes, inner_shift=self.inner_shift,
+        )  # fmt: skip
         self.inner_shifts += [s for s, feed in zip(shifts, feeds, strict=True) if feed.inner]
         made = [
             self.product(feed, delays, unit, shift)
@@ -253,10 +306,7 @@ def build(
 
 
 def integer_form(module: nn.Module) -> tuple[nn.Module, float, int]:
-    """Return a module without weights for integers, what it divides by, and how much it may grow.
-
-    An average is a sum, whose divisor goes into the scale; a delay is rounded to whole steps.
-    """
+    """Return a module without weights for integers, its divisor, and how much it may grow."""
     if not isinstance(module, nn.AvgPool1d | nn.AvgPool2d):
         copied = copy.deepcopy(module)
         if isinstance(copied, DelayingLayer):

@@ -82,18 +82,12 @@ class Processor(Target):
         kwargs = stage.settings
         spikes = [kwargs[name] for name in ("pos_spike", "neg_spike") if kwargs[name] is not None]
         kind = partial(
-            IntegerLeakyIntegrator,
-            layer.num_neurons,
-            layer.dim,
-            decay=Multiplier(_DECAY_BITS),
-            state_bits=self.state_bits,
-            reset=kwargs["reset"],
-            detach_reset=kwargs["detach_reset"],
+            IntegerLeakyIntegrator, layer.num_neurons, layer.dim, decay=Multiplier(_DECAY_BITS),
+            state_bits=self.state_bits, reset=kwargs["reset"], detach_reset=kwargs["detach_reset"],
             **{name: kwargs[name] for name in ("alpha_ema", "beta_ema", "gamma_ema")},
             **({"surrogate_derivative": spikes[0]} if spikes else {}),
-            unit=None if unit.ndim else float(1 / unit),
-            **options,
-        )
+            unit=None if unit.ndim else float(1 / unit), **options,
+        )  # fmt: skip
         return IntegerNeuron(kind, constants, learned, output_scale, largest)
 
     def _spikes(
@@ -124,10 +118,7 @@ class Processor(Target):
 
 
 def _check_decay(stage: Stage, name: str, one: float) -> None:
-    """Refuse a decay that would be rounded to 1, with which a state forgets nothing.
-
-    An average of it would take in nothing either.
-    """
+    """Refuse a decay that would be rounded to 1, with which a state forgets nothing."""
     decay = getattr(stage.layer, name)
     slowest = 0.0 if decay is None else float(decay.detach().max())
     if slowest * one >= one - 0.5:

@@ -127,10 +127,7 @@ class _Graph:
 
 
 def _module_of(node: Node) -> nn.Module | None:
-    """Return the module that computes a node of its one input; ``None`` where none does.
-
-    What ``flatten`` and a mean over all places compute, ``nn.Flatten`` and an average pool do.
-    """
+    """Return the module that computes a node of one input, if one does, flatten and mean too."""
     module = node.module
     if node.operation == "flatten":
         dims = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | node.kwargs
@@ -161,10 +158,7 @@ def calls_in(chain: Chain) -> list[Call]:
 
 @torch.no_grad()
 def run_by_step(
-    model: nn.Module,
-    x: Tensor,
-    neurons: Mapping[str, Neuron],
-    see: Callable[[str, Neuron], None],
+    model: nn.Module, x: Tensor, neurons: Mapping[str, Neuron], see: Callable[[str, Neuron], None]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Run a model over a sequence from rest, as in evaluation; nothing of it changes."""
     signs: dict[str, list[Tensor]] = {name: [] for name in neurons}

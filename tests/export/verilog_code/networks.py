@@ -192,8 +192,7 @@ NETWORKS: dict[str, tuple[Any, Any]] = {
     "wide": (_wide, lambda: _spikes(4).double()),
     "xylo": (
         lambda: nn.Sequential(
-            integer_linear(6, 5, False),
-            chips.xylo.LIF(5, dash_mem=3, dash_syn=2, pos_threshold=70),
+            integer_linear(6, 5, False), chips.xylo.LIF(5, dash_mem=3, dash_syn=2, pos_threshold=70)
         ),
         lambda: _graded(6, least=0, most=3),
     ),

@@ -27,7 +27,7 @@ from tests.export.verilog_code.steps import (
     xylo,
 )
 from tracetorch import integers, snn
-from tracetorch.export.verilog_code.words import Word, word_of
+from tracetorch.export.verilog_code.wires import Word, word_of
 from tracetorch.fuse.ir.intervals import Interval
 
 CASES: dict[str, Callable[[], nn.Module]] = {

@@ -19,11 +19,7 @@ from tests.fuse.kernels import evaluated
 from tracetorch.fuse.codegen.c_kernel import c_source
 from tracetorch.fuse.ir.kernel import PRIVATE, Extent, Kernel, Size
 from tracetorch.fuse.ir.plan import Plan
-from tracetorch.fuse.ir.schedule import (
-    backward_kernel,
-    forward_kernel,
-    step_kernel,
-)
+from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel, step_kernel
 
 CC = shutil.which("cc")
 pytestmark = pytest.mark.skipif(CC is None, reason="there is no C compiler")

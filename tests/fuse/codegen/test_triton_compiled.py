@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import re
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+from benchmarks.gpu.__main__ import kernels
 from benchmarks.gpu.compiled import TARGETS, Compiled, compiled
 from tests import cases
 from tests.fuse.kernels import kernel_of_graph
@@ -29,16 +29,6 @@ from tracetorch.fuse.runtime import gpu
 
 NEURONS = (*cases.LAYERS, *cases.NEURONS)
 DTYPES = (torch.float32, torch.float64)
-
-
-def kernels(layer: snn.Neuron, dtype: torch.dtype, read: float = 1.0) -> list[Kernel]:
-    """Return the kernels of a layer that learns; of its states a share is recorded."""
-    program = cases.trace_layer(layer.to(dtype), 2, dtype)
-    record = tuple(random.Random(0).sample(program.states, int(read * len(program.states))))
-    plan = Plan(
-        program, "triton", -1, record, True, program.inputs, program.params, gpu.TritonBackend.tile
-    )
-    return [verify(forward_kernel(plan)), verify(backward_kernel(plan))]
 
 
 def random_steps(count: int) -> list[int]:

@@ -262,19 +262,13 @@ class TestParity:
 
 FAULTS = {
     "compile": (r"(    zero = )", r"    tl.no_such_function(lane)\n\1", "forward .* fails with "),
-    "tie": (
-        r"(v_\w+) > zero",
-        r"\1 >= zero",
-        "forward .* gives 1 for 0 of the eager step in output",
-    ),
+    "tie": (r"(v_\w+) > zero", r"\1 >= zero",
+     "forward .* gives 1 for 0 of the eager step in output"),
     "state": (r"(at_end_mem \+ lane, )", r"\1 1.001 * ", "forward .* in next_mem"),
-    "nan": (
-        r"(at_end_mem \+ lane, )(\w+)",
-        r"\1 tl.where(\2 == \2, \2, zero)",
-        "forward .* gives 0 for nan",
-    ),
+    "nan": (r"(at_end_mem \+ lane, )(\w+)", r"\1 tl.where(\2 == \2, \2, zero)",
+     "forward .* gives 0 for nan"),
     "gradient": (r"(at_grad_start_mem \+ lane, )", r"\1 1.001 * ", "backward .* gradient of mem"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.gpu

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import re
-import subprocess
 from typing import Any
 
 import pytest
@@ -13,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
+from benchmarks.gpu.compiled import Compiled, compiled_source
 from tests import cases
 from tests.fuse.codegen.test_triton_loops import DEVICE, INTERPRETED, interpret, on_gpu
 from tests.snn.test_recurrent import by_step, check, dyadic, made
@@ -24,13 +22,7 @@ from tracetorch.fuse.ir.kernel import Dtype, KernelBuilder, Role
 from tracetorch.fuse.ir.plan import LearningPlan
 from tracetorch.fuse.ir.schedule import recurrent_backward_kernel, recurrent_forward_kernel
 from tracetorch.fuse.runtime import gpu_recurrence
-from tracetorch.fuse.runtime.gpu_recurrence import (
-    LARGEST,
-    TritonLoop,
-    recurrence_options,
-    tile_of,
-)
-from tracetorch.fuse.runtime.kernel_cache import module_of
+from tracetorch.fuse.runtime.gpu_recurrence import LARGEST, TritonLoop, recurrence_options, tile_of
 from tracetorch.fuse.runtime.recurrence import Buffers, Shape
 
 F32, F64 = torch.float32, torch.float64
@@ -272,47 +264,18 @@ def test_memory_of_another_dtype_is_refused() -> None:
 
 
 def compiled(
-    name: str, neurons: int, target: int, dtype: torch.dtype, one: bool, rows: int
-) -> dict[str, Any]:
-    """Return of both kernels, by name, what they take, and products of numbers of 32 bits.
-
-    That is registers, bytes that are spilled, and shared memory.
-    """
+    name: str, neurons: int, target: str, dtype: torch.dtype, one: bool, rows: int
+) -> list[Compiled]:
+    """Return both kernels as of tensors whose rows are a multiple of 16, if neurons are."""
     pytest.importorskip("triton", reason="Triton is not installed")
-    from triton import compiler
-    from triton.backends.compiler import GPUTarget
-    from triton.backends.nvidia.compiler import get_ptxas
-
-    plan, found = plan_of(name, dtype), {}
+    plan, found = plan_of(name, dtype), []
     tile = tile_of(plan, rows, neurons, 108)._asdict()
-    block = {size: tile.pop(size) for size in ("ROWS", "COLUMNS", "DEPTH")}
+    constants = {"inner": 1, **{size: tile.pop(size) for size in ("ROWS", "COLUMNS", "DEPTH")}}
+    given = tuple(constants.items()), tuple({**tile, **recurrence_options("cuda")}.items())
     for kernel in (recurrent_forward_kernel(plan), recurrent_backward_kernel(plan)):
-        source = recurrence_source(kernel, one_matrix=one)
-        function = getattr(module_of(source, f"triton_recurrent_{kernel.name}"), kernel.name)
-        constants, aligned = {"inner": 1, **block}, {}
-        signature = dict.fromkeys(loop_arguments(kernel), "i32")
-        signature |= dict.fromkeys(constants, "constexpr")
-        for i, argument in enumerate(loop_arguments(kernel)):
-            if argument.startswith("at_"):
-                (dtype_of,) = [b.dtype for b in kernel.buffers if b.label == argument[3:]]
-                signature[argument] = {Dtype.FLOAT32: "*fp32", Dtype.FLOAT64: "*fp64"}[dtype_of]
-            # as of tensors whose rows are a multiple of 16
-            if argument.startswith(("at_", "step_", "row_", "lanes", "width")):
-                aligned[(i,)] = [["tt.divisibility", 1 if neurons % 16 else 16]]
-        made: Any = compiler.compile(
-            compiler.ASTSource(function, signature, constants, aligned),
-            target=GPUTarget("cuda", target, 32),
-            options={**tile, **recurrence_options("cuda")},
-        )
-        card = f"sm_{target}{'a' * (target >= 90)}"
-        command = [get_ptxas(target).path, "-v", "--fmad=false", f"-arch={card}", "-"]
-        run = subprocess.run(
-            [*command, "-o", os.devnull], input=made.asm["ptx"], capture_output=True, text=True
-        )
-        numbers = re.search(r"(\d+) bytes spill stores.*?Used (\d+) registers", run.stderr, re.S)
-        assert numbers is not None, run.stderr
-        narrow = re.findall(r"arith\.muli .* : i32\b", made.asm["ttir"])
-        found[kernel.name] = int(numbers[2]), int(numbers[1]), made.metadata.shared, narrow
+        printed = recurrence_source(kernel, one_matrix=one), tuple(loop_arguments(kernel))
+        aligned = 1 if neurons % 16 else 16
+        found.append(compiled_source(kernel, *printed, target, *given, aligned=aligned))
     return found
 
 
@@ -334,18 +297,16 @@ SLOW = pytest.mark.slow
         ),
     ],
 )
-@pytest.mark.parametrize("target", [80, 90])
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
 @pytest.mark.parametrize("rows", [32, 5000])
 def test_registers(
-    name: str, neurons: int, dtype: torch.dtype, one_matrix: bool, target: int, rows: int
+    name: str, neurons: int, dtype: torch.dtype, one_matrix: bool, target: str, rows: int
 ) -> None:
-    for registers, spilled, shared, narrow in compiled(
-        name, neurons, target, dtype, one_matrix, rows
-    ).values():
-        assert narrow == []  # a step times the lanes of one goes beyond 2**31
-        assert spilled == 0
-        assert registers <= 255
-        assert shared <= 40 * 1024
+    for found in compiled(name, neurons, target, dtype, one_matrix, rows):
+        assert found.narrow == 0  # a step times the lanes of one goes beyond 2**31
+        assert found.spilled == 0
+        assert found.registers <= 255
+        assert found.shared <= 40 * 1024
 
 
 @pytest.mark.skipif(INTERPRETED, reason="runs inside the interpreter already")

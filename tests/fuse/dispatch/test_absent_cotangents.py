@@ -16,7 +16,7 @@ from tests import cases
 from tests.fuse.cases import fused
 from tests.snn.test_sparse_recurrent import poison
 from tracetorch import fuse, snn
-from tracetorch.fuse.codegen.javascript_loops import backward_source
+from tracetorch.fuse.codegen.javascript import backward_source
 from tracetorch.fuse.codegen.triton_loops import triton_source
 from tracetorch.fuse.dispatch.plans import plan_of
 from tracetorch.fuse.ir.plan import ABSENT, Plan

@@ -51,28 +51,19 @@ def layers(*modules: nn.Module) -> Callable[[], nn.Module]:
 
 # What a model is, how it is called, and the kernels for all steps
 ONE: dict[str, tuple[Callable[[], nn.Module], Callable[[int], dict[str, Any]], list[str]]] = {
-    "record": (
-        layers(snn.LIF(3)),
-        lambda steps: {"record": ["0.mem", "0.output"]},
-        ["forward", "backward"],
-    ),
+    "record": (layers(snn.LIF(3)), lambda steps: {"record": ["0.mem", "0.output"]},
+     ["forward", "backward"]),
     "restarts": (layers(snn.SLIF(3)), restarts, ["forward", "backward"]),
     "noise": (layers(Noisy()), lambda steps: {}, ["uniforms", "forward", "backward"]),
-    "segments": (
-        layers(snn.LIF(3)),
-        lambda steps: {"segment": steps // 2},
-        ["forward", "forward", "backward", "forward", "backward"],
-    ),
+    "segments": (layers(snn.LIF(3)), lambda steps: {"segment": steps // 2},
+     ["forward", "forward", "backward", "forward", "backward"]),
     "delays": (layers(snn.Delay(3, max_delay=4)), lambda steps: {}, []),
     "delays of a linear": (layers(snn.DelayedLinear(3, 3, max_delay=4)), lambda steps: {}, []),
     "edges": (layers(snn.SparseLinear(3, 3, EDGES, delay=2)), lambda steps: {}, []),
     "dropout": (layers(snn.LockedDropout(3, p=0.5)), lambda steps: {}, []),
-    "a norm in evaluation": (
-        lambda: layers(snn.BatchNormThroughTime(3, steps=4))().eval(),
-        lambda steps: {},
-        [],
-    ),
-}
+    "a norm in evaluation": (lambda: layers(snn.BatchNormThroughTime(3, steps=4))().eval(),
+     lambda steps: {}, []),
+}  # fmt: skip
 
 # What is launched again for every step
 MANY: dict[str, tuple[Callable[[], nn.Module], Callable[[int], dict[str, Any]]]] = {

@@ -9,14 +9,7 @@ import pytest
 import torch
 
 from tracetorch.fuse.ir.graph import Builder, Graph
-from tracetorch.fuse.ir.intervals import (
-    MOST_EXACT,
-    Interval,
-    _widened,
-    bounds,
-    hull,
-    invariant,
-)
+from tracetorch.fuse.ir.intervals import MOST_EXACT, Interval, _widened, bounds, hull, invariant
 
 
 def halves() -> Graph:

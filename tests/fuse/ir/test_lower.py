@@ -68,29 +68,17 @@ CASES: dict[str, Sequence[Function]] = {
     "remainder": [lambda a, b: a.clamp(-9, 9) % 0.7, lambda a, b: a.clamp(-9, 9) % -b.clamp(1, 9)],
     "hypot": [torch.hypot],
     "nextafter": [lambda a, b: torch.nextafter(a.detach(), b.detach()) * b],
-    "addcmul": [
-        lambda a, b: torch.addcmul(a, b, b),
-        lambda a, b: torch.addcmul(a, b, a, value=0.3),
-    ],
-    "lerp": [
-        lambda a, b: torch.lerp(a, b, 0.3),
-        lambda a, b: torch.lerp(a, b, 0.7),
-        lambda a, b: torch.lerp(a, a * 2, b),
-    ],
-    "pow": [
-        torch.pow,
-        lambda a, b: 2.5**a,
-        *(_power(exponent) for exponent in (0, 1, 2, 3, 0.5, -0.5, -1, -2, 1.7, -3)),
-    ],
+    "addcmul": [lambda a, b: torch.addcmul(a, b, b),
+                lambda a, b: torch.addcmul(a, b, a, value=0.3)],
+    "lerp": [lambda a, b: torch.lerp(a, b, 0.3), lambda a, b: torch.lerp(a, b, 0.7),
+             lambda a, b: torch.lerp(a, a * 2, b)],
+    "pow": [torch.pow, lambda a, b: 2.5**a,
+            *(_power(exponent) for exponent in (0, 1, 2, 3, 0.5, -0.5, -1, -2, 1.7, -3))],
     # Comparisons and logic.
-    **{
-        name: [_choice(getattr(torch, name)), _times_comparison(getattr(torch, name))]
-        for name in ("gt", "ge", "lt", "le", "eq", "ne")
-    },
-    **{
-        f"logical_{name}": [_choice(getattr(torch, f"logical_{name}"))]
-        for name in ("and", "or", "xor")
-    },
+    **{name: [_choice(getattr(torch, name)), _times_comparison(getattr(torch, name))]
+       for name in ("gt", "ge", "lt", "le", "eq", "ne")},
+    **{f"logical_{name}": [_choice(getattr(torch, f"logical_{name}"))]
+       for name in ("and", "or", "xor")},
     "logical_not": [_choice(lambda a, b: torch.logical_not(a))],
     "bitwise_and": [_choice(lambda a, b: (a > 0) & (b > 0))],
     "bitwise_or": [_choice(lambda a, b: (a > 0) | (b > 0))],
@@ -105,12 +93,8 @@ CASES: dict[str, Sequence[Function]] = {
     "minimum": [torch.minimum],
     "relu": [_call("relu")],
     "threshold_backward": [_call("relu")],
-    "clamp": [
-        lambda a, b: a.clamp(-0.5, 2),
-        lambda a, b: a.clamp(b, b - 1),
-        lambda a, b: a.clamp(min=b),
-        lambda a, b: a.clamp(0, 1),
-    ],
+    "clamp": [lambda a, b: a.clamp(-0.5, 2), lambda a, b: a.clamp(b, b - 1),
+              lambda a, b: a.clamp(min=b), lambda a, b: a.clamp(0, 1)],
     "clamp_min": [lambda a, b: a.clamp_min(0)],
     "clamp_max": [lambda a, b: a.clamp_max(0)],
     "where": [lambda a, b: torch.where(a > b, a, b), lambda a, b: torch.where(a != 0, b, 1.5)],
@@ -143,7 +127,7 @@ CASES: dict[str, Sequence[Function]] = {
     "leaky_relu_backward": [lambda a, b: F.leaky_relu(a, 0.3)],
     "hardtanh": [lambda a, b: F.hardtanh(a, -0.5, 2)],
     "hardtanh_backward": [lambda a, b: F.hardtanh(a, -0.5, 2)],
-}
+}  # fmt: skip
 
 # Functions of mathematical libraries, of which PyTorch has its own.
 ROUNDED = {

@@ -236,28 +236,19 @@ CONSTANTS: dict[str, Body] = {
     "an exponent": lambda x, mem, scale: mem + (1 + x.abs()) ** torch.tensor([1.0, 2.0, 3.0]),
 }
 NOT_OF_NEURONS: dict[str, tuple[Body, str]] = {
-    "of samples": (
-        lambda x, mem, scale: mem + x * torch.tensor([[1.0], [2.0]]),
-        "makes a tensor that has shape [2, 1]",
-    ),
+    "of samples": (lambda x, mem, scale: mem + x * torch.tensor([[1.0], [2.0]]),
+     "makes a tensor that has shape [2, 1]"),
     "of another number": (lambda x, mem, scale: mem + x * torch.arange(4), "has shape [4]"),
-    "of several dimensions": (
-        lambda x, mem, scale: (mem + x * torch.arange(3).reshape(1, 1, 3))[0],
-        "of 3 dimensions, more than its input",
-    ),
+    "of several dimensions": (lambda x, mem, scale: (mem + x * torch.arange(3).reshape(1, 1, 3))[0],
+     "of 3 dimensions, more than its input"),
     "too fine": (
-        lambda x, mem, scale: torch.where(x > torch.tensor([0.1] * 3, dtype=torch.float64), x, mem),
-        "whose numbers torch.float32 does not hold: write dtype=x.dtype",
-    ),
-    "on another device": (
-        lambda x, mem, scale: mem + x * torch.arange(3, device="meta"),
-        "makes a tensor on meta, but its input is on cpu",
-    ),
-    "changed by an argument": (
-        lambda x, mem, scale: mem + x * torch.zeros(3).add_(scale),
-        "changes numbers that it makes in place, by aten.add_",
-    ),
-}
+     lambda x, mem, scale: torch.where(x > torch.tensor([0.1] * 3, dtype=torch.float64), x, mem),
+     "whose numbers torch.float32 does not hold: write dtype=x.dtype"),
+    "on another device": (lambda x, mem, scale: mem + x * torch.arange(3, device="meta"),
+     "makes a tensor on meta, but its input is on cpu"),
+    "changed by an argument": (lambda x, mem, scale: mem + x * torch.zeros(3).add_(scale),
+     "changes numbers that it makes in place, by aten.add_"),
+}  # fmt: skip
 STACKS: dict[str, Body] = {
     "amax": lambda x, mem, scale: torch.stack([x, mem]).amax(0),
     "amin": lambda x, mem, scale: torch.amin(torch.stack([x, mem, x * mem], -1), (-1,)),

@@ -128,27 +128,21 @@ def _product(k: KernelBuilder, x: Buffer, y: Buffer, t: Value) -> None:
 
 
 BROKEN: dict[str, Write] = {
-    "behind the last place of output": lambda k, x, y, t: k.store(
-        y, (k.op("add", t, 1), LANE), 0.0
-    ),
-    "before the first place of output": lambda k, x, y, t: k.store(
-        y, (k.op("sub", t, 1), LANE), 0.0
-    ),
-    "behind the last place of input x": lambda k, x, y, t: k.load(
-        x, (k.op("add", t, 1), LANE), "next"
-    ),
+    "behind the last place of output":
+        lambda k, x, y, t: k.store(y, (k.op("add", t, 1), LANE), 0.0),
+    "before the first place of output":
+        lambda k, x, y, t: k.store(y, (k.op("sub", t, 1), LANE), 0.0),
+    "behind the last place of input x":
+        lambda k, x, y, t: k.load(x, (k.op("add", t, 1), LANE), "next"),
     "assigned twice": _twice,
-    "nowhere is read before it is assigned": lambda k, x, y, t: k.store(
-        y, (t, LANE), Value("nowhere", Dtype.FLOAT32, True)
-    ),
+    "nowhere is read before it is assigned":
+        lambda k, x, y, t: k.store(y, (t, LANE), Value("nowhere", Dtype.FLOAT32, True)),
     "is float32, not int64|is int64, not float32": lambda k, x, y, t: k.op("add", _now(k, x, t), t),
-    "is bool, not float32": lambda k, x, y, t: k.op(
-        "mul", k.op("gt", _now(k, x, t), 0.0), _now(k, x, t)
-    ),
+    "is bool, not float32":
+        lambda k, x, y, t: k.op("mul", k.op("gt", _now(k, x, t), 0.0), _now(k, x, t)),
     "no bessel of float32": lambda k, x, y, t: k.op("bessel", _now(k, x, t)),
-    "a remainder is of a number that is not negative": lambda k, x, y, t: k.op(
-        "rem", k.op("sub", t, 1), 2
-    ),
+    "a remainder is of a number that is not negative":
+        lambda k, x, y, t: k.op("rem", k.op("sub", t, 1), 2),
     "by one above 0": lambda k, x, y, t: k.op("rem", t, 0),
     "fma takes 3 operands": lambda k, x, y, t: k.op("fma", 1.0, _now(k, x, t)),
     "of another type than its operation": lambda k, x, y, t: k.append(
@@ -157,9 +151,8 @@ BROKEN: dict[str, Write] = {
     "input x is only read": lambda k, x, y, t: k.store(x, (t, LANE), 0.0),
     "not an argument": lambda k, x, y, t: k.store(replace(y, name="other"), (t, LANE), 0.0),
     "has 2 dimensions": lambda k, x, y, t: k.store(y, (LANE,), 0.0),
-    "a dimension of lanes or neurons is indexed by them alone": lambda k, x, y, t: k.store(
-        y, (t, 0), 0.0
-    ),
+    "a dimension of lanes or neurons is indexed by them alone":
+        lambda k, x, y, t: k.store(y, (t, 0), 0.0),
     "indexed by them alone": lambda k, x, y, t: k.load(x, (t, Axis.NEURON), "now"),
     "is float32, not int64": lambda k, x, y, t: k.append(Store(y, (_now(k, x, t), LANE), 0.0)),
     "1 is no float32": lambda k, x, y, t: k.store(y, (t, LANE), 1),
@@ -178,7 +171,7 @@ BROKEN: dict[str, Write] = {
         k.buffer(Role.CHECKPOINTS, "", (3,)), (0,), _now(k, x, t)
     ),
     "a product within lanes": _product,
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("rule", BROKEN)
@@ -312,24 +305,15 @@ def _from(first: int) -> Place:
 
 
 PLACES: list[tuple[Place, bool, str]] = [
-    (
-        lambda k, t, steps, taps: (
-            *(k.op("add", t, 1), 0),
-            k.op("min", taps, k.op("sub", steps, t)),
-        ),
-        False,
-        "a target may lie behind the last place of output",
-    ),
+    (lambda k, t, steps, taps: (*(k.op("add", t, 1), 0), k.op("min", taps, k.op("sub", steps, t))),
+     False, "a target may lie behind the last place of output"),
     (_steps_left, True, "a target may lie"),
-    (
-        lambda k, t, steps, taps: (t, 0, k.op("min", taps, k.op("add", t, 2))),
-        True,
-        "a target may lie before the first place of output",
-    ),
+    (lambda k, t, steps, taps: (t, 0, k.op("min", taps, k.op("add", t, 2))), True,
+     "a target may lie before the first place of output"),
     (_from(1), False, "a matrix may lie behind the last place of matrix"),
     (_from(-1), False, "a matrix may lie before the first place of matrix"),
     (lambda k, t, steps, taps: (0, 0, steps), False, "a matrix may lie behind the last place"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("place", "reverse", "message"), PLACES)

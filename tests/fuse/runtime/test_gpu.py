@@ -205,10 +205,7 @@ def fresh() -> Iterator[None]:
 @pytest.mark.usefixtures("fresh")
 @pytest.mark.parametrize("machine", MACHINES)
 def test_a_machine_that_cannot_run_kernels_says_why_and_runs_the_steps(
-    machine: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    machine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     code, capability, interpreted, reason = MACHINES[machine]
     monkeypatch.setitem(sys.modules, "triton", None)

@@ -182,10 +182,7 @@ def test_forked_workers_of_a_data_loader_run_kernels() -> None:
     data = Filtered()
     expected = data[0]  # in a parallel region
     loader = torch.utils.data.DataLoader(
-        data,
-        num_workers=2,
-        timeout=60,
-        multiprocessing_context=multiprocessing.get_context("fork"),
+        data, num_workers=2, timeout=60, multiprocessing_context=multiprocessing.get_context("fork")
     )
     assert [value.item() for value in loader] == [expected] * 3
 

@@ -22,15 +22,9 @@ from tracetorch.chips.xylo.neurons import LIF, XYLO_1, XYLO_2, StepDelay, TwoSyn
 from tracetorch.chips.xylo.target import XyloTarget
 
 __all__ = [
-    "LIF",
-    "XYLO_1",
-    "XYLO_2",
-    "Network",
-    "StepDelay",
-    "TwoSynapseLIF",
-    "configuration",
+    "LIF", "XYLO_1", "XYLO_2", "Network", "StepDelay", "TwoSynapseLIF", "configuration",
     "saturating_sum",
-]
+]  # fmt: skip
 
 register(XYLO_1, XyloTarget)
 register(XYLO_2, XyloTarget)

@@ -133,24 +133,16 @@ class Network(TTModule):
         dashes = _both_synapses("dash_syn", _numbers(dash_syn), (hidden, 2))
         dashes_out = _both_synapses("dash_syn_out", _numbers(dash_syn_out), (outputs, 1))
         self.hidden = TwoSynapseLIF(
-            hidden,
-            dash_mem=_numbers(dash_mem),
-            dash_syn=dashes[:, 0],
-            dash_syn2=dashes[:, 1],
-            pos_threshold=_numbers(threshold),
-            bias=None if bias is None else _numbers(bias),
+            hidden, dash_mem=_numbers(dash_mem), dash_syn=dashes[:, 0], dash_syn2=dashes[:, 1],
+            pos_threshold=_numbers(threshold), bias=None if bias is None else _numbers(bias),
             version=version,
-        )
+        )  # fmt: skip
         self.output = TwoSynapseLIF(
-            outputs,
-            dash_mem=_numbers(dash_mem_out),
-            dash_syn=dashes_out[:, 0],
-            dash_syn2=0,
+            outputs, dash_mem=_numbers(dash_mem_out), dash_syn=dashes_out[:, 0], dash_syn2=0,
             pos_threshold=_numbers(threshold_out),
-            bias=None if bias_out is None else _numbers(bias_out),
-            max_spikes=XYLO_2.output_spikes,
+            bias=None if bias_out is None else _numbers(bias_out), max_spikes=XYLO_2.output_spikes,
             version=version,
-        )
+        )  # fmt: skip
         self.previous = StepDelay(hidden)
         given = [()] * hidden if aliases is None else aliases
         if len(given) != hidden:

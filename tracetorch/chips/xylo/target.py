@@ -98,13 +98,9 @@ class XyloTarget(ChipTarget):
         bias = {"low": -self.limit - 1, "high": self.limit}
         most = chip.output_spikes if stage.last else chip.hidden_spikes
         kind = partial(
-            LIF,
-            layer.num_neurons,
-            layer.dim,
-            max_spikes=most,
-            version=2 if chip.has_bias else 1,
+            LIF, layer.num_neurons, layer.dim, max_spikes=most, version=2 if chip.has_bias else 1,
             surrogate_derivative=stage.settings["pos_spike"],
-        )
+        )  # fmt: skip
         learned = self.learned(stage, unit, at_membrane, bias, self.limit)
         return IntegerNeuron(kind, dashes, learned, torch.ones(()), most)
 

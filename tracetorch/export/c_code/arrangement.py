@@ -20,10 +20,7 @@ from tracetorch.export.c_code.stages import (
 
 
 def living(program: StepProgram) -> StepProgram:
-    """Return a program without stages, and without results of stages, that nothing reads.
-
-    What copies an old state elsewhere comes first, before the state is overwritten.
-    """
+    """Return a program without what nothing reads; old states that are copied are copied first."""
     first: list[Stage] = []
     stages: list[Stage] = []
     for each in program.stages:
@@ -138,10 +135,7 @@ def work_memory(stages: Iterable[Stage], types: Mapping[Array, str]) -> Memory:
 def _overwriting(
     stages: Sequence[Stage], types: Mapping[Array, str], lives: dict[Array, tuple[int, int]]
 ) -> dict[Array, Array]:
-    """Return arrays that may lie where a loop reads its last values of another, place by place.
-
-    The lives of the two are joined, in that of the one below.
-    """
+    """Return arrays that may lie where a loop last reads others; their lives are joined."""
     over: dict[Array, Array] = {}
     for i, each in enumerate(stages):
         if not isinstance(each, Pointwise):

@@ -14,7 +14,7 @@ from torch.fx import Interpreter, Node
 
 from tracetorch.export.c_code.reader import operation_of
 from tracetorch.export.c_code.stages import Array, Copy, Pointwise, Pool, Product, Stage, Sum
-from tracetorch.export.run_program import run_step
+from tracetorch.export.exported import run_step
 from tracetorch.metrics.operations import SynapticOperations
 
 
@@ -85,14 +85,7 @@ def memory_accesses(
     by_event: Collection[Array],
     sparse: Collection[str] = (),
 ) -> float:
-    """Return how many values a step reads from and writes to arrays.
-
-    Args:
-        stages: of the step.
-        events: how often each place of a product's source is not zero.
-        by_event: arrays whose zeros are skipped.
-        sparse: nodes of the products whose weights of zero are not stored.
-    """
+    """Return how many values a step reads and writes, given how often each source is not zero."""
     total = 0.0
     for stage in stages:
         if isinstance(stage, Pointwise):

@@ -24,11 +24,7 @@ _SAME = frozenset({"neg", "abs", "float", "round", "floor", "ceil", "trunc"})
 
 
 def event_arrays(program: StepProgram, inputs: Collection[Array]) -> set[Array]:
-    """Return the arrays whose values are spikes, or sums and multiples of spikes.
-
-    Those that a product with an infinite weight or a NaN reads are left out; ``inputs`` are those
-    inputs that hold spikes.
-    """
+    """Return the arrays of spikes, their sums and multiples, but where a weight is not finite."""
     # a state holds spikes where it starts from zero and every step gives it spikes
     states = {array for array in program.states.values() if not array.values.any()}
     while True:

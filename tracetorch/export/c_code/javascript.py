@@ -27,7 +27,7 @@ from tracetorch.export.c_code.stages import (
     Sum,
 )
 from tracetorch.fuse.codegen.c_kernel import contains_word
-from tracetorch.fuse.codegen.javascript_functions import functions_source
+from tracetorch.fuse.codegen.javascript import functions_source
 from tracetorch.fuse.codegen.targets import javascript_target
 
 # The typed array of each kind of value.

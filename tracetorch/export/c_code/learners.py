@@ -149,18 +149,7 @@ Trial: TypeAlias = GradientTrial | PlasticTrial
 
 
 def trial_of(model: nn.Module, learner: Any, optimizer: Any, x: Any) -> Trial:
-    """Check a learner, and return a trial of copies in eval mode.
-
-    Args:
-        model: what is exported.
-        learner: an online learner of it, or one or several rules of STDP.
-        optimizer: plain SGD of the parameters that learn, for an online learner.
-        x: an input of one step.
-
-    Raises:
-        TypeError: ``learner`` or ``optimizer`` is none.
-        ValueError: they do not belong to the model, or are not plain.
-    """
+    """Check a learner and its optimizer, and return a trial of copies in eval mode."""
     if isinstance(learner, OnlineLearner):
         return _gradient_trial(model, learner, optimizer, x)
     rules = learner if isinstance(learner, (tuple, list)) and learner else [learner]

@@ -10,23 +10,25 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from tracetorch.core.torch_private import global_modes_off, pytree
+from tracetorch.core.torch_private import TorchDispatchMode, global_modes_off, pytree
 from tracetorch.export.c_code.arrangement import living
 from tracetorch.export.c_code.learners import Trial
-from tracetorch.export.c_code.learning_reader import LEARNING_RULES, LearningReader
-from tracetorch.export.c_code.ordered import OrderedSums
-from tracetorch.export.c_code.phases import ancestors, divided
+from tracetorch.export.c_code.operations import RULES
+from tracetorch.export.c_code.phases import ancestors, divided, is_outer, phase_of
 from tracetorch.export.c_code.read_program import named_leaves
+from tracetorch.export.c_code.reader import Reader, Rule, operation_of, path_of, refused
 from tracetorch.export.c_code.stages import (
     Array,
+    Contraction,
     Copy,
     Phase,
     Role,
@@ -38,6 +40,142 @@ from tracetorch.export.c_code.stages import (
 )
 from tracetorch.export.c_code.tape import SIMPLER, Tape
 from tracetorch.fuse import backend
+from tracetorch.fuse.ir.graph import Builder, Value
+
+
+class LearningReader(Reader):
+    """Reader of a divided graph, each of whose stages is of a phase."""
+
+    def __init__(self, module: GraphModule) -> None:
+        super().__init__(module, (), LEARNING_RULES)
+        self.phase = Phase.STEP
+        self._read = 0  # number of stages whose phase is known
+
+    def run_node(self, n: Node) -> Any:
+        """Run an operation, and read it; what comes in another phase is no part of this loop."""
+        phase = phase_of(n)
+        if phase is not None and phase is not self.phase:
+            self.finish()
+            self.phase = phase
+        return super().run_node(n)
+
+    def finish(self) -> None:
+        """Close the open group, and give the stages so far their phase."""
+        self.close()
+        new = [replace(each, phase=self.phase) for each in self.stages[self._read :]]
+        self.stages[self._read :] = new
+        self._read = len(self.stages)
+
+
+def _matrices(reader: Reader, node: Node, made: Tensor) -> None:
+    """Append a product of matrices: of weights that are constant, or of two that change."""
+    *first, left, right = node.args[:3]
+    name = operation_of(node)
+    chosen = [*first, right]
+    if name != "bmm" and all(isinstance(n, Node) and n.name in reader.constants for n in chosen):
+        RULES[name](reader, node, made)
+        return
+    if node.kwargs or (name == "bmm" and made.shape[0] != 1 and not is_outer(node)):
+        raise refused(node, "it sums over several rows of one step, or has a factor")
+    if is_outer(node):
+
+        def emit(operand: Callable[[Any], Value], builder: Builder) -> Value:
+            product = builder.emit("mul", operand(left), operand(right))
+            return builder.emit("add", operand(first[0]), product) if first else product
+
+        reader.emitted(node, made, emit)
+        return
+    target = reader.new(node, made.contiguous())
+    views = [reader.view(each) for each in (left, right)]  # type: ignore[arg-type]
+    start = reader.view(first[0]).broadcast(tuple(made.shape)) if first else None  # type: ignore[arg-type]
+    source, factor, into = (_matrix(each) for each in (*views, target))
+    begin = None if start is None else _matrix(start)
+    reader.append(node, Contraction(path_of(node), source, factor, into, begin), target)
+
+
+def _matrix(view: View) -> View:
+    """Return a view without the one batch that ``bmm`` has."""
+    return replace(view, shape=view.shape[-2:], strides=view.strides[-2:])
+
+
+def _summed(reader: Reader, node: Node, made: Tensor) -> None:
+    """Append a sum, or nothing where each is of one term."""
+    given: Any = node.args[0]
+    if reader.env[given].numel() != made.numel():
+        RULES["sum"](reader, node, made)
+        return
+    view = reader.view(given).squeezed()
+    sizes = iter(zip(view.shape, view.strides, strict=True))
+    pairs = [next(sizes) if size != 1 else (1, 0) for size in made.shape]
+    reader.views[node.name] = replace(
+        view, shape=tuple(p[0] for p in pairs), strides=tuple(p[1] for p in pairs)
+    )
+
+
+def _convolution(reader: Reader, node: Node, made: Tensor) -> None:
+    """Append a convolution, which PyTorch calls by another name where it records gradients."""
+    *args, transposed, _, groups = node.args
+    if transposed:
+        raise refused(node, "it is transposed")
+    node.args = (*args, groups)
+    RULES["conv2d"](reader, node, made)
+
+
+def _pool(reader: Reader, node: Node, made: tuple[Tensor, ...]) -> None:
+    """Append a pool, which PyTorch asks for the places of its maxima where it records gradients."""
+    RULES["max_pool2d"](reader, node, made[0])
+
+
+LEARNING_RULES: dict[str, Rule] = {
+    **RULES,
+    "convolution": _convolution,
+    "max_pool2d_with_indices": _pool,
+    **dict.fromkeys(("mm", "addmm", "bmm"), _matrices),
+    **dict.fromkeys(("sum", "mean"), _summed),
+}
+
+
+class OrderedSums(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Compute products of matrices, sums and means term by term in ascending order, in a block.
+
+    PyTorch adds in an order that depends on the processor. With this one, what a block computes of
+    operations that round alike everywhere is bit for bit what C computes.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = func._schema.name.removeprefix("aten::"), kwargs or {}
+        if name in ("mm", "bmm"):
+            return _product(None, *args)
+        if name == "addmm" and not kwargs:
+            return _product(*args)
+        if name in ("sum", "mean") and args[0].is_floating_point():
+            dims, keeps = (*args[1:], False)[:2] if len(args) > 1 else (None, False)
+            return _added(args[0], dims, keeps, name == "mean")
+        return func(*args, **kwargs)
+
+
+def _product(start: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    terms = left.unsqueeze(-1) * right.unsqueeze(-3)  # [..., rows, terms, columns]
+    begin = torch.zeros_like(terms[..., 0, :]) if start is None else start
+    return _accumulated(begin.expand_as(terms[..., 0, :]), terms.movedim(-2, 0))
+
+
+def _added(x: Tensor, dims: Any, keeps: bool, is_mean: bool) -> Tensor:
+    chosen = [d % x.ndim for d in dims] if dims else list(range(x.ndim))
+    kept = [d for d in range(x.ndim) if d not in chosen]
+    terms = x.permute(*sorted(chosen), *kept).reshape(-1, *(x.shape[d] for d in kept))
+    total = _accumulated(torch.zeros_like(terms[0]), terms) if len(terms) else terms.sum(0)
+    total = total / len(terms) if is_mean else total
+    return (
+        total.reshape([1 if d in chosen else n for d, n in enumerate(x.shape)]) if keeps else total
+    )
+
+
+def _accumulated(start: Tensor, terms: Tensor) -> Tensor:
+    """Add terms one after the other, along the first dimension, each sum rounded."""
+    rows = torch.cat([start[None], terms]).numpy()
+    return torch.from_numpy(np.array(np.add.accumulate(rows, 0)[-1]))
+
 
 _COMPARED = 4  # steps of the learner with which the recorded one is compared
 _WARM = 20  # steps after which every trace is there: one more with every layer
@@ -58,16 +196,7 @@ class LearningRecord:
 def record_learning(
     trial: Trial, steps: Sequence[Any], start: Mapping[str, Tensor]
 ) -> LearningRecord:
-    """Read one step of a learner, and let it learn from signals that are drawn.
-
-    Args:
-        trial: copies of a model and its learner.
-        steps: inputs of one sample.
-        start: the states of the model at rest, by name.
-
-    Raises:
-        ValueError: the step has no C, or is another one than the learner takes.
-    """
+    """Read one step of a learner, and let it learn from drawn signals over inputs of a sample."""
     first = {name: weight.detach().clone() for name, weight in trial.learned.items()}
     with global_modes_off(), backend("eager"):
         tape = _record(copy.deepcopy(trial), steps)
@@ -229,10 +358,7 @@ def _compare(
     signals: Mapping[str, Tensor],
     first: Mapping[str, Tensor],
 ) -> None:
-    """Raise where the recorded step is another one than the learner takes, from rest.
-
-    ``first`` are the states and weights before it, by name.
-    """
+    """Raise where the recorded step, from ``first`` at rest, differs from the learner's."""
     now = {kind: dict(values) for kind, values in tape.given.items()}
     now["trace"] = {name: torch.zeros_like(value) for name, value in now["trace"].items()}
     for kind in ("state", "learned"):

@@ -192,9 +192,7 @@ def _chosen(reader: Reader, node: Node, made: Tensor) -> None:
     source = reader.view(given)
     numbers = source.places()
     args, kwargs = pytree.tree_map_only(
-        Node,
-        lambda each: numbers if each is given else reader.env[each],
-        (node.args, node.kwargs),
+        Node, lambda each: numbers if each is given else reader.env[each], (node.args, node.kwargs)
     )
     chosen: Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
     table = reader.table(chosen.flatten().contiguous(), "places").array

@@ -33,14 +33,7 @@ def phase_of(node: Node) -> Phase | None:
 def divided(
     graph: Graph, given: Sequence[Node], ends: Mapping[Phase, list[Node]], late: Iterable[Node]
 ) -> Graph:
-    """Return a graph whose nodes stand in phases, an output of which are ``ends`` in their order.
-
-    Args:
-        graph: of a tape.
-        given: its placeholders that the new graph has, in their order.
-        ends: results of each phase.
-        late: the placeholders of traces and signals, which the step itself does not read.
-    """
+    """Return a graph of placeholders ``given`` with nodes in phases, whose ends are its output."""
     _push_slices(graph, {node for phase in Phase for node in ends[phase]})
     cones = {phase: ancestors(ends[phase]) for phase in Phase}
     # a matrix that learning alone needs is not kept until then: weights are still what they were

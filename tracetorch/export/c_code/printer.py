@@ -32,15 +32,7 @@ from tracetorch.export.c_code.stages import (
 from tracetorch.fuse.codegen.c_kernel import C_TYPES, CPrinter
 from tracetorch.fuse.codegen.emitter import Target
 from tracetorch.fuse.codegen.targets import c_target
-from tracetorch.fuse.ir.kernel import (
-    Buffer,
-    Dtype,
-    Index,
-    Kernel,
-    Operand,
-    Operation,
-    Value,
-)
+from tracetorch.fuse.ir.kernel import Buffer, Dtype, Index, Kernel, Operand, Operation, Value
 from tracetorch.fuse.ir.kernel import Role as BufferRole
 
 # bytes of a value of each type
@@ -136,14 +128,7 @@ def coalesced(shape: Sequence[int], views: Sequence[View]) -> tuple[list[int], l
 
 
 class StagePrinter(CPrinter):
-    """Print one stage.
-
-    Args:
-        names: of arrays.
-        stage: the stage.
-        kernel: what is computed at each place of a pointwise stage.
-        target: operations of the kernel; those of the language in float32 by default.
-    """
+    """Print one stage; of a pointwise one the ``kernel``, in operations of ``target``."""
 
     def __init__(
         self, names: Names, stage: Stage, kernel: Kernel | None = None, target: Target | None = None
@@ -372,15 +357,7 @@ class StagePrinter(CPrinter):
 
 
 class ProductPrinter(StagePrinter):
-    """Print a product.
-
-    Args:
-        names: of arrays.
-        stage: the product.
-        weight: its weights as they lie in memory: by input where events drive it, else by output.
-        bias: its bias, or ``None``.
-        events: whether zeros of the source are skipped.
-    """
+    """Print a product; ``weight`` lies by input where ``events`` drive it, else by output."""
 
     def __init__(
         self, names: Names, stage: Product, weight: Array, bias: Array | None, events: bool

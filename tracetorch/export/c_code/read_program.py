@@ -17,7 +17,7 @@ from tracetorch.core.walk import named_modules
 from tracetorch.export.c_code.operations import RULES
 from tracetorch.export.c_code.reader import FLOATS, Reader
 from tracetorch.export.c_code.stages import Array, Copy, Role, StepProgram, View
-from tracetorch.export.run_program import constants_of, run_step
+from tracetorch.export.exported import constants_of, run_step
 from tracetorch.export.step import decomposed, export_step
 from tracetorch.snn.noise import Noise
 
@@ -34,11 +34,7 @@ class ExportedStep:
 def read_step(
     model: nn.Module, x: Any, record: Mapping[str, nn.Module] | None = None
 ) -> ExportedStep:
-    """Export one time step of a model, and read it as stages.
-
-    Most models consist of operations that have C without being decomposed. Only where one has
-    none, or writes in place, the program is decomposed, which takes as long as tracing does.
-    """
+    """Export one time step of a model, and read it as stages; decomposed only where it must be."""
     for path, module in named_modules(model):
         for name in (path, *module._parameters, *module._buffers):
             words = any(map(keyword.iskeyword, name.split(".")))

@@ -16,13 +16,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from tracetorch.core.torch_private import pytree
-from tracetorch.export.c_code.stages import (
-    Array,
-    Pointwise,
-    Role,
-    Stage,
-    View,
-)
+from tracetorch.export.c_code.stages import Array, Pointwise, Role, Stage, View
 from tracetorch.fuse.ir.graph import Builder, Graph, Unfusable, Value
 from tracetorch.fuse.ir.lower import lower
 

@@ -40,11 +40,7 @@ class RecordedStep:
 
 
 def record_step(model: nn.Module, inputs: Inputs, integer: bool) -> RecordedStep:
-    """Read one time step of a model on a sample; with ``integer``, find the ranges of its numbers.
-
-    Raises:
-        ValueError: it cannot be read, or computes in float64, or what is no integer.
-    """
+    """Read one time step of a model on a sample; with ``integer``, find its numbers' ranges."""
     notes = [f"{type(model).__name__}, traceTorch {__version__}"]
     split = _without_border(model) if integer else None
     if split is not None:

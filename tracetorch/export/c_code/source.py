@@ -35,7 +35,6 @@ from tracetorch.export.c_code.sparse import (
     sparse_weights,
     table_bits,
 )
-from tracetorch.export.c_code.stage_kernel import StageKernel
 from tracetorch.export.c_code.stages import (
     Array,
     Copy,
@@ -48,7 +47,7 @@ from tracetorch.export.c_code.stages import (
     reads_of,
     writes_of,
 )
-from tracetorch.export.c_code.widths import Widths, integer_kernel
+from tracetorch.export.c_code.widths import StageKernel, Widths, integer_kernel
 from tracetorch.fuse.codegen.c_kernel import contains_word
 from tracetorch.fuse.codegen.targets import c_integer_target
 from tracetorch.fuse.ir.verify import verify
@@ -119,10 +118,7 @@ def names_of(program: StepProgram, words: Words, widths: Widths | None = None) -
 def model_source(
     program: StepProgram, names: Names, events: Collection[Array], widths: Widths | None
 ) -> Source:
-    """Return ``model.c`` of a planned program, in float32 without ``widths``.
-
-    ``events`` are the arrays whose zeros are skipped.
-    """
+    """Return ``model.c`` of a planned program, of ``widths`` or floats; ``events`` skip zeros."""
     inputs, outputs = ports_of(program.inputs, names), ports_of(program.outputs, names)
     signals = ports_of(program.signals, names)
     arguments = step_arguments([*inputs, *signals], outputs)

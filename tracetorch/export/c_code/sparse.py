@@ -69,12 +69,7 @@ class SparsePrinter(ProductPrinter):
     """Print a product by the weights that are not zero."""
 
     def __init__(
-        self,
-        names: Names,
-        stage: Product,
-        weights: SparseWeights,
-        bias: Array | None,
-        events: bool,
+        self, names: Names, stage: Product, weights: SparseWeights, bias: Array | None, events: bool
     ) -> None:
         super().__init__(names, stage, weights.values, bias, events)
         self.weights = weights

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracetorch.export.c_code.stage_kernel import StageKernel
 from tracetorch.export.c_code.stages import (
     Array,
     Pointwise,
@@ -45,7 +44,8 @@ from tracetorch.fuse.ir.intervals import (
     invariant,
     weighted_sums,
 )
-from tracetorch.fuse.ir.kernel import Dtype, Kernel, Value
+from tracetorch.fuse.ir.kernel import Axis, Dtype, Extent, Kernel, KernelBuilder, Operand, Value
+from tracetorch.fuse.ir.kernel import Role as BufferRole
 from tracetorch.integers.width import stored_bits
 
 
@@ -82,15 +82,7 @@ class Widths:
 
 
 def found_widths(program: StepProgram, inputs: Mapping[str, Interval]) -> Widths:
-    """Return the intervals of all arrays of a program of one step, over any number of steps.
-
-    Args:
-        program: of a traced model; for the modules themselves, ``tt.integers.ranges.ranges_of``.
-        inputs: the intervals of its inputs, by name.
-
-    Raises:
-        ValueError: a number may be rounded, or is no integer and no constant with a binary point.
-    """
+    """Return the intervals of all arrays over any number of steps, of inputs' intervals by name."""
     dtype = torch.float64 if program.double else torch.float32
     start = {array: inputs[name] for name, array in program.inputs.items()}
     starts = {
@@ -190,10 +182,7 @@ class Number:
 
 
 class IntegerLines(ABC):
-    """Arithmetic of the lines of a pointwise stage in integers; a child appends the operations.
-
-    ``values`` holds what was loaded and computed, by name.
-    """
+    """Integer arithmetic of a pointwise stage's lines; a child appends the operations."""
 
     values: dict[str, Any]
 
@@ -206,10 +195,7 @@ class IntegerLines(ABC):
 
     @abstractmethod
     def op(self, op: str, *args: Any, like: Interval | None = None, point: int = 0) -> Any:
-        """Append an operation on integers, whose result is in ``like`` in units of ``2^-point``.
-
-        ``shift`` and ``quotient`` divide and round down, ``div`` towards zero.
-        """
+        """Append an operation; ``div`` rounds towards zero, ``shift`` and ``quotient`` down."""
 
     def loaded(self, value: Any, array: Array) -> Number:
         """Return a number that was loaded."""
@@ -344,6 +330,56 @@ def is_constant(value: Any) -> bool:
 
 def _ends(span: Interval) -> tuple[float, float]:
     return float(np.min(span.low)), float(np.max(span.high))
+
+
+_LANE = (Axis.LANE,)
+
+
+class StageKernel:
+    """Builder of the kernel of a stage; ``values`` holds what was loaded and computed, by name."""
+
+    dtype = Dtype.FLOAT32
+
+    def __init__(self, stage: Pointwise) -> None:
+        self.stage, self.k = stage, KernelBuilder("stage", "", self.dtype)
+        self.values: dict[str, Any] = {}
+
+    def kernel(self) -> Kernel:
+        """Return the kernel."""
+        k, stage = self.k, self.stage
+        buffers = {
+            (role, name): k.buffer(role, name, (Extent.LANES,), self.buffer_dtype(view.array))
+            for role, views in ((BufferRole.START, stage.reads), (BufferRole.END, stage.writes))
+            for name, view in views.items()
+        }
+        with k.lanes():
+            for name, view in stage.reads.items():
+                loaded = k.load(buffers[BufferRole.START, name], _LANE, name)
+                self.values[name] = self.loaded(loaded, view.array)
+            for line in stage.graph.lines:
+                self.values[line.name] = self.line(line)
+            for name in stage.writes:
+                k.store(
+                    buffers[BufferRole.END, name], _LANE, self.stored(stage.graph.outputs[name])
+                )
+        return k.kernel()
+
+    def buffer_dtype(self, array: Array) -> Dtype:
+        """Return the type of the values of an array."""
+        return Dtype.BOOL if array.boolean else self.dtype
+
+    def loaded(self, value: Operand, array: Array) -> Any:
+        """Return what stands for a value that was loaded."""
+        return value
+
+    def line(self, line: Line) -> Any:
+        """Append a line of the graph; return what stands for its value."""
+        return self.k.op(line.op, *map(self.stored, line.args))
+
+    def stored(self, value: GraphValue) -> Operand:
+        """Return the operand of a value of the graph."""
+        found: Operand = self.values[value] if isinstance(value, str) else value
+        return found
 
 
 class _IntegerKernel(IntegerLines, StageKernel):

@@ -23,8 +23,9 @@ from tracetorch.export.c_code.stages import (
     writes_of,
 )
 from tracetorch.export.c_code.widths import Widths
+from tracetorch.export.verilog_code.layer import in_order
 from tracetorch.export.verilog_code.memories import Store
-from tracetorch.export.verilog_code.words import word_of
+from tracetorch.export.verilog_code.wires import word_of
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,7 @@ class Arrangement:
 
 
 def arranged(program: StepProgram, widths: Widths, lanes: int) -> Arrangement:
-    """Arrange a program that is living.
-
-    Several lanes take the values of a word: what a step reads or writes in another order is copied
-    first, or after.
-    """
+    """Arrange a living program; what several lanes would read out of order is copied."""
     maker = _Maker(widths, lanes)
     stages = [part for each in planned(program).stages for part in maker.parts(each)]
     outputs: dict[Array, View] = {}
@@ -63,14 +60,9 @@ def arranged(program: StepProgram, widths: Widths, lanes: int) -> Arrangement:
     states = {a: _integers(a, widths) for a in program.states.values() if a in used}
     tables = {a: _integers(a, maker.widths) for a in used if a.role is Role.TABLE}
     return Arrangement(
-        replace(program, stages=kept),
-        ends,
-        stores,
-        maker.sums,
-        {a: v if bool(v.any()) else None for a, v in states.items()},
-        tables,
-        maker.widths,
-    )
+        replace(program, stages=kept), ends, stores, maker.sums,
+        {a: v if bool(v.any()) else None for a, v in states.items()}, tables, maker.widths,
+    )  # fmt: skip
 
 
 def _whole(array: Array) -> View:
@@ -146,13 +138,13 @@ class _Maker:
                 )
             else:
                 array = self.new(view.array, len(flat))
-                target = View(array, view.shape, _rows(view.shape))
+                target = View(array, view.shape, in_order(view.shape))
                 before.append(Copy(stage.path, view, target))
-            reads[name] = View(array, view.shape, _rows(view.shape))
+            reads[name] = View(array, view.shape, in_order(view.shape))
         for name, view in stage.writes.items():
             if not view.whole and self.lanes > 1:
                 array = self.new(view.array, view.size)
-                writes[name] = View(array, view.shape, _rows(view.shape))
+                writes[name] = View(array, view.shape, in_order(view.shape))
                 after.append(Copy(stage.path, writes[name], view))
         return [*before, replace(stage, reads=reads, writes=writes), *after]
 
@@ -163,10 +155,6 @@ def _reads_result(copy: Copy, rest: list[Stage]) -> bool:
     written = {view.array for each in rest for view in writes_of(each)}
     whole = target.array.role is Role.OUTPUT and target.whole and copy.places is None
     return whole and source.role in (Role.WORK, Role.STATE) and source not in written
-
-
-def _rows(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(torch.empty(shape).stride())
 
 
 def _stores(

@@ -19,8 +19,16 @@ import numpy as np
 from tracetorch.export.c_code.stages import Array, Pointwise, Role
 from tracetorch.export.c_code.widths import IntegerLines, Number, Widths
 from tracetorch.export.verilog_code.peephole import LAST_RULES, RULES
-from tracetorch.export.verilog_code.wires import Values, Wire, Wires, evaluated, needed
-from tracetorch.export.verilog_code.words import Word, whole_ends, word_of
+from tracetorch.export.verilog_code.wires import (
+    Values,
+    Wire,
+    Wires,
+    Word,
+    evaluated,
+    needed,
+    whole_ends,
+    word_of,
+)
 from tracetorch.fuse.ir.graph import BOOLEAN, Line
 from tracetorch.fuse.ir.graph import Value as GraphValue
 from tracetorch.fuse.ir.intervals import Interval

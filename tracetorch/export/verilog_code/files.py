@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
+from tracetorch.export.verilog_code.memories import hex_words
 from tracetorch.export.verilog_code.network import Network
 
 _TESTBENCH = """\
@@ -158,22 +158,6 @@ clean:
 """
 
 
-def packed(values: Tensor, bits: int) -> str:
-    """Return every row as a line of hexadecimal digits, its first value lowest.
-
-    Example:
-        >>> packed(torch.tensor([[1.0, -1.0], [0.0, 2.0]]), 4).split()
-        ['f1', '20']
-    """
-    rows = values.flatten(1).to(torch.int64)
-    digits = -(-bits * rows.shape[1] // 4)
-    lines = []
-    for row in rows.tolist():
-        text = "".join(f"{n & (2**bits - 1):0{bits}b}" for n in reversed(row))
-        lines.append(f"{int(text, 2):0{digits}x}")
-    return "\n".join(lines) + "\n"
-
-
 def recorded_files(
     network: Network, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
 ) -> dict[str, str]:
@@ -181,8 +165,8 @@ def recorded_files(
     files = {}
     for ends, values in ((network.inputs, inputs), (network.outputs, outputs)):
         for end in ends:
-            streams = values[end.label].transpose(0, 1).flatten(0, 1)
-            files[f"recorded_{end.name}.hex"] = packed(streams, end.store.word.bits)
+            streams = values[end.label].transpose(0, 1)
+            files[f"recorded_{end.name}.hex"] = hex_words(streams, end.store.word.bits, end.size)
     return files
 
 
@@ -212,17 +196,11 @@ def bench_module(network: Network, streams: int, steps: int) -> str:
             collected.append(_COLLECTED.format(name=name, width=width, bits=bits))
             compared.append(_COMPARED.format(name=name))
     return _TESTBENCH.format(
-        declarations="\n".join(declarations),
-        ports="".join(f",\n        {port}" for port in ports),
-        collected="\n".join(collected),
-        loads="\n".join(loads),
-        silent="\n".join(silent),
-        given="\n".join(given),
-        compared="\n".join(compared),
-        streams=streams,
-        steps=steps,
+        declarations="\n".join(declarations), ports="".join(f",\n        {port}" for port in ports),
+        collected="\n".join(collected), loads="\n".join(loads), silent="\n".join(silent),
+        given="\n".join(given), compared="\n".join(compared), streams=streams, steps=steps,
         count=streams * steps,
-    )
+    )  # fmt: skip
 
 
 def makefile(modules: Sequence[str]) -> str:

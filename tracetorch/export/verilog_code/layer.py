@@ -15,7 +15,7 @@ from tracetorch.export.c_code.files import comment
 from tracetorch.export.c_code.stages import View
 from tracetorch.export.verilog_code.loops import Follower, Loop, number
 from tracetorch.export.verilog_code.memories import Store, Table
-from tracetorch.export.verilog_code.words import Word
+from tracetorch.export.verilog_code.wires import Word
 
 
 @dataclass(frozen=True)
@@ -125,10 +125,7 @@ def follower(store: Store, view: View) -> Follower:
 def walk(
     loop: Loop, commits: Mapping[str, tuple[int, str]], reset: Sequence[str] = ()
 ) -> list[str]:
-    """Return the lines of a walk: a loop while ``busy``, and ``commit`` one cycle behind.
-
-    ``commits`` are registers that keep, for the cycle behind, what the loop has now.
-    """
+    """Return a loop while ``busy``, and ``commit`` a cycle behind, from registers ``commits``."""
     lines = ["reg busy;", "reg commit;"]
     lines += [f"reg [{bits - 1}:0] {name};" for name, (bits, _) in commits.items()]
     lines += loop.declarations()
@@ -153,3 +150,42 @@ def walk(
 def in_order(shape: Sequence[int]) -> tuple[int, ...]:
     """Return the strides of a shape whose values lie in a row."""
     return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+
+
+def scanner(name: str, store: Store, loop: Loop, given: Sequence[str], more: str) -> str:
+    """Return the module that offers the values of a memory that are not zero, in a loop's order.
+
+    Followers ``given`` go out with an event; ``more`` is the condition to go on to the next place.
+    """
+    bits = {**{n: f.bits for n, f in loop.followers.items()}}
+    bits |= {n: width for n, (width, _) in loop.registers.items()}
+    ports = [
+        *("input wire clk", "input wire reset", "input wire start", "output reg busy"),
+        *("output wire valid", "input wire ready"),
+        f"output wire [{store.word.bits - 1}:0] value",
+        *(f"output wire [{bits[each] - 1}:0] event_{each}" for each in given),
+        f"output wire [{store.address - 1}:0] {store.name}_read",
+        f"input wire [{store.width - 1}:0] {store.name}_data",
+    ]
+    body = [
+        *loop.declarations(),
+        f"wire advance = busy && {more};",
+        f"wire [{store.place - 1}:0] ahead = advance ? place_next : place;",
+        f"assign {store.name}_read = {word_address(store, 'ahead')};",
+        f"assign value = {picked(store, f'{store.name}_data', lane_bits(store, 'place'))};",
+        f"assign valid = busy && value != {number(store.word.bits, 0)};",
+        *(f"assign event_{each} = {each};" for each in given),
+        *clocked(
+            ["busy <= 1'b0;", *loop.reset()],
+            [
+                "if (start) busy <= 1'b1;",
+                "if (advance) begin",
+                *(f"    {line}" for line in loop.advance()),
+                f"    if ({loop.ends()}) busy <= 1'b0;",
+                "end",
+            ],
+        ),
+    ]
+    if store.shift:  # the lane alone is read where the word is not changed
+        body.append("wire unused = &{1'b0, ahead[" + f"{store.shift - 1}:0]}};")
+    return module(name, f"Events of {store.label}", ports, body)

@@ -14,25 +14,17 @@ from tracetorch.export.verilog_code.layer import (
     follower,
     in_order,
     module,
+    scanner,
     walk,
 )
 from tracetorch.export.verilog_code.loops import Follower, Loop, number
 from tracetorch.export.verilog_code.memories import Store, Table, address_bits, table
-from tracetorch.export.verilog_code.scanner import scanner
 
 
 def pointwise_layer(
     name: str, stage: Pointwise, stores: Mapping[str, Store], step: str, ports: Mapping[str, str]
 ) -> Layer:
-    """Return the module that computes a step for every place, ``lanes`` of them at a time.
-
-    Args:
-        name: of the module.
-        stage: whose views lie in order where memories have several lanes.
-        stores: memory of each read and of each write of the stage, by its name.
-        step: name of the module of the step.
-        ports: of that, by the names of the stage.
-    """
+    """Return the module that computes a step for every place, ``lanes`` of them at a time."""
     lanes = next(iter(stores.values())).lanes
     views = {**stage.reads, **stage.writes}
     flat = all(view.whole for view in views.values())
@@ -103,13 +95,7 @@ def output_layer(name: str, store: Store, view: View) -> Layer:
 def clear_layer(
     name: str, often: Mapping[Store, Tensor | None], once: Mapping[Store, Tensor | None]
 ) -> Layer:
-    """Return the module that sets memories to what they start from.
-
-    Args:
-        name: of the module.
-        often: what is set after every step, and to what; ``None`` is zero.
-        once: what is set after a reset alone.
-    """
+    """Return the module that sets memories, ``often`` after each step, ``once`` after a reset."""
     stores = {**often, **once}
     most = max((store.words for store in stores), default=1)
     bits = address_bits(most)
@@ -127,10 +113,7 @@ def clear_layer(
             value = f"start_{store.name}"
             tables.append(table(f"{name}_{store.name}", values, store.word.bits, store.lanes))
             at = "at" if size == bits else f"at[{size - 1}:0]"
-            body += [
-                f"wire [{store.width - 1}:0] {value};",
-                tables[-1].instance(at, value),
-            ]
+            body += [f"wire [{store.width - 1}:0] {value};", tables[-1].instance(at, value)]
         body += [
             f"assign {store.name}_write = {{{store.lanes}{{{when}}}}};",
             f"assign {store.name}_to = {to};",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tracetorch.export.verilog_code.words import Word
+from tracetorch.export.verilog_code.wires import Word
 
 MEMORY = """\
 // Words with a value for every lane; what is read comes one cycle after its address.

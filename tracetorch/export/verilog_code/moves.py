@@ -45,10 +45,7 @@ def copy_layer(name: str, stage: Copy, source: Store, target: Store) -> Layer:
         return Layer(name, text, ports.reads, ports.writes, loop.count + 2)
     if stage.places is not None:
         return _gathering(name, stage, stage.places.values, source, target)
-    followers = {
-        "at": follower(source, stage.source),
-        "into": follower(target, stage.target),
-    }
+    followers = {"at": follower(source, stage.source), "into": follower(target, stage.target)}
     loop = Loop(stage.target.shape, followers)
     commits = {"to": (target.place, "into")}
     if source.shift:
@@ -121,10 +118,7 @@ def _parts(stage: Sum, source: Store, target: Store) -> tuple[Loop, int, dict[st
 
 
 def _windows(stage: Pool, source: Store, target: Store) -> tuple[Loop, int, dict[str, int]]:
-    """Return a loop over windows, how many dimensions are kept, and what lies in the source.
-
-    Of ``rows`` and ``columns`` that a padding has, the last result tells how many are no padding.
-    """
+    """Return a loop over windows, the dimensions kept, and rows and columns that are no padding."""
     sizes, view = (*stage.target.shape, *stage.kernel), stage.source
     strides, offset = [view.strides[0], 0, 0, 0, 0], view.offset
     into = Follower(target.place, stage.target.offset, (*stage.target.strides, 0, 0))

@@ -18,7 +18,7 @@ from tracetorch.export.verilog_code.memories import MEMORY, Store, Table, addres
 from tracetorch.export.verilog_code.moves import copy_layer, reduce_layer
 from tracetorch.export.verilog_code.products import product_layer
 from tracetorch.export.verilog_code.step_module import step_module, step_text
-from tracetorch.export.verilog_code.words import whole_ends
+from tracetorch.export.verilog_code.wires import whole_ends
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,9 @@ def network(arrangement: Arrangement, notes: Sequence[str]) -> Network:
     modules |= {each.name: each.module for each in tables}
     head = "".join(f"// {comment(note)}\n" for note in notes)
     return Network(
-        {name: f"{head}{text}" for name, text in modules.items()},
-        steps.found,
-        tuple(layers),
-        inputs,
-        outputs,
-        tuple(s for s in stores.values() if s not in constants),
-        tuple(tables),
-    )
+        {name: f"{head}{text}" for name, text in modules.items()}, steps.found, tuple(layers),
+        inputs, outputs, tuple(s for s in stores.values() if s not in constants), tuple(tables),
+    )  # fmt: skip
 
 
 class _Steps:
@@ -145,7 +140,6 @@ def _top(
         ports.append(f"output wire {sign}[{end.store.word.bits - 1}:0] {end.name}_value")
     count = len(layers)
     bits = address_bits(count + 1)
-    idle = number(bits, count)
     body = _control(count, bits)
     body += [f"wire [{store.width - 1}:0] data_{store.name};" for store in stores]
     for i, each in enumerate(layers):
@@ -169,7 +163,7 @@ def _top(
         body += [f"{each.name} run_{i} (", *(f"    {g}," for g in given[:-1])]
         body += [f"    {given[-1]}", ");"]
     for store in stores:
-        body += _memory(store, layers, inputs, bits, idle, constants.get(store))
+        body += _memory(store, layers, inputs, bits, constants.get(store))
     return module("network", "The network: events in, step, events out, done", ports, body)
 
 
@@ -204,12 +198,7 @@ def _control(count: int, bits: int) -> list[str]:
 
 
 def _memory(
-    store: Store,
-    layers: list[Layer],
-    inputs: tuple[End, ...],
-    bits: int,
-    idle: str,
-    constant: Table | None,
+    store: Store, layers: list[Layer], inputs: tuple[End, ...], bits: int, constant: Table | None
 ) -> list[str]:
     """Return the lines of a memory: whose turn it is reads and writes it."""
     name = store.name
@@ -239,6 +228,7 @@ def _memory(
                 for k in range(lanes)
             ]  # fmt: skip
             lines.append(f"assign {end.name}_ready = ready;")
+            idle = number(bits, len(layers))
             given = {
                 "write": f"{{{', '.join(reversed(lane))}}}",
                 "to": to,

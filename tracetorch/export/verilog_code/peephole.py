@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tracetorch.export.verilog_code.wires import Rule, Wire, Wires
-
-Args = tuple[Wire, ...]
+from tracetorch.export.verilog_code.wires import Args, Rule, Wire, Wires
 
 
 def _power(value: int) -> int | None:
@@ -100,15 +98,8 @@ def _products(product: Wire) -> Sequence[tuple[Wire, Wire | None, int]]:
     place = 0
     if product.op == "shl":
         product, place = product.args[0], product.k
-    return ((product, None, place), *((a, b, place) for a, b in _factors(product)))
-
-
-def _factors(product: Wire) -> Sequence[tuple[Wire, Wire]]:
-    """Return the two factors of a product in both orders."""
-    if product.op == "mul":
-        a, b = product.args
-        return ((a, b), (b, a))
-    return ()
+    orders = (product.args, product.args[::-1]) if product.op == "mul" else ()
+    return ((product, None, place), *((a, b, place) for a, b in orders))
 
 
 def _rest_of(rest: Wire, high: Wire, op: str) -> bool:
@@ -408,7 +399,7 @@ def _less_sign(w: Wires, args: Args, _: int) -> Wire | None:
         one, other = a.args
         return w.make("lt", one, other) if b.k == 0 else w.opposite(w.make("lt", other, one))
     if a.op == "mul":
-        for one, other in _factors(a):
+        for one, other in (a.args, a.args[::-1]):
             if other.low > 0:
                 return w.make("lt", one, b.k)
     return None
@@ -455,7 +446,7 @@ def _equal(w: Wires, args: Args, _: int) -> Wire | None:
     if b.k == 0 and a.op == "sub":
         return w.make("eq", *a.args)
     if b.k == 0 and a.op == "mul":
-        for one, other in _factors(a):
+        for one, other in (a.args, a.args[::-1]):
             if other.low > 0 or other.high < 0:
                 return w.make("eq", one, 0)
     return None

@@ -23,13 +23,13 @@ from tracetorch.export.verilog_code.layer import (
     lane_bits,
     module,
     picked,
+    scanner,
     word_address,
     write_one,
 )
 from tracetorch.export.verilog_code.loops import Follower, Loop, number
 from tracetorch.export.verilog_code.memories import Store, Table, address_bits, table
-from tracetorch.export.verilog_code.scanner import scanner
-from tracetorch.export.verilog_code.words import Word, word_between
+from tracetorch.export.verilog_code.wires import Word, word_between
 
 
 def is_row_product(stage: Product) -> bool:
@@ -248,11 +248,7 @@ def _place_product(name: str, stage: Product, source: Store, target: Store) -> L
 def _hits(
     name: str, axis: int, stage: Product, over: Loop, loop: Loop, target: Store
 ) -> tuple[list[str], bool]:
-    """Return a table of where in the target an event and a weight meet, of rows or of columns.
-
-    It is a bit that says whether they do, and the part of the place. Where there is one row of
-    each, they always meet: the second result is true.
-    """
+    """Return a table of where an event and a weight meet, of rows or columns; true: always."""
     size, kernel = stage.source.shape[1 + axis], stage.weight.shape[2 + axis]
     stride, padding, dilation = stage.stride[axis], stage.padding[axis], stage.dilation[axis]
     results, apart = stage.target.shape[1 + axis], stage.target.strides[1 + axis]

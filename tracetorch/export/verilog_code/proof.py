@@ -48,8 +48,7 @@ from tracetorch.export.verilog_code.smt import (
     signed_bits,
     within,
 )
-from tracetorch.export.verilog_code.wires import Wire, evaluated
-from tracetorch.export.verilog_code.words import Word, whole_ends
+from tracetorch.export.verilog_code.wires import Wire, Word, evaluated, whole_ends
 
 _SAMPLES = 64
 _LARGEST_SHIFT = 40
@@ -173,12 +172,8 @@ class _Question:
 
 
 @dataclass(frozen=True)
-class _Relation:
-    """Guess that a product of the circuit is a sum of products of the graph, each ``2^k`` times."""
-
+class _Guess:
     wire: Wire
-    swapped: bool  # whether its second factor is the one that is a sum
-    terms: Sequence[tuple[Product, bool, int]]  # product, swapped, k
 
     @property
     def name(self) -> str:
@@ -187,30 +182,24 @@ class _Relation:
 
 
 @dataclass(frozen=True)
-class _Cut:
+class _Relation(_Guess):
+    """Guess that a product of the circuit is a sum of products of the graph, each ``2^k`` times."""
+
+    swapped: bool  # whether its second factor is the one that is a sum
+    terms: Sequence[tuple[Product, bool, int]]  # product, swapped, k
+
+
+@dataclass(frozen=True)
+class _Cut(_Guess):
     """Guess that a wire of the circuit is each of some lines of the graph."""
 
-    wire: Wire
     terms: Sequence[Term]
-
-    @property
-    def name(self) -> str:
-        """Its name in questions."""
-        return str(self.wire.number)
 
 
 def proof_files(
     name: str, circuit: Circuit, stage: Pointwise, widths: Widths, program: StepProgram
 ) -> dict[str, str]:
-    """Return the files of a folder ``proof`` for one step, by name, besides ``PROVE_SCRIPT``.
-
-    Args:
-        name: of the module, whose text is in ``../{name}.v``.
-        circuit: of the stage.
-        stage: of the program.
-        widths: the ranges of its arrays.
-        program: whose states the stage may write.
-    """
+    """Return the files of a folder ``proof`` for the step ``../{name}.v``, but ``PROVE_SCRIPT``."""
     return _Proofs(name, circuit, stage, widths, program).files()
 
 
@@ -373,10 +362,7 @@ class _Proofs:
         return f"(and {same} {' '.join(inside(number, wire.low, wire.high))})"
 
     def between(self, wire: Wire, end: str, low: int, high: int) -> list[str]:
-        """Return that a product of the circuit, or a factor of it, lies in a range.
-
-        As the numbers that their bits are: with a sign where a factor has one.
-        """
+        """Return that a product or factor of the circuit, a number of its sign, is in a range."""
         bits, least = wire.word.bits, min(arg.low for arg in wire.args)
         number = Word(bits, signed=least < 0)
         if not (number.low <= low and high <= number.high):

@@ -122,13 +122,7 @@ class Read:
 
 
 class StepFormula:
-    """Formulas of the lines of a stage.
-
-    Args:
-        stage: of a program of integers.
-        reads: what it reads, by name.
-        single: whether literals are numbers of float32.
-    """
+    """Formulas of the lines of a stage, of integers; with ``single``, literals are of float32."""
 
     def __init__(self, stage: Pointwise, reads: Mapping[str, Read], single: bool) -> None:
         self.stage, self.single = stage, single

@@ -11,8 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from tracetorch.export.verilog_code.circuit import Circuit
-from tracetorch.export.verilog_code.wires import Wire
-from tracetorch.export.verilog_code.words import Word, word_between
+from tracetorch.export.verilog_code.wires import Wire, Word, word_between
 
 
 def step_module(name: str, circuit: Circuit) -> str:
@@ -126,11 +125,7 @@ class _Printer:
         return _PRINTED[wire.op](self, bits, args, k)
 
     def factors(self, wire: Wire) -> list[str]:
-        """Return the declarations of both factors of a product, as wide as it is.
-
-        With signs, of which synthesis makes a smaller multiplier; with names, by which a proof
-        finds them.
-        """
+        """Return both factors of a product, as wide as it: signed to be small, named for proofs."""
         bits = wire.word.bits
         signed = any(arg.low < 0 for arg in wire.args)
         return [

@@ -2,15 +2,63 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from tracetorch.export.verilog_code.words import Word, word_between
+from tracetorch.fuse.ir.intervals import Interval
+
+
+@dataclass(frozen=True)
+class Word:
+    """Register or port that holds an integer: unsigned, or signed in two's complement."""
+
+    bits: int
+    signed: bool
+
+    @property
+    def low(self) -> int:
+        """The least integer that it holds."""
+        return -(1 << (self.bits - 1)) if self.signed else 0
+
+    @property
+    def high(self) -> int:
+        """The largest integer that it holds."""
+        return self.low + (1 << self.bits) - 1
+
+
+def word_between(low: int, high: int) -> Word:
+    """Return the narrowest word that holds a range: without a sign where nothing is negative.
+
+    Example:
+        >>> word_between(0, 0), word_between(0, 4), word_between(-4, 3)
+        (Word(bits=1, signed=False), Word(bits=3, signed=False), Word(bits=3, signed=True))
+    """
+    if low >= 0:
+        return Word(max(1, high.bit_length()), signed=False)
+    return Word(max((-low - 1).bit_length(), max(high, 0).bit_length()) + 1, signed=True)
+
+
+def whole_ends(interval: Interval, point: int = 0) -> tuple[int, int]:
+    """Return the least and the largest integer of an interval in units of ``2^-point``."""
+    low, high = float(np.min(interval.low)), float(np.max(interval.high))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"{low:g} to {high:g} has no width: give what is saturated.")
+    return math.floor(math.ldexp(low, point)), math.ceil(math.ldexp(high, point))
+
+
+def word_of(interval: Interval, point: int = 0, boolean: bool = False) -> Word:
+    """Return the narrowest word for an interval with ``point`` bits of fraction; truth: one."""
+    return Word(1, signed=False) if boolean else word_between(*whole_ends(interval, point))
+
 
 Values: TypeAlias = Any  # an int, or an array of them
+
+
+Args: TypeAlias = "tuple[Wire, ...]"
 
 
 @dataclass(eq=False)
@@ -19,7 +67,7 @@ class Wire:
 
     number: int
     op: str
-    args: tuple[Wire, ...]
+    args: Args
     k: int  # number of places of a shift or a part, the value of a constant
     name: str  # of what is read
     low: int
@@ -113,7 +161,7 @@ def _range(op: str, args: Sequence[Wire], k: int) -> tuple[int, int]:
     return min(ends), max(ends)
 
 
-Rule: TypeAlias = "Callable[[Wires, tuple[Wire, ...], int], Wire | None]"
+Rule: TypeAlias = "Callable[[Wires, Args, int], Wire | None]"
 
 
 @dataclass
@@ -162,14 +210,7 @@ class Wires:
         return self.const(wire.low) if wire.constant else wire
 
     def _kept(
-        self,
-        key: tuple[Any, ...],
-        op: str,
-        args: tuple[Wire, ...],
-        k: int,
-        name: str,
-        low: int,
-        high: int,
+        self, key: tuple[Any, ...], op: str, args: Args, k: int, name: str, low: int, high: int
     ) -> Wire:
         if key not in self.known:
             self.known[key] = Wire(len(self.wires), op, args, k, name, low, high)
@@ -211,7 +252,8 @@ class Wires:
         if a.high <= b.low or b.high <= a.low:
             return b if a.high <= b.low else a
         for one, other in ((a, b), (b, a)):
-            if one.op == "quotient" and _is_zero(other):  # negative where the dividend is
+            # negative where the dividend is
+            if one.op == "quotient" and other.op == "const" and not other.k:
                 return self.make("quotient", self.largest(one.args[0], other), one.args[1], k=one.k)
         if a.op == "const":
             a, b = b, a
@@ -223,10 +265,6 @@ class Wires:
         """Return the magnitude."""
         found = self.make("mux", self.make("lt", a, 0), self.negative(a), a)
         return self.narrow(found, 0, max(abs(a.low), abs(a.high)))
-
-
-def _is_zero(wire: Wire) -> bool:
-    return wire.op == "const" and wire.k == 0
 
 
 def needed(ends: Sequence[Wire]) -> Iterator[Wire]:
@@ -242,10 +280,7 @@ def needed(ends: Sequence[Wire]) -> Iterator[Wire]:
 
 
 def evaluated(ends: Mapping[str, Wire], reads: Mapping[str, Values]) -> dict[str, Values]:
-    """Return the values of wires, by name; those that are read are integers, or arrays of them.
-
-    Arrays of ``object`` hold integers of any size, those of ``int64`` what fits.
-    """
+    """Return the values of wires, by name, from integers or arrays (``object``: of any size)."""
     values: dict[int, Values] = {}
     for wire in needed(list(ends.values())):
         if wire.op in ("read", "const"):

@@ -17,14 +17,10 @@ from tracetorch.fuse.codegen.targets import c_target
 from tracetorch.fuse.ir import kernel as ir
 
 C_TYPES = {
-    ir.Dtype.FLOAT32: "float",
-    ir.Dtype.FLOAT64: "double",
-    ir.Dtype.BOOL: "bool",
-    ir.Dtype.INT8: "int8_t",
-    ir.Dtype.INT16: "int16_t",
-    ir.Dtype.INT32: "int32_t",
+    ir.Dtype.FLOAT32: "float", ir.Dtype.FLOAT64: "double", ir.Dtype.BOOL: "bool",
+    ir.Dtype.INT8: "int8_t", ir.Dtype.INT16: "int16_t", ir.Dtype.INT32: "int32_t",
     ir.Dtype.INT64: "int64_t",
-}
+}  # fmt: skip
 
 
 def c_source(kernel: ir.Kernel) -> str:

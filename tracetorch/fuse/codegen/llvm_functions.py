@@ -188,10 +188,7 @@ def vector_function(op: str, real: str, width: int, name: str) -> tuple[list[str
 
 
 def spread_source(name: str, real: str, width: int, masked: bool) -> tuple[list[str], set[str]]:
-    """Return a function that loads the value of each lane's neuron, or the one value of all.
-
-    Masked, a block may have fewer lanes than its width; the others are not read.
-    """
+    """Return a function that loads each lane's value, or the one of all; masked, some lanes."""
     w, vector = Writer(), f"<{width} x {real}>"
     values = Array(Value(w, "%values", "ptr"), real)
     names = ("size", "low", "count", "neurons", "inner")

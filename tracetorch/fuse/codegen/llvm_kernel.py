@@ -26,14 +26,9 @@ from tracetorch.fuse.ir import kernel as ir
 from tracetorch.fuse.ir.kernel import PRIVATE, STRIDED, Dtype, Role, operands, statements
 
 _TYPES = {
-    Dtype.FLOAT32: "float",
-    Dtype.FLOAT64: "double",
-    Dtype.BOOL: "i1",
-    Dtype.INT8: "i8",
-    Dtype.INT16: "i16",
-    Dtype.INT32: "i32",
-    Dtype.INT64: "i64",
-}
+    Dtype.FLOAT32: "float", Dtype.FLOAT64: "double", Dtype.BOOL: "i1", Dtype.INT8: "i8",
+    Dtype.INT16: "i16", Dtype.INT32: "i32", Dtype.INT64: "i64",
+}  # fmt: skip
 _BYTES = {Dtype.FLOAT32: 4, Dtype.FLOAT64: 8}
 
 # Values of a step for each register at which twice as many lanes are no longer faster, measured:
@@ -52,21 +47,13 @@ GEOMETRY = ("columns", "lanes", "rows", "per_group", "tile", "neurons", "inner")
 
 # Instructions on integers and booleans, and on real numbers.
 _BINARY = {
-    "add": ("add", "fadd"),
-    "sub": ("sub", "fsub"),
-    "mul": ("mul", "fmul"),
-    "div": ("", "fdiv"),
-    "rem": ("urem", ""),
-    **{op: (op, "") for op in ("and", "or", "xor")},
-}
+    "add": ("add", "fadd"), "sub": ("sub", "fsub"), "mul": ("mul", "fmul"), "div": ("", "fdiv"),
+    "rem": ("urem", ""), **{op: (op, "") for op in ("and", "or", "xor")},
+}  # fmt: skip
 _COMPARE = {
-    "gt": ("sgt", "ogt"),
-    "ge": ("sge", "oge"),
-    "lt": ("slt", "olt"),
-    "le": ("sle", "ole"),
-    "eq": ("eq", "oeq"),
-    "ne": ("ne", "une"),
-}
+    "gt": ("sgt", "ogt"), "ge": ("sge", "oge"), "lt": ("slt", "olt"), "le": ("sle", "ole"),
+    "eq": ("eq", "oeq"), "ne": ("ne", "une"),
+}  # fmt: skip
 _INTRINSICS = {
     "abs": "fabs",
     "round": "rint",
@@ -281,7 +268,7 @@ class _Function(Writer):
                 continue
             self.starts[buffer], self.strides[buffer] = memory.at(offset), stride
 
-    def extent(self, extent: int | ir.Size | ir.Extent) -> Value:
+    def extent(self, extent: ir.Dimension) -> Value:
         """Return a size of a dimension, without the number that may be added to it."""
         return self.integer(extent.value if isinstance(extent, ir.Size) else extent)  # type: ignore[arg-type]
 

@@ -20,16 +20,11 @@ _ARGUMENTS = ("rows", "size", "first", "count", "matrices", "step")
 
 
 def product_source(real: str, panel: int, narrow: int) -> tuple[list[str], set[str]]:
-    """Return the function that multiplies, ``@multiply``, and LLVM's own ones that it calls.
+    """Return the function ``@multiply``, and LLVM's own ones that it calls.
 
     Its arguments are pointers to ``source``, ``matrix`` and ``target``, then integers: ``rows`` of
     ``size`` values, the ``first`` and the ``count`` of the ``matrices`` that are read, and from the
     target of one of them to that of the next, a ``step``.
-
-    Args:
-        real: type of the values.
-        panel: columns of a panel.
-        narrow: values of a register.
     """
     w = Writer()
     source, matrix, target = (
@@ -61,13 +56,7 @@ def product_source(real: str, panel: int, narrow: int) -> tuple[list[str], set[s
 
 @dataclass(frozen=True)
 class _Lists:
-    """The places of the values of each row that are not zero.
-
-    Args:
-        places: of all rows.
-        counts: how many a row has; -1 where it is the first of four that are multiplied densely.
-        width: places that a row may have.
-    """
+    """Places of the values of each row that are not zero, and counts; -1: four rows densely."""
 
     places: Array
     counts: Array

@@ -23,13 +23,7 @@ HEADER = 4  # integers before the arguments
 
 
 def task_entry(name: str, arguments: int, scratch: bool) -> list[str]:
-    """Return the lines of a function of the address of a block, which does what tasks are left.
-
-    Args:
-        name: of the function; it calls ``@task(block, scratch, number)``.
-        arguments: how many the kernel has, besides scratch.
-        scratch: whether it has scratch, which comes last: an address and the bytes of a worker.
-    """
+    """Return the function of a block's address, which does what tasks are left."""
     w = Writer()
     block = Array(Value(w, "%a", "ptr"), WORD)
     tasks, workers, number = block[0], block[1], block[2]
@@ -67,10 +61,7 @@ def serial_entry(name: str, arguments: int, scratch: bool) -> list[str]:
 
 
 def called_entry(name: str) -> list[str]:
-    """Return the lines of a function of a block, scratch and a task's number, for other kernels.
-
-    Those that call it by its address write its block, and give it scratch of their own.
-    """
+    """Return a function of a block, scratch and a task's number, which other kernels call."""
     lines = [f"define void @{name}(ptr %a, ptr %scratch, i64 %task) {{"]
     lines += ["  call void @task(ptr %a, ptr %scratch, i64 %task)"]
     return [*lines, "  ret void", "}"]

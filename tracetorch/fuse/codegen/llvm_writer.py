@@ -25,6 +25,14 @@ def number(value: float) -> str:
     return f"0x{struct.unpack('<Q', struct.pack('<d', value))[0]:016X}"
 
 
+def _arithmetic(op: str, real: str) -> Callable[[Value, Operand], Value]:
+    return lambda value, other: value.binary(op, real, other)
+
+
+def _comparison(op: str, real: str) -> Callable[[Value, Operand], Value]:
+    return lambda value, other: value.compare(op, real, other)
+
+
 @dataclass(frozen=True, eq=False)
 class Value:
     """A value of a function: its name there, or a literal; arithmetic writes instructions."""
@@ -64,44 +72,19 @@ class Value:
         mask = self.type.replace(self.scalar, "i1")
         return self.writer.value(f"{name} {self}, {second.text}", mask)
 
-    def __add__(self, other: Operand) -> Value:
-        return self.binary("add", "fadd", other)
-
-    def __sub__(self, other: Operand) -> Value:
-        return self.binary("sub", "fsub", other)
-
-    def __mul__(self, other: Operand) -> Value:
-        return self.binary("mul", "fmul", other)
-
-    def __truediv__(self, other: Operand) -> Value:
-        return self.binary("", "fdiv", other)
-
-    def __floordiv__(self, other: Operand) -> Value:
-        return self.binary("udiv", "", other)
-
-    def __mod__(self, other: Operand) -> Value:
-        return self.binary("urem", "", other)
-
-    def __and__(self, other: Operand) -> Value:
-        return self.binary("and", "", other)
-
-    def __or__(self, other: Operand) -> Value:
-        return self.binary("or", "", other)
-
-    def __xor__(self, other: Operand) -> Value:
-        return self.binary("xor", "", other)
-
-    def __lshift__(self, other: Operand) -> Value:
-        return self.binary("shl", "", other)
-
-    def __rshift__(self, other: Operand) -> Value:
-        return self.binary("lshr", "", other)
-
-    def __lt__(self, other: Operand) -> Value:
-        return self.compare("slt", "olt", other)
-
-    def __ge__(self, other: Operand) -> Value:
-        return self.compare("sge", "oge", other)
+    __add__ = _arithmetic("add", "fadd")
+    __sub__ = _arithmetic("sub", "fsub")
+    __mul__ = _arithmetic("mul", "fmul")
+    __truediv__ = _arithmetic("", "fdiv")
+    __floordiv__ = _arithmetic("udiv", "")
+    __mod__ = _arithmetic("urem", "")
+    __and__ = _arithmetic("and", "")
+    __or__ = _arithmetic("or", "")
+    __xor__ = _arithmetic("xor", "")
+    __lshift__ = _arithmetic("shl", "")
+    __rshift__ = _arithmetic("lshr", "")
+    __lt__ = _comparison("slt", "olt")
+    __ge__ = _comparison("sge", "oge")
 
     def equals(self, other: Operand) -> Value:
         """Return whether it is equal, in every lane."""
@@ -113,6 +96,7 @@ class Value:
 
 
 Operand: TypeAlias = "Value | int | float"
+Branch: TypeAlias = "Callable[[], Sequence[Value]]"
 
 
 @dataclass(frozen=True)
@@ -186,10 +170,7 @@ class Array:
 
 @dataclass
 class Iteration:
-    """An iteration of a loop; after it, what ``carried`` were in the one that was not run.
-
-    The body sets ``next``, what the next iteration carries.
-    """
+    """Iteration of a loop, whose body sets ``next``; after it, what ``carried`` were at its end."""
 
     index: Value
     carried: tuple[Value, ...]
@@ -300,12 +281,7 @@ class Writer:
         self.line(f"br label %{after}")
         self._label(after)
 
-    def choose(
-        self,
-        condition: Value,
-        first: Callable[[], Sequence[Value]],
-        second: Callable[[], Sequence[Value]],
-    ) -> list[Value]:
+    def choose(self, condition: Value, first: Branch, second: Branch) -> list[Value]:
         """Return the results of the branch that a condition chooses."""
         then, other, after = (self._fresh(name) for name in ("then", "else", "after"))
         self.line(f"br {condition}, label %{then}, label %{other}")

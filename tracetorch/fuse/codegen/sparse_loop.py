@@ -126,10 +126,7 @@ class _Loop:
 
     @contextmanager
     def sources(self, mask: Value) -> Iterator[tuple[Value, Value | None]]:
-        """Run what is written inside for the neurons of a mask of lanes.
-
-        That is for the first lane of each, and which of its samples are in the mask.
-        """
+        """Run what is inside for each neuron of a mask of lanes: its first lane, its samples."""
         k, inner, exact = self.k, self.inner, Value(self.k, "true", "i1")
         with k.repeat(lambda carried: carried[0].differs(0), mask) as bit:
             (left,) = bit.carried
@@ -364,10 +361,7 @@ class _Given:
 
 
 class _Ring:
-    """Sums along edges for the neurons of the steps to come, and marks of runs of lanes.
-
-    Where a run is not marked nothing has come, and its memory is 0.
-    """
+    """Sums along edges for steps to come, and marks of runs of lanes: unmarked memory is 0."""
 
     def __init__(self, loop: _Loop, values: Array, marks: Array) -> None:
         self.loop, self.values, self.marks = loop, values, marks
@@ -385,10 +379,7 @@ class _Ring:
             self.marks[row * self.loop["words"] + lane // BITS] = 1
 
     def empty(
-        self,
-        at: tuple[Value, Value, _Tile],
-        memory: tuple[Array, Array],
-        given: tuple[Value, Array],
+        self, at: tuple[Value, Value, _Tile], memory: tuple[Array, ...], given: tuple[Value, Array]
     ) -> None:
         """Write what the neurons of a tile are given in a step, and clear what has come."""
         k, (group, step, tile), (bias, target) = self.loop.k, at, memory
@@ -413,10 +404,7 @@ def _write(
     memory: tuple[Array, Array | None, Array | None],
     given: tuple[Value, Array],
 ) -> None:
-    """Write a run of lanes: what is given, and what is in memory, of which the last is cleared.
-
-    ``some`` are the first lane, how many are left, and how many are written at a time.
-    """
+    """Write ``some`` lanes, first, left, at a time: what is given, and memory, the last cleared."""
     k, (first, left, lanes), (target, bias, fed) = loop.k, some, memory
 
     def read(array: Array, lane: Value, rest: Value) -> Value:
@@ -515,10 +503,7 @@ def loop_backward(k: TaskWriter, real: str, delayed: bool, inner: int) -> None:
 
 
 def _gathered(loop: _Loop, where: _Where, at: tuple[Value, Value], grads: Array) -> Value:
-    """Return the sum of what comes back along the edges of a source to a step's output.
-
-    ``at`` are the step and the first lane of the source.
-    """
+    """Return the sum of what comes back along a source's edges; ``at`` are step and first lane."""
     k, (time, lane), chunks = loop.k, at, loop["chunks"]
     first = (time + 1) * loop.lanes + where.group * loop["size"]
     if loop.delays is None:
@@ -535,11 +520,7 @@ def _gathered(loop: _Loop, where: _Where, at: tuple[Value, Value], grads: Array)
 
 
 def loop_by_weight(k: TaskWriter, real: str, delayed: bool, inner: int) -> None:
-    """Add to the gradient of the weights of some sources, where they fired.
-
-    ``weight`` is what is added to; a task is ``per_chunk`` lanes of sources, the tasks are
-    ``total``.
-    """
+    """Add to the gradient of the weights of some sources, a task of them, where they fired."""
     loop = _Loop(k, real, delayed, inner)
     delays, grads = loop.delays, k.array(real)
     history, groups, starts = loop["history"], loop["groups"], loop.starts

@@ -8,21 +8,10 @@ from tracetorch.fuse.codegen.emitter import Target
 
 # Operations that all targets spell alike.
 _INFIX = {
-    "add": "{} + {}",
-    "sub": "{} - {}",
-    "mul": "{} * {}",
-    "div": "{} / {}",
-    "neg": "-{}",
-    "gt": "{} > {}",
-    "ge": "{} >= {}",
-    "lt": "{} < {}",
-    "le": "{} <= {}",
-    "eq": "{} == {}",
-    "ne": "{} != {}",
-    "and": "{} & {}",
-    "or": "{} | {}",
-    "xor": "{} ^ {}",
-}
+    "add": "{} + {}", "sub": "{} - {}", "mul": "{} * {}", "div": "{} / {}", "neg": "-{}",
+    "gt": "{} > {}", "ge": "{} >= {}", "lt": "{} < {}", "le": "{} <= {}", "eq": "{} == {}",
+    "ne": "{} != {}", "and": "{} & {}", "or": "{} | {}", "xor": "{} ^ {}",
+}  # fmt: skip
 
 # Functions that C and CUDA's libdevice call alike.
 _UNARY = (
@@ -160,11 +149,7 @@ _C_INTEGERS = {
 
 
 def c_integer_target() -> Target:
-    """Return the description of C99 with arithmetic in integers.
-
-    Beside the operations of a graph it has ``shift``, to the right towards minus infinity, and
-    ``quotient``, which rounds there too.
-    """
+    """Return C99 with integers; its ``shift`` and ``quotient`` round towards minus infinity."""
     return Target(_C_INTEGERS, _C_INTEGERS, zero="0", negative_zero="0", one="1", **_BRACES)
 
 

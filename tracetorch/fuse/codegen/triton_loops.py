@@ -53,13 +53,10 @@ _WARPS = 4
 
 
 def exact_options(backend: str) -> dict[str, Any]:
-    """Return the options with which a kernel rounds as the step does.
+    """Return the options with which a kernel rounds as the step does, of "cuda", "hip" or "cpu".
 
     Contraction is off, for the spikes that backward computes again are to be those of the forward
     pass; and divisions and functions keep numbers too small to be normal, as PyTorch does.
-
-    Args:
-        backend: Triton's ``"cuda"`` or ``"hip"``, or ``"cpu"`` where it interprets.
     """
     options: dict[str, Any] = {"enable_fp_fusion": False}
     if backend == "cuda":

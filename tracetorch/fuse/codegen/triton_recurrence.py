@@ -17,12 +17,7 @@ from tracetorch.fuse.ir.kernel import Axis, Buffer, Index, Role
 
 
 def recurrence_source(kernel: ir.Kernel, *, one_matrix: bool) -> str:
-    """Return the module of a kernel with products, whose arguments are :func:`loop_arguments`.
-
-    Args:
-        kernel: the kernel.
-        one_matrix: print what is right for one matrix alone, and faster.
-    """
+    """Return the module of a kernel with products, with ``one_matrix`` a faster one for one."""
     return _Printer(kernel, one_matrix).print()
 
 

@@ -60,21 +60,13 @@ def requested_backend() -> str:
 
 
 def canonical_name(name: str) -> str:
-    """Return the name of a backend, given that or an earlier one.
-
-    Raises:
-        ValueError: there is no such backend.
-    """
+    """Return the name of a backend, given that or an earlier one; else raise ``ValueError``."""
     return _requests.check(name)
 
 
 @functools.cache
 def backend_named(name: str) -> Backend:
-    """Return the backend of a name, the same object each time.
-
-    Args:
-        name: ``"cpu"`` or ``"triton"``.
-    """
+    """Return the backend of a name, the same object each time."""
     module, kind = _BACKENDS[name]
     found: Backend = getattr(importlib.import_module(f"tracetorch.fuse.runtime.{module}"), kind)()
     found.tried = is_wanted(found)
@@ -109,11 +101,7 @@ def select_backend(device: torch.device) -> Backend | None:
 
 
 def report_fallback(layer: str, name: str, reason: str) -> None:
-    """Log once that a layer runs eagerly, and why.
-
-    Raises:
-        RuntimeError: the backend was requested by name.
-    """
+    """Log once why a layer runs eagerly; raise if the backend was requested by name."""
     if requested_backend() != "auto":
         raise RuntimeError(
             f"the {name} backend cannot run {layer}: {reason}. "

@@ -22,7 +22,7 @@ from tracetorch.fuse.dispatch.backends import backend_named, report_fallback
 from tracetorch.fuse.dispatch.plans import plan_of, register
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.runtime import eager, first_run
-from tracetorch.fuse.runtime.backend import Operands
+from tracetorch.fuse.runtime.backend import Grads, Operands
 from tracetorch.fuse.runtime.layout import Layout, allocate_results, layout_of
 
 T = TypeVar("T")
@@ -40,19 +40,14 @@ for _schema in (
 
 
 @torch.library.impl(_library, "forward", "CompositeExplicitAutograd")
-def _forward(
-    key: str, inputs: list[Tensor], states: list[Tensor], params: list[Tensor]
-) -> list[Tensor]:
-    plan = plan_of(key)
-    layout = layout_of(inputs[0], plan.dim)
-    return _run_forward(plan, layout, Operands(inputs, states, params))
+def _forward(key: str, *operands: list[Tensor]) -> list[Tensor]:
+    plan, given = plan_of(key), Operands(*operands)
+    return _run_forward(plan, layout_of(given.inputs[0], plan.dim), given)
 
 
 @torch.library.register_fake("tracetorch::forward", lib=_library)  # type: ignore[untyped-decorator]
-def _forward_fake(
-    key: str, inputs: list[Tensor], states: list[Tensor], params: list[Tensor]
-) -> list[Tensor]:
-    plan, x = plan_of(key), inputs[0]
+def _forward_fake(key: str, *operands: list[Tensor]) -> list[Tensor]:
+    plan, x = plan_of(key), operands[0][0]
     output, ends, records, checkpoints = allocate_results(plan, layout_of(x, plan.dim), x)
     return [output, *ends, *records, checkpoints]
 
@@ -61,30 +56,17 @@ def _forward_fake(
 
 
 @torch.library.impl(_library, "backward", "CompositeExplicitAutograd")
-def _backward(
-    key: str,
-    inputs: list[Tensor],
-    states: list[Tensor],
-    params: list[Tensor],
-    checkpoints: Tensor,
-    grads: list[Tensor],
-) -> list[Tensor]:
-    plan = plan_of(key)
-    layout, given = layout_of(inputs[0], plan.dim), Operands(inputs, states, params)
-    results = _run_backward(plan, layout, given, checkpoints, grads)
+def _backward(key: str, *operands: Any) -> list[Tensor]:
+    *values, checkpoints, grads = operands
+    plan, given = plan_of(key), Operands(*values)
+    results = _run_backward(plan, layout_of(given.inputs[0], plan.dim), given, checkpoints, grads)
     # an operator may not return one tensor twice, as the runtimes do where there is no gradient
     return [result if result.numel() else result.clone() for result in results]
 
 
 @torch.library.register_fake("tracetorch::backward", lib=_library)  # type: ignore[untyped-decorator]
-def _backward_fake(
-    key: str,
-    inputs: list[Tensor],
-    states: list[Tensor],
-    params: list[Tensor],
-    checkpoints: Tensor,
-    grads: list[Tensor],
-) -> list[Tensor]:
+def _backward_fake(key: str, *operands: Any) -> list[Tensor]:
+    inputs, states, params, *_ = operands
     plan, x = plan_of(key), inputs[0]
     layout, dtype, nothing = layout_of(x, plan.dim), plan.program.dtype, (0,)
     new = iter(layout.allocate(x, dtype, sequences=len(plan.differentiated)))
@@ -111,7 +93,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
     ctx.save_for_backward(*xs, *states, *params, output[-1])
 
 
-def _gradient(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
+def _gradient(ctx: Any, grads: Grads) -> tuple[Any, ...]:
     plan = plan_of(ctx.key).given(grads[:-1], ctx.steps)
     given, _, checkpoints, incoming = _backward_inputs(ctx, plan, grads[:-1])
     computed = torch.ops.tracetorch.backward(plan.key, *given, checkpoints, incoming)
@@ -119,7 +101,7 @@ def _gradient(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
 
 
 def _backward_inputs(
-    ctx: Any, plan: Plan, grads: Sequence[Tensor | None]
+    ctx: Any, plan: Plan, grads: Grads
 ) -> tuple[Operands, Layout, Tensor, list[Tensor]]:
     """Return what a backward kernel reads, and its layout; zeros where no gradient came back."""
     *saved, checkpoints = saved_tensors(ctx)
@@ -141,14 +123,8 @@ def _split(plan: Plan, tensors: Sequence[T]) -> tuple[list[T], list[T], list[T]]
     return list(tensors[:first]), list(tensors[first:second]), list(tensors[second:])
 
 
-def incoming_gradients(x: Tensor, grads: Sequence[Tensor | None], states: int) -> list[Tensor]:
-    """Return the gradients of outputs, so many final states, and trajectories.
-
-    Zeros stand for one that is absent: the plan says which are, and reads no more of them.
-
-    Raises:
-        RuntimeError: one has no values of its own.
-    """
+def incoming_gradients(x: Tensor, grads: Grads, states: int) -> list[Tensor]:
+    """Return the gradients of all results, zeros for absent ones; refuse one without values."""
     found: list[Tensor] = []
     for index, grad in enumerate(grads):
         if grad is None:
@@ -177,7 +153,7 @@ def _wanted_gradients(plan: Plan, computed: Sequence[Tensor]) -> list[Tensor | N
     ]
 
 
-def no_second_gradient(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
+def no_second_gradient(ctx: Any, grads: Grads) -> tuple[Any, ...]:
     """Raise, in the place of a gradient of the gradient."""
     raise RuntimeError(
         "a fused time loop has no second derivative. Run what needs one under "
@@ -199,14 +175,7 @@ _NO_SECOND = "compiled steps have no second derivative, which create_graph=True 
 def is_believed(
     plan: Plan, device: torch.device, kernel: Hashable, failure: Callable[[], str | None]
 ) -> bool:
-    """Whether a kernel of a plan is to run; tried the first time that it runs on the device.
-
-    Args:
-        plan: the plan.
-        device: where it runs.
-        kernel: which of them.
-        failure: tries it; returns how it fails, or ``None``.
-    """
+    """Whether a kernel of a plan is to run; ``failure`` tries it the first time on a device."""
     if device in plan.program.refused:
         return False
     key = kernel, device
@@ -300,10 +269,7 @@ def run(plan: Plan, given: Operands) -> Sequence[Tensor]:
 
 
 def run_raw(
-    plan: Plan,
-    layout: Layout,
-    constrained: tuple[Constrained, ...],
-    given: Operands,
+    plan: Plan, layout: Layout, constrained: tuple[Constrained, ...], given: Operands
 ) -> Sequence[Tensor]:
     """Return what :func:`run` does, from plain tensors and what parameters are constrained from."""
     if plan.has_backward:
@@ -323,7 +289,7 @@ def _constrain(
     return values
 
 
-def _read_raws(ctx: Any, saved: Sequence[Tensor | None]) -> list[Tensor]:
+def _read_raws(ctx: Any, saved: Grads) -> list[Tensor]:
     """Return the raw parameters of a node: those that were saved, and those that were kept."""
     return [raw if s is None else s for s, raw in zip(saved, ctx.raws, strict=True)]
 
@@ -333,11 +299,7 @@ class _FusedLayer(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        plan: Plan,
-        layout: Layout,
-        constrained: tuple[Constrained, ...],
-        *tensors: Tensor,
+        ctx: Any, plan: Plan, layout: Layout, constrained: tuple[Constrained, ...], *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         first = len(plan.program.inputs)
         second = first + len(plan.program.states)

@@ -35,24 +35,9 @@ _CPU = torch.device("cpu")
 
 
 def program_of(
-    cell: Cell,
-    ndim: int,
-    dtype: torch.dtype,
-    kwargs: dict[str, Any],
-    device: torch.device = _CPU,
+    cell: Cell, ndim: int, dtype: torch.dtype, kwargs: dict[str, Any], device: torch.device = _CPU
 ) -> Program:
-    """Return the program of a cell, traced once for all cells whose step does the same.
-
-    Args:
-        cell: whose ``step``.
-        ndim: number of dimensions of the tensor of one step.
-        dtype: of the arithmetic.
-        kwargs: the step kwargs.
-        device: of the input.
-
-    Raises:
-        Unfusable: it cannot become a kernel.
-    """
+    """Return the program of a cell, traced once for all whose step does the same."""
     constants = {name: value for name, value in kwargs.items() if not isinstance(value, Tensor)}
     params = tuple([name for name in kwargs if name not in constants])
     for name in params:
@@ -118,11 +103,7 @@ def plan_for(
     kwargs: dict[str, Any],
     record: tuple[str, ...],
 ) -> Plan | None:
-    """Return the plan that runs a cell over ``inputs``, sequences; ``None``: it runs eagerly.
-
-    Raises:
-        RuntimeError: the backend requested by name cannot.
-    """
+    """Return the plan that runs a cell over sequences, or ``None``: it runs eagerly."""
     needs, x = _gradient_needs(cell, inputs, states, kwargs), inputs[0]
     return _plan(cell, x.ndim - 1, x.dtype, x.device, record, needs, kwargs)
 
@@ -243,14 +224,7 @@ def recurrent_plan_for(
     bias: Tensor | None,
     along_edges: Tensor | None = None,
 ) -> RecurrentPlan | None:
-    """Return the plan that runs a cell over ``x`` with its output fed back through matrices.
-
-    The arguments are those of ``run_recurrence``, and the weight of what is no matrix; ``None``: it
-    runs step by step, for there is no kernel for the device or the step.
-
-    Raises:
-        RuntimeError: the backend requested by name cannot.
-    """
+    """Return the plan for an output fed back through matrices, or ``None``: step by step."""
     if len(cell.inputs) > 1:
         return None  # the kernels feed the output back to the only input
     needs = _gradient_needs(cell, (x,), (*states, first, weight, bias, along_edges), kwargs)
@@ -313,11 +287,7 @@ def register(plan: Plan) -> str:
 
 
 def plan_of(key: str) -> Plan:
-    """Return the plan behind a key.
-
-    Raises:
-        KeyError: nobody registered it in this process.
-    """
+    """Return the plan behind a key that was registered in this process."""
     key, _, absent = key.partition(ABSENT)
     if absent:  # of a backward pass, which another process may have compiled
         return plan_of(key).without(frozenset(absent.split(",")))

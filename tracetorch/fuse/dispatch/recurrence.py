@@ -35,6 +35,7 @@ from tracetorch.fuse.dispatch.plans import recurrent_plan_for
 from tracetorch.fuse.dispatch.recurrence_trial import Tensors, failure_of, gradients
 from tracetorch.fuse.ir.plan import RecurrentPlan
 from tracetorch.fuse.runtime import recurrence
+from tracetorch.fuse.runtime.backend import Grads
 from tracetorch.fuse.runtime.recurrence import Gradients, Loop
 
 
@@ -47,26 +48,14 @@ def run_recurrence(
     states: Sequence[Tensor | None],
     kwargs: dict[str, Any],
 ) -> tuple[Tensor, Tensor, Sequence[Tensor]] | None:
-    """Return outputs, the last output and the final states of a neuron in a loop with matrices.
+    """Return outputs, last output and final states of a loop with matrices, ``None``: by step.
 
     ::
 
         output[t] = step(x[t] + bias + sum_j  weight[..., j] @ output[t - taps + j])
 
-    Args:
-        cell: whose ``step``, its neurons in the last dimension.
-        x: the inputs ``[T, ...]``, at least one step, in the dtype of the arithmetic.
-        first: the outputs before the first step ``[taps, ...]``, the oldest first.
-        weight: ``[N, N, taps]``, or ``[N, N]`` for one.
-        bias: ``[N]``.
-        states: the states before the first step, as ``step`` takes them.
-        kwargs: the step kwargs.
-
-    Returns:
-        ``None`` where it must run step by step.
-
-    Raises:
-        RuntimeError: the backend requested by name cannot run the layer.
+    The inputs ``x`` are ``[T, ...]``, neurons last, in the dtype of the arithmetic; ``first`` are
+    the outputs before them ``[taps, ...]``; ``weight`` is ``[N, N, taps]``, or ``[N, N]`` for one.
     """
     active = [state for state in states if state is not None]
     tensors = [value for value in kwargs.values() if isinstance(value, Tensor)]
@@ -100,22 +89,15 @@ def _run(plan: RecurrentPlan, given: Tensors) -> Sequence[Tensor]:
     return results
 
 
-def _is_believed(
-    plan: RecurrentPlan, given: Tensors, grads: Sequence[Tensor | None] | None = None
-) -> bool:
-    """Whether a kernel is to run; tried the first time that it does on the device.
-
-    ``grads`` are those of the results, in a backward pass.
-    """
+def _is_believed(plan: RecurrentPlan, given: Tensors, grads: Grads | None = None) -> bool:
+    """Whether a kernel is to run, with ``grads`` the backward one; tried the first time."""
     kind = _loop_of(plan)
     kernel = grads is not None, kind(plan).variant(given.x, len(given.first))
     fail = partial(failure_of, plan, kind, given, grads)
     return is_believed(plan, given.x.device, kernel, fail)
 
 
-def _gradients(
-    plan: RecurrentPlan, given: Tensors, checkpoints: Tensor, grads: Sequence[Tensor | None]
-) -> Gradients:
+def _gradients(plan: RecurrentPlan, given: Tensors, checkpoints: Tensor, grads: Grads) -> Gradients:
     """Return the gradients, by a kernel or by eager steps."""
     x, count = given.x, len(given.states)
     try:

@@ -19,7 +19,7 @@ from torch import Tensor
 from tracetorch.fuse.dispatch.operators import incoming_gradients
 from tracetorch.fuse.ir.plan import RecurrentPlan
 from tracetorch.fuse.runtime import eager, first_run, recurrence
-from tracetorch.fuse.runtime.backend import Operands
+from tracetorch.fuse.runtime.backend import Grads, Operands
 
 _BITS = 5  # of a weight
 
@@ -39,19 +39,9 @@ class Tensors(NamedTuple):
 
 
 def failure_of(
-    plan: RecurrentPlan,
-    kind: type[recurrence.Loop],
-    given: Tensors,
-    grads: Sequence[Tensor | None] | None = None,
+    plan: RecurrentPlan, kind: type[recurrence.Loop], given: Tensors, grads: Grads | None = None
 ) -> str | None:
-    """Return how a kernel of a plan fails on a sample of a call, as a reason, or ``None``.
-
-    Args:
-        plan: of the loop.
-        kind: the loops of its backend.
-        given: of the call.
-        grads: of a backward pass, those of the results; ``None`` for one that is absent.
-    """
+    """Return how a kernel of a plan fails on a sample, or ``None``; with ``grads``, backward."""
 
     def difference(seed: int) -> str | None:
         sample = _sample_of(plan, given, seed)
@@ -73,10 +63,7 @@ def failure_of(
 
 @contextlib.contextmanager
 def _full_precision() -> Iterator[None]:
-    """Multiply without TF32, which differs from the kernels, that never do, by more than rounding.
-
-    For all threads, and so touched only where it is on.
-    """
+    """Multiply without TF32, which kernels never use; for all threads, so only where it is on."""
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
     if before in ("none", "ieee"):
@@ -111,10 +98,7 @@ def _sample_of(plan: RecurrentPlan, given: Tensors, seed: int) -> Tensors:
 
 
 def _steps(plan: RecurrentPlan, given: Tensors, *, is_sum: bool = False) -> list[Tensor]:
-    """Return outputs, the last output and final states, by eager steps.
-
-    Where ``x`` is what every step was given in all, only the gradient goes along the connection.
-    """
+    """Return the results by eager steps; where ``is_sum``, ``x`` has the connection's part too."""
     matrices = given.weight.unbind(-1) if given.weight.ndim == 3 else (given.weight,)
     outputs, states = list(given.first.unbind(0)), list(given.states)
     for x in given.x.unbind(0):
@@ -128,9 +112,7 @@ def _steps(plan: RecurrentPlan, given: Tensors, *, is_sum: bool = False) -> list
     return [torch.stack(outputs[len(given.first) :]), outputs[-1], *states]
 
 
-def gradients(
-    plan: RecurrentPlan, given: Tensors, grads: Sequence[Tensor | None]
-) -> recurrence.Gradients:
+def gradients(plan: RecurrentPlan, given: Tensors, grads: Grads) -> recurrence.Gradients:
     """Return what a backward kernel computes, by eager steps."""
     program, count = plan.program, len(given.states)
     names = (*program.states, *program.params)
@@ -150,19 +132,13 @@ def gradients(
     d_params = dict(zip(program.params, every[3 + count :], strict=True))
     d_x, d_first, d_weight = every[:3]
     return recurrence.Gradients(
-        d_x,
-        d_first,
-        d_weight if plan.needs_weight_gradient else None,
-        every[3 : 3 + count],
+        d_x, d_first, d_weight if plan.needs_weight_gradient else None, every[3 : 3 + count],
         {name: d_params[name] for name in plan.trained},
-    )
+    )  # fmt: skip
 
 
 def _compare_gradients(
-    plan: RecurrentPlan,
-    kind: type[recurrence.Loop],
-    sample: Tensors,
-    grads: Sequence[Tensor | None],
+    plan: RecurrentPlan, kind: type[recurrence.Loop], sample: Tensors, grads: Grads
 ) -> str | None:
     """Compare what a backward kernel returns with autograd of eager steps."""
     whole = cast(RecurrentPlan, plan.whole or plan)

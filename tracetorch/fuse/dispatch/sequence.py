@@ -11,11 +11,7 @@ from torch import Tensor
 from tracetorch.cell import Cell, StepDefinition, StepLayer
 from tracetorch.fuse.dispatch import operators
 from tracetorch.fuse.dispatch.backends import backend_named, canonical_name
-from tracetorch.fuse.dispatch.plans import (
-    plan_for,
-    plan_key,
-    program_of,
-)
+from tracetorch.fuse.dispatch.plans import plan_for, plan_key, program_of
 from tracetorch.fuse.ir.graph import Unfusable
 from tracetorch.fuse.runtime import eager
 from tracetorch.fuse.runtime.backend import Operands
@@ -33,16 +29,8 @@ def run_sequence(
 ) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
     """Return outputs, final states and recorded trajectories; nothing is kept on the layer.
 
-    Args:
-        layer: the layer.
-        cell: what it is; inside ``torch.compile`` the signature of its step.
-        inputs: the inputs ``[T, ...]``, of one shape, in the dtype of the arithmetic; T is not 0.
-        states: the states before the first step, as ``step`` takes them.
-        kwargs: the step kwargs.
-        record: names of states whose trajectories are wanted.
-
-    Raises:
-        RuntimeError: the backend requested by name cannot run the layer.
+    The ``inputs`` are ``[T, ...]``, of one shape, in the dtype of the arithmetic; T is not 0.
+    Inside ``torch.compile`` the ``cell`` is the signature of its step.
     """
     active = [state for state in states if state is not None]
     results: Sequence[Tensor] | None = None

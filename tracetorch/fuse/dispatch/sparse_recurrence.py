@@ -24,6 +24,7 @@ from tracetorch.fuse.dispatch.plans import recurrent_plan_for
 from tracetorch.fuse.ir.plan import Plan, RecurrentPlan
 from tracetorch.fuse.runtime import sparse_recurrence
 from tracetorch.fuse.runtime.allocation import large_empty
+from tracetorch.fuse.runtime.backend import Grads
 from tracetorch.fuse.runtime.sparse_recurrence import (
     Edges,
     Gradients,
@@ -77,10 +78,7 @@ class Recurrence(NamedTuple):
 
 
 def _plans(loop: Recurrence, x: Tensor, *learned: Tensor) -> list[RecurrentPlan] | None:
-    """Return the plans of a call, of an input like ``x``; ``None``: it runs step by step.
-
-    A gradient may go to what is ``learned`` too.
-    """
+    """Return the plans of an input like ``x``, or ``None``; ``learned`` may need gradients too."""
     weight, kinds = loop.weight, loop.kinds
     given = [weight] if loop.bias is None else [weight, loop.bias]
     tensors = [tensor for kind in kinds for tensor in kind.tensors]
@@ -134,17 +132,13 @@ def _like(given: Tensor, result: Tensor) -> Tensor:
 def run_sparse_recurrence(
     loop: Recurrence, x: Tensor
 ) -> tuple[Tensor, Tensor, list[list[Tensor]]] | None:
-    """Return outputs, the last output and the final states of each kind.
+    """Return outputs, last output and final states of each kind, or ``None``: step by step.
 
     ::
 
         output[t] = step(x[t] + bias + sum over edges of  weight[e] * output[t - 1 - delay[e]])
 
     The inputs ``x`` are ``[T, ..., neurons]``, at least one step, in the dtype of the arithmetic.
-    ``None``: it must run step by step.
-
-    Raises:
-        RuntimeError: the backend requested by name cannot run the layer.
     """
     plans = _plans(loop, x)
     if plans is None:
@@ -156,10 +150,7 @@ def run_sparse_recurrence(
 
 
 def _sequence(layout: Layout, values: Tensor | None, lanes: Tensor | None = None) -> Sequences:
-    """Return what gives a part of a sequence ``[T, samples, neurons]``, by lane.
-
-    ``lanes`` is memory for all of it.
-    """
+    """Return what gives a part of a sequence ``[T, samples, neurons]``, by lane, in ``lanes``."""
 
     def part(begin: int, end: int) -> Part:
         if values is None:
@@ -184,13 +175,10 @@ class _Node(NamedTuple):
     call: _Tensors | _Events
 
     def loop(
-        self,
-        plans: Sequence[Plan],
-        connection: tuple[Tensor, Tensor | None],
-        params: Sequence[Tensor],
+        self, plans: Sequence[Plan], weight: Tensor, bias: Tensor | None, params: Sequence[Tensor]
     ) -> Loop:
         """Return the call of some plans."""
-        edges, layout, (weight, bias) = self.edges, self.layout, connection
+        edges, layout = self.edges, self.layout
         ordered = weight.detach()
         ordered = ordered if edges.order is None else ordered.index_select(0, edges.order)
         shift = ordered.new_zeros(sum(layout.sizes)) if bias is None else bias.detach()
@@ -206,7 +194,7 @@ class _Node(NamedTuple):
         count = sum(len(plan.program.states) for plan in self.plans)
         return tensors[:count], tensors[count:]
 
-    def given(self, grads: Sequence[Tensor | None]) -> list[Plan]:
+    def given(self, grads: Grads) -> list[Plan]:
         """Return the plans of a backward pass, from the cotangents of the results."""
         *outputs, last = grads[: self.call.results]
         some = next((grad for grad in outputs if grad is not None), None)
@@ -238,7 +226,7 @@ class _Loop(torch.autograd.Function):
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
         states, params = node.split(tensors)
-        loop = node.loop(node.plans, (weight, bias), params)
+        loop = node.loop(node.plans, weight, bias, params)
         keep = node.plans[0].has_backward
         found, ends, kept = node.call.run(loop, given, (first.detach(), states), keep)
         results = [*found, *ends]
@@ -259,7 +247,7 @@ class _Loop(torch.autograd.Function):
             no_second_gradient(ctx, ())
         bits, checkpoints, drive, weight, bias, *params = saved_tensors(ctx)
         plans = node.given(grads)
-        loop = node.loop(plans, (weight, bias), params)
+        loop = node.loop(plans, weight, bias, params)
         # nothing of the connection is reached where no input of a step is
         reached = any("x" in plan.reached for plan in plans)
         _, *needs = [need and reached for need in ctx.needs_input_grad[:5]]
@@ -375,14 +363,7 @@ class Found(NamedTuple):
 
 
 def run_sparse_events(loop: Recurrence, request: Request, values: Tensor | None) -> Found | None:
-    """Run neurons in a loop along edges, from events to what a request names.
-
-    ``values`` are those of the events that have a gradient. ``None``: there is no loop that
-    computes as the modules would.
-
-    Raises:
-        RuntimeError: the backend requested by name cannot run the layer.
-    """
+    """Run neurons in a loop from events, with ``values`` if they learn, to what is requested."""
     shape = (request.steps, request.samples, loop.first.shape[-1])
     # has a shape and no memory
     x = loop.first.new_zeros(()).expand(shape)

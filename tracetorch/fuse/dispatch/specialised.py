@@ -49,14 +49,7 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Specialisation(abc.ABC):
-    """The base of what is kept for one key: of a step, or of a sequence.
-
-    Args:
-        layer: the layer.
-        key: what it is kept for.
-        x: an input.
-        time: whether time is the first dimension of inputs.
-    """
+    """Base of what is kept for one key of a layer, of a step or, with ``time``, of a sequence."""
 
     program: Program
     backend: Backend
@@ -128,13 +121,9 @@ S = TypeVar("S", bound=Specialisation)
 
 
 class Specialised(Opaque, Generic[S]):
-    """Specialisations of one kind that a layer keeps, the last one used first.
+    """Specialisations that a layer keeps, the last one used first; a batch finds its own again.
 
-    A batch that comes and goes finds its own again. Pickles and copies are empty: what is kept
-    belongs to this process and this layer.
-
-    Args:
-        kind: :class:`CompiledStep` or :class:`PreparedSequence`.
+    Pickles and copies are empty: what is kept belongs to this process and this layer.
     """
 
     __slots__ = ("kept", "kind")
@@ -296,10 +285,7 @@ class CompiledStep(Specialisation):
         return output, ends
 
     def _has_parameters_of(self, attributes: dict[str, Any]) -> bool:
-        """Whether every raw value is what it was when the parameters were constrained.
-
-        Values are compared: a fused optimizer, or ``.data``, leaves no other trace.
-        """
+        """Whether raw values are the same: a fused optimizer, or ``.data``, leaves no trace."""
         parameters: dict[str, Any] = attributes["_parameters"]
         for name, address, size, content, view in self.raw_values:
             raw = parameters.get(name)

@@ -19,10 +19,7 @@ Presence: TypeAlias = tuple[bool, ...]
 
 
 class Presences(NamedTuple):
-    """The presence of each cotangent, all equally long, and how many of the last entries go round.
-
-    In a ring of states they come and go for ever; elsewhere the last one alone goes on.
-    """
+    """Presence of each cotangent; the last ``ring`` entries, or the last one alone, go round."""
 
     of: dict[str, Presence]
     period: int
@@ -65,23 +62,14 @@ def readers(graph: Graph, names: Collection[str]) -> Callable[[Value], frozenset
     found: dict[Value, frozenset[str]] = {name: frozenset({name}) for name in names}
     nothing: frozenset[str] = frozenset()
     for line in graph.lines:
-        found[line.name] = nothing.union(*(_of(found, arg) for arg in line.args))
-    return lambda value: _of(found, value)
-
-
-def _of(found: Mapping[Value, frozenset[str]], value: Value) -> frozenset[str]:
-    return found.get(value, frozenset()) if isinstance(value, str) else frozenset()
+        found[line.name] = nothing.union(*(found.get(arg, nothing) for arg in line.args))
+    return lambda value: found.get(value, nothing)
 
 
 def without_absent(
     graph: Graph, presence: Mapping[str, Presence]
 ) -> tuple[Graph, dict[str, Presence]]:
-    """Return a graph in which absent cotangents add nothing, and the inputs that say when.
-
-    Returns:
-        A graph whose outputs are 0 where they are absent, and its further inputs: truth values,
-        each with the presence that it stands for.
-    """
+    """Return a graph in which absent cotangents add nothing, and the inputs that say when."""
     pruned = _Pruning(graph, presence)
     for line in graph.lines:
         pruned.line(line)
@@ -100,7 +88,7 @@ class _Pruning:
 
     def line(self, line: Line) -> None:
         """Write a line, or nothing where it is never there."""
-        given = [arg for arg in line.args if isinstance(arg, str) and arg in self.presence]
+        given = [arg for arg in line.args if arg in self.presence]
         if given:
             when = tuple(map(any, zip(*(self.presence[arg] for arg in given), strict=True)))
             self.presence[line.name] = when
@@ -109,40 +97,34 @@ class _Pruning:
             if self._vanishes(line, given):
                 self.vanishing.add(line.name)
             if line.op == "add":  # autograd's sum of what comes from two sides
-                there = [arg for arg in line.args if any(self._when(arg, when))]
+                there = [arg for arg in line.args if any(self.presence.get(arg, when))]
                 if len(there) == 1:
                     self.values[line.name] = self.guarded(there[0], when)
                     return
             args = [self.guarded(arg, when) for arg in line.args]
         else:
-            args = [self._now(arg) for arg in line.args]
+            args = [self.values.get(arg, arg) for arg in line.args]
         self.values[line.name] = self.builder.emit(line.op, *args)
 
     def guarded(self, arg: Value, when: Presence | None) -> Value:
         """Return a value that is 0 where it is absent, unless it is so where ``when`` says."""
-        if not isinstance(arg, str) or arg not in self.presence:
-            return self._now(arg)
+        if arg not in self.presence:
+            return self.values.get(arg, arg)
         mine = self.presence[arg]
         if not any(mine):
             return 0.0
-        value = self._now(arg)
+        value = self.values.get(arg, arg)
         if all(mine) or mine == when or arg in self.vanishing:
             return value
         flag = "present_" + "".join(str(int(each)) for each in mine)
         self.flags[flag] = mine
         return self.builder.emit("where", flag, value, 0.0)
 
-    def _when(self, arg: Value, otherwise: Presence) -> Presence:
-        return self.presence.get(arg, otherwise) if isinstance(arg, str) else otherwise
-
-    def _now(self, arg: Value) -> Value:
-        return self.values.get(arg, arg) if isinstance(arg, str) else arg
-
     def _vanishes(self, line: Line, given: Iterable[Value]) -> bool:
         """Whether a line is 0 where its cotangents are."""
         if not self.vanishing.issuperset(given):
             return False
-        others = [arg for arg in line.args if not isinstance(arg, str) or arg not in self.presence]
+        others = [arg for arg in line.args if arg not in self.presence]
         if line.op == "where":
             others = others[1:] if line.args[0] in others else [line.args[0]]
         if line.op == "mul" or (line.op == "div" and line.args[0] in given):

@@ -88,11 +88,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 
 def evaluate(
-    kernel: ir.Kernel,
-    sizes: Mapping[str, int],
-    buffers: Mapping[str, Array],
-    *,
-    neurons: Array,
+    kernel: ir.Kernel, sizes: Mapping[str, int], buffers: Mapping[str, Array], *, neurons: Array
 ) -> None:
     """Run a kernel on arrays, all lanes as one task.
 

@@ -65,11 +65,7 @@ class Interval:
 
     @property
     def unit(self) -> float:
-        """Value of one integer in a register that serves every neuron, 1 or a power of two below.
-
-        Raises:
-            ValueError: values are any real numbers, and there is none.
-        """
+        """Value of one integer in a register for every neuron, 1 or a power of two below."""
         step = float(np.min(self.step))
         if step == -np.inf:
             raise ValueError("there is no width that holds every real number.")
@@ -77,11 +73,7 @@ class Interval:
 
     @property
     def bits(self) -> int:
-        """Width of a signed integer that holds the value of every neuron, in units of ``unit``.
-
-        Raises:
-            ValueError: there is none.
-        """
+        """Width of a signed integer that holds the value of every neuron, in units of ``unit``."""
         unit = self.unit
         if self.magnitude == np.inf:
             raise ValueError("there is no width that holds every real number.")
@@ -125,10 +117,7 @@ def with_zero(x: Interval) -> Interval:
 
 
 def weighted_sums(rows: Tensor, bias: Tensor | None, source: Interval) -> tuple[Interval, Interval]:
-    """Return the interval of sums of weights times values, and that of all on the way to them.
-
-    The second is that of a register in which they are added up, in whatever order.
-    """
+    """Return the interval of weighted sums, and of a register that adds them in whatever order."""
     rows = rows.detach().flatten(1).double()
     added = rows.new_zeros(len(rows)) if bias is None else bias.detach().double()
     low, high = float(np.min(source.low)), float(np.max(source.high))
@@ -171,12 +160,7 @@ def constant(value: float) -> Interval:
 
 
 def interval_of(values: Tensor, finest: float = 0.0) -> Interval:
-    """Return the range of a tensor's values: integers, multiples of ``2^finest``, or any numbers.
-
-    Args:
-        values: where one is infinite or NaN, the range has no ends.
-        finest: the power of two below which numbers are any.
-    """
+    """Return the range of a tensor: integers, multiples of ``2^finest``, or any; NaN: no ends."""
     numbers = values.detach().double().numpy(force=True)
     if not np.isfinite(numbers).all():
         return Interval(-np.inf, np.inf, -np.inf)

@@ -134,18 +134,17 @@ class Size:
         return f"{self.value}{f' {self.plus:+d}' if self.plus else ''}"
 
 
+Dimension: TypeAlias = "int | Size | Extent"
+
+
 @dataclass(frozen=True)
 class Buffer:
-    """Memory that a kernel is given, its last dimension contiguous.
-
-    ``name`` is that of the state, input or parameter that it belongs to; empty where there is but
-    one.
-    """
+    """Memory given to a kernel, its last dimension contiguous; ``name`` is empty if it is alone."""
 
     role: Role
     name: str
     dtype: Dtype
-    shape: tuple[int | Size | Extent, ...]
+    shape: tuple[Dimension, ...]
 
     def __str__(self) -> str:
         return f"{self.role.value} {self.name}".rstrip()
@@ -188,10 +187,7 @@ class Store:
 
 @dataclass(frozen=True)
 class Carried:
-    """A value that a loop carries: ``inside`` is ``initial``, then ``next`` of the one before.
-
-    After the loop, ``result`` is the last one.
-    """
+    """A value of a loop: ``inside`` is ``initial``, then the last ``next``; behind, ``result``."""
 
     inside: Value
     initial: Operand
@@ -363,10 +359,7 @@ def _place(buffer: Buffer, index: Sequence[Index]) -> str:
 
 @dataclass
 class OpenLoop:
-    """A loop while its body is written: what it carries, by name, in each iteration and after all.
-
-    ``next``, what that is in the next iteration, is to be set in the body.
-    """
+    """A loop while its body is written, which sets ``next``: what it carries, within and after."""
 
     index: Value
     carried: dict[str, Value]
@@ -408,11 +401,7 @@ class KernelBuilder:
         return value
 
     def buffer(
-        self,
-        role: Role,
-        name: str,
-        shape: tuple[int | Size | Extent, ...],
-        dtype: Dtype | None = None,
+        self, role: Role, name: str, shape: tuple[Dimension, ...], dtype: Dtype | None = None
     ) -> Buffer:
         """Add memory, of the dtype of the arithmetic unless another is given."""
         buffer = Buffer(role, name, dtype or self.dtype, shape)

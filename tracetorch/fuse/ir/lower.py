@@ -134,12 +134,6 @@ def _ignoring_nan(op: str) -> Rule:
     return rule
 
 
-@_rule("addcmul")
-def _addcmul(b: Builder, x: Value, y: Value, z: Value, value: float = 1) -> Value:
-    x, y, z = _as_float(b, x), _as_float(b, y), _as_float(b, z)
-    return b.emit("fma", b.emit("mul", y, float(value)), z, x)
-
-
 @_rule("lerp")
 def _lerp(b: Builder, x: Value, y: Value, weight: Value) -> Value:
     x, y, weight = _as_float(b, x), _as_float(b, y), _as_float(b, weight)
@@ -165,22 +159,11 @@ def _softplus_backward(b: Builder, g: Value, x: Value, beta: float, threshold: f
     return b.emit("where", b.emit("gt", scaled, float(threshold)), g, smooth)
 
 
-@_rule("silu")
-def _silu(b: Builder, x: Value) -> Value:
-    return b.emit("div", x, b.emit("add", 1.0, b.emit("exp", b.emit("neg", x))))
-
-
 @_rule("silu_backward")
 def _silu_backward(b: Builder, g: Value, x: Value) -> Value:
     s = b.emit("sigmoid", x)
     slope = b.emit("fma", x, b.emit("sub", 1.0, s), 1.0)
     return b.emit("mul", b.emit("mul", _as_float(b, g), s), slope)
-
-
-# One lane has no memory of its own and no shape.
-@_rule("clone")
-def _identity(b: Builder, x: Value, *_: object, **__: object) -> Value:
-    return x
 
 
 def _whole(bits: int) -> Rule:
@@ -216,6 +199,9 @@ _RULES |= {
     "relu": lambda b, x: _clamp(b, x, 0.0),
     "clamp_min": lambda b, x, low: _clamp(b, x, low),
     "clamp_max": lambda b, x, high: _clamp(b, x, None, high),
+    "addcmul": lambda b, x, y, z, value=1: b.emit(
+        "fma", b.emit("mul", _as_float(b, y), float(value)), _as_float(b, z), _as_float(b, x)
+    ),
     "fmax": _ignoring_nan("ge"),
     "fmin": _ignoring_nan("le"),
     "signbit": lambda b, x: b.emit("lt", b.emit("copysign", 1.0, _as_float(b, x)), 0.0),
@@ -242,6 +228,8 @@ _RULES |= {
     "threshold_backward": lambda b, g, x, threshold: b.emit(
         "where", b.emit("le", _as_float(b, x), float(threshold)), 0.0, _as_float(b, g)
     ),
+    # One lane has no memory of its own and no shape.
+    "clone": lambda b, x, *_, **__: x,
     # In-place operations, without their underscore.
     "copy": lambda b, _, y, *__: y,
     "zero": lambda b, _: 0.0,
@@ -250,6 +238,7 @@ _RULES |= {
     "to_int64": _whole(63),
     "masked_fill": lambda b, x, mask, value: _where(b, mask, value, x),
     # Activations.
+    "silu": lambda b, x: b.emit("div", x, b.emit("add", 1.0, b.emit("exp", b.emit("neg", x)))),
     "leaky_relu": lambda b, x, slope=0.01: _where(
         b, b.emit("gt", x, 0.0), x, b.emit("mul", x, float(slope))
     ),

@@ -7,13 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
-from tracetorch.fuse.ir.cotangents import (
-    Presence,
-    Presences,
-    presences,
-    readers,
-    without_absent,
-)
+from tracetorch.fuse.ir.cotangents import Presence, Presences, presences, readers, without_absent
 from tracetorch.fuse.ir.graph import Graph
 from tracetorch.fuse.ir.trace import Program
 
@@ -71,10 +65,7 @@ class Plan:
         return ("output", *ends, *(f"record_{name}" for name in self.record))
 
     def given(
-        self,
-        cotangents: Sequence[object | None],
-        steps: int | None = None,
-        fed: int | None = None,
+        self, cotangents: Sequence[object | None], steps: int | None = None, fed: int | None = None
     ) -> Plan:
         """Return the plan of a backward pass, from the cotangents of the results, or ``None``."""
         pairs = zip(self.results, cotangents, self.smooth_results, strict=True)
@@ -92,15 +83,9 @@ class Plan:
         key = absent if steps is None is fed else (absent, steps, fed)
         if absent and key not in self.parts:
             part = replace(
-                self,
-                kernels={},
-                tried=set(),
-                absent=absent,
-                whole=self,
-                parts={},
-                steps=steps,
+                self, kernels={}, tried=set(), absent=absent, whole=self, parts={}, steps=steps,
                 fed=fed,
-            )
+            )  # fmt: skip
             # what nothing comes back to has no gradient, as in autograd
             names = tuple([n for n in self.differentiated if n in part.reached])
             trained = tuple([n for n in self.trained if f"p_{n}" in part.reached])
@@ -184,10 +169,7 @@ class Plan:
 
     @cached_property
     def literals(self) -> tuple[float, ...]:
-        """Numbers in the program, except 0.0 and 1.0.
-
-        They are arguments of the kernel, so that one kernel serves every slope of a surrogate.
-        """
+        """Numbers but 0.0 and 1.0, arguments: one kernel serves every slope of a surrogate."""
         numbers = self.program.graph.literals().values()
         return tuple(number for number in numbers if number not in (0.0, 1.0))
 

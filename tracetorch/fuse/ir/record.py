@@ -17,7 +17,7 @@ import contextlib
 import inspect
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -26,7 +26,6 @@ from tracetorch.core.torch_private import COMPOSITE, TorchDispatchMode, make_wra
 from tracetorch.fuse.ir.decompose import decomposition
 from tracetorch.fuse.ir.graph import Builder, Graph, Unfusable, Value
 from tracetorch.fuse.ir.lower import lower
-from tracetorch.fuse.ir.sizes import READS_SIZES, symbolic_sizes
 
 _READS_VALUES = (
     "it reads the values of a tensor, for example to branch on them in Python, which a kernel "
@@ -51,15 +50,54 @@ _EXACT = ("abs", "clone", "maximum", "minimum", "neg", "where", *_FILLED)
 _BY_VALUES = ("index", "index_put_", "masked_scatter", "masked_select", "nonzero")
 
 
+READS_SIZES = "its step reads the size of its input"
+
+
+class _Node:
+    """A size as PyTorch's C++ passes it on."""
+
+    def is_int(self) -> bool:
+        return True
+
+    def maybe_as_int(self) -> None:
+        return None
+
+    def guard_int(self, *_: object) -> NoReturn:
+        raise Unfusable(READS_SIZES)
+
+
+class _Size(torch.SymInt):
+    """The size of one dimension."""
+
+    __class__ = property(lambda self: int)  # to ``isinstance``
+
+    def __eq__(self, other: object) -> bool:
+        return self.node is getattr(other, "node", None) or self.node.guard_int()
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def _read(self, *_: object) -> NoReturn:
+        raise Unfusable(READS_SIZES)
+
+
+for _name in (vars(int).keys() - vars(object).keys()) | {
+    *("__lt__", "__le__", "__gt__", "__ge__", "__hash__", "__repr__", "__format__")
+}:
+    setattr(_Size, _name, _Size._read)
+
+
+def symbolic_sizes(ndim: int) -> torch.Size:
+    """Return the sizes of a tensor, which equal themselves and nothing else."""
+    return torch.Size([_Size(_Node()) for _ in range(ndim)])  # type: ignore
+
+
 class _Misplaced(Exception):  # noqa: N818 (a finding, caught here)
     """Values of different coordinates are to be joined."""
 
 
 class _Memory:
-    """Value of one memory, which all its views see: a change of one in place is one of all.
-
-    ``size`` is the number of its values, ``is_input`` whether the caller reads it as well.
-    """
+    """Value of one memory, which all its views see; ``is_input``: the caller reads it as well."""
 
     def __init__(self, value: Value, size: int, *, is_input: bool = False) -> None:
         self.value, self.size, self.is_input = value, size, is_input
@@ -138,14 +176,7 @@ class _Lane(Tensor):
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Record what is computed, forward and by autograd, while the mode is active.
-
-    Args:
-        ndim: number of dimensions of the tensor of one step.
-        dtype: dtype of the arithmetic.
-        device: device that the tensors pretend to be on; nothing runs there.
-        side: size of every dimension of the sample tensors.
-    """
+    """Record what is computed, forward and by autograd, on sample tensors of sizes ``side``."""
 
     def __init__(self, ndim: int, dtype: torch.dtype, device: torch.device, side: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -490,11 +521,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return changed
 
     def _unsupported(self, made: Any, func: Any, why: str, place: Tensor | None = None) -> Any:
-        """Return a result that no kernel can compute, its operation named ``?<reason>``.
-
-        Raises:
-            Unfusable: it is a part of an operation, which is to be named instead.
-        """
+        """Return a result that no kernel can compute, named ``?<reason>``; of a part, raise."""
         if self.decomposing:
             raise Unfusable(why)
         if torch.Tag.reduction in func.tags:

@@ -24,6 +24,7 @@ from tracetorch.fuse.ir.kernel import (
     Axis,
     Barrier,
     Buffer,
+    Dimension,
     Dtype,
     Extent,
     Kernel,
@@ -57,11 +58,7 @@ class _Writer:
     # Memory
 
     def each(
-        self,
-        role: Role,
-        names: Iterable[str],
-        *shape: int | Size | Extent,
-        dtype: Dtype | None = None,
+        self, role: Role, names: Iterable[str], *shape: Dimension, dtype: Dtype | None = None
     ) -> dict[str, Buffer]:
         """Declare a buffer for each name."""
         return {name: self.k.buffer(role, name, shape, dtype) for name in names}
@@ -210,10 +207,7 @@ class _Writer:
         return self.k.op("or", one, other)
 
     def add_sums(self, sums: Buffer, totals: Mapping[str, Operand]) -> None:
-        """Add the sums of a segment to those of all, which are of float64.
-
-        Short sums in float32 are exact enough and fast; the long one over time and rows is not.
-        """
+        """Add a segment's sums to those of all: the long sum over time and rows needs float64."""
         for i, name in enumerate(self.plan.trained):
             total = totals[f"sum_{name}"]
             if self.k.dtype is not Dtype.FLOAT64:
@@ -507,10 +501,7 @@ def recurrent_backward_kernel(plan: RecurrentPlan) -> Kernel:
         with k.loop("t", begin, end, reverse=True) as walk:
             t = walk.index
             with k.lanes():
-                env, now = (
-                    w.numbers() | w.get(parameters, w.read),
-                    w.get(scratch, carried),
-                )
+                env, now = (w.numbers() | w.get(parameters, w.read), w.get(scratch, carried))
                 given = k.load(g_output, (t, LANE), "given")
                 now["g_output"] = k.op("add", k.load(d_x, (t, LANE), "fed"), given)
                 before, x = w.load_past(past, t, begin), w.load(inputs, plan.backward, t)

@@ -47,10 +47,7 @@ def _living(body: Sequence[ir.Statement], read: frozenset[ir.Value]) -> tuple[ir
 
 
 def without_memory(kernel: ir.Kernel, roles: Sequence[ir.Role]) -> ir.Kernel:
-    """Return a kernel without the buffers of some roles, and what goes from or to them.
-
-    What is loaded from them must go nowhere but to other memory, as checkpoints do to the past.
-    """
+    """Return a kernel without buffers of some roles, which may go only to other memory."""
     buffers = tuple(buffer for buffer in kernel.buffers if buffer.role not in roles)
     loaded = {
         each.result

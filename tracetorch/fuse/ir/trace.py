@@ -15,8 +15,7 @@ from torch import Tensor
 from tracetorch.cell import Cell, StepDefinition
 from tracetorch.core.torch_private import functions_on, global_modes_off
 from tracetorch.fuse.ir.graph import Graph, Unfusable
-from tracetorch.fuse.ir.record import Recorder
-from tracetorch.fuse.ir.sizes import READS_SIZES
+from tracetorch.fuse.ir.record import READS_SIZES, Recorder
 from tracetorch.fuse.ir.stacked import Stacked
 from tracetorch.fuse.step_results import check_step_results
 
@@ -212,22 +211,12 @@ def _trace(
         raise Unfusable(f"its step cannot be traced: {first_line}") from failure
     reached = frozenset(name for name in names if results[f"d_{name}"] is not None)
     graph = recorder.graph(results)
-    ends_with_gradient = frozenset(smooth)
     params = (*params, *made)
     definition = StepDefinition(cell.name, cell.step, cell.inputs, cell.states, active)
     return Program(
-        cell.name,
-        entered,
-        active,
-        params,
-        dtype,
-        graph,
-        ends_with_gradient,
-        reached,
-        made,
-        definition,
-        constants,
-    )
+        cell.name, entered, active, params, dtype, graph, frozenset(smooth), reached, made,
+        definition, constants,
+    )  # fmt: skip
 
 
 def input_names(cell: Cell | StepDefinition) -> tuple[str, ...]:

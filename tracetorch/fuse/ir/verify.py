@@ -209,7 +209,7 @@ class _Verifier:
         name: object,
         lowest: _Sum,
         highest: _Sum,
-        extent: int | ir.Size | ir.Extent,
+        extent: ir.Dimension,
         buffer: ir.Buffer,
         where: object,
     ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from tracetorch.core.torch_private import transformed_by
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.ir.trace import Program
 from tracetorch.fuse.runtime.layout import Layout
+
+# gradients of results, ``None`` for one that is absent
+Grads: TypeAlias = "Sequence[Tensor | None]"
 
 
 class Operands(NamedTuple):
@@ -64,12 +67,7 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def backward(
-        self,
-        plan: Plan,
-        layout: Layout,
-        given: Operands,
-        checkpoints: Tensor,
-        grads: Sequence[Tensor],
+        self, plan: Plan, layout: Layout, given: Operands, checkpoints: Tensor, grads: list[Tensor]
     ) -> list[Tensor]:
         """Return the gradients of inputs, states, parameters; an empty tensor for one not needed.
 

@@ -59,11 +59,7 @@ class _Grid(NamedTuple):
 
 @functools.lru_cache(maxsize=512)
 def _grid(layout: Layout, *, grouped: bool) -> _Grid:
-    """Divide the lanes of a layout into tasks; narrow rows share a tile.
-
-    Grouped, a task does several rows, so that there are few partial sums; otherwise it does one,
-    whose states it holds in a core's nearest cache.
-    """
+    """Divide lanes into tasks. Grouped, of several rows: few sums; else of one, in a near cache."""
     width = layout.neurons * layout.inner
     tile = 2 * TILE if not grouped and layout.lanes >= 2 * TILE * _WIDE_TASKS else TILE
     # Narrow rows lie side by side in a tile, so that its vector operations have full width.
@@ -218,10 +214,6 @@ def _nothing(dtype: torch.dtype) -> Tensor:
     return torch.empty(0, dtype=dtype, device="cpu")
 
 
-def _forward_kernel(plan: Plan) -> Schedule:
-    return schedules.forward_kernel(plan, in_chunks=True)
-
-
 def _is_short(plan: Plan) -> bool:
     return len(plan.program.forward.lines) <= _SHORT
 
@@ -234,10 +226,7 @@ def _are_aligned(sequences: Sequence[Tensor], grid: _Grid) -> bool:
 
 
 class _Forward(NamedTuple):
-    """Numbers that all forward passes of a plan over one length and layout share.
-
-    Checkpoints have ``kept`` values.
-    """
+    """Numbers that all forward passes of a plan over one length and layout share."""
 
     grid: _Grid
     kernel: Kernel
@@ -250,7 +239,8 @@ class _Forward(NamedTuple):
 @functools.lru_cache(maxsize=512)
 def _forward_of(plan: Plan, layout: Layout, steps: int, bypass: bool) -> _Forward:
     grid, kept = _grid(layout, grouped=False), plan.checkpoints(steps)
-    kernel = kernel_of(plan, False, _forward_kernel, bypass=bypass)
+    build = functools.partial(schedules.forward_kernel, in_chunks=True)
+    kernel = kernel_of(plan, False, build, bypass=bypass)
     # Without checkpoints the whole sequence is one segment.
     every = plan.checkpoint_interval if kept else max(1, steps)
     # Of a short step memory is the limit, which likes long runs of lanes; a long one likes to
@@ -315,12 +305,7 @@ class CpuBackend(Backend):
         return results
 
     def backward(
-        self,
-        plan: Plan,
-        layout: Layout,
-        given: Operands,
-        checkpoints: Tensor,
-        grads: Sequence[Tensor],
+        self, plan: Plan, layout: Layout, given: Operands, checkpoints: Tensor, grads: list[Tensor]
     ) -> list[Tensor]:
         """Run the backward kernel: as :meth:`.Backend.backward`."""
         inputs, states, params = given

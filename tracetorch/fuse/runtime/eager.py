@@ -16,7 +16,7 @@ from torch import Tensor
 from tracetorch.cell import Cell, StepDefinition
 from tracetorch.core.double_backward import explain_double_backward
 from tracetorch.fuse.ir.plan import Plan
-from tracetorch.fuse.runtime.backend import Operands
+from tracetorch.fuse.runtime.backend import Grads, Operands
 from tracetorch.fuse.step_results import check_step_results
 
 
@@ -58,7 +58,7 @@ def run_plan(plan: Plan, given: Operands) -> list[Tensor]:
     return [output, *ends, *records]
 
 
-def plan_gradients(plan: Plan, given: Operands, grads: Sequence[Tensor | None]) -> list[Tensor]:
+def plan_gradients(plan: Plan, given: Operands, grads: Grads) -> list[Tensor]:
     """Return what a plan's backward kernel computes; an empty tensor for one not needed."""
     program = plan.program
     states = [name for name in program.states if f"s_{name}" in plan.reached]
@@ -77,7 +77,7 @@ def plan_gradients(plan: Plan, given: Operands, grads: Sequence[Tensor | None]) 
 
 
 def gradients(
-    plan: Plan, given: Operands, grads: Sequence[Tensor | None], *, create_graph: bool = False
+    plan: Plan, given: Operands, grads: Grads, *, create_graph: bool = False
 ) -> list[Tensor | None]:
     """Return the gradients of those inputs, states and parameters that require one.
 
@@ -97,20 +97,9 @@ def gradients(
 
 
 def pull_back(
-    results: Sequence[Tensor],
-    grads: Sequence[Tensor | None],
-    leaves: Sequence[Tensor],
-    *,
-    create_graph: bool = False,
+    results: Sequence[Tensor], grads: Grads, leaves: Sequence[Tensor], *, create_graph: bool = False
 ) -> list[Tensor | None]:
-    """Return the gradients of leaves, ``None`` for one that requires none, or that none reaches.
-
-    Args:
-        results: of a graph.
-        grads: theirs; ``None`` for one that is absent.
-        leaves: of the graph.
-        create_graph: whether the gradients are part of a graph of their own.
-    """
+    """Return the gradients of leaves, ``None`` for one that requires none, or that none reaches."""
     given = zip(results, grads, strict=True)
     pairs = [(end, grad) for end, grad in given if grad is not None and end.requires_grad]
     wanted = [leaf for leaf in leaves if leaf.requires_grad]

@@ -41,11 +41,7 @@ _EXACT = {"add", "sub", "mul", "neg", "abs", "max", "min", "where", "float", *CO
 
 
 def is_wanted(backend: Backend) -> bool:
-    """Whether kernels of a backend are tried: by the environment, or by default where it says so.
-
-    Raises:
-        ValueError: the variable is neither 0 nor 1.
-    """
+    """Whether kernels of a backend are tried: by the environment, or where it says so."""
     setting = os.environ.get(SWITCH, "")
     if setting not in ("", "0", "1"):
         raise ValueError(
@@ -91,12 +87,7 @@ def _in_short_segments(plan: Plan) -> Plan:
 
 
 def failure_in(compare: Callable[[], str | None], what: str, device: torch.device) -> str | None:
-    """Return how a kernel fails in a comparison, which says what is wrong, or ``None``.
-
-    Raises:
-        RuntimeError: it has left a device that cannot be used any more.
-        torch.OutOfMemoryError: there is no memory for the sample.
-    """
+    """Return how a kernel fails in a comparison, or ``None``; raise if it has broken the device."""
     with global_modes_off():
         try:
             found = compare()
@@ -153,10 +144,7 @@ def random_like(like: Tensor, shape: Sequence[int], generator: torch.Generator) 
 
 
 def _meet_thresholds(plan: Plan, sample: Operands) -> None:
-    """Write inputs into the first step next to which, by one last place, a neuron spikes or not.
-
-    Not where a step has operations, such as exp, that may differ from PyTorch's by that place.
-    """
+    """Write first inputs next to which a neuron spikes or not, where all operations are exact."""
     if not {line.op for line in plan.program.forward.lines} <= _EXACT:
         return
 

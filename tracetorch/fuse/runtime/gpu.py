@@ -9,7 +9,7 @@ import functools
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -61,10 +61,7 @@ def launch_programs(
     arguments: dict[str, Any],
     options: Callable[[str], dict[str, Any]],
 ) -> None:
-    """Run so many programs of a kernel, on the stream of the device that is current.
-
-    Options are those in a language of Triton.
-    """
+    """Run so many programs of a kernel, on the device's stream, with a language's options."""
     for value in arguments.values():  # the memory of another GPU would end the process
         if isinstance(value, Tensor) and value.device != device:
             raise wrong_memory(value, value.dtype, device)
@@ -194,12 +191,7 @@ class TritonBackend(Backend):
         return [output, *ends.values(), *records.values(), checkpoints]
 
     def backward(
-        self,
-        plan: Plan,
-        layout: Layout,
-        given: Operands,
-        checkpoints: Tensor,
-        grads: Sequence[Tensor],
+        self, plan: Plan, layout: Layout, given: Operands, checkpoints: Tensor, grads: list[Tensor]
     ) -> list[Tensor]:
         """Run the backward kernel: as :meth:`.Backend.backward`."""
         inputs, states, params = given

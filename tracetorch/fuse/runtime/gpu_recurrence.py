@@ -66,10 +66,7 @@ def _power(number: int) -> int:
 
 
 def recurrence_options(backend: str) -> dict[str, Any]:
-    """Return the options of a launch: a thread takes all registers rather than put some in memory.
-
-    Contraction is off but in products.
-    """
+    """Return the options of a launch: all registers for a thread, contraction in products alone."""
     return exact_options(backend) | ({"maxnreg": 255} if backend == "cuda" else {})
 
 
@@ -138,11 +135,7 @@ class TritonLoop(Loop):
 
 
 def _arguments(kernel: Kernel, shape: Shape, buffers: Buffers) -> dict[str, Any]:
-    """Return the arguments by name.
-
-    Raises:
-        TypeError: a tensor is of another dtype than the kernel reads.
-    """
+    """Return the arguments by name; refuse tensors of another dtype than the kernel reads."""
     sizes = zip([size.name for size in kernel.sizes], shape.sizes, strict=True)
     found: dict[str, Any] = {
         "lanes": shape.lanes,

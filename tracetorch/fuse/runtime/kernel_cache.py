@@ -91,10 +91,7 @@ def clear() -> None:
 
 
 def prune(most: float) -> None:
-    """Remove the kernels that were not used for the longest until ``most`` bytes are left.
-
-    Processes that run keep what they have loaded.
-    """
+    """Remove the kernels unused for longest until ``most`` bytes are left; loaded ones go on."""
     kernels = cached_kernels()
     size = sum(kernel.size for kernel in kernels)
     for kernel in kernels:

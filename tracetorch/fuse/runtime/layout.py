@@ -95,11 +95,7 @@ def layout_of(x: Tensor, dim: int) -> Layout:
 def allocate_results(
     plan: Plan, layout: Layout, x: Tensor
 ) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
-    """Allocate the results of a forward pass: output, final states, trajectories, checkpoints.
-
-    All but the checkpoints are in the memory order of ``x``, so that a kernel writes neighbouring
-    lanes together.
-    """
+    """Allocate output, final states, trajectories, in the order of ``x``, and checkpoints."""
     dtype, count = plan.program.dtype, 1 + len(plan.record)
     new = layout.allocate(x, dtype, sequences=count, steps=len(plan.program.states))
     # The states at the start of each segment but the first; the backward pass recomputes the rest.
@@ -121,10 +117,7 @@ def _is_dense(dims: Sequence[tuple[int, int]]) -> bool:
 
 
 def strided(sequence: Tensor, layout: Layout) -> tuple[Tensor, int, int]:
-    """Return a sequence as the kernels read it: flat memory, and the strides of time and of rows.
-
-    A row is ``neurons * inner`` values that lie together; only what cannot be seen so is copied.
-    """
+    """Return flat memory, and the strides of time and rows, which lie together; else of a copy."""
     width = layout.neurons * layout.inner
     arranged = sequence if layout.in_order else layout.arrange(sequence)
     # The common case, without the views below.

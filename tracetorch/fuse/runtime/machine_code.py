@@ -24,13 +24,7 @@ from typing import Any, NamedTuple
 from tracetorch.core.files import atomic_replace
 from tracetorch.fuse.codegen.llvm_functions import LIBRARY
 from tracetorch.fuse.codegen.llvm_kernel import Processor
-from tracetorch.fuse.runtime.kernel_cache import (
-    folder,
-    limit,
-    mark_used,
-    prune,
-    report_unusable,
-)
+from tracetorch.fuse.runtime.kernel_cache import folder, limit, mark_used, prune, report_unusable
 
 _log = logging.getLogger("tracetorch")
 _lock = threading.RLock()
@@ -122,11 +116,7 @@ def _target(machine: Machine) -> Any:
 
 
 def object_code(text: str, machine: Machine) -> bytes:
-    """Compile a module.
-
-    The text is as good as LLVM's passes would make it, so that only instructions are selected:
-    they would double the time.
-    """
+    """Compile a module without LLVM's passes: its text is as good as they would make it."""
     import llvmlite.binding as llvm
 
     target = _target(machine)

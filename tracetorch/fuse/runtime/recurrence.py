@@ -22,10 +22,7 @@ _ROWS = 8  # of a task: enough to read the matrix seldom, few enough to share ou
 
 
 class Shape(NamedTuple):
-    """Sizes of one call: rows of neurons, each walked through time.
-
-    ``every`` steps lie between two checkpoints; there is one of ``taps`` matrices for each delay.
-    """
+    """Sizes of one call: rows of neurons over time; ``every`` steps between checkpoints."""
 
     steps: int
     every: int
@@ -254,10 +251,7 @@ def backward(
 
 
 def _weight_gradient(d_x: Tensor, output: Tensor, first: Tensor, weight: Tensor) -> Tensor:
-    """Return the gradient of the weight, ``[N, N]`` or ``[N, N, taps]``: a product over all time.
-
-    One for each tap.
-    """
+    """Return the gradient of the weight, ``[N, N]`` or ``[N, N, taps]``: a product for each tap."""
     neurons, taps = d_x.shape[-1], len(first)
     # in memory as the weight of a linear layer with delays, and that of one matrix as it is
     total = d_x.new_empty(taps, neurons, neurons)

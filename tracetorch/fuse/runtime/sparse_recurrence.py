@@ -43,9 +43,7 @@ _BESIDE = 16, 8  # samples that may lie side by side
 _SEGMENT = 1 << 27  # bytes of what a segment of more steps than the root computes again
 _WORDS = 1 << 20  # of spikes that are listed at once
 _LONG = 1 << 12  # steps whose events from outside are there at once, where nothing is kept
-_PAIRS = (
-    1 << 22
-)  # edges and samples at a time, in the gradient of the outputs before the first step
+_PAIRS = 1 << 22  # edges and samples at a time, in the gradient of the outputs before the first
 
 
 @dataclass(frozen=True)
@@ -54,11 +52,6 @@ class Layout:
 
     ``inner`` samples are a group, side by side, and a row has a *slot* of as many lanes for each
     neuron. Neurons of each population begin with a tile.
-
-    Args:
-        sizes: neurons of each population.
-        samples: how many there are.
-        inner: how many lie side by side.
     """
 
     sizes: tuple[int, ...]
@@ -109,10 +102,7 @@ class Layout:
 
     @cached_property
     def chunks(self) -> tuple[int, int]:
-        """Into how many chunks a row is divided, and how many lanes one has.
-
-        Not divided, the edges of a source are read by one thread, and threads wait for nobody.
-        """
+        """Chunks of a row, and their lanes. One: a source's edges have one thread, none waits."""
         tiles = -(-self.lanes // TILE)
         most = tiles if self.inner == 1 else max(1, tiles // _LEAST)
         count = 1 if self.groups >= _CHUNKS else min(most, -(-_CHUNKS // self.groups))
@@ -188,10 +178,7 @@ class Edges(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Events of some steps: those of a row follow each other, by lane, each once.
-
-    Those of step ``t`` and group ``g`` begin at ``starts[t * groups + g]``.
-    """
+    """Events of some steps, by lane; of step t and group g from ``starts[t * groups + g]``."""
 
     starts: Tensor  # ``[steps * groups + 1]`` int64
     lanes: Tensor  # ``[n]`` int32
@@ -230,16 +217,7 @@ class Population:
 
 @dataclass(frozen=True, eq=False)
 class Loop:
-    """Sizes of one call, and what all its kernels read.
-
-    Args:
-        populations: kinds of neurons.
-        layout: where they lie.
-        edges: as they are in memory.
-        weight: of each edge, in their order.
-        bias: of each lane.
-        steps: how many.
-    """
+    """Sizes of one call, and what all its kernels read; ``edges`` and weights in memory's order."""
 
     populations: Sequence[Population]
     layout: Layout
@@ -279,10 +257,7 @@ class Loop:
         return math.prod(self.row)
 
     def segments(self, least: int = 1) -> list[tuple[int, int]]:
-        """Return the first step of each segment, and the one behind its last.
-
-        A segment is of whole windows: the root of all steps, or more as long as there is memory.
-        """
+        """Segments of whole windows, first step and end: the root of all, more if memory lasts."""
         states = self.states / self.window
         few = int(_SEGMENT / ((states + 3) * self.lanes * self.dtype.itemsize))
         every = max(self.taps, math.isqrt(self.steps), min(few, self.steps), least)
@@ -344,11 +319,7 @@ def _table(
     memory: Callable[[Population], Mapping[str, _Memory]],
     places: tuple[str, str],
 ) -> _Table:
-    """Return the kernels that ``build`` makes of plans, one for each population.
-
-    ``memory`` returns that of a population's buffers but parameters; ``places`` are names of what
-    the loop writes into a block itself.
-    """
+    """Return each population's kernel, made by ``build``; ``places`` are what the loop writes."""
     rows, alive, values = [], [], 0
     for i, population in enumerate(loop.populations):
         kernel = _called(population.plan, name, build)
@@ -489,11 +460,7 @@ def _advance(
     output: Tensor | None = None,
     kept: Tensor | None = None,
 ) -> None:
-    """Run the neurons over some steps; ``bits`` begin with the history of these.
-
-    ``states`` are ``[1, states, groups, lanes]``, which go on, or those before each window and
-    behind the last one. ``kept`` is where what the neurons are given is written.
-    """
+    """Run the neurons over some steps, whose history ``bits`` begin with; ``states`` go on."""
     window = states[0].nbytes if len(states) > 1 else 0
 
     def memory(population: Population) -> dict[str, _Memory]:
@@ -676,10 +643,7 @@ def _back(
     past: tuple[Tensor, Tensor, Part],
     results: tuple[Tensor, Tensor, Tensor],
 ) -> None:
-    """Run the steps of a segment backward, from the last window to the first.
-
-    ``time`` are its steps, and those behind it.
-    """
+    """Run a segment backward, window by window; ``time`` are its steps, and those behind it."""
     (x, states, g_output), (cotangents, d_x, sums) = past, results
     item, count = loop.dtype.itemsize, _trained(loop)
     row = loop.window * loop.lanes * item

@@ -104,10 +104,7 @@ class _Gomp(NamedTuple):
 
 @cache
 def _gomp() -> _Gomp | None:
-    """Return functions of the OpenMP runtime that PyTorch runs on, ``None`` unless it is GNU's.
-
-    It is looked up among the loaded libraries: another copy would start threads of its own.
-    """
+    """Return the loaded GNU OpenMP of PyTorch, or ``None``: another copy has threads of its own."""
     if not sys.platform.startswith("linux"):
         return None
     try:

@@ -47,18 +47,9 @@ def threefry(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor]) -> tupl
 
 
 def uniforms(position: Tensor, steps: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return two sequences of random numbers, uniform in (0, 1): lane l of step t has the key l.
+    """Return two sequences ``[steps, ...]`` in (0, 1), the same in every dtype; lane l has key l.
 
-    They are the same in every dtype.
-
-    Args:
-        position: the counter of every lane at the first step, int64, not negative; it advances by
-            one in each step.
-        steps: how many.
-        dtype: float32 or float64.
-
-    Shape:
-        ``position`` ``[...]``; both results ``[steps, ...]``.
+    The ``position`` is the counter of every lane at the first step, int64, not negative.
     """
     time = torch.arange(steps, device=position.device).reshape(steps, *[1] * position.ndim)
     lane = torch.arange(position.numel(), device=position.device).reshape(position.shape)

@@ -17,8 +17,12 @@ from tests.fuse.ir import test_lower
 from tests.fuzz.draw import SEEDS, random_neuron
 from tests.lane import run_lane
 from tracetorch import snn
-from tracetorch.fuse.codegen.javascript_functions import functions_source
-from tracetorch.fuse.codegen.javascript_loops import backward_source, forward_source, unknown
+from tracetorch.fuse.codegen.javascript import (
+    backward_source,
+    forward_source,
+    functions_source,
+    unknown,
+)
 from tracetorch.fuse.codegen.targets import _ROUNDED, javascript_target
 from tracetorch.fuse.ir.evaluate import _FUNCTIONS
 from tracetorch.fuse.ir.graph import Graph, Line
@@ -162,11 +166,7 @@ def test_functions_that_math_lacks(page: Any) -> None:
         "nextafter": torch.nextafter,
         "pow": torch.pow,
     }
-    unary: dict[str, Function] = {
-        "erf": torch.erf,
-        "erfc": torch.erfc,
-        "round": torch.round,
-    }
+    unary: dict[str, Function] = {"erf": torch.erf, "erfc": torch.erfc, "round": torch.round}
     operations = [*binary, *unary, "fma"]
     graph = Graph(tuple(Line("v0", op, ("x",)) for op in operations), {})
     calls = ", ".join(f"{op}: u.map((a, i) => {op}(a, v[i], z[i]))" for op in operations)

@@ -1,10 +1,26 @@
-"""Define the functions of printed JavaScript that its ``Math`` lacks."""
+"""Print a plan as two time loops for JavaScript, the kernels of one lane, and what ``Math`` lacks.
+
+Each source is an expression, a function of its memory::
+
+    forward(literals, steps, x, params, start, output, record)
+    backward(literals, steps, x, params, start, record, dOutput, dRecord, dX, dParams, dStart)
+
+``x``, ``output`` and their gradients hold one number for each step, ``record`` and ``dRecord`` an
+array of them for each state, ``params``, ``start`` and their gradients one number for each. All of
+time is one segment, so there are no checkpoints.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from tracetorch.fuse.codegen.emitter import BraceEmitter
+from tracetorch.fuse.codegen.targets import javascript_target
 from tracetorch.fuse.ir.graph import Graph
+from tracetorch.fuse.ir.kernel import Axis, Buffer, Index, Kernel, Role, Value
+from tracetorch.fuse.ir.plan import Plan
+from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel
+from tracetorch.fuse.ir.simplify import without_memory
 
 _BITS = """
 const bits = new BigInt64Array(1), number = new Float64Array(bits.buffer);
@@ -150,3 +166,77 @@ def functions_source(graphs: Iterable[Graph]) -> str:
         if name in needed:
             needed.update(_FUNCTIONS[name][0])
     return "".join(source for name, (_, source) in _FUNCTIONS.items() if name in needed)
+
+
+# The spelling of a place in each kind of memory: k is the number of the state or parameter, t the
+# first index, i the second one.
+_PLACES = {
+    Role.INPUT: "x[{t}]", Role.PARAMETER: "params[{k}]", Role.LITERALS: "literals[{t}]",
+    Role.START: "start[{k}]", Role.OUTPUT: "output[{t}]", Role.RECORD: "record[{k}][{t}]",
+    Role.PAST: "past[{i}][{t}]", Role.GRAD_OUTPUT: "dOutput[{t}]",
+    Role.GRAD_RECORD: "dRecord[{k}][{t}]", Role.GRAD_INPUT: "dX[{t}]",
+    Role.GRAD_START: "dStart[{k}]",
+}  # fmt: skip
+
+
+def unknown(graph: Graph) -> str | None:
+    """Return the first operation of ``graph`` that JavaScript lacks, or ``None``."""
+    return javascript_target().unknown_operation(graph)
+
+
+def forward_source(plan: Plan) -> str:
+    """Print the pass that fills ``output`` and ``record``; the plan records all states."""
+    # the last of the trajectories are the final states
+    kernel = without_memory(forward_kernel(plan), (Role.CHECKPOINTS, Role.END))
+    printer = _Printer(kernel, plan)
+    return printer.print("literals, steps, x, params, start, output, record")
+
+
+def backward_source(plan: Plan) -> str:
+    """Print the pass that fills ``dX``, ``dParams`` and ``dStart``, from the last step on."""
+    kernel = without_memory(backward_kernel(plan), (Role.CHECKPOINTS,))
+    printer = _Printer(kernel, plan)
+    return printer.print(
+        "literals, steps, x, params, start, record, dOutput, dRecord, dX, dParams, dStart"
+    )
+
+
+class _Printer(BraceEmitter):
+    counter = "let"
+
+    def __init__(self, kernel: Kernel, plan: Plan) -> None:
+        super().__init__(kernel, javascript_target())
+        self.plan = plan
+
+    def print(self, arguments: str) -> str:
+        with self.indent(f"({arguments}) => {{"):
+            self.line("const every = steps, segments = 1;")
+            roles = self.kernel.roles
+            if Role.PAST in roles:
+                self.line(
+                    f"const past = Array.from({{ length: {len(self.plan.recomputed)} }}, () => []);"
+                )
+            if Role.SUMS in roles:
+                self.line("dParams.fill(0);")
+            self.body(self.kernel.body)
+        return self.source().rstrip()
+
+    def declare(self, value: Value, spelled: str) -> None:
+        self.line(f"const {self.spell(value)} = {spelled};")
+
+    def declare_variable(self, value: Value, spelled: str) -> None:
+        self.line(f"let {self.spell(value)} = {spelled};")
+
+    def place(self, buffer: Buffer, index: Sequence[Index]) -> str:
+        inner = [self.spell(each) for each in index if not isinstance(each, Axis)]
+        first, second = [*inner, "", ""][:2]
+        program = self.plan.program
+        if buffer.role is Role.SUMS:
+            return f"dParams[{program.params.index(self.plan.trained[int(first)])}]"
+        names = program.params if buffer.role is Role.PARAMETER else program.states
+        k = names.index(buffer.name) if buffer.name in names else 0
+        return _PLACES[buffer.role].format(k=k, t=first, i=second)
+
+    def load(self, buffer: Buffer, index: Sequence[Index]) -> str:
+        # nothing comes back to the final states but by way of their trajectories
+        return "0" if buffer.role is Role.GRAD_END else self.place(buffer, index)
