@@ -144,13 +144,8 @@ def tied() -> nn.Module:
 
 
 LEFT: dict[str, tuple[Callable[[], nn.Module], Tensor, int]] = {
-    "behind a pooling": (
-        lambda: nn.Sequential(
-            nn.Conv2d(2, 4, 3), nn.AvgPool2d(2), nn.BatchNorm2d(4), snn.LIF(4, dim=-3)
-        ),
-        images,
-        1,
-    ),
+    "behind a pooling": (lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.AvgPool2d(2),
+     nn.BatchNorm2d(4), snn.LIF(4, dim=-3)), images, 1),
     "its input is read twice": (read_twice, x, 1),
     "its input is returned too": (returned_too, x, 1),
     "the product is called twice": (called_twice, x, 1),
@@ -158,13 +153,10 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], Tensor, int]] = {
     "forward reads the product": (lambda: read_too("linear"), x, 1),
     "forward reads the norm": (lambda: read_too("norm"), x, 1),
     "statistics of the batch": (lambda: dense(track_running_stats=False), x, 1),
-    "another dimension": (
-        lambda: nn.Sequential(nn.Linear(9, 7), nn.BatchNorm1d(2), snn.LIF(2, dim=-2)),
-        lines,
-        1,
-    ),
+    "another dimension": (lambda: nn.Sequential(nn.Linear(9, 7), nn.BatchNorm1d(2),
+     snn.LIF(2, dim=-2)), lines, 1),
     "a sign": (flipped, x, 1),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LEFT)

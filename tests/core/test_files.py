@@ -27,18 +27,14 @@ from tracetorch.data import NMNIST, DVSGesture
 # what makes a file, and what reads it, by its name
 READERS: dict[str, tuple[Callable[[Path], Any], Callable[[Path], Any]]] = {
     "model.safetensors": (ALL["model.safetensors"], lambda path: tt.load(path, model())),
-    "model.pt": (
-        lambda path: torch.save(model().state_dict(), path),
-        lambda path: tt.load(path, model()),
-    ),
+    "model.pt": (lambda path: torch.save(model().state_dict(), path),
+     lambda path: tt.load(path, model())),
     "exact.nir": (ALL["exact.nir"], lambda path: tt.nir.from_nir(path, dt=1e-4)),
-    "shd_train.h5": (
-        lambda path: write_heidelberg(path, [[(0.5, 1)]]),
-        lambda path: tt.data.SHD(path.parent),
-    ),
+    "shd_train.h5": (lambda path: write_heidelberg(path, [[(0.5, 1)]]),
+     lambda path: tt.data.SHD(path.parent)),
     "1.bin": (lambda path: path.write_bytes(nmnist_bytes([(1, 2, 3, 1)] * 3)), NMNIST._read),
     "2.npy": (lambda path: write_gesture(path, [(1, 2, 1, 3.0)]), DVSGesture._read),
-}
+}  # fmt: skip
 ALL_READERS = READERS | {"model.onnx": (ALL["model.onnx"], tt.export.OnnxStream)}
 
 

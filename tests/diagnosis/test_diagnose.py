@@ -416,22 +416,14 @@ ABSENT: list[tuple[Any, Any, Any, str]] = [
     (dense, x(), lambda y, t: F.nll_loss(y.mean(0).log_softmax(-1), t), "no-log-probabilities"),
     (dense, x(), lambda y, t: F.nll_loss(y.mean(0).log_softmax(-1), t), "activation-before-loss"),
     (dense, x(), lambda y, t: mean(y.log_softmax(-1), t), "activation-before-loss"),
-    (
-        dense,
-        x(),
-        lambda y, t: F.binary_cross_entropy(y.mean(0).sigmoid(), one_hot(t)),
-        "activation-before-loss",
-    ),
+    (dense, x(), lambda y, t: F.binary_cross_entropy(y.mean(0).sigmoid(), one_hot(t)),
+     "activation-before-loss"),
     (lambda: dense()[:2], x()[..., :20], lambda y, t: mean(y[..., :4], t), "relu-on-logits"),
     (dense, x(), lambda y, t: mean(y, t) - 0.1 * y.square().mean(), "loss-raised"),
     (dense, x(), lambda y, t: mean(y, t) - 9.0, "loss-raised"),
     # a policy gradient whose advantages are negative
-    (
-        dense,
-        x(),
-        lambda y, t: (F.cross_entropy(y[-1], t, reduction="none") * (-1.0 - t)).mean(),
-        "loss-raised",
-    ),
+    (dense, x(), lambda y, t: (F.cross_entropy(y[-1], t, reduction="none") * (-1.0 - t)).mean(),
+     "loss-raised"),
     *(
         (dense, x(), loss, "loss-raised")
         for loss in (
@@ -446,12 +438,8 @@ ABSENT: list[tuple[Any, Any, Any, str]] = [
     ),
     (dense, x(), lambda y, t: -y.mean(0).log_softmax(-1)[:, 0].mean(), "log-of-softmax"),
     (dense, x(), lambda y, t: -(y.mean(0).square() + 1).log().mean(), "log-of-softmax"),
-    (
-        dense,
-        x(),
-        lambda y, t: F.cross_entropy(y.mean(0).softmax(-1) + y[-1], t),
-        "activation-before-loss",
-    ),  # a skip connection
+    (dense, x(), lambda y, t: F.cross_entropy(y.mean(0).softmax(-1) + y[-1], t),
+     "activation-before-loss"),  # a skip connection
     (dense, shifted(2.9), mean, "input-offset"),
     (dense, 12 * x(), mean, "input-offset"),  # it varies as much
     (conv, images() + 2, mean, "input-offset"),
@@ -459,7 +447,7 @@ ABSENT: list[tuple[Any, Any, Any, str]] = [
     (dense, x(), lambda y, t: mean(y.clamp(-9, 9), t), "relu-on-logits"),
     (lambda: scaled(dense(), 0.0), x(), mean, "equal-neurons"),  # an input that does not vary
     (lambda: one_frozen(1), images(), mean, "in-evaluation-mode"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("make", "data", "loss", "name"), ABSENT, ids=[each[3] for each in ABSENT])
@@ -667,74 +655,27 @@ OPTIMIZERS: list[tuple[Any, Any, str, str, str, Any, str]] = [
     (dense, adam(0.0, ADAMW), "learning-rate-zero", "0.weight", "error", 0, ""),
     (dense, adam(0.0, ADAMW), "weight-decay-on-neurons", "1.raw_beta", "note", 0.01, ""),
     (dense, one_stopped, "learning-rate-zero", "0.weight", "warning", 0, "2 of 7 parameters is 0"),
-    (
-        heavy,
-        adam(2e-3, ADAMW),
-        "small-steps",
-        "0.weight",
-        "warning",
-        (0.7 * SMALL, 1.3 * SMALL),
-        "",
-    ),
+    (heavy, adam(2e-3, ADAMW), "small-steps", "0.weight", "warning", (0.7 * SMALL, 1.3 * SMALL),
+     ""),
     (dense, adam(0.5), "large-steps", "2.weight", "warning", (4, 6), "2.weight, 0.weight"),
     (delayed, adam(1.0), "large-steps", "0.linear.weight", "warning", (7, 8), ONE),
     (lambda: delayed(True), adam(1.0), "large-steps", "0.linear.weight", "warning", (7, 8), ONE),
-    (
-        dense,
-        adam(1e4, SGD),
-        "large-steps",
-        "2.weight",
-        "warning",
-        (200, 400),
-        "2 weights by more than th",
-    ),
-    (
-        dense,
-        adam(1e-6, SGD),
-        "small-steps",
-        "2.weight",
-        "warning",
-        (1e-8, 1e-7),
-        "at the rate 1e-06",
-    ),
-    *(
-        (dense, adam(lr, kind), "large-steps", "2.weight", "warning", (1, 1e5), kind.__name__)
-        for lr, kind in (
-            (5.0, torch.optim.Adagrad),
-            (0.1, torch.optim.RMSprop),
-            (1e4, torch.optim.Adadelta),
-            (1.0, Lion),
-            (50.0, torch.optim.RAdam),
-        )
-    ),
-    *(
-        (dense, adam(1e-9, kind), "small-steps", "2.weight", "warning", (1e-16, 1e-6), "no weight")
-        for kind in (torch.optim.Adagrad, torch.optim.RMSprop, torch.optim.Adadelta, Lion, ADAMW)
-    ),
+    (dense, adam(1e4, SGD), "large-steps", "2.weight", "warning", (200, 400),
+     "2 weights by more than th"),
+    (dense, adam(1e-6, SGD), "small-steps", "2.weight", "warning", (1e-8, 1e-7),
+     "at the rate 1e-06"),
+    *((dense, adam(lr, kind), "large-steps", "2.weight", "warning", (1, 1e5), kind.__name__)
+      for lr, kind in ((5.0, torch.optim.Adagrad), (0.1, torch.optim.RMSprop), (1.0, Lion),
+                       (1e4, torch.optim.Adadelta), (50.0, torch.optim.RAdam))),
+    *((dense, adam(1e-9, kind), "small-steps", "2.weight", "warning", (1e-16, 1e-6), "no weight")
+     for kind in (torch.optim.Adagrad, torch.optim.RMSprop, torch.optim.Adadelta, Lion, ADAMW)),
     (heavy, adam(2e-4, Lion), "small-steps", "0.weight", "warning", (1e-6, 1e-5), "as large"),
-    *(
-        (
-            heavy,
-            lambda m, k=kind: finished(m, k),
-            "small-steps",
-            "0.weight",
-            "warning",
-            (1e-8, 1e-3),
-            "has ended.",
-        )
-        for kind in ("OneCycleLR", "ExponentialLR")
-    ),
+    *((heavy, lambda m, k=kind: finished(m, k), "small-steps", "0.weight", "warning", (1e-8, 1e-3),
+     "has ended.") for kind in ("OneCycleLR", "ExponentialLR")),
     (dense, unstepped, "small-steps", "0.weight", "warning", 1e-9, "or its warm-up begins."),
-    (
-        dense,
-        lambda m: torch.optim.Adam(m.parameters(), maximize=True),
-        "loss-raised",
-        "",
-        "error",
-        (1.3, 1.4),
-        "maximizes the cross_entropy",
-    ),
-]
+    (dense, lambda m: torch.optim.Adam(m.parameters(), maximize=True), "loss-raised", "", "error",
+     (1.3, 1.4), "maximizes the cross_entropy"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -766,11 +707,8 @@ FITTING: list[tuple[str, Any, Any]] = [
     ("large-steps", dense, adam(0.49)),
     ("large-steps", dense, adam(5.0, SGD)),
     ("large-steps", heavy, relative),
-    *(
-        (name, dense, adam(lr, SGD))
-        for name in ("large-steps", "small-steps")
-        for lr in (1e-3, 0.1, 1.0)
-    ),
+    *((name, dense, adam(lr, SGD)) for name in ("large-steps", "small-steps") for lr in (1e-3, 0.1,
+     1.0)),
     ("small-steps", dense, lambda m: torch.optim.SGD(m.parameters(), lr=1e-6, momentum=0.999)),
     ("loss-raised", dense, adam()),
     *(
@@ -784,7 +722,7 @@ FITTING: list[tuple[str, Any, Any]] = [
     ),
     ("small-steps", dense, lambda m: finished(m, "ConstantLR")),
     ("large-steps", dense, lambda m: Shrinking(m.parameters(), {})),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "make", "optimizer"), FITTING)

@@ -10,15 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch import snn
-from tracetorch.diagnosis import (
-    Diagnosis,
-    Finding,
-    activity,
-    busy_inputs,
-    data,
-    gradients,
-    halflives,
-)
+from tracetorch.diagnosis import Diagnosis, Finding, activity, data, gradients, halflives
 from tracetorch.diagnosis.evidence import Evidence, LayerEvidence
 from tracetorch.diagnosis.finding import findings
 from tracetorch.diagnosis.reach import SpikeInputs
@@ -242,6 +234,6 @@ def product(density: float | None, crossover: float = 0.2, events: bool = False)
     ],
 )
 def test_density_against_the_crossover(called: list[Product], value: float | None) -> None:
-    found = findings(busy_inputs, evidence(products={"0": called}))
+    found = findings(activity, evidence(products={"0": called}))
     names = [(f.severity, f.name, f.layer, f.value) for f in found]
     assert names == ([] if value is None else [("note", "too-busy-for-events", "0", value)])

@@ -65,15 +65,11 @@ SMALL: dict[str, tuple[Build, int]] = {
     "vgg": (lambda **given: models.SpikingVGG(11, 5, 2, **{**VGG, **given}), 32),
     "spikformer": (lambda **given: models.Spikformer(1, 16, 2, 5, 2, **{**FORMER, **given}), 8),
     "qkformer": (lambda **given: models.QKFormer((1, 1, 1), 32, 2, 5, 2, **{**FORMER, **given}), 8),
-    "qkformer-events": (
-        lambda **given: models.QKFormer((1, 1), 32, 2, 5, 2, **{"images": "events", **given}),
-        16,
-    ),
-    "spike-driven": (
-        lambda **given: models.SpikeDrivenTransformer(1, 16, 5, 2, **{**FORMER, **given}),
-        8,
-    ),
-}
+    "qkformer-events": (lambda **given: models.QKFormer((1, 1), 32, 2, 5, 2,
+     **{"images": "events", **given}), 16),
+    "spike-driven": (lambda **given: models.SpikeDrivenTransformer(1, 16, 5, 2,
+     **{**FORMER, **given}), 8),
+}  # fmt: skip
 T, B = 3, 2
 
 
@@ -246,10 +242,10 @@ def test_what_has_no_counterpart_in_nir_is_refused_by_name(name: str, message: s
 
 @refusals(
     r"""
-    SEWResNet(19) -> ValueError: depth must be one of 18, 34, 50, 101, 152; got 19
-    MSResNet(50) -> ValueError: depth must be one of 18, 34, 104; got 50
-    SpikingVGG(12) -> ValueError: depth must be one of 11, 13, 16, 19; got 12
-    SEWResNet(images="large") -> ValueError: images must be one of 'imagenet', 'small'
+    SEWResNet(19) -> ValueError: depth must be 18, 34, 50, 101 or 152, got 19
+    MSResNet(50) -> ValueError: depth must be 18, 34 or 104, got 50
+    SpikingVGG(12) -> ValueError: depth must be 11, 13, 16 or 19, got 12
+    SEWResNet(images="large") -> ValueError: images must be 'imagenet' or 'small'
     SEWResNet(combine="or", width=4) -> ValueError: combine must be
     SpikeDrivenTransformer(1, 20) -> ValueError: must be a multiple of 8, got 20. Try 16
     Spikformer(1, 16, 3)
@@ -259,7 +255,7 @@ def test_what_has_no_counterpart_in_nir_is_refused_by_name(name: str, message: s
     QKFormer((1, 2)) -> ValueError: depths must have one number for each of three stages
     QKFormer(images="events") -> ValueError: for each of two stages, got \(1, 2, 7\)
     QKFormer((1, 1), 24, 1, images="events") -> ValueError: multiple of 16 .* got 24. Try 16
-    QKFormer(images="dvs") -> ValueError: one of 'imagenet', 'small', 'events'; got 'dvs'
+    QKFormer(images="dvs") -> ValueError: 'imagenet', 'small' or 'events', got 'dvs'
     SpikingVGG(dropout=1.5) -> ValueError: p must lie in \[0, 1\], got 1.5
     Spikformer(1, 16, 2, attention=snn.LIF(16)) -> TypeError: attention must build a layer
     """

@@ -83,23 +83,11 @@ NEURONS: dict[str, Callable[[tuple[int, ...]], Any]] = {
     "I": lambda s: nir.I(r=full(s, 500, 2000, 0)),
     "IF": lambda s: nir.IF(full(s, 3000, 9000, 0), full(s, 0.5, 1.5, 1), full(s, -0.5, 0.3, 2)),
     "LI": lambda s: nir.LI(full(s, 3e-4, 3e-3, 0), full(s, 0.5, 9, 1), full(s, -1, 1, 2)),
-    "LIF": lambda s: nir.LIF(
-        full(s, 3e-4, 3e-3, 0),
-        full(s, 3, 9, 1),
-        full(s, -1, 0.2, 2),
-        full(s, 0.3, 1, 3),
-        full(s, -1, 0.2, 4),
-    ),
-    "CubaLI": lambda s: nir.CubaLI(
-        full(s, 2e-4, 1e-3, 0), full(s, 3e-4, 3e-3, 1), full(s, 2, 9, 2), full(s, -1, 1, 3)
-    ),
-    "CubaLIF": lambda s: nir.CubaLIF(
-        full(s, 2e-4, 1e-3, 0),
-        full(s, 3e-4, 3e-3, 1),
-        full(s, 2, 9, 2),
-        full(s, -1, 0.2, 3),
-        full(s, 0.3, 1, 4),
-        full(s, -1, 0.2, 5),
-        full(s, 1, 4, 6),
-    ),
-}
+    "LIF": lambda s: nir.LIF(full(s, 3e-4, 3e-3, 0), full(s, 3, 9, 1), full(s, -1, 0.2, 2),
+     full(s, 0.3, 1, 3), full(s, -1, 0.2, 4)),
+    "CubaLI": lambda s: nir.CubaLI(full(s, 2e-4, 1e-3, 0), full(s, 3e-4, 3e-3, 1), full(s, 2, 9, 2),
+     full(s, -1, 1, 3)),
+    "CubaLIF": lambda s: nir.CubaLIF(full(s, 2e-4, 1e-3, 0), full(s, 3e-4, 3e-3, 1),
+     full(s, 2, 9, 2), full(s, -1, 0.2, 3), full(s, 0.3, 1, 4), full(s, -1, 0.2, 5),
+     full(s, 1, 4, 6)),
+}  # fmt: skip

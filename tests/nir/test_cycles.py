@@ -16,18 +16,7 @@ from torch import nn
 
 import tracetorch as tt
 from tests.cases import layer, sequence
-from tests.nir.cases import (
-    DT,
-    NEURONS,
-    double,
-    full,
-    graph,
-    line,
-    run,
-    simulated,
-    unsigned,
-    ways,
-)
+from tests.nir.cases import DT, NEURONS, double, full, graph, line, run, simulated, unsigned, ways
 from tests.nir.simulator import Simulator
 from tracetorch import snn
 from tracetorch.nir.options import Clock

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests.cases import LAYERS, SPIKING, configurations, examples, layer, sequence, vary
 from tests.nir.cases import DT, double, run, simulated, through_file, unsigned
-from tracetorch import snn
+from tracetorch import neurons, snn
 
 SHAPES = ((-1, (4,)), (-3, (4, 2, 3)), (2, (3, 4, 1)), (-1, (2, 4)))
 
@@ -247,11 +247,11 @@ REFUSED = (
     (snn.RLIF(2, reset="zero"), "has recurrence.*mode='exact'"),
     (snn.RReadout(2), "has recurrence.*mode='exact'"),
     (snn.LeakyIntegrator(2, bias_setup={}), "has a constant drive.*mode='exact'"),
-    (
-        snn.LeakyIntegrator(2, pos_threshold_setup={}, pos_scale_setup={}, reset="zero"),
-        "has a scale on its spikes.*mode='exact'",
-    ),
-)
+    (snn.LeakyIntegrator(2, pos_threshold_setup={}, pos_scale_setup={}, reset="zero"),
+     "has a scale on its spikes.*mode='exact'"),
+    (snn.LIF(2, surrogate_derivative=torch.sigmoid), "fires by .*NIR knows spikes of one above"),
+    (neurons.ALIF(2), "is a graph of .* nodes, .* mode='exact'"),
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(("made", "why"), REFUSED)
@@ -270,9 +270,3 @@ def test_a_hard_reset_may_be_allowed() -> None:
     soft = tt.nir.from_nir(graph, dt=DT, reset="subtract")
     assert torch.equal(run(soft, x), run(net, x))
     assert not torch.equal(run(net, x), run(hard, x))
-
-
-def test_spikes_that_are_no_step() -> None:
-    soft = snn.LIF(2, surrogate_derivative=torch.sigmoid)
-    with pytest.raises(ValueError, match=r"NIR knows spikes of one above the threshold"):
-        tt.nir.to_nir(soft, (2,))

@@ -199,11 +199,6 @@ def test_integrate_and_fire_is_one_node(mode: Any, dtype: torch.dtype, dt: float
         assert torch.equal(simulated(graph, x, dt=dt), y)
 
 
-def test_a_graph_of_nodes_is_not_compact() -> None:
-    with pytest.raises(ValueError, match=r"ALIF\) is a graph of .* nodes, .* mode='exact'"):
-        tt.nir.to_nir(neurons.ALIF(3), (3,), mode="compact")
-
-
 # A user's own
 
 

@@ -303,10 +303,7 @@ def test_it_can_be_exported_with_its_states() -> None:
     want = run(model, x)
     program = tt.export.step(model, x[0])
     states = tt.export.initial_states(program, batch=2)
-    assert {name for name in states if name.endswith("held")} == {
-        "late.a.held",
-        "late.b.held",
-    }
+    assert {name for name in states if name.endswith("held")} == {"late.a.held", "late.b.held"}
     step, outputs = program.module(), []
     for each in x:
         y, states = step(each, states)
@@ -411,39 +408,19 @@ WRONG: tuple[tuple[Any, str], ...] = (
     (graph([(1, 2)], **ENDS), "is no edge from node to node"),  # type: ignore[list-item]
     (graph([("input", "output"), ("output", "input")], **ENDS), "an edge leads into it"),
     (graph([("input", "a")], **ENDS, a=ONE), "node 'output' gets nothing from any Input"),
-    (
-        graph([("input", "output"), ("a", "output")], **ENDS, a=ONE),
-        "node 'a' gets nothing from any Input",
-    ),
-    (
-        graph(
-            ways("input output", "a b a output"), **ENDS, a=ONE, b=ONE
-        ),
-        "a cycle has no neuron in it",
-    ),
-    (
-        graph(
-            [("input", "output"), ("a", "b"), ("b", "a"), ("a", "output")],
-            **ENDS,
-            a=NEURONS["LIF"]((2,)),
-            b=ONE,
-        ),
-        "node 'a' gets nothing from any Input",
-    ),
-    (
-        graph([("input", "a"), ("a", "a"), ("a", "output")], **ENDS, a=ONE),
-        "a cycle has no neuron in it",
-    ),
-    (
-        graph([("input", "a"), ("b", "a"), ("a", "output"), ("input", "b")], **ENDS, a=ONE,
-              b=nir.Linear(np.ones((3, 2)))),
-        "node 'a' .Scale.: it adds up inputs of the shapes",
-    ),
-    (
-        graph([("input", "a"), ("a", "b"), ("b", "a"), ("a", "output")], **ENDS,
-              a=NEURONS["LIF"]((2,)), b=nir.Linear(np.ones((3, 2)))),
-        "node 'a' .LIF.: it adds up inputs of the shapes",
-    ),
+    (graph([("input", "output"), ("a", "output")], **ENDS, a=ONE),
+     "node 'a' gets nothing from any Input"),
+    (graph(ways("input output", "a b a output"), **ENDS, a=ONE, b=ONE),
+     "a cycle has no neuron in it"),
+    (graph([("input", "output"), ("a", "b"), ("b", "a"), ("a", "output")], **ENDS,
+     a=NEURONS["LIF"]((2,)), b=ONE), "node 'a' gets nothing from any Input"),
+    (graph([("input", "a"), ("a", "a"), ("a", "output")], **ENDS, a=ONE),
+     "a cycle has no neuron in it"),
+    (graph([("input", "a"), ("b", "a"), ("a", "output"), ("input", "b")], **ENDS, a=ONE,
+     b=nir.Linear(np.ones((3, 2)))), "node 'a' .Scale.: it adds up inputs of the shapes"),
+    (graph([("input", "a"), ("a", "b"), ("b", "a"), ("a", "output")], **ENDS,
+     a=NEURONS["LIF"]((2,)), b=nir.Linear(np.ones((3, 2)))),
+     "node 'a' .LIF.: it adds up inputs of the shapes"),
     (lif(tau=np.array([1e-3, np.nan])), "node 'n0' .LIF.: tau must be finite real numbers"),
     (lif(r=np.array([np.inf, 1])), "node 'n0' .LIF.: r must be finite real numbers"),
     (lif(tau=np.array([1e-3, 0])), "tau must be positive, got 0.0"),
@@ -495,10 +472,7 @@ CONV = {
         ({"stride": "two"}, "stride must be finite real numbers"),
         ({"padding": -1}, "padding must be one whole number from 0"),
         ({"groups": 3}, "out_channels must be divisible by groups"),
-        (
-            {"weight": np.ones((2, 2, 9, 9))},
-            "(than actual input|Output) size",
-        ),
+        ({"weight": np.ones((2, 2, 9, 9))}, "(than actual input|Output) size"),
         ({"weight": np.ones((2, 3, 3, 3))}, "channel"),
         ({"bias": np.ones(3)}, "bias must have shape"),
         ({"input_shape": (9, 9)}, "is declared for .9, 9."),

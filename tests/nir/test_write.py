@@ -333,42 +333,27 @@ def charged_alone() -> nn.Module:
 
 REFUSED: tuple[tuple[nn.Module, tuple[int, ...], str], ...] = (
     (nn.Sequential(nn.Linear(3, 3), nn.ReLU()), (3,), "1 .ReLU. has no counterpart.*snn.LIF"),
-    (
-        nn.MaxPool2d(2),
-        (1, 4, 4),
-        "the model .MaxPool2d. has no counterpart in NIR. Use nn.AvgPool2d",
-    ),
+    (nn.MaxPool2d(2), (1, 4, 4),
+     "the model .MaxPool2d. has no counterpart in NIR. Use nn.AvgPool2d"),
     (Fatigue(3), (3,), r"the model .Fatigue..* computes tanh of x and 'mem'"),
     (Doubling(3), (3,), "the model .Doubling. has a forward of its own"),
     (Halved(3), (3,), "the model .Halved..* has methods of its own that see each step"),
     (Charged(3), (3,), "the model .Charged..* has an initial_state of its own. Repl"),
-    (
-        ChargedFromZero(3),
-        (3,),
-        "the model .ChargedFromZero..* has an initial_state of its own. Rep",
-    ),
+    (ChargedFromZero(3), (3,),
+     "the model .ChargedFromZero..* has an initial_state of its own. Rep"),
     (charged_alone(), (3,), "the model .LIF..* has an initial_state of its own. Repl"),
     (snn.Recurrent(Fatigue(3), nn.Linear(3, 3)), (3,), r"neuron of the model .Rec..*computes tanh"),
-    (
-        snn.Recurrent(snn.LIF(3), nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))),
-        (3,),
-        "the connection of the model .Rec..* is a chain, of Linear, Linear, and must be one module",
-    ),
+    (snn.Recurrent(snn.LIF(3), nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))), (3,),
+     "the connection of the model .Rec..* is a chain, of Linear, Linear, and must be one module"),
     (snn.Recurrent(snn.LIF(3), nn.ReLU()), (3,), "connection of the model .Rec..*no counterpart"),
     (snn.Recurrent(snn.LIF(3), snn.LIF(3)), (3,), "to itself by LIF; in NIR it must be nn.Linear"),
-    (
-        snn.Recurrent(snn.LIF(3), nn.Linear(3, 2)),
-        (3,),
-        "needs a connection that keeps the shape .1, 3., got .1, 2.",
-    ),
+    (snn.Recurrent(snn.LIF(3), nn.Linear(3, 2)), (3,),
+     "needs a connection that keeps the shape .1, 3., got .1, 2."),
     (snn.Delay(3, max_delay=2, delay=0.5), (3,), r"the model .Delay..*parts of a step.*round_\(\)"),
     (snn.Delay(3, max_delay=2, delay=1.0, sigma=1.0), (3,), r"by parts of a step.*Call round_\(\)"),
     (snn.DelayedLinear(3, 3, max_delay=2), (3,), "DelayedLinear.*a value, not a synapse"),
-    (
-        nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular"),
-        (1, 4, 4),
-        "padding_mode='circular'; NIR",
-    ),
+    (nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular"), (1, 4, 4),
+     "padding_mode='circular'; NIR"),
     (nn.AvgPool2d(2, ceil_mode=True), (1, 4, 4), "ceil_mode=True"),
     (nn.AvgPool2d(2, padding=1, count_include_pad=False), (1, 4, 4), "has count_incl"),
     (nn.AvgPool2d(2, divisor_override=3), (1, 4, 4), "or divisor_override; NIR sums"),
@@ -381,17 +366,14 @@ REFUSED: tuple[tuple[nn.Module, tuple[int, ...], str], ...] = (
     (Calls(lambda m, y: y + m.weight), (3,), "is given 'weight' by itself"),
     (Calls(lambda m, y: torch.relu(y)), (3,), r"relu\(\) in the model's forward"),
     (Calls(lambda m, y: y.view(-1, 3)), (3,), r"view\(\) in the model's forward"),
-    (
-        Calls(lambda m, y: y + m.narrow(y)),
-        (3,),
-        "'output' .Output.: it adds up inputs of the shapes",
-    ),
+    (Calls(lambda m, y: y + m.narrow(y)), (3,),
+     "'output' .Output.: it adds up inputs of the shapes"),
     (Calls(lambda m, y: y + y[:, :1]), (3,), r"getitem\(\) in the model's forward"),
     (Calls(lambda m, y: m.lif(m.lif(y))), (3,), "lif .LIF. is called twice in one step"),
     (snn.LIF(1, dim=0), (3,), "has its neurons at dim=0, which must not be the batch's"),
     (Calls(lambda m, y: 3), (3,), "must return a tensor that it has computed"),
     (Calls(lambda m, y: {"a": (y, y)}), (3,), "must return a tensor, or a tuple or dict of tens"),
-)
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(("net", "shape", "why"), REFUSED)

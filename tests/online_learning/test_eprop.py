@@ -178,17 +178,13 @@ class AsWritten(snn.Neuron):
 FORMULAS: dict[str, tuple[Callable[[], snn.Neuron], type[Formula], float, set[str]]] = {
     "LIF": (lambda: snn.LIF(NEURONS, 0.95), BellecLIF, 1.0, {"mem"}),
     "ALIF": (lambda: neurons.ALIF(NEURONS), BellecALIF, 1.0, {"mem"}),
-    "ALIF, strong": (
-        lambda: neurons.ALIF(NEURONS, rho=0.95, strength=1.0),
-        BellecALIF,
-        2.0,
-        {"mem"},
-    ),
+    "ALIF, strong": (lambda: neurons.ALIF(NEURONS, rho=0.95, strength=1.0), BellecALIF, 2.0,
+     {"mem"}),
     "ALIF, as written": (lambda: AsWritten(NEURONS), BellecALIF, 2.0, {"v"}),
     "AdLIF": (lambda: neurons.AdLIF(NEURONS), BaronigAdLIF, 20.0, {"mem"}),
     "SEAdLIF": (lambda: neurons.SEAdLIF(NEURONS), BaronigSEAdLIF, 20.0, {"mem"}),
     "AdEx": (lambda: neurons.AdEx(NEURONS), BretteAdEx, 60.0, {"v"}),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FORMULAS)

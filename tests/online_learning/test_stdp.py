@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.nn.utils import spectral_norm as old_spectral_norm
-from torch.nn.utils.parametrizations import weight_norm
 
 import tracetorch as tt
+from tests.refusals import check, refusals
 from tracetorch import snn
 from tracetorch.online_learning import STDP, PairRule, TripletRule
 
@@ -377,25 +377,35 @@ def test_an_empty_batch_changes_nothing(tau: float | None) -> None:
     torch.testing.assert_close(tt.get_states(stdp), states, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"connection": nn.ReLU()}, TypeError, r"connection must be an nn\.Linear, .* got ReLU"),
-        ({"connection": nn.Conv2d(2, 2, 1, groups=2)}, TypeError, "with groups=1 and"),
-        ({"connection": weight_norm(nn.Linear(2, 2))}, ValueError, "is parametrized, pruned, or"),
-        ({"rule": "pair"}, TypeError, "rule must be a PairRule or a TripletRule"),
-        ({"reduction": "max"}, ValueError, "reduction must be 'mean' or 'sum'"),
-        ({"bounds": (1, 0)}, ValueError, r"bounds must be \(lowest, highest\)"),
-        ({"bounds": (0, float("inf")), "mu": 1.0}, ValueError, r"soft, and \(0\.0, inf\) are not"),
-        ({"bounds": (0, "1")}, TypeError, "a bound must be a number"),
-        ({"mu": 1.0}, ValueError, "makes bounds soft, and there are none"),
-        ({"mu": -1.0, "bounds": (0, 1)}, ValueError, "mu must be finite and not"),
-        ({"tau_eligibility": 0}, ValueError, "tau_eligibility must be above 0"),
-    ],
+LINEAR = nn.Linear(2, 2)
+
+
+@refusals(
+    r"""
+    STDP(nn.ReLU()) -> TypeError: connection must be an nn\.Linear, .* got ReLU
+    STDP(nn.Conv2d(2, 2, 1, groups=2)) -> TypeError: with groups=1 and
+    STDP(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))) -> ValueError: is parametrized
+    STDP(LINEAR, rule="pair") -> TypeError: rule must be a PairRule or a TripletRule
+    STDP(LINEAR, reduction="max") -> ValueError: reduction must be 'mean' or 'sum'
+    STDP(LINEAR, bounds=(1, 0)) -> ValueError: bounds must be \(lowest, highest\)
+    STDP(LINEAR, bounds=(0, torch.inf), mu=1.0) -> ValueError: soft, and \(0\.0, inf\) are not
+    STDP(LINEAR, bounds=(0, "1")) -> TypeError: a bound must be a number
+    STDP(LINEAR, mu=1.0) -> ValueError: makes bounds soft, and there are none
+    STDP(LINEAR, mu=-1.0, bounds=(0, 1)) -> ValueError: mu must be finite and not
+    STDP(LINEAR, tau_eligibility=0) -> ValueError: tau_eligibility must be above 0
+    PairRule(tau_plus=0) -> ValueError: tau_plus must be above 0, in steps, got 0
+    PairRule(tau_minus="20") -> TypeError: tau_minus must be a number
+    PairRule(tau_plus=torch.nan) -> ValueError: tau_plus must be finite, got nan
+    PairRule(nearest=1) -> TypeError: nearest must be True or False
+    TripletRule(tau_plus=0) -> ValueError: tau_plus must be above 0, in steps, got 0
+    TripletRule(tau_minus="20") -> TypeError: tau_minus must be a number
+    TripletRule(tau_plus=torch.nan) -> ValueError: tau_plus must be finite, got nan
+    TripletRule(nearest=1) -> TypeError: nearest must be True or False
+    PairRule(a_plus=torch.nan) -> ValueError: a_plus must be finite, got nan
+    """
 )
-def test_wrong_settings(options: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        STDP(**{"connection": nn.Linear(2, 2), **options})
+def test_wrong_settings(call: str, error: str) -> None:
+    check(call, error, globals())
 
 
 COMPUTED_WEIGHTS = {

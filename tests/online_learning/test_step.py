@@ -150,14 +150,10 @@ def backward_hook() -> nn.Module:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (
-            nn.Sequential(snn.LIF(6), nn.Linear(6, 6), snn.Readout(6, torch.rand(6))),
-            "0 -> states of 2: what it does there later decays with the mean",
-        ),
-        (
-            nn.Sequential(nn.Linear(6, 6), snn.LIF(6), snn.LIF(6)),
-            "1.raw_beta -> states of 2: no trace of",
-        ),
+        (nn.Sequential(snn.LIF(6), nn.Linear(6, 6), snn.Readout(6, torch.rand(6))),
+         "0 -> states of 2: what it does there later decays with the mean"),
+        (nn.Sequential(nn.Linear(6, 6), snn.LIF(6), snn.LIF(6)),
+         "1.raw_beta -> states of 2: no trace of"),
         (snn.Recurrent(snn.LIF(6), nn.Linear(6, 6)), "the outputs of the step before are const"),
         (snn.Delay(6, max_delay=3), "what it holds of earlier steps is constant, for it has no s"),
         (nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), snn.LIF(6)), "0.weight -> states of 2"),
@@ -170,7 +166,7 @@ def backward_hook() -> nn.Module:
         (own_forward(nn.Linear(6, 6)), "0.weight -> states of 1: no trace of earlier steps"),
         (backward_hook(), r"layer '1', Tanh\(\), has a backward hook"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_exact_is_refused(model: nn.Module, message: str) -> None:
     assert_refused(model, message)
 

@@ -206,8 +206,6 @@ def test_recorded_position() -> None:
         net, sequence(K + 2, 2, 3), record="position", by="step", from_rest=True
     )
     assert torch.equal(stepwise["1.position"], seen["1.position"])
-    with pytest.raises(ValueError, match=r"has no state 'mem'.* It has position"):
-        net[1].forward_sequence(torch.ones(5, 2, 5), ["mem"])
 
 
 def test_samples_restart_by_mask_in_evaluation() -> None:

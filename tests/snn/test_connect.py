@@ -45,22 +45,13 @@ HOLDERS: dict[str, Any] = {
     "conv2d": (lambda: nn.Conv2d(INPUTS, 4, 3, padding=1), lambda m: m, (5, 4)),
     "groups": (lambda: nn.Conv2d(INPUTS, 4, 2, groups=2), lambda m: m, (5, 4)),
     "delays": (lambda: delayed(OUTPUTS, max_delay=4), lambda m: m.linear, ()),
-    "delays of a convolution": (
-        lambda: snn.DelayedConv1d(INPUTS, 4, 3, max_delay=3),
-        lambda m: m.conv,
-        (7,),
-    ),
-    "recurrent": (
-        lambda: snn.Recurrent(layer("SLIF", INPUTS), nn.Linear(INPUTS, INPUTS)),
-        lambda m: m.connection,
-        (),
-    ),
-    "recurrent delays": (
-        lambda: snn.Recurrent(layer("LIF", INPUTS), delayed(INPUTS, max_delay=3, delay=2.0)),
-        lambda m: m.connection.linear,
-        (),
-    ),
-}
+    "delays of a convolution": (lambda: snn.DelayedConv1d(INPUTS, 4, 3, max_delay=3),
+     lambda m: m.conv, (7,)),
+    "recurrent": (lambda: snn.Recurrent(layer("SLIF", INPUTS), nn.Linear(INPUTS, INPUTS)),
+     lambda m: m.connection, ()),
+    "recurrent delays": (lambda: snn.Recurrent(layer("LIF", INPUTS),
+     delayed(INPUTS, max_delay=3, delay=2.0)), lambda m: m.connection.linear, ()),
+}  # fmt: skip
 
 
 def pair(holder: str, kind: str) -> tuple[Any, Any, Any, Any, Tensor]:
@@ -197,9 +188,7 @@ def test_assigned_weights_are_checked() -> None:
     assert net.weight.tolist() == [[-2, 0]]
     assert net.parametrizations.weight.original.tolist() == [[-2, 0]]
     for wrong in ([[-2.0, 1.0]], [[2.0, 0.0]]):
-        with pytest.raises(
-            ValueError, match="not zero where the mask is false or has another sign"
-        ):
+        with pytest.raises(ValueError, match="mask is false or has another sign"):
             net.weight = torch.tensor(wrong)
     assert net.weight.tolist() == [[-2, 0]]
     write_weight(net, torch.tensor([[3.0, 4.0]]))

@@ -117,8 +117,6 @@ def test_model_is_checked_and_recorded() -> None:
     tt.unroll(net, x, check=True, from_rest=True)
     _, seen = tt.unroll(net, x, record=["mask", "1.output"])
     assert torch.equal(seen["1.mask"], net[1].mask.expand(5, 2, 8))
-    with pytest.raises(ValueError, match=r"has no state 'mem'.* It has mask"):
-        net[1].forward_sequence(torch.ones(5, 2, 8), ["mem"])
     for by in ("layer", "step"):
         with pytest.raises(ValueError, match=r"'1.mask' was seen 0 times"):
             tt.unroll(net.eval(), x, record="mask", by=by, from_rest=True)

@@ -174,18 +174,3 @@ def test_diagnosis_knows_where_states_start() -> None:
     assert not _is_lost(layer, "v", layer.v)
     layer.zero_states()
     assert _is_lost(layer, "v", before)
-
-
-@pytest.mark.parametrize(
-    ("name", "init", "error", "message"),
-    [
-        ("u", 0.0, ValueError, r"Resting has no state 'u' .* states are \('v', 'w', 'plain'\)"),
-        ("v", 0.0, ValueError, "cannot call an input, state, parameter or option 'initial_v'"),
-        ("plain", "rest", TypeError, "init of plain must be a number or a tensor, got str"),
-        ("plain", torch.zeros(4), ValueError, "init of plain has 4 values, the layer has 3"),
-        ("plain", float("nan"), ValueError, "init of plain must be finite"),
-    ],
-)
-def test_bad_declarations(name: str, init: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        made().state(name, init=init)

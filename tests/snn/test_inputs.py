@@ -285,21 +285,6 @@ def test_inputs_by_name() -> None:
     assert torch.equal(torch.stack(y), expected)
 
 
-@pytest.mark.parametrize(
-    ("given", "named", "message"),
-    [
-        (1, ["modulator"], "got 2 inputs and modulator"),
-        (1, ["gain"], "got 2 inputs and gain"),
-        (0, ["modulator"], "got 1 inputs and modulator"),
-        (2, ["current"], "got 3 inputs and current"),
-    ],
-)
-def test_names_that_do_not_fit(given: int, named: list[str], message: str) -> None:
-    one = torch.ones(2, 3)
-    with pytest.raises(TypeError, match=message):
-        made()(one, *[one] * given, **dict.fromkeys(named, one))
-
-
 def beside(value: Tensor) -> Any:
     return module(lambda s, x: s.neuron(x, value, x), neuron=made())
 
@@ -311,18 +296,6 @@ def test_an_input_may_be_the_same_in_all_steps(shape: tuple[int, ...]) -> None:
     expected = stepped(model, (x,))
     tt.zero_states(model)
     assert torch.equal(tt.unroll(model, x), expected)
-
-
-@pytest.mark.parametrize(
-    ("shape", "message"),
-    [
-        ((5, 3), r"'neuron'.* of shape \[5, 3\] beside one of \[8, 3\]"),
-        ((8,), r"modulator has the shape \[8\], which does not broadcast to \[4, 2, 3\]"),
-    ],
-)
-def test_by_layer_an_input_must_hold_the_steps(shape: tuple[int, ...], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        tt.unroll(beside(torch.ones(shape)), torch.ones(4, 2, 3))
 
 
 class Gain(snn.Neuron):

@@ -48,38 +48,24 @@ def calls(graph: ModelGraph) -> list[tuple[str, list[str]]]:
 
 READ: dict[str, tuple[Callable[[Any, Tensor], Any], list[tuple[str, list[str]]]]] = {
     "shortcut": (lambda m, y: m.lif(y) + y, [("lif", ["linear"]), ("add", ["lif", "linear"])]),
-    "sum": (
-        lambda m, y: sum([y, m.lif(y)]),
-        [("lif", ["linear"]), ("add", ["linear", "lif"])],
-    ),
-    "in place": (
-        lambda m, y: alias(y, y, m.lif(y)),
-        [("lif", ["linear"]), ("add", ["linear", "lif"]), ("add_1", ["add", "add"])],
-    ),
+    "sum": (lambda m, y: sum([y, m.lif(y)]), [("lif", ["linear"]), ("add", ["linear", "lif"])]),
+    "in place": (lambda m, y: alias(y, y, m.lif(y)),
+     [("lif", ["linear"]), ("add", ["linear", "lif"]), ("add_1", ["add", "add"])]),
     "module in place": (lambda m, y: m.relu(y) + y, [("relu", ["linear"]), ("add", ["relu"] * 2)]),
     "twice": (lambda m, y: m.drop(m.drop(y)), [("drop", ["linear"]), ("drop_1", ["drop"])]),
     "nothing": (lambda m, y: F.dropout(y, training=False).contiguous(), []),
-    "method, function": (
-        lambda m, y: F.relu(y.relu()),
-        [("relu_1", ["linear"]), ("relu_2", ["relu_1"])],
-    ),
+    "method, function": (lambda m, y: F.relu(y.relu()),
+     [("relu_1", ["linear"]), ("relu_2", ["relu_1"])]),
     "shape": (lambda m, y: y.view(y.shape[0], -1, len(y)), [("view", ["linear"])]),
-    "parts": (
-        lambda m, y: torch.cat(y.chunk(3, 1)[:2], 1),
-        [("chunk", ["linear"])]
-        + [(f"chunk_{i}", ["chunk"]) for i in range(3)]
-        + [("cat", ["chunk_0", "chunk_1"])],
-    ),
-    "written": (
-        lambda m, y: written(y, m.lif(y)),
-        [("lif", ["linear"]), ("setitem", ["linear"]), ("setitem_1", ["setitem", "lif"])],
-    ),
+    "parts": (lambda m, y: torch.cat(y.chunk(3, 1)[:2], 1),
+     [("chunk", ["linear"])] + [(f"chunk_{i}", ["chunk"])
+     for i in range(3)] + [("cat", ["chunk_0", "chunk_1"])]),
+    "written": (lambda m, y: written(y, m.lif(y)),
+     [("lif", ["linear"]), ("setitem", ["linear"]), ("setitem_1", ["setitem", "lif"])]),
     "constant": (lambda m, y: y * torch.ones(3), [("mul", ["linear"])]),
-    "a state is there": (
-        lambda m, y: y if m.lif(y) is None or m.lif.mem is None else y + 1,
-        [("lif", ["linear"]), ("add", ["linear"])],
-    ),
-}
+    "a state is there": (lambda m, y: y if m.lif(y) is None or m.lif.mem is None else y + 1,
+     [("lif", ["linear"]), ("add", ["linear"])]),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", READ)
@@ -153,14 +139,10 @@ def hooked(function: Callable[[nn.Module], Any]) -> nn.Module:
 
 
 REFUSED: dict[str, tuple[nn.Module, str]] = {
-    "hook": (
-        hooked(lambda m: m.register_forward_hook(lambda m, x, y: y * 2)),
-        r"0 \(Linear\) has a hook or a forward of its own",
-    ),
-    "pre-hook": (
-        hooked(lambda m: m.register_forward_pre_hook(lambda m, x: None)),
-        r"0 \(Linear\) has a hook",
-    ),
+    "hook": (hooked(lambda m: m.register_forward_hook(lambda m, x, y: y * 2)),
+     r"0 \(Linear\) has a hook or a forward of its own"),
+    "pre-hook": (hooked(lambda m: m.register_forward_pre_hook(lambda m, x: None)),
+     r"0 \(Linear\) has a hook"),
     "forward": (hooked(lambda m: setattr(m, "forward", abs)), r"0 \(Linear\) has a hook or a forw"),
     "compiled": (hooked(lambda m: m.compile()), r"0 \(Linear\) has .* or is compiled"),
     "memory": (Counts(3), r"the model \(Counts\) keeps a memory of its own, 'last', which"),
@@ -168,23 +150,17 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
     "state": (Calls(lambda m, y: m.lif(y) + m.lif.mem), "given 'lif.mem' by itself, and param"),
     "branch": (Calls(lambda m, y: y if y.sum() > 0 else -y), r"bool\(\) in .* reads num"),
     "number": (Calls(lambda m, y: y * y.max().item()), r"item\(\) in the model's forward reads"),
-    "view": (
-        Calls(lambda m, y: alias(y, m.drop(y), m.lif(y))),
-        r"add\(\) in .* is given the value of linear \(Linear\) under a name from before it was wr",
-    ),
+    "view": (Calls(lambda m, y: alias(y, m.drop(y), m.lif(y))),
+     r"add\(\) in .* is given the value of linear \(Linear\) under a name from before it was wr"),
     "keeps": (Calls(lambda m, y: (setattr(m, "last", y), y)[1]), "forward of Calls sets 'last', "),  # type: ignore[func-returns-value]
     "keeps deeper": (Calls(lambda m, y: (m.log["seen"].append(1), y)[1]), "Calls sets 'log', "),
-    "resets": (
-        Calls(lambda m, y: (m.lif(y), m.lif.zero_states(), y)[2]),
-        "forward of Calls sets 'lif.mem', which .*zero_states",
-    ),
-    "resets before": (
-        Calls(lambda m, y: (m.lif.zero_states(), m.lif(y))[1]),
-        "forward of Calls sets 'lif.mem', which",
-    ),
+    "resets": (Calls(lambda m, y: (m.lif(y), m.lif.zero_states(), y)[2]),
+     "forward of Calls sets 'lif.mem', which .*zero_states"),
+    "resets before": (Calls(lambda m, y: (m.lif.zero_states(), m.lif(y))[1]),
+     "forward of Calls sets 'lif.mem', which"),
     "number returned": (Calls(lambda m, y: 3), "must return a tensor that it has computed"),
     "constant returned": (Calls(lambda m, y: torch.ones(3)), "must return a tensor that it has"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REFUSED)

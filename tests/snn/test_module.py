@@ -112,12 +112,6 @@ def test_failing_override_does_not_affect_the_next_call() -> None:
     assert cell.mem is None
 
 
-@pytest.mark.parametrize("act", [tt.zero_states, tt.detach_states, tt.get_states])
-def test_error_for_anything_but_a_module(act: object) -> None:
-    with pytest.raises(TypeError, match=r"expected an nn\.Module, got list"):
-        act([snn.LIF(2)])  # type: ignore[operator]
-
-
 @pytest.mark.parametrize("name", ["LIF", "BSRLIF", "SRReadout"])
 def test_reset_sample_equals_a_fresh_one(name: str) -> None:
     x = sequence(8, 4, 3)

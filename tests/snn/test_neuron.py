@@ -424,20 +424,6 @@ def test_tensor_option_moves_with_the_module() -> None:
     assert neurons.offset.dtype == torch.float64
 
 
-def test_state_must_be_a_tensor() -> None:
-    neurons = snn.LIF(2)
-    neurons.mem = 0.0  # type: ignore[assignment]  # the mistake of the test
-    with pytest.raises(TypeError, match=r"LIF\(2\) needs a tensor as mem, got float"):
-        neurons(torch.ones(1, 2))
-
-
-@pytest.mark.parametrize("name", ["forward", "mem", "beta", "two words", "raw_beta"])
-def test_error_names_a_name_that_is_taken(name: str) -> None:
-    neurons = AdaptiveLIF(2)
-    with pytest.raises(ValueError, match=f"AdaptiveLIF cannot call an input, state, .* '{name}'"):
-        neurons.decay(name)
-
-
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize(
     ("x", "error", "message"),
@@ -461,12 +447,6 @@ def test_bad_input_changes_nothing(name: str, x: Any, error: type[Exception], me
         assert all(torch.equal(before[k], v) for k, v in tt.get_states(neurons).items())
 
 
-def test_dim_out_of_range_of_the_input() -> None:
-    for dim in (-3, 2):
-        with pytest.raises(ValueError, match=f"at dim {dim}, the input has only 2 dimensions"):
-            snn.LIF(4, dim=dim)(torch.ones(2, 4))
-
-
 @pytest.mark.parametrize(
     ("before", "after"),
     [*(((2, 4), other) for other in ((1, 4), (3, 4), (2, 1, 4), (4,))), ((1, 4), (3, 4))],
@@ -484,15 +464,6 @@ def test_state_of_another_shape_is_an_error_and_never_broadcasts(before: Any, af
     assert all(torch.equal(held[name], state) for name, state in tt.get_states(net).items())
     tt.zero_states(net)
     assert net(torch.ones(after)).shape == after
-
-
-def test_another_dtype_or_device_is_an_error() -> None:
-    neurons = snn.LIF(4)
-    neurons(torch.ones(2, 4))
-    with pytest.raises(ValueError, match=r"\[2, 4\], torch.float32.*needs torch.float64"):
-        neurons(torch.ones(2, 4, dtype=torch.float64))
-    with pytest.raises(ValueError, match=r"on cpu; .* on meta"):
-        neurons(torch.ones(2, 4, device="meta"))
 
 
 def test_error_names_the_layer_by_its_path() -> None:
@@ -649,11 +620,6 @@ def test_state_dict_holds_no_states() -> None:
     other.load_state_dict(net.state_dict())
     net.zero_states()
     assert torch.equal(other(torch.ones(2, 3)), net(torch.ones(2, 3)))
-
-
-def test_data_parallel_is_refused() -> None:
-    with pytest.raises(RuntimeError, match=r"throws their states away .*DistributedDataParallel"):
-        snn.LIF(2)._replicate_for_data_parallel()
 
 
 def test_states_may_be_assigned() -> None:

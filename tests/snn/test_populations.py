@@ -237,24 +237,15 @@ def test_a_failed_step_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("model", "shape", "message"),
     [
-        (
-            lambda: snn.Recurrent(chain(), nn.Linear(4, 5)),
-            (2, 6),
-            r"input's shape \[2, 6\], got \[2",
-        ),
-        (
-            lambda: snn.Recurrent(images()[:2], nn.Conv2d(3, 2, 1)),
-            (2, 2, 6, 6),
-            r"an output of shape \[2, 3, 6, 6\] from Sequential.*got \[2, 3, 3, 3\]",
-        ),
+        (lambda: snn.Recurrent(chain(), nn.Linear(4, 5)), (2, 6),
+         r"input's shape \[2, 6\], got \[2"),
+        (lambda: snn.Recurrent(images()[:2], nn.Conv2d(3, 2, 1)), (2, 2, 6, 6),
+         r"an output of shape \[2, 3, 6, 6\] from Sequential.*got \[2, 3, 3, 3\]"),
         (lambda: snn.Recurrent(chain(), nn.Linear(4, 6)), (), "takes a batch"),
-        (
-            lambda: snn.Recurrent(images(), nn.Conv2d(3, 2, 1), (3, 3, 3)),
-            (2, 6),
-            "must match|shape",
-        ),
+        (lambda: snn.Recurrent(images(), nn.Conv2d(3, 2, 1), (3, 3, 3)), (2, 6),
+         "must match|shape"),
     ],
-)
+)  # fmt: skip
 def test_what_does_not_fit_is_refused(model: Any, shape: Any, message: str) -> None:
     made: nn.Module = model()
     with pytest.raises((ValueError, RuntimeError), match=message):

@@ -3,14 +3,17 @@
 # ruff: noqa: F401 (the table names what is imported)
 
 from functools import partial
+from math import inf, nan
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 import tracetorch as tt
 from tests.refusals import check, refusals
-from tests.snn.test_inputs import driven, made
+from tests.snn.test_initial_states import made as resting
+from tests.snn.test_inputs import beside, driven, made
 from tests.snn.test_noise import net
 from tests.snn.test_populations import ExcitatoryInhibitory, chain
 from tracetorch import snn
@@ -21,12 +24,25 @@ LEAF = torch.ones(2, 3, requires_grad=True)
 norm = partial(snn.BatchNormThroughTime, 3, steps=2)
 delay = partial(snn.Delay, 2, max_delay=2)
 each = partial(snn.DelayedLinear, 2, 3, max_delay=2)
+groups = tt.param_groups
+relative = partial(groups, weight_decay=0.1, lr=1.0, relative=True)
+nans = nn.Linear(2, 2)
+nn.init.constant_(nans.weight, nan)
 along = partial(snn.DelayedConv1d, 2, 3, 4, max_delay=2)
 
 
 def assigned(layer: Any, **values: Any) -> Any:
     for name, value in values.items():
         setattr(layer, name, value)
+    return layer
+
+
+def alpha(setup: Any) -> Any:
+    return snn.LeakyIntegrator(2, alpha_setup=setup)
+
+
+def called(layer: Any) -> Any:
+    layer(SEQ[0])
     return layer
 
 
@@ -43,7 +59,7 @@ def assigned(layer: Any, **values: Any) -> Any:
     norm()(torch.ones(0, 3)) -> ValueError: has 0 values per channel.*drop_last=True
     norm().forward_sequence(torch.ones(5, 2, 3), ["mem"]) -> ValueError: 'mem'.* It has position
     snn.LockedDropout(3, 1.5) -> ValueError: p must lie in \[0, 1\].* got 1.5
-    snn.LockedDropout(3, float("nan")) -> ValueError: p must lie in \[0, 1\]
+    snn.LockedDropout(3, nan) -> ValueError: p must lie in \[0, 1\]
     snn.LockedDropout(3, "half") -> TypeError: p must be a number
     assigned(snn.LockedDropout(3), p=1.5)(torch.ones(1, 3)) -> ValueError: p must lie in .* got 1.5
     assigned(snn.LockedDropout(3), p="half")(torch.ones(1, 3)) -> TypeError: p must be a number
@@ -56,7 +72,7 @@ def assigned(layer: Any, **values: Any) -> Any:
     delay(delay=torch.tensor([0.0, -1])) -> ValueError: from -1 to 0
     delay(delay=torch.ones(3)) -> ValueError: of shape \[2\], got shape \[3\]
     delay(delay=torch.ones(2).long()) -> TypeError: delay must be a floating-point
-    delay(delay=float("nan")) -> ValueError: delay must be finite
+    delay(delay=nan) -> ValueError: delay must be finite
     delay(sigma=-1.0) -> ValueError: sigma must be finite and not negative
     delay(learnable=1) -> TypeError: learnable must be True or False
     delay()(torch.ones(1, 3)) -> ValueError: has 2 neurons, the input has 3
@@ -84,8 +100,8 @@ def assigned(layer: Any, **values: Any) -> Any:
     snn.SEWBlock("body") -> TypeError: body must be an nn\.Module, got str
     snn.SEWBlock(None) -> TypeError: body must be an nn\.Module, got NoneType
     snn.SEWBlock(nn.Identity(), "add", 1) -> TypeError: shortcut must be an nn\.Module, got int
-    snn.SEWBlock(nn.Identity(), "or") -> ValueError: must be "add", "and" or "iand", got 'or'
-    assigned(snn.SEWBlock(nn.Identity()), combine="or")(LINE) -> ValueError: "iand", got 'or'
+    snn.SEWBlock(nn.Identity(), "or") -> ValueError: must be 'add', 'and' or 'iand', got 'or'
+    assigned(snn.SEWBlock(nn.Identity()), combine="or")(LINE) -> ValueError: or 'iand', got 'or'
     snn.SEWBlock(nn.LSTM(3, 3))(torch.ones(2, 3)) -> TypeError: must return a tensor, got tuple
     nn.Sequential(snn.SEWBlock(nn.Linear(4, 1)))(torch.ones(2, 4)) -> ValueError: block '0' combines
     snn.SEWBlock(nn.Linear(4, 1))(torch.ones(2, 4)) -> ValueError: gave \[2, 1\], its .* \[2, 4\]
@@ -109,10 +125,97 @@ def assigned(layer: Any, **values: Any) -> Any:
     snn.LeakyIntegrator(2, rec_weight_setup={}) -> ValueError: rec.* nothing without gamma_setup
     snn.LeakyIntegrator(2, pos_scale_setup={}) -> ValueError: does nothing without pos_threshold_
     snn.LeakyIntegrator(2, neg_scale_setup={}) -> ValueError: does nothing without neg_threshold_
+    snn.LIF(0) -> ValueError: num_neurons must be at least 1, got 0
+    snn.LIF(-3) -> ValueError: num_neurons must be at least 1, got -3
+    snn.LIF(2.0) -> TypeError: num_neurons must be an integer, got 2.0
+    snn.LIF(True) -> TypeError: num_neurons must be an integer, got True
+    snn.LIF("2") -> TypeError: num_neurons must be an integer, got '2'
+    snn.BLIF(2, neg_scale=inf) -> ValueError: neg_scale must be finite, got inf
+    snn.BLIF(2, neg_threshold=-1.0) -> ValueError: neg_threshold must be positive and finite, got -1
+    snn.RLIF(2, bias=torch.tensor([0.0, inf])) -> ValueError: bias must be finite, got inf
+    snn.LIF(threshold=1.0, init_hidden=1) -> TypeError: 'threshold'; .*no argument 'init_hidden'; a
+    snn.LIF(2)._replicate_for_data_parallel() -> RuntimeError: states away .*DistributedDataParallel
+    snn.LIF(4, dim=-3)(LINE) -> ValueError: at dim -3, the input has only 2 dimensions
+    snn.LIF(4, dim=2)(LINE) -> ValueError: at dim 2, the input has only 2 dimensions
+    assigned(snn.LIF(3), mem=0.0)(SEQ[0]) -> TypeError: LIF\(3\) needs a tensor as mem, got float
+    called(snn.LIF(3))(SEQ[0].double()) -> ValueError: \[2, 3\], torch.float32.*needs torch.float64
+    called(snn.LIF(3))(SEQ[0].to("meta")) -> ValueError: on cpu; .* on meta
+    snn.LIF(3).decay("forward") -> ValueError: LIF cannot call an input, state, .* 'forward'
+    snn.LIF(3).decay("mem") -> ValueError: LIF cannot call an input, state, .* 'mem'
+    snn.LIF(3).decay("beta") -> ValueError: LIF cannot call an input, state, .* 'beta'
+    snn.LIF(3).decay("two words") -> ValueError: LIF cannot call an input, state, .* 'two words'
+    snn.LIF(3).decay("raw_beta") -> ValueError: LIF cannot call an input, state, .* 'raw_beta'
+    tt.zero_states([snn.LIF(2)]) -> TypeError: expected an nn\.Module, got list
+    tt.detach_states([snn.LIF(2)]) -> TypeError: expected an nn\.Module, got list
+    tt.get_states([snn.LIF(2)]) -> TypeError: expected an nn\.Module, got list
+    resting().state("u", init=0.0) -> ValueError: has no state 'u' .* are \('v', 'w', 'plain'\)
+    resting().state("v", init=0.0) -> ValueError: cannot call an input, state, .* 'initial_v'
+    resting().state("plain", init="rest") -> TypeError: must be a number or a tensor, got str
+    resting().state("plain", init=torch.zeros(4)) -> ValueError: has 4 values, the layer has 3
+    resting().state("plain", init=inf) -> ValueError: init of plain must be finite
+    made()(SEQ, SEQ, modulator=SEQ) -> TypeError: got 2 inputs and modulator
+    made()(SEQ, SEQ, gain=SEQ) -> TypeError: got 2 inputs and gain
+    made()(SEQ, modulator=SEQ) -> TypeError: got 1 inputs and modulator
+    made()(SEQ, SEQ, SEQ, current=SEQ) -> TypeError: got 3 inputs and current
+    tt.unroll(beside(SEQ.new_ones(5, 3)), SEQ) -> ValueError: 'neuron'.* beside one of \[8, 3\]
+    tt.unroll(beside(SEQ.new_ones(8)), SEQ) -> ValueError: modulator .* not broadcast to \[4, 2, 3\]
+    snn.LIF(2, beta=0.0) -> ValueError: beta must lie strictly between 0 and 1 .*, got 0.0
+    snn.LIF(2, beta=1.0) -> ValueError: beta must lie strictly between 0 and 1 .*, got 1.0
+    snn.LIF(2, beta=1) -> ValueError: beta must lie strictly between 0 and 1 .*, got 1.0
+    snn.LIF(2, beta=1.5) -> ValueError: beta must lie strictly between 0 and 1 .*, got 1.5
+    snn.LIF(2, beta=-0.1) -> ValueError: beta must lie strictly between 0 and 1 .*, got -0.1
+    snn.LIF(2, beta=nan) -> ValueError: beta must lie strictly .*, got nan
+    snn.LIF(2, beta=torch.tensor([0.5, 1.1])) -> ValueError: beta must lie strictly .*, got 1.1
+    snn.LIF(2, beta=torch.tensor([0.5, nan])) -> ValueError: beta must lie strictly .*got nan
+    snn.LIF(2, beta=torch.full((3,), 0.5)) -> ValueError: beta has 3 values, the layer has 2
+    snn.LIF(2, beta=torch.full((1,), 0.5)) -> ValueError: beta has 1 values, the layer has 2
+    snn.LIF(2, beta=torch.full((2, 1), 0.5)) -> ValueError: rank 2 and shape \[2, 1\]
+    snn.LIF(2, beta=torch.tensor([1, 0])) -> TypeError: beta must be a floating-point tensor, got
+    snn.LIF(2, beta=[0.5, 0.5]) -> TypeError: beta must be a number or a tensor, got list
+    snn.LIF(2, beta=np.array([0.5, 0.5])) -> TypeError: number or a tensor, got ndarray
+    snn.LIF(2, beta="0.5") -> TypeError: beta must be a number or a tensor, got str
+    snn.LIF(2, beta=None) -> TypeError: beta must be a number or a tensor, got NoneType
+    snn.LIF(2, beta=True) -> TypeError: beta must be a number or a tensor, got bool
+    snn.LIF(2, pos_threshold=0.0) -> ValueError: pos_threshold must be positive and finite, got 0.0
+    snn.LIF(2, pos_threshold=-1.0) -> ValueError: pos_threshold must be positive .*, got -1.0
+    snn.LIF(2, pos_threshold=inf) -> ValueError: pos_threshold must be positive .*, got inf
+    snn.LIF(2, pos_threshold=nan) -> ValueError: pos_threshold must be positive .*, got nan
+    snn.LIF(2, pos_threshold=1e39) -> ValueError: pos_threshold is beyond the range of torch.flo
+    snn.LIF(2, beta_rank=2) -> ValueError: beta: rank must be 0 .* or 1 .*, got 2
+    snn.LIF(2, beta_rank=True) -> ValueError: beta: rank must be 0 .* or 1 .*, got True
+    snn.LIF(2, beta_rank=None) -> ValueError: beta: rank must be 0 .* or 1 .*, got None
+    snn.LIF(2, learn_beta=1) -> TypeError: beta: learnable must be True or False, got 1
+    snn.LIF(2, beta_ema="no") -> TypeError: beta: use_averaging must be True or False, got 'no'
+    snn.LIF(2, surrogate_derivative=2.0) -> TypeError: surrogate must be callable, .* got float
+    snn.LIF(2, surrogate_derivative=None) -> TypeError: surrogate must be callable, .* got NoneType
+    snn.LIF(2, dim=1.0) -> TypeError: dim must be an integer, got 1.0
+    snn.LIF(2, dim=True) -> TypeError: dim must be an integer, got True
+    alpha({"lernable": True}) -> ValueError: no key 'lernable'. Did you mean 'learnable'\?
+    alpha({"zzz": 1}) -> ValueError: 'zzz'. Its keys are value, rank, learnable, use_averag
+    alpha({"surrogate": abs}) -> ValueError: the setup of alpha has no key 'surrogate'
+    alpha({1: 2}) -> ValueError: no key 1
+    alpha(snn.Threshold(1.0)) -> TypeError: must be a dict, a Decay or None, got a Threshold
+    alpha(snn.Weight(1.0)) -> TypeError: must be a dict, a Decay or None, got a Weight
+    alpha([0.5]) -> TypeError: alpha must be a number or a tensor, got list
+    groups([1], 0.1) -> TypeError: expected an nn.Module, got list
+    groups(snn.LIF(2), "0.1") -> TypeError: weight_decay must be a number, got '0.1'
+    groups(snn.LIF(2), -0.1) -> ValueError: weight_decay must be finite .* got -0\.1
+    groups(snn.LIF(2), 0.1, lr=nan) -> ValueError: lr must be finite .* got nan
+    groups(snn.LIF(2), 0.1, neuron_lr_scale=2.0) -> ValueError: multiple of lr: give lr= here
+    groups(snn.LIF(2), 0.1, neuron_lr_scale=True) -> TypeError: scale must be a number, got T
+    groups(snn.LIF(2), 0.1, decay_biases=1) -> TypeError: must be True or False, got 1
+    groups(snn.LIF(2), 0.1, lr=1.0, relative=1) -> TypeError: relative must be True or F
+    groups(snn.LIF(2), 0.1, relative=True) -> ValueError: relative=True scales lr: give lr= h
+    relative(nn.Sequential(nn.LazyLinear(2))) -> ValueError: 0.weight has no .*Run the model once
+    relative(nn.Linear(2, 2, device="meta")) -> ValueError: weight has no values yet
+    relative(nans) -> ValueError: weight is not finite, so it has no scale
+    groups(nn.Flatten(), 0.1) -> ValueError: Flatten has no parameters to put in groups
     snn.LIF(2, reset="hard") -> ValueError: reset must be 'subtract', 'zero' or 'none', got 'hard'
     snn.LIF(2, detach_reset=1) -> TypeError: detach_reset must be True or False, got 1
     snn.LIF(3)(torch.ones(2, 3), torch.ones(2, 3)) -> TypeError: LIF\(3\) takes \(x\), got 2 inputs
     snn.LIF(3).forward_sequence(SEQ, further=[SEQ]) -> TypeError: takes \(x\), got 2 inputs
+    snn.LIF(3).forward_sequence(SEQ, reset=SEQ[0]) -> TypeError: must hold booleans, got torch.floa
+    snn.LIF(3).forward_sequence(SEQ, reset=SEQ[:1, 0] > 0) -> ValueError: \[4, 2\], got \[1, 3\]
     made().forward_sequence(SEQ) -> TypeError: got 1 inputs. Call .*, or tt.unroll
     tt.init.impulse_response(made()) -> ValueError: several inputs
     tt.init.fluctuation_(nn.Sequential(nn.Linear(3, 3), made())) -> ValueError: current\), got 1

@@ -763,7 +763,7 @@ NAMES = {
     P(n.float(), 0.1) -> TypeError: neurons must be a tensor of integers, got torch.float32
     P(n - 1, 0.1) -> ValueError: neurons must be .k., from 0 on, got shape .3., the least -1
     P(n, 1.5) -> ValueError: probability must be in .0, 1.: a rate times the length of a step
-    P(n, torch.ones(2)) -> ValueError: probability must be one number, or .3., got .2.
+    P(n, torch.ones(2)) -> ValueError: probability must be one number, or .3., one for each n
     P(n, 0.5, seed=-1) -> ValueError: seed must be 0 to 2..31 - 1, got -1
     P(n, 0.5, seed=0.5) -> TypeError: seed must be an integer
     run(e, 5) -> TypeError: inputs must be an EventInput, a PoissonInput or a list .* got Tensor

@@ -40,11 +40,6 @@ def test_error_explains_an_unknown_argument(kind: str, argument: str, message: s
     assert str(error.value).startswith(f"{kind} has no argument {argument!r}")
 
 
-def test_error_explains_all_unknown_arguments_at_once() -> None:
-    with pytest.raises(TypeError, match=r"'threshold'; .*LIF has no argument 'init_hidden'; a"):
-        snn.LIF(beta=0.9, threshold=1.0, init_hidden=True)  # type: ignore[call-arg]
-
-
 @pytest.mark.parametrize("name", LAYERS)
 def test_other_mistakes_keep_the_error_of_python(name: str) -> None:
     with pytest.raises(TypeError, match=r"missing 1 required positional argument: 'num_neurons'"):
@@ -76,9 +71,7 @@ def test_custom_constructors_keep_their_own_arguments() -> None:
         assert made.pos_threshold is not None
         assert made.pos_threshold.tolist() == [0.5, 0.5]
     Decorated(2, extra=1)
-    with pytest.raises(
-        TypeError, match=r"Own has no argument 'spike_grad'\. It takes size, thresh"
-    ):
+    with pytest.raises(TypeError, match=r"no argument 'spike_grad'\. It takes size, thresh"):
         Own(2, spike_grad=None)  # type: ignore[call-arg]
 
 

@@ -167,10 +167,8 @@ KINDS: dict[str, Kind] = {
     "ctypes": (lambda: (ctypes.c_double * 2)(), first),
     "random.Random": (lambda: random.Random(0), lambda g: g.gauss(0, 1)),
     "numpy Generator": (lambda: np.random.default_rng(0), lambda g: g.random()),
-    "torch Generator": (
-        lambda: torch.Generator().manual_seed(0),
-        lambda g: torch.rand((), generator=g),
-    ),
+    "torch Generator": (lambda: torch.Generator().manual_seed(0),
+     lambda g: torch.rand((), generator=g)),
     "StringIO": (io.StringIO, lambda f: (f.write("a"), f.tell())[1]),
     "file that is read": (lambda: io.BytesIO(LINES.encode()), lambda f: int(f.readline())),
     "Queue": (lambda: filled(queue.Queue()), rotate),
@@ -189,16 +187,14 @@ KINDS: dict[str, Kind] = {
     "attribute of a function": (function_with_count, lambda f: f()),
     "default of an argument": (default, lambda f: f()),
     "functools.cache": (cached, lambda f: append(f())),
-    "context variable": (
-        lambda: contextvars.ContextVar("t"),
-        lambda v: (v.set(v.get(0) + 1), v.get())[1],
-    ),
+    "context variable": (lambda: contextvars.ContextVar("t"),
+     lambda v: (v.set(v.get(0) + 1), v.get())[1]),
     "threading.local": (local, count),
     "environment": (lambda: "TRACETORCH_TEST", in_environment),
     "hash": (hashlib.sha256, digest),
     "cursor": (lambda: CONNECTION.execute(NUMBERS), lambda c: c.fetchone()[0]),
     "csv.reader": (lambda: csv.reader(["1\n", "2\n"] * 50), lambda r: int(next(r)[0])),
-}
+}  # fmt: skip
 
 HELD: Any = None
 """What a function holds in a global."""

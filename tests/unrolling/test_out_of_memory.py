@@ -57,8 +57,6 @@ def test_out_of_memory_in_a_kernel(tried: bool, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(torch.OutOfMemoryError, match="in the backward pass of LIF, of 8 steps: CU"):
         y.sum().backward()
     assert net[1].raw_beta.grad is None
-    with pytest.raises(
-        torch.OutOfMemoryError, match=r"in layer '1', LIF\(3, beta=0.8125\), tt.unr"
-    ):
+    with pytest.raises(torch.OutOfMemoryError, match=r"in layer '1', LIF\(3, beta=0.8125\), "):
         tt.unroll(net, torch.ones(8, 2, 3))
     assert net[1].mem is before

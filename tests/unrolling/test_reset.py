@@ -233,18 +233,6 @@ def test_neurons_at_dimension_0_are_no_samples() -> None:
         tt.unroll(snn.LIF(4, dim=0), sequence(6, 4, 5), reset=mask)
 
 
-@pytest.mark.parametrize(
-    ("reset", "error", "message"),
-    [
-        (torch.rand(6, 2), TypeError, "reset must hold booleans, got torch.float32"),
-        (resets(1, 2), ValueError, r"reset must have the shape \[T, B\] = \[6, 2\], got \[1, 2\]"),
-    ],
-)
-def test_a_layer_checks_its_mask(reset: Tensor, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        snn.LIF(4).forward_sequence(sequence(6, 2, 4), reset=reset)
-
-
 def test_a_mask_that_restarts_nobody_draws_nothing() -> None:
     none = torch.zeros(T, B, dtype=torch.bool)
     states = []

@@ -219,26 +219,13 @@ V2, V1 = "sys/fs/cgroup/", "sys/fs/cgroup/memory/"
         (MEMINFO, 4_096_000),
         ({**MEMINFO, V2 + "memory.max": "max\n", V2 + "memory.current": "5\n"}, 4_096_000),
         ({**MEMINFO, V2 + "memory.max": "3000\n", V2 + "memory.current": "1000\n"}, 2000),
-        (
-            {
-                V2 + "memory.max": "3000",
-                V2 + "memory.current": "1000",
-                V2 + "memory.stat": "anon 700\ninactive_file 300\n",
-            },
-            2300,
-        ),
-        (
-            {
-                **MEMINFO,
-                V1 + "memory.limit_in_bytes": "700",
-                V1 + "memory.usage_in_bytes": "300",
-                V1 + "memory.stat": "inactive_file 1\ntotal_inactive_file 100\n",
-            },
-            500,
-        ),
+        ({V2 + "memory.max": "3000", V2 + "memory.current": "1000",
+         V2 + "memory.stat": "anon 700\ninactive_file 300\n"}, 2300),
+        ({**MEMINFO, V1 + "memory.limit_in_bytes": "700", V1 + "memory.usage_in_bytes": "300",
+         V1 + "memory.stat": "inactive_file 1\ntotal_inactive_file 100\n"}, 500),
         ({V1 + "memory.limit_in_bytes": "700", V1 + "memory.usage_in_bytes": "900"}, 0),
     ],
-)
+)  # fmt: skip
 def test_free_memory_of_the_system(files: dict[str, str], free: float, tmp_path: Path) -> None:
     assert free_bytes(torch.device("cpu"), write(tmp_path, files)) == free
 

@@ -405,9 +405,7 @@ def test_a_segment_that_computes_something_else_is_an_error(name: str, by: By) -
         assert not tt.get_states(model)
         return
     y = tt.unroll(model, STEPS, by=by, segment=3, record="mem")[0]
-    with pytest.raises(
-        RuntimeError, match=r"segment 3:6 of unroll\(.*something else when backward"
-    ):
+    with pytest.raises(RuntimeError, match=r"segment 3:6 of .*something else when backward"):
         y.square().sum().backward()
 
 

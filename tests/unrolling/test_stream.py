@@ -195,25 +195,16 @@ def recomputed(stream: tt.Stream) -> None:
         (lambda s: tt.unroll(Calls(s), X, by="step"), ValueError, "inside of a model that runs it"),
         (lambda s: tt.unroll(Calls(s), X), ValueError, "inside of a model that runs itself"),
         (lambda s: tt.Stream(Calls(s))(X[0]), ValueError, "would be no part of that call"),
-        (
-            lambda s: tt.Stream(Calls(made().forward))(X[0]),
-            ValueError,
-            "in a stream, and is no part of",
-        ),
-        (
-            lambda s: compiled(Calls(made().forward))(X[0]),
-            ValueError,
-            "in a stream, and is no part of its model",
-        ),
+        (lambda s: tt.Stream(Calls(made().forward))(X[0]), ValueError,
+         "in a stream, and is no part of"),
+        (lambda s: compiled(Calls(made().forward))(X[0]), ValueError,
+         "in a stream, and is no part of its model"),
         (lambda s: torch.vmap(s)(X), ValueError, "a stream cannot run in torch.func transforms"),
-        (
-            recomputed,
-            ValueError,
-            r"called inside backward\(\).* Use stream.unroll\(x, segment=\.\.\.",
-        ),
+        (recomputed, ValueError,
+         r"called inside backward\(\).* Use stream.unroll\(x, segment=\.\.\."),
         (lambda s: make_fx(s)(X[0]), RuntimeError, "a stream is traced, and the states"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_right_says_so(
     act: Callable[[tt.Stream], Any], error: type[Exception], message: str
 ) -> None:

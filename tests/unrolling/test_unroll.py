@@ -1,7 +1,6 @@
 import warnings
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -11,6 +10,7 @@ from typing_extensions import assert_type
 
 import tracetorch as tt
 from tests.cases import LAYERS, examples, layer, module, sequence, stepped, weighted_sum
+from tests.refusals import check, refusals
 from tests.unrolling.models import MODELS, Skip, dyadic, made
 from tracetorch import snn
 from tracetorch.snn.passes import current_pass
@@ -273,50 +273,47 @@ with warnings.catch_warnings():
 JAGGED = torch.nested.nested_tensor(RAGGED, layout=torch.jagged)
 PACKED = nn.utils.rnn.pack_sequence(RAGGED)
 X = torch.ones(5, 2, 3)
-PAD = r"got a nested tensor\. .*tt\.data\.pad\(sequences\)"
 
 
-@pytest.mark.parametrize(
-    ("x", "arguments", "error", "message"),
-    [
-        (X, {"by": "time"}, ValueError, 'by must be "layer" or "step", got'),
-        (X, {"steps": 0}, ValueError, "steps must be at least 1, got 0"),
-        (X, {"steps": 2.0}, TypeError, "steps must be an integer, got 2.0"),
-        (X, {"steps": True}, TypeError, "steps must be an integer, got True"),
-        (X, {"time_dim": "t"}, TypeError, "time_dim must be an integer, got 't'"),
-        (X, {"time_dim": 3}, ValueError, r"time_dim is 3, but x has shape \[5, 2, 3\]"),
-        (torch.ones(0, 2, 3), {}, ValueError, r"x has no time step: shape \[0, 2, 3\]"),
-        (torch.ones(3), {}, ValueError, r"x needs time and a batch, got shape \[3\]"),
-        (torch.ones(()), {"batched": False}, ValueError, r"x needs time, got shape \[\]"),
-        (torch.ones(()), {"steps": 2}, ValueError, r"x needs a batch, got shape \[\]"),
-        (np.ones((2, 1, 3)), {}, TypeError, r"got ndarray\. Wrap it: torch\.as_tensor\(x, dtype="),
-        ([1.0], {}, TypeError, "x must be a tensor, a tuple or a dict of tensors, got list"),
-        (NESTED, {}, TypeError, PAD),
-        (NESTED, {"time_dim": 1}, TypeError, PAD),
-        (JAGGED, {}, TypeError, PAD),
-        (PACKED, {}, TypeError, r"got PackedSequence\. .*mask goes to losses, decod"),
-        (RAGGED, {}, TypeError, r"got list\. Sequences of unequal length: x, mask ="),
-        (3, {}, TypeError, r"got int\.$"),
-        ((), {}, ValueError, "x holds no tensor"),
-        ({}, {}, ValueError, "x holds no tensor"),
-        ((X, 1), {}, TypeError, r"x\[1\] must be a tensor, got int"),
-        ({"a": None}, {}, TypeError, r"x\['a'\] must be a tensor, got NoneType"),
-        ((X, X[:4]), {}, ValueError, r"x: x\[1\] has time and batch \[4, 2\], x\[0\] has \[5, 2\]"),
-        ({"a": X[0], "b": X}, {"steps": 4}, ValueError, r"x\['b'\] has batch \[5\], x\['a'\] has"),
-        (X, {"record": "mme"}, ValueError, "nothing is called 'mme'. Did you"),
-        (X, {"record": [1]}, TypeError, "record takes names, got 1"),
-        (X, {"segment": 0}, ValueError, "segment must be at least 1, got 0"),
-        (X, {"segment": 2.0}, TypeError, "segment must be an integer, got 2.0"),
-        (X, {"segment": True}, TypeError, "segment must be an integer, got True"),
-        (X, {"check": 0}, ValueError, "check must be"),
-        (X, {"check": -1}, ValueError, "check must be"),
-        (X, {"check": 2.0}, TypeError, "check must be"),
-        (X, {"check": "yes"}, TypeError, "check must be"),
-    ],
+@refusals(
+    r"""
+    X, by="time" -> ValueError: by must be 'layer' or 'step', got
+    X, steps=0 -> ValueError: steps must be at least 1, got 0
+    X, steps=2.0 -> TypeError: steps must be an integer, got 2.0
+    X, steps=True -> TypeError: steps must be an integer, got True
+    X, time_dim="t" -> TypeError: time_dim must be an integer, got 't'
+    X, time_dim=3 -> ValueError: time_dim is 3, but x has shape \[5, 2, 3\]
+    torch.ones(0, 2, 3) -> ValueError: x has no time step: shape \[0, 2, 3\]
+    torch.ones(3) -> ValueError: x needs time and a batch, got shape \[3\]
+    torch.ones(()), batched=False -> ValueError: x needs time, got shape \[\]
+    torch.ones(()), steps=2 -> ValueError: x needs a batch, got shape \[\]
+    X.numpy() -> TypeError: got ndarray\. Wrap it: torch\.as_tensor\(x, dtype=
+    [1.0] -> TypeError: x must be a tensor, a tuple or a dict of tensors, got list
+    NESTED -> TypeError: got a nested tensor\. .*tt\.data\.pad\(sequences\)
+    NESTED, time_dim=1 -> TypeError: got a nested tensor\. .*tt\.data\.pad\(sequences\)
+    JAGGED -> TypeError: got a nested tensor\. .*tt\.data\.pad\(sequences\)
+    PACKED -> TypeError: got PackedSequence\. .*mask goes to losses, decod
+    RAGGED -> TypeError: got list\. Sequences of unequal length: x, mask =
+    3 -> TypeError: got int\.$
+    () -> ValueError: x holds no tensor
+    {} -> ValueError: x holds no tensor
+    (X, 1) -> TypeError: x\[1\] must be a tensor, got int
+    {"a": None} -> TypeError: x\['a'\] must be a tensor, got NoneType
+    (X, X[:4]) -> ValueError: x: x\[1\] has time and batch \[4, 2\], x\[0\] has \[5, 2\]
+    {"a": X[0], "b": X}, steps=4 -> ValueError: x\['b'\] has batch \[5\], x\['a'\] has
+    X, record="mme" -> ValueError: nothing is called 'mme'. Did you
+    X, record=[1] -> TypeError: record takes names, got 1
+    X, segment=0 -> ValueError: segment must be at least 1, got 0
+    X, segment=2.0 -> TypeError: segment must be an integer, got 2.0
+    X, segment=True -> TypeError: segment must be an integer, got True
+    X, check=0 -> ValueError: check must be
+    X, check=-1 -> ValueError: check must be
+    X, check=2.0 -> TypeError: check must be
+    X, check="yes" -> TypeError: check must be
+    """
 )
-def test_error_names_a_bad_argument(x, arguments, error, message):
-    with pytest.raises(error, match=message):
-        tt.unroll(snn.LIF(3), x, **arguments)
+def test_error_names_a_bad_argument(call: str, error: str) -> None:
+    check(f"tt.unroll(snn.LIF(3), {call})", error, globals())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.uint8, torch.int64])

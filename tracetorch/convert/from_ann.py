@@ -16,6 +16,7 @@ from tracetorch.convert.network import Activations, Network, Node, ann, read_net
 from tracetorch.convert.report import LayerReport, Report
 from tracetorch.convert.thresholds import OUTPUT, Rules, Times, bounds_of, ready_of, rules_of
 from tracetorch.core.checks import (
+    check_choice,
     check_count,
     check_flag,
     check_has_values,
@@ -167,8 +168,7 @@ def from_ann(
         )
     if not 0 < check_number("percentile", percentile) <= 100:
         raise ValueError(f"percentile must lie in (0, 100], got {percentile}.")
-    if thresholds not in get_args(Thresholds):
-        raise ValueError(f'thresholds must be "channel" or "layer", got {thresholds!r}.')
+    check_choice("thresholds", thresholds, get_args(Thresholds))
     dtypes = (torch.float32, torch.float64)
     if not isinstance(batch, Tensor) or batch.dtype not in dtypes or batch.ndim < 2:
         got = batch.dtype if isinstance(batch, Tensor) else type(batch).__name__

@@ -31,11 +31,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Rule:
-    """Rule of one activation's neurons; its tensors hold a value, or one for each channel.
-
-    Those of channels have a dimension of size 1 for each one behind, so that they broadcast over
-    the values of the activation.
-    """
+    """Rule of one activation's neurons: values for all, or for channels, shaped to broadcast."""
 
     threshold: Tensor  # and size of a spike
     clip: Tensor  # largest rate
@@ -88,10 +84,7 @@ def rules_of(
 
 
 def _clips(value: Tensor, percentile: float, by_channel: bool) -> Tensor:
-    """Return the clip of a layer, or those of its channels, that broadcast over its values.
-
-    Channels that have few values on the batch, samples times places, have that of the layer.
-    """
+    """Return the clip of a layer, or of its channels, where these have enough values."""
 
     def clip_of(values: Tensor) -> float:
         """Return a percentile of all values, of those that are active where it is 0."""

@@ -6,7 +6,7 @@ import difflib
 import math
 import numbers
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -52,10 +52,7 @@ def check_count(name: str, value: object) -> int:
 
 
 def check_number(name: str, value: object, *, unit: str = "") -> float:
-    """Return ``value`` as a float; raise ``TypeError``, which names the unit, if it is no number.
-
-    A bool is no number here, as it is no integer for :func:`check_integer`.
-    """
+    """Return ``value`` as a float; raise ``TypeError``, with the unit, for a bool and others."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         kind = f"a number of {unit}" if unit else "a number"
         raise TypeError(f"{name} must be {kind}, got {value!r}.")
@@ -104,6 +101,22 @@ def check_share(name: str, value: object) -> float:
     return number
 
 
+def check_choice(name: str, value: object, allowed: Sequence[object]) -> None:
+    """Raise ``ValueError`` unless ``value`` is one of those allowed."""
+    if value not in allowed:
+        *others, last = map(repr, allowed)
+        raise ValueError(f"{name} must be {', '.join(others)} or {last}, got {value!r}.")
+
+
+def check_each(name: str, values: Tensor, count: int, what: str) -> None:
+    """Raise ``ValueError`` unless values are one number, or one for each of a ``count``."""
+    if values.shape not in ((), (count,)):
+        raise ValueError(
+            f"{name} must be one number, or [{count}], one for each {what}, got shape "
+            f"{list(values.shape)}."
+        )
+
+
 def check_module(module: object) -> None:
     """Raise ``TypeError`` unless ``module`` is an ``nn.Module``."""
     if not isinstance(module, nn.Module):
@@ -142,10 +155,7 @@ def sharded_parts(model: nn.Module) -> Iterator[str]:
 
 
 def check_unsharded(model: nn.Module, by: str, *, loads: bool = False) -> None:
-    """Raise ``ValueError`` where this process may hold only a part of a tensor of ``model``.
-
-    The message names the function ``by`` that needs the whole; ``loads``: it writes to the model.
-    """
+    """Raise ``ValueError`` where this process may hold a part of a tensor, and ``by`` needs all."""
     for part in sharded_parts(model):
         raise ValueError(
             f"{part} sharded (DTensor, FSDP2): this process holds a part of it, and {by} needs "

@@ -31,14 +31,8 @@ def forward_hooks(
 ) -> Iterator[None]:
     """Call hooks around the forward pass of modules, and remove all of them at the end.
 
-    Args:
-        earliest: modules and ``hook(module, args, kwargs)``, called before the module's other hooks
-            see the arguments.
-        before: modules and ``hook(module, args)``, called before ``forward``; what it returns
-            replaces the arguments, unless it is ``None``.
-        first: modules and ``hook(module, args, kwargs, output)``, called after it, before the
-            module's other hooks; what it returns replaces the output, unless it is ``None``.
-        after: the same, called after the module's other hooks.
+    ``earliest`` and ``first`` come before the module's other hooks, the others behind them.
+    What a hook returns replaces the arguments, or the output, unless it is ``None``.
     """
     # The stack also removes the hooks registered so far when a later registration fails. A handle
     # is its own context manager, which removes the hook.
@@ -56,10 +50,7 @@ def forward_hooks(
 
 
 def call_is_forward(module: nn.Module) -> bool:
-    """Whether calling a module calls the ``forward`` of its class and nothing else.
-
-    It does not with a hook, a ``forward`` of the instance, or inside ``module.compile()``.
-    """
+    """Whether a call is the class's ``forward``: no hook, none of its own, no ``compile()``."""
     hooked = (
         module._forward_hooks
         or module._forward_pre_hooks

@@ -20,12 +20,7 @@ from tracetorch.core.torch_private import (
 
 
 def is_leaked_tracer(state: Tensor, x: Tensor | None = None) -> bool:
-    """Whether ``state`` has no values here, because its trace or transform is over.
-
-    A tensor that a transform has wrapped carries the level of the transform. It has leaked where no
-    transform runs at that level now, or one of another kind, or one that maps over another size.
-    ``x`` is an input of the same call.
-    """
+    """Whether ``state`` has no values beside ``x``, because its trace or transform is over."""
     if torch.compiler.is_compiling():
         return False
     if isinstance(state, FakeTensor):

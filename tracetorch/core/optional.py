@@ -6,10 +6,7 @@ from importlib.util import find_spec
 
 
 def require(*packages: str, extra: str, by: str) -> None:
-    """Check that packages, by their import names, are installed, without importing them.
-
-    ``extra`` brings them; ``by`` needs them, as the message begins: ``"tt.nir"``, ``"The demo"``.
-    """
+    """Check that packages are installed, by import name: ``extra`` brings what ``by`` needs."""
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
         raise ModuleNotFoundError(

@@ -27,10 +27,7 @@ class _InThread(threading.local):
 
 
 class Requests:
-    """Hold what is requested of a setting: one of its ``names``, of which the first is the default.
-
-    ``aliases`` are earlier names, each with the one that it stands for.
-    """
+    """Hold what is requested of a setting: one of its ``names``, the first one by default."""
 
     def __init__(
         self, kind: str, names: tuple[str, ...], aliases: Mapping[str, str] | None = None

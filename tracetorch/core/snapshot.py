@@ -57,10 +57,7 @@ class Snapshot:
     def changes(
         self, ignored: Callable[[nn.Module], Collection[str]] = lambda module: ()
     ) -> Iterator[str]:
-        """Iterate over the paths of attributes and items that are other objects than they were.
-
-        ``ignored`` names those of a module's attributes that may change.
-        """
+        """Yield the paths of attributes and items that are others now, but for ``ignored``."""
         for path, owner, now, before in self._dicts:
             names = ignored(owner) if isinstance(owner, nn.Module) else ()
             for key in _changed_keys(before, now):
@@ -112,10 +109,7 @@ class Values:
 
 
 class _ModelValues(Values):
-    """The values and gradients of the tensors of a model.
-
-    Tensors in attributes and containers are among them: a model may change them in place.
-    """
+    """The values and gradients of a model's tensors, those in attributes and containers too."""
 
     def __init__(self, before: Snapshot) -> None:
         registered = [
@@ -170,14 +164,9 @@ def restored(
 ) -> Iterator[None]:
     """Restore a model at the end of a block, whatever the block did to it.
 
-    Attributes, and with them states and modes, are restored always. What user code keeps outside of
-    the attributes of modules cannot be known.
-
-    Args:
-        model: any module.
-        tensors: also restore the values and the gradients of parameters, buffers, and tensors in
-            attributes and containers, and the state of the random number generators.
-        training: the mode of every module within the block; ``None`` leaves it.
+    Attributes, and with them states and modes, always; with ``tensors`` values, gradients and
+    random states too. ``training`` is the mode within the block, unless it is ``None``. What user
+    code keeps outside of the attributes of modules cannot be known.
     """
     before = Snapshot(model)
     values = _ModelValues(before) if tensors else None
@@ -196,10 +185,7 @@ def restored(
 
 @contextmanager
 def random_restored(devices: Collection[int | None]) -> Iterator[None]:
-    """Restore the states of PyTorch's, Python's and NumPy's random numbers at the end of a block.
-
-    Of PyTorch's those of some CUDA devices are among them.
-    """
+    """Restore random states behind a block: PyTorch's, with CUDA devices, Python's and NumPy's."""
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices):
         try:

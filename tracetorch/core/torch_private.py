@@ -179,10 +179,7 @@ def is_exporting() -> bool:
 
 
 def is_tracing() -> bool:
-    """Whether a program is being recorded that will run without this module's Python.
-
-    By ``torch.export``, ``torch.jit.trace`` or ``make_fx``.
-    """
+    """Whether ``torch.export``, ``torch.jit.trace`` or ``make_fx`` record a program here."""
     if torch.compiler._is_exporting_flag or torch.jit.is_tracing():  # type: ignore
         return True
     # torch.compile, which cannot follow the question, records nothing in this way
@@ -249,10 +246,7 @@ def _observes(mode: object) -> bool:
 
 
 def is_readable(tensor: Tensor) -> bool:
-    """Whether the values of a tensor may be looked at, as a check of them does.
-
-    Not while something compiles, traces or transforms, and not on the meta device.
-    """
+    """Whether values may be looked at: not on meta, nor compiled, traced or transformed."""
     return not (
         torch.compiler.is_compiling() or tensor.is_meta or functorch_active() or dispatch_modes()
     )

@@ -103,10 +103,7 @@ class Walk(NamedTuple):
 
 
 def _parts_of(owner: Any, path: str, tensors: Tensors) -> list[tuple[str, object]]:
-    """Named parts of ``owner`` that are to be entered, read without running any of its code.
-
-    Tensors among its parts are added to ``tensors``.
-    """
+    """Parts of ``owner`` to enter, by name; its own code does not run. Adds to ``tensors``."""
     kind: Any = type(owner)
     descriptor = _dict_descriptor(kind)
     for container in CONTAINERS:

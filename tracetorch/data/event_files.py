@@ -55,10 +55,7 @@ class EventSet(Dataset[tuple[Events, Tensor]]):
 
 
 class EventFiles(EventSet, ABC):
-    """Base of the data sets with one file per recording, read one sample at a time.
-
-    A subclass has the pattern of the files, names the label of one, and reads its events.
-    """
+    """Base of the data sets with one file per recording, read one sample at a time."""
 
     pattern: ClassVar[str]  # of the paths of the recordings in a part
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from tracetorch.core.checks import check_choice
 from tracetorch.core.optional import require
 
 
@@ -51,8 +52,7 @@ def torchvision_set(
     dataset_class = getattr(datasets, name, None) if name in datasets.__all__ else None
     if dataset_class is None:
         raise ValueError(f"torchvision.datasets has no {name!r}. It has MNIST, CIFAR10, SVHN, ...")
-    if part not in ("train", "test"):
-        raise ValueError(f"part must be 'train' or 'test', got {part!r}.")
+    check_choice("part", part, ("train", "test"))
     # some classes take train=True or False, others split="train" or "test"
     parameters = inspect.signature(dataset_class).parameters
     if "train" in parameters:

@@ -1,4 +1,4 @@
-"""Find uncalled, dead and saturated neurons, membranes out of reach, and equal outputs."""
+"""Find uncalled, dead, saturated and equal neurons, membranes out of reach, and busy inputs."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ _RARE = 0.01  # of the membranes
 _FAR = 30.0  # thresholds away, by the root mean square; below 5 in networks that learn
 _LOOKED_AT = 4096  # steps, samples and places
 _FEW_STEPS = 3  # with fewer, any neuron may fire at every step
+_NUMBERS = 0.9  # an input of more events than that is one of numbers, which no rate makes sparse
 _FEW_NEURONS = 8  # with fewer, as of classes, one at each end may be the answer to the batch
 
 
@@ -118,10 +119,7 @@ def _levels(layer: LayerEvidence) -> list[tuple[Tensor, Tensor]]:
 
 
 def _peaks(layer: LayerEvidence) -> Tensor | None:
-    """Return the highest membrane of each neuron in real steps, relative to its threshold.
-
-    In the direction, upwards or downwards, in which it comes nearer to firing.
-    """
+    """Return each neuron's highest membrane relative to its threshold, the nearer one of two."""
     peaks: list[Tensor] = []
     for u, threshold in _levels(layer):
         # Padding must not hold the maximum.
@@ -193,3 +191,17 @@ def equal_outputs(evidence: Evidence) -> Iterator[Finding]:
     floating = [y for y in evidence.outputs if y.is_floating_point() and y.ndim > 1]
     if floating and all(bool((y == y[:, :1]).all()) for y in floating):
         yield measured("output-ignores-input", "", 0.0, batch=evidence.inputs.batch)
+
+
+@finder
+def busy_inputs(evidence: Evidence) -> Iterator[Finding]:
+    """Find products that are large enough for events, and were dense for there were too many."""
+    for path, products in evidence.products.items():
+        busy = [
+            (product.density, product.crossover)
+            for product in products
+            if product.density is not None and 0 < product.crossover < product.density <= _NUMBERS
+        ]
+        if busy:
+            density, crossover = max(busy)
+            yield measured("too-busy-for-events", path, density, crossover=100 * crossover)

@@ -38,18 +38,12 @@ _PASSIVE = {
 
 @dataclass
 class Criterion:
-    """Call of a loss of PyTorch's, of a square, or of a logarithm.
-
-    Args:
-        function: the loss.
-        input: what it is given, in the graph.
-        target: the other argument; ``None`` for a square or a logarithm.
-        gradients: of the whole loss by what the call returns, once it is known.
-    """
+    """Call of a loss of PyTorch's, of a square, or of a logarithm."""
 
     function: Callable[..., Any]
-    input: Tensor
-    target: Tensor | None
+    input: Tensor  # what it is given, in the graph
+    target: Tensor | None  # of a loss
+    # of the whole loss by what the call returns, once it is known
     gradients: list[Tensor] = field(default_factory=list)
 
     @property
@@ -115,14 +109,11 @@ def last_activation(tensor: Tensor) -> str | None:
 def class_pull(
     loss: Callable[[Any], Tensor], outputs: Sequence[Tensor], given: Sequence[Any]
 ) -> Tensor | None:
-    """Return by how much the loss grows with the output of the right class, where all are equal.
+    """Return each sample's class, and by how much the loss grows with the output of that class.
 
-    There a loss knows no sample from another: its slopes ``[samples, 2]`` are those of what it
+    Where all outputs are equal a loss knows no sample from another: its slopes are those of what it
     wants. ``None`` for outputs that are not ``[T, B, C]``, without classes as a target, and for a
     loss that is not finite there.
-
-    Returns:
-        The class of each sample, and the slope.
     """
     y = outputs[0] if len(outputs) == 1 else torch.empty(0)
     labels = next((each for each in map(_classes, given) if each is not None), None)

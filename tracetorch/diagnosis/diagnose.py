@@ -15,7 +15,6 @@ from tracetorch.core.torch_private import pytree
 from tracetorch.core.walk import named_modules
 from tracetorch.diagnosis import (
     activity,
-    busy_inputs,
     data,
     gradients,
     halflives,
@@ -42,7 +41,6 @@ from tracetorch.unrolling.inputs import Inputs, parse_inputs, tensors_by_name
 _CAUSES = (
     *(data, objective, parameters, optimizers, activity, gradients, halflives, lags),
     online_gradients,
-    busy_inputs,
 )
 
 
@@ -157,11 +155,7 @@ def diagnose(
 def _castable(
     model: nn.Module, inputs: Inputs, x: Any, by: Literal["layer", "step"]
 ) -> tuple[Inputs, Any, dict[str, torch.dtype]]:
-    """Return inputs that the model runs on: of its dtype, if it does not run on the others.
-
-    Returns:
-        The inputs, parsed and as they are, and the dtypes of those that were cast, by name.
-    """
+    """Return inputs that the model runs on, parsed and as they are, and dtypes that were cast."""
     dtype = next((p.dtype for _, m in named_modules(model) for p in m.parameters(False)), None)
     named = tensors_by_name(inputs.tensors)
     dtypes = {name: each.dtype for name, each in named.items() if each.dtype != dtype}

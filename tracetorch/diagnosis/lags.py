@@ -31,7 +31,8 @@ def lags(evidence: Evidence) -> Iterator[Finding]:
     inputs = evidence.inputs
     if inputs.static or inputs.steps < _LEAST_STEPS:
         return
-    shape, delays = (inputs.steps, inputs.batch), _delays(evidence)
+    shape, modules = (inputs.steps, inputs.batch), named_modules(evidence.model)
+    delays = sum(m.max_delay for _, m in modules if isinstance(m, DelayingLayer))
     for target in evidence.targets:
         if target.ndim < 2 or target.shape[:2] != shape or not _is_signal(target):
             continue
@@ -51,12 +52,6 @@ def _is_signal(target: Tensor) -> bool:
     return target.is_floating_point() or target.dtype == torch.bool or target.ndim > 2
 
 
-def _delays(evidence: Evidence) -> int:
-    """Return the longest delay that a model has, of all its layers together."""
-    modules = (module for _, module in named_modules(evidence.model))
-    return sum(module.max_delay for module in modules if isinstance(module, DelayingLayer))
-
-
 def _varying(x: Tensor, mask: Tensor | None, most: int) -> Tensor:
     """Return features ``[T, B, F]`` of unit power, without the mean of each sequence."""
     values = filled(x.detach().double().reshape(*x.shape[:2], -1)[..., :most], mask)
@@ -72,8 +67,9 @@ def _lag(x: Tensor, y: Tensor) -> tuple[int, float, float] | None:
     """
     if not x.shape[-1] or not y.shape[-1] or not bool(x.isfinite().all() and y.isfinite().all()):
         return None
-    if x.shape[1] == 1:
-        x, y = (_in_pieces(each) for each in (x, y))
+    if x.shape[1] == 1:  # cut into several, side by side
+        steps = len(x) // _PIECES
+        x, y = (torch.cat(torch.split(v[: steps * _PIECES], steps), 1) for v in (x, y))
     correlations = _correlations(x, y)
     squares = correlations.square().sum((1, 2))
     after, before = squares[: len(squares) // 2], squares[len(squares) // 2 :]
@@ -104,9 +100,3 @@ def _correlations(x: Tensor, y: Tensor) -> Tensor:
     product = torch.einsum("tbf,tbg->tfg", one.conj(), other)
     correlations: Tensor = torch.fft.irfft(product, 2 * T, dim=0)
     return torch.cat([correlations[: T // 2 + 1], correlations[-(T // 2 + 1) :]])
-
-
-def _in_pieces(x: Tensor) -> Tensor:
-    """Cut one sequence into several, side by side."""
-    steps = len(x) // _PIECES
-    return torch.cat(torch.split(x[: steps * _PIECES], steps), 1)

@@ -19,8 +19,7 @@ from tracetorch.init.stages import RECURRENT, Stage, check_moments, follow_calls
 from tracetorch.init.sums import Sums, with_sums, with_sums_and_signs
 from tracetorch.snn.connectivity import connectivity
 from tracetorch.snn.delay import SynapticDelays
-from tracetorch.snn.delay.base import DelayingLayer
-from tracetorch.snn.delay.taps import taps
+from tracetorch.snn.delay.base import DelayingLayer, taps
 from tracetorch.snn.sparse_linear import SparseLinear
 from tracetorch.unrolling.inputs import parse_inputs
 

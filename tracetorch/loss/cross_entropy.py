@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor
 
 from tracetorch import decode
-from tracetorch.core.checks import check_share
+from tracetorch.core.checks import check_choice, check_share
 from tracetorch.core.torch_private import is_readable
 from tracetorch.loss.descriptions import describe_cross_entropy
 from tracetorch.loss.reduction import (
@@ -119,7 +119,7 @@ def count_cross_entropy(
     return reduce_batch(losses, reduction, weights)
 
 
-_DECODERS = {"maximum": decode.maximum, "mean": decode.rate, "last": decode.last}
+_DECODERS = {"mean": decode.rate, "maximum": decode.maximum, "last": decode.last}
 
 
 @describe_cross_entropy
@@ -162,8 +162,7 @@ def membrane_cross_entropy(
         B. Cramer et al., "The Heidelberg spiking data sets for the systematic evaluation of
         spiking neural networks", IEEE TNNLS 33 (2022): max over time and last step.
     """
-    if over not in _DECODERS:
-        raise ValueError(f"over must be 'mean', 'maximum' or 'last', got {over!r}.")
+    check_choice("over", over, [*_DECODERS])
     logits = _DECODERS[over](mem, mask=mask)
     losses, weights = sample_cross_entropy(logits, target, weight, label_smoothing)
     return reduce_batch(losses, reduction, weights)

@@ -6,16 +6,14 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
+from tracetorch.core.checks import check_choice
+
 Reduction: TypeAlias = Literal["mean", "sum", "none"]
 
 
 def reduce_batch(per_sample: Tensor, reduction: Reduction, weights: Tensor | None = None) -> Tensor:
-    """Reduce the losses of the samples, ``[B]``: take their mean, their sum, or leave them.
-
-    ``weights`` ``[B]`` is what the mean divides the sum by in place of their number.
-    """
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}.")
+    """Reduce losses ``[B]``: sum, none, or a mean, over the sum of ``weights`` if there are any."""
+    check_choice("reduction", reduction, ("mean", "sum", "none"))
     if reduction == "mean":
         return per_sample.mean() if weights is None else per_sample.sum() / weights.sum()
     return per_sample.sum() if reduction == "sum" else per_sample

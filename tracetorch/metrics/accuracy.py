@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tracetorch import decode
+from tracetorch.core.checks import check_choice
 
 By: TypeAlias = Literal["rate", "count", "first_spike", "last", "maximum"]
 
@@ -46,7 +47,7 @@ def accuracy(x: Tensor, target: Tensor, *, by: By = "rate", mask: Tensor | None 
 
 def correct(x: Tensor, target: Tensor, *, by: By = "rate", mask: Tensor | None = None) -> Tensor:
     """Mark the samples that are classified correctly, ``[B]``; arguments as :func:`accuracy`."""
-    check_by(by)
+    check_choice("by", by, get_args(By))
     scores: Tensor = getattr(decode, by)(x, mask=mask)
     if not isinstance(target, Tensor) or target.is_floating_point() or target.dtype is torch.bool:
         is_tensor = isinstance(target, Tensor)
@@ -74,9 +75,3 @@ def correct(x: Tensor, target: Tensor, *, by: By = "rate", mask: Tensor | None =
     # argmax of equal scores is class 0, and that of NaN where it is first: right for some samples
     undecided = (scores == scores[:, :1]).all(1) | scores.isnan().any(1)
     return torch.logical_and(predicted == target.to(predicted.device), ~undecided)
-
-
-def check_by(by: object) -> None:
-    """Raise ``ValueError`` unless ``by`` names a decoder."""
-    if by not in get_args(By):
-        raise ValueError(f"by must be one of {', '.join(get_args(By))}, got {by!r}.")

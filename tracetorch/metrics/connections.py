@@ -23,10 +23,7 @@ _CONVOLUTIONS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}  # by the dimensions 
 
 
 def call_operations(layer: Any, x: Tensor, share: float) -> SynapticOperations:
-    """Count the operations of one call of a layer on ``x`` ``[S, B, ...]``, judging each step.
-
-    ``x`` is zero where it is padding, and ``share`` of it is none.
-    """
+    """Count operations of a call on ``x`` ``[S, B, ...]``, of which ``share`` is no padding."""
     taps = 1
     if isinstance(layer, SparseLinear):
         # each nonzero input is multiplied by every nonzero weight of its edges

@@ -104,10 +104,7 @@ def observe(
     by: Literal["layer", "step"],
     mask: Tensor | None = None,
 ) -> tuple[list[ModuleStats], Inputs]:
-    """Run a model from rest and return the measurements of every module, and the inputs.
-
-    It runs in evaluation mode and without a graph, and is restored afterwards.
-    """
+    """Run a model from rest, in evaluation mode; return what each module did, and the inputs."""
     check_module(model)
     check_unsharded(model, "tt.metrics")
     check_has_values(model)

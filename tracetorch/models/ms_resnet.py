@@ -6,15 +6,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from tracetorch.core.checks import check_choice
 from tracetorch.models.neuron import NeuronBuilder, membrane_neuron
-from tracetorch.models.parts import (
-    Images,
-    check_among,
-    check_builder,
-    check_image,
-    check_images,
-    conv_norm,
-)
+from tracetorch.models.parts import Images, check_builder, check_image, check_images, conv_norm
 from tracetorch.snn.module import TTModule
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 104: (3, 8, 32, 8)}
@@ -74,7 +68,7 @@ class MSResNet(TTModule):
         neuron: NeuronBuilder | None = None,
     ) -> None:
         super().__init__()
-        check_among("depth", depth, tuple(BLOCKS))
+        check_choice("depth", depth, tuple(BLOCKS))
         check_images(images)
         build = membrane_neuron if neuron is None else check_builder("neuron", neuron)
         kernel, stride = (7, 2) if images == "imagenet" else (3, 1)

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from torch import Tensor, nn
 
-from tracetorch.core.checks import check_count
+from tracetorch.core.checks import check_choice, check_count
 from tracetorch.models.neuron import NeuronBuilder
 
 Images: TypeAlias = Literal["imagenet", "small"]
@@ -20,16 +20,9 @@ def conv_norm(
     return [conv, nn.BatchNorm2d(outputs)]
 
 
-def check_among(name: str, value: object, allowed: tuple[Any, ...]) -> None:
-    """Raise ``ValueError`` unless ``value`` is one of those allowed."""
-    if value not in allowed:
-        listed = ", ".join(repr(each) for each in allowed)
-        raise ValueError(f"{name} must be one of {listed}; got {value!r}.")
-
-
 def check_images(images: object) -> None:
     """Raise ``ValueError`` for an unknown kind of images."""
-    check_among("images", images, get_args(Images))
+    check_choice("images", images, get_args(Images))
 
 
 def check_multiple(name: str, value: int, divisor: int, reason: str = "") -> None:

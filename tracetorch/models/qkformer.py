@@ -7,8 +7,9 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
+from tracetorch.core.checks import check_choice
 from tracetorch.models.neuron import NeuronBuilder
-from tracetorch.models.parts import Images, check_among, check_image, check_multiple, conv_norm
+from tracetorch.models.parts import Images, check_image, check_multiple, conv_norm
 from tracetorch.models.spikformer import SelfAttention, TransformerBlock, builders, linear_head
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.residual import SEWBlock
@@ -80,7 +81,7 @@ class QKFormer(TTModule):
         attention: NeuronBuilder | None = None,
     ) -> None:
         super().__init__()
-        check_among("images", images, (*get_args(Images), "events"))
+        check_choice("images", images, (*get_args(Images), "events"))
         events, large = images == "events", images == "imagenet"
         stages = 2 if events else 3
         if len(depths) != stages:

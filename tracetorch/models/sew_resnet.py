@@ -6,15 +6,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from tracetorch.core.checks import check_choice
 from tracetorch.models.neuron import IF, NeuronBuilder
-from tracetorch.models.parts import (
-    Images,
-    check_among,
-    check_builder,
-    check_image,
-    check_images,
-    conv_norm,
-)
+from tracetorch.models.parts import Images, check_builder, check_image, check_images, conv_norm
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.residual import Combination, SEWBlock
 
@@ -81,7 +75,7 @@ class SEWResNet(TTModule):
         neuron: NeuronBuilder | None = None,
     ) -> None:
         super().__init__()
-        check_among("depth", depth, tuple(BLOCKS))
+        check_choice("depth", depth, tuple(BLOCKS))
         check_images(images)
         build = IF if neuron is None else check_builder("neuron", neuron)
         if images == "imagenet":

@@ -6,8 +6,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from tracetorch.core.checks import check_choice
 from tracetorch.models.neuron import NeuronBuilder, transformer_neuron
-from tracetorch.models.parts import Images, check_among, check_builder, check_image, check_images
+from tracetorch.models.parts import Images, check_builder, check_image, check_images
 from tracetorch.snn.dropout import LockedDropout
 from tracetorch.snn.module import TTModule
 
@@ -68,7 +69,7 @@ class SpikingVGG(TTModule):
         neuron: NeuronBuilder | None = None,
     ) -> None:
         super().__init__()
-        check_among("depth", depth, tuple(CONVOLUTIONS))
+        check_choice("depth", depth, tuple(CONVOLUTIONS))
         check_images(images)
         build = transformer_neuron if neuron is None else check_builder("neuron", neuron)
         layers: list[nn.Module] = []

@@ -99,10 +99,7 @@ def to_array(value: Tensor) -> NDArray[Any]:
 
 
 def describe(node: Node | NodeGraph, layer: Neuron, shape: Shape, clock: Clock) -> None:
-    """Write all that makes ``layer`` into the metadata of the node that it is exported as.
-
-    Not of a neuron that such a description does not make again, a class of the user's own say.
-    """
+    """Write what makes ``layer`` again into the metadata of its node, if anything of ours does."""
     kind: type[Neuron]
     if isinstance(layer, LeakyIntegrator):
         kind = next(c for c in type(layer).__mro__ if getattr(snn, c.__name__, None) is c)

@@ -21,11 +21,6 @@ class NIRModel(TTModule):
     Every node is a module in ``nodes``, under its name with ``.`` turned into ``_``. A node adds up
     what its edges bring, over those that are late what was there in the step before.
 
-    Args:
-        flow: what flows where.
-        modules: a module for each of its nodes.
-        clock: what a time step is.
-
     Shape:
         Inputs ``[B, ...]``, by name or in the order of the ``forward`` that was exported, where the
         graph tells it, else of their names. One output ``[B, ...]``, or a dict of them by name.

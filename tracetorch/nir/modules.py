@@ -145,10 +145,7 @@ class OneStep(Neuron):
 
 
 class PerElement(nn.Module):
-    """Compute a Scale, ``x * scale``, or a Threshold, ``H(x - threshold)``, on every element.
-
-    ``field`` names the parameter; it has the shape of a sample, or is one number for all.
-    """
+    """Compute a Scale, ``x * scale``, or a Threshold, ``H(x - threshold)``, by ``field``."""
 
     def __init__(self, field: str, value: Tensor) -> None:
         super().__init__()

@@ -21,15 +21,7 @@ from typing import TypeAlias, cast
 
 import numpy as np
 
-from tracetorch.nir.node_graph import (
-    Edge,
-    Node,
-    NodeGraph,
-    Shape,
-    boundary,
-    elementwise,
-    reached,
-)
+from tracetorch.nir.node_graph import Edge, Node, NodeGraph, Shape, boundary, elementwise, reached
 from tracetorch.nir.options import Array, Clock
 from tracetorch.nir.step_algebra import (
     INPUT,
@@ -112,12 +104,7 @@ class _Flattener:
 class _Writer:
     """Write the nodes that an output needs, and the edges between them.
 
-    Args:
-        step: of the neuron.
-        shape: of a sample.
-        clock: of the conversion.
-        apart: whether what spikes add to a state reaches its node a step later, wherever the step
-            adds it.
+    ``apart``: what spikes add to a state reaches its node a step later, wherever the step adds it.
     """
 
     def __init__(self, step: SymbolicStep, shape: Shape, clock: Clock, apart: bool) -> None:
@@ -140,9 +127,10 @@ class _Writer:
         """Split what a state becomes into the value of its node, and what spikes do to that."""
         total = whole.factors(end)
         kept = [key for key in total if key[0] == "kept"]
-        own = [key for key in kept if ("old", name) in whole.factors(self.value_of(key))]
+        resets = {key: cast(Kept, self.signals[int(key[1])]) for key in kept}
+        own = [key for key, it in resets.items() if ("old", name) in whole.factors(it.value)]
         if own:
-            reset = cast(Kept, self.signals[int(own[0][1])])
+            reset = resets[own[0]]
             fired: Key = ("spike", id(reset.spike))
             if total.keys() <= {own[0], fired} and (total[own[0]] == 1).all():
                 return _State(reset.value, [], reset.spike, total.get(fired, np.zeros(self.shape)))
@@ -170,10 +158,6 @@ class _Writer:
             after += spikes
             end = Sum(self.shape, ((np.ones(self.shape), end), *((-f, each) for f, each in spikes)))
         return _State(end, after)
-
-    def value_of(self, key: Key) -> Signal:
-        """Return the value that a spike resets."""
-        return cast(Kept, self.signals[int(key[1])]).value
 
     def refuse_hidden(self, key: Key) -> None:
         """Raise for a state behind a reset to zero."""

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from tracetorch.core.checks import check_flag, check_positive
+from tracetorch.core.checks import check_choice, check_flag, check_positive
 
 Array: TypeAlias = NDArray[np.float64]
 Discretization: TypeAlias = Literal["euler", "exponential"]
@@ -54,6 +54,5 @@ class WriteOptions:
     allow_hard_reset: bool
 
     def __post_init__(self) -> None:
-        if self.mode not in ("exact", "compact"):
-            raise ValueError(f"mode must be 'exact' or 'compact', got {self.mode!r}.")
+        check_choice("mode", self.mode, ("exact", "compact"))
         check_flag("allow_hard_reset", self.allow_hard_reset)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tracetorch.core.checks import check_choice
 from tracetorch.core.optional import require
 from tracetorch.nir.model import NIRModel
 from tracetorch.nir.node_graph import Node, NodeGraph, naming
@@ -73,8 +74,7 @@ def from_nir(
     import nir
 
     clock = Clock(dt, discretization)
-    if reset not in ("zero", "subtract"):
-        raise ValueError(f"reset must be 'zero' or 'subtract', got {reset!r}.")
+    check_choice("reset", reset, ("zero", "subtract"))
     if isinstance(graph, nir.NIRGraph):
         return model_of(graph.to_dict(), clock, reset)
     if isinstance(graph, (str, os.PathLike)):

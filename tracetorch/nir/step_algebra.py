@@ -149,10 +149,7 @@ class SymbolicStep:
 
 
 def symbolic_step(layer: Neuron, shape: Shape) -> SymbolicStep:
-    """Run the step of ``layer`` on symbols for samples of ``shape``; raise where it is not linear.
-
-    The message continues one that names the layer.
-    """
+    """Run a step on symbols for samples of ``shape``; raise where it is not linear."""
     cell = layer.cell
     if len(cell.inputs) > 1:
         problem = f"takes the inputs {', '.join(cell.inputs)}; a node of NIR has one"

@@ -30,10 +30,7 @@ class DroppedPath(NamedTuple):
 
 
 def reached(roots: Iterable[Any], stops: Collection[Any]) -> tuple[set[Any], list[Tensor]]:
-    """Walk an autograd graph from some nodes towards its leaves, but not through the stops.
-
-    Return the stops that were reached, and the leaves that accumulate a gradient.
-    """
+    """Walk an autograd graph from some nodes; return the stops that were met, and other leaves."""
     seen: set[Any] = set()
     met: set[Any] = set()
     leaves: list[Tensor] = []

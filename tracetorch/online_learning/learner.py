@@ -184,8 +184,7 @@ class OnlineLearner(ExtraStates):
                 "model itself, or tt.unroll(model, x, from_rest=True)."
             )
         check_can_go_on(
-            "an online learner",
-            "It keeps no graph of earlier steps, so leave checkpointing out.",
+            "an online learner", "It keeps no graph of earlier steps, so leave checkpointing out."
         )
         step = Step(self._state)
         y = step.call(step.run, args, kwargs)

@@ -18,10 +18,7 @@ def check_model(
     *,
     has_traces: bool,
 ) -> None:
-    """Raise where traces, if there are any, cannot follow what the modules of a model do now.
-
-    Nor may the neuron layers be others than those that the learner was made for.
-    """
+    """Raise where traces cannot follow what modules do now, or the neuron layers are others."""
     now = {path: module for path, module in modules if isinstance(module, SequenceLayer)}
     changed = [path for path in (*now, *layers) if now.get(path) is not layers.get(path)]
     if changed:

@@ -19,13 +19,7 @@ class SpikeTrace(Neuron):
 
         before = exp(-1 / tau) * trace
         trace  = before + x                       all spikes count
-        trace  = x where there is a spike         the nearest one alone
-
-    Args:
-        num_neurons: size of the neuron dimension.
-        tau: time constant, in steps.
-        nearest: a spike replaces the trace of those before it.
-        dim: the neuron dimension.
+        trace  = x where there is a spike         ``nearest``: that one alone
     """
 
     states: ClassVar[tuple[str, ...]] = ("trace",)

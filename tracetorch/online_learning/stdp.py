@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.checks import check_finite, check_nonnegative, check_number
+from tracetorch.core.checks import check_choice, check_finite, check_nonnegative, check_number
 from tracetorch.online_learning.linear_maps import LinearMap, features, is_linear_map, lanes, split
 from tracetorch.online_learning.spike_trace import EligibilityTrace, SpikeTrace
 from tracetorch.online_learning.stdp_checks import check_own_weight, check_spikes, checked_reward
@@ -130,8 +130,7 @@ class STDP(TTModule):
             )
         if not isinstance(rule, STDPRule):
             raise TypeError(f"rule must be a PairRule or a TripletRule, got {rule!r}.")
-        if reduction not in ("mean", "sum"):
-            raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}.")
+        check_choice("reduction", reduction, ("mean", "sum"))
         if bounds is not None:
             lowest, highest = (check_number("a bound", each) for each in bounds)
             bounds = lowest, highest

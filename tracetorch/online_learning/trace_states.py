@@ -52,10 +52,7 @@ def named_traces(learner: LearnerState) -> dict[str, Tensor]:
 def checked_traces(
     learner: LearnerState, named: Mapping[str, Tensor], states: Mapping[str, Tensor]
 ) -> Callable[[], None]:
-    """Check traces, and return a function that gives them to the learner, which cannot fail.
-
-    They are ``named`` as by :func:`named_traces`, and belong to ``states``, by path in the model.
-    """
+    """Check traces that belong to ``states``; return what sets them, and cannot fail."""
     found = _Traces(learner, states)
     for name, value in named.items():
         try:

@@ -85,12 +85,8 @@ class Traces(Opaque):
         """Return these traces, of the states of a later layer, after one more step.
 
         The later layer is between a product and its own states. Its lanes are one for this: the
-        traces are multiplied by the mean of its derivatives.
-
-        Args:
-            output: the traces of the earlier layer's output, as those of a single state.
-            factor: derivative of the product's input by that output, lane by lane.
-            block: the derivatives of the later layer's step.
+        traces are multiplied by the mean of its derivatives. ``output`` has those of the earlier
+        layer's output, and ``factor`` is the derivative of the product's input by it.
         """
         decays = [[None if d is None else d.mean() for d in row] for row in block.by_state]
         inflows = [None if d is None else d.mean() for d in block.by_input]

@@ -93,11 +93,7 @@ def dimension_names(path: str, ndim: int, layer: TTModule | None = None) -> tupl
 
 
 def call_order(model: nn.Module, inputs: Inputs, by: Literal["layer", "step"]) -> list[str]:
-    """List the paths of the modules in the order in which they first finish a step.
-
-    Runs one step from rest, in evaluation mode and without a graph, and restores the
-    attributes of every module.
-    """
+    """List the paths of modules in the order in which they first finish a step; nothing changes."""
     order: dict[str, None] = {}
     # it returns None, so the output stays
     hooks = [(m, lambda *_, path=path: order.setdefault(path)) for path, m in named_modules(model)]

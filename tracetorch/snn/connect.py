@@ -14,6 +14,7 @@ from tracetorch.core.hooks import hooked_weights
 from tracetorch.snn.connectivity import (
     RAW_WEIGHT,
     Connectivity,
+    check_signs,
     connectivity,
     plain_class,
     raw_weight,
@@ -175,16 +176,13 @@ def _checked_signs(signs: Tensor | None, product: nn.Module) -> Tensor | None:
     """Return signs as integers, shaped to broadcast with the weight."""
     if signs is None:
         return None
-    if not isinstance(signs, Tensor):
-        raise TypeError(f"signs must be a tensor of 1 and -1, got {type(signs).__name__}.")
+    check_signs(signs)
     weight = cast(Tensor, product.weight)
     groups = 1 if isinstance(product, nn.Linear) else cast(int, product.groups)
     inputs = groups * weight.shape[1]
     if tuple(signs.shape) != (inputs,):
         got = list(signs.shape)
         raise ValueError(f"signs must have one value for each input, [{inputs}], got {got}.")
-    if not bool(((signs == 1) | (signs == -1)).all()):
-        raise ValueError("signs must be 1 (excitatory) or -1 (inhibitory) for each input.")
     # the inputs of an output are those of its group
     each = signs.reshape(groups, 1, -1).expand(-1, len(weight) // groups if groups > 1 else 1, -1)
     shaped = each.reshape(-1, weight.shape[1], *[1] * (weight.ndim - 2))

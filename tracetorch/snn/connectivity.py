@@ -25,12 +25,7 @@ RAW_WEIGHT = "parametrizations.weight.original"
 
 
 class Connectivity(nn.Module):
-    """Parametrization of a weight by a mask and the signs of its inputs: see :func:`connect`.
-
-    Args:
-        mask: booleans of the weight's shape; ``None``: every connection is there.
-        signs: 1 or -1, shaped to broadcast with the weight; ``None``: every weight has either sign.
-    """
+    """Parametrization of a weight by a mask and the signs of its inputs: see :func:`connect`."""
 
     mask: Tensor | None
     signs: Tensor | None
@@ -81,6 +76,17 @@ class Connectivity(nn.Module):
         return ", ".join(parts)
 
 
+def check_signs(signs: object) -> Tensor:
+    """Return a tensor; raise unless it is of 1 and -1."""
+    if not isinstance(signs, Tensor):
+        raise TypeError(f"signs must be a tensor of 1 and -1, got {type(signs).__name__}.")
+    if signs.is_meta:
+        raise ValueError("signs has no values on the meta device. Give it on the CPU.")
+    if not bool(((signs == 1) | (signs == -1)).all()):
+        raise ValueError("signs must be 1 (excitatory) or -1 (inhibitory).")
+    return signs
+
+
 def connectivity(module: nn.Module) -> Connectivity | None:
     """Return the mask and signs of a weight, where nothing else is parametrized in a module."""
     lists = module._modules.get("parametrizations")
@@ -94,12 +100,6 @@ def plain_class(module: nn.Module) -> type[nn.Module]:
     """Return the class of a module; of a connected one that which it had before.
 
     Its ``forward`` is what a call computes, with the ``weight`` that is read then.
-
-    Example:
-        >>> from tracetorch.snn import connect
-        >>> layer = connect(nn.Linear(2, 1), mask=torch.tensor([[True, False]]))
-        >>> type(layer).__name__, plain_class(layer).__name__
-        ('ParametrizedLinear', 'Linear')
     """
     kind = type(module)
     if "parametrizations" not in module._modules or connectivity(module) is None:

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from tracetorch.core.checks import check_integer, check_integers, check_number
+from tracetorch.core.checks import check_each, check_integer, check_integers, check_number
 from tracetorch.fuse.runtime.sparse_recurrence import Rows
 from tracetorch.fuse.runtime.threefry import compiled_uniforms
 
@@ -69,11 +69,7 @@ class EventInput:
         if isinstance(values, Tensor):
             if not values.is_floating_point():
                 raise TypeError(f"values must be floats, got {values.dtype}. Convert: .float().")
-            if values.shape not in ((), (len(listed),)):
-                raise ValueError(
-                    f"values must be one number, or [{len(listed)}], one for each event, got shape "
-                    f"{list(values.shape)}."
-                )
+            check_each("values", values, len(listed), "event")
         else:
             values = torch.tensor(check_number("values", values), dtype=torch.float64)
         if len(listed) and int(listed.min()) < 0:
@@ -164,10 +160,7 @@ class PoissonInput:
                 f"{int(neurons.min()) if neurons.numel() else 'of none'}."
             )
         share = torch.as_tensor(probability, dtype=torch.float64).detach().cpu()
-        if share.shape not in ((), (len(neurons),)):
-            raise ValueError(
-                f"probability must be one number, or [{len(neurons)}], got {list(share.shape)}."
-            )
+        check_each("probability", share, len(neurons), "neuron")
         if not bool(((share >= 0) & (share <= 1)).all()):
             raise ValueError("probability must be in [0, 1]: a rate times the length of a step.")
         self.neurons = neurons

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 from torch import Tensor
 
-from tracetorch.core.checks import check_flag
+from tracetorch.core.checks import check_choice, check_flag
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import WEIGHT, Decay, Threshold, Weight, resolve_setup
 
@@ -124,8 +124,7 @@ class LeakyIntegrator(Neuron):
         ):
             if given is not None and needed is None:
                 raise ValueError(f"{part} does nothing without {needs}. Try {needs}={{}}.")
-        if reset not in ("subtract", "zero", "none"):
-            raise ValueError(f"reset must be 'subtract', 'zero' or 'none', got {reset!r}.")
+        check_choice("reset", reset, ("subtract", "zero", "none"))
         check_flag("detach_reset", detach_reset)
 
         self._decay("alpha", alpha_setup, ALPHA)

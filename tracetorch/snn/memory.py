@@ -312,10 +312,7 @@ def remember(module: Any, name: str, value: object) -> None:
 def check_value(
     module: Any, name: str, value: object, label: str | None = None, call: Call | None = None
 ) -> Tensor:
-    """Return a value of a memory, or raise where it does not fit the declaration.
-
-    The message names the module by ``label``, and explains the batch of the ``call`` that runs.
-    """
+    """Return a value of a memory, or raise where it does not fit the declaration."""
     if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
         raise TypeError(
             f"{label or module._label()} remembers a tensor as {name}, got "

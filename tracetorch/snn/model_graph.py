@@ -434,10 +434,7 @@ def _objects(value: Any, depth: int = _DEPTH) -> Iterator[tuple[Any, int]]:
 
 
 def function_name(function: Any) -> str:
-    """Return the name of a function of PyTorch: ``"add"`` of ``torch.add`` and of ``x + y``.
-
-    What writes in place ends with ``_``.
-    """
+    """Return a function's name: ``"add"`` of ``torch.add`` and ``+``, ``"add_"`` in place."""
     name = str(getattr(function, "__name__", function))
     if name == "__get__":  # of an attribute, x.shape
         name = str(function.__self__.__name__)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.cell import StateKind
-from tracetorch.core.checks import check_integer
+from tracetorch.core.checks import check_choice, check_integer
 from tracetorch.fuse.dispatch.uniforms import draw_uniforms
 from tracetorch.fuse.runtime.threefry import threefry
 from tracetorch.snn.sequence_layer import SequenceLayer
@@ -109,8 +109,7 @@ class Noise(SequenceLayer):
         seed: int | None = None,
     ) -> None:
         super().__init__(num_neurons, dim)
-        self.option("distribution", distribution)
-        self._check_distribution()
+        self.option("distribution", distribution, check=_checked_distribution)
         if seed is not None:
             start = _start_of(check_integer("seed", seed))
             self.register_buffer("initial_position", torch.tensor(start))
@@ -153,21 +152,19 @@ class Noise(SequenceLayer):
         self.position = position + len(x)
         return noise, dict.fromkeys(record, position + passed)
 
-    def _check_distribution(self) -> None:
-        if self.distribution not in ("normal", "uniform"):
-            raise ValueError(
-                f"distribution must be 'normal' or 'uniform', got {self.distribution!r}."
-            )
-
     def _draw(self, position: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
         """Return the numbers of some steps, the first at ``position``."""
-        self._check_distribution()
         with torch.no_grad():
             one, other = draw_uniforms(position, steps, dtype)
             if self.distribution == "uniform":
                 return one
             # Box and Muller: a radius and an angle
             return (-2 * one.log()).sqrt() * (2 * math.pi * other).cos()
+
+
+def _checked_distribution(name: str, value: object) -> object:
+    check_choice(name, value, ("normal", "uniform"))
+    return value
 
 
 def _start_of(seed: int) -> int:

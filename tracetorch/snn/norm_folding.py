@@ -14,10 +14,7 @@ WeightedLayer: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 def norm_affine(norm: Any) -> tuple[Tensor, Tensor] | None:
-    """Return the factor and the summand per channel of a batch norm in evaluation, in float64.
-
-    ``None`` where it has no running statistics, and takes those of each batch.
-    """
+    """Return factor and summand of a batch norm, in float64; ``None`` without statistics."""
     if norm.running_mean is None or norm.running_var is None:
         return None
     scale = (norm.running_var.detach().double() + norm.eps).rsqrt()

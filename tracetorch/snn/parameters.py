@@ -392,10 +392,7 @@ def is_setup(given: object) -> bool:
 
 
 def resolve_setup(name: str, given: Value | Mapping[str, Any] | S | None, default: S) -> S:
-    """Complete a setup as the user may write it: unset fields take those of ``default``.
-
-    It is a value, a dict, a dataclass of the kind of ``default``, or ``None``.
-    """
+    """Complete a setup as the user may write it: unset fields take those of ``default``."""
     kind = type(default)
     values: dict[str, Any]
     if given is None or isinstance(given, Mapping):

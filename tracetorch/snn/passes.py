@@ -238,13 +238,6 @@ class Pass:
         entry = self.entries.get(id(module))
         return entry is not None and entry.within is not self.running
 
-    def copy_of_entry(self, module: Stateful) -> Entry:
-        """Return an entry of its own with the states of a module."""
-        entry = Entry()
-        entry.module, entry.within, entry.called = module, None, False
-        entry.states = dict(self.states_of(module))
-        return entry
-
     def is_current(self) -> bool:
         """Whether the states are those of the trace, or the backward pass, that runs now."""
         return self.traced == is_tracing() and self.backward == current_backward()
@@ -387,10 +380,7 @@ def note_written(module: Stateful) -> None:
 
 
 def in_one_commit(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call a function within the pass that runs, or in one of its own whose states it commits.
-
-    So several layers that run in it go on, or none.
-    """
+    """Call a function in the pass that runs, or one of its own: all layers go on, or none."""
     if ambient.current is not None:
         return function(*args, **kwargs)
     run = Pass()

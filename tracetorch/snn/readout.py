@@ -5,7 +5,7 @@ from __future__ import annotations
 from tracetorch.snn.descriptions import describe_wrapper
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.parameters import Rank, Value
-from tracetorch.snn.setups import setups
+from tracetorch.snn.spiking import setups
 
 
 @describe_wrapper

@@ -118,10 +118,7 @@ class Recurrent(SequenceLayer):
     _output_shape: tuple[int, ...] | None = None
 
     def __init__(
-        self,
-        neuron: nn.Module,
-        connection: nn.Module,
-        shape: int | Sequence[int] | None = None,
+        self, neuron: nn.Module, connection: nn.Module, shape: int | Sequence[int] | None = None
     ) -> None:
         if not isinstance(neuron, nn.Module) or not any(
             isinstance(each, SequenceLayer) for _, each in named_modules(neuron)
@@ -308,10 +305,7 @@ class Recurrent(SequenceLayer):
         return Recurrence(kinds, first, weight, bias, edges)
 
     def _linear(self, x: Tensor) -> nn.Linear | SparseLinear | None:
-        """Return the layer of weight and bias, where a compiled loop computes what calls would.
-
-        Only what is certain to: each module runs its own class's code.
-        """
+        """Return the layer of weight and bias, where each module is certain to run its class."""
         neuron, connection = self.neuron, self.connection
         if isinstance(neuron, Populations):
             is_plain = neuron.computes_as_its_class and isinstance(connection, SparseLinear)
@@ -434,11 +428,12 @@ class Recurrent(SequenceLayer):
         """Run the sequence step by step."""
         dtype = self._check_input(x, sequence=True)
         run = current_pass()
-        for module in self.modules():
-            if isinstance(module, SynapticDelays):
-                module.hold_kernel(dtype)
-            elif isinstance(module, SparseLinear):
-                module.hold_weight(dtype)
+        if run is not None:
+            for module in self.modules():  # what is the same in all steps, which it finds there
+                if isinstance(module, SynapticDelays):
+                    run.notes[id(module)] = module.kernel_of(dtype)
+                elif isinstance(module, SparseLinear):
+                    run.notes[id(module)] = module.edge_weight(dtype)
         outputs: list[Tensor] = []
         for step in x.unbind(0):
             outputs.append(self._step(step))

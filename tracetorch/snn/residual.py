@@ -6,6 +6,7 @@ from typing import Literal, TypeAlias, get_args
 
 from torch import Tensor, nn
 
+from tracetorch.core.checks import check_choice
 from tracetorch.core.walk import path_on_stack
 from tracetorch.snn.module import TTModule
 
@@ -60,16 +61,12 @@ class SEWBlock(TTModule):
                 raise TypeError(f"{name} must be an nn.Module, got {type(module).__name__}.")
         self.body = body
         self.combine = combine
-        self._check_combine()
+        check_choice("combine", combine, get_args(Combination))
         self.shortcut = nn.Identity() if shortcut is None else shortcut
-
-    def _check_combine(self) -> None:
-        if self.combine not in get_args(Combination):
-            raise ValueError(f'combine must be "add", "and" or "iand", got {self.combine!r}.')
 
     def forward(self, x: Tensor) -> Tensor:
         """Run one time step."""
-        self._check_combine()
+        check_choice("combine", self.combine, get_args(Combination))
         a: Tensor = self.body(x)
         s: Tensor = self.shortcut(x)
         for name, output in (("body", a), ("shortcut", s)):

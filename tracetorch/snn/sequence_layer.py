@@ -36,6 +36,7 @@ from tracetorch.snn.declarations import (
     assign,
     assigned_by_torch,
     completed,
+    constructor_call,
     load_bound,
     raw_of,
 )
@@ -67,7 +68,6 @@ from tracetorch.snn.parameters import (
     unbounded,
 )
 from tracetorch.snn.passes import WRITTEN, State, ambient, current_pass, in_one_commit, states_of
-from tracetorch.snn.representation import constructor_call
 from tracetorch.snn.restarts import run_between_restarts
 from tracetorch.snn.unknown_arguments import ASSIGNED, check_arguments, check_assigned
 
@@ -659,10 +659,7 @@ class SequenceLayer(TTModule):
 
     @contextmanager
     def _override_step_kwargs(self, replacement: StepKwargs) -> Iterator[None]:
-        """Let ``replacement(ndim, dtype)`` give the step kwargs within a block.
-
-        An export makes the parameters constants of a program in this way.
-        """
+        """Let ``replacement(ndim, dtype)`` give the step kwargs in a block, for an export."""
         attributes = vars(self)
         previous = attributes.get("step_kwargs")  # overrides may nest
         attributes["step_kwargs"] = replacement
@@ -800,14 +797,11 @@ class SequenceLayer(TTModule):
             self._check_fx(x)
             raise
         if several:
-            return in_one_commit(self._run_several, x, further, named)
+            # the modules that compute inputs, and then the layer
+            return in_one_commit(
+                lambda: self.forward_step(x, *self._all_further(x, further, named))
+            )
         return self.forward_step(x)
-
-    def _run_several(
-        self, x: Tensor, given: tuple[Tensor, ...], named: dict[str, Tensor]
-    ) -> Tensor:
-        """Run the modules that compute inputs, and then the layer."""
-        return self.forward_step(x, *self._all_further(x, given, named))
 
     def _all_further(
         self, x: Tensor, given: tuple[Tensor, ...], named: dict[str, Tensor]

@@ -19,6 +19,7 @@ from tracetorch.cell import StateKind
 from tracetorch.core.checks import (
     INTEGERS,
     check_count,
+    check_each,
     check_flag,
     check_integer,
     check_integers,
@@ -27,17 +28,12 @@ from tracetorch.core.checks import (
 from tracetorch.core.hooks import hooked_weights
 from tracetorch.core.torch_private import is_readable, unsafe_view, version_of
 from tracetorch.fuse.runtime.sparse_recurrence import Edges, Layout
-from tracetorch.snn.connectivity import plain_class
+from tracetorch.snn.connectivity import check_signs, plain_class
 from tracetorch.snn.delay.base import PastLayer
 from tracetorch.snn.passes import current_pass
 from tracetorch.snn.restarts import Restarts
 from tracetorch.snn.sparse import sources
-from tracetorch.snn.sparse.edge_plan import (
-    EdgePlan,
-    check_range,
-    edges_by_chunk,
-    sorted_by_source,
-)
+from tracetorch.snn.sparse.edge_plan import EdgePlan, check_range, edges_by_chunk, sorted_by_source
 from tracetorch.snn.sparse.product import Wiring, product
 
 _MOST = 2**31  # an index has 32 bits
@@ -173,7 +169,8 @@ class SparseLinear(PastLayer):
         if group is not None:
             given = isinstance(weight, Tensor) and weight.ndim == 1
             count = len(cast(Tensor, weight)) if given else int(group.max()) + 1 if count else 0
-            _check_groups(group, count)
+            if problem := _group_problem(group, count):
+                raise ValueError(f"{problem}.")
         if isinstance(weight, Tensor):
             values = _checked_weight(weight, count)
         elif weight is not None:
@@ -363,12 +360,6 @@ class SparseLinear(PastLayer):
         degrees = _counts(self.edges[1], self.out_features)
         return _mean_bound(degrees) / math.sqrt(3)
 
-    def hold_weight(self, dtype: torch.dtype) -> None:
-        """Compute the weights of the edges once for all steps of the pass that runs."""
-        run = current_pass()
-        if run is not None:
-            run.notes[id(self)] = self.edge_weight(dtype)
-
     def dense_weight(self) -> Tensor:
         """Return the weight of the ``nn.Linear`` that computes the same, ``[out, in]``.
 
@@ -501,14 +492,9 @@ _CODE = _code_of(SparseLinear)
 
 def _checked_integers(name: str, values: object) -> Tensor:
     checked = check_integers(name, values)
-    _check_has_values(name, checked)
-    return checked
-
-
-def _check_has_values(name: str, values: Tensor) -> None:
-    """Raise where what a layer is built by cannot be read."""
-    if values.is_meta:
+    if checked.is_meta:
         raise ValueError(f"{name} has no values on the meta device. Give it on the CPU.")
+    return checked
 
 
 def _checked_edges(edges: object, inputs: int, outputs: int) -> Tensor:
@@ -534,11 +520,7 @@ def _checked_edges(edges: object, inputs: int, outputs: int) -> Tensor:
 def _checked_weight(weight: Tensor, count: int) -> Tensor:
     if not weight.is_floating_point():
         raise TypeError(f"weight must be floats, got {weight.dtype}. Convert it by .float().")
-    if weight.ndim and weight.shape != (count,):
-        raise ValueError(
-            f"weight must be one number, or [{count}], one for each edge or group, got shape "
-            f"{list(weight.shape)}."
-        )
+    check_each("weight", weight, count, "edge or group")
     return weight.detach().expand(count).clone(memory_format=torch.contiguous_format)
 
 
@@ -565,11 +547,7 @@ def _checked_delay(delay: object, edges: Tensor) -> tuple[Tensor | None, int]:
     if not isinstance(delay, Tensor):
         delay = torch.tensor(check_integer("delay", delay), device="cpu")
     checked = _checked_integers("delay", delay)
-    if checked.ndim and checked.shape != edges.shape[1:]:
-        raise ValueError(
-            f"delay must be one number, or [{edges.shape[1]}], one for each edge, got shape "
-            f"{list(checked.shape)}."
-        )
+    check_each("delay", checked, edges.shape[1], "edge")
     if checked.numel() == 0:
         return checked, 0
     least, largest = (int(found) for found in torch.aminmax(checked))
@@ -614,25 +592,14 @@ def _group_problem(group: Tensor, count: int) -> str | None:
     return f"group must be 0 to {count - 1}, one below the number of weights, got {low} to {high}"
 
 
-def _check_groups(group: Tensor, count: int) -> None:
-    problem = _group_problem(group, count)
-    if problem is not None:
-        raise ValueError(f"{problem}.")
-
-
 def _checked_signs(signs: object, edges: Tensor, inputs: int) -> Tensor:
     """Return a sign for each edge."""
-    if not isinstance(signs, Tensor):
-        raise TypeError(f"signs must be a tensor of 1 and -1, got {type(signs).__name__}.")
-    _check_has_values("signs", signs)
-    count = edges.shape[1]
+    signs, count = check_signs(signs), edges.shape[1]
     if tuple(signs.shape) not in ((inputs,), (count,), (1, count)):
         raise ValueError(
             f"signs must have one value for each source, [{inputs}], or for each edge, [{count}], "
             f"got {list(signs.shape)}."
         )
-    if not bool(((signs == 1) | (signs == -1)).all()):
-        raise ValueError(f"{_SIGNS}.")
     if signs.ndim == 2:
         return signs[0]
     if edges.is_meta:

@@ -6,10 +6,40 @@ Their names follow one grammar, which ``setups`` reads.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from tracetorch.snn.descriptions import describe_wrapper
 from tracetorch.snn.leaky_integrator import LeakyIntegrator, Reset
-from tracetorch.snn.parameters import DEFAULT_SURROGATE, Rank, SpikeFunction, Value
-from tracetorch.snn.setups import setups
+from tracetorch.snn.parameters import (
+    DEFAULT_SURROGATE,
+    Decay,
+    Rank,
+    SpikeFunction,
+    Threshold,
+    Value,
+    Weight,
+)
+
+
+def setups(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the setups, and the reset, that the arguments of a wrapper make, by their grammar.
+
+    Each value has a ``<name>_rank`` and a ``learn_<name>``; a decay ``<name>_ema``, which the
+    membrane of a readout lacks, for it always averages; a threshold a surrogate derivative.
+    """
+    found = {name: given[name] for name in ("reset", "detach_reset") if name in given}
+    for name in [each.removesuffix("_rank") for each in given if each.endswith("_rank")]:
+        values = given[name], given[f"{name}_rank"], given[f"learn_{name}"]
+        if name in ("alpha", "beta", "gamma"):
+            found[f"{name}_setup"] = Decay(*values, given.get(f"{name}_ema", True))
+        elif name.endswith("_threshold"):
+            both = given.get("surrogate_derivative")
+            surrogate = given.get(f"{name[:3]}_surrogate_derivative", both)
+            found[f"{name}_setup"] = Threshold(*values, surrogate)
+        else:
+            found[f"{name}_setup"] = Weight(*values)
+    return found
 
 
 @describe_wrapper

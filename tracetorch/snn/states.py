@@ -28,15 +28,7 @@ class ExtraStates(TTModule):
     def extra_states_setter(
         self, extra: Mapping[str, Tensor], states: Mapping[str, Tensor]
     ) -> Callable[[], None]:
-        """Check what is to be set, and return a function that sets it.
-
-        Args:
-            extra: as :meth:`extra_states` returns it.
-            states: the states of neuron layers that it belongs to, by path; they are set first.
-
-        Raises:
-            TypeError, ValueError: it does not fit the module or the states.
-        """
+        """Check what is to be set beside ``states``, by path; return a function that sets it."""
         raise NotImplementedError
 
 

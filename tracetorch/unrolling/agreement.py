@@ -32,14 +32,7 @@ def _epsilon(value: Tensor) -> float:
 
 
 def is_close(one: Tensor, other: Tensor, share: float = 0.0, eps: float = 0.0) -> bool:
-    """Whether all values agree to rounding, but for a share of them that may differ.
-
-    Args:
-        one: of a shape.
-        other: of the same.
-        share: of the values that may differ.
-        eps: of the dtype in which products were rounded; 0 for one of full precision.
-    """
+    """Whether all values but a share agree to rounding, or to ``eps`` of a narrower dtype."""
     if torch.equal(one, other):
         return True
     if not one.is_floating_point():

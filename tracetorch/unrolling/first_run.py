@@ -191,11 +191,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=trusted.clear)
 
 
-def trust_of(model: nn.Module) -> Trust:
-    """Return what of a model has been run by step too."""
-    return trusted.setdefault(id(model), Trust(model))  # another thread may have been first
-
-
 class _Noted:
     """Buffers of modules, numbers in attributes of plain ones, and weights, to put them back."""
 

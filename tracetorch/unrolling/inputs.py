@@ -17,21 +17,13 @@ from tracetorch.core.torch_private import pytree
 
 @dataclass(frozen=True)
 class Inputs:
-    """The inputs of every step, time first and a batch behind it.
+    """The inputs of every step, time first and a batch behind it."""
 
-    Args:
-        tensors: a tensor, a tuple (positional arguments) or a dict (keyword arguments) of tensors.
-        steps: number of time steps.
-        static: the tensors have no time dimension; every step sees the same.
-        batch: size of the batch.
-        reset: ``[T, B]`` booleans, where a sample starts anew before a step; ``None`` for nowhere.
-    """
-
-    tensors: Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+    tensors: Tensor | tuple[Tensor, ...] | dict[str, Tensor]  # positional, or keyword arguments
     steps: int
-    static: bool
+    static: bool  # the tensors have no time dimension; every step sees the same
     batch: int
-    reset: Tensor | None = None
+    reset: Tensor | None = None  # ``[T, B]``, where a sample starts anew before a step
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Tensor | tuple[Any, ...] | dict[str, Any]:
         """Apply ``change`` to every tensor."""

@@ -63,12 +63,7 @@ def parse_bound(segment: str, model: nn.Module, by: str) -> float:
 
 
 class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
-    """Count the bytes that autograd saves within a block.
-
-    Args:
-        known: tensors that are there anyway, and not counted.
-        by: ``"layer"`` or ``"step"``; by step ``nodes`` counts bytes of nodes of the graph.
-    """
+    """Count the bytes that autograd saves beside ``known`` tensors; by step its nodes too."""
 
     def __init__(self, known: Iterable[Tensor], by: str) -> None:
         super().__init__(self._pack, unchanged)
@@ -145,11 +140,7 @@ def choose_length(
 def free_bytes(device: torch.device, root: Path = Path("/")) -> float:
     """Return how much memory is free on a device; infinite where the system does not say.
 
-    On a CPU what Linux says, and what the limit of a container leaves.
-
-    Args:
-        device: a device.
-        root: where ``proc`` and ``sys`` are.
+    On a CPU what Linux says below ``root``, and what the limit of a container leaves.
     """
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -31,7 +31,7 @@ from tracetorch.core.torch_private import (
 from tracetorch.core.walk import modules_of
 from tracetorch.events import mode, requested_mode
 from tracetorch.fuse import backend, requested_backend
-from tracetorch.snn.passes import Pass
+from tracetorch.snn.passes import Entry, Pass
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.states import ExtraStates
 from tracetorch.unrolling.agreement import is_close
@@ -145,7 +145,9 @@ def _started(whole: Pass, inner: Pass) -> Pass:
     """Return a pass that holds what the layers of a segment started from."""
     starts = Pass()
     for key, entry in inner.entries.items():
-        starts.entries[key] = whole.copy_of_entry(entry.module)
+        before = starts.entries[key] = Entry()
+        before.module, before.within, before.called = entry.module, None, False
+        before.states = dict(whole.states_of(entry.module))
     return starts
 
 

@@ -31,12 +31,7 @@ def _matches(path: str, pattern: str) -> bool:
 
 
 def select_names(wanted: Sequence[str] | str | None, names: Iterable[str], *, by: str) -> list[str]:
-    """Select dotted ``names`` by their last parts, whole names or patterns, in their order.
-
-    Example:
-        >>> select_names(["mem", "0.*"], ["0.mem", "0.syn", "1.mem", "1.syn"], by="record")
-        ['0.mem', '0.syn', '1.mem']
-    """
+    """Select dotted ``names`` by their last parts, whole names or patterns, in their order."""
     if not isinstance(wanted, (str, Sequence, type(None))):
         raise TypeError(f"{by} takes a name or a list of names, got {wanted!r}.")
     last = {name: name.rpartition(".")[2] for name in names}
@@ -54,13 +49,7 @@ def select_names(wanted: Sequence[str] | str | None, names: Iterable[str], *, by
 
 
 class Recorder:
-    """The trajectories that are wanted of a pass, by layer, and what has been recorded of them.
-
-    Args:
-        wanted: state names, ``"input"``, ``"output"``, paths such as ``"cells.0.mem"`` or patterns
-            of paths such as ``"cells.*.mem"``.
-        layers: the neuron layers of the model, and its modules with memory, with their paths.
-    """
+    """The trajectories that are wanted of a pass, by layer, and what has been recorded of them."""
 
     def __init__(self, wanted: Sequence[str] | str, layers: Sequence[tuple[str, TTModule]]) -> None:
         self._path: dict[tuple[int, str], str] = {}

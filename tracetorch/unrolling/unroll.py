@@ -14,7 +14,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.checks import check_count, check_module
+from tracetorch.core.checks import check_choice, check_count, check_module
 from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.torch_private import observed_by, pytree
 from tracetorch.core.walk import modules_of
@@ -25,7 +25,7 @@ from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.restarts import Restarts
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.stream_watch import look_for_nan_in
-from tracetorch.unrolling.first_run import STEPS, FirstRun, RecordingPass, Trust, trust_of, trusted
+from tracetorch.unrolling.first_run import STEPS, FirstRun, RecordingPass, Trust, trusted
 from tracetorch.unrolling.inputs import Inputs, call, parse_inputs, tensors_by_name, with_reset
 from tracetorch.unrolling.segments import in_segments
 from tracetorch.unrolling.static_prefix import split_static
@@ -150,7 +150,7 @@ def unroll(
     if not isinstance(model, nn.Module):
         check_module(model)
     if by not in ("layer", "step"):
-        raise ValueError(f'by must be "layer" or "step", got {by!r}.')
+        check_choice("by", by, ("layer", "step"))
     inputs = parse_inputs(x, steps, time_dim, batched)
     if reset is not None:
         inputs = with_reset(inputs, reset, time_dim, batched)
@@ -232,7 +232,8 @@ def _by_layer(
         x = inputs.tensors
         split = (x, *split_static(model)) if inputs.static and isinstance(x, Tensor) else None
         return run.call(_call_folded, model, inputs, split), run
-    trust = trusted.get(id(model)) or trust_of(model)
+    # another thread may have been first
+    trust = trusted.get(id(model)) or trusted.setdefault(id(model), Trust(model))
     if trust.per_sample:
         check_supported(modules_of(model))
     known = not checked and model.training in trust.modes
@@ -419,11 +420,7 @@ def _explain_dtype(error: BaseException, model: nn.Module, inputs: Inputs) -> No
 def _explain_allocation(
     error: BaseException, model: nn.Module, inputs: Inputs, segment: int | str | None
 ) -> None:
-    """Raise an error that names the layer and ``segment=``, where there is no memory left.
-
-    Raises:
-        torch.OutOfMemoryError: so it is.
-    """
+    """Raise an error that names the layer and ``segment=``, where there is no memory left."""
     if not isinstance(error, torch.OutOfMemoryError):
         return
     paths = {id(module): path for path, module in modules_of(model)}

@@ -115,16 +115,7 @@ def card(name: str) -> Card:
 
 
 def interval(accuracies: Sequence[float], samples: int) -> tuple[float, float]:
-    """Return where 99 % of new trainings land, from another seed and on another test set.
-
-    ::
-
-        mean +- sqrt(t^2 s^2 (1 + 1 / n) + 2.58^2 2 p (1 - p) / samples)
-
-    with the mean p and the deviation s of n seeds: the spread of a new seed beside n others, with
-    the quantile t of Student's distribution, 4.60 of five seeds; and the binomial one of two test
-    sets, that of the n seeds, two to ten, and the new one.
-    """
+    """Return where 99 % of new trainings land: the formula of the package, for two to ten seeds."""
     mean = statistics.mean(accuracies)
     of_seeds = statistics.variance(accuracies) * (1 + 1 / len(accuracies))
     of_tests = 2 * mean * (1 - mean) / samples

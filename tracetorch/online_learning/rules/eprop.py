@@ -48,10 +48,6 @@ class _Rows:
     states that are reset as through any. ``Neuron.reset_states`` names them. Without it,
     they are those that the input reaches in any number of steps, but for spikes. A state that holds
     the spikes of the step before, and nothing else, is a spike where it resets.
-
-    Args:
-        call: of the step.
-        spikes: names of the spike functions.
     """
 
     def __init__(self, call: StepCall, spikes: Collection[str]) -> None:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.core.checks import check_count
-from tracetorch.snn.delay.base import DelayingLayer, initial_delays
-from tracetorch.snn.delay.taps import hat, taps
+from tracetorch.snn.delay.base import DelayingLayer, hat, initial_delays, taps
 from tracetorch.snn.parameters import Value
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
 import torch
+import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -225,3 +226,28 @@ def initial_delays(delay: Value | None, shape: tuple[int, ...], max_delay: int) 
             f"{given.min().item():g} to {given.max().item():g}."
         )
     return raw.expand(shape).clone() if raw.ndim == 0 else raw.reshape(shape)
+
+
+def hat(distance: Tensor) -> Tensor:
+    """Return ``max(0, 1 - |distance|)``, the weight in linear interpolation.
+
+    Its derivative at a kink is the mean of both sides: ``maximum`` divides a tie, ``relu`` would
+    give a whole delay no gradient.
+    """
+    return torch.maximum(1 - distance.abs(), torch.zeros_like(distance))
+
+
+def taps(delay: Tensor, max_delay: int, sigma: float) -> Tensor:
+    """Return the weights of all steps, ``[max_delay + 1, ...]``, the oldest first."""
+    lags = torch.arange(max_delay, -1, -1, dtype=delay.dtype, device=delay.device)
+    lags = lags.reshape(-1, *[1] * delay.ndim)
+    if sigma == 0:
+        weights = hat(lags - delay)
+        # The steps beyond an end are taken for the end. Their weights are zero, but not their
+        # derivatives where a delay is at the end: without them it would have half a gradient there.
+        oldest, newest = hat(max_delay + 1 - delay), hat(-1 - delay)
+        return torch.cat([weights[:1] + oldest, weights[1:-1], weights[-1:] + newest])
+    # scaled before they are subtracted, for there are many distances
+    scale = 1 / (sigma * math.sqrt(2))
+    # softmin, for the terms of a narrow Gaussian may all be too small for their sum
+    return F.softmin((lags * scale - delay * scale).square(), 0)

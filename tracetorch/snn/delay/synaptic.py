@@ -14,8 +14,7 @@ from tracetorch.core.checks import check_count, check_flag, check_integer, is_sh
 from tracetorch.core.convolution import output_size
 from tracetorch.core.hooks import hooked_weights
 from tracetorch.snn.connectivity import plain_class
-from tracetorch.snn.delay.base import DelayingLayer, initial_delays
-from tracetorch.snn.delay.taps import taps
+from tracetorch.snn.delay.base import DelayingLayer, initial_delays, taps
 from tracetorch.snn.parameters import Value
 from tracetorch.snn.passes import current_pass
 
@@ -72,12 +71,6 @@ class SynapticDelays(DelayingLayer):
         delay: Tensor = self.step_kwargs(0, dtype)["delay"]
         # whose shape is by then the one that broadcasts the values of neurons
         return self.kernel(delay.reshape(self.product.weight.shape))
-
-    def hold_kernel(self, dtype: torch.dtype) -> None:
-        """Compute the kernel once for all steps of the pass that runs."""
-        run = current_pass()
-        if run is not None:
-            run.notes[id(self)] = self.kernel_of(dtype)
 
     def convolve(self, window: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
         """Return the convolution over time, the last dimension of ``window``.

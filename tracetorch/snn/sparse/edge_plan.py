@@ -26,13 +26,7 @@ class EdgePlan(NamedTuple):
 
 
 def sorted_by_source(edges: Tensor, delays: Tensor | None, inputs: int) -> EdgePlan:
-    """Return the plan of edges ``[2, E]`` that are in range.
-
-    Args:
-        edges: sources and targets.
-        delays: one for each edge, or ``None``.
-        inputs: how many sources there are.
-    """
+    """Return the plan of edges ``[2, E]`` that are in range."""
     sources, targets = edges
     counts = torch.bincount(sources, minlength=inputs)
     starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
@@ -50,11 +44,6 @@ def edges_by_chunk(plan: EdgePlan, delay: Tensor | None, layout: Layout) -> Edge
     """Return the edges of each source sorted by the chunk of the target, as a loop reads them.
 
     Those to one target stay in their order, so that its sums do.
-
-    Args:
-        plan: the edges by source.
-        delay: of all edges, or of each; ``None``: no delay.
-        layout: where the neurons lie.
     """
     least = most = 0
     if delay is not None and delay.numel():

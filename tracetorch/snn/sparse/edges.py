@@ -14,12 +14,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.core.checks import check_integer, check_positive, check_share
-from tracetorch.snn.masks import (
-    check_positions,
-    check_sizes,
-    checked_probabilities,
-    describe_drawn,
-)
+from tracetorch.snn.masks import check_positions, check_sizes, checked_probabilities, describe_drawn
 
 _DRAWN = 1 << 22  # numbers at a time
 _PAIRS = 1 << 18  # pairs of neighbours at a time, which stay in cache
