@@ -8,16 +8,20 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_integer
+from tracetorch.plot import playground_story as story
 from tracetorch.plot.html_page import json_element, write_page
 from tracetorch.plot.network_data import describe_data, describe_network
 from tracetorch.plot.playground_data import Sources, describe_neuron, described_tries
+from tracetorch.plot.playground_sources import INTEGERS, header_ends
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.sequence_layer import SequenceLayer
 
 TEMPLATES = Path(__file__).parent
 _SHARED = ("controls.css", "controls.js", "stimuli.js", "drawing.js", "playhead.js")
 _PARTS = {  # beside those that both pages share
-    "playground": ("settings", "run", "rows", "panels", "knobs", "story"),
+    "playground": (
+        *("settings", "run", "rows", "panels", "knobs", "pair", "sources", "story"),
+    ),
     "network": ("engine",),
 }
 
@@ -114,7 +118,13 @@ def _neurons(layers: object, neuron: int, sources: Sources) -> dict[str, object]
         checked[name] = layer
     described = [describe_neuron(name, layer, neuron, sources) for name, layer in checked.items()]
     units = {each["label"]: each["unit"] for each in described}
-    return {"neurons": described, "tries": described_tries(checked, units)}
+    return {
+        "neurons": described,
+        "tries": described_tries(story.TRIES, checked, units),
+        "pairs": described_tries(story.PAIRS, checked, units),
+        "integers": INTEGERS,
+        "cHeader": header_ends(next(iter(checked.values()))),
+    }
 
 
 def _network(
