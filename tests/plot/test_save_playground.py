@@ -108,13 +108,15 @@ def test_page_has_the_parameters_of_one_neuron(tmp_path: Path) -> None:
     assert values["neg_threshold"] == ("negative", -1.0)
     assert values["pos_scale"] == ("weight", 1.0)
     assert neuron["letters"] == {"S": False, "R": False, "B": True, "readout": False}
-    assert neuron["call"] == {"name": "tt.snn.BLIF", "fixed": ["3", "dim=-3"]}
+    made = {"name": "tt.snn.BLIF", "fixed": ["3", "dim=-3"], "alone": ["1"]}
+    assert neuron["call"] == made
     assert neuron["about"]["equations"].startswith("mem = beta * mem + x\n")
     for reset in ("subtract:  mem = mem + n * neg_threshold", "zero:      mem = mem + n * mem"):
         assert f"\nreset {reset}\n" in neuron["about"]["equations"]
     assert ";" not in neuron["about"]["equations"]
     assert [each["name"] for each in neuron["choices"]] == ["reset", "detach_reset", "surrogate"]
-    assert len(neuron["variants"]) == 3 * 2 * 7
+    assert len(neuron["variants"]) == 3 * 2  # a surrogate has no loops of its own
+    assert len(neuron["slopes"]) == 7
 
 
 def test_own_neurons_have_all_their_parameters_and_no_arguments_that_are_none(tmp_path) -> None:

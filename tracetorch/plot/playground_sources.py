@@ -1,9 +1,9 @@
 """Print the step of a neuron as C and as Verilog, with marks where the page puts its numbers.
 
-A mark is a name between ``⟨`` and ``⟩``. Both are printed as ``tt.export.c`` and ``tt.export.verilog``
-print the step of a layer whose neurons differ: parameters are read from tables in C, and from ports
-in Verilog. The circuit is that of the integer neuron that ``tt.quantize`` makes of the layer; what
-it refuses has its reason instead.
+A mark is a name between ``⟨`` and ``⟩``. Both are printed as ``tt.export.c`` and
+``tt.export.verilog`` print the step of a layer whose neurons differ: parameters are read from
+tables in C, and from ports in Verilog. The circuit is that of the integer neuron that
+``tt.quantize`` makes of the layer; what it refuses has its reason instead.
 """
 
 from __future__ import annotations

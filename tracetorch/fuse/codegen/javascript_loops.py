@@ -5,10 +5,8 @@ Each source is an expression, a function of its memory::
     forward(literals, steps, x, params, start, output, record)
     backward(literals, steps, x, params, start, record, dOutput, dRecord, dX, dParams, dStart)
 
-    backward(literals, steps, x, params, start, record, dOutput, dRecord, dX, dParams, dStart, slope)
-
-The last one is that of a plan traced with a stand-in for the surrogate (:data:`SLOPES`), whose
-derivative it takes as a function: one loop serves all surrogates.
+The backward pass of a plan that was traced with a stand-in for the surrogate (:data:`SLOPES`) takes
+its derivative as a last argument, the function ``slope``: one loop serves all surrogates.
 
 ``x``, ``output`` and their gradients hold one number for each step, ``record`` and ``dRecord`` an
 array of them for each state, ``params``, ``start`` and their gradients one number for each. All of

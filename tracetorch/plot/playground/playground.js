@@ -87,15 +87,19 @@ function build() {
 
 // The numbers that are drawn, for the console.
 window.readPlayground = () => {
-  const neuron = current(), named = (names, values) => Object.fromEntries(names.map((name, i) => [name, values[i]]));
-  const names = neuron.params.map((param) => param.name);
-  const other = run.other && { neuron: run.other.neuron.label, params: named(run.other.neuron.params.map((param) => param.name), run.other.params), x: [...run.other.x], start: named(run.other.neuron.states, run.other.start), output: [...run.other.output], states: named(run.other.neuron.states, run.other.record.map((each) => [...each])) };
+  const { pair, shown, target } = settings, now = numbersOf(run), { neuron } = run;
+  const lines = neuron.lines.map(({ state }, k) => [state, [...run.lines[k]]]);
+  const gradients = { x: [...run.dX], ...named(neuron.params.map((param) => param.name), run.dParams) };
   return {
-    neuron: neuron.label, python: python(), choices: named(neuron.choices.map((each) => each.name), neuron.choices.map((each) => each.labels[choiceOf(each)])),
-    other, pair: settings.pair && { ...settings.pair, gradients: run.dWeights }, target: { ...settings.target }, input: input().kind, params: named(names, run.params), x: [...run.x], start: named(neuron.states, run.start), output: [...run.output],
-    states: named(neuron.states, run.record.map((each) => [...each])), before: run.before && [...run.before], rates: run.rates, stays: run.stays, lines: neuron.lines.map(({ state }, k) => [state, [...run.lines[k]]]), gradients: { x: [...run.dX], ...named(names, run.dParams) },
+    ...now, python: python(), target: { ...target }, before: run.before && [...run.before], rates: run.rates, stays: run.stays, lines, gradients,
+    other: run.other && onSide(1 - shown, () => numbersOf(run.other)), pair: pair && { ...pair, shown, gradients: run.dWeights },
   };
 };
+const named = (names, values) => Object.fromEntries(names.map((name, i) => [name, values[i]]));
+const numbersOf = ({ neuron, params, x, start, output, record }) => ({
+  neuron: neuron.label, choices: named(neuron.choices.map((each) => each.name), neuron.choices.map((each) => each.labels[choiceOf(each)])), input: input().kind,
+  params: named(neuron.params.map((param) => param.name), params), x: [...x], start: named(neuron.states, start), output: [...output], states: named(neuron.states, record.map((each) => [...each])),
+});
 
 document.title = title;
 byId("title").textContent = title;
