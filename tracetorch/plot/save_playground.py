@@ -8,8 +8,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_integer
+from tracetorch.core.html_page import json_element, write_page
 from tracetorch.plot import playground_story as story
-from tracetorch.plot.html_page import json_element, write_page
 from tracetorch.plot.network_data import describe_data, describe_network
 from tracetorch.plot.playground_data import Sources, describe_neuron, described_tries
 from tracetorch.plot.playground_sources import INTEGERS, header_ends
@@ -38,8 +38,12 @@ def save_playground(
     input that is drawn by hand, or pulses, noise or a constant, in a unit in which the neuron
     fires, 1, 10, 100 or 1000. It shows the states, the membrane before its reset, the spikes, and
     the surrogate gradient of a chosen output or state with respect to the input at every step and
-    to every parameter; beside them the spikes of constant inputs, and the plane of two states. It
-    writes the Python line that makes the neuron; the fragment of its address holds all settings.
+    to every parameter; beside them the spikes of constant inputs, and the plane of two states. A
+    second neuron may stand beside it, of this kind or of another one on the page, with a weight in
+    either direction, as in a :class:`tt.snn.Recurrent`. It writes the Python that makes the neuron,
+    or both, the C of one step as :func:`tt.export.c <tracetorch.export.c>` does, and the Verilog of
+    the integer neuron that ``tt.quantize`` makes, or why there is none. The fragment of its address
+    holds all settings.
 
     The page of a network shows what every layer does with an input, and with ``data`` it trains:
     backpropagation through time of the cross entropy of the outputs' means over time, by Adam, on

@@ -30,9 +30,9 @@ function buildPair() {
   }));
 }
 
-// sliders of the weights, in the unit of the neuron that hears, and of how late the second input is
+// sliders of the weights, in the unit of the neuron behind, and of how late the second input is
 function buildSynapses() {
-  const weight = (name, label, from, to) => {
+  const weight = (name, label, to) => {
     const { unit } = onSide(to, current), most = 3 * unit;
     return knob(name, label, {
       ...linear(-most, most, 0.02 * unit), slope: true, get: () => settings.pair[name], set: (given) => { settings.pair[name] = given; },
@@ -40,7 +40,7 @@ function buildSynapses() {
     });
   };
   synapses = !settings.pair ? [] : [
-    weight("w12", "weight 1 → 2", 0, 1), weight("w21", "weight 2 → 1", 1, 0),
+    weight("w12", "weight 1 → 2", 1), weight("w21", "weight 2 → 1", 0),
     knob("lag", "input 2 later by", {
       ...linear(-LATEST, LATEST, 1), unit: "steps", integer: true, get: () => settings.pair.lag, set: (given) => { settings.pair.lag = given; },
       legal: (given) => Number.isInteger(given) && Math.abs(given) <= LATEST,

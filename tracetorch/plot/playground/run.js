@@ -80,19 +80,19 @@ function differentiate({ neuron, dOutput, dRecord }) {
   if (all) chosen.fill(1); else chosen[step] = 1;
 }
 
-// Two neurons step by step: either hears, by its weight, what the other said one step before, as in
+// Two neurons step by step: either gets the other's output of the step before, times a weight, as in
 // an snn.Recurrent.
 function forwardTogether(both, weights, steps) {
-  let said = [0, 0];
+  let outputs = [0, 0];
   const states = both.map((each) => each.start);
   for (const each of both) each.total = new Float64Array(steps);
   for (let t = 0; t < steps; t++) {
-    said = both.map(({ now, x, total, params, output, record }, k) => {
-      total[t] = x[t] + weights[k] * said[1 - k];
-      const spoken = [0], next = record.map(() => [0]);
-      now.forward(now.literals, 1, [total[t]], params, states[k], spoken, next);
+    outputs = both.map(({ now, x, total, params, output, record }, k) => {
+      total[t] = x[t] + weights[k] * outputs[1 - k];
+      const made = [0], next = record.map(() => [0]);
+      now.forward(now.literals, 1, [total[t]], params, states[k], made, next);
       states[k] = next.map(([value], i) => record[i][t] = value);
-      return output[t] = spoken[0];
+      return output[t] = made[0];
     });
   }
 }
@@ -101,18 +101,18 @@ function forwardTogether(both, weights, steps) {
 // Returned are the gradients of the weights.
 function backwardTogether(both, weights, steps) {
   const dWeights = [0, 0];
-  let heard = [0, 0], carried = both.map(({ start }) => start.map(() => 0));
+  let later = [0, 0], carried = both.map(({ start }) => start.map(() => 0));
   for (let t = steps - 1; t >= 0; t--) {
     const back = both.map(({ now, total, params, start, record, dOutput, dRecord, dX, dParams }, k) => {
       const before = t ? record.map((each) => each[t - 1]) : start, here = record.map((each) => [each[t]]);
       const dHere = dRecord.map((each, i) => [each[t] + carried[k][i]]), dStart = start.map(() => 0), dNow = [0], sums = params.map(() => 0);
-      now.backward(now.literals, 1, [total[t]], params, before, here, [dOutput[t] + weights[1 - k] * heard[1 - k]], dHere, dNow, sums, dStart, now.slope);
+      now.backward(now.literals, 1, [total[t]], params, before, here, [dOutput[t] + weights[1 - k] * later[1 - k]], dHere, dNow, sums, dStart, now.slope);
       dX[t] = dNow[0];
       sums.forEach((each, i) => { dParams[i] += each; });
       if (t) dWeights[k] += dNow[0] * both[1 - k].output[t - 1];
       return [dNow[0], dStart];
     });
-    heard = back.map(([each]) => each);
+    later = back.map(([each]) => each);
     carried = back.map(([, each]) => each);
   }
   return dWeights;
