@@ -101,7 +101,7 @@ def test_two_neurons_are_an_snn_recurrent(opened: Open, names: tuple[str, str], 
     leaves = [x, net.connection.weight, *params[place].values()]
     slopes = torch.autograd.grad(loss, leaves, allow_unused=True)
     found = [torch.zeros_like(a) if g is None else g for g, a in zip(slopes, leaves, strict=True)]
-    close = {"rtol": 1e-8, "atol": 1e-8}
+    close: dict[str, Any] = {"rtol": 1e-8, "atol": 1e-8}
     drawn = torch.tensor(seen["gradients"]["x"], dtype=torch.float64)
     torch.testing.assert_close(drawn, found[0][:, 0, place], **close)
     weights = torch.tensor(seen["pair"]["gradients"], dtype=torch.float64)

@@ -40,7 +40,7 @@ def compiled(text: str, folder: Path) -> CNetwork:
     for name, source in zip(files[1::2], files[2::2], strict=True):
         (folder / name).write_text(source)
     types: Any = SimpleNamespace(types={"x": "float", "y": "float"})
-    return CNetwork(None, None, folder, report=types)  # type: ignore[arg-type]
+    return CNetwork(None, None, folder, report=types)
 
 
 @torch.no_grad()
@@ -118,7 +118,9 @@ def simulated(text: str, x: list[int], folder: Path) -> Tensor:
 def integer_neuron(layer: Any, seen: Mapping[str, Any], text: str) -> integers.LeakyIntegrator:
     """Return the integer neuron of ``tt.integers`` with the numbers in the text."""
     found = re.findall(r"\.(\w+)\((\d+)'d(\d+)\)", text)
-    kwargs = {name: _signed(int(value), int(bits), name) for name, bits, value in found}
+    kwargs: dict[str, Any] = {
+        name: float(_signed(int(value), int(bits), name)) for name, bits, value in found
+    }
     flags = {f"{n}_ema": getattr(layer, f"{n}_ema") for n in ("alpha", "beta", "gamma")}
     return integers.LeakyIntegrator(
         1,
@@ -126,7 +128,7 @@ def integer_neuron(layer: Any, seen: Mapping[str, Any], text: str) -> integers.L
         rec_weight_fraction=8 if "rec_weight" in kwargs else 0,
         reset=seen["choices"].get("reset", "subtract"),
         **flags,
-        **{name: float(value) for name, value in kwargs.items()},
+        **kwargs,
     )
 
 

@@ -57,6 +57,21 @@ class cauchy(Surrogate):  # noqa: N801 (as the library's own)
         return 1 / (1 + (u / self.width) ** 2)
 
 
+@dataclass(frozen=True)
+class graded(cauchy):  # noqa: N801
+    def __call__(self, u: Tensor) -> Tensor:
+        return torch.relu(u)
+
+
+class Functions(Plain):
+    """Neuron that needs every function that could stand for the derivative of a spike."""
+
+    @staticmethod
+    def step(x: Tensor, mem: Any, *, spike: Any, **o: Any) -> Any:
+        mem = torch.erfc(x) + torch.erf(mem) + torch.acosh(x) + torch.atanh(x) + torch.tan(x)
+        return spike(mem + torch.log10(x)), mem
+
+
 def page_of(layers: Any, tmp_path: Path, **options: Any) -> str:
     tt.plot.save_playground(layers, tmp_path / "page.html", **options)
     return (tmp_path / "page.html").read_text()
@@ -142,6 +157,10 @@ def test_surrogates_of_the_layer_stand_first(tmp_path: Path) -> None:
     (neuron,) = neurons_of(page_of(two, tmp_path))
     assert [each["name"] for each in neuron["choices"]] == ["reset", "detach_reset"]
     assert "neg_spike=cauchy(width=0.5)" in neuron["options"]
+    # one with another forward is the layer's alone
+    (neuron,) = neurons_of(page_of(snn.LIF(1, surrogate_derivative=graded()), tmp_path))
+    assert [each["name"] for each in neuron["choices"]] == ["reset", "detach_reset"]
+    assert "pos_spike=graded(width=1.0)" in neuron["options"]
 
 
 def test_the_layer_is_unchanged_and_pages_are_reproducible_and_have_no_urls(tmp_path: Path) -> None:
@@ -162,7 +181,7 @@ def test_names_and_titles_are_escaped(tmp_path: Path) -> None:
     page = page_of({HOSTILE: kind(2), "{{script}}": Plain(2)}, tmp_path, title=HOSTILE)
     assert page.count("</script>") == 3  # the data, the printed loops, the page's own
     assert "<img" not in page
-    escaped = ("&lt;script&gt;", "\\u003cscript\\u003e", "onerror=")
+    escaped = ("&lt;script&gt;", "\\u003cscript\\u003e", "onerror=", "??script?", "onerror?")
     assert page.count("window.broken") == sum(page.count(f"{e}window.broken") for e in escaped)
     assert [each["label"] for each in neurons_of(page)] == [HOSTILE, "{{script}}"]
 
@@ -190,6 +209,7 @@ class Method(Plain):
     snn.LIF(2), title=3 -> TypeError: title must be a string, got int
     Random(2) -> ValueError: Random\(2\) cannot be compiled: .*rand_like
     Method(2) -> ValueError: cannot be compiled: its step is not a static method
+    Functions(2) -> ValueError: uses all of erfc, .*\. Write one of them by others
     snn.LIF(1, surrogate_derivative=torch.nn.Hardtanh())
         -> ValueError: reads pos_spike \(Hardtanh\)
     snn.LIF(2).to("meta") -> ValueError: 'raw_beta' has no values yet

@@ -242,9 +242,10 @@ def _variants(
     where = f"save_playground: {layer!r}"
     with torch.no_grad():
         own = layer.step_kwargs(ndim, torch.float64)
-    for name, value in own.items():
-        if isinstance(value, Tensor) and value.is_floating_point():
-            own[name] = value.double()  # options that are tensors have the layer's dtype
+    # options that are tensors have the layer's dtype
+    own |= {
+        n: v.double() for n, v in own.items() if isinstance(v, Tensor) and v.is_floating_point()
+    }
 
     plan = page_plan(where, cell, ndim, own)
     params, lines = plan.program.params, firing_lines(cell, spikes, start, own)
@@ -258,7 +259,12 @@ def _variants(
     slope, stand_in = None, dict[str, Any]()
     if surrogates:
         used = {line.op for line in plan.program.graph.lines}
-        slope = next(each for each in SLOPES if each not in used)
+        slope = next((each for each in SLOPES if each not in used), None)
+        if slope is None:
+            raise ValueError(
+                f"{where} cannot be compiled: its step uses all of {', '.join(SLOPES)}, of which "
+                "one stands for the derivative of a spike. Write one of them by others."
+            )
         stand_in = dict.fromkeys(surrogates[0], _AnySurrogate(slope))
     moving: dict[Any, list[Any]] = {}
     variants: list[list[Any]] = []
@@ -424,8 +430,9 @@ def _changeable(layer: Neuron) -> dict[str, list[str]]:
     if isinstance(layer, LeakyIntegrator) and has_thresholds(layer):
         found |= {"reset": ["reset"], "detach_reset": ["detach_reset"]}
     names = [name for name in layer._options if isinstance(getattr(layer, name), Surrogate)]
-    # one choice for all; a layer with several surrogates keeps them
-    if names and all(getattr(layer, name) == getattr(layer, names[0]) for name in names):
+    # one choice for all; a layer with several surrogates keeps them, and one with another forward
+    plain = all(type(getattr(layer, name)).__call__ is Surrogate.__call__ for name in names)
+    if names and plain and all(getattr(layer, n) == getattr(layer, names[0]) for n in names):
         found["surrogate"] = names
     return found
 

@@ -147,7 +147,9 @@ def verilog_module(layer: LeakyIntegrator, overrides: Mapping[str, Any]) -> str:
     The mark of a parameter says its bits, too. ``overrides`` are step kwargs.
     """
     kwargs = {**layer.step_kwargs(1, torch.float64), **overrides}
-    ends = {n: torch.tensor(e) for n, e in _ENDS.items() if kwargs.get(n) is not None}
+    ends: dict[str, Any] = {
+        name: torch.tensor(each) for name, each in _ENDS.items() if kwargs.get(name) is not None
+    }
     sized = "pos_scale" in ends
     if kwargs["gamma"] is not None and not sized:
         spikes = [n for n in ("pos", "neg") if f"{n}_threshold" in ends]
