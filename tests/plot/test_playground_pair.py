@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import tracetorch as tt
 from examples import playground
 from tests.browser import Page, wait_for_frame, wait_until
 from tests.plot.test_playground import chosen, go, read, settings_of
+from tests.plot.test_save_playground import Plain
 from tracetorch import fuse, snn
 from tracetorch.plot.playground_story import PAIRS
 
@@ -217,6 +219,31 @@ def test_a_pair_is_switched_on_and_off_and_kept_in_the_address(opened: Open) -> 
     assert (seen["neuron"], seen["other"]["neuron"], len(seen["x"])) == ("ALIF", "LIF", 400)
     page.get_by_label("a second neuron").uncheck()
     assert (read(page)["neuron"], read(page)["other"]) == ("ALIF", None)
+
+
+class Fixed(Plain):
+    """Neuron whose constructor takes no number of neurons."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+
+
+def test_a_neuron_that_cannot_be_made_alone_has_no_pair(opened: Open, tmp_path: Path) -> None:
+    tt.plot.save_playground({"LIF": snn.LIF(3, dim=-2), "fixed": Fixed()}, tmp_path / "page.html")
+    page = opened(path=tmp_path / "page.html")
+    box = page.get_by_label("a second neuron")
+    box.check()
+    made = read(page)["python"].splitlines()
+    assert made[0] == "first = tt.snn.LIF(1)"
+    page.locator("#neuron").select_option("fixed")
+    seen = read(page)
+    assert (seen["neuron"], seen["pair"], seen["python"][:14]) == ("fixed", None, "neuron = Fixed")
+    assert box.is_disabled()
+    for fragment in ("neuron=fixed&neuron2=LIF", "neuron=LIF&neuron2=fixed"):
+        page.evaluate("(text) => { location.hash = text; }", fragment)
+        wait_until(page, "document.getElementById('note').textContent.includes('ignored')")
+        assert read(page)["pair"] is None
+        page.evaluate("document.getElementById('note').textContent = ''")
 
 
 @pytest.mark.parametrize("width", [390, 740])

@@ -6,10 +6,7 @@ function buildPair() {
     if (wanted) {
       settings.sides[1] = structuredClone(settings.sides[0]);
       settings.pair = Object.fromEntries(PAIR.map((name) => [name, 0]));
-    } else {
-      settings.sides[0] = side(); // the one that is shown stays
-      Object.assign(settings, { pair: null, shown: 0 });
-    }
+    } else unpair();
     changed();
   });
   byId("second-on").replaceChildren(on);
@@ -28,6 +25,12 @@ function buildPair() {
     });
     return button;
   }));
+}
+
+// the neuron that is shown stays
+function unpair() {
+  settings.sides[0] = side();
+  Object.assign(settings, { pair: null, shown: 0 });
 }
 
 // sliders of the weights, in the unit of the neuron behind, and of how late the second input is

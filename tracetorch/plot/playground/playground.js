@@ -1,6 +1,7 @@
 // The page of neurons: what a change sets off, and how it starts.
 function choose(place) {
   side().neuron = place;
+  if (settings.pair && !canPair(current())) unpair();
   changed();
 }
 
