@@ -40,7 +40,7 @@ from tracetorch.fuse.ir.graph import Graph, Unfusable
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.plot import playground_story as story
 from tracetorch.plot.firing_lines import firing_lines, is_parameter, smallest_shape, spike_alone
-from tracetorch.plot.playground_sources import described_sources
+from tracetorch.plot.playground_sources import described_sources, kwargs_in
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.neuron import Neuron, beside_step
 from tracetorch.snn.parameters import fraction, is_decay, negative_softplus, softplus
@@ -240,32 +240,15 @@ def _variants(
     cell, spikes = layer.cell, spike_functions(layer)
     ndim = len(smallest_shape(cell))
     where = f"save_playground: {layer!r}"
-    with torch.no_grad():
-        own = layer.step_kwargs(ndim, torch.float64)
-    # options that are tensors have the layer's dtype
-    own |= {
-        n: v.double() for n, v in own.items() if isinstance(v, Tensor) and v.is_floating_point()
-    }
-
+    own = kwargs_in(layer, torch.float64)
     plan = page_plan(where, cell, ndim, own)
     params, lines = plan.program.params, firing_lines(cell, spikes, start, own)
     thresholds = [is_parameter(line, cell, start, own) for line in lines]
     surrogates = [
-        each
-        for overrides, described in choices
-        if described["name"] == "surrogate"
-        for each in overrides
+        each for overrides, d in choices if d["name"] == "surrogate" for each in overrides
     ]
-    slope, stand_in = None, dict[str, Any]()
-    if surrogates:
-        used = {line.op for line in plan.program.graph.lines}
-        slope = next((each for each in SLOPES if each not in used), None)
-        if slope is None:
-            raise ValueError(
-                f"{where} cannot be compiled: its step uses all of {', '.join(SLOPES)}, of which "
-                "one stands for the derivative of a spike. Write one of them by others."
-            )
-        stand_in = dict.fromkeys(surrogates[0], _AnySurrogate(slope))
+    slope = _free_operation(where, plan) if surrogates else None
+    stand_in = {} if slope is None else dict.fromkeys(surrogates[0], _AnySurrogate(slope))
     moving: dict[Any, list[Any]] = {}
     variants: list[list[Any]] = []
 
@@ -285,17 +268,28 @@ def _variants(
             before = loop(replace(lines[0], call=None), kwargs) if lines else None
             moving[key] = [moved, before]
         variants.append([*sources.add(plan, slope), described_literals(plan), *moving[key]])
-    slopes = []
-    if surrogates or (lines and all(own[name] == own[spikes[0]] for name in spikes)):
-        alone = [next(iter(each.values())) for each in surrogates] or [own[spikes[0]]]
-        for spike in alone:
-            plan = page_plan(where, spike_alone(cell), 1, {"spike": spike})
-            slopes.append([sources.add(plan)[1], described_literals(plan)])
+    alone = [next(iter(each.values())) for each in surrogates]
+    if not alone and lines and all(own[name] == own[spikes[0]] for name in spikes):
+        alone = [own[spikes[0]]]
+    plans = [page_plan(where, spike_alone(cell), 1, {"spike": spike}) for spike in alone]
+    slopes = [[sources.add(each)[1], described_literals(each)] for each in plans]
     described = []
     for line, name in zip(lines, thresholds, strict=True):
         state, place = cell.states[line.place], name and params.index(name)
         described.append({"state": state, "sign": line.sign, "param": place})
     return params, described, variants, slopes
+
+
+def _free_operation(where: str, plan: Plan) -> str:
+    """Return an operation that a step has no use of, to stand for the derivative of a spike."""
+    used = {line.op for line in plan.program.graph.lines}
+    for operation in SLOPES:
+        if operation not in used:
+            return operation
+    raise ValueError(
+        f"{where} cannot be compiled: its step uses all of {', '.join(SLOPES)}, of which one "
+        "stands for the derivative of a spike. Write one of them by others."
+    )
 
 
 def _story(layer: Neuron, unit: float) -> dict[str, Any]:

@@ -23,8 +23,7 @@ from tracetorch.export.c_code.source import model_source, names_of
 from tracetorch.export.c_code.stages import Array, Pointwise, Role, StepProgram, View
 from tracetorch.export.c_code.widths import found_widths
 from tracetorch.export.verilog_code.circuit import Circuit, step_circuit
-from tracetorch.export.verilog_code.step_module import step_module
-from tracetorch.export.verilog_code.words import Word
+from tracetorch.export.verilog_code.step_module import declared, step_module
 from tracetorch.fuse.codegen.targets import c_target
 from tracetorch.fuse.dispatch.plans import program_of
 from tracetorch.fuse.ir.intervals import Interval
@@ -62,6 +61,16 @@ INTEGERS = {
 def mark(name: str) -> str:
     """Return what stands where the page puts a number."""
     return f"⟨{name}⟩"
+
+
+def kwargs_in(layer: Neuron, dtype: torch.dtype) -> dict[str, Any]:
+    """Return the step kwargs of a layer; options that are tensors, too, in ``dtype``."""
+    with torch.no_grad():
+        kwargs = layer.step_kwargs(len(smallest_shape(layer.cell)), dtype)
+    return {
+        name: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v
+        for name, v in kwargs.items()
+    }
 
 
 def _stage(
@@ -102,11 +111,7 @@ def c_files(layer: Neuron, overrides: Mapping[str, Any]) -> tuple[str, str]:
     ``overrides`` are step kwargs.
     """
     ndim = len(smallest_shape(layer.cell))
-    with torch.no_grad():
-        kwargs = {**layer.step_kwargs(ndim, torch.float32), **overrides}
-    for name, value in kwargs.items():
-        if isinstance(value, Tensor) and value.is_floating_point():
-            kwargs[name] = value.float()
+    kwargs = {**kwargs_in(layer, torch.float32), **overrides}
     program = program_of(layer.cell, ndim, torch.float32, kwargs)
     operation = c_target("float32").unknown_operation(program.forward)
     if operation is not None:
@@ -184,9 +189,6 @@ def _registers(circuit: Circuit) -> str:
         for name, word in circuit.reads.items()
         if name.startswith("p_")
     }
-
-    def declared(word: Word) -> str:
-        return f"{'signed ' * word.signed}{f'[{word.bits - 1}:0] ' * (word.bits > 1)}"
 
     lines = [
         "// One step in each cycle of the clock.",
