@@ -24,7 +24,6 @@ ROOMS = (
     "encode",
     "decode",
     "loss",
-    "plot",
     "probe",
     "data",
     "nir",
@@ -36,6 +35,7 @@ ROOMS = (
     "online_learning",
     "metrics",
     "export",
+    "plot",
     "models",
     "zoo",
     "diagnosis",
@@ -48,7 +48,7 @@ FUSE = ("step_results", "ir", "codegen", "runtime", "dispatch", "__init__")
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 # Rooms of one level import none of each other but these.
 LEVEL = (
-    *("encode", "decode", "loss", "plot", "probe", "data", "nir", "checkpoint"),
+    *("encode", "decode", "loss", "probe", "data", "nir", "checkpoint"),
     "quantize",
     "convert",
 )

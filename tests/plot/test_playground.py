@@ -14,7 +14,7 @@ import torch
 
 import tracetorch as tt
 from examples import playground
-from tests.browser import Page, Visits, wait_for_frame, wait_until
+from tests.browser import Page, wait_for_frame, wait_until
 from tests.cases import INEXACT, LAYERS, NEURONS, READOUTS, SURROGATES
 from tests.lane import run_lane
 from tests.plot.test_save_html import HOSTILE
@@ -28,24 +28,6 @@ BY_LABEL = {repr(each).replace("_surrogate(", "("): each for each in SURROGATES}
 NAMES = {"tt": tt, "Plain": Plain}
 ONSET = 10  # of pulses and of the constant
 RIGHT = 14 + 44  # the margin of a plot, and what the derivative of the spike takes
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write the page of the documentation once: every layer is traced."""
-    path = tmp_path_factory.mktemp("page") / "playground.html"
-    playground.write(path)
-    return path
-
-
-@pytest.fixture
-def opened(visits: Visits, place: Path) -> Open:
-    def open_(fragment: str = "", path: Path = place, **options: Any) -> Page:
-        page = visits.open(path, fragment=fragment, **options)
-        page.wait_for_selector("body[data-ready='true']")
-        return page
-
-    return open_
 
 
 # waits until the page has taken the fragment; one that it has already changes nothing
@@ -419,6 +401,8 @@ def test_links_restore_everything_and_python_is_copied(opened: Open) -> None:
 MALFORMED = """
 neuron=nobody neuron=LIF&neuron=SLIF p.beta=-1 p.beta= p.beta=1e400 p.gamma=1 o.reset=sideways
 o.nothing=1 amplitude=1e99 period=1 width=2.5 step=200 step=%20 of=gradient of=syn kind=drawn
+w12=1 lag=2 shown=2 2.p.beta=3 neuron2=nobody neuron2=LIF&w12=x neuron2=LIF&lag=1.5
+neuron2=LIF&lag=99 neuron2=LIF&shown=3 neuron2=LIF&2.of=mem neuron2=LIF&2.p.beta=0 neuron2=LIF&w13=1
 drawn=1*3 drawn=nonsense drawn=1*1000 unknown=1 p.__proto__=1 %E0%A4%A <script>alert(1)</script>
 """
 

@@ -13,6 +13,7 @@ from examples import playground
 from tracetorch import fuse, snn
 from tracetorch.plot.playground_data import is_spiking
 from tracetorch.plot.playground_story import (
+    PAIRS,
     PRESETS,
     RUNS,
     STARTS,
@@ -81,12 +82,17 @@ def test_presets_and_things_to_try_are_of_known_neurons_and_settings() -> None:
     assert {name: bursting.arguments[name] for name in expected} == expected
     assert bursting.arguments["beta"] == pytest.approx(0.9048, abs=1e-4)
     assert bursting.arguments["rho"] == pytest.approx(0.9890, abs=1e-4)
-    assert len({each.name for each in TRIES}) == len(TRIES) >= 10
-    for each in TRIES:
-        layer = NEURONS[each.neuron]
-        known = {"kind", "amplitude", "period", "width", "step", "of"}
-        known |= {f"p.{name}" for name in layer.constraints} | {"o.reset", "o.surrogate"}
+    assert len({each.name for each in (*TRIES, *PAIRS)}) == len(TRIES) + len(PAIRS) >= 15
+    shared = {"kind", "amplitude", "period", "width", "o.reset", "o.surrogate"}
+    for each in (*TRIES, *PAIRS):
+        known = shared | {f"p.{name}" for name in NEURONS[each.neuron].constraints}
+        known |= {"step", "of"}
+        if "neuron2" in each.settings:
+            second = NEURONS[each.settings["neuron2"]]
+            known |= {f"2.{name}" for name in (*shared, *(f"p.{n}" for n in second.constraints))}
+            known |= {"neuron2", "w12", "w21", "lag", "shown"}
         assert set(each.settings) <= known, each.name
+    assert sum("neuron2" in each.settings for each in TRIES) == 2
 
 
 def fired(name: str, preset: str, **arguments: Any) -> Tensor:

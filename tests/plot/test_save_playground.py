@@ -57,6 +57,21 @@ class cauchy(Surrogate):  # noqa: N801 (as the library's own)
         return 1 / (1 + (u / self.width) ** 2)
 
 
+@dataclass(frozen=True)
+class graded(cauchy):  # noqa: N801
+    def __call__(self, u: Tensor) -> Tensor:
+        return torch.relu(u)
+
+
+class Functions(Plain):
+    """Neuron that needs every function that could stand for the derivative of a spike."""
+
+    @staticmethod
+    def step(x: Tensor, mem: Any, **o: Any) -> Any:
+        mem = torch.erfc(x) + torch.erf(mem) + torch.acosh(x) + torch.atanh(x) + torch.tan(x)
+        return o["spike"](mem + torch.log10(x)), mem
+
+
 def page_of(layers: Any, tmp_path: Path, **options: Any) -> str:
     tt.plot.save_playground(layers, tmp_path / "page.html", **options)
     return (tmp_path / "page.html").read_text()
@@ -108,13 +123,15 @@ def test_page_has_the_parameters_of_one_neuron(tmp_path: Path) -> None:
     assert values["neg_threshold"] == ("negative", -1.0)
     assert values["pos_scale"] == ("weight", 1.0)
     assert neuron["letters"] == {"S": False, "R": False, "B": True, "readout": False}
-    assert neuron["call"] == {"name": "tt.snn.BLIF", "fixed": ["3", "dim=-3"]}
+    made = {"name": "tt.snn.BLIF", "fixed": ["3", "dim=-3"], "alone": ["1"]}
+    assert neuron["call"] == made
     assert neuron["about"]["equations"].startswith("mem = beta * mem + x\n")
     for reset in ("subtract:  mem = mem + n * neg_threshold", "zero:      mem = mem + n * mem"):
         assert f"\nreset {reset}\n" in neuron["about"]["equations"]
     assert ";" not in neuron["about"]["equations"]
     assert [each["name"] for each in neuron["choices"]] == ["reset", "detach_reset", "surrogate"]
-    assert len(neuron["variants"]) == 3 * 2 * 7
+    assert len(neuron["variants"]) == 3 * 2  # a surrogate has no loops of its own
+    assert len(neuron["slopes"]) == 7
 
 
 def test_own_neurons_have_all_their_parameters_and_no_arguments_that_are_none(tmp_path) -> None:
@@ -140,6 +157,10 @@ def test_surrogates_of_the_layer_stand_first(tmp_path: Path) -> None:
     (neuron,) = neurons_of(page_of(two, tmp_path))
     assert [each["name"] for each in neuron["choices"]] == ["reset", "detach_reset"]
     assert "neg_spike=cauchy(width=0.5)" in neuron["options"]
+    # one with another forward is the layer's alone
+    (neuron,) = neurons_of(page_of(snn.LIF(1, surrogate_derivative=graded()), tmp_path))
+    assert [each["name"] for each in neuron["choices"]] == ["reset", "detach_reset"]
+    assert "pos_spike=graded(width=1.0)" in neuron["options"]
 
 
 def test_the_layer_is_unchanged_and_pages_are_reproducible_and_have_no_urls(tmp_path: Path) -> None:
@@ -160,7 +181,7 @@ def test_names_and_titles_are_escaped(tmp_path: Path) -> None:
     page = page_of({HOSTILE: kind(2), "{{script}}": Plain(2)}, tmp_path, title=HOSTILE)
     assert page.count("</script>") == 3  # the data, the printed loops, the page's own
     assert "<img" not in page
-    escaped = ("&lt;script&gt;", "\\u003cscript\\u003e", "onerror=")
+    escaped = ("&lt;script&gt;", "\\u003cscript\\u003e", "onerror=", "??script?", "onerror?")
     assert page.count("window.broken") == sum(page.count(f"{e}window.broken") for e in escaped)
     assert [each["label"] for each in neurons_of(page)] == [HOSTILE, "{{script}}"]
     page = page_of({HOSTILE: fits(), "{{data}}": fits()}, tmp_path, data={HOSTILE: (X, LABELS)})
@@ -191,6 +212,7 @@ class Method(Plain):
     snn.LIF(2), title=3 -> TypeError: title must be a string, got int
     Random(2) -> ValueError: Random\(2\) cannot be compiled: .*rand_like
     Method(2) -> ValueError: cannot be compiled: its step is not a static method
+    Functions(2) -> ValueError: uses all of erfc, .*\. Write one of them by others
     snn.LIF(1, surrogate_derivative=torch.nn.Hardtanh())
         -> ValueError: reads pos_spike \(Hardtanh\)
     snn.LIF(2).to("meta") -> ValueError: 'raw_beta' has no values yet

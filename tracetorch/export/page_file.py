@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tracetorch.core.checks import check_count, check_module
 from tracetorch.core.files import atomic_replace
+from tracetorch.core.html_page import check_title, html_page, json_element
 from tracetorch.core.torch_private import one_trace_at_a_time, pytree
 from tracetorch.core.walk import named_modules
 from tracetorch.export.c_code.arrangement import living, planned
@@ -24,7 +25,6 @@ from tracetorch.export.c_code.read_program import holds_spikes, named_leaves, re
 from tracetorch.export.c_code.source import names_of
 from tracetorch.export.c_code.stages import StepProgram
 from tracetorch.online_learning import OnlineLearner
-from tracetorch.plot.html_page import check_title, html_page, json_element
 from tracetorch.snn.neuron import has_step
 
 TEMPLATES = Path(__file__).parent / "drawing"

@@ -13,13 +13,13 @@ Plots draw on axes they are given, or on a ``Figure`` of their own, never throug
 no global state. All that can be wrong is found before anything is drawn.
 """
 
+from tracetorch.core.html_page import show_html
 from tracetorch.plot.animation import animate_events, animate_run, save_animation
 from tracetorch.plot.confusion_matrix import confusion_matrix
 from tracetorch.plot.curves import learning_curves, line_graph
 from tracetorch.plot.distributions import distributions
 from tracetorch.plot.gradient_flow import gradient_flow
 from tracetorch.plot.halflives import decays, halflives
-from tracetorch.plot.html_page import show_html
 from tracetorch.plot.measurement_manager import MeasurementManager
 from tracetorch.plot.raster import raster, spike_train
 from tracetorch.plot.rates import rate_histogram, rate_map

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from tracetorch.core.checks import check_count, check_positive
 from tracetorch.core.files import atomic_replace
+from tracetorch.core.html_page import check_title
 from tracetorch.core.optional import require
 from tracetorch.plot.axes import COLOURS, MUTED, TimeScale, get_axes, set_title
 from tracetorch.plot.descriptions import describe_plot
-from tracetorch.plot.html_page import check_title
 from tracetorch.plot.raster import raster
 from tracetorch.plot.recorded import Array, Recorded, check_index, check_recording, to_numpy
 from tracetorch.plot.state_trace import Thresholds, state_trace

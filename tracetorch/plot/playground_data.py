@@ -29,6 +29,7 @@ from tracetorch.core.checks import check_has_values, check_unsharded
 from tracetorch.functional import decay_to_halflife
 from tracetorch.functional.surrogates import SURROGATES, Surrogate
 from tracetorch.fuse.codegen.javascript import (
+    SLOPES,
     backward_source,
     forward_source,
     functions_source,
@@ -39,6 +40,7 @@ from tracetorch.fuse.ir.graph import Graph, Unfusable
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.plot import playground_story as story
 from tracetorch.plot.firing_lines import firing_lines, is_parameter, smallest_shape, spike_alone
+from tracetorch.plot.playground_sources import described_sources, kwargs_in
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.neuron import Neuron, beside_step
 from tracetorch.snn.parameters import fraction, is_decay, negative_softplus, softplus
@@ -75,10 +77,14 @@ class Sources:
     loops: dict[str, int] = field(default_factory=dict)
     graphs: list[Graph] = field(default_factory=list)
 
-    def add(self, plan: Plan) -> list[int]:
-        """Return the places of the forward and the backward pass of a plan."""
-        self.graphs.append(plan.backward)
-        return [self.add_forward(plan), self._place(backward_source(plan))]
+    def add(self, plan: Plan, slope: str | None = None) -> list[int]:
+        """Return the places of the forward and the backward pass of a plan.
+
+        The operation ``slope`` stands for the derivative of a spike.
+        """
+        lines = tuple([line for line in plan.backward.lines if line.op != slope])
+        self.graphs.append(replace(plan.backward, lines=lines))
+        return [self.add_forward(plan), self._place(backward_source(plan, slope))]
 
     def add_forward(self, plan: Plan) -> int:
         """Return the place of the forward pass of a plan."""
@@ -94,6 +100,20 @@ class Sources:
         """Return the script that defines ``loops``, the list of all sources."""
         functions, sources = functions_source(self.graphs), ",\n".join(self.loops)
         return f'const loops = (() => {{\n"use strict";{functions}return [\n{sources}\n];\n}})();'
+
+
+@dataclass(frozen=True)
+class _AnySurrogate(Surrogate):
+    """Stand-in for a surrogate: its derivative is an operation that the step has no use of."""
+
+    operation: str
+
+    def __post_init__(self) -> None:
+        pass
+
+    def derivative(self, u: Tensor) -> Tensor:
+        function: Any = getattr(torch, self.operation)
+        return function(u)  # type: ignore[no-any-return]
 
 
 def check_layer(where: str, layer: nn.Module) -> None:
@@ -165,7 +185,7 @@ def describe_neuron(label: str, layer: Neuron, neuron: int, sources: Sources) ->
     start = {name: values[neuron % len(values)] for name, values in starts.items()}
     changeable = _changeable(layer)
     choices = [_choice(cell, name, names) for name, names in changeable.items()]
-    params, lines, variants = _variants(layer, choices, start, sources)
+    params, lines, variants, slopes = _variants(layer, choices, start, sources)
     changed = {name for names in changeable.values() for name in names}
     spiking = is_spiking(layer)
     unit = _unit(layer, neuron) if spiking else UNITS[0]
@@ -176,6 +196,7 @@ def describe_neuron(label: str, layer: Neuron, neuron: int, sources: Sources) ->
         parts = kind.__name__.removesuffix("Readout").removesuffix("LIF")
         readout = kind.__name__.endswith("Readout")
         letters = {**{letter: letter in parts for letter in "SRB"}, "readout": readout}
+    resets = [each for o, d in choices if d["name"] == "reset" for each in o] or [{}]
     fixed = [
         f"{name}={getattr(layer, name)!r}"
         for name in layer._options
@@ -201,59 +222,74 @@ def describe_neuron(label: str, layer: Neuron, neuron: int, sources: Sources) ->
         "options": fixed,
         "choices": [described for _, described in choices],
         "variants": variants,
+        "slopes": slopes,
         "call": described_call(cell, [*changed, *cell.constraints]),
+        "sources": described_sources(layer, resets),
     }
 
 
 def _variants(
     layer: Neuron, choices: Sequence[Any], start: Mapping[str, float], sources: Sources
-) -> tuple[Sequence[str], list[dict[str, Any]], list[list[Any]]]:
+) -> tuple[Sequence[str], list[dict[str, Any]], list[list[Any]], list[list[Any]]]:
     """Print the loops of a layer for all choices; return its parameters, its lines, and the loops.
 
-    Of each variant: forward and backward pass, numbers, the lines that move, the state before its
-    reset, and the derivative of the spike.
+    Of each variant: forward and backward pass, numbers, the lines that move, and the state before
+    its reset. The last list are the derivatives of the spike: one, or that of each surrogate among
+    the choices, which has no variants of its own.
     """
     cell, spikes = layer.cell, spike_functions(layer)
     ndim = len(smallest_shape(cell))
     where = f"save_playground: {layer!r}"
-    lines: list[Any] | None = None
-    thresholds: list[str | None] = []
+    own = kwargs_in(layer, torch.float64)
+    plan = page_plan(where, cell, ndim, own)
+    params, lines = plan.program.params, firing_lines(cell, spikes, start, own)
+    thresholds = [is_parameter(line, cell, start, own) for line in lines]
+    surrogates = [
+        each for overrides, d in choices if d["name"] == "surrogate" for each in overrides
+    ]
+    slope = _free_operation(where, plan) if surrogates else None
+    stand_in = {} if slope is None else dict.fromkeys(surrogates[0], _AnySurrogate(slope))
     moving: dict[Any, list[Any]] = {}
     variants: list[list[Any]] = []
-    params: Sequence[str] = ()
 
     def loop(step: Any, kwargs: dict[str, Any]) -> list[Any]:
         plan = page_plan(where, replace(cell, step=step), ndim, kwargs)
         return [sources.add_forward(plan), described_literals(plan)]
 
-    for overrides in itertools.product(*(overrides for overrides, _ in choices)):
+    looped = [overrides for overrides, each in choices if each["name"] != "surrogate"]
+    for overrides in itertools.product(*looped):
         merged = {name: value for each in overrides for name, value in each.items()}
-        with torch.no_grad():
-            kwargs = {**layer.step_kwargs(ndim, torch.float64), **merged}
-        for name, value in kwargs.items():
-            if isinstance(value, Tensor) and value.is_floating_point():
-                kwargs[name] = value.double()  # options that are tensors have the layer's dtype
+        kwargs = {**own, **merged, **stand_in}
         plan = page_plan(where, cell, ndim, kwargs)
-        if lines is None:
-            lines, params = firing_lines(cell, spikes, start, kwargs), plan.program.params
-            thresholds = [is_parameter(line, cell, start, kwargs) for line in lines]
-        # forward, all surrogates do the same
-        key = tuple(item for item in merged.items() if not isinstance(item[1], Surrogate))
+        key = merged.get("reset")  # forward, a detached reset does the same
         if key not in moving:
             named = zip(lines, thresholds, strict=True)
             moved = [None if name else loop(line, kwargs) for line, name in named]
             before = loop(replace(lines[0], call=None), kwargs) if lines else None
             moving[key] = [moved, before]
-        bump = None
-        if lines and all(kwargs[name] == kwargs[spikes[0]] for name in spikes):
-            spike = page_plan(where, spike_alone(cell), 1, {"spike": kwargs[spikes[0]]})
-            bump = [sources.add(spike)[1], described_literals(spike)]
-        variants.append([*sources.add(plan), described_literals(plan), *moving[key], bump])
+        variants.append([*sources.add(plan, slope), described_literals(plan), *moving[key]])
+    alone = [next(iter(each.values())) for each in surrogates]
+    if not alone and lines and all(own[name] == own[spikes[0]] for name in spikes):
+        alone = [own[spikes[0]]]
+    plans = [page_plan(where, spike_alone(cell), 1, {"spike": spike}) for spike in alone]
+    slopes = [[sources.add(each)[1], described_literals(each)] for each in plans]
     described = []
-    for line, name in zip(lines or (), thresholds, strict=True):
+    for line, name in zip(lines, thresholds, strict=True):
         state, place = cell.states[line.place], name and params.index(name)
         described.append({"state": state, "sign": line.sign, "param": place})
-    return params, described, variants
+    return params, described, variants, slopes
+
+
+def _free_operation(where: str, plan: Plan) -> str:
+    """Return an operation that a step has no use of, to stand for the derivative of a spike."""
+    used = {line.op for line in plan.program.graph.lines}
+    for operation in SLOPES:
+        if operation not in used:
+            return operation
+    raise ValueError(
+        f"{where} cannot be compiled: its step uses all of {', '.join(SLOPES)}, of which one "
+        "stands for the derivative of a spike. Write one of them by others."
+    )
 
 
 def _story(layer: Neuron, unit: float) -> dict[str, Any]:
@@ -289,18 +325,25 @@ def _story(layer: Neuron, unit: float) -> dict[str, Any]:
     }
 
 
-def described_tries(layers: Mapping[str, Neuron], units: Mapping[str, float]) -> list[Any]:
+def described_tries(
+    tries: Sequence[story.Try], layers: Mapping[str, Neuron], units: Mapping[str, float]
+) -> list[Any]:
     """Return what there is to try as links: neurons and units of their inputs are by name."""
     labels = {type(layer): label for label, layer in reversed(list(layers.items()))}
     found: list[Any] = []
-    for each in story.TRIES:
-        kind = getattr(snn, each.neuron, None) or getattr(neurons, each.neuron)
-        if kind not in labels:
+    for each in tries:
+        named = {"neuron": each.neuron}
+        if "neuron2" in each.settings:
+            named["neuron2"] = each.settings["neuron2"]
+        kinds = {key: getattr(snn, n, None) or getattr(neurons, n) for key, n in named.items()}
+        if not labels.keys() >= set(kinds.values()):
             continue
-        label, pairs = labels[kind], dict(each.settings)
-        if "amplitude" in pairs:
-            pairs["amplitude"] = float(f"{pairs['amplitude'] / units[label]:.6g}")
-        text = urlencode({"neuron": label, **pairs})
+        pairs = {**each.settings, **{key: labels[kind] for key, kind in kinds.items()}}
+        for key, whose in (("amplitude", "neuron"), ("2.amplitude", "neuron2")):
+            if key in pairs:
+                pairs[key] = float(f"{pairs[key] / units[pairs[whose]]:.6g}")
+        # the neuron stands first
+        text = urlencode({"neuron": pairs.pop("neuron"), **pairs})
         found.append({"name": each.name, "text": each.text, "fragment": text})
     return found
 
@@ -367,7 +410,12 @@ def described_call(cell: Cell, changed: Collection[str]) -> dict[str, Any]:
     name = cell.kind.__qualname__
     if packages:
         name = f"tt.{packages[0].__name__.rpartition('.')[2]}.{cell.kind.__name__}"
-    return {"name": name, "fixed": [*cell.call.positional, *kept]}
+    positional = cell.call.positional
+    # alone in the last dimension, as it is in a pair; None: nobody knows how it is made so
+    alone = None
+    if positional[:1] == (str(cell.num_neurons),):
+        alone = ["1", *positional[1:], *(text for text in kept if not text.startswith("dim="))]
+    return {"name": name, "fixed": [*positional, *kept], "alone": alone}
 
 
 def _changeable(layer: Neuron) -> dict[str, list[str]]:
@@ -376,8 +424,9 @@ def _changeable(layer: Neuron) -> dict[str, list[str]]:
     if isinstance(layer, LeakyIntegrator) and has_thresholds(layer):
         found |= {"reset": ["reset"], "detach_reset": ["detach_reset"]}
     names = [name for name in layer._options if isinstance(getattr(layer, name), Surrogate)]
-    # one choice for all; a layer with several surrogates keeps them
-    if names and all(getattr(layer, name) == getattr(layer, names[0]) for name in names):
+    # one choice for all; a layer with several surrogates keeps them, and one with another forward
+    plain = all(type(getattr(layer, name)).__call__ is Surrogate.__call__ for name in names)
+    if names and plain and all(getattr(layer, n) == getattr(layer, names[0]) for n in names):
         found["surrogate"] = names
     return found
 

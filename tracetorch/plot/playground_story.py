@@ -49,7 +49,8 @@ class Try:
     neuron: str  # name of the class
     name: str  # of the link
     text: str  # what there is to see
-    settings: Mapping[str, Any]  # as in the address; ``amplitude`` in the layer's own unit
+    # as in the address; ``amplitude`` in the layer's own unit, ``neuron2`` the name of a class
+    settings: Mapping[str, Any]
 
 
 def _naud(name: str, note: str, row: Sequence[float]) -> Preset:
@@ -81,3 +82,4 @@ PRESETS: dict[str, tuple[Preset, ...]] = {
     "AdEx": tuple(_naud(name, note, row) for name, (note, row) in _STORY["adex"].items()),
 }
 TRIES = tuple(Try(*each) for each in _STORY["tries"])
+PAIRS = tuple(Try(*each) for each in _STORY["pairs"])  # two neurons, and synapses between them

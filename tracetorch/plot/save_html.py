@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from tracetorch.core.checks import check_flag
+from tracetorch.core.html_page import json_element, write_page
 from tracetorch.core.spike_values import Trajectories, are_events
-from tracetorch.plot.html_page import json_element, write_page
 from tracetorch.plot.recorded import Array, Recorded, check_recording, flatten_neurons
 
 TEMPLATES = Path(__file__).parent / "viewer"

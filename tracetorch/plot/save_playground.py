@@ -8,16 +8,18 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_integer
-from tracetorch.plot.html_page import json_element, write_page
+from tracetorch.core.html_page import json_element, write_page
+from tracetorch.plot import playground_story as story
 from tracetorch.plot.network_data import describe_data, describe_network, network_tries
 from tracetorch.plot.playground_data import Sources, describe_neuron, described_tries
+from tracetorch.plot.playground_sources import INTEGERS, header_ends
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.sequence_layer import SequenceLayer
 
 TEMPLATES = Path(__file__).parent
 _SHARED = ("controls.css", "controls.js", "stimuli.js", "drawing.js", "playhead.js")
 _PARTS = {  # beside those that both pages share
-    "playground": ("settings", "run", "rows", "panels", "knobs", "story"),
+    "playground": ("settings", "run", "rows", "panels", "knobs", "pair", "sources", "story"),
     "network": ("engine", "settings", "builder", "layers", "panels", "story"),
 }
 
@@ -40,8 +42,12 @@ def save_playground(
     input that is drawn by hand, or pulses, noise or a constant, in a unit in which the neuron
     fires, 1, 10, 100 or 1000. It shows the states, the membrane before its reset, the spikes, and
     the surrogate gradient of a chosen output or state with respect to the input at every step and
-    to every parameter; beside them the spikes of constant inputs, and the plane of two states. It
-    writes the Python line that makes the neuron; the fragment of its address holds all settings.
+    to every parameter; beside them the spikes of constant inputs, and the plane of two states. A
+    second neuron may stand beside it, of this kind or of another one on the page, with a weight in
+    either direction, as in a :class:`tt.snn.Recurrent`. It writes the Python that makes the neuron,
+    or both, the C of one step as :func:`tt.export.c <tracetorch.export.c>` does, and the Verilog of
+    the integer neuron that ``tt.quantize`` makes, or why there is none. The fragment of its address
+    holds all settings.
 
     The page of a network shows what every layer does with an input, and with ``data`` it trains:
     backpropagation through time of the cross entropy of the outputs' means over time, by Adam, on
@@ -123,7 +129,13 @@ def _neurons(layers: object, neuron: int, sources: Sources) -> dict[str, object]
         checked[name] = layer
     described = [describe_neuron(name, layer, neuron, sources) for name, layer in checked.items()]
     units = {each["label"]: each["unit"] for each in described}
-    return {"neurons": described, "tries": described_tries(checked, units)}
+    return {
+        "neurons": described,
+        "tries": described_tries(story.TRIES, checked, units),
+        "pairs": described_tries(story.PAIRS, checked, units),
+        "integers": INTEGERS,
+        "cHeader": header_ends(next(iter(checked.values()))),
+    }
 
 
 def _networks(layers: object) -> dict[str, nn.Sequential]:

@@ -93,7 +93,7 @@ class _Cutter:
             elif kind in (nn.BatchNorm1d, nn.BatchNorm2d):
                 reason = _fold(module, stage if stage and stage.path == before else None, shapes)
             elif isinstance(module, LeakyIntegrator | Recurrent):
-                reason = _refuse_neurons(module)
+                reason = refuse_neurons(module)
                 if stage is None or self.values != "sums":
                     reason = (
                         "has no product before it, whose scale gives its states theirs. Put an "
@@ -190,7 +190,7 @@ def _refuse_plain(module: nn.Module) -> str | None:
     return None
 
 
-def _refuse_neurons(module: nn.Module) -> str | None:
+def refuse_neurons(module: nn.Module) -> str | None:
     """Return why neurons, or a ``Recurrent``, have no integer form; ``None`` if they have one."""
     neuron: nn.Module = module
     if isinstance(module, Recurrent):

@@ -51,7 +51,7 @@ class _Printer:
                 self.words[wire.number] = circuit.reads[wire.name]
                 continue
             self.names[wire.number], self.words[wire.number] = f"n{wire.number}", wire.word
-            kind = _declared(wire.word)
+            kind = declared(wire.word)
             if wire.op == "mul":
                 body += self.factors(wire)
             body.append(
@@ -129,7 +129,7 @@ class _Printer:
         bits = wire.word.bits
         signed = any(arg.low < 0 for arg in wire.args)
         return [
-            f"  wire {_declared(Word(bits, signed))}n{wire.number}_{letter} = "
+            f"  wire {declared(Word(bits, signed))}n{wire.number}_{letter} = "
             f"{self.extended(arg, bits)};"
             for letter, arg in zip("xy", wire.args, strict=True)
         ]
@@ -174,10 +174,10 @@ def _bracketed(text: str) -> str:
     return text if re.fullmatch(r"[\w\[\]{}:, ']+", text) else f"({text})"
 
 
-def _declared(word: Word) -> str:
+def declared(word: Word) -> str:
     """Return sign and width of a declaration, a space behind them."""
     return f"{'signed ' * word.signed}{f'[{word.bits - 1}:0] ' * (word.bits > 1)}"
 
 
 def _port(direction: str, word: Word, name: str) -> str:
-    return f"{direction} wire {_declared(word)}{name}"
+    return f"{direction} wire {declared(word)}{name}"

@@ -5,6 +5,9 @@ Each source is an expression, a function of its memory::
     forward(literals, steps, x, params, start, output, record)
     backward(literals, steps, x, params, start, record, dOutput, dRecord, dX, dParams, dStart)
 
+The backward pass of a plan that was traced with a stand-in for the surrogate (:data:`SLOPES`) takes
+its derivative as a last argument, the function ``slope``: one loop serves all surrogates.
+
 ``x``, ``output`` and their gradients hold one number for each step, ``record`` and ``dRecord`` an
 array of them for each state, ``params``, ``start`` and their gradients one number for each. All of
 time is one segment, so there are no checkpoints.
@@ -13,6 +16,7 @@ time is one segment, so there are no checkpoints.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from tracetorch.fuse.codegen.emitter import BraceEmitter
 from tracetorch.fuse.codegen.targets import javascript_target
@@ -179,6 +183,10 @@ _PLACES = {
 }  # fmt: skip
 
 
+SLOPES = ("erfc", "erf", "acosh", "atanh", "tan", "log10")
+"""Operations that may stand for the derivative of a spike, in a step that has no use of them."""
+
+
 def unknown(graph: Graph) -> str | None:
     """Return the first operation of ``graph`` that JavaScript lacks, or ``None``."""
     return javascript_target().unknown_operation(graph)
@@ -192,13 +200,19 @@ def forward_source(plan: Plan) -> str:
     return printer.print("literals, steps, x, params, start, output, record")
 
 
-def backward_source(plan: Plan) -> str:
-    """Print the pass that fills ``dX``, ``dParams`` and ``dStart``, from the last step on."""
+def backward_source(plan: Plan, slope: str | None = None) -> str:
+    """Print the pass that fills ``dX``, ``dParams`` and ``dStart``, from the last step on.
+
+    The operation ``slope`` is a call of the function of this name, the last argument.
+    """
     kernel = without_memory(backward_kernel(plan), (Role.CHECKPOINTS,))
     printer = _Printer(kernel, plan)
-    return printer.print(
-        "literals, steps, x, params, start, record, dOutput, dRecord, dX, dParams, dStart"
-    )
+    arguments = "literals, steps, x, params, start, record, dOutput, dRecord, dX, dParams, dStart"
+    if slope is not None:
+        expressions = {**printer.target.expressions, slope: "slope({})"}
+        printer.target = replace(printer.target, expressions=expressions)
+        arguments += ", slope"
+    return printer.print(arguments)
 
 
 class _Printer(BraceEmitter):

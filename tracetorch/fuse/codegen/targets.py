@@ -50,7 +50,7 @@ _TRITON_FLOAT32 = {
     "sqrt": "tl.sqrt_rn({})",
 }
 
-# A number is float64. The functions without `Math.` are those of javascript_functions.py.
+# A number is float64. The functions without `Math.` are those of javascript.py.
 _JAVASCRIPT = {
     **_INFIX,
     "eq": "{} === {}",

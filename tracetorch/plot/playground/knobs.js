@@ -31,8 +31,8 @@ function buildChoices() {
 }
 
 function buildInput() {
-  const limits = limitsOf(current()), setKind = (place) => {
-    const kind = INPUTS[place], drawn = kind === "drawn" ? [...inputOf(input(), stepCount())].map((v) => Math.round(100 * v) / 100) : null;
+  const limits = limitsOf(stepCount()), setKind = (place) => {
+    const kind = INPUTS[place], drawn = kind === "drawn" ? inputs().map((v) => Math.round(100 * v) / 100) : null;
     setInput({ kind, drawn });
   };
   const integers = (name) => ({

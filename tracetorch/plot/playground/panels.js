@@ -6,6 +6,7 @@ function drawPanels() {
   byId("curve").hidden = !spikes;
   byId("plane").hidden = !twoStates;
   byId("panels").hidden = !spikes && !twoStates;
+  byId("curve").querySelector("output").textContent = settings.pair ? "of constant inputs, without the other" : "of constant inputs";
   if (spikes) drawCurve();
   if (twoStates) drawPlane(twoStates);
 }
@@ -32,7 +33,7 @@ function drawCurve() {
 
 // the plane: the way of the two states, what one step does at every point, and where either stays
 function drawPlane([first, second]) {
-  const canvas = byId("plane").querySelector("canvas"), { g } = fitted(canvas), b = panelBox(canvas), { steps } = current();
+  const canvas = byId("plane").querySelector("canvas"), { g } = fitted(canvas), b = panelBox(canvas), steps = stepCount();
   const p = run.record[first], q = run.record[second], names = [run.neuron.states[first], run.neuron.states[second]];
   const wide = (list, start) => {
     const finite = [...list, start].filter(Number.isFinite), low = Math.min(...finite), high = Math.max(...finite), room = 0.12 * (high - low) || 1;
@@ -44,7 +45,7 @@ function drawPlane([first, second]) {
   drawScale(g, b, pLow, pHigh, X, words(names[0]));
   byId("plane").querySelector("b").textContent = `${words(names[1])} over ${words(names[0])}`;
   byId("plane").querySelector("output").replaceChildren("dots: where ", ...[colour.c4, colour.c2].flatMap((paint, k) => [k ? ", " : "", make("span", { style: `color: ${paint}` }, words(names[k]))]), " stays");
-  const at = hover ?? head ?? null, x = at !== null && at < steps ? run.x[at] : ["constant", "pulses"].includes(input().kind) ? current().unit * input().amplitude : 0;
+  const at = hover ?? head ?? null, x = at !== null && at < steps ? run.total[at] : ["constant", "pulses"].includes(input().kind) ? current().unit * input().amplitude : 0;
   g.save();
   g.beginPath(); g.rect(b.x, b.y, b.w, b.h); g.clip();
   drawArrows(g, b, [pLow, pHigh], [qLow, qHigh], x);

@@ -1,6 +1,12 @@
 // The page of neurons: what a change sets off, and how it starts.
 function choose(place) {
-  settings.neuron = place;
+  side().neuron = place;
+  if (settings.pair && !canPair(current())) unpair();
+  changed();
+}
+
+// after what makes other controls and plots
+function changed() {
   ghost = null;
   caption("");
   build();
@@ -28,8 +34,9 @@ const redraw = oncePerFrame(() => {
 });
 
 function showControls() {
-  byId("neuron").value = settings.neuron;
+  byId("neuron").value = side().neuron;
   showLetters();
+  showPair();
   showCompare();
   playhead.show();
   for (const show of controls) show();
@@ -39,8 +46,7 @@ function showControls() {
   });
   const { of, step, all } = settings.target;
   byId("slopes-of").textContent = `∂ ${all ? `sum of ${of}` : `${of}, step ${step}`}`;
-  // a line may break behind these signs, and is copied whole
-  byId("python").replaceChildren(...python().split(/(?<=[=.(,])(?=\S)/).flatMap((part) => [part, make("wbr")]));
+  showSource();
   const field = rows[0].canvas;
   field.setAttribute("aria-valuenow", String(run.x[cursor]));
   field.setAttribute("aria-valuetext", `step ${cursor}: ${brief(run.x[cursor])}`);
@@ -74,6 +80,7 @@ function build() {
   buildChoices();
   buildInput();
   buildTarget();
+  buildSynapses();
   buildRows();
 }
 
@@ -81,14 +88,19 @@ function build() {
 
 // The numbers that are drawn, for the console.
 window.readPlayground = () => {
-  const neuron = current(), named = (names, values) => Object.fromEntries(names.map((name, i) => [name, values[i]]));
-  const names = neuron.params.map((param) => param.name);
+  const { pair, shown, target } = settings, now = numbersOf(run), { neuron } = run;
+  const lines = neuron.lines.map(({ state }, k) => [state, [...run.lines[k]]]);
+  const gradients = { x: [...run.dX], ...named(neuron.params.map((param) => param.name), run.dParams) };
   return {
-    neuron: neuron.label, python: python(), choices: named(neuron.choices.map((each) => each.name), neuron.choices.map((each) => each.labels[choiceOf(each)])),
-    target: { ...settings.target }, input: input().kind, params: named(names, run.params), x: [...run.x], start: named(neuron.states, run.start), output: [...run.output],
-    states: named(neuron.states, run.record.map((each) => [...each])), before: run.before && [...run.before], rates: run.rates, stays: run.stays, lines: neuron.lines.map(({ state }, k) => [state, [...run.lines[k]]]), gradients: { x: [...run.dX], ...named(names, run.dParams) },
+    ...now, python: python(), target: { ...target }, before: run.before && [...run.before], rates: run.rates, stays: run.stays, lines, gradients,
+    other: run.other && onSide(1 - shown, () => numbersOf(run.other)), pair: pair && { ...pair, shown, gradients: run.dWeights },
   };
 };
+const named = (names, values) => Object.fromEntries(names.map((name, i) => [name, values[i]]));
+const numbersOf = ({ neuron, params, x, start, output, record }) => ({
+  neuron: neuron.label, choices: named(neuron.choices.map((each) => each.name), neuron.choices.map((each) => each.labels[choiceOf(each)])), input: input().kind,
+  params: named(neuron.params.map((param) => param.name), params), x: [...x], start: named(neuron.states, start), output: [...output], states: named(neuron.states, record.map((each) => [...each])),
+});
 
 document.title = title;
 byId("title").textContent = title;
@@ -96,7 +108,8 @@ const playhead = buildPlayhead(stepCount, () => redraw());
 buildChooser();
 buildTries();
 buildCompare();
-byId("copy").addEventListener("click", () => copy(python(), "Python copied."));
+buildPair();
+buildSources();
 byId("share").addEventListener("click", () => {
   clearTimeout(waiting);
   store();
@@ -104,14 +117,12 @@ byId("share").addEventListener("click", () => {
 });
 byId("reset").addEventListener("click", () => {
   settings = newSettings();
-  ghost = kept = null;
-  caption("");
+  kept = null;
   playhead.stop();
-  build();
-  update();
+  changed();
 });
 
-addEventListener("hashchange", () => { const problem = load(); ghost = null; caption(""); build(); update(); if (problem) { clearTimeout(waiting); say(problem); } });
+addEventListener("hashchange", () => { const problem = load(); changed(); if (problem) { clearTimeout(waiting); say(problem); } });
 new ResizeObserver(() => { if (run) redraw(); }).observe(byId("plots"));
 
 page.themes(() => {

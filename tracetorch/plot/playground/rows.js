@@ -18,6 +18,7 @@ function buildRows() {
       from: recordOf(name), membrane: name === neuron.states[0], fires: neuron.lines.some((line) => line.state === name),
     })),
     { kind: "output", name: neuron.output, of: "output", grow: neuron.spiking ? 0.8 : 1.7, colour: neuron.spiking ? "ink" : "c0", from: (each) => each.output },
+    ...(settings.pair ? [{ kind: "other", name: `neuron ${2 - settings.shown}: ${words(otherNeuron().states[0])}`, grow: 1, colour: "c5", from: (each) => each.other?.record[0] }] : []),
     { kind: "gradient", name: "input gradient", grow: 1.2, colour: "c0", from: (each) => each.dX },
   ];
   for (const row of rows) {
@@ -32,7 +33,8 @@ function buildRows() {
   byId("rows").replaceChildren(...rows.map((row) => row.element));
 }
 
-const hasBump = () => Boolean(current().variants[0][5]) && !narrow.matches;
+const otherNeuron = () => onSide(1 - settings.shown, current);
+const hasBump = () => current().lines.length > 0 && current().slopes.length > 0 && !narrow.matches;
 function box(row) {
   const x = narrow.matches ? 42 : 52, y = narrow.matches ? 17 : 21; // y: under the name of the row
   return {
@@ -45,9 +47,9 @@ const linesOf = (row) => row.kind === "state" ? current().lines.flatMap(({ state
 // another run behind this one: A, or what was there before the last change
 function otherOf(row) {
   const other = kept?.run ?? ghost;
-  if (!other || row.kind === "gradient" || (other !== kept?.run && other.neuron !== run.neuron)) return null;
+  if (!other || row.kind === "gradient" || row.kind === "other" || (other !== kept?.run && other.neuron !== run.neuron)) return null;
   const values = row.membrane ? other.record[0] : row.from(other);
-  return values?.length === current().steps ? values : null;
+  return values?.length === stepCount() ? values : null;
 }
 
 // The membrane before its reset runs away in some neurons: held at as far beyond the line again.
@@ -75,7 +77,7 @@ function extent(row) {
 }
 
 function draw(row) {
-  const { g } = fitted(row.canvas), b = box(row), values = row.values(), steps = current().steps;
+  const { g } = fitted(row.canvas), b = box(row), values = row.values(), steps = stepCount();
   row.before = heldBefore(row);
   const [low, high] = row.extent = extent(row);
   const X = (t) => b.x + (t + 0.5) / steps * b.w;
@@ -116,7 +118,8 @@ function paintRow(g, b, row, values, X, Y) {
   if (row.kind === "input") drawStairs(g, b, values, Y);
   else if (row.kind === "gradient" || (row.kind === "output" && current().spiking)) drawBars(g, b, values, Y, row.kind === "output");
   else drawLine(g, values, X, Y);
-  if (row.membrane && current().spiking) drawSpikes(g, b, X);
+  if (row.membrane && current().spiking) drawSpikes(g, b, X, run.output);
+  if (row.kind === "other" && run.other.neuron.spiking) drawSpikes(g, b, X, run.other.output);
 }
 
 // from the membrane up to where it was before its reset, where that differs
@@ -146,7 +149,7 @@ function drawOther(g, b, row, X, Y) {
 
 // the derivative of the spike function, by the value of the membrane: how far from its line it learns
 function drawBump(g, b, row, Y) {
-  const [low, high] = row.extent, at = hover ?? head ?? current().steps - 1, count = Math.max(8, Math.round(b.h / 2));
+  const [low, high] = row.extent, at = hover ?? head ?? stepCount() - 1, count = Math.max(8, Math.round(b.h / 2));
   const values = Array.from({ length: count + 1 }, (_, k) => low + (high - low) * k / count), x = b.x + b.w + 6;
   g.save();
   g.fillStyle = g.strokeStyle = colour.c2;
@@ -164,8 +167,8 @@ function drawBump(g, b, row, Y) {
 }
 
 // small triangles where the neuron fires: upward spikes above the membrane, downward ones below
-function drawSpikes(g, b, X) {
-  run.output.forEach((value, t) => {
+function drawSpikes(g, b, X, output) {
+  output.forEach((value, t) => {
     if (value === 0 || !Number.isFinite(value)) return;
     const up = value > 0, y = up ? b.y - 3 : b.y + b.h + 4, way = up ? 1 : -1;
     g.fillStyle = up ? colour.accent : colour.down;
@@ -177,9 +180,10 @@ function drawSpikes(g, b, X) {
 function read(row) {
   const at = hover ?? head ?? (settings.target.all ? null : settings.target.step), values = row.values();
   if (at !== null && at < values.length) { row.out.textContent = `step ${at}: ${brief(values[at])}`; return; }
-  const fired = values.reduce((count, value) => count + (value !== 0), 0);
+  const fired = (row.kind === "other" ? run.other.output : values).reduce((count, value) => count + (value !== 0), 0);
   const hints = [linesOf(row).length ? "dashed: where it fires" : "", row.before ? "dots: before the reset" : row.membrane && current().spiking ? "after the reset" : ""];
-  row.out.textContent = row.kind === "output" && current().spiking ? plural(fired, "spike")
+  const spikes = row.kind === "other" ? run.other.neuron.spiking : row.kind === "output" && current().spiking;
+  row.out.textContent = spikes ? plural(fired, "spike")
     : row.kind === "gradient" ? `of sum of ${words(settings.target.of)}; peak ${largest()}`
       : row.kind === "input" ? "draw here" : hints.filter(Boolean).join("; ");
   if (row.kind !== "gradient" && row.kind !== "output" && values.some((value) => !Number.isFinite(value))) row.out.textContent = "not finite";
@@ -201,7 +205,7 @@ const stepAt = (row, event) => {
 
 function drawn() {
   const now = input();
-  if (now.kind !== "drawn") setInput({ kind: "drawn", drawn: [...inputOf(now, stepCount())].map((each) => Math.round(100 * each) / 100) });
+  if (now.kind !== "drawn" || now.drawn.length !== stepCount()) setInput({ kind: "drawn", drawn: inputs().map((each) => Math.round(100 * each) / 100) });
   return input().drawn;
 }
 

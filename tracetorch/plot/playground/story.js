@@ -46,18 +46,21 @@ function buildTries() {
     link.addEventListener("click", (event) => {
       if (event.ctrlKey || event.metaKey || event.shiftKey) return;
       event.preventDefault();
-      settings = parse(to);
-      ghost = null;
-      build();
-      caption(text);
-      update();
-      playhead.play();
-      // on a narrow page the plots may be far above
-      byId("plots").scrollIntoView({ block: "nearest", behavior: calm.matches ? "auto" : "smooth" });
+      follow(to, text);
     });
     return make("li", {}, link);
   }));
   byId("story").hidden = tries.length === 0;
+}
+
+// take settings, and play them
+function follow(fragment, text) {
+  settings = parse(fragment);
+  changed();
+  caption(text);
+  playhead.play();
+  // on a narrow page the plots may be far above
+  byId("plots").scrollIntoView({ block: "nearest", behavior: calm.matches ? "auto" : "smooth" });
 }
 
 // ---- A and B: one run stays behind all others

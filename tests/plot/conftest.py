@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from examples import playground
+from tests.browser import Page, Visits
+
+
+@pytest.fixture(scope="session")
+def neuron_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the page of the documentation once: every layer is traced."""
+    path = tmp_path_factory.mktemp("page") / "playground.html"
+    playground.write(path)
+    return path
+
+
+@pytest.fixture
+def opened(visits: Visits, neuron_page: Path) -> Callable[..., Page]:
+    """Open the page of the documentation, or another one of a neuron."""
+
+    def open_(fragment: str = "", path: Path = neuron_page, **options: Any) -> Page:
+        page = visits.open(path, fragment=fragment, **options)
+        page.wait_for_selector("body[data-ready='true']")
+        return page
+
+    return open_

@@ -1,0 +1,264 @@
+"""Two neurons of the playground are those of PyTorch, and its presets do what they say."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tracetorch as tt
+from examples import playground
+from tests.browser import Page, wait_for_frame, wait_until
+from tests.plot.test_playground import chosen, go, read, settings_of
+from tests.plot.test_save_playground import Plain
+from tracetorch import fuse, snn
+from tracetorch.plot.playground_story import PAIRS
+
+Open = Callable[..., Page]
+PAIRED = (("LIF", "LIF"), ("BSRLIF", "ALIF"), ("SLIF", "SReadout"), ("AdLIF", "RLIF"))
+
+
+def pair_settings(names: tuple[str, str], seed: int) -> dict[str, object]:
+    """Draw random settings of two neurons."""
+    draw = random.Random(f"{names} {seed}")
+    first, second = (settings_of(playground.neurons()[name], draw) for name in names)
+    shown = draw.choice([1, 2])
+    settings = {n: v for n, v in first.items() if n not in ("of", "step")}
+    settings |= {f"2.{n}": v for n, v in second.items() if n not in ("of", "step")}
+    settings |= {
+        n: (first, second)[shown - 1][n] for n in ("of", "step") if n in first and n in second
+    }
+    weights = {n: round(draw.uniform(-1.5, 1.5), 2) for n in ("w12", "w21")}
+    if shown == 2:
+        settings["shown"] = 2
+    return {"neuron": names[0], "neuron2": names[1], **settings, **weights}
+
+
+def sides(seen: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return both neurons as the page has drawn them, the first one first."""
+    both = [seen, seen["other"]]
+    return both[::-1] if seen["pair"]["shown"] else both
+
+
+def recurrent(
+    seen: Mapping[str, Any], layers: list[Any], options: list[dict[str, Any]]
+) -> tuple[Any, list[dict[str, Tensor]]]:
+    """Return an ``snn.Recurrent`` with the numbers of the page, which are of float64."""
+    params = []
+    for layer, own, side in zip(layers, options, sides(seen), strict=True):
+        given = {
+            name: torch.tensor(value, dtype=torch.float64, requires_grad=True)
+            for name, value in side["params"].items()
+        }
+        params.append(given)
+        kwargs = {**layer.step_kwargs(1, torch.float64), **given, **own}
+        layer.step_kwargs = lambda ndim, dtype, kwargs=kwargs: kwargs
+    synapses = torch.nn.Linear(2, 2, bias=False, dtype=torch.float64)
+    weights = seen["pair"]
+    synapses.weight.data = torch.tensor(
+        [[0, weights["w21"]], [weights["w12"], 0]], dtype=torch.float64
+    )
+    first, second = layers
+    return snn.Recurrent(snn.Populations(first=first, second=second), synapses), params
+
+
+@pytest.mark.parametrize("names", PAIRED, ids="-".join)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_two_neurons_are_an_snn_recurrent(opened: Open, names: tuple[str, str], seed: int) -> None:
+    seen = go(opened(), **pair_settings(names, seed))
+    layers = [playground.neurons()[name] for name in names]
+    both = sides(seen)
+    options = [chosen(layer, s["choices"]) for layer, s in zip(layers, both, strict=True)]
+    net, params = recurrent(seen, layers, options)
+    x = torch.tensor([[s["x"] for s in both]], dtype=torch.float64).permute(2, 0, 1)
+    x.requires_grad_()
+    record: list[dict[str, Tensor]] = []
+    outputs = []
+    tt.zero_states(net)
+    with fuse.backend("eager"):
+        for step in x:
+            outputs.append(net(step)[0])
+            record.append(
+                {
+                    f"{k} {name}": getattr(layer, name).flatten()[0]
+                    for k, layer in enumerate(layers)
+                    for name in layer.active_states
+                }
+            )
+    output = torch.stack(outputs)
+    for k, side in enumerate(both):
+        assert output[:, k].tolist() == side["output"]
+        for name, values in side["states"].items():
+            assert torch.stack([s[f"{k} {name}"] for s in record]).tolist() == values, name
+    place = 0 if both[0] is seen else 1
+    target = seen["target"]
+    of = target["of"]
+    end = output[:, place] if of == "output" else torch.stack([s[f"{place} {of}"] for s in record])
+    loss = end.sum() if target["all"] else end[target["step"]]
+    leaves = [x, net.connection.weight, *params[place].values()]
+    slopes = torch.autograd.grad(loss, leaves, allow_unused=True)
+    found = [torch.zeros_like(a) if g is None else g for g, a in zip(slopes, leaves, strict=True)]
+    close: dict[str, Any] = {"rtol": 1e-8, "atol": 1e-8}
+    drawn = torch.tensor(seen["gradients"]["x"], dtype=torch.float64)
+    torch.testing.assert_close(drawn, found[0][:, 0, place], **close)
+    weights = torch.tensor(seen["pair"]["gradients"], dtype=torch.float64)
+    torch.testing.assert_close(weights, torch.stack([found[1][0, 1], found[1][1, 0]]), **close)
+    for name, slope in zip(params[place], found[2:], strict=True):
+        drawn = torch.tensor(seen["gradients"][name], dtype=torch.float64)
+        torch.testing.assert_close(drawn, slope, **close)
+
+
+def take(page: Page, name: str) -> dict[str, Any]:
+    """Press the button of a pair."""
+    page.get_by_role("button", name=name, exact=True).click()
+    wait_for_frame(page)
+    return read(page)
+
+
+def spikes(side: Mapping[str, Any]) -> list[int]:
+    return [t for t, value in enumerate(side["output"]) if value]
+
+
+def bursts(both: list[list[int]]) -> list[tuple[int, list[int]]]:
+    """Return which neuron fires, and when, until the other one does."""
+    found: list[tuple[int, list[int]]] = []
+    for t, who in sorted([(t, k) for k in (0, 1) for t in both[k]]):
+        if not found or found[-1][0] != who:
+            found.append((who, []))
+        found[-1][1].append(t)
+    return found
+
+
+def test_a_half_centre_oscillator_bursts_in_turns(opened: Open) -> None:
+    page = opened()
+    seen = take(page, "half-centre oscillator")
+    both = [spikes(each) for each in sides(seen)]
+    turns = bursts(both)[:-1]  # the last one is cut off
+    assert len(turns) >= 6
+    assert all(len(times) >= 4 for _, times in turns)
+    # neither has a rhythm of its own: without synapses both fire all the time
+    settings = next(each for each in PAIRS if each.name == "half-centre oscillator").settings
+    alone = go(page, neuron="ALIF", **{**settings, "w12": 0, "w21": 0})
+    gaps = torch.tensor(spikes(alone)).diff()
+    assert gaps.max() < 2.5 * gaps[len(gaps) // 2]
+
+
+def test_a_coincidence_detector_fires_only_where_both_inputs_meet(opened: Open) -> None:
+    page = opened()
+    both = [spikes(each) for each in sides(take(page, "coincidence detector"))]
+    pulses = range(16, 200, 19)  # of the second neuron
+    meet = [t for t in pulses if any(abs(t - (spike + 1)) <= 1 for spike in both[0])]
+    assert len(both[0]) == 10
+    assert 2 <= len(meet) < len(pulses) / 2
+    assert [any(abs(spike - t) <= 2 for spike in both[1]) for t in pulses] == [
+        t in meet for t in pulses
+    ]
+    assert len(both[1]) == len(meet)
+    settings = dict(next(e for e in PAIRS if e.name == "coincidence detector").settings)
+    for lag in range(-4, 7):  # a spike of neuron 1 is there one step later
+        seen = go(page, neuron="LIF", **{**settings, "2.period": 20, "lag": lag})
+        assert bool(spikes(seen)) == (abs(lag - 1) <= 1), lag
+    for missing in ({"amplitude": 0}, {"2.amplitude": 0}):
+        assert not spikes(go(page, neuron="LIF", **{**settings, **missing}))
+
+
+def test_the_winner_takes_all(opened: Open) -> None:
+    page = opened()
+    first, second = (spikes(each) for each in sides(take(page, "winner takes all")))
+    assert len(first) > 50
+    assert max(second, default=0) < 30
+    settings = next(each for each in PAIRS if each.name == "winner takes all").settings
+    loser = go(page, neuron="LIF", **{**settings, "2.amplitude": 0.55})
+    assert max(spikes(loser), default=0) < 30
+    assert len(spikes(loser["other"])) > 50
+    # not silent by themselves
+    assert len(spikes(go(page, neuron="LIF", **{**settings, "w12": 0, "w21": 0})["other"])) > 50
+
+
+def test_the_python_of_a_pair_makes_it(opened: Open) -> None:
+    page = opened()
+    for each in PAIRS:
+        seen = take(page, each.name)
+        scope: dict[str, Any] = {"torch": torch, "tt": tt}
+        with torch.no_grad(), fuse.backend("eager"):
+            exec(seen["python"], scope)
+            both = sides(seen)
+            x = torch.tensor([[s["x"] for s in both]]).permute(2, 0, 1)
+            output = tt.unroll(scope["neurons"].double(), x.double(), from_rest=True)
+        for k, side in enumerate(both):
+            assert output[:, 0, k].tolist() == side["output"], each.name
+
+
+def test_a_pair_is_switched_on_and_off_and_kept_in_the_address(opened: Open) -> None:
+    page = opened("#p.beta=12&kind=constant&amplitude=0.4")
+    alone = read(page)
+    assert page.locator("#sides").is_hidden()
+    assert page.locator("#synapses").is_hidden()
+    page.get_by_label("a second neuron").check()
+    seen = read(page)
+    assert seen["other"]["output"] == seen["output"] == alone["output"]  # no synapse yet
+    page.get_by_label("weight 1 \u2192 2", exact=True).fill("-1.5")
+    page.get_by_label("input 2 later by, steps").fill("7")
+    page.get_by_role("button", name="neuron 2").click()
+    page.get_by_label("pos threshold", exact=True).fill("0.5")
+    seen = read(page)
+    assert seen["x"] == [0.0] * 7 + alone["x"][:-7]
+    assert seen["params"]["pos_threshold"] == 0.5
+    assert seen["other"]["params"]["pos_threshold"] == 1.0
+    assert page.locator(".row[data-row='other'] b").inner_text() == "neuron 1: mem"
+    wait_until(page, "location.hash.includes('shown=2')")
+    fragment = page.evaluate("location.hash")
+    assert read(opened(fragment)) == seen
+    page.locator("#neuron").select_option("ALIF")  # neuron 2 alone is another kind
+    seen = read(page)
+    assert (seen["neuron"], seen["other"]["neuron"], len(seen["x"])) == ("ALIF", "LIF", 400)
+    page.get_by_label("a second neuron").uncheck()
+    assert (read(page)["neuron"], read(page)["other"]) == ("ALIF", None)
+
+
+class Fixed(Plain):
+    """Neuron whose constructor takes no number of neurons."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+
+
+def test_a_neuron_that_cannot_be_made_alone_has_no_pair(opened: Open, tmp_path: Path) -> None:
+    tt.plot.save_playground({"LIF": snn.LIF(3, dim=-2), "fixed": Fixed()}, tmp_path / "page.html")
+    page = opened(path=tmp_path / "page.html")
+    box = page.get_by_label("a second neuron")
+    box.check()
+    made = read(page)["python"].splitlines()
+    assert made[0] == "first = tt.snn.LIF(1)"
+    page.locator("#neuron").select_option("fixed")
+    seen = read(page)
+    assert (seen["neuron"], seen["pair"], seen["python"][:14]) == ("fixed", None, "neuron = Fixed")
+    assert box.is_disabled()
+    for fragment in ("neuron=fixed&neuron2=LIF", "neuron=LIF&neuron2=fixed"):
+        page.evaluate("(text) => { location.hash = text; }", fragment)
+        wait_until(page, "document.getElementById('note').textContent.includes('ignored')")
+        assert read(page)["pair"] is None
+        page.evaluate("document.getElementById('note').textContent = ''")
+
+
+@pytest.mark.parametrize("width", [390, 740])
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_a_pair_and_its_sources_fit_a_phone(opened: Open, width: int, scheme: str) -> None:
+    page = opened(viewport={"width": width, "height": 844}, has_touch=True, color_scheme=scheme)
+    page.get_by_role("button", name="half-centre oscillator").tap()
+    wait_for_frame(page)
+    shown = page.locator("#plots").bounding_box()
+    assert 0 <= shown["y"] < 844 - shown["height"]
+    for language in ("PyTorch", "C", "Verilog"):
+        page.get_by_role("button", name=language, exact=True).tap()
+        wait_for_frame(page)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.get_by_role("button", name="neuron 2").tap()
+    assert read(page)["other"]["output"].count(1) > 20
+    for button in page.locator("#sides button, #pairs button, #languages button").all():
+        assert button.bounding_box()["height"] >= (32 if width < 620 else 24)
