@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import gc
 import logging
 import pickle
 import random
@@ -24,6 +25,7 @@ from tests.unrolling.models import MODELS, Counts, dyadic, made
 from tracetorch import snn
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.passes import current_pass
+from tracetorch.unrolling import first_run
 from tracetorch.unrolling.agreement import is_close
 
 T, B, N = 6, 4, 16
@@ -1027,3 +1029,11 @@ def test_what_is_recorded_is_not_changed_in_place(by: Any, grad: bool) -> None:
         weighted_sum(y + seen["n.output"]).backward()
         for name, p in net.named_parameters():
             torch.testing.assert_close(p.grad, plain.get_parameter(name).grad)
+
+
+def test_a_model_that_goes_at_exit_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), snn.LIF(4))
+    tt.unroll(model, torch.ones(2, 1, 3))
+    monkeypatch.setattr(first_run, "trusted", None)  # as the names of a module are then
+    del model
+    gc.collect()  # what a callback raises is a warning, and so an error

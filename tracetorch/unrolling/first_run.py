@@ -175,7 +175,9 @@ class Trust:
 
     def __init__(self, model: nn.Module) -> None:
         key = id(model)
-        self.model = weakref.ref(model, lambda _: trusted.pop(key, None))
+        # by the method: at exit a model may go when the names of this module are None already
+        forget = trusted.pop
+        self.model = weakref.ref(model, lambda _: forget(key, None))
         self.lock = threading.RLock()  # one first run of a model at a time
         self.met: set[tuple[Any, ...]] = set()
         self.modes: set[bool] = set()
