@@ -60,7 +60,7 @@ def recipe(
     factor that calibration found, and the highest rate at which that weight learns, if it does.
 
     A batch norm before neurons whose response to a pulse does not end, ``TCLIF`` or ``IF``, keeps
-    its weight. A second call changes nothing that the first did: half-lives that are spread are no
+    its weight, and so does one that drives several layers of neurons, as through a shortcut. A second call changes nothing that the first did: half-lives that are spread are no
     longer at their default, and membranes that hold the target are left alone. To go on with a
     training, call it as before, then load model, optimizer and scheduler with ``tt.load``: a
     network that has learned would be calibrated anew.
@@ -159,7 +159,7 @@ def _sizes(trial: Trial) -> dict[str, float]:
 
 def _rate(trial: Trial, spread: list[Spread]) -> tuple[float, str]:
     """Return the learning rate of a model, and why it is that."""
-    stages = [*trial.calls.stages, *trial.left]
+    stages = [*trial.calls.stages, *(stage for stage, _ in trial.left)]
     behind = {stage.path for stage in stages if isinstance(stage.source, BatchNormBase)}
     firing = [each.path for each in spread if spike_functions(each.neuron)]
     bare = [path for path in firing if path not in behind]
@@ -176,7 +176,7 @@ def _lines(
     ``rates`` says at which rate a parameter learns, by its identity.
     """
     sources = {stage.path: stage for stage in trial.calls.stages}
-    left = {stage.path: stage.source_path for stage in trial.left}
+    left = {stage.path: (stage.source_path, reason) for stage, reason in trial.left}
     rows = []
     for path, neuron, halflives, reason in spread:
         halflife = describe_halflives(neuron)
@@ -191,7 +191,7 @@ def _lines(
             if isinstance(source, BatchNormBase) and not source.training:
                 row[-1] += ", in eval(): by its running statistics"
         elif path in left:
-            row.append(f"{left[path]}.weight as it is: the neurons do not forget")
+            row.append("{}.weight as it is: {}".format(*left[path]))
         else:
             row.append("no weight before it")
         rows.append(row)
