@@ -31,6 +31,7 @@ from tracetorch.unrolling.inputs import parse_inputs
 _TARGET = 1.0  # nearer to the threshold than calibrate_ by default: layers fire from the start
 _DECAY = 0.01  # of weights
 _QUICK = 10.0  # times the rate, for delays
+_WIDE = 256  # inputs of a neuron; with more, the rates of few drive it too far
 _RATE, _RATE_BEHIND_NORMS = 1e-2, 3e-2
 
 
@@ -55,15 +56,18 @@ def recipe(
 
     ``T`` is the number of steps of the batch, of the longest sequence where there is a mask. The
     target is measured to where a neuron fires: of a voltage that runs away to its peak, as that of
-    ``EIF``, that is far below its threshold. Delays learn at ten times the rate, ``"delays"``. What
-    was done is printed, a line for each neuron layer: its half-lives, the weight before it with the
+    ``EIF``, that is far below its threshold. Two groups have rates of their own: delays learn at
+    ten times the rate, ``"delays"``; and weights of neurons with more than 256 inputs at 256 /
+    inputs of it, for Adam moves all of them at once, and so a membrane the further the more there
+    are (Yang et al., *Tensor Programs V*, 2022). What was done is printed, a line for each neuron layer: its half-lives, the weight before it with the
     factor that calibration found, and the highest rate at which that weight learns, if it does.
 
     A batch norm before neurons whose response to a pulse does not end, ``TCLIF`` or ``IF``, keeps
-    its weight, and so does one that drives several layers of neurons, as through a shortcut. A second call changes nothing that the first did: half-lives that are spread are no
-    longer at their default, and membranes that hold the target are left alone. To go on with a
-    training, call it as before, then load model, optimizer and scheduler with ``tt.load``: a
-    network that has learned would be calibrated anew.
+    its weight, and so does one that drives several layers of neurons, as through a shortcut. A
+    second call changes nothing that the first did: half-lives that are spread are no longer at
+    their default, and membranes that hold the target are left alone. To go on with a training, call
+    it as before, then load model, optimizer and scheduler with ``tt.load``: a network that has
+    learned would be calibrated anew.
 
     Args:
         model: any module that :func:`tracetorch.unroll` runs, in the mode that it trains in.
@@ -117,7 +121,7 @@ def recipe(
             if reached is None:
                 reached = scale_all(trial)
             rate, reason = _rate(trial, spread) if lr is None else (lr, "as given")
-            groups = _quick_delays(model, param_groups(model, _DECAY, lr=rate, relative=True))
+            groups = _own_rates(model, param_groups(model, _DECAY, lr=rate, relative=True))
             optimizer = torch.optim.AdamW(groups)
             rates = [group["lr"] for group in groups]
             scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps)
@@ -135,17 +139,29 @@ def recipe(
     return optimizer, scheduler
 
 
-def _quick_delays(model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Give delays, which move by whole steps, ten times the rate of neurons."""
-    modules = [module for _, module in named_modules(model) if isinstance(module, DelayingLayer)]
-    delays = {id(m.raw_delay): m.raw_delay for m in modules if m.raw_delay.requires_grad}
+def _own_rates(model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Give delays, which move by whole steps, a higher rate, and wide weights a lower one."""
+    own: dict[int, tuple[str, float]] = {}  # name and factor of the rate, by identity
+    for _, module in named_modules(model):
+        weight = None
+        if isinstance(module, DelayingLayer) and module.raw_delay.requires_grad:
+            own[id(module.raw_delay)] = "delays", _QUICK
+        elif isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            weight = weight_of(module)
+        elif isinstance(module, nn.MultiheadAttention):
+            weight = module.in_proj_weight
+        if weight is not None and weight[0].numel() > _WIDE:
+            inputs = weight[0].numel()
+            own[id(weight)] = f"{inputs} inputs", _WIDE / inputs
     found: list[dict[str, Any]] = []
     for group in groups:
-        rest = [p for p in group["params"] if id(p) not in delays]
-        quick = [p for p in group["params"] if id(p) in delays]
-        found += [{**group, "params": rest}] if rest else []
-        if quick:
-            found.append({**group, "name": "delays", "params": quick, "lr": _QUICK * group["lr"]})
+        parts: dict[tuple[str, float], list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            parts.setdefault(own.get(id(parameter), ("", 1.0)), []).append(parameter)
+        for (name, factor), parameters in sorted(parts.items(), key=lambda part: bool(part[0][0])):
+            named = {"name": name if name == "delays" else f"{group['name']}, {name}"}
+            rate = {"params": parameters, "lr": factor * group["lr"]}
+            found.append({**group, **rate, **(named if name else {})})
     return found
 
 
