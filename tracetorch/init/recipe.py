@@ -31,7 +31,7 @@ from tracetorch.unrolling.inputs import parse_inputs
 _TARGET = 1.0  # nearer to the threshold than calibrate_ by default: layers fire from the start
 _DECAY = 0.01  # of weights
 _QUICK = 10.0  # times the rate, for delays
-_WIDE = 256  # inputs of a neuron; with more, the rates of few drive it too far
+_WIDE = 128  # inputs of a neuron; with more, the rates of few drive it too far
 _RATE, _RATE_BEHIND_NORMS = 1e-2, 3e-2
 
 
@@ -57,10 +57,11 @@ def recipe(
     ``T`` is the number of steps of the batch, of the longest sequence where there is a mask. The
     target is measured to where a neuron fires: of a voltage that runs away to its peak, as that of
     ``EIF``, that is far below its threshold. Two groups have rates of their own: delays learn at
-    ten times the rate, ``"delays"``; and weights of neurons with more than 256 inputs at 256 /
+    ten times the rate, ``"delays"``; and weights of neurons with more than 128 inputs at 128 /
     inputs of it, for Adam moves all of them at once, and so a membrane the further the more there
-    are (Yang et al., *Tensor Programs V*, 2022). What was done is printed, a line for each neuron layer: its half-lives, the weight before it with the
-    factor that calibration found, and the highest rate at which that weight learns, if it does.
+    are (Yang et al., *Tensor Programs V*, 2022). What was done is printed, a line for each neuron
+    layer: its half-lives, the weight before it with the factor that calibration found, and the
+    highest rate at which that weight learns, if it does.
 
     A batch norm before neurons whose response to a pulse does not end, ``TCLIF`` or ``IF``, keeps
     its weight, and so does one that drives several layers of neurons, as through a shortcut. A
