@@ -98,13 +98,13 @@ def classifier(
 
 def rows(recipe: bool, recurrent: bool) -> Training:
     """Digits by rows: two layers of LIF, connected all to all or not."""
-    data = tuple(
+    learnt, test = (
         TensorDataset(part.tensors[0].squeeze(1), part.tensors[1]) for part in digits(1800)
     )
     spread = None if recipe else (1.0, 32.0)
     model = networks.Spiking(28, 10, halflives=spread, recurrent=recurrent)
     return classifier(
-        row_digits, data, 50, 2 if recurrent else 4, model, partial(one_cycle, lr=2e-2)
+        row_digits, (learnt, test), 50, 2 if recurrent else 4, model, partial(one_cycle, lr=2e-2)
     )
 
 
@@ -153,7 +153,8 @@ def pairs(recipe: bool) -> Training:
         return constant(model, total, lr=0.01, neuron_lr_scale=10.0)
 
     def summed(x: Tensor) -> Tensor:
-        return tt.unroll(model, x, from_rest=True).sum(0)
+        y: Tensor = tt.unroll(model, x, from_rest=True).sum(0)
+        return y
 
     def score() -> float:
         x, target = batch(1000)
@@ -238,7 +239,7 @@ def exact_spikes(recipe: bool) -> Training:
     options = common.Options("examples.memorise", "", 1).parse([])
     options.patterns = 20
     noise, target = memorise.load(options)
-    model = memorise.network()
+    model: Any = memorise.network()
     if recipe:
         model[1] = snn.LIF(256)
     return Training(
@@ -282,7 +283,17 @@ class AdaptiveLIF(snn.Neuron):
         self.weight("cost", 0.3)
 
     @staticmethod
-    def step(x: Any, mem: Any, fatigue: Any, *, beta, recovery, base, cost, spike) -> Any:
+    def step(
+        x: Any,
+        mem: Any,
+        fatigue: Any,
+        *,
+        beta: Any,
+        recovery: Any,
+        base: Any,
+        cost: Any,
+        spike: Any,
+    ) -> Any:
         """Run one time step."""
         mem = beta * mem + x
         fired = spike(mem - base - fatigue)
@@ -301,7 +312,8 @@ def patterns(recipe: bool, hidden: nn.Module, by_hand: Any) -> Training:
         return x, y
 
     def answer(x: Tensor) -> Tensor:
-        return tt.unroll(model, x, from_rest=True).mean(0)
+        y: Tensor = tt.unroll(model, x, from_rest=True).mean(0)
+        return y
 
     def score() -> float:
         x, y = batch(1000)
@@ -382,6 +394,7 @@ def measure(name: str, recipe: bool, seed: int, quick: bool) -> Row:
     batches = training.batches[: 2 if quick else None]
     model, total = training.model.train(), len(batches)
     cpu = time.process_time()
+    optimizer: torch.optim.Optimizer
     if recipe:
         with contextlib.redirect_stdout(io.StringIO()):
             optimizer, schedule = tt.recipe(model, total_steps=total, **training.sample)
