@@ -367,7 +367,10 @@ def test_delays_learn_ten_times_as_quickly() -> None:
     [
         (lambda: nn.Linear(F, N), 1.0),
         (lambda: nn.Linear(512, N), 0.25),
-        (lambda: nn.Sequential(nn.Unflatten(1, (4, 128)), nn.Conv1d(4, N, 128), nn.Flatten()), 0.25),
+        (
+            lambda: nn.Sequential(nn.Unflatten(1, (4, 128)), nn.Conv1d(4, N, 128), nn.Flatten()),
+            0.25,
+        ),
         (lambda: snn.connect(nn.Linear(512, N), mask=torch.ones(N, 512) > 0), 0.25),
         (lambda: nn.Sequential(nn.Embedding(300, 512), nn.Linear(512, N)), 0.25),
     ],
