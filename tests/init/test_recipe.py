@@ -392,6 +392,19 @@ def test_weights_of_many_inputs_learn_more_slowly(first: Any, scale: float) -> N
     assert not wanted
 
 
+def test_wide_weights_behind_which_nothing_spikes_keep_their_rate() -> None:
+    def rates(*last: nn.Module) -> list[str]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(F, 512), snn.LIF(512), *last)
+        optimizer, _ = tt.recipe(model, x, 10)
+        return [group["name"] for group in optimizer.param_groups]
+
+    for last in ([], [snn.Readout(3)], [nn.BatchNorm1d(3), snn.Readout(3)]):
+        slow = [name for name in rates(nn.Linear(512, 3), *last) if "512 inputs" in name]
+        assert len(slow) == (len(last) == 2), last  # what a norm is behind may drive neurons
+    assert any("512 inputs" in name for name in rates(nn.Linear(512, 3), snn.LIF(3)))
+
+
 @pytest.mark.parametrize("name", ["norm", "delays", "adaptive"])
 def test_a_training_goes_on_where_it_was_saved(name: str, tmp_path: Path) -> None:
     def prepared() -> tuple[Any, Any, Any]:

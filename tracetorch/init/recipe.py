@@ -57,11 +57,11 @@ def recipe(
     ``T`` is the number of steps of the batch, of the longest sequence where there is a mask. The
     target is measured to where a neuron fires: of a voltage that runs away to its peak, as that of
     ``EIF``, that is far below its threshold. Two groups have rates of their own: delays learn at
-    ten times the rate, ``"delays"``; and weights of neurons with more than 128 inputs at 128 /
-    inputs of it, for Adam moves all of them at once, and so a membrane the further the more there
-    are (Yang et al., *Tensor Programs V*, 2022). What was done is printed, a line for each neuron
-    layer: its half-lives, the weight before it with the factor that calibration found, and the
-    highest rate at which that weight learns, if it does.
+    ten times the rate, ``"delays"``; and weights of spiking neurons with more than 128 inputs at
+    128 / inputs of it, for Adam moves all of them at once, and so a membrane the further the more
+    there are (Yang et al., *Tensor Programs V*, 2022). What was done is printed, a line for each
+    neuron layer: its half-lives, the weight before it with the factor that calibration found, and
+    the highest rate at which that weight learns, if it does.
 
     A batch norm before neurons whose response to a pulse does not end, ``TCLIF`` or ``IF``, keeps
     its weight, and so does one that drives several layers of neurons, as through a shortcut. A
@@ -122,7 +122,7 @@ def recipe(
             if reached is None:
                 reached = scale_all(trial)
             rate, reason = _rate(trial, spread) if lr is None else (lr, "as given")
-            groups = _own_rates(model, param_groups(model, _DECAY, lr=rate, relative=True))
+            groups = _own_rates(trial, param_groups(model, _DECAY, lr=rate, relative=True))
             optimizer = torch.optim.AdamW(groups)
             rates = [group["lr"] for group in groups]
             scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps)
@@ -140,11 +140,18 @@ def recipe(
     return optimizer, scheduler
 
 
-def _own_rates(model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Give delays, which move by whole steps, a higher rate, and wide weights a lower one."""
+def _own_rates(trial: Trial, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Give delays, which move by whole steps, a higher rate, and wide weights a lower one.
+
+    Weights that end in no neurons, or in some that do not spike, keep theirs: nothing dies there.
+    """
     own: dict[int, tuple[str, float]] = {}  # name and factor of the rate, by identity
-    for _, module in named_modules(model):
+    last = [stage for stage in trial.calls.stages if not spike_functions(stage.neuron)]
+    heads = [*trial.calls.heads, *(module for stage in last for module in stage.drivers)]
+    for _, module in named_modules(trial.model):
         weight = None
+        if any(module is head for head in heads):
+            continue
         if isinstance(module, DelayingLayer) and module.raw_delay.requires_grad:
             own[id(module.raw_delay)] = "delays", _QUICK
         elif isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
