@@ -144,8 +144,9 @@ def response_of(layer: Neuron, path: str | None) -> ImpulseResponse:
                 kernel = torch.cat(chunks)
                 scale = free.noisy_scale(kernel, rest, distance) if free.noise else 1.0
                 return ImpulseResponse(kernel * scale, distance)
-            # what a step without input does not change stays so
-            still = all(map(_same_states, before, (states, quiet)))
+            # what a step without input does not change stays so, a response that is over too
+            lasts = bool((changes[-1].abs() > _DECAYED * peak).any())
+            still = lasts and all(map(_same_states, before, (states, quiet)))
     names = decay_names(layer)
     way = f"a faster decay {names[0]}" if names else "a leak: it has no decay"
     raise EndlessResponseError(
