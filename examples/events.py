@@ -38,7 +38,7 @@ Data = tuple[tt.data.Sequences, tt.data.Sequences]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line: ``python -m examples.events --help``."""
-    options = common.Options("examples.events", __doc__ or "", epochs=10, lr=1e-2)
+    options = common.Options("examples.events", __doc__ or "", epochs=10)
     networks.add_options(options)
     options.add_argument("--shd", type=Path, metavar="DIR", help="learn SHD, from its files there")
     parsed = options.parse(arguments)

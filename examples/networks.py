@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -19,9 +19,11 @@ from tracetorch.demo.options import count, rate
 
 SPIKING = ("LIF", "BLIF", "SLIF", "RLIF", "BSLIF", "BRLIF", "SRLIF", "BSRLIF")
 READOUTS = ("Readout", "SReadout", "RReadout", "SRReadout")
+Halflives: TypeAlias = Sequence[float] | None  # shortest and longest, in steps
 Logits: TypeAlias = Callable[[nn.Module, Tensor, Tensor], Tensor]  # of a model, x and a mask
 BASELINES = ("linear-of-mean", "mlp-of-mean", "mean-of-mlp", "gru")
 NEURONS = (*SPIKING, *tt.neurons.__all__)
+RATE = 2e-2  # the highest learning rate where none is given
 # their response to a pulse does not end: calibrate_ cannot take its integral
 WITHOUT_LEAK = ("TCLIF", "SigmaDelta")
 # deviations in distances to the peak, which is five times as far as what makes these neurons spike
@@ -46,15 +48,33 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "MLP; with memory: a GRU",
     )
     parser.add_argument(
+        "--recipe",
+        action="store_true",
+        help="with --neuron: batch norms, half-lives at their defaults, and tt.recipe as it is",
+    )
+    parser.add_argument(
         "--readout", choices=READOUTS, default="Readout", help="the last layer (Readout)"
     )
     parser.add_argument(
         "--recurrent", action="store_true", help="connect the hidden neurons of a layer, all to all"
     )
     add_delays(parser)
+    parser.add_argument(
+        "--halflives",
+        type=rate,
+        nargs=2,
+        metavar="X",
+        help="the shortest and the longest of the hidden membranes, in steps",
+    )
     parser.add_argument("--width", type=count, metavar="N", help="hidden neurons per layer")
     parser.add_argument(
         "--smoothing", type=rate, default=0.0, metavar="X", help="of the labels (%(default)s)"
+    )
+    parser.add_argument(
+        "--lr",
+        type=rate,
+        metavar="X",
+        help=f"highest learning rate ({RATE:g}; with --recipe that of tt.recipe)",
     )
     parser.add_argument("--validation", action="store_true", help=common.VALIDATION)
 
@@ -76,25 +96,31 @@ def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) 
         "--readout": options.readout != "Readout",
         "--recurrent": options.recurrent,
         "--delays": options.delays > 0,
+        "--halflives": options.halflives is not None,
     }
     given = [name for name, value in spiking.items() if value]
     if options.baseline and given:
         parser.error(f"--baseline {options.baseline} is no spiking network: leave out {given[0]}")
+    if options.recipe and not options.neuron:
+        parser.error("--recipe prepares the neurons of --neuron: give that too")
 
 
 def configuration(options: argparse.Namespace) -> str:
     """Return the name of the run: ``LIF``, ``LIF+SReadout``, ``gru``."""
+    # runs that choose a rate differ by it
+    chosen = f", lr {options.lr:g}" if options.validation and options.lr else ""
+    recipe = "tt.recipe" if options.recipe else "recipe"
     if options.baseline:
         smoothing = f", smoothing {options.smoothing:g}" if options.smoothing else ""
-        return f"{options.baseline}{smoothing}"
+        return f"{options.baseline}{smoothing}{chosen}"
     return (
-        (options.layer or (f"{options.neuron}, recipe" if options.neuron else "LIF"))
+        (options.layer or (f"{options.neuron}, {recipe}" if options.neuron else "LIF"))
         + (f" {options.width}" if options.width else "")
         + (" recurrent" if options.recurrent else "")
         + (f" delays {options.delays}" if options.delays else "")
+        + (" half-lives {:g} to {:g}".format(*options.halflives) if options.halflives else "")
         + ("" if options.readout == "Readout" else f"+{options.readout}")
-        # runs that choose a rate differ by it
-        + (f", lr {options.lr:g}" if options.validation else "")
+        + chosen
     )
 
 
@@ -115,23 +141,24 @@ def build(
         options.layer or options.neuron or "LIF",
         options.readout,
         width=width,
-        longest=longest,
+        halflives=options.halflives or (None if options.recipe else (1.0, longest)),
         recurrent=options.recurrent,
+        norm=options.recipe,
         delays=options.delays,
     )
 
 
-def neurons(name: str, width: int, longest: float, dim: int = -1) -> snn.Neuron:
-    """Build neurons of a name; their membranes' half-lives are spread from one step to ``longest``.
+def neurons(name: str, width: int, halflives: Halflives, dim: int = -1) -> snn.Neuron:
+    """Build neurons of a name; their membranes' half-lives are spread evenly in logarithms.
 
     Everything else, and the membrane of a neuron that has no ``beta``, is at its default.
     """
     kind: Any = getattr(snn, name, None) or getattr(tt.neurons, name)
     settings: dict[str, Any] = {} if dim == -1 else {"dim": dim}
-    if "beta" in inspect.signature(kind).parameters:
-        # evenly on a logarithmic scale
-        halflives = torch.logspace(0, torch.tensor(longest).log2().item(), width, base=2)
-        settings["beta"] = tt.functional.halflife_to_decay(halflives)
+    if halflives and "beta" in inspect.signature(kind).parameters:
+        first, last = torch.tensor(halflives).log2().tolist()
+        spread = torch.logspace(first, last, width, base=2)
+        settings["beta"] = tt.functional.halflife_to_decay(spread)
     made: snn.Neuron = kind(width, **settings)
     return made
 
@@ -141,7 +168,7 @@ def hidden(
     width: int,
     name: str,
     *,
-    longest: float,
+    halflives: Halflives,
     dropout: float,
     recurrent: bool = False,
     norm: bool = False,
@@ -151,7 +178,7 @@ def hidden(
     linear: nn.Module = nn.Linear(inputs, width)
     if delays:
         linear = snn.DelayedLinear(inputs, width, max_delay=delays, sigma=delays / 2)
-    layer: snn.SequenceLayer = neurons(name, width, longest)
+    layer: snn.SequenceLayer = neurons(name, width, halflives)
     if recurrent:
         connection = nn.Linear(width, width, bias=False)
         # of equal gain in all directions, and weak beside the input
@@ -208,8 +235,9 @@ class Spiking(snn.TTModule):
         layer: name of the hidden layers.
         readout: name of the last layer.
         recurrent: whether the hidden neurons of a layer get each other's last output.
+        norm: whether a batch norm stands before each layer of them.
         width: hidden neurons per layer.
-        longest: longest half-life, in steps.
+        halflives: shortest and longest of the membranes, in steps; ``None``: their defaults.
         dropout: share of the hidden neurons' output left out in training.
         delays: longest delay of a hidden synapse, in steps; 0 for none.
 
@@ -224,9 +252,10 @@ class Spiking(snn.TTModule):
         layer: str = "LIF",
         readout: str = "Readout",
         width: int = 128,
-        longest: float = 32.0,
+        halflives: Halflives = (1.0, 32.0),
         dropout: float = 0.2,
         recurrent: bool = False,
+        norm: bool = False,
         delays: int = 0,
     ) -> None:
         super().__init__()
@@ -237,9 +266,10 @@ class Spiking(snn.TTModule):
                 size,
                 width,
                 layer,
-                longest=longest,
+                halflives=halflives,
                 dropout=dropout,
                 recurrent=recurrent,
+                norm=norm,
                 delays=delays,
             )
         ]
@@ -351,22 +381,27 @@ def learn(
 
     order = torch.Generator().manual_seed(seed)
     loader = DataLoader(data, batch, shuffle=True, generator=order, collate_fn=tt.data.collate)
+    total = options.epochs * len(loader)
     if options.neuron:
         first, _, mask = next(iter(DataLoader(data, 200, collate_fn=tt.data.collate)))
-        calibrate(model, options.neuron, first, mask)
-    # param_groups exempts the parameters of neurons from weight decay; rates that are relative to
-    # the weights are measured after calibration
-    relative = options.neuron is not None
-    groups = tt.param_groups(model, 1e-2, decay_biases=True, lr=options.lr, relative=relative)
-    groups = quick_delays(model, groups)
-    optimizer = torch.optim.AdamW(groups)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, [group["lr"] for group in groups], total_steps=options.epochs * len(loader)
-    )
+    if options.recipe:
+        optimizer, schedule = tt.recipe(model, first, total, lr=options.lr, mask=mask)
+    else:
+        if options.neuron:
+            calibrate(model, options.neuron, first, mask)
+        # param_groups exempts the parameters of neurons from weight decay; rates that are relative
+        # to the weights are measured after calibration
+        by_weights = options.neuron is not None
+        highest = options.lr or RATE
+        groups = tt.param_groups(model, 1e-2, decay_biases=True, lr=highest, relative=by_weights)
+        groups = quick_delays(model, groups)
+        optimizer = torch.optim.AdamW(groups)
+        rates = [group["lr"] for group in groups]
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total)
     done = 0
     for _ in tqdm(range(options.epochs), f"seed {seed}", leave=False, disable=None):
         for x, y, mask in loader:
-            sharpen(model, done / schedule.total_steps)
+            sharpen(model, done / total)
             done += 1
             loss = cross_entropy(logits(model, x, mask), y, label_smoothing=options.smoothing)
             optimizer.zero_grad()

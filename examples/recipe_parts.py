@@ -29,7 +29,6 @@ from torch.utils.data import DataLoader, Dataset
 
 import tracetorch as tt
 from examples import common, networks, row_digits, vowels, words
-from tracetorch import snn
 
 NAME = "recipe_parts"
 RESULTS = common.RESULTS / "networks"  # rows of other columns than those of the other tasks
@@ -78,20 +77,6 @@ PARTS = {
 GRU_RATES = (5e-3, 1e-2, 2e-2)
 
 
-class Spiking(networks.Spiking):
-    """The network of a task, its half-lives at their defaults, with norms or without."""
-
-    def __init__(self, task: Task, neuron: str, norm: bool) -> None:
-        super().__init__(task.inputs, task.classes)
-        kind: Any = getattr(snn, neuron, None) or getattr(tt.neurons, neuron)
-        layers: list[nn.Module] = []
-        for size in (task.inputs, task.width):
-            layers += [nn.Linear(size, task.width), nn.BatchNorm1d(task.width)][: 1 + norm]
-            layers += [kind(task.width), nn.Dropout(DROPOUT)]
-        last = nn.Linear(task.width, task.classes)
-        self.net = nn.Sequential(*layers, last, snn.Readout(task.classes, beta=0.95))
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line: ``python -m examples.recipe_parts --help``."""
     options = common.Options(f"examples.{NAME}", __doc__ or "", epochs=0, lr=0.0)
@@ -136,7 +121,15 @@ def measure(task: Task, network: str, part: str, seed: int, options: argparse.Na
     if parts is None:
         model = networks.baseline("gru", task.inputs, task.classes, task.width, DROPOUT)
     else:
-        model = Spiking(task, network, parts.norm)
+        model = networks.Spiking(
+            task.inputs,
+            task.classes,
+            network,
+            width=task.width,
+            halflives=None,
+            dropout=DROPOUT,
+            norm=parts.norm,
+        )
     _train(task, model, parts or Parts(float(part)), learnt, seed, options)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     x, _, mask = next(iter(DataLoader(test, 250, collate_fn=tt.data.collate)))
@@ -179,10 +172,10 @@ def _train(
 
 def _prepared(model: nn.Module, parts: Parts, x: Tensor, mask: Tensor, total: int) -> Any:
     """Return optimizer and schedule: those of the recipe, or of some of its parts."""
-    if isinstance(model, Spiking) and parts.calibrated and parts.spread:
+    if isinstance(model, networks.Spiking) and parts.calibrated and parts.spread:
         with contextlib.redirect_stdout(io.StringIO()):
             return tt.recipe(model, x, total, lr=parts.lr, mask=mask)
-    spiking = isinstance(model, Spiking)
+    spiking = isinstance(model, networks.Spiking)
     if spiking and parts.spread:
         tt.init.spread_(model, int(mask.sum(0).max()))
     if spiking and parts.calibrated:

@@ -6,8 +6,9 @@ data are the recordings of two of the ten training speakers (shd), of four of th
 words are 100 frames of 10 ms, the 700 channels summed to 140 by fives; two hidden layers follow
 (Hammouamri et al., ICLR 2024). N-MNIST and DVS Gesture are 10 and 20 frames of equal time; blocks
 of a convolution, neurons and a pooling follow, then a hidden layer (Fang et al., ICCV 2021). A
-batch norm precedes the neurons of every layer, which are calibrated on a batch, and the logits are
-the mean of a readout over time. The files are read from --data; --download fetches missing ones.
+batch norm precedes the neurons of every layer, ``tt.recipe`` prepares the network on a batch, and
+the logits are the mean of a readout over time. The files are read from --data; --download fetches
+missing ones.
 """
 
 from __future__ import annotations
@@ -220,7 +221,7 @@ class Network(snn.TTModule):
         layers: list[nn.Module] = []
         inputs = task.shape[1]
         for _ in range(task.blocks):
-            neurons = networks.neurons(options.neuron, width, task.longest, dim=-3)
+            neurons = networks.neurons(options.neuron, width, (1.0, task.longest), dim=-3)
             convolution = nn.Conv2d(inputs, width, 3, padding=1, bias=False)
             layers += [convolution, nn.BatchNorm2d(width), neurons, nn.MaxPool2d(2)]
             inputs = width
@@ -234,7 +235,7 @@ class Network(snn.TTModule):
                 inputs,
                 width,
                 options.neuron,
-                longest=task.longest,
+                halflives=(1.0, task.longest),
                 dropout=0.5 if task.blocks else 0.4,
                 recurrent=options.recurrent,
                 norm=True,
@@ -265,15 +266,13 @@ def learn(options: argparse.Namespace, data: Data, seed: int) -> tuple[nn.Module
     classes = TASKS[options.task].recordings.classes
     model = Network(options, classes).to(device)
     few = data.learnt.tensors[0][: options.batch].to(device)
-    networks.calibrate(model, options.neuron, few.float().transpose(0, 1))
-    optimizer = torch.optim.AdamW(tt.param_groups(model, 1e-2, decay_biases=True), options.lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, options.lr, total_steps=options.epochs * len(loader)
-    )
+    total = options.epochs * len(loader)
+    x = few.float().transpose(0, 1)
+    optimizer, schedule = tt.recipe(model, x, total, lr=options.lr)
     best, best_epoch, kept = -1.0, 0, model
     for epoch in range(1, options.epochs + 1):
         for x, y in tqdm(loader, f"seed {seed}, pass {epoch}", leave=False, disable=None):
-            networks.sharpen(model, schedule.last_epoch / schedule.total_steps)
+            networks.sharpen(model, schedule.last_epoch / total)
             loss = nn.functional.cross_entropy(logits(model, x.to(device)), y.to(device))
             optimizer.zero_grad()
             loss.backward()

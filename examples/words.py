@@ -27,7 +27,7 @@ CHANNELS, STEPS, CLASSES = 40, 50, 10
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line: ``python -m examples.words --help``."""
-    options = common.Options("examples.words", __doc__ or "", epochs=20, lr=2e-2)
+    options = common.Options("examples.words", __doc__ or "", epochs=20)
     networks.add_options(options)
     parsed = options.parse(arguments)
     networks.check_options(options, parsed)

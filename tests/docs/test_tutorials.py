@@ -26,7 +26,7 @@ CASES: dict[str, tuple[Callable[[Any], nn.Module], Callable[[Any], nn.Module], i
     "row_digits": (lambda page: page["Spiking"](28, 10), lambda s: networks.Spiking(28, 10), 28),
     "vowels": (
         lambda page: page["Spiking"](12, 9),
-        lambda s: networks.Spiking(12, 9, width=64, longest=16.0),
+        lambda s: networks.Spiking(12, 9, width=64, halflives=(1.0, 16.0)),
         12,
     ),
     "events": (

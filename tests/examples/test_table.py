@@ -37,8 +37,9 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Write a page, and rows of its tasks, into a temporary folder."""
     monkeypatch.setattr(table, "README", tmp_path / "README.md")
     monkeypatch.setattr(table, "TUTORIALS", tmp_path)
-    for name in table.OF_TUTORIALS:
-        (tmp_path / f"{name}.md").write_text(f"# A\n<!-- {name} -->\n<!-- /{name} -->\nend\n")
+    for name, made in table.TABLES.items():
+        text = f"# A\n<!-- {made} -->\n<!-- /{made} -->\nend\n"
+        (tmp_path / f"{name}.md").write_text(text)
     monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
     (tmp_path / "README.md").write_text(PAGE)
     for seed, accuracy in ((0, 0.90), (1, 0.94)):
@@ -56,6 +57,8 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         {"task": "vowels", "parameters": 678, "scores": {"accuracy": 0.75}},
         {"task": "memorise", "configuration": "LIF", "scores": {"F1": 0.875, "more": 2.0}},
         {"task": "events", "configuration": "LIF, recipe delays 8", "scores": spikes},
+        {"configuration": "LIF, tt.recipe delays 4, shifted by 1", "command": "moved"},
+        {"configuration": "gru, smoothing 0.1, shifted by 1", "command": "other", "scores": half},
     ]
     for row in rows:
         common.record(replace(ROW, **row), common.RESULTS)
@@ -89,11 +92,15 @@ def test_tables_are_made_of_the_recorded_rows(page, capsys) -> None:
     tutorial = (page.parent / "events.md").read_text()
     assert tutorial.startswith("# A\n<!-- events -->\n| network |")
     assert tutorial.endswith(f"\n{line}\n<!-- /events -->\nend\n")
+    digits = (page.parent / "row_digits.md").read_text()
+    assert "|\n| LIF delays 4 | 90.0 % | 0.25 | 12,345 | 4.0 | `moved` |\n" in digits
+    assert "\n| gru | 50.0 % |  | 12,345 | 4.0 | `other` |\n<!-- /digits -->" in digits
+    assert text.count("delays 4, shifted by 1 |") == text.count("0.1, shifted by 1 |") == 1
     assert table.main(["--check"]) == 0
     (page.parent / "events.md").write_text(tutorial.replace(line, ""))
     assert table.main(["--check"]) == 1
     printed = capsys.readouterr().err.splitlines()
-    names = ["README", *table.OF_TUTORIALS, "events"]
+    names = [*table.TABLES, "README", "events"]
     assert printed == [f"{name}.md is out of date: python -m examples.table" for name in names]
     files = [path.stem for path in page.parent.iterdir() if path.is_file()]
     assert sorted(files) == sorted(names[:-1])
@@ -118,6 +125,7 @@ def test_only_missing_runs_are_made(page: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(importlib, "import_module", lambda name: Script)
     choices = [("row_digits", f"--lr {rate} --validation --seeds 3") for rate in (1, 2)]
     monkeypatch.setattr(table, "CHOICES", tuple(choices))
+    monkeypatch.setattr(table, "SHIFTED_CHOICES", ())
     runs = [("row_digits", f"--layer LIF --seeds {seeds}") for seeds in ("0 1", "0 1 2")]
     monkeypatch.setattr(table, "RUNS", (*runs, ("vowels", "--seeds 4"), ("vowels", "--seeds 5")))
     for row in common.read(common.RESULTS / "row_digits.jsonl")[:2]:
@@ -154,7 +162,13 @@ def test_every_run_is_recorded_every_neuron_in_the_table_and_the_page_up_to_date
 def test_one_rate_is_the_best_for_lif_on_validation_data() -> None:
     means = {}
     for rate in table.RATES:
-        found = table.validated(rate)
+        found = table.validated(rate, table.CHOICES)
         assert len(found) == 3 * len(table.TASKS)
         means[rate] = statistics.mean(found)
     assert means[table.RATE] == max(means.values())
+
+
+def test_the_rate_of_the_gru_is_its_best_for_digits_that_move() -> None:
+    found = {rate: table.validated(rate, table.SHIFTED_CHOICES) for rate in table.RATES}
+    assert all(len(values) == 2 for values in found.values())
+    assert max(found, key=lambda rate: statistics.mean(found[rate])) == table.SHIFTED_RATE

@@ -262,6 +262,67 @@ def test_a_norm_before_neurons_that_do_not_forget_keeps_its_weight(
     assert "1.weight as it is: the neurons do not forget" in said
 
 
+def residual() -> Any:
+    """Return neurons behind a stream to which norms add."""
+    return Net(
+        lambda m, x: m.last(m.second(m.b(m.first(m.a(x))) + m.a(x))),
+        a=nn.Sequential(nn.Linear(F, N), nn.BatchNorm1d(N)),
+        b=nn.Sequential(nn.Linear(N, N), nn.BatchNorm1d(N)),
+        first=snn.LIF(N),
+        second=snn.LIF(N),
+        last=nn.Linear(N, 3),
+    )
+
+
+def test_a_norm_that_drives_several_layers_keeps_its_weight(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = residual()
+    with pytest.raises(ValueError, match=r"'a\.1' drives 'first', 'second': one"):
+        calibrate_(model, x)
+    tt.recipe(model, x, 10)
+    assert torch.equal(model.a[1].weight, torch.ones(N))
+    assert torch.equal(model.b[1].weight, torch.ones(N))
+    said = capsys.readouterr().out
+    assert said.count("as it is: it drives other neurons too") == 2
+    assert "batch norms before all that spike" in said
+    model = residual()
+    model.a[1] = nn.Identity()  # what no norm bounds is refused, as by calibrate_
+    with unchanged(model), pytest.raises(ValueError, match=r"'a\.0' drives 'first', 'second'"):
+        tt.recipe(model, x, 10)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: tt.models.SEWResNet(18, 10, 1, images="small", width=2),
+        lambda: tt.models.MSResNet(18, 10, 1, images="small", width=2),
+        lambda: tt.models.Spikformer(1, 8, 2, 10, 1, images="small"),
+        pytest.param(
+            lambda: tt.models.QKFormer((1, 1, 1), 8, 2, 10, 1, images="small"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            lambda: tt.models.SpikeDrivenTransformer(1, 8, 10, 1, images="small"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            lambda: tt.models.SpikingVGG(11, 10, 1, images="small", width=2),
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_published_networks_are_prepared(
+    build: Callable[[], nn.Module], capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    model = build()
+    optimizer, _ = tt.recipe(model, torch.rand(4, 1, 32, 32), 10, steps=4)
+    assert "steps up to 0.0" in capsys.readouterr().out
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    assert {id(p) for p in held} == {id(p) for p in model.parameters()}
+
+
 def frozen() -> nn.Module:
     model = network(snn.LIF(N))
     model[0].weight.requires_grad_(False)
@@ -301,10 +362,54 @@ def test_delays_learn_ten_times_as_quickly() -> None:
     assert rates["neurons"] == pytest.approx(0.01)
 
 
-def test_a_training_goes_on_where_it_was_saved(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("first", "scale"),
+    [
+        (lambda: nn.Linear(F, N), 1.0),
+        (lambda: nn.Linear(512, N), 0.25),
+        (
+            lambda: nn.Sequential(nn.Unflatten(1, (4, 128)), nn.Conv1d(4, N, 128), nn.Flatten()),
+            0.25,
+        ),
+        (lambda: snn.connect(nn.Linear(512, N), mask=torch.ones(N, 512) > 0), 0.25),
+        (lambda: nn.Sequential(nn.Embedding(300, 512), nn.Linear(512, N)), 0.25),
+    ],
+)
+def test_weights_of_many_inputs_learn_more_slowly(first: Any, scale: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(first(), snn.LIF(N), nn.Linear(N, 3), snn.Readout(3))
+    batch = torch.rand(T, B, 512 if scale < 1 else F)
+    if isinstance(model[0], nn.Sequential) and isinstance(model[0][0], nn.Embedding):
+        batch = (300 * batch[..., 0]).long()
+    optimizer, _ = tt.recipe(model, batch, 10)
+    by_hand = tt.param_groups(model, 0.01, lr=1e-2, relative=True)
+    wanted = {id(p): group["lr"] for group in by_hand for p in group["params"]}
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            slow = p.ndim > 1 and p[0].numel() > 128 and len(p) == N
+            assert group["max_lr"] == pytest.approx(wanted.pop(id(p)) * (scale if slow else 1))
+            assert ("inputs" in group["name"]) is slow
+    assert not wanted
+
+
+def test_wide_weights_behind_which_nothing_spikes_keep_their_rate() -> None:
+    def rates(*last: nn.Module) -> list[str]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(F, 512), snn.LIF(512), *last)
+        optimizer, _ = tt.recipe(model, x, 10)
+        return [group["name"] for group in optimizer.param_groups]
+
+    for last in ([], [snn.Readout(3)], [nn.BatchNorm1d(3), snn.Readout(3)]):
+        slow = [name for name in rates(nn.Linear(512, 3), *last) if "512 inputs" in name]
+        assert len(slow) == (len(last) == 2), last  # what a norm is behind may drive neurons
+    assert any("512 inputs" in name for name in rates(nn.Linear(512, 3), snn.LIF(3)))
+
+
+@pytest.mark.parametrize("name", ["norm", "delays", "adaptive"])
+def test_a_training_goes_on_where_it_was_saved(name: str, tmp_path: Path) -> None:
     def prepared() -> tuple[Any, Any, Any]:
         torch.manual_seed(0)
-        model = network(snn.LIF(N), norm=True)
+        model = TRAINED[name][0]()
         return model, *tt.recipe(model, x, 8)
 
     def train(model: Any, optimizer: Any, schedule: Any, steps: int) -> None:
@@ -327,6 +432,18 @@ def test_a_training_goes_on_where_it_was_saved(tmp_path: Path) -> None:
     train(*second, 4)
     wanted = values(whole[0])
     assert all(torch.equal(value, wanted[key]) for key, value in values(second[0]).items())
+
+
+def test_a_seed_gives_the_same_start_and_another_seed_another() -> None:
+    starts = []
+    for seed in (1, 1, 2):
+        model = network(snn.LIF(N), norm=True)
+        torch.manual_seed(seed)
+        tt.recipe(model, x, 8)
+        starts.append(values(model))
+    first, again, other = starts
+    assert all(torch.equal(value, again[key]) for key, value in first.items())
+    assert not torch.equal(first["2.raw_beta"], other["2.raw_beta"])
 
 
 def test_it_is_the_lines_that_it_stands_for() -> None:

@@ -130,7 +130,8 @@ def trial_on(
 ) -> Trial:
     """Follow a model on a batch; ``calibrate_`` scales it so that it has a target there.
 
-    With ``norms_as_they_are`` a batch norm is left whose neurons' response does not end.
+    With ``norms_as_they_are`` a batch norm is left that drives several neuron layers, as through a
+    shortcut, or whose neurons' response does not end.
     """
     if not inputs.batch:
         raise ValueError("x has no sample: its batch is 0, and there is nothing to measure.")
@@ -142,7 +143,7 @@ def trial_on(
             moved = inputs.map(lambda x: real_steps_first(x, front.to(x.device)))
             inputs = replace(inputs, tensors=moved)
         mask = real
-    calls = follow_calls(model, inputs)
+    calls = follow_calls(model, inputs, norms_as_they_are=norms_as_they_are)
     responses = {}
     for stage in calls.stages:
         try:
@@ -150,7 +151,9 @@ def trial_on(
         except EndlessResponseError:
             if not norms_as_they_are or not isinstance(stage.source, BatchNormBase):
                 raise
-    left = [stage for stage in calls.stages if stage.path not in responses]
+    endless = [stage for stage in calls.stages if stage.path not in responses]
+    left = [(stage, "the neurons do not forget") for stage in endless]
+    left += [(stage, "it drives other neurons too") for stage in calls.left]
     calls = calls._replace(stages=[s for s in calls.stages if s.path in responses])
     trial = Trial(model, inputs.tensors, steps, calls, responses, target, mean, mask)
     return replace(trial, left=left)

@@ -54,7 +54,7 @@ class Trial:
     # whether the weights were drawn for the target: layers that hold it, but for scatter, are left
     # alone
     drawn: bool = False
-    left: Sequence[Stage] = ()  # layers behind a norm, whose response does not end
+    left: Sequence[tuple[Stage, str]] = ()  # layers behind a norm that stays as it is, and why
 
 
 class Moments(NamedTuple):

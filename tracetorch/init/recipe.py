@@ -31,6 +31,7 @@ from tracetorch.unrolling.inputs import parse_inputs
 _TARGET = 1.0  # nearer to the threshold than calibrate_ by default: layers fire from the start
 _DECAY = 0.01  # of weights
 _QUICK = 10.0  # times the rate, for delays
+_WIDE = 128  # inputs of a neuron; with more, the rates of few drive it too far
 _RATE, _RATE_BEHIND_NORMS = 1e-2, 3e-2
 
 
@@ -55,15 +56,19 @@ def recipe(
 
     ``T`` is the number of steps of the batch, of the longest sequence where there is a mask. The
     target is measured to where a neuron fires: of a voltage that runs away to its peak, as that of
-    ``EIF``, that is far below its threshold. Delays learn at ten times the rate, ``"delays"``. What
-    was done is printed, a line for each neuron layer: its half-lives, the weight before it with the
-    factor that calibration found, and the highest rate at which that weight learns, if it does.
+    ``EIF``, that is far below its threshold. Two groups have rates of their own: delays learn at
+    ten times the rate, ``"delays"``; and weights of spiking neurons with more than 128 inputs at
+    128 / inputs of it, for Adam moves all of them at once, and so a membrane the further the more
+    there are (Yang et al., *Tensor Programs V*, 2022). What was done is printed, a line for each
+    neuron layer: its half-lives, the weight before it with the factor that calibration found, and
+    the highest rate at which that weight learns, if it does.
 
     A batch norm before neurons whose response to a pulse does not end, ``TCLIF`` or ``IF``, keeps
-    its weight. A second call changes nothing that the first did: half-lives that are spread are no
-    longer at their default, and membranes that hold the target are left alone. To go on with a
-    training, call it as before, then load model, optimizer and scheduler with ``tt.load``: a
-    network that has learned would be calibrated anew.
+    its weight, and so does one that drives several layers of neurons, as through a shortcut. A
+    second call changes nothing that the first did: half-lives that are spread are no longer at
+    their default, and membranes that hold the target are left alone. To go on with a training, call
+    it as before, then load model, optimizer and scheduler with ``tt.load``: a network that has
+    learned would be calibrated anew.
 
     Args:
         model: any module that :func:`tracetorch.unroll` runs, in the mode that it trains in.
@@ -117,7 +122,7 @@ def recipe(
             if reached is None:
                 reached = scale_all(trial)
             rate, reason = _rate(trial, spread) if lr is None else (lr, "as given")
-            groups = _quick_delays(model, param_groups(model, _DECAY, lr=rate, relative=True))
+            groups = _own_rates(trial, param_groups(model, _DECAY, lr=rate, relative=True))
             optimizer = torch.optim.AdamW(groups, fused=True)
             rates = [group["lr"] for group in groups]
             scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps)
@@ -135,17 +140,36 @@ def recipe(
     return optimizer, scheduler
 
 
-def _quick_delays(model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Give delays, which move by whole steps, ten times the rate of neurons."""
-    modules = [module for _, module in named_modules(model) if isinstance(module, DelayingLayer)]
-    delays = {id(m.raw_delay): m.raw_delay for m in modules if m.raw_delay.requires_grad}
+def _own_rates(trial: Trial, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Give delays, which move by whole steps, a higher rate, and wide weights a lower one.
+
+    Weights that end in no neurons, or in some that do not spike, keep theirs: nothing dies there.
+    """
+    own: dict[int, tuple[str, float]] = {}  # name and factor of the rate, by identity
+    last = [stage for stage in trial.calls.stages if not spike_functions(stage.neuron)]
+    heads = [*trial.calls.heads, *(module for stage in last for module in stage.drivers)]
+    for _, module in named_modules(trial.model):
+        weight = None
+        if any(module is head for head in heads):
+            continue
+        if isinstance(module, DelayingLayer) and module.raw_delay.requires_grad:
+            own[id(module.raw_delay)] = "delays", _QUICK
+        elif isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            weight = weight_of(module)
+        elif isinstance(module, nn.MultiheadAttention):
+            weight = module.in_proj_weight
+        if weight is not None and weight[0].numel() > _WIDE:
+            inputs = weight[0].numel()
+            own[id(weight)] = f"{inputs} inputs", _WIDE / inputs
     found: list[dict[str, Any]] = []
     for group in groups:
-        rest = [p for p in group["params"] if id(p) not in delays]
-        quick = [p for p in group["params"] if id(p) in delays]
-        found += [{**group, "params": rest}] if rest else []
-        if quick:
-            found.append({**group, "name": "delays", "params": quick, "lr": _QUICK * group["lr"]})
+        parts: dict[tuple[str, float], list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            parts.setdefault(own.get(id(parameter), ("", 1.0)), []).append(parameter)
+        for (name, factor), parameters in sorted(parts.items(), key=lambda part: bool(part[0][0])):
+            named = {"name": name if name == "delays" else f"{group['name']}, {name}"}
+            rate = {"params": parameters, "lr": factor * group["lr"]}
+            found.append({**group, **rate, **(named if name else {})})
     return found
 
 
@@ -159,7 +183,7 @@ def _sizes(trial: Trial) -> dict[str, float]:
 
 def _rate(trial: Trial, spread: list[Spread]) -> tuple[float, str]:
     """Return the learning rate of a model, and why it is that."""
-    stages = [*trial.calls.stages, *trial.left]
+    stages = [*trial.calls.stages, *(stage for stage, _ in trial.left)]
     behind = {stage.path for stage in stages if isinstance(stage.source, BatchNormBase)}
     firing = [each.path for each in spread if spike_functions(each.neuron)]
     bare = [path for path in firing if path not in behind]
@@ -176,7 +200,7 @@ def _lines(
     ``rates`` says at which rate a parameter learns, by its identity.
     """
     sources = {stage.path: stage for stage in trial.calls.stages}
-    left = {stage.path: stage.source_path for stage in trial.left}
+    left = {stage.path: (stage.source_path, reason) for stage, reason in trial.left}
     rows = []
     for path, neuron, halflives, reason in spread:
         halflife = describe_halflives(neuron)
@@ -191,7 +215,7 @@ def _lines(
             if isinstance(source, BatchNormBase) and not source.training:
                 row[-1] += ", in eval(): by its running statistics"
         elif path in left:
-            row.append(f"{left[path]}.weight as it is: the neurons do not forget")
+            row.append("{}.weight as it is: {}".format(*left[path]))
         else:
             row.append("no weight before it")
         rows.append(row)

@@ -123,30 +123,41 @@ def response_of(layer: Neuron, path: str | None) -> ImpulseResponse:
     with torch.no_grad():
         rest, distance = free.rest()
         states, impulse = rest, _SMALL * distance
-        changes: list[Tensor] = []
+        chunks: list[Tensor] = []
+        peak, nothing, still = torch.zeros_like(distance), 0 * impulse, False
         # beside a run without impulse, so that what is still moving drops out
         quiet = states
-        while True:
+        while not still and _CHUNK * len(chunks) < _MOST_STEPS:
+            changes: list[Tensor] = []
             for _ in range(_CHUNK):
-                first = not changes
-                with_impulse, states = free.step(impulse if first else 0 * impulse, states)
-                without, quiet = free.step(0 * impulse, quiet)
+                before = states, quiet
+                given = nothing if chunks or changes else impulse
+                with_impulse, states = free.step(given, states)
+                without, quiet = free.step(nothing, quiet)
                 changes.append((with_impulse - without) / impulse)
-            kernel = torch.stack(changes)
-            peak = kernel.abs().amax(0)
-            if not bool(torch.isfinite(kernel).all() and (peak > 0).all()):
+            chunks.append(torch.stack(changes))
+            highest = chunks[-1].abs().amax(0)
+            peak = torch.maximum(peak, highest)
+            if not bool(torch.isfinite(highest).all() and (peak > 0).all()):
                 raise ValueError(f"{label} does not respond to a small input with a finite value.")
-            if bool((kernel[-_CHUNK:].abs().amax(0) <= _DECAYED * peak).all()):
+            if bool((highest <= _DECAYED * peak).all()):
+                kernel = torch.cat(chunks)
                 scale = free.noisy_scale(kernel, rest, distance) if free.noise else 1.0
                 return ImpulseResponse(kernel * scale, distance)
-            if len(changes) >= _MOST_STEPS:
-                names = decay_names(layer)
-                way = f"a faster decay {names[0]}" if names else "a leak: it has no decay"
-                raise EndlessResponseError(
-                    f"the response of {label} to an impulse has not ended after {_MOST_STEPS} "
-                    f"steps: it does not forget. Give it {way}; behind a norm, nn.BatchNorm1d or "
-                    "nn.BatchNorm2d, it needs no calibration."
-                )
+            # what a step without input does not change stays so, a response that is over too
+            lasts = bool((changes[-1].abs() > _DECAYED * peak).any())
+            still = lasts and all(map(_same_states, before, (states, quiet)))
+    names = decay_names(layer)
+    way = f"a faster decay {names[0]}" if names else "a leak: it has no decay"
+    raise EndlessResponseError(
+        f"the response of {label} to an impulse has not ended after "
+        f"{_CHUNK * len(chunks)} steps: it does not forget. Give it {way}; behind a norm, "
+        "nn.BatchNorm1d or nn.BatchNorm2d, it needs no calibration."
+    )
+
+
+def _same_states(one: States, other: States) -> bool:
+    return all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def decay_names(layer: SequenceLayer) -> list[str]:

@@ -60,10 +60,15 @@ class Calls(NamedTuple):
 
     by: Literal["layer", "step"]  # how the model runs
     stages: list[Stage]  # the neuron layers with what drives them, in the order of the calls
+    left: list[Stage]  # those behind batch norms that drive several, where norms may stay
+    heads: list[nn.Module]  # affine layers behind which there are no neurons and no others of them
 
 
-def follow_calls(model: nn.Module, inputs: Inputs) -> Calls:
-    """Pair every neuron layer with the last affine layer that drives it; leave out one without."""
+def follow_calls(model: nn.Module, inputs: Inputs, *, norms_as_they_are: bool = False) -> Calls:
+    """Pair every neuron layer with the last affine layer that drives it; leave out one without.
+
+    With ``norms_as_they_are`` batch norms may drive several neuron layers, which are left then.
+    """
     by: Literal["layer", "step"] = "step"
     few = inputs.first(2)
     with restored(model), torch.no_grad(), suppress(ValueError):
@@ -76,26 +81,44 @@ def follow_calls(model: nn.Module, inputs: Inputs) -> Calls:
         graph, own, lambda n: n.module is not None and (has_step(n.module) or n.path in own)
     )
     loops = {id(m.neuron): (p, m) for p, m in modules.items() if isinstance(m, Recurrent)}
+    kept: set[str] = set()  # norms that drive several layers
     for path, ends in driven.items():
         found = [end for end in ends if has_step(modules[end])]
-        if len(found) > 1:
+        if norms_as_they_are and len(found) > 1 and is_norm(own[path]):
+            kept.add(path)
+        elif len(found) > 1:
             raise ValueError(
                 f"{path!r} drives {', '.join(map(repr, found))}: one scale cannot fit them all. "
                 "Give each neuron layer a layer with weights of its own."
             )
+    norms = [unwrapped("", own[path])[1] for path in kept]
     stages: list[Stage] = []
+    left: list[Stage] = []
     for node in graph.nodes:
         drivers = [path for path, ends in driven.items() if node.module and node.path in ends]
-        if has_step(node.module) and drivers and all(node.path != s.path for s in stages):
-            stages.append(_stage(graph, node, drivers, *loops.get(id(node.module), (None, None))))
-            _check(stages[-1])
+        seen = any(node.path == stage.path for stage in (*stages, *left))
+        if not has_step(node.module) or not drivers or seen:
+            continue
+        stage = _stage(graph, node, drivers, *loops.get(id(node.module), (None, None)))
+        if kept.intersection(drivers) and isinstance(stage.source, BatchNormBase):
+            left.append(stage)
+        else:
+            alone = [m for m in stage.drivers if all(m is not norm for norm in norms)]
+            stages.append(stage._replace(drivers=alone))
+            _check(stage)
     _check_untied(stages)
-    if not stages:
+    if not stages and not left:
         raise ValueError(
             f"{type(model).__name__} has no neuron layer behind a linear layer, a convolution or a "
             "batch norm with a weight: there is nothing to initialise."
         )
-    return Calls(by, stages)
+    heads = [unwrapped("", own[path])[1] for path, ends in driven.items() if not ends]
+    return Calls(by, stages, left, heads)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a batch norm, or one for each step."""
+    return isinstance(unwrapped("", module)[1], BatchNormBase)
 
 
 def sources(model: nn.Module) -> dict[str, nn.Module]:
