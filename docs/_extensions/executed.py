@@ -6,6 +6,8 @@ and every Python that it starts, notes which files of this repository it opens
 examples, weights, scripts of pages. Their contents are hashed beside what the page printed. Before
 pages are read, what was printed from a file that has changed since is removed, and the page is
 executed again. A change of one module executes the pages that import it, and no others.
+
+The pictures of a kernel are looked at when they are drawn (``kernel/look.py``).
 """
 
 from __future__ import annotations
@@ -19,8 +21,11 @@ from jupyter_cache import get_cache
 from opened_files import ROOT, contents, unchanged
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
+from sphinx.util import logging
 
 from notebooks import digest
+
+logger = logging.getLogger(__name__)
 
 KERNEL = Path(__file__).parent / "kernel"
 
@@ -30,43 +35,55 @@ def remove_outdated(
 ) -> list[str]:
     """Remove what was printed from other contents, and return the pages to read again."""
     cache = get_cache(app.config.nb_execution_cache_path)
-    current, outdated = set(), set()
+    outdated = set()
     for record in cache.list_cache_records():
         files = _files_of(app, record.hashkey)
-        page = env.path2doc(record.uri)
-        if files.exists() and unchanged(json.loads(files.read_text(encoding="utf-8"))):
-            current.add(page)
-        else:
+        if not files.exists() or not unchanged(json.loads(files.read_text(encoding="utf-8"))):
             cache.remove_cache(record.pk)
-            outdated.add(page)
+            outdated.add(env.path2doc(record.uri))
     # the reference repeats docstrings, those of bases in other files too
     sources = digest(ROOT / "tracetorch")
     if getattr(env, "documented_sources", sources) != sources:
         outdated |= {page for page in env.all_docs if page.startswith("reference/")}
     env.documented_sources = sources  # type: ignore[attr-defined]
-    return sorted((outdated - current) & env.found_docs)
+    return sorted(outdated & env.found_docs)
 
 
 def note_page(app: Sphinx, page: str, source: list[str]) -> None:
     """Let the kernel of a page write what it opens into a file of that page."""
-    opened = Path(app.config.nb_execution_cache_path) / "opened" / page.replace("/", ".")
+    opened = ROOT / "build/opened" / page.replace("/", ".")
     opened.parent.mkdir(parents=True, exist_ok=True)
-    opened.unlink(missing_ok=True)
+    for path in (opened, _of_pictures(opened)):
+        path.unlink(missing_ok=True)
     os.environ["DOCS_OPENED"] = str(opened)
 
 
 def keep_files(app: Sphinx, tree: nodes.document) -> None:
-    """Hash what a page that was executed has opened, beside what it printed."""
+    """Hash what a page that was executed has opened, beside what it printed; judge its pictures."""
     opened = Path(os.environ["DOCS_OPENED"])
     if not opened.exists():  # no page with cells, or nothing was executed
         return
     cache = get_cache(app.config.nb_execution_cache_path)
-    path = app.env.doc2path(app.env.docname)
-    records = [record for record in cache.list_cache_records() if record.uri == str(path)]
-    files = contents(opened.read_text(encoding="utf-8"))
-    if records:  # one whose cells failed is not kept
-        newest = max(records, key=lambda record: record.created)
-        _files_of(app, newest.hashkey).write_text(json.dumps(files, indent=1), encoding="utf-8")
+    path = str(app.env.doc2path(app.env.docname))
+    records = [each for each in cache.list_cache_records() if each.uri == path]
+    new = [each for each in records if not _files_of(app, each.hashkey).exists()]
+    if not new:  # a cell failed: nothing was kept
+        return
+    (record,) = new
+    pictures = _of_pictures(opened)
+    found = pictures.read_text(encoding="utf-8").splitlines() if pictures.exists() else []
+    for fault in found:
+        logger.warning("a picture is wrong: %s", fault, location=app.env.docname)
+    if found:  # else the next build would find nothing wrong
+        cache.remove_cache(record.pk)
+    else:
+        files = contents(opened.read_text(encoding="utf-8"))
+        _files_of(app, record.hashkey).write_text(json.dumps(files, indent=1), encoding="utf-8")
+
+
+def _of_pictures(opened: Path) -> Path:
+    """Return where a kernel writes what is wrong in its pictures."""
+    return opened.with_name(f"{opened.name}.pictures")
 
 
 def _files_of(app: Sphinx, key: str) -> Path:
@@ -78,6 +95,10 @@ def setup(app: Sphinx) -> dict[str, bool]:
     os.environ["DOCS_ROOT"] = str(ROOT)
     known = os.environ.get("PYTHONPATH", "")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(KERNEL), known]))
+    startup = ROOT / "build/ipython/profile_default/startup/watch_pictures.py"
+    startup.parent.mkdir(parents=True, exist_ok=True)
+    startup.write_text("import look\n\nlook.watch(get_ipython())\ndel look\n", encoding="utf-8")
+    os.environ["IPYTHONDIR"] = str(ROOT / "build/ipython")
     # pages are executed side by side; threads that wait for each other would take most of the time
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     app.connect("env-get-outdated", remove_outdated)
