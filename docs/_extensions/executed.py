@@ -45,7 +45,7 @@ def remove_outdated(
     sources = digest(ROOT / "tracetorch")
     if getattr(env, "documented_sources", sources) != sources:
         outdated |= {page for page in env.all_docs if page.startswith("reference/")}
-    env.documented_sources = sources  # type: ignore[attr-defined]
+    env.documented_sources = sources
     return sorted(outdated & env.found_docs)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from matplotlib.axes import Axes
@@ -43,10 +43,12 @@ def points(ax: Axes) -> None:
 def outside(ax: Axes) -> None:
     ax.plot([0, 1], [0, 1], label="rises")
     assert isinstance(ax.figure, Figure)
-    ax.figure.legend(loc="outside right")
+    ax.figure.legend(loc="outside right center")
 
 
-def counted(label: str, whole: bool = False, axis: str = "x") -> Callable[[Axes], None]:
+def counted(
+    label: str, whole: bool = False, axis: Literal["x", "y"] = "x"
+) -> Callable[[Axes], None]:
     def draw(ax: Axes) -> None:
         ax.plot([0, 12] if axis == "x" else [0, 0], [0, 0] if axis == "x" else [0, 12])
         ax.set(**{f"{axis}label": label})

@@ -6,6 +6,7 @@ processes that they start, and says where to write.
 
 import os
 import sys
+from typing import Any
 
 
 def note_files(root: str, place: str) -> None:
@@ -15,9 +16,9 @@ def note_files(root: str, place: str) -> None:
     """
     notes = os.open(place, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     left_out = tuple(os.path.join(root, name) + os.sep for name in ("build", ".venv", ".git"))
-    noted = set()
+    noted: set[str] = set()
 
-    def hook(event: str, arguments: tuple) -> None:  # of every file, so it is short
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:  # of every file, so it is short
         if event not in ("open", "os.listdir", "os.scandir"):
             return
         path = arguments[0]
