@@ -53,7 +53,7 @@ def watch(shell: Any) -> None:
     notes = Path(f"{os.environ['DOCS_OPENED']}.pictures")
 
     def look() -> None:
-        pyplot = sys.modules.get("matplotlib.pyplot")
+        pyplot: Any = sys.modules.get("matplotlib.pyplot")
         for number in pyplot.get_fignums() if pyplot else ():
             found = list(faults(pyplot.figure(number)))
             with notes.open("a", encoding="utf-8") as file:
