@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import matplotlib
+import torch
 
 DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS / "_extensions"), str(DOCS.parent)]
@@ -13,7 +14,6 @@ matplotlib.use("agg")
 
 from publication import REPOSITORY, SITE, source_address  # noqa: E402
 
-from notebooks import digest  # noqa: E402
 from tracetorch import __version__  # noqa: E402
 
 project = "traceTorch"
@@ -28,6 +28,7 @@ extensions = [
     "sphinx_copybutton",
     "mathml",
     "playground",
+    "executed",
     "notebooks",
     "names",
     "pictures",
@@ -40,13 +41,11 @@ exclude_patterns = ["_build", "_extensions", "_templates", "**/.ipynb_checkpoint
 
 # Pages are MyST Markdown; those with a `kernelspec` are executed. A failing block is a warning with
 # its traceback, and fails a build with -W: an exception in a parallel build is reported without it.
-# What a block printed is kept for as long as the code that it runs is the same.
+# What a page printed is kept for as long as its code, and every file that it opened, are the same.
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "fieldlist"]
 myst_heading_anchors = 3
 nb_execution_mode = "cache"
-nb_execution_cache_path = str(
-    DOCS.parent / "build/notebooks" / digest(DOCS.parent / "tracetorch", DOCS.parent / "examples")
-)
+nb_execution_cache_path = str(DOCS.parent / "build/notebooks" / f"torch-{torch.__version__}")
 nb_execution_show_tb = True
 nb_execution_timeout = 600
 nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # else pages load a script from a network

@@ -64,6 +64,8 @@ def faults(cells: list[Any]) -> list[str]:
     helpers: set[str] = set()
     for number, cell in enumerate(cells):
         text = cell.metadata.get("alt")
+        if ".show()" in cell.source:  # docs/_extensions/kernel/look.py looks when a cell has run
+            found.append(f"a picture is shown before its cell ends:\n{cell.source}")
         helpers |= drawing_helpers(cell.source)
         if text is None and draws(cell.source, helpers):
             found.append(f"no `:alt:` in the cell that draws:\n{cell.source}")

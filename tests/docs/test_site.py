@@ -42,7 +42,8 @@ OVERFLOW = """() => {
         .map((e) => `${e.tagName}.${e.className}`).slice(0, 5).concat('too wide');
 }"""
 # code wraps; what it prints may scroll
-WIDE_CODE = """() => [...document.querySelectorAll('.cell_input pre, .highlight-python pre')]
+WIDE_CODE = """() => [...document.querySelectorAll(
+        '.cell_input pre, .highlight-python pre, .highlight-default pre')]
     .filter((code) => code.scrollWidth > code.clientWidth + 1)
     .map((code) => code.textContent.slice(0, 60))"""
 BRIGHTNESS = """() => {

@@ -16,6 +16,7 @@ from tracetorch.plot.axes import (
     get_axes,
     label_bands,
     row_edges,
+    set_integer_ticks,
     set_title,
 )
 from tracetorch.plot.descriptions import describe_plot
@@ -148,5 +149,6 @@ def spike_train(
     ax.set_yticks(spacing * labelled, [str(n) for n in labelled])
     ax.set(xlim=(-0.5, steps - 0.5), ylim=(end, -0.5 * spacing))
     ax.set(xlabel="time step", ylabel="neuron")
+    set_integer_ticks(ax, "x")
     set_title(ax, title)
     return ax
