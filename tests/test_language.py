@@ -131,14 +131,10 @@ def faults(source: str) -> list[tuple[int, str]]:
     return found + [(n, word) for n, text in messages(tree) for word in dialect_of(text)]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_sources_are_plain_english(path: Path) -> None:
-    assert faults(path.read_text()) == []
-
-
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_pages_are_plain_english(path: Path) -> None:
-    assert dialect_of(path.read_text()) == []
+def test_sources_and_pages_are_plain_english() -> None:
+    found = {str(path): faults(path.read_text()) for path in SOURCES}
+    found |= {str(path): dialect_of(path.read_text()) for path in PAGES}
+    assert {path: words for path, words in found.items() if words} == {}
 
 
 def homonyms(package: str, names: Iterable[str]) -> set[str]:
