@@ -35,15 +35,22 @@ FOCUSABLE = (
 )
 
 
-@pytest.fixture(params=PAGES)
-def opened(request: pytest.FixtureRequest, visits: Visits, tmp_path: Path) -> Open:
-    write, ready, _ = PAGES[request.param]
-    write(tmp_path / "page.html")
+@pytest.fixture(scope="module", params=PAGES)
+def written(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, int]:
+    write, ready, plots = PAGES[request.param]
+    path = tmp_path_factory.mktemp("pages") / "page.html"
+    write(path)
+    return path, ready, plots
+
+
+@pytest.fixture
+def opened(written: tuple[Path, str, int], visits: Visits) -> Open:
+    path, ready, plots = written
 
     def open_(**options: Any) -> Page:
-        page = visits.open(tmp_path / "page.html", **options)
+        page = visits.open(path, **options)
         page.wait_for_selector(ready)
-        page.plots = PAGES[request.param][2]
+        page.plots = plots
         return page
 
     return open_

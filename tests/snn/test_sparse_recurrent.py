@@ -14,7 +14,7 @@ from tracetorch.fuse.codegen import sparse_loop
 from tracetorch.fuse.dispatch import sparse_recurrence as dispatched
 from tracetorch.fuse.runtime import allocation, sparse_recurrence, written_kernels
 
-N = 2000
+N = 400
 SURROGATES = {
     "triangle": functional.triangular_surrogate(0.5),
     "box": functional.boxcar_surrogate(0.5),
@@ -91,7 +91,7 @@ def states_of(model: Any) -> dict[str, Tensor]:
 def test_equal_to_the_dense_network(loops: list[str], surrogate: str, reset: str) -> None:
     delay = DELAYS[list(SURROGATES).index(surrogate) % 3]
     model = recurrent(
-        N, 20_000, delay=delay, reset=reset, surrogate_derivative=SURROGATES[surrogate]
+        N, 10 * N, delay=delay, reset=reset, surrogate_derivative=SURROGATES[surrogate]
     )
     x = given(9, 2, N).requires_grad_()
     dense, output, expected = Dense(model.connection), torch.zeros_like(x[0]), []
