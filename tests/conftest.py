@@ -22,6 +22,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 for _name in ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
     os.environ.pop(_name, None)
 
+# The servers of tests are on this machine, where no proxy finds them.
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
+
 # A busy machine is no fault: no test fails for the time that one of its examples takes.
 settings.register_profile("all", deadline=None)
 settings.register_profile("fast", deadline=None, max_examples=33)

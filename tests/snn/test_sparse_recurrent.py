@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
+from tests.cases import thinned
 from tests.refusals import check, refusals, unchanged
 from tests.snn.test_sparse_linear import DELAYS, Dense, close, drawn_edges, gradients, seeded
 from tracetorch import functional, snn
@@ -412,9 +413,7 @@ ROADS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("options", [{}, {"signs": None}, {"group": None}], ids=str)
-@pytest.mark.parametrize("road", ROADS)
-@pytest.mark.parametrize("delay", [*DELAYS, "far"])
+@thinned(3, delay=(*DELAYS, "far"), road=ROADS, options=({}, {"signs": None}, {"group": None}))
 def test_populations_are_one_loop_as_a_plain_loop_is(
     loops: list[str], delay: str, road: str, options: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
