@@ -5,7 +5,7 @@ import io
 import re
 import tokenize
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -132,7 +132,7 @@ def faults(source: str) -> list[tuple[int, str]]:
 
 
 def test_sources_and_pages_are_plain_english() -> None:
-    found = {str(path): faults(path.read_text()) for path in SOURCES}
+    found: dict[str, Sequence[object]] = {str(p): faults(p.read_text()) for p in SOURCES}
     found |= {str(path): dialect_of(path.read_text()) for path in PAGES}
     assert {path: words for path, words in found.items() if words} == {}
 
