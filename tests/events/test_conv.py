@@ -5,7 +5,6 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tests.cases import thinned
 from tests.events.cases import (
     DENSITIES,
     check_close,
@@ -45,7 +44,9 @@ def made(name: str, bias: bool = True) -> tuple[nn.Conv2d, tuple[int, int, int, 
     return layer, (images, inputs, height, width)
 
 
-@thinned(2, name=WINDOWS, density=DENSITIES.values(), weighted=(False, True))
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("density", DENSITIES.values(), ids=DENSITIES)
+@pytest.mark.parametrize("name", WINDOWS)
 def test_equals_the_dense_convolution(name: str, density: float | None, weighted: bool) -> None:
     layer, shape = made(name)
     check_equal(layer, events(*shape, density=density, weighted=weighted))

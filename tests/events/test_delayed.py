@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tests.cases import examples, thinned
+from tests.cases import examples
 from tests.cases import layer as neurons
 from tests.events.cases import DENSITIES, dyadic, events
 from tracetorch import snn
@@ -61,9 +61,10 @@ def check(module: Any, x: Tensor, cut: int = 0, rtol: float = 1e-12) -> None:
         torch.testing.assert_close(value, expected[name], rtol=rtol, atol=rtol * size, msg=name)
 
 
-@thinned(2, shape=LINEAR, density=DENSITIES.values(), weighted=(False, True))
-def test_equals_the_dense_product(shape, density, weighted):
-    steps, samples, inputs, outputs = shape
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("density", DENSITIES.values(), ids=DENSITIES)
+@pytest.mark.parametrize(("steps", "samples", "inputs", "outputs"), LINEAR)
+def test_equals_the_dense_product(steps, samples, inputs, outputs, density, weighted):
     module = whole(snn.DelayedLinear(inputs, outputs, bias=steps > 1, max_delay=D))
     check(module, events(steps, samples, inputs, density=density, weighted=weighted))
 

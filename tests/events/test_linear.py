@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.cases import examples, thinned
+from tests.cases import examples
 from tests.events.cases import (
     DENSITIES,
     check_close,
@@ -20,9 +20,11 @@ from tests.events.cases import (
 SHAPES = ((1, 1, 1), (63, 17, 5), (40, 16, 16), (70, 33, 129), (1100, 50, 244))
 
 
-@thinned(3, shape=SHAPES, bias=(False, True), density=DENSITIES.values(), weighted=(False, True))
-def test_equals_the_dense_product(shape, bias, density, weighted):
-    rows, inputs, outputs = shape
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("density", DENSITIES.values(), ids=DENSITIES)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), SHAPES)
+def test_equals_the_dense_product(rows, inputs, outputs, bias, density, weighted):
     layer = dyadic(nn.Linear(inputs, outputs, bias=bias))
     check_equal(layer, events(rows, inputs, density=density, weighted=weighted))
 
