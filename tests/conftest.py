@@ -17,9 +17,13 @@ from tests.browser import Visits, launched
 # processes that tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-# A make that a test starts prints what it would by itself, also where make started the tests.
-for _name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+# A make or a git that a test starts does what it would by itself, also where make started the
+# tests, or a hook of git did: the variables of one name the repository of the other.
+for _name in ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
     os.environ.pop(_name, None)
+
+# The servers of tests are on this machine, where no proxy finds them.
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
 
 # A busy machine is no fault: no test fails for the time that one of its examples takes.
 settings.register_profile("all", deadline=None)

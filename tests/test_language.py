@@ -5,7 +5,7 @@ import io
 import re
 import tokenize
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -131,14 +131,10 @@ def faults(source: str) -> list[tuple[int, str]]:
     return found + [(n, word) for n, text in messages(tree) for word in dialect_of(text)]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_sources_are_plain_english(path: Path) -> None:
-    assert faults(path.read_text()) == []
-
-
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_pages_are_plain_english(path: Path) -> None:
-    assert dialect_of(path.read_text()) == []
+def test_sources_and_pages_are_plain_english() -> None:
+    found: dict[str, Sequence[object]] = {str(p): faults(p.read_text()) for p in SOURCES}
+    found |= {str(path): dialect_of(path.read_text()) for path in PAGES}
+    assert {path: words for path, words in found.items() if words} == {}
 
 
 def homonyms(package: str, names: Iterable[str]) -> set[str]:

@@ -70,7 +70,7 @@ def test_processes_of_one_training_unpack_one_folder(tmp_path, source, entry) ->
     meeting = threading.Barrier(3)
 
     def fetch_with_others() -> None:
-        meeting.wait(30)
+        meeting.wait(120)
         fetch(archive, tmp_path / "new")
 
     with ThreadPoolExecutor(3) as pool:

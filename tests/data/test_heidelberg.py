@@ -61,7 +61,9 @@ def test_frames_are_collated_to_batches(folder: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 on forks with threads
-@pytest.mark.parametrize(("method", "workers"), [("fork", 2), ("spawn", 1)])
+@pytest.mark.parametrize(
+    ("method", "workers"), [("fork", 2), pytest.param("spawn", 1, marks=pytest.mark.slow)]
+)
 def test_every_worker_of_a_loader_opens_the_file(folder: Path, method: str, workers: int) -> None:
     frames = tt.data.Frames(tt.data.SHD(folder), bins=4, start=0, stop=1_000_000, flat=True)
     expected = [frames[i][0] for i in range(len(frames))]  # the file is open here

@@ -42,6 +42,13 @@ from tracetorch.core.walk import named_parameters
 from tracetorch.diagnosis import Diagnosis, Finding
 from tracetorch.zoo.networks import NETWORKS
 
+
+@pytest.fixture(autouse=True)
+def _short_responses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of no layer here does a response end after so many steps, and before all that are allowed."""
+    monkeypatch.setattr("tracetorch.init.response._MOST_STEPS", 2500)
+
+
 RAGGED = torch.arange(25)[:, None] < torch.linspace(10, 24, B).int()
 
 

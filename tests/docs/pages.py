@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ def extension(name: str) -> Any:
         sys.path.pop(0)
 
 
+@cache
 def notebook(page: str) -> Any:
     """Read the cells of a page, ``course/1_membrane``."""
     return converter().read((DOCS / f"{page}.md").read_text())

@@ -32,7 +32,7 @@ def versions() -> Any:
 
 
 def git(repository: Path, *arguments: str) -> None:
-    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
     command = ["git", "-C", str(repository), *identity, "-c", "core.hooksPath=/dev/null"]
     subprocess.run([*command, *arguments], check=True, stdout=subprocess.DEVNULL)
 

@@ -114,8 +114,6 @@ def integer_neurons() -> list[nn.Module]:
     recurrence: dict[str, Any] = {"gamma": 200, "rec_weight": torch.tensor([-7.0, 5.0, 9.0])}
     leaks: list[Any] = [tt.integers.Multiplier(6, rounding="nearest"), tt.integers.Shift("trunc")]
     return [
-        kind(3, **spiking, decay=floor),
-        kind(3, **spiking, **recurrence),
         kind(3, **spiking, **synapse, **recurrence, rec_weight_fraction=2, decay=floor, bias=-3),
         *(kind(3, alpha=2, beta=3, pos_threshold=70, reset="zero", decay=each) for each in leaks),
         kind(3, **recurrence, beta=220, gamma_ema=True, state_bits=10),

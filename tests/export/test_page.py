@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests import cases
 from tests.browser import Page, Visits, wait_for_frame
+from tests.cases import few
 from tests.export.test_c import (
     POOLS,
     PRODUCTS,
@@ -329,12 +330,14 @@ def learned(model: Any, optimizer: Any, lessons: list[tuple[Tensor, int]], steps
     learner.zero_states()
 
 
-def test_a_network_learns_ten_drawings_live(opened: Open) -> None:
+# each lesson repeats those before it: ten take eight times as long as three
+@pytest.mark.parametrize("count", few((3, 10), 3))
+def test_a_network_learns_drawings_live(count: int, opened: Open) -> None:
     torch.manual_seed(0)
     hidden, last = nn.Linear(400, 60), nn.Linear(60, 10)
     neurons = snn.LIF(60, beta=0.8, pos_threshold=0.3)
     model = nn.Sequential(nn.Flatten(), hidden, neurons, last, snn.Readout(10, beta_rank=0))
-    images, steps = shapes(), 8
+    images, steps = shapes()[:count], 8
     weights = [hidden.weight, last.weight, last.bias]
     given = {"learner": tt.online(model, "eprop"), "optimizer": torch.optim.SGD(weights, 0.3)}
     page = opened(model, images, steps=steps, **given)
@@ -349,9 +352,9 @@ def test_a_network_learns_ten_drawings_live(opened: Open) -> None:
             lessons.append((image, k))
             taught += 10 * lessons
             after = read(page)["learned"]
-    answers = [press(page, str(k + 1))["answer"] for k in range(10)]
-    assert answers == [str(k) for k in range(10)]
-    assert page.locator("#note").inner_text().startswith("Learned from 10 drawings. ")
+    answers = [press(page, str(k + 1))["answer"] for k in range(count)]
+    assert answers == [str(k) for k in range(count)]
+    assert page.locator("#note").inner_text().startswith(f"Learned from {count} drawings. ")
     assert before["learned"] != after
     assert dict(after).keys() == {"1.weight", "3.weight", "3.bias"}
     learned(model, torch.optim.SGD(weights, 0.3), taught, steps)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,14 +32,20 @@ def test_sequence_equals_unroll_by_step(name: str) -> None:
     assert not tt.get_states(model)
 
 
-def test_sequence_equals_kernels() -> None:
-    model, x = Hidden(), sequence(9, 4, 3, dtype=torch.float32)
-    program = tt.export.sequence(model, torch.rand(1, 1, 3))
+@pytest.fixture(scope="module")
+def exported() -> tuple[Hidden, Any]:
+    model = Hidden()
+    return model, tt.export.sequence(model, torch.rand(1, 1, 3))
+
+
+def test_sequence_equals_kernels(exported: tuple[Hidden, Any]) -> None:
+    (model, program), x = exported, sequence(9, 4, 3, dtype=torch.float32)
     with torch.no_grad(), tt.fuse.backend("cpu"):
         y = tt.unroll(model, x)
         got, states = program.module()(x, tt.export.initial_states(program, 4))
     torch.testing.assert_close(got, y)
     expected = tt.get_states(model)
+    tt.zero_states(model)
     assert states.keys() == expected.keys()
     for name, state in states.items():
         torch.testing.assert_close(state, expected[name], msg=name)
@@ -46,9 +53,10 @@ def test_sequence_equals_kernels() -> None:
 
 # torch.export.load of torch 2.12 reads tensors from bytes
 @pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")
-def test_a_saved_program_continues_a_sequence_cut_in_two(tmp_path: Path) -> None:
-    model = Hidden()
-    program = tt.export.sequence(model, torch.rand(1, 1, 3))
+def test_a_saved_program_continues_a_sequence_cut_in_two(
+    exported: tuple[Hidden, Any], tmp_path: Path
+) -> None:
+    model, program = exported
     torch.export.save(program, tmp_path / "sequence.pt2")
     program = torch.export.load(tmp_path / "sequence.pt2")
     run = program.module()

@@ -6,16 +6,22 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from tests.cases import few
 from tests.fuse.codegen.test_c_kernel import CC
 from tests.fuzz import __main__ as command
 from tests.fuzz import circuits, networks, steps
 from tests.fuzz.draw import source
 
 FIRST = int(os.environ.get("TRACETORCH_FUZZ_SEED", "0"))
+
+
+def seeds(fast: int, every: int) -> list[Any]:
+    return few(range(FIRST, FIRST + every), *range(FIRST, FIRST + fast))
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +32,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("seed", range(FIRST, FIRST + 20))
+@pytest.mark.parametrize("seed", seeds(13, 20))
 def test_random_step(seed: int, tmp_path: Path) -> None:
     reason = steps.check(seed, tmp_path if CC is not None and seed % 6 == 0 else None)
     assert reason is None, source(seed, monitors=True)
@@ -37,13 +43,13 @@ def test_random_steps_in_javascript() -> None:
     steps.check_javascript(range(FIRST, FIRST + 10))
 
 
-@pytest.mark.parametrize("seed", range(FIRST, FIRST + 16))
+@pytest.mark.parametrize("seed", seeds(10, 16))
 def test_random_network(seed: int) -> None:
     assert networks.check(seed) is None
 
 
 @pytest.mark.skipif(not circuits.CAN_RUN, reason="needs iverilog and verilator")
-@pytest.mark.parametrize("seed", range(FIRST, FIRST + 6))
+@pytest.mark.parametrize("seed", seeds(3, 6))
 def test_random_network_as_a_circuit(seed: int, tmp_path: Path) -> None:
     assert circuits.check(seed, tmp_path) is None
 
@@ -60,10 +66,10 @@ def test_all_that_is_drawn_is_drawn() -> None:
     assert all(part in text for part in parts)
     assert source(3) == source(3)
     assert source(3) != source(4)
-    kinds = {type(m).__name__ for seed in range(60) for m in networks.drawn(seed).model.modules()}
+    drawn = [networks.drawn(seed) for seed in range(60)]
+    kinds = {type(m).__name__ for case in drawn for m in case.model.modules()}
     wanted = {"Conv2d", "Recurrent", "Delay", "DelayedLinear", "Residual", "Populations"}
     assert wanted | {"Branches", "SEWBlock", "LayerNorm", "RandomNeuron"} <= kinds
-    drawn = [networks.drawn(seed) for seed in range(60)]
     for name in ("reset", "segment", "record", "before"):
         assert 5 < sum(getattr(case, name) is not None for case in drawn) < 45, name
 

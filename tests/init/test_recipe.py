@@ -75,6 +75,12 @@ def image_network() -> Any:
     )
 
 
+@pytest.fixture(autouse=True)
+def _short_responses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of no layer here does a response end after so many steps, and before all that are allowed."""
+    monkeypatch.setattr("tracetorch.init.response._MOST_STEPS", 2500)
+
+
 def values(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 

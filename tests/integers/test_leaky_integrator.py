@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import tracetorch as tt
-from tests.cases import LAYERS, stepped, weighted_sum
+from tests.cases import LAYERS, stepped, thinned, weighted_sum
 from tests.integers import reference
 from tests.integers.compiled import assert_compiled_is_eager
 from tracetorch import integers, snn
@@ -62,9 +62,7 @@ def run_reference(
     return np.stack([model.step(step) for step in x.long().numpy()]), model
 
 
-@pytest.mark.parametrize("overflow", ["saturate", "wrap"])
-@pytest.mark.parametrize("leak", LEAKS)
-@pytest.mark.parametrize("name", LAYERS)
+@thinned(2, name=LAYERS, leak=LEAKS, overflow=("saturate", "wrap"))
 def test_every_layer_equals_int64(name: str, leak: str, overflow: Any) -> None:
     decay, given = LEAKS[leak], parts(name, LEAKS[leak])
     options: dict[str, Any] = {

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
+from tests.cases import few
 from tracetorch import models, snn
 
 pytest.importorskip("spikingjelly.activation_based")
@@ -283,11 +284,12 @@ def test_pairs_hold_every_module() -> None:
                     assert id(module) in ids, name
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("sew-50", "sew-18-and")]
+# of full width, as the peer has no other; what combines is tested in tests/snn/test_residual.py
+FAST = CASES.keys() - {"sew-50", "sew-18-and", "sew-18-iand"}
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
-@pytest.mark.parametrize("name", [*SLOW, *sorted(CASES.keys() - {"sew-50", "sew-18-and"})])
+@pytest.mark.parametrize("name", few(sorted(CASES), *FAST))
 def test_a_network_equals_its_peer(name: str, training: bool) -> None:
     case = CASES[name]
     ours, theirs, pairs = copied(case)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import cmath
 import math
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any, TypeAlias
 
 Result: TypeAlias = tuple[list[float], dict[str, float]]
@@ -76,6 +77,7 @@ def alpha_synapse(x: Iterable[float], p: Any) -> Result:
     v, inputs, spikes = 0.0, [], []
     first, second = p["alpha_rise"], p["alpha"]
 
+    @cache
     def kernel(n: int) -> float:
         powers = sum(first**k * second ** (n - k) for k in range(n + 1))
         return (1 - first) * (1 - second) * powers

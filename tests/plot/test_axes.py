@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from matplotlib.text import Text
 
 import tracetorch as tt
 from tests.plot.cases import PLOTS, spikes, uniform
+from tests.processes import run_python
 from tracetorch.plot.axes import add_legend, get_axes, set_integer_ticks
 from tracetorch.plot.recorded import flat_numbers, flatten_neurons, select_sample
 
@@ -90,6 +89,8 @@ def texts(ax: Axes) -> list[Text]:
 
 LATE = """
 import sys
+import warnings
+warnings.simplefilter('error')
 import tracetorch as tt
 tt.plot
 assert 'matplotlib' not in sys.modules
@@ -107,8 +108,7 @@ assert matplotlib.rcParams.copy() == before
 def test_matplotlib_is_imported_late_and_named_where_it_is_missing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    command = [sys.executable, "-W", "error", "-c", LATE]
-    subprocess.run(command, cwd=Path(__file__).parents[2], check=True)
+    run_python("-c", LATE)
     monkeypatch.setattr("tracetorch.core.optional.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"tt\.plot needs matplotlib.*\.\[plot\]"):
         get_axes(None)

@@ -36,12 +36,11 @@ FOCUSABLE = (
 
 
 @pytest.fixture(scope="module", params=PAGES)
-def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Write each page once."""
-    write, *rest = PAGES[request.param]
-    path = tmp_path_factory.mktemp("page") / "page.html"
+def written(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, int]:
+    write, ready, plots = PAGES[request.param]
+    path = tmp_path_factory.mktemp("pages") / "page.html"
     write(path)
-    return path, *rest
+    return path, ready, plots
 
 
 @pytest.fixture

@@ -90,7 +90,7 @@ def test_pointer_reads_spikes_and_states_at_the_same_step(opened: Open) -> None:
     for path in ("0.output", "2.output"):
         sent = seen[path][:, 0]
         panel(page, path).scroll_into_view_if_needed()
-        for step in range(0, 24, 5):
+        for step in (0, 10, 23):
             for neuron in range(sent.shape[1]):
                 page.mouse.move(*centre(page, path, step, neuron + 0.5, sent.shape[1]))
                 what = {1: "spike", -1: "downward spike", 0: "silent"}[int(sent[step, neuron])]
@@ -210,7 +210,7 @@ def test_samples_can_be_switched(opened: Open) -> None:
     page.keyboard.press("]")
     page.wait_for_selector("body[data-ready='1']")
     assert page.locator("#sample").input_value() == "1"
-    for step in range(24):
+    for step in range(0, 24, 4):
         page.mouse.move(*centre(page, "0.output", step, 2.5, 5))
         fired = "spike" if seen["0.output"][step, 1, 2] else "silent"
         assert read(page, "0.output") == f"step {step} · neuron 2: {fired}"

@@ -1,6 +1,6 @@
 """Jobs of a process on its share of the batch.
 
-``python -m tests.scale_out.jobs FOLDER RANK WORLD BACKEND`` runs all of them and saves the results.
+``python -m tests.scale_out.jobs FOLDER RANK WORLD BACKEND [every]`` runs them, saves the results.
 """
 
 from __future__ import annotations
@@ -253,8 +253,18 @@ def states_before_wrapping(x: Tensor, mine: slice) -> dict[str, Tensor]:
     return states_of(DistributedDataParallel(model))
 
 
-def jobs(rank: int, device: str, folder: Path) -> dict[str, Callable[[], dict[str, Tensor]]]:
-    """Return all jobs by name."""
+def ways_of(engine: str, kind: str, every: bool) -> tuple[str, ...]:
+    """By layer, and where every block is wrapped each other way, or one: each with two kinds."""
+    first, *others = WAYS
+    if engine != "FSDP of every block":
+        return (first,)
+    return first, *(others if every else others[list(KINDS).index(kind) % len(others) :][:1])
+
+
+def jobs(
+    rank: int, device: str, folder: Path, every: bool
+) -> dict[str, Callable[[], dict[str, Tensor]]]:
+    """Return the jobs by name."""
     x, y = (each.to(device) for each in data())
     mine = slice(2 * rank, 2 * rank + 2)
     uneven_x, uneven_y = (each.to(device) for each in data(5))
@@ -267,7 +277,7 @@ def jobs(rank: int, device: str, folder: Path) -> dict[str, Callable[[], dict[st
     }
     for engine in OF_BLOCKS:
         for kind in KINDS:
-            for way in WAYS if engine == "FSDP of every block" else ("by layer",):
+            for way in ways_of(engine, kind, every):
                 arguments = (engine, kind, way, x, mine)
                 made[f"{kind}/{engine}/{way}"] = partial(gradients_of_kind, *arguments)
     for engine in ENGINES:
@@ -282,7 +292,7 @@ def jobs(rank: int, device: str, folder: Path) -> dict[str, Callable[[], dict[st
     return made
 
 
-def main(folder, rank, world, backend) -> None:
+def main(folder, rank, world, backend, every) -> None:
     # FSDP loses gradients where a module returns a view that is changed in place later. No layer
     # does so by layer; unroll returns one, which these jobs leave unchanged.
     warnings.filterwarnings("error", message=".*returned a view tensor")
@@ -293,11 +303,11 @@ def main(folder, rank, world, backend) -> None:
     device = f"cuda:{rank}" if backend == "nccl" else "cpu"
     if backend == "nccl":
         torch.cuda.set_device(device)
-    results = {name: job() for name, job in jobs(rank, device, folder).items()}
+    results = {name: job() for name, job in jobs(rank, device, folder, every).items()}
     torch.save(results, folder / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], "every" in sys.argv)

@@ -20,7 +20,7 @@ def run_together(commands: Sequence[Sequence[str]], seconds: float = 300) -> lis
             if time.monotonic() > deadline:
                 for child in children:
                     child.send_signal(signal.SIGABRT)  # faulthandler prints its stack
-                    child.wait(10)
+                    child.wait(60)
                 break
             time.sleep(0.05)
     finally:

@@ -35,10 +35,11 @@ FOLDER: list[Path] = []
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def results(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """Run all jobs in two processes, once; return their results."""
+    """Run the jobs in two processes, once; return their results."""
     folder = tmp_path_factory.mktemp("processes")
     FOLDER.append(folder)
     job, rest = ["-m", "tests.scale_out.jobs", str(folder)], [str(WORLD), request.param]
+    rest += ["every"] * ("not slow" not in request.config.option.markexpr)
     run_together([[*job, str(rank), *rest] for rank in range(WORLD)])
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 import tracetorch as tt
-from tests.cases import layer, sequence, weighted_sum
+from tests.cases import layer, sequence, thinned, weighted_sum
 from tracetorch import snn
 from tracetorch.events.observed import observed_products
 from tracetorch.snn.connectivity import RAW_WEIGHT, plain_class, write_weight
@@ -80,9 +80,7 @@ def factor(kind: str, connection: Any) -> Tensor:
     return found * rule.mask if "mask" in kind else found
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("holder", HOLDERS)
-@pytest.mark.parametrize("road", ["step", "layer", "events"])
+@thinned(3, kind=KINDS, holder=HOLDERS, road=("step", "layer", "events"))
 def test_parity_with_a_dense_layer_that_is_zero_there(holder: str, kind: str, road: str) -> None:
     made, dense, connection, twin, x = pair(holder, kind)
     if "mask" in kind:

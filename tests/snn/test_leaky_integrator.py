@@ -12,6 +12,7 @@ from tests.cases import (
     READOUTS,
     SPIKING,
     configurations,
+    few,
     layer,
     sequence,
     stepped,
@@ -58,13 +59,14 @@ def test_agrees_with_version_0_9_2(case: dict[str, Any]) -> None:
         torch.testing.assert_close(getattr(neurons, name), state, **close)
 
 
-@pytest.mark.parametrize("turn", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
+@pytest.mark.parametrize("turn", few(range(4), 0))
 @pytest.mark.parametrize("recurrence", [False, True])
 @pytest.mark.parametrize("synapse", [False, True])
 def test_agrees_with_the_simulator(synapse: bool, recurrence: bool, turn: int) -> None:
-    """Every configuration at one place, another for each; behind three turns at all of them."""
+    """Every two options together; behind the slow turns, every configuration at every place."""
     fired = 0.0
-    for number, arguments in enumerate(configurations(synapse, recurrence), turn):
+    every = list(configurations(synapse, recurrence))
+    for number, arguments in enumerate(every if turn else every[::7], turn):
         dim, shape = PLACES[number % len(PLACES)]
         x = sequence(5, *shape)
         neurons = snn.LeakyIntegrator(3, dim, **arguments).double()

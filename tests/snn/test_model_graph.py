@@ -220,14 +220,14 @@ def test_another_thread_may_run_the_model_meanwhile() -> None:
 
     def wait(m: Any, y: Tensor) -> Tensor:
         if started.is_set():
-            assert go_on.wait(30)
+            assert go_on.wait(120)
         started.set()
         return m.lif(y)
 
     net, x = Calls(wait), torch.rand(2, 3)
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(read_model, net, x)
-        assert started.wait(30)
+        assert started.wait(120)
         before = net.drop(net.linear(x))
         go_on.set()
         graph = reading.result()

@@ -15,11 +15,12 @@ from torch.func import functional_call, jacrev, vmap
 from torch.nn.utils import parametrize, prune
 
 import tracetorch as tt
+from tests.cases import few
 from tests.refusals import check, refusals
 from tracetorch import snn
 from tracetorch.nir import from_nir, to_nir
 
-N = 2000
+N = 400
 IN, OUT, E = 40, 50, 300
 DELAYS = ("none", "one", "each")
 
@@ -114,7 +115,7 @@ def close(found: Any, expected: Any) -> None:
 @pytest.mark.parametrize("signs", [False, True], ids=["free", "signs"])
 @pytest.mark.parametrize("delay", DELAYS)
 def test_equal_to_the_dense_layer(delay: str, signs: bool, group: bool) -> None:
-    layer = sparse(N, N, 20_000, delay=delay, signs=signs, group=group)
+    layer = sparse(N, N, 10 * N, delay=delay, signs=signs, group=group)
     x = spikes(9, 3, N).requires_grad_()
     reset = torch.rand(9, 3, generator=seeded()) < 0.2
     dense = Dense(layer)
@@ -167,7 +168,7 @@ def compare_with_dense_recurrence(model: Any, x: Tensor, *ways: dict[str, Any]) 
 @pytest.mark.parametrize("signs", [False, True], ids=["free", "signs"])
 @pytest.mark.parametrize("delay", DELAYS)
 def test_recurrence_is_equal_to_the_dense_one(delay: str, signs: bool, group: bool) -> None:
-    connection = sparse(N, N, 20_000, delay=delay, signs=signs, group=group)
+    connection = sparse(N, N, 10 * N, delay=delay, signs=signs, group=group)
     model = snn.Recurrent(snn.LIF(N, beta=0.8, pos_threshold=2.0).double(), connection)
     x = (2 * spikes(8, 2, N, density=0.5)).requires_grad_()
     compare_with_dense_recurrence(model, x, {}, {"by": "step"}, {"segment": 3})
@@ -299,21 +300,21 @@ def test_derivatives_of_every_kind(delay: str) -> None:
     close(third, again)
 
 
-def test_transforms_and_compilation_see_plain_operations() -> None:
-    for delay in DELAYS:
-        layer = sparse(delay=delay)
-        x = spikes(4, 3, IN)
-        expected = torch.stack([layer(each) for each in x])
-        layer.zero_states()
-        compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
-        close(torch.stack([compiled(each) for each in x]), expected)
-        layer.zero_states()
-        if delay == "none":
-            close(vmap(layer)(x), expected)
-        model = nn.Sequential(layer, snn.Readout(OUT).double())
-        program = tt.export.sequence(model, x)
-        states = tt.export.initial_states(program, 3)
-        close(program.module()(x, states)[0], tt.unroll(model, x, from_rest=True))
+@pytest.mark.parametrize("delay", few(DELAYS, "none", "each"))
+def test_transforms_and_compilation_see_plain_operations(delay: str) -> None:
+    layer = sparse(delay=delay)
+    x = spikes(4, 3, IN)
+    expected = torch.stack([layer(each) for each in x])
+    layer.zero_states()
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    close(torch.stack([compiled(each) for each in x]), expected)
+    layer.zero_states()
+    if delay == "none":
+        close(vmap(layer)(x), expected)
+    model = nn.Sequential(layer, snn.Readout(OUT).double())
+    program = tt.export.sequence(model, x)
+    states = tt.export.initial_states(program, 3)
+    close(program.module()(x, states)[0], tt.unroll(model, x, from_rest=True))
 
 
 def test_half_precision_is_summed_in_float32() -> None:

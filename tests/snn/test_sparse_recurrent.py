@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
+from tests.cases import thinned
 from tests.refusals import check, refusals, unchanged
 from tests.snn.test_sparse_linear import DELAYS, Dense, close, drawn_edges, gradients, seeded
 from tracetorch import functional, snn
@@ -14,7 +15,7 @@ from tracetorch.fuse.codegen import sparse_loop
 from tracetorch.fuse.dispatch import sparse_recurrence as dispatched
 from tracetorch.fuse.runtime import allocation, sparse_recurrence, written_kernels
 
-N = 2000
+N = 400
 SURROGATES = {
     "triangle": functional.triangular_surrogate(0.5),
     "box": functional.boxcar_surrogate(0.5),
@@ -91,7 +92,7 @@ def states_of(model: Any) -> dict[str, Tensor]:
 def test_equal_to_the_dense_network(loops: list[str], surrogate: str, reset: str) -> None:
     delay = DELAYS[list(SURROGATES).index(surrogate) % 3]
     model = recurrent(
-        N, 20_000, delay=delay, reset=reset, surrogate_derivative=SURROGATES[surrogate]
+        N, 10 * N, delay=delay, reset=reset, surrogate_derivative=SURROGATES[surrogate]
     )
     x = given(9, 2, N).requires_grad_()
     dense, output, expected = Dense(model.connection), torch.zeros_like(x[0]), []
@@ -412,9 +413,7 @@ ROADS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("options", [{}, {"signs": None}, {"group": None}], ids=str)
-@pytest.mark.parametrize("road", ROADS)
-@pytest.mark.parametrize("delay", [*DELAYS, "far"])
+@thinned(3, delay=(*DELAYS, "far"), road=ROADS, options=({}, {"signs": None}, {"group": None}))
 def test_populations_are_one_loop_as_a_plain_loop_is(
     loops: list[str], delay: str, road: str, options: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -197,8 +197,8 @@ DRIVES: dict[str, Callable[[], nn.Module]] = {
     ("kind", "drive", "in_graph"),
     [
         *((kind, drive, False) for kind in (Driven, RestartsItself) for drive in DRIVES),
-        (Driven, "noise", True),
         (RestartsItself, "delay", True),
+        pytest.param(Driven, "noise", True, marks=pytest.mark.slow),
         pytest.param(Driven, "recurrent", True, marks=pytest.mark.slow),
         pytest.param(RestartsItself, "noisy neurons", True, marks=pytest.mark.slow),
     ],

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import tracetorch as tt
-from tests.cases import layer, module, weighted_sum
+from tests.cases import layer, module, thinned, weighted_sum
 from tests.unrolling.memories import KINDS, WAYS, Says
 from tests.unrolling.models import MODELS, Counts, dyadic, made
 from tracetorch import snn
@@ -61,8 +61,7 @@ def by_layer(model: nn.Module, x: Tensor) -> Tensor:
     return first
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("kind", KINDS)
+@thinned(3, kind=KINDS, way=WAYS)
 def test_memory_is_found_whatever_holds_it(kind: str, way: str) -> None:
     model = around(WAYS[way](KINDS[kind]))
     with pytest.raises(ValueError, match=rf"^2 \((Says|Holds)\) gives other .*: {REMEMBERS}"):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tests.cases import layer
+from tests.cases import layer, thinned
 from tests.unrolling.memories import KINDS, WAYS
 from tracetorch import snn
 
@@ -69,8 +69,7 @@ def equal_by_step(make: Callable[[], nn.Module], x: Tensor, **named: Any) -> Non
 # What is inside, and who shares it
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("kind", KINDS)
+@thinned(3, kind=KINDS, way=WAYS)
 def test_memory_of_one_recurrent_stays_and_that_of_two_is_refused(kind: str, way: str) -> None:
     def one() -> nn.Module:
         return recurrent(WAYS[way](KINDS[kind]))

@@ -128,14 +128,14 @@ def test_a_stream_runs_in_one_thread_at_a_time() -> None:
     class Waits(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             entered.set()
-            assert opened.wait(30)
+            assert opened.wait(120)
             return x
 
     model = nn.Sequential(made(), Waits())
     stream = tt.Stream(model)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(stream, X[0])
-        assert entered.wait(30)
+        assert entered.wait(120)
         with pytest.raises(ValueError, match=r"by two threads at once.* tt.Stream\(model\) for ea"):
             stream(X[0])
         opened.set()

@@ -197,7 +197,7 @@ class Gate(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if threading.get_ident() == Gate.thread and not Gate.entered.is_set():
             Gate.entered.set()
-            assert Gate.opened.wait(30)
+            assert Gate.opened.wait(120)
         return x
 
 
@@ -217,7 +217,7 @@ def at_the_gate(run: Callable[[], Any]) -> Iterator[Future[Any]]:
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(work)
         try:
-            assert Gate.entered.wait(30)
+            assert Gate.entered.wait(120)
             yield future
         finally:
             Gate.opened.set()
@@ -351,7 +351,7 @@ def test_a_segment_runs_again_in_a_thread_of_autograds(by: By) -> None:
         _thread.start_new_thread(backward, ())
         while busy and not done.is_set():
             tt.unroll(model, X, by=by, from_rest=True)
-        assert done.wait(30)
+        assert done.wait(120)
     for found in results:
         torch.testing.assert_close(found, expected)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import cache
+
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -72,6 +75,11 @@ def japanese_vowels() -> tuple[Sequences, Sequences]:
         passing-through regions, Pattern Recognition Letters 20 (1999).
     """
     require("sktime", extra="data", by="tt.data.japanese_vowels")
+    return deepcopy(_standardised())
+
+
+@cache  # sktime reads the files in a second
+def _standardised() -> tuple[Sequences, Sequences]:
     from sktime.datasets import load_japanese_vowels
 
     parts = []

@@ -274,7 +274,10 @@ def run(command: list[str], folder: Path, quiet: bool = True) -> str:
 
 
 def proved(step: Step, folder: Path, text: str | None = None, seconds: int = 60) -> list[str]:
-    """Write a step and its proofs, prove them, and return the lines of those that failed."""
+    """Write a step and its proofs, prove them, and return the lines of those that failed.
+
+    All that is printed is in ``printed.txt``.
+    """
     proof = folder / "proof"
     proof.mkdir(exist_ok=True)
     (folder / "step.v").write_text(step_module("step", step.circuit) if text is None else text)
@@ -282,12 +285,13 @@ def proved(step: Step, folder: Path, text: str | None = None, seconds: int = 60)
     for name, each in {**files, "prove.sh": PROVE_SCRIPT}.items():
         (proof / name).write_text(each)
     done = subprocess.run(
-        ["sh", "prove.sh"],
-        cwd=proof,
+        ["sh", "proof/prove.sh"],
+        cwd=folder,
         capture_output=True,
         text=True,
         env={**os.environ, "PROVE_SECONDS": str(seconds)},
     )
+    (folder / "printed.txt").write_text(done.stdout)
     lines = done.stdout.splitlines()
     failed = [line for line in lines if line.startswith(("FAILED", "OPEN"))]
     assert (done.returncode == 0) == (not failed and bool(lines)), done.stdout + done.stderr

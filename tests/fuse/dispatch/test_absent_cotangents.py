@@ -149,12 +149,12 @@ IN_A_LOOP = {
 }
 
 
-@pytest.mark.parametrize("loss", IN_A_LOOP)
-@pytest.mark.parametrize(("populations", "steps"), [(1, 5), (2, 5), (2, 2)])
-@pytest.mark.parametrize("kind", CONNECTIONS)
+# populations, steps
+@cases.thinned(3, kind=CONNECTIONS, size=((1, 5), (2, 5), (2, 2)), loss=IN_A_LOOP)
 def test_in_a_recurrence(
-    kind: str, populations: int, steps: int, loss: str, monkeypatch: pytest.MonkeyPatch
+    kind: str, size: tuple[int, int], loss: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    populations, steps = size
     poison(monkeypatch)
     loops: list[Any] = []
     run_written = written_kernels.run_written

@@ -25,7 +25,7 @@ def in_thread(function: Callable[[], object]) -> list[object]:
     results: list[object] = []
     thread = threading.Thread(target=lambda: results.append(function()))
     thread.start()
-    thread.join(60)
+    thread.join(120)
     return results
 
 
@@ -35,17 +35,17 @@ def test_with_blocks_of_two_threads_may_overlap() -> None:
     def other() -> str:
         with fuse.backend("cpu"):
             entered.set()
-            left.wait(30)
+            left.wait(120)
             return fuse.requested_backend()
 
     seen: list[str] = []
     with fuse.backend("eager"):
         thread = threading.Thread(target=lambda: seen.append(other()))
         thread.start()
-        entered.wait(30)
+        entered.wait(120)
         seen.append(fuse.requested_backend())
     left.set()
-    thread.join(60)
+    thread.join(120)
     assert seen == ["eager", "cpu"]
     assert fuse.requested_backend() == "auto"
     assert in_thread(fuse.requested_backend) == ["auto"]
@@ -121,7 +121,7 @@ def test_child_forked_while_the_lock_is_held_can_request() -> None:
     with backends._requests.lock:
         child = os.fork()
         if child == 0:
-            signal.alarm(20)  # ends a child that waits
+            signal.alarm(120)  # ends a child that waits
             fuse.backend("eager")
             os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
@@ -162,7 +162,7 @@ def test_threads_in_a_hurry_leave_the_default() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
     assert fuse.requested_backend() == "auto"
 
 

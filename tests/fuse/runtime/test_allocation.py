@@ -82,14 +82,14 @@ def test_child_forked_while_the_pool_is_locked_can_allocate() -> None:
     def hold() -> None:
         with allocation._pool.lock:
             held.set()
-            forked.wait(30)
+            forked.wait(120)
 
     holder = threading.Thread(target=hold)
     holder.start()
-    held.wait(30)
+    held.wait(120)
     child = os.fork()
     if child == 0:
-        signal.alarm(20)  # ends a child that waits
+        signal.alarm(120)  # ends a child that waits
         large_empty(LARGE, torch.float32)
         os._exit(0)
     forked.set()

@@ -154,7 +154,7 @@ def test_child_forked_after_a_parallel_region_runs_kernels(kernel: TaskKernel, w
     assert count(kernel, 100) == [100] * 100
     child = os.fork()
     if child == 0:
-        signal.alarm(30)  # ends a child that waits
+        signal.alarm(120)  # ends a child that waits
         os._exit(0 if count(kernel, 100) == [100] * 100 else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert count(kernel, 100) == [100] * 100
@@ -182,7 +182,10 @@ def test_forked_workers_of_a_data_loader_run_kernels() -> None:
     data = Filtered()
     expected = data[0]  # in a parallel region
     loader = torch.utils.data.DataLoader(
-        data, num_workers=2, timeout=60, multiprocessing_context=multiprocessing.get_context("fork")
+        data,
+        num_workers=2,
+        timeout=240,
+        multiprocessing_context=multiprocessing.get_context("fork"),
     )
     assert [value.item() for value in loader] == [expected] * 3
 
@@ -210,7 +213,7 @@ def test_an_interrupted_call_waits_for_its_threads() -> None:
 
     def work() -> None:
         if threading.current_thread() is threading.main_thread():
-            assert begun.wait(10)
+            assert begun.wait(120)
             raise KeyboardInterrupt
         begun.set()
         time.sleep(0.2)
