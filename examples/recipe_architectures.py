@@ -3,7 +3,7 @@
 Each network learns a small part of its page's data for a few hundred steps: once by the lines of
 the page, its start, rates and half-lives included, once by the recipe with half-lives at their
 defaults. Nothing else differs, and no norm is added. Two of these scores chose a setting: spiking
-outputs and the stream, that spiking neurons of more than 128 inputs learn more slowly.
+outputs and the stream, that spiking neurons of many inputs without a norm learn more slowly.
 """
 
 from __future__ import annotations

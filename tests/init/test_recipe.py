@@ -88,10 +88,9 @@ def values(model: nn.Module) -> dict[str, Tensor]:
 SPREAD: dict[str, Callable[[], nn.Module]] = {
     "LIF": lambda: snn.LIF(N),
     "the default, given": lambda: snn.LIF(N, beta=0.9),
-    "fixed": lambda: snn.LIF(N, learn_beta=False),
     "an integrator": lambda: snn.LeakyIntegrator(N, pos_threshold_setup={}),
     "own neuron": lambda: Own(N),
-    "a setup without a value": lambda: tt.neurons.SEAdLIF(N, beta={"learnable": False}),
+    "a setup without a value": lambda: tt.neurons.SEAdLIF(N, beta={"learnable": True}),
     "in double precision": lambda: snn.LIF(N).double().float().double(),
     "in a loop": lambda: snn.Recurrent(snn.SLIF(N), nn.Linear(N, N)),
     "every neuron of its own": lambda: Net(lambda m, x: m.a(x), a=tt.neurons.AdEx(N)),
@@ -114,6 +113,9 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "learned": (learned, "given, or learned"),
     "one for all": (lambda: snn.LIF(N, beta_rank=0), "one for the layer; beta_rank=1 gives"),
     "parametrized": (parametrized, "parametrized"),
+    "fixed": (lambda: snn.LIF(N, learn_beta=False), "fixed"),
+    "fixed by a setup": (lambda: tt.neurons.SEAdLIF(N, beta={"learnable": False}), "fixed"),
+    "frozen": (lambda: snn.LIF(N).requires_grad_(False), "fixed"),
     "one neuron": (lambda: snn.LIF(1), "one neuron"),
     "no membrane decay": (lambda: tt.neurons.BRF(N), "no decay beta"),
     "no spikes": (lambda: snn.SReadout(N), "does not spike"),
@@ -340,7 +342,7 @@ def frozen() -> nn.Module:
     [
         (lambda: network(snn.LIF(N), norm=True), r"1\.weight x 0\.\d+, at 0\.03"),
         (lambda: network(snn.LIF(N), norm=True).eval(), r"1\.weight .*0\.03, in eval\(\): by its"),
-        (frozen, r"0\.weight x [\d.]+, frozen"),
+        (frozen, r"0\.weight as it is: it is frozen"),
         (
             lambda: nn.Sequential(
                 snn.connect(nn.Linear(F, N), mask=torch.ones(N, F) > 0), snn.LIF(N)
@@ -511,3 +513,56 @@ def test_a_layer_that_cannot_be_calibrated_is_refused_and_nothing_is_changed(
         tt.recipe(model, x, 10)
     assert repr(model[1]) == f"LIF({N})"
     assert not capsys.readouterr().out
+
+
+def test_what_is_frozen_stays_and_the_rest_is_prepared() -> None:
+    model = network(snn.LIF(N), norm=True)
+    model[:3].requires_grad_(False).eval()
+    before = values(model)
+    optimizer, _ = tt.recipe(model, x, 10)
+    changed = {
+        name for name, value in values(model).items() if not torch.equal(value, before[name])
+    }
+    assert changed == {"3.weight", "3.bias"}
+    held = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
+    assert held == {id(p) for p in model[3:].parameters()}
+
+
+def test_wide_weights_behind_norms_keep_their_rate() -> None:
+    wide = torch.rand(T, 4, 200)
+    for norms in (True, False):
+        layers = [nn.Linear(200, N), *([nn.BatchNorm1d(N)] if norms else []), snn.LIF(N)]
+        optimizer, _ = tt.recipe(nn.Sequential(*layers), wide, 10)
+        named = [group["name"] for group in optimizer.param_groups]
+        assert any("200 inputs" in name for name in named) != norms
+
+
+def test_few_active_inputs_are_no_reason_to_learn_slowly() -> None:
+    dense, sparse = torch.rand(T, 4, 200), torch.zeros(T, 4, 200)
+    sparse[..., :10] = 1.0  # ten at once
+    for given, slowed in ((dense, 128 / 200), (sparse, 1.0)):
+        model = nn.Sequential(nn.Linear(200, N), snn.LIF(N))
+        optimizer, _ = tt.recipe(model, given, 10)
+        usual = tt.param_groups(model, weight_decay=0.01, lr=0.01, relative=True)
+        (rate,) = [g["max_lr"] for g in optimizer.param_groups if g["params"][0].ndim == 2]
+        (whole,) = [g["lr"] for g in usual if g["params"][0].ndim == 2]
+        assert rate == pytest.approx(slowed * whole)
+
+
+def test_a_graph_of_weights_that_were_written_to_raises() -> None:
+    model = network(snn.LIF(N))
+    optimizer, _ = tt.recipe(model, x, 10)
+    earlier = tt.unroll(model, x, from_rest=True).sum()
+    tt.unroll(model, x, from_rest=True).sum().backward()
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        earlier.backward()
+
+
+def test_the_optimizer_of_a_wide_layer_is_diagnosed() -> None:
+    model = nn.Sequential(nn.Linear(200, N), snn.LIF(N), nn.Linear(N, 3), snn.Readout(3))
+    given = torch.rand(T, 4, 200)
+    optimizer, _ = tt.recipe(model, given, 10)
+    batch = (given, torch.tensor([0, 1, 2, 0]))
+    report = tt.diagnose(model, batch, tt.loss.membrane_cross_entropy, optimizer=optimizer)
+    assert not [finding for finding in report.findings if "steps" in finding.name]

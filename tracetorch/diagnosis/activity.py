@@ -61,7 +61,8 @@ def _dead_or_saturated(
     # with few steps any neuron may fire at every step
     never = float(dead.double().mean())
     # before the first step of an optimizer a neuron may yet come to fire
-    learnt = evidence.optimizer is not None and bool(evidence.optimizer.state)
+    states = [] if evidence.optimizer is None else evidence.optimizer.state.values()
+    learnt = any(state.get("step", 1) for state in states)  # Adagrad has states from the start
     always = float(saturated.double().mean()) if steps >= _FEW_STEPS else 0.0
     names = decay_names(layer.module)
     decays = [each.format(names[0]) if names else "" for each in (_SLOWER, _FASTER)]

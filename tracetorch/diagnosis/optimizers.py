@@ -111,8 +111,11 @@ def steps(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _known(group: dict[str, Any], name: str) -> float:
-    """Return the ratio to which ``tt.param_groups`` has made the rate of a weight relative."""
-    path, times, ratio = str(group.get("name", "")).rpartition(" x ")
+    """Return the ratio to which ``tt.param_groups`` has made the rate of a weight relative.
+
+    ``tt.recipe`` says more about some behind a comma.
+    """
+    path, times, ratio = str(group.get("name", "")).partition(",")[0].rpartition(" x ")
     return float(ratio) if times and path == name else 1.0
 
 

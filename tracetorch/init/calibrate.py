@@ -126,12 +126,12 @@ def trial_on(
     *,
     steps: int | None,
     mask: Tensor | None,
-    norms_as_they_are: bool = False,
+    may_leave: bool = False,
 ) -> Trial:
     """Follow a model on a batch; ``calibrate_`` scales it so that it has a target there.
 
-    With ``norms_as_they_are`` a batch norm is left that drives several neuron layers, as through a
-    shortcut, or whose neurons' response does not end.
+    With ``may_leave`` a weight is left that is frozen, and a batch norm that drives several neuron
+    layers, as through a shortcut, or whose neurons' response does not end.
     """
     if not inputs.batch:
         raise ValueError("x has no sample: its batch is 0, and there is nothing to measure.")
@@ -143,17 +143,21 @@ def trial_on(
             moved = inputs.map(lambda x: real_steps_first(x, front.to(x.device)))
             inputs = replace(inputs, tensors=moved)
         mask = real
-    calls = follow_calls(model, inputs, norms_as_they_are=norms_as_they_are)
+    calls = follow_calls(model, inputs, norms_as_they_are=may_leave)
     responses = {}
     for stage in calls.stages:
         try:
             responses[stage.path] = response_of(stage.neuron, stage.path)
         except EndlessResponseError:
-            if not norms_as_they_are or not isinstance(stage.source, BatchNormBase):
+            if not may_leave or not isinstance(stage.source, BatchNormBase):
                 raise
     endless = [stage for stage in calls.stages if stage.path not in responses]
     left = [(stage, "the neurons do not forget") for stage in endless]
     left += [(stage, "it drives other neurons too") for stage in calls.left]
+    if may_leave:
+        for stage in [s for s in calls.stages if not weight_of(s.source).requires_grad]:
+            left.append((stage, "it is frozen"))
+            responses.pop(stage.path, None)
     calls = calls._replace(stages=[s for s in calls.stages if s.path in responses])
     trial = Trial(model, inputs.tensors, steps, calls, responses, target, mean, mask)
     return replace(trial, left=left)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from tracetorch.core.checks import (
     check_count,
@@ -18,7 +20,7 @@ from tracetorch.core.snapshot import restored_on_error
 from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.init.calibrate import trial_on, warn_of_scales
-from tracetorch.init.membranes import Trial, root_mean_square
+from tracetorch.init.membranes import Trial, measure, root_mean_square
 from tracetorch.init.response import to_first_spike
 from tracetorch.init.scaling import reached_already, scale_all
 from tracetorch.init.spread import Spread, describe_halflives, plan_spread, spread_written
@@ -31,7 +33,9 @@ from tracetorch.unrolling.inputs import parse_inputs
 _TARGET = 1.0  # nearer to the threshold than calibrate_ by default: layers fire from the start
 _DECAY = 0.01  # of weights
 _QUICK = 10.0  # times the rate, for delays
-_WIDE = 128  # inputs of a neuron; with more, the rates of few drive it too far
+# With more inputs than that, of which more than so many are active at once, neurons without a norm
+# are driven too far by a rate that suits few, and die.
+_WIDE, _ACTIVE = 128, 16.0
 _RATE, _RATE_BEHIND_NORMS = 1e-2, 3e-2
 
 
@@ -57,9 +61,10 @@ def recipe(
     ``T`` is the number of steps of the batch, of the longest sequence where there is a mask. The
     target is measured to where a neuron fires: of a voltage that runs away to its peak, as that of
     ``EIF``, that is far below its threshold. Two groups have rates of their own: delays learn at
-    ten times the rate, ``"delays"``; and weights of spiking neurons with more than 128 inputs at
-    128 / inputs of it, for Adam moves all of them at once, and so a membrane the further the more
-    there are (Yang et al., *Tensor Programs V*, 2022). What was done is printed, a line for each
+    ten times the rate, ``"delays"``; and the weights of spiking neurons with more than 128 inputs
+    and no batch norm at the larger of 128 / inputs and 16 / inputs active at once, where that is
+    below 1: Adam moves all of them at once, and so a membrane the further the more there are (Yang
+    et al., *Tensor Programs V*, 2022). What was done is printed, a line for each
     neuron layer: its half-lives, the weight before it with the factor that calibration found, and
     the highest rate at which that weight learns, if it does.
 
@@ -109,9 +114,7 @@ def recipe(
     longest = inputs.steps if real is None or not real.numel() else int(real.max())
     spread = plan_spread(model, max(1, longest), None)
     with spread_written(spread):
-        trial = trial_on(
-            model, inputs, _TARGET, 0.0, steps=steps, mask=mask, norms_as_they_are=True
-        )
+        trial = trial_on(model, inputs, _TARGET, 0.0, steps=steps, mask=mask, may_leave=True)
         for stage in trial.calls.stages:
             response = trial.responses[stage.path]
             trial.responses[stage.path] = to_first_spike(stage.neuron, response, stage.path)
@@ -124,6 +127,7 @@ def recipe(
             rate, reason = _rate(trial, spread) if lr is None else (lr, "as given")
             groups = _own_rates(trial, param_groups(model, _DECAY, lr=rate, relative=True))
             optimizer = torch.optim.AdamW(groups, fused=True)
+            optimizer.register_step_post_hook(_count_writes)
             rates = [group["lr"] for group in groups]
             scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps)
     print(f"recipe: AdamW, one cycle of {total_steps:,} steps up to {rate:g}, {reason}")
@@ -140,27 +144,25 @@ def recipe(
     return optimizer, scheduler
 
 
-def _own_rates(trial: Trial, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Give delays, which move by whole steps, a higher rate, and wide weights a lower one.
+def _count_writes(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """Tell autograd that the parameters were written to, which the fused kernel leaves out.
 
-    Weights that end in no neurons, or in some that do not spike, keep theirs: nothing dies there.
+    A backward pass through the graph of an earlier step then raises, as with any other optimizer.
     """
+    for group in optimizer.param_groups:
+        increment_version([p for p in group["params"] if p.grad is not None])
+
+
+def _own_rates(trial: Trial, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Give delays, which move by whole steps, a higher rate, and wide weights a lower one."""
     own: dict[int, tuple[str, float]] = {}  # name and factor of the rate, by identity
-    last = [stage for stage in trial.calls.stages if not spike_functions(stage.neuron)]
-    heads = [*trial.calls.heads, *(module for stage in last for module in stage.drivers)]
     for _, module in named_modules(trial.model):
-        weight = None
-        if any(module is head for head in heads):
-            continue
         if isinstance(module, DelayingLayer) and module.raw_delay.requires_grad:
             own[id(module.raw_delay)] = "delays", _QUICK
-        elif isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-            weight = weight_of(module)
-        elif isinstance(module, nn.MultiheadAttention):
-            weight = module.in_proj_weight
-        if weight is not None and weight[0].numel() > _WIDE:
-            inputs = weight[0].numel()
-            own[id(weight)] = f"{inputs} inputs", _WIDE / inputs
+    for weight, active in _active_inputs(trial):
+        inputs = weight[0].numel()
+        if active > _ACTIVE:
+            own[id(weight)] = f"{inputs} inputs", max(_WIDE / inputs, _ACTIVE / active)
     found: list[dict[str, Any]] = []
     for group in groups:
         parts: dict[tuple[str, float], list[nn.Parameter]] = {}
@@ -171,6 +173,42 @@ def _own_rates(trial: Trial, groups: list[dict[str, Any]]) -> list[dict[str, Any
             rate = {"params": parameters, "lr": factor * group["lr"]}
             found.append({**group, **rate, **(named if name else {})})
     return found
+
+
+def _active_inputs(trial: Trial) -> list[tuple[Tensor, float]]:
+    """Return wide weights that drive spikes without a norm, and how many inputs are active at once.
+
+    That is ``(sum |x|)^2 / sum x^2`` of what a neuron is given: of spikes, their number.
+    """
+    wide = [
+        module
+        for stage in trial.calls.stages
+        if spike_functions(stage.neuron) and not isinstance(stage.source, BatchNormBase)
+        for module in stage.drivers
+        if not isinstance(module, BatchNormBase) and weight_of(module)[0].numel() > _WIDE
+    ]
+    seen: dict[nn.Module, list[float]] = {module: [] for module in wide}
+
+    def note(module: nn.Module, given: tuple[Any, ...]) -> None:
+        values = given[0].detach().double().flatten(-(weight_of(module).ndim - 1))
+        squares = values.square().sum(-1)
+        share = values.abs().sum(-1).square()[squares > 0] / squares[squares > 0] / values.shape[-1]
+        if share.numel():
+            seen[module].append(float(share.mean()))
+
+    if not wide:
+        return []
+    hooks = [module.register_forward_pre_hook(note) for module in seen]
+    try:
+        measure(trial, trial.calls.stages[:1])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [
+        (weight_of(module), weight_of(module)[0].numel() * statistics.fmean(shares))
+        for module, shares in seen.items()
+        if shares
+    ]
 
 
 def _sizes(trial: Trial) -> dict[str, float]:
@@ -209,9 +247,7 @@ def _lines(
         if path in sources:
             weight = join_path(sources[path].source_path, "weight")
             source = sources[path].source
-            row.append(
-                f"{weight} x {factors[path]:.3g}, {rates.get(id(weight_of(source)), 'frozen')}"
-            )
+            row.append(f"{weight} x {factors[path]:.3g}, {rates[id(weight_of(source))]}")
             if isinstance(source, BatchNormBase) and not source.training:
                 row[-1] += ", in eval(): by its running statistics"
         elif path in left:

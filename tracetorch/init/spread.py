@@ -45,9 +45,10 @@ def spread_(
     spread where its decay of the membrane, the parameter ``beta``, is in all neurons what the
     constructor starts from by itself. So a second call changes nothing, and neither what was given
     or assigned, nor what has learned, does. Left as they are as well: readouts and other layers
-    that do not spike, one decay for a whole layer (``beta_rank=0``), one that PyTorch parametrizes,
-    one neuron, a neuron without ``beta``, and one whose class cannot be built from ``num_neurons``
-    alone, so that its start is not known. What is fixed, with ``learn_beta=False``, is spread too.
+    that do not spike, a decay that is fixed (``learn_beta=False``, or frozen), one for a whole
+    layer (``beta_rank=0``), one that PyTorch parametrizes, one neuron, a neuron without ``beta``,
+    and one whose class cannot be built from ``num_neurons`` alone, so that its start is not known.
+    A number that is given and equals the default counts as the default: a tensor does not.
 
     Args:
         model: any module; neuron layers hidden in lists and plain objects are found too.
@@ -148,6 +149,8 @@ def _reason_against(neuron: Neuron, steps: int) -> str:
         return "left: one neuron"
     if is_parametrized(neuron, f"raw_{_MEMBRANE}"):
         return "left: parametrized"
+    if not getattr(neuron, f"raw_{_MEMBRANE}").requires_grad:
+        return "left: fixed"
     start = _start(neuron)
     if start is None:
         return "left: not known whether it was given"
