@@ -14,6 +14,12 @@ from torch import Tensor
 
 from tracetorch.core.torch_private import is_readable
 
+# behind an error, where the targets are as many as what should be time
+TIME_FIRST = (
+    " Time comes first: of a batch [B, T, ...] take x.movedim(1, 0). A still image, [B, C, H, W], "
+    "has no time: tt.unroll(model, x, steps=...)."
+)
+
 
 def check_sequence(name: str, x: Tensor, *, batched: bool = False) -> None:
     """Check that ``x`` is a real tensor over time, ``[T, ...]``."""

@@ -1134,6 +1134,9 @@ BATCH = (x(), target())
     BATCH, 3 -> TypeError: loss must be callable, loss\(y, target\), got
     BATCH, lambda y, t: 1.0 -> TypeError: loss must return a tensor, got
     BATCH, lambda y, t: y -> ValueError: shape \[25, 16, 4\]\. Reduce it
+    (*BATCH, RAGGED), tt.loss.membrane_cross_entropy
+        -> TypeError: \(mem, target\), .* too many positional.*\.partial\(loss, mask=mask
+    (x(),), mean -> TypeError: the output and the 0 .* missing a required argument
     BATCH, mean, optimizer=[] -> TypeError: be a torch\.optim\.Optimizer
     (x()[:, :0], target()[:0]), mean -> ValueError: the batch has no samp
     BATCH, mean, mask=RAGGED[:3] -> ValueError: the shape \[T, B\] of the input

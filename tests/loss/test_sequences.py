@@ -436,6 +436,12 @@ def test_losses_of_kernels_have_the_gradients_of_plain_loops(name: str) -> None:
 )
 def test_a_batch_that_comes_first_is_told_where_time_goes(measure: Any) -> None:
     y, target = torch.rand(32, 20, 2), torch.arange(32) % 2  # [B, T, C]
-    with pytest.raises(ValueError, match=r"\[B, T, \.\.\.\].* x\.movedim\(1, 0\)"):
+    advice = r"\[B, T, \.\.\.\].* x\.movedim\(1, 0\)\. A still image.* tt\.unroll\(model, x, steps="
+    with pytest.raises(ValueError, match=advice):
         measure(y, target)
     measure(y.movedim(1, 0), target)
+    images = torch.rand(8, 1, 3, 3)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(9, 4), snn.LIF(4), nn.Linear(4, 2), snn.Readout(2))
+    with pytest.raises(ValueError, match=advice):
+        measure(tt.unroll(net, images, from_rest=True), target[:8])
+    measure(tt.unroll(net, images, steps=3, from_rest=True), target[:8])

@@ -20,6 +20,7 @@ DENSE, LIF = nn.Linear(3, 3), snn.LIF(3)
     accuracy(X[:, :0], CLASSES[:0]) -> ValueError: x has no sample: its shape is
     accuracy(X, CLASSES.tolist()) -> TypeError: got list\. Wrap it: torch\.as_tenso
     accuracy(X, CLASSES, by="rates") -> ValueError: by must be 'rate', 'count', 'f
+    accuracy(X, CLASSES, by="mean") -> ValueError: must be 'rate' for the mean over time
     accuracy(X, CLASSES.float()) -> TypeError: of integers, the classes, got a tenso
     accuracy(X, CLASSES[:3]) -> ValueError: target \[B\], got \[9, 40, 5\] and \[3
     accuracy(X, CLASSES * 2) -> ValueError: target has the classes 0 to 8, the outpu
@@ -49,6 +50,7 @@ DENSE, LIF = nn.Linear(3, 3), snn.LIF(3)
     synaptic_operations(LIF, STEPS[:, :0]) -> ValueError: x has no sample
     profile(LIF, STEPS, mask=torch.ones(1, 2).bool()) -> ValueError: the shape \[T, B\] of x
     Accuracy("rates") -> ValueError: by must be 'rate', 'count', 'f
+    Accuracy("mean") -> ValueError: must be 'rate' for the mean over time
     DeadNeurons(3).update(torch.ones(2, 1, 4)) -> ValueError: was made for 3 neurons
     SaturatedNeurons(0) -> ValueError: num_neurons must be at least 1
     SaturatedNeurons(3, above=2.0) -> ValueError: above must lie in \[0, 1\]

@@ -93,6 +93,36 @@ def test_check_names_the_first_nan() -> None:
         tt.unroll(net, torch.rand(5, 3, 4), check=True)
 
 
+def test_check_names_infinite_values_that_make_a_membrane_nan() -> None:
+    net: Any = nn.Sequential(nn.Linear(4, 4), snn.LIF(4))
+    x = torch.rand(5, 3, 4)
+    x[2, 1, 0], x[3, 1, 0] = torch.inf, -torch.inf  # whose sum is NaN
+    for check in (True, 3):
+        with pytest.raises(ValueError, match=r"1\.mem is NaN.* and the input has infinite values"):
+            tt.unroll(net, x, check=check, from_rest=True)
+    x[3, 1, 0] = 0.0
+    tt.unroll(net, x, check=True, from_rest=True)  # a membrane that is infinite is no NaN
+    x[3, 1, 0], x[2, 1, 0] = -10.0, 10.0
+    with torch.no_grad():
+        net[0].weight.fill_(3e38)
+    with pytest.raises(ValueError, match=r"and the output of 0 \(Linear\) has infinite values"):
+        tt.unroll(net, x, check=True)
+
+
+def test_check_says_that_a_state_was_nan_before() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), snn.LIF(4))
+    tt.unroll(net, torch.full((5, 3, 4), torch.nan))
+    with pytest.raises(ValueError, match=r"1\.mem is NaN .* states it began with, which tt"):
+        tt.unroll(net, torch.rand(5, 3, 4), check=True)
+
+
+def test_a_call_with_check_is_not_advised_to_check(caplog: pytest.LogCaptureFixture) -> None:
+    net = nn.Sequential(nn.Linear(4, 4), snn.LIF(4))
+    tt.unroll(net, torch.full((5, 3, 4), torch.nan), by="step", check=True)
+    assert "tt.diagnose(model, (x, target), loss) names where it begins" in caplog.text
+    assert "check=True" not in caplog.text
+
+
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("by", ["layer", "step"])
 def test_nan_is_logged_once(by: Any, grad: bool, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -75,8 +76,9 @@ def diagnose(
         optimizer: an optimizer whose parameters, settings and steps are to be checked; the steps
             are made by a copy, and not of one that takes a closure.
         mask: ``[T, B]``, true where a step is real, to leave padding out of rates, reach and
-            membranes, and to know where each sequence ends; the loss takes its own, from ``batch``,
-            and one that reads padding all the same is a finding.
+            membranes, and to know where each sequence ends; the loss takes its own, by
+            ``functools.partial(loss, mask=mask)`` or from ``batch``, and one that reads padding all
+            the same is a finding.
         stream: whether states are carried from batch to batch on purpose.
         steps: as for ``tt.unroll``.
         by: as for ``tt.unroll``.
@@ -105,6 +107,7 @@ def diagnose(
     x, rest = split_batch(batch)
     if not callable(loss):
         raise TypeError(f"loss must be callable, loss(y, target), got {loss!r}.")
+    _check_arguments(loss, rest)
     if optimizer is not None and not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}."
@@ -150,6 +153,25 @@ def diagnose(
         batch=inputs.batch,
         cosines=evidence.cosines,
     )
+
+
+def _check_arguments(loss: Loss, rest: Sequence[Any]) -> None:
+    """Raise where the loss does not take what is in the batch, such as the mask of ``collate``."""
+    try:
+        signature = inspect.signature(loss)
+    except (TypeError, ValueError):  # of C++
+        return
+    try:
+        signature.bind(None, *rest)
+    except TypeError as error:
+        mask = isinstance(rest[-1], Tensor) and rest[-1].dtype == torch.bool if rest else False
+        names = ", ".join(p.name for p in signature.parameters.values() if p.kind != p.KEYWORD_ONLY)
+        raise TypeError(
+            f"loss takes ({names}), and is given the output and the {len(rest)} that stand behind "
+            f"the input in the batch: {error}."
+            + " A mask goes by name: tt.diagnose(model, (x, target), functools.partial(loss, "
+            "mask=mask), mask=mask)." * mask
+        ) from None
 
 
 def _castable(

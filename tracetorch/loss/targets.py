@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.core.torch_private import is_readable
+from tracetorch.ragged import TIME_FIRST
 
 _ROUNDING = 1e-2  # of probabilities that bfloat16 has rounded
 
@@ -22,8 +23,8 @@ def holds_class_indices(target: Tensor, shape: torch.Size) -> bool:
         raise ValueError(
             f"target must be of shape {list(shape)}{classes} for this output, got "
             f"{target.dtype} of shape {list(target.shape)}."
-            + f" If these are the {len(target)} samples of a batch [B, T, ...], time must come "
-            "first: tt.unroll(model, x.movedim(1, 0))." * (is_integer and target.ndim == 1)
+            + TIME_FIRST
+            * (is_integer and target.ndim == 1)
         )
     return False
 

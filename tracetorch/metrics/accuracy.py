@@ -9,8 +9,16 @@ from torch import Tensor
 
 from tracetorch import decode
 from tracetorch.core.checks import check_choice
+from tracetorch.ragged import TIME_FIRST
 
 By: TypeAlias = Literal["rate", "count", "first_spike", "last", "maximum"]
+
+
+def check_by(by: object) -> None:
+    """Raise ``ValueError`` unless ``by`` names a decoder; losses call the rate a mean."""
+    if by == "mean":
+        raise ValueError("by must be 'rate' for the mean over time, of membranes too, got 'mean'.")
+    check_choice("by", by, get_args(By))
 
 
 def accuracy(x: Tensor, target: Tensor, *, by: By = "rate", mask: Tensor | None = None) -> Tensor:
@@ -47,7 +55,7 @@ def accuracy(x: Tensor, target: Tensor, *, by: By = "rate", mask: Tensor | None 
 
 def correct(x: Tensor, target: Tensor, *, by: By = "rate", mask: Tensor | None = None) -> Tensor:
     """Mark the samples that are classified correctly, ``[B]``; arguments as :func:`accuracy`."""
-    check_choice("by", by, get_args(By))
+    check_by(by)
     scores: Tensor = getattr(decode, by)(x, mask=mask)
     if not isinstance(target, Tensor) or target.is_floating_point() or target.dtype is torch.bool:
         is_tensor = isinstance(target, Tensor)
@@ -59,9 +67,7 @@ def correct(x: Tensor, target: Tensor, *, by: By = "rate", mask: Tensor | None =
     if scores.ndim != 2 or target.shape != scores.shape[:1]:
         raise ValueError(
             f"accuracy needs x [T, B, C] and target [B], got {list(x.shape)} and "
-            f"{list(target.shape)}."
-            + " Time comes first: of a batch [B, T, ...] take x.movedim(1, 0)."
-            * (target.shape == x.shape[:1])
+            f"{list(target.shape)}." + TIME_FIRST * (target.shape == x.shape[:1])
         )
     classes = scores.shape[1]
     if bool(((target < 0) | (target >= classes)).any()):

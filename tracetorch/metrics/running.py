@@ -7,14 +7,14 @@ in a ``MetricCollection`` or in Lightning's ``self.log``.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from tracetorch.core.checks import check_choice, check_count, check_integer, check_share
-from tracetorch.metrics.accuracy import By, correct
+from tracetorch.core.checks import check_count, check_integer, check_share
+from tracetorch.metrics.accuracy import By, check_by, correct
 from tracetorch.metrics.activity import SATURATED, count_spikes
 from tracetorch.metrics.observe import observe
 from tracetorch.metrics.operations import SynapticOperations, check_counted, sum_operations
@@ -67,7 +67,7 @@ class Accuracy(_SumMetric):
 
     def __init__(self, by: By = "rate", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        check_choice("by", by, get_args(By))
+        check_by(by)
         self.by = by
         # A MetricCollection merges metrics with states of equal names and values: name the decoder.
         self._correct = f"correct_by_{by}"

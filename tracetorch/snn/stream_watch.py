@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -44,17 +45,24 @@ def look_for_nan(layer: SequenceLayer) -> None:
         _log.warning(_IN_STREAM, f"{name} of {layer._label()}")
 
 
-def look_for_nan_in_stream(run: Pass, model: nn.Module) -> bool:
-    """Log that the first of the states that a stream holds is at NaN, and return whether it is."""
+def state_at_nan(run: Pass, model: nn.Module) -> tuple[str, Any] | None:
+    """Return the path and the value of the first state of a pass that has NaN."""
     for entry in run.entries.values():
         layer = entry.module
-        if not isinstance(layer, SequenceLayer) or not layer.states:
-            continue
-        if _is_nan(entry.states[layer.states[0]]):
-            path = next((path for path, module in named_modules(model) if module is layer), "")
-            _log.warning(_IN_STREAM, join_path(path, layer.states[0]))
-            return True
-    return False
+        if isinstance(layer, SequenceLayer) and layer.states:
+            name = layer.states[0]
+            if _is_nan(entry.states[name]):
+                path = next((path for path, module in named_modules(model) if module is layer), "")
+                return join_path(path, name), entry.states[name]
+    return None
+
+
+def look_for_nan_in_stream(run: Pass, model: nn.Module) -> bool:
+    """Log that the first of the states that a stream holds is at NaN, and return whether it is."""
+    found = state_at_nan(run, model)
+    if found is not None:
+        _log.warning(_IN_STREAM, found[0])
+    return found is not None
 
 
 def report_graph(layer: SequenceLayer) -> None:
@@ -70,39 +78,32 @@ def report_graph(layer: SequenceLayer) -> None:
         )
 
 
-def look_for_nan_in(run: Pass, model: nn.Module) -> None:
+def look_for_nan_in(run: Pass, model: nn.Module, checked: bool) -> None:
     """Log once that a state is NaN at the end of a sequence, for the outputs look finite.
 
     Once for each model, and once more where there are gradients; where the sequence went on from
-    earlier states, once until they are zeroed.
+    earlier states, once until they are zeroed. ``checked``: ``check=True`` has not found it.
     """
-    for entry in run.entries.values():
-        layer, states = entry.module, entry.states
-        if not isinstance(layer, SequenceLayer) or not layer.states:
-            continue
-        first = states[layer.states[0]]
-        # of one number, for it is looked at behind every sequence
-        if type(first) is not Tensor or not first.is_cpu or functorch_active() or run.traced:
-            continue
-        total = first.detach().sum().item()
-        if total == total or not _is_nan(first):  # NaN is not equal to itself
-            continue
-        layers = [e.module for e in run.entries.values() if isinstance(e.module, SequenceLayer)]
-        known = {each._nan_reported for each in layers} - {""}
-        trains = bool(entry.states[layer.states[0]].requires_grad)
-        if known - {"sequence"} or (known and not trains):
-            return
-        within = "stream" if run.went_on else "training" if trains else "sequence"
-        for each in layers:
-            each.__dict__["_nan_reported"] = within
-        path = next((path for path, module in named_modules(model) if module is layer), "")
-        _log.warning(
-            "%s is NaN at the end of a sequence. A neuron's spike is 0 there, so that what "
-            "follows looks finite%s. tt.unroll(model, x, check=True) names where it begins. "
-            "NaN in padding does no harm to outputs that a mask leaves out, but gradients of "
-            "weights become NaN, for 0 * NaN is NaN: fill it, with "
-            "x.masked_fill(~mask[..., None], 0).",
-            join_path(path, layer.states[0]),
-            ", the loss too, and one step of the optimizer makes weights NaN" if trains else "",
-        )
+    if functorch_active() or run.traced:
         return
+    found = state_at_nan(run, model)
+    if found is None:
+        return
+    layers = [e.module for e in run.entries.values() if isinstance(e.module, SequenceLayer)]
+    known = {each._nan_reported for each in layers} - {""}
+    trains = bool(found[1].requires_grad)
+    if known - {"sequence"} or (known and not trains):
+        return
+    within = "stream" if run.went_on else "training" if trains else "sequence"
+    for each in layers:
+        each.__dict__["_nan_reported"] = within
+    _log.warning(
+        "%s is NaN at the end of a sequence. A neuron's spike is 0 there, so that what "
+        "follows looks finite%s. %s names where it begins. "
+        "NaN in padding does no harm to outputs that a mask leaves out, but gradients of "
+        "weights become NaN, for 0 * NaN is NaN: fill it, with "
+        "x.masked_fill(~mask[..., None], 0).",
+        found[0],
+        ", the loss too, and one step of the optimizer makes weights NaN" if trains else "",
+        "tt.diagnose(model, (x, target), loss)" if checked else "tt.unroll(model, x, check=True)",
+    )

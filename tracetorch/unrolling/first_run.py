@@ -42,6 +42,7 @@ from tracetorch.snn.neuron import has_step
 from tracetorch.snn.passes import Layer, Pass, current_pass
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.sequence_layer import SequenceLayer
+from tracetorch.snn.stream_watch import state_at_nan
 from tracetorch.unrolling.agreement import agree
 from tracetorch.unrolling.inputs import Inputs, call
 from tracetorch.unrolling.loops import Loops, SharedError, Step, seed_all
@@ -281,19 +282,34 @@ class FirstRun:
         return True
 
     def check_finite(self, run: RecordingPass) -> None:
-        """Raise where NaN comes in or is made: a spike of it is 0, and hides it."""
+        """Raise where NaN comes in or is made: a spike of it is 0, and hides it.
+
+        An infinite value is named where a state is NaN, which may have come of it.
+        """
         paths = {id(module): path or "the model" for path, module in self.modules}
-        place = "the input" if _has_nan(_leaves(self.inputs.tensors)) else None
         with torch.no_grad(), self.restored():
             events = _events(lambda: self._step(run.records, None))
+        places = [("the input", _leaves(self.inputs.tensors))]
         for kind, module, values in events:
-            if place is None and kind == "out" and _has_nan(values):
-                place = f"the output of {paths.get(id(module), '')} ({type(module).__name__})"
-        if place is not None:
+            if kind == "out":
+                name = f"the output of {paths.get(id(module), '')} ({type(module).__name__})"
+                places.append((name, values))
+        if place := next((place for place, values in places if _any(torch.isnan, values)), None):
             raise ValueError(
                 f"{place} has NaN. A neuron's spike is 0 there, so that what follows looks "
                 "finite. Clean the data, or find the operation that makes it."
             )
+        found = state_at_nan(run, self.model)
+        place = next((place for place, values in places if _any(torch.isinf, values)), None)
+        if found is None or (place is None and self.steps < run.steps):
+            return
+        cause = f"{place} has infinite values. Clean the data, or find the operation that makes it"
+        if place is None:
+            cause = (
+                "nothing that was given or computed is: look at the layer's parameters, and at the "
+                "states it began with, which tt.zero_states(model) clears"
+            )
+        raise ValueError(f"{found[0]} is NaN at the end of the sequence, and {cause}.")
 
     def _begin_again(self) -> None:
         """Give what was set before the pass back: what is set once is set from a step then.
@@ -504,8 +520,8 @@ def _check_not_shared(run: Pass) -> None:
                 )
 
 
-def _has_nan(values: Sequence[Any]) -> bool:
-    return any(isinstance(v, Tensor) and bool(v.isnan().any()) for v in values)
+def _any(test: Callable[[Tensor], Tensor], values: Sequence[Any]) -> bool:
+    return any(isinstance(v, Tensor) and bool(test(v).any()) for v in values)
 
 
 _Event = tuple[str, nn.Module, list[Any]]

@@ -113,7 +113,9 @@ def unroll(
         record: state names (``"mem"``), ``"input"``, ``"output"``, or patterns of paths
             (``"cells.*.mem"``).
         check: compare both ways over more steps, each time: ``True``: over all; a number: over so
-            many. What was compared is logged at the level INFO.
+            many. What was compared is logged at the level INFO. By layer NaN in the input, or in
+            what a module gives, is an error that names the first place; infinite values are one
+            where a state has become NaN.
         segment: run so many steps at a time and, until ``backward`` runs each segment once more,
             keep only the inputs and the states between them. The memory of ``T`` steps becomes
             that of ``segment`` steps and of ``T / segment`` states, for one more forward pass. A
@@ -183,7 +185,7 @@ def unroll(
             run.check_outlives_transforms()
         run.commit()
     if outer is None and not torch.compiler.is_compiling():
-        look_for_nan_in(run, model)
+        look_for_nan_in(run, model, checked == inputs.steps)
     return y if record is None else (y, trajectories)
 
 
