@@ -141,12 +141,21 @@ def test_layers_compute_what_pytorch_does(opened: Open, tmp_path: Path) -> None:
         assert record["1.output"].any()
 
 
-def test_training_runs_until_it_is_paused_and_the_play_head_tells_numbers(opened: Open) -> None:
+def test_training_runs_to_a_hundred_or_a_pause_and_the_play_head_tells_numbers(
+    opened: Open,
+) -> None:
     page = opened()
-    page.get_by_role("button", name="train").click()
-    wait_until(page, "readNetwork().updates > 30")
-    page.get_by_role("button", name="pause", exact=True).first.click()
+    update(page, 3)
+    for updates in (100, 200):
+        page.get_by_role("button", name="train").click()
+        wait_until(page, f"(r => r.updates === {updates} && !r.training)(readNetwork())")
+        assert page.locator("#train").inner_text() == "train"
+    go(page, updates=97)  # a link goes as far as it says
+    button = "const train = document.getElementById('train'); train.click();"
+    between = f"{button} const seen = [readNetwork().training, train.textContent]; train.click();"
+    assert page.evaluate(f"() => {{ {between} return seen; }}") == [True, "pause"]
     seen = read(page)
+    assert seen["updates"] == 97
     assert not seen["training"]
     assert seen["losses"][-1] < seen["losses"][0]
     assert read(page)["updates"] == seen["updates"]
@@ -477,6 +486,8 @@ def test_a_phone_shows_and_touches_everything_without_sideways_scroll(
         assert each.evaluate("(e) => getComputedStyle(e).fontSize") == "16px"
     for each in page.locator("button:visible").all():
         assert each.bounding_box()["height"] >= 32
+    for each in page.locator("#tries a, .line label:has(input):visible").all():
+        assert each.bounding_box()["height"] >= 28
     order = ["#story", "#training", "#space", "#build", "#plots", "#stimulus", "#gradient"]
     tops = [page.locator(name).bounding_box()["y"] for name in order]
     assert tops == sorted(tops)

@@ -180,6 +180,52 @@ def test_the_winner_takes_all(opened: Open) -> None:
     assert len(spikes(go(page, neuron="LIF", **{**settings, "w12": 0, "w21": 0})["other"])) > 50
 
 
+def test_the_text_of_a_task_stays_when_the_other_neuron_is_shown(opened: Open) -> None:
+    page = opened()
+    take(page, "winner takes all")
+    text = page.locator("#caption").inner_text()
+    assert "Make the input of neuron 2" in text
+    for name in ("neuron 2", "neuron 1"):
+        page.get_by_role("button", name=name).click()
+        wait_for_frame(page)
+        assert page.locator("#caption").inner_text() == text
+    page.locator("#neuron").select_option("ALIF")
+    assert page.locator("#caption").is_hidden()
+
+
+PICTURE = "document.querySelector('.row[data-row=mem] canvas').toDataURL()"
+
+
+def test_no_run_before_lies_behind_a_task(opened: Open) -> None:
+    page = opened()
+    pictures = []
+    for before in ("0.9", "1.7"):
+        page.get_by_role("button", name="reset").click()
+        page.get_by_label("amplitude", exact=True).fill(before)
+        page.wait_for_timeout(800)  # a run that stands for so long stays behind the next one
+        page.get_by_role("link", name="the leak", exact=True).click()
+        page.get_by_label("play head").press("End")
+        wait_for_frame(page)
+        pictures.append(page.evaluate(PICTURE))
+    assert pictures[0] == pictures[1]
+
+
+@pytest.mark.parametrize("typed", ["0,12", "0.12"])
+def test_a_decimal_comma_is_a_point(opened: Open, typed: str) -> None:
+    page = opened("#kind=constant")
+    field = page.get_by_label("amplitude", exact=True)
+    for insert in (page.keyboard.type, page.keyboard.insert_text):
+        field.fill("7")
+        field.select_text()
+        insert(typed)
+        assert field.get_attribute("aria-invalid") == "false"
+        assert read(page)["x"][-1] == 0.12
+    field.fill("")
+    page.evaluate("document.getElementById('play').click()")  # each frame shows the controls anew
+    wait_until(page, "/^step [1-9]/.test(document.getElementById('at').textContent)")
+    assert field.get_attribute("aria-invalid") == "true"
+
+
 def test_the_python_of_a_pair_makes_it(opened: Open) -> None:
     page = opened()
     for each in PAIRS:
@@ -262,3 +308,5 @@ def test_a_pair_and_its_sources_fit_a_phone(opened: Open, width: int, scheme: st
     assert read(page)["other"]["output"].count(1) > 20
     for button in page.locator("#sides button, #pairs button, #languages button").all():
         assert button.bounding_box()["height"] >= (32 if width < 620 else 24)
+    for touched in page.locator("#tries a, .line label:has(input):visible").all():
+        assert touched.bounding_box()["height"] >= (28 if width < 640 else 14)

@@ -187,7 +187,7 @@ function trainTo(updates) {
   training = requestAnimationFrame(trainFrame);
 }
 function shown() { look(); update(); }
-byId("train").addEventListener("click", () => { if (training) { pause(); shown(); } else trainTo(null); });
+byId("train").addEventListener("click", () => { if (training) { pause(); shown(); } else trainTo(100 * Math.floor(history.length / 100 + 1)); });
 byId("once").addEventListener("click", () => { pause(); learn(); shown(); });
 function writeAddress() {
   const text = fragment();

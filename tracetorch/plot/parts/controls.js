@@ -26,8 +26,7 @@ function knob(name, label, { unit = "", at, place, legal, get, set, note, slope 
   const element = make("div", { class: slope ? "knob sloped" : "knob", "data-name": name },
     make("span", {}, label, small), make("span", { class: "value" }, field, slope ? "" : unit), slider, ...(slope ? [gradient] : []));
   const show = () => {
-    if (document.activeElement !== field) field.value = get();
-    field.toggleAttribute("aria-invalid", false);
+    if (document.activeElement !== field) { field.value = get(); field.toggleAttribute("aria-invalid", false); }
     slider.value = Math.round(1000 * clamp(place(get()), 0, 1));
     slider.setAttribute("aria-valuetext", `${get()} ${unit}`.trim());
     small.textContent = note ? note() : "";
@@ -38,6 +37,12 @@ function knob(name, label, { unit = "", at, place, legal, get, set, note, slope 
     const fits = legal(given);
     if (fits) { set(given); update(); }
     field.setAttribute("aria-invalid", String(!fits));
+  });
+  // a browser drops a comma that is typed or pasted, and 0,12 would be 12
+  field.addEventListener("beforeinput", (event) => {
+    if (!event.data?.includes(",")) return;
+    event.preventDefault();
+    document.execCommand("insertText", false, event.data.replaceAll(",", "."));
   });
   field.addEventListener("blur", show);
   return { element, show, gradient };

@@ -21,7 +21,7 @@ function buildPair() {
     button.addEventListener("click", () => {
       settings.shown = place;
       settings.target.of = "output";
-      changed();
+      afresh(); // the caption is of both neurons, and stays
     });
     return button;
   }));

@@ -5,10 +5,14 @@ function choose(place) {
   changed();
 }
 
-// after what makes other controls and plots
+// after what makes other controls and plots: beside it stands neither the run before nor what was said of it
 function changed() {
-  ghost = null;
   caption("");
+  afresh();
+}
+
+function afresh() {
+  ghost = run = null;
   build();
   update();
 }

@@ -25,7 +25,7 @@ function buildPresets() {
     button.addEventListener("click", () => {
       take(preset);
       caption(preset.note);
-      ghost = null;
+      ghost = run = null;
       update();
       playhead.play();
     });
