@@ -408,8 +408,7 @@ def test_wide_weights_behind_which_nothing_spikes_keep_their_rate() -> None:
         return [group["name"] for group in optimizer.param_groups]
 
     for last in ([], [snn.Readout(3)], [nn.BatchNorm1d(3), snn.Readout(3)]):
-        slow = [name for name in rates(nn.Linear(512, 3), *last) if "512 inputs" in name]
-        assert len(slow) == (len(last) == 2), last  # what a norm is behind may drive neurons
+        assert not any("512 inputs" in name for name in rates(nn.Linear(512, 3), *last)), last
     assert any("512 inputs" in name for name in rates(nn.Linear(512, 3), snn.LIF(3)))
 
 
@@ -538,8 +537,8 @@ def test_wide_weights_behind_norms_keep_their_rate() -> None:
 
 
 def test_few_active_inputs_are_no_reason_to_learn_slowly() -> None:
-    dense, sparse = torch.rand(T, 4, 200), torch.zeros(T, 4, 200)
-    sparse[..., :10] = 1.0  # ten at once
+    dense = torch.rand(T, 4, 200, generator=torch.Generator().manual_seed(0))
+    sparse = torch.zeros_like(dense).scatter_(-1, dense.topk(10).indices, 1.0)  # ten at once
     for given, slowed in ((dense, 128 / 200), (sparse, 1.0)):
         model = nn.Sequential(nn.Linear(200, N), snn.LIF(N))
         optimizer, _ = tt.recipe(model, given, 10)
