@@ -99,10 +99,10 @@ nb_execution_show_tb = True
 suppress_warnings = ["toc.not_included"]
 """
 PRINTS = """
-import sys
+import os, sys
 with open("../build/executed", "a") as file:
     file.write("{0}\\n")
-sys.path.insert(0, "..")
+sys.path.insert(0, os.path.abspath(".."))
 from tracetorch.{0} import VALUE
 print("printed", VALUE)
 """
@@ -134,7 +134,8 @@ FAILED = {"broken": "it is broken", "drawn": "the axis of 'neuron' has ticks"}
 
 
 def _compiled(root: Path) -> dict[str, str]:
-    return {"PYTHONPYCACHEPREFIX": str(root / "build/compiled")}
+    prefix = str(root / "build/compiled")
+    return {"PYTHONPYCACHEPREFIX": prefix, "PYTHONDONTWRITEBYTECODE": ""}
 
 
 class Build:
