@@ -70,10 +70,12 @@ brian2: .venv-brian2/.done
 	@touch $@
 
 # docs: build the pages into build/docs, with every code block executed; a warning fails the build.
+# Sphinx warns of a page only when it reads it, so a build that failed lets the next read all pages.
 # Then look at each in Chromium, or report that there is none: links, pictures, width, light, dark.
 docs: $(VENV)/.docs
 	rm -rf build/docs
-	$(BIN)/python -m sphinx -W --keep-going -j auto -d build/doctrees -b html docs build/docs
+	$(BIN)/python -m sphinx -W --keep-going -j auto -d build/doctrees -b html docs build/docs \
+		|| { rm -rf build/doctrees; exit 1; }
 	$(PYTEST) tests/docs/test_site.py --built build/docs
 
 # versions: add the pages of every tag from 0.10 on to those that make docs has built, with a switcher.

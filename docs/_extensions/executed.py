@@ -3,9 +3,10 @@
 MyST-NB's cache compares the cells of a page, not the code that they call. So the kernel of a page,
 and every Python that it starts, notes which files of this repository it opens
 (``kernel/sitecustomize.py``): the modules that it imports, and what these import; results of
-examples, weights, scripts of pages. Their contents are hashed beside what the page printed. Before
-pages are read, what was printed from a file that has changed since is removed, and the page is
-executed again. A change of one module executes the pages that import it, and no others.
+examples, weights, scripts of pages. Their contents, hashed when they are opened, are kept beside
+what the page printed. Before pages are read, what was printed from a file that has changed since is
+removed, and the page is executed again. A change of one module executes the pages that import it,
+and no others.
 
 The pictures of a kernel are looked at when they are drawn (``kernel/look.py``).
 """
@@ -14,33 +15,42 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from docutils import nodes
 from jupyter_cache import get_cache
+from myst_nb.sphinx_ import NbMetadataCollector
 from opened_files import ROOT, contents, unchanged
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 
-from notebooks import digest
+from notebooks import digest, read
 
 logger = logging.getLogger(__name__)
 
 KERNEL = Path(__file__).parent / "kernel"
+CELLS = "executed_cells"  # in a page's metadata: the key of its cells in the cache
 
 
 def remove_outdated(
     app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[str], removed: set[str]
 ) -> list[str]:
-    """Remove what was printed from other contents, and return the pages to read again."""
+    """Remove what was printed from other contents, and return the pages to read again.
+
+    A page is read until what its cells print is kept: also one that failed, or drew a wrong
+    picture, and each of those with equal cells.
+    """
     cache = get_cache(app.config.nb_execution_cache_path)
-    outdated = set()
+    kept = set()
     for record in cache.list_cache_records():
         files = _files_of(app, record.hashkey)
-        if not files.exists() or not unchanged(json.loads(files.read_text(encoding="utf-8"))):
+        if files.exists() and unchanged(json.loads(files.read_text(encoding="utf-8"))):
+            kept.add(record.hashkey)
+        else:
             cache.remove_cache(record.pk)
-            outdated.add(env.path2doc(record.uri))
+    outdated = {page for page, of in env.metadata.items() if of.get(CELLS, "") not in {"", *kept}}
     # the reference repeats docstrings, those of bases in other files too
     sources = digest(ROOT / "tracetorch")
     if getattr(env, "documented_sources", sources) != sources:
@@ -59,26 +69,28 @@ def note_page(app: Sphinx, page: str, source: list[str]) -> None:
 
 
 def keep_files(app: Sphinx, tree: nodes.document) -> None:
-    """Hash what a page that was executed has opened, beside what it printed; judge its pictures."""
-    opened = Path(os.environ["DOCS_OPENED"])
-    if not opened.exists():  # no page with cells, or nothing was executed
+    """Write the files that a page has opened beside what it printed; judge its pictures."""
+    page = app.env.docname
+    if not NbMetadataCollector.get_exec_data(app.env, page):  # without cells
         return
     cache = get_cache(app.config.nb_execution_cache_path)
-    path = str(app.env.doc2path(app.env.docname))
-    records = [each for each in cache.list_cache_records() if each.uri == path]
-    new = [each for each in records if not _files_of(app, each.hashkey).exists()]
-    if not new:  # a cell failed: nothing was kept
+    cells = read(Path(app.env.doc2path(page)).read_text(encoding="utf-8"))
+    _, key = cache.create_hashed_notebook(cells)
+    app.env.metadata[page][CELLS] = key
+    opened = Path(os.environ["DOCS_OPENED"])
+    if not opened.exists():  # nothing was executed
         return
-    (record,) = new
     pictures = _of_pictures(opened)
     found = pictures.read_text(encoding="utf-8").splitlines() if pictures.exists() else []
     for fault in found:
-        logger.warning("a picture is wrong: %s", fault, location=app.env.docname)
-    if found:  # else the next build would find nothing wrong
-        cache.remove_cache(record.pk)
-    else:
-        files = contents(opened.read_text(encoding="utf-8"))
-        _files_of(app, record.hashkey).write_text(json.dumps(files, indent=1), encoding="utf-8")
+        logger.warning("a picture is wrong: %s", fault, location=page)
+    with suppress(KeyError):  # a cell failed: nothing was kept
+        record = cache.match_cache_notebook(cells)
+        if found:  # else the next build would find nothing wrong
+            cache.remove_cache(record.pk)
+        else:
+            files = contents(opened.read_text(encoding="utf-8", errors="surrogateescape"))
+            _files_of(app, key).write_text(json.dumps(files, indent=1), encoding="utf-8")
 
 
 def _of_pictures(opened: Path) -> Path:
@@ -90,7 +102,7 @@ def _files_of(app: Sphinx, key: str) -> Path:
     return Path(app.config.nb_execution_cache_path) / "executed" / key / "files.json"
 
 
-def setup(app: Sphinx) -> dict[str, bool]:
+def setup(app: Sphinx) -> dict[str, int]:
     """Connect to Sphinx, and prepare the environment of the kernels."""
     os.environ["DOCS_ROOT"] = str(ROOT)
     known = os.environ.get("PYTHONPATH", "")
@@ -104,4 +116,4 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("env-get-outdated", remove_outdated)
     app.connect("source-read", note_page)
     app.connect("doctree-read", keep_files)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
+    return {"env_version": 1, "parallel_read_safe": True, "parallel_write_safe": True}
