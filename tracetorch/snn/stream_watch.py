@@ -51,9 +51,15 @@ def state_at_nan(run: Pass, model: nn.Module) -> tuple[str, Any] | None:
         layer = entry.module
         if isinstance(layer, SequenceLayer) and layer.states:
             name = layer.states[0]
-            if _is_nan(entry.states[name]):
+            state = entry.states[name]
+            # as _is_nan does first, without a call: behind every sequence. NaN is not equal to itself
+            if type(state) is Tensor and state.is_cpu:
+                total = state.detach().sum().item()
+                if total == total:
+                    continue
+            if _is_nan(state):
                 path = next((path for path, module in named_modules(model) if module is layer), "")
-                return join_path(path, name), entry.states[name]
+                return join_path(path, name), state
     return None
 
 
