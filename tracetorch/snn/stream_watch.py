@@ -52,7 +52,7 @@ def state_at_nan(run: Pass, model: nn.Module) -> tuple[str, Any] | None:
         if isinstance(layer, SequenceLayer) and layer.states:
             name = layer.states[0]
             state = entry.states[name]
-            # as _is_nan does first, without a call: behind every sequence. NaN is not equal to itself
+            # as _is_nan does first, without a call; NaN is not equal to itself
             if type(state) is Tensor and state.is_cpu:
                 total = state.detach().sum().item()
                 if total == total:
