@@ -52,11 +52,12 @@ def state_at_nan(run: Pass, model: nn.Module) -> tuple[str, Any] | None:
         if isinstance(layer, SequenceLayer) and layer.states:
             name = layer.states[0]
             state = entry.states[name]
-            # as _is_nan does first, without a call; NaN is not equal to itself
-            if type(state) is Tensor and state.is_cpu:
-                total = state.detach().sum().item()
-                if total == total:
-                    continue
+            # by one number, without a call: behind every sequence. A GPU would have to be waited for
+            if type(state) is not Tensor or not state.is_cpu:
+                continue
+            total = state.detach().sum().item()
+            if total == total:  # NaN is not equal to itself
+                continue
             if _is_nan(state):
                 path = next((path for path, module in named_modules(model) if module is layer), "")
                 return join_path(path, name), state
