@@ -52,7 +52,7 @@ def state_at_nan(run: Pass, model: nn.Module) -> tuple[str, Any] | None:
         if isinstance(layer, SequenceLayer) and layer.states:
             name = layer.states[0]
             state = entry.states[name]
-            # by one number, without a call: behind every sequence. A GPU would have to be waited for
+            # by one number, without a call, for it is behind every sequence; no GPU is waited for
             if type(state) is not Tensor or not state.is_cpu:
                 continue
             total = state.detach().sum().item()
