@@ -223,6 +223,12 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
         unfinished.write_text("".join(json.dumps(each) + "\n" for each in rows))
 
 
+def add_line(path: Path, row: Mapping[str, object], key: Sequence[str]) -> None:
+    """Add a row to a file of lines of JSON, in place of one with the same values of a key."""
+    kept = [old for old in read_lines(path) if any(old.get(name) != row.get(name) for name in key)]
+    write_lines(path, [*kept, row])
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Read the lines of a file of JSON; none where there is no file."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

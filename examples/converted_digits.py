@@ -204,8 +204,7 @@ def by_spikingjelly(
 
 def write(row: Row, folder: Path) -> None:
     """Add a row to those of a folder, in place of one of the same seed."""
-    kept = [each for each in read(folder) if each["seed"] != row["seed"]]
-    common.write_lines(folder / f"{TASK}.jsonl", [*kept, row])
+    common.add_line(folder / f"{TASK}.jsonl", row, ["seed"])
 
 
 def read(folder: Path) -> list[Row]:

@@ -620,9 +620,7 @@ def draw(events: Tensor, rates: Tensor, row: Row) -> Figure:
 
 def write(row: Row, folder: Path) -> None:
     """Add a row to those of a folder, in place of one of as many neurons and the same seed."""
-    key = "neurons", "seed", "tables"
-    kept = [old for old in read(folder) if any(old[name] != row[name] for name in key)]
-    common.write_lines(folder / f"{TASK}.jsonl", [*kept, row])
+    common.add_line(folder / f"{TASK}.jsonl", row, ("neurons", "seed", "tables"))
 
 
 def read(folder: Path) -> list[Row]:

@@ -309,9 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def write(row: Row, folder: Path) -> None:
     """Add a row to those of a folder, in place of one of the same configuration and seed."""
-    key = "configuration", "seed"
-    kept = [old for old in read(folder) if any(old[name] != row[name] for name in key)]
-    common.write_lines(folder / f"{TASK}.jsonl", [*kept, row])
+    common.add_line(folder / f"{TASK}.jsonl", row, ("configuration", "seed"))
 
 
 def read(folder: Path) -> list[Row]:

@@ -135,8 +135,7 @@ def train(net: nn.Module, data: TensorDataset, options: argparse.Namespace, seed
 
 def write(row: Row, folder: Path) -> None:
     """Add a row to those of a folder, in place of one of the same network and seed."""
-    kept = [r for r in read(folder) if (r["network"], r["seed"]) != (row["network"], row["seed"])]
-    common.write_lines(folder / f"{TASK}.jsonl", [*kept, row])
+    common.add_line(folder / f"{TASK}.jsonl", row, ("network", "seed"))
 
 
 def read(folder: Path) -> list[Row]:

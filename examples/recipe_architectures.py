@@ -427,9 +427,7 @@ def measure(name: str, recipe: bool, seed: int, quick: bool) -> Row:
 
 def write(row: Row, folder: Path) -> None:
     """Write a row; it replaces the row of the same run, if any."""
-    key = ("case", "way", "seed")
-    rows = [old for old in read(folder) if any(old.get(k) != row.get(k) for k in key)]
-    common.write_lines(folder / f"{NAME}.jsonl", [*rows, row])
+    common.add_line(folder / f"{NAME}.jsonl", row, ("case", "way", "seed"))
 
 
 def read(folder: Path) -> list[Row]:

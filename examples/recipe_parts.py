@@ -201,9 +201,7 @@ def _activity(model: nn.Module, x: Tensor, mask: Tensor) -> Row:
 
 def write(row: Row, folder: Path) -> None:
     """Write a row; it replaces the row of the same run, if any."""
-    key = ("task", "network", "part", "seed")
-    rows = [old for old in read(folder) if any(old.get(k) != row.get(k) for k in key)]
-    common.write_lines(folder / f"{NAME}.jsonl", [*rows, row])
+    common.add_line(folder / f"{NAME}.jsonl", row, ("task", "network", "part", "seed"))
 
 
 def read(folder: Path) -> list[Row]:

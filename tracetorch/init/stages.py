@@ -61,7 +61,6 @@ class Calls(NamedTuple):
     by: Literal["layer", "step"]  # how the model runs
     stages: list[Stage]  # the neuron layers with what drives them, in the order of the calls
     left: list[Stage]  # those behind batch norms that drive several, where norms may stay
-    heads: list[nn.Module]  # affine layers behind which there are no neurons and no others of them
 
 
 def follow_calls(model: nn.Module, inputs: Inputs, *, norms_as_they_are: bool = False) -> Calls:
@@ -112,8 +111,7 @@ def follow_calls(model: nn.Module, inputs: Inputs, *, norms_as_they_are: bool = 
             f"{type(model).__name__} has no neuron layer behind a linear layer, a convolution or a "
             "batch norm with a weight: there is nothing to initialise."
         )
-    heads = [unwrapped("", own[path])[1] for path, ends in driven.items() if not ends]
-    return Calls(by, stages, left, heads)
+    return Calls(by, stages, left)
 
 
 def is_norm(module: nn.Module) -> bool:

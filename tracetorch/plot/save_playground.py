@@ -17,7 +17,7 @@ from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.sequence_layer import SequenceLayer
 
 TEMPLATES = Path(__file__).parent
-_SHARED = ("controls.css", "controls.js", "stimuli.js", "drawing.js", "playhead.js")
+_SHARED = ("controls.css", "controls.js", "links.js", "stimuli.js", "drawing.js", "playhead.js")
 _PARTS = {  # beside those that both pages share
     "playground": ("settings", "run", "rows", "panels", "knobs", "pair", "sources", "story"),
     "network": ("engine", "settings", "builder", "layers", "panels", "story"),

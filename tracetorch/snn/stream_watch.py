@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -45,7 +44,7 @@ def look_for_nan(layer: SequenceLayer) -> None:
         _log.warning(_IN_STREAM, f"{name} of {layer._label()}")
 
 
-def state_at_nan(run: Pass, model: nn.Module) -> tuple[str, Any] | None:
+def state_at_nan(run: Pass, model: nn.Module) -> tuple[str, Tensor] | None:
     """Return the path and the value of the first state of a pass that has NaN."""
     for entry in run.entries.values():
         layer = entry.module
@@ -58,7 +57,7 @@ def state_at_nan(run: Pass, model: nn.Module) -> tuple[str, Any] | None:
             total = state.detach().sum().item()
             if total == total:  # NaN is not equal to itself
                 continue
-            if _is_nan(state):
+            if bool(state.isnan().any()):
                 path = next((path for path, module in named_modules(model) if module is layer), "")
                 return join_path(path, name), state
     return None
@@ -98,7 +97,8 @@ def look_for_nan_in(run: Pass, model: nn.Module, checked: bool) -> None:
         return
     layers = [e.module for e in run.entries.values() if isinstance(e.module, SequenceLayer)]
     known = {each._nan_reported for each in layers} - {""}
-    trains = bool(found[1].requires_grad)
+    path, state = found
+    trains = state.requires_grad
     if known - {"sequence"} or (known and not trains):
         return
     within = "stream" if run.went_on else "training" if trains else "sequence"
@@ -110,7 +110,7 @@ def look_for_nan_in(run: Pass, model: nn.Module, checked: bool) -> None:
         "NaN in padding does no harm to outputs that a mask leaves out, but gradients of "
         "weights become NaN, for 0 * NaN is NaN: fill it, with "
         "x.masked_fill(~mask[..., None], 0).",
-        found[0],
+        path,
         ", the loss too, and one step of the optimizer makes weights NaN" if trains else "",
         "tt.diagnose(model, (x, target), loss)" if checked else "tt.unroll(model, x, check=True)",
     )

@@ -72,15 +72,3 @@ function parse(text) {
   if (!sets.length ? read.updates || read.sample : read.sample >= sets[read.set].labels.length) fail("sample");
   return read;
 }
-
-function load() {
-  const text = location.hash.slice(1);
-  if (!text) return "";
-  try {
-    settings = parse(text);
-    return "";
-  } catch {
-    settings = newSettings();
-    return "The settings in the address are not those of this page and were ignored.";
-  }
-}

@@ -194,16 +194,3 @@ function readSide(into, pairs, steps, number) {
 
 // whether a neuron may stand beside another: one that is made alone
 const canPair = (neuron) => neuron.call.alone !== null;
-
-function load() {
-  const text = location.hash.slice(1);
-  if (!text) return "";
-  try {
-    settings = parse(text);
-    return "";
-  } catch {
-    settings = newSettings();
-    return "The settings in the address are not those of this page and were ignored.";
-  }
-}
-

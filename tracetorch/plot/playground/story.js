@@ -38,21 +38,6 @@ function buildPresets() {
 
 // ---- what to try: a link to settings, and what they show
 
-const caption = (text) => { byId("caption").textContent = text; byId("caption").hidden = text === ""; };
-
-function buildTries() {
-  byId("tries").replaceChildren(...tries.map(({ name, text, fragment: to }) => {
-    const link = make("a", { href: `#${to}`, "data-settings": "" }, name);
-    link.addEventListener("click", (event) => {
-      if (event.ctrlKey || event.metaKey || event.shiftKey) return;
-      event.preventDefault();
-      follow(to, text);
-    });
-    return make("li", {}, link);
-  }));
-  byId("story").hidden = tries.length === 0;
-}
-
 // take settings, and play them
 function follow(fragment, text) {
   settings = parse(fragment);
