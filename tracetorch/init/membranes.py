@@ -140,16 +140,28 @@ def _moments(trial: Trial, stage: Stage, seen: dict[str, Tensor]) -> Moments:
     def flat(values: Tensor) -> Tensor:
         return measured(values).flatten(0, -2)
 
-    whole = _filtered(drive, kernel, mask)
-    outside, own, rate = drive, whole, 0.0
+    # without a loop all that drives a layer comes from outside
+    outside, filtered = drive, _filtered(drive, kernel, mask)
+    own = whole = flat(filtered)
+    own_mean, own_deviation = mean, deviation = whole.mean(0), whole.std(0, correction=0)
+    error = 0.0  # of the variance, over the samples
+    if mask is None and drive.shape[1] > 1:
+        squares = (measured(filtered) - mean).square()
+        by_sample = squares.mean((0, 2, 3))
+        error = float(by_sample.std() / len(by_sample) ** 0.5 / by_sample.mean().clamp(min=1e-30))
+    fed_back = covariance = torch.zeros_like(mean)
+    rate = 0.0
     if stage.loop is not None:
         outside, spikes = (
             neurons_last(seen[join_path(stage.loop, end)], stage.neuron)
             for end in ("input", "output")
         )
-        own = _filtered(outside, kernel, mask)
+        filtered = _filtered(outside, kernel, mask)
+        own = flat(filtered)
+        own_mean, own_deviation = own.mean(0), own.std(0, correction=0)
+        fed_back = (whole - own).std(0, correction=0)
+        covariance = ((own - own_mean) * (whole - own)).mean(0)
         rate = float((measured(spikes) != 0).double().mean())
-    fed_back = flat(whole - own)
     samples = torch.full((len(drive),), drive.shape[1]) if mask is None else mask.sum(1)
     samples = samples.to(kernel)
     gain = _risen(kernel, samples, trial.start)
@@ -160,24 +172,19 @@ def _moments(trial: Trial, stage: Stage, seen: dict[str, Tensor]) -> Moments:
         squares = kernel.square()
         scale = (squares.sum(0) / _risen(squares, samples, trial.start)).sqrt()
 
-    error = 0.0  # of the variance, over the samples
-    if mask is None and drive.shape[1] > 1:
-        squares = (measured(whole) - flat(whole).mean(0)).square()
-        by_sample = squares.mean((0, 2, 3))
-        error = float(by_sample.std() / len(by_sample) ** 0.5 / by_sample.mean().clamp(min=1e-30))
     rise = torch.cat([kernel.cumsum(0), kernel.sum(0).expand(len(drive) - len(kernel), -1)])
     rise = (rise * flat(outside).mean(0))[:, None, None]
     return Moments(
-        means=flat(whole).mean(0) * to_end,
-        deviations=flat(whole).std(0, correction=0) * scale,
-        own_means=flat(own).mean(0) * to_end,
-        own_deviations=flat(own).std(0, correction=0) * scale,
-        steady=flat(own - rise).std(0, correction=0) * scale,
-        fed_back=fed_back.std(0, correction=0) * scale,
-        covariance=((flat(own) - flat(own).mean(0)) * fed_back).mean(0) * scale.square(),
+        means=mean * to_end,
+        deviations=deviation * scale,
+        own_means=own_mean * to_end,
+        own_deviations=own_deviation * scale,
+        steady=flat(filtered - rise).std(0, correction=0) * scale,
+        fed_back=fed_back * scale,
+        covariance=covariance * scale.square(),
         gain=gain * to_end,
         rate=rate,
-        highest=flat(whole).amax(0),
+        highest=whole.amax(0),
         error=error,
     )
 
@@ -186,7 +193,8 @@ def _filtered(drive: Tensor, kernel: Tensor, mask: Tensor | None) -> Tensor:
     """Convolve over time, for every sample and place, by the product of the spectra."""
     if mask is not None:
         drive = drive.masked_fill(~aligned(mask, drive), 0.0)
-    length = len(drive) + len(kernel) - 1  # with less, the convolution would be circular
+    # with fewer the convolution would be circular, and a power of two is quick
+    length = 1 << (len(drive) + len(kernel) - 2).bit_length()
     spectrum = torch.fft.rfft(kernel, length, dim=0)[:, None, None]
     spectra = torch.fft.rfft(drive, length, dim=0) * spectrum
     filtered: Tensor = torch.fft.irfft(spectra, length, dim=0)[: len(drive)]
