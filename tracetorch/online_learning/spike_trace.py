@@ -7,9 +7,19 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from tracetorch import integers
 from tracetorch.cell import StateKind
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.sequence_layer import SequenceLayer
+
+
+_DECAY_BITS = 12  # of a decay in integers, as of an integer neuron
+_SPIKE_BITS = 8  # of a trace in integers, sign included, before its binary point
+
+
+def decay_factor(tau: float) -> int:
+    """Return the decay of a trace as an integer, in units of ``2^-12``."""
+    return round(2**_DECAY_BITS * math.exp(-1 / tau))
 
 
 class SpikeTrace(Neuron):
@@ -20,22 +30,40 @@ class SpikeTrace(Neuron):
         before = exp(-1 / tau) * trace
         trace  = before + x                       all spikes count
         trace  = x where there is a spike         ``nearest``: that one alone
+
+    With ``fraction_bits`` it is an integer, in units of ``2^-fraction_bits``::
+
+        before = trunc(round(2^12 exp(-1 / tau)) * trace / 2^12)
+        trace  = saturate(before + 2^fraction_bits * x, fraction_bits + 8)
     """
 
     states: ClassVar[tuple[str, ...]] = ("trace",)
     trace: Tensor
 
-    def __init__(self, num_neurons: int, tau: float, nearest: bool = False, dim: int = -1) -> None:
+    def __init__(
+        self,
+        num_neurons: int,
+        tau: float,
+        nearest: bool = False,
+        dim: int = -1,
+        fraction_bits: int | None = None,
+    ) -> None:
         super().__init__(num_neurons, dim)
-        self.option("factor", math.exp(-1 / tau))
+        self.option("factor", math.exp(-1 / tau) if fraction_bits is None else decay_factor(tau))
         self.option("nearest", nearest)
+        self.option("fraction_bits", fraction_bits)
 
     @staticmethod
-    def step(x: Tensor, trace: Tensor, *, factor: float, nearest: bool) -> tuple[Any, ...]:
+    def step(
+        x: Tensor, trace: Tensor, *, factor: float, nearest: bool, fraction_bits: int | None
+    ) -> tuple[Any, ...]:
         """Run one step."""
-        before = factor * trace
+        if fraction_bits is None:
+            before = factor * trace
+            return before, (before * (x == 0) if nearest else before) + x
+        before = integers.multiply(trace, int(factor), _DECAY_BITS, "trunc")
         kept = before * (x == 0) if nearest else before
-        return before, kept + x
+        return before, integers.saturate(kept + 2**fraction_bits * x, fraction_bits + _SPIKE_BITS)
 
 
 class EligibilityTrace(SequenceLayer):

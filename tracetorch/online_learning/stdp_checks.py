@@ -10,7 +10,7 @@ from tracetorch.core.checks import is_finite
 from tracetorch.core.convolution import output_size
 from tracetorch.core.hooks import hooked_weights
 from tracetorch.core.torch_private import is_readable
-from tracetorch.online_learning.linear_maps import LinearMap, padding_of
+from tracetorch.online_learning.linear_maps import LinearMap, is_convolution, padding_of
 from tracetorch.snn.connectivity import connectivity
 from tracetorch.snn.sequence_layer import ARITHMETIC_DTYPE
 
@@ -20,14 +20,14 @@ def check_spikes(connection: LinearMap, pre: Tensor, post: Tensor, mask: Tensor 
 
     Nor may they be NaN or infinite: one such value reaches the weights, and stays.
     """
-    ndim = 3 if isinstance(connection, nn.Linear) else 5
+    ndim = 5 if is_convolution(connection) else 3
     if pre.ndim != ndim or post.ndim != ndim or pre.shape[:2] != post.shape[:2]:
         step = "[B, inputs]" if ndim == 3 else "[B, C, H, W]"
         raise ValueError(
             f"pre and post must be {step} in a step, with [T] in front in unroll(), and of one "
             f"length and batch, got steps of {list(pre.shape[1:])} and {list(post.shape[1:])}."
         )
-    if not isinstance(connection, nn.Linear):
+    if is_convolution(connection):
         options = connection.kernel_size, connection.stride, padding_of(connection)
         pairs = zip(pre.shape[-2:], *options, connection.dilation, strict=True)
         places = [output_size(*each) for each in pairs]

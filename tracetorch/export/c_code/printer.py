@@ -298,15 +298,20 @@ class StagePrinter(CPrinter):
             self.line(f"{self.at(stage.target, indices[:kept])} = {total};")
 
     def _contraction(self, stage: Contraction) -> None:
+        kind = self.names.types[stage.target.array]
+        wide = accumulator(kind)
         with self.loops(stage.target.shape, ["o", "p"]):
             o, p = _named(stage.target, ["o", "p"])
-            begin = self.zero("float") if stage.start is None else self.at(stage.start, [o, p])
-            self.variable("float", "sum", begin)
+            begin = self.zero(kind) if stage.start is None else self.at(stage.start, [o, p])
+            self.variable(wide, "sum", begin)
             with self.loops(stage.source.shape[1:], ["c"]):
                 c = _named(stage.source, [o, "c"])[1]
-                factors = self.at(stage.source, [o, c]), self.at(stage.factor, [c, p])
+                source = self.at(stage.source, [o, c])
+                source = self.cast(wide, source) if wide == "int64_t" else source
+                factors = source, self.at(stage.factor, [c, p])
                 self.line(self.words.add.format("sum", self.words.times.format(*factors)))
-            self.line(f"{self.at(stage.target, [o, p])} = sum;")
+            total = "sum" if kind == wide else self.cast(kind, "sum")
+            self.line(f"{self.at(stage.target, [o, p])} = {total};")
 
     def _pool(self, stage: Pool) -> None:
         kind = accumulator(self.names.types[stage.target.array])
