@@ -12,8 +12,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tracetorch.core.torch_private import is_readable
 from tracetorch.integers.fixed_point import shift_right
@@ -26,6 +25,7 @@ from tracetorch.snn.connectivity import connectivity
 DEFAULT_BITS = 8
 _MOST_BITS = 12
 _SPIKES = limits(8)
+_MOST_AMPLITUDE = 2**15  # with which the terms of triplets stay exact
 _MOST_SUM = 2.0**51  # of one side: what is added to it stays below 2^53
 
 
@@ -56,21 +56,21 @@ def check_settings(
 
 def integer_rule(rule: TripletRule, bits: int) -> TripletRule:
     """Return a rule whose amplitudes are integers, in units of ``2^-bits``."""
-    found: dict[str, float] = {}
+    found: dict[str, Any] = {}
     for field in fields(rule):
         value = getattr(rule, field.name)
         if field.name.startswith("a"):
             found[field.name] = round(value * 2**bits)
-            if bool(value) != bool(found[field.name]):
+            if value and not 1 <= abs(found[field.name]) <= _MOST_AMPLITUDE * 2**bits:
                 raise ValueError(
-                    f"the rule changes a weight by {value:g} ({field.name}), which is 0 in steps of "
-                    f"2^-{bits}. Amplitudes are in steps of the integer weight: give larger ones, "
-                    f"or fraction_bits up to {_MOST_BITS}."
+                    f"{field.name} must be 0, or from 2^-{bits} to {_MOST_AMPLITUDE} steps of the "
+                    f"integer weight, got {value:g}. Give another one, or fraction_bits up to "
+                    f"{_MOST_BITS}."
                 )
         elif field.name.startswith("tau") and decay_factor(value) == decay_factor(float("inf")):
             raise ValueError(
-                f"{field.name} of {value:g} steps is a decay of 1 in 12 bits: a trace that never "
-                "ends. Give at most 8191 steps."
+                f"{field.name} of {value:g} steps is a decay of 1 in 15 bits: a trace that never "
+                "ends. Give at most 65000 steps."
             )
     return replace(rule, **found)
 

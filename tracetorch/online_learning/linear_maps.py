@@ -12,14 +12,13 @@ from tracetorch import integers
 from tracetorch.core.hooks import hooked_weights
 from tracetorch.snn.connectivity import plain_class
 
-LinearMap: TypeAlias = nn.Linear | nn.Conv2d
-IntegerMap: TypeAlias = integers.Linear | integers.Conv2d
+LinearMap: TypeAlias = nn.Linear | nn.Conv2d | integers.Linear | integers.Conv2d
 
 
 def is_integer_map(module: nn.Module) -> bool:
-    """Whether a module is a linear layer or a convolution of integers, whose weights can change."""
-    plain = "forward" not in vars(module) and plain_class(module) in get_args(IntegerMap)
-    return plain and not (is_convolution(module) and module.groups != 1)
+    """Whether a module is a linear layer or a convolution of integers, which STDP can change."""
+    plain = "forward" not in vars(module) and plain_class(module) in get_args(LinearMap)[2:]
+    return plain and getattr(module, "groups", 1) == 1
 
 
 def is_convolution(module: nn.Module) -> TypeGuard[nn.Conv2d | integers.Conv2d]:
@@ -45,7 +44,7 @@ def weights_of(module: LinearMap) -> list[Tensor]:
     return [module.weight] if module.bias is None else [module.weight, module.bias]
 
 
-def lanes(module: LinearMap | IntegerMap, values: Tensor) -> Tensor:
+def lanes(module: LinearMap, values: Tensor) -> Tensor:
     """Reshape values shaped like the output to ``[samples and places, outputs]``."""
     channels_last = values.movedim(-3, -1) if is_convolution(module) else values
     return channels_last.reshape(-1, channels_last.shape[-1])
@@ -57,7 +56,7 @@ def padding_of(module: nn.Conv2d | integers.Conv2d) -> tuple[int, int]:
     return padding[0], padding[1]
 
 
-def factors(module: LinearMap | IntegerMap, x: Tensor) -> Tensor:
+def factors(module: LinearMap, x: Tensor) -> Tensor:
     """Return what the weights of an output are multiplied by, ``[samples and places, inputs]``."""
     if is_convolution(module):
         images = x if x.ndim == 4 else x[None]

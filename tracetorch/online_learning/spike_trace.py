@@ -12,13 +12,12 @@ from tracetorch.cell import StateKind
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.sequence_layer import SequenceLayer
 
-
-_DECAY_BITS = 12  # of a decay in integers, as of an integer neuron
-_SPIKE_BITS = 8  # of a trace in integers, sign included, before its binary point
+# Of integers: bits of a decay (Q15, with products of 32), and of a trace before its binary point.
+_DECAY_BITS, _SPIKE_BITS = 15, 8
 
 
 def decay_factor(tau: float) -> int:
-    """Return the decay of a trace as an integer, in units of ``2^-12``."""
+    """Return the decay of a trace as an integer, in units of ``2^-15``."""
     return round(2**_DECAY_BITS * math.exp(-1 / tau))
 
 
@@ -33,7 +32,7 @@ class SpikeTrace(Neuron):
 
     With ``fraction_bits`` it is an integer, in units of ``2^-fraction_bits``::
 
-        before = trunc(round(2^12 exp(-1 / tau)) * trace / 2^12)
+        before = trunc(round(2^15 exp(-1 / tau)) * trace / 2^15)
         trace  = saturate(before + 2^fraction_bits * x, fraction_bits + 8)
     """
 

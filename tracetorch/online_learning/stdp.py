@@ -26,7 +26,6 @@ from tracetorch.online_learning.integer_stdp import (
     next_weight,
 )
 from tracetorch.online_learning.linear_maps import (
-    IntegerMap,
     LinearMap,
     factors,
     is_convolution,
@@ -82,7 +81,7 @@ class STDP(TTModule):
     by step, over a sequence, on every device and in C. Amplitudes and bounds are in steps of the
     integer weight. With ``f = fraction_bits`` and ``A = round(2^f a)`` of each amplitude::
 
-        r  = trunc(r * round(2^12 exp(-1 / tau)) / 2^12)            every trace, before spikes
+        r  = trunc(r * round(2^15 exp(-1 / tau)) / 2^15)            every trace, before spikes
         up = A2_plus post + floor(A3_plus post o2 / 2^f + 1/2)      down likewise, of pre and r2
         r  = saturate(r + 2^f x, f + 8)                             behind the spikes x
         change += up r1 - o1 down
@@ -96,10 +95,10 @@ class STDP(TTModule):
     Only traces and constants are rounded; towards ``f = 12`` the rule is that of floats.
 
     Args:
-        connection: an ``nn.Linear``, or an ``nn.Conv2d`` without groups, or those of ``tt.integers``
-            (``tt.quantize.convert``); its weight is learned, its bias is left alone. What ``tt.snn.connect`` has masked stays zero, and a weight stops
-            at zero before it would leave its sign. It stays part of its model alone:
-            ``state_dict()`` and ``to()`` of the rule leave it out.
+        connection: an ``nn.Linear``, an ``nn.Conv2d`` without groups, or one of ``tt.integers``;
+            its weight is learned, its bias is left alone. What ``tt.snn.connect`` has masked stays
+            zero, and a weight stops at zero before it would leave its sign. It stays part of its
+            model alone: ``state_dict()`` and ``to()`` of the rule leave it out.
         rule: of pairs or of triplets.
         bounds: lowest and highest weight, to which every update clips; none where left out.
         mu: exponent of the distance to the bound, as a share of their range, that a change is
@@ -139,14 +138,14 @@ class STDP(TTModule):
     (2007), and of Florian, Neural Computation 19, 1468 (2007).
     """
 
-    connection: LinearMap | IntegerMap
+    connection: LinearMap
     remainder: Tensor | None
     _potentiation: Tensor | None
     _depression: Tensor | None
 
     def __init__(
         self,
-        connection: LinearMap | IntegerMap,
+        connection: LinearMap,
         rule: PairRule | TripletRule = PairRule(),  # noqa: B008 (frozen)
         *,
         bounds: tuple[float, float] | None = None,
@@ -222,8 +221,8 @@ class STDP(TTModule):
 
     def extra_repr(self) -> str:
         """Name the settings."""
-        names = ("connection", "rule", "bounds", "mu", "reduction", "tau_eligibility")
-        names += ("fraction_bits",) * (self.fraction_bits is not None)
+        names = ["connection", "rule", "bounds", "mu", "reduction", "tau_eligibility"]
+        names += ["fraction_bits"] * (self.fraction_bits is not None)
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     def forward(
@@ -271,30 +270,30 @@ class STDP(TTModule):
         if self._potentiation is None or self._depression is None:
             return
         check_own_weight(self.connection)
+        write_weight(self.connection, self._moved(self._potentiation, self._depression))
+        self._potentiation = self._depression = None
+
+    def _moved(self, potentiation: Tensor, depression: Tensor) -> Tensor:
+        """Return the next weight; one of integers leaves its remainder behind."""
         if self.remainder is not None and self.fraction_bits and self.bounds:
-            change = self._potentiation - self._depression
+            change = potentiation - depression
             self.remainder = self.remainder.to(change.device)
             given = self.remainder, change, self.bounds, self.fraction_bits
-            weight, remainder = next_weight(self.connection, *given)
-            write_weight(self.connection, weight)
+            moved, remainder = next_weight(self.connection, *given)
             self.remainder.copy_(remainder)
-            self._potentiation = self._depression = None
-            return
-        weight = self.connection.weight.to(self._potentiation)
+            return moved
+        weight = self.connection.weight.to(potentiation)
         # negative rewards and amplitudes turn a change: the bound that counts is the one it nears
-        up = self._potentiation.clamp(min=0) - self._depression.clamp(max=0)
-        down = self._depression.clamp(min=0) - self._potentiation.clamp(max=0)
-        if self.bounds is not None:
-            lowest, highest = self.bounds
-            if self.mu:
-                span = highest - lowest
-                up = up * ((highest - weight) / span).clamp(0, 1) ** self.mu
-                down = down * ((weight - lowest) / span).clamp(0, 1) ** self.mu
-            moved = (weight + up - down).clamp(lowest, highest)
-        else:
-            moved = weight + up - down
-        write_weight(self.connection, moved)
-        self._potentiation = self._depression = None
+        up = potentiation.clamp(min=0) - depression.clamp(max=0)
+        down = depression.clamp(min=0) - potentiation.clamp(max=0)
+        if self.bounds is None:
+            return weight + up - down
+        lowest, highest = self.bounds
+        if self.mu:
+            span = highest - lowest
+            up = up * ((highest - weight) / span).clamp(0, 1) ** self.mu
+            down = down * ((weight - lowest) / span).clamp(0, 1) ** self.mu
+        return (weight + up - down).clamp(lowest, highest)
 
     @torch.no_grad()
     def _learn(self, pre: Tensor, post: Tensor, reward: Tensor | None, mask: Tensor | None) -> None:

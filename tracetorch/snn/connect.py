@@ -41,7 +41,7 @@ def connect(module: Layer, *, mask: Tensor | None = None, signs: Tensor | None =
     (``torch.nn.utils.parametrize``); :func:`disconnect` makes it a plain one again, where PyTorch's
     ``remove_parametrizations`` would break its copies, which share a class. The raw values, the
     same parameter object as before, are ``parametrizations.weight.original`` in its ``state_dict``,
-    mask and signs are beside them. A weight of the wrong sign is mirrored here, an integer one becomes
+    mask and signs are beside them. A weight of the wrong sign is mirrored here, an integer becomes
     zero; the values that are masked are lost.
 
     As with any parametrization of PyTorch's, a write into ``layer.weight`` in place is lost, of
@@ -81,7 +81,7 @@ def connect(module: Layer, *, mask: Tensor | None = None, signs: Tensor | None =
     """
     product = module.product if isinstance(module, SynapticDelays) else module
     # of integers, whose room is below: what has whole weights, in no parameter
-    whole = product._buffers.get("weight") if isinstance(product, nn.Module) else None
+    whole = getattr(product, "_buffers", {}).get("weight")
     if not isinstance(product, _PRODUCTS) and (whole is None or whole.is_floating_point()):
         raise TypeError(
             "connect takes an nn.Linear, a convolution (nn.Conv1d, nn.Conv2d, nn.Conv3d), one of "
@@ -95,7 +95,7 @@ def connect(module: Layer, *, mask: Tensor | None = None, signs: Tensor | None =
             f"the weight of {type(product).__name__} is parametrized, pruned, or has a norm of "
             "torch.nn.utils already. Connect the plain layer, once, with mask= and signs= together."
         )
-    weight: Tensor = product.weight
+    weight = cast(Tensor, product.weight)
     if is_lazy(weight) or weight.is_meta:
         raise ValueError("the weight has no values yet. Run the model once, or load them, before.")
     rule = Connectivity(_checked_mask(mask, weight), _checked_signs(signs, product))

@@ -194,7 +194,7 @@ class LearningRecord:
 
 
 def record_learning(
-    trial: Trial, steps: Sequence[Any], start: Mapping[str, Tensor], double: bool
+    trial: Trial, steps: Sequence[Any], start: Mapping[str, Tensor], double: bool = False
 ) -> LearningRecord:
     """Read one step of a learner, and let it learn from drawn signals over inputs of a sample."""
     first = {name: weight.detach().clone() for name, weight in trial.learned.items()}

@@ -92,7 +92,7 @@ def _distinct(value: Tensor) -> int:
 
 
 def _is_late(node: Node) -> bool:
-    """Whether a value that learning alone needs is computed there: what is exact in float64, too."""
+    """Whether a value that learning alone needs is computed there; so is that in float64."""
     value = node.meta[VALUE]
     return _is_matrix(node) or (isinstance(value, Tensor) and value.dtype is torch.float64)
 

@@ -197,7 +197,10 @@ class StagePrinter(CPrinter):
     def expression(self, each: Operation) -> str:
         """Return an operation; where its result is wider than an operand, that one is widened."""
         if each.result.dtype is not Dtype.INT64:
-            return super().expression(each)
+            plain = super().expression(each)
+            wide = any(isinstance(arg, Value) and arg.dtype is Dtype.INT64 for arg in each.args)
+            # what is computed of wide numbers, and proved to be narrow
+            return f"(int32_t)({plain})" if wide and each.result.dtype is Dtype.INT32 else plain
         spelled = [
             f"(int64_t){self.spell(arg)}"
             if not isinstance(arg, Value) or arg.dtype is not Dtype.BOOL
