@@ -54,10 +54,14 @@ class Network:
         if kind == "masked":
             drawn = torch.rand(first.weight.shape, generator=generator) < 0.6
             snn.connect(first, mask=drawn, signs=torch.ones(inputs))
-        neuron = integers.LeakyIntegrator(hidden, beta=205, pos_threshold=15)
+        size = 128 if kind == "sized" else 1
+        neuron = integers.LeakyIntegrator(hidden, beta=205, pos_threshold=15, pos_scale=size)
         end = integers.LeakyIntegrator(outputs, beta=205, pos_threshold=15)
         rule, options = RULES[name]
-        self.rules = [tt.STDP(first, rule, **options), tt.STDP(last, PairRule(0.2, 0.22))]
+        self.rules = [
+            tt.STDP(first, rule, **options, spike_sizes=(1, size)),
+            tt.STDP(last, PairRule(0.2, 0.22), spike_sizes=(size, 1)),
+        ]
         self.behind = [neuron, end]
         between: nn.Module = neuron
         if kind == "recurrent":
@@ -70,7 +74,7 @@ class Network:
             self.model.insert(0, integers.Quantize(1.0, bits=2))
         self.dtype = torch.float64 if kind in ("double", "wide") else torch.float32
         self.model.to(self.dtype)
-        self.start = first.weight.clone()
+        self.kind, self.start = kind, first.weight.clone()
         self.given: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         for module in (*(rule.connection for rule in self.rules), *self.behind):
             module.register_forward_hook(self.note)
@@ -81,7 +85,10 @@ class Network:
     def drawn(self, steps: int) -> Tensor:
         generator = torch.Generator().manual_seed(3)
         size = self.rules[0].connection.in_features
-        return (torch.rand(steps, 1, size, generator=generator) < 0.3).to(self.dtype)
+        spikes = (torch.rand(steps, 1, size, generator=generator) < 0.3).to(self.dtype)
+        if self.kind == "signed":
+            spikes *= torch.randint(-3, 4, spikes.shape, generator=generator)
+        return spikes
 
     @torch.no_grad()
     def learn(self, x: Tensor) -> Tensor:
@@ -106,7 +113,7 @@ class Network:
 
 
 CASES = [("plain", name, (20, 6, 3)) for name in RULES]
-KINDS = ("masked", "recurrent", "border", "double", "wide")
+KINDS = ("masked", "recurrent", "border", "double", "wide", "sized", "signed")
 CASES += [(kind, "pairs", (7, 5, 2)) for kind in KINDS]
 CASES += [("plain", "triplets", (1, 1, 1)), ("recurrent", "triplets", (3, 1, 2))]
 

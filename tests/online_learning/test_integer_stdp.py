@@ -234,6 +234,17 @@ def test_convolution_is_the_linear_layer_of_its_patches(name: str) -> None:
     assert all(torch.equal(a.flatten(1), b) for a, b in zip(found, expected, strict=True))
 
 
+def test_spikes_of_a_size_count_as_one() -> None:
+    pre, post = trains(INPUTS, post=(OUTPUTS,), signed=True)
+    rules = [STDP(connection(), RULES["triplet"], reduction="sum", spike_sizes=sizes) for sizes in
+             ((1, 1), (128, 7))]  # fmt: skip
+    plain = learned(rules[0], pre, post, "step", 5, None)
+    sized = learned(rules[1], 128 * pre, 7 * post, "sequence", 5, None)
+    assert all(map(torch.equal, plain, sized))
+    with pytest.raises(ValueError, match=r"^pre holds 100, .* here of size 128"):
+        rules[1](100 * torch.ones(1, INPUTS), torch.zeros(1, OUTPUTS))
+
+
 def test_learning_is_saved_and_resumed() -> None:
     pre, post = trains(INPUTS, post=(OUTPUTS,))
     first = STDP(connection(), RULES["triplet"], reduction="sum")
@@ -283,6 +294,8 @@ HALF = PairRule(0.5, 0.5)
     STDP(LINEAR, HALF, bounds=(0, torch.inf)) -> ValueError: must be integers from -128 to 127
     STDP(LINEAR, HALF, fraction_bits=13) -> ValueError: fraction_bits must be 1 to 12, got 13
     STDP(LINEAR, HALF, fraction_bits=8.0) -> TypeError: fraction_bits must be an integer
+    STDP(LINEAR, HALF, spike_sizes=(1, 0)) -> ValueError: a spike size must be at least 1, got 0
+    STDP(nn.Linear(4, 2), spike_sizes=(1, 2)) -> ValueError: fraction_bits and spike_sizes are those
     STDP(nn.Linear(4, 2), fraction_bits=8) -> ValueError: are those of a connection of tt\.integers
     STDP(LINEAR, PairRule(1e-3, 1.0)) -> ValueError: a2_plus must be 0, or from 2\^-8 .* got 0\.001
     STDP(LINEAR, PairRule(1.0, 1e6)) -> ValueError: a2_minus must be 0, .* got 1e\+06
@@ -296,8 +309,8 @@ def test_wrong_settings(call: str, error: str) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda pre, post: (0.5 * pre, post), r"^pre holds 0\.5, .* integers of -128 to 127"),
-        (lambda pre, post: (pre, 128 * post), r"^post holds 128, .* integers of -128 to 127"),
+        (lambda pre, post: (3.5 * pre, post), r"^pre holds 3\.5, .* from -128 to 127 spikes"),
+        (lambda pre, post: (pre, 128 * post), r"^post holds 128, .* of size 1\. .* spike_sizes"),
         (lambda pre, post: (pre[:, [0, 0]], post[:, [0, 0]]), r"mean over 2 samples is no integer"),
     ],
 )

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tracetorch.core.torch_private import is_readable
@@ -75,18 +76,22 @@ def integer_rule(rule: TripletRule, bits: int) -> TripletRule:
     return replace(rule, **found)
 
 
-def check_integer_spikes(name: str, spikes: Tensor, mask: Tensor | None) -> None:
-    """Raise where spikes are no integers, or too large for a trace."""
+def whole_spikes(name: str, spikes: Tensor, size: int, mask: Tensor | None) -> Tensor:
+    """Return numbers of spikes of a size; raise where they are no integers, or do not fit."""
+    numbers = spikes.double() if size == 1 else torch.trunc(spikes.double() / size)
     if not is_readable(spikes):
-        return
+        return numbers
     low, high = _SPIKES
-    fits = (spikes == spikes.round()) & (spikes >= low) & (spikes <= high)
+    fits = (spikes == numbers * size) & (numbers == numbers.trunc())
+    fits = fits & (numbers >= low) & (numbers <= high)
     fits = fits if mask is None else fits | ~mask.reshape(*mask.shape, *[1] * (fits.ndim - 2))
     if not bool(fits.all()):
         raise ValueError(
-            f"{name} holds {spikes[~fits][0]:g}, and an integer connection learns from integers of "
-            f"{low} to {high}. Round its input, tt.integers.Quantize."
+            f"{name} holds {spikes[~fits][0]:g}, and an integer connection learns from {low} to "
+            f"{high} spikes, here of size {size}. Round its input, tt.integers.Quantize, or give "
+            "spike_sizes."
         )
+    return numbers
 
 
 def check_sums(rows: Tensor, columns: Tensor, before: Tensor | None) -> None:

@@ -14,34 +14,38 @@ from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tracetorch import integers
-from tracetorch.core.checks import check_choice, check_finite, check_nonnegative, check_number
+from tracetorch.core.checks import check_choice, check_count, check_finite, check_number
 from tracetorch.online_learning.integer_stdp import (
-    check_integer_spikes,
     check_settings,
     check_sums,
     integer_rule,
     next_weight,
+    whole_spikes,
 )
 from tracetorch.online_learning.linear_maps import (
     LinearMap,
     factors,
     is_convolution,
     is_integer_map,
-    is_linear_map,
     lanes,
 )
 from tracetorch.online_learning.spike_trace import EligibilityTrace, SpikeTrace
-from tracetorch.online_learning.stdp_checks import check_own_weight, check_spikes, checked_reward
+from tracetorch.online_learning.stdp_checks import (
+    check_connection,
+    check_own_weight,
+    check_spikes,
+    checked_bounds,
+    checked_reward,
+)
 from tracetorch.online_learning.stdp_rules import PairRule, STDPRule, TripletRule
 from tracetorch.ragged import aligned, check_mask, check_sequence, real_steps_first
 from tracetorch.snn.connectivity import write_weight
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.passes import in_one_commit
 from tracetorch.snn.sequence_layer import ARITHMETIC_DTYPE
-from tracetorch.snn.sparse_linear import SparseLinear
 
 Reward: TypeAlias = float | Tensor
 
@@ -110,6 +114,8 @@ class STDP(TTModule):
         fraction_bits: of a connection of integers, the bits behind the binary point of its traces
             and amplitudes, 1 to 12; 8 where left out. A trace forgets up to ``tau / 2^f`` of a
             spike too early, so slow ones want more.
+        spike_sizes: of a connection of integers, the sizes of a spike of its input and of its
+            output: 128 where ``tt.quantize`` made neurons whose spikes leave a trace (``gamma``).
 
     Shape:
         ``pre`` ``[B, ...]``, what the connection is given, and ``post`` ``[B, ...]``, the spikes of
@@ -153,47 +159,31 @@ class STDP(TTModule):
         reduction: Literal["mean", "sum"] = "mean",
         tau_eligibility: float | None = None,
         fraction_bits: int | None = None,
+        spike_sizes: tuple[int, int] = (1, 1),
     ) -> None:
         super().__init__()
-        if isinstance(connection, nn.Module):
-            check_own_weight(connection)
-        if isinstance(connection, SparseLinear):
-            raise TypeError(
-                "the changes of STDP are a matrix [outputs, inputs], and a SparseLinear has a list "
-                f"of edges, got {connection!r}. Use an nn.Linear with the mask of tt.snn.connect."
-            )
-        whole = isinstance(connection, nn.Module) and is_integer_map(connection)
-        if not whole and not (isinstance(connection, nn.Module) and is_linear_map(connection)):
-            raise TypeError(
-                "connection must be an nn.Linear, or an nn.Conv2d with groups=1 and a padding of "
-                f"zeros, in numbers, or one of tt.integers, got {connection!r}."
-            )
+        check_connection(connection)
         if not isinstance(rule, STDPRule):
             raise TypeError(f"rule must be a PairRule or a TripletRule, got {rule!r}.")
-        check_choice("reduction", reduction, ("mean", "sum"))
-        if bounds is not None:
-            lowest, highest = (check_number("a bound", each) for each in bounds)
-            bounds = lowest, highest
-            if not lowest < highest:
-                raise ValueError(f"bounds must be (lowest, highest), got {bounds}.")
-        if check_nonnegative("mu", mu) > 0 and not (bounds and all(map(math.isfinite, bounds))):
-            problem = "there are none" if bounds is None else f"{bounds} are not finite"
-            raise ValueError(f"mu={mu} makes bounds soft, and {problem}. Give bounds=(0, 1).")
+        bounds = checked_bounds(bounds, mu)
         triplet, remainder = rule.triplet(), None
-        if whole:
+        if is_integer_map(connection):
             given = fraction_bits, bounds, mu, tau_eligibility
             fraction_bits, bounds = check_settings(connection, *given)
             triplet = integer_rule(triplet, fraction_bits)
             remainder = torch.zeros_like(connection.weight, dtype=torch.int32)
-        elif fraction_bits is not None:
+        elif fraction_bits is not None or spike_sizes != (1, 1):
             raise ValueError(
-                "fraction_bits are those of a connection of tt.integers, which tt.quantize.convert "
-                f"makes, got {connection!r}. Leave them out."
+                "fraction_bits and spike_sizes are those of a connection of tt.integers, which "
+                f"tt.quantize.convert makes, got {connection!r}. Leave them out."
             )
+        first, second = spike_sizes
+        self.spike_sizes = check_count("a spike size", first), check_count("a spike size", second)
         # not registered: it is part of a model, which moves it and has it in its state_dict
         object.__setattr__(self, "connection", connection)
         self.rule = rule
-        self.bounds, self.mu, self.reduction = bounds, float(mu), reduction
+        self.bounds, self.mu = bounds, float(mu)
+        self.reduction = check_choice("reduction", reduction, ("mean", "sum"))
         self.fraction_bits, self._triplet = fraction_bits, triplet
         outputs, inputs = connection.weight.shape[:2]
         dim = -3 if is_convolution(connection) else -1
@@ -222,7 +212,7 @@ class STDP(TTModule):
     def extra_repr(self) -> str:
         """Name the settings."""
         names = ["connection", "rule", "bounds", "mu", "reduction", "tau_eligibility"]
-        names += ["fraction_bits"] * (self.fraction_bits is not None)
+        names += ["fraction_bits", "spike_sizes"] * (self.fraction_bits is not None)
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     def forward(
@@ -306,8 +296,8 @@ class STDP(TTModule):
         dtype, is_mean = ARITHMETIC_DTYPE[pre.dtype], self.reduction == "mean" and pre.shape[1] > 1
         if self.fraction_bits is not None:
             dtype = torch.float64
-            check_integer_spikes("pre", pre, mask)
-            check_integer_spikes("post", post, mask)
+            pre = whole_spikes("pre", pre, self.spike_sizes[0], mask)
+            post = whole_spikes("post", post, self.spike_sizes[1], mask)
             if is_mean:
                 raise ValueError(
                     f"a mean over {pre.shape[1]} samples is no integer. Give reduction='sum', and "
