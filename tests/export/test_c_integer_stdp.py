@@ -84,7 +84,7 @@ class Network:
 
     def drawn(self, steps: int) -> Tensor:
         generator = torch.Generator().manual_seed(3)
-        size = self.rules[0].connection.in_features
+        size = self.rules[0].connection.weight.shape[1]
         spikes = (torch.rand(steps, 1, size, generator=generator) < 0.3).to(self.dtype)
         if self.kind == "signed":
             spikes *= torch.randint(-3, 4, spikes.shape, generator=generator)
@@ -182,8 +182,8 @@ def test_a_thousand_updates_on_a_cortex(tmp_path: Path) -> None:
     checked(["arm-none-eabi-gcc", *flags, "test.c", "model.c", "-o", "check.elf", "-lm"], tmp_path)
     printed = checked(["qemu-arm", "-cpu", "cortex-m4", "check.elf"], tmp_path)
     assert printed == "1000 steps of learning, weights at most 0 apart\n"
-    (path,) = [path for path in tmp_path.glob("*.su") if "model" in path.name]
-    sizes = [int(line.split("\t")[1]) for line in path.read_text().splitlines()]
+    (usage,) = [each for each in tmp_path.glob("*.su") if "model" in each.name]
+    sizes = [int(line.split("\t")[1]) for line in usage.read_text().splitlines()]
     assert sum(sizes) <= report.stack_bytes
 
 

@@ -262,9 +262,10 @@ def test_learning_is_saved_and_resumed() -> None:
 def test_a_quantised_network_learns() -> None:
     torch.manual_seed(0)
     neurons = [snn.LIF(size, pos_threshold=0.1) for size in (8, 3)]
-    net = nn.Sequential(nn.Linear(12, 8), neurons[0], nn.Linear(8, 3), neurons[1])
+    net: Any = nn.Sequential(nn.Linear(12, 8), neurons[0], nn.Linear(8, 3), neurons[1])
     net.requires_grad_(False)[2].weight.abs_()
     x = (torch.rand(40, 1, 12) < 0.4).float()
+    model: Any
     model, _ = tt.quantize.convert(tt.quantize.prepare(net, x))
     rules = [STDP(model[0], PairRule(3.0, 2.0)), STDP(model[2], TripletRule(1.0, 2.0, 1.0))]
     before = [rule.connection.weight.clone() for rule in rules]

@@ -18,7 +18,7 @@ _DECAY_BITS, _SPIKE_BITS = 15, 8
 
 def decay_factor(tau: float) -> int:
     """Return the decay of a trace as an integer, in units of ``2^-15``."""
-    return round(2**_DECAY_BITS * math.exp(-1 / tau))
+    return round(2.0**_DECAY_BITS * math.exp(-1 / tau))
 
 
 class SpikeTrace(Neuron):
