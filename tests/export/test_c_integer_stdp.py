@@ -196,6 +196,16 @@ def test_nothing_of_the_rules_changes(tmp_path: Path) -> None:
     assert network.rules[0].remainder.dtype is torch.int32
 
 
+def beyond() -> dict[str, Any]:
+    """A network whose sums are exact in float32 now, but not for all that its weights can be."""
+    wide = integers.Linear(700, 2, weight_bits=16)
+    wide.weight.fill_(1)
+    spread, hidden = integers.Linear(7, 700), integers.LeakyIntegrator(700, pos_threshold=1)
+    spread.weight.fill_(2)
+    model = nn.Sequential(spread, hidden, wide, integers.LeakyIntegrator(2, pos_threshold=9))
+    return {"model": model, "learner": tt.STDP(wide, RULES["pairs"][0])}
+
+
 FLOATS = nn.Linear(2, 2)
 
 
@@ -205,12 +215,15 @@ FLOATS = nn.Linear(2, 2)
         (lambda n: {"dtype": "float32"}, r"^dtype='float32' has no such learner"),
         (lambda n: {"optimizer": torch.optim.SGD(FLOATS.parameters())}, "STDP moves the weights"),
         (lambda n: {"learner": [*n.rules, n.rules[0]]}, "0 has two rules"),
+        (lambda n: {"learner": [*n.rules, tt.STDP(FLOATS)]}, "STDP of integers and of floats"),
         (lambda n: {"learner": tt.STDP(integers.Linear(2, 2), RULES["pairs"][0])}, "no part of"),
+        (lambda n: beyond(), r"^2 \(Linear\) can reach \d+, .* x\.double"),
     ],
 )
 def test_refused(change: Any, message: str, tmp_path: Path) -> None:
     network = Network("plain", (7, 5, 2))
-    arguments = {"learner": network.rules, **change(network)}
+    arguments = {"model": network.model, "learner": network.rules, **change(network)}
+    model = arguments.pop("model")
     with pytest.raises(ValueError, match=message):
-        tt.export.c(network.model, tmp_path / "none", network.drawn(5), **arguments)
+        tt.export.c(model, tmp_path / "none", network.drawn(5), **arguments)
     assert not (tmp_path / "none").exists()

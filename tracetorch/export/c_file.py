@@ -18,7 +18,7 @@ from tracetorch.export.c_code.arrangement import planned
 from tracetorch.export.c_code.costs import memory_accesses, step_costs
 from tracetorch.export.c_code.event_sources import event_arrays
 from tracetorch.export.c_code.files import MAKEFILE, header, main_source, ports_of, sample_header
-from tracetorch.export.c_code.learners import has_integers, trial_of
+from tracetorch.export.c_code.learners import learns_integers, trial_of
 from tracetorch.export.c_code.learning import LearningRecord, record_learning
 from tracetorch.export.c_code.learning_files import TEST, check_source, learned_header
 from tracetorch.export.c_code.printer import SIZES, Names, c_words
@@ -82,7 +82,8 @@ def c(
     the stream then, with the traces; ``tt_reset`` keeps them. What the library computes in one step
     is recorded and written, the backward pass too, so the weights are the library's bit for bit, in
     the order of sums that C has. ``make test`` learns from signals drawn for the first 100 steps of
-    the sample, and compares the weights. What ``optimizer`` does not hold is constant.
+    the sample, and compares the weights. What ``optimizer`` does not hold is constant. STDP of
+    :class:`tt.integers.Linear <tracetorch.integers.Linear>` is integer arithmetic as all else.
 
     Args:
         model: any module whose call is one time step; it is unchanged afterwards.
@@ -90,8 +91,8 @@ def c(
             error is raised.
         sample: a recorded input ``[T, B, ...]``: a tensor, or a tuple or a dict of them. Its first
             stream is written; costs are means over the first 100 steps of that.
-        dtype: ``"float32"`` (default) or ``"int"``.
-        learner: ``tt.online(model, rule)`` of any rule, a ``tt.STDP`` of an ``nn.Linear`` in the
+        dtype: ``"float32"`` or ``"int"``; left out, ``"int"`` for STDP of integers, else float32.
+        learner: ``tt.online(model, rule)`` of any rule, a ``tt.STDP`` of a linear layer in the
             model, or several; it is unchanged, and the stream starts from rest, without traces.
         optimizer: a ``torch.optim.SGD`` of what is to learn, without momentum or decay of weights;
             for ``tt.online`` alone.
@@ -106,9 +107,9 @@ def c(
         TypeError: ``model`` is no module, ``sample`` holds anything but tensors, or ``learner`` or
             ``optimizer`` is none.
         ValueError: as :func:`tt.export.step`; or an operation has no C, which is named with the
-            path of its module; with ``"int"``, what is no integer or may overflow, or a learner;
-            the learner or the optimizer is of another model; the optimizer is more than plain SGD;
-            a convolution learns; or nothing does.
+            path of its module; with ``"int"``, what is no integer or may overflow, or learns by
+            floats; the learner or the optimizer is of another model; the optimizer is more than
+            plain SGD; a convolution learns; or nothing does.
         OSError: the files cannot be written; those that there are stay as they are.
 
     Example:
@@ -122,7 +123,7 @@ def c(
         24
     """
     check_module(model)
-    integer = has_integers(learner)
+    integer = learns_integers(learner)
     if dtype not in (None, "float32", "int"):
         raise ValueError(f"dtype must be 'float32' or 'int', got {dtype!r}.")
     if learner is None and optimizer is not None:

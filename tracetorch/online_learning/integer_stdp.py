@@ -79,9 +79,9 @@ def integer_rule(rule: TripletRule, bits: int) -> TripletRule:
 def whole_spikes(name: str, spikes: Tensor, size: int, mask: Tensor | None) -> Tensor:
     """Return numbers of spikes of a size; raise where they are no integers, or do not fit."""
     numbers = spikes.double() if size == 1 else torch.trunc(spikes.double() / size)
-    if not is_readable(spikes):
-        return numbers
     low, high = _SPIKES
+    if not is_readable(spikes):
+        return numbers.clamp(low, high)
     fits = (spikes == numbers * size) & (numbers == numbers.trunc())
     fits = fits & (numbers >= low) & (numbers <= high)
     fits = fits if mask is None else fits | ~mask.reshape(*mask.shape, *[1] * (fits.ndim - 2))
@@ -91,7 +91,8 @@ def whole_spikes(name: str, spikes: Tensor, size: int, mask: Tensor | None) -> T
             f"{high} spikes, here of size {size}. Round its input, tt.integers.Quantize, or give "
             "spike_sizes."
         )
-    return numbers
+    # it changes nothing here; in C, which refuses nothing, what does not fit saturates
+    return numbers.clamp(low, high)
 
 
 def check_sums(rows: Tensor, columns: Tensor, before: Tensor | None) -> None:

@@ -149,10 +149,16 @@ class PlasticTrial:
 Trial: TypeAlias = GradientTrial | PlasticTrial
 
 
-def has_integers(learner: Any) -> bool:
-    """Whether STDP of integers is among what learns."""
+def learns_integers(learner: Any) -> bool:
+    """Whether a learner is STDP of integers; raise where it is that of floats as well."""
     rules = learner if isinstance(learner, (tuple, list)) else [learner]
-    return any(isinstance(rule, STDP) and rule.remainder is not None for rule in rules)
+    found = {isinstance(rule, STDP) and rule.remainder is not None for rule in rules}
+    if len(found) > 1:
+        raise ValueError(
+            "learner has STDP of integers and of floats, and C has one kind of numbers. Quantise "
+            "all of the model, tt.quantize.prepare and tt.quantize.convert."
+        )
+    return found == {True}
 
 
 def trial_of(model: nn.Module, learner: Any, optimizer: Any, x: Any) -> Trial:
