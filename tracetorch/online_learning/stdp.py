@@ -10,8 +10,7 @@ rewards, decayed, which is a trace of the reward backwards.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -41,22 +40,16 @@ from tracetorch.online_learning.stdp_checks import (
     checked_reward,
 )
 from tracetorch.online_learning.stdp_rules import PairRule, STDPRule, TripletRule
-from tracetorch.ragged import aligned, check_mask, check_sequence, real_steps_first
+from tracetorch.ragged import check_mask, check_sequence, real_steps_first
 from tracetorch.snn.connectivity import write_weight
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.passes import in_one_commit
 from tracetorch.snn.sequence_layer import ARITHMETIC_DTYPE
 
 Reward: TypeAlias = float | Tensor
-
-
-class _Factors(NamedTuple):
-    """The factors of all changes: input times output, ``[T, B, ...]`` each, in the arithmetic."""
-
-    before_post: Tensor  # trace of the input, which is potentiated
-    post: Tensor  # spikes of the output, each with what it is worth
-    pre: Tensor  # spikes of the input, each with what it costs
-    before_pre: Tensor  # trace of the output, which is depressed
+# of potentiation and of depression: values of outputs, and of inputs, whose products are changes,
+# with a row for each step, sample and place
+_Pairs: TypeAlias = list[tuple[Tensor, Tensor]]
 
 
 class STDP(TTModule):
@@ -332,10 +325,14 @@ class STDP(TTModule):
         if self.slow_pre_trace is not None:
             before, _ = _run(self.slow_pre_trace, pre, lengths)
             cost = cost + self._in_unit(rule.a3_minus * pre * before)
-        found = _Factors(pre_after, worth, cost, post_before)
+        factored = (worth, pre_after), (post_before, cost)
+        own = self.connection
+        pairs = [(lanes(own, y), factors(own, x.flatten(0, 1))) for y, x in factored]
         if self.eligibility is None:
-            return self._changes(found)
-        up = self._rewarded(self.eligibility, found, reward, lengths)
+            return self._changes(pairs)
+        if lengths is None:
+            lengths = pre.new_full(pre.shape[1:2], len(pre), dtype=torch.int64)
+        up = self._rewarded(self.eligibility, pairs, len(pre), reward, lengths)
         return up, torch.zeros_like(up)
 
     def _in_unit(self, product: Tensor) -> Tensor:
@@ -343,9 +340,8 @@ class STDP(TTModule):
         bits = self.fraction_bits
         return product if bits is None else integers.shift_right(product, bits, "nearest")
 
-    def _changes(self, found: _Factors, by: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Sum what is potentiated and depressed over all, each with a weight ``[T, B]``."""
-        pairs = [*self._rows(found, by)]
+    def _changes(self, pairs: _Pairs) -> tuple[Tensor, Tensor]:
+        """Sum what is potentiated and depressed."""
         if self.fraction_bits is not None:
             for pair, before in zip(pairs, (self._potentiation, self._depression), strict=True):
                 check_sums(*pair, before)
@@ -353,20 +349,13 @@ class STDP(TTModule):
         up, down = ((rows.t() @ columns).view(shape) for rows, columns in pairs)
         return up, down
 
-    def _rows(self, found: _Factors, by: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Iterate over values of outputs and inputs, a row for each step, sample and place."""
-        pairs = (found.post, found.before_post), (found.before_pre, found.pre)
-        for output, given in pairs:
-            weighted = output if by is None else aligned(by, output) * output
-            rows = lanes(self.connection, weighted.flatten(0, 1))
-            yield rows, factors(self.connection, given.flatten(0, 1))
-
     def _rewarded(
         self,
         eligibility: EligibilityTrace,
-        found: _Factors,
+        pairs: _Pairs,
+        steps: int,
         reward: Tensor | None,
-        lengths: Tensor | None,
+        lengths: Tensor,
     ) -> Tensor:
         """Move the eligibility trace to the last step; return the changes by the reward.
 
@@ -374,22 +363,26 @@ class STDP(TTModule):
         rewards from its step on, decayed: a trace of the reward, backwards. Only the last
         eligibility is ever there as a matrix for each sample.
         """
-        steps, batch = found.pre.shape[:2]
-        decay = math.exp(-1 / eligibility.tau)
-        shape = found.pre.new_empty(batch, eligibility.num_neurons)
+        batch, decay = len(lengths), math.exp(-1 / eligibility.tau)
+        shape = pairs[0][0].new_empty(batch, eligibility.num_neurons)
         before: Any = eligibility._states_for(shape, shape.dtype)[0]
         weight = self.connection.weight
-        total = found.pre.new_zeros(weight.shape)
+        total = shape.new_zeros(weight.shape)
+
+        def weighted(by: Tensor) -> _Pairs:
+            each = by.flatten()[:, None, None]
+            return [
+                ((each * y.view(len(each), -1, y.shape[-1])).flatten(0, 1), x) for y, x in pairs
+            ]
+
         if reward is not None:
             clock = SpikeTrace(1, eligibility.tau)
             _, seen = clock.forward_sequence(reward.flip(0)[..., None].contiguous(), ["trace"])
             later = seen["trace"].flip(0).squeeze(-1)  # [T, B]
             total += torch.einsum("b,bnk->nk", decay * later[0], before).view_as(weight)
-            up, down = self._changes(found, later)
+            up, down = self._changes(weighted(later))
             total += up - down
         # what is left of each change after the last real step
-        if lengths is None:
-            lengths = torch.full((batch,), steps, device=shape.device)
         age = lengths - 1 - torch.arange(steps, device=shape.device)[:, None]
         left = (decay ** age.clamp(min=0).to(shape)).masked_fill(age < 0, 0.0)
         decayed = decay ** lengths.to(shape)
@@ -401,7 +394,7 @@ class STDP(TTModule):
             )
             return rows.transpose(1, 2) @ columns
 
-        up, down = (by_sample(*pair) for pair in self._rows(found, left))
+        up, down = (by_sample(*pair) for pair in weighted(left))
         eligibility.trace = decayed[:, None, None] * before + (up - down)
         return total
 
