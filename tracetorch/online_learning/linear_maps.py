@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tracetorch import integers
 from tracetorch.core.hooks import hooked_weights
+from tracetorch.integers import layers
 from tracetorch.snn.connectivity import plain_class
 
-LinearMap: TypeAlias = nn.Linear | nn.Conv2d | integers.Linear | integers.Conv2d
+LinearMap: TypeAlias = nn.Linear | nn.Conv2d | layers.Linear | layers.Conv2d
 
 
 def is_integer_map(module: nn.Module) -> bool:
@@ -21,9 +21,9 @@ def is_integer_map(module: nn.Module) -> bool:
     return plain and getattr(module, "groups", 1) == 1
 
 
-def is_convolution(module: nn.Module) -> TypeGuard[nn.Conv2d | integers.Conv2d]:
+def is_convolution(module: nn.Module) -> TypeGuard[nn.Conv2d | layers.Conv2d]:
     """Whether a product has places that share its weights."""
-    return isinstance(module, nn.Conv2d | integers.Conv2d)
+    return isinstance(module, nn.Conv2d | layers.Conv2d)
 
 
 def is_linear_map(module: nn.Module) -> bool:
@@ -50,7 +50,7 @@ def lanes(module: LinearMap, values: Tensor) -> Tensor:
     return channels_last.reshape(-1, channels_last.shape[-1])
 
 
-def padding_of(module: nn.Conv2d | integers.Conv2d) -> tuple[int, int]:
+def padding_of(module: nn.Conv2d | layers.Conv2d) -> tuple[int, int]:
     """Return the padding in numbers, which may be given as ``"valid"``."""
     padding = (0, 0) if isinstance(module.padding, str) else module.padding
     return padding[0], padding[1]

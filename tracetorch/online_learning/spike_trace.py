@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from tracetorch import integers
 from tracetorch.cell import StateKind
+from tracetorch.integers.fixed_point import multiply
+from tracetorch.integers.width import saturate
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.sequence_layer import SequenceLayer
 
@@ -60,9 +61,9 @@ class SpikeTrace(Neuron):
         if fraction_bits is None:
             before = factor * trace
             return before, (before * (x == 0) if nearest else before) + x
-        before = integers.multiply(trace, int(factor), _DECAY_BITS, "trunc")
+        before = multiply(trace, int(factor), _DECAY_BITS, "trunc")
         kept = before * (x == 0) if nearest else before
-        return before, integers.saturate(kept + 2**fraction_bits * x, fraction_bits + _SPIKE_BITS)
+        return before, saturate(kept + 2**fraction_bits * x, fraction_bits + _SPIKE_BITS)
 
 
 class EligibilityTrace(SequenceLayer):

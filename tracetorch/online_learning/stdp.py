@@ -15,8 +15,8 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from tracetorch import integers
 from tracetorch.core.checks import check_choice, check_count, check_finite, check_number
+from tracetorch.integers.fixed_point import shift_right
 from tracetorch.online_learning.integer_stdp import (
     check_settings,
     check_sums,
@@ -338,7 +338,7 @@ class STDP(TTModule):
     def _in_unit(self, product: Tensor) -> Tensor:
         """Return an amplitude times a trace, in integers in the unit of one of the two."""
         bits = self.fraction_bits
-        return product if bits is None else integers.shift_right(product, bits, "nearest")
+        return product if bits is None else shift_right(product, bits, "nearest")
 
     def _changes(self, pairs: _Pairs) -> tuple[Tensor, Tensor]:
         """Sum what is potentiated and depressed."""
