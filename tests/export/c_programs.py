@@ -49,8 +49,8 @@ void run(tt_stream *s, int64_t steps, const {x} *x, {y} *y, unsigned char *seen)
 }}
 """
 _LEARN = """
-void learn(tt_stream *s, int64_t steps, const float *x, float *y, const float *signal);
-void learn(tt_stream *s, int64_t steps, const float *x, float *y, const float *signal) {{
+void learn(tt_stream *s, int64_t steps, const {x} *x, {y} *y, const float *signal);
+void learn(tt_stream *s, int64_t steps, const {x} *x, {y} *y, const float *signal) {{
     for (int64_t t = 0; t < steps; t++) {{
         tt_step(s, x + t * TT_X_SIZE, y + t * TT_Y_SIZE);
         (void)signal;
@@ -105,7 +105,7 @@ class CNetwork:
         if "tt_learn" in text:
             name = "SIGNAL" if "TT_SIGNAL_SIZE" in text else "REWARD"
             signal = f", signal + t * TT_{name}_SIZE" if f"TT_{name}_SIZE" in text else ""
-            run += _LEARN.format(arguments=f"s{signal}")
+            run += _LEARN.format(arguments=f"s{signal}", x=types["x"], y=types["y"])
         (folder / "run.c").write_text(run)
         command = [compiler, *STRICT, *flags, "-shared", "-fPIC", "run.c", "model.c", "-lm"]
         checked([*command, "-o", "run.so"], folder)
@@ -142,7 +142,8 @@ class CNetwork:
     def learn(self, x: Tensor, signals: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Step and learn; return the outputs, and what the stream then holds, by its label."""
         given, told = (np.ascontiguousarray(each.flatten(1).numpy()) for each in (x, signals))
-        got = np.zeros((len(given), self.size), np.float32)
+        given = given.astype(self.kinds[0])
+        got = np.zeros((len(given), self.size), self.kinds[1])
         pointers = [_pointer(self.stream), ctypes.c_int64(len(given))]
         self.library.learn(*pointers, *map(_pointer, (given, got, told)))
         return torch.from_numpy(got), self.held()

@@ -490,7 +490,7 @@ class WithRule(nn.Sequential):
          r"weight_decay=0\.1"),
         (lambda m: {**online(m), "optimizer": sgd(network("LIF"))}, ValueError, "does not have"),
         (lambda m: online(copy.deepcopy(m)), ValueError, "one of another model"),
-        (lambda m: {**online(m), "dtype": "int"}, ValueError, "dtype='int' has no learner"),
+        (lambda m: {**online(m), "dtype": "int"}, ValueError, "dtype='int' has no such learner"),
         (lambda m: {"learner": tt.STDP(m[0]), "optimizer": sgd(m)}, ValueError,
          "STDP moves the weights itself"),
         (lambda m: {"learner": tt.STDP(nn.Linear(5, 7))}, ValueError, "no part of the model"),

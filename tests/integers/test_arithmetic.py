@@ -188,12 +188,12 @@ ANY: Any = integers  # for arguments that no type checker lets pass
         (lambda: ANY.saturate(torch.ones(1), 99), ValueError, "bits must be 2 to 53"),
         (lambda: ANY.shift_right(torch.ones(1), 32), ValueError, "bits must be 0 to 31, got 32"),
         (lambda: ANY.shift_right(torch.ones(1), -1), ValueError, "bits must be 0 to 31, got -1"),
-        (lambda: ANY.shift_right(torch.ones(1), 1, "up"), ValueError, "one of .*got 'up'"),
-        (lambda: ANY.multiply(torch.ones(1), 1, 1, "at_least_one"), ValueError, "must be one of"),
+        (lambda: ANY.shift_right(torch.ones(1), 1, "up"), ValueError, "or .at_least_one., got .up"),
+        (lambda: ANY.multiply(torch.ones(1), 1, 1, "at_least_one"), ValueError, ".nearest., got"),
         (lambda: ANY.multiply(torch.ones(1), 1, True), TypeError, "must be an integer"),
         (lambda: ANY.Multiplier(17), ValueError, "bits must be 1 to 16, got 17"),
-        (lambda: ANY.Multiplier(8, "at_least_one"), ValueError, "must be one of"),
-        (lambda: ANY.Shift("up"), ValueError, "rounding must be one of"),
+        (lambda: ANY.Multiplier(8, "at_least_one"), ValueError, ".nearest., got"),
+        (lambda: ANY.Shift("up"), ValueError, "rounding must be .floor., .trunc., .nearest. or"),
     ],
 )  # fmt: skip
 def test_errors(call: Callable[[], object], error: type[Exception], message: str) -> None:

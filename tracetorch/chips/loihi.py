@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 from tracetorch.chips.chip import Chip
 from tracetorch.chips.target import ChipTarget, IntegerNeuron, Stage, gathered, register
-from tracetorch.core.checks import check_count
+from tracetorch.core.checks import check_choice, check_count
 from tracetorch.integers.fixed_point import multiply
 from tracetorch.integers.layers import exactly
 from tracetorch.integers.leaky_integrator import integer_weight, scaled
 from tracetorch.integers.loading import KnownSettings, Settings, WholeParameters
 from tracetorch.integers.ranges import ranges_of
 from tracetorch.integers.rounding import clamped, floor, round, straight_through  # noqa: A004
-from tracetorch.integers.width import check_between, check_choice, limits
+from tracetorch.integers.width import check_between, limits
 from tracetorch.snn.parameters import DEFAULT_SURROGATE, SpikeFunction, WeightSetup
 
 SignMode: TypeAlias = Literal["mixed", "excitatory", "inhibitory"]

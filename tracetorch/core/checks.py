@@ -7,6 +7,7 @@ import math
 import numbers
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,11 +102,12 @@ def check_share(name: str, value: object) -> float:
     return number
 
 
-def check_choice(name: str, value: object, allowed: Sequence[object]) -> None:
-    """Raise ``ValueError`` unless ``value`` is one of those allowed."""
+def check_choice(name: str, value: Any, allowed: Sequence[object]) -> Any:
+    """Return ``value``; raise ``ValueError`` unless it is one of those allowed."""
     if value not in allowed:
         *others, last = map(repr, allowed)
         raise ValueError(f"{name} must be {', '.join(others)} or {last}, got {value!r}.")
+    return value
 
 
 def check_each(name: str, values: Tensor, count: int, what: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from tracetorch.export.c_code.arrangement import planned
 from tracetorch.export.c_code.costs import memory_accesses, step_costs
 from tracetorch.export.c_code.event_sources import event_arrays
 from tracetorch.export.c_code.files import MAKEFILE, header, main_source, ports_of, sample_header
-from tracetorch.export.c_code.learners import trial_of
+from tracetorch.export.c_code.learners import learns_integers, trial_of
 from tracetorch.export.c_code.learning import LearningRecord, record_learning
 from tracetorch.export.c_code.learning_files import TEST, check_source, learned_header
 from tracetorch.export.c_code.printer import SIZES, Names, c_words
@@ -27,6 +27,8 @@ from tracetorch.export.c_code.recorded import RecordedStep, record_step
 from tracetorch.export.c_code.report import CReport
 from tracetorch.export.c_code.source import Source, model_source, names_of
 from tracetorch.export.c_code.stages import Array, Product, StepProgram
+from tracetorch.export.c_code.widths import found_widths
+from tracetorch.fuse.ir.intervals import Interval
 from tracetorch.metrics.observe import membrane_name
 from tracetorch.online_learning import STDP, OnlineLearner
 from tracetorch.unrolling.inputs import Inputs, parse_inputs
@@ -39,7 +41,7 @@ def c(
     folder: str | os.PathLike[str],
     sample: Any,
     *,
-    dtype: Literal["float32", "int"] = "float32",
+    dtype: Literal["float32", "int"] | None = None,
     learner: OnlineLearner | STDP | Sequence[STDP] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> CReport:
@@ -80,7 +82,8 @@ def c(
     the stream then, with the traces; ``tt_reset`` keeps them. What the library computes in one step
     is recorded and written, the backward pass too, so the weights are the library's bit for bit, in
     the order of sums that C has. ``make test`` learns from signals drawn for the first 100 steps of
-    the sample, and compares the weights. What ``optimizer`` does not hold is constant.
+    the sample, and compares the weights. What ``optimizer`` does not hold is constant. STDP of
+    :class:`tt.integers.Linear <tracetorch.integers.Linear>` is integer arithmetic as all else.
 
     Args:
         model: any module whose call is one time step; it is unchanged afterwards.
@@ -88,8 +91,8 @@ def c(
             error is raised.
         sample: a recorded input ``[T, B, ...]``: a tensor, or a tuple or a dict of them. Its first
             stream is written; costs are means over the first 100 steps of that.
-        dtype: ``"float32"`` (default) or ``"int"``.
-        learner: ``tt.online(model, rule)`` of any rule, a ``tt.STDP`` of an ``nn.Linear`` in the
+        dtype: ``"float32"`` or ``"int"``; left out, ``"int"`` for STDP of integers, else float32.
+        learner: ``tt.online(model, rule)`` of any rule, a ``tt.STDP`` of a linear layer in the
             model, or several; it is unchanged, and the stream starts from rest, without traces.
         optimizer: a ``torch.optim.SGD`` of what is to learn, without momentum or decay of weights;
             for ``tt.online`` alone.
@@ -104,9 +107,9 @@ def c(
         TypeError: ``model`` is no module, ``sample`` holds anything but tensors, or ``learner`` or
             ``optimizer`` is none.
         ValueError: as :func:`tt.export.step`; or an operation has no C, which is named with the
-            path of its module; with ``"int"``, what is no integer or may overflow, or a learner;
-            the learner or the optimizer is of another model; the optimizer is more than plain SGD;
-            a convolution learns; or nothing does.
+            path of its module; with ``"int"``, what is no integer or may overflow, or learns by
+            floats; the learner or the optimizer is of another model; the optimizer is more than
+            plain SGD; a convolution learns; or nothing does.
         OSError: the files cannot be written; those that there are stay as they are.
 
     Example:
@@ -120,19 +123,20 @@ def c(
         24
     """
     check_module(model)
-    if dtype not in get_args(Literal["float32", "int"]):
+    integer = learns_integers(learner)
+    if dtype not in (None, "float32", "int"):
         raise ValueError(f"dtype must be 'float32' or 'int', got {dtype!r}.")
     if learner is None and optimizer is not None:
         raise ValueError("optimizer is that of a learner: give learner=tt.online(model, rule) too.")
-    if learner is not None and dtype == "int":
+    if learner is not None and dtype == ("float32" if integer else "int"):
         raise ValueError(
-            "dtype='int' has no learner: traces and rates are floats. Leave dtype out, and spikes "
-            "and weights are float32, or leave learner out."
+            f"dtype={dtype!r} has no such learner: of integers learns a tt.STDP of a "
+            "tt.integers.Linear, all others of floats. Leave dtype out, it is the learner's."
         )
     inputs = parse_inputs(sample, None, 0, True)
     if not inputs.batch:
         raise ValueError("x has no sample: its batch is 0, and a recorded input is needed.")
-    files, report = _files(model, inputs, dtype == "int", learner, optimizer)
+    files, report = _files(model, inputs, integer or dtype == "int", learner, optimizer)
     write_texts(Path(folder), files)
     return report
 
@@ -147,8 +151,12 @@ def _files(
     learning = None
     if learner is not None:
         first = recorded.steps[:_COUNTED]
-        trial = trial_of(model, learner, optimizer, first[0])
-        learning = record_learning(trial, first, recorded.step.states)
+        trial = trial_of(recorded.model, learner, optimizer, first[0])
+        step = recorded.program
+        learning = record_learning(trial, first, recorded.step.states, step.double)
+        if integer:
+            ranges = {name: Interval(*ends) for name, ends in recorded.input_range.items()}
+            widths = found_widths(learning.program, ranges)
     program = planned(recorded.program if learning is None else learning.program)
     events = _events(recorded, program)
     names = names_of(program, c_words(), widths)

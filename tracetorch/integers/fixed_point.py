@@ -8,8 +8,9 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
+from tracetorch.core.checks import check_choice
 from tracetorch.integers.rounding import straight_through
-from tracetorch.integers.width import check_between, check_choice
+from tracetorch.integers.width import check_between
 
 Rounding: TypeAlias = Literal["floor", "trunc", "nearest", "at_least_one"]
 

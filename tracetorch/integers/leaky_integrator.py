@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from tracetorch.core.checks import check_flag, check_positive
+from tracetorch.core.checks import check_choice, check_flag, check_positive
 from tracetorch.integers.fixed_point import Leak, Multiplier, Rounding, Shift, multiply
 from tracetorch.integers.loading import KnownSettings, Settings, WholeParameters
 from tracetorch.integers.rounding import round  # noqa: A004
-from tracetorch.integers.width import check_between, check_choice, limits, saturate, wrap
+from tracetorch.integers.width import check_between, limits, saturate, wrap
 from tracetorch.snn.leaky_integrator import Reset, states_of_parts
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import (

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -19,13 +17,6 @@ def check_between(name: str, value: object, low: int, high: int) -> int:
     if not low <= number <= high:
         raise ValueError(f"{name} must be {low} to {high}, got {number}.")
     return number
-
-
-def check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
-    """Return a value; raise ``ValueError`` if it is none of those allowed."""
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
-    return value
 
 
 def limits(bits: int, *, signed: bool = True) -> tuple[int, int]:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from tracetorch.core.hooks import hooked_weights
+from tracetorch.integers import layers
 from tracetorch.snn.connectivity import plain_class
 
-LinearMap: TypeAlias = nn.Linear | nn.Conv2d
+LinearMap: TypeAlias = nn.Linear | nn.Conv2d | layers.Linear | layers.Conv2d
+
+
+def is_integer_map(module: nn.Module) -> bool:
+    """Whether a module is a linear layer or a convolution of integers, which STDP can change."""
+    plain = "forward" not in vars(module) and plain_class(module) in get_args(LinearMap)[2:]
+    return plain and getattr(module, "groups", 1) == 1
+
+
+def is_convolution(module: nn.Module) -> TypeGuard[nn.Conv2d | layers.Conv2d]:
+    """Whether a product has places that share its weights."""
+    return isinstance(module, nn.Conv2d | layers.Conv2d)
 
 
 def is_linear_map(module: nn.Module) -> bool:
@@ -34,28 +46,29 @@ def weights_of(module: LinearMap) -> list[Tensor]:
 
 def lanes(module: LinearMap, values: Tensor) -> Tensor:
     """Reshape values shaped like the output to ``[samples and places, outputs]``."""
-    channels_last = values if isinstance(module, nn.Linear) else values.movedim(-3, -1)
+    channels_last = values.movedim(-3, -1) if is_convolution(module) else values
     return channels_last.reshape(-1, channels_last.shape[-1])
 
 
-def padding_of(module: nn.Conv2d) -> tuple[int, int]:
+def padding_of(module: nn.Conv2d | layers.Conv2d) -> tuple[int, int]:
     """Return the padding in numbers, which may be given as ``"valid"``."""
     padding = (0, 0) if isinstance(module.padding, str) else module.padding
     return padding[0], padding[1]
 
 
-def features(module: LinearMap, x: Tensor) -> Tensor:
-    """Return what the weights of an output are multiplied by, ``[samples and places, inputs]``.
-
-    A bias is one more input, which is always 1.
-    """
-    if isinstance(module, nn.Conv2d):
+def factors(module: LinearMap, x: Tensor) -> Tensor:
+    """Return what the weights of an output are multiplied by, ``[samples and places, inputs]``."""
+    if is_convolution(module):
         images = x if x.ndim == 4 else x[None]
         pairs = module.kernel_size, module.dilation, padding_of(module), module.stride
         patches = functional.unfold(images, *[(pair[0], pair[1]) for pair in pairs])
-        rows = patches.transpose(1, 2).flatten(0, 1)
-    else:
-        rows = x.reshape(-1, x.shape[-1])
+        return patches.transpose(1, 2).flatten(0, 1)
+    return x.reshape(-1, x.shape[-1])
+
+
+def features(module: LinearMap, x: Tensor) -> Tensor:
+    """Return the factors of the weights, and of the bias one more, which is always 1."""
+    rows = factors(module, x)
     return rows if module.bias is None else torch.cat([rows, torch.ones_like(rows[:, :1])], 1)
 
 

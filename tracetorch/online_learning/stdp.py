@@ -10,34 +10,46 @@ rewards, decayed, which is a trace of the reward backwards.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tracetorch.core.checks import check_choice, check_finite, check_nonnegative, check_number
-from tracetorch.online_learning.linear_maps import LinearMap, features, is_linear_map, lanes, split
+from tracetorch.core.checks import check_choice, check_count, check_finite, check_number
+from tracetorch.integers.fixed_point import shift_right
+from tracetorch.online_learning.integer_stdp import (
+    check_settings,
+    check_sums,
+    integer_rule,
+    next_weight,
+    whole_spikes,
+)
+from tracetorch.online_learning.linear_maps import (
+    LinearMap,
+    factors,
+    is_convolution,
+    is_integer_map,
+    lanes,
+)
 from tracetorch.online_learning.spike_trace import EligibilityTrace, SpikeTrace
-from tracetorch.online_learning.stdp_checks import check_own_weight, check_spikes, checked_reward
+from tracetorch.online_learning.stdp_checks import (
+    check_connection,
+    check_own_weight,
+    check_spikes,
+    checked_bounds,
+    checked_reward,
+)
 from tracetorch.online_learning.stdp_rules import PairRule, STDPRule, TripletRule
-from tracetorch.ragged import aligned, check_mask, check_sequence, real_steps_first
+from tracetorch.ragged import check_mask, check_sequence, real_steps_first
 from tracetorch.snn.connectivity import write_weight
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.passes import in_one_commit
 from tracetorch.snn.sequence_layer import ARITHMETIC_DTYPE
-from tracetorch.snn.sparse_linear import SparseLinear
 
 Reward: TypeAlias = float | Tensor
-
-
-class _Factors(NamedTuple):
-    """The factors of all changes: input times output, ``[T, B, ...]`` each, in the arithmetic."""
-
-    before_post: Tensor  # trace of the input, which is potentiated
-    post: Tensor  # spikes of the output, each with what it is worth
-    pre: Tensor  # spikes of the input, each with what it costs
-    before_pre: Tensor  # trace of the output, which is depressed
+# of potentiation and of depression: values of outputs, and of inputs, whose products are changes,
+# with a row for each step, sample and place
+_Pairs: TypeAlias = list[tuple[Tensor, Tensor]]
 
 
 class STDP(TTModule):
@@ -62,11 +74,28 @@ class STDP(TTModule):
 
     Gradients play no part: nothing is recorded, and ``requires_grad`` does not matter.
 
+    **In integers.** Of a ``tt.integers.Linear`` or ``Conv2d`` everything is an integer, and equal
+    by step, over a sequence, on every device and in C. Amplitudes and bounds are in steps of the
+    integer weight. With ``f = fraction_bits`` and ``A = round(2^f a)`` of each amplitude::
+
+        r  = trunc(r * round(2^15 exp(-1 / tau)) / 2^15)            every trace, before spikes
+        up = A2_plus post + floor(A3_plus post o2 / 2^f + 1/2)      down likewise, of pre and r2
+        r  = saturate(r + 2^f x, f + 8)                             behind the spikes x
+        change += up r1 - o1 down
+
+    and ``update_`` adds to weights that keep ``2 f`` bits below their unit, in ``remainder``::
+
+        sum       = min(max(2^2f weight + remainder + change, 2^2f lowest), 2^2f highest)
+        weight    = floor(sum / 2^2f + 1/2)
+        remainder = sum - 2^2f weight
+
+    Only traces and constants are rounded; towards ``f = 12`` the rule is that of floats.
+
     Args:
-        connection: an ``nn.Linear``, or an ``nn.Conv2d`` without groups; its weight is learned, its
-            bias is left alone. What ``tt.snn.connect`` has masked stays zero, and a weight stops
-            at zero before it would leave its sign. It stays part of its model alone:
-            ``state_dict()`` and ``to()`` of the rule leave it out.
+        connection: an ``nn.Linear``, an ``nn.Conv2d`` without groups, or one of ``tt.integers``;
+            its weight is learned, its bias is left alone. What ``tt.snn.connect`` has masked stays
+            zero, and a weight stops at zero before it would leave its sign. It stays part of its
+            model alone: ``state_dict()`` and ``to()`` of the rule leave it out.
         rule: of pairs or of triplets.
         bounds: lowest and highest weight, to which every update clips; none where left out.
         mu: exponent of the distance to the bound, as a share of their range, that a change is
@@ -75,6 +104,11 @@ class STDP(TTModule):
             convolution they are summed.
         tau_eligibility: time constant of the eligibility trace, in steps; without it there is none,
             and every change counts as it is.
+        fraction_bits: of a connection of integers, the bits behind the binary point of its traces
+            and amplitudes, 1 to 12; 8 where left out. A trace forgets up to ``tau / 2^f`` of a
+            spike too early, so slow ones want more.
+        spike_sizes: of a connection of integers, the sizes of a spike of its input and of its
+            output: 128 where ``tt.quantize`` made neurons whose spikes leave a trace (``gamma``).
 
     Shape:
         ``pre`` ``[B, ...]``, what the connection is given, and ``post`` ``[B, ...]``, the spikes of
@@ -83,7 +117,9 @@ class STDP(TTModule):
     Raises:
         TypeError: an argument is of the wrong type.
         ValueError: an argument is out of range; the shapes do not fit; spikes are NaN or infinite;
-            or a reward is given without ``tau_eligibility``.
+            a reward is given without ``tau_eligibility``; or, in integers, spikes are none of -128
+            to 127, sums may not be exact, an amplitude is 0, or there are soft bounds, a reward or
+            a mean over several samples.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(20, 5, bias=False), LIF(5))
@@ -102,6 +138,7 @@ class STDP(TTModule):
     """
 
     connection: LinearMap
+    remainder: Tensor | None
     _potentiation: Tensor | None
     _depression: Tensor | None
 
@@ -114,43 +151,38 @@ class STDP(TTModule):
         mu: float = 0.0,
         reduction: Literal["mean", "sum"] = "mean",
         tau_eligibility: float | None = None,
+        fraction_bits: int | None = None,
+        spike_sizes: tuple[int, int] = (1, 1),
     ) -> None:
         super().__init__()
-        if isinstance(connection, nn.Module):
-            check_own_weight(connection)
-        if isinstance(connection, SparseLinear):
-            raise TypeError(
-                "the changes of STDP are a matrix [outputs, inputs], and a SparseLinear has a list "
-                f"of edges, got {connection!r}. Use an nn.Linear with the mask of tt.snn.connect."
-            )
-        if not isinstance(connection, nn.Module) or not is_linear_map(connection):
-            raise TypeError(
-                "connection must be an nn.Linear, or an nn.Conv2d with groups=1 and a padding of "
-                f"zeros, in numbers, got {connection!r}."
-            )
+        check_connection(connection)
         if not isinstance(rule, STDPRule):
             raise TypeError(f"rule must be a PairRule or a TripletRule, got {rule!r}.")
-        check_choice("reduction", reduction, ("mean", "sum"))
-        if bounds is not None:
-            lowest, highest = (check_number("a bound", each) for each in bounds)
-            bounds = lowest, highest
-            if not lowest < highest:
-                raise ValueError(f"bounds must be (lowest, highest), got {bounds}.")
-        if check_nonnegative("mu", mu) > 0 and not (bounds and all(map(math.isfinite, bounds))):
-            problem = "there are none" if bounds is None else f"{bounds} are not finite"
-            raise ValueError(f"mu={mu} makes bounds soft, and {problem}. Give bounds=(0, 1).")
+        bounds = checked_bounds(bounds, mu)
+        triplet, remainder = rule.triplet(), None
+        if is_integer_map(connection):
+            given = fraction_bits, bounds, mu, tau_eligibility
+            fraction_bits, bounds = check_settings(connection, *given)
+            triplet = integer_rule(triplet, fraction_bits)
+            remainder = torch.zeros_like(connection.weight, dtype=torch.int32)
+        elif fraction_bits is not None or spike_sizes != (1, 1):
+            raise ValueError(
+                "fraction_bits and spike_sizes are those of a connection of tt.integers, which "
+                f"tt.quantize.convert makes, got {connection!r}. Leave them out."
+            )
+        first, second = spike_sizes
+        self.spike_sizes = check_count("a spike size", first), check_count("a spike size", second)
         # not registered: it is part of a model, which moves it and has it in its state_dict
         object.__setattr__(self, "connection", connection)
         self.rule = rule
-        self.bounds, self.mu, self.reduction = bounds, float(mu), reduction
-        self._triplet = triplet = rule.triplet()
-        if isinstance(connection, nn.Linear):
-            inputs, outputs, dim = connection.in_features, connection.out_features, -1
-        else:
-            inputs, outputs, dim = connection.in_channels, connection.out_channels, -3
+        self.bounds, self.mu = bounds, float(mu)
+        self.reduction = check_choice("reduction", reduction, ("mean", "sum"))
+        self.fraction_bits, self._triplet = fraction_bits, triplet
+        outputs, inputs = connection.weight.shape[:2]
+        dim = -3 if is_convolution(connection) else -1
 
         def trace(size: int, tau: float) -> SpikeTrace:
-            return SpikeTrace(size, tau, triplet.nearest, dim)
+            return SpikeTrace(size, tau, triplet.nearest, dim, fraction_bits)
 
         self.pre_trace = trace(inputs, triplet.tau_plus)
         self.post_trace = trace(outputs, triplet.tau_minus)
@@ -168,10 +200,12 @@ class STDP(TTModule):
         # as gradients, they add up and belong to no checkpoint
         self.register_buffer("_potentiation", None, persistent=False)
         self.register_buffer("_depression", None, persistent=False)
+        self.register_buffer("remainder", remainder)
 
     def extra_repr(self) -> str:
         """Name the settings."""
-        names = ("connection", "rule", "bounds", "mu", "reduction", "tau_eligibility")
+        names = ["connection", "rule", "bounds", "mu", "reduction", "tau_eligibility"]
+        names += ["fraction_bits", "spike_sizes"] * (self.fraction_bits is not None)
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     def forward(
@@ -219,21 +253,30 @@ class STDP(TTModule):
         if self._potentiation is None or self._depression is None:
             return
         check_own_weight(self.connection)
-        weight = self.connection.weight.to(self._potentiation)
-        # negative rewards and amplitudes turn a change: the bound that counts is the one it nears
-        up = self._potentiation.clamp(min=0) - self._depression.clamp(max=0)
-        down = self._depression.clamp(min=0) - self._potentiation.clamp(max=0)
-        if self.bounds is not None:
-            lowest, highest = self.bounds
-            if self.mu:
-                span = highest - lowest
-                up = up * ((highest - weight) / span).clamp(0, 1) ** self.mu
-                down = down * ((weight - lowest) / span).clamp(0, 1) ** self.mu
-            moved = (weight + up - down).clamp(lowest, highest)
-        else:
-            moved = weight + up - down
-        write_weight(self.connection, moved)
+        write_weight(self.connection, self._moved(self._potentiation, self._depression))
         self._potentiation = self._depression = None
+
+    def _moved(self, potentiation: Tensor, depression: Tensor) -> Tensor:
+        """Return the next weight; one of integers leaves its remainder behind."""
+        if self.remainder is not None and self.fraction_bits and self.bounds:
+            change = potentiation - depression
+            self.remainder = self.remainder.to(change.device)
+            given = self.remainder, change, self.bounds, self.fraction_bits
+            moved, remainder = next_weight(self.connection, *given)
+            self.remainder.copy_(remainder)
+            return moved
+        weight = self.connection.weight.to(potentiation)
+        # negative rewards and amplitudes turn a change: the bound that counts is the one it nears
+        up = potentiation.clamp(min=0) - depression.clamp(max=0)
+        down = depression.clamp(min=0) - potentiation.clamp(max=0)
+        if self.bounds is None:
+            return weight + up - down
+        lowest, highest = self.bounds
+        if self.mu:
+            span = highest - lowest
+            up = up * ((highest - weight) / span).clamp(0, 1) ** self.mu
+            down = down * ((weight - lowest) / span).clamp(0, 1) ** self.mu
+        return (weight + up - down).clamp(lowest, highest)
 
     @torch.no_grad()
     def _learn(self, pre: Tensor, post: Tensor, reward: Tensor | None, mask: Tensor | None) -> None:
@@ -243,7 +286,16 @@ class STDP(TTModule):
         reward = checked_reward(reward, pre, mask, waits=self.eligibility is not None)
         if not pre.shape[1]:  # an empty batch has no mean
             return
-        dtype = ARITHMETIC_DTYPE[pre.dtype]
+        dtype, is_mean = ARITHMETIC_DTYPE[pre.dtype], self.reduction == "mean" and pre.shape[1] > 1
+        if self.fraction_bits is not None:
+            dtype = torch.float64
+            pre = whole_spikes("pre", pre, self.spike_sizes[0], mask)
+            post = whole_spikes("post", post, self.spike_sizes[1], mask)
+            if is_mean:
+                raise ValueError(
+                    f"a mean over {pre.shape[1]} samples is no integer. Give reduction='sum', and "
+                    "amplitudes that are smaller by as much."
+                )
         pre, post = pre.to(dtype), post.to(dtype)
         lengths = None if mask is None else mask.sum(0)
         if mask is not None:
@@ -252,7 +304,7 @@ class STDP(TTModule):
             reward = None if reward is None else real_steps_first(reward, mask)
         # the traces go on all together, or none
         up, down = in_one_commit(self._summed, pre, post, reward, lengths)
-        if self.reduction == "mean":
+        if is_mean:
             up, down = up / pre.shape[1], down / pre.shape[1]
         if self._potentiation is not None and self._depression is not None:
             up, down = self._potentiation + up, self._depression + down
@@ -268,34 +320,42 @@ class STDP(TTModule):
         # a spike counts once in its pair, and again with the trace of those before it
         worth, cost = rule.a2_plus * post, rule.a2_minus * pre
         if self.slow_post_trace is not None:
-            worth = worth + rule.a3_plus * post * _run(self.slow_post_trace, post, lengths)[0]
+            before, _ = _run(self.slow_post_trace, post, lengths)
+            worth = worth + self._in_unit(rule.a3_plus * post * before)
         if self.slow_pre_trace is not None:
-            cost = cost + rule.a3_minus * pre * _run(self.slow_pre_trace, pre, lengths)[0]
-        factors = _Factors(pre_after, worth, cost, post_before)
+            before, _ = _run(self.slow_pre_trace, pre, lengths)
+            cost = cost + self._in_unit(rule.a3_minus * pre * before)
+        factored = (worth, pre_after), (post_before, cost)
+        own = self.connection
+        pairs = [(lanes(own, y), factors(own, x.flatten(0, 1))) for y, x in factored]
         if self.eligibility is None:
-            return self._changes(factors)
-        up = self._rewarded(self.eligibility, factors, reward, lengths)
+            return self._changes(pairs)
+        if lengths is None:
+            lengths = pre.new_full(pre.shape[1:2], len(pre), dtype=torch.int64)
+        up = self._rewarded(self.eligibility, pairs, len(pre), reward, lengths)
         return up, torch.zeros_like(up)
 
-    def _changes(self, factors: _Factors, by: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Sum what is potentiated and depressed over all, each with a weight ``[T, B]``."""
-        up, down = (rows.t() @ columns for rows, columns in self._rows(factors, by))
-        return split(self.connection, up)[0], split(self.connection, down)[0]
+    def _in_unit(self, product: Tensor) -> Tensor:
+        """Return an amplitude times a trace, in integers in the unit of one of the two."""
+        bits = self.fraction_bits
+        return product if bits is None else shift_right(product, bits, "nearest")
 
-    def _rows(self, factors: _Factors, by: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Iterate over values of outputs and inputs, a row for each step, sample and place."""
-        pairs = (factors.post, factors.before_post), (factors.before_pre, factors.pre)
-        for output, given in pairs:
-            weighted = output if by is None else aligned(by, output) * output
-            rows = lanes(self.connection, weighted.flatten(0, 1))
-            yield rows, features(self.connection, given.flatten(0, 1))
+    def _changes(self, pairs: _Pairs) -> tuple[Tensor, Tensor]:
+        """Sum what is potentiated and depressed."""
+        if self.fraction_bits is not None:
+            for pair, before in zip(pairs, (self._potentiation, self._depression), strict=True):
+                check_sums(*pair, before)
+        shape = self.connection.weight.shape
+        up, down = ((rows.t() @ columns).view(shape) for rows, columns in pairs)
+        return up, down
 
     def _rewarded(
         self,
         eligibility: EligibilityTrace,
-        factors: _Factors,
+        pairs: _Pairs,
+        steps: int,
         reward: Tensor | None,
-        lengths: Tensor | None,
+        lengths: Tensor,
     ) -> Tensor:
         """Move the eligibility trace to the last step; return the changes by the reward.
 
@@ -303,35 +363,38 @@ class STDP(TTModule):
         rewards from its step on, decayed: a trace of the reward, backwards. Only the last
         eligibility is ever there as a matrix for each sample.
         """
-        steps, batch = factors.pre.shape[:2]
-        decay = math.exp(-1 / eligibility.tau)
-        shape = factors.pre.new_empty(batch, eligibility.num_neurons)
+        batch, decay = len(lengths), math.exp(-1 / eligibility.tau)
+        shape = pairs[0][0].new_empty(batch, eligibility.num_neurons)
         before: Any = eligibility._states_for(shape, shape.dtype)[0]
         weight = self.connection.weight
-        total = factors.pre.new_zeros(weight.shape)
+        total = shape.new_zeros(weight.shape)
+
+        def weighted(by: Tensor) -> _Pairs:
+            each = by.flatten()[:, None, None]
+            return [
+                ((each * y.view(len(each), -1, y.shape[-1])).flatten(0, 1), x) for y, x in pairs
+            ]
+
         if reward is not None:
             clock = SpikeTrace(1, eligibility.tau)
             _, seen = clock.forward_sequence(reward.flip(0)[..., None].contiguous(), ["trace"])
             later = seen["trace"].flip(0).squeeze(-1)  # [T, B]
             total += torch.einsum("b,bnk->nk", decay * later[0], before).view_as(weight)
-            up, down = self._changes(factors, later)
+            up, down = self._changes(weighted(later))
             total += up - down
         # what is left of each change after the last real step
-        if lengths is None:
-            lengths = torch.full((batch,), steps, device=shape.device)
         age = lengths - 1 - torch.arange(steps, device=shape.device)[:, None]
         left = (decay ** age.clamp(min=0).to(shape)).masked_fill(age < 0, 0.0)
         decayed = decay ** lengths.to(shape)
-        inputs = weight[0].numel()  # without a bias
 
         def by_sample(rows: Tensor, columns: Tensor) -> Tensor:
             rows, columns = (
                 x.view(steps, batch, -1, x.shape[-1]).transpose(0, 1).flatten(1, 2)
-                for x in (rows, columns[:, :inputs])
+                for x in (rows, columns)
             )
             return rows.transpose(1, 2) @ columns
 
-        up, down = (by_sample(*pair) for pair in self._rows(factors, left))
+        up, down = (by_sample(*pair) for pair in weighted(left))
         eligibility.trace = decayed[:, None, None] * before + (up - down)
         return total
 

@@ -2,17 +2,56 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from tracetorch.core.checks import is_finite
+from tracetorch.core.checks import check_nonnegative, check_number, is_finite
 from tracetorch.core.convolution import output_size
 from tracetorch.core.hooks import hooked_weights
 from tracetorch.core.torch_private import is_readable
-from tracetorch.online_learning.linear_maps import LinearMap, padding_of
+from tracetorch.online_learning.linear_maps import (
+    LinearMap,
+    is_convolution,
+    is_integer_map,
+    is_linear_map,
+    padding_of,
+)
 from tracetorch.snn.connectivity import connectivity
 from tracetorch.snn.sequence_layer import ARITHMETIC_DTYPE
+from tracetorch.snn.sparse_linear import SparseLinear
+
+
+def check_connection(connection: object) -> None:
+    """Raise unless STDP can change the weight of a connection."""
+    if isinstance(connection, nn.Module):
+        check_own_weight(connection)
+        if is_linear_map(connection) or is_integer_map(connection):
+            return
+    if isinstance(connection, SparseLinear):
+        raise TypeError(
+            "the changes of STDP are a matrix [outputs, inputs], and a SparseLinear has a list "
+            f"of edges, got {connection!r}. Use an nn.Linear with the mask of tt.snn.connect."
+        )
+    raise TypeError(
+        "connection must be an nn.Linear, or an nn.Conv2d with groups=1 and a padding of "
+        f"zeros, in numbers, or one of tt.integers, got {connection!r}."
+    )
+
+
+def checked_bounds(bounds: Any, mu: float) -> tuple[float, float] | None:
+    """Return the bounds; raise where they are none, or not finite and ``mu`` makes them soft."""
+    if bounds is not None:
+        lowest, highest = bounds = tuple(check_number("a bound", each) for each in bounds)
+        if not lowest < highest:
+            raise ValueError(f"bounds must be (lowest, highest), got {bounds}.")
+    if check_nonnegative("mu", mu) > 0 and not (bounds and all(map(math.isfinite, bounds))):
+        problem = "there are none" if bounds is None else f"{bounds} are not finite"
+        raise ValueError(f"mu={mu} makes bounds soft, and {problem}. Give bounds=(0, 1).")
+    return cast("tuple[float, float] | None", bounds)
 
 
 def check_spikes(connection: LinearMap, pre: Tensor, post: Tensor, mask: Tensor | None) -> None:
@@ -20,14 +59,14 @@ def check_spikes(connection: LinearMap, pre: Tensor, post: Tensor, mask: Tensor 
 
     Nor may they be NaN or infinite: one such value reaches the weights, and stays.
     """
-    ndim = 3 if isinstance(connection, nn.Linear) else 5
+    ndim = 5 if is_convolution(connection) else 3
     if pre.ndim != ndim or post.ndim != ndim or pre.shape[:2] != post.shape[:2]:
         step = "[B, inputs]" if ndim == 3 else "[B, C, H, W]"
         raise ValueError(
             f"pre and post must be {step} in a step, with [T] in front in unroll(), and of one "
             f"length and batch, got steps of {list(pre.shape[1:])} and {list(post.shape[1:])}."
         )
-    if not isinstance(connection, nn.Linear):
+    if is_convolution(connection):
         options = connection.kernel_size, connection.stride, padding_of(connection)
         pairs = zip(pre.shape[-2:], *options, connection.dilation, strict=True)
         places = [output_size(*each) for each in pairs]

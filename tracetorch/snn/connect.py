@@ -41,8 +41,8 @@ def connect(module: Layer, *, mask: Tensor | None = None, signs: Tensor | None =
     (``torch.nn.utils.parametrize``); :func:`disconnect` makes it a plain one again, where PyTorch's
     ``remove_parametrizations`` would break its copies, which share a class. The raw values, the
     same parameter object as before, are ``parametrizations.weight.original`` in its ``state_dict``,
-    mask and signs are beside them. A weight of the wrong sign is mirrored here; the values that are
-    masked are lost.
+    mask and signs are beside them. A weight of the wrong sign is mirrored here, an integer becomes
+    zero; the values that are masked are lost.
 
     As with any parametrization of PyTorch's, a write into ``layer.weight`` in place is lost, of
     which a warning tells: assign values (``layer.weight = values``, a tensor, no parameter), which
@@ -50,7 +50,8 @@ def connect(module: Layer, *, mask: Tensor | None = None, signs: Tensor | None =
     saved; ``pickle`` refuses it.
 
     Args:
-        module: an ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d``, or a layer with a
+        module: an ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d``, a layer of
+            ``tt.integers`` that is like one (for :class:`tt.STDP <tracetorch.STDP>`), or one with a
             delay for each weight, whose product is connected; whoever holds it keeps it.
         mask: booleans, true where there is a connection, of the weight's shape ``[outputs,
             inputs, ...]``, or ``[outputs, inputs]`` for the channels of a convolution; ``None``:
@@ -79,11 +80,13 @@ def connect(module: Layer, *, mask: Tensor | None = None, signs: Tensor | None =
     trained networks that obey Dale's law.
     """
     product = module.product if isinstance(module, SynapticDelays) else module
-    if not isinstance(product, _PRODUCTS):
+    # of integers, whose room is below: what has whole weights, in no parameter
+    whole = getattr(product, "_buffers", {}).get("weight")
+    if not isinstance(product, _PRODUCTS) and (whole is None or whole.is_floating_point()):
         raise TypeError(
-            "connect takes an nn.Linear, a convolution (nn.Conv1d, nn.Conv2d, nn.Conv3d) or a "
-            f"layer with delays of them, got {type(module).__name__}. Of another module pass the "
-            "linear layer inside, as recurrent.connection."
+            "connect takes an nn.Linear, a convolution (nn.Conv1d, nn.Conv2d, nn.Conv3d), one of "
+            f"tt.integers or a layer with delays of them, got {type(module).__name__}. Of another "
+            "module pass the linear layer inside, as recurrent.connection."
         )
     if mask is None and signs is None:
         raise ValueError("connect needs mask=, signs=, or both.")
@@ -92,12 +95,13 @@ def connect(module: Layer, *, mask: Tensor | None = None, signs: Tensor | None =
             f"the weight of {type(product).__name__} is parametrized, pruned, or has a norm of "
             "torch.nn.utils already. Connect the plain layer, once, with mask= and signs= together."
         )
-    weight: Tensor = product.weight
+    weight = cast(Tensor, product.weight)
     if is_lazy(weight) or weight.is_meta:
         raise ValueError("the weight has no values yet. Run the model once, or load them, before.")
     rule = Connectivity(_checked_mask(mask, weight), _checked_signs(signs, product))
     with torch.no_grad():
-        weight.copy_(rule(weight))
+        # the mirror image of the least integer has no place in its width
+        weight.copy_(rule(weight) if whole is None else rule.nearest(weight))
     parametrize.register_parametrization(product, "weight", rule)
     _follow_writes(type(product))
     return module
@@ -136,9 +140,10 @@ def disconnect(module: Layer) -> Layer:
         weight.copy_(product.weight)
     del product._modules["parametrizations"]
     product.__class__ = kind  # not by PyTorch's function, which changes the class that copies share
-    others = dict(product._parameters)
-    product._parameters.clear()
-    product._parameters.update({"weight": cast(nn.Parameter, weight), **others})
+    values: Any = product._parameters if isinstance(weight, nn.Parameter) else product._buffers
+    others = dict(values)
+    values.clear()
+    values.update({"weight": weight, **others})
     return module
 
 
@@ -178,7 +183,7 @@ def _checked_signs(signs: Tensor | None, product: nn.Module) -> Tensor | None:
         return None
     check_signs(signs)
     weight = cast(Tensor, product.weight)
-    groups = 1 if isinstance(product, nn.Linear) else cast(int, product.groups)
+    groups: int = getattr(product, "groups", 1)
     inputs = groups * weight.shape[1]
     if tuple(signs.shape) != (inputs,):
         got = list(signs.shape)

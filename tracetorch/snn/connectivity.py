@@ -43,7 +43,7 @@ class Connectivity(nn.Module):
             # signs * |raw|, whose derivative is 1 or -1 at zero too, where that of abs is 0
             weight = raw * torch.where(raw < 0, -signs, signs)
         # not a product: 0 * inf would be NaN, and so would be the gradient of a masked weight
-        return weight if self.mask is None else torch.where(self.mask, weight, 0.0)
+        return weight if self.mask is None else torch.where(self.mask, weight, 0)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Return the raw values of a weight, which are its own; raise where it breaks the rules."""
@@ -61,8 +61,8 @@ class Connectivity(nn.Module):
         """Return the nearest weight that fits: zero where there is no connection, or by sign."""
         if self.signs is not None:
             signs = self.signs.to(weight.dtype)
-            weight = torch.where(weight * signs < 0, 0.0, weight)
-        return weight if self.mask is None else torch.where(self.mask, weight, 0.0)
+            weight = torch.where(weight * signs < 0, 0, weight)
+        return weight if self.mask is None else torch.where(self.mask, weight, 0)
 
     def extra_repr(self) -> str:
         """Return how many connections there are, and how many inputs of each sign."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar, Literal, cast
 
 import torch
@@ -109,7 +110,8 @@ class Noise(SequenceLayer):
         seed: int | None = None,
     ) -> None:
         super().__init__(num_neurons, dim)
-        self.option("distribution", distribution, check=_checked_distribution)
+        allowed = ("normal", "uniform")
+        self.option("distribution", distribution, check=partial(check_choice, allowed=allowed))
         if seed is not None:
             start = _start_of(check_integer("seed", seed))
             self.register_buffer("initial_position", torch.tensor(start))
@@ -160,11 +162,6 @@ class Noise(SequenceLayer):
                 return one
             # Box and Muller: a radius and an angle
             return (-2 * one.log()).sqrt() * (2 * math.pi * other).cos()
-
-
-def _checked_distribution(name: str, value: object) -> object:
-    check_choice(name, value, ("normal", "uniform"))
-    return value
 
 
 def _start_of(seed: int) -> int:

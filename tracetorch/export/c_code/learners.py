@@ -15,6 +15,7 @@ from tracetorch.core.walk import join_path, named_modules, named_parameters
 from tracetorch.export.c_code.read_program import named_leaves
 from tracetorch.export.c_code.stages import Phase
 from tracetorch.online_learning import STDP, OnlineLearner
+from tracetorch.online_learning.linear_maps import is_convolution
 from tracetorch.snn.connectivity import raw_weight
 from tracetorch.snn.neuron import has_step
 from tracetorch.snn.states import get_states, set_states
@@ -148,6 +149,18 @@ class PlasticTrial:
 Trial: TypeAlias = GradientTrial | PlasticTrial
 
 
+def learns_integers(learner: Any) -> bool:
+    """Whether a learner is STDP of integers; raise where it is that of floats as well."""
+    rules = learner if isinstance(learner, (tuple, list)) else [learner]
+    found = {isinstance(rule, STDP) and rule.remainder is not None for rule in rules}
+    if len(found) > 1:
+        raise ValueError(
+            "learner has STDP of integers and of floats, and C has one kind of numbers. Quantise "
+            "all of the model, tt.quantize.prepare and tt.quantize.convert."
+        )
+    return found == {True}
+
+
 def trial_of(model: nn.Module, learner: Any, optimizer: Any, x: Any) -> Trial:
     """Check a learner and its optimizer, and return a trial of copies in eval mode."""
     if isinstance(learner, OnlineLearner):
@@ -222,10 +235,10 @@ def _plastic_trial(model: nn.Module, rules: Sequence[STDP], x: Any) -> PlasticTr
         if id(rule.connection) not in paths:
             raise ValueError(f"{rule.connection!r} of an STDP is no part of the model.")
         path = paths[id(rule.connection)]
-        if not isinstance(rule.connection, nn.Linear):
+        if is_convolution(rule.connection):
             raise ValueError(
                 f"{path} ({type(rule.connection).__name__}) has places that share a weight: in C "
-                "STDP is that of nn.Linear."
+                "STDP is that of linear layers."
             )
         if path in by_path:
             raise ValueError(f"{path} has two rules of STDP: give one of each connection.")
@@ -236,12 +249,18 @@ def _plastic_trial(model: nn.Module, rules: Sequence[STDP], x: Any) -> PlasticTr
         set_states(each.cpu().eval(), {})
     for rule in own.values():
         rule._potentiation = rule._depression = None
+        if rule.remainder is not None:  # integers in the dtype of the input, which holds them
+            dtype = next(leaf.dtype for _, leaf in named_leaves("x", x) if leaf.is_floating_point())
+            for integers in (raw_weight(rule.connection), rule.remainder):
+                integers.data = integers.to(dtype)
     neurons = _layers_behind(copied, own, x)
     names = {id(parameter): name for name, parameter in named_parameters(copied).items()}
     learned = {}
     for path, rule in own.items():
         weight = raw_weight(rule.connection)
         learned[names.get(id(weight), f"{path}.weight")] = weight
+        if rule.remainder is not None:
+            learned[f"{path}.remainder"] = rule.remainder
     waits = any(rule.tau_eligibility is not None for rule in own.values())
     return PlasticTrial(copied, own, neurons, learned, {"reward": torch.zeros(1)} if waits else {})
 

@@ -194,13 +194,13 @@ class LearningRecord:
 
 
 def record_learning(
-    trial: Trial, steps: Sequence[Any], start: Mapping[str, Tensor]
+    trial: Trial, steps: Sequence[Any], start: Mapping[str, Tensor], double: bool = False
 ) -> LearningRecord:
     """Read one step of a learner, and let it learn from drawn signals over inputs of a sample."""
     first = {name: weight.detach().clone() for name, weight in trial.learned.items()}
     with global_modes_off(), backend("eager"):
         tape = _record(copy.deepcopy(trial), steps)
-        program = _read(tape, start, first)
+        program = _read(tape, start, first, double)
         trial.learned = {name: trial.learned[name] for name in program.learned}
         signals = {
             name: _drawn(max(len(steps), _COMPARED), form.shape, number)
@@ -284,10 +284,12 @@ def _living(
         needed |= more
 
 
-def _read(tape: _Taped, start: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> StepProgram:
+def _read(
+    tape: _Taped, start: Mapping[str, Tensor], weights: Mapping[str, Tensor], double: bool
+) -> StepProgram:
     """Return the step on a tape as stages in phases."""
     reader = LearningReader(tape.module)
-    step = StepProgram({}, {}, {}, reader.stages)
+    step = StepProgram({}, {}, {}, reader.stages, double)
     groups = {
         "x": step.inputs,
         "state": step.states,

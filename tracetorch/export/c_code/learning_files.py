@@ -43,16 +43,10 @@ _CHECK = """\
 
 static tt_stream stream;
 
-/* Largest difference; one that is no number is infinite. */
-static double apart(const float *found, const float *expected, int32_t size) {{
-    double most = 0.0;
-    for (int32_t i = 0; i < size; i++) {{
-        const double d = fabs((double)found[i] - (double)expected[i]);
-        if (!(d <= most)) {{
-            most = d <= most || d > most ? d : INFINITY;
-        }}
-    }}
-    return most;
+/* The larger of two differences; one that is no number is infinite. */
+static double apart(double most, double found, double expected) {{
+    const double d = fabs(found - expected);
+    return d <= most ? most : d > most ? d : INFINITY;
 }}
 
 int main(void) {{
@@ -87,7 +81,9 @@ def check_source(source: Source, learned: Sequence[Port], learning: LearningReco
     given += [port.name for port in source.outputs]
     signals = ["&stream", *(f"tt_sample_{port.name}[t]" for port in source.signals)]
     compared = [
-        f"    most = fmax(most, apart(stream.{port.name}, tt_{port.name}, {port.size}));"
+        f"    for (int32_t i = 0; i < {port.size}; i++) {{\n"
+        f"        most = apart(most, (double)stream.{port.name}[i], (double)tt_{port.name}[i]);\n"
+        "    }"
         for port in learned
     ]
     # functions of another math.h round otherwise, and a membrane near its threshold tells

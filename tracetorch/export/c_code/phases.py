@@ -42,7 +42,7 @@ def divided(
     for node in graph.nodes:
         if node not in waits and node.op == "call_function":
             needs = any(waits[each] for each in node.all_input_nodes)
-            waits[node] = needs or _expands(node) or (node in alone and _is_matrix(node))
+            waits[node] = needs or _expands(node) or (node in alone and _is_late(node))
         waits.setdefault(node, False)
     kept = {n for phase in (Phase.LEARN, Phase.ADVANCE) for n in cones[phase] if not waits[n]}
     new = Graph()
@@ -89,6 +89,12 @@ def _distinct(value: Tensor) -> int:
     """Return the number of values in memory: what is repeated counts once."""
     sizes = zip(value.shape, value.stride(), strict=True)
     return torch.Size([size for size, stride in sizes if stride]).numel()
+
+
+def _is_late(node: Node) -> bool:
+    """Whether a value that learning alone needs is computed there; so is that in float64."""
+    value = node.meta[VALUE]
+    return _is_matrix(node) or (isinstance(value, Tensor) and value.dtype is torch.float64)
 
 
 def _is_matrix(node: Node) -> bool:

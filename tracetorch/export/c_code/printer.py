@@ -197,7 +197,10 @@ class StagePrinter(CPrinter):
     def expression(self, each: Operation) -> str:
         """Return an operation; where its result is wider than an operand, that one is widened."""
         if each.result.dtype is not Dtype.INT64:
-            return super().expression(each)
+            plain = super().expression(each)
+            wide = any(isinstance(arg, Value) and arg.dtype is Dtype.INT64 for arg in each.args)
+            # what is computed of wide numbers, and proved to be narrow
+            return f"(int32_t)({plain})" if wide and each.result.dtype is Dtype.INT32 else plain
         spelled = [
             f"(int64_t){self.spell(arg)}"
             if not isinstance(arg, Value) or arg.dtype is not Dtype.BOOL
@@ -298,15 +301,20 @@ class StagePrinter(CPrinter):
             self.line(f"{self.at(stage.target, indices[:kept])} = {total};")
 
     def _contraction(self, stage: Contraction) -> None:
+        kind = self.names.types[stage.target.array]
+        wide = accumulator(kind)
         with self.loops(stage.target.shape, ["o", "p"]):
             o, p = _named(stage.target, ["o", "p"])
-            begin = self.zero("float") if stage.start is None else self.at(stage.start, [o, p])
-            self.variable("float", "sum", begin)
+            begin = self.zero(kind) if stage.start is None else self.at(stage.start, [o, p])
+            self.variable(wide, "sum", begin)
             with self.loops(stage.source.shape[1:], ["c"]):
                 c = _named(stage.source, [o, "c"])[1]
-                factors = self.at(stage.source, [o, c]), self.at(stage.factor, [c, p])
+                source = self.at(stage.source, [o, c])
+                source = self.cast(wide, source) if wide == "int64_t" else source
+                factors = source, self.at(stage.factor, [c, p])
                 self.line(self.words.add.format("sum", self.words.times.format(*factors)))
-            self.line(f"{self.at(stage.target, [o, p])} = sum;")
+            total = "sum" if kind == wide else self.cast(kind, "sum")
+            self.line(f"{self.at(stage.target, [o, p])} = {total};")
 
     def _pool(self, stage: Pool) -> None:
         kind = accumulator(self.names.types[stage.target.array])

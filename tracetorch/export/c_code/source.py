@@ -146,7 +146,7 @@ def model_source(
         *math_include("\n".join([code, *tables])),
         '#include "model.h"',
         "",
-        _HEAD,
+        *([_HEAD] if widths is None else []),
         *tables,
         *([_LEARNING] if program.learned else []),
         *([_NIBBLE] if names.packed.intersection(names.tables) else []),
