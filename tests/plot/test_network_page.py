@@ -26,16 +26,9 @@ UPDATES = 20
 RTOL = 1e-10
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("page") / "network.html"
-    playground.write_network(path)
-    return path
-
-
 @pytest.fixture
-def opened(visits: Visits, place: Path) -> Open:
-    def open_(path: Path = place, **options: Any) -> Page:
+def opened(visits: Visits, network_page: Path) -> Open:
+    def open_(path: Path = network_page, **options: Any) -> Page:
         settings = options.pop("settings", {})
         page = visits.open(path, fragment=f"#{urlencode(settings)}" if settings else "", **options)
         page.wait_for_selector("body[data-ready='true']")
@@ -387,24 +380,6 @@ def test_links_hold_all_settings_and_train_as_far(opened: Open) -> None:
     seen = go(page, input="noise", seed=5, pulse=3, **{"in.1": -0.5})
     assert seen["source"] == "noise"
     assert seen["layers"][1]["distances"]
-
-
-MALFORMED = """
-net=nobody net=LIF&net=LIF data=nothing width=0 width=65 width=2.5 depth=5 rate=-1 rate= h.gamma=3
-h.beta=-1 h.beta=1e9 updates=-1 updates=1e9 sample=120 sample=%20 in.7=1 in.0=1e9
-input=voice rows=all seed=x
-unknown=1 h.__proto__=1 __proto__=1 toString=1 %E0%A4%A <script>alert(1)</script>
-"""
-
-
-def test_malformed_links_are_ignored_with_a_note(opened: Open) -> None:
-    page = opened()
-    start = read(page)
-    for fragment in MALFORMED.split():
-        page.evaluate("document.getElementById('note').textContent = ''")
-        page.evaluate("(text) => { location.hash = text; }", fragment)
-        wait_until(page, "document.getElementById('note').textContent.includes('ignored')")
-        assert read(page) == start, fragment
 
 
 def test_things_to_try_set_the_page_and_train(opened: Open) -> None:

@@ -398,27 +398,6 @@ def test_links_restore_everything_and_python_is_copied(opened: Open) -> None:
     )
 
 
-MALFORMED = """
-neuron=nobody neuron=LIF&neuron=SLIF p.beta=-1 p.beta= p.beta=1e400 p.gamma=1 o.reset=sideways
-o.nothing=1 amplitude=1e99 period=1 width=2.5 step=200 step=%20 of=gradient of=syn kind=drawn
-w12=1 lag=2 shown=2 2.p.beta=3 neuron2=nobody neuron2=LIF&w12=x neuron2=LIF&lag=1.5
-neuron2=LIF&lag=99 neuron2=LIF&shown=3 neuron2=LIF&2.of=mem neuron2=LIF&2.p.beta=0 neuron2=LIF&w13=1
-drawn=1*3 drawn=nonsense drawn=1*1000 unknown=1 p.__proto__=1 %E0%A4%A <script>alert(1)</script>
-"""
-
-
-def test_malformed_fragments_are_ignored(opened: Open) -> None:
-    page = opened()
-    start = read(page)
-    for fragment in MALFORMED.split():
-        page.evaluate("document.getElementById('note').textContent = ''")
-        page.evaluate("(text) => { location.hash = text; }", fragment)
-        wait_until(page, "document.getElementById('note').textContent.includes('ignored')")
-        assert read(page) == start, fragment
-    note = opened("#neuron=nobody").locator("#note").inner_text()
-    assert note == "The settings in the address are not those of this page and were ignored."
-
-
 def test_names_with_markup_are_shown_as_text(opened: Open, tmp_path: Path) -> None:
     kind = type(HOSTILE, (Plain,), {"__doc__": f"{HOSTILE}\n\n::\n\n    {HOSTILE}"})
     layers: dict[str, snn.Neuron] = {HOSTILE: kind(2), "{{data}}": Plain(2)}

@@ -189,25 +189,21 @@ function trainTo(updates) {
 function shown() { look(); update(); }
 byId("train").addEventListener("click", () => { if (training) { pause(); shown(); } else trainTo(100 * Math.floor(history.length / 100 + 1)); });
 byId("once").addEventListener("click", () => { pause(); learn(); shown(); });
-function writeAddress() {
-  const text = fragment();
-  window.history.replaceState(null, "", text ? `#${text}` : location.pathname + location.search);
-}
 byId("reset").addEventListener("click", () => {
   settings = { ...newSettings(), set: settings.set };
-  caption("");
-  writeAddress();
+  store();
   begin();
 });
 byId("share").addEventListener("click", () => {
   settings.updates = history.length;
-  writeAddress();
+  store();
   copy(location.href, history.length ? `Link copied. It trains ${plural(history.length, "update")} at the rate above.` : "Link copied.");
 });
 byId("copy").addEventListener("click", () => copy(byId("python").textContent, "Python copied."));
 
 // Begin as the settings say, and train as far.
 function begin() {
+  caption("");
   hover = null;
   restart();
   buildControls();

@@ -58,11 +58,6 @@ function showControls() {
   document.body.dataset.ready = "true"; // tests wait for it
 }
 
-function store() {
-  const text = fragment();
-  try { history.replaceState(null, "", text ? `#${text}` : location.pathname + location.search); } catch { /* an address that cannot change */ }
-}
-
 function speak() {
   const { of, step, all } = settings.target;
   const fired = run.output.reduce((count, value) => count + (value !== 0), 0);
