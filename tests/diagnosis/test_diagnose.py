@@ -534,6 +534,33 @@ def test_padding_says_nothing_of_lags_and_the_severity_is_that_of_what_is_left()
     assert found.severity == "note"
 
 
+@pytest.mark.parametrize("time_dim", [1, -1])
+@pytest.mark.parametrize("masked", [False, True])
+def test_time_may_be_in_another_dimension(time_dim: int, masked: bool) -> None:
+    mask = torch.arange(100)[:, None] < torch.arange(B) + 60 if masked else None
+    data, target, weak = noise, pairs.roll(6, 0), scaled(dense(), 0.01)
+
+    def loss(y: Tensor, target: Tensor) -> Tensor:
+        return (y.movedim(time_dim, 0)[..., :2] - target.movedim(time_dim, 0)).square().mean()
+
+    turned = data.movedim(0, time_dim), target.movedim(0, time_dim)
+    options: dict[str, Any] = {"mask": None if mask is None else mask.T, "time_dim": time_dim}
+    for model, rule in ((dense(), "eprop"), (weak, None)):
+        one = tt.diagnose(
+            model, (data, target), lambda y, t: (y[..., :2] - t).square().mean(), mask=mask,
+            online=rule,
+        )  # fmt: skip
+        other = tt.diagnose(model, turned, loss, online=rule, **options)
+        assert [(f.name, f.layer, f.severity) for f in one] == [
+            (f.name, f.layer, f.severity) for f in other
+        ]
+        assert other.loss == pytest.approx(one.loss, rel=1e-5)
+        assert other.cosines.keys() == one.cosines.keys()
+        assert other.named("target-lags")
+    given = f"x.movedim({time_dim}, 0)" + ", mask=mask.T" * masked
+    assert f"tt.init.calibrate_(model, {given})" in str(other)
+
+
 @pytest.mark.parametrize(("bias", "count", "severity"), [(-50, 30, "warning"), (0.5, 48, None)])
 def test_neurons_that_are_silent_after_the_first_pass_are_warned_of(bias, count, severity) -> None:
     model = biased(bias, count)
@@ -1139,7 +1166,9 @@ BATCH = (x(), target())
     (x(),), mean -> TypeError: the output and the 0 .* missing a required argument
     BATCH, mean, optimizer=[] -> TypeError: be a torch\.optim\.Optimizer
     (x()[:, :0], target()[:0]), mean -> ValueError: the batch has no samp
-    BATCH, mean, mask=RAGGED[:3] -> ValueError: the shape \[T, B\] of the input
+    BATCH, mean, mask=RAGGED[:3] -> ValueError: the shape \[T, B\] = \[25, 16\], true where a
+    BATCH, mean, mask=RAGGED.T, time_dim=1 -> ValueError: \[B, T\] = \[25, 16\], true where
+    BATCH, mean, time_dim=4 -> ValueError: time_dim is 4, but x has shape
     BATCH, mean, online="eprob" -> ValueError: no rule 'eprob'\. Did you mean 'epr
     """
 )
