@@ -518,6 +518,39 @@ def test_a_target_that_lags_is_found_and_delays_are_enough(name: str) -> None:
         assert not tt.diagnose(delayed, (data, target), loss).named("target-lags")
 
 
+def side_by_side(model: Any, x: Tensor) -> Tensor:
+    return model.out(model.one(x) + model.other(x))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("first", ["one", "side by side", "in a row", "in a loop"])
+def test_delays_add_up_along_one_way(first: str) -> None:
+    """A lag of 6 needs two delays of 4, one behind the other."""
+    one, other = (snn.DelayedLinear(N, N, max_delay=4) for _ in range(2))
+    out = nn.Sequential(snn.LIF(N), nn.Linear(N, 2), snn.Readout(2))
+    model = {
+        "one": nn.Sequential(one, out),
+        "side by side": Net(side_by_side, one=one, other=other, out=out),
+        "in a row": nn.Sequential(one, snn.LIF(N), other, out),
+        "in a loop": nn.Sequential(one, snn.Recurrent(snn.LIF(N), other), out),
+    }[first]
+    d = tt.diagnose(model, (noise, pairs.roll(6, 0)), lambda y, t: (y - t).square().mean())
+    assert bool(d.named("target-lags")) is (first in ("one", "side by side"))
+
+
+def test_integers_are_counts_where_the_network_gives_one_number_and_else_classes() -> None:
+    counts = few[..., :3].roll(4, 0).sum(-1).long()
+    one = tt.diagnose(
+        nn.Sequential(nn.Linear(N, 8), snn.LIF(8), nn.Linear(8, 1), snn.Readout(1)),
+        (few, counts),
+        lambda y, t: nn.functional.mse_loss(y[..., 0], t.float()),
+    )
+    assert [each.value for each in one.named("target-lags")] == [4]
+    classes = tt.diagnose(
+        dense(), (few, counts), lambda y, t: nn.functional.cross_entropy(y.movedim(-1, 1), t)
+    )
+    assert not classes.named("target-lags")
+
+
 def test_padding_says_nothing_of_lags_and_the_severity_is_that_of_what_is_left() -> None:
     mask = torch.arange(100)[:, None] < torch.arange(B) + 60
     data, target = noise.clone(), pairs.roll(6, 0)
