@@ -14,6 +14,7 @@ neuron=nobody neuron=LIF&neuron=SLIF p.beta=-1 p.beta= p.beta=1e400 p.gamma=1 o.
 o.nothing=1 amplitude=1e99 period=1 width=2.5 step=200 step=%20 of=gradient of=syn kind=drawn
 w12=1 lag=2 shown=2 2.p.beta=3 neuron2=nobody neuron2=LIF&w12=x neuron2=LIF&lag=1.5
 neuron2=LIF&lag=99 neuron2=LIF&shown=3 neuron2=LIF&2.of=mem neuron2=LIF&2.p.beta=0 neuron2=LIF&w13=1
+gradient=all gradient=
 drawn=1*3 drawn=nonsense drawn=1*1000 unknown=1 p.__proto__=1 %E0%A4%A <script>alert(1)</script>
 """,
     "network": """

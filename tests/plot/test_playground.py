@@ -223,7 +223,7 @@ def test_letters_switch_parts_on_and_values_stay(opened: Open) -> None:
 
 
 def test_sliders_move_everything_at_once(opened: Open) -> None:
-    page = opened()
+    page = opened("#gradient=sum")
     before = read(page)
     slider = knob(page, "beta").locator("input[type=range]")
     frame = slider.bounding_box()
@@ -272,7 +272,7 @@ def test_fields_take_numbers_and_inputs_their_kinds(opened: Open) -> None:
 
 
 def test_a_click_chooses_what_is_differentiated(opened: Open) -> None:
-    page = opened("#neuron=SLIF")
+    page = opened("#neuron=SLIF&gradient=sum")
     assert read(page)["target"]["all"]
     frame = canvas(page, "syn").bounding_box()
     wide = frame["width"] - 52 - RIGHT
@@ -284,6 +284,35 @@ def test_a_click_chooses_what_is_differentiated(opened: Open) -> None:
     assert not any(seen["gradients"]["x"][61:])
     page.get_by_label("sum over all steps").check()
     assert read(page)["target"]["all"]
+
+
+def test_gradients_are_shown_by_a_click_and_by_links_that_choose_one(opened: Open) -> None:
+    page = opened()
+    parts = (
+        ".row[data-row=gradient]",
+        ".knob .slope",
+        "#slopes-of",
+        "[aria-label='output or state']",
+    )
+
+    def shown() -> list[bool]:
+        wait_for_frame(page)
+        return [page.locator(part).first.is_visible() for part in parts]
+
+    assert not any(shown())
+    canvas(page, "mem").click()  # chooses nothing yet
+    assert read(page)["target"]["all"]
+    box = page.get_by_label("show gradients")
+    box.check()
+    assert all(shown())
+    wait_until(page, "location.hash === '#gradient=sum'")
+    canvas(page, "mem").click()
+    assert read(page)["target"]["of"] == "mem"
+    box.uncheck()
+    assert not any(shown())
+    wait_until(page, "location.hash === ''")
+    go(page, step=60)
+    assert all(shown())
 
 
 def test_reset_restores_everything_and_explosions_are_shown(opened: Open) -> None:
@@ -301,7 +330,7 @@ def test_reset_restores_everything_and_explosions_are_shown(opened: Open) -> Non
 
 
 def test_keys_change_sliders_and_draw_the_input(opened: Open) -> None:
-    page = opened()
+    page = opened("#gradient=sum")
     before = read(page)["params"]["pos_threshold"]
     page.get_by_label("pos threshold, slider").focus()
     page.keyboard.press("ArrowRight")
@@ -322,7 +351,7 @@ def test_keys_change_sliders_and_draw_the_input(opened: Open) -> None:
 
 
 def test_pointer_draws_the_input_and_canvases_are_crisp(opened: Open) -> None:
-    page = opened("#amplitude=0", device_scale_factor=2)
+    page = opened("#amplitude=0&gradient=sum", device_scale_factor=2)
     frame = canvas(page, "input").bounding_box()
     wide, top = frame["width"] - 52 - RIGHT, frame["y"] + 21
     high = frame["height"] - 21 - 5
@@ -359,13 +388,16 @@ def test_touch_draws_at_the_width_of_a_phone(opened: Open) -> None:
     touch("touchEnd")
     assert read(page)["input"] == "drawn"
     assert page.evaluate("scrollY") == 0
-    # The plots stay in view while the sliders below are moved
+    # The membrane and the output stay in view while the sliders below are moved
     knob(page, "bias").scroll_into_view_if_needed()
     wait_for_frame(page)
     assert page.evaluate("scrollY") > 100
-    shown = page.locator("#plots").bounding_box()
-    assert 0 <= shown["y"] < 10
-    assert knob(page, "bias").bounding_box()["y"] >= shown["y"] + shown["height"] - 60
+    end = page.locator("#plots").bounding_box()
+    end = end["y"] + end["height"]
+    assert 844 / 4 < end <= 844 / 3
+    for row in ("mem", "output"):
+        assert 0 < canvas(page, row).bounding_box()["y"] < end
+    assert knob(page, "bias").bounding_box()["y"] >= end - 60
 
 
 # Sharing

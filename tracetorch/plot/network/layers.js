@@ -2,7 +2,8 @@
 // nothing else: the outputs, and the spikes of the last hidden layer, by the class they speak for.
 const MOST_LINES = 8; // more units are an image
 const classColour = (k) => colour[`c${[0, 1, 3, 7, 6, 2, 4, 5][k % 8]}`];
-const inputColour = (k) => colour[`c${[6, 7, 3, 2][k % 4]}`];
+// Inputs and other neurons have no colour: they are told apart by their dashes, and by their numbers.
+const DASHES = [[], [7, 3], [2, 3], [9, 3, 2, 3]];
 const signColour = (value) => value < 0 ? colour.c4 : colour.c5;
 const SIGNS = "teal above 0, orange below";
 
@@ -10,10 +11,10 @@ let rows = [], hover = null;
 function buildRows() {
   const { layers } = network, back = ROWS[settings.rows] === "gradient" && settings.source === "sample";
   const events = settings.source === "sample" && set().form === "times";
-  rows = [{ name: "input", kind: events ? "spikes" : "input", values: () => run.x, size: features, colourOf: inputColour }];
+  rows = [{ name: "input", kind: events ? "spikes" : "input", values: () => run.x, size: features, colourOf: null }];
   layers.forEach((layer, k) => {
     const { name, title, size } = layer, values = () => run.layers[k].output, speaks = k >= layers.length - 2 && size === classes;
-    const colourOf = speaks ? classColour : (unit) => colour[`c${[4, 5, 6, 7][unit % 4]}`];
+    const colourOf = speaks ? classColour : null;
     if (layer.kind === "linear") {
       // of several hidden layers that are alike, what comes into each is left out
       if (layers.length <= 4 || k >= layers.length - 2 || !isRegular(net())) rows.push({ name: `${name}: ${title}`, kind: "product", values, size, colourOf });
@@ -83,8 +84,10 @@ function paintLines(g, b, row, values, X) {
     g.lineWidth = 1.6; g.lineJoin = "round";
     g.font = FONT; g.textAlign = "left"; g.textBaseline = "middle";
     values.forEach((each, k) => {
-      g.strokeStyle = g.fillStyle = row.colourOf(k);
+      g.strokeStyle = g.fillStyle = row.colourOf ? row.colourOf(k) : k < DASHES.length ? colour.ink : colour.muted;
+      g.setLineDash(row.colourOf ? [] : DASHES[k % DASHES.length]);
       drawLine(g, each, X, Y);
+      g.setLineDash([]);
       if (row.size > 1 && Number.isFinite(each.at(-1))) g.fillText(String(k), b.x + b.w + 3, Y(each.at(-1)));
     });
   };

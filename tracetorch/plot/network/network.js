@@ -206,6 +206,7 @@ function begin() {
   caption("");
   hover = null;
   restart();
+  if (settings.rows) byId("back-shown").open = true;
   buildControls();
   buildRows();
   compute();
@@ -233,7 +234,7 @@ const redraw = oncePerFrame(() => {
   byId("space").hidden = !plane();
   byId("bump").hidden = byId("passing").hidden = !spiking;
   byId("smooth").hidden = spiking;
-  if (spiking) drawBump();
+  if (spiking && byId("back-shown").open) drawBump();
   byId("back").hidden = settings.source !== "sample";
   byId("python").textContent = python(network.layers);
   for (const show of controls) show();
@@ -269,5 +270,6 @@ buildTries();
 begin();
 if (problem) say(problem);
 window.addEventListener("hashchange", () => { const problem = load(); begin(); say(problem); });
+byId("back-shown").addEventListener("toggle", () => redraw());
 new ResizeObserver(() => redraw()).observe(byId("plots"));
 page.themes(() => { readColours(); redraw(); });

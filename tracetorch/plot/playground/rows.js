@@ -19,8 +19,9 @@ function buildRows() {
     })),
     { kind: "output", name: neuron.output, of: "output", grow: neuron.spiking ? 0.8 : 1.7, colour: neuron.spiking ? "ink" : "c0", from: (each) => each.output },
     ...(settings.pair ? [{ kind: "other", name: `neuron ${2 - settings.shown}: ${words(otherNeuron().states[0])}`, grow: 1, colour: "c5", from: (each) => each.other?.record[0] }] : []),
-    { kind: "gradient", name: "input gradient", grow: 1.2, colour: "c0", from: (each) => each.dX },
+    ...(settings.gradients ? [{ kind: "gradient", name: "input gradient", grow: 1.2, colour: "c0", from: (each) => each.dX }] : []),
   ];
+  rows.at(-1).last = true;
   for (const row of rows) {
     row.values = () => row.from(run);
     row.canvas = make("canvas", row.kind === "input" ? { class: "hand", tabindex: 0, role: "slider", "aria-label": "input at a step: left and right choose the step, up and down change the value", "aria-valuemin": -100, "aria-valuemax": 100 } : { role: "img" });
@@ -34,12 +35,12 @@ function buildRows() {
 }
 
 const otherNeuron = () => onSide(1 - settings.shown, current);
-const hasBump = () => current().lines.length > 0 && current().slopes.length > 0 && !narrow.matches;
+const hasBump = () => settings.gradients && current().lines.length > 0 && current().slopes.length > 0 && !narrow.matches;
 function box(row) {
   const x = narrow.matches ? 42 : 52, y = narrow.matches ? 17 : 21; // y: under the name of the row
   return {
     x, y, w: Math.max(1, row.canvas.clientWidth - x - RIGHT - (hasBump() ? BUMP : 0)),
-    h: Math.max(1, row.canvas.clientHeight - y - (row.kind === "gradient" ? AXIS : 5)),
+    h: Math.max(1, row.canvas.clientHeight - y - (row.last ? AXIS : 5)),
   };
 }
 
@@ -83,7 +84,7 @@ function draw(row) {
   const X = (t) => b.x + (t + 0.5) / steps * b.w;
   const Y = (value) => b.y + (high - value) / (high - low) * b.h;
   drawValues(g, b, [low, high], Y);
-  if (row.kind === "gradient") drawScale(g, b, 0, steps - 1, X, "step");
+  if (row.last) drawScale(g, b, 0, steps - 1, X, "step");
   // the step that is differentiated, and the one under the pointer
   const { target } = settings;
   if (!target.all) drawUpright(g, b, X(target.step), row.of === target.of ? colour.ink : colour.muted, row.of === target.of ? [] : [3, 3]);
@@ -233,7 +234,7 @@ function listen(row) {
       row.frozen = extent(row); // with the room that a drawn input has
       canvas.setPointerCapture(event.pointerId);
       put(event);
-    } else if (row.of) {
+    } else if (row.of && settings.gradients) {
       Object.assign(settings.target, { of: current().shown.includes(row.of) ? row.of : "output", step: stepAt(row, event), all: false });
       update();
     }
