@@ -114,7 +114,8 @@ def unroll(
         steps: repeat ``x``, which then has no time dimension, for so many steps. Where the model
             is an ``nn.Sequential``, what stands before its first neuron is computed once; so it is
             for an ``x`` that was expanded over time, ``x.expand(T, *x.shape)``.
-        time_dim: where time is in ``x``, in the outputs and in what is recorded.
+        time_dim: where time is in ``x``, in the outputs and in what is recorded: 1 for batch first,
+            ``[B, T, ...]``.
         by: ``"layer"`` or ``"step"``.
         batched: ``False``: ``x`` is ``[T, ...]``; the model is given a batch of one.
         record: state names (``"mem"``), ``"input"``, ``"output"``, or patterns of paths
