@@ -188,7 +188,7 @@ def mask_first(mask: Tensor | None, inputs: Inputs, time_dim: int) -> Tensor | N
 def steps_first(
     name: str, given: Tensor, meaning: str, inputs: Inputs, time_dim: int, batched: bool
 ) -> Tensor:
-    """Return what is said of each step, in the order that the inputs had, as ``[T, B]``."""
+    """Return booleans of each step, which lie as the inputs did, as ``[T, B]``, checked."""
     first = pytree.tree_leaves(inputs.tensors)[0]
     time_is_first = time_dim in (0, -first.ndim)
     named, sizes = ["T", "B"], [inputs.steps, inputs.batch]

@@ -30,10 +30,8 @@ function buildRows() {
   rows.forEach((row, k) => {
     row.last = k === rows.length - 1;
     row.lines = row.size <= MOST_LINES && row.kind !== "spikes";
-    row.canvas = make("canvas", { role: "img" });
-    row.out = make("output");
-    row.element = make("div", { class: "row", "data-row": k }, row.canvas, make("p", {}, make("b", {}, row.name), row.out));
-    row.element.style.flexGrow = k ? 1 : 0.8;
+    row.grow = k ? 1 : 0.8;
+    makeRow(row, k, { role: "img" });
     row.canvas.addEventListener("pointermove", (event) => {
       const b = box(row), frame = row.canvas.getBoundingClientRect();
       hover = { row, step: clamp(Math.floor((event.clientX - frame.left - b.x) / b.w * run.steps), 0, run.steps - 1),
@@ -55,22 +53,12 @@ function votesOf(k) {
   };
 }
 
-function box(row) {
-  const x = narrow.matches ? 42 : 52, y = narrow.matches ? 17 : 21;
-  return { x, y, w: Math.max(1, row.canvas.clientWidth - x - RIGHT), h: Math.max(1, row.canvas.clientHeight - y - (row.last ? AXIS : 5)) };
-}
+const box = (row) => boxOf(row.canvas, row.last ? AXIS : 5);
 
 function draw(row) {
   const { g } = fitted(row.canvas), b = box(row), values = row.values(), steps = run.steps;
   const X = (t) => b.x + (t + 0.5) / steps * b.w;
-  const paint = row.lines ? paintLines(g, b, row, values, X) : paintUnits(g, b, row, values);
-  if (head === null) paint();
-  else for (const [alpha, from, to] of [[1, 0, head / steps], [0.2, head / steps, 1]]) {
-    g.save();
-    g.beginPath(); g.rect(b.x + from * b.w, 0, (to - from) * b.w, b.y + b.h + 6); g.clip();
-    g.globalAlpha = alpha; paint();
-    g.restore();
-  }
+  paintTo(g, b, steps, 0.2, row.lines ? paintLines(g, b, row, values, X) : paintUnits(g, b, row, values));
   if (row.last) drawScale(g, b, 0, steps - 1, X, "step");
   const at = stepShown();
   if (at !== null && at < steps) drawUpright(g, b, X(at), colour.muted);

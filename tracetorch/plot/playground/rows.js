@@ -24,11 +24,7 @@ function buildRows() {
   rows.at(-1).last = true;
   for (const row of rows) {
     row.values = () => row.from(run);
-    row.canvas = make("canvas", row.kind === "input" ? { class: "hand", tabindex: 0, role: "slider", "aria-label": "input at a step: left and right choose the step, up and down change the value", "aria-valuemin": -100, "aria-valuemax": 100 } : { role: "img" });
-    row.label = make("b", {}, row.name);
-    row.out = make("output", {}, "");
-    row.element = make("div", { class: "row", "data-row": row.of ?? row.kind }, row.canvas, make("p", {}, row.label, row.out));
-    row.element.style.flexGrow = row.grow;
+    makeRow(row, row.of ?? row.kind, row.kind === "input" ? { class: "hand", tabindex: 0, role: "slider", "aria-label": "input at a step: left and right choose the step, up and down change the value", "aria-valuemin": -100, "aria-valuemax": 100 } : { role: "img" });
     listen(row);
   }
   byId("rows").replaceChildren(...rows.map((row) => row.element));
@@ -36,13 +32,7 @@ function buildRows() {
 
 const otherNeuron = () => onSide(1 - settings.shown, current);
 const hasBump = () => settings.gradients && current().lines.length > 0 && current().slopes.length > 0 && !narrow.matches;
-function box(row) {
-  const x = narrow.matches ? 42 : 52, y = narrow.matches ? 17 : 21; // y: under the name of the row
-  return {
-    x, y, w: Math.max(1, row.canvas.clientWidth - x - RIGHT - (hasBump() ? BUMP : 0)),
-    h: Math.max(1, row.canvas.clientHeight - y - (row.last ? AXIS : 5)),
-  };
-}
+const box = (row) => boxOf(row.canvas, row.last ? AXIS : 5, hasBump() ? BUMP : 0);
 
 const linesOf = (row) => row.kind === "state" ? current().lines.flatMap(({ state, sign }, k) => state === row.of ? [{ line: run.lines[k], sign }] : []) : [];
 // another run behind this one: A, or what was there before the last change
@@ -95,15 +85,7 @@ function draw(row) {
   for (const { line } of linesOf(row)) drawLine(g, line, X, Y);
   g.restore();
   if (row.fires && hasBump()) drawBump(g, b, row, Y);
-  const paint = () => paintRow(g, b, row, values, X, Y);
-  if (head === null) paint();
-  else for (const [alpha, from, to] of [[1, 0, head / steps], [0.15, head / steps, 1]]) {
-    g.save();
-    g.beginPath(); g.rect(b.x + from * b.w, 0, (to - from) * b.w, row.canvas.clientHeight); g.clip();
-    g.globalAlpha = alpha;
-    paint();
-    g.restore();
-  }
+  paintTo(g, b, steps, 0.15, () => paintRow(g, b, row, values, X, Y));
   if (row.kind === "input" && document.activeElement === row.canvas) {
     g.fillStyle = colour.ink;
     g.beginPath(); g.arc(X(cursor), Y(values[cursor]), 4, 0, 7); g.fill();
