@@ -519,7 +519,7 @@ def test_a_target_that_lags_is_found_and_delays_are_enough(name: str) -> None:
 
 
 def side_by_side(model: Any, x: Tensor) -> Tensor:
-    return model.out(model.one(x) + model.other(x))  # type: ignore[no-any-return]
+    return model.out(model.one(x) + model.other(x))
 
 
 @pytest.mark.parametrize("first", ["one", "side by side", "in a row", "in a loop"])
@@ -578,7 +578,8 @@ def test_time_may_be_in_another_dimension(time_dim: int, masked: bool) -> None:
 
     turned = data.movedim(0, time_dim), target.movedim(0, time_dim)
     options: dict[str, Any] = {"mask": None if mask is None else mask.T, "time_dim": time_dim}
-    for model, rule in ((dense(), "eprop"), (weak, None)):
+    rules: tuple[tuple[Any, Any], ...] = (dense(), "eprop"), (weak, None)
+    for model, rule in rules:
         one = tt.diagnose(
             model, (data, target), lambda y, t: (y[..., :2] - t).square().mean(), mask=mask,
             online=rule,
@@ -1199,6 +1200,7 @@ BATCH = (x(), target())
     (x(),), mean -> TypeError: the output and the 0 .* missing a required argument
     BATCH, mean, optimizer=[] -> TypeError: be a torch\.optim\.Optimizer
     (x()[:, :0], target()[:0]), mean -> ValueError: the batch has no samp
+    BATCH, mean, mask=[True] -> TypeError: mask must be a tensor of booleans .*got list
     BATCH, mean, mask=RAGGED[:3] -> ValueError: the shape \[T, B\] = \[25, 16\], true where a
     BATCH, mean, mask=RAGGED.T, time_dim=1 -> ValueError: \[B, T\] = \[25, 16\], true where
     BATCH, mean, time_dim=4 -> ValueError: time_dim is 4, but x has shape

@@ -501,6 +501,7 @@ def test_it_is_the_lines_that_it_stands_for() -> None:
     tt.recipe(network(snn.LIF(N)), x, 0) -> ValueError: total_steps must be
     tt.recipe(network(snn.LIF(N)), x, 10, lr=0.0) -> ValueError: lr must be
     tt.recipe(network(snn.LIF(N)), x[0, 0], 10) -> ValueError: x needs time and a batch
+    tt.recipe(network(snn.LIF(N)), x, 10, mask=[True]) -> TypeError: mask must be a tensor
     tt.recipe(network(snn.LIF(N)), x, 10, mask=x[..., 0]) -> TypeError: mask must be a tensor
     tt.recipe(network(snn.LIF(N)), x, 10, mask=x[:, :, 0] > 2) -> ValueError: has no real step
     tt.recipe(network(snn.LIF(N)), x, 10, time_dim=3) -> ValueError: time_dim is 3, but x has shape

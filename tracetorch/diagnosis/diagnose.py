@@ -126,9 +126,9 @@ def diagnose(
     inputs = parse_inputs(x, steps, time_dim, True)
     if not inputs.batch:
         raise ValueError("the batch has no sample: there is nothing to diagnose.")
+    mask = mask_first(mask, inputs, time_dim)
     if mask is not None:
-        mask = mask_first(mask, inputs, time_dim)
-        check_mask(mask, "the input", torch.empty(inputs.steps, inputs.batch, device=mask.device))
+        check_mask(mask, "the input", torch.empty(inputs.steps, inputs.batch, device="meta"))
 
     def placed(y: Any, *rest: Any) -> Any:
         place = partial(place_time, time_dim=time_dim, batched=True)
