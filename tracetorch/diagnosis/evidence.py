@@ -69,13 +69,16 @@ class LayerEvidence:
             return None
         return count_spikes(self.output, dim=self.module.dim, mask=self.mask)
 
+    def real(self, values: Tensor) -> Tensor:
+        """Return values of the real steps, ``[n, ...]``; all, ``[T, B, ...]``, without a mask."""
+        return values if self.mask is None else values[self.mask]
+
     @property
     def reach(self) -> float | None:
         """Share of membranes within the surrogate's reach, over the real steps."""
         if self.spike_inputs is None:
             return None
-        in_reach = self.spike_inputs.in_reach
-        return float((in_reach if self.mask is None else in_reach[self.mask]).double().mean())
+        return float(self.real(self.spike_inputs.in_reach).double().mean())
 
     @property
     def gradient_norm(self) -> float | None:
@@ -135,6 +138,11 @@ class Evidence:
     refusal: ValueError | None = None  # why the rule cannot run the model
     targets: Sequence[Tensor] = ()  # what the loss is given beside the output
     pull: Tensor | None = None  # [classes, samples], by criteria.class_pull
+
+    @property
+    def later_gradients(self) -> dict[str, Tensor | None]:
+        """Gradients once norms of zeros pass something back; empty where there are none."""
+        return {} if self.opened is None else self.opened.gradients
 
     @cached_property
     def calibration(self) -> str | None:
