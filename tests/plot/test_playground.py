@@ -494,8 +494,18 @@ def test_things_to_try_set_the_page_and_play(opened: Open) -> None:
     assert sum(go(page, kind="constant", amplitude=0.62)["output"]) > lost
 
 
+# pixels of the membrane's plot that are green, however faint
+GREEN = """() => { const canvas = document.querySelector('.row[data-row=mem] canvas');
+  const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+  const near = (k) => [0x6a, 0x8d, 0x3f].every((value, c) => Math.abs(data[k + c] - value) < 12);
+  return data.filter((value, k) => k % 4 === 3 && value > 40 && near(k - 3)).length; }"""
+
+
 def test_pictures_beside_time_have_the_units_and_the_crossings_of_the_neuron(opened: Open) -> None:
-    page = opened(viewport={"width": 390, "height": 844})
+    page = opened(viewport={"width": 390, "height": 844}, color_scheme="light")
+    page.get_by_role("link", name="the surrogate gradient", exact=True).click()
+    read(page)
+    assert page.evaluate(GREEN) > 500  # the green bump that its text speaks of
     page.get_by_role("link", name="a phase plane", exact=True).click()
     read(page)
     caption = page.locator("#plots #caption").bounding_box()

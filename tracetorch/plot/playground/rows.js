@@ -31,7 +31,7 @@ function buildRows() {
 }
 
 const otherNeuron = () => onSide(1 - settings.shown, current);
-const hasBump = () => settings.gradients && current().lines.length > 0 && current().slopes.length > 0 && !narrow.matches;
+const hasBump = () => settings.gradients && current().lines.length > 0 && current().slopes.length > 0;
 const box = (row) => boxOf(row.canvas, row.last ? AXIS : 5, hasBump() ? BUMP : 0);
 
 const linesOf = (row) => row.kind === "state" ? current().lines.flatMap(({ state, sign }, k) => state === row.of ? [{ line: run.lines[k], sign }] : []) : [];
@@ -145,7 +145,7 @@ function drawBump(g, b, row, Y) {
     g.globalAlpha = 0.25; g.fill(); g.globalAlpha = 1; g.stroke();
   }
   g.font = FONT; g.textAlign = "left"; g.textBaseline = "alphabetic";
-  g.fillText("∂ spike", x, b.y - 6);
+  if (!narrow.matches) g.fillText("∂ spike", x, b.y - 6); // else what is read of the row is there
   g.restore();
 }
 
