@@ -518,6 +518,39 @@ def test_a_target_that_lags_is_found_and_delays_are_enough(name: str) -> None:
         assert not tt.diagnose(delayed, (data, target), loss).named("target-lags")
 
 
+def side_by_side(model: Any, x: Tensor) -> Tensor:
+    return model.out(model.one(x) + model.other(x))
+
+
+@pytest.mark.parametrize("first", ["one", "side by side", "in a row", "in a loop"])
+def test_delays_add_up_along_one_way(first: str) -> None:
+    """A lag of 6 needs two delays of 4, one behind the other."""
+    one, other = (snn.DelayedLinear(N, N, max_delay=4) for _ in range(2))
+    out = nn.Sequential(snn.LIF(N), nn.Linear(N, 2), snn.Readout(2))
+    model = {
+        "one": nn.Sequential(one, out),
+        "side by side": Net(side_by_side, one=one, other=other, out=out),
+        "in a row": nn.Sequential(one, snn.LIF(N), other, out),
+        "in a loop": nn.Sequential(one, snn.Recurrent(snn.LIF(N), other), out),
+    }[first]
+    d = tt.diagnose(model, (noise, pairs.roll(6, 0)), lambda y, t: (y - t).square().mean())
+    assert bool(d.named("target-lags")) is (first in ("one", "side by side"))
+
+
+def test_integers_are_counts_where_the_network_gives_one_number_and_else_classes() -> None:
+    counts = few[..., :3].roll(4, 0).sum(-1).long()
+    one = tt.diagnose(
+        nn.Sequential(nn.Linear(N, 8), snn.LIF(8), nn.Linear(8, 1), snn.Readout(1)),
+        (few, counts),
+        lambda y, t: nn.functional.mse_loss(y[..., 0], t.float()),
+    )
+    assert [each.value for each in one.named("target-lags")] == [4]
+    classes = tt.diagnose(
+        dense(), (few, counts), lambda y, t: nn.functional.cross_entropy(y.movedim(-1, 1), t)
+    )
+    assert not classes.named("target-lags")
+
+
 def test_padding_says_nothing_of_lags_and_the_severity_is_that_of_what_is_left() -> None:
     mask = torch.arange(100)[:, None] < torch.arange(B) + 60
     data, target = noise.clone(), pairs.roll(6, 0)
@@ -532,6 +565,34 @@ def test_padding_says_nothing_of_lags_and_the_severity_is_that_of_what_is_left()
     both = target + 0.6 * noise[..., :2] * mask[..., None]
     (found,) = tt.diagnose(dense(), (data, both), loss, mask=mask).named("target-lags")
     assert found.severity == "note"
+
+
+@pytest.mark.parametrize("time_dim", [1, -1])
+@pytest.mark.parametrize("masked", [False, True])
+def test_time_may_be_in_another_dimension(time_dim: int, masked: bool) -> None:
+    mask = torch.arange(100)[:, None] < torch.arange(B) + 60 if masked else None
+    data, target, weak = noise, pairs.roll(6, 0), scaled(dense(), 0.01)
+
+    def loss(y: Tensor, target: Tensor) -> Tensor:
+        return (y.movedim(time_dim, 0)[..., :2] - target.movedim(time_dim, 0)).square().mean()
+
+    turned = data.movedim(0, time_dim), target.movedim(0, time_dim)
+    options: dict[str, Any] = {"mask": None if mask is None else mask.T, "time_dim": time_dim}
+    rules: tuple[tuple[Any, Any], ...] = (dense(), "eprop"), (weak, None)
+    for model, rule in rules:
+        one = tt.diagnose(
+            model, (data, target), lambda y, t: (y[..., :2] - t).square().mean(), mask=mask,
+            online=rule,
+        )  # fmt: skip
+        other = tt.diagnose(model, turned, loss, online=rule, **options)
+        assert [(f.name, f.layer, f.severity) for f in one] == [
+            (f.name, f.layer, f.severity) for f in other
+        ]
+        assert other.loss == pytest.approx(one.loss, rel=1e-5)
+        assert other.cosines.keys() == one.cosines.keys()
+        assert other.named("target-lags")
+    given = f"x.movedim({time_dim}, 0)" + ", mask=mask.T" * masked
+    assert f"tt.init.calibrate_(model, {given})" in str(other)
 
 
 @pytest.mark.parametrize(("bias", "count", "severity"), [(-50, 30, "warning"), (0.5, 48, None)])
@@ -1139,7 +1200,10 @@ BATCH = (x(), target())
     (x(),), mean -> TypeError: the output and the 0 .* missing a required argument
     BATCH, mean, optimizer=[] -> TypeError: be a torch\.optim\.Optimizer
     (x()[:, :0], target()[:0]), mean -> ValueError: the batch has no samp
-    BATCH, mean, mask=RAGGED[:3] -> ValueError: the shape \[T, B\] of the input
+    BATCH, mean, mask=[True] -> TypeError: mask must be a tensor of booleans .*got list
+    BATCH, mean, mask=RAGGED[:3] -> ValueError: the shape \[T, B\] = \[25, 16\], true where a
+    BATCH, mean, mask=RAGGED.T, time_dim=1 -> ValueError: \[B, T\] = \[25, 16\], true where
+    BATCH, mean, time_dim=4 -> ValueError: time_dim is 4, but x has shape
     BATCH, mean, online="eprob" -> ValueError: no rule 'eprob'\. Did you mean 'epr
     """
 )

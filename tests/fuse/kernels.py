@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tests.fuse.evaluate import evaluate
 from tracetorch.fuse.codegen.llvm_kernel import ALIGNMENT, print_kernel
 from tracetorch.fuse.codegen.llvm_tasks import LINE
-from tracetorch.fuse.ir.evaluate import evaluate
 from tracetorch.fuse.ir.graph import Graph
 from tracetorch.fuse.ir.kernel import (
     PRIVATE,

@@ -231,6 +231,25 @@ def test_a_model_is_prepared_once_and_learns(name: str, capsys: pytest.CaptureFi
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize("name", ["plain", "convolution", "ragged", "static"])
+@pytest.mark.parametrize("time_dim", [1, -1])
+def test_time_may_be_in_another_dimension(
+    name: str, time_dim: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build, batch, options = TRAINED[name]
+    turned = batch if name == "static" else batch.movedim(0, time_dim)
+    other = {n: v.T if n == "mask" else v for n, v in options.items()}
+    found, printed = [], []
+    for given, named in ((batch, options), (turned, {**other, "time_dim": time_dim})):
+        torch.manual_seed(0)
+        model = build()
+        tt.recipe(model, given, 20, **named)
+        found.append(values(model))
+        printed.append(capsys.readouterr().out)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
+    assert printed[0] == printed[1]
+
+
 @pytest.mark.parametrize(
     ("name", "low", "high"),
     [("LIF", 1, 1), ("SRLIF", 1, 1), ("AdLIF", 1, 1), ("EIF", 0.2, 0.5), ("Izhikevich", 0.1, 0.3)],
@@ -477,13 +496,18 @@ def test_it_is_the_lines_that_it_stands_for() -> None:
     }
 
 
-@refusals("""
+@refusals(r"""
     tt.recipe(3, x, 10) -> TypeError: expected an nn.Module
     tt.recipe(network(snn.LIF(N)), x, 0) -> ValueError: total_steps must be
     tt.recipe(network(snn.LIF(N)), x, 10, lr=0.0) -> ValueError: lr must be
     tt.recipe(network(snn.LIF(N)), x[0, 0], 10) -> ValueError: x needs time and a batch
+    tt.recipe(network(snn.LIF(N)), x, 10, mask=[True]) -> TypeError: mask must be a tensor
     tt.recipe(network(snn.LIF(N)), x, 10, mask=x[..., 0]) -> TypeError: mask must be a tensor
     tt.recipe(network(snn.LIF(N)), x, 10, mask=x[:, :, 0] > 2) -> ValueError: has no real step
+    tt.recipe(network(snn.LIF(N)), x, 10, time_dim=3) -> ValueError: time_dim is 3, but x has shape
+    tt.recipe(network(snn.LIF(N)), x, 10, time_dim="T") -> TypeError: time_dim must be an integer
+    tt.recipe(network(snn.LIF(N)), x.movedim(0, 1), 10, mask=x[..., 0] > 0, time_dim=1)
+        -> ValueError: mask must have the shape \[B, T\] = \[16, 12\], .* got \[12, 16\]
     spread_(network(snn.LIF(N)), 0) -> ValueError: steps must be
     spread_(network(snn.LIF(N)), 2.5) -> TypeError: steps must be
 """)

@@ -18,6 +18,14 @@ def neuron_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def network_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the page of networks of the documentation once."""
+    path = tmp_path_factory.mktemp("page") / "network.html"
+    playground.write_network(path)
+    return path
+
+
 @pytest.fixture
 def opened(visits: Visits, neuron_page: Path) -> Callable[..., Page]:
     """Open the page of the documentation, or another one of a neuron."""

@@ -13,7 +13,7 @@ from matplotlib.text import Text
 import tracetorch as tt
 from tests.plot.cases import PLOTS, spikes, uniform
 from tests.processes import run_python
-from tracetorch.plot.axes import add_legend, get_axes, set_integer_ticks
+from tracetorch.plot.axes import finished, get_axes, set_integer_ticks
 from tracetorch.plot.recorded import flat_numbers, flatten_neurons, select_sample
 
 UNTITLED = ("spike_train", "line_graph", "distributions", "render_image", "measurement", "raster b")
@@ -57,7 +57,7 @@ def test_legend_hides_nothing() -> None:
     figure = Figure()
     ax = figure.subplots()
     ax.plot([0, 1], label="a line")
-    add_legend(ax)
+    finished(ax, None, legend=True)
     figure.draw_without_rendering()
     legend = ax.get_legend()
     assert legend is not None

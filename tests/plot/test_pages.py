@@ -10,7 +10,7 @@ import pytest
 
 import tracetorch as tt
 from examples import playground
-from tests.browser import Page, Visits, wait_until
+from tests.browser import Page, Visits, stuck, wait_until
 from tests.plot.cases import recording
 from tracetorch import snn
 
@@ -64,6 +64,11 @@ def test_page_fits_its_window(opened: Open, width: int) -> None:
     shown = [frame for frame in frames if frame is not None]
     assert len(shown) >= page.plots
     assert all(frame["height"] > 40 and frame["width"] > 300 for frame in shown)
+
+
+def test_on_a_phone_no_more_than_a_third_stays_while_one_scrolls(opened: Open) -> None:
+    page = opened(viewport={"width": 390, "height": 844}, has_touch=True)
+    assert stuck(page) <= 1 / 3
 
 
 def test_keyboard_reaches_everything(opened: Open) -> None:

@@ -223,7 +223,7 @@ def test_letters_switch_parts_on_and_values_stay(opened: Open) -> None:
 
 
 def test_sliders_move_everything_at_once(opened: Open) -> None:
-    page = opened()
+    page = opened("#gradient=sum")
     before = read(page)
     slider = knob(page, "beta").locator("input[type=range]")
     frame = slider.bounding_box()
@@ -272,7 +272,7 @@ def test_fields_take_numbers_and_inputs_their_kinds(opened: Open) -> None:
 
 
 def test_a_click_chooses_what_is_differentiated(opened: Open) -> None:
-    page = opened("#neuron=SLIF")
+    page = opened("#neuron=SLIF&gradient=sum")
     assert read(page)["target"]["all"]
     frame = canvas(page, "syn").bounding_box()
     wide = frame["width"] - 52 - RIGHT
@@ -284,6 +284,35 @@ def test_a_click_chooses_what_is_differentiated(opened: Open) -> None:
     assert not any(seen["gradients"]["x"][61:])
     page.get_by_label("sum over all steps").check()
     assert read(page)["target"]["all"]
+
+
+def test_gradients_are_shown_by_a_click_and_by_links_that_choose_one(opened: Open) -> None:
+    page = opened()
+    parts = (
+        ".row[data-row=gradient]",
+        ".knob .slope",
+        "#slopes-of",
+        "[aria-label='output or state']",
+    )
+
+    def shown() -> list[bool]:
+        wait_for_frame(page)
+        return [page.locator(part).first.is_visible() for part in parts]
+
+    assert not any(shown())
+    canvas(page, "mem").click()  # chooses nothing yet
+    assert read(page)["target"]["all"]
+    box = page.get_by_label("show gradients")
+    box.check()
+    assert all(shown())
+    wait_until(page, "location.hash === '#gradient=sum'")
+    canvas(page, "mem").click()
+    assert read(page)["target"]["of"] == "mem"
+    box.uncheck()
+    assert not any(shown())
+    wait_until(page, "location.hash === ''")
+    go(page, step=60)
+    assert all(shown())
 
 
 def test_reset_restores_everything_and_explosions_are_shown(opened: Open) -> None:
@@ -301,7 +330,7 @@ def test_reset_restores_everything_and_explosions_are_shown(opened: Open) -> Non
 
 
 def test_keys_change_sliders_and_draw_the_input(opened: Open) -> None:
-    page = opened()
+    page = opened("#gradient=sum")
     before = read(page)["params"]["pos_threshold"]
     page.get_by_label("pos threshold, slider").focus()
     page.keyboard.press("ArrowRight")
@@ -322,7 +351,7 @@ def test_keys_change_sliders_and_draw_the_input(opened: Open) -> None:
 
 
 def test_pointer_draws_the_input_and_canvases_are_crisp(opened: Open) -> None:
-    page = opened("#amplitude=0", device_scale_factor=2)
+    page = opened("#amplitude=0&gradient=sum", device_scale_factor=2)
     frame = canvas(page, "input").bounding_box()
     wide, top = frame["width"] - 52 - RIGHT, frame["y"] + 21
     high = frame["height"] - 21 - 5
@@ -359,13 +388,16 @@ def test_touch_draws_at_the_width_of_a_phone(opened: Open) -> None:
     touch("touchEnd")
     assert read(page)["input"] == "drawn"
     assert page.evaluate("scrollY") == 0
-    # The plots stay in view while the sliders below are moved
+    # The membrane and the output stay in view while the sliders below are moved
     knob(page, "bias").scroll_into_view_if_needed()
     wait_for_frame(page)
     assert page.evaluate("scrollY") > 100
-    shown = page.locator("#plots").bounding_box()
-    assert 0 <= shown["y"] < 10
-    assert knob(page, "bias").bounding_box()["y"] >= shown["y"] + shown["height"] - 60
+    end = page.locator("#plots").bounding_box()
+    end = end["y"] + end["height"]
+    assert 844 / 4 < end <= 844 / 3
+    for row in ("mem", "output"):
+        assert 0 < canvas(page, row).bounding_box()["y"] < end
+    assert knob(page, "bias").bounding_box()["y"] >= end - 60
 
 
 # Sharing
@@ -396,27 +428,6 @@ def test_links_restore_everything_and_python_is_copied(opened: Open) -> None:
         "neuron = tt.snn.RLIF(1, beta=tt.functional.halflife_to_decay(10), rec_weight=-0.5, "
         "reset='zero')"
     )
-
-
-MALFORMED = """
-neuron=nobody neuron=LIF&neuron=SLIF p.beta=-1 p.beta= p.beta=1e400 p.gamma=1 o.reset=sideways
-o.nothing=1 amplitude=1e99 period=1 width=2.5 step=200 step=%20 of=gradient of=syn kind=drawn
-w12=1 lag=2 shown=2 2.p.beta=3 neuron2=nobody neuron2=LIF&w12=x neuron2=LIF&lag=1.5
-neuron2=LIF&lag=99 neuron2=LIF&shown=3 neuron2=LIF&2.of=mem neuron2=LIF&2.p.beta=0 neuron2=LIF&w13=1
-drawn=1*3 drawn=nonsense drawn=1*1000 unknown=1 p.__proto__=1 %E0%A4%A <script>alert(1)</script>
-"""
-
-
-def test_malformed_fragments_are_ignored(opened: Open) -> None:
-    page = opened()
-    start = read(page)
-    for fragment in MALFORMED.split():
-        page.evaluate("document.getElementById('note').textContent = ''")
-        page.evaluate("(text) => { location.hash = text; }", fragment)
-        wait_until(page, "document.getElementById('note').textContent.includes('ignored')")
-        assert read(page) == start, fragment
-    note = opened("#neuron=nobody").locator("#note").inner_text()
-    assert note == "The settings in the address are not those of this page and were ignored."
 
 
 def test_names_with_markup_are_shown_as_text(opened: Open, tmp_path: Path) -> None:
@@ -483,8 +494,18 @@ def test_things_to_try_set_the_page_and_play(opened: Open) -> None:
     assert sum(go(page, kind="constant", amplitude=0.62)["output"]) > lost
 
 
+# pixels of the membrane's plot that are green, however faint
+GREEN = """() => { const canvas = document.querySelector('.row[data-row=mem] canvas');
+  const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+  const near = (k) => [0x6a, 0x8d, 0x3f].every((value, c) => Math.abs(data[k + c] - value) < 12);
+  return data.filter((value, k) => k % 4 === 3 && value > 40 && near(k - 3)).length; }"""
+
+
 def test_pictures_beside_time_have_the_units_and_the_crossings_of_the_neuron(opened: Open) -> None:
-    page = opened(viewport={"width": 390, "height": 844})
+    page = opened(viewport={"width": 390, "height": 844}, color_scheme="light")
+    page.get_by_role("link", name="the surrogate gradient", exact=True).click()
+    read(page)
+    assert page.evaluate(GREEN) > 500  # the green bump that its text speaks of
     page.get_by_role("link", name="a phase plane", exact=True).click()
     read(page)
     caption = page.locator("#plots #caption").bounding_box()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import tracetorch as tt
 from examples import playground
-from tests.browser import Page, wait_for_frame, wait_until
+from tests.browser import Page, stuck, wait_for_frame, wait_until
 from tests.plot.test_playground import chosen, go, read, settings_of
 from tests.plot.test_save_playground import Plain
 from tracetorch import fuse, snn
@@ -297,7 +297,7 @@ def test_a_neuron_that_cannot_be_made_alone_has_no_pair(opened: Open, tmp_path: 
 def test_a_pair_and_its_sources_fit_a_phone(opened: Open, width: int, scheme: str) -> None:
     page = opened(viewport={"width": width, "height": 844}, has_touch=True, color_scheme=scheme)
     page.get_by_role("button", name="half-centre oscillator").tap()
-    wait_for_frame(page)
+    wait_until(page, "document.getElementById('plots').getBoundingClientRect().top >= 0")
     shown = page.locator("#plots").bounding_box()
     assert 0 <= shown["y"] < 844 - shown["height"]
     for language in ("PyTorch", "C", "Verilog"):
@@ -306,6 +306,7 @@ def test_a_pair_and_its_sources_fit_a_phone(opened: Open, width: int, scheme: st
         assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.get_by_role("button", name="neuron 2").tap()
     assert read(page)["other"]["output"].count(1) > 20
+    assert stuck(page) <= (1 / 3 if width < 620 else 2 / 3)
     for button in page.locator("#sides button, #pairs button, #languages button").all():
         assert button.bounding_box()["height"] >= (32 if width < 620 else 24)
     for touched in page.locator("#tries a, .line label:has(input):visible").all():

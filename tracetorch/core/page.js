@@ -33,6 +33,16 @@ const page = (() => {
     return list;
   }
 
+  // One call of `draw` in the next frame, however often it was wanted.
+  function oncePerFrame(draw) {
+    let pending = false;
+    return () => {
+      if (pending) return;
+      pending = true;
+      requestAnimationFrame(() => { pending = false; draw(); });
+    };
+  }
+
   // the colours of the style by name: `--ink` as `ink`
   function colours(...names) {
     const style = getComputedStyle(document.documentElement);
@@ -54,5 +64,5 @@ const page = (() => {
     return other;
   }
 
-  return { byId, clamp, make, fitted, ticks, colours, themes };
+  return { byId, clamp, make, fitted, ticks, oncePerFrame, colours, themes };
 })();

@@ -132,8 +132,7 @@ def _peaks(layer: LayerEvidence) -> Tensor | None:
 def _far_membranes(evidence: Evidence, layer: LayerEvidence) -> Iterator[Finding]:
     """Find membranes that are far above and below their thresholds."""
     ratios = [
-        float((u if layer.mask is None else u[layer.mask]).double().square().mean().sqrt())
-        / float(threshold.double().mean())
+        float(layer.real(u).double().square().mean().sqrt()) / float(threshold.double().mean())
         for u, threshold in _levels(layer)
     ]
     if ratios and min(ratios) > _FAR:
@@ -147,7 +146,7 @@ def _for_all(evidence: Evidence) -> str:
 
 
 def _out_of_reach(evidence: Evidence, layer: LayerEvidence) -> Iterator[Finding]:
-    mask, spike_inputs, share = layer.mask, layer.spike_inputs, layer.reach
+    spike_inputs, share = layer.spike_inputs, layer.reach
     if spike_inputs is None or share is None or share >= _RARE:
         return
     if not spike_inputs.above:
@@ -155,8 +154,7 @@ def _out_of_reach(evidence: Evidence, layer: LayerEvidence) -> Iterator[Finding]
         of = {"kind": kind, "names": " and ".join(names), "first": names[0]}
         yield measured("spike-not-called", layer.path, 0.0, **of)
         return
-    real = (u if mask is None else u[mask] for u in spike_inputs.above.values())
-    distance = min(float(u.abs().median()) for u in real)
+    distance = min(float(layer.real(u).abs().median()) for u in spike_inputs.above.values())
     surrogates = " and ".join(sorted({repr(getattr(layer.module, n)) for n in spike_inputs.above}))
     of = {"names": surrogates, "for_all": _for_all(evidence)}
     severity = "error" if share == 0 else "warning"

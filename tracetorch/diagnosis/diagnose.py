@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -36,7 +37,13 @@ from tracetorch.online_learning.rules import Rule
 from tracetorch.probe.layers import call_order
 from tracetorch.ragged import check_mask
 from tracetorch.snn.module import zero_states
-from tracetorch.unrolling.inputs import Inputs, parse_inputs, tensors_by_name
+from tracetorch.unrolling.inputs import (
+    Inputs,
+    mask_first,
+    parse_inputs,
+    place_time,
+    tensors_by_name,
+)
 
 # In the order of cause and effect, which the sort by severity keeps among equals
 _CAUSES = (
@@ -54,6 +61,7 @@ def diagnose(
     mask: Tensor | None = None,
     stream: bool = False,
     steps: int | None = None,
+    time_dim: int = 0,
     by: Literal["layer", "step"] = "layer",
     online: Rule | None = None,
 ) -> Diagnosis:
@@ -72,7 +80,8 @@ def diagnose(
         batch: a tuple of the input, as for ``tt.unroll``, and the other arguments of the loss, such
             as the target.
         loss: ``loss(y, *rest)``, a scalar tensor, where ``y`` is the output over time,
-            ``[T, B, ...]``, and ``rest`` is what follows the input in ``batch``.
+            ``[T, B, ...]`` or as ``time_dim`` has it, and ``rest`` is what follows the input in
+            ``batch``.
         optimizer: an optimizer whose parameters, settings and steps are to be checked; the steps
             are made by a copy, and not of one that takes a closure.
         mask: ``[T, B]``, true where a step is real, to leave padding out of rates, reach and
@@ -81,6 +90,8 @@ def diagnose(
             the same is a finding.
         stream: whether states are carried from batch to batch on purpose.
         steps: as for ``tt.unroll``.
+        time_dim: as for ``tt.unroll``, where time is in the input, and in the output that the loss
+            is given: 1 for ``[B, T, ...]``, with a mask ``[B, T]`` and targets over time so then.
         by: as for ``tt.unroll``.
         online: a rule of :func:`tracetorch.online`, ``"eprop"`` say, whose gradients are compared
             with those of backpropagation through time.
@@ -112,14 +123,19 @@ def diagnose(
         raise TypeError(
             f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}."
         )
-    inputs = parse_inputs(x, steps, 0, True)
+    inputs = parse_inputs(x, steps, time_dim, True)
     if not inputs.batch:
         raise ValueError("the batch has no sample: there is nothing to diagnose.")
+    mask = mask_first(mask, inputs, time_dim)
     if mask is not None:
-        check_mask(mask, "the input", torch.empty(inputs.steps, inputs.batch, device=mask.device))
+        check_mask(mask, "the input", torch.empty(inputs.steps, inputs.batch, device="meta"))
+
+    def placed(y: Any, *rest: Any) -> Any:
+        place = partial(place_time, time_dim=time_dim, batched=True)
+        return loss(pytree.tree_map(place, y) if time_dim else y, *rest)
 
     def value(y: Any) -> Tensor:
-        found = loss(y, *rest)
+        found = placed(y, *rest)
         if not isinstance(found, Tensor):
             raise TypeError(f"loss must return a tensor, got {type(found).__name__}.")
         if found.numel() != 1:
@@ -129,18 +145,23 @@ def diagnose(
             )
         return found.reshape(())
 
-    inputs, x, dtypes = _castable(model, inputs, x, by)
-    evidence = gather(model, inputs, x, value, mask=mask, steps=steps, by=by)
-    evidence.dtypes = dtypes
+    inputs, dtypes = _castable(model, inputs, by)
+    evidence = gather(model, inputs, value, mask=mask, by=by)
+    evidence.dtypes, evidence.time_dim = dtypes, time_dim
     if all(each.function not in (*CLASSIFIES, BINARY) for each in evidence.criteria):
         evidence.pull = class_pull(value, evidence.outputs, rest)
     evidence.stream, evidence.optimizer, evidence.rule = stream, optimizer, online
-    evidence.targets = [each for each in rest if isinstance(each, Tensor)]
+    evidence.targets = [
+        each.movedim(time_dim, 0) if -each.ndim <= time_dim < each.ndim else each
+        for each in rest
+        if isinstance(each, Tensor)
+    ]
     if online is not None:
         learner = OnlineLearner(model, online)
         try:
             with torch.inference_mode(False), torch.enable_grad():
-                evidence.cosines = learner.certificate(batch, loss, steps=steps)
+                given = inputs.tensors, *rest
+                evidence.cosines = learner.certificate(given, placed, steps=inputs.repeats)
                 evidence.dropped = learner.dropped
         except ValueError as refusal:
             evidence.refusal = refusal
@@ -175,14 +196,14 @@ def _check_arguments(loss: Loss, rest: Sequence[Any]) -> None:
 
 
 def _castable(
-    model: nn.Module, inputs: Inputs, x: Any, by: Literal["layer", "step"]
-) -> tuple[Inputs, Any, dict[str, torch.dtype]]:
-    """Return inputs that the model runs on, parsed and as they are, and dtypes that were cast."""
+    model: nn.Module, inputs: Inputs, by: Literal["layer", "step"]
+) -> tuple[Inputs, dict[str, torch.dtype]]:
+    """Return inputs that the model runs on, and dtypes that were cast."""
     dtype = next((p.dtype for _, m in named_modules(model) for p in m.parameters(False)), None)
     named = tensors_by_name(inputs.tensors)
     dtypes = {name: each.dtype for name, each in named.items() if each.dtype != dtype}
     if dtype is None or not dtype.is_floating_point or not dtypes:
-        return inputs, x, {}
+        return inputs, {}
 
     def refusal(inputs: Inputs) -> Exception | None:
         try:
@@ -194,11 +215,11 @@ def _castable(
         return None
 
     if refusal(inputs) is None:
-        return inputs, x, {}
+        return inputs, {}
     cast = replace(inputs, tensors=inputs.map(lambda each: each.to(dtype)))
     if refusal(cast) is not None:
-        return inputs, x, {}  # for another reason, which the run says
-    return cast, pytree.tree_map(lambda each: each.to(dtype), x), dtypes
+        return inputs, {}  # for another reason, which the run says
+    return cast, dtypes
 
 
 def _figures(layer: LayerEvidence) -> LayerFigures:

@@ -69,13 +69,16 @@ class LayerEvidence:
             return None
         return count_spikes(self.output, dim=self.module.dim, mask=self.mask)
 
+    def real(self, values: Tensor) -> Tensor:
+        """Return values of the real steps, ``[n, ...]``; all, ``[T, B, ...]``, without a mask."""
+        return values if self.mask is None else values[self.mask]
+
     @property
     def reach(self) -> float | None:
         """Share of membranes within the surrogate's reach, over the real steps."""
         if self.spike_inputs is None:
             return None
-        in_reach = self.spike_inputs.in_reach
-        return float((in_reach if self.mask is None else in_reach[self.mask]).double().mean())
+        return float(self.real(self.spike_inputs.in_reach).double().mean())
 
     @property
     def gradient_norm(self) -> float | None:
@@ -116,6 +119,7 @@ class Evidence:
     parameters: dict[str, nn.Parameter]
     gradients: dict[str, Tensor | None]  # of what requires one; None: the loss depends on none
     mask: Tensor | None = None  # [T, B], true where a step is real; None: all are
+    time_dim: int = 0  # where time is in the input and the output of the user's
     stream: bool = False  # states are carried on purpose
     optimizer: Optimizer | None = None
     uncalled: list[str] = field(default_factory=list)
@@ -135,26 +139,33 @@ class Evidence:
     targets: Sequence[Tensor] = ()  # what the loss is given beside the output
     pull: Tensor | None = None  # [classes, samples], by criteria.class_pull
 
+    @property
+    def later_gradients(self) -> dict[str, Tensor | None]:
+        """Gradients once norms of zeros pass something back; empty where there are none."""
+        return {} if self.opened is None else self.opened.gradients
+
     @cached_property
     def calibration(self) -> str | None:
         """The call that brings the membranes of all layers near their thresholds, if it runs.
 
         Not where it has run: once more it scales by about 1.
         """
-        steps = self.inputs.steps if self.inputs.static else None
+        inputs = self.inputs
         weights = [p for name, p in self.parameters.items() if not name.endswith("bias")]
         before = [p.detach().clone() for p in weights]
         try:
             with restored(self.model), torch.inference_mode(False):
-                scale_for_batch(self.model, self.inputs.tensors, steps=steps, mask=self.mask)
+                scale_for_batch(self.model, inputs.tensors, steps=inputs.repeats, mask=self.mask)
                 pairs = zip(weights, before, strict=True)
                 changes = [float((p.detach() - q).norm()) for p, q in pairs]
         except (ValueError, TypeError, RuntimeError, IndexError):
             return None
         if all(c <= _SCALED * float(q.norm()) for c, q in zip(changes, before, strict=True)):
             return None
-        given = ", steps=steps" * self.inputs.static + ", mask=mask" * (self.mask is not None)
-        return f"tt.init.calibrate_(model, x{given})"
+        x = f"x.movedim({self.time_dim}, 0)" if self.time_dim else "x"
+        given = "x, steps=steps" if inputs.static else x
+        mask = ", mask=mask.T" if self.time_dim else ", mask=mask"
+        return f"tt.init.calibrate_(model, {given}{mask * (self.mask is not None)})"
 
     def unfit_states(self) -> list[str]:
         """List the old states that the batch cannot continue from: of another kind of tensor."""
@@ -179,11 +190,9 @@ def norm_by_step(gradient: Tensor | None) -> Tensor | None:
 def gather(
     model: nn.Module,
     inputs: Inputs,
-    x: Any,
     loss: Callable[[Any], Tensor],
     *,
     mask: Tensor | None,
-    steps: int | None,
     by: Literal["layer", "step"],
     open_gates: bool = True,
 ) -> Evidence:
@@ -209,7 +218,7 @@ def gather(
             by = "step"
         with torch.enable_grad():
             with observed_products() as observed:
-                y, trajectories, sources = _run(model, x, order, steps, by)
+                y, trajectories, sources = _run(model, inputs, order, by)
             products: dict[str, list[Product]] = {}
             for path, module in named_modules(model):
                 if calls := [product for called, product in observed if called is module]:
@@ -246,10 +255,10 @@ def gather(
         if old_states and not evidence.unfit_states():
             set_states(model, {name: state.detach() for name, state in old_states.items()})
             with torch.no_grad():
-                evidence.loss_from_old_states = float(loss(unroll(model, x, steps=steps, by=by)))
+                y = unroll(model, inputs.tensors, steps=inputs.repeats, by=by)
+                evidence.loss_from_old_states = float(loss(y))
         if open_gates and _open_gates(evidence):
-            options: dict[str, Any] = {"mask": mask, "steps": steps, "by": by}
-            evidence.opened = gather(model, inputs, x, loss, **options, open_gates=False)
+            evidence.opened = gather(model, inputs, loss, mask=mask, by=by, open_gates=False)
     return evidence
 
 
@@ -338,20 +347,19 @@ def _is_lost(layer: SequenceLayer, name: str, before: Tensor | None) -> bool:
 
 def _run(
     model: nn.Module,
-    x: Any,
+    given: Inputs,
     neurons: dict[str, SequenceLayer],
-    steps: int | None,
     by: Literal["layer", "step"],
 ) -> tuple[Any, dict[str, Tensor], dict[str, Sequence[Tensor]]]:
     """Run the model; return outputs, trajectories, and each layer's inputs in the graph."""
     names = list(recordable_names(neurons))
     if by == "step":
         with watch(model, names, gradients=True) as watched:
-            y = unroll(model, x, steps=steps, by="step")
+            y = unroll(model, given.tensors, steps=given.repeats, by="step")
         recording = watched.recording()
         inputs = {n: t for n, t in recording.sources.items() if n.rpartition(".")[2] == "input"}
         return y, dict(recording), inputs
-    y, trajectories = unroll(model, x, steps=steps, by="layer", record=names)
+    y, trajectories = unroll(model, given.tensors, steps=given.repeats, record=names)
     # Inside a Recurrent, steps run one by one: the recorded input is a copy outside of the graph.
     in_one_call = {path for path, _ in modules_of(model, closed=Recurrent)}
     paths = [join_path(path, "input") for path in neurons if path in in_one_call]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -11,8 +11,10 @@ from tracetorch.core.torch_private import pytree
 from tracetorch.core.walk import named_modules
 from tracetorch.diagnosis.evidence import Evidence
 from tracetorch.diagnosis.finding import Finding, Severity, finder, measured
+from tracetorch.init.stages import read_step, sources
 from tracetorch.ragged import filled, lengths
 from tracetorch.snn.delay.base import DelayingLayer
+from tracetorch.snn.model_graph import Node
 
 _LEAST_STEPS = 16
 _LEAST = 2  # steps: a lag of one is that of a layer that spikes
@@ -31,15 +33,14 @@ def lags(evidence: Evidence) -> Iterator[Finding]:
     inputs = evidence.inputs
     if inputs.static or inputs.steps < _LEAST_STEPS:
         return
-    shape, modules = (inputs.steps, inputs.batch), named_modules(evidence.model)
-    delays = sum(m.max_delay for _, m in modules if isinstance(m, DelayingLayer))
+    shape = (inputs.steps, inputs.batch)
     for target in evidence.targets:
-        if target.ndim < 2 or target.shape[:2] != shape or not _is_signal(target):
+        if target.ndim < 2 or target.shape[:2] != shape or not _is_signal(target, evidence.outputs):
             continue
         for x in pytree.tree_leaves(inputs.tensors):
             given = _varying(x, evidence.mask, _FEATURES)
             found = _lag(given, _varying(target, evidence.mask, _TARGETS))
-            if found is not None and found[0] > delays:
+            if found is not None and found[0] > _longest_delay(evidence):
                 lag, there, now = found
                 severity: Severity = "warning" if now < _HARDLY * there else "note"
                 of = {"there": there, "now": now, "longest": 2 * lag}
@@ -47,9 +48,29 @@ def lags(evidence: Evidence) -> Iterator[Finding]:
                 return
 
 
-def _is_signal(target: Tensor) -> bool:
-    """Return whether values over time are a signal, spikes or counts; no classes of each step."""
-    return target.is_floating_point() or target.dtype == torch.bool or target.ndim > 2
+def _is_signal(target: Tensor, outputs: Sequence[Tensor]) -> bool:
+    """Return whether values over time are a signal, spikes or counts; no classes of each step.
+
+    An integer at each step is a count where the network gives one number there, else a class.
+    """
+    if target.is_floating_point() or target.dtype == torch.bool or target.ndim > 2:
+        return True
+    return any(each.numel() == target.numel() for each in outputs)
+
+
+def _longest_delay(evidence: Evidence) -> int:
+    """Return the steps by which the input is delayed along one way through the model, at most."""
+    model = evidence.model
+    if not any(isinstance(module, DelayingLayer) for _, module in named_modules(model)):
+        return 0
+    graph = read_step(model, evidence.inputs, sources(model))
+    late: dict[Node, int] = {}
+    for node in graph.nodes:
+        # what is of an earlier step, or came to be unseen, is as late as all before it
+        before = node.inputs if node.inputs or node in graph.inputs else [*late]
+        own = node.module.max_delay if isinstance(node.module, DelayingLayer) else 0
+        late[node] = own + max((late[each] for each in before), default=0)
+    return max(late.values())
 
 
 def _varying(x: Tensor, mask: Tensor | None, most: int) -> Tensor:

@@ -124,7 +124,6 @@ def _weights(evidence: Evidence) -> dict[str, Tensor]:
 
     Where one is zero, that behind weights that are not: it comes a step later.
     """
-    later = {} if evidence.opened is None else evidence.opened.gradients
     # a parametrization, as of quantize.prepare, keeps the name
     delays = {
         id(p)
@@ -136,7 +135,7 @@ def _weights(evidence: Evidence) -> dict[str, Tensor]:
     return {
         name: gradient
         for name in _groups(evidence)
-        for gradient in (later.get(name), evidence.gradients[name])
+        for gradient in (evidence.later_gradients.get(name), evidence.gradients[name])
         if gradient is not None and gradient.any()
         if (p := evidence.parameters[name]).ndim > 1 and p.any() and id(p) not in delays
     }

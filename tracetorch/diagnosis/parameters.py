@@ -29,7 +29,7 @@ def listed(
 @finder
 def unreached(evidence: Evidence) -> Iterator[Finding]:
     """Find parameters that the loss does not depend on, zero gradients, and frozen parameters."""
-    gradients, opened = evidence.gradients, evidence.opened
+    gradients, later = evidence.gradients, evidence.later_gradients
     missing = [name for name, gradient in gradients.items() if gradient is None]
     if evidence.parameters and not gradients:
         yield measured("nothing-to-learn", "", 0.0, count=len(evidence.parameters))
@@ -37,7 +37,6 @@ def unreached(evidence: Evidence) -> Iterator[Finding]:
         yield measured("loss-without-gradient", "", 0.0, count=len(gradients))
     else:
         yield from listed("unreached-parameters", missing, total=len(gradients))
-        later = {} if opened is None else opened.gradients
         moves = {
             name: bool(g.any()) or ((h := later.get(name)) is not None and bool(h.any()))
             for name, g in gradients.items()

@@ -136,7 +136,7 @@ def trial_on(
     if not inputs.batch:
         raise ValueError("x has no sample: its batch is 0, and there is nothing to measure.")
     if mask is not None:
-        check_mask(mask, "x", torch.empty(inputs.steps, inputs.batch, device=mask.device))
+        check_mask(mask, "x", torch.empty(inputs.steps, inputs.batch, device="meta"))
         # no padding comes before real steps then
         front, real = mask, real_steps_first(mask, mask)
         if not inputs.static:

@@ -28,7 +28,7 @@ from tracetorch.init.stages import weight_of
 from tracetorch.snn.delay.base import DelayingLayer
 from tracetorch.snn.param_groups import param_groups
 from tracetorch.snn.spike_functions import spike_functions
-from tracetorch.unrolling.inputs import parse_inputs
+from tracetorch.unrolling.inputs import mask_first, parse_inputs
 
 _TARGET = 1.0  # nearer to the threshold than calibrate_ by default: layers fire from the start
 _DECAY = 0.01  # of weights
@@ -47,6 +47,7 @@ def recipe(
     lr: float | None = None,
     mask: Tensor | None = None,
     steps: int | None = None,
+    time_dim: int = 0,
 ) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.OneCycleLR]:
     """Prepare a model to be trained: a start from which it learns, an optimizer, a schedule.
 
@@ -84,6 +85,8 @@ def recipe(
             each layer of neurons that spike, else 1e-2.
         mask: ``[T, B]`` booleans, true where a step is real; ``None``: all are.
         steps: as in ``unroll``, for a batch without time.
+        time_dim: as in ``unroll``, where time is in the batch: 1 for ``[B, T, ...]``, with a mask
+            ``[B, T]`` then.
 
     Returns:
         An ``AdamW`` with a rate for each weight, and the ``OneCycleLR`` that leads it.
@@ -108,7 +111,8 @@ def recipe(
     total_steps = check_count("total_steps", total_steps)
     if lr is not None:
         lr = check_positive("lr", lr)
-    inputs = parse_inputs(batch, steps, 0, True)
+    inputs = parse_inputs(batch, steps, time_dim, True)
+    mask = mask_first(mask, inputs, time_dim)
     # a mask of another kind is refused by trial_on
     real = mask.sum(0) if isinstance(mask, Tensor) and mask.ndim == 2 else None
     longest = inputs.steps if real is None or not real.numel() else int(real.max())

@@ -198,11 +198,19 @@ def to_first_spike(layer: Neuron, response: ImpulseResponse, path: str | None) -
         below, above = torch.zeros_like(distance), torch.ones_like(distance)
         if not bool(fires(_LINEAR * above).any()):
             return response
-        for _ in range(_HALVED_TO_SPIKE):
-            middle = (below + above) / 2
-            high = fires(middle)
-            below, above = torch.where(high, below, middle), torch.where(high, middle, above)
+        above = _least(fires, below, above, _HALVED_TO_SPIKE)
     return response._replace(distance=above * distance)
+
+
+def _least(
+    enough: Callable[[Tensor], Tensor], below: Tensor, above: Tensor, halvings: int
+) -> Tensor:
+    """Return the least size that is enough, of an interval for each neuron that is halved."""
+    for _ in range(halvings):
+        middle = (below + above) / 2
+        high = enough(middle)
+        below, above = torch.where(high, below, middle), torch.where(high, middle, above)
+    return above
 
 
 def simulated_rate(
@@ -322,11 +330,11 @@ class _FreeNeuron:
         sign = kernel.gather(0, peak[None])[0].sign()
 
         def reached(size: Tensor) -> Tensor:
-            states, seen = rest, []
+            states, at_peak = rest, torch.zeros_like(distance)
             for number in range(int(peak.max()) + 1):
                 membrane, states = self.step(sign * size * (number == 0), states)
-                seen.append(membrane)
-            return torch.stack(seen).gather(0, peak[None])[0] >= 0
+                at_peak = torch.where(peak == number, membrane, at_peak)
+            return at_peak >= 0
 
         below, above = torch.zeros_like(distance), _SMALL * distance
         for _ in range(_DOUBLED):
@@ -337,8 +345,4 @@ class _FreeNeuron:
                 f"{self.label} comes to its threshold from no impulse while its noise is at its "
                 "mean: how far away it is cannot be known. Set the weights before it yourself."
             )
-        for _ in range(_HALVED):
-            middle = (below + above) / 2
-            high = reached(middle)
-            below, above = torch.where(high, below, middle), torch.where(high, middle, above)
-        return distance / (above * largest)
+        return distance / (_least(reached, below, above, _HALVED) * largest)

@@ -71,7 +71,7 @@ def follow_calls(model: nn.Module, inputs: Inputs, *, norms_as_they_are: bool = 
     by: Literal["layer", "step"] = "step"
     few = inputs.first(2)
     with restored(model), torch.no_grad(), suppress(ValueError):
-        unroll(model, few.tensors, steps=few.steps if few.static else None, from_rest=True)
+        unroll(model, few.tensors, steps=few.repeats, from_rest=True)
         by = "layer"
     modules, own = dict(named_modules(model)), sources(model)
     graph = read_step(model, inputs, own)

@@ -75,9 +75,14 @@ def correct(x: Tensor, target: Tensor, *, by: By = "rate", mask: Tensor | None =
             f"target has the classes {int(target.min())} to {int(target.max())}, the output has "
             f"{classes} neurons, one for each of the classes 0 to {classes - 1}."
         )
+    predicted, undecided = decided(scores, lowest=by == "first_spike")
+    return torch.logical_and(predicted == target.to(predicted.device), ~undecided)
+
+
+def decided(scores: Tensor, *, lowest: bool = False) -> tuple[Tensor, Tensor]:
+    """Return the class of the highest, or lowest, score of each sample, and which have none."""
     if scores.dtype is torch.bool:
         scores = scores.byte()  # argmax takes numbers
-    predicted = scores.argmin(1) if by == "first_spike" else scores.argmax(1)
+    predicted = scores.argmin(1) if lowest else scores.argmax(1)
     # argmax of equal scores is class 0, and that of NaN where it is first: right for some samples
-    undecided = (scores == scores[:, :1]).all(1) | scores.isnan().any(1)
-    return torch.logical_and(predicted == target.to(predicted.device), ~undecided)
+    return predicted, (scores == scores[:, :1]).all(1) | scores.isnan().any(1)

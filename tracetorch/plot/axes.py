@@ -88,16 +88,19 @@ class TimeScale:
             set_integer_ticks(ax, "x")
 
 
-def add_legend(ax: Axes) -> None:
-    """Add a legend beside the axes, where it hides nothing."""
-    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)}
-    ax.legend(**place, borderaxespad=0.0, frameon=False, fontsize="small")
-
-
 def set_title(ax: Axes, title: str | None) -> None:
     """Set the title of the axes, if there is one."""
     if title:
         ax.set_title(title, fontsize="medium")
+
+
+def finished(ax: Axes, title: str | None, *, legend: bool = False) -> Axes:
+    """Return axes with their title, and with a legend beside them, where it hides nothing."""
+    if legend:
+        place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)}
+        ax.legend(**place, borderaxespad=0.0, frameon=False, fontsize="small")
+    set_title(ax, title)
+    return ax
 
 
 def row_edges(layer: int, rows: int, layers: int) -> NDArray[Any]:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from tracetorch.core.checks import check_count, check_flag
-from tracetorch.plot.axes import COLOURMAP, get_axes, set_title
+from tracetorch.metrics.accuracy import decided
+from tracetorch.plot.axes import COLOURMAP, finished, get_axes
 from tracetorch.plot.descriptions import describe_plot
 from tracetorch.plot.recorded import Array
 
@@ -75,8 +76,7 @@ def confusion_matrix(
             ax.text(column, row, text, ha="center", va="center", color=colour, fontsize="small")
     ax.set(xlabel="predicted class", ylabel="true class")
     ax.figure.colorbar(image, ax=ax, label="share of the class (%)" if share else "samples")
-    set_title(ax, title)
-    return ax
+    return finished(ax, title)
 
 
 def _counted(
@@ -88,10 +88,7 @@ def _counted(
     size, undecided = None, torch.zeros(scores.shape[:1], dtype=torch.bool)
     if scores.ndim == 2:
         size = scores.shape[1]
-        scores = scores.byte() if scores.dtype == torch.bool else scores
-        # argmax of equal scores is class 0, and that of NaN where it is first
-        undecided = (scores == scores[:, :1]).all(1) | scores.isnan().any(1)
-        scores = scores.argmax(1)
+        scores, undecided = decided(scores)
     if scores.ndim != 1 or scores.shape != labels.shape or not len(scores):
         raise ValueError(
             "confusion_matrix takes predictions [N] or scores [N, C] and labels [N] of some "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from torch import Tensor
 
-from tracetorch.plot.axes import COLOURS, add_legend, get_axes, set_integer_ticks, set_title
+from tracetorch.plot.axes import COLOURS, finished, get_axes, set_integer_ticks
 from tracetorch.plot.descriptions import describe_plot
 from tracetorch.plot.recorded import Array, flat_numbers
 
@@ -45,10 +45,7 @@ def line_graph(
     ax.plot(np.arange(len(values)), values, color=colour, linewidth=1.4, label=label or "_")
     ax.set(xlabel=xlabel)
     set_integer_ticks(ax, "x")
-    if ax.get_legend_handles_labels()[0]:
-        add_legend(ax)
-    set_title(ax, title)
-    return ax
+    return finished(ax, title, legend=bool(ax.get_legend_handles_labels()[0]))
 
 
 @describe_plot
@@ -104,9 +101,7 @@ def learning_curves(
             ax.plot(epochs[at], mean[at], "o", color=colour, markersize=4, label="_")
     ax.set(xlabel=xlabel, ylabel=ylabel or "")
     set_integer_ticks(ax, "x")
-    add_legend(ax)
-    set_title(ax, title)
-    return ax
+    return finished(ax, title, legend=True)
 
 
 def _runs(name: str, curve: Curve | Sequence[Curve]) -> list[Array]:

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from tracetorch.core.checks import check_count, check_positive
-from tracetorch.plot.axes import COLOURS, add_legend, get_axes, set_title
+from tracetorch.plot.axes import COLOURS, finished, get_axes
 from tracetorch.plot.descriptions import describe_plot
 from tracetorch.plot.recorded import Array, flat_numbers
 
@@ -80,9 +80,7 @@ def distributions(
         for quartile in np.percentile(value, QUARTILES) if show_percentile_lines else ():
             ax.axvline(quartile, color=colour, linewidth=0.8, linestyle=(0, (2, 2)), label="_")
     ax.set(xlabel="value", ylabel="density", xlim=(grid[0], grid[-1]), ylim=(0.0, None))
-    add_legend(ax)
-    set_title(ax, title)
-    return ax
+    return finished(ax, title, legend=True)
 
 
 def _selected(label: str, tensor: object, most: int) -> Array:

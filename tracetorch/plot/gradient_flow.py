@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from tracetorch.plot.axes import COLOURMAP, FAINT, get_axes, set_integer_ticks, set_title
+from tracetorch.plot.axes import COLOURMAP, FAINT, finished, get_axes, set_integer_ticks
 from tracetorch.plot.descriptions import describe_plot
 from tracetorch.plot.recorded import check_recording, to_numpy
 
@@ -68,5 +68,4 @@ def gradient_flow(
     ax.tick_params(axis="y", length=0)
     set_integer_ticks(ax, "x")
     ax.figure.colorbar(mesh, ax=ax, label="gradient norm")
-    set_title(ax, title)
-    return ax
+    return finished(ax, title)

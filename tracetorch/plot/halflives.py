@@ -12,7 +12,7 @@ from tracetorch.cell import Constraint
 from tracetorch.core.checks import check_count, check_module
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.functional import decay_to_halflife
-from tracetorch.plot.axes import COLOURS, FAINT, MUTED, add_legend, get_axes, set_title
+from tracetorch.plot.axes import COLOURS, FAINT, MUTED, finished, get_axes
 from tracetorch.plot.descriptions import describe_plot
 from tracetorch.plot.recorded import Array, to_numpy
 from tracetorch.snn.parameters import is_decay
@@ -78,10 +78,7 @@ def halflives(
     ax.set_yticks(np.arange(len(first))[::-1], list(first))
     ax.xaxis.set_major_formatter("{x:g}")
     ax.tick_params(axis="y", length=0)
-    if len(states) == 2:
-        add_legend(ax)
-    set_title(ax, title)
-    return ax
+    return finished(ax, title, legend=len(states) == 2)
 
 
 def _draw_row(

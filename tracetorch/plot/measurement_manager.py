@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.functional import decay_to_halflife
-from tracetorch.plot.axes import COLOURS, add_legend, get_axes, set_integer_ticks, set_title
+from tracetorch.plot.axes import COLOURS, finished, get_axes, set_integer_ticks
 from tracetorch.plot.recorded import flat_numbers
 
 if TYPE_CHECKING:
@@ -94,6 +94,4 @@ class MeasurementManager:
             ax.plot(counts, lines[which].numpy(), label=label, **style)
         ax.set(xlabel="measurement", ylabel=self.title)
         set_integer_ticks(ax, "x")
-        add_legend(ax)
-        set_title(ax, title)
-        return ax
+        return finished(ax, title, legend=True)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.cell import Constraint
-from tracetorch.plot.firing_lines import SpikeDistance, silent_step, smallest_shape, spike_alone
+from tracetorch.plot.firing_lines import SpikeDistance, silent_step, smallest_shape
 from tracetorch.plot.playground_data import (
     Sources,
     check_layer,
@@ -28,7 +28,9 @@ from tracetorch.plot.playground_data import (
     described_literals,
     is_spiking,
     page_plan,
+    spike_slope,
     start_of,
+    the_spike,
 )
 from tracetorch.snn.model_graph import read_model
 from tracetorch.snn.neuron import Neuron, has_step
@@ -161,11 +163,8 @@ def _spikes(
         moved = replace(step, step=SpikeDistance(cell.step, names, call))
         plan = page_plan(where, replace(cell, step=moved), _NDIM, kwargs)
         given.append([sources.add_forward(plan), described_literals(plan)])
-    if not names or any(kwargs[name] != kwargs[names[0]] for name in names):
-        return {"distances": [], "bump": None}
-    plan = page_plan(where, spike_alone(cell), 1, {"spike": kwargs[names[0]]})
-    bump = [sources.add(plan)[1], described_literals(plan)]
-    return {"distances": given, "bump": bump}
+    bumps = [spike_slope(where, cell, spike, sources) for spike in the_spike(names, kwargs)]
+    return {"distances": given, "bump": bumps[0]} if bumps else {"distances": [], "bump": None}
 
 
 def network_tries(networks: Collection[str], sets: Collection[str]) -> list[Any]:

@@ -269,15 +269,26 @@ def _variants(
             moving[key] = [moved, before]
         variants.append([*sources.add(plan, slope), described_literals(plan), *moving[key]])
     alone = [next(iter(each.values())) for each in surrogates]
-    if not alone and lines and all(own[name] == own[spikes[0]] for name in spikes):
-        alone = [own[spikes[0]]]
-    plans = [page_plan(where, spike_alone(cell), 1, {"spike": spike}) for spike in alone]
-    slopes = [[sources.add(each)[1], described_literals(each)] for each in plans]
+    if not alone and lines:
+        alone = the_spike(spikes, own)
+    slopes = [spike_slope(where, cell, spike, sources) for spike in alone]
     described = []
     for line, name in zip(lines, thresholds, strict=True):
         state, place = cell.states[line.place], name and params.index(name)
         described.append({"state": state, "sign": line.sign, "param": place})
     return params, described, variants, slopes
+
+
+def the_spike(names: Sequence[str], kwargs: Mapping[str, Any]) -> list[Any]:
+    """Return the spike function of a neuron; an empty list where there are several, or none."""
+    found = [kwargs[name] for name in names]
+    return found[:1] if all(each == found[0] for each in found) else []
+
+
+def spike_slope(where: str, cell: Cell, spike: Any, sources: Sources) -> list[Any]:
+    """Print the derivative of a spike function alone; return its loop, and its numbers."""
+    plan = page_plan(where, spike_alone(cell), 1, {"spike": spike})
+    return [sources.add(plan)[1], described_literals(plan)]
 
 
 def _free_operation(where: str, plan: Plan) -> str:

@@ -13,11 +13,11 @@ from tracetorch.plot.axes import (
     COLOURS,
     INK,
     TimeScale,
+    finished,
     get_axes,
     label_bands,
     row_edges,
     set_integer_ticks,
-    set_title,
 )
 from tracetorch.plot.descriptions import describe_plot
 from tracetorch.plot.recorded import Array, Recorded, check_recording, flat_numbers, select_sample
@@ -74,8 +74,7 @@ def raster(
         _draw_ticks(ax, time, shown, row_edges(number, shown.shape[1], len(drawn)), colour)
     label_bands(ax, [(path, shown.shape[1], total) for path, shown, total in drawn])
     time.show(ax, steps)
-    set_title(ax, title)
-    return ax
+    return finished(ax, title)
 
 
 def _draw_ticks(ax: Axes, time: TimeScale, spikes: Array, border: Array, colour: str) -> None:
@@ -150,5 +149,4 @@ def spike_train(
     ax.set(xlim=(-0.5, steps - 0.5), ylim=(end, -0.5 * spacing))
     ax.set(xlabel="time step", ylabel="neuron")
     set_integer_ticks(ax, "x")
-    set_title(ax, title)
-    return ax
+    return finished(ax, title)

@@ -11,11 +11,10 @@ from tracetorch.plot.axes import (
     COLOURMAP,
     COLOURS,
     TimeScale,
-    add_legend,
+    finished,
     get_axes,
     label_bands,
     row_edges,
-    set_title,
 )
 from tracetorch.plot.descriptions import describe_plot
 from tracetorch.plot.recorded import Array, Recorded, check_recording, flatten_neurons
@@ -72,9 +71,7 @@ def rate_histogram(
         ax.stairs(100 * count / len(rate), border, fill=True, label=label, **style)
     ax.set(xlabel=f"firing rate ({time.rate_name})", ylabel="share of neurons (%)")
     ax.set(xlim=(0.0, highest), ylim=(0.0, None))
-    add_legend(ax)
-    set_title(ax, title)
-    return ax
+    return finished(ax, title, legend=True)
 
 
 @describe_plot
@@ -128,8 +125,7 @@ def rate_map(
     time.show(ax, steps)
     if mesh is not None:
         ax.figure.colorbar(mesh, ax=ax, label=time.rate_name)
-    set_title(ax, title)
-    return ax
+    return finished(ax, title)
 
 
 def _fired(caller: str, path: str, value: Tensor) -> Array:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracetorch.plot.axes import get_axes, set_title
+from tracetorch.plot.axes import finished, get_axes
 from tracetorch.plot.descriptions import describe_plot
 from tracetorch.plot.recorded import to_numpy
 
@@ -67,5 +67,4 @@ def render_image(
         mappable = ax.imshow(image.reshape(shape[-2:]), cmap="gray", vmin=low, vmax=high)
         ax.figure.colorbar(mappable, ax=ax, fraction=0.046, pad=0.04)
     ax.set(xticks=[], yticks=[])
-    set_title(ax, title)
-    return ax
+    return finished(ax, title)

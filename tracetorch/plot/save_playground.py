@@ -40,14 +40,14 @@ def save_playground(
 
     The page of a neuron has a slider for each parameter of the layer, decays as half-lives, and an
     input that is drawn by hand, or pulses, noise or a constant, in a unit in which the neuron
-    fires, 1, 10, 100 or 1000. It shows the states, the membrane before its reset, the spikes, and
-    the surrogate gradient of a chosen output or state with respect to the input at every step and
-    to every parameter; beside them the spikes of constant inputs, and the plane of two states. A
-    second neuron may stand beside it, of this kind or of another one on the page, with a weight in
-    either direction, as in a :class:`tt.snn.Recurrent`. It writes the Python that makes the neuron,
-    or both, the C of one step as :func:`tt.export.c <tracetorch.export.c>` does, and the Verilog of
-    the integer neuron that ``tt.quantize`` makes, or why there is none. The fragment of its address
-    holds all settings.
+    fires, 1, 10, 100 or 1000. It shows the states, the membrane before its reset, the spikes, and,
+    after a click, the surrogate gradient of a chosen output or state with respect to the input at
+    every step and to every parameter; beside them the spikes of constant inputs, and the plane of
+    two states. A second neuron may stand beside it, of this kind or of another one on the page,
+    with a weight in either direction, as in a :class:`tt.snn.Recurrent`. It writes the Python that
+    makes the neuron, or both, the C of one step as :func:`tt.export.c <tracetorch.export.c>` does,
+    and the Verilog of the integer neuron that ``tt.quantize`` makes, or why there is none. The
+    fragment of its address holds all settings.
 
     The page of a network shows what every layer does with an input, and with ``data`` it trains:
     backpropagation through time of the cross entropy of the outputs' means over time, by Adam, on

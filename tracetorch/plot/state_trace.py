@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracetorch.plot.axes import COLOURS, INK, TimeScale, add_legend, get_axes, set_title
+from tracetorch.plot.axes import COLOURS, INK, TimeScale, finished, get_axes
 from tracetorch.plot.descriptions import describe_plot
 from tracetorch.plot.halflives import constrained_values
 from tracetorch.plot.recorded import (
@@ -101,10 +101,7 @@ def state_trace(
     state = next(iter(traces)).rpartition(".")[2] if len(traces) == 1 else ""
     ax.set(ylabel=state or "state")
     time.show(ax, steps)
-    if len(ax.lines) > 1 or len(selected) == 1:
-        add_legend(ax)
-    set_title(ax, title)
-    return ax
+    return finished(ax, title, legend=len(ax.lines) > 1 or len(selected) == 1)
 
 
 def _threshold_levels(thresholds: Thresholds, shape: torch.Size) -> list[Array]:

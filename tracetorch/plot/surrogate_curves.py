@@ -9,7 +9,7 @@ import torch
 
 from tracetorch.core.checks import check_positive
 from tracetorch.functional.surrogates import SURROGATES
-from tracetorch.plot.axes import COLOURS, FAINT, add_legend, get_axes, set_title
+from tracetorch.plot.axes import COLOURS, FAINT, finished, get_axes
 from tracetorch.plot.descriptions import describe_plot
 from tracetorch.plot.recorded import Array, to_numpy
 from tracetorch.snn.parameters import SpikeFunction
@@ -74,6 +74,4 @@ def surrogate_curves(
     ax.axvline(0.0, color=FAINT, linewidth=1.0, zorder=0)
     ax.set(xlabel="membrane - threshold", ylabel="derivative of the spike", ylim=(0.0, None))
     ax.set_xlim(-reach, reach)
-    add_legend(ax)
-    set_title(ax, title)
-    return ax
+    return finished(ax, title, legend=True)

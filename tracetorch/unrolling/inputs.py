@@ -25,6 +25,11 @@ class Inputs:
     batch: int
     reset: Tensor | None = None  # ``[T, B]``, where a sample starts anew before a step
 
+    @property
+    def repeats(self) -> int | None:
+        """The ``steps`` with which ``unroll`` takes the tensors; ``None`` where they have time."""
+        return self.steps if self.static else None
+
     def map(self, change: Callable[[Tensor], Tensor]) -> Tensor | tuple[Any, ...] | dict[str, Any]:
         """Apply ``change`` to every tensor."""
         if isinstance(self.tensors, Tensor):
@@ -169,20 +174,52 @@ def with_reset(inputs: Inputs, reset: object, time_dim: int, batched: bool) -> I
         raise TypeError(
             f"reset must be a tensor of booleans, true where a sample starts anew, got {got}."
         )
+    meaning = "true where a sample starts anew before a step"
+    return replace(inputs, reset=steps_first("reset", reset, meaning, inputs, time_dim, batched))
+
+
+def mask_first(mask: Tensor | None, inputs: Inputs, time_dim: int) -> Tensor | None:
+    """Return a mask that lies as the inputs did, time first; ``check_mask`` does the rest."""
+    if not isinstance(mask, Tensor):
+        return mask
+    return steps_first("mask", mask, "true where a step is real", inputs, time_dim, True)
+
+
+def steps_first(
+    name: str, given: Tensor, meaning: str, inputs: Inputs, time_dim: int, batched: bool
+) -> Tensor:
+    """Return booleans of each step, which lie as the inputs did, as ``[T, B]``, checked."""
     first = pytree.tree_leaves(inputs.tensors)[0]
     time_is_first = time_dim in (0, -first.ndim)
-    named, sizes = ("T", "B"), (inputs.steps, inputs.batch)
+    named, sizes = ["T", "B"], [inputs.steps, inputs.batch]
     if not batched:
-        named, sizes = ("T",), (inputs.steps,)  # type: ignore[assignment]
+        del named[1], sizes[1]
     elif not time_is_first:
         named, sizes = named[::-1], sizes[::-1]
-    if reset.shape != sizes:
+    if list(given.shape) != sizes:
         raise ValueError(
-            f"reset must have the shape [{', '.join(named)}] = {list(sizes)}, true where a sample "
-            f"starts anew before a step, got {list(reset.shape)}."
+            f"{name} must have the shape [{', '.join(named)}] = {sizes}, {meaning}, got "
+            f"{list(given.shape)}."
         )
-    arranged = reset[:, None] if not batched else reset if time_is_first else reset.T
-    return replace(inputs, reset=arranged)
+    return given[:, None] if not batched else given if time_is_first else given.T
+
+
+def place_time(leaf: Tensor, time_dim: int, batched: bool) -> Tensor:
+    """Take a batch of one away again, and move time to where the input has it."""
+    if not batched:
+        if leaf.ndim < 2 or leaf.shape[1] != 1:
+            raise ValueError(
+                "batched=False gives the model a batch of one and takes it away again, but an "
+                f"output over time has shape {list(leaf.shape)}, without that batch at dimension "
+                "1. Keep the batch in the output, or give an input with a batch."
+            )
+        leaf = leaf.squeeze(1)
+    if not -leaf.ndim <= time_dim < leaf.ndim:
+        raise ValueError(
+            f"time_dim is {time_dim}, but an output or a trajectory has shape {list(leaf.shape)}, "
+            "time first. Count from the end, time_dim=-1 say, or put time first."
+        )
+    return leaf if time_dim == 0 else leaf.movedim(0, time_dim)
 
 
 def _arranged(name: str, x: object, steps: int | None, time_dim: int, batched: bool) -> Tensor:

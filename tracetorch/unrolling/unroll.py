@@ -26,7 +26,14 @@ from tracetorch.snn.restarts import Restarts
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.stream_watch import look_for_nan_in
 from tracetorch.unrolling.first_run import STEPS, FirstRun, RecordingPass, Trust, trusted
-from tracetorch.unrolling.inputs import Inputs, call, parse_inputs, tensors_by_name, with_reset
+from tracetorch.unrolling.inputs import (
+    Inputs,
+    call,
+    parse_inputs,
+    place_time,
+    tensors_by_name,
+    with_reset,
+)
 from tracetorch.unrolling.segments import in_segments
 from tracetorch.unrolling.static_prefix import split_static
 from tracetorch.unrolling.trajectories import Recorder
@@ -107,7 +114,8 @@ def unroll(
         steps: repeat ``x``, which then has no time dimension, for so many steps. Where the model
             is an ``nn.Sequential``, what stands before its first neuron is computed once; so it is
             for an ``x`` that was expanded over time, ``x.expand(T, *x.shape)``.
-        time_dim: where time is in ``x``, in the outputs and in what is recorded.
+        time_dim: where time is in ``x``, in the outputs and in what is recorded: 1 for batch first,
+            ``[B, T, ...]``.
         by: ``"layer"`` or ``"step"``.
         batched: ``False``: ``x`` is ``[T, ...]``; the model is given a batch of one.
         record: state names (``"mem"``), ``"input"``, ``"output"``, or patterns of paths
@@ -173,7 +181,7 @@ def unroll(
             part = partial(_run, model, by=by, record=record, checked=checked, from_rest=False)
             y, trajectories = in_segments(part, model, inputs, segment, run, by)
         if time_dim != 0 or not batched:
-            place = partial(_place_time, time_dim=time_dim, batched=batched)
+            place = partial(place_time, time_dim=time_dim, batched=batched)
             y, trajectories = pytree.tree_map(place, (y, trajectories))
     except Exception as error:
         _explain_allocation(error, model, inputs, segment)
@@ -460,21 +468,3 @@ def _explain_shape(error: BaseException, x: Any, inputs: Inputs, batched: bool) 
             f"B={inputs.batch}, one number each, and the model failed: {error} One sequence "
             "[T, F]? tt.unroll(model, x, batched=False)."
         ) from error
-
-
-def _place_time(leaf: Tensor, time_dim: int, batched: bool) -> Tensor:
-    """Take a batch of one away again, and move time to where the input has it."""
-    if not batched:
-        if leaf.ndim < 2 or leaf.shape[1] != 1:
-            raise ValueError(
-                "batched=False gives the model a batch of one and takes it away again, but an "
-                f"output over time has shape {list(leaf.shape)}, without that batch at dimension "
-                "1. Keep the batch in the output, or give an input with a batch."
-            )
-        leaf = leaf.squeeze(1)
-    if not -leaf.ndim <= time_dim < leaf.ndim:
-        raise ValueError(
-            f"time_dim is {time_dim}, but an output or a trajectory has shape {list(leaf.shape)}, "
-            "time first. Count from the end, time_dim=-1 say, or put time first."
-        )
-    return leaf if time_dim == 0 else leaf.movedim(0, time_dim)

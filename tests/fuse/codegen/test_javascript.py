@@ -14,6 +14,7 @@ from torch import Tensor
 from tests import cases
 from tests.fuse.cases import CONFIGURATIONS
 from tests.fuse.codegen.test_triton_loops import everything
+from tests.fuse.evaluate import _FUNCTIONS
 from tests.fuse.ir import test_lower
 from tests.fuzz.draw import SEEDS, random_neuron
 from tests.lane import run_lane
@@ -25,7 +26,6 @@ from tracetorch.fuse.codegen.javascript import (
     unknown,
 )
 from tracetorch.fuse.codegen.targets import _ROUNDED, javascript_target
-from tracetorch.fuse.ir.evaluate import _FUNCTIONS
 from tracetorch.fuse.ir.graph import Graph, Line
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.ir.trace import trace

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from tests import cases
+from tests.fuse.evaluate import evaluate
 from tests.fuse.kernels import aligned, buffers_of, evaluated, lesser_machine, run_compiled
 from tracetorch.fuse.codegen.llvm_kernel import Processor, most_alive, print_kernel
-from tracetorch.fuse.ir.evaluate import evaluate
 from tracetorch.fuse.ir.kernel import Axis, Dtype, Extent, Kernel, KernelBuilder, Role
 from tracetorch.fuse.ir.plan import LearningPlan, Plan, RecurrentPlan
 from tracetorch.fuse.ir.schedule import (

@@ -1,10 +1,10 @@
 """Represent a whole kernel as typed data: loops over time and lanes, loads, stores, arithmetic.
 
-A :class:`Kernel` is what a printer spells and what :mod:`~tracetorch.fuse.ir.evaluate` runs. Every
-value is assigned once; a loop hands the values that it carries on to its next iteration. There are
-two kinds of values: *uniform* ones, the same for all lanes (indices, sizes, literals), and those of
-*lanes*, which stand for as many lanes as the printer computes at a time. Inside ``lanes`` one lane
-knows nothing of the others.
+A :class:`Kernel` is what a printer spells; tests evaluate it in NumPy as the reference of every
+printer. Every value is assigned once; a loop hands the values that it carries on to its next
+iteration. There are two kinds of values: *uniform* ones, the same for all lanes (indices, sizes,
+literals), and those of *lanes*, which stand for as many lanes as the printer computes at a time.
+Inside ``lanes`` one lane knows nothing of the others.
 
 Memory is reached through buffers alone. A buffer says what it is for (its :class:`Role`), and its
 shape; an index is a uniform integer, or :attr:`Axis.LANE` or :attr:`Axis.NEURON`: where in memory a

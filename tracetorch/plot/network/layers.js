@@ -2,7 +2,8 @@
 // nothing else: the outputs, and the spikes of the last hidden layer, by the class they speak for.
 const MOST_LINES = 8; // more units are an image
 const classColour = (k) => colour[`c${[0, 1, 3, 7, 6, 2, 4, 5][k % 8]}`];
-const inputColour = (k) => colour[`c${[6, 7, 3, 2][k % 4]}`];
+// Inputs and other neurons have no colour: they are told apart by their dashes, and by their numbers.
+const DASHES = [[], [7, 3], [2, 3], [9, 3, 2, 3]];
 const signColour = (value) => value < 0 ? colour.c4 : colour.c5;
 const SIGNS = "teal above 0, orange below";
 
@@ -10,10 +11,10 @@ let rows = [], hover = null;
 function buildRows() {
   const { layers } = network, back = ROWS[settings.rows] === "gradient" && settings.source === "sample";
   const events = settings.source === "sample" && set().form === "times";
-  rows = [{ name: "input", kind: events ? "spikes" : "input", values: () => run.x, size: features, colourOf: inputColour }];
+  rows = [{ name: "input", kind: events ? "spikes" : "input", values: () => run.x, size: features, colourOf: null }];
   layers.forEach((layer, k) => {
     const { name, title, size } = layer, values = () => run.layers[k].output, speaks = k >= layers.length - 2 && size === classes;
-    const colourOf = speaks ? classColour : (unit) => colour[`c${[4, 5, 6, 7][unit % 4]}`];
+    const colourOf = speaks ? classColour : null;
     if (layer.kind === "linear") {
       // of several hidden layers that are alike, what comes into each is left out
       if (layers.length <= 4 || k >= layers.length - 2 || !isRegular(net())) rows.push({ name: `${name}: ${title}`, kind: "product", values, size, colourOf });
@@ -29,10 +30,8 @@ function buildRows() {
   rows.forEach((row, k) => {
     row.last = k === rows.length - 1;
     row.lines = row.size <= MOST_LINES && row.kind !== "spikes";
-    row.canvas = make("canvas", { role: "img" });
-    row.out = make("output");
-    row.element = make("div", { class: "row", "data-row": k }, row.canvas, make("p", {}, make("b", {}, row.name), row.out));
-    row.element.style.flexGrow = k ? 1 : 0.8;
+    row.grow = k ? 1 : 0.8;
+    makeRow(row, k, { role: "img" });
     row.canvas.addEventListener("pointermove", (event) => {
       const b = box(row), frame = row.canvas.getBoundingClientRect();
       hover = { row, step: clamp(Math.floor((event.clientX - frame.left - b.x) / b.w * run.steps), 0, run.steps - 1),
@@ -54,22 +53,12 @@ function votesOf(k) {
   };
 }
 
-function box(row) {
-  const x = narrow.matches ? 42 : 52, y = narrow.matches ? 17 : 21;
-  return { x, y, w: Math.max(1, row.canvas.clientWidth - x - RIGHT), h: Math.max(1, row.canvas.clientHeight - y - (row.last ? AXIS : 5)) };
-}
+const box = (row) => boxOf(row.canvas, row.last ? AXIS : 5);
 
 function draw(row) {
   const { g } = fitted(row.canvas), b = box(row), values = row.values(), steps = run.steps;
   const X = (t) => b.x + (t + 0.5) / steps * b.w;
-  const paint = row.lines ? paintLines(g, b, row, values, X) : paintUnits(g, b, row, values);
-  if (head === null) paint();
-  else for (const [alpha, from, to] of [[1, 0, head / steps], [0.2, head / steps, 1]]) {
-    g.save();
-    g.beginPath(); g.rect(b.x + from * b.w, 0, (to - from) * b.w, b.y + b.h + 6); g.clip();
-    g.globalAlpha = alpha; paint();
-    g.restore();
-  }
+  paintTo(g, b, steps, 0.2, row.lines ? paintLines(g, b, row, values, X) : paintUnits(g, b, row, values));
   if (row.last) drawScale(g, b, 0, steps - 1, X, "step");
   const at = stepShown();
   if (at !== null && at < steps) drawUpright(g, b, X(at), colour.muted);
@@ -83,8 +72,10 @@ function paintLines(g, b, row, values, X) {
     g.lineWidth = 1.6; g.lineJoin = "round";
     g.font = FONT; g.textAlign = "left"; g.textBaseline = "middle";
     values.forEach((each, k) => {
-      g.strokeStyle = g.fillStyle = row.colourOf(k);
+      g.strokeStyle = g.fillStyle = row.colourOf ? row.colourOf(k) : k < DASHES.length ? colour.ink : colour.muted;
+      g.setLineDash(row.colourOf ? [] : DASHES[k % DASHES.length]);
       drawLine(g, each, X, Y);
+      g.setLineDash([]);
       if (row.size > 1 && Number.isFinite(each.at(-1))) g.fillText(String(k), b.x + b.w + 3, Y(each.at(-1)));
     });
   };

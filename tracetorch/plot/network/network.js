@@ -189,27 +189,24 @@ function trainTo(updates) {
 function shown() { look(); update(); }
 byId("train").addEventListener("click", () => { if (training) { pause(); shown(); } else trainTo(100 * Math.floor(history.length / 100 + 1)); });
 byId("once").addEventListener("click", () => { pause(); learn(); shown(); });
-function writeAddress() {
-  const text = fragment();
-  window.history.replaceState(null, "", text ? `#${text}` : location.pathname + location.search);
-}
 byId("reset").addEventListener("click", () => {
   settings = { ...newSettings(), set: settings.set };
-  caption("");
-  writeAddress();
+  store();
   begin();
 });
 byId("share").addEventListener("click", () => {
   settings.updates = history.length;
-  writeAddress();
+  store();
   copy(location.href, history.length ? `Link copied. It trains ${plural(history.length, "update")} at the rate above.` : "Link copied.");
 });
 byId("copy").addEventListener("click", () => copy(byId("python").textContent, "Python copied."));
 
 // Begin as the settings say, and train as far.
 function begin() {
+  caption("");
   hover = null;
   restart();
+  if (settings.rows) byId("back-shown").open = true;
   buildControls();
   buildRows();
   compute();
@@ -237,7 +234,7 @@ const redraw = oncePerFrame(() => {
   byId("space").hidden = !plane();
   byId("bump").hidden = byId("passing").hidden = !spiking;
   byId("smooth").hidden = spiking;
-  if (spiking) drawBump();
+  if (spiking && byId("back-shown").open) drawBump();
   byId("back").hidden = settings.source !== "sample";
   byId("python").textContent = python(network.layers);
   for (const show of controls) show();
@@ -273,5 +270,6 @@ buildTries();
 begin();
 if (problem) say(problem);
 window.addEventListener("hashchange", () => { const problem = load(); begin(); say(problem); });
+byId("back-shown").addEventListener("toggle", () => redraw());
 new ResizeObserver(() => redraw()).observe(byId("plots"));
 page.themes(() => { readColours(); redraw(); });

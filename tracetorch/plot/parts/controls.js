@@ -1,5 +1,5 @@
 // Labelled controls: a field with a slider, a choice, a check box. Every change calls the page's `update`.
-const { byId, clamp, make, fitted, ticks } = page;
+const { byId, clamp, make, fitted, ticks, oncePerFrame } = page;
 const round = (value, digits = 3) => +value.toPrecision(digits);
 const brief = (value) => {
   if (!Number.isFinite(value)) return "not finite";
@@ -77,14 +77,4 @@ async function copy(text, done) {
     if (!copied) { say("The browser does not let this page copy; select the text and copy it."); return; }
   }
   say(done);
-}
-
-// One call of `draw` in the next frame, however often it was wanted.
-function oncePerFrame(draw) {
-  let pending = false;
-  return () => {
-    if (pending) return;
-    pending = true;
-    requestAnimationFrame(() => { pending = false; draw(); });
-  };
 }

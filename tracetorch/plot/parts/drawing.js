@@ -3,6 +3,32 @@ const FONT = "11px system-ui, sans-serif";
 const RIGHT = 14, AXIS = 18; // margins of a plot, in CSS pixels; AXIS under the last one
 const narrow = matchMedia("(max-width: 620px)");
 
+// The box of a plot: beside its values, under its name, `right` and `under` it what else there is.
+function boxOf(canvas, under, right = 0) {
+  const x = narrow.matches ? 42 : 52, y = narrow.matches ? 17 : 21;
+  return { x, y, w: Math.max(1, canvas.clientWidth - x - RIGHT - right), h: Math.max(1, canvas.clientHeight - y - under) };
+}
+
+// What comes after the play head is faint.
+function paintTo(g, b, steps, faint, paint) {
+  if (head === null) { paint(); return; }
+  for (const [alpha, from, to] of [[1, 0, head / steps], [faint, head / steps, 1]]) {
+    g.save();
+    g.beginPath(); g.rect(b.x + from * b.w, 0, (to - from) * b.w, g.canvas.clientHeight); g.clip();
+    g.globalAlpha = alpha;
+    paint();
+    g.restore();
+  }
+}
+
+// A row of plots: its canvas, its name, and what is read of it.
+function makeRow(row, data, canvas) {
+  row.canvas = make("canvas", canvas);
+  row.out = make("output");
+  row.element = make("div", { class: "row", "data-row": data }, row.canvas, make("p", {}, make("b", {}, row.name), row.out));
+  row.element.style.flexGrow = row.grow;
+}
+
 // lowest and highest value, with 0, rounded outwards so that the axis seldom moves
 function rounded(low, high) {
   if (low === high) { low = -1; high = 1; }

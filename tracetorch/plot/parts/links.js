@@ -1,7 +1,9 @@
-// Settings in the address, and links to settings with what they show; a page has `parse`, `newSettings`, `follow`.
+// Settings in the address, and links to settings with what they show; a page has `parse`, `newSettings`, `fragment`, `follow`.
+let loaded = ""; // the hash that the settings are of
 
 function load() {
-  const text = location.hash.slice(1);
+  loaded = location.hash;
+  const text = loaded.slice(1);
   if (!text) return "";
   try {
     settings = parse(text);
@@ -10,6 +12,14 @@ function load() {
     settings = newSettings();
     return "The settings in the address are not those of this page and were ignored.";
   }
+}
+
+// A new hash whose event is still to come is not written over.
+function store() {
+  if (location.hash !== loaded) return;
+  const text = fragment();
+  try { window.history.replaceState(null, "", text ? `#${text}` : location.pathname + location.search); } catch { /* an address that cannot change */ }
+  loaded = location.hash;
 }
 
 const caption = (text) => { byId("caption").textContent = text; byId("caption").hidden = text === ""; };

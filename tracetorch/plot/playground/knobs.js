@@ -62,6 +62,10 @@ function buildInput() {
 
 function buildTarget() {
   const target = () => settings.target, of = () => ["output", ...current().shown];
+  const shown = check("show gradients", () => settings.gradients, (on) => {
+    Object.assign(settings, { gradients: on, target: newSettings().target });
+    buildRows();
+  });
   const which = select("output or state", of(), () => of().indexOf(target().of), (place) => { target().of = of()[place]; });
   const all = check("sum over all steps", () => target().all, (on) => { target().all = on; });
   const step = knob("step", "step", {
@@ -69,8 +73,9 @@ function buildTarget() {
     set: (given) => { Object.assign(target(), { step: given, all: false }); },
   });
   const help = make("p", { class: "muted help" }, "Or click on the output or a state.");
-  byId("target").replaceChildren(make("div", { class: "line" }, which), make("div", { class: "line" }, all), step.element, help);
-  controls.push(step.show);
+  const chosen = [make("div", { class: "line" }, make("label", {}, "of"), which), make("div", { class: "line" }, all), step.element, help];
+  byId("target").replaceChildren(make("div", { class: "line" }, shown), ...chosen);
+  controls.push(step.show, () => { for (const each of chosen) each.hidden = !settings.gradients; });
 }
 
 const LETTERS = { S: "synapse", R: "recurrence", B: "both signs", readout: "readout" };

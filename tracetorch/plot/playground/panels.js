@@ -1,6 +1,4 @@
 // Pictures beside time: the spikes of constant inputs, and the plane of two states.
-const panelBox = (canvas) => ({ x: narrow.matches ? 42 : 52, y: 21, w: Math.max(1, canvas.clientWidth - (narrow.matches ? 42 : 52) - RIGHT), h: Math.max(1, canvas.clientHeight - 21 - AXIS) });
-
 function drawPanels() {
   const twoStates = planeOf(current()), spikes = current().spiking;
   byId("curve").hidden = !spikes;
@@ -13,7 +11,7 @@ function drawPanels() {
 
 // the f-I curve: how often the neuron fires under a constant input
 function drawCurve() {
-  const canvas = byId("curve").querySelector("canvas"), { g } = fitted(canvas), b = panelBox(canvas);
+  const canvas = byId("curve").querySelector("canvas"), { g } = fitted(canvas), b = boxOf(canvas, AXIS);
   const behind = kept?.run ?? (ghost?.neuron === run.neuron ? ghost : null);
   const other = behind?.rates?.map(({ amplitude, rate }) => ({ amplitude: amplitude * behind.neuron.unit / run.neuron.unit, rate })), curves = [other ?? [], run.rates];
   const [low, high] = rounded(0, ends(curves.map((each) => each.map(({ rate }) => rate)))[1]);
@@ -33,7 +31,7 @@ function drawCurve() {
 
 // the plane: the way of the two states, what one step does at every point, and where either stays
 function drawPlane([first, second]) {
-  const canvas = byId("plane").querySelector("canvas"), { g } = fitted(canvas), b = panelBox(canvas), steps = stepCount();
+  const canvas = byId("plane").querySelector("canvas"), { g } = fitted(canvas), b = boxOf(canvas, AXIS), steps = stepCount();
   const p = run.record[first], q = run.record[second], names = [run.neuron.states[first], run.neuron.states[second]];
   const wide = (list, start) => {
     const finite = [...list, start].filter(Number.isFinite), low = Math.min(...finite), high = Math.max(...finite), room = 0.12 * (high - low) || 1;

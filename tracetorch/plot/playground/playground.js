@@ -49,6 +49,7 @@ function showControls() {
     each.gradient.textContent = brief(run.dParams[i]);
   });
   const { of, step, all } = settings.target;
+  document.querySelector("main").classList.toggle("plain", !settings.gradients);
   byId("slopes-of").textContent = `∂ ${all ? `sum of ${of}` : `${of}, step ${step}`}`;
   showSource();
   const field = rows[0].canvas;
@@ -58,16 +59,12 @@ function showControls() {
   document.body.dataset.ready = "true"; // tests wait for it
 }
 
-function store() {
-  const text = fragment();
-  try { history.replaceState(null, "", text ? `#${text}` : location.pathname + location.search); } catch { /* an address that cannot change */ }
-}
-
 function speak() {
   const { of, step, all } = settings.target;
   const fired = run.output.reduce((count, value) => count + (value !== 0), 0);
   const what = current().spiking ? `${plural(fired, "spike")}. ` : "";
-  const text = `${current().label}: ${what}Gradient of ${all ? `the sum of ${of}` : `${of} at step ${step}`}: peak ${largest()}.`;
+  const slopes = settings.gradients ? `Gradient of ${all ? `the sum of ${of}` : `${of} at step ${step}`}: peak ${largest()}.` : "";
+  const text = `${current().label}: ${what}${slopes}`.trim();
   if (text !== spoken) say(spoken = text);
 }
 

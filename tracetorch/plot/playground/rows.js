@@ -19,29 +19,20 @@ function buildRows() {
     })),
     { kind: "output", name: neuron.output, of: "output", grow: neuron.spiking ? 0.8 : 1.7, colour: neuron.spiking ? "ink" : "c0", from: (each) => each.output },
     ...(settings.pair ? [{ kind: "other", name: `neuron ${2 - settings.shown}: ${words(otherNeuron().states[0])}`, grow: 1, colour: "c5", from: (each) => each.other?.record[0] }] : []),
-    { kind: "gradient", name: "input gradient", grow: 1.2, colour: "c0", from: (each) => each.dX },
+    ...(settings.gradients ? [{ kind: "gradient", name: "input gradient", grow: 1.2, colour: "c0", from: (each) => each.dX }] : []),
   ];
+  rows.at(-1).last = true;
   for (const row of rows) {
     row.values = () => row.from(run);
-    row.canvas = make("canvas", row.kind === "input" ? { class: "hand", tabindex: 0, role: "slider", "aria-label": "input at a step: left and right choose the step, up and down change the value", "aria-valuemin": -100, "aria-valuemax": 100 } : { role: "img" });
-    row.label = make("b", {}, row.name);
-    row.out = make("output", {}, "");
-    row.element = make("div", { class: "row", "data-row": row.of ?? row.kind }, row.canvas, make("p", {}, row.label, row.out));
-    row.element.style.flexGrow = row.grow;
+    makeRow(row, row.of ?? row.kind, row.kind === "input" ? { class: "hand", tabindex: 0, role: "slider", "aria-label": "input at a step: left and right choose the step, up and down change the value", "aria-valuemin": -100, "aria-valuemax": 100 } : { role: "img" });
     listen(row);
   }
   byId("rows").replaceChildren(...rows.map((row) => row.element));
 }
 
 const otherNeuron = () => onSide(1 - settings.shown, current);
-const hasBump = () => current().lines.length > 0 && current().slopes.length > 0 && !narrow.matches;
-function box(row) {
-  const x = narrow.matches ? 42 : 52, y = narrow.matches ? 17 : 21; // y: under the name of the row
-  return {
-    x, y, w: Math.max(1, row.canvas.clientWidth - x - RIGHT - (hasBump() ? BUMP : 0)),
-    h: Math.max(1, row.canvas.clientHeight - y - (row.kind === "gradient" ? AXIS : 5)),
-  };
-}
+const hasBump = () => settings.gradients && current().lines.length > 0 && current().slopes.length > 0;
+const box = (row) => boxOf(row.canvas, row.last ? AXIS : 5, hasBump() ? BUMP : 0);
 
 const linesOf = (row) => row.kind === "state" ? current().lines.flatMap(({ state, sign }, k) => state === row.of ? [{ line: run.lines[k], sign }] : []) : [];
 // another run behind this one: A, or what was there before the last change
@@ -83,7 +74,7 @@ function draw(row) {
   const X = (t) => b.x + (t + 0.5) / steps * b.w;
   const Y = (value) => b.y + (high - value) / (high - low) * b.h;
   drawValues(g, b, [low, high], Y);
-  if (row.kind === "gradient") drawScale(g, b, 0, steps - 1, X, "step");
+  if (row.last) drawScale(g, b, 0, steps - 1, X, "step");
   // the step that is differentiated, and the one under the pointer
   const { target } = settings;
   if (!target.all) drawUpright(g, b, X(target.step), row.of === target.of ? colour.ink : colour.muted, row.of === target.of ? [] : [3, 3]);
@@ -94,15 +85,7 @@ function draw(row) {
   for (const { line } of linesOf(row)) drawLine(g, line, X, Y);
   g.restore();
   if (row.fires && hasBump()) drawBump(g, b, row, Y);
-  const paint = () => paintRow(g, b, row, values, X, Y);
-  if (head === null) paint();
-  else for (const [alpha, from, to] of [[1, 0, head / steps], [0.15, head / steps, 1]]) {
-    g.save();
-    g.beginPath(); g.rect(b.x + from * b.w, 0, (to - from) * b.w, row.canvas.clientHeight); g.clip();
-    g.globalAlpha = alpha;
-    paint();
-    g.restore();
-  }
+  paintTo(g, b, steps, 0.15, () => paintRow(g, b, row, values, X, Y));
   if (row.kind === "input" && document.activeElement === row.canvas) {
     g.fillStyle = colour.ink;
     g.beginPath(); g.arc(X(cursor), Y(values[cursor]), 4, 0, 7); g.fill();
@@ -162,7 +145,7 @@ function drawBump(g, b, row, Y) {
     g.globalAlpha = 0.25; g.fill(); g.globalAlpha = 1; g.stroke();
   }
   g.font = FONT; g.textAlign = "left"; g.textBaseline = "alphabetic";
-  g.fillText("∂ spike", x, b.y - 6);
+  if (!narrow.matches) g.fillText("∂ spike", x, b.y - 6); // else what is read of the row is there
   g.restore();
 }
 
@@ -233,7 +216,7 @@ function listen(row) {
       row.frozen = extent(row); // with the room that a drawn input has
       canvas.setPointerCapture(event.pointerId);
       put(event);
-    } else if (row.of) {
+    } else if (row.of && settings.gradients) {
       Object.assign(settings.target, { of: current().shown.includes(row.of) ? row.of : "output", step: stepAt(row, event), all: false });
       update();
     }

@@ -12,6 +12,7 @@ const newSettings = () => ({
   sides: [{ neuron: 0, changed: {} }, { neuron: 0, changed: {} }],
   shown: 0, // the neuron whose states and controls are shown
   pair: null, // or the synapses between the two, and by how many steps the second input is later
+  gradients: false, // whether they are shown
   target: { of: "output", step: 100, all: true },
 });
 let settings = newSettings();
@@ -105,13 +106,14 @@ function unpack(text, steps) {
 }
 
 function fragment() {
-  const { target, pair, shown } = settings, pairs = onSide(pair ? 0 : shown, fragmentOf);
+  const { target, pair, shown, gradients } = settings, pairs = onSide(pair ? 0 : shown, fragmentOf);
   if (pair) {
     pairs.push(["neuron2", neurons[settings.sides[1].neuron].label]);
     pairs.push(...onSide(1, fragmentOf).filter(([name]) => name !== "neuron").map(([name, value]) => [`2.${name}`, value]));
     for (const name of PAIR) if (pair[name] !== 0) pairs.push([name, pair[name]]);
     if (shown) pairs.push(["shown", 2]);
   }
+  if (gradients && target.of === "output" && target.all) pairs.push(["gradient", "sum"]);
   if (target.of !== "output") pairs.push(["of", target.of]);
   if (!target.all) pairs.push(["step", target.step]);
   return String(new URLSearchParams(pairs));
@@ -162,10 +164,11 @@ function parse(text) {
   const rest = readSide(read.sides[0], given.filter(([key]) => !key.startsWith("2.")), steps, number);
   if (readSide(read.sides[1], mine, steps, number).length) throw new Error("2.");
   for (const [key, given] of rest) {
+    if (["gradient", "of", "step"].includes(key)) read.gradients = true;
     if (key === "of" && ["output", ...shown].includes(given)) read.target.of = given;
     else if (key === "step") Object.assign(read.target, { all: false, step: number(key, given) });
     else if (read.pair && PAIR.includes(key)) read.pair[key] = number(key, given);
-    else if (!["neuron", "neuron2"].includes(key) && !(key === "shown" && read.shown)) throw new Error(key);
+    else if (!["neuron", "neuron2"].includes(key) && !(key === "gradient" && given === "sum") && !(key === "shown" && read.shown)) throw new Error(key);
   }
   return read;
 }

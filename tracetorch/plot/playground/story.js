@@ -44,8 +44,12 @@ function follow(fragment, text) {
   changed();
   caption(text);
   playhead.play();
-  // on a narrow page the plots may be far above
-  byId("plots").scrollIntoView({ block: "nearest", behavior: calm.matches ? "auto" : "smooth" });
+  // On a narrow page the plots may be far above, and what stays of them is not all. Not before they are drawn.
+  const behavior = calm.matches ? "auto" : "smooth";
+  requestAnimationFrame(() => {
+    if (narrow.matches) document.querySelector("main").scrollIntoView({ behavior });
+    else byId("plots").scrollIntoView({ block: "nearest", behavior });
+  });
 }
 
 // ---- A and B: one run stays behind all others

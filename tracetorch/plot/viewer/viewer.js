@@ -1,8 +1,8 @@
 (() => {
-  const { byId, clamp, make, fitted, ticks } = page;
+  const { byId, clamp, make, fitted, ticks, oncePerFrame } = page;
   const run = JSON.parse(byId("run").textContent);
   const LEFT = 58, RIGHT = 20, TOP = 8, BOTTOM = 20; // margins of a plot, in CSS pixels
-  const NOT_FINITE = 65535; // code of a value that is not finite, as in viewer_data.py
+  const NOT_FINITE = 65535; // code of a value that is not finite, as in save_html.py
   const MAX_OPEN = 6; // layers that are open at the start
 
   // x goes over steps: step t fills [t - 0.5, t + 0.5]
@@ -17,7 +17,7 @@
     for (let i = 0; i < text.length; i++) packed[i] = text.charCodeAt(i);
     const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
     const buffer = await new Response(stream).arrayBuffer();
-    // the layout that pack_events and pack_trace in viewer_data.py write
+    // the layout that pack_events and pack_trace in save_html.py write
     const T = run.steps, N = layer.neurons;
     if (layer.kind === "events") {
       const offsets = new Uint32Array(buffer, 0, T + 1);
@@ -170,21 +170,14 @@
   }
   const rgb = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
 
-  // many events in one frame cause a single redraw
-  let redrawPending = false;
-  function redraw() {
-    if (redrawPending) return;
-    redrawPending = true;
-    requestAnimationFrame(() => {
-      redrawPending = false;
-      for (const panel of panels) if (panel.open && panel.loaded === view.sample) draw(panel);
-      drawOverview();
-      const whole = view.t1 - view.t0 >= run.steps;
-      const first = Math.max(0, Math.ceil(view.t0)), last = Math.min(run.steps - 1, Math.floor(view.t1));
-      byId("span").textContent = whole ? `${run.steps.toLocaleString("en")} steps`
-        : `steps ${first.toLocaleString("en")} to ${Math.max(first, last).toLocaleString("en")} of ${run.steps.toLocaleString("en")}`;
-    });
-  }
+  const redraw = oncePerFrame(() => {
+    for (const panel of panels) if (panel.open && panel.loaded === view.sample) draw(panel);
+    drawOverview();
+    const whole = view.t1 - view.t0 >= run.steps;
+    const first = Math.max(0, Math.ceil(view.t0)), last = Math.min(run.steps - 1, Math.floor(view.t1));
+    byId("span").textContent = whole ? `${run.steps.toLocaleString("en")} steps`
+      : `steps ${first.toLocaleString("en")} to ${Math.max(first, last).toLocaleString("en")} of ${run.steps.toLocaleString("en")}`;
+  });
 
   const box = (canvas) => ({
     x: LEFT, y: TOP, w: Math.max(1, canvas.clientWidth - LEFT - RIGHT), h: Math.max(1, canvas.clientHeight - TOP - BOTTOM),
