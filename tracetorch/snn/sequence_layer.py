@@ -69,6 +69,7 @@ from tracetorch.snn.parameters import (
 )
 from tracetorch.snn.passes import WRITTEN, State, ambient, current_pass, in_one_commit, states_of
 from tracetorch.snn.restarts import run_between_restarts
+from tracetorch.snn.stream_watch import Held, states_of_layers, watch_step
 from tracetorch.snn.unknown_arguments import ASSIGNED, check_arguments, check_assigned
 
 StepKwargs = Callable[[int, torch.dtype], dict[str, Any]]
@@ -158,10 +159,6 @@ class SequenceLayer(TTModule):
     """Whether the batch is known to be in front, whatever the neuron dimension is."""
     _looks_like_sequence = False
     """Whether the last input checked, one step outside of any pass, has a dimension for time."""
-    _steps_run = 0
-    """How many single steps have been run since the states were zeroed."""
-    _graph_steps = 0
-    """How many of the last ones are in one graph."""
     _nan_reported = ""
     """In what NaN was found: ``"stream"``, until it is zeroed; ``"sequence"``, ``"training"``."""
 
@@ -791,6 +788,8 @@ class SequenceLayer(TTModule):
         run = ambient.current
         if run is not None:
             return run(self, x, further, named)
+        if not torch.compiler.is_compiling():
+            watch_step(self)
         try:
             several = further or named or len(self.inputs) > 1
         except fx.proxy.TraceError:  # traced as the root: all arguments are stand-ins
@@ -802,6 +801,13 @@ class SequenceLayer(TTModule):
                 lambda: self.forward_step(x, *self._all_further(x, further, named))
             )
         return self.forward_step(x)
+
+    def _held(self) -> Held:
+        """Return the layers inside, itself in front, with the states that they hold."""
+        return states_of_layers((module, module.__dict__) for module in self.modules())
+
+    def _name_of(self, layer: SequenceLayer, state: str) -> str:
+        return f"{state} of {layer._label()}"
 
     def _all_further(
         self, x: Tensor, given: tuple[Tensor, ...], named: dict[str, Tensor]
