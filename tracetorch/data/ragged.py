@@ -117,8 +117,8 @@ def collate(samples: Sequence[tuple[Tensor, Tensor | int | float]]) -> Batch:
             )
         if isinstance(pair[0], Sequence | Mapping):
             raise TypeError(
-                f"collate pads one sequence of a sample, got a {type(pair[0]).__name__}. Of several "
-                "inputs pad each: image, mask = tt.data.pad(images); body, _ = tt.data.pad(bodies)."
+                f"collate pads one sequence of a sample, got a {type(pair[0]).__name__}. Of "
+                "several inputs pad each: a, mask = tt.data.pad(first); b, _ = tt.data.pad(others)."
             )
         pairs.append(pair)
     x, mask = pad([sequence for sequence, _ in pairs])
