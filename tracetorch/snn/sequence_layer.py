@@ -506,12 +506,11 @@ class SequenceLayer(TTModule):
                 f"{len(shape)} dimensions, shape {list(shape)}."
             )
         if shape[self.dim] != self.num_neurons:
-            fitting = [
-                at - len(shape) for at in range(1, len(shape)) if shape[at] == self.num_neurons
-            ]
+            behind_batch = [*shape[1:]]
             way = f"Build the layer with num_neurons={shape[self.dim]}, or name another dim"
-            if fitting:  # the channels behind a convolution, most of the time
-                way = f"Say where they are: dim={fitting[0]}"
+            if self.num_neurons in behind_batch:  # the channels of a convolution, most of the time
+                at = behind_batch.index(self.num_neurons) - len(behind_batch)
+                way = f"Say where they are: dim={at}"
             raise ValueError(
                 f"{self._label()} has {self.num_neurons} neurons, {what} has "
                 f"{shape[self.dim]} at dim {self.dim}, shape {list(shape)}. {way}."
@@ -563,8 +562,8 @@ class SequenceLayer(TTModule):
                         f"{state.dtype}, on {state.device}; the input has shape {list(shape)} and "
                         f"needs {kept} on {x.device}. Call zero_states() before a new sequence or "
                         "another batch size, zero_states(where=mask) to restart some samples; "
-                        "states follow model.to(...); those of a tt.Stream do not: convert what its "
-                        "get_states() gives, and give it back by set_states()."
+                        "states follow model.to(...); those of a tt.Stream do not: convert what "
+                        "its get_states() gives, and give it back by set_states()."
                     )
                 states.append(state.clone() if clone_inference and state.is_inference() else state)
         return states
