@@ -24,7 +24,7 @@ Held = Iterable[tuple[Any, dict[str, Any]]]
 
 
 class Watched(Protocol):
-    """What runs single steps: a layer, or a stream."""
+    """A layer or a stream, of which single steps are counted."""
 
     __dict__: dict[str, Any]
     _nan_reported: str
