@@ -69,7 +69,7 @@ from tracetorch.snn.parameters import (
 )
 from tracetorch.snn.passes import WRITTEN, State, ambient, current_pass, in_one_commit, states_of
 from tracetorch.snn.restarts import run_between_restarts
-from tracetorch.snn.stream_watch import Held, states_of_layers, watch_step
+from tracetorch.snn.stream_watch import LayersWithStates, states_of_layers, watch_step
 from tracetorch.snn.unknown_arguments import ASSIGNED, check_arguments, check_assigned
 
 StepKwargs = Callable[[int, torch.dtype], dict[str, Any]]
@@ -807,7 +807,7 @@ class SequenceLayer(TTModule):
             )
         return self.forward_step(x)
 
-    def _held(self) -> Held:
+    def _layers_with_states(self) -> LayersWithStates:
         """Return the layers inside, itself in front, with the states that they hold."""
         return states_of_layers((module, module.__dict__) for module in self.modules())
 

@@ -19,7 +19,7 @@ LONGEST_GRAPH = 1000  # steps
 _log = logging.getLogger("tracetorch")
 _graph_reported = False
 
-Held = Iterable[tuple[Any, dict[str, Any]]]
+LayersWithStates = Iterable[tuple[Any, dict[str, Any]]]
 """Neuron layers, each with its states."""
 
 
@@ -29,7 +29,7 @@ class Watched(Protocol):
     __dict__: dict[str, Any]
     _nan_reported: str
 
-    def _held(self) -> Held: ...
+    def _layers_with_states(self) -> LayersWithStates: ...
 
     def _label(self) -> str: ...
 
@@ -43,7 +43,7 @@ def watch_step(runner: Watched) -> None:
     if number % LOOK_EVERY == 0:
         look_in_stream(runner)
     if torch.is_grad_enabled():
-        states = next((states for _, states in runner._held() if states), {})
+        states = next((states for _, states in runner._layers_with_states() if states), {})
         state = next(iter(states.values()), None)
         # a state zeroed, set, detached or computed under no_grad starts the count anew
         inside = isinstance(state, Tensor) and state.requires_grad
@@ -56,7 +56,7 @@ def look_in_stream(runner: Watched) -> None:
     """Log once, until ``zero_states()``, that a state in a stream is not finite."""
     if runner._nan_reported or transformed_by() is not None:
         return
-    found = next(_not_finite(runner._held()), None)
+    found = next(_not_finite(runner._layers_with_states()), None)
     if found is None:
         return
     layer, name, _, means = found
@@ -80,13 +80,13 @@ def states_of_layers(found: Iterable[tuple[Any, dict[str, Any]]]) -> Iterator[tu
 
 
 def _not_finite(
-    held: Held, infinite: bool = True
+    layers: LayersWithStates, infinite: bool = True
 ) -> Iterator[tuple[Any, str, Tensor, tuple[str, str]]]:
     """Return layers and names of states on the CPU that are NaN or infinite, and what that means.
 
     A GPU would have to be waited for. What is infinite at rest may be so.
     """
-    for layer, states in held:
+    for layer, states in layers:
         for name, state in states.items():
             if type(state) is not Tensor or not state.is_cpu:
                 continue

@@ -26,7 +26,7 @@ from tracetorch.snn.module import detach_states, zero_states
 from tracetorch.snn.passes import Entry, Pass, Stateful, current_pass
 from tracetorch.snn.states import ExtraStates, get_states, set_states
 from tracetorch.snn.stream_watch import (
-    Held,
+    LayersWithStates,
     look_in_stream,
     path_of,
     states_of_layers,
@@ -154,7 +154,7 @@ class Stream:
         finally:
             self._running.release()
 
-    def _held(self) -> Held:
+    def _layers_with_states(self) -> LayersWithStates:
         entries = self._states.entries.values()
         return states_of_layers((entry.module, entry.states) for entry in entries)
 
