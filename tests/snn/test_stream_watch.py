@@ -34,7 +34,7 @@ class Shunted(snn.Neuron):
         self.threshold("pos_threshold", 1.0)
 
     @staticmethod
-    def step(x, inhibition, mem, slow, *, pos_threshold, spike):  # type: ignore[no-untyped-def]
+    def step(x, inhibition, mem, slow, *, pos_threshold, spike):
         slow = 0.9 * slow + inhibition
         fired = spike(mem - pos_threshold - slow)
         return fired, 0.5 * mem + x - fired, slow
