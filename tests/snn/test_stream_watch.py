@@ -46,7 +46,7 @@ class Inhibited(nn.Module):
         self.neuron = Shunted()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.neuron(torch.ones(1, 4), x.sum(1, keepdim=True).expand(1, 4))
+        return self.neuron(torch.ones(len(x), 4), x.sum(1, keepdim=True).expand(len(x), 4))
 
 
 def recurrent(neurons: nn.Module) -> nn.Sequential:
@@ -149,20 +149,36 @@ def test_a_held_stream_logs_nan_until_it_is_zeroed(caplog: pytest.LogCaptureFixt
     assert caplog.text.count("1.mem is NaN") == len(caplog.records) == 3
 
 
-@pytest.mark.parametrize("kind", ["stream", *HIDDEN])
+@pytest.mark.parametrize("sequences", [False, True])
+@pytest.mark.parametrize("kind", ["network", "stream", *HIDDEN])
 def test_a_graph_that_grows_is_logged_wherever_it_is(
-    caplog: pytest.LogCaptureFixture, kind: str
+    caplog: pytest.LogCaptureFixture, kind: str, sequences: bool
 ) -> None:
-    stream: Any = tt.Stream(network()) if kind == "stream" else HIDDEN[kind]()
+    makers: dict[str, Any] = {**HIDDEN, "network": network, "stream": lambda: tt.Stream(network())}
+    stream = makers[kind]()
+
+    def call(number: int) -> None:
+        for _ in range(number):
+            if not sequences:
+                stream(torch.ones(1, 3))
+            elif kind == "stream":
+                stream.unroll(torch.ones(3, 1, 3))
+            else:
+                tt.unroll(stream, torch.ones(3, 1, 3))
+
     for _ in range(5):
-        run(stream, 15)
+        call(15)
         stream.detach_states() if kind == "stream" else tt.detach_states(stream)
     with torch.no_grad():
-        run(stream, 50)
+        call(50)
     assert caplog.text == ""
-    run(stream, 50)
+    if sequences and kind != "stream":
+        for _ in range(50):
+            tt.unroll(stream, torch.ones(3, 1, 3), from_rest=True)
+        assert caplog.text == ""
+    call(50)
     assert len(caplog.records) == 1
-    assert "has run 20 single steps in one graph" in caplog.text
+    assert "was called 20 times in one graph" in caplog.text
 
 
 def test_a_graph_without_an_end_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -180,7 +196,7 @@ def test_a_graph_without_an_end_is_logged_once(caplog: pytest.LogCaptureFixture)
     assert caplog.text == ""
     run(net, 50)
     assert len(caplog.records) == 1
-    assert "has run 20 single steps in one graph" in caplog.text
+    assert "was called 20 times in one graph" in caplog.text
 
 
 def test_saving_states_with_nan_warns(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ _SCRIPT_LEAF = (
 )
 # attributes that no declaration is read from: their assignment leaves the cell as it is
 _NOTES = (
-    *("_graph_steps", "_looks_like_sequence", "_memory_notes", "_nan_reported", "_steps_run"),
+    *("_graph_calls", "_looks_like_sequence", "_memory_notes", "_nan_reported", "_steps_run"),
     *("_zeroed_in_backward", "_zeroed_in_trace", "_sigma", "_known_sigma", "step_kwargs"),
     "_known_plan",
     WRITTEN,

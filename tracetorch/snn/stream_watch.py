@@ -14,7 +14,7 @@ from tracetorch.core.walk import join_path, named_modules
 from tracetorch.snn.passes import Pass
 
 LOOK_EVERY = 100  # single steps: a look takes microseconds, a step tens of them
-LONGEST_GRAPH = 1000  # steps
+LONGEST_GRAPH = 1000  # calls, of a step or of a sequence
 
 _log = logging.getLogger("tracetorch")
 _graph_reported = False
@@ -43,13 +43,31 @@ def watch_step(runner: Watched) -> None:
     if number % LOOK_EVERY == 0:
         look_in_stream(runner)
     if torch.is_grad_enabled():
-        states = next((states for _, states in runner._layers_with_states() if states), {})
-        state = next(iter(states.values()), None)
-        # a state zeroed, set, detached or computed under no_grad starts the count anew
-        inside = isinstance(state, Tensor) and state.requires_grad
-        notes["_graph_steps"] = length = notes.get("_graph_steps", 0) + 1 if inside else 0
-        if length == LONGEST_GRAPH:
-            _report_graph(runner)
+        _watch_graph(runner)
+
+
+def watch_sequence(run: Pass) -> None:
+    """Count a sequence in the graph of the one before, from whose states it went on.
+
+    Called before the pass commits: the states that it began with are still those of the layers.
+    """
+    if torch.is_grad_enabled():
+        for layer, states in states_of_layers((e.module, e.states) for e in run.entries.values()):
+            if states:
+                _watch_graph(layer)
+                return
+
+
+def _watch_graph(runner: Watched) -> None:
+    """Count a call that goes on in the graph of the last one; log where they are very many."""
+    states = next((states for _, states in runner._layers_with_states() if states), {})
+    state = next(iter(states.values()), None)
+    # a state zeroed, set, detached or computed under no_grad starts the count anew
+    inside = isinstance(state, Tensor) and state.requires_grad
+    notes = runner.__dict__
+    notes["_graph_calls"] = calls = notes.get("_graph_calls", 0) + 1 if inside else 0
+    if calls == LONGEST_GRAPH:
+        _report_graph(runner)
 
 
 def look_in_stream(runner: Watched) -> None:
@@ -120,12 +138,12 @@ def path_of(model: nn.Module, layer: nn.Module, state: str) -> str:
 
 
 def _report_graph(runner: Watched) -> None:
-    """Log, once in a process, that very many single steps are in one graph."""
+    """Log, once in a process, that very many calls are in one graph."""
     global _graph_reported
     if not _graph_reported:
         _graph_reported = True
         _log.warning(
-            "%s has run %d single steps in one graph, and memory grows with each. To run a model "
+            "%s was called %d times in one graph, and memory grows with each. To run a model "
             "use torch.no_grad(); to train it call detach_states() after each backward(), of the "
             "stream where there is one, else tt.detach_states(model).",
             runner._label(),

@@ -142,7 +142,7 @@ class Stream:
                 "a tt.Stream(model) for each; they may run at once."
             )
         try:
-            if function is _step:
+            if function in (_step, unroll):
                 watch_step(self)
             result = self._states.call(function, *args, **kwargs)
             self._states.check_known(*(e.module for e in self._states.entries.values()))

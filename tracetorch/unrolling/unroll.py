@@ -24,7 +24,7 @@ from tracetorch.snn.passes import Pass, ambient
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.restarts import Restarts
 from tracetorch.snn.sequence_layer import SequenceLayer
-from tracetorch.snn.stream_watch import look_behind_sequence
+from tracetorch.snn.stream_watch import look_behind_sequence, watch_sequence
 from tracetorch.unrolling.first_run import STEPS, FirstRun, RecordingPass, Trust, trusted
 from tracetorch.unrolling.inputs import Inputs, call, parse_inputs, tensors_by_name, with_reset
 from tracetorch.unrolling.segments import in_segments
@@ -183,6 +183,8 @@ def unroll(
     if not from_rest:
         if not torch.compiler.is_compiling():
             run.check_outlives_transforms()
+            if outer is None:
+                watch_sequence(run)
         run.commit()
     if outer is None and not torch.compiler.is_compiling():
         look_behind_sequence(run, model, checked == inputs.steps)
