@@ -253,9 +253,9 @@ ZEROS = torch.zeros(3, 3)
     {"0.weight": ZEROS, "0.bais": torch.zeros(3)}
         -> the file lacks '0\.bias'; only the file has '0\.bais', perhaps .*'0\.bi
     {"0.weight": ZEROS.double(), "0.bias": ZEROS[0].int()}
-        -> '0\.bias' is torch\.int32 in the file.*; convert the model with model\.to\(dtype\)
-    {"0.weight": ZEROS.double(), "0.bias": ZEROS[0].int()}
-        -> torch\.float32 in the model; convert .*'0\.weight' is torch\.float64
+        -> '0\.bias' is torch\.int32 in the file, torch\.float32 in the model; '0\.weight' is tor
+    {"0.weight": ZEROS.double(), "0.bias": ZEROS[0].double()}
+        -> '0\.bias', '0\.weight' are .*; convert the model with model\.to\(torch\.float64\), load
     {f"{i}": torch.zeros(1) for i in range(20)} -> and 14 more
     """
 )
@@ -290,7 +290,7 @@ def test_nan_is_loaded_with_a_warning_and_the_meta_device_is_refused(tmp_path: P
     path = tmp_path / "net.safetensors"
     tt.save(nn.Sequential(nn.Linear(4, 3), snn.LIF(3)), path)
     model = nn.Sequential(nn.Linear(4, 3, device="meta"), snn.LIF(3))
-    with pytest.raises(ValueError, match=r"'0\.weight' is on the device meta .* model\.to_empty"):
+    with pytest.raises(ValueError, match=r"'0\.weight' are on the device meta .* model\.to_empty"):
         tt.load(path, model)
     tt.load(path, model.to_empty(device="cpu"))
 

@@ -88,6 +88,15 @@ def test_a_sample_is_what_comes_apart_in_two() -> None:
             collate([other])
 
 
+def test_several_inputs_and_targets_over_time_are_refused_with_the_way_out() -> None:
+    two: Any = [((torch.ones(n, 4), torch.ones(n, 2)), 0) for n in (2, 5)]
+    with pytest.raises(TypeError, match=r"one sequence of a sample, got a tuple\. .* pad each"):
+        collate(two)
+    over_time: Any = [(torch.ones(n, 4), torch.ones(n, 1)) for n in (2, 5)]
+    with pytest.raises(ValueError, match=r"got \[2, 1\] and, of sample 1, \[5, 1\]\. .*pad\(targ"):
+        collate(over_time)
+
+
 @pytest.mark.parametrize("label", [3, 0.5, torch.tensor(3), torch.ones(2)])
 def test_labels_are_stacked(label: Any) -> None:
     x, y, mask = collate([(torch.ones(2, 4), label), (torch.ones(5, 4), label)])

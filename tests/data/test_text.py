@@ -50,3 +50,6 @@ def test_streams_keep_other_dimensions_and_check_their_arguments() -> None:
     few = r"at least batch_size \* steps \+ 1 = 10 values for one piece, got shape \[9\]"
     with pytest.raises(ValueError, match=few):
         streams(torch.arange(9), 3, 3)
+    for data in (torch.ones(9, 2).numpy(), (torch.arange(9), torch.arange(9))):
+        with pytest.raises(TypeError, match=r"data must be a tensor \[n, \.\.\.\], got (nd|tuple)"):
+            streams(data, 2, 2)  # type: ignore[arg-type]

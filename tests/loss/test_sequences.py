@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -381,6 +383,20 @@ def test_target_that_does_not_fit_is_named_in_the_error(name: str) -> None:
             CLASSIFICATION[name](X, target)
 
 
+@pytest.mark.parametrize("wrap", [np.asarray, Tensor.tolist])
+@pytest.mark.parametrize(
+    "compare",
+    [
+        *(partial(each, X) for each in CLASSIFICATION.values()),
+        partial(loss.van_rossum, X, tau=1.0),
+        partial(loss.soft_cross_entropy, X),
+    ],
+)
+def test_a_target_that_is_no_tensor_is_refused(compare: Any, wrap: Any) -> None:
+    with pytest.raises(TypeError, match=r"target must be a tensor, got (ndarray|list)\. Wrap it"):
+        compare(target=wrap(X))
+
+
 @refusals(
     r"""
     loss.membrane_cross_entropy(X, Y, over="max") -> ValueError: 'last', got 'max'
@@ -391,7 +407,7 @@ def test_target_that_does_not_fit_is_named_in_the_error(name: str) -> None:
     loss.temporal_cross_entropy(X, Y, mse_weight=2) -> ValueError: mse_weight .* \[0, 1\], got 2
     loss.temporal_cross_entropy(X, torch.zeros(6, B).long()) -> ValueError: \[T, B\] = \[5, 4\], got
     loss.rate_cross_entropy(X, torch.zeros(B, C).long()) -> RuntimeError: Expected floating point
-    loss.rate_mse(X, [0] * B) -> TypeError: target must be a tensor, got list
+    loss.membrane_cross_entropy(X, torch.zeros(T, B).long()) -> ValueError: step \[T, B\] take tt
     loss.rate_cross_entropy(X[:, :, 0], Y) -> ValueError: output \[T, B, C, ...\] .* has shape \[4\]
     loss.membrane_mse(X, torch.zeros(T, B, C + 1)) -> ValueError: target must be of
     loss.rate_bounds(X, 0.5, 0.2) -> ValueError: lower <= upper, got 0.5 and 0.2

@@ -135,6 +135,8 @@ def called(layer: Any) -> Any:
     snn.RLIF(2, bias=torch.tensor([0.0, inf])) -> ValueError: bias must be finite, got inf
     snn.LIF(threshold=1.0, init_hidden=1) -> TypeError: 'threshold'; .*no argument 'init_hidden'; a
     snn.LIF(2)._replicate_for_data_parallel() -> RuntimeError: states away .*DistributedDataParallel
+    snn.LIF(4)(torch.ones(2, 4, 5, 6)) -> ValueError: 6 at dim -1, .* Say where they are: dim=-3\.
+    snn.Delay(4, max_delay=2)(torch.ones(4, 6)) -> ValueError: Build the layer with num_neurons=6
     snn.LIF(4, dim=-3)(LINE) -> ValueError: at dim -3, the input has only 2 dimensions
     snn.LIF(4, dim=2)(LINE) -> ValueError: at dim 2, the input has only 2 dimensions
     assigned(snn.LIF(3), mem=0.0)(SEQ[0]) -> TypeError: LIF\(3\) needs a tensor as mem, got float

@@ -9,20 +9,56 @@ from torch import nn
 
 import tracetorch as tt
 from tracetorch import snn
-from tracetorch.snn import neuron, stream_watch
+from tracetorch.snn import stream_watch
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_watch, "_graph_reported", False)
-    monkeypatch.setattr("tracetorch.snn.neuron.LOOK_EVERY", 5)
-    monkeypatch.setattr("tracetorch.unrolling.stream.LOOK_EVERY", 5)
-    for module in (stream_watch, neuron):
-        monkeypatch.setattr(module, "LONGEST_GRAPH", 20)
+    monkeypatch.setattr(stream_watch, "LOOK_EVERY", 5)
+    monkeypatch.setattr(stream_watch, "LONGEST_GRAPH", 20)
 
 
 def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 4), snn.LIF(4), nn.Linear(4, 2), snn.Readout(2))
+
+
+class Shunted(snn.Neuron):
+    """Two inputs; what becomes NaN of the second is not the first state."""
+
+    inputs = ("x", "inhibition")
+    states = ("mem", "slow")
+
+    def __init__(self) -> None:
+        super().__init__(4)
+        self.threshold("pos_threshold", 1.0)
+
+    @staticmethod
+    def step(x, inhibition, mem, slow, *, pos_threshold, spike):
+        slow = 0.9 * slow + inhibition
+        fired = spike(mem - pos_threshold - slow)
+        return fired, 0.5 * mem + x - fired, slow
+
+
+class Inhibited(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.neuron = Shunted()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.neuron(torch.ones(len(x), 4), x.sum(1, keepdim=True).expand(len(x), 4))
+
+
+def recurrent(neurons: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, 4), snn.Recurrent(neurons, nn.Linear(4, 4)))
+
+
+HIDDEN = {
+    "recurrent": lambda: recurrent(snn.LIF(4)),
+    "chain": lambda: recurrent(nn.Sequential(snn.LIF(4), nn.Linear(4, 4), snn.SLIF(4))),
+    "populations": lambda: recurrent(snn.Populations(a=snn.LIF(3), b=snn.LIF(1))),
+    "second input": Inhibited,
+}
 
 
 def run(net: nn.Module, steps: int, first: float = 1.0) -> None:
@@ -42,6 +78,47 @@ def test_nan_in_a_stream_is_logged_until_it_is_zeroed(caplog: pytest.LogCaptureF
         run(net, 20)
         run(network(), 20, torch.nan)  # another model
     assert caplog.text.count("is NaN") == len(caplog.records) == 3
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("kind", HIDDEN)
+@pytest.mark.parametrize("held", [False, True])
+def test_a_state_wherever_it_is_held_is_looked_at(
+    caplog: pytest.LogCaptureFixture, kind: str, held: bool, value: float
+) -> None:
+    net = HIDDEN[kind]()
+    stream: Any = tt.Stream(net) if held else net
+    with torch.no_grad():
+        run(stream, 20)
+        assert caplog.text == ""
+        for count in (1, 2):
+            tt.zero_states(net)
+            if held:
+                stream.zero_states()
+            run(stream, 20, value)
+            assert caplog.text.count("and stays so until zero_states()") == count
+    assert len(caplog.records) == 2
+
+
+def test_infinity_is_logged_unless_it_is_the_state_of_rest(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    net, x = snn.LIF(3), torch.ones(6, 1, 3)
+    with torch.no_grad():
+        run(net, 20, -torch.inf)
+        assert "mem of LIF(3) is infinite" in caplog.text
+        assert "fires there at every step, or never" in caplog.text
+        caplog.clear()
+        net = snn.LIF(3)
+        tt.unroll(net, x * torch.inf)
+        assert caplog.text == ""
+        tt.unroll(net, x)  # it goes on
+        assert "mem is infinite at the end of a sequence" in caplog.text
+        caplog.clear()
+        net = snn.LIF(3)
+        net.register_buffer("initial_mem", torch.tensor(-torch.inf))
+        run(net, 20)
+    assert caplog.text == ""
 
 
 def test_sequences_of_a_stream_log_nan_again_once_it_was_zeroed(caplog):
@@ -72,6 +149,38 @@ def test_a_held_stream_logs_nan_until_it_is_zeroed(caplog: pytest.LogCaptureFixt
     assert caplog.text.count("1.mem is NaN") == len(caplog.records) == 3
 
 
+@pytest.mark.parametrize("sequences", [False, True])
+@pytest.mark.parametrize("kind", ["network", "stream", *HIDDEN])
+def test_a_graph_that_grows_is_logged_wherever_it_is(
+    caplog: pytest.LogCaptureFixture, kind: str, sequences: bool
+) -> None:
+    makers: dict[str, Any] = {**HIDDEN, "network": network, "stream": lambda: tt.Stream(network())}
+    stream = makers[kind]()
+
+    def call(number: int) -> None:
+        for _ in range(number):
+            if not sequences:
+                stream(torch.ones(1, 3))
+            elif kind == "stream":
+                stream.unroll(torch.ones(3, 1, 3))
+            else:
+                tt.unroll(stream, torch.ones(3, 1, 3))
+
+    for _ in range(5):
+        call(15)
+        stream.detach_states() if kind == "stream" else tt.detach_states(stream)
+    with torch.no_grad():
+        call(50)
+    assert caplog.text == ""
+    if sequences and kind != "stream":
+        for _ in range(50):
+            tt.unroll(stream, torch.ones(3, 1, 3), from_rest=True)
+        assert caplog.text == ""
+    call(50)
+    assert len(caplog.records) == 1
+    assert "was called 20 times in one graph" in caplog.text
+
+
 def test_a_graph_without_an_end_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     net = network().eval()
     with torch.no_grad():
@@ -87,7 +196,7 @@ def test_a_graph_without_an_end_is_logged_once(caplog: pytest.LogCaptureFixture)
     assert caplog.text == ""
     run(net, 50)
     assert len(caplog.records) == 1
-    assert "has run 20 single steps in one graph" in caplog.text
+    assert "was called 20 times in one graph" in caplog.text
 
 
 def test_saving_states_with_nan_warns(tmp_path: Path) -> None:

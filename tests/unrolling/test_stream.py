@@ -186,6 +186,21 @@ def recomputed(stream: tt.Stream) -> None:
     checkpoint(stream, x, use_reentrant=False).sum().backward()
 
 
+def test_a_stream_goes_on_behind_a_model_in_another_dtype_as_its_error_says() -> None:
+    model = made().float()
+    stream, x = tt.Stream(model), X.float()
+    stream(x[0])
+    expected = stream.get_states()
+    model.double()
+    with pytest.raises(ValueError, match=r"of a tt\.Stream do not: convert what its get_"):
+        stream(x[1].double())
+    stream.set_states({name: state.double() for name, state in expected.items()})
+    y = stream(x[1].double())
+    model.float()
+    stream.set_states(expected)
+    assert torch.allclose(y.float(), stream(x[1]), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("act", "error", "message"),
     [

@@ -286,22 +286,29 @@ def _by_path(states: Mapping[str, Tensor], paths: Mapping[str, str]) -> dict[str
 def _misfits(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> list[str]:
     """List tensors of another shape or dtype, and shared tensors with two values in the file."""
     found: list[str] = []
+    alike: dict[str, list[str]] = {}
+    """Names by what is said of them all."""
     for name, value in values.items():
         target = targets[name]
         if target.is_meta:
-            found.append(
-                f"{name!r} is on the device meta in the model, where it keeps no values; call "
-                'model.to_empty(device="cpu") first'
-            )
+            alike.setdefault(
+                "on the device meta in the model, which keeps no values; call "
+                'model.to_empty(device="cpu") first',
+                [],
+            ).append(name)
         elif value.shape != target.shape and name.rpartition(".")[2] != "_extra_state":
             # how much there is of an extra state is for set_extra_state to judge
             shapes = list(value.shape), list(target.shape)
             found.append(f"{name!r} has shape {shapes[0]} in the file, {shapes[1]} in the model")
         elif value.dtype != target.dtype:
-            found.append(
-                f"{name!r} is {value.dtype} in the file, {target.dtype} in the model; convert the "
-                "model with model.to(dtype), load, and convert it back"
-            )
+            of_numbers = value.dtype.is_floating_point and target.dtype.is_floating_point
+            way = f"; convert the model with model.to({value.dtype}), load, and convert it back"
+            what = f"{value.dtype} in the file, {target.dtype} in the model{way * of_numbers}"
+            alike.setdefault(what, []).append(name)
+    for what, names in alike.items():
+        more = f" and {len(names) - 2} more" * (len(names) > 2)
+        verb = "is" if len(names) == 1 else "are"
+        found.append(f"{', '.join(map(repr, names[:2]))}{more} {verb} {what}")
     # The file may come from a model in which the two were untied and trained apart.
     for name, first in shared_names(targets).items():
         if name in values and first in values and not _equal(values[name], values[first]):

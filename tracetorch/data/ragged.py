@@ -87,14 +87,15 @@ def collate(samples: Sequence[tuple[Tensor, Tensor | int | float]]) -> Batch:
     """Collate samples ``(sequence [T_i, ...], label)`` of a ``DataLoader`` to a batch, time first.
 
     Args:
-        samples: sequences, and their labels as numbers or as tensors of one shape.
+        samples: sequences, and their labels as numbers or as tensors of one shape. Several inputs,
+            and targets over time, are padded each by :func:`pad`.
 
     Shape:
         ``x [T, B, ...]``, ``y [B, ...]``, ``mask [T, B]``.
 
     Raises:
-        TypeError: a sample is no pair; or as :func:`pad`.
-        ValueError: as :func:`pad`.
+        TypeError: a sample is no pair, or has several sequences; or as :func:`pad`.
+        ValueError: labels differ in shape; or as :func:`pad`.
 
     Example:
         >>> from torch.utils.data import DataLoader
@@ -114,6 +115,19 @@ def collate(samples: Sequence[tuple[Tensor, Tensor | int | float]]) -> Batch:
                 f"{f' of {len(pair)}' if parts else ''} as sample {number}. Of sequences alone: "
                 "x, mask = tt.data.pad(sequences)."
             )
+        if isinstance(pair[0], Sequence | Mapping):
+            raise TypeError(
+                f"collate pads one sequence of a sample, got a {type(pair[0]).__name__}. Of "
+                "several inputs pad each: a, mask = tt.data.pad(first); b, _ = tt.data.pad(others)."
+            )
         pairs.append(pair)
     x, mask = pad([sequence for sequence, _ in pairs])
-    return Batch(x, torch.stack([torch.as_tensor(label) for _, label in pairs]), mask)
+    labels = [torch.as_tensor(label) for _, label in pairs]
+    for number, label in enumerate(labels):
+        if label.shape != labels[0].shape:
+            raise ValueError(
+                f"labels must have one shape, got {list(labels[0].shape)} and, of sample {number}, "
+                f"{list(label.shape)}. Pad targets over time as their sequences: "
+                "y, _ = tt.data.pad(targets)."
+            )
+    return Batch(x, torch.stack(labels), mask)

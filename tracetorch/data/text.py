@@ -64,7 +64,7 @@ def streams(
         Pairs of ``[T, B, ...]``.
 
     Raises:
-        TypeError: a count is not an integer.
+        TypeError: a count is not an integer, or ``data`` not a tensor.
         ValueError: a count is less than 1, or there are too few data for one piece.
 
     Example:
@@ -76,6 +76,11 @@ def streams(
     # checked here, at the call, and not when the generator is first advanced
     batch_size = check_count("batch_size", batch_size)
     steps = check_count("steps", steps)
+    if not isinstance(data, Tensor):
+        raise TypeError(
+            f"data must be a tensor [n, ...], got {type(data).__name__}. Wrap an array: "
+            "torch.as_tensor(data); of several sequences cut each."
+        )
     length = (len(data) - 1) // batch_size
     if length < (1 if keep_rest else steps):
         raise ValueError(

@@ -28,7 +28,8 @@ def delta(
         x: a signal over time.
         threshold: the change that causes a spike, positive.
         start: the reference before the first step, a number or a tensor like one step; ``x[0]``
-            if left out, so that the first step has no spike.
+            if left out, so that the first step has no spike. To go on with a signal that was cut
+            give each element's value at its last spike, which is not its last value.
         dim: the dimension of the result that holds the two channels, on and off.
 
     Shape:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tracetorch.core.checks import check_positive
 from tracetorch.loss.reduction import Reduction, reduce_batch
-from tracetorch.loss.targets import check_probabilities
+from tracetorch.loss.targets import check_is_tensor, check_probabilities
 
 
 def soft_cross_entropy(
@@ -36,6 +36,8 @@ def soft_cross_entropy(
         >>> soft_cross_entropy(pred, torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
         tensor(0.3993)
     """
+    check_is_tensor("pred", pred)
+    check_is_tensor("target", target)
     if pred.shape != target.shape:
         raise ValueError(
             f"pred and target must have one shape, got {list(pred.shape)} and "

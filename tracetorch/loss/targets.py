@@ -11,20 +11,27 @@ from tracetorch.ragged import TIME_FIRST
 _ROUNDING = 1e-2  # of probabilities that bfloat16 has rounded
 
 
+def check_is_tensor(name: str, value: object) -> None:
+    """Raise ``TypeError`` for a list or an array, which may have a shape as a tensor has."""
+    if not isinstance(value, Tensor):
+        got = type(value).__name__
+        raise TypeError(f"{name} must be a tensor, got {got}. Wrap it: torch.as_tensor(...).")
+
+
 def holds_class_indices(target: Tensor, shape: torch.Size) -> bool:
     """Whether ``target`` holds indices of classes, dimension 1 of ``shape`` ``[B, C, ...]``."""
-    if not isinstance(target, Tensor):
-        raise TypeError(f"target must be a tensor, got {type(target).__name__}.")
+    check_is_tensor("target", target)
     is_integer = not target.is_floating_point() and target.dtype != torch.bool
     if len(shape) > 1 and is_integer and target.shape == shape[:1] + shape[2:]:
         return True
     if target.shape != shape:
         classes = f" or classes, integers {[*shape[:1], *shape[2:]]}," if len(shape) > 1 else ""
+        each_step = is_integer and target.shape[1:] == shape[:1] + shape[2:]
         raise ValueError(
             f"target must be of shape {list(shape)}{classes} for this output, got "
             f"{target.dtype} of shape {list(target.shape)}."
-            + TIME_FIRST
-            * (is_integer and target.ndim == 1)
+            + TIME_FIRST * (is_integer and target.ndim == 1)
+            + " Of a class for each step [T, B] take tt.loss.temporal_cross_entropy." * each_step
         )
     return False
 

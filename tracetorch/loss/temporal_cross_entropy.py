@@ -9,6 +9,7 @@ from tracetorch.core.checks import check_share
 from tracetorch.loss.cross_entropy import sample_cross_entropy
 from tracetorch.loss.descriptions import describe_cross_entropy
 from tracetorch.loss.reduction import Reduction, mean_over_neurons, reduce_batch
+from tracetorch.loss.targets import check_is_tensor
 from tracetorch.ragged import aligned, as_floating, check_mask, check_sequence, filled, lengths
 
 
@@ -82,6 +83,7 @@ def _over_time(folded: Tensor, logits: Tensor, mask: Tensor | None) -> Tensor:
 
 def _targets(target: Tensor, logits: Tensor, mask: Tensor | None) -> Tensor:
     """Return the target of every step, ``[T, B, ...]``."""
+    check_is_tensor("target", target)
     if target.ndim != logits.ndim - (not target.is_floating_point()):
         return target.expand(len(logits), *target.shape)
     if target.shape[:2] != logits.shape[:2]:

@@ -13,6 +13,7 @@ from tracetorch.loss.reduction import (
     mean_over_neurons,
     reduce_batch,
 )
+from tracetorch.loss.targets import check_is_tensor
 from tracetorch.ragged import as_floating, check_mask, check_sequence, filled, real_steps_first
 
 
@@ -60,6 +61,7 @@ def van_rossum(
     """
     check_positive_scalar("tau", tau)
     check_sequence("spikes", spikes, batched=True)
+    check_is_tensor("target", target)
     if target.shape != spikes.shape:
         raise ValueError(
             f"spikes and target must have one shape, got {list(spikes.shape)} and "

@@ -24,7 +24,6 @@ from tracetorch.snn.passes import ambient, in_one_commit, states_of
 from tracetorch.snn.restarts import Restarts
 from tracetorch.snn.sequence_layer import ARITHMETIC_DTYPE, SequenceLayer
 from tracetorch.snn.step_signature import check_named, check_signature
-from tracetorch.snn.stream_watch import LONGEST_GRAPH, LOOK_EVERY, look_for_nan, report_graph
 
 _MOST_CELLS = 4  # that a layer keeps, for options that come and go
 # of the dtypes in which an output is narrower than the arithmetic
@@ -194,13 +193,7 @@ class Neuron(SequenceLayer):
         ):
             return self._step_checked(cell, x, further)
         with_graph = torch.is_grad_enabled()
-        if run is None:
-            current = self.__dict__
-            current["_steps_run"] = number = current.get("_steps_run", 0) + 1
-            if with_graph or number % LOOK_EVERY == 0:
-                self._watch_stream(number)
-        else:
-            current = run.states_of(self)
+        current = self.__dict__ if run is None else run.states_of(self)
         if not with_graph:
             found = self._single_steps.run(self, cell, x, current)
             if found is not None:
@@ -265,18 +258,6 @@ class Neuron(SequenceLayer):
         if shares_memory(output, (*inputs, *states)):
             output = output.clone()
         return [output, *ends.values()]
-
-    def _watch_stream(self, number: int) -> None:
-        """Look now and then at what goes wrong in single steps outside of any pass."""
-        attributes = self.__dict__
-        if number % LOOK_EVERY == 0:
-            look_for_nan(self)
-        state = attributes[self.states[0]] if self.states else None
-        # a state zeroed, set, detached or computed under no_grad starts the count anew
-        inside = isinstance(state, Tensor) and state.requires_grad and torch.is_grad_enabled()
-        attributes["_graph_steps"] = length = self._graph_steps + 1 if inside else 0
-        if length == LONGEST_GRAPH:
-            report_graph(self)
 
     def forward_sequence(
         self,

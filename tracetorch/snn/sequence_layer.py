@@ -69,6 +69,7 @@ from tracetorch.snn.parameters import (
 )
 from tracetorch.snn.passes import WRITTEN, State, ambient, current_pass, in_one_commit, states_of
 from tracetorch.snn.restarts import run_between_restarts
+from tracetorch.snn.stream_watch import LayersWithStates, states_of_layers, watch_step
 from tracetorch.snn.unknown_arguments import ASSIGNED, check_arguments, check_assigned
 
 StepKwargs = Callable[[int, torch.dtype], dict[str, Any]]
@@ -96,7 +97,7 @@ _SCRIPT_LEAF = (
 )
 # attributes that no declaration is read from: their assignment leaves the cell as it is
 _NOTES = (
-    *("_graph_steps", "_looks_like_sequence", "_memory_notes", "_nan_reported", "_steps_run"),
+    *("_graph_calls", "_looks_like_sequence", "_memory_notes", "_nan_reported", "_steps_run"),
     *("_zeroed_in_backward", "_zeroed_in_trace", "_sigma", "_known_sigma", "step_kwargs"),
     "_known_plan",
     WRITTEN,
@@ -158,10 +159,6 @@ class SequenceLayer(TTModule):
     """Whether the batch is known to be in front, whatever the neuron dimension is."""
     _looks_like_sequence = False
     """Whether the last input checked, one step outside of any pass, has a dimension for time."""
-    _steps_run = 0
-    """How many single steps have been run since the states were zeroed."""
-    _graph_steps = 0
-    """How many of the last ones are in one graph."""
     _nan_reported = ""
     """In what NaN was found: ``"stream"``, until it is zeroed; ``"sequence"``, ``"training"``."""
 
@@ -509,10 +506,14 @@ class SequenceLayer(TTModule):
                 f"{len(shape)} dimensions, shape {list(shape)}."
             )
         if shape[self.dim] != self.num_neurons:
+            behind_batch = [*shape[1:]]
+            way = f"Build the layer with num_neurons={shape[self.dim]}, or name another dim"
+            if self.num_neurons in behind_batch:  # the channels of a convolution, most of the time
+                at = behind_batch.index(self.num_neurons) - len(behind_batch)
+                way = f"Say where they are: dim={at}"
             raise ValueError(
                 f"{self._label()} has {self.num_neurons} neurons, {what} has "
-                f"{shape[self.dim]} at dim {self.dim}, shape {list(shape)}. "
-                f"Build the layer with num_neurons={shape[self.dim]}, or name another dim."
+                f"{shape[self.dim]} at dim {self.dim}, shape {list(shape)}. {way}."
             )
         if len(shape) > 2 and self.dim == -1 and not torch.compiler.is_compiling():
             self.__dict__["_looks_like_sequence"] = not sequence and current_pass() is None
@@ -561,7 +562,8 @@ class SequenceLayer(TTModule):
                         f"{state.dtype}, on {state.device}; the input has shape {list(shape)} and "
                         f"needs {kept} on {x.device}. Call zero_states() before a new sequence or "
                         "another batch size, zero_states(where=mask) to restart some samples; "
-                        "states follow model.to(...)."
+                        "states follow model.to(...); those of a tt.Stream do not: convert what "
+                        "its get_states() gives, and give it back by set_states()."
                     )
                 states.append(state.clone() if clone_inference and state.is_inference() else state)
         return states
@@ -791,6 +793,8 @@ class SequenceLayer(TTModule):
         run = ambient.current
         if run is not None:
             return run(self, x, further, named)
+        if not torch.compiler.is_compiling():
+            watch_step(self)
         try:
             several = further or named or len(self.inputs) > 1
         except fx.proxy.TraceError:  # traced as the root: all arguments are stand-ins
@@ -802,6 +806,13 @@ class SequenceLayer(TTModule):
                 lambda: self.forward_step(x, *self._all_further(x, further, named))
             )
         return self.forward_step(x)
+
+    def _layers_with_states(self) -> LayersWithStates:
+        """Return the layers inside, itself in front, with the states that they hold."""
+        return states_of_layers((module, module.__dict__) for module in self.modules())
+
+    def _name_of(self, layer: SequenceLayer, state: str) -> str:
+        return f"{state} of {layer._label()}"
 
     def _all_further(
         self, x: Tensor, given: tuple[Tensor, ...], named: dict[str, Tensor]

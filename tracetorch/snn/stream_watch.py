@@ -1,116 +1,189 @@
-"""Tell what goes wrong over time without an error: a state at NaN, a graph that grows."""
+"""Tell what goes wrong over time without an error: a state not finite, a graph that grows."""
 
 from __future__ import annotations
 
 import logging
-import math
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from tracetorch.core.torch_private import functorch_active, transformed_by
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.snn.passes import Pass
-from tracetorch.snn.sequence_layer import SequenceLayer
 
 LOOK_EVERY = 100  # single steps: a look takes microseconds, a step tens of them
-LONGEST_GRAPH = 1000  # steps
-
-_IN_STREAM = (
-    "%s is NaN, and stays so until zero_states(). A neuron's spike is 0 there, so that what "
-    "follows looks finite. Look at each input: if not x.isfinite().all(), use the last good one."
-)
+LONGEST_GRAPH = 1000  # calls, of a step or of a sequence
 
 _log = logging.getLogger("tracetorch")
 _graph_reported = False
 
-
-def _is_nan(state: object) -> bool:
-    """Whether a state on the CPU has NaN; a GPU would have to be waited for."""
-    if type(state) is not Tensor or state.device.type != "cpu":
-        return False
-    if state.requires_grad:
-        state = state.detach()
-    # the sum of NaN is NaN, and quicker to have
-    return math.isnan(state.sum().item()) and bool(state.isnan().any())
+LayersWithStates = Iterable[tuple[Any, dict[str, Any]]]
+"""Neuron layers, each with its states."""
 
 
-def look_for_nan(layer: SequenceLayer) -> None:
-    """Log once, until ``zero_states()``, that a layer in a stream of single steps is at NaN."""
-    if layer._nan_reported or not layer.states or transformed_by() is not None:
+class Watched(Protocol):
+    """A layer or a stream, of which single steps are counted."""
+
+    __dict__: dict[str, Any]
+    _nan_reported: str
+
+    def _layers_with_states(self) -> LayersWithStates: ...
+
+    def _label(self) -> str: ...
+
+    def _name_of(self, layer: Any, state: str) -> str: ...
+
+
+def watch_step(runner: Watched) -> None:
+    """Count a single step, which no pass holds, before it runs; look at the states now and then."""
+    notes = runner.__dict__  # not by attribute, which of a module takes as long as a short step
+    notes["_steps_run"] = number = notes.get("_steps_run", 0) + 1
+    if number % LOOK_EVERY == 0:
+        look_in_stream(runner)
+    if torch.is_grad_enabled():
+        _watch_graph(runner)
+
+
+def watch_sequence(run: Pass) -> None:
+    """Count a sequence in the graph of the one before, from whose states it went on.
+
+    Called before the pass commits: the states that it began with are still those of the layers.
+    """
+    if torch.is_grad_enabled():
+        for layer, states in states_of_layers((e.module, e.states) for e in run.entries.values()):
+            if states:
+                _watch_graph(layer)
+                return
+
+
+def _watch_graph(runner: Watched) -> None:
+    """Count a call that goes on in the graph of the last one; log where they are very many."""
+    states = next((states for _, states in runner._layers_with_states() if states), {})
+    state = next(iter(states.values()), None)
+    # a state zeroed, set, detached or computed under no_grad starts the count anew
+    inside = isinstance(state, Tensor) and state.requires_grad
+    notes = runner.__dict__
+    notes["_graph_calls"] = calls = notes.get("_graph_calls", 0) + 1 if inside else 0
+    if calls == LONGEST_GRAPH:
+        _report_graph(runner)
+
+
+def look_in_stream(runner: Watched) -> None:
+    """Log once, until ``zero_states()``, that a state in a stream is not finite."""
+    if runner._nan_reported or transformed_by() is not None:
         return
-    name = layer.states[0]
-    if _is_nan(layer.__dict__[name]):
-        layer.__dict__["_nan_reported"] = "stream"
-        _log.warning(_IN_STREAM, f"{name} of {layer._label()}")
+    found = next(_not_finite(runner._layers_with_states()), None)
+    if found is None:
+        return
+    layer, name, _, means = found
+    runner.__dict__["_nan_reported"] = "stream"
+    _log.warning(
+        "%s is %s, and stays so until zero_states(). %s, so that what follows looks finite. "
+        "Look at each input: if not x.isfinite().all(), use the last good one.",
+        runner._name_of(layer, name),
+        *means,
+    )
 
 
-def state_at_nan(run: Pass, model: nn.Module) -> tuple[str, Tensor] | None:
-    """Return the path and the value of the first state of a pass that has NaN."""
-    for entry in run.entries.values():
-        layer = entry.module
-        if isinstance(layer, SequenceLayer) and layer.states:
-            name = layer.states[0]
-            state = entry.states[name]
-            # by one number, without a call, for it is behind every sequence; no GPU is waited for
+def states_of_layers(found: Iterable[tuple[Any, dict[str, Any]]]) -> Iterator[tuple[Any, Any]]:
+    """Return those of some modules with attributes that are neuron layers, with their states.
+
+    A memory of a module's own may hold what it likes.
+    """
+    for module, attributes in found:
+        if hasattr(type(module), "_nan_reported"):
+            yield module, {name: attributes.get(name) for name in module.states}
+
+
+def _not_finite(
+    layers: LayersWithStates, infinite: bool = True
+) -> Iterator[tuple[Any, str, Tensor, tuple[str, str]]]:
+    """Return layers and names of states on the CPU that are NaN or infinite, and what that means.
+
+    A GPU would have to be waited for. What is infinite at rest may be so.
+    """
+    for layer, states in layers:
+        for name, state in states.items():
             if type(state) is not Tensor or not state.is_cpu:
                 continue
+            # by one number, for it is behind every sequence: NaN and infinity show in the sum
             total = state.detach().sum().item()
-            if total == total:  # NaN is not equal to itself
+            if total - total == 0:
                 continue
             if bool(state.isnan().any()):
-                path = next((path for path, module in named_modules(model) if module is layer), "")
-                return join_path(path, name), state
+                yield layer, name, state, ("NaN", "A neuron's spike is 0 there")
+            elif infinite and bool(state.isinf().any()):
+                rest = layer._buffers.get(f"initial_{name}")
+                if rest is None or bool(rest.isfinite().all()):
+                    means = "A neuron fires there at every step, or never"
+                    yield layer, name, state, ("infinite", means)
+
+
+def state_not_finite(
+    run: Pass, model: nn.Module, *, infinite: bool
+) -> tuple[str, Tensor, tuple[str, str]] | None:
+    """Return path and value of a state of a pass that is NaN or infinite, and what that means."""
+    entries = ((entry.module, entry.states) for entry in run.entries.values())
+    for layer, name, state, means in _not_finite(states_of_layers(entries), infinite):
+        return path_of(model, layer, name), state, means
     return None
 
 
-def look_for_nan_in_stream(run: Pass, model: nn.Module) -> bool:
-    """Log that the first of the states that a stream holds is at NaN, and return whether it is."""
-    found = state_at_nan(run, model)
-    if found is not None:
-        _log.warning(_IN_STREAM, found[0])
-    return found is not None
+def path_of(model: nn.Module, layer: nn.Module, state: str) -> str:
+    """Return the path of a state of a layer in a model."""
+    path = next((path for path, module in named_modules(model) if module is layer), "")
+    return join_path(path, state)
 
 
-def report_graph(layer: SequenceLayer) -> None:
-    """Log, once in a process, that a layer has run very many single steps in one graph."""
+def _report_graph(runner: Watched) -> None:
+    """Log, once in a process, that very many calls are in one graph."""
     global _graph_reported
     if not _graph_reported:
         _graph_reported = True
         _log.warning(
-            "%s has run %d single steps in one graph, and memory grows with each. To run a model "
-            "use torch.no_grad(); to train it call tt.detach_states(model) after each backward().",
-            layer._label(),
+            "%s was called %d times in one graph, and memory grows with each. To run a model "
+            "use torch.no_grad(); to train it call detach_states() after each backward(), of the "
+            "stream where there is one, else tt.detach_states(model).",
+            runner._label(),
             LONGEST_GRAPH,
         )
 
 
-def look_for_nan_in(run: Pass, model: nn.Module, checked: bool) -> None:
+def look_behind_sequence(run: Pass, model: nn.Module, checked: bool) -> None:
     """Log once that a state is NaN at the end of a sequence, for the outputs look finite.
 
     Once for each model, and once more where there are gradients; where the sequence went on from
-    earlier states, once until they are zeroed. ``checked``: ``check=True`` has not found it.
+    earlier states, once until they are zeroed, and what is infinite too, for it then stays.
+    ``checked``: ``check=True`` has not found it.
     """
     if functorch_active() or run.traced:
         return
-    found = state_at_nan(run, model)
+    found = state_not_finite(run, model, infinite=run.went_on)
     if found is None:
         return
-    layers = [e.module for e in run.entries.values() if isinstance(e.module, SequenceLayer)]
+    layers = [layer for layer, _ in states_of_layers((e.module, {}) for e in run.entries.values())]
     known = {each._nan_reported for each in layers} - {""}
-    path, state = found
+    path, state, means = found
     trains = state.requires_grad
     if known - {"sequence"} or (known and not trains):
         return
     within = "stream" if run.went_on else "training" if trains else "sequence"
     for each in layers:
         each.__dict__["_nan_reported"] = within
+    advice = "Look at each input of the stream: x.isfinite().all()."
+    if means[0] == "NaN":
+        names = "diagnose(model, (x, target), loss)" if checked else "unroll(model, x, check=True)"
+        advice = (
+            f"tt.{names} names where it begins. NaN in padding does no harm to outputs that a mask "
+            "leaves out, but gradients of weights become NaN, for 0 * NaN is NaN: fill it, with "
+            "x.masked_fill(~mask[..., None], 0)."
+        )
     _log.warning(
-        "%s is NaN at the end of a sequence. A neuron's spike is 0 there, so that what "
-        "follows looks finite%s. %s names where it begins. "
-        "NaN in padding does no harm to outputs that a mask leaves out, but gradients of "
-        "weights become NaN, for 0 * NaN is NaN: fill it, with "
-        "x.masked_fill(~mask[..., None], 0).",
+        "%s is %s at the end of a sequence. %s, so that what follows looks finite%s. %s",
         path,
+        *means,
         ", the loss too, and one step of the optimizer makes weights NaN" if trains else "",
-        "tt.diagnose(model, (x, target), loss)" if checked else "tt.unroll(model, x, check=True)",
+        advice,
     )

@@ -42,7 +42,7 @@ from tracetorch.snn.neuron import has_step
 from tracetorch.snn.passes import Layer, Pass, current_pass
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.sequence_layer import SequenceLayer
-from tracetorch.snn.stream_watch import state_at_nan
+from tracetorch.snn.stream_watch import state_not_finite
 from tracetorch.unrolling.agreement import agree
 from tracetorch.unrolling.inputs import Inputs, call
 from tracetorch.unrolling.loops import Loops, SharedError, Step, seed_all
@@ -299,7 +299,7 @@ class FirstRun:
                 f"{place} has NaN. A neuron's spike is 0 there, so that what follows looks "
                 "finite. Clean the data, or find the operation that makes it."
             )
-        found = state_at_nan(run, self.model)
+        found = state_not_finite(run, self.model, infinite=False)
         place = next((place for place, values in places if _any(torch.isinf, values)), None)
         if found is None or (place is None and self.steps < run.steps):
             return
