@@ -26,7 +26,7 @@ RATE = 2e-2  # the highest learning rate of a baseline where none is given
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose a network: ``--neuron`` or ``--baseline``, and more."""
-    which = parser.add_mutually_exclusive_group()
+    which, add = parser.add_mutually_exclusive_group(), parser.add_argument
     which.add_argument(
         "--neuron",
         choices=NEURONS + READOUTS,
@@ -39,47 +39,29 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="no memory: a linear model or an MLP of the mean over time, the mean over time of an "
         "MLP; with memory: a GRU",
     )
-    parser.add_argument(
-        "--readout", choices=READOUTS, default="Readout", help="the last layer (Readout)"
-    )
-    parser.add_argument(
-        "--recurrent", action="store_true", help="connect the hidden neurons of a layer, all to all"
-    )
+    add("--readout", choices=READOUTS, default="Readout", help="the last layer (%(default)s)")
+    recurrent = "connect the hidden neurons of a layer, all to all"
+    add("--recurrent", action="store_true", help=recurrent)
     add_delays(parser)
-    parser.add_argument("--width", type=count, metavar="N", help="hidden neurons per layer")
-    parser.add_argument(
-        "--smoothing", type=rate, default=0.0, metavar="X", help="of the labels (%(default)s)"
-    )
-    parser.add_argument(
-        "--lr",
-        type=rate,
-        metavar="X",
-        help=f"highest learning rate (that of tt.recipe; of a baseline {RATE:g})",
-    )
-    parser.add_argument("--validation", action="store_true", help=common.VALIDATION)
+    add("--width", type=count, metavar="N", help="hidden neurons per layer")
+    smoothing = "of the labels (%(default)s)"
+    add("--smoothing", type=rate, default=0.0, metavar="X", help=smoothing)
+    highest = f"highest learning rate (that of tt.recipe; of a baseline {RATE:g})"
+    add("--lr", type=rate, metavar="X", help=highest)
+    add("--validation", action="store_true", help=common.VALIDATION)
 
 
 def add_delays(parser: argparse.ArgumentParser) -> None:
     """Add ``--delays``."""
-    parser.add_argument(
-        "--delays",
-        type=count,
-        default=0,
-        metavar="N",
-        help="learn a delay of up to N steps for every synapse of the hidden layers",
-    )
+    delays = "learn a delay of up to N steps for every synapse of the hidden layers"
+    parser.add_argument("--delays", type=count, default=0, metavar="N", help=delays)
 
 
 def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """End with a usage error where a baseline is combined with what it does not have."""
-    spiking = {
-        "--readout": options.readout != "Readout",
-        "--recurrent": options.recurrent,
-        "--delays": options.delays > 0,
-    }
-    given = [name for name, value in spiking.items() if value]
-    if options.baseline and given:
-        parser.error(f"--baseline {options.baseline} is no spiking network: leave out {given[0]}")
+    for name in ("readout", "recurrent", "delays") if options.baseline else ():
+        if getattr(options, name) != parser.get_default(name):
+            parser.error(f"--baseline {options.baseline} is no spiking network: leave out --{name}")
 
 
 def configuration(options: argparse.Namespace) -> str:
@@ -214,28 +196,11 @@ class Spiking(snn.TTModule):
         return y
 
 
-class MeanInput(nn.Module):
-    """Network of the mean input over time: it ignores the order of the steps.
+class MeanOutput(nn.Module):
+    """Mean over time of a network of single steps, and a head: it ignores the order of the steps.
 
     Shape:
         Input ``[T, B, inputs]`` and mask ``[T, B]``; output ``[B, classes]``.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Return a vector of logits per sequence."""
-        y: Tensor = self.network(tt.decode.rate(x, mask=mask))
-        return y
-
-
-class MeanOutput(nn.Module):
-    """Mean over time of a network of single steps: it ignores their order, but is not linear.
-
-    Shape:
-        As :class:`MeanInput`.
     """
 
     def __init__(self, network: nn.Module, head: nn.Module) -> None:
@@ -253,7 +218,7 @@ class GRU(nn.Module):
     """GRU read at the last real step: a common network with memory, for comparison.
 
     Shape:
-        As :class:`MeanInput`.
+        As :class:`MeanOutput`.
     """
 
     def __init__(self, inputs: int, classes: int, width: int, dropout: float) -> None:
@@ -278,9 +243,9 @@ def baseline(
     deeper = [nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout)]
     head = nn.Linear(width, classes)
     if name == "linear-of-mean":
-        return MeanInput(nn.Linear(inputs, classes))
+        return MeanOutput(nn.Identity(), nn.Linear(inputs, classes))
     if name == "mlp-of-mean":
-        return MeanInput(nn.Sequential(*hidden, *deeper, head))
+        return MeanOutput(nn.Identity(), nn.Sequential(*hidden, *deeper, head))
     if name == "mean-of-mlp":
         return MeanOutput(nn.Sequential(*hidden, *deeper), head)
     return GRU(inputs, classes, width, dropout)
