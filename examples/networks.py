@@ -66,7 +66,7 @@ def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) 
 
 def configuration(options: argparse.Namespace) -> str:
     """Return the name of the run: ``LIF``, ``LIF+SReadout``, ``gru``."""
-    spiking = (
+    name: str = options.baseline or (
         options.neuron
         + (f" {options.width}" if options.width else "")
         + (" recurrent" if options.recurrent else "")
@@ -75,7 +75,7 @@ def configuration(options: argparse.Namespace) -> str:
     )
     # runs that choose a rate differ by it
     chosen = f", lr {options.lr:g}" if options.validation and options.lr else ""
-    return (options.baseline or spiking) + chosen
+    return name + chosen
 
 
 def build(options: argparse.Namespace, inputs: int, classes: int, width: int = 128) -> nn.Module:
