@@ -229,6 +229,26 @@ def add_line(path: Path, row: Mapping[str, object], key: Sequence[str]) -> None:
     write_lines(path, [*kept, row])
 
 
+def run_missing(
+    path: Path,
+    runs: Iterable[dict[str, Any]],
+    measure: Callable[[dict[str, Any]], Mapping[str, object]],
+) -> None:
+    """Measure the runs that a file of lines of JSON lacks, and add a row of each to it.
+
+    Args:
+        path: the file.
+        runs: what tells a row from others, its seed for example.
+        measure: ``run -> columns``.
+    """
+    for each in runs:
+        if any(each.items() <= row.items() for row in read_lines(path)):
+            continue
+        row = {**each, **measure(each)}
+        print(json.dumps(row), flush=True)
+        add_line(path, row, list(each))
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Read the lines of a file of JSON; none where there is no file."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
@@ -19,27 +18,20 @@ from tracetorch.demo.options import count, rate
 
 SPIKING = ("LIF", "BLIF", "SLIF", "RLIF", "BSLIF", "BRLIF", "SRLIF", "BSRLIF")
 READOUTS = ("Readout", "SReadout", "RReadout", "SRReadout")
-Halflives: TypeAlias = Sequence[float] | None  # shortest and longest, in steps
 Logits: TypeAlias = Callable[[nn.Module, Tensor, Tensor], Tensor]  # of a model, x and a mask
 BASELINES = ("linear-of-mean", "mlp-of-mean", "mean-of-mlp", "gru")
 NEURONS = (*SPIKING, *tt.neurons.__all__)
-RATE = 2e-2  # the highest learning rate where none is given
-# their response to a pulse does not end: calibrate_ cannot take its integral
-WITHOUT_LEAK = ("TCLIF", "SigmaDelta")
-# deviations in distances to the peak, which is five times as far as what makes these neurons spike
-TARGETS = {"EIF": 0.1, "Izhikevich": 0.1}
+RATE = 2e-2  # the highest learning rate of a baseline where none is given
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that choose a network: ``--layer``, ``--neuron`` or ``--baseline``."""
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--layer", choices=SPIKING + READOUTS, help="the hidden neurons (LIF)")
+    """Add the options that choose a network: ``--neuron`` or ``--baseline``, and more."""
+    which, add = parser.add_mutually_exclusive_group(), parser.add_argument
     which.add_argument(
         "--neuron",
-        choices=NEURONS,
-        help="hidden neurons by the recipe for all of them: calibrated (but for "
-        + " and ".join(WITHOUT_LEAK)
-        + "), then trained at rates relative to their weights",
+        choices=NEURONS + READOUTS,
+        default="LIF",
+        help="of the hidden layers (%(default)s); a ReLU follows those that do not spike",
     )
     which.add_argument(
         "--baseline",
@@ -47,90 +39,46 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="no memory: a linear model or an MLP of the mean over time, the mean over time of an "
         "MLP; with memory: a GRU",
     )
-    parser.add_argument(
-        "--recipe",
-        action="store_true",
-        help="with --neuron: batch norms, half-lives at their defaults, and tt.recipe as it is",
-    )
-    parser.add_argument(
-        "--readout", choices=READOUTS, default="Readout", help="the last layer (Readout)"
-    )
-    parser.add_argument(
-        "--recurrent", action="store_true", help="connect the hidden neurons of a layer, all to all"
-    )
+    add("--readout", choices=READOUTS, default="Readout", help="the last layer (%(default)s)")
+    recurrent = "connect the hidden neurons of a layer, all to all"
+    add("--recurrent", action="store_true", help=recurrent)
     add_delays(parser)
-    parser.add_argument(
-        "--halflives",
-        type=rate,
-        nargs=2,
-        metavar="X",
-        help="the shortest and the longest of the hidden membranes, in steps",
-    )
-    parser.add_argument("--width", type=count, metavar="N", help="hidden neurons per layer")
-    parser.add_argument(
-        "--smoothing", type=rate, default=0.0, metavar="X", help="of the labels (%(default)s)"
-    )
-    parser.add_argument(
-        "--lr",
-        type=rate,
-        metavar="X",
-        help=f"highest learning rate ({RATE:g}; with --recipe that of tt.recipe)",
-    )
-    parser.add_argument("--validation", action="store_true", help=common.VALIDATION)
+    add("--width", type=count, metavar="N", help="hidden neurons per layer")
+    smoothing = "of the labels (%(default)s)"
+    add("--smoothing", type=rate, default=0.0, metavar="X", help=smoothing)
+    highest = f"highest learning rate (that of tt.recipe; of a baseline {RATE:g})"
+    add("--lr", type=rate, metavar="X", help=highest)
+    add("--validation", action="store_true", help=common.VALIDATION)
 
 
 def add_delays(parser: argparse.ArgumentParser) -> None:
     """Add ``--delays``."""
-    parser.add_argument(
-        "--delays",
-        type=count,
-        default=0,
-        metavar="N",
-        help="learn a delay of up to N steps for every synapse of the hidden layers",
-    )
+    delays = "learn a delay of up to N steps for every synapse of the hidden layers"
+    parser.add_argument("--delays", type=count, default=0, metavar="N", help=delays)
 
 
 def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """End with a usage error where a baseline is combined with what it does not have."""
-    spiking = {
-        "--readout": options.readout != "Readout",
-        "--recurrent": options.recurrent,
-        "--delays": options.delays > 0,
-        "--halflives": options.halflives is not None,
-    }
-    given = [name for name, value in spiking.items() if value]
-    if options.baseline and given:
-        parser.error(f"--baseline {options.baseline} is no spiking network: leave out {given[0]}")
-    if options.recipe and not options.neuron:
-        parser.error("--recipe prepares the neurons of --neuron: give that too")
+    for name in ("readout", "recurrent", "delays") if options.baseline else ():
+        if getattr(options, name) != parser.get_default(name):
+            parser.error(f"--baseline {options.baseline} is no spiking network: leave out --{name}")
 
 
 def configuration(options: argparse.Namespace) -> str:
     """Return the name of the run: ``LIF``, ``LIF+SReadout``, ``gru``."""
-    # runs that choose a rate differ by it
-    chosen = f", lr {options.lr:g}" if options.validation and options.lr else ""
-    recipe = "tt.recipe" if options.recipe else "recipe"
-    if options.baseline:
-        smoothing = f", smoothing {options.smoothing:g}" if options.smoothing else ""
-        return f"{options.baseline}{smoothing}{chosen}"
-    return (
-        (options.layer or (f"{options.neuron}, {recipe}" if options.neuron else "LIF"))
+    name: str = options.baseline or (
+        options.neuron
         + (f" {options.width}" if options.width else "")
         + (" recurrent" if options.recurrent else "")
         + (f" delays {options.delays}" if options.delays else "")
-        + (" half-lives {:g} to {:g}".format(*options.halflives) if options.halflives else "")
         + ("" if options.readout == "Readout" else f"+{options.readout}")
-        + chosen
     )
+    # runs that choose a rate differ by it
+    chosen = f", lr {options.lr:g}" if options.validation and options.lr else ""
+    return name + chosen
 
 
-def build(
-    options: argparse.Namespace,
-    inputs: int,
-    classes: int,
-    width: int = 128,
-    longest: float = 32.0,
-) -> nn.Module:
+def build(options: argparse.Namespace, inputs: int, classes: int, width: int = 128) -> nn.Module:
     """Build the network that the options choose; ``--width`` goes before ``width``."""
     width = options.width or width
     if options.baseline:
@@ -138,27 +86,21 @@ def build(
     return Spiking(
         inputs,
         classes,
-        options.layer or options.neuron or "LIF",
+        options.neuron,
         options.readout,
         width=width,
-        halflives=options.halflives or (None if options.recipe else (1.0, longest)),
         recurrent=options.recurrent,
-        norm=options.recipe,
         delays=options.delays,
     )
 
 
-def neurons(name: str, width: int, halflives: Halflives, dim: int = -1) -> snn.Neuron:
-    """Build neurons of a name; their membranes' half-lives are spread evenly in logarithms.
-
-    Everything else, and the membrane of a neuron that has no ``beta``, is at its default.
-    """
+def neurons(name: str, width: int, dim: int = -1) -> snn.Neuron:
+    """Build neurons of a name, for :func:`tracetorch.recipe` to spread their half-lives."""
     kind: Any = getattr(snn, name, None) or getattr(tt.neurons, name)
     settings: dict[str, Any] = {} if dim == -1 else {"dim": dim}
-    if halflives and "beta" in inspect.signature(kind).parameters:
-        first, last = torch.tensor(halflives).log2().tolist()
-        spread = torch.logspace(first, last, width, base=2)
-        settings["beta"] = tt.functional.halflife_to_decay(spread)
+    if name in READOUTS:  # the recipe leaves what does not spike
+        halflives = torch.logspace(0, 5, width, base=2)
+        settings["beta"] = tt.functional.halflife_to_decay(halflives)
     made: snn.Neuron = kind(width, **settings)
     return made
 
@@ -168,17 +110,26 @@ def hidden(
     width: int,
     name: str,
     *,
-    halflives: Halflives,
-    dropout: float,
+    dropout: float = 0.2,
     recurrent: bool = False,
-    norm: bool = False,
+    norm: bool = True,
     delays: int = 0,
 ) -> list[nn.Module]:
-    """Build a hidden layer: its linear layer, a batch norm where there is one, neurons, dropout."""
+    """Build a hidden layer: a linear layer, a batch norm, neurons, dropout.
+
+    Args:
+        inputs: features per step.
+        width: how many neurons.
+        name: of the neurons.
+        dropout: share of their output left out in training.
+        recurrent: whether they get each other's last output.
+        norm: whether there is a batch norm.
+        delays: longest delay of a synapse, in steps; 0 for none.
+    """
     linear: nn.Module = nn.Linear(inputs, width)
     if delays:
         linear = snn.DelayedLinear(inputs, width, max_delay=delays, sigma=delays / 2)
-    layer: snn.SequenceLayer = neurons(name, width, halflives)
+    layer: snn.SequenceLayer = neurons(name, width)
     if recurrent:
         connection = nn.Linear(width, width, bias=False)
         # of equal gain in all directions, and weak beside the input
@@ -188,25 +139,6 @@ def hidden(
     # without a ReLU a network that does not spike would be linear
     relu = [nn.ReLU()] if name in READOUTS else []
     return [linear, *norms, layer, *relu, nn.Dropout(dropout)]
-
-
-def calibrate(model: nn.Module, name: str, x: Tensor, mask: Tensor | None = None) -> None:
-    """Scale the input of neurons to their own units, by a batch ``[T, B, ...]``."""
-    if name not in WITHOUT_LEAK:
-        tt.init.calibrate_(model, x, target=TARGETS.get(name, 0.5), mask=mask)
-
-
-def quick_delays(model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Give delays, which are learned in whole steps, ten times the rate of neurons."""
-    delays = {
-        id(m.raw_delay): m.raw_delay for m in model.modules() if isinstance(m, snn.DelayedLinear)
-    }
-    if not delays:
-        return groups
-    *others, neurons = groups
-    rest = [p for p in neurons["params"] if id(p) not in delays]
-    quick = {**neurons, "params": [*delays.values()], "lr": 10 * neurons["lr"], "name": "delays"}
-    return [*others, {**neurons, "params": rest}, quick]
 
 
 def sharpen(model: nn.Module, progress: float) -> None:
@@ -232,14 +164,10 @@ class Spiking(snn.TTModule):
     Args:
         inputs: features per step.
         classes: logits per step.
-        layer: name of the hidden layers.
+        neuron: name of the hidden neurons.
         readout: name of the last layer.
-        recurrent: whether the hidden neurons of a layer get each other's last output.
-        norm: whether a batch norm stands before each layer of them.
         width: hidden neurons per layer.
-        halflives: shortest and longest of the membranes, in steps; ``None``: their defaults.
-        dropout: share of the hidden neurons' output left out in training.
-        delays: longest delay of a hidden synapse, in steps; 0 for none.
+        settings: of both layers, for :func:`hidden`.
 
     Shape:
         Input ``[B, inputs]``, one step; output ``[B, classes]``.
@@ -249,29 +177,15 @@ class Spiking(snn.TTModule):
         self,
         inputs: int,
         classes: int,
-        layer: str = "LIF",
+        neuron: str = "LIF",
         readout: str = "Readout",
+        *,
         width: int = 128,
-        halflives: Halflives = (1.0, 32.0),
-        dropout: float = 0.2,
-        recurrent: bool = False,
-        norm: bool = False,
-        delays: int = 0,
+        **settings: Any,
     ) -> None:
         super().__init__()
         layers = [
-            module
-            for size in (inputs, width)
-            for module in hidden(
-                size,
-                width,
-                layer,
-                halflives=halflives,
-                dropout=dropout,
-                recurrent=recurrent,
-                norm=norm,
-                delays=delays,
-            )
+            module for size in (inputs, width) for module in hidden(size, width, neuron, **settings)
         ]
         last: nn.Module = getattr(snn, readout)(classes, beta=0.95)
         self.net = nn.Sequential(*layers, nn.Linear(width, classes), last)
@@ -282,28 +196,11 @@ class Spiking(snn.TTModule):
         return y
 
 
-class MeanInput(nn.Module):
-    """Network of the mean input over time: it ignores the order of the steps.
+class MeanOutput(nn.Module):
+    """Mean over time of a network of single steps, and a head: it ignores the order of the steps.
 
     Shape:
         Input ``[T, B, inputs]`` and mask ``[T, B]``; output ``[B, classes]``.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Return a vector of logits per sequence."""
-        y: Tensor = self.network(tt.decode.rate(x, mask=mask))
-        return y
-
-
-class MeanOutput(nn.Module):
-    """Mean over time of a network of single steps: it ignores their order, but is not linear.
-
-    Shape:
-        As :class:`MeanInput`.
     """
 
     def __init__(self, network: nn.Module, head: nn.Module) -> None:
@@ -321,7 +218,7 @@ class GRU(nn.Module):
     """GRU read at the last real step: a common network with memory, for comparison.
 
     Shape:
-        As :class:`MeanInput`.
+        As :class:`MeanOutput`.
     """
 
     def __init__(self, inputs: int, classes: int, width: int, dropout: float) -> None:
@@ -346,9 +243,9 @@ def baseline(
     deeper = [nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout)]
     head = nn.Linear(width, classes)
     if name == "linear-of-mean":
-        return MeanInput(nn.Linear(inputs, classes))
+        return MeanOutput(nn.Identity(), nn.Linear(inputs, classes))
     if name == "mlp-of-mean":
-        return MeanInput(nn.Sequential(*hidden, *deeper, head))
+        return MeanOutput(nn.Identity(), nn.Sequential(*hidden, *deeper, head))
     if name == "mean-of-mlp":
         return MeanOutput(nn.Sequential(*hidden, *deeper), head)
     return GRU(inputs, classes, width, dropout)
@@ -382,22 +279,14 @@ def learn(
     order = torch.Generator().manual_seed(seed)
     loader = DataLoader(data, batch, shuffle=True, generator=order, collate_fn=tt.data.collate)
     total = options.epochs * len(loader)
-    if options.neuron:
+    optimizer: torch.optim.Optimizer
+    if isinstance(model, Spiking):
         first, _, mask = next(iter(DataLoader(data, 200, collate_fn=tt.data.collate)))
-    if options.recipe:
         optimizer, schedule = tt.recipe(model, first, total, lr=options.lr, mask=mask)
     else:
-        if options.neuron:
-            calibrate(model, options.neuron, first, mask)
-        # param_groups exempts the parameters of neurons from weight decay; rates that are relative
-        # to the weights are measured after calibration
-        by_weights = options.neuron is not None
         highest = options.lr or RATE
-        groups = tt.param_groups(model, 1e-2, decay_biases=True, lr=highest, relative=by_weights)
-        groups = quick_delays(model, groups)
-        optimizer = torch.optim.AdamW(groups)
-        rates = [group["lr"] for group in groups]
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total)
+        optimizer = torch.optim.AdamW(model.parameters(), highest)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, highest, total)
     done = 0
     for _ in tqdm(range(options.epochs), f"seed {seed}", leave=False, disable=None):
         for x, y, mask in loader:

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -33,7 +31,9 @@ from tracetorch.demo.network import ConvSNN
 from tracetorch.demo.training import augment
 
 NAME = "recipe_architectures"
-RESULTS = common.RESULTS / "networks"  # rows of other columns than those of the other tasks
+RESULTS = (
+    common.RESULTS / f"networks/{NAME}.jsonl"
+)  # rows of other columns than those of the other tasks
 Row = dict[str, Any]
 Prepared = tuple[torch.optim.Optimizer, Any]
 
@@ -96,13 +96,22 @@ def classifier(
     )
 
 
+def spread_evenly(model: nn.Module, longest: int) -> None:
+    """Spread half-lives from one step to the longest, evenly in logarithms, by hand."""
+    for layer in model.modules():
+        if isinstance(layer, (snn.LIF, tt.neurons.SEAdLIF)):
+            halflives = torch.logspace(0, torch.tensor(longest).log2(), layer.num_neurons, base=2)
+            layer.beta = tt.functional.halflife_to_decay(halflives)
+
+
 def rows(recipe: bool, recurrent: bool) -> Training:
     """Digits by rows: two layers of LIF, connected all to all or not."""
     learnt, test = (
         TensorDataset(part.tensors[0].squeeze(1), part.tensors[1]) for part in digits(1800)
     )
-    spread = None if recipe else (1.0, 32.0)
-    model = networks.Spiking(28, 10, halflives=spread, recurrent=recurrent)
+    model = networks.Spiking(28, 10, recurrent=recurrent, norm=False)
+    if not recipe:
+        spread_evenly(model, 32)
     return classifier(
         row_digits, (learnt, test), 50, 2 if recurrent else 4, model, partial(one_cycle, lr=2e-2)
     )
@@ -111,7 +120,9 @@ def rows(recipe: bool, recurrent: bool) -> Training:
 def spoken_vowels(recipe: bool) -> Training:
     """Spoken vowels, padded: two layers of LIF."""
     data = tt.data.japanese_vowels()
-    model = networks.Spiking(12, 9, width=64, halflives=None if recipe else (1.0, 16.0))
+    model = networks.Spiking(12, 9, width=64, norm=False)
+    if not recipe:
+        spread_evenly(model, 16)
     return classifier(vowels, data, 30, 15, model, partial(one_cycle, lr=2e-2))
 
 
@@ -120,8 +131,9 @@ def spoken_events(recipe: bool) -> Training:
     recordings = [(events.cochlea(x), int(y)) for x, y in zip(*events.cepstra(), strict=True)]
     size = (events.CHANNELS, 1, 1)
     data = events.frames(recordings[:400], size), events.frames(recordings[2000:2400], size)
-    spread = None if recipe else (1.0, 32.0)
-    model = networks.Spiking(40, 10, "SEAdLIF", width=64, halflives=spread, delays=8)
+    model = networks.Spiking(40, 10, "SEAdLIF", width=64, norm=False, delays=8)
+    if not recipe:
+        spread_evenly(model, 32)
     x, _, mask = tt.data.collate([data[0][i] for i in range(100)])
 
     def by_hand(model: nn.Module, total: int) -> Prepared:
@@ -367,29 +379,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_table()
     parsed = options.parse(arguments)
     if parsed.table:
-        print(table(read(RESULTS)))
+        print(table(common.read_lines(RESULTS)))
         return 0
     torch.set_num_threads(parsed.threads)
-    folder = RESULTS if parsed.record else parsed.out
     # seed by seed, so that a run that is cut off has all cases
-    for seed, name, way in runs(parsed.seeds, parsed.cases):
-        key = {"case": name, "way": way, "seed": seed}
-        if any(key.items() <= row.items() for row in read(folder)):
-            continue
-        row = key | measure(name, way == "recipe", seed, parsed.quick)
-        print(json.dumps(row), flush=True)
-        write(row, folder)
+    keys = (
+        {"case": name, "way": way, "seed": seed}
+        for seed in parsed.seeds
+        for name in parsed.cases
+        for way in WAYS
+    )
+    path = RESULTS if parsed.record else parsed.out / RESULTS.name
+    common.run_missing(path, keys, partial(measure, parsed.quick))
     return 0
 
 
-def runs(seeds: Sequence[int], names: Sequence[str]) -> Iterator[tuple[int, str, str]]:
-    """Return each training: its seed, its case and its way."""
-    return ((seed, name, way) for seed in seeds for name in names for way in WAYS)
-
-
-def measure(name: str, recipe: bool, seed: int, quick: bool) -> Row:
+def measure(quick: bool, run: Row) -> Row:
     """Train a network; return its score and its cost."""
-    torch.manual_seed(seed)
+    name, recipe = run["case"], run["way"] == "recipe"
+    torch.manual_seed(run["seed"])
     training = CASES[name][2](recipe)
     batches = training.batches[: 2 if quick else None]
     model, total = training.model.train(), len(batches)
@@ -423,16 +431,6 @@ def measure(name: str, recipe: bool, seed: int, quick: bool) -> Row:
         "torch": torch.__version__,
         "tracetorch": tt.__version__,
     }
-
-
-def write(row: Row, folder: Path) -> None:
-    """Write a row; it replaces the row of the same run, if any."""
-    common.add_line(folder / f"{NAME}.jsonl", row, ("case", "way", "seed"))
-
-
-def read(folder: Path) -> list[Row]:
-    """Read the rows of earlier runs; none where there are none."""
-    return common.read_lines(folder / f"{NAME}.jsonl")
 
 
 def table(rows: Sequence[Row]) -> str:

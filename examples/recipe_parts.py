@@ -12,14 +12,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import statistics
 import sys
 import time
 from collections.abc import Sequence
 from datetime import date
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -31,7 +29,9 @@ import tracetorch as tt
 from examples import common, networks, row_digits, vowels, words
 
 NAME = "recipe_parts"
-RESULTS = common.RESULTS / "networks"  # rows of other columns than those of the other tasks
+RESULTS = (
+    common.RESULTS / f"networks/{NAME}.jsonl"
+)  # rows of other columns than those of the other tasks
 SMOOTHING, DROPOUT = 0.1, 0.2
 Row = dict[str, Any]
 
@@ -84,20 +84,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_table()
     parsed = options.parse(arguments)
     if parsed.table:
-        print(table(read(RESULTS)))
+        print(table(common.read_lines(RESULTS)))
         return 0
     torch.set_num_threads(parsed.threads)
-    folder = RESULTS if parsed.record else parsed.out
     # seed by seed, so that a run that is cut off has all parts
-    for seed in parsed.seeds:
-        for name in parsed.tasks:
-            for network, part in runs():
-                key = {"task": name, "network": network, "part": part, "seed": seed}
-                if any(key.items() <= row.items() for row in read(folder)):
-                    continue
-                row = key | measure(TASKS[name], network, part, seed, parsed)
-                print(json.dumps(row), flush=True)
-                write(row, folder)
+    keys = (
+        {"task": name, "network": network, "part": part, "seed": seed}
+        for seed in parsed.seeds
+        for name in parsed.tasks
+        for network, part in runs()
+    )
+    path = RESULTS if parsed.record else parsed.out / RESULTS.name
+    common.run_missing(path, keys, partial(measure, parsed))
     return 0
 
 
@@ -107,8 +105,9 @@ def runs() -> list[tuple[str, str]]:
     return [*spiking, *(("GRU", f"{rate:g}") for rate in GRU_RATES)]
 
 
-def measure(task: Task, network: str, part: str, seed: int, options: argparse.Namespace) -> Row:
+def measure(options: argparse.Namespace, run: Row) -> Row:
     """Train a network; return its scores and its cost."""
+    task, network, part, seed = TASKS[run["task"]], run["network"], run["part"], run["seed"]
     choices = (argparse.Namespace(quick=options.quick, validation=which) for which in (True, False))
     (learnt, validation), (_, test) = (task.script.load(each) for each in choices)
     if task.script is row_digits:  # its training data are without the validation's already
@@ -126,7 +125,6 @@ def measure(task: Task, network: str, part: str, seed: int, options: argparse.Na
             task.classes,
             network,
             width=task.width,
-            halflives=None,
             dropout=DROPOUT,
             norm=parts.norm,
         )
@@ -197,16 +195,6 @@ def _activity(model: nn.Module, x: Tensor, mask: Tensor) -> Row:
     _, seen = tt.unroll(model, x, record=names, from_rest=True)
     spikes = torch.cat([each[mask] for each in seen.values()], 1)
     return {"rate": spikes.mean().item(), "silent": (spikes == 0).all(0).float().mean().item()}
-
-
-def write(row: Row, folder: Path) -> None:
-    """Write a row; it replaces the row of the same run, if any."""
-    common.add_line(folder / f"{NAME}.jsonl", row, ("task", "network", "part", "seed"))
-
-
-def read(folder: Path) -> list[Row]:
-    """Read the rows of earlier runs; none where there are none."""
-    return common.read_lines(folder / f"{NAME}.jsonl")
 
 
 def table(rows: Sequence[Row]) -> str:

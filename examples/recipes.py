@@ -42,7 +42,6 @@ class Task:
         recordings: the class of the data set.
         shape: shape of the frames of a recording, ``[T, ...]``.
         frames: how events become frames: arguments of :class:`tracetorch.data.Frames`.
-        longest: longest half-life of a membrane, in frames.
         epochs: passes over the training data.
         lr: highest learning rate.
         batch: recordings per step of the optimizer.
@@ -56,7 +55,6 @@ class Task:
     recordings: Any
     shape: tuple[int, ...]
     frames: Mapping[str, Any]
-    longest: float
     epochs: int
     lr: float
     batch: int
@@ -73,7 +71,6 @@ TASKS = {
         recordings=tt.data.SHD,
         shape=(100, 140),
         frames=COCHLEA,
-        longest=32.0,
         epochs=150,
         lr=5e-3,
         batch=256,
@@ -85,7 +82,6 @@ TASKS = {
         recordings=tt.data.SSC,
         shape=(100, 140),
         frames=COCHLEA,
-        longest=32.0,
         epochs=60,
         lr=5e-3,
         batch=256,
@@ -95,7 +91,6 @@ TASKS = {
         recordings=tt.data.NMNIST,
         shape=(10, 2, 34, 34),
         frames={"bins": 10},
-        longest=8.0,
         epochs=30,
         lr=1e-3,
         batch=64,
@@ -109,7 +104,6 @@ TASKS = {
         recordings=tt.data.DVSGesture,
         shape=(20, 2, 128, 128),
         frames={"bins": 20},
-        longest=16.0,
         epochs=200,
         lr=1e-3,
         batch=16,
@@ -221,7 +215,7 @@ class Network(snn.TTModule):
         layers: list[nn.Module] = []
         inputs = task.shape[1]
         for _ in range(task.blocks):
-            neurons = networks.neurons(options.neuron, width, (1.0, task.longest), dim=-3)
+            neurons = networks.neurons(options.neuron, width, dim=-3)
             convolution = nn.Conv2d(inputs, width, 3, padding=1, bias=False)
             layers += [convolution, nn.BatchNorm2d(width), neurons, nn.MaxPool2d(2)]
             inputs = width
@@ -235,10 +229,8 @@ class Network(snn.TTModule):
                 inputs,
                 width,
                 options.neuron,
-                halflives=(1.0, task.longest),
                 dropout=0.5 if task.blocks else 0.4,
                 recurrent=options.recurrent,
-                norm=True,
                 delays=options.delays,
             )
             inputs = width

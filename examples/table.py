@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import itertools
 import re
 import shlex
 import statistics
@@ -24,75 +23,58 @@ from tracetorch.core.files import atomic_replace
 README = Path(__file__).parent / "README.md"
 TUTORIALS = README.parents[1] / "docs/tutorials"
 TABLES = {"events": "events", "row_digits": "digits", "spike_trains": "spike_trains"}  # by tutorial
-RECIPE = ", recipe"  # in the name of what --neuron has trained
-SMOOTHED = ", smoothing 0.1"  # in that of a baseline with the same labels and passes
-MOVED = ", shifted by 1"  # in that of a network whose training digits move
+MOVED = ", shifted by 1"  # in the name of a network whose training digits move
 THREE = "--seeds 0 1 2"
 FIVE = "--seeds 0 1 2 3 4"
 
-# Networks of any neuron by one recipe, and the tasks on which each is measured.
-NEURONS = ("LIF", "SLIF", "RLIF", "BSRLIF", *tt.neurons.__all__)
+# Networks of any neuron by one recipe beside baselines, and the tasks on which each is measured;
+# on the words few neurons.
+NEURONS = (*networks.SPIKING, *networks.READOUTS, *tt.neurons.__all__)
+WORDS = ("LIF", "ALIF", "AdLIF", "SEAdLIF")
+OTHERS = (*(f"--readout {name}" for name in networks.READOUTS[1:]), "--recurrent")
+BASELINES = tuple(f"--baseline {name}" for name in networks.BASELINES[:-1])
 TASKS = {
     "row_digits": "--epochs 5 --smoothing 0.1",
     "vowels": "--epochs 30 --smoothing 0.1",
     "words": "--epochs 10 --smoothing 0.1",
 }
-# Of the neurons, those that are measured on the words too.
-WORDS = ("LIF", "ALIF", "AdLIF", "SEAdLIF")
 # What the tutorial on events adds step by step, and what it compares with.
+TEN = "--epochs 10 --smoothing 0.1"
 EVENTS = (
-    *("--neuron LIF", "--neuron AdLIF", "--neuron SEAdLIF"),
-    *("--neuron LIF --delays 8", "--neuron SEAdLIF --delays 8"),
-    *("--baseline mlp-of-mean", "--baseline gru"),
+    *(f"--neuron {name} {TEN}" for name in ("LIF", "AdLIF", "SEAdLIF")),
+    *(f"--neuron {name} --delays 8 {TEN}" for name in ("LIF", "SEAdLIF")),
+    *(f"--baseline mlp-of-mean {TEN} --lr 1e-2", f"--baseline gru {TEN} --lr 2e-2"),
 )
-# The rate of all of them: the best of these for LIF, by the mean over the three tasks' validation
-# data. Its seeds are none of the seeds of the results.
-RATES = ("5e-3", "1e-2", "2e-2")
-RATE = "1e-2"
+# The rate of the GRU, on the validation data of all three tasks the best of those of recipe_parts.
+GRU_RATE = "2e-2"
 Choices: TypeAlias = tuple[tuple[str, str], ...]
-CHOICES: Choices = tuple(
-    (task, f"--neuron LIF {length} --lr {rate} --validation --seeds 3 4 5")
-    for task, length in TASKS.items()
-    for rate in RATES
-)
 
 # Digits that move, ten passes: the recipe beside the GRU, whose rate is the best of these on
 # validation data.
 SHIFTED = "--epochs 10 --batch 25 --shift 1 --smoothing 0.1"
+RATES = ("5e-3", "1e-2", "2e-2")
 SHIFTED_RATE = "1e-2"
-SHIFTED_CHOICES: Choices = tuple(
+CHOICES: Choices = tuple(
     ("row_digits", f"--baseline gru {SHIFTED} --lr {rate} --validation --seeds 5 6")
     for rate in RATES
 )
 
 # every run of the tables, in their order
 RUNS: Choices = (
-    *(("row_digits", f"--layer {name} {THREE}") for name in networks.SPIKING + networks.READOUTS),
-    *(("row_digits", f"--readout {name} {THREE}") for name in networks.READOUTS[1:]),
-    ("row_digits", f"--recurrent {THREE}"),
-    *(("row_digits", f"--baseline {name} {THREE}") for name in networks.BASELINES[:-1]),
-    # its best learning rate of four on the validation digits; the others use the script's default
-    ("row_digits", f"--baseline gru --lr 5e-3 {THREE}"),
     *(
-        (task, f"--neuron {name} {length} --lr {RATE} {THREE}")
+        (task, f"{network} {length} {THREE}")
         for task, length in TASKS.items()
-        for name in (WORDS if task == "words" else NEURONS)
+        for network in (
+            *(f"--neuron {name}" for name in (WORDS if task == "words" else NEURONS)),
+            *(() if task == "words" else OTHERS),
+            *BASELINES,
+        )
     ),
-    # its own rate, chosen as that of the neurons
-    *((task, f"--baseline gru {length} --lr 2e-2 {THREE}") for task, length in TASKS.items()),
-    *(
-        ("events", f"{name} --epochs 10 --smoothing 0.1 --lr {rate} {THREE}")
-        for name in EVENTS
-        # the GRU's rate is its own here too
-        for rate in ["2e-2" if "gru" in name else RATE]
-    ),
+    *((task, f"--baseline gru {length} --lr {GRU_RATE} {THREE}") for task, length in TASKS.items()),
+    *(("events", f"{arguments} {THREE}") for arguments in EVENTS),
     *(("spike_trains", arguments) for arguments in spike_trains.RUNS),
-    ("row_digits", f"--neuron SEAdLIF --recipe --delays 4 --halflives 2 20 {SHIFTED} {FIVE}"),
+    ("row_digits", f"--neuron SEAdLIF --delays 4 {SHIFTED} {FIVE}"),
     ("row_digits", f"--baseline gru {SHIFTED} --lr {SHIFTED_RATE} {FIVE}"),
-    *(("vowels", f"--layer {name} {FIVE}") for name in networks.SPIKING + networks.READOUTS),
-    *(("vowels", f"--readout {name} {FIVE}") for name in networks.READOUTS[1:]),
-    ("vowels", f"--recurrent {FIVE}"),
-    *(("vowels", f"--baseline {name} {FIVE}") for name in networks.BASELINES),
     ("rate_digits", THREE),
     ("memorise", THREE),
     ("language", THREE),
@@ -130,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_missing(tasks: Sequence[str]) -> int:
     """Make the runs whose rows are incomplete; of some tasks, or of all."""
-    for task, arguments in itertools.chain(CHOICES, SHIFTED_CHOICES, RUNS):
+    for task, arguments in (*CHOICES, *RUNS):
         seeds = arguments.partition("--seeds ")[2].split()
         rows = recorded(task, arguments)
         command = f"python -m examples.{task} {arguments}"
@@ -144,9 +126,9 @@ def run_missing(tasks: Sequence[str]) -> int:
     return 0
 
 
-def validated(rate: str, choices: Choices) -> list[float]:
-    """Return the accuracies on validation data at a rate, of every task and seed."""
-    chosen = (choice for choice in choices if f" --lr {rate} " in choice[1])
+def validated(rate: str) -> list[float]:
+    """Return the accuracies on validation data at a rate, of every choice and seed."""
+    chosen = (choice for choice in CHOICES if f" --lr {rate} " in choice[1])
     return [row.scores["accuracy"] for choice in chosen for row in recorded(*choice)]
 
 
@@ -180,7 +162,6 @@ def tables(found: dict[tuple[str, str], Runs]) -> dict[str, str]:
     """Return every table by its name."""
     return {
         "neurons": neurons(found),
-        "recipe": recipe(found),
         "events": events(found),
         "spike_trains": spike_trains.table(
             [row for (task, _), rows in found.items() if task == spike_trains.TASK for row in rows]
@@ -202,42 +183,19 @@ def update_tables(page: str, made: Mapping[str, str]) -> str:
 
 
 def neurons(found: dict[tuple[str, str], Runs]) -> str:
-    """Return a line per network of :mod:`examples.networks`, with both of its tasks."""
-    lines = [
-        "| network | digits row by row | spikes | parameters | CPU seconds "
-        "| spoken vowels | spikes | parameters | CPU seconds |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for task, name in found:
-        if task != "row_digits" or any(part in name for part in (RECIPE, SMOOTHED, MOVED)):
-            continue
-        cells = [
-            cell
-            for other in ("row_digits", "vowels")
-            for cell in _cells(found.get((other, name), []))
-        ]
-        lines.append(f"| {_named(name)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def recipe(found: dict[tuple[str, str], Runs]) -> str:
-    """Return a line per network of ``--neuron``, and the GRU's, with all three tasks."""
+    """Return a line per network of :mod:`examples.networks`, with all three tasks."""
     lines = [
         "| network | digits row by row | CPU seconds | spoken vowels | CPU seconds "
         "| made-up words | CPU seconds | spikes | parameters |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    of_tasks = dict.fromkeys(name for task, name in found if task in TASKS)
-    for name in of_tasks:
-        if (RECIPE not in name and SMOOTHED not in name) or MOVED in name:
-            continue
+    for name in dict.fromkeys(name for task, name in found if task in TASKS and MOVED not in name):
         cells = []
         for task in TASKS:
             accuracy, _, _, seconds = _cells(found.get((task, name), []))
             cells += [accuracy, seconds]
         _, spikes, parameters, _ = _cells(found.get(("row_digits", name), []))
-        shown = name.replace(RECIPE, "").replace(SMOOTHED, "")
-        lines.append(f"| {shown} | {' | '.join([*cells, spikes, parameters])} |")
+        lines.append(f"| {_named(name)} | {' | '.join([*cells, spikes, parameters])} |")
     return "\n".join(lines) + "\n"
 
 
@@ -258,8 +216,7 @@ def events(found: dict[tuple[str, str], Runs]) -> str:
         }
         accuracy, _, parameters, seconds = _cells(rows)
         costs = [counted.get(key, "") for key in ("spikes", "operations", "dense")]
-        shown = name.replace(RECIPE, "").replace(SMOOTHED, "")
-        lines.append(f"| {shown} | {' | '.join([accuracy, *costs, parameters, seconds])} |")
+        lines.append(f"| {name} | {' | '.join([accuracy, *costs, parameters, seconds])} |")
     return "\n".join(lines) + "\n"
 
 
@@ -271,7 +228,7 @@ def digits(found: dict[tuple[str, str], Runs]) -> str:
     ]
     for (task, name), rows in found.items():
         if task == "row_digits" and MOVED in name:
-            shown = name.replace(MOVED, "").replace(SMOOTHED, "").replace(", tt.recipe", "")
+            shown = name.removesuffix(MOVED)
             lines.append(f"| {shown} | {' | '.join(_cells(rows))} | `{rows[0].command}` |")
     return "\n".join(lines) + "\n"
 

@@ -57,7 +57,7 @@ def learn(
     options: argparse.Namespace, data: tuple[tt.data.Sequences, tt.data.Sequences], seed: int
 ) -> tuple[nn.Module, common.Scores]:
     """Train a network; return it with its scores."""
-    model = networks.build(options, 12, 9, width=64, longest=16.0)
+    model = networks.build(options, 12, 9, width=64)
     networks.learn(options, model, logits, data[0], 30, seed)
     return model, networks.scores(model, logits, data, 370)
 

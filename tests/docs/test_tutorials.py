@@ -26,7 +26,7 @@ CASES: dict[str, tuple[Callable[[Any], nn.Module], Callable[[Any], nn.Module], i
     "row_digits": (lambda page: page["Spiking"](28, 10), lambda s: networks.Spiking(28, 10), 28),
     "vowels": (
         lambda page: page["Spiking"](12, 9),
-        lambda s: networks.Spiking(12, 9, width=64, halflives=(1.0, 16.0)),
+        lambda s: networks.Spiking(12, 9, width=64),
         12,
     ),
     "events": (
@@ -97,7 +97,7 @@ def test_page_of_events_runs_on_files_of_shd(tmp_path: Path) -> None:
     model = page["Spiking"](140, 20, tt.neurons.SEAdLIF, delays=2, width=8)
     page["fit"](model, train, passes=2)
     assert 0 <= page["accuracy"](model, held_out) <= 1
-    for layer in (model.net[0], model.net[3]):
+    for layer in (model.net[0], model.net[4]):
         assert layer.sigma == 0
         assert torch.equal(layer.delay, layer.delay.round())
 

@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from examples import converted_digits, published_networks, recipe_architectures, recipe_parts
+from examples import (
+    common,
+    converted_digits,
+    published_networks,
+    recipe_architectures,
+    recipe_parts,
+)
 
 PAGES = Path(__file__).parents[2] / "docs/use"
 
@@ -27,9 +33,7 @@ def test_a_quick_run_converts_both_networks(tmp_path, capsys) -> None:
     assert (tmp_path / "converted_digits.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize(
-    "script", [converted_digits, published_networks, recipe_architectures, recipe_parts]
-)
+@pytest.mark.parametrize("script", [converted_digits, published_networks])
 def test_a_row_takes_the_place_of_one_of_the_same_run(script: Any, tmp_path: Path) -> None:
     for seed, share in ((0, 0.5), (1, 0.7), (0, 0.9)):
         script.write({"network": "a", "seed": seed, "accuracy": share}, tmp_path)
@@ -71,7 +75,7 @@ def test_a_quick_run_measures_parts_of_the_recipe_once(tmp_path, monkeypatch, ca
     arguments = ["--quick", "--tasks", "vowels", "--seeds", "3", "--out", str(tmp_path)]
     assert recipe_parts.main(arguments) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert recipe_parts.read(tmp_path) == rows
+    assert common.read_lines(tmp_path / recipe_parts.RESULTS.name) == rows
     assert [(row["network"], row["part"]) for row in rows] == found
     assert [row["parameters"] for row in rows] == [6098, 5842, 15561]
     assert all(0 <= row[score] <= 1 for row in rows for score in ("accuracy", "validation"))
@@ -93,7 +97,7 @@ def test_a_quick_run_trains_an_architecture_by_both_ways(case, tmp_path, capsys)
     arguments = ["--quick", "--cases", case, "--seeds", "3", "--out", str(tmp_path)]
     assert recipe_architectures.main(arguments) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert recipe_architectures.read(tmp_path) == rows
+    assert common.read_lines(tmp_path / recipe_architectures.RESULTS.name) == rows
     assert [row["way"] for row in rows] == ["page", "recipe"]
     assert all(row["case"] == case and np.isfinite(row["score"]) for row in rows)
     assert recipe_architectures.main(arguments) == 0

@@ -71,17 +71,15 @@ FEW = ("LIF", "BSRLIF", "SEAdLIF", "AdEx", "TCLIF")  # neurons that the fast tes
 
 
 CHOICES = [
-    *(("--layer", name) for name in LAYERS),
+    *(("--neuron", name) for name in (*networks.NEURONS, *networks.READOUTS)),
     *(("--readout", name) for name in READOUTS),
     *(("--baseline", name) for name in networks.BASELINES),
-    *(("--neuron", name) for name in networks.NEURONS),
-    ("--neuron", "LIF", "--recipe"),
     *(("--recurrent",), ("--delays", "3")),
 ]
 
 
 def is_slow(choice: tuple[str, ...]) -> bool:
-    return choice[0] in ("--layer", "--neuron") and choice[1] not in FEW
+    return choice[0] == "--neuron" and choice[1] not in FEW
 
 
 @pytest.mark.parametrize(
@@ -97,10 +95,10 @@ def test_every_layer_and_every_baseline_learns(choice: tuple[str, ...]) -> None:
     x, y = torch.randn(6, 9, 12), torch.arange(9)
     mask = torch.ones(6, 9, dtype=torch.bool)
     mask[3:, ::2] = False
-    if options.neuron and not options.recipe:
-        networks.calibrate(model, options.neuron, torch.randn(30, 40, 12))
-    groups = tt.param_groups(model, 0.0, lr=0.02, relative=options.neuron is not None)
-    optimizer = torch.optim.Adam(groups)
+    optimizer = torch.optim.Adam(model.parameters(), 0.02)
+    if isinstance(model, networks.Spiking):
+        groups = tt.recipe(model, x, 60, mask=mask)[0].param_groups
+        optimizer = torch.optim.Adam({**group, "lr": group["max_lr"]} for group in groups)
     losses = []
     # the gradients of these are dominated by few steps
     for _ in range(200 if options.neuron in ("EIF", "Izhikevich") else 60):
@@ -113,7 +111,7 @@ def test_every_layer_and_every_baseline_learns(choice: tuple[str, ...]) -> None:
             break
     assert losses[-1] < 0.7 * losses[0]
     assert all(p.grad is not None for p in model.parameters())
-    name = "LIF" if choice[0] in ("--readout", "--recurrent", "--delays") else choice[1]
+    name = choice[1] if choice[0] in ("--neuron", "--baseline") else "LIF"
     assert networks.configuration(options).startswith(name)
 
 
@@ -122,7 +120,7 @@ def test_every_layer_of_the_library_has_runs_on_two_tasks() -> None:
     commands = [f"{task} {arguments}" for task, arguments in table.RUNS]
     for name in LAYERS:
         for task in ("row_digits", "vowels"):
-            assert any(c.startswith(f"{task} --layer {name} --seeds") for c in commands)
+            assert any(c.startswith(f"{task} --neuron {name} ") for c in commands)
 
 
 @pytest.mark.parametrize("name", networks.BASELINES[:-1])
@@ -215,7 +213,7 @@ def test_events_learn_shd_from_its_files_and_say_how_to_get_spoken_digits(
     arguments = ["--shd", str(tmp_path), "--neuron", "SEAdLIF", "--delays", "3", "--width", "4"]
     assert events.main([*arguments, "--quick", "--out", str(tmp_path / "out")]) == 0
     (row,) = common.read(tmp_path / "out" / "events.jsonl")
-    assert row.configuration == "SEAdLIF, recipe 4 delays 3, SHD"
+    assert row.configuration == "SEAdLIF 4 delays 3, SHD"
     assert 0 < row.scores["operations"] < row.scores["dense"]
     x, label = events.load(argparse.Namespace(shd=tmp_path, validation=False, quick=False))[0][1]
     # 10 ms is the start of the second frame; unit 7 is in the second five
@@ -227,7 +225,7 @@ def test_events_learn_shd_from_its_files_and_say_how_to_get_spoken_digits(
 
 def test_cost_of_a_network_that_fires_always_is_known() -> None:
     torch.manual_seed(0)
-    model = networks.Spiking(4, 3, width=2).eval()
+    model = networks.Spiking(4, 3, width=2, norm=False).eval()
     with torch.no_grad():
         for name, p in model.named_parameters():
             if name in ("net.0.weight", "net.3.weight"):
@@ -279,16 +277,16 @@ def test_recipes_keep_the_best_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (row.scores["epoch"], row.scores["validation accuracy"]) == (2, 0.6)
 
 
-def test_recipe_takes_norms_and_half_lives_that_are_given_and_digits_move(
+def test_recipe_takes_norms_and_delays_and_digits_move(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ["--neuron", "SEAdLIF", "--recipe", "--delays", "3", "--halflives", "2", "20"]
+    given = ["--neuron", "SEAdLIF", "--delays", "3"]
     more = ["--width", "8", "--batch", "100", "--shift", "1"]
     assert run("row_digits", tmp_path, *given, *more) == 0
     printed = capsys.readouterr().out
     assert "up to 0.03, batch norms before all that spike" in printed
-    assert printed.count("2 to 20 steps, left: given") == 2
-    name = "SEAdLIF, tt.recipe 8 delays 3 half-lives 2 to 20, shifted by 1"
+    assert printed.count("1 to 28 steps, spread") == 2
+    name = "SEAdLIF 8 delays 3, shifted by 1"
     assert common.read(tmp_path / "row_digits.jsonl")[0].configuration == name
     row_digits: Any = import_module("examples.row_digits")
     image = torch.zeros(28, 28)
@@ -299,7 +297,7 @@ def test_recipe_takes_norms_and_half_lives_that_are_given_and_digits_move(
     assert (len(moved), int(moved[0][1])) == (1, 7)
 
 
-def test_delays_sharpen_end_in_whole_steps_and_learn_ten_times_as_quickly() -> None:
+def test_delays_sharpen_and_end_in_whole_steps() -> None:
     torch.manual_seed(0)
     layer = snn.DelayedLinear(3, 2, max_delay=8, sigma=4.0)
     widths = []
@@ -311,20 +309,6 @@ def test_delays_sharpen_end_in_whole_steps_and_learn_ten_times_as_quickly() -> N
     networks.sharpen(layer, 1.0)
     assert layer.sigma == 0
     assert torch.equal(layer.delay, layer.delay.round())
-    model = networks.Spiking(4, 3, "SEAdLIF", width=2, delays=5)
-    groups = tt.param_groups(model, 0.01, lr=1e-2, relative=True)
-    made = networks.quick_delays(model, groups)
-    *weights, neurons, delays = made
-    assert weights == groups[:-1]
-    assert (neurons["name"], neurons["lr"]) == ("neurons", 1e-2)
-    assert (delays["name"], delays["lr"], delays["weight_decay"]) == ("delays", 0.1, 0.0)
-    names = {id(p): name for name, p in model.named_parameters()}
-    assert [names[id(p)] for p in delays["params"]] == ["net.0.raw_delay", "net.3.raw_delay"]
-    found = sorted(names[id(p)] for group in made for p in group["params"])
-    assert found == sorted(names.values())
-    without = networks.Spiking(4, 3, "SEAdLIF", width=2)
-    groups = tt.param_groups(without, 0.01, lr=1e-2)
-    assert networks.quick_delays(without, groups) is groups
 
 
 def test_advantages_stop_at_the_end_of_an_episode_and_f1_counts_exact_steps() -> None:
@@ -376,12 +360,10 @@ def test_each_seed_has_one_recorded_row(tmp_path, monkeypatch, capsys) -> None:
     r"""
     vowels --quick --record -> --record: not with --quick
     vowels --seeds 1 1 -> must differ from each other, got \[1, 1\]
-    vowels --layer LIFF -> invalid choice: 'LIFF'
-    vowels --layer LIF --baseline gru -> not allowed with
+    vowels --neuron LIFF -> invalid choice: 'LIFF'
+    vowels --neuron AdLIF --baseline gru -> not allowed with
     vowels --baseline gru --delays 5 -> gru is no spiking network: leave out --delays
     vowels --baseline gru --recurrent -> gru is no spiking network: leave out --recurrent
-    vowels --baseline gru --halflives 2 20 -> gru is no spiking network: leave out --halflives
-    vowels --layer LIF --recipe -> --recipe prepares the neurons of --neuron
     vowels --baseline gru --readout SReadout -> spiking network: leave out --readout
     spike_trains --network gru --lr 1e-2 --delays 3 -> gru has no delays: leave out --delays
     spike_trains --network gru -> gru needs --lr, for example 1e-2

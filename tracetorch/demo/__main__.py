@@ -77,7 +77,7 @@ def train_seed(digits: Digits, settings: Settings, seed: int, out: Path, page: b
     model = ConvSNN()
     best = Epoch(0, 0.0, Score(0.0, math.inf), Score(0.0, math.inf))
     start = time.perf_counter()
-    print(f"\nseed {seed:<4}  train  validation  held out  seconds")
+    print(f"\nseed {seed}")
     try:
         for epoch in train(model, digits, settings, seed):
             # selected by the loss: the accuracy on a few hundred digits is too coarse
@@ -87,6 +87,8 @@ def train_seed(digits: Digits, settings: Settings, seed: int, out: Path, page: b
                     print(f"The model of an earlier run is kept in {previous}.")
                 tracetorch.save(model, path)
                 best = epoch
+            if epoch.number == 1:
+                print("           train  validation  held out  seconds")
             print(
                 f"epoch {epoch.number:<3} {epoch.train_accuracy:6.1%}     "
                 f"{epoch.validation.accuracy:7.1%}   {epoch.held_out.accuracy:7.1%}  "

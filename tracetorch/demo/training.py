@@ -1,4 +1,4 @@
-"""Train and evaluate the network: a plain PyTorch loop, and scores."""
+"""Train and evaluate the network: the recipe, a plain PyTorch loop, and scores."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Settings:
     epochs: int = 12  # passes over the training digits
     batch_size: int = 50  # digits per optimizer step
     steps: int = 5  # T, for which each digit is shown
-    lr: float = 1e-2  # the highest learning rate of the one-cycle schedule
+    lr: float = 1e-2  # the highest learning rate of the recipe
 
 
 class Score(NamedTuple):
@@ -55,10 +55,8 @@ def train(model: ConvSNN, digits: Digits, settings: Settings, seed: int) -> Iter
     # a generator of its own, so that the order does not depend on how the model was initialised
     generator = torch.Generator().manual_seed(seed)
     loader = DataLoader(digits.train, settings.batch_size, shuffle=True, generator=generator)
-    optimizer = torch.optim.AdamW(model.parameters(), settings.lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.lr, epochs=settings.epochs, steps_per_epoch=len(loader)
-    )
+    few, total = digits.train[:200][0], settings.epochs * len(loader)
+    optimizer, schedule = tracetorch.recipe(model, few, total, lr=settings.lr, steps=settings.steps)
     for number in range(1, settings.epochs + 1):
         model.train()
         correct = 0
