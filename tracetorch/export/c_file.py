@@ -101,8 +101,8 @@ def c(
         What the network needs: :class:`tt.export.CReport`.
 
     Raises:
-        TypeError: ``model`` is no module, ``sample`` holds anything but tensors, or ``learner`` or
-            ``optimizer`` is none.
+        TypeError: ``model`` is no module, ``sample`` holds anything but tensors, or those of
+            another dtype than the model's, or ``learner`` or ``optimizer`` is none.
         ValueError: as :func:`tt.export.step`; or an operation has no C, which is named with the
             path of its module; with ``"int"``, what is no integer or may overflow, or a learner;
             the learner or the optimizer is of another model; the optimizer is more than plain SGD;
