@@ -1167,6 +1167,8 @@ def test_arguments(tmp_path: Path, caplog: Any) -> None:
     with pytest.raises(TypeError, match=r"x is torch.float64, .* Convert it: x.to"):
         tt.export.c(nn.Linear(3, 2), tmp_path, torch.ones(3, 1, 3).double())
     assert not [each for each in caplog.records if each.levelname == "ERROR"]
+    with pytest.raises(ValueError, match=r"0 \(BatchNorm1d\) .* It needs track_running_stats"):
+        tt.export.c(nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False)), tmp_path, x)
     with pytest.raises(ValueError, match="x has no sample"):
         tt.export.c(nn.Linear(3, 2), tmp_path, torch.ones(3, 0, 3))
     with pytest.raises(TypeError, match="must be a tensor"):
