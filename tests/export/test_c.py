@@ -740,6 +740,21 @@ def test_delays_in_whole_steps_are_what_training_ran_through(name: str, tmp_path
     assert net.report.types["0.past"] == "int8_t"
 
 
+@pytest.mark.parametrize("signed", [True, False])
+def test_behind_a_border_the_sample_is_no_limit(signed: bool, tmp_path: Path) -> None:
+    """A device meets inputs that no sample had, and the border saturates them."""
+    product = integers.Linear(4, 2)
+    product.weight.copy_(torch.tensor([[127, 127, -100, 3], [-128, -128, -128, -128]]))
+    model = nn.Sequential(integers.Quantize(0.25, signed=signed), product)
+    x = torch.rand(9, 1, 4, generator=generator())
+    net = CNetwork(model, x, tmp_path, dtype="int")
+    assert net.report.input_range == {"x": (-128, 127) if signed else (0, 255)}
+    wide = 99 * torch.randn(50, 1, 4, generator=generator())
+    assert torch.equal(net(model[0](wide)), stepped(model, wide).double())
+    found = integers.check_exact(nn.Sequential(*model, Integer(2, pos_threshold=9)), x)
+    assert found == integers.check_exact(nn.Sequential(*model, Integer(2, pos_threshold=9)), wide)
+
+
 def test_a_border_is_left_to_the_caller(tmp_path: Path) -> None:
     model = nn.Sequential(integers.Quantize(0.25, bits=4), Integer(5, pos_threshold=9))
     x = torch.randn(50, 1, 5, generator=generator())

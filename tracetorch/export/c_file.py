@@ -68,7 +68,8 @@ def c(
     have the width that they need, 8 to 64 bits, weights of -8 to 7 are two in a byte. That nothing
     overflows is proved, over any number of steps, for inputs in the range of the sample
     (``input_range`` of the report). A first ``tt.integers.Quantize`` is left to the caller, who
-    gives what it would return; it may stand first in an ``nn.Sequential`` that stands first.
+    gives what it would return, whatever that is; it may stand first in an ``nn.Sequential`` that
+    stands first.
 
     With a ``learner`` the stream learns as well, by the rule of the library::
 

@@ -21,6 +21,7 @@ from tracetorch.export.c_code.stages import StepProgram
 from tracetorch.export.c_code.widths import Widths, found_widths
 from tracetorch.fuse.ir.intervals import Interval, interval_of
 from tracetorch.integers.border import Quantize
+from tracetorch.integers.width import limits
 from tracetorch.unrolling.inputs import Inputs, tensors_by_name
 from tracetorch.unrolling.unroll import explain_dtype
 
@@ -75,6 +76,9 @@ def record_step(model: nn.Module, inputs: Inputs, integer: bool) -> RecordedStep
     if integer:
         with _naming_quantize(model):
             ranges = {name: _range_of(name, values) for name, values in named.items()}
+            if split is not None:  # the border saturates whatever comes, beyond the sample too
+                low, high = map(float, limits(border.bits, signed=border.signed))
+                ranges = dict.fromkeys(ranges, Interval(low, high, 0.0))
             widths = found_widths(program, ranges)
     input_range = {name: (float(r.low), float(r.high)) for name, r in ranges.items()}
     notes += [f"input {name}: {low:.0f} to {high:.0f}" for name, (low, high) in input_range.items()]

@@ -32,7 +32,8 @@ class CReport:
         updates: values that the neurons' states get per step.
         memory_accesses: reads and writes of arrays per step; what stays in registers is none.
         input_range: least and largest value of each input for which integers are proved not to
-            overflow, by name; empty for float32.
+            overflow, by name; empty for float32. Those of the sample, or of the bits of a first
+            ``integers.Quantize``.
         types: C type of every input, state and output, by name.
         events: names of the modules whose products skip zeros.
         learned_bytes: what the weights that learn take of ``ram_bytes``.
