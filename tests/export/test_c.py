@@ -740,6 +740,21 @@ def test_delays_in_whole_steps_are_what_training_ran_through(name: str, tmp_path
     assert net.report.types["0.past"] == "int8_t"
 
 
+@pytest.mark.parametrize("signed", [True, False])
+def test_behind_a_border_the_sample_is_no_limit(signed: bool, tmp_path: Path) -> None:
+    """A device meets inputs that no sample had, and the border saturates them."""
+    product = integers.Linear(4, 2)
+    product.weight.copy_(torch.tensor([[127, 127, -100, 3], [-128, -128, -128, -128]]))
+    model = nn.Sequential(integers.Quantize(0.25, signed=signed), product)
+    x = torch.rand(9, 1, 4, generator=generator())
+    net = CNetwork(model, x, tmp_path, dtype="int")
+    assert net.report.input_range == {"x": (-128, 127) if signed else (0, 255)}
+    wide = 99 * torch.randn(50, 1, 4, generator=generator())
+    assert torch.equal(net(model[0](wide)), stepped(model, wide).double())
+    found = integers.check_exact(nn.Sequential(*model, Integer(2, pos_threshold=9)), x)
+    assert found == integers.check_exact(nn.Sequential(*model, Integer(2, pos_threshold=9)), wide)
+
+
 def test_a_border_is_left_to_the_caller(tmp_path: Path) -> None:
     model = nn.Sequential(integers.Quantize(0.25, bits=4), Integer(5, pos_threshold=9))
     x = torch.randn(50, 1, 5, generator=generator())
@@ -1024,6 +1039,20 @@ def test_report(tmp_path: Path) -> None:
     assert report.memory_pj == 5.0 * report.memory_accesses
 
 
+def test_integers_cost_the_energy_of_integers(tmp_path: Path) -> None:
+    product = integers.Linear(3, 2)
+    product.weight.fill_(2)
+    net = nn.Sequential(product, integers.LeakyIntegrator(2, pos_threshold=3))
+    x = torch.ones(4, 1, 3)
+    report, floats = (tt.export.c(net, tmp_path, x, dtype=dtype) for dtype in ("int", "float32"))
+    found = report.operations
+    assert found.effective > 0
+    picojoules = 3.2 * (found.effective_macs + report.updates) + 0.1 * found.effective_acs
+    assert report.energy().total_pj == pytest.approx(picojoules)
+    assert "32-bit integers" in str(report)
+    assert floats.energy() == tt.metrics.energy(floats.operations, updates=floats.updates)
+
+
 @pytest.mark.parametrize("kind", ["residual", "recurrent", "convolutional", "integers"])
 def test_operations_are_those_of_the_metrics(kind: str, written: Any) -> None:
     each = written(kind)
@@ -1140,20 +1169,31 @@ def test_noise_is_refused_by_name(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_arguments(tmp_path: Path) -> None:
+def test_arguments(tmp_path: Path, caplog: Any) -> None:
     x = torch.rand(3, 1, 3)
     with pytest.raises(ValueError, match="dtype must be 'float32' or 'int', got 'half'"):
         tt.export.c(snn.LIF(3), tmp_path, x, dtype="half")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="computes in float64"):
         tt.export.c(snn.LIF(3).double(), tmp_path, x.double())
-    with pytest.raises(ValueError, match=r"\[\[3, 3\]\]\. One sequence \[T, F\]\? Give sample"):
+    with pytest.raises(ValueError, match=r"got \[3, 3\]\. One sequence \[T, F\]\? Give sample"):
         tt.export.c(nn.Linear(3, 2), tmp_path, torch.ones(3, 3))
+    with pytest.raises(ValueError, match=r"X \[3, 2\]\. The sample is .*got \[3, 1, 4\]\.$"):
+        tt.export.c(nn.Linear(3, 2), tmp_path, torch.ones(3, 1, 4))
+    with pytest.raises(TypeError, match=r"x is torch.float64, .* Convert it: x.to"):
+        tt.export.c(nn.Linear(3, 2), tmp_path, torch.ones(3, 1, 3).double())
+    assert not [each for each in caplog.records if each.levelname == "ERROR"]
+    with pytest.raises(ValueError, match=r"0 \(BatchNorm1d\) .* It needs track_running_stats"):
+        tt.export.c(nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False)), tmp_path, x)
     with pytest.raises(ValueError, match="x has no sample"):
         tt.export.c(nn.Linear(3, 2), tmp_path, torch.ones(3, 0, 3))
     with pytest.raises(TypeError, match="must be a tensor"):
         tt.export.c(snn.LIF(3), tmp_path, 3)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder '.*a'\. Make it first"):
         tt.export.c(snn.LIF(3), tmp_path / "a" / "b", x)
+    (tmp_path / "file").touch()
+    for place in ("file", "file/b"):
+        with pytest.raises(NotADirectoryError, match=r"file' is a file\. Name a folder"):
+            tt.export.c(snn.LIF(3), tmp_path / place, x)
 
 
 @pytest.mark.parametrize("fault", ["write", "move"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -476,7 +477,14 @@ def twice_parametrized() -> nn.Module:
 
 ERRORS: list[tuple[Any, type[Exception], str]] = [
     (lambda: ANY.prepare(LIF, [X]), TypeError, "sample must be a tensor of floats"),
-    (lambda: ANY.prepare(LIF, X.long()), TypeError, "sample must be a tensor of floats"),
+    (lambda: ANY.prepare(LIF, X.long()), TypeError, r"got torch.int64: give sample.float"),
+    (lambda: ANY.prepare(LIF, 0 * X), ValueError, "sample is zero everywhere, and the scales"),
+    (lambda: ANY.prepare(LIF, X[..., :1]), ValueError, r"fails on a step .*, \[4, 2, 1\]"),
+    (lambda: ANY.prepare(LIF, X.double()), TypeError, "sample is torch.float64, .*Convert it"),
+    (lambda: ANY.prepare(nn.Conv1d(2, 3, 4, padding="same"), torch.rand(4, 2, 2, 5)), ValueError,
+     r"\(Conv1d\) pads one zero more at one end .*kernel of 4\).* a number as padding"),
+    (lambda: ANY.prepare(nn.Conv1d(2, 3, 3, padding=1, padding_mode="reflect"),
+     torch.rand(4, 2, 2, 5)), ValueError, "padding_mode='reflect', and integers pad with zeros"),
     (lambda: ANY.prepare(LIF, X[0]), ValueError, "sample must be a sequence"),
     (lambda: ANY.prepare("LIF", X), TypeError, "expected an nn.Module, got str"),
     (lambda: ANY.prepare(LIF, X, "xylo"), TypeError, "chip must be a tt.chips.Chip or None"),
@@ -527,6 +535,7 @@ ERRORS: list[tuple[Any, type[Exception], str]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize(("call", "error", "message"), ERRORS)
 def test_errors(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
@@ -595,6 +604,45 @@ def test_the_report_says_what_the_inputs_are_and_which_bits_are_unused() -> None
     assert all(note in str(report).splitlines() for note in report.notes)
     bits = int(unused.partition("state_bits=")[2].partition(",")[0])
     assert len(quantize.convert(quantize.prepare(model, x, state_bits=bits))[1].notes) == 1
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        nn.Linear(3, 4),
+        nn.Conv1d(3, 4, 5),
+        nn.Sequential(nn.Flatten(), nn.Linear(15, 4)),
+    ],
+)
+def test_the_report_names_features_that_rounding_takes(first: nn.Module) -> None:
+    """One scale holds for all: beside a large one, or above an offset, a feature is a constant."""
+    torch.manual_seed(0)
+    shape = (20, 9, 3) if isinstance(first, nn.Linear) else (20, 9, 3, 5)
+    x = torch.randn(shape)
+    dim = -1 if isinstance(first, nn.Linear) else -2
+    model = nn.Sequential(first)
+    assert len(quantize.convert(quantize.prepare(model, x))[1].notes) == 1
+    x.select(dim, 1).mul_(100).add_(1500)
+    found = quantize.convert(quantize.prepare(model, x))[1].notes[1]
+    assert re.search(r"2 of 3 features: 0 \(\d+%\), 2 \(\d+%\), for one scale holds", found)
+    x.select(dim, 0).fill_(7.0)  # what does not vary loses nothing
+    found = quantize.convert(quantize.prepare(model, x))[1].notes[1]
+    assert "1 of 3 features: 2 (" in found
+
+
+@pytest.mark.parametrize(("padding", "zeros"), [("valid", 0), ("same", (1, 4))])
+def test_a_convolution_pads_as_its_name_says(padding: Any, zeros: Any) -> None:
+    torch.manual_seed(0)
+    named = nn.Conv2d(2, 3, (3, 5), dilation=(1, 2), padding=padding)
+    counted = nn.Conv2d(2, 3, (3, 5), dilation=(1, 2), padding=zeros)
+    counted.load_state_dict(named.state_dict())
+    x = torch.rand(4, 2, 2, 6, 11)
+    one, other = (
+        quantize.convert(quantize.prepare(nn.Sequential(conv, snn.LIF(3, dim=-3)), x))[0]
+        for conv in (named, counted)
+    )
+    assert_equal(one, other, x)
+    assert repr(one) == repr(other)
 
 
 def test_integers_have_no_nir() -> None:

@@ -36,8 +36,7 @@ def atomic_replace(path: str | os.PathLike[str]) -> Iterator[Path]:
     ``open(path, "w")`` leaves: of the file it replaces, or of a new one.
     """
     target = link_target(path)
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {str(target.parent)!r}. Make it first.")
+    _check_folder(target.parent)
     kind = _kind_of(target)
     if kind == "a folder":
         raise IsADirectoryError(f"{os.fspath(path)!r} is a folder. Name a file in it.")
@@ -96,6 +95,7 @@ def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
     """Write files of ASCII into a folder, or one in it, which are made as needed: all, or none."""
     folders = [folder, *dict.fromkeys((folder / name).parent for name in texts)]
     made = [each for each in folders if not each.exists()]
+    _check_folder(folder if folder.exists() else folder.absolute().parent)
     for each in made:
         each.mkdir(exist_ok=True)
     try:
@@ -156,6 +156,15 @@ def save_safetensors(
         if number is None or os.name != "posix":
             raise OSError(f"{str(path)!r} cannot be written: {error}") from error
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise where the folder of a file is none, or is not there."""
+    if folder.is_dir():
+        return
+    if folder.exists():
+        raise NotADirectoryError(f"{str(folder)!r} is a file. Name a folder.")
+    raise FileNotFoundError(f"there is no folder {str(folder)!r}. Make it first.")
 
 
 def _kind_of(path: Path) -> str | None:

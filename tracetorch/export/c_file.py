@@ -70,7 +70,8 @@ def c(
     have the width that they need, 8 to 64 bits, weights of -8 to 7 are two in a byte. That nothing
     overflows is proved, over any number of steps, for inputs in the range of the sample
     (``input_range`` of the report). A first ``tt.integers.Quantize`` is left to the caller, who
-    gives what it would return; it may stand first in an ``nn.Sequential`` that stands first.
+    gives what it would return, whatever that is; it may stand first in an ``nn.Sequential`` that
+    stands first.
 
     With a ``learner`` the stream learns as well, by the rule of the library::
 
@@ -104,8 +105,8 @@ def c(
         What the network needs: :class:`tt.export.CReport`.
 
     Raises:
-        TypeError: ``model`` is no module, ``sample`` holds anything but tensors, or ``learner`` or
-            ``optimizer`` is none.
+        TypeError: ``model`` is no module, ``sample`` holds anything but tensors, or those of
+            another dtype than the model's, or ``learner`` or ``optimizer`` is none.
         ValueError: as :func:`tt.export.step`; or an operation has no C, which is named with the
             path of its module; with ``"int"``, what is no integer or may overflow, or learns by
             floats; the learner or the optimizer is of another model; the optimizer is more than

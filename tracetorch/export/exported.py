@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from torch.fx import Interpreter
 
 from tracetorch.core.torch_private import pytree
 
+_FAKE_TENSORS = logging.getLogger("torch._subclasses.fake_tensor")
+
 
 @contextmanager
 def ignore_own_warnings() -> Iterator[None]:
@@ -20,7 +23,16 @@ def ignore_own_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         # when it copies a program (torch 2.13)
         warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
-        yield
+        # it logs the traceback of an error that it raises (torch 2.13)
+        _FAKE_TENSORS.addFilter(_refuse)
+        try:
+            yield
+        finally:
+            _FAKE_TENSORS.removeFilter(_refuse)
+
+
+def _refuse(record: logging.LogRecord) -> bool:
+    return False
 
 
 @contextmanager

@@ -61,7 +61,7 @@ def check_exact(model: nn.Module, x: Tensor) -> dict[str, dict[str, Interval]]:
             branches and functions between them, as they are in evaluation. Nothing of it changes,
             its states included.
         x: a sequence ``[T, B, ...]`` of integers. The proof holds for all inputs between its least
-            value and its largest, and for zero.
+            value and its largest, and for zero; behind a ``Quantize``, which saturates, for any.
 
     Returns:
         The intervals of outputs and states of every neuron layer, by the layer's name.

@@ -343,10 +343,8 @@ def _plain(module: Any, source: Interval) -> Interval | None:
     """Return the interval of what a module without weights and states returns, if it has a rule."""
     low, high = 0.0, math.inf  # nn.ReLU
     if isinstance(module, Quantize):
-        scale, ends = float(module.scale), limits(module.bits, signed=module.signed)
-        # the model divides in its own dtype
-        found = np.floor(np.divide(source.low, scale)), np.ceil(np.divide(source.high, scale))
-        return Interval(float(np.clip(found[0], *ends)), float(np.clip(found[1], *ends)))
+        # whatever comes: inputs may be larger than those of a sample, and saturate here
+        return Interval(*map(float, limits(module.bits, signed=module.signed)))
     if isinstance(module, SumPool):
         return weighted_sums(torch.ones(1, math.prod(module.kernel_size)), None, source)[0]
     if isinstance(module, nn.Hardtanh):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tracetorch.core.checks import check_module, check_unsharded
 from tracetorch.core.files import atomic_replace
 from tracetorch.core.optional import require
+from tracetorch.core.torch_private import BatchNorm
 from tracetorch.nir.model import NIRModel
 from tracetorch.nir.model_to_graph import graph_of
 from tracetorch.nir.node_graph import Node, NodeGraph
@@ -22,6 +23,8 @@ from tracetorch.nir.options import Clock, Discretization, Mode, WriteOptions
 from tracetorch.nir.read import model_of
 from tracetorch.nir.weight_folding import fold_thresholds
 from tracetorch.nir.wiring import INPUT_ORDER, Wiring
+from tracetorch.snn.model_graph import label
+from tracetorch.snn.norm_folding import norm_affine
 
 if TYPE_CHECKING:
     import nir
@@ -87,6 +90,7 @@ def to_nir(
     check_module(model)
     check_unsharded(model, "tt.nir")
     options = WriteOptions(Clock(dt, discretization), mode, allow_hard_reset)
+    _check_tensors(model)
     dictionary = _dictionary(_graph(model, sample, options))
     wiring = model_of(dictionary, options.clock, "zero").flow  # by the very checks of a reader
     import nir
@@ -94,6 +98,22 @@ def to_nir(
     written = nir.dict2NIRNode(dictionary)
     _declare_shapes(written, wiring)
     return written
+
+
+def _check_tensors(model: nn.Module) -> None:
+    """Raise where a model computes with fewer bits than a reader, or with its batch."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"{name} is {tensor.dtype}, and a file is read in float32 or float64, which round "
+                "otherwise. Give model.float()."
+            )
+    for path, module in model.named_modules():
+        if isinstance(module, BatchNorm) and norm_affine(module) is None:
+            raise ValueError(
+                f"{label(path, module)} takes its statistics from the batch. It needs "
+                "track_running_stats=True."
+            )
 
 
 def _graph(model: nn.Module, sample: Any, options: WriteOptions) -> NodeGraph:

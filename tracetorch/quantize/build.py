@@ -20,7 +20,7 @@ from tracetorch.integers.delays import IntegerDelays
 from tracetorch.integers.layers import Product
 from tracetorch.quantize.prepared import Layer, Plan, Prepared
 from tracetorch.quantize.reader import Call, Join, flat
-from tracetorch.quantize.stages import Parts
+from tracetorch.quantize.stages import Parts, padding_of
 from tracetorch.snn.connectivity import Connectivity, connectivity, raw_weight
 from tracetorch.snn.delay import SynapticDelays
 from tracetorch.snn.delay.base import DelayingLayer
@@ -327,7 +327,8 @@ def _integer_kind(product: nn.Module, delays: SynapticDelays | None) -> Any:
         return partial(linear, product.in_features, product.out_features, **late)
     conv: Any = product
     kind: Any = integers.Conv1d if isinstance(product, nn.Conv1d) else integers.Conv2d
-    sizes: Any = conv.kernel_size, conv.stride, conv.padding, conv.dilation
+    zeros = conv.padding if delays is not None else padding_of(conv)
+    sizes: Any = conv.kernel_size, conv.stride, zeros, conv.dilation
     if delays is not None:
         kind, sizes = integers.DelayedConv1d, (each[0] for each in sizes)
     return partial(kind, conv.in_channels, conv.out_channels, *sizes, conv.groups, **late)

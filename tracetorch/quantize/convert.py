@@ -17,6 +17,9 @@ from tracetorch.quantize.report import LayerReport, Report, relative, share_of_o
 from tracetorch.snn.delay.base import DelayingLayer
 from tracetorch.snn.neuron import Neuron
 
+_MUCH = 0.1  # of a feature's deviation, which then is that of some three integers
+_NAMED = 5  # features
+
 
 @torch.no_grad()
 def convert(prepared: Prepared) -> tuple[nn.Sequential, Report]:
@@ -66,6 +69,8 @@ def convert(prepared: Prepared) -> tuple[nn.Sequential, Report]:
         low, high = limits(model[0].bits, signed=model[0].signed)
         scale = float(model[0].scale)
         notes.append(f"input: divide by {scale:.6g}, round, {low} to {high}")
+        first, _ = product_of(model.get_submodule(plan.layers[0].path), plan.layers[0].path)
+        notes += _lost_inputs(model[0], first, plan)
     for layer in plan.layers:
         product, path = product_of(model.get_submodule(layer.path), layer.path)
         notes += _unused_bits(layer.label, product, plan)
@@ -116,6 +121,28 @@ def _clipped(prepared: Prepared, layer: Layer) -> dict[str, float]:
             form = cast(LearnedIntegers, lists[name][-1])
             found[label] = form.clipped(lists[name].original)
     return {label: share for label, share in found.items() if share}
+
+
+def _lost_inputs(border: Quantize, first: nn.Module, plan: Plan) -> list[str]:
+    """Return which features of the inputs lose in rounding much of what varies in them."""
+    # what a linear layer takes is last; else channels, behind time and batch
+    dim = -1 if getattr(first, "in_features", None) == plan.sample.shape[-1] else 2
+    x = plan.sample.double().movedim(dim, 0).flatten(1)
+    rounded = border(x)
+    x, rounded = (each - each.mean(1, keepdim=True) for each in (x, rounded))
+    varies = x.square().sum(1)
+    kept = (x * rounded).sum(1).square() / (varies * rounded.square().sum(1)).clamp(min=1e-300)
+    lost = (1 - kept).clamp(min=0).sqrt() * (varies > 0)
+    few = (lost > _MUCH).nonzero().flatten().tolist()
+    if not few:
+        return []
+    named = ", ".join(f"{i} ({float(lost[i]):.0%})" for i in few[:_NAMED])
+    more = f" and {len(few) - _NAMED} more" if len(few) > _NAMED else ""
+    return [
+        f"input: rounding takes much of what varies in {len(few)} of {len(x)} features: {named}"
+        f"{more}, for one scale holds for all. Give each mean 0 and deviation 1 before prepare, as "
+        "before training."
+    ]
 
 
 def _unused_bits(label: str, product: Product, plan: Plan) -> list[str]:

@@ -16,11 +16,12 @@ from tracetorch.integers.width import check_between
 from tracetorch.quantize.build import build
 from tracetorch.quantize.prepared import Plan, Prepared, observed
 from tracetorch.quantize.processor import Processor
-from tracetorch.quantize.reader import Call, Join, read_chain, run_by_step
+from tracetorch.quantize.reader import Call, Chain, Join, read_chain, run_by_step
 from tracetorch.quantize.report import relative, share_of_others
 from tracetorch.quantize.stages import Parts, parts_of, stages_in
 from tracetorch.snn.delay.base import DelayingLayer
 from tracetorch.snn.model_graph import label
+from tracetorch.unrolling.unroll import explain_dtype
 
 _ATTEMPTS = 8  # to double the range of states that saturate on the sample
 
@@ -66,9 +67,10 @@ def prepare(
 
     Raises:
         TypeError: an argument is of another kind.
-        ValueError: an argument is out of range, a layer has no integer form, a number can leave the
-            exact range, a decay is so slow that it rounds to 1, or the model computes more than
-            its modules do. The message names the layer, and what is allowed.
+        ValueError: an argument is out of range, the sample is zero or the model does not take it, a
+            layer has no integer form, a number can leave the exact range, a decay is so slow that
+            it rounds to 1, or the model computes more than its modules do. The message names the
+            layer, and what is allowed.
 
     Example:
         >>> import tracetorch as tt
@@ -86,14 +88,22 @@ def prepare(
     """
     check_module(model)
     if not isinstance(sample, Tensor) or not sample.is_floating_point():
-        raise TypeError("sample must be a tensor of floats, [T, B, ...].")
+        is_tensor = isinstance(sample, Tensor)
+        got = sample.dtype if is_tensor else type(sample).__name__
+        way = "sample.float()" if is_tensor else "torch.as_tensor(sample, dtype=torch.float32)"
+        raise TypeError(f"sample must be a tensor of floats, [T, B, ...], got {got}: give {way}.")
     if sample.ndim < 3 or not sample.numel():
         raise ValueError(
             f"sample must be a sequence [T, B, ...] of some steps, got shape {list(sample.shape)}."
         )
     _check_numbers(model, sample)
+    if not bool(sample.any()):
+        raise ValueError(
+            "sample is zero everywhere, and the scales are found on it. Give inputs as they will "
+            "come, a batch of training data."
+        )
     target = _target(chip, weight_bits, state_bits)
-    parts = parts_of(read_chain(model, sample))
+    parts = parts_of(_chain(model, sample))
     _check_target(parts, target)
     stages = {stage.neuron_path: stage for stage in stages_in(parts) if stage.neuron is not None}
     found = {path: model.get_submodule(path) for path in stages}
@@ -115,6 +125,17 @@ def prepare(
             reach[path] = 2 * reach[path]
     prepared.plan.differences += _rounded_delays(model, plan, stages_in(parts)[-1].spikes)
     return prepared.train(model.training)
+
+
+def _chain(model: nn.Module, sample: Tensor) -> Chain:
+    """Read a model as a chain; say so where it is the sample that it does not take."""
+    try:
+        return read_chain(model, sample)
+    except RuntimeError as error:
+        explain_dtype(error, model, {"sample": sample})
+        raise ValueError(
+            f"the model fails on a step of the sample, {list(sample.shape)} as [T, B, ...]: {error}"
+        ) from error
 
 
 def _check_numbers(model: nn.Module, sample: Tensor) -> None:

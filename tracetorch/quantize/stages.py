@@ -160,11 +160,29 @@ def _refuse_product(module: Any) -> str | None:
     """Return why a product has no integer form; ``None`` if it has one."""
     if isinstance(module, SynapticDelays):
         return _refuse_delays(module)
-    if isinstance(module, nn.Conv1d | nn.Conv2d) and (
-        module.padding_mode != "zeros" or isinstance(module.padding, str)
-    ):
-        return "must be padded with zeros, by a number."
+    if isinstance(module, nn.Conv1d | nn.Conv2d):
+        if module.padding_mode != "zeros":
+            return f"pads by padding_mode={module.padding_mode!r}, and integers pad with zeros."
+        if padding_of(module) is None:
+            return (
+                f"pads one zero more at one end (padding='same' with a kernel of {_sizes(module)})"
+                ", and integers pad both alike. Give a kernel of odd size, or a number as padding."
+            )
     return None
+
+
+def padding_of(conv: nn.Conv1d | nn.Conv2d) -> tuple[int, ...] | None:
+    """Return by how many zeros a convolution pads each end; ``None`` where they differ."""
+    if conv.padding == "valid":
+        return (0,) * len(conv.kernel_size)
+    if not isinstance(conv.padding, str):
+        return conv.padding
+    around = [d * (size - 1) for d, size in zip(conv.dilation, conv.kernel_size, strict=True)]
+    return None if any(each % 2 for each in around) else tuple(each // 2 for each in around)
+
+
+def _sizes(conv: nn.Conv1d | nn.Conv2d) -> str:
+    return " by ".join(map(str, conv.kernel_size))
 
 
 def _refuse_delays(module: Any) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -185,7 +185,7 @@ def unroll(
             y, trajectories = pytree.tree_map(place, (y, trajectories))
     except Exception as error:
         _explain_allocation(error, model, inputs, segment)
-        _explain_dtype(error, model, inputs)
+        explain_dtype(error, model, tensors_by_name(inputs.tensors))
         _explain_shape(error, x, inputs, batched)
         raise
     if not from_rest:
@@ -413,13 +413,12 @@ _WORDS = {
 }
 
 
-def _explain_dtype(error: BaseException, model: nn.Module, inputs: Inputs) -> None:
+def explain_dtype(error: BaseException, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Raise a better error where an input is of another dtype than the model's parameters."""
     if not isinstance(error, RuntimeError):
         return
     message = str(error).partition("\n")[0].rstrip(".")
     wanted = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
-    tensors = tensors_by_name(inputs.tensors)
     for name, x in tensors.items():
         if x.dtype != wanted and _complains_of(message, x.dtype, wanted, len(tensors) == 1):
             bytes_ = f", or bytes of an image by {name} / 255" if x.dtype == torch.uint8 else ""

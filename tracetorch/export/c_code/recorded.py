@@ -21,7 +21,9 @@ from tracetorch.export.c_code.stages import StepProgram
 from tracetorch.export.c_code.widths import Widths, found_widths
 from tracetorch.fuse.ir.intervals import Interval, interval_of
 from tracetorch.integers.border import Quantize
-from tracetorch.unrolling.inputs import Inputs
+from tracetorch.integers.width import limits
+from tracetorch.unrolling.inputs import Inputs, tensors_by_name
+from tracetorch.unrolling.unroll import explain_dtype
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,13 @@ def record_step(model: nn.Module, inputs: Inputs, integer: bool) -> RecordedStep
     try:
         step = read_step(model, steps[0])
     except RuntimeError as error:  # of shapes: whoever tells why raises a ValueError
-        shapes = [list(x.shape) for x in pytree.tree_leaves(inputs.tensors)]
+        explain_dtype(error, model, tensors_by_name(inputs.tensors))
+        leaves = pytree.tree_leaves(inputs.tensors)
+        shapes = ", ".join(str(list(x.shape)) for x in leaves)
+        way = " One sequence [T, F]? Give sample[:, None]." * any(x.ndim == 2 for x in leaves)
         raise ValueError(
-            f"{type(model).__name__} fails on one step of one sample: {error} The sample is a "
-            f"sequence [T, B, ...], got {shapes}. One sequence [T, F]? Give sample[:, None]."
+            f"{type(model).__name__} fails on one step of one sample: {str(error).rstrip('.')}. "
+            f"The sample is a sequence [T, B, ...], got {shapes}.{way}"
         ) from error
     program = living(step.program)
     named = dict(zip(program.inputs, pytree.tree_leaves(inputs.tensors), strict=True))
@@ -71,6 +76,9 @@ def record_step(model: nn.Module, inputs: Inputs, integer: bool) -> RecordedStep
     if integer:
         with _naming_quantize(model):
             ranges = {name: _range_of(name, values) for name, values in named.items()}
+            if split is not None:  # the border saturates whatever comes, beyond the sample too
+                low, high = map(float, limits(border.bits, signed=border.signed))
+                ranges = dict.fromkeys(ranges, Interval(low, high, 0.0))
             widths = found_widths(program, ranges)
     input_range = {name: (float(r.low), float(r.high)) for name, r in ranges.items()}
     notes += [f"input {name}: {low:.0f} to {high:.0f}" for name, (low, high) in input_range.items()]
