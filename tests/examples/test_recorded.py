@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from examples import (
     common,
     converted_digits,
+    kept_aside,
     published_networks,
     recipe_architectures,
     recipe_parts,
@@ -47,6 +49,7 @@ def test_a_row_takes_the_place_of_one_of_the_same_run(script: Any, tmp_path: Pat
         (published_networks, "models", "digits"),
         (recipe_parts, "recipe", "digits"),
         (recipe_architectures, "recipe", "architectures"),
+        (kept_aside, "recipe", "kept aside"),
     ],
 )
 def test_the_page_shows_the_recorded_rows(script, page, name, capsys) -> None:
@@ -80,6 +83,24 @@ def test_a_quick_run_measures_parts_of_the_recipe_once(tmp_path, monkeypatch, ca
     assert [row["parameters"] for row in rows] == [6098, 5842, 15561]
     assert all(0 <= row[score] <= 1 for row in rows for score in ("accuracy", "validation"))
     assert recipe_parts.main(arguments) == 0
+    assert not capsys.readouterr().out
+
+
+def test_a_quick_run_trains_on_a_set_kept_aside_once(tmp_path, capsys) -> None:
+    arguments = ["--quick", "--tasks", "ItalyPowerDemand", "--seeds", "3", "--out", str(tmp_path)]
+    assert kept_aside.main(arguments) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert common.read_lines(tmp_path / kept_aside.RESULTS.name) == rows
+    assert [(row["network"], row["lr"]) for row in rows] == [
+        *((neuron, None) for neuron in kept_aside.NEURONS),
+        *(("GRU", rate) for rate in kept_aside.GRU_RATES),
+    ]
+    assert [row["parameters"] for row in rows] == [4932, 5316, 12994, 12994, 12994]
+    assert all(0 <= row["accuracy"] <= 1 for row in rows)
+    learnt, test = kept_aside.load("ItalyPowerDemand")
+    assert torch.cat(learnt.sequences).std() == pytest.approx(1.0, abs=1e-3)
+    assert (len(learnt), len(test), set(test.labels.tolist())) == (67, 1029, {0, 1})
+    assert kept_aside.main(arguments) == 0
     assert not capsys.readouterr().out
 
 
