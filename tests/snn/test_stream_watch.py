@@ -183,11 +183,6 @@ def test_a_graph_that_grows_is_logged_wherever_it_is(
 
 def test_a_graph_without_an_end_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     net = network().eval()
-    with torch.no_grad():
-        run(net, 50)
-    for _ in range(5):  # truncated
-        run(net, 15)
-        tt.detach_states(net)
     tt.unroll(net, torch.ones(50, 1, 3), by="step")
     learner = tt.online(net, "eprop")
     learner.zero_states()
