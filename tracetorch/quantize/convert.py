@@ -71,6 +71,11 @@ def convert(prepared: Prepared) -> tuple[nn.Sequential, Report]:
         notes.append(f"input: divide by {scale:.6g}, round, {low} to {high}")
         first, _ = product_of(model.get_submodule(plan.layers[0].path), plan.layers[0].path)
         notes += _lost_inputs(model[0], first, plan)
+    else:
+        low, high = float(plan.sample.min()), float(plan.sample.max())
+        notes.append(
+            f"input: integers as they are, {low:.0f} to {high:.0f}; others are not rounded"
+        )
     for layer in plan.layers:
         product, path = product_of(model.get_submodule(layer.path), layer.path)
         notes += _unused_bits(layer.label, product, plan)
