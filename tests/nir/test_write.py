@@ -360,6 +360,7 @@ REFUSED: tuple[tuple[nn.Module, tuple[int, ...], str], ...] = (
     (nn.AdaptiveAvgPool2d(3), (1, 4, 4), "windows of one size do not divide"),
     (nn.Linear(3, 3), (2, 3), "'0' .Affine.: it takes 1 dim.*, the input has shape .2, 3.. Put a"),
     (nn.BatchNorm1d(3), (3,), r"takes its statistics from the batch. Call model.eval\(\)"),
+    (nn.Linear(3, 3), (2,), r"fails on one step of the sample, \[1, 2\] with the batch: mat1"),
     (nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False)).eval(), (3,),
      r"0 \(BatchNorm1d\) takes its statistics from the batch. It needs track_running_stats"),
     (nn.Sequential(nn.Linear(3, 3), snn.LIF(3)).bfloat16(), (3,),
@@ -512,6 +513,10 @@ def test_not_a_number() -> None:
         (
             lambda net: tt.nir.to_nir(nn.Identity(), torch.ones(4)),
             "a sample needs a dimension behind",
+        ),
+        (
+            lambda net: tt.nir.to_nir(net, torch.ones(1, 3, dtype=torch.float64)),
+            r"sample is torch.float64, .* Convert it: sample.to",
         ),
     ],
 )

@@ -628,6 +628,8 @@ def test_the_report_names_features_that_rounding_takes(first: nn.Module) -> None
     x.select(dim, 0).fill_(7.0)  # what does not vary loses nothing
     found = quantize.convert(quantize.prepare(model, x))[1].notes[1]
     assert "1 of 3 features: 2 (" in found
+    (found,) = quantize.convert(quantize.prepare(model, (x > 0).float()))[1].notes
+    assert found == "input: integers as they are, 0 to 1; others are not rounded"
 
 
 @pytest.mark.parametrize(("padding", "zeros"), [("valid", 0), ("same", (1, 4))])

@@ -344,7 +344,8 @@ def _plain(module: Any, source: Interval) -> Interval | None:
     low, high = 0.0, math.inf  # nn.ReLU
     if isinstance(module, Quantize):
         # whatever comes: inputs may be larger than those of a sample, and saturate here
-        return Interval(*map(float, limits(module.bits, signed=module.signed)))
+        least, most = limits(module.bits, signed=module.signed)
+        return Interval(float(least), float(most))
     if isinstance(module, SumPool):
         return weighted_sums(torch.ones(1, math.prod(module.kernel_size)), None, source)[0]
     if isinstance(module, nn.Hardtanh):

@@ -25,6 +25,7 @@ from tracetorch.nir.weight_folding import fold_thresholds
 from tracetorch.nir.wiring import INPUT_ORDER, Wiring
 from tracetorch.snn.model_graph import label
 from tracetorch.snn.norm_folding import norm_affine
+from tracetorch.unrolling.unroll import explain_dtype
 
 if TYPE_CHECKING:
     import nir
@@ -118,8 +119,16 @@ def _check_tensors(model: nn.Module) -> None:
 
 def _graph(model: nn.Module, sample: Any, options: WriteOptions) -> NodeGraph:
     """Return the graph of a model, with what a reader must know beside its nodes."""
-    with torch.no_grad():
-        graph = graph_of(model, _inputs(model, sample), options)
+    inputs = _inputs(model, sample)
+    try:
+        with torch.no_grad():
+            graph = graph_of(model, inputs, options)
+    except RuntimeError as error:
+        explain_dtype(error, model, {"sample": inputs[0]} if len(inputs) == 1 else {})
+        shapes = ", ".join(str(list(x.shape)) for x in inputs)
+        raise ValueError(
+            f"the model fails on one step of the sample, {shapes} with the batch: {error}"
+        ) from error
     if options.mode == "compact":
         graph = fold_thresholds(graph)
     tensors = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]

@@ -64,13 +64,7 @@ def convert(prepared: Prepared) -> tuple[nn.Sequential, Report]:
     ends = plan.sample.new_zeros(lag * len(plan.layers), *plan.sample.shape[1:])
     seen = observed(model, torch.cat([plan.sample, ends]), plan)
     output = seen.output[:steps]
-    layers, labels, notes = [], dict[str, str](), list[str]()
-    if isinstance(model[0], Quantize):
-        low, high = limits(model[0].bits, signed=model[0].signed)
-        scale = float(model[0].scale)
-        notes.append(f"input: divide by {scale:.6g}, round, {low} to {high}")
-        first, _ = product_of(model.get_submodule(plan.layers[0].path), plan.layers[0].path)
-        notes += _lost_inputs(model[0], first, plan)
+    layers, labels, notes = [], dict[str, str](), _input_notes(model, plan)
     for layer in plan.layers:
         product, path = product_of(model.get_submodule(layer.path), layer.path)
         notes += _unused_bits(layer.label, product, plan)
@@ -121,6 +115,17 @@ def _clipped(prepared: Prepared, layer: Layer) -> dict[str, float]:
             form = cast(LearnedIntegers, lists[name][-1])
             found[label] = form.clipped(lists[name].original)
     return {label: share for label, share in found.items() if share}
+
+
+def _input_notes(model: nn.Sequential, plan: Plan) -> list[str]:
+    """Return how integers are made of the inputs, and what that takes from them."""
+    if not isinstance(model[0], Quantize):
+        low, high = int(plan.sample.min()), int(plan.sample.max())
+        return [f"input: integers as they are, {low} to {high}; others are not rounded"]
+    low, high = limits(model[0].bits, signed=model[0].signed)
+    made = f"input: divide by {float(model[0].scale):.6g}, round, {low} to {high}"
+    first, _ = product_of(model.get_submodule(plan.layers[0].path), plan.layers[0].path)
+    return [made, *_lost_inputs(model[0], first, plan)]
 
 
 def _lost_inputs(border: Quantize, first: nn.Module, plan: Plan) -> list[str]:

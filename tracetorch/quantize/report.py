@@ -63,7 +63,7 @@ class Report:
         misfits: limits of the chip that the network exceeds; empty where it fits.
         differences: in what the neurons differ from the model's, of a chip above all; without one,
             which sizes of spikes no longer learn; by how much delays were rounded.
-        notes: how integers are made of the inputs, where these are none, and which features lose a
+        notes: how integers are made of the inputs, or that they are some; which features lose a
             tenth or more of their deviation by that; and of which layers the weights use fewer bits
             than they have, because the states are too narrow.
 
