@@ -29,7 +29,7 @@ FIVE = "--seeds 0 1 2 3 4"
 
 # Networks of any neuron by one recipe beside baselines, and the tasks on which each is measured:
 # many neurons on the digits, few on the others.
-NEURONS = ("LIF", "BLIF", "SLIF", "RLIF", "BSRLIF", *tt.neurons.__all__)
+NEURONS = (*networks.SPIKING, *networks.READOUTS, *tt.neurons.__all__)
 FEW = ("LIF", "ALIF", "AdLIF", "SEAdLIF")
 BASELINES = tuple(f"--baseline {name}" for name in networks.BASELINES[:-1])
 TASKS = {
@@ -69,6 +69,7 @@ RUNS: Choices = (
             *BASELINES,
         )
     ),
+    ("row_digits", f"--recurrent {TASKS['row_digits']} {THREE}"),
     *((task, f"--baseline gru {length} --lr {GRU_RATE} {THREE}") for task, length in TASKS.items()),
     *(("events", f"{arguments} {THREE}") for arguments in EVENTS),
     *(("spike_trains", arguments) for arguments in spike_trains.RUNS),

@@ -19,8 +19,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
 import tracetorch as tt
-from examples import cartpole, common, events, memorise, networks, recipes
-from tests.cases import READOUTS, SPIKING
+from examples import cartpole, common, events, memorise, networks, recipes, table
+from tests.cases import LAYERS, READOUTS, SPIKING
 from tests.data.files import write_gesture, write_heidelberg, write_nmnist
 from tests.processes import run_python
 from tests.refusals import refusals
@@ -115,8 +115,11 @@ def test_every_layer_and_every_baseline_learns(choice: tuple[str, ...]) -> None:
     assert networks.configuration(options).startswith(name)
 
 
-def test_every_layer_of_the_library_can_be_chosen() -> None:
+def test_every_layer_of_the_library_has_runs() -> None:
     assert (networks.SPIKING, networks.READOUTS) == (SPIKING, READOUTS)
+    commands = [f"{task} {arguments}" for task, arguments in table.RUNS]
+    for name in LAYERS:
+        assert any(c.startswith(f"row_digits --neuron {name} ") for c in commands)
 
 
 @pytest.mark.parametrize("name", networks.BASELINES[:-1])
