@@ -66,10 +66,10 @@ RUNS: Choices = (
         for task, length in TASKS.items()
         for network in (
             *(f"--neuron {name}" for name in (NEURONS if task == "row_digits" else FEW)),
+            *(("--recurrent",) if task == "row_digits" else ()),
             *BASELINES,
         )
     ),
-    ("row_digits", f"--recurrent {TASKS['row_digits']} {THREE}"),
     *((task, f"--baseline gru {length} --lr {GRU_RATE} {THREE}") for task, length in TASKS.items()),
     *(("events", f"{arguments} {THREE}") for arguments in EVENTS),
     *(("spike_trains", arguments) for arguments in spike_trains.RUNS),
