@@ -27,11 +27,10 @@ MOVED = ", shifted by 1"  # in the name of a network whose training digits move
 THREE = "--seeds 0 1 2"
 FIVE = "--seeds 0 1 2 3 4"
 
-# Networks of any neuron by one recipe beside baselines, and the tasks on which each is measured;
-# on the words few neurons.
+# Networks of any neuron by one recipe beside baselines, and the tasks on which each is measured:
+# many neurons on the digits, few on the others.
 NEURONS = (*networks.SPIKING, *networks.READOUTS, *tt.neurons.__all__)
-WORDS = ("LIF", "ALIF", "AdLIF", "SEAdLIF")
-OTHERS = (*(f"--readout {name}" for name in networks.READOUTS[1:]), "--recurrent")
+FEW = ("LIF", "ALIF", "AdLIF", "SEAdLIF")
 BASELINES = tuple(f"--baseline {name}" for name in networks.BASELINES[:-1])
 TASKS = {
     "row_digits": "--epochs 5 --smoothing 0.1",
@@ -43,7 +42,8 @@ TEN = "--epochs 10 --smoothing 0.1"
 EVENTS = (
     *(f"--neuron {name} {TEN}" for name in ("LIF", "AdLIF", "SEAdLIF")),
     *(f"--neuron {name} --delays 8 {TEN}" for name in ("LIF", "SEAdLIF")),
-    *(f"--baseline mlp-of-mean {TEN} --lr 1e-2", f"--baseline gru {TEN} --lr 2e-2"),
+    f"--baseline mlp-of-mean {TEN} --lr 1e-2",
+    f"--baseline gru {TEN} --lr 2e-2",
 )
 # The rate of the GRU, on the validation data of all three tasks the best of those of recipe_parts.
 GRU_RATE = "2e-2"
@@ -65,8 +65,8 @@ RUNS: Choices = (
         (task, f"{network} {length} {THREE}")
         for task, length in TASKS.items()
         for network in (
-            *(f"--neuron {name}" for name in (WORDS if task == "words" else NEURONS)),
-            *(() if task == "words" else OTHERS),
+            *(f"--neuron {name}" for name in (NEURONS if task == "row_digits" else FEW)),
+            *(("--recurrent",) if task == "row_digits" else ()),
             *BASELINES,
         )
     ),
