@@ -49,6 +49,14 @@ class Inhibited(nn.Module):
         return self.neuron(torch.ones(len(x), 4), x.sum(1, keepdim=True).expand(len(x), 4))
 
 
+def frozen_in_front() -> nn.Sequential:
+    """Two neuron layers, of which the first has no gradients, and a loop whose first is frozen."""
+    still = snn.Populations(a=snn.LIF(3).requires_grad_(False), b=snn.LIF(1))
+    loop = snn.Recurrent(still, nn.Linear(4, 4).requires_grad_(False))
+    front = nn.Sequential(nn.Linear(3, 4), snn.LIF(4)).requires_grad_(False)
+    return nn.Sequential(front, loop)
+
+
 def recurrent(neurons: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 4), snn.Recurrent(neurons, nn.Linear(4, 4)))
 
@@ -58,6 +66,7 @@ HIDDEN = {
     "chain": lambda: recurrent(nn.Sequential(snn.LIF(4), nn.Linear(4, 4), snn.SLIF(4))),
     "populations": lambda: recurrent(snn.Populations(a=snn.LIF(3), b=snn.LIF(1))),
     "second input": Inhibited,
+    "frozen in front": frozen_in_front,
 }
 
 

@@ -43,7 +43,7 @@ def watch_step(runner: Watched) -> None:
     if number % LOOK_EVERY == 0:
         look_in_stream(runner)
     if torch.is_grad_enabled():
-        _watch_graph(runner)
+        _watch_graph(runner, runner._layers_with_states())
 
 
 def watch_sequence(run: Pass) -> None:
@@ -52,18 +52,21 @@ def watch_sequence(run: Pass) -> None:
     Called before the pass commits: the states that it began with are still those of the layers.
     """
     if torch.is_grad_enabled():
-        for layer, states in states_of_layers((e.module, e.states) for e in run.entries.values()):
-            if states:
-                _watch_graph(layer)
-                return
+        modules = [entry.module for entry in run.entries.values()]
+        layers = [*states_of_layers((module, module.__dict__) for module in modules)]
+        if layers:
+            _watch_graph(layers[0][0], layers)
 
 
-def _watch_graph(runner: Watched) -> None:
+def _watch_graph(runner: Watched, layers: LayersWithStates) -> None:
     """Count a call that goes on in the graph of the last one; log where they are very many."""
-    states = next((states for _, states in runner._layers_with_states() if states), {})
-    state = next(iter(states.values()), None)
-    # a state zeroed, set, detached or computed under no_grad starts the count anew
-    inside = isinstance(state, Tensor) and state.requires_grad
+    # states zeroed, set, detached or computed under no_grad start the count anew; any of them may
+    # be in a graph, for what stands in front may be frozen
+    inside = any(
+        isinstance(state, Tensor) and state.requires_grad
+        for _, states in layers
+        for state in states.values()
+    )
     notes = runner.__dict__
     notes["_graph_calls"] = calls = notes.get("_graph_calls", 0) + 1 if inside else 0
     if calls == LONGEST_GRAPH:
