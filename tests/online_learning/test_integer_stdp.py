@@ -259,6 +259,36 @@ def test_learning_is_saved_and_resumed() -> None:
     assert all(map(torch.equal, *ends))
 
 
+def test_a_remainder_of_other_bits_is_refused() -> None:
+    """It would move weights by many steps at the next update."""
+    fine, coarse = (STDP(connection(), PAIRS, fraction_bits=bits) for bits in (12, 4))
+    for number in (2**7, -(2**7) - 1):
+        fine.remainder[0, 1] = number
+        with (
+            unchanged(coarse, coarse.connection),
+            pytest.raises(
+                RuntimeError, match=rf"{number}, .* -128 to 127\. Build .* fraction_bits"
+            ),
+        ):
+            coarse.load_state_dict(fine.state_dict())
+    fine.remainder[0, 1] = 2**7 - 1
+    coarse.load_state_dict(fine.state_dict())
+
+
+def test_where_zero_is_out_of_bounds_what_connect_holds_at_zero_leaves_no_remainder() -> None:
+    pre, post = trains(INPUTS, post=(OUTPUTS,))
+    layer, signs = connection(), torch.tensor([1, 1, -1, 1])
+    mask = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]]).bool()
+    snn.connect(layer, mask=mask, signs=signs)
+    stdp = STDP(layer, PairRule(1.0, 1.0), bounds=(5, 100), reduction="sum")
+    learned(stdp, pre, post, "step", 1, None)
+    zero = ~mask | (signs < 0)
+    assert stdp.remainder[~zero].any()
+    assert not stdp.remainder[zero].any()
+    assert not layer.weight[zero].any()
+    assert (layer.weight[~zero] >= 5).all()
+
+
 def test_a_quantised_network_learns() -> None:
     torch.manual_seed(0)
     neurons = [snn.LIF(size, pos_threshold=0.1) for size in (8, 3)]
@@ -296,6 +326,9 @@ HALF = PairRule(0.5, 0.5)
     STDP(LINEAR, HALF, fraction_bits=13) -> ValueError: fraction_bits must be 1 to 12, got 13
     STDP(LINEAR, HALF, fraction_bits=8.0) -> TypeError: fraction_bits must be an integer
     STDP(LINEAR, HALF, spike_sizes=(1, 0)) -> ValueError: a spike size must be at least 1, got 0
+    STDP(LINEAR, HALF, spike_sizes=128) -> TypeError: spike_sizes must be .* got 128
+    STDP(LINEAR, HALF, bounds=3) -> TypeError: bounds must be \(lowest, highest\), got 3
+    STDP(LINEAR, HALF, bounds=(0, 1, 2)) -> TypeError: bounds must be \(lowest, highest\), got
     STDP(nn.Linear(4, 2), spike_sizes=(1, 2)) -> ValueError: fraction_bits and spike_sizes are those
     STDP(nn.Linear(4, 2), fraction_bits=8) -> ValueError: are those of a connection of tt\.integers
     STDP(LINEAR, PairRule(1e-3, 1.0)) -> ValueError: a2_plus must be 0, or from 2\^-8 .* got 0\.001

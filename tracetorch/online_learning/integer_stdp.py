@@ -121,5 +121,6 @@ def next_weight(
     rule = connectivity(connection)
     sums = sums if rule is None else rule.nearest(sums)
     # these bounds change nothing: they tell what reads the graph how wide the two are
-    weight = shift_right(sums, point, "nearest").clamp(*bounds)
+    low, high = bounds if rule is None else (min(bounds[0], 0), max(bounds[1], 0))
+    weight = shift_right(sums, point, "nearest").clamp(low, high)
     return weight, (sums - weight * unit).clamp(-half, half - 1)

@@ -10,6 +10,7 @@ rewards, decayed, which is a trace of the reward backwards.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from tracetorch.core.checks import check_choice, check_count, check_finite, check_number
 from tracetorch.integers.fixed_point import shift_right
+from tracetorch.integers.loading import CheckedLoading, off_range
+from tracetorch.integers.width import limits
 from tracetorch.online_learning.integer_stdp import (
     check_settings,
     check_sums,
@@ -35,6 +38,7 @@ from tracetorch.online_learning.spike_trace import EligibilityTrace, SpikeTrace
 from tracetorch.online_learning.stdp_checks import (
     check_connection,
     check_own_weight,
+    check_pair,
     check_spikes,
     checked_bounds,
     checked_reward,
@@ -52,7 +56,7 @@ Reward: TypeAlias = float | Tensor
 _Pairs: TypeAlias = list[tuple[Tensor, Tensor]]
 
 
-class STDP(TTModule):
+class STDP(CheckedLoading, TTModule):
     """Spike-timing-dependent plasticity (STDP) of a linear layer or a convolution.
 
     An input that spikes before the output it drives gains weight, one that comes late loses some.
@@ -170,7 +174,7 @@ class STDP(TTModule):
                 "fraction_bits and spike_sizes are those of a connection of tt.integers, which "
                 f"tt.quantize.convert makes, got {connection!r}. Leave them out."
             )
-        first, second = spike_sizes
+        first, second = check_pair("spike_sizes", "(of the input, of the output)", spike_sizes)
         self.spike_sizes = check_count("a spike size", first), check_count("a spike size", second)
         # not registered: it is part of a model, which moves it and has it in its state_dict
         object.__setattr__(self, "connection", connection)
@@ -201,6 +205,14 @@ class STDP(TTModule):
         self.register_buffer("_potentiation", None, persistent=False)
         self.register_buffer("_depression", None, persistent=False)
         self.register_buffer("remainder", remainder)
+
+    def objections(self, given: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+        """Yield the remainder of a ``state_dict`` where it has other bits, and why."""
+        yield from super().objections(given)
+        if self.fraction_bits is not None and "remainder" in given:
+            ends = limits(2 * self.fraction_bits)
+            for name, reason in off_range("remainder", given["remainder"], *ends):
+                yield name, f"{reason} Build the rule with the fraction_bits it was saved with."
 
     def extra_repr(self) -> str:
         """Name the settings."""

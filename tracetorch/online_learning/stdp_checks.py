@@ -42,10 +42,20 @@ def check_connection(connection: object) -> None:
     )
 
 
+def check_pair(name: str, meaning: str, values: Any) -> tuple[Any, Any]:
+    """Return two values; raise where there are more, or fewer."""
+    try:
+        first, second = values
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be {meaning}, got {values!r}.") from None
+    return first, second
+
+
 def checked_bounds(bounds: Any, mu: float) -> tuple[float, float] | None:
     """Return the bounds; raise where they are none, or not finite and ``mu`` makes them soft."""
     if bounds is not None:
-        lowest, highest = bounds = tuple(check_number("a bound", each) for each in bounds)
+        given = check_pair("bounds", "(lowest, highest)", bounds)
+        lowest, highest = bounds = tuple(check_number("a bound", each) for each in given)
         if not lowest < highest:
             raise ValueError(f"bounds must be (lowest, highest), got {bounds}.")
     if check_nonnegative("mu", mu) > 0 and not (bounds and all(map(math.isfinite, bounds))):
