@@ -292,6 +292,10 @@ def test_nan_is_loaded_with_a_warning_and_the_meta_device_is_refused(tmp_path: P
     model = nn.Sequential(nn.Linear(4, 3, device="meta"), snn.LIF(3))
     with pytest.raises(ValueError, match=r"'0\.weight' are on the device meta .* model\.to_empty"):
         tt.load(path, model)
+    whole = nn.Sequential(nn.Linear(4, 3), snn.LIF(3)).to("meta")
+    with pytest.raises(ValueError, match="on the device meta") as error:
+        tt.load(path, whole)
+    assert "one tensor" not in str(error.value)  # for all have the same address
     tt.load(path, model.to_empty(device="cpu"))
 
 
