@@ -130,6 +130,21 @@ def test_infinity_is_logged_unless_it_is_the_state_of_rest(
     assert caplog.text == ""
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("held", [False, True])
+def test_what_a_delay_holds_does_not_stay(
+    caplog: pytest.LogCaptureFixture, held: bool, value: float
+) -> None:
+    net: Any = snn.DelayedLinear(3, 4, max_delay=8)
+    stream = tt.Stream(net) if held else net
+    with torch.no_grad():
+        run(stream, 20, value)
+        assert caplog.text == ""
+        net = nn.Sequential(net, snn.LIF(4))
+        run(tt.Stream(net) if held else net, 20, value)
+    assert caplog.text.count("mem of" if not held else "1.mem is") == len(caplog.records) == 1
+
+
 def test_sequences_of_a_stream_log_nan_again_once_it_was_zeroed(caplog):
     net, x = network(), torch.ones(4, 1, 3)
     for _ in range(2):

@@ -77,7 +77,13 @@ def look_in_stream(runner: Watched) -> None:
     """Log once, until ``zero_states()``, that a state in a stream is not finite."""
     if runner._nan_reported or transformed_by() is not None:
         return
-    found = next(_not_finite(runner._layers_with_states()), None)
+    # what a delay holds does not stay: behind its last step it is gone
+    layers = (
+        (layer, states)
+        for layer, states in runner._layers_with_states()
+        if not layer._state_kind.tail
+    )
+    found = next(_not_finite(layers), None)
     if found is None:
         return
     layer, name, _, means = found
