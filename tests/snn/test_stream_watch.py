@@ -136,12 +136,13 @@ def test_what_a_delay_holds_does_not_stay(
     caplog: pytest.LogCaptureFixture, held: bool, value: float
 ) -> None:
     net: Any = snn.DelayedLinear(3, 4, max_delay=8)
-    stream = tt.Stream(net) if held else net
+    alone: Any = tt.Stream(net) if held else net
+    model = nn.Sequential(net, snn.LIF(4))
+    behind: Any = tt.Stream(model) if held else model
     with torch.no_grad():
-        run(stream, 20, value)
+        run(alone, 20, value)
         assert caplog.text == ""
-        net = nn.Sequential(net, snn.LIF(4))
-        run(tt.Stream(net) if held else net, 20, value)
+        run(behind, 20, value)
     assert caplog.text.count("mem of" if not held else "1.mem is") == len(caplog.records) == 1
 
 
