@@ -316,9 +316,6 @@ def test_another_neuron_layer_is_refused(rule: Any, change: str) -> None:
 def test_disabled_gradients_are_refused() -> None:
     error = r"gradients, which are disabled .* take learner\.model"
     with torch.no_grad(), pytest.raises(ValueError, match=error):
-        torch.no_grad(),
-        pytest.raises(ValueError, match="gradients, which are disabled .* take learner.model"),
-    ):
         tt.online(snn.LIF(6))(torch.ones(2, 6))
 
 
