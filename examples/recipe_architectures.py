@@ -436,7 +436,7 @@ def measure(quick: bool, run: Row) -> Row:
 def table(rows: Sequence[Row]) -> str:
     """Return the table: a line for each case, its score by both ways."""
     lines = [
-        "| network | page | score | as the page trains it | tt.recipe |",
+        "| network | page | score | by hand | tt.recipe |",
         "|---|---|---|---|---|",
     ]
     for name, (page, score, _) in CASES.items():

@@ -538,6 +538,17 @@ def test_a_layer_that_cannot_be_calibrated_is_refused_and_nothing_is_changed(
     assert not capsys.readouterr().out
 
 
+def test_neurons_along_the_wrong_dimension_of_an_image_are_told_where_channels_are() -> None:
+    images = torch.zeros(T, 4, 1, 5, 8)
+    images[:, :, :, 1, 6] = 3 * torch.rand(T, 4, 1)  # one place differs, so rows of neurons do
+    model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), snn.LIF(8))
+    error = "'2' does not reach .* the channels of '1' do not: build it with dim=-3"
+    with unchanged(model), pytest.raises(ValueError, match=error):
+        tt.recipe(model, images, 10)
+    for layers in ([snn.LIF(8, dim=-3)], [nn.Flatten(2), nn.Linear(40, N), snn.LIF(N, dim=-1)]):
+        tt.recipe(nn.Sequential(*model[:2], *layers), images, 10)
+
+
 def test_what_is_frozen_stays_and_the_rest_is_prepared() -> None:
     model = network(snn.LIF(N), norm=True)
     model[:3].requires_grad_(False).eval()

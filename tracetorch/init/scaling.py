@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.snapshot import restored
+from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.init.membranes import Membranes, Moments, Trial, measure, root_mean_square
 from tracetorch.init.stages import RECURRENT, Stage, outputs_of, scale_rows, weight_of
 
@@ -263,9 +264,15 @@ def _reason(
         _scaled_moments(trial, stage, group, factor) for factor in (0.0, 1.0, 2.0)
     )
     alone, before, after = (root_mean_square(m.deviations) for m in (nothing, once, twice))
-    between = ", ".join([*stage.between, "or what forward computes between the two"])
+    between = ", ".join([*stage.between, "what forward computes between the two"])
     advice = f"Take out what stands in the way, in {between}; or set the weights yourself."
-    if root_mean_square(nothing.steady) > _MOST_PAST * target:
+    channels = _dim_of_channels(stage.source)
+    if stage.neuron.dim == -1 and channels is not None and not stage.between:
+        advice = (
+            f"Its neurons lie along the last dimension, and the channels of {stage.source_path!r} "
+            f"do not: build it with dim={channels}, if it has a neuron for each of those."
+        )
+    elif root_mean_square(nothing.steady) > _MOST_PAST * target:
         advice = "What reaches it past that, as by a shortcut, is too large: scale it down."
     elif not isinstance(stage.source.bias, Tensor) and (alone > _MOST_PAST * target or not missed):
         advice = "It has no bias against a constant that is added: give it one."
@@ -277,6 +284,14 @@ def _reason(
         f"{reached.mean:.3g}. With a weight of 0 the deviation is {alone:.3g}, with twice the "
         f"weight {after / before:.3g} times as large. {advice}"
     )
+
+
+def _dim_of_channels(source: nn.Module) -> int | None:
+    """Return the dimension of the channels that a layer computes; ``None`` where it has none."""
+    if isinstance(source, BatchNormBase):
+        return -3 if isinstance(source, nn.BatchNorm2d) else None
+    dimensions = weight_of(source).ndim
+    return 1 - dimensions if dimensions > 2 else None
 
 
 def _scaled_moments(trial: Trial, stage: Stage, group: list[nn.Module], factor: float) -> Moments:

@@ -181,7 +181,8 @@ class OnlineLearner(ExtraStates):
         if not torch.is_grad_enabled():
             raise ValueError(
                 "an online learner needs gradients, which are disabled here. To evaluate, call the "
-                "model itself, or tt.unroll(model, x, from_rest=True)."
+                "model itself, or tt.unroll(model, x, from_rest=True); tt.recipe and tt.diagnose "
+                "take learner.model."
             )
         check_can_go_on(
             "an online learner", "It keeps no graph of earlier steps, so leave checkpointing out."
