@@ -104,7 +104,8 @@ def checked_reward(
         return None
     if not waits:
         raise ValueError(
-            "a reward needs an eligibility trace, which changes wait in. Give tau_eligibility."
+            "a reward needs an eligibility trace, which changes wait in. Give tau_eligibility, "
+            "which the STDP of floats takes."
         )
     if not isinstance(reward, Tensor):
         raise TypeError(f"reward must be a tensor over time, got {type(reward).__name__}.")
