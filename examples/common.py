@@ -57,7 +57,7 @@ class Options(argparse.ArgumentParser):
     Args:
         module: the script's ``__spec__.name`` as it is run, ``examples.vowels``.
         description: text of the help.
-        epochs: default of ``--epochs``.
+        epochs: default of ``--epochs``; a script without one has no such option.
         lr: highest learning rate; a script without one has no such option.
         unit: what ``--epochs`` counts.
     """
@@ -66,7 +66,7 @@ class Options(argparse.ArgumentParser):
         self,
         module: str,
         description: str,
-        epochs: int,
+        epochs: int | None = None,
         lr: float | None = None,
         unit: str = "passes",
     ) -> None:
@@ -74,7 +74,8 @@ class Options(argparse.ArgumentParser):
         task = module.rpartition(".")[2]
         add = self.add_argument
         add("--seeds", type=seed_number, nargs="+", default=[0], metavar="N", help="one run each")
-        add("--epochs", type=count, default=epochs, metavar="N", help=f"{unit} (%(default)s)")
+        if epochs is not None:
+            add("--epochs", type=count, default=epochs, metavar="N", help=f"{unit} (%(default)s)")
         if lr is not None:
             add(
                 "--lr",
@@ -112,7 +113,7 @@ class Options(argparse.ArgumentParser):
             self.error(f"argument --seeds: must differ from each other, got {options.seeds}")
         if options.quick and options.record:
             self.error("argument --record: not with --quick, whose results mean nothing")
-        if options.quick:
+        if options.quick and hasattr(options, "epochs"):
             options.epochs = 1
         options.command = f"{self.prog} {shlex.join(w for w in words if w != '--record')}".strip()
         return options
@@ -227,6 +228,13 @@ def add_line(path: Path, row: Mapping[str, object], key: Sequence[str]) -> None:
     """Add a row to a file of lines of JSON, in place of one with the same values of a key."""
     kept = [old for old in read_lines(path) if any(old.get(name) != row.get(name) for name in key)]
     write_lines(path, [*kept, row])
+
+
+def rows_path(options: argparse.Namespace, recorded: Path) -> Path:
+    """Return the file for the rows of ``run_missing``; quick ones never stand for whole ones."""
+    if options.record:
+        return recorded
+    return options.out / (f"quick_{recorded.name}" if options.quick else recorded.name)
 
 
 def run_missing(

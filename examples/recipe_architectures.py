@@ -374,7 +374,7 @@ WAYS = ("page", "recipe")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line: ``python -m examples.recipe_architectures --help``."""
-    options = common.Options(f"examples.{NAME}", __doc__ or "", epochs=0)
+    options = common.Options(f"examples.{NAME}", __doc__ or "")
     options.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="NAME")
     options.add_table()
     parsed = options.parse(arguments)
@@ -389,8 +389,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in parsed.cases
         for way in WAYS
     )
-    path = RESULTS if parsed.record else parsed.out / RESULTS.name
-    common.run_missing(path, keys, partial(measure, parsed.quick))
+    common.run_missing(common.rows_path(parsed, RESULTS), keys, partial(measure, parsed.quick))
     return 0
 
 

@@ -79,7 +79,7 @@ GRU_RATES = (5e-3, 1e-2, 2e-2)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line: ``python -m examples.recipe_parts --help``."""
-    options = common.Options(f"examples.{NAME}", __doc__ or "", epochs=0, lr=0.0)
+    options = common.Options(f"examples.{NAME}", __doc__ or "")
     options.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     options.add_table()
     parsed = options.parse(arguments)
@@ -94,8 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in parsed.tasks
         for network, part in runs()
     )
-    path = RESULTS if parsed.record else parsed.out / RESULTS.name
-    common.run_missing(path, keys, partial(measure, parsed))
+    common.run_missing(common.rows_path(parsed, RESULTS), keys, partial(measure, parsed))
     return 0
 
 

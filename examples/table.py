@@ -148,6 +148,13 @@ def read_rows(folder: Path) -> dict[tuple[str, str], Runs]:
     for path in sorted(folder.glob("*.jsonl")):
         for row in common.read(path):
             found.setdefault((row.task, row.configuration), []).append(row)
+    for (task, name), rows in found.items():
+        ways = {re.sub(r" --seeds( \d+)+", "", row.command) for row in rows}
+        if len(ways) > 1:
+            raise ValueError(
+                f"{task}: rows of {name} are of different runs, {' and '.join(sorted(ways))}. One "
+                "mean of them means nothing: record all seeds by the same command."
+            )
     order = [f"python -m examples.{task} {arguments}" for task, arguments in RUNS]
 
     # rows of commands that are not in RUNS come last

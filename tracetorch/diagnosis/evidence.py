@@ -44,7 +44,7 @@ from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.spike_functions import spike_functions
 from tracetorch.snn.states import get_states, set_states
 from tracetorch.unrolling import unroll
-from tracetorch.unrolling.inputs import Inputs, call
+from tracetorch.unrolling.inputs import Inputs, call, time_is_first
 
 Loss = Callable[..., Tensor]
 _SCALED = 0.25  # of a weight: calibrate_ on another batch changes it by less
@@ -162,10 +162,16 @@ class Evidence:
             return None
         if all(c <= _SCALED * float(q.norm()) for c, q in zip(changes, before, strict=True)):
             return None
-        x = f"x.movedim({self.time_dim}, 0)" if self.time_dim else "x"
-        given = "x, steps=steps" if inputs.static else x
-        mask = ", mask=mask.T" if self.time_dim else ", mask=mask"
-        return f"tt.init.calibrate_(model, {given}{mask * (self.mask is not None)})"
+        given, mask = "x", ", mask=mask"
+        if not time_is_first(inputs, self.time_dim):
+            mask += ".T"
+            if not inputs.static:
+                given = {
+                    tuple: f"tuple(each.movedim({self.time_dim}, 0) for each in x)",
+                    dict: f"{{name: x[name].movedim({self.time_dim}, 0) for name in x}}",
+                }.get(type(inputs.tensors), f"x.movedim({self.time_dim}, 0)")
+        given += ", steps=steps" * inputs.static + mask * (self.mask is not None)
+        return f"tt.init.calibrate_(model, {given})"
 
     def unfit_states(self) -> list[str]:
         """List the old states that the batch cannot continue from: of another kind of tensor."""

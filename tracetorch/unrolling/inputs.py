@@ -185,23 +185,27 @@ def mask_first(mask: Tensor | None, inputs: Inputs, time_dim: int) -> Tensor | N
     return steps_first("mask", mask, "true where a step is real", inputs, time_dim, True)
 
 
+def time_is_first(inputs: Inputs, time_dim: int) -> bool:
+    """Return whether time was the first dimension, for one may count from the end as well."""
+    return time_dim in (0, -pytree.tree_leaves(inputs.tensors)[0].ndim)
+
+
 def steps_first(
     name: str, given: Tensor, meaning: str, inputs: Inputs, time_dim: int, batched: bool
 ) -> Tensor:
     """Return booleans of each step, which lie as the inputs did, as ``[T, B]``, checked."""
-    first = pytree.tree_leaves(inputs.tensors)[0]
-    time_is_first = time_dim in (0, -first.ndim)
+    first = time_is_first(inputs, time_dim)
     named, sizes = ["T", "B"], [inputs.steps, inputs.batch]
     if not batched:
         del named[1], sizes[1]
-    elif not time_is_first:
+    elif not first:
         named, sizes = named[::-1], sizes[::-1]
     if list(given.shape) != sizes:
         raise ValueError(
             f"{name} must have the shape [{', '.join(named)}] = {sizes}, {meaning}, got "
             f"{list(given.shape)}."
         )
-    return given[:, None] if not batched else given if time_is_first else given.T
+    return given[:, None] if not batched else given if first else given.T
 
 
 def place_time(leaf: Tensor, time_dim: int, batched: bool) -> Tensor:

@@ -64,7 +64,8 @@ function speak() {
   const fired = run.output.reduce((count, value) => count + (value !== 0), 0);
   const what = current().spiking ? `${plural(fired, "spike")}. ` : "";
   const slopes = settings.gradients ? `Gradient of ${all ? `the sum of ${of}` : `${of} at step ${step}`}: peak ${largest()}.` : "";
-  const text = `${current().label}: ${what}${slopes}`.trim();
+  const said = `${what}${slopes}`.trim();
+  const text = current().label + (said && `: ${said}`);
   if (text !== spoken) say(spoken = text);
 }
 
