@@ -232,9 +232,10 @@ def add_line(path: Path, row: Mapping[str, object], key: Sequence[str]) -> None:
 
 def rows_path(options: argparse.Namespace, recorded: Path) -> Path:
     """Return the file for the rows of ``run_missing``; quick ones never stand for whole ones."""
+    out: Path = options.out
     if options.record:
         return recorded
-    return options.out / (f"quick_{recorded.name}" if options.quick else recorded.name)
+    return out / (f"quick_{recorded.name}" if options.quick else recorded.name)
 
 
 def run_missing(

@@ -546,7 +546,7 @@ def test_neurons_along_the_wrong_dimension_of_an_image_are_told_where_channels_a
     with unchanged(model), pytest.raises(ValueError, match=error):
         tt.recipe(model, images, 10)
     for layers in ([snn.LIF(8, dim=-3)], [nn.Flatten(2), nn.Linear(40, N), snn.LIF(N, dim=-1)]):
-        tt.recipe(nn.Sequential(*model[:2], *layers), images, 10)
+        tt.recipe(nn.Sequential(model[0], model[1], *layers), images, 10)
 
 
 def test_what_is_frozen_stays_and_the_rest_is_prepared() -> None:

@@ -165,11 +165,12 @@ class Evidence:
         given, mask = "x", ", mask=mask"
         if not time_is_first(inputs, self.time_dim):
             mask += ".T"
-            if not inputs.static:
-                given = {
-                    tuple: f"tuple(each.movedim({self.time_dim}, 0) for each in x)",
-                    dict: f"{{name: x[name].movedim({self.time_dim}, 0) for name in x}}",
-                }.get(type(inputs.tensors), f"x.movedim({self.time_dim}, 0)")
+            moved = f".movedim({self.time_dim}, 0)" * (not inputs.static)
+            given += moved
+            if moved and isinstance(inputs.tensors, tuple):
+                given = f"tuple(each{moved} for each in x)"
+            elif moved and isinstance(inputs.tensors, dict):
+                given = f"{{name: x[name]{moved} for name in x}}"
         given += ", steps=steps" * inputs.static + mask * (self.mask is not None)
         return f"tt.init.calibrate_(model, {given})"
 
