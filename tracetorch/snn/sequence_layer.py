@@ -69,7 +69,7 @@ from tracetorch.snn.parameters import (
 )
 from tracetorch.snn.passes import WRITTEN, State, ambient, current_pass, in_one_commit, states_of
 from tracetorch.snn.restarts import run_between_restarts
-from tracetorch.snn.stream_watch import LayersWithStates, states_of_layers, watch_step
+from tracetorch.snn.stream_watch import LayersWithStates, states_of_layers, watch_call
 from tracetorch.snn.unknown_arguments import ASSIGNED, check_arguments, check_assigned
 
 StepKwargs = Callable[[int, torch.dtype], dict[str, Any]]
@@ -794,7 +794,7 @@ class SequenceLayer(TTModule):
         if run is not None:
             return run(self, x, further, named)
         if not torch.compiler.is_compiling():
-            watch_step(self)
+            watch_call(self)
         try:
             several = further or named or len(self.inputs) > 1
         except fx.proxy.TraceError:  # traced as the root: all arguments are stand-ins

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -19,8 +19,8 @@ LONGEST_GRAPH = 1000  # calls, of a step or of a sequence
 _log = logging.getLogger("tracetorch")
 _graph_reported = False
 
-LayersWithStates = Iterable[tuple[Any, dict[str, Any]]]
-"""Neuron layers, each with its states."""
+LayersWithStates = Sequence[tuple[Any, dict[str, Any]]]
+"""Neuron layers, each with what holds its states by their names."""
 
 
 class Watched(Protocol):
@@ -36,14 +36,32 @@ class Watched(Protocol):
     def _name_of(self, layer: Any, state: str) -> str: ...
 
 
-def watch_step(runner: Watched) -> None:
-    """Count a single step, which no pass holds, before it runs; look at the states now and then."""
-    notes = runner.__dict__  # not by attribute, which of a module takes as long as a short step
-    notes["_steps_run"] = number = notes.get("_steps_run", 0) + 1
-    if number % LOOK_EVERY == 0:
-        look_in_stream(runner)
-    if torch.is_grad_enabled():
-        _watch_graph(runner, runner._layers_with_states())
+def watch_call(runner: Watched, layers: LayersWithStates = ()) -> None:
+    """Count a call before it runs: a single step, which no pass holds, or with layers a sequence.
+
+    Of steps, look at the states now and then. Of those that go on in the graph of the last one,
+    log where they are very many.
+    """
+    # one function without generators, and not by attribute, for it is behind every step
+    notes = runner.__dict__
+    if not layers:
+        notes["_steps_run"] = number = notes.get("_steps_run", 0) + 1
+        if number % LOOK_EVERY == 0:
+            look_in_stream(runner)
+        if not torch.is_grad_enabled():
+            return
+        alone = "_modules" in notes and not notes["_modules"]
+        layers = [(runner, notes)] if alone else runner._layers_with_states()
+    # states zeroed, set, detached or computed under no_grad start the count anew; any of them may
+    # be in a graph, for what stands in front may be frozen
+    inside = False
+    for layer, states in layers:
+        for name in layer.states:
+            state = states.get(name)
+            inside = inside or (isinstance(state, Tensor) and state.requires_grad)
+    notes["_graph_calls"] = calls = notes.get("_graph_calls", 0) + 1 if inside else 0
+    if calls == LONGEST_GRAPH:
+        _report_graph(runner)
 
 
 def watch_sequence(run: Pass) -> None:
@@ -52,25 +70,12 @@ def watch_sequence(run: Pass) -> None:
     Called before the pass commits: the states that it began with are still those of the layers.
     """
     if torch.is_grad_enabled():
-        modules = [entry.module for entry in run.entries.values()]
-        layers = [*states_of_layers((module, module.__dict__) for module in modules)]
+        layers: list[tuple[Any, dict[str, Any]]] = []
+        for entry in run.entries.values():
+            if hasattr(type(entry.module), "_nan_reported"):
+                layers.append((entry.module, entry.module.__dict__))
         if layers:
-            _watch_graph(layers[0][0], layers)
-
-
-def _watch_graph(runner: Watched, layers: LayersWithStates) -> None:
-    """Count a call that goes on in the graph of the last one; log where they are very many."""
-    # states zeroed, set, detached or computed under no_grad start the count anew; any of them may
-    # be in a graph, for what stands in front may be frozen
-    inside = any(
-        isinstance(state, Tensor) and state.requires_grad
-        for _, states in layers
-        for state in states.values()
-    )
-    notes = runner.__dict__
-    notes["_graph_calls"] = calls = notes.get("_graph_calls", 0) + 1 if inside else 0
-    if calls == LONGEST_GRAPH:
-        _report_graph(runner)
+            watch_call(layers[0][0], layers)
 
 
 def look_in_stream(runner: Watched) -> None:
@@ -78,12 +83,8 @@ def look_in_stream(runner: Watched) -> None:
     if runner._nan_reported or transformed_by() is not None:
         return
     # what a delay holds does not stay: behind its last step it is gone
-    layers = (
-        (layer, states)
-        for layer, states in runner._layers_with_states()
-        if not layer._state_kind.tail
-    )
-    found = next(_not_finite(layers), None)
+    layers = [each for each in runner._layers_with_states() if not each[0]._state_kind.tail]
+    found = state_not_finite(layers)
     if found is None:
         return
     layer, name, _, means = found
@@ -96,25 +97,24 @@ def look_in_stream(runner: Watched) -> None:
     )
 
 
-def states_of_layers(found: Iterable[tuple[Any, dict[str, Any]]]) -> Iterator[tuple[Any, Any]]:
-    """Return those of some modules with attributes that are neuron layers, with their states.
+def states_of_layers(found: Iterable[tuple[Any, dict[str, Any]]]) -> LayersWithStates:
+    """Return those of some modules with attributes that are neuron layers.
 
     A memory of a module's own may hold what it likes.
     """
-    for module, attributes in found:
-        if hasattr(type(module), "_nan_reported"):
-            yield module, {name: attributes.get(name) for name in module.states}
+    return [each for each in found if hasattr(type(each[0]), "_nan_reported")]
 
 
-def _not_finite(
+def state_not_finite(
     layers: LayersWithStates, infinite: bool = True
-) -> Iterator[tuple[Any, str, Tensor, tuple[str, str]]]:
-    """Return layers and names of states on the CPU that are NaN or infinite, and what that means.
+) -> tuple[Any, str, Tensor, tuple[str, str]] | None:
+    """Return layer, name and value of a state that is NaN or infinite, and what that means.
 
     A GPU would have to be waited for. What is infinite at rest may be so.
     """
     for layer, states in layers:
-        for name, state in states.items():
+        for name in layer.states:
+            state = states.get(name)
             if type(state) is not Tensor or not state.is_cpu:
                 continue
             # by one number, for it is behind every sequence: NaN and infinity show in the sum
@@ -122,21 +122,12 @@ def _not_finite(
             if total - total == 0:
                 continue
             if bool(state.isnan().any()):
-                yield layer, name, state, ("NaN", "A neuron's spike is 0 there")
-            elif infinite and bool(state.isinf().any()):
+                return layer, name, state, ("NaN", "A neuron's spike is 0 there")
+            if infinite and bool(state.isinf().any()):
                 rest = layer._buffers.get(f"initial_{name}")
                 if rest is None or bool(rest.isfinite().all()):
                     means = "A neuron fires there at every step, or never"
-                    yield layer, name, state, ("infinite", means)
-
-
-def state_not_finite(
-    run: Pass, model: nn.Module, *, infinite: bool
-) -> tuple[str, Tensor, tuple[str, str]] | None:
-    """Return path and value of a state of a pass that is NaN or infinite, and what that means."""
-    entries = ((entry.module, entry.states) for entry in run.entries.values())
-    for layer, name, state, means in _not_finite(states_of_layers(entries), infinite):
-        return path_of(model, layer, name), state, means
+                    return layer, name, state, ("infinite", means)
     return None
 
 
@@ -169,17 +160,20 @@ def look_behind_sequence(run: Pass, model: nn.Module, checked: bool) -> None:
     """
     if functorch_active() or run.traced:
         return
-    found = state_not_finite(run, model, infinite=run.went_on)
+    layers: list[tuple[Any, dict[str, Any]]] = []
+    for entry in run.entries.values():  # a generator would be a call for each
+        if hasattr(type(entry.module), "_nan_reported"):
+            layers.append((entry.module, entry.states))
+    found = state_not_finite(layers, infinite=run.went_on)
     if found is None:
         return
-    layers = [layer for layer, _ in states_of_layers((e.module, {}) for e in run.entries.values())]
-    known = {each._nan_reported for each in layers} - {""}
-    path, state, means = found
+    known = {layer._nan_reported for layer, _ in layers} - {""}
+    layer, name, state, means = found
     trains = state.requires_grad
     if known - {"sequence"} or (known and not trains):
         return
     within = "stream" if run.went_on else "training" if trains else "sequence"
-    for each in layers:
+    for each, _ in layers:
         each.__dict__["_nan_reported"] = within
     advice = "Look at each input of the stream: x.isfinite().all()."
     if means[0] == "NaN":
@@ -191,7 +185,7 @@ def look_behind_sequence(run: Pass, model: nn.Module, checked: bool) -> None:
         )
     _log.warning(
         "%s is %s at the end of a sequence. %s, so that what follows looks finite%s. %s",
-        path,
+        path_of(model, layer, name),
         *means,
         ", the loss too, and one step of the optimizer makes weights NaN" if trains else "",
         advice,

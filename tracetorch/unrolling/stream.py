@@ -30,7 +30,7 @@ from tracetorch.snn.stream_watch import (
     look_in_stream,
     path_of,
     states_of_layers,
-    watch_step,
+    watch_call,
 )
 from tracetorch.unrolling.unroll import unroll
 
@@ -143,7 +143,7 @@ class Stream:
             )
         try:
             if function in (_step, unroll):
-                watch_step(self)
+                watch_call(self)
             result = self._states.call(function, *args, **kwargs)
             self._states.check_known(*(e.module for e in self._states.entries.values()))
             if function is zero_states:
