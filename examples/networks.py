@@ -215,23 +215,24 @@ class MeanOutput(nn.Module):
 
 
 class GRU(nn.Module):
-    """GRU read at the last real step: a common network with memory, for comparison.
+    """GRU, read at the last real step or by the mean over all: a common network with memory.
 
     Shape:
         As :class:`MeanOutput`.
     """
 
-    def __init__(self, inputs: int, classes: int, width: int, dropout: float) -> None:
+    def __init__(
+        self, inputs: int, classes: int, width: int, dropout: float, *, mean: bool = False
+    ) -> None:
         super().__init__()
         self.gru = nn.GRU(inputs, width)
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(width, classes))
+        self.read = tt.decode.rate if mean else tt.decode.last
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Return a vector of logits per sequence."""
-        # padding follows the real steps, so the last of them is not the last of the batch
-        last = mask.sum(0) - 1
         states, _ = self.gru(x)
-        y: Tensor = self.head(states[last, torch.arange(len(last))])
+        y: Tensor = self.head(self.read(states, mask=mask))
         return y
 
 

@@ -78,7 +78,7 @@ def test_a_quick_run_measures_parts_of_the_recipe_once(tmp_path, monkeypatch, ca
     arguments = ["--quick", "--tasks", "vowels", "--seeds", "3", "--out", str(tmp_path)]
     assert recipe_parts.main(arguments) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert common.read_lines(tmp_path / recipe_parts.RESULTS.name) == rows
+    assert common.read_lines(tmp_path / "quick_recipe_parts.jsonl") == rows
     assert [(row["network"], row["part"]) for row in rows] == found
     assert [row["parameters"] for row in rows] == [6098, 5842, 15561]
     assert all(0 <= row[score] <= 1 for row in rows for score in ("accuracy", "validation"))
@@ -90,18 +90,28 @@ def test_a_quick_run_trains_on_a_set_kept_aside_once(tmp_path, capsys) -> None:
     arguments = ["--quick", "--tasks", "ItalyPowerDemand", "--seeds", "3", "--out", str(tmp_path)]
     assert kept_aside.main(arguments) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert common.read_lines(tmp_path / kept_aside.RESULTS.name) == rows
+    assert common.read_lines(tmp_path / "quick_kept_aside.jsonl") == rows
     assert [(row["network"], row["lr"]) for row in rows] == [
         *((neuron, None) for neuron in kept_aside.NEURONS),
-        *(("GRU", rate) for rate in kept_aside.GRU_RATES),
+        *((gru, rate) for gru in kept_aside.GRUS for rate in kept_aside.GRU_RATES),
     ]
-    assert [row["parameters"] for row in rows] == [4932, 5316, 12994, 12994, 12994]
+    assert [row["parameters"] for row in rows] == [4932, 5316, *[12994] * 6]
     assert all(0 <= row["accuracy"] <= 1 for row in rows)
     learnt, test = kept_aside.load("ItalyPowerDemand")
     assert torch.cat(learnt.sequences).std() == pytest.approx(1.0, abs=1e-3)
     assert (len(learnt), len(test), set(test.labels.tolist())) == (67, 1029, {0, 1})
     assert kept_aside.main(arguments) == 0
     assert not capsys.readouterr().out
+
+
+def test_rows_of_quick_runs_never_stand_for_whole_ones(tmp_path: Path) -> None:
+    options = common.Options("examples.kept_aside", "")
+    paths = [
+        common.rows_path(options.parse(["--out", str(tmp_path), *given]), kept_aside.RESULTS)
+        for given in ([], ["--quick"], ["--record"])
+    ]
+    name = kept_aside.RESULTS.name
+    assert paths == [tmp_path / name, tmp_path / f"quick_{name}", kept_aside.RESULTS]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +128,7 @@ def test_a_quick_run_trains_an_architecture_by_both_ways(case, tmp_path, capsys)
     arguments = ["--quick", "--cases", case, "--seeds", "3", "--out", str(tmp_path)]
     assert recipe_architectures.main(arguments) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert common.read_lines(tmp_path / recipe_architectures.RESULTS.name) == rows
+    assert common.read_lines(tmp_path / "quick_recipe_architectures.jsonl") == rows
     assert [row["way"] for row in rows] == ["page", "recipe"]
     assert all(row["case"] == case and np.isfinite(row["score"]) for row in rows)
     assert recipe_architectures.main(arguments) == 0
