@@ -231,31 +231,54 @@ def add_line(path: Path, row: Mapping[str, object], key: Sequence[str]) -> None:
 
 
 def rows_path(options: argparse.Namespace, recorded: Path) -> Path:
-    """Return the file for the rows of ``run_missing``; quick ones never stand for whole ones."""
+    """Return the file for rows of ``measure_missing``; quick ones never stand for whole ones."""
     out: Path = options.out
     if options.record:
         return recorded
     return out / (f"quick_{recorded.name}" if options.quick else recorded.name)
 
 
-def run_missing(
-    path: Path,
-    runs: Iterable[dict[str, Any]],
-    measure: Callable[[dict[str, Any]], Mapping[str, object]],
-) -> None:
-    """Measure the runs that a file of lines of JSON lacks, and add a row of each to it.
+def measure_missing(
+    options: Options,
+    arguments: Sequence[str] | None,
+    recorded: Path,
+    runs: Callable[[argparse.Namespace], Iterable[dict[str, Any]]],
+    measure: Callable[[argparse.Namespace, dict[str, Any]], Mapping[str, object]],
+    table: Callable[[Sequence[dict[str, Any]]], str],
+) -> int:
+    """Print the table of the recorded rows, or measure the runs that a file of rows lacks.
 
     Args:
-        path: the file.
-        runs: what tells a row from others, its seed for example.
-        measure: ``run -> columns``.
+        options: of the script; ``--table`` is added.
+        arguments: of its command line.
+        recorded: the file of lines of JSON in the repository; see ``rows_path``.
+        runs: ``options -> runs``, each what tells a row from others, its seed for example.
+        measure: ``(options, run) -> columns``, to which the date and the versions are added.
+        table: ``rows -> text``.
+
+    Returns:
+        The exit code.
     """
-    for each in runs:
-        if any(each.items() <= row.items() for row in read_lines(path)):
+    options.add_table()
+    parsed = options.parse(arguments)
+    if parsed.table:
+        print(table(read_lines(recorded)))
+        return 0
+    torch.set_num_threads(parsed.threads)
+    path = rows_path(parsed, recorded)
+    for run in runs(parsed):
+        if any(run.items() <= row.items() for row in read_lines(path)):
             continue
-        row = {**each, **measure(each)}
+        row = {
+            **run,
+            **measure(parsed, run),
+            "date": date.today().isoformat(),
+            "torch": torch.__version__,
+            "tracetorch": tracetorch.__version__,
+        }
         print(json.dumps(row), flush=True)
-        add_line(path, row, list(each))
+        add_line(path, row, list(run))
+    return 0
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

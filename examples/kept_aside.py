@@ -9,14 +9,14 @@ over time as well. Each trains for as many steps of the optimizer, on batches of
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import statistics
 import sys
 import time
-from collections.abc import Sequence
-from datetime import date
-from functools import cache, partial
+from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -47,22 +47,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line: ``python -m examples.kept_aside --help``."""
     options = common.Options(f"examples.{NAME}", __doc__ or "")
     options.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    options.add_table()
-    parsed = options.parse(arguments)
-    if parsed.table:
-        print(table(common.read_lines(RESULTS)))
-        return 0
-    torch.set_num_threads(parsed.threads)
+    return common.measure_missing(options, arguments, RESULTS, runs, measure, table)
+
+
+def runs(options: argparse.Namespace) -> Iterator[Row]:
+    """Return every network with its rates, on every task."""
     ways = [*((name, None) for name in NEURONS), *((gru, r) for gru in GRUS for r in GRU_RATES)]
-    runs = (
-        {"task": task, "network": network, "lr": lr, "seed": seed}
-        for task in parsed.tasks
-        for network, lr in ways
-        for seed in parsed.seeds
-    )
-    total = 1 if parsed.quick else STEPS
-    common.run_missing(common.rows_path(parsed, RESULTS), runs, partial(measure, total))
-    return 0
+    for task in options.tasks:
+        for network, lr in ways:
+            for seed in options.seeds:
+                yield {"task": task, "network": network, "lr": lr, "seed": seed}
 
 
 @cache
@@ -86,7 +80,7 @@ def load(task: str) -> tuple[tt.data.Sequences, tt.data.Sequences]:
     return learnt, test
 
 
-def measure(total: int, run: Row) -> Row:
+def measure(options: argparse.Namespace, run: Row) -> Row:
     """Train a network; return its accuracy on the test set and its cost."""
     learnt, test = load(run["task"])
     inputs, classes = learnt[0][0].shape[1], int(learnt.labels.max()) + 1
@@ -99,7 +93,7 @@ def measure(total: int, run: Row) -> Row:
             inputs, classes, run["network"], width=WIDTH, dropout=DROPOUT, norm=True
         )
     wall, cpu = time.perf_counter(), time.process_time()
-    train(model, learnt, total, run)
+    train(model, learnt, 1 if options.quick else STEPS, run)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return {
         "accuracy": networks.accuracy(model, vowels.logits, test, 250),
@@ -107,9 +101,6 @@ def measure(total: int, run: Row) -> Row:
         "parameters": sum(p.numel() for p in model.parameters()),
         "seconds": round(wall, 2),
         "cpu_seconds": round(cpu, 2),
-        "date": date.today().isoformat(),
-        "torch": torch.__version__,
-        "tracetorch": tt.__version__,
     }
 
 

@@ -8,13 +8,13 @@ outputs and the stream, that spiking neurons of many inputs without a norm learn
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
-from datetime import date
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -376,29 +376,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line: ``python -m examples.recipe_architectures --help``."""
     options = common.Options(f"examples.{NAME}", __doc__ or "")
     options.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="NAME")
-    options.add_table()
-    parsed = options.parse(arguments)
-    if parsed.table:
-        print(table(common.read_lines(RESULTS)))
-        return 0
-    torch.set_num_threads(parsed.threads)
-    # seed by seed, so that a run that is cut off has all cases
-    keys = (
-        {"case": name, "way": way, "seed": seed}
-        for seed in parsed.seeds
-        for name in parsed.cases
-        for way in WAYS
-    )
-    common.run_missing(common.rows_path(parsed, RESULTS), keys, partial(measure, parsed.quick))
-    return 0
+    return common.measure_missing(options, arguments, RESULTS, runs, measure, table)
 
 
-def measure(quick: bool, run: Row) -> Row:
+def runs(options: argparse.Namespace) -> Iterator[Row]:
+    """Return every case by both ways, seed by seed, so that what is cut off has all cases."""
+    for seed in options.seeds:
+        for name in options.cases:
+            for way in WAYS:
+                yield {"case": name, "way": way, "seed": seed}
+
+
+def measure(options: argparse.Namespace, run: Row) -> Row:
     """Train a network; return its score and its cost."""
     name, recipe = run["case"], run["way"] == "recipe"
     torch.manual_seed(run["seed"])
     training = CASES[name][2](recipe)
-    batches = training.batches[: 2 if quick else None]
+    batches = training.batches[: 2 if options.quick else None]
     model, total = training.model.train(), len(batches)
     cpu = time.process_time()
     optimizer: torch.optim.Optimizer
@@ -426,9 +420,6 @@ def measure(quick: bool, run: Row) -> Row:
         "score": score,
         "steps": total,
         "cpu_seconds": round(cpu, 2),
-        "date": date.today().isoformat(),
-        "torch": torch.__version__,
-        "tracetorch": tt.__version__,
     }
 
 

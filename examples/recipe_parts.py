@@ -15,8 +15,7 @@ import io
 import statistics
 import sys
 import time
-from collections.abc import Sequence
-from datetime import date
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -81,21 +80,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line: ``python -m examples.recipe_parts --help``."""
     options = common.Options(f"examples.{NAME}", __doc__ or "")
     options.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    options.add_table()
-    parsed = options.parse(arguments)
-    if parsed.table:
-        print(table(common.read_lines(RESULTS)))
-        return 0
-    torch.set_num_threads(parsed.threads)
-    # seed by seed, so that a run that is cut off has all parts
-    keys = (
-        {"task": name, "network": network, "part": part, "seed": seed}
-        for seed in parsed.seeds
-        for name in parsed.tasks
-        for network, part in runs()
-    )
-    common.run_missing(common.rows_path(parsed, RESULTS), keys, partial(measure, parsed))
-    return 0
+    return common.measure_missing(options, arguments, RESULTS, all_runs, measure, table)
+
+
+def all_runs(options: argparse.Namespace) -> Iterator[Row]:
+    """Return every run on every task, seed by seed, so that what is cut off has all parts."""
+    for seed in options.seeds:
+        for name in options.tasks:
+            for network, part in runs():
+                yield {"task": name, "network": network, "part": part, "seed": seed}
 
 
 def runs() -> list[tuple[str, str]]:
@@ -137,9 +130,6 @@ def measure(options: argparse.Namespace, run: Row) -> Row:
         "parameters": sum(p.numel() for p in model.parameters()),
         "seconds": round(wall, 2),
         "cpu_seconds": round(cpu, 2),
-        "date": date.today().isoformat(),
-        "torch": torch.__version__,
-        "tracetorch": tt.__version__,
     }
 
 

@@ -22,13 +22,13 @@ import tracetorch as tt
 from tests import cases
 from tests.export.c_programs import (
     COMPILERS,
-    CORTEX_M4,
     STRICT,
     CNetwork,
     check_every_step,
     checked,
     needs_compiler,
     needs_cortex,
+    run_on_cortex,
     stepped,
 )
 from tests.quantize.networks import case
@@ -1242,18 +1242,14 @@ def test_the_model_is_unchanged(tmp_path: Path) -> None:
 def test_cortex_m4(kind: str, written: Any, tmp_path: Path) -> None:
     each = written(kind).copy_to(tmp_path)
     model, x, report = each.model, each.x, each.report
-    flags = [*STRICT, *CORTEX_M4, "-O2", "-fstack-usage", "--specs=rdimon.specs"]
-    checked(["arm-none-eabi-gcc", *flags, "main.c", "model.c", "-o", "main.elf", "-lm"], tmp_path)
-    printed = checked(["qemu-arm", "-cpu", "cortex-m4", "main.elf"], tmp_path)
+    printed, stack = run_on_cortex(tmp_path, "main.c")
     got = torch.tensor([[float(n) for n in line.split()] for line in printed.splitlines()])
     expected = stepped(model, x)
     if kind in cases.INEXACT:
         torch.testing.assert_close(got, expected, rtol=3e-7, atol=0)
     else:
         assert torch.equal(got, expected.float())
-    (path,) = [path for path in tmp_path.glob("*.su") if "model" in path.name]
-    sizes = [int(line.split("\t")[1]) for line in path.read_text().splitlines()]
-    assert sum(sizes) <= report.stack_bytes
+    assert stack <= report.stack_bytes
 
 
 _WASM = """\

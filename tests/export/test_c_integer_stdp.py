@@ -14,11 +14,12 @@ import tracetorch as tt
 from tests.cases import few
 from tests.export.c_programs import (
     COMPILERS,
-    STRICT,
     CNetwork,
     checked,
+    checked_sanitized,
     needs_compiler,
     needs_cortex,
+    run_on_cortex,
 )
 from tests.refusals import unchanged
 from tracetorch import integers, snn
@@ -152,11 +153,8 @@ def test_sanitizers_and_conversions(compiler: str, tmp_path: Path) -> None:
     network = Network("recurrent", (9, 4, 2), "triplets, fine")
     report = tt.export.c(network.model, tmp_path, network.drawn(30), learner=network.rules)
     assert report.types["x"] == report.types["y"] == "int8_t"
-    flags = [*STRICT, "-Wconversion", "-Wsign-conversion", "-O1"]
-    checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    command = [compiler, *flags, *checks, "test.c", "model.c", "-o", "check", "-lm"]
-    checked(command, tmp_path)
-    assert "weights at most 0 apart" in checked(["./check"], tmp_path)
+    printed = checked_sanitized(compiler, tmp_path, "test.c", "model.c")
+    assert "weights at most 0 apart" in printed
 
 
 @pytest.mark.slow
@@ -178,13 +176,9 @@ def test_a_thousand_updates_on_a_cortex(tmp_path: Path) -> None:
             text, count = re.subn(table, rf"\1\n{numbers},\n", text)
             assert count == 1
     (tmp_path / "learned.h").write_text(text)
-    flags = [*STRICT, "-mcpu=cortex-m4", "-mthumb", "-O2", "-fstack-usage", "--specs=rdimon.specs"]
-    checked(["arm-none-eabi-gcc", *flags, "test.c", "model.c", "-o", "check.elf", "-lm"], tmp_path)
-    printed = checked(["qemu-arm", "-cpu", "cortex-m4", "check.elf"], tmp_path)
+    printed, stack = run_on_cortex(tmp_path, "test.c", ("-mcpu=cortex-m4", "-mthumb"))
     assert printed == "1000 steps of learning, weights at most 0 apart\n"
-    (usage,) = [each for each in tmp_path.glob("*.su") if "model" in each.name]
-    sizes = [int(line.split("\t")[1]) for line in usage.read_text().splitlines()]
-    assert sum(sizes) <= report.stack_bytes
+    assert stack <= report.stack_bytes
 
 
 def test_nothing_of_the_rules_changes(tmp_path: Path) -> None:

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests.export.c_programs import (
     COMPILERS,
-    CORTEX_M4,
-    STRICT,
     CNetwork,
     checked,
+    checked_sanitized,
     needs_compiler,
     needs_cortex,
+    run_on_cortex,
 )
 from tests.export.models import Adaptive
 from tracetorch import integers, snn
@@ -333,14 +333,11 @@ def test_sanitizers_and_conversions(kind: str, compiler: str, tmp_path: Path) ->
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     x, _ = drawn(30)
     report = tt.export.c(model, tmp_path, x, learner=tt.online(model, "eprop"), optimizer=optimizer)
-    flags = [*STRICT, "-Wconversion", "-Wsign-conversion", "-O1"]
-    checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     (tmp_path / "ram.c").write_text(
         f'#include "model.h"\ntypedef char ram[sizeof(tt_stream) == {report.ram_bytes} ? 1 : -1];\n'
     )
-    command = [compiler, *flags, *checks, "test.c", "model.c", "ram.c", "-o", "check", "-lm"]
-    checked(command, tmp_path)
-    assert "30 steps of learning" in checked(["./check"], tmp_path)
+    printed = checked_sanitized(compiler, tmp_path, "test.c", "model.c", "ram.c")
+    assert "30 steps of learning" in printed
 
 
 def test_the_check_finds_another_weight(tmp_path: Path) -> None:
@@ -389,13 +386,9 @@ def test_recurrent_neurons_learn_in_64_kilobytes(tmp_path: Path) -> None:
     )
     assert report.ram_bytes + report.stack_bytes <= 64 * 1024
     assert report.trace_bytes == 4 * (2 * 64 * (9 + 64) + 4 * 65)
-    flags = [*STRICT, *CORTEX_M4, "-O2", "-fstack-usage", "--specs=rdimon.specs"]
-    checked(["arm-none-eabi-gcc", *flags, "test.c", "model.c", "-o", "check.elf", "-lm"], tmp_path)
-    printed = checked(["qemu-arm", "-cpu", "cortex-m4", "check.elf"], tmp_path)
+    printed, stack = run_on_cortex(tmp_path, "test.c")
     assert printed == "30 steps of learning, weights at most 0 apart\n"
-    (path,) = [path for path in tmp_path.glob("*.su") if "model" in path.name]
-    sizes = [int(line.split("\t")[1]) for line in path.read_text().splitlines()]
-    assert sum(sizes) <= report.stack_bytes
+    assert stack <= report.stack_bytes
 
 
 # What is refused

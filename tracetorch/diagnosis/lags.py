@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -33,14 +34,14 @@ def lags(evidence: Evidence) -> Iterator[Finding]:
     inputs = evidence.inputs
     if inputs.static or inputs.steps < _LEAST_STEPS:
         return
-    shape = (inputs.steps, inputs.batch)
+    shape, longest = (inputs.steps, inputs.batch), cache(partial(_longest_delay, evidence))
     for target in evidence.targets:
         if target.ndim < 2 or target.shape[:2] != shape or not _is_signal(target, evidence.outputs):
             continue
         for x in pytree.tree_leaves(inputs.tensors):
             given = _varying(x, evidence.mask, _FEATURES)
             found = _lag(given, _varying(target, evidence.mask, _TARGETS))
-            if found is not None and found[0] > _longest_delay(evidence):
+            if found is not None and found[0] > longest():
                 lag, there, now = found
                 severity: Severity = "warning" if now < _HARDLY * there else "note"
                 of = {"there": there, "now": now, "longest": 2 * lag}

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.convolution import output_size
+from tracetorch.core.convolution import front_padding, output_size
 from tracetorch.events.compiled import first_sums, run
 from tracetorch.events.crossover import CONV_TASKS
 from tracetorch.events.kernels import LANES
@@ -44,12 +44,7 @@ def window_of(
     if any(len(pair) != 2 or min(pair) < 0 for pair in pairs):
         return _NO_PAIRS
     reach = [d * (k - 1) for d, k in zip(dilation, weight[2:], strict=True)]
-    if padding == "same":
-        before = [each // 2 for each in reach]
-    elif isinstance(padding, str):  # "valid"
-        before = [0, 0]
-    else:
-        before = list(map(int, padding))
+    before = front_padding(padding, weight[2:], dilation)
     if min(*stride, *dilation) < 1:
         return _NO_PLACE
     rows, columns = map(output_size, image[2:], weight[2:], stride, before, dilation)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from tracetorch.core.checks import check_module, check_unsharded
 from tracetorch.core.files import atomic_replace
 from tracetorch.core.optional import require
-from tracetorch.core.torch_private import BatchNorm
 from tracetorch.nir.model import NIRModel
 from tracetorch.nir.model_to_graph import graph_of
 from tracetorch.nir.node_graph import Node, NodeGraph
@@ -24,7 +23,7 @@ from tracetorch.nir.read import model_of
 from tracetorch.nir.weight_folding import fold_thresholds
 from tracetorch.nir.wiring import INPUT_ORDER, Wiring
 from tracetorch.snn.model_graph import label
-from tracetorch.snn.norm_folding import norm_affine
+from tracetorch.snn.norm_folding import needs_batch
 from tracetorch.unrolling.unroll import explain_dtype
 
 if TYPE_CHECKING:
@@ -110,7 +109,7 @@ def _check_tensors(model: nn.Module) -> None:
                 "otherwise. Give model.float()."
             )
     for path, module in model.named_modules():
-        if isinstance(module, BatchNorm) and norm_affine(module) is None:
+        if needs_batch(module):
             raise ValueError(
                 f"{label(path, module)} takes its statistics from the batch. It needs "
                 "track_running_stats=True."

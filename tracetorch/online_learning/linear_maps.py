@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tracetorch.core.convolution import front_padding
 from tracetorch.core.hooks import hooked_weights
 from tracetorch.integers import layers
 from tracetorch.snn.connectivity import plain_class
@@ -50,10 +51,9 @@ def lanes(module: LinearMap, values: Tensor) -> Tensor:
     return channels_last.reshape(-1, channels_last.shape[-1])
 
 
-def padding_of(module: nn.Conv2d | layers.Conv2d) -> tuple[int, int]:
-    """Return the padding in numbers, which may be given as ``"valid"``."""
-    padding = (0, 0) if isinstance(module.padding, str) else module.padding
-    return padding[0], padding[1]
+def padding_of(module: nn.Conv2d | layers.Conv2d) -> tuple[int, ...]:
+    """Return the padding in numbers, the same at both ends."""
+    return front_padding(module.padding, module.kernel_size, module.dilation)
 
 
 def factors(module: LinearMap, x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tracetorch.chips.target import FloatProduct, Stage
+from tracetorch.core.convolution import front_padding
 from tracetorch.core.walk import join_path
 from tracetorch.quantize.reader import Call, Chain, Join, calls_in, flat
 from tracetorch.snn.connectivity import connectivity, plain_class
@@ -173,12 +174,10 @@ def _refuse_product(module: Any) -> str | None:
 
 def padding_of(conv: nn.Conv1d | nn.Conv2d) -> tuple[int, ...] | None:
     """Return by how many zeros a convolution pads each end; ``None`` where they differ."""
-    if conv.padding == "valid":
-        return (0,) * len(conv.kernel_size)
-    if not isinstance(conv.padding, str):
-        return conv.padding
-    around = [d * (size - 1) for d, size in zip(conv.dilation, conv.kernel_size, strict=True)]
-    return None if any(each % 2 for each in around) else tuple(each // 2 for each in around)
+    reach = [d * (size - 1) for d, size in zip(conv.dilation, conv.kernel_size, strict=True)]
+    if conv.padding == "same" and any(each % 2 for each in reach):
+        return None
+    return front_padding(conv.padding, conv.kernel_size, conv.dilation)
 
 
 def _sizes(conv: nn.Conv1d | nn.Conv2d) -> str:

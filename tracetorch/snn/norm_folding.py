@@ -7,10 +7,19 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from tracetorch.core.torch_private import BatchNorm
 from tracetorch.snn.connectivity import connectivity, write_weight
 
 # nn.Linear, nn.Conv1d, nn.Conv2d and nn.Conv3d: a weight with the outputs first, and a bias or none
 WeightedLayer: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+
+def needs_batch(module: nn.Module) -> bool:
+    """Whether a module is a batch norm without statistics: it computes with its batch always."""
+    if not isinstance(module, BatchNorm):
+        return False
+    norm: Any = module
+    return norm.running_mean is None or norm.running_var is None
 
 
 def norm_affine(norm: Any) -> tuple[Tensor, Tensor] | None:

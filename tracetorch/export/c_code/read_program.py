@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from tracetorch.core.torch_private import BatchNorm, pytree
+from tracetorch.core.torch_private import pytree
 from tracetorch.core.walk import named_modules
 from tracetorch.export.c_code.operations import RULES
 from tracetorch.export.c_code.reader import FLOATS, Reader
@@ -20,7 +20,7 @@ from tracetorch.export.c_code.stages import Array, Copy, Role, StepProgram, View
 from tracetorch.export.exported import constants_of, run_step
 from tracetorch.export.step import decomposed, export_step
 from tracetorch.snn.noise import Noise
-from tracetorch.snn.norm_folding import norm_affine
+from tracetorch.snn.norm_folding import needs_batch
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def read_step(
                     f"the name {name!r} in the model holds a word of Python, a quotation mark, a "
                     "backslash or a control character, which torch.export cannot write. Rename it."
                 )
-        if isinstance(module, BatchNorm) and norm_affine(module) is None:
+        if needs_batch(module):
             raise ValueError(
                 f"{path or 'the model'} ({type(module).__name__}) cannot be written in C: it takes "
                 "its statistics from the batch. It needs track_running_stats=True."
