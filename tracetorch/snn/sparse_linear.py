@@ -30,7 +30,7 @@ from tracetorch.core.torch_private import is_readable, unsafe_view, version_of
 from tracetorch.fuse.runtime.sparse_recurrence import Edges, Layout
 from tracetorch.snn.connectivity import check_signs, plain_class
 from tracetorch.snn.delay.base import PastLayer
-from tracetorch.snn.passes import current_pass
+from tracetorch.snn.passes import weight_in_loop
 from tracetorch.snn.restarts import Restarts
 from tracetorch.snn.sparse import sources
 from tracetorch.snn.sparse.edge_plan import EdgePlan, check_range, edges_by_chunk, sorted_by_source
@@ -338,10 +338,6 @@ class SparseLinear(PastLayer):
         Args:
             dtype: of the arithmetic; that of ``weight`` if ``None``.
         """
-        run = current_pass()
-        noted: Tensor | None = None if run is None else run.notes.get(id(self))
-        if noted is not None and dtype is noted.dtype:
-            return noted
         weight: Tensor | None = self._parameters.get("weight")
         if weight is None:  # a parametrization
             weight = self.weight
@@ -431,7 +427,7 @@ class SparseLinear(PastLayer):
             rows = rows.flatten(1, -2)
         else:
             rows = (rows if reach else rows.flatten(0, -2)).unsqueeze(1)
-        weight = self.edge_weight(dtype)
+        weight = weight_in_loop(self, self.edge_weight, dtype)
         if weight.shape != self.edges.shape[1:]:
             raise ValueError(
                 f"{self._label()} has {self.edges.shape[1]} edges, and weights for them of shape "
