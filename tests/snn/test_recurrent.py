@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -679,9 +679,9 @@ def test_an_overridden_weight_acts_once(
     x = 2 * torch.rand(9, 3, 4, dtype=torch.float64)
     if is_silent:  # where the first steps of a new model, which are compared, have no spike
         x[:4] = 0
-    state = dict(layer.named_parameters())
+    state: dict[str, Tensor] = dict(layer.named_parameters())
 
-    def loss(parameters: dict[str, Tensor], by: str) -> Tensor:
+    def loss(parameters: dict[str, Tensor], by: Literal["layer", "step"]) -> Tensor:
         if road == "functional":
             call = UnrolledModule(layer, by)
             named = {f"layer.{name}": value for name, value in parameters.items()}
@@ -699,7 +699,7 @@ def test_an_overridden_weight_acts_once(
 
 
 class UnrolledModule(nn.Module):
-    def __init__(self, layer: nn.Module, by: str):
+    def __init__(self, layer: nn.Module, by: Literal["layer", "step"]):
         super().__init__()
         self.layer, self.by = layer, by
 

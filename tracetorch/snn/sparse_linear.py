@@ -69,7 +69,8 @@ class SparseLinear(PastLayer):
 
     Edges sorted by source, as the builders (:func:`random_edges` and others) give them, are fastest
     to read. Edges between the same two neurons add up; a neuron may have an edge to itself, or none
-    at all. ``weight`` is read at every call.
+    at all. ``weight`` is read at every call; ``edges`` and ``delay`` are sorted when they are met,
+    and again when they are written to, but not where that is by ``.data``, which nothing counts.
 
     With delays the layer keeps the inputs of the last steps, in its state ``past``: in a pass by
     layer all steps are one product. As the connection of a :class:`Recurrent` the delays come on
