@@ -164,7 +164,7 @@ class SequenceLayer(TTModule):
 
     if TYPE_CHECKING:
 
-        def __call__(self, x: Tensor, *further: Tensor, **named: Tensor) -> Tensor: ...  # noqa: D102 (nn.Module's, typed)
+        def __call__(self, x: Tensor, *further: Tensor, **named: Tensor) -> Tensor: ...
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
