@@ -182,6 +182,12 @@ NETWORKS: dict[str, tuple[Any, Any]] = {
     ),
     "one": (lambda: spiking(1), lambda: _graded(1, least=-90, most=120)),
     "convolved": (_convolved, lambda: _spikes(2, 9, 7)),
+    "padded": (  # where an event and a weight meet in a dimension of one place
+        lambda: nn.Sequential(
+            filled(integers.Conv2d(1, 2, (2, 1), padding=(0, 1))), spiking(2, -3)
+        ),
+        lambda: _spikes(1, 3, 1),
+    ),
     "sequence": (_sequence, lambda: _spikes(2, 9)),
     "recurrent": (_recurrent, lambda: _spikes(5)),
     "delayed": (_delayed, lambda: _spikes(4)),

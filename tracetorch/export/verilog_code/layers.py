@@ -65,7 +65,7 @@ def pointwise_layer(
 
 
 def copy_layer(name: str, stage: Copy, source: Store, target: Store) -> Layer:
-    """Return the module that copies a view, word by word where both lie in order."""
+    """Return the module that copies a view, one value in a cycle."""
     if stage.places is not None:
         return _gathering(name, stage, stage.places.values, source, target)
     followers = {"at": follower(source, stage.source), "into": follower(target, stage.target)}

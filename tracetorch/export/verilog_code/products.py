@@ -244,12 +244,12 @@ def _hits(
     parts = [*([at] * (size > 1)), *([inner] * (kernel > 1))]
     width = address_bits(kernel) if kernel > 1 else 0
     bits = (address_bits(size) if size > 1 else 0) + width
-    lines = [f"reg [{target.place}:0] {name};", "always @*"]
-    missed = f"{name} = {number(target.place + 1, 0)};"
     if not parts:
         hit = 0 <= padding // stride < results and padding % stride == 0
-        value = 2**target.place + padding // stride * apart
-        return [*lines, f"    {name} = {number(target.place + 1, value if hit else 0)};"], False
+        value = number(target.place + 1, 2**target.place + padding // stride * apart if hit else 0)
+        return [f"wire [{target.place}:0] {name} = {value};"], False
+    lines = [f"reg [{target.place}:0] {name};", "always @*"]
+    missed = f"{name} = {number(target.place + 1, 0)};"
     lines.append(f"    case ({{{', '.join(parts)}}})")
     for place in range(size):
         for k in range(kernel):
