@@ -129,9 +129,7 @@ def unroll(
             that of ``segment`` steps and of ``T / segment`` states, for one more forward pass. A
             batch norm takes its statistics over a segment. Buffers are what they were when a
             segment runs again. One that computes something else then raises a ``RuntimeError`` in
-            ``backward``. ``"auto"``: ``4 * sqrt(T)`` steps, or more up to 8 MB, fewer where those
-            need more than half of the free memory. A memory bound, ``"512MB"``: as many as fit in
-            it. Both count what the first four steps keep.
+            ``backward``. ``"auto"``: ``4 * sqrt(T)`` steps.
         from_rest: start from initial states and leave none behind: for evaluation, say. The states
             that the model holds are not touched, so that several threads may run one model.
         reset: ``[T, B]`` booleans, true where a sample starts anew **before** that step, as
@@ -179,7 +177,7 @@ def unroll(
         else:
             run = Pass(from_rest=from_rest)
             part = partial(_run, model, by=by, record=record, checked=checked, from_rest=False)
-            y, trajectories = in_segments(part, model, inputs, segment, run, by)
+            y, trajectories = in_segments(part, model, inputs, segment, run)
         if time_dim != 0 or not batched:
             place = partial(place_time, time_dim=time_dim, batched=batched)
             y, trajectories = pytree.tree_map(place, (y, trajectories))
