@@ -24,7 +24,7 @@ from tracetorch.snn.passes import Pass, ambient
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.restarts import Restarts
 from tracetorch.snn.sequence_layer import SequenceLayer
-from tracetorch.snn.stream_watch import look_behind_sequence, watch_sequence
+from tracetorch.snn.stream_watch import report_nan_behind
 from tracetorch.unrolling.first_run import STEPS, FirstRun, RecordingPass, Trust, trusted
 from tracetorch.unrolling.inputs import (
     Inputs,
@@ -189,11 +189,9 @@ def unroll(
     if not from_rest:
         if not torch.compiler.is_compiling():
             run.check_outlives_transforms()
-            if outer is None:
-                watch_sequence(run)
         run.commit()
     if outer is None and not torch.compiler.is_compiling():
-        look_behind_sequence(run, model, checked == inputs.steps)
+        report_nan_behind(run, model)
     return y if record is None else (y, trajectories)
 
 
