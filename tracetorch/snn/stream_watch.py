@@ -46,7 +46,7 @@ def path_of(model: nn.Module, layer: nn.Module, state: str) -> str:
 def report_nan(
     layers: list[tuple[Any, dict[str, Any]]], name_of: Callable[[Any, str], str]
 ) -> None:
-    """Log that a state is NaN, if that was not said of one of these layers before."""
+    """Log that a state is NaN, once for all of these layers."""
     if transformed_by() is not None or (found := state_with_nan(layers)) is None:
         return
     if any(getattr(layer, "_nan_reported", False) for layer, _ in layers):
