@@ -73,8 +73,7 @@ def kernels(name: str) -> str:
     layer = kind(1)
     program = program_of(layer.cell, 2, torch.float32, layer.step_kwargs(2, torch.float32))
     plan = Plan(program, "cpu", -1, (), True, program.inputs, program.params)
-    schedules = (forward_kernel(plan), backward_kernel(plan), step_kernel(plan))
-    return "\n".join(map(c_source, schedules))
+    return "\n".join(c_source(k(plan)) for k in (forward_kernel, backward_kernel, step_kernel))
 
 
 def tree() -> str:
