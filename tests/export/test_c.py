@@ -1196,6 +1196,19 @@ def test_arguments(tmp_path: Path, caplog: Any) -> None:
             tt.export.c(snn.LIF(3), tmp_path / place, x)
 
 
+@pytest.mark.parametrize("name", ["c", "verilog", "onnx", "page"])
+def test_an_empty_path_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = integers.LeakyIntegrator(4, beta=205, pos_threshold=20)
+    given = torch.ones(3, 1, 4) if name in ("c", "verilog") else torch.eye(4)[:1]
+    settings = {"steps": 2} if name == "page" else {}
+    with pytest.raises((ValueError, OSError), match=r"Name one, '.' for|'' is a folder\. Name"):
+        getattr(tt.export, name)(model, "", given, **settings)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("fault", ["write", "move"])
 def test_a_failure_leaves_every_file(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

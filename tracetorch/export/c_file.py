@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -138,7 +137,7 @@ def c(
     if not inputs.batch:
         raise ValueError("x has no sample: its batch is 0, and a recorded input is needed.")
     files, report = _files(model, inputs, integer or dtype == "int", learner, optimizer)
-    write_texts(Path(folder), files)
+    write_texts(folder, files)
     return report
 
 

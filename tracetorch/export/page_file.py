@@ -21,9 +21,10 @@ from tracetorch.export.c_code.event_sources import event_arrays
 from tracetorch.export.c_code.javascript import encoded, javascript_step, javascript_words
 from tracetorch.export.c_code.learners import GradientTrial, trial_of
 from tracetorch.export.c_code.learning import record_learning
-from tracetorch.export.c_code.read_program import holds_spikes, named_leaves, read_step
+from tracetorch.export.c_code.read_program import holds_spikes, read_step
 from tracetorch.export.c_code.source import names_of
 from tracetorch.export.c_code.stages import StepProgram
+from tracetorch.export.program import named_leaves
 from tracetorch.online_learning import OnlineLearner
 from tracetorch.snn.neuron import has_step
 
@@ -132,7 +133,7 @@ def page(
     }
     script = f'<script>\n"use strict";\nconst stages = {source};\n</script>'
     text = html_page(TEMPLATES, title, f"{json_element('network', data)}\n{script}")
-    with atomic_replace(Path(path)) as unfinished:
+    with atomic_replace(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
 
 

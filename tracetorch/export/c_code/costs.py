@@ -14,7 +14,7 @@ from torch.fx import Interpreter, Node
 
 from tracetorch.export.c_code.reader import operation_of
 from tracetorch.export.c_code.stages import Array, Copy, Pointwise, Pool, Product, Stage, Sum
-from tracetorch.export.exported import run_step
+from tracetorch.export.program import run_step
 from tracetorch.metrics.operations import SynapticOperations
 
 

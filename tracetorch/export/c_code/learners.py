@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.walk import join_path, named_modules, named_parameters
-from tracetorch.export.c_code.read_program import named_leaves
 from tracetorch.export.c_code.stages import Phase
+from tracetorch.export.program import named_leaves
 from tracetorch.online_learning import STDP, OnlineLearner
 from tracetorch.online_learning.linear_maps import is_convolution
 from tracetorch.snn.connectivity import raw_weight

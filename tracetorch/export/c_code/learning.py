@@ -24,7 +24,6 @@ from tracetorch.export.c_code.arrangement import living
 from tracetorch.export.c_code.learners import Trial
 from tracetorch.export.c_code.operations import RULES
 from tracetorch.export.c_code.phases import ancestors, divided, is_outer, phase_of
-from tracetorch.export.c_code.read_program import named_leaves
 from tracetorch.export.c_code.reader import Reader, Rule, operation_of, path_of, refused
 from tracetorch.export.c_code.stages import (
     Array,
@@ -39,6 +38,7 @@ from tracetorch.export.c_code.stages import (
     reads_of,
 )
 from tracetorch.export.c_code.tape import SIMPLER, Tape
+from tracetorch.export.program import named_leaves
 from tracetorch.fuse import backend
 from tracetorch.fuse.ir.graph import Builder, Value
 
