@@ -71,14 +71,8 @@ def _may_replace(stages: list[Stage], copy: Copy) -> bool:
     if source.array.role is not Role.WORK or not source.whole:
         return False
     at = [i for i, each in enumerate(stages) if source.array in {v.array for v in writes_of(each)}]
-    if stages[at[0]].phase is not copy.phase:
-        return False
     for i, each in enumerate(stages[at[0] :], at[0]):
         for view in reads_of(each):
-            # what is of the caller is there in its own phase alone
-            elsewhere = view.array is source.array and each.phase is not copy.phase
-            if elsewhere and target.role is Role.OUTPUT:
-                return False
             if view.array is not target:
                 continue
             # a loop may read each place of a state before it writes that very place

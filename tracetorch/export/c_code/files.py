@@ -72,17 +72,12 @@ void tt_reset(tt_stream *s);
 
 /* Run one time step. Inputs and outputs do not overlap. */
 {step};
-{learn}
+
 #ifdef __cplusplus
 }}
 #endif
 
 #endif
-"""
-_LEARN = """
-/* Learn from the last time step: call it once behind tt_step, or not at all.
-{notes} */
-{learn};
 """
 _MAIN = """\
 /* Stream the recorded input through the network, and print what it answers. */
@@ -159,48 +154,32 @@ def ports_of(arrays: Mapping[str, Array], names: Names) -> list[Port]:
     ]
 
 
-def header(
-    program: StepProgram, names: Names, notes: Sequence[str], learning: Sequence[str] = ()
-) -> str:
-    """Return ``model.h``; ``learning`` says what ``tt_learn`` does, if there is one."""
+def header(program: StepProgram, names: Names, notes: Sequence[str]) -> str:
+    """Return ``model.h``."""
     inputs, outputs = ports_of(program.inputs, names), ports_of(program.outputs, names)
-    signals = ports_of(program.signals, names)
     sizes = [
         f"#define {port.macro} {port.size} /* {comment(port.label)} */"
-        for port in (*inputs, *outputs, *signals)
+        for port in (*inputs, *outputs)
     ]
-    kept = ("", program.states), ("learned: ", program.learned), ("", program.traces)
     members = [
-        f"    {state.kind} {state.name}[{state.size}]; /* {what}{comment(state.label)} */"
-        for what, arrays in kept
-        for state in ports_of(arrays, names)
+        f"    {state.kind} {state.name}[{state.size}]; /* {comment(state.label)} */"
+        for state in ports_of(program.states, names)
     ]
     members += [
         f"    {kind} {pool_name(kind)}[{size}]; /* within one step */"
         for kind, size in names.memory.sizes.items()
     ]
-    learn = ""
-    if program.learned:
-        members.append("    uint8_t learning; /* what the last step has left to do */")
-        lines = "\n".join(f" * {comment(line)}" for line in learning)
-        learn = _LEARN.format(notes=lines, learn=learn_head(signals))
     return _HEADER.format(
         notes="".join(f" * {comment(note)}\n" for note in notes),
         sizes="\n".join(sizes),
         members="\n".join(members or ["    bool unused;"]),  # a struct needs a member
         step=step_head(inputs, outputs),
-        learn=learn,
     )
 
 
 def step_head(inputs: Sequence[Port], outputs: Sequence[Port]) -> str:
     """Return the declaration of ``tt_step``."""
     return f"void tt_step({', '.join(step_arguments(inputs, outputs).values())})"
-
-
-def learn_head(signals: Sequence[Port]) -> str:
-    """Return the declaration of ``tt_learn``."""
-    return f"void tt_learn({', '.join(step_arguments(signals, ()).values())})"
 
 
 def step_arguments(inputs: Sequence[Port], outputs: Sequence[Port]) -> dict[str, str]:

@@ -19,7 +19,6 @@ import numpy as np
 from tracetorch.export.c_code.arrangement import Memory
 from tracetorch.export.c_code.stages import (
     Array,
-    Contraction,
     Copy,
     Pointwise,
     Pool,
@@ -225,8 +224,6 @@ class StagePrinter(CPrinter):
             self._pool(stage)
         elif isinstance(stage, Sum):
             self._sum(stage)
-        elif isinstance(stage, Contraction):
-            self._contraction(stage)
         return self.source()
 
     def counting(
@@ -299,22 +296,6 @@ class StagePrinter(CPrinter):
                 total = self.words.quotient.format("sum", self.words.literal(stage.divisor))
             total = self.cast(self.names.types[stage.target.array], f"({total})")
             self.line(f"{self.at(stage.target, indices[:kept])} = {total};")
-
-    def _contraction(self, stage: Contraction) -> None:
-        kind = self.names.types[stage.target.array]
-        wide = accumulator(kind)
-        with self.loops(stage.target.shape, ["o", "p"]):
-            o, p = _named(stage.target, ["o", "p"])
-            begin = self.zero(kind) if stage.start is None else self.at(stage.start, [o, p])
-            self.variable(wide, "sum", begin)
-            with self.loops(stage.source.shape[1:], ["c"]):
-                c = _named(stage.source, [o, "c"])[1]
-                source = self.at(stage.source, [o, c])
-                source = self.cast(wide, source) if wide == "int64_t" else source
-                factors = source, self.at(stage.factor, [c, p])
-                self.line(self.words.add.format("sum", self.words.times.format(*factors)))
-            total = "sum" if kind == wide else self.cast(kind, "sum")
-            self.line(f"{self.at(stage.target, [o, p])} = {total};")
 
     def _pool(self, stage: Pool) -> None:
         kind = accumulator(self.names.types[stage.target.array])

@@ -36,8 +36,6 @@ class CReport:
             ``integers.Quantize``.
         types: C type of every input, state and output, by name.
         events: names of the modules whose products skip zeros.
-        learned_bytes: what the weights that learn take of ``ram_bytes``.
-        trace_bytes: what the traces of a learner take of it.
 
     Example:
         >>> import tempfile, torch, tracetorch as tt
@@ -59,8 +57,6 @@ class CReport:
     input_range: dict[str, tuple[float, float]]
     types: dict[str, str]
     events: tuple[str, ...]
-    learned_bytes: int = 0
-    trace_bytes: int = 0
 
     def energy(self, assumptions: EnergyAssumptions | None = None) -> Energy:
         """Estimate the energy of a step's arithmetic, as :func:`tt.metrics.energy` does.
@@ -84,11 +80,9 @@ class CReport:
         ranges = ", ".join(
             f"{n} {low:.0f} to {high:.0f}" for n, (low, high) in self.input_range.items()
         )
-        learning = f"{self.learned_bytes} bytes of weights, {self.trace_bytes} of traces"
         lines = [
             f"flash        {self.flash_bytes} bytes of tables, and the code (make size)",
             f"RAM          {self.ram_bytes} bytes for each stream",
-            *([f"learning     {learning}"] if self.learned_bytes else []),
             f"stack        at most {self.stack_bytes} bytes, without math.h",
             f"operations   {self.operations.effective:.1f} of {self.operations.dense:.0f} products "
             f"per step ({self.operations.effective_acs:.1f} of them additions alone), "
