@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
@@ -10,21 +11,15 @@ from torch import nn
 from tracetorch.core.checks import check_module
 from tracetorch.core.files import write_texts
 from tracetorch.core.torch_private import one_trace_at_a_time
-from tracetorch.core.walk import join_path, named_modules
 from tracetorch.export.c_code.arrangement import planned
-from tracetorch.export.c_code.costs import memory_accesses, step_costs
 from tracetorch.export.c_code.event_sources import event_arrays
 from tracetorch.export.c_code.files import MAKEFILE, header, main_source, sample_header
-from tracetorch.export.c_code.printer import Names, c_words
+from tracetorch.export.c_code.printer import c_words
 from tracetorch.export.c_code.read_program import holds_spikes
-from tracetorch.export.c_code.recorded import RecordedStep, record_step
-from tracetorch.export.c_code.report import CReport
-from tracetorch.export.c_code.source import Source, model_source, names_of
-from tracetorch.export.c_code.stages import Array, Product, StepProgram
-from tracetorch.metrics.observe import membrane_name
+from tracetorch.export.c_code.recorded import record_step
+from tracetorch.export.c_code.source import model_source, names_of
+from tracetorch.export.c_code.stages import Product
 from tracetorch.unrolling.inputs import Inputs, parse_inputs
-
-_COUNTED = 100  # steps over which costs are measured: counting takes milliseconds a step
 
 
 def c(
@@ -56,18 +51,17 @@ def c(
 
     With ``dtype="int"`` all arithmetic is integer: of a model whose numbers are integers
     (``tt.quantize``, ``tt.integers``, ``tt.chips``), equal to PyTorch exactly. Tables and states
-    have the width that they need, 8 to 64 bits, weights of -8 to 7 are two in a byte. That nothing
-    overflows is proved, over any number of steps, for inputs in the range of the sample
-    (``input_range`` of the report). A first ``tt.integers.Quantize`` is left to the caller, who
-    gives what it would return, whatever that is; it may stand first in an ``nn.Sequential`` that
-    stands first.
+    have the width that they need, 8 to 64 bits. That nothing overflows is proved, over any number
+    of steps, for inputs in the range of the sample (``input_range`` of the report). A first
+    ``tt.integers.Quantize`` is left to the caller, who gives what it would return, whatever that
+    is; it may stand first in an ``nn.Sequential`` that stands first.
 
     Args:
         model: any module whose call is one time step; it is unchanged afterwards.
         folder: made if it is not there; files of these names are replaced, and none where an
             error is raised.
-        sample: a recorded input ``[T, B, ...]``: a tensor, or a tuple or a dict of them. Its first
-            stream is written; costs are means over the first 100 steps of that.
+        sample: a recorded input ``[T, B, ...]``: a tensor, or a tuple or a dict of them, of which
+            the first stream is written.
         dtype: ``"float32"`` or ``"int"``.
 
     Shape:
@@ -104,6 +98,53 @@ def c(
     return report
 
 
+@dataclass(frozen=True)
+class CReport:
+    """Needs of a network in C.
+
+    Args:
+        files: names of the files.
+        flash_bytes: size of the constant tables; the code itself is measured by ``make size``.
+        ram_bytes: size of the struct of one stream: states and work memory.
+        stack_bytes: bound of the stack that ``tt_step`` takes, without that of the functions of
+            ``math.h``.
+        input_range: least and largest value of each input for which integers are proved not to
+            overflow, by name; empty for float32. Those of the sample, or of the bits of a first
+            ``integers.Quantize``.
+        types: C type of every input, state and output, by name.
+        events: names of the modules whose products skip zeros.
+
+    Example:
+        >>> import tempfile
+        >>> net = nn.Sequential(nn.Linear(8, 4), LIF(4))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     report = c(net, folder, torch.rand(5, 1, 8).round())
+        >>> report.flash_bytes, report.ram_bytes
+        (144, 32)
+    """
+
+    files: tuple[str, ...]
+    flash_bytes: int
+    ram_bytes: int
+    stack_bytes: int
+    input_range: dict[str, tuple[float, float]]
+    types: dict[str, str]
+    events: tuple[str, ...]
+
+    def __str__(self) -> str:
+        ranges = ", ".join(
+            f"{n} {low:.0f} to {high:.0f}" for n, (low, high) in self.input_range.items()
+        )
+        lines = [
+            f"flash        {self.flash_bytes} bytes of tables, and the code (make size)",
+            f"RAM          {self.ram_bytes} bytes for each stream",
+            f"stack        at most {self.stack_bytes} bytes, without math.h",
+            *([f"inputs       {ranges}"] if ranges else []),
+            *(f"type         {name}: {kind}" for name, kind in self.types.items()),
+        ]
+        return "\n".join(lines) + "\n"
+
+
 @one_trace_at_a_time
 def _files(model: nn.Module, inputs: Inputs, integer: bool) -> tuple[dict[str, str], CReport]:
     """Return the text of every file, and the report."""
@@ -114,7 +155,16 @@ def _files(model: nn.Module, inputs: Inputs, integer: bool) -> tuple[dict[str, s
     events = event_arrays(program, [a for name, a in given if holds_spikes(recorded.named[name])])
     names = names_of(program, c_words(), widths)
     source = model_source(program, names, events, widths)
-    report = _report(recorded, program, names, source, events)
+    products = [stage for stage in program.stages if isinstance(stage, Product)]
+    report = CReport(
+        ("model.h", "model.c", "sample.h", "main.c", "Makefile", "report.txt"),
+        source.table_bytes,
+        source.struct_bytes,
+        source.stack_bytes,
+        recorded.input_range,
+        {label: names.types[array] for label, array in program.ends.items()},
+        tuple(each.path for each in products if each.source.array in events),
+    )
     sample = [x[:, 0].detach().cpu() for x in recorded.named.values()]
     texts = [
         header(program, names, recorded.notes),
@@ -125,27 +175,3 @@ def _files(model: nn.Module, inputs: Inputs, integer: bool) -> tuple[dict[str, s
         str(report).encode("ascii", "replace").decode(),
     ]
     return dict(zip(report.files, texts, strict=True)), report
-
-
-def _report(
-    recorded: RecordedStep, program: StepProgram, names: Names, source: Source, events: set[Array]
-) -> CReport:
-    """Return the report."""
-    model, step = recorded.model, recorded.step
-    membranes = {join_path(p, name) for p, m in named_modules(model) if (name := membrane_name(m))}
-    membranes &= program.states.keys()
-    steps = recorded.steps[:_COUNTED]
-    costs = step_costs(step.exported, steps, step.states, program.stages, membranes)
-    products = [stage for stage in program.stages if isinstance(stage, Product)]
-    return CReport(
-        ("model.h", "model.c", "sample.h", "main.c", "Makefile", "report.txt"),
-        source.table_bytes,
-        source.struct_bytes,
-        source.stack_bytes,
-        costs.operations,
-        costs.updates,
-        memory_accesses(program.stages, costs.events, events, source.sparse),
-        recorded.input_range,
-        {label: names.types[array] for label, array in program.ends.items()},
-        tuple(each.path for each in products if each.source.array in events),
-    )

@@ -130,7 +130,7 @@ def c_files(layer: Neuron, overrides: Mapping[str, Any]) -> tuple[str, str]:
         names.tables[array], names.types[array] = f"param_{name}", "float"
     text = model_source(made, names, (), None).text
     for name, array in tables.items():
-        whole = table(names.tables[array], "float", array.values, False)[0]
+        whole = table(names.tables[array], "float", array.values)
         text = text.replace(whole, whole.replace(float_literal(0.0987654321), mark(name)))
     for name in follows:
         text = text.replace(float_literal(starts[name]), mark(f"start {name}"))

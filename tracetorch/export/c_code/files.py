@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tracetorch.export.c_code.printer import SIZES, Names, float_literal, pool_name
+from tracetorch.export.c_code.printer import Names, float_literal, pool_name
 from tracetorch.export.c_code.stages import Array, StepProgram
 
 _PER_LINE = 12
@@ -189,22 +189,14 @@ def step_arguments(inputs: Sequence[Port], outputs: Sequence[Port]) -> dict[str,
     return {name: f"{kind} *TT_RESTRICT {name}" for name, kind in kinds.items()}
 
 
-def table(name: str, kind: str, values: Tensor, packed: bool) -> tuple[str, int]:
-    """Return a constant table, and its size in bytes."""
-    if packed:
-        numbers = values.flatten().tolist()
-        numbers += [0] * (len(numbers) % 2)
-        pairs = zip(numbers[::2], numbers[1::2], strict=True)
-        spelled = [str((low & 15) | (high & 15) << 4) for low, high in pairs]
-        kind = "uint8_t"
-    else:
-        spelled = [_spelled(kind, number) for number in values.flatten().tolist()]
+def table(name: str, kind: str, values: Tensor) -> str:
+    """Return a constant table."""
+    spelled = [_spelled(kind, number) for number in values.flatten().tolist()]
     rows = [
         "    " + ", ".join(spelled[i : i + _PER_LINE]) + ","
         for i in range(0, len(spelled), _PER_LINE)
     ]
-    text = "\n".join([f"static const {kind} {name}[{len(spelled)}] = {{", *rows, "};", ""])
-    return text, len(spelled) * SIZES[kind]
+    return "\n".join([f"static const {kind} {name}[{len(spelled)}] = {{", *rows, "};", ""])
 
 
 def _spelled(kind: str, number: float | int | bool) -> str:

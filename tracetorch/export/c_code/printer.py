@@ -66,8 +66,6 @@ class Names:
     memory: Memory  # where work arrays lie
     types: dict[Array, str]  # type of each array
     words: Words  # of the language
-    # tables that hold two values of four bits in a byte
-    packed: set[Array] = field(default_factory=set)
     # the tables in order of their first use, with their names
     tables: dict[Array, str] = field(default_factory=dict)
 
@@ -75,7 +73,7 @@ class Names:
         """Return the place of a value."""
         if array.role is Role.TABLE:
             name = self.tables.setdefault(array, f"tt_table_{len(self.tables)}")
-            return f"tt_nibble({name}, {index})" if array in self.packed else f"{name}[{index}]"
+            return f"{name}[{index}]"
         if array.role is Role.WORK:
             pool, place = self.memory.places[array]
             return f"{self.words.member}{pool_name(pool)}[{_sum(place, index)}]"

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from tracetorch.export.c_code.arrangement import work_memory
 from tracetorch.export.c_code.files import (
@@ -26,13 +27,6 @@ from tracetorch.export.c_code.printer import (
     StagePrinter,
     Words,
     pool_name,
-)
-from tracetorch.export.c_code.sparse import (
-    SparsePrinter,
-    constant_table,
-    fits_nibble,
-    sparse_weights,
-    table_bits,
 )
 from tracetorch.export.c_code.stages import (
     Array,
@@ -55,13 +49,6 @@ from tracetorch.integers.width import stored_bits
 _FRAME = 160
 _SCALAR = 8
 _DECLARATION = re.compile(r"\b(?:float|bool|u?int\d+_t) \w+ = ")
-_NIBBLE = """\
-/* A weight of four bits, two of which are in a byte. */
-static int32_t tt_nibble(const uint8_t *table, int32_t at) {
-    const int32_t bits = (table[at / 2] >> (at % 2 * 4)) & 15;
-    return bits < 8 ? bits : bits - 16;
-}
-"""
 _HEAD = """\
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
@@ -83,7 +70,6 @@ class Source:
     table_bytes: int  # size of its constant tables
     struct_bytes: int  # size of the struct of a stream
     stack_bytes: int  # bound of what ``tt_step`` takes from the stack
-    sparse: frozenset[str]  # nodes of the products whose weights of zero are not stored
 
 
 def names_of(program: StepProgram, words: Words, widths: Widths | None = None) -> Names:
@@ -112,8 +98,7 @@ def model_source(
     """Return ``model.c`` of a planned program, of ``widths`` or floats; ``events`` skip zeros."""
     inputs, outputs = ports_of(program.inputs, names), ports_of(program.outputs, names)
     arguments = step_arguments(inputs, outputs)
-    printers = [stage_printer(stage, names, events, widths) for stage in program.stages]
-    bodies = [printer.text() for printer in printers]
+    bodies = [stage_printer(stage, names, events, widths).text() for stage in program.stages]
     functions: list[str] = []
     calls: list[str] = []
     for number, (stage, body) in enumerate(zip(program.stages, bodies, strict=True)):
@@ -137,7 +122,6 @@ def model_source(
         "",
         *([_HEAD] if widths is None else []),
         *tables,
-        *([_NIBBLE] if names.packed.intersection(names.tables) else []),
         code,
         "void tt_reset(tt_stream *s) {",
         *(resets or ["    (void)s;"]),
@@ -161,9 +145,8 @@ def model_source(
         outputs,
         size,
         struct_bytes([*members, *pools.items()]),
-        # tt_step, one stage, and the reader of packed weights
-        3 * _FRAME + _SCALAR * (deepest + len(inputs) + len(outputs)),
-        frozenset(each.product_stage.node for each in printers if isinstance(each, SparsePrinter)),
+        # tt_step, and one stage
+        2 * _FRAME + _SCALAR * (deepest + len(inputs) + len(outputs)),
     )
 
 
@@ -177,9 +160,8 @@ def _tables(
         if widths is not None and values.dtype.is_floating_point:
             scaled = values.double() * 2.0 ** widths.points.get(array, 0)
             values = scaled.round().to(torch.int64)
-        text, count = table(name, names.types[array], values, array in names.packed)
-        tables.append(text)
-        size += count
+        tables.append(table(name, names.types[array], values))
+        size += values.numel() * SIZES[names.types[array]]
     return tables, size
 
 
@@ -220,24 +202,20 @@ def stage_printer(
         if by_event:
             # group by group, each input's weights to all outputs of its group in a row
             values = values.reshape(stage.groups, -1, *values.shape[1:]).permute(0, 2, 3, 4, 1)
-        weight = constant_table("weight", values)
+        weight = _constant("weight", values)
         # a sum begins with no -0: it would stay one where all its terms are skipped
-        bias = None if stage.bias is None else constant_table("bias", stage.bias + 0)
-        sparse = sparse_weights(stage, by_event) if widths is not None else None
-        if sparse is not None:
-            weight = sparse.values
-            for each in (sparse.places, sparse.starts):
-                names.types[each] = f"uint{table_bits(each.values, signed=False)}_t"
-        for table_of in (weight, bias):
-            if table_of is not None:
-                bits = None if widths is None else table_bits(table_of.values)
-                names.types[table_of] = "float" if bits is None else f"int{bits}_t"
-        if widths is not None and fits_nibble(weight.values):
-            names.packed.add(weight)
-        if sparse is not None:
-            return SparsePrinter(names, stage, sparse, bias, by_event)
+        bias = None if stage.bias is None else _constant("bias", stage.bias + 0)
+        for each in (weight, bias):
+            if each is not None:
+                ends = float(each.values.min()), float(each.values.max())
+                kind = "float" if widths is None else f"int{stored_bits(*ends)}_t"
+                names.types[each] = kind
         return ProductPrinter(names, stage, weight, bias, by_event)
     return StagePrinter(names, stage)
+
+
+def _constant(label: str, values: Tensor) -> Array:
+    return Array(Role.TABLE, label, values.numel(), values=values.detach().contiguous().clone())
 
 
 def struct_bytes(members: Sequence[tuple[str, int]]) -> int:
