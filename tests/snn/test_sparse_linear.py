@@ -377,10 +377,11 @@ def test_signs_are_those_of_connect() -> None:
     assert layer.weight.tolist() == [1, -2, 3, -4, 0]  # mirrored, as connect does
     linear = nn.Linear(4, 3)
     with torch.no_grad():
+        layer.bias.copy_(torch.tensor([0.5, -0.25, 0.0]))
         linear.weight.copy_(layer.dense_weight())
         linear.bias.copy_(layer.bias)
     snn.connect(linear, mask=linear.weight != 0, signs=signs)
-    x = torch.rand(2, 4, generator=seeded())
+    x = torch.randint(0, 16, (2, 4), generator=seeded()) / 16
     assert torch.equal(layer(x), linear(x))
     layer(x).sum().backward()
     assert float(layer.weight.grad[4]) == -float(x[:, 1].sum())  # at zero, where |w| has a kink
