@@ -30,7 +30,7 @@ from tracetorch.core.torch_private import is_readable, unsafe_view, version_of
 from tracetorch.fuse.runtime.sparse_recurrence import Edges, Layout
 from tracetorch.snn.connectivity import check_signs, plain_class
 from tracetorch.snn.delay.base import PastLayer
-from tracetorch.snn.passes import current_pass
+from tracetorch.snn.passes import weight_in_loop
 from tracetorch.snn.restarts import Restarts
 from tracetorch.snn.sparse import sources
 from tracetorch.snn.sparse.edge_plan import EdgePlan, check_range, edges_by_chunk, sorted_by_source
@@ -69,7 +69,8 @@ class SparseLinear(PastLayer):
 
     Edges sorted by source, as the builders (:func:`random_edges` and others) give them, are fastest
     to read. Edges between the same two neurons add up; a neuron may have an edge to itself, or none
-    at all. ``weight`` is read at every call.
+    at all. ``weight`` is read at every call; ``edges`` and ``delay`` are sorted when they are met,
+    and again when they are written to, but not where that is by ``.data``, which nothing counts.
 
     With delays the layer keeps the inputs of the last steps, in its state ``past``: in a pass by
     layer all steps are one product. As the connection of a :class:`Recurrent` the delays come on
@@ -338,10 +339,6 @@ class SparseLinear(PastLayer):
         Args:
             dtype: of the arithmetic; that of ``weight`` if ``None``.
         """
-        run = current_pass()
-        noted: Tensor | None = None if run is None else run.notes.get(id(self))
-        if noted is not None and dtype is noted.dtype:
-            return noted
         weight: Tensor | None = self._parameters.get("weight")
         if weight is None:  # a parametrization
             weight = self.weight
@@ -431,7 +428,7 @@ class SparseLinear(PastLayer):
             rows = rows.flatten(1, -2)
         else:
             rows = (rows if reach else rows.flatten(0, -2)).unsqueeze(1)
-        weight = self.edge_weight(dtype)
+        weight = weight_in_loop(self, self.edge_weight, dtype)
         if weight.shape != self.edges.shape[1:]:
             raise ValueError(
                 f"{self._label()} has {self.edges.shape[1]} edges, and weights for them of shape "
