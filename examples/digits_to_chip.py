@@ -1,9 +1,9 @@
 """Digits on a chip: trained in floats, then through Xylo's integers; its arrays and C are compared.
 
-Xylo 2 has 16 inputs, 8 outputs, and at most 16 connections into a neuron: digits 0 to 7, as spikes
-of 4 by 4 pixels. The integers are tried in three forms on every held-out digit, and must fire the
-same spikes: as the model, as the arrays that configure the chip, and as a program in C that reads
-spikes and writes spikes, as one on a microcontroller would. Needs a C compiler, ``cc``.
+Xylo 2 has 16 inputs and 8 outputs: digits 0 to 7, as spikes of 4 by 4 pixels. The integers are
+tried in three forms on every held-out digit, and must fire the same spikes: as the model, as the
+arrays that configure the chip, and as a program in C that reads spikes and writes spikes, as one on
+a microcontroller would. Needs a C compiler, ``cc``.
 
 ``python -m examples.digits_to_chip`` takes about fifteen seconds of one core.
 """
@@ -30,8 +30,8 @@ from tracetorch.quantize import Report
 Samples: TypeAlias = tuple[Tensor, Tensor]
 """Spikes ``[T, N, 16]`` and classes ``[N]``."""
 
-INPUTS, HIDDEN, OUTPUTS = 16, 16, 8
-"""What Xylo 2 has of inputs, of connections into a neuron, and of outputs."""
+INPUTS, HIDDEN, OUTPUTS = 16, 60, 8
+"""Inputs and outputs are all that Xylo 2 has; of hidden neurons it has 1,000."""
 
 STEPS = 20
 """Time steps for which a digit is shown."""

@@ -25,7 +25,7 @@ XYLO_1 = Chip(
     hidden=1000,
     outputs=8,
     synapses=2,
-    fan_in=16,
+    fan_in=None,
     fan_out=64,
     weight_bits=8,
     weight_exponent=(0, 7),
@@ -38,6 +38,10 @@ XYLO_1 = Chip(
     has_bias=False,
 )
 XYLO_2 = replace(XYLO_1, name="Xylo 2", has_bias=True)
+XYLO_3 = replace(XYLO_2, name="XyloAudio 3", hidden=992, outputs=32, fan_out=1024, border=128)
+XYLO_IMU = replace(
+    XYLO_2, name="XyloIMU", hidden=496, outputs=16, synapses=1, fan_out=512, border=128
+)
 
 STATE_BITS = XYLO_2.state_bits
 LOW, HIGH = limits(STATE_BITS)
