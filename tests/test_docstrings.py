@@ -73,6 +73,29 @@ def test_args_sections_name_the_arguments() -> None:
     assert {name: names for name, names in found.items() if names} == {}
 
 
+def test_what_is_public_has_a_docstring() -> None:
+    """Of names in an ``__all__`` and of their methods, but ``step``, which the class describes."""
+    missing = []
+    for module in map(importlib.import_module, MODULES):
+        for name in getattr(module, "__all__", ()):
+            thing = getattr(module, name)
+            if not str(getattr(thing, "__module__", "")).startswith("tracetorch."):
+                continue  # PyTorch's, or a number
+            own = vars(thing) if isinstance(thing, type) else {}
+            public = [
+                getattr(thing, n)
+                for n, m in own.items()
+                if n[0] != "_" and n != "step" and is_method(m)
+            ]
+            if not all(map(inspect.getdoc, [thing, *public])):
+                missing.append(f"{module.__name__}.{name}")
+    assert missing == []
+
+
+def is_method(member: object) -> bool:
+    return isinstance(member, FunctionType | property | classmethod | staticmethod)
+
+
 def several(a: int, b: int, *rest: int, last: int = 0, **kwargs: int) -> None:
     """Take several arguments.
 

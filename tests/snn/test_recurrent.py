@@ -1,4 +1,5 @@
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -641,3 +642,72 @@ def test_past_of_delays_can_be_recorded(fused: list[bool]) -> None:
     assert torch.equal(seen["0.connection.past"][-1], recurrent.connection.past)
     assert torch.equal(seen["0.output"], tt.unroll(model, x, from_rest=True))
     assert fused == [True]
+
+
+class GainOfEdges(snn.SparseLinear):
+    """Connection whose subclass scales what its base class computes, by a learned factor."""
+
+    def __init__(self, **arguments: Any):
+        super().__init__(4, 4, torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]]), **arguments)
+        self.gain = nn.Parameter(torch.tensor(1.5))
+
+    def edge_weight(self, dtype: torch.dtype | None = None) -> Tensor:
+        return super().edge_weight(dtype) * self.gain
+
+
+class GainOfDelays(snn.DelayedLinear):
+    def __init__(self, max_delay: int):
+        super().__init__(4, 4, max_delay=max_delay)
+        self.gain = nn.Parameter(torch.tensor(1.5))
+
+    def kernel_of(self, dtype: torch.dtype) -> Tensor:
+        return super().kernel_of(dtype) * self.gain
+
+
+@pytest.mark.parametrize("is_silent", [False, True])
+@pytest.mark.parametrize("road", ["layer", "functional"])
+@pytest.mark.parametrize(
+    "connection",
+    [GainOfEdges, lambda: GainOfEdges(delay=2), lambda: GainOfDelays(3)],
+    ids=["edges", "edges with delays", "delays"],
+)
+def test_an_overridden_weight_acts_once(
+    connection: Callable[[], nn.Module], road: str, is_silent: bool
+) -> None:
+    torch.manual_seed(0)
+    layer = snn.Recurrent(snn.LIF(4), connection()).double()
+    x = 2 * torch.rand(9, 3, 4, dtype=torch.float64)
+    if is_silent:  # where the first steps of a new model, which are compared, have no spike
+        x[:4] = 0
+    state: dict[str, Tensor] = dict(layer.named_parameters())
+
+    def loss(parameters: dict[str, Tensor], by: Literal["layer", "step"]) -> Tensor:
+        if road == "functional":
+            call = UnrolledModule(layer, by)
+            named = {f"layer.{name}": value for name, value in parameters.items()}
+            return torch.func.functional_call(call, named, (x,)).square().sum()
+        return tt.unroll(layer, x, from_rest=True, by=by).square().sum()
+
+    found, expected = (
+        torch.func.grad(loss)(state, by) if road == "functional" else gradients_of(layer, loss, by)
+        for by in ("layer", "step")
+    )
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, msg=name)
+    assert bool(expected["connection.gain"] != 0)
+
+
+class UnrolledModule(nn.Module):
+    def __init__(self, layer: nn.Module, by: Literal["layer", "step"]):
+        super().__init__()
+        self.layer, self.by = layer, by
+
+    def forward(self, x: Tensor) -> Tensor:
+        return tt.unroll(self.layer, x, from_rest=True, by=self.by)
+
+
+def gradients_of(layer: nn.Module, loss: Callable[..., Tensor], by: str) -> dict[str, Tensor]:
+    layer.zero_grad()
+    loss(dict(layer.named_parameters()), by).backward()
+    return {name: p.grad.clone() for name, p in layer.named_parameters() if p.grad is not None}

@@ -190,7 +190,7 @@ class LeakyIntegrator(KnownSettings, WholeParameters):
         }
 
     @staticmethod
-    def step(  # noqa: D102 (the equations stand in the class)
+    def step(
         x: Tensor,
         mem: Tensor,
         syn: Part,

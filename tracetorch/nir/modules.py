@@ -69,7 +69,7 @@ class Membrane(Neuron):
         return ("mem", "syn") if "alpha" in self.constraints else ("mem",)
 
     @staticmethod
-    def step(  # noqa: D102 (the class has the equations)
+    def step(
         x: Tensor,
         mem: Tensor,
         syn: Any,
@@ -127,7 +127,7 @@ class OneStep(Neuron):
     held: Tensor | None
 
     @staticmethod
-    def step(x: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def step(x: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
         return held, x
 
     def recall(self, zeros: Tensor) -> Tensor:

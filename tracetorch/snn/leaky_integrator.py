@@ -174,7 +174,7 @@ class LeakyIntegrator(Neuron):
         return [name for name in super().__dir__() if name not in absent]
 
     @staticmethod
-    def step(  # noqa: D102 (the equations stand in the class)
+    def step(
         x: Tensor,
         mem: Tensor,
         syn: Part,

@@ -116,6 +116,18 @@ def states_of(module: Stateful, action: str = "use its states") -> dict[str, Any
     return module.__dict__ if run is None else run.states_of(module, action)
 
 
+def weight_in_loop(
+    module: object, compute: Callable[[torch.dtype], Tensor], dtype: torch.dtype
+) -> Tensor:
+    """Return the weight of a module that a loop of the pass computed once, or a new one.
+
+    Only what runs the module asks: a method that a subclass overrides is not handed its own result.
+    """
+    run = ambient.current
+    known = None if run is None else run.weights.get(id(module))
+    return known if known is not None and known.dtype == dtype else compute(dtype)
+
+
 class Entry:
     """The states of one module in a pass, by attribute; without a constructor, which takes time.
 
@@ -157,6 +169,7 @@ class Pass:
         self.running: Layer | None = None
         """By layer the layer that runs its steps now."""
         self.notes: dict[int, Any] = {}
+        self.weights: dict[int, Tensor] = {}
         """What a module keeps for the length of the call, by its id."""
         compiling = torch.compiler.is_compiling()
         self.began = 0 if compiling else next(_clock)

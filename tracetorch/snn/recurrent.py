@@ -431,9 +431,9 @@ class Recurrent(SequenceLayer):
         if run is not None:
             for module in self.modules():  # what is the same in all steps, which it finds there
                 if isinstance(module, SynapticDelays):
-                    run.notes[id(module)] = module.kernel_of(dtype)
+                    run.weights[id(module)] = module.kernel_of(dtype)
                 elif isinstance(module, SparseLinear):
-                    run.notes[id(module)] = module.edge_weight(dtype)
+                    run.weights[id(module)] = module.edge_weight(dtype)
         outputs: list[Tensor] = []
         for step in x.unbind(0):
             outputs.append(self._step(step))

@@ -30,7 +30,7 @@ from tracetorch.core.torch_private import is_readable, unsafe_view, version_of
 from tracetorch.fuse.runtime.sparse_recurrence import Edges, Layout
 from tracetorch.snn.connectivity import check_signs, plain_class
 from tracetorch.snn.delay.base import PastLayer
-from tracetorch.snn.passes import current_pass
+from tracetorch.snn.passes import weight_in_loop
 from tracetorch.snn.restarts import Restarts
 from tracetorch.snn.sparse import sources
 from tracetorch.snn.sparse.edge_plan import EdgePlan, check_range, edges_by_chunk, sorted_by_source
@@ -69,7 +69,8 @@ class SparseLinear(PastLayer):
 
     Edges sorted by source, as the builders (:func:`random_edges` and others) give them, are fastest
     to read. Edges between the same two neurons add up; a neuron may have an edge to itself, or none
-    at all. ``weight`` is read at every call.
+    at all. ``weight`` is read at every call; ``edges`` and ``delay`` are sorted when they are met,
+    and again when they are written to, but not where that is by ``.data``, which nothing counts.
 
     With delays the layer keeps the inputs of the last steps, in its state ``past``: in a pass by
     layer all steps are one product. As the connection of a :class:`Recurrent` the delays come on
@@ -213,45 +214,6 @@ class SparseLinear(PastLayer):
         return cls(*sources.from_matrix(matrix), **named)
 
     @classmethod
-    def from_table(
-        cls,
-        table: Any,
-        in_features: int,
-        out_features: int,
-        *,
-        source: str = "source",
-        target: str = "target",
-        weight: str | None = None,
-        delay: str | None = None,
-        **options: Any,
-    ) -> SparseLinear:
-        """Make a layer of a table of edges, a pandas ``DataFrame`` say, with a row for each.
-
-        Args:
-            table: of columns, each an array of one value per edge.
-            in_features: number of sources.
-            out_features: number of targets.
-            source: name of the column of sources, integers from 0 on.
-            target: name of the column of targets.
-            weight: name of that of weights; ``None`` draws them.
-            delay: name of that of delays, integers; ``None``: no delay.
-            **options: ``bias``, ``signs``, ``group`` of the constructor.
-
-        Raises:
-            TypeError: a column is not of numbers, or of integers.
-            ValueError: there is no such column, or as the constructor.
-
-        Example:
-            >>> columns = torch.tensor([[0, 0], [1, 2], [3, 4]])
-            >>> table = dict(zip(("pre", "post", "w"), columns))
-            >>> SparseLinear.from_table(table, 1, 3, source="pre", target="post", weight="w")
-            SparseLinear(1, out_features=3, edges=Tensor[2, 2], weight=Tensor[2])
-        """
-        edges, values = sources.from_table(table, source, target, weight)
-        steps = None if delay is None else sources.column(table, delay)
-        return cls(in_features, out_features, edges, values, delay=steps, **options)
-
-    @classmethod
     def from_linear(cls, linear: nn.Module, *, delay: Tensor | int | None = None) -> SparseLinear:
         """Make a layer of an ``nn.Linear``: of the mask of :func:`connect`, or of what is not 0.
 
@@ -338,10 +300,6 @@ class SparseLinear(PastLayer):
         Args:
             dtype: of the arithmetic; that of ``weight`` if ``None``.
         """
-        run = current_pass()
-        noted: Tensor | None = None if run is None else run.notes.get(id(self))
-        if noted is not None and dtype is noted.dtype:
-            return noted
         weight: Tensor | None = self._parameters.get("weight")
         if weight is None:  # a parametrization
             weight = self.weight
@@ -431,7 +389,7 @@ class SparseLinear(PastLayer):
             rows = rows.flatten(1, -2)
         else:
             rows = (rows if reach else rows.flatten(0, -2)).unsqueeze(1)
-        weight = self.edge_weight(dtype)
+        weight = weight_in_loop(self, self.edge_weight, dtype)
         if weight.shape != self.edges.shape[1:]:
             raise ValueError(
                 f"{self._label()} has {self.edges.shape[1]} edges, and weights for them of shape "

@@ -16,7 +16,7 @@ from tracetorch.core.hooks import hooked_weights
 from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.delay.base import DelayingLayer, initial_delays, taps
 from tracetorch.snn.parameters import Value
-from tracetorch.snn.passes import current_pass
+from tracetorch.snn.passes import weight_in_loop
 
 
 class SynapticDelays(DelayingLayer):
@@ -79,16 +79,10 @@ class SynapticDelays(DelayingLayer):
         """
         raise NotImplementedError
 
-    def current_kernel(self, dtype: torch.dtype) -> Tensor:
-        """Return the kernel that the pass holds for this step, or a new one."""
-        run = current_pass()
-        noted: Tensor | None = None if run is None else run.notes.get(id(self))
-        return noted if noted is not None and noted.dtype == dtype else self.kernel_of(dtype)
-
     def _delayed(self, window: Tensor, ndim: int, steps: int) -> Tensor:
         bias, dtype = self.product.bias, window.dtype
         bias = None if bias is None else bias.to(dtype)
-        return self.convolve(window, self.current_kernel(dtype), bias)
+        return self.convolve(window, weight_in_loop(self, self.kernel_of, dtype), bias)
 
     def _check_product(self) -> None:
         """Raise where a call of the product would do more than its class: nobody calls it."""
