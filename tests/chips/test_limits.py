@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tests.chips.test_xylo import expected, simulated
+from tests.chips.test_xylo import expected, simulated, with_biases
 from tests.quantize.networks import on_chip, spikes, widened
 from tracetorch import integers, quantize, snn
-from tracetorch.chips import loihi, xylo
+from tracetorch.chips import xylo
 from tracetorch.chips.connections import Population, populations
 from tracetorch.chips.target import ChipTarget, IntegerNeuron, Stage, register
 
@@ -216,46 +216,16 @@ def test_more_spikes_than_a_channel_takes_are_clipped_as_by_the_chip(version: in
         integer, _ = quantize.convert(quantize.prepare(model, 15 * x.clamp(max=1), **arguments))
         many = x * torch.randint(1, 30, x.shape, generator=torch.Generator().manual_seed(seed))
         assert many.max() > 15
-        configuration = xylo.configuration(integer)
-        network = xylo.Network(**configuration, version=version)
+        configuration = with_biases(xylo.configuration(integer))
         with torch.no_grad():
             found = tt.unroll(integer, many, from_rest=True)
-            assert torch.equal(tt.unroll(network, many, by="step", from_rest=True), found)
             unlike += not torch.equal(tt.unroll(integer[1:], many, from_rest=True), found)
         made.append(({**configuration, "version": version}, many, found))
     assert unlike  # without the border
-    for configuration, many, found in made:
-        wanted = simulated(configuration, many.long().numpy())
-        assert np.array_equal(found.numpy(), wanted["output"])
-
-
-def test_loihi_takes_one_spike_of_a_channel() -> None:
-    model, x, arguments = on_chip("Loihi", 0)
-    prepared = quantize.prepare(model, x, **arguments)
-    integer, report = quantize.convert(prepared)
-    assert report.misfits == ()
-    for each in (prepared, integer):
-        assert torch.equal(
-            tt.unroll(each, 3 * x, from_rest=True), tt.unroll(each, x, from_rest=True)
-        )
-
-
-def test_sums_beyond_what_loihi_takes_are_reported() -> None:
-    model = nn.Sequential(nn.Linear(300, 3, bias=False), snn.LIF(3, reset="zero"))
-    nn.init.constant_(model[0].weight, 0.01)  # type: ignore[arg-type]
-    few = nn.Sequential(nn.Linear(258, 3, bias=False), snn.LIF(3, reset="zero"))
-    nn.init.constant_(few[0].weight, 0.01)  # type: ignore[arg-type]
-    for each, misfits in (
-        (model, ("1: sums of weights can reach 0 to 38100, Loihi takes 16 bits",)), (few, ()),
-    ):  # fmt: skip
-        x = spikes(5, 2, each[0].in_features)  # type: ignore[arg-type]
-        assert quantize.convert(quantize.prepare(each, x, loihi.LOIHI))[1].misfits == misfits
-
-
-def test_what_loihi_would_wrap_twice_is_not_exact() -> None:
-    model = nn.Sequential(linear(1100, 3, connected=127), loihi.LIF(3, du=0))
-    with pytest.raises(ValueError, match=r"1 \(LIF\) is not exact in torch.float32 for inputs up"):
-        integers.check_exact(model, spikes(5, 2, 1100))
+    for run in (expected, simulated):
+        for configuration, many, found in made:
+            wanted = run(configuration, many.long().numpy())
+            assert np.array_equal(found.numpy(), wanted["output"])
 
 
 SMALL = tt.chips.Chip(

@@ -14,7 +14,6 @@ from tests.cases import few
 from tests.export.verilog_code.steps import (
     LEAKS,
     leaky,
-    loihi,
     needs,
     proved,
     random_step,
@@ -149,7 +148,7 @@ def test_a_counterexample_is_printed(tmp_path: Path) -> None:
         assert values[f"{port}of the circuit"] != values[f"{port}of the graph"]
 
 
-@pytest.mark.parametrize("case", ["Xylo", "Loihi", "wraps"])
+@pytest.mark.parametrize("case", ["Xylo", "wraps"])
 def test_formulas_and_circuits_agree_on_samples(case: str) -> None:
     """The formulas are written apart from the circuit, and carry values of their own."""
     step = step_of(CASES[case](), span=SPANS.get(case, (-100, 100)))
@@ -165,7 +164,7 @@ def test_formulas_and_circuits_agree_on_samples(case: str) -> None:
 
 def test_products_are_cut_out() -> None:
     """A multiplier of the circuit is two products of the graph, of which a proof knows the sum."""
-    for layer in (leaky(LEAKS[0]), loihi(), xylo()):
+    for layer in (leaky(LEAKS[0]), xylo()):
         step = step_of(layer, span=(-3000, 3000))
         proofs = _Proofs("step", step.circuit, step.stage, step.widths, step.program)
         products = [wire.number for wire in step.circuit.wires if wire.op == "mul"]
