@@ -64,12 +64,6 @@ def xylo(**more: Any) -> nn.Module:
     return chips.xylo.LIF(3, **{**shifts, "pos_threshold": thresholds, **more})
 
 
-def loihi() -> nn.Module:
-    """Return neurons of Loihi, each with parameters of its own."""
-    decays = torch.tensor([1.0, 4095.0, 100.0])
-    return chips.loihi.LIF(3, du=decays, dv=decays.flip(0), pos_threshold=50 + _SPREAD, bias=3)
-
-
 @dataclass(frozen=True)
 class Step:
     """Step of a neuron layer: one pointwise stage, and its circuit."""
