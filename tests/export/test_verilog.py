@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from tracetorch.export.c_code.costs import step_costs
 
 import tracetorch as tt
 from tests.export.verilog_code.networks import (
@@ -23,7 +24,6 @@ from tests.export.verilog_code.networks import (
 )
 from tracetorch import integers
 from tracetorch.core.torch_private import pytree
-from tracetorch.export.c_code.costs import step_costs
 from tracetorch.export.c_code.recorded import record_step
 from tracetorch.export.c_code.stages import Product
 from tracetorch.export.verilog_code.arrangement import arranged
