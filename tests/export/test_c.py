@@ -558,11 +558,10 @@ NEURONS = {
     "shifts": lambda: Integer(5, beta=torch.tensor([1.0, 2, 3, 4, 5]), decay=integers.Shift(),
      pos_threshold=60),
     "xylo": lambda: chips.xylo.LIF(5),
-    "loihi": lambda: chips.loihi.LIF(5),
 }  # fmt: skip
 
 
-SEVERAL = ("bipolar", "recurrent", "shifts", "wrap", "xylo", "loihi")
+SEVERAL = ("bipolar", "recurrent", "shifts", "wrap", "xylo")
 
 
 @pytest.mark.parametrize(("names", "steps"), [(SEVERAL, 60), *slow((tuple(NEURONS), 3000))])

@@ -18,7 +18,6 @@ from tracetorch.export.program import named_leaves
 from tracetorch.export.verilog_code.arrangement import arranged
 from tracetorch.export.verilog_code.files import bench_module, makefile, recorded_files
 from tracetorch.export.verilog_code.network import network
-from tracetorch.export.verilog_code.proof import PROVE_SCRIPT, proof_files
 from tracetorch.export.verilog_code.report import VerilogReport
 from tracetorch.snn.module import zero_states
 from tracetorch.unrolling.inputs import Inputs, call, parse_inputs
@@ -47,9 +46,7 @@ def verilog(
     time; convolutions, pools, copies and sums one value in a cycle.
 
     ``make sim`` plays the sample through it and compares with PyTorch; ``make lint``, ``synth``,
-    ``netlist``, ``route`` need ``iverilog``, ``verilator``, ``yosys`` and ``nextpnr``, and ``make
-    prove``, with ``yosys`` and ``z3``, proves of every step that it is equal to the graph that was
-    traced, for all states and inputs in their ranges, and that states stay in theirs.
+    ``netlist``, ``route`` need ``iverilog``, ``verilator``, ``yosys`` and ``nextpnr``.
 
     A first ``tt.integers.Quantize`` is left to whoever gives the inputs, as in
     :func:`tt.export.c`.
@@ -105,10 +102,6 @@ def _files(model: nn.Module, inputs: Inputs, lanes: int) -> tuple[dict[str, str]
     files |= recorded_files(made, recorded.named, _answers(recorded))
     files["testbench.v"] = bench_module(made, recorded.inputs.batch, recorded.inputs.steps)
     files["Makefile"] = makefile([*made.modules])
-    files["proof/prove.sh"] = PROVE_SCRIPT
-    for name, (stage, circuit) in made.steps.items():
-        given = circuit, stage, arrangement.widths, arrangement.program
-        files |= {f"proof/{file}": text for file, text in proof_files(name, *given).items()}
     events: dict[str, int] = {}
     for layer in made.layers:
         if layer.source is not None:

@@ -42,7 +42,7 @@ from tracetorch.snn.neuron import has_step
 from tracetorch.snn.passes import Layer, Pass, current_pass
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.sequence_layer import SequenceLayer
-from tracetorch.snn.stream_watch import path_of, state_not_finite, states_of_layers
+from tracetorch.snn.stream_watch import path_of, state_with_nan
 from tracetorch.unrolling.agreement import agree
 from tracetorch.unrolling.inputs import Inputs, call
 from tracetorch.unrolling.loops import Loops, SharedError, Step, seed_all
@@ -299,8 +299,7 @@ class FirstRun:
                 f"{place} has NaN. A neuron's spike is 0 there, so that what follows looks "
                 "finite. Clean the data, or find the operation that makes it."
             )
-        entries = ((entry.module, entry.states) for entry in run.entries.values())
-        found = state_not_finite(states_of_layers(entries), infinite=False)
+        found = state_with_nan((entry.module, entry.states) for entry in run.entries.values())
         place = next((place for place, values in places if _any(torch.isinf, values)), None)
         if found is None or (place is None and self.steps < run.steps):
             return
@@ -310,7 +309,7 @@ class FirstRun:
                 "nothing that was given or computed is: look at the layer's parameters, and at the "
                 "states it began with, which tt.zero_states(model) clears"
             )
-        path = path_of(self.model, *found[:2])
+        path = path_of(self.model, *found)
         raise ValueError(f"{path} is NaN at the end of the sequence, and {cause}.")
 
     def _begin_again(self) -> None:

@@ -42,7 +42,6 @@ from tracetorch.export.c_code.stages import (
 from tracetorch.export.c_code.widths import IntegerKernel, StageKernel, Widths
 from tracetorch.fuse.codegen.c_kernel import contains_word
 from tracetorch.fuse.codegen.targets import c_integer_target
-from tracetorch.fuse.ir.verify import verify
 from tracetorch.integers.width import stored_bits
 
 # Of one function: return address, saved registers, what a compiler spills.
@@ -189,7 +188,7 @@ def stage_printer(
 ) -> StagePrinter:
     """Return the printer of a stage; the tables of products are added to ``names``."""
     if isinstance(stage, Pointwise) and widths is None:
-        return StagePrinter(names, stage, verify(StageKernel(stage).kernel()))
+        return StagePrinter(names, stage, StageKernel(stage).kernel())
     if isinstance(stage, Pointwise) and widths is not None:
         return StagePrinter(names, stage, IntegerKernel(stage, widths).kernel(), c_integer_target())
     if isinstance(stage, Product):

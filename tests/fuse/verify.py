@@ -1,8 +1,8 @@
 """Verify a kernel: types, single assignment, and that every access lies inside its buffer.
 
 Bounds are proved, not tried: an index is a sum of sizes, loop indices and numbers, and each of them
-has bounds that are such sums. What cannot be proved is an error. A size is at most :data:`LARGEST`,
-and no integer leaves the 64 bits that it has in a processor, so that the sums are what is computed.
+has bounds that are such sums. What cannot be proved is an error. A size is at most ``LARGEST``, and
+no integer leaves the 64 bits that it has in a processor, so that the sums are what is computed.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import NoReturn, TypeAlias
 
 from tracetorch.fuse.ir import kernel as ir
 from tracetorch.fuse.ir.graph import ARITY, COMPARISONS, LOGIC
+from tracetorch.fuse.runtime.layout import LARGEST
 
 INTEGER = frozenset({"add", "sub", "mul", "min", "rem"})
 
 # A number and how often each value is added to it.
 _Sum: TypeAlias = "tuple[int, tuple[tuple[ir.Value, int], ...]]"
 _DEPTH = 12
-LARGEST = 2**31 - 1  # so that a product of two sizes fits, with what is added to it
 _WORD = 2**63
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests import cases
+from tests.fuse.verify import InvalidKernel, verify
 from tracetorch.fuse.ir.kernel import (
     Axis,
     Buffer,
@@ -36,7 +37,7 @@ from tracetorch.fuse.ir.schedule import (
     recurrent_forward_kernel,
     step_kernel,
 )
-from tracetorch.fuse.ir.verify import LARGEST, InvalidKernel, verify
+from tracetorch.fuse.runtime.layout import LARGEST
 
 LANE = Axis.LANE
 Write = Callable[[KernelBuilder, Buffer, Buffer, Value], object]
