@@ -162,7 +162,7 @@ class Total(nn.Module):
 @pytest.mark.parametrize(
     ("model", "sample", "message"),
     [
-        (nn.Linear(2, 2), torch.ones(3, 1, 2), "is a network of floats. Quantise it first"),
+        (nn.Linear(2, 2), torch.ones(3, 1, 2), "weights that are no integers. Quantise the"),
         (nn.AvgPool2d(2), torch.ones(3, 1, 1, 4, 4), "averages, and an average is no integer"),
         (spiking(2), torch.full((3, 1, 2), 0.5), "holds what is no integer"),
         (nn.Softmax(-1), torch.ones(3, 1, 2), "there is no _?softmax"),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from tracetorch import integers
 from tracetorch.core.hooks import call_is_forward
 from tracetorch.core.torch_private import pytree
 from tracetorch.core.version import __version__
@@ -81,32 +79,14 @@ def record_step(model: nn.Module, inputs: Inputs, integer: bool) -> RecordedStep
     ranges: dict[str, Interval] = {}
     widths = Widths({}, {}, torch.float32)
     if integer:
-        with _naming_quantize(model):
-            ranges = {name: _range_of(name, values) for name, values in named.items()}
-            if split is not None:  # the border saturates whatever comes, beyond the sample too
-                low, high = map(float, limits(border.bits, signed=border.signed))
-                ranges = dict.fromkeys(ranges, Interval(low, high, 0.0))
-            widths = found_widths(program, ranges)
+        ranges = {name: _range_of(name, values) for name, values in named.items()}
+        if split is not None:  # the border saturates whatever comes, beyond the sample too
+            low, high = map(float, limits(border.bits, signed=border.signed))
+            ranges = dict.fromkeys(ranges, Interval(low, high, 0.0))
+        widths = found_widths(program, ranges)
     input_range = {name: (float(r.low), float(r.high)) for name, r in ranges.items()}
     notes += [f"input {name}: {low:.0f} to {high:.0f}" for name, (low, high) in input_range.items()]
     return RecordedStep(model, tuple(notes), inputs, named, program, widths, input_range)
-
-
-@contextmanager
-def _naming_quantize(model: nn.Module) -> Iterator[None]:
-    """Name the way to integers first, where a network of floats is refused."""
-    try:
-        yield
-    except ValueError as error:
-        ours = integers.__name__
-        modules = [m for m in model.modules() if not type(m).__module__.startswith(ours)]
-        own = [p.detach() for m in modules for p in m.parameters(recurse=False)]
-        if all(torch.equal(p, p.round()) for p in own if p.is_floating_point()):
-            raise
-        raise ValueError(
-            f"{type(model).__name__} is a network of floats. Quantise it first, with "
-            f"tt.quantize.prepare and tt.quantize.convert, or give dtype='float32': {error}"
-        ) from error
 
 
 def _without_border(model: nn.Module | None) -> tuple[Quantize, nn.Module] | None:
@@ -132,9 +112,10 @@ def _range_of(name: str, values: Tensor) -> Interval:
     found = interval_of(values)
     if not float(np.min(found.step)) >= 0:
         raise ValueError(
-            f"the sample's {name} holds what is no integer, and dtype='int' takes integers. Scale "
-            "and round it, tt.integers.round(scale * x), or make tt.integers.Quantize the first "
-            "child of the nn.Sequential itself, which has no hooks."
+            f"the sample's {name} holds what is no integer. Quantise a network of floats, by "
+            "tt.quantize.prepare and convert; scale and round the sample of integers, by "
+            "tt.integers.round(scale * x), or make tt.integers.Quantize the first child of the "
+            "nn.Sequential itself, which has no hooks."
         )
     # zero is what a silent input is
     return Interval(min(0.0, float(np.min(found.low))), max(0.0, float(np.max(found.high))), 0.0)
