@@ -20,7 +20,6 @@ LAYERS: dict[str, snn.Neuron] = {
         3, alpha=2, beta=3, pos_threshold=90, neg_threshold=80, decay=integers.Shift()
     ),
     "Xylo": chips.xylo.LIF(3, dash_mem=torch.tensor([1.0, 5, 15]), pos_threshold=90, bias=-5),
-    "Loihi": chips.loihi.LIF(3, du=torch.tensor([0.0, 300, 4095]), pos_threshold=30),
 }
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from tracetorch.export.c_code.costs import step_costs
 
 import tracetorch as tt
-from tests.cases import few
 from tests.export.verilog_code.networks import (
     NETWORKS,
     integer_linear,
@@ -25,7 +24,6 @@ from tests.export.verilog_code.networks import (
 )
 from tracetorch import integers
 from tracetorch.core.torch_private import pytree
-from tracetorch.export.c_code.costs import step_costs
 from tracetorch.export.c_code.recorded import record_step
 from tracetorch.export.c_code.stages import Product
 from tracetorch.export.verilog_code.arrangement import arranged
@@ -93,26 +91,6 @@ def test_netlist_equals_pytorch_after_synthesis(name: str, family: str, tmp_path
     makefile.write_text(makefile.read_text().replace("FAMILY ?= ice40", f"FAMILY ?= {family}"))
     assert "warning" not in make(tmp_path, "synth").lower()
     assert _EQUAL.search(make(tmp_path, "netlist"))
-
-
-@needs_yosys
-@pytest.mark.skipif(shutil.which("z3") is None, reason="needs z3")
-@pytest.mark.parametrize("name", few(NETWORKS, "one"))
-def test_every_step_of_a_network_is_proved(name: str, tmp_path: Path) -> None:
-    exported(name, tmp_path)
-    printed = make(tmp_path, "prove")
-    assert "proved  step_0: w_" in printed
-    assert "FAILED" not in printed
-
-
-@needs_yosys
-@pytest.mark.skipif(shutil.which("z3") is None, reason="needs z3")
-def test_a_network_without_a_step_has_nothing_to_prove(tmp_path: Path) -> None:
-    tt.export.verilog(nn.MaxPool1d(2), tmp_path, torch.ones(3, 1, 2, 4))
-    assert "no step to prove" in make(tmp_path, "prove")
-    (tmp_path / "step_0.v").touch()  # of which no question is left
-    with pytest.raises(AssertionError, match="make prove"):
-        make(tmp_path, "prove")
 
 
 @needs_iverilog

@@ -73,7 +73,6 @@ LAYERS: dict[str, snn.Neuron] = {
      decay=integers.Shift("trunc"), state_bits=8, overflow="wrap"),
     "Xylo 1": chips.xylo.LIF(3, dash_mem=torch.tensor([0.0, 5, 15]), pos_threshold=90, version=1),
     "Xylo 2": chips.xylo.LIF(3, pos_threshold=torch.tensor([0.0, 1, 30000]), bias=-3000),
-    "Loihi": chips.loihi.LIF(3, du=torch.tensor([0.0, 7, 4095]), dv=0, bias=2**19),
 }  # fmt: skip
 
 

@@ -70,10 +70,6 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any] | nn.Module, st
      "made with version=1, and the layer has version=2"),
     "spikes of Xylo": (lambda: chips.xylo.LIF(1, max_spikes=1), chips.xylo.LIF(1),
      "made with max_spikes=31, and the layer has max_spikes=1"),
-    "an exponent of Loihi": (lambda: chips.loihi.Dense(1, 2), chips.loihi.Dense(1, 2, exponent=-1),
-     "made with exponent=-1, and the layer has exponent=0"),
-    "signs of Loihi": (lambda: chips.loihi.Dense(1, 2),
-     chips.loihi.Dense(1, 2, sign_mode="excitatory"), "made with sign_mode='excitatory'"),
     "a border": (lambda: integers.Quantize(0.5, 4), integers.Quantize(0.5, 8),
      "made with bits=8, and the layer has bits=4"),
     "a border's signs": (lambda: integers.Quantize(0.5), integers.Quantize(0.5, signed=False),
@@ -83,8 +79,6 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any] | nn.Module, st
     "factors": (lambda: integers.Add(nn.Identity(), nn.Identity()), {"_extra_state": torch.tensor(
      [1, 2, 3])}, r"holds \[1, 2, 3\], and the factors are two integers"),
     "Xylo": (lambda: chips.xylo.LIF(1), {"raw_dash_mem": torch.tensor(16.0)}, "s of 0 to 15"),
-    "Loihi": (lambda: chips.loihi.LIF(1), {"raw_pos_threshold": torch.tensor(2.0**17)},
-     "raw_pos_threshold: holds 131072, and the layer has integers of 0 to 131071"),
 }  # fmt: skip
 
 
@@ -206,7 +200,6 @@ def test_a_layer_of_two_names_is_checked_under_both() -> None:
 
 OLDER: dict[str, Callable[[], nn.Module]] = {
     "Xylo": lambda: chips.xylo.LIF(2),
-    "Loihi": lambda: chips.loihi.Dense(2, 2),
     "a border": lambda: integers.Quantize(0.5),
 }
 

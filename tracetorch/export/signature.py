@@ -19,8 +19,7 @@ from tracetorch.core.torch_private import (
     pytree,
 )
 from tracetorch.core.walk import join_path, named_modules
-from tracetorch.export.exported import explain_trace_errors
-from tracetorch.export.tensor_spec import TensorSpec, initial_states
+from tracetorch.export.program import TensorSpec, explain_trace_errors
 from tracetorch.snn.module import layer_label
 from tracetorch.snn.noise import Noise
 from tracetorch.snn.sequence_layer import SequenceLayer, StepKwargs
@@ -44,7 +43,8 @@ class StepSignature:
 
     def initial_states(self, batch: int, device: torch.device) -> dict[str, Tensor]:
         """Return every state before the first step, by name."""
-        return initial_states(self.states, self.initial, batch, device)
+        starts = self.initial
+        return {n: spec.full(batch, starts.get(n, 0.0), device) for n, spec in self.states.items()}
 
 
 def step_signature(model: nn.Module, sample: Any, batch: int | None = None) -> StepSignature:

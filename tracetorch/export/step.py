@@ -16,7 +16,7 @@ from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import one_trace_at_a_time, pytree, version_of
 from tracetorch.core.walk import hidden_modules, join_path, named_modules
-from tracetorch.export.exported import explain_trace_errors, run_step
+from tracetorch.export.program import explain_trace_errors, initial_key, run_step
 from tracetorch.export.signature import (
     BATCHES,
     StepSignature,
@@ -58,7 +58,7 @@ def step(model: nn.Module, sample: Any) -> ExportedProgram:
             batch size; or as the model.
 
     Example:
-        >>> from tracetorch.export.initial import initial_states
+        >>> from tracetorch.export.program import initial_states
         >>> net = nn.Sequential(nn.Linear(4, 3), LIF(3))
         >>> program = step(net, torch.rand(1, 4))
         >>> states = initial_states(program, batch=8)
@@ -314,11 +314,6 @@ class ExplicitStep(nn.Module):
             return {**self._step_kwargs[key], **constants}
 
         return step_kwargs
-
-
-def initial_key(state: str) -> str:
-    """Name the tensor of a program that holds what a state starts from."""
-    return f"{state.replace('.', '/')}/initial"
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from tracetorch.snn.delay import DelayedConv1d as FloatDelayedConv1d
 from tracetorch.snn.delay import DelayedLinear as FloatDelayedLinear
 from tracetorch.snn.delay import SynapticDelays
 from tracetorch.snn.parameters import Value
+from tracetorch.snn.passes import weight_in_loop
 
 
 class IntegerDelays(CheckedLoading, SynapticDelays):
@@ -74,7 +75,8 @@ class IntegerDelays(CheckedLoading, SynapticDelays):
             )
 
         def product(window: Tensor) -> Tensor:
-            return self._summed(window, self.current_kernel(window.dtype), self._integers.bias)
+            kernel = weight_in_loop(self, self.kernel_of, window.dtype)
+            return self._summed(window, kernel, self._integers.bias)
 
         return exactly(product, window)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from tracetorch.export.c_code.stages import (
@@ -71,14 +71,8 @@ def _may_replace(stages: list[Stage], copy: Copy) -> bool:
     if source.array.role is not Role.WORK or not source.whole:
         return False
     at = [i for i, each in enumerate(stages) if source.array in {v.array for v in writes_of(each)}]
-    if stages[at[0]].phase is not copy.phase:
-        return False
     for i, each in enumerate(stages[at[0] :], at[0]):
         for view in reads_of(each):
-            # what is of the caller is there in its own phase alone
-            elsewhere = view.array is source.array and each.phase is not copy.phase
-            if elsewhere and target.role is Role.OUTPUT:
-                return False
             if view.array is not target:
                 continue
             # a loop may read each place of a state before it writes that very place
@@ -101,13 +95,11 @@ class Memory:
 
 def work_memory(stages: Iterable[Stage], types: Mapping[Array, str]) -> Memory:
     """Let work arrays that are never needed at one time share memory, one pool for each type."""
-    stages = list(stages)
     lives: dict[Array, tuple[int, int]] = {}
     for i, each in enumerate(stages):
         for view in (*writes_of(each), *reads_of(each)):
             if view.array.role is Role.WORK:
                 lives[view.array] = lives.get(view.array, (i, i))[0], i
-    over = _overwriting(stages, types, lives)
     places: dict[Array, tuple[str, int]] = {}
     sizes: dict[str, int] = {}
     # the largest first: what is small fills the gaps
@@ -125,36 +117,4 @@ def work_memory(stages: Iterable[Stage], types: Mapping[Array, str]) -> Memory:
             place = max(place, stop)
         places[array] = types[array], place
         sizes[types[array]] = max(sizes.get(types[array], 0), place + array.size)
-    for array, below in over.items():
-        while below in over:
-            below = over[below]
-        places[array] = places[below]
     return Memory(places, sizes)
-
-
-def _overwriting(
-    stages: Sequence[Stage], types: Mapping[Array, str], lives: dict[Array, tuple[int, int]]
-) -> dict[Array, Array]:
-    """Return arrays that may lie where a loop last reads others; their lives are joined."""
-    over: dict[Array, Array] = {}
-    for i, each in enumerate(stages):
-        if not isinstance(each, Pointwise):
-            continue
-        taken: set[Array] = set()
-        for write in each.writes.values():
-            new = write.array
-            if new.role is not Role.WORK or lives[new][0] != i or not write.whole:
-                continue
-            for read in each.reads.values():
-                old, root = read.array, read.array
-                if old.role is not Role.WORK or old in taken or types[old] != types[new]:
-                    continue
-                while root in over:
-                    root = over[root]
-                views = [v for v in each.reads.values() if v.array is old]
-                if lives[root][1] == i and all(v.same_places(write) for v in views):
-                    over[new] = old
-                    taken.add(old)
-                    lives[root] = lives[root][0], lives.pop(new)[1]
-                    break
-    return over

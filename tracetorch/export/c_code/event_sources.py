@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterator, Mapping
 
 from tracetorch.export.c_code.stages import (
     Array,
-    Contraction,
     Pointwise,
     Product,
     Role,
@@ -50,7 +49,7 @@ def _written(stage: Stage, found: Collection[Array]) -> Iterator[tuple[Array, bo
         results = _sparse_outputs(stage.graph, known)
         yield from ((view.array, results[name]) for name, view in stage.writes.items())
     else:
-        spikes = not isinstance(stage, (Product, Contraction)) and stage.source.array in found
+        spikes = not isinstance(stage, Product) and stage.source.array in found
         yield stage.target.array, spikes
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tracetorch.export.c_code.printer import SIZES, Names, float_literal, pool_name
+from tracetorch.export.c_code.printer import Names, float_literal, pool_name
 from tracetorch.export.c_code.stages import Array, StepProgram
 
 _PER_LINE = 12
@@ -72,17 +72,12 @@ void tt_reset(tt_stream *s);
 
 /* Run one time step. Inputs and outputs do not overlap. */
 {step};
-{learn}
+
 #ifdef __cplusplus
 }}
 #endif
 
 #endif
-"""
-_LEARN = """
-/* Learn from the last time step: call it once behind tt_step, or not at all.
-{notes} */
-{learn};
 """
 _MAIN = """\
 /* Stream the recorded input through the network, and print what it answers. */
@@ -159,48 +154,32 @@ def ports_of(arrays: Mapping[str, Array], names: Names) -> list[Port]:
     ]
 
 
-def header(
-    program: StepProgram, names: Names, notes: Sequence[str], learning: Sequence[str] = ()
-) -> str:
-    """Return ``model.h``; ``learning`` says what ``tt_learn`` does, if there is one."""
+def header(program: StepProgram, names: Names, notes: Sequence[str]) -> str:
+    """Return ``model.h``."""
     inputs, outputs = ports_of(program.inputs, names), ports_of(program.outputs, names)
-    signals = ports_of(program.signals, names)
     sizes = [
         f"#define {port.macro} {port.size} /* {comment(port.label)} */"
-        for port in (*inputs, *outputs, *signals)
+        for port in (*inputs, *outputs)
     ]
-    kept = ("", program.states), ("learned: ", program.learned), ("", program.traces)
     members = [
-        f"    {state.kind} {state.name}[{state.size}]; /* {what}{comment(state.label)} */"
-        for what, arrays in kept
-        for state in ports_of(arrays, names)
+        f"    {state.kind} {state.name}[{state.size}]; /* {comment(state.label)} */"
+        for state in ports_of(program.states, names)
     ]
     members += [
         f"    {kind} {pool_name(kind)}[{size}]; /* within one step */"
         for kind, size in names.memory.sizes.items()
     ]
-    learn = ""
-    if program.learned:
-        members.append("    uint8_t learning; /* what the last step has left to do */")
-        lines = "\n".join(f" * {comment(line)}" for line in learning)
-        learn = _LEARN.format(notes=lines, learn=learn_head(signals))
     return _HEADER.format(
         notes="".join(f" * {comment(note)}\n" for note in notes),
         sizes="\n".join(sizes),
         members="\n".join(members or ["    bool unused;"]),  # a struct needs a member
         step=step_head(inputs, outputs),
-        learn=learn,
     )
 
 
 def step_head(inputs: Sequence[Port], outputs: Sequence[Port]) -> str:
     """Return the declaration of ``tt_step``."""
     return f"void tt_step({', '.join(step_arguments(inputs, outputs).values())})"
-
-
-def learn_head(signals: Sequence[Port]) -> str:
-    """Return the declaration of ``tt_learn``."""
-    return f"void tt_learn({', '.join(step_arguments(signals, ()).values())})"
 
 
 def step_arguments(inputs: Sequence[Port], outputs: Sequence[Port]) -> dict[str, str]:
@@ -210,22 +189,14 @@ def step_arguments(inputs: Sequence[Port], outputs: Sequence[Port]) -> dict[str,
     return {name: f"{kind} *TT_RESTRICT {name}" for name, kind in kinds.items()}
 
 
-def table(name: str, kind: str, values: Tensor, packed: bool) -> tuple[str, int]:
-    """Return a constant table, and its size in bytes."""
-    if packed:
-        numbers = values.flatten().tolist()
-        numbers += [0] * (len(numbers) % 2)
-        pairs = zip(numbers[::2], numbers[1::2], strict=True)
-        spelled = [str((low & 15) | (high & 15) << 4) for low, high in pairs]
-        kind = "uint8_t"
-    else:
-        spelled = [_spelled(kind, number) for number in values.flatten().tolist()]
+def table(name: str, kind: str, values: Tensor) -> str:
+    """Return a constant table."""
+    spelled = [_spelled(kind, number) for number in values.flatten().tolist()]
     rows = [
         "    " + ", ".join(spelled[i : i + _PER_LINE]) + ","
         for i in range(0, len(spelled), _PER_LINE)
     ]
-    text = "\n".join([f"static const {kind} {name}[{len(spelled)}] = {{", *rows, "};", ""])
-    return text, len(spelled) * SIZES[kind]
+    return "\n".join([f"static const {kind} {name}[{len(spelled)}] = {{", *rows, "};", ""])
 
 
 def _spelled(kind: str, number: float | int | bool) -> str:

@@ -17,9 +17,7 @@ from tracetorch.export.c_code.printer import Names, Words, pool_name
 from tracetorch.export.c_code.source import stage_printer
 from tracetorch.export.c_code.stages import (
     Array,
-    Contraction,
     Copy,
-    Phase,
     Pointwise,
     Pool,
     Product,
@@ -38,16 +36,14 @@ _DTYPES = {"float": "<f4", "bool": "u1", "uint8_t": "u1", "uint16_t": "<u2", "ui
 class JavaScriptStep:
     """Program of one time step in JavaScript."""
 
-    # an expression: of each phase the list of functions ``(arrays) => ...``, in order
+    # an expression: a list of functions ``(arrays) => ...``, in order
     source: str
     # kind and size of each array by its name
     arrays: dict[str, tuple[str, int]] = field(default_factory=dict)
     # of tables, and of states that do not start from zero, in base64
     values: dict[str, str] = field(default_factory=dict)
-    # names of the arrays that stay from step to step, traces among them
+    # names of the arrays that stay from step to step
     states: list[str] = field(default_factory=list)
-    # names of the weights that learn, by their paths
-    learned: dict[str, str] = field(default_factory=dict)
 
 
 def javascript_words() -> Words:
@@ -81,7 +77,7 @@ def javascript_step(
             operation = names.words.target.unknown_operation(stage.graph)
             if operation is not None:
                 raise ValueError(f"{stage.path}: JavaScript has no {operation} of float32.")
-        elif not isinstance(stage, (Product, Contraction, Pool, Copy, Sum)):
+        elif not isinstance(stage, (Product, Pool, Copy, Sum)):
             raise ValueError(f"{stage.path}: there is no JavaScript for its operation.")
         text = stage_printer(stage, names, events).text()
         # without indentation: nobody reads it
@@ -94,25 +90,17 @@ def javascript_step(
     values = {
         name: encoded(array.values, names.types[array]) for array, name in names.tables.items()
     }
-
-    def named(stored: Collection[Array]) -> list[str]:
-        """Return the names of arrays, and note what they start from."""
-        for array in stored:
-            if bool((array.values != 0).any()):
-                values[names.fields[array]] = encoded(array.values, names.types[array])
-        return [names.fields[array] for array in stored]
-
-    states = named([*program.states.values(), *program.traces.values()])
-    learned = dict(zip(program.learned, named(program.learned.values()), strict=True))
-    functions: dict[Phase, list[str]] = {phase: [] for phase in Phase}
-    for stage, body in zip(program.stages, bodies, strict=True):
+    for array in program.states.values():
+        if bool((array.values != 0).any()):
+            values[names.fields[array]] = encoded(array.values, names.types[array])
+    states = [names.fields[array] for array in program.states.values()]
+    functions = []
+    for body in bodies:
         used = [name for name in arrays if contains_word(body, name)]
-        functions[stage.phase].append(f"({{ {', '.join(used)} }}) => {{\n{body}\n}}")
-    listed = ",\n".join(
-        "{}: [\n{}\n]".format(phase.value, ",\n".join(each)) for phase, each in functions.items()
-    )
-    source = f"(() => {{\n{functions_source(graphs)}return {{\n{listed}\n}};\n}})()"
-    return JavaScriptStep(source, arrays, values, states, learned)
+        functions.append(f"({{ {', '.join(used)} }}) => {{\n{body}\n}}")
+    listed = ",\n".join(functions)
+    source = f"(() => {{\n{functions_source(graphs)}return [\n{listed}\n];\n}})()"
+    return JavaScriptStep(source, arrays, values, states)
 
 
 def encoded(values: Tensor, kind: str = "float") -> str:

@@ -19,7 +19,6 @@ import numpy as np
 from tracetorch.export.c_code.arrangement import Memory
 from tracetorch.export.c_code.stages import (
     Array,
-    Contraction,
     Copy,
     Pointwise,
     Pool,
@@ -67,8 +66,6 @@ class Names:
     memory: Memory  # where work arrays lie
     types: dict[Array, str]  # type of each array
     words: Words  # of the language
-    # tables that hold two values of four bits in a byte
-    packed: set[Array] = field(default_factory=set)
     # the tables in order of their first use, with their names
     tables: dict[Array, str] = field(default_factory=dict)
 
@@ -76,7 +73,7 @@ class Names:
         """Return the place of a value."""
         if array.role is Role.TABLE:
             name = self.tables.setdefault(array, f"tt_table_{len(self.tables)}")
-            return f"tt_nibble({name}, {index})" if array in self.packed else f"{name}[{index}]"
+            return f"{name}[{index}]"
         if array.role is Role.WORK:
             pool, place = self.memory.places[array]
             return f"{self.words.member}{pool_name(pool)}[{_sum(place, index)}]"
@@ -225,8 +222,6 @@ class StagePrinter(CPrinter):
             self._pool(stage)
         elif isinstance(stage, Sum):
             self._sum(stage)
-        elif isinstance(stage, Contraction):
-            self._contraction(stage)
         return self.source()
 
     def counting(
@@ -299,22 +294,6 @@ class StagePrinter(CPrinter):
                 total = self.words.quotient.format("sum", self.words.literal(stage.divisor))
             total = self.cast(self.names.types[stage.target.array], f"({total})")
             self.line(f"{self.at(stage.target, indices[:kept])} = {total};")
-
-    def _contraction(self, stage: Contraction) -> None:
-        kind = self.names.types[stage.target.array]
-        wide = accumulator(kind)
-        with self.loops(stage.target.shape, ["o", "p"]):
-            o, p = _named(stage.target, ["o", "p"])
-            begin = self.zero(kind) if stage.start is None else self.at(stage.start, [o, p])
-            self.variable(wide, "sum", begin)
-            with self.loops(stage.source.shape[1:], ["c"]):
-                c = _named(stage.source, [o, "c"])[1]
-                source = self.at(stage.source, [o, c])
-                source = self.cast(wide, source) if wide == "int64_t" else source
-                factors = source, self.at(stage.factor, [c, p])
-                self.line(self.words.add.format("sum", self.words.times.format(*factors)))
-            total = "sum" if kind == wide else self.cast(kind, "sum")
-            self.line(f"{self.at(stage.target, [o, p])} = {total};")
 
     def _pool(self, stage: Pool) -> None:
         kind = accumulator(self.names.types[stage.target.array])

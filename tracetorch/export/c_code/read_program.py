@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from tracetorch.core.walk import named_modules
 from tracetorch.export.c_code.operations import RULES
 from tracetorch.export.c_code.reader import FLOATS, Reader
 from tracetorch.export.c_code.stages import Array, Copy, Role, StepProgram, View
-from tracetorch.export.exported import constants_of, run_step
+from tracetorch.export.program import constants_of, named_leaves, run_step
 from tracetorch.export.step import decomposed, export_step
 from tracetorch.snn.noise import Noise
 from tracetorch.snn.norm_folding import needs_batch
@@ -119,15 +119,6 @@ def read_program(program: ExportedProgram, x: Any, states: Mapping[str, Tensor])
         into = View(array, view.shape, tuple(torch.empty(view.shape).stride()))
         step.stages.append(Copy(name, view, into))
     return step
-
-
-def named_leaves(name: str, value: Any) -> Sequence[tuple[str, Any]]:
-    """Name every leaf of a nest, ``y_0_aux`` for ``y[0]["aux"]``."""
-    if isinstance(value, (tuple, list)):
-        return [pair for i, each in enumerate(value) for pair in named_leaves(f"{name}_{i}", each)]
-    if isinstance(value, dict):
-        return [p for key, each in value.items() for p in named_leaves(f"{name}_{key}", each)]
-    return [(name, value)]
 
 
 def holds_spikes(values: Tensor) -> bool:

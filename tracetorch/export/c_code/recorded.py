@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from tracetorch.core.hooks import call_is_forward
 from tracetorch.core.torch_private import pytree
 from tracetorch.core.version import __version__
 from tracetorch.export.c_code.arrangement import living
-from tracetorch.export.c_code.read_program import ExportedStep, read_step
+from tracetorch.export.c_code.read_program import read_step
 from tracetorch.export.c_code.stages import StepProgram
 from tracetorch.export.c_code.widths import Widths, found_widths
 from tracetorch.fuse.ir.intervals import Interval, interval_of
@@ -34,8 +33,6 @@ class RecordedStep:
     notes: tuple[str, ...]  # lines for whoever reads the files
     inputs: Inputs  # the sample, as the program takes it
     named: Mapping[str, Tensor]  # its tensors, by the program's names
-    steps: list[Any]  # of its first stream
-    step: ExportedStep
     program: StepProgram
     widths: Widths  # of integers; of floats there are none
     input_range: dict[str, tuple[float, float]]  # of integers
@@ -52,9 +49,9 @@ def record_step(model: nn.Module, inputs: Inputs, integer: bool) -> RecordedStep
         scale = f"{float(border.scale):.9g}"
         notes.append(f"x is in units of {scale}: divide by it, round, {border.bits} bits")
     stream = replace(inputs, tensors=inputs.map(lambda x: x.detach()[:, :1].cpu()), batch=1)
-    steps = list(stream.each_step())
+    first = next(iter(stream.each_step()))
     try:
-        step = read_step(model, steps[0])
+        step = read_step(model, first)
     except RuntimeError as error:  # of shapes: whoever tells why raises a ValueError
         explain_dtype(error, model, tensors_by_name(inputs.tensors))
         leaves = pytree.tree_leaves(inputs.tensors)
@@ -82,9 +79,7 @@ def record_step(model: nn.Module, inputs: Inputs, integer: bool) -> RecordedStep
             widths = found_widths(program, ranges)
     input_range = {name: (float(r.low), float(r.high)) for name, r in ranges.items()}
     notes += [f"input {name}: {low:.0f} to {high:.0f}" for name, (low, high) in input_range.items()]
-    return RecordedStep(
-        model, tuple(notes), inputs, named, steps, step, program, widths, input_range
-    )
+    return RecordedStep(model, tuple(notes), inputs, named, program, widths, input_range)
 
 
 @contextmanager

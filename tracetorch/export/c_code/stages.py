@@ -93,18 +93,9 @@ class View:
         return View(self.array, shape, strides, self.offset)
 
 
-class Phase(enum.Enum):
-    """Time at which a stage runs, in the order of one step and what belongs to it."""
-
-    STEP = "step"
-    LEARN = "learn"
-    ADVANCE = "advance"  # moves traces on, at the beginning of the next step
-
-
 @dataclass(frozen=True, eq=False)
 class _Stage:
     path: str  # of the module that it belongs to
-    phase: Phase = field(default=Phase.STEP, kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,16 +125,6 @@ class Product(_Stage):
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
-
-
-@dataclass(frozen=True, eq=False)
-class Contraction(_Stage):
-    """Multiply two matrices that both change, and add them to what the sums begin with."""
-
-    source: View  # [rows, terms]
-    factor: View  # [terms, columns]
-    target: View  # [rows, columns]
-    start: View | None = None  # [rows, columns]
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,19 +161,15 @@ class Sum(_Stage):
     divisor: int = 1
 
 
-Stage: TypeAlias = "Pointwise | Product | Contraction | Pool | Copy | Sum"
+Stage: TypeAlias = "Pointwise | Product | Pool | Copy | Sum"
 
 
 def reads_of(stage: Stage) -> Iterator[View]:
     """Yield what a stage reads."""
     if isinstance(stage, Pointwise):
         yield from stage.reads.values()
-        return
-    yield stage.source
-    if isinstance(stage, Contraction):
-        yield stage.factor
-        if stage.start is not None:
-            yield stage.start
+    else:
+        yield stage.source
 
 
 def writes_of(stage: Stage) -> Iterator[View]:
@@ -213,9 +190,6 @@ def moved(stage: Stage, old: Array, new: Array) -> Stage:
         reads = {name: view(each) for name, each in stage.reads.items()}
         writes = {name: view(each) for name, each in stage.writes.items()}
         return replace(stage, reads=reads, writes=writes)
-    if isinstance(stage, Contraction):
-        start = None if stage.start is None else view(stage.start)
-        stage = replace(stage, factor=view(stage.factor), start=start)
     return replace(stage, source=view(stage.source), target=view(stage.target))
 
 
@@ -230,10 +204,6 @@ class StepProgram:
     stages: list[Stage] = field(default_factory=list)
     # whether the arithmetic that was traced is float64
     double: bool = False
-    # of a learner, by name: what it learns from, the weights that it changes, and its traces
-    signals: dict[str, Array] = field(default_factory=dict)
-    learned: dict[str, Array] = field(default_factory=dict)
-    traces: dict[str, Array] = field(default_factory=dict)
 
     @property
     def ends(self) -> dict[str, Array]:

@@ -21,8 +21,6 @@ from torch import Tensor
 
 from tracetorch.export.c_code.stages import (
     Array,
-    Contraction,
-    Phase,
     Pointwise,
     Pool,
     Product,
@@ -58,16 +56,12 @@ class Widths:
     Args:
         ranges: of each array.
         points: bits behind the binary point of each table that has any.
-        dtype: of the arithmetic that was traced, of a step.
+        dtype: of the arithmetic that was traced.
     """
 
     ranges: Mapping[Array, Interval]
     points: Mapping[Array, int]
     dtype: torch.dtype
-
-    def dtype_of(self, stage: Stage) -> torch.dtype:
-        """Return the dtype of a stage's arithmetic; STDP of integers has float64."""
-        return self.dtype if stage.phase is Phase.STEP else torch.float64
 
     def type_of(self, array: Array) -> str:
         """Return the narrowest C type that holds an array."""
@@ -82,7 +76,7 @@ class Widths:
         """Return the interval of every line of a stage."""
         inputs = {name: self.ranges[view.array] for name, view in stage.reads.items()}
         try:
-            return bounds(stage.graph, inputs, self.dtype_of(stage))
+            return bounds(stage.graph, inputs, self.dtype)
         except ValueError as error:
             raise ValueError(f"{stage.path}: {error}") from None
 
@@ -93,7 +87,7 @@ def found_widths(program: StepProgram, inputs: Mapping[str, Interval]) -> Widths
     start = {array: inputs[name] for name, array in program.inputs.items()}
     starts = {
         array: _numbers(array.values, f"the state {name} starts from", 0)
-        for name, array in {**program.states, **program.learned, **program.traces}.items()
+        for name, array in program.states.items()
     }
     for stage in program.stages:
         for table in (v.array for v in reads_of(stage) if v.array.role is Role.TABLE):
@@ -156,10 +150,6 @@ def _computed(stage: Stage, known: Widths, check: bool) -> tuple[list[tuple[Arra
                 f"{stage.path} has weights that are no integers. Quantise the model, tt.quantize, "
                 "or export it with dtype='float32'."
             )
-    elif isinstance(stage, Contraction):
-        (lows, highs), (low, high) = _ends(source), _ends(known.ranges[stage.factor.array])
-        ends = [one * other for one in (lows, highs) for other in (low, high)]
-        source, rows = Interval(min(ends), max(ends)), torch.ones(1, stage.source.shape[1])
     elif isinstance(stage, Sum):
         rows = torch.ones(1, math.prod(stage.source.shape[len(stage.source.shape) - stage.dims :]))
     elif isinstance(stage, Pool) and not stage.maximum:
@@ -169,11 +159,11 @@ def _computed(stage: Stage, known: Widths, check: bool) -> tuple[list[tuple[Arra
             f"{stage.path} averages, and an average is no integer. Sum, tt.integers.SumPool2d for "
             "a pool, or export with dtype='float32'."
         )
-    if rows.numel() == 1 and not isinstance(stage, Product | Contraction):
+    if rows.numel() == 1 and not isinstance(stage, Product):
         return [(stage.target.array, source)], ""
     sums, reached = weighted_sums(rows, bias, source)
     if check:
-        check_reach(stage.path, reached, known.dtype_of(stage))
+        check_reach(stage.path, reached, known.dtype)
     return [(stage.target.array, sums)], ""
 
 
