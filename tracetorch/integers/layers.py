@@ -111,10 +111,6 @@ class Product(KnownSettings):
         """Return the product, shifted, and the bias added."""
         return exactly(lambda x: self.summed(x, self.weight.to(x.dtype), self.bias), x)
 
-    def terms(self) -> tuple[Tensor, Tensor | None, int]:
-        """Return the weights, the bias, and the bits by which the sums of products are shifted."""
-        return self.weight, self.bias, self.shift
-
     def summed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the product with given weights, shifted, and a bias added."""
         return self.shifted(self.product(x, weight), bias, weight.ndim - 2)
