@@ -50,7 +50,7 @@ CEILINGS = {
     "__init__": 107,
     "__main__": 118,
     "cell": 337,
-    "checkpoint": 1213,
+    "checkpoint": 740,
     "chips": 1169,
     "convert": 1580,
     "core": 2290,
