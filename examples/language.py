@@ -20,8 +20,8 @@ from torch.nn.functional import cross_entropy
 
 import tracetorch as tt
 from examples import common
+from examples.common import rate
 from tracetorch import snn
-from tracetorch.demo.options import rate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -25,10 +25,9 @@ from torch.utils.data import TensorDataset
 
 import tracetorch as tt
 from examples import common, events, language, memorise, networks, rate_digits, row_digits, vowels
+from examples.demo import ConvSNN, augment
 from examples.published_networks import outputs
 from tracetorch import models, snn
-from tracetorch.demo.network import ConvSNN
-from tracetorch.demo.training import augment
 
 NAME = "recipe_architectures"
 RESULTS = (

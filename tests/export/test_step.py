@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
+from examples.demo import ConvSNN
 from tests.cases import layer, sequence
 from tests.export.models import (
     NAMES,
@@ -25,7 +26,6 @@ from tests.export.models import (
     stepped_program,
 )
 from tracetorch import snn
-from tracetorch.demo.network import ConvSNN
 
 T = 7
 
