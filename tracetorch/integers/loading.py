@@ -109,7 +109,7 @@ def off_range(name: str, values: Tensor, low: float, high: float) -> Iterator[tu
 
 def _put_into(module: nn.Module, name: str, child: object) -> None:
     """Let a module that a layer of integers is put into check it before anything is loaded."""
-    hooks = module._load_state_dict_pre_hooks.values()
+    hooks: Any = module._load_state_dict_pre_hooks.values()
     if not isinstance(child, nn.Module) or any(each.hook is _check_all for each in hooks):
         return
     if any(isinstance(each, CheckedLoading) for each in child.modules()):
