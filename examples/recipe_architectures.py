@@ -265,11 +265,11 @@ def exact_spikes(recipe: bool) -> Training:
 
 def stream(recipe: bool) -> Training:
     """Build a language model: an embedding and BLIF, in pieces of 64 bytes; states go on."""
-    text = tt.data.text()
+    text = language.manual()
     model = language.Model("BLIF")
     if recipe:
         model.first, model.second = snn.BLIF(language.WIDTH), snn.BLIF(language.WIDTH)
-    pieces = [(x.long(), y.long()) for x, y in tt.data.streams(text[:-2000], 16, 64)][:100]
+    pieces = [(x.long(), y.long()) for x, y in language.streams(text[:-2000], 16, 64)][:100]
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
         tt.detach_states(model)

@@ -19,7 +19,7 @@ from torch import nn
 import tracetorch as tt
 from tracetorch import snn
 from tracetorch.core.files import atomic_replace
-from tracetorch.data.archives import Archive, fetch
+from tracetorch.data.heidelberg import Archive, fetch
 
 OLD = b"an old file"
 

@@ -70,8 +70,9 @@ def _vowels_recurrent() -> nn.Sequential:
 
 def _words_xylo() -> nn.Sequential:
     def lif(width: int, max_spikes: int = xylo.XYLO_2.hidden_spikes) -> xylo.LIF:
-        own: Any = ("dash_mem", "dash_syn", "pos_threshold", "bias")  # each neuron's
-        return xylo.LIF(width, **dict.fromkeys(own, torch.ones(width)), max_spikes=max_spikes)
+        names = ("dash_mem", "dash_syn", "pos_threshold", "bias")  # of each neuron
+        own: dict[str, Any] = dict.fromkeys(names, torch.ones(width))
+        return xylo.LIF(width, **own, max_spikes=max_spikes)
 
     return nn.Sequential(
         *(integers.Linear(14, 64, bias=False), lif(64), xylo.StepDelay(64)),
@@ -118,7 +119,7 @@ def _few_words() -> Data:
 
 
 _delayed = partial(snn.DelayedLinear, max_delay=20)
-# what builds a network, initialised at random but for integers, and what loads its data
+# what builds a network, initialised, and what loads its data
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Data]]] = {
     "digits-lif": (_digits_lif, _digits),
     "digits-convolutions": (_digits_convolutions, _digits),
