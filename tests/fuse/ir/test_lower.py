@@ -246,7 +246,7 @@ def check(
     rounded: Container[str] = ROUNDED,
     where: Callable[[Tensor, Tensor], Tensor] = lambda a, b: a == a,
 ) -> None:
-    """Assert that values and gradients of all cases are PyTorch's: bitwise, or to a few last places.
+    """Assert that values and gradients of all cases are PyTorch's: bitwise, or to last places.
 
     A gradient may be the difference of numbers near 1, and off by last places of the cotangent.
 
