@@ -22,8 +22,7 @@ from tracetorch.export.page_file import page
 from tracetorch.export.program import initial_states
 from tracetorch.export.sequence import sequence
 from tracetorch.export.step import step
-from tracetorch.export.verilog_code.report import VerilogReport
-from tracetorch.export.verilog_file import verilog
+from tracetorch.export.verilog_file import VerilogReport, verilog
 
 __all__ = [
     "CReport", "OnnxStream", "VerilogReport", "c", "initial_states", "onnx", "page", "sequence",
