@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 import tracetorch as tt
-from tests.processes import run_python
 from tracetorch import snn
 
 Optimizer = torch.optim.Optimizer
@@ -108,52 +107,6 @@ def test_a_training_that_goes_on_from_a_file_ends_as_one_without_interruption(
     assert same(again.state_dict(), optimizer.state_dict())
     assert same(following.state_dict(), scheduler.state_dict())
     assert numbers == [torch.rand(1).item(), np.random.rand(), random.random()]
-
-
-KILLED = """
-import os, random, sys
-import numpy as np, torch
-import tracetorch as tt
-from torch import nn
-from tracetorch import snn
-
-file, killed = sys.argv[1], sys.argv[2] == "killed"
-torch.manual_seed(0)
-model = nn.Sequential(nn.Linear(4, 5), snn.LIF(5), nn.Dropout(0.3), snn.Readout(5))
-learner = tt.online_learning.online(model, "eprop")
-optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-data = torch.rand(8, 2, 4, generator=torch.Generator().manual_seed(5))
-start = {"epoch": 0, "step": 0}
-if os.path.exists(file):
-    start = tt.load(file, learner, states=True, optimizer=optimizer, rng=True).progress
-for epoch in range(start["epoch"], 2):
-    order = torch.randperm(8, generator=torch.Generator().manual_seed(epoch))
-    for i in range(start["step"] if epoch == start["epoch"] else 0, 8):
-        if killed and (epoch, i) == (1, 3):
-            progress = {"epoch": epoch, "step": i}
-            tt.save(learner, file, states=True, optimizer=optimizer, rng=True, progress=progress)
-            os._exit(1)
-        loss = learner(data[order[i]]).square().sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-torch.save([model.state_dict(), tt.get_states(learner)], file + sys.argv[2])
-"""
-
-
-def test_an_online_learner_killed_in_the_middle_of_an_epoch_ends_bit_equal(tmp_path: Path) -> None:
-    def run(name: str, way: str) -> None:
-        run_python("-c", KILLED, str(tmp_path / name), way, code=way == "killed")
-
-    run("whole", "run")
-    run("cut", "killed")
-    run("cut", "resumed")
-    whole, resumed = (
-        torch.load(tmp_path / name, weights_only=True) for name in ("wholerun", "cutresumed")
-    )
-    assert same(whole, resumed)
-    traces = [value for name, value in whole[1].items() if name not in ("1.mem", "3.mem")]
-    assert any(bool(value.any()) for value in traces)
 
 
 def memories(kind: str) -> nn.Sequential:
