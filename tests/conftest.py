@@ -54,7 +54,7 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
-ONE_THREAD = ("demo", "examples", "zoo")  # tiny batches lose by more where tests run in parallel
+ONE_THREAD = ("examples", "zoo")  # tiny batches lose by more where tests run in parallel
 PLAIN_LOOPS = ("diagnosis", "metrics")  # to compile for every neuron is slow, and tested elsewhere
 
 

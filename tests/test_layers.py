@@ -42,7 +42,6 @@ ROOMS = (
     "diagnosis",
     "__init__",
     "__main__",
-    "demo",
 )
 FUSE = ("step_results", "ir", "codegen", "runtime", "dispatch", "__init__")
 # Lines of Python that each room holds at most. A ceiling only falls: a commit that takes lines away
@@ -51,22 +50,21 @@ CEILINGS = {
     "__init__": 107,
     "__main__": 118,
     "cell": 337,
-    "checkpoint": 1213,
+    "checkpoint": 740,
     "chips": 1169,
-    "convert": 1580,
+    "convert": 1234,
     "core": 2290,
-    "data": 1334,
+    "data": 862,
     "decode": 195,
-    "demo": 451,
     "diagnosis": 2203,
     "encode": 588,
     "events": 1562,
-    "export": 7647,
+    "export": 7447,
     "functional": 521,
     "fuse": 11805,
     "hub": 136,
-    "init": 2661,
-    "integers": 2059,
+    "init": 2299,
+    "integers": 1886,
     "loss": 993,
     "metrics": 1933,
     "models": 1007,
@@ -79,7 +77,7 @@ CEILINGS = {
     "ragged": 96,
     "snn": 9828,
     "unrolling": 2329,
-    "zoo": 1044,
+    "zoo": 250,
 }
 MOST_OUTSIDE = 13_000  # in examples, benchmarks and .ci, where what moves out of the package goes
 SLACK = 20  # lines that a ceiling may stand above its room

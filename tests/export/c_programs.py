@@ -6,7 +6,6 @@ import ctypes
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,17 +61,9 @@ def checked(command: list[str], folder: Path) -> str:
     return done.stdout
 
 
-def checked_sanitized(compiler: str, folder: Path, *units: str) -> str:
-    """Compile units with conversions as errors, and run them with sanitizers; what they print."""
-    flags = [*STRICT, "-Wconversion", "-Wsign-conversion", "-O1"]
-    checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    checked([compiler, *flags, *checks, *units, "-o", "check", "-lm"], folder)
-    return checked(["./check"], folder)
-
-
-def run_on_cortex(folder: Path, main: str, machine: Sequence[str] = CORTEX_M4) -> tuple[str, int]:
+def run_on_cortex(folder: Path, main: str) -> tuple[str, int]:
     """Run ``main`` with ``model.c`` on an emulated Cortex-M4; what it prints, and the stack."""
-    flags = [*STRICT, *machine, "-O2", "-fstack-usage", "--specs=rdimon.specs"]
+    flags = [*STRICT, *CORTEX_M4, "-O2", "-fstack-usage", "--specs=rdimon.specs"]
     checked(["arm-none-eabi-gcc", *flags, main, "model.c", "-o", "main.elf", "-lm"], folder)
     printed = checked(["qemu-arm", "-cpu", "cortex-m4", "main.elf"], folder)
     (path,) = [path for path in folder.glob("*.su") if "model" in path.name]

@@ -765,10 +765,9 @@ def test_a_border_is_left_to_the_caller(tmp_path: Path) -> None:
     ("model", "x", "message"),
     [
         (nn.Sequential(nn.Linear(5, 5), snn.LIF(5)), torch.rand(5, 1, 5),
-         r"^Sequential is a network of floats. Quantise it first, with tt\.quantize\.prepare .* "
-         r"the sample's x holds what is no integer"),
+         r"^the sample's x holds what is no integer. Quantise a network of floats, by tt\.quant"),
         (nn.Linear(5, 5), integer_input(5, 1, 5),
-         "^Linear is a network of floats.*has weights that are no integers"),
+         "has weights that are no integers. Quantise the model, tt.quantize"),
         (snn.LIF(5), integer_input(5, 1, 5), r"\(LIF\) is not exact in integers: .*rounded"),
         (snn.LIF(5, pos_threshold=torch.linspace(1e-5, 2e-5, 5)), integer_input(5, 1, 5),
          "has the constant 1e-05, which is no integer"),

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tracetorch as tt
+from examples.demo import ConvSNN
 from tests.cases import PLACES, configurations, examples, few, layer, sequence, vary
 from tests.export.models import (
     Adaptive,
@@ -29,7 +30,6 @@ from tests.export.models import (
 )
 from tracetorch import snn
 from tracetorch.core.torch_private import pytree
-from tracetorch.demo.network import ConvSNN
 from tracetorch.export.program import TensorSpec, named_leaves
 
 onnx = pytest.importorskip("onnx", reason="the extra 'export' is not installed")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
+from examples.demo import ConvSNN
 from tests import cases
 from tests.browser import Page, Visits, wait_for_frame
 from tests.export.test_c import (
@@ -30,7 +31,6 @@ from tests.export.test_c import (
 )
 from tests.plot.test_save_html import HOSTILE
 from tracetorch import snn
-from tracetorch.demo.network import ConvSNN
 from tracetorch.export.page_file import measured_pen
 from tracetorch.snn.neuron import has_step
 

@@ -19,7 +19,7 @@ from tracetorch.chips.chip import Chip
 from tracetorch.core.walk import join_path
 from tracetorch.integers.border import Quantize, SumPool1d, SumPool2d
 from tracetorch.integers.layers import Product
-from tracetorch.integers.ranges import is_node, terms_of
+from tracetorch.integers.ranges import PRODUCTS, is_node
 from tracetorch.snn.delay import Delay, SynapticDelays
 from tracetorch.snn.model_graph import Node, compute, read_model
 from tracetorch.snn.neuron import has_step
@@ -139,9 +139,9 @@ class _Counter:
         if isinstance(module, nn.MaxPool1d | nn.MaxPool2d):
             kind = SumPool1d if isinstance(module, nn.MaxPool1d) else SumPool2d
             module = kind(module.kernel_size, module.stride, module.padding)
-        elif isinstance(module, SynapticDelays | nn.Linear) or hasattr(module, "terms"):
+        elif isinstance(module, (*PRODUCTS, SynapticDelays)):
             product = module.product if isinstance(module, SynapticDelays) else module
-            connected = (terms_of(product)[0] != 0).to(x)
+            connected = (product.weight != 0).to(x)
             convolve = product.product if isinstance(product, Product) else F.linear
             return convolve(x, connected)
         result: Tensor = module(x)

@@ -11,12 +11,10 @@ from torch import nn
 from tracetorch.core.checks import check_module
 from tracetorch.core.files import write_texts
 from tracetorch.core.torch_private import one_trace_at_a_time
-from tracetorch.export.c_code.arrangement import planned
-from tracetorch.export.c_code.event_sources import event_arrays
+from tracetorch.export.c_code.arrangement import event_arrays, planned
 from tracetorch.export.c_code.files import MAKEFILE, header, main_source, sample_header
 from tracetorch.export.c_code.printer import c_words
-from tracetorch.export.c_code.read_program import holds_spikes
-from tracetorch.export.c_code.recorded import record_step
+from tracetorch.export.c_code.recorded import holds_spikes, record_step
 from tracetorch.export.c_code.source import model_source, names_of
 from tracetorch.export.c_code.stages import Product
 from tracetorch.unrolling.inputs import Inputs, parse_inputs

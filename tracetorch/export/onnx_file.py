@@ -114,7 +114,6 @@ def _unify_clamps(program: ExportedProgram) -> None:
 
 
 def _input_specs(model: nn.Module, sample: Any) -> dict[str, TensorSpec]:
-    """Return the spec of every input by the name of its argument of ``forward``."""
     tensors = parse_inputs(sample, 1, 0, True).tensors
     if not isinstance(tensors, dict):
         # Positional inputs get the names of forward's arguments.

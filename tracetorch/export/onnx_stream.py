@@ -21,6 +21,8 @@ from tracetorch.export.program import DTYPES, TensorSpec, factor_of
 from tracetorch.snn.module import check_mask
 
 Array: TypeAlias = Tensor | NDArray[Any]
+# all that indexing, iterating and nesting of arbitrary JSON can raise
+_MALFORMED = (LookupError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError)
 Specs: TypeAlias = dict[str, TensorSpec]
 
 
@@ -242,15 +244,7 @@ def _described(session: Any, path: Path) -> tuple[Specs, Specs, dict[str, Tensor
             initial[name].expand(states[name].sizes(1))
             if bool(initial[name].isnan().any()):
                 raise ValueError(f"the state {name!r} starts from NaN")
-    # all that indexing, iterating and nesting of arbitrary JSON can raise
-    except (
-        LookupError,
-        TypeError,
-        AttributeError,
-        ValueError,
-        RuntimeError,
-        OverflowError,
-    ) as error:
+    except _MALFORMED as error:
         raise ValueError(
             f"{str(path)!r} describes itself wrongly ({type(error).__name__}: {error}); its graph "
             f"takes {[(each.name, each.type, each.shape) for each in graph]}. Export it again."

@@ -16,10 +16,9 @@ from tracetorch.core.files import atomic_replace
 from tracetorch.core.html_page import check_title, html_page, json_element
 from tracetorch.core.torch_private import one_trace_at_a_time, pytree
 from tracetorch.core.walk import named_modules
-from tracetorch.export.c_code.arrangement import living, planned
-from tracetorch.export.c_code.event_sources import event_arrays
+from tracetorch.export.c_code.arrangement import event_arrays, living, planned
 from tracetorch.export.c_code.javascript import encoded, javascript_step, javascript_words
-from tracetorch.export.c_code.read_program import holds_spikes, read_step
+from tracetorch.export.c_code.recorded import holds_spikes, read_step
 from tracetorch.export.c_code.source import names_of
 from tracetorch.export.program import named_leaves
 from tracetorch.snn.neuron import has_step
@@ -125,7 +124,6 @@ def page(
 
 
 def _named_samples(samples: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return every sample by the name of its button."""
     if isinstance(samples, Tensor):
         named = {str(i + 1): image for i, image in enumerate(samples)}
     else:
@@ -141,7 +139,6 @@ def _named_samples(samples: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _size_of(images: Tensor, size: tuple[int, int] | None) -> tuple[int, int]:
-    """Return height and width of images ``[N, ...]``."""
     shape = tuple(images.shape[1:])
     found = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
     if len(shape) == 1:
@@ -176,7 +173,7 @@ def _network(model: nn.Module, images: Tensor) -> tuple[dict[str, Any], str, int
     given = list(program.inputs.values())
     events = event_arrays(program, given if holds_spikes(images) else [])
     names = names_of(program, javascript_words())
-    printed = javascript_step(program, names, events)
+    source, arrays = javascript_step(program, names, events)
     # in the order in which they were called
     shown = [
         {
@@ -193,11 +190,9 @@ def _network(model: nn.Module, images: Tensor) -> tuple[dict[str, Any], str, int
     parts = {
         "input": names.fields[given[0]],
         "output": names.fields[program.outputs["y_0"]],
-        "arrays": printed.arrays,
-        "values": printed.values,
-        "states": printed.states,
+        **arrays,
     }
-    return {"layers": shown, "program": parts}, printed.source, shape[1]
+    return {"layers": shown, "program": parts}, source, shape[1]
 
 
 _MARKED = 0.25  # from this share of the ink on a pixel belongs to the drawing

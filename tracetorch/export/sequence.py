@@ -76,7 +76,6 @@ class _ScannedStep(nn.Module):
                 self._lifted.append(name)
 
     def forward(self, x: Any, states: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
-        """Return the outputs over time, and the states after the last step."""
         lifted = [getattr(self, name) for name in self._lifted]
         forward_step, num_states = self._step, len(states)
 

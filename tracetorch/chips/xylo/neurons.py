@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ from tracetorch.chips.chip import Chip
 from tracetorch.core.checks import check_count
 from tracetorch.integers.fixed_point import shift_right
 from tracetorch.integers.leaky_integrator import integer_weight
-from tracetorch.integers.loading import KnownSettings, Settings, WholeParameters
+from tracetorch.integers.loading import IntegerNeuron
 from tracetorch.integers.rounding import clamped, round, straight_through  # noqa: A004
 from tracetorch.integers.width import check_between, limits, saturate
 from tracetorch.snn.neuron import Neuron
@@ -77,7 +78,7 @@ def _fire(mem: Tensor, threshold: Tensor, spike: SpikeFunction, most: int) -> tu
     return fired, saturate(mem - fired * threshold, STATE_BITS)
 
 
-class LIF(KnownSettings, WholeParameters):
+class LIF(IntegerNeuron):
     """Neuron of Xylo with one synapse, behind integer weights.
 
     ``x`` is the sum of the weights of the spikes that arrive, shifted. It is added at once: where
@@ -150,9 +151,8 @@ class LIF(KnownSettings, WholeParameters):
         self.option("max_spikes", max_spikes, check=check_count)
         self.option("spike", surrogate_derivative)
 
-    def settings(self) -> Settings:
-        """Return which chip the numbers are for, and how many spikes a step gives at most."""
-        return {"version": (self.version, (1, 2)), "max_spikes": (self.max_spikes, range(1, 2**31))}
+    def settings(self) -> Mapping[str, int]:
+        return {"version": self.version - 1, "max_spikes": self.max_spikes}
 
     @staticmethod
     def step(

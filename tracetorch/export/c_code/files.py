@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from tracetorch.export.c_code.printer import Names, float_literal, pool_name
 from tracetorch.export.c_code.stages import Array, StepProgram
 
 _PER_LINE = 12
-FROM_MATH = re.compile(r"\b(?!continue|return|sizeof)([a-z]+[0-9]*f)\(|INFINITY|NAN")
+_FROM_MATH = re.compile(r"\b(?!continue|return|sizeof)([a-z]+[0-9]*f)\(|INFINITY|NAN")
 
 MAKEFILE = """\
 # make run: stream sample.h through the network; make size: bytes of code, tables and RAM
@@ -112,7 +112,6 @@ class Port:
 
     @property
     def macro(self) -> str:
-        """Name of the constant that holds its size."""
         return f"TT_{self.name.upper()}_SIZE"
 
 
@@ -147,7 +146,6 @@ def comment(text: str) -> str:
 
 
 def ports_of(arrays: Mapping[str, Array], names: Names) -> list[Port]:
-    """Return arrays by their labels as ports."""
     return [
         Port(names.fields[array], label, names.types[array], array.size)
         for label, array in arrays.items()
@@ -155,7 +153,6 @@ def ports_of(arrays: Mapping[str, Array], names: Names) -> list[Port]:
 
 
 def header(program: StepProgram, names: Names, notes: Sequence[str]) -> str:
-    """Return ``model.h``."""
     inputs, outputs = ports_of(program.inputs, names), ports_of(program.outputs, names)
     sizes = [
         f"#define {port.macro} {port.size} /* {comment(port.label)} */"
@@ -190,7 +187,6 @@ def step_arguments(inputs: Sequence[Port], outputs: Sequence[Port]) -> dict[str,
 
 
 def table(name: str, kind: str, values: Tensor) -> str:
-    """Return a constant table."""
     spelled = [_spelled(kind, number) for number in values.flatten().tolist()]
     rows = [
         "    " + ", ".join(spelled[i : i + _PER_LINE]) + ","
@@ -211,35 +207,22 @@ def _spelled(kind: str, number: float | int | bool) -> str:
 
 
 def sample_header(ports: Sequence[Port], sequences: Sequence[Tensor]) -> str:
-    """Return ``sample.h``: the first stream of the sample as tables."""
     lines = [f"#define TT_SAMPLE_STEPS {len(sequences[0])}", ""]
-    lines += sequence_tables(ports, sequences, "TT_SAMPLE_STEPS")
-    return guarded("TT_SAMPLE_H", "The recorded input.", lines)
-
-
-def sequence_tables(ports: Sequence[Port], sequences: Iterable[Tensor], steps: str) -> list[str]:
-    """Return the lines of tables with a row for each step."""
-    lines: list[str] = []
     for port, sequence in zip(ports, sequences, strict=True):
-        rows = []
+        lines.append(
+            f"static const {port.kind} tt_sample_{port.name}[TT_SAMPLE_STEPS][{port.macro}] = {{"
+        )
         for step in sequence.flatten(1).tolist():
-            spelled = ", ".join(_spelled(port.kind, number) for number in step)
-            rows.append(f"    {{{spelled}}},")
-        first = f"static const {port.kind} tt_sample_{port.name}[{steps}][{port.macro}]"
-        lines += [f"{first} = {{", *rows, "};", ""]
-    return lines
-
-
-def guarded(macro: str, what: str, lines: Sequence[str]) -> str:
-    """Return the text of a header of tables, which begins with what it holds."""
-    head = [f"/* {what} */", f"#ifndef {macro}", f"#define {macro}", ""]
+            lines.append(f"    {{{', '.join(_spelled(port.kind, number) for number in step)}}},")
+        lines += ["};", ""]
+    head = ["/* The recorded input. */", "#ifndef TT_SAMPLE_H", "#define TT_SAMPLE_H", ""]
     head += [*math_include("\n".join(lines)), '#include "model.h"', ""]
     return "\n".join([*head, *lines, "#endif", ""])
 
 
 def math_include(text: str) -> list[str]:
     """Return the lines that include ``math.h``, where a text takes anything from it."""
-    return ["#include <math.h>", ""] if FROM_MATH.search(text) else []
+    return ["#include <math.h>", ""] if _FROM_MATH.search(text) else []
 
 
 def main_source(inputs: Sequence[Port], outputs: Sequence[Port]) -> str:
@@ -256,10 +239,5 @@ def main_source(inputs: Sequence[Port], outputs: Sequence[Port]) -> str:
             f"            printf({how}{port.name}[i]);",
             "        }",
         ]
-    outs = declared(outputs)
+    outs = [f"    static {port.kind} {port.name}[{port.macro}];" for port in outputs]
     return _MAIN.format(outputs="\n".join(outs), given=given, prints="\n".join(prints))
-
-
-def declared(outputs: Sequence[Port]) -> list[str]:
-    """Return the lines that declare memory for outputs."""
-    return [f"    static {port.kind} {port.name}[{port.macro}];" for port in outputs]

@@ -60,8 +60,6 @@ class Words:
 
 @dataclass
 class Names:
-    """Spell arrays."""
-
     fields: Mapping[Array, str]  # name of each state and of what the caller gives, by the array
     memory: Memory  # where work arrays lie
     types: dict[Array, str]  # type of each array
@@ -70,7 +68,6 @@ class Names:
     tables: dict[Array, str] = field(default_factory=dict)
 
     def at(self, array: Array, index: str) -> str:
-        """Return the place of a value."""
         if array.role is Role.TABLE:
             name = self.tables.setdefault(array, f"tt_table_{len(self.tables)}")
             return f"{name}[{index}]"
@@ -82,7 +79,6 @@ class Names:
 
 
 def pool_name(kind: str) -> str:
-    """Return the name of the work memory of a type."""
     return f"work_{kind.removesuffix('_t')}"
 
 
@@ -142,16 +138,13 @@ class StagePrinter(CPrinter):
     # Places and numbers
 
     def at(self, view: View, indices: Sequence[str]) -> str:
-        """Return the place of an element of a view."""
         return self.names.at(view.array, address(view, indices))
 
     def place(self, buffer: Buffer, index: Sequence[Index], lane: str = "lane") -> str:
-        """Return the expression of a place in an array."""
         view = self.views[buffer.label]
         return self.at(view, [f"i{d}" for d in range(len(view.shape))])
 
     def load(self, buffer: Buffer, index: Sequence[Index]) -> str:
-        """Return the expression of a value in an array."""
         place = self.place(buffer, index)
         return self.words.truth.format(place) if buffer.dtype is Dtype.BOOL else place
 
@@ -167,23 +160,18 @@ class StagePrinter(CPrinter):
         self.constant("int32_t" if narrow else C_TYPES[value.dtype], self.spell(value), spelled)
 
     def constant(self, kind: str, name: str, value: str) -> None:
-        """Append the line that names what does not change."""
         self.line(self.words.constant.format(kind=kind, name=name, value=value))
 
     def variable(self, kind: str, name: str, value: str) -> None:
-        """Append the line that names what will change."""
         self.line(self.words.variable.format(kind=kind, name=name, value=value))
 
     def zero(self, kind: str) -> str:
-        """Return the zero of a kind."""
         return self.words.zero if kind == "float" else "0"
 
     def cast(self, kind: str, value: str) -> str:
-        """Return a value as one of a kind."""
         return self.words.cast.format(kind=kind, value=value)
 
     def spell(self, operand: Operand) -> str:
-        """Return the spelling of a value or a number."""
         if isinstance(operand, (Value, bool)):
             return super().spell(operand)
         if self.kernel.dtype.is_integer:
@@ -211,7 +199,6 @@ class StagePrinter(CPrinter):
     # Stages
 
     def text(self) -> str:
-        """Return the lines of the stage."""
         stage = self.stage
         self._depth = 1
         if isinstance(stage, Pointwise):
@@ -227,7 +214,6 @@ class StagePrinter(CPrinter):
     def counting(
         self, name: str, start: str, stop: str, step: int = 1
     ) -> AbstractContextManager[None]:
-        """Open a loop."""
         moving = f"{name} += {step}" if step > 1 else f"{name}++"
         counter = self.words.counter
         return self.indent(f"for ({counter} {name} = {start}; {name} < {stop}; {moving}) {{")
@@ -356,7 +342,6 @@ class ProductPrinter(StagePrinter):
         self.wide = accumulator(self.kind)
 
     def text(self) -> str:
-        """Return the lines of the product."""
         self._depth = 1
         if self.events:
             self._by_event()
@@ -397,15 +382,12 @@ class ProductPrinter(StagePrinter):
                 weight = self.names.at(self.weight, f"{_factor(row)} * {per_group} + {o}")
                 place = _named(stage.target, ["o", "p", "q"])
                 place[0] = f"({group} * {per_group} + {o})" if stage.groups > 1 else o
-                self.add(self.at(stage.target, place), weight)
-
-    def add(self, target: str, weight: str) -> None:
-        """Append the line that adds the weight of an event to a sum in memory."""
-        term = self.words.times.format(self.widened(weight), "v")
-        if self.kind in ("int8_t", "int16_t", "int32_t"):
-            self.line(f"{target} = ({self.kind})({target} + {term});")
-        else:
-            self.line(self.words.add.format(target, term))
+                target = self.at(stage.target, place)
+                term = self.words.times.format(self.widened(weight), "v")
+                if self.kind in ("int8_t", "int16_t", "int32_t"):
+                    self.line(f"{target} = ({self.kind})({target} + {term});")
+                else:
+                    self.line(self.words.add.format(target, term))
 
     def _opens_tap(self, nest: ExitStack, name: str, dim: int, at: str) -> bool:
         """Open a loop over the taps of a kernel that an input reaches, where there are several."""
@@ -438,7 +420,6 @@ class ProductPrinter(StagePrinter):
             self.line(f"{self.at(stage.target, place)} = {total};")
 
     def gather(self, place: Sequence[str]) -> None:
-        """Append the lines that add the products of one output."""
         stage = self.product_stage
         inputs = stage.source.shape[0] // stage.groups
         kernel = tuple(stage.weight.shape[2:])
@@ -471,11 +452,9 @@ class ProductPrinter(StagePrinter):
             self.line(self.words.add.format("sum", term))
 
     def start(self, index: str) -> str:
-        """Return what a sum begins with."""
         return self.zero(self.kind) if self.bias is None else self.names.at(self.bias, index)
 
     def widened(self, weight: str) -> str:
-        """Return a weight in the width of the sums."""
         return f"(int64_t){weight}" if self.wide == "int64_t" else weight
 
 
@@ -510,5 +489,4 @@ def float_literal(value: float) -> str:
 
 
 def c_words() -> Words:
-    """Return the words of C99."""
     return Words(c_target("float32"), float_literal)

@@ -39,7 +39,7 @@ from tracetorch.export.c_code.stages import (
     reads_of,
     writes_of,
 )
-from tracetorch.export.c_code.widths import StageKernel, Widths, integer_kernel
+from tracetorch.export.c_code.widths import IntegerKernel, StageKernel, Widths
 from tracetorch.fuse.codegen.c_kernel import contains_word
 from tracetorch.fuse.codegen.targets import c_integer_target
 from tracetorch.integers.width import stored_bits
@@ -61,8 +61,6 @@ _HEAD = """\
 
 @dataclass(frozen=True)
 class Source:
-    """Text of ``model.c``, and what it needs."""
-
     text: str  # it
     inputs: list[Port]  # those of ``tt_step``
     outputs: list[Port]  # those of ``tt_step``
@@ -152,7 +150,6 @@ def model_source(
 def _tables(
     arrays: Mapping[Array, str], names: Names, widths: Widths | None
 ) -> tuple[list[str], int]:
-    """Return constant tables, and their size in bytes."""
     tables, size = [], 0
     for array, name in arrays.items():
         values = array.values
@@ -193,8 +190,7 @@ def stage_printer(
     if isinstance(stage, Pointwise) and widths is None:
         return StagePrinter(names, stage, StageKernel(stage).kernel())
     if isinstance(stage, Pointwise) and widths is not None:
-        kernel = integer_kernel(stage, widths)
-        return StagePrinter(names, stage, kernel, c_integer_target())
+        return StagePrinter(names, stage, IntegerKernel(stage, widths).kernel(), c_integer_target())
     if isinstance(stage, Product):
         by_event = stage.source.array in events
         values = stage.weight

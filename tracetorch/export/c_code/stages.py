@@ -15,8 +15,6 @@ from tracetorch.fuse.ir.graph import Graph
 
 
 class Role(enum.Enum):
-    """Place of an array in memory."""
-
     INPUT = "input"  # of the caller, read
     OUTPUT = "output"  # of the caller, written
     STATE = "state"  # of the stream, from step to step
@@ -47,7 +45,6 @@ class View:
 
     @property
     def size(self) -> int:
-        """Number of elements."""
         return math.prod(self.shape)
 
     @property
@@ -78,7 +75,6 @@ class View:
         return mine == theirs and self.offset == other.offset
 
     def squeezed(self) -> View:
-        """Return the view without dimensions of size 1."""
         pairs = [p for p in zip(self.shape, self.strides, strict=True) if p[0] != 1]
         shape, strides = tuple(size for size, _ in pairs), tuple(stride for _, stride in pairs)
         return replace(self, shape=shape, strides=strides)
@@ -120,7 +116,6 @@ class Product(_Stage):
     target: View  # [O, P, Q]
     weight: Tensor  # [O, C / groups, kh, kw]
     bias: Tensor | None  # [O]
-    node: str  # the name of its operation in the exported program
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
@@ -165,7 +160,6 @@ Stage: TypeAlias = "Pointwise | Product | Pool | Copy | Sum"
 
 
 def reads_of(stage: Stage) -> Iterator[View]:
-    """Yield what a stage reads."""
     if isinstance(stage, Pointwise):
         yield from stage.reads.values()
     else:
@@ -173,7 +167,6 @@ def reads_of(stage: Stage) -> Iterator[View]:
 
 
 def writes_of(stage: Stage) -> Iterator[View]:
-    """Yield what a stage writes."""
     if isinstance(stage, Pointwise):
         yield from stage.writes.values()
     else:
@@ -207,5 +200,4 @@ class StepProgram:
 
     @property
     def ends(self) -> dict[str, Array]:
-        """Inputs, states and outputs by name."""
         return {**self.inputs, **self.states, **self.outputs}

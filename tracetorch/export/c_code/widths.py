@@ -73,7 +73,6 @@ class Widths:
         return f"int{stored_bits(low, high)}_t"
 
     def lines(self, stage: Pointwise) -> Bounds:
-        """Return the interval of every line of a stage."""
         inputs = {name: self.ranges[view.array] for name, view in stage.reads.items()}
         try:
             return bounds(stage.graph, inputs, self.dtype)
@@ -198,7 +197,6 @@ class IntegerLines(ABC):
         """Append an operation; ``div`` rounds towards zero, ``shift`` and ``quotient`` down."""
 
     def loaded(self, value: Any, array: Array) -> Number:
-        """Return a number that was loaded."""
         return Number(value, self.widths.points.get(array, 0))
 
     def stored(self, value: GraphValue) -> Any:
@@ -208,7 +206,6 @@ class IntegerLines(ABC):
         return self.op("div", result.value, 2**result.point) if result.point else result.value
 
     def refused(self, what: str) -> ValueError:
-        """Return the error of what has no integers."""
         return ValueError(
             f"{self.stage.path} computes {what}, which is no integer arithmetic. Export it with "
             "dtype='float32'."
@@ -221,7 +218,6 @@ class IntegerLines(ABC):
         return number
 
     def operand(self, value: GraphValue) -> Number:
-        """Return the number of a value of the graph."""
         if isinstance(value, str):
             found: Number = self.values[value]
             return found
@@ -257,7 +253,6 @@ class IntegerLines(ABC):
         return Number(self.op("mul", one.value, other.value, like=like, point=point), point)
 
     def line(self, line: Line) -> Number:
-        """Append a line in integers."""
         args = [self.operand(arg) for arg in line.args]
         spans = [self.table[arg] for arg in line.args]
         like, op = self.table[line.name], line.op
@@ -345,7 +340,6 @@ class StageKernel:
         self.values: dict[str, Any] = {}
 
     def kernel(self) -> Kernel:
-        """Return the kernel."""
         k, stage = self.k, self.stage
         buffers = {
             (role, name): k.buffer(role, name, (Extent.LANES,), self.buffer_dtype(view.array))
@@ -365,15 +359,12 @@ class StageKernel:
         return k.kernel()
 
     def buffer_dtype(self, array: Array) -> Dtype:
-        """Return the type of the values of an array."""
         return Dtype.BOOL if array.boolean else self.dtype
 
     def loaded(self, value: Operand, array: Array) -> Any:
-        """Return what stands for a value that was loaded."""
         return value
 
     def line(self, line: Line) -> Any:
-        """Append a line of the graph; return what stands for its value."""
         return self.k.op(line.op, *map(self.stored, line.args))
 
     def stored(self, value: GraphValue) -> Operand:
@@ -382,9 +373,7 @@ class StageKernel:
         return found
 
 
-class _IntegerKernel(IntegerLines, StageKernel):
-    """Write the lines of a pointwise stage as a kernel, in integers."""
-
+class IntegerKernel(IntegerLines, StageKernel):
     dtype = Dtype.INT32
 
     def __init__(self, stage: Pointwise, widths: Widths) -> None:
@@ -392,7 +381,6 @@ class _IntegerKernel(IntegerLines, StageKernel):
         IntegerLines.__init__(self, stage, widths)
 
     def buffer_dtype(self, array: Array) -> Dtype:
-        """Return the narrowest type that holds an array."""
         return Dtype(self.widths.type_of(array).removesuffix("_t"))
 
     def truth(self, op: str, *args: Any) -> Value:
@@ -410,8 +398,3 @@ class _IntegerKernel(IntegerLines, StageKernel):
                 raise self.refused(f"numbers of {reach:.3g}")
             wide = reach >= 2.0**31
         return self.k.op(op, *numbers, dtype=Dtype.INT64 if wide else Dtype.INT32)
-
-
-def integer_kernel(stage: Pointwise, widths: Widths) -> Kernel:
-    """Return a pointwise stage as a kernel over its places, in integers."""
-    return _IntegerKernel(stage, widths).kernel()

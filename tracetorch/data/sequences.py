@@ -1,15 +1,19 @@
-"""The Japanese Vowels data set: sequences of different lengths, from the package sktime."""
+"""Sequences to learn on: Japanese Vowels, from the package sktime, and made-up words in spikes."""
 
 from __future__ import annotations
 
 from copy import deepcopy
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
+from tracetorch.core.checks import check_count
 from tracetorch.core.optional import require
+
+CHANNELS, STEPS, WORDS, RIDGES = 40, 50, 5, 3
+WIDTH = 1.5  # of a ridge, in channels
 
 
 class Sequences(Dataset[tuple[Tensor, Tensor]]):
@@ -94,3 +98,50 @@ def _standardised() -> tuple[Sequences, Sequences]:
     for part in (train, held_out):
         part.sequences = [((each - mean) / deviation).float() for each in part.sequences]
     return train, held_out
+
+
+def made_up_words(number: int, seed: int) -> TensorDataset:
+    """Draw made-up words in spikes of a simulated cochlea: five, and each of them backwards.
+
+    A word is three ridges that move through 40 channels; speakers differ in pitch, tempo and onset,
+    and spikes are drawn at random. Backwards a word has the same channels, so that rates alone
+    cannot tell. The five words are always the same; nothing is downloaded.
+
+    Args:
+        number: of words to draw; at least 1.
+        seed: of what is drawn; other words for training and for testing by other seeds.
+
+    Shape:
+        Spikes ``[number, 50, 40]`` and classes ``[number]`` from 0 to 9, odd ones backwards.
+
+    Raises:
+        TypeError: ``number`` is not an integer.
+        ValueError: ``number`` is less than 1.
+
+    Example:
+        >>> spikes, labels = made_up_words(8, seed=1).tensors
+        >>> spikes.shape, labels.shape
+        (torch.Size([8, 50, 40]), torch.Size([8]))
+    """
+    number = check_count("number", number)
+    vocabulary = torch.Generator().manual_seed(0)  # which is always the same
+    draw = torch.Generator().manual_seed(seed)
+    # whatever the default dtype is: another one would draw other words
+    uniform, normal = (partial(each, dtype=torch.float32) for each in (torch.rand, torch.randn))
+    first, last = CHANNELS * uniform(2, WORDS, RIDGES, generator=vocabulary)
+    onset = 0.5 * uniform(WORDS, RIDGES, generator=vocabulary)
+    length = 0.25 + 0.25 * uniform(WORDS, RIDGES, generator=vocabulary)
+    label = torch.randint(2 * WORDS, (number,), generator=draw)
+    tempo = 0.8 + 0.4 * uniform(number, 1, generator=draw)
+    start = 0.15 * uniform(number, 1, generator=draw)
+    pitch = 2.5 * normal(number, 1, 1, generator=draw)
+    pitch = pitch + 1.5 * normal(number, 1, RIDGES, generator=draw)
+    progress = (torch.arange(STEPS, dtype=torch.float32) / STEPS - start) / tempo
+    progress = torch.where(label[:, None] % 2 == 1, 1 - progress, progress)
+    word = label // 2
+    along = (progress[:, :, None] - onset[word][:, None]) / length[word][:, None]
+    channel = first[word][:, None] + (last - first)[word][:, None] * along + pitch
+    distance = (torch.arange(CHANNELS) - channel[..., None]) / WIDTH
+    ridges = (-0.5 * distance.square()).exp() * ((along > 0) & (along < 1))[..., None]
+    rate = (0.02 + 0.35 * ridges.sum(2)).clamp(max=0.9)
+    return TensorDataset((uniform(rate.shape, generator=draw) < rate).float(), label)
