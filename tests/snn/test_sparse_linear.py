@@ -708,7 +708,7 @@ def test_diagnosis_metrics_and_graphs() -> None:
 
 
 def test_rules_that_need_a_matrix_refuse() -> None:
-    with pytest.raises(TypeError, match="a SparseLinear has a list of edges"):
+    with pytest.raises(TypeError, match=r"must be an nn\.Linear, with a mask of tt\.snn\.connect"):
         tt.online_learning.STDP(cast(Any, sparse()))
     net = network()
     learner = tt.online(net, "exact")

@@ -1,23 +1,24 @@
-"""E-prop: the derivatives of ``step`` with a spike that is a constant where it resets a state.
+"""The rules of online learning, from the most to the least exact: a value each, and an entry here.
 
-Bellec et al., "A solution to the learning dilemma for recurrent networks of spiking neurons",
-Nature Communications 11, 3625 (2020), leave the reset out of the derivative of a state, and keep
-what else a spike does, an adaptation. Two runs of the step are differentiated, one with its spikes
-constant for the states that are reset, and one as it is for the others. A next state that was
-computed from another one goes on through that one's derivatives.
+``tt.online`` describes them and names their sources. E-prop leaves the reset out of the derivative
+of a state, and keeps what else a spike does, an adaptation: two runs of the step are
+differentiated, one with its spikes constant for the states that are reset, and one as it is for the
+others. A next state that was computed from another one goes on through that one's derivatives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from tracetorch.online_learning.dropped import reached
 from tracetorch.online_learning.lanes import (
+    LaneDerivatives,
     Run,
     StepCall,
     added,
@@ -25,11 +26,37 @@ from tracetorch.online_learning.lanes import (
     gradients,
     multiplied,
 )
-from tracetorch.online_learning.rules.learning_rule import Derivatives, LearningRule
 from tracetorch.snn.spike_functions import spike_functions
 
+Rule: TypeAlias = Literal["exact", "eprop", "ottt", "local"]
 
-def _derivatives(call: StepCall) -> Derivatives:
+_SPIKES = "all that a spike does to its own neuron (reset, adaptation) is a constant"
+
+
+class Derivatives(NamedTuple):
+    block: LaneDerivatives  # of the next states
+    dropped: tuple[str, ...] = ()  # what is left out of them, in words
+    # of the output, as those of a single next state, where the graph of the step itself has what
+    # the rule leaves out; the graph's are replaced then, of all results
+    of_output: LaneDerivatives | None = None
+
+
+@dataclass(frozen=True)
+class LearningRule:
+    name: str  # by which ``tt.online`` takes it, and by which traces are stored
+    # of a call of a layer's step; ``None``: every state is a constant, and there are no traces
+    derivatives: Callable[[StepCall], Derivatives] | None
+    # the neurons of a layer have one trace of each input together, without a filter
+    shared: bool = False
+    lossless: bool = False  # a path that is dropped is an error
+
+
+def _derivatives(call: StepCall, *, detach: bool) -> Derivatives:
+    spikes = spike_functions(call.layer) if detach else ()
+    return Derivatives(call.derivatives(spikes), (_SPIKES,) if spikes else ())
+
+
+def _eprop(call: StepCall) -> Derivatives:
     spikes = spike_functions(call.layer)
     if not spikes:
         return Derivatives(call.derivatives())
@@ -44,10 +71,8 @@ def _derivatives(call: StepCall) -> Derivatives:
 class _Rows:
     """Derivatives of the next states by all sources, a row each, without the resets by spikes.
 
-    A spike's effect on any other state, an adaptation, stays, and its path goes on through the
-    states that are reset as through any. ``Neuron.reset_states`` names them. Without it,
-    they are those that the input reaches in any number of steps, but for spikes. A state that holds
-    the spikes of the step before, and nothing else, is a spike where it resets.
+    ``Neuron.reset_states`` names what is reset; or else it is what the input reaches in any number
+    of steps, but for spikes. A state that holds the last spikes alone is a spike where it resets.
     """
 
     def __init__(self, call: StepCall, spikes: Collection[str]) -> None:
@@ -133,4 +158,9 @@ def _direct_gradients(run: Run, i: int) -> tuple[list[Tensor | None], dict[int, 
     return [d if place in places else None for place, d in enumerate(found)], through
 
 
-RULE = LearningRule("eprop", _derivatives)
+RULES: dict[Rule, LearningRule] = {
+    "exact": LearningRule("exact", partial(_derivatives, detach=False), lossless=True),
+    "eprop": LearningRule("eprop", _eprop),
+    "ottt": LearningRule("ottt", partial(_derivatives, detach=True), shared=True),
+    "local": LearningRule("local", None),
+}
