@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import nn
@@ -75,7 +74,7 @@ def _output_kind(layer: object) -> Kind | None:
     return "spikes" if getattr(layer, "pos_scale", None) is None else "scaled spikes"
 
 
-def call_order(model: nn.Module, inputs: Inputs, by: Literal["layer", "step"]) -> list[str]:
+def call_order(model: nn.Module, inputs: Inputs) -> list[str]:
     """List the paths of modules in the order in which they first finish a step; nothing changes."""
     order: dict[str, None] = {}
     # it returns None, so the output stays
