@@ -108,7 +108,14 @@ def test_the_integers_fit_xylo_and_equal_the_published_simulator() -> None:
     configuration = xylo.configuration(model)  # raises where a limit is exceeded
     fired = tt.unroll(model, x, from_rest=True)
     assert tt.metrics.accuracy(fired, y, by="count") > 0.8
-    assert float(x.max()) <= xylo.XYLO_2.input_spikes
+    chip = xylo.XYLO_2
+    weights = [configuration[f"weights_{part}"] for part in ("in", "rec")]
+    sizes = [len(weights[0]), len(configuration["threshold"]), len(configuration["threshold_out"])]
+    assert sizes == [14, 128, 8]
+    assert all(n <= m for n, m in zip(sizes, (chip.inputs, chip.hidden, chip.outputs), strict=True))
+    recurrent = weights[1].reshape(*weights[1].shape[:2], -1)[..., 0]
+    assert int((recurrent != 0).sum(1).max()) <= chip.fan_out
+    assert float(x.max()) <= chip.input_spikes
     found = simulated(configuration, x[:, :3].long().numpy())
     assert np.array_equal(found["output"], fired[:, :3].numpy())
 

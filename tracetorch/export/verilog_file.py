@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,12 +13,11 @@ from tracetorch.core.checks import check_integer, check_module
 from tracetorch.core.files import write_texts
 from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import one_trace_at_a_time
-from tracetorch.export.c_code.read_program import named_leaves
 from tracetorch.export.c_code.recorded import RecordedStep, record_step
+from tracetorch.export.program import named_leaves
 from tracetorch.export.verilog_code.arrangement import arranged
 from tracetorch.export.verilog_code.files import bench_module, makefile, recorded_files
 from tracetorch.export.verilog_code.network import network
-from tracetorch.export.verilog_code.proof import PROVE_SCRIPT, proof_files
 from tracetorch.export.verilog_code.report import VerilogReport
 from tracetorch.snn.module import zero_states
 from tracetorch.unrolling.inputs import Inputs, call, parse_inputs
@@ -48,9 +46,7 @@ def verilog(
     time; convolutions, pools, copies and sums one value in a cycle.
 
     ``make sim`` plays the sample through it and compares with PyTorch; ``make lint``, ``synth``,
-    ``netlist``, ``route`` need ``iverilog``, ``verilator``, ``yosys`` and ``nextpnr``, and ``make
-    prove``, with ``yosys`` and ``z3``, proves of every step that it is equal to the graph that was
-    traced, for all states and inputs in their ranges, and that states stay in theirs.
+    ``netlist``, ``route`` need ``iverilog``, ``verilator``, ``yosys`` and ``nextpnr``.
 
     A first ``tt.integers.Quantize`` is left to whoever gives the inputs, as in
     :func:`tt.export.c`.
@@ -91,7 +87,7 @@ def verilog(
     if not inputs.batch:
         raise ValueError("x has no sample: its batch is 0, and a recorded input is needed.")
     files, report = _files(model, inputs, lanes)
-    write_texts(Path(folder), files)
+    write_texts(folder, files)
     return report
 
 
@@ -106,10 +102,6 @@ def _files(model: nn.Module, inputs: Inputs, lanes: int) -> tuple[dict[str, str]
     files |= recorded_files(made, recorded.named, _answers(recorded))
     files["testbench.v"] = bench_module(made, recorded.inputs.batch, recorded.inputs.steps)
     files["Makefile"] = makefile([*made.modules])
-    files["proof/prove.sh"] = PROVE_SCRIPT
-    for name, (stage, circuit) in made.steps.items():
-        given = circuit, stage, arrangement.widths, arrangement.program
-        files |= {f"proof/{file}": text for file, text in proof_files(name, *given).items()}
     events: dict[str, int] = {}
     for layer in made.layers:
         if layer.source is not None:

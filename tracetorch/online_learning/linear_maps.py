@@ -67,9 +67,12 @@ def factors(module: LinearMap, x: Tensor) -> Tensor:
 
 
 def features(module: LinearMap, x: Tensor) -> Tensor:
-    """Return the factors of the weights, and of the bias one more, which is always 1."""
+    """Return the factors of the weights, and 1 for the bias; 0 of what is frozen."""
     rows = factors(module, x)
-    return rows if module.bias is None else torch.cat([rows, torch.ones_like(rows[:, :1])], 1)
+    rows = rows if module.weight.requires_grad else torch.zeros_like(rows)
+    if module.bias is None:
+        return rows
+    return torch.cat([rows, torch.full_like(rows[:, :1], float(module.bias.requires_grad))], 1)
 
 
 def inputs_of(module: LinearMap) -> int:

@@ -12,7 +12,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from tracetorch.online_learning.dropped import reached, reached_from
 from tracetorch.online_learning.lanes import is_close, probes
 from tracetorch.online_learning.learner_state import LearnerState, Link
-from tracetorch.online_learning.linear_maps import LinearMap
+from tracetorch.online_learning.linear_maps import LinearMap, weights_of
 from tracetorch.online_learning.traces import Contribution, Traces
 
 
@@ -97,7 +97,9 @@ class StepGraph:
             if factor is None:
                 inputs.leaves.extend(reached_from(node))
                 continue
-            inputs.products.append(Contribution(product.module, product.x, factor))
+            # one that is frozen passes gradients on, and has no trace of this step
+            if any(weight.requires_grad for weight in weights_of(product.module)):
+                inputs.products.append(Contribution(product.module, product.x, factor))
             if product.x.requires_grad:
                 self._add_earlier(inputs, product, factor)
         return inputs

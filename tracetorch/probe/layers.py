@@ -1,4 +1,4 @@
-"""Find the neuron layers of a model, their recordable names, dimensions and call order."""
+"""Find the neuron layers of a model, their recordable names and call order."""
 
 from __future__ import annotations
 
@@ -73,23 +73,6 @@ def _output_kind(layer: object) -> Kind | None:
     if not isinstance(layer, SequenceLayer) or not spike_functions(layer):
         return None
     return "spikes" if getattr(layer, "pos_scale", None) is None else "scaled spikes"
-
-
-def dimension_names(path: str, ndim: int, layer: TTModule | None = None) -> tuple[str, ...]:
-    """Name the dimensions of a trajectory ``[T, B, ...]``.
-
-    Time and batch are shared by all layers, so that trajectories align; the other dimensions carry
-    the path of their layer.
-    """
-    prefix = f"{path}." if path else ""
-    names = ["time", "batch", *(f"{prefix}{i}" for i in range(ndim - 2))][:ndim]
-    # A layer counts the dimensions of one step: a nonnegative one lies one further with time.
-    neuron_dim = 0
-    if isinstance(layer, SequenceLayer):
-        neuron_dim = layer.dim + (ndim if layer.dim < 0 else 1)
-    if neuron_dim > 1:
-        names[neuron_dim] = f"{prefix}neuron"
-    return tuple(names)
 
 
 def call_order(model: nn.Module, inputs: Inputs, by: Literal["layer", "step"]) -> list[str]:

@@ -20,7 +20,6 @@ from tests.export.verilog_code.steps import (
     drawn,
     expected_ports,
     leaky,
-    loihi,
     port_values,
     random_step,
     step_of,
@@ -41,9 +40,8 @@ CASES: dict[str, Callable[[], nn.Module]] = {
     "Xylo": xylo,
     "Xylo, version 1": lambda: xylo(version=1, max_spikes=1),
     "Xylo, a bias": lambda: xylo(bias=-300),
-    "Loihi": loihi,
 }
-SPANS = {"wraps": (-3000, 3000), "Loihi": (-30000, 30000), "Xylo": (-3000, 3000)}
+SPANS = {"wraps": (-3000, 3000), "Xylo": (-3000, 3000)}
 
 
 def check(layer: nn.Module, count: int = 2000, **how: Any) -> None:

@@ -45,7 +45,6 @@ class Circuit:
         port_names: the identifiers of both in Verilog.
         inputs: the wires of what it reads.
         ends: the wires of what it writes.
-        powers: the exponents of what is read from a table of nothing but powers of two.
     """
 
     path: str
@@ -54,7 +53,6 @@ class Circuit:
     port_names: Mapping[str, str]
     inputs: Mapping[str, Wire]
     ends: Mapping[str, Wire]
-    powers: Mapping[str, tuple[int, ...]]
 
     @property
     def wires(self) -> tuple[Wire, ...]:
@@ -86,7 +84,6 @@ class _Lines(IntegerLines):
     def __init__(self, stage: Pointwise, widths: Widths) -> None:
         super().__init__(stage, widths)
         self.w, self.values = Wires(RULES), {}
-        self.powers: dict[str, tuple[int, ...]] = {}
 
     def circuit(self) -> Circuit:
         """Return the circuit."""
@@ -97,7 +94,7 @@ class _Lines(IntegerLines):
             wire = self.w.read(name, *span)
             powers = _powers(view.array, point)
             if len(powers) > 1:
-                self.powers[name], wire = powers, _power_of_two(self.w, wire, powers)
+                wire = _power_of_two(self.w, wire, powers)
             self.values[name] = self.loaded(wire, view.array)
         for line in stage.graph.lines:
             self.values[line.name] = self.line(line)
@@ -111,7 +108,7 @@ class _Lines(IntegerLines):
             {name: word_of_array(view.array, widths) for name, view in views.items()}
             for views in (stage.reads, stage.writes)
         )
-        return Circuit(stage.path, reads, writes, _port_names(stage), read, ends, self.powers)
+        return Circuit(stage.path, reads, writes, _port_names(stage), read, ends)
 
     # Lines
 

@@ -18,7 +18,6 @@ from tracetorch.export.verilog_code.memories import MEMORY, Store, Table, addres
 from tracetorch.export.verilog_code.moves import copy_layer, reduce_layer
 from tracetorch.export.verilog_code.products import product_layer
 from tracetorch.export.verilog_code.step_module import step_module, step_text
-from tracetorch.export.verilog_code.wires import whole_ends
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,6 @@ class Network:
     """Text of a network in Verilog, and what it consists of."""
 
     modules: Mapping[str, str]  # text of each module, by name
-    steps: Mapping[str, tuple[Pointwise, Circuit]]  # by the name of the module
     layers: tuple[Layer, ...]  # in turn; the last one makes ready for the next step
     inputs: tuple[End, ...]
     outputs: tuple[End, ...]
@@ -87,14 +85,14 @@ def network(arrangement: Arrangement, notes: Sequence[str]) -> Network:
     tables = [*constants.values(), *(one for each in layers for one in each.tables)]
     modules = {"network": _top(layers, inputs, outputs, list(stores.values()), constants)}
     modules["tt_memory"] = MEMORY
-    modules |= {name: step_module(name, circuit) for name, (_, circuit) in steps.found.items()}
+    modules |= {name: step_module(name, circuit) for name, circuit in steps.found.items()}
     for each in layers:
         modules |= {each.name: each.text, **each.parts}
     modules |= {each.name: each.module for each in tables}
     head = "".join(f"// {comment(note)}\n" for note in notes)
     return Network(
-        {name: f"{head}{text}" for name, text in modules.items()}, steps.found, tuple(layers),
-        inputs, outputs, tuple(s for s in stores.values() if s not in constants), tuple(tables),
+        {name: f"{head}{text}" for name, text in modules.items()}, tuple(layers), inputs,
+        outputs, tuple(s for s in stores.values() if s not in constants), tuple(tables),
     )  # fmt: skip
 
 
@@ -103,18 +101,15 @@ class _Steps:
 
     def __init__(self, arrangement: Arrangement) -> None:
         self.widths, self.stores = arrangement.widths, arrangement.stores
-        self.names: dict[tuple[object, ...], str] = {}
-        self.found: dict[str, tuple[Pointwise, Circuit]] = {}
+        self.names: dict[str, str] = {}  # by the text
+        self.found: dict[str, Circuit] = {}
 
     def layer(self, name: str, stage: Pointwise) -> Layer:
         """Return the layer of a stage."""
         circuit = step_circuit(stage, self.widths)
         views = {**stage.reads, **stage.writes}
-        # what is proved of a step is proved of all that read the same ranges
-        ends = [whole_ends(self.widths.ranges[view.array]) for view in views.values()]
-        key = (step_text(circuit), *ends, *circuit.powers.items())
-        step = self.names.setdefault(key, f"step_{len(self.names)}")
-        self.found.setdefault(step, (stage, circuit))
+        step = self.names.setdefault(step_text(circuit), f"step_{len(self.names)}")
+        self.found.setdefault(step, circuit)
         known = {each: self.stores[view.array] for each, view in views.items()}
         return pointwise_layer(name, stage, known, step, circuit.port_names)
 

@@ -16,8 +16,6 @@ from tracetorch.export.verilog_code.wires import Wire, Word, word_between
 
 def step_module(name: str, circuit: Circuit) -> str:
     """Return the text of a module."""
-    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) is None:
-        raise ValueError(f"{name!r} is no name of a module: give letters, digits and _.")
     return f"module {name} (\n{step_text(circuit)}endmodule\n"
 
 
@@ -125,7 +123,7 @@ class _Printer:
         return _PRINTED[wire.op](self, bits, args, k)
 
     def factors(self, wire: Wire) -> list[str]:
-        """Return both factors of a product, as wide as it: signed to be small, named for proofs."""
+        """Return both factors of a product, as wide as it: signed to be small."""
         bits = wire.word.bits
         signed = any(arg.low < 0 for arg in wire.args)
         return [
