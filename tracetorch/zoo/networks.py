@@ -157,12 +157,11 @@ class Card(SimpleNamespace):
 
     ``task`` and ``description`` say what it classifies and what it is made of, ``by`` how its
     outputs become classes, as :func:`tt.metrics.accuracy` takes it. ``recipe`` is with what it was
-    trained, the seed of the file among it. ``accuracies`` are of trainings from several seeds, the
+    trained, its seed among it. ``accuracies`` are of trainings from several seeds, the
     first of the file; ``interval`` is where a new one lands, from another seed and on another test
     set. In float64 ``correct`` of ``samples`` are classified correctly; on the first ``batch`` of
     them ``spikes`` are those of every layer, by path, and ``output`` is the mean absolute output.
-    ``num_bytes`` and ``file_hash`` are of the file, ``data_hash`` of training and test data;
-    ``torch``, ``tracetorch`` and ``date`` of the recording; ``parameters`` is their number.
+    ``num_bytes`` and ``file_hash`` are of the file, ``data_hash`` of training and test data.
 
     Example:
         >>> card("rows-lif").samples
