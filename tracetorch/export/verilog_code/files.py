@@ -199,5 +199,4 @@ def bench_module(network: Network, streams: int, steps: int) -> str:
 
 
 def makefile(modules: Sequence[str]) -> str:
-    """Return the Makefile."""
     return MAKEFILE.format(sources=" ".join(f"{name}.v" for name in modules))

@@ -15,7 +15,6 @@ from tracetorch.export.verilog_code.wires import Wire, Word, word_between
 
 
 def step_module(name: str, circuit: Circuit) -> str:
-    """Return the text of a module."""
     return f"module {name} (\n{step_text(circuit)}endmodule\n"
 
 
@@ -34,7 +33,6 @@ class _Printer:
         self.used: dict[int, int] = {}  # bit by bit
 
     def text(self) -> str:
-        """Return the ports and the body."""
         circuit, ports = self.circuit, self.circuit.port_names
         heads = [_port("input", word, ports[name]) for name, word in circuit.reads.items()]
         heads += [_port("output", word, ports[name]) for name, word in circuit.writes.items()]
@@ -133,7 +131,6 @@ class _Printer:
         ]
 
     def mux(self, bits: int, args: tuple[Wire, ...], _: int) -> str:
-        """Return a choice."""
         condition, one, other = args
         then, otherwise = self.extended(one, bits), self.extended(other, bits)
         return f"{self.extended(condition, 1)} ? {then} : {otherwise}"
