@@ -18,7 +18,7 @@ class Chip:
         outputs: output neurons.
         synapses: synaptic states of a hidden neuron.
         fan_in: connections into one synapse of a neuron.
-        fan_out: connections out of one neuron.
+        fan_out: connections out of one hidden neuron into hidden neurons.
         weight_bits: width of a weight, signed.
         weight_exponent: the least and the largest power of two that weights share.
         state_bits: width of the states, signed.
@@ -28,6 +28,7 @@ class Chip:
         hidden_spikes: most spikes of a hidden neuron in a step.
         output_spikes: most spikes of an output neuron in a step.
         has_bias: whether neurons have a bias.
+        border: hidden neurons that inputs reach, and hidden neurons that reach outputs.
 
     Example:
         >>> from tracetorch.chips.xylo import XYLO_2
@@ -51,3 +52,4 @@ class Chip:
     hidden_spikes: int
     output_spikes: int
     has_bias: bool
+    border: int | None = None

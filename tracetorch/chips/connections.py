@@ -8,7 +8,7 @@ pools and branches that are added count together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from tracetorch.chips.chip import Chip
 from tracetorch.core.walk import join_path
 from tracetorch.integers.border import Quantize, SumPool1d, SumPool2d
 from tracetorch.integers.layers import Product
-from tracetorch.integers.ranges import is_node, terms_of
+from tracetorch.integers.ranges import PRODUCTS, is_node
 from tracetorch.snn.delay import Delay, SynapticDelays
 from tracetorch.snn.model_graph import Node, compute, read_model
 from tracetorch.snn.neuron import has_step
@@ -27,7 +27,10 @@ from tracetorch.snn.recurrent import Recurrent
 
 
 class Population(NamedTuple):
-    """Neurons of a layer, or the inputs: their number, and the most connections of one."""
+    """Neurons of a layer, or the inputs: their number, and the most connections of one.
+
+    Those out of one go to hidden neurons alone: those of inputs and outputs are counted apart.
+    """
 
     path: str
     size: int
@@ -44,18 +47,24 @@ def exceeded(
 ) -> list[str]:
     """Return which limits of a chip a model exceeds; ``labels`` names neurons, by path."""
     inputs, *neurons = populations(model, x, passing)
-    counts = (
+    hidden = neurons[:-1]
+    counts = [
         ("inputs", inputs.size, chip.inputs),
-        ("hidden neurons", sum(each.size for each in neurons[:-1]), chip.hidden),
+        ("hidden neurons", sum(each.size for each in hidden), chip.hidden),
         ("outputs", neurons[-1].size, chip.outputs),
-    )
+    ]
+    if hidden:
+        counts += [
+            ("hidden neurons behind the inputs", hidden[0].size, chip.border),
+            ("hidden neurons before the outputs", hidden[-1].size, chip.border),
+        ]
     found = [
         f"{number} {what}, {chip.name} has {most}"
         for what, number, most in counts
         if most is not None and number > most
     ]
-    for each in (inputs, *neurons):
-        label = labels.get(each.path, each.path) or "the inputs"
+    for each in neurons:
+        label = labels.get(each.path, each.path)
         for what, number, most in (
             ("into a neuron", each.fan_in, chip.fan_in),
             ("out of one", each.fan_out, chip.fan_out),
@@ -70,13 +79,17 @@ def populations(
 ) -> list[Population]:
     """Return the inputs of a model, and its layers of neurons in order."""
     counter = _Counter(passing)
+    spikes = counter.sources
     with torch.enable_grad():
         counter.run(model, "", counter.spikes("", x))
-        total = torch.stack([each.sum() for each in counter.arriving.values()]).sum()
-        spikes = list(counter.sources.values())
-        leaving = torch.autograd.grad(total, spikes, allow_unused=True)
+        last = list(spikes)[-1]
+        hidden = [each.sum() for path, each in counter.arriving.items() if path != last]
+        leaving: Sequence[Tensor | None] = [None] * len(spikes)
+        if hidden:
+            total = torch.stack(hidden).sum()
+            leaving = torch.autograd.grad(total, list(spikes.values()), allow_unused=True)
     found = []
-    for (path, source), out in zip(counter.sources.items(), leaving, strict=True):
+    for (path, source), out in zip(spikes.items(), leaving, strict=True):
         into = counter.arriving.get(path, torch.zeros(1))
         fan_out = 0 if out is None else int(out.max())
         found.append(Population(path, source.numel(), int(into.max()), fan_out))
@@ -126,9 +139,9 @@ class _Counter:
         if isinstance(module, nn.MaxPool1d | nn.MaxPool2d):
             kind = SumPool1d if isinstance(module, nn.MaxPool1d) else SumPool2d
             module = kind(module.kernel_size, module.stride, module.padding)
-        elif isinstance(module, SynapticDelays | nn.Linear) or hasattr(module, "terms"):
+        elif isinstance(module, (*PRODUCTS, SynapticDelays)):
             product = module.product if isinstance(module, SynapticDelays) else module
-            connected = (terms_of(product)[0] != 0).to(x)
+            connected = (product.weight != 0).to(x)
             convolve = product.product if isinstance(product, Product) else F.linear
             return convolve(x, connected)
         result: Tensor = module(x)

@@ -2,7 +2,7 @@
 
 A chip is one file of this folder: its limits (:class:`Chip`), its neurons as integer steps, a
 ``ChipTarget`` that says how a stage of a network becomes them and how a network is exported, and
-``register``, which makes ``tt.quantize`` know it. ``loihi.py`` is one to copy.
+``register``, which makes ``tt.quantize`` know it. ``xylo`` is one to copy.
 """
 
 from __future__ import annotations
@@ -184,8 +184,8 @@ class Target:
         """Return what delays spikes by a step on their way to the next neurons, if a chip does."""
         return None
 
-    def departures(self, model: nn.Sequential, x: Tensor, output: Tensor) -> list[str]:
-        """Return in what the chip departs from an integer model, with its output over ``x``."""
+    def departures(self, model: nn.Sequential, x: Tensor) -> list[str]:
+        """Return in what the chip departs from an integer model on a sample."""
         return []
 
     def misfits(self, model: nn.Module, x: Tensor, labels: Mapping[str, str]) -> list[str]:
@@ -204,8 +204,6 @@ class ChipTarget(Target):
     without_delays: ClassVar[str]
     # classes of neurons that are none of the chip's own, but hand on spikes
     passing: ClassVar[tuple[type[nn.Module], ...]] = ()
-    # makes of an integer model what the vendor's tools take
-    export: ClassVar[Callable[[nn.Module], Any] | None] = None
 
     def refuse(self, stage: Stage) -> tuple[str, str] | None:
         """Return a path and what is allowed there, where a stage has no form here."""

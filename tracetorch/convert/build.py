@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from typing import Any, cast
 
 from torch import Tensor, nn
 
-from tracetorch.convert.integrate_and_fire import Change, IntegrateAndFire, RunningSum, TimedBias
-from tracetorch.convert.network import PRODUCTS, Cat, Network, Node
+from tracetorch.convert.activations import Change, IntegrateAndFire, RunningSum
+from tracetorch.convert.network import Cat, Network, Node
 from tracetorch.convert.thresholds import Rule, Rules, Times
 from tracetorch.snn.model_graph import unused
 from tracetorch.snn.module import TTModule
@@ -100,13 +99,6 @@ def _modules(node: Node, rules: Rules, times: Times) -> list[tuple[str, nn.Modul
             ("", module),
             ("_change", Change(shape[dim], dim)),
         ]
-    if times.quiet and isinstance(module, PRODUCTS) and module.bias is not None:
-        if isinstance(module, nn.Linear) and len(shape) > 2:
-            dim = len(shape) - 1
-        gated = TimedBias(shape[dim], times.steps, dim).double()
-        gated.bias = module.bias.detach()
-        cast(Any, module).bias = None
-        return [("", module), ("_bias", gated)]
     return [("", module)]
 
 
@@ -114,7 +106,7 @@ def _neurons(size: int, dim: int, rule: Rule, times: Times) -> IntegrateAndFire:
     """Return the neurons of an activation."""
     # a number for all neurons, or one for each
     threshold = rule.threshold.flatten() if rule.threshold.ndim else float(rule.threshold)
-    layer = IntegrateAndFire(size, threshold, times.burst, times.signed, rule.limit, dim)
+    layer = IntegrateAndFire(size, threshold, times.burst, dim)
     layer.double()
     # to the last bit of float64, where the constructor rounds to the default dtype
     exact = rule.threshold.reshape(layer.raw_pos_threshold.shape)

@@ -1,4 +1,4 @@
-"""Choose thresholds, and prove what follows: bounds of rates, and where they are equal."""
+"""Choose thresholds, and prove what follows: bounds of rates."""
 
 from __future__ import annotations
 
@@ -23,10 +23,8 @@ _FEW = 32
 class Times:
     """Steps and spikes of a conversion."""
 
-    steps: int  # in which the input is there
-    quiet: int  # steps behind them, without an input
+    steps: int
     burst: int  # the most spikes of a neuron in a step
-    signed: bool  # neurons take back spikes
 
 
 @dataclass(frozen=True)
@@ -36,10 +34,8 @@ class Rule:
     threshold: Tensor  # and size of a spike
     clip: Tensor  # largest rate
     levels: int | None  # of the activation; None where it has none
-    limit: int | None  # the most spikes in total; None where nothing limits them
     excess: Tensor  # largest difference between the activation and the ReLU with this clip
     reach: Tensor  # largest value of the activation: its own clip, or the largest on the batch
-    suffices: bool  # whether the steps and bursts are enough for all levels
 
 
 Rules = Mapping[Node, Rule]
@@ -54,7 +50,6 @@ def rules_of(
     layer, or ``by_channel`` of each channel that has 32 values or more.
     """
     found: dict[Node, Rule] = {}
-    most = times.steps * times.burst
 
     def compute(node: Node, inputs: list[Tensor]) -> Tensor:
         value, activation = ann(node, inputs), node.activation
@@ -71,12 +66,7 @@ def rules_of(
         reach = clip + excess
         if levels is not None:
             excess = clip / (2 * levels)
-        suffices = levels is not None and most >= levels
-        spikes = levels if levels is not None and suffices else most
-        limited = times.quiet > 0 or (suffices and (times.signed or most > spikes))
-        limit = spikes if limited else None
-        threshold = clip * times.steps / spikes
-        found[node] = Rule(threshold, clip, levels, limit, excess, reach, suffices)
+        found[node] = Rule(clip / times.burst, clip, levels, excess, reach)
         return value
 
     network.run(batch, compute)
@@ -118,8 +108,7 @@ class Bound(NamedTuple):
 def bounds_of(network: Network, sample: Tensor, rules: Rules, times: Times) -> dict[Node, Bound]:
     """Return the bounds of all activations, and of the output under the last node.
 
-    ``D = theta / 2 + |W| D_before``, and with a clip that is reached before all steps are over at
-    least ``clip (T - limit / burst)``, by which a neuron can run ahead.
+    ``D = theta / 2 + |W| D_before``.
     """
     found: dict[Node, Bound] = {}
 
@@ -136,12 +125,8 @@ def bounds_of(network: Network, sample: Tensor, rules: Rules, times: Times) -> d
             return cast(Tensor, module(*inputs))
         rule = rules[node]
         charge, distance = inputs[0]
-        charge = charge + rule.threshold / 2
-        if rule.limit is not None:
-            ahead = rule.clip * (times.steps - rule.limit / times.burst)
-            charge = charge.clamp(min=ahead)
         # rates lie between 0 and the clip, whatever happens
-        charge = charge.clamp(max=rule.clip * times.steps)
+        charge = (charge + rule.threshold / 2).clamp(max=rule.clip * times.steps)
         # so do clipped values, and the model's own below their largest
         distance = (distance + rule.excess).clamp(max=rule.reach)
         found[node] = Bound(charge, distance)
@@ -155,44 +140,3 @@ def bounds_of(network: Network, sample: Tensor, rules: Rules, times: Times) -> d
 
 OUTPUT = Node("output", "linear", (), torch.Size())
 """Stands for the output of a network among activations."""
-
-
-_INHERITED = "what it receives is not"
-
-
-class Ready(NamedTuple):
-    """Step after which a value is complete."""
-
-    step: float  # the number of steps; infinite where none is enough
-    constant: bool  # it is the same at every step of the input
-    reason: str  # why it may never be; empty where it is complete at last
-
-
-def ready_of(network: Network, rules: Rules, times: Times) -> dict[Node, Ready]:
-    """Return when the rates of every activation, and the output, are the model's."""
-    values: list[Ready] = []
-    found: dict[Node, Ready] = {}
-    most = times.steps * times.burst
-    for node in network.nodes:
-        inputs = [values[place] for place in node.inputs]
-        before = Ready(times.steps, True, "")
-        if inputs:
-            latest = max(inputs, key=lambda each: each.step)
-            before = Ready(latest.step, all(each.constant for each in inputs), latest.reason)
-        if node.activation is not None:
-            rule, reason, step = rules[node], "", before.step
-            if before.reason:
-                reason = _INHERITED
-            elif rule.levels is None:
-                reason = "it is no quantised ReLU"
-            elif not rule.suffices:
-                reason = f"{rule.levels} levels need as many spikes, it has {most}"
-            elif not before.constant and not times.signed:
-                reason = "its inputs vary: it needs signed=True"
-            elif not before.constant:
-                step += math.ceil(rule.levels / times.burst) - 1
-            before = found[node] = Ready(math.inf if reason else step, False, reason)
-        values.append(before)
-    last = values[network.output]
-    found[OUTPUT] = last._replace(reason=_INHERITED if last.reason else "")
-    return found

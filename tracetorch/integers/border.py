@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tracetorch.core.checks import check_flag, check_positive
 from tracetorch.integers.layers import as_sizes, exactly
-from tracetorch.integers.loading import CheckedLoading, KnownSettings, Settings
+from tracetorch.integers.loading import CheckedLoading, KnownSettings
 from tracetorch.integers.rounding import round  # noqa: A004
 from tracetorch.integers.width import limits, saturate
 
@@ -44,12 +44,10 @@ class Quantize(KnownSettings):
         self.register_buffer("scale", torch.tensor(check_positive("scale", scale)))
         self.bits, self.signed = bits, check_flag("signed", signed)
 
-    def settings(self) -> Settings:
-        """Return what ends the numbers have."""
-        return {"bits": (self.bits, range(1, 54)), "signed": (self.signed, (False, True))}
+    def settings(self) -> Mapping[str, int]:
+        return {"bits": self.bits, "signed": int(self.signed)}
 
     def objections(self, given: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
-        """Yield the name of each tensor that the layer cannot have, and why."""
         scale = given.get("scale", self.scale)
         if not scale.is_meta and not bool(((scale > 0) & scale.isfinite()).all()):
             yield "scale", f"holds {scale.flatten()[0]:g}, and a scale is positive and finite."
@@ -92,17 +90,15 @@ class Add(CheckedLoading):
         y: Tensor = first * self.first(x) + second * self.second(x)
         return y
 
+    # without them weights mean something else
     def get_extra_state(self) -> Tensor:
-        """Return the factors for ``state_dict``: without them weights mean something else."""
         return torch.tensor(self.factors, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take the factors of a ``state_dict``."""
         first, second = state.tolist()
         self.factors = first, second
 
     def objections(self, given: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
-        """Yield the name of each tensor that the layer cannot have, and why."""
         factors = given.get("_extra_state", torch.zeros(2))
         if factors.numel() != 2 or not torch.equal(factors, factors.round()):
             yield "_extra_state", f"holds {factors.tolist()}, and the factors are two integers."

@@ -6,7 +6,7 @@ of the past, so that the kernel over time holds the weights and zeros, and sums 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -21,7 +21,7 @@ from tracetorch.integers.layers import (
     describe_product,
     exactly,
 )
-from tracetorch.integers.loading import CheckedLoading, off_range
+from tracetorch.integers.loading import CheckedLoading, Ends
 from tracetorch.snn.delay import DelayedConv1d as FloatDelayedConv1d
 from tracetorch.snn.delay import DelayedLinear as FloatDelayedLinear
 from tracetorch.snn.delay import SynapticDelays
@@ -49,11 +49,8 @@ class IntegerDelays(CheckedLoading, SynapticDelays):
     def _raw_of(self, name: str, value: Any) -> Tensor:
         return super()._raw_of(name, _whole(value))
 
-    def objections(self, given: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
-        """Yield the name of each tensor that the layer cannot have, and why."""
-        if "raw_delay" in given and "raw_delay" in self._buffers:
-            yield from off_range("raw_delay", given["raw_delay"], 0, self.max_delay)
-        yield from super().objections(given)
+    def ends(self) -> Mapping[str, Ends]:
+        return {"raw_delay": (0, self.max_delay)}
 
     @property
     def _integers(self) -> Product:

@@ -90,7 +90,7 @@ def convert(prepared: Prepared) -> tuple[nn.Sequential, Report]:
     report = Report(
         *(tuple(layers), prepared.output_scale, _num_bytes(model)),
         tuple(plan.target.misfits(model, plan.sample, labels)),
-        (*plan.differences, *plan.target.departures(model, plan.sample, output)),
+        (*plan.differences, *plan.target.departures(model, plan.sample)),
         tuple(notes),
     )
     return model, report

@@ -16,7 +16,7 @@ from tracetorch.core.walk import Opaque
 from tracetorch.integers.layers import Product
 from tracetorch.integers.leaky_integrator import LeakyIntegrator
 from tracetorch.integers.loading import CheckedLoading
-from tracetorch.integers.ranges import ranges_of
+from tracetorch.integers.ranges import check_exact
 from tracetorch.integers.width import limits
 from tracetorch.quantize.reader import run_by_step
 from tracetorch.snn.module import TTModule, zero_states
@@ -158,7 +158,7 @@ def observed(model: nn.Module, x: Tensor, plan: Plan) -> Observation:
             if state != "prev_output" and len(shares[name]) < steps * len(neuron.active_states):
                 shares[name].append(float((value.double().abs() >= limit).double().mean()))
 
-    ranges_of(model, x)
+    check_exact(model, x)
     output, signs = run_by_step(model, x, neurons, see)
     at_ends = {name: sum(each) / len(each) for name, each in shares.items()}
     return Observation(output, signs, at_ends)

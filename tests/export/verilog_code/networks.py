@@ -196,12 +196,6 @@ NETWORKS: dict[str, tuple[Any, Any]] = {
         ),
         lambda: _graded(6, least=0, most=3),
     ),
-    "loihi": (
-        lambda: nn.Sequential(
-            chips.loihi.Dense(6, 5, exponent=1), chips.loihi.LIF(5, du=400, dv=100, pos_threshold=4)
-        ),
-        lambda: _spikes(6),
-    ),
     "float": (
         # integers in PyTorch's own layer, with a bias and without a name for a chip
         lambda: nn.Sequential(_rounded(nn.Linear(4, 3)), spiking(3), nn.Flatten()),

@@ -26,7 +26,6 @@ from tests.export.verilog_code.steps import (
     LEAKS,
     PARTS,
     leaky,
-    loihi,
     needs,
     random_step,
     run,
@@ -66,20 +65,6 @@ module bench;
   end
 endmodule
 """
-
-
-class Both(nn.Module):
-    """Neurons with two synapses, both of one input."""
-
-    def __init__(self, neurons: int) -> None:
-        super().__init__()
-        shifts: dict[str, Any] = {"dash_mem": 3, "dash_syn": 2, "dash_syn2": 5}
-        self.neuron = chips.xylo.TwoSynapseLIF(neurons, pos_threshold=300, **shifts)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return what fires; a bound of every sum of a synapse changes with the input."""
-        y, far = x.roll(1, -1), 32_000.0
-        return self.neuron(x, x - far, y + far, y, y.clamp(max=0) - far, x.abs() + 9.0)
 
 
 class Streams:
@@ -285,8 +270,8 @@ def _converted() -> list[Any]:
 GROUPS: dict[str, Any] = {
     **{str(leak): lambda leak=leak: _shapes(leak) for leak in LEAKS},
     "chips": lambda: [
-        *(xylo(), xylo(version=1, max_spikes=1), xylo(bias=-300), loihi()),
-        *(Both(3), chips.xylo.StepDelay(3)),
+        *(xylo(), xylo(version=1, max_spikes=1), xylo(bias=-300)),
+        chips.xylo.StepDelay(3),
     ],
     "converted": _converted,
     "own": lambda: [Counter(3), Counter(3)],

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from tracetorch.chips.chip import Chip
 from tracetorch.chips.connections import exceeded
 from tracetorch.chips.xylo.neurons import LIF, XYLO_1, XYLO_2, StepDelay
 from tracetorch.core.checks import check_module
@@ -35,7 +36,7 @@ class Layer(NamedTuple):
 
 
 @torch.no_grad()
-def configuration(model: nn.Module) -> dict[str, Any]:
+def configuration(model: nn.Module, chip: Chip | None = None) -> dict[str, Any]:
     """Return the integer arrays that configure Xylo for a model, named as its simulator names them.
 
     The hidden layers of the model become one population: weights between them, and those of
@@ -51,6 +52,7 @@ def configuration(model: nn.Module) -> dict[str, Any]:
             :class:`LIF` in turn, a :class:`StepDelay` between two pairs; the last neurons, which
             fire once a step, are the outputs. A hidden ``LIF`` may be in a ``snn.Recurrent`` with
             an ``integers.Linear``.
+        chip: whose limits hold; ``None`` for ``XYLO_1`` or ``XYLO_2``, by the neurons' version.
 
     Returns:
         ``weights_in`` ``[inputs, hidden, 2]``, ``weights_rec`` ``[hidden, hidden, 2]``,
@@ -63,8 +65,8 @@ def configuration(model: nn.Module) -> dict[str, Any]:
     Raises:
         TypeError: ``model`` is not a module.
         ValueError: it is built in another way, has hooks, or exceeds a limit of the chip: inputs,
-            neurons, connections into one and out of one, widths, shifts, spikes. The message names
-            the layer, and what the chip has.
+            neurons, connections out of one, widths, shifts, spikes. The message names the layer,
+            and what the chip has.
 
     Example:
         >>> from tracetorch import integers
@@ -80,7 +82,10 @@ def configuration(model: nn.Module) -> dict[str, Any]:
     check_module(model)
     layers = layers_of(model)
     arrays = arrays_of(layers)
-    chip = XYLO_1 if layers[-1].neuron.version == 1 else XYLO_2
+    version = layers[-1].neuron.version
+    chip = chip or (XYLO_1 if version == 1 else XYLO_2)
+    if chip.has_bias != (version == 2):
+        raise ValueError(f"the neurons are of version {version}, which {chip.name} does not have.")
     x = torch.zeros(1, layers[0].product.in_features, device=layers[0].product.weight.device)
     modules = [node.module for node in read_model(model, x, is_leaf=is_node).chain()]
     if modules != list(model.children()):
